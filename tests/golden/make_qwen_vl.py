@@ -23,8 +23,8 @@ IMAGE, VIDEO, VSTART, VEND, EOS = 250, 251, 252, 253, 254
 SPECIAL = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VSTART, vision_end_token_id=VEND)
 LOGIT_ROWS = 16          # at most so many positions of a sequence have their logits stored
 LOSS_TERMS = 8
-MAIN_WHOLE, MAIN_SAMPLE = 1024, 512       # gradient sizes of the main sequence: whole up to, else sampled to about
-OTHER_WHOLE, OTHER_SAMPLE = 64, 64        # the same for the other sequences
+MAIN_WHOLE, MAIN_SAMPLE = 512, 300       # gradient sizes of the main sequence: whole up to, else sampled to about
+OTHER_WHOLE, OTHER_SAMPLE = 40, 40        # the same for the other sequences
 
 # Picture sizes in pixels (h, w); a picture is 14 x 14 patches.
 PICTURES = [(28, 28), (56, 56), (112, 112), (140, 84), (84, 140), (112, 280), (28, 196), (140, 196)]
@@ -76,9 +76,9 @@ CONFIGS = {
         sequences=["adjacent", "middle", "three"], generate=None),
     "Q5": dict(
         purpose="the released models' head sizes, 80 and 128, with mrope [16, 24, 24]; new weight names",
-        vision=dict(depth=2, hidden_size=80, intermediate_size=68, num_heads=1, fullatt_block_indexes=[1],
+        vision=dict(depth=2, hidden_size=80, intermediate_size=20, num_heads=1, fullatt_block_indexes=[1],
                     out_hidden_size=256, window_size=112),
-        text=dict(hidden_size=256, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2,
+        text=dict(hidden_size=256, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2,
                   num_key_value_heads=1, vocab_size=257, rms_norm_eps=1e-6),
         section=[16, 24, 24], theta=1e6, tie=True, config="nested", names="new", shards=1,
         sequences=["adjacent", "wide", "end"], generate=None),
