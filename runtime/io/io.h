@@ -1,0 +1,29 @@
+/* io.h - what the files of runtime/io share: reading a whole file, and writing one whole or not at all.
+ * Leaves out anything about a format. */
+#ifndef SZ_IO_H
+#define SZ_IO_H
+
+#include "core.h"
+
+/* Reads a regular file of 1 to max bytes; the caller frees. NULL with a message that has the path and the reason. */
+uint8_t *sz_io_read(const char *path, size_t max, size_t *len);
+
+/* A file under construction: bytes go to "path.tmp", which takes path's name on commit. */
+typedef struct {
+    int fd;             /* -1: closed */
+    char *path, *tmp;   /* owned */
+} sz_writer;
+
+/* Each returns 0, or -1 with a message; after a failure the temporary file is gone and the writer closed. */
+int  sz_writer_open(sz_writer *w, const char *path);
+int  sz_writer_put(sz_writer *w, const void *bytes, size_t len);
+int  sz_writer_commit(sz_writer *w);    /* syncs file and folder, renames */
+void sz_writer_abort(sz_writer *w);     /* removes the temporary file; harmless after commit */
+
+/* Pixels as resize.c and image.c see them. */
+struct sz_image {
+    int width, height;
+    uint8_t *pixels;    /* [height, width, 3], owned */
+};
+
+#endif

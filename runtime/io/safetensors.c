@@ -1,0 +1,168 @@
+/* safetensors.c - safetensors files: mapping, tensors over parts of the mapping, writing.
+ *
+ * Format: u64 little endian header length n, n bytes of JSON, then the data part; offsets in the JSON count from the
+ * start of the data part. The JSON is read and made by Lua (lua/segzero/safetensors.lua); here every number that came
+ * from it is checked again. The mapping is private and writable: training may update mapped weights in place, the file
+ * never changes. Leaves out big-endian machines. */
+#include "io/io.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors data is little endian and is used in place");
+
+enum { MAX_HEADER = 100000000 };    /* the limit of the reference implementation */
+
+typedef struct { void *base; size_t bytes; } mapping;
+
+struct sz_file {
+    char *path;
+    sz_storage *storage;    /* one reference; each tensor holds another */
+    uint8_t *base;
+    size_t header, bytes;   /* header length, file size */
+};
+
+static void unmap(void *owner)
+{
+    mapping *m = owner;
+    munmap(m->base, m->bytes);
+    free(m);
+}
+
+sz_file *sz_file_map(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return sz_null("%s: %s", path, strerror(errno));
+    struct stat st;
+    uint64_t header = 0;
+    int ok = -1;
+    if (fstat(fd, &st) != 0) sz_fail("%s: %s", path, strerror(errno));
+    else if (!S_ISREG(st.st_mode)) sz_fail("%s: not a regular file", path);
+    else if (st.st_size < 8) sz_fail("%s: %lld bytes are too few for a safetensors file", path, (long long)st.st_size);
+    else if (pread(fd, &header, 8, 0) != 8) sz_fail("%s: cannot read the header length", path);
+    else if (header > MAX_HEADER) sz_fail("%s: header length %llu is over the limit of %d: not a safetensors file?", path, (unsigned long long)header, MAX_HEADER);
+    else if (header + 8 > (uint64_t)st.st_size) sz_fail("%s: header length %llu, but the file has only %lld bytes", path, (unsigned long long)header, (long long)st.st_size);
+    else ok = 0;
+    void *base = MAP_FAILED;
+    size_t bytes = ok == 0 ? (size_t)st.st_size : 0;
+    if (ok == 0) {
+        /* Pages are reserved only when something writes to them, so a checkpoint larger than free memory still maps. */
+        base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+        if (base == MAP_FAILED) sz_fail("%s: cannot map: %s", path, strerror(errno));
+    }
+    close(fd);
+    if (base == MAP_FAILED) return NULL;
+    madvise(base, bytes, MADV_WILLNEED);
+
+    mapping *m = malloc(sizeof *m);
+    sz_file *f = calloc(1, sizeof *f);
+    char *name = strdup(path);
+    if (!m || !f || !name) {
+        munmap(base, bytes);
+        free(m);
+        free(f);
+        free(name);
+        return sz_null("%s: out of memory", path);
+    }
+    *m = (mapping){ base, bytes };
+    *f = (sz_file){ name, sz_storage_new(base, bytes, unmap, m), base, (size_t)header, bytes };
+    if (!f->storage) {
+        unmap(m);
+        free(name);
+        free(f);
+        return NULL;
+    }
+    return f;
+}
+
+void sz_file_close(sz_file *f)
+{
+    if (!f) return;
+    sz_storage_release(f->storage);
+    free(f->path);
+    free(f);
+}
+
+const char *sz_file_header(sz_file *f, size_t *len)
+{
+    *len = f->header;
+    return (const char *)f->base + 8;
+}
+
+int64_t sz_file_data_bytes(sz_file *f) { return (int64_t)(f->bytes - 8 - f->header); }
+
+/* Checks that [begin, end) lies in the data part and is numel * size bytes long; returns its first byte. */
+static uint8_t *locate(sz_file *f, const char *name, size_t size, int ndim, const int64_t *shape, int64_t begin, int64_t end)
+{
+    if (ndim < 0 || ndim > SZ_MAX_DIMS) return sz_null("%s: tensor '%s' has %d dimensions, at most %d are handled", f->path, name, ndim, SZ_MAX_DIMS);
+    int64_t want = (int64_t)size;
+    for (int i = 0; i < ndim; i++)
+        if (shape[i] < 0 || __builtin_mul_overflow(want, shape[i], &want))
+            return sz_null("%s: tensor '%s' has an impossible size (dimension %d is %lld)", f->path, name, i, (long long)shape[i]);
+    if (begin < 0 || end < begin || end > sz_file_data_bytes(f))
+        return sz_null("%s: tensor '%s' has bytes %lld to %lld, outside the data part of %lld bytes", f->path, name,
+                       (long long)begin, (long long)end, (long long)sz_file_data_bytes(f));
+    if (end - begin != want)
+        return sz_null("%s: tensor '%s' has %lld bytes, its shape needs %lld", f->path, name, (long long)(end - begin), (long long)want);
+    return f->base + 8 + f->header + begin;
+}
+
+sz_tensor *sz_file_tensor(sz_file *f, const char *name, int dtype, int ndim, const int64_t *shape, int64_t begin, int64_t end)
+{
+    if (dtype < SZ_F32 || dtype > SZ_U8) return sz_null("%s: tensor '%s' has unknown dtype %d", f->path, name, dtype);
+    size_t size = sz_dtype_size(dtype);
+    uint8_t *p = locate(f, name, size, ndim, shape, begin, end);
+    if (!p) return NULL;
+    if ((uintptr_t)p % size == 0) return sz_tensor_over(f->storage, dtype, ndim, shape, p);
+    sz_tensor *t = sz_tensor_new_heap(dtype, ndim, shape, SZ_CPU);
+    if (t && end > begin) memcpy(t->data, p, (size_t)(end - begin));
+    return t;
+}
+
+static float from_half(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = (h >> 10) & 31, fraction = h & 0x3ff;
+    union { uint32_t u; float f; } v;
+    if (exponent == 0) {    /* zero and subnormals: fraction * 2^-24 is exact in f32 */
+        v.f = (float)fraction * 0x1p-24f;
+        v.u |= sign;
+    } else {
+        v.u = sign | (exponent == 31 ? 0xffu : exponent + 112) << 23 | fraction << 13;
+    }
+    return v.f;
+}
+
+sz_tensor *sz_file_tensor_f16(sz_file *f, const char *name, int ndim, const int64_t *shape, int64_t begin, int64_t end)
+{
+    const uint8_t *p = locate(f, name, 2, ndim, shape, begin, end);
+    sz_tensor *t = p ? sz_tensor_new_heap(SZ_F32, ndim, shape, SZ_CPU) : NULL;
+    if (!t) return NULL;
+    float *out = sz_f32(t);
+    #pragma omp parallel for if (t->numel > 65536)
+    for (int64_t i = 0; i < t->numel; i++) {
+        uint16_t h;
+        memcpy(&h, p + 2 * i, 2);
+        out[i] = from_half(h);
+    }
+    return t;
+}
+
+int sz_safetensors_write(const char *path, const char *header, size_t header_len, sz_tensor **tensors, int n)
+{
+    if (header_len > MAX_HEADER) return sz_fail("%s: a header of %zu bytes is over the limit of %d", path, header_len, MAX_HEADER);
+    for (int i = 0; i < n; i++) {
+        if (!tensors[i]) return sz_fail("%s: tensor %d to be written is missing", path, i + 1);
+        if (tensors[i]->device != SZ_CPU) return sz_fail("%s: tensor %d to be written is not on the CPU", path, i + 1);
+        if (tensors[i]->numel && !sz_tensor_data(tensors[i])) return -1;
+    }
+    sz_writer w;
+    uint64_t length = header_len;
+    if (sz_writer_open(&w, path) != 0 || sz_writer_put(&w, &length, 8) != 0 || sz_writer_put(&w, header, header_len) != 0) return -1;
+    for (int i = 0; i < n; i++)
+        if (sz_writer_put(&w, tensors[i]->data, sz_bytes(tensors[i])) != 0) return -1;
+    return sz_writer_commit(&w);
+}
