@@ -1,0 +1,327 @@
+/* rowwise.c - the "rowwise" rows of ops.def on the CPU: RMSNorm, softmax, rotary embedding and moving rows by index.
+ *
+ * Rows are spread over the threads; within a row the loops run over blocks of at most SZ_BLOCK elements widened to f32, as
+ * in elementwise.c. index_add_ spreads columns instead, so that repeated ids always add in the order they come.
+ * Ids have been range-checked by ops.c. The reference is ref_rowwise.c. Leaves out: LayerNorm (no row yet).
+ */
+#include "vecmath.h"
+#include <math.h>
+
+/* ---- RMSNorm: y = w * round(x * r), r = 1 / sqrt(mean(x^2) + eps); round: to x's dtype, as Hugging Face does ---- */
+
+static float inverse_rms(const sz_tensor *x, int64_t start, int64_t d, double eps)
+{
+    float buffer[SZ_BLOCK];
+    double s = 0;
+    for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+        int64_t n = sz_min64(SZ_BLOCK, d - col);
+        const float *v = sz_block(x, start + col, n, buffer);
+        float part = 0;                        /* at most 64 squares per lane: f32 is enough within a block */
+        #pragma omp simd reduction(+ : part)
+        for (int64_t i = 0; i < n; i++) part += v[i] * v[i];
+        s += (double)part;
+    }
+    return (float)(1.0 / sqrt(s / (double)d + eps));
+}
+
+static void scale_block(const float *restrict x, float *restrict y, int64_t n, float r)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * r;
+}
+static void mul_block(const float *restrict w, float *restrict y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) y[i] *= w[i];
+}
+
+int sz_cpu_rmsnorm(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0], *w = c->in[1];
+    sz_tensor *y = c->out[0];
+    const int64_t d = sz_cols(x), rows = sz_rows(x);
+    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+    for (int64_t row = 0; row < rows; row++) {
+        float x_buffer[SZ_BLOCK], w_buffer[SZ_BLOCK], y_buffer[SZ_BLOCK];
+        uint16_t rounded[SZ_BLOCK];
+        const float r = inverse_rms(x, row * d, d, c->args[0]);
+        for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+            const float *values = sz_block(x, at, n, x_buffer), *weights = sz_block(w, col, n, w_buffer);
+            float *to = sz_block_begin(y, at, y_buffer);
+            scale_block(values, to, n, r);
+            if (x->dtype == SZ_BF16) {
+                sz_narrow_to(rounded, to, n);
+                sz_widen(to, rounded, n);
+            }
+            mul_block(weights, to, n);
+            sz_block_end(y, at, n, to);
+        }
+    }
+    return 0;
+}
+
+static float weighted_dot(const float *x, const float *w, const float *g, int64_t n)
+{
+    float s = 0;
+    #pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) s += w[i] * g[i] * x[i];
+    return s;
+}
+/* dx = r w g - x k;  dw += g x r */
+static void rmsnorm_backward_block(const float *restrict x, const float *restrict w, const float *restrict g,
+                                   float *restrict dx, float *restrict dw, int64_t n, float r, float k)
+{
+    for (int64_t i = 0; i < n; i++) {
+        dx[i] = r * w[i] * g[i] - x[i] * k;
+        dw[i] += g[i] * x[i] * r;
+    }
+}
+
+/* dx = r w g - x r^3 / d * sum_j(w_j g_j x_j);  dw = sum over rows of g x r. Rows are cut into at most 64 chunks of at least 16
+ * rows; each chunk has its own dw [d], and those are added in order: the thread count does not show. */
+int sz_cpu_rmsnorm_backward(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0], *w = c->in[1], *dy = c->in[2];
+    sz_tensor *dx = c->out[0];
+    float *dw = sz_f32(c->out[1]);
+    const int64_t d = sz_cols(x), rows = sz_rows(x);
+    const int64_t rows_per_chunk = rows > 1024 ? sz_ceil_div(rows, 64) : 16, chunks = sz_ceil_div(rows, rows_per_chunk);
+    float *partial = sz_scratch((size_t)(chunks * d + 1) * sizeof *partial);
+    if (!partial) return -1;
+
+    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float x_buffer[SZ_BLOCK], w_buffer[SZ_BLOCK], g_buffer[SZ_BLOCK], dx_buffer[SZ_BLOCK];
+        float *acc = partial + chunk * d;
+        memset(acc, 0, (size_t)d * sizeof *acc);
+        for (int64_t row = chunk * rows_per_chunk; row < sz_min64(rows, (chunk + 1) * rows_per_chunk); row++) {
+            const float r = inverse_rms(x, row * d, d, c->args[0]);
+            double dot = 0;
+            for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+                int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+                dot += (double)weighted_dot(sz_block(x, at, n, x_buffer), sz_block(w, col, n, w_buffer),
+                                            sz_block(dy, at, n, g_buffer), n);
+            }
+            const float k = (float)((double)r * r * r / (double)d * dot);
+            for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+                int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+                const float *values = sz_block(x, at, n, x_buffer), *weights = sz_block(w, col, n, w_buffer);
+                const float *g = sz_block(dy, at, n, g_buffer);
+                float *to = sz_block_begin(dx, at, dx_buffer);
+                rmsnorm_backward_block(values, weights, g, to, acc + col, n, r, k);
+                sz_block_end(dx, at, n, to);
+            }
+        }
+    }
+    #pragma omp parallel for schedule(static) if (chunks * d >= SZ_PARALLEL_FROM)
+    for (int64_t block = 0; block < sz_ceil_div(d, SZ_BLOCK); block++) {
+        double s[SZ_BLOCK] = { 0 };
+        int64_t col = block * SZ_BLOCK, n = sz_min64(SZ_BLOCK, d - col);
+        for (int64_t chunk = 0; chunk < chunks; chunk++)
+            for (int64_t i = 0; i < n; i++) s[i] += (double)partial[chunk * d + col + i];
+        for (int64_t i = 0; i < n; i++) dw[col + i] = (float)s[i];
+    }
+    return 0;
+}
+
+/* ---- softmax over the last dimension ---- */
+
+static float max_block(const float *x, int64_t n, float start)
+{
+    float m = start;
+    #pragma omp simd reduction(max : m)
+    for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+static float exp_sum_block(const float *restrict x, float *restrict y, int64_t n, float shift)
+{
+    float s = 0;
+    #pragma omp simd reduction(+ : s)
+    for (int64_t i = 0; i < n; i++) {
+        float e = sz_exp(x[i] - shift);
+        y[i] = e;
+        s += e;
+    }
+    return s;
+}
+static void exp_scaled_block(const float *restrict x, float *restrict y, int64_t n, float shift, float scale)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = sz_exp(x[i] - shift) * scale;
+}
+
+/* bf16 rows longer than a block are exponentiated twice: the exponentials have no f32 place to stay in. */
+int sz_cpu_softmax(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0];
+    sz_tensor *y = c->out[0];
+    const int64_t d = sz_cols(x), rows = sz_rows(x);
+    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM / 4)
+    for (int64_t row = 0; row < rows; row++) {
+        float x_buffer[SZ_BLOCK], y_buffer[SZ_BLOCK];
+        float highest = -INFINITY;
+        double sum = 0;
+        for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, d - col);
+            highest = max_block(sz_block(x, row * d + col, n, x_buffer), n, highest);
+        }
+        for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+            sum += (double)exp_sum_block(sz_block(x, at, n, x_buffer), sz_block_begin(y, at, y_buffer), n, highest);
+        }
+        const float scale = (float)(1.0 / sum);
+        if (y->dtype == SZ_F32) {
+            float *to = sz_f32(y) + row * d;
+            for (int64_t i = 0; i < d; i++) to[i] *= scale;
+            continue;
+        }
+        for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+            exp_scaled_block(sz_block(x, at, n, x_buffer), y_buffer, n, highest, scale);
+            sz_block_end(y, at, n, y_buffer);
+        }
+    }
+    return 0;
+}
+
+static void softmax_backward_block(const float *y, const float *g, float *restrict dx, int64_t n, float dot)
+{
+    for (int64_t i = 0; i < n; i++) dx[i] = y[i] * (g[i] - dot);
+}
+
+/* dx = y (dy - sum(y dy)) */
+int sz_cpu_softmax_backward(const sz_call *c)
+{
+    const sz_tensor *y = c->in[0], *dy = c->in[1];
+    sz_tensor *dx = c->out[0];
+    const int64_t d = sz_cols(y), rows = sz_rows(y);
+    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
+    for (int64_t row = 0; row < rows; row++) {
+        float y_buffer[SZ_BLOCK], g_buffer[SZ_BLOCK], dx_buffer[SZ_BLOCK];
+        double dot = 0;
+        for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+            dot += sz_block_dot(sz_block(y, at, n, y_buffer), sz_block(dy, at, n, g_buffer), n);
+        }
+        for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+            const float *p = sz_block(y, at, n, y_buffer), *g = sz_block(dy, at, n, g_buffer);
+            float *to = sz_block_begin(dx, at, dx_buffer);
+            softmax_backward_block(p, g, to, n, (float)dot);
+            sz_block_end(dx, at, n, to);
+        }
+    }
+    return 0;
+}
+
+/* ---- rotary embedding: pairs (j, j + half) of each head turn by the angle of (row, j), times sign ---- */
+
+static void rotate_block(const float *x1, const float *x2, const float *cosines, const float *sines, float *restrict y1,
+                         float *restrict y2, int64_t n, float sign)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float s = sign * sines[i];
+        y1[i] = x1[i] * cosines[i] - x2[i] * s;
+        y2[i] = x2[i] * cosines[i] + x1[i] * s;
+    }
+}
+
+static inline float through_bf16(float x)      /* finite x */
+{
+    uint32_t u = sz_float_bits(x);
+    return sz_bits_float((u + 0x7fff + ((u >> 16) & 1)) & 0xffff0000u);
+}
+/* The same where PyTorch computes x * cos + rotate_half(x) * sin in bf16: each product is rounded before the sum is. */
+static void rotate_rounded_block(const float *x1, const float *x2, const float *cosines, const float *sines, float *restrict y1,
+                                 float *restrict y2, int64_t n, float sign)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float s = sign * sines[i];
+        y1[i] = through_bf16(x1[i] * cosines[i]) - through_bf16(x2[i] * s);
+        y2[i] = through_bf16(x2[i] * cosines[i]) + through_bf16(x1[i] * s);
+    }
+}
+
+int sz_cpu_rope(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0], *cosines = c->in[1], *sines = c->in[2];
+    sz_tensor *y = c->out[0];
+    const int64_t cols = sz_cols(x), rows = sz_rows(x), heads = (int64_t)c->args[0], head_dim = (int64_t)c->args[1];
+    const int64_t half = head_dim / 2, rotated = heads * head_dim;
+    const float sign = (float)c->args[2];
+    const bool rounded = x->dtype == SZ_BF16 && cosines->dtype == SZ_BF16;
+
+    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+    for (int64_t row = 0; row < rows; row++) {
+        float buffer[6][SZ_BLOCK];
+        for (int64_t j = 0; j < half; j += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, half - j);
+            const float *cos_row = sz_block(cosines, row * half + j, n, buffer[0]);
+            const float *sin_row = sz_block(sines, row * half + j, n, buffer[1]);
+            for (int64_t head = 0; head < heads; head++) {
+                int64_t at1 = row * cols + head * head_dim + j, at2 = at1 + half;
+                const float *x1 = sz_block(x, at1, n, buffer[2]), *x2 = sz_block(x, at2, n, buffer[3]);
+                float *y1 = sz_block_begin(y, at1, buffer[4]), *y2 = sz_block_begin(y, at2, buffer[5]);
+                if (rounded) rotate_rounded_block(x1, x2, cos_row, sin_row, y1, y2, n, sign);
+                else rotate_block(x1, x2, cos_row, sin_row, y1, y2, n, sign);
+                sz_block_end(y, at1, n, y1);
+                sz_block_end(y, at2, n, y2);
+            }
+        }
+        sz_copy_elements(y, row * cols + rotated, x, row * cols + rotated, cols - rotated);
+    }
+    return 0;
+}
+
+/* ---- rows by index ---- */
+
+/* out[i] = x[ids[i]], any dtype */
+static int take_rows(const sz_tensor *x, const sz_tensor *ids, sz_tensor *out)
+{
+    const int64_t n = ids->numel, d = n ? out->numel / n : 0;
+    #pragma omp parallel for schedule(static) if (out->numel >= SZ_PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) sz_copy_elements(out, i * d, x, sz_i32(ids)[i] * d, d);
+    return 0;
+}
+int sz_cpu_embedding(const sz_call *c) { return take_rows(c->in[0], c->in[1], c->out[0]); }
+int sz_cpu_gather_rows(const sz_call *c) { return take_rows(c->in[0], c->in[1], c->out[0]); }
+
+int sz_cpu_index_add_(const sz_call *c)
+{
+    const sz_tensor *ids = c->in[1], *x = c->in[2];
+    const int64_t n = ids->numel, d = sz_cols(x), slice = d >= 1024 ? 256 : 64, slices = sz_ceil_div(d, slice);
+    float *acc = sz_f32(c->out[0]);
+    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+    for (int64_t k = 0; k < slices; k++) {
+        float buffer[SZ_BLOCK];
+        int64_t col = k * slice, width = sz_min64(slice, d - col);
+        for (int64_t i = 0; i < n; i++) {
+            const float *from = sz_block(x, i * d + col, width, buffer);
+            float *restrict to = acc + sz_i32(ids)[i] * d + col;
+            for (int64_t j = 0; j < width; j++) to[j] += from[j];
+        }
+    }
+    return 0;
+}
+
+int sz_cpu_put_rows(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0], *ids = c->in[1], *src = c->in[2];
+    sz_tensor *y = c->out[0];
+    const int64_t n = ids->numel, d = n ? src->numel / n : 0, blocks = sz_ceil_div(y->numel, SZ_BLOCK);
+    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
+    for (int64_t block = 0; block < blocks; block++)
+        sz_copy_elements(y, block * SZ_BLOCK, x, block * SZ_BLOCK, sz_min64(SZ_BLOCK, y->numel - block * SZ_BLOCK));
+    #pragma omp parallel for schedule(static) if (src->numel >= SZ_PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) sz_copy_elements(y, sz_i32(ids)[i] * d, src, i * d, d);
+    return 0;
+}
+
+/* dst[ids[i]] = src[i, col : col + w]: keys and values into their cache */
+int sz_cpu_store_cols_(const sz_call *c)
+{
+    const sz_tensor *ids = c->in[1], *src = c->in[2];
+    sz_tensor *dst = c->out[0];
+    const int64_t n = ids->numel, w = sz_cols(dst), width = sz_cols(src), col = (int64_t)c->args[0];
+    #pragma omp parallel for schedule(static) if (n * w >= SZ_PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) sz_copy_elements(dst, sz_i32(ids)[i] * w, src, i * width + col, w);
+    return 0;
+}
