@@ -95,7 +95,7 @@ def main():
     os.makedirs(outdir, exist_ok=True)
     folder = os.path.join(here, "qwen_vl", "Q1")
     pixels = load_file(os.path.join(here, "qwen_vl", "pixels.safetensors"))
-    gen = torch.Generator().manual_seed(555)
+    gen = torch.Generator().manual_seed(556)
     prompts, names = [], []
     for i, runs in enumerate(PROMPTS):
         q_inputs, pictures = q.build_inputs(runs, pixels, gen)
