@@ -84,7 +84,7 @@ def adamw(path):
         state = opt.state[p]
         out.update({f"p{step}": p.detach().clone(), f"m{step}": state["exp_avg"].clone(),
                     f"v{step}": state["exp_avg_sq"].clone()})
-    save_file(out, path, {"lr": "1e-3", "betas": "0.9 0.999", "eps": "1e-8", "weight_decay": "1e-2"})
+    save_file(out, path, {"adamw": "lr 1e-3, betas 0.9 0.999, eps 1e-8, weight_decay 1e-2"})
 
 
 def main():

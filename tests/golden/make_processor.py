@@ -109,7 +109,7 @@ def main():
                           grid=grid, stride=stride, count=int(tensors[name + ".sample"].size), whole=stride == 1))
         print(name, (h, w), "->", grid, os.path.getsize(os.path.join(outdir, file)))
     save_file(tensors, os.path.join(outdir, "cases.safetensors"),
-              {"transformers": transformers.__version__, "pillow": PIL.__version__})
+              {"versions": f"transformers {transformers.__version__}, pillow {PIL.__version__}"})
     for file, rows in (("cases.json", cases), ("smart_resize.json", resize_table(rng))):
         with open(os.path.join(outdir, file), "w") as f:
             f.write("[" + ",\n".join(json.dumps(r, separators=(",", ":")) for r in rows) + "]\n")
