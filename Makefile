@@ -1,0 +1,200 @@
+# Builds the core (build/libsegzero.so) and the host program (./segzero), and runs what is built.
+#
+#   make            build              make test       set-up, build, all tests
+#   make run        set-up, build, the RefCOCOg recipe      make help       everything else
+#
+# Products of a plain build are build/ and ./segzero; with SANITIZER=x everything is under build/x/. Compiler flags
+# live in build/flags, the list of objects in build/objects: a change in either rebuilds what depends on it.
+# Not here: the CUDA backend (nvcc is only reported).
+
+VERSION   := 0.1.0
+PREFIX    ?= /usr/local
+DESTDIR   ?=
+ARCH      ?= native
+SANITIZER ?=
+WERROR    ?=
+V         ?=
+ARGS      ?=
+SCRIPT_RUN      := recipes/refcocog_grpo.lua
+SCRIPT_PRETRAIN := recipes/pretrain_shapes.lua
+SCRIPT_BENCH    := tests/bench.lua
+
+ifneq ($(filter-out address undefined thread,$(SANITIZER)),)
+$(error SANITIZER=$(SANITIZER): expected address, undefined or thread)
+endif
+
+.SUFFIXES:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+# All cores unless -j was given. `make clean all` must clean first, so a goal that removes files takes turns.
+ifneq ($(filter clean install uninstall,$(MAKECMDGOALS)),)
+.NOTPARALLEL:
+else ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
+
+B    := build$(if $(SANITIZER),/$(SANITIZER))
+HOST := $(if $(SANITIZER),$(B)/segzero,segzero)
+LIB  := $(B)/libsegzero.so
+
+# ---- flags ------------------------------------------------------------------------------------------------------
+# Values that pkg-config gives are empty before the first set-up; test and run therefore start a second make after it.
+LUAJIT_CFLAGS := $(shell pkg-config --cflags luajit 2>/dev/null)
+LUAJIT_LIBS   := $(shell pkg-config --libs luajit 2>/dev/null)
+
+OPT := -O3 -march=$(ARCH)
+ifeq ($(SANITIZER),address)
+OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=address
+else ifeq ($(SANITIZER),undefined)
+OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=undefined -fno-sanitize-recover=undefined
+else ifeq ($(SANITIZER),thread)
+OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=thread
+# TSan cannot see how gcc's libgomp hands memory from thread to thread, so every parallel region would be a report.
+# clang's libomp tells it, through the Archer tool.
+ifeq ($(origin CC),default)
+CC := clang
+endif
+OMP_TOOL_LIBRARIES := $(wildcard $(shell cc=$$(command -v $(CC)) && cc=$$(readlink -f "$$cc") && \
+                        echo "$${cc%/*}/../lib/libarcher.so"))
+ifeq ($(OMP_TOOL_LIBRARIES),)
+$(error SANITIZER=thread needs clang and its OpenMP: apt-get install clang libomp-dev)
+endif
+export OMP_TOOL_LIBRARIES
+endif
+# No -ffast-math, ever: isnan and -inf masks must work.
+CFLAGS_ALL := -std=gnu11 -g $(OPT) -fno-math-errno -fno-trapping-math -Wall -Wextra -Wshadow \
+              $(if $(filter 1,$(WERROR)),-Werror) -DSZ_VERSION='"$(VERSION)"' -Iruntime -Imodels $(CFLAGS)
+CFLAGS_LIB  := $(CFLAGS_ALL) -fPIC -fvisibility=hidden -fopenmp
+CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
+LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -lwebp -lpthread -lm
+LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
+LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
+# A kernel that is named in a table but not written is an error here, not at run time. The sanitizers' own symbols come
+# from the host program, so there it cannot be asked for.
+SHARED_FLAGS := -shared $(if $(SANITIZER),,-Wl,-z,defs)
+
+# -march=native means another thing on another machine, so a tree that moves must rebuild.
+CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '/^\(model name\|CPU part\)/{s/.*: //p;q;}' /proc/cpuinfo 2>/dev/null))
+
+# ---- sources ----------------------------------------------------------------------------------------------------
+SRC_LIB   := $(sort $(filter-out runtime/main.c,$(wildcard runtime/*.c runtime/cpu/*.c runtime/io/*.c \
+               runtime/rollout/*.c runtime/comm/*.c models/*.c)))
+OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
+OBJ_HOST  := $(B)/obj/runtime/main.o
+SRC_TEST  := $(sort $(wildcard tests/test_*.c))
+BIN_TEST  := $(SRC_TEST:tests/%.c=$(B)/tests/%)
+
+quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
+
+.PHONY: all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall clean help FORCE
+.DEFAULT_GOAL := all
+
+all: $(LIB) $(HOST)
+
+# The archive has the same objects as the library: tests in C link with it, so that they reach functions that the
+# library does not export.
+$(LIB): $(OBJ_LIB) $(B)/objects
+	$(call quiet,  link  $@)$(CC) $(SHARED_FLAGS) $(LINK_FLAGS) -o $@ $(OBJ_LIB) $(LIBS_LIB)
+
+$(B)/libsegzero.a: $(OBJ_LIB) $(B)/objects
+	$(call quiet,  ar    $@)rm -f $@ && $(AR) rcs $@ $(OBJ_LIB)
+
+$(HOST): $(OBJ_HOST)
+	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) -o $@ $(OBJ_HOST) $(LIBS_HOST)
+
+$(OBJ_HOST): runtime/main.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $<)$(CC) $(CFLAGS_HOST) -MMD -MP -c -o $@ $<
+
+$(OBJ_LIB): $(B)/obj/%.o: %.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -c -o $@ $<
+
+$(BIN_TEST): $(B)/tests/%: tests/%.c $(B)/libsegzero.a $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -MF $@.d $(LINK_FLAGS) -o $@ $< $(B)/libsegzero.a $(LIBS_LIB)
+
+-include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d) $(BIN_TEST:=.d)
+
+# A stamp is rewritten only when its text changed. The flags stamp changes on the first build, so it is also the place
+# that checks for missing packages and says what was found.
+define FLAGS_TEXT
+$(CC) $(CFLAGS_LIB) | $(CFLAGS_HOST) | $(SHARED_FLAGS) $(LINK_FLAGS) $(LIBS_LIB) $(LIBS_HOST) | $(CPU_NAME)
+endef
+export FLAGS_TEXT
+define OBJECTS_TEXT
+$(OBJ_LIB)
+endef
+export OBJECTS_TEXT
+
+$(B)/flags: FORCE
+	@mkdir -p $(@D); printf '%s\n' "$$FLAGS_TEXT" | cmp -s - $@ || { \
+	  CC="$(CC)" sh runtime/setup.sh --check && CC="$(CC)" sh runtime/setup.sh --versions && \
+	  printf '%s\n' "$$FLAGS_TEXT" > $@; }
+
+$(B)/objects: FORCE
+	@mkdir -p $(@D); printf '%s\n' "$$OBJECTS_TEXT" | cmp -s - $@ || printf '%s\n' "$$OBJECTS_TEXT" > $@
+
+FORCE:
+
+# ---- set-up, then a fresh make that sees what the set-up installed --------------------------------------------------
+setup:
+	@CC="$(CC)" sh runtime/setup.sh
+
+test: setup
+	@$(MAKE) suite
+run: setup
+	@$(MAKE) do-run
+bench: setup
+	@$(MAKE) do-bench
+pretrain: setup
+	@$(MAKE) do-pretrain
+
+# LuaJIT keeps pointers to C memory in an allocator of its own, which the leak checker does not scan: every live handle
+# would count as a leak, and so would oneDNN's caches and OpenMP's thread pool. Everything else of ASan stays on.
+# TSan looks for races in our own code only: oneDNN and LuaJIT are not instrumented.
+export ASAN_OPTIONS  ?= detect_leaks=0
+export UBSAN_OPTIONS ?= print_stacktrace=1
+export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
+
+suite: all $(BIN_TEST)
+	@$(RUNNER) ./$(HOST) tests/run.lua $(B)/tests
+
+do-run: all
+	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
+do-bench: all
+	@./$(HOST) $(SCRIPT_BENCH) $(ARGS)
+do-pretrain: all
+	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)
+
+# ---- install ----------------------------------------------------------------------------------------------------
+# bin/segzero finds ../lib/segzero/libsegzero.so and ../share/segzero relative to itself, so the folder can be moved.
+SHARE := $(DESTDIR)$(PREFIX)/share/segzero
+
+install: all
+	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
+	@install -m 755 $(HOST) $(DESTDIR)$(PREFIX)/bin/segzero
+	@install -m 755 $(LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero.so
+	@for f in $$(find lua rewards recipes examples models/tiny runtime/*.h runtime/*.def models/*.h -type f 2>/dev/null); do \
+	  mkdir -p "$(SHARE)/$${f%/*}" && install -m 644 "$$f" "$(SHARE)/$$f" || exit 1; done
+	@echo "installed under $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
+
+uninstall:
+	@rm -f $(DESTDIR)$(PREFIX)/bin/segzero
+	@rm -rf $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
+	@echo "removed from $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
+
+clean:
+	@rm -rf build segzero
+
+help:
+	@echo "make                 build ./segzero and build/libsegzero.so"
+	@echo "make setup           install the packages that are missing (apt-get), or say which command does"
+	@echo "make test            set-up, build, all tests; FILTER=text runs the files whose name has it, SEED=n sets the seed"
+	@echo "make run             set-up, build, segzero $(SCRIPT_RUN); ARGS='key=value ...' overrides its settings"
+	@echo "make bench           set-up, build, segzero $(SCRIPT_BENCH)"
+	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
+	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
+	@echo "make clean           remove build/ and ./segzero"
+	@echo "options: CC=  CFLAGS=  ARCH=$(ARCH)  WERROR=1  V=1 (whole commands)  SANITIZER=address|undefined|thread"
+	@echo "         (a sanitizer builds into build/NAME, with a segzero there)"

@@ -1,0 +1,38 @@
+-- init.lua - what `require "segzero"` returns: the names that scripts use. Each is explained where it is defined.
+
+local ffi = require "ffi"
+local core = require "segzero.ffi"
+local tensor = require "segzero.tensor"
+
+local M = {}
+
+M.version = ffi.string(core.C.sz_version())
+M.core = core
+
+M.tensor = setmetatable({}, {
+  __call = function(_, values, opts) return tensor.new(values, opts) end,
+  __index = tensor,
+})
+M.no_grad, M.step = tensor.no_grad, tensor.step
+
+function M.devices() return { "cpu" } end
+
+-- Modules that load on first use, so that starting costs nothing.
+local lazy = {
+  safetensors = "segzero.safetensors", image = "segzero.image", config = "segzero.config", data = "segzero.data",
+  prompt = "segzero.prompt", answer = "segzero.answer", advantage = "segzero.advantage", loss = "segzero.loss",
+  refshapes = "segzero.refshapes", trainer = "segzero.trainer", checkpoint = "segzero.checkpoint", log = "segzero.log",
+  rollout = "segzero.rollout", optim = "segzero.optim", processor = "segzero.processor",
+}
+
+function M.tokenizer(dir) return require("segzero.tokenizer").new(dir) end
+function M.qwen_vl(dir, opts) return require("segzero.model").qwen_vl(dir, opts) end
+
+return setmetatable(M, {
+  __index = function(t, name)
+    if not lazy[name] then return nil end
+    local module = require(lazy[name])
+    rawset(t, name, module)
+    return module
+  end,
+})

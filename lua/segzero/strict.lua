@@ -1,0 +1,59 @@
+-- strict.lua - a misspelt global is an error instead of a silent nil.
+--
+-- Requiring it switches it on; ./segzero does so before it runs anything. Then
+--   reading a global that was never assigned is an error that names it;
+--   assigning a new global is allowed in the main chunk of a file (or of -e, or at the REPL's prompt) and from C,
+--   and is an error inside a function, where a `local` was forgotten.
+-- A global that was once assigned may be nil. `rawget(_G, name)` asks without an error.
+-- Left out: tables other than _G.
+
+local getinfo, rawset, error, tostring = debug.getinfo, rawset, error, tostring
+
+local M = {}
+
+local declared = {}
+
+local function caller_kind()
+  local info = getinfo(3, "S")      -- 1: this function, 2: the metamethod, 3: who touched the global
+  return info and info.what or "C"
+end
+
+local function on_assign(globals, name, value)
+  if not declared[name] then
+    if caller_kind() == "Lua" then
+      error("assignment to undeclared global '" .. tostring(name) .. "' inside a function (a local was meant?)", 2)
+    end
+    declared[name] = true
+  end
+  rawset(globals, name, value)
+end
+
+local function on_read(_, name)
+  if not declared[name] then
+    error("undefined global '" .. tostring(name) .. "'", 2)
+  end
+end
+
+-- Switches the checks on. A metatable that something else gave to _G is an error.
+function M.on()
+  local mt = getmetatable(_G)
+  if mt == nil then
+    mt = {}
+    setmetatable(_G, mt)
+  elseif mt.__index ~= on_read and (mt.__index or mt.__newindex) then
+    error("_G already has a metatable", 2)
+  end
+  mt.__newindex, mt.__index = on_assign, on_read
+end
+
+-- Switches them off, for a script made of code that relies on undefined globals being nil.
+function M.off()
+  local mt = getmetatable(_G)
+  if mt and mt.__index == on_read then
+    mt.__newindex, mt.__index = nil, nil
+  end
+end
+
+M.on()
+
+return M

@@ -1,0 +1,11 @@
+/* gemm.h - matrix product on the CPU for the kernels that contain one (matmul.c, logprob.c). */
+#ifndef SZ_CPU_GEMM_H
+#define SZ_CPU_GEMM_H
+#include "core.h"
+
+/* C [m, n] f32 = A B + beta C, row-major with leading dimensions; A is [m, k], or [k, m] when ta; B is [k, n], or [n, k]
+ * when tb. A and B are f32 or bf16 (both alike). beta is 0 or 1. -1 with a message on failure. */
+int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb,
+            int dtype, float beta, float *c, int64_t ldc);
+
+#endif

@@ -1,0 +1,100 @@
+/* matmul.c - the op rows with a matrix product: matmul, linear (also several weights side by side) and its gradients.
+ * Shapes: ops.def. f32 in and out directly; bf16 results are summed in f32 workspace and rounded once. */
+#include "gemm.h"
+
+/* Where the f32 result goes: the output itself, or workspace that finish() rounds. */
+static float *result(sz_tensor *y)
+{
+    return y->dtype == SZ_F32 ? sz_f32(y) : sz_scratch((size_t)y->numel * sizeof(float));
+}
+
+static void finish(sz_tensor *y, const float *sums)
+{
+    if (y->dtype == SZ_F32) return;
+    uint16_t *out = sz_bf16(y);
+    #pragma omp parallel for schedule(static) if (y->numel > 32768)
+    for (int64_t i = 0; i < y->numel; i++) out[i] = sz_to_bf16(sums[i]);
+}
+
+int sz_cpu_matmul(const sz_call *c)
+{
+    sz_tensor *a = c->in[0], *b = c->in[1], *y = c->out[0];
+    bool ta = c->args[0] != 0, tb = c->args[1] != 0;
+    float *sums = result(y);
+    if (!sums || sz_gemm(ta, tb, y->shape[0], y->shape[1], a->shape[ta ? 0 : 1], a->data, a->shape[1], b->data, b->shape[1], a->dtype, 0, sums, y->shape[1]))
+        return -1;
+    finish(y, sums);
+    return 0;
+}
+
+static int linear(const sz_call *c, int weights)
+{
+    sz_tensor *x = c->in[0], *y = c->out[0];
+    int64_t n = sz_rows(x), k = sz_cols(x), ld = sz_cols(y), col = 0;
+    float *sums = result(y);
+    if (!sums) return -1;
+    for (int i = 0; i < weights && c->in[1 + i]; i++) {
+        sz_tensor *w = c->in[1 + i], *b = c->in[1 + weights + i];
+        int64_t m = w->shape[0];
+        if (b) {
+            float *bias = sz_scratch((size_t)m * sizeof *bias);
+            if (!bias) return -1;
+            for (int64_t j = 0; j < m; j++) bias[j] = sz_get(b, j);
+            #pragma omp parallel for schedule(static) if (n * m > 32768)
+            for (int64_t r = 0; r < n; r++) memcpy(sums + r * ld + col, bias, (size_t)m * sizeof *bias);
+        }
+        if (sz_gemm(false, true, n, m, k, x->data, k, w->data, k, x->dtype, b ? 1 : 0, sums + col, ld)) return -1;
+        col += m;
+    }
+    finish(y, sums);
+    return 0;
+}
+int sz_cpu_linear(const sz_call *c) { return linear(c, 1); }
+int sz_cpu_linear_cat(const sz_call *c) { return linear(c, 3); }
+
+int sz_cpu_linear_dx(const sz_call *c)
+{
+    sz_tensor *dy = c->in[0], *dx = c->out[0];
+    int64_t n = sz_rows(dy), ld = sz_cols(dy), k = sz_cols(dx), col = 0;
+    float *sums = result(dx);
+    if (!sums) return -1;
+    for (int i = 1; i <= 3 && c->in[i]; i++) {
+        int64_t m = c->in[i]->shape[0];
+        const char *part = (const char *)dy->data + (size_t)col * sz_dtype_size(dy->dtype);
+        if (sz_gemm(false, false, n, k, m, part, ld, c->in[i]->data, k, dy->dtype, i > 1, sums, k)) return -1;
+        col += m;
+    }
+    finish(dx, sums);
+    return 0;
+}
+
+int sz_cpu_linear_dw_(const sz_call *c)
+{
+    sz_tensor *acc = c->in[0], *x = c->in[1], *dy = c->in[2];
+    const char *part = (const char *)dy->data + (size_t)c->args[0] * sz_dtype_size(dy->dtype);
+    return sz_gemm(true, false, acc->shape[0], sz_cols(x), sz_rows(x), part, sz_cols(dy), x->data, sz_cols(x), x->dtype, 1, sz_f32(acc), sz_cols(x));
+}
+
+int sz_cpu_column_sum_(const sz_call *c)
+{
+    sz_tensor *acc = c->in[0], *dy = c->in[1];
+    int64_t m = acc->numel, n = sz_rows(dy), ld = sz_cols(dy), col = (int64_t)c->args[0];
+    enum { BLOCK = 64 };
+    /* Threads own columns, so the order of the sum over rows is fixed. */
+    #pragma omp parallel for schedule(static) if (n * m > 32768)
+    for (int64_t j0 = 0; j0 < m; j0 += BLOCK) {
+        int64_t width = m - j0 < BLOCK ? m - j0 : BLOCK;
+        float sums[BLOCK] = { 0 };
+        for (int64_t r = 0; r < n; r++) {
+            if (dy->dtype == SZ_F32) {
+                const float *row = sz_f32(dy) + r * ld + col + j0;
+                for (int64_t j = 0; j < width; j++) sums[j] += row[j];
+            } else {
+                const uint16_t *row = sz_bf16(dy) + r * ld + col + j0;
+                for (int64_t j = 0; j < width; j++) sums[j] += sz_from_bf16(row[j]);
+            }
+        }
+        for (int64_t j = 0; j < width; j++) sz_f32(acc)[j0 + j] += sums[j];
+    }
+    return 0;
+}

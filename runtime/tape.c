@@ -1,0 +1,220 @@
+/* tape.c - what ran, in order, and the walk back over it.
+ *
+ * sz_apply records an op here when an input needs a gradient. sz_backward takes nodes off the end, calls each op's rule
+ * (grads.c) and so reaches the parameters. The gradient convention: parameter gradients accumulate in f32 until the
+ * optimizer clears them; an activation's gradient is assigned, and added to where the value was used twice.
+ * A checkpointed segment is one node that knows how to run again; see sz_checkpoint.
+ * Leaves out: gradients of gradients. */
+#include "core.h"
+#include "tape.h"
+#include <stdlib.h>
+
+typedef struct sz_segment {
+    sz_segment_fn fn;
+    sz_tensor *ctx;             /* u8, a copy of the caller's struct */
+} sz_segment;
+
+static sz_node *nodes;
+static int node_count, node_room;
+static int enabled = 1;
+
+int sz_tape_length(void) { return node_count; }
+int sz_grad_enabled(void) { return enabled; }
+
+int sz_set_grad_enabled(int on)
+{
+    int before = enabled;
+    enabled = on != 0;
+    return before;
+}
+
+static sz_node *node_push(int op)
+{
+    if (node_count == node_room) {
+        int room = node_room ? 2 * node_room : 1024;
+        sz_node *list = realloc(nodes, (size_t)room * sizeof *list);
+        if (!list) return sz_null("out of memory");
+        nodes = list;
+        node_room = room;
+    }
+    sz_node *n = &nodes[node_count++];
+    memset(n, 0, sizeof *n);
+    n->op = op;
+    return n;
+}
+
+static void node_drop(sz_node *n)
+{
+    for (int i = 0; i < SZ_MAX_IN; i++) sz_tensor_release(n->call.in[i]);
+    for (int i = 0; i < SZ_MAX_OUT; i++) {
+        if (n->call.out[i]) n->call.out[i]->node = -1;
+        sz_tensor_release(n->call.out[i]);
+    }
+    if (n->segment) {
+        sz_tensor_release(n->segment->ctx);
+        free(n->segment);
+    }
+}
+
+void sz_tape_truncate(int length)
+{
+    while (node_count > length) node_drop(&nodes[--node_count]);
+}
+
+static bool floating(const sz_tensor *t) { return t->dtype == SZ_F32 || t->dtype == SZ_BF16; }
+
+int sz_tape_record(int op, const sz_call *c)
+{
+    sz_node *n = node_push(op);
+    if (!n) return -1;
+    n->call = *c;
+    for (int i = 0; i < SZ_MAX_IN; i++) sz_tensor_retain(n->call.in[i]);
+    for (int i = 0; i < SZ_MAX_OUT; i++) {
+        sz_tensor *t = sz_tensor_retain(n->call.out[i]);
+        if (!t || !floating(t)) continue;
+        t->node = node_count - 1;
+        t->flags |= SZ_REQUIRES_GRAD;
+    }
+    return 0;
+}
+
+sz_tensor *sz_grad_buffer(sz_tensor *t)
+{
+    if (!t->grad) {
+        t->grad = sz_tensor_new_heap(SZ_F32, t->ndim, t->shape, t->device);
+        if (t->grad) memset(t->grad->data, 0, sz_bytes(t->grad));
+    }
+    return t->grad;
+}
+
+/* Whether anyone but the tensor it belongs to reads this gradient's bytes. An arena tensor has its scope's reference too. */
+static bool held_elsewhere(const sz_tensor *grad)
+{
+    return grad->refs > (grad->storage ? 1 : 2) || (grad->flags & SZ_GRAD_SHARED);
+}
+
+int sz_grad_give(sz_tensor *t, sz_tensor *g)
+{
+    if (!g) return -1;
+    if (!sz_needs_grad(t)) {
+        sz_tensor_release(g);
+        return 0;
+    }
+    SZ_ASSERT(g->numel == t->numel, "a gradient has another size than its tensor");
+    int rc = 0;
+    if (t->flags & SZ_PARAMETER) {
+        sz_tensor *acc = sz_grad_buffer(t);
+        sz_call c = { .in = { acc, g } };
+        rc = acc ? sz_apply(SZ_OP_add_, &c) : -1;
+        if (rc == 0) sz_tensor_release(c.out[0]);
+    } else if (!t->grad) {
+        t->grad = sz_tensor_retain(g);
+    } else if (held_elsewhere(t->grad)) {
+        /* It may be an output's gradient passed through: add into a new one. */
+        sz_tensor *sum = sz_add(t->grad, g);
+        if (!sum) rc = -1;
+        sz_tensor_release(t->grad);
+        t->grad = sum;
+    } else {
+        sz_call c = { .in = { t->grad, g } };
+        rc = sz_apply(SZ_OP_add_, &c);
+        if (rc == 0) sz_tensor_release(c.out[0]);
+    }
+    sz_tensor_release(g);
+    return rc;
+}
+
+static int segment_backward(sz_node *n);
+
+/* Takes nodes off the end down to length and runs their rules. */
+static int run_back(int length)
+{
+    int rc = 0;
+    while (rc == 0 && node_count > length) {
+        sz_node n = nodes[--node_count];
+        bool reached = false;
+        for (int i = 0; i < SZ_MAX_OUT; i++) reached |= n.call.out[i] && n.call.out[i]->grad;
+        if (reached) rc = n.op < 0 ? segment_backward(&n) : sz_gradients[n.op](&n);
+        for (int i = 0; i < SZ_MAX_OUT; i++) {
+            if (!n.call.out[i]) continue;
+            sz_tensor_release(n.call.out[i]->grad);
+            n.call.out[i]->grad = NULL;
+        }
+        node_drop(&n);
+    }
+    sz_tape_truncate(length);
+    return rc;
+}
+
+static int seed(sz_tensor *t, sz_tensor *g)
+{
+    sz_tensor_release(t->grad);
+    t->grad = g;
+    return g ? 0 : -1;
+}
+
+int sz_backward(sz_tensor *loss)
+{
+    if (!sz_tensor_data(loss)) return -1;
+    if (loss->numel != 1 || loss->dtype != SZ_F32)
+        return sz_fail("backward starts from one f32 element, not from %lld", (long long)loss->numel);
+    if (loss->node < 0) return sz_fail("this loss depends on no tensor that requires a gradient");
+    sz_tensor *one = sz_tensor_like(loss);
+    if (one) sz_f32(one)[0] = 1.0f;
+    int before = sz_set_grad_enabled(0);
+    int rc = seed(loss, one) == 0 ? run_back(0) : -1;
+    sz_set_grad_enabled(before);
+    return rc;
+}
+
+/* ---- recomputation ---- */
+sz_tensor *sz_checkpoint(sz_segment_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x)
+{
+    if (!x) return NULL;
+    if (!enabled) {
+        sz_scope_push();
+        return sz_scope_pop_keep(fn(ctx, x));
+    }
+    int before = sz_set_grad_enabled(0);
+    sz_scope_push();
+    sz_tensor *y = sz_scope_pop_keep(fn(ctx, x));
+    sz_set_grad_enabled(before);
+    if (!y) return NULL;
+    sz_segment *segment = calloc(1, sizeof *segment);
+    sz_tensor *copy = sz_new1(SZ_U8, (int64_t)ctx_size);
+    sz_call c = { .in = { x }, .out = { y } };
+    if (!segment || !copy || sz_tape_record(-1, &c) != 0) {
+        free(segment);
+        sz_tensor_release(copy);
+        sz_tensor_release(y);
+        return segment ? NULL : sz_null("out of memory");
+    }
+    memcpy(copy->data, ctx, ctx_size);
+    segment->fn = fn;
+    segment->ctx = copy;
+    nodes[node_count - 1].segment = segment;
+    return y;
+}
+
+static int segment_backward(sz_node *n)
+{
+    sz_tensor *x = n->call.in[0], *y = n->call.out[0];
+    int length = node_count;
+    sz_scope_push();
+    sz_tensor *leaf = sz_tensor_detach(x), *again = NULL, *dx = NULL;
+    int rc = leaf ? 0 : -1;
+    if (rc == 0) {
+        leaf->flags |= SZ_REQUIRES_GRAD;
+        sz_set_grad_enabled(1);
+        again = n->segment->fn(n->segment->ctx->data, leaf);
+        sz_set_grad_enabled(0);
+        rc = again ? seed(again, sz_tensor_retain(y->grad)) : -1;
+    }
+    if (rc == 0) rc = run_back(length);
+    if (rc == 0) dx = sz_tensor_retain(leaf->grad);
+    sz_tensor_release(again);
+    sz_tensor_release(leaf);
+    dx = sz_scope_pop_keep(dx);
+    if (rc == 0 && dx) rc = sz_grad_give(x, dx);
+    return rc;
+}

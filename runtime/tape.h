@@ -1,0 +1,10 @@
+/* tape.h - what tensor.c, tape.c and ops.c share and no one else needs. */
+#ifndef SZ_TAPE_H
+#define SZ_TAPE_H
+
+int  sz_tape_length(void);
+void sz_tape_truncate(int length);      /* drops later nodes and the references they hold */
+void sz_scratch_begin(void);            /* kernel workspace asked for between the two calls is taken back by the second */
+void sz_scratch_end(void);
+
+#endif
