@@ -133,19 +133,28 @@ check.raises(function() host.call(1) end, "function expected", "host.call takes 
 check.equal({host.call(function(a, b) return b, a end, 1, 2)}, {true, 2, 1}, "host.call passes values")
 check.equal(host.interrupted(), false, "no interrupt so far")
 
--- `$!` of a background job in a script ignores SIGINT from the start, hence the program resets nothing: it installs its
--- own handler, and the signal is sent by number.
-local endless = temporary "jit.off(true, true) while true do end\n"
-expect("%s " .. endless .. " & sleep 0.3; kill -INT $!; wait $!", 1, "interrupted!\nstack traceback:", "SIGINT ends a script")
-os.remove(endless)
-local compiled = temporary "local n = 0 while true do n = n + 1 end\n"
-expect("%s " .. compiled .. " & sleep 0.3; kill -INT $!; sleep 0.2; kill -INT $!; wait $!", 130, "interrupted twice",
-       "two SIGINTs end a compiled loop")
-os.remove(compiled)
+-- TSan holds a signal back until the next system call, and a Lua loop makes none.
+local signals_arrive = not host.executable:find("/thread/segzero$")
+if signals_arrive then
+  -- A background job of a script starts with SIGINT ignored; the program's own handler takes its place. The watchdog
+  -- keeps a failure from hanging the suite.
+  local guarded = "%%s %s & p=$!; (sleep 20; kill -9 $p) >/dev/null 2>&1 & w=$!; sleep 0.3; %s; wait $p; c=$?; kill $w; (exit $c)"
+  local endless = temporary "jit.off(true, true) while true do end\n"
+  expect(guarded:format(endless, "kill -INT $p"), 1, "interrupted!\nstack traceback:", "SIGINT ends a script")
+  os.remove(endless)
+  local compiled = temporary "local n = 0 while true do n = n + 1 end\n"
+  expect(guarded:format(compiled, "kill -INT $p; sleep 0.2; kill -INT $p"), 130, "interrupted twice",
+         "two SIGINTs end a compiled loop")
+  os.remove(compiled)
+else
+  check.skip "signals inside Lua loops (TSan holds them back)"
+end
 
 -- ---- on a terminal -----------------------------------------------------------------------------------------------
 
-if sh "command -v script" == "" then
+if not signals_arrive then
+  check.skip "a terminal session under TSan"
+elseif sh "command -v script" == "" then
   check.skip "script(1), to run the REPL on a terminal"
 else
   local home = os.tmpname()
