@@ -24,6 +24,8 @@ local raster = require "segzero.refshapes.raster"
 local distance = require "segzero.refshapes.distance"
 local sentence = require "segzero.refshapes.sentence"
 
+ffi.cdef [[ int mkdir(const char *path, unsigned int mode); ]]
+
 local M = {}
 
 local format = string.format
@@ -88,7 +90,8 @@ local function paint(rgb, objects, size, r, style)
   for i = 1, #objects do
     local o = objects[i]
     local c = scene.rgb[o.colour]
-    local jitter = { c[1] + r:int(-9, 9), c[2] + r:int(-9, 9), c[3] + r:int(-9, 9) }
+    local lum = r:int(-8, 8) -- mostly light, little hue: white stays white
+    local jitter = { c[1] + lum + r:int(-3, 3), c[2] + lum + r:int(-3, 3), c[3] + lum + r:int(-3, 3) }
     o.runs, o.bbox = raster.runs(o, size)
     noise = raster.draw(rgb, size, o, jitter, noise)
   end
@@ -130,6 +133,53 @@ function M.sample(opts)
   local asked = sentence.compose(objects, o.questions, o.level, r)
   for k = 1, #asked do s.questions[k] = complete(asked[k], objects, size) end
   return setmetatable(s, Sample)
+end
+
+local function make_dir(path)
+  -- 0777 under the umask; one that is there already is fine, and a path that cannot be made shows at the first open
+  ffi.C.mkdir(path, 511)
+end
+
+local function open_for_writing(path)
+  local f, err = io.open(path, "w")
+  if not f then error("refshapes: cannot write " .. tostring(err), 3) end
+  return f
+end
+
+-- Writes a data set in Seg-Zero's columns and returns its number of rows:
+--   dir/data.jsonl       id, problem, solution, image (path relative to dir), img_height, img_width; a row a question
+--   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
+-- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions (default 1),
+-- background. save_png(path, w, h, channels, pixels) writes one picture and raises when it cannot.
+function M.write_dataset(dir, opts, save_png)
+  if type(save_png) ~= "function" then error("refshapes: write_dataset needs a save_png function", 2) end
+  local json = require "cjson"
+  local n = integer(opts, "n", 16, 0, BIG, 3)
+  local first = integer(opts, "first", 0, -BIG, BIG, 3)
+  make_dir(dir)
+  make_dir(dir .. "/images")
+  make_dir(dir .. "/masks")
+  local out = open_for_writing(dir .. "/data.jsonl")
+  local rows = 0
+  for i = first, first + n - 1 do
+    local s = M.sample {
+      seed = opts.seed, index = i, split = opts.split, size = opts.size, level = opts.level,
+      questions = opts.questions or 1, background = opts.background,
+    }
+    local name = format("%s_%d_%06d", s.split, s.seed, i)
+    local image = "images/" .. name .. ".png"
+    save_png(dir .. "/" .. image, s.width, s.height, 3, s.rgb)
+    for k, q in ipairs(s.questions) do
+      local id = format("%s_%d", name, k)
+      save_png(format("%s/masks/%s.png", dir, id), s.width, s.height, 1, q.mask(255))
+      -- keys one by one, so that their order is fixed
+      out:write(format('{"id": %s, "problem": %s, "solution": %s, "image": %s, "img_height": %d, "img_width": %d}\n',
+        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image), s.height, s.width))
+      rows = rows + 1
+    end
+  end
+  out:close()
+  return rows
 end
 
 return M

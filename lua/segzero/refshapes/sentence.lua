@@ -21,7 +21,6 @@ local AREA_RATIO = 1.3
 local NUMBER = { "one", "two", "three", "four", "five", "six" }
 local PLURAL = { cross = "crosses" }
 local RELATION_WORDS = { left = "left of", right = "right of", above = "above", below = "below" }
-local RELATIONS = { "left", "right", "above", "below" }
 local SUPERLATIVES = { "largest", "smallest", "leftmost", "rightmost", "topmost", "bottommost" }
 local ODD = { "the odd one out", "the unusual shape", "the shape that is different" }
 
@@ -227,21 +226,35 @@ local function fitting(o, r, p_size, p_colour, p_kind)
   return np
 end
 
-local function propose(level, objects, t, r, has_odd)
+-- Which sort of expression to try for.
+local function draw_type(level, objects, r, has_odd)
+  if level < 3 then return "attribute" end
+  local u = r:uniform()
+  if has_odd and u < 0.3 then return "odd" end
+  if u < 0.55 then return "attribute" end
+  return (u < 0.82 and #objects > 1) and "relation" or "superlative"
+end
+
+-- An expression of that type that may or may not hold; for a relation and an attribute, objects[t] fits it.
+local function propose(kind, level, objects, t, r)
   local o = objects[t]
-  local u = level < 3 and 0 or r:uniform()
-  if has_odd and u > 0.75 then return { type = "odd", word = r:int(1, #ODD) } end
-  if u < 0.3 then
+  if kind == "odd" then return { type = "odd", word = r:int(1, #ODD) } end
+  if kind == "attribute" then
     local np = fitting(o, r, level == 1 and 0.25 or 0.5, 0.8, 0.85)
     if not (np.size or np.colour or np.kind) then return nil end
     return { type = "attribute", np = np }
-  elseif u < 0.68 and #objects > 1 then
+  elseif kind == "relation" then
     local a = r:int(1, #objects - 1)
     if a >= t then a = a + 1 end
     local np = fitting(o, r, 0.25, 0.6, 0.85)
-    if count(np, objects) == 1 and r:chance(0.7) then return nil end -- mostly where the relation is needed
-    return { type = "relation", np = np, rel = r:pick(RELATIONS),
-      anchor = fitting(objects[a], r, 0.3, 0.85, 0.9) }
+    if count(np, objects) == 1 and r:chance(0.85) then return nil end -- mostly where the relation is needed
+    local anchor = fitting(objects[a], r, 0.3, 0.85, 0.9)
+    for _, rel in ipairs(r:shuffle { "left", "right", "above", "below" }) do
+      if offset(rel, o, objects[a]) >= YES_GAP then
+        return { type = "relation", np = np, rel = rel, anchor = anchor }
+      end
+    end
+    return nil
   end
   return { type = "superlative", word = r:pick(SUPERLATIVES), np = fitting(o, r, 0, 0.3, 0.6) }
 end
@@ -262,11 +275,12 @@ function M.compose(objects, n, level, r)
   local has_odd = level == 3 and evaluate_odd(objects)
   local fresh = #objects
   for _ = 1, n do
-    local e, t, text
+    local e, t, text, kind
     for try = 1, 60 do
-      local guess = propose(level, objects, r:int(1, #objects), r, has_odd)
+      if try % 20 == 1 then kind = draw_type(level, objects, r, has_odd) end
+      local guess = propose(kind, level, objects, r:int(1, #objects), r)
       local got = guess and M.evaluate(guess, objects)
-      if got and (try > 30 or fresh == 0 or not asked[got]) and not said[M.text(guess)] then
+      if got and (try > 20 or fresh == 0 or not asked[got]) and not said[M.text(guess)] then
         e, t = guess, got
         break
       end
