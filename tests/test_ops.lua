@@ -1,0 +1,331 @@
+-- test_ops.lua - runs the case table of tests/op_cases.lua: every row of runtime/ops.def, in f32 and in bf16.
+--
+--   ./segzero tests/test_ops.lua                 checks; a row without a case fails
+--   ./segzero tests/test_ops.lua bench [NAME]    times the fast kernels instead: ms, and GB/s or GFLOP/s
+--
+-- For each call: the fast kernel against the plain one; the same bits when it runs again; inputs left alone; memory around
+-- the outputs, inputs and kernel workspace left alone. For rows with a gradient rule: the gradient (fast kernels) against
+-- central differences of the plain forward kernel, and against the gradient that plain kernels give.
+-- Left out: refused shapes, speed limits.
+
+package.path = "./?.lua;./lua/?.lua;./lua/?/init.lua;" .. package.path
+
+local ffi = require "ffi"
+local check = require "tests.check"
+local core = require "segzero.ffi"
+local op_cases = require "tests.op_cases"
+local tensor = require "segzero.tensor"
+
+local C = core.C
+
+-- A result may differ from the expected one by relative * |expected| + scaled * (root mean square of the expected tensor).
+local TOLERANCE = {
+  -- A handful of f32 roundings (6e-8 each) against double, inputs of size one; `scaled` is for results of a subtraction.
+  f32 = {relative = 2e-6, scaled = 2e-6},
+  -- Sums of some hundred products in f32, whose error grows with the terms and not with the result.
+  f32_sums = {relative = 2e-5, scaled = 2e-5},
+  -- The f32 result may fall on the other side of a rounding boundary: one unit in the last of bf16's 8 bits. rmsnorm and
+  -- composed gradients round twice.
+  bf16 = {relative = 2 ^ -7, scaled = 2 ^ -8},
+  -- Attention rounds probabilities to bf16 before they are summed, as flash attention does; logprob_backward rounds the
+  -- gradient of the logits before its products.
+  bf16_sums = {relative = 2 ^ -7, scaled = 2 ^ -6},
+  -- Central differences of fourth order with step h: h^4 leaves 1e-6, rounding of f32 outputs 6e-8 / h = 2e-6, times the
+  -- number of outputs that one input reaches.
+  differences = {relative = 3e-4, scaled = 3e-4},
+}
+local STEP = 2 ^ -5
+local DIFFERENCED_PER_INPUT = 6          -- elements of an input whose derivative is taken, drawn at random
+
+local bits = ffi.new("union { float f; uint32_t u; }")
+
+-- Elements as Lua numbers, 1..n; bf16 is widened here, not by the kernels under test.
+local function numbers(t)
+  local p, out, bf16 = tensor.data(t), {}, t:dtype() == "bf16"
+  for i = 1, t:numel() do
+    if bf16 then
+      bits.u = p[i - 1] * 65536
+      out[i] = tonumber(bits.f)
+    else
+      out[i] = tonumber(p[i - 1])
+    end
+  end
+  return out
+end
+
+local WIDTH = {f32 = 4, bf16 = 2, i32 = 4, u8 = 1}
+local function bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * WIDTH[t:dtype()]) end
+
+-- nil when got is close to want, else where and by how much it is not.
+local function difference(got, want, tolerance)
+  local squares, finite = 0, 0
+  for i = 1, #want do
+    local w = want[i]
+    if w == w and math.abs(w) < 1e30 then
+      squares = squares + w * w
+      finite = finite + 1
+    end
+  end
+  local floor = tolerance.scaled * math.sqrt(squares / math.max(finite, 1)) + 1e-37
+  for i = 1, #want do
+    local a, b = got[i], want[i]
+    local same = a == b or (a ~= a and b ~= b) or math.abs(a - b) <= tolerance.relative * math.abs(b) + floor
+    if not same then
+      return ("element %d of %d: got %.9g, expected %.9g within %.3g"):format(i, #want, a, b, tolerance.relative * math.abs(b) + floor)
+    end
+  end
+  if #got ~= #want then return ("%d elements, expected %d"):format(#got, #want) end
+  return nil
+end
+
+local function tolerance_of(call, dtype)
+  if dtype == "i32" or dtype == "u8" then return {relative = 0, scaled = 0} end
+  return TOLERANCE[call.sums and dtype .. "_sums" or dtype]
+end
+
+local function includes(list, i)
+  for _, v in ipairs(list or {}) do
+    if v == i then return true end
+  end
+  return false
+end
+
+-- ---- running a call ----
+-- Runs op on the call's inputs, those that it updates replaced by copies. Returns {outputs}, {copies by input index}.
+local function apply(op, call, replaced)
+  local all, copies = {}, {}
+  for i = 1, op.inputs do
+    all[i] = replaced and replaced[i] or call.inputs[i]
+    if all[i] and includes(call.updates, i) then
+      copies[i] = all[i]:clone()
+      all[i] = copies[i]
+    end
+  end
+  for i = 1, op.args do all[op.inputs + i] = call.args and call.args[i] or 0 end
+  return {call.inputs[1][op.name](unpack(all, 1, op.inputs + op.args))}, copies
+end
+
+local function with_reference(on, f, ...)
+  C.sz_use_reference(on and 1 or 0)
+  local results = {pcall(f, ...)}
+  C.sz_use_reference(0)
+  if not results[1] then error(results[2], 0) end
+  return unpack(results, 2, 4)
+end
+
+local function free_all(...)
+  for _, list in ipairs {...} do
+    for i = 1, 8 do
+      if list[i] then list[i]:free() end
+    end
+  end
+end
+
+-- What a call leaves: its outputs, and the inputs that it updates. (Output 1 of an in-place op is input 1.)
+local function results(op, outputs, copies)
+  local list = {}
+  for i = 1, op.outputs do list[#list + 1] = outputs[i] end
+  for i = 1, 8 do list[#list + 1] = copies[i] end
+  return list
+end
+
+local function check_values(op, call, label)
+  local before = {}
+  for i = 1, op.inputs do before[i] = call.inputs[i] and bytes(call.inputs[i]) or false end
+  local fast, fast_copies = apply(op, call)
+  local again, again_copies = apply(op, call)
+  local plain, plain_copies = with_reference(true, apply, op, call)
+  local got, repeated, want = results(op, fast, fast_copies), results(op, again, again_copies), results(op, plain, plain_copies)
+  for i = 1, #want do
+    local rounds = call.rounds_inside and call.inputs[1]:dtype() == "bf16"
+    local tolerance = rounds and TOLERANCE.bf16_sums or tolerance_of(call, want[i]:dtype())
+    local message = difference(numbers(got[i]), numbers(want[i]), tolerance)
+    check.ok(not message, ("%s: result %d: %s"):format(label, i, message or ""))
+    check.ok(bytes(got[i]) == bytes(repeated[i]), ("%s: result %d differs when run again"):format(label, i))
+  end
+  for i = 1, op.inputs do
+    if before[i] then check.ok(bytes(call.inputs[i]) == before[i], ("%s: input %d was changed"):format(label, i)) end
+  end
+  free_all(fast, fast_copies, again, again_copies, plain, plain_copies)
+end
+
+-- ---- gradients: of the loss sum over outputs o of sum(weights[o] * o) ----
+local function tape_gradients(op, call, weights)
+  local leaves, gradients = {}, {}
+  for _, i in ipairs(call.grad) do leaves[i] = call.inputs[i]:clone():requires_grad(true) end
+  local outputs, copies = apply(op, call, leaves)
+  local loss, parts = nil, {}
+  for _, o in ipairs(call.losses or {1}) do
+    local weighted = outputs[o]:mul(weights[o])
+    local part = weighted:sum()
+    parts[#parts + 1], parts[#parts + 2] = weighted, part
+    loss = loss and loss:add(part) or part
+  end
+  loss:backward()
+  for _, i in ipairs(call.grad) do
+    local g = leaves[i]:grad()
+    gradients[i] = g and numbers(g) or {}
+    if g then g:free() end
+  end
+  loss:free()
+  free_all(leaves, outputs, copies, parts)
+  return gradients
+end
+
+local function plain_loss(op, call, replaced, weights)
+  local outputs, copies = apply(op, call, replaced)
+  local total = 0
+  for _, o in ipairs(call.losses or {1}) do
+    local y, w = numbers(outputs[o]), numbers(weights[o])
+    for i = 1, #y do total = total + y[i] * w[i] end
+  end
+  free_all(outputs, copies)
+  return total
+end
+
+-- Derivative of the plain loss by element at (from 0) of input i.
+local function derivative(op, call, i, at, weights)
+  local moved = call.inputs[i]:clone()
+  local p = tensor.data(moved)
+  local x = p[at]
+  local function loss(offset)
+    p[at] = x + offset
+    return plain_loss(op, call, {[i] = moved}, weights)
+  end
+  local d = (8 * (loss(STEP) - loss(-STEP)) - (loss(2 * STEP) - loss(-2 * STEP))) / (12 * STEP)
+  moved:free()
+  return d
+end
+
+local function check_gradients(op, call, label)
+  local outputs, copies = apply(op, call)
+  local weights = {}
+  for _, o in ipairs(call.losses or {1}) do
+    weights[o] = outputs[o]:clone()
+    local w = tensor.empty(outputs[o]:shape())
+    local p = tensor.data(w)
+    for i = 0, w:numel() - 1 do p[i] = math.random() + 0.5 end
+    weights[o]:copy_(w)
+    w:free()
+  end
+  free_all(outputs, copies)
+
+  local fast = tape_gradients(op, call, weights)
+  local plain = with_reference(true, tape_gradients, op, call, weights)
+  for _, i in ipairs(call.grad) do
+    local tolerance = call.inputs[1]:dtype() == "f32" and TOLERANCE.f32_sums or TOLERANCE.bf16_sums
+    local message = difference(fast[i], plain[i], tolerance)
+    check.ok(not message and #fast[i] == call.inputs[i]:numel(), ("%s: gradient of input %d: %s"):format(label, i, message or "missing"))
+  end
+
+  for _, i in ipairs(call.grad) do
+    local numel = call.inputs[i]:numel()
+    local f32 = call.inputs[1]:dtype() == "f32" and call.inputs[i]:dtype() == "f32"
+    if f32 and call.smooth ~= false and numel <= 4000 then
+      local got, want, squares = {}, {}, 0
+      for _ = 1, math.min(DIFFERENCED_PER_INPUT, numel) do
+        local at = math.random(0, numel - 1)
+        got[#got + 1] = fast[i][at + 1]
+        want[#want + 1] = with_reference(true, derivative, op, call, i, at, weights)
+      end
+      -- The scale is the whole gradient's, not that of the few elements drawn.
+      for _, v in ipairs(fast[i]) do squares = squares + v * v end
+      local t = TOLERANCE.differences
+      for k = 1, #got do
+        local allowed = t.relative * math.abs(want[k]) + t.scaled * (math.sqrt(squares / numel) + 0.01)
+        check.ok(math.abs(got[k] - want[k]) <= allowed,
+                 ("%s: gradient of input %d: got %.7g, central difference %.7g"):format(label, i, got[k], want[k]))
+      end
+    end
+  end
+  free_all(weights)
+end
+
+-- ---- the sweep ----
+local function each_op(f)
+  for id = 0, C.sz_op_count() - 1 do f(tensor.ops[ffi.string(C.sz_op_name(id))]) end
+end
+
+local function describe(call)
+  local parts = {}
+  for i = 1, 8 do
+    local t = call.inputs[i]
+    if t then parts[#parts + 1] = t:dtype() .. "[" .. table.concat(t:shape(), ",") .. "]" end
+  end
+  return table.concat(parts, " ") .. (call.name and " (" .. call.name .. ")" or "")
+end
+
+local function sweep_op(op, dtype)
+  local case = op_cases.cases[op.name]
+  local g = op_cases.generator(dtype)
+  math.randomseed(check.seed * 1000 + op.id)
+  local calls = case.calls(g)
+  local gradient_seen = false
+  C.sz_debug_guards(1)
+  for _, call in ipairs(calls) do
+    local label = op.name .. " " .. dtype .. ": " .. describe(call)
+    if op.name:sub(-1) == "_" then call.updates = call.updates or {1} end
+    local ok, message = pcall(function()
+      check_values(op, call, label)
+      if op.gradient and call.grad then
+        gradient_seen = true
+        check_gradients(op, call, label)
+      end
+    end)
+    check.ok(ok, label .. ": " .. tostring(message))
+    collectgarbage()                       -- what an error left behind
+    local broken = tonumber(C.sz_debug_guards(1))
+    check.ok(broken == 0, ("%s: wrote past the end of %d blocks"):format(label, broken))
+  end
+  check.ok(gradient_seen or not op.gradient, op.name .. " has a gradient rule and no case that checks it")
+  g.free()
+  check.ok(C.sz_debug_guards(0) == 0, op.name .. " " .. dtype .. ": wrote past the end of an input")
+end
+
+local function sweep()
+  C.sz_set_threads(2)                      -- two, so that parallel paths run on any machine
+  each_op(function(op)
+    if not check.ok(op_cases.cases[op.name], "ops.def has a row without a case: " .. op.name) then return end
+    for _, dtype in ipairs {"f32", "bf16"} do sweep_op(op, dtype) end
+  end)
+  for name in pairs(op_cases.cases) do check.ok(tensor.ops[name], "a case without a row in ops.def: " .. name) end
+  check.finish()
+end
+
+-- ---- bench ----
+local function time(f)
+  local best, spent = math.huge, 0
+  repeat
+    local start = C.sz_seconds()
+    f()
+    local t = C.sz_seconds() - start
+    best, spent = math.min(best, t), spent + t
+  until spent > 0.3
+  return best
+end
+
+local function bench(only)
+  print(("threads %d; best of 0.3 s"):format(C.sz_threads()))
+  each_op(function(op)
+    local case = op_cases.cases[op.name]
+    if not (case and case.bench) or (only and op.name ~= only) then return end
+    for _, dtype in ipairs {"f32", "bf16"} do
+      local g = op_cases.generator(dtype)
+      math.randomseed(check.seed)
+      local call = case.bench(g)
+      local moved
+      local best = time(function()
+        C.sz_scope_push()                  -- outputs in the arena, as in training: no page faults after the first run
+        local outputs = apply(op, call)
+        moved = moved or op_cases.bytes(call, outputs)
+        for _, t in ipairs(outputs) do t:free() end
+        C.sz_scope_pop()
+      end)
+      local rate = call.flops and ("%8.1f GFLOP/s"):format(call.flops / best / 1e9) or ("%8.2f GB/s"):format(moved / best / 1e9)
+      print(("%-20s %-4s %10.3f ms %s"):format(op.name, dtype, best * 1e3, rate))
+      g.free()
+    end
+  end)
+end
+
+if arg and arg[1] == "bench" then bench(arg[2]) else sweep() end
