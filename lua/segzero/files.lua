@@ -1,0 +1,57 @@
+-- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence.
+-- A file is written under a temporary name, flushed and renamed, so nothing half-written appears under its own name.
+
+local ffi = require "ffi"
+
+ffi.cdef [[
+int mkdir(const char *path, unsigned int mode);
+int fsync(int fd);
+int fileno(void *stream);
+char *strerror(int code);
+]]
+
+local M = {}
+
+local EEXIST = 17
+
+function M.make_dir(path)
+  local so_far = path:sub(1, 1) == "/" and "/" or ""
+  for part in path:gmatch "[^/]+" do
+    so_far = so_far .. part
+    if ffi.C.mkdir(so_far, 493) ~= 0 and ffi.errno() ~= EEXIST then        -- 0755
+      error(("cannot make the folder %s: %s"):format(so_far, ffi.string(ffi.C.strerror(ffi.errno()))), 2)
+    end
+    so_far = so_far .. "/"
+  end
+end
+
+function M.exists(path)
+  local file = io.open(path, "r")
+  if file then file:close() end
+  return file ~= nil
+end
+
+function M.read(path)
+  local file, reason = io.open(path, "rb")
+  if not file then return nil, reason end
+  local text = file:read "*a"
+  file:close()
+  return text
+end
+
+function M.write(path, text)
+  local temporary = path .. ".tmp"
+  local file, reason = io.open(temporary, "wb")
+  if not file then error(reason, 2) end
+  local ok, why = file:write(text)
+  if ok then ok, why = file:flush() end
+  if ok then ffi.C.fsync(ffi.C.fileno(file)) end
+  file:close()
+  if ok then ok, why = os.rename(temporary, path) end
+  if not ok then
+    os.remove(temporary)
+    error(("cannot write %s: %s"):format(path, tostring(why)), 2)
+  end
+end
+
+return M

@@ -1,0 +1,328 @@
+-- model.lua - Qwen2.5-VL as scripts see it: a Hugging Face folder in, forward, log-probabilities, generation, a folder out.
+--
+--   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16", device = "cpu"})
+--   local inp = vl:process(messages)
+--   vl:forward(inp)                         logits [T, vocab]
+--   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
+--   vl:generate(inp, {n = 8, ...})          see rollout.lua
+--   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
+--   vl:save(dir)
+--
+-- JSON is read here; weights are mapped by safetensors.lua and handed to C by name. Leaves out: Qwen2-VL, videos.
+
+local ffi = require "ffi"
+local cjson = require "cjson"
+local core = require "segzero.ffi"
+local tensor = require "segzero.tensor"
+local pack = require "segzero.pack"
+local safetensors = require "segzero.safetensors"
+local files = require "segzero.files"
+
+local C, check = core.C, core.check
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+-- ---- config ----
+-- What transformers' config classes say when a key is missing.
+local TEXT_DEFAULTS = {
+  hidden_size = 8192, intermediate_size = 29568, num_hidden_layers = 80, num_attention_heads = 64, num_key_value_heads = 8,
+  vocab_size = 152064, rms_norm_eps = 1e-5, rope_theta = 1e6,
+}
+local VISION_DEFAULTS = {
+  depth = 32, hidden_size = 3584, intermediate_size = 3420, num_heads = 16, in_channels = 3, patch_size = 14,
+  spatial_merge_size = 2, temporal_patch_size = 2, window_size = 112, out_hidden_size = 3584,
+  fullatt_block_indexes = { 7, 15, 23, 31 },
+}
+local TOKEN_DEFAULTS = { image_token_id = 151655, video_token_id = 151656, vision_start_token_id = 151652, vision_end_token_id = 151653 }
+
+local function value(t, key)
+  local v = type(t) == "table" and t[key] or nil
+  if v == cjson.null then return nil end
+  return v
+end
+
+local function first(...)
+  for i = 1, select("#", ...) do
+    local v = select(i, ...)
+    if v ~= nil then return v end
+  end
+end
+
+function M.read_json(path, optional)
+  local file, reason = io.open(path, "r")
+  if not file then
+    if optional then return nil end
+    error(reason, 0)
+  end
+  local text = file:read("*a")
+  file:close()
+  local ok, result = pcall(cjson.decode, text)
+  if not ok then error(path .. ": " .. tostring(result), 0) end
+  return result
+end
+
+-- config.json (a Lua table) to the C struct. Newer files nest the language keys under text_config.
+function M.parse_config(json)
+  local kind = value(json, "model_type")
+  if kind ~= "qwen2_5_vl" then error(("model_type %s is not supported (qwen2_5_vl is)"):format(tostring(kind)), 0) end
+  local text, vision = value(json, "text_config"), value(json, "vision_config") or {}
+  local function number(key)
+    local v = first(value(text, key), value(json, key), TEXT_DEFAULTS[key])
+    if type(v) ~= "number" then error(("config.json: %s is %s, expected a number"):format(key, tostring(v)), 0) end
+    return v
+  end
+  local function vision_number(key, alias)
+    local v = first(value(vision, key), value(vision, alias), VISION_DEFAULTS[key])
+    if type(v) ~= "number" then error(("config.json: vision_config.%s is %s, expected a number"):format(key, tostring(v)), 0) end
+    return v
+  end
+  local c = ffi.new("sz_qwen_config")
+  c.hidden, c.intermediate, c.layers = number "hidden_size", number "intermediate_size", number "num_hidden_layers"
+  c.heads, c.kv_heads, c.vocab = number "num_attention_heads", number "num_key_value_heads", number "vocab_size"
+  c.head_dim = first(value(text, "head_dim"), value(json, "head_dim"), math.floor(c.hidden / c.heads))
+  c.rms_eps = number "rms_norm_eps"
+  c.tied = first(value(json, "tie_word_embeddings"), value(text, "tie_word_embeddings"), false) and 1 or 0
+  local rope = first(value(text, "rope_parameters"), value(json, "rope_parameters"), value(text, "rope_scaling"), value(json, "rope_scaling"), {})
+  c.rope_theta = first(value(rope, "rope_theta"), value(text, "rope_theta"), value(json, "rope_theta"), TEXT_DEFAULTS.rope_theta)
+  local section = value(rope, "mrope_section")
+  if not section then error("config.json: rope_scaling.mrope_section is missing", 0) end
+  for i = 1, 3 do c.mrope_section[i - 1] = section[i] or 0 end
+
+  c.v_depth, c.v_hidden, c.v_intermediate = vision_number "depth", vision_number "hidden_size", vision_number "intermediate_size"
+  c.v_heads, c.v_channels, c.v_patch = vision_number "num_heads", vision_number("in_channels", "in_chans"), vision_number "patch_size"
+  c.v_merge, c.v_temporal, c.v_window = vision_number "spatial_merge_size", vision_number "temporal_patch_size", vision_number "window_size"
+  c.v_out = vision_number "out_hidden_size"
+  for _, i in ipairs(first(value(vision, "fullatt_block_indexes"), VISION_DEFAULTS.fullatt_block_indexes)) do
+    if i >= 0 and i < C.SZ_QWEN_MAX_DEPTH then c.v_full[i] = 1 end
+  end
+  return c
+end
+
+-- ---- weights ----
+-- Newer in-memory names to the ones of the hub's files.
+local function canonical(name)
+  name = name:gsub("^model%.visual%.", "visual."):gsub("^model%.language_model%.", "model.")
+  return name
+end
+
+local function weight_list(c)
+  local list, shape = {}, ffi.new("int64_t[6]")
+  for i = 0, C.sz_qwen_weight_count(c) - 1 do
+    local n = C.sz_qwen_weight_shape(c, i, shape)
+    local dims = {}
+    for k = 1, n do dims[k] = tonumber(shape[k - 1]) end
+    list[i + 1] = { index = i, name = ffi.string(C.sz_qwen_weight_name(c, i)), shape = dims }
+  end
+  return list
+end
+
+local function same_shape(a, b)
+  if #a ~= #b then return false end
+  for i = 1, #a do
+    if a[i] ~= b[i] then return false end
+  end
+  return true
+end
+
+-- Hands the loaded tensors to C; everything that does not fit is named in one error.
+local function set_weights(vl, loaded, dir)
+  local have, problems = {}, {}
+  for name, t in pairs(loaded) do have[canonical(name)] = t end
+  for _, w in ipairs(vl.weights) do
+    local t = have[w.name]
+    have[w.name] = nil
+    if not t then
+      problems[#problems + 1] = "missing: " .. w.name
+    elseif not same_shape(t:shape(), w.shape) then
+      problems[#problems + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(t:shape(), ", "), table.concat(w.shape, ", "))
+    else
+      if t:dtype() ~= vl.dtype then
+        local converted = tensor.empty(w.shape, { dtype = vl.dtype })
+        converted:copy_(t)
+        t:free()
+        t = converted
+      end
+      check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
+    end
+  end
+  -- A tied checkpoint may carry a stray lm_head; the embedding is used.
+  if vl.config.tied == 1 then have["lm_head.weight"] = nil end
+  for name in pairs(have) do problems[#problems + 1] = "unexpected: " .. name end
+  if #problems > 0 then
+    table.sort(problems)
+    local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
+    error(("%s: %d weights do not fit the config:\n  %s%s"):format(dir, #problems, shown, #problems > 12 and "\n  ..." or ""), 0)
+  end
+end
+
+local function new(json, dtype)
+  local config = M.parse_config(json)
+  local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_qwen_free)
+  local vl = setmetatable({ c = c, config = config, json = json, dtype = dtype or "f32" }, mt)
+  vl.weights = weight_list(c)
+  for name, default in pairs(TOKEN_DEFAULTS) do vl[name] = value(json, name) or default end
+  return vl
+end
+
+function M.qwen_vl(dir, opts)
+  opts = opts or {}
+  tensor.device_code(opts.device or os.getenv "SEGZERO_DEVICE", 3)
+  local json = M.read_json(dir .. "/config.json")
+  local vl = new(json, opts.dtype)
+  vl.dir = dir
+  set_weights(vl, safetensors.load_folder(dir), dir)
+  return vl
+end
+
+-- A model of random weights (normal, std; norms 1, biases 0) from a config table: for training from scratch and benchmarks.
+function M.random(json, opts)
+  opts = opts or {}
+  local vl = new(json, opts.dtype)
+  for _, w in ipairs(vl.weights) do
+    local t = tensor.zeros(w.shape, { dtype = vl.dtype })
+    if w.name:match "norm[12]?%.weight$" or w.name:match "layernorm%.weight$" or w.name:match "ln_q%.weight$" then
+      t:copy_(tensor.zeros(w.shape):affine(0, 1))
+    elseif not w.name:match "%.bias$" then
+      check(C.sz_random_normal_(t.ptr, opts.seed or 0, w.index, 0, opts.std or 0.02))
+    end
+    check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
+  end
+  return vl
+end
+
+function methods:parameters()
+  local out = {}
+  for _, w in ipairs(self.weights) do out[w.name] = tensor.borrow(check(C.sz_qwen_weight(self.c, w.index))) end
+  return out
+end
+
+-- Turns gradients on for every weight whose name filter(name) accepts (all without one). Returns the trained ones in the
+-- model's order: {{name=, tensor=}, ...}.
+function methods:train(filter)
+  local list = {}
+  for _, w in ipairs(self.weights) do
+    local t = tensor.borrow(check(C.sz_qwen_weight(self.c, w.index)))
+    local on = not filter or filter(w.name)
+    t:requires_grad(on and true or false)
+    if on then list[#list + 1] = { name = w.name, tensor = t } end
+  end
+  return list
+end
+
+function methods:free()
+  if self.c ~= nil then
+    C.sz_qwen_free(ffi.gc(self.c, nil))
+    self.c = nil
+  end
+end
+
+-- ---- inputs ----
+function methods:tokenizer()
+  if not self.tok then self.tok = require("segzero.tokenizer").new(self.dir) end
+  return self.tok
+end
+
+function methods:has_tokenizer()
+  return self.tok ~= nil or self.dir ~= nil and files.exists(self.dir .. "/tokenizer.json")
+end
+
+function methods:processor()
+  if not self.proc then self.proc = require("segzero.processor").new(self.dir) end
+  return self.proc
+end
+
+function methods:process(messages) return self:processor():process(messages, self:tokenizer(), self) end
+
+-- Tokens that end an answer: generation_config.json's, else the tokenizer's end of turn.
+function methods:stop_ids()
+  local generation = self.dir and M.read_json(self.dir .. "/generation_config.json", true)
+  local ids = value(generation, "eos_token_id") or value(self.json, "eos_token_id") or value(value(self.json, "text_config"), "eos_token_id")
+  if type(ids) == "number" then ids = { ids } end
+  return ids or { self:tokenizer().eos_id }
+end
+
+-- ---- computing ----
+-- Picture features of several inputs, [tokens, hidden]; nil without pictures.
+function methods:vision(inputs, opts)
+  local pixels, grids = pack.pictures(inputs)
+  if not pixels then return nil end
+  return tensor.wrap(check(C.sz_qwen_vision(self.c, pixels.ptr, grids.ptr, opts and opts.recompute and 1 or 0), 2))
+end
+
+local function pointer(t) return t and t.ptr or nil end
+
+-- Final hidden states of the wanted rows of a packed stream (pack.stream).
+function methods:hidden(stream, features, opts)
+  opts = opts or {}
+  return tensor.wrap(check(C.sz_qwen_hidden(self.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr,
+    features and pointer(stream.image_rows) or nil, pointer(features), pointer(opts.rows), opts.cache, pointer(opts.cache_rows),
+    opts.recompute and 1 or 0), 2))
+end
+
+function methods:logits(hidden) return tensor.wrap(check(C.sz_qwen_logits(self.c, hidden.ptr), 2)) end
+
+local pair = ffi.new("sz_tensor *[2]")
+
+-- log-probability and entropy [k] of targets i32 [k] given hidden [k, h].
+function methods:logprob_of(hidden, targets, temperature)
+  check(C.sz_qwen_logprob(self.c, hidden.ptr, targets.ptr, temperature or 1, pair, pair + 1), 2)
+  return tensor.wrap(pair[0]), tensor.wrap(pair[1])
+end
+
+function methods:forward(inp)
+  local stream = pack.stream({ { input = inp, answers = {} } }, self.image_token_id)
+  return self:logits(self:hidden(stream, self:vision { inp }))
+end
+
+function methods:logprobs(inp, lists)
+  for i, ids in ipairs(lists) do
+    if #ids == 0 then error(("logprobs: list %d is empty"):format(i), 2) end
+  end
+  local stream = pack.stream({ { input = inp, answers = lists } }, self.image_token_id)
+  local hidden = self:hidden(stream, self:vision { inp }, { rows = stream.rows })
+  local lp = self:logprob_of(hidden, stream.targets)
+  local out = {}
+  for i, span in ipairs(stream.spans[1]) do out[i] = lp:narrow(span[1], span[2]) end
+  return out
+end
+
+function methods:generate(inp, opts)
+  return require("segzero.rollout").generate(self, { inp }, opts)[1]
+end
+
+-- ---- saving ----
+local COMPANIONS = { "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json",
+  "chat_template.json", "chat_template.jinja", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json" }
+
+local function copy_file(from, to)
+  local source = io.open(from, "rb")
+  if not source then return end
+  local text = source:read("*a")
+  source:close()
+  local target = assert(io.open(to, "wb"))
+  assert(target:write(text))
+  assert(target:close())
+end
+
+-- Writes a folder that transformers and segzero load: config, weights, and the companion files the model came with.
+function methods:save(dir, opts)
+  files.make_dir(dir)
+  for _, name in ipairs(COMPANIONS) do
+    if self.dir then copy_file(self.dir .. "/" .. name, dir .. "/" .. name) end
+  end
+  if self.dir then
+    copy_file(self.dir .. "/config.json", dir .. "/config.json")
+  else
+    files.write(dir .. "/config.json", cjson.encode(self.json))
+  end
+  safetensors.save_folder(dir, self:parameters(), opts)
+end
+
+function mt.__tostring(vl)
+  return ("Qwen2.5-VL %s (%d layers of %d, vision %d of %d)"):format(vl.dir or "random", vl.config.layers, vl.config.hidden, vl.config.v_depth, vl.config.v_hidden)
+end
+
+return M

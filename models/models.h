@@ -1,0 +1,76 @@
+/* models.h - the networks' public face: Qwen2.5-VL and its image processor. Built on runtime/ only; knows no Lua.
+ * The part between the "ffi" marks is read by LuaJIT's ffi.cdef as it stands. Conventions (errors, memory): runtime/sz.h.
+ * Weight names, shapes and pitfalls: models/MODELS.md. */
+#ifndef SZ_MODELS_H
+#define SZ_MODELS_H
+
+#include "sz.h"
+
+#pragma GCC visibility push(default)
+/* ffi begin */
+
+/* ---- Qwen2.5-VL ---- */
+enum { SZ_QWEN_MAX_DEPTH = 128 };
+typedef struct {
+    /* language model */
+    int hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, tied;
+    double rms_eps, rope_theta;
+    int mrope_section[3];                       /* pairs that turn with the temporal, height, width id; sum = head_dim / 2 */
+    /* vision tower */
+    int v_depth, v_hidden, v_intermediate, v_heads, v_channels, v_patch, v_merge, v_temporal, v_window, v_out;
+    uint8_t v_full[SZ_QWEN_MAX_DEPTH];          /* 1: this block attends over the whole picture */
+} sz_qwen_config;
+
+typedef struct sz_qwen sz_qwen;
+typedef struct sz_cache sz_cache;
+
+/* A model without weights; refuses impossible configs by name and value. Caller frees. */
+sz_qwen    *sz_qwen_new(const sz_qwen_config *config);
+void        sz_qwen_free(sz_qwen *m);
+/* The weights it wants, in Hugging Face's (older) names; all shapes outermost first. */
+int         sz_qwen_weight_count(const sz_qwen *m);
+const char *sz_qwen_weight_name(const sz_qwen *m, int i);                   /* borrowed */
+int         sz_qwen_weight_shape(const sz_qwen *m, int i, int64_t shape[6]);   /* returns the number of dimensions */
+int         sz_qwen_weight_set(sz_qwen *m, int i, sz_tensor *t);            /* checks the shape; retains t */
+sz_tensor  *sz_qwen_weight(sz_qwen *m, int i);                              /* borrowed; NULL when not set */
+
+/* pixel_values [patches, channels * temporal * patch^2] (f32, in merge-block order), grids i32 [pictures, 3] = (t, h, w) in
+ * patches -> features [patches / merge^2, hidden] in the order of the picture tokens. recompute: keep only block inputs
+ * for the backward pass. */
+sz_tensor  *sz_qwen_vision(sz_qwen *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);
+
+/* The language model over one packed stream of T tokens.
+ *   ids        i32 [T]            positions   i32 [3, T] (temporal, height, width)
+ *   segments   i32 [S, 6]         as in ops.def; with a cache the key ranges are cache rows
+ *   image_rows i32 [n] or NULL    rows of the stream that features [n, hidden] replace
+ *   rows       i32 [k] or NULL    rows whose result is wanted (may repeat); NULL: all
+ *   cache, cache_rows i32 [T]     NULL, or where each token's keys and values are stored first (no gradient then)
+ * -> hidden states after the final norm [k, hidden]. */
+sz_tensor  *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_tensor *image_rows,
+                           sz_tensor *features, sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, int recompute);
+/* hidden [k, hidden] -> logits f32 [k, vocab]. */
+sz_tensor  *sz_qwen_logits(sz_qwen *m, sz_tensor *hidden);
+/* log-probability and entropy of ids i32 [k] under softmax(logits / temperature); two new f32 [k] tensors. */
+int         sz_qwen_logprob(sz_qwen *m, sz_tensor *hidden, sz_tensor *ids, double temperature, sz_tensor **logprob, sz_tensor **entropy);
+/* Keys and values of every layer for `rows` tokens, in the weights' dtype. Caller frees. */
+sz_cache   *sz_qwen_cache(sz_qwen *m, int64_t rows);
+void        sz_cache_free(sz_cache *c);
+int64_t     sz_cache_rows(const sz_cache *c);
+
+/* ---- Qwen2-VL / Qwen2.5-VL image processor ---- */
+/* The size [*out_height, *out_width] a picture is resized to: multiples of factor (patch * merge), about the same shape,
+ * between min_pixels and max_pixels where that can be had. -1: a side ratio over 200, or a side that becomes 0. */
+int         sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels, int *out_height, int *out_width);
+/* Writes a picture's patches to rows first_row .. of out f32 [patches, 3 * temporal * patch^2]: ((u8 * scale) - mean[c]) / std[c].
+ * Row order: merge x merge blocks in raster order, the patches of a block in raster order; column order c, t, y, x. The
+ * picture is repeated `temporal` times. Its sides must be multiples of patch * merge. */
+int         sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double scale, const double *mean, const double *std,
+                            sz_tensor *out, int64_t first_row);
+/* Rotary position ids i32 [3, n] (temporal, height, width) of ids [n]: text counts up, the tokens of picture k (grids + 3 * k =
+ * t, h, w in patches) take their place in the merged grid. *next is the id that the token after the last one has. Every
+ * picture must have exactly its t * h * w / merge^2 tokens image_id. */
+sz_tensor  *sz_qwen_positions(const int32_t *ids, int64_t n, const int32_t *grids, int pictures, int image_id, int merge, int32_t *next);
+
+/* ffi end */
+#pragma GCC visibility pop
+#endif

@@ -1,0 +1,167 @@
+/* qwen_vl.c - Qwen2.5-VL: config checks, the table of weights, logits and log-probabilities.
+ * The forward passes are in qwen_vision.c and qwen_text.c; reading files and JSON is Lua's. Shapes: models/MODELS.md. */
+#include "qwen.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+static int config_check(const sz_qwen_config *c)
+{
+    const struct { const char *name; int value; } positive[] = {
+        { "hidden_size", c->hidden }, { "intermediate_size", c->intermediate }, { "num_hidden_layers", c->layers },
+        { "num_attention_heads", c->heads }, { "num_key_value_heads", c->kv_heads }, { "head_dim", c->head_dim },
+        { "vocab_size", c->vocab }, { "vision_config.depth", c->v_depth }, { "vision_config.hidden_size", c->v_hidden },
+        { "vision_config.intermediate_size", c->v_intermediate }, { "vision_config.num_heads", c->v_heads },
+        { "vision_config.in_channels", c->v_channels }, { "vision_config.patch_size", c->v_patch },
+        { "vision_config.spatial_merge_size", c->v_merge }, { "vision_config.temporal_patch_size", c->v_temporal },
+        { "vision_config.window_size", c->v_window }, { "vision_config.out_hidden_size", c->v_out },
+    };
+    for (size_t i = 0; i < sizeof positive / sizeof *positive; i++)
+        if (positive[i].value <= 0) return sz_fail("config: %s is %d", positive[i].name, positive[i].value);
+    if (c->heads % c->kv_heads) return sz_fail("config: num_key_value_heads %d does not divide num_attention_heads %d", c->kv_heads, c->heads);
+    if (c->head_dim % 2) return sz_fail("config: head_dim %d is odd", c->head_dim);
+    int pairs = c->mrope_section[0] + c->mrope_section[1] + c->mrope_section[2];
+    if (pairs != c->head_dim / 2) return sz_fail("config: mrope_section adds up to %d, head_dim / 2 is %d", pairs, c->head_dim / 2);
+    if (c->v_hidden % c->v_heads || c->v_hidden / c->v_heads % 4)
+        return sz_fail("config: vision_config.hidden_size %d over %d heads is not a multiple of 4", c->v_hidden, c->v_heads);
+    if (c->v_out != c->hidden) return sz_fail("config: vision_config.out_hidden_size %d differs from hidden_size %d", c->v_out, c->hidden);
+    if (c->v_window / c->v_merge / c->v_patch < 1) return sz_fail("config: vision_config.window_size %d is smaller than one merged patch", c->v_window);
+    if (c->v_depth > SZ_QWEN_MAX_DEPTH) return sz_fail("config: vision_config.depth %d is over %d", c->v_depth, SZ_QWEN_MAX_DEPTH);
+    return 0;
+}
+
+static void want(sz_qwen *m, sz_tensor **slot, int ndim, const int64_t *shape, const char *name)
+{
+    qwen_weight *w = &m->weights[m->weight_count++];
+    snprintf(w->name, sizeof w->name, "%s", name);
+    w->ndim = ndim;
+    memcpy(w->shape, shape, sizeof *shape * (size_t)ndim);
+    w->slot = slot;
+}
+
+static void want_indexed(sz_qwen *m, sz_tensor **slot, const char *prefix, int i, const char *suffix, int64_t rows, int64_t cols)
+{
+    char name[80];
+    snprintf(name, sizeof name, "%s.%d.%s", prefix, i, suffix);
+    want(m, slot, cols ? 2 : 1, (int64_t[]){ rows, cols }, name);
+}
+
+sz_qwen *sz_qwen_new(const sz_qwen_config *config)
+{
+    if (config_check(config) != 0) return NULL;
+    const sz_qwen_config *c = config;
+    sz_qwen *m = calloc(1, sizeof *m);
+    if (!m) return sz_null("out of memory");
+    m->config = *c;
+    m->blocks = calloc((size_t)c->v_depth, sizeof *m->blocks);
+    m->layers = calloc((size_t)c->layers, sizeof *m->layers);
+    m->weights = calloc((size_t)(9 + 12 * (c->v_depth + c->layers)), sizeof *m->weights);
+    if (!m->blocks || !m->layers || !m->weights) {
+        sz_qwen_free(m);
+        return sz_null("out of memory");
+    }
+
+    int64_t vh = c->v_hidden, vi = c->v_intermediate, merged = vh * c->v_merge * c->v_merge;
+    want(m, &m->patch_embed, 5, (int64_t[]){ vh, c->v_channels, c->v_temporal, c->v_patch, c->v_patch }, "visual.patch_embed.proj.weight");
+    for (int i = 0; i < c->v_depth; i++) {
+        qwen_block *b = &m->blocks[i];
+        const char *p = "visual.blocks";
+        want_indexed(m, &b->norm1, p, i, "norm1.weight", vh, 0);
+        want_indexed(m, &b->norm2, p, i, "norm2.weight", vh, 0);
+        want_indexed(m, &b->qkv_w, p, i, "attn.qkv.weight", 3 * vh, vh);
+        want_indexed(m, &b->qkv_b, p, i, "attn.qkv.bias", 3 * vh, 0);
+        want_indexed(m, &b->proj_w, p, i, "attn.proj.weight", vh, vh);
+        want_indexed(m, &b->proj_b, p, i, "attn.proj.bias", vh, 0);
+        want_indexed(m, &b->gate_w, p, i, "mlp.gate_proj.weight", vi, vh);
+        want_indexed(m, &b->gate_b, p, i, "mlp.gate_proj.bias", vi, 0);
+        want_indexed(m, &b->up_w, p, i, "mlp.up_proj.weight", vi, vh);
+        want_indexed(m, &b->up_b, p, i, "mlp.up_proj.bias", vi, 0);
+        want_indexed(m, &b->down_w, p, i, "mlp.down_proj.weight", vh, vi);
+        want_indexed(m, &b->down_b, p, i, "mlp.down_proj.bias", vh, 0);
+    }
+    want(m, &m->ln_q, 1, (int64_t[]){ vh }, "visual.merger.ln_q.weight");
+    want(m, &m->merge0_w, 2, (int64_t[]){ merged, merged }, "visual.merger.mlp.0.weight");
+    want(m, &m->merge0_b, 1, (int64_t[]){ merged }, "visual.merger.mlp.0.bias");
+    want(m, &m->merge2_w, 2, (int64_t[]){ c->v_out, merged }, "visual.merger.mlp.2.weight");
+    want(m, &m->merge2_b, 1, (int64_t[]){ c->v_out }, "visual.merger.mlp.2.bias");
+
+    int64_t h = c->hidden, inter = c->intermediate, q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+    want(m, &m->embed, 2, (int64_t[]){ c->vocab, h }, "model.embed_tokens.weight");
+    for (int i = 0; i < c->layers; i++) {
+        qwen_layer *l = &m->layers[i];
+        const char *p = "model.layers";
+        want_indexed(m, &l->norm1, p, i, "input_layernorm.weight", h, 0);
+        want_indexed(m, &l->q_w, p, i, "self_attn.q_proj.weight", q, h);
+        want_indexed(m, &l->q_b, p, i, "self_attn.q_proj.bias", q, 0);
+        want_indexed(m, &l->k_w, p, i, "self_attn.k_proj.weight", kv, h);
+        want_indexed(m, &l->k_b, p, i, "self_attn.k_proj.bias", kv, 0);
+        want_indexed(m, &l->v_w, p, i, "self_attn.v_proj.weight", kv, h);
+        want_indexed(m, &l->v_b, p, i, "self_attn.v_proj.bias", kv, 0);
+        want_indexed(m, &l->o_w, p, i, "self_attn.o_proj.weight", h, q);
+        want_indexed(m, &l->norm2, p, i, "post_attention_layernorm.weight", h, 0);
+        want_indexed(m, &l->gate_w, p, i, "mlp.gate_proj.weight", inter, h);
+        want_indexed(m, &l->up_w, p, i, "mlp.up_proj.weight", inter, h);
+        want_indexed(m, &l->down_w, p, i, "mlp.down_proj.weight", h, inter);
+    }
+    want(m, &m->norm, 1, (int64_t[]){ h }, "model.norm.weight");
+    if (!c->tied) want(m, &m->lm_head, 2, (int64_t[]){ c->vocab, h }, "lm_head.weight");
+    return m;
+}
+
+void sz_qwen_free(sz_qwen *m)
+{
+    if (!m) return;
+    for (int i = 0; i < m->weight_count; i++) sz_tensor_release(*m->weights[i].slot);
+    free(m->blocks);
+    free(m->layers);
+    free(m->weights);
+    free(m);
+}
+
+int sz_qwen_weight_count(const sz_qwen *m) { return m->weight_count; }
+static bool is_weight(const sz_qwen *m, int i) { return i >= 0 && i < m->weight_count; }
+const char *sz_qwen_weight_name(const sz_qwen *m, int i) { return is_weight(m, i) ? m->weights[i].name : sz_null("there is no weight %d", i); }
+sz_tensor *sz_qwen_weight(sz_qwen *m, int i) { return is_weight(m, i) ? *m->weights[i].slot : sz_null("there is no weight %d", i); }
+
+int sz_qwen_weight_shape(const sz_qwen *m, int i, int64_t shape[6])
+{
+    if (!is_weight(m, i)) return sz_fail("there is no weight %d", i);
+    memcpy(shape, m->weights[i].shape, sizeof m->weights[i].shape);
+    return m->weights[i].ndim;
+}
+
+int sz_qwen_weight_set(sz_qwen *m, int i, sz_tensor *t)
+{
+    if (!is_weight(m, i)) return sz_fail("there is no weight %d", i);
+    const qwen_weight *w = &m->weights[i];
+    if (t->ndim != w->ndim || memcmp(t->shape, w->shape, sizeof *w->shape * (size_t)w->ndim) != 0)
+        return sz_fail("%s has another shape than the config asks for", w->name);
+    sz_tensor_retain(t);
+    sz_tensor_release(*w->slot);
+    *w->slot = t;
+    return 0;
+}
+
+int qwen_check(const sz_qwen *m)
+{
+    for (int i = 0; i < m->weight_count; i++)
+        if (!*m->weights[i].slot) return sz_fail("the model has no weight %s", m->weights[i].name);
+    return 0;
+}
+
+static sz_tensor *head(const sz_qwen *m) { return m->config.tied ? m->embed : m->lm_head; }
+
+sz_tensor *sz_qwen_logits(sz_qwen *m, sz_tensor *hidden)
+{
+    if (!hidden) return NULL;
+    sz_tensor *logits = sz_linear(hidden, head(m), NULL);
+    if (!logits || logits->dtype == SZ_F32) return logits;
+    sz_tensor *wide = sz_cast(logits, SZ_F32);
+    sz_tensor_release(logits);
+    return wide;
+}
+
+int sz_qwen_logprob(sz_qwen *m, sz_tensor *hidden, sz_tensor *ids, double temperature, sz_tensor **logprob, sz_tensor **entropy)
+{
+    if (!(temperature > 0)) return sz_fail("logprob: temperature is %g", temperature);
+    return sz_logprob(hidden, head(m), ids, 1 / temperature, logprob, entropy);
+}

@@ -1,0 +1,39 @@
+/* cache.c - storage of the key-value cache. Policy (which token in which row) is the caller's. */
+#include "cache.h"
+#include <stdlib.h>
+
+struct sz_cache {
+    int layers;
+    int64_t rows;
+    sz_tensor *kv[];                /* keys of all layers, then values */
+};
+
+#pragma GCC visibility push(default)
+void sz_cache_free(sz_cache *c);
+int64_t sz_cache_rows(const sz_cache *c);
+#pragma GCC visibility pop
+
+sz_cache *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype)
+{
+    sz_cache *c = calloc(1, sizeof *c + 2 * (size_t)layers * sizeof c->kv[0]);
+    if (!c) return sz_null("out of memory");
+    c->layers = layers;
+    c->rows = rows;
+    for (int i = 0; i < 2 * layers; i++)
+        if (!(c->kv[i] = sz_tensor_new_heap(dtype, 2, (int64_t[]){ rows, width }, SZ_CPU))) {
+            sz_cache_free(c);
+            return NULL;
+        }
+    return c;
+}
+
+void sz_cache_free(sz_cache *c)
+{
+    if (!c) return;
+    for (int i = 0; i < 2 * c->layers; i++) sz_tensor_release(c->kv[i]);
+    free(c);
+}
+
+int64_t    sz_cache_rows(const sz_cache *c) { return c->rows; }
+sz_tensor *sz_cache_keys(sz_cache *c, int layer) { return c->kv[layer]; }
+sz_tensor *sz_cache_values(sz_cache *c, int layer) { return c->kv[c->layers + layer]; }
