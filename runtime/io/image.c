@@ -58,6 +58,14 @@ static int check_size(const char *path, int64_t w, int64_t h)
     return 0;
 }
 
+/* stb_image takes a PNG with a very large size for an unknown format; its header is read here first. */
+static int check_png_header(const char *path, const uint8_t *p, size_t n)
+{
+    if (n < 24) return sz_fail("%s: the PNG header is cut off", path);
+    int64_t w = (int64_t)p[16] << 24 | p[17] << 16 | p[18] << 8 | p[19], h = (int64_t)p[20] << 24 | p[21] << 16 | p[22] << 8 | p[23];
+    return check_size(path, w, h);
+}
+
 /* stb_image fills what a cut-off JPEG lacks with grey and reports success, so the markers are walked first: the file is
  * whole when an end-of-image marker follows the scans. */
 static bool jpeg_is_whole(const uint8_t *p, size_t n)
@@ -116,8 +124,10 @@ sz_image *sz_image_load(const char *path)
         sz_fail("%s: not a picture in a known format (PNG, JPEG, WebP, BMP, GIF, PNM)", path);
     } else if (format == WEBP) {
         im = load_webp(path, bytes, len);
+    } else if (format == PNG && check_png_header(path, bytes, len) != 0) {
+        /* the message is set */
     } else if (!stbi_info_from_memory(bytes, n, &w, &h, &channels)) {
-        sz_fail("%s: cannot read the picture's header: %s", path, stbi_failure_reason());
+        sz_fail("%s: the picture's header is damaged or cut off", path);
     } else if (check_size(path, w, h) != 0) {
         /* the message is set */
     } else if (format == JPEG && !jpeg_is_whole(bytes, len)) {
@@ -149,8 +159,9 @@ int sz_image_size(const char *path, int *width, int *height)
     if (n == 0) sz_fail("%s: the file is empty", path);
     else if (format == UNKNOWN) sz_fail("%s: not a picture in a known format (PNG, JPEG, WebP, BMP, GIF, PNM)", path);
     else if (format == WEBP && !WebPGetInfo(head, n, width, height)) sz_fail("%s: the WebP header is damaged or cut off", path);
+    else if (format == PNG && check_png_header(path, head, n) != 0) { /* the message is set */ }
     else if (format != WEBP && (rewind(f), !stbi_info_from_file(f, width, height, &channels)))
-        sz_fail("%s: cannot read the picture's header: %s", path, stbi_failure_reason());
+        sz_fail("%s: the picture's header is damaged or cut off", path);
     else ok = check_size(path, *width, *height);
     fclose(f);
     return ok;
