@@ -86,7 +86,7 @@ function M.show(v)
   for i, part in ipairs(parts) do
     if i < #parts then part = part .. ", " end
     if line ~= "" and #line + #part > WIDTH then
-      lines[#lines + 1] = line
+      lines[#lines + 1] = line:sub(1, -2)       -- without the space after the comma
       line = ""
     end
     line = line .. part
