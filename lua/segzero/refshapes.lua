@@ -18,13 +18,12 @@
 -- Leaves out: writing pictures (write_dataset is handed a function for it), several objects in one answer.
 
 local ffi = require "ffi"
+local files = require "segzero.files"
 local rng = require "segzero.refshapes.rng"
 local scene = require "segzero.refshapes.scene"
 local raster = require "segzero.refshapes.raster"
 local distance = require "segzero.refshapes.distance"
 local sentence = require "segzero.refshapes.sentence"
-
-ffi.cdef [[ int mkdir(const char *path, unsigned int mode); ]]
 
 local M = {}
 
@@ -135,11 +134,6 @@ function M.sample(opts)
   return setmetatable(s, Sample)
 end
 
-local function make_dir(path)
-  -- 0777 under the umask; one that is there already is fine, and a path that cannot be made shows at the first open
-  ffi.C.mkdir(path, 511)
-end
-
 local function open_for_writing(path)
   local f, err = io.open(path, "w")
   if not f then error("refshapes: cannot write " .. tostring(err), 3) end
@@ -156,9 +150,8 @@ function M.write_dataset(dir, opts, save_png)
   local json = require "cjson"
   local n = integer(opts, "n", 16, 0, BIG, 3)
   local first = integer(opts, "first", 0, -BIG, BIG, 3)
-  make_dir(dir)
-  make_dir(dir .. "/images")
-  make_dir(dir .. "/masks")
+  files.make_dir(dir .. "/images")
+  files.make_dir(dir .. "/masks")
   local out = open_for_writing(dir .. "/data.jsonl")
   local rows = 0
   for i = first, first + n - 1 do

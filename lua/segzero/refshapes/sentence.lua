@@ -177,7 +177,7 @@ local function crowd(np, n)
   return "There are " .. NUMBER[n] .. " " .. text
 end
 
--- Reasoning for e, whose target is objects[t]: 8 to 20 words, a few templates, the target's place at the end.
+-- Reasoning for e, whose target is objects[t]: 8 to 22 words, a few templates, the target's place at the end.
 function M.think(e, objects, t, r)
   local o = objects[t]
   local at = where(o)
@@ -204,7 +204,9 @@ function M.think(e, objects, t, r)
     if pick == 1 or n == 1 then
       return anchor .. ". The " .. full .. " is " .. RELATION_WORDS[e.rel] .. " it, " .. at .. "."
     end
-    return crowd(np, n) .. ". " .. anchor .. ". The one " .. RELATION_WORDS[e.rel] .. " it is " .. at .. "."
+    local others = { size = np.size, colour = np.colour, kind = np.kind and plural(np.kind) or "shapes" }
+    return anchor .. ". Of " .. NUMBER[n] .. " " .. phrase(others) .. ", one is " .. RELATION_WORDS[e.rel] .. " it, " .. at
+      .. "."
   elseif e.type == "superlative" then
     local first = crowd(e.np, (count(e.np, objects)))
     if pick == 1 then
