@@ -313,6 +313,7 @@ local function bench(only)
       local g = op_cases.generator(dtype)
       math.randomseed(check.seed)
       local call = case.bench(g)
+      call.updates = nil                   -- no copies: in-place ops go on from where they are
       local moved
       local best = time(function()
         C.sz_scope_push()                  -- outputs in the arena, as in training: no page faults after the first run

@@ -101,7 +101,7 @@ int sz_cpu_rmsnorm_backward(const sz_call *c)
                 dot += (double)weighted_dot(sz_block(x, at, n, x_buffer), sz_block(w, col, n, w_buffer),
                                             sz_block(dy, at, n, g_buffer), n);
             }
-            const float k = (float)((double)r * r * r / (double)d * dot);
+            const float k = (float)((double)r * (double)r * (double)r / (double)d * dot);
             for (int64_t col = 0; col < d; col += SZ_BLOCK) {
                 int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
                 const float *values = sz_block(x, at, n, x_buffer), *weights = sz_block(w, col, n, w_buffer);
