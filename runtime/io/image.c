@@ -21,6 +21,11 @@
 #pragma GCC diagnostic ignored "-Wtype-limits"
 #pragma GCC diagnostic ignored "-Wimplicit-fallthrough"
 #pragma GCC diagnostic ignored "-Wstringop-overflow"
+/* stb_image_write shifts bits out of an int, which C leaves undefined and UBSan reports. */
+#if !defined(__clang__)
+#pragma GCC push_options
+#pragma GCC optimize("wrapv")
+#endif
 #define STB_IMAGE_IMPLEMENTATION
 #define STBI_ONLY_PNG
 #define STBI_ONLY_JPEG
@@ -34,6 +39,9 @@
 #define STBI_WRITE_NO_STDIO
 #include <stb/stb_image_write.h>
 #pragma GCC diagnostic pop
+#if !defined(__clang__)
+#pragma GCC pop_options
+#endif
 
 /* The same figure as Pillow's refusal of decompression bombs; also keeps width * 3 inside int. */
 static const int64_t MAX_PIXELS = 2 * 89478485LL;
