@@ -9,8 +9,8 @@
 -- too far away to score. Left out: several objects (vision_reasoner).
 
 local geometry = require "rewards.geometry"
-local pyjson = require "rewards.pyjson"
-local pytext = require "rewards.pytext"
+local pyjson = require "segzero.pyjson"
+local pytext = require "segzero.pytext"
 
 local M = {}
 
@@ -72,12 +72,7 @@ function M.read_truth(ground_truth)
   return read_four(ground_truth, "box"), p and {{p[1], p[2]}, {p[3], p[4]}}
 end
 
--- len(value), or nil where Python has none.
-function M.length(value)
-  if type(value) == "string" then return pytext.length(value) end
-  if value == nil or value == pyjson.null or type(value) ~= "table" then return nil end
-  return value.kind == "array" and #value or #value.keys
-end
+M.length = pyjson.length
 
 function M.is_list(value, n)
   return type(value) == "table" and value.kind == "array" and #value == n
@@ -96,24 +91,9 @@ function M.to_box(value)
   return box
 end
 
--- int(v), or nil where it raises.
-local function to_int(v)
-  if type(v) == "string" then return pytext.parse_int(v) end
-  if type(v) == "boolean" then return v and 1 or 0 end
-  if type(v) ~= "number" or v ~= v or v == math.huge or v == -math.huge then return nil end
-  if v < 0 then return math.ceil(v) end
-  return math.floor(v)
-end
-
 -- int() of the first two elements -> {x, y} or nil. A string has elements too: "57" is the point (5, 7).
 function M.to_point(value)
-  local x, y
-  if type(value) == "string" then
-    x, y = pytext.character(value, 1), pytext.character(value, 2)
-  elseif type(value) == "table" and value.kind == "array" then
-    x, y = value[1], value[2]
-  end
-  x, y = to_int(x), to_int(y)
+  local x, y = pyjson.int(pyjson.item(value, 1)), pyjson.int(pyjson.item(value, 2))
   return x and y and {x, y}
 end
 

@@ -11,8 +11,8 @@ package.path = "./?.lua;./lua/?.lua;./lua/?/init.lua;" .. package.path
 local cjson = require "cjson"
 local geometry = require "rewards.geometry"
 local loose = require "rewards.seg"
-local pyjson = require "rewards.pyjson"
-local pytext = require "rewards.pytext"
+local pyjson = require "segzero.pyjson"
+local pytext = require "segzero.pytext"
 local strict = require "rewards.seg_strict"
 
 local TERMS = {"thinking_format", "segmentation_format", "iou", "points", "box_l1"}

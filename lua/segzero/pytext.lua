@@ -1,6 +1,6 @@
--- Text as Python's str sees it, for rewards that must agree with Python originals: characters, white space, decimal digits
--- and int(). Strings are UTF-8 bytes; a lone surrogate (which a JSON escape can make) is its three-byte form. A byte that
--- belongs to no UTF-8 sequence cannot occur in Python; here it counts as one character that is neither space nor digit.
+-- pytext.lua - text as Python's str sees it, for what must agree with Python originals: characters, white space, decimal
+-- digits and int(). Strings are UTF-8 bytes; a lone surrogate (which a JSON escape can make) is its three-byte form. A byte
+-- that belongs to no UTF-8 sequence cannot occur in Python; here it counts as one character that is neither space nor digit.
 --
 -- Left out: case folding and normalisation. Lower-casing needs no table here: no character outside A-Z folds to a letter
 -- of the words that rewards look for (checked over all of Unicode for "bbox" and "points"; U+0130 folds to "i" plus a combining

@@ -1,4 +1,4 @@
--- JSON exactly as Python's json.loads(str) takes it, for rewards that must agree with Python originals.
+-- pyjson.lua - JSON exactly as Python's json.loads(str) takes it, for answers and rewards that must agree with Python originals.
 --
 --   local value = pyjson.decode('{"bbox": [1, 2, 3, NaN]}')      -- value.map.bbox[1] == 1
 --
@@ -15,7 +15,7 @@
 -- million digits. Nesting: Python stops at about 1000 levels less the depth of its call stack (measured: 995 from the top of
 -- a script); the limit here is fixed.
 
-local pytext = require "rewards.pytext"
+local pytext = require "segzero.pytext"
 
 local M = {}
 
@@ -178,6 +178,29 @@ function read_value(s, i, depth)
     if sub(s, i, i + #word - 1) == word then return i + #word, literal[2] end
   end
   return read_number(s, i)
+end
+
+-- int(value), or nil where Python raises: cuts toward zero, reads strings, takes true and false as 1 and 0.
+function M.int(value)
+  if type(value) == "string" then return pytext.parse_int(value) end
+  if type(value) == "boolean" then return value and 1 or 0 end
+  if type(value) ~= "number" or value ~= value or value == math.huge or value == -math.huge then return nil end
+  if value < 0 then return math.ceil(value) end
+  return math.floor(value)
+end
+
+-- len(value), or nil where Python has none.
+function M.length(value)
+  if type(value) == "string" then return pytext.length(value) end
+  if type(value) ~= "table" or value == M.null then return nil end
+  return value.kind == "array" and #value or #value.keys
+end
+
+-- value[i - 1] of a list or a string, else nil. A string has elements too: item 1 of "57" is "5".
+function M.item(value, i)
+  if type(value) == "string" then return pytext.character(value, i) end
+  if type(value) == "table" and value.kind == "array" then return value[i] end
+  return nil
 end
 
 -- decode(text) -> value, or nil and a message. The value of "false" is false: test the message, or compare with nil.
