@@ -74,9 +74,23 @@ static int check_png_header(const char *path, const uint8_t *p, size_t n)
     return check_size(path, w, h);
 }
 
+/* Huffman tables of at most 256 codes each: stb_image 2.28 writes past its arrays when a file claims more. */
+static bool jpeg_tables_fit(const uint8_t *p, size_t n)
+{
+    while (n > 0) {
+        if (n < 17) return false;
+        size_t codes = 0;
+        for (int i = 1; i <= 16; i++) codes += p[i];
+        if (codes > 256 || codes > n - 17) return false;
+        p += 17 + codes;
+        n -= 17 + codes;
+    }
+    return true;
+}
+
 /* stb_image fills what a cut-off JPEG lacks with grey and reports success, so the markers are walked first: the file is
- * whole when an end-of-image marker follows the scans. */
-static bool jpeg_is_whole(const uint8_t *p, size_t n)
+ * whole when an end-of-image marker follows the scans. NULL, or what is wrong. */
+static const char *jpeg_fault(const uint8_t *p, size_t n)
 {
     size_t i = 2;
     bool in_scan = false;
@@ -84,13 +98,15 @@ static bool jpeg_is_whole(const uint8_t *p, size_t n)
         if (p[i] != 0xff || p[i + 1] == 0xff) { i++; continue; }
         uint8_t marker = p[i + 1];
         i += 2;
-        if (marker == 0xd9) return in_scan;
-        if (marker == 0 || marker == 1 || (marker >= 0xd0 && marker <= 0xd8)) continue;
-        if (n - i < 2) return false;
-        i += (size_t)p[i] << 8 | p[i + 1];
+        if (marker == 0xd9 && in_scan) return NULL;
+        if (marker < 2 || (marker >= 0xd0 && marker <= 0xd9)) continue;
+        size_t length = n - i < 2 ? 0 : (size_t)p[i] << 8 | p[i + 1];
+        if (length < 2 || length > n - i) break;
+        if (marker == 0xc4 && !jpeg_tables_fit(p + i + 2, length - 2)) return "a Huffman table is damaged";
+        i += length;
         if (marker == 0xda) in_scan = true;
     }
-    return false;
+    return "the JPEG data is cut off";
 }
 
 static sz_image *wrap(int w, int h, uint8_t *pixels)
@@ -128,6 +144,7 @@ sz_image *sz_image_load(const char *path)
     enum format format = sniff(bytes, len);
     sz_image *im = NULL;
     int w, h, channels, n = (int)len;
+    const char *fault;
     if (format == UNKNOWN) {
         sz_fail("%s: not a picture in a known format (PNG, JPEG, WebP, BMP, GIF, PNM)", path);
     } else if (format == WEBP) {
@@ -138,8 +155,8 @@ sz_image *sz_image_load(const char *path)
         sz_fail("%s: the picture's header is damaged or cut off", path);
     } else if (check_size(path, w, h) != 0) {
         /* the message is set */
-    } else if (format == JPEG && !jpeg_is_whole(bytes, len)) {
-        sz_fail("%s: the JPEG data is cut off", path);
+    } else if (format == JPEG && (fault = jpeg_fault(bytes, len))) {
+        sz_fail("%s: %s", path, fault);
     } else if (format == PNG && channels == 1 && stbi_is_16_bit_from_memory(bytes, n)) {
         uint16_t *grey = stbi_load_16_from_memory(bytes, n, &w, &h, &channels, 1);
         if (!grey) sz_fail("%s: cannot decode the picture: %s", path, stbi_failure_reason());
