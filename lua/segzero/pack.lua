@@ -1,6 +1,7 @@
 -- pack.lua - groups to one packed stream of tokens without padding, and the segment table that says who sees whom.
 --
--- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...} (may be empty)}.
+-- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...} (may be empty)}. Of an
+-- answer with a field `first`, only the tokens from that place (1-based) on are targets: what stands before is given.
 -- The prompt stands in the stream once; each answer follows as a segment whose parent is the prompt. The last token of an
 -- answer is predicted but predicts nothing, so it is not in the stream.
 --
@@ -40,7 +41,7 @@ function M.stream(groups, image_token)
       if id == image_token then pictures = pictures + 1 end
     end
     for _, a in ipairs(g.answers) do
-      total, targets = total + math.max(#a - 1, 0), targets + #a
+      total, targets = total + math.max(#a - 1, 0), targets + #a - (a.first or 1) + 1
       if #a > 1 then segments = segments + 1 end
     end
   end
@@ -72,8 +73,8 @@ function M.stream(groups, image_token)
     s.spans[gi] = {}
     for ai, answer in ipairs(g.answers) do
       local length = math.max(#answer - 1, 0)
-      s.spans[gi][ai] = { target, #answer }
-      for i = 1, #answer do
+      s.spans[gi][ai] = { target, #answer - (answer.first or 1) + 1 }
+      for i = answer.first or 1, #answer do
         rows[target] = i == 1 and start + #prompt - 1 or at + i - 2
         wanted[target] = answer[i]
         target = target + 1

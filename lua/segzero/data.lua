@@ -1,0 +1,89 @@
+-- data.lua - rows of a data set: a question about a picture, and the ground truth.
+--
+--   local set = data.open("refshapes", {split = "train", size = 112, seed = 42, rows = 4096})
+--   local set = data.open("path/to/folder", {})       data.jsonl (+ pictures) in Seg-Zero's columns
+--   set:count()    set:row(i) -> {id =, problem =, solution =, image = image object (the caller frees), frame =, index = i}
+--   data.order(n, seed, epoch) -> a shuffled list of 1..n, the same on every machine
+--
+-- Columns: id, problem, solution, image (a path relative to the folder), img_height, img_width. frame is the side of the
+-- coordinate frame for the reward's pixel thresholds: the picture's side when it is square, else 840.
+-- Leaves out: parquet and hub data sets.
+
+local ffi = require "ffi"
+local cjson = require "cjson"
+local core = require "segzero.ffi"
+local image = require "segzero.image"
+local refshapes = require "segzero.refshapes"
+
+local M = {}
+
+local function frame_of(img)
+  return img.width == img.height and img.width or 840
+end
+
+-- ---- RefShapes: rows are made when asked for ----
+local function open_refshapes(opts)
+  local set = { name = ("RefShapes (%s, %d px)"):format(opts.split, opts.size) }
+  function set.count() return opts.rows end
+  function set.row(_, i)
+    local s = refshapes.sample { seed = opts.seed, split = opts.split, index = i, size = opts.size, level = opts.level or 3, questions = 1 }
+    local q = s.questions[1]
+    local img = image.new(s.width, s.height)
+    ffi.copy(img:pixels(), s.rgb, s.width * s.height * 3)
+    return { id = ("%s-%d"):format(opts.split, i), problem = q.problem, solution = q.solution, image = img, frame = s.width, index = i }
+  end
+  return set
+end
+
+-- ---- a folder ----
+local function open_folder(path)
+  local file = path:match "%.jsonl$" and path or path .. "/data.jsonl"
+  local folder = file:match "^(.*)/[^/]*$" or "."
+  local handle, reason = io.open(file, "r")
+  if not handle then error(("data set %s: %s"):format(path, reason), 0) end
+  local rows, line_number = {}, 0
+  for line in handle:lines() do
+    line_number = line_number + 1
+    if line:match "%S" then
+      local ok, row = pcall(cjson.decode, line)
+      if not ok or type(row) ~= "table" then error(("%s:%d: not a JSON object"):format(file, line_number), 0) end
+      for _, column in ipairs { "problem", "solution", "image" } do
+        if type(row[column]) ~= "string" then
+          error(("%s:%d: the column '%s' is %s, expected a string"):format(file, line_number, column, type(row[column])), 0)
+        end
+      end
+      rows[#rows + 1] = row
+    end
+  end
+  handle:close()
+  if #rows == 0 then error(file .. " has no rows", 0) end
+  local set = { name = path }
+  function set.count() return #rows end
+  function set.row(_, i)
+    local row = rows[i]
+    local img = image.load(row.image:sub(1, 1) == "/" and row.image or folder .. "/" .. row.image)
+    return { id = row.id or tostring(i), problem = row.problem, solution = row.solution, image = img, frame = frame_of(img), index = i }
+  end
+  return set
+end
+
+function M.open(source, opts)
+  if source == "refshapes" then return open_refshapes(opts) end
+  return open_folder(source)
+end
+
+local bits = ffi.new "uint32_t[4]"
+
+-- Fisher-Yates with the counter-based generator.
+function M.order(n, seed, epoch)
+  local list = {}
+  for i = 1, n do list[i] = i end
+  for i = n, 2, -1 do
+    core.C.sz_random_bits(seed, i, 0xda7a, epoch, bits)
+    local j = 1 + math.floor(tonumber(bits[0]) / 2 ^ 32 * i)
+    list[i], list[j] = list[j], list[i]
+  end
+  return list
+end
+
+return M

@@ -1,0 +1,76 @@
+-- log.lua - what a run says: one line a step on the console with an ETA, and append-only JSON lines in the run folder.
+--
+--   local log = log.open(folder)           metrics.jsonl and rollouts.jsonl under it; nil folder: console only
+--   log:metrics{step = 1, ...}             one JSON object a line, flushed
+--   log:rollout{...}
+--   local p = log.progress(total)          p:line(step, text) -> "  12/100  text  1.9 s  ETA 2:51"
+
+local cjson = require "cjson"
+local core = require "segzero.ffi"
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+local function append(path)
+  local file, reason = io.open(path, "a")
+  if not file then error(reason, 3) end
+  return file
+end
+
+function M.open(folder)
+  local log = setmetatable({}, mt)
+  if folder then
+    log.metrics_file = append(folder .. "/metrics.jsonl")
+    log.rollout_file = append(folder .. "/rollouts.jsonl")
+  end
+  return log
+end
+
+-- JSON has no NaN or infinity.
+local function plain(t)
+  local out = {}
+  for k, v in pairs(t) do
+    if type(v) == "table" then v = plain(v)
+    elseif type(v) == "number" and (v ~= v or v == math.huge or v == -math.huge) then v = tostring(v) end
+    out[k] = v
+  end
+  return out
+end
+
+local function write(file, record)
+  if not file then return end
+  file:write(cjson.encode(plain(record)), "\n")
+  file:flush()
+end
+
+function methods:metrics(record) write(self.metrics_file, record) end
+function methods:rollout(record) write(self.rollout_file, record) end
+function methods:close()
+  for _, name in ipairs { "metrics_file", "rollout_file" } do
+    if self[name] then self[name]:close() end
+    self[name] = nil
+  end
+end
+
+function M.clock(seconds)
+  seconds = math.max(0, math.floor(seconds + 0.5))
+  if seconds >= 3600 then return ("%d:%02d:%02d"):format(seconds / 3600, seconds / 60 % 60, seconds % 60) end
+  return ("%d:%02d"):format(seconds / 60, seconds % 60)
+end
+
+function M.progress(total, done)
+  local started, first = core.C.sz_seconds(), done or 0
+  local p = {}
+  function p.line(_, step, text)
+    local elapsed = core.C.sz_seconds() - started
+    local each = elapsed / math.max(1, step - first)
+    local width = #tostring(total)
+    print(("%" .. width .. "d/%d  %s  %.1f s/step  ETA %s"):format(step, total, text, each, M.clock(each * (total - step))))
+    io.stdout:flush()
+  end
+  return p
+end
+
+return M

@@ -1,0 +1,68 @@
+-- optim.lua - AdamW over a list of named parameters, with global-norm clipping.
+--
+--   local opt = optim.adamw(list, {lr =, betas = {0.9, 0.999}, eps = 1e-8, weight_decay = 0.01, max_grad_norm = 1})
+--   local norm, updated = opt:step(lr)      -- lr overrides; a non-finite norm skips the update, clears the gradients, is counted
+--   opt.skipped                             -- how often that happened
+--   opt:state() / opt:load_state(tensors)   -- {name -> tensor} for checkpoints
+--
+-- list is what vl:train() returns: {{name =, tensor =}, ...}.
+
+local ffi = require "ffi"
+local core = require "segzero.ffi"
+local tensor = require "segzero.tensor"
+
+local C, check = core.C, core.check
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+local PARTS = { [0] = "exp_avg", "exp_avg_sq", "master" }
+
+function M.adamw(list, opts)
+  local pointers = ffi.new("sz_tensor *[?]", #list)
+  for i, p in ipairs(list) do pointers[i - 1] = p.tensor.ptr end
+  local c = ffi.gc(check(C.sz_adamw_new(pointers, #list), 2), C.sz_adamw_free)
+  local betas = opts.betas or { 0.9, 0.999 }
+  return setmetatable({ c = c, list = list, lr = opts.lr, beta1 = betas[1], beta2 = betas[2], eps = opts.eps or 1e-8,
+    weight_decay = opts.weight_decay or 0.01, max_grad_norm = opts.max_grad_norm, skipped = 0 }, mt)
+end
+
+function methods:step(lr)
+  local norm = C.sz_adamw_grad_norm(self.c)
+  if not (norm < math.huge) then
+    self.skipped = self.skipped + 1
+    C.sz_adamw_zero_grad(self.c)
+    return norm, false
+  end
+  local scale = 1
+  if self.max_grad_norm and norm > self.max_grad_norm then scale = self.max_grad_norm / (norm + 1e-6) end
+  check(C.sz_adamw_step(self.c, lr or self.lr, self.beta1, self.beta2, self.eps, self.weight_decay, scale), 2)
+  return norm, true
+end
+
+function methods:zero_grad() C.sz_adamw_zero_grad(self.c) end
+function methods:steps() return tonumber(C.sz_adamw_steps(self.c)) end
+
+-- The moments (and masters), borrowed, by parameter name.
+function methods:state()
+  local out = {}
+  for i, p in ipairs(self.list) do
+    for which = 0, 2 do
+      local t = C.sz_adamw_state(self.c, i - 1, which)
+      if t ~= nil then out[PARTS[which] .. "." .. p.name] = tensor.borrow(t) end
+    end
+  end
+  return out
+end
+
+function methods:load_state(saved, steps)
+  for name, t in pairs(self:state()) do
+    if not saved[name] then error("optimizer state: missing " .. name, 2) end
+    t:copy_(saved[name])
+  end
+  C.sz_adamw_set_steps(self.c, steps)
+end
+
+return M

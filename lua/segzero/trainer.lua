@@ -1,0 +1,313 @@
+-- trainer.lua - GRPO: sample groups, score them, one exact policy-gradient update; evaluation; the run folder.
+--
+--   local t = trainer.new{config = cfg, policy = vl, reference = vl | nil, reward = f, train = set, held_out = set,
+--                         prompt = function(problem) -> text}
+--   t:run()                       all steps; or t:step() one at a time, t:evaluate() -> mean reward, parts, records
+--
+-- The group is the unit: a prompt with its picture is computed once for its n answers, when sampling, for the reference and
+-- in the update. The sampler's log-probabilities are the old ones: one update follows each rollout with the same weights, and
+-- each step prints the largest difference between sampler and trainer. The loss is weighted over the whole update, so the
+-- micro-batch split does not change it.
+-- Leaves out: what settings mean by default (the recipe), rewards, prompts.
+
+local core = require "segzero.ffi"
+local tensor = require "segzero.tensor"
+local pack = require "segzero.pack"
+local rollout = require "segzero.rollout"
+local advantage = require "segzero.advantage"
+local loss_terms = require "segzero.loss"
+local optim = require "segzero.optim"
+local checkpoint = require "segzero.checkpoint"
+local data = require "segzero.data"
+local log = require "segzero.log"
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+local now = core.C.sz_seconds
+
+function M.new(opts)
+  local t = setmetatable({}, mt)
+  for k, v in pairs(opts) do t[k] = v end
+  local actor = t.config.worker.actor
+  t.parameters = t.policy:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
+  t.optimizer = optim.adamw(t.parameters, { lr = actor.optim.lr, betas = { actor.optim.beta1, actor.optim.beta2 }, eps = actor.optim.eps,
+    weight_decay = actor.optim.weight_decay, max_grad_norm = actor.max_grad_norm })
+  t.global_step = 0
+  t.log = log.open(t.folder)
+  return t
+end
+
+-- ---- rows ----
+-- The rows of step s: epochs are shuffled by data.seed, the last incomplete batch of an epoch is dropped.
+function methods:rows_of(step)
+  local d = self.config.data
+  local per_epoch = math.floor(self.train:count() / d.rollout_batch_size)
+  if per_epoch < 1 then
+    error(("the data set has %d rows, data.rollout_batch_size is %d"):format(self.train:count(), d.rollout_batch_size), 0)
+  end
+  local epoch = math.floor((step - 1) / per_epoch)
+  if not self.order or self.order_epoch ~= epoch then
+    self.order = d.shuffle and data.order(self.train:count(), d.seed, epoch) or nil
+    self.order_epoch = epoch
+  end
+  local rows = {}
+  for i = 1, d.rollout_batch_size do
+    local place = (step - 1) % per_epoch * d.rollout_batch_size + i
+    rows[i] = self.train:row(self.order and self.order[place] or place)
+    rows[i].number = (step - 1) * d.rollout_batch_size + i
+  end
+  return rows
+end
+
+-- A row as the model reads it. The picture is let go of; its patches stay until release().
+function methods:prepare(row)
+  row.input = self.policy:process { { role = "system", content = self.config.data.system_prompt },
+    { role = "user", content = { { type = "image", image = row.image }, { type = "text", text = self.prompt(row.problem) } } } }
+  local most, has = self.config.data.max_prompt_length, #row.input.input_ids
+  if has > most then
+    error(("row %s: the prompt has %d tokens (%d of them picture), data.max_prompt_length is %d"):format(tostring(row.id), has,
+      has - #self.policy:tokenizer():encode(row.input.text), most), 0)
+  end
+  return row
+end
+
+local function release(rows)
+  for _, row in ipairs(rows) do
+    row.image:free()
+    if row.input and row.input.pixel_values then row.input.pixel_values:free() end
+    if row.input then row.input.position_ids:free() end
+  end
+end
+
+-- A user's reward may fail: the error carries its traceback and the answer that caused it.
+function methods:score(row, answer)
+  local ok, score, parts = xpcall(self.reward, debug.traceback, answer.text, row.solution, row)
+  if not ok then
+    error(("the reward failed on row %s\n  question: %s\n  ground truth: %s\n  answer: %s\n%s"):format(tostring(row.id), row.problem,
+      row.solution, answer.text, score), 0)
+  end
+  if type(score) ~= "number" or score ~= score then
+    error(("the reward returned %s for row %s, expected a number"):format(tostring(score), tostring(row.id)), 0)
+  end
+  answer.score, answer.parts = score, parts
+end
+
+-- ---- one step ----
+function methods:rollout(rows)
+  local r = self.config.worker.rollout
+  local inputs, row_ids = {}, {}
+  for i, row in ipairs(rows) do
+    self:prepare(row)
+    inputs[i], row_ids[i] = row.input, row.number
+  end
+  local answers = rollout.generate(self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
+    max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids })
+  local groups = {}
+  for i, row in ipairs(rows) do groups[i] = { row = row, input = row.input, samples = answers[i] } end
+  return groups
+end
+
+-- Rewards and advantages of every group; returns the means of the reward and its parts.
+function methods:judge(groups)
+  local sums, n = { reward = 0, length = 0, stopped = 0 }, 0
+  for _, g in ipairs(groups) do
+    local rewards = {}
+    for i, a in ipairs(g.samples) do
+      self:score(g.row, a)
+      rewards[i], n = a.score, n + 1
+      sums.reward, sums.length = sums.reward + a.score, sums.length + #a.ids
+      sums.stopped = sums.stopped + (a.finish == "stop" and 1 or 0)
+      for name, v in pairs(a.parts or {}) do sums["reward/" .. name] = (sums["reward/" .. name] or 0) + v end
+    end
+    for i, v in ipairs(advantage.grpo(rewards)) do g.samples[i].advantage = v end
+  end
+  for k, v in pairs(sums) do sums[k] = v / n end
+  return sums
+end
+
+-- Groups in parts of at most max_tokens packed tokens (at least one group each).
+local function micro_batches(groups, max_tokens)
+  local parts, tokens = {}, math.huge
+  for _, g in ipairs(groups) do
+    local size = #g.input.input_ids
+    for _, a in ipairs(g.samples) do size = size + #a.ids end
+    if tokens + size > max_tokens then
+      parts[#parts + 1] = {}
+      tokens = 0
+    end
+    parts[#parts][#parts[#parts] + 1] = g
+    tokens = tokens + size
+  end
+  return parts
+end
+
+-- Log-probabilities and entropies of every answer token of some groups: one pass over each prompt.
+local function log_probs(model, groups, temperature, recompute)
+  local packed, inputs = {}, {}
+  for i, g in ipairs(groups) do
+    packed[i], inputs[i] = { input = g.input, answers = {} }, g.input
+    for k, a in ipairs(g.samples) do packed[i].answers[k] = a.ids end
+  end
+  local stream = pack.stream(packed, model.image_token_id)
+  local features = model:vision(inputs, { recompute = recompute })
+  return model:logprob_of(model:hidden(stream, features, { rows = stream.rows, recompute = recompute }), stream.targets, temperature)
+end
+
+-- Gradient of the GRPO loss of some groups, added to the parameters'. totals: of the whole update.
+function methods:accumulate(groups, totals)
+  local actor, temperature = self.config.worker.actor, self.config.worker.rollout.temperature
+  return tensor.step(function()
+    local weight = loss_terms.token_weight[actor.loss_avg_mode]
+    local runs, old_values = { advantage = {}, weight = {} }, {}
+    for _, g in ipairs(groups) do
+      for _, a in ipairs(g.samples) do
+        runs.advantage[#runs.advantage + 1] = { #a.ids, a.advantage }
+        runs.weight[#runs.weight + 1] = { #a.ids, weight(#a.ids, totals) }
+        for _, v in ipairs(a.logprobs) do old_values[#old_values + 1] = v end
+      end
+    end
+    local old, advantages, weights = tensor.new(old_values), loss_terms.spread(runs.advantage), loss_terms.spread(runs.weight)
+    local reference = self.reference and tensor.no_grad(log_probs, self.reference, groups, temperature) or nil
+
+    local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing)
+    local policy, ratio = loss_terms.policy(lp, old, advantages, actor.clip_ratio, actor.clip_ratio)
+    local policy_loss, entropy_mean = (policy * weights):sum(), (entropy * weights):sum()
+    local loss = policy_loss - entropy_mean * actor.entropy_coeff
+    local kl
+    if reference then
+      kl = (loss_terms.kl[actor.kl_loss_type](lp, reference) * weights):sum()
+      loss = loss + kl * actor.kl_loss_coef
+    end
+    loss:backward()
+
+    local difference, clipped = 0, 0
+    local l, o, r = tensor.data(lp), tensor.data(old), tensor.data(ratio)
+    for i = 0, #old_values - 1 do
+      difference = math.max(difference, math.abs(l[i] - o[i]))
+      if r[i] < 1 - actor.clip_ratio or r[i] > 1 + actor.clip_ratio then clipped = clipped + 1 end
+    end
+    return { loss = loss:item(), policy_loss = policy_loss:item(), entropy = entropy_mean:item(), kl = kl and kl:item() or 0,
+      mismatch = difference, clipped = clipped / totals.tokens }
+  end)
+end
+
+-- One optimizer step on some groups.
+function methods:update(groups, lr)
+  local totals = { tokens = 0, answers = 0 }
+  for _, g in ipairs(groups) do
+    for _, a in ipairs(g.samples) do totals.tokens, totals.answers = totals.tokens + #a.ids, totals.answers + 1 end
+  end
+  local stats = { loss = 0, policy_loss = 0, entropy = 0, kl = 0, clipped = 0, mismatch = 0 }
+  for _, part in ipairs(micro_batches(groups, self.config.worker.actor.max_tokens_per_micro_batch)) do
+    for k, v in pairs(self:accumulate(part, totals)) do
+      stats[k] = k == "mismatch" and math.max(stats[k], v) or stats[k] + v
+    end
+  end
+  stats.grad_norm = self.optimizer:step(lr)
+  return stats
+end
+
+function methods:learning_rate(step)
+  local o = self.config.worker.actor.optim
+  local warmup = o.lr_warmup_steps_ratio * self.total_steps
+  return step <= warmup and o.lr * step / warmup or o.lr
+end
+
+function methods:step()
+  local step, start = self.global_step + 1, now()
+  local groups = self:rollout(self:rows_of(step))
+  local sampled = now()
+  local stats = self:judge(groups)
+  local judged = now()
+  local lr = self:learning_rate(step)
+  local per_update = self.config.worker.actor.global_batch_size
+  for first = 1, #groups, per_update do
+    local part = { unpack(groups, first, math.min(first + per_update - 1, #groups)) }
+    local update = self:update(part, lr)
+    -- Only the first update of a rollout has the weights that sampled.
+    if first > 1 then update.mismatch = stats.mismatch end
+    for k, v in pairs(update) do stats[k] = v end
+  end
+  stats.step, stats.lr, stats.skipped_updates = step, lr, self.optimizer.skipped
+  stats.seconds = { rollout = sampled - start, reward = judged - sampled, update = now() - judged, total = now() - start }
+  stats.tokens = stats.length * #groups * #groups[1].samples
+  self:record(step, groups)
+  local rows = {}
+  for i, g in ipairs(groups) do rows[i] = g.row end
+  release(rows)
+  self.global_step = step
+  return stats
+end
+
+function methods:record(step, groups)
+  for _, g in ipairs(groups) do
+    for i, a in ipairs(g.samples) do
+      self.log:rollout { step = step, row = g.row.id, problem = g.row.problem, solution = g.row.solution, answer = i, text = a.text,
+        reward = a.score, parts = a.parts, advantage = a.advantage, finish = a.finish }
+    end
+  end
+end
+
+-- ---- evaluation: greedy, every held-out row ----
+function methods:evaluate()
+  local records, sums, total, n = {}, {}, 0, self.held_out:count()
+  local batch = self.config.data.val_batch_size
+  for first = 1, n, batch do
+    local rows, inputs = {}, {}
+    for i = first, math.min(first + batch - 1, n) do
+      local row = self:prepare(self.held_out:row(i))
+      rows[#rows + 1], inputs[#inputs + 1] = row, row.input
+    end
+    local answers = rollout.generate(self.policy, inputs, { temperature = 0, max_new_tokens = self.config.data.max_response_length })
+    for i, row in ipairs(rows) do
+      local a = answers[i][1]
+      self:score(row, a)
+      total = total + a.score
+      for name, v in pairs(a.parts or {}) do sums[name] = (sums[name] or 0) + v / n end
+      records[#records + 1] = { id = row.id, index = row.index, problem = row.problem, solution = row.solution, text = a.text, reward = a.score, parts = a.parts }
+    end
+    release(rows)
+  end
+  return total / n, sums, records
+end
+
+-- ---- the run ----
+function methods:save()
+  return checkpoint.save(self.folder, self.global_step, self.policy, self.optimizer, { seed = self.config.data.seed })
+end
+
+function methods:resume(path)
+  self.global_step = checkpoint.load(path, self.policy, self.optimizer).global_step
+end
+
+local function sorted_parts(parts)
+  local names, out = {}, {}
+  for name in pairs(parts) do names[#names + 1] = name end
+  table.sort(names)
+  for i, name in ipairs(names) do out[i] = ("%s %.2f"):format(name, parts[name]) end
+  return table.concat(out, ", ")
+end
+M.sorted_parts = sorted_parts
+
+function methods:run()
+  local cfg = self.config.trainer
+  local progress = log.progress(self.total_steps, self.global_step)
+  while self.global_step < self.total_steps do
+    local s = self:step()
+    self.log:metrics(s)
+    progress:line(s.step, ("reward %.3f  length %.0f  kl %.4f  entropy %.3f  grad %.2f  sampler-trainer %.1e"):format(s.reward, s.length, s.kl,
+      s.entropy, s.grad_norm, s.mismatch))
+    if s.grad_norm ~= s.grad_norm or s.grad_norm == math.huge then print("  the gradient is not finite: update skipped") end
+    if cfg.test_freq > 0 and s.step % cfg.test_freq == 0 and s.step < self.total_steps then
+      local reward, parts = self:evaluate()
+      self.log:metrics { step = s.step, held_out_reward = reward, held_out_parts = parts }
+      print(("  held-out reward at step %d: %.3f (%s)"):format(s.step, reward, sorted_parts(parts)))
+    end
+    if cfg.save_freq > 0 and s.step % cfg.save_freq == 0 then print("  saved " .. self:save()) end
+  end
+end
+
+return M

@@ -1,0 +1,226 @@
+-- pretrain_shapes.lua - trains the embedded checkpoint from scratch: supervised, on RefShapes, think and answer included.
+--
+--   segzero recipes/pretrain_shapes.lua [key=value ...]
+--
+-- One picture's pass serves all its questions: the stream holds the picture once and each question with its answer as a
+-- segment below it. Scenes get harder over time. Loss: the mean negative log-probability of the answer's tokens, coordinates
+-- weighted by digit_weight. Writes a Hugging Face folder.
+
+local sz = require "segzero"
+local tensor = require "segzero.tensor"
+local pack = require "segzero.pack"
+local refshapes = require "segzero.refshapes"
+local prompt = require "segzero.prompt"
+local bpe = require "segzero.bpe_train"
+local model = require "segzero.model"
+local optim = require "segzero.optim"
+local files = require "segzero.files"
+local cjson = require "cjson"
+
+local options = {
+  output = "models/tiny/qwen2.5-vl",
+  seed = 1,
+  steps = 3000,
+  minutes = 0,                  -- stop after so many minutes (0: run all steps); the schedule follows the clock then
+  pictures = 24,                -- a step
+  questions = 3,                -- a picture
+  short_until = 0.6,            -- share of the run in which most questions come without the instructions after them (cheaper)
+  size = 112,                   -- frame, pixels
+  lr = 2e-3,
+  warmup = 100,
+  final_lr = 0.05,              -- of lr, at the end of the cosine
+  weight_decay = 0.01,
+  digit_weight = 3,
+  level2 = 0.15,                -- share of the run after which two or three shapes appear, and then everything
+  level3 = 0.35,
+  easy = 0.15,                  -- share of easy scenes afterwards
+  merges = 512,
+  init = 0.05,
+  log_every = 20,
+  eval_every = 250,
+  eval_rows = 64,
+  hidden = 128, intermediate = 384, layers = 4, heads = 4, kv_heads = 2,
+  v_hidden = 96, v_intermediate = 256, v_depth = 3, v_heads = 3,
+  -- The picture is 4 x 4 tokens: a released model's frequencies would turn the width axis by hundredths of a radian across it.
+  rope_theta = 1000, t_pairs = 1, h_pairs = 2,
+}
+for _, a in ipairs(arg or {}) do
+  local key, value = a:match "^%-?%-?([%w_.]+)=(.*)$"
+  if not key or options[key] == nil then error("unknown option: " .. a, 0) end
+  options[key] = type(options[key]) == "number" and (tonumber(value) or error(key .. " wants a number, got " .. value, 0)) or value
+end
+
+-- ---- tokenizer, config ----
+local dir = options.output
+files.make_dir(dir)
+local trained = bpe.train(bpe.corpus(), options.merges)
+bpe.write(dir, trained)
+local tok = sz.tokenizer(dir)
+local id = function(text) return tok:id(text) end
+
+local w_pairs = options.hidden / options.heads / 2 - options.t_pairs - options.h_pairs
+local config = {
+  architectures = { "Qwen2_5_VLForConditionalGeneration" }, model_type = "qwen2_5_vl",
+  hidden_size = options.hidden, intermediate_size = options.intermediate, num_hidden_layers = options.layers,
+  num_attention_heads = options.heads, num_key_value_heads = options.kv_heads, hidden_act = "silu",
+  vocab_size = math.ceil(tok:size() / 16) * 16, rms_norm_eps = 1e-6, rope_theta = options.rope_theta,
+  rope_scaling = { type = "mrope", mrope_section = { options.t_pairs, options.h_pairs, w_pairs } },
+  max_position_embeddings = 4096, segzero_frame = options.size, tie_word_embeddings = true, torch_dtype = "float32", use_sliding_window = false,
+  attention_dropout = 0.0, initializer_range = options.init, use_cache = true,
+  bos_token_id = id "<|endoftext|>", eos_token_id = id "<|im_end|>",
+  vision_start_token_id = id "<|vision_start|>", vision_end_token_id = id "<|vision_end|>", vision_token_id = id "<|vision_pad|>",
+  image_token_id = id "<|image_pad|>", video_token_id = id "<|video_pad|>",
+  vision_config = {
+    depth = options.v_depth, hidden_size = options.v_hidden, intermediate_size = options.v_intermediate, num_heads = options.v_heads,
+    hidden_act = "silu", in_channels = 3, in_chans = 3, patch_size = 14, spatial_patch_size = 14, spatial_merge_size = 2,
+    temporal_patch_size = 2, window_size = 112, out_hidden_size = options.hidden, tokens_per_second = 2,
+    fullatt_block_indexes = { 0, options.v_depth - 1 },
+  },
+}
+files.write(dir .. "/config.json", cjson.encode(config))
+files.write(dir .. "/generation_config.json", cjson.encode {
+  bos_token_id = config.bos_token_id, eos_token_id = { id "<|im_end|>", id "<|endoftext|>" }, pad_token_id = id "<|endoftext|>", do_sample = false })
+files.write(dir .. "/preprocessor_config.json", cjson.encode {
+  image_processor_type = "Qwen2VLImageProcessor", processor_class = "Qwen2_5_VLProcessor", min_pixels = 3136, max_pixels = 12845056,
+  patch_size = 14, temporal_patch_size = 2, merge_size = 2,
+  image_mean = { 0.48145466, 0.4578275, 0.40821073 }, image_std = { 0.26862954, 0.26130258, 0.27577711 } })
+
+local vl = model.random(config, { std = options.init, seed = options.seed })
+vl.dir = dir
+local list = vl:train()
+local parameters = 0
+for _, p in ipairs(list) do parameters = parameters + p.tensor:numel() end
+local opt = optim.adamw(list, { lr = options.lr, betas = { 0.9, 0.98 }, weight_decay = options.weight_decay, max_grad_norm = 1 })
+local processor = vl:processor()
+
+-- ---- data ----
+local END = tok:encode "<|im_end|>"[1]
+local is_digit = {}
+for d = 0, 9 do is_digit[tok:encode(tostring(d))[1]] = true end
+
+local function picture(sample)
+  local image = sz.image.new(sample.width, sample.height)
+  require("ffi").copy(image:pixels(), sample.rgb, sample.width * sample.height * 3)
+  return image
+end
+
+-- The messages up to the end of the picture, as an input for pack.stream.
+local function prefix(image)
+  local input = processor:process({ { role = "user", content = { { type = "image", image = image } } } }, tok, vl)
+  local last
+  for i, t in ipairs(input.input_ids) do if t == vl.vision_end_token_id then last = i end end
+  for i = #input.input_ids, last + 1, -1 do input.input_ids[i] = nil end
+  input.position_ids, input.next_position = require("segzero.processor").positions(input.input_ids, input.image_grid_thw, vl, 2)
+  return input
+end
+
+local function ask(problem, short)
+  local text = short and ("Please find '%s'."):format(problem) or prompt.seg_zero(problem)
+  return tok:encode(text .. "<|im_end|>\n<|im_start|>assistant\n")
+end
+
+local function answer(question, short)
+  local ids = ask(question.problem, short)
+  ids.first = #ids + 1
+  for _, t in ipairs(tok:encode(prompt.response(question.think, question.answer))) do ids[#ids + 1] = t end
+  ids[#ids + 1] = END
+  return ids
+end
+
+local function level_at(progress, random)
+  if progress < options.level2 then return 1 end
+  if progress < options.level3 then return random < 0.3 and 1 or 2 end
+  if random < options.easy then return random < options.easy / 2 and 1 or 2 end
+  return 3
+end
+
+local function batch(step, progress)
+  local groups = {}
+  for i = 1, options.pictures do
+    local index = (step - 1) * options.pictures + i
+    local level = level_at(progress, (index * 0.6180339887) % 1)
+    local sample = refshapes.sample { seed = options.seed, index = index, size = options.size, level = level, questions = level == 1 and 1 or options.questions }
+    local image = picture(sample)
+    local group = { input = prefix(image), answers = {} }
+    image:free()
+    local short = progress < options.short_until and i % 8 ~= 0
+    for k, q in ipairs(sample.questions) do group.answers[k] = answer(q, short) end
+    groups[i] = group
+  end
+  return groups
+end
+
+-- ---- evaluation: greedy answers on held-out scenes ----
+local strict = require "rewards.seg_strict"
+local function evaluate(level)
+  local inputs, truths = {}, {}
+  for i = 1, options.eval_rows do
+    local sample = refshapes.sample { seed = options.seed, split = "heldout", index = i, size = options.size, level = level or 3, questions = 1 }
+    local q, image = sample.questions[1], picture(sample)
+    inputs[i] = vl:process { { role = "user", content = { { type = "image", image = image }, { type = "text", text = prompt.seg_zero(q.problem) } } } }
+    truths[i] = q.solution
+    image:free()
+  end
+  local out = require("segzero.rollout").generate(vl, inputs, { temperature = 0, max_new_tokens = 110 })
+  local total, sums = 0, {}
+  for i, o in ipairs(out) do
+    local score, parts = strict(o[1].text, truths[i], { frame = options.size })
+    total = total + score
+    for k, v in pairs(parts) do sums[k] = (sums[k] or 0) + v end
+  end
+  local n = #out
+  return total / n, ("format %.2f json %.2f iou %.2f points %.2f l1 %.2f | %s"):format(sums.thinking_format / n, sums.segmentation_format / n,
+    sums.iou / n, sums.points / n, sums.box_l1 / n, out[1][1].text)
+end
+
+-- ---- training ----
+print(("pretraining %s: %.2f M parameters, vocabulary %d, %d px frame, %d pictures x %d questions a step"):format(dir, parameters / 1e6,
+  config.vocab_size, options.size, options.pictures, options.questions))
+local started, seen, mean_loss, tokens = sz.core.C.sz_seconds(), 0, nil, 0
+local step = 0
+while true do
+  step = step + 1
+  local elapsed = sz.core.C.sz_seconds() - started
+  local progress = options.minutes > 0 and elapsed / (60 * options.minutes) or (step - 1) / options.steps
+  if progress >= 1 then break end
+  local lr = options.lr * math.min(1, step / options.warmup) * (options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+  local groups = batch(step, progress)
+  local loss_value = tensor.step(function()
+    local stream = pack.stream(groups, vl.image_token_id)
+    tokens = tokens + stream.tokens
+    local n = stream.targets:numel()
+    local weights, total = tensor.empty { n }, 0
+    local w, targets = tensor.data(weights), tensor.data(stream.targets)
+    for i = 0, n - 1 do
+      w[i] = is_digit[targets[i]] and options.digit_weight or 1
+      total = total + w[i]
+    end
+    local inputs = {}
+    for i, g in ipairs(groups) do inputs[i] = g.input end
+    local lp = vl:logprob_of(vl:hidden(stream, vl:vision(inputs), { rows = stream.rows }), stream.targets)
+    local loss = (lp * weights):sum() * (-1 / total)
+    loss:backward()
+    return loss:item()
+  end)
+  for _, g in ipairs(groups) do
+    seen = seen + #g.answers
+    g.input.pixel_values:free()
+    g.input.position_ids:free()
+  end
+  local norm = opt:step(lr)
+  mean_loss = mean_loss and 0.95 * mean_loss + 0.05 * loss_value or loss_value
+  if step % options.log_every == 0 then
+    local seconds = sz.core.C.sz_seconds() - started
+    print(("step %d  %4.1f%%  loss %.4f  norm %.2f  lr %.2e  questions %d (%.0f/s, %.0f tokens/s)  ETA %.1f min"):format(step, 100 * progress,
+      mean_loss, norm, lr, seen, seen / seconds, tokens / seconds, seconds / math.max(progress, 1e-9) * (1 - progress) / 60))
+    io.stdout:flush()
+  end
+  if step % options.eval_every == 0 then
+    local level = level_at(progress, 0.9)
+    print(("step %d  level %d held-out seg_strict %.3f  %s"):format(step, level, evaluate(level)))
+    vl:save(dir)
+  end
+end
+print(("held-out seg_strict %.3f  %s"):format(evaluate()))
+vl:save(dir)
+print(("saved %s after %d questions, %.1f minutes"):format(dir, seen, (sz.core.C.sz_seconds() - started) / 60))

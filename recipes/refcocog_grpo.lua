@@ -1,0 +1,208 @@
+-- refcocog_grpo.lua - GRPO on referring sentences, as Seg-Zero trains: the policy reasons, then answers with a box and two points.
+--
+--   segzero recipes/refcocog_grpo.lua                                             the embedded default: tiny model, RefShapes
+--   segzero recipes/refcocog_grpo.lua worker.actor.model.model_path=DIR data.train_files=FOLDER data.val_files=FOLDER key=value ...
+--
+-- The defaults are those of Seg-Zero's seg_zero_3b.yaml under its key names; `tiny` below is what the embedded default changes.
+-- A script may also call it with its own reward or data: see examples/custom_reward.lua.
+
+local sz = require "segzero"
+local config = require "segzero.config"
+local data = require "segzero.data"
+local files = require "segzero.files"
+local trainer = require "segzero.trainer"
+local prompt = require "segzero.prompt"
+local checkpoint = require "segzero.checkpoint"
+local cjson = require "cjson"
+
+local M = {}
+
+M.defaults = {
+  data = {
+    train_files = "", val_files = "",                     -- folders (data.jsonl), or "refshapes"; empty: RefShapes
+    max_prompt_length = 1300, max_response_length = 1300, rollout_batch_size = 16, val_batch_size = 64,
+    shuffle = true, seed = 42, max_pixels = 12845056, min_pixels = 3136,
+    system_prompt = "You are a helpful assistant.",
+    refshapes_size = 840, refshapes_rows = 2000, refshapes_val_rows = 200,
+  },
+  algorithm = { adv_estimator = "grpo", kl_coef = 0.0 },
+  worker = {
+    actor = {
+      global_batch_size = 16,                             -- prompts an update
+      max_tokens_per_micro_batch = 16384,
+      max_grad_norm = 1.0, clip_ratio = 0.2, entropy_coeff = 1e-3, loss_avg_mode = "token", ppo_epochs = 1,
+      use_kl_loss = true, kl_loss_coef = 5e-3, kl_loss_type = "low_var_kl",
+      freeze_vision_tower = false,
+      model = { model_path = "", enable_gradient_checkpointing = true, dtype = "f32" },
+      optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0 },
+    },
+    rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1 },
+    reward = { reward_type = "function", compute_score = "seg_strict" },      -- a name in rewards/, or a file that returns a function
+  },
+  trainer = {
+    total_episodes = 1, max_steps = config.optional "number", experiment_name = "refcocog_grpo",
+    save_checkpoint_path = config.optional "string", load_checkpoint_path = config.optional "string",
+    save_freq = 50, test_freq = 100000, val_before_train = true, val_only = false,
+  },
+}
+
+-- What Seg-Zero's and EasyR1's command lines carry and one process does not need.
+local one_process = "there is one process and one copy of the weights"
+M.ignored = {
+  ["data.prompt_key"] = "the columns are problem, solution, image",
+  ["worker.actor.micro_batch_size_per_device_for_update"] = "a micro-batch is worker.actor.max_tokens_per_micro_batch packed tokens",
+  ["worker.actor.micro_batch_size_per_device_for_experience"] = "a micro-batch is worker.actor.max_tokens_per_micro_batch packed tokens",
+  ["worker.actor.padding_free"] = "nothing is padded",
+  ["worker.actor.fsdp.param_offload"] = one_process, ["worker.actor.fsdp.optimizer_offload"] = one_process,
+  ["worker.actor.fsdp.torch_dtype"] = "use worker.actor.model.dtype",
+  ["worker.actor.offload.param_offload"] = one_process, ["worker.actor.offload.optimizer_offload"] = one_process,
+  ["worker.ref.offload.param_offload"] = one_process,
+  ["worker.rollout.tensor_parallel_size"] = one_process, ["worker.rollout.gpu_memory_utilization"] = one_process,
+  ["worker.rollout.enable_chunked_prefill"] = one_process, ["worker.rollout.enforce_eager"] = one_process,
+  ["trainer.n_gpus_per_node"] = one_process, ["trainer.nnodes"] = one_process,
+  ["trainer.logger"] = "metrics go to the console and to metrics.jsonl", ["trainer.project_name"] = "runs are folders",
+}
+
+-- What the embedded default changes, unless the command line says otherwise: a small frame, few tokens, a model that starts
+-- from weeks less of pretraining and so takes larger steps.
+M.tiny = {
+  ["data.max_response_length"] = 110, ["data.refshapes_rows"] = 100000, ["data.refshapes_val_rows"] = 128,
+  ["worker.actor.optim.lr"] = 3e-4, ["worker.actor.model.enable_gradient_checkpointing"] = false,
+  ["trainer.max_steps"] = 100, ["trainer.test_freq"] = 0, ["trainer.save_freq"] = 0, ["trainer.experiment_name"] = "refshapes_grpo",
+}
+M.tiny_model = "models/tiny/qwen2.5-vl"
+
+local function check_choice(cfg, key, choices)
+  local v = config.get(cfg, key)
+  for _, c in ipairs(choices) do
+    if v == c then return end
+  end
+  error(("%s is '%s', expected one of: %s"):format(key, tostring(v), table.concat(choices, ", ")), 0)
+end
+
+local function load_reward(name)
+  if type(name) == "function" then return name end
+  local reward
+  if name:match "%.lua$" then
+    local chunk, reason = loadfile(name)
+    if not chunk then error("the reward does not load: " .. reason, 0) end
+    reward = chunk()
+  else
+    local ok, found = pcall(require, "rewards." .. name)
+    if not ok then error(("worker.reward.compute_score: there is no reward '%s' (rewards/%s.lua)"):format(name, name), 0) end
+    reward = found
+  end
+  if type(reward) ~= "function" then error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0) end
+  return reward
+end
+
+-- A folder of its own for each run: name, name-2, name-3, ...
+local function fresh_folder(wanted)
+  local folder, n = wanted, 1
+  while files.exists(folder .. "/config.json") do
+    n = n + 1
+    folder = wanted .. "-" .. n
+  end
+  files.make_dir(folder)
+  return folder
+end
+
+-- Where segzero's own files are: the current folder, or beside the installed program.
+local function own_file(path)
+  if files.exists(path .. "/config.json") then return path end
+  return sz.core.root .. "/" .. path
+end
+
+local function settings(args)
+  local cfg, given = config.read(M.defaults, args, { ignored = M.ignored })
+  local default_model = cfg.worker.actor.model.model_path == ""
+  local default_data = cfg.data.train_files == ""
+  if default_model then
+    cfg.worker.actor.model.model_path = own_file(M.tiny_model)
+    for key, v in pairs(M.tiny) do
+      if not given[key] then config.set(cfg, key, v) end
+    end
+    local json = require("segzero.model").read_json(cfg.worker.actor.model.model_path .. "/config.json")
+    if not given["data.refshapes_size"] then cfg.data.refshapes_size = json.segzero_frame or 840 end
+    print("no model named: using the embedded " .. cfg.worker.actor.model.model_path)
+  end
+  if default_data then
+    cfg.data.train_files, cfg.data.val_files = "refshapes", cfg.data.val_files ~= "" and cfg.data.val_files or "refshapes"
+    print(("no data named: using RefShapes, generated pictures of %d pixels"):format(cfg.data.refshapes_size))
+  end
+  check_choice(cfg, "algorithm.adv_estimator", { "grpo" })
+  check_choice(cfg, "worker.actor.loss_avg_mode", { "token", "seq" })
+  check_choice(cfg, "worker.actor.kl_loss_type", { "low_var_kl", "kl", "abs", "mse" })
+  check_choice(cfg, "worker.actor.model.dtype", { "f32", "bf16" })
+  check_choice(cfg, "worker.reward.reward_type", { "function" })
+  if cfg.worker.actor.ppo_epochs ~= 1 then error("worker.actor.ppo_epochs is " .. cfg.worker.actor.ppo_epochs .. ", only 1 is supported", 0) end
+  if cfg.algorithm.kl_coef ~= 0 then error("algorithm.kl_coef is " .. cfg.algorithm.kl_coef .. ": the KL term is in the loss here (worker.actor.kl_loss_coef)", 0) end
+  if cfg.worker.rollout.temperature <= 0 then error("worker.rollout.temperature must be above 0", 0) end
+  return cfg
+end
+
+-- Held-out answers as a picture: ground truth, prediction, sentence.
+local function write_sheet(path, held_out, records)
+  local ok, draw = pcall(require, "segzero.draw")
+  if not ok then return end
+  draw.predictions(path, held_out, records)
+  print("  pictures: " .. path)
+end
+
+-- overrides: {reward = f, train = set, held_out = set, prompt = f}, each optional.
+function M.run(args, overrides)
+  overrides = overrides or {}
+  local cfg = settings(args)
+  local d, actor = cfg.data, cfg.worker.actor
+  local reward = overrides.reward or load_reward(cfg.worker.reward.compute_score)
+  local shapes = { size = d.refshapes_size, seed = d.seed }
+  local train = overrides.train or data.open(d.train_files, { split = "train", size = shapes.size, seed = shapes.seed, rows = d.refshapes_rows })
+  local held_out = overrides.held_out or d.val_files ~= ""
+    and data.open(d.val_files, { split = "heldout", size = shapes.size, seed = 42, rows = d.refshapes_val_rows }) or nil
+
+  local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
+  local processor = policy:processor()
+  processor.min_pixels, processor.max_pixels = d.min_pixels, d.max_pixels
+  local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0 and sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype }) or nil
+
+  local resume = cfg.trainer.load_checkpoint_path
+  local wanted = cfg.trainer.save_checkpoint_path or "runs/" .. cfg.trainer.experiment_name
+  local folder = resume and (resume:match "^(.*)/global_step_%d+/?$" or wanted) or fresh_folder(wanted)
+  files.make_dir(folder)
+  if not resume then files.write(folder .. "/config.json", cjson.encode(cfg)) end
+
+  local t = trainer.new { config = cfg, policy = policy, reference = reference, reward = reward, train = train, held_out = held_out,
+    prompt = overrides.prompt or prompt.seg_zero, folder = folder }
+  local steps_per_epoch = math.floor(train:count() / d.rollout_batch_size)
+  t.total_steps = cfg.trainer.max_steps or steps_per_epoch * cfg.trainer.total_episodes
+  if resume then t:resume(resume) end
+
+  print(("policy %s, %s"):format(tostring(policy), actor.model.dtype))
+  print(("%s: %d steps of %d prompts x %d answers, run folder %s%s"):format(train.name, t.total_steps, d.rollout_batch_size,
+    cfg.worker.rollout.n, folder, resume and (", resumed at step " .. t.global_step) or ""))
+  local before, parts, records
+  if held_out and cfg.trainer.val_before_train then
+    before, parts, records = t:evaluate()
+    t.log:metrics { step = t.global_step, held_out_reward = before, held_out_parts = parts }
+    print(("held-out reward before: %.3f of %d rows (%s)"):format(before, held_out:count(), trainer.sorted_parts(parts)))
+    write_sheet(folder .. "/before.png", held_out, records)
+  end
+  if not cfg.trainer.val_only then
+    t:run()
+    if cfg.trainer.save_freq >= 0 and (cfg.trainer.save_freq == 0 or t.global_step % cfg.trainer.save_freq ~= 0) then print("saved " .. t:save()) end
+    if held_out then
+      local after, after_parts, after_records = t:evaluate()
+      t.log:metrics { step = t.global_step, held_out_reward = after, held_out_parts = after_parts }
+      print(("held-out reward after: %.3f (%s)"):format(after, trainer.sorted_parts(after_parts)))
+      write_sheet(folder .. "/after.png", held_out, after_records)
+      print(("held-out reward: before=%s after=%.3f rows=%d seed=%d"):format(before and ("%.3f"):format(before) or "none", after, held_out:count(), d.seed))
+    end
+  end
+  t.log:close()
+  return t
+end
+
+-- Run as a script, not when required.
+if not (...) or (arg and arg[0] and arg[0]:match "refcocog_grpo%.lua$") then M.run(arg) end
+
+return M
