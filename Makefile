@@ -163,7 +163,7 @@ suite: all $(BIN_TEST)
 do-run: all
 	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
 do-bench: all
-	@./$(HOST) $(SCRIPT_BENCH) $(ARGS)
+	@./$(HOST) $(SCRIPT_BENCH) $(if $(PYTHON),python=$(PYTHON)) $(ARGS)
 do-pretrain: all
 	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)
 

@@ -1,6 +1,7 @@
 """The peer's side of the benchmark: transformers' Qwen2.5-VL in PyTorch on the CPU, on the work bench_model.json names.
 
-Usage: python bench_torch.py [--train-timed N] [--only prefill,decode,train] [--attention sdpa|eager] [--save DIR]
+Usage: python bench_torch.py [--train-timed N] [--only prefill,decode,train] [--attention sdpa|eager]
+                             [--dtype f32|bf16] [--threads N] [--save DIR]
 
 The prompt is text_tokens_before + start marker + 900 picture tokens + end marker + text_tokens_after = 1000 tokens.
 Prints one JSON object a line: {name, value, unit}.
@@ -11,7 +12,7 @@ Prints one JSON object a line: {name, value, unit}.
                              prompt and picture on its own; the answers are equal work, and --train-timed says how many
                              of them are run (default: all)
   train_positions_per_second the same, counting prompt tokens too
-Left out: optimizer step, generate()'s own overhead, bf16 unless work.dtype says so.
+Left out: optimizer step, generate()'s own overhead, bf16 unless --dtype or work.dtype says so.
 """
 import argparse
 import copy
@@ -105,11 +106,13 @@ def main():
     args.add_argument("--train-timed", type=int, default=spec["work"]["answers"])
     args.add_argument("--only", default="prefill,decode,train")
     args.add_argument("--attention", default="sdpa")
+    args.add_argument("--dtype", choices=["f32", "bf16"], default=spec["work"]["dtype"])
+    args.add_argument("--threads", type=int, default=spec["work"]["threads"])
     args.add_argument("--save", help="write the random model as a checkpoint folder and stop")
     args = args.parse_args()
-    torch.set_num_threads(spec["work"]["threads"])
+    torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
-    dtype = dict(f32=torch.float32, bf16=torch.bfloat16)[spec["work"]["dtype"]]
+    dtype = dict(f32=torch.float32, bf16=torch.bfloat16)[args.dtype]
     model = build(spec, dtype, args.attention)
     if args.save:
         model.save_pretrained(args.save)
