@@ -156,6 +156,12 @@ local function log_probs(model, groups, temperature, recompute)
   return model:logprob_of(model:hidden(stream, features, { rows = stream.rows, recompute = recompute }), stream.targets, temperature)
 end
 
+-- What the frozen reference says of the same tokens, in the same packing; nil without one.
+function methods:reference_log_probs(groups, temperature)
+  if not self.reference then return nil end
+  return (tensor.no_grad(log_probs, self.reference, groups, temperature))
+end
+
 -- Gradient of the GRPO loss of some groups, added to the parameters'. totals: of the whole update.
 function methods:accumulate(groups, totals)
   local actor, temperature = self.config.worker.actor, self.config.worker.rollout.temperature
@@ -170,7 +176,7 @@ function methods:accumulate(groups, totals)
       end
     end
     local old, advantages, weights = tensor.new(old_values), loss_terms.spread(runs.advantage), loss_terms.spread(runs.weight)
-    local reference = self.reference and tensor.no_grad(log_probs, self.reference, groups, temperature) or nil
+    local reference = self:reference_log_probs(groups, temperature)
 
     local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing)
     local policy, ratio = loss_terms.policy(lp, old, advantages, actor.clip_ratio, actor.clip_ratio)
