@@ -1,0 +1,103 @@
+-- test_draw.lua - marks and letters land on the pixels they name, and nothing is written outside a picture.
+--
+--   ./segzero tests/test_draw.lua
+
+local check = require "tests.check"
+local image = require "segzero.image"
+local draw = require "segzero.draw"
+local font = require "segzero.font"
+
+local function pixel(img, x, y)
+  local p = img:pixels() + 3 * (y * img.width + x)
+  return { p[0], p[1], p[2] }
+end
+local function count(img, colour)
+  local n, p = 0, img:pixels()
+  for i = 0, img.width * img.height - 1 do
+    if p[3 * i] == colour[1] and p[3 * i + 1] == colour[2] and p[3 * i + 2] == colour[3] then n = n + 1 end
+  end
+  return n
+end
+local BLACK, RED = { 0, 0, 0 }, draw.RED
+
+-- ---- boxes ----
+local img = image.new(40, 30)
+draw.box(img, { 5, 6, 20, 15 }, RED, 1)
+check.equal({ pixel(img, 5, 6), pixel(img, 20, 15), pixel(img, 20, 6), pixel(img, 12, 15) }, { RED, RED, RED, RED }, "the line lies on the corners")
+check.equal({ pixel(img, 4, 6), pixel(img, 21, 15), pixel(img, 12, 10) }, { BLACK, BLACK, BLACK }, "and nowhere else")
+check.equal(count(img, RED), 2 * 16 + 2 * 8, "number of pixels of the line")
+img = image.new(40, 30)
+draw.box(img, { 20, 15, 5, 6 }, RED, 3)
+check.equal({ pixel(img, 4, 5), pixel(img, 5, 6), pixel(img, 6, 7), pixel(img, 21, 16) }, { RED, RED, RED, RED }, "three pixels, corners in the wrong order")
+check.equal({ pixel(img, 3, 4), pixel(img, 7, 8), pixel(img, 2, 10), pixel(img, 12, 10) }, { draw.WHITE, draw.WHITE, BLACK, BLACK }, "white hairlines on both sides")
+for _, box in ipairs { { -1e9, -5, 1e9, 500 }, { 39, 29, 39, 29 }, { 100, 100, 200, 200 }, { -9, -9, -3, -3 }, { 0.5, 0.5, 3.7, 2 ^ 60 } } do
+  draw.box(img, box, RED)
+end
+check.equal(pixel(img, 12, 10), BLACK, "boxes that reach out of the picture leave its middle")
+check.raises(function() draw.box(img, { 1, 2, 3 }, RED) end, "test_draw.*four numbers", "three numbers")
+check.raises(function() draw.box(img, { 1, 2, 3, 0 / 0 }, RED) end, "four numbers", "NaN")
+
+-- ---- points ----
+img = draw.canvas(41, 41)
+draw.point(img, { 20, 20 }, draw.YELLOW, 5)
+check.equal({ pixel(img, 20, 20), pixel(img, 24, 20), pixel(img, 20, 16) }, { draw.YELLOW, draw.YELLOW, draw.YELLOW }, "inside of a disc")
+check.equal({ pixel(img, 26, 20), pixel(img, 20, 14), pixel(img, 29, 20) }, { draw.INK, draw.INK, draw.WHITE }, "rim and outside")
+check.equal({ pixel(img, 15, 20), pixel(img, 20, 13) }, { pixel(img, 25, 20), pixel(img, 20, 27) }, "symmetric")
+for _, p in ipairs { { 0, 0 }, { 40, 40 }, { -3, 20 }, { 1e12, -1e12 }, { math.huge, 0 } } do draw.point(img, p, draw.YELLOW, 5) end
+check.equal(pixel(img, 0, 0), draw.YELLOW, "a point at the corner")
+
+-- ---- words ----
+for code = 33, 126 do
+  local g = font.glyph(string.char(code))
+  local dots, sizes = 0, true
+  for _, row in ipairs(g.rows) do
+    dots = dots + select(2, row:gsub("#", ""))
+    sizes = sizes and #row == g.width
+  end
+  if not (dots > 0 and sizes and #g.rows == font.HEIGHT and g.width <= 5) then check.ok(false, "letter " .. string.char(code)) end
+  for other = 33, code - 1 do
+    if table.concat(font.glyph(string.char(other)).rows, "/") == table.concat(g.rows, "/") then
+      check.ok(false, ("letters %c and %c look the same"):format(other, code))
+    end
+  end
+end
+img = draw.canvas(60, 12)
+draw.text(img, 1, 1, "Il", draw.INK, 1)
+check.equal(count(img, draw.INK), 11 + 9, "dots of I and l")
+check.equal(draw.text_width("il", 2), 2 * (3 + 1 + 3), "width")
+check.equal(draw.text_width("é", 1), 5, "a character outside ASCII is one box")
+check.equal(draw.text_width("", 2), 0, "no text")
+draw.text(img, -4, -4, "cut off at every side, and far too long for this", draw.INK, 3)
+check.equal(draw.wrap("one two three four", draw.text_width("one two", 1), 1), { "one two", "three", "four" }, "lines")
+local lines = draw.wrap("one two three four", draw.text_width("one two", 1), 1, 2)
+check.ok(#lines == 2 and lines[2]:sub(-3) == "..." and draw.text_width(lines[2], 1) <= draw.text_width("one two", 1), "shortened to two lines")
+check.equal(draw.wrap("", 10, 1), {}, "no words, no lines")
+
+-- ---- putting together ----
+img = image.new(3, 2)
+draw.fill(img, 2, 1, 9, 9, RED)
+local big = draw.enlarge(img, 4)
+check.equal({ big.width, big.height, count(big, RED), pixel(big, 8, 4), pixel(big, 7, 4) }, { 12, 8, 16, RED, BLACK }, "enlarged")
+check.equal(draw.enlarge_box({ 2, 1, 2, 1 }, 4), { 8, 4, 11, 7 }, "a box of one pixel, enlarged")
+local both = draw.beside({ img, big }, 5)
+check.equal({ both.width, both.height, pixel(both, 2, 4), pixel(both, 16, 4), pixel(both, 4, 4) }, { 20, 8, RED, RED, draw.WHITE }, "side by side")
+draw.paste(both, big, -6, -6)
+draw.paste(both, big, 15, 5)
+draw.paste(both, big, 99, 99)
+check.equal(pixel(both, 2, 0), RED, "pasted over the edge")
+check.raises(function() draw.enlarge(img, 1.5) end, "whole number from 1 is expected, got 1.5", "enlarged by 1.5")
+
+local tiles = {}
+for i = 1, 5 do
+  tiles[i] = { image = image.new(56, 56), truth = { 10, 10, 30, 30 }, bbox = { 12, 10, 33, 29 }, points = { { 20, 20 } },
+    truth_points = { { 40, 40 } }, label = "the red circle " .. ("and more "):rep(i * i), note = "score " .. i }
+end
+tiles[5] = { image = image.new(56, 28) }
+local sheet = draw.sheet(tiles, 3, { title = "title", side = 112 })
+check.ok(sheet.width > 3 * 112 and sheet.height > 112 + 56, "a sheet of two rows: " .. tostring(sheet))
+check.ok(count(sheet, draw.GREEN) > 100 and count(sheet, RED) > 100 and count(sheet, draw.YELLOW) > 4 * 10, "with boxes and points")
+check.equal(count(tiles[1].image, BLACK), 56 * 56, "the pictures given stay as they were")
+check.raises(function() draw.sheet({}) end, "no tile", "an empty sheet")
+check.raises(function() draw.sheet({ {} }) end, "tile 1 has no image", "a tile without a picture")
+
+check.finish()
