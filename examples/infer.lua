@@ -1,0 +1,227 @@
+-- infer.lua - asks a model which object of a picture a sentence means, and draws the answer into the picture.
+--
+--   segzero examples/infer.lua --image_path photo.png --text "the unusual object in the image"
+--   segzero examples/infer.lua --demo            a RefShapes picture and question of its own; --demo 7 is another one
+--
+-- Options as --name value, --name=value or name=value:
+--   image_path, text      the picture and the sentence
+--   demo                  number of the made picture; image_path and text are not needed then (text replaces the question)
+--   model_path            a Hugging Face folder of Qwen2.5-VL (default: the small model that comes with segzero)
+--   output_path           .png or .jpg to write (default: <picture's name>_segzero.png in the current folder)
+--   frame                 side of the square, in pixels, that the picture is resized to (default: segzero_frame of the
+--                         folder's config.json, else 840 as Seg-Zero)
+--   dtype, device         f32 or bf16 (default: the folder's torch_dtype); as in sz.qwen_vl
+--   max_new_tokens, temperature, seed, repetition_penalty (default: the folder's generation_config.json)
+--
+-- The way of Seg-Zero's inference script: RGB, resized with Pillow's bilinear filter, its prompt, greedy decoding, its
+-- reading of the answer. The sentence is lower-cased, as in training and evaluation (their script alone does not).
+-- Exit status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. Only 0 writes a picture.
+-- Leaves out: masks, several objects in one answer, batches.
+
+local ffi = require "ffi"
+local sz = require "segzero"
+local model = require "segzero.model"
+local files = require "segzero.files"
+local draw = require "segzero.draw"
+
+local TINY = sz.core.root .. "/models/tiny/qwen2.5-vl"
+local SMALL_SIDE, ENLARGED_SIDE = 200, 448       -- a picture with a side under the first is drawn about as large as the second
+
+local function stop(status, message, ...)
+  io.stdout:flush()
+  io.stderr:write("infer: ", message:format(...), "\n")
+  os.exit(status)
+end
+
+-- An error's text without the place in our sources.
+local function reason(why) return (tostring(why):gsub("^[^\n]-%.lua:%d+: ", "")) end
+
+-- ---- options ----
+local KINDS = {
+  image_path = "text", text = "text", model_path = "text", output_path = "text", dtype = "text", device = "text", demo = "number",
+  frame = "number", max_new_tokens = "number", temperature = "number", seed = "number", repetition_penalty = "number",
+}
+
+local function read_options(args)
+  local options, i = {}, 1
+  while i <= #args do
+    local word = args[i]
+    local key, value = word:match "^%-?%-?([%w_]+)=(.*)$"
+    if not key then
+      key = word:match "^%-%-([%w_]+)$"
+      local following = args[i + 1]
+      if key == "demo" and (not following or not tonumber(following)) then
+        value = "0"
+      elseif key then
+        value, i = following, i + 1
+      end
+    end
+    if not key or not KINDS[key] then
+      local names = {}
+      for name in pairs(KINDS) do names[#names + 1] = name end
+      table.sort(names)
+      stop(2, "unknown option %s; there are %s", word, table.concat(names, ", "))
+    end
+    if not value then stop(2, "--%s needs a value", key) end
+    if KINDS[key] == "number" then
+      options[key] = tonumber(value)
+      if not options[key] then stop(2, "--%s expects a number, got %s", key, value) end
+    else
+      options[key] = value
+    end
+    i = i + 1
+  end
+  return options
+end
+
+local function expect(options, name, good, what)
+  if options[name] ~= nil and not good(options[name]) then stop(2, "--%s expects %s, got %s", name, what, tostring(options[name])) end
+end
+
+local function check_options(o)
+  if not o.demo and not o.image_path then stop(2, "no picture: --image_path FILE --text SENTENCE, or --demo to try without one") end
+  if o.demo and o.image_path then stop(2, "--demo makes its own picture; leave --image_path out") end
+  if not o.demo and not o.text or o.text and not o.text:find "%S" then stop(2, "no sentence: --text \"the thing to find\"") end
+  local function whole(least) return function(v) return v >= least and v % 1 == 0 and v < 2 ^ 31 end end
+  expect(o, "demo", whole(0), "a whole number")
+  expect(o, "frame", whole(1), "a whole number of pixels")
+  expect(o, "max_new_tokens", whole(1), "a whole number from 1")
+  expect(o, "seed", whole(0), "a whole number")
+  expect(o, "temperature", function(v) return v >= 0 and v < math.huge end, "a number from 0")
+  expect(o, "repetition_penalty", function(v) return v > 0 and v < math.huge end, "a number over 0")
+  expect(o, "dtype", function(v) return v == "f32" or v == "bf16" end, "f32 or bf16")
+end
+
+-- Checked before any weight is read: a long run must not end at a folder that is not there.
+local function output_path(o)
+  local name = o.demo and ("demo_%d"):format(o.demo) or (o.image_path:match "([^/]+)/*$" or "picture"):gsub("(.)%.[^.]*$", "%1")
+  local path = o.output_path or name .. "_segzero.png"
+  local ending = (path:match "%.([^./]+)$" or ""):lower()
+  if ending ~= "png" and ending ~= "jpg" and ending ~= "jpeg" then stop(2, "--output_path must end in .png, .jpg or .jpeg, got %s", path) end
+  local folder = path:match "^(.*)/[^/]*$"
+  if folder and folder ~= "" and not files.exists(folder .. "/.") then stop(1, "the folder %s of --output_path is not there", folder) end
+  return path
+end
+
+-- ---- model ----
+local function load_model(o)
+  local dir = o.model_path or TINY
+  dir = dir:gsub("(.)/+$", "%1")
+  if not files.exists(dir .. "/config.json") then
+    if o.model_path then stop(1, "no model in %s: it has no config.json", dir) end
+    stop(1, "the small model is not in %s; name another one with --model_path FOLDER", dir)
+  end
+  if not o.model_path then
+    print("model: " .. dir .. "\n  (small, and knows pictures of coloured shapes only; --model_path FOLDER takes a real Qwen2.5-VL)")
+  else
+    print("model: " .. dir)
+  end
+  local ok, vl = pcall(function()
+    local json = model.read_json(dir .. "/config.json")
+    return sz.qwen_vl(dir, { dtype = o.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32"), device = o.device })
+  end)
+  if not ok then stop(1, "%s", reason(vl)) end
+  return vl
+end
+
+local function frame_of(o, vl)
+  local frame = o.frame or tonumber(vl.json.segzero_frame) or 840
+  local ok, plan = pcall(function() return vl:processor():plan(frame, frame) end)
+  if not ok then stop(1, "frame %s: %s", frame, reason(plan)) end
+  if plan.resized_width ~= frame or plan.resized_height ~= frame then
+    local unit = vl:processor().patch_size * vl:processor().merge_size
+    stop(2, "--frame %d: the model would resize it to %d x %d; take a multiple of %d", frame, plan.resized_width, plan.resized_height, unit)
+  end
+  return frame
+end
+
+local function penalty_of(o, vl)
+  if o.repetition_penalty then return o.repetition_penalty end
+  local generation = model.read_json(vl.dir .. "/generation_config.json", true)
+  return generation and tonumber(generation.repetition_penalty) or 1
+end
+
+-- Prints an answer while it is made. Tokens that end inside a UTF-8 sequence wait for the rest of it.
+local function stream(tokenizer)
+  local waiting = {}
+  local function flush(force)
+    local text = tokenizer:decode(waiting, { skip_special_tokens = true })
+    if not force and text:sub(-3) == "\239\191\189" and #waiting < 8 then return end       -- U+FFFD: not whole yet
+    io.write(text)
+    io.flush()
+    waiting = {}
+  end
+  return function(_, id)
+    waiting[#waiting + 1] = id
+    flush(false)
+  end, function() flush(true) end
+end
+
+-- ---- the run ----
+local function demo_scene(o, frame)
+  -- The same scene at any size; the size of the frame is the one that the small model was trained on.
+  local size = math.max(84, math.min(840, math.floor(frame / 28) * 28))
+  local s = sz.refshapes.sample { seed = 2026, split = "heldout", index = o.demo, size = size, level = 3, questions = 1 }
+  local img = sz.image.new(s.width, s.height)
+  ffi.copy(img:pixels(), s.rgb, s.width * s.height * 3)
+  local q = s.questions[1]
+  return img, o.text or q.problem, not o.text and q or nil
+end
+
+local function box_text(b) return ("[%d, %d, %d, %d]"):format(b[1], b[2], b[3], b[4]) end
+local function point_text(p) return ("[%d, %d]"):format(p[1], p[2]) end
+
+-- Draws into a new picture; one too small to see marks on is enlarged.
+local function drawn(img, found, truth)
+  local k = math.min(img.width, img.height) < SMALL_SIDE and math.ceil(ENLARGED_SIDE / math.max(img.width, img.height)) or 1
+  local out = draw.enlarge(img, k)
+  if truth then draw.box(out, draw.enlarge_box(truth.bbox, k), draw.GREEN, draw.thickness(out) + 1) end
+  local marks = { bbox = draw.enlarge_box(found.bbox, k), points = {} }
+  for i, p in ipairs(found.points) do marks.points[i] = draw.enlarge_point(p, k) end
+  draw.answer(out, marks)
+  return out, k
+end
+
+local function main()
+  local o = read_options(arg)
+  check_options(o)
+  local path = output_path(o)
+  local img
+  if o.image_path then
+    local ok, why = pcall(sz.image.load, o.image_path)
+    if not ok then stop(1, "%s", reason(why)) end
+    img = why
+  end
+  local vl = load_model(o)
+  local frame = frame_of(o, vl)
+  local text, truth = o.text, nil
+  if o.demo then img, text, truth = demo_scene(o, frame) end
+
+  print(("picture: %s, %d x %d, seen as %d x %d"):format(o.image_path or "RefShapes, held-out scene " .. o.demo, img.width, img.height, frame, frame))
+  print("question: " .. text)
+  io.write "\n"
+  local seen = img.width == frame and img.height == frame and img or img:resize(frame, frame, "bilinear")
+  local on_token, finish = stream(vl:tokenizer())
+  local input = vl:process { { role = "user", content = { { type = "image", image = seen }, { type = "text", text = sz.prompt.seg_zero(text) } } } }
+  local started = sz.core.C.sz_seconds()
+  local out = vl:generate(input, { temperature = o.temperature or 0, max_new_tokens = o.max_new_tokens or 1024, seed = o.seed or 0,
+    repetition_penalty = penalty_of(o, vl), on_token = on_token })[1]
+  finish()
+  local seconds = sz.core.C.sz_seconds() - started
+  print(("\n\n%d tokens in %.1f s, after picture and prompt of %d tokens"):format(#out.ids, seconds, #input.input_ids))
+
+  local parsed, why = sz.answer.parse(out.text)
+  if not parsed then
+    stop(1, "the answer above cannot be read: %s%s", why, out.finish == "length" and " (it was cut off at --max_new_tokens)" or "")
+  end
+  local found = sz.answer.scale(parsed, img.width / frame, img.height / frame)
+  print("box:    " .. box_text(found.bbox))
+  print("points: " .. point_text(found.points[1]) .. " " .. point_text(found.points[2]))
+  if truth then print("truth:  " .. box_text(truth.bbox) .. " (green in the picture)") end
+  local picture, k = drawn(img, found, truth)
+  local ok, failure = pcall(picture.save, picture, path)
+  if not ok then stop(1, "%s", reason(failure)) end
+  print("wrote " .. path .. (k > 1 and (", %d times enlarged"):format(k) or ""))
+end
+
+main()
