@@ -17,7 +17,10 @@
 #include <omp.h>
 #include <stdlib.h>
 
-enum { PARALLEL_FROM = 1 << 20 };     /* multiply-adds below which one thread is faster */
+enum {
+    PARALLEL_FROM = 1 << 20,     /* multiply-adds below which one thread is faster */
+    BACKWARD_COLUMNS = 128       /* fixed: the order of the sums of dK and dV hangs on it */
+};
 
 typedef struct { int32_t segment, group; int64_t query; } forward_task;
 
@@ -31,21 +34,20 @@ static int64_t set_limits(int32_t *limit, const sz_attention_args *a, const sz_s
     return limit[width - 1];
 }
 
-static void forward_block(const sz_call *c, const sz_attention_args *a, const forward_task *t, sz_block *b)
+static void forward_block(const sz_call *c, const sz_attention_args *a, const forward_task *t, sz_columns *b)
 {
     const sz_tensor *x = c->in[0];
     sz_tensor *out = c->out[0], *lse = c->out[1];
     sz_segment_row s = sz_segment_get(c->in[1], t->segment);
-    int64_t left = s.q_len - t->query, most = sz_block_queries(a->share), n = left < most ? left : most;
+    int64_t left = s.q_len - t->query, n = left < a->block ? left : a->block;
     int64_t row = s.q_start + t->query, head = t->group * a->share, D = a->dim;
     int64_t k_col = (a->heads + t->group) * D, v_col = k_col + a->groups * D;
-    for (int64_t i = 0; i < n * a->share; i++)
-        sz_rows_load(b->rows + i * b->ld, x, row + i / a->share, (head + i % a->share) * D, D, a->scale);
-    sz_block_start(b, n * a->share);
+    sz_rows_load(b->rows, b->ld, x, row, n, head * D, a->share, D, a->scale);
+    sz_columns_start(b, n * a->share);
     int64_t own = set_limits(b->limit, a, &s, t->query, n, b->width);
-    sz_block_attend(b, x, k_col, x, v_col, s.p_start, s.p_len, false);
-    sz_block_attend(b, x, k_col, x, v_col, s.k_start, own, sz_is_masked(a, &s));
-    sz_block_finish(b);
+    sz_columns_attend(b, x, k_col, x, v_col, s.p_start, s.p_len, false);
+    sz_columns_attend(b, x, k_col, x, v_col, s.k_start, own, sz_is_masked(a, &s));
+    sz_columns_finish(b);
     for (int64_t i = 0; i < b->n; i++) {
         int64_t h = head + i % a->share, r = row + i / a->share;
         sz_rows_store(out, r, h * D, b->rows + i * b->ld, D);
@@ -58,15 +60,17 @@ int sz_cpu_attention(const sz_call *c)
     sz_attention_args a = sz_attention_read(c);
     const sz_tensor *segments = c->in[1];
     sz_tensor *out = c->out[0], *lse = c->out[1];
-    int64_t count = segments->shape[0], step = sz_block_queries(a.share), tasks = 0, covered = 0, work = 0;
+    int64_t count = segments->shape[0], tasks = 0, covered = 0, work = 0;
     for (int64_t i = 0; i < count; i++) {
         sz_segment_row s = sz_segment_get(segments, i);
-        tasks += (s.q_len + step - 1) / step * a.groups;
         covered += s.q_len;
         work += s.q_len * (s.p_len + s.k_len) * a.heads * a.dim;
     }
-    int threads = omp_get_max_threads();
-    size_t block = sz_block_bytes(a.share, a.dim);
+    int threads = work > PARALLEL_FROM ? omp_get_max_threads() : 1;
+    sz_attention_cut(&a, sz_columns_aim(a.dim, covered * a.heads / (8 * threads)));
+    int64_t step = a.block;
+    for (int64_t i = 0; i < count; i++) tasks += (sz_segment_get(segments, i).q_len + step - 1) / step * a.groups;
+    size_t block = sz_columns_bytes(&a);
     char *memory = sz_scratch(block * (size_t)threads + (size_t)(tasks + 1) * sizeof(forward_task));
     if (!memory) return sz_fail("attention: out of memory");
     forward_task *task = (forward_task *)(memory + block * (size_t)threads);
@@ -81,10 +85,10 @@ int sz_cpu_attention(const sz_call *c)
         memset(out->data, 0, sz_bytes(out));
         for (int64_t i = 0; i < lse->numel; i++) sz_f32(lse)[i] = -INFINITY;
     }
-#pragma omp parallel if (work > PARALLEL_FROM)
+#pragma omp parallel num_threads(threads)
     {
-        sz_block b;
-        sz_block_place(&b, memory + block * (size_t)omp_get_thread_num(), a.share, a.dim);
+        sz_columns b;
+        sz_columns_place(&b, memory + block * (size_t)omp_get_thread_num(), &a);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++) forward_block(c, &a, task + i, &b);
     }
@@ -113,8 +117,9 @@ typedef struct {
 
 /* Buffers of one thread. */
 typedef struct {
-    sz_block b;                     /* q, o as dQ, rows as scaled queries, s, limit, max as lse, sum as delta */
+    sz_columns b;                     /* q, o as dQ, rows as scaled queries, s, limit, max as lse, sum as delta */
     float *dout, *dout_rows, *ds;   /* as q, rows, s */
+    float *out_rows;                /* as rows */
     float *k, *v, *dk, *dv;         /* [keys of the family][D], and [..][ld] */
 } backward_buffers;
 
@@ -203,7 +208,7 @@ static int64_t key_position(const plan *p, int64_t row)
 /* Lists every family's blocks, in table order, and gives each a part by its share of the family's work. */
 static void plan_blocks(plan *p, const sz_tensor *segments)
 {
-    int64_t count = segments->shape[0], step = sz_block_queries(p->a.share), at = 0;
+    int64_t count = segments->shape[0], step = p->a.block, at = 0;
     for (int pass = 0; pass < 2; pass++) {
         for (int64_t i = 0; i < count; i++) {
             sz_segment_row s = sz_segment_get(segments, i);
@@ -226,7 +231,7 @@ static void plan_blocks(plan *p, const sz_tensor *segments)
 }
 
 /* P and dS of one panel from scores s and dP: s <- exp(s - lse), ds <- s * (ds - delta), 0 where a column does not see a key. */
-static void panel_gradient(const sz_block *b, float *ds, int64_t c, int64_t j0, int64_t keys, int64_t width, bool masked)
+static void panel_gradient(const sz_columns *b, float *ds, int64_t c, int64_t j0, int64_t keys, int64_t width, bool masked)
 {
     for (int64_t x = 0; x < width; x += SZ_LANES) {
         sz_vec lse = sz_vec_load(b->max + c + x), delta = sz_vec_load(b->sum + c + x);
@@ -244,7 +249,7 @@ static void panel_gradient(const sz_block *b, float *ds, int64_t c, int64_t j0, 
 /* The block's share of dQ, dK, dV from keys [0, to) that lie at position `first` of the family. */
 static void backward_keys(backward_buffers *w, int64_t first, int64_t to, bool masked)
 {
-    sz_block *b = &w->b;
+    sz_columns *b = &w->b;
     int64_t dim = b->dim, ld = b->ld;
     for (int64_t j0 = 0; j0 < to; j0 += SZ_KEYS) {
         int64_t count = to - j0 < SZ_KEYS ? to - j0 : SZ_KEYS, at = first + j0;
@@ -271,24 +276,22 @@ static void backward_block(const plan *p, const query_block *t, int64_t group, b
     const sz_call *c = p->call;
     const sz_attention_args *a = &p->a;
     const sz_tensor *x = c->in[0], *out = c->in[2], *lse = c->in[3], *dout = c->in[4];
-    sz_block *b = &w->b;
+    sz_columns *b = &w->b;
     sz_segment_row s = sz_segment_get(c->in[1], t->segment);
     int64_t row = s.q_start + t->query, head = group * a->share, D = a->dim, n = t->n * a->share;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t col = (head + i % a->share) * D;
-        sz_rows_load(b->rows + i * b->ld, x, row + i / a->share, col, D, a->scale);
-        sz_rows_load(w->dout_rows + i * b->ld, dout, row + i / a->share, col, D, 1);
-    }
-    sz_block_start(b, n);
+    sz_rows_load(b->rows, b->ld, x, row, t->n, head * D, a->share, D, a->scale);
+    sz_rows_load(w->dout_rows, b->ld, dout, row, t->n, head * D, a->share, D, 1);
+    sz_rows_load(w->out_rows, b->ld, out, row, t->n, head * D, a->share, D, 1);
+    sz_columns_start(b, n);
     memset(w->dout_rows + n * b->ld, 0, (size_t)((b->width - n) * b->ld) * 4);
     sz_panels_pack(w->dout, w->dout_rows, b->ld, b->width, D);
     for (int64_t i = 0; i < b->width; i++) {
         float l = i < n ? sz_f32(lse)[(head + i % a->share) * lse->shape[1] + row + i / a->share] : INFINITY;
         b->max[i] = l == -INFINITY ? INFINITY : l;      /* no keys: every exponential is 0 */
         if (i >= n) continue;                           /* sum is 0 there */
-        float *o = b->k, delta = 0;
-        const float *d = w->dout_rows + i * b->ld;
-        sz_rows_load(o, out, row + i / a->share, (head + i % a->share) * D, D, 1);
+        const float *o = w->out_rows + i * b->ld, *d = w->dout_rows + i * b->ld;
+        float delta = 0;
+#pragma omp simd reduction(+ : delta)
         for (int64_t j = 0; j < D; j++) delta += o[j] * d[j];
         b->sum[i] = delta;
     }
@@ -331,10 +334,8 @@ static void backward_unit(const plan *p, int64_t unit, backward_buffers *w, floa
     float *sums = p->parts > 1 ? p->sums + f->sums_at + (group * p->parts + part) * 2 * f->keys * p->ld : own_sums;
     for (int64_t m = 0; m < f->ranges; m++) {
         const key_range *r = p->range + p->member[f->first_range + m];
-        for (int64_t j = r->start; j < r->end; j++) {
-            sz_rows_load(w->k + (r->base + j - r->start) * D, p->call->in[0], j, k_col, D, 1);
-            sz_rows_load(w->v + (r->base + j - r->start) * D, p->call->in[0], j, v_col, D, 1);
-        }
+        sz_rows_load(w->k + r->base * D, D, p->call->in[0], r->start, r->end - r->start, k_col, 1, D, 1);
+        sz_rows_load(w->v + r->base * D, D, p->call->in[0], r->start, r->end - r->start, v_col, 1, D, 1);
     }
     memset(sums, 0, (size_t)(2 * f->keys * p->ld) * 4);
     w->dk = sums;
@@ -359,7 +360,8 @@ int sz_cpu_attention_backward(const sz_call *c)
     plan p = { .call = c, .a = sz_attention_read(c) };
     const sz_attention_args *a = &p.a;
     const sz_tensor *segments = c->in[1];
-    int64_t count = segments->shape[0], step = sz_block_queries(a->share), blocks = 0, queries = 0, work = 0, keys = 0;
+    sz_attention_cut(&p.a, BACKWARD_COLUMNS);
+    int64_t count = segments->shape[0], step = a->block, blocks = 0, queries = 0, work = 0, keys = 0;
     for (int64_t i = 0; i < count; i++) {
         sz_segment_row s = sz_segment_get(segments, i);
         blocks += (s.q_len + step - 1) / step;
@@ -384,10 +386,10 @@ int sz_cpu_attention_backward(const sz_call *c)
         sums += p.parts > 1 ? a->groups * p.parts * 2 * p.fam[f].keys * p.ld : 0;
         keys += p.fam[f].keys;
     }
-    int64_t columns = sz_block_columns(a->share);
-    int64_t extra = sz_round_up(columns * (a->dim + p.ld) + SZ_KEYS * SZ_PANEL + 2 * p.most_keys * a->dim +
+    int64_t columns = sz_columns_most(a);
+    int64_t extra = sz_round_up(columns * (a->dim + 2 * p.ld) + SZ_KEYS * SZ_PANEL + 2 * p.most_keys * a->dim +
                                 (p.parts > 1 ? 0 : 2 * p.most_keys * p.ld) + 16 * 16, 16);
-    size_t bytes = sz_block_bytes(a->share, a->dim) + (size_t)extra * 4;
+    size_t bytes = sz_columns_bytes(a) + (size_t)extra * 4;
     char *buffers = sz_scratch(bytes * (size_t)threads + (size_t)sums * 4);
     if (!buffers) return sz_fail("attention_backward: out of memory");
     p.sums = (float *)(buffers + bytes * (size_t)threads);
@@ -396,12 +398,13 @@ int sz_cpu_attention_backward(const sz_call *c)
     {
         char *at = buffers + bytes * (size_t)omp_get_thread_num();
         backward_buffers w;
-        sz_block_place(&w.b, at, a->share, a->dim);
-        at += sz_block_bytes(a->share, a->dim);
+        sz_columns_place(&w.b, at, a);
+        at += sz_columns_bytes(a);
         memset(at, 0, (size_t)extra * 4);
         memset(w.b.rows, 0, (size_t)(columns * p.ld) * 4);     /* what pads a row stays 0 */
         w.dout = sz_carve(&at, columns * a->dim);
         w.dout_rows = sz_carve(&at, columns * p.ld);
+        w.out_rows = sz_carve(&at, columns * p.ld);
         w.ds = sz_carve(&at, SZ_KEYS * SZ_PANEL);
         w.k = sz_carve(&at, p.most_keys * a->dim);
         w.v = sz_carve(&at, p.most_keys * a->dim);

@@ -18,7 +18,7 @@ typedef struct { int64_t first, n, query; int32_t segment, group; } cached_task;
 typedef struct { int32_t segment; int64_t start, len; } parent_key;
 
 /* Buffers of one thread: blocks of the parent's and of the own keys. */
-typedef struct { sz_block parent, own; } cached_buffers;
+typedef struct { sz_columns parent, own; } cached_buffers;
 
 static bool is_short(const sz_attention_args *a, const sz_segment_row *s) { return s->p_len > 0 && s->q_len * a->share < SZ_PANEL; }
 
@@ -32,43 +32,41 @@ static int by_parent(const void *x, const void *y)
 
 /* Queries [first, first + n) of a segment as columns of the block from column `at`. */
 static void load_queries(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, int64_t n,
-                         sz_block *b, int64_t at)
+                         sz_columns *b, int64_t at)
 {
-    for (int64_t i = 0; i < n * a->share; i++)
-        sz_rows_load(b->rows + (at + i) * b->ld, c->in[0], s->q_start + first + i / a->share,
-                     (group * a->share + i % a->share) * a->dim, a->dim, a->scale);
+    sz_rows_load(b->rows + at * b->ld, b->ld, c->in[0], s->q_start + first, n, group * a->share * a->dim, a->share, a->dim, a->scale);
 }
 
 /* The block, holding queries from `first` of a segment, passes the segment's own keys. */
-static void attend_own(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, sz_block *b)
+static void attend_own(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, sz_columns *b)
 {
     for (int64_t i = 0; i < b->width; i++) {
         int64_t q = i < b->n ? i / a->share : (b->n - 1) / a->share;
         b->limit[i] = (int32_t)sz_own_keys(s, first + q, a->causal);
     }
-    sz_block_attend(b, c->in[1], group * a->dim, c->in[2], group * a->dim, s->k_start, b->limit[b->width - 1], sz_is_masked(a, s));
+    sz_columns_attend(b, c->in[1], group * a->dim, c->in[2], group * a->dim, s->k_start, b->limit[b->width - 1], sz_is_masked(a, s));
 }
 
-static void store_queries(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, const sz_block *b)
+static void store_queries(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, const sz_columns *b)
 {
     for (int64_t i = 0; i < b->n; i++)
         sz_rows_store(c->out[0], s->q_start + first + i / a->share, (group * a->share + i % a->share) * a->dim, b->rows + i * b->ld, a->dim);
 }
 
-static void long_segment(const sz_call *c, const sz_attention_args *a, const cached_task *t, sz_block *b)
+static void long_segment(const sz_call *c, const sz_attention_args *a, const cached_task *t, sz_columns *b)
 {
     sz_segment_row s = sz_segment_get(c->in[3], t->segment);
-    int64_t step = sz_block_queries(a->share), n = s.q_len - t->query < step ? s.q_len - t->query : step;
+    int64_t n = s.q_len - t->query < a->block ? s.q_len - t->query : a->block;
     load_queries(c, a, &s, t->group, t->query, n, b, 0);
-    sz_block_start(b, n * a->share);
-    sz_block_attend(b, c->in[1], t->group * a->dim, c->in[2], t->group * a->dim, s.p_start, s.p_len, false);
+    sz_columns_start(b, n * a->share);
+    sz_columns_attend(b, c->in[1], t->group * a->dim, c->in[2], t->group * a->dim, s.p_start, s.p_len, false);
     attend_own(c, a, &s, t->group, t->query, b);
-    sz_block_finish(b);
+    sz_columns_finish(b);
     store_queries(c, a, &s, t->group, t->query, b);
 }
 
 /* own's rows become the softmax over both key sets; from: the parent block's first column of this segment. */
-static void merge(const sz_block *parent, int64_t from, sz_block *own)
+static void merge(const sz_columns *parent, int64_t from, sz_columns *own)
 {
     for (int64_t i = 0; i < own->n; i++) {
         float m1 = parent->max[from + i], m2 = own->max[i], m = m1 > m2 ? m1 : m2, base = m == -INFINITY ? 0 : m;
@@ -89,15 +87,15 @@ static void short_group(const sz_call *c, const sz_attention_args *a, const cach
         load_queries(c, a, &s, t->group, 0, s.q_len, &w->parent, columns);
         columns += s.q_len * a->share;
     }
-    sz_block_start(&w->parent, columns);
-    sz_block_attend(&w->parent, c->in[1], t->group * a->dim, c->in[2], t->group * a->dim, order[t->first].start, order[t->first].len, false);
-    sz_block_finish(&w->parent);
+    sz_columns_start(&w->parent, columns);
+    sz_columns_attend(&w->parent, c->in[1], t->group * a->dim, c->in[2], t->group * a->dim, order[t->first].start, order[t->first].len, false);
+    sz_columns_finish(&w->parent);
     for (int64_t i = 0; i < t->n; i++) {
         sz_segment_row s = sz_segment_get(c->in[3], order[t->first + i].segment);
         load_queries(c, a, &s, t->group, 0, s.q_len, &w->own, 0);
-        sz_block_start(&w->own, s.q_len * a->share);
+        sz_columns_start(&w->own, s.q_len * a->share);
         attend_own(c, a, &s, t->group, 0, &w->own);
-        sz_block_finish(&w->own);
+        sz_columns_finish(&w->own);
         merge(&w->parent, at, &w->own);
         store_queries(c, a, &s, t->group, 0, &w->own);
         at += w->own.n;
@@ -108,15 +106,17 @@ int sz_cpu_attention_cached(const sz_call *c)
 {
     sz_attention_args a = sz_attention_read(c);
     const sz_tensor *segments = c->in[3];
-    int64_t count = segments->shape[0], step = sz_block_queries(a.share), most = step * a.share, tasks = 0, covered = 0, work = 0, n = 0;
+    int64_t count = segments->shape[0], tasks = 0, covered = 0, work = 0, n = 0;
     for (int64_t i = 0; i < count; i++) {
         sz_segment_row s = sz_segment_get(segments, i);
-        tasks += (s.q_len + step - 1) / step * a.groups;
         covered += s.q_len;
         work += s.q_len * (s.p_len + s.k_len) * a.heads * a.dim;
     }
     int threads = work > PARALLEL_FROM ? omp_get_max_threads() : 1;
-    size_t block = sz_block_bytes(a.share, a.dim);
+    sz_attention_cut(&a, sz_columns_aim(a.dim, covered * a.heads / (8 * threads)));
+    int64_t step = a.block, most = step * a.share;
+    for (int64_t i = 0; i < count; i++) tasks += (sz_segment_get(segments, i).q_len + step - 1) / step * a.groups;
+    size_t block = sz_columns_bytes(&a);
     char *memory = sz_scratch(2 * block * (size_t)threads + (size_t)(tasks + 1) * sizeof(cached_task) + (size_t)(count + 1) * sizeof(parent_key));
     if (!memory) return sz_fail("attention_cached: out of memory");
     cached_task *task = (cached_task *)(memory + 2 * block * (size_t)threads);
@@ -146,8 +146,8 @@ int sz_cpu_attention_cached(const sz_call *c)
     {
         char *at = memory + 2 * block * (size_t)omp_get_thread_num();
         cached_buffers w;
-        sz_block_place(&w.parent, at, a.share, a.dim);
-        sz_block_place(&w.own, at + block, a.share, a.dim);
+        sz_columns_place(&w.parent, at, &a);
+        sz_columns_place(&w.own, at + block, &a);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++) {
             if (task[i].n) short_group(c, &a, task + i, order, &w);

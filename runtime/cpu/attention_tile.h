@@ -13,7 +13,7 @@
 #include "gemm_tile.h"
 #include <math.h>
 
-enum { SZ_PANEL = 32, SZ_KEYS = 96, SZ_COLUMNS = 128 };    /* columns a panel, keys a tile, columns a block aims at */
+enum { SZ_PANEL = 32, SZ_KEYS = 96 };     /* columns a panel, keys a tile */
 
 typedef struct { int64_t q_start, q_len, k_start, k_len, p_start, p_len; } sz_segment_row;
 
@@ -25,21 +25,23 @@ static inline sz_segment_row sz_segment_get(const sz_tensor *table, int64_t i)
 
 typedef struct {
     int64_t heads, groups, dim, share;     /* H, G, D, H / G */
+    int64_t block;                         /* queries a block holds */
     bool causal;
     float scale;
 } sz_attention_args;
 
 static inline sz_attention_args sz_attention_read(const sz_call *c)
 {
-    sz_attention_args a = { (int64_t)c->args[0], (int64_t)c->args[1], (int64_t)c->args[2], 0, c->args[3] != 0, (float)c->args[4] };
+    sz_attention_args a = { (int64_t)c->args[0], (int64_t)c->args[1], (int64_t)c->args[2], 0, 1, c->args[3] != 0, (float)c->args[4] };
     a.share = a.heads / a.groups;
     return a;
 }
 
+/* Blocks of about `columns` columns. How queries are cut into blocks has no effect on the results of a forward pass. */
+static inline void sz_attention_cut(sz_attention_args *a, int64_t columns) { a->block = columns > a->share ? columns / a->share : 1; }
+
 static inline int64_t sz_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-/* Queries that make about SZ_COLUMNS columns, and the columns that such a block can have. */
-static inline int64_t sz_block_queries(int64_t share) { return share > SZ_COLUMNS ? 1 : SZ_COLUMNS / share; }
-static inline int64_t sz_block_columns(int64_t share) { return sz_round_up(sz_block_queries(share) * share, SZ_PANEL); }
+static inline int64_t sz_columns_most(const sz_attention_args *a) { return sz_round_up(a->block * a->share, SZ_PANEL); }
 /* How many of its segment's own keys query i sees. */
 static inline int64_t sz_own_keys(const sz_segment_row *s, int64_t i, bool causal)
 {
@@ -47,21 +49,38 @@ static inline int64_t sz_own_keys(const sz_segment_row *s, int64_t i, bool causa
     return !causal || n > s->k_len ? s->k_len : n < 0 ? 0 : n;
 }
 
+/* Columns for a block: many, so that a tile of keys is used often once it is loaded, but queries and output stay within 256
+ * KiB, and not more than `share_of_work` unless the block got small. */
+static inline int64_t sz_columns_aim(int64_t dim, int64_t share_of_work)
+{
+    int64_t fit = 32768 / dim, n = fit > 512 ? 512 : fit < 128 ? 128 : fit;
+    return share_of_work > n ? n : share_of_work < 128 ? 128 : share_of_work;
+}
 /* Whether queries of a segment differ in the own keys that they see. */
 static inline bool sz_is_masked(const sz_attention_args *a, const sz_segment_row *s) { return a->causal && s->q_len > 1; }
 
 /* ---- moving rows ---- */
 
-/* dst[0..n) = row * scale, from elements [row, col...] of a matrix of f32 or bf16. */
-static inline void sz_rows_load(float *restrict dst, const sz_tensor *t, int64_t row, int64_t col, int64_t n, float scale)
+/* dst[(i * share + j) * ld + d] = scale * t[row + i, col + j * dim + d] for i < rows, j < share, d < dim; t is f32 or bf16.
+ * Rows of a packed stream lie pages apart, where the processor does not look ahead by itself. */
+static inline void sz_rows_load(float *restrict dst, int64_t ld, const sz_tensor *t, int64_t row, int64_t rows, int64_t col,
+                                int64_t share, int64_t dim, float scale)
 {
-    int64_t at = row * sz_cols(t) + col;
-    if (t->dtype == SZ_F32) {
-        const float *restrict src = sz_f32(t) + at;
-        for (int64_t i = 0; i < n; i++) dst[i] = src[i] * scale;
-    } else {
-        const uint16_t *restrict src = sz_bf16(t) + at;
-        for (int64_t i = 0; i < n; i++) dst[i] = sz_from_bf16(src[i]) * scale;
+    enum { AHEAD = 6 };
+    int64_t cols = sz_cols(t), size = (int64_t)sz_dtype_size(t->dtype);
+    const char *at = (const char *)t->data + (row * cols + col) * size;
+    for (int64_t i = 0; i < rows; i++, at += cols * size) {
+        if (i + AHEAD < rows)
+            for (int64_t x = 0; x < share * dim * size; x += 64) __builtin_prefetch(at + AHEAD * cols * size + x);
+        for (int64_t j = 0; j < share; j++, dst += ld) {
+            if (t->dtype == SZ_F32) {
+                const float *restrict src = (const float *)at + j * dim;
+                for (int64_t d = 0; d < dim; d++) dst[d] = src[d] * scale;
+            } else {
+                const uint16_t *restrict src = (const uint16_t *)at + j * dim;
+                for (int64_t d = 0; d < dim; d++) dst[d] = sz_from_bf16(src[d]) * scale;
+            }
+        }
     }
 }
 
@@ -107,11 +126,11 @@ typedef struct {
     float *s;                       /* [SZ_KEYS][32] scores of one panel */
     float *k, *v;                   /* [SZ_KEYS][D] */
     int32_t *limit;                 /* [columns] own keys that a column sees; ascending */
-} sz_block;
+} sz_columns;
 
-static inline size_t sz_block_bytes(int64_t share, int64_t dim)
+static inline size_t sz_columns_bytes(const sz_attention_args *a)
 {
-    int64_t columns = sz_block_columns(share), ld = sz_round_up(dim, 16);
+    int64_t columns = sz_columns_most(a), dim = a->dim, ld = sz_round_up(dim, 16);
     int64_t floats = columns * (2 * dim + ld + 3) + SZ_KEYS * (SZ_PANEL + 2 * dim) + 9 * 16;
     return (size_t)sz_round_up(4 * floats, 64);
 }
@@ -123,9 +142,9 @@ static inline float *sz_carve(char **at, int64_t n)
     return p;
 }
 
-static inline void sz_block_place(sz_block *b, char *memory, int64_t share, int64_t dim)
+static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attention_args *a)
 {
-    int64_t columns = sz_block_columns(share);
+    int64_t columns = sz_columns_most(a), dim = a->dim;
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
@@ -140,7 +159,7 @@ static inline void sz_block_place(sz_block *b, char *memory, int64_t share, int6
 }
 
 /* Starts with n columns whose scaled queries are in rows. */
-static inline void sz_block_start(sz_block *b, int64_t n)
+static inline void sz_columns_start(sz_columns *b, int64_t n)
 {
     b->n = n;
     b->width = sz_round_up(n, SZ_LANES);
@@ -151,10 +170,10 @@ static inline void sz_block_start(sz_block *b, int64_t n)
 }
 
 /* Width of the panel that starts at column c: the last one may be half as wide. */
-static inline int64_t sz_panel_width(const sz_block *b, int64_t c) { return b->width - c < SZ_PANEL ? b->width - c : SZ_PANEL; }
+static inline int64_t sz_panel_width(const sz_columns *b, int64_t c) { return b->width - c < SZ_PANEL ? b->width - c : SZ_PANEL; }
 
 /* Online softmax of the scores s [keys][32] of one panel: s becomes exp(s - max); o and sum are brought to the new maximum. */
-static inline void sz_panel_softmax(sz_block *b, int64_t c, int64_t keys, int64_t width)
+static inline void sz_panel_softmax(sz_columns *b, int64_t c, int64_t keys, int64_t width)
 {
     float *o = b->o + c * b->dim;
     for (int64_t x = 0; x < width; x += SZ_LANES) {
@@ -180,15 +199,22 @@ static inline void sz_panel_softmax(sz_block *b, int64_t c, int64_t keys, int64_
 
 /* The block passes keys [from, to) whose rows start at key_row: k and v at columns k_col and v_col of their matrices.
  * masked: key j is seen by columns with limit > j only. */
-static inline void sz_block_attend(sz_block *b, const sz_tensor *k, int64_t k_col, const sz_tensor *v, int64_t v_col,
+static inline void sz_columns_attend(sz_columns *b, const sz_tensor *k, int64_t k_col, const sz_tensor *v, int64_t v_col,
                                    int64_t key_row, int64_t to, bool masked)
 {
     int64_t dim = b->dim;
     for (int64_t j0 = 0; j0 < to; j0 += SZ_KEYS) {
         int64_t count = to - j0 < SZ_KEYS ? to - j0 : SZ_KEYS;
-        for (int64_t j = 0; j < count; j++) {
-            sz_rows_load(b->k + j * dim, k, key_row + j0 + j, k_col, dim, 1);
-            sz_rows_load(b->v + j * dim, v, key_row + j0 + j, v_col, dim, 1);
+        const float *kt = b->k, *vt = b->v;
+        int64_t ldk = dim, ldv = dim;
+        if (k->dtype == SZ_F32 && b->n <= SZ_PANEL) {      /* each key is used once: read it where it lies */
+            ldk = sz_cols(k);
+            ldv = sz_cols(v);
+            kt = sz_f32(k) + (key_row + j0) * ldk + k_col;
+            vt = sz_f32(v) + (key_row + j0) * ldv + v_col;
+        } else {
+            sz_rows_load(b->k, dim, k, key_row + j0, count, k_col, 1, dim, 1);
+            sz_rows_load(b->v, dim, v, key_row + j0, count, v_col, 1, dim, 1);
         }
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
             int64_t width = sz_panel_width(b, c), seen = count;
@@ -197,7 +223,7 @@ static inline void sz_block_attend(sz_block *b, const sz_tensor *k, int64_t k_co
                 seen = last < count ? last : count;
                 if (seen <= 0) continue;
             }
-            sz_tile(seen, width, dim, b->k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0);
+            sz_tile(seen, width, dim, kt, ldk, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0);
             if (masked && b->limit[c] < j0 + seen)
                 for (int64_t j = 0; j < seen; j++)
                     for (int64_t x = 0; x < width; x += SZ_LANES) {
@@ -206,13 +232,13 @@ static inline void sz_block_attend(sz_block *b, const sz_tensor *k, int64_t k_co
                         sz_vec_store(s, sz_vec_pick(visible, sz_vec_load(s), sz_vec_all(-INFINITY)));
                     }
             sz_panel_softmax(b, c, seen, width);
-            sz_tile(dim, width, seen, b->v, 1, dim, b->s, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1);
+            sz_tile(dim, width, seen, vt, 1, ldv, b->s, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1);
         }
     }
 }
 
 /* Output rows [n][ld], divided by their sums (0 where no key was seen), into rows. */
-static inline void sz_block_finish(sz_block *b)
+static inline void sz_columns_finish(sz_columns *b)
 {
     sz_panels_unpack(b->rows, b->ld, b->o, b->width, b->dim);
     for (int64_t c = 0; c < b->n; c++) {
