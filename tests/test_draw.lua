@@ -100,4 +100,19 @@ check.equal(count(tiles[1].image, BLACK), 56 * 56, "the pictures given stay as t
 check.raises(function() draw.sheet({}) end, "no tile", "an empty sheet")
 check.raises(function() draw.sheet({ {} }) end, "tile 1 has no image", "a tile without a picture")
 
+
+local set = require("segzero.data").open("refshapes", { split = "heldout", size = 84, seed = 1, rows = 9 })
+local records = {}
+for i = 1, 3 do
+  local row = set:row(i)
+  records[i] = { index = i, problem = row.problem, solution = row.solution, reward = i, text = i == 2 and "nothing" or
+    '<think>t</think><answer>{"bbox": [5,5,40,40], "points_1": [9,9], "points_2": [20,20]}</answer>' }
+end
+local path = os.tmpname() .. ".png"
+draw.predictions(path, set, records)
+local written = image.load(path)
+check.ok(count(written, draw.GREEN) > 100 and count(written, RED) > 100, "predictions of a data set: " .. tostring(written))
+os.remove(path)
+os.remove((path:gsub("%.png$", "")))
+
 check.finish()

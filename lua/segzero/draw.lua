@@ -8,6 +8,7 @@
 --   local big = draw.enlarge(img, 4)                      every pixel 4 x 4; coordinates: draw.enlarge_box, draw.enlarge_point
 --   local both = draw.beside({img, other}, 8)             side by side on a white canvas, 8 pixels apart
 --   local sheet = draw.sheet({{image =, truth = box, bbox = box, points =, truth_points =, label =, note =}, ...}, columns)
+--   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a model's answers
 --
 -- Colours are {r, g, b}, 0 to 255. Lines are as thick as the picture asks for (draw.thickness) unless told. Everything
 -- that makes a picture returns a new one, which the caller may free. Colours below are seen apart by the colour-blind too.
@@ -16,6 +17,7 @@
 local ffi = require "ffi"
 local image = require "segzero.image"
 local font = require "segzero.font"
+local answer = require "segzero.answer"
 
 local M = {}
 
@@ -198,17 +200,21 @@ function M.beside(list, gap)
   return out
 end
 
--- A picture at least `side` pixels wide (small frames are enlarged by a whole factor) with the marks of a tile on it:
--- truth box and points green, answered box red, its points yellow. The truth's line is thicker, so that it shows under an
--- answer that is right.
+-- A picture about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a whole factor, large ones
+-- resized. Truth box and points green, answered box red, its points yellow. The truth's line is thicker, so that it shows
+-- under an answer that is right.
 local function tile_picture(tile, side)
   local k = max(1, floor(side / tile.image.width + 0.5))
-  local img = M.enlarge(tile.image, k)
-  local t = M.thickness(img) + 1
-  if tile.truth then M.box(img, M.enlarge_box(tile.truth, k), M.GREEN, t) end
-  if tile.bbox then M.box(img, M.enlarge_box(tile.bbox, k), M.RED, t - 1) end
-  for _, p in ipairs(tile.truth_points or {}) do M.point(img, M.enlarge_point(p, k), M.GREEN) end
-  for _, p in ipairs(tile.points or {}) do M.point(img, M.enlarge_point(p, k), M.YELLOW) end
+  local f = tile.image.width > 1.5 * side and side / tile.image.width or 1
+  local img = f == 1 and M.enlarge(tile.image, k)
+    or tile.image:resize(floor(tile.image.width * f + 0.5), max(1, floor(tile.image.height * f + 0.5)), "bilinear")
+  local function to_box(b) return f == 1 and M.enlarge_box(b, k) or { b[1] * f, b[2] * f, b[3] * f, b[4] * f } end
+  local function to_point(p) return f == 1 and M.enlarge_point(p, k) or { p[1] * f, p[2] * f } end
+  local t = M.thickness(img)
+  if tile.truth then M.box(img, to_box(tile.truth), M.GREEN, t + 1) end
+  if tile.bbox then M.box(img, to_box(tile.bbox), M.RED, t) end
+  for _, p in ipairs(tile.truth_points or {}) do M.point(img, to_point(p), M.GREEN) end
+  for _, p in ipairs(tile.points or {}) do M.point(img, to_point(p), M.YELLOW) end
   return img
 end
 
@@ -224,8 +230,8 @@ local function legend(img, x, y)
 end
 
 -- Tiles in rows of `columns` (default 4), each a white card: the picture with its marks, beneath it the label (up to two
--- lines) and the note (one line, grey). A tile needs an image; all else is optional. opts: side (pixels a picture has at
--- least, 280), title.
+-- lines) and the note (one line, grey). A tile needs an image; all else is optional. opts: side (about how wide a
+-- picture is, 280), title.
 function M.sheet(tiles, columns, opts)
   opts = opts or {}
   if #tiles == 0 then error("draw.sheet: there is no tile", 2) end
@@ -270,6 +276,27 @@ function M.sheet(tiles, columns, opts)
     if column == columns - 1 then y = y + heights[row] + GAP end
   end
   return sheet
+end
+
+-- Writes a sheet of a data set's first rows with what a model answered: records as trainer:evaluate gives them, {{index =, problem =,
+-- solution =, text =, reward =}, ...}. opts: count (12), columns (4), side, title.
+function M.predictions(path, set, records, opts)
+  opts = opts or {}
+  local tiles = {}
+  for i = 1, min(opts.count or 12, #records) do
+    local r = records[i]
+    local row = set:row(r.index)
+    local found = answer.parse(r.text)
+    tiles[i] = { image = row.image, label = r.problem, bbox = found and found.bbox, points = found and found.points,
+      note = ("reward %.3g%s"):format(r.reward, found and "" or ", no answer") }
+    local truth = { r.solution:match "<box>%((%d+),(%d+)%),%((%d+),(%d+)%)</box>" }
+    for k = 1, #truth do truth[k] = tonumber(truth[k]) end
+    if #truth == 4 then tiles[i].truth = truth end
+  end
+  local sheet = M.sheet(tiles, opts.columns or 4, { side = opts.side, title = opts.title })
+  sheet:save(path)
+  sheet:free()
+  for _, tile in ipairs(tiles) do tile.image:free() end
 end
 
 return M
