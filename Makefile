@@ -42,7 +42,10 @@ LIB  := $(B)/libsegzero.so
 LUAJIT_CFLAGS := $(shell pkg-config --cflags luajit 2>/dev/null)
 LUAJIT_LIBS   := $(shell pkg-config --libs luajit 2>/dev/null)
 
-OPT := -O3 -march=$(ARCH)
+# GCC prefers 256-bit vectors even where 512-bit ones are there; exp over a cached array: 0.72 against 0.61 ns an element,
+# silu 1.36 against 0.57.
+WIDE := $(if $(filter x86_64,$(shell uname -m)),-mprefer-vector-width=512)
+OPT := -O3 -march=$(ARCH) $(WIDE)
 ifeq ($(SANITIZER),address)
 OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=address
 else ifeq ($(SANITIZER),undefined)

@@ -82,7 +82,8 @@ int sz_cpu_logprob_backward(const sz_call *c)
             int64_t i = first + r;
             float *restrict row = z + r * v, g = dlp ? dlp[i] : 0, e = dent ? dent[i] : 0, top = lse[i], h = entropy[i];
             for (int64_t j = 0; j < v; j++) {
-                float log_p = row[j] * scale - top, p = sz_exp(log_p);
+                /* Below e^-80 a probability adds nothing, but the subnormal it becomes slows the products tenfold. */
+                float log_p = row[j] * scale - top, p = log_p < -80 ? 0 : sz_exp(log_p);
                 row[j] = -p * (g + e * (log_p + h)) * scale;
             }
             row[ids[i]] += g * scale;
