@@ -278,8 +278,8 @@ function M.sheet(tiles, columns, opts)
   return sheet
 end
 
--- Writes a sheet of a data set's first rows with what a model answered: records as trainer:evaluate gives them, {{index =, problem =,
--- solution =, text =, reward =}, ...}. opts: count (12), columns (4), side, title.
+-- Writes a sheet of a data set's first rows with what a model answered. records as trainer:evaluate gives them: {{index =,
+-- problem =, solution =, text =, reward =}, ...}. opts: count (12), columns (4), side, title (the set's name).
 function M.predictions(path, set, records, opts)
   opts = opts or {}
   local tiles = {}
@@ -293,7 +293,7 @@ function M.predictions(path, set, records, opts)
     for k = 1, #truth do truth[k] = tonumber(truth[k]) end
     if #truth == 4 then tiles[i].truth = truth end
   end
-  local sheet = M.sheet(tiles, opts.columns or 4, { side = opts.side, title = opts.title })
+  local sheet = M.sheet(tiles, opts.columns or 4, { side = opts.side, title = opts.title or set.name })
   sheet:save(path)
   sheet:free()
   for _, tile in ipairs(tiles) do tile.image:free() end
