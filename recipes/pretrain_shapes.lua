@@ -22,11 +22,11 @@ local options = {
   seed = 1,
   steps = 3000,
   minutes = 0,                  -- stop after so many minutes (0: run all steps); the schedule follows the clock then
-  pictures = 24,                -- a step
-  questions = 3,                -- a picture
+  batch = 24,                   -- questions a step
+  questions = 3,                -- a picture (easiest scenes: one, since they have one object)
   short_until = 0.6,            -- share of the run in which most questions come without the instructions after them (cheaper)
   size = 112,                   -- frame, pixels
-  lr = 2e-3,
+  lr = 1.5e-3,
   warmup = 100,
   final_lr = 0.05,              -- of lr, at the end of the cosine
   weight_decay = 0.01,
@@ -36,7 +36,7 @@ local options = {
   easy = 0.15,                  -- share of easy scenes afterwards
   merges = 512,
   init = 0.05,
-  log_every = 20,
+  log_every = 50,
   eval_every = 250,
   eval_rows = 64,
   hidden = 128, intermediate = 384, layers = 4, heads = 4, kv_heads = 2,
@@ -134,18 +134,21 @@ local function level_at(progress, random)
   return 3
 end
 
-local function batch(step, progress)
-  local groups = {}
-  for i = 1, options.pictures do
-    local index = (step - 1) * options.pictures + i
+local drawn = 0
+local function batch(progress)
+  local groups, asked = {}, 0
+  while asked < options.batch do
+    drawn = drawn + 1
+    local index = drawn
     local level = level_at(progress, (index * 0.6180339887) % 1)
     local sample = refshapes.sample { seed = options.seed, index = index, size = options.size, level = level, questions = level == 1 and 1 or options.questions }
     local image = picture(sample)
     local group = { input = prefix(image), answers = {} }
     image:free()
-    local short = progress < options.short_until and i % 8 ~= 0
+    local short = progress < options.short_until and index % 4 ~= 0
     for k, q in ipairs(sample.questions) do group.answers[k] = answer(q, short) end
-    groups[i] = group
+    groups[#groups + 1] = group
+    asked = asked + #group.answers
   end
   return groups
 end
@@ -174,8 +177,8 @@ local function evaluate(level)
 end
 
 -- ---- training ----
-print(("pretraining %s: %.2f M parameters, vocabulary %d, %d px frame, %d pictures x %d questions a step"):format(dir, parameters / 1e6,
-  config.vocab_size, options.size, options.pictures, options.questions))
+print(("pretraining %s: %.2f M parameters, vocabulary %d, %d px frame, %d questions a step"):format(dir, parameters / 1e6,
+  config.vocab_size, options.size, options.batch))
 local started, seen, mean_loss, tokens = sz.core.C.sz_seconds(), 0, nil, 0
 local step = 0
 while true do
@@ -184,7 +187,7 @@ while true do
   local progress = options.minutes > 0 and elapsed / (60 * options.minutes) or (step - 1) / options.steps
   if progress >= 1 then break end
   local lr = options.lr * math.min(1, step / options.warmup) * (options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
-  local groups = batch(step, progress)
+  local groups = batch(progress)
   local loss_value = tensor.step(function()
     local stream = pack.stream(groups, vl.image_token_id)
     tokens = tokens + stream.tokens

@@ -206,8 +206,8 @@ end
 
 -- The same bytes everywhere and always: integers, and doubles without library functions but sqrt.
 local a = refshapes.sample {seed = 42, index = 3, size = 168}
-check.equal(fingerprint(a), "48bbc04ce0456c70", "sample 3 of seed 42")
-check.equal(fingerprint(refshapes.sample {seed = 42, index = 3, size = 112, split = "heldout"}), "bf5959f9f2c3027b", "held out")
+check.equal(fingerprint(a), "e2267a4f4e0c6866", "sample 3 of seed 42")
+check.equal(fingerprint(refshapes.sample {seed = 42, index = 3, size = 112, split = "heldout"}), "00ed9eefc190a50c", "held out")
 for index = 9, 0, -1 do refshapes.sample {seed = 42, index = index, size = 84, level = 1 + index % 3} end
 check.equal(fingerprint(refshapes.sample {seed = 42, index = 3, size = 168}), fingerprint(a), "order of calls")
 local fewer = refshapes.sample {seed = 42, index = 3, size = 168, questions = 2}

@@ -22,13 +22,13 @@ local NOISE_SHIFT = 16 -- colours are 16.16 fixed point while noise is added
 local cover = ffi.new("double[?]", 844)
 local column = ffi.new("int32_t[?]", 844)
 
--- Soft two-axis gradient: light changes left to right, tint top to bottom, around a random muted base; then noise
--- of about +-4 levels. "plain" is the base alone. Values stay within 15..215, so nothing is clamped.
+-- Soft two-axis gradient around a muted base: lighter to the right, cooler at the top and warmer at the bottom, by amounts
+-- that vary a little, so a patch's colour hints at its place as daylight does in photographs; then noise of about +-4 levels. "plain" is the base alone. Values stay within 15..215, so nothing is clamped.
 function M.background(rgb, w, h, r, style)
-  local base = r:int(82, 148)
-  local cr, cg, cb = base + r:int(-14, 14), base + r:int(-14, 14), base + r:int(-14, 14)
-  local light = r:int(10, 30) * (r:chance(0.5) and 1 or -1)
-  local tr, tg, tb = r:int(-16, 16), r:int(-16, 16), r:int(-16, 16)
+  local base = r:int(100, 130)
+  local cr, cg, cb = base + r:int(-6, 6), base + r:int(-6, 6), base + r:int(-6, 6)
+  local light = r:int(26, 34)
+  local tr, tg, tb = r:int(20, 28), r:int(-4, 4), r:int(-28, -20)
   local state = r:bits32()
   if style == "plain" then
     for i = 0, w * h * 3 - 1, 3 do
