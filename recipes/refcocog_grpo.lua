@@ -86,10 +86,15 @@ local function load_reward(name)
   if name:match "%.lua$" then
     local chunk, reason = loadfile(name)
     if not chunk then error("the reward does not load: " .. reason, 0) end
-    reward = chunk()
+    local ok, found = xpcall(chunk, debug.traceback)
+    if not ok then error(("the reward %s does not load: %s"):format(name, found), 0) end
+    reward = found
   else
     local ok, found = pcall(require, "rewards." .. name)
-    if not ok then error(("worker.reward.compute_score: there is no reward '%s' (rewards/%s.lua)"):format(name, name), 0) end
+    if not ok and found:find("module 'rewards." .. name .. "' not found", 1, true) then
+      error(("worker.reward.compute_score: there is no reward '%s' (rewards/%s.lua)"):format(name, name), 0)
+    end
+    if not ok then error(("the reward %s does not load: %s"):format(name, found), 0) end
     reward = found
   end
   if type(reward) ~= "function" then error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0) end
@@ -113,6 +118,18 @@ local function own_file(path)
   return sz.core.root .. "/" .. path
 end
 
+-- Counts: whole numbers from 1.
+local COUNTS = { "data.max_prompt_length", "data.max_response_length", "data.rollout_batch_size", "data.val_batch_size", "data.min_pixels",
+  "data.max_pixels", "data.refshapes_rows", "data.refshapes_val_rows", "worker.actor.global_batch_size", "worker.rollout.n",
+  "worker.actor.max_tokens_per_micro_batch", "trainer.total_episodes" }
+
+local function check_counts(cfg)
+  for _, key in ipairs(COUNTS) do
+    local v = config.get(cfg, key)
+    if v < 1 or v % 1 ~= 0 then error(("%s is %s, expected a whole number from 1"):format(key, tostring(v)), 0) end
+  end
+end
+
 local function settings(args)
   local cfg, given = config.read(M.defaults, args, { ignored = M.ignored })
   local default_model = cfg.worker.actor.model.model_path == ""
@@ -130,6 +147,7 @@ local function settings(args)
     cfg.data.train_files, cfg.data.val_files = "refshapes", cfg.data.val_files ~= "" and cfg.data.val_files or "refshapes"
     print(("no data named: using RefShapes, generated pictures of %d pixels"):format(cfg.data.refshapes_size))
   end
+  check_counts(cfg)
   check_choice(cfg, "algorithm.adv_estimator", { "grpo" })
   check_choice(cfg, "worker.actor.loss_avg_mode", { "token", "seq" })
   check_choice(cfg, "worker.actor.kl_loss_type", { "low_var_kl", "kl", "abs", "mse" })
@@ -162,10 +180,14 @@ function M.run(args, overrides)
 
   local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()
+  policy:tokenizer()                                      -- what is missing is said before the run folder is made
   processor.min_pixels, processor.max_pixels = d.min_pixels, d.max_pixels
   local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0 and sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype }) or nil
 
-  local resume = cfg.trainer.load_checkpoint_path
+  local resume = cfg.trainer.load_checkpoint_path         -- a run folder means the newest checkpoint in it
+  if resume and not files.exists(resume .. "/trainer_state.json") then
+    resume = checkpoint.latest(resume) or error(("trainer.load_checkpoint_path: %s is no checkpoint and has none that is complete"):format(resume), 0)
+  end
   local wanted = cfg.trainer.save_checkpoint_path or "runs/" .. cfg.trainer.experiment_name
   local folder = resume and (resume:match "^(.*)/global_step_%d+/?$" or wanted) or fresh_folder(wanted)
   files.make_dir(folder)

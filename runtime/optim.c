@@ -54,13 +54,18 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n)
 double sz_adamw_grad_norm(sz_adamw *o)
 {
     double total = 0;
+    sz_scope_push();                /* the sums are arena tensors: a step asks the system for nothing */
     for (int i = 0; i < o->n; i++) {
         if (!o->params[i]->grad) continue;
         sz_call c = { .in = { o->params[i]->grad } };
-        if (sz_apply(SZ_OP_sum_squares, &c) != 0) return NAN;
-        total += sz_f32(c.out[0])[0];
+        if (sz_apply(SZ_OP_sum_squares, &c) != 0) {
+            sz_scope_pop();
+            return -1;
+        }
+        total += (double)sz_f32(c.out[0])[0];
         sz_tensor_release(c.out[0]);
     }
+    sz_scope_pop();
     return sqrt(total);
 }
 

@@ -96,7 +96,7 @@ int         sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, doub
 typedef struct sz_adamw sz_adamw;
 sz_adamw   *sz_adamw_new(sz_tensor **params, int n);                /* retains the parameters */
 void        sz_adamw_free(sz_adamw *o);
-/* Global gradient norm (f64 accumulation) of all parameters; NaN/inf come through. */
+/* Global gradient norm (f64 accumulation) of all parameters; NaN/inf come through. -1 on failure. */
 double      sz_adamw_grad_norm(sz_adamw *o);
 /* One update with gradients multiplied by grad_scale; then gradients are cleared. */
 int         sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps, double weight_decay, double grad_scale);

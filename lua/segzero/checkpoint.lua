@@ -10,12 +10,12 @@
 local cjson = require "cjson"
 local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
+local model = require "segzero.model"
 
 local M = {}
 
-local function remove_tree(path)
-  os.execute(("rm -rf '%s'"):format((path:gsub("'", "'\\''"))))
-end
+local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
+local function remove_tree(path) os.execute("rm -rf -- " .. quoted(path)) end
 
 function M.save(folder, step, vl, opt, state)
   local final = ("%s/global_step_%d"):format(folder, step)
@@ -36,23 +36,52 @@ function M.save(folder, step, vl, opt, state)
   return final
 end
 
+-- The folders themselves are asked, not the file `latest`: that one is for people, and a run may end between the two.
 function M.latest(folder)
-  local name = files.read(folder .. "/latest")
-  name = name and name:match "^(global_step_%d+)"
-  if name and files.exists(folder .. "/" .. name .. "/DONE") then return folder .. "/" .. name end
+  local best, path = -1, nil
+  local listing = io.popen("ls " .. quoted(folder) .. " 2>/dev/null")
+  for name in listing:lines() do
+    local step = tonumber(name:match "^global_step_(%d+)$")
+    if step and step > best and files.exists(folder .. "/" .. name .. "/DONE") then best, path = step, folder .. "/" .. name end
+  end
+  listing:close()
+  return path
+end
+
+-- Runs f on loaded tensors and lets go of them.
+local function with(tensors, f)
+  local ok, why = pcall(f, tensors)
+  for _, t in pairs(tensors) do t:free() end
+  if not ok then error(why, 0) end
+end
+
+-- Every tensor of `into` from the saved one of its name and shape; all are looked at before the first is changed.
+local function fill(path, into, saved)
+  for name, t in pairs(into) do
+    if not saved[name] then error(("checkpoint %s: missing %s"):format(path, name), 0) end
+    local has, want = table.concat(saved[name]:shape(), ", "), table.concat(t:shape(), ", ")
+    if has ~= want then error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name, has, want), 0) end
+  end
+  for name, t in pairs(into) do t:copy_(saved[name]) end
 end
 
 function M.load(path, vl, opt)
   if not files.exists(path .. "/DONE") then
     error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2)
   end
-  local state = cjson.decode(assert(files.read(path .. "/trainer_state.json")))
-  local saved = safetensors.load_folder(path)
-  for name, t in pairs(vl:parameters()) do
-    if not saved[name] then error(("checkpoint %s: missing %s"):format(path, name), 2) end
-    t:copy_(saved[name])
+  local state = model.read_json(path .. "/trainer_state.json")
+  if type(state) ~= "table" or type(state.global_step) ~= "number" then
+    error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end
-  if opt then opt:load_state(safetensors.load(path .. "/optimizer.safetensors"), state.optimizer_steps) end
+  with(safetensors.load_folder(path), function(saved)
+    fill(path, vl:parameters(), saved)
+  end)
+  if opt then
+    with(safetensors.load(path .. "/optimizer.safetensors"), function(saved)
+      fill(path .. "/optimizer.safetensors", opt:state(), saved)
+      opt:set_steps(state.optimizer_steps)
+    end)
+  end
   return state
 end
 

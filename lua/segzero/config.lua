@@ -68,7 +68,7 @@ local function convert(key, text, default)
   if is_optional(default) and (text == "null" or text == "None") then return nil end
   if kind == "number" then
     local n = tonumber(text)
-    if not n then error(("%s wants a number, got '%s'"):format(key, text), 0) end
+    if not n or n ~= n then error(("%s wants a number, got '%s'"):format(key, text), 0) end
     return n
   elseif kind == "boolean" then
     local lower = text:lower()
@@ -117,7 +117,7 @@ function M.read(defaults, args, opts)
   opts = opts or {}
   local ignored = opts.ignored or {}
   local known, order = M.flat(defaults)
-  local values, given = {}, {}
+  local values, given, noted = {}, {}, {}
   for _, key in ipairs(order) do
     if not is_optional(known[key]) then values[key] = known[key] end
   end
@@ -130,7 +130,8 @@ function M.read(defaults, args, opts)
       values[key] = convert(key, text, known[key])
       given[key] = true
     elseif ignored[key] then
-      io.stderr:write(("note: %s has no meaning here (%s)\n"):format(key, ignored[key]))
+      if not noted[key] then io.stderr:write(("note: %s has no meaning here (%s)\n"):format(key, ignored[key])) end
+      noted[key] = true
     else
       error(("unknown setting '%s': did you mean '%s'?"):format(key, M.nearest(key, candidates)), 0)
     end

@@ -52,6 +52,7 @@ local function open_folder(path)
           error(("%s:%d: the column '%s' is %s, expected a string"):format(file, line_number, column, type(row[column])), 0)
         end
       end
+      row.line = line_number
       rows[#rows + 1] = row
     end
   end
@@ -61,8 +62,10 @@ local function open_folder(path)
   function set.count() return #rows end
   function set.row(_, i)
     local row = rows[i]
-    local img = image.load(row.image:sub(1, 1) == "/" and row.image or folder .. "/" .. row.image)
-    return { id = row.id or tostring(i), problem = row.problem, solution = row.solution, image = img, frame = frame_of(img), index = i }
+    local ok, img = pcall(image.load, row.image:sub(1, 1) == "/" and row.image or folder .. "/" .. row.image)
+    if not ok then error(("%s:%d: %s"):format(file, row.line, (img:gsub("^[^:]*%.lua:%d+: ", ""))), 0) end
+    local id = row.id ~= cjson.null and row.id or i
+    return { id = tostring(id), problem = row.problem, solution = row.solution, image = img, frame = frame_of(img), index = i }
   end
   return set
 end

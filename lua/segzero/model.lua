@@ -36,7 +36,7 @@ local VISION_DEFAULTS = {
   spatial_merge_size = 2, temporal_patch_size = 2, window_size = 112, out_hidden_size = 3584,
   fullatt_block_indexes = { 7, 15, 23, 31 },
 }
-local TOKEN_DEFAULTS = { image_token_id = 151655, video_token_id = 151656, vision_start_token_id = 151652, vision_end_token_id = 151653 }
+local TOKEN_DEFAULTS = { vision_token_id = 151654, image_token_id = 151655, video_token_id = 151656, vision_start_token_id = 151652, vision_end_token_id = 151653 }
 
 local function value(t, key)
   local v = type(t) == "table" and t[key] or nil
@@ -64,32 +64,44 @@ function M.read_json(path, optional)
   return result
 end
 
+-- Sizes are whole and fit the struct's 32 bits.
+local REAL = { rms_norm_eps = true, rope_theta = true }
+local function countable(v, key)
+  return type(v) == "number" and (REAL[key] or v % 1 == 0 and math.abs(v) < 2 ^ 31)
+end
+
 -- config.json (a Lua table) to the C struct. Newer files nest the language keys under text_config.
 function M.parse_config(json)
+  if type(json) ~= "table" then error("config.json: not a JSON object", 0) end
   local kind = value(json, "model_type")
   if kind ~= "qwen2_5_vl" then error(("model_type %s is not supported (qwen2_5_vl is)"):format(tostring(kind)), 0) end
   local text, vision = value(json, "text_config"), value(json, "vision_config") or {}
   local function number(key)
     local v = first(value(text, key), value(json, key), TEXT_DEFAULTS[key])
-    if type(v) ~= "number" then error(("config.json: %s is %s, expected a number"):format(key, tostring(v)), 0) end
+    if not countable(v, key) then error(("config.json: %s is %s, expected a number"):format(key, tostring(v)), 0) end
     return v
   end
   local function vision_number(key, alias)
     local v = first(value(vision, key), value(vision, alias), VISION_DEFAULTS[key])
-    if type(v) ~= "number" then error(("config.json: vision_config.%s is %s, expected a number"):format(key, tostring(v)), 0) end
+    if not countable(v, key) then error(("config.json: vision_config.%s is %s, expected a number"):format(key, tostring(v)), 0) end
     return v
   end
   local c = ffi.new("sz_qwen_config")
   c.hidden, c.intermediate, c.layers = number "hidden_size", number "intermediate_size", number "num_hidden_layers"
   c.heads, c.kv_heads, c.vocab = number "num_attention_heads", number "num_key_value_heads", number "vocab_size"
-  c.head_dim = first(value(text, "head_dim"), value(json, "head_dim"), math.floor(c.hidden / c.heads))
+  c.head_dim = first(value(text, "head_dim"), value(json, "head_dim"), math.floor(c.hidden / math.max(c.heads, 1)))
   c.rms_eps = number "rms_norm_eps"
   c.tied = first(value(json, "tie_word_embeddings"), value(text, "tie_word_embeddings"), false) and 1 or 0
   local rope = first(value(text, "rope_parameters"), value(json, "rope_parameters"), value(text, "rope_scaling"), value(json, "rope_scaling"), {})
   c.rope_theta = first(value(rope, "rope_theta"), value(text, "rope_theta"), value(json, "rope_theta"), TEXT_DEFAULTS.rope_theta)
   local section = value(rope, "mrope_section")
   if not section then error("config.json: rope_scaling.mrope_section is missing", 0) end
-  for i = 1, 3 do c.mrope_section[i - 1] = section[i] or 0 end
+  for i = 1, 3 do
+    if not countable(type(section) == "table" and section[i]) then
+      error("config.json: rope_scaling.mrope_section is not three whole numbers", 0)
+    end
+    c.mrope_section[i - 1] = section[i]
+  end
 
   c.v_depth, c.v_hidden, c.v_intermediate = vision_number "depth", vision_number "hidden_size", vision_number "intermediate_size"
   c.v_heads, c.v_channels, c.v_patch = vision_number "num_heads", vision_number("in_channels", "in_chans"), vision_number "patch_size"
@@ -158,6 +170,11 @@ local function set_weights(vl, loaded, dir)
   end
 end
 
+-- A message without the place that raised it and without a name that is said anyway.
+local function plain(message)
+  return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", ""):gsub("^config%.json: ", ""):gsub("^config: ", ""))
+end
+
 local function new(json, dtype)
   local config = M.parse_config(json)
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_qwen_free)
@@ -171,7 +188,8 @@ function M.qwen_vl(dir, opts)
   opts = opts or {}
   tensor.device_code(opts.device or os.getenv "SEGZERO_DEVICE", 3)
   local json = M.read_json(dir .. "/config.json")
-  local vl = new(json, opts.dtype)
+  local ok, vl = pcall(new, json, opts.dtype)
+  if not ok then error(("%s/config.json: %s"):format(dir, plain(vl)), 2) end
   vl.dir = dir
   set_weights(vl, safetensors.load_folder(dir), dir)
   return vl

@@ -3,7 +3,8 @@
 --   local opt = optim.adamw(list, {lr =, betas = {0.9, 0.999}, eps = 1e-8, weight_decay = 0.01, max_grad_norm = 1})
 --   local norm, updated = opt:step(lr)      -- lr overrides; a non-finite norm skips the update, clears the gradients, is counted
 --   opt.skipped                             -- how often that happened
---   opt:state() / opt:load_state(tensors)   -- {name -> tensor} for checkpoints
+--   opt:state()                             -- {name -> tensor}, borrowed, for checkpoints (read and written in place)
+--   opt:steps() / opt:set_steps(n)
 --
 -- list is what vl:train() returns: {{name =, tensor =}, ...}.
 
@@ -30,7 +31,7 @@ function M.adamw(list, opts)
 end
 
 function methods:step(lr)
-  local norm = C.sz_adamw_grad_norm(self.c)
+  local norm = check(C.sz_adamw_grad_norm(self.c), 2)
   if not (norm < math.huge) then
     self.skipped = self.skipped + 1
     C.sz_adamw_zero_grad(self.c)
@@ -57,12 +58,6 @@ function methods:state()
   return out
 end
 
-function methods:load_state(saved, steps)
-  for name, t in pairs(self:state()) do
-    if not saved[name] then error("optimizer state: missing " .. name, 2) end
-    t:copy_(saved[name])
-  end
-  C.sz_adamw_set_steps(self.c, steps)
-end
+function methods:set_steps(n) C.sz_adamw_set_steps(self.c, n) end
 
 return M

@@ -33,8 +33,11 @@ end
 local function banned_tokens(vl)
   if vl.banned then return vl.banned end
   local banned = ffi.new("uint8_t[?]", vl.config.vocab)
-  for _, name in ipairs { "vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id" } do
-    if vl[name] < vl.config.vocab then banned[vl[name]] = 1 end
+  for _, name in ipairs { "vision_start_token_id", "vision_end_token_id", "vision_token_id", "image_token_id", "video_token_id" } do
+    if vl[name] and vl[name] >= 0 and vl[name] < vl.config.vocab then banned[vl[name]] = 1 end
+  end
+  if vl:has_tokenizer() then
+    for id = vl:tokenizer():size(), vl.config.vocab - 1 do banned[id] = 1 end
   end
   vl.banned = banned
   return banned

@@ -89,10 +89,16 @@ function methods:score(row, answer)
     error(("the reward failed on row %s\n  question: %s\n  ground truth: %s\n  answer: %s\n%s"):format(tostring(row.id), row.problem,
       row.solution, answer.text, score), 0)
   end
-  if type(score) ~= "number" or score ~= score then
-    error(("the reward returned %s for row %s, expected a number"):format(tostring(score), tostring(row.id)), 0)
+  -- One infinite score would make every advantage of its group NaN.
+  if type(score) ~= "number" or score ~= score or math.abs(score) == math.huge then
+    error(("the reward returned %s for row %s, expected a finite number\n  answer: %s"):format(tostring(score), tostring(row.id), answer.text), 0)
   end
-  answer.score, answer.parts = score, parts
+  for name, v in pairs(type(parts) == "table" and parts or {}) do
+    if type(name) ~= "string" or type(v) ~= "number" then
+      error(("the reward's part %s of row %s is %s, expected names with numbers"):format(tostring(name), tostring(row.id), tostring(v)), 0)
+    end
+  end
+  answer.score, answer.parts = score, type(parts) == "table" and parts or nil
 end
 
 -- ---- one step ----
@@ -282,11 +288,13 @@ end
 
 -- ---- the run ----
 function methods:save()
-  return checkpoint.save(self.folder, self.global_step, self.policy, self.optimizer, { seed = self.config.data.seed })
+  return checkpoint.save(self.folder, self.global_step, self.policy, self.optimizer,
+    { seed = self.config.data.seed, skipped_updates = self.optimizer.skipped })
 end
 
 function methods:resume(path)
-  self.global_step = checkpoint.load(path, self.policy, self.optimizer).global_step
+  local state = checkpoint.load(path, self.policy, self.optimizer)
+  self.global_step, self.optimizer.skipped = state.global_step, state.skipped_updates or 0
 end
 
 local function sorted_parts(parts)

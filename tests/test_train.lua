@@ -1,0 +1,175 @@
+-- test_train.lua - whole training runs of a miniature: resuming is bit for bit, runs repeat, checkpoints count only when they are
+-- complete, the sampler's log-probabilities are the trainer's.
+
+local cjson = require "cjson"
+local check = require "tests.check"
+local mini = require "tests.miniature"
+local sz = require "segzero"
+local files = require "segzero.files"
+local checkpoint = require "segzero.checkpoint"
+local tensor = require "segzero.tensor"
+local ffi = require "ffi"
+
+local place = mini.folder()
+local dir = mini.write(place .. "/model")
+
+local function bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * (t:dtype() == "bf16" and 2 or 4)) end
+
+-- Everything that training changes, as {name -> bytes}.
+local function state_of(t)
+  local out = {}
+  for name, x in pairs(t.policy:parameters()) do out[name] = bytes(x) end
+  for name, x in pairs(t.optimizer:state()) do out[name] = bytes(x) end
+  return out
+end
+
+local function compare(a, b, name)
+  local differ, count = {}, 0
+  for k, v in pairs(a) do
+    count = count + 1
+    if v ~= b[k] then differ[#differ + 1] = k end
+  end
+  for k in pairs(b) do if a[k] == nil then differ[#differ + 1] = k end end
+  table.sort(differ)
+  check.equal(table.concat(differ, " ", 1, math.min(#differ, 3)), "", name)
+  check.ok(count > 50, name .. ": something is compared")
+end
+
+-- ---- the same seed gives the same run; sampler and trainer agree; 2 + 2 steps are 4 (new objects) ----
+-- bf16: the sampler's logits are rounded to 8 bits of mantissa, the trainer's stay f32 inside; logits here reach 4.
+local TOLERANCE = { f32 = 1e-4, bf16 = 5e-2 }
+local function steps(t, n)
+  local seen = {}
+  for i = 1, n do
+    local s = t:step()
+    check.ok(s.mismatch < TOLERANCE[t.policy.dtype], ("step %d: sampler and trainer differ by %.1e"):format(s.step, s.mismatch))
+    check.ok(s.grad_norm > 0 and s.grad_norm < math.huge, "step " .. s.step .. " has a gradient")
+    s.seconds = nil
+    seen[i] = s
+  end
+  return seen
+end
+
+-- f32 with a warm-up, dropped rows and a second epoch (7 rows, batches of 2); bf16 with masters, frozen vision, two micro-batches
+-- and two updates a step.
+local variants = {
+  { name = "f32", args = { "worker.actor.optim.lr_warmup_steps_ratio=0.5" } },
+  { name = "bf16", dtype = "bf16", args = { "worker.actor.model.dtype=bf16", "worker.actor.freeze_vision_tower=true",
+    "worker.actor.global_batch_size=1", "worker.actor.max_tokens_per_micro_batch=100", "worker.actor.model.enable_gradient_checkpointing=false" } },
+}
+for _, v in ipairs(variants) do
+  local cfg = mini.settings(v.args)
+  local function new(folder)
+    if folder then files.make_dir(folder) end
+    return mini.trainer(cfg, { model = dir, dtype = v.dtype, reference = true, folder = folder })
+  end
+  local a, b = new(), new()
+  local of_a, of_b = steps(a, 4), steps(b, 4)
+  check.equal(of_a, of_b, v.name .. ": two runs report the same")
+  compare(state_of(a), state_of(b), v.name .. ": two runs are the same")
+
+  local folder = place .. "/resume-" .. v.name
+  local c = new(folder)
+  steps(c, 2)
+  local path = c:save()
+  local d = new(folder)
+  d:resume(path)
+  check.equal(d.global_step, 2, "resumed at step 2")
+  local of_d = steps(d, 2)
+  check.equal(of_d, { of_a[3], of_a[4] }, v.name .. ": a resumed run reports what an unbroken one does")
+  compare(state_of(a), state_of(d), v.name .. ": 2 + 2 steps are 4")
+  local order = {}
+  for _, t in ipairs { a, d } do
+    order[#order + 1] = {}
+    for i, row in ipairs(t:rows_of(5)) do order[#order][i] = row.id end
+  end
+  check.equal(order[1], order[2], "the rows go on in the same order")
+end
+
+-- ---- through the program: new processes, files byte for byte ----
+files.write(place .. "/reward.lua", mini.reward_source)
+local function recipe(args)
+  args[#args + 1] = "worker.reward.compute_score=" .. place .. "/reward.lua"
+  return mini.recipe(dir, args)
+end
+
+local whole, parts = place .. "/whole", place .. "/parts"
+local text, status = recipe { "trainer.max_steps=4", "trainer.save_checkpoint_path=" .. whole }
+check.equal(status, 0, "four steps run: " .. text:sub(-300))
+recipe { "trainer.max_steps=2", "trainer.save_checkpoint_path=" .. parts }
+check.ok(files.exists(parts .. "/global_step_2/DONE"), "a checkpoint after two steps")
+-- What a run that was killed while saving leaves behind, and an older step without DONE.
+os.execute("cp -r " .. parts .. "/global_step_2 " .. parts .. "/global_step_4.tmp")
+os.execute("cp -r " .. parts .. "/global_step_2 " .. parts .. "/global_step_3")
+os.remove(parts .. "/global_step_3/DONE")
+check.equal(checkpoint.latest(parts), parts .. "/global_step_2", "the newest complete checkpoint")
+text, status = recipe { "trainer.max_steps=4", "trainer.load_checkpoint_path=" .. parts }
+check.equal(status, 0, "it goes on: " .. text:sub(-300))
+check.ok(text:find("resumed at step 2", 1, true), "and says from where")
+check.equal(checkpoint.latest(parts), parts .. "/global_step_4", "the left-over was replaced")
+check.ok(not files.exists(parts .. "/global_step_4.tmp/config.json"), "nothing temporary stays")
+for _, file in ipairs { "model.safetensors", "optimizer.safetensors", "config.json" } do
+  local a, b = files.read(whole .. "/global_step_4/" .. file), files.read(parts .. "/global_step_4/" .. file)
+  check.ok(a ~= nil and a == b, "stopped and resumed, " .. file .. " is the same bytes")
+end
+check.equal(cjson.decode(files.read(parts .. "/global_step_4/trainer_state.json")), cjson.decode(files.read(whole .. "/global_step_4/trainer_state.json")),
+  "the same state")
+local function records(folder, name)
+  local out = {}
+  for line in io.lines(folder .. "/" .. name) do
+    local r = cjson.decode(line)
+    r.seconds = nil
+    out[#out + 1] = r
+  end
+  return out
+end
+check.equal(records(parts, "rollouts.jsonl"), records(whole, "rollouts.jsonl"), "rollouts.jsonl goes on")
+local m = records(parts, "metrics.jsonl")
+local numbers, seen = {}, {}
+for _, r in ipairs(m) do
+  if r.reward then numbers[#numbers + 1], seen[#seen + 1] = r.step, r end
+end
+check.equal(numbers, { 1, 2, 3, 4 }, "metrics.jsonl is appended to")
+for i, r in ipairs(records(whole, "metrics.jsonl")) do
+  if r.reward then check.equal(seen[r.step] and seen[r.step].loss, r.loss, "metrics line " .. i) end
+end
+check.equal(cjson.decode(files.read(whole .. "/config.json")).worker.rollout.n, 3, "config.json of the run")
+
+-- ---- a checkpoint folder is a model folder ----
+local again = sz.qwen_vl(whole .. "/global_step_4")
+check.ok(again:tokenizer():encode "a"[1] ~= nil, "with its tokenizer")
+local answer = again:generate(mini.input(again, 1), { temperature = 0, max_new_tokens = 4 })[1]
+check.ok(#answer.ids > 0, "it answers")
+
+-- ---- refusals ----
+local t = mini.trainer(mini.settings(), { model = dir })
+check.raises(function() t:resume(parts .. "/global_step_3") end, "global_step_3 is not a complete checkpoint %(no file DONE%)", "no DONE")
+text, status = recipe { "trainer.load_checkpoint_path=" .. parts .. "/global_step_3" }
+check.ok(status ~= 0 and text:find("no file DONE", 1, true), "the program refuses it: " .. text)
+text, status = recipe { "trainer.load_checkpoint_path=" .. place .. "/model" }
+check.ok(status ~= 0 and text:find("is no checkpoint and has none", 1, true), "a folder without one: " .. text)
+
+local function damaged(name, change)
+  local path = mini.copy(parts .. "/global_step_2", place .. "/" .. name)
+  change(path)
+  local before = state_of(t)
+  local ok, message = pcall(t.resume, t, path)
+  compare(before, state_of(t), name .. ": nothing was changed")
+  return not ok and message or "no error"
+end
+local saved = sz.safetensors.load(parts .. "/global_step_2/model.safetensors")
+check.ok(damaged("lacks", function(p)
+  local less = {}
+  for k, x in pairs(saved) do if k ~= "model.norm.weight" then less[k] = x end end
+  sz.safetensors.save(p .. "/model.safetensors", less)
+end):find("missing model.norm.weight", 1, true), "a missing tensor is named")
+check.ok(damaged("shape", function(p)
+  local other = {}
+  for k, x in pairs(saved) do other[k] = x end
+  other["model.norm.weight"] = tensor.zeros { 31 }
+  sz.safetensors.save(p .. "/model.safetensors", other)
+end):find("model.norm.weight has shape [31], expected [32]", 1, true), "a wrong shape is named")
+check.ok(damaged("state", function(p) files.write(p .. "/trainer_state.json", "{}") end):find("no global_step", 1, true), "an empty state")
+
+mini.remove()
+check.finish()
