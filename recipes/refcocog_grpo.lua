@@ -134,6 +134,7 @@ local function settings(args)
   local cfg, given = config.read(M.defaults, args, { ignored = M.ignored })
   local default_model = cfg.worker.actor.model.model_path == ""
   local default_data = cfg.data.train_files == ""
+  if cfg.data.val_files == "None" or cfg.data.val_files == "null" then cfg.data.val_files = "" end      -- as Seg-Zero's YAML has it
   if default_model then
     cfg.worker.actor.model.model_path = own_file(M.tiny_model)
     for key, v in pairs(M.tiny) do

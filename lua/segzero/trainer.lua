@@ -64,8 +64,10 @@ end
 
 -- A row as the model reads it. The picture is let go of; its patches stay until release().
 function methods:prepare(row)
-  row.input = self.policy:process { { role = "system", content = self.config.data.system_prompt },
-    { role = "user", content = { { type = "image", image = row.image }, { type = "text", text = self.prompt(row.problem) } } } }
+  local ok, input = pcall(self.policy.process, self.policy, { { role = "system", content = self.config.data.system_prompt },
+    { role = "user", content = { { type = "image", image = row.image }, { type = "text", text = self.prompt(row.problem) } } } })
+  if not ok then error(("row %s: %s"):format(tostring(row.id), (tostring(input):gsub("^[^:]*%.lua:%d+: ", ""))), 0) end
+  row.input = input
   local most, has = self.config.data.max_prompt_length, #row.input.input_ids
   if has > most then
     error(("row %s: the prompt has %d tokens (%d of them picture), data.max_prompt_length is %d"):format(tostring(row.id), has,
