@@ -184,9 +184,11 @@ local function run(vl, groups, opts, settings, stops)
   end
 end
 
--- One cache is kept for each model and grown when needed, so that a training step allocates none.
+-- One cache is kept for each model and grown when needed, with some room so that prompts of other lengths fit it too: after a few
+-- training steps none is allocated.
 function M.cache(vl, rows)
   if not vl.cache or C.sz_cache_rows(vl.cache) < rows then
+    rows = math.ceil(rows * 1.0625 / 256) * 256
     if vl.cache then C.sz_cache_free(ffi.gc(vl.cache, nil)) end
     vl.cache = nil
     vl.cache = ffi.gc(check(C.sz_qwen_cache(vl.c, rows)), C.sz_cache_free)
