@@ -1,47 +1,131 @@
-/* gemm.c - matrix product through oneDNN, and our own matrix-vector kernel where oneDNN is far below memory speed.
+/* gemm.c - matrix product through oneDNN, and our own kernel for the few rows of decoding.
  *
  * Measured on two cores of a Cascade Lake Xeon, f32: for A B^T the matmul primitive beats dnnl_sgemm (173 against 142
- * GFLOP/s at 711x384x128), for A B and A^T B dnnl_sgemm is as good or better, for one to four rows both stay under a third
- * of what the memory gives. bf16 without AVX512-BF16 or AMX runs at 50 GFLOP/s in oneDNN; widening the operands to f32
- * first gives 150, so that is done there. Primitives are kept in a small table by shape: oneDNN's own cache costs 8 us a hit. */
+ * GFLOP/s at 711x384x128), for A B and A^T B dnnl_sgemm is as good or better. bf16 without AVX512-BF16 or AMX runs at 50
+ * GFLOP/s in oneDNN; widening the operands to f32 first gives 150, so that is done there. Up to 16 rows our own kernel is
+ * faster (tests/SPEED.md). Primitives are kept in a small table by shape: oneDNN's own cache costs 8 us a hit. */
 #include "gemm.h"
+#include "gemm_tile.h"
 #include <dnnl.h>
 
-/* ---- few rows: y[i, j] = x[i] . w[j], one pass over w ---- */
-enum { FEW = 4, LANES = 16 };
-
-static inline void dot_f32(const float *restrict w, const float *restrict x, int64_t k, float *restrict sums)
+/* bf16 rows to f32, contiguous. */
+static float *widen(const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
 {
-    for (int64_t i = 0; i + LANES <= k; i += LANES)
-        for (int l = 0; l < LANES; l++) sums[l] += w[i + l] * x[i + l];
+    float *dst = sz_scratch((size_t)(rows * cols) * sizeof *dst);
+    if (!dst) return NULL;
+    #pragma omp parallel for schedule(static) if (rows * cols > 32768)
+    for (int64_t r = 0; r < rows; r++) {
+        const uint16_t *restrict in = src + r * ld;
+        uint32_t *restrict out = (uint32_t *)(dst + r * cols);
+        for (int64_t i = 0; i < cols; i++) out[i] = (uint32_t)in[i] << 16;
+    }
+    return dst;
 }
 
-static inline void dot_bf16(const uint16_t *restrict w, const uint16_t *restrict x, int64_t k, float *restrict sums)
+/* ---- few rows: y[i, j] = x[i] . w[j] for m <= FEW rows of x, one pass over w from memory ----
+ * k is cut into panels that keep a block of x in the first-level cache; CHUNK_W weight rows of a panel stay in the second
+ * while the blocks of x pass. The sums of ROWS_W weight rows times up to ROWS_X rows of x are vectors in registers. x is f32
+ * (bf16 is widened first). A sum's order depends on k alone: an answer's numbers do not hang on how many decode beside it. */
+enum { FEW = 16, PANEL = 512, CHUNK_W = 32, ROWS_X = SZ_LANES / 2 };
+
+typedef uint16_t half_vec __attribute__((vector_size(2 * SZ_LANES), aligned(2), may_alias));
+typedef uint32_t wide_vec __attribute__((vector_size(4 * SZ_LANES)));
+
+static inline sz_vec load_weights(const char *w, int64_t i, int dtype)
 {
-    for (int64_t i = 0; i + LANES <= k; i += LANES)
-        for (int l = 0; l < LANES; l++) {
-            union { uint32_t u; float f; } a = { (uint32_t)w[i + l] << 16 }, b = { (uint32_t)x[i + l] << 16 };
-            sums[l] += a.f * b.f;
+    if (dtype == SZ_F32) return sz_vec_load((const float *)w + i);
+    return (sz_vec)(__builtin_convertvector(*(const half_vec *)((const uint16_t *)w + i), wide_vec) << 16);
+}
+
+/* Lane l of the result is the sum of the lanes of v[l]; v has SZ_LANES vectors and is used up. */
+static inline __attribute__((always_inline)) sz_vec lane_sums(sz_vec *v)
+{
+    sz_ivec even, odd;
+    for (int l = 0; l < SZ_LANES; l++) even[l] = 2 * l, odd[l] = 2 * l + 1;
+#pragma GCC unroll 4
+    for (int n = SZ_LANES / 2; n > 0; n /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < n; i++) v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) + __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
+    return v[0];
+}
+
+/* Two weight rows, w0 and w1, times M rows of x over k columns: sums [2][ROWS_X]. M and dtype are constants where it is
+ * inlined, so that the sums become registers. */
+static inline __attribute__((always_inline)) void dots(const int M, const int dtype, int64_t k, const float *x, int64_t ldx,
+                                                       const char *w0, const char *w1, size_t ahead, float *out)
+{
+    const int64_t size = dtype == SZ_F32 ? 4 : 2;
+    sz_vec s[2 * ROWS_X];
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * ROWS_X; i++) s[i] = (sz_vec){ 0 };
+    for (int64_t p = 0; p + SZ_LANES <= k; p += SZ_LANES) {
+        __builtin_prefetch(w0 + ahead + p * size);
+        __builtin_prefetch(w1 + ahead + p * size);
+        sz_vec a = load_weights(w0, p, dtype), b = load_weights(w1, p, dtype);
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) {
+            sz_vec in = sz_vec_load(x + i * ldx + p);
+            s[i] += a * in;
+            s[ROWS_X + i] += b * in;
         }
+    }
+    sz_vec_store(out, lane_sums(s));
 }
 
-static void few_rows(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, const void *w, int64_t ldw, int dtype, float beta, float *y, int64_t ldy)
+/* What is left of k after whole vectors. */
+static __attribute__((noinline)) void dots_rest(int64_t m, int dtype, int64_t k, const float *x, int64_t ldx, const char *w0, const char *w1, float *out)
 {
-    size_t size = sz_dtype_size(dtype);
+    for (int64_t p = k - k % SZ_LANES; p < k; p++)
+        for (int64_t i = 0; i < m; i++)
+            for (int r = 0; r < 2; r++) {
+                const char *w = r ? w1 : w0;
+                out[r * ROWS_X + i] += x[i * ldx + p] * (dtype == SZ_F32 ? ((const float *)w)[p] : sz_from_bf16(((const uint16_t *)w)[p]));
+            }
+}
+
+/* m <= ROWS_X rows of x times n weight rows over one panel of k columns; step: bytes from weight row to weight row. */
+static inline __attribute__((always_inline)) void panel(const int dtype, int64_t m, int64_t n, int64_t k, const float *x, int64_t ldx,
+                                                        const char *w, size_t step, bool add, float *y, int64_t ldy)
+{
+    for (int64_t j = 0; j < n; j += 2, w += 2 * step) {
+        float out[2 * ROWS_X];
+        const char *w1 = j + 1 < n ? w + step : w;      /* an odd last row is taken twice and used once */
+#define SZ_DOTS(M) case M: dots(M <= ROWS_X ? M : 1, dtype, k, x, ldx, w, w1, (size_t)4 * step, out); break
+        switch (m) {
+            SZ_DOTS(1); SZ_DOTS(2); SZ_DOTS(3); SZ_DOTS(4); SZ_DOTS(5); SZ_DOTS(6); SZ_DOTS(7); SZ_DOTS(8);
+        }
+#undef SZ_DOTS
+        if (k % SZ_LANES) dots_rest(m, dtype, k, x, ldx, w, w1, out);
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t r = 0; r < 2 && j + r < n; r++) {
+                float *to = &y[i * ldy + j + r], s = out[r * ROWS_X + i];
+                *to = add ? *to + s : s;
+            }
+    }
+}
+
+static int few_rows(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, const void *w, int64_t ldw, int dtype, float beta, float *y, int64_t ldy)
+{
+    const size_t size = sz_dtype_size(dtype);
+    const float *in = dtype == SZ_F32 ? x : widen(x, m, k, ldx);
+    const int64_t ld = dtype == SZ_F32 ? ldx : k, chunks = (n + CHUNK_W - 1) / CHUNK_W;
+    if (!in) return -1;
     #pragma omp parallel for schedule(static) if (n * k > 16384)
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t i = 0; i < m; i++) {
-            const char *row = (const char *)w + (size_t)(j * ldw) * size, *in = (const char *)x + (size_t)(i * ldx) * size;
-            float sums[LANES] = { 0 }, s = 0;
-            if (dtype == SZ_F32) dot_f32((const float *)row, (const float *)in, k, sums);
-            else dot_bf16((const uint16_t *)row, (const uint16_t *)in, k, sums);
-            for (int64_t r = k - k % LANES; r < k; r++)
-                s += dtype == SZ_F32 ? ((const float *)row)[r] * ((const float *)in)[r]
-                                     : sz_from_bf16(((const uint16_t *)row)[r]) * sz_from_bf16(((const uint16_t *)in)[r]);
-            for (int l = 0; l < LANES; l++) s += sums[l];
-            float *out = &y[i * ldy + j];
-            *out = beta ? *out + s : s;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        int64_t j = chunk * CHUNK_W, rows = n - j < CHUNK_W ? n - j : CHUNK_W;
+        for (int64_t p = 0; p < k; p += PANEL) {
+            int64_t width = k - p < PANEL ? k - p : PANEL;
+            const char *part = (const char *)w + (size_t)(j * ldw + p) * size;
+            for (int64_t i = 0; i < m; i += ROWS_X) {
+                int64_t block = m - i < ROWS_X ? m - i : ROWS_X;
+                const float *rows_x = in + i * ld + p;
+                float *to = y + i * ldy + j;
+                if (dtype == SZ_F32) panel(SZ_F32, block, rows, width, rows_x, ld, part, (size_t)ldw * size, p || beta, to, ldy);
+                else panel(SZ_BF16, block, rows, width, rows_x, ld, part, (size_t)ldw * size, p || beta, to, ldy);
+            }
         }
+    }
+    return 0;
 }
 
 /* ---- the matmul primitive ---- */
@@ -124,20 +208,6 @@ static bool native_bf16(void)
     return known;
 }
 
-/* bf16 rows to f32, contiguous. */
-static float *widen(const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
-{
-    float *dst = sz_scratch((size_t)(rows * cols) * sizeof *dst);
-    if (!dst) return NULL;
-    #pragma omp parallel for schedule(static) if (rows * cols > 32768)
-    for (int64_t r = 0; r < rows; r++) {
-        const uint16_t *restrict in = src + r * ld;
-        uint32_t *restrict out = (uint32_t *)(dst + r * cols);
-        for (int64_t i = 0; i < cols; i++) out[i] = (uint32_t)in[i] << 16;
-    }
-    return dst;
-}
-
 int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb,
             int dtype, float beta, float *c, int64_t ldc)
 {
@@ -146,10 +216,7 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
         for (int64_t i = 0; i < m && beta == 0; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
         return 0;
     }
-    if (!ta && tb && m <= FEW) {
-        few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
-        return 0;
-    }
+    if (!ta && tb && m <= FEW) return few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
     if (dtype == SZ_BF16 && !native_bf16()) {
         int64_t arows = ta ? k : m, acols = ta ? m : k, brows = tb ? n : k, bcols = tb ? k : n;
         const float *wa = widen(a, arows, acols, lda), *wb = wa ? widen(b, brows, bcols, ldb) : NULL;
