@@ -38,8 +38,9 @@ for i = 16, 45 do most = math.max(most, calls[i]) end
 -- hidden state (one stream): 5 heap tensors. Everything else is arena.
 check.ok(most <= 5, ("a step asks the system for memory %d times"):format(most))
 check.equal(live[45], live[16], "live bytes after step 45 and step 16")
--- LuaJIT's own heap moves by some 0.5 MB.
-check.ok(rss[45] - rss[16] < 2 ^ 20, ("the resident set grew by %d bytes in 30 steps"):format(rss[45] - rss[16]))
+-- LuaJIT's own heap moves by some 0.5 MB. A sanitizer keeps freed memory aside, so there it says nothing.
+local sanitizer = (require("segzero.host").library or ""):find "build/%a+/libsegzero"
+check.ok(sanitizer or rss[45] - rss[16] < 2 ^ 20, ("the resident set grew by %d bytes in 30 steps"):format(rss[45] - rss[16]))
 print(("memory: %d allocations a step, %.1f MB live, %.1f MB resident"):format(most, live[45] / 2 ^ 20, rss[45] / 2 ^ 20))
 
 -- ---- evaluation leaves nothing either ----

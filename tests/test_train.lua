@@ -136,6 +136,11 @@ end
 check.equal(cjson.decode(files.read(whole .. "/config.json")).worker.rollout.n, 3, "config.json of the run")
 
 -- ---- a checkpoint folder is a model folder ----
+for _, file in ipairs { "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json", "chat_template.json" } do
+  check.ok(files.exists(whole .. "/global_step_4/" .. file), "it has " .. file)
+end
+check.equal(cjson.decode(files.read(whole .. "/global_step_4/chat_template.json")).chat_template, require("segzero.bpe_train").chat_template,
+  "the chat template, which transformers' processor reads from there")
 local again = sz.qwen_vl(whole .. "/global_step_4")
 check.ok(again:tokenizer():encode "a"[1] ~= nil, "with its tokenizer")
 local answer = again:generate(mini.input(again, 1), { temperature = 0, max_new_tokens = 4 })[1]

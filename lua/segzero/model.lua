@@ -325,6 +325,15 @@ local function copy_file(from, to)
   assert(target:close())
 end
 
+-- transformers' processor wants the chat template in a file of its own, as the released folders have it beside the tokenizer's.
+local function write_chat_template(dir)
+  if files.exists(dir .. "/chat_template.json") or files.exists(dir .. "/chat_template.jinja") then return end
+  local template = value(M.read_json(dir .. "/tokenizer_config.json", true), "chat_template")
+  if type(template) == "string" then
+    files.write(dir .. "/chat_template.json", (cjson.encode { chat_template = template }:gsub("\\/", "/")))
+  end
+end
+
 -- Writes a folder that transformers and segzero load: config, weights, and the companion files the model came with.
 function methods:save(dir, opts)
   files.make_dir(dir)
@@ -336,6 +345,7 @@ function methods:save(dir, opts)
   else
     files.write(dir .. "/config.json", cjson.encode(self.json))
   end
+  write_chat_template(dir)
   safetensors.save_folder(dir, self:parameters(), opts)
 end
 
