@@ -9,24 +9,8 @@ local image = sz.image
 
 local PICTURES = "tests/golden/processor/"
 
-local function write_file(path, text)
-  local file = assert(io.open(path, "wb"))
-  file:write(text)
-  file:close()
-end
-
-local function read_file(path)
-  local file = assert(io.open(path, "rb"))
-  local text = file:read("*a")
-  file:close()
-  return text
-end
-
-local function exists(path)
-  local file = io.open(path, "rb")
-  if file then file:close() end
-  return file ~= nil
-end
+local files = require "segzero.files"
+local write_file, read_file, exists = files.write, files.read, files.exists
 
 local dir = os.tmpname()
 os.remove(dir)

@@ -4,6 +4,8 @@
 --   local core = require "segzero.ffi"
 --   core.C.sz_version()           the library's functions
 --   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1; level as for error()
+--   core.call(x)                  the same without a position: for code inside core.guarded
+--   core.guarded(f)               f as a public function: errors inside blame its caller
 --   core.root                     the folder with lua/, models/, runtime/*.h
 
 local ffi = require "ffi"
@@ -44,14 +46,29 @@ if has_host and host.on_interrupt then host.on_interrupt(C.sz_interrupt_set) end
 local threads = tonumber(os.getenv "SEGZERO_THREADS" or "")
 if threads then C.sz_set_threads(threads) end
 
+local function message()
+  local text = ffi.string(C.sz_last_error())
+  -- The interrupt is used up by the error that reports it.
+  if text == "interrupted" then C.sz_interrupt_set(0) end
+  return text
+end
+
 function M.check(x, level)
-  if x == nil or x == -1 then
-    local message = ffi.string(C.sz_last_error())
-    -- The interrupt is used up by the error that reports it.
-    if message == "interrupted" then C.sz_interrupt_set(0) end
-    error(message, (level or 1) + 1)
-  end
+  if x == nil or x == -1 then error(message(), (level or 1) + 1) end
   return x
+end
+
+function M.call(x)
+  if x == nil or x == -1 then error(message(), 0) end
+  return x
+end
+
+function M.guarded(f)
+  return function(...)
+    local ok, a, b = pcall(f, ...)
+    if not ok then error(a, 2) end
+    return a, b
+  end
 end
 
 return M

@@ -25,7 +25,7 @@ local tensor = require "segzero.tensor"
 local image = require "segzero.image"
 local item_kind = require("segzero.tokenizer").item_kind
 
-local C = core.C
+local C, call, guarded = core.C, core.call, core.guarded
 
 local M = {}
 local Processor = {}
@@ -39,19 +39,6 @@ local DEFAULT = {
 local FILTER = { [2] = "bilinear", [3] = "bicubic" }      -- Pillow's numbers
 local MAX_SIZE = { patch_size = 1024, temporal_patch_size = 64, merge_size = 64, min_pixels = 2 ^ 40, max_pixels = 2 ^ 40 }
 
--- Errors inside carry no position; the public functions blame their caller.
-local function guarded(f)
-  return function(...)
-    local ok, a, b = pcall(f, ...)
-    if not ok then error(a, 2) end
-    return a, b
-  end
-end
-
-local function call(x)
-  if x == nil or x == -1 then error(ffi.string(C.sz_last_error()), 0) end
-  return x
-end
 
 local function read_json(path)
   local file = io.open(path, "rb")

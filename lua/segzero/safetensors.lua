@@ -18,7 +18,7 @@ local cjson = require "cjson"
 local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 
-local C, check = core.C, core.check
+local C, call, guarded = core.C, core.call, core.guarded
 
 local M = {}
 
@@ -32,19 +32,6 @@ local function whole(x) return type(x) == "number" and x >= 0 and x <= MAX_WHOLE
 
 local function fail(path, format, ...) error(path .. ": " .. format:format(...), 0) end
 
--- Errors inside carry no position; the public functions blame their caller.
-local function guarded(f)
-  return function(...)
-    local ok, a, b = pcall(f, ...)
-    if not ok then error(a, 2) end
-    return a, b
-  end
-end
-
-local function call(x)
-  if x == nil or x == -1 then error(ffi.string(C.sz_last_error()), 0) end
-  return x
-end
 
 local function read(path)
   local file, why = io.open(path, "rb")
