@@ -97,7 +97,8 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
     }
     for (int i = 0; x && i < c->layers; i++) {
         layer_ctx k = { m, i, cosines, sines, segments, cache, cache_rows };
-        sz_tensor *next = recompute ? sz_checkpoint(layer_forward, &k, sizeof k, x) : layer_forward(&k, x);
+        /* Without gradients too: then the layers use the same workspace, one after another. */
+        sz_tensor *next = recompute || !sz_grad_enabled() ? sz_checkpoint(layer_forward, &k, sizeof k, x) : layer_forward(&k, x);
         sz_tensor_release(x);
         x = next;
     }

@@ -148,7 +148,8 @@ sz_tensor *sz_qwen_vision(sz_qwen *m, sz_tensor *pixel_values, sz_tensor *grids,
     }
     for (int i = 0; x && i < c->v_depth; i++) {
         block_ctx k = { m, i, p.cosines, p.sines, c->v_full[i] ? p.wholes : p.windows };
-        sz_tensor *next = recompute ? sz_checkpoint(block_forward, &k, sizeof k, x) : block_forward(&k, x);
+        /* Without gradients too: then the blocks use the same workspace, one after another. */
+        sz_tensor *next = recompute || !sz_grad_enabled() ? sz_checkpoint(block_forward, &k, sizeof k, x) : block_forward(&k, x);
         sz_tensor_release(x);
         x = next;
     }
