@@ -24,6 +24,9 @@ local host = require "segzero.host"
 
 local M = { size = 84 }
 
+-- Nothing here is large enough to share between threads, and on a busy machine they would wait for each other.
+sz.core.C.sz_set_threads(1)
+
 local folders = {}
 
 local function quoted(s) return "'" .. s:gsub("'", "'\\''") .. "'" end
