@@ -139,6 +139,7 @@ int        sz_store_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t
 sz_tensor *sz_reshape2(sz_tensor *x, int64_t n, int64_t m);
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length);
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b);
+sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w);
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3]);
 sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale);
 sz_tensor *sz_attention_cached(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale);

@@ -379,6 +379,14 @@ static int sz_shape_linear(sz_call *c)
     return out0(c, with_cols(c->in[0], c->in[0]->dtype, m));
 }
 
+static int sz_shape_linear_wide(sz_call *c)
+{
+    REQUIRE(floating(c->in[0]) && c->in[0]->ndim >= 1 && c->in[1], "takes x and a weight");
+    int64_t m = weight_rows(c->in[0], &c->in[1], NULL, 1, sz_cols(c->in[0]));
+    REQUIRE(m > 0, "the weight must be [m, k] for x [n, k], both of one dtype");
+    return out0(c, with_cols(c->in[0], SZ_F32, m));
+}
+
 static int sz_shape_linear_cat(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim >= 1 && c->in[1], "takes x, weights and biases");
@@ -510,6 +518,7 @@ sz_tensor *sz_put_rows(sz_tensor *x, sz_tensor *ids, sz_tensor *src) { return ap
 sz_tensor *sz_reshape2(sz_tensor *x, int64_t n, int64_t m) { return apply(SZ_OP_reshape, 1, (sz_call){ .in = { x }, .args = { (double)n, (double)m } }); }
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length) { return apply(SZ_OP_narrow, 1, (sz_call){ .in = { x }, .args = { (double)start, (double)length } }); }
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b) { return apply(SZ_OP_linear, 2, (sz_call){ .in = { x, w, b } }); }
+sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w) { return apply(SZ_OP_linear_wide, 2, (sz_call){ .in = { x, w } }); }
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3])
 {
     return apply(SZ_OP_linear_cat, 2, (sz_call){ .in = { x, w[0], w[1], w[2], b[0], b[1], b[2] } });

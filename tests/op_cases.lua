@@ -464,6 +464,16 @@ cases.linear = {
   end,
   bench = function(g) return {inputs = {g.normal({1024, 2048}), g.normal({2048, 2048}), g.normal({2048})}, flops = 2 * 1024 * 2048 * 2048} end,
 }
+cases.linear_wide = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(PRODUCTS) do
+      list[#list + 1] = {inputs = {g.normal({s[1], s[2]}), g.normal({s[3], s[2]})}, sums = true}
+    end
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({128, 2048}), g.normal({4096, 2048})}, flops = 2 * 128 * 2048 * 4096} end,
+}
 cases.linear_cat = {
   calls = function(g)
     local list = {}

@@ -36,8 +36,8 @@ local function compare(a, b, name)
 end
 
 -- ---- the same seed gives the same run; sampler and trainer agree; 2 + 2 steps are 4 (new objects) ----
--- bf16: the sampler's logits are rounded to 8 bits of mantissa, the trainer's stay f32 inside; logits here reach 4.
-local TOLERANCE = { f32 = 1e-4, bf16 = 5e-2 }
+-- bf16: cached and packed attention sum in another order, and a hidden value may land on the other side of a rounding.
+local TOLERANCE = { f32 = 1e-4, bf16 = 5e-3 }
 local function steps(t, n)
   local seen = {}
   for i = 1, n do

@@ -50,6 +50,12 @@ static int linear(const sz_call *c, int weights)
     return 0;
 }
 int sz_cpu_linear(const sz_call *c) { return linear(c, 1); }
+int sz_cpu_linear_wide(const sz_call *c)
+{
+    sz_tensor *x = c->in[0], *w = c->in[1], *y = c->out[0];
+    int64_t k = sz_cols(x), m = sz_cols(y);
+    return sz_gemm(false, true, sz_rows(x), m, k, x->data, k, w->data, k, x->dtype, 0, sz_f32(y), m);
+}
 int sz_cpu_linear_cat(const sz_call *c) { return linear(c, 3); }
 
 int sz_cpu_linear_dx(const sz_call *c)

@@ -34,6 +34,10 @@ static int linear(const sz_call *c, int weights)
     return 0;
 }
 int sz_ref_linear(const sz_call *c) { return linear(c, 1); }
+int sz_ref_linear_wide(const sz_call *c)
+{
+    return linear(&(sz_call){ .in = { c->in[0], c->in[1] }, .out = { c->out[0] } }, 1);
+}
 int sz_ref_linear_cat(const sz_call *c) { return linear(c, 3); }
 
 int sz_ref_linear_dx(const sz_call *c)
