@@ -67,8 +67,8 @@ M.ignored = {
 -- from weeks less of pretraining and so takes larger steps.
 M.tiny = {
   ["data.max_response_length"] = 110, ["data.refshapes_rows"] = 100000, ["data.refshapes_val_rows"] = 128,
-  ["worker.actor.optim.lr"] = 3e-4, ["worker.actor.model.enable_gradient_checkpointing"] = false,
-  ["trainer.max_steps"] = 100, ["trainer.test_freq"] = 0, ["trainer.save_freq"] = 0, ["trainer.experiment_name"] = "refshapes_grpo",
+  ["worker.actor.optim.lr"] = 1e-4, ["worker.actor.model.enable_gradient_checkpointing"] = false,
+  ["trainer.max_steps"] = 110, ["trainer.test_freq"] = 0, ["trainer.save_freq"] = 0, ["trainer.experiment_name"] = "refshapes_grpo",
 }
 M.tiny_model = "models/tiny/qwen2.5-vl"
 
