@@ -64,7 +64,7 @@ M.ignored = {
 }
 
 -- What the embedded default changes, unless the command line says otherwise: a small frame, few tokens, a model that starts
--- from weeks less of pretraining and so takes larger steps.
+-- from minutes of pretraining and so takes larger steps.
 M.tiny = {
   ["data.max_response_length"] = 110, ["data.refshapes_rows"] = 100000, ["data.refshapes_val_rows"] = 128,
   ["worker.actor.optim.lr"] = 1e-4, ["worker.actor.model.enable_gradient_checkpointing"] = false,
@@ -162,9 +162,7 @@ end
 
 -- Held-out answers as a picture: ground truth, prediction, sentence.
 local function write_sheet(path, held_out, records)
-  local ok, draw = pcall(require, "segzero.draw")
-  if not ok then return end
-  draw.predictions(path, held_out, records)
+  require("segzero.draw").predictions(path, held_out, records)
   print("  pictures: " .. path)
 end
 
@@ -174,10 +172,9 @@ function M.run(args, overrides)
   local cfg = settings(args)
   local d, actor = cfg.data, cfg.worker.actor
   local reward = overrides.reward or load_reward(cfg.worker.reward.compute_score)
-  local shapes = { size = d.refshapes_size, seed = d.seed }
-  local train = overrides.train or data.open(d.train_files, { split = "train", size = shapes.size, seed = shapes.seed, rows = d.refshapes_rows })
+  local train = overrides.train or data.open(d.train_files, { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
   local held_out = overrides.held_out or d.val_files ~= ""
-    and data.open(d.val_files, { split = "heldout", size = shapes.size, seed = 42, rows = d.refshapes_val_rows }) or nil
+    and data.open(d.val_files, { split = "heldout", size = d.refshapes_size, seed = 42, rows = d.refshapes_val_rows }) or nil
 
   local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()

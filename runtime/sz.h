@@ -155,7 +155,7 @@ typedef struct {
     float repetition_penalty;   /* 1: off; applied to prompt and answer tokens, in greedy mode too */
     uint64_t seed;
 } sz_sampling;
-/* Picks one token per row of logits [rows, vocab] f32 (overwritten). banned [vocab] u8: 1 = never sampled (NULL: none).
+/* Picks one token per row of logits [rows, vocab] f32 (left as they are). banned [vocab] u8: 1 = never sampled (NULL: none).
  * seen [rows, vocab] u8: 1 = present in prompt or answer (NULL when the penalty is off). row_id/answer_id/position key
  * the random number of each row. Writes token and its log-prob under softmax(logits / temperature) before top-k and
  * top-p (temperature 0: of the unscaled logits). */

@@ -236,7 +236,6 @@ for id = 0, C.sz_op_count() - 1 do
 end
 
 function methods:mean() return self:sum():affine(1 / self:numel(), 0) end
-function methods:reshape_to(...) return self:reshape(...) end
 
 function mt.__add(a, b)
   if type(a) == "number" then return b:affine(1, a) end
