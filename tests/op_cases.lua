@@ -123,6 +123,11 @@ cases.sigmoid = unary(normal)
 cases.silu = unary(normal)
 cases.gelu = unary(normal)
 cases.clamp = unary(off_limits, {-0.7, 0.9})
+-- No value within 0.2 of 0, where relu's slope jumps.
+cases.relu = unary(function(g, shape)
+  return g.fill(shape, function() return (0.2 + math.abs(gauss())) * (math.random() < 0.5 and -1 or 1) end)
+end)
+cases.softplus = unary(function(g, shape) return g.fill(shape, function() return 8 * gauss() end) end)
 
 -- Second shapes: equal, trailing part (shorter and longer than half a block of 512), one element; in either dtype.
 local BROADCAST = {
@@ -195,6 +200,7 @@ local function backward(args)
 end
 cases.silu_backward = backward()
 cases.gelu_backward = backward()
+cases.relu_backward = backward()
 cases.clamp_backward = backward({-0.7, 0.9})
 
 local WIDTHS = {{1, 1}, {3, 3}, {2, 17}, {5, 65}, {7, 513}, {40, 855}}
@@ -325,6 +331,32 @@ cases.rmsnorm_backward = {
   bench = function(g) return {inputs = {g.normal({2048, 2048}), g.normal({2048}), g.normal({2048, 2048})}, args = {1e-6}} end,
 }
 
+-- Rows far from 0, so that a variance taken as mean(x^2) - mean(x)^2 would show. One element a row is its own mean.
+local LAYERS = {{1, 3}, {9, 4}, {70, 16}, {3, 17}, {17, 65}, {5, 513}, {40, 1030}, {1100, 64}}
+local function shifted(g, shape) return g.fill(shape, function() return 20 + gauss() end) end
+cases.layernorm = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(LAYERS) do
+      list[#list + 1] = {inputs = {g.normal(s), g.normal({s[2]}), g.normal({s[2]})}, args = {1e-6}, grad = {1, 2, 3}}
+      list[#list + 1] = {inputs = {g.normal(s), g.normal({s[2]}, g.other), g.normal({s[2]}, g.other)}, args = {1e-5}, grad = {1, 2, 3},
+                         name = "weights in the other dtype"}
+      list[#list + 1] = {inputs = {shifted(g, s), g.normal({s[2]}), g.normal({s[2]})}, args = {1e-6}, sums = true, name = "mean 20"}
+    end
+    list[#list + 1] = {inputs = {g.fill({3, 40}, function() return 1.5 end), g.normal({40}), g.normal({40})}, args = {1e-6}, name = "constant rows"}
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({4096, 384}), g.normal({384}), g.normal({384})}, args = {1e-6}} end,
+}
+cases.layernorm_backward = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(LAYERS) do list[#list + 1] = {inputs = {g.normal(s), g.normal({s[2]}), g.normal(s)}, args = {1e-6}} end
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({4096, 384}), g.normal({384}), g.normal({4096, 384})}, args = {1e-6}} end,
+}
+
 local ROWS = {{1, 1}, {3, 3}, {17, 65}, {2, 3, 33}, {5, 513}, {33, 1025}}
 cases.softmax = {
   calls = function(g)
@@ -405,6 +437,61 @@ cases.put_rows = {
     return list
   end,
   bench = function(g) return {inputs = {g.normal(BIG), g.distinct(900, BIG[1]), g.normal({900, BIG[2]})}} end,
+}
+cases.pad_rows = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs {{1, 1, 1}, {5, 17, 3}, {11, 65, 0}, {40, 1025, 7}, {0, 9, 4}} do      -- rows, width, new rows
+      list[#list + 1] = {inputs = {g.normal({s[1], s[2]})}, args = {s[3]}, grad = s[1] > 0 and {1} or nil}
+    end
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({4096, 288})}, args = {132}} end,
+}
+
+-- Elements of a row are at least 0.2 apart from those of the other rows in their column.
+local function ranked(g, m, d)
+  local rank = {}
+  return g.fill({m, d}, function(i)
+    local row, col = math.floor(i / d), i % d
+    if row == 0 then
+      rank[col] = {}
+      for r = 0, m - 1 do
+        local at = math.random(0, r)
+        rank[col][r] = rank[col][at]
+        rank[col][at] = r
+      end
+    end
+    return (rank[col][row] - m / 2) * 0.25
+  end)
+end
+-- Rows of x, rows of the output, ids a row, width. With few rows of x many outputs share one.
+local POOLS = {{1, 1, 1, 1}, {4, 7, 3, 17}, {9, 2, 4, 65}, {6, 33, 4, 3}, {40, 100, 4, 513}}
+cases.max_rows = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(POOLS) do
+      local ids = g.fill({s[2], s[3]}, function() return math.random(0, s[1] - 1) end, "i32")
+      list[#list + 1] = {inputs = {ranked(g, s[1], s[4]), ids}, grad = {1}}
+      list[#list + 1] = {inputs = {g.normal({s[1], s[4]}), ids}, name = "normal"}
+    end
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({16384, 288}), g.fill({4096, 4}, function(i) return i end, "i32")}} end,
+}
+cases.max_rows_backward = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(POOLS) do
+      local ids = g.fill({s[2], s[3]}, function() return math.random(0, s[1] - 1) end, "i32")
+      list[#list + 1] = {inputs = {g.normal({s[1], s[4]}), ids, g.normal({s[2], s[4]})}, sums = true}
+      list[#list + 1] = {inputs = {g.fill({s[1], s[4]}, function() return 1 end), ids, g.normal({s[2], s[4]})}, sums = true, name = "all equal"}
+    end
+    return list
+  end,
+  bench = function(g)
+    return {inputs = {g.normal({16384, 288}), g.fill({4096, 4}, function(i) return i end, "i32"), g.normal({4096, 288})}}
+  end,
 }
 cases.store_cols_ = {
   calls = function(g)

@@ -72,12 +72,12 @@ BLOCK_FUNCTION(maximum_block, a[i] > b[i] || a[i] != a[i] ? a[i] : b[i])
 BLOCK_FUNCTION(mask_le_block, a[i] <= b[i] ? x[i] : 0.0f)
 BLOCK_FUNCTION(exp_block, sz_exp(a[i]))
 BLOCK_FUNCTION(log_block, sz_log(a[i]))
-BLOCK_FUNCTION(sigmoid_block, sz_sigmoid(a[i]))
+BLOCK_FUNCTION(sigmoid_block, sz_sigmoidf(a[i]))
 BLOCK_FUNCTION(silu_block, a[i] / (1.0f + sz_exp(-a[i])))
 
 static inline float silu_slope(float x)
 {
-    float s = sz_sigmoid(x);
+    float s = sz_sigmoidf(x);
     return s * (1.0f + x * (1.0f - s));
 }
 static inline float gelu(float x)
@@ -90,9 +90,26 @@ static inline float gelu_slope(float x)
     float density, below = sz_normal(x, &density);
     return below + x * density;
 }
+/* max(x, 0) + log(1 + t), t = exp(-|x|); log(1 + t) = 2 atanh(s), s = t / (2 + t) <= 1/3: the series up to s^15 leaves 2e-9. */
+static inline float softplus(float x)
+{
+    float t = sz_exp(x < 0.0f ? x : -x), s = t / (2.0f + t), z = s * s;
+    float p = 2.0f / 15.0f;
+    p = p * z + 2.0f / 13.0f;
+    p = p * z + 2.0f / 11.0f;
+    p = p * z + 2.0f / 9.0f;
+    p = p * z + 2.0f / 7.0f;
+    p = p * z + 2.0f / 5.0f;
+    p = p * z + 2.0f / 3.0f;
+    p = p * z + 2.0f;
+    return (x > 0.0f ? x : 0.0f) + s * p;
+}
 BLOCK_FUNCTION(silu_backward_block, b[i] * silu_slope(a[i]))
 BLOCK_FUNCTION(gelu_block, gelu(a[i]))
 BLOCK_FUNCTION(gelu_backward_block, b[i] * gelu_slope(a[i]))
+BLOCK_FUNCTION(relu_block, a[i] < 0.0f ? 0.0f : a[i])              /* NaN stays */
+BLOCK_FUNCTION(relu_backward_block, a[i] > 0.0f ? b[i] : 0.0f)
+BLOCK_FUNCTION(softplus_block, softplus(a[i]))
 
 static void affine_block(const float *a, const float *b, const float *x, float *restrict y, int64_t n, const float *args)
 {
@@ -131,6 +148,9 @@ int sz_cpu_silu(const sz_call *c) { return run_blocks(c, 1, 0, silu_block); }
 int sz_cpu_silu_backward(const sz_call *c) { return run_blocks(c, 2, 0, silu_backward_block); }
 int sz_cpu_gelu(const sz_call *c) { return run_blocks(c, 1, 0, gelu_block); }
 int sz_cpu_gelu_backward(const sz_call *c) { return run_blocks(c, 2, 0, gelu_backward_block); }
+int sz_cpu_relu(const sz_call *c) { return run_blocks(c, 1, 0, relu_block); }
+int sz_cpu_relu_backward(const sz_call *c) { return run_blocks(c, 2, 0, relu_backward_block); }
+int sz_cpu_softplus(const sz_call *c) { return run_blocks(c, 1, 0, softplus_block); }
 int sz_cpu_clamp(const sz_call *c) { return run_blocks(c, 1, 2, clamp_block); }
 int sz_cpu_clamp_backward(const sz_call *c) { return run_blocks(c, 2, 2, clamp_backward_block); }
 
@@ -144,7 +164,7 @@ static void swiglu_backward_block(const float *gate, const float *up, const floa
                                   float *restrict dup, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        float s = sz_sigmoid(gate[i]), silu = gate[i] * s;
+        float s = sz_sigmoidf(gate[i]), silu = gate[i] * s;
         dgate[i] = dy[i] * up[i] * (s + silu * (1.0f - s));
         dup[i] = dy[i] * silu;
     }

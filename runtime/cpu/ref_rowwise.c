@@ -1,4 +1,4 @@
-/* ref_rowwise.c - the plain kernels of the "rowwise" rows: simple loops, double, no threads. */
+/* ref_rowwise.c - the plain kernels of the "rowwise" rows of ops.def: simple loops, double, no threads. */
 #include "../core.h"
 #include <math.h>
 
@@ -47,6 +47,56 @@ int sz_ref_rmsnorm_backward(const sz_call *c)
         }
     }
     for (int64_t j = 0; j < d; j++) sz_put(dw, j, (float)sums[j]);
+    return 0;
+}
+
+static void moments(const sz_tensor *x, int64_t row, int64_t d, double eps, double *mean, double *r)
+{
+    double sum = 0, squares = 0;
+    for (int64_t j = 0; j < d; j++) sum += (double)sz_get(x, row * d + j);
+    *mean = sum / (double)d;
+    for (int64_t j = 0; j < d; j++) squares += pow((double)sz_get(x, row * d + j) - *mean, 2);
+    *r = 1 / sqrt(squares / (double)d + eps);
+}
+
+int sz_ref_layernorm(const sz_call *c)
+{
+    sz_tensor *x = c->in[0], *w = c->in[1], *b = c->in[2], *y = c->out[0];
+    int64_t d = sz_cols(x);
+    for (int64_t row = 0; row < sz_rows(x); row++) {
+        double mean, r;
+        moments(x, row, d, c->args[0], &mean, &r);
+        for (int64_t j = 0; j < d; j++) {
+            double normal = ((double)sz_get(x, row * d + j) - mean) * r;
+            sz_put(y, row * d + j, (float)(normal * (double)sz_get(w, j) + (double)sz_get(b, j)));
+        }
+    }
+    return 0;
+}
+
+int sz_ref_layernorm_backward(const sz_call *c)
+{
+    sz_tensor *x = c->in[0], *w = c->in[1], *dy = c->in[2], *dx = c->out[0], *dw = c->out[1], *db = c->out[2];
+    int64_t d = sz_cols(x), rows = sz_rows(x);
+    double *sums = sz_scratch((size_t)(2 * d + 1) * sizeof *sums);      /* dw, db */
+    if (!sums) return -1;
+    for (int64_t j = 0; j < 2 * d; j++) sums[j] = 0;
+    for (int64_t row = 0; row < rows; row++) {
+        double mean, r, sum = 0, dot = 0;
+        moments(x, row, d, c->args[0], &mean, &r);
+        for (int64_t j = 0; j < d; j++) {
+            double v = (double)sz_get(w, j) * (double)sz_get(dy, row * d + j);
+            sum += v;
+            dot += v * ((double)sz_get(x, row * d + j) - mean) * r;
+        }
+        for (int64_t j = 0; j < d; j++) {
+            double g = (double)sz_get(dy, row * d + j), normal = ((double)sz_get(x, row * d + j) - mean) * r;
+            sz_put(dx, row * d + j, (float)(r * ((double)sz_get(w, j) * g - sum / (double)d - normal * dot / (double)d)));
+            sums[j] += g * normal;
+            sums[d + j] += g;
+        }
+    }
+    for (int64_t j = 0; j < d; j++) sz_put(dw, j, (float)sums[j]), sz_put(db, j, (float)sums[d + j]);
     return 0;
 }
 
@@ -131,6 +181,44 @@ int sz_ref_put_rows(const sz_call *c)
     int64_t d = sz_cols(src);
     copy_row(y, 0, c->in[0], 0, y->numel);
     for (int64_t i = 0; i < ids->numel; i++) copy_row(y, sz_i32(ids)[i] * d, src, i * d, d);
+    return 0;
+}
+
+int sz_ref_pad_rows(const sz_call *c)
+{
+    sz_tensor *x = c->in[0], *y = c->out[0];
+    copy_row(y, 0, x, 0, x->numel);
+    for (int64_t i = x->numel; i < y->numel; i++) sz_put(y, i, 0);
+    return 0;
+}
+
+/* Of the rows ids[i, ..] the first whose element of column j is largest. */
+static int64_t largest(const sz_tensor *x, const sz_tensor *ids, int64_t i, int64_t j)
+{
+    const int32_t *row = sz_i32(ids) + i * ids->shape[1];
+    int64_t d = sz_cols(x), best = row[0];
+    for (int64_t k = 1; k < ids->shape[1]; k++)
+        if (sz_get(x, row[k] * d + j) > sz_get(x, best * d + j)) best = row[k];
+    return best;
+}
+
+int sz_ref_max_rows(const sz_call *c)
+{
+    sz_tensor *x = c->in[0], *y = c->out[0];
+    int64_t d = sz_cols(x);
+    for (int64_t i = 0; i < y->numel; i++) sz_put(y, i, sz_get(x, largest(x, c->in[1], i / d, i % d) * d + i % d));
+    return 0;
+}
+
+int sz_ref_max_rows_backward(const sz_call *c)
+{
+    sz_tensor *x = c->in[0], *dy = c->in[2], *dx = c->out[0];
+    int64_t d = sz_cols(x);
+    double *sums = sz_scratch((size_t)(x->numel + 1) * sizeof *sums);
+    if (!sums) return -1;
+    for (int64_t i = 0; i < x->numel; i++) sums[i] = 0;
+    for (int64_t i = 0; i < dy->numel; i++) sums[largest(x, c->in[1], i / d, i % d) * d + i % d] += (double)sz_get(dy, i);
+    for (int64_t i = 0; i < dx->numel; i++) sz_put(dx, i, (float)sums[i]);
     return 0;
 }
 

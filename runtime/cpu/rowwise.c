@@ -1,8 +1,7 @@
-/* rowwise.c - the "rowwise" rows of ops.def on the CPU: RMSNorm, softmax, rotary embedding and moving rows by index.
+/* rowwise.c - "rowwise" rows of ops.def on the CPU: RMSNorm, LayerNorm, softmax, rotary embedding.
  *
  * Rows are spread over the threads; within a row the loops run over blocks of at most SZ_BLOCK elements widened to f32, as
- * in elementwise.c. index_add_ spreads columns instead, so that repeated ids always add in the order they come.
- * Ids have been range-checked by ops.c. The reference is ref_rowwise.c. Leaves out: LayerNorm (no row yet).
+ * in elementwise.c. The reference is ref_rowwise.c. Leaves out: the ops that move rows by index (rows.c).
  */
 #include "vecmath.h"
 #include <math.h>
@@ -76,15 +75,31 @@ static void rmsnorm_backward_block(const float *restrict x, const float *restric
     }
 }
 
-/* dx = r w g - x r^3 / d * sum_j(w_j g_j x_j);  dw = sum over rows of g x r. Rows are cut into at most 64 chunks of at least 16
- * rows; each chunk has its own dw [d], and those are added in order: the thread count does not show. */
+/* Weights' gradients: rows are cut into at most 64 chunks of at least 16 rows; each chunk has its own sums, and those are
+ * added in order: the thread count does not show. */
+static int64_t chunk_rows(int64_t rows) { return rows > 1024 ? sz_ceil_div(rows, 64) : 16; }
+
+/* sums [d] = those of the chunks, which lie `stride` apart. */
+static void add_chunks(const float *partial, int64_t stride, int64_t chunks, float *sums, int64_t d)
+{
+    #pragma omp parallel for schedule(static) if (chunks * d >= SZ_PARALLEL_FROM)
+    for (int64_t block = 0; block < sz_ceil_div(d, SZ_BLOCK); block++) {
+        double s[SZ_BLOCK] = { 0 };
+        int64_t col = block * SZ_BLOCK, n = sz_min64(SZ_BLOCK, d - col);
+        for (int64_t chunk = 0; chunk < chunks; chunk++)
+            for (int64_t i = 0; i < n; i++) s[i] += (double)partial[chunk * stride + col + i];
+        for (int64_t i = 0; i < n; i++) sums[col + i] = (float)s[i];
+    }
+}
+
+/* dx = r w g - x r^3 / d * sum_j(w_j g_j x_j);  dw = sum over rows of g x r */
 int sz_cpu_rmsnorm_backward(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *w = c->in[1], *dy = c->in[2];
     sz_tensor *dx = c->out[0];
     float *dw = sz_f32(c->out[1]);
     const int64_t d = sz_cols(x), rows = sz_rows(x);
-    const int64_t rows_per_chunk = rows > 1024 ? sz_ceil_div(rows, 64) : 16, chunks = sz_ceil_div(rows, rows_per_chunk);
+    const int64_t rows_per_chunk = chunk_rows(rows), chunks = sz_ceil_div(rows, rows_per_chunk);
     float *partial = sz_scratch((size_t)(chunks * d + 1) * sizeof *partial);
     if (!partial) return -1;
 
@@ -112,14 +127,120 @@ int sz_cpu_rmsnorm_backward(const sz_call *c)
             }
         }
     }
-    #pragma omp parallel for schedule(static) if (chunks * d >= SZ_PARALLEL_FROM)
-    for (int64_t block = 0; block < sz_ceil_div(d, SZ_BLOCK); block++) {
-        double s[SZ_BLOCK] = { 0 };
-        int64_t col = block * SZ_BLOCK, n = sz_min64(SZ_BLOCK, d - col);
-        for (int64_t chunk = 0; chunk < chunks; chunk++)
-            for (int64_t i = 0; i < n; i++) s[i] += (double)partial[chunk * d + col + i];
-        for (int64_t i = 0; i < n; i++) dw[col + i] = (float)s[i];
+    add_chunks(partial, d, chunks, dw, d);
+    return 0;
+}
+
+/* ---- LayerNorm: y = w * (x - mean) * r + b, r = 1 / sqrt(variance + eps), the variance over all d elements ---- */
+
+/* Mean first, then the mean of squared distances from it; at most 32 elements a lane are summed in f32. */
+static void moments(const sz_tensor *x, int64_t start, int64_t d, double eps, float *mean, float *r)
+{
+    float buffer[SZ_BLOCK];
+    double sum = 0, squares = 0;
+    for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+        int64_t n = sz_min64(SZ_BLOCK, d - col);
+        const float *v = sz_block(x, start + col, n, buffer);
+        float part = 0;
+        #pragma omp simd reduction(+ : part)
+        for (int64_t i = 0; i < n; i++) part += v[i];
+        sum += (double)part;
     }
+    const float middle = (float)(sum / (double)d);
+    for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+        int64_t n = sz_min64(SZ_BLOCK, d - col);
+        const float *v = sz_block(x, start + col, n, buffer);
+        float part = 0;
+        #pragma omp simd reduction(+ : part)
+        for (int64_t i = 0; i < n; i++) part += (v[i] - middle) * (v[i] - middle);
+        squares += (double)part;
+    }
+    *mean = middle;
+    *r = (float)(1.0 / sqrt(squares / (double)d + eps));
+}
+
+static void layernorm_block(const float *x, const float *w, const float *b, float *restrict y, int64_t n, float mean, float r)
+{
+    for (int64_t i = 0; i < n; i++) y[i] = (x[i] - mean) * r * w[i] + b[i];
+}
+
+int sz_cpu_layernorm(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0], *w = c->in[1], *b = c->in[2];
+    sz_tensor *y = c->out[0];
+    const int64_t d = sz_cols(x), rows = sz_rows(x);
+    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+    for (int64_t row = 0; row < rows; row++) {
+        float buffer[4][SZ_BLOCK], mean, r;
+        moments(x, row * d, d, c->args[0], &mean, &r);
+        for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+            int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+            float *to = sz_block_begin(y, at, buffer[3]);
+            layernorm_block(sz_block(x, at, n, buffer[0]), sz_block(w, col, n, buffer[1]), sz_block(b, col, n, buffer[2]), to, n, mean, r);
+            sz_block_end(y, at, n, to);
+        }
+    }
+    return 0;
+}
+
+/* Sums of w g and of w g x', x' = (x - mean) r. */
+static void layernorm_sums(const float *x, const float *w, const float *g, int64_t n, float mean, float r, double *sum, double *dot)
+{
+    float s = 0, t = 0;
+    #pragma omp simd reduction(+ : s, t)
+    for (int64_t i = 0; i < n; i++) {
+        float v = w[i] * g[i];
+        s += v;
+        t += v * ((x[i] - mean) * r);
+    }
+    *sum += (double)s;
+    *dot += (double)t;
+}
+/* dx = r (w g - sum - x' dot), both means over the row;  dw += g x';  db += g */
+static void layernorm_backward_block(const float *restrict x, const float *restrict w, const float *restrict g, float *restrict dx,
+                                     float *restrict dw, float *restrict db, int64_t n, float mean, float r, float sum, float dot)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float normal = (x[i] - mean) * r;
+        dx[i] = r * (w[i] * g[i] - sum - normal * dot);
+        dw[i] += g[i] * normal;
+        db[i] += g[i];
+    }
+}
+
+int sz_cpu_layernorm_backward(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0], *w = c->in[1], *dy = c->in[2];
+    sz_tensor *dx = c->out[0];
+    const int64_t d = sz_cols(x), rows = sz_rows(x);
+    const int64_t rows_per_chunk = chunk_rows(rows), chunks = sz_ceil_div(rows, rows_per_chunk);
+    float *partial = sz_scratch((size_t)(2 * chunks * d + 1) * sizeof *partial);      /* dw and db of each chunk */
+    if (!partial) return -1;
+
+    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        float buffer[4][SZ_BLOCK], *dw = partial + 2 * chunk * d, *db = dw + d;
+        memset(dw, 0, (size_t)(2 * d) * sizeof *dw);
+        for (int64_t row = chunk * rows_per_chunk; row < sz_min64(rows, (chunk + 1) * rows_per_chunk); row++) {
+            float mean, r;
+            double sum = 0, dot = 0;
+            moments(x, row * d, d, c->args[0], &mean, &r);
+            for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+                int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+                layernorm_sums(sz_block(x, at, n, buffer[0]), sz_block(w, col, n, buffer[1]), sz_block(dy, at, n, buffer[2]), n, mean, r,
+                               &sum, &dot);
+            }
+            for (int64_t col = 0; col < d; col += SZ_BLOCK) {
+                int64_t n = sz_min64(SZ_BLOCK, d - col), at = row * d + col;
+                float *to = sz_block_begin(dx, at, buffer[3]);
+                layernorm_backward_block(sz_block(x, at, n, buffer[0]), sz_block(w, col, n, buffer[1]), sz_block(dy, at, n, buffer[2]), to,
+                                         dw + col, db + col, n, mean, r, (float)(sum / (double)d), (float)(dot / (double)d));
+                sz_block_end(dx, at, n, to);
+            }
+        }
+    }
+    add_chunks(partial, 2 * d, chunks, sz_f32(c->out[1]), d);
+    add_chunks(partial + d, 2 * d, chunks, sz_f32(c->out[2]), d);
     return 0;
 }
 
@@ -268,60 +389,5 @@ int sz_cpu_rope(const sz_call *c)
         }
         sz_copy_elements(y, row * cols + rotated, x, row * cols + rotated, cols - rotated);
     }
-    return 0;
-}
-
-/* ---- rows by index ---- */
-
-/* out[i] = x[ids[i]], any dtype */
-static int take_rows(const sz_tensor *x, const sz_tensor *ids, sz_tensor *out)
-{
-    const int64_t n = ids->numel, d = n ? out->numel / n : 0;
-    #pragma omp parallel for schedule(static) if (out->numel >= SZ_PARALLEL_FROM)
-    for (int64_t i = 0; i < n; i++) sz_copy_elements(out, i * d, x, sz_i32(ids)[i] * d, d);
-    return 0;
-}
-int sz_cpu_embedding(const sz_call *c) { return take_rows(c->in[0], c->in[1], c->out[0]); }
-int sz_cpu_gather_rows(const sz_call *c) { return take_rows(c->in[0], c->in[1], c->out[0]); }
-
-int sz_cpu_index_add_(const sz_call *c)
-{
-    const sz_tensor *ids = c->in[1], *x = c->in[2];
-    const int64_t n = ids->numel, d = sz_cols(x), slice = d >= 1024 ? 256 : 64, slices = sz_ceil_div(d, slice);
-    float *acc = sz_f32(c->out[0]);
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
-    for (int64_t k = 0; k < slices; k++) {
-        float buffer[SZ_BLOCK];
-        int64_t col = k * slice, width = sz_min64(slice, d - col);
-        for (int64_t i = 0; i < n; i++) {
-            const float *from = sz_block(x, i * d + col, width, buffer);
-            float *restrict to = acc + sz_i32(ids)[i] * d + col;
-            for (int64_t j = 0; j < width; j++) to[j] += from[j];
-        }
-    }
-    return 0;
-}
-
-int sz_cpu_put_rows(const sz_call *c)
-{
-    const sz_tensor *x = c->in[0], *ids = c->in[1], *src = c->in[2];
-    sz_tensor *y = c->out[0];
-    const int64_t n = ids->numel, d = n ? src->numel / n : 0, blocks = sz_ceil_div(y->numel, SZ_BLOCK);
-    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
-    for (int64_t block = 0; block < blocks; block++)
-        sz_copy_elements(y, block * SZ_BLOCK, x, block * SZ_BLOCK, sz_min64(SZ_BLOCK, y->numel - block * SZ_BLOCK));
-    #pragma omp parallel for schedule(static) if (src->numel >= SZ_PARALLEL_FROM)
-    for (int64_t i = 0; i < n; i++) sz_copy_elements(y, sz_i32(ids)[i] * d, src, i * d, d);
-    return 0;
-}
-
-/* dst[ids[i]] = src[i, col : col + w]: keys and values into their cache */
-int sz_cpu_store_cols_(const sz_call *c)
-{
-    const sz_tensor *ids = c->in[1], *src = c->in[2];
-    sz_tensor *dst = c->out[0];
-    const int64_t n = ids->numel, w = sz_cols(dst), width = sz_cols(src), col = (int64_t)c->args[0];
-    #pragma omp parallel for schedule(static) if (n * w >= SZ_PARALLEL_FROM)
-    for (int64_t i = 0; i < n; i++) sz_copy_elements(dst, sz_i32(ids)[i] * w, src, i * width + col, w);
     return 0;
 }

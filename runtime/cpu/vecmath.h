@@ -73,7 +73,7 @@ static inline float sz_log(float x)
     return x >= 0.0f ? y : __builtin_nanf("");
 }
 
-static inline float sz_sigmoid(float x) { return 1.0f / (1.0f + sz_exp(-x)); }
+static inline float sz_sigmoidf(float x) { return 1.0f / (1.0f + sz_exp(-x)); }
 
 /* Normal distribution: *density = exp(-x^2/2) / sqrt(2 pi), returns P(X <= x) = (1 + erf(x / sqrt 2)) / 2.
  * The tail P(X <= -|x|) is exp(-x^2/2) t Q(t), t = 1 / (1 + 0.3 |x|); Q is a minimax fit on |x| <= 14.5 (3.5e-9 relative). */
