@@ -671,6 +671,68 @@ cases.attention_backward = {
   end,
 }
 
+-- Queries and keys of their own lengths: a lone query; queries and rows of k in no segment, segments with the same keys, one
+-- without keys, one without queries; pooled windows that share padding rows at the end of k, none of them in the second.
+local CROSS = {
+  {queries = 1, rows = 3, {0, 1, 1, 2, 0, 0}},
+  {queries = 20, rows = 150, {0, 6, 3, 130, 0, 0}, {6, 5, 3, 130, 0, 0}, {11, 3, 0, 0, 0, 0}, {14, 0, 140, 2, 0, 0}, {14, 4, 135, 4, 133, 2}},
+  {queries = 130, rows = 9, {0, 130, 0, 7, 7, 2}},
+  {queries = 12, rows = 57, {0, 4, 0, 16, 48, 9}, {4, 4, 16, 16, 48, 0}, {8, 4, 32, 16, 48, 5}},
+}
+-- Windows with a few shared keys: past the size where the backward cuts the family into parts.
+local function windows(count, q_len, k_len, padding)
+  local s = {queries = count * q_len, rows = count * k_len + padding}
+  for i = 0, count - 1 do s[i + 1] = {i * q_len, q_len, i * k_len, k_len, count * k_len, padding} end
+  return s
+end
+local function cross(g, s, h, causal)
+  local keys = {s.rows, h[2] * h[3]}
+  return {
+    inputs = {g.normal({s.queries, h[1] * h[3]}), g.normal(keys), g.normal(keys), g.rows(s)},
+    args = {h[1], h[2], h[3], causal, 1 / math.sqrt(h[3])}, sums = true,
+    name = ("%d/%d heads of %d, causal %d"):format(h[1], h[2], h[3], causal),
+  }
+end
+local function each_cross(f)
+  return function(g)
+    local list = {}
+    for _, s in ipairs(CROSS) do
+      for _, h in ipairs(HEADS) do
+        list[#list + 1] = f(g, s, h, 0)
+        list[#list + 1] = f(g, s, h, 1)
+      end
+    end
+    list[#list + 1] = f(g, windows(40, 2, 64, 5), {2, 2, 8}, 0)
+    return list
+  end
+end
+cases.attention_cross = {
+  calls = each_cross(function(g, s, h, causal)
+    local call = cross(g, s, h, causal)
+    call.grad, call.losses = {1, 2, 3}, {1}
+    return call
+  end),
+  bench = function(g)
+    local call = cross(g, windows(256, 16, 64, 132), {4, 4, 72}, 0)
+    call.flops = 4 * 256 * 16 * (64 + 132) * 4 * 72
+    return call
+  end,
+}
+local function cross_backward(g, s, h, causal)
+  local call = cross(g, s, h, causal)
+  local out, lse = g.run("attention_cross", call.inputs, call.args)
+  call.inputs[5], call.inputs[6], call.inputs[7] = out, lse, g.normal({s.queries, h[1] * h[3]})
+  return call
+end
+cases.attention_cross_backward = {
+  calls = each_cross(cross_backward),
+  bench = function(g)
+    local call = cross_backward(g, windows(256, 16, 64, 132), {4, 4, 72}, 0)
+    call.flops = 10 * 256 * 16 * (64 + 132) * 4 * 72
+    return call
+  end,
+}
+
 -- Queries of several sequences against cache rows: decoding (one query, the last of its keys), prefill, an answer without
 -- keys of its own yet.
 local CACHED = {

@@ -30,41 +30,6 @@ static int by_parent(const void *x, const void *y)
     return (a->segment > b->segment) - (a->segment < b->segment);
 }
 
-/* Queries [first, first + n) of a segment as columns of the block from column `at`. */
-static void load_queries(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, int64_t n,
-                         sz_columns *b, int64_t at)
-{
-    sz_rows_load(b->rows + at * b->ld, b->ld, c->in[0], s->q_start + first, n, group * a->share * a->dim, a->share, a->dim, a->scale);
-}
-
-/* The block, holding queries from `first` of a segment, passes the segment's own keys. */
-static void attend_own(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, sz_columns *b)
-{
-    for (int64_t i = 0; i < b->width; i++) {
-        int64_t q = i < b->n ? i / a->share : (b->n - 1) / a->share;
-        b->limit[i] = (int32_t)sz_own_keys(s, first + q, a->causal);
-    }
-    sz_columns_attend(b, c->in[1], group * a->dim, c->in[2], group * a->dim, s->k_start, b->limit[b->width - 1], sz_is_masked(a, s));
-}
-
-static void store_queries(const sz_call *c, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, const sz_columns *b)
-{
-    for (int64_t i = 0; i < b->n; i++)
-        sz_rows_store(c->out[0], s->q_start + first + i / a->share, (group * a->share + i % a->share) * a->dim, b->rows + i * b->ld, a->dim);
-}
-
-static void long_segment(const sz_call *c, const sz_attention_args *a, const cached_task *t, sz_columns *b)
-{
-    sz_segment_row s = sz_segment_get(c->in[3], t->segment);
-    int64_t n = s.q_len - t->query < a->block ? s.q_len - t->query : a->block;
-    load_queries(c, a, &s, t->group, t->query, n, b, 0);
-    sz_columns_start(b, n * a->share);
-    sz_columns_attend(b, c->in[1], t->group * a->dim, c->in[2], t->group * a->dim, s.p_start, s.p_len, false);
-    attend_own(c, a, &s, t->group, t->query, b);
-    sz_columns_finish(b);
-    store_queries(c, a, &s, t->group, t->query, b);
-}
-
 /* own's rows become the softmax over both key sets; from: the parent block's first column of this segment. */
 static void merge(const sz_columns *parent, int64_t from, sz_columns *own)
 {
@@ -79,39 +44,35 @@ static void merge(const sz_columns *parent, int64_t from, sz_columns *own)
     }
 }
 
-static void short_group(const sz_call *c, const sz_attention_args *a, const cached_task *t, const parent_key *order, cached_buffers *w)
+static void short_group(const sz_attention_args *a, sz_tensor *out, const cached_task *t, const parent_key *order, cached_buffers *w)
 {
     int64_t columns = 0, at = 0;
     for (int64_t i = 0; i < t->n; i++) {
-        sz_segment_row s = sz_segment_get(c->in[3], order[t->first + i].segment);
-        load_queries(c, a, &s, t->group, 0, s.q_len, &w->parent, columns);
+        sz_segment_row s = sz_segment_get(a->segments, order[t->first + i].segment);
+        sz_queries_load(w->parent.rows + columns * w->parent.ld, w->parent.ld, a, &s, t->group, 0, s.q_len);
         columns += s.q_len * a->share;
     }
     sz_columns_start(&w->parent, columns);
-    sz_columns_attend(&w->parent, c->in[1], t->group * a->dim, c->in[2], t->group * a->dim, order[t->first].start, order[t->first].len, false);
+    sz_columns_attend(&w->parent, a, t->group, order[t->first].start, order[t->first].len, false);
     sz_columns_finish(&w->parent);
     for (int64_t i = 0; i < t->n; i++) {
-        sz_segment_row s = sz_segment_get(c->in[3], order[t->first + i].segment);
-        load_queries(c, a, &s, t->group, 0, s.q_len, &w->own, 0);
+        sz_segment_row s = sz_segment_get(a->segments, order[t->first + i].segment);
+        sz_queries_load(w->own.rows, w->own.ld, a, &s, t->group, 0, s.q_len);
         sz_columns_start(&w->own, s.q_len * a->share);
-        attend_own(c, a, &s, t->group, 0, &w->own);
+        sz_columns_attend_own(&w->own, a, &s, t->group, 0);
         sz_columns_finish(&w->own);
         merge(&w->parent, at, &w->own);
-        store_queries(c, a, &s, t->group, 0, &w->own);
+        sz_queries_store(&w->own, a, &s, t->group, 0, out);
         at += w->own.n;
     }
 }
 
 int sz_cpu_attention_cached(const sz_call *c)
 {
-    sz_attention_args a = sz_attention_read(c);
-    const sz_tensor *segments = c->in[3];
-    int64_t count = segments->shape[0], tasks = 0, covered = 0, work = 0, n = 0;
-    for (int64_t i = 0; i < count; i++) {
-        sz_segment_row s = sz_segment_get(segments, i);
-        covered += s.q_len;
-        work += s.q_len * (s.p_len + s.k_len) * a.heads * a.dim;
-    }
+    sz_attention_args a = sz_attention_separate(c);
+    const sz_tensor *segments = a.segments;
+    sz_tensor *out = c->out[0];
+    int64_t count = segments->shape[0], tasks = 0, n = 0, covered, work = sz_attention_work(&a, &covered);
     int threads = work > PARALLEL_FROM ? omp_get_max_threads() : 1;
     sz_attention_cut(&a, sz_columns_aim(a.dim, covered * a.heads / (8 * threads)));
     int64_t step = a.block, most = step * a.share;
@@ -141,7 +102,7 @@ int sz_cpu_attention_cached(const sz_call *c)
         }
         for (int64_t g = 0; g < a.groups; g++) task[tasks++] = (cached_task){ i, next - i, 0, 0, (int32_t)g };
     }
-    if (covered < c->out[0]->shape[0]) memset(c->out[0]->data, 0, sz_bytes(c->out[0]));
+    if (covered < out->shape[0]) memset(out->data, 0, sz_bytes(out));
 #pragma omp parallel num_threads(threads)
     {
         char *at = memory + 2 * block * (size_t)omp_get_thread_num();
@@ -150,8 +111,9 @@ int sz_cpu_attention_cached(const sz_call *c)
         sz_columns_place(&w.own, at + block, &a);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++) {
-            if (task[i].n) short_group(c, &a, task + i, order, &w);
-            else long_segment(c, &a, task + i, &w.parent);
+            sz_segment_row s = sz_segment_get(segments, task[i].segment);
+            if (task[i].n) short_group(&a, out, task + i, order, &w);
+            else sz_columns_run(&w.parent, &a, &s, task[i].group, task[i].query, out);
         }
     }
     return 0;

@@ -28,13 +28,41 @@ typedef struct {
     int64_t block;                         /* queries a block holds */
     bool causal;
     float scale;
+    const sz_tensor *q, *k, *v, *segments; /* q_start counts rows of q; k_start and p_start count rows of k and v */
+    int64_t q_col, k_col, v_col;           /* where head 0 begins in a row */
 } sz_attention_args;
 
-static inline sz_attention_args sz_attention_read(const sz_call *c)
+/* Queries, keys and values in three tensors: inputs q, k, v, segments. */
+static inline sz_attention_args sz_attention_separate(const sz_call *c)
 {
-    sz_attention_args a = { (int64_t)c->args[0], (int64_t)c->args[1], (int64_t)c->args[2], 0, 1, c->args[3] != 0, (float)c->args[4] };
+    sz_attention_args a = { .heads = (int64_t)c->args[0], .groups = (int64_t)c->args[1], .dim = (int64_t)c->args[2], .block = 1,
+                            .causal = c->args[3] != 0, .scale = (float)c->args[4],
+                            .q = c->in[0], .k = c->in[1], .v = c->in[2], .segments = c->in[3] };
     a.share = a.heads / a.groups;
     return a;
+}
+/* Side by side in one tensor: inputs qkv, segments. */
+static inline sz_attention_args sz_attention_packed(const sz_call *c)
+{
+    sz_attention_args a = sz_attention_separate(c);
+    a.k = a.v = a.q;
+    a.segments = c->in[1];
+    a.k_col = a.heads * a.dim;
+    a.v_col = a.k_col + a.groups * a.dim;
+    return a;
+}
+
+/* Multiply-adds of the scores, and how many queries the table names. */
+static inline int64_t sz_attention_work(const sz_attention_args *a, int64_t *queries)
+{
+    int64_t work = 0;
+    *queries = 0;
+    for (int64_t i = 0; i < a->segments->shape[0]; i++) {
+        sz_segment_row s = sz_segment_get(a->segments, i);
+        *queries += s.q_len;
+        work += s.q_len * (s.p_len + s.k_len) * a->heads * a->dim;
+    }
+    return work;
 }
 
 /* Blocks of about `columns` columns. How queries are cut into blocks has no effect on the results of a forward pass. */
@@ -82,6 +110,12 @@ static inline void sz_rows_load(float *restrict dst, int64_t ld, const sz_tensor
             }
         }
     }
+}
+
+/* Scaled queries [first, first + n) of a segment, of the heads that share a group's keys. */
+static inline void sz_queries_load(float *dst, int64_t ld, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, int64_t n)
+{
+    sz_rows_load(dst, ld, a->q, s->q_start + first, n, a->q_col + group * a->share * a->dim, a->share, a->dim, a->scale);
 }
 
 static inline void sz_rows_store(sz_tensor *t, int64_t row, int64_t col, const float *restrict src, int64_t n)
@@ -197,12 +231,20 @@ static inline void sz_panel_softmax(sz_columns *b, int64_t c, int64_t keys, int6
     }
 }
 
-/* The block passes keys [from, to) whose rows start at key_row: k and v at columns k_col and v_col of their matrices.
- * masked: key j is seen by columns with limit > j only. */
-static inline void sz_columns_attend(sz_columns *b, const sz_tensor *k, int64_t k_col, const sz_tensor *v, int64_t v_col,
-                                   int64_t key_row, int64_t to, bool masked)
+/* Own keys that each column sees, of a block that holds queries from `first` of a segment; columns that pad get the last one's.
+ * Returns the most. */
+static inline int64_t sz_columns_limit(sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t first)
 {
-    int64_t dim = b->dim;
+    for (int64_t c = 0; c < b->width; c++)
+        b->limit[c] = (int32_t)sz_own_keys(s, first + (c < b->n ? c : b->n - 1) / a->share, a->causal);
+    return b->limit[b->width - 1];
+}
+
+/* The block passes keys [0, to) of a group, whose rows start at key_row. masked: key j is seen by columns with limit > j only. */
+static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, int64_t group, int64_t key_row, int64_t to, bool masked)
+{
+    const sz_tensor *k = a->k, *v = a->v;
+    int64_t dim = b->dim, k_col = a->k_col + group * dim, v_col = a->v_col + group * dim;
     for (int64_t j0 = 0; j0 < to; j0 += SZ_KEYS) {
         int64_t count = to - j0 < SZ_KEYS ? to - j0 : SZ_KEYS;
         const float *kt = b->k, *vt = b->v;
@@ -237,6 +279,13 @@ static inline void sz_columns_attend(sz_columns *b, const sz_tensor *k, int64_t 
     }
 }
 
+/* The block, holding queries from `first` of a segment, passes the segment's own keys. */
+static inline void sz_columns_attend_own(sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first)
+{
+    int64_t own = sz_columns_limit(b, a, s, first);
+    sz_columns_attend(b, a, group, s->k_start, own, sz_is_masked(a, s));
+}
+
 /* Output rows [n][ld], divided by their sums (0 where no key was seen), into rows. */
 static inline void sz_columns_finish(sz_columns *b)
 {
@@ -245,6 +294,25 @@ static inline void sz_columns_finish(sz_columns *b)
         float inverse = b->sum[c] == 0 ? 0 : 1 / b->sum[c], *row = b->rows + c * b->ld;
         for (int64_t d = 0; d < b->dim; d++) row[d] *= inverse;
     }
+}
+
+/* Finished rows of a block that holds queries from `first` of a segment, into out [., H*D]. */
+static inline void sz_queries_store(const sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, sz_tensor *out)
+{
+    for (int64_t i = 0; i < b->n; i++)
+        sz_rows_store(out, s->q_start + first + i / a->share, (group * a->share + i % a->share) * a->dim, b->rows + i * b->ld, a->dim);
+}
+
+/* Queries of one segment from `first` on, as many as a block holds, over all keys that they see. */
+static inline void sz_columns_run(sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, sz_tensor *out)
+{
+    int64_t n = s->q_len - first < a->block ? s->q_len - first : a->block;
+    sz_queries_load(b->rows, b->ld, a, s, group, first, n);
+    sz_columns_start(b, n * a->share);
+    sz_columns_attend(b, a, group, s->p_start, s->p_len, false);
+    sz_columns_attend_own(b, a, s, group, first);
+    sz_columns_finish(b);
+    sz_queries_store(b, a, s, group, first, out);
 }
 
 #endif
