@@ -829,4 +829,6 @@ function M.bytes(call, outputs)
   return total
 end
 
+require("tests.op_cases_pictures")(cases)
+
 return M
