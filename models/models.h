@@ -1,4 +1,4 @@
-/* models.h - the networks' public face: Qwen2.5-VL and its image processor. Built on runtime/ only; knows no Lua.
+/* models.h - the networks' public face: Qwen2.5-VL with its image processor, and SAM2. Built on runtime/ only; knows no Lua.
  * The part between the "ffi" marks is read by LuaJIT's ffi.cdef as it stands. Conventions (errors, memory): runtime/sz.h.
  * Weight names, shapes and pitfalls: models/MODELS.md. */
 #ifndef SZ_MODELS_H
@@ -70,6 +70,47 @@ int         sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, do
  * t, h, w in patches) take their place in the merged grid. *next is the id that the token after the last one has. Every
  * picture must have exactly its t * h * w / merge^2 tokens image_id. */
 sz_tensor  *sz_qwen_positions(const int32_t *ids, int64_t n, const int32_t *grids, int pictures, int image_id, int merge, int32_t *next);
+
+/* ---- SAM2: picture and prompts to masks ---- */
+enum { SZ_SAM2_STAGES = 4, SZ_SAM2_MAX_BLOCKS = 128, SZ_SAM2_MAX_MASKS = 8 };
+typedef struct {
+    /* Hiera encoder; a stage's first block (but for the first stage's) halves the map and changes the width */
+    int image_size, patch_kernel, patch_stride, patch_padding;
+    int width[4], heads[4], blocks[4], windows[4];
+    uint8_t whole[SZ_SAM2_MAX_BLOCKS];          /* 1: this block attends over the whole map */
+    int background[2];                          /* height and width of pos_embed */
+    double mlp_ratio, norm_eps;
+    /* neck */
+    uint8_t top_down[4];                        /* 1: this level receives the one below it, doubled */
+    /* prompt encoder and mask decoder */
+    int hidden, prompt_patch, mask_channels, layers, decoder_heads, downsample, mlp, masks, iou_hidden;
+} sz_sam2_config;
+
+typedef struct sz_sam2 sz_sam2;
+
+/* A model without weights; refuses impossible configs by name and value. Caller frees. */
+sz_sam2    *sz_sam2_new(const sz_sam2_config *config);
+void        sz_sam2_free(sz_sam2 *m);
+/* The weights it wants, in transformers' names; all shapes outermost first. */
+int         sz_sam2_weight_count(const sz_sam2 *m);
+const char *sz_sam2_weight_name(const sz_sam2 *m, int i);                   /* borrowed */
+int         sz_sam2_weight_shape(const sz_sam2 *m, int i, int64_t shape[6]);   /* returns the number of dimensions */
+int         sz_sam2_weight_set(sz_sam2 *m, int i, sz_tensor *t);            /* checks the shape; retains t */
+sz_tensor  *sz_sam2_weight(sz_sam2 *m, int i);                              /* borrowed; NULL when not set */
+
+/* pixels f32 [B, S, S, 3], normalised -> what the decoder needs, rows in raster order, picture after picture, with D = hidden:
+ * embedding [B * (S/16)^2, D] with no_memory_embedding added, high1 [B * (S/8)^2, D/4], high0 [B * (S/4)^2, D/8].
+ * stages: NULL, or the outputs of the four stages, raster order, [B * side^2, width]. recompute: keep only block inputs for
+ * the backward pass. Caller owns the results. */
+int         sz_sam2_encode(sz_sam2 *m, sz_tensor *pixels, int recompute, sz_tensor **embedding, sz_tensor **high1, sz_tensor **high0, sz_tensor **stages);
+/* P prompts on B pictures.
+ *   pictures i32 [P]     the picture of each prompt           counts i32 [P]   points of each prompt (0 is allowed)
+ *   points   f32 [N, 2]  x, y in pixels of the S x S picture, prompt after prompt (NULL when N is 0)
+ *   labels   i32 [N]     1 on the thing, 0 off it, 2 and 3 a box's corners, -1 padding
+ *   masks    f32 [P, 4g, 4g, 1] or NULL, g = S/16             earlier logits as a prompt
+ * -> logits [P, masks, 4g, 4g] (mask 0 is the single-mask one), iou [P, masks] (after the sigmoid), object [P, 1] (a logit). */
+int         sz_sam2_decode(sz_sam2 *m, sz_tensor *embedding, sz_tensor *high1, sz_tensor *high0, sz_tensor *pictures, sz_tensor *counts,
+                           sz_tensor *points, sz_tensor *labels, sz_tensor *masks, sz_tensor **logits, sz_tensor **iou, sz_tensor **object);
 
 /* ffi end */
 #pragma GCC visibility pop

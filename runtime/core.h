@@ -129,20 +129,34 @@ sz_tensor *sz_add(sz_tensor *a, sz_tensor *b);
 sz_tensor *sz_affine(sz_tensor *x, double scale, double shift);
 sz_tensor *sz_cast(sz_tensor *x, int dtype);
 sz_tensor *sz_gelu(sz_tensor *x);
+sz_tensor *sz_relu(sz_tensor *x);
+sz_tensor *sz_sigmoid(sz_tensor *x);
 sz_tensor *sz_swiglu(sz_tensor *x);
 sz_tensor *sz_rmsnorm(sz_tensor *x, sz_tensor *w, double eps);
+sz_tensor *sz_layernorm(sz_tensor *x, sz_tensor *w, sz_tensor *b, double eps);
 sz_tensor *sz_rope(sz_tensor *x, sz_tensor *cosines, sz_tensor *sines, int heads, int head_dim);
 sz_tensor *sz_embedding(sz_tensor *table, sz_tensor *ids);
 sz_tensor *sz_gather_rows(sz_tensor *x, sz_tensor *ids);
 sz_tensor *sz_put_rows(sz_tensor *x, sz_tensor *ids, sz_tensor *src);
 int        sz_store_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col);
+sz_tensor *sz_pad_rows(sz_tensor *x, int64_t count);
+sz_tensor *sz_max_rows(sz_tensor *x, sz_tensor *ids);
 sz_tensor *sz_reshape2(sz_tensor *x, int64_t n, int64_t m);
+sz_tensor *sz_reshape4(sz_tensor *x, int64_t b, int64_t h, int64_t w, int64_t c);
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length);
+sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b);
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b);
 sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w);
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3]);
 sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale);
 sz_tensor *sz_attention_cached(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale);
+sz_tensor *sz_attention_cross(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale);
+/* Pictures are [b, h, w, c]. */
+sz_tensor *sz_conv2d(sz_tensor *x, sz_tensor *w, sz_tensor *b, int stride, int padding);
+sz_tensor *sz_conv_transpose2d(sz_tensor *x, sz_tensor *w, sz_tensor *b, int stride, int padding);
+/* As PyTorch's interpolate with align_corners = False; bicubic has a = -0.75. */
+enum { SZ_NEAREST, SZ_BILINEAR, SZ_BICUBIC, SZ_BILINEAR_ANTIALIASED };
+sz_tensor *sz_resize(sz_tensor *x, int64_t height, int64_t width, int mode);
 int        sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temperature, sz_tensor **logprob, sz_tensor **entropy);
 
 #endif

@@ -105,6 +105,13 @@ static int sz_grad_sigmoid(sz_node *n)
     return give_if(n, 0, run_consuming(SZ_OP_mul, (sz_call){ .in = { g, DY(n) } }));
 }
 
+static int sz_grad_relu(sz_node *n) { return give_if(n, 0, RUN(relu_backward, .in = { n->call.out[0], DY(n) })); }
+
+static int sz_grad_softplus(sz_node *n)
+{
+    return give_if(n, 0, run_consuming(SZ_OP_mul, (sz_call){ .in = { sz_sigmoid(IN(n, 0)), DY(n) } }));
+}
+
 static int sz_grad_clamp(sz_node *n)
 {
     return give_if(n, 0, RUN(clamp_backward, .in = { IN(n, 0), DY(n) }, .args = { n->call.args[0], n->call.args[1] }));
@@ -118,6 +125,18 @@ static int sz_grad_rmsnorm(sz_node *n)
     int rc = sz_grad_give(IN(n, 0), c.out[0]);
     if (rc == 0) rc = sz_grad_give(IN(n, 1), c.out[1]);
     else sz_tensor_release(c.out[1]);
+    return rc;
+}
+
+static int sz_grad_layernorm(sz_node *n)
+{
+    sz_call c = { .in = { IN(n, 0), IN(n, 1), DY(n) }, .args = { n->call.args[0] } };
+    if (sz_apply(SZ_OP_layernorm_backward, &c) != 0) return -1;
+    int rc = 0;
+    for (int i = 0; i < 3; i++) {
+        if (rc == 0 && NEEDS(n, i)) rc = sz_grad_give(IN(n, i), c.out[i]);
+        else sz_tensor_release(c.out[i]);
+    }
     return rc;
 }
 
@@ -170,6 +189,15 @@ static int sz_grad_put_rows(sz_node *n)
     if (rc == 0 && NEEDS(n, 2)) rc = give_if(n, 2, sz_gather_rows(DY(n), IN(n, 1)));
     return rc;
 }
+
+static int sz_grad_pad_rows(sz_node *n)
+{
+    sz_tensor *rows = sz_narrow(DY(n), 0, IN(n, 0)->shape[0]);
+    if (rows) rows->flags |= SZ_GRAD_SHARED;
+    return give_if(n, 0, rows);
+}
+
+static int sz_grad_max_rows(sz_node *n) { return give_if(n, 0, RUN(max_rows_backward, .in = { IN(n, 0), IN(n, 1), DY(n) })); }
 
 /* ---- views ---- */
 static int sz_grad_reshape(sz_node *n) { return give_if(n, 0, shaped_like(DY(n), IN(n, 0))); }
@@ -235,6 +263,57 @@ static int sz_grad_attention(sz_node *n)
     sz_call c = { .in = { IN(n, 0), IN(n, 1), n->call.out[0], n->call.out[1], DY(n) } };
     memcpy(c.args, n->call.args, sizeof c.args);
     return sz_apply(SZ_OP_attention_backward, &c) == 0 ? sz_grad_give(IN(n, 0), c.out[0]) : -1;
+}
+
+static int sz_grad_attention_cross(sz_node *n)
+{
+    if (n->call.out[1]->grad) return sz_fail("attention_cross: its log-sum-exp has no gradient");
+    sz_call c = { .in = { IN(n, 0), IN(n, 1), IN(n, 2), IN(n, 3), n->call.out[0], n->call.out[1], DY(n) } };
+    memcpy(c.args, n->call.args, sizeof c.args);
+    if (sz_apply(SZ_OP_attention_cross_backward, &c) != 0) return -1;
+    int rc = 0;
+    for (int i = 0; i < 3; i++) {
+        if (rc == 0 && NEEDS(n, i)) rc = sz_grad_give(IN(n, i), c.out[i]);
+        else sz_tensor_release(c.out[i]);
+    }
+    return rc;
+}
+
+/* ---- pictures ---- */
+/* The weight's and the bias's share of conv2d (x, w, b) -> y and of conv_transpose2d, which is conv2d with x and y swapped. */
+static int conv_weights(sz_node *n, sz_tensor *x, sz_tensor *dy)
+{
+    sz_tensor *w = IN(n, 1), *b = IN(n, 2);
+    if (sz_needs_grad(w)) {
+        sz_tensor *acc = accumulator(w);
+        sz_call c = { .in = { acc, x, dy }, .args = { n->call.args[0], n->call.args[1] } };
+        if (accumulated(w, acc, acc ? done(run(SZ_OP_conv2d_dw_, c)) : -1) != 0) return -1;
+    }
+    if (!sz_needs_grad(b)) return 0;
+    sz_tensor *acc = accumulator(b);
+    return accumulated(b, acc, acc ? done(RUN(column_sum_, .in = { acc, DY(n) }, .args = { 0 })) : -1);
+}
+
+static int sz_grad_conv2d(sz_node *n)
+{
+    sz_tensor *x = IN(n, 0);
+    int rc = conv_weights(n, x, DY(n));
+    if (rc != 0 || !sz_needs_grad(x)) return rc;
+    return give_if(n, 0, RUN(conv2d_dx, .in = { DY(n), IN(n, 1) },
+                             .args = { n->call.args[0], n->call.args[1], (double)x->shape[1], (double)x->shape[2] }));
+}
+
+static int sz_grad_conv_transpose2d(sz_node *n)
+{
+    int rc = conv_weights(n, DY(n), IN(n, 0));
+    if (rc != 0 || !NEEDS(n, 0)) return rc;
+    return give_if(n, 0, sz_conv2d(DY(n), IN(n, 1), NULL, (int)n->call.args[0], (int)n->call.args[1]));
+}
+
+static int sz_grad_resize(sz_node *n)
+{
+    const sz_tensor *x = IN(n, 0);
+    return give_if(n, 0, RUN(resize_backward, .in = { DY(n) }, .args = { (double)x->shape[1], (double)x->shape[2], n->call.args[2] }));
 }
 
 static int sz_grad_logprob(sz_node *n)

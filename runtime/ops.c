@@ -120,8 +120,10 @@ static bool same_shape(const sz_tensor *a, const sz_tensor *b)
 static bool trailing(const sz_tensor *a, const sz_tensor *b)
 {
     if (b->numel == 1) return true;
-    if (b->ndim > a->ndim) return false;
-    for (int i = 1; i <= b->ndim; i++)
+    int n = b->ndim;
+    while (n > 0 && b->shape[b->ndim - n] == 1) n--;         /* leading ones say nothing */
+    if (n > a->ndim) return false;
+    for (int i = 1; i <= n; i++)
         if (a->shape[a->ndim - i] != b->shape[b->ndim - i]) return false;
     return true;
 }
@@ -168,7 +170,7 @@ BROADCAST(add) BROADCAST(sub) BROADCAST(mul) BROADCAST(div)
         REQUIRE(floating(c->in[0]), "takes an f32 or bf16 tensor"); \
         return like_first(c); \
     }
-UNARY(affine) UNARY(exp) UNARY(log) UNARY(sigmoid) UNARY(silu) UNARY(gelu) UNARY(clamp)
+UNARY(affine) UNARY(exp) UNARY(log) UNARY(sigmoid) UNARY(silu) UNARY(gelu) UNARY(relu) UNARY(softplus) UNARY(clamp)
 
 #define SAME(name) \
     static int sz_shape_##name(sz_call *c) \
@@ -177,7 +179,7 @@ UNARY(affine) UNARY(exp) UNARY(log) UNARY(sigmoid) UNARY(silu) UNARY(gelu) UNARY
         REQUIRE(same_shape(c->in[0], c->in[1]) && c->in[0]->dtype == c->in[1]->dtype, "takes two tensors of one shape and dtype"); \
         return like_first(c); \
     }
-SAME(minimum) SAME(maximum) SAME(silu_backward) SAME(gelu_backward) SAME(clamp_backward) SAME(softmax_backward)
+SAME(minimum) SAME(maximum) SAME(silu_backward) SAME(gelu_backward) SAME(relu_backward) SAME(clamp_backward) SAME(softmax_backward)
 
 static int sz_shape_mask_le(sz_call *c)
 {
@@ -263,6 +265,22 @@ static int sz_shape_rmsnorm_backward(sz_call *c)
     return like_first(c) == 0 && c->out[1] ? 0 : -1;
 }
 
+static int sz_shape_layernorm(sz_call *c)
+{
+    REQUIRE(floating(c->in[0]) && floating(c->in[1]) && floating(c->in[2]) && c->in[0]->ndim >= 1, "takes f32 or bf16 tensors");
+    REQUIRE(c->in[1]->numel == sz_cols(c->in[0]) && c->in[2]->numel == sz_cols(c->in[0]), "weight and bias must have one element a column");
+    return like_first(c);
+}
+
+static int sz_shape_layernorm_backward(sz_call *c)
+{
+    REQUIRE(floating(c->in[0]) && floating(c->in[1]) && floating(c->in[2]) && c->in[0]->ndim >= 1, "takes f32 or bf16 tensors");
+    REQUIRE(c->in[1]->numel == sz_cols(c->in[0]) && c->in[2]->numel == c->in[0]->numel, "dy must have x's size and w one element a column");
+    c->out[1] = sz_new1(SZ_F32, sz_cols(c->in[0]));
+    c->out[2] = sz_new1(SZ_F32, sz_cols(c->in[0]));
+    return like_first(c) == 0 && c->out[1] && c->out[2] ? 0 : -1;
+}
+
 static int sz_shape_softmax(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim >= 1, "takes an f32 or bf16 tensor");
@@ -306,6 +324,29 @@ static int sz_shape_put_rows(sz_call *c)
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]) && floating(c->in[2]), "takes x [m, d], i32 ids, src [n, d]");
     REQUIRE(c->in[2]->numel == c->in[1]->numel * sz_cols(c->in[0]) && c->in[2]->dtype == c->in[0]->dtype, "src must have a row of x's width and dtype for each id");
     REQUIRE(in_range(c->in[1], c->in[0]->shape[0]), "an id is outside x");
+    return like_first(c);
+}
+
+static int sz_shape_pad_rows(sz_call *c)
+{
+    int64_t count = (int64_t)c->args[0];
+    REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && count >= 0, "takes x [n, d] and a number of rows");
+    return out0(c, sz_new2(c->in[0]->dtype, c->in[0]->shape[0] + count, c->in[0]->shape[1]));
+}
+
+static int sz_shape_max_rows(sz_call *c)
+{
+    REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]) && c->in[1]->ndim == 2 && c->in[1]->shape[1] > 0, "takes x [m, d] and i32 ids [n, k]");
+    REQUIRE(in_range(c->in[1], c->in[0]->shape[0]), "an id is outside x");
+    return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->shape[0], c->in[0]->shape[1]));
+}
+
+static int sz_shape_max_rows_backward(sz_call *c)
+{
+    sz_tensor *x = c->in[0], *ids = c->in[1], *dy = c->in[2];
+    REQUIRE(floating(x) && x->ndim == 2 && ints(ids) && ids->ndim == 2 && ids->shape[1] > 0 && floating(dy), "takes x [m, d], i32 ids [n, k], dy [n, d]");
+    REQUIRE(dy->numel == ids->shape[0] * x->shape[1] && dy->dtype == x->dtype, "dy must have a row of x's width and dtype for each row of ids");
+    REQUIRE(in_range(ids, x->shape[0]), "an id is outside x");
     return like_first(c);
 }
 
@@ -353,10 +394,13 @@ int sz_ref_narrow(const sz_call *c) { (void)c; return 0; }
 static int sz_shape_matmul(sz_call *c)
 {
     sz_tensor *a = c->in[0], *b = c->in[1];
-    REQUIRE(floating(a) && floating(b) && a->ndim == 2 && b->ndim == 2, "takes two f32 or bf16 matrices");
-    bool ta = c->args[0] != 0, tb = c->args[1] != 0;
-    REQUIRE(a->shape[ta ? 0 : 1] == b->shape[tb ? 1 : 0] && a->dtype == b->dtype, "the inner dimensions or the dtypes differ");
-    return out0(c, sz_new2(a->dtype, a->shape[ta ? 1 : 0], b->shape[tb ? 0 : 1]));
+    REQUIRE(floating(a) && floating(b) && (a->ndim == 2 || a->ndim == 3) && b->ndim == a->ndim, "takes two f32 or bf16 matrices, or two stacks of them");
+    int batch = a->ndim - 2;
+    int64_t ta = c->args[0] != 0, tb = c->args[1] != 0;
+    const int64_t *as = a->shape + batch, *bs = b->shape + batch;
+    REQUIRE(!batch || a->shape[0] == b->shape[0], "the stacks are of different height");
+    REQUIRE(as[!ta] == bs[tb] && a->dtype == b->dtype, "the inner dimensions or the dtypes differ");
+    return out0(c, sz_tensor_new(a->dtype, a->ndim, batch ? (int64_t[]){ a->shape[0], as[ta], bs[!tb] } : (int64_t[]){ as[ta], bs[!tb] }, a->device));
 }
 
 /* Weights w[0..n) [m_i, k] with biases b[i] [m_i] or NULL; returns the sum of m_i, or -1 when something does not fit. */
@@ -470,6 +514,97 @@ static int sz_shape_attention_cached(sz_call *c)
     return out0(c, sz_new2(c->in[0]->dtype, c->in[0]->shape[0], h * d));
 }
 
+/* q [a, h*d], k and v [r, g*d], all of one dtype, and a table inside their rows. */
+static bool cross_fits(const sz_call *c)
+{
+    int64_t h, g, d;
+    const sz_tensor *q = c->in[0], *k = c->in[1], *v = c->in[2];
+    return floating(q) && floating(k) && floating(v) && q->ndim == 2 && k->ndim == 2 && v->ndim == 2 && heads_fit(c, &h, &g, &d)
+        && q->shape[1] == h * d && k->shape[1] == g * d && same_shape(k, v) && q->dtype == k->dtype && k->dtype == v->dtype
+        && segments_fit(c->in[3], q->shape[0], k->shape[0]);
+}
+
+static int sz_shape_attention_cross(sz_call *c)
+{
+    REQUIRE(cross_fits(c), "takes q [a, h*d], k and v [r, g*d] of one dtype, g dividing h, and segments i32 [s, 6] inside their rows");
+    c->out[1] = sz_new2(SZ_F32, (int64_t)c->args[0], c->in[0]->shape[0]);
+    return like_first(c) == 0 && c->out[1] ? 0 : -1;
+}
+
+static int sz_shape_attention_cross_backward(sz_call *c)
+{
+    sz_tensor *q = c->in[0], *out = c->in[4], *lse = c->in[5], *dout = c->in[6];
+    REQUIRE(cross_fits(c), "takes q [a, h*d], k and v [r, g*d] of one dtype, g dividing h, and segments i32 [s, 6] inside their rows");
+    REQUIRE(floating(out) && lse && floating(dout) && out->numel == q->numel && dout->numel == q->numel && out->dtype == q->dtype
+            && dout->dtype == q->dtype && lse->numel == (int64_t)c->args[0] * q->shape[0], "out, lse and dout must fit q");
+    c->out[1] = sz_tensor_like(c->in[1]);
+    c->out[2] = sz_tensor_like(c->in[2]);
+    return like_first(c) == 0 && c->out[1] && c->out[2] ? 0 : -1;
+}
+
+/* ---- pictures ---- */
+static bool picture(const sz_tensor *x) { return floating(x) && x->ndim == 4; }
+/* A new [b, h, w, c]. */
+static sz_tensor *new4(const sz_tensor *like, int64_t h, int64_t w, int64_t channels)
+{
+    return sz_tensor_new(like->dtype, 4, (int64_t[]){ like->shape[0], h, w, channels }, like->device);
+}
+/* Positions of a kernel of k cells on n cells; 0 or less: it does not fit. */
+static int64_t places(int64_t n, int64_t k, int64_t stride, int64_t padding)
+{
+    return n + 2 * padding < k ? 0 : (n + 2 * padding - k) / stride + 1;
+}
+
+static int sz_shape_conv2d(sz_call *c)
+{
+    sz_tensor *x = c->in[0], *w = c->in[1], *b = c->in[2];
+    int64_t stride = (int64_t)c->args[0], padding = (int64_t)c->args[1];
+    REQUIRE(picture(x) && picture(w) && w->dtype == x->dtype && stride > 0 && padding >= 0, "takes x [b, h, w, c] and weight [o, c, kh, kw] of one dtype");
+    REQUIRE(w->shape[1] == x->shape[3] && (!b || (floating(b) && b->numel == w->shape[0])), "the weight must be [o, c, kh, kw] and the bias [o]");
+    int64_t oh = places(x->shape[1], w->shape[2], stride, padding), ow = places(x->shape[2], w->shape[3], stride, padding);
+    REQUIRE(oh > 0 && ow > 0, "the kernel is larger than the picture");
+    return out0(c, new4(x, oh, ow, w->shape[0]));
+}
+
+static int sz_shape_conv2d_dx(sz_call *c)
+{
+    sz_tensor *dy = c->in[0], *w = c->in[1];
+    int64_t stride = (int64_t)c->args[0], padding = (int64_t)c->args[1], height = (int64_t)c->args[2], width = (int64_t)c->args[3];
+    REQUIRE(picture(dy) && picture(w) && w->dtype == dy->dtype && w->shape[0] == dy->shape[3] && stride > 0 && padding >= 0, "takes dy [b, oh, ow, o] and weight [o, c, kh, kw] of one dtype");
+    REQUIRE(places(height, w->shape[2], stride, padding) == dy->shape[1] && places(width, w->shape[3], stride, padding) == dy->shape[2], "dy is not what conv2d makes of h x w");
+    return out0(c, new4(dy, height, width, w->shape[1]));
+}
+
+static int sz_shape_conv2d_dw_(sz_call *c)
+{
+    sz_tensor *acc = c->in[0], *x = c->in[1], *dy = c->in[2];
+    int64_t stride = (int64_t)c->args[0], padding = (int64_t)c->args[1];
+    REQUIRE(acc && acc->dtype == SZ_F32 && acc->ndim == 4 && picture(x) && picture(dy) && x->dtype == dy->dtype && stride > 0 && padding >= 0, "takes acc f32 [o, c, kh, kw], x, dy");
+    REQUIRE(acc->shape[0] == dy->shape[3] && acc->shape[1] == x->shape[3] && x->shape[0] == dy->shape[0]
+            && places(x->shape[1], acc->shape[2], stride, padding) == dy->shape[1] && places(x->shape[2], acc->shape[3], stride, padding) == dy->shape[2],
+            "acc, x and dy do not fit each other");
+    return in_place(c);
+}
+
+static int sz_shape_conv_transpose2d(sz_call *c)
+{
+    sz_tensor *x = c->in[0], *w = c->in[1], *b = c->in[2];
+    int64_t stride = (int64_t)c->args[0], padding = (int64_t)c->args[1];
+    REQUIRE(picture(x) && picture(w) && w->dtype == x->dtype && stride > 0 && padding >= 0, "takes x [b, h, w, c] and weight [c, o, kh, kw] of one dtype");
+    REQUIRE(w->shape[0] == x->shape[3] && (!b || (floating(b) && b->numel == w->shape[1])), "the weight must be [c, o, kh, kw] and the bias [o]");
+    int64_t oh = (x->shape[1] - 1) * stride - 2 * padding + w->shape[2], ow = (x->shape[2] - 1) * stride - 2 * padding + w->shape[3];
+    REQUIRE(oh > 0 && ow > 0, "the padding leaves nothing");
+    return out0(c, new4(x, oh, ow, w->shape[1]));
+}
+
+static int sz_shape_resize(sz_call *c)
+{
+    int64_t oh = (int64_t)c->args[0], ow = (int64_t)c->args[1], mode = (int64_t)c->args[2];
+    REQUIRE(picture(c->in[0]) && c->in[0]->numel > 0 && oh > 0 && ow > 0 && mode >= 0 && mode <= 3, "takes x [b, h, w, c], a new height and width, and a mode from 0 to 3");
+    return out0(c, new4(c->in[0], oh, ow, c->in[0]->shape[3]));
+}
+static int sz_shape_resize_backward(sz_call *c) { return sz_shape_resize(c); }
+
 /* ---- log-probability ---- */
 static int sz_shape_logprob(sz_call *c)
 {
@@ -506,8 +641,11 @@ sz_tensor *sz_add(sz_tensor *a, sz_tensor *b) { return apply(SZ_OP_add, 2, (sz_c
 sz_tensor *sz_affine(sz_tensor *x, double scale, double shift) { return apply(SZ_OP_affine, 1, (sz_call){ .in = { x }, .args = { scale, shift } }); }
 sz_tensor *sz_cast(sz_tensor *x, int dtype) { return apply(SZ_OP_cast, 1, (sz_call){ .in = { x }, .args = { dtype } }); }
 sz_tensor *sz_gelu(sz_tensor *x) { return apply(SZ_OP_gelu, 1, (sz_call){ .in = { x } }); }
+sz_tensor *sz_relu(sz_tensor *x) { return apply(SZ_OP_relu, 1, (sz_call){ .in = { x } }); }
+sz_tensor *sz_sigmoid(sz_tensor *x) { return apply(SZ_OP_sigmoid, 1, (sz_call){ .in = { x } }); }
 sz_tensor *sz_swiglu(sz_tensor *x) { return apply(SZ_OP_swiglu, 1, (sz_call){ .in = { x } }); }
 sz_tensor *sz_rmsnorm(sz_tensor *x, sz_tensor *w, double eps) { return apply(SZ_OP_rmsnorm, 2, (sz_call){ .in = { x, w }, .args = { eps } }); }
+sz_tensor *sz_layernorm(sz_tensor *x, sz_tensor *w, sz_tensor *b, double eps) { return apply(SZ_OP_layernorm, 3, (sz_call){ .in = { x, w, b }, .args = { eps } }); }
 sz_tensor *sz_rope(sz_tensor *x, sz_tensor *cosines, sz_tensor *sines, int heads, int head_dim)
 {
     return apply(SZ_OP_rope, 3, (sz_call){ .in = { x, cosines, sines }, .args = { heads, head_dim, 1 } });
@@ -515,8 +653,12 @@ sz_tensor *sz_rope(sz_tensor *x, sz_tensor *cosines, sz_tensor *sines, int heads
 sz_tensor *sz_embedding(sz_tensor *table, sz_tensor *ids) { return apply(SZ_OP_embedding, 2, (sz_call){ .in = { table, ids } }); }
 sz_tensor *sz_gather_rows(sz_tensor *x, sz_tensor *ids) { return apply(SZ_OP_gather_rows, 2, (sz_call){ .in = { x, ids } }); }
 sz_tensor *sz_put_rows(sz_tensor *x, sz_tensor *ids, sz_tensor *src) { return apply(SZ_OP_put_rows, 3, (sz_call){ .in = { x, ids, src } }); }
+sz_tensor *sz_pad_rows(sz_tensor *x, int64_t count) { return apply(SZ_OP_pad_rows, 1, (sz_call){ .in = { x }, .args = { (double)count } }); }
+sz_tensor *sz_max_rows(sz_tensor *x, sz_tensor *ids) { return apply(SZ_OP_max_rows, 2, (sz_call){ .in = { x, ids } }); }
 sz_tensor *sz_reshape2(sz_tensor *x, int64_t n, int64_t m) { return apply(SZ_OP_reshape, 1, (sz_call){ .in = { x }, .args = { (double)n, (double)m } }); }
+sz_tensor *sz_reshape4(sz_tensor *x, int64_t b, int64_t h, int64_t w, int64_t c) { return apply(SZ_OP_reshape, 1, (sz_call){ .in = { x }, .args = { (double)b, (double)h, (double)w, (double)c } }); }
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length) { return apply(SZ_OP_narrow, 1, (sz_call){ .in = { x }, .args = { (double)start, (double)length } }); }
+sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b) { return apply(SZ_OP_matmul, 2, (sz_call){ .in = { a, b }, .args = { trans_a, trans_b } }); }
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b) { return apply(SZ_OP_linear, 2, (sz_call){ .in = { x, w, b } }); }
 sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w) { return apply(SZ_OP_linear_wide, 2, (sz_call){ .in = { x, w } }); }
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3])
@@ -533,6 +675,25 @@ sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_h
 sz_tensor *sz_attention_cached(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale)
 {
     return apply(SZ_OP_attention_cached, 4, (sz_call){ .in = { q, k, v, segments }, .args = { heads, kv_heads, head_dim, causal, scale } });
+}
+sz_tensor *sz_attention_cross(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale)
+{
+    sz_call c = { .in = { q, k, v, segments }, .args = { heads, kv_heads, head_dim, causal, scale } };
+    if (!q || !k || !v || !segments || sz_apply(SZ_OP_attention_cross, &c) != 0) return NULL;
+    sz_tensor_release(c.out[1]);
+    return c.out[0];
+}
+sz_tensor *sz_conv2d(sz_tensor *x, sz_tensor *w, sz_tensor *b, int stride, int padding)
+{
+    return apply(SZ_OP_conv2d, 2, (sz_call){ .in = { x, w, b }, .args = { stride, padding } });
+}
+sz_tensor *sz_conv_transpose2d(sz_tensor *x, sz_tensor *w, sz_tensor *b, int stride, int padding)
+{
+    return apply(SZ_OP_conv_transpose2d, 2, (sz_call){ .in = { x, w, b }, .args = { stride, padding } });
+}
+sz_tensor *sz_resize(sz_tensor *x, int64_t height, int64_t width, int mode)
+{
+    return apply(SZ_OP_resize, 1, (sz_call){ .in = { x }, .args = { (double)height, (double)width, mode } });
 }
 
 int sz_store_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col)

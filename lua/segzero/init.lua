@@ -28,6 +28,7 @@ local lazy = {
 
 function M.tokenizer(dir) return require("segzero.tokenizer").new(dir) end
 function M.qwen_vl(dir, opts) return require("segzero.model").qwen_vl(dir, opts) end
+function M.sam2(path, opts) return require("segzero.sam2").sam2(path, opts) end
 
 return setmetatable(M, {
   __index = function(t, name)

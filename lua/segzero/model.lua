@@ -17,6 +17,7 @@ local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
 local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
+local weights = require "segzero.weights"
 
 local C, check = core.C, core.check
 
@@ -120,66 +121,18 @@ local function canonical(name)
   return name
 end
 
-local function weight_list(c)
-  local list, shape = {}, ffi.new("int64_t[6]")
-  for i = 0, C.sz_qwen_weight_count(c) - 1 do
-    local n = C.sz_qwen_weight_shape(c, i, shape)
-    local dims = {}
-    for k = 1, n do dims[k] = tonumber(shape[k - 1]) end
-    list[i + 1] = { index = i, name = ffi.string(C.sz_qwen_weight_name(c, i)), shape = dims }
-  end
-  return list
-end
-
-local function same_shape(a, b)
-  if #a ~= #b then return false end
-  for i = 1, #a do
-    if a[i] ~= b[i] then return false end
-  end
-  return true
-end
-
--- Hands the loaded tensors to C; everything that does not fit is named in one error.
-local function set_weights(vl, loaded, dir)
-  local have, problems = {}, {}
-  for name, t in pairs(loaded) do have[canonical(name)] = t end
-  for _, w in ipairs(vl.weights) do
-    local t = have[w.name]
-    have[w.name] = nil
-    if not t then
-      problems[#problems + 1] = "missing: " .. w.name
-    elseif not same_shape(t:shape(), w.shape) then
-      problems[#problems + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(t:shape(), ", "), table.concat(w.shape, ", "))
-    else
-      if t:dtype() ~= vl.dtype then
-        local converted = tensor.empty(w.shape, { dtype = vl.dtype })
-        converted:copy_(t)
-        t:free()
-        t = converted
-      end
-      check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
-    end
-  end
-  -- A tied checkpoint may carry a stray lm_head; the embedding is used.
-  if vl.config.tied == 1 then have["lm_head.weight"] = nil end
-  for name in pairs(have) do problems[#problems + 1] = "unexpected: " .. name end
-  if #problems > 0 then
-    table.sort(problems)
-    local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
-    error(("%s: %d weights do not fit the config:\n  %s%s"):format(dir, #problems, shown, #problems > 12 and "\n  ..." or ""), 0)
-  end
-end
-
 -- A message without the place that raised it and without a name that is said anyway.
 local function plain(message)
   return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", ""):gsub("^config%.json: ", ""):gsub("^config: ", ""))
 end
 
+local of = weights.access(C, "sz_qwen")
+
 local function new(json, dtype)
   local config = M.parse_config(json)
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_qwen_free)
-  local vl = setmetatable({ c = c, config = config, json = json, dtype = dtype or "f32" }, mt)
-  vl.weights = weight_list(c)
+  local vl = setmetatable({ c = c, of = of, config = config, json = json, dtype = dtype or "f32" }, mt)
+  vl.weights = weights.list(c, of)
   for name, default in pairs(TOKEN_DEFAULTS) do vl[name] = value(json, name) or default end
   return vl
 end
@@ -191,7 +144,10 @@ function M.qwen_vl(dir, opts)
   local ok, vl = pcall(new, json, opts.dtype)
   if not ok then error(("%s/config.json: %s"):format(dir, plain(vl)), 2) end
   vl.dir = dir
-  set_weights(vl, safetensors.load_folder(dir), dir)
+  local loaded = {}
+  for name, t in pairs(safetensors.load_folder(dir)) do loaded[canonical(name)] = t end
+  -- A tied checkpoint may carry a stray lm_head; the embedding is used.
+  weights.set(vl, loaded, dir, function(name) return vl.config.tied == 1 and name == "lm_head.weight" end)
   return vl
 end
 
@@ -211,24 +167,8 @@ function M.random(json, opts)
   return vl
 end
 
-function methods:parameters()
-  local out = {}
-  for _, w in ipairs(self.weights) do out[w.name] = tensor.borrow(check(C.sz_qwen_weight(self.c, w.index))) end
-  return out
-end
-
--- Turns gradients on for every weight whose name filter(name) accepts (all without one). Returns the trained ones in the
--- model's order: {{name=, tensor=}, ...}.
-function methods:train(filter)
-  local list = {}
-  for _, w in ipairs(self.weights) do
-    local t = tensor.borrow(check(C.sz_qwen_weight(self.c, w.index)))
-    local on = not filter or filter(w.name)
-    t:requires_grad(on and true or false)
-    if on then list[#list + 1] = { name = w.name, tensor = t } end
-  end
-  return list
-end
+methods.parameters = weights.parameters
+methods.train = weights.train
 
 function methods:free()
   if self.c ~= nil then

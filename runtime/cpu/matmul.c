@@ -20,9 +20,15 @@ int sz_cpu_matmul(const sz_call *c)
 {
     sz_tensor *a = c->in[0], *b = c->in[1], *y = c->out[0];
     bool ta = c->args[0] != 0, tb = c->args[1] != 0;
+    int batch = a->ndim - 2;
+    int64_t m = y->shape[batch], n = y->shape[batch + 1], k = a->shape[batch + (ta ? 0 : 1)], count = batch ? a->shape[0] : 1;
+    size_t size = sz_dtype_size(a->dtype);
     float *sums = result(y);
-    if (!sums || sz_gemm(ta, tb, y->shape[0], y->shape[1], a->shape[ta ? 0 : 1], a->data, a->shape[1], b->data, b->shape[1], a->dtype, 0, sums, y->shape[1]))
-        return -1;
+    if (!sums) return -1;
+    for (int64_t i = 0; i < count; i++)
+        if (sz_gemm(ta, tb, m, n, k, (const char *)a->data + (size_t)(i * m * k) * size, a->shape[batch + 1],
+                    (const char *)b->data + (size_t)(i * n * k) * size, b->shape[batch + 1], a->dtype, 0, sums + i * m * n, n))
+            return -1;
     finish(y, sums);
     return 0;
 }

@@ -7,13 +7,16 @@ int sz_ref_matmul(const sz_call *c)
 {
     sz_tensor *a = c->in[0], *b = c->in[1], *y = c->out[0];
     bool ta = c->args[0] != 0, tb = c->args[1] != 0;
-    int64_t m = y->shape[0], n = y->shape[1], k = a->shape[ta ? 0 : 1];
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) {
-            double s = 0;
-            for (int64_t r = 0; r < k; r++) s += (double)sz_get(a, ta ? r * m + i : i * k + r) * sz_get(b, tb ? j * k + r : r * n + j);
-            sz_put(y, i * n + j, (float)s);
-        }
+    int batch = a->ndim - 2;
+    int64_t m = y->shape[batch], n = y->shape[batch + 1], k = a->shape[batch + (ta ? 0 : 1)], count = batch ? a->shape[0] : 1;
+    for (int64_t z = 0; z < count; z++)
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = 0; j < n; j++) {
+                double s = 0;
+                for (int64_t r = 0; r < k; r++)
+                    s += (double)sz_get(a, z * m * k + (ta ? r * m + i : i * k + r)) * sz_get(b, z * n * k + (tb ? j * k + r : r * n + j));
+                sz_put(y, (z * m + i) * n + j, (float)s);
+            }
     return 0;
 }
 
