@@ -567,6 +567,7 @@ def make_tiny(name, outdir):
             else:
                 assert k == "dtype" or got[part][k] == v, (part, k)
     hf.eval()
+    torch.manual_seed(0)       # for the video weights of the .pt
     model, model64 = sam2_model(spec), sam2_model(spec)
     give_weights(model, weights)
     give_weights(model64, weights)
