@@ -224,15 +224,15 @@ function methods:free()
 end
 
 -- ---- the parts ----
--- A picture as the encoder wants it: f32 [1, S, S, 3], resized as torchvision does (antialiased, not rounded), normalised.
-function methods:pixels(img)
+-- A picture as the encoder wants it: f32 [1, side, side, 3], resized as torchvision does (antialiased, not rounded), normalised.
+function M.pixels(img, side)
   return tensor.step(function()
     local x = img:totensor():cast(C.SZ_F32):affine(1 / 255, 0):reshape(1, img.height, img.width, 3)
-    if img.width ~= self.image_size or img.height ~= self.image_size then x = x:resize(self.image_size, self.image_size, ANTIALIASED) end
-    x = x:sub(tensor.new(MEAN)):div(tensor.new(STD))
-    return x:clone()
+    if img.width ~= side or img.height ~= side then x = x:resize(side, side, ANTIALIASED) end
+    return x:sub(tensor.new(MEAN)):div(tensor.new(STD)):clone()
   end)
 end
+function methods:pixels(img) return M.pixels(img, self.image_size) end
 
 local out = ffi.new("sz_tensor *[3]")
 local stage_out = ffi.new("sz_tensor *[4]")
@@ -281,10 +281,11 @@ function methods:decode(features, prompts)
 end
 
 -- logits [k, s, s] -> [k, h, w], bilinear without antialiasing.
-function methods:upsample(logits, height, width)
+function M.upsample(logits, height, width)
   local s = logits:shape()
   return logits:reshape(s[1], s[2], s[3], 1):resize(height, width, BILINEAR):reshape(s[1], height, width)
 end
+function methods:upsample(logits, height, width) return M.upsample(logits, height, width) end
 
 -- ---- the predictor ----
 -- A picture's features; free them with features:free(). Nothing is recorded.
@@ -355,11 +356,11 @@ local function single(sam, logits, iou, masks)
   return best
 end
 
--- Which of the masks of prompt p are returned: their numbers from 0.
-local function chosen(sam, logits, iou, multimask)
-  if not multimask then return { single(sam, logits, iou, sam.config.masks) } end
+-- Which masks of one prompt are returned, as numbers from 0; logits float * [masks, 4g, 4g], iou float * [masks].
+function methods:select(logits, iou, multimask)
+  if not multimask then return { single(self, logits, iou, self.config.masks) } end
   local list = {}
-  for k = 1, sam.config.masks - 1 do list[k] = k end
+  for k = 1, self.config.masks - 1 do list[k] = k end
   return list
 end
 
@@ -378,7 +379,7 @@ function methods:predict_all(prompts, opts)
     local results = {}
     for p = 1, #prompts do
       local iou = tensor.data(scores) + (p - 1) * masks
-      local list = chosen(self, tensor.data(all) + (p - 1) * masks * side * side, iou, multimask)
+      local list = self:select(tensor.data(all) + (p - 1) * masks * side * side, iou, multimask)
       local kept = all:reshape(#prompts * masks, side, side):narrow((p - 1) * masks + list[1], #list)
       local fine = self:upsample(kept, f.height, f.width)
       local inside, r = tensor.empty({ #list, f.height, f.width }, { dtype = "u8" }), { scores = {} }
