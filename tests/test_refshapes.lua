@@ -291,7 +291,7 @@ for line in io.lines(dir .. "/data.jsonl") do
   local s = refshapes.sample {seed = 5, index = tonumber(index), size = 112, questions = 2, split = "heldout"}
   local q = s.questions[tonumber(k)]
   check.equal(row, {id = row.id, problem = q.problem, solution = q.solution, image = "images/heldout_5_" .. index .. ".png",
-    img_height = 112, img_width = 112}, row.id)
+    mask = "masks/" .. row.id .. ".png", img_height = 112, img_width = 112}, row.id)
   check.equal(written[dir .. "/" .. row.image], {112, 112, 3, hash_bytes(s.rgb, 112 * 112 * 3)}, row.image)
   check.equal(written[dir .. "/masks/" .. row.id .. ".png"], {112, 112, 1, hash_bytes(q.mask(255), 112 * 112)}, "mask")
   count = count + 1

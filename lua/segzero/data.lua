@@ -3,16 +3,20 @@
 --   local set = data.open("refshapes", {split = "train", size = 112, seed = 42, rows = 4096})
 --   local set = data.open("path/to/folder", {})       data.jsonl (+ pictures) in Seg-Zero's columns
 --   set:count()    set:row(i) -> {id =, problem =, solution =, image = image object (the caller frees), frame =, index = i}
+--   row.mask() -> u8 tensor [h, w] of 0 and 1, the true mask in the picture's pixels (the caller frees); row.mask is nil when
+--   the set has no masks
 --   data.order(n, seed, epoch) -> a shuffled list of 1..n, the same on every machine
 --
--- Columns: id, problem, solution, image (a path relative to the folder), img_height, img_width. frame is the side of the
--- coordinate frame for the reward's pixel thresholds: the picture's side when it is square, else 840.
+-- Columns: id, problem, solution, image (a path relative to the folder), img_height, img_width, and mask in all rows or in none:
+-- a picture as large as the image whose first channel is above 127 where the thing is. frame is the side of the coordinate frame
+-- for the reward's pixel thresholds: the picture's side when it is square, else 840.
 -- Leaves out: parquet and hub data sets.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.ffi"
 local image = require "segzero.image"
+local tensor = require "segzero.tensor"
 local refshapes = require "segzero.refshapes"
 
 local M = {}
@@ -30,12 +34,36 @@ local function open_refshapes(opts)
     local q = s.questions[1]
     local img = image.new(s.width, s.height)
     ffi.copy(img:pixels(), s.rgb, s.width * s.height * 3)
-    return { id = ("%s-%d"):format(opts.split, i), problem = q.problem, solution = q.solution, image = img, frame = s.width, index = i }
+    local function mask()
+      local t = tensor.empty({ img.height, img.width }, { dtype = "u8" })
+      ffi.copy(tensor.data(t), q.mask(), img.height * img.width)
+      return t
+    end
+    return { id = ("%s-%d"):format(opts.split, i), problem = q.problem, solution = q.solution, image = img, frame = s.width, index = i, mask = mask }
   end
   return set
 end
 
 -- ---- a folder ----
+-- A path of a row, which is relative to the folder; a picture that cannot be read is an error at `where` (file:line).
+local function load_picture(folder, path, where)
+  local ok, img = pcall(image.load, path:sub(1, 1) == "/" and path or folder .. "/" .. path)
+  if not ok then error(("%s: %s"):format(where, (img:gsub("^[^:]*%.lua:%d+: ", ""))), 0) end
+  return img
+end
+
+local function load_mask(folder, path, where, width, height)
+  local img = load_picture(folder, path, where)
+  if img.width ~= width or img.height ~= height then
+    error(("%s: the mask %s has %d x %d pixels, the picture %d x %d"):format(where, path, img.width, img.height, width, height), 0)
+  end
+  local t = tensor.empty({ height, width }, { dtype = "u8" })
+  local to, from = tensor.data(t), img:pixels()
+  for i = 0, height * width - 1 do to[i] = from[3 * i] > 127 and 1 or 0 end
+  img:free()
+  return t
+end
+
 local function open_folder(path)
   local file = path:match "%.jsonl$" and path or path .. "/data.jsonl"
   local folder = file:match "^(.*)/[^/]*$" or "."
@@ -52,6 +80,14 @@ local function open_folder(path)
           error(("%s:%d: the column '%s' is %s, expected a string"):format(file, line_number, column, type(row[column])), 0)
         end
       end
+      if row.mask == cjson.null then row.mask = nil end
+      if row.mask ~= nil and type(row.mask) ~= "string" then
+        error(("%s:%d: the column 'mask' is %s, expected a string"):format(file, line_number, type(row.mask)), 0)
+      end
+      if rows[1] and (row.mask == nil) ~= (rows[1].mask == nil) then
+        error(("%s:%d: the column 'mask' is %s, but line %d has %s"):format(file, line_number, row.mask and "there" or "missing", rows[1].line,
+          row.mask and "none" or "one"), 0)
+      end
       row.line = line_number
       rows[#rows + 1] = row
     end
@@ -62,10 +98,12 @@ local function open_folder(path)
   function set.count() return #rows end
   function set.row(_, i)
     local row = rows[i]
-    local ok, img = pcall(image.load, row.image:sub(1, 1) == "/" and row.image or folder .. "/" .. row.image)
-    if not ok then error(("%s:%d: %s"):format(file, row.line, (img:gsub("^[^:]*%.lua:%d+: ", ""))), 0) end
+    local where = ("%s:%d"):format(file, row.line)
+    local img = load_picture(folder, row.image, where)
+    local width, height = img.width, img.height
     local id = row.id ~= cjson.null and row.id or i
-    return { id = tostring(id), problem = row.problem, solution = row.solution, image = img, frame = frame_of(img), index = i }
+    return { id = tostring(id), problem = row.problem, solution = row.solution, image = img, frame = frame_of(img), index = i,
+      mask = row.mask and function() return load_mask(folder, row.mask, where, width, height) end }
   end
   return set
 end

@@ -141,7 +141,7 @@ local function open_for_writing(path)
 end
 
 -- Writes a data set in Seg-Zero's columns and returns its number of rows:
---   dir/data.jsonl       id, problem, solution, image (path relative to dir), img_height, img_width; a row a question
+--   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height, img_width; a row a question
 --   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
 -- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions (default 1),
 -- background. save_png(path, w, h, channels, pixels) writes one picture and raises when it cannot.
@@ -164,10 +164,11 @@ function M.write_dataset(dir, opts, save_png)
     save_png(dir .. "/" .. image, s.width, s.height, 3, s.rgb)
     for k, q in ipairs(s.questions) do
       local id = format("%s_%d", name, k)
-      save_png(format("%s/masks/%s.png", dir, id), s.width, s.height, 1, q.mask(255))
+      local mask = format("masks/%s.png", id)
+      save_png(dir .. "/" .. mask, s.width, s.height, 1, q.mask(255))
       -- keys one by one, so that their order is fixed
-      out:write(format('{"id": %s, "problem": %s, "solution": %s, "image": %s, "img_height": %d, "img_width": %d}\n',
-        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image), s.height, s.width))
+      out:write(format('{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',
+        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image), json.encode(mask), s.height, s.width))
       rows = rows + 1
     end
   end
