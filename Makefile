@@ -18,6 +18,7 @@ ARGS      ?=
 SCRIPT_RUN      := recipes/refcocog_grpo.lua
 SCRIPT_PRETRAIN := recipes/pretrain_shapes.lua
 SCRIPT_BENCH    := tests/bench.lua
+SCRIPT_BENCH_SAM2 := tests/bench_sam2.lua
 
 ifneq ($(filter-out address undefined thread,$(SANITIZER)),)
 $(error SANITIZER=$(SANITIZER): expected address, undefined or thread)
@@ -167,6 +168,7 @@ do-run: all
 	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
 do-bench: all
 	@./$(HOST) $(SCRIPT_BENCH) $(if $(PYTHON),python=$(PYTHON)) $(ARGS)
+	@./$(HOST) $(SCRIPT_BENCH_SAM2) $(if $(PYTHON),python=$(PYTHON))
 do-pretrain: all
 	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)
 
@@ -195,7 +197,7 @@ help:
 	@echo "make setup           install the packages that are missing (apt-get), or say which command does"
 	@echo "make test            set-up, build, all tests; FILTER=text runs the files whose name has it, SEED=n sets the seed"
 	@echo "make run             set-up, build, segzero $(SCRIPT_RUN); ARGS='key=value ...' overrides its settings"
-	@echo "make bench           set-up, build, segzero $(SCRIPT_BENCH)"
+	@echo "make bench           set-up, build, segzero $(SCRIPT_BENCH) and $(SCRIPT_BENCH_SAM2); PYTHON= one with torch, transformers, sam2 beside"
 	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
 	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
 	@echo "make clean           remove build/ and ./segzero"

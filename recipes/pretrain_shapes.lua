@@ -35,6 +35,8 @@ local options = {
   level2 = 0.06,                -- share of the run after which two or three shapes appear, and then everything
   level3 = 0.15,
   habit = 0.6,                  -- share of answers with the key bbox_2d
+  loose = 0,                    -- share of answers whose box is wider by `margin` of its size on each side
+  margin = 0.3,
   init = "",                    -- a folder to go on from instead of starting at random
   easy = 0.25,                  -- share of easy scenes afterwards
   merges = 512,
@@ -134,10 +136,20 @@ end
 
 local function box_task(q) return exchange(("Box of '%s'."):format(q.problem), "[" .. table.concat(q.bbox, ",") .. "]") end
 
--- Qwen2.5-VL's own habit is to call a box "bbox_2d", whatever key it is asked for. The embedded model has it too, in a share of
--- its answers: seg_strict counts such a box as missing, and to say "bbox" is one of the things that GRPO has to teach.
+local function loosened(box)
+  local x, y = options.margin * (box[3] - box[1]), options.margin * (box[4] - box[2])
+  local last = options.size - 1
+  return { math.max(0, math.floor(box[1] - x)), math.max(0, math.floor(box[2] - y)), math.min(last, math.ceil(box[3] + x)), math.min(last, math.ceil(box[4] + y)) }
+end
+
+-- Two habits that GRPO has to break, each in a share of the pictures. Qwen2.5-VL's own is to call a box "bbox_2d", whatever key it
+-- is asked for: seg_strict counts such a box as missing. The other is to draw a box with room around the thing: it names the
+-- right one, and fails the reward's IoU > 0.5.
 local function full_task(q)
   local reply = q.answer
+  if (drawn * 0.5698402910) % 1 < options.loose then
+    reply = reply:gsub('("bbox": )%b[]', function(key) return key .. "[" .. table.concat(loosened(q.bbox), ",") .. "]" end)
+  end
   if (drawn * 0.7548776662) % 1 < options.habit then reply = reply:gsub('"bbox"', '"bbox_2d"') end
   return exchange(prompt.seg_zero(q.problem), prompt.response(q.think, reply))
 end
