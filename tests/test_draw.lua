@@ -5,6 +5,7 @@
 local check = require "tests.check"
 local image = require "segzero.image"
 local draw = require "segzero.draw"
+local tensor = require "segzero.tensor"
 local font = require "segzero.font"
 
 local function pixel(img, x, y)
@@ -46,6 +47,45 @@ check.equal({ pixel(img, 15, 20), pixel(img, 20, 13) }, { pixel(img, 25, 20), pi
 for _, p in ipairs { { 0, 0 }, { 40, 40 }, { -3, 20 }, { 1e12, -1e12 }, { math.huge, 0 } } do draw.point(img, p, draw.YELLOW, 5) end
 check.equal(pixel(img, 0, 0), draw.YELLOW, "a point at the corner")
 
+-- ---- masks ----
+local mask = tensor.zeros({ 30, 40 }, { dtype = "u8" })
+for y = 5, 12 do
+  for x = 30, 39 do tensor.data(mask)[y * 40 + x] = y == 5 and 255 or 1 end
+end
+img = draw.canvas(40, 30, { 100, 200, 0 })
+draw.mask(img, mask, { 200, 100, 50 }, 0.5)
+local MIXED, EDGE, BEFORE = { 150, 150, 25 }, { 120, 60, 30 }, { 100, 200, 0 }
+check.equal({ pixel(img, 33, 8), pixel(img, 30, 8), pixel(img, 33, 5), pixel(img, 33, 12) }, { MIXED, EDGE, EDGE, EDGE }, "mixed inside, a dark line at the edge")
+check.equal({ pixel(img, 39, 8), pixel(img, 29, 8), pixel(img, 33, 13) }, { MIXED, BEFORE, BEFORE }, "no line at the picture's end, nothing outside")
+check.equal({ count(img, MIXED), count(img, EDGE), count(img, BEFORE) }, { 9 * 6, 2 * 10 + 6, 40 * 30 - 80 }, "and nothing else")
+local big = draw.canvas(120, 90, BEFORE)
+draw.mask(big, mask, { 200, 100, 50 }, 0.5)
+check.equal({ count(big, BEFORE), pixel(big, 90, 15), pixel(big, 91, 16) }, { 9 * (40 * 30 - 80), EDGE, MIXED }, "a picture three times as large")
+check.raises(function() draw.mask(img, tensor.zeros({ 40, 30 }, { dtype = "u8" })) end, "test_draw.*mask of 30 x 40 does not fit a picture of 40 x 30", "another size")
+check.raises(function() draw.mask(big, tensor.zeros { 30, 40 }) end, "u8 tensor", "another type")
+draw.mask(img, tensor.zeros({ 30, 40 }, { dtype = "u8" }))
+
+img = draw.canvas(40, 30, BEFORE)
+local single = { bbox = { 3, 4, 20, 15 }, points = { { 8, 8 }, { 15, 10 } } }
+local plain, k = draw.figure(img, single)
+check.equal({ k, plain.width, plain.height }, { 12, 480, 360 }, "a small picture is enlarged")
+check.equal({ pixel(plain, 36, 48), pixel(plain, 8 * 12 + 5, 8 * 12 + 5) }, { RED, draw.YELLOW }, "box and points at their places")
+local both_sides = draw.figure(img, single, { mask = mask, truth = { 30, 20, 38, 28 } })
+check.equal({ both_sides.width, both_sides.height }, { 2 * 480 + 8, 360 }, "with a mask: original | overlay")
+local marks = 0
+for x = 0, 479 do
+  for y = 0, 359 do
+    if pixel(both_sides, x, y)[1] ~= 100 then marks = marks + 1 end
+  end
+end
+check.equal(marks, 0, "nothing on the original")
+check.equal({ pixel(both_sides, 488 + 36, 48), pixel(both_sides, 488 + 30 * 12, 20 * 12) }, { RED, draw.GREEN }, "the answer and the truth on the overlay")
+check.ok(pixel(both_sides, 488 + 33 * 12 + 6, 8 * 12 + 6)[3] > 50, "and the mask")
+local listed = draw.figure(img, { { bbox = { 3, 4, 20, 15 }, point = { 8, 8 } }, { bbox = { 25, 4, 38, 15 }, point = { 30, 10 } } })
+check.equal({ pixel(listed, 36, 48), pixel(listed, 25 * 12, 48), pixel(listed, 30 * 12 + 5, 10 * 12 + 5) }, { RED, RED, draw.YELLOW }, "several objects")
+check.equal(count(draw.figure(img, {}), BEFORE), 480 * 360, "no object, no mark")
+check.equal(draw.figure(image.new(300, 200), single).width, 300, "a large one keeps its size")
+
 -- ---- words ----
 for code = 33, 126 do
   local g = font.glyph(string.char(code))
@@ -76,7 +116,7 @@ check.equal(draw.wrap("", 10, 1), {}, "no words, no lines")
 -- ---- putting together ----
 img = image.new(3, 2)
 draw.fill(img, 2, 1, 9, 9, RED)
-local big = draw.enlarge(img, 4)
+big = draw.enlarge(img, 4)
 check.equal({ big.width, big.height, count(big, RED), pixel(big, 8, 4), pixel(big, 7, 4) }, { 12, 8, 16, RED, BLACK }, "enlarged")
 check.equal(draw.enlarge_box({ 2, 1, 2, 1 }, 4), { 8, 4, 11, 7 }, "a box of one pixel, enlarged")
 local both = draw.beside({ img, big }, 5)

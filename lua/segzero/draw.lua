@@ -4,7 +4,9 @@
 --   draw.box(img, {x0, y0, x1, y1}, draw.RED)             inclusive corners, as Seg-Zero counts; parts outside are cut off
 --   draw.point(img, {x, y}, draw.YELLOW)                  a disc with a dark rim
 --   draw.text(img, x, y, "red circle", draw.INK, 2)       top left corner; each dot of the font 2 x 2 pixels
---   draw.answer(img, {bbox =, points =})                  a red box and yellow points
+--   draw.answer(img, {bbox =, points =})                  a red box and yellow points; also {{bbox =, point =}, ...}
+--   draw.mask(img, mask, draw.CYAN, 0.45)                 u8 tensor [h, w] of img's size or a whole fraction of it, laid over img
+--   local fig, k = draw.figure(img, answer, {mask =, truth = box})     original | mask, box and points; k: how much enlarged
 --   local big = draw.enlarge(img, 4)                      every pixel 4 x 4; coordinates: draw.enlarge_box, draw.enlarge_point
 --   local both = draw.beside({img, other}, 8)             side by side on a white canvas, 8 pixels apart
 --   local sheet = draw.sheet({{image =, truth = box, bbox = box, points =, truth_points =, label =, note =}, ...}, columns)
@@ -12,19 +14,20 @@
 --
 -- Colours are {r, g, b}, 0 to 255. Lines are as thick as the picture asks for (draw.thickness) unless told. Everything
 -- that makes a picture returns a new one, which the caller may free. Colours below are seen apart by the colour-blind too.
--- Leaves out: rotated text, characters outside ASCII, transparency other than the soft edge of discs.
+-- Leaves out: rotated text, characters outside ASCII, transparency other than of masks and the soft edge of discs.
 
 local ffi = require "ffi"
 local image = require "segzero.image"
 local font = require "segzero.font"
 local answer = require "segzero.answer"
+local tensor = require "segzero.tensor"
 
 local M = {}
 
-local floor, max, min = math.floor, math.max, math.min
+local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 
 M.WHITE, M.INK, M.GREY, M.PAPER = { 255, 255, 255 }, { 28, 32, 40 }, { 110, 118, 130 }, { 246, 247, 249 }
-M.GREEN, M.RED, M.YELLOW = { 0, 190, 90 }, { 230, 40, 60 }, { 255, 214, 10 }
+M.GREEN, M.RED, M.YELLOW, M.CYAN = { 0, 190, 90 }, { 230, 40, 60 }, { 255, 214, 10 }, { 0, 205, 235 }
 
 -- 2 pixels for a small picture, 3 from 500 on a side, 4 from 700, and so on.
 function M.thickness(img) return max(2, floor(min(img.width, img.height) / 200 + 0.5)) end
@@ -98,10 +101,43 @@ function M.point(img, point, colour, radius)
   M.disc(img, x, y, r, colour)
 end
 
--- The box (red) and the points (yellow) of an answer.
+-- The box (red) and the points (yellow) of an answer, or of a list of objects.
 function M.answer(img, a)
+  for _, object in ipairs(a) do
+    if object.bbox then M.box(img, object.bbox, M.RED) end
+  end
+  for _, object in ipairs(a) do
+    if object.point then M.point(img, object.point, M.YELLOW) end
+  end
   if a.bbox then M.box(img, a.bbox, M.RED) end
   for _, p in ipairs(a.points or {}) do M.point(img, p, M.YELLOW) end
+end
+
+-- Colours the pixels of img where mask is not 0, in place: alpha of the colour, and a darker line along the inside of the
+-- mask's edge. A picture that is k times as large as the mask has each of the mask's pixels as k x k.
+function M.mask(img, mask, colour, alpha)
+  if not tensor.is_tensor(mask) or mask:dtype() ~= "u8" or #mask:shape() ~= 2 then error("draw.mask: a u8 tensor [h, w] is expected", 2) end
+  local h, w = unpack(mask:shape())
+  local k = img.width / w
+  if k < 1 or k % 1 ~= 0 or img.height ~= h * k then
+    error(("draw.mask: a mask of %d x %d does not fit a picture of %d x %d"):format(w, h, img.width, img.height), 2)
+  end
+  colour, alpha = colour or M.CYAN, alpha or 0.45
+  local p, m, width, height = img:pixels(), tensor.data(mask), img.width, img.height
+  local line = max(1, floor(M.thickness(img) / 2))
+  local function outside(x, y) return x >= 0 and y >= 0 and x < width and y < height and m[floor(y / k) * w + floor(x / k)] == 0 end
+  local r, g, b = colour[1], colour[2], colour[3]
+  for y = 0, height - 1 do
+    local row = m + floor(y / k) * w
+    for x = 0, width - 1 do
+      if row[floor(x / k)] ~= 0 then
+        local q, edge = p + 3 * (y * width + x), false
+        for d = 1, line do edge = edge or outside(x - d, y) or outside(x + d, y) or outside(x, y - d) or outside(x, y + d) end
+        local a, shade = edge and 1 or alpha, edge and 0.6 or 1
+        q[0], q[1], q[2] = floor(q[0] + (shade * r - q[0]) * a + 0.5), floor(q[1] + (shade * g - q[1]) * a + 0.5), floor(q[2] + (shade * b - q[2]) * a + 0.5)
+      end
+    end
+  end
 end
 
 -- ---- words ----
@@ -198,6 +234,32 @@ function M.beside(list, gap)
     x = x + img.width + gap
   end
   return out
+end
+
+local SMALL_SIDE, ENLARGED_SIDE = 200, 448       -- a picture with a side under the first is drawn about as large as the second
+
+-- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the picture; opts.truth: a box, green.
+-- With opts.mask the copy has the mask under the marks, and the plain picture is on its left. Small pictures are enlarged k times.
+function M.figure(img, found, opts)
+  opts = opts or {}
+  local k = min(img.width, img.height) < SMALL_SIDE and ceil(ENLARGED_SIDE / max(img.width, img.height)) or 1
+  local plain = M.enlarge(img, k)
+  local out = opts.mask and M.enlarge(img, k) or plain
+  if opts.mask then M.mask(out, opts.mask) end
+  if opts.truth then M.box(out, M.enlarge_box(opts.truth, k), M.GREEN, M.thickness(out) + 1) end
+  local function larger(a)
+    local marks = { bbox = a.bbox and M.enlarge_box(a.bbox, k), point = a.point and M.enlarge_point(a.point, k), points = {} }
+    for i, p in ipairs(a.points or {}) do marks.points[i] = M.enlarge_point(p, k) end
+    return marks
+  end
+  local marks = larger(found)
+  for i, object in ipairs(found) do marks[i] = larger(object) end
+  M.answer(out, marks)
+  if not opts.mask then return out, k end
+  local both = M.beside { plain, out }
+  plain:free()
+  out:free()
+  return both, k
 end
 
 -- A picture about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a whole factor, large ones
