@@ -6,7 +6,8 @@
 -- A reward is a function of strings and numbers:
 --   text           what the model wrote, without special tokens
 --   ground_truth   the row's `solution`: <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>
---   row            the row; row.frame is the side in pixels of the square that coordinates count in
+--   row            the row; row.frame is the side in pixels of the square that coordinates count in; with a SAM2 model
+--                  row.segment(answer.parse(text)) is the answer's mask and row.mask() the true one (rewards/mask_iou.lua)
 -- It returns a number and a table of named parts, which are logged one by one (metrics.jsonl and the evaluation's line). A
 -- wrong answer is a low number; an error is a bug, and training stops with the row and the answer that caused it.
 --

@@ -4,6 +4,8 @@
 --   segzero recipes/refcocog_grpo.lua worker.actor.model.model_path=DIR data.train_files=FOLDER data.val_files=FOLDER key=value ...
 --
 -- The defaults are those of Seg-Zero's seg_zero_3b.yaml under its key names; `tiny` below is what the embedded default changes.
+-- With a SAM2 checkpoint (worker.reward.sam2_path; empty is the embedded one beside the embedded policy, "none" is none) rewards may ask
+-- for masks, and if the held-out rows have masks, the run also says how well those of the greedy answers fit (gIoU).
 -- A script may also call it with its own reward or data: see examples/custom_reward.lua.
 
 local sz = require "segzero"
@@ -13,6 +15,8 @@ local files = require "segzero.files"
 local trainer = require "segzero.trainer"
 local prompt = require "segzero.prompt"
 local checkpoint = require "segzero.checkpoint"
+local segment = require "segzero.segment"
+local terms = require "rewards.seg_terms"
 local cjson = require "cjson"
 
 local M = {}
@@ -37,7 +41,8 @@ M.defaults = {
       optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0 },
     },
     rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1 },
-    reward = { reward_type = "function", compute_score = "seg_strict" },      -- a name in rewards/, or a file that returns a function
+    reward = { reward_type = "function", compute_score = "seg_strict",        -- a name in rewards/, or a file that returns a function
+      sam2_path = "" },
   },
   trainer = {
     total_episodes = 1, max_steps = config.optional "number", experiment_name = "refcocog_grpo",
@@ -70,7 +75,7 @@ M.tiny = {
   ["worker.actor.optim.lr"] = 1e-4, ["worker.actor.model.enable_gradient_checkpointing"] = false,
   ["trainer.max_steps"] = 110, ["trainer.test_freq"] = 0, ["trainer.save_freq"] = 0, ["trainer.experiment_name"] = "refshapes_grpo",
 }
-M.tiny_model = "models/tiny/qwen2.5-vl"
+M.tiny_model, M.tiny_sam2 = "models/tiny/qwen2.5-vl", "models/tiny/sam2"
 
 local function check_choice(cfg, key, choices)
   local v = config.get(cfg, key)
@@ -130,6 +135,16 @@ local function check_counts(cfg)
   end
 end
 
+-- Which SAM2 checkpoint is meant; "" for none.
+local function sam2_path(named, default_model)
+  if named ~= "" then return (named:lower() == "none" or named == "null") and "" or named end
+  if not default_model then return "" end
+  local embedded = own_file(M.tiny_sam2)
+  if files.exists(embedded .. "/config.json") then return embedded end
+  print("no SAM2 model: " .. M.tiny_sam2 .. " is not there, so masks are not computed")
+  return ""
+end
+
 local function settings(args)
   local cfg, given = config.read(M.defaults, args, { ignored = M.ignored })
   local default_model = cfg.worker.actor.model.model_path == ""
@@ -144,6 +159,7 @@ local function settings(args)
     if not given["data.refshapes_size"] then cfg.data.refshapes_size = json.segzero_frame or 840 end
     print("no model named: using the embedded " .. cfg.worker.actor.model.model_path)
   end
+  cfg.worker.reward.sam2_path = sam2_path(cfg.worker.reward.sam2_path, default_model)
   if default_data then
     cfg.data.train_files, cfg.data.val_files = "refshapes", cfg.data.val_files ~= "" and cfg.data.val_files or "refshapes"
     print(("no data named: using RefShapes, generated pictures of %d pixels"):format(cfg.data.refshapes_size))
@@ -156,6 +172,9 @@ local function settings(args)
   check_choice(cfg, "worker.reward.reward_type", { "function" })
   if cfg.worker.actor.ppo_epochs ~= 1 then error("worker.actor.ppo_epochs is " .. cfg.worker.actor.ppo_epochs .. ", only 1 is supported", 0) end
   if cfg.algorithm.kl_coef ~= 0 then error("algorithm.kl_coef is " .. cfg.algorithm.kl_coef .. ": the KL term is in the loss here (worker.actor.kl_loss_coef)", 0) end
+  if cfg.worker.reward.compute_score == "mask_iou" and cfg.worker.reward.sam2_path == "" then
+    error("worker.reward.compute_score=mask_iou needs a SAM2 model: give worker.reward.sam2_path", 0)
+  end
   if cfg.worker.rollout.temperature <= 0 then error("worker.rollout.temperature must be above 0", 0) end
   return cfg
 end
@@ -165,6 +184,14 @@ local function write_sheet(path, held_out, records)
   require("segzero.draw").predictions(path, held_out, records)
   print("  pictures: " .. path)
 end
+
+-- Ground truth as a prompt for SAM2, or nil.
+local function read_truth(solution)
+  local box, points = terms.read_truth(solution)
+  return box and points and { bbox = box, points = points } or nil
+end
+
+local function number(v) return v and ("%.3f"):format(v) or "none" end
 
 -- overrides: {reward = f, train = set, held_out = set, prompt = f}, each optional.
 function M.run(args, overrides)
@@ -182,6 +209,9 @@ function M.run(args, overrides)
   processor.min_pixels, processor.max_pixels = d.min_pixels, d.max_pixels
   local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0 and sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype }) or nil
 
+  local sam2 = cfg.worker.reward.sam2_path
+  local segmenter = sam2 ~= "" and segment.new(sz.sam2(sam2)) or nil
+
   local resume = cfg.trainer.load_checkpoint_path         -- a run folder means the newest checkpoint in it
   if resume and not files.exists(resume .. "/trainer_state.json") then
     resume = checkpoint.latest(resume) or error(("trainer.load_checkpoint_path: %s is no checkpoint and has none that is complete"):format(resume), 0)
@@ -192,7 +222,7 @@ function M.run(args, overrides)
   if not resume then files.write(folder .. "/config.json", cjson.encode(cfg)) end
 
   local t = trainer.new { config = cfg, policy = policy, reference = reference, reward = reward, train = train, held_out = held_out,
-    prompt = overrides.prompt or prompt.seg_zero, folder = folder }
+    prompt = overrides.prompt or prompt.seg_zero, folder = folder, segmenter = segmenter, truth = read_truth }
   local steps_per_epoch = math.floor(train:count() / d.rollout_batch_size)
   t.total_steps = cfg.trainer.max_steps or steps_per_epoch * cfg.trainer.total_episodes
   if resume then t:resume(resume) end
@@ -200,22 +230,28 @@ function M.run(args, overrides)
   print(("policy %s, %s"):format(tostring(policy), actor.model.dtype))
   print(("%s: %d steps of %d prompts x %d answers, run folder %s%s"):format(train.name, t.total_steps, d.rollout_batch_size,
     cfg.worker.rollout.n, folder, resume and (", resumed at step " .. t.global_step) or ""))
-  local before, parts, records
+  if segmenter then print("masks: " .. tostring(segmenter.sam)) end
+  local before, parts, records, giou_before
   if held_out and cfg.trainer.val_before_train then
-    before, parts, records = t:evaluate()
-    t.log:metrics { step = t.global_step, held_out_reward = before, held_out_parts = parts }
+    before, parts, records, giou_before = t:evaluate()
+    t:log_evaluation(before, parts, giou_before)
     print(("held-out reward before: %.3f of %d rows (%s)"):format(before, held_out:count(), trainer.sorted_parts(parts)))
+    if giou_before then print(("held-out gIoU before: %.3f (ceiling %s)"):format(giou_before, number(t.ceiling))) end
     write_sheet(folder .. "/before.png", held_out, records)
   end
   if not cfg.trainer.val_only then
     t:run()
     if cfg.trainer.save_freq >= 0 and (cfg.trainer.save_freq == 0 or t.global_step % cfg.trainer.save_freq ~= 0) then print("saved " .. t:save()) end
     if held_out then
-      local after, after_parts, after_records = t:evaluate()
-      t.log:metrics { step = t.global_step, held_out_reward = after, held_out_parts = after_parts }
+      local after, after_parts, after_records, giou_after = t:evaluate()
+      t:log_evaluation(after, after_parts, giou_after)
       print(("held-out reward after: %.3f (%s)"):format(after, trainer.sorted_parts(after_parts)))
       write_sheet(folder .. "/after.png", held_out, after_records)
-      print(("held-out reward: before=%s after=%.3f rows=%d seed=%d"):format(before and ("%.3f"):format(before) or "none", after, held_out:count(), d.seed))
+      print(("held-out reward: before=%s after=%.3f rows=%d seed=%d"):format(number(before), after, held_out:count(), d.seed))
+      if giou_after then
+        print(("held-out gIoU: before=%s after=%.3f ceiling=%s rows=%d seed=%d"):format(number(giou_before), giou_after, number(t.ceiling),
+          held_out:count(), d.seed))
+      end
     end
   end
   t.log:close()

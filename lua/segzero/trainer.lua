@@ -1,8 +1,16 @@
 -- trainer.lua - GRPO: sample groups, score them, one exact policy-gradient update; evaluation; the run folder.
 --
 --   local t = trainer.new{config = cfg, policy = vl, reference = vl | nil, reward = f, train = set, held_out = set,
---                         prompt = function(problem) -> text}
---   t:run()                       all steps; or t:step() one at a time, t:evaluate() -> mean reward, parts, records
+--                         prompt = function(problem) -> text, segmenter = segment.new(sam) | nil,
+--                         truth = function(solution) -> {bbox =, points =} | nil}
+--   t:run()                       all steps; or t:step() one at a time, t:evaluate() -> mean reward, parts, records, gIoU
+--
+-- With a segmenter every row that a reward sees has
+--   row.segment(found)            SAM2's mask of a parsed answer (segzero.answer, as written, in row.frame): u8 [h, w] of the picture,
+--                                 kept by the row
+-- The picture is embedded once, at the first call, and that call decodes all answers of the group together. If the held-out rows have
+-- masks, too, evaluation computes gIoU: the mean over all rows of intersection / union, where an answer that cannot be read
+-- counts 0; with `truth` also t.ceiling, the gIoU of the true boxes and points.
 --
 -- The group is the unit: a prompt with its picture is computed once for its n answers, when sampling, for the reference and
 -- in the update. The sampler's log-probabilities are the old ones: one update follows each rollout with the same weights, and
@@ -15,6 +23,8 @@ local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
 local rollout = require "segzero.rollout"
 local advantage = require "segzero.advantage"
+local answer = require "segzero.answer"
+local segment = require "segzero.segment"
 local loss_terms = require "segzero.loss"
 local optim = require "segzero.optim"
 local checkpoint = require "segzero.checkpoint"
@@ -84,6 +94,73 @@ local function release(rows)
   end
 end
 
+-- ---- masks of a row ----
+-- The numbers of an answer as text: equal answers share a mask.
+local function key_of(found)
+  local parts = {}
+  local function add(object)
+    for _, v in ipairs(object.bbox) do parts[#parts + 1] = ("%.17g"):format(v) end
+    for _, p in ipairs(object.points or { object.point }) do parts[#parts + 1] = ("%.17g %.17g"):format(p[1], p[2]) end
+    parts[#parts + 1] = ";"
+  end
+  for _, object in ipairs(found.bbox and { found } or found) do add(object) end
+  return table.concat(parts, " ")
+end
+
+-- From the frame that answers count in to the picture's own pixels, as in evaluation.
+local function in_picture(row, found)
+  local fx, fy = row.image.width / row.frame, row.image.height / row.frame
+  return found.bbox and answer.scale(found, fx, fy) or answer.scale_list(found, fx, fy)
+end
+
+-- Gives the row its segment(). expected: the answers that will be asked for; the first call decodes all of them. row.mask still
+-- returns a tensor of the caller's, but reads its file once. return_masks() takes both back and frees.
+local function lend_masks(segmenter, row, expected)
+  local kept = { masks = {}, read = row.mask }
+  row.kept_masks = kept
+  function row.segment(found)
+    if type(found) ~= "table" then error("row.segment wants a parsed answer, got " .. type(found), 2) end
+    local wanted = key_of(found)
+    if not kept.masks[wanted] then
+      local keys, list = {}, {}
+      for _, a in ipairs { found, unpack(expected) } do
+        local key = key_of(a)
+        if not kept.masks[key] and not keys[key] then
+          list[#list + 1] = in_picture(row, a)
+          keys[key] = #list
+        end
+      end
+      kept.features = kept.features or segmenter:embed(row.image)
+      local results = segmenter:masks(kept.features, list)
+      for key, i in pairs(keys) do kept.masks[key] = results[i].mask end
+    end
+    return kept.masks[wanted]
+  end
+  if row.mask then
+    function row.mask()
+      kept.truth = kept.truth or kept.read()
+      return kept.truth:clone()
+    end
+  end
+end
+
+local function return_masks(row)
+  local kept = row.kept_masks
+  if not kept then return end
+  for _, mask in pairs(kept.masks) do mask:free() end
+  if kept.truth then kept.truth:free() end
+  if kept.features then kept.features:free() end
+  row.segment, row.mask, row.kept_masks = nil, kept.read, nil
+end
+
+-- Intersection over union of an answer's mask and the true one.
+local function overlap(row, found)
+  local truth = row.mask()
+  local inside, either = segment.compare(row.segment(found), truth)
+  truth:free()
+  return either > 0 and inside / either or 0
+end
+
 -- A user's reward may fail: the error carries its traceback and the answer that caused it.
 function methods:score(row, answer)
   local ok, score, parts = xpcall(self.reward, debug.traceback, answer.text, row.solution, row)
@@ -122,7 +199,11 @@ end
 function methods:judge(groups)
   local sums, n = { reward = 0, length = 0, stopped = 0 }, 0
   for _, g in ipairs(groups) do
-    local rewards = {}
+    local rewards, found = {}, {}
+    if self.segmenter then
+      for _, a in ipairs(g.samples) do found[#found + 1] = answer.parse(a.text) end
+      lend_masks(self.segmenter, g.row, found)
+    end
     for i, a in ipairs(g.samples) do
       self:score(g.row, a)
       rewards[i], n = a.score, n + 1
@@ -131,6 +212,7 @@ function methods:judge(groups)
       for name, v in pairs(a.parts or {}) do sums["reward/" .. name] = (sums["reward/" .. name] or 0) + v end
     end
     for i, v in ipairs(advantage.grpo(rewards)) do g.samples[i].advantage = v end
+    return_masks(g.row)
   end
   for k, v in pairs(sums) do sums[k] = v / n end
   return sums
@@ -266,26 +348,55 @@ function methods:record(step, groups)
 end
 
 -- ---- evaluation: greedy, every held-out row ----
+-- What one answer's mask is worth: IoU of the answer, and of the ground truth as the prompt (nil without one to read).
+function methods:judge_mask(row, found, truth)
+  if not row.mask then error(("row %s has no mask, but other held-out rows have one"):format(tostring(row.id)), 0) end
+  return found and overlap(row, found) or 0, truth and overlap(row, truth) or nil
+end
+
 function methods:evaluate()
   local records, sums, total, n = {}, {}, 0, self.held_out:count()
   local batch = self.config.data.val_batch_size
+  local with_masks, sum, ceiling, readable = nil, 0, 0, 0
   for first = 1, n, batch do
     local rows, inputs = {}, {}
     for i = first, math.min(first + batch - 1, n) do
       local row = self:prepare(self.held_out:row(i))
       rows[#rows + 1], inputs[#inputs + 1] = row, row.input
     end
+    if with_masks == nil then with_masks = self.segmenter ~= nil and rows[1].mask ~= nil end
     local answers = rollout.generate(self.policy, inputs, { temperature = 0, max_new_tokens = self.config.data.max_response_length })
     for i, row in ipairs(rows) do
       local a = answers[i][1]
+      local found, truth, iou, best
+      if self.segmenter then
+        found = answer.parse(a.text)
+        truth = with_masks and not self.ceiling and self.truth and self.truth(row.solution) or nil
+        local expected = { found }
+        expected[#expected + 1] = truth
+        lend_masks(self.segmenter, row, expected)
+      end
       self:score(row, a)
       total = total + a.score
       for name, v in pairs(a.parts or {}) do sums[name] = (sums[name] or 0) + v / n end
-      records[#records + 1] = { id = row.id, index = row.index, problem = row.problem, solution = row.solution, text = a.text, reward = a.score, parts = a.parts }
+      if with_masks then
+        iou, best = self:judge_mask(row, found, truth)
+        sum, ceiling, readable = sum + iou, ceiling + (best or 0), readable + (best and 1 or 0)
+      end
+      return_masks(row)
+      records[#records + 1] = { id = row.id, index = row.index, problem = row.problem, solution = row.solution, text = a.text, reward = a.score,
+        parts = a.parts, iou = iou }
     end
     release(rows)
   end
-  return total / n, sums, records
+  if readable > 0 then self.ceiling = ceiling / n end
+  return total / n, sums, records, with_masks and sum / n or nil
+end
+
+-- One evaluation's line in metrics.jsonl.
+function methods:log_evaluation(reward, parts, giou)
+  self.log:metrics { step = self.global_step, held_out_reward = reward, held_out_parts = parts, held_out_giou = giou,
+    held_out_ceiling_giou = giou and self.ceiling }
 end
 
 -- ---- the run ----
@@ -318,9 +429,9 @@ function methods:run()
       s.entropy, s.grad_norm, s.mismatch))
     if s.grad_norm ~= s.grad_norm or s.grad_norm == math.huge then print("  the gradient is not finite: update skipped") end
     if cfg.test_freq > 0 and s.step % cfg.test_freq == 0 and s.step < self.total_steps then
-      local reward, parts = self:evaluate()
-      self.log:metrics { step = s.step, held_out_reward = reward, held_out_parts = parts }
-      print(("  held-out reward at step %d: %.3f (%s)"):format(s.step, reward, sorted_parts(parts)))
+      local reward, parts, _, giou = self:evaluate()
+      self:log_evaluation(reward, parts, giou)
+      print(("  held-out reward at step %d: %.3f (%s)%s"):format(s.step, reward, sorted_parts(parts), giou and (", gIoU %.3f"):format(giou) or ""))
     end
     if cfg.save_freq > 0 and s.step % cfg.save_freq == 0 then print("  saved " .. self:save()) end
   end
