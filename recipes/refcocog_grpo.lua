@@ -179,9 +179,22 @@ local function settings(args)
   return cfg
 end
 
--- Held-out answers as a picture: ground truth, prediction, sentence.
+-- Held-out answers as a picture: ground truth, prediction, its mask if the record has one (freed here), sentence.
+local SHEET = 12
 local function write_sheet(path, held_out, records)
-  require("segzero.draw").predictions(path, held_out, records)
+  local draw, masks = require "segzero.draw", {}
+  for _, r in ipairs(records) do masks[r.index] = r.mask end
+  local shown = { name = held_out.name }
+  function shown.row(_, i)
+    local row = held_out:row(i)
+    if masks[i] then draw.mask(row.image, masks[i]) end
+    return row
+  end
+  draw.predictions(path, shown, records, { count = SHEET })
+  for _, r in ipairs(records) do
+    if r.mask then r.mask:free() end
+    r.mask = nil
+  end
   print("  pictures: " .. path)
 end
 
@@ -233,7 +246,7 @@ function M.run(args, overrides)
   if segmenter then print("masks: " .. tostring(segmenter.sam)) end
   local before, parts, records, giou_before
   if held_out and cfg.trainer.val_before_train then
-    before, parts, records, giou_before = t:evaluate()
+    before, parts, records, giou_before = t:evaluate(SHEET)
     t:log_evaluation(before, parts, giou_before)
     print(("held-out reward before: %.3f of %d rows (%s)"):format(before, held_out:count(), trainer.sorted_parts(parts)))
     if giou_before then print(("held-out gIoU before: %.3f (ceiling %s)"):format(giou_before, number(t.ceiling))) end
@@ -243,7 +256,7 @@ function M.run(args, overrides)
     t:run()
     if cfg.trainer.save_freq >= 0 and (cfg.trainer.save_freq == 0 or t.global_step % cfg.trainer.save_freq ~= 0) then print("saved " .. t:save()) end
     if held_out then
-      local after, after_parts, after_records, giou_after = t:evaluate()
+      local after, after_parts, after_records, giou_after = t:evaluate(SHEET)
       t:log_evaluation(after, after_parts, giou_after)
       print(("held-out reward after: %.3f (%s)"):format(after, trainer.sorted_parts(after_parts)))
       write_sheet(folder .. "/after.png", held_out, after_records)

@@ -245,23 +245,25 @@ for round, reward in ipairs { mask_iou, mini.reward } do
   answering(function(i) return replies[i] end)
   reset()
   t.reward, t.ceiling = reward, nil
-  local _, parts, records, giou = t:evaluate()
+  local _, parts, rated, giou = t:evaluate()
   check.near(giou, want_giou, 1e-12, "gIoU is the mean over all rows, unreadable answers with 0")
   check.near(t.ceiling, want_ceiling, 1e-12, "the ceiling is that of the true boxes and points")
   check.equal(calls, { embed = 3, masks = { 2, 1, 1 } }, "answer and truth in one call, nothing twice")
-  check.near({ records[1].iou, records[2].iou }, { expected_iou(made:row(1), box, p1, p2), 0 }, 1e-12, "records carry their IoU")
+  check.near({ rated[1].iou, rated[2].iou }, { expected_iou(made:row(1), box, p1, p2), 0 }, 1e-12, "records carry their IoU")
   if round == 1 then check.near(parts.mask_iou, want_giou, 1e-12, "and the reward's part is the same number") end
 end
 answering(function(i) return replies[i] end)
 reset()
-check.near(select(4, t:evaluate()), want_giou, 1e-12, "again")
+local _, _, records, again = t:evaluate(2)
+check.near(again, want_giou, 1e-12, "again")
+check.equal({ records[1].mask:shape(), records[2].mask, records[3].mask }, { { 84, 84 }, nil, nil }, "two records keep their masks, if they have one")
 check.equal(calls, { embed = 2, masks = { 1, 1 } }, "the ceiling is computed once, and a picture without an answer is not embedded")
 for _, case in ipairs { { "a set without masks", function() t.held_out, t.reward = data.open(bare, {}), mini.reward end },
   { "no SAM2", function() t.held_out, t.segmenter = made, nil end } } do
   case[2]()
   answering(function(i) return replies[i] end)
-  local _, _, records, giou = t:evaluate()
-  check.equal({ giou, records[1].iou }, { nil, nil }, case[1] .. ": no gIoU")
+  local _, _, list, giou = t:evaluate()
+  check.equal({ giou, list[1].iou }, { nil, nil }, case[1] .. ": no gIoU")
 end
 
 -- ---- two runs of the same seed ----

@@ -354,7 +354,8 @@ function methods:judge_mask(row, found, truth)
   return found and overlap(row, found) or 0, truth and overlap(row, truth) or nil
 end
 
-function methods:evaluate()
+-- keep: the first so many records carry the answer's mask, which the caller frees.
+function methods:evaluate(keep)
   local records, sums, total, n = {}, {}, 0, self.held_out:count()
   local batch = self.config.data.val_batch_size
   local with_masks, sum, ceiling, readable = nil, 0, 0, 0
@@ -383,9 +384,10 @@ function methods:evaluate()
         iou, best = self:judge_mask(row, found, truth)
         sum, ceiling, readable = sum + iou, ceiling + (best or 0), readable + (best and 1 or 0)
       end
+      local mask = with_masks and found and #records < (keep or 0) and row.segment(found):clone() or nil
       return_masks(row)
       records[#records + 1] = { id = row.id, index = row.index, problem = row.problem, solution = row.solution, text = a.text, reward = a.score,
-        parts = a.parts, iou = iou }
+        parts = a.parts, iou = iou, mask = mask }
     end
     release(rows)
   end
