@@ -131,11 +131,11 @@ static int few_rows(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx,
 /* ---- the matmul primitive ---- */
 typedef struct {
     int64_t m, n, k, lda, ldb, ldc;
-    int32_t ta, tb, beta, dtype;
+    int32_t ta, tb, beta, dtype, bias;
 } shape_key;
 
 enum { TABLE = 512 };
-static struct { shape_key key; dnnl_primitive_t primitive; dnnl_memory_t a, b, c; } table[TABLE];
+static struct { shape_key key; dnnl_primitive_t primitive; dnnl_memory_t a, b, c, bias; } table[TABLE];
 static dnnl_engine_t engine;
 static dnnl_stream_t stream;
 
@@ -145,19 +145,19 @@ static int dnnl_check(dnnl_status_t s, const char *what)
 }
 
 static int primitive(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb,
-                     int dtype, float beta, float *c, int64_t ldc)
+                     int dtype, float beta, const float *bias, float *c, int64_t ldc)
 {
     if (!engine && (dnnl_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "engine") || dnnl_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "stream")))
         return -1;
     shape_key key;
     memset(&key, 0, sizeof key);
     key.m = m, key.n = n, key.k = k, key.lda = lda, key.ldb = ldb, key.ldc = ldc;
-    key.ta = ta, key.tb = tb, key.beta = beta != 0, key.dtype = dtype;
+    key.ta = ta, key.tb = tb, key.beta = beta != 0, key.dtype = dtype, key.bias = bias != NULL;
     uint64_t h = 1469598103934665603u;
     for (size_t i = 0; i < sizeof key; i++) h = (h ^ ((const unsigned char *)&key)[i]) * 1099511628211u;
     size_t slot = h % TABLE;
     if (!table[slot].primitive || memcmp(&table[slot].key, &key, sizeof key) != 0) {
-        dnnl_memory_desc_t ad, bd, cd;
+        dnnl_memory_desc_t ad, bd, cd, bias_d;
         dnnl_matmul_desc_t d;
         dnnl_primitive_desc_t pd = NULL;
         dnnl_primitive_attr_t attr = NULL;
@@ -168,11 +168,13 @@ static int primitive(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const vo
             dnnl_memory_destroy(table[slot].a);
             dnnl_memory_destroy(table[slot].b);
             dnnl_memory_destroy(table[slot].c);
+            if (table[slot].bias) dnnl_memory_destroy(table[slot].bias);
             memset(&table[slot], 0, sizeof table[slot]);
         }
         dnnl_memory_desc_init_by_strides(&ad, 2, (dnnl_dims_t){ m, k }, dt, (dnnl_dims_t){ ta ? 1 : lda, ta ? lda : 1 });
         dnnl_memory_desc_init_by_strides(&bd, 2, (dnnl_dims_t){ k, n }, dt, (dnnl_dims_t){ tb ? 1 : ldb, tb ? ldb : 1 });
         dnnl_memory_desc_init_by_strides(&cd, 2, (dnnl_dims_t){ m, n }, dnnl_f32, (dnnl_dims_t){ ldc, 1 });
+        dnnl_memory_desc_init_by_strides(&bias_d, 2, (dnnl_dims_t){ 1, n }, dnnl_f32, (dnnl_dims_t){ n, 1 });
         dnnl_primitive_attr_create(&attr);
         if (beta != 0) {
             dnnl_post_ops_create(&post);
@@ -180,12 +182,13 @@ static int primitive(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const vo
             dnnl_primitive_attr_set_post_ops(attr, post);
             dnnl_post_ops_destroy(post);
         }
-        int rc = dnnl_check(dnnl_matmul_desc_init(&d, &ad, &bd, NULL, &cd), "matmul descriptor");
+        int rc = dnnl_check(dnnl_matmul_desc_init(&d, &ad, &bd, bias ? &bias_d : NULL, &cd), "matmul descriptor");
         if (rc == 0) rc = dnnl_check(dnnl_primitive_desc_create(&pd, &d, attr, engine, NULL), "matmul primitive descriptor");
         if (rc == 0) rc = dnnl_check(dnnl_primitive_create(&table[slot].primitive, pd), "matmul primitive");
         if (rc == 0) rc = dnnl_check(dnnl_memory_create(&table[slot].a, &ad, engine, DNNL_MEMORY_NONE), "memory");
         if (rc == 0) rc = dnnl_check(dnnl_memory_create(&table[slot].b, &bd, engine, DNNL_MEMORY_NONE), "memory");
         if (rc == 0) rc = dnnl_check(dnnl_memory_create(&table[slot].c, &cd, engine, DNNL_MEMORY_NONE), "memory");
+        if (rc == 0 && bias) rc = dnnl_check(dnnl_memory_create(&table[slot].bias, &bias_d, engine, DNNL_MEMORY_NONE), "memory");
         if (pd) dnnl_primitive_desc_destroy(pd);
         dnnl_primitive_attr_destroy(attr);
         if (rc != 0) return rc;
@@ -194,8 +197,10 @@ static int primitive(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const vo
     dnnl_memory_set_data_handle(table[slot].a, (void *)(uintptr_t)a);
     dnnl_memory_set_data_handle(table[slot].b, (void *)(uintptr_t)b);
     dnnl_memory_set_data_handle(table[slot].c, c);
-    dnnl_exec_arg_t args[3] = { { DNNL_ARG_SRC, table[slot].a }, { DNNL_ARG_WEIGHTS, table[slot].b }, { DNNL_ARG_DST, table[slot].c } };
-    return dnnl_check(dnnl_primitive_execute(table[slot].primitive, stream, 3, args), "matmul");
+    if (bias) dnnl_memory_set_data_handle(table[slot].bias, (void *)(uintptr_t)bias);
+    dnnl_exec_arg_t args[4] = { { DNNL_ARG_SRC, table[slot].a }, { DNNL_ARG_WEIGHTS, table[slot].b }, { DNNL_ARG_DST, table[slot].c },
+                                { DNNL_ARG_BIAS, table[slot].bias } };
+    return dnnl_check(dnnl_primitive_execute(table[slot].primitive, stream, bias ? 4 : 3, args), "matmul");
 }
 
 static bool native_bf16(void)
@@ -222,6 +227,21 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
         const float *wa = widen(a, arows, acols, lda), *wb = wa ? widen(b, brows, bcols, ldb) : NULL;
         return wb ? sz_gemm(ta, tb, m, n, k, wa, acols, wb, bcols, SZ_F32, beta, c, ldc) : -1;
     }
-    if (dtype == SZ_BF16 || (!ta && tb)) return primitive(ta, tb, m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
+    if (dtype == SZ_BF16 || (!ta && tb)) return primitive(ta, tb, m, n, k, a, lda, b, ldb, dtype, beta, NULL, c, ldc);
     return dnnl_check(dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc), "sgemm");
+}
+
+int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype, const float *bias, float *y, int64_t ldy)
+{
+    bool widened = dtype == SZ_BF16 && !native_bf16();
+    if (bias && n > FEW && m > 0 && k > 0) {
+        if (widened) {
+            x = widen(x, n, k, k);
+            w = x ? widen(w, m, k, k) : NULL;
+            if (!w) return -1;
+        }
+        return primitive(false, true, n, m, k, x, k, w, k, widened ? SZ_F32 : dtype, 0, bias, y, ldy);
+    }
+    for (int64_t r = 0; bias && r < n; r++) memcpy(y + r * ldy, bias, (size_t)m * sizeof *bias);
+    return sz_gemm(false, true, n, m, k, x, k, w, k, dtype, bias ? 1 : 0, y, ldy);
 }

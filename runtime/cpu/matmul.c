@@ -42,14 +42,13 @@ static int linear(const sz_call *c, int weights)
     for (int i = 0; i < weights && c->in[1 + i]; i++) {
         sz_tensor *w = c->in[1 + i], *b = c->in[1 + weights + i];
         int64_t m = w->shape[0];
+        float *bias = NULL;
         if (b) {
-            float *bias = sz_scratch((size_t)m * sizeof *bias);
+            bias = b->dtype == SZ_F32 ? sz_f32(b) : sz_scratch((size_t)m * sizeof *bias);
             if (!bias) return -1;
-            for (int64_t j = 0; j < m; j++) bias[j] = sz_get(b, j);
-            #pragma omp parallel for schedule(static) if (n * m > 32768)
-            for (int64_t r = 0; r < n; r++) memcpy(sums + r * ld + col, bias, (size_t)m * sizeof *bias);
+            for (int64_t j = 0; b->dtype != SZ_F32 && j < m; j++) bias[j] = sz_get(b, j);
         }
-        if (sz_gemm(false, true, n, m, k, x->data, k, w->data, k, x->dtype, b ? 1 : 0, sums + col, ld)) return -1;
+        if (sz_gemm_linear(n, m, k, x->data, w->data, x->dtype, bias, sums + col, ld)) return -1;
         col += m;
     }
     finish(y, sums);
