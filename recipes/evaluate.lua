@@ -50,12 +50,6 @@ M.tiny_tokens, M.refshapes_rows = 110, 128
 
 local SHEET_TILES = 12
 
--- Where segzero's own files are: the current folder, or beside the installed program.
-local function own_file(path)
-  if files.exists(path .. "/config.json") then return path end
-  return sz.core.root .. "/" .. path
-end
-
 -- An error's text without the place in our sources and without a traceback. Ctrl-C goes through.
 local function reason(why)
   why = tostring(why):gsub("\nstack traceback.*", "")
@@ -94,7 +88,7 @@ local function settings(args)
   if #cfg.merge > 0 then return cfg, given end
 
   if cfg.model_path == "" then
-    cfg.model_path = own_file(M.tiny_model)
+    cfg.model_path = files.embedded(M.tiny_model)
     if not given.max_new_tokens then cfg.max_new_tokens = M.tiny_tokens end
     if not cfg.oracle then print("no model named: using the embedded " .. cfg.model_path) end
   end
@@ -109,7 +103,7 @@ local function settings(args)
   end
   -- The embedded SAM2 knows pictures of shapes only.
   if cfg.sam2_path == "" and cfg.data == "refshapes" then
-    local tiny = own_file(M.tiny_sam2)
+    local tiny = files.embedded(M.tiny_sam2)
     if files.exists(tiny .. "/config.json") then
       cfg.sam2_path = tiny
       print("no SAM2 named: using the embedded " .. tiny)
@@ -118,17 +112,6 @@ local function settings(args)
   if cfg.sam2_path == "none" then cfg.sam2_path = "" end
   if cfg.oracle and cfg.sam2_path == "" then error("oracle=true needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0) end
   return cfg, given
-end
-
--- A folder of its own for each run: name, name-2, name-3, ...
-local function fresh_folder(wanted)
-  local folder, n = wanted, 1
-  while files.exists(folder .. "/config.json") do
-    n = n + 1
-    folder = wanted .. "-" .. n
-  end
-  files.make_dir(folder)
-  return folder
 end
 
 -- The rows first .. last of a part: equal parts, the last takes the rest.
@@ -502,7 +485,7 @@ function M.evaluate(cfg)
   if cfg.oracle and not run.masks then error(("oracle=true compares masks, and %s has none (first row)"):format(set.name), 0) end
   load_models(run)
 
-  run.folder = fresh_folder(cfg.output_path)
+  run.folder = files.fresh_folder(cfg.output_path)
   local written = {}
   for k, v in pairs(cfg) do written[k] = v end
   written.merge, written.total, written.first, written.last, written.masks = nil, total, first, last, run.masks
@@ -558,7 +541,7 @@ function M.merge(cfg, given)
   cfg.protocol = given.protocol and cfg.protocol or first_config.protocol
   if first_config.several ~= cfg.several and given.protocol then error("merge: protocol=" .. cfg.protocol .. " does not go with how the answers were read", 0) end
   cfg.several, cfg.oracle = first_config.several, first_config.oracle
-  local folder = fresh_folder(cfg.output_path)
+  local folder = files.fresh_folder(cfg.output_path)
   first_config.merged, first_config.part, first_config.parts, first_config.first, first_config.last = cfg.merge, nil, nil, 1, first_config.total
   first_config.protocol = cfg.protocol
   files.write(folder .. "/config.json", cjson.encode(first_config))

@@ -106,23 +106,6 @@ local function load_reward(name)
   return reward
 end
 
--- A folder of its own for each run: name, name-2, name-3, ...
-local function fresh_folder(wanted)
-  local folder, n = wanted, 1
-  while files.exists(folder .. "/config.json") do
-    n = n + 1
-    folder = wanted .. "-" .. n
-  end
-  files.make_dir(folder)
-  return folder
-end
-
--- Where segzero's own files are: the current folder, or beside the installed program.
-local function own_file(path)
-  if files.exists(path .. "/config.json") then return path end
-  return sz.core.root .. "/" .. path
-end
-
 -- Counts: whole numbers from 1.
 local COUNTS = { "data.max_prompt_length", "data.max_response_length", "data.rollout_batch_size", "data.val_batch_size", "data.min_pixels",
   "data.max_pixels", "data.refshapes_rows", "data.refshapes_val_rows", "worker.actor.global_batch_size", "worker.rollout.n",
@@ -139,7 +122,7 @@ end
 local function sam2_path(named, default_model)
   if named ~= "" then return (named:lower() == "none" or named == "null") and "" or named end
   if not default_model then return "" end
-  local embedded = own_file(M.tiny_sam2)
+  local embedded = files.embedded(M.tiny_sam2)
   if files.exists(embedded .. "/config.json") then return embedded end
   print("no SAM2 model: " .. M.tiny_sam2 .. " is not there, so masks are not computed")
   return ""
@@ -151,7 +134,7 @@ local function settings(args)
   local default_data = cfg.data.train_files == ""
   if cfg.data.val_files == "None" or cfg.data.val_files == "null" then cfg.data.val_files = "" end      -- as Seg-Zero's YAML has it
   if default_model then
-    cfg.worker.actor.model.model_path = own_file(M.tiny_model)
+    cfg.worker.actor.model.model_path = files.embedded(M.tiny_model)
     for key, v in pairs(M.tiny) do
       if not given[key] then config.set(cfg, key, v) end
     end
@@ -230,7 +213,7 @@ function M.run(args, overrides)
     resume = checkpoint.latest(resume) or error(("trainer.load_checkpoint_path: %s is no checkpoint and has none that is complete"):format(resume), 0)
   end
   local wanted = cfg.trainer.save_checkpoint_path or "runs/" .. cfg.trainer.experiment_name
-  local folder = resume and (resume:match "^(.*)/global_step_%d+/?$" or wanted) or fresh_folder(wanted)
+  local folder = resume and (resume:match "^(.*)/global_step_%d+/?$" or wanted) or files.fresh_folder(wanted)
   files.make_dir(folder)
   if not resume then files.write(folder .. "/config.json", cjson.encode(cfg)) end
 

@@ -1,4 +1,4 @@
--- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence.
+-- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a run's folder, the embedded models'.
 -- A file is written under a temporary name, flushed and renamed, so nothing half-written appears under its own name.
 
 local ffi = require "ffi"
@@ -9,6 +9,8 @@ int fsync(int fd);
 int fileno(void *stream);
 char *strerror(int code);
 ]]
+
+local core = require "segzero.ffi"
 
 local M = {}
 
@@ -52,6 +54,23 @@ function M.write(path, text)
     os.remove(temporary)
     error(("cannot write %s: %s"):format(path, tostring(why)), 2)
   end
+end
+
+-- A folder of its own for each run: name, name-2, name-3, ... A run's folder has a config.json.
+function M.fresh_folder(wanted)
+  local folder, n = wanted, 1
+  while M.exists(folder .. "/config.json") do
+    n = n + 1
+    folder = wanted .. "-" .. n
+  end
+  M.make_dir(folder)
+  return folder
+end
+
+-- Where an embedded model is: below the current folder, or beside the installed program.
+function M.embedded(path)
+  if M.exists(path .. "/config.json") then return path end
+  return core.root .. "/" .. path
 end
 
 return M
