@@ -47,6 +47,7 @@ local options = {
   jitter = 0.3,                 -- a box's sides move by up to this share of its extent, most by much less
   level3 = 0,                   -- share of the run before which RefShapes scenes have level 2
   easy = 0.1,                   -- share of RefShapes scenes of levels 1 and 2
+  -- SAM2's weights. From scratch a mask_weight of 5 learns; with 20 "nothing is there" is learnt first, and for long.
   mask_weight = 20, dice_weight = 1, iou_weight = 1, object_weight = 1,
   log_every = 25,
   eval_every = 0,               -- steps; 0: before and after only
@@ -357,7 +358,7 @@ local function evaluate(tiles)
     local scene = held.scene(i)
     local r = rng.new(options.seed, "evaluation", i)
     sam:set_image(scene.image)
-    local best, overlay = {}, nil
+    local worst, overlay = {}, nil
     for k, kind in ipairs(KINDS) do
       local prompts = {}
       for j, thing in ipairs(scene.things) do
@@ -371,20 +372,23 @@ local function evaluate(tiles)
         if kind.name == "box+points" then
           count, off = count + 1, off + math.abs(result.scores[which] - iou)
           if iou < 0.8 then low = low + 1 end
-          if not best[1] or iou < best[1] then best = { iou, j } overlay = result.masks:narrow(which - 1, 1):clone() end
+          if not worst[1] or iou < worst[1] then
+            if overlay then overlay:free() end
+            worst, overlay = { iou, j }, result.masks:narrow(which - 1, 1):clone()
+          end
         end
         result.masks:free()
         result.low_res:free()
       end
     end
     if tiles and #tiles < options.samples and overlay then
-      local thing, m, p = scene.things[best[2]], tensor.data(overlay), scene.image:pixels()
+      local thing, m, p = scene.things[worst[2]], tensor.data(overlay), scene.image:pixels()
       for at = 0, scene.width * scene.height - 1 do
         if m[at] ~= 0 then
           for c = 0, 2 do p[3 * at + c] = p[3 * at + c] * 0.4 + draw.RED[c + 1] * 0.6 end
         end
       end
-      tiles[#tiles + 1] = { image = scene.image, truth = thing.bbox, points = thing.points, label = ("IoU %.2f"):format(best[1]) }
+      tiles[#tiles + 1] = { image = scene.image, truth = thing.bbox, points = thing.points, label = ("IoU %.2f"):format(worst[1]) }
     else
       scene.image:free()
     end
@@ -414,9 +418,10 @@ while true do
   for name, v in pairs(parts) do mean[name] = mean[name] and 0.95 * mean[name] + 0.05 * v or v end
   if step % options.log_every == 0 then
     local so_far = seconds() - started
+    local done = options.minutes > 0 and math.min(so_far / (60 * options.minutes), 1) or step / options.steps
     print(("step %d  %4.1f%%  loss %.4f (mask %.4f dice %.4f iou %.4f)  IoU %.3f  score off by %.3f  norm %.2f  lr %.1e  %.0f prompts/s  ETA %.1f min"):format(
-      step, 100 * progress, mean.total, mean.mask, mean.dice, mean.iou, mean.actual, mean.score_error, norm, lr, asked / so_far,
-      so_far / math.max(progress, 1e-9) * (1 - progress) / 60))
+      step, 100 * done, mean.total, mean.mask, mean.dice, mean.iou, mean.actual, mean.score_error, norm, lr, asked / so_far,
+      so_far / done * (1 - done) / 60))
     io.stdout:flush()
   end
   if options.eval_every > 0 and step % options.eval_every == 0 then
