@@ -192,7 +192,8 @@ local function row_scene(row)
   local scene = { image = row.image, width = w, height = h, things = {} }
   if box[3] >= 0 then
     local points = {}
-    for x, y in ((row.solution or ""):match "<points>(.-)</points>" or ""):gmatch "%((%d+),(%d+)%)" do points[#points + 1] = { tonumber(x), tonumber(y) } end
+    local said = (row.solution or ""):match "<points>(.-)</points>" or ""
+    for x, y in said:gmatch "%((%d+),(%d+)%)" do points[#points + 1] = { tonumber(x), tonumber(y) } end
     scene.things[1] = { bbox = box, mask = mask, points = #points == 2 and points or nil }
   end
   return scene
@@ -229,7 +230,8 @@ local side = options.loss_size > 0 and options.loss_size or options.train_files 
 local function pixel(r, scene, thing, value)
   local b, out = thing.bbox, value == 1 and 0 or 8
   for _ = 1, 200 do
-    local x, y = r:int(math.max(0, b[1] - out), math.min(scene.width - 1, b[3] + out)), r:int(math.max(0, b[2] - out), math.min(scene.height - 1, b[4] + out))
+    local x = r:int(math.max(0, b[1] - out), math.min(scene.width - 1, b[3] + out))
+    local y = r:int(math.max(0, b[2] - out), math.min(scene.height - 1, b[4] + out))
     if thing.mask[y * scene.width + x] == value then return { x, y } end
   end
 end
@@ -397,12 +399,14 @@ local function evaluate(tiles)
   if count == 0 then return "there are no held-out pictures" end
   local text = {}
   for k, kind in ipairs(KINDS) do text[k] = ("%s %.3f"):format(kind.name, sums[k] / count) end
-  return ("held-out mean IoU: %s | of box+points %.1f%% below 0.8, score off by %.3f"):format(table.concat(text, "  "), 100 * low / count, off / count)
+  return ("held-out mean IoU: %s | of box+points %.1f%% below 0.8, score off by %.3f"):format(table.concat(text, "  "), 100 * low / count,
+    off / count)
 end
 
 -- ---- training ----
 local seconds = sz.core.C.sz_seconds
-print(("%s: %.3f M parameters, %.3f M trained; %d pictures a step, loss at %d px"):format(tostring(sam), total / 1e6, trained / 1e6, options.pictures, side))
+print(("%s: %.3f M parameters, %.3f M trained; %d pictures a step, loss at %d px"):format(tostring(sam), total / 1e6, trained / 1e6,
+  options.pictures, side))
 print("before  " .. evaluate())
 io.stdout:flush()
 local started, mean, asked, step = seconds(), {}, 0, 0
@@ -419,9 +423,9 @@ while true do
   if step % options.log_every == 0 then
     local so_far = seconds() - started
     local done = options.minutes > 0 and math.min(so_far / (60 * options.minutes), 1) or step / options.steps
-    print(("step %d  %4.1f%%  loss %.4f (mask %.4f dice %.4f iou %.4f)  IoU %.3f  score off by %.3f  norm %.2f  lr %.1e  %.0f prompts/s  ETA %.1f min"):format(
-      step, 100 * done, mean.total, mean.mask, mean.dice, mean.iou, mean.actual, mean.score_error, norm, lr, asked / so_far,
-      so_far / done * (1 - done) / 60))
+    print(("step %d  %4.1f%%  loss %.4f (mask %.4f dice %.4f iou %.4f)  IoU %.3f  score off by %.3f"):format(step, 100 * done, mean.total, mean.mask,
+      mean.dice, mean.iou, mean.actual, mean.score_error) .. ("  norm %.2f  lr %.1e  %.0f prompts/s  ETA %.1f min"):format(norm, lr,
+      asked / so_far, so_far / done * (1 - done) / 60))
     io.stdout:flush()
   end
   if options.eval_every > 0 and step % options.eval_every == 0 then
