@@ -116,9 +116,9 @@ end
 
 -- Random weights that find their prompt. With plain ones a net this small first learns that most pixels are background, and on the
 -- way that prompts do not matter: the masks of two prompts on one picture became equal and stayed so for thousands of prompts.
--- What helped, in this order: picture features small beside the position code, so that attention begins by place; queries and
--- keys that begin as the same map, so that equal codes meet; a code whose frequencies lie along the axes, from slow ones in which
--- "right of" is almost linear up to the released models' usual one.
+-- Hence picture features that are small beside the position code, so that attention begins by place; queries and keys that begin
+-- as the same map, so that equal codes meet; a code whose frequencies lie along the axes, from slow ones in which "right of" is
+-- almost linear up to the released models' usual one. models/MODELS.md has what was tried.
 local SLOWEST, FASTEST = 0.08, 1
 local EMBEDDING, TOKEN, POSITION = 0.5, 1, 0.1          -- deviations
 local NECK, MEETING = 0.2, 2
