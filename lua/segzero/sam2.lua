@@ -414,7 +414,9 @@ methods.best = M.best
 -- Writes a folder that transformers' Sam2Model and segzero load.
 function methods:save(dir)
   files.make_dir(dir)
-  files.write(dir .. "/config.json", cjson.encode(self.json))
+  -- transformers takes no whole number where it declares a float.
+  local text = cjson.encode(self.json):gsub('("mlp_ratio":%d+)([,}])', "%1.0%2")
+  files.write(dir .. "/config.json", text)
   files.write(dir .. "/preprocessor_config.json", cjson.encode {
     image_processor_type = "Sam2ImageProcessorFast", do_resize = true, do_rescale = true, do_normalize = true, resample = 2, rescale_factor = 1 / 255,
     image_mean = MEAN, image_std = STD, size = { height = self.image_size, width = self.image_size },
