@@ -368,7 +368,7 @@ local function write_sheet(g, run, name)
   local tiles = {}
   for _, entry in ipairs(g.list) do tiles[#tiles + 1] = tile_of(entry, run) end
   if #tiles == 0 then return end
-  local sheet = require("segzero.draw").sheet(tiles, 4, { title = ("%s of %s"):format(name, run.set.name) })
+  local sheet = require("segzero.draw").sheet(tiles, 4, { title = ("%s of %s"):format(name, run.set.name), masks = run.masks })
   sheet:save(("%s/%s.png"):format(run.folder, name))
   sheet:free()
   for _, tile in ipairs(tiles) do tile.image:free() end

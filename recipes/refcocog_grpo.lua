@@ -173,7 +173,7 @@ local function write_sheet(path, held_out, records)
     if masks[i] then draw.mask(row.image, masks[i]) end
     return row
   end
-  draw.predictions(path, shown, records, { count = SHEET })
+  draw.predictions(path, shown, records, { count = SHEET, masks = next(masks) ~= nil })
   for _, r in ipairs(records) do
     if r.mask then r.mask:free() end
     r.mask = nil

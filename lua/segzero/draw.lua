@@ -282,18 +282,24 @@ end
 
 local GAP, PAD, LINE = 14, 10, 2 * (font.HEIGHT + 2)       -- between tiles; inside a tile; one line of text at scale 2
 
-local function legend(img, x, y)
-  for _, entry in ipairs { { M.GREEN, "truth" }, { M.RED, "answer" } } do
+-- What the marks mean, up to the right edge; returns its width. masks: say what their colour means too.
+local function legend(img, y, masks)
+  local entries = { { M.GREEN, "truth" }, { M.RED, "answer" }, masks and { M.CYAN, "mask", true } or nil }
+  local width = -18
+  for _, entry in ipairs(entries) do width = width + 38 + M.text_width(entry[2], 2) end
+  local x = img.width - GAP - width
+  for _, entry in ipairs(entries) do
     M.fill(img, x, y + 1, 14, 12, entry[1])
-    M.fill(img, x + 3, y + 4, 8, 6, M.PAPER)
+    if not entry[3] then M.fill(img, x + 3, y + 4, 8, 6, M.PAPER) end
     M.text(img, x + 20, y, entry[2], M.GREY, 2)
-    x = x + 20 + M.text_width(entry[2], 2) + 18
+    x = x + 38 + M.text_width(entry[2], 2)
   end
+  return width
 end
 
 -- Tiles in rows of `columns` (default 4), each a white card: the picture with its marks, beneath it the label (up to two
 -- lines) and the note (one line, grey). A tile needs an image; all else is optional. opts: side (about how wide a
--- picture is, 280), title.
+-- picture is, 280), title, masks (the pictures have masks in them: the legend says so).
 function M.sheet(tiles, columns, opts)
   opts = opts or {}
   if #tiles == 0 then error("draw.sheet: there is no tile", 2) end
@@ -316,8 +322,7 @@ function M.sheet(tiles, columns, opts)
   for row = 0, #heights do total = total + heights[row] + GAP end
   local sheet = M.canvas(columns * (width + 2 * PAD + GAP) + GAP, total, M.PAPER)
 
-  local legend_width = 2 * 38 + M.text_width("truth", 2) + M.text_width("answer", 2) - 18
-  legend(sheet, sheet.width - GAP - legend_width, GAP)
+  local legend_width = legend(sheet, GAP, opts.masks)
   if opts.title then
     M.text(sheet, GAP, GAP, M.wrap(opts.title, sheet.width - 4 * GAP - legend_width, 2, 1)[1] or "", M.INK, 2)
   end
@@ -341,7 +346,8 @@ function M.sheet(tiles, columns, opts)
 end
 
 -- Writes a sheet of a data set's first rows with what a model answered. records as trainer:evaluate gives them: {{index =,
--- problem =, solution =, text =, reward =}, ...}. opts: count (12), columns (4), side, title (the set's name).
+-- problem =, solution =, text =, reward =}, ...}. opts: count (12), columns (4), side, title (the set's name),
+-- masks (as in sheet).
 function M.predictions(path, set, records, opts)
   opts = opts or {}
   local tiles = {}
@@ -355,7 +361,7 @@ function M.predictions(path, set, records, opts)
     for k = 1, #truth do truth[k] = tonumber(truth[k]) end
     if #truth == 4 then tiles[i].truth = truth end
   end
-  local sheet = M.sheet(tiles, opts.columns or 4, { side = opts.side, title = opts.title or set.name })
+  local sheet = M.sheet(tiles, opts.columns or 4, { side = opts.side, title = opts.title or set.name, masks = opts.masks })
   sheet:save(path)
   sheet:free()
   for _, tile in ipairs(tiles) do tile.image:free() end
