@@ -1,5 +1,5 @@
-/* models.h - the networks' public face: Qwen2.5-VL with its image processor, and SAM2. Built on runtime/ only; knows no Lua.
- * The part between the "ffi" marks is read by LuaJIT's ffi.cdef as it stands. Conventions (errors, memory): runtime/sz.h.
+/* models.h - the networks' public face: Qwen2-VL and Qwen2.5-VL with their image processor, and SAM2. Built on runtime/ only;
+ * knows no Lua. The part between the "ffi" marks is read by LuaJIT's ffi.cdef as it stands. Conventions (errors, memory): runtime/sz.h.
  * Weight names, shapes and pitfalls: models/MODELS.md. */
 #ifndef SZ_MODELS_H
 #define SZ_MODELS_H
@@ -9,15 +9,18 @@
 #pragma GCC visibility push(default)
 /* ffi begin */
 
-/* ---- Qwen2.5-VL ---- */
+/* ---- Qwen2-VL and Qwen2.5-VL: two vision towers before one language model ---- */
 enum { SZ_QWEN_MAX_DEPTH = 128 };
+enum { SZ_QWEN2_VL, SZ_QWEN2_5_VL };
 typedef struct {
+    int family;                                 /* SZ_QWEN2_VL or SZ_QWEN2_5_VL */
     /* language model */
     int hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, tied;
     double rms_eps, rope_theta;
     int mrope_section[3];                       /* pairs that turn with the temporal, height, width id; sum = head_dim / 2 */
-    /* vision tower */
-    int v_depth, v_hidden, v_intermediate, v_heads, v_channels, v_patch, v_merge, v_temporal, v_window, v_out;
+    /* vision tower; v_hidden is its own width, v_out the one it gives to the language model */
+    int v_depth, v_hidden, v_intermediate, v_heads, v_channels, v_patch, v_merge, v_temporal, v_out;
+    int v_window;                               /* in pixels; Qwen2-VL has no windows and does not read this and v_full */
     uint8_t v_full[SZ_QWEN_MAX_DEPTH];          /* 1: this block attends over the whole picture */
 } sz_qwen_config;
 
@@ -57,7 +60,7 @@ sz_cache   *sz_qwen_cache(sz_qwen *m, int64_t rows);
 void        sz_cache_free(sz_cache *c);
 int64_t     sz_cache_rows(const sz_cache *c);
 
-/* ---- Qwen2-VL / Qwen2.5-VL image processor ---- */
+/* ---- the image processor of both ---- */
 /* The size [*out_height, *out_width] a picture is resized to: multiples of factor (patch * merge), about the same shape,
  * between min_pixels and max_pixels where that can be had. -1: a side ratio over 200, or a side that becomes 0. */
 int         sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels, int *out_height, int *out_width);

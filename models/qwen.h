@@ -4,8 +4,9 @@
 #include "models.h"
 #include "core.h"
 
+/* A block of the tower. Qwen2-VL's norms have biases and its MLP has no gate: up is fc1, down is fc2. */
 typedef struct {
-    sz_tensor *norm1, *norm2, *qkv_w, *qkv_b, *proj_w, *proj_b, *gate_w, *gate_b, *up_w, *up_b, *down_w, *down_b;
+    sz_tensor *norm1, *norm1_b, *norm2, *norm2_b, *qkv_w, *qkv_b, *proj_w, *proj_b, *gate_w, *gate_b, *up_w, *up_b, *down_w, *down_b;
 } qwen_block;
 
 typedef struct {
@@ -21,7 +22,7 @@ typedef struct {
 
 struct sz_qwen {
     sz_qwen_config config;
-    sz_tensor *patch_embed, *ln_q, *merge0_w, *merge0_b, *merge2_w, *merge2_b;
+    sz_tensor *patch_embed, *ln_q, *ln_q_b, *merge0_w, *merge0_b, *merge2_w, *merge2_b;
     sz_tensor *embed, *norm, *lm_head;
     qwen_block *blocks;
     qwen_layer *layers;

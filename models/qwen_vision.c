@@ -1,10 +1,12 @@
-/* qwen_vision.c - the vision tower of Qwen2.5-VL: patches -> features of the picture tokens.
+/* qwen_vision.c - the vision towers of Qwen2.5-VL and Qwen2-VL: patches -> features of the picture tokens.
  *
  *   pixel_values [N, 1176] -> patch embedding [N, D] -> window order -> depth blocks -> merger [N/4, out] -> raster order
  *
  * Rows are patches in merge-block order (2x2 patches of one token are neighbours). Windows are segments of the row order:
  * tokens are permuted so that each window is contiguous, and put back after the merger. The 2-D rotary table is made in
- * the permuted order. Leaves out: videos with timestamps (t > 1 repeats the table per frame, as the reference does). */
+ * the permuted order. Qwen2-VL is the case of one window as large as the picture, so its rows keep their order; its norms
+ * are LayerNorms and its MLP is fc2(quick_gelu(fc1(x))), which shows in the weights that a block has.
+ * Leaves out: videos with timestamps (t > 1 repeats the table per frame, as the reference does). */
 #include "qwen.h"
 #include <math.h>
 #include <stdlib.h>
@@ -33,7 +35,8 @@ static void put_segment(int32_t *s, int64_t start, int64_t length)
 /* Token order, segment tables and rotary angles for a list of pictures. */
 static int make_plan(const sz_qwen_config *c, const sz_tensor *grids, int64_t patches, vision_plan *p)
 {
-    int64_t merge = c->v_merge, unit = merge * merge, side = c->v_window / merge / c->v_patch;
+    int64_t merge = c->v_merge, unit = merge * merge;
+    int64_t side = c->family == SZ_QWEN2_VL ? INT32_MAX : c->v_window / merge / c->v_patch;
     const int32_t *g = sz_i32(grids);
     int64_t pictures = grids->numel / 3, frames = 0, windows = 0, total = 0;
     for (int64_t i = 0; i < pictures; i++) {
@@ -94,24 +97,39 @@ typedef struct {
     sz_tensor *cosines, *sines, *segments;
 } block_ctx;
 
+static sz_tensor *normalise(sz_tensor *x, sz_tensor *weight, sz_tensor *bias)
+{
+    return bias ? sz_layernorm(x, weight, bias, NORM_EPS) : sz_rmsnorm(x, weight, NORM_EPS);
+}
+
+/* The activations between the MLP's linear layers. */
+static sz_tensor *mlp_inner(const qwen_block *b, sz_tensor *x)
+{
+    if (!x) return NULL;
+    sz_tensor *wide = b->gate_w ? sz_linear_cat(x, (sz_tensor *[3]){ b->gate_w, b->up_w }, (sz_tensor *[3]){ b->gate_b, b->up_b })
+                                : sz_linear(x, b->up_w, b->up_b);
+    sz_tensor *act = b->gate_w ? sz_swiglu(wide) : sz_quick_gelu(wide);
+    sz_tensor_release(wide);
+    return act;
+}
+
 static sz_tensor *block_forward(const void *context, sz_tensor *x)
 {
     const block_ctx *k = context;
     const qwen_block *b = &k->m->blocks[k->index];
     const sz_qwen_config *c = &k->m->config;
     int heads = c->v_heads, d = c->v_hidden / heads;
-    sz_tensor *n1 = sz_rmsnorm(x, b->norm1, NORM_EPS);
+    sz_tensor *n1 = normalise(x, b->norm1, b->norm1_b);
     sz_tensor *qkv = sz_linear(n1, b->qkv_w, b->qkv_b);
     sz_tensor *turned = sz_rope(qkv, k->cosines, k->sines, 2 * heads, d);
     sz_tensor *a = sz_attention(turned, k->segments, heads, heads, d, false, 1 / sqrt((double)d));
     sz_tensor *o = sz_linear(a, b->proj_w, b->proj_b);
     sz_tensor *mid = sz_add(x, o);
-    sz_tensor *n2 = sz_rmsnorm(mid, b->norm2, NORM_EPS);
-    sz_tensor *gate_up = n2 ? sz_linear_cat(n2, (sz_tensor *[3]){ b->gate_w, b->up_w }, (sz_tensor *[3]){ b->gate_b, b->up_b }) : NULL;
-    sz_tensor *act = sz_swiglu(gate_up);
+    sz_tensor *n2 = normalise(mid, b->norm2, b->norm2_b);
+    sz_tensor *act = mlp_inner(b, n2);
     sz_tensor *down = sz_linear(act, b->down_w, b->down_b);
     sz_tensor *y = mid ? sz_add(mid, down) : NULL;
-    sz_tensor *made[] = { n1, qkv, turned, a, o, mid, n2, gate_up, act, down };
+    sz_tensor *made[] = { n1, qkv, turned, a, o, mid, n2, act, down };
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
     return y;
 }
@@ -120,7 +138,7 @@ static sz_tensor *merger_forward(const void *context, sz_tensor *x)
 {
     const sz_qwen *m = *(const sz_qwen *const *)context;
     int64_t merged = (int64_t)m->config.v_hidden * m->config.v_merge * m->config.v_merge;
-    sz_tensor *n = sz_rmsnorm(x, m->ln_q, NORM_EPS);
+    sz_tensor *n = normalise(x, m->ln_q, m->ln_q_b);
     sz_tensor *wide = n ? sz_reshape2(n, n->numel / merged, merged) : NULL;
     sz_tensor *a = sz_linear(wide, m->merge0_w, m->merge0_b);
     sz_tensor *g = sz_gelu(a);

@@ -1,4 +1,4 @@
-/* qwen_vl.c - Qwen2.5-VL: config checks, the table of weights, logits and log-probabilities.
+/* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the table of weights, logits and log-probabilities.
  * The forward passes are in qwen_vision.c and qwen_text.c; reading files and JSON is Lua's. Shapes: models/MODELS.md. */
 #include "qwen.h"
 #include <stdio.h>
@@ -6,14 +6,17 @@
 
 static int config_check(const sz_qwen_config *c)
 {
+    const bool qwen2 = c->family == SZ_QWEN2_VL;        /* the tower's width, and the one it gives, have other names there */
+    const char *width = qwen2 ? "vision_config.embed_dim" : "vision_config.hidden_size";
+    const char *out = qwen2 ? "vision_config.hidden_size" : "vision_config.out_hidden_size";
     const struct { const char *name; int value; } positive[] = {
         { "hidden_size", c->hidden }, { "intermediate_size", c->intermediate }, { "num_hidden_layers", c->layers },
         { "num_attention_heads", c->heads }, { "num_key_value_heads", c->kv_heads }, { "head_dim", c->head_dim },
-        { "vocab_size", c->vocab }, { "vision_config.depth", c->v_depth }, { "vision_config.hidden_size", c->v_hidden },
-        { "vision_config.intermediate_size", c->v_intermediate }, { "vision_config.num_heads", c->v_heads },
+        { "vocab_size", c->vocab }, { "vision_config.depth", c->v_depth }, { width, c->v_hidden },
+        { qwen2 ? "vision_config.mlp_ratio * embed_dim" : "vision_config.intermediate_size", c->v_intermediate }, { "vision_config.num_heads", c->v_heads },
         { "vision_config.in_channels", c->v_channels }, { "vision_config.patch_size", c->v_patch },
         { "vision_config.spatial_merge_size", c->v_merge }, { "vision_config.temporal_patch_size", c->v_temporal },
-        { "vision_config.window_size", c->v_window }, { "vision_config.out_hidden_size", c->v_out },
+        { "vision_config.window_size", qwen2 ? 1 : c->v_window }, { out, c->v_out },
     };
     for (size_t i = 0; i < sizeof positive / sizeof *positive; i++)
         if (positive[i].value <= 0) return sz_fail("config: %s is %d", positive[i].name, positive[i].value);
@@ -22,9 +25,9 @@ static int config_check(const sz_qwen_config *c)
     int pairs = c->mrope_section[0] + c->mrope_section[1] + c->mrope_section[2];
     if (pairs != c->head_dim / 2) return sz_fail("config: mrope_section adds up to %d, head_dim / 2 is %d", pairs, c->head_dim / 2);
     if (c->v_hidden % c->v_heads || c->v_hidden / c->v_heads % 4)
-        return sz_fail("config: vision_config.hidden_size %d over %d heads is not a multiple of 4", c->v_hidden, c->v_heads);
-    if (c->v_out != c->hidden) return sz_fail("config: vision_config.out_hidden_size %d differs from hidden_size %d", c->v_out, c->hidden);
-    if (c->v_window / c->v_merge / c->v_patch < 1) return sz_fail("config: vision_config.window_size %d is smaller than one merged patch", c->v_window);
+        return sz_fail("config: %s %d over %d heads is not a multiple of 4", width, c->v_hidden, c->v_heads);
+    if (c->v_out != c->hidden) return sz_fail("config: %s %d differs from hidden_size %d", out, c->v_out, c->hidden);
+    if (!qwen2 && c->v_window / c->v_merge / c->v_patch < 1) return sz_fail("config: vision_config.window_size %d is smaller than one merged patch", c->v_window);
     if (c->v_depth > SZ_QWEN_MAX_DEPTH) return sz_fail("config: vision_config.depth %d is over %d", c->v_depth, SZ_QWEN_MAX_DEPTH);
     return 0;
 }
@@ -54,31 +57,37 @@ sz_qwen *sz_qwen_new(const sz_qwen_config *config)
     m->config = *c;
     m->blocks = calloc((size_t)c->v_depth, sizeof *m->blocks);
     m->layers = calloc((size_t)c->layers, sizeof *m->layers);
-    m->weights = calloc((size_t)(9 + 12 * (c->v_depth + c->layers)), sizeof *m->weights);
+    m->weights = calloc((size_t)(10 + 12 * (c->v_depth + c->layers)), sizeof *m->weights);
     if (!m->blocks || !m->layers || !m->weights) {
         sz_qwen_free(m);
         return sz_null("out of memory");
     }
 
+    const bool qwen2 = c->family == SZ_QWEN2_VL;
     int64_t vh = c->v_hidden, vi = c->v_intermediate, merged = vh * c->v_merge * c->v_merge;
     want(m, &m->patch_embed, 5, (int64_t[]){ vh, c->v_channels, c->v_temporal, c->v_patch, c->v_patch }, "visual.patch_embed.proj.weight");
     for (int i = 0; i < c->v_depth; i++) {
         qwen_block *b = &m->blocks[i];
         const char *p = "visual.blocks";
         want_indexed(m, &b->norm1, p, i, "norm1.weight", vh, 0);
+        if (qwen2) want_indexed(m, &b->norm1_b, p, i, "norm1.bias", vh, 0);
         want_indexed(m, &b->norm2, p, i, "norm2.weight", vh, 0);
+        if (qwen2) want_indexed(m, &b->norm2_b, p, i, "norm2.bias", vh, 0);
         want_indexed(m, &b->qkv_w, p, i, "attn.qkv.weight", 3 * vh, vh);
         want_indexed(m, &b->qkv_b, p, i, "attn.qkv.bias", 3 * vh, 0);
         want_indexed(m, &b->proj_w, p, i, "attn.proj.weight", vh, vh);
         want_indexed(m, &b->proj_b, p, i, "attn.proj.bias", vh, 0);
-        want_indexed(m, &b->gate_w, p, i, "mlp.gate_proj.weight", vi, vh);
-        want_indexed(m, &b->gate_b, p, i, "mlp.gate_proj.bias", vi, 0);
-        want_indexed(m, &b->up_w, p, i, "mlp.up_proj.weight", vi, vh);
-        want_indexed(m, &b->up_b, p, i, "mlp.up_proj.bias", vi, 0);
-        want_indexed(m, &b->down_w, p, i, "mlp.down_proj.weight", vh, vi);
-        want_indexed(m, &b->down_b, p, i, "mlp.down_proj.bias", vh, 0);
+        if (!qwen2) {
+            want_indexed(m, &b->gate_w, p, i, "mlp.gate_proj.weight", vi, vh);
+            want_indexed(m, &b->gate_b, p, i, "mlp.gate_proj.bias", vi, 0);
+        }
+        want_indexed(m, &b->up_w, p, i, qwen2 ? "mlp.fc1.weight" : "mlp.up_proj.weight", vi, vh);
+        want_indexed(m, &b->up_b, p, i, qwen2 ? "mlp.fc1.bias" : "mlp.up_proj.bias", vi, 0);
+        want_indexed(m, &b->down_w, p, i, qwen2 ? "mlp.fc2.weight" : "mlp.down_proj.weight", vh, vi);
+        want_indexed(m, &b->down_b, p, i, qwen2 ? "mlp.fc2.bias" : "mlp.down_proj.bias", vh, 0);
     }
     want(m, &m->ln_q, 1, (int64_t[]){ vh }, "visual.merger.ln_q.weight");
+    if (qwen2) want(m, &m->ln_q_b, 1, (int64_t[]){ vh }, "visual.merger.ln_q.bias");
     want(m, &m->merge0_w, 2, (int64_t[]){ merged, merged }, "visual.merger.mlp.0.weight");
     want(m, &m->merge0_b, 1, (int64_t[]){ merged }, "visual.merger.mlp.0.bias");
     want(m, &m->merge2_w, 2, (int64_t[]){ c->v_out, merged }, "visual.merger.mlp.2.weight");

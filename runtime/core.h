@@ -129,6 +129,7 @@ sz_tensor *sz_add(sz_tensor *a, sz_tensor *b);
 sz_tensor *sz_affine(sz_tensor *x, double scale, double shift);
 sz_tensor *sz_cast(sz_tensor *x, int dtype);
 sz_tensor *sz_gelu(sz_tensor *x);
+sz_tensor *sz_quick_gelu(sz_tensor *x);
 sz_tensor *sz_relu(sz_tensor *x);
 sz_tensor *sz_sigmoid(sz_tensor *x);
 sz_tensor *sz_swiglu(sz_tensor *x);

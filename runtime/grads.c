@@ -91,6 +91,7 @@ static int sz_grad_exp(sz_node *n) { return give_if(n, 0, RUN(mul, .in = { DY(n)
 static int sz_grad_log(sz_node *n) { return give_if(n, 0, RUN(div, .in = { DY(n), IN(n, 0) })); }
 static int sz_grad_silu(sz_node *n) { return give_if(n, 0, RUN(silu_backward, .in = { IN(n, 0), DY(n) })); }
 static int sz_grad_gelu(sz_node *n) { return give_if(n, 0, RUN(gelu_backward, .in = { IN(n, 0), DY(n) })); }
+static int sz_grad_quick_gelu(sz_node *n) { return give_if(n, 0, RUN(quick_gelu_backward, .in = { IN(n, 0), DY(n) })); }
 static int sz_grad_swiglu(sz_node *n) { return give_if(n, 0, RUN(swiglu_backward, .in = { IN(n, 0), DY(n) })); }
 static int sz_grad_softmax(sz_node *n) { return give_if(n, 0, RUN(softmax_backward, .in = { n->call.out[0], DY(n) })); }
 static int sz_grad_cast(sz_node *n) { return give_if(n, 0, sz_cast(DY(n), IN(n, 0)->dtype)); }

@@ -170,7 +170,8 @@ BROADCAST(add) BROADCAST(sub) BROADCAST(mul) BROADCAST(div)
         REQUIRE(floating(c->in[0]), "takes an f32 or bf16 tensor"); \
         return like_first(c); \
     }
-UNARY(affine) UNARY(exp) UNARY(log) UNARY(sigmoid) UNARY(silu) UNARY(gelu) UNARY(relu) UNARY(softplus) UNARY(clamp)
+UNARY(affine) UNARY(exp) UNARY(log) UNARY(sigmoid) UNARY(silu) UNARY(gelu) UNARY(quick_gelu) UNARY(relu)
+UNARY(softplus) UNARY(clamp)
 
 #define SAME(name) \
     static int sz_shape_##name(sz_call *c) \
@@ -179,7 +180,8 @@ UNARY(affine) UNARY(exp) UNARY(log) UNARY(sigmoid) UNARY(silu) UNARY(gelu) UNARY
         REQUIRE(same_shape(c->in[0], c->in[1]) && c->in[0]->dtype == c->in[1]->dtype, "takes two tensors of one shape and dtype"); \
         return like_first(c); \
     }
-SAME(minimum) SAME(maximum) SAME(silu_backward) SAME(gelu_backward) SAME(relu_backward) SAME(clamp_backward) SAME(softmax_backward)
+SAME(minimum) SAME(maximum) SAME(silu_backward) SAME(gelu_backward) SAME(quick_gelu_backward) SAME(relu_backward)
+SAME(clamp_backward) SAME(softmax_backward)
 
 static int sz_shape_mask_le(sz_call *c)
 {
@@ -641,6 +643,7 @@ sz_tensor *sz_add(sz_tensor *a, sz_tensor *b) { return apply(SZ_OP_add, 2, (sz_c
 sz_tensor *sz_affine(sz_tensor *x, double scale, double shift) { return apply(SZ_OP_affine, 1, (sz_call){ .in = { x }, .args = { scale, shift } }); }
 sz_tensor *sz_cast(sz_tensor *x, int dtype) { return apply(SZ_OP_cast, 1, (sz_call){ .in = { x }, .args = { dtype } }); }
 sz_tensor *sz_gelu(sz_tensor *x) { return apply(SZ_OP_gelu, 1, (sz_call){ .in = { x } }); }
+sz_tensor *sz_quick_gelu(sz_tensor *x) { return apply(SZ_OP_quick_gelu, 1, (sz_call){ .in = { x } }); }
 sz_tensor *sz_relu(sz_tensor *x) { return apply(SZ_OP_relu, 1, (sz_call){ .in = { x } }); }
 sz_tensor *sz_sigmoid(sz_tensor *x) { return apply(SZ_OP_sigmoid, 1, (sz_call){ .in = { x } }); }
 sz_tensor *sz_swiglu(sz_tensor *x) { return apply(SZ_OP_swiglu, 1, (sz_call){ .in = { x } }); }

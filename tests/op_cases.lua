@@ -122,6 +122,7 @@ cases.log = unary(positive)
 cases.sigmoid = unary(normal)
 cases.silu = unary(normal)
 cases.gelu = unary(normal)
+cases.quick_gelu = unary(normal)
 cases.clamp = unary(off_limits, {-0.7, 0.9})
 -- No value within 0.2 of 0, where relu's slope jumps.
 cases.relu = unary(function(g, shape)
@@ -200,6 +201,7 @@ local function backward(args)
 end
 cases.silu_backward = backward()
 cases.gelu_backward = backward()
+cases.quick_gelu_backward = backward()
 cases.relu_backward = backward()
 cases.clamp_backward = backward({-0.7, 0.9})
 

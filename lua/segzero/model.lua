@@ -1,4 +1,4 @@
--- model.lua - Qwen2.5-VL as scripts see it: a Hugging Face folder in, forward, log-probabilities, generation, a folder out.
+-- model.lua - Qwen2.5-VL and Qwen2-VL as scripts see them: a Hugging Face folder in; forward, log-probabilities, generation; a folder out.
 --
 --   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16", device = "cpu"})
 --   local inp = vl:process(messages)
@@ -8,7 +8,7 @@
 --   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
 --   vl:save(dir)
 --
--- JSON is read here; weights are mapped by safetensors.lua and handed to C by name. Leaves out: Qwen2-VL, videos.
+-- JSON is read here; weights are mapped by safetensors.lua and handed to C by name. Leaves out: videos.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -32,10 +32,17 @@ local TEXT_DEFAULTS = {
   hidden_size = 8192, intermediate_size = 29568, num_hidden_layers = 80, num_attention_heads = 64, num_key_value_heads = 8,
   vocab_size = 152064, rms_norm_eps = 1e-5, rope_theta = 1e6,
 }
+-- Keyed by model_type. In qwen2_vl the tower's own width is embed_dim, and hidden_size is the one it gives to the language model.
 local VISION_DEFAULTS = {
-  depth = 32, hidden_size = 3584, intermediate_size = 3420, num_heads = 16, in_channels = 3, patch_size = 14,
-  spatial_merge_size = 2, temporal_patch_size = 2, window_size = 112, out_hidden_size = 3584,
-  fullatt_block_indexes = { 7, 15, 23, 31 },
+  qwen2_5_vl = {
+    depth = 32, hidden_size = 3584, hidden_act = "silu", intermediate_size = 3420, num_heads = 16, in_channels = 3, patch_size = 14,
+    spatial_merge_size = 2, temporal_patch_size = 2, window_size = 112, out_hidden_size = 3584,
+    fullatt_block_indexes = { 7, 15, 23, 31 },
+  },
+  qwen2_vl = {
+    depth = 32, embed_dim = 1280, hidden_size = 3584, hidden_act = "quick_gelu", mlp_ratio = 4, num_heads = 16, in_channels = 3,
+    patch_size = 14, spatial_merge_size = 2, temporal_patch_size = 2,
+  },
 }
 local TOKEN_DEFAULTS = { vision_token_id = 151654, image_token_id = 151655, video_token_id = 151656, vision_start_token_id = 151652, vision_end_token_id = 151653 }
 
@@ -66,7 +73,7 @@ function M.read_json(path, optional)
 end
 
 -- Sizes are whole and fit the struct's 32 bits.
-local REAL = { rms_norm_eps = true, rope_theta = true }
+local REAL = { rms_norm_eps = true, rope_theta = true, mlp_ratio = true }
 local function countable(v, key)
   return type(v) == "number" and (REAL[key] or v % 1 == 0 and math.abs(v) < 2 ^ 31)
 end
@@ -75,7 +82,8 @@ end
 function M.parse_config(json)
   if type(json) ~= "table" then error("config.json: not a JSON object", 0) end
   local kind = value(json, "model_type")
-  if kind ~= "qwen2_5_vl" then error(("model_type %s is not supported (qwen2_5_vl is)"):format(tostring(kind)), 0) end
+  local vision_defaults = VISION_DEFAULTS[kind]
+  if not vision_defaults then error(("model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"):format(tostring(kind)), 0) end
   local text, vision = value(json, "text_config"), value(json, "vision_config") or {}
   local function number(key)
     local v = first(value(text, key), value(json, key), TEXT_DEFAULTS[key])
@@ -83,9 +91,13 @@ function M.parse_config(json)
     return v
   end
   local function vision_number(key, alias)
-    local v = first(value(vision, key), value(vision, alias), VISION_DEFAULTS[key])
+    local v = first(value(vision, key), value(vision, alias), vision_defaults[key])
     if not countable(v, key) then error(("config.json: vision_config.%s is %s, expected a number"):format(key, tostring(v)), 0) end
     return v
+  end
+  local act = value(vision, "hidden_act") or vision_defaults.hidden_act
+  if act ~= vision_defaults.hidden_act then
+    error(("config.json: vision_config.hidden_act is %s, expected %s"):format(tostring(act), vision_defaults.hidden_act), 0)
   end
   local c = ffi.new("sz_qwen_config")
   c.hidden, c.intermediate, c.layers = number "hidden_size", number "intermediate_size", number "num_hidden_layers"
@@ -104,11 +116,18 @@ function M.parse_config(json)
     c.mrope_section[i - 1] = section[i]
   end
 
-  c.v_depth, c.v_hidden, c.v_intermediate = vision_number "depth", vision_number "hidden_size", vision_number "intermediate_size"
-  c.v_heads, c.v_channels, c.v_patch = vision_number "num_heads", vision_number("in_channels", "in_chans"), vision_number "patch_size"
-  c.v_merge, c.v_temporal, c.v_window = vision_number "spatial_merge_size", vision_number "temporal_patch_size", vision_number "window_size"
-  c.v_out = vision_number "out_hidden_size"
-  for _, i in ipairs(first(value(vision, "fullatt_block_indexes"), VISION_DEFAULTS.fullatt_block_indexes)) do
+  c.v_depth, c.v_heads, c.v_channels = vision_number "depth", vision_number "num_heads", vision_number("in_channels", "in_chans")
+  c.v_patch, c.v_merge, c.v_temporal = vision_number "patch_size", vision_number "spatial_merge_size", vision_number "temporal_patch_size"
+  if kind == "qwen2_vl" then
+    c.family, c.v_hidden, c.v_out = C.SZ_QWEN2_VL, vision_number "embed_dim", vision_number "hidden_size"
+    local inner = math.floor(c.v_hidden * vision_number "mlp_ratio")
+    if not countable(inner) then error(("config.json: vision_config.mlp_ratio is %s"):format(tostring(vision_number "mlp_ratio")), 0) end
+    c.v_intermediate = inner
+    return c
+  end
+  c.family, c.v_hidden, c.v_out = C.SZ_QWEN2_5_VL, vision_number "hidden_size", vision_number "out_hidden_size"
+  c.v_intermediate, c.v_window = vision_number "intermediate_size", vision_number "window_size"
+  for _, i in ipairs(first(value(vision, "fullatt_block_indexes"), vision_defaults.fullatt_block_indexes)) do
     if i >= 0 and i < C.SZ_QWEN_MAX_DEPTH then c.v_full[i] = 1 end
   end
   return c
@@ -290,7 +309,9 @@ function methods:save(dir, opts)
 end
 
 function mt.__tostring(vl)
-  return ("Qwen2.5-VL %s (%d layers of %d, vision %d of %d)"):format(vl.dir or "random", vl.config.layers, vl.config.hidden, vl.config.v_depth, vl.config.v_hidden)
+  local c = vl.config
+  local family = c.family == C.SZ_QWEN2_VL and "Qwen2-VL" or "Qwen2.5-VL"
+  return ("%s %s (%d layers of %d, vision %d of %d)"):format(family, vl.dir or "random", c.layers, c.hidden, c.v_depth, c.v_hidden)
 end
 
 return M

@@ -90,6 +90,11 @@ static inline float gelu_slope(float x)
     float density, below = sz_normal(x, &density);
     return below + x * density;
 }
+static inline float quick_gelu_slope(float x)
+{
+    float s = sz_sigmoidf(1.702f * x);
+    return s * (1.0f + 1.702f * x * (1.0f - s));
+}
 /* max(x, 0) + log(1 + t), t = exp(-|x|); log(1 + t) = 2 atanh(s), s = t / (2 + t) <= 1/3: the series up to s^15 leaves 2e-9. */
 static inline float softplus(float x)
 {
@@ -107,6 +112,8 @@ static inline float softplus(float x)
 BLOCK_FUNCTION(silu_backward_block, b[i] * silu_slope(a[i]))
 BLOCK_FUNCTION(gelu_block, gelu(a[i]))
 BLOCK_FUNCTION(gelu_backward_block, b[i] * gelu_slope(a[i]))
+BLOCK_FUNCTION(quick_gelu_block, a[i] * sz_sigmoidf(1.702f * a[i]))
+BLOCK_FUNCTION(quick_gelu_backward_block, b[i] * quick_gelu_slope(a[i]))
 BLOCK_FUNCTION(relu_block, a[i] < 0.0f ? 0.0f : a[i])              /* NaN stays */
 BLOCK_FUNCTION(relu_backward_block, a[i] > 0.0f ? b[i] : 0.0f)
 BLOCK_FUNCTION(softplus_block, softplus(a[i]))
@@ -148,6 +155,8 @@ int sz_cpu_silu(const sz_call *c) { return run_blocks(c, 1, 0, silu_block); }
 int sz_cpu_silu_backward(const sz_call *c) { return run_blocks(c, 2, 0, silu_backward_block); }
 int sz_cpu_gelu(const sz_call *c) { return run_blocks(c, 1, 0, gelu_block); }
 int sz_cpu_gelu_backward(const sz_call *c) { return run_blocks(c, 2, 0, gelu_backward_block); }
+int sz_cpu_quick_gelu(const sz_call *c) { return run_blocks(c, 1, 0, quick_gelu_block); }
+int sz_cpu_quick_gelu_backward(const sz_call *c) { return run_blocks(c, 2, 0, quick_gelu_backward_block); }
 int sz_cpu_relu(const sz_call *c) { return run_blocks(c, 1, 0, relu_block); }
 int sz_cpu_relu_backward(const sz_call *c) { return run_blocks(c, 2, 0, relu_backward_block); }
 int sz_cpu_softplus(const sz_call *c) { return run_blocks(c, 1, 0, softplus_block); }

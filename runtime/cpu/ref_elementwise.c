@@ -38,6 +38,8 @@ int sz_ref_silu(const sz_call *c) { REF_LOOP(c, a * sigmoid(a)); }
 int sz_ref_silu_backward(const sz_call *c) { REF_LOOP(c, b * sigmoid(a) * (1 + a * (1 - sigmoid(a)))); }
 int sz_ref_gelu(const sz_call *c) { REF_LOOP(c, a * normal_below(a)); }
 int sz_ref_gelu_backward(const sz_call *c) { REF_LOOP(c, b * (normal_below(a) + a * normal_density(a))); }
+int sz_ref_quick_gelu(const sz_call *c) { REF_LOOP(c, a * sigmoid(1.702 * a)); }
+int sz_ref_quick_gelu_backward(const sz_call *c) { REF_LOOP(c, b * sigmoid(1.702 * a) * (1 + 1.702 * a * (1 - sigmoid(1.702 * a)))); }
 int sz_ref_relu(const sz_call *c) { REF_LOOP(c, a < 0 ? 0 : a); }
 int sz_ref_relu_backward(const sz_call *c) { REF_LOOP(c, a > 0 ? b : 0); }
 int sz_ref_softplus(const sz_call *c) { REF_LOOP(c, (a > 0 ? a : 0) + log1p(exp(-fabs(a)))); }

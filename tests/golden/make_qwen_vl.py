@@ -1,13 +1,14 @@
-"""Golden files for the Qwen2.5-VL model: tiny random checkpoints with the outputs transformers gives for them.
+"""Golden files for Qwen2.5-VL and Qwen2-VL: tiny random checkpoints with the outputs transformers gives for them.
 
-Usage: python make_qwen_vl.py [OUTDIR (default: qwen_vl beside this file)] [CONFIG ...]
+Usage: python make_qwen_vl.py [OUTDIR (default: the folder of this file)] [CONFIG ...]
 
-Writes OUTDIR/pixels.safetensors (pictures shared by all configurations, u8 [patches, 1176]; the value fed to the
-model is (u8 - 128) / 64, which bf16 holds exactly), OUTDIR/positions.json, OUTDIR/windows.json and, per
-configuration, a folder with config.json, generation_config.json, weights (bf16 safetensors), case.json and
-case.safetensors. README.md describes the tensors. The checkpoint folder is written first and then loaded by
-from_pretrained, so what is recorded is what transformers makes of those very files.
-Left out: video, padding, Qwen2-VL.
+Writes OUTDIR/qwen_vl/pixels.safetensors (pictures shared by all configurations, u8 [patches, 1176]; the value fed to
+the model is (u8 - 128) / 64, which bf16 holds exactly), OUTDIR/qwen_vl/positions.json, OUTDIR/qwen_vl/windows.json and, per
+configuration, a folder (in qwen_vl for Q, Qwen2.5-VL; in qwen2_vl for V, Qwen2-VL) with config.json,
+generation_config.json, weights (bf16 safetensors), case.json and case.safetensors. README.md describes the tensors. The
+checkpoint folder is written first and then loaded by from_pretrained, so what is recorded is what transformers makes of
+those very files.
+Left out: video, padding.
 """
 import json
 import os
@@ -17,14 +18,23 @@ import sys
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 IMAGE, VIDEO, VSTART, VEND, EOS = 250, 251, 252, 253, 254
 SPECIAL = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VSTART, vision_end_token_id=VEND)
-LOGIT_ROWS = 16          # at most so many positions of a sequence have their logits stored
 LOSS_TERMS = 8
-MAIN_WHOLE, MAIN_SAMPLE = 512, 300       # gradient sizes of the main sequence: whole up to, else sampled to about
-OTHER_WHOLE, OTHER_SAMPLE = 40, 40        # the same for the other sequences
+# How much of a sequence is stored: logits of so many positions, gradients of up to so many elements whole and of larger
+# ones about so many.
+LOGIT_ROWS = 16
+MAIN_SIZES = dict(rows=LOGIT_ROWS, whole=512, sample=300)
+OTHER_SIZES = dict(rows=LOGIT_ROWS, whole=40, sample=40)
+SMALL_SIZES = dict(rows=8, whole=24, sample=24)      # the V configurations, which share most of the code under test
+
+# folder, config class, model class
+FAMILIES = {
+    "qwen2_5_vl": ("qwen_vl", Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen2_vl": ("qwen2_vl", Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+}
 
 # Picture sizes in pixels (h, w); a picture is 14 x 14 patches.
 PICTURES = [(28, 28), (56, 56), (112, 112), (140, 84), (84, 140), (112, 280), (28, 196), (140, 196)]
@@ -90,6 +100,22 @@ CONFIGS = {
                   num_key_value_heads=8, vocab_size=280, rms_norm_eps=1e-5),
         section=[1, 1, 2], theta=1e6, tie=False, config="sparse", names="old", shards=2,
         sequences=["remainders", "three", "wide"], generate=None),
+    "V1": dict(
+        purpose="Qwen2-VL: tied, GQA 2; config as transformers 5 saves it",
+        family="qwen2_vl",
+        vision=dict(depth=3, embed_dim=32, hidden_size=32, mlp_ratio=4, num_heads=2),
+        text=dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                  num_key_value_heads=2, vocab_size=260, rms_norm_eps=1e-6),
+        section=[1, 1, 2], theta=1e6, tie=True, config="nested", names="new", shards=1,
+        sequences=["adjacent", "text", "middle"], generate="middle"),
+    "V2": dict(
+        purpose="Qwen2-VL: untied, 7 query heads on one key head, one vision head; flat config of the hub's style",
+        family="qwen2_vl",
+        vision=dict(depth=2, embed_dim=20, hidden_size=56, mlp_ratio=3, num_heads=1),
+        text=dict(hidden_size=56, intermediate_size=37, num_hidden_layers=1, num_attention_heads=7,
+                  num_key_value_heads=1, vocab_size=257, rms_norm_eps=1e-6),
+        section=[1, 1, 2], theta=1e6, tie=False, config="flat-mrope", names="old", shards=1,
+        sequences=["three", "remainders"], generate="three"),
 }
 
 # What the sparse config leaves out: every one of these must come from the class defaults.
@@ -121,12 +147,17 @@ def old_name(name):
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")
 
 
+def family(spec):
+    return FAMILIES[spec.get("family", "qwen2_5_vl")]
+
+
 def build_config(spec):
+    _, config_class, model_class = family(spec)
     text = dict(spec["text"])
     text["rope_parameters"] = dict(rope_type="default", rope_theta=spec["theta"], mrope_section=spec["section"])
     text.update(eos_token_id=EOS, bos_token_id=None)
-    return Qwen2_5_VLConfig(text_config=text, vision_config=dict(spec["vision"]), tie_word_embeddings=spec["tie"],
-                            architectures=["Qwen2_5_VLForConditionalGeneration"], dtype="bfloat16", **SPECIAL)
+    return config_class(text_config=text, vision_config=dict(spec["vision"]), tie_word_embeddings=spec["tie"],
+                        architectures=[model_class.__name__], dtype="bfloat16", **SPECIAL)
 
 
 def config_json(spec, folder):
@@ -152,7 +183,8 @@ def config_json(spec, folder):
         if style == "flat-mrope":
             vision["in_chans"] = vision.pop("in_channels")
             vision["spatial_patch_size"] = vision["patch_size"]
-            vision["tokens_per_second"] = 2
+            if "family" not in spec:
+                vision["tokens_per_second"] = 2
             for key in ("model_type", "initializer_range"):
                 vision.pop(key, None)
     elif style == "sparse":
@@ -173,12 +205,12 @@ def config_json(spec, folder):
 def random_weights(spec, seed):
     """Every parameter by its in-memory name; norms near 1, biases 0.1, matrices scaled by their input width."""
     with torch.device("meta"):
-        model = Qwen2_5_VLForConditionalGeneration(build_config(spec))
+        model = family(spec)[2](build_config(spec))
     gen = torch.Generator().manual_seed(seed)
     out = {}
     for name, p in sorted(model.named_parameters()):
         x = torch.randn(p.shape, generator=gen)
-        if p.dim() == 1 and ("norm" in name or "ln_q" in name):
+        if name.endswith(".weight") and p.dim() == 1:
             x = 1 + 0.1 * x
         elif p.dim() == 1:
             x = 0.1 * x
@@ -232,9 +264,9 @@ def evenly(n, most):
     return sorted(set(torch.linspace(0, n - 1, min(n, most)).round().long().tolist()))
 
 
-def sample_gradients(model, main):
+def sample_gradients(model, sizes):
     """name -> dict of stride, count, numel, norm, and the sampled values flat[0::stride]."""
-    whole, target = (MAIN_WHOLE, MAIN_SAMPLE) if main else (OTHER_WHOLE, OTHER_SAMPLE)
+    whole, target = sizes["whole"], sizes["sample"]
     out = {}
     for name, p in model.named_parameters():
         if p.grad is None:
@@ -260,7 +292,7 @@ def relative(a, b):
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
 
 
-def run_sequence(models, label, index, main, pictures, seed):
+def run_sequence(models, label, index, main, sizes, pictures, seed):
     """Runs one sequence through the f32, f64 and bf16 models; returns its tensors and its entry for case.json."""
     gen = torch.Generator().manual_seed(seed)
     inputs, names = build_inputs(SEQUENCES[label], pictures, gen)
@@ -295,7 +327,7 @@ def run_sequence(models, label, index, main, pictures, seed):
     coefs = torch.randn(LOSS_TERMS, generator=gen)
     loss, picked = weighted_loss(logits, positions, targets, coefs)
     loss.backward()
-    grads = sample_gradients(f32, main)
+    grads = sample_gradients(f32, sizes)
 
     # How far f32 itself is from a run in double precision: the floor below which a tolerance means nothing.
     f64.zero_grad()
@@ -311,7 +343,7 @@ def run_sequence(models, label, index, main, pictures, seed):
             worst = max(worst, (p.grad.double() - exact_grads[old_name(name)]).norm().item() /
                         exact_grads[old_name(name)].norm().clamp_min(1e-12).item())
 
-    rows = evenly(length, LOGIT_ROWS)
+    rows = evenly(length, sizes["rows"])
     key = f"s{index}."
     tensors = {
         "input_ids": inputs["input_ids"][0].int(),
@@ -371,7 +403,7 @@ def greedy(model, inputs, steps):
 
 def make_config(name, outdir, pictures):
     spec = CONFIGS[name]
-    folder = os.path.join(outdir, name)
+    folder = os.path.join(outdir, family(spec)[0], name)
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     seed = 1000 * int(name[1:])
@@ -380,7 +412,7 @@ def make_config(name, outdir, pictures):
     write_weights(spec, weights, folder)
 
     def load(dtype):
-        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model, info = family(spec)[2].from_pretrained(
             folder, dtype=dtype, attn_implementation="eager", output_loading_info=True)
         assert not info["missing_keys"] and not info["mismatched_keys"], info
         assert not set(info["unexpected_keys"]) - {"lm_head.weight"}, info
@@ -401,7 +433,10 @@ def make_config(name, outdir, pictures):
 
     tensors, entries = {}, []
     for i, label in enumerate(spec["sequences"]):
-        t, entry, inputs = run_sequence(models, label, i, i == 0, pictures, seed + i + 1)
+        # Only the first of a Q configuration has its stages stored.
+        main = i == 0 and "family" not in spec
+        sizes = SMALL_SIZES if "family" in spec else MAIN_SIZES if main else OTHER_SIZES
+        t, entry, inputs = run_sequence(models, label, i, main, sizes, pictures, seed + i + 1)
         if label == spec["generate"]:
             ids, lead = greedy(f32, inputs, 12)
             entry["greedy"] = dict(ids=ids, smallest_lead=lead)
@@ -480,14 +515,16 @@ def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)       # a fixed summation order
     transformers.utils.logging.disable_progress_bar()
-    outdir = sys.argv[1] if len(sys.argv) > 1 else os.path.join(os.path.dirname(os.path.abspath(__file__)), "qwen_vl")
-    os.makedirs(outdir, exist_ok=True)
+    outdir = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
+    shared = os.path.join(outdir, "qwen_vl")
+    os.makedirs(shared, exist_ok=True)
     pictures = picture_bytes()
-    save_file(pictures, os.path.join(outdir, "pixels.safetensors"))
+    save_file(pictures, os.path.join(shared, "pixels.safetensors"))
     for name in sys.argv[2:] or CONFIGS:
         model = make_config(name, outdir, pictures)
-    make_positions(model, os.path.join(outdir, "positions.json"))
-    make_windows(os.path.join(outdir, "windows.json"))
+    # The positions of both families follow the same rule.
+    make_positions(model, os.path.join(shared, "positions.json"))
+    make_windows(os.path.join(shared, "windows.json"))
 
 
 if __name__ == "__main__":
