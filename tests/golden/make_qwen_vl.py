@@ -22,13 +22,11 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 
 IMAGE, VIDEO, VSTART, VEND, EOS = 250, 251, 252, 253, 254
 SPECIAL = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VSTART, vision_end_token_id=VEND)
+LOGIT_ROWS = 16          # at most so many positions of a sequence have their logits stored
 LOSS_TERMS = 8
-# How much of a sequence is stored: logits of so many positions, gradients of up to so many elements whole and of larger
-# ones about so many.
-LOGIT_ROWS = 16
-MAIN_SIZES = dict(rows=LOGIT_ROWS, whole=512, sample=300)
-OTHER_SIZES = dict(rows=LOGIT_ROWS, whole=40, sample=40)
-SMALL_SIZES = dict(rows=8, whole=24, sample=24)      # the V configurations, which share most of the code under test
+MAIN_WHOLE, MAIN_SAMPLE = 512, 300       # gradient sizes of the main sequence: whole up to, else sampled to about
+OTHER_WHOLE, OTHER_SAMPLE = 40, 40        # the same for the other sequences
+SMALL_ROWS, SMALL_SAMPLE = 8, 24          # the V configurations', which share most of the code under test
 
 # folder, config class, model class
 FAMILIES = {
@@ -264,9 +262,11 @@ def evenly(n, most):
     return sorted(set(torch.linspace(0, n - 1, min(n, most)).round().long().tolist()))
 
 
-def sample_gradients(model, sizes):
+def sample_gradients(model, main, small=False):
     """name -> dict of stride, count, numel, norm, and the sampled values flat[0::stride]."""
-    whole, target = sizes["whole"], sizes["sample"]
+    whole, target = (MAIN_WHOLE, MAIN_SAMPLE) if main else (OTHER_WHOLE, OTHER_SAMPLE)
+    if small:
+        whole = target = SMALL_SAMPLE
     out = {}
     for name, p in model.named_parameters():
         if p.grad is None:
@@ -292,7 +292,7 @@ def relative(a, b):
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
 
 
-def run_sequence(models, label, index, main, sizes, pictures, seed):
+def run_sequence(models, label, index, main, small, pictures, seed):
     """Runs one sequence through the f32, f64 and bf16 models; returns its tensors and its entry for case.json."""
     gen = torch.Generator().manual_seed(seed)
     inputs, names = build_inputs(SEQUENCES[label], pictures, gen)
@@ -327,7 +327,7 @@ def run_sequence(models, label, index, main, sizes, pictures, seed):
     coefs = torch.randn(LOSS_TERMS, generator=gen)
     loss, picked = weighted_loss(logits, positions, targets, coefs)
     loss.backward()
-    grads = sample_gradients(f32, sizes)
+    grads = sample_gradients(f32, main, small)
 
     # How far f32 itself is from a run in double precision: the floor below which a tolerance means nothing.
     f64.zero_grad()
@@ -343,7 +343,7 @@ def run_sequence(models, label, index, main, sizes, pictures, seed):
             worst = max(worst, (p.grad.double() - exact_grads[old_name(name)]).norm().item() /
                         exact_grads[old_name(name)].norm().clamp_min(1e-12).item())
 
-    rows = evenly(length, sizes["rows"])
+    rows = evenly(length, SMALL_ROWS if small else LOGIT_ROWS)
     key = f"s{index}."
     tensors = {
         "input_ids": inputs["input_ids"][0].int(),
@@ -433,10 +433,8 @@ def make_config(name, outdir, pictures):
 
     tensors, entries = {}, []
     for i, label in enumerate(spec["sequences"]):
-        # Only the first of a Q configuration has its stages stored.
-        main = i == 0 and "family" not in spec
-        sizes = SMALL_SIZES if "family" in spec else MAIN_SIZES if main else OTHER_SIZES
-        t, entry, inputs = run_sequence(models, label, i, main, sizes, pictures, seed + i + 1)
+        small = "family" in spec
+        t, entry, inputs = run_sequence(models, label, i, i == 0 and not small, small, pictures, seed + i + 1)
         if label == spec["generate"]:
             ids, lead = greedy(f32, inputs, 12)
             entry["greedy"] = dict(ids=ids, smallest_lead=lead)
