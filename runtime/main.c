@@ -445,11 +445,7 @@ int main(int argc, char **argv)
         fputs(usage, stdout);
         return 0;
     }
-    /* These must stand in the environment before the core is opened: OpenMP reads it once, when it is loaded. A thread that waits
-     * for others shall give its core away soon: where other programs run too, gcc's default (it spins for milliseconds) made the
-     * small network's picture take ten times as long. */
-    if (!getenv("OMP_WAIT_POLICY"))
-        setenv("GOMP_SPINCOUNT", "5000", 0);
+    /* Both must stand in the environment before the core is opened: OpenMP reads it once, when it is loaded. */
     if (o.device)
         setenv("SEGZERO_DEVICE", o.device, 1);
     if (o.threads) {

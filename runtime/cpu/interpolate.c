@@ -47,9 +47,13 @@ static int new_axis(axis *a, int64_t in, int64_t n, int64_t taps)
 }
 
 /* ---- tables ---- */
-/* Where output i lies among the inputs. The product goes through double so that the compiler cannot fuse it with what
- * follows: PyTorch rounds it to f32. */
-static float position(float step, int64_t i) { return (float)((double)step * (double)((float)i + 0.5f)) - 0.5f; }
+/* Where output i lies among the inputs. PyTorch rounds the product to f32; volatile keeps the compiler from fusing it with the
+ * subtraction. */
+static float position(float step, int64_t i)
+{
+    volatile float product = step * ((float)i + 0.5f);
+    return product - 0.5f;
+}
 
 static float cubic_near(float x) { return ((-0.75f + 2.0f) * x - (-0.75f + 3.0f)) * x * x + 1.0f; }                    /* |x| <= 1 */
 static float cubic_far(float x) { return ((-0.75f * x + 5.0f * 0.75f) * x - 8.0f * 0.75f) * x + 4.0f * 0.75f; }         /* 1 < |x| < 2 */
