@@ -1,4 +1,4 @@
-/* qwen_text.c - the language model of Qwen2.5-VL over one packed stream of tokens.
+/* qwen_text.c - the language model of Qwen2-VL and Qwen2.5-VL (the same) over one packed stream of tokens.
  *
  *   ids [T] -> embeddings, picture rows replaced -> layers (grouped-query attention with m-rope, SwiGLU) -> final norm
  *
