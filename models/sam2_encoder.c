@@ -52,6 +52,7 @@ typedef struct {
     const sz_sam2 *m;
     const sam2_block *block;
     int64_t rows, padding;          /* of the map; zero rows behind it */
+    bool training;                  /* gradients are wanted: what their rules need is kept */
     sz_tensor *segments;            /* i32 [., 6] */
     sz_tensor *query_cells, *shortcut_cells;    /* i32 [rows / 4, 4] where the block pools */
 } block_ctx;
@@ -149,8 +150,8 @@ static sz_tensor *block_forward(const void *context, sz_tensor *x)
     sz_tensor *o = sam2_linear(a, &b->out);
     sz_tensor *mid = sz_add(shortcut, o);
     sz_tensor *n2 = sz_layernorm(mid, b->norm2.w, b->norm2.b, c->norm_eps);
-    sz_tensor *up = sam2_linear(n2, &b->up);
-    sz_tensor *act = sz_gelu(up);
+    sz_tensor *up = k->training ? sam2_linear(n2, &b->up) : NULL;
+    sz_tensor *act = k->training ? sz_gelu(up) : sz_linear_gelu(n2, b->up.w, b->up.b);
     sz_tensor *down = sam2_linear(act, &b->down);
     sz_tensor *y = sz_add(mid, down);
     sz_tensor *made[] = { n1, shortcut, a, o, mid, n2, up, act, down };
@@ -211,7 +212,7 @@ static int run_stages(const sz_sam2 *m, sz_tensor *pixels, int recompute, sz_ten
     const sz_sam2_config *c = &m->config;
     layout l = { pixels->shape[0], c->image_size / 4, m->blocks[0].window };
     sz_tensor *x = embed(m, pixels, &l);
-    block_ctx k = { .m = m };
+    block_ctx k = { .m = m, .training = sz_grad_enabled() };
     bool whole = false;             /* the plan in k is one of a whole map */
     for (int i = 0; x && i < m->block_count; i++) {
         const sam2_block *b = &m->blocks[i];

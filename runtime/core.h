@@ -147,6 +147,7 @@ sz_tensor *sz_reshape4(sz_tensor *x, int64_t b, int64_t h, int64_t w, int64_t c)
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length);
 sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b);
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b);
+sz_tensor *sz_linear_gelu(sz_tensor *x, sz_tensor *w, sz_tensor *b);
 sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w);
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3]);
 sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale);

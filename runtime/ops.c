@@ -425,6 +425,8 @@ static int sz_shape_linear(sz_call *c)
     return out0(c, with_cols(c->in[0], c->in[0]->dtype, m));
 }
 
+static int sz_shape_linear_gelu(sz_call *c) { return sz_shape_linear(c); }
+
 static int sz_shape_linear_wide(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim >= 1 && c->in[1], "takes x and a weight");
@@ -663,6 +665,7 @@ sz_tensor *sz_reshape4(sz_tensor *x, int64_t b, int64_t h, int64_t w, int64_t c)
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length) { return apply(SZ_OP_narrow, 1, (sz_call){ .in = { x }, .args = { (double)start, (double)length } }); }
 sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b) { return apply(SZ_OP_matmul, 2, (sz_call){ .in = { a, b }, .args = { trans_a, trans_b } }); }
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b) { return apply(SZ_OP_linear, 2, (sz_call){ .in = { x, w, b } }); }
+sz_tensor *sz_linear_gelu(sz_tensor *x, sz_tensor *w, sz_tensor *b) { return apply(SZ_OP_linear_gelu, 2, (sz_call){ .in = { x, w, b } }); }
 sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w) { return apply(SZ_OP_linear_wide, 2, (sz_call){ .in = { x, w } }); }
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3])
 {

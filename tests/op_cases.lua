@@ -154,7 +154,8 @@ end
 cases.add = binary(function(g, shape, as) return g.normal(shape, as) end)
 cases.sub = cases.add
 cases.mul = cases.add
-cases.div = binary(function(g, shape, as) return g.positive(shape, as) end)
+-- From 1 on: the slope's own slopes grow with 1 / b^6, and the central differences of the check have to follow them.
+cases.div = binary(function(g, shape, as) return g.fill(shape, function() return 1 + math.abs(gauss()) end, as) end)
 
 -- A pair of tensors that nowhere come closer than 0.3.
 local function apart(g, shape)
@@ -536,6 +537,12 @@ cases.matmul = {
         end
       end
     end
+    for ta = 0, 1 do
+      for tb = 0, 1 do
+        local a, b = g.normal(ta == 1 and {3, 17, 5} or {3, 5, 17}), g.normal(tb == 1 and {3, 9, 17} or {3, 17, 9})
+        list[#list + 1] = {inputs = {a, b}, args = {ta, tb}, grad = {1, 2}, sums = true, name = ("stacked, trans %d %d"):format(ta, tb)}
+      end
+    end
     return list
   end,
   bench = function(g) return {inputs = {g.normal({1024, 1024}), g.normal({1024, 1024})}, args = {0, 0}, flops = 2 * 1024 ^ 3} end,
@@ -562,6 +569,17 @@ cases.linear_wide = {
     return list
   end,
   bench = function(g) return {inputs = {g.normal({128, 2048}), g.normal({4096, 2048})}, flops = 2 * 128 * 2048 * 4096} end,
+}
+cases.linear_gelu = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(PRODUCTS) do
+      list[#list + 1] = {inputs = {g.normal({s[1], s[2]}), g.normal({s[3], s[2]})}, sums = true, name = "no bias"}
+      list[#list + 1] = {inputs = {g.normal({s[1], s[2]}), g.normal({s[3], s[2]}), g.normal({s[3]})}, sums = true}
+    end
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({4096, 576}), g.normal({2304, 576}), g.normal({2304})}, flops = 2 * 4096 * 576 * 2304} end,
 }
 cases.linear_cat = {
   calls = function(g)

@@ -131,7 +131,7 @@ static int few_rows(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx,
 /* ---- the matmul primitive ---- */
 typedef struct {
     int64_t m, n, k, lda, ldb, ldc;
-    int32_t ta, tb, beta, dtype, bias;
+    int32_t ta, tb, beta, dtype, bias, gelu;
 } shape_key;
 
 enum { TABLE = 512 };
@@ -145,14 +145,14 @@ static int dnnl_check(dnnl_status_t s, const char *what)
 }
 
 static int primitive(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb,
-                     int dtype, float beta, const float *bias, float *c, int64_t ldc)
+                     int dtype, float beta, const float *bias, bool gelu, float *c, int64_t ldc)
 {
     if (!engine && (dnnl_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "engine") || dnnl_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "stream")))
         return -1;
     shape_key key;
     memset(&key, 0, sizeof key);
     key.m = m, key.n = n, key.k = k, key.lda = lda, key.ldb = ldb, key.ldc = ldc;
-    key.ta = ta, key.tb = tb, key.beta = beta != 0, key.dtype = dtype, key.bias = bias != NULL;
+    key.ta = ta, key.tb = tb, key.beta = beta != 0, key.dtype = dtype, key.bias = bias != NULL, key.gelu = gelu;
     uint64_t h = 1469598103934665603u;
     for (size_t i = 0; i < sizeof key; i++) h = (h ^ ((const unsigned char *)&key)[i]) * 1099511628211u;
     size_t slot = h % TABLE;
@@ -176,9 +176,10 @@ static int primitive(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const vo
         dnnl_memory_desc_init_by_strides(&cd, 2, (dnnl_dims_t){ m, n }, dnnl_f32, (dnnl_dims_t){ ldc, 1 });
         dnnl_memory_desc_init_by_strides(&bias_d, 2, (dnnl_dims_t){ 1, n }, dnnl_f32, (dnnl_dims_t){ n, 1 });
         dnnl_primitive_attr_create(&attr);
-        if (beta != 0) {
+        if (beta != 0 || gelu) {
             dnnl_post_ops_create(&post);
-            dnnl_post_ops_append_sum(post, 1.0f);
+            if (beta != 0) dnnl_post_ops_append_sum(post, 1.0f);
+            if (gelu) dnnl_post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_gelu_erf, 0.0f, 0.0f);
             dnnl_primitive_attr_set_post_ops(attr, post);
             dnnl_post_ops_destroy(post);
         }
@@ -227,11 +228,11 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
         const float *wa = widen(a, arows, acols, lda), *wb = wa ? widen(b, brows, bcols, ldb) : NULL;
         return wb ? sz_gemm(ta, tb, m, n, k, wa, acols, wb, bcols, SZ_F32, beta, c, ldc) : -1;
     }
-    if (dtype == SZ_BF16 || (!ta && tb)) return primitive(ta, tb, m, n, k, a, lda, b, ldb, dtype, beta, NULL, c, ldc);
+    if (dtype == SZ_BF16 || (!ta && tb)) return primitive(ta, tb, m, n, k, a, lda, b, ldb, dtype, beta, NULL, false, c, ldc);
     return dnnl_check(dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc), "sgemm");
 }
 
-int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype, const float *bias, float *y, int64_t ldy)
+int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype, const float *bias, bool gelu, float *y, int64_t ldy)
 {
     bool widened = dtype == SZ_BF16 && !native_bf16();
     if (bias && n > FEW && m > 0 && k > 0) {
@@ -240,7 +241,7 @@ int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w
             w = x ? widen(w, m, k, k) : NULL;
             if (!w) return -1;
         }
-        return primitive(false, true, n, m, k, x, k, w, k, widened ? SZ_F32 : dtype, 0, bias, y, ldy);
+        return primitive(false, true, n, m, k, x, k, w, k, widened ? SZ_F32 : dtype, 0, bias, gelu, y, ldy) == 0 ? gelu : -1;
     }
     for (int64_t r = 0; bias && r < n; r++) memcpy(y + r * ldy, bias, (size_t)m * sizeof *bias);
     return sz_gemm(false, true, n, m, k, x, k, w, k, dtype, bias ? 1 : 0, y, ldy);

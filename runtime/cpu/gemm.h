@@ -8,7 +8,8 @@
 int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb,
             int dtype, float beta, float *c, int64_t ldc);
 
-/* Y [n, m] f32 = X W^T + bias: X [n, k], W [m, k] (both dtype), bias f32 [m] or NULL, Y with leading dimension ldy. */
-int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype, const float *bias, float *y, int64_t ldy);
+/* Y [n, m] f32 = X W^T + bias: X [n, k], W [m, k] (both dtype), bias f32 [m] or NULL, Y with leading dimension ldy. gelu: its
+ * exact GELU instead, where the product can do it on the way: returns 1 then, 0 when Y is still without, -1 on failure. */
+int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype, const float *bias, bool gelu, float *y, int64_t ldy);
 
 #endif

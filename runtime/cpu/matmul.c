@@ -1,6 +1,7 @@
 /* matmul.c - the op rows with a matrix product: matmul, linear (also several weights side by side) and its gradients.
  * Shapes: ops.def. f32 in and out directly; bf16 results are summed in f32 workspace and rounded once. */
 #include "gemm.h"
+#include "vecmath.h"
 
 /* Where the f32 result goes: the output itself, or workspace that finish() rounds. */
 static float *result(sz_tensor *y)
@@ -33,7 +34,7 @@ int sz_cpu_matmul(const sz_call *c)
     return 0;
 }
 
-static int linear(const sz_call *c, int weights)
+static int linear(const sz_call *c, int weights, bool gelu)
 {
     sz_tensor *x = c->in[0], *y = c->out[0];
     int64_t n = sz_rows(x), k = sz_cols(x), ld = sz_cols(y), col = 0;
@@ -48,20 +49,24 @@ static int linear(const sz_call *c, int weights)
             if (!bias) return -1;
             for (int64_t j = 0; b->dtype != SZ_F32 && j < m; j++) bias[j] = sz_get(b, j);
         }
-        if (sz_gemm_linear(n, m, k, x->data, w->data, x->dtype, bias, sums + col, ld)) return -1;
+        int done = sz_gemm_linear(n, m, k, x->data, w->data, x->dtype, bias, gelu, sums + col, ld);
+        if (done < 0) return -1;
+        float density;
+        for (int64_t j = 0; gelu && !done && j < n * m; j++) sums[j] *= sz_normal(sums[j], &density);
         col += m;
     }
     finish(y, sums);
     return 0;
 }
-int sz_cpu_linear(const sz_call *c) { return linear(c, 1); }
+int sz_cpu_linear(const sz_call *c) { return linear(c, 1, false); }
+int sz_cpu_linear_gelu(const sz_call *c) { return linear(c, 1, true); }
 int sz_cpu_linear_wide(const sz_call *c)
 {
     sz_tensor *x = c->in[0], *w = c->in[1], *y = c->out[0];
     int64_t k = sz_cols(x), m = sz_cols(y);
     return sz_gemm(false, true, sz_rows(x), m, k, x->data, k, w->data, k, x->dtype, 0, sz_f32(y), m);
 }
-int sz_cpu_linear_cat(const sz_call *c) { return linear(c, 3); }
+int sz_cpu_linear_cat(const sz_call *c) { return linear(c, 3, false); }
 
 int sz_cpu_linear_dx(const sz_call *c)
 {

@@ -20,7 +20,7 @@ int sz_ref_matmul(const sz_call *c)
     return 0;
 }
 
-static int linear(const sz_call *c, int weights)
+static int linear(const sz_call *c, int weights, bool gelu)
 {
     sz_tensor *x = c->in[0], *y = c->out[0];
     int64_t n = sz_rows(x), k = sz_cols(x), ld = sz_cols(y), col = 0;
@@ -30,18 +30,19 @@ static int linear(const sz_call *c, int weights)
             for (int64_t j = 0; j < w->shape[0]; j++) {
                 double s = b ? sz_get(b, j) : 0;
                 for (int64_t q = 0; q < k; q++) s += (double)sz_get(x, r * k + q) * sz_get(w, j * k + q);
-                sz_put(y, r * ld + col + j, (float)s);
+                sz_put(y, r * ld + col + j, (float)(gelu ? s * 0.5 * erfc(-s * M_SQRT1_2) : s));
             }
         col += w->shape[0];
     }
     return 0;
 }
-int sz_ref_linear(const sz_call *c) { return linear(c, 1); }
+int sz_ref_linear(const sz_call *c) { return linear(c, 1, false); }
+int sz_ref_linear_gelu(const sz_call *c) { return linear(c, 1, true); }
 int sz_ref_linear_wide(const sz_call *c)
 {
-    return linear(&(sz_call){ .in = { c->in[0], c->in[1] }, .out = { c->out[0] } }, 1);
+    return linear(&(sz_call){ .in = { c->in[0], c->in[1] }, .out = { c->out[0] } }, 1, false);
 }
-int sz_ref_linear_cat(const sz_call *c) { return linear(c, 3); }
+int sz_ref_linear_cat(const sz_call *c) { return linear(c, 3, false); }
 
 int sz_ref_linear_dx(const sz_call *c)
 {
