@@ -133,11 +133,12 @@ int sz_cpu_rmsnorm_backward(const sz_call *c)
 
 /* ---- LayerNorm: y = w * (x - mean) * r + b, r = 1 / sqrt(variance + eps), the variance over all d elements ---- */
 
-/* Mean first, then the mean of squared distances from it; at most 32 elements a lane are summed in f32. */
+/* Mean first, then the mean of squared distances from it. The distances' own sum mends what the first f32 sum lost, which without
+ * vectors is much where the mean is large. */
 static void moments(const sz_tensor *x, int64_t start, int64_t d, double eps, float *mean, float *r)
 {
     float buffer[SZ_BLOCK];
-    double sum = 0, squares = 0;
+    double sum = 0, squares = 0, rest = 0;
     for (int64_t col = 0; col < d; col += SZ_BLOCK) {
         int64_t n = sz_min64(SZ_BLOCK, d - col);
         const float *v = sz_block(x, start + col, n, buffer);
@@ -150,13 +151,19 @@ static void moments(const sz_tensor *x, int64_t start, int64_t d, double eps, fl
     for (int64_t col = 0; col < d; col += SZ_BLOCK) {
         int64_t n = sz_min64(SZ_BLOCK, d - col);
         const float *v = sz_block(x, start + col, n, buffer);
-        float part = 0;
-        #pragma omp simd reduction(+ : part)
-        for (int64_t i = 0; i < n; i++) part += (v[i] - middle) * (v[i] - middle);
+        float part = 0, off = 0;
+        #pragma omp simd reduction(+ : part, off)
+        for (int64_t i = 0; i < n; i++) {
+            float distance = v[i] - middle;
+            part += distance * distance;
+            off += distance;
+        }
         squares += (double)part;
+        rest += (double)off;
     }
-    *mean = middle;
-    *r = (float)(1.0 / sqrt(squares / (double)d + eps));
+    rest /= (double)d;
+    *mean = (float)((double)middle + rest);
+    *r = (float)(1.0 / sqrt(squares / (double)d - rest * rest + eps));
 }
 
 static void layernorm_block(const float *x, const float *w, const float *b, float *restrict y, int64_t n, float mean, float r)
