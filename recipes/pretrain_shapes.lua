@@ -18,7 +18,7 @@ local optim = require "segzero.optim"
 local files = require "segzero.files"
 local cjson = require "cjson"
 
-local options = {
+local options = require("segzero.config").read({
   output = "models/tiny/qwen2.5-vl",
   seed = 1,
   steps = 4600,
@@ -48,12 +48,7 @@ local options = {
   v_hidden = 96, v_intermediate = 256, v_depth = 3, v_heads = 3,
   -- The picture is 4 x 4 tokens: a released model's frequencies would turn the width axis by hundredths of a radian across it.
   rope_theta = 1000, t_pairs = 1, h_pairs = 2,
-}
-for _, a in ipairs(arg or {}) do
-  local key, value = a:match "^%-?%-?([%w_.]+)=(.*)$"
-  if not key or options[key] == nil then error("unknown option: " .. a, 0) end
-  options[key] = type(options[key]) == "number" and (tonumber(value) or error(key .. " wants a number, got " .. value, 0)) or value
-end
+}, arg)
 
 -- ---- tokenizer, config ----
 local dir = options.output

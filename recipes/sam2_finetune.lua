@@ -23,14 +23,14 @@ local raster = require "segzero.refshapes.raster"
 local rng = require "segzero.refshapes.rng"
 local sam2 = require "segzero.sam2"
 
-local options = {
+local options = require("segzero.config").read({
   model_path = "",
   output = "runs/sam2_finetune",
   train_files = "refshapes",
   val_files = "",               -- a folder; empty: RefShapes' held-out scenes, or a folder's last tenth
   dtype = "f32",
-  freeze_encoder = "false",     -- "true": the encoder and everything in it stay; much quicker
-  recompute = "false",          -- "true": the encoder keeps less for its backward pass
+  freeze_encoder = false,       -- the encoder and everything in it stay; much quicker
+  recompute = false,            -- the encoder keeps less for its backward pass
   seed = 1,
   steps = 1000,
   minutes = 0,                  -- above 0: the schedule follows the clock and ends after so many minutes
@@ -55,18 +55,8 @@ local options = {
   samples = 12,                 -- pictures on the sheet
   -- from scratch
   image_size = 224, width = 16, hidden = 64, mlp = 128, decoder_heads = 4, blocks = "1,2,3,1", global_blocks = "5", windows = "8,4,14,7",
-}
-for _, a in ipairs(arg or {}) do
-  local key, value = a:match "^%-?%-?([%w_.]+)=(.*)$"
-  if not key or options[key] == nil then error("unknown option: " .. a, 0) end
-  options[key] = type(options[key]) == "number" and (tonumber(value) or error(key .. " wants a number, got " .. value, 0)) or value
-end
-local function yes(key)
-  local v = options[key]
-  if v ~= "true" and v ~= "false" then error(("%s is true or false, not %s"):format(key, v), 0) end
-  return v == "true"
-end
-local frozen, recompute = yes "freeze_encoder", yes "recompute"
+}, arg)
+local frozen, recompute = options.freeze_encoder, options.recompute
 
 -- ---- model ----
 local function list_of(key)

@@ -215,6 +215,7 @@ do
   local bf16 = sz.sam2(dir, { dtype = "bf16" })
   local c = bf16:encode(golden.pixels(128)).embedding:cast(0)
   local dot, aa, cc = (a.embedding * c):sum():item(), a.embedding:sum_squares():item(), c:sum_squares():item()
+  -- bf16 keeps 8 bits: only the direction is comparable.
   check.ok(dot / math.sqrt(aa * cc) > 0.999, ("bf16: cosine %.5f"):format(dot / math.sqrt(aa * cc)))
   os.execute("rm -rf '" .. dir .. "'")
 end
@@ -224,7 +225,7 @@ local sizes = { "S6" }
 if os.getenv "SEGZERO_SAM2_SIZES" then
   for _, id in ipairs { "S7", "S8", "S9" } do sizes[#sizes + 1] = id end
 else
-  print "not run: small, base_plus, large at 1024 pixels (SEGZERO_SAM2_SIZES=1)"
+  check.skip "SEGZERO_SAM2_SIZES=1 (small, base_plus and large at 1024 pixels: minutes, 3 GiB)"
 end
 for _, id in ipairs(sizes) do
   local case = golden.open(id)

@@ -157,7 +157,7 @@ check.ok(count > 60, "the others changed")
 on_folder(place .. "/again")
 check.ok(files.read(place .. "/tuned/model.safetensors") == files.read(place .. "/again/model.safetensors"), "the same run gives the same file")
 text, status = mini.run { "recipes/sam2_finetune.lua", "nothing=1" }
-check.ok(status ~= 0 and text:find("unknown option: nothing=1", 1, true), "an unknown option is refused")
+check.ok(status ~= 0 and text:find("unknown setting 'nothing'", 1, true), "an unknown setting is refused")
 
 -- ---- the embedded checkpoint ----
 if files.exists "models/tiny/sam2/config.json" then

@@ -140,11 +140,6 @@ local function canonical(name)
   return name
 end
 
--- A message without the place that raised it and without a name that is said anyway.
-local function plain(message)
-  return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", ""):gsub("^config%.json: ", ""):gsub("^config: ", ""))
-end
-
 local of = weights.access(C, "sz_qwen")
 
 local function new(json, dtype)
@@ -161,7 +156,7 @@ function M.qwen_vl(dir, opts)
   tensor.device_code(opts.device or os.getenv "SEGZERO_DEVICE", 3)
   local json = M.read_json(dir .. "/config.json")
   local ok, vl = pcall(new, json, opts.dtype)
-  if not ok then error(("%s/config.json: %s"):format(dir, plain(vl)), 2) end
+  if not ok then error(("%s/config.json: %s"):format(dir, weights.plain(vl)), 2) end
   vl.dir = dir
   local loaded = {}
   for name, t in pairs(safetensors.load_folder(dir)) do loaded[canonical(name)] = t end

@@ -157,10 +157,6 @@ local function new(json, dtype)
   return sam
 end
 
-local function plain(message)
-  return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", ""):gsub("^config: ", ""))
-end
-
 function M.sam2(path, opts)
   opts = opts or {}
   tensor.device_code(opts.device or os.getenv "SEGZERO_DEVICE", 3)
@@ -172,12 +168,12 @@ function M.sam2(path, opts)
   else
     local names = require "segzero.sam2_names"
     local ok, found = pcall(require("segzero.torchfile").load, path)
-    if not ok then error(plain(found), 2) end
+    if not ok then error(weights.plain(found), 2) end
     json = names.config_of(found)
     loaded = names.from_original(found)
   end
   local ok, sam = pcall(new, json, opts.dtype)
-  if not ok then error(("%s: %s"):format(path, plain(sam)), 2) end
+  if not ok then error(("%s: %s"):format(path, weights.plain(sam)), 2) end
   sam.dir = path
   loaded[SHARED] = loaded[SHARED] or loaded[COPY]
   loaded[COPY] = nil
@@ -316,27 +312,32 @@ local function numbers(v, n, what, level)
   if not good then error(("sam2: %s must be %d numbers"):format(what, n), level + 1) end
 end
 
--- A prompt in pixels of the picture as the decoder wants it: the box's corners first, then the points, then the padding point
--- that the reference always adds to points.
-local function model_prompt(sam, prompt, f, level)
-  local kx, ky, list = sam.image_size / f.width, sam.image_size / f.height, {}
+-- A box and points in pixels of the picture behind f, as a prompt for decode: the box's corners first, then the points (labels: all 1
+-- without), then the padding point that the reference always adds to points. Numbers are taken as they are.
+function methods:prompt(f, box, points, labels)
+  local kx, ky, list = self.image_size / f.width, self.image_size / f.height, {}
   local function add(x, y, label) list[#list + 1] = { x * kx, y * ky, label } end
-  if prompt.box then
-    numbers(prompt.box, 4, "box", level + 1)
-    add(prompt.box[1], prompt.box[2], 2)
-    add(prompt.box[3], prompt.box[4], 3)
+  if box then
+    add(box[1], box[2], 2)
+    add(box[3], box[4], 3)
   end
-  for i, p in ipairs(prompt.points or {}) do
-    numbers(p, 2, "point " .. i, level + 1)
-    local label = prompt.labels and prompt.labels[i] or 1
-    if label ~= 0 and label ~= 1 then error(("sam2: label %d is %s, expected 1 (on the thing) or 0"):format(i, tostring(label)), level + 1) end
-    add(p[1], p[2], label)
-  end
-  if prompt.labels and #prompt.labels ~= #(prompt.points or {}) then
-    error(("sam2: %d labels for %d points"):format(#prompt.labels, #(prompt.points or {})), level + 1)
-  end
+  for i, p in ipairs(points or {}) do add(p[1], p[2], labels and labels[i] or 1) end
   if #list > 0 then add(0, 0, -1) end
-  return { picture = 1, points = list, mask = prompt.mask_input }
+  return { picture = 1, points = list }
+end
+
+-- A prompt as predict takes it, checked.
+local function checked_prompt(sam, prompt, f, level)
+  local points, labels = prompt.points or {}, prompt.labels
+  if prompt.box then numbers(prompt.box, 4, "box", level + 1) end
+  for i, p in ipairs(points) do numbers(p, 2, "point " .. i, level + 1) end
+  if labels and #labels ~= #points then error(("sam2: %d labels for %d points"):format(#labels, #points), level + 1) end
+  for i, label in ipairs(labels or {}) do
+    if label ~= 0 and label ~= 1 then error(("sam2: label %d is %s, expected 1 (on the thing) or 0"):format(i, tostring(label)), level + 1) end
+  end
+  local out = sam:prompt(f, prompt.box, points, labels)
+  out.mask = prompt.mask_input
+  return out
 end
 
 -- Mask 0 when a little change of the threshold changes little of it, else the best-rated of the others.
@@ -370,7 +371,7 @@ function methods:predict_all(prompts, opts)
   if not f then error("sam2: set_image comes first", 2) end
   local multimask = not opts or opts.multimask ~= false
   local given = {}
-  for p, prompt in ipairs(prompts) do given[p] = model_prompt(self, prompt, f, 2) end
+  for p, prompt in ipairs(prompts) do given[p] = checked_prompt(self, prompt, f, 2) end
   return tensor.no_grad(tensor.step, function()
     local o = self:decode(f, given)
     local as_f32 = function(t) return t:dtype() == "f32" and t or t:cast(C.SZ_F32) end

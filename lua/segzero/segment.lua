@@ -25,7 +25,6 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-local BOX_FIRST, BOX_LAST, ON, PAD = 2, 3, 1, -1        -- SAM2's labels
 -- Prompts of one decoder call: at the released size each needs some 40 MB, and a list may have any length.
 local AT_ONCE = 16
 
@@ -42,29 +41,21 @@ local function numbers(v, n, name, level)
   if not good then error(("segment: %s must be %d numbers"):format(name, n), level + 1) end
 end
 
--- A box and points in the picture's pixels -> a prompt in the model's. The padding point is the one that SAM2's predictor
--- always adds.
-local function prompt_of(size, f, box, points, name, level)
-  local kx, ky = size / f.width, size / f.height
+local function prompt_of(sam, f, box, points, name, level)
   numbers(box, 4, name .. ".bbox", level + 1)
-  local list = { { box[1] * kx, box[2] * ky, BOX_FIRST }, { box[3] * kx, box[4] * ky, BOX_LAST } }
-  for i, p in ipairs(points) do
-    numbers(p, 2, ("%s's point %d"):format(name, i), level + 1)
-    list[#list + 1] = { p[1] * kx, p[2] * ky, ON }
-  end
-  list[#list + 1] = { 0, 0, PAD }
-  return { picture = 1, points = list }
+  for i, p in ipairs(points) do numbers(p, 2, ("%s's point %d"):format(name, i), level + 1) end
+  return sam:prompt(f, box, points)
 end
 
 -- Appends the answer's prompts and returns how many.
-local function add_prompts(prompts, size, f, answer, name, level)
+local function add_prompts(prompts, sam, f, answer, name, level)
   if type(answer) ~= "table" then error(("segment: %s is a %s, not a table"):format(name, type(answer)), level + 1) end
   if answer.bbox then
-    prompts[#prompts + 1] = prompt_of(size, f, answer.bbox, answer.points or {}, name, level + 1)
+    prompts[#prompts + 1] = prompt_of(sam, f, answer.bbox, answer.points or {}, name, level + 1)
     return 1
   end
   for i, object in ipairs(answer) do
-    prompts[#prompts + 1] = prompt_of(size, f, object.bbox, { object.point }, ("%s[%d]"):format(name, i), level + 1)
+    prompts[#prompts + 1] = prompt_of(sam, f, object.bbox, { object.point }, ("%s[%d]"):format(name, i), level + 1)
   end
   return #answer
 end
@@ -101,7 +92,7 @@ function methods:masks(f, answers)
   if type(f) ~= "table" or not f.width then error("segment: masks wants what embed returned", 2) end
   local sam, prompts, owner, list = self.sam, {}, {}, {}
   for i, answer in ipairs(answers) do
-    local n = add_prompts(prompts, sam.image_size, f, answer, "answer " .. i, 2)
+    local n = add_prompts(prompts, sam, f, answer, "answer " .. i, 2)
     for k = #prompts - n + 1, #prompts do owner[k] = i end
     list[i] = { score = 0, objects = n }
   end

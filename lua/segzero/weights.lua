@@ -3,7 +3,7 @@
 --   local of = weights.access(C, "sz_qwen")       the C functions <prefix>_weight_count, _name, _shape, _set and <prefix>_weight
 --   weights.list(c, of) -> {{index =, name =, shape = {...}}, ...}
 --   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype; stray(name): an extra name that is no error
---   weights.parameters(model), weights.train(model, filter)
+--   weights.parameters(model), weights.train(model, filter)      weights.plain(message): without its place
 --
 -- A model here has c (the C object), of, weights (the list), dtype. Leaves out: names (each network maps its own), files.
 
@@ -29,6 +29,11 @@ function M.list(c, of)
     list[i + 1] = { index = i, name = ffi.string(of.name(c, i)), shape = dims }
   end
   return list
+end
+
+-- A message without the place that raised it and without a name that is said anyway.
+function M.plain(message)
+  return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", ""):gsub("^config%.json: ", ""):gsub("^config: ", ""))
 end
 
 local function same_shape(a, b)

@@ -51,8 +51,10 @@ static int linear(const sz_call *c, int weights, bool gelu)
         }
         int done = sz_gemm_linear(n, m, k, x->data, w->data, x->dtype, bias, gelu, sums + col, ld);
         if (done < 0) return -1;
-        float density;
-        for (int64_t j = 0; gelu && !done && j < n * m; j++) sums[j] *= sz_normal(sums[j], &density);
+        for (int64_t j = 0; gelu && !done && j < n * m; j++) {        /* few rows, or no bias */
+            float density;
+            sums[j] *= sz_normal(sums[j], &density);
+        }
         col += m;
     }
     finish(y, sums);
