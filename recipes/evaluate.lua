@@ -5,6 +5,7 @@
 --   segzero recipes/evaluate.lua oracle=true ...          SAM2 on the true boxes and points: what a perfect policy would reach
 --   segzero recipes/evaluate.lua parts=8 part=0 ...       part 0 to 7 of the rows, each a run of its own, and then
 --   segzero recipes/evaluate.lua merge=DIR1,DIR2,...      one summary of all parts
+--   segzero recipes/evaluate.lua compare=DIR1,DIR2        what changed from one run to another over the same rows, row against row
 --
 -- As Seg-Zero evaluates: the picture resized to frame x frame, greedy decoding, the first {...} of the text, box and points back in
 -- the picture's own pixels, SAM2's best-rated mask. several=true asks and reads as VisionReasoner does, a list of objects whose
@@ -41,7 +42,7 @@ M.defaults = {
   max_new_tokens = 1024, val_batch_size = 64,
   repetition_penalty = config.optional "number",   -- null: as the folder's generation_config.json says
   dtype = config.optional "string", sam2_dtype = "f32",
-  part = 0, parts = 1, merge = { list = true },
+  part = 0, parts = 1, merge = { list = true }, compare = { list = true },
   output_path = "runs/evaluate",
   resamples = 1000,
 }
@@ -85,7 +86,7 @@ local function settings(args)
   if cfg.dtype then choice(cfg, "dtype", { "f32", "bf16" }) end
   choice(cfg, "sam2_dtype", { "f32", "bf16" })
   if cfg.repetition_penalty and cfg.repetition_penalty <= 0 then error("repetition_penalty must be above 0", 0) end
-  if #cfg.merge > 0 then return cfg, given end
+  if #cfg.merge > 0 or #cfg.compare > 0 then return cfg, given end
 
   if cfg.model_path == "" then
     cfg.model_path = files.embedded(M.tiny_model)
@@ -488,7 +489,7 @@ function M.evaluate(cfg)
   run.folder = files.fresh_folder(cfg.output_path)
   local written = {}
   for k, v in pairs(cfg) do written[k] = v end
-  written.merge, written.total, written.first, written.last, written.masks = nil, total, first, last, run.masks
+  written.merge, written.compare, written.total, written.first, written.last, written.masks = nil, nil, total, first, last, run.masks
   files.write(run.folder .. "/config.json", cjson.encode(written))
   local why
   run.results, why = io.open(run.folder .. "/results.jsonl", "w")
@@ -507,30 +508,42 @@ end
 -- ---- merging parts ----
 local SAME = { "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "several", "oracle", "masks", "total", "max_new_tokens" }
 
+local function read_config(dir, what)
+  if not files.exists(dir .. "/config.json") then error(("%s: %s holds no evaluation (config.json)"):format(what, dir), 0) end
+  return model.read_json(dir .. "/config.json")
+end
+
+-- Calls add(record, path) for each line of an earlier run's results.
+local function read_results(dir, what, add)
+  local path, number = dir .. "/results.jsonl", 0
+  local file, why = io.open(path, "r")
+  if not file then error(what .. ": " .. why, 0) end
+  for line in file:lines() do
+    number = number + 1
+    local ok, r = pcall(cjson.decode, line)
+    if not ok or type(r) ~= "table" or type(r.index) ~= "number" then error(("%s:%d: not a result"):format(path, number), 0) end
+    add(r, path)
+  end
+  file:close()
+end
+
+local function same_setting(what, key, a, b, dirs, i)
+  if a[key] ~= b[key] then
+    error(("%s: %s is %s in %s and %s in %s"):format(what, key, tostring(a[key]), dirs[1], tostring(b[key]), dirs[i]), 0)
+  end
+end
+
 function M.merge(cfg, given)
   local by_index, records, first_config, seconds = {}, {}, nil, 0
-  for _, dir in ipairs(cfg.merge) do
-    local text = files.read(dir .. "/config.json")
-    if not text then error(("merge: %s holds no evaluation (config.json)"):format(dir), 0) end
-    local one = model.read_json(dir .. "/config.json")
-    for _, key in ipairs(SAME) do
-      if first_config and one[key] ~= first_config[key] then
-        error(("merge: %s is %s in %s and %s in %s"):format(key, tostring(first_config[key]), cfg.merge[1], tostring(one[key]), dir), 0)
-      end
-    end
+  for i, dir in ipairs(cfg.merge) do
+    local one = read_config(dir, "merge")
     first_config = first_config or one
-    local path, number = dir .. "/results.jsonl", 0
-    local file, why = io.open(path, "r")
-    if not file then error("merge: " .. why, 0) end
-    for line in file:lines() do
-      number = number + 1
-      local ok, r = pcall(cjson.decode, line)
-      if not ok or type(r) ~= "table" or type(r.index) ~= "number" then error(("%s:%d: not a result"):format(path, number), 0) end
+    for _, key in ipairs(SAME) do same_setting("merge", key, first_config, one, cfg.merge, i) end
+    read_results(dir, "merge", function(r, path)
       if by_index[r.index] then error(("merge: row %d is in %s twice or in two folders"):format(r.index, path), 0) end
       by_index[r.index], records[#records + 1] = r, r
       seconds = seconds + (tonumber(r.seconds) or 0)
-    end
-    file:close()
+    end)
   end
   for i = 1, first_config.total do
     if not by_index[i] then
@@ -551,8 +564,36 @@ function M.merge(cfg, given)
   return finish(cfg, folder, records, first_config.masks, seconds)
 end
 
+-- ---- one run against another ----
+-- The rows must be the same; the models and the ways to answer may differ.
+local SAME_ROWS = { "data", "split", "seed", "refshapes_size", "masks", "total", "first", "last" }
+
+function M.compare(cfg)
+  local dirs, lists, configs = cfg.compare, {}, {}
+  if #dirs ~= 2 then error(("compare: two folders are wanted, not %d"):format(#dirs), 0) end
+  for i, dir in ipairs(dirs) do
+    lists[i], configs[i] = {}, read_config(dir, "compare")
+    for _, key in ipairs(SAME_ROWS) do same_setting("compare", key, configs[1], configs[i], dirs, i) end
+    read_results(dir, "compare", function(r, path)
+      if lists[i][r.index] then error(("compare: row %d is in %s twice"):format(r.index, path), 0) end
+      lists[i][r.index] = r
+    end)
+  end
+  local before, after = {}, {}
+  for index = configs[1].first, configs[1].last do
+    if not lists[1][index] or not lists[2][index] then
+      error(("compare: %s lacks row %d"):format(lists[1][index] and dirs[2] or dirs[1], index), 0)
+    end
+    before[#before + 1], after[#after + 1] = lists[1][index], lists[2][index]
+  end
+  local d = metrics.difference(before, after, { masks = configs[1].masks, resamples = cfg.resamples, seed = cfg.seed })
+  print(metrics.difference_line(d))
+  return d
+end
+
 function M.run(args)
   local cfg, given = settings(args)
+  if #cfg.compare > 0 then return M.compare(cfg) end
   if #cfg.merge > 0 then return M.merge(cfg, given) end
   return M.evaluate(cfg)
 end

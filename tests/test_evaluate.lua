@@ -51,6 +51,17 @@ check.equal(a, b, "the same intervals every time")
 check.ok(a.gIoU[2] ~= metrics.summary(many, "fixed", { seed = 1 }).gIoU[2], "another seed gives other resamples")
 -- A mean of 400 halves has a deviation of 0.025. 1,000 resamples know a 2.5 % percentile to about 0.0015.
 check.near({ a.gIoU[2], a.gIoU[3] }, { 0.5 - 1.96 * 0.025, 0.5 + 1.96 * 0.025 }, 0.006, "the interval is that of a mean")
+
+-- Row against row: 400 rows of which 40 get better by 1 and nothing else changes. The mean difference is 0.1, its deviation
+-- sqrt(0.1 * 0.9 / 400) = 0.015, though the values themselves have 0.025.
+local better = {}
+for i = 1, 400 do better[i] = record(i % 2 * 10 + (i % 2 == 0 and i % 10 == 0 and 10 or 0), 10, nil, true) end
+local change = metrics.difference(many, better)
+check.near({ change.gIoU[1], change.gIoU[2], change.gIoU[3], change.cIoU[3], change.box[3] }, { 0.5, 0.6, 0.1, 0.1, 1 }, 1e-12, "differences")
+check.near({ change.gIoU[4], change.gIoU[5] }, { 0.1 - 1.96 * 0.015, 0.1 + 1.96 * 0.015 }, 0.006, "the interval is that of the differences")
+check.raises(function() metrics.difference(many, {}) end, "400 rows against 0", "other rows")
+check.equal(metrics.difference_line(metrics.difference({ record(1, 4) }, { record(2, 4) }, { masks = false })),
+  "gIoU none  cIoU none  box 0.000 -> 0.000: +0.000 [+0.000, +0.000]  rows=1", "its line")
 check.equal({ evaluate.part_of(10, 0, 3) }, { 1, 3 }, "part 0")
 check.equal({ evaluate.part_of(10, 2, 3) }, { 7, 10 }, "the last part takes the rest")
 
@@ -186,6 +197,15 @@ with_stand_ins(function()
   check.raises(function() run { ("merge=%s,%s"):format(parts[1], parts[1]) } end, "row 1 is in", "a part is there twice")
   check.raises(function() run { ("merge=%s,%s"):format(parts[1], lists) } end, "several is false in", "runs that differ")
   check.raises(function() run { "merge=" .. parts[1] .. "," .. folder } end, "holds no evaluation", "no run")
+
+  -- Against another run of the same rows.
+  local ceiling, truth = run { "oracle=true" }
+  local _, whole = run {}
+  local d = run { ("compare=%s,%s"):format(whole, truth) }
+  check.near({ d.gIoU[1], d.gIoU[3] }, { s.gIoU[1], ceiling.gIoU[1] - s.gIoU[1] }, 1e-12, "compared")
+  check.ok(d.rows == 7 and d.gIoU[3] > 0 and d.gIoU[4] >= 0, "the truth is worse in no row")
+  check.raises(function() run { ("compare=%s,%s"):format(whole, parts[1]) } end, "last is 7 in", "other rows")
+  check.raises(function() run { "compare=" .. whole } end, "two folders are wanted, not 1", "one folder")
 
   -- Data without masks.
   local bare = place .. "/bare"

@@ -3,6 +3,8 @@
 --   local s = metrics.summary(records, "fixed" | "segzero" | "visionreasoner", {masks = true, resamples = 1000, seed = 0})
 --   s.gIoU = {value, low, high}, s.cIoU, s.box    nil where there is nothing to count; s.rows, s.failed, s.errors, s.skipped
 --   metrics.line(s)                               the line that scripts read
+--   local d = metrics.difference(before, after, {masks =, resamples =, seed =})    two lists of the same rows, all counted
+--   d.gIoU = {before, after, difference, low, high}, d.cIoU, d.box, d.rows; metrics.difference_line(d)
 --
 -- A record: intersection and union in pixels, box_hit (a box overlaps by more than half), failure_kind nil or one of
 --   "answer"     the text cannot be read as an answer: counted as failed
@@ -67,6 +69,34 @@ local function measures(rows, pick)
   return iou / n, either > 0 and inside / either or 0, hits / n
 end
 
+-- What measures reads of a record.
+local function counted(r, masks)
+  return { iou = masks and M.iou(r) or 0, intersection = masks and r.intersection or 0, union = masks and r.union or 0,
+    hit = r.box_hit and 1 or 0 }
+end
+
+local MEASURES = { "gIoU", "cIoU", "box" }
+
+-- For each measure the 2.5 and 97.5 percentiles of of(pick, k) over resamples of n rows; of returns one value for each.
+local function intervals(n, opts, of)
+  local lists, out = { {}, {}, {} }, {}
+  resample(n, opts.resamples or 1000, opts.seed or 0, function(pick)
+    local values = { of(pick) }
+    for k = 1, #MEASURES do table.insert(lists[k], values[k]) end
+  end)
+  for k = 1, #MEASURES do
+    table.sort(lists[k])
+    out[k] = { percentile(lists[k], 0.025), percentile(lists[k], 0.975) }
+  end
+  return out
+end
+
+local function everything(n)
+  local all = {}
+  for i = 1, n do all[i] = i end
+  return all
+end
+
 function M.summary(records, protocol, opts)
   opts = opts or {}
   local s = { protocol = protocol, rows = #records, failed = 0, errors = 0, skipped = 0 }
@@ -74,28 +104,35 @@ function M.summary(records, protocol, opts)
   for _, r in ipairs(records) do
     local kind = r.failure_kind
     if kind == "answer" then s.failed = s.failed + 1 elseif kind then s.errors = s.errors + 1 end
-    if M.counts(r, protocol) then
-      rows[#rows + 1] = { iou = masks and M.iou(r) or 0, intersection = masks and r.intersection or 0, union = masks and r.union or 0,
-        hit = r.box_hit and 1 or 0 }
-    else
-      s.skipped = s.skipped + 1
-    end
+    if M.counts(r, protocol) then rows[#rows + 1] = counted(r, masks) else s.skipped = s.skipped + 1 end
   end
   if #rows == 0 then return s end
-
-  local all, lists = {}, { {}, {}, {} }
-  for i = 1, #rows do all[i] = i end
-  local values = { measures(rows, all) }
-  resample(#rows, opts.resamples or 1000, opts.seed or 0, function(pick)
-    local a, b, c = measures(rows, pick)
-    local k = #lists[1] + 1
-    lists[1][k], lists[2][k], lists[3][k] = a, b, c
-  end)
-  for i, name in ipairs { "gIoU", "cIoU", "box" } do
-    table.sort(lists[i])
-    if masks or name == "box" then s[name] = { values[i], percentile(lists[i], 0.025), percentile(lists[i], 0.975) } end
+  local values = { measures(rows, everything(#rows)) }
+  local limits = intervals(#rows, opts, function(pick) return measures(rows, pick) end)
+  for k, name in ipairs(MEASURES) do
+    if masks or name == "box" then s[name] = { values[k], limits[k][1], limits[k][2] } end
   end
   return s
+end
+
+-- A resample takes the same rows of both lists, so what the rows have in common does not widen the interval.
+function M.difference(before, after, opts)
+  opts = opts or {}
+  local d, masks, rows = { rows = #before }, opts.masks ~= false, { {}, {} }
+  if #before ~= #after then error(("metrics: %d rows against %d"):format(#before, #after), 2) end
+  if #before == 0 then return d end
+  for i = 1, #before do rows[1][i], rows[2][i] = counted(before[i], masks), counted(after[i], masks) end
+  local function change(pick)
+    local a, b = { measures(rows[1], pick) }, { measures(rows[2], pick) }
+    return b[1] - a[1], b[2] - a[2], b[3] - a[3]
+  end
+  local all = everything(#before)
+  local was, is = { measures(rows[1], all) }, { measures(rows[2], all) }
+  local limits = intervals(#before, opts, change)
+  for k, name in ipairs(MEASURES) do
+    if masks or name == "box" then d[name] = { was[k], is[k], is[k] - was[k], limits[k][1], limits[k][2] } end
+  end
+  return d
 end
 
 local function three(v)
@@ -108,6 +145,17 @@ end
 function M.line(s)
   return ("gIoU=%s cIoU=%s box=%s rows=%d failed=%d errors=%d skipped=%d protocol=%s"):format(three(s.gIoU), three(s.cIoU), three(s.box),
     s.rows, s.failed, s.errors, s.skipped, s.protocol)
+end
+
+-- gIoU 0.358 -> 0.401: +0.043 [+0.012, +0.075]  cIoU ...  box ...  rows=128
+function M.difference_line(d)
+  local parts = {}
+  for _, name in ipairs(MEASURES) do
+    local v = d[name]
+    parts[#parts + 1] = v and ("%s %.3f -> %.3f: %+.3f [%+.3f, %+.3f]"):format(name, unpack(v)) or name .. " none"
+  end
+  parts[#parts + 1] = ("rows=%d"):format(d.rows)
+  return table.concat(parts, "  ")
 end
 
 return M
