@@ -1,7 +1,9 @@
-"""The peer's side of the benchmark: transformers' Qwen2.5-VL in PyTorch on the CPU, on the work bench_model.json names.
+"""The peer's side of the benchmark: transformers' Qwen-VL in PyTorch on the CPU, on the work bench_model.json names.
 
 Usage: python bench_torch.py [--train-timed N] [--only prefill,decode,train] [--attention sdpa|eager]
-                             [--dtype f32|bf16] [--threads N] [--save DIR]
+                             [--dtype f32|bf16] [--threads N] [--save DIR | --model DIR]
+
+--model: a checkpoint folder (Qwen2-VL or Qwen2.5-VL) instead of bench_model.json's random one; the work stays the same.
 
 The prompt is text_tokens_before + start marker + 900 picture tokens + end marker + text_tokens_after = 1000 tokens.
 Prints one JSON object a line: {name, value, unit}.
@@ -12,17 +14,19 @@ Prints one JSON object a line: {name, value, unit}.
                              prompt and picture on its own; the answers are equal work, and --train-timed says how many
                              of them are run (default: all)
   train_positions_per_second the same, counting prompt tokens too
+  peak_bytes                 the process' largest resident set
 Left out: optimizer step, generate()'s own overhead, bf16 unless --dtype or work.dtype says so.
 """
 import argparse
 import copy
 import json
 import os
+import resource
 import time
 
 import torch
 import transformers
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 
 def emit(name, value, unit):
@@ -36,6 +40,15 @@ def build(spec, dtype, attention):
     torch.set_default_dtype(dtype)
     model = Qwen2_5_VLForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
+    return model.eval()
+
+
+def load(spec, folder, dtype, attention):
+    """The folder's model; spec["model"] becomes its ids and vision sizes."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    config = model.config
+    spec["model"] = dict(image_token_id=config.image_token_id, vision_start_token_id=config.vision_start_token_id,
+                         vision_end_token_id=config.vision_end_token_id, vision_config=dict(patch_size=config.vision_config.patch_size))
     return model.eval()
 
 
@@ -109,11 +122,12 @@ def main():
     args.add_argument("--dtype", choices=["f32", "bf16"], default=spec["work"]["dtype"])
     args.add_argument("--threads", type=int, default=spec["work"]["threads"])
     args.add_argument("--save", help="write the random model as a checkpoint folder and stop")
+    args.add_argument("--model", help="a checkpoint folder")
     args = args.parse_args()
     torch.set_num_threads(args.threads)
     transformers.utils.logging.set_verbosity_error()
     dtype = dict(f32=torch.float32, bf16=torch.bfloat16)[args.dtype]
-    model = build(spec, dtype, args.attention)
+    model = load(spec, args.model, dtype, args.attention) if args.model else build(spec, dtype, args.attention)
     if args.save:
         model.save_pretrained(args.save)
         return
@@ -129,6 +143,7 @@ def main():
     if "train" in only:
         filled = None
         train(model, spec, inputs, args.train_timed)
+    emit("peak_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "bytes")
 
 
 if __name__ == "__main__":

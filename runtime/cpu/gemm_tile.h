@@ -25,6 +25,7 @@ enum { SZ_LANES = 4, SZ_TILE_ROWS = 4 };
 #endif
 
 typedef float sz_vec __attribute__((vector_size(4 * SZ_LANES)));
+typedef uint32_t sz_uvec __attribute__((vector_size(4 * SZ_LANES)));      /* bits, where sums may wrap */
 typedef int32_t sz_ivec __attribute__((vector_size(4 * SZ_LANES)));
 typedef float sz_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));      /* at any float */
 typedef int32_t sz_ivec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
@@ -51,7 +52,7 @@ static inline sz_vec sz_vec_exp(sz_vec x)
     sz_vec f = x - t * 0.693145752f;
     f -= t * 1.42860677e-6f;
     sz_vec p = 1.0f + f * (1.0f + f * (0.500000001f + f * (0.166666667f + f * (0.0416664640f + f * (0.00833331082f + f * (0.00139337514f + f * 1.98911035e-4f))))));
-    sz_vec e = (sz_vec)((sz_ivec)p + (n << 23));
+    sz_vec e = (sz_vec)((sz_uvec)p + ((sz_uvec)n << 23));
     return (sz_vec)((sz_ivec)e & ~(x < -87.0f));
 }
 
