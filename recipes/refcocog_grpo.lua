@@ -36,9 +36,10 @@ M.defaults = {
       max_tokens_per_micro_batch = 16384,
       max_grad_norm = 1.0, clip_ratio = 0.2, entropy_coeff = 1e-3, loss_avg_mode = "token", ppo_epochs = 1,
       use_kl_loss = true, kl_loss_coef = 5e-3, kl_loss_type = "low_var_kl",
-      freeze_vision_tower = false,
+      freeze_vision_tower = false, grad_dtype = "f32",
       model = { model_path = "", enable_gradient_checkpointing = true, dtype = "f32" },
-      optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0 },
+      optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0,
+        state_dtype = "f32", master_weights = true },
     },
     rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1 },
     reward = { reward_type = "function", compute_score = "seg_strict",        -- a name in rewards/, or a file that returns a function
@@ -152,6 +153,8 @@ local function settings(args)
   check_choice(cfg, "worker.actor.loss_avg_mode", { "token", "seq" })
   check_choice(cfg, "worker.actor.kl_loss_type", { "low_var_kl", "kl", "abs", "mse" })
   check_choice(cfg, "worker.actor.model.dtype", { "f32", "bf16" })
+  check_choice(cfg, "worker.actor.optim.state_dtype", { "f32", "bf16", "int8" })
+  check_choice(cfg, "worker.actor.grad_dtype", { "f32", "bf16" })
   check_choice(cfg, "worker.reward.reward_type", { "function" })
   if cfg.worker.actor.ppo_epochs ~= 1 then error("worker.actor.ppo_epochs is " .. cfg.worker.actor.ppo_epochs .. ", only 1 is supported", 0) end
   if cfg.algorithm.kl_coef ~= 0 then error("algorithm.kl_coef is " .. cfg.algorithm.kl_coef .. ": the KL term is in the loss here (worker.actor.kl_loss_coef)", 0) end

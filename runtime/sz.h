@@ -67,6 +67,7 @@ int         sz_tensor_set_requires_grad(sz_tensor *t, int on);
 int         sz_tensor_requires_grad(const sz_tensor *t);
 sz_tensor  *sz_tensor_grad(sz_tensor *t);                    /* borrowed; NULL when there is none yet */
 int         sz_tensor_zero_grad(sz_tensor *t);               /* keeps the buffer, clears it */
+int         sz_tensor_set_grad_dtype(sz_tensor *t, int dtype);   /* of a parameter: f32 (the default), or bf16 to save memory */
 
 /* ---- scopes, tape ---- */
 int         sz_scope_push(void);              /* opens a scope of the step arena; returns its depth */
@@ -92,9 +93,10 @@ double      sz_random_uniform(uint64_t seed, uint64_t row, uint32_t answer, uint
 int         sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean, double std);
 
 /* ---- optimizer ---- */
-/* AdamW on n parameters with f32 moments; params that are bf16 get an f32 master copy. Owned by the caller. */
+/* AdamW on n parameters. moments: SZ_F32, SZ_BF16, or SZ_U8 for 8-bit codes in blocks with an f32 scale. masters: bf16 parameters get an
+ * f32 master copy; without, they are updated in place and rounded stochastically. Owned by the caller; retains the parameters. */
 typedef struct sz_adamw sz_adamw;
-sz_adamw   *sz_adamw_new(sz_tensor **params, int n);                /* retains the parameters */
+sz_adamw   *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
 void        sz_adamw_free(sz_adamw *o);
 /* Global gradient norm (f64 accumulation) of all parameters; NaN/inf come through. -1 on failure. */
 double      sz_adamw_grad_norm(sz_adamw *o);
@@ -103,7 +105,7 @@ int         sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, do
 void        sz_adamw_zero_grad(sz_adamw *o);
 int64_t     sz_adamw_steps(const sz_adamw *o);
 void        sz_adamw_set_steps(sz_adamw *o, int64_t steps);
-/* State tensors of parameter i, borrowed: which = 0 first moment, 1 second moment, 2 f32 master (NULL for f32 parameters). */
+/* State tensors of parameter i, borrowed: which = 0 first moment, 1 second moment, 2 f32 master, 3 and 4 the moments' scales; NULL: not there. */
 sz_tensor  *sz_adamw_state(sz_adamw *o, int i, int which);
 
 /* ---- safetensors: mapping and writing; the JSON header is read and made by Lua ---- */

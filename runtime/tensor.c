@@ -363,7 +363,15 @@ sz_tensor *sz_tensor_grad(sz_tensor *t)
 
 int sz_tensor_zero_grad(sz_tensor *t)
 {
-    if (t->grad) memset(t->grad->data, 0, sz_bytes(t->grad));
+    if (t->grad) sz_zero_pages(t->grad->data, sz_bytes(t->grad));
+    return 0;
+}
+
+int sz_tensor_set_grad_dtype(sz_tensor *t, int dtype)
+{
+    if (dtype != SZ_F32 && dtype != SZ_BF16) return sz_fail("gradients are f32 or bf16");
+    if (t->grad) return sz_fail("this tensor has a gradient already");
+    t->flags = (uint8_t)(dtype == SZ_BF16 ? t->flags | SZ_GRAD_BF16 : t->flags & ~SZ_GRAD_BF16);
     return 0;
 }
 

@@ -44,7 +44,8 @@ function M.new(opts)
   local actor = t.config.worker.actor
   t.parameters = t.policy:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
   t.optimizer = optim.adamw(t.parameters, { lr = actor.optim.lr, betas = { actor.optim.beta1, actor.optim.beta2 }, eps = actor.optim.eps,
-    weight_decay = actor.optim.weight_decay, max_grad_norm = actor.max_grad_norm })
+    weight_decay = actor.optim.weight_decay, max_grad_norm = actor.max_grad_norm, state_dtype = actor.optim.state_dtype,
+    master_weights = actor.optim.master_weights, grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil })
   t.global_step = 0
   t.log = log.open(t.folder)
   return t
