@@ -236,14 +236,15 @@ local function micro_batches(groups, max_tokens)
 end
 
 -- Log-probabilities and entropies of every answer token of some groups: one pass over each prompt.
-local function log_probs(model, groups, temperature, recompute)
+local function log_probs(model, groups, temperature, recompute, frozen)
   local packed, inputs = {}, {}
   for i, g in ipairs(groups) do
     packed[i], inputs[i] = { input = g.input, answers = {} }, g.input
     for k, a in ipairs(g.samples) do packed[i].answers[k] = a.ids end
   end
   local stream = pack.stream(packed, model.image_token_id)
-  local features = model:vision(inputs, { recompute = recompute })
+  -- A frozen tower is not recorded: recomputing it would find nothing to give a gradient to.
+  local features = frozen and tensor.no_grad(model.vision, model, inputs) or not frozen and model:vision(inputs, { recompute = recompute }) or nil
   return model:logprob_of(model:hidden(stream, features, { rows = stream.rows, recompute = recompute }), stream.targets, temperature)
 end
 
@@ -269,7 +270,7 @@ function methods:accumulate(groups, totals)
     local old, advantages, weights = tensor.new(old_values), loss_terms.spread(runs.advantage), loss_terms.spread(runs.weight)
     local reference = self:reference_log_probs(groups, temperature)
 
-    local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing)
+    local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing, actor.freeze_vision_tower)
     local policy, ratio = loss_terms.policy(lp, old, advantages, actor.clip_ratio, actor.clip_ratio)
     local policy_loss, entropy_mean = (policy * weights):sum(), (entropy * weights):sum()
     local loss = policy_loss - entropy_mean * actor.entropy_coeff

@@ -7,7 +7,9 @@
  *   v  5 bits of exponent, 3 of fraction: 31 octaves, that is 15.5 of its root. What is not 0 never becomes 0: it is a divisor.
  * value = scale * 1.fraction * 2^(exponent - largest exponent); the largest of a block is the largest code, exactly.
  * A second moment moves by a thousandth a step (beta2 = 0.999), less than any 8 or 16 bit code's steps, and bf16 weights by less than
- * half of theirs (lr = 1e-6): rounded to nearest both would stand still. Rounding is therefore stochastic, and right on the average.
+ * half of theirs (lr = 1e-6): rounded to nearest both would stand still. Rounding is therefore stochastic, and right on the average. After
+ * 300 steps of tests/test_optim.lua the weights are 0.060 of their way apart from plain AdamW's, 0.185 with nearest codes; bf16 weights
+ * without masters come to a loss of 0.0116, as f32 does, and to 0.045 rounded to nearest.
  */
 #include "vecmath.h"
 #include <math.h>
