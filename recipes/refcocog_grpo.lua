@@ -49,6 +49,7 @@ M.defaults = {
     total_episodes = 1, max_steps = config.optional "number", experiment_name = "refcocog_grpo",
     save_checkpoint_path = config.optional "string", load_checkpoint_path = config.optional "string",
     save_freq = 50, test_freq = 100000, val_before_train = true, val_only = false,
+    check_memory = true,                                  -- refuse to load what cannot fit (plan.lua)
   },
 }
 
@@ -129,7 +130,8 @@ local function sam2_path(named, default_model)
   return ""
 end
 
-local function settings(args)
+-- The settings of these arguments, checked and with what the embedded default changes.
+function M.settings(args)
   local cfg, given = config.read(M.defaults, args, { ignored = M.ignored })
   local default_model = cfg.worker.actor.model.model_path == ""
   local default_data = cfg.data.train_files == ""
@@ -195,13 +197,14 @@ local function number(v) return v and ("%.3f"):format(v) or "none" end
 -- overrides: {reward = f, train = set, held_out = set, prompt = f}, each optional.
 function M.run(args, overrides)
   overrides = overrides or {}
-  local cfg = settings(args)
+  local cfg = M.settings(args)
   local d, actor = cfg.data, cfg.worker.actor
   local reward = overrides.reward or load_reward(cfg.worker.reward.compute_score)
   local train = overrides.train or data.open(d.train_files, { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
   local held_out = overrides.held_out or d.val_files ~= ""
     and data.open(d.val_files, { split = "heldout", size = d.refshapes_size, seed = 42, rows = d.refshapes_val_rows }) or nil
 
+  if cfg.trainer.check_memory then require("segzero.plan").check(cfg, { prompt = overrides.prompt, train = train }) end
   local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()
   policy:tokenizer()                                      -- what is missing is said before the run folder is made

@@ -83,6 +83,12 @@ void        sz_zero_pages(void *p, size_t bytes);
 /* Kernel workspace, 64-byte aligned, NULL when memory is out: valid until the kernel returns (sz_apply takes it back).
  * Called outside parallel regions only; a kernel that wants one piece per thread asks for all of them at once. */
 void      *sz_scratch(size_t bytes);
+/* Gives back, before the kernel returns, what was asked for since save(). */
+typedef struct { size_t chunk, used; int guards; } sz_scratch_state;
+sz_scratch_state sz_scratch_save(void);
+void       sz_scratch_restore(sz_scratch_state s);
+/* Nothing is computed or copied (sz_count_only). */
+bool       sz_counting(void);
 
 /* The key of the random numbers that rounding draws (adamw_compact_): not one that a run's seed is likely to be. */
 #define SZ_ROUNDING_SEED UINT64_C(0x8f1bbcdcbfa53e0b)
@@ -106,6 +112,7 @@ enum {
 extern const sz_kernel sz_cpu_kernels[SZ_OP_COUNT], sz_ref_kernels[SZ_OP_COUNT];
 extern const char *const sz_op_names[SZ_OP_COUNT];
 
+int64_t sz_cpu_workspace(int op, const sz_call *c);       /* bytes that the call's kernel will ask for, about */
 /* Checks, allocates outputs, runs the kernel, records. -1 with a message on failure. */
 int sz_apply(int op, sz_call *c);
 

@@ -66,7 +66,8 @@ int sz_apply(int op, sz_call *c)
     int rc = shapes[op](c);
     if (rc == 0) {
         sz_scratch_begin();
-        rc = (use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
+        if (sz_counting()) rc = sz_scratch((size_t)sz_cpu_workspace(op, c)) ? 0 : -1;
+        else rc = (use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
         sz_scratch_end();
     }
     if (rc == 0 && wants_grad) rc = sz_tape_record(op, c);

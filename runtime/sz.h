@@ -44,6 +44,11 @@ double      sz_seconds(void);                 /* monotonic clock, seconds */
 int64_t     sz_live_bytes(void);              /* bytes held by heap tensors and the arena */
 int64_t     sz_system_allocs(void);           /* how often the core asked the system for memory so far */
 int64_t     sz_peak_rss(void);                /* peak resident set of the process, bytes */
+/* For plans. 1: ops check, allocate and record, but compute and copy nothing, so that a step can be counted in milliseconds: memory that is
+ * only reserved costs nothing. Results hold garbage. */
+void        sz_count_only(int on);
+int64_t     sz_arena_used(int reset);         /* most bytes of the step arena in use since it was last reset */
+int         sz_arena_release(void);           /* gives the whole arena back; no scope may be open */
 void        sz_fail_alloc_after(int64_t n);   /* tests: the n-th allocation from now fails; -1 switches it off */
 /* Tests: 1 surrounds heap tensors made from now on, and kernel workspace, with a pattern and fills them with NaN. Returns
  * how many patterns were found overwritten (tensors: when released) since the last call. */
@@ -52,6 +57,7 @@ int64_t     sz_debug_guards(int on);
 /* ---- tensors ---- */
 sz_tensor  *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device);   /* contents undefined */
 sz_tensor  *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device);
+sz_tensor  *sz_tensor_void(int dtype, int ndim, const int64_t *shape);   /* on the CPU, without memory behind it: for counting */
 sz_tensor  *sz_tensor_retain(sz_tensor *t);   /* returns t */
 void        sz_tensor_release(sz_tensor *t);  /* NULL is allowed */
 void       *sz_tensor_data(sz_tensor *t);     /* borrowed; NULL (with a message) when its step has ended */

@@ -51,6 +51,9 @@ function M.new(opts)
   return t
 end
 
+-- Without optimizer, data and folder: what counting a step takes (plan.lua).
+function M.bare(opts) return setmetatable(opts, mt) end
+
 -- ---- rows ----
 -- The rows of step s: epochs are shuffled by data.seed, the last incomplete batch of an epoch is dropped.
 function methods:rows_of(step)
@@ -191,6 +194,7 @@ function methods:rollout(rows)
   end
   local answers = rollout.generate(self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
     max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids })
+  rollout.rest(self.policy)
   local groups = {}
   for i, row in ipairs(rows) do groups[i] = { row = row, input = row.input, samples = answers[i] } end
   return groups
@@ -234,6 +238,7 @@ local function micro_batches(groups, max_tokens)
   end
   return parts
 end
+M.micro_batches = micro_batches
 
 -- Log-probabilities and entropies of every answer token of some groups: one pass over each prompt.
 local function log_probs(model, groups, temperature, recompute, frozen)
@@ -344,7 +349,7 @@ function methods:record(step, groups)
   for _, g in ipairs(groups) do
     for i, a in ipairs(g.samples) do
       self.log:rollout { step = step, row = g.row.id, problem = g.row.problem, solution = g.row.solution, answer = i, text = a.text,
-        reward = a.score, parts = a.parts, advantage = a.advantage, finish = a.finish }
+        reward = a.score, parts = a.parts, advantage = a.advantage, finish = a.finish, ids = a.ids, logprobs = a.logprobs }
     end
   end
 end
@@ -393,6 +398,7 @@ function methods:evaluate(keep)
     end
     release(rows)
   end
+  rollout.rest(self.policy)
   if readable > 0 then self.ceiling = ceiling / n end
   return total / n, sums, records, with_masks and sum / n or nil
 end
