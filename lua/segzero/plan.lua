@@ -132,7 +132,7 @@ local function count_arena(cfg, state)
   table.sort(parts, function(a, b) return #a > #b end)
   local part, arena = parts[1], {}
   for _, p in ipairs(list) do check(C.sz_tensor_set_grad_dtype(p.tensor.ptr, tensor.dtype_code(actor.grad_dtype))) end
-  local bare = trainer.bare { config = cfg, policy = vl }
+  local bare = trainer.bare { config = cfg, policy = vl, reference = state.kl and vl or nil }
   arena.update = counted(function() bare:accumulate(part, { tokens = #part * n * length, answers = #part * n }) end)
   arena.reference = state.kl and counted(function()
     tensor.step(function() trainer.bare({ config = cfg, reference = vl }):reference_log_probs(part, r.temperature) end)
