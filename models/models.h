@@ -59,6 +59,7 @@ int         sz_qwen_logprob(sz_qwen *m, sz_tensor *hidden, sz_tensor *ids, doubl
 sz_cache   *sz_qwen_cache(sz_qwen *m, int64_t rows);
 void        sz_cache_free(sz_cache *c);
 int64_t     sz_cache_rows(const sz_cache *c);
+void        sz_cache_clear(sz_cache *c);                                    /* forgets all rows; their pages go back to the system */
 
 /* ---- the image processor of both ---- */
 /* The size [*out_height, *out_width] a picture is resized to: multiples of factor (patch * merge), about the same shape,

@@ -173,7 +173,7 @@ sz_tensor *sz_qwen_vision(sz_qwen *m, sz_tensor *pixel_values, sz_tensor *grids,
     }
     if (x) {
         const sz_qwen *self = m;
-        sz_tensor *merged = merger_forward(&self, x);
+        sz_tensor *merged = recompute || !sz_grad_enabled() ? sz_checkpoint(merger_forward, &self, sizeof self, x) : merger_forward(&self, x);
         y = sz_gather_rows(merged, p.back);
         sz_tensor_release(merged);
     }

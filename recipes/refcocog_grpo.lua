@@ -36,9 +36,10 @@ M.defaults = {
       max_tokens_per_micro_batch = 16384,
       max_grad_norm = 1.0, clip_ratio = 0.2, entropy_coeff = 1e-3, loss_avg_mode = "token", ppo_epochs = 1,
       use_kl_loss = true, kl_loss_coef = 5e-3, kl_loss_type = "low_var_kl",
-      freeze_vision_tower = false,
+      freeze_vision_tower = false, grad_dtype = "f32",
       model = { model_path = "", enable_gradient_checkpointing = true, dtype = "f32" },
-      optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0 },
+      optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0,
+        state_dtype = "f32", master_weights = true },
     },
     rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1 },
     reward = { reward_type = "function", compute_score = "seg_strict",        -- a name in rewards/, or a file that returns a function
@@ -48,6 +49,7 @@ M.defaults = {
     total_episodes = 1, max_steps = config.optional "number", experiment_name = "refcocog_grpo",
     save_checkpoint_path = config.optional "string", load_checkpoint_path = config.optional "string",
     save_freq = 50, test_freq = 100000, val_before_train = true, val_only = false,
+    check_memory = true,                                  -- refuse to load what cannot fit (plan.lua)
   },
 }
 
@@ -128,7 +130,8 @@ local function sam2_path(named, default_model)
   return ""
 end
 
-local function settings(args)
+-- The settings of these arguments, checked and with what the embedded default changes.
+function M.settings(args)
   local cfg, given = config.read(M.defaults, args, { ignored = M.ignored })
   local default_model = cfg.worker.actor.model.model_path == ""
   local default_data = cfg.data.train_files == ""
@@ -152,6 +155,8 @@ local function settings(args)
   check_choice(cfg, "worker.actor.loss_avg_mode", { "token", "seq" })
   check_choice(cfg, "worker.actor.kl_loss_type", { "low_var_kl", "kl", "abs", "mse" })
   check_choice(cfg, "worker.actor.model.dtype", { "f32", "bf16" })
+  check_choice(cfg, "worker.actor.optim.state_dtype", { "f32", "bf16", "int8" })
+  check_choice(cfg, "worker.actor.grad_dtype", { "f32", "bf16" })
   check_choice(cfg, "worker.reward.reward_type", { "function" })
   if cfg.worker.actor.ppo_epochs ~= 1 then error("worker.actor.ppo_epochs is " .. cfg.worker.actor.ppo_epochs .. ", only 1 is supported", 0) end
   if cfg.algorithm.kl_coef ~= 0 then error("algorithm.kl_coef is " .. cfg.algorithm.kl_coef .. ": the KL term is in the loss here (worker.actor.kl_loss_coef)", 0) end
@@ -192,13 +197,14 @@ local function number(v) return v and ("%.3f"):format(v) or "none" end
 -- overrides: {reward = f, train = set, held_out = set, prompt = f}, each optional.
 function M.run(args, overrides)
   overrides = overrides or {}
-  local cfg = settings(args)
+  local cfg = M.settings(args)
   local d, actor = cfg.data, cfg.worker.actor
   local reward = overrides.reward or load_reward(cfg.worker.reward.compute_score)
   local train = overrides.train or data.open(d.train_files, { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
   local held_out = overrides.held_out or d.val_files ~= ""
     and data.open(d.val_files, { split = "heldout", size = d.refshapes_size, seed = 42, rows = d.refshapes_val_rows }) or nil
 
+  if cfg.trainer.check_memory then require("segzero.plan").check(cfg, { prompt = overrides.prompt, train = train }) end
   local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()
   policy:tokenizer()                                      -- what is missing is said before the run folder is made

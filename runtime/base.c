@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -49,6 +50,17 @@ double sz_seconds(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void sz_zero_pages(void *p, size_t bytes)
+{
+    const uintptr_t page = 4096, first = ((uintptr_t)p + page - 1) & ~(page - 1), last = ((uintptr_t)p + bytes) & ~(page - 1);
+    if (bytes < (1 << 20) || madvise((void *)first, last - first, MADV_DONTNEED) != 0) {
+        memset(p, 0, bytes);
+        return;
+    }
+    memset(p, 0, first - (uintptr_t)p);
+    memset((void *)last, 0, (uintptr_t)p + bytes - last);
 }
 
 int64_t sz_peak_rss(void)

@@ -20,7 +20,8 @@ void  sz_panic(const char *file, int line, const char *what) __attribute__((nore
 /* ---- tensors: always contiguous, row-major ---- */
 typedef struct sz_storage sz_storage;   /* who owns the bytes: heap block or file mapping, reference counted */
 
-enum { SZ_REQUIRES_GRAD = 1, SZ_PARAMETER = 2, SZ_GRAD_SHARED = 4 };
+enum { SZ_REQUIRES_GRAD = 1, SZ_PARAMETER = 2, SZ_GRAD_SHARED = 4, SZ_GRAD_BF16 = 8 };
+enum { SZ_MOMENT_BLOCK = 256 };         /* elements that share a scale in 8-bit moments (adamw_compact_) */
 
 struct sz_tensor {
     int32_t refs;
@@ -31,7 +32,7 @@ struct sz_tensor {
     int64_t numel;
     void *data;                     /* NULL once the scope that owned the bytes has been popped */
     sz_storage *storage;            /* NULL for arena tensors */
-    sz_tensor *grad;                /* owned; f32 for parameters, the tensor's dtype for activations */
+    sz_tensor *grad;                /* owned; f32 for parameters (bf16 with SZ_GRAD_BF16), the tensor's dtype for activations */
 };
 
 static inline size_t sz_dtype_size(int dtype) { return dtype == SZ_F32 || dtype == SZ_I32 ? 4 : dtype == SZ_BF16 ? 2 : 1; }
@@ -76,9 +77,21 @@ void        sz_storage_release(sz_storage *s);
 sz_tensor *sz_tensor_over(sz_storage *s, int dtype, int ndim, const int64_t *shape, void *data);
 /* Pops the scope but moves t's bytes to the outer one. Takes over the caller's reference to t and returns one (NULL if t is NULL). */
 sz_tensor *sz_scope_pop_keep(sz_tensor *t);
+/* Zeroes private memory. Whole pages of large blocks go back to the system, which hands out zeroed ones when they are next touched: moments
+ * before the first step and gradients between steps occupy nothing. Costs about what memset does. */
+void        sz_zero_pages(void *p, size_t bytes);
 /* Kernel workspace, 64-byte aligned, NULL when memory is out: valid until the kernel returns (sz_apply takes it back).
  * Called outside parallel regions only; a kernel that wants one piece per thread asks for all of them at once. */
 void      *sz_scratch(size_t bytes);
+/* Gives back, before the kernel returns, what was asked for since save(). */
+typedef struct { size_t chunk, used; int guards; } sz_scratch_state;
+sz_scratch_state sz_scratch_save(void);
+void       sz_scratch_restore(sz_scratch_state s);
+/* Nothing is computed or copied (sz_count_only). */
+bool       sz_counting(void);
+
+/* The key of the random numbers that rounding draws (adamw_compact_): not one that a run's seed is likely to be. */
+#define SZ_ROUNDING_SEED UINT64_C(0x8f1bbcdcbfa53e0b)
 
 /* ---- op calls ---- */
 typedef struct {
@@ -99,6 +112,7 @@ enum {
 extern const sz_kernel sz_cpu_kernels[SZ_OP_COUNT], sz_ref_kernels[SZ_OP_COUNT];
 extern const char *const sz_op_names[SZ_OP_COUNT];
 
+int64_t sz_cpu_workspace(int op, const sz_call *c);       /* bytes that the call's kernel will ask for, about */
 /* Checks, allocates outputs, runs the kernel, records. -1 with a message on failure. */
 int sz_apply(int op, sz_call *c);
 
@@ -115,7 +129,7 @@ int sz_tape_record(int op, const sz_call *c);
 /* Gives t the gradient contribution g (consumes the reference). Parameters accumulate in f32; activations are assigned,
  * a second contribution is added. */
 int sz_grad_give(sz_tensor *t, sz_tensor *g);
-/* The accumulating f32 buffer of a parameter, zeroed when new. */
+/* The accumulating buffer of a parameter, zeroed when new: f32, or bf16 with SZ_GRAD_BF16 (not for vectors: they are small). */
 sz_tensor *sz_grad_buffer(sz_tensor *t);
 static inline bool sz_needs_grad(const sz_tensor *t) { return t && (t->flags & SZ_REQUIRES_GRAD); }
 

@@ -146,35 +146,43 @@ static int sz_grad_rope(sz_node *n)
     return give_if(n, 0, RUN(rope, .in = { DY(n), IN(n, 1), IN(n, 2) }, .args = { n->call.args[0], n->call.args[1], -n->call.args[2] }));
 }
 
-/* Where a weight's gradient is summed: the parameter's own buffer, or a fresh zeroed one for an activation. */
+/* A parameter whose own buffer cannot be summed into: the sum is made in f32, in a scope of its own, and added to it. */
+static bool is_narrow(const sz_tensor *w) { return (w->flags & SZ_PARAMETER) && (w->flags & SZ_GRAD_BF16) && w->ndim > 1; }
+
+/* Where a weight's gradient is summed: the parameter's own buffer, or a fresh zeroed one. */
 static sz_tensor *accumulator(sz_tensor *w)
 {
-    if (w->flags & SZ_PARAMETER) return sz_tensor_retain(sz_grad_buffer(w));
+    if ((w->flags & SZ_PARAMETER) && !is_narrow(w)) return sz_tensor_retain(sz_grad_buffer(w));
     return sz_tensor_zeros(SZ_F32, w->ndim, w->shape, w->device);
 }
 
-/* Hands over what accumulator() returned: nothing to do for a parameter. */
+/* Hands over what accumulator() returned: nothing to do for a parameter with a buffer in f32. */
 static int accumulated(sz_tensor *w, sz_tensor *acc, int rc)
 {
-    if (rc != 0 || (w->flags & SZ_PARAMETER)) {
+    if (rc != 0 || ((w->flags & SZ_PARAMETER) && !is_narrow(w))) {
         sz_tensor_release(acc);
         return rc;
     }
-    if (w->dtype != SZ_F32) acc = run_consuming(SZ_OP_cast, (sz_call){ .in = { acc }, .args = { w->dtype } });
+    if (w->dtype != SZ_F32 && !is_narrow(w)) acc = run_consuming(SZ_OP_cast, (sz_call){ .in = { acc }, .args = { w->dtype } });
     return acc ? sz_grad_give(w, acc) : -1;
 }
 
-static int done(sz_tensor *t)
+/* Runs an op that adds to a weight's gradient, which is its input 0. */
+static int accumulate(sz_tensor *w, int op, sz_call c)
 {
-    sz_tensor_release(t);
-    return t ? 0 : -1;
+    bool narrow = is_narrow(w);
+    if (narrow) sz_scope_push();
+    sz_tensor *acc = c.in[0] = accumulator(w), *sum = acc ? run(op, c) : NULL;
+    int rc = accumulated(w, acc, sum ? 0 : -1);
+    sz_tensor_release(sum);
+    if (narrow) sz_scope_pop();
+    return rc;
 }
 
 static int scatter_rows(sz_node *n)
 {
     if (!NEEDS(n, 0)) return 0;
-    sz_tensor *acc = accumulator(IN(n, 0));
-    return accumulated(IN(n, 0), acc, acc ? done(RUN(index_add_, .in = { acc, IN(n, 1), DY(n) })) : -1);
+    return accumulate(IN(n, 0), SZ_OP_index_add_, (sz_call){ .in = { NULL, IN(n, 1), DY(n) } });
 }
 static int sz_grad_embedding(sz_node *n) { return scatter_rows(n); }
 static int sz_grad_gather_rows(sz_node *n) { return scatter_rows(n); }
@@ -243,14 +251,8 @@ static int sz_grad_linear(sz_node *n)
     sz_tensor *x = IN(n, 0), *dy = DY(n);
     double col = 0;
     for (int i = 0; i < weights && w[i]; i++) {
-        if (sz_needs_grad(w[i])) {
-            sz_tensor *acc = accumulator(w[i]);
-            if (accumulated(w[i], acc, acc ? done(RUN(linear_dw_, .in = { acc, x, dy }, .args = { col })) : -1) != 0) return -1;
-        }
-        if (sz_needs_grad(b[i])) {
-            sz_tensor *acc = accumulator(b[i]);
-            if (accumulated(b[i], acc, acc ? done(RUN(column_sum_, .in = { acc, dy }, .args = { col })) : -1) != 0) return -1;
-        }
+        if (sz_needs_grad(w[i]) && accumulate(w[i], SZ_OP_linear_dw_, (sz_call){ .in = { NULL, x, dy }, .args = { col } }) != 0) return -1;
+        if (sz_needs_grad(b[i]) && accumulate(b[i], SZ_OP_column_sum_, (sz_call){ .in = { NULL, dy }, .args = { col } }) != 0) return -1;
         col += (double)w[i]->shape[0];
     }
     if (!sz_needs_grad(x)) return 0;
@@ -285,14 +287,9 @@ static int sz_grad_attention_cross(sz_node *n)
 static int conv_weights(sz_node *n, sz_tensor *x, sz_tensor *dy)
 {
     sz_tensor *w = IN(n, 1), *b = IN(n, 2);
-    if (sz_needs_grad(w)) {
-        sz_tensor *acc = accumulator(w);
-        sz_call c = { .in = { acc, x, dy }, .args = { n->call.args[0], n->call.args[1] } };
-        if (accumulated(w, acc, acc ? done(run(SZ_OP_conv2d_dw_, c)) : -1) != 0) return -1;
-    }
-    if (!sz_needs_grad(b)) return 0;
-    sz_tensor *acc = accumulator(b);
-    return accumulated(b, acc, acc ? done(RUN(column_sum_, .in = { acc, DY(n) }, .args = { 0 })) : -1);
+    sz_call c = { .in = { NULL, x, dy }, .args = { n->call.args[0], n->call.args[1] } };
+    if (sz_needs_grad(w) && accumulate(w, SZ_OP_conv2d_dw_, c) != 0) return -1;
+    return sz_needs_grad(b) ? accumulate(b, SZ_OP_column_sum_, (sz_call){ .in = { NULL, DY(n) }, .args = { 0 } }) : 0;
 }
 
 static int sz_grad_conv2d(sz_node *n)
@@ -321,13 +318,14 @@ static int sz_grad_logprob(sz_node *n)
 {
     sz_tensor *const *out = n->call.out, *w = IN(n, 1);
     if (out[2]->grad) return sz_fail("logprob: its log-sum-exp has no gradient");
+    bool narrow = sz_needs_grad(w) && is_narrow(w);
+    if (narrow) sz_scope_push();
     sz_tensor *acc = sz_needs_grad(w) ? accumulator(w) : NULL;
-    if (sz_needs_grad(w) && !acc) return -1;
     sz_call c = { .in = { IN(n, 0), w, IN(n, 2), out[2], out[1], out[0]->grad, out[1]->grad, acc }, .args = { n->call.args[0] } };
-    int rc = sz_apply(SZ_OP_logprob_backward, &c);
+    int rc = sz_needs_grad(w) && !acc ? -1 : sz_apply(SZ_OP_logprob_backward, &c);
     if (acc) rc = accumulated(w, acc, rc);
-    if (rc == 0) rc = sz_grad_give(IN(n, 0), c.out[0]);
-    return rc;
+    sz_tensor *dx = narrow ? sz_scope_pop_keep(c.out[0]) : c.out[0];
+    return rc == 0 ? sz_grad_give(IN(n, 0), dx) : rc;
 }
 
 #define NONE NULL

@@ -1,6 +1,7 @@
 /* main.c - the host program: embeds LuaJIT, reads the options, runs chunks, scripts and the REPL.
  *
  *     segzero [options] SCRIPT ARGS...      a script, with `arg` set as lua does
+ *     segzero plan RECIPE key=value...      require("segzero.plan").main{RECIPE, ...}, unless there is a file named "plan"
  *     segzero                               the REPL on a terminal; a script from standard input otherwise
  *
  * It links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in milliseconds. Where things
@@ -39,6 +40,7 @@ enum { EXIT_SCRIPT = 1, EXIT_USAGE = 2, LUAJIT_TCDATA = 10 };
 
 static const char usage[] =
     "usage: segzero [options] [SCRIPT [ARGS...]]\n"
+    "       segzero [options] plan RECIPE [key=value ...]    what memory a run of the recipe takes; loads nothing\n"
     "  -e CHUNK        run CHUNK (before the script; may be repeated)\n"
     "  --device D      where tensors and models live unless told otherwise: cpu, cuda or cuda:N\n"
     "  --threads N     threads of the CPU kernels (default: all cores)\n"
@@ -312,6 +314,18 @@ static int run_module(lua_State *L, const char *module, const char *field)
     return report(L, status);
 }
 
+static int run_plan(lua_State *L, char **args, int nargs)
+{
+    int status = luaL_loadstring(L, "require('segzero.plan').main {...}");
+    if (status == 0) {
+        luaL_checkstack(L, nargs + 2, "too many arguments");
+        for (int i = 0; i < nargs; i++)
+            lua_pushstring(L, args[i]);
+        status = call_protected(L, nargs, 0);
+    }
+    return report(L, status);
+}
+
 static int run_chunk(lua_State *L, const char *chunk)
 {
     int status = luaL_loadbuffer(L, chunk, strlen(chunk), "=(command line)");
@@ -470,7 +484,9 @@ int main(int argc, char **argv)
     int status = run_module(L, "segzero.strict", NULL);
     if (status == 0)
         status = options_read(&o, argv, argc, L);
-    if (status == 0 && o.script < argc)
+    if (status == 0 && o.script < argc && strcmp(argv[o.script], "plan") == 0 && access("plan", F_OK) != 0)
+        status = run_plan(L, argv + o.script + 1, argc - o.script - 1);
+    else if (status == 0 && o.script < argc)
         status = run_script(L, argv[o.script], argv + o.script + 1, argc - o.script - 1);
     else if (status == 0 && o.chunks == 0 && isatty(STDIN_FILENO))
         status = run_module(L, "segzero.repl", "run");

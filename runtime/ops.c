@@ -66,7 +66,8 @@ int sz_apply(int op, sz_call *c)
     int rc = shapes[op](c);
     if (rc == 0) {
         sz_scratch_begin();
-        rc = (use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
+        if (sz_counting()) rc = sz_scratch((size_t)sz_cpu_workspace(op, c)) ? 0 : -1;
+        else rc = (use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
         sz_scratch_end();
     }
     if (rc == 0 && wants_grad) rc = sz_tape_record(op, c);
@@ -248,6 +249,18 @@ static int sz_shape_adamw_(sz_call *c)
     REQUIRE(floating(p) && g && m && v && g->dtype == SZ_F32 && m->dtype == SZ_F32 && v->dtype == SZ_F32, "takes a parameter and f32 gradient, m, v");
     REQUIRE(g->numel == p->numel && m->numel == p->numel && v->numel == p->numel, "takes tensors of equal size");
     REQUIRE(master ? master->dtype == SZ_F32 && master->numel == p->numel : p->dtype == SZ_F32, "a bf16 parameter needs an f32 master of its size");
+    return in_place(c);
+}
+
+static int sz_shape_adamw_compact_(sz_call *c)
+{
+    sz_tensor *p = c->in[0], *g = c->in[1], *m = c->in[2], *v = c->in[3], *master = c->in[6];
+    REQUIRE(floating(p) && floating(g) && m && v && m->dtype == v->dtype && m->dtype != SZ_I32, "takes a parameter, its gradient, m and v");
+    REQUIRE(g->numel == p->numel && m->numel == p->numel && v->numel == p->numel, "takes tensors of equal size");
+    for (int i = 4; i < 6; i++)
+        REQUIRE(m->dtype == SZ_U8 ? c->in[i] && c->in[i]->dtype == SZ_F32 && c->in[i]->numel == (p->numel + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK : !c->in[i],
+                "u8 moments need an f32 scale for each block, others none");
+    REQUIRE(!master || (master->dtype == SZ_F32 && master->numel == p->numel), "a master is f32 and of the parameter's size");
     return in_place(c);
 }
 

@@ -44,6 +44,11 @@ double      sz_seconds(void);                 /* monotonic clock, seconds */
 int64_t     sz_live_bytes(void);              /* bytes held by heap tensors and the arena */
 int64_t     sz_system_allocs(void);           /* how often the core asked the system for memory so far */
 int64_t     sz_peak_rss(void);                /* peak resident set of the process, bytes */
+/* For plans. 1: ops check, allocate and record, but compute and copy nothing, so that a step can be counted in milliseconds: memory that is
+ * only reserved costs nothing. Results hold garbage. */
+void        sz_count_only(int on);
+int64_t     sz_arena_used(int reset);         /* most bytes of the step arena in use since it was last reset */
+int         sz_arena_release(void);           /* gives the whole arena back; no scope may be open */
 void        sz_fail_alloc_after(int64_t n);   /* tests: the n-th allocation from now fails; -1 switches it off */
 /* Tests: 1 surrounds heap tensors made from now on, and kernel workspace, with a pattern and fills them with NaN. Returns
  * how many patterns were found overwritten (tensors: when released) since the last call. */
@@ -52,6 +57,7 @@ int64_t     sz_debug_guards(int on);
 /* ---- tensors ---- */
 sz_tensor  *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device);   /* contents undefined */
 sz_tensor  *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device);
+sz_tensor  *sz_tensor_void(int dtype, int ndim, const int64_t *shape);   /* on the CPU, without memory behind it: for counting */
 sz_tensor  *sz_tensor_retain(sz_tensor *t);   /* returns t */
 void        sz_tensor_release(sz_tensor *t);  /* NULL is allowed */
 void       *sz_tensor_data(sz_tensor *t);     /* borrowed; NULL (with a message) when its step has ended */
@@ -67,6 +73,7 @@ int         sz_tensor_set_requires_grad(sz_tensor *t, int on);
 int         sz_tensor_requires_grad(const sz_tensor *t);
 sz_tensor  *sz_tensor_grad(sz_tensor *t);                    /* borrowed; NULL when there is none yet */
 int         sz_tensor_zero_grad(sz_tensor *t);               /* keeps the buffer, clears it */
+int         sz_tensor_set_grad_dtype(sz_tensor *t, int dtype);   /* of a parameter: f32 (the default), or bf16 to save memory */
 
 /* ---- scopes, tape ---- */
 int         sz_scope_push(void);              /* opens a scope of the step arena; returns its depth */
@@ -92,9 +99,10 @@ double      sz_random_uniform(uint64_t seed, uint64_t row, uint32_t answer, uint
 int         sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean, double std);
 
 /* ---- optimizer ---- */
-/* AdamW on n parameters with f32 moments; params that are bf16 get an f32 master copy. Owned by the caller. */
+/* AdamW on n parameters. moments: SZ_F32, SZ_BF16, or SZ_U8 for 8-bit codes in blocks with an f32 scale. masters: bf16 parameters get an
+ * f32 master copy; without, they are updated in place and rounded stochastically. Owned by the caller; retains the parameters. */
 typedef struct sz_adamw sz_adamw;
-sz_adamw   *sz_adamw_new(sz_tensor **params, int n);                /* retains the parameters */
+sz_adamw   *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
 void        sz_adamw_free(sz_adamw *o);
 /* Global gradient norm (f64 accumulation) of all parameters; NaN/inf come through. -1 on failure. */
 double      sz_adamw_grad_norm(sz_adamw *o);
@@ -103,7 +111,7 @@ int         sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, do
 void        sz_adamw_zero_grad(sz_adamw *o);
 int64_t     sz_adamw_steps(const sz_adamw *o);
 void        sz_adamw_set_steps(sz_adamw *o, int64_t steps);
-/* State tensors of parameter i, borrowed: which = 0 first moment, 1 second moment, 2 f32 master (NULL for f32 parameters). */
+/* State tensors of parameter i, borrowed: which = 0 first moment, 1 second moment, 2 f32 master, 3 and 4 the moments' scales; NULL: not there. */
 sz_tensor  *sz_adamw_state(sz_adamw *o, int i, int which);
 
 /* ---- safetensors: mapping and writing; the JSON header is read and made by Lua ---- */

@@ -1,7 +1,7 @@
 /* tape.c - what ran, in order, and the walk back over it.
  *
  * sz_apply records an op here when an input needs a gradient. sz_backward takes nodes off the end, calls each op's rule
- * (grads.c) and so reaches the parameters. The gradient convention: parameter gradients accumulate in f32 until the
+ * (grads.c) and so reaches the parameters. The gradient convention: parameter gradients accumulate in f32 (or bf16, where asked for) until the
  * optimizer clears them; an activation's gradient is assigned, and added to where the value was used twice.
  * A checkpointed segment is one node that knows how to run again; see sz_checkpoint.
  * Leaves out: gradients of gradients. */
@@ -81,8 +81,8 @@ int sz_tape_record(int op, const sz_call *c)
 sz_tensor *sz_grad_buffer(sz_tensor *t)
 {
     if (!t->grad) {
-        t->grad = sz_tensor_new_heap(SZ_F32, t->ndim, t->shape, t->device);
-        if (t->grad) memset(t->grad->data, 0, sz_bytes(t->grad));
+        t->grad = sz_tensor_new_heap(t->flags & SZ_GRAD_BF16 && t->ndim > 1 ? SZ_BF16 : SZ_F32, t->ndim, t->shape, t->device);
+        if (t->grad) sz_zero_pages(t->grad->data, sz_bytes(t->grad));
     }
     return t->grad;
 }

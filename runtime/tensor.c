@@ -22,7 +22,7 @@ typedef struct { size_t chunk, used; } arena_mark;
 
 enum { MAX_CHUNKS = 4096, MAX_SCOPES = 256, CHUNK_BYTES = 64 << 20, ALIGN = 64 };
 
-static struct { char *base; size_t size; } chunks[MAX_CHUNKS];
+static struct { char *base; size_t size, most; } chunks[MAX_CHUNKS];     /* most: bytes ever used since sz_arena_used */
 static size_t chunk_count;
 static arena_mark top;                                  /* where the next arena byte goes */
 static struct { arena_mark mark; size_t tensors; int nodes; } scopes[MAX_SCOPES];
@@ -66,12 +66,41 @@ static void *arena_bytes(size_t bytes)
         system_allocs++;
         live_bytes += (int64_t)size;
         chunks[chunk_count].base = p;
+        chunks[chunk_count].most = 0;
         chunks[chunk_count++].size = size;
         top.used = 0;
     }
     void *p = chunks[top.chunk].base + top.used;
     top.used += bytes;
+    if (top.used > chunks[top.chunk].most) chunks[top.chunk].most = top.used;
     return p;
+}
+
+/* ---- counting a step without computing it ---- */
+static bool counting;
+bool sz_counting(void) { return counting; }
+void sz_count_only(int on) { counting = on != 0; }
+
+int64_t sz_arena_used(int reset)
+{
+    int64_t total = 0;
+    for (size_t i = 0; i < chunk_count; i++) {
+        total += (int64_t)chunks[i].most;
+        if (reset) chunks[i].most = 0;
+    }
+    return total;
+}
+
+int sz_arena_release(void)
+{
+    if (scope_depth > 0) return sz_fail("the arena is released while a step is open");
+    for (size_t i = 0; i < chunk_count; i++) {
+        munmap(chunks[i].base, chunks[i].size);
+        live_bytes -= (int64_t)chunks[i].size;
+    }
+    chunk_count = 0;
+    top = (arena_mark){ 0, 0 };
+    return 0;
 }
 
 /* ---- guards: a pattern around heap blocks and after kernel workspace, so that tests see writes past the end ---- */
@@ -195,6 +224,33 @@ static sz_tensor *object_shaped(int dtype, int ndim, const int64_t *shape, int d
     return t;
 }
 
+typedef struct { void *base; size_t bytes; } address_space;
+static void void_done(void *owner)
+{
+    address_space *a = owner;
+    munmap(a->base, a->bytes);
+    free(a);
+}
+
+sz_tensor *sz_tensor_void(int dtype, int ndim, const int64_t *shape)
+{
+    sz_tensor *t = object_shaped(dtype, ndim, shape, SZ_CPU);
+    if (!t) return NULL;
+    address_space *a = malloc(sizeof *a);
+    if (a) {
+        a->bytes = sz_bytes(t) ? sz_bytes(t) : 1;
+        a->base = mmap(NULL, a->bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (a->base != MAP_FAILED && !(t->storage = sz_storage_new(a->base, 0, void_done, a))) munmap(a->base, a->bytes);
+    }
+    if (!t->storage) {
+        free(a);
+        sz_tensor_release(t);
+        return sz_null("out of memory: address space");
+    }
+    t->data = a->base;
+    return t;
+}
+
 /* Puts an arena tensor on the list that its scope clears; the list holds one reference. */
 static int arena_register(sz_tensor *t)
 {
@@ -247,7 +303,7 @@ sz_tensor *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device)
 sz_tensor *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device)
 {
     sz_tensor *t = sz_tensor_new(dtype, ndim, shape, device);
-    if (t) memset(t->data, 0, sz_bytes(t));
+    if (t && !counting) memset(t->data, 0, sz_bytes(t));
     return t;
 }
 
@@ -323,7 +379,7 @@ sz_tensor *sz_tensor_clone(sz_tensor *t)
 {
     if (!sz_tensor_data(t)) return NULL;
     sz_tensor *c = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, t->device);
-    if (c) memcpy(c->data, t->data, sz_bytes(t));
+    if (c && !counting) memcpy(c->data, t->data, sz_bytes(t));
     return c;
 }
 
@@ -334,6 +390,7 @@ int sz_tensor_copy(sz_tensor *dst, sz_tensor *src)
     if (!sz_tensor_data(dst) || !sz_tensor_data(src)) return -1;
     if (dst->numel != src->numel)
         return sz_fail("copy: %lld elements into %lld", (long long)src->numel, (long long)dst->numel);
+    if (counting) return 0;
     if (dst->dtype == src->dtype) {
         memmove(dst->data, src->data, sz_bytes(src));
         return 0;
@@ -363,7 +420,15 @@ sz_tensor *sz_tensor_grad(sz_tensor *t)
 
 int sz_tensor_zero_grad(sz_tensor *t)
 {
-    if (t->grad) memset(t->grad->data, 0, sz_bytes(t->grad));
+    if (t->grad) sz_zero_pages(t->grad->data, sz_bytes(t->grad));
+    return 0;
+}
+
+int sz_tensor_set_grad_dtype(sz_tensor *t, int dtype)
+{
+    if (dtype != SZ_F32 && dtype != SZ_BF16) return sz_fail("gradients are f32 or bf16");
+    if (t->grad) return sz_fail("this tensor has a gradient already");
+    t->flags = (uint8_t)(dtype == SZ_BF16 ? t->flags | SZ_GRAD_BF16 : t->flags & ~SZ_GRAD_BF16);
     return 0;
 }
 
@@ -403,7 +468,7 @@ sz_tensor *sz_scope_pop_keep(sz_tensor *t)
     if (!inner) return t;
     /* The bytes are still there; the copy may overlap them, at a lower address of the same chunk. */
     sz_tensor *kept = sz_tensor_new(t->dtype, t->ndim, t->shape, t->device);
-    if (kept) memmove(kept->data, bytes, sz_bytes(kept));
+    if (kept && !counting) memmove(kept->data, bytes, sz_bytes(kept));
     sz_tensor_release(t);
     return kept;
 }
@@ -415,4 +480,11 @@ void sz_scratch_end(void)
 {
     top = scratch_mark;
     while (scratch_guard_count > 0) guard_check(scratch_guards[--scratch_guard_count], GUARD);
+}
+
+sz_scratch_state sz_scratch_save(void) { return (sz_scratch_state){ top.chunk, top.used, scratch_guard_count }; }
+void sz_scratch_restore(sz_scratch_state s)
+{
+    top = (arena_mark){ s.chunk, s.used };
+    while (scratch_guard_count > s.guards) guard_check(scratch_guards[--scratch_guard_count], GUARD);
 }

@@ -10,6 +10,7 @@
 --   updates = {1}           inputs that the op writes to (in-place ops; default {1} for them)
 --   sums = true             the long-sum tolerance applies
 --   rounds_inside = true    with bf16 inputs, f32 results too are only as good as bf16
+--   codes = true            u8 results are codes that were rounded: a neighbour is right, too
 --   smooth = false          no finite differences: the value jumps (rounding to bf16)}
 -- Left out: wrong shapes and their messages.
 
@@ -310,6 +311,42 @@ cases.adamw_ = {
     return list
   end,
   bench = function(g) return adamw(g, BIG, ADAMW) end,
+}
+
+-- Moments in bf16 and as 8-bit codes (blocks of 256, so shapes beyond that), with and without masters, gradients of either dtype.
+local function compact(g, shape, moments, master, gradient, name)
+  local n = product(shape)
+  local blocks = math.ceil(n / 256)
+  local function state(sign)
+    if moments ~= "u8" then return sign and g.normal(shape, moments) or g.positive(shape, moments) end
+    return g.fill(shape, function() return math.random(0, 255) end, "u8")
+  end
+  local scales = moments == "u8"
+  local inputs = {g.normal(shape), g.normal(shape, gradient), state(true), state(false), scales and g.positive({blocks}, "f32") or nil,
+    scales and g.positive({blocks}, "f32") or nil, master and g.normal(shape, "f32") or nil}
+  local updates = {1, 3, 4}
+  for i = 5, 7 do
+    if inputs[i] then updates[#updates + 1] = i end
+  end
+  return {inputs = inputs, args = {1e-2, 0.9, 0.999, 1e-8, 0.1, 3, 0.5, 7}, updates = updates, codes = true, name = name}
+end
+cases.adamw_compact_ = {
+  calls = function(g)
+    local list = {}
+    for _, shape in ipairs {{1}, {255}, {257}, {5, 513}, {300, 129}} do
+      for _, moments in ipairs {"f32", "bf16", "u8"} do
+        list[#list + 1] = compact(g, shape, moments, false, "f32")
+        list[#list + 1] = compact(g, shape, moments, g.dtype == "bf16", "bf16")
+      end
+    end
+    local first = compact(g, {700}, "u8", false, "f32", "first step, gradients of many sizes")
+    for i = 3, 4 do first.inputs[i] = g.fill({700}, function() return 0 end, "u8") end
+    for i = 5, 6 do first.inputs[i] = g.fill({3}, function() return 0 end, "f32") end
+    first.inputs[2] = g.fill({700}, function(i) return i % 50 == 0 and 0 or gauss() * 10 ^ -(i % 13) end, "f32")
+    list[#list + 1] = first
+    return list
+  end,
+  bench = function(g) return compact(g, BIG, "u8", false, g.dtype) end,
 }
 
 -- ---- rowwise ----

@@ -13,7 +13,8 @@ local ffi = require "ffi"
 local place = mini.folder()
 local dir = mini.write(place .. "/model")
 
-local function bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * (t:dtype() == "bf16" and 2 or 4)) end
+local WIDTH = { f32 = 4, bf16 = 2, u8 = 1 }
+local function bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * WIDTH[t:dtype()]) end
 
 -- Everything that training changes, as {name -> bytes}.
 local function state_of(t)
@@ -50,12 +51,16 @@ local function steps(t, n)
   return seen
 end
 
+-- "compact" is all that saves memory: 8-bit moments, no masters, bf16 gradients.
 -- f32 with a warm-up, dropped rows and a second epoch (7 rows, batches of 2); bf16 with masters, frozen vision, two micro-batches
 -- and two updates a step.
 local variants = {
   { name = "f32", args = { "worker.actor.optim.lr_warmup_steps_ratio=0.5" } },
   { name = "bf16", dtype = "bf16", args = { "worker.actor.model.dtype=bf16", "worker.actor.freeze_vision_tower=true",
     "worker.actor.global_batch_size=1", "worker.actor.max_tokens_per_micro_batch=100", "worker.actor.model.enable_gradient_checkpointing=false" } },
+  { name = "compact", dtype = "bf16", args = { "worker.actor.model.dtype=bf16", "worker.actor.optim.state_dtype=int8",
+    "worker.actor.optim.master_weights=false", "worker.actor.grad_dtype=bf16", "worker.actor.max_tokens_per_micro_batch=100" } },
+  { name = "bf16 moments", args = { "worker.actor.optim.state_dtype=bf16" } },
 }
 for _, v in ipairs(variants) do
   local cfg = mini.settings(v.args)

@@ -5,7 +5,7 @@
 --   checkpoint.load(path, vl, opt) -> state            weights and optimizer in place
 --
 -- It is written under global_step_<step>.tmp and renamed; the file DONE is written last, and a folder without it does not
--- count. Resuming gives the same bits as not having stopped (f32 weights, moments and step counts are all there).
+-- count. Resuming gives the same bits as not having stopped (weights, moments, masters and step counts are all there).
 
 local cjson = require "cjson"
 local safetensors = require "segzero.safetensors"
@@ -55,13 +55,20 @@ local function with(tensors, f)
   if not ok then error(why, 0) end
 end
 
--- Every tensor of `into` from the saved one of its name and shape; all are looked at before the first is changed.
-local function fill(path, into, saved)
+-- Whether every tensor of `into` has a saved one of its name and shape; same: and of its dtype.
+local function compare(path, into, saved, same)
   for name, t in pairs(into) do
     if not saved[name] then error(("checkpoint %s: missing %s"):format(path, name), 0) end
     local has, want = table.concat(saved[name]:shape(), ", "), table.concat(t:shape(), ", ")
     if has ~= want then error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name, has, want), 0) end
+    if same and saved[name]:dtype() ~= t:dtype() then
+      error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was another one"):format(path, name, saved[name]:dtype(),
+        t:dtype()), 0)
+    end
   end
+end
+
+local function copy(into, saved)
   for name, t in pairs(into) do t:copy_(saved[name]) end
 end
 
@@ -73,15 +80,18 @@ function M.load(path, vl, opt)
   if type(state) ~= "table" or type(state.global_step) ~= "number" then
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end
-  with(safetensors.load_folder(path), function(saved)
-    fill(path, vl:parameters(), saved)
-  end)
-  if opt then
-    with(safetensors.load(path .. "/optimizer.safetensors"), function(saved)
-      fill(path .. "/optimizer.safetensors", opt:state(), saved)
-      opt:set_steps(state.optimizer_steps)
+  -- All is looked at before anything is changed.
+  with(safetensors.load_folder(path), function(weights)
+    compare(path, vl:parameters(), weights)
+    with(opt and safetensors.load(path .. "/optimizer.safetensors") or {}, function(saved)
+      if opt then
+        compare(path .. "/optimizer.safetensors", opt:state(), saved, true)
+        copy(opt:state(), saved)
+        opt:set_steps(state.optimizer_steps)
+      end
+      copy(vl:parameters(), weights)
     end)
-  end
+  end)
   return state
 end
 

@@ -181,6 +181,20 @@ function M.random(json, opts)
   return vl
 end
 
+-- The model of a folder with no memory behind its weights: for counting (plan.lua). Only config.json is read.
+function M.void(dir, dtype)
+  local vl = new(M.read_json(dir .. "/config.json"), dtype)
+  vl.dir = dir
+  local shape = ffi.new("int64_t[6]")
+  for _, w in ipairs(vl.weights) do
+    for i, n in ipairs(w.shape) do shape[i - 1] = n end
+    local t = tensor.wrap(check(C.sz_tensor_void(tensor.dtype_code(vl.dtype), #w.shape, shape)))
+    check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
+    t:free()
+  end
+  return vl
+end
+
 methods.parameters = weights.parameters
 methods.train = weights.train
 

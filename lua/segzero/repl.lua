@@ -30,6 +30,7 @@ Type Lua. An expression prints its value; `_` is the last value. Unfinished inpu
   vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {n=8}), vl:logprobs(inp, ids)
   img = sz.image.load(p)  a picture; img:resize(w, h, "bicubic"), img:totensor()
   reward = require "rewards.seg_strict"
+  plan = require("segzero.plan").main {"recipes/refcocog_grpo.lua"}      what memory a run takes (also: ./segzero plan RECIPE ...)
   dofile "mine.lua"       run a file
   help                    this text
 Ctrl-C stops what runs or drops the line; Ctrl-D on an empty line leaves.]]

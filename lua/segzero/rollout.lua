@@ -196,6 +196,34 @@ function M.cache(vl, rows)
   return vl.cache
 end
 
+M.max_cache_rows = DEFAULTS.max_cache_rows
+
+-- Gives the cache's pages back to the system: an update that follows has the memory. The next generate() takes them again.
+function M.rest(vl)
+  if vl.cache then C.sz_cache_clear(vl.cache) end
+end
+
+-- For plans (sz_count_only): what sampling runs, once: the longest stream of prompts, the first tokens, and one token of every answer.
+function M.count(vl, input, prompts, n)
+  local length = #input.input_ids
+  local together = math.max(1, math.min(prompts, math.floor(PREFILL_TOKENS / length)))
+  local groups, running = {}, {}
+  for i = 1, together do groups[i] = { input = input, first_row = (i - 1) * length } end
+  local cache = ffi.gc(check(C.sz_qwen_cache(vl.c, together * length + 1)), C.sz_cache_free)
+  local hidden = prefill(vl, groups, cache)
+  for i = 1, prompts * n do running[i] = { ids = { 0 }, prompt = groups[1], room = together * length } end
+  tensor.step(function()
+    local which, w = pack.ints(prompts * n)
+    for i = 0, prompts * n - 1 do w[i] = 0 end
+    for _, h in ipairs(hidden) do
+      vl:logits(h):gather_rows(which)
+      h:free()
+    end
+  end)
+  tensor.step(function() vl:logits(decode(vl, running, cache)) end)
+  C.sz_cache_free(ffi.gc(cache, nil))
+end
+
 function M.generate(vl, inputs, options)
   local opts = {}
   for k, v in pairs(DEFAULTS) do opts[k] = v end

@@ -44,11 +44,15 @@ function M.new(opts)
   local actor = t.config.worker.actor
   t.parameters = t.policy:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
   t.optimizer = optim.adamw(t.parameters, { lr = actor.optim.lr, betas = { actor.optim.beta1, actor.optim.beta2 }, eps = actor.optim.eps,
-    weight_decay = actor.optim.weight_decay, max_grad_norm = actor.max_grad_norm })
+    weight_decay = actor.optim.weight_decay, max_grad_norm = actor.max_grad_norm, state_dtype = actor.optim.state_dtype,
+    master_weights = actor.optim.master_weights, grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil })
   t.global_step = 0
   t.log = log.open(t.folder)
   return t
 end
+
+-- Without optimizer, data and folder: what counting a step takes (plan.lua).
+function M.bare(opts) return setmetatable(opts, mt) end
 
 -- ---- rows ----
 -- The rows of step s: epochs are shuffled by data.seed, the last incomplete batch of an epoch is dropped.
@@ -190,6 +194,7 @@ function methods:rollout(rows)
   end
   local answers = rollout.generate(self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
     max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids })
+  rollout.rest(self.policy)
   local groups = {}
   for i, row in ipairs(rows) do groups[i] = { row = row, input = row.input, samples = answers[i] } end
   return groups
@@ -233,16 +238,18 @@ local function micro_batches(groups, max_tokens)
   end
   return parts
 end
+M.micro_batches = micro_batches
 
 -- Log-probabilities and entropies of every answer token of some groups: one pass over each prompt.
-local function log_probs(model, groups, temperature, recompute)
+local function log_probs(model, groups, temperature, recompute, frozen)
   local packed, inputs = {}, {}
   for i, g in ipairs(groups) do
     packed[i], inputs[i] = { input = g.input, answers = {} }, g.input
     for k, a in ipairs(g.samples) do packed[i].answers[k] = a.ids end
   end
   local stream = pack.stream(packed, model.image_token_id)
-  local features = model:vision(inputs, { recompute = recompute })
+  -- A frozen tower is not recorded: recomputing it would find nothing to give a gradient to.
+  local features = frozen and tensor.no_grad(model.vision, model, inputs) or not frozen and model:vision(inputs, { recompute = recompute }) or nil
   return model:logprob_of(model:hidden(stream, features, { rows = stream.rows, recompute = recompute }), stream.targets, temperature)
 end
 
@@ -268,7 +275,7 @@ function methods:accumulate(groups, totals)
     local old, advantages, weights = tensor.new(old_values), loss_terms.spread(runs.advantage), loss_terms.spread(runs.weight)
     local reference = self:reference_log_probs(groups, temperature)
 
-    local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing)
+    local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing, actor.freeze_vision_tower)
     local policy, ratio = loss_terms.policy(lp, old, advantages, actor.clip_ratio, actor.clip_ratio)
     local policy_loss, entropy_mean = (policy * weights):sum(), (entropy * weights):sum()
     local loss = policy_loss - entropy_mean * actor.entropy_coeff
@@ -342,7 +349,7 @@ function methods:record(step, groups)
   for _, g in ipairs(groups) do
     for i, a in ipairs(g.samples) do
       self.log:rollout { step = step, row = g.row.id, problem = g.row.problem, solution = g.row.solution, answer = i, text = a.text,
-        reward = a.score, parts = a.parts, advantage = a.advantage, finish = a.finish }
+        reward = a.score, parts = a.parts, advantage = a.advantage, finish = a.finish, ids = a.ids, logprobs = a.logprobs }
     end
   end
 end
@@ -391,6 +398,7 @@ function methods:evaluate(keep)
     end
     release(rows)
   end
+  rollout.rest(self.policy)
   if readable > 0 then self.ceiling = ceiling / n end
   return total / n, sums, records, with_masks and sum / n or nil
 end

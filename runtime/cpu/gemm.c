@@ -9,9 +9,8 @@
 #include <dnnl.h>
 
 /* bf16 rows to f32, contiguous. */
-static float *widen(const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
+static float *widen_to(float *dst, const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
 {
-    float *dst = sz_scratch((size_t)(rows * cols) * sizeof *dst);
     if (!dst) return NULL;
     #pragma omp parallel for schedule(static) if (rows * cols > 32768)
     for (int64_t r = 0; r < rows; r++) {
@@ -20,6 +19,11 @@ static float *widen(const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
         for (int64_t i = 0; i < cols; i++) out[i] = (uint32_t)in[i] << 16;
     }
     return dst;
+}
+
+static float *widen(const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
+{
+    return widen_to(sz_scratch((size_t)(rows * cols) * sizeof(float)), src, rows, cols, ld);
 }
 
 /* ---- few rows: y[i, j] = x[i] . w[j] for m <= FEW rows of x, one pass over w from memory ----
@@ -214,6 +218,35 @@ static bool native_bf16(void)
     return known;
 }
 
+/* Columns of a wide B that are widened at one time: 64 MB of it. The table of a vocabulary would be over a GB. */
+static int64_t slab_columns(int64_t n, int64_t k)
+{
+    const int64_t columns = ((16 << 20) / k + 15) / 16 * 16;
+    return columns < n ? columns : n;
+}
+
+/* sz_gemm where bf16 is widened first. */
+static int widened(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t ldb,
+                   float beta, float *c, int64_t ldc)
+{
+    const int64_t acols = ta ? m : k, slab = slab_columns(n, k);
+    const float *wa = widen(a, ta ? k : m, acols, lda);
+    float *wb = wa ? sz_scratch((size_t)(slab * k) * sizeof *wb) : NULL;
+    if (!wb) return -1;
+    for (int64_t j = 0; j < n; j += slab) {
+        int64_t width = n - j < slab ? n - j : slab;
+        widen_to(wb, b + (tb ? j * ldb : j), tb ? width : k, tb ? k : width, ldb);
+        if (sz_gemm(ta, tb, m, width, k, wa, acols, wb, tb ? k : width, SZ_F32, beta, c + j, ldc)) return -1;
+    }
+    return 0;
+}
+
+int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype)
+{
+    if (dtype == SZ_F32 || native_bf16()) return 0;
+    return 4 * k * (m + (m <= FEW ? 0 : slab_columns(n, k)));
+}
+
 int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb,
             int dtype, float beta, float *c, int64_t ldc)
 {
@@ -222,26 +255,31 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
         for (int64_t i = 0; i < m && beta == 0; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
         return 0;
     }
-    if (!ta && tb && m <= FEW) return few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
-    if (dtype == SZ_BF16 && !native_bf16()) {
-        int64_t arows = ta ? k : m, acols = ta ? m : k, brows = tb ? n : k, bcols = tb ? k : n;
-        const float *wa = widen(a, arows, acols, lda), *wb = wa ? widen(b, brows, bcols, ldb) : NULL;
-        return wb ? sz_gemm(ta, tb, m, n, k, wa, acols, wb, bcols, SZ_F32, beta, c, ldc) : -1;
+    if (dtype == SZ_BF16 && ((!ta && tb && m <= FEW) || !native_bf16())) {
+        const sz_scratch_state before = sz_scratch_save();      /* a kernel may come here for each of many chunks */
+        int rc = !ta && tb && m <= FEW ? few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc)
+                                       : widened(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
+        sz_scratch_restore(before);
+        return rc;
     }
+    if (!ta && tb && m <= FEW) return few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
     if (dtype == SZ_BF16 || (!ta && tb)) return primitive(ta, tb, m, n, k, a, lda, b, ldb, dtype, beta, NULL, false, c, ldc);
     return dnnl_check(dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc), "sgemm");
 }
 
 int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype, const float *bias, bool gelu, float *y, int64_t ldy)
 {
-    bool widened = dtype == SZ_BF16 && !native_bf16();
+    bool wide = dtype == SZ_BF16 && !native_bf16();
     if (bias && n > FEW && m > 0 && k > 0) {
-        if (widened) {
+        const sz_scratch_state before = sz_scratch_save();
+        if (wide) {
             x = widen(x, n, k, k);
             w = x ? widen(w, m, k, k) : NULL;
             if (!w) return -1;
         }
-        return primitive(false, true, n, m, k, x, k, w, k, widened ? SZ_F32 : dtype, 0, bias, gelu, y, ldy) == 0 ? gelu : -1;
+        int rc = primitive(false, true, n, m, k, x, k, w, k, wide ? SZ_F32 : dtype, 0, bias, gelu, y, ldy);
+        sz_scratch_restore(before);
+        return rc == 0 ? gelu : -1;
     }
     for (int64_t r = 0; bias && r < n; r++) memcpy(y + r * ldy, bias, (size_t)m * sizeof *bias);
     return sz_gemm(false, true, n, m, k, x, k, w, k, dtype, bias ? 1 : 0, y, ldy);

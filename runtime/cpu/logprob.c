@@ -6,7 +6,7 @@
 #include "vecmath.h"
 #include <math.h>
 
-enum { CHUNK = 128 };
+enum { CHUNK = SZ_LOGPROB_ROWS };
 
 static float *chunk_logits(const sz_tensor *x, const sz_tensor *w, int64_t first, int64_t rows, float *z)
 {

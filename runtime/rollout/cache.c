@@ -11,6 +11,7 @@ struct sz_cache {
 #pragma GCC visibility push(default)
 void sz_cache_free(sz_cache *c);
 int64_t sz_cache_rows(const sz_cache *c);
+void sz_cache_clear(sz_cache *c);
 #pragma GCC visibility pop
 
 sz_cache *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype)
@@ -32,6 +33,11 @@ void sz_cache_free(sz_cache *c)
     if (!c) return;
     for (int i = 0; i < 2 * c->layers; i++) sz_tensor_release(c->kv[i]);
     free(c);
+}
+
+void sz_cache_clear(sz_cache *c)
+{
+    for (int i = 0; i < 2 * c->layers; i++) sz_zero_pages(c->kv[i]->data, sz_bytes(c->kv[i]));
 }
 
 int64_t    sz_cache_rows(const sz_cache *c) { return c->rows; }
