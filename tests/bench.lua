@@ -29,8 +29,8 @@ local rollout = require "segzero.rollout"
 
 local C = core.C
 
-local opts = { dtype = "f32", only = "prefill,vision,train,recompute,start", train_timed = "2" }
-local known = { dtype = true, only = true, threads = true, clock = true, python = true, train_timed = true }
+local opts = { dtype = "f32", only = "prefill,vision,train,recompute,start", train_timed = "2", model = core.root .. "/tests/bench_model.json" }
+local known = { model = true, dtype = true, only = true, threads = true, clock = true, python = true, train_timed = true }
 for _, word in ipairs(arg) do
   local key, v = word:match "^([%w_]+)=(.*)$"
   if not known[key] then error("bench: unknown option " .. word, 0) end
@@ -41,6 +41,8 @@ for name in opts.only:gmatch "[%w_]+" do wanted[name] = true end
 
 local spec = model.read_json(core.root .. "/tests/bench_model.json")
 local work = spec.work
+local folder = not opts.model:match "%.json$" and opts.model
+local cfg = folder and model.read_json(folder .. "/config.json") or model.read_json(opts.model).model
 local threads = tonumber(opts.threads) or work.threads
 C.sz_set_threads(threads)
 
@@ -102,7 +104,6 @@ local function flop_limit()
 end
 
 -- ---- operations and bytes ----
-local cfg = spec.model
 local vis = cfg.vision_config
 local q_width = cfg.hidden_size
 local kv_width = cfg.hidden_size / cfg.num_attention_heads * cfg.num_key_value_heads
@@ -119,7 +120,7 @@ local function vision_flops(h, w)
   local full = #vis.fullatt_block_indexes
   local pairs_seen = full * patches ^ 2 + (vis.depth - full) * windowed
   local wide = vis.hidden_size * unit
-  local embed = 2 * patches * vis.in_channels * vis.temporal_patch_size * vis.patch_size ^ 2 * vis.hidden_size
+  local embed = 2 * patches * 3 * vis.temporal_patch_size * vis.patch_size ^ 2 * vis.hidden_size
   local blocks = vis.depth * 2 * patches * (4 * vis.hidden_size ^ 2 + 3 * vis.hidden_size * vis.intermediate_size)
   return embed + blocks + 4 * vis.hidden_size * pairs_seen + 2 * patches / unit * wide * (wide + vis.out_hidden_size)
 end
@@ -159,13 +160,13 @@ local function make_input()
       next_position = next_position + 1
     end
   end
-  local pixels = tensor.empty { grid_h * grid_w, vis.in_channels * vis.temporal_patch_size * vis.patch_size ^ 2 }
+  local pixels = tensor.empty { grid_h * grid_w, 3 * vis.temporal_patch_size * vis.patch_size ^ 2 }
   core.check(C.sz_random_normal_(pixels.ptr, 2, 0, 0, 1))
   return { input_ids = ids, position_ids = positions, next_position = next_position, pixel_values = pixels,
     image_grid_thw = { { 1, grid_h, grid_w } } }
 end
 
-local vl = model.random(cfg, { dtype = opts.dtype, seed = 1 })
+local vl = folder and model.qwen_vl(folder, { dtype = opts.dtype }) or model.random(cfg, { dtype = opts.dtype, seed = 1 })
 local input = make_input()
 local prompt = #input.input_ids
 local answers, answer_tokens = work.answers, work.answer_tokens

@@ -166,7 +166,7 @@ static int few_rows(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx,
     const int64_t padded = (k + BLOCK_K - 1) / BLOCK_K * BLOCK_K, chunks = (n + CHUNK_W - 1) / CHUNK_W;
     const float *in = lay_out(x, m, k, ldx, dtype, padded);
     if (!in) return -1;
-    #pragma omp parallel for schedule(static) if (n * k > 16384)
+    #pragma omp parallel for schedule(dynamic, 4) if (n * k > 16384)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         int64_t j = chunk * CHUNK_W, rows = n - j < CHUNK_W ? n - j : CHUNK_W;
         for (int64_t i = 0; i < m; i += ROWS_X)
