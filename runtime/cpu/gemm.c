@@ -30,7 +30,7 @@ static float *widen(const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
  *
  * A vector of 32-bit words holds two bf16 weights in each lane: the even columns after a shift, the odd ones after a mask. x is
  * laid out for that: f32, of each BLOCK_K columns the even ones first (in order for f32 weights), zeros up to whole blocks. */
-enum { FEW = 16, FEW_BF16 = 64, CHUNK_W = 24, ROWS_X = 8, BLOCK_K = 2 * SZ_LANES, PANEL_FLOATS = 4096 };
+enum { FEW = 16, FEW_BF16 = 96, CHUNK_W = 24, ROWS_X = 8, BLOCK_K = 2 * SZ_LANES, PANEL_FLOATS = 4096 };
 
 typedef uint32_t word_vec __attribute__((vector_size(4 * SZ_LANES)));
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(2), may_alias));
