@@ -168,6 +168,7 @@ do-run: all
 	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
 do-bench: all
 	@./$(HOST) $(SCRIPT_BENCH) $(if $(PYTHON),python=$(PYTHON)) $(ARGS)
+	@for d in bf16 int8; do ./$(HOST) $(SCRIPT_BENCH) model=tests/bench_wide.json dtype=$$d only=prefill || exit 1; done
 	@./$(HOST) $(SCRIPT_BENCH_SAM2) $(if $(PYTHON),python=$(PYTHON))
 do-pretrain: all
 	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)

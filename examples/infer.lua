@@ -14,7 +14,7 @@
 --   multi                 several objects in one answer: VisionReasoner's prompt and answers
 --   frame                 side of the square, in pixels, that the picture is resized to (default: segzero_frame of the
 --                         folder's config.json, else 840 as Seg-Zero)
---   dtype, device         f32 or bf16 (default: the folder's torch_dtype); as in sz.qwen_vl
+--   dtype, device         f32, bf16 or int8 (default: the folder's torch_dtype); as in sz.qwen_vl
 --   max_new_tokens, temperature, seed, repetition_penalty (default: the folder's generation_config.json)
 --
 -- The way of Seg-Zero's inference script: RGB, resized with Pillow's bilinear filter, its prompt, greedy decoding, its
@@ -103,7 +103,7 @@ local function check_options(o)
   expect(o, "seed", whole(0), "a whole number")
   expect(o, "temperature", function(v) return v >= 0 and v < math.huge end, "a number from 0")
   expect(o, "repetition_penalty", function(v) return v > 0 and v < math.huge end, "a number over 0")
-  expect(o, "dtype", function(v) return v == "f32" or v == "bf16" end, "f32 or bf16")
+  expect(o, "dtype", function(v) return v == "f32" or v == "bf16" or v == "int8" end, "f32, bf16 or int8")
 end
 
 -- Checked before any weight is read: a long run must not end at a folder that is not there.

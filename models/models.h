@@ -37,6 +37,10 @@ int         sz_qwen_weight_shape(const sz_qwen *m, int i, int64_t shape[6]);   /
 int         sz_qwen_weight_set(sz_qwen *m, int i, sz_tensor *t);            /* checks the shape; retains t */
 sz_tensor  *sz_qwen_weight(sz_qwen *m, int i);                              /* borrowed; NULL when not set */
 
+/* Brings the language model's linear layers to 8 bits, for inference, and lets go of what they were; the logits are computed
+ * with 8 bits too. Embeddings, norms, biases and the tower stay. Not inside a scope. */
+int         sz_qwen_quantize(sz_qwen *m);
+
 /* pixel_values [patches, channels * temporal * patch^2] (f32, in merge-block order), grids i32 [pictures, 3] = (t, h, w) in
  * patches -> features [patches / merge^2, hidden] in the order of the picture tokens. recompute: keep only block inputs
  * for the backward pass. */

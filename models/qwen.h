@@ -9,8 +9,12 @@ typedef struct {
     sz_tensor *norm1, *norm1_b, *norm2, *norm2_b, *qkv_w, *qkv_b, *proj_w, *proj_b, *gate_w, *gate_b, *up_w, *up_b, *down_w, *down_b;
 } qwen_block;
 
+/* Up to three linear layers side by side in 8 bits (op quantize_int8); all NULL in a model that is not quantised. */
+typedef struct { sz_tensor *q, *scale, *bias; int64_t rows; } qwen_int8;
+
 typedef struct {
     sz_tensor *norm1, *norm2, *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *o_w, *gate_w, *up_w, *down_w;
+    qwen_int8 qkv, o, gate_up, down;
 } qwen_layer;
 
 typedef struct {
@@ -26,9 +30,14 @@ struct sz_qwen {
     sz_tensor *embed, *norm, *lm_head;
     qwen_block *blocks;
     qwen_layer *layers;
+    qwen_int8 head;                     /* of the logits; embed (or lm_head) stays for the log-probabilities */
     qwen_weight *weights;
     int weight_count;
+    bool quantized;                     /* the layers' linear weights are gone */
 };
+
+/* x through the weights w (w[1], w[2] may be NULL) side by side, or through their 8-bit form. */
+sz_tensor *qwen_linear(sz_tensor *x, const qwen_int8 *packed, sz_tensor *w[3], sz_tensor *b[3]);
 
 /* Every weight set? NULL slots are named in the message. */
 int qwen_check(const sz_qwen *m);

@@ -116,10 +116,25 @@ sz_qwen *sz_qwen_new(const sz_qwen_config *config)
     return m;
 }
 
+static void release_int8(qwen_int8 *p)
+{
+    sz_tensor_release(p->q);
+    sz_tensor_release(p->scale);
+    sz_tensor_release(p->bias);
+}
+
 void sz_qwen_free(sz_qwen *m)
 {
     if (!m) return;
     for (int i = 0; i < m->weight_count; i++) sz_tensor_release(*m->weights[i].slot);
+    for (int i = 0; m->layers && i < m->config.layers; i++) {
+        qwen_layer *l = &m->layers[i];
+        release_int8(&l->qkv);
+        release_int8(&l->o);
+        release_int8(&l->gate_up);
+        release_int8(&l->down);
+    }
+    release_int8(&m->head);
     free(m->blocks);
     free(m->layers);
     free(m->weights);
@@ -129,7 +144,11 @@ void sz_qwen_free(sz_qwen *m)
 int sz_qwen_weight_count(const sz_qwen *m) { return m->weight_count; }
 static bool is_weight(const sz_qwen *m, int i) { return i >= 0 && i < m->weight_count; }
 const char *sz_qwen_weight_name(const sz_qwen *m, int i) { return is_weight(m, i) ? m->weights[i].name : sz_null("there is no weight %d", i); }
-sz_tensor *sz_qwen_weight(sz_qwen *m, int i) { return is_weight(m, i) ? *m->weights[i].slot : sz_null("there is no weight %d", i); }
+sz_tensor *sz_qwen_weight(sz_qwen *m, int i)
+{
+    if (!is_weight(m, i)) return sz_null("there is no weight %d", i);
+    return *m->weights[i].slot ? *m->weights[i].slot : sz_null(m->quantized ? "%s is held in 8 bits only" : "%s is not set", m->weights[i].name);
+}
 
 int sz_qwen_weight_shape(const sz_qwen *m, int i, int64_t shape[6])
 {
@@ -152,9 +171,52 @@ int sz_qwen_weight_set(sz_qwen *m, int i, sz_tensor *t)
 
 int qwen_check(const sz_qwen *m)
 {
-    for (int i = 0; i < m->weight_count; i++)
+    for (int i = 0; i < m->weight_count && !m->quantized; i++)
         if (!*m->weights[i].slot) return sz_fail("the model has no weight %s", m->weights[i].name);
     return 0;
+}
+
+/* ---- 8 bits ---- */
+sz_tensor *qwen_linear(sz_tensor *x, const qwen_int8 *packed, sz_tensor *w[3], sz_tensor *b[3])
+{
+    if (packed->q) return sz_linear_int8(x, packed->q, packed->scale, packed->bias, packed->rows, false);
+    return x ? sz_linear_cat(x, w, b) : NULL;
+}
+
+static int quantize(qwen_int8 *p, sz_tensor *w[3], sz_tensor *b[3])
+{
+    if (sz_quantize_int8(w, &p->q, &p->scale) != 0) return -1;
+    for (int i = 0; i < 3 && w[i]; i++) p->rows += w[i]->shape[0];
+    if (!b[0]) return 0;
+    p->bias = sz_new1(b[0]->dtype, p->rows);
+    size_t at = 0;
+    for (int i = 0; p->bias && i < 3 && b[i]; i++, at += sz_bytes(b[i - 1])) memcpy((char *)p->bias->data + at, b[i]->data, sz_bytes(b[i]));
+    return p->bias ? 0 : -1;
+}
+
+int sz_qwen_quantize(sz_qwen *m)
+{
+    if (qwen_check(m) != 0) return -1;
+    if (m->quantized) return sz_fail("the model is in 8 bits already");
+    if (sz_scope_depth() > 0) return sz_fail("a model is not quantised inside a step");
+    sz_tensor *none[3] = { 0 };
+    sz_tensor *embed = m->config.tied ? m->embed : m->lm_head;
+    int rc = quantize(&m->head, (sz_tensor *[3]){ embed }, none);
+    for (int i = 0; rc == 0 && i < m->config.layers; i++) {
+        qwen_layer *l = &m->layers[i];
+        rc = quantize(&l->qkv, (sz_tensor *[3]){ l->q_w, l->k_w, l->v_w }, (sz_tensor *[3]){ l->q_b, l->k_b, l->v_b });
+        if (rc == 0) rc = quantize(&l->o, (sz_tensor *[3]){ l->o_w }, none);
+        if (rc == 0) rc = quantize(&l->gate_up, (sz_tensor *[3]){ l->gate_w, l->up_w }, none);
+        if (rc == 0) rc = quantize(&l->down, (sz_tensor *[3]){ l->down_w }, none);
+        if (rc != 0) return rc;
+        m->quantized = true;
+        sz_tensor **gone[] = { &l->q_w, &l->k_w, &l->v_w, &l->q_b, &l->k_b, &l->v_b, &l->o_w, &l->gate_w, &l->up_w, &l->down_w };
+        for (size_t k = 0; k < sizeof gone / sizeof *gone; k++) {
+            sz_tensor_release(*gone[k]);
+            *gone[k] = NULL;
+        }
+    }
+    return rc;
 }
 
 static sz_tensor *head(const sz_qwen *m) { return m->config.tied ? m->embed : m->lm_head; }
@@ -163,6 +225,7 @@ sz_tensor *sz_qwen_logits(sz_qwen *m, sz_tensor *hidden)
 {
     if (!hidden) return NULL;
     /* Unrounded, as the log-probabilities of training are: in bf16 the sampler would otherwise be off by a percent. */
+    if (m->head.q) return sz_linear_int8(hidden, m->head.q, m->head.scale, NULL, m->head.rows, true);
     if (!sz_grad_enabled()) return sz_linear_wide(hidden, head(m));
     sz_tensor *logits = sz_linear(hidden, head(m), NULL);
     if (!logits || logits->dtype == SZ_F32) return logits;

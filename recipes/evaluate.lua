@@ -83,7 +83,7 @@ local function settings(args)
   whole(cfg, "part", 0)
   if cfg.part >= cfg.parts then error(("part is %d: parts=%d has the parts 0 to %d"):format(cfg.part, cfg.parts, cfg.parts - 1), 0) end
   choice(cfg, "split", { "train", "heldout" })
-  if cfg.dtype then choice(cfg, "dtype", { "f32", "bf16" }) end
+  if cfg.dtype then choice(cfg, "dtype", { "f32", "bf16", "int8" }) end
   choice(cfg, "sam2_dtype", { "f32", "bf16" })
   if cfg.repetition_penalty and cfg.repetition_penalty <= 0 then error("repetition_penalty must be above 0", 0) end
   if #cfg.merge > 0 or #cfg.compare > 0 then return cfg, given end

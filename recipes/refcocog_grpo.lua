@@ -41,6 +41,7 @@ M.defaults = {
       optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0,
         state_dtype = "f32", master_weights = true },
     },
+    ref = { model = { dtype = config.optional "string" } },       -- null: as the policy; int8 halves its memory
     rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1 },
     reward = { reward_type = "function", compute_score = "seg_strict",        -- a name in rewards/, or a file that returns a function
       sam2_path = "" },
@@ -157,6 +158,7 @@ function M.settings(args)
   check_choice(cfg, "worker.actor.model.dtype", { "f32", "bf16" })
   check_choice(cfg, "worker.actor.optim.state_dtype", { "f32", "bf16", "int8" })
   check_choice(cfg, "worker.actor.grad_dtype", { "f32", "bf16" })
+  if cfg.worker.ref.model.dtype then check_choice(cfg, "worker.ref.model.dtype", { "f32", "bf16", "int8" }) end
   check_choice(cfg, "worker.reward.reward_type", { "function" })
   if cfg.worker.actor.ppo_epochs ~= 1 then error("worker.actor.ppo_epochs is " .. cfg.worker.actor.ppo_epochs .. ", only 1 is supported", 0) end
   if cfg.algorithm.kl_coef ~= 0 then error("algorithm.kl_coef is " .. cfg.algorithm.kl_coef .. ": the KL term is in the loss here (worker.actor.kl_loss_coef)", 0) end
@@ -209,7 +211,8 @@ function M.run(args, overrides)
   local processor = policy:processor()
   policy:tokenizer()                                      -- what is missing is said before the run folder is made
   processor.min_pixels, processor.max_pixels = d.min_pixels, d.max_pixels
-  local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0 and sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype }) or nil
+  local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0
+    and sz.qwen_vl(actor.model.model_path, { dtype = cfg.worker.ref.model.dtype or actor.model.dtype }) or nil
 
   local sam2 = cfg.worker.reward.sam2_path
   local segmenter = sam2 ~= "" and segment.new(sz.sam2(sam2)) or nil

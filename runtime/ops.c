@@ -448,6 +448,30 @@ static int sz_shape_linear_wide(sz_call *c)
     return out0(c, with_cols(c->in[0], SZ_F32, m));
 }
 
+static int sz_shape_quantize_int8(sz_call *c)
+{
+    int64_t rows = 0, k = 0;
+    for (int i = 0; i < 3 && c->in[i]; i++) {
+        const sz_tensor *w = c->in[i];
+        REQUIRE(floating(w) && w->ndim == 2 && w->shape[0] > 0 && w->shape[1] > 0 && w->shape[1] == c->in[0]->shape[1] && w->dtype == c->in[0]->dtype,
+                "takes weights [m, k] with one k and dtype");
+        rows += w->shape[0], k = w->shape[1];
+    }
+    REQUIRE(rows > 0, "takes weights [m, k]");
+    c->out[1] = sz_tensor_new(SZ_F32, 3, (int64_t[]){ (rows + 15) / 16, (k + 127) / 128, 16 }, c->in[0]->device);
+    return out0(c, sz_tensor_new(SZ_U8, 3, (int64_t[]){ (rows + 15) / 16, (k + 3) / 4, 64 }, c->in[0]->device)) == 0 && c->out[1] ? 0 : -1;
+}
+
+static int sz_shape_linear_int8(sz_call *c)
+{
+    const sz_tensor *x = c->in[0], *q = c->in[1], *s = c->in[2], *b = c->in[3];
+    REQUIRE(floating(x) && x->ndim >= 1 && q && q->dtype == SZ_U8 && q->ndim == 3 && s && s->dtype == SZ_F32 && s->ndim == 3, "takes x, and q and scale of quantize_int8");
+    int64_t k = sz_cols(x), m = (int64_t)c->args[0];
+    REQUIRE(m > 0 && q->shape[0] == (m + 15) / 16 && q->shape[1] == (k + 3) / 4 && q->shape[2] == 64 && s->shape[0] == q->shape[0] && s->shape[1] == (k + 127) / 128
+            && s->shape[2] == 16 && (!b || (floating(b) && b->numel == m)), "q and scale must be those of a weight [m, k], the bias [m]");
+    return out0(c, with_cols(x, c->args[1] != 0 ? SZ_F32 : x->dtype, m));
+}
+
 static int sz_shape_linear_cat(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim >= 1 && c->in[1], "takes x, weights and biases");
@@ -713,6 +737,19 @@ sz_tensor *sz_conv_transpose2d(sz_tensor *x, sz_tensor *w, sz_tensor *b, int str
 sz_tensor *sz_resize(sz_tensor *x, int64_t height, int64_t width, int mode)
 {
     return apply(SZ_OP_resize, 1, (sz_call){ .in = { x }, .args = { (double)height, (double)width, mode } });
+}
+
+int sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale)
+{
+    sz_call c = { .in = { w[0], w[1], w[2] } };
+    if (!w[0] || sz_apply(SZ_OP_quantize_int8, &c) != 0) return -1;
+    *q = c.out[0];
+    *scale = c.out[1];
+    return 0;
+}
+sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m, bool wide)
+{
+    return apply(SZ_OP_linear_int8, 3, (sz_call){ .in = { x, q, scale, b }, .args = { (double)m, wide } });
 }
 
 int sz_store_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col)

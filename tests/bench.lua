@@ -1,12 +1,15 @@
 -- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same run.
 --
---   ./segzero tests/bench.lua [dtype=f32|bf16] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [python=PATH] [train_timed=n]
+--   ./segzero tests/bench.lua [model=FILE.json|FOLDER] [dtype=f32|bf16|int8] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [python=PATH] [train_timed=n]
 --
--- The model is tests/bench_model.json with random weights; the prompt is its text around an 840 x 840 picture: 1000 tokens.
+-- The model is tests/bench_model.json with random weights, or that of model=: tests/bench_wide.json has the widths and the
+-- vocabulary of the 3B release and 4 of its layers, 8 of its tower's blocks; a Qwen2.5-VL folder is loaded (SEGZERO_BENCH_MODEL=
+-- names one too). The prompt is bench_model.json's text around an 840 x 840 picture: 1000 tokens.
 -- One JSON object a line: {name, value, unit, limit, ratio}; ratio is the part of the limit that is reached, 1 at best.
 --   matmul_f32, matmul_bf16   GFLOP/s of a [2048, 2048] product through linear: the limit of what computes
 --   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it, if faster: the limit of what reads weights
---   prefill_seconds           picture and prompt into the cache, logits of the last position, one token sampled; best of two
+--   prefill_seconds           picture and prompt into the cache, logits of the last position, one token sampled; best of two;
+--                             with int8 it may pass its limit, which is that of f32 products
 --   decode_1, decode_8        tokens/s after the prompt, all answers together; limit: weights and cache read once a step
 --   vision_seconds            the vision tower alone, forward
 --   train_*                   forward and backward of one group: the prompt once, all answers, every parameter; tokens are the
@@ -29,8 +32,8 @@ local rollout = require "segzero.rollout"
 
 local C = core.C
 
-local opts = { dtype = "f32", only = "prefill,vision,train,recompute,start", train_timed = "2" }
-local known = { dtype = true, only = true, threads = true, clock = true, python = true, train_timed = true }
+local opts = { dtype = "f32", only = "prefill,vision,train,recompute,start", train_timed = "2", model = os.getenv "SEGZERO_BENCH_MODEL" or core.root .. "/tests/bench_model.json" }
+local known = { model = true, dtype = true, only = true, threads = true, clock = true, python = true, train_timed = true }
 for _, word in ipairs(arg) do
   local key, v = word:match "^([%w_]+)=(.*)$"
   if not known[key] then error("bench: unknown option " .. word, 0) end
@@ -41,6 +44,8 @@ for name in opts.only:gmatch "[%w_]+" do wanted[name] = true end
 
 local spec = model.read_json(core.root .. "/tests/bench_model.json")
 local work = spec.work
+local folder = not opts.model:match "%.json$" and opts.model
+local cfg = folder and model.read_json(folder .. "/config.json") or model.read_json(opts.model).model
 local threads = tonumber(opts.threads) or work.threads
 C.sz_set_threads(threads)
 
@@ -98,11 +103,11 @@ end
 -- What the products of this dtype could reach: bf16 is widened where the CPU has no bf16 products.
 local function flop_limit()
   local f32 = matmul_rate("f32", 3)
-  return opts.dtype == "bf16" and math.max(f32, matmul_rate("bf16", 3)) or f32
+  return opts.dtype ~= "f32" and math.max(f32, matmul_rate("bf16", 3)) or f32
 end
 
 -- ---- operations and bytes ----
-local cfg = spec.model
+if cfg.model_type ~= "qwen2_5_vl" then error("bench: only qwen2_5_vl models", 0) end
 local vis = cfg.vision_config
 local q_width = cfg.hidden_size
 local kv_width = cfg.hidden_size / cfg.num_attention_heads * cfg.num_key_value_heads
@@ -119,7 +124,7 @@ local function vision_flops(h, w)
   local full = #vis.fullatt_block_indexes
   local pairs_seen = full * patches ^ 2 + (vis.depth - full) * windowed
   local wide = vis.hidden_size * unit
-  local embed = 2 * patches * vis.in_channels * vis.temporal_patch_size * vis.patch_size ^ 2 * vis.hidden_size
+  local embed = 2 * patches * 3 * vis.temporal_patch_size * vis.patch_size ^ 2 * vis.hidden_size
   local blocks = vis.depth * 2 * patches * (4 * vis.hidden_size ^ 2 + 3 * vis.hidden_size * vis.intermediate_size)
   return embed + blocks + 4 * vis.hidden_size * pairs_seen + 2 * patches / unit * wide * (wide + vis.out_hidden_size)
 end
@@ -159,13 +164,13 @@ local function make_input()
       next_position = next_position + 1
     end
   end
-  local pixels = tensor.empty { grid_h * grid_w, vis.in_channels * vis.temporal_patch_size * vis.patch_size ^ 2 }
+  local pixels = tensor.empty { grid_h * grid_w, 3 * vis.temporal_patch_size * vis.patch_size ^ 2 }
   core.check(C.sz_random_normal_(pixels.ptr, 2, 0, 0, 1))
   return { input_ids = ids, position_ids = positions, next_position = next_position, pixel_values = pixels,
     image_grid_thw = { { 1, grid_h, grid_w } } }
 end
 
-local vl = model.random(cfg, { dtype = opts.dtype, seed = 1 })
+local vl = folder and model.qwen_vl(folder, { dtype = opts.dtype }) or model.random(cfg, { dtype = opts.dtype, seed = 1 })
 local input = make_input()
 local prompt = #input.input_ids
 local answers, answer_tokens = work.answers, work.answer_tokens
@@ -185,8 +190,9 @@ end
 
 local function bench_prefill()
   local rate = flop_limit()
-  local size = opts.dtype == "bf16" and 2 or 4
-  local weight_bytes = size * (cfg.num_hidden_layers * layer_weights + head_weights)
+  local size = opts.dtype == "f32" and 4 or 2
+  local weight_size = opts.dtype == "int8" and 1 + 4 / 128 or size       -- a scale for each 128 weights
+  local weight_bytes = weight_size * (cfg.num_hidden_layers * layer_weights + head_weights)
   local flops = vision_flops(grid_h, grid_w) + text_flops(prompt, causal_pairs(prompt, 0), 1)
   generate(1)                                      -- warms up: pages, primitives, compiled Lua
   local bandwidth = read_rate(2)

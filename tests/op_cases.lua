@@ -37,6 +37,10 @@ function M.generator(dtype)
     made[#made + 1] = t
     return t
   end
+  function g.keeps(...)
+    for i = 1, select("#", ...) do g.keep((select(i, ...))) end
+    return ...
+  end
   function g.free()
     for i = #made, 1, -1 do made[i]:free() end
     made = {}
@@ -631,6 +635,37 @@ cases.linear_cat = {
   end,
   bench = function(g)
     return {inputs = {g.normal({1024, 2048}), g.normal({2048, 2048}), g.normal({256, 2048}), g.normal({256, 2048})}, flops = 2 * 1024 * 2048 * 2560}
+  end,
+}
+-- Rows and columns around the blocks of 16 and 12, columns around the groups of 128 and words of 4; a group of zeros.
+local QUANTIZED = {{1, 1, 1}, {3, 17, 5}, {12, 130, 31}, {13, 257, 65}, {5, 128, 129}, {27, 384, 48}}
+cases.quantize_int8 = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(QUANTIZED) do
+      list[#list + 1] = {inputs = {g.normal({s[3], s[2]}), g.normal({3, s[2]}), g.normal({17, s[2]})}}
+      list[#list + 1] = {inputs = {g.fill({s[3], s[2]}, function(i) return i % s[2] < 128 and 0 or gauss() end)}, name = "zeros"}
+    end
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({4096, 2048})}} end,
+}
+local function quantized(g, m, k) return g.keeps(g.normal({m, k}):quantize_int8()) end
+cases.linear_int8 = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(QUANTIZED) do
+      local q, scale = quantized(g, s[3], s[2])
+      list[#list + 1] = {inputs = {g.normal({s[1], s[2]}), q, scale}, args = {s[3], 1}, sums = true, name = "wide"}
+      list[#list + 1] = {inputs = {g.normal({s[1], s[2]}), q, scale, g.normal({s[3]})}, args = {s[3], 0}, sums = true}
+      list[#list + 1] = {inputs = {g.fill({s[1], s[2]}, function(i) return i == 0 and 1 / 0 or gauss() end), q, scale}, args = {s[3], 0}, sums = true,
+                         name = "an infinity makes its row NaN"}
+    end
+    return list
+  end,
+  bench = function(g)
+    local q, scale = quantized(g, 4096, 2048)
+    return {inputs = {g.normal({1024, 2048}), q, scale}, args = {4096, 0}, flops = 2 * 1024 * 2048 * 4096}
   end,
 }
 cases.linear_dx = {

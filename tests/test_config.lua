@@ -86,6 +86,8 @@ recipe_refuses("data.rollout_batch_size is 2.5, expected a whole number from 1",
 recipe_refuses("worker.rollout.temperature must be above 0", "worker.rollout.temperature=0")
 recipe_refuses("worker.actor.kl_loss_type is 'k9', expected one of: low_var_kl, kl, abs, mse", "worker.actor.kl_loss_type=k9")
 recipe_refuses("worker.actor.model.dtype is 'f16'", "worker.actor.model.dtype=f16")
+recipe_refuses("worker.ref.model.dtype is 'int4'", "worker.ref.model.dtype=int4")
+recipe_refuses("worker.actor.model.dtype is 'int8'", "worker.actor.model.dtype=int8")
 recipe_refuses("algorithm.adv_estimator is 'gae'", "algorithm.adv_estimator=gae")
 recipe_refuses("there is no reward 'nonesuch' (rewards/nonesuch.lua)", "worker.reward.compute_score=nonesuch")
 

@@ -1,6 +1,6 @@
 -- model.lua - Qwen2.5-VL and Qwen2-VL as scripts see them: a Hugging Face folder in; forward, log-probabilities, generation; a folder out.
 --
---   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16", device = "cpu"})
+--   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu"})
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
@@ -8,6 +8,7 @@
 --   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
 --   vl:save(dir)
 --
+-- dtype int8 is for inference: bf16 with the language model's linear layers in 8 bits (vl.quantized), not trained, not saved.
 -- JSON is read here; weights are mapped by safetensors.lua and handed to C by name. Leaves out: videos.
 
 local ffi = require "ffi"
@@ -145,9 +146,15 @@ local of = weights.access(C, "sz_qwen")
 local function new(json, dtype)
   local config = M.parse_config(json)
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_qwen_free)
-  local vl = setmetatable({ c = c, of = of, config = config, json = json, dtype = dtype or "f32" }, mt)
+  local vl = setmetatable({ c = c, of = of, config = config, json = json, quantized = dtype == "int8",
+    dtype = dtype == "int8" and "bf16" or dtype or "f32" }, mt)
   vl.weights = weights.list(c, of)
   for name, default in pairs(TOKEN_DEFAULTS) do vl[name] = value(json, name) or default end
+  return vl
+end
+
+local function quantize(vl)
+  if vl.quantized then check(C.sz_qwen_quantize(vl.c), 3) end
   return vl
 end
 
@@ -162,7 +169,7 @@ function M.qwen_vl(dir, opts)
   for name, t in pairs(safetensors.load_folder(dir)) do loaded[canonical(name)] = t end
   -- A tied checkpoint may carry a stray lm_head; the embedding is used.
   weights.set(vl, loaded, dir, function(name) return vl.config.tied == 1 and name == "lm_head.weight" end)
-  return vl
+  return quantize(vl)
 end
 
 -- A model of random weights (normal, std; norms 1, biases 0) from a config table: for training from scratch and benchmarks.
@@ -177,8 +184,9 @@ function M.random(json, opts)
       check(C.sz_random_normal_(t.ptr, opts.seed or 0, w.index, 0, opts.std or 0.02))
     end
     check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
+    t:free()
   end
-  return vl
+  return quantize(vl)
 end
 
 -- The model of a folder with no memory behind its weights: for counting (plan.lua). Only config.json is read.
@@ -195,8 +203,15 @@ function M.void(dir, dtype)
   return vl
 end
 
-methods.parameters = weights.parameters
-methods.train = weights.train
+-- What only whole weights can do.
+local function whole(f, name)
+  return function(vl, ...)
+    if vl.quantized then error(name .. ": this model is in 8 bits, for inference; load it as bf16 or f32", 2) end
+    return f(vl, ...)
+  end
+end
+methods.parameters = whole(weights.parameters, "parameters")
+methods.train = whole(weights.train, "train")
 
 function methods:free()
   if self.c ~= nil then
@@ -303,7 +318,7 @@ local function write_chat_template(dir)
 end
 
 -- Writes a folder that transformers and segzero load: config, weights, and the companion files the model came with.
-function methods:save(dir, opts)
+methods.save = whole(function(self, dir, opts)
   files.make_dir(dir)
   for _, name in ipairs(COMPANIONS) do
     if self.dir then copy_file(self.dir .. "/" .. name, dir .. "/" .. name) end
@@ -315,12 +330,13 @@ function methods:save(dir, opts)
   end
   write_chat_template(dir)
   safetensors.save_folder(dir, self:parameters(), opts)
-end
+end, "save")
 
 function mt.__tostring(vl)
   local c = vl.config
   local family = c.family == C.SZ_QWEN2_VL and "Qwen2-VL" or "Qwen2.5-VL"
-  return ("%s %s (%d layers of %d, vision %d of %d)"):format(family, vl.dir or "random", c.layers, c.hidden, c.v_depth, c.v_hidden)
+  return ("%s %s (%d layers of %d, vision %d of %d%s)"):format(family, vl.dir or "random", c.layers, c.hidden, c.v_depth, c.v_hidden,
+    vl.quantized and ", int8" or "")
 end
 
 return M

@@ -26,19 +26,53 @@ static float *widen(const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
     return widen_to(sz_scratch((size_t)(rows * cols) * sizeof(float)), src, rows, cols, ld);
 }
 
-/* ---- few rows: y[i, j] = x[i] . w[j] for m <= FEW rows of x, one pass over w from memory ----
- * k is cut into panels that keep a block of x in the first-level cache; CHUNK_W weight rows of a panel stay in the second
- * while the blocks of x pass. The sums of ROWS_W weight rows times up to ROWS_X rows of x are vectors in registers. x is f32
- * (bf16 is widened first). A sum's order depends on k alone: an answer's numbers do not hang on how many decode beside it. */
-enum { FEW = 16, PANEL = 512, CHUNK_W = 32, ROWS_X = SZ_LANES / 2 };
+/* ---- few rows: y[i, j] = x[i] . w[j] for few rows of x, one pass over w from memory ----
+ * A chunk of CHUNK_W weight rows meets a block of up to ROWS_X rows of x, panel by panel of columns, so that the panel of x
+ * stays in the first-level cache; further blocks of x find the chunk in the second. R weight rows times M rows of x are
+ * vectors of sums in registers, and rest in memory between panels: lane l sums the columns of its place, and only at the end
+ * the lanes are added. A sum's order depends on k alone: an answer's numbers do not hang on how many decode beside it.
+ *
+ * A vector of 32-bit words holds two bf16 weights in each lane: the even columns after a shift, the odd ones after a mask. x is
+ * laid out for that: f32, of each BLOCK_K columns the even ones first (in order for f32 weights), zeros up to whole blocks. */
+enum { FEW = 16, FEW_BF16 = 96, CHUNK_W = 24, ROWS_X = 8, BLOCK_K = 2 * SZ_LANES, PANEL_FLOATS = 4096 };
 
-typedef uint16_t half_vec __attribute__((vector_size(2 * SZ_LANES), aligned(2), may_alias));
-typedef uint32_t wide_vec __attribute__((vector_size(4 * SZ_LANES)));
+typedef uint32_t word_vec __attribute__((vector_size(4 * SZ_LANES)));
+typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(2), may_alias));
 
-static inline sz_vec load_weights(const char *w, int64_t i, int dtype)
+/* BLOCK_K elements as two vectors: f32 in order, of bf16 the even and the odd ones. */
+static inline __attribute__((always_inline)) void halves(const char *from, const int dtype, sz_vec v[2])
 {
-    if (dtype == SZ_F32) return sz_vec_load((const float *)w + i);
-    return (sz_vec)(__builtin_convertvector(*(const half_vec *)((const uint16_t *)w + i), wide_vec) << 16);
+    if (dtype == SZ_F32) {
+        v[0] = sz_vec_load((const float *)from), v[1] = sz_vec_load((const float *)from + SZ_LANES);
+    } else {
+        word_vec both = *(const word_vec_any *)from;
+        v[0] = (sz_vec)(both << 16), v[1] = (sz_vec)(both & 0xffff0000u);
+    }
+}
+
+/* x in blocks of ROWS_X rows (the last may have fewer), each [k / BLOCK_K][2][rows][SZ_LANES]: read front to back. Rows with
+ * k in between would meet in the same sets of the cache when k is a power of two. */
+static float *lay_out(const void *x, int64_t m, int64_t k, int64_t ld, int dtype, int64_t padded)
+{
+    const size_t size = sz_dtype_size(dtype);
+    float *out = sz_scratch((size_t)(m * padded) * sizeof *out);
+    if (!out) return NULL;
+    #pragma omp parallel for schedule(static) if (m * k > 65536)
+    for (int64_t i = 0; i < m; i++) {
+        int64_t first = i - i % ROWS_X, rows = m - first < ROWS_X ? m - first : ROWS_X;
+        float *to = out + first * padded + (i - first) * SZ_LANES;
+        const char *from = (const char *)x + (size_t)(i * ld) * size;
+        for (int64_t p = 0; p < padded; p += BLOCK_K, to += rows * BLOCK_K, from += BLOCK_K * size) {
+            char rest[BLOCK_K * sizeof(float)] = { 0 };
+            const char *block = from;
+            if (p + BLOCK_K > k) block = memcpy(rest, from, (size_t)(k - p) * size);
+            sz_vec v[2];
+            halves(block, dtype, v);
+            sz_vec_store(to, v[0]);
+            sz_vec_store(to + rows * SZ_LANES, v[1]);
+        }
+    }
+    return out;
 }
 
 /* Lane l of the result is the sum of the lanes of v[l]; v has SZ_LANES vectors and is used up. */
@@ -53,81 +87,95 @@ static inline __attribute__((always_inline)) sz_vec lane_sums(sz_vec *v)
     return v[0];
 }
 
-/* Two weight rows, w0 and w1, times M rows of x over k columns: sums [2][ROWS_X]. M and dtype are constants where it is
- * inlined, so that the sums become registers. */
-static inline __attribute__((always_inline)) void dots(const int M, const int dtype, int64_t k, const float *x, int64_t ldx,
-                                                       const char *w0, const char *w1, size_t ahead, float *out)
+/* sums [R][M] += R weight rows at w[r] times M rows of x over k columns, k whole blocks; the next weights to come are at w[r] +
+ * ahead. M, R and dtype are constants where it is inlined, so that the sums become registers. */
+static inline __attribute__((always_inline)) void dots(const int M, const int R, const int dtype, int64_t k, const float *x,
+                                                       const char *const *w, ptrdiff_t ahead, bool add, sz_vec *sums)
 {
     const int64_t size = dtype == SZ_F32 ? 4 : 2;
-    sz_vec s[2 * ROWS_X];
-#pragma GCC unroll 16
-    for (int i = 0; i < 2 * ROWS_X; i++) s[i] = (sz_vec){ 0 };
-    for (int64_t p = 0; p + SZ_LANES <= k; p += SZ_LANES) {
-        __builtin_prefetch(w0 + ahead + p * size);
-        __builtin_prefetch(w1 + ahead + p * size);
-        sz_vec a = load_weights(w0, p, dtype), b = load_weights(w1, p, dtype);
+    sz_vec s[4 * 4 > 3 * ROWS_X ? 16 : 3 * ROWS_X];
+#pragma GCC unroll 24
+    for (int i = 0; i < R * M; i++) s[i] = add ? sums[i] : (sz_vec){ 0 };
+    for (int64_t p = 0; p < k; p += BLOCK_K) {
+        sz_vec a[4][2];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const char *at = w[r] + p * size;
+            halves(at, dtype, a[r]);
+            for (int64_t line = 0; line < BLOCK_K * size; line += 64) __builtin_prefetch(at + line + ahead);
+        }
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++)
 #pragma GCC unroll 8
-        for (int i = 0; i < M; i++) {
-            sz_vec in = sz_vec_load(x + i * ldx + p);
-            s[i] += a * in;
-            s[ROWS_X + i] += b * in;
-        }
-    }
-    sz_vec_store(out, lane_sums(s));
-}
-
-/* What is left of k after whole vectors. */
-static __attribute__((noinline)) void dots_rest(int64_t m, int dtype, int64_t k, const float *x, int64_t ldx, const char *w0, const char *w1, float *out)
-{
-    for (int64_t p = k - k % SZ_LANES; p < k; p++)
-        for (int64_t i = 0; i < m; i++)
-            for (int r = 0; r < 2; r++) {
-                const char *w = r ? w1 : w0;
-                out[r * ROWS_X + i] += x[i * ldx + p] * (dtype == SZ_F32 ? ((const float *)w)[p] : sz_from_bf16(((const uint16_t *)w)[p]));
-            }
-}
-
-/* m <= ROWS_X rows of x times n weight rows over one panel of k columns; step: bytes from weight row to weight row. */
-static inline __attribute__((always_inline)) void panel(const int dtype, int64_t m, int64_t n, int64_t k, const float *x, int64_t ldx,
-                                                        const char *w, size_t step, bool add, float *y, int64_t ldy)
-{
-    for (int64_t j = 0; j < n; j += 2, w += 2 * step) {
-        float out[2 * ROWS_X];
-        const char *w1 = j + 1 < n ? w + step : w;      /* an odd last row is taken twice and used once */
-#define SZ_DOTS(M) case M: dots(M <= ROWS_X ? M : 1, dtype, k, x, ldx, w, w1, (size_t)4 * step, out); break
-        switch (m) {
-            SZ_DOTS(1); SZ_DOTS(2); SZ_DOTS(3); SZ_DOTS(4); SZ_DOTS(5); SZ_DOTS(6); SZ_DOTS(7); SZ_DOTS(8);
-        }
-#undef SZ_DOTS
-        if (k % SZ_LANES) dots_rest(m, dtype, k, x, ldx, w, w1, out);
-        for (int64_t i = 0; i < m; i++)
-            for (int64_t r = 0; r < 2 && j + r < n; r++) {
-                float *to = &y[i * ldy + j + r], s = out[r * ROWS_X + i];
-                *to = add ? *to + s : s;
+            for (int i = 0; i < M; i++) {
+                sz_vec in = sz_vec_load(x + p * M + (half * M + i) * SZ_LANES);
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) s[r * M + i] += a[r][half] * in;
             }
     }
+#pragma GCC unroll 24
+    for (int i = 0; i < R * M; i++) sums[i] = s[i];
+}
+
+/* M rows of x times n rows of w over one panel. Rows past the last are the last again, and their sums are not used. */
+static inline __attribute__((always_inline)) void panel(const int M, const int dtype, int64_t n, int64_t k, const float *x,
+                                                        const char *w, size_t step, ptrdiff_t next, bool add, sz_vec *sums)
+{
+    const int R = M <= 4 ? 4 : 3;
+    for (int64_t j = 0; j < n; j += R) {
+        const char *rows[4];
+        for (int r = 0; r < R; r++) rows[r] = w + (size_t)(j + r < n ? j + r : n - 1) * step;
+        dots(M, R, dtype, k, x, rows, j + R < n ? (ptrdiff_t)(R * step) : next - (ptrdiff_t)((size_t)j * step), add, sums + j * M);
+    }
+}
+
+static __attribute__((noinline)) void any_panel(int64_t m, int dtype, int64_t n, int64_t k, const float *x, const char *w, size_t step,
+                                                ptrdiff_t next, bool add, sz_vec *sums)
+{
+#define SZ_PANEL(M, dtype) case M + ROWS_X * (dtype): panel(M, dtype, n, k, x, w, step, next, add, sums); break
+#define SZ_PANELS(dtype) SZ_PANEL(1, dtype); SZ_PANEL(2, dtype); SZ_PANEL(3, dtype); SZ_PANEL(4, dtype); \
+                         SZ_PANEL(5, dtype); SZ_PANEL(6, dtype); SZ_PANEL(7, dtype); SZ_PANEL(8, dtype)
+    switch (m + ROWS_X * dtype) {
+        SZ_PANELS(SZ_F32);
+        SZ_PANELS(SZ_BF16);
+    }
+#undef SZ_PANELS
+#undef SZ_PANEL
+}
+
+/* A block of m <= ROWS_X rows of x times n <= CHUNK_W rows of w. */
+static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, const char *w, int64_t ldw, int dtype, float beta, float *y, int64_t ldy)
+{
+    sz_vec sums[CHUNK_W * ROWS_X + SZ_LANES];
+    const int64_t whole = k - k % BLOCK_K, width = PANEL_FLOATS / m / BLOCK_K * BLOCK_K;
+    const size_t size = sz_dtype_size(dtype), step = (size_t)ldw * size;
+    for (int64_t p = 0; p < whole; p += width) {
+        int64_t here = whole - p < width ? whole - p : width;
+        ptrdiff_t next = (ptrdiff_t)(p + here < whole ? (size_t)here * size : (size_t)n * step - (size_t)p * size);
+        any_panel(m, dtype, n, here, x + p * m, w + (size_t)p * size, step, next, p > 0, sums);
+    }
+    if (whole < k) {
+        char rest[CHUNK_W][BLOCK_K * sizeof(float)] = { 0 };
+        for (int64_t j = 0; j < n; j++) memcpy(rest[j], w + (size_t)j * step + (size_t)whole * size, (size_t)(k - whole) * size);
+        any_panel(m, dtype, n, BLOCK_K, x + whole * m, rest[0], sizeof rest[0], 0, whole > 0, sums);
+    }
+    float done[CHUNK_W * ROWS_X + SZ_LANES];
+    for (int64_t at = 0; at < n * m; at += SZ_LANES) sz_vec_store(done + at, lane_sums(sums + at));
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) y[i * ldy + j] = done[j * m + i] + (beta != 0 ? y[i * ldy + j] : 0);
 }
 
 static int few_rows(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, const void *w, int64_t ldw, int dtype, float beta, float *y, int64_t ldy)
 {
-    const size_t size = sz_dtype_size(dtype);
-    const float *in = dtype == SZ_F32 ? x : widen(x, m, k, ldx);
-    const int64_t ld = dtype == SZ_F32 ? ldx : k, chunks = (n + CHUNK_W - 1) / CHUNK_W;
+    const int64_t padded = (k + BLOCK_K - 1) / BLOCK_K * BLOCK_K, chunks = (n + CHUNK_W - 1) / CHUNK_W;
+    const float *in = lay_out(x, m, k, ldx, dtype, padded);
     if (!in) return -1;
-    #pragma omp parallel for schedule(static) if (n * k > 16384)
+    #pragma omp parallel for schedule(dynamic, 4) if (n * k > 16384)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         int64_t j = chunk * CHUNK_W, rows = n - j < CHUNK_W ? n - j : CHUNK_W;
-        for (int64_t p = 0; p < k; p += PANEL) {
-            int64_t width = k - p < PANEL ? k - p : PANEL;
-            const char *part = (const char *)w + (size_t)(j * ldw + p) * size;
-            for (int64_t i = 0; i < m; i += ROWS_X) {
-                int64_t block = m - i < ROWS_X ? m - i : ROWS_X;
-                const float *rows_x = in + i * ld + p;
-                float *to = y + i * ldy + j;
-                if (dtype == SZ_F32) panel(SZ_F32, block, rows, width, rows_x, ld, part, (size_t)ldw * size, p || beta, to, ldy);
-                else panel(SZ_BF16, block, rows, width, rows_x, ld, part, (size_t)ldw * size, p || beta, to, ldy);
-            }
-        }
+        for (int64_t i = 0; i < m; i += ROWS_X)
+            chunk_times_block(m - i < ROWS_X ? m - i : ROWS_X, rows, k, in + i * padded, (const char *)w + (size_t)(j * ldw) * sz_dtype_size(dtype),
+                              ldw, dtype, beta, y + i * ldy + j, ldy);
     }
     return 0;
 }
@@ -218,6 +266,8 @@ static bool native_bf16(void)
     return known;
 }
 
+static int64_t few(int dtype) { return dtype == SZ_BF16 && !native_bf16() ? FEW_BF16 : FEW; }
+
 /* Columns of a wide B that are widened at one time: 64 MB of it. The table of a vocabulary would be over a GB. */
 static int64_t slab_columns(int64_t n, int64_t k)
 {
@@ -243,8 +293,9 @@ static int widened(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const uint
 
 int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype)
 {
+    if (m <= few(dtype)) return 4 * m * ((k + BLOCK_K - 1) / BLOCK_K * BLOCK_K);
     if (dtype == SZ_F32 || native_bf16()) return 0;
-    return 4 * k * (m + (m <= FEW ? 0 : slab_columns(n, k)));
+    return 4 * k * (m + slab_columns(n, k));
 }
 
 int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda, const void *b, int64_t ldb,
@@ -255,14 +306,14 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
         for (int64_t i = 0; i < m && beta == 0; i++) memset(c + i * ldc, 0, (size_t)n * sizeof *c);
         return 0;
     }
-    if (dtype == SZ_BF16 && ((!ta && tb && m <= FEW) || !native_bf16())) {
+    const bool laid_out = !ta && tb && m <= few(dtype);
+    if (laid_out || (dtype == SZ_BF16 && !native_bf16())) {
         const sz_scratch_state before = sz_scratch_save();      /* a kernel may come here for each of many chunks */
-        int rc = !ta && tb && m <= FEW ? few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc)
-                                       : widened(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
+        int rc = laid_out ? few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc)
+                          : widened(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
         sz_scratch_restore(before);
         return rc;
     }
-    if (!ta && tb && m <= FEW) return few_rows(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
     if (dtype == SZ_BF16 || (!ta && tb)) return primitive(ta, tb, m, n, k, a, lda, b, ldb, dtype, beta, NULL, false, c, ldc);
     return dnnl_check(dnnl_sgemm(ta ? 'T' : 'N', tb ? 'T' : 'N', m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc), "sgemm");
 }
@@ -270,7 +321,7 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
 int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype, const float *bias, bool gelu, float *y, int64_t ldy)
 {
     bool wide = dtype == SZ_BF16 && !native_bf16();
-    if (bias && n > FEW && m > 0 && k > 0) {
+    if (bias && n > few(dtype) && m > 0 && k > 0) {
         const sz_scratch_state before = sz_scratch_save();
         if (wide) {
             x = widen(x, n, k, k);
