@@ -37,8 +37,9 @@ local function compare(a, b, name)
 end
 
 -- ---- the same seed gives the same run; sampler and trainer agree; 2 + 2 steps are 4 (new objects) ----
--- bf16: cached and packed attention sum in another order, and a hidden value may land on the other side of a rounding.
-local TOLERANCE = { f32 = 1e-4, bf16 = 5e-3 }
+-- bf16: cached and packed passes sum in another order, and a hidden value may land on the other side of a rounding: 1 part in 256 of
+-- it. Over 12 seeds of 4 steps the largest difference is 1e-6 where none does and up to 1.3e-2 where some do.
+local TOLERANCE = { f32 = 1e-4, bf16 = 2e-2 }
 local function steps(t, n)
   local seen = {}
   for i = 1, n do
