@@ -158,11 +158,23 @@ function M.qwen_vl(dir, opts)
   local ok, vl = pcall(new, json, opts.dtype)
   if not ok then error(("%s/config.json: %s"):format(dir, weights.plain(vl)), 2) end
   vl.dir = dir
-  local loaded = {}
-  for name, t in pairs(safetensors.load_folder(dir)) do loaded[canonical(name)] = t end
-  -- A tied checkpoint may carry a stray lm_head; the embedding is used.
-  weights.set(vl, loaded, dir, function(name) return vl.config.tied == 1 and name == "lm_head.weight" end)
+  -- A tied checkpoint may carry a stray lm_head; the embedding is used. Old ones carry the rotary tables, which are computed here.
+  weights.load(vl, safetensors.open_folder(dir), canonical, function(name)
+    return vl.config.tied == 1 and name == "lm_head.weight" or name:find "%.inv_freq$" ~= nil
+  end)
   return vl
+end
+
+function M.is_norm(name)
+  return name:find "norm[12]?%.weight$" ~= nil or name:find "layernorm%.weight$" ~= nil or name:find "ln_q%.weight$" ~= nil
+end
+
+-- What a config table asks for: {{name =, shape = {...}}, ...} in the hub's names.
+function M.weight_list(json)
+  local c = check(C.sz_qwen_new(M.parse_config(json)), 2)
+  local list = weights.list(c, of)
+  C.sz_qwen_free(c)
+  return list
 end
 
 -- A model of random weights (normal, std; norms 1, biases 0) from a config table: for training from scratch and benchmarks.
@@ -171,7 +183,7 @@ function M.random(json, opts)
   local vl = new(json, opts.dtype)
   for _, w in ipairs(vl.weights) do
     local t = tensor.zeros(w.shape, { dtype = vl.dtype })
-    if w.name:match "norm[12]?%.weight$" or w.name:match "layernorm%.weight$" or w.name:match "ln_q%.weight$" then
+    if M.is_norm(w.name) then
       t:copy_(tensor.zeros(w.shape):affine(0, 1))
     elseif not w.name:match "%.bias$" then
       check(C.sz_random_normal_(t.ptr, opts.seed or 0, w.index, 0, opts.std or 0.02))
