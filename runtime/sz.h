@@ -147,6 +147,8 @@ int         sz_tokenizer_finish(sz_tokenizer *t, int nfc);           /* no more 
 int64_t     sz_tokenizer_encode(sz_tokenizer *t, const char *text, size_t len, const int32_t **ids);
 /* UTF-8 with U+FFFD for bytes that are none; text is owned by the tokenizer until its next call; returns the length or -1. */
 int64_t     sz_tokenizer_decode(sz_tokenizer *t, const int32_t *ids, int64_t n, int skip_special, const char **text);
+/* The bytes of one token as they stand, borrowed until the tokenizer is freed; length 0 for an id without a token. */
+int64_t     sz_tokenizer_bytes(sz_tokenizer *t, int32_t id, const char **bytes);
 int         sz_tokenizer_size(const sz_tokenizer *t);                /* largest id + 1 */
 
 /* ---- sampling ---- */

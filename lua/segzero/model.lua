@@ -4,7 +4,7 @@
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
---   vl:generate(inp, {n = 8, ...})          see rollout.lua
+--   vl:generate(inp, {temperature = 1, n = 8, ...})     settings: generation.lua and rollout.lua
 --   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
 --   vl:save(dir)
 --
@@ -18,6 +18,7 @@ local pack = require "segzero.pack"
 local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local weights = require "segzero.weights"
+local generation = require "segzero.generation"
 
 local C, check = core.C, core.check
 
@@ -220,10 +221,12 @@ end
 
 function methods:process(messages) return self:processor():process(messages, self:tokenizer(), self) end
 
--- Tokens that end an answer: generation_config.json's, else the tokenizer's end of turn.
+-- What generation_config.json says about answers (generation.lua).
+function methods:generation() return self.dir and generation.read(self.dir) or {} end
+
+-- Tokens that end an answer: generation_config.json's, else config.json's, else the tokenizer's end of turn.
 function methods:stop_ids()
-  local generation = self.dir and M.read_json(self.dir .. "/generation_config.json", true)
-  local ids = value(generation, "eos_token_id") or value(self.json, "eos_token_id") or value(value(self.json, "text_config"), "eos_token_id")
+  local ids = self:generation().eos_token_id or value(self.json, "eos_token_id") or value(value(self.json, "text_config"), "eos_token_id")
   if type(ids) == "number" then ids = { ids } end
   return ids or { self:tokenizer().eos_id }
 end
@@ -273,8 +276,20 @@ function methods:logprobs(inp, lists)
   return out
 end
 
+-- As transformers' generate: what opts leave open is the folder's generation_config.json's.
 function methods:generate(inp, opts)
-  return require("segzero.rollout").generate(self, { inp }, opts)[1]
+  local ok, full = pcall(generation.options, self:generation(), opts)
+  if not ok then error(full, 2) end
+  local echoed
+  if full.on_text == nil and generation.echo and (full.n or 1) == 1 and self:has_tokenizer() then
+    full.on_text = function(i, piece)
+      echoed = true
+      generation.echo(i, piece)
+    end
+  end
+  local answers = require("segzero.rollout").generate(self, { inp }, full)[1]
+  if echoed then generation.echo(1, "\n") end
+  return answers
 end
 
 -- ---- saving ----
