@@ -96,8 +96,7 @@ local PREPROCESSOR = { image_processor_type = "Qwen2VLImageProcessor", processor
 local TOKENIZER_FILES = { "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja" }
 
 -- ---- values ----
--- The quantiles of the normal distribution, at the middle of 65536 equal shares: probit by Newton's method on the error function's
--- series would do; sorting that many of the core's own normal numbers does, too, and needs no formula.
+-- Quantiles of the normal distribution, from 65536 of the core's own normal numbers: sorted, made symmetric, scaled to STD exactly.
 local function quantiles(dtype)
   local n = 65536
   local t = sz.tensor.empty({ n }, { dtype = "f32" })

@@ -155,6 +155,20 @@ do
   for k, x in ipairs(answers) do check.equal(table.concat(texts[k]), x.text, "answer " .. k) end
 end
 
+-- At the prompt of ./segzero an answer is shown when nobody else takes it.
+do
+  local shown = {}
+  generation.echo = function(_, piece) shown[#shown + 1] = piece end
+  local out = vl:generate(input, { max_new_tokens = 5 })[1]
+  check.equal(table.concat(shown), out.text .. "\n", "echoed")
+  local before = #shown
+  vl:generate(input, { max_new_tokens = 5, on_text = false })
+  vl:generate(input, { max_new_tokens = 5, on_text = function() end })
+  vl:generate(input, { max_new_tokens = 5, n = 2 })
+  check.equal(#shown, before, "not when it is taken, nor several answers")
+  generation.echo = nil
+end
+
 check.raises(function() sz.rollout.generate(vl, { input }, { stop_strings = { "" } }) end, "stop_strings are texts", "an empty stop string")
 local bare = sz.qwen_vl "tests/golden/qwen_vl/Q1"
 check.raises(function() sz.rollout.generate(bare, {}, { stop_strings = { "x" } }) end, "need a tokenizer", "stop strings without a tokenizer")
