@@ -3,12 +3,13 @@
 Usage: python make_generate.py [OUT (default: generate.json beside this file)]
 
 Reads committed checkpoints, so make_qwen_vl.py need not run again: Q1, Q2, V1, V2 of qwen_vl/ and qwen2_vl/ with their
-recorded prompts (one with pictures each), and models/tiny/qwen2.5-vl, which has a tokenizer, with text prompts. f32, greedy.
+recorded prompts (one with pictures each); and the tokenizer of models/tiny/qwen2.5-vl, not its weights, which may change.
 
-{"cases": [{model, sequence | prompt, settings, ids, lead}], "text": ...}: `settings` are the keys of generation_config.json
-(repetition_penalty, eos_token_id, max_new_tokens, stop_strings); `ids` end with the token that stopped it; `text` is the
-decoded answer where there is a tokenizer; `lead` is the smallest distance, after the penalty, of a chosen token from the
-next one. No lead is under 2e-4, twenty times what f32 rounding moves a logit, so the tokens must be equal.
+A list of two kinds of cases. {model, sequence, settings, ids, lead}: greedy in f32; `settings` are keys of
+generation_config.json, `ids` end with the token that stopped it, `lead` is the smallest distance, after the penalty, of a
+chosen token from the next one. No lead is under 2e-4, twenty times what f32 rounding moves a logit, so the tokens must be
+equal. {prompt, said, stop_strings, count, text}: were the tokens `said` one after the other, generate would stop after
+`count` of them (StopStringCriteria), and `text` is what they decode to.
 Left out: sampling (the random numbers differ), beams.
 """
 import json
@@ -18,7 +19,7 @@ import sys
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers import AutoTokenizer, StopStringCriteria, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(HERE, "..", "..", "models", "tiny", "qwen2.5-vl")
@@ -35,11 +36,11 @@ def load(cls, folder):
     return model
 
 
-def run(model, inputs, settings, tokenizer=None, banned=None):
+def run(model, inputs, settings, banned):
     keys = dict(settings, suppress_tokens=banned)
     keys.setdefault("eos_token_id", None)
     with torch.no_grad():
-        out = model.generate(**inputs, do_sample=False, pad_token_id=0, tokenizer=tokenizer, return_dict_in_generate=True,
+        out = model.generate(**inputs, do_sample=False, pad_token_id=0, return_dict_in_generate=True,
                              output_scores=True, **keys)
     ids = out.sequences[0, inputs["input_ids"].shape[1]:].tolist()
     lead = min((s[0].topk(2).values[0] - s[0].topk(2).values[1]).item() for s in out.scores)
@@ -64,43 +65,33 @@ def random_cases(folder, cls):
     # Several stop tokens, of which the plain answer has one in the middle.
     settings.append(dict(eos_token_id=[254, plain[5]], max_new_tokens=16))
     for s in settings:
-        got, lead = run(model, inputs, s, banned=VISION)
+        got, lead = run(model, inputs, s, VISION)
         yield dict(model="tests/golden/" + folder, sequence=number, settings=s, ids=got, lead=lead)
 
 
 def text_cases():
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    model = load(Qwen2_5_VLForConditionalGeneration, TINY)
-    eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    for question in ("Where is the red circle?", "Naïve café: the blue square left of the green star"):
-        prompt = "<|im_start|>user\n" + question + "<|im_end|>\n<|im_start|>assistant\n"
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-        inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
-        base = dict(eos_token_id=eos, max_new_tokens=48)
-        whole, _ = run(model, inputs, base, tokenizer)
-        text = tokenizer.decode(whole, skip_special_tokens=True)
-        pieces = [tokenizer.decode([i]) for i in whole]
-        long = max(range(4, len(pieces) - 4), key=lambda i: len(pieces[i]))
-        across = pieces[long - 1][-1] + pieces[long][:2]
-        stops = [
-            [text[12:17]],                             # somewhere in the answer
-            [across],                                  # begins in one token, ends within the next: that one stays whole
-            [pieces[long][1:-1] or pieces[long]],      # inside one token
-            ["assistant\n" + text[:2]],                # begins in the prompt
-            ["no such text", text[20:23]],             # several, the second occurs
-            ["no such text"],
-            ["<|im_end|>"],                            # the text of a special token
-        ]
-        for s in stops:
-            yield case(model, tokenizer, inputs, prompt, dict(base, stop_strings=s))
-        for p in (1.05, 1.2):
-            yield case(model, tokenizer, inputs, prompt, dict(base, repetition_penalty=p))
-
-
-def case(model, tokenizer, inputs, prompt, settings):
-    got, lead = run(model, inputs, settings, tokenizer)
-    return dict(model="models/tiny/qwen2.5-vl", prompt=prompt, settings=settings, ids=got,
-                text=tokenizer.decode(got, skip_special_tokens=True), lead=lead)
+    prompt = "<|im_start|>user\nWhere is the red circle?<|im_end|>\n<|im_start|>assistant\n"
+    answer = 'The naïve 🙂 circle left of the star.\n<answer>{"bbox": [12,34,56,78], "points_1": [30,41]}</answer><|im_end|>'
+    ids, said = tokenizer(prompt).input_ids, tokenizer(answer).input_ids
+    pieces = [tokenizer.decode([i]) for i in said]
+    long = max(range(4, len(pieces) - 4), key=lambda i: len(pieces[i]))
+    for stops in [
+        ["</answer>"],
+        ["🙂 ci"],                                     # begins in one token, ends within another: that one stays whole
+        [pieces[long][1:-1]],                          # inside one token
+        ["assistant\nThe"],                            # begins in the prompt
+        ["assistant\n"],                               # in the prompt alone: does not count
+        ["🙂"], ["ï"],                                 # characters of several tokens
+        ["no such text", "bbox", "star"],              # several: the first to come
+        ["no such text"],
+        ["</answer><|im_end|>"],                       # the text of a special token
+        ["e"], ["\n"],
+    ]:
+        criteria = StopStringCriteria(tokenizer, stops)
+        count = next((n for n in range(1, len(said) + 1) if criteria(torch.tensor([ids + said[:n]]), None).item()), len(said))
+        yield dict(prompt=prompt, said=said, stop_strings=stops, count=count,
+                   text=tokenizer.decode(said[:count], skip_special_tokens=True))
 
 
 def main():
@@ -111,7 +102,7 @@ def main():
     with open(out, "w") as f:
         f.write("[" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "]\n")
     for c in cases:
-        print(c["model"], c["settings"], len(c["ids"]), "tokens, lead %.1e" % c["lead"], repr(c.get("text", "")))
+        print(c.get("model", "text"), c.get("settings", c.get("stop_strings")), c.get("lead", ""), repr(c.get("text", "")))
 
 
 if __name__ == "__main__":
