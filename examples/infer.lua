@@ -15,7 +15,10 @@
 --   frame                 side of the square, in pixels, that the picture is resized to (default: segzero_frame of the
 --                         folder's config.json, else 840 as Seg-Zero)
 --   dtype, device         f32, bf16 or int8 (default: the folder's torch_dtype); as in sz.qwen_vl
---   max_new_tokens, temperature, seed, repetition_penalty (default: the folder's generation_config.json)
+--   do_sample, temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed: see below
+--
+-- Greedy as Seg-Zero's script, until do_sample or a temperature over 0 is given. What is not given is the folder's
+-- generation_config.json's, the repetition penalty of greedy answers too; max_new_tokens is 1024 where neither says.
 --
 -- The way of Seg-Zero's inference script: RGB, resized with Pillow's bilinear filter, its prompt, greedy decoding, its
 -- reading of the answer, and its way of asking SAM2 (segment.lua; here in f32). The sentence is lower-cased, as in training
@@ -45,8 +48,9 @@ local function reason(why) return (tostring(why):gsub("\nstack traceback:.*$", "
 -- ---- options ----
 local KINDS = {
   image_path = "text", text = "text", model_path = "text", output_path = "text", dtype = "text", device = "text", demo = "number",
-  sam2_path = "text", segmentation_model_path = "text", mask_path = "text", multi = "flag",
-  frame = "number", max_new_tokens = "number", temperature = "number", seed = "number", repetition_penalty = "number",
+  sam2_path = "text", segmentation_model_path = "text", mask_path = "text", multi = "flag", do_sample = "flag",
+  frame = "number", max_new_tokens = "number", temperature = "number", top_k = "number", top_p = "number", seed = "number",
+  repetition_penalty = "number",
 }
 local SAME_AS = { segmentation_model_path = "sam2_path" }
 local FLAGS = { [true] = true, ["true"] = true, ["1"] = true, ["false"] = false, ["0"] = false }
@@ -102,6 +106,8 @@ local function check_options(o)
   expect(o, "max_new_tokens", whole(1), "a whole number from 1")
   expect(o, "seed", whole(0), "a whole number")
   expect(o, "temperature", function(v) return v >= 0 and v < math.huge end, "a number from 0")
+  expect(o, "top_k", function(v) return v % 1 == 0 and math.abs(v) < 2 ^ 31 end, "a whole number")
+  expect(o, "top_p", function(v) return v > 0 and v < math.huge end, "a number over 0")
   expect(o, "repetition_penalty", function(v) return v > 0 and v < math.huge end, "a number over 0")
   expect(o, "dtype", function(v) return v == "f32" or v == "bf16" or v == "int8" end, "f32, bf16 or int8")
 end
@@ -157,7 +163,9 @@ local function load_model(o)
   end
   local ok, vl = pcall(function()
     local json = model.read_json(dir .. "/config.json")
-    return sz.qwen_vl(dir, { dtype = o.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32"), device = o.device })
+    local model_of = sz.qwen_vl(dir, { dtype = o.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32"), device = o.device })
+    model_of:generation()       -- a bad generation_config.json shows now
+    return model_of
   end)
   if not ok then stop(1, "%s", reason(vl)) end
   return vl
@@ -174,26 +182,16 @@ local function frame_of(o, vl)
   return frame
 end
 
-local function penalty_of(o, vl)
-  if o.repetition_penalty then return o.repetition_penalty end
-  local generation = model.read_json(vl.dir .. "/generation_config.json", true)
-  return generation and tonumber(generation.repetition_penalty) or 1
-end
-
--- Prints an answer while it is made. Tokens that end inside a UTF-8 sequence wait for the rest of it.
-local function stream(tokenizer)
-  local waiting = {}
-  local function flush(force)
-    local text = tokenizer:decode(waiting, { skip_special_tokens = true })
-    if not force and text:sub(-3) == "\239\191\189" and #waiting < 8 then return end       -- U+FFFD: not whole yet
-    io.write(text)
-    io.flush()
-    waiting = {}
-  end
-  return function(_, id)
-    waiting[#waiting + 1] = id
-    flush(false)
-  end, function() flush(true) end
+-- What vl:generate shall do. Text goes out as it is made.
+local function generation_options(o, vl)
+  local do_sample = o.do_sample
+  if do_sample == nil then do_sample = o.temperature ~= nil and o.temperature > 0 end
+  return { do_sample = do_sample, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p, seed = o.seed,
+    repetition_penalty = o.repetition_penalty, max_new_tokens = o.max_new_tokens or vl:generation().max_new_tokens or 1024,
+    on_text = function(_, piece)
+      io.write(piece)
+      io.flush()
+    end }
 end
 
 -- ---- the run ----
@@ -271,13 +269,10 @@ local function main()
   print("question: " .. text)
   io.write "\n"
   local seen = img.width == frame and img.height == frame and img or img:resize(frame, frame, "bilinear")
-  local on_token, finish = stream(vl:tokenizer())
   local asked = o.multi and sz.prompt.vision_reasoner(text) or sz.prompt.seg_zero(text)
   local input = vl:process { { role = "user", content = { { type = "image", image = seen }, { type = "text", text = asked } } } }
   local started = sz.core.C.sz_seconds()
-  local out = vl:generate(input, { temperature = o.temperature or 0, max_new_tokens = o.max_new_tokens or 1024, seed = o.seed or 0,
-    repetition_penalty = penalty_of(o, vl), on_token = on_token })[1]
-  finish()
+  local out = vl:generate(input, generation_options(o, vl))[1]
   local seconds = sz.core.C.sz_seconds() - started
   print(("\n\n%d tokens in %.1f s, after picture and prompt of %d tokens"):format(#out.ids, seconds, #input.input_ids))
 

@@ -288,7 +288,8 @@ local function ask(run, rows, said)
       if ok then inputs[#inputs + 1], owner[#owner + 1] = input, k else said[k].failure = reason(input) end
     end
   end
-  local options = { temperature = 0, max_new_tokens = run.config.max_new_tokens, repetition_penalty = run.config.repetition_penalty }
+  local options = sz.generation.options(run.policy:generation(), { do_sample = false, max_new_tokens = run.config.max_new_tokens,
+    repetition_penalty = run.config.repetition_penalty })
   local ok, answers
   if #inputs > 0 then ok, answers = pcall(sz.rollout.generate, run.policy, inputs, options) end
   if ok == false then
@@ -412,10 +413,7 @@ local function load_models(run)
     if plan.resized_width ~= cfg.frame or plan.resized_height ~= cfg.frame then
       error(("frame=%d: the model would resize it to %d x %d"):format(cfg.frame, plan.resized_width, plan.resized_height), 0)
     end
-    if not cfg.repetition_penalty then
-      local generation = model.read_json(cfg.model_path .. "/generation_config.json", true)
-      cfg.repetition_penalty = generation and tonumber(generation.repetition_penalty) or 1
-    end
+    cfg.repetition_penalty = cfg.repetition_penalty or run.policy:generation().repetition_penalty or 1
     print(("policy %s, %s, pictures of %d pixels%s"):format(tostring(run.policy), cfg.dtype, cfg.frame,
       cfg.repetition_penalty ~= 1 and ", repetition penalty " .. cfg.repetition_penalty or ""))
   end

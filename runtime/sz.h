@@ -122,8 +122,10 @@ const char *sz_file_header(sz_file *f, size_t *len);                /* the JSON 
 int64_t     sz_file_data_bytes(sz_file *f);
 /* A tensor over bytes [begin, end) of the data part; bounds, size and alignment are checked. name is for messages. */
 sz_tensor  *sz_file_tensor(sz_file *f, const char *name, int dtype, int ndim, const int64_t *shape, int64_t begin, int64_t end);
-/* Widens a 16-bit float (IEEE half) range to a new f32 tensor. */
-sz_tensor  *sz_file_tensor_f16(sz_file *f, const char *name, int ndim, const int64_t *shape, int64_t begin, int64_t end);
+/* The same bytes as a new heap tensor of another dtype: from SZ_F32, SZ_BF16 or SZ_FILE_F16 (IEEE half) to SZ_F32 or SZ_BF16. The
+ * file's pages are given back as they are read, so that source and result are never in memory together. */
+enum { SZ_FILE_F16 = 16 };
+sz_tensor  *sz_file_convert(sz_file *f, const char *name, int from, int to, int ndim, const int64_t *shape, int64_t begin, int64_t end);
 /* Writes header and tensors to path.tmp, syncs, renames: nothing half-written under path. */
 int         sz_safetensors_write(const char *path, const char *header, size_t header_len, sz_tensor **tensors, int n);
 
@@ -153,6 +155,8 @@ int         sz_tokenizer_finish(sz_tokenizer *t, int nfc);           /* no more 
 int64_t     sz_tokenizer_encode(sz_tokenizer *t, const char *text, size_t len, const int32_t **ids);
 /* UTF-8 with U+FFFD for bytes that are none; text is owned by the tokenizer until its next call; returns the length or -1. */
 int64_t     sz_tokenizer_decode(sz_tokenizer *t, const int32_t *ids, int64_t n, int skip_special, const char **text);
+/* The bytes of one token as they stand, borrowed until the tokenizer is freed; length 0 for an id without a token. */
+int64_t     sz_tokenizer_bytes(sz_tokenizer *t, int32_t id, const char **bytes);
 int         sz_tokenizer_size(const sz_tokenizer *t);                /* largest id + 1 */
 
 /* ---- sampling ---- */

@@ -102,6 +102,12 @@ check.equal(session {"1 + 2", "_ * 10", "local x = 1", "_"}, {"3", "30", "30"}, 
 check.equal(session {"= 4"}, {"4"}, "the = of lua 5.1")
 check.equal(session {"1, nil, 'a'"}, {"1\tnil\ta"}, "several values")
 check.equal(session {"nil"}, {"nil"}, "nil is a value")
+do
+  local shown, lines = {}, {"require'segzero.generation'.echo(1, 'as it is made')"}
+  repl.run {read = function() return table.remove(lines, 1) end, print = function() end, write = function(text) shown[#shown + 1] = text end, quiet = true}
+  check.equal(shown, {"as it is made"}, "answers are shown as they are made")
+  check.equal(require("segzero.generation").echo, nil, "only while the prompt runs")
+end
 check.equal(session {"", "   ", "-- nothing"}, {}, "blank lines and comments print nothing")
 local printed, prompts = session {"function repl_f(a)", "  return a + 1", "end", "repl_f(1)"}
 check.equal(printed, {"2"}, "a function over three lines")

@@ -4,7 +4,7 @@
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
---   vl:generate(inp, {n = 8, ...})          see rollout.lua
+--   vl:generate(inp, {temperature = 1, n = 8, ...})     settings: generation.lua and rollout.lua
 --   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
 --   vl:save(dir)
 --
@@ -19,6 +19,7 @@ local pack = require "segzero.pack"
 local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local weights = require "segzero.weights"
+local generation = require "segzero.generation"
 
 local C, check = core.C, core.check
 
@@ -165,11 +166,23 @@ function M.qwen_vl(dir, opts)
   local ok, vl = pcall(new, json, opts.dtype)
   if not ok then error(("%s/config.json: %s"):format(dir, weights.plain(vl)), 2) end
   vl.dir = dir
-  local loaded = {}
-  for name, t in pairs(safetensors.load_folder(dir)) do loaded[canonical(name)] = t end
-  -- A tied checkpoint may carry a stray lm_head; the embedding is used.
-  weights.set(vl, loaded, dir, function(name) return vl.config.tied == 1 and name == "lm_head.weight" end)
+  -- A tied checkpoint may carry a stray lm_head; the embedding is used. Old ones carry the rotary tables, which are computed here.
+  weights.load(vl, safetensors.open_folder(dir), canonical, function(name)
+    return vl.config.tied == 1 and name == "lm_head.weight" or name:find "%.inv_freq$" ~= nil
+  end)
   return quantize(vl)
+end
+
+function M.is_norm(name)
+  return name:find "norm[12]?%.weight$" ~= nil or name:find "layernorm%.weight$" ~= nil or name:find "ln_q%.weight$" ~= nil
+end
+
+-- What a config table asks for: {{name =, shape = {...}}, ...} in the hub's names.
+function M.weight_list(json)
+  local c = check(C.sz_qwen_new(M.parse_config(json)), 2)
+  local list = weights.list(c, of)
+  C.sz_qwen_free(c)
+  return list
 end
 
 -- A model of random weights (normal, std; norms 1, biases 0) from a config table: for training from scratch and benchmarks.
@@ -178,7 +191,7 @@ function M.random(json, opts)
   local vl = new(json, opts.dtype)
   for _, w in ipairs(vl.weights) do
     local t = tensor.zeros(w.shape, { dtype = vl.dtype })
-    if w.name:match "norm[12]?%.weight$" or w.name:match "layernorm%.weight$" or w.name:match "ln_q%.weight$" then
+    if M.is_norm(w.name) then
       t:copy_(tensor.zeros(w.shape):affine(0, 1))
     elseif not w.name:match "%.bias$" then
       check(C.sz_random_normal_(t.ptr, opts.seed or 0, w.index, 0, opts.std or 0.02))
@@ -237,10 +250,12 @@ end
 
 function methods:process(messages) return self:processor():process(messages, self:tokenizer(), self) end
 
--- Tokens that end an answer: generation_config.json's, else the tokenizer's end of turn.
+-- What generation_config.json says about answers (generation.lua).
+function methods:generation() return self.dir and generation.read(self.dir) or {} end
+
+-- Tokens that end an answer: generation_config.json's, else config.json's, else the tokenizer's end of turn.
 function methods:stop_ids()
-  local generation = self.dir and M.read_json(self.dir .. "/generation_config.json", true)
-  local ids = value(generation, "eos_token_id") or value(self.json, "eos_token_id") or value(value(self.json, "text_config"), "eos_token_id")
+  local ids = self:generation().eos_token_id or value(self.json, "eos_token_id") or value(value(self.json, "text_config"), "eos_token_id")
   if type(ids) == "number" then ids = { ids } end
   return ids or { self:tokenizer().eos_id }
 end
@@ -290,8 +305,20 @@ function methods:logprobs(inp, lists)
   return out
 end
 
+-- As transformers' generate: what opts leave open is the folder's generation_config.json's.
 function methods:generate(inp, opts)
-  return require("segzero.rollout").generate(self, { inp }, opts)[1]
+  local ok, full = pcall(generation.options, self:generation(), opts)
+  if not ok then error(full, 2) end
+  local echoed
+  if full.on_text == nil and generation.echo and (full.n or 1) == 1 and self:has_tokenizer() then
+    full.on_text = function(i, piece)
+      echoed = true
+      generation.echo(i, piece)
+    end
+  end
+  local answers = require("segzero.rollout").generate(self, { inp }, full)[1]
+  if echoed then generation.echo(1, "\n") end
+  return answers
 end
 
 -- ---- saving ----

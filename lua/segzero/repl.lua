@@ -9,6 +9,7 @@
 -- Each entry is a main chunk of its own, so a `local` ends with it. Lines are read with readline, else libedit, else
 -- io.read; history is kept in ~/.segzero_history. What is typed is never JIT-compiled: debug hooks do not fire in
 -- compiled loops, so Ctrl-C could not stop `while true do end`. Functions from files are compiled as usual.
+-- The text of vl:generate appears as it is made (one answer; not with an on_text of its own, or on_text = false).
 -- Left out: completion, multi-line editing, per-project history.
 
 local host = require "segzero.host"
@@ -27,7 +28,7 @@ local TRACE_LINES = 6           -- of an error's traceback
 local HELP = [[
 Type Lua. An expression prints its value; `_` is the last value. Unfinished input goes on at the ...> prompt.
   sz                      the segzero library (require "segzero")
-  vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {n=8}), vl:logprobs(inp, ids)
+  vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {temperature=1, n=8}), vl:logprobs(inp, ids)
   img = sz.image.load(p)  a picture; img:resize(w, h, "bicubic"), img:totensor()
   reward = require "rewards.seg_strict"
   plan = require("segzero.plan").main {"recipes/refcocog_grpo.lua"}      what memory a run takes (also: ./segzero plan RECIPE ...)
@@ -289,7 +290,8 @@ local function run_chunk(chunk, out)
   out(concat(shown, "\t"))
 end
 
--- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text); quiet, no banner.
+-- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text); write, the same without a
+-- newline, for answers as they are made; quiet, no banner.
 function M.run(opts)
   opts = opts or {}
   local out = opts.print or function(text) io.write(text, "\n") end
@@ -306,12 +308,19 @@ function M.run(opts)
       out("sz is not there: " .. tostring(sz):match("[^\n]*"))
     end
   end
+  local has_generation, generation = host.call(require, "segzero.generation")
+  local write = opts.write or function(text)
+    io.write(text)
+    io.flush()
+  end
+  if has_generation then generation.echo = function(_, piece) write(piece) end end
   while true do
     local chunk = read_chunk(read, out)
     if chunk == nil then break end
     if chunk then run_chunk(chunk, out) end
     host.interrupted()      -- pressed while the answer was printed: nothing left to stop
   end
+  if has_generation then generation.echo = nil end
 end
 
 return M

@@ -2,12 +2,16 @@
 -- prompt cache.
 --
 --   rollout.generate(vl, inputs, {n =, temperature =, top_k =, top_p =, repetition_penalty =, max_new_tokens =, seed =,
---                                 stop_ids =, row_ids =, max_cache_rows =, on_token =, ignore_eos =})
+--                                 stop_ids =, stop_strings =, row_ids =, max_cache_rows =, on_token =, on_text =, ignore_eos =})
 --     -> for each input a list of n answers {ids =, text =, logprobs =, finish = "stop" | "length"}
 --
+-- Only what is asked for is done: a folder's generation_config.json counts for its stop ids alone (vl:generate reads the rest).
 -- temperature 0 is greedy. ids end with the stop token that ended them; text leaves special tokens out. The random number of
 -- a token depends on (seed, row id, answer number, position) alone, so an answer does not depend on its batch.
 -- log-probabilities are those of softmax(logits / temperature) over the whole vocabulary: what the trainer computes.
+-- stop_strings: an answer ends with the token that completes one of them, and nothing is cut off, as in transformers: what that
+-- token has beyond stays, and the text may have begun in the prompt. on_text(i, piece, input): answer i's text as it is made,
+-- whole characters only; the pieces together are text. on_token(answer, id): every token.
 -- Vision tokens are never sampled. Prompts that do not fit max_cache_rows together are sampled one set after another.
 
 local ffi = require "ffi"
@@ -45,7 +49,54 @@ end
 
 -- The growing state of a set of answers; one entry for each answer still running.
 local function new_answer(group, index, row_id, prompt, room)
-  return { group = group, index = index, row_id = row_id, prompt = prompt, room = room, ids = {}, logprobs = {} }
+  return { group = group, index = index, row_id = row_id, prompt = prompt, room = room, ids = {}, logprobs = {}, waiting = {} }
+end
+
+-- ---- stop strings ----
+-- {strings =, longest =}, or nil without any.
+local function stop_texts(vl, strings)
+  if strings == nil or #strings == 0 then return nil end
+  if not vl:has_tokenizer() then error("generate: stop_strings need a tokenizer", 0) end
+  local longest = 0
+  for _, s in ipairs(strings) do
+    if type(s) ~= "string" or s == "" then error("generate: stop_strings are texts, got " .. tostring(s), 0) end
+    longest = math.max(longest, #s)
+  end
+  return { strings = strings, longest = longest }
+end
+
+-- The last bytes before a token, as many as a stop string may have there.
+local function keep_tail(texts, bytes) return bytes:sub(math.max(1, #bytes - texts.longest + 2)) end
+
+local function prompt_tail(vl, texts, input_ids)
+  local tail, i = "", #input_ids
+  while i > 0 and #tail < texts.longest - 1 do
+    tail = vl:tokenizer():bytes(input_ids[i]) .. tail
+    i = i - 1
+  end
+  return keep_tail(texts, tail)
+end
+
+-- Whether token id completes a stop string: one that ends inside the token's bytes.
+local function completes(vl, texts, a, id)
+  a.tail = a.tail or prompt_tail(vl, texts, a.prompt.input.input_ids)
+  local before = #a.tail
+  local bytes = a.tail .. vl:tokenizer():bytes(id)
+  a.tail = keep_tail(texts, bytes)
+  for _, s in ipairs(texts.strings) do
+    if bytes:find(s, math.max(1, before - #s + 2), true) then return true end
+  end
+  return false
+end
+
+-- ---- text as it is made ----
+-- Hands on what is whole: tokens that end inside a character wait for the rest of it (their text ends in U+FFFD).
+local function show(vl, a, id, on_text)
+  a.waiting[#a.waiting + 1] = id
+  local piece = vl:tokenizer():decode(a.waiting, { skip_special_tokens = true })
+  if not a.finish and piece:sub(-3) == "\239\191\189" then return end
+  a.waiting = {}
+  if piece ~= "" then on_text(a.index, piece, a.group) end
 end
 
 -- Runs the prompts in streams of up to PREFILL_TOKENS; returns the hidden state of each prompt's last token [g, h] (heap).
@@ -131,10 +182,11 @@ local function sample(vl, running, logits, settings, opts, stops)
     local id = token[i - 1]
     a.ids[#a.ids + 1] = id
     a.logprobs[#a.logprobs + 1] = logprob[i - 1]
-    if stops[id] then a.finish = "stop"
+    if stops[id] or stops.texts and completes(vl, stops.texts, a, id) then a.finish = "stop"
     elseif #a.ids >= opts.max_new_tokens then a.finish = "length"
     else going[#going + 1] = a end
     if opts.on_token then opts.on_token(a, id) end
+    if opts.on_text then show(vl, a, id, opts.on_text) end
   end
   if seen then seen:free() end
   return going
@@ -232,6 +284,10 @@ function M.generate(vl, inputs, options)
   local settings = ffi.new("sz_sampling", { temperature = opts.temperature, top_k = opts.top_k, top_p = opts.top_p,
     repetition_penalty = opts.repetition_penalty, seed = opts.seed })
   local stops = stop_set(vl, opts)
+  local ok, texts = pcall(stop_texts, vl, opts.stop_strings)
+  if not ok then error(texts, 2) end
+  stops.texts = texts
+  if opts.on_text and not vl:has_tokenizer() then error("generate: on_text needs a tokenizer", 2) end
 
   local groups = {}
   for i, input in ipairs(inputs) do

@@ -3,14 +3,17 @@
 --   local tensors, metadata = safetensors.load(path)              {name -> tensor}, {key -> text}
 --   local tensors, metadata = safetensors.load_folder(dir)        model.safetensors, or the shards that
 --                                                                 model.safetensors.index.json names
+--   local folder = safetensors.open_folder(dir)                   the same unread: folder.entries {name -> {dtype =, shape =, ...}},
+--                                                                 folder.problems (texts), folder:tensor(name, dtype), folder:close()
 --   safetensors.save(path, tensors, metadata)                     metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
 --
 -- File: u64 little endian length n, n bytes of JSON {name: {dtype, shape, data_offsets = [begin, end)}, __metadata__},
 -- then the data; offsets count from the end of the JSON. Tensors of a loaded file lie in a private mapping of it: reading
 -- costs nothing until they are used, writing to them does not change the file. F32, BF16, I32 and U8 stay as they are;
--- F16 becomes f32, BOOL u8, I64 i32 where every value fits. Everything the JSON says is checked here, and every bound
--- again in C. What save writes is sorted by name, its JSON padded with spaces to a multiple of 8.
+-- F16 becomes f32 (or the dtype that folder:tensor is asked for), BOOL u8, I64 i32 where every value fits. A tensor that had to
+-- be converted or moved is on the heap, and the file's pages of it are given back at once. Everything the JSON says is checked
+-- here, and every bound again in C. What save writes is sorted by name, its JSON padded with spaces to a multiple of 8.
 -- Leaves out: other dtypes, reading only part of a file.
 
 local ffi = require "ffi"
@@ -23,7 +26,8 @@ local C, call, guarded = core.C, core.call, core.guarded
 local M = {}
 
 local BYTES = { F32 = 4, BF16 = 2, F16 = 2, I32 = 4, U8 = 1, BOOL = 1, I64 = 8 }
-local CODE = { F32 = C.SZ_F32, BF16 = C.SZ_BF16, I32 = C.SZ_I32, U8 = C.SZ_U8, BOOL = C.SZ_U8 }
+local CODE = { F32 = C.SZ_F32, BF16 = C.SZ_BF16, I32 = C.SZ_I32, U8 = C.SZ_U8, BOOL = C.SZ_U8, F16 = C.SZ_FILE_F16 }
+local REAL = { F32 = "f32", BF16 = "bf16", F16 = "f16" }
 local NAME = { f32 = "F32", bf16 = "BF16", i32 = "I32", u8 = "U8" }
 local MAX_DIMS = 6
 local MAX_WHOLE = 2 ^ 53
@@ -119,11 +123,14 @@ local function narrow_i64(path, file, e)
   return t
 end
 
-local function tensor_of(path, file, e)
+-- dtype: what a tensor of real numbers shall become; nil: as it is (F16: f32).
+local function tensor_of(path, file, e, dtype)
   if e.dtype == "I64" then return narrow_i64(path, file, e) end
   local shape = ffi.new("int64_t[?]", MAX_DIMS)
   for i = 1, e.ndim do shape[i - 1] = e.shape[i] end
-  if e.dtype == "F16" then return tensor.wrap(call(C.sz_file_tensor_f16(file, e.name, e.ndim, shape, e.begin, e.stop))) end
+  if REAL[e.dtype] and REAL[e.dtype] ~= (dtype or e.dtype == "F16" and "f32" or REAL[e.dtype]) then
+    return tensor.wrap(call(C.sz_file_convert(file, e.name, CODE[e.dtype], tensor.dtype_code(dtype or "f32"), e.ndim, shape, e.begin, e.stop)))
+  end
   return tensor.wrap(call(C.sz_file_tensor(file, e.name, CODE[e.dtype], e.ndim, shape, e.begin, e.stop)))
 end
 
@@ -131,44 +138,53 @@ local function release(tensors)
   for _, t in pairs(tensors) do t:free() end
 end
 
-local function load(path)
+-- Maps a file: the handle (to close), its checked entries, its metadata.
+local function open(path)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
   local file = call(C.sz_file_map(path))
-  local tensors = {}
-  local ok, result = pcall(function()
+  local ok, list, metadata = pcall(function()
     local len = ffi.new("size_t[1]")
     local text = C.sz_file_header(file, len)
-    local header = decode(path, ffi.string(text, tonumber(len[0])))
-    local list, metadata = entries_of(path, header, tonumber(C.sz_file_data_bytes(file)))
-    for _, e in ipairs(list) do tensors[e.name] = tensor_of(path, file, e) end
-    return metadata
+    return entries_of(path, decode(path, ffi.string(text, tonumber(len[0]))), tonumber(C.sz_file_data_bytes(file)))
   end)
-  C.sz_file_close(file)
+  if not ok then
+    C.sz_file_close(file)
+    error(list, 0)
+  end
+  return ffi.gc(file, C.sz_file_close), list, metadata
+end
+
+local function close(file) C.sz_file_close(ffi.gc(file, nil)) end
+
+M.load = guarded(function(path)
+  local file, list, metadata = open(path)
+  local tensors = {}
+  local ok, why = pcall(function()
+    for _, e in ipairs(list) do tensors[e.name] = tensor_of(path, file, e) end
+  end)
+  close(file)
   if not ok then
     release(tensors)
-    error(result, 0)
+    error(why, 0)
   end
-  return tensors, result
-end
-M.load = guarded(load)
+  return tensors, metadata
+end)
 
-M.load_folder = guarded(function(dir)
-  if type(dir) ~= "string" then error("a folder name is expected, got " .. type(dir), 0) end
-  local index_path = dir .. "/model.safetensors.index.json"
-  local text = read(index_path)
-  if not text then
-    local single = dir .. "/model.safetensors"
-    local file = io.open(single, "rb")
-    if not file then error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0) end
-    file:close()
-    return load(single)
-  end
-  local map = decode(index_path, text).weight_map
-  if type(map) ~= "table" then fail(index_path, "there is no weight_map") end
-  local wanted, shards = {}, {}      -- shard -> {names}; shard names in order
+-- ---- folders ----
+local Folder = {}
+Folder.__index = Folder
+
+-- {shard -> {tensor names}}, the shards' names in order, or nil for a folder of one file.
+local function read_index(dir)
+  local path = dir .. "/model.safetensors.index.json"
+  local text = read(path)
+  if not text then return nil end
+  local map = decode(path, text).weight_map
+  if type(map) ~= "table" then fail(path, "there is no weight_map") end
+  local wanted, shards = {}, {}
   for name, shard in pairs(map) do
     if type(shard) ~= "string" or shard:find("/", 1, true) or shard == "" then
-      fail(index_path, "tensor '%s' is said to be in '%s'", name, tostring(shard))
+      fail(path, "tensor '%s' is said to be in '%s'", name, tostring(shard))
     end
     if not wanted[shard] then
       wanted[shard] = {}
@@ -177,27 +193,99 @@ M.load_folder = guarded(function(dir)
     table.insert(wanted[shard], name)
   end
   table.sort(shards)
-  local all, metadata = {}, {}
-  local ok, why = pcall(function()
-    for _, shard in ipairs(shards) do
-      local tensors, m = load(dir .. "/" .. shard)
-      for k, v in pairs(m) do metadata[k] = v end
-      table.sort(wanted[shard])
-      for _, name in ipairs(wanted[shard]) do
-        if not tensors[name] then
-          release(tensors)
-          fail(index_path, "tensor '%s' should be in %s, which lacks it", name, shard)
+  return wanted, shards, map
+end
+
+-- Maps every shard and reads the headers. What is wrong with files and index is gathered in folder.problems: only a folder
+-- without an index that can be read raises. folder.lost: the names that a shard which could not be read should have.
+local function open_folder(dir)
+  if type(dir) ~= "string" then error("a folder name is expected, got " .. type(dir), 0) end
+  local wanted, shards, map = read_index(dir)
+  if not wanted then
+    local file = io.open(dir .. "/model.safetensors", "rb")
+    if not file then error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0) end
+    file:close()
+    wanted, shards = {}, { "model.safetensors" }
+  end
+  local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {}, files = {} }, Folder)
+  local function problem(...) folder.problems[#folder.problems + 1] = (...):format(select(2, ...)) end
+  local misplaced = {}
+  for _, shard in ipairs(shards) do
+    local path = dir .. "/" .. shard
+    local ok, file, list, metadata = pcall(open, path)
+    if not ok then
+      problem("%s", file)
+      for _, name in ipairs(wanted[shard] or {}) do folder.lost[name] = true end
+    else
+      folder.files[#folder.files + 1] = file
+      for k, v in pairs(metadata) do folder.metadata[k] = v end
+      local here = {}
+      for _, e in ipairs(list) do
+        e.file, e.path, here[e.name] = file, path, true
+        if not map or map[e.name] == shard then
+          folder.entries[e.name] = e
+        elseif map[e.name] then
+          misplaced[e.name] = shard
+        else
+          e.unlisted = true
+          folder.entries[e.name] = e
         end
-        all[name], tensors[name] = tensors[name], nil
       end
-      release(tensors)      -- what the index does not name is not part of the model
+      table.sort(wanted[shard] or {})
+      for _, name in ipairs(wanted[shard] or {}) do
+        if not here[name] then folder.lost[name] = shard end
+      end
     end
+  end
+  local gone = {}
+  for name, shard in pairs(folder.lost) do
+    if shard ~= true then gone[#gone + 1] = name end
+  end
+  table.sort(gone)
+  for _, name in ipairs(gone) do
+    problem("%s/model.safetensors.index.json: tensor '%s' should be in %s, which lacks it%s", dir, name, folder.lost[name],
+      misplaced[name] and " (it is in " .. misplaced[name] .. ")" or "")
+  end
+  return folder
+end
+M.open_folder = guarded(open_folder)
+
+function Folder:tensor(name, dtype)
+  local e = self.entries[name]
+  return tensor_of(e.path, e.file, e, dtype)
+end
+
+-- Tensors made before stay valid.
+function Folder:close()
+  for _, file in ipairs(self.files) do close(file) end
+  self.files, self.entries = {}, {}
+end
+
+-- Raises all problems of a folder (or of what was asked of it) as one error; the first of them are shown.
+function M.refuse(where, what, problems)
+  local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
+  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..." or ""), 0)
+end
+
+M.load_folder = guarded(function(dir)
+  local folder = open_folder(dir)
+  local all, names = {}, {}
+  for name in pairs(folder.entries) do names[#names + 1] = name end
+  table.sort(names)
+  local ok, why = pcall(function()
+    for _, name in ipairs(names) do
+      local e = folder.entries[name]
+      if e.unlisted then table.insert(folder.problems, ("%s: tensor '%s' is not in the index"):format(e.path, name)) end
+    end
+    if #folder.problems > 0 then M.refuse(dir, "problems with its files", folder.problems) end
+    for _, name in ipairs(names) do all[name] = folder:tensor(name) end
   end)
+  folder:close()
   if not ok then
     release(all)
     error(why, 0)
   end
-  return all, metadata
+  return all, folder.metadata
 end)
 
 -- ---- writing ----

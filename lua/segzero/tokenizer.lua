@@ -5,6 +5,7 @@
 --     tok:decode(ids, {skip_special_tokens=false}) -> text
 --     tok:chat(messages, {add_generation_prompt=false, add_vision_id=false}) -> text
 --     tok:id("<|im_end|>") -> id or nil            tok:token(id) -> text or nil        tok:size() -> largest id + 1
+--     tok:bytes(id) -> its bytes, perhaps no whole character
 --     tok.eos_id, tok.pad_id, tok.bos_id (nil where the folder names none), tok.special = {token -> id}, tok:free()
 --
 -- Reads tokenizer.json (byte-level BPE: NFC or no normaliser, a Split pattern, ByteLevel) and tokenizer_config.json.
@@ -230,6 +231,12 @@ function Tokenizer:decode(ids, options)
   end
   local skip = options and options.skip_special_tokens and 1 or 0
   local len = tonumber(check(C.sz_tokenizer_decode(handle, list, n, skip, out_text), 2))
+  return ffi.string(out_text[0], len)
+end
+
+-- The bytes of one id as they stand, special tokens too; "" for an id without a token.
+function Tokenizer:bytes(id)
+  local len = tonumber(check(C.sz_tokenizer_bytes(live(self, 2), id, out_text), 2))
   return ffi.string(out_text[0], len)
 end
 

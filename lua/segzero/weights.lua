@@ -3,6 +3,7 @@
 --   local of = weights.access(C, "sz_qwen")       the C functions <prefix>_weight_count, _name, _shape, _set and <prefix>_weight
 --   weights.list(c, of) -> {{index =, name =, shape = {...}}, ...}
 --   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype; stray(name): an extra name that is no error
+--   weights.load(model, folder, rename, stray)    the same from an open folder of safetensors, mapped where the dtype allows
 --   weights.parameters(model), weights.train(model, filter)      weights.plain(message): without its place
 --
 -- A model here has c (the C object), of, weights (the list), dtype. Leaves out: names (each network maps its own), files.
@@ -10,8 +11,11 @@
 local ffi = require "ffi"
 local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
+local safetensors = require "segzero.safetensors"
 
 local check = core.check
+
+local REAL = { F32 = true, BF16 = true, F16 = true }
 
 local M = {}
 
@@ -44,35 +48,76 @@ local function same_shape(a, b)
   return true
 end
 
--- Hands the loaded tensors {name -> tensor} to C; everything that does not fit is named in one error.
-function M.set(model, loaded, where, stray)
-  local have, problems = {}, {}
-  for name, t in pairs(loaded) do have[name] = t end
+-- What does not fit the model's weights, added to problems. have: {name -> shape}; excused: {name -> true}, missing is no error.
+local function compare(model, have, problems, stray, excused)
+  local wrong, known = {}, {}
   for _, w in ipairs(model.weights) do
-    local t = have[w.name]
-    have[w.name] = nil
-    if not t then
-      problems[#problems + 1] = "missing: " .. w.name
-    elseif not same_shape(t:shape(), w.shape) then
-      problems[#problems + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(t:shape(), ", "), table.concat(w.shape, ", "))
-    else
-      if t:dtype() ~= model.dtype then
-        local converted = tensor.empty(w.shape, { dtype = model.dtype })
-        converted:copy_(t)
-        t:free()
-        t = converted
-      end
-      check(model.of.set(model.c, w.index, t.ptr))
+    local shape = have[w.name]
+    known[w.name] = true
+    if not shape then
+      if not excused[w.name] then wrong[#wrong + 1] = "missing: " .. w.name end
+    elseif not same_shape(shape, w.shape) then
+      wrong[#wrong + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(shape, ", "), table.concat(w.shape, ", "))
     end
   end
   for name in pairs(have) do
-    if not (stray and stray(name)) then problems[#problems + 1] = "unexpected: " .. name end
+    if not known[name] and not (stray and stray(name)) then wrong[#wrong + 1] = "unexpected: " .. name end
   end
-  if #problems > 0 then
-    table.sort(problems)
-    local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
-    error(("%s: %d weights do not fit the config:\n  %s%s"):format(where, #problems, shown, #problems > 12 and "\n  ..." or ""), 0)
+  table.sort(wrong)
+  for _, text in ipairs(wrong) do problems[#problems + 1] = text end
+end
+
+-- Hands the loaded tensors {name -> tensor} to C; everything that does not fit is named in one error.
+function M.set(model, loaded, where, stray)
+  local have, problems = {}, {}
+  for name, t in pairs(loaded) do have[name] = t:shape() end
+  compare(model, have, problems, stray, {})
+  if #problems > 0 then safetensors.refuse(where, "weights do not fit the config", problems) end
+  for _, w in ipairs(model.weights) do
+    local t = loaded[w.name]
+    if t:dtype() ~= model.dtype then
+      local converted = tensor.empty(w.shape, { dtype = model.dtype })
+      converted:copy_(t)
+      t:free()
+      t = converted
+    end
+    check(model.of.set(model.c, w.index, t.ptr))
   end
+end
+
+-- The same from safetensors.open_folder's folder, which is closed. rename(name): a file's name to the model's. Files, index and
+-- tensors are all checked before one tensor is made; weights of model.dtype are used where they lie, others converted one by one.
+function M.load(model, folder, rename, stray)
+  local have, source, excused, problems = {}, {}, {}, folder.problems
+  local names = {}
+  for name in pairs(folder.entries) do names[#names + 1] = name end
+  table.sort(names)
+  for name in pairs(folder.lost) do excused[rename(name)] = true end
+  for _, name in ipairs(names) do
+    local e, own = folder.entries[name], rename(name)
+    if source[own] then
+      problems[#problems + 1] = ("twice, under two names: %s and %s"):format(source[own], name)
+    elseif e.unlisted and not (stray and stray(own)) then
+      problems[#problems + 1] = ("%s: tensor '%s' is not in the index"):format(e.path, name)
+      excused[own] = true
+    elseif not REAL[e.dtype] then
+      problems[#problems + 1] = ("%s: dtype %s, expected F32, BF16 or F16"):format(name, e.dtype)
+      excused[own] = true
+    else
+      source[own], have[own] = name, e.shape
+    end
+  end
+  compare(model, have, problems, stray, excused)
+  local ok, why = pcall(function()
+    if #problems > 0 then safetensors.refuse(folder.dir, "weights do not fit the config", problems) end
+    for _, w in ipairs(model.weights) do
+      local t = folder:tensor(source[w.name], model.dtype)
+      check(model.of.set(model.c, w.index, t.ptr))
+      t:free()
+    end
+  end)
+  folder:close()
+  if not ok then error(why, 0) end
 end
 
 -- {name -> tensor}

@@ -3,10 +3,16 @@
  * Format: u64 little endian header length n, n bytes of JSON, then the data part; offsets in the JSON count from the
  * start of the data part. The JSON is read and made by Lua (lua/segzero/safetensors.lua); here every number that came
  * from it is checked again. The mapping is private and writable: training may update mapped weights in place, the file
- * never changes. Leaves out big-endian machines. */
+ * never changes.
+ *
+ * Mapping reads nothing. From the first tensor on a thread for each large file asks the system to read it ahead, one file at a time and at most half of
+ * the machine's memory in all, so that the caller goes on at once and the first pass over the weights finds them at the
+ * disk's speed rather than a page fault's. Leaves out big-endian machines. */
 #include "io/io.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -16,21 +22,69 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors data is little endian and is used in place");
 
 enum { MAX_HEADER = 100000000 };    /* the limit of the reference implementation */
+enum { AHEAD_STEP = 16 << 20 };     /* read ahead at a time: small enough to stop soon, large enough to keep a disk busy */
 
-typedef struct { void *base; size_t bytes; } mapping;
+typedef struct {
+    void *base;
+    size_t bytes;
+    int fd;                         /* -1: read ahead is out of the question */
+    bool started;                   /* reader runs or has run */
+    pthread_t reader;
+    atomic_int stop;
+} mapping;
 
 struct sz_file {
     char *path;
+    mapping *map;           /* owned by storage */
     sz_storage *storage;    /* one reference; each tensor holds another */
     uint8_t *base;
     size_t header, bytes;   /* header length, file size */
 };
 
+static pthread_mutex_t reading = PTHREAD_MUTEX_INITIALIZER;     /* held by the thread that reads ahead */
+static atomic_llong ahead_bytes;                                /* read ahead since the program started */
+
+static void *read_ahead(void *p)
+{
+    mapping *m = p;
+    long long most = (long long)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 2;
+    while (pthread_mutex_trylock(&reading) != 0) {
+        if (atomic_load(&m->stop)) return NULL;
+        usleep(1000);
+    }
+    for (size_t at = 0; at < m->bytes && !atomic_load(&m->stop); at += AHEAD_STEP) {
+        if (atomic_fetch_add(&ahead_bytes, AHEAD_STEP) >= most) break;
+        if (posix_fadvise(m->fd, (off_t)at, AHEAD_STEP, POSIX_FADV_WILLNEED) != 0) break;
+    }
+    pthread_mutex_unlock(&reading);
+    return NULL;
+}
+
+/* At the first tensor: by then the headers of all the shards have been read, which would otherwise queue behind the data. */
+static void start_reading(mapping *m)
+{
+    if (m->fd >= 0 && !m->started) m->started = pthread_create(&m->reader, NULL, read_ahead, m) == 0;
+}
+
 static void unmap(void *owner)
 {
     mapping *m = owner;
+    if (m->started) {
+        atomic_store(&m->stop, 1);
+        pthread_join(m->reader, NULL);
+    }
+    if (m->fd >= 0) close(m->fd);
     munmap(m->base, m->bytes);
     free(m);
+}
+
+/* Whole pages inside [p, p + bytes) leave the process; they are read again from the file (or its cache) if touched again.
+ * Only for what nothing has written to: written pages would fall back to the file's. */
+static void give_back(const uint8_t *p, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)p + page - 1) & ~(page - 1), to = ((uintptr_t)p + bytes) & ~(page - 1);
+    if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
 }
 
 sz_file *sz_file_map(const char *path)
@@ -54,22 +108,28 @@ sz_file *sz_file_map(const char *path)
         base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
         if (base == MAP_FAILED) sz_fail("%s: cannot map: %s", path, strerror(errno));
     }
-    close(fd);
-    if (base == MAP_FAILED) return NULL;
-    madvise(base, bytes, MADV_WILLNEED);
+    if (base == MAP_FAILED) {
+        close(fd);
+        return NULL;
+    }
 
     mapping *m = malloc(sizeof *m);
     sz_file *f = calloc(1, sizeof *f);
     char *name = strdup(path);
     if (!m || !f || !name) {
         munmap(base, bytes);
+        close(fd);
         free(m);
         free(f);
         free(name);
         return sz_null("%s: out of memory", path);
     }
-    *m = (mapping){ base, bytes };
-    *f = (sz_file){ name, sz_storage_new(base, bytes, unmap, m), base, (size_t)header, bytes };
+    *m = (mapping){ .base = base, .bytes = bytes, .fd = fd };
+    if (bytes <= AHEAD_STEP) {
+        close(fd);
+        m->fd = -1;
+    }
+    *f = (sz_file){ name, m, sz_storage_new(base, bytes, unmap, m), base, (size_t)header, bytes };
     if (!f->storage) {
         unmap(m);
         free(name);
@@ -117,9 +177,11 @@ sz_tensor *sz_file_tensor(sz_file *f, const char *name, int dtype, int ndim, con
     size_t size = sz_dtype_size(dtype);
     uint8_t *p = locate(f, name, size, ndim, shape, begin, end);
     if (!p) return NULL;
+    start_reading(f->map);
     if ((uintptr_t)p % size == 0) return sz_tensor_over(f->storage, dtype, ndim, shape, p);
     sz_tensor *t = sz_tensor_new_heap(dtype, ndim, shape, SZ_CPU);
     if (t && end > begin) memcpy(t->data, p, (size_t)(end - begin));
+    if (t) give_back(p, (size_t)(end - begin));
     return t;
 }
 
@@ -136,17 +198,26 @@ static float from_half(uint16_t h)
     return v.f;
 }
 
-sz_tensor *sz_file_tensor_f16(sz_file *f, const char *name, int ndim, const int64_t *shape, int64_t begin, int64_t end)
+sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int ndim, const int64_t *shape, int64_t begin, int64_t end)
 {
-    const uint8_t *p = locate(f, name, 2, ndim, shape, begin, end);
-    sz_tensor *t = p ? sz_tensor_new_heap(SZ_F32, ndim, shape, SZ_CPU) : NULL;
+    if (from != SZ_F32 && from != SZ_BF16 && from != SZ_FILE_F16) return sz_null("%s: tensor '%s' has unknown dtype %d", f->path, name, from);
+    if (to != SZ_F32 && to != SZ_BF16) return sz_null("%s: tensor '%s' cannot become dtype %d", f->path, name, to);
+    const size_t size = from == SZ_F32 ? 4 : 2;
+    const uint8_t *p = locate(f, name, size, ndim, shape, begin, end);
+    sz_tensor *t = p ? sz_tensor_new_heap(to, ndim, shape, SZ_CPU) : NULL;
     if (!t) return NULL;
-    float *out = sz_f32(t);
-    #pragma omp parallel for if (t->numel > 65536)
-    for (int64_t i = 0; i < t->numel; i++) {
-        uint16_t h;
-        memcpy(&h, p + 2 * i, 2);
-        out[i] = from_half(h);
+    enum { PIECE = 16 << 20 };
+    for (int64_t first = 0; first < t->numel; first += PIECE) {
+        int64_t stop = first + PIECE < t->numel ? first + PIECE : t->numel;
+        #pragma omp parallel for if (stop - first > 65536)
+        for (int64_t i = first; i < stop; i++) {
+            float x;
+            uint16_t h;
+            if (from == SZ_F32) memcpy(&x, p + 4 * i, 4);
+            else memcpy(&h, p + 2 * i, 2), x = from == SZ_BF16 ? sz_from_bf16(h) : from_half(h);
+            sz_put(t, i, x);
+        }
+        give_back(p + size * (size_t)first, size * (size_t)(stop - first));
     }
     return t;
 }

@@ -540,3 +540,11 @@ int64_t sz_tokenizer_decode(sz_tokenizer *t, const int32_t *ids, int64_t n, int 
     *text = t->text.p;
     return (int64_t)t->text.len - 1;
 }
+
+int64_t sz_tokenizer_bytes(sz_tokenizer *t, int32_t id, const char **text)
+{
+    *text = "";
+    if (id < 0 || id >= t->size || t->entries[id].kind == NONE) return 0;
+    *text = t->pool.p + t->entries[id].start;
+    return t->entries[id].len;
+}
