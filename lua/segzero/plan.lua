@@ -20,6 +20,7 @@ local rollout = require "segzero.rollout"
 local data = require "segzero.data"
 local config = require "segzero.config"
 local files = require "segzero.files"
+local weights = require "segzero.weights"
 
 local C, check = core.C, core.check
 
@@ -80,8 +81,9 @@ local function longest_input(cfg, vl, opts)
   local longest, pixels = nil, 0
   for i = 1, math.min(ROWS_READ, set:count()) do
     local row = set:row(i)
-    local input = vl:process { { role = "system", content = d.system_prompt },
-      { role = "user", content = { { type = "image", image = row.image }, { type = "text", text = opts.prompt(row.problem) } } } }
+    local ok, input = pcall(vl.process, vl, { { role = "system", content = d.system_prompt },
+      { role = "user", content = { { type = "image", image = row.image }, { type = "text", text = opts.prompt(row.problem) } } } })
+    if not ok then error(("row %s: %s"):format(tostring(row.id), weights.plain(input)), 0) end
     pixels = math.max(pixels, row.image.width * row.image.height * 3 + input.pixel_values:numel() * 4)
     row.image:free()
     if not longest or #input.input_ids > #longest.input_ids then longest = input end
@@ -143,6 +145,15 @@ local function count_arena(cfg, state)
   return arena, #part
 end
 
+-- A model held in 8 bits: each linear layer of the language model, and the logits' head beside its bf16, in bytes and a scale for 128.
+local function int8_bytes(vl)
+  local head = vl.config.tied == 1 and "model.embed_tokens.weight" or "lm_head.weight"
+  return bytes_of(vl.weights, function(w)
+    if w.name == head then return 2 + 1 + 1 / 32 end
+    return w.name:match "^model%.layers%..*proj%.weight$" and 1 + 1 / 32 or 2
+  end)
+end
+
 local function cache_bytes(cfg, vl, prompt, prompts, n, answer)
   local c = vl.config
   local one = prompt + n * (answer or cfg.data.max_response_length)      -- rows that no answer reaches are pages that are not there
@@ -160,7 +171,8 @@ local function sizes(cfg, state)
   end
   local p = {}
   p.weights = bytes_of(vl.weights, WIDTH[dtype])
-  p.reference = state.kl and p.weights or 0
+  local reference = cfg.worker.ref.model.dtype or dtype
+  p.reference = state.kl and (reference == "int8" and int8_bytes(vl) or bytes_of(vl.weights, WIDTH[reference])) or 0
   p.masters = dtype == "bf16" and o.master_weights and bytes_of(trained, 4) or 0
   p.moments = bytes_of(trained, 2 * WIDTH[o.state_dtype]) + (o.state_dtype == "int8" and bytes_of(trained, 2 * 4 / 256) or 0)
   p.gradients = bytes_of(trained, function(w) return #w.shape > 1 and WIDTH[actor.grad_dtype] or 4 end)
@@ -251,6 +263,7 @@ local function remedies(cfg, prompt)
   local function add(...) list[#list + 1] = { ... } end
   if not a.model.enable_gradient_checkpointing then add { "worker.actor.model.enable_gradient_checkpointing", true } end
   if not a.freeze_vision_tower then add { "worker.actor.freeze_vision_tower", true } end
+  if a.use_kl_loss and cfg.worker.ref.model.dtype ~= "int8" then add { "worker.ref.model.dtype", "int8" } end
   if a.use_kl_loss then add { "worker.actor.use_kl_loss", false } end
   if a.grad_dtype ~= "bf16" then add { "worker.actor.grad_dtype", "bf16" } end
   if a.optim.state_dtype ~= "int8" then add { "worker.actor.optim.state_dtype", "int8" } end
@@ -286,7 +299,7 @@ end
 -- ---- text ----
 function M.print(plan)
   local p, a = plan.parts, plan.arena
-  print(("memory of one run, prompts of %d tokens, micro-batches of %d groups"):format(plan.prompt, plan.largest))
+  print(("memory of one run, prompts of %d tokens, micro-batches of up to %d group%s"):format(plan.prompt, plan.largest, plan.largest == 1 and "" or "s"))
   local function line(name, bytes, note) print(("  %-34s %12s  %s"):format(name, gib(bytes), note or "")) end
   line("weights", p.weights)
   line("reference", p.reference, "shares the file's pages until the policy's are written to")
