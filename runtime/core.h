@@ -70,7 +70,6 @@ sz_tensor *sz_new1(int dtype, int64_t n, int device);
 sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device);
 /* Replaces *t by its copy on the device (itself, when it is there). */
 int        sz_tensor_move(sz_tensor **t, int device);
-int        sz_tensor_alive(const sz_tensor *t);                      /* 0; -1 with a message when its step has ended, -1 for NULL */
 /* Only a tensor on the cpu has data that may be followed; elsewhere the pointer is for the backend. */
 /* A heap tensor even inside a scope (parameters' gradients, optimizer state). */
 sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int device);

@@ -7,8 +7,6 @@
 /* The backend once a tensor on its device was asked for; a tensor there exists only after that, so code that has one may use it. */
 extern const sz_backend *sz_device;
 
-/* 0 when tensors can be made on the device; opens the backend the first time. -1 with a message. */
-int   sz_device_ready(int device);
 const char *sz_device_name(int device);         /* "cpu", "cuda:0" */
 /* A block of at least *bytes; *bytes becomes its real size, which freeing wants again. Freed blocks are kept for later ones. */
 void *sz_device_block(size_t *bytes);

@@ -50,6 +50,7 @@ void        sz_fail_alloc_after(int64_t n);   /* tests: the n-th allocation from
 int64_t     sz_debug_guards(int on);
 
 /* ---- devices: SZ_CUDA is there where libsegzero_cuda.so, a driver and a device are; it is opened when first used ---- */
+int         sz_device_ready(int device);      /* 0; -1 with a message when tensors cannot be made there. Opens it the first time */
 int         sz_device_count(int device);      /* usable ones, 0 or 1; when 0, sz_last_error may say why */
 const char *sz_device_describe(int device);   /* lines "what: value" for people; borrowed until the next call. NULL: it cannot be used */
 int64_t     sz_device_available(int device);  /* free bytes; -1 when not known */
@@ -60,6 +61,7 @@ sz_tensor  *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device)
 sz_tensor  *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device);
 sz_tensor  *sz_tensor_retain(sz_tensor *t);   /* returns t */
 void        sz_tensor_release(sz_tensor *t);  /* NULL is allowed */
+int         sz_tensor_alive(const sz_tensor *t);   /* 0; -1 (with a message) when its step has ended */
 void       *sz_tensor_data(sz_tensor *t);     /* borrowed; NULL (with a message) when its step has ended or it is not on the cpu */
 int         sz_tensor_dtype(const sz_tensor *t);
 int         sz_tensor_device(const sz_tensor *t);
