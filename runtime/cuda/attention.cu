@@ -21,17 +21,18 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
     __shared__ int32_t row_of[COLUMNS], limit_of[COLUMNS];
     const sz_flash_task t = tasks[blockIdx.x / (unsigned)a.groups];
     const sz_segment_row s = a.segments[t.segment];
-    const int group = (int)(blockIdx.x % (unsigned)a.groups), share = a.share, dim = a.dim;
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32, first = (int)(t.column % share);
+    const int group = (int)(blockIdx.x % (unsigned)a.groups), dim = a.dim;
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
     const int64_t q_ld = a.q_ld, k_ld = a.k_ld;
+    const sz_columns columns = sz_columns_at(a, s.q_start, group, t.column);
 
     if (threadIdx.x < COLUMNS) {
         int c = (int)threadIdx.x;
         sz_flash_query query = { -1, 0 };
         if (c < t.columns) {
-            int64_t i = (t.column + c) / share;
-            if (t.list >= 0) query = list[t.list + i];
-            else query = sz_flash_query{ (int32_t)(s.q_start + i), (int32_t)(s.p_len + sz_own_keys(s, i, a.causal)) };
+            int64_t row = columns.row(c);
+            if (t.list >= 0) query = list[t.list + row - s.q_start];
+            else query = sz_flash_query{ (int32_t)row, (int32_t)(s.p_len + sz_own_keys(s, row - s.q_start, a.causal)) };
         }
         row_of[c] = query.row;
         limit_of[c] = min(query.limit, t.end_key);
@@ -40,12 +41,11 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
     const int end = limit_of[t.columns - 1], everyone = limit_of[0];
 
     const T *queries = (const T *)a.q, *keys = (const T *)a.k + (int64_t)group * dim, *values = (const T *)a.v + (int64_t)group * dim;
-    auto head = [=](int c) { return group * share + (first + c) % share; };
     auto fetch = [&](T *tile, const T *from, int at) {
         sz_tile_fetch<T, DIM, N>(tile, a, from, [=](int r) { return at + r < end ? from + sz_key_row(s, at + r) * k_ld : (const T *)NULL; });
     };
     if (t.first_key < end) {
-        sz_tile_fetch<T, DIM, COLUMNS>(q, a, queries, [=](int c) { return c < t.columns ? queries + row_of[c] * q_ld + (int64_t)head(c) * dim : (const T *)NULL; });
+        sz_tile_fetch<T, DIM, COLUMNS>(q, a, queries, [=](int c) { return c < t.columns ? queries + row_of[c] * q_ld + (int64_t)columns.head(c) * dim : (const T *)NULL; });
         fetch(k, keys, t.first_key);
     }
 
@@ -90,22 +90,22 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
         inverse[h] = w.sum[h] > 0 ? 1.0f / w.sum[h] : w.sum[h] == 0 ? 0.0f : w.sum[h];     /* NaN stays */
     }
     if (t.slot >= 0) {
-        int64_t column = ((int64_t)t.slot * a.groups + group) * COLUMNS + c0;
         for (int h = 0; h < 2; h++) {
             if (c0 + 8 * h >= t.columns) continue;
-            if (lane % 4 == 0) parts.weights[column + 8 * h] = make_float2(w.max[h], w.sum[h]);
+            int64_t place = ((int64_t)t.slot + c0 + 8 * h) * a.groups + group;
+            if (lane % 4 == 0) parts.weights[place] = make_float2(w.max[h], w.sum[h]);
 #pragma unroll
             for (int d = 0; d < DIM / 8; d++)
-                *(float2 *)(parts.sums + (column + 8 * h) * DIM + 8 * d + 2 * (lane % 4)) = make_float2(acc[d][2 * h], acc[d][2 * h + 1]);
+                *(float2 *)(parts.sums + place * DIM + 8 * d + 2 * (lane % 4)) = make_float2(acc[d][2 * h], acc[d][2 * h + 1]);
         }
         return;
     }
     if (lse && lane % 4 == 0)
         for (int h = 0; h < 2; h++)
-            if (c0 + 8 * h < t.columns) lse[head(c0 + 8 * h) * rows + row_of[c0 + 8 * h]] = (w.max[h] + log2f(w.sum[h])) * 0.693147181f;
+            if (c0 + 8 * h < t.columns) lse[columns.head(c0 + 8 * h) * rows + row_of[c0 + 8 * h]] = (w.max[h] + log2f(w.sum[h])) * 0.693147181f;
     sz_tile_write<T, DIM>(q + 16 * warp * LD, acc, inverse, a, dim % (16 / (int)sizeof(T)) == 0, [=](int r) {
         int c = 16 * warp + r;
-        return c < t.columns ? out + ((int64_t)row_of[c] * a.heads + head(c)) * dim : (T *)NULL;
+        return c < t.columns ? out + ((int64_t)row_of[c] * a.heads + columns.head(c)) * dim : (T *)NULL;
     });
 }
 

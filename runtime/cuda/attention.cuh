@@ -28,6 +28,7 @@ struct sz_attention_args {
     int64_t q_ld, k_ld;                 /* k's and v's rows are as far apart */
     const sz_segment_row *segments;
     int32_t heads, groups, share, dim;
+    uint32_t inverse;                   /* of share, for sz_columns */
     float scale;
     bool causal;
     bool whole16;                       /* rows may be moved in pieces of 16 bytes */
@@ -37,6 +38,23 @@ __host__ __device__ __forceinline__ int64_t sz_own_keys(const sz_segment_row &s,
 {
     int64_t n = query + s.k_len - s.q_len + 1;
     return !causal || n > s.k_len ? s.k_len : n < 0 ? 0 : n;
+}
+
+/* Where the columns from `column` on lie: column + c is head(c) of row(c). c stays below a tile's columns, so that x / share is
+ * x * inverse / 2^31: one long division a block instead of one for every 16 bytes. */
+struct sz_columns {
+    int64_t first_row;
+    int32_t first_head, turn, share;
+    uint32_t inverse;
+    __device__ __forceinline__ int over(int c) const { return (int)((uint64_t)(uint32_t)(turn + c) * inverse >> 31); }
+    __device__ __forceinline__ int64_t row(int c) const { return first_row + over(c); }
+    __device__ __forceinline__ int head(int c) const { return first_head + turn + c - over(c) * share; }
+    __device__ __forceinline__ void advance(int c) { int n = over(c); first_row += n; turn += c - n * share; }
+};
+__device__ __forceinline__ sz_columns sz_columns_at(const sz_attention_args &a, int64_t q_start, int group, int64_t column)
+{
+    int64_t query = column / a.share;
+    return sz_columns{ q_start + query, group * a.share, (int32_t)(column - query * a.share), a.share, a.inverse };
 }
 
 /* ---- host: from a call ---- */
@@ -50,6 +68,7 @@ static inline int sz_attention_from(const sz_call *c, bool packed, const char *o
     a->groups = (int32_t)c->args[1];
     a->dim = (int32_t)c->args[2];
     a->share = a->heads / a->groups;
+    a->inverse = (1u << 31) / (uint32_t)a->share + 1;
     a->causal = c->args[3] != 0;
     a->scale = (float)c->args[4];
     if (a->dim > SZ_ATTENTION_WIDEST) return sz_fail("%s: head_dim is %d; on CUDA it may be up to %d", op, a->dim, SZ_ATTENTION_WIDEST);
@@ -266,11 +285,11 @@ template <int N, int D8> __device__ __forceinline__ void sz_running_step(sz_runn
 /* ---- a forward task: up to 64 columns of one key head against a stretch of keys ---- */
 /* Columns: `columns` of them from `column` on, of segment `segment`; or, if list >= 0, of the queries list[list + ...], which
  * then name their rows and limits and may be of many segments with the same keys here. Keys [first_key, end_key) of that
- * segment. slot: -1 to write the result, else where its sums go for a later join. */
+ * segment. slot: -1 to write the result, else where the sums of its first column go for a later join. */
 struct sz_flash_task { int64_t column; int32_t segment, list, columns, first_key, end_key, slot; };
 struct sz_flash_query { int32_t row, limit; };
 
-/* The sums of a slot and key head: 64 columns of DIM sums, and of {max, sum} in powers of two. */
+/* Sums for a join, [slot + column, group]: DIM sums each, and {max, sum} in powers of two. */
 struct sz_flash_parts { float *sums; float2 *weights; };
 
 /* Runs tasks for every key head. out [rows, H * dim] and lse f32 [H, rows] (NULL: not wanted) for slots of -1, parts for others

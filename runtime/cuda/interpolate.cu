@@ -108,8 +108,12 @@ static axis axis_table(int64_t in, int64_t n, int mode)
 static axis transposed(const axis &f)
 {
     axis t = { f.n, f.in, 1, NULL, NULL, NULL };
-    int32_t *first = f.first ? (int32_t *)calloc((size_t)(2 * f.in), sizeof *first) : NULL, *end = first + f.in;
-    if (!first) return t;
+    if (!f.first) return t;
+    int32_t *first = (int32_t *)calloc((size_t)(2 * f.in), sizeof *first), *end = first + f.in;
+    if (!first) {
+        sz_fail("no memory for a table of %lld places", (long long)f.in);
+        return t;
+    }
     for (int64_t i = 0; i < f.n; i++)
         for (int64_t j = f.first[i]; j < f.first[i] + f.count[i]; j++) {
             if (end[j] == 0) first[j] = (int32_t)i;

@@ -5,7 +5,7 @@
  * length or a pointer does not allow vectors. */
 #ifndef SZ_VECTOR_CUH
 #define SZ_VECTOR_CUH
-#include "cuda.cuh"
+#include "device.cuh"
 
 enum { WIDE = 8 };
 
@@ -79,8 +79,7 @@ static inline unsigned sz_grid(int64_t blocks) { return (unsigned)(blocks < 1 <<
 static inline void *sz_cuda_upload(const void *host, size_t bytes)
 {
     void *device = sz_cuda_scratch(bytes ? bytes : 1);
-    if (!device || !bytes) return device;
-    return sz_cuda_check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, sz_cuda_stream()), "copying a table") == 0 ? device : NULL;
+    return device && sz_cuda_to_device(device, host, bytes) == 0 ? device : NULL;
 }
 
 #endif
