@@ -141,14 +141,14 @@ $(BIN_TEST): $(B)/tests/%: tests/%.c $(B)/libsegzero.a $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -MF $@.d $(LINK_FLAGS) -o $@ $< $(B)/libsegzero.a $(LIBS_LIB)
 
-$(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_flags
+$(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(NVCC) -shared -cudart static -Xlinker -z,defs -Xlinker '-rpath=$$ORIGIN' -o $@ $(OBJ_CUDA) $(CUDA_LIBS)
 
 $(OBJ_CUDA): $(B)/obj/%.cuda.o: %.cu $(B)/cuda_flags
 	@mkdir -p $(@D)
 	$(call quiet,  nvcc  $<)$(NVCC) $(CUDA_FLAGS) $(CUDA_PARTIAL) -MMD -MP -c -o $@ $<
 
-$(CUDA_EMULATED): $(OBJ_EMULATED)
+$(CUDA_EMULATED): $(OBJ_EMULATED) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(CXX) -shared -Wl,-z,defs -o $@ $(OBJ_EMULATED)
 
 $(B)/obj/%.emulated.o: %.cu $(B)/cuda_flags
@@ -184,12 +184,15 @@ $(B)/flags: FORCE
 	  printf '%s\n' "$$FLAGS_TEXT" > $@; }
 
 define CUDA_TEXT
-$(NVCC) $(CUDA_FLAGS) | $(CUDA_LIBS) | $(EMULATOR) $(EMULATED_FLAGS) | $(CUDA_PARTIAL) | $(SRC_CUDA)
+$(NVCC) $(CUDA_FLAGS) | $(CUDA_LIBS) | $(EMULATOR) $(EMULATED_FLAGS) | $(CUDA_PARTIAL)
 endef
 export CUDA_TEXT
 
 $(B)/cuda_flags: FORCE
 	@mkdir -p $(@D); printf '%s\n' "$$CUDA_TEXT" | cmp -s - $@ || printf '%s\n' "$$CUDA_TEXT" > $@
+
+$(B)/cuda_objects: FORCE
+	@mkdir -p $(@D); printf '%s\n' '$(SRC_CUDA)' | cmp -s - $@ || printf '%s\n' '$(SRC_CUDA)' > $@
 
 $(B)/objects: FORCE
 	@mkdir -p $(@D); printf '%s\n' "$$OBJECTS_TEXT" | cmp -s - $@ || printf '%s\n' "$$OBJECTS_TEXT" > $@
