@@ -1,6 +1,7 @@
 /* optim.c - AdamW over a list of parameters: f32 moments, f32 masters for bf16 parameters, the global gradient norm.
  * The arithmetic is the op adamw_; this file owns the state. Leaves out: schedules and clipping decisions (Lua's). */
 #include "core.h"
+#include "device.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -42,8 +43,7 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n)
         for (int k = 0; ok && k < (p->dtype == SZ_F32 ? 2 : 3); k++) {
             sz_tensor *t = o->state[k][i] = sz_tensor_new_heap(SZ_F32, p->ndim, p->shape, p->device);
             ok = t != NULL;
-            if (ok && k < 2) memset(t->data, 0, sz_bytes(t));
-            else if (ok) ok = sz_tensor_copy(t, p) == 0;
+            if (ok) ok = (k < 2 ? sz_bytes_fill(t->device, t->data, 0, sz_bytes(t)) : sz_tensor_copy(t, p)) == 0;
         }
     }
     if (ok) return o;
@@ -51,22 +51,34 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n)
     return NULL;
 }
 
+/* Sum of squares of parameter i's gradient into sums[i], on the parameters' device. */
+static int square_sum(sz_adamw *o, int i, sz_tensor *sums)
+{
+    sz_call c = { .in = { o->params[i]->grad } };
+    if (sz_apply(SZ_OP_sum_squares, &c) != 0) return -1;
+    sz_tensor *one = sz_tensor_view(sums, 1, (int64_t[]){ 1 }, i);
+    int rc = one ? sz_tensor_copy(one, c.out[0]) : -1;
+    sz_tensor_release(one);
+    sz_tensor_release(c.out[0]);
+    return rc;
+}
+
 double sz_adamw_grad_norm(sz_adamw *o)
 {
     double total = 0;
+    if (!o->n) return 0;
     sz_scope_push();                /* the sums are arena tensors: a step asks the system for nothing */
-    for (int i = 0; i < o->n; i++) {
-        if (!o->params[i]->grad) continue;
-        sz_call c = { .in = { o->params[i]->grad } };
-        if (sz_apply(SZ_OP_sum_squares, &c) != 0) {
-            sz_scope_pop();
-            return -1;
-        }
-        total += (double)sz_f32(c.out[0])[0];
-        sz_tensor_release(c.out[0]);
-    }
+    /* One reading for all parameters: on a device each would wait for it. */
+    sz_tensor *sums = sz_tensor_zeros(SZ_F32, 1, (int64_t[]){ o->n }, o->params[0]->device), *read = NULL;
+    int rc = sums ? 0 : -1;
+    for (int i = 0; rc == 0 && i < o->n; i++)
+        if (o->params[i]->grad) rc = square_sum(o, i, sums);
+    if (rc == 0) rc = (read = sz_tensor_to(sums, SZ_CPU)) ? 0 : -1;
+    for (int i = 0; rc == 0 && i < o->n; i++) total += (double)sz_f32(read)[i];
+    sz_tensor_release(read);
+    sz_tensor_release(sums);
     sz_scope_pop();
-    return sqrt(total);
+    return rc == 0 ? sqrt(total) : -1;
 }
 
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps, double weight_decay, double grad_scale)

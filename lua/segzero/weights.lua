@@ -2,10 +2,10 @@
 --
 --   local of = weights.access(C, "sz_qwen")       the C functions <prefix>_weight_count, _name, _shape, _set and <prefix>_weight
 --   weights.list(c, of) -> {{index =, name =, shape = {...}}, ...}
---   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype; stray(name): an extra name that is no error
+--   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype on model.device; stray(name): an extra name that is no error
 --   weights.parameters(model), weights.train(model, filter)      weights.plain(message): without its place
 --
--- A model here has c (the C object), of, weights (the list), dtype. Leaves out: names (each network maps its own), files.
+-- A model here has c (the C object), of, weights (the list), dtype, device. Leaves out: names (each network maps its own), files.
 
 local ffi = require "ffi"
 local core = require "segzero.ffi"
@@ -56,8 +56,8 @@ function M.set(model, loaded, where, stray)
     elseif not same_shape(t:shape(), w.shape) then
       problems[#problems + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(t:shape(), ", "), table.concat(w.shape, ", "))
     else
-      if t:dtype() ~= model.dtype then
-        local converted = tensor.empty(w.shape, { dtype = model.dtype })
+      if t:dtype() ~= model.dtype or t:device() ~= model.device then
+        local converted = tensor.empty(w.shape, { dtype = model.dtype, device = model.device })
         converted:copy_(t)
         t:free()
         t = converted

@@ -102,6 +102,9 @@ static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { __nv_bfloat
 template <class T> static inline T __ldg(const T *p) { return *p; }
 template <class T> static inline T __ldcs(const T *p) { return *p; }
 template <class T> static inline void __stcs(T *p, T v) { *p = v; }
+using std::isfinite;
+using std::isinf;
+using std::isnan;
 using std::max;
 using std::min;
 /* CUDA's mixed-type overloads that std::min refuses. */

@@ -13,14 +13,14 @@ void sz_cache_free(sz_cache *c);
 int64_t sz_cache_rows(const sz_cache *c);
 #pragma GCC visibility pop
 
-sz_cache *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype)
+sz_cache *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype, int device)
 {
     sz_cache *c = calloc(1, sizeof *c + 2 * (size_t)layers * sizeof c->kv[0]);
     if (!c) return sz_null("out of memory");
     c->layers = layers;
     c->rows = rows;
     for (int i = 0; i < 2 * layers; i++)
-        if (!(c->kv[i] = sz_tensor_new_heap(dtype, 2, (int64_t[]){ rows, width }, SZ_CPU))) {
+        if (!(c->kv[i] = sz_tensor_new_heap(dtype, 2, (int64_t[]){ rows, width }, device))) {
             sz_cache_free(c);
             return NULL;
         }
