@@ -254,3 +254,95 @@ static shape decoding(const char *name, int groups, int prompt, int answers, int
     }
     return s;
 }
+
+/* Tokens must be the same: the seed is fixed, and no random number of it falls within the rounding of a sum. */
+static void test_sample(int rows, int vocab, float temperature, int top_k, float top_p, float penalty, bool ties, bool ban)
+{
+    char where[200];
+    snprintf(where, sizeof where, "sample, %d tokens, temperature %g, top-k %d, top-p %g, penalty %g%s%s", vocab, (double)temperature, top_k,
+             (double)top_p, (double)penalty, ties ? ", ties" : "", ban ? ", banned" : "");
+    pair logits = make(SZ_F32, rows, vocab, true);
+    std::vector<uint8_t> banned((size_t)vocab), seen((size_t)rows * (size_t)vocab);
+    for (uint8_t &b : banned) b = dice(3) == 0;
+    for (uint8_t &b : seen) b = dice(10) == 0;
+    for (int64_t i = 0; i < logits.host.numel; i++) {
+        float x = 3 * sz_f32(&logits.host)[i];
+        sz_f32(&logits.host)[i] = ties ? roundf(2 * x) / 2 : i % 97 == 0 ? -INFINITY : x;
+    }
+    sz_cuda_to_device(logits.device.data, logits.host.data, sz_bytes(&logits.host));
+    std::vector<int64_t> row;
+    std::vector<int32_t> answer, position, got((size_t)rows), want((size_t)rows);
+    std::vector<float> got_logprob((size_t)rows), want_logprob((size_t)rows);
+    for (int i = 0; i < rows; i++) row.push_back(((int64_t)dice(5) << 33) + i), answer.push_back((int)dice(8)), position.push_back((int)dice(1000));
+    sz_sampling s = { temperature, top_k, top_p, penalty, 1234567890123ull };
+    const uint8_t *bans = ban ? banned.data() : NULL, *known = penalty == 1 ? NULL : seen.data();
+    expect(sz_sample(&logits.host, &s, bans, known, row.data(), answer.data(), position.data(), want.data(), want_logprob.data()) == 0, "reference runs", where, 0);
+    expect(sz_cuda_sample(&logits.device, &s, bans, known, row.data(), answer.data(), position.data(), got.data(), got_logprob.data()) == 0, "runs", where, 0);
+    for (size_t i = 0; i < (size_t)rows; i++) {
+        expect(got[i] == want[i], "token", where, got[i] - want[i]);
+        expect(fabsf(got_logprob[i] - want_logprob[i]) <= 1e-4f, "log-prob", where, got_logprob[i] - want_logprob[i]);
+    }
+    drop(&logits);
+}
+
+static void test_sample_refusals()
+{
+    pair logits = make(SZ_F32, 2, 40, true);
+    std::vector<uint8_t> banned(40, 1);
+    int64_t row[2] = { 0, 1 };
+    int32_t zero[2] = { 0, 0 }, token[2];
+    float logprob[2];
+    sz_sampling s = { 1, 0, 1, 1, 1 };
+    expect(sz_cuda_sample(&logits.device, &s, banned.data(), NULL, row, zero, zero, token, logprob) != 0 && token[0] == -2, "all tokens banned", "sample", token[0]);
+    sz_f32(&logits.host)[45] = NAN;
+    sz_cuda_to_device(logits.device.data, logits.host.data, sz_bytes(&logits.host));
+    expect(sz_cuda_sample(&logits.device, &s, NULL, NULL, row, zero, zero, token, logprob) != 0 && token[0] >= 0 && token[1] == -1, "a NaN", "sample", token[1]);
+    drop(&logits);
+}
+
+int main()
+{
+    if (sz_cuda_open(NULL) != 0) return 2;
+    for (int dtype = SZ_F32; dtype <= SZ_BF16; dtype++) {
+        test_packed(packed_text("text, 7 heads a key head", 2, 70, 3, 25, 3, 14, 2, 128), dtype);
+        test_packed(packed_text("text with many columns a key", 1, 60, 8, 40, 3, 7, 1, 16), dtype);
+        test_packed(packed_text("text, odd width", 2, 70, 3, 20, 3, 4, 2, 7), dtype);
+        test_packed(windows("windows", 5, 64, 0, 2, 80), dtype);
+        test_packed(windows("windows with padding", 6, 49, 20, 2, 112), dtype);
+        test_packed(shape{ "no segments", {}, 5, 5, 2, 1, 16, true }, dtype);
+        for (int d : { 16, 32, 33, 56, 64, 72, 96 }) test_cross(random_table(d), dtype);
+        test_cross(shape{ "few queries", { 0, 6, 0, 300, 0, 0, 6, 6, 0, 300, 0, 0 }, 12, 300, 8, 8, 16, false }, dtype);
+        test_cached(decoding("decoding", 2, 300, 8, 14, 2, 128), 512, dtype);
+        test_cached(decoding("decoding without a parent", 2, 0, 3, 4, 2, 24), 0, dtype);
+        test_cached(decoding("decoding, long prompt", 1, 9000, 11, 7, 1, 16), 0, dtype);
+        test_cached(packed_text("prefill", 2, 90, 2, 20, 1, 6, 2, 64), 256, dtype);
+        for (int d : { 16, 72, 128 }) test_cached(random_table(d), 8, dtype);
+    }
+    pair wide = make(SZ_F32, 3, 3 * 136, true);
+    table one;
+    segment(one, 0, 3, 0, 3, 0, 0);
+    sz_tensor segments = table_tensor(one);
+    sz_call c = {};
+    c.in[0] = &wide.device, c.in[1] = &segments, c.args[0] = c.args[1] = 1, c.args[2] = 136, c.args[4] = 1;
+    fprintf(stderr, "(expected: ");
+    expect(sz_cuda_attention(&c) != 0, "refuses heads wider than 128", "attention", 0);
+
+    test_sample(3, 1000, 0, 0, 1, 1, false, false);
+    test_sample(3, 1000, 0, 0, 1, 1.3f, true, true);
+    test_sample(8, 3001, 1, 0, 1, 1, false, false);
+    test_sample(4, 20, 1, 5, 0.9f, 1, false, true);
+    for (int ties = 0; ties < 2; ties++)
+        for (int ban = 0; ban < 2; ban++) {
+            test_sample(6, 2000, 0.7f, 50, 1, 1, ties, ban);
+            test_sample(6, 2000, 1.3f, 0, 0.8f, 1.2f, ties, ban);
+            test_sample(6, 5000, 1, 200, 0.95f, 1.1f, ties, ban);
+            test_sample(3, 2000, 1, 1, 0.5f, 1, ties, ban);
+            test_sample(3, 2000, 1, 0, 0, 0.8f, ties, ban);
+            test_sample(2, 2000, 100, 1999, 0.999f, 1, ties, ban);
+            test_sample(2, 2000, 0.01f, 1500, 0.9999f, 1, ties, ban);
+        }
+    test_sample_refusals();
+    for (void *p : workspace) free(p);
+    printf("cuda_attention: worst error f32 %.2g, bf16 %.2g; %d failures\n", worst[0], worst[1], failures);
+    return failures ? 1 : 0;
+}
