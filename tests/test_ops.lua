@@ -3,7 +3,8 @@
 --   ./segzero tests/test_ops.lua                 checks; a row without a case fails
 --   ./segzero tests/test_ops.lua bench [NAME]    times the fast kernels instead: ms, and GB/s or GFLOP/s
 --   device=cuda                                  after either: the kernels of that device; the plain ones stay the processor's
---   op=NAME                                      after the first: only this op
+--   op=NAME most=N times=1                             after the first: only this op; no call with more than N elements in an input
+--                                                (how many are left out is said); seconds of each op
 --
 -- For each call: the fast kernel against the plain one; the same bits when it runs again; inputs left alone; memory around
 -- the outputs, inputs and kernel workspace left alone. For rows with a gradient rule: the gradient (fast kernels) against
@@ -297,6 +298,28 @@ local function describe(call)
   return table.concat(parts, " ") .. (call.name and " (" .. call.name .. ")" or "")
 end
 
+local left_out = 0
+local function too_large(call)
+  for i = 1, 8 do
+    if options.most and call.inputs[i] and call.inputs[i]:numel() > tonumber(options.most) then return true end
+  end
+  return false
+end
+
+local function check_call(op, call, label)
+  local gradient = op.gradient and call.grad
+  if op.name:sub(-1) == "_" then call.updates = call.updates or {1} end
+  local ok, message = pcall(function()
+    check_values(op, call, label)
+    if gradient then check_gradients(op, call, label) end
+  end)
+  check.ok(ok, label .. ": " .. tostring(message))
+  collectgarbage()                         -- what an error left behind
+  local broken = tonumber(C.sz_debug_guards(1))
+  check.ok(broken == 0, ("%s: wrote past the end of %d blocks"):format(label, broken))
+  return ok and gradient
+end
+
 local function sweep_op(op, dtype)
   local case = op_cases.cases[op.name]
   local g = op_cases.generator(dtype)
@@ -305,19 +328,11 @@ local function sweep_op(op, dtype)
   local gradient_seen = false
   C.sz_debug_guards(1)
   for _, call in ipairs(calls) do
-    local label = op.name .. " " .. dtype .. ": " .. describe(call)
-    if op.name:sub(-1) == "_" then call.updates = call.updates or {1} end
-    local ok, message = pcall(function()
-      check_values(op, call, label)
-      if op.gradient and call.grad then
-        gradient_seen = true
-        check_gradients(op, call, label)
-      end
-    end)
-    check.ok(ok, label .. ": " .. tostring(message))
-    collectgarbage()                       -- what an error left behind
-    local broken = tonumber(C.sz_debug_guards(1))
-    check.ok(broken == 0, ("%s: wrote past the end of %d blocks"):format(label, broken))
+    if too_large(call) then
+      left_out = left_out + 1
+    elseif check_call(op, call, op.name .. " " .. dtype .. ": " .. describe(call)) then
+      gradient_seen = true
+    end
   end
   check.ok(gradient_seen or not op.gradient, op.name .. " has a gradient rule and no case that checks it")
   g.free()
@@ -329,8 +344,11 @@ local function sweep()
   each_op(function(op)
     if options.op and op.name ~= options.op then return end
     if not check.ok(op_cases.cases[op.name], "ops.def has a row without a case: " .. op.name) then return end
+    local start = os.clock()
     for _, dtype in ipairs {"f32", "bf16"} do sweep_op(op, dtype) end
+    if options.times then print(("%-24s %6.2f s"):format(op.name, os.clock() - start)) end
   end)
+  if left_out > 0 then print(left_out .. " calls with larger inputs were left out (most=" .. options.most .. ")") end
   for name in pairs(op_cases.cases) do check.ok(tensor.ops[name], "a case without a row in ops.def: " .. name) end
   check.finish()
 end

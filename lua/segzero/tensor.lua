@@ -142,7 +142,12 @@ function methods:numel() return tonumber(C.sz_tensor_numel(pointer(self, 2))) en
 
 -- f(i) gives element i, from 0.
 local function reader(t)
-  local here = C.sz_tensor_device(pointer(t, 2)) == C.SZ_CPU and t or M.wrap(check(C.sz_tensor_to(t.ptr, C.SZ_CPU), 2))
+  local here = t
+  if C.sz_tensor_device(pointer(t, 2)) ~= C.SZ_CPU then
+    local plain = M.wrap(check(C.sz_tensor_detach(t.ptr), 2))
+    here = M.wrap(check(C.sz_tensor_to(plain.ptr, C.SZ_CPU), 2))
+    plain:free()
+  end
   local p = M.data(here)
   if C.sz_tensor_dtype(t.ptr) == C.SZ_BF16 then return function(i) return from_bf16(p[i]), here end end
   return function(i) return tonumber(p[i]), here end
