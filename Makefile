@@ -93,8 +93,6 @@ CUDA_LIBS  := -lcublasLt
 EMULATOR   := $(if $(SANITIZER),,$(shell command -v $(firstword $(CXX)) 2>/dev/null))
 EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wshadow -Wno-unknown-pragmas \
                   $(if $(filter 1,$(WERROR)),-Werror) -DSZ_EMULATE -Iruntime
-# While kernels are still being written: those that are missing fail when they are called, not when the library is linked.
-CUDA_PARTIAL := -DSZ_CUDA_PARTIAL
 
 # -march=native means another thing on another machine, so a tree that moves must rebuild.
 CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '/^\(model name\|CPU part\)/{s/.*: //p;q;}' /proc/cpuinfo 2>/dev/null))
@@ -141,19 +139,19 @@ $(BIN_TEST): $(B)/tests/%: tests/%.c $(B)/libsegzero.a $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -MF $@.d $(LINK_FLAGS) -o $@ $< $(B)/libsegzero.a $(LIBS_LIB)
 
-$(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_flags
+$(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(NVCC) -shared -cudart static -Xlinker -z,defs -Xlinker '-rpath=$$ORIGIN' -o $@ $(OBJ_CUDA) $(CUDA_LIBS)
 
 $(OBJ_CUDA): $(B)/obj/%.cuda.o: %.cu $(B)/cuda_flags
 	@mkdir -p $(@D)
-	$(call quiet,  nvcc  $<)$(NVCC) $(CUDA_FLAGS) $(CUDA_PARTIAL) -MMD -MP -c -o $@ $<
+	$(call quiet,  nvcc  $<)$(NVCC) $(CUDA_FLAGS) -MMD -MP -c -o $@ $<
 
-$(CUDA_EMULATED): $(OBJ_EMULATED)
+$(CUDA_EMULATED): $(OBJ_EMULATED) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(CXX) -shared -Wl,-z,defs -o $@ $(OBJ_EMULATED)
 
 $(B)/obj/%.emulated.o: %.cu $(B)/cuda_flags
 	@mkdir -p $(@D)
-	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) $(CUDA_PARTIAL) -MMD -MP -c -o $@ $<
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
 $(B)/obj/runtime/cuda/emulate.o: runtime/cuda/emulate.cc $(B)/cuda_flags
 	@mkdir -p $(@D)
@@ -191,12 +189,15 @@ $(B)/flags: FORCE
 	  printf '%s\n' "$$FLAGS_TEXT" > $@; }
 
 define CUDA_TEXT
-$(NVCC) $(CUDA_FLAGS) | $(CUDA_LIBS) | $(EMULATOR) $(EMULATED_FLAGS) | $(CUDA_PARTIAL) | $(SRC_CUDA)
+$(NVCC) $(CUDA_FLAGS) | $(CUDA_LIBS) | $(EMULATOR) $(EMULATED_FLAGS)
 endef
 export CUDA_TEXT
 
 $(B)/cuda_flags: FORCE
 	@mkdir -p $(@D); printf '%s\n' "$$CUDA_TEXT" | cmp -s - $@ || printf '%s\n' "$$CUDA_TEXT" > $@
+
+$(B)/cuda_objects: FORCE
+	@mkdir -p $(@D); printf '%s\n' '$(SRC_CUDA)' | cmp -s - $@ || printf '%s\n' '$(SRC_CUDA)' > $@
 
 $(B)/objects: FORCE
 	@mkdir -p $(@D); printf '%s\n' "$$OBJECTS_TEXT" | cmp -s - $@ || printf '%s\n' "$$OBJECTS_TEXT" > $@

@@ -46,7 +46,10 @@ end
 -- Raises when the device cannot be used here.
 local function device_code(name, level)
   if name == nil or name == "cpu" then return C.SZ_CPU end
-  if name ~= "cuda" and name ~= "cuda:0" then error(("unknown device %s (cpu, cuda)"):format(tostring(name)), (level or 1) + 1) end
+  if name ~= "cuda" and name ~= "cuda:0" then
+    local hint = tostring(name):match "^cuda:%d+$" and "one device is used; CUDA_VISIBLE_DEVICES says which" or "cpu or cuda"
+    error(("unknown device %s (%s)"):format(tostring(name), hint), (level or 1) + 1)
+  end
   check(C.sz_device_ready(C.SZ_CUDA), (level or 1) + 1)
   return C.SZ_CUDA
 end

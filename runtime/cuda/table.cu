@@ -1,39 +1,20 @@
 /* table.cu - fills the backend's table: one kernel for each row of ops.def, the entries of device.cu, the sampler.
- * A kernel that is missing is a link error that names it. With SZ_CUDA_PARTIAL (while kernels are still being written) it is a
- * call that fails with the op's name. */
+ * A kernel that is missing is a link error that names it. */
 #include "device.cuh"
 
-#ifdef SZ_CUDA_PARTIAL
-#define OPTIONAL __attribute__((weak))
-static const char *const names[SZ_OP_COUNT] = {
-#define SZ_OP(name, inputs, outputs, args, gradient) #name,
-#include "../ops.def"
-#undef SZ_OP
-};
-template <int OP> static int not_written(const sz_call *) { return sz_fail("%s has no kernel on cuda yet", names[OP]); }
-#define ENTRY(name) sz_cuda_##name ? sz_cuda_##name : not_written<SZ_OP_##name>
-#else
-#define OPTIONAL
-#define ENTRY(name) sz_cuda_##name
-#endif
-
 extern "C" {
-#define SZ_OP(name, inputs, outputs, args, gradient) int sz_cuda_##name(const sz_call *c) OPTIONAL;
+#define SZ_OP(name, inputs, outputs, args, gradient) int sz_cuda_##name(const sz_call *c);
 #include "../ops.def"
 #undef SZ_OP
 int sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
-                   const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob) OPTIONAL;
+                   const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob);
 }
 
 static const sz_kernel kernels[SZ_OP_COUNT] = {
-#define SZ_OP(name, inputs, outputs, args, gradient) ENTRY(name),
+#define SZ_OP(name, inputs, outputs, args, gradient) sz_cuda_##name,
 #include "../ops.def"
 #undef SZ_OP
 };
-
-/* A view has nothing to compute. */
-extern "C" int sz_cuda_reshape(const sz_call *) { return 0; }
-extern "C" int sz_cuda_narrow(const sz_call *) { return 0; }
 
 #ifdef SZ_EMULATE
 #define NAME "cuda, emulated"
