@@ -162,6 +162,13 @@ $(B)/tests/cuda_emulate: tests/cuda_emulate.cc runtime/cuda/device.cu runtime/cu
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/emulate.o
 
+# Attention and sampling against the reference kernels, of which it takes single objects: both sides define sz_fail.
+CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_cached sample device)) \
+                  cuda/emulate.o cpu/ref_attention.o rollout/sample.o random.o)
+$(B)/tests/cuda_attention: tests/cuda_attention.cc $(CUDA_ATTENTION)
+	@mkdir -p $(@D)
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
+
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
 -include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d) $(BIN_TEST:=.d)
 
@@ -217,7 +224,7 @@ export ASAN_OPTIONS  ?= detect_leaks=0
 export UBSAN_OPTIONS ?= print_stacktrace=1
 export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
-suite: all $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate)
+suite: all $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua $(B)/tests
 
 do-run: all

@@ -1,6 +1,6 @@
 /* cuda_attention.cc - a program: the CUDA attention kernels and the sampler, emulated (runtime/cuda/emulate.h), against the plain
  * reference kernels and the processor's sampler: random tables of segments with shared parents, windows, grouped heads, odd
- * widths, rows that no segment names. Every call runs twice and must give the same bits.
+ * widths, rows that no segment names. Every call runs twice and must give the same bits. `make test` builds and runs it.
  *
  * Tolerances, relative to the largest value of a tensor: f32 1e-4, sums in another order and exp2f; bf16 1e-2, probabilities
  * and score gradients are rounded to bf16 (2^-9) before they are summed. */
@@ -20,6 +20,7 @@ static std::vector<void *> workspace;
 void *sz_scratch(size_t bytes) { workspace.push_back(aligned_alloc(64, (bytes + 127) / 64 * 64)); return workspace.back(); }
 void sz_scratch_begin(void) {}
 void sz_scratch_end(void) {}
+const sz_backend *sz_device;
 }
 
 static uint64_t state = 1;

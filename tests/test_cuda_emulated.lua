@@ -36,6 +36,7 @@ local function command(line, name)
   return output
 end
 command("'" .. build .. "/tests/cuda_emulate'", "the emulator's own test")
+command("'" .. build .. "/tests/cuda_attention'", "attention and sampling against the reference")
 local sweep = command("'" .. host.executable .. "' tests/test_ops.lua device=cuda", "the op table")
 check.ok((tonumber(sweep:match "(%d+) checks") or 0) > 5000, "the op table was run")
 
