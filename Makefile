@@ -224,7 +224,8 @@ export ASAN_OPTIONS  ?= detect_leaks=0
 export UBSAN_OPTIONS ?= print_stacktrace=1
 export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
-suite: all $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
+# The tests need no CUDA library, and compiling one takes minutes: `make` does it.
+suite: $(LIB) $(HOST) $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua $(B)/tests
 
 do-run: all
