@@ -147,6 +147,51 @@ for name, t in pairs(cuda_run.policy:parameters()) do
   check.near(t:totable(), trained[name]:totable(), 1e-3, "after 3 steps: " .. name)
 end
 
+-- ---- SAM2: a prediction, and every gradient of the mask loss ----
+ffi.C.setenv("SEGZERO_DEVICE", "cpu", 1)
+local mask_loss, refshapes = require "segzero.mask_loss", require "segzero.refshapes"
+local scene = refshapes.sample { seed = 5, index = 1, size = 84, level = 2, questions = 2 }
+local picture = sz.image.new(84, 84)
+ffi.copy(picture:pixels(), scene.rgb, 84 * 84 * 3)
+local truth = tensor.zeros { 2, 42, 42 }
+for i = 0, 42 * 42 - 1 do tensor.data(truth)[i] = i % 42 < 20 and 1 or 0 end
+local function with_sam2(name)
+  local sam = sz.sam2("tests/golden/sam2/S2", { device = name })
+  local out = { gradients = {} }
+  sam:set_image(picture)
+  local r = sam:predict { box = scene.questions[1].bbox, points = scene.questions[1].points }
+  out.scores, out.low_res = r.scores, r.low_res:totable()
+  local made = require("segzero.segment").new(sam):masks(sam.features, { { bbox = { 4, 5, 60, 70 }, points = { { 20, 20 }, { 30, 40 } } } })
+  out.score, out.mask = made[1].score, made[1].mask:totable()
+  sam:train()
+  tensor.step(function()
+    local f = sam:encode(sam:pixels(picture), { recompute = true })
+    local k = sam.image_size / 84
+    local prompts = { { picture = 1, points = { { 4 * k, 5 * k, 2 }, { 60 * k, 70 * k, 3 } } }, { picture = 1, points = { { 20 * k, 20 * k, 1 }, { 0, 0, -1 } } } }
+    local total, parts = mask_loss.sam2(sam:decode(f, prompts), truth)
+    total:backward()
+    out.loss = parts.total
+  end)
+  for n, t in pairs(sam:parameters()) do out.gradients[n] = t:grad() and t:grad():values():totable() end
+  return out
+end
+local plain, moved = with_sam2 "cpu", with_sam2 "cuda"
+check.near(moved.scores, plain.scores, TOLERANCE, "SAM2's scores")
+check.near(moved.low_res, plain.low_res, 1e-3, "SAM2's logits, of some tens")
+check.near(moved.score, plain.score, TOLERANCE, "a segmenter's score")
+check.equal(moved.mask, plain.mask, "a segmenter's mask")
+check.near(moved.loss, plain.loss, 1e-3, "SAM2's loss, of some ten")
+local compared = 0
+for name, g in pairs(plain.gradients) do
+  -- Relative to the tensor's largest element, with a floor for gradients that are roundings around zero.
+  local largest = 0
+  local function walk(v) if type(v) == "table" then for _, x in ipairs(v) do walk(x) end else largest = math.max(largest, math.abs(v)) end end
+  walk(g)
+  check.near(moved.gradients[name], g, 1e-3 * largest + 1e-5, "SAM2: gradient of " .. name)
+  compared = compared + 1
+end
+check.ok(compared > 200, "SAM2's gradients were compared")
+
 local output = sweep:read "*a"
 sweep:close()
 check.ok(output:match "exit 0\n$", "the op table: " .. output:sub(-3000))
