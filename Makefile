@@ -5,7 +5,8 @@
 #
 # Products of a plain build are build/ and ./segzero; with SANITIZER=x everything is under build/x/. Compiler flags
 # live in build/flags, the list of objects in build/objects: a change in either rebuilds what depends on it.
-# Not here: the CUDA backend (nvcc is only reported).
+# The CUDA backend is a library of its own, build/libsegzero_cuda.so, made where nvcc is (CUDA=0: not). Tests run its kernels
+# compiled for the processor, build/libsegzero_cuda_emulated.so, so they need neither.
 
 VERSION   := 0.1.0
 PREFIX    ?= /usr/local
@@ -15,6 +16,8 @@ SANITIZER ?=
 WERROR    ?=
 V         ?=
 ARGS      ?=
+CUDA      ?= 1
+CUDA_ARCH ?= 80 89 90
 SCRIPT_RUN      := recipes/refcocog_grpo.lua
 SCRIPT_PRETRAIN := recipes/pretrain_shapes.lua
 SCRIPT_BENCH    := tests/bench.lua
@@ -37,6 +40,8 @@ endif
 B    := build$(if $(SANITIZER),/$(SANITIZER))
 HOST := $(if $(SANITIZER),$(B)/segzero,segzero)
 LIB  := $(B)/libsegzero.so
+CUDA_LIB      := $(B)/libsegzero_cuda.so
+CUDA_EMULATED := $(B)/libsegzero_cuda_emulated.so
 
 # ---- flags ------------------------------------------------------------------------------------------------------
 # Values that pkg-config gives are empty before the first set-up; test and run therefore start a second make after it.
@@ -77,6 +82,18 @@ LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # from the host program, so there it cannot be asked for.
 SHARED_FLAGS := -shared $(if $(SANITIZER),,-Wl,-z,defs)
 
+# ---- CUDA -------------------------------------------------------------------------------------------------------
+# Machine code for each of CUDA_ARCH and PTX of the last, which a newer device's driver translates. A sanitizer cannot look
+# into either library: device code is not instrumented, and the emulator switches stacks.
+NVCC := $(if $(filter 1,$(CUDA)),$(if $(SANITIZER),,$(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))))
+CUDA_FLAGS := -std=c++17 -O3 -DNDEBUG $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
+              -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)) \
+              -Xcompiler -fPIC,-fvisibility=hidden,-Wall $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) -Iruntime
+CUDA_LIBS  := -lcublasLt
+EMULATOR   := $(if $(SANITIZER),,$(shell command -v $(firstword $(CXX)) 2>/dev/null))
+EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wshadow -Wno-unknown-pragmas \
+                  $(if $(filter 1,$(WERROR)),-Werror) -DSZ_EMULATE -Iruntime
+
 # -march=native means another thing on another machine, so a tree that moves must rebuild.
 CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '/^\(model name\|CPU part\)/{s/.*: //p;q;}' /proc/cpuinfo 2>/dev/null))
 
@@ -85,15 +102,19 @@ SRC_LIB   := $(sort $(filter-out runtime/main.c,$(wildcard runtime/*.c runtime/c
                runtime/rollout/*.c runtime/comm/*.c models/*.c)))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 OBJ_HOST  := $(B)/obj/runtime/main.o
+SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
+OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
+OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(B)/obj/runtime/cuda/emulate.o
 SRC_TEST  := $(sort $(wildcard tests/test_*.c))
 BIN_TEST  := $(SRC_TEST:tests/%.c=$(B)/tests/%)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
-.PHONY: all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall clean help FORCE
+.PHONY: cuda-emulated all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
-all: $(LIB) $(HOST)
+all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
+cuda-emulated: $(CUDA_EMULATED)
 
 # The archive has the same objects as the library: tests in C link with it, so that they reach functions that the
 # library does not export.
@@ -118,6 +139,37 @@ $(BIN_TEST): $(B)/tests/%: tests/%.c $(B)/libsegzero.a $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -MF $@.d $(LINK_FLAGS) -o $@ $< $(B)/libsegzero.a $(LIBS_LIB)
 
+$(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_objects
+	$(call quiet,  link  $@)$(NVCC) -shared -cudart static -Xlinker -z,defs -Xlinker '-rpath=$$ORIGIN' -o $@ $(OBJ_CUDA) $(CUDA_LIBS)
+
+$(OBJ_CUDA): $(B)/obj/%.cuda.o: %.cu $(B)/cuda_flags
+	@mkdir -p $(@D)
+	$(call quiet,  nvcc  $<)$(NVCC) $(CUDA_FLAGS) -MMD -MP -c -o $@ $<
+
+$(CUDA_EMULATED): $(OBJ_EMULATED) $(B)/cuda_objects
+	$(call quiet,  link  $@)$(CXX) -shared -Wl,-z,defs -o $@ $(OBJ_EMULATED)
+
+$(B)/obj/%.emulated.o: %.cu $(B)/cuda_flags
+	@mkdir -p $(@D)
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
+
+$(B)/obj/runtime/cuda/emulate.o: runtime/cuda/emulate.cc $(B)/cuda_flags
+	@mkdir -p $(@D)
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
+
+# The emulator's own test: a program of its parts without the rest of the backend.
+$(B)/tests/cuda_emulate: tests/cuda_emulate.cc runtime/cuda/device.cu runtime/cuda/emulate.cc $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/emulate.o
+	@mkdir -p $(@D)
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/emulate.o
+
+# Attention and sampling against the reference kernels, of which it takes single objects: both sides define sz_fail.
+CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_cached sample device)) \
+                  cuda/emulate.o cpu/ref_attention.o rollout/sample.o random.o)
+$(B)/tests/cuda_attention: tests/cuda_attention.cc $(CUDA_ATTENTION)
+	@mkdir -p $(@D)
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
+
+-include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
 -include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d) $(BIN_TEST:=.d)
 
 # A stamp is rewritten only when its text changed. The flags stamp changes on the first build, so it is also the place
@@ -135,6 +187,17 @@ $(B)/flags: FORCE
 	@mkdir -p $(@D); printf '%s\n' "$$FLAGS_TEXT" | cmp -s - $@ || { \
 	  CC="$(CC)" sh runtime/setup.sh --check && CC="$(CC)" sh runtime/setup.sh --versions && \
 	  printf '%s\n' "$$FLAGS_TEXT" > $@; }
+
+define CUDA_TEXT
+$(NVCC) $(CUDA_FLAGS) | $(CUDA_LIBS) | $(EMULATOR) $(EMULATED_FLAGS)
+endef
+export CUDA_TEXT
+
+$(B)/cuda_flags: FORCE
+	@mkdir -p $(@D); printf '%s\n' "$$CUDA_TEXT" | cmp -s - $@ || printf '%s\n' "$$CUDA_TEXT" > $@
+
+$(B)/cuda_objects: FORCE
+	@mkdir -p $(@D); printf '%s\n' '$(SRC_CUDA)' | cmp -s - $@ || printf '%s\n' '$(SRC_CUDA)' > $@
 
 $(B)/objects: FORCE
 	@mkdir -p $(@D); printf '%s\n' "$$OBJECTS_TEXT" | cmp -s - $@ || printf '%s\n' "$$OBJECTS_TEXT" > $@
@@ -161,10 +224,12 @@ export ASAN_OPTIONS  ?= detect_leaks=0
 export UBSAN_OPTIONS ?= print_stacktrace=1
 export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
-suite: all $(BIN_TEST)
+# The tests need no CUDA library, and compiling one takes minutes: `make` does it.
+suite: $(LIB) $(HOST) $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua $(B)/tests
 
-do-run: all
+# Training on the CPU needs no CUDA library.
+do-run: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
 do-bench: all
 	@./$(HOST) $(SCRIPT_BENCH) $(if $(PYTHON),python=$(PYTHON)) $(ARGS)
@@ -181,6 +246,7 @@ install: all
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
 	@install -m 755 $(HOST) $(DESTDIR)$(PREFIX)/bin/segzero
 	@install -m 755 $(LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero.so
+	@if [ -f $(CUDA_LIB) ]; then install -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero_cuda.so; fi
 	@for f in $$(find lua rewards recipes examples models/tiny runtime/*.h runtime/*.def models/*.h -type f 2>/dev/null); do \
 	  mkdir -p "$(SHARE)/$${f%/*}" && install -m 644 "$$f" "$(SHARE)/$$f" || exit 1; done
 	@echo "installed under $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
@@ -202,5 +268,7 @@ help:
 	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
 	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
 	@echo "make clean           remove build/ and ./segzero"
-	@echo "options: CC=  CFLAGS=  ARCH=$(ARCH)  WERROR=1  V=1 (whole commands)  SANITIZER=address|undefined|thread"
+	@echo "make cuda-emulated   the CUDA kernels compiled for the processor: $(CUDA_EMULATED)"
+	@echo "options: CUDA=0 (no CUDA backend)  CUDA_ARCH='$(CUDA_ARCH)' (NVCC here: $(or $(NVCC),none))"
+	@echo "         CC=  CFLAGS=  ARCH=$(ARCH)  WERROR=1  V=1 (whole commands)  SANITIZER=address|undefined|thread"
 	@echo "         (a sanitizer builds into build/NAME, with a segzero there)"

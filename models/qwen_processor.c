@@ -99,7 +99,7 @@ sz_tensor *sz_qwen_positions(const int32_t *ids, int64_t n, const int32_t *grids
     }
     if (found != wanted) return sz_null("the text has %lld picture tokens, its %d pictures need %lld", (long long)found, pictures, (long long)wanted);
 
-    sz_tensor *out = sz_new2(SZ_I32, 3, n);
+    sz_tensor *out = sz_new2(SZ_I32, 3, n, SZ_CPU);
     if (!out) return NULL;
     int32_t *t = sz_i32(out), *h = t + n, *w = h + n, base = 0;
     int picture = 0;

@@ -16,13 +16,13 @@ typedef struct {
     sz_tensor *cache_rows;
 } layer_ctx;
 
-/* cos and sin [T, head_dim/2]: pair j turns by its axis' position times theta^(-2j/head_dim). In the weights' dtype: the
+/* cos and sin [T, head_dim/2], on the weights' device: pair j turns by its axis' position times theta^(-2j/head_dim). In the weights' dtype: the
  * reference rounds them to it before rotating. */
-static int rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype, sz_tensor **cosines, sz_tensor **sines)
+static int rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype, int device, sz_tensor **cosines, sz_tensor **sines)
 {
     int64_t t = positions->shape[1], half = c->head_dim / 2;
-    *cosines = sz_new2(dtype, t, half);
-    *sines = sz_new2(dtype, t, half);
+    *cosines = sz_new2(dtype, t, half, SZ_CPU);
+    *sines = sz_new2(dtype, t, half, SZ_CPU);
     if (!*cosines || !*sines) return -1;
     float frequency[512];
     uint8_t axis[512];
@@ -39,7 +39,7 @@ static int rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype
             sz_put(*cosines, i * half + j, cosf(angle));
             sz_put(*sines, i * half + j, sinf(angle));
         }
-    return 0;
+    return sz_tensor_move(cosines, device) == 0 ? sz_tensor_move(sines, device) : -1;
 }
 
 static sz_tensor *attend(const layer_ctx *k, sz_tensor *qkv)
@@ -91,7 +91,7 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
         sz_tensor_release(x);
         x = with;
     }
-    if (x && rotary(c, positions, x->dtype, &cosines, &sines) != 0) {
+    if (x && rotary(c, positions, x->dtype, x->device, &cosines, &sines) != 0) {
         sz_tensor_release(x);
         x = NULL;
     }
@@ -117,5 +117,5 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
 sz_cache *sz_qwen_cache(sz_qwen *m, int64_t rows)
 {
     if (qwen_check(m) != 0) return NULL;
-    return sz_cache_new(m->config.layers, rows, (int64_t)m->config.kv_heads * m->config.head_dim, m->embed->dtype);
+    return sz_cache_new(m->config.layers, rows, (int64_t)m->config.kv_heads * m->config.head_dim, m->embed->dtype, m->embed->device);
 }

@@ -32,8 +32,8 @@ static void put_segment(int32_t *s, int64_t start, int64_t length)
     memcpy(s, row, sizeof row);
 }
 
-/* Token order, segment tables and rotary angles for a list of pictures. */
-static int make_plan(const sz_qwen_config *c, const sz_tensor *grids, int64_t patches, vision_plan *p)
+/* Token order, segment tables and rotary angles (on the device) for a list of pictures. */
+static int make_plan(const sz_qwen_config *c, const sz_tensor *grids, int64_t patches, int device, vision_plan *p)
 {
     int64_t merge = c->v_merge, unit = merge * merge;
     int64_t side = c->family == SZ_QWEN2_VL ? INT32_MAX : c->v_window / merge / c->v_patch;
@@ -50,13 +50,13 @@ static int make_plan(const sz_qwen_config *c, const sz_tensor *grids, int64_t pa
     if (total != patches) return sz_fail("the grids hold %lld patches, pixel_values has %lld", (long long)total, (long long)patches);
 
     int64_t half = c->v_hidden / c->v_heads / 2, quarter = half / 2;
-    p->order = sz_new1(SZ_I32, total / unit);
-    p->back = sz_new1(SZ_I32, total / unit);
-    p->patch_order = sz_new1(SZ_I32, total);
-    p->cosines = sz_new2(SZ_F32, total, half);
-    p->sines = sz_new2(SZ_F32, total, half);
-    p->windows = sz_new2(SZ_I32, windows, 6);
-    p->wholes = sz_new2(SZ_I32, frames, 6);
+    p->order = sz_new1(SZ_I32, total / unit, SZ_CPU);
+    p->back = sz_new1(SZ_I32, total / unit, SZ_CPU);
+    p->patch_order = sz_new1(SZ_I32, total, SZ_CPU);
+    p->cosines = sz_new2(SZ_F32, total, half, SZ_CPU);
+    p->sines = sz_new2(SZ_F32, total, half, SZ_CPU);
+    p->windows = sz_new2(SZ_I32, windows, 6, SZ_CPU);
+    p->wholes = sz_new2(SZ_I32, frames, 6, SZ_CPU);
     if (!p->order || !p->back || !p->patch_order || !p->cosines || !p->sines || !p->windows || !p->wholes) return -1;
 
     int64_t place = 0, first = 0, window = 0, whole = 0;        /* in tokens */
@@ -88,7 +88,7 @@ static int make_plan(const sz_qwen_config *c, const sz_tensor *grids, int64_t pa
                 }
         }
     }
-    return 0;
+    return sz_tensor_move(&p->cosines, device) == 0 ? sz_tensor_move(&p->sines, device) : -1;
 }
 
 typedef struct {
@@ -151,14 +151,20 @@ static sz_tensor *merger_forward(const void *context, sz_tensor *x)
 sz_tensor *sz_qwen_vision(sz_qwen *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute)
 {
     const sz_qwen_config *c = &m->config;
-    if (qwen_check(m) != 0 || !sz_tensor_data(pixel_values) || !sz_tensor_data(grids)) return NULL;
+    if (qwen_check(m) != 0 || sz_tensor_alive(pixel_values) != 0 || !sz_tensor_data(grids)) return NULL;
     int64_t width = (int64_t)c->v_channels * c->v_temporal * c->v_patch * c->v_patch;
     if (pixel_values->ndim != 2 || pixel_values->shape[1] != width || grids->dtype != SZ_I32 || grids->numel % 3)
         return sz_null("vision: pixel_values must be [patches, %lld] and grids i32 [pictures, 3]", (long long)width);
     vision_plan p = { 0 };
     sz_tensor *x = NULL, *y = NULL;
-    if (make_plan(c, grids, pixel_values->shape[0], &p) == 0) {
-        sz_tensor *cast = pixel_values->dtype == m->patch_embed->dtype ? sz_tensor_retain(pixel_values) : sz_cast(pixel_values, m->patch_embed->dtype);
+    const sz_tensor *like = m->patch_embed;
+    if (make_plan(c, grids, pixel_values->shape[0], like->device, &p) == 0) {
+        sz_tensor *cast = sz_tensor_to(pixel_values, like->device);
+        if (cast && cast->dtype != like->dtype) {
+            sz_tensor *wide = cast;
+            cast = sz_cast(wide, like->dtype);
+            sz_tensor_release(wide);
+        }
         sz_tensor *rows = sz_gather_rows(cast, p.patch_order);
         x = sz_linear(rows, m->patch_embed, NULL);
         sz_tensor_release(cast);

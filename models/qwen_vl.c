@@ -188,7 +188,7 @@ static int quantize(qwen_int8 *p, sz_tensor *w[3], sz_tensor *b[3])
     if (sz_quantize_int8(w, &p->q, &p->scale) != 0) return -1;
     for (int i = 0; i < 3 && w[i]; i++) p->rows += w[i]->shape[0];
     if (!b[0]) return 0;
-    p->bias = sz_new1(b[0]->dtype, p->rows);
+    p->bias = sz_new1(b[0]->dtype, p->rows, SZ_CPU);       /* 8-bit weights are on the CPU only */
     size_t at = 0;
     for (int i = 0; p->bias && i < 3 && b[i]; i++, at += sz_bytes(b[i - 1])) memcpy((char *)p->bias->data + at, b[i]->data, sz_bytes(b[i]));
     return p->bias ? 0 : -1;

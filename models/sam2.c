@@ -215,6 +215,7 @@ void sz_sam2_free(sz_sam2 *m)
 {
     if (!m) return;
     for (int i = 0; i < m->weight_count; i++) sz_tensor_release(*m->weights[i].slot);
+    sz_tensor_release(m->frequencies_copy);
     sz_tensor_release(m->grid);
     free(m->weights);
     free(m->blocks);
@@ -242,7 +243,10 @@ int sz_sam2_weight_set(sz_sam2 *m, int i, sz_tensor *t)
     sz_tensor_retain(t);
     sz_tensor_release(*w->slot);
     *w->slot = t;
-    if (w->slot == &m->frequencies) sam2_move(&m->grid, NULL);
+    if (w->slot == &m->frequencies) {
+        sam2_move(&m->frequencies_copy, NULL);
+        sam2_move(&m->grid, NULL);
+    }
     return 0;
 }
 

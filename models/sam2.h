@@ -44,6 +44,7 @@ struct sz_sam2 {
     sam2_head hyper[SZ_SAM2_MAX_MASKS], iou_head, object_head;
     sam2_weight *weights;
     int weight_count, weight_room;
+    sz_tensor *frequencies_copy;    /* in host memory where the weight is on a device; made when first needed */
     sz_tensor *grid;                /* position code of the embedding's cells [E, D]; made when first needed */
 };
 

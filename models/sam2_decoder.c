@@ -23,25 +23,36 @@ static void encode_position(const sz_tensor *frequencies, float x, float y, floa
     }
 }
 
-/* A constant f32 tensor in the weights' dtype. Takes over x. */
+/* The frequencies in host memory: the weight itself, or a copy kept with the model. NULL with a message. */
+static const sz_tensor *frequencies_here(sz_sam2 *m)
+{
+    if (m->frequencies->device == SZ_CPU) return m->frequencies;
+    if (m->frequencies_copy) return m->frequencies_copy;
+    sz_tensor *t = sz_tensor_new_heap(m->frequencies->dtype, m->frequencies->ndim, m->frequencies->shape, SZ_CPU);
+    if (t && sz_tensor_copy(t, m->frequencies) != 0) sam2_move(&t, NULL);
+    return m->frequencies_copy = t;
+}
+
+/* A constant f32 tensor in the weights' dtype and on their device. Takes over x. */
 static sz_tensor *as_weights(const sz_sam2 *m, sz_tensor *x)
 {
+    if (x) sam2_move(&x, sz_tensor_to(x, m->no_mask->device));
     if (x && m->no_mask->dtype != SZ_F32) sam2_move(&x, sz_cast(x, m->no_mask->dtype));
     return x;
 }
 
 /* The code of every cell of the embedding [E, D]; kept with the model. */
-static sz_tensor *grid(sz_sam2 *m, int64_t side)
+static sz_tensor *grid(sz_sam2 *m, const sz_tensor *frequencies, int64_t side)
 {
     if (m->grid) return m->grid;
     int64_t d = m->config.hidden;
     sz_tensor *g = sz_tensor_new_heap(SZ_F32, 2, (int64_t[]){ side * side, d }, SZ_CPU);
     #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < (g ? side * side : 0); i++)
-        encode_position(m->frequencies, ((float)(i % side) + 0.5f) / (float)side, ((float)(i / side) + 0.5f) / (float)side, sz_f32(g) + i * d);
-    if (g && m->no_mask->dtype != SZ_F32) {
-        sz_tensor *h = sz_tensor_new_heap(m->no_mask->dtype, 2, (int64_t[]){ side * side, d }, SZ_CPU);
-        for (int64_t i = 0; i < (h ? g->numel : 0); i++) sz_put(h, i, sz_f32(g)[i]);
+        encode_position(frequencies, ((float)(i % side) + 0.5f) / (float)side, ((float)(i / side) + 0.5f) / (float)side, sz_f32(g) + i * d);
+    if (g && (m->no_mask->dtype != SZ_F32 || m->no_mask->device != SZ_CPU)) {
+        sz_tensor *h = sz_tensor_new_heap(m->no_mask->dtype, 2, (int64_t[]){ side * side, d }, m->no_mask->device);
+        if (h && sz_tensor_copy(h, g) != 0) sam2_move(&h, NULL);
         sam2_move(&g, h);
     }
     return m->grid = g;
@@ -50,6 +61,7 @@ static sz_tensor *grid(sz_sam2 *m, int64_t side)
 /* What the layers share. */
 typedef struct {
     const sz_sam2 *m;
+    const sz_tensor *frequencies;               /* in host memory */
     int64_t prompts, cells, tokens;             /* P, E, Q */
     const int32_t *count, *picture;             /* points and picture of each prompt */
     sz_tensor *first;                           /* the tokens as they began; their position code throughout */
@@ -61,7 +73,7 @@ typedef struct {
 static int fixed_tokens(const sz_sam2 *m) { return 2 + m->config.masks; }
 
 /* ids[i] = f(i) for i < n. */
-#define IDS(n, expression) __extension__({ sz_tensor *ids_ = sz_new1(SZ_I32, (n)); for (int64_t i = 0; ids_ && i < (n); i++) sz_i32(ids_)[i] = (int32_t)(expression); ids_; })
+#define IDS(n, expression) __extension__({ sz_tensor *ids_ = sz_new1(SZ_I32, (n), SZ_CPU); for (int64_t i = 0; ids_ && i < (n); i++) sz_i32(ids_)[i] = (int32_t)(expression); ids_; })
 
 /* x with rows `ids` replaced by rows `which` of the weight `table`. Takes over x and ids. */
 static sz_tensor *put_weights(sz_tensor *x, sz_tensor *ids, sz_tensor *table, sz_tensor *which)
@@ -87,8 +99,8 @@ static sz_tensor *put_points(decode_ctx *k, sz_tensor *x, const sz_tensor *point
     int64_t d = m->config.hidden, n = labels ? labels->numel : 0, kinds[2] = { 0, 0 };
     const int32_t *label = n ? sz_i32(labels) : NULL;
     for (int64_t i = 0; i < n; i++) kinds[label[i] >= 0]++;
-    sz_tensor *codes = sz_new2(SZ_F32, kinds[1], d), *with = sz_new1(SZ_I32, kinds[1]), *name = sz_new1(SZ_I32, kinds[1]);
-    sz_tensor *without = sz_new1(SZ_I32, kinds[0]), *zero = IDS(kinds[0], 0);
+    sz_tensor *codes = sz_new2(SZ_F32, kinds[1], d, SZ_CPU), *with = sz_new1(SZ_I32, kinds[1], SZ_CPU), *name = sz_new1(SZ_I32, kinds[1], SZ_CPU);
+    sz_tensor *without = sz_new1(SZ_I32, kinds[0], SZ_CPU), *zero = IDS(kinds[0], 0);
     if (codes && with && name && without) {
         int64_t at = 0, other = 0, i = 0;
         for (int64_t p = 0; p < k->prompts; p++) {
@@ -99,7 +111,7 @@ static sz_tensor *put_points(decode_ctx *k, sz_tensor *x, const sz_tensor *point
                     continue;
                 }
                 float size = (float)m->config.image_size;
-                encode_position(m->frequencies, (sz_f32(points)[2 * i] + 0.5f) / size, (sz_f32(points)[2 * i + 1] + 0.5f) / size, sz_f32(codes) + at * d);
+                encode_position(k->frequencies, (sz_f32(points)[2 * i] + 0.5f) / size, (sz_f32(points)[2 * i + 1] + 0.5f) / size, sz_f32(codes) + at * d);
                 sz_i32(name)[at] = label[i];
                 sz_i32(with)[at++] = (int32_t)row;
             }
@@ -126,7 +138,7 @@ static sz_tensor *make_tokens(decode_ctx *k, const sz_tensor *points, const sz_t
 {
     const sz_sam2 *m = k->m;
     int64_t P = k->prompts, masks = m->config.masks;
-    sz_tensor *x = sz_tensor_zeros(m->no_mask->dtype, 2, (int64_t[]){ k->tokens, m->config.hidden }, SZ_CPU);
+    sz_tensor *x = sz_tensor_zeros(m->no_mask->dtype, 2, (int64_t[]){ k->tokens, m->config.hidden }, m->no_mask->device);
     x = put_weights(x, IDS(P, token_start(k, i)), m->object_token, IDS(P, 0));
     x = put_weights(x, IDS(P, token_start(k, i) + 1), m->iou_token, IDS(P, 0));
     x = put_weights(x, IDS(P * masks, token_start(k, i / masks) + 2 + i % masks), m->mask_tokens, IDS(P * masks, i % masks));
@@ -136,7 +148,7 @@ static sz_tensor *make_tokens(decode_ctx *k, const sz_tensor *points, const sz_t
 /* One segment a prompt: q rows of its own, k rows of its own (or of its picture). */
 static sz_tensor *segments(const decode_ctx *k, bool tokens_ask, bool tokens_answer, bool shared)
 {
-    sz_tensor *t = sz_new2(SZ_I32, k->prompts, 6);
+    sz_tensor *t = sz_new2(SZ_I32, k->prompts, 6, SZ_CPU);
     for (int64_t p = 0; t && p < k->prompts; p++) {
         int64_t start = token_start(k, p), length = fixed_tokens(k->m) + k->count[p], rows = (shared ? k->picture[p] : p) * k->cells;
         const int32_t row[6] = { (int32_t)(tokens_ask ? start : rows), (int32_t)(tokens_ask ? length : k->cells),
@@ -274,7 +286,7 @@ static sz_tensor *mask_logits(const decode_ctx *k, sz_tensor *tokens, sz_tensor 
 {
     const sz_sam2 *m = k->m;
     int64_t P = k->prompts, masks = m->config.masks, c = m->config.hidden / 8;
-    sz_tensor *weights = fine ? sz_tensor_zeros(fine->dtype, 2, (int64_t[]){ P * masks, c }, SZ_CPU) : NULL;
+    sz_tensor *weights = fine ? sz_tensor_zeros(fine->dtype, 2, (int64_t[]){ P * masks, c }, fine->device) : NULL;
     for (int64_t j = 0; j < masks; j++) {
         sz_tensor *w = head(k, tokens, 2 + j, &m->hyper[j]), *ids = IDS(P, i * masks + j);
         sam2_move(&weights, ids ? sz_put_rows(weights, ids, w) : NULL);
@@ -291,7 +303,7 @@ static int input_check(const sz_sam2 *m, const sz_tensor *embedding, const sz_te
                        const sz_tensor *counts, const sz_tensor *points, const sz_tensor *labels, const sz_tensor *masks)
 {
     int64_t d = m->config.hidden, side = m->config.image_size / m->config.prompt_patch, cells = side * side;
-    if (!sz_tensor_data((sz_tensor *)embedding) || !high1 || !high0 || !pictures || !counts) return sz_fail("sam2: maps, pictures and counts are needed");
+    if (sz_tensor_alive(embedding) != 0 || !high1 || !high0 || !pictures || !counts) return sz_fail("sam2: maps, pictures and counts are needed");
     int64_t B = embedding->shape[0] / cells, P = pictures->numel, n = labels ? labels->numel : 0, total = 0;
     if (embedding->ndim != 2 || embedding->shape[1] != d || B < 1 || embedding->shape[0] % cells || high1->numel != B * 4 * cells * d / 4 || high0->numel != B * 16 * cells * d / 8)
         return sz_fail("sam2: the maps are not those of %lld pictures", (long long)B);
@@ -302,6 +314,7 @@ static int input_check(const sz_sam2 *m, const sz_tensor *embedding, const sz_te
         if (count < 0) return sz_fail("sam2: prompt %lld has %d points", (long long)p + 1, count);
         total += count;
     }
+    if (points && points->device != SZ_CPU) return sz_fail("sam2: points must be on the cpu");
     if (total != n || (n && (!points || points->dtype != SZ_F32 || points->numel != 2 * n || labels->dtype != SZ_I32)))
         return sz_fail("sam2: %lld points are counted, there are %lld labels", (long long)total, (long long)n);
     for (int64_t i = 0; i < n; i++)
@@ -317,9 +330,11 @@ int sz_sam2_decode(sz_sam2 *m, sz_tensor *embedding, sz_tensor *high1, sz_tensor
     *logits = *iou = *object = NULL;
     if (sam2_check(m) != 0 || input_check(m, embedding, high1, high0, pictures, counts, points, labels, masks) != 0) return -1;
     int64_t side = m->config.image_size / m->config.prompt_patch, P = pictures->numel, B = embedding->shape[0] / (side * side);
-    decode_ctx k = { .m = m, .prompts = P, .cells = side * side, .count = sz_i32(counts), .picture = sz_i32(pictures) };
+    const sz_tensor *frequencies = frequencies_here(m);
+    if (!frequencies) return -1;
+    decode_ctx k = { .m = m, .frequencies = frequencies, .prompts = P, .cells = side * side, .count = sz_i32(counts), .picture = sz_i32(pictures) };
     k.tokens = token_start(&k, P);
-    k.grid = grid(m, side);
+    k.grid = grid(m, frequencies, side);
     k.first = make_tokens(&k, points, labels);
     k.among_tokens = segments(&k, true, true, false);
     k.to_shared = segments(&k, true, false, true);

@@ -29,7 +29,7 @@ static int64_t place(const layout *l, int64_t b, int64_t y, int64_t x)
 static sz_tensor *moves(const layout *from, const layout *to)
 {
     int64_t ratio = to->side / from->side;
-    sz_tensor *ids = sz_new1(SZ_I32, cells(to));
+    sz_tensor *ids = sz_new1(SZ_I32, cells(to), SZ_CPU);
     if (!ids) return NULL;
     int32_t *p = sz_i32(ids);
     for (int64_t b = 0; b < to->pictures; b++)
@@ -71,7 +71,7 @@ static int plan_segments(block_ctx *k, const layout *keys, const layout *queries
     int64_t across = windows_across(keys), w = keys->window ? keys->window : keys->side, q = queries->window ? queries->window : queries->side;
     k->rows = cells(keys);
     k->padding = 0;
-    k->segments = sz_new2(SZ_I32, keys->pictures * across * across, 6);
+    k->segments = sz_new2(SZ_I32, keys->pictures * across * across, 6, SZ_CPU);
     if (!k->segments) return -1;
     int32_t *s = sz_i32(k->segments);
     for (int64_t b = 0; b < keys->pictures; b++)
@@ -93,8 +93,8 @@ static int plan_segments(block_ctx *k, const layout *keys, const layout *queries
  * a padding row and an odd window drops its last line; the shortcut is pooled over the whole map. */
 static int plan_pooling(block_ctx *k, const layout *in, const layout *out)
 {
-    k->query_cells = sz_new2(SZ_I32, cells(out), 4);
-    k->shortcut_cells = sz_new2(SZ_I32, cells(out), 4);
+    k->query_cells = sz_new2(SZ_I32, cells(out), 4, SZ_CPU);
+    k->shortcut_cells = sz_new2(SZ_I32, cells(out), 4, SZ_CPU);
     if (!k->query_cells || !k->shortcut_cells) return -1;
     for (int64_t b = 0; b < out->pictures; b++)
         for (int64_t y = 0; y < out->side; y++)
@@ -163,8 +163,9 @@ static sz_tensor *block_forward(const void *context, sz_tensor *x)
 static sz_tensor *as_rows(sz_tensor *w)
 {
     int64_t channels = w->shape[1], n = w->shape[2] * w->shape[3];
-    sz_tensor *identity = sz_tensor_zeros(SZ_F32, 2, (int64_t[]){ channels, channels }, w->device);
+    sz_tensor *identity = sz_tensor_zeros(SZ_F32, 2, (int64_t[]){ channels, channels }, SZ_CPU);
     for (int64_t i = 0; identity && i < channels; i++) sz_f32(identity)[i * channels + i] = 1;
+    if (identity && w->device != SZ_CPU) sam2_move(&identity, sz_tensor_to(identity, w->device));
     if (w->dtype != SZ_F32) sam2_move(&identity, sz_cast(identity, w->dtype));
     sz_tensor *flat = sz_reshape2(w, channels, n), *y = sz_matmul(flat, identity, true, false);
     sz_tensor_release(identity);
@@ -176,7 +177,7 @@ static sz_tensor *as_rows(sz_tensor *w)
 static sz_tensor *positions(const sz_sam2 *m, int64_t side)
 {
     const sz_sam2_config *c = &m->config;
-    sz_tensor *background = as_rows(m->position), *window = as_rows(m->position_window), *ids = sz_new1(SZ_I32, side * side);
+    sz_tensor *background = as_rows(m->position), *window = as_rows(m->position_window), *ids = sz_new1(SZ_I32, side * side, SZ_CPU);
     sam2_move(&background, sz_reshape4(background, 1, c->background[0], c->background[1], c->width[0]));
     sam2_move(&background, sz_resize(background, side, side, SZ_BICUBIC));
     sam2_move(&background, sz_reshape2(background, side * side, c->width[0]));
@@ -194,7 +195,8 @@ static sz_tensor *embed(const sz_sam2 *m, sz_tensor *pixels, const layout *l)
 {
     const sz_sam2_config *c = &m->config;
     int64_t side = l->side, width = c->width[0];
-    sz_tensor *x = pixels->dtype == m->patch.w->dtype ? sz_tensor_retain(pixels) : sz_cast(pixels, m->patch.w->dtype);
+    sz_tensor *x = sz_tensor_to(pixels, m->patch.w->device);
+    if (x && x->dtype != m->patch.w->dtype) sam2_move(&x, sz_cast(x, m->patch.w->dtype));
     sam2_move(&x, sz_conv2d(x, m->patch.w, m->patch.b, c->patch_stride, c->patch_padding));
     sam2_move(&x, x ? sz_reshape4(x, l->pictures, side * side, width, 0) : NULL);
     sz_tensor *at = positions(m, side);
@@ -250,7 +252,7 @@ static int run_stages(const sz_sam2 *m, sz_tensor *pixels, int recompute, sz_ten
 int sz_sam2_encode(sz_sam2 *m, sz_tensor *pixels, int recompute, sz_tensor **embedding, sz_tensor **high1, sz_tensor **high0, sz_tensor **stages)
 {
     const sz_sam2_config *c = &m->config;
-    if (sam2_check(m) != 0 || !sz_tensor_data(pixels)) return -1;
+    if (sam2_check(m) != 0 || sz_tensor_alive(pixels) != 0) return -1;
     if (pixels->ndim != 4 || pixels->shape[1] != c->image_size || pixels->shape[2] != c->image_size || pixels->shape[3] != 3 || pixels->shape[0] < 1)
         return sz_fail("sam2: pixels must be [pictures, %d, %d, 3]", c->image_size, c->image_size);
     sz_tensor *x[SZ_SAM2_STAGES] = { 0 }, *above = NULL, *result[3] = { 0 };

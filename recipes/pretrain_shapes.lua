@@ -245,7 +245,7 @@ while true do
     local inputs = {}
     for i, g in ipairs(groups) do inputs[i] = g.input end
     local lp = vl:logprob_of(vl:hidden(stream, vl:vision(inputs), { rows = stream.rows }), stream.targets)
-    local loss = (lp * weights):sum() * (-1 / total)
+    local loss = (lp * weights:to { device = vl.device }):sum() * (-1 / total)
     loss:backward()
     return loss:item()
   end)

@@ -122,7 +122,7 @@ local function from_scratch()
     local j = (i - 1) % half
     k[i] = (j % 2 == 0) == (i <= half) and SLOWEST * (FASTEST / SLOWEST) ^ (j / (half - 1)) or 0
   end
-  f:copy_(f:cast(sz.core.C.SZ_F32):mul(tensor.new(k):reshape(2, half)))
+  f:copy_(f:cast(sz.core.C.SZ_F32):mul(tensor.new(k, { device = f:device() }):reshape(2, half)))
   for name, t in pairs(all) do
     local attention = name:match "^(mask_decoder.*attn.*%.)k_proj%.weight$"
     if attention then

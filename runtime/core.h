@@ -67,8 +67,11 @@ static inline void sz_put(sz_tensor *t, int64_t i, float v)
 
 sz_tensor *sz_tensor_like(const sz_tensor *t);                       /* same shape, dtype, device */
 sz_tensor *sz_tensor_view(sz_tensor *t, int ndim, const int64_t *shape, int64_t first_element);
-sz_tensor *sz_new1(int dtype, int64_t n);
-sz_tensor *sz_new2(int dtype, int64_t n, int64_t m);
+sz_tensor *sz_new1(int dtype, int64_t n, int device);
+sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device);
+/* Replaces *t by its copy on the device (itself, when it is there). */
+int        sz_tensor_move(sz_tensor **t, int device);
+/* Only a tensor on the cpu has data that may be followed; elsewhere the pointer is for the backend. */
 /* A heap tensor even inside a scope (parameters' gradients, optimizer state). */
 sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int device);
 /* Tensors over bytes owned by something else; done(owner) runs when the last one goes. */

@@ -42,13 +42,14 @@ static const char usage[] =
     "usage: segzero [options] [SCRIPT [ARGS...]]\n"
     "       segzero [options] plan RECIPE [key=value ...]    what memory a run of the recipe takes; loads nothing\n"
     "  -e CHUNK        run CHUNK (before the script; may be repeated)\n"
-    "  --device D      where tensors and models live unless told otherwise: cpu, cuda or cuda:N\n"
+    "  --device D      where models live unless told otherwise: cpu or cuda\n"
     "  --threads N     threads of the CPU kernels (default: all cores)\n"
     "  --version       versions and places\n"
     "  --help          this text\n"
     "  --              end of options\n"
     "Without SCRIPT and -e: the REPL on a terminal, else a script from standard input (also as SCRIPT '-').\n"
     "A SCRIPT that is not in the current folder is looked for among those that came with segzero.\n"
+    "segzero doctor: what this machine has and what will be used.\n"
     "Environment: SEGZERO_DEVICE and SEGZERO_THREADS are what --device and --threads set.\n";
 
 /* ---- places ---------------------------------------------------------------------------------------------------- */
@@ -486,6 +487,8 @@ int main(int argc, char **argv)
         status = options_read(&o, argv, argc, L);
     if (status == 0 && o.script < argc && strcmp(argv[o.script], "plan") == 0 && access("plan", F_OK) != 0)
         status = run_plan(L, argv + o.script + 1, argc - o.script - 1);
+    else if (status == 0 && o.script < argc && strcmp(argv[o.script], "doctor") == 0 && access("doctor", F_OK) != 0)
+        status = run_module(L, "segzero.doctor", "run");
     else if (status == 0 && o.script < argc)
         status = run_script(L, argv[o.script], argv + o.script + 1, argc - o.script - 1);
     else if (status == 0 && o.chunks == 0 && isatty(STDIN_FILENO))

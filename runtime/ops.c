@@ -2,6 +2,7 @@
  * kernel of the device and records the call for the tape. The shapes are the ones written in ops.def.
  * Leaves out: the kernels (cpu/), the gradient rules (grads.c). */
 #include "core.h"
+#include "device.h"
 #include "tape.h"
 #include <stdio.h>
 
@@ -50,6 +51,27 @@ int sz_op_outputs(int op) { return known(op) ? arity[op].outputs : sz_fail("ther
 int sz_op_args(int op) { return known(op) ? arity[op].args : sz_fail("there is no op %d", op); }
 int sz_op_has_grad(int op) { return known(op) && sz_gradients[op] != NULL; }
 
+/* Where a call is computed: on the one device of its inputs. Index tensors stay in host memory, where they are checked; a cast
+ * and the views take anything. -1 with a message when the inputs do not agree. */
+static int device_of(int op, const sz_call *c)
+{
+    bool any = op == SZ_OP_cast || op == SZ_OP_reshape || op == SZ_OP_narrow;
+    int device = -1, first = 0;
+    for (int i = 0; i < arity[op].inputs; i++) {
+        const sz_tensor *t = c->in[i];
+        if (!t) continue;
+        if (t->dtype == SZ_I32 && !any) {
+            if (t->device != SZ_CPU) return sz_fail("%s: input %d, i32, must be on the cpu, not on %s", sz_op_names[op], i + 1, sz_device_name(t->device));
+        } else if (device < 0) {
+            device = t->device;
+            first = i;
+        } else if (t->device != device) {
+            return sz_fail("%s: input %d is on %s, input %d on %s", sz_op_names[op], first + 1, sz_device_name(device), i + 1, sz_device_name(t->device));
+        }
+    }
+    return device < 0 ? SZ_CPU : device;
+}
+
 int sz_apply(int op, sz_call *c)
 {
     if (sz_interrupt_pending()) return sz_fail("interrupted");
@@ -63,11 +85,13 @@ int sz_apply(int op, sz_call *c)
     if (wants_grad && !sz_gradients[op])
         return sz_fail("%s has no gradient, and an input requires one (detach it, or use no_grad)", sz_op_names[op]);
     memset(c->out, 0, sizeof c->out);
+    int device = device_of(op, c);
+    if (device < 0) return -1;
     int rc = shapes[op](c);
     if (rc == 0) {
         sz_scratch_begin();
         if (sz_counting()) rc = sz_scratch((size_t)sz_cpu_workspace(op, c)) ? 0 : -1;
-        else rc = (use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
+        else rc = (device != SZ_CPU ? sz_device->kernels : use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
         sz_scratch_end();
     }
     if (rc == 0 && wants_grad) rc = sz_tape_record(op, c);
@@ -215,12 +239,12 @@ static int sz_shape_cast(sz_call *c)
 static int sz_shape_sum(sz_call *c)
 {
     REQUIRE(floating(c->in[0]), "takes an f32 or bf16 tensor");
-    return out0(c, sz_new1(SZ_F32, 1));
+    return out0(c, sz_new1(SZ_F32, 1, c->in[0]->device));
 }
 static int sz_shape_sum_squares(sz_call *c)
 {
     REQUIRE(floating(c->in[0]), "takes an f32 or bf16 tensor");
-    return out0(c, sz_new1(SZ_F32, 1));
+    return out0(c, sz_new1(SZ_F32, 1, c->in[0]->device));
 }
 
 static int sz_shape_sum_leading(sz_call *c)
@@ -228,7 +252,7 @@ static int sz_shape_sum_leading(sz_call *c)
     int64_t n = (int64_t)c->args[0];
     REQUIRE(floating(c->in[0]), "takes an f32 or bf16 tensor");
     REQUIRE(n > 0 && c->in[0]->numel % n == 0, "n must divide the number of elements");
-    return out0(c, sz_new1(SZ_F32, n));
+    return out0(c, sz_new1(SZ_F32, n, c->in[0]->device));
 }
 
 static int sz_shape_expand(sz_call *c)
@@ -276,7 +300,7 @@ static int sz_shape_rmsnorm_backward(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && floating(c->in[1]) && floating(c->in[2]) && c->in[0]->ndim >= 1, "takes f32 or bf16 tensors");
     REQUIRE(c->in[1]->numel == sz_cols(c->in[0]) && c->in[2]->numel == c->in[0]->numel, "dy must have x's size and w one element a column");
-    c->out[1] = sz_new1(SZ_F32, sz_cols(c->in[0]));
+    c->out[1] = sz_new1(SZ_F32, sz_cols(c->in[0]), c->in[0]->device);
     return like_first(c) == 0 && c->out[1] ? 0 : -1;
 }
 
@@ -291,8 +315,8 @@ static int sz_shape_layernorm_backward(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && floating(c->in[1]) && floating(c->in[2]) && c->in[0]->ndim >= 1, "takes f32 or bf16 tensors");
     REQUIRE(c->in[1]->numel == sz_cols(c->in[0]) && c->in[2]->numel == c->in[0]->numel, "dy must have x's size and w one element a column");
-    c->out[1] = sz_new1(SZ_F32, sz_cols(c->in[0]));
-    c->out[2] = sz_new1(SZ_F32, sz_cols(c->in[0]));
+    c->out[1] = sz_new1(SZ_F32, sz_cols(c->in[0]), c->in[0]->device);
+    c->out[2] = sz_new1(SZ_F32, sz_cols(c->in[0]), c->in[0]->device);
     return like_first(c) == 0 && c->out[1] && c->out[2] ? 0 : -1;
 }
 
@@ -316,14 +340,14 @@ static int sz_shape_embedding(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]), "takes a table [v, d] and i32 ids");
     REQUIRE(in_range(c->in[1], c->in[0]->shape[0]), "an id is outside the table");
-    return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->numel, sz_cols(c->in[0])));
+    return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->numel, sz_cols(c->in[0]), c->in[0]->device));
 }
 
 static int sz_shape_gather_rows(sz_call *c) 
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]), "takes x [m, d] and i32 ids");
     REQUIRE(in_range(c->in[1], c->in[0]->shape[0]), "an id is outside x");
-    return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->numel, sz_cols(c->in[0])));
+    return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->numel, sz_cols(c->in[0]), c->in[0]->device));
 }
 
 static int sz_shape_index_add_(sz_call *c)
@@ -346,14 +370,14 @@ static int sz_shape_pad_rows(sz_call *c)
 {
     int64_t count = (int64_t)c->args[0];
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && count >= 0, "takes x [n, d] and a number of rows");
-    return out0(c, sz_new2(c->in[0]->dtype, c->in[0]->shape[0] + count, c->in[0]->shape[1]));
+    return out0(c, sz_new2(c->in[0]->dtype, c->in[0]->shape[0] + count, c->in[0]->shape[1], c->in[0]->device));
 }
 
 static int sz_shape_max_rows(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]) && c->in[1]->ndim == 2 && c->in[1]->shape[1] > 0, "takes x [m, d] and i32 ids [n, k]");
     REQUIRE(in_range(c->in[1], c->in[0]->shape[0]), "an id is outside x");
-    return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->shape[0], c->in[0]->shape[1]));
+    return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->shape[0], c->in[0]->shape[1], c->in[0]->device));
 }
 
 static int sz_shape_max_rows_backward(sz_call *c)
@@ -530,8 +554,8 @@ static int sz_shape_attention(sz_call *c)
     REQUIRE(c->in[0]->shape[1] == (h + 2 * g) * d, "qkv must be (h + 2g) * d wide");
     int64_t t = c->in[0]->shape[0];
     REQUIRE(segments_fit(c->in[1], t, t), "segments must be i32 [s, 6] inside qkv's rows");
-    c->out[1] = sz_new2(SZ_F32, h, t);
-    return out0(c, sz_new2(c->in[0]->dtype, t, h * d)) == 0 && c->out[1] ? 0 : -1;
+    c->out[1] = sz_new2(SZ_F32, h, t, c->in[0]->device);
+    return out0(c, sz_new2(c->in[0]->dtype, t, h * d, c->in[0]->device)) == 0 && c->out[1] ? 0 : -1;
 }
 
 static int sz_shape_attention_backward(sz_call *c)
@@ -552,7 +576,7 @@ static int sz_shape_attention_cached(sz_call *c)
     REQUIRE(sz_cols(c->in[0]) >= h * d && sz_cols(c->in[1]) == g * d && same_shape(c->in[1], c->in[2]), "q must be at least h * d wide, k and v g * d");
     REQUIRE(c->in[0]->dtype == c->in[1]->dtype && c->in[1]->dtype == c->in[2]->dtype, "q, k and v must have one dtype");
     REQUIRE(segments_fit(c->in[3], c->in[0]->shape[0], c->in[1]->shape[0]), "segments must be i32 [s, 6] inside q's and k's rows");
-    return out0(c, sz_new2(c->in[0]->dtype, c->in[0]->shape[0], h * d));
+    return out0(c, sz_new2(c->in[0]->dtype, c->in[0]->shape[0], h * d, c->in[0]->device));
 }
 
 /* q [a, h*d], k and v [r, g*d], all of one dtype, and a table inside their rows. */
@@ -568,7 +592,7 @@ static bool cross_fits(const sz_call *c)
 static int sz_shape_attention_cross(sz_call *c)
 {
     REQUIRE(cross_fits(c), "takes q [a, h*d], k and v [r, g*d] of one dtype, g dividing h, and segments i32 [s, 6] inside their rows");
-    c->out[1] = sz_new2(SZ_F32, (int64_t)c->args[0], c->in[0]->shape[0]);
+    c->out[1] = sz_new2(SZ_F32, (int64_t)c->args[0], c->in[0]->shape[0], c->in[0]->device);
     return like_first(c) == 0 && c->out[1] ? 0 : -1;
 }
 
@@ -654,7 +678,7 @@ static int sz_shape_logprob(sz_call *c)
     REQUIRE(x->shape[1] == w->shape[1] && ids->numel == x->shape[0] && x->dtype == w->dtype, "x, w and ids do not fit");
     REQUIRE(in_range(ids, w->shape[0]), "an id is outside the vocabulary");
     for (int i = 0; i < 3; i++)
-        if (!(c->out[i] = sz_new1(SZ_F32, x->shape[0]))) return -1;
+        if (!(c->out[i] = sz_new1(SZ_F32, x->shape[0], c->in[0]->device))) return -1;
     return 0;
 }
 

@@ -1,8 +1,9 @@
 /* optim.c - AdamW over a list of parameters: the moments, f32 masters for bf16 parameters, the global gradient norm. f32 moments
  * and masters are the default, 12 bytes of a bf16 parameter; 8-bit moments without masters are 2.
  * The arithmetic is the op adamw_, or adamw_compact_ where anything is narrower than it takes; this file owns the state. Moments start, and
- * gradients end, as pages that are not there (sz_zero_pages). Leaves out: schedules and clipping decisions (Lua's). */
+ * gradients end, as pages that are not there (sz_bytes_clear). Leaves out: schedules and clipping decisions (Lua's). */
 #include "core.h"
+#include "device.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -35,8 +36,7 @@ static sz_tensor *state_new(int k, sz_tensor *p, int moments, bool masters, bool
     if (!*wanted) return NULL;
     sz_tensor *t = scale ? sz_tensor_new_heap(SZ_F32, 1, (int64_t[]){ (p->numel + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK }, p->device)
                          : sz_tensor_new_heap(k == MASTER ? SZ_F32 : moments, p->ndim, p->shape, p->device);
-    if (t && k != MASTER) sz_zero_pages(t->data, sz_bytes(t));
-    if (t && k == MASTER && sz_tensor_copy(t, p) != 0) {
+    if (t && (k == MASTER ? sz_tensor_copy(t, p) : sz_bytes_clear(t->device, t->data, sz_bytes(t))) != 0) {
         sz_tensor_release(t);
         return NULL;
     }
@@ -71,22 +71,34 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
     return NULL;
 }
 
+/* Sum of squares of parameter i's gradient into sums[i], on the parameters' device. */
+static int square_sum(sz_adamw *o, int i, sz_tensor *sums)
+{
+    sz_call c = { .in = { o->params[i]->grad } };
+    if (sz_apply(SZ_OP_sum_squares, &c) != 0) return -1;
+    sz_tensor *one = sz_tensor_view(sums, 1, (int64_t[]){ 1 }, i);
+    int rc = one ? sz_tensor_copy(one, c.out[0]) : -1;
+    sz_tensor_release(one);
+    sz_tensor_release(c.out[0]);
+    return rc;
+}
+
 double sz_adamw_grad_norm(sz_adamw *o)
 {
     double total = 0;
+    if (!o->n) return 0;
     sz_scope_push();                /* the sums are arena tensors: a step asks the system for nothing */
-    for (int i = 0; i < o->n; i++) {
-        if (!o->params[i]->grad) continue;
-        sz_call c = { .in = { o->params[i]->grad } };
-        if (sz_apply(SZ_OP_sum_squares, &c) != 0) {
-            sz_scope_pop();
-            return -1;
-        }
-        total += (double)sz_f32(c.out[0])[0];
-        sz_tensor_release(c.out[0]);
-    }
+    /* One reading for all parameters: on a device each would wait for it. */
+    sz_tensor *sums = sz_tensor_zeros(SZ_F32, 1, (int64_t[]){ o->n }, o->params[0]->device), *read = NULL;
+    int rc = sums ? 0 : -1;
+    for (int i = 0; rc == 0 && i < o->n; i++)
+        if (o->params[i]->grad) rc = square_sum(o, i, sums);
+    if (rc == 0) rc = (read = sz_tensor_to(sums, SZ_CPU)) ? 0 : -1;
+    for (int i = 0; rc == 0 && i < o->n; i++) total += (double)sz_f32(read)[i];
+    sz_tensor_release(read);
+    sz_tensor_release(sums);
     sz_scope_pop();
-    return sqrt(total);
+    return rc == 0 ? sqrt(total) : -1;
 }
 
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps, double weight_decay, double grad_scale)

@@ -44,6 +44,12 @@ int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean,
     if (!t) return -1;
     if (!t->data) return sz_fail("normal_: the tensor's step has ended");
     if (t->dtype != SZ_F32 && t->dtype != SZ_BF16) return sz_fail("normal_: the tensor must be f32 or bf16");
+    if (t->device != SZ_CPU) {      /* the same numbers on every device */
+        sz_tensor *here = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, SZ_CPU);
+        int rc = here && sz_random_normal_(here, seed, stream, mean, std) == 0 ? sz_tensor_copy(t, here) : -1;
+        sz_tensor_release(here);
+        return rc;
+    }
 #pragma omp parallel for schedule(static) if (t->numel > 4096)
     for (int64_t i = 0; i < (t->numel + 3) / 4; i++) {
         uint32_t w[4];

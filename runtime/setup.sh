@@ -54,7 +54,9 @@ versions() {
          "libwebp $(mod libwebp), lua-cjson ${cjson:-?}"
     nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
     if [ -n "$nvcc" ]; then
-        echo "found, not used yet: nvcc $("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')"
+        echo "found: nvcc $("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p'), so the CUDA backend is built too (CUDA=0 leaves it out)"
+    else
+        echo "not found: nvcc, so there will be no CUDA backend"
     fi
 }
 

@@ -54,13 +54,21 @@ void        sz_fail_alloc_after(int64_t n);   /* tests: the n-th allocation from
  * how many patterns were found overwritten (tensors: when released) since the last call. */
 int64_t     sz_debug_guards(int on);
 
+/* ---- devices: SZ_CUDA is there where libsegzero_cuda.so, a driver and a device are; it is opened when first used ---- */
+int         sz_device_ready(int device);      /* 0; -1 with a message when tensors cannot be made there. Opens it the first time */
+int         sz_device_count(int device);      /* usable ones, 0 or 1; when 0, sz_last_error may say why */
+const char *sz_device_describe(int device);   /* lines "what: value" for people; borrowed until the next call. NULL: it cannot be used */
+int64_t     sz_device_available(int device);  /* free bytes; -1 when not known */
+int         sz_device_synchronise(void);      /* waits for all work; -1 when some of it failed */
+
 /* ---- tensors ---- */
 sz_tensor  *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device);   /* contents undefined */
 sz_tensor  *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device);
 sz_tensor  *sz_tensor_void(int dtype, int ndim, const int64_t *shape);   /* on the CPU, without memory behind it: for counting */
 sz_tensor  *sz_tensor_retain(sz_tensor *t);   /* returns t */
 void        sz_tensor_release(sz_tensor *t);  /* NULL is allowed */
-void       *sz_tensor_data(sz_tensor *t);     /* borrowed; NULL (with a message) when its step has ended */
+int         sz_tensor_alive(const sz_tensor *t);   /* 0; -1 (with a message) when its step has ended */
+void       *sz_tensor_data(sz_tensor *t);     /* borrowed; NULL (with a message) when its step has ended or it is not on the cpu */
 int         sz_tensor_dtype(const sz_tensor *t);
 int         sz_tensor_device(const sz_tensor *t);
 int         sz_tensor_ndim(const sz_tensor *t);
@@ -68,7 +76,10 @@ int64_t     sz_tensor_dim(const sz_tensor *t, int i);        /* negative i count
 int64_t     sz_tensor_numel(const sz_tensor *t);
 sz_tensor  *sz_tensor_clone(sz_tensor *t);                   /* a heap copy that outlives every scope; no history */
 sz_tensor  *sz_tensor_detach(sz_tensor *t);                  /* same data, no history */
-int         sz_tensor_copy(sz_tensor *dst, sz_tensor *src);  /* equal numel; converts the dtype */
+int         sz_tensor_copy(sz_tensor *dst, sz_tensor *src);  /* equal numel; converts the dtype, crosses devices */
+sz_tensor  *sz_tensor_to(sz_tensor *t, int device);          /* a copy there (no history), or t itself, retained */
+int         sz_tensor_read(sz_tensor *t, void *to);          /* all bytes, from whatever device */
+int         sz_tensor_write(sz_tensor *t, const void *from);
 int         sz_tensor_set_requires_grad(sz_tensor *t, int on);
 int         sz_tensor_requires_grad(const sz_tensor *t);
 sz_tensor  *sz_tensor_grad(sz_tensor *t);                    /* borrowed; NULL when there is none yet */

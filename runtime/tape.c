@@ -82,7 +82,7 @@ sz_tensor *sz_grad_buffer(sz_tensor *t)
 {
     if (!t->grad) {
         t->grad = sz_tensor_new_heap(t->flags & SZ_GRAD_BF16 && t->ndim > 1 ? SZ_BF16 : SZ_F32, t->ndim, t->shape, t->device);
-        if (t->grad) sz_zero_pages(t->grad->data, sz_bytes(t->grad));
+        if (t->grad && sz_tensor_zero_grad(t) != 0) return NULL;
     }
     return t->grad;
 }
@@ -155,12 +155,15 @@ static int seed(sz_tensor *t, sz_tensor *g)
 
 int sz_backward(sz_tensor *loss)
 {
-    if (!sz_tensor_data(loss)) return -1;
+    if (sz_tensor_alive(loss) != 0) return -1;
     if (loss->numel != 1 || loss->dtype != SZ_F32)
         return sz_fail("backward starts from one f32 element, not from %lld", (long long)loss->numel);
     if (loss->node < 0) return sz_fail("this loss depends on no tensor that requires a gradient");
     sz_tensor *one = sz_tensor_like(loss);
-    if (one) sz_f32(one)[0] = 1.0f;
+    if (one && sz_tensor_write(one, &(float){ 1 }) != 0) {
+        sz_tensor_release(one);
+        one = NULL;
+    }
     int before = sz_set_grad_enabled(0);
     int rc = seed(loss, one) == 0 ? run_back(0) : -1;
     sz_set_grad_enabled(before);
@@ -181,7 +184,7 @@ sz_tensor *sz_checkpoint(sz_segment_fn fn, const void *ctx, size_t ctx_size, sz_
     sz_set_grad_enabled(before);
     if (!y) return NULL;
     sz_segment *segment = calloc(1, sizeof *segment);
-    sz_tensor *copy = sz_new1(SZ_U8, (int64_t)ctx_size);
+    sz_tensor *copy = sz_new1(SZ_U8, (int64_t)ctx_size, SZ_CPU);
     sz_call c = { .in = { x }, .out = { y } };
     if (!segment || !copy || sz_tape_record(-1, &c) != 0) {
         free(segment);

@@ -3,8 +3,10 @@
  * Model and handle: heap blocks, reference counted through sz_storage. Step: a bump arena made of chunks that are never
  * given back; a scope remembers where the arena stood and popping it returns there. A tensor object is always reference
  * counted (objects come from a pool), so a handle to an arena tensor outlives the scope, with data = NULL.
- * Leaves out: strides (every tensor is contiguous) and other devices. */
+ * Each device has such an arena, and a scope marks all of them.
+ * Leaves out: strides (every tensor is contiguous). */
 #include "core.h"
+#include "device.h"
 #include "tape.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,13 +20,17 @@ struct sz_storage {
     void *owner;
 };
 
-typedef struct { size_t chunk, used; } arena_mark;
+typedef struct { size_t chunk, used; } arena_place;
 
-enum { MAX_CHUNKS = 4096, MAX_SCOPES = 256, CHUNK_BYTES = 64 << 20, ALIGN = 64 };
+enum { DEVICES = 2, MAX_CHUNKS = 4096, MAX_SCOPES = 256, CHUNK_BYTES = 64 << 20 };
+static const size_t ALIGN[DEVICES] = { 64, 256 };
 
-static struct { char *base; size_t size, most; } chunks[MAX_CHUNKS];     /* most: bytes ever used since sz_arena_used */
-static size_t chunk_count;
-static arena_mark top;                                  /* where the next arena byte goes */
+static struct {
+    struct { char *base; size_t size, most; } chunks[MAX_CHUNKS];     /* most: bytes ever used since sz_arena_used */
+    size_t count;
+    arena_place top;                                    /* where the next byte goes */
+} arenas[DEVICES];
+typedef struct { arena_place top[DEVICES]; } arena_mark;
 static struct { arena_mark mark; size_t tensors; int nodes; } scopes[MAX_SCOPES];
 static int scope_depth;
 static sz_tensor **arena_tensors;                       /* every tensor the open scopes made, in order */
@@ -45,34 +51,61 @@ static bool injected_failure(void)
     return true;
 }
 
-static void *arena_bytes(size_t bytes)
+static arena_mark mark_now(void)
+{
+    arena_mark m;
+    for (int d = 0; d < DEVICES; d++) m.top[d] = arenas[d].top;
+    return m;
+}
+static void back_to(const arena_mark *m)
+{
+    for (int d = 0; d < DEVICES; d++) arenas[d].top = m->top[d];
+}
+
+static void *chunk_new(int device, size_t size)
+{
+    if (device != SZ_CPU) {
+        void *p = sz_device->allocate(size);
+        if (p) return p;
+        sz_device_trim();
+        p = sz_device->allocate(size);
+        return p ? p : sz_null("out of memory: the step arena needs %zu more bytes on %s", size, sz_device_name(device));
+    }
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) return sz_null("out of memory: the step arena needs %zu more bytes", size);
+    madvise(p, size, MADV_HUGEPAGE);
+    return p;
+}
+
+static void *arena_bytes(int device, size_t bytes)
 {
     if (injected_failure()) return NULL;
-    bytes = (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    while (top.chunk < chunk_count && chunks[top.chunk].size - top.used < bytes) {
-        top.chunk++;
-        top.used = 0;
+    size_t align = ALIGN[device];
+    arena_place *top = &arenas[device].top;
+    bytes = (bytes + align - 1) & ~(align - 1);
+    while (top->chunk < arenas[device].count && arenas[device].chunks[top->chunk].size - top->used < bytes) {
+        top->chunk++;
+        top->used = 0;
     }
-    if (top.chunk == chunk_count) {
+    if (top->chunk == arenas[device].count) {
         /* Chunks grow with the arena so that a large model needs few of them. */
         size_t size = CHUNK_BYTES;
-        for (size_t i = 0; i < chunk_count; i++)
-            if (chunks[i].size > size) size = chunks[i].size;
+        for (size_t i = 0; i < arenas[device].count; i++)
+            if (arenas[device].chunks[i].size > size) size = arenas[device].chunks[i].size;
         if (bytes > size) size = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
-        SZ_ASSERT(chunk_count < MAX_CHUNKS, "the arena has too many chunks");
-        void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) return sz_null("out of memory: the step arena needs %zu more bytes", size);
-        madvise(p, size, MADV_HUGEPAGE);
+        SZ_ASSERT(arenas[device].count < MAX_CHUNKS, "the arena has too many chunks");
+        void *p = chunk_new(device, size);
+        if (!p) return NULL;
         system_allocs++;
         live_bytes += (int64_t)size;
-        chunks[chunk_count].base = p;
-        chunks[chunk_count].most = 0;
-        chunks[chunk_count++].size = size;
-        top.used = 0;
+        arenas[device].chunks[arenas[device].count].base = p;
+        arenas[device].chunks[arenas[device].count].most = 0;
+        arenas[device].chunks[arenas[device].count++].size = size;
+        top->used = 0;
     }
-    void *p = chunks[top.chunk].base + top.used;
-    top.used += bytes;
-    if (top.used > chunks[top.chunk].most) chunks[top.chunk].most = top.used;
+    void *p = arenas[device].chunks[top->chunk].base + top->used;
+    top->used += bytes;
+    if (top->used > arenas[device].chunks[top->chunk].most) arenas[device].chunks[top->chunk].most = top->used;
     return p;
 }
 
@@ -84,9 +117,9 @@ void sz_count_only(int on) { counting = on != 0; }
 int64_t sz_arena_used(int reset)
 {
     int64_t total = 0;
-    for (size_t i = 0; i < chunk_count; i++) {
-        total += (int64_t)chunks[i].most;
-        if (reset) chunks[i].most = 0;
+    for (size_t i = 0; i < arenas[SZ_CPU].count; i++) {
+        total += (int64_t)arenas[SZ_CPU].chunks[i].most;
+        if (reset) arenas[SZ_CPU].chunks[i].most = 0;
     }
     return total;
 }
@@ -94,20 +127,20 @@ int64_t sz_arena_used(int reset)
 int sz_arena_release(void)
 {
     if (scope_depth > 0) return sz_fail("the arena is released while a step is open");
-    for (size_t i = 0; i < chunk_count; i++) {
-        munmap(chunks[i].base, chunks[i].size);
-        live_bytes -= (int64_t)chunks[i].size;
+    for (size_t i = 0; i < arenas[SZ_CPU].count; i++) {
+        munmap(arenas[SZ_CPU].chunks[i].base, arenas[SZ_CPU].chunks[i].size);
+        live_bytes -= (int64_t)arenas[SZ_CPU].chunks[i].size;
     }
-    chunk_count = 0;
-    top = (arena_mark){ 0, 0 };
+    arenas[SZ_CPU].count = 0;
+    arenas[SZ_CPU].top = (arena_place){ 0, 0 };
     return 0;
 }
 
 /* ---- guards: a pattern around heap blocks and after kernel workspace, so that tests see writes past the end ---- */
-enum { GUARD = 64, GUARD_BYTE = 0xa5, MAX_SCRATCH_GUARDS = 64 };
+enum { GUARD = 256, GUARD_BYTE = 0xa5, MAX_SCRATCH_GUARDS = 64 };      /* a multiple of every device's alignment */
 static bool guards_on;
 static int64_t guards_broken;
-static unsigned char *scratch_guards[MAX_SCRATCH_GUARDS];
+static struct { int device; char *p; } scratch_guards[MAX_SCRATCH_GUARDS];
 static int scratch_guard_count;
 
 int64_t sz_debug_guards(int on)
@@ -118,44 +151,63 @@ int64_t sz_debug_guards(int on)
     return broken;
 }
 
-static void guard_check(const unsigned char *p, size_t n)
+static void guard_check(int device, const char *p)
 {
-    bool broken = false;
-    for (size_t i = 0; i < n; i++) broken |= p[i] != GUARD_BYTE;
+    unsigned char bytes[GUARD];
+    bool broken = sz_bytes_copy(SZ_CPU, bytes, device, p, GUARD) != 0;
+    for (size_t i = 0; i < GUARD; i++) broken |= bytes[i] != GUARD_BYTE;
     guards_broken += broken;
 }
 
-void *sz_scratch(size_t bytes)
+static void *scratch(int device, size_t bytes)
 {
     bool guarded = guards_on && scratch_guard_count < MAX_SCRATCH_GUARDS;
-    unsigned char *p = arena_bytes(guarded ? bytes + GUARD : bytes ? bytes : 1);
+    size_t padded = (bytes + 15) & ~(size_t)15;
+    char *p = arena_bytes(device, guarded ? padded + GUARD : bytes ? bytes : 1);
     if (!p || !guarded) return p;
-    memset(p, 0xff, bytes);
-    memset(p + bytes, GUARD_BYTE, GUARD);
-    scratch_guards[scratch_guard_count++] = p + bytes;
+    sz_bytes_fill(device, p, 0xff, bytes);
+    sz_bytes_fill(device, p + bytes, GUARD_BYTE, GUARD);
+    scratch_guards[scratch_guard_count].device = device;
+    scratch_guards[scratch_guard_count++].p = p + bytes;
     return p;
 }
+void *sz_scratch(size_t bytes) { return scratch(SZ_CPU, bytes); }
+void *sz_device_scratch(size_t bytes) { return scratch(SZ_CUDA, bytes); }
 
-static void free_block(void *p) { free(p); }
+/* Who owns a heap block. With guards there is a pattern in the GUARD bytes before the data and after it. */
+typedef struct { int device; bool guarded; char *base; size_t bytes, data_bytes; } heap_block;
 
-/* A guarded block: its size and pattern in the 64 bytes before the data, pattern in the 64 bytes after. */
-static void free_guarded_block(void *p)
+static void block_free(void *owner)
 {
-    size_t bytes;
-    memcpy(&bytes, p, sizeof bytes);
-    guard_check((unsigned char *)p + sizeof bytes, GUARD - sizeof bytes);
-    guard_check((unsigned char *)p + GUARD + bytes, GUARD);
-    free(p);
+    heap_block *b = owner;
+    if (b->guarded) {
+        guard_check(b->device, b->base);
+        guard_check(b->device, b->base + GUARD + b->data_bytes);
+    }
+    if (b->device == SZ_CPU) free(b->base);
+    else sz_device_block_free(b->base, b->bytes);
+    free(b);
 }
 
-/* Fills the guards of a new block, and the data with NaN: what a kernel leaves unwritten shows. Returns the data. */
-static void *guard_block(unsigned char *p, size_t bytes)
+/* The block of a new heap tensor; NULL with a message. Guarded data are NaN: what a kernel leaves unwritten shows. */
+static heap_block *block_new(int device, size_t data_bytes)
 {
-    memcpy(p, &bytes, sizeof bytes);
-    memset(p + sizeof bytes, GUARD_BYTE, GUARD - sizeof bytes);
-    memset(p + GUARD, 0xff, bytes);
-    memset(p + GUARD + bytes, GUARD_BYTE, GUARD);
-    return p + GUARD;
+    size_t align = ALIGN[device], bytes = (data_bytes + (guards_on ? 2 * GUARD : 0) + align - 1) & ~(align - 1);
+    heap_block *b = injected_failure() ? NULL : malloc(sizeof *b);
+    if (!b) return sz_null("out of memory: a tensor of %zu bytes", data_bytes);
+    *b = (heap_block){ device, guards_on, NULL, bytes ? bytes : align, data_bytes };
+    b->base = device == SZ_CPU ? aligned_alloc(align, b->bytes) : sz_device_block(&b->bytes);
+    if (!b->base) {
+        free(b);
+        return device == SZ_CPU ? sz_null("out of memory: a tensor of %zu bytes", data_bytes) : NULL;
+    }
+    system_allocs++;
+    if (b->guarded) {
+        sz_bytes_fill(device, b->base, GUARD_BYTE, GUARD);
+        sz_bytes_fill(device, b->base + GUARD, 0xff, data_bytes);
+        sz_bytes_fill(device, b->base + GUARD + data_bytes, GUARD_BYTE, GUARD);
+    }
+    return b;
 }
 
 sz_storage *sz_storage_new(void *base, size_t bytes, void (*done)(void *), void *owner)
@@ -199,7 +251,7 @@ static sz_tensor *object_new(void)
 static int set_shape(sz_tensor *t, int dtype, int ndim, const int64_t *shape, int device)
 {
     if (dtype < SZ_F32 || dtype > SZ_U8) return sz_fail("unknown dtype %d", dtype);
-    if (device != SZ_CPU) return sz_fail("device %d is not available in this build", device);
+    if (sz_device_ready(device) != 0) return -1;
     if (ndim < 0 || ndim > SZ_MAX_DIMS) return sz_fail("a tensor has 0 to %d dimensions, not %d", SZ_MAX_DIMS, ndim);
     int64_t n = 1;
     for (int i = 0; i < ndim; i++) {
@@ -270,20 +322,13 @@ sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int dev
 {
     sz_tensor *t = object_shaped(dtype, ndim, shape, device);
     if (!t) return NULL;
-    size_t bytes = (sz_bytes(t) + (guards_on ? 2 * GUARD : 0) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    void *p = injected_failure() ? NULL : aligned_alloc(ALIGN, bytes ? bytes : ALIGN);
-    if (!p) {
-        sz_fail("out of memory: a tensor of %zu bytes", sz_bytes(t));
-    } else {
-        system_allocs++;
-        t->storage = sz_storage_new(p, bytes, guards_on ? free_guarded_block : free_block, p);
-        if (!t->storage) free(p);
-    }
+    heap_block *b = block_new(device, sz_bytes(t));
+    if (b && !(t->storage = sz_storage_new(b->base, b->bytes, block_free, b))) block_free(b);
     if (!t->storage) {
         sz_tensor_release(t);
         return NULL;
     }
-    t->data = guards_on ? guard_block(p, sz_bytes(t)) : p;
+    t->data = b->guarded ? b->base + GUARD : b->base;
     return t;
 }
 
@@ -292,7 +337,7 @@ sz_tensor *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device)
     if (!scope_depth) return sz_tensor_new_heap(dtype, ndim, shape, device);
     sz_tensor *t = object_shaped(dtype, ndim, shape, device);
     if (!t) return NULL;
-    t->data = arena_bytes(sz_bytes(t) ? sz_bytes(t) : 1);
+    t->data = arena_bytes(device, sz_bytes(t) ? sz_bytes(t) : 1);
     if (!t->data || arena_register(t) != 0) {
         sz_tensor_release(t);
         return NULL;
@@ -303,13 +348,16 @@ sz_tensor *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device)
 sz_tensor *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device)
 {
     sz_tensor *t = sz_tensor_new(dtype, ndim, shape, device);
-    if (t && !counting) memset(t->data, 0, sz_bytes(t));
+    if (t && !counting && sz_bytes_fill(device, t->data, 0, sz_bytes(t)) != 0) {
+        sz_tensor_release(t);
+        return NULL;
+    }
     return t;
 }
 
 sz_tensor *sz_tensor_like(const sz_tensor *t) { return sz_tensor_new(t->dtype, t->ndim, t->shape, t->device); }
-sz_tensor *sz_new1(int dtype, int64_t n) { return sz_tensor_new(dtype, 1, (int64_t[]){ n }, SZ_CPU); }
-sz_tensor *sz_new2(int dtype, int64_t n, int64_t m) { return sz_tensor_new(dtype, 2, (int64_t[]){ n, m }, SZ_CPU); }
+sz_tensor *sz_new1(int dtype, int64_t n, int device) { return sz_tensor_new(dtype, 1, (int64_t[]){ n }, device); }
+sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device) { return sz_tensor_new(dtype, 2, (int64_t[]){ n, m }, device); }
 
 sz_tensor *sz_tensor_over(sz_storage *s, int dtype, int ndim, const int64_t *shape, void *data)
 {
@@ -323,7 +371,7 @@ sz_tensor *sz_tensor_over(sz_storage *s, int dtype, int ndim, const int64_t *sha
 
 sz_tensor *sz_tensor_view(sz_tensor *t, int ndim, const int64_t *shape, int64_t first)
 {
-    if (!sz_tensor_data(t)) return NULL;
+    if (sz_tensor_alive(t) != 0) return NULL;
     sz_tensor *v = object_shaped(t->dtype, ndim, shape, t->device);
     if (!v) return NULL;
     SZ_ASSERT(first >= 0 && first + v->numel <= t->numel, "a view reaches past its tensor");
@@ -357,10 +405,16 @@ void sz_tensor_release(sz_tensor *t)
     pool = t;
 }
 
+int sz_tensor_alive(const sz_tensor *t)
+{
+    if (t && !t->data) return sz_fail("this tensor belonged to a step that has ended; keep a copy with clone()");
+    return t ? 0 : -1;
+}
+
 void *sz_tensor_data(sz_tensor *t)
 {
-    if (!t) return NULL;
-    if (!t->data) return sz_null("this tensor belonged to a step that has ended; keep a copy with clone()");
+    if (sz_tensor_alive(t) != 0) return NULL;
+    if (t->device != SZ_CPU) return sz_null("this tensor is on %s; a copy on the cpu can be read", sz_device_name(t->device));
     return t->data;
 }
 
@@ -375,30 +429,79 @@ int64_t sz_tensor_dim(const sz_tensor *t, int i)
     return i < 0 || i >= t->ndim ? 1 : t->shape[i];
 }
 
-sz_tensor *sz_tensor_clone(sz_tensor *t)
+static sz_tensor *copy_on(sz_tensor *t, int device)
 {
-    if (!sz_tensor_data(t)) return NULL;
-    sz_tensor *c = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, t->device);
-    if (c && !counting) memcpy(c->data, t->data, sz_bytes(t));
-    return c;
+    if (sz_tensor_alive(t) != 0) return NULL;
+    sz_tensor *c = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, device);
+    if (c && (counting || sz_bytes_copy(device, c->data, t->device, t->data, sz_bytes(t)) == 0)) return c;
+    sz_tensor_release(c);
+    return NULL;
+}
+sz_tensor *sz_tensor_clone(sz_tensor *t) { return t ? copy_on(t, t->device) : NULL; }
+
+sz_tensor *sz_tensor_to(sz_tensor *t, int device)
+{
+    if (sz_tensor_alive(t) != 0) return NULL;
+    if (t->device == device) return sz_tensor_retain(t);
+    if (sz_needs_grad(t) && !(t->flags & SZ_PARAMETER) && sz_grad_enabled())
+        return sz_null("a gradient does not go from %s to %s; detach the tensor first", sz_device_name(t->device), sz_device_name(device));
+    sz_tensor *c = sz_tensor_new(t->dtype, t->ndim, t->shape, device);
+    if (c && (counting || sz_bytes_copy(device, c->data, t->device, t->data, sz_bytes(t)) == 0)) return c;
+    sz_tensor_release(c);
+    return NULL;
+}
+
+int sz_tensor_move(sz_tensor **t, int device)
+{
+    sz_tensor *there = sz_tensor_to(*t, device);
+    if (!there) return -1;
+    sz_tensor_release(*t);
+    *t = there;
+    return 0;
+}
+
+int sz_tensor_read(sz_tensor *t, void *to)
+{
+    return sz_tensor_alive(t) == 0 ? sz_bytes_copy(SZ_CPU, to, t->device, t->data, sz_bytes(t)) : -1;
+}
+int sz_tensor_write(sz_tensor *t, const void *from)
+{
+    return sz_tensor_alive(t) == 0 ? sz_bytes_copy(t->device, t->data, SZ_CPU, from, sz_bytes(t)) : -1;
 }
 
 sz_tensor *sz_tensor_detach(sz_tensor *t) { return t ? sz_tensor_view(t, t->ndim, t->shape, 0) : NULL; }
 
+/* Converts n elements from `first` on: on src's device, the result's bytes moved if dst is elsewhere. */
+static int convert_part(sz_tensor *dst, sz_tensor *src, int64_t first, int64_t n)
+{
+    sz_tensor from = *src, to = *dst;
+    from.ndim = to.ndim = 1;
+    from.shape[0] = to.shape[0] = from.numel = to.numel = n;
+    from.data = (char *)src->data + (size_t)first * sz_dtype_size(src->dtype);
+    char *final = (char *)dst->data + (size_t)first * sz_dtype_size(dst->dtype);
+    to.device = src->device;
+    to.data = dst->device == src->device ? final : arena_bytes(src->device, sz_bytes(&to));
+    if (!to.data) return -1;
+    sz_call c = { .in = { &from }, .out = { &to }, .args = { dst->dtype } };
+    int rc = (src->device == SZ_CPU ? sz_cpu_kernels : sz_device->kernels)[SZ_OP_cast](&c);
+    return rc == 0 && to.data != final ? sz_bytes_copy(dst->device, final, src->device, to.data, sz_bytes(&to)) : rc;
+}
+
 int sz_tensor_copy(sz_tensor *dst, sz_tensor *src)
 {
-    if (!sz_tensor_data(dst) || !sz_tensor_data(src)) return -1;
+    if (sz_tensor_alive(dst) != 0 || sz_tensor_alive(src) != 0) return -1;
     if (dst->numel != src->numel)
         return sz_fail("copy: %lld elements into %lld", (long long)src->numel, (long long)dst->numel);
     if (counting) return 0;
-    if (dst->dtype == src->dtype) {
-        memmove(dst->data, src->data, sz_bytes(src));
-        return 0;
+    if (dst->dtype == src->dtype) return sz_bytes_copy(dst->device, dst->data, src->device, src->data, sz_bytes(src));
+    /* Between devices in pieces, so that the arena need not hold a whole embedding. */
+    int64_t piece = dst->device == src->device ? src->numel : 1 << 22;
+    arena_mark before = mark_now();
+    int rc = 0;
+    for (int64_t i = 0; rc == 0 && i < src->numel; i += piece) {
+        rc = convert_part(dst, src, i, src->numel - i < piece ? src->numel - i : piece);
+        back_to(&before);
     }
-    sz_call c = { .in = { src }, .out = { dst }, .args = { dst->dtype } };
-    arena_mark before = top;
-    int rc = sz_cpu_kernels[SZ_OP_cast](&c);
-    top = before;
     return rc;
 }
 
@@ -420,8 +523,7 @@ sz_tensor *sz_tensor_grad(sz_tensor *t)
 
 int sz_tensor_zero_grad(sz_tensor *t)
 {
-    if (t->grad) sz_zero_pages(t->grad->data, sz_bytes(t->grad));
-    return 0;
+    return t->grad && !counting ? sz_bytes_clear(t->grad->device, t->grad->data, sz_bytes(t->grad)) : 0;
 }
 
 int sz_tensor_set_grad_dtype(sz_tensor *t, int dtype)
@@ -436,7 +538,7 @@ int sz_tensor_set_grad_dtype(sz_tensor *t, int dtype)
 int sz_scope_push(void)
 {
     SZ_ASSERT(scope_depth < MAX_SCOPES, "scopes are nested too deeply");
-    scopes[scope_depth].mark = top;
+    scopes[scope_depth].mark = mark_now();
     scopes[scope_depth].tensors = arena_tensor_count;
     scopes[scope_depth].nodes = sz_tape_length();
     return ++scope_depth;
@@ -455,7 +557,7 @@ void sz_scope_pop(void)
         t->grad = NULL;
         sz_tensor_release(t);
     }
-    top = scopes[scope_depth].mark;
+    back_to(&scopes[scope_depth].mark);
 }
 
 sz_tensor *sz_scope_pop_keep(sz_tensor *t)
@@ -468,23 +570,36 @@ sz_tensor *sz_scope_pop_keep(sz_tensor *t)
     if (!inner) return t;
     /* The bytes are still there; the copy may overlap them, at a lower address of the same chunk. */
     sz_tensor *kept = sz_tensor_new(t->dtype, t->ndim, t->shape, t->device);
-    if (kept && !counting) memmove(kept->data, bytes, sz_bytes(kept));
+    if (kept && !counting && sz_bytes_copy(kept->device, kept->data, kept->device, bytes, sz_bytes(kept)) != 0) {
+        sz_tensor_release(kept);
+        kept = NULL;
+    }
     sz_tensor_release(t);
     return kept;
 }
 
 /* ---- for sz_apply ---- */
 static arena_mark scratch_mark;
-void sz_scratch_begin(void) { scratch_mark = top; }
-void sz_scratch_end(void)
+static void guards_until(int left)
 {
-    top = scratch_mark;
-    while (scratch_guard_count > 0) guard_check(scratch_guards[--scratch_guard_count], GUARD);
+    for (; scratch_guard_count > left; scratch_guard_count--)
+        guard_check(scratch_guards[scratch_guard_count - 1].device, scratch_guards[scratch_guard_count - 1].p);
 }
 
-sz_scratch_state sz_scratch_save(void) { return (sz_scratch_state){ top.chunk, top.used, scratch_guard_count }; }
+void sz_scratch_begin(void) { scratch_mark = mark_now(); }
+void sz_scratch_end(void)
+{
+    back_to(&scratch_mark);
+    guards_until(0);
+}
+
+sz_scratch_state sz_scratch_save(void)
+{
+    return (sz_scratch_state){ arenas[SZ_CPU].top.chunk, arenas[SZ_CPU].top.used, scratch_guard_count };
+}
+
 void sz_scratch_restore(sz_scratch_state s)
 {
-    top = (arena_mark){ s.chunk, s.used };
-    while (scratch_guard_count > s.guards) guard_check(scratch_guards[--scratch_guard_count], GUARD);
+    arenas[SZ_CPU].top = (arena_place){ s.chunk, s.used };
+    guards_until(s.guards);
 }

@@ -2,6 +2,9 @@
 --
 --   ./segzero tests/test_ops.lua                 checks; a row without a case fails
 --   ./segzero tests/test_ops.lua bench [NAME]    times the fast kernels instead: ms, and GB/s or GFLOP/s
+--   device=cuda                                  after either: the kernels of that device; the plain ones stay the processor's
+--   op=NAME most=N times=1                             after the first: only this op; no call with more than N elements in an input
+--                                                (how many are left out is said); seconds of each op
 --
 -- For each call: the fast kernel against the plain one; the same bits when it runs again; inputs left alone; memory around
 -- the outputs, inputs and kernel workspace left alone. For rows with a gradient rule: the gradient (fast kernels) against
@@ -35,12 +38,20 @@ local TOLERANCE = {
   differences = {relative = 3e-4, scaled = 3e-4},
 }
 local STEP = 2 ^ -5
+
+local options, words = {}, {}
+for _, word in ipairs(arg or {}) do
+  local key, value = word:match "^(%w+)=(.+)$"
+  if key then options[key] = value else words[#words + 1] = word end
+end
+local DEVICE = options.device or "cpu"
 local DIFFERENCED_PER_INPUT = 6          -- elements of an input whose derivative is taken, drawn at random
 
 local bits = ffi.new("union { float f; uint32_t u; }")
 
 -- Elements as Lua numbers, 1..n; bf16 is widened here, not by the kernels under test.
 local function numbers(t)
+  t = t:to {device = "cpu"}
   local p, out, bf16 = tensor.data(t), {}, t:dtype() == "bf16"
   for i = 1, t:numel() do
     if bf16 then
@@ -54,7 +65,10 @@ local function numbers(t)
 end
 
 local WIDTH = {f32 = 4, bf16 = 2, i32 = 4, u8 = 1}
-local function bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * WIDTH[t:dtype()]) end
+local function bytes(t)
+  t = t:to {device = "cpu"}
+  return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * WIDTH[t:dtype()])
+end
 
 -- nil when got is close to want, else where and by how much it is not. terms: the size of what was added up, where the sum may
 -- come out much smaller than its terms.
@@ -124,6 +138,29 @@ local function free_all(...)
   end
 end
 
+-- The call with its inputs on the device under test. Index tensors stay where they are, but for ops that take any dtype.
+local ANY_DTYPE = {cast = true, reshape = true, narrow = true}
+local function on_device(op, call)
+  if DEVICE == "cpu" then return call end
+  local moved = {inputs = {}}
+  for k, v in pairs(call) do
+    if k ~= "inputs" then moved[k] = v end
+  end
+  for i = 1, 8 do
+    local t = call.inputs[i]
+    if t then moved.inputs[i] = (t:dtype() ~= "i32" or ANY_DTYPE[op.name]) and t:to {device = DEVICE} or t end
+  end
+  return moved
+end
+
+local function moved_only(there, call)
+  local list = {}
+  for i = 1, 8 do
+    if there.inputs[i] ~= call.inputs[i] then list[i] = there.inputs[i] end
+  end
+  return list
+end
+
 -- What a call leaves: its outputs, and the inputs that it updates. (Output 1 of an in-place op is input 1.)
 local function results(op, outputs, copies)
   local list = {}
@@ -133,10 +170,10 @@ local function results(op, outputs, copies)
 end
 
 local function check_values(op, call, label)
-  local before = {}
+  local before, there = {}, on_device(op, call)
   for i = 1, op.inputs do before[i] = call.inputs[i] and bytes(call.inputs[i]) or false end
-  local fast, fast_copies = apply(op, call)
-  local again, again_copies = apply(op, call)
+  local fast, fast_copies = apply(op, there)
+  local again, again_copies = apply(op, there)
   local plain, plain_copies = with_reference(true, apply, op, call)
   local got, repeated, want = results(op, fast, fast_copies), results(op, again, again_copies), results(op, plain, plain_copies)
   for i = 1, #want do
@@ -147,9 +184,10 @@ local function check_values(op, call, label)
     check.ok(bytes(got[i]) == bytes(repeated[i]), ("%s: result %d differs when run again"):format(label, i))
   end
   for i = 1, op.inputs do
-    if before[i] then check.ok(bytes(call.inputs[i]) == before[i], ("%s: input %d was changed"):format(label, i)) end
+    if before[i] then check.ok(bytes(there.inputs[i]) == before[i], ("%s: input %d was changed"):format(label, i)) end
   end
   free_all(fast, fast_copies, again, again_copies, plain, plain_copies)
+  if there ~= call then free_all(moved_only(there, call)) end
 end
 
 -- ---- gradients: of the loss sum over outputs o of sum(weights[o] * o) ----
@@ -213,7 +251,10 @@ local function check_gradients(op, call, label)
   end
   free_all(outputs, copies)
 
-  local fast = tape_gradients(op, call, weights)
+  local there, there_weights = on_device(op, call), {}
+  for o, w in pairs(weights) do there_weights[o] = w:to {device = DEVICE} end
+  local fast = tape_gradients(op, there, there_weights)
+  if there ~= call then free_all(moved_only(there, call), there_weights) end
   local plain = with_reference(true, tape_gradients, op, call, weights)
   for _, i in ipairs(call.grad) do
     local tolerance = call.inputs[1]:dtype() == "f32" and TOLERANCE.f32_sums or TOLERANCE.bf16_sums
@@ -259,6 +300,28 @@ local function describe(call)
   return table.concat(parts, " ") .. (call.name and " (" .. call.name .. ")" or "")
 end
 
+local left_out = 0
+local function too_large(call)
+  for i = 1, 8 do
+    if options.most and call.inputs[i] and call.inputs[i]:numel() > tonumber(options.most) then return true end
+  end
+  return false
+end
+
+local function check_call(op, call, label)
+  local gradient = op.gradient and call.grad
+  if op.name:sub(-1) == "_" then call.updates = call.updates or {1} end
+  local ok, message = pcall(function()
+    check_values(op, call, label)
+    if gradient then check_gradients(op, call, label) end
+  end)
+  check.ok(ok, label .. ": " .. tostring(message))
+  collectgarbage()                         -- what an error left behind
+  local broken = tonumber(C.sz_debug_guards(1))
+  check.ok(broken == 0, ("%s: wrote past the end of %d blocks"):format(label, broken))
+  return ok and gradient
+end
+
 local function sweep_op(op, dtype)
   local case = op_cases.cases[op.name]
   local g = op_cases.generator(dtype)
@@ -267,19 +330,11 @@ local function sweep_op(op, dtype)
   local gradient_seen = false
   C.sz_debug_guards(1)
   for _, call in ipairs(calls) do
-    local label = op.name .. " " .. dtype .. ": " .. describe(call)
-    if op.name:sub(-1) == "_" then call.updates = call.updates or {1} end
-    local ok, message = pcall(function()
-      check_values(op, call, label)
-      if op.gradient and call.grad then
-        gradient_seen = true
-        check_gradients(op, call, label)
-      end
-    end)
-    check.ok(ok, label .. ": " .. tostring(message))
-    collectgarbage()                       -- what an error left behind
-    local broken = tonumber(C.sz_debug_guards(1))
-    check.ok(broken == 0, ("%s: wrote past the end of %d blocks"):format(label, broken))
+    if too_large(call) then
+      left_out = left_out + 1
+    elseif check_call(op, call, op.name .. " " .. dtype .. ": " .. describe(call)) then
+      gradient_seen = true
+    end
   end
   check.ok(gradient_seen or not op.gradient, op.name .. " has a gradient rule and no case that checks it")
   g.free()
@@ -289,9 +344,13 @@ end
 local function sweep()
   C.sz_set_threads(2)                      -- two, so that parallel paths run on any machine
   each_op(function(op)
+    if options.op and op.name ~= options.op then return end
     if not check.ok(op_cases.cases[op.name], "ops.def has a row without a case: " .. op.name) then return end
+    local start = os.clock()
     for _, dtype in ipairs {"f32", "bf16"} do sweep_op(op, dtype) end
+    if options.times then print(("%-24s %6.2f s"):format(op.name, os.clock() - start)) end
   end)
+  if left_out > 0 then print(left_out .. " calls with larger inputs were left out (most=" .. options.most .. ")") end
   for name in pairs(op_cases.cases) do check.ok(tensor.ops[name], "a case without a row in ops.def: " .. name) end
   check.finish()
 end
@@ -309,14 +368,14 @@ local function time(f)
 end
 
 local function bench(only)
-  print(("threads %d; best of 0.3 s"):format(C.sz_threads()))
+  print(("%s, threads %d; best of 0.3 s"):format(DEVICE, C.sz_threads()))
   each_op(function(op)
     local case = op_cases.cases[op.name]
     if not (case and case.bench) or (only and op.name ~= only) then return end
     for _, dtype in ipairs {"f32", "bf16"} do
       local g = op_cases.generator(dtype)
       math.randomseed(check.seed)
-      local call = case.bench(g)
+      local call = on_device(tensor.ops[op.name], case.bench(g))
       call.updates = nil                   -- no copies: in-place ops go on from where they are
       local moved
       local best = time(function()
@@ -324,6 +383,7 @@ local function bench(only)
         local outputs = apply(op, call)
         moved = moved or op_cases.bytes(call, outputs)
         for _, t in ipairs(outputs) do t:free() end
+        C.sz_device_synchronise()
         C.sz_scope_pop()
       end)
       local rate = call.flops and ("%8.1f GFLOP/s"):format(call.flops / best / 1e9) or ("%8.2f GB/s"):format(moved / best / 1e9)
@@ -333,4 +393,4 @@ local function bench(only)
   end)
 end
 
-if arg and arg[1] == "bench" then bench(arg[2]) else sweep() end
+if words[1] == "bench" then bench(words[2]) else sweep() end

@@ -15,7 +15,8 @@ M.tensor = setmetatable({}, {
 })
 M.no_grad, M.step = tensor.no_grad, tensor.step
 
-function M.devices() return { "cpu" } end
+-- What device = can name here: {"cpu"}, or {"cpu", "cuda:0"}.
+function M.devices() return core.C.sz_device_count(core.C.SZ_CUDA) > 0 and { "cpu", "cuda:0" } or { "cpu" } end
 
 -- Modules that load on first use, so that starting costs nothing.
 local lazy = {

@@ -39,8 +39,8 @@ M.token_weight = {
   seq = function(length, totals) return 1 / (length * totals.answers) end,
 }
 
--- A list of {length, value} runs as one tensor.
-function M.spread(runs)
+-- A list of {length, value} runs as one tensor, on device.
+function M.spread(runs, device)
   local n = 0
   for _, run in ipairs(runs) do n = n + run[1] end
   local t = tensor.empty { n }
@@ -49,7 +49,7 @@ function M.spread(runs)
     for i = at, at + run[1] - 1 do p[i] = run[2] end
     at = at + run[1]
   end
-  return t
+  return t:to { device = device or "cpu" }
 end
 
 return M

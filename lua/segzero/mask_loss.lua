@@ -25,7 +25,7 @@ M.WEIGHTS = { mask = 20, dice = 1, iou = 1, object = 1 }
 
 -- Sums of the rows [n, k] -> [n, 1]; a product, which has a gradient.
 local function row_sums(x)
-  return x:linear(tensor.zeros({ 1, x:shape()[2] }):affine(0, 1))
+  return x:linear(tensor.zeros({ 1, x:shape()[2] }, { device = x:device() }):affine(0, 1))
 end
 
 -- Cross entropy of logits without overflow; its gradient is sigmoid(x) - y.
@@ -49,7 +49,8 @@ end
 -- 1 where both are empty would reward nothing being there: it is 0, as in the reference.
 function M.iou_of(x, y)
   local shape, out = x:shape(), {}
-  local p, q, k = tensor.data(x), tensor.data(y), shape[2]
+  local said_of, truth_of, k = x:values(), y:values(), shape[2]
+  local p, q = tensor.data(said_of), tensor.data(truth_of)
   for i = 0, shape[1] - 1 do
     local inter, union = 0, 0
     for j = i * k, i * k + k - 1 do
@@ -92,7 +93,7 @@ local function judge(rows, truth, list, weights, side, height, width)
     end
     local x, y = stretch(rows:gather_rows(ids(mine)), side, height, width), truth:gather_rows(ids(of))
     local actual = M.iou_of(x, y)
-    local focal, dice = M.focal(x, y), M.dice(x, y)
+    local focal, dice = M.focal(x, y):values(), M.dice(x, y):values()
     local f, d, i = tensor.data(focal), tensor.data(dice), 0
     for _, g in ipairs(list) do
       local least = math.huge
@@ -115,13 +116,14 @@ function M.sam2(out, truth, opts)
   local prompts, masks, side, height, width = shape[1], shape[2], shape[3], size[2], size[3]
   if size[1] ~= prompts then error(("mask_loss: %d truths for %d prompts"):format(size[1], prompts), 2) end
   local f32 = function(t) return t:dtype() == "f32" and t or t:cast(core.C.SZ_F32) end
-  local rows, y = f32(out.logits):reshape(prompts * masks, side * side), truth:reshape(prompts, height * width)
+  local rows, y = f32(out.logits):reshape(prompts * masks, side * side), truth:to { device = out.logits:device() }:reshape(prompts, height * width)
   local list = groups(prompts, masks, opts.modes)
   for _, g in ipairs(list) do g.masks = masks end
   judge(rows, y, list, weights, side, height, width)
 
   local there = {}            -- 1 where the truth is not empty
-  local q = tensor.data(y)
+  local whole = truth:values()
+  local q = tensor.data(whole)
   for p = 0, prompts - 1 do
     there[p + 1] = 0
     for j = p * height * width, (p + 1) * height * width - 1 do
@@ -135,7 +137,8 @@ function M.sam2(out, truth, opts)
   local held, weight = {}, {}                                         -- of each mask: actual IoU, share of the loss
   for i = 1, prompts * masks do held[i], weight[i] = 0, 0 end
   local actual, score_error = 0, 0
-  local said = tensor.data(f32(out.iou))
+  local scores = out.iou:values()
+  local said = tensor.data(scores)
   for i, g in ipairs(list) do
     local at = g.prompt * masks
     picked[i], of[i], share[i] = at + g.best, g.prompt, there[g.prompt + 1] / #list
@@ -149,11 +152,12 @@ function M.sam2(out, truth, opts)
   end
 
   local x, t = stretch(rows:gather_rows(ids(picked)), side, height, width), y:gather_rows(ids(of))
-  local shares = tensor.new(share):reshape(#list, 1)
+  local beside = { device = out.logits:device() }
+  local shares = tensor.new(share, beside):reshape(#list, 1)
   local terms = { mask = M.focal(x, t):mul(shares):sum(), dice = M.dice(x, t):mul(shares):sum() }
-  local off = f32(out.iou):reshape(prompts * masks):sub(tensor.new(held))
-  terms.iou = off:relu():add((-off):relu()):mul(tensor.new(weight)):sum()
-  terms.object = cross_entropy(f32(out.object):reshape(prompts), tensor.new(there)):mean()
+  local off = f32(out.iou):reshape(prompts * masks):sub(tensor.new(held, beside))
+  terms.iou = off:relu():add((-off):relu()):mul(tensor.new(weight, beside)):sum()
+  terms.object = cross_entropy(f32(out.object):reshape(prompts), tensor.new(there, beside)):mean()
 
   local total
   local parts = { actual = actual / math.max(count, 1), score_error = score_error / math.max(count, 1) }

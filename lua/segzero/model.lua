@@ -1,6 +1,6 @@
 -- model.lua - Qwen2.5-VL and Qwen2-VL as scripts see them: a Hugging Face folder in; forward, log-probabilities, generation; a folder out.
 --
---   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu"})
+--   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda"})
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
@@ -144,10 +144,11 @@ end
 
 local of = weights.access(C, "sz_qwen")
 
-local function new(json, dtype)
+local function new(json, dtype, device)
   local config = M.parse_config(json)
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_qwen_free)
-  local vl = setmetatable({ c = c, of = of, config = config, json = json, quantized = dtype == "int8",
+  if dtype == "int8" and device ~= "cpu" then error("dtype int8 is not there on " .. device .. " yet", 3) end
+  local vl = setmetatable({ c = c, of = of, config = config, json = json, device = device, quantized = dtype == "int8",
     dtype = dtype == "int8" and "bf16" or dtype or "f32" }, mt)
   vl.weights = weights.list(c, of)
   for name, default in pairs(TOKEN_DEFAULTS) do vl[name] = value(json, name) or default end
@@ -161,9 +162,9 @@ end
 
 function M.qwen_vl(dir, opts)
   opts = opts or {}
-  tensor.device_code(opts.device or os.getenv "SEGZERO_DEVICE", 3)
+  local device = tensor.model_device(opts.device, 2)
   local json = M.read_json(dir .. "/config.json")
-  local ok, vl = pcall(new, json, opts.dtype)
+  local ok, vl = pcall(new, json, opts.dtype, device)
   if not ok then error(("%s/config.json: %s"):format(dir, weights.plain(vl)), 2) end
   vl.dir = dir
   -- A tied checkpoint may carry a stray lm_head; the embedding is used. Old ones carry the rotary tables, which are computed here.
@@ -188,9 +189,9 @@ end
 -- A model of random weights (normal, std; norms 1, biases 0) from a config table: for training from scratch and benchmarks.
 function M.random(json, opts)
   opts = opts or {}
-  local vl = new(json, opts.dtype)
+  local vl = new(json, opts.dtype, tensor.model_device(opts.device, 2))
   for _, w in ipairs(vl.weights) do
-    local t = tensor.zeros(w.shape, { dtype = vl.dtype })
+    local t = tensor.zeros(w.shape, { dtype = vl.dtype, device = vl.device })
     if M.is_norm(w.name) then
       t:copy_(tensor.zeros(w.shape):affine(0, 1))
     elseif not w.name:match "%.bias$" then
@@ -204,7 +205,7 @@ end
 
 -- The model of a folder with no memory behind its weights: for counting (plan.lua). Only config.json is read.
 function M.void(dir, dtype)
-  local vl = new(M.read_json(dir .. "/config.json"), dtype)
+  local vl = new(M.read_json(dir .. "/config.json"), dtype, "cpu")
   vl.dir = dir
   local shape = ffi.new("int64_t[6]")
   for _, w in ipairs(vl.weights) do

@@ -1,6 +1,6 @@
 -- sam2.lua - SAM2 as scripts see it: a checkpoint in, a picture and prompts to masks, gradients, a folder out.
 --
---   local sam = sz.sam2(path, {dtype = "f32" | "bf16", device = "cpu"})      a transformers folder, or an original .pt file
+--   local sam = sz.sam2(path, {dtype = "f32" | "bf16", device = "cpu" | "cuda"})      a transformers folder, or an original .pt file
 --   sam:set_image(img)                                 embeds the picture once; any number of predictions follow
 --   local r = sam:predict{box = {x0,y0,x1,y1}, points = {{x,y},..}, labels = {1,..}, multimask = true}
 --   r.masks (u8 tensor [k, h, w]), r.scores ({..}, the model's own estimate of IoU), r.low_res (f32 [k, 4g, 4g], within +-32)
@@ -148,10 +148,10 @@ local SHARED, COPY = "shared_image_embedding.positional_embedding", "prompt_enco
 
 local of = weights.access(C, "sz_sam2")
 
-local function new(json, dtype)
+local function new(json, dtype, device)
   local config, selection = M.parse_config(json)
   local c = ffi.gc(check(C.sz_sam2_new(config)), C.sz_sam2_free)
-  local sam = setmetatable({ c = c, of = of, config = config, selection = selection, json = json, dtype = dtype or "f32" }, mt)
+  local sam = setmetatable({ c = c, of = of, config = config, selection = selection, json = json, dtype = dtype or "f32", device = device }, mt)
   sam.image_size, sam.mask_side = config.image_size, config.image_size / config.prompt_patch * 4
   sam.weights = weights.list(c, of)
   return sam
@@ -159,7 +159,7 @@ end
 
 function M.sam2(path, opts)
   opts = opts or {}
-  tensor.device_code(opts.device or os.getenv "SEGZERO_DEVICE", 3)
+  local device = tensor.model_device(opts.device, 2)
   local json, loaded
   if files.exists(path .. "/config.json") then
     json, loaded = read_json(path .. "/config.json"), safetensors.load_folder(path)
@@ -172,7 +172,7 @@ function M.sam2(path, opts)
     json = names.config_of(found)
     loaded = names.from_original(found)
   end
-  local ok, sam = pcall(new, json, opts.dtype)
+  local ok, sam = pcall(new, json, opts.dtype, device)
   if not ok then error(("%s: %s"):format(path, weights.plain(sam)), 2) end
   sam.dir = path
   loaded[SHARED] = loaded[SHARED] or loaded[COPY]
@@ -185,9 +185,9 @@ end
 -- from scratch and benchmarks.
 function M.random(json, opts)
   opts = opts or {}
-  local sam = new(json, opts.dtype)
+  local sam = new(json, opts.dtype, tensor.model_device(opts.device, 2))
   for _, w in ipairs(sam.weights) do
-    local t = tensor.zeros(w.shape, { dtype = sam.dtype })
+    local t = tensor.zeros(w.shape, { dtype = sam.dtype, device = sam.device })
     local inputs = 1
     for i = 2, #w.shape do inputs = inputs * w.shape[i] end
     if w.name:match "norm[^.]*%.weight$" then
@@ -374,8 +374,7 @@ function methods:predict_all(prompts, opts)
   for p, prompt in ipairs(prompts) do given[p] = checked_prompt(self, prompt, f, 2) end
   return tensor.no_grad(tensor.step, function()
     local o = self:decode(f, given)
-    local as_f32 = function(t) return t:dtype() == "f32" and t or t:cast(C.SZ_F32) end
-    local all, scores = as_f32(o.logits), as_f32(o.iou)
+    local all, scores = o.logits:values(), o.iou:values()
     local masks, side = self.config.masks, self.mask_side
     local results = {}
     for p = 1, #prompts do

@@ -73,8 +73,8 @@ local function best_masks(sam, f, prompts, first, last, take)
   for k = first, last do part[#part + 1] = prompts[k] end
   tensor.no_grad(tensor.step, function()
     local o = sam:decode(f, part)
-    local logits, iou = o.logits, o.iou
-    if logits:dtype() ~= "f32" then logits, iou = logits:cast(C.SZ_F32), iou:cast(C.SZ_F32) end
+    local logits, iou = o.logits, o.iou:values()
+    if logits:dtype() ~= "f32" then logits = logits:cast(C.SZ_F32) end
     local masks, side = sam.config.masks, sam.mask_side
     local flat, rated = logits:reshape(#part * masks, side, side), tensor.data(iou)
     for p = 1, #part do
@@ -82,7 +82,7 @@ local function best_masks(sam, f, prompts, first, last, take)
       for m = 1, masks - 1 do scores[m] = rated[(p - 1) * masks + m] end        -- mask 0 is for calls that want one only
       local best = sam.best { scores = scores }
       tensor.step(function()
-        take(first + p - 1, scores[best], sam:upsample(flat:narrow((p - 1) * masks + best, 1), f.height, f.width))
+        take(first + p - 1, scores[best], sam:upsample(flat:narrow((p - 1) * masks + best, 1), f.height, f.width):values())
       end)
     end
   end)

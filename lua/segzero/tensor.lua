@@ -3,6 +3,7 @@
 --   local t = tensor.new({{1, 2}, {3, 4}}, {dtype = "f32"})     nested tables, or tensor.zeros({2, 2}, {...})
 --   (t * 2 + 1):exp():sum():item()
 --   t:requires_grad(true); loss:backward(); t:grad()
+--   t:to{device = "cuda"}                  a copy on the device; item(), totable() and print read from anywhere
 --
 -- Methods of ops.def take the op's tensors, then its numbers: x:rmsnorm(w, 1e-6). In-place ones keep their underscore.
 -- A tensor holds one reference to its C object; free() drops it at once, the collector is only the net (it does not see
@@ -42,9 +43,15 @@ function M.dtype_code(name, level)
   return code
 end
 
+-- Raises when the device cannot be used here.
 local function device_code(name, level)
   if name == nil or name == "cpu" then return C.SZ_CPU end
-  error(("device %s is not available: this build has cpu"):format(tostring(name)), (level or 1) + 1)
+  if name ~= "cuda" and name ~= "cuda:0" then
+    local hint = tostring(name):match "^cuda:%d+$" and "one device is used; CUDA_VISIBLE_DEVICES says which" or "cpu or cuda"
+    error(("unknown device %s (%s)"):format(tostring(name), hint), (level or 1) + 1)
+  end
+  check(C.sz_device_ready(C.SZ_CUDA), (level or 1) + 1)
+  return C.SZ_CUDA
 end
 M.device_code = device_code
 
@@ -54,7 +61,12 @@ local function pointer(t, level)
   return t.ptr
 end
 
--- The typed data pointer, valid as long as the tensor (and its step).
+-- The name of the device that opts.device (or SEGZERO_DEVICE without one) means, for what loads models.
+function M.model_device(name, level)
+  return DEVICE_NAME[device_code(name or os.getenv "SEGZERO_DEVICE", (level or 1) + 1)]
+end
+
+-- The typed data pointer, valid as long as the tensor (and its step). Of tensors on the cpu only.
 function M.data(t)
   local p = check(C.sz_tensor_data(pointer(t, 2)), 2)
   return ffi.cast(POINTER[C.sz_tensor_dtype(t.ptr)], p)
@@ -99,7 +111,7 @@ function M.new(values, opts)
     level = level[1]
   end
   if type(values) == "number" then shape = { 1 } end
-  local t = make(C.sz_tensor_new, shape, opts, 2)
+  local t = make(C.sz_tensor_new, shape, { dtype = opts.dtype }, 2)
   local p, i, bf16 = M.data(t), 0, opts.dtype == "bf16"
   local function fill(v, depth)
     if depth > #shape or type(values) == "number" then
@@ -115,7 +127,7 @@ function M.new(values, opts)
   end
   local ok, message = pcall(fill, values, 1)
   if not ok then error(message, 2) end
-  return t
+  return t:to { device = opts.device or "cpu" }
 end
 
 -- ---- reading ----
@@ -128,15 +140,22 @@ function methods:dtype() return DTYPE_NAME[C.sz_tensor_dtype(pointer(self, 2))] 
 function methods:device() return DEVICE_NAME[C.sz_tensor_device(pointer(self, 2))] end
 function methods:numel() return tonumber(C.sz_tensor_numel(pointer(self, 2))) end
 
+-- f(i) gives element i, from 0.
 local function reader(t)
-  local p = M.data(t)
-  if C.sz_tensor_dtype(t.ptr) == C.SZ_BF16 then return function(i) return from_bf16(p[i]) end end
-  return function(i) return tonumber(p[i]) end
+  local here = t
+  if C.sz_tensor_device(pointer(t, 2)) ~= C.SZ_CPU then
+    local plain = M.wrap(check(C.sz_tensor_detach(t.ptr), 2))
+    here = M.wrap(check(C.sz_tensor_to(plain.ptr, C.SZ_CPU), 2))
+    plain:free()
+  end
+  local p = M.data(here)
+  if C.sz_tensor_dtype(t.ptr) == C.SZ_BF16 then return function(i) return from_bf16(p[i]), here end end
+  return function(i) return tonumber(p[i]), here end
 end
 
 function methods:item()
   if self:numel() ~= 1 then error(("item() wants one element, this tensor has %d"):format(self:numel()), 2) end
-  return reader(self)(0)
+  return (reader(self)(0))
 end
 
 function methods:totable()
@@ -145,7 +164,7 @@ function methods:totable()
     local out = {}
     for k = 1, shape[depth] do
       if depth == #shape then
-        out[k] = at(i)
+        out[k] = (at(i))
         i = i + 1
       else
         out[k] = build(depth + 1)
@@ -153,7 +172,7 @@ function methods:totable()
     end
     return out
   end
-  if #shape == 0 then return at(0) end
+  if #shape == 0 then return (at(0)) end
   return build(1)
 end
 
@@ -171,10 +190,22 @@ function methods:copy_(src)
   return self
 end
 
+-- The tensor in opts.dtype and on opts.device; itself where nothing changes. A change of device has no gradient.
 function methods:to(opts)
-  device_code(opts.device, 2)
-  if opts.dtype and opts.dtype ~= self:dtype() then return self:cast(M.dtype_code(opts.dtype, 2)) end
-  return self
+  local device = opts.device and device_code(opts.device, 2)
+  local t = self
+  if opts.dtype and opts.dtype ~= self:dtype() then t = self:cast(M.dtype_code(opts.dtype, 2)) end
+  if not device or device == C.sz_tensor_device(pointer(t, 2)) then return t end
+  return M.wrap(check(C.sz_tensor_to(t.ptr, device), 2))
+end
+
+-- A copy where data() can be taken, f32 also of bf16; the tensor itself when it is such. Without history.
+function methods:values()
+  local t = self
+  if t:dtype() == "bf16" then
+    t = M.no_grad(function() return self:cast(C.SZ_F32) end)
+  end
+  return C.sz_tensor_device(t.ptr) == C.SZ_CPU and t or M.wrap(check(C.sz_tensor_to(t:detach().ptr, C.SZ_CPU), 2))
 end
 
 -- ---- gradients ----
@@ -263,7 +294,8 @@ function mt.__tostring(t)
   if t.ptr == nil then return "tensor (freed)" end
   local shape = t:shape()
   local head = ("tensor %s [%s]"):format(t:dtype(), table.concat(shape, ", "))
-  if C.sz_tensor_data(t.ptr) == nil then return head .. " (its step has ended)" end
+  if t:device() ~= "cpu" then head = head .. " on " .. t:device() end
+  if C.sz_tensor_alive(t.ptr) ~= 0 then return head .. " (its step has ended)" end
   local at, n, parts = reader(t), t:numel(), {}
   for i = 0, math.min(n, 8) - 1 do parts[#parts + 1] = ("%.6g"):format(at(i)) end
   return ("%s {%s%s}"):format(head, table.concat(parts, ", "), n > 8 and ", ..." or "")

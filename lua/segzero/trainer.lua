@@ -272,7 +272,9 @@ function methods:accumulate(groups, totals)
         for _, v in ipairs(a.logprobs) do old_values[#old_values + 1] = v end
       end
     end
-    local old, advantages, weights = tensor.new(old_values), loss_terms.spread(runs.advantage), loss_terms.spread(runs.weight)
+    local device = self.policy.device
+    local old, advantages = tensor.new(old_values, { device = device }), loss_terms.spread(runs.advantage, device)
+    local weights = loss_terms.spread(runs.weight, device)
     local reference = self:reference_log_probs(groups, temperature)
 
     local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing, actor.freeze_vision_tower)
@@ -287,9 +289,10 @@ function methods:accumulate(groups, totals)
     loss:backward()
 
     local difference, clipped = 0, 0
-    local l, o, r = tensor.data(lp), tensor.data(old), tensor.data(ratio)
+    local lp_here, ratio_here = lp:values(), ratio:values()
+    local l, r = tensor.data(lp_here), tensor.data(ratio_here)
     for i = 0, #old_values - 1 do
-      difference = math.max(difference, math.abs(l[i] - o[i]))
+      difference = math.max(difference, math.abs(l[i] - old_values[i + 1]))
       if r[i] < 1 - actor.clip_ratio or r[i] > 1 + actor.clip_ratio then clipped = clipped + 1 end
     end
     return { loss = loss:item(), policy_loss = policy_loss:item(), entropy = entropy_mean:item(), kl = kl and kl:item() or 0,

@@ -2,11 +2,11 @@
 --
 --   local of = weights.access(C, "sz_qwen")       the C functions <prefix>_weight_count, _name, _shape, _set and <prefix>_weight
 --   weights.list(c, of) -> {{index =, name =, shape = {...}}, ...}
---   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype; stray(name): an extra name that is no error
+--   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype on model.device; stray(name): an extra name that is no error
 --   weights.load(model, folder, rename, stray)    the same from an open folder of safetensors, mapped where the dtype allows
 --   weights.parameters(model), weights.train(model, filter)      weights.plain(message): without its place
 --
--- A model here has c (the C object), of, weights (the list), dtype. Leaves out: names (each network maps its own), files.
+-- A model here has c (the C object), of, weights (the list), dtype, device. Leaves out: names (each network maps its own), files.
 
 local ffi = require "ffi"
 local core = require "segzero.ffi"
@@ -75,8 +75,8 @@ function M.set(model, loaded, where, stray)
   if #problems > 0 then safetensors.refuse(where, "weights do not fit the config", problems) end
   for _, w in ipairs(model.weights) do
     local t = loaded[w.name]
-    if t:dtype() ~= model.dtype then
-      local converted = tensor.empty(w.shape, { dtype = model.dtype })
+    if t:dtype() ~= model.dtype or t:device() ~= model.device then
+      local converted = tensor.empty(w.shape, { dtype = model.dtype, device = model.device })
       converted:copy_(t)
       t:free()
       t = converted
@@ -112,6 +112,11 @@ function M.load(model, folder, rename, stray)
     if #problems > 0 then safetensors.refuse(folder.dir, "weights do not fit the config", problems) end
     for _, w in ipairs(model.weights) do
       local t = folder:tensor(source[w.name], model.dtype)
+      if model.device ~= "cpu" then
+        local mapped = t
+        t = mapped:to { device = model.device }
+        mapped:free()
+      end
       check(model.of.set(model.c, w.index, t.ptr))
       t:free()
     end

@@ -8,6 +8,7 @@
  * Mapping reads nothing. From the first tensor on a thread for each large file asks the system to read it ahead, one file at a time and at most half of
  * the machine's memory in all, so that the caller goes on at once and the first pass over the weights finds them at the
  * disk's speed rather than a page fault's. Leaves out big-endian machines. */
+#include "device.h"
 #include "io/io.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -222,18 +223,42 @@ sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int n
     return t;
 }
 
+/* What lies on a device comes over in pieces. */
+static int put_tensor(sz_writer *w, const sz_tensor *t)
+{
+    enum { PIECE = 4 << 20 };
+    if (t->device == SZ_CPU) return sz_writer_put(w, t->data, sz_bytes(t));
+    size_t total = sz_bytes(t);
+    char *piece = malloc(PIECE);
+    int rc = 0;
+    if (!piece) {
+        sz_writer_abort(w);
+        return sz_fail("out of memory");
+    }
+    for (size_t at = 0; rc == 0 && at < total; at += PIECE) {
+        size_t n = total - at < PIECE ? total - at : PIECE;
+        if (sz_bytes_copy(SZ_CPU, piece, t->device, (char *)t->data + at, n) == 0) {
+            rc = sz_writer_put(w, piece, n);
+        } else {
+            sz_writer_abort(w);
+            rc = -1;
+        }
+    }
+    free(piece);
+    return rc;
+}
+
 int sz_safetensors_write(const char *path, const char *header, size_t header_len, sz_tensor **tensors, int n)
 {
     if (header_len > MAX_HEADER) return sz_fail("%s: a header of %zu bytes is over the limit of %d", path, header_len, MAX_HEADER);
     for (int i = 0; i < n; i++) {
         if (!tensors[i]) return sz_fail("%s: tensor %d to be written is missing", path, i + 1);
-        if (tensors[i]->device != SZ_CPU) return sz_fail("%s: tensor %d to be written is not on the CPU", path, i + 1);
-        if (tensors[i]->numel && !sz_tensor_data(tensors[i])) return -1;
+        if (tensors[i]->numel && sz_tensor_alive(tensors[i]) != 0) return -1;
     }
     sz_writer w;
     uint64_t length = header_len;
     if (sz_writer_open(&w, path) != 0 || sz_writer_put(&w, &length, 8) != 0 || sz_writer_put(&w, header, header_len) != 0) return -1;
     for (int i = 0; i < n; i++)
-        if (sz_writer_put(&w, tensors[i]->data, sz_bytes(tensors[i])) != 0) return -1;
+        if (put_tensor(&w, tensors[i]) != 0) return -1;
     return sz_writer_commit(&w);
 }

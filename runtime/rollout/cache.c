@@ -1,5 +1,6 @@
 /* cache.c - storage of the key-value cache. Policy (which token in which row) is the caller's. */
 #include "cache.h"
+#include "../device.h"
 #include <stdlib.h>
 
 struct sz_cache {
@@ -14,14 +15,14 @@ int64_t sz_cache_rows(const sz_cache *c);
 void sz_cache_clear(sz_cache *c);
 #pragma GCC visibility pop
 
-sz_cache *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype)
+sz_cache *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype, int device)
 {
     sz_cache *c = calloc(1, sizeof *c + 2 * (size_t)layers * sizeof c->kv[0]);
     if (!c) return sz_null("out of memory");
     c->layers = layers;
     c->rows = rows;
     for (int i = 0; i < 2 * layers; i++)
-        if (!(c->kv[i] = sz_tensor_new_heap(dtype, 2, (int64_t[]){ rows, width }, SZ_CPU))) {
+        if (!(c->kv[i] = sz_tensor_new_heap(dtype, 2, (int64_t[]){ rows, width }, device))) {
             sz_cache_free(c);
             return NULL;
         }
@@ -37,7 +38,7 @@ void sz_cache_free(sz_cache *c)
 
 void sz_cache_clear(sz_cache *c)
 {
-    for (int i = 0; i < 2 * c->layers; i++) sz_zero_pages(c->kv[i]->data, sz_bytes(c->kv[i]));
+    for (int i = 0; i < 2 * c->layers; i++) sz_bytes_clear(c->kv[i]->device, c->kv[i]->data, sz_bytes(c->kv[i]));
 }
 
 int64_t    sz_cache_rows(const sz_cache *c) { return c->rows; }

@@ -5,7 +5,7 @@
 #include "core.h"
 
 typedef struct sz_cache sz_cache;
-sz_cache  *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype);    /* heap lifetime; caller frees */
+sz_cache  *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype, int device);    /* heap lifetime; caller frees */
 sz_tensor *sz_cache_keys(sz_cache *c, int layer);                              /* borrowed [rows, width] */
 sz_tensor *sz_cache_values(sz_cache *c, int layer);
 

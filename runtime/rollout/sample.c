@@ -10,7 +10,7 @@
  * of the last token that stays, and only that bucket is sorted.
  * Leaves out: min-p, beams. A row is the work of one thread, so its result does not depend on the other rows.
  */
-#include "../core.h"
+#include "../device.h"
 #include "../cpu/vecmath.h"
 #include "../tape.h"
 #include <math.h>
@@ -230,6 +230,12 @@ int sz_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, co
     if (!(s->temperature >= 0)) return sz_fail("sample: temperature is %g, must be 0 or more", (double)s->temperature);
     if (!(s->repetition_penalty > 0)) return sz_fail("sample: repetition_penalty is %g, must be more than 0", (double)s->repetition_penalty);
     if (s->repetition_penalty != 1 && !seen) return sz_fail("sample: repetition_penalty needs to know the seen tokens");
+    if (logits->device != SZ_CPU) {
+        sz_scratch_begin();
+        int rc = sz_device->sample(logits, s, banned, seen, row_id, answer_id, position, token, logprob);
+        sz_scratch_end();
+        return rc;
+    }
     int64_t rows = logits->shape[0], vocab = logits->shape[1], bad = -1, why = 0;
     int threads = logits->numel > SZ_PARALLEL_FROM && rows > 1 ? omp_get_max_threads() : 1;
     size_t bytes = (size_t)BUCKETS * (sizeof(double) + sizeof(int32_t)) + (size_t)sz_ceil_div(vocab, 16) * 64 * 3;
