@@ -69,14 +69,13 @@ static void shorten(const sz_tensor *x, int64_t i, int64_t rows, int64_t k, int6
     }
 }
 
-/* sums + the products of four unsigned bytes a lane with the four signed ones of x. */
-static inline __attribute__((always_inline)) int_vec dot4(int_vec sums, int_vec w, int32_t x)
+/* sums += the products of four unsigned bytes a lane with the four signed ones of x. */
+static inline __attribute__((always_inline)) void dot4(int_vec *sums, const int_vec *w, int32_t x)
 {
 #ifdef __AVX512VNNI__
-    return (int_vec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)w, _mm512_set1_epi32(x));
+    *sums = (int_vec)_mm512_dpbusd_epi32((__m512i)*sums, (__m512i)*w, _mm512_set1_epi32(x));
 #else
-    for (int b = 0; b < 4; b++) sums += (int_vec)((uint_vec)w >> (8 * b) & 255) * (int32_t)(int8_t)((uint32_t)x >> (8 * b));
-    return sums;
+    for (int b = 0; b < 4; b++) *sums += (int_vec)((uint_vec)*w >> (8 * b) & 255) * (int32_t)(int8_t)((uint32_t)x >> (8 * b));
 #endif
 }
 
@@ -104,7 +103,7 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 12
             for (int i = 0; i < M; i++)
 #pragma GCC unroll 4
-                for (int r = 0; r < R; r++) s[r * M + i] = dot4(s[r * M + i], a[r], x[i]);
+                for (int r = 0; r < R; r++) dot4(&s[r * M + i], &a[r], x[i]);
         }
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
