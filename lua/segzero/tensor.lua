@@ -140,40 +140,48 @@ function methods:dtype() return DTYPE_NAME[C.sz_tensor_dtype(pointer(self, 2))] 
 function methods:device() return DEVICE_NAME[C.sz_tensor_device(pointer(self, 2))] end
 function methods:numel() return tonumber(C.sz_tensor_numel(pointer(self, 2))) end
 
--- f(i) gives element i, from 0.
-local function reader(t)
-  local here = t
-  if C.sz_tensor_device(pointer(t, 2)) ~= C.SZ_CPU then
-    local plain = M.wrap(check(C.sz_tensor_detach(t.ptr), 2))
-    here = M.wrap(check(C.sz_tensor_to(plain.ptr, C.SZ_CPU), 2))
+-- f(at, n): at(i) gives element i of n, from 0; for tensors of any device. The reader holds no tensor: compiled traces keep what
+-- closures hold.
+local function reading(t, f)
+  local copy
+  if C.sz_tensor_device(pointer(t, 3)) ~= C.SZ_CPU then
+    local plain = M.wrap(check(C.sz_tensor_detach(t.ptr), 3))
+    copy = M.wrap(check(C.sz_tensor_to(plain.ptr, C.SZ_CPU), 3))
     plain:free()
   end
-  local p = M.data(here)
-  if C.sz_tensor_dtype(t.ptr) == C.SZ_BF16 then return function(i) return from_bf16(p[i]), here end end
-  return function(i) return tonumber(p[i]), here end
+  local p = M.data(copy or t)
+  local at = C.sz_tensor_dtype(t.ptr) == C.SZ_BF16 and function(i) return from_bf16(p[i]) end or function(i) return tonumber(p[i]) end
+  local result = f(at, t:numel())
+  if copy then copy:free() end
+  return result
 end
+
+local function first(at) return at(0) end
 
 function methods:item()
   if self:numel() ~= 1 then error(("item() wants one element, this tensor has %d"):format(self:numel()), 2) end
-  return (reader(self)(0))
+  return reading(self, first)
 end
 
 function methods:totable()
-  local shape, at, i = self:shape(), reader(self), 0
-  local function build(depth)
-    local out = {}
-    for k = 1, shape[depth] do
-      if depth == #shape then
-        out[k] = (at(i))
-        i = i + 1
-      else
-        out[k] = build(depth + 1)
+  local shape = self:shape()
+  if #shape == 0 then return reading(self, first) end
+  return reading(self, function(at)
+    local i = 0
+    local function build(depth)
+      local out = {}
+      for k = 1, shape[depth] do
+        if depth == #shape then
+          out[k] = at(i)
+          i = i + 1
+        else
+          out[k] = build(depth + 1)
+        end
       end
+      return out
     end
-    return out
-  end
-  if #shape == 0 then return (at(0)) end
-  return build(1)
+    return build(1)
+  end)
 end
 
 function methods:free()
@@ -296,9 +304,11 @@ function mt.__tostring(t)
   local head = ("tensor %s [%s]"):format(t:dtype(), table.concat(shape, ", "))
   if t:device() ~= "cpu" then head = head .. " on " .. t:device() end
   if C.sz_tensor_alive(t.ptr) ~= 0 then return head .. " (its step has ended)" end
-  local at, n, parts = reader(t), t:numel(), {}
-  for i = 0, math.min(n, 8) - 1 do parts[#parts + 1] = ("%.6g"):format(at(i)) end
-  return ("%s {%s%s}"):format(head, table.concat(parts, ", "), n > 8 and ", ..." or "")
+  return reading(t, function(at, n)
+    local parts = {}
+    for i = 0, math.min(n, 8) - 1 do parts[#parts + 1] = ("%.6g"):format(at(i)) end
+    return ("%s {%s%s}"):format(head, table.concat(parts, ", "), n > 8 and ", ..." or "")
+  end)
 end
 
 return M
