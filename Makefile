@@ -228,14 +228,14 @@ export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 suite: $(LIB) $(HOST) $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua $(B)/tests
 
-# Training on the CPU needs no CUDA library.
+# These compute on the CPU and need no CUDA library.
 do-run: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
-do-bench: all
+do-bench: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_BENCH) $(if $(PYTHON),python=$(PYTHON)) $(ARGS)
 	@for d in bf16 int8; do ./$(HOST) $(SCRIPT_BENCH) model=tests/bench_wide.json dtype=$$d only=prefill || exit 1; done
 	@./$(HOST) $(SCRIPT_BENCH_SAM2) $(if $(PYTHON),python=$(PYTHON))
-do-pretrain: all
+do-pretrain: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)
 
 # ---- install ----------------------------------------------------------------------------------------------------

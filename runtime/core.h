@@ -30,7 +30,7 @@ struct sz_tensor {
     int32_t node;                   /* index of the tape node that made it, -1: a leaf */
     int64_t shape[SZ_MAX_DIMS];
     int64_t numel;
-    void *data;                     /* NULL once the scope that owned the bytes has been popped */
+    void *data;                     /* NULL once the scope that owned the bytes has been popped; off the CPU only the backend may follow it */
     sz_storage *storage;            /* NULL for arena tensors */
     sz_tensor *grad;                /* owned; f32 for parameters (bf16 with SZ_GRAD_BF16), the tensor's dtype for activations */
 };
@@ -71,7 +71,6 @@ sz_tensor *sz_new1(int dtype, int64_t n, int device);
 sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device);
 /* Replaces *t by its copy on the device (itself, when it is there). */
 int        sz_tensor_move(sz_tensor **t, int device);
-/* Only a tensor on the cpu has data that may be followed; elsewhere the pointer is for the backend. */
 /* A heap tensor even inside a scope (parameters' gradients, optimizer state). */
 sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int device);
 /* Tensors over bytes owned by something else; done(owner) runs when the last one goes. */

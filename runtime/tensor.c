@@ -429,15 +429,14 @@ int64_t sz_tensor_dim(const sz_tensor *t, int i)
     return i < 0 || i >= t->ndim ? 1 : t->shape[i];
 }
 
-static sz_tensor *copy_on(sz_tensor *t, int device)
+sz_tensor *sz_tensor_clone(sz_tensor *t)
 {
     if (sz_tensor_alive(t) != 0) return NULL;
-    sz_tensor *c = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, device);
-    if (c && (counting || sz_bytes_copy(device, c->data, t->device, t->data, sz_bytes(t)) == 0)) return c;
+    sz_tensor *c = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, t->device);
+    if (c && (counting || sz_bytes_copy(t->device, c->data, t->device, t->data, sz_bytes(t)) == 0)) return c;
     sz_tensor_release(c);
     return NULL;
 }
-sz_tensor *sz_tensor_clone(sz_tensor *t) { return t ? copy_on(t, t->device) : NULL; }
 
 sz_tensor *sz_tensor_to(sz_tensor *t, int device)
 {

@@ -4,6 +4,7 @@
 
 local ffi = require "ffi"
 local core = require "segzero.ffi"
+local plan = require "segzero.plan"
 
 local C = core.C
 
@@ -25,15 +26,11 @@ local function field(path, key)
   file:close()
 end
 
-local function gibibytes(text)
-  local kib = tonumber((text or ""):match "^(%d+)")
-  return kib and ("%.1f GiB"):format(kib / 2 ^ 20) or "unknown"
-end
-
 function M.run()
+  local memory = plan.device()
   line("segzero", ffi.string(C.sz_version()) .. ", core library loaded")
   line("processor", ("%s, %d threads"):format(field("/proc/cpuinfo", "model name") or "unknown", C.sz_threads()))
-  line("memory", ("%s, %s available"):format(gibibytes(field("/proc/meminfo", "MemTotal")), gibibytes(field("/proc/meminfo", "MemAvailable"))))
+  line("memory", ("%s, %s available"):format(plan.gib(memory.total), plan.gib(memory.free)))
   local library = os.getenv "SEGZERO_CUDA_LIBRARY"
   if library and library ~= "" then line("cuda", "SEGZERO_CUDA_LIBRARY names the library: " .. library) end
   local text = C.sz_device_describe(C.SZ_CUDA)

@@ -2,7 +2,7 @@
 --
 --   local p = plan.of(cfg, {prompt = f})     cfg: a recipe's settings. p.peak, p.fits, p.parts, p.phases, p.device (bytes)
 --   plan.print(p) / plan.advise(cfg, p)      the table; what else fits, or the smallest change of settings that would
---   plan.check(cfg)                          raises an error with the numbers when the run cannot fit
+--   plan.check(cfg)                          raises an error with the numbers when the run cannot fit (a run on the CPU)
 --
 -- Sizes of what lasts (weights, reference, masters, moments, gradients, key-value cache) follow from config.json. Activations and workspace are
 -- not modelled but counted: the trainer's own step runs on a model without memory behind its weights, with kernels left out
@@ -116,12 +116,6 @@ local function counted(f)
   return used
 end
 
-local function drop_gradients(list)
-  for _, p in ipairs(list) do
-    p.tensor:free()
-  end
-end
-
 -- Arena of sampling, of the reference's pass, and of the update, for these settings. state: what of() has read.
 local function count_arena(cfg, state)
   local trainer = require "segzero.trainer"
@@ -140,7 +134,7 @@ local function count_arena(cfg, state)
     tensor.step(function() trainer.bare({ config = cfg, reference = vl }):reference_log_probs(part, r.temperature) end)
   end) or 0
   arena.sampling = counted(function() tensor.no_grad(rollout.count, vl, state.input, math.max(1, train_batch), n) end)
-  drop_gradients(list)
+  for _, p in ipairs(list) do p.tensor:free() end
   vl:free()
   return arena, #part
 end
@@ -337,6 +331,7 @@ function M.advise(cfg, plan)
 end
 
 function M.check(cfg, opts)
+  if tensor.model_device() ~= "cpu" then return nil end     -- what a device holds is not counted
   local plan = M.of(cfg, opts)
   if plan.fits then
     if plan.peak > plan.device.free then
