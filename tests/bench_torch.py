@@ -1,13 +1,13 @@
 """The peer's side of the benchmark: transformers' Qwen-VL in PyTorch on the CPU, on the work bench_model.json names.
 
 Usage: python bench_torch.py [--train-timed N] [--only prefill,decode,train] [--attention sdpa|eager]
-                             [--dtype f32|bf16] [--threads N] [--save DIR | --model DIR]
+                             [--dtype f32|bf16] [--threads N] [--times N] [--save DIR | --model DIR]
 
 --model: a checkpoint folder (Qwen2-VL or Qwen2.5-VL) instead of bench_model.json's random one; the work stays the same.
 
 The prompt is text_tokens_before + start marker + 900 picture tokens + end marker + text_tokens_after = 1000 tokens.
 Prints one JSON object a line: {name, value, unit}.
-  prefill_seconds            vision tower and prompt, logits of the last position only, best of two
+  prefill_seconds            vision tower and prompt, logits of the last position only, best of two (--times)
   decode_1, decode_8         generated tokens per second over all answers, greedy, with the cache, batch of 1 and of n;
                              the cache is filled once and repeated, so prefill is not in it
   train_tokens_per_second    answer tokens / seconds of forward + backward of the mean log-prob, each answer with its
@@ -63,9 +63,9 @@ def prompt_inputs(spec, dtype):
 
 
 @torch.no_grad()
-def prefill(model, inputs):
+def prefill(model, inputs, times):
     best, out = float("inf"), None
-    for _ in range(2):
+    for _ in range(times):
         start = time.perf_counter()
         out = model(**inputs, use_cache=True, logits_to_keep=1)
         best = min(best, time.perf_counter() - start)
@@ -121,6 +121,7 @@ def main():
     args.add_argument("--attention", default="sdpa")
     args.add_argument("--dtype", choices=["f32", "bf16"], default=spec["work"]["dtype"])
     args.add_argument("--threads", type=int, default=spec["work"]["threads"])
+    args.add_argument("--times", type=int, default=2, help="passes over the prompt, the fastest counts")
     args.add_argument("--save", help="write the random model as a checkpoint folder and stop")
     args.add_argument("--model", help="a checkpoint folder")
     args = args.parse_args()
@@ -136,7 +137,7 @@ def main():
     emit("prompt_tokens", inputs["input_ids"].shape[1], "tokens")
     only = args.only.split(",")
     if "prefill" in only or "decode" in only:
-        filled = prefill(model, inputs)
+        filled = prefill(model, inputs, args.times)
     if "decode" in only:
         for answers in (1, spec["work"]["answers"]):
             decode(model, inputs, filled, answers, spec["work"]["decode_tokens"])
