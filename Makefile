@@ -22,6 +22,7 @@ SCRIPT_RUN      := recipes/refcocog_grpo.lua
 SCRIPT_PRETRAIN := recipes/pretrain_shapes.lua
 SCRIPT_BENCH    := tests/bench.lua
 SCRIPT_BENCH_SAM2 := tests/bench_sam2.lua
+SCRIPT_BENCH_STEP := tests/bench_step.lua
 
 ifneq ($(filter-out address undefined thread,$(SANITIZER)),)
 $(error SANITIZER=$(SANITIZER): expected address, undefined or thread)
@@ -235,6 +236,7 @@ do-bench: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_BENCH) $(if $(PYTHON),python=$(PYTHON)) $(ARGS)
 	@for d in bf16 int8; do ./$(HOST) $(SCRIPT_BENCH) model=tests/bench_wide.json dtype=$$d only=prefill || exit 1; done
 	@./$(HOST) $(SCRIPT_BENCH_SAM2) $(if $(PYTHON),python=$(PYTHON))
+	@echo "not run, it takes minutes: a whole GRPO step, ./$(HOST) $(SCRIPT_BENCH_STEP)"
 do-pretrain: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)
 
@@ -265,6 +267,7 @@ help:
 	@echo "make test            set-up, build, all tests; FILTER=text runs the files whose name has it, SEED=n sets the seed"
 	@echo "make run             set-up, build, segzero $(SCRIPT_RUN); ARGS='key=value ...' overrides its settings"
 	@echo "make bench           set-up, build, segzero $(SCRIPT_BENCH) and $(SCRIPT_BENCH_SAM2); PYTHON= one with torch, transformers, sam2 beside"
+	@echo "                     a whole GRPO step takes minutes and is run by hand: $(SCRIPT_BENCH_STEP), bench_step.py"
 	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
 	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
 	@echo "make clean           remove build/ and ./segzero"
