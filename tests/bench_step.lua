@@ -15,7 +15,7 @@
 --   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt once
 --   optimizer_seconds   gradient norm, AdamW; the limit is 36 bytes a parameter (38 with bf16) at the measured bandwidth
 --   other_seconds       rewards, advantages, rows        step_seconds   all of it        peak_bytes   largest resident set, all models
---   table_*             the trainer's own time table (stats.seconds)
+--   table_*             the trainer's own time table (stats.time, else stats.seconds); with save= it counts the writing, the phases do not
 -- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted); sweep=prompt: for 1, 2, 3 and 4 times
 -- prompt_tokens, the picture unchanged. One line a point, then by phase the straight line through the points: what a prompt costs whatever
 -- n, what an answer token costs, and the largest deviation from the line.
@@ -77,6 +77,7 @@ function policy.process(vl, messages)
 end
 
 function policy.stop_ids() return {} end
+function policy.processor() return {} end       -- no pictures are read: nothing may be begun ahead of a step
 
 local rows = { name = "random" }
 function rows.count() return 100000 end
@@ -96,7 +97,7 @@ local settings = { "data.shuffle=false", "data.rollout_batch_size=" .. opts.prom
 for _, word in ipairs(opts.settings) do settings[#settings + 1] = word end
 local t = trainer.new { config = config.read(recipe.defaults, settings, { ignored = recipe.ignored }), policy = policy, reference = reference,
   reward = reward, train = rows, prompt = function(problem) return problem end }
-t.total_steps = 1000
+t.total_steps = 0               -- none follows: nothing is prepared for the next one
 
 local spent, inner = {}, 0
 
@@ -209,10 +210,10 @@ local function one_step()
   bench.emit("other_seconds", seconds.other, "s")
   bench.emit("step_seconds", seconds.step, "s", { limit = total / rate, lower = true, gflop = total })
   bench.emit("peak_bytes", peak, "bytes")
-  local names = {}
-  for name in pairs(stats.seconds or {}) do names[#names + 1] = name end
+  local names, phases = {}, stats.time or stats.seconds
+  for name in pairs(phases) do names[#names + 1] = name end
   table.sort(names)
-  for _, name in ipairs(names) do bench.emit("table_" .. name, stats.seconds[name], "s") end
+  for _, name in ipairs(names) do bench.emit("table_" .. name, phases[name], "s") end
   if saved then
     saved.stats, saved.seconds, saved.peak = stats, seconds, peak
     files.write(opts.save .. "/step.json", cjson.encode(saved))
@@ -240,7 +241,7 @@ local function sweep(name, values, set, size, unit)
     set(v)
     local seconds = run_step()
     sizes[i] = size(v)
-    local parts = { ('{"name": "sweep_%s", "%s": %d, "%s": %d'):format(name, name, v, unit, sizes[i]) }
+    local parts = { ('{"name": "sweep_%s", "n": %d, "%s": %d'):format(name, t.config.worker.rollout.n, unit, sizes[i]) }
     for _, phase in ipairs(SHOWN) do
       by_phase[phase][i] = seconds[phase]
       parts[#parts + 1] = ('"%s_seconds": %s'):format(phase, bench.rounded(seconds[phase]))
