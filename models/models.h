@@ -52,9 +52,12 @@ sz_tensor  *sz_qwen_vision(sz_qwen *m, sz_tensor *pixel_values, sz_tensor *grids
  *   image_rows i32 [n] or NULL    rows of the stream that features [n, hidden] replace
  *   rows       i32 [k] or NULL    rows whose result is wanted (may repeat); NULL: all
  *   cache, cache_rows i32 [T]     NULL, or where each token's keys and values are stored first (no gradient then)
+ *   prefix     NULL, or a tensor for each layer, so that several streams see one. All NULL: they are made, [T, (heads + 2 kv_heads) * head_dim],
+ *              for the caller to release. Not NULL: those P rows come before this stream's; segments count P + T rows, their queries are
+ *              in the last T. Gradients of such streams, each walked back over by itself, are summed in f32 until the first one's.
  * -> hidden states after the final norm [k, hidden]. */
 sz_tensor  *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_tensor *image_rows,
-                           sz_tensor *features, sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, int recompute);
+                           sz_tensor *features, sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix, int recompute);
 /* hidden [k, hidden] -> logits f32 [k, vocab]. */
 sz_tensor  *sz_qwen_logits(sz_qwen *m, sz_tensor *hidden);
 /* log-probability and entropy of ids i32 [k] under softmax(logits / temperature); two new f32 [k] tensors. */

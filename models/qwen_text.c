@@ -3,7 +3,8 @@
  *   ids [T] -> embeddings, picture rows replaced -> layers (grouped-query attention with m-rope, SwiGLU) -> final norm
  *
  * One function serves training, prefill and decoding: without a cache attention reads the stream's own keys; with one the
- * keys and values are stored in the cache first and attention reads it. Leaves out: sliding windows (off in every release). */
+ * keys and values are stored in the cache first and attention reads it; with a prefix (the prompt of answers that come in several streams)
+ * attention reads the rows of an earlier stream before its own. Leaves out: sliding windows (off in every release). */
 #include "qwen.h"
 #include "rollout/cache.h"
 #include <math.h>
@@ -14,6 +15,8 @@ typedef struct {
     sz_tensor *cosines, *sines, *segments;
     sz_cache *cache;
     sz_tensor *cache_rows;
+    sz_tensor *turned;          /* queries, keys and values of this layer, if they are there already */
+    sz_tensor *prefix, *places; /* those of an earlier stream, and where this one's rows come behind them */
 } layer_ctx;
 
 /* cos and sin [T, head_dim/2], on the weights' device: pair j turns by its axis' position times theta^(-2j/head_dim). In the weights' dtype: the
@@ -42,10 +45,26 @@ static int rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype
     return sz_tensor_move(cosines, device) == 0 ? sz_tensor_move(sines, device) : -1;
 }
 
+/* The prefix's rows and then this stream's, [P + T, width], go through one attention in which only the latter ask. */
+static sz_tensor *attend_behind(const layer_ctx *k, sz_tensor *qkv, double scale)
+{
+    const sz_qwen_config *c = &k->m->config;
+    int64_t before = k->prefix->shape[0], here = qkv->shape[0];
+    sz_tensor *padded = sz_pad_rows(k->prefix, here);
+    sz_tensor *both = sz_put_rows(padded, k->places, qkv);
+    sz_tensor *all = sz_attention(both, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
+    sz_tensor *a = sz_narrow(all, before, here);
+    sz_tensor_release(padded);
+    sz_tensor_release(both);
+    sz_tensor_release(all);
+    return a;
+}
+
 static sz_tensor *attend(const layer_ctx *k, sz_tensor *qkv)
 {
     const sz_qwen_config *c = &k->m->config;
     double scale = 1 / sqrt((double)c->head_dim);
+    if (k->prefix) return attend_behind(k, qkv, scale);
     if (!k->cache) return sz_attention(qkv, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
     int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     sz_tensor *keys = sz_cache_keys(k->cache, k->index), *values = sz_cache_values(k->cache, k->index);
@@ -53,7 +72,8 @@ static sz_tensor *attend(const layer_ctx *k, sz_tensor *qkv)
     return sz_attention_cached(qkv, keys, values, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
 }
 
-static sz_tensor *layer_forward(const void *context, sz_tensor *x)
+/* Queries, keys and values side by side, queries and keys rotated. */
+static sz_tensor *project(const void *context, sz_tensor *x)
 {
     const layer_ctx *k = context;
     const qwen_layer *l = &k->m->layers[k->index];
@@ -61,6 +81,17 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
     sz_tensor *n1 = sz_rmsnorm(x, l->norm1, c->rms_eps);
     sz_tensor *qkv = qwen_linear(n1, &l->qkv, (sz_tensor *[3]){ l->q_w, l->k_w, l->v_w }, (sz_tensor *[3]){ l->q_b, l->k_b, l->v_b });
     sz_tensor *turned = sz_rope(qkv, k->cosines, k->sines, c->heads + c->kv_heads, c->head_dim);
+    sz_tensor_release(n1);
+    sz_tensor_release(qkv);
+    return turned;
+}
+
+static sz_tensor *layer_forward(const void *context, sz_tensor *x)
+{
+    const layer_ctx *k = context;
+    const qwen_layer *l = &k->m->layers[k->index];
+    const sz_qwen_config *c = &k->m->config;
+    sz_tensor *turned = k->turned ? sz_tensor_retain(k->turned) : project(k, x);
     sz_tensor *a = turned ? attend(k, turned) : NULL;
     sz_tensor *o = qwen_linear(a, &l->o, (sz_tensor *[3]){ l->o_w }, (sz_tensor *[3]){ 0 });
     sz_tensor *mid = sz_add(x, o);
@@ -69,13 +100,27 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
     sz_tensor *act = sz_swiglu(gate_up);
     sz_tensor *down = qwen_linear(act, &l->down, (sz_tensor *[3]){ l->down_w }, (sz_tensor *[3]){ 0 });
     sz_tensor *y = mid ? sz_add(mid, down) : NULL;
-    sz_tensor *made[] = { n1, qkv, turned, a, o, mid, n2, gate_up, act, down };
+    sz_tensor *made[] = { turned, a, o, mid, n2, gate_up, act, down };
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
     return y;
 }
 
-sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_tensor *image_rows,
-                          sz_tensor *features, sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, int recompute)
+/* Without gradients, too, a layer is a checkpoint: then the layers use the same workspace, one after another. */
+static sz_tensor *run(sz_segment_fn fn, const layer_ctx *k, int recompute, sz_tensor *x)
+{
+    return recompute || !sz_grad_enabled() ? sz_checkpoint(fn, k, sizeof *k, x) : fn(k, x);
+}
+
+/* first, first + 1, ... as ids. */
+static sz_tensor *counting(int64_t first, int64_t n)
+{
+    sz_tensor *t = sz_new1(SZ_I32, n, SZ_CPU);
+    for (int64_t i = 0; t && i < n; i++) sz_i32(t)[i] = (int32_t)(first + i);
+    return t;
+}
+
+sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_tensor *image_rows, sz_tensor *features,
+                          sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix, int recompute)
 {
     const sz_qwen_config *c = &m->config;
     if (qwen_check(m) != 0 || !sz_tensor_data(ids) || !sz_tensor_data(positions) || !sz_tensor_data(segments)) return NULL;
@@ -83,8 +128,11 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
         return sz_null("hidden: ids must be i32 [T] and positions i32 [3, T]");
     if (!features != !image_rows) return sz_null("hidden: features and image_rows come together");
     if (cache && (!cache_rows || cache_rows->numel != ids->numel)) return sz_null("hidden: a cache needs one cache row for each token");
+    if (cache && prefix) return sz_null("hidden: a cache or a prefix, not both");
 
-    sz_tensor *cosines = NULL, *sines = NULL;
+    const bool behind = prefix && prefix[0];
+    sz_tensor *cosines = NULL, *sines = NULL, *places = behind ? counting(prefix[0]->shape[0], ids->numel) : NULL;
+    if (behind && !places) return NULL;
     sz_tensor *x = sz_embedding(m->embed, ids);
     if (x && features) {
         sz_tensor *with = sz_put_rows(x, image_rows, features);
@@ -96,9 +144,13 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
         x = NULL;
     }
     for (int i = 0; x && i < c->layers; i++) {
-        layer_ctx k = { m, i, cosines, sines, segments, cache, cache_rows };
-        /* Without gradients too: then the layers use the same workspace, one after another. */
-        sz_tensor *next = recompute || !sz_grad_enabled() ? sz_checkpoint(layer_forward, &k, sizeof k, x) : layer_forward(&k, x);
+        layer_ctx k = { m, i, cosines, sines, segments, cache, cache_rows, NULL, behind ? prefix[i] : NULL, places };
+        if (prefix && !behind) {
+            sz_tensor *turned = run(project, &k, recompute, x);
+            prefix[i] = k.turned = sz_share(turned);
+            sz_tensor_release(turned);
+        }
+        sz_tensor *next = prefix && !prefix[i] ? NULL : run(layer_forward, &k, recompute, x);
         sz_tensor_release(x);
         x = next;
     }
@@ -111,6 +163,7 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
     sz_tensor_release(x);
     sz_tensor_release(cosines);
     sz_tensor_release(sines);
+    sz_tensor_release(places);
     return y;
 }
 

@@ -34,6 +34,9 @@ M.defaults = {
     actor = {
       global_batch_size = 16,                             -- prompts an update
       max_tokens_per_micro_batch = 16384,
+      -- At most so many answers in a micro-batch of the update, and of the reference's log-probabilities; null: as many as the tokens allow.
+      micro_batch_size_per_device_for_update = config.optional "number",
+      micro_batch_size_per_device_for_experience = config.optional "number",
       max_grad_norm = 1.0, clip_ratio = 0.2, entropy_coeff = 1e-3, loss_avg_mode = "token", ppo_epochs = 1,
       use_kl_loss = true, kl_loss_coef = 5e-3, kl_loss_type = "low_var_kl",
       freeze_vision_tower = false, grad_dtype = "f32",
@@ -58,8 +61,6 @@ M.defaults = {
 local one_process = "there is one process and one copy of the weights"
 M.ignored = {
   ["data.prompt_key"] = "the columns are problem, solution, image",
-  ["worker.actor.micro_batch_size_per_device_for_update"] = "a micro-batch is worker.actor.max_tokens_per_micro_batch packed tokens",
-  ["worker.actor.micro_batch_size_per_device_for_experience"] = "a micro-batch is worker.actor.max_tokens_per_micro_batch packed tokens",
   ["worker.actor.padding_free"] = "nothing is padded",
   ["worker.actor.fsdp.param_offload"] = one_process, ["worker.actor.fsdp.optimizer_offload"] = one_process,
   ["worker.actor.fsdp.torch_dtype"] = "use worker.actor.model.dtype",
@@ -112,12 +113,13 @@ end
 -- Counts: whole numbers from 1.
 local COUNTS = { "data.max_prompt_length", "data.max_response_length", "data.rollout_batch_size", "data.val_batch_size", "data.min_pixels",
   "data.max_pixels", "data.refshapes_rows", "data.refshapes_val_rows", "worker.actor.global_batch_size", "worker.rollout.n",
-  "worker.actor.max_tokens_per_micro_batch", "trainer.total_episodes" }
+  "worker.actor.max_tokens_per_micro_batch", "worker.actor.micro_batch_size_per_device_for_update",
+  "worker.actor.micro_batch_size_per_device_for_experience", "trainer.total_episodes" }
 
 local function check_counts(cfg)
   for _, key in ipairs(COUNTS) do
     local v = config.get(cfg, key)
-    if v < 1 or v % 1 ~= 0 then error(("%s is %s, expected a whole number from 1"):format(key, tostring(v)), 0) end
+    if v and (v < 1 or v % 1 ~= 0) then error(("%s is %s, expected a whole number from 1"):format(key, tostring(v)), 0) end
   end
 end
 

@@ -135,6 +135,10 @@ int sz_grad_give(sz_tensor *t, sz_tensor *g);
 sz_tensor *sz_grad_buffer(sz_tensor *t);
 static inline bool sz_needs_grad(const sz_tensor *t) { return t && (t->flags & SZ_REQUIRES_GRAD); }
 
+/* x's bytes for several backward passes, each back to where its own work began (sz_backward): what they give the result is summed in f32 and
+ * goes to x when a later pass comes by. Without recording x itself, retained. */
+sz_tensor *sz_share(sz_tensor *x);
+
 /* Recomputation: y = fn(ctx, x) runs without recording and keeps only y; its backward runs fn again, recording.
  * ctx (ctx_size bytes) is copied; tensors it names must live as long as the step. fn must be deterministic. */
 typedef sz_tensor *(*sz_segment_fn)(const void *ctx, sz_tensor *x);

@@ -92,7 +92,10 @@ void        sz_scope_pop(void);               /* releases all that the scope mad
 int         sz_scope_depth(void);
 int         sz_grad_enabled(void);
 int         sz_set_grad_enabled(int on);      /* returns the previous setting */
-int         sz_backward(sz_tensor *loss);     /* loss: one f32 element. Parameter gradients accumulate. Clears the tape. */
+int         sz_tape_length(void);             /* what has been recorded and not yet walked back over */
+/* loss: one f32 element. Parameter gradients accumulate. Takes the tape back to the length `from`: 0, or what it was before the loss's own work,
+ * if that has nothing but parameters and shared prefixes in common with what came before. */
+int         sz_backward(sz_tensor *loss, int from);
 
 /* ---- ops: one row of ops.def each; apply checks, allocates, runs, records ---- */
 int         sz_op_count(void);

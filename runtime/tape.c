@@ -3,7 +3,7 @@
  * sz_apply records an op here when an input needs a gradient. sz_backward takes nodes off the end, calls each op's rule
  * (grads.c) and so reaches the parameters. The gradient convention: parameter gradients accumulate in f32 (or bf16, where asked for) until the
  * optimizer clears them; an activation's gradient is assigned, and added to where the value was used twice.
- * A checkpointed segment is one node that knows how to run again; see sz_checkpoint.
+ * A checkpointed segment is one node that knows how to run again; see sz_checkpoint. A shared tensor collects the gradients of several walks.
  * Leaves out: gradients of gradients. */
 #include "core.h"
 #include "tape.h"
@@ -153,21 +153,37 @@ static int seed(sz_tensor *t, sz_tensor *g)
     return g ? 0 : -1;
 }
 
-int sz_backward(sz_tensor *loss)
+int sz_backward(sz_tensor *loss, int from)
 {
     if (sz_tensor_alive(loss) != 0) return -1;
     if (loss->numel != 1 || loss->dtype != SZ_F32)
         return sz_fail("backward starts from one f32 element, not from %lld", (long long)loss->numel);
     if (loss->node < 0) return sz_fail("this loss depends on no tensor that requires a gradient");
+    if (from < 0 || loss->node < from) return sz_fail("backward is to go back to %d, this loss is at %d", from, loss->node);
     sz_tensor *one = sz_tensor_like(loss);
     if (one && sz_tensor_write(one, &(float){ 1 }) != 0) {
         sz_tensor_release(one);
         one = NULL;
     }
     int before = sz_set_grad_enabled(0);
-    int rc = seed(loss, one) == 0 ? run_back(0) : -1;
+    int rc = seed(loss, one) == 0 ? run_back(from) : -1;
     sz_set_grad_enabled(before);
     return rc;
+}
+
+/* The node is a cast whose gradient rule brings the sum to x's dtype. */
+sz_tensor *sz_share(sz_tensor *x)
+{
+    if (!x || !enabled || !sz_needs_grad(x)) return sz_tensor_retain(x);
+    sz_tensor *y = sz_tensor_detach(x);
+    sz_call c = { .in = { x }, .out = { y } };
+    if (y) y->grad = sz_tensor_zeros(SZ_F32, x->ndim, x->shape, x->device);
+    if (!y || !y->grad || sz_tape_record(SZ_OP_cast, &c) != 0) {
+        sz_tensor_release(y);
+        return NULL;
+    }
+    y->flags |= SZ_PARAMETER;
+    return y;
 }
 
 /* ---- recomputation ---- */

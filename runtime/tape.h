@@ -4,7 +4,6 @@
 
 #include <stddef.h>
 
-int  sz_tape_length(void);
 void sz_tape_truncate(int length);      /* drops later nodes and the references they hold */
 void *sz_device_scratch(size_t bytes);  /* sz_scratch on the backend's device */
 void sz_scratch_begin(void);            /* kernel workspace asked for between the two calls is taken back by the second */

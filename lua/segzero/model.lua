@@ -271,12 +271,20 @@ end
 
 local function pointer(t) return t and t.ptr or nil end
 
--- Final hidden states of the wanted rows of a packed stream (pack.stream).
+-- Final hidden states of the wanted rows of a packed stream (pack.stream). opts.prefix: {} to keep what streams of later calls see before their
+-- own rows (pack.stream's `behind`), or one so filled.
 function methods:hidden(stream, features, opts)
   opts = opts or {}
-  return tensor.wrap(check(C.sz_qwen_hidden(self.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr,
-    features and pointer(stream.image_rows) or nil, pointer(features), pointer(opts.rows), opts.cache, pointer(opts.cache_rows),
-    opts.recompute and 1 or 0), 2))
+  local prefix, layers = opts.prefix, self.config.layers
+  local list = prefix and ffi.new("sz_tensor *[?]", layers)
+  for i = 1, prefix and #prefix or 0 do list[i - 1] = prefix[i].ptr end
+  local hidden = C.sz_qwen_hidden(self.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr,
+    features and pointer(stream.image_rows) or nil, pointer(features), pointer(opts.rows), opts.cache, pointer(opts.cache_rows), list,
+    opts.recompute and 1 or 0)
+  for i = #(prefix or {}) + 1, prefix and layers or 0 do
+    if list[i - 1] ~= nil then prefix[i] = tensor.wrap(list[i - 1]) end
+  end
+  return tensor.wrap(check(hidden, 2))
 end
 
 function methods:logits(hidden) return tensor.wrap(check(C.sz_qwen_logits(self.c, hidden.ptr), 2)) end

@@ -2,6 +2,8 @@
 --
 -- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...} (may be empty)}. Of an
 -- answer with a field `first`, only the tokens from that place (1-based) on are targets: what stands before is given.
+-- Of a group with `behind` the prompt has been in an earlier stream (model:hidden's prefix): its answers alone are in this one, which is then the
+-- only group, and the segment table counts the prompt's rows first. Its answers, of two tokens or more, are predicted from the second token on.
 -- The prompt stands in the stream once; each answer follows as a segment whose parent is the prompt. The last token of an
 -- answer is predicted but predicts nothing, so it is not in the stream.
 --
@@ -33,15 +35,20 @@ function M.segment(p, index, q_start, q_len, k_start, k_len, parent_start, paren
   p[0], p[1], p[2], p[3], p[4], p[5] = q_start, q_len, k_start, k_len, parent_start, parent_len
 end
 
+-- A first token after a prompt that is not in the stream has no row to predict it.
+local function first_target(group, answer) return group.behind and 2 or answer.first or 1 end
+
 function M.stream(groups, image_token)
   local total, segments, targets, pictures = 0, 0, 0, 0
   for _, g in ipairs(groups) do
-    total, segments = total + #g.input.input_ids, segments + 1
-    for _, id in ipairs(g.input.input_ids) do
-      if id == image_token then pictures = pictures + 1 end
+    if not g.behind then
+      total, segments = total + #g.input.input_ids, segments + 1
+      for _, id in ipairs(g.input.input_ids) do
+        if id == image_token then pictures = pictures + 1 end
+      end
     end
     for _, a in ipairs(g.answers) do
-      total, targets = total + math.max(#a - 1, 0), targets + #a - (a.first or 1) + 1
+      total, targets = total + math.max(#a - 1, 0), targets + #a - first_target(g, a) + 1
       if #a > 1 then segments = segments + 1 end
     end
   end
@@ -58,23 +65,27 @@ function M.stream(groups, image_token)
   local at, segment, target, picture = 0, 0, 0, 0
   for gi, g in ipairs(groups) do
     local prompt, start = g.input.input_ids, at
-    local p = tensor.data(g.input.position_ids)
-    for i = 1, #prompt do
-      ids[at] = prompt[i]
-      for axis = 0, 2 do positions[axis * total + at] = p[axis * #prompt + i - 1] end
-      if prompt[i] == image_token then
-        image_rows[picture] = at
-        picture = picture + 1
+    local before = g.behind and #prompt or 0
+    if not g.behind then
+      local p = tensor.data(g.input.position_ids)
+      for i = 1, #prompt do
+        ids[at] = prompt[i]
+        for axis = 0, 2 do positions[axis * total + at] = p[axis * #prompt + i - 1] end
+        if prompt[i] == image_token then
+          image_rows[picture] = at
+          picture = picture + 1
+        end
+        at = at + 1
       end
-      at = at + 1
+      M.segment(table_, segment, start, #prompt, start, #prompt, 0, 0)
+      segment = segment + 1
     end
-    M.segment(table_, segment, start, #prompt, start, #prompt, 0, 0)
-    segment = segment + 1
     s.spans[gi] = {}
     for ai, answer in ipairs(g.answers) do
       local length = math.max(#answer - 1, 0)
-      s.spans[gi][ai] = { target, #answer - (answer.first or 1) + 1 }
-      for i = answer.first or 1, #answer do
+      local first = first_target(g, answer)
+      s.spans[gi][ai] = { target, #answer - first + 1 }
+      for i = first, #answer do
         rows[target] = i == 1 and start + #prompt - 1 or at + i - 2
         wanted[target] = answer[i]
         target = target + 1
@@ -84,7 +95,7 @@ function M.stream(groups, image_token)
         for axis = 0, 2 do positions[axis * total + at + i - 1] = g.input.next_position + i - 1 end
       end
       if length > 0 then
-        M.segment(table_, segment, at, length, at, length, start, #prompt)
+        M.segment(table_, segment, before + at, length, before + at, length, start, #prompt)
         segment = segment + 1
       end
       at = at + length

@@ -124,19 +124,22 @@ local function count_arena(cfg, state)
   local train_batch, n, length = d.rollout_batch_size, r.n, state.answer or d.max_response_length
   local list = vl:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
   local groups = groups_of(state.input, math.min(train_batch, actor.global_batch_size), n, length)
-  local parts = trainer.micro_batches(groups, actor.max_tokens_per_micro_batch)
-  table.sort(parts, function(a, b) return #a > #b end)
-  local part, arena = parts[1], {}
+  local bare, arena = trainer.bare { config = cfg, policy = vl, reference = state.kl and vl or nil }, {}
+  local first = bare:micro_batches(groups, "update")[1]      -- none has more groups, or longer parts
   for _, p in ipairs(list) do check(C.sz_tensor_set_grad_dtype(p.tensor.ptr, tensor.dtype_code(actor.grad_dtype))) end
-  local bare = trainer.bare { config = cfg, policy = vl, reference = state.kl and vl or nil }
-  arena.update = counted(function() bare:accumulate(part, { tokens = #part * n * length, answers = #part * n }) end)
-  arena.reference = state.kl and counted(function()
-    tensor.step(function() trainer.bare({ config = cfg, reference = vl }):reference_log_probs(part, r.temperature) end)
-  end) or 0
+  arena.reference = counted(function() bare:reference_log_probs(bare:micro_batches(groups, "experience")[1].groups) end)
+  local samples = {}
+  for _, g in ipairs(first.groups) do
+    for _, a in ipairs(g.samples) do
+      samples[#samples + 1], a.reference = a, a.logprobs
+    end
+  end
+  arena.update = counted(function() bare:accumulate(first, { tokens = #samples * length, answers = #samples }) end)
   arena.sampling = counted(function() tensor.no_grad(rollout.count, vl, state.input, math.max(1, train_batch), n) end)
   for _, p in ipairs(list) do p.tensor:free() end
   vl:free()
-  return arena, #part
+  return arena, first.parts and ("a group, its answers %d at a time"):format(#first.parts[1])
+    or ("up to %d group%s"):format(#first.groups, #first.groups == 1 and "" or "s")
 end
 
 -- A model held in 8 bits: each linear layer of the language model, and the logits' head beside its bf16, in bytes and a scale for 128.
@@ -263,8 +266,11 @@ local function remedies(cfg, prompt)
   if a.optim.state_dtype ~= "int8" then add { "worker.actor.optim.state_dtype", "int8" } end
   if a.model.dtype ~= "bf16" then add({ "worker.actor.model.dtype", "bf16" }, { "worker.actor.optim.master_weights", false })
   elseif a.optim.master_weights then add { "worker.actor.optim.master_weights", false } end
-  local one = prompt + cfg.worker.rollout.n * cfg.data.max_response_length
-  if a.max_tokens_per_micro_batch > one then add { "worker.actor.max_tokens_per_micro_batch", one } end
+  -- A group at a time, then an answer.
+  for _, answers in ipairs { cfg.worker.rollout.n, 1 } do
+    local tokens = prompt + answers * cfg.data.max_response_length
+    if a.max_tokens_per_micro_batch > tokens then add { "worker.actor.max_tokens_per_micro_batch", tokens } end
+  end
   return list
 end
 
@@ -293,7 +299,7 @@ end
 -- ---- text ----
 function M.print(plan)
   local p, a = plan.parts, plan.arena
-  print(("memory of one run, prompts of %d tokens, micro-batches of up to %d group%s"):format(plan.prompt, plan.largest, plan.largest == 1 and "" or "s"))
+  print(("memory of one run, prompts of %d tokens, micro-batches of %s"):format(plan.prompt, plan.largest))
   local function line(name, bytes, note) print(("  %-34s %12s  %s"):format(name, gib(bytes), note or "")) end
   line("weights", p.weights)
   line("reference", p.reference, "shares the file's pages until the policy's are written to")

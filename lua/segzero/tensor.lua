@@ -223,7 +223,9 @@ function methods:requires_grad(on)
   check(C.sz_tensor_set_requires_grad(pointer(self, 2), on and 1 or 0), 2)
   return self
 end
-function methods:backward() check(C.sz_backward(pointer(self, 2)), 2) end
+-- from: what tensor.recorded() said before the loss's own work, to leave what came before it for a later backward(); see sz.h.
+function methods:backward(from) check(C.sz_backward(pointer(self, 2), from or 0), 2) end
+function M.recorded() return C.sz_tape_length() end
 function methods:grad()
   local g = C.sz_tensor_grad(pointer(self, 2))
   return g ~= nil and M.borrow(g) or nil

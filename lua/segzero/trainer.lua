@@ -13,7 +13,7 @@
 -- counts 0; with `truth` also t.ceiling, the gIoU of the true boxes and points.
 --
 -- The group is the unit: a prompt with its picture is computed once for its n answers, when sampling, for the reference and
--- in the update. The sampler's log-probabilities are the old ones: one update follows each rollout with the same weights, and
+-- in the update, even when its answers are too many for one micro-batch. The sampler's log-probabilities are the old ones: one update follows each rollout with the same weights, and
 -- each step prints the largest difference between sampler and trainer. The loss is weighted over the whole update, so the
 -- micro-batch split does not change it.
 -- Leaves out: what settings mean by default (the recipe), rewards, prompts.
@@ -223,81 +223,139 @@ function methods:judge(groups)
   return sums
 end
 
--- Groups in parts of at most max_tokens packed tokens (at least one group each).
-local function micro_batches(groups, max_tokens)
-  local parts, tokens = {}, math.huge
+-- Groups as micro-batches, {groups = {...}, parts = nil}: as many whole groups as have at most max_tokens packed tokens and max_answers
+-- answers together. A group that alone has more is a micro-batch {groups = {g}, parts = {{samples}, ...}}: the prompt is there once, while
+-- its answers come in parts, each within the limits together with the prompt, but of one answer at least. An answer of one token needs no part.
+local function micro_batches(groups, max_tokens, max_answers)
+  local batches, tokens, answers = {}, math.huge, 0
   for _, g in ipairs(groups) do
     local size = #g.input.input_ids
     for _, a in ipairs(g.samples) do size = size + #a.ids end
-    if tokens + size > max_tokens then
-      parts[#parts + 1] = {}
-      tokens = 0
-    end
-    parts[#parts][#parts[#parts] + 1] = g
-    tokens = tokens + size
-  end
-  return parts
-end
-M.micro_batches = micro_batches
-
--- Log-probabilities and entropies of every answer token of some groups: one pass over each prompt.
-local function log_probs(model, groups, temperature, recompute, frozen)
-  local packed, inputs = {}, {}
-  for i, g in ipairs(groups) do
-    packed[i], inputs[i] = { input = g.input, answers = {} }, g.input
-    for k, a in ipairs(g.samples) do packed[i].answers[k] = a.ids end
-  end
-  local stream = pack.stream(packed, model.image_token_id)
-  -- A frozen tower is not recorded: recomputing it would find nothing to give a gradient to.
-  local features = frozen and tensor.no_grad(model.vision, model, inputs) or not frozen and model:vision(inputs, { recompute = recompute }) or nil
-  return model:logprob_of(model:hidden(stream, features, { rows = stream.rows, recompute = recompute }), stream.targets, temperature)
-end
-
--- What the frozen reference says of the same tokens, in the same packing; nil without one.
-function methods:reference_log_probs(groups, temperature)
-  if not self.reference then return nil end
-  return (tensor.no_grad(log_probs, self.reference, groups, temperature))
-end
-
--- Gradient of the GRPO loss of some groups, added to the parameters'. totals: of the whole update.
-function methods:accumulate(groups, totals)
-  local actor, temperature = self.config.worker.actor, self.config.worker.rollout.temperature
-  return tensor.step(function()
-    local weight = loss_terms.token_weight[actor.loss_avg_mode]
-    local runs, old_values = { advantage = {}, weight = {} }, {}
-    for _, g in ipairs(groups) do
+    if size > max_tokens or #g.samples > max_answers then
+      local parts, used, count = {}, math.huge, 0
       for _, a in ipairs(g.samples) do
-        runs.advantage[#runs.advantage + 1] = { #a.ids, a.advantage }
-        runs.weight[#runs.weight + 1] = { #a.ids, weight(#a.ids, totals) }
-        for _, v in ipairs(a.logprobs) do old_values[#old_values + 1] = v end
+        if #a.ids > 1 then
+          if used + #a.ids > max_tokens or count == max_answers then
+            parts[#parts + 1], used, count = {}, #g.input.input_ids, 0
+          end
+          parts[#parts][count + 1], used, count = a, used + #a.ids, count + 1
+        end
+      end
+      batches[#batches + 1], tokens = { groups = { g }, parts = parts }, math.huge
+    else
+      if tokens + size > max_tokens or answers + #g.samples > max_answers then
+        batches[#batches + 1], tokens, answers = { groups = {} }, 0, 0
+      end
+      local whole = batches[#batches].groups
+      whole[#whole + 1], tokens, answers = g, tokens + size, answers + #g.samples
+    end
+  end
+  return batches
+end
+
+-- The micro-batches of an update, or of computing log-probabilities alone ("experience").
+function methods:micro_batches(groups, kind)
+  local actor = self.config.worker.actor
+  return micro_batches(groups, actor.max_tokens_per_micro_batch, actor["micro_batch_size_per_device_for_" .. kind] or math.huge)
+end
+
+-- Runs a model over a micro-batch and calls f(runs, lp, entropy, from) for each of its streams. runs, a list of {sample, first, last}, says which
+-- answer tokens lp and entropy [k] are of; `from` is for lp's backward(). Without parts there is one stream. With parts the prompt and the
+-- answers' first tokens are a stream, whose keys and values those of the parts see; f has it last, when the parts have left their gradients there.
+local function each_stream(model, batch, opts, f)
+  local packed, inputs, runs = {}, {}, {}
+  for i, g in ipairs(batch.groups) do
+    packed[i], inputs[i] = { input = g.input, answers = {} }, g.input
+    for k, a in ipairs(g.samples) do
+      packed[i].answers[k] = batch.parts and { a.ids[1] } or a.ids
+      runs[#runs + 1] = { a, 1, #packed[i].answers[k] }
+    end
+  end
+  local prefix = batch.parts and {} or nil
+  local function run(groups, features)
+    local stream = pack.stream(groups, model.image_token_id)
+    local hidden = model:hidden(stream, features, { rows = stream.rows, prefix = prefix, recompute = opts.recompute })
+    return model:logprob_of(hidden, stream.targets, opts.temperature)
+  end
+  -- A frozen tower is not recorded: recomputing it would find nothing to give a gradient to.
+  local features
+  if opts.frozen then features = tensor.no_grad(model.vision, model, inputs) else features = model:vision(inputs, { recompute = opts.recompute }) end
+  local lp, entropy = run(packed, features)
+  for _, part in ipairs(batch.parts or {}) do
+    tensor.step(function()
+      local from, ids, rest = tensor.recorded(), {}, {}
+      for k, a in ipairs(part) do ids[k], rest[k] = a.ids, { a, 2, #a.ids } end
+      local part_lp, part_entropy = run { { input = batch.groups[1].input, answers = ids, behind = true } }
+      f(rest, part_lp, part_entropy, from)
+    end)
+  end
+  f(runs, lp, entropy, 0)
+end
+
+function methods:stream_options()
+  local actor = self.config.worker.actor
+  return { temperature = self.config.worker.rollout.temperature, recompute = actor.model.enable_gradient_checkpointing,
+    frozen = actor.freeze_vision_tower }
+end
+
+-- What the frozen reference says of the same tokens: sample.reference, by token. Nothing without one.
+function methods:reference_log_probs(groups)
+  if not self.reference then return end
+  for _, batch in ipairs(self:micro_batches(groups, "experience")) do
+    tensor.step(tensor.no_grad, each_stream, self.reference, batch, self:stream_options(), function(runs, lp)
+      local here = lp:values()
+      local values, at = tensor.data(here), 0
+      for _, run in ipairs(runs) do
+        local sample, first, last = unpack(run)
+        sample.reference = sample.reference or {}
+        for i = first, last do sample.reference[i], at = values[at], at + 1 end
+      end
+    end)
+  end
+end
+
+-- Gradient of a micro-batch's part of the GRPO loss, added to the parameters'. totals: of the whole update.
+function methods:accumulate(batch, totals)
+  local actor, device = self.config.worker.actor, self.policy.device
+  local weight = loss_terms.token_weight[actor.loss_avg_mode]
+  local stats = { loss = 0, policy_loss = 0, entropy = 0, kl = 0, mismatch = 0, clipped = 0 }
+  local function take(runs, lp, entropy, from)
+    local advantage_runs, weight_runs, old_values, reference_values = {}, {}, {}, {}
+    for k, run in ipairs(runs) do
+      local sample, first, last = unpack(run)
+      advantage_runs[k] = { last - first + 1, sample.advantage }
+      weight_runs[k] = { last - first + 1, weight(#sample.ids, totals) }
+      for i = first, last do
+        old_values[#old_values + 1] = sample.logprobs[i]
+        if self.reference then reference_values[#reference_values + 1] = sample.reference[i] end
       end
     end
-    local device = self.policy.device
-    local old, advantages = tensor.new(old_values, { device = device }), loss_terms.spread(runs.advantage, device)
-    local weights = loss_terms.spread(runs.weight, device)
-    local reference = self:reference_log_probs(groups, temperature)
+    local old, advantages = tensor.new(old_values, { device = device }), loss_terms.spread(advantage_runs, device)
+    local weights = loss_terms.spread(weight_runs, device)
 
-    local lp, entropy = log_probs(self.policy, groups, temperature, actor.model.enable_gradient_checkpointing, actor.freeze_vision_tower)
     local policy, ratio = loss_terms.policy(lp, old, advantages, actor.clip_ratio, actor.clip_ratio)
     local policy_loss, entropy_mean = (policy * weights):sum(), (entropy * weights):sum()
     local loss = policy_loss - entropy_mean * actor.entropy_coeff
     local kl
-    if reference then
-      kl = (loss_terms.kl[actor.kl_loss_type](lp, reference) * weights):sum()
+    if self.reference then
+      kl = (loss_terms.kl[actor.kl_loss_type](lp, tensor.new(reference_values, { device = device })) * weights):sum()
       loss = loss + kl * actor.kl_loss_coef
     end
-    loss:backward()
+    loss:backward(from)
 
-    local difference, clipped = 0, 0
     local lp_here, ratio_here = lp:values(), ratio:values()
     local l, r = tensor.data(lp_here), tensor.data(ratio_here)
+    local clipped = 0
     for i = 0, #old_values - 1 do
-      difference = math.max(difference, math.abs(l[i] - old_values[i + 1]))
+      stats.mismatch = math.max(stats.mismatch, math.abs(l[i] - old_values[i + 1]))
       if r[i] < 1 - actor.clip_ratio or r[i] > 1 + actor.clip_ratio then clipped = clipped + 1 end
     end
-    return { loss = loss:item(), policy_loss = policy_loss:item(), entropy = entropy_mean:item(), kl = kl and kl:item() or 0,
-      mismatch = difference, clipped = clipped / totals.tokens }
-  end)
+    stats.loss, stats.policy_loss = stats.loss + loss:item(), stats.policy_loss + policy_loss:item()
+    stats.entropy, stats.kl = stats.entropy + entropy_mean:item(), stats.kl + (kl and kl:item() or 0)
+    stats.clipped = stats.clipped + clipped / totals.tokens
+  end
+  tensor.step(each_stream, self.policy, batch, self:stream_options(), take)
+  return stats
 end
 
 -- One optimizer step on some groups.
@@ -307,8 +365,9 @@ function methods:update(groups, lr)
     for _, a in ipairs(g.samples) do totals.tokens, totals.answers = totals.tokens + #a.ids, totals.answers + 1 end
   end
   local stats = { loss = 0, policy_loss = 0, entropy = 0, kl = 0, clipped = 0, mismatch = 0 }
-  for _, part in ipairs(micro_batches(groups, self.config.worker.actor.max_tokens_per_micro_batch)) do
-    for k, v in pairs(self:accumulate(part, totals)) do
+  self:reference_log_probs(groups)
+  for _, batch in ipairs(self:micro_batches(groups, "update")) do
+    for k, v in pairs(self:accumulate(batch, totals)) do
       stats[k] = k == "mismatch" and math.max(stats[k], v) or stats[k] + v
     end
   end

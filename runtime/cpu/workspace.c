@@ -43,7 +43,7 @@ static int64_t logprob(const sz_call *c, bool backward)
 /* Buffers of each thread; in backward also the sums of keys that several threads work on. */
 static int64_t attention(const sz_call *c, bool backward)
 {
-    int64_t groups = (int64_t)c->args[1], d = (int64_t)c->args[2], keys = c->in[0]->shape[0], buffers = omp_get_max_threads() * (int64_t)(512 << 10);
+    int64_t groups = (int64_t)c->args[1], d = (int64_t)c->args[2], keys = c->in[0]->shape[0], buffers = omp_get_max_threads() * ((128 << 10) + 3072 * d);
     return backward ? buffers + 16 * keys * groups * d : buffers;
 }
 
