@@ -91,6 +91,7 @@ int sz_apply(int op, sz_call *c)
     if (rc == 0) {
         sz_scratch_begin();
         if (sz_counting()) rc = sz_scratch((size_t)sz_cpu_workspace(op, c)) ? 0 : -1;
+        else if (sz_profiling()) rc = sz_profile(op, device != SZ_CPU ? sz_device->kernels[op] : use_reference ? sz_ref_kernels[op] : sz_cpu_kernels[op], c, device);
         else rc = (device != SZ_CPU ? sz_device->kernels : use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
         sz_scratch_end();
     }
