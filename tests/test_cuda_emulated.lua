@@ -133,7 +133,9 @@ end
 local LR = { "worker.actor.optim.lr=1e-3" }
 local cpu_run, cpu_seen = run("cpu", LR, 3)
 ffi.C.setenv("SEGZERO_DEVICE", "cuda", 1)
-local cuda_run, cuda_seen = run("cuda", LR, 3)
+-- Groups of three answers are split on the device: two and one, prompts once.
+local cuda_run, cuda_seen = run("cuda", { LR[1], "worker.actor.micro_batch_size_per_device_for_update=2",
+  "worker.actor.micro_batch_size_per_device_for_experience=1" }, 3)
 for i = 1, 3 do
   for _, key in ipairs { "loss", "policy_loss", "entropy", "kl", "reward", "grad_norm" } do
     if cpu_seen[i][key] then
