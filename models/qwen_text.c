@@ -17,6 +17,7 @@ typedef struct {
     sz_tensor *cache_rows;
     sz_tensor *turned;          /* queries, keys and values of this layer, if they are there already */
     sz_tensor *prefix, *places; /* those of an earlier stream, and where this one's rows come behind them */
+    sz_tensor *rows;            /* in the last layer, if fewer than all are wanted: which */
 } layer_ctx;
 
 /* cos and sin [T, head_dim/2], on the weights' device: pair j turns by its axis' position times theta^(-2j/head_dim). In the weights' dtype: the
@@ -93,14 +94,20 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
     const sz_qwen_config *c = &k->m->config;
     sz_tensor *turned = k->turned ? sz_tensor_retain(k->turned) : project(k, x);
     sz_tensor *a = turned ? attend(k, turned) : NULL;
+    x = k->rows ? sz_gather_rows(x, k->rows) : sz_tensor_retain(x);
+    if (a && k->rows) {
+        sz_tensor *picked = sz_gather_rows(a, k->rows);
+        sz_tensor_release(a);
+        a = picked;
+    }
     sz_tensor *o = qwen_linear(a, &l->o, (sz_tensor *[3]){ l->o_w }, (sz_tensor *[3]){ 0 });
-    sz_tensor *mid = sz_add(x, o);
+    sz_tensor *mid = x ? sz_add(x, o) : NULL;
     sz_tensor *n2 = sz_rmsnorm(mid, l->norm2, c->rms_eps);
     sz_tensor *gate_up = qwen_linear(n2, &l->gate_up, (sz_tensor *[3]){ l->gate_w, l->up_w }, (sz_tensor *[3]){ 0 });
     sz_tensor *act = sz_swiglu(gate_up);
     sz_tensor *down = qwen_linear(act, &l->down, (sz_tensor *[3]){ l->down_w }, (sz_tensor *[3]){ 0 });
     sz_tensor *y = mid ? sz_add(mid, down) : NULL;
-    sz_tensor *made[] = { turned, a, o, mid, n2, gate_up, act, down };
+    sz_tensor *made[] = { turned, x, a, o, mid, n2, gate_up, act, down };
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
     return y;
 }
@@ -143,8 +150,11 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
         sz_tensor_release(x);
         x = NULL;
     }
+    /* What the last layer makes of a row after its attention is wanted for the caller's rows only. */
+    const bool early = rows && rows->numel < ids->numel;
     for (int i = 0; x && i < c->layers; i++) {
-        layer_ctx k = { m, i, cosines, sines, segments, cache, cache_rows, NULL, behind ? prefix[i] : NULL, places };
+        layer_ctx k = { m, i, cosines, sines, segments, cache, cache_rows, NULL, behind ? prefix[i] : NULL, places,
+                        early && i == c->layers - 1 ? rows : NULL };
         if (prefix && !behind) {
             sz_tensor *turned = run(project, &k, recompute, x);
             prefix[i] = k.turned = sz_share(turned);
@@ -154,7 +164,7 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
         sz_tensor_release(x);
         x = next;
     }
-    if (x && rows) {
+    if (x && rows && !early) {
         sz_tensor *picked = sz_gather_rows(x, rows);
         sz_tensor_release(x);
         x = picked;
