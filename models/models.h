@@ -67,6 +67,7 @@ sz_cache   *sz_qwen_cache(sz_qwen *m, int64_t rows);
 void        sz_cache_free(sz_cache *c);
 int64_t     sz_cache_rows(const sz_cache *c);
 void        sz_cache_clear(sz_cache *c);                                    /* forgets all rows; their pages go back to the system */
+int         sz_cache_move(sz_cache *c, int64_t to, int64_t from, int64_t rows);   /* of every layer; the ranges may overlap */
 
 /* ---- the image processor of both ---- */
 /* The size [*out_height, *out_width] a picture is resized to: multiples of factor (patch * merge), about the same shape,

@@ -45,7 +45,8 @@ M.defaults = {
         state_dtype = "f32", master_weights = true },
     },
     ref = { model = { dtype = config.optional "string" } },       -- null: as the policy; int8 halves its memory
-    rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1 },
+    rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1,
+      cache_gib = 4, gpu_memory_utilization = 0.6 },              -- the key-value cache: on the CPU, on a GPU
     reward = { reward_type = "function", compute_score = "seg_strict",        -- a name in rewards/, or a file that returns a function
       sam2_path = "" },
   },
@@ -66,7 +67,7 @@ M.ignored = {
   ["worker.actor.fsdp.torch_dtype"] = "use worker.actor.model.dtype",
   ["worker.actor.offload.param_offload"] = one_process, ["worker.actor.offload.optimizer_offload"] = one_process,
   ["worker.ref.offload.param_offload"] = one_process,
-  ["worker.rollout.tensor_parallel_size"] = one_process, ["worker.rollout.gpu_memory_utilization"] = one_process,
+  ["worker.rollout.tensor_parallel_size"] = one_process,
   ["worker.rollout.enable_chunked_prefill"] = one_process, ["worker.rollout.enforce_eager"] = one_process,
   ["trainer.n_gpus_per_node"] = one_process, ["trainer.nnodes"] = one_process,
   ["trainer.logger"] = "metrics go to the console and to metrics.jsonl", ["trainer.project_name"] = "runs are folders",
@@ -168,6 +169,9 @@ function M.settings(args)
     error("worker.reward.compute_score=mask_iou needs a SAM2 model: give worker.reward.sam2_path", 0)
   end
   if cfg.worker.rollout.temperature <= 0 then error("worker.rollout.temperature must be above 0", 0) end
+  local r = cfg.worker.rollout
+  if r.cache_gib <= 0 then error("worker.rollout.cache_gib must be above 0", 0) end
+  if r.gpu_memory_utilization <= 0 or r.gpu_memory_utilization > 1 then error("worker.rollout.gpu_memory_utilization must be above 0 and at most 1", 0) end
   return cfg
 end
 

@@ -42,11 +42,6 @@ for i, answers in ipairs(generate(inputs, with { n = 5 })) do
   check.equal({ unpack(ids(answers), 1, 3) }, ids(all[i]), "with n = 5")
 end
 for i, answers in ipairs(generate(inputs, with { n = 1 })) do check.equal(ids(answers)[1], ids(all[i])[1], "with n = 1") end
--- Two prompts in a set, then one, then less than one needs.
-for _, rows in ipairs { 2 * (#inputs[1].input_ids + 60), 1 } do
-  vl.cache = nil
-  for i, answers in ipairs(generate(inputs, with { max_cache_rows = rows })) do check.equal(ids(answers), ids(all[i]), "sets of " .. rows .. " rows") end
-end
 local turned = generate({ inputs[3], inputs[1] }, with { row_ids = { 13, 11 } })
 check.equal({ ids(turned[1]), ids(turned[2]) }, { ids(all[3]), ids(all[1]) }, "in another order")
 check.ok(ids(generate(inputs, with { seed = 6 })[1])[1] ~= ids(all[1])[1], "another seed, another answer")

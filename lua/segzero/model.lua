@@ -20,6 +20,7 @@ local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local weights = require "segzero.weights"
 local generation = require "segzero.generation"
+local features = require "segzero.features"
 
 local C, check = core.C, core.check
 
@@ -262,8 +263,11 @@ function methods:stop_ids()
 end
 
 -- ---- computing ----
--- Picture features of several inputs, [tokens, hidden]; nil without pictures.
+-- Picture features of several inputs, [tokens, hidden]; nil without pictures. What inputs hold of a frozen tower's is not
+-- computed again (features.lua); where gradients are recorded it always is.
 function methods:vision(inputs, opts)
+  local held = C.sz_grad_enabled() == 0 and features.join(self, inputs)
+  if held then return held end
   local pixels, grids = pack.pictures(inputs)
   if not pixels then return nil end
   return tensor.wrap(check(C.sz_qwen_vision(self.c, pixels.ptr, grids.ptr, opts and opts.recompute and 1 or 0), 2))

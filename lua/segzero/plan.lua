@@ -151,11 +151,11 @@ local function int8_bytes(vl)
   end)
 end
 
+-- Rows that no answer reaches are pages that are not there.
 local function cache_bytes(cfg, vl, prompt, prompts, n, answer)
-  local c = vl.config
-  local one = prompt + n * (answer or cfg.data.max_response_length)      -- rows that no answer reaches are pages that are not there
-  local rows = math.min(prompts * one, math.max(rollout.max_cache_rows, one))
-  return rows * 2 * c.layers * c.kv_heads * c.head_dim * WIDTH[vl.dtype]
+  local lengths = {}
+  for i = 1, prompts do lengths[i] = prompt end
+  return rollout.row_bytes(vl) * rollout.cache_rows(vl, lengths, n, answer or cfg.data.max_response_length, cfg.worker.rollout.cache_gib * GIB)
 end
 
 -- Everything but the arena, from shapes alone.

@@ -1,9 +1,12 @@
--- rollout.lua - sampling: each prompt is computed once, then all its answers (of all groups) decode together over the shared
--- prompt cache.
+-- rollout.lua - sampling: each prompt is computed once for its answers, the answers of many groups decode together, and the place
+-- of one that has ended is taken at once.
 --
 --   rollout.generate(vl, inputs, {n =, temperature =, top_k =, top_p =, repetition_penalty =, max_new_tokens =, seed =,
---                                 stop_ids =, stop_strings =, row_ids =, max_cache_rows =, on_token =, on_text =, ignore_eos =})
+--                                 stop_ids =, stop_strings =, row_ids =, ignore_eos =, on_token =, on_text =, on_answer =, on_group =,
+--                                 cache_gib =, gpu_memory_utilization =, keep_vision =})
 --     -> for each input a list of n answers {ids =, text =, logprobs =, finish = "stop" | "length"}
+--     -> stats {tokens =, prompt_tokens =, steps =, pictures =, peak_running =, refills =, preemptions =, moved_rows =,
+--               seconds = {vision =, prefill =, decode =, sampling =}}
 --
 -- Only what is asked for is done: a folder's generation_config.json counts for its stop ids alone (vl:generate reads the rest).
 -- temperature 0 is greedy. ids end with the stop token that ended them; text leaves special tokens out. The random number of
@@ -11,20 +14,27 @@
 -- log-probabilities are those of softmax(logits / temperature) over the whole vocabulary: what the trainer computes.
 -- stop_strings: an answer ends with the token that completes one of them, and nothing is cut off, as in transformers: what that
 -- token has beyond stays, and the text may have begun in the prompt. on_text(i, piece, input): answer i's text as it is made,
--- whole characters only; the pieces together are text. on_token(answer, id): every token.
--- Vision tokens are never sampled. Prompts that do not fit max_cache_rows together are sampled one set after another.
+-- whole characters only; the pieces together are text. on_token(answer, id): every token. on_answer(input, answer, i): an answer
+-- that has ended, on_group(input, answers): the last of its group has; others still decode, and an error ends the call.
+-- Vision tokens are never sampled. The cache has at most cache_gib GiB, on a device gpu_memory_utilization of what was free there,
+-- but room for one prompt and one whole answer; scheduler.lua says who is in it. keep_vision: so many bytes of the tower's results
+-- stay with the inputs (features.lua), for a caller that needs them again before the tower changes, and frees them.
 
 local ffi = require "ffi"
 local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
+local features = require "segzero.features"
+local scheduler = require "segzero.scheduler"
 
 local C, check = core.C, core.check
 
 local M = {}
 
-local DEFAULTS = { n = 1, temperature = 1, top_k = 0, top_p = 1, repetition_penalty = 1, max_new_tokens = 512, seed = 0, max_cache_rows = 1048576 }
+local DEFAULTS = { n = 1, temperature = 1, top_k = 0, top_p = 1, repetition_penalty = 1, max_new_tokens = 512, seed = 0,
+  cache_gib = 4, gpu_memory_utilization = 0.6 }
 local PREFILL_TOKENS = 8192      -- tokens of prompts computed in one stream
+local BLOCK = scheduler.BLOCK
 
 local function stop_set(vl, opts)
   local set = {}
@@ -47,10 +57,7 @@ local function banned_tokens(vl)
   return banned
 end
 
--- The growing state of a set of answers; one entry for each answer still running.
-local function new_answer(group, index, row_id, prompt, room)
-  return { group = group, index = index, row_id = row_id, prompt = prompt, room = room, ids = {}, logprobs = {}, waiting = {} }
-end
+local function new_answer(group, index) return { group = group, index = index, ids = {}, logprobs = {}, waiting = {} } end
 
 -- ---- stop strings ----
 -- {strings =, longest =}, or nil without any.
@@ -79,7 +86,7 @@ end
 
 -- Whether token id completes a stop string: one that ends inside the token's bytes.
 local function completes(vl, texts, a, id)
-  a.tail = a.tail or prompt_tail(vl, texts, a.prompt.input.input_ids)
+  a.tail = a.tail or prompt_tail(vl, texts, a.group.input.input_ids)
   local before = #a.tail
   local bytes = a.tail .. vl:tokenizer():bytes(id)
   a.tail = keep_tail(texts, bytes)
@@ -96,144 +103,299 @@ local function show(vl, a, id, on_text)
   local piece = vl:tokenizer():decode(a.waiting, { skip_special_tokens = true })
   if not a.finish and piece:sub(-3) == "\239\191\189" then return end
   a.waiting = {}
-  if piece ~= "" then on_text(a.index, piece, a.group) end
+  if piece ~= "" then on_text(a.index, piece, a.group.number) end
 end
 
--- Runs the prompts in streams of up to PREFILL_TOKENS; returns the hidden state of each prompt's last token [g, h] (heap).
-local function prefill(vl, groups, cache)
-  local hidden = {}
-  local from = 1
-  while from <= #groups do
-    local to, tokens = from, #groups[from].input.input_ids
-    while to < #groups and tokens + #groups[to + 1].input.input_ids <= PREFILL_TOKENS do
-      to = to + 1
-      tokens = tokens + #groups[to].input.input_ids
+-- ---- the network over the cache ----
+-- A piece is some consecutive tokens of a prompt or of an answer, to be run with what stands before them in the cache:
+-- {group =, answer = a | nil, first = tokens before, count =}. Several make one stream; cache_rows: where each token's keys go.
+local function stream_of(vl, pieces)
+  local total, pictures = 0, 0
+  for _, p in ipairs(pieces) do
+    total = total + p.count
+    for _, id in ipairs(p.answer and {} or p.group.input.input_ids) do
+      if id == vl.image_token_id then pictures = pictures + 1 end
     end
-    local part, inputs = {}, {}
-    for i = from, to do
-      part[#part + 1] = { input = groups[i].input, answers = {} }
-      inputs[#inputs + 1] = groups[i].input
-    end
-    hidden[#hidden + 1] = tensor.step(function()
-      local stream = pack.stream(part, vl.image_token_id)
-      local cache_rows, rows = pack.ints(tokens)
-      local lasts, last = pack.ints(#part)
-      local segments = tensor.data(stream.segments)
-      local at = 0
-      for i, g in ipairs(part) do
-        local length, first = #g.input.input_ids, groups[from + i - 1].first_row
-        for k = 0, length - 1 do rows[at + k] = first + k end
-        pack.segment(segments, i - 1, at, length, first, length, 0, 0)
-        at = at + length
-        last[i - 1] = at - 1
-      end
-      return vl:hidden(stream, vl:vision(inputs), { rows = lasts, cache = cache, cache_rows = cache_rows }):clone()
-    end)
-    from = to + 1
   end
-  return hidden
+  local s, ids, positions, segments, rows, image_rows = {}
+  s.ids, ids = pack.ints(total)
+  s.positions, positions = pack.ints(3, total)
+  s.segments, segments = pack.ints(#pieces, 6)
+  s.cache_rows, rows = pack.ints(total)
+  if pictures > 0 then s.image_rows, image_rows = pack.ints(pictures) end
+  local at, picture = 0, 0
+  for i, p in ipairs(pieces) do
+    local input, first, count = p.group.input, p.first, p.count
+    local prompt_row, length = p.group.range.start * BLOCK, #input.input_ids
+    local list = p.answer and p.answer.ids or input.input_ids
+    local row = p.answer and p.answer.range.start * BLOCK or prompt_row
+    local places = not p.answer and tensor.data(input.position_ids)
+    for k = 0, count - 1 do
+      local id = list[first + k + 1]
+      ids[at + k], rows[at + k] = id, row + first + k
+      for axis = 0, 2 do positions[axis * total + at + k] = places and places[axis * length + k] or input.next_position + first + k end
+      if places and id == vl.image_token_id then
+        image_rows[picture] = at + k
+        picture = picture + 1
+      end
+    end
+    pack.segment(segments, i - 1, at, count, row, first + count, p.answer and prompt_row or 0, p.answer and length or 0)
+    at = at + count
+    p.last = at - 1
+  end
+  return s
 end
 
 -- One stream with one token for each running answer; returns the hidden states [a, h].
 local function decode(vl, running, cache)
-  local count = #running
-  local stream = {}
-  local ids, positions, segments, rows, cache_rows
-  stream.ids, ids = pack.ints(count)
-  stream.positions, positions = pack.ints(3, count)
-  stream.segments, segments = pack.ints(count, 6)
-  cache_rows, rows = pack.ints(count)
-  for i, a in ipairs(running) do
-    local produced = #a.ids
-    ids[i - 1] = a.ids[produced]
-    for axis = 0, 2 do positions[axis * count + i - 1] = a.prompt.input.next_position + produced - 1 end
-    rows[i - 1] = a.room + produced - 1
-    pack.segment(segments, i - 1, i - 1, 1, a.room, produced, a.prompt.first_row, #a.prompt.input.input_ids)
+  local pieces = {}
+  for i, a in ipairs(running) do pieces[i] = { group = a.group, answer = a, first = #a.ids - 1, count = 1 } end
+  local stream = stream_of(vl, pieces)
+  return vl:hidden(stream, nil, { cache = cache, cache_rows = stream.cache_rows })
+end
+
+-- Pieces in streams of up to `most` tokens: prompts whole, the tokens of answers that come back cut where a stream is full.
+local function in_streams(chunk, most)
+  local streams, tokens = {}, math.huge
+  local function put(piece)
+    if tokens + piece.count > most then
+      streams[#streams + 1] = {}
+      tokens = 0
+    end
+    table.insert(streams[#streams], piece)
+    tokens = tokens + piece.count
   end
-  return vl:hidden(stream, nil, { cache = cache, cache_rows = cache_rows })
+  for _, g in ipairs(chunk.prompts) do put { group = g, first = 0, count = #g.input.input_ids } end
+  for _, a in ipairs(chunk.resumed) do
+    local done, all = 0, #a.ids - 1
+    while done < all do
+      local count = math.min(all - done, tokens < most and most - tokens or most)
+      put { group = a.group, answer = a, first = done, count = count }
+      done = done + count
+    end
+  end
+  return streams
 end
 
 -- Which tokens stand in the prompt or the answer, u8 [rows, vocab], for the repetition penalty.
-local function seen_tokens(vl, running)
+local function seen_tokens(vl, answers)
   local vocab = vl.config.vocab
-  local seen = tensor.zeros({ #running, vocab }, { dtype = "u8" })
+  local seen = tensor.zeros({ #answers, vocab }, { dtype = "u8" })
   local p = tensor.data(seen)
-  for i, a in ipairs(running) do
+  for i, a in ipairs(answers) do
     local row = p + (i - 1) * vocab
-    for _, id in ipairs(a.prompt.input.input_ids) do row[id] = 1 end
+    for _, id in ipairs(a.group.input.input_ids) do row[id] = 1 end
     for _, id in ipairs(a.ids) do row[id] = 1 end
   end
   return seen, p
 end
 
--- Samples a token for each running answer from logits [a, vocab]; returns the answers that go on.
-local function sample(vl, running, logits, settings, opts, stops)
-  local count = #running
+-- ---- one call of generate ----
+-- {vl, opts, settings, stops, cache, stats, pictures, most = tokens of a stream of prompts}
+local methods = {}
+local mt = { __index = methods }
+
+-- Adds the time since `from` to a phase and returns now. What a device has been given is waited for: the next phase would do it.
+function methods:spent(phase, from)
+  if self.vl.device ~= "cpu" then check(C.sz_device_synchronise()) end
+  local now = C.sz_seconds()
+  self.stats.seconds[phase] = self.stats.seconds[phase] + now - from
+  return now
+end
+
+-- Samples a token for each of these answers from logits [answers, vocab]; those that end get a finish.
+function methods:sample(answers, logits)
+  local vl, opts, stops = self.vl, self.opts, self.stops
+  local count, start = #answers, C.sz_seconds()
   local row_id, answer, position = ffi.new("int64_t[?]", count), ffi.new("int32_t[?]", count), ffi.new("int32_t[?]", count)
   local token, logprob = ffi.new("int32_t[?]", count), ffi.new("float[?]", count)
-  for i, a in ipairs(running) do
-    row_id[i - 1], answer[i - 1], position[i - 1] = a.row_id, a.index - 1, #a.ids
+  for i, a in ipairs(answers) do
+    row_id[i - 1], answer[i - 1], position[i - 1] = a.group.row_id, a.index - 1, #a.ids
   end
   local seen, seen_data
-  if opts.repetition_penalty ~= 1 then seen, seen_data = seen_tokens(vl, running) end
-  check(C.sz_sample(logits.ptr, settings, banned_tokens(vl), seen_data, row_id, answer, position, token, logprob))
-  local going = {}
-  for i, a in ipairs(running) do
+  if opts.repetition_penalty ~= 1 then seen, seen_data = seen_tokens(vl, answers) end
+  check(C.sz_sample(logits.ptr, self.settings, banned_tokens(vl), seen_data, row_id, answer, position, token, logprob))
+  for i, a in ipairs(answers) do
     local id = token[i - 1]
     a.ids[#a.ids + 1] = id
     a.logprobs[#a.logprobs + 1] = logprob[i - 1]
     if stops[id] or stops.texts and completes(vl, stops.texts, a, id) then a.finish = "stop"
-    elseif #a.ids >= opts.max_new_tokens then a.finish = "length"
-    else going[#going + 1] = a end
+    elseif #a.ids >= opts.max_new_tokens then a.finish = "length" end
     if opts.on_token then opts.on_token(a, id) end
     if opts.on_text then show(vl, a, id, opts.on_text) end
   end
   if seen then seen:free() end
-  return going
+  self.stats.tokens = self.stats.tokens + count
+  self:spent("sampling", start)
 end
 
--- Samples one set of groups that fit the cache together.
-local function run(vl, groups, opts, settings, stops)
-  local rows, answers = 0, {}
-  for _, g in ipairs(groups) do
-    g.first_row = rows
-    rows = rows + #g.input.input_ids
-    g.answers = {}
-    for i = 1, opts.n do
-      local a = new_answer(g.number, i, g.row_id, g, rows)
-      rows = rows + opts.max_new_tokens
-      g.answers[i], answers[#answers + 1] = a, a
+-- First tokens: answers[i] follows the prompt whose last state is row which[i] of hidden. The logits are computed once a prompt.
+function methods:start(hidden, answers, which)
+  local from = C.sz_seconds()
+  local logits = self.vl:logits(hidden):gather_rows(pack.list(which))
+  self:spent("prefill", from)
+  self:sample(answers, logits)
+end
+
+-- Features of the pictures of a stream's prompts; each picture goes through the tower once a call.
+function methods:features(inputs)
+  local vl, entries, fresh, list = self.vl, {}, {}, {}
+  for _, input in ipairs(inputs) do
+    local e = self.pictures[input]
+    if e then
+      entries[#entries + 1] = e
+      if not e.tensor and features.held(vl, e.input) then e.tensor, e.kept = features.held(vl, e.input), true end
+      if not e.tensor and not e.here then
+        e.here, fresh[#fresh + 1], list[#list + 1] = true, e, e.input
+      end
     end
   end
-  local cache = M.cache(vl, rows)
-  local hidden = prefill(vl, groups, cache)
-  local running = answers
-  tensor.step(function()
-    -- Every answer of a group starts from the same hidden state: the logits are computed once and repeated.
-    local going, at = {}, 0
-    for _, h in ipairs(hidden) do
-      local here = h:shape()[1]
-      local which, w = pack.ints(here * opts.n)
-      local part = {}
-      for i = 0, here * opts.n - 1 do
-        w[i] = math.floor(i / opts.n)
-        part[i + 1] = answers[at + i + 1]
-      end
-      at = at + here * opts.n
-      for _, a in ipairs(sample(vl, part, vl:logits(h):gather_rows(which), settings, opts, stops)) do going[#going + 1] = a end
-      h:free()
+  if #entries == 0 then return nil end
+  local all, at, parts = #fresh > 0 and vl:vision(list), 0, {}
+  self.stats.pictures = self.stats.pictures + #fresh
+  for _, e in ipairs(fresh) do
+    local n = features.tokens(vl, e.input)
+    e.here = all:narrow(at, n)
+    at = at + n
+  end
+  for i, e in ipairs(entries) do
+    parts[i] = e.tensor or e.here
+    e.left = e.left - 1
+  end
+  return #fresh == #entries and all or features.concatenate(parts)
+end
+
+-- After the stream: keeps what other rows or the caller want, lets go of the rest.
+function methods:keep_features(inputs)
+  for _, input in ipairs(inputs) do
+    local e = self.pictures[input]
+    if e and e.here then
+      local bytes = e.here:numel() * (e.here:dtype() == "f32" and 4 or 2)
+      e.kept = self.kept + bytes <= (self.opts.keep_vision or 0)
+      if e.kept then self.kept = self.kept + bytes end
+      if e.kept or e.left > 0 then e.tensor = e.here:clone() end
+      e.here = nil
     end
-    running = going
-  end)
-  while #running > 0 do
+    if e and e.kept then features.hold(self.vl, input, e.tensor) end
+    if e and not e.kept and e.tensor and e.left <= 0 then
+      e.tensor:free()
+      e.tensor = nil
+    end
+  end
+end
+
+-- What entered: prompts and the tokens of answers that come back go into the cache, and every new answer gets its first token.
+function methods:enter(chunk)
+  local vl, by_group = self.vl, {}
+  for _, a in ipairs(chunk.started) do
+    by_group[a.group] = by_group[a.group] or {}
+    table.insert(by_group[a.group], a)
+  end
+  for _, pieces in ipairs(in_streams(chunk, self.most)) do
     tensor.step(function()
-      running = sample(vl, running, vl:logits(decode(vl, running, cache)), settings, opts, stops)
+      local from, inputs, lasts, answers, which, groups = C.sz_seconds(), {}, {}, {}, {}, {}
+      local stream = stream_of(vl, pieces)
+      for _, p in ipairs(pieces) do
+        self.stats.prompt_tokens = self.stats.prompt_tokens + p.count
+        if not p.answer then
+          inputs[#inputs + 1] = p.group.input
+          if not p.group.hidden and by_group[p.group] then
+            lasts[#lasts + 1], groups[#groups + 1] = p.last, p.group
+            for _, a in ipairs(by_group[p.group]) do answers[#answers + 1], which[#which + 1] = a, #lasts - 1 end
+            by_group[p.group] = nil
+          end
+        end
+      end
+      local seen = self:features(inputs)
+      from = self:spent("vision", from)
+      local hidden = vl:hidden(stream, seen, { rows = pack.list(#lasts > 0 and lasts or { 0 }), cache = self.cache, cache_rows = stream.cache_rows })
+      self:keep_features(inputs)
+      -- A group whose answers do not all start now will want its prompt's last state again.
+      for i, g in ipairs(groups) do
+        if g.started < self.opts.n then g.hidden = hidden:narrow(i - 1, 1):clone() end
+      end
+      self:spent("prefill", from)
+      if #answers > 0 then self:start(hidden, answers, which) end
     end)
+  end
+  for g, answers in pairs(by_group) do
+    tensor.step(function()
+      local which = {}
+      for i = 1, #answers do which[i] = 0 end
+      self:start(g.hidden, answers, which)
+    end)
+    if g.started == self.opts.n then
+      g.hidden:free()
+      g.hidden = nil
+    end
+  end
+end
+
+function methods:advance(running)
+  tensor.step(function()
+    local from = C.sz_seconds()
+    local logits = self.vl:logits(decode(self.vl, running, self.cache))
+    self:spent("decode", from)
+    self:sample(running, logits)
+  end)
+  self.stats.steps = self.stats.steps + 1
+end
+
+-- Hands out what has ended. Callbacks run between steps, so what they compute is theirs.
+function methods:deliver(ended)
+  local vl, opts = self.vl, self.opts
+  local tokenizer = vl:has_tokenizer() and vl:tokenizer() or nil      -- without one, answers have ids only
+  for _, a in ipairs(ended) do
+    local g = a.group
+    local result = { ids = a.ids, logprobs = a.logprobs, finish = a.finish, text = tokenizer and tokenizer:decode(a.ids, { skip_special_tokens = true }) }
+    g.results[a.index] = result
+    if opts.on_answer then opts.on_answer(g.number, result, a.index) end
+    g.delivered = (g.delivered or 0) + 1
+    if opts.on_group and g.delivered == opts.n then opts.on_group(g.number, g.results) end
+  end
+end
+
+function methods:run(groups, blocks)
+  local plan = scheduler.new(groups, { n = self.opts.n, max_new_tokens = self.opts.max_new_tokens, blocks = blocks,
+    move = function(to, from, count) check(C.sz_cache_move(self.cache, to * BLOCK, from * BLOCK, count * BLOCK)) end })
+  while not plan:finished() do
+    local chunk = plan:admit()
+    if chunk then
+      self:enter(chunk)
+      self:deliver(plan:settle())
+    end
+    if #plan.running > 0 then
+      plan:grow()
+      self:advance(plan.running)
+      self:deliver(plan:settle())
+    end
     if C.sz_interrupt_pending() ~= 0 then
       C.sz_interrupt_set(0)
       error("interrupted", 0)
     end
   end
+  for k, v in pairs(plan.stats) do self.stats[k] = v end
+  self.stats.moved_rows = plan.pool.moved * BLOCK
+end
+
+-- ---- the cache ----
+local WIDTH = { f32 = 4, bf16 = 2 }
+
+function M.row_bytes(vl)
+  local c = vl.config
+  return 2 * c.layers * c.kv_heads * c.head_dim * WIDTH[vl.dtype]
+end
+
+-- Rows that sampling takes for prompts of these lengths: what they can use, within the limit.
+function M.cache_rows(vl, lengths, n, max_new_tokens, bytes)
+  return scheduler.rows(lengths, n, max_new_tokens, bytes / M.row_bytes(vl) + 1e-3)     -- a limit that was made of rows stays one
+end
+
+-- On a device: a part of what was free there when this model was first sampled from.
+local function cache_bytes(vl, opts)
+  if vl.device == "cpu" then return opts.cache_gib * 2 ^ 30 end
+  vl.device_free = vl.device_free or tonumber(C.sz_device_available(C.SZ_CUDA))
+  return opts.gpu_memory_utilization * math.max(0, vl.device_free)
 end
 
 -- One cache is kept for each model and grown when needed, with some room so that prompts of other lengths fit it too: after a few
@@ -248,29 +410,34 @@ function M.cache(vl, rows)
   return vl.cache
 end
 
-M.max_cache_rows = DEFAULTS.max_cache_rows
-
--- Gives the cache's pages back to the system: an update that follows has the memory. The next generate() takes them again.
+-- Gives the cache's memory back: an update that follows has it. The next generate() takes it again.
 function M.rest(vl)
-  if vl.cache then C.sz_cache_clear(vl.cache) end
+  if not vl.cache then return end
+  if vl.device == "cpu" then return C.sz_cache_clear(vl.cache) end
+  C.sz_cache_free(ffi.gc(vl.cache, nil))
+  vl.cache = nil
 end
 
+-- ---- entry points ----
 -- For plans (sz_count_only): what sampling runs, once: the longest stream of prompts, the first tokens, and one token of every answer.
 function M.count(vl, input, prompts, n)
   local length = #input.input_ids
   local together = math.max(1, math.min(prompts, math.floor(PREFILL_TOKENS / length)))
-  local groups, running = {}, {}
-  for i = 1, together do groups[i] = { input = input, first_row = (i - 1) * length } end
-  local cache = ffi.gc(check(C.sz_qwen_cache(vl.c, together * length + 1)), C.sz_cache_free)
-  local hidden = prefill(vl, groups, cache)
-  for i = 1, prompts * n do running[i] = { ids = { 0 }, prompt = groups[1], room = together * length } end
+  local blocks, count = math.ceil(length / BLOCK), math.min(prompts * n, scheduler.MAX_RUNNING)
+  local cache = ffi.gc(check(C.sz_qwen_cache(vl.c, (together * blocks + 1) * BLOCK)), C.sz_cache_free)
+  local groups, running, pieces, inputs, lasts, which = {}, {}, {}, {}, {}, {}
+  for i = 1, together do
+    groups[i] = { input = input, range = { start = (i - 1) * blocks } }
+    pieces[i], inputs[i], lasts[i] = { group = groups[i], first = 0, count = length }, input, i * length - 1
+  end
+  for i = 1, count do
+    running[i] = { ids = { 0 }, group = groups[1], range = { start = together * blocks } }
+    which[i] = 0
+  end
   tensor.step(function()
-    local which, w = pack.ints(prompts * n)
-    for i = 0, prompts * n - 1 do w[i] = 0 end
-    for _, h in ipairs(hidden) do
-      vl:logits(h):gather_rows(which)
-      h:free()
-    end
+    local stream = stream_of(vl, pieces)
+    local hidden = vl:hidden(stream, vl:vision(inputs), { rows = pack.list(lasts), cache = cache, cache_rows = stream.cache_rows })
+    vl:logits(hidden):gather_rows(pack.list(which))
   end)
   tensor.step(function() vl:logits(decode(vl, running, cache)) end)
   C.sz_cache_free(ffi.gc(cache, nil))
@@ -289,34 +456,30 @@ function M.generate(vl, inputs, options)
   stops.texts = texts
   if opts.on_text and not vl:has_tokenizer() then error("generate: on_text needs a tokenizer", 2) end
 
-  local groups = {}
+  local stats = { tokens = 0, prompt_tokens = 0, steps = 0, pictures = 0, peak_running = 0, refills = 0, preemptions = 0, moved_rows = 0,
+    seconds = { vision = 0, prefill = 0, decode = 0, sampling = 0 } }
+  if #inputs == 0 then return {}, stats end
+  local groups, lengths, tokens, longest = {}, {}, 0, 0
   for i, input in ipairs(inputs) do
-    groups[i] = { input = input, number = i, row_id = opts.row_ids and opts.row_ids[i] or i - 1 }
+    local g = { input = input, number = i, row_id = opts.row_ids and opts.row_ids[i] or i - 1, answers = {}, results = {} }
+    for k = 1, opts.n do g.answers[k] = new_answer(g, k) end
+    groups[i], lengths[i] = g, #input.input_ids
+    tokens, longest = tokens + lengths[i], math.max(longest, lengths[i])
   end
-  tensor.no_grad(function()
-    local from = 1
-    while from <= #groups do
-      local set, rows = {}, 0
-      repeat
-        local g = groups[from + #set]
-        rows = rows + #g.input.input_ids + opts.n * opts.max_new_tokens
-        if #set > 0 and rows > opts.max_cache_rows then break end
-        set[#set + 1] = g
-      until from + #set > #groups
-      run(vl, set, opts, settings, stops)
-      from = from + #set
-    end
-  end)
-
-  local tokenizer = vl:has_tokenizer() and vl:tokenizer() or nil      -- without one, answers have ids only
+  local rows = M.cache_rows(vl, lengths, opts.n, opts.max_new_tokens, cache_bytes(vl, opts))
+  local call = setmetatable({ vl = vl, opts = opts, settings = settings, stops = stops, stats = stats, kept = 0,
+    pictures = features.share(inputs), most = math.max(longest, math.min(PREFILL_TOKENS, tokens)), cache = M.cache(vl, rows) }, mt)
+  local done, why = pcall(tensor.no_grad, call.run, call, groups, rows / BLOCK)
+  for _, g in ipairs(groups) do
+    if g.hidden then g.hidden:free() end
+  end
+  for _, e in pairs(call.pictures) do
+    if e.tensor and not e.kept then e.tensor:free() end
+  end
+  if not done then error(why, 0) end
   local out = {}
-  for i, g in ipairs(groups) do
-    out[i] = {}
-    for k, a in ipairs(g.answers) do
-      out[i][k] = { ids = a.ids, logprobs = a.logprobs, finish = a.finish, text = tokenizer and tokenizer:decode(a.ids, { skip_special_tokens = true }) }
-    end
-  end
-  return out
+  for i, g in ipairs(groups) do out[i] = g.results end
+  return out, stats
 end
 
 return M

@@ -193,7 +193,8 @@ function methods:rollout(rows)
     inputs[i], row_ids[i] = row.input, row.number
   end
   local answers = rollout.generate(self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
-    max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids })
+    max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids,
+    cache_gib = r.cache_gib, gpu_memory_utilization = r.gpu_memory_utilization })
   rollout.rest(self.policy)
   local groups = {}
   for i, row in ipairs(rows) do groups[i] = { row = row, input = row.input, samples = answers[i] } end
@@ -435,7 +436,9 @@ function methods:evaluate(keep)
       rows[#rows + 1], inputs[#inputs + 1] = row, row.input
     end
     if with_masks == nil then with_masks = self.segmenter ~= nil and rows[1].mask ~= nil end
-    local answers = rollout.generate(self.policy, inputs, { temperature = 0, max_new_tokens = self.config.data.max_response_length })
+    local r = self.config.worker.rollout
+    local answers = rollout.generate(self.policy, inputs, { temperature = 0, max_new_tokens = self.config.data.max_response_length,
+      cache_gib = r.cache_gib, gpu_memory_utilization = r.gpu_memory_utilization })
     for i, row in ipairs(rows) do
       local a = answers[i][1]
       local found, truth, iou, best
