@@ -243,8 +243,7 @@ local function with(cfg, state, changes)
   local changed = copy(cfg)
   for _, change in ipairs(changes) do config.set(changed, change[1], change[2]) end
   local s = copy(state)
-  s.vl, s.input = state.vl, state.input
-  s.vl = void_policy(changed)
+  s.vl, s.input = void_policy(changed), state.input
   s.kl = changed.worker.actor.use_kl_loss and changed.worker.actor.kl_loss_coef ~= 0
   return total(changed, s)
 end
@@ -300,6 +299,11 @@ function M.remedy(cfg, plan)
     for _, c in ipairs(changes) do all[#all + 1] = c end
     local p = with(cfg, plan.state, all)
     if p.fits then return settings_text(all), p end
+  end
+  if cfg.worker.actor.model.lora.rank == 0 then       -- trains something else, and less
+    local least = { { "worker.actor.model.lora.rank", 16 } }
+    local p = with(cfg, plan.state, least)
+    if p.fits then return settings_text(least), p end
   end
   return nil, with(cfg, plan.state, all)
 end
