@@ -21,7 +21,7 @@ local place = mini.folder()
 
 -- As in qwen_golden.lua: another order of summation moves f32 results by about 1e-6 of the largest value (f32_noise in case.json says
 -- 3e-6 for logits, up to 5e-5 for one gradient); a few times that still catches a wrong scale or column. bf16 keeps 8 bits: only the
--- direction, which may be twice as far off as PEFT's is on a bf16 base (there the adapters compute in f32, here in bf16).
+-- direction, which may be twice as far off as PEFT's under autocast is (the roundings are the same, their order is not).
 local LOGITS_TOL, GRAD_TOL, BF16_TIMES = 2e-5, 1e-4, 2
 
 local function flat(t) return t:reshape(t:numel()):totable() end

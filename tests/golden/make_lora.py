@@ -8,7 +8,7 @@ gradients), and
 
   case.json          model (the checkpoint's folder), sequence (its label), modules (how many layers are adapted), f32_noise
                      (largest relative distance of logits and gradients from a run in double precision), bf16_cosine (of the logits
-                     with a bf16 base, the adapters in f32 as PEFT keeps them)
+                     with a bf16 base and f32 adapters under autocast, as training runs them)
   case.safetensors   logits f32 [R, V] at the sequence's logit_rows, loss_logprobs f32 [8], grad.<name in adapter_model.safetensors>
 
 The loss is the sequence's own: sum of loss_coefs * log p(loss_targets) at loss_positions. Left out: dropout.
@@ -79,6 +79,12 @@ def make(name, outdir):
     model.peft_config["default"].base_model_name_or_path = model_name
     model.save_pretrained(folder)
     os.remove(os.path.join(folder, "README.md"))
+    path = os.path.join(folder, "adapter_config.json")
+    config = json.load(open(path))
+    if isinstance(config["target_modules"], list):
+        config["target_modules"].sort()                 # PEFT writes a set, in any order
+    with open(path, "w") as f:
+        json.dump(config, f, indent=2, sort_keys=True)
     saved = load_file(os.path.join(folder, "adapter_model.safetensors"))
 
     logits, picked = run(model, inputs, t, key)
@@ -89,7 +95,8 @@ def make(name, outdir):
     again = peft.PeftModel.from_pretrained(base(torch.float32), folder, is_trainable=True)
     assert torch.equal(again(**inputs).logits[0][t[key + "logit_rows"].long()].detach(), logits), "the files are not the model"
     half = peft.PeftModel.from_pretrained(base(torch.bfloat16), folder)
-    low = half(**inputs).logits[0][t[key + "logit_rows"].long()].detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = half(**inputs).logits[0][t[key + "logit_rows"].long()].detach()
     cosine = torch.nn.functional.cosine_similarity(low.double().flatten(), logits.double().flatten(), 0).item()
     exact = peft.PeftModel.from_pretrained(base(torch.float64), folder, is_trainable=True, autocast_adapter_dtype=False).double()
     if "pixel_values" in inputs:
