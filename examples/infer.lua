@@ -7,6 +7,7 @@
 --   image_path, text      the picture and the sentence
 --   demo                  number of the made picture; image_path and text are not needed then (text replaces the question)
 --   model_path            a Hugging Face folder of Qwen2.5-VL (default: the small model that comes with segzero)
+--   adapter               a folder of LoRA adapters for it, in PEFT's format (a checkpoint of training with LoRA)
 --   sam2_path             SAM2: a transformers folder or an original .pt file; also as segmentation_model_path, as Seg-Zero has
 --                         it (default: the small one that comes with segzero, when the small model is asked; else none)
 --   output_path           .png or .jpg to write (default: <picture's name>_segzero.png in the current folder)
@@ -47,7 +48,7 @@ local function reason(why) return (tostring(why):gsub("\nstack traceback:.*$", "
 
 -- ---- options ----
 local KINDS = {
-  image_path = "text", text = "text", model_path = "text", output_path = "text", dtype = "text", device = "text", demo = "number",
+  image_path = "text", text = "text", model_path = "text", adapter = "text", output_path = "text", dtype = "text", device = "text", demo = "number",
   sam2_path = "text", segmentation_model_path = "text", mask_path = "text", multi = "flag", do_sample = "flag",
   frame = "number", max_new_tokens = "number", temperature = "number", top_k = "number", top_p = "number", seed = "number",
   repetition_penalty = "number",
@@ -163,7 +164,8 @@ local function load_model(o)
   end
   local ok, vl = pcall(function()
     local json = model.read_json(dir .. "/config.json")
-    local model_of = sz.qwen_vl(dir, { dtype = o.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32"), device = o.device })
+    local model_of = sz.qwen_vl(dir, { dtype = o.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32"), device = o.device,
+      adapter = o.adapter })
     model_of:generation()       -- a bad generation_config.json shows now
     return model_of
   end)

@@ -37,6 +37,13 @@ int         sz_qwen_weight_shape(const sz_qwen *m, int i, int64_t shape[6]);   /
 int         sz_qwen_weight_set(sz_qwen *m, int i, sz_tensor *t);            /* checks the shape; retains t */
 sz_tensor  *sz_qwen_weight(sz_qwen *m, int i);                              /* borrowed; NULL when not set */
 
+/* Low-rank adapters of linear layers (of both networks; not the patch embedding, the embedding, the head): with a f32 [rank, in] and
+ * b f32 [out, rank] weight i [out, in] counts as w + scale * b a. Retains both; NULL and NULL take the adapter away. Base weights
+ * need no gradient for the adapters to have one. enable(0) leaves all adapters out until enable(1); it returns what was so before. */
+int         sz_qwen_is_linear(const sz_qwen *m, int i);
+int         sz_qwen_lora_set(sz_qwen *m, int i, sz_tensor *a, sz_tensor *b, double scale);
+int         sz_qwen_lora_enable(sz_qwen *m, int on);
+
 /* Brings the language model's linear layers to 8 bits, for inference, and lets go of what they were; the logits are computed
  * with 8 bits too. Embeddings, norms, biases and the tower stay. Not inside a scope. */
 int         sz_qwen_quantize(sz_qwen *m);

@@ -4,17 +4,27 @@
 #include "models.h"
 #include "core.h"
 
-/* A block of the tower. Qwen2-VL's norms have biases and its MLP has no gate: up is fc1, down is fc2. */
+/* A linear layer: y = x w^T + b, and with an adapter lora_scale (x lora_a^T) lora_b^T besides. b and the adapter may be NULL. */
 typedef struct {
-    sz_tensor *norm1, *norm1_b, *norm2, *norm2_b, *qkv_w, *qkv_b, *proj_w, *proj_b, *gate_w, *gate_b, *up_w, *up_b, *down_w, *down_b;
+    sz_tensor *w, *b;
+    sz_tensor *lora_a, *lora_b;         /* f32 [rank, in], [rows, rank] */
+    double lora_scale;
+    int64_t rows;                       /* of w: in 8 bits w is NULL */
+} qwen_proj;
+
+/* A block of the tower. Qwen2-VL's norms have biases and its MLP has no gate (gate.w is NULL): up is fc1, down is fc2. */
+typedef struct {
+    sz_tensor *norm1, *norm1_b, *norm2, *norm2_b;
+    qwen_proj qkv, proj, gate, up, down;
 } qwen_block;
 
 /* Up to three linear layers side by side in 8 bits (op quantize_int8); all NULL in a model that is not quantised. */
 typedef struct { sz_tensor *q, *scale, *bias; int64_t rows; } qwen_int8;
 
 typedef struct {
-    sz_tensor *norm1, *norm2, *q_w, *q_b, *k_w, *k_b, *v_w, *v_b, *o_w, *gate_w, *up_w, *down_w;
-    qwen_int8 qkv, o, gate_up, down;
+    sz_tensor *norm1, *norm2;
+    qwen_proj q, k, v, o, gate, up, down;
+    qwen_int8 qkv8, o8, gate_up8, down8;
 } qwen_layer;
 
 typedef struct {
@@ -22,11 +32,13 @@ typedef struct {
     int ndim;
     int64_t shape[SZ_MAX_DIMS];
     sz_tensor **slot;
+    qwen_proj *proj;                    /* the linear layer whose w this is, else NULL */
 } qwen_weight;
 
 struct sz_qwen {
     sz_qwen_config config;
-    sz_tensor *patch_embed, *ln_q, *ln_q_b, *merge0_w, *merge0_b, *merge2_w, *merge2_b;
+    sz_tensor *patch_embed, *ln_q, *ln_q_b;
+    qwen_proj merge0, merge2;
     sz_tensor *embed, *norm, *lm_head;
     qwen_block *blocks;
     qwen_layer *layers;
@@ -34,10 +46,13 @@ struct sz_qwen {
     qwen_weight *weights;
     int weight_count;
     bool quantized;                     /* the layers' linear weights are gone */
+    bool lora_off;                      /* adapters are left out: the base */
 };
 
-/* x through the weights w (w[1], w[2] may be NULL) side by side, or through their 8-bit form. */
-sz_tensor *qwen_linear(sz_tensor *x, const qwen_int8 *packed, sz_tensor *w[3], sz_tensor *b[3]);
+/* x through up to three linear layers side by side (p ends with NULL), or through their 8-bit form where packed has one; with their
+ * adapters. */
+sz_tensor *qwen_linear(const sz_qwen *m, sz_tensor *x, const qwen_int8 *packed, const qwen_proj *const p[4]);
+#define QWEN_LINEAR(m, x, packed, ...) qwen_linear(m, x, packed, (const qwen_proj *const[4]){ __VA_ARGS__ })
 
 /* Every weight set? NULL slots are named in the message. */
 int qwen_check(const sz_qwen *m);

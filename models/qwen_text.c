@@ -80,7 +80,7 @@ static sz_tensor *project(const void *context, sz_tensor *x)
     const qwen_layer *l = &k->m->layers[k->index];
     const sz_qwen_config *c = &k->m->config;
     sz_tensor *n1 = sz_rmsnorm(x, l->norm1, c->rms_eps);
-    sz_tensor *qkv = qwen_linear(n1, &l->qkv, (sz_tensor *[3]){ l->q_w, l->k_w, l->v_w }, (sz_tensor *[3]){ l->q_b, l->k_b, l->v_b });
+    sz_tensor *qkv = QWEN_LINEAR(k->m, n1, &l->qkv8, &l->q, &l->k, &l->v);
     sz_tensor *turned = sz_rope(qkv, k->cosines, k->sines, c->heads + c->kv_heads, c->head_dim);
     sz_tensor_release(n1);
     sz_tensor_release(qkv);
@@ -100,12 +100,12 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
         sz_tensor_release(a);
         a = picked;
     }
-    sz_tensor *o = qwen_linear(a, &l->o, (sz_tensor *[3]){ l->o_w }, (sz_tensor *[3]){ 0 });
+    sz_tensor *o = QWEN_LINEAR(k->m, a, &l->o8, &l->o);
     sz_tensor *mid = x ? sz_add(x, o) : NULL;
     sz_tensor *n2 = sz_rmsnorm(mid, l->norm2, c->rms_eps);
-    sz_tensor *gate_up = qwen_linear(n2, &l->gate_up, (sz_tensor *[3]){ l->gate_w, l->up_w }, (sz_tensor *[3]){ 0 });
+    sz_tensor *gate_up = QWEN_LINEAR(k->m, n2, &l->gate_up8, &l->gate, &l->up);
     sz_tensor *act = sz_swiglu(gate_up);
-    sz_tensor *down = qwen_linear(act, &l->down, (sz_tensor *[3]){ l->down_w }, (sz_tensor *[3]){ 0 });
+    sz_tensor *down = QWEN_LINEAR(k->m, act, &l->down8, &l->down);
     sz_tensor *y = mid ? sz_add(mid, down) : NULL;
     sz_tensor *made[] = { turned, x, a, o, mid, n2, gate_up, act, down };
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);

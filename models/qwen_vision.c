@@ -103,12 +103,10 @@ static sz_tensor *normalise(sz_tensor *x, sz_tensor *weight, sz_tensor *bias)
 }
 
 /* The activations between the MLP's linear layers. */
-static sz_tensor *mlp_inner(const qwen_block *b, sz_tensor *x)
+static sz_tensor *mlp_inner(const sz_qwen *m, const qwen_block *b, sz_tensor *x)
 {
-    if (!x) return NULL;
-    sz_tensor *wide = b->gate_w ? sz_linear_cat(x, (sz_tensor *[3]){ b->gate_w, b->up_w }, (sz_tensor *[3]){ b->gate_b, b->up_b })
-                                : sz_linear(x, b->up_w, b->up_b);
-    sz_tensor *act = b->gate_w ? sz_swiglu(wide) : sz_quick_gelu(wide);
+    sz_tensor *wide = b->gate.w ? QWEN_LINEAR(m, x, NULL, &b->gate, &b->up) : QWEN_LINEAR(m, x, NULL, &b->up);
+    sz_tensor *act = b->gate.w ? sz_swiglu(wide) : sz_quick_gelu(wide);
     sz_tensor_release(wide);
     return act;
 }
@@ -120,14 +118,14 @@ static sz_tensor *block_forward(const void *context, sz_tensor *x)
     const sz_qwen_config *c = &k->m->config;
     int heads = c->v_heads, d = c->v_hidden / heads;
     sz_tensor *n1 = normalise(x, b->norm1, b->norm1_b);
-    sz_tensor *qkv = sz_linear(n1, b->qkv_w, b->qkv_b);
+    sz_tensor *qkv = QWEN_LINEAR(k->m, n1, NULL, &b->qkv);
     sz_tensor *turned = sz_rope(qkv, k->cosines, k->sines, 2 * heads, d);
     sz_tensor *a = sz_attention(turned, k->segments, heads, heads, d, false, 1 / sqrt((double)d));
-    sz_tensor *o = sz_linear(a, b->proj_w, b->proj_b);
+    sz_tensor *o = QWEN_LINEAR(k->m, a, NULL, &b->proj);
     sz_tensor *mid = sz_add(x, o);
     sz_tensor *n2 = normalise(mid, b->norm2, b->norm2_b);
-    sz_tensor *act = mlp_inner(b, n2);
-    sz_tensor *down = sz_linear(act, b->down_w, b->down_b);
+    sz_tensor *act = mlp_inner(k->m, b, n2);
+    sz_tensor *down = QWEN_LINEAR(k->m, act, NULL, &b->down);
     sz_tensor *y = mid ? sz_add(mid, down) : NULL;
     sz_tensor *made[] = { n1, qkv, turned, a, o, mid, n2, act, down };
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
@@ -140,9 +138,9 @@ static sz_tensor *merger_forward(const void *context, sz_tensor *x)
     int64_t merged = (int64_t)m->config.v_hidden * m->config.v_merge * m->config.v_merge;
     sz_tensor *n = normalise(x, m->ln_q, m->ln_q_b);
     sz_tensor *wide = n ? sz_reshape2(n, n->numel / merged, merged) : NULL;
-    sz_tensor *a = sz_linear(wide, m->merge0_w, m->merge0_b);
+    sz_tensor *a = QWEN_LINEAR(m, wide, NULL, &m->merge0);
     sz_tensor *g = sz_gelu(a);
-    sz_tensor *y = sz_linear(g, m->merge2_w, m->merge2_b);
+    sz_tensor *y = QWEN_LINEAR(m, g, NULL, &m->merge2);
     sz_tensor *made[] = { n, wide, a, g };
     for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
     return y;

@@ -1,4 +1,4 @@
-/* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the table of weights, logits and log-probabilities.
+/* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the table of weights, linear layers and their adapters, logits and log-probabilities.
  * The forward passes are in qwen_vision.c and qwen_text.c; reading files and JSON is Lua's. Shapes: models/MODELS.md. */
 #include "qwen.h"
 #include <stdio.h>
@@ -39,6 +39,7 @@ static void want(sz_qwen *m, sz_tensor **slot, int ndim, const int64_t *shape, c
     w->ndim = ndim;
     memcpy(w->shape, shape, sizeof *shape * (size_t)ndim);
     w->slot = slot;
+    w->proj = NULL;
 }
 
 static void want_indexed(sz_qwen *m, sz_tensor **slot, const char *prefix, int i, const char *suffix, int64_t rows, int64_t cols)
@@ -46,6 +47,26 @@ static void want_indexed(sz_qwen *m, sz_tensor **slot, const char *prefix, int i
     char name[80];
     snprintf(name, sizeof name, "%s.%d.%s", prefix, i, suffix);
     want(m, slot, cols ? 2 : 1, (int64_t[]){ rows, cols }, name);
+}
+
+/* name.weight [rows, cols] and, where asked for, name.bias. */
+static void want_linear(sz_qwen *m, qwen_proj *p, const char *name, int64_t rows, int64_t cols, bool bias)
+{
+    char full[80];
+    snprintf(full, sizeof full, "%s.weight", name);
+    want(m, &p->w, 2, (int64_t[]){ rows, cols }, full);
+    m->weights[m->weight_count - 1].proj = p;
+    p->rows = rows;
+    if (!bias) return;
+    snprintf(full, sizeof full, "%s.bias", name);
+    want(m, &p->b, 1, &rows, full);
+}
+
+static void want_linear_indexed(sz_qwen *m, qwen_proj *p, const char *prefix, int i, const char *suffix, int64_t rows, int64_t cols, bool bias)
+{
+    char name[70];
+    snprintf(name, sizeof name, "%s.%d.%s", prefix, i, suffix);
+    want_linear(m, p, name, rows, cols, bias);
 }
 
 sz_qwen *sz_qwen_new(const sz_qwen_config *config)
@@ -73,25 +94,16 @@ sz_qwen *sz_qwen_new(const sz_qwen_config *config)
         if (qwen2) want_indexed(m, &b->norm1_b, p, i, "norm1.bias", vh, 0);
         want_indexed(m, &b->norm2, p, i, "norm2.weight", vh, 0);
         if (qwen2) want_indexed(m, &b->norm2_b, p, i, "norm2.bias", vh, 0);
-        want_indexed(m, &b->qkv_w, p, i, "attn.qkv.weight", 3 * vh, vh);
-        want_indexed(m, &b->qkv_b, p, i, "attn.qkv.bias", 3 * vh, 0);
-        want_indexed(m, &b->proj_w, p, i, "attn.proj.weight", vh, vh);
-        want_indexed(m, &b->proj_b, p, i, "attn.proj.bias", vh, 0);
-        if (!qwen2) {
-            want_indexed(m, &b->gate_w, p, i, "mlp.gate_proj.weight", vi, vh);
-            want_indexed(m, &b->gate_b, p, i, "mlp.gate_proj.bias", vi, 0);
-        }
-        want_indexed(m, &b->up_w, p, i, qwen2 ? "mlp.fc1.weight" : "mlp.up_proj.weight", vi, vh);
-        want_indexed(m, &b->up_b, p, i, qwen2 ? "mlp.fc1.bias" : "mlp.up_proj.bias", vi, 0);
-        want_indexed(m, &b->down_w, p, i, qwen2 ? "mlp.fc2.weight" : "mlp.down_proj.weight", vh, vi);
-        want_indexed(m, &b->down_b, p, i, qwen2 ? "mlp.fc2.bias" : "mlp.down_proj.bias", vh, 0);
+        want_linear_indexed(m, &b->qkv, p, i, "attn.qkv", 3 * vh, vh, true);
+        want_linear_indexed(m, &b->proj, p, i, "attn.proj", vh, vh, true);
+        if (!qwen2) want_linear_indexed(m, &b->gate, p, i, "mlp.gate_proj", vi, vh, true);
+        want_linear_indexed(m, &b->up, p, i, qwen2 ? "mlp.fc1" : "mlp.up_proj", vi, vh, true);
+        want_linear_indexed(m, &b->down, p, i, qwen2 ? "mlp.fc2" : "mlp.down_proj", vh, vi, true);
     }
     want(m, &m->ln_q, 1, (int64_t[]){ vh }, "visual.merger.ln_q.weight");
     if (qwen2) want(m, &m->ln_q_b, 1, (int64_t[]){ vh }, "visual.merger.ln_q.bias");
-    want(m, &m->merge0_w, 2, (int64_t[]){ merged, merged }, "visual.merger.mlp.0.weight");
-    want(m, &m->merge0_b, 1, (int64_t[]){ merged }, "visual.merger.mlp.0.bias");
-    want(m, &m->merge2_w, 2, (int64_t[]){ c->v_out, merged }, "visual.merger.mlp.2.weight");
-    want(m, &m->merge2_b, 1, (int64_t[]){ c->v_out }, "visual.merger.mlp.2.bias");
+    want_linear(m, &m->merge0, "visual.merger.mlp.0", merged, merged, true);
+    want_linear(m, &m->merge2, "visual.merger.mlp.2", c->v_out, merged, true);
 
     int64_t h = c->hidden, inter = c->intermediate, q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     want(m, &m->embed, 2, (int64_t[]){ c->vocab, h }, "model.embed_tokens.weight");
@@ -99,21 +111,25 @@ sz_qwen *sz_qwen_new(const sz_qwen_config *config)
         qwen_layer *l = &m->layers[i];
         const char *p = "model.layers";
         want_indexed(m, &l->norm1, p, i, "input_layernorm.weight", h, 0);
-        want_indexed(m, &l->q_w, p, i, "self_attn.q_proj.weight", q, h);
-        want_indexed(m, &l->q_b, p, i, "self_attn.q_proj.bias", q, 0);
-        want_indexed(m, &l->k_w, p, i, "self_attn.k_proj.weight", kv, h);
-        want_indexed(m, &l->k_b, p, i, "self_attn.k_proj.bias", kv, 0);
-        want_indexed(m, &l->v_w, p, i, "self_attn.v_proj.weight", kv, h);
-        want_indexed(m, &l->v_b, p, i, "self_attn.v_proj.bias", kv, 0);
-        want_indexed(m, &l->o_w, p, i, "self_attn.o_proj.weight", h, q);
+        want_linear_indexed(m, &l->q, p, i, "self_attn.q_proj", q, h, true);
+        want_linear_indexed(m, &l->k, p, i, "self_attn.k_proj", kv, h, true);
+        want_linear_indexed(m, &l->v, p, i, "self_attn.v_proj", kv, h, true);
+        want_linear_indexed(m, &l->o, p, i, "self_attn.o_proj", h, q, false);
         want_indexed(m, &l->norm2, p, i, "post_attention_layernorm.weight", h, 0);
-        want_indexed(m, &l->gate_w, p, i, "mlp.gate_proj.weight", inter, h);
-        want_indexed(m, &l->up_w, p, i, "mlp.up_proj.weight", inter, h);
-        want_indexed(m, &l->down_w, p, i, "mlp.down_proj.weight", h, inter);
+        want_linear_indexed(m, &l->gate, p, i, "mlp.gate_proj", inter, h, false);
+        want_linear_indexed(m, &l->up, p, i, "mlp.up_proj", inter, h, false);
+        want_linear_indexed(m, &l->down, p, i, "mlp.down_proj", h, inter, false);
     }
     want(m, &m->norm, 1, (int64_t[]){ h }, "model.norm.weight");
     if (!c->tied) want(m, &m->lm_head, 2, (int64_t[]){ c->vocab, h }, "lm_head.weight");
     return m;
+}
+
+static void release_lora(qwen_proj *p)
+{
+    sz_tensor_release(p->lora_a);
+    sz_tensor_release(p->lora_b);
+    p->lora_a = p->lora_b = NULL;
 }
 
 static void release_int8(qwen_int8 *p)
@@ -126,13 +142,16 @@ static void release_int8(qwen_int8 *p)
 void sz_qwen_free(sz_qwen *m)
 {
     if (!m) return;
-    for (int i = 0; i < m->weight_count; i++) sz_tensor_release(*m->weights[i].slot);
+    for (int i = 0; i < m->weight_count; i++) {
+        sz_tensor_release(*m->weights[i].slot);
+        if (m->weights[i].proj) release_lora(m->weights[i].proj);
+    }
     for (int i = 0; m->layers && i < m->config.layers; i++) {
         qwen_layer *l = &m->layers[i];
-        release_int8(&l->qkv);
-        release_int8(&l->o);
-        release_int8(&l->gate_up);
-        release_int8(&l->down);
+        release_int8(&l->qkv8);
+        release_int8(&l->o8);
+        release_int8(&l->gate_up8);
+        release_int8(&l->down8);
     }
     release_int8(&m->head);
     free(m->blocks);
@@ -176,22 +195,76 @@ int qwen_check(const sz_qwen *m)
     return 0;
 }
 
-/* ---- 8 bits ---- */
-sz_tensor *qwen_linear(sz_tensor *x, const qwen_int8 *packed, sz_tensor *w[3], sz_tensor *b[3])
+/* ---- linear layers and their adapters ---- */
+int sz_qwen_is_linear(const sz_qwen *m, int i) { return is_weight(m, i) && m->weights[i].proj; }
+
+int sz_qwen_lora_set(sz_qwen *m, int i, sz_tensor *a, sz_tensor *b, double scale)
 {
-    if (packed->q) return sz_linear_int8(x, packed->q, packed->scale, packed->bias, packed->rows, false);
-    return x ? sz_linear_cat(x, w, b) : NULL;
+    if (!sz_qwen_is_linear(m, i)) return sz_fail("%s is not a linear layer's weight: it takes no adapter", is_weight(m, i) ? m->weights[i].name : "this");
+    const qwen_weight *w = &m->weights[i];
+    qwen_proj *p = w->proj;
+    if (!a != !b) return sz_fail("%s: an adapter has two parts", w->name);
+    if (a && (a->dtype != SZ_F32 || b->dtype != SZ_F32 || a->ndim != 2 || b->ndim != 2 || a->shape[1] != w->shape[1] || b->shape[0] != w->shape[0]
+              || a->shape[0] != b->shape[1] || a->shape[0] < 1))
+        return sz_fail("%s: its adapter must be f32 [rank, %lld] and [%lld, rank]", w->name, (long long)w->shape[1], (long long)w->shape[0]);
+    sz_tensor_retain(a);
+    sz_tensor_retain(b);
+    release_lora(p);
+    p->lora_a = a;
+    p->lora_b = b;
+    p->lora_scale = scale;
+    return 0;
 }
 
-static int quantize(qwen_int8 *p, sz_tensor *w[3], sz_tensor *b[3])
+int sz_qwen_lora_enable(sz_qwen *m, int on)
 {
-    if (sz_quantize_int8(w, &p->q, &p->scale) != 0) return -1;
-    for (int i = 0; i < 3 && w[i]; i++) p->rows += w[i]->shape[0];
-    if (!b[0]) return 0;
-    p->bias = sz_new1(b[0]->dtype, p->rows, SZ_CPU);       /* 8-bit weights are on the CPU only */
+    int before = !m->lora_off;
+    m->lora_off = !on;
+    return before;
+}
+
+/* y with the adapter's product added to p's columns; takes over y. The adapter is f32 and computes in y's dtype. */
+static sz_tensor *adapt(sz_tensor *y, sz_tensor *x, const qwen_proj *p, int64_t col)
+{
+    const bool same = x->dtype == SZ_F32;
+    sz_tensor *a = same ? sz_tensor_retain(p->lora_a) : sz_cast(p->lora_a, x->dtype), *b = same ? sz_tensor_retain(p->lora_b) : sz_cast(p->lora_b, x->dtype);
+    sz_tensor *low = sz_linear(x, a, NULL), *scaled = sz_affine(low, p->lora_scale, 0);
+    sz_tensor *sum = scaled ? sz_linear_add(y, scaled, b, col) : NULL;
+    sz_tensor *made[] = { a, b, low, scaled, y };
+    for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
+    return sum;
+}
+
+sz_tensor *qwen_linear(const sz_qwen *m, sz_tensor *x, const qwen_int8 *packed, const qwen_proj *const p[4])
+{
+    if (!x) return NULL;
+    sz_tensor *w[3] = { 0 }, *b[3] = { 0 };
+    for (int i = 0; p[i]; i++) w[i] = p[i]->w, b[i] = p[i]->b;
+    sz_tensor *y = packed && packed->q ? sz_linear_int8(x, packed->q, packed->scale, packed->bias, packed->rows, false) : sz_linear_cat(x, w, b);
+    int64_t col = 0;
+    for (int i = 0; y && p[i]; col += p[i++]->rows)
+        if (p[i]->lora_a && !m->lora_off) y = adapt(y, x, p[i], col);
+    return y;
+}
+
+/* ---- 8 bits ---- */
+static int quantize(qwen_int8 *q, qwen_proj *const p[4])
+{
+    sz_tensor *w[3] = { 0 };
+    for (int i = 0; p[i]; i++) w[i] = p[i]->w, q->rows += p[i]->rows;
+    if (sz_quantize_int8(w, &q->q, &q->scale) != 0) return -1;
+    if (!p[0]->b) return 0;
+    q->bias = sz_new1(p[0]->b->dtype, q->rows, SZ_CPU);     /* 8-bit weights are on the CPU only */
     size_t at = 0;
-    for (int i = 0; p->bias && i < 3 && b[i]; i++, at += sz_bytes(b[i - 1])) memcpy((char *)p->bias->data + at, b[i]->data, sz_bytes(b[i]));
-    return p->bias ? 0 : -1;
+    for (int i = 0; q->bias && p[i]; at += sz_bytes(p[i++]->b)) memcpy((char *)q->bias->data + at, p[i]->b->data, sz_bytes(p[i]->b));
+    return q->bias ? 0 : -1;
+}
+
+static void let_go(qwen_proj *p)
+{
+    sz_tensor_release(p->w);
+    sz_tensor_release(p->b);
+    p->w = p->b = NULL;
 }
 
 int sz_qwen_quantize(sz_qwen *m)
@@ -199,22 +272,18 @@ int sz_qwen_quantize(sz_qwen *m)
     if (qwen_check(m) != 0) return -1;
     if (m->quantized) return sz_fail("the model is in 8 bits already");
     if (sz_scope_depth() > 0) return sz_fail("a model is not quantised inside a step");
-    sz_tensor *none[3] = { 0 };
-    sz_tensor *embed = m->config.tied ? m->embed : m->lm_head;
-    int rc = quantize(&m->head, (sz_tensor *[3]){ embed }, none);
+    qwen_proj logits = { .w = m->config.tied ? m->embed : m->lm_head, .rows = m->config.vocab };
+    int rc = quantize(&m->head, (qwen_proj *[4]){ &logits });
     for (int i = 0; rc == 0 && i < m->config.layers; i++) {
         qwen_layer *l = &m->layers[i];
-        rc = quantize(&l->qkv, (sz_tensor *[3]){ l->q_w, l->k_w, l->v_w }, (sz_tensor *[3]){ l->q_b, l->k_b, l->v_b });
-        if (rc == 0) rc = quantize(&l->o, (sz_tensor *[3]){ l->o_w }, none);
-        if (rc == 0) rc = quantize(&l->gate_up, (sz_tensor *[3]){ l->gate_w, l->up_w }, none);
-        if (rc == 0) rc = quantize(&l->down, (sz_tensor *[3]){ l->down_w }, none);
+        rc = quantize(&l->qkv8, (qwen_proj *[4]){ &l->q, &l->k, &l->v });
+        if (rc == 0) rc = quantize(&l->o8, (qwen_proj *[4]){ &l->o });
+        if (rc == 0) rc = quantize(&l->gate_up8, (qwen_proj *[4]){ &l->gate, &l->up });
+        if (rc == 0) rc = quantize(&l->down8, (qwen_proj *[4]){ &l->down });
         if (rc != 0) return rc;
         m->quantized = true;
-        sz_tensor **gone[] = { &l->q_w, &l->k_w, &l->v_w, &l->q_b, &l->k_b, &l->v_b, &l->o_w, &l->gate_w, &l->up_w, &l->down_w };
-        for (size_t k = 0; k < sizeof gone / sizeof *gone; k++) {
-            sz_tensor_release(*gone[k]);
-            *gone[k] = NULL;
-        }
+        qwen_proj *gone[] = { &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down };
+        for (size_t k = 0; k < sizeof gone / sizeof *gone; k++) let_go(gone[k]);
     }
     return rc;
 }

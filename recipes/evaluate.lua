@@ -34,6 +34,7 @@ local M = {}
 
 M.defaults = {
   model_path = "", sam2_path = "",                 -- empty: the embedded ones; sam2_path=none: boxes alone
+  adapter = config.optional "string",              -- a folder of LoRA adapters for the model
   data = "refshapes",                              -- or a folder (data.jsonl)
   rows = config.optional "number",                 -- the first so many; null: all (RefShapes: 128)
   split = "heldout", seed = 42, refshapes_size = config.optional "number",
@@ -407,7 +408,7 @@ end
 local function load_models(run)
   local cfg = run.config
   if not cfg.oracle then
-    run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype })
+    run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter })
     run.policy:tokenizer()
     local plan = run.policy:processor():plan(cfg.frame, cfg.frame)
     if plan.resized_width ~= cfg.frame or plan.resized_height ~= cfg.frame then

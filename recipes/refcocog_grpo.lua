@@ -17,6 +17,7 @@ local prompt = require "segzero.prompt"
 local checkpoint = require "segzero.checkpoint"
 local segment = require "segzero.segment"
 local terms = require "rewards.seg_terms"
+local lora = require "segzero.lora"
 local cjson = require "cjson"
 
 local M = {}
@@ -40,7 +41,8 @@ M.defaults = {
       max_grad_norm = 1.0, clip_ratio = 0.2, entropy_coeff = 1e-3, loss_avg_mode = "token", ppo_epochs = 1,
       use_kl_loss = true, kl_loss_coef = 5e-3, kl_loss_type = "low_var_kl",
       freeze_vision_tower = false, grad_dtype = "f32",
-      model = { model_path = "", enable_gradient_checkpointing = true, dtype = "f32" },
+      model = { model_path = "", enable_gradient_checkpointing = true, dtype = "f32",
+        lora = { rank = 0, alpha = 64, target_modules = "all-linear", exclude_modules = ".*visual.*" } },      -- rank 0: off (lora.lua)
       optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0,
         state_dtype = "f32", master_weights = true },
     },
@@ -163,6 +165,11 @@ function M.settings(args)
   check_choice(cfg, "worker.actor.grad_dtype", { "f32", "bf16" })
   if cfg.worker.ref.model.dtype then check_choice(cfg, "worker.ref.model.dtype", { "f32", "bf16", "int8" }) end
   check_choice(cfg, "worker.reward.reward_type", { "function" })
+  local rank, ref = cfg.worker.actor.model.lora.rank, cfg.worker.ref.model.dtype
+  if rank < 0 or rank % 1 ~= 0 then error(("worker.actor.model.lora.rank is %s, expected a whole number (0: off)"):format(tostring(rank)), 0) end
+  if rank > 0 and ref and ref ~= cfg.worker.actor.model.dtype then
+    error(("worker.ref.model.dtype is %s: with LoRA the reference is the policy without its adapters, %s"):format(ref, cfg.worker.actor.model.dtype), 0)
+  end
   if cfg.worker.actor.ppo_epochs ~= 1 then error("worker.actor.ppo_epochs is " .. cfg.worker.actor.ppo_epochs .. ", only 1 is supported", 0) end
   if cfg.algorithm.kl_coef ~= 0 then error("algorithm.kl_coef is " .. cfg.algorithm.kl_coef .. ": the KL term is in the loss here (worker.actor.kl_loss_coef)", 0) end
   if cfg.worker.reward.compute_score == "mask_iou" and cfg.worker.reward.sam2_path == "" then
@@ -217,8 +224,9 @@ function M.run(args, overrides)
   local processor = policy:processor()
   policy:tokenizer()                                      -- what is missing is said before the run folder is made
   processor.min_pixels, processor.max_pixels = d.min_pixels, d.max_pixels
-  local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0
-    and sz.qwen_vl(actor.model.model_path, { dtype = cfg.worker.ref.model.dtype or actor.model.dtype }) or nil
+  lora.configure(policy, cfg)
+  local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0 and (policy.lora and lora.reference(policy)
+    or sz.qwen_vl(actor.model.model_path, { dtype = cfg.worker.ref.model.dtype or actor.model.dtype })) or nil
 
   local sam2 = cfg.worker.reward.sam2_path
   local segmenter = sam2 ~= "" and segment.new(sz.sam2(sam2)) or nil

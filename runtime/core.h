@@ -170,6 +170,7 @@ sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b);
 sz_tensor *sz_linear_gelu(sz_tensor *x, sz_tensor *w, sz_tensor *b);
 sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w);
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3]);
+sz_tensor *sz_linear_add(sz_tensor *y, sz_tensor *x, sz_tensor *w, int64_t col);
 int        sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);
 sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m, bool wide);
 sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale);

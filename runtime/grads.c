@@ -259,6 +259,16 @@ static int sz_grad_linear(sz_node *n)
     return give_if(n, 0, RUN(linear_dx, .in = { dy, w[0], weights > 1 ? w[1] : NULL, weights > 2 ? w[2] : NULL }));
 }
 
+/* (y, x, w; col): y's own gradient is dy as it stands. */
+static int sz_grad_linear_add(sz_node *n)
+{
+    sz_tensor *x = IN(n, 1), *w = IN(n, 2), *dy = DY(n);
+    const double col = n->call.args[0];
+    if (NEEDS(n, 2) && accumulate(w, SZ_OP_linear_dw_, (sz_call){ .in = { NULL, x, dy }, .args = { col } }) != 0) return -1;
+    if (NEEDS(n, 1) && give_if(n, 1, RUN(linear_dx, .in = { dy, w }, .args = { col })) != 0) return -1;
+    return NEEDS(n, 0) ? give_if(n, 0, shaped_like(dy, IN(n, 0))) : 0;
+}
+
 /* ---- attention, log-probability ---- */
 static int sz_grad_attention(sz_node *n)
 {

@@ -505,11 +505,22 @@ static int sz_shape_linear_cat(sz_call *c)
     return out0(c, with_cols(c->in[0], c->in[0]->dtype, m));
 }
 
+/* A view is returned, not y itself: on the tape y stays the output of what made it. */
+static int sz_shape_linear_add_(sz_call *c)
+{
+    sz_tensor *y = c->in[0], *x = c->in[1], *w = c->in[2];
+    REQUIRE(floating(y) && floating(x) && w && y->ndim >= 1 && x->ndim >= 1 && y->dtype == x->dtype, "takes y [n, c], x [n, k] and w [m, k] of one dtype");
+    int64_t m = weight_rows(x, &c->in[2], NULL, 1, sz_cols(x));
+    REQUIRE(m > 0 && sz_rows(x) == sz_rows(y), "y and x must have the same rows, and w x's columns and dtype");
+    REQUIRE(c->args[0] >= 0 && (int64_t)c->args[0] + m <= sz_cols(y), "the columns reach past y");
+    return out0(c, sz_tensor_view(y, y->ndim, y->shape, 0));
+}
+
 static int sz_shape_linear_dx(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim >= 1 && c->in[1] && c->in[1]->shape[0] > 0, "takes dy and weights");
     int64_t k = c->in[1]->numel / c->in[1]->shape[0], m = weight_rows(c->in[0], &c->in[1], NULL, 3, k);
-    REQUIRE(m == sz_cols(c->in[0]), "the weights' rows must add up to dy's columns");
+    REQUIRE(m > 0 && c->args[0] >= 0 && (int64_t)c->args[0] + m <= sz_cols(c->in[0]), "the weights' rows must be columns of dy");
     return out0(c, with_cols(c->in[0], c->in[0]->dtype, k));
 }
 
@@ -732,6 +743,10 @@ sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w) { return apply(SZ_OP_linea
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3])
 {
     return apply(SZ_OP_linear_cat, 2, (sz_call){ .in = { x, w[0], w[1], w[2], b[0], b[1], b[2] } });
+}
+sz_tensor *sz_linear_add(sz_tensor *y, sz_tensor *x, sz_tensor *w, int64_t col)
+{
+    return apply(SZ_OP_linear_add_, 3, (sz_call){ .in = { y, x, w }, .args = { (double)col } });
 }
 sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_heads, int head_dim, bool causal, double scale)
 {

@@ -172,6 +172,8 @@ int64_t     sz_tokenizer_decode(sz_tokenizer *t, const int32_t *ids, int64_t n, 
 /* The bytes of one token as they stand, borrowed until the tokenizer is freed; length 0 for an id without a token. */
 int64_t     sz_tokenizer_bytes(sz_tokenizer *t, int32_t id, const char **bytes);
 int         sz_tokenizer_size(const sz_tokenizer *t);                /* largest id + 1 */
+/* 1 when the whole of text matches the pattern (PCRE2 syntax, as Python's re.fullmatch), 0 when not; -1 with a message when it does not compile. */
+int         sz_pattern_matches(const char *pattern, const char *text);
 
 /* ---- sampling ---- */
 typedef struct {

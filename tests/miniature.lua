@@ -20,6 +20,7 @@ local trainer = require "segzero.trainer"
 local config = require "segzero.config"
 local data = require "segzero.data"
 local prompt = require "segzero.prompt"
+local lora = require "segzero.lora"
 local host = require "segzero.host"
 
 local M = { size = 84 }
@@ -130,7 +131,9 @@ end
 
 function M.trainer(cfg, opts)
   local policy = sz.qwen_vl(opts.model, { dtype = opts.dtype })
-  local t = trainer.new { config = cfg, policy = policy, reference = opts.reference and sz.qwen_vl(opts.model, { dtype = opts.dtype }) or nil,
+  lora.configure(policy, cfg)
+  local reference = opts.reference and (policy.lora and lora.reference(policy) or sz.qwen_vl(opts.model, { dtype = opts.dtype })) or nil
+  local t = trainer.new { config = cfg, policy = policy, reference = reference,
     reward = opts.reward or M.reward, train = opts.train or M.rows(cfg), held_out = opts.held_out, prompt = prompt.seg_zero, folder = opts.folder }
   t.total_steps = opts.total_steps or 4
   return t

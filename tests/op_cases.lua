@@ -668,6 +668,19 @@ cases.linear_int8 = {
     return {inputs = {g.normal({1024, 2048}), q, scale}, args = {4096, 0}, flops = 2 * 1024 * 2048 * 4096}
   end,
 }
+-- Input 1 is updated, so its gradient (dy itself) is not among those differenced; the adapters' golden files have it.
+cases.linear_add_ = {
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(PRODUCTS) do
+      list[#list + 1] = {inputs = {g.normal({s[1], s[3]}), g.normal({s[1], s[2]}), g.normal({s[3], s[2]})}, args = {0}, grad = {2, 3}, sums = true}
+      list[#list + 1] = {inputs = {g.normal({s[1], s[3] + 9}), g.normal({s[1], s[2]}), g.normal({s[3], s[2]})}, args = {4}, grad = {2, 3}, sums = true,
+                         name = "columns of a wider y"}
+    end
+    return list
+  end,
+  bench = function(g) return {inputs = {g.normal({1024, 2048}), g.normal({1024, 16}), g.normal({2048, 16})}, args = {0}, flops = 2 * 1024 * 16 * 2048} end,
+}
 cases.linear_dx = {
   calls = function(g)
     local list = {}
@@ -675,6 +688,7 @@ cases.linear_dx = {
       list[#list + 1] = {inputs = {g.normal({s[1], s[3]}), g.normal({s[3], s[2]})}, sums = true}
       list[#list + 1] = {inputs = {g.normal({s[1], s[3] + 20}), g.normal({s[3], s[2]}), g.normal({3, s[2]}), g.normal({17, s[2]})}, sums = true,
                          name = "three weights"}
+      list[#list + 1] = {inputs = {g.normal({s[1], s[3] + 9}), g.normal({s[3], s[2]})}, args = {4}, sums = true, name = "columns of a wider dy"}
     end
     return list
   end,

@@ -1,4 +1,4 @@
--- checkpoint.lua - a training state on disk: a folder that is a loadable Hugging Face model plus what resuming needs.
+-- checkpoint.lua - a training state on disk: a folder that is a loadable Hugging Face model (or PEFT adapter) plus what resuming needs.
 --
 --   checkpoint.save(folder, step, vl, opt, state)      folder/global_step_<step>/
 --   checkpoint.latest(folder) -> path | nil            the newest one that is complete
@@ -11,6 +11,7 @@ local cjson = require "cjson"
 local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local model = require "segzero.model"
+local lora = require "segzero.lora"
 
 local M = {}
 
@@ -80,16 +81,23 @@ function M.load(path, vl, opt)
   if type(state) ~= "table" or type(state.global_step) ~= "number" then
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end
+  local parameters = vl.lora and lora.parameters(vl) or vl:parameters()
+  if vl.lora then
+    local json = files.exists(path .. "/adapter_config.json") and lora.read_config(path) or error(path .. " is no checkpoint of adapters", 0)
+    if json.lora_alpha ~= vl.lora.alpha then
+      error(("checkpoint %s: lora.alpha was %s, is %s"):format(path, tostring(json.lora_alpha), tostring(vl.lora.alpha)), 0)
+    end
+  end
   -- All is looked at before anything is changed.
-  with(safetensors.load_folder(path), function(weights)
-    compare(path, vl:parameters(), weights)
+  with(vl.lora and lora.read(path) or safetensors.load_folder(path), function(weights)
+    compare(path, parameters, weights)
     with(opt and safetensors.load(path .. "/optimizer.safetensors") or {}, function(saved)
       if opt then
         compare(path .. "/optimizer.safetensors", opt:state(), saved, true)
         copy(opt:state(), saved)
         opt:set_steps(state.optimizer_steps)
       end
-      copy(vl:parameters(), weights)
+      copy(parameters, weights)
     end)
   end)
   return state

@@ -24,7 +24,7 @@ local lazy = {
   prompt = "segzero.prompt", answer = "segzero.answer", advantage = "segzero.advantage", loss = "segzero.loss",
   refshapes = "segzero.refshapes", trainer = "segzero.trainer", checkpoint = "segzero.checkpoint", log = "segzero.log",
   rollout = "segzero.rollout", optim = "segzero.optim", processor = "segzero.processor",
-  torchfile = "segzero.torchfile", segment = "segzero.segment", generation = "segzero.generation",
+  torchfile = "segzero.torchfile", segment = "segzero.segment", generation = "segzero.generation", lora = "segzero.lora",
 }
 
 function M.tokenizer(dir) return require("segzero.tokenizer").new(dir) end

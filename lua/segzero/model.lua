@@ -1,6 +1,6 @@
 -- model.lua - Qwen2.5-VL and Qwen2-VL as scripts see them: a Hugging Face folder in; forward, log-probabilities, generation; a folder out.
 --
---   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda"})
+--   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda", adapter = a PEFT folder})
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
@@ -8,6 +8,7 @@
 --   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
 --   vl:save(dir)
 --
+-- With adapters (vl.lora, lora.lua) they are what is trained and what save() writes, as PEFT does; parameters() stays the base's.
 -- dtype int8 is for inference: bf16 with the language model's linear layers in 8 bits (vl.quantized), not trained, not saved.
 -- JSON is read here; weights are mapped by safetensors.lua and handed to C by name. Leaves out: videos.
 
@@ -21,6 +22,7 @@ local files = require "segzero.files"
 local weights = require "segzero.weights"
 local generation = require "segzero.generation"
 local features = require "segzero.features"
+local lora = require "segzero.lora"
 
 local C, check = core.C, core.check
 
@@ -172,7 +174,12 @@ function M.qwen_vl(dir, opts)
   weights.load(vl, safetensors.open_folder(dir), canonical, function(name)
     return vl.config.tied == 1 and name == "lm_head.weight" or name:find "%.inv_freq$" ~= nil
   end)
-  return quantize(vl)
+  quantize(vl)
+  if opts.adapter then
+    local fits, why = pcall(lora.load, vl, opts.adapter)
+    if not fits then error(weights.plain(why), 2) end
+  end
+  return vl
 end
 
 function M.is_norm(name)
@@ -226,7 +233,7 @@ local function whole(f, name)
   end
 end
 methods.parameters = whole(weights.parameters, "parameters")
-methods.train = whole(weights.train, "train")
+methods.train = whole(function(vl, filter) return (vl.lora and lora or weights).train(vl, filter) end, "train")
 
 function methods:free()
   if self.c ~= nil then
@@ -357,8 +364,10 @@ local function write_chat_template(dir)
   end
 end
 
--- Writes a folder that transformers and segzero load: config, weights, and the companion files the model came with.
+-- Writes a folder that transformers and segzero load: config, weights, and the companion files the model came with. Of a model with
+-- adapters only these, in PEFT's format.
 methods.save = whole(function(self, dir, opts)
+  if self.lora then return lora.save(self, dir) end
   files.make_dir(dir)
   for _, name in ipairs(COMPANIONS) do
     if self.dir then copy_file(self.dir .. "/" .. name, dir .. "/" .. name) end
@@ -375,8 +384,8 @@ end, "save")
 function mt.__tostring(vl)
   local c = vl.config
   local family = c.family == C.SZ_QWEN2_VL and "Qwen2-VL" or "Qwen2.5-VL"
-  return ("%s %s (%d layers of %d, vision %d of %d%s)"):format(family, vl.dir or "random", c.layers, c.hidden, c.v_depth, c.v_hidden,
-    vl.quantized and ", int8" or "")
+  return ("%s %s (%d layers of %d, vision %d of %d%s%s)"):format(family, vl.dir or "random", c.layers, c.hidden, c.v_depth, c.v_hidden,
+    vl.quantized and ", int8" or "", vl.lora and (", LoRA of rank %d on %d layers"):format(vl.lora.rank, #vl.lora.list) or "")
 end
 
 return M

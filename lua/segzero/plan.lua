@@ -21,6 +21,7 @@ local data = require "segzero.data"
 local config = require "segzero.config"
 local files = require "segzero.files"
 local weights = require "segzero.weights"
+local lora = require "segzero.lora"
 
 local C, check = core.C, core.check
 
@@ -62,6 +63,12 @@ local function bytes_of(list, width)
     total = total + n * (type(width) == "function" and width(w, n) or width)
   end
   return total
+end
+
+-- The policy, with its adapters. They may freeze the tower: cfg is the caller's own copy.
+local function void_policy(cfg)
+  local model_cfg = cfg.worker.actor.model
+  return lora.configure(model.void(model_cfg.model_path, model_cfg.dtype), cfg, true)
 end
 
 -- ---- inputs ----
@@ -120,11 +127,12 @@ end
 local function count_arena(cfg, state)
   local trainer = require "segzero.trainer"
   local actor, r, d = cfg.worker.actor, cfg.worker.rollout, cfg.data
-  local vl = model.void(state.dir, actor.model.dtype)
+  local vl = void_policy(cfg)
   local train_batch, n, length = d.rollout_batch_size, r.n, state.answer or d.max_response_length
   local list = vl:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
   local groups = groups_of(state.input, math.min(train_batch, actor.global_batch_size), n, length)
-  local bare, arena = trainer.bare { config = cfg, policy = vl, reference = state.kl and vl or nil }, {}
+  local reference = state.kl and (vl.lora and lora.reference(vl) or vl) or nil
+  local bare, arena = trainer.bare { config = cfg, policy = vl, reference = reference }, {}
   local first = bare:micro_batches(groups, "update")[1]      -- none has more groups, or longer parts
   for _, p in ipairs(list) do check(C.sz_tensor_set_grad_dtype(p.tensor.ptr, tensor.dtype_code(actor.grad_dtype))) end
   arena.reference = counted(function() bare:reference_log_probs(bare:micro_batches(groups, "experience")[1].groups) end)
@@ -163,14 +171,18 @@ local function sizes(cfg, state)
   local actor, vl = cfg.worker.actor, state.vl
   local dtype, o = actor.model.dtype, actor.optim
   local trained = {}
-  for _, w in ipairs(vl.weights) do
+  for _, w in ipairs(vl.lora and {} or vl.weights) do
     if not (actor.freeze_vision_tower and w.name:match "^visual%.") then trained[#trained + 1] = w end
+  end
+  for _, a in ipairs(vl.lora and vl.lora.list or {}) do
+    trained[#trained + 1], trained[#trained + 2] = { shape = a.a:shape() }, { shape = a.b:shape() }
   end
   local p = {}
   p.weights = bytes_of(vl.weights, WIDTH[dtype])
+  p.adapters = vl.lora and bytes_of(trained, 4) or 0
   local reference = cfg.worker.ref.model.dtype or dtype
-  p.reference = state.kl and (reference == "int8" and int8_bytes(vl) or bytes_of(vl.weights, WIDTH[reference])) or 0
-  p.masters = dtype == "bf16" and o.master_weights and bytes_of(trained, 4) or 0
+  p.reference = state.kl and not vl.lora and (reference == "int8" and int8_bytes(vl) or bytes_of(vl.weights, WIDTH[reference])) or 0
+  p.masters = dtype == "bf16" and o.master_weights and not vl.lora and bytes_of(trained, 4) or 0
   p.moments = bytes_of(trained, 2 * WIDTH[o.state_dtype]) + (o.state_dtype == "int8" and bytes_of(trained, 2 * 4 / 256) or 0)
   p.gradients = bytes_of(trained, function(w) return #w.shape > 1 and WIDTH[actor.grad_dtype] or 4 end)
   local prompt = #state.input.input_ids
@@ -184,7 +196,7 @@ end
 local function total(cfg, state)
   local p = sizes(cfg, state)
   local arena, largest = count_arena(cfg, state)
-  local lasting = p.weights + p.reference + p.masters + p.moments + p.pictures + p.program
+  local lasting = p.weights + p.adapters + p.reference + p.masters + p.moments + p.pictures + p.program
   -- The arena keeps what its largest phase needed; the cache and the gradients are there in their own phase only.
   local most = math.max(arena.sampling, arena.reference, arena.update)
   local plan = { parts = p, arena = arena, largest = largest, prompt = #state.input.input_ids, device = state.device }
@@ -203,7 +215,7 @@ end
 local function read(cfg, opts)
   local actor, d = cfg.worker.actor, cfg.data
   local state = { dir = actor.model.model_path, device = M.device(), answer = opts.answer }
-  state.vl = model.void(state.dir, actor.model.dtype)
+  state.vl = void_policy(cfg)
   state.input, state.pixels = longest_input(cfg, state.vl, { train = opts.train, prompt = opts.prompt or require("segzero.prompt").seg_zero })
   state.kl = actor.use_kl_loss and actor.kl_loss_coef ~= 0
   state.evaluates = d.val_files ~= "" and (cfg.trainer.val_before_train or cfg.trainer.test_freq > 0 or not cfg.trainer.val_only)
@@ -214,14 +226,6 @@ local function read(cfg, opts)
   return state
 end
 
-function M.of(cfg, opts)
-  local state = read(cfg, opts or {})
-  local plan = total(cfg, state)
-  plan.state = state
-  return plan
-end
-
--- ---- what would fit ----
 local function copy(t)
   if type(t) ~= "table" then return t end
   local out = {}
@@ -229,12 +233,20 @@ local function copy(t)
   return out
 end
 
+function M.of(settings, opts)
+  local cfg = copy(settings)
+  local state = read(cfg, opts or {})
+  local plan = total(cfg, state)
+  plan.state = state
+  return plan
+end
+
+-- ---- what would fit ----
 local function with(cfg, state, changes)
   local changed = copy(cfg)
   for _, change in ipairs(changes) do config.set(changed, change[1], change[2]) end
   local s = copy(state)
-  s.vl, s.input = state.vl, state.input
-  if changed.worker.actor.model.dtype ~= cfg.worker.actor.model.dtype then s.vl = model.void(state.dir, changed.worker.actor.model.dtype) end
+  s.vl, s.input = void_policy(changed), state.input
   s.kl = changed.worker.actor.use_kl_loss and changed.worker.actor.kl_loss_coef ~= 0
   return total(changed, s)
 end
@@ -259,8 +271,9 @@ local function remedies(cfg, prompt)
   local a, list = cfg.worker.actor, {}
   local function add(...) list[#list + 1] = { ... } end
   if not a.model.enable_gradient_checkpointing then add { "worker.actor.model.enable_gradient_checkpointing", true } end
-  if not a.freeze_vision_tower then add { "worker.actor.freeze_vision_tower", true } end
-  if a.use_kl_loss and cfg.worker.ref.model.dtype ~= "int8" then add { "worker.ref.model.dtype", "int8" } end
+  local adapted = a.model.lora.rank > 0
+  if not a.freeze_vision_tower and not adapted then add { "worker.actor.freeze_vision_tower", true } end
+  if a.use_kl_loss and not adapted and cfg.worker.ref.model.dtype ~= "int8" then add { "worker.ref.model.dtype", "int8" } end
   if a.use_kl_loss then add { "worker.actor.use_kl_loss", false } end
   if a.grad_dtype ~= "bf16" then add { "worker.actor.grad_dtype", "bf16" } end
   if a.optim.state_dtype ~= "int8" then add { "worker.actor.optim.state_dtype", "int8" } end
@@ -293,6 +306,11 @@ function M.remedy(cfg, plan)
     local p = with(cfg, plan.state, all)
     if p.fits then return settings_text(all), p end
   end
+  if cfg.worker.actor.model.lora.rank == 0 then       -- trains something else, and less
+    local least = { { "worker.actor.model.lora.rank", 16 } }
+    local p = with(cfg, plan.state, least)
+    if p.fits then return settings_text(least), p end
+  end
   return nil, with(cfg, plan.state, all)
 end
 
@@ -302,7 +320,8 @@ function M.print(plan)
   print(("memory of one run, prompts of %d tokens, micro-batches of %s"):format(plan.prompt, plan.largest))
   local function line(name, bytes, note) print(("  %-34s %12s  %s"):format(name, gib(bytes), note or "")) end
   line("weights", p.weights)
-  line("reference", p.reference, "shares the file's pages until the policy's are written to")
+  if p.adapters > 0 then line("adapters", p.adapters) end
+  line("reference", p.reference, p.adapters > 0 and "the policy without its adapters" or "shares the file's pages until the policy's are written to")
   line("masters", p.masters)
   line("optimizer's moments", p.moments)
   line("gradients", p.gradients, "in the update")

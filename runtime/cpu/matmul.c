@@ -70,10 +70,26 @@ int sz_cpu_linear_wide(const sz_call *c)
 }
 int sz_cpu_linear_cat(const sz_call *c) { return linear(c, 3, false); }
 
+int sz_cpu_linear_add_(const sz_call *c)
+{
+    sz_tensor *y = c->in[0], *x = c->in[1], *w = c->in[2];
+    int64_t n = sz_rows(x), k = sz_cols(x), m = w->shape[0], ld = sz_cols(y), col = (int64_t)c->args[0];
+    if (y->dtype == SZ_F32) return sz_gemm(false, true, n, m, k, x->data, k, w->data, k, x->dtype, 1, sz_f32(y) + col, ld);
+    float *sums = sz_scratch((size_t)(n * m) * sizeof *sums);
+    if (!sums || sz_gemm(false, true, n, m, k, x->data, k, w->data, k, x->dtype, 0, sums, m)) return -1;
+    #pragma omp parallel for schedule(static) if (n * m > 32768)
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t *restrict row = sz_bf16(y) + i * ld + col;
+        const float *restrict more = sums + i * m;
+        for (int64_t j = 0; j < m; j++) row[j] = sz_to_bf16(sz_from_bf16(row[j]) + more[j]);
+    }
+    return 0;
+}
+
 int sz_cpu_linear_dx(const sz_call *c)
 {
     sz_tensor *dy = c->in[0], *dx = c->out[0];
-    int64_t n = sz_rows(dy), ld = sz_cols(dy), k = sz_cols(dx), col = 0;
+    int64_t n = sz_rows(dy), ld = sz_cols(dy), k = sz_cols(dx), col = (int64_t)c->args[0];
     float *sums = result(dx);
     if (!sums) return -1;
     for (int i = 1; i <= 3 && c->in[i]; i++) {

@@ -44,6 +44,19 @@ int sz_ref_linear_wide(const sz_call *c)
 }
 int sz_ref_linear_cat(const sz_call *c) { return linear(c, 3, false); }
 
+int sz_ref_linear_add_(const sz_call *c)
+{
+    sz_tensor *y = c->in[0], *x = c->in[1], *w = c->in[2];
+    int64_t n = sz_rows(x), k = sz_cols(x), m = w->shape[0], ld = sz_cols(y), col = (int64_t)c->args[0];
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < m; j++) {
+            double s = sz_get(y, r * ld + col + j);
+            for (int64_t q = 0; q < k; q++) s += (double)sz_get(x, r * k + q) * sz_get(w, j * k + q);
+            sz_put(y, r * ld + col + j, (float)s);
+        }
+    return 0;
+}
+
 int sz_ref_linear_dx(const sz_call *c)
 {
     sz_tensor *dy = c->in[0], *dx = c->out[0];
@@ -51,7 +64,7 @@ int sz_ref_linear_dx(const sz_call *c)
     for (int64_t r = 0; r < n; r++)
         for (int64_t q = 0; q < k; q++) {
             double s = 0;
-            int64_t col = 0;
+            int64_t col = (int64_t)c->args[0];
             for (int i = 1; i <= 3 && c->in[i]; i++) {
                 for (int64_t j = 0; j < c->in[i]->shape[0]; j++) s += (double)sz_get(dy, r * ld + col + j) * sz_get(c->in[i], j * k + q);
                 col += c->in[i]->shape[0];

@@ -53,6 +53,10 @@ int64_t sz_cpu_workspace(int op, const sz_call *c)
     case SZ_OP_linear: case SZ_OP_linear_gelu: return linear(c, 1);
     case SZ_OP_linear_cat: return linear(c, 3);
     case SZ_OP_linear_wide: return sz_gemm_workspace(sz_rows(c->in[0]), sz_cols(c->out[0]), sz_cols(c->in[0]), c->in[0]->dtype);
+    case SZ_OP_linear_add_: {
+        int64_t n = sz_rows(c->in[1]), m = c->in[2]->shape[0];
+        return (c->in[0]->dtype == SZ_F32 ? 0 : 4 * n * m) + sz_gemm_workspace(n, m, sz_cols(c->in[1]), c->in[1]->dtype);
+    }
     case SZ_OP_linear_dx: return linear_dx(c);
     case SZ_OP_linear_dw_: return sz_gemm_workspace(c->in[0]->shape[0], sz_cols(c->in[1]), sz_rows(c->in[1]), c->in[1]->dtype);
     case SZ_OP_logprob: return logprob(c, false);

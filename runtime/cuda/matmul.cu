@@ -34,6 +34,33 @@ extern "C" int sz_cuda_linear_wide(const sz_call *c)
     return sz_cuda_gemm_linear(sz_rows(x), sz_cols(y), sz_cols(x), x->data, w->data, x->dtype, NULL, false, y->data, sz_cols(y), SZ_F32);
 }
 
+enum { THREADS = 256 };
+
+/* y += sums [n, m]; y's rows are ld apart. */
+static __global__ void add_columns_kernel(const float *sums, int64_t n, int64_t m, bf16 *y, int64_t ld)
+{
+    for (int64_t e = (int64_t)blockIdx.x * THREADS + threadIdx.x; e < n * m; e += (int64_t)gridDim.x * THREADS) {
+        bf16 *at = y + e / m * ld + e % m;
+        sz_store(at, sz_load(at) + sums[e]);
+    }
+}
+
+extern "C" int sz_cuda_linear_add_(const sz_call *c)
+{
+    const sz_tensor *y = c->in[0], *x = c->in[1], *w = c->in[2];
+    const int64_t n = sz_rows(x), k = sz_cols(x), m = w->shape[0], ld = sz_cols(y), col = (int64_t)c->args[0];
+    if (y->dtype == SZ_F32) return sz_cuda_gemm(false, true, n, m, k, x->data, k, w->data, k, x->dtype, 1, sz_elements_from(y, col).data, ld, SZ_F32);
+    const int64_t block = sz_cuda_block_rows(n, m);
+    float *sums = (float *)sz_cuda_scratch((size_t)(block * m + 1) * sizeof *sums);
+    if (!sums) return -1;
+    for (int64_t first = 0; first < n; first += block) {
+        const int64_t rows = block < n - first ? block : n - first;
+        if (sz_cuda_gemm(false, true, rows, m, k, sz_elements_from(x, first * k).data, k, w->data, k, x->dtype, 0, sums, m, SZ_F32)) return -1;
+        SZ_LAUNCH(add_columns_kernel, sz_grid(sz_blocks(rows * m, THREADS)), THREADS, 0, sums, rows, m, (bf16 *)y->data + first * ld + col, ld);
+    }
+    return sz_cuda_launched("linear_add_");
+}
+
 /* One weight goes straight to dx; the products of several are added up in f32, by blocks of rows when dx is bf16. */
 extern "C" int sz_cuda_linear_dx(const sz_call *c)
 {
@@ -45,7 +72,7 @@ extern "C" int sz_cuda_linear_dx(const sz_call *c)
     if (!direct && !sums) return -1;
     for (int64_t first = 0; first < n; first += block) {
         const int64_t rows = block < n - first ? block : n - first;
-        int64_t col = 0;
+        int64_t col = (int64_t)c->args[0];
         for (int i = 1; i <= 3 && c->in[i]; i++) {
             const int64_t m = c->in[i]->shape[0];
             if (sz_cuda_gemm(false, false, rows, k, m, sz_elements_from(dy, first * ld + col).data, ld, c->in[i]->data, k, dy->dtype, i > 1 ? 1.0f : 0.0f,

@@ -162,6 +162,24 @@ static int64_t from_alphabet(const char *token, size_t len, char *out)
     return n;
 }
 
+int sz_pattern_matches(const char *pattern, const char *text)
+{
+    int code;
+    PCRE2_SIZE offset;
+    pcre2_code *compiled = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED | PCRE2_ENDANCHORED, &code, &offset, NULL);
+    if (!compiled) {
+        char why[200];
+        pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
+        return sz_fail("the pattern '%s' does not compile at character %zu: %s", pattern, (size_t)offset, why);
+    }
+    pcre2_match_data *match = pcre2_match_data_create_from_pattern(compiled, NULL);
+    int r = match ? pcre2_match(compiled, (PCRE2_SPTR)text, PCRE2_ZERO_TERMINATED, 0, 0, match, NULL) : PCRE2_ERROR_NOMEMORY;
+    pcre2_match_data_free(match);
+    pcre2_code_free(compiled);
+    if (r < 0 && r != PCRE2_ERROR_NOMATCH) return sz_fail("the pattern '%s' failed on '%s' (PCRE2 error %d)", pattern, text, r);
+    return r >= 0;
+}
+
 /* ---- building ---- */
 sz_tokenizer *sz_tokenizer_new(const char *split_pattern)
 {
