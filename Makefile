@@ -89,7 +89,7 @@ SHARED_FLAGS := -shared $(if $(SANITIZER),,-Wl,-z,defs)
 NVCC := $(if $(filter 1,$(CUDA)),$(if $(SANITIZER),,$(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))))
 CUDA_FLAGS := -std=c++17 -O3 -DNDEBUG $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
               -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)) \
-              -Xcompiler -fPIC,-fvisibility=hidden,-Wall $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) -Iruntime
+              -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) -Iruntime
 CUDA_LIBS  := -lcublasLt
 EMULATOR   := $(if $(SANITIZER),,$(shell command -v $(firstword $(CXX)) 2>/dev/null))
 EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wshadow -Wno-unknown-pragmas \
