@@ -65,6 +65,7 @@ for p, g in ipairs(groups) do
 end
 
 local function flat(x)
+  x = check.host(x)
   local data, n = tensor.data(x), x:numel()
   local out = {}
   for i = 0, n - 1 do out[i + 1] = data[i] end
@@ -82,7 +83,7 @@ local function run_update(max_tokens, recompute)
         for _, v in ipairs(s.ref) do values[#values + 1] = v end
       end
     end
-    return tensor.new(values)
+    return tensor.new(values, { device = vl.device })
   end
   local grads
   -- The optimizer clears the gradients: they are read, and the weights left alone.
