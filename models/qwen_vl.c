@@ -1,6 +1,7 @@
 /* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the table of weights, logits and log-probabilities.
  * The forward passes are in qwen_vision.c and qwen_text.c; reading files and JSON is Lua's. Shapes: models/MODELS.md. */
 #include "qwen.h"
+#include "device.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -188,10 +189,11 @@ static int quantize(qwen_int8 *p, sz_tensor *w[3], sz_tensor *b[3])
     if (sz_quantize_int8(w, &p->q, &p->scale) != 0) return -1;
     for (int i = 0; i < 3 && w[i]; i++) p->rows += w[i]->shape[0];
     if (!b[0]) return 0;
-    p->bias = sz_new1(b[0]->dtype, p->rows, SZ_CPU);       /* 8-bit weights are on the CPU only */
+    if (!(p->bias = sz_new1(b[0]->dtype, p->rows, b[0]->device))) return -1;
     size_t at = 0;
-    for (int i = 0; p->bias && i < 3 && b[i]; i++, at += sz_bytes(b[i - 1])) memcpy((char *)p->bias->data + at, b[i]->data, sz_bytes(b[i]));
-    return p->bias ? 0 : -1;
+    for (int i = 0; i < 3 && b[i]; at += sz_bytes(b[i++]))
+        if (sz_bytes_copy(p->bias->device, (char *)p->bias->data + at, b[i]->device, b[i]->data, sz_bytes(b[i])) != 0) return -1;
+    return 0;
 }
 
 int sz_qwen_quantize(sz_qwen *m)
