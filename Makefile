@@ -89,7 +89,7 @@ SHARED_FLAGS := -shared $(if $(SANITIZER),,-Wl,-z,defs)
 NVCC := $(if $(filter 1,$(CUDA)),$(if $(SANITIZER),,$(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))))
 CUDA_FLAGS := -std=c++17 -O3 -DNDEBUG $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
               -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)) \
-              -Xcompiler -fPIC,-fvisibility=hidden,-Wall $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) -Iruntime
+              -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) -Iruntime
 CUDA_LIBS  := -lcublasLt
 EMULATOR   := $(if $(SANITIZER),,$(shell command -v $(firstword $(CXX)) 2>/dev/null))
 EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wshadow -Wno-unknown-pragmas \
@@ -111,7 +111,7 @@ BIN_TEST  := $(SRC_TEST:tests/%.c=$(B)/tests/%)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
-.PHONY: cuda-emulated all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall clean help FORCE
+.PHONY: bundle cuda-emulated all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
@@ -258,6 +258,11 @@ uninstall:
 	@rm -rf $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
 	@echo "removed from $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
 
+# For a machine that has CUDA and nothing else: built for no processor in particular, apart from build/, and the libraries it needs.
+bundle:
+	@$(MAKE) B=build/portable HOST=build/portable/segzero ARCH=x86-64-v3 all
+	@BUILT=build/portable sh tests/gpu_check.sh bundle
+
 clean:
 	@rm -rf build segzero
 
@@ -271,6 +276,7 @@ help:
 	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
 	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
 	@echo "make clean           remove build/ and ./segzero"
+	@echo "make bundle          build/bundle: all that tests/gpu_check.sh needs on a machine with nothing but CUDA; CUDA_ARCH=90 narrows it"
 	@echo "make cuda-emulated   the CUDA kernels compiled for the processor: $(CUDA_EMULATED)"
 	@echo "options: CUDA=0 (no CUDA backend)  CUDA_ARCH='$(CUDA_ARCH)' (NVCC here: $(or $(NVCC),none))"
 	@echo "         CC=  CFLAGS=  ARCH=$(ARCH)  WERROR=1  V=1 (whole commands)  SANITIZER=address|undefined|thread"

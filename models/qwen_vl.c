@@ -1,6 +1,7 @@
 /* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the table of weights, linear layers and their adapters, logits and log-probabilities.
  * The forward passes are in qwen_vision.c and qwen_text.c; reading files and JSON is Lua's. Shapes: models/MODELS.md. */
 #include "qwen.h"
+#include "device.h"
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -254,10 +255,11 @@ static int quantize(qwen_int8 *q, qwen_proj *const p[4])
     for (int i = 0; p[i]; i++) w[i] = p[i]->w, q->rows += p[i]->rows;
     if (sz_quantize_int8(w, &q->q, &q->scale) != 0) return -1;
     if (!p[0]->b) return 0;
-    q->bias = sz_new1(p[0]->b->dtype, q->rows, SZ_CPU);     /* 8-bit weights are on the CPU only */
+    if (!(q->bias = sz_new1(p[0]->b->dtype, q->rows, p[0]->b->device))) return -1;
     size_t at = 0;
-    for (int i = 0; q->bias && p[i]; at += sz_bytes(p[i++]->b)) memcpy((char *)q->bias->data + at, p[i]->b->data, sz_bytes(p[i]->b));
-    return q->bias ? 0 : -1;
+    for (int i = 0; p[i]; at += sz_bytes(p[i++]->b))
+        if (sz_bytes_copy(q->bias->device, (char *)q->bias->data + at, p[i]->b->device, p[i]->b->data, sz_bytes(p[i]->b)) != 0) return -1;
+    return 0;
 }
 
 static void let_go(qwen_proj *p)

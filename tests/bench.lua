@@ -1,10 +1,13 @@
 -- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same run.
 --
---   ./segzero tests/bench.lua [model=FILE.json|FOLDER] [dtype=f32|bf16|int8] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [python=PATH] [train_timed=n]
+--   ./segzero tests/bench.lua [model=FILE.json|FOLDER] [dtype=f32|bf16|int8] [device=cpu|cuda] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [side=n] [python=PATH] [train_timed=n]
 --
 -- The model is tests/bench_model.json with random weights, or that of model=: tests/bench_wide.json has the widths and the
 -- vocabulary of the 3B release and 4 of its layers, 8 of its tower's blocks; a Qwen2.5-VL folder is loaded (SEGZERO_BENCH_MODEL=
 -- names one too). The prompt is bench_model.json's text around an 840 x 840 picture: 1000 tokens.
+-- A model's file may have a `work` of its own (tests/bench_mini.json: for the emulator, where the sizes above take hours).
+-- device=cuda: limits are measured there, on larger matrices (side=), the device is waited for before a clock is read, decoding is
+-- timed at 1, 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept, beside what was free.
 -- One JSON object a line: {name, value, unit, limit, ratio}; ratio is the part of the limit that is reached, 1 at best.
 --   matmul_f32, matmul_bf16   GFLOP/s of a [2048, 2048] product through linear: the limit of what computes
 --   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it, if faster: the limit of what reads weights
@@ -34,15 +37,18 @@ local C = core.C
 
 local opts = bench.options({ dtype = "f32", only = "prefill,vision,train,recompute,start", train_timed = "2",
   model = os.getenv "SEGZERO_BENCH_MODEL" or core.root .. "/tests/bench_model.json" },
-  { model = true, dtype = true, only = true, threads = true, clock = true, python = true, train_timed = true })
+  { model = true, dtype = true, only = true, threads = true, clock = true, python = true, train_timed = true, device = true, side = true })
 local wanted = {}
 for name in opts.only:gmatch "[%w_]+" do wanted[name] = true end
 
-local work = model.read_json(core.root .. "/tests/bench_model.json").work
 local folder = not opts.model:match "%.json$" and opts.model
+local work = not folder and model.read_json(opts.model).work or model.read_json(core.root .. "/tests/bench_model.json").work
+opts.device = opts.device or os.getenv "SEGZERO_DEVICE" or "cpu"
 opts.threads = opts.threads or work.threads
 local now, best = bench.clock(opts), bench.best
 local rounded, causal_pairs = bench.rounded, bench.causal_pairs
+
+local free_at_first = opts.device ~= "cpu" and tonumber(C.sz_device_available(C.SZ_CUDA))
 
 local results = {}
 
@@ -52,7 +58,8 @@ local function emit(name, value, unit, limit, lower_is_better)
 end
 
 -- ---- the work ----
-local vl = folder and model.qwen_vl(folder, { dtype = opts.dtype }) or model.random(model.read_json(opts.model).model, { dtype = opts.dtype, seed = 1 })
+local vl = folder and model.qwen_vl(folder, { dtype = opts.dtype, device = opts.device })
+  or model.random(model.read_json(opts.model).model, { dtype = opts.dtype, device = opts.device, seed = 1 })
 local counts = bench.counts(vl)
 local input = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
 local grid_h, grid_w = unpack(input.image_grid_thw[1], 2)
@@ -81,19 +88,23 @@ local function bench_prefill()
   generate(1)                                      -- warms up: pages, primitives, compiled Lua
   local bandwidth = bench.read_rate(2)
   local seconds_1, step_1 = generate(1)
-  local seconds_n, step_n = generate(answers)
-  local seconds = math.min(seconds_1, seconds_n)
+  local runs, seconds = { { 1, step_1 } }, seconds_1
+  for _, n in ipairs(work.decode_answers or opts.device ~= "cpu" and { answers, 128 } or { answers }) do
+    local first, step = generate(n)
+    runs[#runs + 1] = { n, step }
+    seconds = math.min(seconds, first)
+  end
   emit("prefill_seconds", seconds, "s", flops / rate / 1e9, true)
   emit("prefill_tokens_per_second", prompt / seconds, "tokens/s", prompt * rate * 1e9 / flops)
   emit("prefill_rate", flops / seconds / 1e9, "GFLOP/s", rate)
   emit("read_bandwidth", bandwidth, "GB/s")
-  for _, run in ipairs { { 1, step_1 }, { answers, step_n } } do
+  for _, run in ipairs(runs) do
     local n, step = run[1], run[2]
     local cached = prompt + n * (work.decode_tokens / 2)        -- on average half of the answer is there
     local bytes = weight_bytes + size * 2 * counts.kv_width * vl.config.layers * cached
     emit("decode_" .. n, n / step, "tokens/s", n * bandwidth * 1e9 / bytes)
   end
-  emit("decode_group_speedup", results["decode_" .. answers] / results.decode_1, "x", answers)
+  emit("decode_group_speedup", results["decode_" .. runs[2][1]] / results.decode_1, "x", runs[2][1])
 end
 
 local function bench_vision()
@@ -176,4 +187,8 @@ if wanted.prefill then bench_prefill() end
 if wanted.vision then bench_vision() end
 if wanted.train then bench_train("train_", false, 2) end
 if wanted.recompute then bench_train("recompute_", true, 1) end
+if free_at_first then
+  local used = free_at_first - tonumber(C.sz_device_available(C.SZ_CUDA))
+  emit("device_memory", used / 2 ^ 30, "GiB", free_at_first / 2 ^ 30)
+end
 if opts.python and opts.python ~= "" then compare() end

@@ -3,7 +3,8 @@
 --   local bench = require "tests.bench_work"
 --   bench.options({key = default, ...}, {key = true, ...})      key=value words of the command line; others raise. Where the defaults have
 --                                           a list `settings`, words with dotted keys (a recipe's) go there
---   bench.clock(opts)                       the clock that clock= names; threads are set
+--   bench.clock(opts)                       the clock that clock= names, which waits for the device; threads are set. With device=cuda
+--                                           limits are measured there; side= is that of their matrices
 --   bench.emit(name, value, unit, {limit =, lower =, gflop =})
 --   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)      GFLOP/s, GB/s
 --   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations of a forward's products
@@ -22,6 +23,7 @@ local C = core.C
 local M = {}
 
 local now = C.sz_seconds
+local device, side, read_bytes = "cpu", 2048, 2 ^ 30
 
 -- ---- options and lines ----
 function M.options(opts, known)
@@ -37,7 +39,15 @@ end
 function M.clock(opts)
   if opts.clock == "cpu" and tonumber(opts.threads) ~= 1 then error(arg[0] .. ": clock=cpu needs threads=1", 0) end
   C.sz_set_threads(tonumber(opts.threads))
-  now = opts.clock == "cpu" and os.clock or C.sz_seconds
+  local clock = opts.clock == "cpu" and os.clock or C.sz_seconds
+  device = opts.device or "cpu"
+  side = tonumber(opts.side) or device ~= "cpu" and 8192 or 2048
+  if opts.side then read_bytes = 64 * side ^ 2 end
+  if device ~= "cpu" then core.check(C.sz_device_ready(C.SZ_CUDA)) end
+  function now()
+    core.check(C.sz_device_synchronise())
+    return clock()
+  end
   return now
 end
 
@@ -61,32 +71,32 @@ function M.best(n, f)
   local least = math.huge
   for _ = 1, n do
     local start = now()
-    tensor.step(f)
+    tensor.step(function()
+      f()
+      core.check(C.sz_device_synchronise())
+    end)
     least = math.min(least, now() - start)
   end
   return least
 end
 
 -- ---- limits ----
-local SIDE = 2048
-local READ_BYTES = 2 ^ 30
-
 function M.matmul_rate(dtype, times)
-  local a, b = tensor.empty({ SIDE, SIDE }, { dtype = dtype }), tensor.empty({ SIDE, SIDE }, { dtype = dtype })
+  local a, b = tensor.empty({ side, side }, { dtype = dtype, device = device }), tensor.empty({ side, side }, { dtype = dtype, device = device })
   for i, t in ipairs { a, b } do core.check(C.sz_random_normal_(t.ptr, 1, i, 0, 1)) end
   local seconds = M.best(times, function() a:linear(b) end)
   a:free()
   b:free()
-  return 2 * SIDE ^ 3 / seconds / 1e9
+  return 2 * side ^ 3 / seconds / 1e9
 end
 
 function M.read_rate(times)
-  local t = tensor.empty { READ_BYTES / 4 }
-  ffi.fill(tensor.data(t), READ_BYTES, 1)         -- touched: pages that were never written all share one
-  local w, x = t:reshape(READ_BYTES / 16384, 4096, 0, 0), tensor.zeros { 1, 4096 }
+  local t = tensor.empty({ read_bytes / 4 }, { device = device })
+  if device == "cpu" then ffi.fill(tensor.data(t), read_bytes, 1) end   -- touched: pages that were never written all share one
+  local w, x = t:reshape(read_bytes / 16384, 4096, 0, 0), tensor.zeros({ 1, 4096 }, { device = device })
   local seconds = math.min(M.best(times, function() t:sum() end), M.best(times, function() x:linear(w) end))
   for _, made in ipairs { w, x, t } do made:free() end
-  return READ_BYTES / seconds / 1e9
+  return read_bytes / seconds / 1e9
 end
 
 -- What the products of this dtype could reach: bf16 is widened where the CPU has no bf16 products.

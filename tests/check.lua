@@ -6,6 +6,7 @@
 --   check.near(got, want, tol, name)        |got - want| <= tol; tables of numbers element by element; nan only equals nan
 --   check.raises(f, "pattern", name)        f() raises a message that has this Lua pattern
 --   check.skip("a CUDA driver")             prints `skip: a CUDA driver`; the runner counts these lines
+--   check.host(t)                           t, or its copy on the processor where `segzero --device cuda` put it elsewhere
 --   check.finish()                          last line of a test: prints the count, exits 1 if anything failed
 --
 -- check.seed is the seed of this run (SEED=n make test). A failed check prints where it stands and the test goes on.
@@ -92,6 +93,10 @@ function M.raises(f, pattern, name)
   end
   local good = pattern == nil or tostring(err):find(pattern) ~= nil
   return count(good, name, not good and "raised '" .. tostring(err) .. "', expected '" .. pattern .. "'" or nil)
+end
+
+function M.host(t)
+  return t:device() == "cpu" and t or t:to { device = "cpu" }
 end
 
 function M.skip(lacks)

@@ -98,7 +98,8 @@ local function check_gradients(vl, name, sequence, t)
     if entry then
       seen = seen + 1
       local got, want = {}, t[sequence.prefix .. "grad." .. parameter]:totable()
-      local p = tensor.data(grad)
+      local values = check.host(grad)
+      local p = tensor.data(values)
       local squares, norm = 0, 0
       for i = 0, entry.numel - 1 do norm = norm + p[i] * p[i] end
       for i = 1, entry.count do

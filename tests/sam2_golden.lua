@@ -10,6 +10,7 @@
 local bit = require "bit"
 local cjson = require "cjson"
 local sz = require "segzero"
+local check = require "tests.check"
 local tensor = require "segzero.tensor"
 local sam2 = require "segzero.sam2"
 
@@ -135,6 +136,7 @@ end
 -- stored tensor's element `from`.
 function Case:error(key, t, from)
   local want, stride = self.tensors[key], self.json.maps[key] and self.json.maps[key].stride or 1
+  t = check.host(t)
   local w, g, worst, largest = tensor.data(want), tensor.data(t), 0, 1e-30
   from = from or 0
   for i = 0, want:numel() - 1 do

@@ -65,6 +65,7 @@ for p, g in ipairs(groups) do
 end
 
 local function flat(x)
+  x = check.host(x)
   local data, n = tensor.data(x), x:numel()
   local out = {}
   for i = 0, n - 1 do out[i + 1] = data[i] end

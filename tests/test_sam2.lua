@@ -47,9 +47,10 @@ local function test_forward(case, sam)
     small("map", case:error(key .. ".iou", o.iou), MAP_TOL, name .. " iou")
     -- One number, a sum that may cancel: its error is that of terms of size 1.
     check.near(o.object:reshape(stored.batch):totable(), case.tensors[key .. ".object"]:reshape(stored.batch):totable(), MAP_TOL, name .. " object")
+    local logits, iou = check.host(o.logits), check.host(o.iou)
     for b, choice in ipairs(stored.choices) do
       local side = sam.mask_side
-      local picked = sam:select(tensor.data(o.logits) + (b - 1) * 4 * side * side, tensor.data(o.iou) + (b - 1) * 4, false)
+      local picked = sam:select(tensor.data(logits) + (b - 1) * 4 * side * side, tensor.data(iou) + (b - 1) * 4, false)
       check.equal(picked[1], choice.single, name .. " single mask")
     end
   end
@@ -90,7 +91,7 @@ local function test_gradients(case, sam)
           local c = tensor.empty { t:numel() }
           local d = tensor.data(c)
           for j = 0, t:numel() - 1 do d[j] = math.cos(step * j) * scale end
-          return (t:reshape(t:numel()) * c):sum()
+          return (t:reshape(t:numel()) * c:to { device = t:device() }):sum()
         end
         local o = sam:decode(sam:encode(golden.pixels(case.json.image), { recompute = recompute }), prompts_of(case, stored or { name = loss.prompt, batch = 1 }))
         local l = waves(o.logits, 0.01, 1 / 64) + waves(o.iou, 1, 1) + o.object:sum()
@@ -113,7 +114,8 @@ local function test_gradients(case, sam)
           check.ok(false, name .. ": no gradient of " .. parameter)
         else
           check.equal(g:numel(), numel, parameter)
-          local d, w, difference, scale = tensor.data(g), tensor.data(samples) + offset, 0, 0
+          local values = check.host(g)
+          local d, w, difference, scale = tensor.data(values), tensor.data(samples) + offset, 0, 0
           for i = 0, count - 1 do
             difference, scale = difference + (d[i * stride] - w[i]) ^ 2, scale + w[i] ^ 2
           end

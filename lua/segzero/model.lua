@@ -150,7 +150,6 @@ local of = weights.access(C, "sz_qwen")
 local function new(json, dtype, device)
   local config = M.parse_config(json)
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_qwen_free)
-  if dtype == "int8" and device ~= "cpu" then error("dtype int8 is not there on " .. device .. " yet", 3) end
   local vl = setmetatable({ c = c, of = of, config = config, json = json, device = device, quantized = dtype == "int8",
     dtype = dtype == "int8" and "bf16" or dtype or "f32" }, mt)
   vl.weights = weights.list(c, of)

@@ -145,26 +145,14 @@ static int forward(const sz_call *c, bool packed, const char *op)
     if (sz_attention_from(c, packed, op, &a) != 0) return -1;
     const sz_tensor *table = c->in[packed ? 1 : 3];
     sz_tensor *out = c->out[0], *lse = c->out[1];
-    const sz_segment_row *rows = sz_segment_rows(table);
-    int64_t count = 0;
-    for (int64_t i = 0; i < table->shape[0]; i++) count += sz_flash_cut(rows, (int32_t)i, a.share, NULL);
+    const sz_cuda_plan *plan = sz_flash_plan(op, table, a.share);
+    if (!plan) return -1;
     if (sz_segment_queries(table) < out->shape[0]) {
         if (sz_cuda_fill(out->data, 0, sz_bytes(out)) != 0) return -1;
         if (lse->numel) SZ_LAUNCH(fill, 256, 256, 0, sz_f32(lse), lse->numel, -INFINITY);
         if (sz_cuda_launched(op) != 0) return -1;
     }
-    if (count == 0) return 0;
-    size_t bytes = (size_t)count * sizeof(sz_flash_task);
-    sz_flash_task *plan = (sz_flash_task *)malloc(bytes), *tasks = plan ? (sz_flash_task *)sz_cuda_scratch(bytes) : NULL;
-    int rc = plan ? -1 : sz_fail("%s: out of memory", op);
-    if (tasks) {
-        int64_t at = 0;
-        for (int64_t i = 0; i < table->shape[0]; i++) at += sz_flash_cut(rows, (int32_t)i, a.share, plan + at);
-        rc = sz_cuda_to_device(tasks, plan, bytes) == 0
-           ? sz_flash_run(op, out->dtype, a, tasks, count, NULL, out->data, sz_f32(lse), out->shape[0], sz_flash_parts{ NULL, NULL }) : -1;
-    }
-    free(plan);
-    return rc;
+    return sz_flash_run(op, out->dtype, a, (const sz_flash_task *)plan->device, plan->number[0], NULL, out->data, sz_f32(lse), out->shape[0], sz_flash_parts{ NULL, NULL });
 }
 
 extern "C" int sz_cuda_attention(const sz_call *c) { return forward(c, true, "attention"); }

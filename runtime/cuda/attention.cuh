@@ -309,6 +309,24 @@ static inline int64_t sz_flash_cut(const sz_segment_row *table, int32_t segment,
     return n;
 }
 
+/* The tasks of all segments, on the device. How many: number[0]. NULL with a message. */
+enum { SZ_PLAN_FLASH = 1, SZ_PLAN_CACHED, SZ_PLAN_BACKWARD };
+static inline const sz_cuda_plan *sz_flash_plan(const char *op, const sz_tensor *table, int32_t share)
+{
+    sz_cuda_plan *p = sz_cuda_plan_of(table, SZ_PLAN_FLASH, share, 0, 0);
+    if (!p || p->device) return p;
+    const sz_segment_row *rows = sz_segment_rows(table);
+    int64_t count = 0, at = 0;
+    for (int64_t i = 0; i < table->shape[0]; i++) count += sz_flash_cut(rows, (int32_t)i, share, NULL);
+    sz_flash_task *tasks = (sz_flash_task *)malloc((size_t)(count + 1) * sizeof *tasks);
+    if (!tasks) return (sz_cuda_plan *)sz_null("%s: out of memory", op);
+    for (int64_t i = 0; i < table->shape[0]; i++) at += sz_flash_cut(rows, (int32_t)i, share, tasks + at);
+    p->number[0] = count;
+    int rc = sz_cuda_plan_fill(p, tasks, (size_t)count * sizeof *tasks);
+    free(tasks);
+    return rc == 0 ? p : NULL;
+}
+
 /* Queries that the table names; they do not overlap. */
 static inline int64_t sz_segment_queries(const sz_tensor *segments)
 {

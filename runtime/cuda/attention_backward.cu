@@ -417,11 +417,27 @@ template <typename T, int DIM> static int launch(const backward_call &b)
     return sz_cuda_launched(b.op);
 }
 
-/* A copy of n bytes on the device until the call ends; NULL with a message. */
-static const void *uploaded(const void *from, size_t n)
+/* The key side's plan on the device: parts [number 0], entries [4], joins [1]; [2] slots, [3] key rows that are covered. */
+static const sz_cuda_plan *keys_plan(const char *op, const sz_attention_args &a, const sz_tensor *table)
 {
-    void *to = sz_cuda_scratch(n + 1);
-    return to && sz_cuda_to_device(to, from, n) == 0 ? to : NULL;
+    sz_cuda_plan *to = sz_cuda_plan_of(table, SZ_PLAN_BACKWARD, a.share, a.groups, a.causal);
+    if (!to || to->device) return to;
+    key_plan p = {};
+    int rc = plan_keys(a, table, &p);
+    const size_t part = (size_t)p.parts * sizeof *p.part, join = (size_t)p.joins * sizeof *p.join, entry = (size_t)p.entries * sizeof *p.entry;
+    char *bytes = rc == 0 ? (char *)malloc(part + join + entry + 1) : NULL;
+    if (!bytes) rc = sz_fail("%s: out of memory", op);
+    else {
+        /* Entries have 8-byte numbers: they come before what is a multiple of 4. */
+        memcpy(bytes, p.part, part);
+        memcpy(bytes + part, p.entry, entry);
+        memcpy(bytes + part + entry, p.join, join);
+        to->number[0] = p.parts, to->number[1] = p.joins, to->number[2] = p.slots, to->number[3] = p.covered, to->number[4] = p.entries;
+        rc = sz_cuda_plan_fill(to, bytes, part + join + entry);
+    }
+    free(bytes);
+    plan_drop(&p);
+    return rc == 0 ? to : NULL;
 }
 
 static int backward(const sz_call *c, bool packed, const char *op)
@@ -439,43 +455,26 @@ static int backward(const sz_call *c, bool packed, const char *op)
     b.dk = packed ? to + (int64_t)b.a.heads * b.a.dim * size : (char *)c->out[1]->data;
     b.dv = packed ? to + (int64_t)(b.a.heads + b.a.groups) * b.a.dim * size : (char *)c->out[2]->data;
 
-    const sz_segment_row *rows = sz_segment_rows(table);
-    for (int64_t i = 0; i < table->shape[0]; i++) b.count += sz_flash_cut(rows, (int32_t)i, b.a.share, NULL);
-    key_plan p = {};
-    sz_flash_task *plan = (sz_flash_task *)malloc((size_t)(b.count + 1) * sizeof *plan);
-    int rc = -1;
-    int64_t at = 0, blocks;
-    bool rest;
-    if (!plan || plan_keys(b.a, table, &p) != 0) {
-        sz_fail("%s: out of memory", op);
-        goto done;
-    }
-    b.parts = p.parts, b.joins = p.joins;
-    rest = sz_segment_queries(table) < q->shape[0];
-    if ((rest || (packed && p.covered < k->shape[0])) && sz_cuda_fill(c->out[0]->data, 0, sz_bytes(c->out[0])) != 0) goto done;
-    if (!packed && p.covered < k->shape[0]
+    const sz_cuda_plan *tasks = sz_flash_plan(op, table, b.a.share), *plan = tasks ? keys_plan(op, b.a, table) : NULL;
+    if (!plan) return -1;
+    b.count = tasks->number[0], b.parts = plan->number[0], b.joins = plan->number[1];
+    const int64_t slots = plan->number[2], covered = plan->number[3], blocks = (b.count > b.parts ? b.count : b.parts) * b.a.groups;
+    const bool rest = sz_segment_queries(table) < q->shape[0];
+    if ((rest || (packed && covered < k->shape[0])) && sz_cuda_fill(c->out[0]->data, 0, sz_bytes(c->out[0])) != 0) return -1;
+    if (!packed && covered < k->shape[0]
         && (sz_cuda_fill(c->out[1]->data, 0, sz_bytes(c->out[1])) != 0 || sz_cuda_fill(c->out[2]->data, 0, sz_bytes(c->out[2])) != 0))
-        goto done;
-    if (b.count == 0) {
-        rc = 0;
-        goto done;
-    }
-    blocks = (b.count > b.parts ? b.count : b.parts) * b.a.groups;
-    if (blocks > INT32_MAX || b.lse->numel / (THREADS / 32) >= INT32_MAX) {
-        sz_fail("%s: %lld blocks are more than one launch takes", op, (long long)blocks);
-        goto done;
-    }
-    for (int64_t i = 0; i < table->shape[0]; i++) at += sz_flash_cut(rows, (int32_t)i, b.a.share, plan + at);
-    b.tasks = (const sz_flash_task *)uploaded(plan, (size_t)b.count * sizeof *plan);
-    b.part = (const key_part *)uploaded(p.part, (size_t)p.parts * sizeof *p.part);
-    b.entry = (const key_entry *)uploaded(p.entry, (size_t)p.entries * sizeof *p.entry);
-    b.join = (const key_join *)uploaded(p.join, (size_t)p.joins * sizeof *p.join);
+        return -1;
+    if (b.count == 0) return 0;
+    if (blocks > INT32_MAX || b.lse->numel / (THREADS / 32) >= INT32_MAX) return sz_fail("%s: %lld blocks are more than one launch takes", op, (long long)blocks);
+    b.tasks = (const sz_flash_task *)tasks->device;
+    b.part = (const key_part *)plan->device;
+    b.entry = (const key_entry *)(b.part + b.parts);
+    b.join = (const key_join *)(b.entry + plan->number[4]);
     b.delta = (float *)sz_cuda_scratch(sz_bytes(b.lse));
-    b.sums = (float *)sz_cuda_scratch((size_t)(p.slots * b.a.groups) * 2 * KEY_ROWS * (size_t)sz_flash_width(q->dtype, b.a.dim) * sizeof(float) + 1);
-    if (b.tasks && b.part && b.entry && b.join && b.delta && b.sums) SZ_ATTENTION_TILE(q->dtype, b.a.dim, T, DIM, rc = launch<T, DIM>(b));
-done:
-    plan_drop(&p);
-    free(plan);
+    b.sums = (float *)sz_cuda_scratch((size_t)(slots * b.a.groups) * 2 * KEY_ROWS * (size_t)sz_flash_width(q->dtype, b.a.dim) * sizeof(float) + 1);
+    if (!b.delta || !b.sums) return -1;
+    int rc = -1;
+    SZ_ATTENTION_TILE(q->dtype, b.a.dim, T, DIM, rc = launch<T, DIM>(b));
     return rc;
 }
 

@@ -98,26 +98,19 @@ static int64_t most_tasks(const sz_segment_row &s, int32_t share)
     return ((int64_t)s.q_len * share + SZ_ATTENTION_COLUMNS - 1) / SZ_ATTENTION_COLUMNS + stretches(s.p_len) + stretches(s.k_len);
 }
 
-extern "C" int sz_cuda_attention_cached(const sz_call *c)
+/* Makes the plan: tasks [number 0], then the short segments' queries [1] and joins [1]; [2] slots. */
+static int make_plan(const char *op, const sz_attention_args &a, const sz_tensor *table, sz_cuda_plan *to)
 {
-    const char *op = "attention_cached";
-    sz_attention_args a;
-    if (sz_attention_from(c, false, op, &a) != 0) return -1;
-    const sz_tensor *table = c->in[3];
     const sz_segment_row *rows = sz_segment_rows(table);
-    sz_tensor *out = c->out[0];
     int64_t count = table->shape[0], tasks = 0, queries = 0, n = 0;
-    if (sz_segment_queries(table) < out->shape[0] && sz_cuda_fill(out->data, 0, sz_bytes(out)) != 0) return -1;
     auto is_short = [&](const sz_segment_row &s) { return (int64_t)s.q_len * a.share <= SZ_ATTENTION_COLUMNS; };
     for (int64_t i = 0; i < count; i++) {
         if (rows[i].q_len == 0) continue;
         tasks += most_tasks(rows[i], a.share);
         queries += is_short(rows[i]) ? rows[i].q_len : 0;
     }
-    if (tasks == 0) return 0;
-
     size_t task_bytes = (size_t)tasks * sizeof(sz_flash_task), query_bytes = (size_t)queries * sizeof(sz_flash_query), join_bytes = (size_t)queries * sizeof(cached_join);
-    char *memory = (char *)malloc(task_bytes + query_bytes + join_bytes + (size_t)count * sizeof(by_parent));
+    char *memory = (char *)malloc(task_bytes + query_bytes + join_bytes + (size_t)count * sizeof(by_parent) + 1);
     if (!memory) return sz_fail("%s: out of memory", op);
     cached_plan p = { (sz_flash_task *)memory, (sz_flash_query *)(memory + task_bytes), (cached_join *)(memory + task_bytes + query_bytes), 0, 0, 0 };
     by_parent *order = (by_parent *)(memory + task_bytes + query_bytes + join_bytes);
@@ -135,22 +128,32 @@ extern "C" int sz_cuda_attention_cached(const sz_call *c)
         }
         add_block(&p, a, rows, order + i, next - i);
     }
-
-    int rc = -1, width = sz_flash_width(out->dtype, a.dim);
-    char *plan = (char *)sz_cuda_scratch(task_bytes + query_bytes + join_bytes);
-    sz_flash_parts parts = { (float *)sz_cuda_scratch((size_t)(p.slots * a.groups * width) * sizeof(float) + 1),
-                             (float2 *)sz_cuda_scratch((size_t)(p.slots * a.groups) * sizeof(float2) + 1) };
-    if (p.slots > INT32_MAX || p.queries * a.heads > INT32_MAX) {
-        sz_fail("%s: the table has too many short segments", op);
-    } else if (plan && parts.sums && parts.weights && sz_cuda_to_device(plan, memory, task_bytes + query_bytes + join_bytes) == 0) {
-        rc = sz_flash_run(op, out->dtype, a, (sz_flash_task *)plan, p.tasks, (sz_flash_query *)(plan + task_bytes), out->data, NULL, out->shape[0], parts);
-        const cached_join *joins = (const cached_join *)(plan + task_bytes + query_bytes);
-        if (rc == 0 && p.queries > 0) {
-            SZ_FLOATING(out->dtype, T, SZ_LAUNCH(join_keys<T>, (unsigned)(p.queries * a.heads), (unsigned)(a.dim + 31) / 32 * 32, 0,
-                                                 joins, parts, width, a.heads, a.groups, a.dim, (T *)out->data));
-            rc = sz_cuda_launched(op);
-        }
-    }
+    to->number[0] = p.tasks, to->number[1] = p.queries, to->number[2] = p.slots, to->number[3] = (int64_t)task_bytes;
+    int rc = sz_cuda_plan_fill(to, memory, task_bytes + query_bytes + join_bytes);
     free(memory);
     return rc;
+}
+
+extern "C" int sz_cuda_attention_cached(const sz_call *c)
+{
+    const char *op = "attention_cached";
+    sz_attention_args a;
+    if (sz_attention_from(c, false, op, &a) != 0) return -1;
+    const sz_tensor *table = c->in[3];
+    sz_tensor *out = c->out[0];
+    if (sz_segment_queries(table) < out->shape[0] && sz_cuda_fill(out->data, 0, sz_bytes(out)) != 0) return -1;
+    sz_cuda_plan *plan = sz_cuda_plan_of(table, SZ_PLAN_CACHED, a.share, a.causal, 0);
+    if (!plan || (!plan->device && make_plan(op, a, table, plan) != 0)) return -1;
+    const int64_t tasks = plan->number[0], queries = plan->number[1], slots = plan->number[2], width = sz_flash_width(out->dtype, a.dim);
+    const sz_flash_query *list = (const sz_flash_query *)(plan->device + plan->number[3]);
+    const cached_join *joins = (const cached_join *)(list + queries);
+    if (slots > INT32_MAX || queries * a.heads > INT32_MAX) return sz_fail("%s: the table has too many short segments", op);
+    sz_flash_parts parts = { (float *)sz_cuda_scratch((size_t)(slots * a.groups * width) * sizeof(float) + 1),
+                             (float2 *)sz_cuda_scratch((size_t)(slots * a.groups) * sizeof(float2) + 1) };
+    if (!parts.sums || !parts.weights) return -1;
+    if (sz_flash_run(op, out->dtype, a, (const sz_flash_task *)plan->device, tasks, list, out->data, NULL, out->shape[0], parts) != 0) return -1;
+    if (queries == 0) return 0;
+    SZ_FLOATING(out->dtype, T, SZ_LAUNCH(join_keys<T>, (unsigned)(queries * a.heads), (unsigned)(a.dim + 31) / 32 * 32, 0,
+                                         joins, parts, (int)width, a.heads, a.groups, a.dim, (T *)out->data));
+    return sz_cuda_launched(op);
 }

@@ -32,8 +32,14 @@ int            sz_cuda_check(cudaError_t e, const char *what);   /* 0, or -1 wit
 int            sz_cuda_launched(const char *op);                 /* after SZ_LAUNCH: 0, or -1 with a message that names the op */
 /* Workspace on the device, 256-byte aligned, until this kernel call returns (later calls may reuse it: one stream). NULL with a message. */
 void          *sz_cuda_scratch(size_t bytes);
-/* The device's copy of a host i32 tensor, made once while the tensor lives in its scope. NULL with a message. */
+/* The device's copy of a host i32 tensor, kept by its content. NULL with a message. */
 const int32_t *sz_cuda_indices(const sz_tensor *t);
+/* What a kernel makes of a host i32 tensor and three numbers, kept by their content and kind (from 1 on): device NULL says that it
+ * is still to be made, filled by sz_cuda_plan_fill with bytes that go to the device; numbers are the caller's, 0 at first. To be
+ * used in this kernel call. NULL or -1 with a message. */
+typedef struct { const char *device; int64_t number[8]; } sz_cuda_plan;
+sz_cuda_plan  *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32_t y, int32_t z);
+int            sz_cuda_plan_fill(sz_cuda_plan *plan, const void *host, size_t bytes);
 int            sz_cuda_processors(void);                         /* multiprocessors of the device */
 }
 

@@ -1,8 +1,8 @@
 /* device.cu - the device and its stream, copies through pinned memory, index tensors on the device, error messages.
  *
  * One device (the first that CUDA shows), one stream. Copies from the host go through a ring of pinned pieces, so that the
- * caller's memory is free when the call returns and the bus runs at full speed. Index tensors are kept on the device as long
- * as their content is unchanged: an attention's segments are uploaded once a step, not once a layer.
+ * caller's memory is free when the call returns and the bus runs at full speed. Index tensors, and the plans that attention
+ * makes of segment tables, are kept on the device by their content: both go over once a step, not once a layer.
  * Leaves out: several devices, several streams, what is done by the core (arena, caching of blocks). */
 #include "device.cuh"
 #include <cstdarg>
@@ -222,46 +222,61 @@ int sz_cuda_fill(void *dst, int byte, size_t bytes)
 
 int sz_cuda_synchronise(void) { return sz_cuda_check(cudaStreamSynchronize(stream), "waiting for the device"); }
 
-/* ---- index tensors ---- */
-static struct { const void *host; int64_t numel; int32_t *copy, *device; int64_t room; uint64_t used; } kept[KEPT];
+/* ---- index tensors, and what is made of them ---- */
+struct kept_entry {
+    sz_cuda_plan plan;              /* first: a plan is its entry */
+    int32_t key[4], *content;
+    int64_t numel, room;
+    void *memory;
+    size_t bytes;
+    uint64_t used;
+};
+static kept_entry kept[KEPT];
 static uint64_t kept_clock;
 
-/* A tensor's object and bytes are reused by others, so what counts is the content, of which a host copy is kept; place and
- * size find it. An entry is given up 64 other tensors later; what runs on it by then is earlier in the stream. */
+/* A tensor's object and bytes are reused by others, so what counts is the content, of which a host copy is kept. An entry is given
+ * up 64 others later; what runs on it by then is earlier in the stream. One that was never filled is not found again. */
+sz_cuda_plan *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32_t y, int32_t z)
+{
+    const int32_t key[4] = { kind, x, y, z };
+    kept_entry *e = kept;
+    for (kept_entry *k = kept; k < kept + KEPT; k++) {
+        if (k->plan.device && k->numel == t->numel && memcmp(k->key, key, sizeof key) == 0 && memcmp(k->content, t->data, sz_bytes(t)) == 0) {
+            k->used = ++kept_clock;
+            return &k->plan;
+        }
+        if (k->used < e->used) e = k;
+    }
+    memset(&e->plan, 0, sizeof e->plan);
+    if (e->room < t->numel || !e->content) {
+        free(e->content);
+        e->room = t->numel < 256 ? 256 : t->numel;
+        e->content = (int32_t *)malloc((size_t)e->room * 4);
+        if (!e->content) return (sz_cuda_plan *)sz_null("out of memory");
+    }
+    memcpy(e->key, key, sizeof key);
+    memcpy(e->content, t->data, sz_bytes(t));
+    e->numel = t->numel;
+    e->used = ++kept_clock;
+    return &e->plan;
+}
+
+int sz_cuda_plan_fill(sz_cuda_plan *plan, const void *host, size_t bytes)
+{
+    kept_entry *e = (kept_entry *)plan;
+    if (e->bytes < bytes || !e->memory) {
+        sz_cuda_release(e->memory);
+        e->bytes = bytes < 1024 ? 1024 : bytes;
+        e->memory = sz_cuda_allocate(e->bytes);
+        if (!e->memory) return -1;
+    }
+    if (bytes && sz_cuda_to_device(e->memory, host, bytes) != 0) return -1;
+    plan->device = (const char *)e->memory;
+    return 0;
+}
+
 const int32_t *sz_cuda_indices(const sz_tensor *t)
 {
-    int at = 0;
-    for (int i = 0; i < KEPT; i++) {
-        if (kept[i].device && kept[i].host == t->data && kept[i].numel == t->numel && memcmp(kept[i].copy, t->data, sz_bytes(t)) == 0) {
-            kept[i].used = ++kept_clock;
-            return kept[i].device;
-        }
-        if (kept[i].used < kept[at].used) at = i;
-    }
-    if (kept[at].room < t->numel || !kept[at].device) {
-        free(kept[at].copy);
-        sz_cuda_release(kept[at].device);
-        int64_t room = t->numel < 256 ? 256 : t->numel;
-        kept[at].copy = (int32_t *)malloc((size_t)room * 4);
-        kept[at].device = (int32_t *)sz_cuda_allocate((size_t)room * 4);
-        kept[at].room = room;
-        kept[at].used = 0;
-        if (!kept[at].copy || !kept[at].device) {
-            if (!kept[at].copy) sz_fail("out of memory");
-            free(kept[at].copy);
-            sz_cuda_release(kept[at].device);
-            kept[at].copy = kept[at].device = NULL;
-            kept[at].room = 0;
-            return NULL;
-        }
-    }
-    kept[at].host = t->data;
-    kept[at].numel = t->numel;
-    memcpy(kept[at].copy, t->data, sz_bytes(t));
-    if (sz_cuda_to_device(kept[at].device, t->data, sz_bytes(t)) != 0) {
-        kept[at].numel = -1;
-        return NULL;
-    }
-    kept[at].used = ++kept_clock;
-    return kept[at].device;
+    sz_cuda_plan *p = sz_cuda_plan_of(t, 0, 0, 0, 0);
+    return p && (p->device || sz_cuda_plan_fill(p, t->data, sz_bytes(t)) == 0) ? (const int32_t *)p->device : NULL;
 }

@@ -130,12 +130,15 @@ static void check_side(const char *what, const void *p, size_t bytes, bool devic
     if (device && !allocated_range(p, bytes)) sz_emu_fatal("%s: %zu bytes at %p reach outside what was allocated", what, bytes, p);
 }
 
+unsigned long sz_emu_uploads;
+
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind)
 {
     if (kind != cudaMemcpyDefault) {
         check_side("cudaMemcpy's destination", dst, bytes, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice);
         check_side("cudaMemcpy's source", src, bytes, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
     }
+    sz_emu_uploads += kind == cudaMemcpyHostToDevice;
     sz_emu_access access;
     memmove(dst, src, bytes);
     return cudaSuccess;

@@ -239,24 +239,34 @@ static inline int __any_sync(unsigned mask, int p, SZ_EMU_PLACE) { return sz_emu
 static inline int __all_sync(unsigned mask, int p, SZ_EMU_PLACE) { return sz_emu_vote("__all_sync", mask, p, file, line) == mask; }
 static inline void __syncwarp(unsigned mask = 0xffffffffu, SZ_EMU_PLACE) { sz_emu_vote("__syncwarp", mask, 0, file, line); }
 
-/* mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32, registers as PTX lays them out: d += a b, a [16, 16], b [16, 8]. Every
- * register of a and b holds two bf16, the lower half first. */
-struct sz_emu_mma_request : sz_emu_request { const unsigned *a, *b; float *d; float result[4]; };
-static inline void sz_emu_mma_m16n8k16(float d[4], const unsigned a[4], const unsigned b[2], SZ_EMU_PLACE)
+/* mma.sync.aligned.row.col.m16n8k16.f32.bf16.bf16.f32 and m16n8k32.s32.s8.s8.s32, registers as PTX lays them out: d += a b, a of
+ * 16 rows, b of 8 columns. A register of a and b holds two bf16 or four bytes, the lowest index in the lowest bits. */
+template <class D> struct sz_emu_mma_request : sz_emu_request { const unsigned *a, *b; D *d; D result[4]; };
+static inline float sz_emu_mma_dot(unsigned a, unsigned b, float sum)
 {
-    sz_emu_mma_request r;
+    auto half = [](unsigned pair, unsigned which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); };
+    for (unsigned i = 0; i < 2; i++) sum += half(a, i) * half(b, i);
+    return sum;
+}
+static inline int sz_emu_mma_dot(unsigned a, unsigned b, int sum)
+{
+    for (unsigned i = 0; i < 32; i += 8) sum += (int)(int8_t)(a >> i) * (int)(int8_t)(b >> i);
+    return sum;
+}
+template <class D> static inline void sz_emu_mma(D d[4], const unsigned a[4], const unsigned b[2], const char *file, unsigned line)
+{
+    sz_emu_mma_request<D> r;
     r.a = a, r.b = b, r.d = d;
     r.name = "mma", r.file = file, r.mask = 0xffffffffu, r.line = line;
     r.finish = [](sz_emu_request *self, unsigned lane, sz_emu_request *const *all) {
-        sz_emu_mma_request *me = static_cast<sz_emu_mma_request *>(self);
-        auto half = [](unsigned pair, unsigned which) { return __uint_as_float(which ? pair & 0xffff0000u : pair << 16); };
+        sz_emu_mma_request<D> *me = static_cast<sz_emu_mma_request<D> *>(self);
         for (unsigned i = 0; i < 4; i++) {
             unsigned row = lane / 4 + 8 * (i / 2), col = 2 * (lane % 4) + i % 2;
-            float sum = me->d[i];
-            for (unsigned k = 0; k < 16; k++) {
-                const sz_emu_mma_request *la = static_cast<const sz_emu_mma_request *>(all[row % 8 * 4 + k % 8 / 2]);
-                const sz_emu_mma_request *lb = static_cast<const sz_emu_mma_request *>(all[col * 4 + k % 8 / 2]);
-                sum += half(la->a[row / 8 + 2 * (k / 8)], k % 2) * half(lb->b[k / 8], k % 2);
+            D sum = me->d[i];
+            for (unsigned k = 0; k < 8; k++) {
+                const sz_emu_mma_request<D> *la = static_cast<const sz_emu_mma_request<D> *>(all[row % 8 * 4 + k % 4]);
+                const sz_emu_mma_request<D> *lb = static_cast<const sz_emu_mma_request<D> *>(all[col * 4 + k % 4]);
+                sum = sz_emu_mma_dot(la->a[row / 8 + 2 * (k / 4)], lb->b[k / 4], sum);
             }
             me->result[i] = sum;
         }
@@ -264,6 +274,8 @@ static inline void sz_emu_mma_m16n8k16(float d[4], const unsigned a[4], const un
     sz_emu_warp(&r);
     for (int i = 0; i < 4; i++) d[i] = r.result[i];
 }
+static inline void sz_emu_mma_m16n8k16(float d[4], const unsigned a[4], const unsigned b[2], SZ_EMU_PLACE) { sz_emu_mma(d, a, b, file, line); }
+static inline void sz_emu_mma_m16n8k32(int d[4], const unsigned a[4], const unsigned b[2], SZ_EMU_PLACE) { sz_emu_mma(d, a, b, file, line); }
 
 /* ---- launching ---- */
 /* Runs body(argument) once for each thread of each block. false: the configuration was refused, cudaGetLastError says so. */
@@ -328,6 +340,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);
 cudaError_t cudaEventQuery(cudaEvent_t e);
 cudaError_t cudaEventSynchronize(cudaEvent_t e);
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end);
+extern unsigned long sz_emu_uploads;        /* copies from the host to the device so far */
 cudaError_t sz_emu_malloc(void **p, size_t bytes);
 cudaError_t sz_emu_host_alloc(void **p, size_t bytes);
 cudaError_t sz_emu_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value);

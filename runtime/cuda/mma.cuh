@@ -1,6 +1,7 @@
 /* mma.cuh - the tensor-core step and the moves around it, for one warp.
  *
  *   sz_mma           c [16 x 8] f32 += a [16 x 16] bf16 times b [16 x 8] bf16
+ *   sz_mma_s8        c [16 x 8] i32 += a [16 x 32] bytes times b [32 x 8] bytes, signed
  *   sz_matrices      four 8 x 8 bf16 matrices from shared memory into fragments (ldmatrix), as they lie or transposed
  *   sz_copy16        16 bytes from global to shared memory without passing registers; sz_copies_wait waits for all of a thread's
  *
@@ -8,6 +9,7 @@
  *   a[0] (row r,     k 2t, 2t+1)    a[2] (row r,     k 8 + 2t, ..)     b0 (k 2t, 2t+1, column r)
  *   a[1] (row r + 8, k 2t, 2t+1)    a[3] (row r + 8, k 8 + 2t, ..)     b1 (k 8 + 2t, .., column r)
  *   c[0], c[1] (row r, columns 2t, 2t+1)    c[2], c[3] (row r + 8, the same columns)
+ * Of bytes a register holds four, k 4t .. 4t+3, and 16 + 4t .. in a[2], a[3] and b1.
  * The bodies for a host processor follow these layouts through shuffles, so tests there prove that the callers do.
  * Leaves out: Hopper's wgmma and bulk copies; sm_80 and later run this. */
 #ifndef SZ_MMA_CUH
@@ -33,6 +35,12 @@ static inline void sz_mma(float c[4], const uint32_t a[4], uint32_t b0, uint32_t
 {
     const uint32_t b[2] = { b0, b1 };
     sz_emu_mma_m16n8k16(c, a, b);
+}
+
+static inline void sz_mma_s8(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    const uint32_t b[2] = { b0, b1 };
+    sz_emu_mma_m16n8k32(c, a, b);
 }
 
 /* Lane 8m + i names row i (16 bytes) of matrix m; to[m] is its elements (row r, columns 2t, 2t+1). */
@@ -82,6 +90,12 @@ __device__ __forceinline__ void sz_mma(float c[4], const uint32_t a[4], uint32_t
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ void sz_mma_s8(int32_t c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ void sz_matrices(uint32_t to[4], const bf16 *row)

@@ -11,6 +11,7 @@
  * banned and seen come as bytes in host memory and go over as one bit a token: 19 KB a row of 152,000 instead of 152.
  * The uniform number is Philox-4x32-10 as in random.c. Leaves out: what sample.c leaves out; its checks of the arguments. */
 #include "device.cuh"
+#include "philox.cuh"
 #include <cstdlib>
 
 enum { THREADS = 1024, WARPS = THREADS / 32, BUCKETS = 2048, DIGITS = 256 };
@@ -223,16 +224,8 @@ __device__ static void cut(row_view &row, int32_t vocab, int64_t most, fixed mas
 
 __device__ static double uniform(uint64_t seed, const sample_row &place)
 {
-    uint32_t c0 = (uint32_t)place.row_id, c1 = (uint32_t)((uint64_t)place.row_id >> 32), c2 = (uint32_t)place.answer_id, c3 = (uint32_t)place.position;
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
-        uint64_t a = (uint64_t)0xd2511f53u * c0, b = (uint64_t)0xcd9e8d57u * c2;
-        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
-        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)b;
-        c3 = (uint32_t)a;
-    }
-    return ((double)(((uint64_t)c1 << 32 | c0) >> 12) + 0.5) * 0x1p-52;
+    const uint4 w = sz_philox(seed, (uint64_t)place.row_id, (uint32_t)place.answer_id, (uint32_t)place.position);
+    return ((double)(((uint64_t)w.y << 32 | w.x) >> 12) + 0.5) * 0x1p-52;
 }
 
 /* token -1: a logit is NaN or +inf; -2: nothing is left to pick. */

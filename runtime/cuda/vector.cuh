@@ -27,24 +27,55 @@ static inline sz_elements sz_elements_from(const sz_tensor *t, int64_t first)
 static inline bool sz_wide_at(const void *data) { return ((uintptr_t)data & 15) == 0; }
 static inline bool sz_wide_at(const sz_tensor *t) { return sz_wide_at(t->data); }
 
-template <typename T, int N> struct alignas(sizeof(T) * N) sz_pack { T v[N]; };
+/* Bytes of any type as words, so that the compiler moves all of them at once. */
+template <int WORDS> struct sz_words;
+template <> struct __attribute__((may_alias, aligned(4))) sz_words<1> { uint32_t v[1]; };
+template <> struct __attribute__((may_alias, aligned(8))) sz_words<2> { uint32_t v[2]; };
+template <> struct __attribute__((may_alias, aligned(16))) sz_words<4> { uint32_t v[4]; };
 
-template <int W, typename T> __device__ __forceinline__ void sz_get_vector(const T *p, float (&v)[W])
+template <int W> __device__ __forceinline__ void sz_get_vector(const float *p, float (&v)[W])
 {
-    constexpr int N = W * sizeof(T) > 16 ? 16 / (int)sizeof(T) : W;
+    constexpr int N = W < 4 ? W : 4;
     for (int i = 0; i < W; i += N) {
-        const sz_pack<T, N> q = *reinterpret_cast<const sz_pack<T, N> *>(p + i);
-        for (int j = 0; j < N; j++) v[i + j] = sz_load(&q.v[j]);
+        const sz_words<N> q = *reinterpret_cast<const sz_words<N> *>(p + i);
+        for (int j = 0; j < N; j++) v[i + j] = __uint_as_float(q.v[j]);
     }
 }
 
-template <int W, typename T> __device__ __forceinline__ void sz_put_vector(T *p, const float (&v)[W])
+template <int W> __device__ __forceinline__ void sz_get_vector(const bf16 *p, float (&v)[W])
 {
-    constexpr int N = W * sizeof(T) > 16 ? 16 / (int)sizeof(T) : W;
+    if constexpr (W == 1) {
+        v[0] = sz_load(p);
+    } else {
+        const sz_words<W / 2> q = *reinterpret_cast<const sz_words<W / 2> *>(p);
+        for (int j = 0; j < W / 2; j++) {
+            v[2 * j] = __uint_as_float(q.v[j] << 16);
+            v[2 * j + 1] = __uint_as_float(q.v[j] & 0xffff0000u);
+        }
+    }
+}
+
+template <int W> __device__ __forceinline__ void sz_put_vector(float *p, const float (&v)[W])
+{
+    constexpr int N = W < 4 ? W : 4;
     for (int i = 0; i < W; i += N) {
-        sz_pack<T, N> q;
-        for (int j = 0; j < N; j++) sz_store(&q.v[j], v[i + j]);
-        *reinterpret_cast<sz_pack<T, N> *>(p + i) = q;
+        sz_words<N> q;
+        for (int j = 0; j < N; j++) q.v[j] = __float_as_uint(v[i + j]);
+        *reinterpret_cast<sz_words<N> *>(p + i) = q;
+    }
+}
+
+template <int W> __device__ __forceinline__ void sz_put_vector(bf16 *p, const float (&v)[W])
+{
+    if constexpr (W == 1) {
+        sz_store(p, v[0]);
+    } else {
+        sz_words<W / 2> q;
+        for (int j = 0; j < W / 2; j++) {
+            const __nv_bfloat162 pair = __floats2bfloat162_rn(v[2 * j], v[2 * j + 1]);
+            memcpy(&q.v[j], &pair, sizeof pair);
+        }
+        *reinterpret_cast<sz_words<W / 2> *>(p) = q;
     }
 }
 
