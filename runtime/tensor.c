@@ -187,24 +187,44 @@ static struct { char *base; size_t bytes; } kept_blocks[KEPT_BLOCKS];
 static int kept_count;
 static size_t kept_bytes, kept_most;
 
+static char *kept_remove(int i)
+{
+    char *p = kept_blocks[i].base;
+    kept_bytes -= kept_blocks[i].bytes;
+    memmove(&kept_blocks[i], &kept_blocks[i + 1], (size_t)(--kept_count - i) * sizeof kept_blocks[0]);
+    return p;
+}
+
+/* What is asked of the system for a block: small ones are powers of two, so that positions of prompts of about the same length, say, can have each
+ * other's and no later mixture of lengths wants another. */
+static size_t room_for(size_t bytes)
+{
+    enum { SMALL = 64 << 10 };
+    if (bytes >= SMALL) return bytes;
+    size_t room = 64;
+    while (room < bytes) room *= 2;
+    return room;
+}
+
 /* A kept block of at least *bytes and not much more, the smallest there is; NULL without one. */
 static char *kept_take(size_t *bytes)
 {
     int best = -1;
-    for (int i = 0; i < kept_count; i++)
-        if (kept_blocks[i].bytes >= *bytes && kept_blocks[i].bytes <= *bytes + *bytes / 4 + 4096 && (best < 0 || kept_blocks[i].bytes < kept_blocks[best].bytes)) best = i;
+    for (int i = 0; i < kept_count; i++) {
+        size_t has = kept_blocks[i].bytes;
+        if (has >= *bytes && has <= *bytes + *bytes / 4 && (best < 0 || has < kept_blocks[best].bytes)) best = i;
+    }
     if (best < 0) return NULL;
-    char *p = kept_blocks[best].base;
     *bytes = kept_blocks[best].bytes;
-    kept_bytes -= *bytes;
-    kept_blocks[best] = kept_blocks[--kept_count];
-    return p;
+    return kept_remove(best);
 }
 
+/* The oldest make room: they are what nobody asks for any more. */
 static bool kept_put(char *p, size_t bytes)
 {
     if (!kept_most) kept_most = (size_t)sysconf(_SC_PHYS_PAGES) / 32 * (size_t)sysconf(_SC_PAGESIZE);
-    if (guards_on || kept_count == KEPT_BLOCKS || bytes > kept_most - kept_bytes) return false;
+    if (guards_on || bytes > kept_most) return false;
+    while (kept_count == KEPT_BLOCKS || bytes > kept_most - kept_bytes) free(kept_remove(0));
     kept_blocks[kept_count].base = p;
     kept_blocks[kept_count++].bytes = bytes;
     kept_bytes += bytes;
@@ -213,8 +233,7 @@ static bool kept_put(char *p, size_t bytes)
 
 static void kept_drop(void)
 {
-    while (kept_count > 0) free(kept_blocks[--kept_count].base);
-    kept_bytes = 0;
+    while (kept_count > 0) free(kept_remove(kept_count - 1));
 }
 
 /* Who owns a heap block. With guards there is a pattern in the GUARD bytes before the data and after it. */
@@ -238,12 +257,13 @@ static heap_block *block_new(int device, size_t data_bytes)
     size_t align = ALIGN[device], bytes = (data_bytes + (guards_on ? 2 * GUARD : 0) + align - 1) & ~(align - 1);
     heap_block *b = injected_failure() ? NULL : malloc(sizeof *b);
     if (!b) return sz_null("out of memory: a tensor of %zu bytes", data_bytes);
-    *b = (heap_block){ device, guards_on, NULL, bytes ? bytes : align, bytes ? bytes : align, data_bytes };
+    *b = (heap_block){ device, guards_on, NULL, bytes ? bytes : align, 0, data_bytes };
+    b->room = device == SZ_CPU && !guards_on ? room_for(b->bytes) : b->bytes;
     bool again = device == SZ_CPU && !guards_on && (b->base = kept_take(&b->room)) != NULL;
-    if (!again) b->base = device == SZ_CPU ? aligned_alloc(align, b->bytes) : sz_device_block(&b->bytes);
+    if (!again) b->base = device == SZ_CPU ? aligned_alloc(align, b->room) : sz_device_block(&b->bytes);
     if (!b->base && device == SZ_CPU && kept_count) {
         kept_drop();
-        b->base = aligned_alloc(align, b->bytes);
+        b->base = aligned_alloc(align, b->room);
     }
     if (!b->base) {
         free(b);
