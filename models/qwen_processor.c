@@ -2,12 +2,15 @@
  * three-axis position ids of a token sequence with pictures.
  *
  * Arithmetic follows the Pillow-based processor of transformers: x = f32(f64(u8) * scale), then (x - mean) / std in f32,
- * so values are equal to the last bit. Patch row order is in models.h. Leaves out the resize itself (runtime/io/resize.c),
+ * so values are equal to the last bit. Patch row order is in models.h. A picture can also be
+ * read, resized and cut by a thread beside the main one (runtime/io/jobs.c): the same functions, the same bits. Leaves out the resize itself (runtime/io/resize.c),
  * video, and the messages (lua/segzero/processor.lua). */
 #include "core.h"
+#include "io/io.h"
 #include "models.h"
 #include <limits.h>
 #include <math.h>
+#include <stdlib.h>
 
 /* x / factor, rounded half to even as Python does, times factor; rint uses the default rounding mode. */
 static double nearest(int x, int factor) { return rint((double)x / factor) * factor; }
@@ -36,44 +39,55 @@ int sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, 
     return 0;
 }
 
-int sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double scale, const double *mean, const double *std,
-                    sz_tensor *out, int64_t first_row)
-{
-    if (patch < 1 || temporal < 1 || merge < 1 || patch > 1024 || temporal > 64 || merge > 64)
-        return sz_fail("image processor: patch_size %d, temporal_patch_size %d, merge_size %d", patch, temporal, merge);
-    int width = sz_image_width(im), height = sz_image_height(im), block = patch * merge;
-    if (width % block || height % block) return sz_fail("a picture of %d x %d is not a multiple of %d on both sides", width, height, block);
-    int64_t columns = (int64_t)3 * temporal * patch * patch, rows = (int64_t)(height / patch) * (width / patch);
-    if (!out || out->dtype != SZ_F32 || out->ndim != 2 || out->shape[1] != columns || first_row < 0 || first_row + rows > out->shape[0])
-        return sz_fail("pixel values must be f32 [%lld or more, %lld]", (long long)(first_row + rows), (long long)columns);
-    float *to = sz_tensor_data(out);
-    if (!to) return -1;
+typedef struct {
+    int patch, temporal, merge;
+    double scale, mean[3], std[3];
+} patching;
 
+/* Where the rows of a picture of this size go; NULL with a message. */
+static float *rows_for(const patching *p, int width, int height, sz_tensor *out, int64_t first_row)
+{
+    if (p->patch < 1 || p->temporal < 1 || p->merge < 1 || p->patch > 1024 || p->temporal > 64 || p->merge > 64)
+        return sz_null("image processor: patch_size %d, temporal_patch_size %d, merge_size %d", p->patch, p->temporal, p->merge);
+    int block = p->patch * p->merge;
+    if (width < 1 || height < 1 || width % block || height % block)
+        return sz_null("a picture of %d x %d is not a multiple of %d on both sides", width, height, block);
+    int64_t columns = (int64_t)3 * p->temporal * p->patch * p->patch, rows = (int64_t)(height / p->patch) * (width / p->patch);
+    if (!out || out->dtype != SZ_F32 || out->ndim != 2 || out->shape[1] != columns || first_row < 0 || first_row + rows > out->shape[0])
+        return sz_null("pixel values must be f32 [%lld or more, %lld]", (long long)(first_row + rows), (long long)columns);
+    float *to = sz_tensor_data(out);
+    return to ? to + first_row * columns : NULL;
+}
+
+/* Sides are multiples of patch * merge (rows_for has looked). */
+static int cut(const patching *p, sz_image *im, float *to)
+{
+    const int patch = p->patch, temporal = p->temporal, merge = p->merge, block = patch * merge;
     float value[3][256];
     for (int c = 0; c < 3; c++) {
         /* volatile keeps the compiler from joining the steps into one rounding. */
-        volatile float m = (float)mean[c], s = (float)std[c];
+        volatile float m = (float)p->mean[c], s = (float)p->std[c];
         if (s == 0) return sz_fail("image processor: image_std[%d] is 0", c + 1);
         for (int v = 0; v < 256; v++) {
-            volatile float x = (float)(v * scale);
+            volatile float x = (float)(v * p->scale);
             volatile float centered = x - m;
             value[c][v] = centered / s;
         }
     }
 
     const uint8_t *pixels = sz_image_pixels(im);
-    int blocks_x = width / block, blocks = blocks_x * (height / block);
-    size_t plane = (size_t)patch * (size_t)patch;
-    #pragma omp parallel for if (rows > 64)
+    int width = sz_image_width(im), blocks_x = width / block, blocks = blocks_x * (sz_image_height(im) / block);
+    size_t plane = (size_t)patch * (size_t)patch, columns = 3 * (size_t)temporal * plane;
+    #pragma omp parallel for if (blocks * merge * merge > 64)
     for (int b = 0; b < blocks; b++) {
         for (int k = 0; k < merge * merge; k++) {
             int y0 = b / blocks_x * block + k / merge * patch, x0 = b % blocks_x * block + k % merge * patch;
-            float *row = to + (size_t)(first_row + (int64_t)b * merge * merge + k) * (size_t)columns;
+            float *row = to + ((size_t)b * (size_t)(merge * merge) + (size_t)k) * columns;
             for (int y = 0; y < patch; y++) {
-                const uint8_t *p = pixels + ((size_t)(y0 + y) * (size_t)width + (size_t)x0) * 3;
+                const uint8_t *q = pixels + ((size_t)(y0 + y) * (size_t)width + (size_t)x0) * 3;
                 for (int c = 0; c < 3; c++) {
                     float *line = row + (size_t)c * (size_t)temporal * plane + (size_t)y * (size_t)patch;
-                    for (int x = 0; x < patch; x++) line[x] = value[c][p[3 * x + c]];
+                    for (int x = 0; x < patch; x++) line[x] = value[c][q[3 * x + c]];
                 }
             }
             for (int c = 0; c < 3; c++)
@@ -84,6 +98,78 @@ int sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double sca
         }
     }
     return 0;
+}
+
+int sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double scale, const double *mean, const double *std,
+                    sz_tensor *out, int64_t first_row)
+{
+    const patching p = { patch, temporal, merge, scale, { mean[0], mean[1], mean[2] }, { std[0], std[1], std[2] } };
+    float *to = rows_for(&p, sz_image_width(im), sz_image_height(im), out, first_row);
+    return to ? cut(&p, im, to) : -1;
+}
+
+/* ---- the same ahead of the step ---- */
+typedef struct {
+    char *path;                 /* NULL: im is given */
+    sz_image *im;               /* given, or read by the job */
+    int size[4], filter;
+    patching how;
+    sz_tensor *out;
+    float *to;
+} picture_work;
+
+static int picture_run(void *context)
+{
+    picture_work *w = context;
+    if (w->path && !(w->im = sz_image_load(w->path))) return -1;
+    if (sz_image_width(w->im) != w->size[0] || sz_image_height(w->im) != w->size[1])
+        return sz_fail("the picture has %d x %d pixels, not %d x %d", sz_image_width(w->im), sz_image_height(w->im), w->size[0], w->size[1]);
+    if (w->size[0] == w->size[2] && w->size[1] == w->size[3]) return cut(&w->how, w->im, w->to);
+    sz_image *small = sz_image_resize(w->im, w->size[2], w->size[3], w->filter);
+    int rc = small ? cut(&w->how, small, w->to) : -1;
+    sz_image_free(small);
+    return rc;
+}
+
+static void picture_dispose(void *context)
+{
+    picture_work *w = context;
+    sz_image_free(w->im);
+    sz_tensor_release(w->out);
+    free(w->path);
+    free(w);
+}
+
+sz_job *sz_qwen_picture_start(const char *path, sz_image *im, const int *size, int filter, int patch, int temporal, int merge,
+                              double scale, const double *mean, const double *std, sz_tensor *out)
+{
+    const patching how = { patch, temporal, merge, scale, { mean[0], mean[1], mean[2] }, { std[0], std[1], std[2] } };
+    float *to = rows_for(&how, size[2], size[3], out, 0);
+    if (!to) return NULL;
+    if (!out->storage) return sz_null("a picture that is cut by another thread needs a tensor that outlives the step");
+    picture_work *w = calloc(1, sizeof *w);
+    if (!w || (path && !(w->path = strdup(path)))) {
+        free(w);
+        return sz_null("out of memory");
+    }
+    memcpy(w->size, size, sizeof w->size);
+    w->filter = filter;
+    w->how = how;
+    w->to = to;
+    w->out = sz_tensor_retain(out);
+    if (!path) {
+        w->im = im;
+        im->refs++;
+    }
+    return sz_job_start(picture_run, picture_dispose, w, false);
+}
+
+sz_image *sz_qwen_picture_take(sz_job *j)
+{
+    picture_work *w = sz_job_context(j);
+    sz_image *im = w->path ? w->im : NULL;
+    if (w->path) w->im = NULL;
+    return im;
 }
 
 sz_tensor *sz_qwen_positions(const int32_t *ids, int64_t n, const int32_t *grids, int pictures, int image_id, int merge, int32_t *next)

@@ -219,7 +219,7 @@ function M.run(args, overrides)
   local held_out = overrides.held_out or d.val_files ~= ""
     and data.open(d.val_files, { split = "heldout", size = d.refshapes_size, seed = 42, rows = d.refshapes_val_rows }) or nil
 
-  if cfg.trainer.check_memory then require("segzero.plan").check(cfg, { prompt = overrides.prompt, train = train }) end
+  local plan = cfg.trainer.check_memory and require("segzero.plan").check(cfg, { prompt = overrides.prompt, train = train }) or nil
   local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()
   policy:tokenizer()                                      -- what is missing is said before the run folder is made
@@ -241,7 +241,7 @@ function M.run(args, overrides)
   if not resume then files.write(folder .. "/config.json", cjson.encode(cfg)) end
 
   local t = trainer.new { config = cfg, policy = policy, reference = reference, reward = reward, train = train, held_out = held_out,
-    prompt = overrides.prompt or prompt.seg_zero, folder = folder, segmenter = segmenter, truth = read_truth }
+    prompt = overrides.prompt or prompt.seg_zero, folder = folder, segmenter = segmenter, truth = read_truth, plan = plan }
   local steps_per_epoch = math.floor(train:count() / d.rollout_batch_size)
   t.total_steps = cfg.trainer.max_steps or steps_per_epoch * cfg.trainer.total_episodes
   if resume then t:resume(resume) end

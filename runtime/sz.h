@@ -128,6 +128,22 @@ void        sz_adamw_set_steps(sz_adamw *o, int64_t steps);
 /* State tensors of parameter i, borrowed: which = 0 first moment, 1 second moment, 2 f32 master, 3 and 4 the moments' scales; NULL: not there. */
 sz_tensor  *sz_adamw_state(sz_adamw *o, int i, int which);
 
+/* ---- jobs: work of threads beside the main one ---- */
+typedef struct sz_job sz_job;
+int         sz_job_done(sz_job *j);           /* 1: waiting for it would not take long */
+int         sz_job_wait(sz_job *j);           /* 0, or -1 with the message that the job left; may be asked again */
+void        sz_job_free(sz_job *j);           /* one that has not begun is dropped, one that runs is waited for */
+void        sz_jobs_end(void);                /* does what is left and ends the threads: before the library is unloaded */
+
+/* Files to be written in order, and names to be given: a checkpoint. Until the job has ended nothing may write to its tensors. */
+typedef struct sz_writing sz_writing;
+sz_writing *sz_writing_new(void);
+void        sz_writing_free(sz_writing *w);                         /* one that was not started */
+int         sz_writing_text(sz_writing *w, const char *path, const char *text, size_t len);      /* copies the text */
+int         sz_writing_rename(sz_writing *w, const char *path, const char *to);
+int         sz_writing_tensors(sz_writing *w, const char *path, const char *header, size_t header_len, sz_tensor **tensors, int n);   /* retains them */
+sz_job     *sz_writing_start(sz_writing *w);                        /* takes w over; NULL with a message */
+
 /* ---- safetensors: mapping and writing; the JSON header is read and made by Lua ---- */
 typedef struct sz_file sz_file;
 sz_file    *sz_file_map(const char *path);                          /* checks the 8-byte length against the file size */

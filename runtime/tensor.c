@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 struct sz_storage {
     int32_t refs;
@@ -109,6 +110,8 @@ static void *arena_bytes(int device, size_t bytes)
     return p;
 }
 
+static void kept_drop(void);
+
 /* ---- counting a step without computing it ---- */
 static bool counting;
 bool sz_counting(void) { return counting; }
@@ -133,6 +136,7 @@ int sz_arena_release(void)
     }
     arenas[SZ_CPU].count = 0;
     arenas[SZ_CPU].top = (arena_place){ 0, 0 };
+    kept_drop();
     return 0;
 }
 
@@ -174,8 +178,66 @@ static void *scratch(int device, size_t bytes)
 void *sz_scratch(size_t bytes) { return scratch(SZ_CPU, bytes); }
 void *sz_device_scratch(size_t bytes) { return scratch(SZ_CUDA, bytes); }
 
+/* ---- blocks that are free again ----
+ * A step makes the same few heap tensors as the one before (patches, positions): they get the blocks that those had, and the system is
+ * asked for nothing. At most a 32nd of the machine's memory is kept, so that a model that is let go of is gone. With guards none is: what
+ * has been freed must not be written to. */
+enum { KEPT_BLOCKS = 256 };
+static struct { char *base; size_t bytes; } kept_blocks[KEPT_BLOCKS];
+static int kept_count;
+static size_t kept_bytes, kept_most;
+
+static char *kept_remove(int i)
+{
+    char *p = kept_blocks[i].base;
+    kept_bytes -= kept_blocks[i].bytes;
+    memmove(&kept_blocks[i], &kept_blocks[i + 1], (size_t)(--kept_count - i) * sizeof kept_blocks[0]);
+    return p;
+}
+
+/* What is asked of the system for a block: small ones are powers of two, so that positions of prompts of about the same length, say, can have each
+ * other's and no later mixture of lengths wants another. */
+static size_t room_for(size_t bytes)
+{
+    enum { SMALL = 64 << 10 };
+    if (bytes >= SMALL) return bytes;
+    size_t room = 64;
+    while (room < bytes) room *= 2;
+    return room;
+}
+
+/* A kept block of at least *bytes and not much more, the smallest there is; NULL without one. */
+static char *kept_take(size_t *bytes)
+{
+    int best = -1;
+    for (int i = 0; i < kept_count; i++) {
+        size_t has = kept_blocks[i].bytes;
+        if (has >= *bytes && has <= *bytes + *bytes / 4 && (best < 0 || has < kept_blocks[best].bytes)) best = i;
+    }
+    if (best < 0) return NULL;
+    *bytes = kept_blocks[best].bytes;
+    return kept_remove(best);
+}
+
+/* The oldest make room: they are what nobody asks for any more. */
+static bool kept_put(char *p, size_t bytes)
+{
+    if (!kept_most) kept_most = (size_t)sysconf(_SC_PHYS_PAGES) / 32 * (size_t)sysconf(_SC_PAGESIZE);
+    if (guards_on || bytes > kept_most) return false;
+    while (kept_count == KEPT_BLOCKS || bytes > kept_most - kept_bytes) free(kept_remove(0));
+    kept_blocks[kept_count].base = p;
+    kept_blocks[kept_count++].bytes = bytes;
+    kept_bytes += bytes;
+    return true;
+}
+
+static void kept_drop(void)
+{
+    while (kept_count > 0) free(kept_remove(kept_count - 1));
+}
+
 /* Who owns a heap block. With guards there is a pattern in the GUARD bytes before the data and after it. */
-typedef struct { int device; bool guarded; char *base; size_t bytes, data_bytes; } heap_block;
+typedef struct { int device; bool guarded; char *base; size_t bytes, room, data_bytes; } heap_block;     /* room: of a kept block, bytes or more */
 
 static void block_free(void *owner)
 {
@@ -184,8 +246,8 @@ static void block_free(void *owner)
         guard_check(b->device, b->base);
         guard_check(b->device, b->base + GUARD + b->data_bytes);
     }
-    if (b->device == SZ_CPU) free(b->base);
-    else sz_device_block_free(b->base, b->bytes);
+    if (b->device != SZ_CPU) sz_device_block_free(b->base, b->bytes);
+    else if (b->guarded || !kept_put(b->base, b->room)) free(b->base);
     free(b);
 }
 
@@ -195,13 +257,19 @@ static heap_block *block_new(int device, size_t data_bytes)
     size_t align = ALIGN[device], bytes = (data_bytes + (guards_on ? 2 * GUARD : 0) + align - 1) & ~(align - 1);
     heap_block *b = injected_failure() ? NULL : malloc(sizeof *b);
     if (!b) return sz_null("out of memory: a tensor of %zu bytes", data_bytes);
-    *b = (heap_block){ device, guards_on, NULL, bytes ? bytes : align, data_bytes };
-    b->base = device == SZ_CPU ? aligned_alloc(align, b->bytes) : sz_device_block(&b->bytes);
+    *b = (heap_block){ device, guards_on, NULL, bytes ? bytes : align, 0, data_bytes };
+    b->room = device == SZ_CPU && !guards_on ? room_for(b->bytes) : b->bytes;
+    bool again = device == SZ_CPU && !guards_on && (b->base = kept_take(&b->room)) != NULL;
+    if (!again) b->base = device == SZ_CPU ? aligned_alloc(align, b->room) : sz_device_block(&b->bytes);
+    if (!b->base && device == SZ_CPU && kept_count) {
+        kept_drop();
+        b->base = aligned_alloc(align, b->room);
+    }
     if (!b->base) {
         free(b);
         return device == SZ_CPU ? sz_null("out of memory: a tensor of %zu bytes", data_bytes) : NULL;
     }
-    system_allocs++;
+    system_allocs += !again;
     if (b->guarded) {
         sz_bytes_fill(device, b->base, GUARD_BYTE, GUARD);
         sz_bytes_fill(device, b->base + GUARD, 0xff, data_bytes);

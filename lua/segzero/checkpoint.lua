@@ -1,6 +1,7 @@
 -- checkpoint.lua - a training state on disk: a folder that is a loadable Hugging Face model (or PEFT adapter) plus what resuming needs.
 --
 --   checkpoint.save(folder, step, vl, opt, state)      folder/global_step_<step>/
+--   checkpoint.finish(checkpoint.begin(...))           the same in two: between them a thread beside the main one writes
 --   checkpoint.latest(folder) -> path | nil            the newest one that is complete
 --   checkpoint.load(path, vl, opt) -> state            weights and optimizer in place
 --
@@ -12,30 +13,46 @@ local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local model = require "segzero.model"
 local lora = require "segzero.lora"
+local jobs = require "segzero.jobs"
 
 local M = {}
 
 local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
 local function remove_tree(path) os.execute("rm -rf -- " .. quoted(path)) end
 
-function M.save(folder, step, vl, opt, state)
+-- Makes the list of files and starts writing them; returns the final path and the job. The tensors are written from where they are:
+-- until the job has ended nothing may change them. Everything else is as it is now.
+function M.begin(folder, step, vl, opt, state)
   local final = ("%s/global_step_%d"):format(folder, step)
-  local temporary = final .. ".tmp"
+  local temporary, old = final .. ".tmp", final .. ".old"
   remove_tree(temporary)
-  vl:save(temporary)
+  remove_tree(old)
+  local writing = jobs.writing()
+  vl:save(temporary, { later = writing })
   if opt then
-    safetensors.save(temporary .. "/optimizer.safetensors", opt:state(), { format = "pt" })
+    safetensors.save(temporary .. "/optimizer.safetensors", opt:state(), { format = "pt" }, writing)
     state.optimizer_steps = opt:steps()
   end
   state.global_step = step
-  files.write(temporary .. "/trainer_state.json", cjson.encode(state))
-  files.write(temporary .. "/DONE", "")
-  remove_tree(final)
-  local ok, reason = os.rename(temporary, final)
-  if not ok then error(("cannot finish the checkpoint %s: %s"):format(final, reason), 2) end
-  files.write(folder .. "/latest", ("global_step_%d\n"):format(step))
+  writing:text(temporary .. "/trainer_state.json", cjson.encode(state))
+  writing:text(temporary .. "/DONE", "")
+  local replaces = files.exists(final .. "/DONE")
+  if replaces then writing:rename(final, old) else remove_tree(final) end
+  writing:rename(temporary, final)
+  writing:text(folder .. "/latest", ("global_step_%d\n"):format(step))
+  return final, writing:start(), replaces and old
+end
+
+-- Waits for what begin() began.
+function M.finish(final, job, old)
+  local ok, message = job:wait()
+  job:free()
+  if not ok then error(("the checkpoint %s is not written: %s"):format(final, message), 0) end
+  if old then remove_tree(old) end
   return final
 end
+
+function M.save(...) return M.finish(M.begin(...)) end
 
 -- The folders themselves are asked, not the file `latest`: that one is for people, and a run may end between the two.
 function M.latest(folder)

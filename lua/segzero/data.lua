@@ -3,6 +3,7 @@
 --   local set = data.open("refshapes", {split = "train", size = 112, seed = 42, rows = 4096})
 --   local set = data.open("path/to/folder", {})       data.jsonl (+ pictures) in Seg-Zero's columns
 --   set:count()    set:row(i) -> {id =, problem =, solution =, image = image object (the caller frees), frame =, index = i}
+--   set:picture(i) -> the path of row i's picture: sets that read files; set:row(i, image) takes a picture read from there
 --   row.mask() -> u8 tensor [h, w] of 0 and 1, the true mask in the picture's pixels (the caller frees); row.mask is nil when
 --   the set has no masks
 --   data.order(n, seed, epoch) -> a shuffled list of 1..n, the same on every machine
@@ -45,9 +46,12 @@ local function open_refshapes(opts)
 end
 
 -- ---- a folder ----
--- A path of a row, which is relative to the folder; a picture that cannot be read is an error at `where` (file:line).
+-- A path of a row is relative to the folder.
+local function in_folder(folder, path) return path:sub(1, 1) == "/" and path or folder .. "/" .. path end
+
+-- A picture that cannot be read is an error at `where` (file:line).
 local function load_picture(folder, path, where)
-  local ok, img = pcall(image.load, path:sub(1, 1) == "/" and path or folder .. "/" .. path)
+  local ok, img = pcall(image.load, in_folder(folder, path))
   if not ok then error(("%s: %s"):format(where, (img:gsub("^[^:]*%.lua:%d+: ", ""))), 0) end
   return img
 end
@@ -96,10 +100,12 @@ local function open_folder(path)
   if #rows == 0 then error(file .. " has no rows", 0) end
   local set = { name = path }
   function set.count() return #rows end
-  function set.row(_, i)
+  function set.picture(_, i) return in_folder(folder, rows[i].image) end
+  -- read: the row's picture, when it is there already (ahead.lua).
+  function set.row(_, i, read)
     local row = rows[i]
     local where = ("%s:%d"):format(file, row.line)
-    local img = load_picture(folder, row.image, where)
+    local img = read or load_picture(folder, row.image, where)
     local width, height = img.width, img.height
     local id = row.id ~= cjson.null and row.id or i
     return { id = tostring(id), problem = row.problem, solution = row.solution, image = img, frame = frame_of(img), index = i,

@@ -38,6 +38,8 @@ local function wrap(ptr)
   return self
 end
 
+M.wrap = wrap       -- takes over a C picture
+
 function M.is_image(x) return getmetatable(x) == mt end
 
 local function live(self, level)

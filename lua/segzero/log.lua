@@ -4,6 +4,7 @@
 --   log:metrics{step = 1, ...}             one JSON object a line, flushed
 --   log:rollout{...}
 --   local p = log.progress(total)          p:line(step, text) -> "  12/100  text  1.9 s  ETA 2:51"
+--   log.times({decode = 3.1, ...}, names) -> "  time: decode 41 %, ..."
 
 local cjson = require "cjson"
 local core = require "segzero.ffi"
@@ -58,6 +59,25 @@ function M.clock(seconds)
   seconds = math.max(0, math.floor(seconds + 0.5))
   if seconds >= 3600 then return ("%d:%02d:%02d"):format(seconds / 3600, seconds / 60 % 60, seconds % 60) end
   return ("%d:%02d"):format(seconds / 60, seconds % 60)
+end
+
+-- "  time: decode 41 %, backward 20 %, ..., other 1 %": phases by their share, what rounds to nothing left out.
+function M.times(spent, phases)
+  local total, shown = 0, {}
+  for i, name in ipairs(phases) do
+    total = total + (spent[name] or 0)
+    shown[i] = { name = name, seconds = spent[name] or 0, place = i }
+  end
+  table.sort(shown, function(a, b)
+    if a.seconds ~= b.seconds then return a.seconds > b.seconds end
+    return a.place < b.place
+  end)
+  local parts = {}
+  for _, p in ipairs(shown) do
+    local share = total > 0 and 100 * p.seconds / total or 0
+    if share >= 0.5 then parts[#parts + 1] = ("%s %.0f %%"):format(p.name, share) end
+  end
+  return "  time: " .. table.concat(parts, ", ")
 end
 
 function M.progress(total, done)

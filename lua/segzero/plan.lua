@@ -2,6 +2,7 @@
 --
 --   local p = plan.of(cfg, {prompt = f})     cfg: a recipe's settings. p.peak, p.fits, p.parts, p.phases, p.device (bytes)
 --   plan.print(p) / plan.advise(cfg, p)      the table; what else fits, or the smallest change of settings that would
+--   plan.longer(cfg, p, input)               the plan for a step with this longer prompt; raises an error when it cannot fit
 --   plan.check(cfg)                          raises an error with the numbers when the run cannot fit (a run on the CPU)
 --
 -- Sizes of what lasts (weights, reference, masters, moments, gradients, key-value cache) follow from config.json. Activations and workspace are
@@ -188,7 +189,9 @@ local function sizes(cfg, state)
   local prompt = #state.input.input_ids
   p.cache = math.max(cache_bytes(cfg, vl, prompt, cfg.data.rollout_batch_size, cfg.worker.rollout.n, state.answer),
     state.evaluates and cache_bytes(cfg, vl, prompt, math.min(cfg.data.val_batch_size, state.val_rows), 1, state.answer) or 0)
-  p.pictures = math.max(cfg.data.rollout_batch_size, state.evaluates and math.min(cfg.data.val_batch_size, state.val_rows) or 0) * state.pixels
+  -- Those of the batch at hand, and of the next one, which is read meanwhile.
+  p.pictures = (math.max(cfg.data.rollout_batch_size, state.evaluates and math.min(cfg.data.val_batch_size, state.val_rows) or 0)
+    + cfg.data.rollout_batch_size) * state.pixels
   p.program = PROGRAM + TOKENIZER * file_bytes(state.dir .. "/tokenizer.json") + state.sam2
   return p
 end
@@ -368,6 +371,25 @@ function M.check(cfg, opts)
   error(("the run would take %s of memory, this machine has %s (./segzero plan ... shows what takes it). %s. To run all the same: " ..
     "trainer.check_memory=false"):format(gib(plan.peak), gib(plan.device.total),
     text and ("It would fit with %s (%s)"):format(text, gib(p.peak)) or "No setting makes it fit"), 0)
+end
+
+-- The plan for a prompt that is longer than those that it was made for; an error with the numbers when a step with it would not fit.
+function M.longer(cfg, plan, input)
+  local state = {}
+  for k, v in pairs(plan.state) do state[k] = v end
+  state.input = input
+  if input.pixel_values then
+    local bytes = input.pixel_values:numel() * 4
+    for _, p in ipairs(input.images) do bytes = bytes + p.width * p.height * 3 end
+    state.pixels = math.max(state.pixels, bytes)
+  end
+  local p = total(cfg, state)
+  p.state = state
+  if not p.fits then
+    error(("the prompt has %d tokens, a step with it would take %s of memory and this machine has %s (to try all the same: " ..
+      "trainer.check_memory=false)"):format(#input.input_ids, gib(p.peak), gib(p.device.total)), 0)
+  end
+  return p
 end
 
 -- `segzero plan RECIPE key=value ...`: recipe is a module with settings(args) and, optionally, a name.

@@ -9,6 +9,8 @@
 --       inp.position_ids, inp.next_position           i32 [3, T], and the position of the first answer token
 --       inp.images = {{width, height, resized_width, resized_height, tokens}, ...}
 --     proc:plan(width, height) -> that last record    from the size alone: {..., grid = {t, h, w}}
+--     local ticket = proc:begin(picture)              path or picture object: a thread beside the main one reads, resizes and cuts it
+--     local img = proc:finish(ticket)                 process() of a message with img then has its patches already; forget(ticket)
 --     processor.positions(input_ids, image_grid_thw, ids, merge_size) -> i32 tensor [3, T], next position
 --
 -- A picture of a message is a file name or a picture object (segzero.image). It is resized (Pillow's bicubic) only if its
@@ -23,6 +25,7 @@ local cjson = require "cjson"
 local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 local image = require "segzero.image"
+local jobs = require "segzero.jobs"
 local item_kind = require("segzero.tokenizer").item_kind
 
 local C, call, guarded = core.C, core.call, core.guarded
@@ -72,7 +75,7 @@ M.new = guarded(function(source)
     return v
   end
 
-  local self = setmetatable({}, mt)
+  local self = setmetatable({ cut = setmetatable({}, { __mode = "k" }) }, mt)      -- cut: picture -> what finish() has of it
   -- min_pixels and max_pixels are also written as size = {shortest_edge, longest_edge}; the plain keys count.
   local size = type(get "size") == "table" and config.size or {}
   local given = {
@@ -153,7 +156,46 @@ local function find_pictures(messages)
   return list
 end
 
--- Opens, plans and resizes one picture; the record keeps the pixels that the patches are cut from.
+-- ---- pictures ahead of the step ----
+local function columns_of(self) return 3 * self.temporal_patch_size * self.patch_size ^ 2 end
+
+local size = ffi.new("int[4]")
+
+-- Begins to read (source is a path) or only to resize and cut (a picture) beside the main thread. nil when something is wrong with
+-- it or a scope is open: process() says so then, or does it itself.
+function Processor:begin(source)
+  if C.sz_scope_depth() > 0 then return nil end
+  local path, img = type(source) == "string" and source or nil, nil
+  local ok, ticket = pcall(function()
+    local width, height
+    if path then width, height = image.size(path) else img, width, height = source, source.width, source.height end
+    local p = plan(self, width, height)
+    local values = tensor.empty({ p.grid[2] * p.grid[3], columns_of(self) }, { dtype = "f32" })
+    size[0], size[1], size[2], size[3] = width, height, p.resized_width, p.resized_height
+    local job = call(C.sz_qwen_picture_start(path, img and img.ptr, size, self.filter == "bicubic" and 1 or 0, self.patch_size,
+      self.temporal_patch_size, self.merge_size, self.scale, self.image_mean, self.image_std, values.ptr))
+    return { job = jobs.wrap(job), values = values, plan = p, image = img }
+  end)
+  return ok and ticket or nil
+end
+
+-- Waits. The picture, whose patches process() will take: the one begin() was given or the one that was read; nil when that failed.
+function Processor:finish(ticket)
+  local good, img = ticket.job:wait(), ticket.image
+  if good and not img then img = image.wrap(C.sz_qwen_picture_take(ticket.job.ptr)) end
+  ticket.job:free()
+  ticket.image = nil         -- else the weak table would hold its key
+  if good then self.cut[img] = ticket else ticket.values:free() end
+  return good and img or nil
+end
+
+-- Lets go of what was begun.
+function Processor:forget(ticket)
+  ticket.job:free()
+  ticket.values:free()
+end
+
+-- Opens, plans and resizes one picture; the record keeps the pixels that the patches are cut from, or the patches.
 local function prepare(self, item)
   local img, own = item.source, false
   if type(img) == "string" then
@@ -162,6 +204,14 @@ local function prepare(self, item)
     error("this picture has been freed", 0)
   end
   local p = plan(self, img.width, img.height)
+  local ahead = self.cut[img]
+  if ahead then
+    self.cut[img] = nil
+    if ahead.plan.resized_width == p.resized_width and ahead.plan.resized_height == p.resized_height then
+      return { values = ahead.values, own = false, plan = p }
+    end
+    ahead.values:free()
+  end
   if p.resized_width ~= img.width or p.resized_height ~= img.height then
     local small = img:resize(p.resized_width, p.resized_height, self.filter)
     if own then img:free() end
@@ -171,13 +221,23 @@ local function prepare(self, item)
 end
 
 local function cut_patches(self, ready)
-  local patches, columns = 0, 3 * self.temporal_patch_size * self.patch_size ^ 2
+  if #ready == 1 and ready[1].values then
+    local values = ready[1].values
+    ready[1].values = nil
+    return values
+  end
+  local patches, columns = 0, columns_of(self)
   for _, r in ipairs(ready) do patches = patches + r.plan.grid[2] * r.plan.grid[3] end
   local values, row = tensor.empty({ patches, columns }, { dtype = "f32" }), 0
   for _, r in ipairs(ready) do
-    call(C.sz_qwen_patches(r.img.ptr, self.patch_size, self.temporal_patch_size, self.merge_size, self.scale, self.image_mean,
-      self.image_std, values.ptr, row))
-    row = row + r.plan.grid[2] * r.plan.grid[3]
+    local rows = r.plan.grid[2] * r.plan.grid[3]
+    if r.values then
+      ffi.copy(tensor.data(values) + row * columns, tensor.data(r.values), 4 * rows * columns)
+    else
+      call(C.sz_qwen_patches(r.img.ptr, self.patch_size, self.temporal_patch_size, self.merge_size, self.scale, self.image_mean,
+        self.image_std, values.ptr, row))
+    end
+    row = row + rows
   end
   return values
 end
@@ -228,6 +288,7 @@ Processor.process = guarded(function(self, messages, tokenizer, ids)
   local function finish()
     for _, r in ipairs(ready) do
       if r.own then r.img:free() end
+      if r.values then r.values:free() end
     end
   end
   local inp = { image_grid_thw = {}, images = {} }

@@ -303,7 +303,7 @@ end
 local function bytes_of(t) return t:numel() * BYTES[NAME[t:dtype()]] end
 
 -- The JSON is put together by hand: cjson writes an empty list as {} and orders keys as it likes.
-local function write(path, names, tensors, metadata)
+local function write(path, names, tensors, metadata, later)
   local parts, keys, at = {}, {}, 0
   for k, v in pairs(metadata) do
     if type(k) ~= "string" or type(v) ~= "string" then error("metadata must be texts; '" .. tostring(k) .. "' is not", 0) end
@@ -319,29 +319,30 @@ local function write(path, names, tensors, metadata)
     if a.size ~= b.size then return a.size > b.size end
     return a.i < b.i
   end)
-  local pointers = ffi.new("sz_tensor *[?]", #order + 1)
+  local pointers, list = ffi.new("sz_tensor *[?]", #order + 1), {}
   local text = {}
   for i, o in ipairs(order) do
     local t = tensors[o.name]
     local stop = at + bytes_of(t)
     text[o.name] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(cjson.encode(o.name), NAME[t:dtype()],
       table.concat(t:shape(), ","), at, stop)
-    pointers[i - 1] = t.ptr
+    pointers[i - 1], list[i] = t.ptr, t
     at = stop
   end
   for _, name in ipairs(names) do parts[#parts + 1] = text[name] end
   local header = "{" .. table.concat(parts, ",") .. "}"
   header = header .. (" "):rep(-#header % 8)
-  call(C.sz_safetensors_write(path, header, #header, pointers, #order))
+  if later then later:tensors(path, header, list) else call(C.sz_safetensors_write(path, header, #header, pointers, #order)) end
 end
 
-M.save = guarded(function(path, tensors, metadata)
+-- later: a list of files (jobs.writing) that this one is added to, instead of being written now.
+M.save = guarded(function(path, tensors, metadata, later)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
   if type(tensors) ~= "table" then error("a table of tensors is expected, got " .. type(tensors), 0) end
-  write(path, sorted_names(tensors), tensors, metadata or { format = "pt" })
+  write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
--- Writes one file, or numbered shards and then the index: a folder without its index is not taken for a model.
+-- Writes one file, or numbered shards and then the index: a folder without its index is not taken for a model. options.later: see save.
 M.save_folder = guarded(function(dir, tensors, options)
   options = options or {}
   local limit = options.max_shard_bytes or 5e9
@@ -359,17 +360,21 @@ M.save_folder = guarded(function(dir, tensors, options)
   local metadata = options.metadata or { format = "pt" }
   local single, index_path = dir .. "/model.safetensors", dir .. "/model.safetensors.index.json"
   if #shards <= 1 then
-    write(single, names, tensors, metadata)
+    write(single, names, tensors, metadata, options.later)
     os.remove(index_path)      -- a left-over index would be read first
     return
   end
   local map = {}
   for i, shard in ipairs(shards) do
     local file = ("model-%05d-of-%05d.safetensors"):format(i, #shards)
-    write(dir .. "/" .. file, shard, tensors, metadata)
+    write(dir .. "/" .. file, shard, tensors, metadata, options.later)
     for _, name in ipairs(shard) do map[#map + 1] = ("    %s: %s"):format(cjson.encode(name), cjson.encode(file)) end
   end
   local index = ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(total, table.concat(map, ",\n"))
+  if options.later then
+    options.later:text(index_path, index)
+    return
+  end
   local file, why = io.open(index_path .. ".tmp", "wb")
   if not file then error(why, 0) end
   local written, reason = file:write(index)

@@ -1,7 +1,7 @@
 -- trainer.lua - GRPO: sample groups, score them, one exact policy-gradient update; evaluation; the run folder.
 --
 --   local t = trainer.new{config = cfg, policy = vl, reference = vl | nil, reward = f, train = set, held_out = set,
---                         prompt = function(problem) -> text, segmenter = segment.new(sam) | nil,
+--                         plan = plan.check(cfg) | nil, prompt = function(problem) -> text, segmenter = segment.new(sam) | nil,
 --                         truth = function(solution) -> {bbox =, points =} | nil}
 --   t:run()                       all steps; or t:step() one at a time, t:evaluate() -> mean reward, parts, records, gIoU
 --
@@ -13,9 +13,13 @@
 -- counts 0; with `truth` also t.ceiling, the gIoU of the true boxes and points.
 --
 -- The group is the unit: a prompt with its picture is computed once for its n answers, when sampling, for the reference and
--- in the update, even when its answers are too many for one micro-batch. The sampler's log-probabilities are the old ones: one update follows each rollout with the same weights, and
--- each step prints the largest difference between sampler and trainer. The loss is weighted over the whole update, so the
+-- in the update, even when its answers are too many for one micro-batch. The sampler's log-probabilities are the old ones: one update
+-- follows each rollout with the same weights, and each step prints the largest difference between sampler and trainer. The loss is weighted over the whole update, so the
 -- micro-batch split does not change it.
+-- Beside the step: the next step's pictures are read and cut by background threads (ahead.lua), a group is judged as soon as its answers
+-- have ended, and a checkpoint is written while the next step samples; the optimizer waits for it. None of this changes a number.
+-- stats.time of a step says where its seconds went (clock.lua).
+--
 -- Leaves out: what settings mean by default (the recipe), rewards, prompts.
 
 local core = require "segzero.ffi"
@@ -30,13 +34,13 @@ local optim = require "segzero.optim"
 local checkpoint = require "segzero.checkpoint"
 local data = require "segzero.data"
 local log = require "segzero.log"
+local ahead = require "segzero.ahead"
+local clock = require "segzero.clock"
 
 local M = {}
 
 local methods = {}
 local mt = { __index = methods }
-
-local now = core.C.sz_seconds
 
 function M.new(opts)
   local t = setmetatable({}, mt)
@@ -48,6 +52,8 @@ function M.new(opts)
     master_weights = actor.optim.master_weights, grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil })
   t.global_step = 0
   t.log = log.open(t.folder)
+  t.ahead = ahead.new(t.policy)
+  t.spent = {}
   return t
 end
 
@@ -55,8 +61,8 @@ end
 function M.bare(opts) return setmetatable(opts, mt) end
 
 -- ---- rows ----
--- The rows of step s: epochs are shuffled by data.seed, the last incomplete batch of an epoch is dropped.
-function methods:rows_of(step)
+-- Which rows step s has: epochs are shuffled by data.seed, the last incomplete batch of an epoch is dropped.
+function methods:indices_of(step)
   local d = self.config.data
   local per_epoch = math.floor(self.train:count() / d.rollout_batch_size)
   if per_epoch < 1 then
@@ -67,13 +73,28 @@ function methods:rows_of(step)
     self.order = d.shuffle and data.order(self.train:count(), d.seed, epoch) or nil
     self.order_epoch = epoch
   end
-  local rows = {}
+  local indices = {}
   for i = 1, d.rollout_batch_size do
     local place = (step - 1) % per_epoch * d.rollout_batch_size + i
-    rows[i] = self.train:row(self.order and self.order[place] or place)
-    rows[i].number = (step - 1) * d.rollout_batch_size + i
+    indices[i] = self.order and self.order[place] or place
+  end
+  return indices
+end
+
+function methods:rows_of(step)
+  local rows, indices = {}, self:indices_of(step)
+  for i, index in ipairs(indices) do
+    rows[i] = self.ahead:row(self.train, index)
+    rows[i].number = (step - 1) * #indices + i
   end
   return rows
+end
+
+-- Begins the pictures of a step that will come; what an earlier call began and nobody took is let go of.
+function methods:look_ahead(step)
+  self.ahead:drop()
+  if self.total_steps and step > self.total_steps then return end
+  for _, index in ipairs(self:indices_of(step)) do self.ahead:ask(self.train, index) end
 end
 
 -- A row as the model reads it. The picture is let go of; its patches stay until release().
@@ -185,40 +206,83 @@ function methods:score(row, answer)
 end
 
 -- ---- one step ----
+-- The cache's pages go back to the system unless the plan has room for them beside the update: taking them again costs a fault for each.
+local function rest(self)
+  local p = self.plan
+  if not p or p.phases.update + p.parts.cache > p.device.free then rollout.rest(self.policy) end
+end
+
+-- The plan was made of the first rows: a step with a longer prompt is looked at before it starts.
+function methods:check_memory(rows)
+  for _, row in ipairs(self.plan and rows or {}) do
+    if #row.input.input_ids > self.plan.prompt then
+      local ok, longer = pcall(require("segzero.plan").longer, self.config, self.plan, row.input)
+      if not ok then error(("row %s: %s"):format(tostring(row.id), longer), 0) end
+      self.plan = longer
+    end
+  end
+  clock.to "data"       -- counting ran the code of a step
+end
+
+-- A group that has all its answers is judged while others still decode.
 function methods:rollout(rows)
   local r = self.config.worker.rollout
-  local inputs, row_ids = {}, {}
+  local groups, inputs, row_ids = {}, {}, {}
   for i, row in ipairs(rows) do
     self:prepare(row)
-    inputs[i], row_ids[i] = row.input, row.number
+    groups[i], inputs[i], row_ids[i] = { row = row, input = row.input }, row.input, row.number
   end
-  local answers = rollout.generate(self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
+  self:check_memory(rows)
+  self:look_ahead(self.global_step + 2)
+  clock.to "decode"
+  local function on_group(i, answers)
+    local before = clock.to "reward"
+    groups[i].samples = answers
+    local ok, why = pcall(self.judge_group, self, groups[i])
+    if not ok then error({ why }, 0) end        -- in a table: what samples would add its own traceback
+    clock.to(before)
+  end
+  local ok, answers, stats = pcall(rollout.generate, self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
     max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids,
-    cache_gib = r.cache_gib, gpu_memory_utilization = r.gpu_memory_utilization })
-  rollout.rest(self.policy)
-  local groups = {}
-  for i, row in ipairs(rows) do groups[i] = { row = row, input = row.input, samples = answers[i] } end
+    cache_gib = r.cache_gib, gpu_memory_utilization = r.gpu_memory_utilization, on_group = on_group })
+  if not ok then error(type(answers) == "table" and answers[1] or answers, 0) end
+  rest(self)
+  local seconds = stats and stats.seconds
+  if seconds then
+    clock.move("decode", "vision", seconds.vision)
+    clock.move("decode", "prefill", seconds.prefill)
+  end
+  for i, g in ipairs(groups) do g.samples = g.samples or answers[i] end
   return groups
 end
 
--- Rewards and advantages of every group; returns the means of the reward and its parts.
+-- Rewards and advantages of one group.
+function methods:judge_group(g)
+  local rewards, found = {}, {}
+  if self.segmenter then
+    for _, a in ipairs(g.samples) do found[#found + 1] = answer.parse(a.text) end
+    lend_masks(self.segmenter, g.row, found)
+  end
+  for i, a in ipairs(g.samples) do
+    self:score(g.row, a)
+    rewards[i] = a.score
+  end
+  for i, v in ipairs(advantage.grpo(rewards)) do g.samples[i].advantage = v end
+  return_masks(g.row)
+  g.judged = true
+end
+
+-- Judges the groups that are not; returns the means of the reward and its parts over all of them, whatever the order they came in.
 function methods:judge(groups)
   local sums, n = { reward = 0, length = 0, stopped = 0 }, 0
   for _, g in ipairs(groups) do
-    local rewards, found = {}, {}
-    if self.segmenter then
-      for _, a in ipairs(g.samples) do found[#found + 1] = answer.parse(a.text) end
-      lend_masks(self.segmenter, g.row, found)
-    end
-    for i, a in ipairs(g.samples) do
-      self:score(g.row, a)
-      rewards[i], n = a.score, n + 1
+    if not g.judged then self:judge_group(g) end
+    for _, a in ipairs(g.samples) do
+      n = n + 1
       sums.reward, sums.length = sums.reward + a.score, sums.length + #a.ids
       sums.stopped = sums.stopped + (a.finish == "stop" and 1 or 0)
       for name, v in pairs(a.parts or {}) do sums["reward/" .. name] = (sums["reward/" .. name] or 0) + v end
     end
-    for i, v in ipairs(advantage.grpo(rewards)) do g.samples[i].advantage = v end
-    return_masks(g.row)
   end
   for k, v in pairs(sums) do sums[k] = v / n end
   return sums
@@ -302,6 +366,7 @@ end
 -- What the frozen reference says of the same tokens: sample.reference, by token. Nothing without one.
 function methods:reference_log_probs(groups)
   if not self.reference then return end
+  local before = clock.to "reference"
   for _, batch in ipairs(self:micro_batches(groups, "experience")) do
     tensor.step(tensor.no_grad, each_stream, self.reference, batch, self:stream_options(), function(runs, lp)
       local here = lp:values()
@@ -313,6 +378,7 @@ function methods:reference_log_probs(groups)
       end
     end)
   end
+  clock.to(before)
 end
 
 -- Gradient of a micro-batch's part of the GRPO loss, added to the parameters'. totals: of the whole update.
@@ -342,7 +408,9 @@ function methods:accumulate(batch, totals)
       kl = (loss_terms.kl[actor.kl_loss_type](lp, tensor.new(reference_values, { device = device })) * weights):sum()
       loss = loss + kl * actor.kl_loss_coef
     end
+    clock.to "backward"
     loss:backward(from)
+    clock.to "forward"
 
     local lp_here, ratio_here = lp:values(), ratio:values()
     local l, r = tensor.data(lp_here), tensor.data(ratio_here)
@@ -372,7 +440,10 @@ function methods:update(groups, lr)
       stats[k] = k == "mismatch" and math.max(stats[k], v) or stats[k] + v
     end
   end
+  self:saved()
+  clock.to "optimizer"
   stats.grad_norm = self.optimizer:step(lr)
+  clock.to "forward"
   return stats
 end
 
@@ -383,13 +454,15 @@ function methods:learning_rate(step)
 end
 
 function methods:step()
-  local step, start = self.global_step + 1, now()
+  local step = self.global_step + 1
+  clock.start(self.policy.device ~= "cpu" and core.C.sz_device_synchronise or nil)
+  clock.to "data"
   local groups = self:rollout(self:rows_of(step))
-  local sampled = now()
+  clock.to "reward"
   local stats = self:judge(groups)
-  local judged = now()
   local lr = self:learning_rate(step)
   local per_update = self.config.worker.actor.global_batch_size
+  clock.to "forward"
   for first = 1, #groups, per_update do
     local part = { unpack(groups, first, math.min(first + per_update - 1, #groups)) }
     local update = self:update(part, lr)
@@ -397,14 +470,21 @@ function methods:step()
     if first > 1 then update.mismatch = stats.mismatch end
     for k, v in pairs(update) do stats[k] = v end
   end
+  clock.to "other"
   stats.step, stats.lr, stats.skipped_updates = step, lr, self.optimizer.skipped
-  stats.seconds = { rollout = sampled - start, reward = judged - sampled, update = now() - judged, total = now() - start }
   stats.tokens = stats.length * #groups * #groups[1].samples
   self:record(step, groups)
   local rows = {}
   for i, g in ipairs(groups) do rows[i] = g.row end
   release(rows)
+  -- Handles that nobody has any more hold objects of the core: without this their number goes up and down with the collector's mood.
+  collectgarbage()
   self.global_step = step
+  local t, total = clock.stop()
+  stats.time = t
+  stats.seconds = { rollout = t.data + t.vision + t.prefill + t.decode, reward = t.reward,
+    update = t.reference + t.forward + t.backward + t.optimizer + t.checkpoint, total = total }
+  for name, v in pairs(t) do self.spent[name] = (self.spent[name] or 0) + v end
   return stats
 end
 
@@ -429,12 +509,15 @@ function methods:evaluate(keep)
   local records, sums, total, n = {}, {}, 0, self.held_out:count()
   local batch = self.config.data.val_batch_size
   local with_masks, sum, ceiling, readable = nil, 0, 0, 0
+  local begun = ahead.new(self.policy)
   for first = 1, n, batch do
     local rows, inputs = {}, {}
     for i = first, math.min(first + batch - 1, n) do
-      local row = self:prepare(self.held_out:row(i))
+      local row = self:prepare(begun:row(self.held_out, i))
       rows[#rows + 1], inputs[#inputs + 1] = row, row.input
     end
+    local few = math.min(batch, self.config.data.rollout_batch_size)       -- what the plan has room for
+    for i = first + batch, math.min(first + batch + few - 1, n) do begun:ask(self.held_out, i) end
     if with_masks == nil then with_masks = self.segmenter ~= nil and rows[1].mask ~= nil end
     local r = self.config.worker.rollout
     local answers = rollout.generate(self.policy, inputs, { temperature = 0, max_new_tokens = self.config.data.max_response_length,
@@ -463,7 +546,7 @@ function methods:evaluate(keep)
     end
     release(rows)
   end
-  rollout.rest(self.policy)
+  rest(self)
   if readable > 0 then self.ceiling = ceiling / n end
   return total / n, sums, records, with_masks and sum / n or nil
 end
@@ -475,12 +558,33 @@ function methods:log_evaluation(reward, parts, giou)
 end
 
 -- ---- the run ----
+-- A checkpoint is written beside the next step: weights and optimizer state are the same until the optimizer's next step, which waits.
+function methods:begin_save()
+  self:saved()
+  self.saving = { checkpoint.begin(self.folder, self.global_step, self.policy, self.optimizer,
+    { seed = self.config.data.seed, skipped_updates = self.optimizer.skipped }) }
+  return self.saving[1]
+end
+
+-- Waits for what begin_save() began; a checkpoint that could not be written is an error that names the file.
+function methods:saved()
+  local saving = self.saving
+  if not saving then return end
+  local before = clock.to "checkpoint"
+  self.saving = nil
+  checkpoint.finish(unpack(saving))
+  clock.to(before)
+end
+
 function methods:save()
-  return checkpoint.save(self.folder, self.global_step, self.policy, self.optimizer,
-    { seed = self.config.data.seed, skipped_updates = self.optimizer.skipped })
+  local path = self:begin_save()
+  self:saved()
+  return path
 end
 
 function methods:resume(path)
+  self:saved()
+  self.ahead:drop()
   local state = checkpoint.load(path, self.policy, self.optimizer)
   self.global_step, self.optimizer.skipped = state.global_step, state.skipped_updates or 0
 end
@@ -494,7 +598,9 @@ local function sorted_parts(parts)
 end
 M.sorted_parts = sorted_parts
 
-function methods:run()
+local TIME_EVERY = 50       -- steps between two lines that say where the time went
+
+local function steps_until_end(self)
   local cfg = self.config.trainer
   local progress = log.progress(self.total_steps, self.global_step)
   while self.global_step < self.total_steps do
@@ -503,13 +609,29 @@ function methods:run()
     progress:line(s.step, ("reward %.3f  length %.0f  kl %.4f  entropy %.3f  grad %.2f  sampler-trainer %.1e"):format(s.reward, s.length, s.kl,
       s.entropy, s.grad_norm, s.mismatch))
     if s.grad_norm ~= s.grad_norm or s.grad_norm == math.huge then print("  the gradient is not finite: update skipped") end
+    if s.step % TIME_EVERY == 0 or s.step == self.total_steps then
+      print(log.times(self.spent, clock.phases))
+      self.spent = {}
+    end
     if cfg.test_freq > 0 and s.step % cfg.test_freq == 0 and s.step < self.total_steps then
       local reward, parts, _, giou = self:evaluate()
       self:log_evaluation(reward, parts, giou)
       print(("  held-out reward at step %d: %.3f (%s)%s"):format(s.step, reward, sorted_parts(parts), giou and (", gIoU %.3f"):format(giou) or ""))
     end
-    if cfg.save_freq > 0 and s.step % cfg.save_freq == 0 then print("  saved " .. self:save()) end
+    if cfg.save_freq > 0 and s.step % cfg.save_freq == 0 then print("  saving " .. self:begin_save()) end
   end
+end
+
+-- However it ends, what is being written is written first.
+function methods:run()
+  local ok, why = xpcall(steps_until_end, function(e) return type(e) == "string" and debug.traceback(e, 2) or e end, self)
+  local saved, reason = pcall(self.saved, self)
+  self.ahead:drop()
+  if not ok then
+    if not saved then io.stderr:write(tostring(reason), "\n") end
+    error(why, 0)
+  end
+  if not saved then error(reason, 0) end
 end
 
 return M

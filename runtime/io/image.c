@@ -116,7 +116,7 @@ static sz_image *wrap(int w, int h, uint8_t *pixels)
         free(pixels);
         return sz_null("out of memory");
     }
-    *im = (sz_image){ w, h, pixels };
+    *im = (sz_image){ 1, w, h, pixels };
     return im;
 }
 
@@ -201,7 +201,7 @@ sz_image *sz_image_new(int width, int height)
 
 void sz_image_free(sz_image *im)
 {
-    if (!im) return;
+    if (!im || --im->refs > 0) return;
     free(im->pixels);
     free(im);
 }

@@ -20,8 +20,14 @@ int  sz_writer_put(sz_writer *w, const void *bytes, size_t len);
 int  sz_writer_commit(sz_writer *w);    /* syncs file and folder, renames */
 void sz_writer_abort(sz_writer *w);     /* removes the temporary file; harmless after commit */
 
+/* Work for a thread beside the main one (jobs.c). run(context) returns 0, or -1 with a message; dispose(context) runs on the main thread
+ * when the job is freed, or here on failure (NULL with a message). at_once: it has ended when this returns. */
+sz_job *sz_job_start(int (*run)(void *), void (*dispose)(void *), void *context, bool at_once);
+void   *sz_job_context(sz_job *j);
+
 /* Pixels as resize.c and image.c see them. */
 struct sz_image {
+    int refs;           /* sz_image_free drops one; the main thread's, like those of tensors */
     int width, height;
     uint8_t *pixels;    /* [height, width, 3], owned */
 };
