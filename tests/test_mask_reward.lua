@@ -285,7 +285,7 @@ local function train()
   local seen = {}
   for step = 1, 3 do
     local s = run:step()
-    s.seconds = nil
+    s.seconds, s.time = nil, nil
     seen[step] = s
   end
   seen[4] = { run:evaluate() }

@@ -46,7 +46,7 @@ local function steps(t, n)
     local s = t:step()
     check.ok(s.mismatch < TOLERANCE[t.policy.dtype], ("step %d: sampler and trainer differ by %.1e"):format(s.step, s.mismatch))
     check.ok(s.grad_norm > 0 and s.grad_norm < math.huge, "step " .. s.step .. " has a gradient")
-    s.seconds = nil
+    s.seconds, s.time = nil, nil
     seen[i] = s
   end
   return seen
@@ -124,7 +124,7 @@ local function records(folder, name)
   local out = {}
   for line in io.lines(folder .. "/" .. name) do
     local r = cjson.decode(line)
-    r.seconds = nil
+    r.seconds, r.time = nil, nil
     out[#out + 1] = r
   end
   return out
