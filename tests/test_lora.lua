@@ -229,7 +229,7 @@ local function steps(t, n)
     local s = t:step()
     check.ok(s.mismatch < TOLERANCE[t.policy.dtype], ("step %d: sampler and trainer differ by %.1e"):format(s.step, s.mismatch))
     check.ok(s.grad_norm > 0 and s.grad_norm < math.huge, "step " .. s.step .. " has a gradient")
-    s.seconds = nil
+    s.seconds, s.time = nil, nil
     seen[i] = s
   end
   return seen

@@ -269,16 +269,22 @@ end
 -- ---- two runs of the same seed ----
 -- Training text that hangs on the sampled tokens, so that the answers' boxes differ and are repeated exactly by a second run.
 local function train()
-  rollout.generate = function(...)
-    local all = generate(...)
-    for _, samples in ipairs(all) do
-      for _, a in ipairs(samples) do
-        local h = 0
-        for _, id in ipairs(a.ids) do h = (h * 31 + id) % 1009 end
-        a.text = written({ h % 40, h % 37, 40 + h % 43, 40 + h % 41 }, { 20 + h % 30, 20 + h % 29 }, { 20 + h % 23, 20 + h % 19 })
-      end
+  local function rewrite(samples)
+    for _, a in ipairs(samples) do
+      local h = 0
+      for _, id in ipairs(a.ids) do h = (h * 31 + id) % 1009 end
+      a.text = written({ h % 40, h % 37, 40 + h % 43, 40 + h % 41 }, { 20 + h % 30, 20 + h % 29 }, { 20 + h % 23, 20 + h % 19 })
     end
-    return all
+  end
+  rollout.generate = function(vl, inputs, opts)
+    local judge = opts.on_group
+    opts.on_group = judge and function(i, samples)
+      rewrite(samples)
+      judge(i, samples)
+    end
+    local all, stats = generate(vl, inputs, opts)
+    for _, samples in ipairs(all) do rewrite(samples) end
+    return all, stats
   end
   local run = mini.trainer(mini.settings {}, { model = dir, reward = mask_iou, reference = true, held_out = made })
   run.segmenter = real

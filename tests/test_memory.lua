@@ -23,9 +23,9 @@ end
 -- The same two prompts every time: new lengths are new matmul shapes, and the core keeps a primitive of oneDNN (some 50 kB) for each
 -- shape, up to a fixed number. That is warm-up, and would take hundreds of steps here.
 local cfg = mini.settings { "data.refshapes_rows=2" }
-local t = mini.trainer(cfg, { model = dir, reference = true, total_steps = 100 })
+local t = mini.trainer(cfg, { model = dir, reference = true, total_steps = 200 })
 local calls, live, rss = {}, {}, {}
-for i = 1, 65 do
+for i = 1, 170 do
   local before = tonumber(C.sz_system_allocs())
   t:step()
   calls[i] = tonumber(C.sz_system_allocs()) - before
@@ -33,14 +33,15 @@ for i = 1, 65 do
   live[i], rss[i] = tonumber(C.sz_live_bytes()), resident()
 end
 local most = 0
-for i = 16, 65 do most = math.max(most, calls[i]) end
+for i = 16, 170 do most = math.max(most, calls[i]) end
 -- Heap tensors that a step makes (patches, positions, the last hidden states) get the blocks that those of the step before had.
 check.ok(most == 0, ("a step asks the system for memory %d times"):format(most))
-check.equal(live[65], live[16], "live bytes after step 65 and step 16")
--- LuaJIT's own heap moves by some 0.5 MB. A sanitizer keeps freed memory aside, so there it says nothing.
+check.equal(live[170], live[16], "live bytes after step 170 and step 16")
+-- LuaJIT still compiles and oneDNN still meets new shapes (numbers of answers that go on) in the first hundred steps, 2 MB in all; after them
+-- it moved by 50 KB. A sanitizer keeps freed memory aside, so there it says nothing.
 local sanitizer = (require("segzero.host").library or ""):find "build/%a+/libsegzero"
-check.ok(sanitizer or rss[65] - rss[16] < 2 ^ 20, ("the resident set grew by %d bytes in 50 steps"):format(rss[65] - rss[16]))
-print(("memory: %d allocations a step, %.1f MB live, %.1f MB resident"):format(most, live[65] / 2 ^ 20, rss[65] / 2 ^ 20))
+check.ok(sanitizer or rss[170] - rss[120] < 2 ^ 19, ("the resident set grew by %d bytes in 50 steps"):format(rss[170] - rss[120]))
+print(("memory: %d allocations a step, %.1f MB live, %.1f MB resident"):format(most, live[170] / 2 ^ 20, rss[170] / 2 ^ 20))
 
 -- ---- evaluation leaves nothing either ----
 t.held_out = mini.rows(cfg, "heldout")

@@ -67,9 +67,9 @@ local function bytes_of(list, width)
 end
 
 -- The policy, with its adapters. They may freeze the tower: cfg is the caller's own copy.
-local function void_policy(cfg)
+local function void_policy(cfg, dir)
   local model_cfg = cfg.worker.actor.model
-  return lora.configure(model.void(model_cfg.model_path, model_cfg.dtype), cfg, true)
+  return lora.configure(model.void(dir, model_cfg.dtype), cfg, true)
 end
 
 -- ---- inputs ----
@@ -128,7 +128,7 @@ end
 local function count_arena(cfg, state)
   local trainer = require "segzero.trainer"
   local actor, r, d = cfg.worker.actor, cfg.worker.rollout, cfg.data
-  local vl = void_policy(cfg)
+  local vl = void_policy(cfg, state.dir)
   local train_batch, n, length = d.rollout_batch_size, r.n, state.answer or d.max_response_length
   local list = vl:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
   local groups = groups_of(state.input, math.min(train_batch, actor.global_batch_size), n, length)
@@ -218,7 +218,7 @@ end
 local function read(cfg, opts)
   local actor, d = cfg.worker.actor, cfg.data
   local state = { dir = actor.model.model_path, device = M.device(), answer = opts.answer }
-  state.vl = void_policy(cfg)
+  state.vl = void_policy(cfg, state.dir)
   state.input, state.pixels = longest_input(cfg, state.vl, { train = opts.train, prompt = opts.prompt or require("segzero.prompt").seg_zero })
   state.kl = actor.use_kl_loss and actor.kl_loss_coef ~= 0
   state.evaluates = d.val_files ~= "" and (cfg.trainer.val_before_train or cfg.trainer.test_freq > 0 or not cfg.trainer.val_only)
@@ -249,7 +249,7 @@ local function with(cfg, state, changes)
   local changed = copy(cfg)
   for _, change in ipairs(changes) do config.set(changed, change[1], change[2]) end
   local s = copy(state)
-  s.vl, s.input = void_policy(changed), state.input
+  s.vl, s.input = void_policy(changed, state.dir), state.input
   s.kl = changed.worker.actor.use_kl_loss and changed.worker.actor.kl_loss_coef ~= 0
   return total(changed, s)
 end
