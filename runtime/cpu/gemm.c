@@ -83,7 +83,7 @@ static inline __attribute__((always_inline)) sz_vec lane_sums(sz_vec *v)
 #pragma GCC unroll 4
     for (int n = SZ_LANES / 2; n > 0; n /= 2)
 #pragma GCC unroll 8
-        for (int i = 0; i < n; i++) v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) + __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
+        for (int i = 0; i < n; i++) v[i] = sz_shuffle(v[2 * i], v[2 * i + 1], even) + sz_shuffle(v[2 * i], v[2 * i + 1], odd);
     return v[0];
 }
 

@@ -33,6 +33,18 @@ typedef float sz_vec4 __attribute__((vector_size(16)));
 typedef float sz_vec4_any __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t sz_ivec4 __attribute__((vector_size(16)));
 
+/* Lanes of a and b, counted through both. clang, which builds for the thread sanitizer only, has no __builtin_shuffle. */
+#ifdef __clang__
+#define sz_shuffle(a, b, ...) __extension__({ \
+    __typeof__(a) a_ = (a), b_ = (b), out_ = a_; \
+    __typeof__(__VA_ARGS__) at_ = __VA_ARGS__; \
+    const int lanes_ = (int)(sizeof out_ / sizeof(float)); \
+    for (int l_ = 0; l_ < lanes_; l_++) out_[l_] = at_[l_] < lanes_ ? a_[at_[l_]] : b_[at_[l_] - lanes_]; \
+    out_; })
+#else
+#define sz_shuffle(a, b, ...) __builtin_shuffle(a, b, __VA_ARGS__)
+#endif
+
 static inline sz_vec sz_vec_load(const float *p) { return *(const sz_vec_any *)p; }
 static inline void sz_vec_store(float *p, sz_vec v) { *(sz_vec_any *)p = v; }
 static inline sz_vec sz_vec_all(float x) { return x - (sz_vec){ 0 }; }
@@ -63,13 +75,13 @@ static inline void sz_transpose4(float *dst, ptrdiff_t dst_stride, const float *
     for (; i + 4 <= n; i += 4) {
         sz_vec4 a = *(const sz_vec4_any *)(src + i), b = *(const sz_vec4_any *)(src + src_stride + i);
         sz_vec4 c = *(const sz_vec4_any *)(src + 2 * src_stride + i), d = *(const sz_vec4_any *)(src + 3 * src_stride + i);
-        sz_vec4 ab = __builtin_shuffle(a, b, (sz_ivec4){ 0, 4, 1, 5 }), cd = __builtin_shuffle(c, d, (sz_ivec4){ 0, 4, 1, 5 });
-        *(sz_vec4_any *)(dst + i * dst_stride) = __builtin_shuffle(ab, cd, (sz_ivec4){ 0, 1, 4, 5 });
-        *(sz_vec4_any *)(dst + (i + 1) * dst_stride) = __builtin_shuffle(ab, cd, (sz_ivec4){ 2, 3, 6, 7 });
-        ab = __builtin_shuffle(a, b, (sz_ivec4){ 2, 6, 3, 7 });
-        cd = __builtin_shuffle(c, d, (sz_ivec4){ 2, 6, 3, 7 });
-        *(sz_vec4_any *)(dst + (i + 2) * dst_stride) = __builtin_shuffle(ab, cd, (sz_ivec4){ 0, 1, 4, 5 });
-        *(sz_vec4_any *)(dst + (i + 3) * dst_stride) = __builtin_shuffle(ab, cd, (sz_ivec4){ 2, 3, 6, 7 });
+        sz_vec4 ab = sz_shuffle(a, b, (sz_ivec4){ 0, 4, 1, 5 }), cd = sz_shuffle(c, d, (sz_ivec4){ 0, 4, 1, 5 });
+        *(sz_vec4_any *)(dst + i * dst_stride) = sz_shuffle(ab, cd, (sz_ivec4){ 0, 1, 4, 5 });
+        *(sz_vec4_any *)(dst + (i + 1) * dst_stride) = sz_shuffle(ab, cd, (sz_ivec4){ 2, 3, 6, 7 });
+        ab = sz_shuffle(a, b, (sz_ivec4){ 2, 6, 3, 7 });
+        cd = sz_shuffle(c, d, (sz_ivec4){ 2, 6, 3, 7 });
+        *(sz_vec4_any *)(dst + (i + 2) * dst_stride) = sz_shuffle(ab, cd, (sz_ivec4){ 0, 1, 4, 5 });
+        *(sz_vec4_any *)(dst + (i + 3) * dst_stride) = sz_shuffle(ab, cd, (sz_ivec4){ 2, 3, 6, 7 });
     }
     for (; i < n; i++)
         for (int j = 0; j < 4; j++) dst[i * dst_stride + j] = src[j * src_stride + i];
