@@ -233,10 +233,13 @@ suite: $(LIB) $(HOST) $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/c
 do-run: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
 do-bench: $(LIB) $(HOST)
-	@./$(HOST) $(SCRIPT_BENCH) $(if $(PYTHON),python=$(PYTHON)) $(ARGS)
+	@./$(HOST) $(SCRIPT_BENCH) $(if $(SEGZERO_BENCH_MODEL),dtype=bf16 only=prefill,$(if $(PYTHON),python=$(PYTHON))) $(ARGS)
 	@for d in bf16 int8; do ./$(HOST) $(SCRIPT_BENCH) model=tests/bench_wide.json dtype=$$d only=prefill || exit 1; done
 	@./$(HOST) $(SCRIPT_BENCH_SAM2) $(if $(PYTHON),python=$(PYTHON))
+	$(if $(SEGZERO_BENCH_MODEL),$(if $(PYTHON),@$(PYTHON) tests/bench_peers.py $(SEGZERO_BENCH_MODEL)))
 	@echo "not run, it takes minutes: a whole GRPO step, ./$(HOST) $(SCRIPT_BENCH_STEP)"
+	@echo "a model of real size: ./$(HOST) examples/random_checkpoint.lua size=3b out=DIR, then SEGZERO_BENCH_MODEL=DIR make bench; with PYTHON= beside"
+	@echo "transformers and llama.cpp (tests/bench_peers.py: pairs of short runs)"
 do-pretrain: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)
 

@@ -1,8 +1,9 @@
 """A checkpoint folder's model here, in transformers and in llama.cpp, by turns: first token, decoding, memory.
 
-Usage: python bench_peers.py MODEL_DIR [--peers transformers,llama,limits] [--dtype bf16|int8] [--rounds N] [--steps K] [--answers 1,8]
+Usage: python bench_peers.py MODEL_DIR [--peers limits,transformers,llama] [--dtype bf16|int8] [--rounds N] [--steps K] [--answers 1,8]
                              [--pictures N] [--gguf FILE] [--threads N] [--segzero COMMAND]
-       needs torch and transformers; for llama also gguf and llama_cpp (LLAMA_CPP_LIB_PATH names another build of its library)
+       a peer that this Python lacks is left out: torch and transformers; gguf, llama_cpp and torch (LLAMA_CPP_LIB_PATH names another build of its
+       library)
 
 Both programs of a pair keep the model loaded and run the same phase one right after the other, many times, since a shared machine's
 speed changes within minutes; what counts is the ratio in a pair, of which the median is printed with the least and the greatest.
@@ -20,6 +21,7 @@ Left out: sampling on the peers' side (any token does), several pictures, llama.
 import argparse
 import ctypes
 import glob
+import importlib.util
 import json
 import os
 import random
@@ -33,6 +35,9 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(HERE, "bench_model.json")) as f:
     WORK = json.load(f)["work"]
 PROMPT = WORK["text_tokens_before"] + 2 + (WORK["image_size"][0] // 28) * (WORK["image_size"][1] // 28) + WORK["text_tokens_after"]
+
+
+NEEDS = dict(limits=[], transformers=["torch", "transformers"], llama=["torch", "safetensors", "gguf", "llama_cpp"])
 
 
 # ---- the peers: prompt (transformers), answers(n), steps(k), as in bench_serve.lua ----
@@ -277,7 +282,7 @@ def run_limits(args, ours):
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("model")
-    args.add_argument("--peers", default="transformers,llama")
+    args.add_argument("--peers", default="limits,transformers,llama")
     args.add_argument("--dtype", choices=["bf16", "int8"], default="bf16")
     args.add_argument("--rounds", type=int, default=8)
     args.add_argument("--steps", type=int, default=4)
@@ -292,6 +297,10 @@ def main():
     if args.serve:
         return serve(args)
     for name in args.peers.split(","):
+        lacks = [m for m in NEEDS[name] if importlib.util.find_spec(m) is None]
+        if lacks:
+            print(f"skip: {name} ({sys.executable} has no {', '.join(lacks)})", flush=True)
+            continue
         if name == "llama" and not os.path.exists(args.gguf):
             write_gguf(args.model, args.gguf + ".part", args.dtype)
             os.rename(args.gguf + ".part", args.gguf)
