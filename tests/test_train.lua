@@ -8,13 +8,14 @@ local sz = require "segzero"
 local files = require "segzero.files"
 local checkpoint = require "segzero.checkpoint"
 local tensor = require "segzero.tensor"
+local pack = require "segzero.pack"
+local features = require "segzero.features"
 local ffi = require "ffi"
 
 local place = mini.folder()
 local dir = mini.write(place .. "/model")
 
-local WIDTH = { f32 = 4, bf16 = 2, u8 = 1 }
-local function bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * WIDTH[t:dtype()]) end
+local function bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * tensor.WIDTH[t:dtype()]) end
 
 -- Everything that training changes, as {name -> bytes}.
 local function state_of(t)
@@ -90,6 +91,46 @@ for _, v in ipairs(variants) do
     for i, row in ipairs(t:rows_of(5)) do order[#order][i] = row.id end
   end
   check.equal(order[1], order[2], "the rows go on in the same order")
+end
+
+-- ---- a frozen tower ----
+-- Its results are made once a step. Without what is kept they are made again for the reference and the update, by the same products over
+-- another number of rows.
+do
+  local cfg, pictures = mini.settings { "worker.actor.freeze_vision_tower=true", "worker.actor.max_tokens_per_micro_batch=100" }, 0
+  local pictures_of, lend = pack.pictures, features.lend
+  function pack.pictures(inputs)
+    pictures = pictures + #inputs
+    return pictures_of(inputs)
+  end
+  local function run(change)
+    pictures = 0
+    local t = mini.trainer(cfg, { model = dir, reference = true })
+    if change then change(t) end
+    local s = t:step()
+    return s, pictures, t.reference
+  end
+  local once, computed, reference = run()
+  check.equal(computed, 2, "two pictures go through a frozen tower once")
+  check.ok(reference.tower, "the reference has the policy's tower")
+  local again, twice = run(function(t) t.reference.tower = nil end)
+  check.equal(twice, 4, "a reference of its own computes them, too")
+  local _, trained = run(function(t)
+    local w = t.reference:parameters()["visual.blocks.0.norm1.weight"]
+    tensor.data(w)[0] = tensor.data(w)[0] * 1.5
+    check.ok(not features.lend(t.policy, t.reference), "a number of another tower's is seen")
+  end)
+  check.equal(trained, 4, "another tower computes them, too")
+  function features.lend() return false end
+  local hold = features.hold
+  function features.hold() end
+  local never, all = run()
+  check.equal(all, 6, "nothing kept")
+  pack.pictures, features.lend, features.hold = pictures_of, lend, hold
+  for _, key in ipairs { "loss", "kl", "grad_norm", "reward" } do
+    check.near(once[key], never[key], 1e-5 * math.max(1, math.abs(never[key])), "kept or not: " .. key)
+    check.near(again[key], never[key], 1e-5 * math.max(1, math.abs(never[key])), "kept for the policy alone: " .. key)
+  end
 end
 
 -- ---- through the program: new processes, files byte for byte ----

@@ -4,6 +4,7 @@
 --   local shared = features.share(inputs)       {[input] = entry}: inputs with equal pictures have one entry {input =, left = count}
 --   features.hold(vl, input, t)                 input.features: t [tokens, hidden] is what vl's tower makes of its pictures
 --   features.held(vl, input)                    t, or nil. Valid as long as the tower's weights are the same
+--   features.lend(vl, other)                    other's tower has the weights of vl's, byte for byte: it takes what vl's has made. Or false
 --   features.free(inputs)                       lets go of what is held
 --   features.join(vl, inputs)                   as vl:vision, the held ones copied; nil when none is held (no history: a frozen tower's)
 --   features.tokens(vl, input)
@@ -12,6 +13,7 @@
 
 local ffi = require "ffi"
 local tensor = require "segzero.tensor"
+local weights = require "segzero.weights"
 
 ffi.cdef "int memcmp(const void *, const void *, size_t);"
 
@@ -61,9 +63,29 @@ end
 
 function M.hold(vl, input, t) input.features = { model = vl, tensor = t } end
 
+-- Weights are read where they are, or from their device.
+local function same(a, b)
+  if a:dtype() ~= b:dtype() or a:numel() ~= b:numel() then return false end
+  local here, there = a:to { device = "cpu" }, b:to { device = "cpu" }
+  local equal = ffi.C.memcmp(tensor.data(here), tensor.data(there), tensor.WIDTH[a:dtype()] * a:numel()) == 0
+  if here ~= a then here:free() end
+  if there ~= b then there:free() end
+  return equal
+end
+
+function M.lend(vl, other)
+  other.tower = nil
+  local theirs = weights.parameters(other)
+  for name, w in pairs(weights.parameters(vl)) do
+    if name:match "^visual%." and not (theirs[name] and same(w, theirs[name])) then return false end
+  end
+  other.tower = vl
+  return true
+end
+
 function M.held(vl, input)
   local f = input.features
-  return f and f.model == vl and f.tensor.ptr ~= nil and f.tensor or nil
+  return f and f.model == (vl.tower or vl) and f.tensor.ptr ~= nil and f.tensor or nil
 end
 
 function M.free(inputs)

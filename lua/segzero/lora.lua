@@ -94,10 +94,6 @@ local function hold(vl, list, settings)
   return vl
 end
 
-local function void(rows, cols)
-  return tensor.wrap(check(C.sz_tensor_void(C.SZ_F32, 2, ffi.new("int64_t[2]", rows, cols))))
-end
-
 -- Position of the elements' random numbers: apart from the sampler's and from normal ones (runtime/random.c).
 local PLACE = 0xC0000000
 
@@ -125,8 +121,8 @@ function M.attach(vl, opts)
   for i, w in ipairs(chosen(vl, opts)) do
     local rows, cols = w.shape[1], w.shape[2]
     list[i] = { index = w.index, name = w.name, module = module_of(w.name), scale = alpha / rank,
-      a = opts.void and void(rank, cols) or placed(vl, uniform(rank, cols, opts.seed or 0, w.index)),
-      b = opts.void and void(rows, rank) or tensor.zeros({ rows, rank }, { device = vl.device }) }
+      a = opts.void and tensor.void { rank, cols } or placed(vl, uniform(rank, cols, opts.seed or 0, w.index)),
+      b = opts.void and tensor.void { rows, rank } or tensor.zeros({ rows, rank }, { device = vl.device }) }
   end
   return hold(vl, list, opts)
 end

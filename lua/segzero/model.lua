@@ -214,10 +214,8 @@ end
 function M.void(dir, dtype)
   local vl = new(M.read_json(dir .. "/config.json"), dtype, "cpu")
   vl.dir = dir
-  local shape = ffi.new("int64_t[6]")
   for _, w in ipairs(vl.weights) do
-    for i, n in ipairs(w.shape) do shape[i - 1] = n end
-    local t = tensor.wrap(check(C.sz_tensor_void(tensor.dtype_code(vl.dtype), #w.shape, shape)))
+    local t = tensor.void(w.shape, vl.dtype)
     check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
     t:free()
   end

@@ -18,6 +18,7 @@ local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 local model = require "segzero.model"
 local rollout = require "segzero.rollout"
+local features = require "segzero.features"
 local data = require "segzero.data"
 local config = require "segzero.config"
 local files = require "segzero.files"
@@ -111,6 +112,9 @@ local function groups_of(input, prompts, n, length)
 end
 
 -- ---- counting ----
+-- Tokens of an input's pictures.
+local function vision_tokens(input, vl) return input.image_grid_thw and features.tokens(vl, input) or 0 end
+
 -- Bytes of arena that f() uses; nothing is computed.
 local function counted(f)
   check(C.sz_arena_release())
@@ -143,7 +147,10 @@ local function count_arena(cfg, state)
       samples[#samples + 1], a.reference = a, a.logprobs
     end
   end
+  -- A frozen tower's results are there from sampling on.
+  if actor.freeze_vision_tower then features.hold(vl, state.input, tensor.void({ vision_tokens(state.input, vl), vl.config.hidden }, vl.dtype)) end
   arena.update = counted(function() bare:accumulate(first, { tokens = #samples * length, answers = #samples }) end)
+  features.free { state.input }
   arena.sampling = counted(function() tensor.no_grad(rollout.count, vl, state.input, math.max(1, train_batch), n) end)
   for _, p in ipairs(list) do p.tensor:free() end
   vl:free()
@@ -192,6 +199,9 @@ local function sizes(cfg, state)
   -- Those of the batch at hand, and of the next one, which is read meanwhile.
   p.pictures = (math.max(cfg.data.rollout_batch_size, state.evaluates and math.min(cfg.data.val_batch_size, state.val_rows) or 0)
     + cfg.data.rollout_batch_size) * state.pixels
+  if actor.freeze_vision_tower then
+    p.pictures = p.pictures + cfg.data.rollout_batch_size * vision_tokens(state.input, vl) * vl.config.hidden * WIDTH[dtype]
+  end
   p.program = PROGRAM + TOKENIZER * file_bytes(state.dir .. "/tokenizer.json") + state.sam2
   return p
 end

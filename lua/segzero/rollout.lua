@@ -17,8 +17,8 @@
 -- whole characters only; the pieces together are text. on_token(answer, id): every token. on_answer(input, answer, i): an answer
 -- that has ended, on_group(input, answers): the last of its group has; others still decode, and an error ends the call.
 -- Vision tokens are never sampled. The cache has at most cache_gib GiB, on a device gpu_memory_utilization of what was free there,
--- but room for one prompt and one whole answer; scheduler.lua says who is in it. keep_vision: so many bytes of the tower's results
--- stay with the inputs (features.lua), for a caller that needs them again before the tower changes, and frees them.
+-- but room for one prompt and one whole answer; scheduler.lua says who is in it. keep_vision: the tower's results stay with the
+-- inputs (features.lua), for a caller that needs them again before the tower changes, and frees them.
 
 local ffi = require "ffi"
 local core = require "segzero.ffi"
@@ -270,9 +270,7 @@ function methods:keep_features(inputs)
   for _, input in ipairs(inputs) do
     local e = self.pictures[input]
     if e and e.here then
-      local bytes = e.here:numel() * (e.here:dtype() == "f32" and 4 or 2)
-      e.kept = self.kept + bytes <= (self.opts.keep_vision or 0)
-      if e.kept then self.kept = self.kept + bytes end
+      e.kept = self.opts.keep_vision
       if e.kept or e.left > 0 then e.tensor = e.here:clone() end
       e.here = nil
     end
@@ -379,11 +377,9 @@ function methods:run(groups, blocks)
 end
 
 -- ---- the cache ----
-local WIDTH = { f32 = 4, bf16 = 2 }
-
 function M.row_bytes(vl)
   local c = vl.config
-  return 2 * c.layers * c.kv_heads * c.head_dim * WIDTH[vl.dtype]
+  return 2 * c.layers * c.kv_heads * c.head_dim * tensor.WIDTH[vl.dtype]
 end
 
 -- Rows that sampling takes for prompts of these lengths: what they can use, within the limit.
@@ -467,7 +463,7 @@ function M.generate(vl, inputs, options)
     tokens, longest = tokens + lengths[i], math.max(longest, lengths[i])
   end
   local rows = M.cache_rows(vl, lengths, opts.n, opts.max_new_tokens, cache_bytes(vl, opts))
-  local call = setmetatable({ vl = vl, opts = opts, settings = settings, stops = stops, stats = stats, kept = 0,
+  local call = setmetatable({ vl = vl, opts = opts, settings = settings, stops = stops, stats = stats,
     pictures = features.share(inputs), most = math.max(longest, math.min(PREFILL_TOKENS, tokens)), cache = M.cache(vl, rows) }, mt)
   local done, why = pcall(tensor.no_grad, call.run, call, groups, rows / BLOCK)
   for _, g in ipairs(groups) do

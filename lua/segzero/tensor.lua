@@ -29,6 +29,8 @@ local mt = { __index = methods }
 local function is_tensor(x) return getmetatable(x) == mt end
 M.is_tensor = is_tensor
 
+M.WIDTH = { f32 = 4, bf16 = 2, i32 = 4, u8 = 1 }       -- bytes of an element
+
 -- Takes over one reference to a C tensor.
 function M.wrap(ptr)
   return setmetatable({ ptr = ffi.gc(ptr, C.sz_tensor_release) }, mt)
@@ -87,6 +89,12 @@ end
 
 function M.zeros(shape, opts) return make(C.sz_tensor_zeros, shape, opts, 2) end
 function M.empty(shape, opts) return make(C.sz_tensor_new, shape, opts, 2) end
+
+-- Without memory behind it: for counting.
+function M.void(shape, dtype)
+  local a, n = dims(shape)
+  return M.wrap(check(C.sz_tensor_void(M.dtype_code(dtype or "f32", 2), n, a), 2))
+end
 
 local bits = ffi.new("union { float f; uint32_t u; }")
 

@@ -26,6 +26,7 @@ local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
 local rollout = require "segzero.rollout"
+local features = require "segzero.features"
 local advantage = require "segzero.advantage"
 local answer = require "segzero.answer"
 local segment = require "segzero.segment"
@@ -42,6 +43,11 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
+-- A frozen tower's results are made once a step: sampling keeps them for the update, and for a reference that has the same tower.
+local function lend_tower(t)
+  if t.reference and not t.policy.lora and t.config.worker.actor.freeze_vision_tower then features.lend(t.policy, t.reference) end
+end
+
 function M.new(opts)
   local t = setmetatable({}, mt)
   for k, v in pairs(opts) do t[k] = v end
@@ -50,6 +56,7 @@ function M.new(opts)
   t.optimizer = optim.adamw(t.parameters, { lr = actor.optim.lr, betas = { actor.optim.beta1, actor.optim.beta2 }, eps = actor.optim.eps,
     weight_decay = actor.optim.weight_decay, max_grad_norm = actor.max_grad_norm, state_dtype = actor.optim.state_dtype,
     master_weights = actor.optim.master_weights, grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil })
+  lend_tower(t)
   t.global_step = 0
   t.log = log.open(t.folder)
   t.ahead = ahead.new(t.policy)
@@ -114,8 +121,11 @@ end
 local function release(rows)
   for _, row in ipairs(rows) do
     row.image:free()
-    if row.input and row.input.pixel_values then row.input.pixel_values:free() end
-    if row.input then row.input.position_ids:free() end
+    if row.input then
+      features.free { row.input }
+      if row.input.pixel_values then row.input.pixel_values:free() end
+      row.input.position_ids:free()
+    end
   end
 end
 
@@ -244,7 +254,8 @@ function methods:rollout(rows)
   end
   local ok, answers, stats = pcall(rollout.generate, self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
     max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids,
-    cache_gib = r.cache_gib, gpu_memory_utilization = r.gpu_memory_utilization, on_group = on_group })
+    cache_gib = r.cache_gib, gpu_memory_utilization = r.gpu_memory_utilization, on_group = on_group,
+    keep_vision = self.config.worker.actor.freeze_vision_tower })
   if not ok then error(type(answers) == "table" and answers[1] or answers, 0) end
   rest(self)
   local seconds = stats and stats.seconds
@@ -587,6 +598,7 @@ function methods:resume(path)
   self.ahead:drop()
   local state = checkpoint.load(path, self.policy, self.optimizer)
   self.global_step, self.optimizer.skipped = state.global_step, state.skipped_updates or 0
+  lend_tower(self)
 end
 
 local function sorted_parts(parts)
