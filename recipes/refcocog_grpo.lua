@@ -46,7 +46,8 @@ M.defaults = {
       optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0,
         state_dtype = "f32", master_weights = true },
     },
-    ref = { model = { dtype = config.optional "string" } },       -- null: as the policy; int8 halves its memory
+    ref = { model = { dtype = config.optional "string" },         -- null: as the policy; int8 halves its memory
+      offload = { param_offload = false } },                      -- on a device: in host memory while it is not used
     rollout = { temperature = 1.0, n = 8, top_p = 1.0, top_k = -1,
       cache_gib = 4, gpu_memory_utilization = 0.6 },              -- the key-value cache: on the CPU, on a GPU
     reward = { reward_type = "function", compute_score = "seg_strict",        -- a name in rewards/, or a file that returns a function
@@ -68,7 +69,6 @@ M.ignored = {
   ["worker.actor.fsdp.param_offload"] = one_process, ["worker.actor.fsdp.optimizer_offload"] = one_process,
   ["worker.actor.fsdp.torch_dtype"] = "use worker.actor.model.dtype",
   ["worker.actor.offload.param_offload"] = one_process, ["worker.actor.offload.optimizer_offload"] = one_process,
-  ["worker.ref.offload.param_offload"] = one_process,
   ["worker.rollout.tensor_parallel_size"] = one_process,
   ["worker.rollout.enable_chunked_prefill"] = one_process, ["worker.rollout.enforce_eager"] = one_process,
   ["trainer.n_gpus_per_node"] = one_process, ["trainer.nnodes"] = one_process,
@@ -166,6 +166,9 @@ function M.settings(args)
   if cfg.worker.ref.model.dtype then check_choice(cfg, "worker.ref.model.dtype", { "f32", "bf16", "int8" }) end
   check_choice(cfg, "worker.reward.reward_type", { "function" })
   local rank, ref = cfg.worker.actor.model.lora.rank, cfg.worker.ref.model.dtype
+  if cfg.worker.ref.offload.param_offload and ref == "int8" then
+    error("worker.ref.offload.param_offload: a reference in 8 bits (worker.ref.model.dtype=int8) stays on the device", 0)
+  end
   if rank < 0 or rank % 1 ~= 0 then error(("worker.actor.model.lora.rank is %s, expected a whole number (0: off)"):format(tostring(rank)), 0) end
   if rank > 0 and ref and ref ~= cfg.worker.actor.model.dtype then
     error(("worker.ref.model.dtype is %s: with LoRA the reference is the policy without its adapters, %s"):format(ref, cfg.worker.actor.model.dtype), 0)
@@ -213,7 +216,7 @@ local function number(v) return v and ("%.3f"):format(v) or "none" end
 function M.run(args, overrides)
   overrides = overrides or {}
   local cfg = M.settings(args)
-  local d, actor = cfg.data, cfg.worker.actor
+  local d, actor, ref = cfg.data, cfg.worker.actor, cfg.worker.ref
   local reward = overrides.reward or load_reward(cfg.worker.reward.compute_score)
   local train = overrides.train or data.open(d.train_files, { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
   local held_out = overrides.held_out or d.val_files ~= ""
@@ -226,7 +229,7 @@ function M.run(args, overrides)
   processor.min_pixels, processor.max_pixels = d.min_pixels, d.max_pixels
   lora.configure(policy, cfg)
   local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0 and (policy.lora and lora.reference(policy)
-    or sz.qwen_vl(actor.model.model_path, { dtype = cfg.worker.ref.model.dtype or actor.model.dtype })) or nil
+    or sz.qwen_vl(actor.model.model_path, { dtype = ref.model.dtype or actor.model.dtype, offload = ref.offload.param_offload })) or nil
 
   local sam2 = cfg.worker.reward.sam2_path
   local segmenter = sam2 ~= "" and segment.new(sz.sam2(sam2)) or nil

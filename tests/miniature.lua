@@ -132,7 +132,8 @@ end
 function M.trainer(cfg, opts)
   local policy = sz.qwen_vl(opts.model, { dtype = opts.dtype })
   lora.configure(policy, cfg)
-  local reference = opts.reference and (policy.lora and lora.reference(policy) or sz.qwen_vl(opts.model, { dtype = opts.dtype })) or nil
+  local reference = opts.reference and (policy.lora and lora.reference(policy)
+    or sz.qwen_vl(opts.model, { dtype = opts.dtype, offload = cfg.worker.ref.offload.param_offload })) or nil
   local t = trainer.new { config = cfg, policy = policy, reference = reference,
     reward = opts.reward or M.reward, train = opts.train or M.rows(cfg), held_out = opts.held_out, prompt = prompt.seg_zero, folder = opts.folder }
   t.total_steps = opts.total_steps or 4

@@ -150,6 +150,17 @@ for name, t in pairs(cuda_run.policy:parameters()) do
   check.near(t:totable(), trained[name]:totable(), 1e-3, "after 3 steps: " .. name)
 end
 
+-- A reference that waits in host memory says the same, and is back there afterwards.
+local offloaded, seen = run("offloaded", { LR[1], "worker.actor.micro_batch_size_per_device_for_update=2",
+  "worker.actor.micro_batch_size_per_device_for_experience=1", "worker.ref.offload.param_offload=true" }, 2)
+for i = 1, 2 do check.equal({ seen[i].kl, seen[i].loss }, { cuda_seen[i].kl, cuda_seen[i].loss }, "step " .. i .. " with an offloaded reference") end
+check.ok(seen[2].kl > 0, "a KL to see it by")
+check.equal(offloaded.reference:parameters()["model.norm.weight"]:device(), "cpu", "the reference is at home")
+check.equal(offloaded.policy:parameters()["model.norm.weight"]:device(), "cuda:0", "the policy is not")
+check.raises(function() require("segzero.offload").using(offloaded.reference, function() error("no", 0) end) end, "no", "an error comes through")
+check.equal(offloaded.reference:parameters()["model.norm.weight"]:device(), "cpu", "and the reference is at home")
+check.raises(function() sz.qwen_vl(dir, { dtype = "int8", offload = true }) end, "in 8 bits or with adapters is not offloaded", "offloading 8 bits")
+
 -- ---- SAM2: a prediction, and every gradient of the mask loss ----
 ffi.C.setenv("SEGZERO_DEVICE", "cpu", 1)
 local mask_loss, refshapes = require "segzero.mask_loss", require "segzero.refshapes"

@@ -1,6 +1,7 @@
 -- model.lua - Qwen2.5-VL and Qwen2-VL as scripts see them: a Hugging Face folder in; forward, log-probabilities, generation; a folder out.
 --
---   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda", adapter = a PEFT folder})
+--   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda", adapter = a PEFT folder,
+--                                          offload = true: weights wait in host memory (offload.lua)})
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
@@ -165,10 +166,12 @@ end
 function M.qwen_vl(dir, opts)
   opts = opts or {}
   local device = tensor.model_device(opts.device, 2)
+  local offload = opts.offload and device ~= "cpu"
+  if offload and (opts.dtype == "int8" or opts.adapter) then error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2) end
   local json = M.read_json(dir .. "/config.json")
-  local ok, vl = pcall(new, json, opts.dtype, device)
+  local ok, vl = pcall(new, json, opts.dtype, offload and "cpu" or device)
   if not ok then error(("%s/config.json: %s"):format(dir, weights.plain(vl)), 2) end
-  vl.dir = dir
+  vl.dir, vl.offloaded = dir, offload and device or nil
   -- A tied checkpoint may carry a stray lm_head; the embedding is used. Old ones carry the rotary tables, which are computed here.
   weights.load(vl, safetensors.open_folder(dir), canonical, function(name)
     return vl.config.tied == 1 and name == "lm_head.weight" or name:find "%.inv_freq$" ~= nil

@@ -27,6 +27,7 @@ local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
 local rollout = require "segzero.rollout"
 local features = require "segzero.features"
+local offload = require "segzero.offload"
 local advantage = require "segzero.advantage"
 local answer = require "segzero.answer"
 local segment = require "segzero.segment"
@@ -378,17 +379,20 @@ end
 function methods:reference_log_probs(groups)
   if not self.reference then return end
   local before = clock.to "reference"
-  for _, batch in ipairs(self:micro_batches(groups, "experience")) do
-    tensor.step(tensor.no_grad, each_stream, self.reference, batch, self:stream_options(), function(runs, lp)
-      local here = lp:values()
-      local values, at = tensor.data(here), 0
-      for _, run in ipairs(runs) do
-        local sample, first, last = unpack(run)
-        sample.reference = sample.reference or {}
-        for i = first, last do sample.reference[i], at = values[at], at + 1 end
-      end
-    end)
+  local function take(runs, lp)
+    local here = lp:values()
+    local values, at = tensor.data(here), 0
+    for _, run in ipairs(runs) do
+      local sample, first, last = unpack(run)
+      sample.reference = sample.reference or {}
+      for i = first, last do sample.reference[i], at = values[at], at + 1 end
+    end
   end
+  offload.using(self.reference, function()
+    for _, batch in ipairs(self:micro_batches(groups, "experience")) do
+      tensor.step(tensor.no_grad, each_stream, self.reference, batch, self:stream_options(), take)
+    end
+  end)
   clock.to(before)
 end
 
