@@ -25,6 +25,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -165,7 +166,21 @@ static void interrupt_install(lua_State *L)
 
 /* ---- protected calls ------------------------------------------------------------------------------------------- */
 
-/* The message of an error value as text, with the traceback from where it was raised. */
+/* Whether where a message came from is worth showing: it begins with a place, "file:line: ", as Lua puts before it, or is Ctrl-C's. Others are
+ * meant for who called the program. */
+static bool wants_traceback(const char *message)
+{
+    if (strcmp(message, "interrupted!") == 0) return true;
+    if (strstr(message, "\nstack traceback:")) return false;
+    for (const char *p = message; *p && *p != '\n'; p++) {
+        const char *end = p + 1;
+        while (*end >= '0' && *end <= '9') end++;
+        if (*p == ':' && end > p + 1 && *end == ':') return true;
+    }
+    return false;
+}
+
+/* The message of an error value as text, with the traceback from where it was raised where that is wanted. */
 static int add_traceback(lua_State *L)
 {
     if (!lua_isstring(L, 1)) {
@@ -174,7 +189,8 @@ static int add_traceback(lua_State *L)
         lua_replace(L, 1);
         lua_settop(L, 1);
     }
-    luaL_traceback(L, L, lua_tostring(L, 1), 1);
+    if (wants_traceback(lua_tostring(L, 1)))
+        luaL_traceback(L, L, lua_tostring(L, 1), 1);
     return 1;
 }
 

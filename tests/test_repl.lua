@@ -58,10 +58,11 @@ expect("cd / && %s -e 'print(type(require \"segzero.repl\"), type(require \"test
        "require from another folder")
 os.remove(script)
 
-local failing = temporary 'local function inner() error("broken", 0) end\nlocal function outer() inner() end\nouter()\n'
-expect("%s " .. failing, 1, "segzero: broken\nstack traceback:\n.*:1: in function 'inner'\n.*:2: in function 'outer'",
+local failing = temporary 'local function inner() error "broken" end\nlocal function outer() inner() end\nouter()\n'
+expect("%s " .. failing, 1, "segzero: [^\n]*:1: broken\nstack traceback:\n.*:1: in function 'inner'\n.*:2: in function 'outer'",
        "an error with its traceback")
 os.remove(failing)
+expect("%s -e 'error(\"worker.n is 0, expected more\", 0)'", 1, "^segzero: worker.n is 0, expected more\n$", "a message for the user is one line")
 expect("%s -e 'error({})'", 1, "the error is a table, not a message", "an error that is no string")
 expect("%s -e 'error(setmetatable({}, {__tostring = function() return \"told\" end}))'", 1, "segzero: told\n",
        "an error object with __tostring")
