@@ -161,8 +161,7 @@ function M.steps(t, n)
   return seen
 end
 
-local WIDTH = { f32 = 4, bf16 = 2, u8 = 1, i32 = 4 }
-function M.bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * WIDTH[t:dtype()]) end
+function M.bytes(t) return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * tensor.WIDTH[t:dtype()]) end
 
 -- A prompt with the picture of one RefShapes row.
 function M.input(vl, index, text)
