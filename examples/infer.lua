@@ -154,7 +154,7 @@ local function load_model(o)
   local dir = o.model_path or TINY
   dir = dir:gsub("(.)/+$", "%1")
   if not files.exists(dir .. "/config.json") then
-    if o.model_path then stop(1, "no model in %s: it has no config.json", dir) end
+    if o.model_path then stop(1, "%s", model.missing(dir)) end
     stop(1, "the small model is not in %s; name another one with --model_path FOLDER", dir)
   end
   if not o.model_path then

@@ -55,7 +55,7 @@ local SHEET_TILES = 12
 -- An error's text without the place in our sources and without a traceback. Ctrl-C goes through.
 local function reason(why)
   why = tostring(why):gsub("\nstack traceback.*", "")
-  if why:find "interrupted!?$" then error(why, 0) end
+  if sz.core.is_interrupt(why) then error(why, 0) end
   return (why:gsub("^[^\n]-%.lua:%d+: ", ""))
 end
 
@@ -95,7 +95,7 @@ local function settings(args)
     if not cfg.oracle then print("no model named: using the embedded " .. cfg.model_path) end
   end
   local named = files.exists(cfg.model_path .. "/config.json")
-  if not named and not cfg.oracle then error(("model_path: no model in %s: it has no config.json"):format(cfg.model_path), 0) end
+  if not named and not cfg.oracle then error("model_path: " .. model.missing(cfg.model_path), 0) end
   local json = named and model.read_json(cfg.model_path .. "/config.json") or {}
   cfg.frame = cfg.frame or tonumber(json.segzero_frame) or 840
   cfg.dtype = cfg.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32")

@@ -119,6 +119,30 @@ local COUNTS = { "data.max_prompt_length", "data.max_response_length", "data.rol
   "worker.actor.max_tokens_per_micro_batch", "worker.actor.micro_batch_size_per_device_for_update",
   "worker.actor.micro_batch_size_per_device_for_experience", "trainer.total_episodes" }
 
+-- Other numbers: key, least, greatest (nil: none), "whole", or which end is out: "above" the least, "below" the greatest. -1 in save_freq and
+-- test_freq: never; in top_k: all tokens.
+local RANGES = {
+  { "worker.actor.optim.lr", 0 }, { "worker.actor.optim.weight_decay", 0 }, { "worker.actor.optim.beta1", 0, 1, "below" },
+  { "worker.actor.optim.beta2", 0, 1, "below" },
+  { "worker.actor.optim.eps", 0, nil, "above" }, { "worker.actor.optim.lr_warmup_steps_ratio", 0, 1 }, { "worker.actor.max_grad_norm", 0, nil, "above" },
+  { "worker.actor.clip_ratio", 0, nil, "above" }, { "worker.actor.kl_loss_coef", 0 }, { "worker.actor.model.lora.rank", 0, nil, "whole" },
+  { "worker.actor.model.lora.alpha", 0, nil, "above" }, { "worker.rollout.temperature", 0, nil, "above" }, { "worker.rollout.top_p", 0, 1, "above" },
+  { "worker.rollout.top_k", -1, nil, "whole" }, { "worker.rollout.cache_gib", 0, nil, "above" }, { "worker.rollout.gpu_memory_utilization", 0, 1, "above" },
+  { "trainer.max_steps", 0, nil, "whole" }, { "trainer.save_freq", -1, nil, "whole" }, { "trainer.test_freq", -1, nil, "whole" },
+}
+
+local function check_ranges(cfg)
+  for _, r in ipairs(RANGES) do
+    local key, least, greatest, kind = unpack(r, 1, 4)
+    local v = config.get(cfg, key)
+    if v and (v < least or greatest and v > greatest or kind == "above" and v == least or kind == "below" and v == greatest
+        or kind == "whole" and v % 1 ~= 0) then
+      error(("%s is %s, expected a %snumber %s %g%s"):format(key, tostring(v), kind == "whole" and "whole " or "", kind == "above" and "above" or "from",
+        least, greatest and (" and %s %g"):format(kind == "below" and "below" or "at most", greatest) or ""), 0)
+    end
+  end
+end
+
 local function check_counts(cfg)
   for _, key in ipairs(COUNTS) do
     local v = config.get(cfg, key)
@@ -157,6 +181,7 @@ function M.settings(args)
     print(("no data named: using RefShapes, generated pictures of %d pixels"):format(cfg.data.refshapes_size))
   end
   check_counts(cfg)
+  check_ranges(cfg)
   check_choice(cfg, "algorithm.adv_estimator", { "grpo" })
   check_choice(cfg, "worker.actor.loss_avg_mode", { "token", "seq" })
   check_choice(cfg, "worker.actor.kl_loss_type", { "low_var_kl", "kl", "abs", "mse" })
@@ -169,7 +194,6 @@ function M.settings(args)
   if cfg.worker.ref.offload.param_offload and ref == "int8" then
     error("worker.ref.offload.param_offload: a reference in 8 bits (worker.ref.model.dtype=int8) stays on the device", 0)
   end
-  if rank < 0 or rank % 1 ~= 0 then error(("worker.actor.model.lora.rank is %s, expected a whole number (0: off)"):format(tostring(rank)), 0) end
   if rank > 0 and ref and ref ~= cfg.worker.actor.model.dtype then
     error(("worker.ref.model.dtype is %s: with LoRA the reference is the policy without its adapters, %s"):format(ref, cfg.worker.actor.model.dtype), 0)
   end
@@ -178,10 +202,6 @@ function M.settings(args)
   if cfg.worker.reward.compute_score == "mask_iou" and cfg.worker.reward.sam2_path == "" then
     error("worker.reward.compute_score=mask_iou needs a SAM2 model: give worker.reward.sam2_path", 0)
   end
-  if cfg.worker.rollout.temperature <= 0 then error("worker.rollout.temperature must be above 0", 0) end
-  local r = cfg.worker.rollout
-  if r.cache_gib <= 0 then error("worker.rollout.cache_gib must be above 0", 0) end
-  if r.gpu_memory_utilization <= 0 or r.gpu_memory_utilization > 1 then error("worker.rollout.gpu_memory_utilization must be above 0 and at most 1", 0) end
   return cfg
 end
 

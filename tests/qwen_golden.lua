@@ -5,6 +5,9 @@
 --   golden.run "qwen_vl/Q1"                   every check of that configuration
 --   golden.case "qwen_vl/Q1"                  its folder, case.json's table, case.safetensors' tensors
 --   golden.input_of(sequence, tensors)        what vl:forward takes
+--   golden.loss_of(vl, sequence, tensors, recompute)          the case's scripted loss, and its log-probabilities
+--   golden.flat(t), golden.relative(got, want), golden.cosine(a, b)      a tensor's numbers as a list; how far lists are apart
+--   golden.LOGITS_TOL, golden.GRAD_TOL
 
 local cjson = require "cjson"
 local check = require "tests.check"
@@ -18,8 +21,8 @@ local M = {}
 
 -- Another order of summation moves f32 results by about 1e-6 of the largest value (f32_noise in case.json); a few times that
 -- still catches a wrong constant.
-local LOGITS_TOL = 2e-5
-local GRAD_TOL = 1e-4
+local LOGITS_TOL, GRAD_TOL = 2e-5, 1e-4
+M.LOGITS_TOL, M.GRAD_TOL = LOGITS_TOL, GRAD_TOL
 local BF16_COSINE = 0.999       -- bf16 keeps 8 bits: only the direction is comparable
 
 local function read_json(path)
@@ -79,8 +82,10 @@ local function cosine(a, b)
   return ab / math.sqrt(aa * bb)
 end
 
+M.flat, M.relative, M.cosine = flat, relative, cosine
+
 -- The scripted loss: sum of coef * log p(target) at given positions; gradients accumulate in the model's parameters.
-local function loss_of(vl, sequence, t, recompute)
+function M.loss_of(vl, sequence, t, recompute)
   local p = sequence.prefix
   local input = M.input_of(sequence, t)
   local stream = pack.stream({ { input = input, answers = {} } }, vl.image_token_id)
@@ -147,7 +152,7 @@ function M.run(folder)
     check.ok(c > BF16_COSINE, ("%s: bf16 cosine above %g (%.6f)"):format(name, BF16_COSINE, c))
     for _, recompute in ipairs { false, true } do
       sz.step(function()
-        local loss, lp = loss_of(vl, sequence, t, recompute)
+        local loss, lp = M.loss_of(vl, sequence, t, recompute)
         check.near(lp:totable(), t[p .. "loss_logprobs"]:totable(), 1e-4, name .. ": log-probabilities")
         loss:backward()
       end)

@@ -49,6 +49,7 @@ refused("did you mean 'trainer.max_steps'", "trainer.max_step=1")
 refused("unknown setting 'worker.rollout'", "worker.rollout=1")
 refused("worker.rollout.n wants a number, got 'four'", "worker.rollout.n=four")
 refused("worker.rollout.n wants a number, got 'nan'", "worker.rollout.n=nan")
+refused("worker.rollout.n wants a number, got '%-inf'", "worker.rollout.n=-inf")
 refused("worker.rollout.n wants a number, got ''", "worker.rollout.n=")
 refused("worker.rollout.n wants a number, got 'null'", "worker.rollout.n=null")
 refused("trainer.max_steps wants a number, got 'x'", "trainer.max_steps=x")
@@ -83,12 +84,19 @@ end
 recipe_refuses("unknown setting 'worker.rollout.nn': did you mean 'worker.rollout.n'?", "worker.rollout.nn=8")
 recipe_refuses("worker.rollout.n is 0, expected a whole number from 1", "worker.rollout.n=0")
 recipe_refuses("data.rollout_batch_size is 2.5, expected a whole number from 1", "data.rollout_batch_size=2.5")
-recipe_refuses("worker.rollout.temperature must be above 0", "worker.rollout.temperature=0")
 recipe_refuses("worker.actor.kl_loss_type is 'k9', expected one of: low_var_kl, kl, abs, mse", "worker.actor.kl_loss_type=k9")
 recipe_refuses("worker.actor.model.dtype is 'f16'", "worker.actor.model.dtype=f16")
 recipe_refuses("worker.ref.model.dtype is 'int4'", "worker.ref.model.dtype=int4")
 recipe_refuses("worker.actor.model.dtype is 'int8'", "worker.actor.model.dtype=int8")
 recipe_refuses("algorithm.adv_estimator is 'gae'", "algorithm.adv_estimator=gae")
+for word, wanted in pairs { ["worker.rollout.temperature=0"] = "is 0, expected a number above 0", ["worker.actor.optim.lr=-1"] = "is -1, expected a number from 0",
+  ["worker.rollout.top_p=2"] = "is 2, expected a number above 0 and at most 1", ["worker.actor.optim.beta1=1"] = "is 1, expected a number from 0 and below 1",
+  ["worker.actor.optim.lr_warmup_steps_ratio=2"] = "is 2, expected a number from 0 and at most 1", ["worker.rollout.cache_gib=0"] = "is 0, expected a number above 0",
+  ["trainer.max_steps=1.5"] = "is 1.5, expected a whole number from 0", ["trainer.save_freq=-2"] = "is -2, expected a whole number from -1",
+  ["worker.actor.model.lora.rank=1.5"] = "is 1.5, expected a whole number from 0", ["worker.actor.model.lora.alpha=0"] = "is 0, expected a number above 0" } do
+  check.raises(function() recipe.settings { word } end, word:match "^[^=]+":gsub("%p", "%%%0") .. " " .. wanted:gsub("%p", "%%%0"), word)
+end
+recipe_refuses("worker.rollout.temperature is 0, expected a number above 0", "worker.rollout.temperature=0")
 recipe_refuses("there is no reward 'nonesuch' (rewards/nonesuch.lua)", "worker.reward.compute_score=nonesuch")
 
 mini.remove()

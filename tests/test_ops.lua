@@ -73,10 +73,9 @@ local function numbers(t)
   return out
 end
 
-local WIDTH = {f32 = 4, bf16 = 2, i32 = 4, u8 = 1}
 local function bytes(t)
   t = t:to {device = "cpu"}
-  return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * WIDTH[t:dtype()])
+  return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * tensor.WIDTH[t:dtype()])
 end
 
 -- nil when got is close to want, else where and by how much it is not. terms: the size of what was added up, where the sum may

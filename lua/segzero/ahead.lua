@@ -10,6 +10,7 @@
 -- ahead is done again when the row is taken and fails there, with the message it has without this. Memory is the caller's to
 -- bound: what was asked for and not taken is held.
 
+local core = require "segzero.ffi"
 local image = require "segzero.image"
 
 local M = {}
@@ -30,6 +31,10 @@ function methods:ask(set, i)
     source = set:picture(i)
   else
     begun.made, begun.row = pcall(set.row, set, i)
+    if not begun.made and core.is_interrupt(begun.row) then
+      of[i] = nil
+      error(begun.row, 0)
+    end
     source = begun.made and begun.row.image
   end
   if type(source) == "string" or image.is_image(source) then begun.ticket = self.policy:processor():begin(source) end

@@ -12,6 +12,7 @@ local cjson = require "cjson"
 local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local model = require "segzero.model"
+local weights = require "segzero.weights"
 local lora = require "segzero.lora"
 local jobs = require "segzero.jobs"
 
@@ -19,6 +20,12 @@ local M = {}
 
 local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
 local function remove_tree(path) os.execute("rm -rf -- " .. quoted(path)) end
+
+-- What one that could not be written leaves; on a full disk its bytes are the ones that lack.
+local function give_up(final, why)
+  remove_tree(final .. ".tmp")
+  error(("the checkpoint %s is not written: %s"):format(final, weights.plain(why)), 0)
+end
 
 -- Makes the list of files and starts writing them; returns the final path and the job. The tensors are written from where they are:
 -- until the job has ended nothing may change them. Everything else is as it is now.
@@ -28,7 +35,8 @@ function M.begin(folder, step, vl, opt, state)
   remove_tree(temporary)
   remove_tree(old)
   local writing = jobs.writing()
-  vl:save(temporary, { later = writing })
+  local saved, why = pcall(vl.save, vl, temporary, { later = writing })
+  if not saved then give_up(final, why) end
   if opt then
     safetensors.save(temporary .. "/optimizer.safetensors", opt:state(), { format = "pt" }, writing)
     state.optimizer_steps = opt:steps()
@@ -47,7 +55,7 @@ end
 function M.finish(final, job, old)
   local ok, message = job:wait()
   job:free()
-  if not ok then error(("the checkpoint %s is not written: %s"):format(final, message), 0) end
+  if not ok then give_up(final, message) end
   if old then remove_tree(old) end
   return final
 end
@@ -99,22 +107,27 @@ function M.load(path, vl, opt)
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end
   local parameters = vl.lora and lora.parameters(vl) or vl:parameters()
-  if vl.lora then
-    local json = files.exists(path .. "/adapter_config.json") and lora.read_config(path) or error(path .. " is no checkpoint of adapters", 0)
-    if json.lora_alpha ~= vl.lora.alpha then
-      error(("checkpoint %s: lora.alpha was %s, is %s"):format(path, tostring(json.lora_alpha), tostring(vl.lora.alpha)), 0)
-    end
+  local adapters = files.exists(path .. "/adapter_config.json")
+  if adapters ~= (vl.lora ~= nil) then
+    error(("checkpoint %s has %s: worker.actor.model.lora.rank was %s"):format(path, adapters and "adapters alone" or "no adapters",
+      adapters and lora.read_config(path).r or "0"), 0)
   end
+  if vl.lora then lora.same_settings(vl, path) end
   -- All is looked at before anything is changed.
-  with(vl.lora and lora.read(path) or safetensors.load_folder(path), function(weights)
-    compare(path, parameters, weights)
+  with(vl.lora and lora.read(path) or safetensors.load_folder(path), function(saved_weights)
+    compare(path, parameters, saved_weights)
+    for name in pairs(vl.lora and saved_weights or {}) do
+      if not parameters[name] then
+        error(("checkpoint %s: %s would not be used: lora.target_modules or lora.exclude_modules were others"):format(path, name), 0)
+      end
+    end
     with(opt and safetensors.load(path .. "/optimizer.safetensors") or {}, function(saved)
       if opt then
         compare(path .. "/optimizer.safetensors", opt:state(), saved, true)
         copy(opt:state(), saved)
         opt:set_steps(state.optimizer_steps)
       end
-      copy(parameters, weights)
+      copy(parameters, saved_weights)
     end)
   end)
   return state

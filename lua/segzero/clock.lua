@@ -37,6 +37,7 @@ end
 
 function M.move(from, to, amount)
   if not seconds then return end
+  M.to(phase)           -- `from` may be the phase that runs
   amount = math.max(0, math.min(amount, seconds[from]))
   seconds[from], seconds[to] = seconds[from] - amount, seconds[to] + amount
 end

@@ -68,7 +68,7 @@ local function convert(key, text, default)
   if is_optional(default) and (text == "null" or text == "None") then return nil end
   if kind == "number" then
     local n = tonumber(text)
-    if not n or n ~= n then error(("%s wants a number, got '%s'"):format(key, text), 0) end
+    if not n or n ~= n or math.abs(n) == math.huge then error(("%s wants a number, got '%s'"):format(key, text), 0) end
     return n
   elseif kind == "boolean" then
     local lower = text:lower()

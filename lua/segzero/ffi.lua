@@ -63,6 +63,9 @@ function M.call(x)
   return x
 end
 
+-- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes once.
+function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
+
 function M.guarded(f)
   return function(...)
     local ok, a, b = pcall(f, ...)

@@ -57,7 +57,11 @@ end
 
 local function matches(spec, module)
   if not spec then return false end
-  if spec.pattern then return check(C.sz_pattern_matches(spec.pattern, module), 3) == 1 end
+  if spec.pattern then
+    local found = C.sz_pattern_matches(spec.pattern, module)
+    if found < 0 then error("lora.target_modules or lora.exclude_modules: " .. ffi.string(C.sz_last_error()), 0) end
+    return found == 1
+  end
   for _, name in ipairs(spec.list) do
     if module == name or module:sub(-#name - 1) == "." .. name then return true end
   end
@@ -212,7 +216,12 @@ function M.save(vl, dir)
   local lora = vl.lora or error("this model has no adapters", 2)
   files.make_dir(dir)
   local targets, exclude = targets_of(vl)
-  files.write(dir .. CONFIG, json_text { peft_type = "LORA", task_type = "CAUSAL_LM", base_model_name_or_path = vl.dir or cjson.null, r = lora.rank,
+  local ranks = {}            -- of loaded adapters, those that have another than the config says
+  for _, p in ipairs(lora.list) do
+    local rank = p.a:shape()[1]
+    if rank ~= lora.rank then ranks[p.module] = rank end
+  end
+  files.write(dir .. CONFIG, json_text { peft_type = "LORA", task_type = "CAUSAL_LM", base_model_name_or_path = vl.dir or cjson.null, r = lora.rank, rank_pattern = ranks,
     lora_alpha = lora.alpha, target_modules = targets, exclude_modules = exclude and (exclude.pattern or exclude.list) or cjson.null, bias = "none",
     lora_dropout = 0, fan_in_fan_out = false, init_lora_weights = true, inference_mode = true, modules_to_save = cjson.null, use_dora = false,
     use_rslora = lora.rslora or false })
@@ -248,6 +257,16 @@ function M.read_config(dir)
   if type(json) ~= "table" then error(dir .. CONFIG .. ": not a JSON object", 0) end
   refuse(dir .. CONFIG, json)
   return json
+end
+
+-- What was trained at dir and goes on here must have been scaled alike.
+function M.same_settings(vl, dir)
+  local json = M.read_config(dir)
+  for ours, theirs in pairs { rank = "r", alpha = "lora_alpha" } do
+    if json[theirs] ~= vl.lora[ours] then
+      error(("checkpoint %s: worker.actor.model.lora.%s was %s, is %s"):format(dir, ours, tostring(json[theirs]), tostring(vl.lora[ours])), 0)
+    end
+  end
 end
 
 function M.read(dir) return safetensors.load(dir .. WEIGHTS) end

@@ -163,6 +163,12 @@ local function quantize(vl)
   return vl
 end
 
+-- What is wrong with a folder that has no config.json.
+function M.missing(dir)
+  return ("no model in %s: it has no config.json%s"):format(dir,
+    files.exists(dir .. "/adapter_config.json") and ", but LoRA adapters: name their model there, and this folder as adapter" or "")
+end
+
 function M.qwen_vl(dir, opts)
   opts = opts or {}
   local device = tensor.model_device(opts.device, 2)

@@ -176,6 +176,7 @@ function Processor:begin(source)
       self.temporal_patch_size, self.merge_size, self.scale, self.image_mean, self.image_std, values.ptr))
     return { job = jobs.wrap(job), values = values, plan = p, image = img }
   end)
+  if not ok and core.is_interrupt(ticket) then error(ticket, 0) end
   return ok and ticket or nil
 end
 

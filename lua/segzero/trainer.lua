@@ -31,6 +31,7 @@ local offload = require "segzero.offload"
 local advantage = require "segzero.advantage"
 local answer = require "segzero.answer"
 local segment = require "segzero.segment"
+local metrics = require "segzero.metrics"
 local loss_terms = require "segzero.loss"
 local optim = require "segzero.optim"
 local checkpoint = require "segzero.checkpoint"
@@ -194,7 +195,7 @@ local function overlap(row, found)
   local truth = row.mask()
   local inside, either = segment.compare(row.segment(found), truth)
   truth:free()
-  return either > 0 and inside / either or 0
+  return metrics.iou { intersection = inside, union = either }
 end
 
 -- A user's reward may fail: the error carries its traceback and the answer that caused it.
