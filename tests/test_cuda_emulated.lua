@@ -29,6 +29,7 @@ local sz = require "segzero"
 local tensor = require "segzero.tensor"
 local files = require "segzero.files"
 local safetensors = require "segzero.safetensors"
+local rollout = require "segzero.rollout"
 
 -- ---- the emulator, the op table ----
 local function command(line, name)
@@ -118,6 +119,45 @@ local sampled = { here:generate(inp, opts), device:generate(inp, opts) }
 for i = 1, 3 do
   check.equal(sampled[2][i].ids, sampled[1][i].ids, "answer " .. i .. " sampled on the device")
   check.near(sampled[2][i].logprobs, sampled[1][i].logprobs, TOLERANCE, "log-probabilities of answer " .. i)
+end
+
+-- ---- a decode step: one copy each way and one wait, whatever the number of layers ----
+if not other then
+  ffi.cdef [[
+    typedef struct { unsigned long uploads, downloads, waits, allocations, launches; } sz_emu_count;
+    const sz_emu_count *sz_emu_counts(void); ]]
+  local counted = ffi.load(library).sz_emu_counts()
+  -- What the emulator counted between one token of the first answer and its next, which is a step.
+  local function steps(vl, options)
+    local seen, last, out = {}, nil, {}
+    local all = { n = 3, seed = 11, max_new_tokens = 8, ignore_eos = true, on_token = function(a)
+      if a.index == 1 then seen[#seen + 1] = ffi.new("sz_emu_count", counted[0]) end
+    end }
+    for k, v in pairs(options) do all[k] = v end
+    rollout.generate(vl, { inp }, all)
+    for i, now in ipairs(seen) do
+      if i > 2 then      -- the first step takes the stage's memory
+        local step = { copies = tonumber(now.uploads - last.uploads), back = tonumber(now.downloads - last.downloads), waits = tonumber(now.waits - last.waits),
+          allocations = tonumber(now.allocations - last.allocations) }
+        step.launches = tonumber(now.launches - last.launches)
+        out[#out + 1] = step
+      end
+      last = now
+    end
+    return out
+  end
+  local deep = sz.qwen_vl(mini.write(place .. "/deep", { config = { num_hidden_layers = 5 } }), { device = "cuda" })
+  for name, vl in pairs { ["two layers"] = device, ["five layers"] = deep } do
+    for _, options in ipairs { {}, { top_k = 5, top_p = 0.9, repetition_penalty = 1.2, temperature = 0.7 }, { temperature = 0 } } do
+      local list = steps(vl, options)
+      check.equal(#list, 6, name .. ": steps")
+      for i, step in ipairs(list) do
+        step.launches = nil
+        check.equal(step, { copies = 1, back = 1, waits = 1, allocations = 0 }, ("%s, step %d"):format(name, i + 1))
+      end
+    end
+  end
+  deep:free()
 end
 
 local function run(name, args, steps)

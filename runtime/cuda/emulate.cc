@@ -41,6 +41,9 @@ static cudaError_t fail(cudaError_t e)
     return e;
 }
 
+static sz_emu_count counted;
+const sz_emu_count *sz_emu_counts(void) { return &counted; }
+
 static bool in_region(const void *p) { return region && (const char *)p >= region && (const char *)p < region + REGION; }
 
 sz_emu_access::sz_emu_access()
@@ -61,6 +64,7 @@ cudaError_t sz_emu_malloc(void **out, size_t bytes)
         region = (char *)(((uintptr_t)p + PAGE - 1) / PAGE * PAGE);
         madvise(region, REGION, MADV_HUGEPAGE);         /* opening and closing costs by the page */
     }
+    counted.allocations++;
     if (!bytes) return cudaSuccess;
     size_t want = (bytes + GRAIN - 1) / GRAIN * GRAIN, at = 0;
     if (bytes > DEVICE_BYTES || allocated + want > DEVICE_BYTES) return fail(cudaErrorMemoryAllocation);
@@ -130,15 +134,14 @@ static void check_side(const char *what, const void *p, size_t bytes, bool devic
     if (device && !allocated_range(p, bytes)) sz_emu_fatal("%s: %zu bytes at %p reach outside what was allocated", what, bytes, p);
 }
 
-unsigned long sz_emu_uploads;
-
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind)
 {
     if (kind != cudaMemcpyDefault) {
         check_side("cudaMemcpy's destination", dst, bytes, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice);
         check_side("cudaMemcpy's source", src, bytes, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
     }
-    sz_emu_uploads += kind == cudaMemcpyHostToDevice;
+    counted.uploads += kind == cudaMemcpyHostToDevice;
+    counted.downloads += kind == cudaMemcpyDeviceToHost;
     sz_emu_access access;
     memmove(dst, src, bytes);
     return cudaSuccess;
@@ -371,6 +374,7 @@ bool sz_emu_run(const char *name, const void *kernel, dim3 grid, dim3 size, size
         return false;
     }
     if (block.running) sz_emu_fatal("kernel %s is launched by a kernel", name);
+    counted.launches++;
     sz_emu_access access;
     block.name = name;
     block.body = body;
@@ -449,6 +453,7 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
 }
 cudaError_t sz_emu_host_alloc(void **p, size_t bytes)
 {
+    counted.allocations++;
     *p = malloc(bytes ? bytes : 1);
     return *p ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
@@ -459,8 +464,13 @@ cudaError_t cudaFreeHost(void *p)
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { *s = NULL; return cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+static cudaError_t waited(void)
+{
+    counted.waits++;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return waited(); }
+cudaError_t cudaDeviceSynchronize(void) { return waited(); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { *e = new sz_emu_event(); return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t e) { delete e; return cudaSuccess; }
@@ -472,7 +482,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t)
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return waited(); }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 {
     *ms = (float)(1e3 * (end->seconds - start->seconds));

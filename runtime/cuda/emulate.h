@@ -340,7 +340,9 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);
 cudaError_t cudaEventQuery(cudaEvent_t e);
 cudaError_t cudaEventSynchronize(cudaEvent_t e);
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end);
-extern unsigned long sz_emu_uploads;        /* copies from the host to the device so far */
+/* What has been done so far: copies over the bus, waits of the host, memory asked of the system, kernels. */
+typedef struct { unsigned long uploads, downloads, waits, allocations, launches; } sz_emu_count;
+__attribute__((visibility("default"))) const sz_emu_count *sz_emu_counts(void);
 cudaError_t sz_emu_malloc(void **p, size_t bytes);
 cudaError_t sz_emu_host_alloc(void **p, size_t bytes);
 cudaError_t sz_emu_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value);
