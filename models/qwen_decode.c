@@ -34,6 +34,43 @@ static int run(void *context, int (*sample)(sz_tensor *logits))
     return rc;
 }
 
+/* ---- what fixes the step's launches ---- */
+static uint64_t mix(uint64_t h, uint64_t v)
+{
+    h = (h ^ v) * UINT64_C(0x9e3779b97f4a7c15);
+    return h ^ h >> 29;
+}
+static uint64_t mix_tensor(uint64_t h, const sz_tensor *t)
+{
+    return t ? mix(mix(mix(h, (uint64_t)(uintptr_t)t->data), (uint64_t)t->dtype), (uint64_t)t->numel) : mix(h, 1);
+}
+static uint64_t mix_int8(uint64_t h, const qwen_int8 *p) { return mix_tensor(mix_tensor(mix_tensor(h, p->q), p->scale), p->bias); }
+
+/* Of the model as it is now, its adapters, and the cache: 64 bits of their shapes and addresses. */
+static uint64_t key_of(const sz_qwen *m, sz_cache *cache)
+{
+    const sz_qwen_config *c = &m->config;
+    uint64_t h = mix(mix(0, (uint64_t)c->hidden << 32 | (uint32_t)c->intermediate), (uint64_t)c->layers << 32 | (uint32_t)c->heads);
+    h = mix(mix(h, (uint64_t)c->kv_heads << 32 | (uint32_t)c->head_dim), (uint64_t)m->lora_off);
+    uint64_t eps = 0;
+    memcpy(&eps, &c->rms_eps, sizeof c->rms_eps);
+    h = mix(h, eps);
+    for (int i = 0; i < m->weight_count; i++) {
+        const qwen_proj *p = m->weights[i].proj;
+        h = mix_tensor(h, *m->weights[i].slot);
+        if (!p || !p->lora_a) continue;
+        uint64_t scale;
+        memcpy(&scale, &p->lora_scale, sizeof scale);
+        h = mix(mix_tensor(mix_tensor(h, p->lora_a), p->lora_b), scale);
+    }
+    for (int i = 0; i < c->layers; i++) {
+        const qwen_layer *l = &m->layers[i];
+        h = mix_int8(mix_int8(mix_int8(mix_int8(h, &l->qkv8), &l->o8), &l->gate_up8), &l->down8);
+        h = mix_tensor(mix_tensor(h, sz_cache_keys(cache, i)), sz_cache_values(cache, i));
+    }
+    return mix_int8(h, &m->head);
+}
+
 static int decode(decode_ctx *k, sz_tensor *positions, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen,
                   const int64_t *row_id, const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob)
 {
@@ -41,7 +78,8 @@ static int decode(decode_ctx *k, sz_tensor *positions, const sz_sampling *s, con
     if (qwen_rotary(c, positions, k->m->embed->dtype, k->angles) != 0) return -1;
     const sz_decode_step step = { .rows = k->ids->numel, .vocab = c->vocab, .tables = { k->ids, k->segments, k->cache_rows, k->angles[0], k->angles[1] },
         .segments = k->segments, .heads = c->heads, .kv_heads = c->kv_heads, .sampling = s, .banned = banned, .seen = seen,
-        .row_id = row_id, .answer_id = answer_id, .position = position };
+        .row_id = row_id, .answer_id = answer_id, .position = position, .place = sz_device_scratch(1), .key = key_of(k->m, k->cache), .repeat = !sz_profiling() };
+    if (!step.place) return -1;
     return sz_device->decode(&step, run, k, token, logprob);
 }
 

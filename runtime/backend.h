@@ -28,6 +28,9 @@ typedef struct {
     const uint8_t *banned, *seen;
     const int64_t *row_id;
     const int32_t *answer_id, *position;
+    const void *place;                          /* where in the step arena its ops begin */
+    uint64_t key;                               /* of all else that fixes the launches: shapes, settings, addresses of weights and caches */
+    bool repeat;                                /* it may be recorded, and then repeated without run */
 } sz_decode_step;
 
 typedef struct {
@@ -51,7 +54,8 @@ typedef struct {
     int   (*sample)(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen,
                     const int64_t *row_id, const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob);
     /* One decode step with one copy each way and one wait. run(context, sample) calls the step's ops and then sample(logits), logits f32
-     * [rows, vocab]; it leaves the step arena as it found it. */
+     * [rows, vocab]; it leaves the step arena as it found it. It is called once; twice where recording fails; not at all for a step like one
+     * that has been recorded. */
     int   (*decode)(const sz_decode_step *s, int (*run)(void *context, int (*sample)(sz_tensor *logits)), void *context,
                     int32_t *token, float *logprob);
 } sz_backend;

@@ -15,7 +15,7 @@ enum { PIECES = 4, KEPT = 64, STAGED = 16 };
 
 static const sz_backend_core *core;
 static cudaStream_t stream;
-static bool ready;
+static bool ready, recording;
 static int processors = 1;
 static struct { char *bytes; size_t used; cudaEvent_t free; } ring[PIECES];
 static int ring_at;
@@ -62,6 +62,10 @@ int sz_cuda_launched(const char *op)
 }
 
 cudaStream_t sz_cuda_stream(void) { return stream; }
+void sz_cuda_recording(bool on) { recording = on; }
+
+/* -1 with a message while a step is recorded: what follows would belong to this one step, or break the recording. */
+static int unrecorded(const char *what) { return recording ? sz_fail("cuda: %s while a decode step is recorded", what) : 0; }
 int sz_cuda_processors(void) { return processors; }
 
 /* ---- opening ---- */
@@ -132,6 +136,7 @@ int sz_cuda_memory(int64_t *available, int64_t *total)
 void *sz_cuda_allocate(size_t bytes)
 {
     void *p = NULL;
+    if (unrecorded("memory is allocated") != 0) return NULL;
     cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
     if (e == cudaSuccess) return p;
     cudaGetLastError();
@@ -167,6 +172,7 @@ int sz_cuda_to_device(void *dst, const void *src, size_t bytes)
     static const int32_t bare[4] = { 0, 0, 0, 0 };
     const sz_cuda_plan *there = staged(src, bytes, bare);
     if (there) return sz_cuda_check(cudaMemcpyAsync(dst, there->device, bytes, cudaMemcpyDeviceToDevice, stream), "a copy");
+    if (unrecorded("something is copied to the device") != 0) return -1;
     while (bytes > 0) {
         size_t n;
         char *stage = ring_room(bytes, &n);
@@ -182,6 +188,7 @@ int sz_cuda_to_device(void *dst, const void *src, size_t bytes)
 
 int sz_cuda_to_host(void *dst, const void *src, size_t bytes)
 {
+    if (unrecorded("something is copied to the host") != 0) return -1;
     while (bytes > 0) {
         size_t n;
         char *stage = ring_room(bytes, &n);
@@ -226,7 +233,7 @@ int sz_cuda_fill(void *dst, int byte, size_t bytes)
     return bytes ? sz_cuda_check(cudaMemsetAsync(dst, byte, bytes, stream), "a fill") : 0;
 }
 
-int sz_cuda_synchronise(void) { return sz_cuda_check(cudaStreamSynchronize(stream), "waiting for the device"); }
+int sz_cuda_synchronise(void) { return unrecorded("the device is waited for") != 0 ? -1 : sz_cuda_check(cudaStreamSynchronize(stream), "waiting for the device"); }
 
 /* ---- a step's tables ---- */
 struct staged_entry {
@@ -343,6 +350,7 @@ sz_cuda_plan *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32
     if (stage.state == stage.OPEN) return (sz_cuda_plan *)stage_entry(t->data, sz_bytes(t), key);
     sz_cuda_plan *there = (sz_cuda_plan *)staged(t->data, sz_bytes(t), key);
     if (there) return there;
+    if (unrecorded("another table is used") != 0) return NULL;
     kept_entry *e = kept;
     for (kept_entry *k = kept; k < kept + KEPT; k++) {
         if (k->plan.device && k->numel == t->numel && memcmp(k->key, key, sizeof key) == 0 && memcmp(k->content, t->data, sz_bytes(t)) == 0) {

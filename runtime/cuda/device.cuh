@@ -38,6 +38,7 @@ int   sz_cuda_stage_tensor(const sz_tensor *t);         /* a host tensor; 0, or 
 char *sz_cuda_stage_bytes(size_t bytes, size_t *at);    /* to be filled before the next is asked for; on the device from `at` on. NULL with a message */
 int   sz_cuda_stage_send(size_t back, sz_cuda_stage *to);   /* the one copy; room for `back` bytes of results */
 void  sz_cuda_stage_close(void);
+void  sz_cuda_recording(bool on);   /* the stream is captured: what cannot be repeated with other contents of the stage fails */
 
 /* ---- attention_cached.cu ---- */
 /* The plan of a causal attention_cached over this table: staged where the stage is open. NULL with a message. */

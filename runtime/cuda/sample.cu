@@ -346,7 +346,7 @@ int sz_cuda_sample_read(const sz_sample_layout &l, const char *from, int32_t *to
 extern "C" int sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
                               const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob)
 {
-    sz_sample_layout l;
+    sz_sample_layout l = {};
     if (logits->shape[0] == 0) return 0;
     if (s->repetition_penalty == 1) seen = NULL;
     if (sz_cuda_sample_layout(logits->shape[0], logits->shape[1], banned, seen, &l) != 0) return -1;
