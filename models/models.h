@@ -71,6 +71,11 @@ sz_tensor  *sz_qwen_logits(sz_qwen *m, sz_tensor *hidden);
 int         sz_qwen_logprob(sz_qwen *m, sz_tensor *hidden, sz_tensor *ids, double temperature, sz_tensor **logprob, sz_tensor **entropy);
 /* Keys and values of every layer for `rows` tokens, in the weights' dtype. Caller frees. */
 sz_cache   *sz_qwen_cache(sz_qwen *m, int64_t rows);
+/* The next token of each of a running answers, of a model on a device: sz_qwen_hidden, sz_qwen_logits and sz_sample in one, with one copy each way and
+ * one wait. ids, cache_rows i32 [a], positions i32 [3, a], segments i32 [a, 6] on the processor; the rest as for sz_sample. */
+int         sz_qwen_decode(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_cache *cache, sz_tensor *cache_rows,
+                           const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id, const int32_t *answer_id,
+                           const int32_t *position, int32_t *token, float *logprob);
 void        sz_cache_free(sz_cache *c);
 int64_t     sz_cache_rows(const sz_cache *c);
 void        sz_cache_clear(sz_cache *c);                                    /* forgets all rows; their pages go back to the system */

@@ -57,4 +57,12 @@ sz_tensor *qwen_linear(const sz_qwen *m, sz_tensor *x, const qwen_int8 *packed, 
 /* Every weight set? NULL slots are named in the message. */
 int qwen_check(const sz_qwen *m);
 
+/* cos and sin [T, head_dim/2] of positions i32 [3, T], two new tensors on the processor, also where it fails; caller releases. */
+int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype, sz_tensor *angles[2]);
+/* Every weight set, ids and positions of one stream? */
+int qwen_check_stream(const sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments);
+/* sz_qwen_hidden of checked arguments, with positions as qwen_rotary's tables. */
+sz_tensor *qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *angles[2], sz_tensor *segments, sz_tensor *image_rows, sz_tensor *features,
+                       sz_tensor *rows, struct sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix, int recompute);
+
 #endif

@@ -20,14 +20,13 @@ typedef struct {
     sz_tensor *rows;            /* in the last layer, if fewer than all are wanted: which */
 } layer_ctx;
 
-/* cos and sin [T, head_dim/2], on the weights' device: pair j turns by its axis' position times theta^(-2j/head_dim). In the weights' dtype: the
- * reference rounds them to it before rotating. */
-static int rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype, int device, sz_tensor **cosines, sz_tensor **sines)
+/* Pair j turns by its axis' position times theta^(-2j/head_dim). In the weights' dtype: the reference rounds them to it before rotating. */
+int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype, sz_tensor *angles[2])
 {
     int64_t t = positions->shape[1], half = c->head_dim / 2;
-    *cosines = sz_new2(dtype, t, half, SZ_CPU);
-    *sines = sz_new2(dtype, t, half, SZ_CPU);
-    if (!*cosines || !*sines) return -1;
+    for (int i = 0; i < 2; i++)
+        if (!(angles[i] = sz_new2(dtype, t, half, SZ_CPU))) return -1;
+    sz_tensor *cosines = angles[0], *sines = angles[1];
     float frequency[512];
     uint8_t axis[512];
     SZ_ASSERT(half <= 512, "head_dim is over 1024");
@@ -40,10 +39,10 @@ static int rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype
     for (int64_t i = 0; i < t; i++)
         for (int64_t j = 0; j < half; j++) {
             float angle = (float)at[axis[j] * t + i] * frequency[j];
-            sz_put(*cosines, i * half + j, cosf(angle));
-            sz_put(*sines, i * half + j, sinf(angle));
+            sz_put(cosines, i * half + j, cosf(angle));
+            sz_put(sines, i * half + j, sinf(angle));
         }
-    return sz_tensor_move(cosines, device) == 0 ? sz_tensor_move(sines, device) : -1;
+    return 0;
 }
 
 /* The prefix's rows and then this stream's, [P + T, width], go through one attention in which only the latter ask. */
@@ -126,19 +125,20 @@ static sz_tensor *counting(int64_t first, int64_t n)
     return t;
 }
 
-sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_tensor *image_rows, sz_tensor *features,
-                          sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix, int recompute)
+int qwen_check_stream(const sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments)
+{
+    if (qwen_check(m) != 0 || !sz_tensor_data(ids) || !sz_tensor_data(positions) || !sz_tensor_data(segments)) return -1;
+    if (ids->dtype != SZ_I32 || positions->dtype != SZ_I32 || positions->ndim != 2 || positions->shape[0] != 3 || positions->shape[1] != ids->numel)
+        return sz_fail("hidden: ids must be i32 [T] and positions i32 [3, T]");
+    return 0;
+}
+
+sz_tensor *qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *angles[2], sz_tensor *segments, sz_tensor *image_rows, sz_tensor *features,
+                       sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix, int recompute)
 {
     const sz_qwen_config *c = &m->config;
-    if (qwen_check(m) != 0 || !sz_tensor_data(ids) || !sz_tensor_data(positions) || !sz_tensor_data(segments)) return NULL;
-    if (ids->dtype != SZ_I32 || positions->dtype != SZ_I32 || positions->ndim != 2 || positions->shape[0] != 3 || positions->shape[1] != ids->numel)
-        return sz_null("hidden: ids must be i32 [T] and positions i32 [3, T]");
-    if (!features != !image_rows) return sz_null("hidden: features and image_rows come together");
-    if (cache && (!cache_rows || cache_rows->numel != ids->numel)) return sz_null("hidden: a cache needs one cache row for each token");
-    if (cache && prefix) return sz_null("hidden: a cache or a prefix, not both");
-
     const bool behind = prefix && prefix[0];
-    sz_tensor *cosines = NULL, *sines = NULL, *places = behind ? counting(prefix[0]->shape[0], ids->numel) : NULL;
+    sz_tensor *places = behind ? counting(prefix[0]->shape[0], ids->numel) : NULL;
     if (behind && !places) return NULL;
     sz_tensor *x = sz_embedding(m->embed, ids);
     if (x && features) {
@@ -146,7 +146,8 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
         sz_tensor_release(x);
         x = with;
     }
-    if (x && rotary(c, positions, x->dtype, x->device, &cosines, &sines) != 0) {
+    sz_tensor *cosines = x ? sz_tensor_to(angles[0], x->device) : NULL, *sines = cosines ? sz_tensor_to(angles[1], x->device) : NULL;
+    if (!sines) {
         sz_tensor_release(x);
         x = NULL;
     }
@@ -174,6 +175,20 @@ sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_t
     sz_tensor_release(cosines);
     sz_tensor_release(sines);
     sz_tensor_release(places);
+    return y;
+}
+
+sz_tensor *sz_qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_tensor *image_rows, sz_tensor *features,
+                          sz_tensor *rows, sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix, int recompute)
+{
+    if (qwen_check_stream(m, ids, positions, segments) != 0) return NULL;
+    if (!features != !image_rows) return sz_null("hidden: features and image_rows come together");
+    if (cache && (!cache_rows || cache_rows->numel != ids->numel)) return sz_null("hidden: a cache needs one cache row for each token");
+    if (cache && prefix) return sz_null("hidden: a cache or a prefix, not both");
+    sz_tensor *angles[2] = { NULL, NULL }, *y = NULL;
+    if (qwen_rotary(&m->config, positions, m->embed->dtype, angles) == 0)
+        y = qwen_hidden(m, ids, angles, segments, image_rows, features, rows, cache, cache_rows, prefix, recompute);
+    for (int i = 0; i < 2; i++) sz_tensor_release(angles[i]);
     return y;
 }
 

@@ -117,6 +117,9 @@ extern const char *const sz_op_names[SZ_OP_COUNT];
 int64_t sz_cpu_workspace(int op, const sz_call *c);       /* bytes that the call's kernel will ask for, about */
 /* Checks, allocates outputs, runs the kernel, records. -1 with a message on failure. */
 int sz_apply(int op, sz_call *c);
+/* What the ops of a decode step check of its ids i32 [a], cache rows i32 [a] and segments, at once: a step that is replayed does not run them. */
+bool sz_decode_fits(const sz_tensor *ids, int64_t vocab, const sz_tensor *cache_rows, const sz_tensor *segments, int64_t rows);
+int sz_sampling_check(const sz_sampling *s, const uint8_t *seen);      /* 0, or -1 with a message */
 
 /* ---- tape ---- */
 typedef struct {

@@ -100,8 +100,11 @@ void *sz_device_block(size_t *bytes)
 {
     size_t want = (*bytes + 511) / 512 * 512, best = kept_count;
     if (!want) want = 512;
-    for (size_t i = 0; i < kept_count; i++)
-        if (kept[i].bytes >= want && kept[i].bytes - want <= want / 8 && (best == kept_count || kept[i].bytes < kept[best].bytes)) best = i;
+    for (size_t i = 0; i < kept_count; i++) {
+        if (kept[i].bytes < want || kept[i].bytes - want > want / 8) continue;
+        /* Of equal ones the lowest address: a cache that is given back and made again is where it was, and recorded decode steps know it. */
+        if (best == kept_count || kept[i].bytes < kept[best].bytes || (kept[i].bytes == kept[best].bytes && kept[i].p < kept[best].p)) best = i;
+    }
     if (best < kept_count) {
         void *p = kept[best].p;
         *bytes = kept[best].bytes;

@@ -553,6 +553,11 @@ static bool segments_fit(const sz_tensor *segments, int64_t q_rows, int64_t k_ro
     return true;
 }
 
+bool sz_decode_fits(const sz_tensor *ids, int64_t vocab, const sz_tensor *cache_rows, const sz_tensor *segments, int64_t rows)
+{
+    return in_range(ids, vocab) && in_range(cache_rows, rows) && segments_fit(segments, ids->numel, rows);
+}
+
 static bool heads_fit(const sz_call *c, int64_t *h, int64_t *g, int64_t *d)
 {
     *h = (int64_t)c->args[0], *g = (int64_t)c->args[1], *d = (int64_t)c->args[2];

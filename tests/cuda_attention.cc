@@ -231,13 +231,13 @@ static void test_cached(const shape &s, int columns, int dtype)
     table copy = t;
     sz_tensor again = table_tensor(copy);
     c.in[3] = &again;
-    const unsigned long before = sz_emu_uploads;
+    const unsigned long before = sz_emu_counts()->uploads;
     expect(sz_cuda_attention_cached(&c) == 0, "runs with a copy of its table", where, 0);
-    expect(sz_emu_uploads == before, "uploads a table that is on the device", where, (double)(sz_emu_uploads - before));
+    expect(sz_emu_counts()->uploads == before, "uploads a table that is on the device", where, (double)(sz_emu_counts()->uploads - before));
     if (!copy.empty() && copy[1] > 1) {
         copy[1]--;
         expect(sz_cuda_attention_cached(&c) == 0, "runs with another table", where, 0);
-        expect(sz_emu_uploads - before == 2, "uploads another table and its plan", where, (double)(sz_emu_uploads - before));
+        expect(sz_emu_counts()->uploads - before == 2, "uploads another table and its plan", where, (double)(sz_emu_counts()->uploads - before));
     }
     for (pair *p : { &q, &k, &v, &out }) drop(p);
 }

@@ -133,6 +133,62 @@ static void test_functions()
     expect(cudaGetLastError() == cudaSuccess, "64 KiB of shared memory after asking");
 }
 
+/* ---- capture ---- */
+__global__ void add_one(const int *x, int *y, int n)
+{
+    int i = blockIdx.x * 32 + threadIdx.x;
+    if (i < n) y[i] = x[i] + 1;
+}
+
+static void test_capture()
+{
+    int host[40], back[40];
+    int *x = (int *)sz_cuda_allocate(sizeof host), *y = (int *)sz_cuda_allocate(sizeof host), *z = (int *)sz_cuda_allocate(sizeof host);
+    for (int i = 0; i < 40; i++) host[i] = i;
+    sz_cuda_to_device(x, host, sizeof host);
+    cudaMemset(y, 0, sizeof host);
+    cudaStream_t stream = sz_cuda_stream();
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    expect(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess, "a capture begins");
+    const unsigned long launches = sz_emu_counts()->launches;
+    SZ_LAUNCH(add_one, 2, 32, 0, x, y, 40);
+    cudaMemcpyAsync(z, y, sizeof host, cudaMemcpyDeviceToDevice, stream);
+    cudaMemsetAsync(y, 0, 20, stream);
+    expect(sz_emu_counts()->launches == launches, "a captured kernel does not run");
+    expect(cudaStreamEndCapture(stream, &graph) == cudaSuccess && cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess, "a capture ends");
+    cudaGraphDestroy(graph);
+    sz_cuda_to_host(back, y, sizeof back);
+    expect(back[7] == 0 && back[39] == 0, "nothing was done during the capture");
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 40; i++) host[i] = 100 * round + i;
+        sz_cuda_to_device(x, host, sizeof host);
+        expect(cudaGraphLaunch(exec, stream) == cudaSuccess, "a graph is launched");
+        sz_cuda_to_host(back, z, sizeof back);
+        bool ok = true;
+        for (int i = 0; i < 40; i++) ok &= back[i] == host[i] + 1;
+        sz_cuda_to_host(back, y, sizeof back);
+        for (int i = 0; i < 40; i++) ok &= back[i] == (i < 5 ? 0 : host[i] + 1);
+        expect(ok, "a graph's work is done in order, with the contents of now");
+    }
+    cudaGraphExecDestroy(exec);
+    void *p;
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    expect(cudaMalloc(&p, 64) == cudaErrorStreamCaptureUnsupported, "no memory during a capture");
+    expect(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated && !graph, "what was refused breaks the capture");
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    expect(cudaStreamSynchronize(stream) == cudaErrorStreamCaptureUnsupported, "no waiting during a capture");
+    expect(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated, "waiting breaks the capture");
+    cudaGetLastError();
+    SZ_LAUNCH(add_one, 2, 32, 0, x, y, 40);
+    expect(sz_emu_counts()->launches > launches && cudaGetLastError() == cudaSuccess, "kernels run again afterwards");
+    sz_cuda_recording(true);
+    expect(sz_cuda_to_device(x, host, sizeof host) != 0 && sz_cuda_to_host(back, x, sizeof back) != 0 && !sz_cuda_allocate(64) && sz_cuda_synchronise() != 0,
+           "the backend refuses what a recorded step cannot repeat");
+    sz_cuda_recording(false);
+    for (int *m : { x, y, z }) sz_cuda_release(m);
+}
+
 /* ---- what must not pass ---- */
 __global__ void half_a_warp(float *y) { if (threadIdx.x < 16) y[threadIdx.x] = sz_warp_sum(1.0f); else y[threadIdx.x] = 0; }
 __global__ void two_branches(int *y)
@@ -178,6 +234,7 @@ int main()
     some = (float *)sz_cuda_allocate(1024);
     test_sums();
     test_functions();
+    test_capture();
     dies([] { SZ_LAUNCH(half_a_warp, 1, 32, 0, some); }, "by lanes 0000ffff of warp 0 only");
     dies([] { SZ_LAUNCH(two_branches, 1, 32, 0, (int *)some); }, "lanes of one warp diverge");
     dies([] { SZ_LAUNCH(warps_of_two_minds, 1, 64, 0, (int *)some); }, "different barriers");

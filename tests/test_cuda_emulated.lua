@@ -29,6 +29,7 @@ local sz = require "segzero"
 local tensor = require "segzero.tensor"
 local files = require "segzero.files"
 local safetensors = require "segzero.safetensors"
+local rollout = require "segzero.rollout"
 
 -- ---- the emulator, the op table ----
 local function command(line, name)
@@ -118,6 +119,106 @@ local sampled = { here:generate(inp, opts), device:generate(inp, opts) }
 for i = 1, 3 do
   check.equal(sampled[2][i].ids, sampled[1][i].ids, "answer " .. i .. " sampled on the device")
   check.near(sampled[2][i].logprobs, sampled[1][i].logprobs, TOLERANCE, "log-probabilities of answer " .. i)
+end
+
+-- ---- a decode step: one copy each way and one wait, whatever the number of layers; steps like ones before are launched as one graph ----
+if not other then
+  ffi.cdef [[
+    typedef struct { unsigned long uploads, downloads, waits, allocations, launches, graphs, captures; } sz_emu_count;
+    const sz_emu_count *sz_emu_counts(void);
+    void sz_emu_break_captures(int on); ]]
+  local emulator = ffi.load(library)
+  local counted = emulator.sz_emu_counts()
+  local FIELDS = { "uploads", "downloads", "waits", "allocations", "launches", "graphs", "captures" }
+  local function difference(now, before)
+    local out = {}
+    for _, f in ipairs(FIELDS) do out[f] = tonumber(now[f] - before[f]) end
+    return out
+  end
+  -- A prompt of nine tokens: what counts here are the steps behind it.
+  local places, at = require("segzero.pack").ints(3, 9)
+  for i = 0, 26 do at[i] = i % 9 end
+  local short = { input_ids = { 5, 9, 20, 31, 7, 40, 11, 8, 3 }, position_ids = places, next_position = 9 }
+  -- A sampling: what the emulator counted between one token of the first answer and its next, which is a step; in all; ids and log-probabilities.
+  local function sample(vl, graphs, options)
+    ffi.C.setenv("SEGZERO_CUDA_GRAPHS", graphs and "1" or "0", 1)
+    local seen, each, before = {}, {}, ffi.new("sz_emu_count", counted[0])
+    local all = { n = 3, seed = 11, max_new_tokens = 8, ignore_eos = true, on_token = function(a)
+      if a.index == 1 then seen[#seen + 1] = ffi.new("sz_emu_count", counted[0]) end
+    end }
+    for k, v in pairs(options) do all[k] = v end
+    local groups = rollout.generate(vl, { short }, all)
+    for i = 2, #seen do each[i - 1] = difference(seen[i], seen[i - 1]) end
+    local ids, logprobs = {}, {}
+    for i, a in ipairs(groups[1]) do ids[i], logprobs[i] = a.ids, a.logprobs end
+    return each, difference(counted[0], before), ids, logprobs
+  end
+
+  local deep = sz.qwen_vl(mini.write(place .. "/deep", { config = { num_hidden_layers = 5 } }), { device = "cuda" })
+  local CASES = { {}, { top_k = 5, top_p = 0.9, repetition_penalty = 1.2, temperature = 0.7 }, { temperature = 0 } }
+  for name, vl in pairs { ["two layers"] = device, ["five layers"] = deep } do
+    for _, graphs in ipairs { false, true } do
+      for _, options in ipairs(CASES) do
+        local each = sample(vl, graphs, options)
+        check.equal(#each, 7, name .. ": steps")
+        for i = 2, #each do      -- the first takes the stage's memory
+          local step = { each[i].uploads, each[i].downloads, each[i].waits, each[i].allocations }
+          check.equal(step, { 1, 1, 1, 0 }, ("%s, graphs %s, step %d: uploads, downloads, waits, allocations"):format(name, tostring(graphs), i))
+        end
+      end
+    end
+  end
+
+  for i, options in ipairs(CASES) do
+    -- Past 128 tokens an answer's keys are two stretches of the attention's plan, which grows to the next size (a minute, so not always).
+    local long = i == 1 and ALL
+    options.max_new_tokens = long and 133 or 12
+    local _, eager, ids, logprobs = sample(device, false, options)
+    local each, all, ids2, logprobs2 = sample(device, true, options)
+    check.equal(eager.graphs + eager.captures, 0, "without graphs")
+    if long then check.equal({ all.graphs, all.captures }, { #each - 2, 2 }, "the second step is recorded, and the second past 128 tokens") end
+    check.equal(ids2, ids, "tokens of recorded steps")
+    check.equal(logprobs2, logprobs, "log-probabilities of recorded steps, to the bit")
+    -- Again: every step is there already, a graph is all that is launched.
+    options.max_new_tokens = 12
+    local again, whole, ids3, logprobs3 = sample(device, true, options)
+    check.equal({ whole.graphs, whole.captures }, { #again, 0 }, "a second sampling launches graphs alone")
+    for k = 1, 3 do
+      for t = 1, 12 do check.equal({ ids3[k][t], logprobs3[k][t] }, { ids[k][t], logprobs[k][t] }, "and has the same tokens") end
+    end
+    for _, step in ipairs(again) do check.equal({ step.launches, step.graphs, step.uploads }, { 0, 1, 1 }, "one graph a step") end
+  end
+  local other_settings = { top_k = 3, temperature = 1.3, seed = 5, max_new_tokens = 9 }
+  local _, _, ids, logprobs = sample(device, false, other_settings)
+  local _, all, ids2, logprobs2 = sample(device, true, other_settings)
+  check.equal({ all.graphs, all.captures, ids2, logprobs2 }, { 8, 0, ids, logprobs }, "the sampler's settings are contents, not launches")
+
+  -- A cache that was given back and made again lies where it was; weights may change where they are.
+  local norm = device:parameters()["model.norm.weight"]
+  for _ = 1, 3 do
+    rollout.rest(device)
+    _, all, ids2, logprobs2 = sample(device, true, other_settings)
+    check.equal({ ids2, logprobs2 }, { ids, logprobs }, "with a new cache")
+  end
+  check.equal({ all.graphs, all.captures }, { 8, 0 }, "a cache that is where it was")
+  tensor.no_grad(function() norm:copy_(norm * 3) end)
+  _, _, ids, logprobs = sample(device, false, other_settings)
+  check.ok(logprobs[1][1] ~= logprobs2[1][1], "the weights count")
+  _, all, ids2, logprobs2 = sample(device, true, other_settings)
+  check.equal({ all.graphs, all.captures, ids2, logprobs2 }, { 8, 0, ids, logprobs }, "with other weights")
+
+  -- What cannot be recorded is launched op by op: the same numbers, and it is tried once.
+  local two = { n = 2, max_new_tokens = 6 }
+  emulator.sz_emu_break_captures(1)
+  _, _, ids, logprobs = sample(device, false, two)
+  _, all, ids2, logprobs2 = sample(device, true, two)
+  check.equal({ all.graphs, all.captures, ids2, logprobs2 }, { 0, 1, ids, logprobs }, "steps that cannot be recorded")
+  emulator.sz_emu_break_captures(0)
+  _, all, ids2 = sample(device, true, two)
+  check.equal({ all.graphs, all.captures, ids2 }, { 0, 0, ids }, "are not tried again")
+  _, all = sample(device, true, { n = 4, max_new_tokens = 6 })
+  check.equal({ all.graphs, all.captures }, { 4, 1 }, "others are")
+  deep:free()
 end
 
 local function run(name, args, steps)

@@ -146,11 +146,16 @@ local function stream_of(vl, pieces)
   return s
 end
 
--- One stream with one token for each running answer; returns the hidden states [a, h].
-local function decode(vl, running, cache)
+-- One stream with one token for each running answer.
+local function decode_stream(vl, running)
   local pieces = {}
   for i, a in ipairs(running) do pieces[i] = { group = a.group, answer = a, first = #a.ids - 1, count = 1 } end
-  local stream = stream_of(vl, pieces)
+  return stream_of(vl, pieces)
+end
+
+-- Its hidden states [a, h].
+local function decode(vl, running, cache)
+  local stream = decode_stream(vl, running)
   return vl:hidden(stream, nil, { cache = cache, cache_rows = stream.cache_rows })
 end
 
@@ -195,16 +200,17 @@ end
 local methods = {}
 local mt = { __index = methods }
 
--- Adds the time since `from` to a phase and returns now. What a device has been given is waited for: the next phase would do it.
-function methods:spent(phase, from)
-  if self.vl.device ~= "cpu" then check(C.sz_device_synchronise()) end
+-- Adds the time since `from` to a phase and returns now. What a device has been given is waited for: the next phase would do it. done: it is.
+function methods:spent(phase, from, done)
+  if self.vl.device ~= "cpu" and not done then check(C.sz_device_synchronise()) end
   local now = C.sz_seconds()
   self.stats.seconds[phase] = self.stats.seconds[phase] + now - from
   return now
 end
 
--- Samples a token for each of these answers from logits [answers, vocab]; those that end get a finish.
-function methods:sample(answers, logits)
+-- Samples a token for each of these answers from logits [answers, vocab], or, on a device, from the stream of their last tokens; those that end
+-- get a finish.
+function methods:sample(answers, logits, stream)
   local vl, opts, stops = self.vl, self.opts, self.stops
   local count, start = #answers, C.sz_seconds()
   local row_id, answer, position = ffi.new("int64_t[?]", count), ffi.new("int32_t[?]", count), ffi.new("int32_t[?]", count)
@@ -214,7 +220,13 @@ function methods:sample(answers, logits)
   end
   local seen, seen_data
   if opts.repetition_penalty ~= 1 then seen, seen_data = seen_tokens(vl, answers) end
-  check(C.sz_sample(logits.ptr, self.settings, banned_tokens(vl), seen_data, row_id, answer, position, token, logprob))
+  if logits then
+    check(C.sz_sample(logits.ptr, self.settings, banned_tokens(vl), seen_data, row_id, answer, position, token, logprob))
+  else
+    check(C.sz_qwen_decode(vl.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr, self.cache, stream.cache_rows.ptr, self.settings,
+      banned_tokens(vl), seen_data, row_id, answer, position, token, logprob))
+    start = self:spent("decode", start, true)
+  end
   for i, a in ipairs(answers) do
     local id = token[i - 1]
     a.ids[#a.ids + 1] = id
@@ -226,7 +238,7 @@ function methods:sample(answers, logits)
   end
   if seen then seen:free() end
   self.stats.tokens = self.stats.tokens + count
-  self:spent("sampling", start)
+  self:spent("sampling", start, true)
 end
 
 -- First tokens: answers[i] follows the prompt whose last state is row which[i] of hidden. The logits are computed once a prompt.
@@ -332,9 +344,15 @@ end
 function methods:advance(running)
   tensor.step(function()
     local from = C.sz_seconds()
-    local logits = self.vl:logits(decode(self.vl, running, self.cache))
-    self:spent("decode", from)
-    self:sample(running, logits)
+    if self.vl.device == "cpu" then
+      local logits = self.vl:logits(decode(self.vl, running, self.cache))
+      self:spent("decode", from)
+      self:sample(running, logits)
+    else
+      local stream = decode_stream(self.vl, running)
+      self:spent("decode", from, true)
+      self:sample(running, nil, stream)
+    end
   end)
   self.stats.steps = self.stats.steps + 1
 end

@@ -20,6 +20,7 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
     T *k = q + COLUMNS * LD, *v = k + N * LD;
     __shared__ int32_t row_of[COLUMNS], limit_of[COLUMNS];
     const sz_flash_task t = tasks[blockIdx.x / (unsigned)a.groups];
+    if (t.columns == 0) return;
     const sz_segment_row s = a.segments[t.segment];
     const int group = (int)(blockIdx.x % (unsigned)a.groups), dim = a.dim;
     const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;

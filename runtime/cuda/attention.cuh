@@ -285,7 +285,7 @@ template <int N, int D8> __device__ __forceinline__ void sz_running_step(sz_runn
 /* ---- a forward task: up to 64 columns of one key head against a stretch of keys ---- */
 /* Columns: `columns` of them from `column` on, of segment `segment`; or, if list >= 0, of the queries list[list + ...], which
  * then name their rows and limits and may be of many segments with the same keys here. Keys [first_key, end_key) of that
- * segment. slot: -1 to write the result, else where the sums of its first column go for a later join. */
+ * segment. slot: -1 to write the result, else where the sums of its first column go for a later join. No columns: nothing to do. */
 struct sz_flash_task { int64_t column; int32_t segment, list, columns, first_key, end_key, slot; };
 struct sz_flash_query { int32_t row, limit; };
 

@@ -5,6 +5,8 @@
  * answers and heads. Keys are cut into stretches, one block each, that leave their sums; join_keys adds them in order, the
  * parent's before the segment's own. Where a stretch ends depends on the length of its range alone, so an answer's result does
  * not depend on what else is in the batch. Long segments (prefill) are attention.cu's.
+ * How many tasks and slots a plan has grows with every few tokens; they are rounded up, with tasks that do nothing, so that the launches of a
+ * decode step stay the same for many steps (decode.cu records them): what there is to do is read from the plan, in device memory.
  * Leaves out: lse, gradients. */
 #include "attention.cuh"
 
@@ -98,6 +100,14 @@ static int64_t most_tasks(const sz_segment_row &s, int32_t share)
     return ((int64_t)s.q_len * share + SZ_ATTENTION_COLUMNS - 1) / SZ_ATTENTION_COLUMNS + stretches(s.p_len) + stretches(s.k_len);
 }
 
+/* n rounded up to one of four steps between powers of two. */
+static int64_t rounded(int64_t n)
+{
+    int64_t step = 8;
+    while (8 * step < n) step *= 2;
+    return (n + step - 1) / step * step;
+}
+
 /* Makes the plan: tasks [number 0], then the short segments' queries [1] and joins [1]; [2] slots. */
 static int make_plan(const char *op, const sz_attention_args &a, const sz_tensor *table, sz_cuda_plan *to)
 {
@@ -109,6 +119,7 @@ static int make_plan(const char *op, const sz_attention_args &a, const sz_tensor
         tasks += most_tasks(rows[i], a.share);
         queries += is_short(rows[i]) ? rows[i].q_len : 0;
     }
+    tasks = rounded(tasks);
     size_t task_bytes = (size_t)tasks * sizeof(sz_flash_task), query_bytes = (size_t)queries * sizeof(sz_flash_query), join_bytes = (size_t)queries * sizeof(cached_join);
     char *memory = (char *)malloc(task_bytes + query_bytes + join_bytes + (size_t)count * sizeof(by_parent) + 1);
     if (!memory) return sz_fail("%s: out of memory", op);
@@ -128,10 +139,25 @@ static int make_plan(const char *op, const sz_attention_args &a, const sz_tensor
         }
         add_block(&p, a, rows, order + i, next - i);
     }
-    to->number[0] = p.tasks, to->number[1] = p.queries, to->number[2] = p.slots, to->number[3] = (int64_t)task_bytes;
+    memset(p.task + p.tasks, 0, (size_t)(tasks - p.tasks) * sizeof *p.task);
+    to->number[0] = tasks, to->number[1] = p.queries, to->number[2] = rounded(p.slots), to->number[3] = (int64_t)task_bytes;
     int rc = sz_cuda_plan_fill(to, memory, task_bytes + query_bytes + join_bytes);
     free(memory);
     return rc;
+}
+
+static const sz_cuda_plan *plan_of(const char *op, const sz_attention_args &a, const sz_tensor *table)
+{
+    sz_cuda_plan *plan = sz_cuda_plan_of(table, SZ_PLAN_CACHED, a.share, a.causal, 0);
+    return plan && (plan->device || make_plan(op, a, table, plan) == 0) ? plan : NULL;
+}
+
+const sz_cuda_plan *sz_cuda_attention_cached_plan(const sz_tensor *segments, int heads, int kv_heads)
+{
+    sz_attention_args a = {};
+    a.share = heads / kv_heads;
+    a.causal = true;
+    return plan_of("attention_cached", a, segments);
 }
 
 extern "C" int sz_cuda_attention_cached(const sz_call *c)
@@ -142,8 +168,8 @@ extern "C" int sz_cuda_attention_cached(const sz_call *c)
     const sz_tensor *table = c->in[3];
     sz_tensor *out = c->out[0];
     if (sz_segment_queries(table) < out->shape[0] && sz_cuda_fill(out->data, 0, sz_bytes(out)) != 0) return -1;
-    sz_cuda_plan *plan = sz_cuda_plan_of(table, SZ_PLAN_CACHED, a.share, a.causal, 0);
-    if (!plan || (!plan->device && make_plan(op, a, table, plan) != 0)) return -1;
+    const sz_cuda_plan *plan = plan_of(op, a, table);
+    if (!plan) return -1;
     const int64_t tasks = plan->number[0], queries = plan->number[1], slots = plan->number[2], width = sz_flash_width(out->dtype, a.dim);
     const sz_flash_query *list = (const sz_flash_query *)(plan->device + plan->number[3]);
     const cached_join *joins = (const cached_join *)(list + queries);

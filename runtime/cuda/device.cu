@@ -2,7 +2,8 @@
  *
  * One device (the first that CUDA shows), one stream. Copies from the host go through a ring of pinned pieces, so that the
  * caller's memory is free when the call returns and the bus runs at full speed. Index tensors, and the plans that attention
- * makes of segment tables, are kept on the device by their content: both go over once a step, not once a layer.
+ * makes of segment tables, are kept on the device by their content: both go over once a step, not once a layer. What a decode step
+ * (decode.cu) takes from the host is staged: laid side by side in pinned memory, it goes over in one copy before the step's ops ask for it.
  * Leaves out: several devices, several streams, what is done by the core (arena, caching of blocks). */
 #include "device.cuh"
 #include <cstdarg>
@@ -10,11 +11,11 @@
 #include <cstdlib>
 
 enum : size_t { PIECE = (size_t)4 << 20, ALIGN_STAGE = 256 };
-enum { PIECES = 4, KEPT = 64 };
+enum { PIECES = 4, KEPT = 64, STAGED = 16 };
 
 static const sz_backend_core *core;
 static cudaStream_t stream;
-static bool ready;
+static bool ready, recording;
 static int processors = 1;
 static struct { char *bytes; size_t used; cudaEvent_t free; } ring[PIECES];
 static int ring_at;
@@ -61,6 +62,10 @@ int sz_cuda_launched(const char *op)
 }
 
 cudaStream_t sz_cuda_stream(void) { return stream; }
+void sz_cuda_recording(bool on) { recording = on; }
+
+/* -1 with a message while a step is recorded: what follows would belong to this one step, or break the recording. */
+static int unrecorded(const char *what) { return recording ? sz_fail("cuda: %s while a decode step is recorded", what) : 0; }
 int sz_cuda_processors(void) { return processors; }
 
 /* ---- opening ---- */
@@ -131,6 +136,7 @@ int sz_cuda_memory(int64_t *available, int64_t *total)
 void *sz_cuda_allocate(size_t bytes)
 {
     void *p = NULL;
+    if (unrecorded("memory is allocated") != 0) return NULL;
     cudaError_t e = cudaMalloc(&p, bytes ? bytes : 1);
     if (e == cudaSuccess) return p;
     cudaGetLastError();
@@ -159,8 +165,14 @@ static char *ring_room(size_t bytes, size_t *got)
     return ring[ring_at].bytes + used;
 }
 
+static const sz_cuda_plan *staged(const void *source, size_t bytes, const int32_t key[4]);
+
 int sz_cuda_to_device(void *dst, const void *src, size_t bytes)
 {
+    static const int32_t bare[4] = { 0, 0, 0, 0 };
+    const sz_cuda_plan *there = staged(src, bytes, bare);
+    if (there) return sz_cuda_check(cudaMemcpyAsync(dst, there->device, bytes, cudaMemcpyDeviceToDevice, stream), "a copy");
+    if (unrecorded("something is copied to the device") != 0) return -1;
     while (bytes > 0) {
         size_t n;
         char *stage = ring_room(bytes, &n);
@@ -176,6 +188,7 @@ int sz_cuda_to_device(void *dst, const void *src, size_t bytes)
 
 int sz_cuda_to_host(void *dst, const void *src, size_t bytes)
 {
+    if (unrecorded("something is copied to the host") != 0) return -1;
     while (bytes > 0) {
         size_t n;
         char *stage = ring_room(bytes, &n);
@@ -220,7 +233,102 @@ int sz_cuda_fill(void *dst, int byte, size_t bytes)
     return bytes ? sz_cuda_check(cudaMemsetAsync(dst, byte, bytes, stream), "a fill") : 0;
 }
 
-int sz_cuda_synchronise(void) { return sz_cuda_check(cudaStreamSynchronize(stream), "waiting for the device"); }
+int sz_cuda_synchronise(void) { return unrecorded("the device is waited for") != 0 ? -1 : sz_cuda_check(cudaStreamSynchronize(stream), "waiting for the device"); }
+
+/* ---- a step's tables ---- */
+struct staged_entry {
+    sz_cuda_plan plan;              /* first: a plan is its entry */
+    int32_t key[4];
+    const void *source;             /* of this tensor's bytes, which are there as long as the step */
+    size_t source_bytes, at;
+};
+static struct {
+    char *host, *device;
+    size_t room, used;
+    staged_entry entry[STAGED];
+    int count;
+    enum { CLOSED, OPEN, SENT } state;
+} stage;
+
+static const sz_cuda_plan *staged(const void *source, size_t bytes, const int32_t key[4])
+{
+    for (staged_entry *e = stage.entry; stage.state == stage.SENT && e < stage.entry + stage.count; e++)
+        if (e->source == source && e->source_bytes == bytes && memcmp(e->key, key, sizeof e->key) == 0) return &e->plan;
+    return NULL;
+}
+
+/* The stage with room for so many bytes. What is in it stays, on the host. */
+static int stage_grow(size_t bytes)
+{
+    if (bytes <= stage.room) return 0;
+    size_t room = stage.room ? stage.room : (size_t)1 << 20;
+    while (room < bytes) room *= 2;
+    char *host = NULL, *device = (char *)sz_cuda_allocate(room);
+    if (!device || sz_cuda_check(cudaHostAlloc(&host, room, cudaHostAllocDefault), "pinned memory") != 0) {
+        sz_cuda_release(device);
+        return -1;
+    }
+    if (stage.used) memcpy(host, stage.host, stage.used);
+    if (stage.host) cudaFreeHost(stage.host);
+    sz_cuda_release(stage.device);
+    stage.host = host;
+    stage.device = device;
+    stage.room = room;
+    return 0;
+}
+
+/* The next `bytes` of the stage; (size_t)-1 with a message. */
+static size_t stage_take(size_t bytes)
+{
+    size_t at = (stage.used + ALIGN_STAGE - 1) / ALIGN_STAGE * ALIGN_STAGE;
+    if (stage_grow(at + bytes) != 0) return (size_t)-1;
+    stage.used = at + bytes;
+    return at;
+}
+
+static staged_entry *stage_entry(const void *source, size_t bytes, const int32_t key[4])
+{
+    if (stage.count == STAGED) return (staged_entry *)sz_null("cuda: a step has more than %d tables", (int)STAGED);
+    staged_entry *e = &stage.entry[stage.count++];
+    memset(e, 0, sizeof *e);
+    memcpy(e->key, key, sizeof e->key);
+    e->source = source;
+    e->source_bytes = bytes;
+    return e;
+}
+
+static bool is_staged(const sz_cuda_plan *p) { return (const char *)p >= (const char *)stage.entry && (const char *)p < (const char *)(stage.entry + STAGED); }
+
+void sz_cuda_stage_open(void)
+{
+    stage.used = 0;
+    stage.count = 0;
+    stage.state = stage.OPEN;
+}
+
+int sz_cuda_stage_tensor(const sz_tensor *t)
+{
+    sz_cuda_plan *p = sz_cuda_plan_of(t, 0, 0, 0, 0);
+    return p ? sz_cuda_plan_fill(p, t->data, sz_bytes(t)) : -1;
+}
+
+char *sz_cuda_stage_bytes(size_t bytes, size_t *at)
+{
+    *at = stage_take(bytes);
+    return *at == (size_t)-1 ? NULL : stage.host + *at;
+}
+
+int sz_cuda_stage_send(size_t back, sz_cuda_stage *to)
+{
+    const size_t bytes = stage.used, results = stage_take(back);
+    if (results == (size_t)-1) return -1;
+    for (int i = 0; i < stage.count; i++) stage.entry[i].plan.device = stage.device + stage.entry[i].at;
+    *to = sz_cuda_stage{ stage.device, stage.host + results, stage.device + results, bytes };
+    stage.state = stage.SENT;
+    return sz_cuda_check(cudaMemcpyAsync(stage.device, stage.host, bytes, cudaMemcpyHostToDevice, stream), "a copy to the device");
+}
+
+void sz_cuda_stage_close(void) { stage.state = stage.CLOSED; }
 
 /* ---- index tensors, and what is made of them ---- */
 struct kept_entry {
@@ -239,6 +347,10 @@ static uint64_t kept_clock;
 sz_cuda_plan *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32_t y, int32_t z)
 {
     const int32_t key[4] = { kind, x, y, z };
+    if (stage.state == stage.OPEN) return (sz_cuda_plan *)stage_entry(t->data, sz_bytes(t), key);
+    sz_cuda_plan *there = (sz_cuda_plan *)staged(t->data, sz_bytes(t), key);
+    if (there) return there;
+    if (unrecorded("another table is used") != 0) return NULL;
     kept_entry *e = kept;
     for (kept_entry *k = kept; k < kept + KEPT; k++) {
         if (k->plan.device && k->numel == t->numel && memcmp(k->key, key, sizeof key) == 0 && memcmp(k->content, t->data, sz_bytes(t)) == 0) {
@@ -263,6 +375,13 @@ sz_cuda_plan *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32
 
 int sz_cuda_plan_fill(sz_cuda_plan *plan, const void *host, size_t bytes)
 {
+    if (is_staged(plan)) {
+        staged_entry *s = (staged_entry *)plan;
+        s->at = stage_take(bytes);
+        if (s->at == (size_t)-1) return -1;
+        memcpy(stage.host + s->at, host, bytes);
+        return 0;
+    }
     kept_entry *e = (kept_entry *)plan;
     if (e->bytes < bytes || !e->memory) {
         sz_cuda_release(e->memory);

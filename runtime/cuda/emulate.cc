@@ -11,6 +11,7 @@
 #include <map>
 #include <sys/mman.h>
 #include <time.h>
+#include <vector>
 
 uint3e threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -41,6 +42,72 @@ static cudaError_t fail(cudaError_t e)
     return e;
 }
 
+/* ---- stream capture: a list of work ---- */
+struct sz_emu_graph { std::vector<std::function<void()>> work; };
+static sz_emu_graph *captured;                          /* while the stream is */
+static bool capture_broken, captures_break, replaying;
+static sz_emu_count counted;
+const sz_emu_count *sz_emu_counts(void) { return &counted; }
+void sz_emu_break_captures(int on) { captures_break = on != 0; }
+
+void sz_emu_do(const std::function<void()> &work)
+{
+    if (captured) captured->work.push_back(work);
+    else work();
+}
+
+/* For what CUDA refuses while a stream is captured. */
+static bool refused(void)
+{
+    if (!captured) return false;
+    capture_broken = true;
+    last_error = cudaErrorStreamCaptureUnsupported;
+    return true;
+}
+#define REFUSED_IN_CAPTURE do { if (refused()) return cudaErrorStreamCaptureUnsupported; } while (0)
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
+{
+    REFUSED_IN_CAPTURE;
+    counted.captures++;
+    captured = new sz_emu_graph();
+    capture_broken = captures_break;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
+{
+    *graph = captured;
+    captured = NULL;
+    if (*graph && !capture_broken) return cudaSuccess;
+    delete *graph;
+    *graph = NULL;
+    return fail(cudaErrorStreamCaptureInvalidated);
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
+{
+    *exec = new sz_emu_graph(*graph);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t)
+{
+    REFUSED_IN_CAPTURE;
+    counted.graphs++;
+    replaying = true;
+    for (const auto &work : exec->work) work();
+    replaying = false;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
+
 static bool in_region(const void *p) { return region && (const char *)p >= region && (const char *)p < region + REGION; }
 
 sz_emu_access::sz_emu_access()
@@ -55,12 +122,14 @@ sz_emu_access::~sz_emu_access()
 cudaError_t sz_emu_malloc(void **out, size_t bytes)
 {
     *out = NULL;
+    REFUSED_IN_CAPTURE;
     if (!region) {
         void *p = mmap(NULL, REGION + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED) return fail(cudaErrorMemoryAllocation);
         region = (char *)(((uintptr_t)p + PAGE - 1) / PAGE * PAGE);
         madvise(region, REGION, MADV_HUGEPAGE);         /* opening and closing costs by the page */
     }
+    counted.allocations++;
     if (!bytes) return cudaSuccess;
     size_t want = (bytes + GRAIN - 1) / GRAIN * GRAIN, at = 0;
     if (bytes > DEVICE_BYTES || allocated + want > DEVICE_BYTES) return fail(cudaErrorMemoryAllocation);
@@ -93,6 +162,7 @@ cudaError_t sz_emu_malloc(void **out, size_t bytes)
 cudaError_t cudaFree(void *p)
 {
     if (!p) return cudaSuccess;
+    REFUSED_IN_CAPTURE;
     auto b = in_region(p) ? blocks.find((size_t)((char *)p - region)) : blocks.end();
     if (b == blocks.end()) sz_emu_fatal("cudaFree of %p, which cudaMalloc did not return", p);
     auto hole = holes.insert({ b->first, b->second }).first;
@@ -130,15 +200,15 @@ static void check_side(const char *what, const void *p, size_t bytes, bool devic
     if (device && !allocated_range(p, bytes)) sz_emu_fatal("%s: %zu bytes at %p reach outside what was allocated", what, bytes, p);
 }
 
-unsigned long sz_emu_uploads;
-
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind)
 {
+    REFUSED_IN_CAPTURE;
     if (kind != cudaMemcpyDefault) {
         check_side("cudaMemcpy's destination", dst, bytes, kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice);
         check_side("cudaMemcpy's source", src, bytes, kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice);
     }
-    sz_emu_uploads += kind == cudaMemcpyHostToDevice;
+    counted.uploads += kind == cudaMemcpyHostToDevice;
+    counted.downloads += kind == cudaMemcpyDeviceToHost;
     sz_emu_access access;
     memmove(dst, src, bytes);
     return cudaSuccess;
@@ -146,6 +216,7 @@ cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind 
 
 cudaError_t cudaMemset(void *dst, int value, size_t bytes)
 {
+    REFUSED_IN_CAPTURE;
     check_side("cudaMemset", dst, bytes, true);
     sz_emu_access access;
     memset(dst, value, bytes);
@@ -371,6 +442,7 @@ bool sz_emu_run(const char *name, const void *kernel, dim3 grid, dim3 size, size
         return false;
     }
     if (block.running) sz_emu_fatal("kernel %s is launched by a kernel", name);
+    counted.launches += !replaying;
     sz_emu_access access;
     block.name = name;
     block.body = body;
@@ -407,6 +479,8 @@ const char *cudaGetErrorString(cudaError_t e)
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
     default: return "unknown error";
     }
@@ -449,6 +523,8 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
 }
 cudaError_t sz_emu_host_alloc(void **p, size_t bytes)
 {
+    REFUSED_IN_CAPTURE;
+    counted.allocations++;
     *p = malloc(bytes ? bytes : 1);
     return *p ? cudaSuccess : fail(cudaErrorMemoryAllocation);
 }
@@ -459,8 +535,14 @@ cudaError_t cudaFreeHost(void *p)
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { *s = NULL; return cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+static cudaError_t waited(void)
+{
+    REFUSED_IN_CAPTURE;
+    counted.waits++;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) { return waited(); }
+cudaError_t cudaDeviceSynchronize(void) { return waited(); }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) { *e = new sz_emu_event(); return cudaSuccess; }
 cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t e) { delete e; return cudaSuccess; }
@@ -472,7 +554,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t)
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return waited(); }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
 {
     *ms = (float)(1e3 * (end->seconds - start->seconds));

@@ -18,7 +18,10 @@
  * New device memory and dynamic shared memory are filled with NaN.
  * Host code that stands for a library (a matrix product as a loop) opens device memory with an sz_emu_access object.
  *
- * Leaves out: concurrency between blocks and streams (work is done when the call returns), textures, graphs, cooperative
+ * A stream that is captured lists what it is given, and a graph's launch runs the list: kernels with the arguments of then, asynchronous copies and
+ * fills. Whatever CUDA refuses during a capture (waiting, allocating, plain copies) breaks it here too.
+ *
+ * Leaves out: concurrency between blocks and streams (work is done when the call returns), textures, graphs of other making, cooperative
  * groups, half precision. Static shared memory keeps the last block's values. What is not here does not compile. */
 #ifndef SZ_EMULATE_H
 #define SZ_EMULATE_H
@@ -28,6 +31,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -281,6 +285,8 @@ static inline void sz_emu_mma_m16n8k32(int d[4], const unsigned a[4], const unsi
 /* Runs body(argument) once for each thread of each block. false: the configuration was refused, cudaGetLastError says so. */
 bool sz_emu_run(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared_bytes, void (*body)(void *), void *argument);
 void sz_emu_check_argument(const char *name, int index, const void *p);
+/* Does it now, or, while the stream is captured, when the graph is launched. */
+void sz_emu_do(const std::function<void()> &work);
 
 template <class T> static inline void sz_emu_check_one(const char *, int, const T &) {}
 template <class T> static inline void sz_emu_check_one(const char *name, int index, T *const &p) { sz_emu_check_argument(name, index, p); }
@@ -292,20 +298,25 @@ static inline void sz_emu_launch(void (*kernel)(P...), const char *name, dim3 gr
     struct frame { void (*kernel)(P...); std::tuple<std::remove_const_t<P>...> values; } f{ kernel, { (P)a... } };
     int index = 0;
     (sz_emu_check_one(name, ++index, (P)a), ...);
-    sz_emu_run(name, (const void *)kernel, grid, block, shared_bytes,
-               [](void *p) { frame *g = static_cast<frame *>(p); std::apply(g->kernel, g->values); }, &f);
+    sz_emu_do([=]() mutable {
+        sz_emu_run(name, (const void *)kernel, grid, block, shared_bytes,
+                   [](void *p) { frame *g = static_cast<frame *>(p); std::apply(g->kernel, g->values); }, &f);
+    });
 }
 
 /* ---- the runtime's functions ---- */
 enum cudaError_t {
     cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9,
-    cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorNotReady = 600
+    cudaErrorInsufficientDriver = 35, cudaErrorNoDevice = 100, cudaErrorInvalidDevice = 101, cudaErrorNotReady = 600,
+    cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901
 };
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaFuncAttributePreferredSharedMemoryCarveout = 9 };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97, cudaDevAttrMultiProcessorCount = 16 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
 typedef struct sz_emu_stream *cudaStream_t;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+typedef struct sz_emu_graph *cudaGraph_t, *cudaGraphExec_t;
 typedef struct sz_emu_event { double seconds; } *cudaEvent_t;
 struct cudaDeviceProp {
     char name[256];
@@ -340,7 +351,17 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s);
 cudaError_t cudaEventQuery(cudaEvent_t e);
 cudaError_t cudaEventSynchronize(cudaEvent_t e);
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end);
-extern unsigned long sz_emu_uploads;        /* copies from the host to the device so far */
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t s);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+/* What has been done so far: copies over the bus, waits of the host, memory asked of the system, kernels and graphs that the host launched,
+ * captures begun. */
+typedef struct { unsigned long uploads, downloads, waits, allocations, launches, graphs, captures; } sz_emu_count;
+__attribute__((visibility("default"))) const sz_emu_count *sz_emu_counts(void);
+__attribute__((visibility("default"))) void sz_emu_break_captures(int on);     /* each ends as one in which something was refused */
 cudaError_t sz_emu_malloc(void **p, size_t bytes);
 cudaError_t sz_emu_host_alloc(void **p, size_t bytes);
 cudaError_t sz_emu_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value);
@@ -354,9 +375,14 @@ template <class F> static inline cudaError_t cudaFuncSetAttribute(F *kernel, cud
 }
 static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t = 0)
 {
-    return cudaMemcpy(dst, src, bytes, kind);
+    sz_emu_do([=] { cudaMemcpy(dst, src, bytes, kind); });
+    return cudaSuccess;
 }
-static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t = 0) { return cudaMemset(dst, value, bytes); }
+static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t = 0)
+{
+    sz_emu_do([=] { cudaMemset(dst, value, bytes); });
+    return cudaSuccess;
+}
 
 /* While one of these lives, host code may touch device memory. */
 struct sz_emu_access {

@@ -230,10 +230,11 @@ __device__ static double uniform(uint64_t seed, const sample_row &place)
 
 /* token -1: a logit is NaN or +inf; -2: nothing is left to pick. */
 static __global__ void __launch_bounds__(THREADS)
-sample(const float *logits, int32_t vocab, int32_t words, sample_settings s, const sample_row *places, const uint32_t *banned, const uint32_t *seen,
-       sample_result *results)
+sample(const float *logits, int32_t vocab, int32_t words, const sample_settings *settings, const sample_row *places, const uint32_t *banned,
+       const uint32_t *seen, sample_result *results)
 {
     __shared__ block_memory m;
+    const sample_settings s = *settings;
     const int64_t r = blockIdx.x;
     row_view row = { logits + r * vocab, banned, seen ? seen + r * words : NULL, s.penalty, s.scale, 0, 0, INT32_MAX };
     float max = -INFINITY, best = -INFINITY;
@@ -297,50 +298,68 @@ static void pack_bits(const uint8_t *from, int64_t n, uint32_t *to)
     }
 }
 
+/* A block of bytes, the same on both sides: settings, places, the bits of banned, those of seen. */
+int sz_cuda_sample_layout(int64_t rows, int64_t vocab, bool banned, bool seen, sz_sample_layout *to)
+{
+    if (vocab >= 1 << 19) return sz_fail("sample: a vocabulary of %lld is too large, it may be %d", (long long)vocab, (1 << 19) - 1);
+    const int64_t words = (vocab + 31) / 32;
+    sz_sample_layout l = { rows, vocab, words, (sizeof(sample_settings) + 15) / 16 * 16, 0, 0, 0, (size_t)rows * sizeof(sample_result) };
+    l.bytes = l.places + (size_t)rows * sizeof(sample_row);
+    if (banned) l.banned = l.bytes, l.bytes += (size_t)words * 4;
+    if (seen) l.seen = l.bytes, l.bytes += (size_t)(rows * words) * 4;
+    *to = l;
+    return 0;
+}
+
+void sz_cuda_sample_fill(const sz_sample_layout &l, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
+                         const int32_t *answer_id, const int32_t *position, char *block)
+{
+    memset(block, 0, l.bytes);
+    *(sample_settings *)block = sample_settings{ s->temperature > 0 ? 1.0f / s->temperature : 1.0f, s->top_p, s->repetition_penalty, s->top_k,
+                                                 !(s->temperature > 0), s->seed };
+    sample_row *places = (sample_row *)(block + l.places);
+    for (int64_t i = 0; i < l.rows; i++) places[i] = sample_row{ row_id[i], answer_id[i], position[i] };
+    if (l.banned) pack_bits(banned, l.vocab, (uint32_t *)(block + l.banned));
+    for (int64_t i = 0; l.seen && i < l.rows; i++) pack_bits(seen + i * l.vocab, l.vocab, (uint32_t *)(block + l.seen) + i * l.words);
+}
+
+int sz_cuda_sample_launch(const sz_sample_layout &l, const sz_tensor *logits, const char *block, char *results)
+{
+    SZ_LAUNCH(sample, (unsigned)l.rows, THREADS, 0, sz_f32(logits), (int32_t)l.vocab, (int32_t)l.words, (const sample_settings *)block,
+              (const sample_row *)(block + l.places), l.banned ? (const uint32_t *)(block + l.banned) : NULL,
+              l.seen ? (const uint32_t *)(block + l.seen) : NULL, (sample_result *)results);
+    return sz_cuda_launched("sample");
+}
+
+int sz_cuda_sample_read(const sz_sample_layout &l, const char *from, int32_t *token, float *logprob)
+{
+    const sample_result *results = (const sample_result *)from;
+    for (int64_t i = 0; i < l.rows; i++) {
+        token[i] = results[i].token;
+        logprob[i] = results[i].logprob;
+        if (token[i] == -1) return sz_fail("sample: the logits of row %lld are not finite", (long long)i);
+        if (token[i] < 0) return sz_fail("sample: every token of row %lld is banned", (long long)i);
+    }
+    return 0;
+}
+
 extern "C" int sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
                               const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob)
 {
-    const int64_t rows = logits->shape[0], vocab = logits->shape[1], words = (vocab + 31) / 32;
-    if (rows == 0) return 0;
-    if (vocab >= 1 << 19) return sz_fail("sample: a vocabulary of %lld is too large, it may be %d", (long long)vocab, (1 << 19) - 1);
+    sz_sample_layout l = {};
+    if (logits->shape[0] == 0) return 0;
     if (s->repetition_penalty == 1) seen = NULL;
-    const size_t place_bytes = (size_t)rows * sizeof(sample_row), row_bytes = (size_t)words * 4;
-    const size_t bytes = place_bytes + (banned ? row_bytes : 0) + (seen ? row_bytes * (size_t)rows : 0), result_bytes = (size_t)rows * sizeof(sample_result);
-    char *host = (char *)calloc(1, bytes + result_bytes), *device = host ? (char *)sz_cuda_scratch(bytes + result_bytes) : NULL;
-    if (!device) {
-        if (!host) sz_fail("sample: out of memory");
-        free(host);
-        return -1;
-    }
-    /* On both sides: places, the bits of banned, those of seen, results. */
-    char *bits = host + place_bytes, *device_bits = device + place_bytes;
-    for (int64_t i = 0; i < rows; i++) ((sample_row *)host)[i] = sample_row{ row_id[i], answer_id[i], position[i] };
-    const uint32_t *device_banned = NULL, *device_seen = NULL;
-    if (banned) {
-        pack_bits(banned, vocab, (uint32_t *)bits);
-        device_banned = (const uint32_t *)device_bits;
-        bits += row_bytes;
-        device_bits += row_bytes;
-    }
-    if (seen) {
-        for (int64_t i = 0; i < rows; i++) pack_bits(seen + i * vocab, vocab, (uint32_t *)(bits + (size_t)i * row_bytes));
-        device_seen = (const uint32_t *)device_bits;
-    }
-    sample_result *results = (sample_result *)(host + bytes), *device_results = (sample_result *)(device + bytes);
-    sample_settings settings = { s->temperature > 0 ? 1.0f / s->temperature : 1.0f, s->top_p, s->repetition_penalty, s->top_k, !(s->temperature > 0), s->seed };
-    int rc = sz_cuda_to_device(device, host, bytes);
+    if (sz_cuda_sample_layout(logits->shape[0], logits->shape[1], banned, seen, &l) != 0) return -1;
+    char *block = (char *)malloc(l.bytes + l.results), *device = block ? (char *)sz_cuda_scratch(l.bytes + l.results + 16) : NULL;
+    int rc = block ? device ? 0 : -1 : sz_fail("sample: out of memory");
+    const size_t results = (l.bytes + 15) / 16 * 16;
     if (rc == 0) {
-        SZ_LAUNCH(sample, (unsigned)rows, THREADS, 0, sz_f32(logits), (int32_t)vocab, (int32_t)words, settings, (const sample_row *)device, device_banned, device_seen,
-                  device_results);
-        rc = sz_cuda_launched("sample");
+        sz_cuda_sample_fill(l, s, banned, seen, row_id, answer_id, position, block);
+        rc = sz_cuda_to_device(device, block, l.bytes);
     }
-    if (rc == 0) rc = sz_cuda_to_host(results, device_results, result_bytes);
-    for (int64_t i = 0; rc == 0 && i < rows; i++) {
-        token[i] = results[i].token;
-        logprob[i] = results[i].logprob;
-        if (token[i] == -1) rc = sz_fail("sample: the logits of row %lld are not finite", (long long)i);
-        else if (token[i] < 0) rc = sz_fail("sample: every token of row %lld is banned", (long long)i);
-    }
-    free(host);
+    if (rc == 0) rc = sz_cuda_sample_launch(l, logits, device, device + results);
+    if (rc == 0) rc = sz_cuda_to_host(block + l.bytes, device + results, l.results);
+    if (rc == 0) rc = sz_cuda_sample_read(l, block + l.bytes, token, logprob);
+    free(block);
     return rc;
 }

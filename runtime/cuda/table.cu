@@ -6,8 +6,6 @@ extern "C" {
 #define SZ_OP(name, inputs, outputs, args, gradient) int sz_cuda_##name(const sz_call *c);
 #include "../ops.def"
 #undef SZ_OP
-int sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
-                   const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob);
 }
 
 static const sz_kernel kernels[SZ_OP_COUNT] = {
@@ -27,6 +25,7 @@ extern "C" const sz_backend *sz_cuda_backend(void)
     static const sz_backend backend = {
         SZ_BACKEND_VERSION, NAME, kernels, SZ_OP_COUNT, sz_cuda_open, sz_cuda_count, sz_cuda_describe, sz_cuda_allocate,
         sz_cuda_release, sz_cuda_to_device, sz_cuda_to_host, sz_cuda_move, sz_cuda_fill, sz_cuda_synchronise, sz_cuda_memory, sz_cuda_sample,
+        sz_cuda_decode,
     };
     return &backend;
 }

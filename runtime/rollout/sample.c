@@ -221,15 +221,21 @@ static int64_t pick(row_work *w, int64_t row_id, int32_t answer_id, int32_t posi
     return token;
 }
 
+int sz_sampling_check(const sz_sampling *s, const uint8_t *seen)
+{
+    if (!(s->temperature >= 0)) return sz_fail("sample: temperature is %g, must be 0 or more", (double)s->temperature);
+    if (!(s->repetition_penalty > 0)) return sz_fail("sample: repetition_penalty is %g, must be more than 0", (double)s->repetition_penalty);
+    if (s->repetition_penalty != 1 && !seen) return sz_fail("sample: repetition_penalty needs to know the seen tokens");
+    return 0;
+}
+
 int sz_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen,
               const int64_t *row_id, const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob)
 {
     if (!logits) return -1;
     if (!logits->data) return sz_fail("sample: the logits' step has ended");
     if (logits->dtype != SZ_F32 || logits->ndim != 2) return sz_fail("sample: logits must be f32 [rows, vocab]");
-    if (!(s->temperature >= 0)) return sz_fail("sample: temperature is %g, must be 0 or more", (double)s->temperature);
-    if (!(s->repetition_penalty > 0)) return sz_fail("sample: repetition_penalty is %g, must be more than 0", (double)s->repetition_penalty);
-    if (s->repetition_penalty != 1 && !seen) return sz_fail("sample: repetition_penalty needs to know the seen tokens");
+    if (sz_sampling_check(s, seen) != 0) return -1;
     if (logits->device != SZ_CPU) {
         sz_scratch_begin();
         int rc = sz_device->sample(logits, s, banned, seen, row_id, answer_id, position, token, logprob);
