@@ -6,6 +6,11 @@
 --   bench.clock(opts)                       the clock that clock= names, which waits for the device; threads are set. With device=cuda
 --                                           limits are measured there; side= is that of their matrices
 --   bench.emit(name, value, unit, {limit =, lower =, gflop =})
+--   bench.config(name)                      a config table, and the `work` beside it: of FILE.json, or of a released size (3b, 7b, ...); nil for a folder
+--   bench.peer(command)                     the rows {name =, value =, unit =} that a program prints; and whether it ended well
+--   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster}; without a result of ours {name, unit, peer}
+--   bench.device_used()                     GiB of the device's memory taken since clock(), and what was free then; nil on the CPU. Freed blocks are
+--                                           kept, so it is the peak
 --   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)      GFLOP/s, GB/s
 --   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations of a forward's products
 --   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =})              what vl:process would return
@@ -14,9 +19,12 @@
 -- Qwen2-VL (its tower has no windows), norms and other elementwise work.
 
 local ffi = require "ffi"
+local cjson = require "cjson"
 local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
+local read_json = require("segzero.model").read_json
+local released = require("examples.random_checkpoint").config
 
 local C = core.C
 
@@ -24,6 +32,7 @@ local M = {}
 
 local now = C.sz_seconds
 local device, side, read_bytes = "cpu", 2048, 2 ^ 30
+local free_at_first
 
 -- ---- options and lines ----
 function M.options(opts, known)
@@ -43,7 +52,10 @@ function M.clock(opts)
   device = opts.device or "cpu"
   side = tonumber(opts.side) or device ~= "cpu" and 8192 or 2048
   if opts.side then read_bytes = 64 * side ^ 2 end
-  if device ~= "cpu" then core.check(C.sz_device_ready(C.SZ_CUDA)) end
+  if device ~= "cpu" then
+    core.check(C.sz_device_ready(C.SZ_CUDA))
+    free_at_first = tonumber(C.sz_device_available(C.SZ_CUDA))
+  end
   function now()
     core.check(C.sz_device_synchronise())
     return clock()
@@ -64,6 +76,44 @@ function M.emit(name, value, unit, more)
   if more.gflop then parts[#parts + 1] = (', "gflop": %s'):format(M.rounded(more.gflop)) end
   print(table.concat(parts) .. "}")
   io.flush()
+end
+
+function M.device_used()
+  if not free_at_first then return nil end
+  return (free_at_first - tonumber(C.sz_device_available(C.SZ_CUDA))) / 2 ^ 30, free_at_first / 2 ^ 30
+end
+
+function M.config(name)
+  if not name:match "%.json$" then return released(name) end
+  local json = read_json(name)
+  return json.model or json, json.work
+end
+
+-- ---- the peer ----
+function M.peer(command)
+  local rows, pipe = {}, assert(io.popen(command .. "; echo \"exit $?\""))
+  local last = ""
+  for line in pipe:lines() do
+    local ok, row = pcall(cjson.decode, line)
+    if ok and type(row) == "table" and row.name then rows[#rows + 1] = row end
+    last = line
+  end
+  pipe:close()
+  if last ~= "exit 0" then print(("peer: %s from %s"):format(last, command)) end
+  return rows, last == "exit 0"
+end
+
+function M.compare(rows, results)
+  for _, row in ipairs(rows or {}) do
+    local mine = results[row.name]
+    if mine then
+      local faster = (row.unit == "s" or row.unit == "GiB") and row.value / mine or mine / row.value
+      print(('{"name": "%s", "value": %s, "unit": "%s", "peer": %s, "faster": %.2f}'):format(row.name, M.rounded(mine), row.unit, M.rounded(row.value), faster))
+    else
+      print(('{"name": "%s", "unit": "%s", "peer": %s}'):format(row.name, row.unit, M.rounded(row.value)))
+    end
+    io.flush()
+  end
 end
 
 -- Seconds of the fastest of n calls.
