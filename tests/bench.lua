@@ -50,7 +50,7 @@ work.decode_answers = work.decode_answers or opts.device ~= "cpu" and { work.ans
 
 -- ---- the peer ----
 -- Before this process takes memory of the device.
-local function peer_rows()
+local function peer_rows(f)
   local quoted = "'" .. opts.python .. "'"
   if os.execute(quoted .. " -c 'import torch, transformers' 2>/dev/null") ~= 0 then
     print(("skip: %s has no torch and transformers"):format(opts.python))
@@ -64,17 +64,17 @@ local function peer_rows()
   end
   local rows, ended = bench.peer(("%s '%s/tests/bench_torch.py' --device %s --dtype %s --threads %d --train-timed %s --only %s --spec '%s'%s%s"):format(quoted,
     core.root, opts.device, opts.dtype == "f32" and "f32" or "bf16", opts.threads, opts.train_timed, table.concat(phases, ","), spec,
-    json and "" or (" --model '%s'"):format(opts.model), opts.side and " --side " .. opts.side or ""))
+    json and "" or (" --model '%s'"):format(opts.model), opts.side and " --side " .. opts.side or ""), f)
   os.remove(spec)
   return rows, ended
 end
 
-local peer, ended
-if opts.python and opts.python ~= "" then peer, ended = peer_rows() end
 if opts.only == "peer" then
-  bench.compare(peer, {})
+  if not opts.python then error("bench: only=peer needs python=", 0) end
+  local _, ended = peer_rows(function(row) bench.compare({ row }, {}) end)
   os.exit(ended and 0 or 1)
 end
+local peer = opts.python and opts.python ~= "" and peer_rows()
 
 local now, best = bench.clock(opts), bench.best
 local causal_pairs = bench.causal_pairs

@@ -14,7 +14,7 @@
 --   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it computes
 --   reference_seconds   log-probabilities by the reference. The old ones are the sampler's: old_seconds is 0
 --   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt once
---   optimizer_seconds   gradient norm, AdamW; the limit is 36 bytes a parameter (38 with bf16) at the measured bandwidth
+--   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a parameter in f32) at the measured bandwidth
 --   other_seconds       rewards, advantages, rows        step_seconds   all of it        peak_bytes   largest resident set, all models
 --   device_memory       GiB of the device taken at most, beside what was free; update_rate  GFLOP/s: its ratio is the model-FLOP utilisation
 -- device=cuda: both models are there, limits are measured there (side= is that of their matrices) after the step, so that they take no memory from
@@ -29,6 +29,7 @@
 
 local cjson = require "cjson"
 local core = require "segzero.ffi"
+local tensor = require "segzero.tensor"
 local model = require "segzero.model"
 local trainer = require "segzero.trainer"
 local config = require "segzero.config"
@@ -223,7 +224,9 @@ local function one_step()
     if phase == "sampling" then bench.emit("old_seconds", 0, "s") end
   end
   -- The norm reads gradients; the update reads gradients, moments and masters, writes moments, masters and weights, clears gradients.
-  local bytes = parameters * (opts.dtype == "bf16" and 38 or 36)
+  local actor = t.config.worker.actor
+  local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype], tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
+  local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2 and actor.optim.master_weights and 8 + weight or 2 * weight))
   bench.emit("optimizer_seconds", seconds.optimizer, "s", { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
   bench.emit("other_seconds", seconds.other, "s")
   bench.emit("step_seconds", seconds.step, "s", { limit = total / rate, lower = true, gflop = total })

@@ -7,7 +7,7 @@
 --                                           limits are measured there; side= is that of their matrices
 --   bench.emit(name, value, unit, {limit =, lower =, gflop =})
 --   bench.config(name)                      a config table, and the `work` beside it: of FILE.json, or of a released size (3b, 7b, ...); nil for a folder
---   bench.peer(command)                     the rows {name =, value =, unit =} that a program prints; and whether it ended well
+--   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program prints, f called with each; and whether it ended well
 --   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster}; without a result of ours {name, unit, peer}
 --   bench.device_used()                     GiB of the device's memory taken since clock(), and what was free then; nil on the CPU. Freed blocks are
 --                                           kept, so it is the peak
@@ -90,12 +90,15 @@ function M.config(name)
 end
 
 -- ---- the peer ----
-function M.peer(command)
+function M.peer(command, f)
   local rows, pipe = {}, assert(io.popen(command .. "; echo \"exit $?\""))
   local last = ""
   for line in pipe:lines() do
     local ok, row = pcall(cjson.decode, line)
-    if ok and type(row) == "table" and row.name then rows[#rows + 1] = row end
+    if ok and type(row) == "table" and row.name then
+      rows[#rows + 1] = row
+      if f then f(row) end
+    end
     last = line
   end
   pipe:close()
