@@ -13,7 +13,8 @@
 --                                           kept, so it is the peak
 --   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)      GFLOP/s, GB/s
 --   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations of a forward's products
---   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =})              what vl:process would return
+--   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})     what vl:process would
+--                                           return
 --
 -- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows are those that get logits. Leaves out:
 -- Qwen2-VL (its tower has no windows), norms and other elementwise work.
@@ -220,8 +221,11 @@ function M.input(vl, opts)
       next_position = next_position + 1
     end
   end
-  local pixels = tensor.empty { grid_h * grid_w, c.v_channels * c.v_temporal * c.v_patch ^ 2 }
-  core.check(C.sz_random_normal_(pixels.ptr, 2, opts.seed or 0, 0, 1))
+  local pixels = opts.pixels and opts.pixels:clone()
+  if not pixels then
+    pixels = tensor.empty { grid_h * grid_w, c.v_channels * c.v_temporal * c.v_patch ^ 2 }
+    core.check(C.sz_random_normal_(pixels.ptr, 2, opts.seed or 0, 0, 1))
+  end
   return { input_ids = ids, position_ids = positions, next_position = next_position, pixel_values = pixels,
     image_grid_thw = { { 1, grid_h, grid_w } } }
 end

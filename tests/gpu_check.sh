@@ -110,7 +110,7 @@ if [ -n "$quick" ]; then            # the emulator's machine may be busy: limits
 else
     budget=${BUDGET:-570} room=1 ops="" curve_args="$curve_args trainer.max_steps=10"
     model="model=3b" sam2="sizes=large"
-    step="$model prompts=16 n=8 tokens=256 warm=1" step_torch="--prompts-timed 4 --answers-timed 16"
+    step="$model prompts=16 n=8 tokens=256 warm=1" step_torch="--answers-timed 32"
 fi
 if [ "${1:-}" = curve ]; then       # a stage of its own process, so that it can be timed out
     shift
@@ -129,7 +129,7 @@ fi
 # The peer's turn: NAME LIMIT COMMAND... as of stage.
 peer() { [ -z "$torch" ] || stage "$@"; }
 
-rm -f "$logs"/*.log
+[ -n "${ONLY:-}" ] || rm -f "$logs"/*.log        # figures of other stages that an earlier call left are shown, too
 stage device 30 "$sz" --device cuda -e 'local sz = require "segzero"; assert(#sz.devices() == 2, "no device"); require("segzero.doctor").run()'
 stage ops 120 "$sz" tests/test_ops.lua device=cuda $ops
 [ -n "$quick" ] || stage qwen 60 "$sz" --device cuda tests/test_qwen_vl.lua
@@ -138,20 +138,22 @@ stage grpo 60 "$sz" --device cuda tests/test_grpo.lua
 [ -n "$quick" ] || stage system 60 env SEGZERO_CUDA_TEST="${SEGZERO_CUDA_LIBRARY:-${sz%segzero}libsegzero_cuda.so}" "$sz" tests/test_cuda_emulated.lua
 
 stage 3b 75 "$sz" tests/bench.lua device=cuda dtype=bf16 $model only=prefill,vision,train
-peer 3b_torch 90 "$sz" tests/bench.lua device=$torch dtype=bf16 $model only=peer python="$PYTHON"
 stage 3b_int8 45 "$sz" tests/bench.lua device=cuda dtype=int8 $model only=prefill
 compact="worker.actor.grad_dtype=bf16 worker.actor.optim.state_dtype=bf16 worker.actor.optim.master_weights=false"
 stage step 90 "$sz" tests/bench_step.lua device=cuda dtype=bf16 $step $compact recompute=false save="$logs/step" save_weights=false
-peer step_torch 120 "$PYTHON" tests/bench_step.py "$logs/step" --device $torch $step_torch
 stage step_exact 75 "$sz" tests/bench_step.lua device=cuda dtype=bf16 $step worker.actor.grad_dtype=bf16 recompute=true
-"$PYTHON" -c 'import sam2' 2>/dev/null || torch=
 for dtype in f32 bf16; do
     stage sam2_$dtype 40 "$sz" tests/bench_sam2.lua device=cuda dtype=$dtype $sam2 train=0
+done
+
+peer 3b_torch 90 "$sz" tests/bench.lua device=$torch dtype=bf16 $model only=peer python="$PYTHON"
+peer step_torch 150 "$PYTHON" tests/bench_step.py "$logs/step" --device $torch $step_torch
+"$PYTHON" -c 'import sam2' 2>/dev/null || torch=
+for dtype in f32 bf16; do
     peer sam2_${dtype}_torch 45 "$sz" tests/bench_sam2.lua device=$torch dtype=$dtype $sam2 train=0 python="$PYTHON" only=peer
 done
-[ -n "$quick" ] || peer sam2_bf16_compiled 120 "$sz" tests/bench_sam2.lua device=$torch dtype=bf16 $sam2 train=0 python="$PYTHON" only=compiled
-
 stage curve 120 sh tests/gpu_check.sh curve $curve_args
+[ -n "$quick" ] || peer sam2_bf16_compiled 120 "$sz" tests/bench_sam2.lua device=$torch dtype=bf16 $sam2 train=0 python="$PYTHON" only=compiled
 [ -n "$quick" ] || stage bench_ops 60 "$sz" tests/test_ops.lua bench device=cuda
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 [ -z "$sanitizer" ] || [ -n "$quick" ] || stage memcheck 90 "$sanitizer" --error-exitcode 9 "$sz" tests/test_ops.lua device=cuda most=3000
