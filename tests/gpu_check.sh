@@ -102,9 +102,10 @@ curve() {
         os.exit(#a > 0 and #a == #b and worst <= 1e-3 and 0 or 1)' - "$logs" </dev/null
 }
 
-curve_args="trainer.val_before_train=false trainer.save_freq=-1"
+# The evaluation at the recipe's end is not what is compared: few rows.
+curve_args="trainer.val_before_train=false trainer.save_freq=-1 data.refshapes_val_rows=8"
 if [ -n "$quick" ]; then            # the emulator's machine may be busy: limits that only end what hangs
-    budget=${BUDGET:-7200} room=10 ops=most=300 curve_args="$curve_args trainer.max_steps=1 data.rollout_batch_size=1 worker.actor.global_batch_size=1 worker.rollout.n=2 data.max_response_length=12"
+    budget=${BUDGET:-7200} room=10 ops=most=300 curve_args="$curve_args trainer.max_steps=1 data.rollout_batch_size=1 worker.actor.global_batch_size=1 worker.rollout.n=2 data.max_response_length=12 data.refshapes_val_rows=1 worker.reward.sam2_path=none"
     model="model=tests/bench_mini.json side=64" sam2="sizes=mini side=64 best=1"
     step="$model prompts=2 n=2 tokens=4 picture=112 prompt_tokens=40" step_torch="--prompts-timed 1 --answers-timed 2"
 else
