@@ -12,6 +12,7 @@
 -- 1, everything else is normal with standard deviation 0.02. A value is a function of (seed, tensor, place): a hash of the place
 -- gives 16 bits, which choose one of the normal distribution's 65536 quantiles. Tensors are written piece by piece; nothing is
 -- ever whole in memory. Leaves out: anything a trained model would say.
+-- require "examples.random_checkpoint" gives {config = f}: config(size, layers, v_depth, dtype) is the table of config.json, nil for no such size.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -224,6 +225,14 @@ local function read_options(args)
   if o.names ~= "hub" and o.names ~= "new" then stop("names=%s: expected hub or new", o.names) end
   if o.tokenizer and not files.exists(o.tokenizer .. "/tokenizer.json") then stop("tokenizer: %s has no tokenizer.json", o.tokenizer) end
   return o
+end
+
+-- What benchmarks ask for: the sizes alone.
+if ... == "examples.random_checkpoint" then
+  return { config = function(size, ...)
+    size = SAME_AS[size] or size
+    return (QWEN2_5[size] or QWEN2[size]) and config_of(size, ...) or nil
+  end }
 end
 
 local function main()

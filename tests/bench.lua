@@ -1,10 +1,10 @@
 -- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same run.
 --
---   ./segzero tests/bench.lua [model=FILE.json|FOLDER] [dtype=f32|bf16|int8] [device=cpu|cuda] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [side=n] [python=PATH] [train_timed=n]
+--   ./segzero tests/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8] [device=cpu|cuda] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [side=n] [python=PATH] [train_timed=n]
 --
 -- The model is tests/bench_model.json with random weights, or that of model=: tests/bench_wide.json has the widths and the
--- vocabulary of the 3B release and 4 of its layers, 8 of its tower's blocks; a Qwen2.5-VL folder is loaded (SEGZERO_BENCH_MODEL=
--- names one too). The prompt is bench_model.json's text around an 840 x 840 picture: 1000 tokens.
+-- vocabulary of the 3B release and 4 of its layers, 8 of its tower's blocks; 3b and 7b are whole releases; a Qwen2.5-VL folder is loaded
+-- (SEGZERO_BENCH_MODEL= names one too). The prompt is bench_model.json's text around an 840 x 840 picture: 1000 tokens.
 -- A model's file may have a `work` of its own (tests/bench_mini.json: for the emulator, where the sizes above take hours).
 -- device=cuda: limits are measured there, on larger matrices (side=), the device is waited for before a clock is read, decoding is
 -- timed at 1, 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept, beside what was free.
@@ -22,10 +22,11 @@
 -- Floating-point operations are those of the model's products (backward twice forward), not of what is computed again, so
 -- recomputation and re-made logits lower the ratio. Other programs disturb: limits are measured again before each phase, and
 -- on a busy machine threads=1 clock=cpu counts the processor's time instead of the wall's.
--- With python= (one that has torch and transformers) bench_torch.py runs too, and its values stand beside ours:
--- {name, value, peer, faster}. Left out: optimizer, SAM2, reading checkpoints.
+-- With python= (one that has torch and transformers) bench_torch.py does the same work on the same device, before ours, and its values stand
+-- beside ours at the end: {name, value, unit, peer, faster}; only=peer: its values alone. Left out: optimizer, SAM2, reading checkpoints.
 
 local cjson = require "cjson"
+local files = require "segzero.files"
 local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
@@ -41,14 +42,42 @@ local opts = bench.options({ dtype = "f32", only = "prefill,vision,train,recompu
 local wanted = {}
 for name in opts.only:gmatch "[%w_]+" do wanted[name] = true end
 
-local folder = not opts.model:match "%.json$" and opts.model
-local work = not folder and model.read_json(opts.model).work or model.read_json(core.root .. "/tests/bench_model.json").work
+local json, work = bench.config(opts.model)
+work = work or select(2, bench.config(core.root .. "/tests/bench_model.json"))
 opts.device = opts.device or os.getenv "SEGZERO_DEVICE" or "cpu"
 opts.threads = opts.threads or work.threads
-local now, best = bench.clock(opts), bench.best
-local rounded, causal_pairs = bench.rounded, bench.causal_pairs
+work.decode_answers = work.decode_answers or opts.device ~= "cpu" and { work.answers, 128 } or { work.answers }
 
-local free_at_first = opts.device ~= "cpu" and tonumber(C.sz_device_available(C.SZ_CUDA))
+-- ---- the peer ----
+-- Before this process takes memory of the device.
+local function peer_rows(f)
+  local quoted = "'" .. opts.python .. "'"
+  if os.execute(quoted .. " -c 'import torch, transformers' 2>/dev/null") ~= 0 then
+    print(("skip: %s has no torch and transformers"):format(opts.python))
+    return
+  end
+  local spec = os.tmpname()
+  files.write(spec, cjson.encode { model = json, work = work })
+  local phases = {}
+  for _, name in ipairs { "prefill", "vision", "train" } do
+    if wanted[name] or wanted.peer then phases[#phases + 1] = name == "prefill" and "matmul,prefill,decode" or name end
+  end
+  local rows, ended = bench.peer(("%s '%s/tests/bench_torch.py' --device %s --dtype %s --threads %d --train-timed %s --only %s --spec '%s'%s%s"):format(quoted,
+    core.root, opts.device, opts.dtype == "f32" and "f32" or "bf16", opts.threads, opts.train_timed, table.concat(phases, ","), spec,
+    json and "" or (" --model '%s'"):format(opts.model), opts.side and " --side " .. opts.side or ""), f)
+  os.remove(spec)
+  return rows, ended
+end
+
+if opts.only == "peer" then
+  if not opts.python then error("bench: only=peer needs python=", 0) end
+  local _, ended = peer_rows(function(row) bench.compare({ row }, {}) end)
+  os.exit(ended and 0 or 1)
+end
+local peer = opts.python and opts.python ~= "" and peer_rows()
+
+local now, best = bench.clock(opts), bench.best
+local causal_pairs = bench.causal_pairs
 
 local results = {}
 
@@ -58,8 +87,8 @@ local function emit(name, value, unit, limit, lower_is_better)
 end
 
 -- ---- the work ----
-local vl = folder and model.qwen_vl(folder, { dtype = opts.dtype, device = opts.device })
-  or model.random(model.read_json(opts.model).model, { dtype = opts.dtype, device = opts.device, seed = 1 })
+local vl = json and model.random(json, { dtype = opts.dtype, device = opts.device, seed = 1, repeated = opts.device ~= "cpu" })
+  or model.qwen_vl(opts.model, { dtype = opts.dtype, device = opts.device })
 local counts = bench.counts(vl)
 local input = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
 local grid_h, grid_w = unpack(input.image_grid_thw[1], 2)
@@ -89,7 +118,7 @@ local function bench_prefill()
   local bandwidth = bench.read_rate(2)
   local seconds_1, step_1 = generate(1)
   local runs, seconds = { { 1, step_1 } }, seconds_1
-  for _, n in ipairs(work.decode_answers or opts.device ~= "cpu" and { answers, 128 } or { answers }) do
+  for _, n in ipairs(work.decode_answers) do
     local first, step = generate(n)
     runs[#runs + 1] = { n, step }
     seconds = math.min(seconds, first)
@@ -157,29 +186,6 @@ local function bench_start()
   emit("start_ms", 1e3 * math.max(run(program .. " -e ''") - shell, 0), "ms", 50, true)
 end
 
--- ---- the peer ----
-local function compare()
-  local quoted = "'" .. opts.python .. "'"
-  if os.execute(quoted .. " -c 'import torch, transformers' 2>/dev/null") ~= 0 then
-    print(("skip: %s has no torch and transformers"):format(opts.python))
-    return
-  end
-  vl:free()
-  local command = ("%s '%s/tests/bench_torch.py' --dtype %s --threads %d --train-timed %s 2>/dev/null"):format(
-    quoted, core.root, opts.dtype, opts.threads, opts.train_timed)
-  local pipe = assert(io.popen(command))
-  for line in pipe:lines() do
-    local ok, row = pcall(cjson.decode, line)
-    local mine = ok and results[row.name]
-    if mine then
-      local faster = row.unit == "s" and row.value / mine or mine / row.value
-      print(('{"name": "%s", "value": %s, "unit": "%s", "peer": %s, "faster": %.2f}'):format(row.name, rounded(mine), row.unit, rounded(row.value), faster))
-      io.flush()
-    end
-  end
-  pipe:close()
-end
-
 emit("matmul_f32", bench.matmul_rate("f32", 5), "GFLOP/s")
 emit("matmul_bf16", bench.matmul_rate("bf16", 3), "GFLOP/s")
 if wanted.start then bench_start() end
@@ -187,8 +193,6 @@ if wanted.prefill then bench_prefill() end
 if wanted.vision then bench_vision() end
 if wanted.train then bench_train("train_", false, 2) end
 if wanted.recompute then bench_train("recompute_", true, 1) end
-if free_at_first then
-  local used = free_at_first - tonumber(C.sz_device_available(C.SZ_CUDA))
-  emit("device_memory", used / 2 ^ 30, "GiB", free_at_first / 2 ^ 30)
-end
-if opts.python and opts.python ~= "" then compare() end
+local used, free = bench.device_used()
+if used then emit("device_memory", used, "GiB", free) end
+if peer then bench.compare(peer, results) end

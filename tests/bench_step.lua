@@ -1,10 +1,11 @@
 -- bench_step.lua - one GRPO step, whole and by phase, beside the matmul limit of the same run; how it grows; the same work for a peer.
 --
---   ./segzero tests/bench_step.lua [model=FILE.json] [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
---                                  [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt] [save=DIR] [key.of.a.recipe=value ...]
+--   ./segzero tests/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0] [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
+--                                  [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
+--                                  [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
 --   python tests/bench_step.py DIR                    the same step by PyTorch and transformers, and whether loss and gradient agree
 --
--- The model is tests/bench_step.json (0.3 B parameters) with random weights; a config.json does, too. The reference is a second model with
+-- The model is tests/bench_step.json (0.3 B parameters) with random weights; a config.json does, too, and 3b is the whole release. The reference is a second model with
 -- other weights, as after some steps, so that the KL term has a gradient. The step is the trainer's own: only the rows come from here
 -- (random patches of a picture= square, prompt_tokens= with them), no stop token exists, so every answer has tokens= tokens, and the reward is a
 -- pattern. Micro-batches hold one group of the size named. Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
@@ -13,17 +14,22 @@
 --   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it computes
 --   reference_seconds   log-probabilities by the reference. The old ones are the sampler's: old_seconds is 0
 --   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt once
---   optimizer_seconds   gradient norm, AdamW; the limit is 36 bytes a parameter (38 with bf16) at the measured bandwidth
+--   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a parameter in f32) at the measured bandwidth
 --   other_seconds       rewards, advantages, rows        step_seconds   all of it        peak_bytes   largest resident set, all models
+--   device_memory       GiB of the device taken at most, beside what was free; update_rate  GFLOP/s: its ratio is the model-FLOP utilisation
+-- device=cuda: both models are there, limits are measured there (side= is that of their matrices) after the step, so that they take no memory from
+-- it; warm= steps come before it, in which shapes are seen for the first time. tests/gpu_check.sh has the settings with which all of the 3B is
+-- trained on one card of 80 GB. save_weights=false: of the models only config.json, and no gradients, where the peer makes its own random weights.
 --   table_*             the trainer's own time table (stats.time, else stats.seconds); with save= it counts the writing, the phases do not
 -- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted); sweep=prompt: for 1, 2, 3 and 4 times
 -- prompt_tokens, the picture unchanged. One line a point, then by phase the straight line through the points: what a prompt costs whatever
 -- n, what an answer token costs, and the largest deviation from the line.
 -- save=DIR: DIR/model, DIR/reference (Hugging Face), pixels.safetensors, gradients.safetensors, step.json (ids, answers, log-probabilities,
--- advantages, settings, loss, seconds). Leaves out: reading data and pictures, rewards that take time, CUDA.
+-- advantages, settings, loss, seconds). Leaves out: reading data and pictures, rewards that take time.
 
 local cjson = require "cjson"
 local core = require "segzero.ffi"
+local tensor = require "segzero.tensor"
 local model = require "segzero.model"
 local trainer = require "segzero.trainer"
 local config = require "segzero.config"
@@ -36,10 +42,10 @@ local bench = require "tests.bench_work"
 local C = core.C
 
 local opts = bench.options({ model = core.root .. "/tests/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000, picture = 840,
-  dtype = "f32", recompute = "false", threads = 2, settings = {} },
+  dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true", device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },
   { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, picture = true, dtype = true, recompute = true, threads = true,
-    clock = true, sweep = true, save = true })
-for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "picture" } do
+    clock = true, sweep = true, save = true, save_weights = true, device = true, side = true, warm = true })
+for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "picture", "warm" } do
   opts[key] = tonumber(opts[key]) or error(("bench_step: %s is not a number"):format(key), 0)
 end
 if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then error("bench_step: sweep is n or prompt", 0) end
@@ -47,10 +53,12 @@ if opts.sweep and opts.save then error("bench_step: save= is of one step, not of
 local now = bench.clock(opts)
 local causal_pairs = bench.causal_pairs
 
-local json = model.read_json(opts.model)
-json = json.model or json
-local policy = model.random(json, { dtype = opts.dtype, seed = 1 })
-local reference = model.random(json, { dtype = opts.dtype, seed = 2 })
+local on_device = opts.device ~= "cpu"
+local json = bench.config(opts.model) or error(("bench_step: model=%s is neither a .json nor a released size"):format(opts.model), 0)
+local made_at = now()
+local policy = model.random(json, { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device })
+local reference = model.random(json, { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device })
+made_at = now() - made_at
 local counts = bench.counts(policy)
 local parameters = 0
 for _, w in ipairs(policy.weights) do
@@ -71,9 +79,16 @@ local function rows_with(length)
 end
 rows_with(opts.prompt_tokens)
 
+-- Patches are drawn once for each place in the batch: beside a device's step drawing them would take a part of the time that shows.
+local drawn = {}
+
 function policy.process(vl, messages)
   local number = tonumber(messages[#messages].content[2].text)
-  return bench.input(vl, { picture = { opts.picture, opts.picture }, before = BEFORE, after = prompt_tokens - picture_tokens - BEFORE - 2, seed = number })
+  local place = number % opts.prompts
+  local input = bench.input(vl, { picture = { opts.picture, opts.picture }, before = BEFORE, after = prompt_tokens - picture_tokens - BEFORE - 2,
+    seed = number, pixels = drawn[place] })
+  drawn[place] = drawn[place] or input.pixel_values:clone()
+  return input
 end
 
 function policy.stop_ids() return {} end
@@ -136,6 +151,7 @@ function writer.inputs(groups)
 end
 
 function writer.gradients()
+  if opts.save_weights == "false" then return end
   local gradients = {}
   for _, p in ipairs(t.parameters) do gradients[p.name] = p.tensor:grad() end
   safetensors.save(opts.save .. "/gradients.safetensors", gradients)
@@ -156,8 +172,15 @@ watch(t, "update", "update")
 watch(t.optimizer, "step", "optimizer")
 if opts.save then
   files.make_dir(opts.save)
-  policy:save(opts.save .. "/model")
-  reference:save(opts.save .. "/reference")
+  for name, vl in pairs { model = policy, reference = reference } do
+    local dir = opts.save .. "/" .. name
+    if opts.save_weights == "false" then
+      files.make_dir(dir)
+      files.write(dir .. "/config.json", cjson.encode(json))
+    else
+      vl:save(dir)
+    end
+  end
   watch(writer, "inputs", "writing")
   watch(writer, "gradients", "writing")
   before(t, "update", writer.inputs)
@@ -192,9 +215,11 @@ local function one_step()
   bench.emit("parameters", parameters / 1e6, "million")
   bench.emit("prompt_tokens", prompt_tokens, "tokens")
   bench.emit("answer_tokens", opts.prompts * opts.n * opts.tokens, "tokens")
-  local rate = bench.flop_limit(opts.dtype)
+  bench.emit("models_seconds", made_at, "s")
+  local rate = on_device and 0 or bench.flop_limit(opts.dtype)
+  for _ = 1, opts.warm do run_step() end
   local seconds, stats = run_step()
-  local peak = tonumber(C.sz_peak_rss())
+  local peak, used, free = tonumber(C.sz_peak_rss()), bench.device_used()
   rate = math.max(rate, bench.flop_limit(opts.dtype))
   bench.emit("matmul", rate, "GFLOP/s")
   local work, total = operations(opts.prompts, opts.n, opts.tokens), 0
@@ -202,20 +227,24 @@ local function one_step()
     local gflop = work[phase] / 1e9
     total = total + gflop
     bench.emit(phase .. "_seconds", seconds[phase], "s", { limit = gflop / rate, lower = true, gflop = gflop })
+    if phase == "update" then bench.emit("update_rate", gflop / seconds.update, "GFLOP/s", { limit = rate }) end
     if phase == "sampling" then bench.emit("old_seconds", 0, "s") end
   end
   -- The norm reads gradients; the update reads gradients, moments and masters, writes moments, masters and weights, clears gradients.
-  local bytes = parameters * (opts.dtype == "bf16" and 38 or 36)
+  local actor = t.config.worker.actor
+  local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype], tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
+  local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2 and actor.optim.master_weights and 8 + weight or 2 * weight))
   bench.emit("optimizer_seconds", seconds.optimizer, "s", { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
   bench.emit("other_seconds", seconds.other, "s")
   bench.emit("step_seconds", seconds.step, "s", { limit = total / rate, lower = true, gflop = total })
   bench.emit("peak_bytes", peak, "bytes")
+  if used then bench.emit("device_memory", used, "GiB", { limit = free }) end
   local names, phases = {}, stats.time or stats.seconds
   for name in pairs(phases) do names[#names + 1] = name end
   table.sort(names)
   for _, name in ipairs(names) do bench.emit("table_" .. name, phases[name], "s") end
   if saved then
-    saved.stats, saved.seconds, saved.peak = stats, seconds, peak
+    saved.stats, saved.seconds, saved.peak, saved.device = stats, seconds, used and used * 2 ^ 30 or peak, opts.device
     files.write(opts.save .. "/step.json", cjson.encode(saved))
   end
 end

@@ -1,7 +1,7 @@
 """The peer's side of tests/bench_step.lua: the same GRPO step by PyTorch and transformers, written straightforwardly.
 
 Usage: python bench_step.py DIR [--check] [--trl] [--dtype f32|bf16] [--threads N] [--micro-batch N]
-                                [--prompts-timed N] [--answers-timed N]
+                                [--prompts-timed N] [--answers-timed N] [--device cpu|cuda]
 
 DIR is what `./segzero tests/bench_step.lua save=DIR ...` wrote: both models, pictures, prompts, the answers it sampled, advantages, gradients.
 One JSON object a line: {name, value, unit}, with `ours` and `faster` (bytes: `times`) where DIR/step.json has our figure in this dtype and
@@ -11,9 +11,10 @@ with as many threads, and `timed` where only part of the work was run and the se
   old_seconds, reference_seconds   log-probabilities of the answers by full forward passes over prompt + answer; each sample has its own
                       copy of prompt and picture, logits only of the answer
   update_seconds      forward and backward of the loss, micro-batches of --micro-batch samples
-                      --answers-timed: that many of the samples in these three; all are equal work
+                      --answers-timed: that many of the samples in these three; all are equal work. On a device each is run once before, to warm up
   optimizer_seconds   clip_grad_norm_ and torch.optim.AdamW with its defaults (with bf16 its moments are bf16, ours f32 beside f32 masters)
-  step_seconds        the sum          peak_bytes   the process' largest resident set
+  step_seconds        the sum          peak_bytes   the process' largest resident set; on a device torch's own count there, device_memory in GiB
+Where DIR/model has no weights (save_weights=false) both models get random ones, made on the device.
 The log-probabilities are those of our answers, so that --check can compare; the ones generate() made are thrown away.
 --check: no timing; loss, log-probabilities and the gradient of every parameter against ours, in f32; fails above the tolerances below.
 --trl: one step of TRL's GRPOTrainer on the same model and sizes (random words and picture, a reward that is a pattern); --prompts-timed
@@ -42,7 +43,8 @@ LOSS_TOLERANCE = 1e-5
 class Case:
     """The saved step. samples: (ids of prompt and answer, picture number, answer) in order."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, device):
+        self.device = device
         with open(os.path.join(folder, "step.json")) as f:
             self.json = json.load(f)
         self.ours, self.peak = {}, None                  # seconds by phase, bytes: where the two runs compare
@@ -59,25 +61,31 @@ class Case:
             sys.exit("prompts and answers must have one length each: nothing is padded here")
 
     def load(self, which, dtype):
-        return AutoModelForImageTextToText.from_pretrained(os.path.join(self.folder, which), dtype=dtype, attn_implementation="sdpa")
+        folder = os.path.join(self.folder, which)
+        if any(name.endswith(".safetensors") for name in os.listdir(folder)):
+            return AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").to(self.device)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        with torch.device(self.device):
+            return AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation="sdpa")
 
     def inputs(self, model, parts, with_answers):
         """Model inputs of samples, each with its own copy of the prompt and picture."""
         ids = torch.tensor([g["input_ids"] + (a["ids"] if with_answers else []) for g, _, a in parts])
-        return dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        made = dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == model.config.image_token_id).int(),
                     pixel_values=torch.cat([self.pixels[f"pixels.{i}"] for _, i, _ in parts]).to(model.dtype),
                     image_grid_thw=torch.tensor([g["grid"][0] for g, _, _ in parts]))
+        return {name: t.to(self.device) for name, t in made.items()}
 
     def log_probs(self, model, parts):
         """Log-probabilities of the answers [b, t] and entropies of the distributions they were drawn from."""
         out = model(**self.inputs(model, parts, True), use_cache=False, logits_to_keep=self.answer + 1)
         log_p = torch.log_softmax(out.logits[:, :-1].float() / self.temperature, -1)
-        answers = torch.tensor([a["ids"] for _, _, a in parts])
+        answers = torch.tensor([a["ids"] for _, _, a in parts], device=self.device)
         return log_p.gather(2, answers[..., None])[..., 0], -(log_p.exp() * log_p).sum(-1)
 
     def loss(self, lp, entropy, old, reference, parts):
         """These samples' part of the loss: mean over all tokens of the step (loss_avg_mode token), k3 as Seg-Zero clamps it."""
-        advantage = torch.tensor([[a["advantage"]] for _, _, a in parts])
+        advantage = torch.tensor([[a["advantage"]] for _, _, a in parts], device=self.device)
         ratio, clip = torch.exp(lp - old), self.actor["clip_ratio"]
         policy = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
         d = reference - lp
@@ -99,12 +107,19 @@ def show(case, name, value, unit, ours=None, timed=None):
     print(json.dumps(row), flush=True)
 
 
+def wait():
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 class Watch:
     def __enter__(self):
+        wait()
         self.start = time.perf_counter()
         return self
 
     def __exit__(self, *_):
+        wait()
         self.seconds = time.perf_counter() - self.start
 
 
@@ -122,9 +137,15 @@ def step(case, args, dtype):
     firsts = [case.samples[i * case.n] for i in range(prompts)]
     policy.generation_config.eos_token_id = None
     policy.generation_config.pad_token_id = 0
-    with Watch() as w, torch.no_grad():
-        out = policy.generate(**case.inputs(policy, firsts, False), do_sample=True, temperature=case.temperature, top_k=0, top_p=1.0,
-                              num_return_sequences=case.n, min_new_tokens=case.answer, max_new_tokens=case.answer)
+
+    def sample(firsts, length):
+        return policy.generate(**case.inputs(policy, firsts, False), do_sample=True, temperature=case.temperature, top_k=0, top_p=1.0,
+                               num_return_sequences=case.n, min_new_tokens=length, max_new_tokens=length)
+    with torch.no_grad():
+        if case.device == "cuda":
+            sample(firsts[:1], min(4, case.answer))
+        with Watch() as w:
+            out = sample(firsts, case.answer)
     if out.shape != (prompts * case.n, case.prompt + case.answer):
         sys.exit(f"generate returned {tuple(out.shape)}")
     seconds, timed = scaled(w.seconds, prompts, len(case.groups), "prompts")
@@ -133,6 +154,9 @@ def step(case, args, dtype):
 
     parts, passes = case.batches(args.micro_batch, samples), {}
     for name, model in (("old", policy), ("reference", reference)):
+        with torch.no_grad():
+            if case.device == "cuda":
+                case.log_probs(model, parts[0])
         with Watch() as w, torch.no_grad():
             passes[name] = [case.log_probs(model, part)[0] for part in parts]
         seconds, timed = scaled(w.seconds, samples, len(case.samples), "samples")
@@ -140,10 +164,16 @@ def step(case, args, dtype):
         show(case, name + "_seconds", seconds, "s", ours.get("reference") if name == "reference" else None, timed)
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, weight_decay=case.actor["optim"]["weight_decay"])
+
+    def learn(i):
+        lp, entropy = case.log_probs(policy, parts[i])
+        case.loss(lp, entropy, passes["old"][i], passes["reference"][i], parts[i]).backward()
+    if case.device == "cuda":
+        learn(0)
+        optimizer.zero_grad()
     with Watch() as w:
-        for i, part in enumerate(parts):
-            lp, entropy = case.log_probs(policy, part)
-            case.loss(lp, entropy, passes["old"][i], passes["reference"][i], part).backward()
+        for i in range(len(parts)):
+            learn(i)
     seconds, timed = scaled(w.seconds, samples, len(case.samples), "samples")
     total += seconds
     show(case, "update_seconds", seconds, "s", ours.get("update"), timed)
@@ -156,7 +186,10 @@ def step(case, args, dtype):
     show(case, "optimizer_seconds", w.seconds, "s", ours.get("optimizer"))
     part = "parts of it scaled" if prompts < len(case.groups) or samples < len(case.samples) else None
     show(case, "step_seconds", total, "s", ours.get("step"), part)
-    show(case, "peak_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "bytes", case.peak)
+    if case.device == "cuda":
+        show(case, "device_memory", torch.cuda.max_memory_allocated() / 2 ** 30, "GiB", case.peak and case.peak / 2 ** 30)
+    else:
+        show(case, "peak_bytes", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "bytes", case.peak)
 
 
 # ---- the same gradient ----
@@ -168,7 +201,7 @@ def check(case, args):
         lp, entropy = case.log_probs(policy, part)
         with torch.no_grad():
             ref = case.log_probs(reference, part)[0]
-        old = torch.tensor([a["logprobs"] for _, _, a in part])
+        old = torch.tensor([a["logprobs"] for _, _, a in part], device=case.device)
         loss = case.loss(lp, entropy, old, ref, part)
         loss.backward()
         total += loss.item()
@@ -180,7 +213,7 @@ def check(case, args):
         if ours not in gradients:
             sys.exit(f"check: no gradient of ours for {name}")
         seen.add(ours)
-        g, mine = p.grad.double(), gradients[ours].double()
+        g, mine = p.grad.double(), gradients[ours].double().to(p.device)
         d = ((mine.reshape(g.shape) - g) ** 2).sum().item()
         squares[ours] = (d, (g ** 2).sum().item())
         difference, norm = difference + d, norm + squares[ours][1]
@@ -324,10 +357,11 @@ def main():
     args.add_argument("--micro-batch", type=int, default=2)
     args.add_argument("--prompts-timed", type=int)
     args.add_argument("--answers-timed", type=int)
+    args.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="not with --trl")
     args = args.parse_args()
-    case = Case(args.folder)
+    case = Case(args.folder, args.device)
     name, threads = args.dtype or case.json["dtype"], args.threads or case.json["threads"]
-    if (name, threads) == (case.json["dtype"], case.json["threads"]):
+    if (name, threads, args.device) == (case.json["dtype"], case.json["threads"], case.json.get("device", "cpu")):
         case.ours, case.peak = case.json["seconds"], case.json["peak"]
     torch.manual_seed(1)
     torch.set_num_threads(threads)

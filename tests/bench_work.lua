@@ -6,17 +6,26 @@
 --   bench.clock(opts)                       the clock that clock= names, which waits for the device; threads are set. With device=cuda
 --                                           limits are measured there; side= is that of their matrices
 --   bench.emit(name, value, unit, {limit =, lower =, gflop =})
+--   bench.config(name)                      a config table, and the `work` beside it: of FILE.json, or of a released size (3b, 7b, ...); nil for a folder
+--   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program prints, f called with each; and whether it ended well
+--   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster}; without a result of ours {name, unit, peer}
+--   bench.device_used()                     GiB of the device's memory taken since clock(), and what was free then; nil on the CPU. Freed blocks are
+--                                           kept, so it is the peak
 --   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)      GFLOP/s, GB/s
 --   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations of a forward's products
---   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =})              what vl:process would return
+--   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})     what vl:process would
+--                                           return
 --
 -- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows are those that get logits. Leaves out:
 -- Qwen2-VL (its tower has no windows), norms and other elementwise work.
 
 local ffi = require "ffi"
+local cjson = require "cjson"
 local core = require "segzero.ffi"
 local tensor = require "segzero.tensor"
 local pack = require "segzero.pack"
+local read_json = require("segzero.model").read_json
+local released = require("examples.random_checkpoint").config
 
 local C = core.C
 
@@ -24,6 +33,7 @@ local M = {}
 
 local now = C.sz_seconds
 local device, side, read_bytes = "cpu", 2048, 2 ^ 30
+local free_at_first
 
 -- ---- options and lines ----
 function M.options(opts, known)
@@ -43,7 +53,10 @@ function M.clock(opts)
   device = opts.device or "cpu"
   side = tonumber(opts.side) or device ~= "cpu" and 8192 or 2048
   if opts.side then read_bytes = 64 * side ^ 2 end
-  if device ~= "cpu" then core.check(C.sz_device_ready(C.SZ_CUDA)) end
+  if device ~= "cpu" then
+    core.check(C.sz_device_ready(C.SZ_CUDA))
+    free_at_first = tonumber(C.sz_device_available(C.SZ_CUDA))
+  end
   function now()
     core.check(C.sz_device_synchronise())
     return clock()
@@ -64,6 +77,47 @@ function M.emit(name, value, unit, more)
   if more.gflop then parts[#parts + 1] = (', "gflop": %s'):format(M.rounded(more.gflop)) end
   print(table.concat(parts) .. "}")
   io.flush()
+end
+
+function M.device_used()
+  if not free_at_first then return nil end
+  return (free_at_first - tonumber(C.sz_device_available(C.SZ_CUDA))) / 2 ^ 30, free_at_first / 2 ^ 30
+end
+
+function M.config(name)
+  if not name:match "%.json$" then return released(name) end
+  local json = read_json(name)
+  return json.model or json, json.work
+end
+
+-- ---- the peer ----
+function M.peer(command, f)
+  local rows, pipe = {}, assert(io.popen(command .. "; echo \"exit $?\""))
+  local last = ""
+  for line in pipe:lines() do
+    local ok, row = pcall(cjson.decode, line)
+    if ok and type(row) == "table" and row.name then
+      rows[#rows + 1] = row
+      if f then f(row) end
+    end
+    last = line
+  end
+  pipe:close()
+  if last ~= "exit 0" then print(("peer: %s from %s"):format(last, command)) end
+  return rows, last == "exit 0"
+end
+
+function M.compare(rows, results)
+  for _, row in ipairs(rows or {}) do
+    local mine = results[row.name]
+    if mine then
+      local faster = (row.unit == "s" or row.unit == "GiB") and row.value / mine or mine / row.value
+      print(('{"name": "%s", "value": %s, "unit": "%s", "peer": %s, "faster": %.2f}'):format(row.name, M.rounded(mine), row.unit, M.rounded(row.value), faster))
+    else
+      print(('{"name": "%s", "unit": "%s", "peer": %s}'):format(row.name, row.unit, M.rounded(row.value)))
+    end
+    io.flush()
+  end
 end
 
 -- Seconds of the fastest of n calls.
@@ -167,8 +221,11 @@ function M.input(vl, opts)
       next_position = next_position + 1
     end
   end
-  local pixels = tensor.empty { grid_h * grid_w, c.v_channels * c.v_temporal * c.v_patch ^ 2 }
-  core.check(C.sz_random_normal_(pixels.ptr, 2, opts.seed or 0, 0, 1))
+  local pixels = opts.pixels and opts.pixels:clone()
+  if not pixels then
+    pixels = tensor.empty { grid_h * grid_w, c.v_channels * c.v_temporal * c.v_patch ^ 2 }
+    core.check(C.sz_random_normal_(pixels.ptr, 2, opts.seed or 0, 0, 1))
+  end
   return { input_ids = ids, position_ids = positions, next_position = next_position, pixel_values = pixels,
     image_grid_thw = { { 1, grid_h, grid_w } } }
 end

@@ -8,9 +8,20 @@
 #                                    (SEGZERO_CUDA_LIBRARY=build/libsegzero_cuda_emulated.so)
 #   sh tests/gpu_check.sh bundle     what `make bundle` runs: the libraries of a build (BUILT) and theirs into build/bundle
 #
+#   ONLY="3b step" sh tests/gpu_check.sh     these stages alone        BUDGET=570     seconds for all; what would start after them is NOT RUN
+#   PYTHON=python3                   a Python with torch that sees the GPU (transformers, sam2): the stages *_torch; without one they are left out
+#
 # Stages: device (doctor); ops (the op table on CUDA against the plain kernels, odd sizes, guard bytes); qwen, sam2, grpo (golden files of
-# the reference packages); system (sampling, training, saving on the device against the processor); curve (ten GRPO steps of
-# the recipe in f32, the loss within 1e-3 of the processor's); bench, bench_int8, bench_ops; memcheck (compute-sanitizer, if it is there).
+# the reference packages); system (sampling, training, saving on the device against the processor);
+#   3b, 3b_int8     the whole 3B with random weights: matmul rate, prefill of 1000 tokens around an 840 x 840 picture, decoding 1, 8, 128 answers;
+#                   3b also forward and backward of a group
+#   step            GRPO step of 16 prompts x 8 answers x 256 tokens, full fine-tuning of the 3B: moments and gradients in bf16, no f32 master
+#                   weights (stochastic rounding): 10 bytes a parameter, 2 of them the reference's; activations are kept
+#   step_exact      the same with f32 moments and master weights, gradients in bf16: 18 bytes a parameter, so activations are recomputed;
+#                   with f32 gradients (20 bytes, 70 GiB) there is no room left on a card of 80 GB
+#   sam2_f32, sam2_bf16   SAM2 large, pictures of 1024 x 1024                       *_torch, *_compiled: the same work by PyTorch
+# curve (ten GRPO steps of the recipe in f32, the loss within 1e-3 of the processor's); bench_ops; memcheck (compute-sanitizer, if it is there).
+# At the end a table of the figures: value, unit, part of the limit measured in the same run, PyTorch's value.
 set -u
 bundle=build/bundle
 
@@ -44,19 +55,30 @@ mkdir -p "$logs"
 failed=0
 
 # stage NAME LIMIT COMMAND...: one row of the table. What it shows is the last line that counts checks, else the last line.
+began=$(date +%s)
 stage() {
     name=$1 limit=$2
     shift 2
+    case " ${ONLY:-$name} " in *" $name "*) ;; *) return ;; esac
     start=$(date +%s)
+    left=$((budget - start + began))
+    if [ $left -lt 10 ]; then
+        rm -f "$logs/$name.log"
+        printf '%-16s %5d s  %-8s %s\n' "$name" 0 "NOT RUN" "the $budget s for all are over"
+        failed=1
+        return
+    fi
+    limit=$((limit * room))
+    [ $limit -le $left ] || limit=$left
     timeout "$limit" "$@" >"$logs/$name.log" 2>&1
     rc=$?
     case $rc in 0) verdict=ok ;; 124) verdict="TIMEOUT" ;; *) verdict=FAILED ;; esac
     shown=$(grep -a ' checks, ' "$logs/$name.log" | tail -n 1)
     [ -n "$shown" ] || shown=$(tail -n 1 "$logs/$name.log")
-    printf '%-12s %5d s  %-8s %.90s\n' "$name" $(($(date +%s) - start)) "$verdict" "$shown"
+    printf '%-16s %5d s  %-8s %.90s\n' "$name" $(($(date +%s) - start)) "$verdict" "$shown"
     [ $rc -eq 0 ] && return
     failed=1
-    grep -a -i 'failed\|error' "$logs/$name.log" | tail -n 5 | sed 's/^/    /'
+    grep -a -i 'failed\|error\|not enough\|out of memory' "$logs/$name.log" | tail -n 5 | sed 's/^/    /'
 }
 
 # The losses of two runs' metrics.jsonl, step by step.
@@ -80,10 +102,16 @@ curve() {
         os.exit(#a > 0 and #a == #b and worst <= 1e-3 and 0 or 1)' - "$logs" </dev/null
 }
 
-if [ -n "$quick" ]; then
-    ops=most=300 curve_args="trainer.max_steps=1 trainer.val_before_train=false trainer.save_freq=-1 data.rollout_batch_size=1 worker.rollout.n=2" bench="model=tests/bench_mini.json side=64"
+# The evaluation at the recipe's end is not what is compared: few rows.
+curve_args="trainer.val_before_train=false trainer.save_freq=-1 data.refshapes_val_rows=8"
+if [ -n "$quick" ]; then            # the emulator's machine may be busy: limits that only end what hangs
+    budget=${BUDGET:-7200} room=10 ops=most=300 curve_args="$curve_args trainer.max_steps=1 data.rollout_batch_size=1 worker.actor.global_batch_size=1 worker.rollout.n=2 data.max_response_length=12 data.refshapes_val_rows=1 worker.reward.sam2_path=none"
+    model="model=tests/bench_mini.json side=64" sam2="sizes=mini side=64 best=1"
+    step="$model prompts=2 n=2 tokens=4 picture=112 prompt_tokens=40" step_torch="--prompts-timed 1 --answers-timed 2"
 else
-    ops="" curve_args="trainer.max_steps=10 trainer.val_before_train=false trainer.save_freq=-1" bench="model=tests/bench_wide.json"
+    budget=${BUDGET:-570} room=1 ops="" curve_args="$curve_args trainer.max_steps=10"
+    model="model=3b" sam2="sizes=large"
+    step="$model prompts=16 n=8 tokens=256 warm=1" step_torch="--answers-timed 32"
 fi
 if [ "${1:-}" = curve ]; then       # a stage of its own process, so that it can be timed out
     shift
@@ -91,18 +119,56 @@ if [ "${1:-}" = curve ]; then       # a stage of its own process, so that it can
     exit
 fi
 
+PYTHON=${PYTHON:-python3}
+seen=$(timeout 120 "$PYTHON" -c 'import torch, transformers
+print("cuda" if torch.cuda.is_available() else "cpu")' 2>/dev/null)
+torch=
+if [ "$seen" = cuda ]; then torch=cuda
+elif [ "$seen" = cpu ] && [ -n "$quick" ]; then torch=cpu
+else echo "no PyTorch beside: $PYTHON has no torch with transformers that sees the GPU (PYTHON= names another)"
+fi
+# The peer's turn: NAME LIMIT COMMAND... as of stage.
+peer() { [ -z "$torch" ] || stage "$@"; }
+
+[ -n "${ONLY:-}" ] || rm -f "$logs"/*.log        # figures of other stages that an earlier call left are shown, too
 stage device 30 "$sz" --device cuda -e 'local sz = require "segzero"; assert(#sz.devices() == 2, "no device"); require("segzero.doctor").run()'
 stage ops 120 "$sz" tests/test_ops.lua device=cuda $ops
 [ -n "$quick" ] || stage qwen 60 "$sz" --device cuda tests/test_qwen_vl.lua
 [ -n "$quick" ] || stage sam2 60 "$sz" --device cuda tests/test_sam2.lua
 stage grpo 60 "$sz" --device cuda tests/test_grpo.lua
 [ -n "$quick" ] || stage system 60 env SEGZERO_CUDA_TEST="${SEGZERO_CUDA_LIBRARY:-${sz%segzero}libsegzero_cuda.so}" "$sz" tests/test_cuda_emulated.lua
-stage curve 120 sh tests/gpu_check.sh curve $curve_args
-for dtype in bf16 int8; do
-    stage bench_$dtype 60 "$sz" tests/bench.lua device=cuda dtype=$dtype $bench only=$([ $dtype = bf16 ] && echo prefill,vision,train || echo prefill)
+
+stage 3b 75 "$sz" tests/bench.lua device=cuda dtype=bf16 $model only=prefill,vision,train
+stage 3b_int8 45 "$sz" tests/bench.lua device=cuda dtype=int8 $model only=prefill
+compact="worker.actor.grad_dtype=bf16 worker.actor.optim.state_dtype=bf16 worker.actor.optim.master_weights=false"
+stage step 90 "$sz" tests/bench_step.lua device=cuda dtype=bf16 $step $compact recompute=false save="$logs/step" save_weights=false
+stage step_exact 75 "$sz" tests/bench_step.lua device=cuda dtype=bf16 $step worker.actor.grad_dtype=bf16 recompute=true
+for dtype in f32 bf16; do
+    stage sam2_$dtype 40 "$sz" tests/bench_sam2.lua device=cuda dtype=$dtype $sam2 train=0
 done
+
+peer 3b_torch 90 "$sz" tests/bench.lua device=$torch dtype=bf16 $model only=peer python="$PYTHON"
+peer step_torch 150 "$PYTHON" tests/bench_step.py "$logs/step" --device $torch $step_torch
+"$PYTHON" -c 'import sam2' 2>/dev/null || torch=
+for dtype in f32 bf16; do
+    peer sam2_${dtype}_torch 45 "$sz" tests/bench_sam2.lua device=$torch dtype=$dtype $sam2 train=0 python="$PYTHON" only=peer
+done
+stage curve 120 sh tests/gpu_check.sh curve $curve_args
+[ -n "$quick" ] || peer sam2_bf16_compiled 120 "$sz" tests/bench_sam2.lua device=$torch dtype=bf16 $sam2 train=0 python="$PYTHON" only=compiled
 [ -n "$quick" ] || stage bench_ops 60 "$sz" tests/test_ops.lua bench device=cuda
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 [ -z "$sanitizer" ] || [ -n "$quick" ] || stage memcheck 90 "$sanitizer" --error-exitcode 9 "$sz" tests/test_ops.lua device=cuda most=3000
-cat "$logs"/bench_*.log
+
+echo
+[ ! -f "$logs/bench_ops.log" ] || cat "$logs/bench_ops.log"
+figures=
+for group in 3b,3b_torch 3b_int8 step,step_torch step_exact sam2_f32,sam2_f32_torch sam2_bf16,sam2_bf16_torch sam2_bf16,sam2_bf16_compiled; do
+    ours=${group%,*} theirs=
+    case $group in *,*) theirs=${group#*,} ;; esac
+    title=$ours
+    case $theirs in *_compiled) [ -f "$logs/$theirs.log" ] || continue; title=$theirs ;; esac
+    [ -f "$logs/$ours.log" ] || continue
+    figures="$figures $title=$logs/$ours.log${theirs:+,$logs/$theirs.log}"
+done
+[ -z "$figures" ] || "$sz" tests/bench_table.lua $figures
 exit $failed

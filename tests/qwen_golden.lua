@@ -92,7 +92,7 @@ function M.loss_of(vl, sequence, t, recompute)
   local features = vl:vision({ input }, { recompute = recompute })
   local hidden = vl:hidden(stream, features, { rows = t[p .. "loss_positions"], recompute = recompute })
   local lp = vl:logprob_of(hidden, t[p .. "loss_targets"])
-  return (lp * t[p .. "loss_coefs"]):sum(), lp
+  return (lp * t[p .. "loss_coefs"]:to { device = vl.device }):sum(), lp
 end
 
 local function check_gradients(vl, name, sequence, t)

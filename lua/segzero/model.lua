@@ -202,20 +202,45 @@ function M.weight_list(json)
   return list
 end
 
--- A model of random weights (normal, std; norms 1, biases 0) from a config table: for training from scratch and benchmarks.
+-- Fills tensors with normal numbers by copying one block over and over, the next tensor from where the last one ended.
+local BLOCK = 16777213       -- a prime, so that no two rows of a matrix are the same
+local function repeating(vl, seed, std)
+  local block, at = tensor.empty({ BLOCK }, { dtype = vl.dtype, device = vl.device }), 0
+  check(C.sz_random_normal_(block.ptr, seed, 0, 0, std))
+  return function(t)
+    tensor.step(tensor.no_grad, function()
+      local n, done = t:numel(), 0
+      local flat = t:reshape(n, 0, 0, 0)
+      while done < n do
+        local length = math.min(n - done, BLOCK - at)
+        flat:narrow(done, length):copy_(block:narrow(at, length))
+        done, at = done + length, (at + length) % BLOCK
+      end
+    end)
+  end, block
+end
+
+-- A model of random weights (normal, std; norms 1, biases 0) from a config table: for training from scratch and benchmarks. repeated: 16 million
+-- numbers over and over, since billions take the processor minutes to draw.
 function M.random(json, opts)
   opts = opts or {}
   local vl = new(json, opts.dtype, tensor.model_device(opts.device, 2))
+  local seed, std = opts.seed or 0, opts.std or 0.02
+  local fill, block
+  if opts.repeated then fill, block = repeating(vl, seed, std) end
   for _, w in ipairs(vl.weights) do
     local t = tensor.zeros(w.shape, { dtype = vl.dtype, device = vl.device })
     if M.is_norm(w.name) then
       t:copy_(tensor.zeros(w.shape):affine(0, 1))
+    elseif fill and not w.name:match "%.bias$" then
+      fill(t)
     elseif not w.name:match "%.bias$" then
-      check(C.sz_random_normal_(t.ptr, opts.seed or 0, w.index, 0, opts.std or 0.02))
+      check(C.sz_random_normal_(t.ptr, seed, w.index, 0, std))
     end
     check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
     t:free()
   end
+  if block then block:free() end
   return quantize(vl)
 end
 

@@ -1,7 +1,7 @@
 """Checks by hand that transformers and segzero agree on a SAM2 folder, and times PyTorch on the released sizes.
 
 Usage: python check_sam2.py FOLDER [--results FILE (default: FOLDER/check.safetensors)] [--picture FILE] [--tolerance 1e-4]
-       python check_sam2.py --bench tiny|small|base_plus|large [--threads N] [--best 3] [--no-train]
+       python check_sam2.py --bench tiny|small|base_plus|large [--threads N] [--best 3] [--no-train] [--device cuda] [--dtype bf16] [--compile]
 
 Check: FOLDER is what segzero saved in transformers' format; the results file is what segzero computed with it, in f32:
   pixel_values  f32 [S, S, 3]            the model's input
@@ -15,8 +15,9 @@ and for each prompt i = 1, 2, ...
 Labels are those of the predictor (2 and 3 are a box's corners); the padding point is left out. Prints the largest difference over
 the largest magnitude of each, and exits 1 where one is beyond the tolerance, a weight is missing or a needed key is absent.
 
-Bench: one line of JSON: seconds, the best of --best runs after one to warm up, of sam2's own modules in f32 at 1024 x 1024 with
-N threads: `encoder` (pixels to embedding and features), `decoder` (prompt encoder and mask decoder, box and two points),
+Bench: one line of JSON: seconds, the best of --best runs after one to warm up, of sam2's own modules at 1024 x 1024 (mini: 64 x 64) with
+N threads, in f32 or under autocast to bf16; --compile: the image encoder through torch.compile. A device is waited for before a clock is read. `encoder` (pixels to embedding and features), `decoder` (prompt encoder and mask decoder, box and two points),
+`device_memory` (GiB that torch had allocated at most, until here),
 `train` (forward and backward of both with a focal and a dice loss on one mask; no optimiser). Random weights.
 Not part of the suite, which needs no Python.
 """
@@ -31,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-SIZES = dict(tiny="S6", small="S7", base_plus="S8", large="S9")
+SIZES = dict(mini="S5", tiny="S6", small="S7", base_plus="S8", large="S9")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -133,22 +134,30 @@ def bench(args):
     torch.manual_seed(0)
     spec = CONFIGS[SIZES[args.bench]]
     size = spec["image"]
-    model = sam2_model(spec)
+    model = sam2_model(spec).to(args.device)
     for name, p in model.named_parameters():
         p.requires_grad_(hf_name(name) is not None)
-    pixels = (torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64
-    prompt = prompt_inputs("box_points", size)
+    on_device = args.device == "cuda"
+    if args.compile:
+        model.image_encoder = torch.compile(model.image_encoder, dynamic=False)
+    pixels = ((torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64).to(args.device)
+    prompt = [x if x is None else x.to(args.device) for x in prompt_inputs("box_points", size)]
     side = size // 4
-    target = (torch.arange(side)[:, None] < side // 2).float().expand(1, 1, side, side)
+    target = (torch.arange(side)[:, None] < side // 2).float().expand(1, 1, side, side).to(args.device)
+
+    def seconds():
+        if on_device:
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def best(run):
-        run()
         times = []
-        for _ in range(args.best):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-        return round(min(times), 4)
+        for _ in range(args.best + 1):
+            start = seconds()
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16"):
+                run()
+            times.append(seconds() - start)
+        return round(min(times[1:]), 5)
 
     def train():
         model.zero_grad(set_to_none=True)
@@ -162,9 +171,11 @@ def bench(args):
 
     with torch.inference_mode():
         encoder = best(lambda: encode(model, pixels))
-        enc = encode(model, pixels)
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16"):
+            enc = encode(model, pixels)
         decoder = best(lambda: sam2_decode(model, enc, *prompt))
-    result = dict(model=args.bench, image=size, threads=args.threads, best_of=args.best, encoder=encoder, decoder=decoder,
+    memory = torch.cuda.max_memory_allocated() / 2 ** 30 if on_device else None
+    result = dict(model=args.bench, image=size, threads=args.threads, best_of=args.best, encoder=encoder, decoder=decoder, device_memory=memory,
                   train=best(train) if args.train else None, torch=torch.__version__,
                   peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     print(json.dumps(result))
@@ -179,6 +190,9 @@ def main():
     p.add_argument("--bench", choices=SIZES)
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--best", type=int, default=3)
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    p.add_argument("--compile", action="store_true")
     p.add_argument("--no-train", dest="train", action="store_false")
     args = p.parse_args()
     if args.bench:
