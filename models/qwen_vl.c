@@ -264,6 +264,7 @@ static int quantize(qwen_int8 *q, qwen_proj *const p[4])
 
 static void let_go(qwen_proj *p)
 {
+    sz_tensor_unload(p->w);         /* others in the file keep it mapped: the 3B in 8 bits would have its bf16 resident beside them */
     sz_tensor_release(p->w);
     sz_tensor_release(p->b);
     p->w = p->b = NULL;

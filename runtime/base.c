@@ -52,6 +52,12 @@ double sz_seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+void sz_unload_pages(const void *p, size_t bytes)
+{
+    const uintptr_t page = 4096, first = ((uintptr_t)p + page - 1) & ~(page - 1), last = ((uintptr_t)p + bytes) & ~(page - 1);
+    if (last > first) madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
 void sz_zero_pages(void *p, size_t bytes)
 {
     const uintptr_t page = 4096, first = ((uintptr_t)p + page - 1) & ~(page - 1), last = ((uintptr_t)p + bytes) & ~(page - 1);

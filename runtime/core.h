@@ -79,6 +79,11 @@ void        sz_storage_release(sz_storage *s);
 sz_tensor *sz_tensor_over(sz_storage *s, int dtype, int ndim, const int64_t *shape, void *data);
 /* Pops the scope but moves t's bytes to the outer one. Takes over the caller's reference to t and returns one (NULL if t is NULL). */
 sz_tensor *sz_scope_pop_keep(sz_tensor *t);
+/* Whole pages inside [p, p + bytes) of a mapped file leave the process; they are read again from the file (or its cache) if touched again. Only for
+ * what nothing has written to: written pages would fall back to the file's. */
+void        sz_unload_pages(const void *p, size_t bytes);
+/* The same for a tensor that lies in a mapped file; nothing for others. */
+void        sz_tensor_unload(const sz_tensor *t);
 /* Zeroes private memory. Whole pages of large blocks go back to the system, which hands out zeroed ones when they are next touched: moments
  * before the first step and gradients between steps occupy nothing. Costs about what memset does. */
 void        sz_zero_pages(void *p, size_t bytes);

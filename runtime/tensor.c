@@ -295,6 +295,11 @@ static heap_block *block_new(int device, size_t data_bytes)
     return b;
 }
 
+void sz_tensor_unload(const sz_tensor *t)
+{
+    if (t && t->storage && t->storage->done != block_free) sz_unload_pages(t->data, sz_bytes(t));
+}
+
 sz_storage *sz_storage_new(void *base, size_t bytes, void (*done)(void *), void *owner)
 {
     sz_storage *s = malloc(sizeof *s);

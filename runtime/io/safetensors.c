@@ -79,15 +79,6 @@ static void unmap(void *owner)
     free(m);
 }
 
-/* Whole pages inside [p, p + bytes) leave the process; they are read again from the file (or its cache) if touched again.
- * Only for what nothing has written to: written pages would fall back to the file's. */
-static void give_back(const uint8_t *p, size_t bytes)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t from = ((uintptr_t)p + page - 1) & ~(page - 1), to = ((uintptr_t)p + bytes) & ~(page - 1);
-    if (to > from) madvise((void *)from, to - from, MADV_DONTNEED);
-}
-
 sz_file *sz_file_map(const char *path)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -182,7 +173,7 @@ sz_tensor *sz_file_tensor(sz_file *f, const char *name, int dtype, int ndim, con
     if ((uintptr_t)p % size == 0) return sz_tensor_over(f->storage, dtype, ndim, shape, p);
     sz_tensor *t = sz_tensor_new_heap(dtype, ndim, shape, SZ_CPU);
     if (t && end > begin) memcpy(t->data, p, (size_t)(end - begin));
-    if (t) give_back(p, (size_t)(end - begin));
+    if (t) sz_unload_pages(p, (size_t)(end - begin));
     return t;
 }
 
@@ -218,7 +209,7 @@ sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int n
             else memcpy(&h, p + 2 * i, 2), x = from == SZ_BF16 ? sz_from_bf16(h) : from_half(h);
             sz_put(t, i, x);
         }
-        give_back(p + size * (size_t)first, size * (size_t)(stop - first));
+        sz_unload_pages(p + size * (size_t)first, size * (size_t)(stop - first));
     }
     return t;
 }
