@@ -117,7 +117,12 @@ function M.formula(case)
   local sam = sam2.random(case.config, { gain = 0 })
   local sum = 0
   for name, t in pairs(sam:parameters()) do
-    local s = fill(t, name, case.json.salt, case.json.hyper0)
+    local here = t:device() == "cpu" and t or tensor.empty(t:shape())
+    local s = fill(here, name, case.json.salt, case.json.hyper0)
+    if here ~= t then
+      t:copy_(here)
+      here:free()
+    end
     sum = sum + (name == SHARED and 2 * s or s)         -- transformers stores this one twice
   end
   return sam, sum
