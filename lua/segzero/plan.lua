@@ -113,7 +113,7 @@ end
 
 -- ---- counting ----
 -- Tokens of an input's pictures.
-local function vision_tokens(input, vl) return input.image_grid_thw and features.tokens(vl, input) or 0 end
+local function vision_tokens(input, vl) return input.pixel_values and features.tokens(vl, input) or 0 end
 
 -- Bytes of arena that f() uses; nothing is computed.
 local function counted(f)
@@ -148,7 +148,9 @@ local function count_arena(cfg, state)
     end
   end
   -- A frozen tower's results are there from sampling on.
-  if actor.freeze_vision_tower then features.hold(vl, state.input, tensor.void({ vision_tokens(state.input, vl), vl.config.hidden }, vl.dtype)) end
+  if actor.freeze_vision_tower and state.input.pixel_values then
+    features.hold(vl, state.input, tensor.void({ vision_tokens(state.input, vl), vl.config.hidden }, vl.dtype))
+  end
   arena.update = counted(function() bare:accumulate(first, { tokens = #samples * length, answers = #samples }) end)
   features.free { state.input }
   arena.sampling = counted(function() tensor.no_grad(rollout.count, vl, state.input, math.max(1, train_batch), n) end)
