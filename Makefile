@@ -84,13 +84,13 @@ LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 SHARED_FLAGS := -shared $(if $(SANITIZER),,-Wl,-z,defs)
 
 # ---- CUDA -------------------------------------------------------------------------------------------------------
-# Machine code for each of CUDA_ARCH and PTX of the last, which a newer device's driver translates. A sanitizer cannot look
-# into either library: device code is not instrumented, and the emulator switches stacks.
+# Machine code for each of CUDA_ARCH and PTX of the last, which a newer device's driver translates; compressed, less than half of it. A
+# sanitizer cannot look into either library: device code is not instrumented, and the emulator switches stacks.
 NVCC := $(if $(filter 1,$(CUDA)),$(if $(SANITIZER),,$(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))))
 CUDA_FLAGS := -std=c++17 -O3 -DNDEBUG $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$a,code=sm_$a) \
               -gencode arch=compute_$(lastword $(CUDA_ARCH)),code=compute_$(lastword $(CUDA_ARCH)) \
-              -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) -Iruntime
-CUDA_LIBS  := -lcublasLt
+              -Xfatbin -compress-all -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wno-unknown-pragmas $(if $(filter 1,$(WERROR)),-Werror all-warnings -Xcompiler -Werror) -Iruntime
+CUDA_LIBS  := -lcublasLt -ldl
 EMULATOR   := $(if $(SANITIZER),,$(shell command -v $(firstword $(CXX)) 2>/dev/null))
 EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wshadow -Wno-unknown-pragmas \
                   $(if $(filter 1,$(WERROR)),-Werror) -DSZ_EMULATE -Iruntime
@@ -105,7 +105,8 @@ OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 OBJ_HOST  := $(B)/obj/runtime/main.o
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
-OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(B)/obj/runtime/cuda/emulate.o
+OBJ_EMULATOR := $(B)/obj/runtime/cuda/emulate.o $(B)/obj/runtime/cuda/emulate_cudnn.o
+OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 SRC_TEST  := $(sort $(wildcard tests/test_*.c))
 BIN_TEST  := $(SRC_TEST:tests/%.c=$(B)/tests/%)
 
@@ -150,11 +151,11 @@ $(OBJ_CUDA): $(B)/obj/%.cuda.o: %.cu $(B)/cuda_flags
 $(CUDA_EMULATED): $(OBJ_EMULATED) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(CXX) -shared -Wl,-z,defs -o $@ $(OBJ_EMULATED)
 
-$(B)/obj/%.emulated.o: %.cu $(B)/cuda_flags
+$(B)/obj/%.emulated.o: %.cu $(B)/emulated_flags
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
-$(B)/obj/runtime/cuda/emulate.o: runtime/cuda/emulate.cc $(B)/cuda_flags
+$(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
@@ -169,6 +170,11 @@ CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addpre
 $(B)/tests/cuda_attention: tests/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
+
+# What cuDNN would run, which it says without a device; seconds to compile, unlike the library.
+$(B)/tests/cudnn_plans: tests/cudnn_plans.cc runtime/cuda/cudnn.cu runtime/cuda/cudnn.cuh runtime/cuda/cuda.cuh $(B)/cuda_flags
+	@mkdir -p $(@D)
+	$(call quiet,  nvcc  $<)$(NVCC) -std=c++17 -O1 -x cu -Xcompiler -Wall,-Wno-unknown-pragmas $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Iruntime -o $@ $< -ldl
 
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
 -include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d) $(BIN_TEST:=.d)
@@ -190,12 +196,19 @@ $(B)/flags: FORCE
 	  printf '%s\n' "$$FLAGS_TEXT" > $@; }
 
 define CUDA_TEXT
-$(NVCC) $(CUDA_FLAGS) | $(CUDA_LIBS) | $(EMULATOR) $(EMULATED_FLAGS)
+$(NVCC) $(CUDA_FLAGS) | $(CUDA_LIBS)
 endef
 export CUDA_TEXT
+define EMULATED_TEXT
+$(EMULATOR) $(EMULATED_FLAGS)
+endef
+export EMULATED_TEXT
 
 $(B)/cuda_flags: FORCE
 	@mkdir -p $(@D); printf '%s\n' "$$CUDA_TEXT" | cmp -s - $@ || printf '%s\n' "$$CUDA_TEXT" > $@
+
+$(B)/emulated_flags: FORCE
+	@mkdir -p $(@D); printf '%s\n' "$$EMULATED_TEXT" | cmp -s - $@ || printf '%s\n' "$$EMULATED_TEXT" > $@
 
 $(B)/cuda_objects: FORCE
 	@mkdir -p $(@D); printf '%s\n' '$(SRC_CUDA)' | cmp -s - $@ || printf '%s\n' '$(SRC_CUDA)' > $@
@@ -225,8 +238,8 @@ export ASAN_OPTIONS  ?= detect_leaks=0
 export UBSAN_OPTIONS ?= print_stacktrace=1
 export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
-# The tests need no CUDA library, and compiling one takes minutes: `make` does it.
-suite: $(LIB) $(HOST) $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
+# The tests need no CUDA library, which takes minutes to compile: `make` does it.
+suite: $(LIB) $(HOST) $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention) $(if $(NVCC),$(B)/tests/cudnn_plans)
 	@$(RUNNER) ./$(HOST) tests/run.lua $(B)/tests
 
 # These compute on the CPU and need no CUDA library.

@@ -1,20 +1,17 @@
 /* conv.cu - conv2d, its two gradients and conv_transpose2d on the device. Pictures are [b, h, w, c], weights [o, c, kh, kw].
  *
- * As on the CPU: a position of the kernel on the picture becomes a row of kh * kw * c numbers (im2col) in the picture's own dtype,
- * a block of positions at a time, the weight is reordered once to [o, kh, kw, c], and the rest is matrix products (gemm.cu). The
- * input's gradient makes such rows in f32; each element of the picture then collects what is its own, in a fixed order. A 1x1
- * kernel with stride 1 is the product alone. Sums are f32 and rounded once.
+ * The weight is reordered once to [o, kh, kw, c]; then cuDNN does it (cudnn.cu), but for a 1x1 kernel with stride 1, which is a matrix product
+ * alone (gemm.cu), and for what cuDNN is not there for or has no exact plan for. That goes as on the CPU: a position of the kernel on the picture
+ * becomes a row of kh * kw * c numbers (im2col) in the picture's own dtype, a block of positions at a time, and the rest is matrix products. The
+ * input's gradient makes such rows in f32; each element of the picture then collects what is its own, in a fixed order. Sums are f32 and
+ * rounded once either way.
  *
- * Leaves out: cuDNN, which would save the rows' way through memory where kernels overlap (a stem of 7x7, once a picture; the rest are
- * 1x1, or tiles that do not overlap); dilation, groups, unequal strides, output padding. The reference is cpu/ref_conv.c. */
+ * Leaves out: dilation, groups, unequal strides, output padding. The reference is cpu/ref_conv.c. */
+#include "cudnn.cuh"
 #include "gemm.cuh"
 
 enum { THREADS = 256 };
-
-/* x [batch, h, w, c] under a kernel kh x kw gives y [batch, oh, ow, o]; k = kh * kw * c. */
-typedef struct {
-    int64_t batch, h, w, c, oh, ow, o, kh, kw, stride, padding, k;
-} conv;
+typedef sz_conv conv;
 
 static conv geometry(const sz_tensor *x, const sz_tensor *weight, const sz_tensor *y, const double *args)
 {
@@ -115,6 +112,12 @@ static void *space_for_rows(const conv &g, int64_t block, int dtype, bool *faile
     return space;
 }
 
+/* As sz_cudnn_conv; SZ_CUDNN_NONE for what is a matrix product alone, too. */
+static int by_cudnn(sz_conv_kind kind, const conv &g, int dtype, const void *x, const void *w, const void *y, const sz_tensor *bias)
+{
+    return rows_are_picture(g) || g.k == 0 ? (int)SZ_CUDNN_NONE : sz_cudnn_conv(kind, g, dtype, x, w, y, bias);
+}
+
 extern "C" int sz_cuda_conv2d(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *y = c->out[0];
@@ -123,8 +126,11 @@ extern "C" int sz_cuda_conv2d(const sz_call *c)
     bool no_space = false;
     if (y->numel == 0) return 0;
     const void *w = packed(g, c->in[1]);
+    if (!w) return -1;
+    const int rc = by_cudnn(SZ_CONV_FORWARD, g, x->dtype, x->data, w, y->data, c->in[2]);
+    if (rc != SZ_CUDNN_NONE) return rc;
     void *space = space_for_rows(g, block, x->dtype, &no_space);
-    if (!w || no_space) return -1;
+    if (no_space) return -1;
     for (int64_t first = 0; first < positions; first += block) {
         const int64_t n = block < positions - first ? block : positions - first;
         const void *rows = im2col(g, x, first, n, space);
@@ -139,9 +145,15 @@ static int input_gradient(const char *op, const conv &g, const sz_tensor *dy, co
     const int64_t places = g.oh * g.ow, size = g.h * g.w * g.c, block = sz_cuda_block_rows(places, g.k);
     if (dx->numel == 0) return 0;
     const void *w = packed(g, weight);
+    if (!w) return -1;
+    /* cuDNN adds no bias here: in f32 one follows, in bf16 the sums would be rounded before it. */
+    const bool whole = dy->numel > 0 && (!bias || dx->dtype == SZ_F32);
+    const int rc = whole ? by_cudnn(SZ_CONV_INPUT, g, dy->dtype, dx->data, w, dy->data, NULL) : (int)SZ_CUDNN_NONE;
+    if (rc == 0 && bias) sz_cuda_finish(sz_f32(dx), g.batch * g.h * g.w, g.c, bias, false, sz_elements_of(dx), g.c);
+    if (rc != SZ_CUDNN_NONE) return rc == 0 ? sz_cuda_launched(op) : rc;
     float *rows = (float *)sz_cuda_scratch((size_t)(block * g.k + 1) * sizeof *rows);
     float *unfinished = block < places ? (float *)sz_cuda_scratch((size_t)size * sizeof *unfinished) : NULL;
-    if (!w || !rows || (block < places && !unfinished)) return -1;
+    if (!rows || (block < places && !unfinished)) return -1;
     const sz_elements added = bias ? sz_elements_of(bias) : sz_elements{ NULL, false };
     for (int64_t b = 0; b < g.batch; b++) {
         const sz_elements picture = sz_elements_from(dx, b * size);
@@ -172,6 +184,12 @@ extern "C" int sz_cuda_conv_transpose2d(const sz_call *c)
     return input_gradient("conv_transpose2d", g, c->in[0], c->in[1], c->in[2], c->out[0]);
 }
 
+static int add_weights(const float *sums, const conv &g, const sz_tensor *acc)
+{
+    SZ_LAUNCH(unpack_add_kernel, sz_grid(sz_blocks(acc->numel, THREADS)), THREADS, 0, sums, sz_f32(acc), acc->numel, g.c, g.kh * g.kw);
+    return sz_cuda_launched("conv2d_dw_");
+}
+
 extern "C" int sz_cuda_conv2d_dw_(const sz_call *c)
 {
     const sz_tensor *acc = c->in[0], *x = c->in[1], *dy = c->in[2];
@@ -180,6 +198,13 @@ extern "C" int sz_cuda_conv2d_dw_(const sz_call *c)
     const bool direct = (g.kh == 1 && g.kw == 1) || g.c == 1;
     bool no_space = false;
     if (positions == 0 || acc->numel == 0) return 0;
+    /* cuDNN's gradient has the pictures' dtype: only f32 is added up unrounded. */
+    if (x->dtype == SZ_F32 && !rows_are_picture(g)) {
+        float *whole = (float *)sz_cuda_scratch((size_t)acc->numel * sizeof *whole);
+        const int rc = whole ? by_cudnn(SZ_CONV_WEIGHT, g, SZ_F32, x->data, whole, dy->data, NULL) : -1;
+        if (rc < 0) return rc;
+        if (rc == 0) return add_weights(whole, g, acc);
+    }
     float *sums = direct ? sz_f32(acc) : (float *)sz_cuda_scratch((size_t)acc->numel * sizeof *sums);
     void *space = space_for_rows(g, block, x->dtype, &no_space);
     if (!sums || no_space) return -1;
@@ -190,7 +215,5 @@ extern "C" int sz_cuda_conv2d_dw_(const sz_call *c)
                                   sums, g.k, SZ_F32))
             return -1;
     }
-    if (!direct)
-        SZ_LAUNCH(unpack_add_kernel, sz_grid(sz_blocks(acc->numel, THREADS)), THREADS, 0, sums, sz_f32(acc), acc->numel, g.c, g.kh * g.kw);
-    return sz_cuda_launched("conv2d_dw_");
+    return direct ? 0 : add_weights(sums, g, acc);
 }

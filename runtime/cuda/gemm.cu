@@ -13,6 +13,7 @@
 #include "gemm.cuh"
 #ifndef SZ_EMULATE
 #include <cublasLt.h>
+#include <stdio.h>
 #include <stdlib.h>
 #endif
 
@@ -53,6 +54,7 @@ static int plain(const product &p)
 /* ---- cuBLASLt ---- */
 #ifdef SZ_EMULATE
 static int multiply(const product &p) { return plain(p); }
+const char *sz_cuda_gemm_describe(void) { return "cublasLt: none, products are plain loops\n"; }
 #else
 enum { TABLE = 4096, PROBES = 8 };
 static const size_t WORKSPACE = (size_t)32 << 20;
@@ -73,6 +75,14 @@ static cublasLtHandle_t handle;
 static void *workspace;
 static bool tf32;
 static chosen *table;
+
+const char *sz_cuda_gemm_describe(void)
+{
+    static char text[64];
+    const size_t v = cublasLtGetVersion();
+    snprintf(text, sizeof text, "cublasLt: %zu.%zu.%zu\n", v / 10000, v / 100 % 100, v % 100);
+    return text;
+}
 
 static int failed(const char *what, cublasStatus_t s) { return sz_fail("%s: %s", what, cublasLtGetStatusString(s)); }
 

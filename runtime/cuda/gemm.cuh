@@ -16,6 +16,9 @@ int sz_cuda_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const vo
 /* Y [n, m] = sums [n, m] + bias, gelu: its GELU, in Y's dtype; Y may be where the sums are. */
 void sz_cuda_finish(const float *sums, int64_t n, int64_t m, const sz_tensor *bias, bool gelu, sz_elements y, int64_t ldy);
 
+/* A line "cublasLt: ..." for people; borrowed. */
+const char *sz_cuda_gemm_describe(void);
+
 /* So many rows of `cols` f32 fit the workspace that a kernel takes for results on their way (64 MiB), at most n. */
 static inline int64_t sz_cuda_block_rows(int64_t n, int64_t cols)
 {

@@ -1,6 +1,9 @@
 /* table.cu - fills the backend's table: one kernel for each row of ops.def, the entries of device.cu, the sampler.
  * A kernel that is missing is a link error that names it. */
+#include "cudnn.cuh"
 #include "device.cuh"
+#include "gemm.cuh"
+#include <cstdio>
 
 extern "C" {
 #define SZ_OP(name, inputs, outputs, args, gradient) int sz_cuda_##name(const sz_call *c);
@@ -20,10 +23,17 @@ static const sz_kernel kernels[SZ_OP_COUNT] = {
 #define NAME "cuda"
 #endif
 
+static const char *describe(void)
+{
+    static char text[1024];
+    snprintf(text, sizeof text, "%s%s%s", sz_cuda_describe(), sz_cuda_gemm_describe(), sz_cudnn_describe());
+    return text;
+}
+
 extern "C" const sz_backend *sz_cuda_backend(void)
 {
     static const sz_backend backend = {
-        SZ_BACKEND_VERSION, NAME, kernels, SZ_OP_COUNT, sz_cuda_open, sz_cuda_count, sz_cuda_describe, sz_cuda_allocate,
+        SZ_BACKEND_VERSION, NAME, kernels, SZ_OP_COUNT, sz_cuda_open, sz_cuda_count, describe, sz_cuda_allocate,
         sz_cuda_release, sz_cuda_to_device, sz_cuda_to_host, sz_cuda_move, sz_cuda_fill, sz_cuda_synchronise, sz_cuda_memory, sz_cuda_sample,
         sz_cuda_decode,
     };
