@@ -11,8 +11,8 @@
 #   ONLY="3b step" sh tests/gpu_check.sh     these stages alone        BUDGET=570     seconds for all; what would start after them is NOT RUN
 #   PYTHON=python3                   a Python with torch that sees the GPU (transformers, sam2): the stages *_torch; without one they are left out
 #
-# Stages: device (doctor); ops (the op table on CUDA against the plain kernels, odd sizes, guard bytes); qwen, sam2, grpo (golden files of
-# the reference packages); system (sampling, training, saving on the device against the processor);
+# Stages: device (doctor); ops (the op table on CUDA against the plain kernels, odd sizes, guard bytes), ops_no_cudnn (convolutions as matrix
+# products); qwen, sam2, grpo (golden files of the reference packages); system (sampling, training, saving on the device against the processor);
 #   3b, 3b_int8     the whole 3B with random weights: matmul rate, prefill of 1000 tokens around an 840 x 840 picture, decoding 1, 8, 128 answers;
 #                   3b also forward and backward of a group
 #   step            GRPO step of 16 prompts x 8 answers x 256 tokens, full fine-tuning of the 3B: moments and gradients in bf16, no f32 master
@@ -133,6 +133,7 @@ peer() { [ -z "$torch" ] || stage "$@"; }
 [ -n "${ONLY:-}" ] || rm -f "$logs"/*.log        # figures of other stages that an earlier call left are shown, too
 stage device 30 "$sz" --device cuda -e 'local sz = require "segzero"; assert(#sz.devices() == 2, "no device"); require("segzero.doctor").run()'
 stage ops 120 "$sz" tests/test_ops.lua device=cuda $ops
+stage ops_no_cudnn 30 env SEGZERO_CUDNN=0 "$sz" tests/test_ops.lua device=cuda op=conv2d
 [ -n "$quick" ] || stage qwen 60 "$sz" --device cuda tests/test_qwen_vl.lua
 [ -n "$quick" ] || stage sam2 60 "$sz" --device cuda tests/test_sam2.lua
 stage grpo 60 "$sz" --device cuda tests/test_grpo.lua
@@ -156,11 +157,13 @@ done
 stage curve 120 sh tests/gpu_check.sh curve $curve_args
 [ -n "$quick" ] || peer sam2_bf16_compiled 120 "$sz" tests/bench_sam2.lua device=$torch dtype=bf16 $sam2 train=0 python="$PYTHON" only=compiled
 [ -n "$quick" ] || stage bench_ops 60 "$sz" tests/test_ops.lua bench device=cuda
+[ -n "$quick" ] || stage bench_no_cudnn 10 env SEGZERO_CUDNN=0 "$sz" tests/test_ops.lua bench conv2d device=cuda
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 [ -z "$sanitizer" ] || [ -n "$quick" ] || stage memcheck 90 "$sanitizer" --error-exitcode 9 "$sz" tests/test_ops.lua device=cuda most=3000
 
 echo
 [ ! -f "$logs/bench_ops.log" ] || cat "$logs/bench_ops.log"
+[ ! -f "$logs/bench_no_cudnn.log" ] || { echo "without cuDNN:"; tail -n +2 "$logs/bench_no_cudnn.log"; }
 figures=
 for group in 3b,3b_torch 3b_int8 step,step_torch step_exact sam2_f32,sam2_f32_torch sam2_bf16,sam2_bf16_torch sam2_bf16,sam2_bf16_compiled; do
     ours=${group%,*} theirs=
