@@ -128,6 +128,7 @@ local RANGES = {
   { "worker.actor.clip_ratio", 0, nil, "above" }, { "worker.actor.kl_loss_coef", 0 }, { "worker.actor.model.lora.rank", 0, nil, "whole" },
   { "worker.actor.model.lora.alpha", 0, nil, "above" }, { "worker.rollout.temperature", 0, nil, "above" }, { "worker.rollout.top_p", 0, 1, "above" },
   { "worker.rollout.top_k", -1, nil, "whole" }, { "worker.rollout.cache_gib", 0, nil, "above" }, { "worker.rollout.gpu_memory_utilization", 0, 1, "above" },
+  { "data.seed", -2 ^ 53, 2 ^ 53, "whole" }, { "data.refshapes_size", 84, 840, "whole" },
   { "trainer.max_steps", 0, nil, "whole" }, { "trainer.save_freq", -1, nil, "whole" }, { "trainer.test_freq", -1, nil, "whole" },
 }
 
@@ -141,6 +142,7 @@ local function check_ranges(cfg)
         least, greatest and (" and %s %g"):format(kind == "below" and "below" or "at most", greatest) or ""), 0)
     end
   end
+  if cfg.data.refshapes_size % 28 ~= 0 then error(("data.refshapes_size is %d, expected a multiple of 28"):format(cfg.data.refshapes_size), 0) end
 end
 
 local function check_counts(cfg)

@@ -208,6 +208,19 @@ do
   t.folder = target
   local path = t:save()
   check.equal(checkpoint.latest(target), path, "and later it is")
+  -- A run that ended between putting the old one aside and the new one in its place.
+  os.rename(path, path .. ".old")
+  check.equal(checkpoint.latest(target), path .. ".old", "the one put aside counts")
+  os.execute("mkdir " .. path)
+  check.equal(checkpoint.latest(target), path .. ".old", "also beside a folder without DONE")
+  os.execute("rmdir " .. path)
+  t.folder = dir .. "/config.json"
+  check.raises(function() t:save() end, "is not written", "no folder")
+  t.folder = target
+  check.equal(checkpoint.latest(target), path .. ".old", "and stays")
+  check.equal(t:save(), path, "saved again")
+  check.equal(checkpoint.latest(target), path, "in its place")
+  check.ok(not files.exists(path .. ".old/DONE"), "nothing put aside stays")
 end
 
 -- ---- refusals ----

@@ -6,7 +6,8 @@
 --   checkpoint.load(path, vl, opt) -> state            weights and optimizer in place
 --
 -- It is written under global_step_<step>.tmp and renamed; the file DONE is written last, and a folder without it does not
--- count. Resuming gives the same bits as not having stopped (weights, moments, masters and step counts are all there).
+-- count. One that takes another's place puts that aside as .old for a moment; where a run ended in that moment, .old counts.
+-- Resuming gives the same bits as not having stopped (weights, moments, masters and step counts are all there).
 
 local cjson = require "cjson"
 local safetensors = require "segzero.safetensors"
@@ -33,7 +34,7 @@ function M.begin(folder, step, vl, opt, state)
   local final = ("%s/global_step_%d"):format(folder, step)
   local temporary, old = final .. ".tmp", final .. ".old"
   remove_tree(temporary)
-  remove_tree(old)
+  if files.exists(final .. "/DONE") then remove_tree(old) else os.rename(old, final) end
   local writing = jobs.writing()
   local saved, why = pcall(vl.save, vl, temporary, { later = writing })
   if not saved then give_up(final, why) end
@@ -66,8 +67,9 @@ function M.save(...) return M.finish(M.begin(...)) end
 function M.latest(folder)
   local best, path = -1, nil
   local listing = io.popen("ls " .. quoted(folder) .. " 2>/dev/null")
-  for name in listing:lines() do
-    local step = tonumber(name:match "^global_step_(%d+)$")
+  for name in listing:lines() do       -- in order: a step's own folder before its .old
+    local number, aside = name:match "^global_step_(%d+)(.*)$"
+    local step = (aside == "" or aside == ".old") and tonumber(number)
     if step and step > best and files.exists(folder .. "/" .. name .. "/DONE") then best, path = step, folder .. "/" .. name end
   end
   listing:close()

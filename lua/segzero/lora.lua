@@ -121,8 +121,10 @@ function M.attach(vl, opts)
   if type(rank) ~= "number" or rank < 1 or rank % 1 ~= 0 then error(("lora.rank is %s, expected a whole number from 1"):format(tostring(rank)), 2) end
   if type(alpha) ~= "number" or not (alpha > 0 and alpha < math.huge) then error(("lora.alpha is %s, expected a number above 0"):format(tostring(alpha)), 2) end
   if vl.lora then error("this model has adapters already", 2) end
-  local list = {}
-  for i, w in ipairs(chosen(vl, opts)) do
+  local list, layers, widest = {}, chosen(vl, opts), 0
+  for _, w in ipairs(layers) do widest = math.max(widest, w.shape[1], w.shape[2]) end
+  if rank > widest then error(("lora.rank is %.0f, more than the %d rows or columns of any layer"):format(rank, widest), 0) end
+  for i, w in ipairs(layers) do
     local rows, cols = w.shape[1], w.shape[2]
     list[i] = { index = w.index, name = w.name, module = module_of(w.name), scale = alpha / rank,
       a = opts.void and tensor.void { rank, cols } or placed(vl, uniform(rank, cols, opts.seed or 0, w.index)),
