@@ -75,11 +75,12 @@ static void random_words(int64_t block, uint32_t index, uint32_t step, uint32_t 
         }
         for (int round = 0; round < 10; round++) {
             for (int i = 0; i < LANES; i++) {
-                uint64_t a = (uint64_t)0xd2511f53u * c[0][i], b = (uint64_t)0xcd9e8d57u * c[2][i];
-                c[0][i] = (uint32_t)(b >> 32) ^ c[1][i] ^ k0;
-                c[2][i] = (uint32_t)(a >> 32) ^ c[3][i] ^ k1;
-                c[1][i] = (uint32_t)b;
-                c[3][i] = (uint32_t)a;
+                /* Upper and lower halves apart: vectors of 32 bits, where whole products take vectors of 64 and a slower multiplication. */
+                uint32_t x = c[0][i], z = c[2][i];
+                c[0][i] = (uint32_t)((uint64_t)0xcd9e8d57u * z >> 32) ^ c[1][i] ^ k0;
+                c[2][i] = (uint32_t)((uint64_t)0xd2511f53u * x >> 32) ^ c[3][i] ^ k1;
+                c[1][i] = 0xcd9e8d57u * z;
+                c[3][i] = 0xd2511f53u * x;
             }
             k0 += 0x9e3779b9u;
             k1 += 0xbb67ae85u;
@@ -89,8 +90,9 @@ static void random_words(int64_t block, uint32_t index, uint32_t step, uint32_t 
     }
 }
 
-/* Element i's 16 random bits of one of the three streams. */
-static inline uint32_t draw(const uint32_t *stream, int64_t i) { return stream[i / 2] >> 16 * (i % 2) & 0xffff; }
+/* Element i's 16 random bits of one of the three streams: the lower half of a word first, as it lies in memory. */
+typedef uint16_t __attribute__((may_alias)) half_word;
+static inline uint32_t draw(const uint32_t *stream, int64_t i) { return ((const half_word *)stream)[i]; }
 
 /* Codes of `exponents` - 1 octaves above the linear part; a sign before them if there is one. */
 typedef struct { int exponents, sign; } code_format;
@@ -113,9 +115,9 @@ static float encode8(code_format f, const float *restrict x, const uint32_t *str
 {
     const uint32_t sign = f.sign ? 0x80 : 0, most = 0xff ^ sign, bias = (uint32_t)(128 - f.exponents);
     const float least = sz_bits_float((bias + 1) << 23) / 8;
-    float top = 0;
-    for (int64_t i = 0; i < n; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
-    float scale = top / 1.875f;
+    uint32_t top = 0;                                                  /* as bits, which are in the same order and make vectors */
+    for (int64_t i = 0; i < n; i++) top = sz_float_bits(fabsf(x[i])) > top ? sz_float_bits(fabsf(x[i])) : top;
+    float scale = sz_bits_float(top) / 1.875f;
     if (!(scale > 1e-37f)) {                                           /* nothing, or too small to divide by */
         memset(codes, 0, (size_t)n);
         return 0;
