@@ -33,7 +33,7 @@ if there(library) then
     text, code = sweep("SEGZERO_CUDNN=0", op)
     check.ok(code == 0, op .. " without cuDNN: " .. text:sub(-2000))
     -- Its first engine for f32 rounds inputs and, emulated, leaves a NaN: where that is allowed it is taken. So cuDNN is what ran above.
-    text, code = sweep("SZ_TF32=1", op)
+    text, code = sweep("SEGZERO_TF32=1", op)
     check.ok(code == 1 and text:find "got nan", op .. " by an engine that rounds its inputs should show: " .. text:sub(-500))
   end
   local text = output(("SEGZERO_CUDA_LIBRARY='%s' '%s' doctor"):format(library, host.executable))

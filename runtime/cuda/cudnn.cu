@@ -5,7 +5,7 @@
  *
  * A convolution is described once to cuDNN's graph interface (pictures and weights with their channels innermost, the bias as a second operation
  * on sums that stay f32). Its heuristics then offer engines, the fastest first by their estimate; the first that is exact and repeatable and
- * is content with WORKSPACE becomes the shape's plan. Not taken: what rounds its inputs (tensor cores for f32, unless SZ_TF32=1), transforms
+ * is content with WORKSPACE becomes the shape's plan. Not taken: what rounds its inputs (tensor cores for f32, unless SEGZERO_TF32=1), transforms
  * (Winograd, FFT), adds up in an order that is not fixed or in less than f32, or is compiled at run time (0.5 s and more for each shape).
  *
  * What cuDNN 9.19 offers, asked for an H100, an A100 and an L40S by tests/cudnn_plans.cc, which needs no device: everything in f32 but a bias behind
@@ -61,7 +61,7 @@ static bool opened(void)
     if (state != UNKNOWN) return state == OPEN;
     state = ABSENT;
     if (is_one("SEGZERO_CUDNN", '0')) return false;
-    tf32 = is_one("SZ_TF32", '1');
+    tf32 = is_one("SEGZERO_TF32", '1');
 #ifdef SZ_EMULATE
 #define F(name) lib.name = name;
     FUNCTIONS(F)
@@ -83,7 +83,10 @@ const char *sz_cudnn_describe(void)
     if (opened()) {
         const size_t v = lib.cudnnGetVersion();
         snprintf(text, sizeof text, "cudnn: %zu.%zu.%zu, for convolutions\n", v / 10000, v / 100 % 100, v % 100);
-    } else snprintf(text, sizeof text, "cudnn: %s; convolutions run as matrix products\n", is_one("SEGZERO_CUDNN", '0') ? "left out (SEGZERO_CUDNN=0)" : "libcudnn.so.9 not found");
+        return text;
+    }
+    const char *why = is_one("SEGZERO_CUDNN", '0') ? "left out (SEGZERO_CUDNN=0)" : "libcudnn.so.9 not found";
+    snprintf(text, sizeof text, "cudnn: %s; convolutions run as matrix products\n", why);
     return text;
 }
 

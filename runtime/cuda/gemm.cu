@@ -2,7 +2,7 @@
  *
  * cuBLASLt thinks in columns: a row-major C = A B is a column-major C^T = B^T A^T, so the operands change places. Its heuristic
  * chooses an algorithm once for a shape; algorithms that add partial sums in the output's dtype are not allowed. f32
- * products are f32 (CUBLAS_COMPUTE_32F); with SZ_TF32=1 in the environment their inputs are rounded to TF32 on the way, several times
+ * products are f32 (CUBLAS_COMPUTE_32F); with SEGZERO_TF32=1 in the environment their inputs are rounded to TF32 on the way, several times
  * faster and good to three digits. bf16 products are exact and summed in f32. A bias of the result's dtype is added by
  * cuBLASLt; its GELU is the tanh form, not the exact one, so ours follows in a pass of its own, from f32.
  *
@@ -94,7 +94,7 @@ static int start(void)
         const cublasStatus_t s = cublasLtCreate(&handle);
         if (s != CUBLAS_STATUS_SUCCESS) return failed("cuBLASLt", s);
     }
-    const char *set = getenv("SZ_TF32");
+    const char *set = getenv("SEGZERO_TF32");
     tf32 = set && set[0] == '1' && !set[1];
     return sz_cuda_check(cudaMalloc(&workspace, WORKSPACE), "the matrix products' workspace");
 }
