@@ -52,6 +52,19 @@ template <class T> __global__ void reversed(const T *x, T *y, int n)
     for (int i = (int)threadIdx.x; i < n; i += (int)blockDim.x) y[i] = part[n - 1 - i];
 }
 
+/* Lacks a barrier before the second write, which thread after thread in order does not show. */
+__global__ void racing(int *y)
+{
+    __shared__ int part[256];
+    int t = (int)threadIdx.x, sum = 0;
+    for (int round = 1; round <= 3; round++) {
+        part[t] = round;
+        __syncthreads();
+        sum += t < 255 ? part[t + 1] : round;
+    }
+    y[t] = sum;
+}
+
 __global__ void warp_functions(int *out)
 {
     int lane = (int)threadIdx.x % 32;
@@ -96,6 +109,18 @@ static void test_functions()
     bool ok = true;
     for (int i = 0; i < 777; i++) ok &= y[i] == 776 - i;
     expect(ok, "shared memory across a barrier");
+
+    int sums[256], *dsums = (int *)sz_cuda_allocate(sizeof sums);
+    for (unsigned order : { 0u, 1u }) {
+        sz_emu_order(order);
+        SZ_LAUNCH(racing, 1, 256, 0, dsums);
+        sz_cuda_to_host(sums, dsums, sizeof sums);
+        int wrong = 0;
+        for (int v : sums) wrong += v != 6;
+        expect(order ? wrong > 0 : wrong == 0, "a missing barrier shows in another order");
+    }
+    sz_emu_order(0);
+    sz_cuda_release(dsums);
 
     int *counts = (int *)sz_cuda_allocate(8), got[2];
     sz_cuda_fill(counts, 0, 8);

@@ -43,9 +43,10 @@ if not other then
   command("'" .. build .. "/tests/cuda_emulate'", "the emulator's own test")
   command("'" .. build .. "/tests/cuda_attention'" .. (ALL and " all" or ""), "attention and sampling against the reference")
 end
--- Beside the rest of this file; the emulator takes long over large calls, and the sweep says how many it left out.
+-- Beside the rest of this file; the emulator takes long over large calls, and the sweep says how many it left out. Threads run in a random order here, which
+-- shows missing barriers; in the order of their numbers in the rest.
 if not other and not ALL then check.skip "SEGZERO_EMULATE_ALL=1 (the emulated kernels' large cases: five minutes)" end
-local sweep = io.popen("'" .. host.executable .. "' tests/test_ops.lua device=cuda" .. ((other or ALL) and "" or " most=3000") .. " 2>&1; echo \"exit $?\"")
+local sweep = io.popen("SEGZERO_EMULATE_ORDER=" .. check.seed .. " '" .. host.executable .. "' tests/test_ops.lua device=cuda" .. ((other or ALL) and "" or " most=3000") .. " 2>&1; echo \"exit $?\"")
 
 -- ---- tensors ----
 check.equal(table.concat(sz.devices(), " "), "cpu cuda:0", "sz.devices")

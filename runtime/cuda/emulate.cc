@@ -276,7 +276,35 @@ static struct {
     int barrier_list[MAX_THREADS];
     warp warps[MAX_THREADS / 32];
     bool running;
+    unsigned order[MAX_THREADS];                            /* in which threads start */
 } block;
+
+/* ---- order ---- */
+static uint32_t draws;              /* 0: threads and blocks take turns in the order of their numbers */
+
+/* A number below n, from a small generator (xorshift) of its own. */
+static unsigned draw(unsigned n)
+{
+    draws ^= draws << 13;
+    draws ^= draws >> 17;
+    draws ^= draws << 5;
+    return draws % n;
+}
+
+void sz_emu_order(unsigned seed) { draws = seed * 2654435769u; }
+
+static void order_begin(void)
+{
+    static bool asked = false;
+    const char *set = asked ? NULL : getenv("SEGZERO_EMULATE_ORDER");
+    asked = true;
+    if (set) sz_emu_order((unsigned)atoi(set));
+    for (unsigned t = 0; t < block.threads; t++) {
+        const unsigned other = draws ? draw(t + 1) : t;
+        block.order[t] = block.order[other];
+        block.order[other] = t;
+    }
+}
 
 static context main_context, fibers[MAX_THREADS];
 static int fiber_count, free_fibers[MAX_THREADS], free_count, fiber_current;
@@ -339,7 +367,8 @@ static void switch_away(bool done)
 {
     int me = fiber_current, next;
     unsigned t = block.current;
-    if (block.ready_count) {
+    if (block.ready_count && !(draws && !done && block.started < block.threads && draw(4) == 0)) {
+        if (draws) std::swap(block.ready[block.ready_head], block.ready[(block.ready_head + draw(block.ready_count)) % MAX_THREADS]);
         unsigned r = block.ready[block.ready_head];
         block.ready_head = (block.ready_head + 1) % MAX_THREADS;
         block.ready_count--;
@@ -364,7 +393,7 @@ static void fiber_main()
 {
     for (;;) {
         while (block.started < block.threads) {
-            unsigned t = block.started++;
+            unsigned t = block.order[block.started++];
             block.fiber_of[t] = fiber_current;
             enter(t);
             block.body(block.argument);
@@ -398,15 +427,19 @@ void sz_emu_warp(sz_emu_request *r)
     if (!(r->mask >> lane & 1)) sz_emu_fatal("%s:%u: %s: the calling lane %u is not in its mask %08x", r->file, r->line, r->name, lane, r->mask);
     unsigned mask = r->mask & present;                  /* a block's last warp may be short */
     if (mask & ~w->alive) sz_emu_fatal("%s:%u: %s: mask %08x names lanes that have ended, %08x", r->file, r->line, r->name, r->mask, mask & ~w->alive);
+    /* Who waits here already. Lanes that wait elsewhere for each other, but not for this one, will come. */
+    unsigned here = 1u << lane;
     for (unsigned others = w->arrived & mask; others; others &= others - 1) {
-        const sz_emu_request *o = w->waiting[__builtin_ctz(others)];
-        if (o->mask != r->mask || o->line != r->line || strcmp(o->name, r->name) != 0 || strcmp(o->file, r->file) != 0)
+        const unsigned i = (unsigned)__builtin_ctz(others);
+        const sz_emu_request *o = w->waiting[i];
+        if (o->mask == r->mask && o->line == r->line && strcmp(o->name, r->name) == 0 && strcmp(o->file, r->file) == 0) here |= 1u << i;
+        else if (o->mask >> lane & 1)
             sz_emu_fatal("kernel %s: lanes of one warp diverge: %s at %s:%u with mask %08x, and %s at %s:%u with mask %08x", block.name,
                          o->name, o->file, o->line, o->mask, r->name, r->file, r->line, r->mask);
     }
     w->waiting[lane] = r;
     w->arrived |= 1u << lane;
-    if ((w->arrived & mask) != mask) {
+    if (here != mask) {
         switch_away(false);
         return;
     }
@@ -451,10 +484,11 @@ bool sz_emu_run(const char *name, const void *kernel, dim3 grid, dim3 size, size
     block.running = true;
     blockDim = size;
     gridDim = grid;
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
-                blockIdx = uint3e{ x, y, z };
+    order_begin();
+    for (unsigned k = 0; k < grid.z; k++)
+        for (unsigned j = 0; j < grid.y; j++)
+            for (unsigned i = 0; i < grid.x; i++) {
+                blockIdx = draws ? uint3e{ grid.x - 1 - i, grid.y - 1 - j, grid.z - 1 - k } : uint3e{ i, j, k };
                 block.started = block.at_barrier = block.ready_count = block.ready_head = 0;
                 block.alive = block.threads;
                 for (unsigned w = 0; w < (block.threads + 31) / 32; w++) {

@@ -21,6 +21,9 @@
  * A stream that is captured lists what it is given, and a graph's launch runs the list: kernels with the arguments of then, asynchronous copies and
  * fills. Whatever CUDA refuses during a capture (waiting, allocating, plain copies) breaks it here too.
  *
+ * SEGZERO_EMULATE_ORDER=n (from 1) lets threads start and go on in a random order, and blocks run from the last: what a missing barrier leaves to
+ * the order then comes out differently, most likely as NaN.
+ *
  * Leaves out: concurrency between blocks and streams (work is done when the call returns), textures, graphs of other making, cooperative
  * groups, half precision. Static shared memory keeps the last block's values. What is not here does not compile. */
 #ifndef SZ_EMULATE_H
@@ -362,6 +365,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 typedef struct { unsigned long uploads, downloads, waits, allocations, launches, graphs, captures; } sz_emu_count;
 __attribute__((visibility("default"))) const sz_emu_count *sz_emu_counts(void);
 __attribute__((visibility("default"))) void sz_emu_break_captures(int on);     /* each ends as one in which something was refused */
+void sz_emu_order(unsigned seed);       /* from here on as SEGZERO_EMULATE_ORDER=seed */
 cudaError_t sz_emu_malloc(void **p, size_t bytes);
 cudaError_t sz_emu_host_alloc(void **p, size_t bytes);
 cudaError_t sz_emu_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value);
