@@ -234,11 +234,16 @@ static void test_cached(const shape &s, int columns, int dtype)
     const unsigned long before = sz_emu_counts()->uploads;
     expect(sz_cuda_attention_cached(&c) == 0, "runs with a copy of its table", where, 0);
     expect(sz_emu_counts()->uploads == before, "uploads a table that is on the device", where, (double)(sz_emu_counts()->uploads - before));
-    if (!copy.empty() && copy[1] > 1) {
+    /* Another table, unless an earlier case left it there: then the next. */
+    unsigned long more = 0;
+    bool another = false;
+    while (!copy.empty() && copy[1] > 1 && more == 0) {
         copy[1]--;
+        another = true;
         expect(sz_cuda_attention_cached(&c) == 0, "runs with another table", where, 0);
-        expect(sz_emu_counts()->uploads - before == 2, "uploads another table and its plan", where, (double)(sz_emu_counts()->uploads - before));
+        more = sz_emu_counts()->uploads - before;
     }
+    expect(!another || more == 2, "uploads another table and its plan", where, (double)more);
     for (pair *p : { &q, &k, &v, &out }) drop(p);
 }
 
