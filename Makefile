@@ -172,7 +172,7 @@ $(B)/tests/cuda_attention: tests/cuda_attention.cc $(CUDA_ATTENTION)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
 
 # What cuDNN would run, which it says without a device; seconds to compile, unlike the library.
-$(B)/tests/cudnn_plans: tests/cudnn_plans.cc runtime/cuda/cudnn.cu runtime/cuda/cudnn.cuh runtime/cuda/cuda.cuh $(B)/cuda_flags
+$(B)/tests/cudnn_plans: tests/cudnn_plans.cc runtime/cuda/cudnn.cu runtime/cuda/cudnn.cuh runtime/cuda/cuda.cuh runtime/core.h $(B)/cuda_flags
 	@mkdir -p $(@D)
 	$(call quiet,  nvcc  $<)$(NVCC) -std=c++17 -O1 -x cu -Xcompiler -Wall,-Wno-unknown-pragmas $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Iruntime -o $@ $< -ldl
 

@@ -115,7 +115,7 @@ static void *space_for_rows(const conv &g, int64_t block, int dtype, bool *faile
 /* As sz_cudnn_conv; SZ_CUDNN_NONE for what is a matrix product alone, too. */
 static int by_cudnn(sz_conv_kind kind, const conv &g, int dtype, const void *x, const void *w, const void *y, const sz_tensor *bias)
 {
-    return rows_are_picture(g) || g.k == 0 ? (int)SZ_CUDNN_NONE : sz_cudnn_conv(kind, g, dtype, x, w, y, bias);
+    return rows_are_picture(g) ? (int)SZ_CUDNN_NONE : sz_cudnn_conv(kind, g, dtype, x, w, y, bias);
 }
 
 extern "C" int sz_cuda_conv2d(const sz_call *c)

@@ -20,10 +20,4 @@ int sz_cudnn_conv(sz_conv_kind kind, const sz_conv &g, int dtype, const void *x,
 /* A line "cudnn: ..." for people; borrowed. */
 const char *sz_cudnn_describe(void);
 
-/* For tests: from now on plans are made for the device that this text describes (cuDNN's JSON of a device's properties), which need not be
- * there; nothing can be run. 0, or -1 with a message. And the plan of a convolution: 0, -1 with a message, or SZ_CUDNN_NONE. */
-typedef struct { int64_t engine, workspace, seen; } sz_cudnn_choice;        /* seen: how many were offered up to this one */
-int sz_cudnn_pretend(const char *device);
-int sz_cudnn_choose(sz_conv_kind kind, const sz_conv &g, int dtype, bool biased, sz_cudnn_choice *to);
-
 #endif

@@ -1,6 +1,8 @@
 /* emulate_cudnn.cc - cuDNN's graph interface for the emulator; what it does and leaves out: emulate_cudnn.h. */
 #include "emulate_cudnn.h"
+#include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <vector>
 
@@ -78,13 +80,20 @@ template <class T> static T value(descriptor d, int name, int64_t i = 0)
     return v;
 }
 
-cudnnStatus_t cudnnCreate(cudnnHandle_t *handle) { *handle = new sz_emu_cudnn_handle{}; return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnCreate(cudnnHandle_t *handle)
+{
+    const char *set = getenv("SEGZERO_EMULATE_CUDNN");
+    if (set && strcmp(set, "no_handle") == 0) return CUDNN_STATUS_NOT_INITIALIZED;
+    *handle = new sz_emu_cudnn_handle{};
+    return CUDNN_STATUS_SUCCESS;
+}
 cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream) { handle->stream = stream; return CUDNN_STATUS_SUCCESS; }
 size_t cudnnGetVersion(void) { return 90000; }
 const char *cudnnGetErrorString(cudnnStatus_t s)
 {
-    return s == CUDNN_STATUS_SUCCESS ? "CUDNN_STATUS_SUCCESS" : s == CUDNN_STATUS_BAD_PARAM ? "CUDNN_STATUS_BAD_PARAM" : "CUDNN_STATUS_NOT_SUPPORTED";
+    return s == CUDNN_STATUS_SUCCESS ? "CUDNN_STATUS_SUCCESS" : s == CUDNN_STATUS_NOT_INITIALIZED ? "CUDNN_STATUS_NOT_INITIALIZED" : s == CUDNN_STATUS_BAD_PARAM ? "CUDNN_STATUS_BAD_PARAM" : "CUDNN_STATUS_NOT_SUPPORTED";
 }
+void cudnnGetLastErrorString(char *message, size_t room) { snprintf(message, room, "emulated"); }
 
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, descriptor *to)
 {
@@ -178,7 +187,7 @@ static cudnnStatus_t parts_of(descriptor graph, parts *p)
         p->y = view_of(value<descriptor>(op, CUDNN_ATTR_OPERATION_POINTWISE_YDESC));
         for (int i = 0; i < 4; i++)
             if (p->y.dim[i] != p->sums.dim[i] || p->bias.dim[i] != (i == 1 ? p->y.dim[1] : 1)) return CUDNN_STATUS_BAD_PARAM;
-        if (p->kind != 0) return CUDNN_STATUS_NOT_SUPPORTED;
+        if (p->kind != 0 || p->bias.type != p->y.type) return CUDNN_STATUS_NOT_SUPPORTED;
     }
     return p->x.type == p->w.type && p->w.type == p->y.type ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_NOT_SUPPORTED;
 }
@@ -188,6 +197,10 @@ cudnnStatus_t cudnnBackendFinalize(descriptor d)
     if (!d || d->finished) return CUDNN_STATUS_BAD_PARAM;
     for (const expected &e : known)
         if (e.needed && e.name / 100 == d->type && count_of(d, e.name) == 0) return CUDNN_STATUS_BAD_PARAM;
+    if (d->type == CUDNN_BACKEND_TENSOR_DESCRIPTOR) {
+        const view v = view_of(d);
+        if (v.align < 1 || v.align % (v.type == CUDNN_DATA_FLOAT ? 4 : 2)) return CUDNN_STATUS_BAD_PARAM;
+    }
     parts p;
     if (d->type == CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR && parts_of(d, &p) == CUDNN_STATUS_BAD_PARAM) return CUDNN_STATUS_BAD_PARAM;
     if (d->type == CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR && count_of(d, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS) != count_of(d, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS))

@@ -1,9 +1,10 @@
 /* emulate_cudnn.h - the part of cuDNN that cudnn.cu uses, on a host processor: convolutions described as graphs, engines to choose from, one
  * plan that runs. It is strict where cuDNN is: a descriptor is set before it is finished and used after; what it needs is there, with its type and
- * count; a graph that cuDNN has no engine for (mixed types, a sum behind another operation than the forward one) is offered none.
+ * count; a graph that cuDNN has no engine for (mixed types, a bias of another one too, or behind another operation than the forward one) is offered none.
  *
  * Of what is offered only the last may be taken: the others round their inputs, differ from run to run, are compiled at run time or ask for
  * too much memory, say so, and write NaN.
+ * SEGZERO_EMULATE_CUDNN=no_handle in the environment makes one that is there and cannot be used.
  * Leaves out: the numbers behind the names, which are cuDNN's own. */
 #ifndef SZ_EMULATE_CUDNN_H
 #define SZ_EMULATE_CUDNN_H
@@ -12,7 +13,7 @@
 
 typedef struct sz_emu_cudnn_handle *cudnnHandle_t;
 typedef struct sz_emu_cudnn_descriptor *cudnnBackendDescriptor_t;
-enum cudnnStatus_t { CUDNN_STATUS_SUCCESS, CUDNN_STATUS_BAD_PARAM = 2000, CUDNN_STATUS_NOT_SUPPORTED = 3000 };
+enum cudnnStatus_t { CUDNN_STATUS_SUCCESS, CUDNN_STATUS_NOT_INITIALIZED = 1001, CUDNN_STATUS_BAD_PARAM = 2000, CUDNN_STATUS_NOT_SUPPORTED = 3000 };
 enum cudnnDataType_t { CUDNN_DATA_FLOAT, CUDNN_DATA_BFLOAT16 };
 enum cudnnConvolutionMode_t { CUDNN_CONVOLUTION, CUDNN_CROSS_CORRELATION };
 enum cudnnPointwiseMode_t { CUDNN_POINTWISE_ADD };
@@ -64,6 +65,7 @@ cudnnStatus_t cudnnCreate(cudnnHandle_t *handle);
 cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream);
 size_t cudnnGetVersion(void);
 const char *cudnnGetErrorString(cudnnStatus_t status);
+void cudnnGetLastErrorString(char *message, size_t room);
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, cudnnBackendDescriptor_t *to);
 cudnnStatus_t cudnnBackendDestroyDescriptor(cudnnBackendDescriptor_t d);
 cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type, int64_t count, const void *values);
