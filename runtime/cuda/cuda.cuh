@@ -43,6 +43,14 @@ int            sz_cuda_plan_fill(sz_cuda_plan *plan, const void *host, size_t by
 int            sz_cuda_processors(void);                         /* multiprocessors of the device */
 }
 
+/* Of a key of a table, whose padding is set (FNV-1a). */
+static inline uint64_t sz_cuda_hash(const void *key, size_t bytes)
+{
+    uint64_t hash = 14695981039346656037u;
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)key)[i]) * 1099511628211u;
+    return hash;
+}
+
 /* ---- elements ---- */
 __device__ __forceinline__ float sz_load(const float *p) { return *p; }
 __device__ __forceinline__ float sz_load(const bf16 *p) { return __bfloat162float(*p); }

@@ -360,8 +360,7 @@ static void offered(plan_entry *e, descriptor operations, cudnnBackendHeurMode_t
 /* The key's entry, or the one that it may take. */
 static plan_entry *entry_of(const conv_key &key)
 {
-    uint64_t hash = 14695981039346656037u;
-    for (size_t i = 0; i < sizeof key; i++) hash = (hash ^ ((const unsigned char *)&key)[i]) * 1099511628211u;
+    const uint64_t hash = sz_cuda_hash(&key, sizeof key);
     plan_entry *home = &table[hash % TABLE];
     for (int i = 0; i < PROBES; i++) {
         plan_entry *e = &table[(hash + (uint64_t)i) % TABLE];

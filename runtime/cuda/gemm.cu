@@ -120,8 +120,7 @@ static shape_key key_of(const product &p)
 /* The key's entry, or the one that it may take. */
 static chosen *entry_of(const shape_key &key)
 {
-    uint64_t hash = 14695981039346656037u;
-    for (size_t i = 0; i < sizeof key; i++) hash = (hash ^ ((const unsigned char *)&key)[i]) * 1099511628211u;
+    const uint64_t hash = sz_cuda_hash(&key, sizeof key);
     chosen *home = &table[hash % TABLE];
     for (int i = 0; i < PROBES; i++) {
         chosen *e = &table[(hash + (uint64_t)i) % TABLE];
