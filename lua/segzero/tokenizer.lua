@@ -226,7 +226,7 @@ function Tokenizer:decode(ids, options)
   local list = ffi.new("int32_t[?]", n + 1)
   for i = 1, n do
     local id = ids[i]
-    if type(id) ~= "number" or id % 1 ~= 0 or math.abs(id) >= 2 ^ 31 then error("decode: ids[" .. i .. "] is " .. tostring(id) .. ", not a whole number", 2) end
+    if type(id) ~= "number" or id % 1 ~= 0 or math.abs(id) >= 2 ^ 31 then error("decode: ids[" .. i .. "] is " .. tostring(id) .. ", not a token id", 2) end
     list[i - 1] = id
   end
   local skip = options and options.skip_special_tokens and 1 or 0
