@@ -447,7 +447,7 @@ local function batch(run, first, last, progress)
     local record, mask = judge(run, row, said[k])
     record.seconds = each + now() - start
     run.records[#run.records + 1] = record
-    run.results:write(cjson.encode(record), "\n")
+    run.results:write(files.json(record), "\n")
     run.results:flush()
     local entry = { record = record, mask = mask, shown = run.masks and mask ~= nil or not run.masks and record.bbox ~= null, held = 2,
       value = run.masks and record.iou or record.box_iou ~= null and record.box_iou or 0 }
@@ -558,7 +558,7 @@ function M.merge(cfg, given)
   first_config.protocol = cfg.protocol
   files.write(folder .. "/config.json", cjson.encode(first_config))
   local lines = {}
-  for i, r in ipairs(records) do lines[i] = cjson.encode(r) .. "\n" end
+  for i, r in ipairs(records) do lines[i] = files.json(r) .. "\n" end
   files.write(folder .. "/results.jsonl", table.concat(lines))
   return finish(cfg, folder, records, first_config.masks, seconds)
 end

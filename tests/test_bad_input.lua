@@ -158,5 +158,67 @@ end
 fails("the reward's part tidy of row train_1_000000_1 is nil, expected names with numbers",
   reward("parts", "return function() return 1, setmetatable({}, nil) and {tidy = 'nil'} end"), nil, true)
 
+-- ---- a caller's mistakes in a script: each blames this file, none reaches C ----
+local function blames(wanted, f, ...)
+  local ok, why = pcall(f, ...)
+  check.ok(not ok and tostring(why):find(wanted, 1, true) and not tostring(why):find "segzero/%w+%.lua:%d+: ",
+    ("'%s' is said: %s"):format(wanted, tostring(why)))
+end
+-- One line of this file for each call, so that the error has a caller to blame.
+local function of(object, method, ...)
+  local a, b = object[method](object, ...)
+  return a, b
+end
+local t = sz.tensor { 1, 2 }
+check.equal((1 / sz.tensor { 1 / 0, 4 }):totable()[1], 0, "a number over infinity is 0")
+local x = sz.tensor { 2, 4 }:requires_grad(true);
+(3 / x):sum():backward()
+check.equal(x:grad():totable()[1], -0.75, "and has its gradient")
+blames("a tensor already", function() local y = sz.tensor(t) return y end)
+blames("a table with names", function() local y = sz.tensor { a = 1 } return y end)
+blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 }, { dtype = "u8" }) return y end)
+blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 }, { dtype = "i32" }) return y end)
+blames("options are a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
+blames("options are a table", of, t, "to", "cuda")
+blames("affine: number 1 is x", of, t, "affine", "x")
+blames("expected a tensor, got string", function() local y = "x" + t return y end)
+local gone = sz.tensor { 1 }
+gone:free()
+for _, method in ipairs { "item", "totable", "values", "mean", "to" } do blames("has been freed", of, gone, method) end
+local nested = select(2, pcall(sz.step, function() sz.no_grad(function() error "inside" end) end))
+check.equal(select(2, nested:gsub("stack traceback:", "")), 1, "scopes within scopes: one traceback")
+blames("over the limit", of, sz.image.new(2, 2), "resize", 2 ^ 30, 2 ^ 30)
+blames("not a table of texts", function() sz.safetensors.save(place .. "/m.safetensors", { t = t }, "pt") end)
+
+local vl = sz.qwen_vl(dir)
+local inp = vl:process { { role = "user", content = "where?" } }
+blames("a folder name is expected", function() local m = sz.qwen_vl() return m end)
+blames("dtype is f16, expected one of", function() local m = sz.qwen_vl(dir, { dtype = "f16" }) return m end)
+blames("one message, not a list", of, vl, "process", { role = "user", content = "where?" })
+for _, method in ipairs { "forward", "generate", "logprobs" } do blames("vl:process(messages) returned", of, vl, method, {}) end
+blames("generate: n is 1.5", of, vl, "generate", inp, { n = 1.5, max_new_tokens = 2 })
+blames("generate: seed is 0.5", of, vl, "generate", inp, { seed = 0.5 })
+blames("logprobs: list 1 is a number", of, vl, "logprobs", inp, { 1, 2 })
+blames("logprobs: list 1[2] is -1", of, vl, "logprobs", inp, { { 1, -1 } })
+local longer = {}
+for k, v in pairs(inp) do longer[k] = v end
+longer.input_ids = { unpack(inp.input_ids) }
+table.insert(longer.input_ids, 1)
+blames("but position_ids [3, " .. #inp.input_ids .. "]", of, vl, "forward", longer)
+local blind = vl:process { { role = "user", content = { { type = "image", image = sz.image.new(56, 56) } } } }
+blind.pixel_values = nil
+blames("but pixel_values has 0 patches", of, vl, "forward", blind)
+local sam = sz.sam2(sz.core.root .. "/models/tiny/sam2")
+blames("set_image comes first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
+blames("wants a picture", of, sam, "set_image", "a.png")
+sam:set_image(sz.image.new(20, 10))
+blames("box must be 4 numbers", of, sam, "predict", { box = { 1, 2, 3 } })
+blames("mask_input must be a tensor", of, sam, "predict", { mask_input = t })
+check.equal(#sam:predict { boxes = {} }, 0, "no boxes: no results")
+vl:free()
+sam:free()
+for _, method in ipairs { "forward", "generate", "logprobs", "process", "parameters", "save" } do blames("this model has been freed", of, vl, method, inp) end
+for _, method in ipairs { "set_image", "predict", "embed", "parameters" } do blames("this model has been freed", of, sam, method, {}) end
+
 mini.remove()
 check.finish()

@@ -81,8 +81,9 @@ local ended = generate({ inputs[1] }, { temperature = 0, max_new_tokens = 5, sto
 check.equal({ ended.finish, #ended.ids }, { "length", 5 }, "ignore_eos")
 local exact = generate({ inputs[1] }, { temperature = 0, max_new_tokens = first_at[stop], stop_ids = { stop } })[1][1]
 check.equal(exact.finish, "stop", "a stop token in the last place is a stop")
-check.raises(function() generate(inputs, { n = 0 }) end, "n and max_new_tokens must be at least 1", "n = 0")
-check.raises(function() generate(inputs, { max_new_tokens = 0 }) end, "n and max_new_tokens must be at least 1", "no tokens")
+check.raises(function() generate(inputs, { n = 0 }) end, "n and max_new_tokens must be whole numbers", "n = 0")
+check.raises(function() generate(inputs, { n = 1.5 }) end, "n and max_new_tokens must be whole numbers", "n = 1.5")
+check.raises(function() generate(inputs, { max_new_tokens = 0 }) end, "n and max_new_tokens must be whole numbers", "no tokens")
 check.raises(function() generate(inputs, { temperature = -1 }) end, "temperature is %-1", "a negative temperature")
 
 -- Stops by default: generation_config.json's two.

@@ -140,12 +140,10 @@ check.equal(status, 0, "it goes on: " .. text:sub(-300))
 check.ok(text:find("resumed at step 2", 1, true), "and says from where")
 check.equal(checkpoint.latest(parts), parts .. "/global_step_4", "the left-over was replaced")
 check.ok(not files.exists(parts .. "/global_step_4.tmp/config.json"), "nothing temporary stays")
-for _, file in ipairs { "model.safetensors", "optimizer.safetensors", "config.json" } do
+for _, file in ipairs { "model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json" } do
   local a, b = files.read(whole .. "/global_step_4/" .. file), files.read(parts .. "/global_step_4/" .. file)
   check.ok(a ~= nil and a == b, "stopped and resumed, " .. file .. " is the same bytes")
 end
-check.equal(cjson.decode(files.read(parts .. "/global_step_4/trainer_state.json")), cjson.decode(files.read(whole .. "/global_step_4/trainer_state.json")),
-  "the same state")
 local function records(folder, name)
   local out = {}
   for line in io.lines(folder .. "/" .. name) do
@@ -156,6 +154,7 @@ local function records(folder, name)
   return out
 end
 check.equal(records(parts, "rollouts.jsonl"), records(whole, "rollouts.jsonl"), "rollouts.jsonl goes on")
+check.ok(files.read(parts .. "/rollouts.jsonl") == files.read(whole .. "/rollouts.jsonl"), "and is the same bytes")
 local m = records(parts, "metrics.jsonl")
 local numbers, seen = {}, {}
 for _, r in ipairs(m) do

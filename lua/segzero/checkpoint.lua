@@ -9,7 +9,6 @@
 -- count. One that takes another's place puts that aside as .old for a moment; where a run ended in that moment, .old counts.
 -- Resuming gives the same bits as not having stopped (weights, moments, masters and step counts are all there).
 
-local cjson = require "cjson"
 local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local model = require "segzero.model"
@@ -43,7 +42,7 @@ function M.begin(folder, step, vl, opt, state)
     state.optimizer_steps = opt:steps()
   end
   state.global_step = step
-  writing:text(temporary .. "/trainer_state.json", cjson.encode(state))
+  writing:text(temporary .. "/trainer_state.json", files.json(state))
   writing:text(temporary .. "/DONE", "")
   local replaces = files.exists(final .. "/DONE")
   if replaces then writing:rename(final, old) else remove_tree(final) end

@@ -1,7 +1,8 @@
--- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a run's folder, the embedded models'.
--- A file is written under a temporary name, flushed and renamed, so nothing half-written appears under its own name.
+-- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a run's folder, the embedded models',
+-- JSON. A file is written under a temporary name, flushed and renamed, so nothing half-written appears under its own name.
 
 local ffi = require "ffi"
+local cjson = require "cjson"
 
 ffi.cdef [[
 int mkdir(const char *path, unsigned int mode);
@@ -54,6 +55,20 @@ function M.write(path, text)
     os.remove(temporary)
     error(("cannot write %s: %s"):format(path, tostring(why)), 2)
   end
+end
+
+-- JSON with the keys in order: cjson takes them as they lie, which differs from process to process, and equal runs shall be equal bytes.
+function M.json(value)
+  if type(value) ~= "table" or next(value) == nil then return cjson.encode(value) end
+  local parts, keys = {}, {}
+  for k in pairs(value) do keys[#keys + 1] = k end
+  if #keys == #value then
+    for i, v in ipairs(value) do parts[i] = M.json(v) end
+    return "[" .. table.concat(parts, ",") .. "]"
+  end
+  table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
+  for i, k in ipairs(keys) do parts[i] = cjson.encode(tostring(k)) .. ":" .. M.json(value[k]) end
+  return "{" .. table.concat(parts, ",") .. "}"
 end
 
 -- A folder of its own for each run: name, name-2, name-3, ... A run's folder has a config.json.

@@ -81,6 +81,7 @@ end
 
 function M.from_tensor(t)
   local tensor = require "segzero.tensor"
+  if not tensor.is_tensor(t) then error("a picture is made of a u8 tensor [h, w, 3], not a " .. type(t), 2) end
   local shape = t:shape()
   if t:dtype() ~= "u8" or #shape ~= 3 or shape[3] ~= 3 then
     error(("a picture is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(), table.concat(shape, ", ")), 2)

@@ -6,7 +6,7 @@
 --   local p = log.progress(total)          p:line(step, text) -> "  12/100  text  1.9 s  ETA 2:51"
 --   log.times({decode = 3.1, ...}, names) -> "  time: decode 41 %, ..."
 
-local cjson = require "cjson"
+local files = require "segzero.files"
 local core = require "segzero.ffi"
 
 local M = {}
@@ -42,7 +42,7 @@ end
 
 local function write(file, record)
   if not file then return end
-  file:write(cjson.encode(plain(record)), "\n")
+  file:write(files.json(plain(record)), "\n")
   file:flush()
 end
 

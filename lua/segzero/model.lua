@@ -31,6 +31,7 @@ local M = {}
 
 local methods = {}
 local mt = { __index = methods }
+local freed = weights.freed("qwen_vl", methods)
 
 -- ---- config ----
 -- What transformers' config classes say when a key is missing.
@@ -169,8 +170,10 @@ function M.missing(dir)
     files.exists(dir .. "/adapter_config.json") and ", but LoRA adapters: name their model there, and this folder as adapter" or "")
 end
 
+local DTYPES = { f32 = true, bf16 = true, int8 = true }
+
 function M.qwen_vl(dir, opts)
-  opts = opts or {}
+  opts = weights.opening("qwen_vl", dir, opts, DTYPES, 2)
   local device = tensor.model_device(opts.device, 2)
   local offload = opts.offload and device ~= "cpu"
   if offload and (opts.dtype == "int8" or opts.adapter) then error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2) end
@@ -270,6 +273,7 @@ function methods:free()
   if self.c ~= nil then
     C.sz_qwen_free(ffi.gc(self.c, nil))
     self.c = nil
+    setmetatable(self, freed)
   end
 end
 
@@ -339,13 +343,47 @@ function methods:logprob_of(hidden, targets, temperature)
   return tensor.wrap(pair[0]), tensor.wrap(pair[1])
 end
 
+-- Token ids, whole and of the vocabulary, since C reads them as such.
+local function check_ids(vl, ids, what, level)
+  if type(ids) ~= "table" then error(("%s is a %s, not a list of token ids"):format(what, type(ids)), level + 1) end
+  for i, id in ipairs(ids) do
+    if type(id) ~= "number" or id % 1 ~= 0 or id < 0 or id >= vl.config.vocab then
+      error(("%s[%d] is %s, not a token id (0 to %d)"):format(what, i, tostring(id), vl.config.vocab - 1), level + 1)
+    end
+  end
+end
+
+-- An input that was not made, or was changed, by hand must fit together: C reads as many positions as there are ids.
+local function check_input(vl, inp, name, level)
+  if type(inp) ~= "table" or not inp.input_ids or not tensor.is_tensor(inp.position_ids) then
+    error(name .. ": what vl:process(messages) returned is expected, got " .. type(inp), level + 1)
+  end
+  check_ids(vl, inp.input_ids, name .. ": input_ids", level + 1)
+  local pictures, merged = 0, vl.config.v_merge ^ 2
+  for _, id in ipairs(inp.input_ids) do
+    if id == vl.image_token_id then pictures = pictures + 1 end
+  end
+  local positions = inp.position_ids:shape()
+  if #inp.input_ids == 0 or positions[1] ~= 3 or positions[2] ~= #inp.input_ids then
+    error(("%s: %d input_ids, but position_ids [%s]"):format(name, #inp.input_ids, table.concat(positions, ", ")), level + 1)
+  end
+  local patches = inp.pixel_values and inp.pixel_values:shape()[1] or 0
+  if patches ~= pictures * merged then
+    error(("%s: %d picture tokens of %d patches each, but pixel_values has %d patches"):format(name, pictures, merged, patches), level + 1)
+  end
+end
+
 function methods:forward(inp)
+  check_input(self, inp, "forward", 2)
   local stream = pack.stream({ { input = inp, answers = {} } }, self.image_token_id)
   return self:logits(self:hidden(stream, self:vision { inp }))
 end
 
 function methods:logprobs(inp, lists)
+  check_input(self, inp, "logprobs", 2)
+  if type(lists) ~= "table" then error("logprobs: a list of lists of token ids is expected, got " .. type(lists), 2) end
   for i, ids in ipairs(lists) do
+    check_ids(self, ids, "logprobs: list " .. i, 2)
     if #ids == 0 then error(("logprobs: list %d is empty"):format(i), 2) end
   end
   local stream = pack.stream({ { input = inp, answers = lists } }, self.image_token_id)
@@ -358,6 +396,7 @@ end
 
 -- As transformers' generate: what opts leave open is the folder's generation_config.json's.
 function methods:generate(inp, opts)
+  check_input(self, inp, "generate", 2)
   local ok, full = pcall(generation.options, self:generation(), opts)
   if not ok then error(full, 2) end
   local echoed
@@ -398,6 +437,7 @@ end
 -- Writes a folder that transformers and segzero load: config, weights, and the companion files the model came with. Of a model with
 -- adapters only these, in PEFT's format.
 methods.save = whole(function(self, dir, opts)
+  if type(dir) ~= "string" then error("save: a folder name is expected, got " .. type(dir), 3) end
   if self.lora then return lora.save(self, dir) end
   files.make_dir(dir)
   for _, name in ipairs(COMPANIONS) do

@@ -410,6 +410,7 @@ function M.main(args)
   if not path then error("plan: which recipe? ./segzero plan recipes/refcocog_grpo.lua key=value ...", 0) end
   local name = path:gsub("%.lua$", ""):gsub("/", ".")
   local ok, recipe = pcall(require, name)
+  if not ok and recipe:find("module '" .. name .. "' not found", 1, true) then error(("plan: there is no recipe %s"):format(path), 0) end
   if not ok then error(("plan: %s does not load: %s"):format(path, recipe), 0) end
   if type(recipe) ~= "table" or not recipe.settings then error(("plan: %s has no settings to plan with"):format(path), 0) end
   local settings, answer = {}, nil

@@ -461,7 +461,9 @@ function M.generate(vl, inputs, options)
   local opts = {}
   for k, v in pairs(DEFAULTS) do opts[k] = v end
   for k, v in pairs(options or {}) do opts[k] = v end
-  if opts.max_new_tokens < 1 or opts.n < 1 then error("generate: n and max_new_tokens must be at least 1", 2) end
+  if opts.max_new_tokens < 1 or opts.max_new_tokens % 1 ~= 0 or opts.n < 1 or opts.n % 1 ~= 0 then
+    error("generate: n and max_new_tokens must be whole numbers of at least 1", 2)
+  end
   local settings = ffi.new("sz_sampling", { temperature = opts.temperature, top_k = opts.top_k, top_p = opts.top_p,
     repetition_penalty = opts.repetition_penalty, seed = opts.seed })
   local stops = stop_set(vl, opts)

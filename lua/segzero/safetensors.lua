@@ -339,6 +339,7 @@ end
 M.save = guarded(function(path, tensors, metadata, later)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
   if type(tensors) ~= "table" then error("a table of tensors is expected, got " .. type(tensors), 0) end
+  if metadata ~= nil and type(metadata) ~= "table" then error("metadata is a " .. type(metadata) .. ", not a table of texts", 0) end
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 

@@ -24,6 +24,7 @@ local safetensors = require "segzero.safetensors"
 local files = require "segzero.files"
 local weights = require "segzero.weights"
 local read_json = require("segzero.model").read_json
+local is_image = require("segzero.image").is_image
 
 local C, check = core.C, core.check
 
@@ -31,6 +32,8 @@ local M = {}
 
 local methods = {}
 local mt = { __index = methods }
+local freed = weights.freed("sam2", methods)
+local DTYPES = { f32 = true, bf16 = true }
 
 local MEAN, STD = { 0.485, 0.456, 0.406 }, { 0.229, 0.224, 0.225 }
 local BILINEAR, ANTIALIASED = 1, 3
@@ -158,7 +161,7 @@ local function new(json, dtype, device)
 end
 
 function M.sam2(path, opts)
-  opts = opts or {}
+  opts = weights.opening("sam2", path, opts, DTYPES, 2)
   local device = tensor.model_device(opts.device, 2)
   local json, loaded
   if files.exists(path .. "/config.json") then
@@ -216,6 +219,7 @@ function methods:free()
     self.features = nil
     C.sz_sam2_free(ffi.gc(self.c, nil))
     self.c = nil
+    setmetatable(self, freed)
   end
 end
 
@@ -296,11 +300,14 @@ function methods:embed(img)
 end
 
 function methods:use(features)
-  if not features.width then error("sam:use wants what sam:embed returned", 2) end
+  if type(features) ~= "table" or not features.width then error("sam:use wants what sam:embed returned", 2) end
   self.features = features
 end
 
 function methods:set_image(img)
+  if not is_image(img) or img.ptr == nil then
+    error("sam2: set_image wants a picture (sz.image.load), got " .. (is_image(img) and "one that has been freed" or type(img)), 2)
+  end
   if self.features then self.features:free() end
   self.features = nil
   self.features = self:embed(img)
@@ -328,7 +335,12 @@ end
 
 -- A prompt as predict takes it, checked.
 local function checked_prompt(sam, prompt, f, level)
-  local points, labels = prompt.points or {}, prompt.labels
+  if type(prompt) ~= "table" then error("sam2: a prompt is a table {box =, points =, labels =}, got " .. type(prompt), level + 1) end
+  local points, labels, mask = prompt.points or {}, prompt.labels, prompt.mask_input
+  if type(points) ~= "table" or labels ~= nil and type(labels) ~= "table" then error("sam2: points and labels are lists", level + 1) end
+  if mask ~= nil and not (tensor.is_tensor(mask) and mask:numel() == sam.mask_side ^ 2) then
+    error(("sam2: mask_input must be a tensor [%d, %d]"):format(sam.mask_side, sam.mask_side), level + 1)
+  end
   if prompt.box then numbers(prompt.box, 4, "box", level + 1) end
   for i, p in ipairs(points) do numbers(p, 2, "point " .. i, level + 1) end
   if labels and #labels ~= #points then error(("sam2: %d labels for %d points"):format(#labels, #points), level + 1) end
@@ -365,13 +377,13 @@ function methods:select(logits, iou, multimask)
   return list
 end
 
--- Results for several prompts on the picture that was set; multimask as in predict.
-function methods:predict_all(prompts, opts)
+local function predict(self, prompts, opts, level)
   local f = self.features
-  if not f then error("sam2: set_image comes first", 2) end
+  if not f then error("sam2: set_image comes first", level + 1) end
   local multimask = not opts or opts.multimask ~= false
   local given = {}
-  for p, prompt in ipairs(prompts) do given[p] = checked_prompt(self, prompt, f, 2) end
+  for p, prompt in ipairs(prompts) do given[p] = checked_prompt(self, prompt, f, level + 1) end
+  if #given == 0 then return {} end
   return tensor.no_grad(tensor.step, function()
     local o = self:decode(f, given)
     local all, scores = o.logits:values(), o.iou:values()
@@ -393,11 +405,19 @@ function methods:predict_all(prompts, opts)
   end)
 end
 
+-- Results for several prompts on the picture that was set; multimask as in predict.
+function methods:predict_all(prompts, opts)
+  local results = predict(self, prompts, opts, 2)
+  return results
+end
+
 function methods:predict(prompt)
-  if not prompt.boxes then return self:predict_all({ prompt }, prompt)[1] end
-  local list = {}
-  for i, box in ipairs(prompt.boxes) do list[i] = { box = box } end
-  return self:predict_all(list, prompt)
+  if type(prompt) ~= "table" then error("sam2: a prompt is a table {box =, points =, labels =}, got " .. type(prompt), 2) end
+  local list = { prompt }
+  for i, box in ipairs(prompt.boxes or {}) do list[i] = { box = box } end
+  if prompt.boxes and #prompt.boxes == 0 then list = {} end
+  local results = predict(self, list, prompt, 2)
+  return prompt.boxes and results or results[1]
 end
 
 -- The index of the best-rated mask of a result; of equals the last, as Seg-Zero's sorting has it.

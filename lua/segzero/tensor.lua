@@ -74,6 +74,13 @@ function M.data(t)
   return ffi.cast(POINTER[C.sz_tensor_dtype(t.ptr)], p)
 end
 
+-- options of a call: a table or nothing. A dtype's name alone would be taken for no options.
+local function options(opts, level)
+  if opts ~= nil and type(opts) ~= "table" then error(("options are a table such as {dtype = \"bf16\"}, got %s"):format(tostring(opts)), level + 1) end
+  return opts or {}
+end
+M.options = options
+
 local function dims(shape)
   local a = ffi.new("int64_t[?]", MAX_DIMS)
   for i, n in ipairs(shape) do a[i - 1] = n end
@@ -81,7 +88,7 @@ local function dims(shape)
 end
 
 local function make(f, shape, opts, level)
-  opts = opts or {}
+  opts = options(opts, level + 1)
   if #shape > MAX_DIMS then error("a tensor has at most " .. MAX_DIMS .. " dimensions", level + 1) end
   local a, n = dims(shape)
   return M.wrap(check(f(M.dtype_code(opts.dtype or "f32", level + 1), n, a, device_code(opts.device, level + 1)), level + 1))
@@ -110,20 +117,28 @@ local function from_bf16(h)
   return tonumber(bits.f)
 end
 
+-- What the whole types hold; beyond it, and for NaN, C's conversion would make up a number.
+local WHOLE = { i32 = { -2 ^ 31, 2 ^ 31 - 1 }, u8 = { 0, 255 } }
+
 -- Nested tables of numbers (or one number, or a flat table) to a tensor.
 function M.new(values, opts)
-  opts = opts or {}
+  opts = options(opts, 2)
   local shape, level = {}, values
-  while type(level) == "table" do
+  if is_tensor(values) then error("this is a tensor already; clone() copies it, to{} changes dtype or device", 2) end
+  while type(level) == "table" and #shape <= MAX_DIMS do
+    if #level == 0 and next(level) ~= nil then error("expected lists of numbers, got a table with names", 2) end
     shape[#shape + 1] = #level
     level = level[1]
   end
   if type(values) == "number" then shape = { 1 } end
   local t = make(C.sz_tensor_new, shape, { dtype = opts.dtype }, 2)
-  local p, i, bf16 = M.data(t), 0, opts.dtype == "bf16"
+  local p, i, bf16, range = M.data(t), 0, opts.dtype == "bf16", WHOLE[opts.dtype]
   local function fill(v, depth)
     if depth > #shape or type(values) == "number" then
       if type(v) ~= "number" then error(("expected a number at depth %d, got %s"):format(depth, type(v)), 0) end
+      if range and not (v >= range[1] and v <= range[2]) then
+        error(("%s does not fit %s (%.0f to %.0f)"):format(tostring(v), opts.dtype, range[1], range[2]), 0)
+      end
       p[i] = bf16 and to_bf16(v) or v
       i = i + 1
       return
@@ -152,7 +167,9 @@ function methods:numel() return tonumber(C.sz_tensor_numel(pointer(self, 2))) en
 -- closures hold.
 local function reading(t, f)
   local copy
-  if C.sz_tensor_device(pointer(t, 3)) ~= C.SZ_CPU then
+  if C.sz_tensor_device(pointer(t, 3)) == C.SZ_CPU then
+    check(C.sz_tensor_data(t.ptr), 3)
+  else
     local plain = M.wrap(check(C.sz_tensor_detach(t.ptr), 3))
     copy = M.wrap(check(C.sz_tensor_to(plain.ptr, C.SZ_CPU), 3))
     plain:free()
@@ -167,11 +184,13 @@ end
 local function first(at) return at(0) end
 
 function methods:item()
+  pointer(self, 2)
   if self:numel() ~= 1 then error(("item() wants one element, this tensor has %d"):format(self:numel()), 2) end
   return reading(self, first)
 end
 
 function methods:totable()
+  pointer(self, 2)
   local shape = self:shape()
   if #shape == 0 then return reading(self, first) end
   return reading(self, function(at)
@@ -208,6 +227,8 @@ end
 
 -- The tensor in opts.dtype and on opts.device; itself where nothing changes. A change of device has no gradient.
 function methods:to(opts)
+  pointer(self, 2)
+  opts = options(opts, 2)
   local device = opts.device and device_code(opts.device, 2)
   local t = self
   if opts.dtype and opts.dtype ~= self:dtype() then t = self:cast(M.dtype_code(opts.dtype, 2)) end
@@ -217,6 +238,7 @@ end
 
 -- A copy where data() can be taken, f32 also of bf16; the tensor itself when it is such. Without history.
 function methods:values()
+  pointer(self, 2)
   local t = self
   if t:dtype() == "bf16" then
     t = M.no_grad(function() return self:cast(C.SZ_F32) end)
@@ -240,6 +262,12 @@ function methods:grad()
 end
 function methods:zero_grad() C.sz_tensor_zero_grad(pointer(self, 2)) end
 
+-- For xpcall: the message with its traceback, of scopes within scopes the innermost.
+local function traced(e)
+  if type(e) ~= "string" or e:find("\nstack traceback:", 1, true) then return e end
+  return debug.traceback(e, 2)
+end
+
 -- Runs f with recording off and returns what it returns.
 function M.no_grad(f, ...)
   local before = C.sz_set_grad_enabled(0)
@@ -248,7 +276,7 @@ function M.no_grad(f, ...)
     if not ok then error((...), 0) end
     return ...
   end
-  return finish(xpcall(f, debug.traceback, ...))
+  return finish(xpcall(f, traced, ...))
 end
 
 -- Runs f in a scope: every tensor made inside is released when it returns. Results that must outlive it are cloned.
@@ -259,7 +287,7 @@ function M.step(f, ...)
     if not ok then error((...), 0) end
     return ...
   end
-  return finish(xpcall(f, function(e) return type(e) == "string" and debug.traceback(e, 2) or e end, ...))
+  return finish(xpcall(f, traced, ...))
 end
 
 -- ---- ops ----
@@ -276,7 +304,12 @@ for id = 0, C.sz_op_count() - 1 do
       local t = select(i, ...)
       op_in[i - 1] = t ~= nil and pointer(t, 2) or nil
     end
-    for i = 1, op.args do op_args[i - 1] = tonumber((select(op.inputs + i, ...))) or 0 end
+    for i = 1, op.args do
+      local v = select(op.inputs + i, ...)
+      local n = tonumber(v)
+      if v ~= nil and not n then error(("%s: number %d is %s"):format(name, i, tostring(v)), 2) end
+      op_args[i - 1] = n or 0
+    end
     check(C.sz_op_apply(id, op_in, op_args, op_out), 2)
     if op.outputs == 1 then return M.wrap(op_out[0]) end
     if op.outputs == 2 then return M.wrap(op_out[0]), M.wrap(op_out[1]) end
@@ -284,27 +317,30 @@ for id = 0, C.sz_op_count() - 1 do
   end
 end
 
-function methods:mean() return self:sum():affine(1 / self:numel(), 0) end
+function methods:mean()
+  pointer(self, 2)
+  return self:sum():affine(1 / self:numel(), 0)
+end
 
 function mt.__add(a, b)
   if type(a) == "number" then return b:affine(1, a) end
   if type(b) == "number" then return a:affine(1, b) end
-  return a:add(b)
+  return methods.add(a, b)
 end
 function mt.__sub(a, b)
   if type(a) == "number" then return b:affine(-1, a) end
   if type(b) == "number" then return a:affine(1, -b) end
-  return a:sub(b)
+  return methods.sub(a, b)
 end
 function mt.__mul(a, b)
   if type(a) == "number" then return b:affine(a, 0) end
   if type(b) == "number" then return a:affine(b, 0) end
-  return a:mul(b)
+  return methods.mul(a, b)
 end
 function mt.__div(a, b)
   if type(b) == "number" then return a:affine(1 / b, 0) end
-  if type(a) == "number" then return (b:affine(0, a)):div(b) end
-  return a:div(b)
+  if type(a) == "number" then return M.new({ a }, { device = b:device() }):expand(b:detach()):div(b) end
+  return methods.div(a, b)
 end
 function mt.__unm(a) return a:affine(-1, 0) end
 

@@ -226,7 +226,7 @@ function Tokenizer:decode(ids, options)
   local list = ffi.new("int32_t[?]", n + 1)
   for i = 1, n do
     local id = ids[i]
-    if type(id) ~= "number" or id % 1 ~= 0 then error("decode: ids[" .. i .. "] is " .. tostring(id) .. ", not a whole number", 2) end
+    if type(id) ~= "number" or id % 1 ~= 0 or math.abs(id) >= 2 ^ 31 then error("decode: ids[" .. i .. "] is " .. tostring(id) .. ", not a token id", 2) end
     list[i - 1] = id
   end
   local skip = options and options.skip_special_tokens and 1 or 0
@@ -278,6 +278,7 @@ M.item_kind = item_kind
 function M.chat(messages, options)
   options = options or {}
   if type(messages) ~= "table" then error("chat: messages is a " .. type(messages) .. ", not a list", 2) end
+  if messages.role ~= nil then error("chat: messages is one message, not a list of them: write {{role = ..., content = ...}}", 2) end
   local out, seen = {}, {image = 0, video = 0}
   local label = {image = "Picture ", video = "Video "}
   for i, message in ipairs(messages) do

@@ -5,6 +5,7 @@
 --   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype on model.device; stray(name): an extra name that is no error
 --   weights.load(model, folder, rename, stray)    the same from an open folder of safetensors, mapped where the dtype allows
 --   weights.parameters(model), weights.train(model, filter)      weights.plain(message): without its place
+--   weights.freed(name, methods) -> the metatable of a freed model        weights.opening(name, path, opts, dtypes, level) checks what a caller gave
 --
 -- A model here has c (the C object), of, weights (the list), dtype, device. Leaves out: names (each network maps its own), files.
 
@@ -46,6 +47,30 @@ local function same_shape(a, b)
     if a[i] ~= b[i] then return false end
   end
   return true
+end
+
+-- A freed model has no C object that a method could be given: every method but free says so.
+function M.freed(name, methods)
+  return {
+    __index = function(_, key)
+      if key == "free" then return function() end end
+      if methods[key] then return function() error(name .. ": this model has been freed", 2) end end
+    end,
+    __tostring = function() return name .. " (freed)" end,
+  }
+end
+
+-- The options of a model that is opened by its path; raises at the level given.
+function M.opening(name, path, opts, dtypes, level)
+  if type(path) ~= "string" then error(("%s: a folder name is expected, got %s"):format(name, type(path)), level + 1) end
+  opts = tensor.options(opts, level + 1)
+  if opts.dtype ~= nil and not dtypes[opts.dtype] then
+    local names = {}
+    for dtype in pairs(dtypes) do names[#names + 1] = dtype end
+    table.sort(names)
+    error(("%s: dtype is %s, expected one of: %s"):format(name, tostring(opts.dtype), table.concat(names, ", ")), level + 1)
+  end
+  return opts
 end
 
 -- What does not fit the model's weights, added to problems. have: {name -> shape}; excused: {name -> true}, missing is no error.

@@ -59,7 +59,7 @@ static enum format sniff(const uint8_t *p, size_t n)
     return UNKNOWN;
 }
 
-static int check_size(const char *path, int64_t w, int64_t h)
+int sz_image_check_size(const char *path, int64_t w, int64_t h)
 {
     if (w < 1 || h < 1) return sz_fail("%s: size %lld x %lld is not positive", path, (long long)w, (long long)h);
     if (w > MAX_PIXELS / h) return sz_fail("%s: %lld x %lld is over the limit of %lld pixels", path, (long long)w, (long long)h, (long long)MAX_PIXELS);
@@ -71,7 +71,7 @@ static int check_png_header(const char *path, const uint8_t *p, size_t n)
 {
     if (n < 24) return sz_fail("%s: the PNG header is cut off", path);
     int64_t w = (int64_t)p[16] << 24 | p[17] << 16 | p[18] << 8 | p[19], h = (int64_t)p[20] << 24 | p[21] << 16 | p[22] << 8 | p[23];
-    return check_size(path, w, h);
+    return sz_image_check_size(path, w, h);
 }
 
 /* Huffman tables of at most 256 codes each: stb_image 2.28 writes past its arrays when a file claims more. */
@@ -125,7 +125,7 @@ static sz_image *load_webp(const char *path, const uint8_t *bytes, size_t len)
     WebPBitstreamFeatures f;
     if (WebPGetFeatures(bytes, len, &f) != VP8_STATUS_OK) return sz_null("%s: the WebP header is damaged or cut off", path);
     if (f.has_animation) return sz_null("%s: animated WebP is not handled", path);
-    if (check_size(path, f.width, f.height) != 0) return NULL;
+    if (sz_image_check_size(path, f.width, f.height) != 0) return NULL;
     sz_image *im = sz_image_new(f.width, f.height);
     if (!im) return NULL;
     size_t size = (size_t)f.width * (size_t)f.height * 3;
@@ -153,7 +153,7 @@ sz_image *sz_image_load(const char *path)
         /* the message is set */
     } else if (!stbi_info_from_memory(bytes, n, &w, &h, &channels)) {
         sz_fail("%s: the picture's header is damaged or cut off", path);
-    } else if (check_size(path, w, h) != 0) {
+    } else if (sz_image_check_size(path, w, h) != 0) {
         /* the message is set */
     } else if (format == JPEG && (fault = jpeg_fault(bytes, len))) {
         sz_fail("%s: %s", path, fault);
@@ -187,14 +187,14 @@ int sz_image_size(const char *path, int *width, int *height)
     else if (format == PNG && check_png_header(path, head, n) != 0) { /* the message is set */ }
     else if (format != WEBP && (rewind(f), !stbi_info_from_file(f, width, height, &channels)))
         sz_fail("%s: the picture's header is damaged or cut off", path);
-    else ok = check_size(path, *width, *height);
+    else ok = sz_image_check_size(path, *width, *height);
     fclose(f);
     return ok;
 }
 
 sz_image *sz_image_new(int width, int height)
 {
-    if (check_size("new picture", width, height) != 0) return NULL;
+    if (sz_image_check_size("new picture", width, height) != 0) return NULL;
     uint8_t *pixels = calloc((size_t)width * (size_t)height, 3);
     return pixels ? wrap(width, height, pixels) : sz_null("out of memory for a picture of %d x %d", width, height);
 }
@@ -222,7 +222,7 @@ static void sink_put(void *context, void *bytes, int n)
 static int write_picture(const char *path, int jpeg, int w, int h, int channels, const uint8_t *pixels)
 {
     sink s = { .failed = 0 };
-    if (check_size(path, w, h) != 0 || sz_writer_open(&s.file, path) != 0) return -1;
+    if (sz_image_check_size(path, w, h) != 0 || sz_writer_open(&s.file, path) != 0) return -1;
     int ok = jpeg ? stbi_write_jpg_to_func(sink_put, &s, w, h, channels, pixels, 92)
                   : stbi_write_png_to_func(sink_put, &s, w, h, channels, pixels, w * channels);
     if (s.failed) return -1;

@@ -32,4 +32,7 @@ struct sz_image {
     uint8_t *pixels;    /* [height, width, 3], owned */
 };
 
+/* 0 when a picture may be so large, else -1 with a message that begins with `name`. */
+int sz_image_check_size(const char *name, int64_t width, int64_t height);
+
 #endif

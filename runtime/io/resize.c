@@ -143,7 +143,7 @@ static sz_image *one_pass(const sz_image *im, int width, int height, int cubic, 
 sz_image *sz_image_resize(const sz_image *im, int width, int height, int filter)
 {
     if (filter != 0 && filter != 1) return sz_null("resize: unknown filter %d", filter);
-    if (width < 1 || height < 1) return sz_null("resize: size %d x %d is not positive", width, height);
+    if (sz_image_check_size("resize", width, height) != 0) return NULL;     /* before the filter's tables take memory */
     bool shorter = height < im->height && im->height - height > 2 * ((int64_t)im->width - width);
     sz_image *done = NULL;
     for (int pass = 0; pass < 2; pass++) {
