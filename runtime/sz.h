@@ -191,6 +191,9 @@ int         sz_tokenizer_size(const sz_tokenizer *t);                /* largest 
 /* 1 when the whole of text matches the pattern (PCRE2 syntax, as Python's re.fullmatch), 0 when not; -1 with a message when it does not compile. */
 int         sz_pattern_matches(const char *pattern, const char *text);
 
+/* Lower case as Python's str.lower has it; bytes that are no UTF-8 stay. to: room for 2 * len bytes. Returns the bytes written. */
+int64_t     sz_text_lower(const char *text, size_t len, char *to);
+
 /* ---- sampling ---- */
 typedef struct {
     float temperature;          /* 0: greedy */

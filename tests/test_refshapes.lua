@@ -313,6 +313,10 @@ check.equal(prompt.vision_reasoner("{Answer} %1"), 'Please find "{answer} %1" wi
   .. '[225,296,706,786], "point_2d": [302,410]}]</answer>', "vision_reasoner")
 check.equal(prompt.normalize('"Which one?!"', '%."?!'), "which one", "VisionReasoner's set")
 check.equal(prompt.normalize("..."), "", "nothing but stops")
+for i, pair in ipairs(cjson.decode(assert(io.open "tests/golden/lower.json"):read "*a")) do
+  check.equal(prompt.normalize(pair[1], "\1"), pair[2], "lower case of text " .. i .. ", " .. pair[1])
+end
+check.equal(prompt.normalize "\200\255\195", "\200\255\195", "bytes that are no UTF-8 stay")
 check.equal(prompt.response("a", "b"), "<think>a</think><answer>b</answer>", "response")
 
 -- The tokenizer: pieces as the pattern cuts them, whole words, lone digits.

@@ -11,6 +11,9 @@
 --
 -- Leaves out: the chat template (processor.lua), reading answers (answer.lua).
 
+local ffi = require "ffi"
+local C = require("segzero.ffi").C
+
 local M = {}
 
 M.single_example = "{'bbox': [10,100,200,210], 'points_1': [30,110], 'points_2': [35,180]}"
@@ -28,14 +31,15 @@ M.multi_template = 'Please find "{Question}" with bboxs and points.'
   .. "Output the bbox(es) and point(s) inside the interested object(s) in JSON format."
   .. "i.e., <think> thinking process here </think><answer>{Answer}</answer>"
 
--- Lower-cases (ASCII; other bytes stay as they are) and takes the characters of set, a Lua character class, off both
+-- Lower-cases, as Python does, and takes the characters of set, a Lua character class, off both
 -- ends. The default set is the full stop alone, as Seg-Zero does; evaluation of VisionReasoner uses '."?!'.
 function M.normalize(question, set)
   if type(question) ~= "string" then
     error("prompt: question must be a string, got " .. type(question), 2)
   end
   local class = "[" .. (set or "%.") .. "]"
-  local text = question:lower()
+  local room = ffi.new("char[?]", 2 * #question + 1)
+  local text = ffi.string(room, C.sz_text_lower(question, #question, room))
   return (text:gsub("^" .. class .. "+", ""):gsub(class .. "+$", ""))
 end
 
