@@ -263,8 +263,9 @@ static char *host_block(size_t align, size_t bytes)
 {
     enum { PAGE = 2 << 20, LARGE = 4 * PAGE };
     if (bytes < LARGE) return aligned_alloc(align, bytes);
-    char *p = aligned_alloc(PAGE, bytes);
-    if (p) madvise(p, bytes, MADV_HUGEPAGE);
+    void *p = NULL;                     /* aligned_alloc wants whole pages of memory, too */
+    if (posix_memalign(&p, PAGE, bytes) != 0) return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
     return p;
 }
 
