@@ -30,21 +30,19 @@ local function all(v, good)
   return #v > 0
 end
 
+-- What a call and generation_config.json may say, in the order of checking; call: only a call.
 local KEYS = {
-  n = { "a whole number from 1", function(v) return is_whole(v) and v >= 1 end },
-  seed = { "a whole number", is_whole },
-  do_sample = { "true or false", function(v) return type(v) == "boolean" end },
-  temperature = { "a number from 0", function(v) return is_number(v) and v >= 0 end },
-  top_k = { "a whole number", is_whole },
-  top_p = { "a number", is_number },
-  repetition_penalty = { "a number over 0", function(v) return is_number(v) and v > 0 end },
-  max_new_tokens = { "a whole number from 1", function(v) return is_whole(v) and v >= 1 end },
-  eos_token_id = { "a token id or a list of them", function(v) return all(v, function(x) return is_whole(x) and x >= 0 end) end },
-  stop_strings = { "a text or a list of texts", function(v) return all(v, is_text) end },
+  { "n", "a whole number from 1", function(v) return is_whole(v) and v >= 1 end, call = true },
+  { "seed", "a whole number", is_whole, call = true },
+  { "do_sample", "true or false", function(v) return type(v) == "boolean" end },
+  { "temperature", "a number from 0", function(v) return is_number(v) and v >= 0 end },
+  { "top_k", "a whole number", is_whole },
+  { "top_p", "a number", is_number },
+  { "repetition_penalty", "a number over 0", function(v) return is_number(v) and v > 0 end },
+  { "max_new_tokens", "a whole number from 1", function(v) return is_whole(v) and v >= 1 end },
+  { "eos_token_id", "a token id or a list of them", function(v) return all(v, function(x) return is_whole(x) and x >= 0 end) end },
+  { "stop_strings", "a text or a list of texts", function(v) return all(v, is_text) end },
 }
-
--- Of generation_config.json; n and seed are a call's alone.
-local FILE_KEYS = { "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "eos_token_id", "stop_strings" }
 
 local function listed(v)
   if v == nil or type(v) == "table" then return v end
@@ -58,10 +56,11 @@ function M.read(dir)
   local ok, json = pcall(cjson.decode, text)
   if not ok or type(json) ~= "table" then error(path .. ": " .. (ok and "not a JSON object" or tostring(json)), 0) end
   local out = {}
-  for _, key in ipairs(FILE_KEYS) do
-    local rule, v = KEYS[key], json[key]
-    if v ~= nil and v ~= cjson.null then
-      if not rule[2](v) then error(("%s: %s is %s, expected %s"):format(path, key, type(v) == "table" and "a list or object" or tostring(v), rule[1]), 0) end
+  for _, k in ipairs(KEYS) do
+    local key, expected, good = unpack(k)
+    local v = json[key]
+    if not k.call and v ~= nil and v ~= cjson.null then
+      if not good(v) then error(("%s: %s is %s, expected %s"):format(path, key, type(v) == "table" and "a list or object" or tostring(v), expected), 0) end
       out[key] = v
     end
   end
@@ -73,10 +72,9 @@ function M.options(file, given)
   local opts = {}
   if given ~= nil and type(given) ~= "table" then error("generate: options are a table, got " .. tostring(given), 0) end
   for k, v in pairs(given or {}) do opts[k] = v end
-  for _, key in ipairs { "n", "seed", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "stop_strings" } do
-    if opts[key] ~= nil and not KEYS[key][2](opts[key]) then
-      error(("generate: %s is %s, expected %s"):format(key, tostring(opts[key]), KEYS[key][1]), 0)
-    end
+  for _, k in ipairs(KEYS) do
+    local key, expected, good = unpack(k)
+    if opts[key] ~= nil and not good(opts[key]) then error(("generate: %s is %s, expected %s"):format(key, tostring(opts[key]), expected), 0) end
   end
   local sampling = opts.do_sample
   if sampling == nil and opts.temperature then sampling = opts.temperature > 0 end

@@ -210,7 +210,7 @@ local function json_text(t)
   local keys, lines = {}, {}
   for k in pairs(t) do keys[#keys + 1] = k end
   table.sort(keys)
-  for i, k in ipairs(keys) do lines[i] = ("  %s: %s"):format(cjson.encode(k), (cjson.encode(t[k]):gsub("\\/", "/"))) end
+  for i, k in ipairs(keys) do lines[i] = ("  %s: %s"):format(cjson.encode(k), (files.json(t[k]):gsub("\\/", "/"))) end
   return "{\n" .. table.concat(lines, ",\n") .. "\n}\n"
 end
 

@@ -199,15 +199,15 @@ extern "C" int sz_cuda_conv2d_dw_(const sz_call *c)
     bool no_space = false;
     if (positions == 0 || acc->numel == 0) return 0;
     /* cuDNN's gradient has the pictures' dtype: only f32 is added up unrounded. */
-    if (x->dtype == SZ_F32 && !rows_are_picture(g)) {
-        float *whole = (float *)sz_cuda_scratch((size_t)acc->numel * sizeof *whole);
-        const int rc = whole ? by_cudnn(SZ_CONV_WEIGHT, g, SZ_F32, x->data, whole, dy->data, NULL) : -1;
-        if (rc < 0) return rc;
-        if (rc == 0) return add_weights(whole, g, acc);
+    float *sums = rows_are_picture(g) ? sz_f32(acc) : (float *)sz_cuda_scratch((size_t)acc->numel * sizeof *sums);
+    if (!sums) return -1;
+    if (x->dtype == SZ_F32) {
+        const int rc = by_cudnn(SZ_CONV_WEIGHT, g, SZ_F32, x->data, sums, dy->data, NULL);
+        if (rc != SZ_CUDNN_NONE) return rc == 0 ? add_weights(sums, g, acc) : rc;
     }
-    float *sums = direct ? sz_f32(acc) : (float *)sz_cuda_scratch((size_t)acc->numel * sizeof *sums);
+    if (direct) sums = sz_f32(acc);
     void *space = space_for_rows(g, block, x->dtype, &no_space);
-    if (!sums || no_space) return -1;
+    if (no_space) return -1;
     for (int64_t first = 0; first < positions; first += block) {
         const int64_t n = block < positions - first ? block : positions - first;
         const void *rows = im2col(g, x, first, n, space);

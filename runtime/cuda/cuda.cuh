@@ -22,6 +22,8 @@
 extern "C" {
 #include "../core.h"
 }
+#include <cstdlib>
+#include <cstring>
 
 typedef __nv_bfloat16 bf16;
 
@@ -43,12 +45,25 @@ int            sz_cuda_plan_fill(sz_cuda_plan *plan, const void *host, size_t by
 int            sz_cuda_processors(void);                         /* multiprocessors of the device */
 }
 
-/* Of a key of a table, whose padding is set (FNV-1a). */
-static inline uint64_t sz_cuda_hash(const void *key, size_t bytes)
+/* ---- what is kept by a key: of entries with a key, whose padding is set, and `used` ---- */
+/* The key's entry, or a free one near its place (FNV-1a), or, as all of those are taken, one that is to be given up: used, with another key. */
+template <class Entry, class Key> Entry *sz_cuda_entry(Entry *table, int size, const Key &key)
 {
+    enum { PROBES = 8 };
     uint64_t hash = 14695981039346656037u;
-    for (size_t i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)key)[i]) * 1099511628211u;
-    return hash;
+    for (size_t i = 0; i < sizeof key; i++) hash = (hash ^ ((const unsigned char *)&key)[i]) * 1099511628211u;
+    for (int i = 0; i < PROBES; i++) {
+        Entry *e = &table[(hash + (uint64_t)i) % (uint64_t)size];
+        if (!e->used || memcmp(&e->key, &key, sizeof key) == 0) return e;
+    }
+    return &table[hash % (uint64_t)size];
+}
+
+/* The environment variable is this digit. */
+static inline bool sz_cuda_setting(const char *name, char digit)
+{
+    const char *set = getenv(name);
+    return set && set[0] == digit && !set[1];
 }
 
 /* ---- elements ---- */

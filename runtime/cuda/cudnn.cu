@@ -52,18 +52,12 @@ static descriptor pretended;            /* a device that is not there, for which
 static bool tf32;
 static char problem[640];               /* why it is not used, or not for some convolutions: the first reason */
 
-static bool is_one(const char *name, char digit)
-{
-    const char *set = getenv(name);
-    return set && set[0] == digit && !set[1];
-}
-
 static bool opened(void)
 {
     if (state != UNKNOWN) return state == OPEN;
     state = ABSENT;
-    if (is_one("SEGZERO_CUDNN", '0')) return false;
-    tf32 = is_one("SEGZERO_TF32", '1');
+    if (sz_cuda_setting("SEGZERO_CUDNN", '0')) return false;
+    tf32 = sz_cuda_setting("SEGZERO_TF32", '1');
 #ifdef SZ_EMULATE
 #define F(name) lib.name = name;
     FUNCTIONS(F)
@@ -123,7 +117,7 @@ const char *sz_cudnn_describe(void)
         snprintf(text, sizeof text, "cudnn: %zu.%zu.%zu, for convolutions\n", v / 10000, v / 100 % 100, v % 100);
         return text;
     }
-    snprintf(text, sizeof text, "cudnn: %s; convolutions run as matrix products\n", is_one("SEGZERO_CUDNN", '0') ? "left out (SEGZERO_CUDNN=0)" : problem);
+    snprintf(text, sizeof text, "cudnn: %s; convolutions run as matrix products\n", sz_cuda_setting("SEGZERO_CUDNN", '0') ? "left out (SEGZERO_CUDNN=0)" : problem);
     return text;
 }
 
@@ -258,7 +252,7 @@ static descriptor describe(graph *g, const conv_key &key)
 
 /* ---- choosing ---- */
 static const int64_t WORKSPACE = (int64_t)256 << 20;
-enum { TABLE = 256, PROBES = 8 };
+enum { TABLE = 256 };
 
 struct plan_entry {
     conv_key key;
@@ -282,7 +276,8 @@ static bool refused(descriptor engine, int dtype)
     cudnnBackendNumericalNote_t number[NOTES];
     cudnnBackendBehaviorNote_t behaviour[NOTES];
     int64_t n = 0;
-    if (lib.cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, NOTES, &n, number) != CUDNN_STATUS_SUCCESS || n > NOTES) return true;
+    if (lib.cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, NOTES, &n, number) != CUDNN_STATUS_SUCCESS || n > NOTES)
+        return true;
     for (int64_t i = 0; i < n; i++)
         switch (number[i]) {
         case CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP: break;
@@ -294,7 +289,8 @@ static bool refused(descriptor engine, int dtype)
             break;
         default: return true;
         }
-    if (lib.cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE, NOTES, &n, behaviour) != CUDNN_STATUS_SUCCESS || n > NOTES) return true;
+    if (lib.cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE, NOTES, &n, behaviour) != CUDNN_STATUS_SUCCESS || n > NOTES)
+        return true;
     for (int64_t i = 0; i < n; i++)
         if (behaviour[i] == CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION) return true;
     return false;
@@ -357,27 +353,14 @@ static void offered(plan_entry *e, descriptor operations, cudnnBackendHeurMode_t
     drop(&asked);
 }
 
-/* The key's entry, or the one that it may take. */
-static plan_entry *entry_of(const conv_key &key)
-{
-    const uint64_t hash = sz_cuda_hash(&key, sizeof key);
-    plan_entry *home = &table[hash % TABLE];
-    for (int i = 0; i < PROBES; i++) {
-        plan_entry *e = &table[(hash + (uint64_t)i) % TABLE];
-        if (!e->used || memcmp(&e->key, &key, sizeof key) == 0) return e;
-    }
-    drop(&home->parts);
-    home->used = false;
-    return home;
-}
-
 /* The plan of a key: 0 with *found, -1 with a message, SZ_CUDNN_NONE. */
 static int plan_for(const conv_key &key, plan_entry **found)
 {
     if (!table && !(table = (plan_entry *)calloc(TABLE, sizeof *table))) return sz_fail("no memory for the convolutions' table");
-    plan_entry *e = entry_of(key);
+    plan_entry *e = sz_cuda_entry(table, (int)TABLE, key);
     *found = e;
-    if (e->used) return e->plan ? 0 : SZ_CUDNN_NONE;
+    if (e->used && memcmp(&e->key, &key, sizeof key) == 0) return e->plan ? 0 : SZ_CUDNN_NONE;
+    drop(&e->parts);
     memset(e, 0, sizeof *e);
     e->key = key;
     e->used = true;
@@ -388,7 +371,8 @@ static int plan_for(const conv_key &key, plan_entry **found)
     if (e->plan) return 0;
     if (e->trouble != CUDNN_STATUS_SUCCESS) give_up("no plan for a convolution", words(e->trouble));
     /* What it says of its heuristics or its engines where their libraries are missing: nothing. */
-    else if (!e->choice.seen && !key.biased) give_up("no plan for a convolution", "no engine is offered (are libcudnn_heuristic and libcudnn_engines_precompiled there?)");
+    else if (!e->choice.seen && !key.biased)
+        give_up("no plan for a convolution", "no engine is offered (are libcudnn_heuristic and libcudnn_engines_precompiled there?)");
     drop(&e->parts);
     return SZ_CUDNN_NONE;
 }

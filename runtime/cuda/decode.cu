@@ -66,11 +66,7 @@ static int send(const sz_decode_step *s)
 }
 
 /* ---- recording ---- */
-static bool wanted(void)
-{
-    const char *set = getenv("SEGZERO_CUDA_GRAPHS");
-    return !set || strcmp(set, "0") != 0;
-}
+static bool wanted(void) { return !sz_cuda_setting("SEGZERO_CUDA_GRAPHS", '0'); }
 
 /* The step's entry and whether there has been one before it; the one that was not used for longest makes room. */
 static recorded *entry_of(bool *again)

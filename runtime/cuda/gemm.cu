@@ -14,7 +14,6 @@
 #ifndef SZ_EMULATE
 #include <cublasLt.h>
 #include <stdio.h>
-#include <stdlib.h>
 #endif
 
 enum { THREADS = 256, WARPS = THREADS / 32, FEW = 8, OUTPUTS = 2 };
@@ -56,7 +55,7 @@ static int plain(const product &p)
 static int multiply(const product &p) { return plain(p); }
 const char *sz_cuda_gemm_describe(void) { return "cublasLt: none, products are plain loops\n"; }
 #else
-enum { TABLE = 4096, PROBES = 8 };
+enum { TABLE = 4096 };
 static const size_t WORKSPACE = (size_t)32 << 20;
 
 /* What an algorithm depends on. align: powers of two of a, b, c, bias, two bits each from 2 bytes on. */
@@ -94,8 +93,7 @@ static int start(void)
         const cublasStatus_t s = cublasLtCreate(&handle);
         if (s != CUBLAS_STATUS_SUCCESS) return failed("cuBLASLt", s);
     }
-    const char *set = getenv("SEGZERO_TF32");
-    tf32 = set && set[0] == '1' && !set[1];
+    tf32 = sz_cuda_setting("SEGZERO_TF32", '1');
     return sz_cuda_check(cudaMalloc(&workspace, WORKSPACE), "the matrix products' workspace");
 }
 
@@ -115,19 +113,6 @@ static shape_key key_of(const product &p)
              | (uint32_t)(p.beta != 0) << 4 | (uint32_t)(p.bias != NULL) << 5;
     key.align = alignment(p.a) | alignment(p.b) << 2 | alignment(p.c) << 4 | alignment(p.bias) << 6;
     return key;
-}
-
-/* The key's entry, or the one that it may take. */
-static chosen *entry_of(const shape_key &key)
-{
-    const uint64_t hash = sz_cuda_hash(&key, sizeof key);
-    chosen *home = &table[hash % TABLE];
-    for (int i = 0; i < PROBES; i++) {
-        chosen *e = &table[(hash + (uint64_t)i) % TABLE];
-        if (!e->used || memcmp(&e->key, &key, sizeof key) == 0) return e;
-    }
-    home->used = false;
-    return home;
 }
 
 /* The product in cuBLASLt's terms: its A is our B and its B our A. */
@@ -200,8 +185,8 @@ static int multiply(const product &p)
     cublasStatus_t s = describe(p, &d);
     if (s != CUBLAS_STATUS_SUCCESS) return failed("describing a matrix product", s);
     const shape_key key = key_of(p);
-    chosen *e = entry_of(key);
-    if (!e->used && choose(p, &d, key, e)) return -1;
+    chosen *e = sz_cuda_entry(table, (int)TABLE, key);
+    if ((!e->used || memcmp(&e->key, &key, sizeof key) != 0) && choose(p, &d, key, e)) return -1;
     if (e->none) return plain(p);
     s = cublasLtMatmul(handle, &d.desc, &one, p.b, &d.a, p.a, &d.b, &p.beta, p.c, &d.c, p.c, &d.c, &e->algorithm, workspace, WORKSPACE, sz_cuda_stream());
     if (s == CUBLAS_STATUS_SUCCESS) return 0;
