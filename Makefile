@@ -20,9 +20,9 @@ CUDA      ?= 1
 CUDA_ARCH ?= 80 89 90
 SCRIPT_RUN      := recipes/refcocog_grpo.lua
 SCRIPT_PRETRAIN := recipes/pretrain_shapes.lua
-SCRIPT_BENCH    := tests/bench.lua
-SCRIPT_BENCH_SAM2 := tests/bench_sam2.lua
-SCRIPT_BENCH_STEP := tests/bench_step.lua
+SCRIPT_BENCH    := tests/bench/bench.lua
+SCRIPT_BENCH_SAM2 := tests/bench/bench_sam2.lua
+SCRIPT_BENCH_STEP := tests/bench/bench_step.lua
 
 ifneq ($(filter-out address undefined thread,$(SANITIZER)),)
 $(error SANITIZER=$(SANITIZER): expected address, undefined or thread)
@@ -93,22 +93,20 @@ CUDA_FLAGS := -std=c++17 -O3 -DNDEBUG $(foreach a,$(CUDA_ARCH),-gencode arch=com
 CUDA_LIBS  := -lcublasLt -ldl
 EMULATOR   := $(if $(SANITIZER),,$(shell command -v $(firstword $(CXX)) 2>/dev/null))
 EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Wshadow -Wno-unknown-pragmas \
-                  $(if $(filter 1,$(WERROR)),-Werror) -DSZ_EMULATE -Iruntime
+                  $(if $(filter 1,$(WERROR)),-Werror) -DSZ_EMULATE -Iruntime -Itests/cuda_emulator
 
 # -march=native means another thing on another machine, so a tree that moves must rebuild.
 CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '/^\(model name\|CPU part\)/{s/.*: //p;q;}' /proc/cpuinfo 2>/dev/null))
 
 # ---- sources ----------------------------------------------------------------------------------------------------
-SRC_LIB   := $(sort $(filter-out runtime/main.c,$(wildcard runtime/*.c runtime/cpu/*.c runtime/io/*.c \
-               runtime/rollout/*.c runtime/comm/*.c models/*.c)))
+SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu runtime/cpu/reference \
+               runtime/io runtime/sampling models models/common models/qwen_vl models/sam2)))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 OBJ_HOST  := $(B)/obj/runtime/main.o
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
-OBJ_EMULATOR := $(B)/obj/runtime/cuda/emulate.o $(B)/obj/runtime/cuda/emulate_cudnn.o
+OBJ_EMULATOR := $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/emulate_cudnn.o
 OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
-SRC_TEST  := $(sort $(wildcard tests/test_*.c))
-BIN_TEST  := $(SRC_TEST:tests/%.c=$(B)/tests/%)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
@@ -118,13 +116,8 @@ quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
 cuda-emulated: $(CUDA_EMULATED)
 
-# The archive has the same objects as the library: tests in C link with it, so that they reach functions that the
-# library does not export.
 $(LIB): $(OBJ_LIB) $(B)/objects
 	$(call quiet,  link  $@)$(CC) $(SHARED_FLAGS) $(LINK_FLAGS) -o $@ $(OBJ_LIB) $(LIBS_LIB)
-
-$(B)/libsegzero.a: $(OBJ_LIB) $(B)/objects
-	$(call quiet,  ar    $@)rm -f $@ && $(AR) rcs $@ $(OBJ_LIB)
 
 $(HOST): $(OBJ_HOST)
 	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) -o $@ $(OBJ_HOST) $(LIBS_HOST)
@@ -136,10 +129,6 @@ $(OBJ_HOST): runtime/main.c $(B)/flags
 $(OBJ_LIB): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -c -o $@ $<
-
-$(BIN_TEST): $(B)/tests/%: tests/%.c $(B)/libsegzero.a $(B)/flags
-	@mkdir -p $(@D)
-	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -MF $@.d $(LINK_FLAGS) -o $@ $< $(B)/libsegzero.a $(LIBS_LIB)
 
 $(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(NVCC) -shared -cudart static -Xlinker -z,defs -Xlinker '-rpath=$$ORIGIN' -o $@ $(OBJ_CUDA) $(CUDA_LIBS)
@@ -160,24 +149,24 @@ $(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
 # The emulator's own test: a program of its parts without the rest of the backend.
-$(B)/tests/cuda_emulate: tests/cuda_emulate.cc runtime/cuda/device.cu runtime/cuda/emulate.cc $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/emulate.o
+$(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc runtime/cuda/device.cu tests/cuda_emulator/emulate.cc $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/tests/cuda_emulator/emulate.o
 	@mkdir -p $(@D)
-	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/emulate.o
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/tests/cuda_emulator/emulate.o
 
 # Attention and sampling against the reference kernels, of which it takes single objects: both sides define sz_fail.
 CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_cached sample device)) \
-                  cuda/emulate.o cpu/ref_attention.o rollout/sample.o random.o)
-$(B)/tests/cuda_attention: tests/cuda_attention.cc $(CUDA_ATTENTION)
+                  cpu/reference/attention.o sampling/sample.o core/random.o) $(B)/obj/tests/cuda_emulator/emulate.o
+$(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
 
 # What cuDNN would run, which it says without a device; seconds to compile, unlike the library.
-$(B)/tests/cudnn_plans: tests/cudnn_plans.cc runtime/cuda/cudnn.cu runtime/cuda/cudnn.cuh runtime/cuda/cuda.cuh runtime/core.h $(B)/cuda_flags
+$(B)/tests/cudnn_plans: tests/cuda_emulator/cudnn_plans.cc runtime/cuda/cudnn.cu runtime/cuda/cudnn.cuh runtime/cuda/cuda.cuh runtime/core/core.h $(B)/cuda_flags
 	@mkdir -p $(@D)
 	$(call quiet,  nvcc  $<)$(NVCC) -std=c++17 -O1 -x cu -Xcompiler -Wall,-Wno-unknown-pragmas $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Iruntime -o $@ $< -ldl
 
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
--include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d) $(BIN_TEST:=.d)
+-include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d)
 
 # A stamp is rewritten only when its text changed. The flags stamp changes on the first build, so it is also the place
 # that checks for missing packages and says what was found.
@@ -239,20 +228,20 @@ export UBSAN_OPTIONS ?= print_stacktrace=1
 export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
 # The tests need no CUDA library, which takes minutes to compile: `make` does it.
-suite: $(LIB) $(HOST) $(BIN_TEST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention) $(if $(NVCC),$(B)/tests/cudnn_plans)
-	@$(RUNNER) ./$(HOST) tests/run.lua $(B)/tests
+suite: $(LIB) $(HOST) $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention) $(if $(NVCC),$(B)/tests/cudnn_plans)
+	@$(RUNNER) ./$(HOST) tests/run.lua
 
 # These compute on the CPU and need no CUDA library.
 do-run: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_RUN) $(ARGS)
 do-bench: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_BENCH) $(if $(SEGZERO_BENCH_MODEL),dtype=bf16 only=prefill,$(if $(PYTHON),python=$(PYTHON))) $(ARGS)
-	@for d in bf16 int8; do ./$(HOST) $(SCRIPT_BENCH) model=tests/bench_wide.json dtype=$$d only=prefill || exit 1; done
+	@for d in bf16 int8; do ./$(HOST) $(SCRIPT_BENCH) model=tests/bench/bench_wide.json dtype=$$d only=prefill || exit 1; done
 	@./$(HOST) $(SCRIPT_BENCH_SAM2) $(if $(PYTHON),python=$(PYTHON))
-	$(if $(SEGZERO_BENCH_MODEL),$(if $(PYTHON),@$(PYTHON) tests/bench_peers.py $(SEGZERO_BENCH_MODEL)))
+	$(if $(SEGZERO_BENCH_MODEL),$(if $(PYTHON),@$(PYTHON) tests/bench/bench_peers.py $(SEGZERO_BENCH_MODEL)))
 	@echo "not run, it takes minutes: a whole GRPO step, ./$(HOST) $(SCRIPT_BENCH_STEP)"
 	@echo "a model of real size: ./$(HOST) examples/random_checkpoint.lua size=3b out=DIR, then SEGZERO_BENCH_MODEL=DIR make bench; with PYTHON= beside"
-	@echo "transformers and llama.cpp (tests/bench_peers.py: pairs of short runs)"
+	@echo "transformers and llama.cpp (tests/bench/bench_peers.py: pairs of short runs)"
 do-pretrain: $(LIB) $(HOST)
 	@./$(HOST) $(SCRIPT_PRETRAIN) $(ARGS)
 
@@ -265,7 +254,7 @@ install: all
 	@install -m 755 $(HOST) $(DESTDIR)$(PREFIX)/bin/segzero
 	@install -m 755 $(LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero.so
 	@if [ -f $(CUDA_LIB) ]; then install -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero_cuda.so; fi
-	@for f in $$(find lua rewards recipes examples models/tiny runtime/*.h runtime/*.def models/*.h -type f 2>/dev/null); do \
+	@for f in $$(find lua rewards recipes examples models/tiny runtime/sz.h runtime/ops/ops.def models/*.h -type f 2>/dev/null); do \
 	  mkdir -p "$(SHARE)/$${f%/*}" && install -m 644 "$$f" "$(SHARE)/$$f" || exit 1; done
 	@echo "installed under $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
 

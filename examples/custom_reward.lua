@@ -17,7 +17,7 @@
 local strict = require "rewards.seg_strict"
 local terms = require "rewards.seg_terms"
 local geometry = require "rewards.geometry"
-local answer = require "segzero.answer"
+local answer = require "segzero.formats.answer"
 
 local BRIEF = 40        -- words of thinking that are free
 
@@ -36,7 +36,7 @@ end
 
 if arg[1] == "--score" then
   local score, parts = reward(arg[2] or "", arg[3] or "")
-  print(("score %.3f (%s)"):format(score, require("segzero.trainer").sorted_parts(parts)))
+  print(("score %.3f (%s)"):format(score, require("segzero.train.trainer").sorted_parts(parts)))
   return
 end
 

@@ -30,10 +30,10 @@
 
 local ffi = require "ffi"
 local sz = require "segzero"
-local model = require "segzero.model"
-local files = require "segzero.files"
-local draw = require "segzero.draw"
-local tensor = require "segzero.tensor"
+local model = require "segzero.models.qwen_vl"
+local files = require "segzero.core.files"
+local draw = require "segzero.tools.draw"
+local tensor = require "segzero.core.tensor"
 
 local TINY, TINY_SAM2 = sz.core.root .. "/models/tiny/qwen2.5-vl", sz.core.root .. "/models/tiny/sam2"
 

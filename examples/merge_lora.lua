@@ -9,9 +9,9 @@
 -- Leaves out: several adapters at once, 8-bit models.
 
 local sz = require "segzero"
-local model = require "segzero.model"
+local model = require "segzero.models.qwen_vl"
 local config = require "segzero.config"
-local files = require "segzero.files"
+local files = require "segzero.core.files"
 
 local cfg = config.read({ ["in"] = "", adapter = "", out = "", dtype = config.optional "string" }, arg)
 for _, key in ipairs { "in", "adapter", "out" } do

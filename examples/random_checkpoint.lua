@@ -17,8 +17,8 @@
 local ffi = require "ffi"
 local cjson = require "cjson"
 local sz = require "segzero"
-local model = require "segzero.model"
-local files = require "segzero.files"
+local model = require "segzero.models.qwen_vl"
+local files = require "segzero.core.files"
 
 local C = sz.core.C
 

@@ -1,6 +1,6 @@
 /* models.h - the networks' public face: Qwen2-VL and Qwen2.5-VL with their image processor, and SAM2. Built on runtime/ only;
  * knows no Lua. The part between the "ffi" marks is read by LuaJIT's ffi.cdef as it stands. Conventions (errors, memory): runtime/sz.h.
- * Weight names, shapes and pitfalls: models/MODELS.md. */
+ * Weight names, shapes and pitfalls: models/README.md. */
 #ifndef SZ_MODELS_H
 #define SZ_MODELS_H
 

@@ -20,10 +20,10 @@
 local sz = require "segzero"
 local config = require "segzero.config"
 local data = require "segzero.data"
-local files = require "segzero.files"
+local files = require "segzero.core.files"
 local log = require "segzero.log"
-local metrics = require "segzero.metrics"
-local model = require "segzero.model"
+local metrics = require "segzero.train.metrics"
+local model = require "segzero.models.qwen_vl"
 local geometry = require "rewards.geometry"
 local seg_terms = require "rewards.seg_terms"
 local cjson = require "cjson"
@@ -347,7 +347,7 @@ end
 local function tile_of(entry, run)
   local ok, row = pcall(run.set.row, run.set, entry.record.index)
   if not ok then return nil end
-  local draw, r, objects = require "segzero.draw", entry.record, nil
+  local draw, r, objects = require "segzero.tools.draw", entry.record, nil
   local good, truth = pcall(row.mask or function() end)
   if not good then truth = nil end
   local tile = { image = row.image, label = row.problem, note = r.failure ~= null and r.failure or nil }
@@ -371,7 +371,7 @@ local function write_sheet(g, run, name)
   local tiles = {}
   for _, entry in ipairs(g.list) do tiles[#tiles + 1] = tile_of(entry, run) end
   if #tiles == 0 then return end
-  local sheet = require("segzero.draw").sheet(tiles, 4, { title = ("%s of %s"):format(name, run.set.name), masks = run.masks })
+  local sheet = require("segzero.tools.draw").sheet(tiles, 4, { title = ("%s of %s"):format(name, run.set.name), masks = run.masks })
   sheet:save(("%s/%s.png"):format(run.folder, name))
   sheet:free()
   for _, tile in ipairs(tiles) do tile.image:free() end
@@ -423,7 +423,7 @@ local function load_models(run)
   elseif not run.masks then
     print "the data has no masks: only boxes are evaluated"
   else
-    run.segment = require "segzero.segment"
+    run.segment = require "segzero.inference.segmenter"
     local ok, sam = pcall(sz.sam2, cfg.sam2_path, { dtype = cfg.sam2_dtype })
     if not ok then error("sam2_path: " .. reason(sam), 0) end
     run.seg = run.segment.new(sam)

@@ -8,14 +8,14 @@
 -- log-probability of the answer's tokens, coordinates weighted by digit_weight. Writes a Hugging Face folder.
 
 local sz = require "segzero"
-local tensor = require "segzero.tensor"
-local pack = require "segzero.pack"
-local refshapes = require "segzero.refshapes"
-local prompt = require "segzero.prompt"
-local bpe = require "segzero.bpe_train"
-local model = require "segzero.model"
-local optim = require "segzero.optim"
-local files = require "segzero.files"
+local tensor = require "segzero.core.tensor"
+local pack = require "segzero.inference.packing"
+local refshapes = require "segzero.data.refshapes"
+local prompt = require "segzero.data.prompt"
+local bpe = require "segzero.tools.bpe_train"
+local model = require "segzero.models.qwen_vl"
+local optim = require "segzero.train.optim"
+local files = require "segzero.core.files"
 local cjson = require "cjson"
 
 local options = require("segzero.config").read({
@@ -114,7 +114,7 @@ local function prefix(image)
   local last
   for i, t in ipairs(input.input_ids) do if t == vl.vision_end_token_id then last = i end end
   for i = #input.input_ids, last + 1, -1 do input.input_ids[i] = nil end
-  input.position_ids, input.next_position = require("segzero.processor").positions(input.input_ids, input.image_grid_thw, vl, 2)
+  input.position_ids, input.next_position = require("segzero.models.processor").positions(input.input_ids, input.image_grid_thw, vl, 2)
   return input
 end
 
@@ -189,7 +189,7 @@ local function evaluate_boxes(level)
     image:free()
   end
   local hits = 0
-  for i, o in ipairs(require("segzero.rollout").generate(vl, inputs, { temperature = 0, max_new_tokens = 20 })) do
+  for i, o in ipairs(require("segzero.inference.rollout").generate(vl, inputs, { temperature = 0, max_new_tokens = 20 })) do
     local box = {}
     for n in o[1].text:gmatch "%d+" do box[#box + 1] = tonumber(n) end
     if #box == 4 and geometry.box_iou(box, truths[i]) > 0.5 then hits = hits + 1 end
@@ -206,10 +206,10 @@ local function evaluate(level)
     truths[i] = q.solution
     image:free()
   end
-  local out = require("segzero.rollout").generate(vl, inputs, { temperature = 0, max_new_tokens = 110 })
+  local out = require("segzero.inference.rollout").generate(vl, inputs, { temperature = 0, max_new_tokens = 110 })
   local total, sums, boxes = 0, {}, 0
   for i, o in ipairs(out) do
-    local said, truth = require("segzero.answer").parse(o[1].text), require("rewards.seg_terms").read_truth(truths[i])
+    local said, truth = require("segzero.formats.answer").parse(o[1].text), require("rewards.seg_terms").read_truth(truths[i])
     if said and geometry.box_iou(said.bbox, truth) > 0.5 then boxes = boxes + 1 end
     local score, parts = strict(o[1].text, truths[i], { frame = options.size })
     total = total + score

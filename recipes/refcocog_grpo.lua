@@ -11,13 +11,13 @@
 local sz = require "segzero"
 local config = require "segzero.config"
 local data = require "segzero.data"
-local files = require "segzero.files"
-local trainer = require "segzero.trainer"
-local prompt = require "segzero.prompt"
-local checkpoint = require "segzero.checkpoint"
-local segment = require "segzero.segment"
+local files = require "segzero.core.files"
+local trainer = require "segzero.train.trainer"
+local prompt = require "segzero.data.prompt"
+local checkpoint = require "segzero.train.checkpoint"
+local segment = require "segzero.inference.segmenter"
 local terms = require "rewards.seg_terms"
-local lora = require "segzero.lora"
+local lora = require "segzero.models.lora"
 local cjson = require "cjson"
 
 local M = {}
@@ -173,7 +173,7 @@ function M.settings(args)
     for key, v in pairs(M.tiny) do
       if not given[key] then config.set(cfg, key, v) end
     end
-    local json = require("segzero.model").read_json(cfg.worker.actor.model.model_path .. "/config.json")
+    local json = require("segzero.models.qwen_vl").read_json(cfg.worker.actor.model.model_path .. "/config.json")
     if not given["data.refshapes_size"] then cfg.data.refshapes_size = json.segzero_frame or 840 end
     print("no model named: using the embedded " .. cfg.worker.actor.model.model_path)
   end
@@ -210,7 +210,7 @@ end
 -- Held-out answers as a picture: ground truth, prediction, its mask if the record has one (freed here), sentence.
 local SHEET = 12
 local function write_sheet(path, held_out, records)
-  local draw, masks = require "segzero.draw", {}
+  local draw, masks = require "segzero.tools.draw", {}
   for _, r in ipairs(records) do masks[r.index] = r.mask end
   local shown = { name = held_out.name }
   function shown.row(_, i)
@@ -244,7 +244,7 @@ function M.run(args, overrides)
   local held_out = overrides.held_out or d.val_files ~= ""
     and data.open(d.val_files, { split = "heldout", size = d.refshapes_size, seed = 42, rows = d.refshapes_val_rows }) or nil
 
-  local plan = cfg.trainer.check_memory and require("segzero.plan").check(cfg, { prompt = overrides.prompt, train = train }) or nil
+  local plan = cfg.trainer.check_memory and require("segzero.tools.plan").check(cfg, { prompt = overrides.prompt, train = train }) or nil
   local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()
   policy:tokenizer()                                      -- what is missing is said before the run folder is made

@@ -3,7 +3,7 @@
 --   segzero recipes/sam2_finetune.lua [key=value ...]
 --
 -- model_path is a transformers folder or an original .pt; empty: random weights of the tiny shape below. train_files is
--- "refshapes", or a folder with data.jsonl whose rows have `image` and `mask` (lua/segzero/data.lua). A picture is encoded
+-- "refshapes", or a folder with data.jsonl whose rows have `image` and `mask` (lua/segzero/data/init.lua). A picture is encoded
 -- once for all its prompts: boxes moved a little, a box with two points (Seg-Zero's question), or points alone. Prompts train
 -- mask 0 and the best of the other three; a single point, which may mean several things, only the latter. The loss is taken
 -- at loss_size x loss_size, where logits are stretched as masks are made: that is what sharpens edges.
@@ -11,17 +11,17 @@
 
 local ffi = require "ffi"
 local sz = require "segzero"
-local tensor = require "segzero.tensor"
+local tensor = require "segzero.core.tensor"
 local data = require "segzero.data"
-local draw = require "segzero.draw"
-local image = require "segzero.image"
-local mask_loss = require "segzero.mask_loss"
-local optim = require "segzero.optim"
-local refshapes = require "segzero.refshapes"
-local distance = require "segzero.refshapes.distance"
-local raster = require "segzero.refshapes.raster"
-local rng = require "segzero.refshapes.rng"
-local sam2 = require "segzero.sam2"
+local draw = require "segzero.tools.draw"
+local image = require "segzero.formats.image"
+local mask_loss = require "segzero.algorithms.mask_loss"
+local optim = require "segzero.train.optim"
+local refshapes = require "segzero.data.refshapes"
+local distance = require "segzero.data.refshapes.distance"
+local raster = require "segzero.data.refshapes.raster"
+local rng = require "segzero.data.refshapes.rng"
+local sam2 = require "segzero.models.sam2"
 
 local options = require("segzero.config").read({
   model_path = "",
@@ -108,7 +108,7 @@ end
 -- way that prompts do not matter: the masks of two prompts on one picture became equal and stayed so for thousands of prompts.
 -- Hence picture features that are small beside the position code, so that attention begins by place; queries and keys that begin
 -- as the same map, so that equal codes meet; a code whose frequencies lie along the axes, from slow ones in which "right of" is
--- almost linear up to the released models' usual one. models/MODELS.md has what was tried.
+-- almost linear up to the released models' usual one. models/README.md has what was tried.
 local SLOWEST, FASTEST = 0.08, 1
 local EMBEDDING, TOKEN, POSITION = 0.5, 1, 0.1          -- deviations
 local NECK, MEETING = 0.2, 2

@@ -13,8 +13,8 @@
 -- Not a function of strings alone: sample.segment(answer) -> mask (the trainer lends it when it has a SAM2 model) and sample.mask()
 -- -> the true mask (segzero.data). Leaves out: several objects in an answer.
 
-local answer = require "segzero.answer"
-local segment = require "segzero.segment"
+local answer = require "segzero.formats.answer"
+local segment = require "segzero.inference.segmenter"
 local strict = require "rewards.seg_strict"
 
 return function(response_text, ground_truth, sample)

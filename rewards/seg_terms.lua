@@ -9,8 +9,8 @@
 -- too far away to score. Left out: several objects (vision_reasoner).
 
 local geometry = require "rewards.geometry"
-local pyjson = require "segzero.pyjson"
-local pytext = require "segzero.pytext"
+local pyjson = require "segzero.formats.pyjson"
+local pytext = require "segzero.formats.pytext"
 
 local M = {}
 

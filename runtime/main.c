@@ -1,7 +1,7 @@
 /* main.c - the host program: embeds LuaJIT, reads the options, runs chunks, scripts and the REPL.
  *
  *     segzero [options] SCRIPT ARGS...      a script, with `arg` set as lua does
- *     segzero plan RECIPE key=value...      require("segzero.plan").main{RECIPE, ...}, unless there is a file named "plan"
+ *     segzero plan RECIPE key=value...      require("segzero.tools.plan").main{RECIPE, ...}, unless there is a file named "plan"
  *     segzero                               the REPL on a terminal; a script from standard input otherwise
  *
  * It links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in milliseconds. Where things
@@ -87,7 +87,7 @@ static int places_set(void)
 
     if (!place_find(library, dir, "/libsegzero.so", "") && !place_find(library, dir, "/build/libsegzero.so", ""))
         place_find(library, dir, "/../lib/segzero/libsegzero.so", "");
-    static const char probe[] = "/lua/segzero/strict.lua";
+    static const char probe[] = "/lua/segzero/core/strict.lua";
     if (!place_find(root, dir, "", probe) && !place_find(root, dir, "/../..", probe) &&
         !place_find(root, dir, "/../share/segzero", probe)) {
         fprintf(stderr, "segzero: no lua/segzero beside %s, nor in ../share/segzero\n", executable);
@@ -333,7 +333,7 @@ static int run_module(lua_State *L, const char *module, const char *field)
 
 static int run_plan(lua_State *L, char **args, int nargs)
 {
-    int status = luaL_loadstring(L, "require('segzero.plan').main {...}");
+    int status = luaL_loadstring(L, "require('segzero.tools.plan').main {...}");
     if (status == 0) {
         luaL_checkstack(L, nargs + 2, "too many arguments");
         for (int i = 0; i < nargs; i++)
@@ -498,17 +498,19 @@ int main(int argc, char **argv)
         return print_version(L);
     interrupt_install(L);
 
-    int status = run_module(L, "segzero.strict", NULL);
+    int status = run_module(L, "segzero.core.strict", NULL);
+    if (status == 0)
+        status = run_module(L, "segzero.core.aliases", NULL);
     if (status == 0)
         status = options_read(&o, argv, argc, L);
     if (status == 0 && o.script < argc && strcmp(argv[o.script], "plan") == 0 && access("plan", F_OK) != 0)
         status = run_plan(L, argv + o.script + 1, argc - o.script - 1);
     else if (status == 0 && o.script < argc && strcmp(argv[o.script], "doctor") == 0 && access("doctor", F_OK) != 0)
-        status = run_module(L, "segzero.doctor", "run");
+        status = run_module(L, "segzero.tools.doctor", "run");
     else if (status == 0 && o.script < argc)
         status = run_script(L, argv[o.script], argv + o.script + 1, argc - o.script - 1);
     else if (status == 0 && o.chunks == 0 && isatty(STDIN_FILENO))
-        status = run_module(L, "segzero.repl", "run");
+        status = run_module(L, "segzero.tools.repl", "run");
     else if (status == 0 && o.chunks == 0)
         status = run_script(L, NULL, NULL, 0);
     signal(SIGINT, SIG_DFL);        /* the core goes away with the state, and so does its flag */

@@ -30,6 +30,9 @@ probe() {
     have pkg-config || need pkg-config
     if ! have luajit; then need luajit; need lua-cjson; elif ! lua_has cjson; then need lua-cjson; fi
     pkg-config --exists luajit 2>/dev/null || need libluajit-5.1-dev
+    lua_has lyaml || need lua-yaml
+    lua_has posix.unistd || need lua-posix
+    lua_has argparse || need lua-argparse
     # One run for the usual case, in which everything is there. stdio.h first: stb needs it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h stb/stb_image.h stb/stb_image_write.h utf8proc.h webp/decode.h && \
         headers_pcre2 && return

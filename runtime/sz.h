@@ -6,7 +6,7 @@
  *     sz_tensor_release(y); sz_tensor_release(x);
  *
  * The part between the two "ffi" marks is read by LuaJIT's ffi.cdef as it stands: no preprocessor line,
- * no macro, plain C. lua/segzero/ffi.lua cuts it out of this file, so no declaration is typed twice.
+ * no macro, plain C. lua/segzero/core/ffi.lua cuts it out of this file, so no declaration is typed twice.
  *
  * Conventions. Shapes are written outermost first. A function that returns a pointer returns NULL on failure;
  * one that returns int returns 0 on success and -1 on failure; sz_last_error() then has the message of this

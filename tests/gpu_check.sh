@@ -106,7 +106,7 @@ curve() {
 curve_args="trainer.val_before_train=false trainer.save_freq=-1 data.refshapes_val_rows=8"
 if [ -n "$quick" ]; then            # the emulator's machine may be busy: limits that only end what hangs
     budget=${BUDGET:-7200} room=10 ops=most=300 curve_args="$curve_args trainer.max_steps=1 data.rollout_batch_size=1 worker.actor.global_batch_size=1 worker.rollout.n=2 data.max_response_length=12 data.refshapes_val_rows=1 worker.reward.sam2_path=none"
-    model="model=tests/bench_mini.json side=64" sam2="sizes=mini side=64 best=1"
+    model="model=tests/bench/bench_mini.json side=64" sam2="sizes=mini side=64 best=1"
     step="$model prompts=2 n=2 tokens=4 picture=112 prompt_tokens=40" step_torch="--prompts-timed 1 --answers-timed 2"
 else
     budget=${BUDGET:-570} room=1 ops="" curve_args="$curve_args trainer.max_steps=10"
@@ -131,36 +131,36 @@ fi
 peer() { [ -z "$torch" ] || stage "$@"; }
 
 [ -n "${ONLY:-}" ] || rm -f "$logs"/*.log        # figures of other stages that an earlier call left are shown, too
-stage device 30 "$sz" --device cuda -e 'local sz = require "segzero"; assert(#sz.devices() == 2, "no device"); require("segzero.doctor").run()'
-stage ops 120 "$sz" tests/test_ops.lua device=cuda $ops
-stage ops_no_cudnn 30 env SEGZERO_CUDNN=0 sh -c 'for op in conv2d conv_transpose2d; do "$0" tests/test_ops.lua device=cuda op=$op || exit 1; done' "$sz"
-[ -n "$quick" ] || stage qwen 60 "$sz" --device cuda tests/test_qwen_vl.lua
-[ -n "$quick" ] || stage sam2 60 "$sz" --device cuda tests/test_sam2.lua
-stage grpo 60 "$sz" --device cuda tests/test_grpo.lua
-[ -n "$quick" ] || stage system 60 env SEGZERO_CUDA_TEST="${SEGZERO_CUDA_LIBRARY:-${sz%segzero}libsegzero_cuda.so}" "$sz" tests/test_cuda_emulated.lua
+stage device 30 "$sz" --device cuda -e 'local sz = require "segzero"; assert(#sz.devices() == 2, "no device"); require("segzero.tools.doctor").run()'
+stage ops 120 "$sz" tests/unit/test_ops.lua device=cuda $ops
+stage ops_no_cudnn 30 env SEGZERO_CUDNN=0 sh -c 'for op in conv2d conv_transpose2d; do "$0" tests/unit/test_ops.lua device=cuda op=$op || exit 1; done' "$sz"
+[ -n "$quick" ] || stage qwen 60 "$sz" --device cuda tests/unit/test_qwen_vl.lua
+[ -n "$quick" ] || stage sam2 60 "$sz" --device cuda tests/unit/test_sam2.lua
+stage grpo 60 "$sz" --device cuda tests/unit/test_grpo.lua
+[ -n "$quick" ] || stage system 60 env SEGZERO_CUDA_TEST="${SEGZERO_CUDA_LIBRARY:-${sz%segzero}libsegzero_cuda.so}" "$sz" tests/unit/test_cuda_emulated.lua
 
-stage 3b 75 "$sz" tests/bench.lua device=cuda dtype=bf16 $model only=prefill,vision,train
-stage 3b_int8 45 "$sz" tests/bench.lua device=cuda dtype=int8 $model only=prefill
+stage 3b 75 "$sz" tests/bench/bench.lua device=cuda dtype=bf16 $model only=prefill,vision,train
+stage 3b_int8 45 "$sz" tests/bench/bench.lua device=cuda dtype=int8 $model only=prefill
 compact="worker.actor.grad_dtype=bf16 worker.actor.optim.state_dtype=bf16 worker.actor.optim.master_weights=false"
-stage step 90 "$sz" tests/bench_step.lua device=cuda dtype=bf16 $step $compact recompute=false save="$logs/step" save_weights=false
-stage step_exact 75 "$sz" tests/bench_step.lua device=cuda dtype=bf16 $step worker.actor.grad_dtype=bf16 recompute=true
+stage step 90 "$sz" tests/bench/bench_step.lua device=cuda dtype=bf16 $step $compact recompute=false save="$logs/step" save_weights=false
+stage step_exact 75 "$sz" tests/bench/bench_step.lua device=cuda dtype=bf16 $step worker.actor.grad_dtype=bf16 recompute=true
 for dtype in f32 bf16; do
-    stage sam2_$dtype 40 "$sz" tests/bench_sam2.lua device=cuda dtype=$dtype $sam2 train=0
+    stage sam2_$dtype 40 "$sz" tests/bench/bench_sam2.lua device=cuda dtype=$dtype $sam2 train=0
 done
 
-peer 3b_torch 90 "$sz" tests/bench.lua device=$torch dtype=bf16 $model only=peer python="$PYTHON"
-peer step_torch 150 "$PYTHON" tests/bench_step.py "$logs/step" --device $torch $step_torch
+peer 3b_torch 90 "$sz" tests/bench/bench.lua device=$torch dtype=bf16 $model only=peer python="$PYTHON"
+peer step_torch 150 "$PYTHON" tests/bench/bench_step.py "$logs/step" --device $torch $step_torch
 "$PYTHON" -c 'import sam2' 2>/dev/null || torch=
 for dtype in f32 bf16; do
-    peer sam2_${dtype}_torch 45 "$sz" tests/bench_sam2.lua device=$torch dtype=$dtype $sam2 train=0 python="$PYTHON" only=peer
+    peer sam2_${dtype}_torch 45 "$sz" tests/bench/bench_sam2.lua device=$torch dtype=$dtype $sam2 train=0 python="$PYTHON" only=peer
 done
 stage curve 120 sh tests/gpu_check.sh curve $curve_args
-[ -n "$quick" ] || peer sam2_bf16_compiled 120 "$sz" tests/bench_sam2.lua device=$torch dtype=bf16 $sam2 train=0 python="$PYTHON" only=compiled
-[ -n "$quick" ] || stage bench_ops 60 "$sz" tests/test_ops.lua bench device=cuda
-[ -n "$quick" ] || stage bench_no_cudnn 20 env SEGZERO_CUDNN=0 "$sz" tests/test_ops.lua bench conv2d device=cuda
+[ -n "$quick" ] || peer sam2_bf16_compiled 120 "$sz" tests/bench/bench_sam2.lua device=$torch dtype=bf16 $sam2 train=0 python="$PYTHON" only=compiled
+[ -n "$quick" ] || stage bench_ops 60 "$sz" tests/unit/test_ops.lua bench device=cuda
+[ -n "$quick" ] || stage bench_no_cudnn 20 env SEGZERO_CUDNN=0 "$sz" tests/unit/test_ops.lua bench conv2d device=cuda
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 # Our own convolutions: of cuDNN's the guard bytes of the stage ops see what is written beside.
-[ -z "$sanitizer" ] || [ -n "$quick" ] || stage memcheck 90 env SEGZERO_CUDNN=0 "$sanitizer" --error-exitcode 9 "$sz" tests/test_ops.lua device=cuda most=3000
+[ -z "$sanitizer" ] || [ -n "$quick" ] || stage memcheck 90 env SEGZERO_CUDNN=0 "$sanitizer" --error-exitcode 9 "$sz" tests/unit/test_ops.lua device=cuda most=3000
 
 echo
 [ ! -f "$logs/bench_ops.log" ] || cat "$logs/bench_ops.log"
@@ -174,5 +174,5 @@ for group in 3b,3b_torch 3b_int8 step,step_torch step_exact sam2_f32,sam2_f32_to
     [ -f "$logs/$ours.log" ] || continue
     figures="$figures $title=$logs/$ours.log${theirs:+,$logs/$theirs.log}"
 done
-[ -z "$figures" ] || "$sz" tests/bench_table.lua $figures
+[ -z "$figures" ] || "$sz" tests/bench/bench_table.lua $figures
 exit $failed

@@ -1,10 +1,10 @@
--- run.lua - runs the whole suite: tests/test_*.lua, each in a ./segzero of its own so that a crash is contained, then
--- the compiled tests/test_*.c.
+-- run.lua - runs the whole suite: tests/unit and tests/system, each file in a ./segzero of its own so that a crash is
+-- contained.
 --
---   ./segzero tests/run.lua [FOLDER OF COMPILED TESTS]         from the repository's root; `make test` does this
+--   ./segzero tests/run.lua         from the repository's root; `make test` does this
 --
 -- Environment: FILTER=text runs the files whose name has it; SEED=n; TEST_TIMEOUT=seconds for one file (900);
--- NO_COMPILED=1 leaves the C tests out. A test passes when it exits 0. A line `skip: what it lacks` is counted and
+-- A test passes when it exits 0. A line `skip: what it lacks` is counted and
 -- shown; a file in which nothing but that happened is no pass. Last line: `N passed, N failed, N skipped`.
 -- Left out: running files side by side (kernels use all cores already).
 
@@ -64,15 +64,8 @@ local function add(path, command)
   end
 end
 
-for _, path in ipairs(glob "tests/test_*.lua") do
+for _, path in ipairs(glob "tests/unit/test_*.lua tests/system/test_*.lua") do
   add(path, quoted(host.executable) .. " " .. quoted(path))
-end
-if not os.getenv "NO_COMPILED" then
-  local folder = arg[1] or (host.library or "build/x"):gsub("/[^/]*$", "") .. "/tests"
-  for _, source in ipairs(glob "tests/test_*.c") do       -- by source: a leftover of a removed test does not run
-    local name = source:match("([^/]+)%.c$")
-    add(source, quoted(folder .. "/" .. name))
-  end
 end
 
 print("seed " .. seed)

@@ -1,8 +1,8 @@
 -- init.lua - what `require "segzero"` returns: the names that scripts use. Each is explained where it is defined.
 
 local ffi = require "ffi"
-local core = require "segzero.ffi"
-local tensor = require "segzero.tensor"
+local core = require "segzero.core.ffi"
+local tensor = require "segzero.core.tensor"
 
 local M = {}
 
@@ -20,16 +20,16 @@ function M.devices() return core.C.sz_device_count(core.C.SZ_CUDA) > 0 and { "cp
 
 -- Modules that load on first use, so that starting costs nothing.
 local lazy = {
-  safetensors = "segzero.safetensors", image = "segzero.image", config = "segzero.config", data = "segzero.data",
-  prompt = "segzero.prompt", answer = "segzero.answer", advantage = "segzero.advantage", loss = "segzero.loss",
-  refshapes = "segzero.refshapes", trainer = "segzero.trainer", checkpoint = "segzero.checkpoint", log = "segzero.log",
-  rollout = "segzero.rollout", optim = "segzero.optim", processor = "segzero.processor",
-  torchfile = "segzero.torchfile", segment = "segzero.segment", generation = "segzero.generation", lora = "segzero.lora",
+  safetensors = "segzero.formats.safetensors", image = "segzero.formats.image", config = "segzero.config", data = "segzero.data",
+  prompt = "segzero.data.prompt", answer = "segzero.formats.answer", advantage = "segzero.algorithms.advantage", loss = "segzero.algorithms.loss",
+  refshapes = "segzero.data.refshapes", trainer = "segzero.train.trainer", checkpoint = "segzero.train.checkpoint", log = "segzero.log",
+  rollout = "segzero.inference.rollout", optim = "segzero.train.optim", processor = "segzero.models.processor",
+  torchfile = "segzero.formats.torchfile", segment = "segzero.inference.segmenter", generation = "segzero.inference.generation_config", lora = "segzero.models.lora",
 }
 
-function M.tokenizer(dir) return require("segzero.tokenizer").new(dir) end
-function M.qwen_vl(dir, opts) return require("segzero.model").qwen_vl(dir, opts) end
-function M.sam2(path, opts) return require("segzero.sam2").sam2(path, opts) end
+function M.tokenizer(dir) return require("segzero.models.tokenizer").new(dir) end
+function M.qwen_vl(dir, opts) return require("segzero.models.qwen_vl").qwen_vl(dir, opts) end
+function M.sam2(path, opts) return require("segzero.models.sam2").sam2(path, opts) end
 
 return setmetatable(M, {
   __index = function(t, name)

@@ -9,7 +9,7 @@
 #ifndef SZ_ATTENTION_TILE_H
 #define SZ_ATTENTION_TILE_H
 
-#include "../core.h"
+#include "core/core.h"
 #include "gemm_tile.h"
 #include <math.h>
 

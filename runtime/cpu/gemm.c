@@ -3,7 +3,7 @@
  * Measured on two cores of a Cascade Lake Xeon, f32: for A B^T the matmul primitive beats dnnl_sgemm (173 against 142
  * GFLOP/s at 711x384x128), for A B and A^T B dnnl_sgemm is as good or better. bf16 without AVX512-BF16 or AMX runs at 50
  * GFLOP/s in oneDNN; widening the operands to f32 first gives 150, so that is done there. Up to 16 rows our own kernel is
- * faster (tests/SPEED.md). Primitives are kept in a small table by shape: oneDNN's own cache costs 8 us a hit. */
+ * faster (docs/speed.md). Primitives are kept in a small table by shape: oneDNN's own cache costs 8 us a hit. */
 #include "gemm.h"
 #include "gemm_tile.h"
 #include <dnnl.h>

@@ -1,7 +1,7 @@
 /* gemm.h - matrix product on the CPU for the kernels that contain one (matmul.c, logprob.c). */
 #ifndef SZ_CPU_GEMM_H
 #define SZ_CPU_GEMM_H
-#include "core.h"
+#include "core/core.h"
 
 /* C [m, n] f32 = A B + beta C, row-major with leading dimensions; A is [m, k], or [k, m] when ta; B is [k, n], or [n, k]
  * when tb. A and B are f32 or bf16 (both alike). beta is 0 or 1. -1 with a message on failure. */

@@ -1,5 +1,5 @@
 /* optim.c - the optimizer's kernels on the CPU: the AdamW update, the same with moments of 8 or 16 bits and without masters, and the sum
- * of squares behind the gradient norm. The reference is ref_optim.c; the optimizer object around them is runtime/optim.c.
+ * of squares behind the gradient norm. The reference is ref_optim.c; the optimizer object around them is runtime/ops/optim.c.
  *
  * 8-bit moments. 256 elements share an f32 scale; a code is a small float, so that its error is relative to the element and not to the
  * block's largest: the update divides one moment by the root of the other, and a linear code loses both of every small element.
@@ -8,7 +8,7 @@
  * value = scale * 1.fraction * 2^(exponent - largest exponent); the largest of a block is the largest code, exactly.
  * A second moment moves by a thousandth a step (beta2 = 0.999), less than any 8 or 16 bit code's steps, and bf16 weights by less than
  * half of theirs (lr = 1e-6): rounded to nearest both would stand still. Rounding is therefore stochastic, and right on the average. After
- * 300 steps of tests/test_optim.lua the weights are 0.060 of their way apart from plain AdamW's, 0.185 with nearest codes; bf16 weights
+ * 300 steps of tests/unit/test_optim.lua the weights are 0.060 of their way apart from plain AdamW's, 0.185 with nearest codes; bf16 weights
  * without masters come to a loss of 0.0116, as f32 does, and to 0.045 rounded to nearest.
  */
 #include "vecmath.h"

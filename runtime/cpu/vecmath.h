@@ -8,7 +8,7 @@
 #ifndef SZ_CPU_VECMATH_H
 #define SZ_CPU_VECMATH_H
 
-#include "../core.h"
+#include "core/core.h"
 
 enum {
     SZ_BLOCK = 512,                 /* elements a kernel converts at once: 2 KiB per buffer, several fit the first-level cache */

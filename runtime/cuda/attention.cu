@@ -6,7 +6,7 @@
  * A column's result depends on its segment alone. sz_flash_run also serves attention_cached.cu, whose tasks cover a part of
  * the keys and leave their sums for a join.
  * Leaves out: Hopper's warpgroup products, about twice as fast as mma.sync there. cuDNN's fused attention, which has them: it is compiled at
- * run time for each set of lengths, a second or more each way (tests/SPEED.md), and GRPO's lengths are new in every step; it has no f32, no
+ * run time for each set of lengths, a second or more each way (docs/speed.md), and GRPO's lengths are new in every step; it has no f32, no
  * parent ranges, and for packed sequences no backward pass that repeats bit for bit on sm_80. What it could save: attention is 5 to 6 % of the
  * operations, counted, of a 3B's GRPO update (1,200-token prompts, 8 answers of 256) and of its vision tower (840 x 840). */
 #include "attention.cuh"

@@ -20,7 +20,7 @@
 #endif
 
 extern "C" {
-#include "../core.h"
+#include "core/core.h"
 }
 #include <cstdlib>
 #include <cstring>

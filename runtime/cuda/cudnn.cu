@@ -9,7 +9,7 @@
  * is content with WORKSPACE becomes the shape's plan. Not taken: what rounds its inputs (tensor cores for f32, unless SEGZERO_TF32=1), transforms
  * (Winograd, FFT), adds up in an order that is not fixed or in less than f32, or is compiled at run time (0.5 s and more for each shape).
  *
- * What cuDNN 9.19 offers, asked for an H100, an A100 and an L40S by tests/cudnn_plans.cc, which needs no device: everything in f32 but a bias behind
+ * What cuDNN 9.19 offers, asked for an H100, an A100 and an L40S by tests/cuda_emulator/cudnn_plans.cc, which needs no device: everything in f32 but a bias behind
  * INPUT; in bf16 FORWARD and INPUT without bias, FORWARD with one of bf16; nothing that reads bf16 and writes f32, so a bf16 weight's gradient is not
  * cuDNN's, nor is a bias of another dtype than bf16 pictures.
  *
@@ -48,7 +48,7 @@ static struct {
 } lib;
 static enum { UNKNOWN, ABSENT, OPEN } state;
 static cudnnHandle_t handle;            /* made when something is to be run */
-static descriptor pretended;            /* a device that is not there, for which plans are made that cannot be run (tests/cudnn_plans.cc); or NULL */
+static descriptor pretended;            /* a device that is not there, for which plans are made that cannot be run (tests/cuda_emulator/cudnn_plans.cc); or NULL */
 static bool tf32;
 static char problem[640];               /* why it is not used, or not for some convolutions: the first reason */
 

@@ -6,7 +6,7 @@
 #include "cuda.cuh"
 
 extern "C" {
-#include "../backend.h"
+#include "core/backend.h"
 
 int         sz_cuda_count(void);
 int         sz_cuda_open(const sz_backend_core *core);

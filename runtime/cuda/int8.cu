@@ -14,7 +14,7 @@
  * Leaves out: gradients. */
 #include "mma.cuh"
 #include "vector.cuh"
-#include "../cpu/int8.h"
+#include "cpu/int8.h"
 
 enum { THREADS = 256, WARPS = THREADS / 32, PAIR = 2 * SZ_Q_ROWS,   /* weight rows of a warp */
        FEW = 64,                /* up to so many rows of x few_kernel, */

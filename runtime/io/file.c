@@ -1,6 +1,6 @@
 /* file.c - whole files: read into memory, or written so that a reader sees the old file or the new one, never a part.
  * Leaves out mapping (safetensors.c) and every format. */
-#include "io/io.h"
+#include "io.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <libgen.h>

@@ -4,7 +4,7 @@
  * dropped, grey repeated, palettes looked up, 16-bit colour cut to its high byte, 16-bit grey clipped at 255. Of an
  * animated GIF the first frame is taken. Leaves out colour profiles and EXIF rotation (Pillow's convert ignores them
  * too) and animated WebP. JPEG pixels may differ from libjpeg's by a few levels: decoders round differently. */
-#include "io/io.h"
+#include "io.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

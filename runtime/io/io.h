@@ -3,7 +3,7 @@
 #ifndef SZ_IO_H
 #define SZ_IO_H
 
-#include "core.h"
+#include "core/core.h"
 
 /* Reads a regular file of 1 to max bytes; the caller frees. NULL with a message that has the path and the reason. */
 uint8_t *sz_io_read(const char *path, size_t max, size_t *len);

@@ -7,7 +7,7 @@
  * result depends on whether there are threads.
  *
  * The threads end in sz_jobs_end, before the library is unloaded. Leaves out: priorities, jobs that start jobs. */
-#include "io/io.h"
+#include "io.h"
 #include <omp.h>
 #include <pthread.h>
 #include <signal.h>

@@ -4,7 +4,7 @@
  * that of Pillow 13: rows first, except when the height loses more than twice the pixels that the width loses (Pillow 12
  * and older: always rows first). When an axis shrinks, the filter widens with the scale. Weights are doubles, normalised to sum 1, rounded to 22-bit fixed point,
  * so sums stay inside 32 bits. Leaves out other filters, boxes, alpha, and resizing of float tensors. */
-#include "io/io.h"
+#include "io.h"
 #include <math.h>
 #include <stdlib.h>
 

@@ -1,15 +1,15 @@
 /* safetensors.c - safetensors files: mapping, tensors over parts of the mapping, writing.
  *
  * Format: u64 little endian header length n, n bytes of JSON, then the data part; offsets in the JSON count from the
- * start of the data part. The JSON is read and made by Lua (lua/segzero/safetensors.lua); here every number that came
+ * start of the data part. The JSON is read and made by Lua (lua/segzero/formats/safetensors.lua); here every number that came
  * from it is checked again. The mapping is private and writable: training may update mapped weights in place, the file
  * never changes.
  *
  * Mapping reads nothing. From the first tensor on a thread for each large file asks the system to read it ahead, one file at a time and at most half of
  * the machine's memory in all, so that the caller goes on at once and the first pass over the weights finds them at the
  * disk's speed rather than a page fault's. Leaves out big-endian machines. */
-#include "device.h"
-#include "io/io.h"
+#include "core/device.h"
+#include "io.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

@@ -1,6 +1,6 @@
 /* text.c - lower case as Python has it, for prompts that shall be the reference's letter for letter.
  * Leaves out: languages of their own (Turkish, Lithuanian), as Python's str.lower does. */
-#include "../core.h"
+#include "core/core.h"
 #include <string.h>
 #include <utf8proc.h>
 

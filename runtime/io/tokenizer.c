@@ -4,11 +4,11 @@
  * text between them is normalised (NFC) and split by the pattern; each piece starts as single-byte tokens, and the
  * adjacent pair with the lowest rank (leftmost of equals) is merged until none is left.
  * Vocabulary strings come in the byte-to-unicode alphabet (0x21-0x7E, 0xA1-0xAC, 0xAE-0xFF stand for themselves, the other
- * 68 bytes for U+0100 and up) and are kept here as the bytes they stand for. Leaves out: JSON (lua/segzero/tokenizer.lua
+ * 68 bytes for U+0100 and up) and are kept here as the bytes they stand for. Leaves out: JSON (lua/segzero/models/tokenizer.lua
  * hands everything over), prefix spaces, unknown tokens, dropout, added tokens with strip flags.
  * A tokenizer serves one thread at a time. */
 #define PCRE2_CODE_UNIT_WIDTH 8
-#include "core.h"
+#include "core/core.h"
 #include <pcre2.h>
 #include <stdio.h>
 #include <stdlib.h>

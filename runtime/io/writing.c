@@ -2,8 +2,8 @@
  * tensors lie on a device, whose stream is the main thread's. The first failure ends the list.
  *
  * Tensors are written from where they are, without a copy: until the job has ended nothing may write to them. Each file is written under a
- * temporary name and renamed. Leaves out: what the files mean (lua/segzero/safetensors.lua, checkpoint.lua). */
-#include "io/io.h"
+ * temporary name and renamed. Leaves out: what the files mean (lua/segzero/formats/safetensors.lua, checkpoint.lua). */
+#include "io.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>

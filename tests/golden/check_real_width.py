@@ -34,7 +34,7 @@ CLASSES = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen2_vl": Qwen2VL
 LUA = r"""
 local folder, out, dtype, tokens, side = %s, %s, "%s", %d, %d
 local sz, cjson = require "segzero", require "cjson"
-local pack, tensor = require "segzero.pack", require "segzero.tensor"
+local pack, tensor = require "segzero.inference.packing", require "segzero.core.tensor"
 local now = sz.core.C.sz_seconds
 local started = now()
 local vl = sz.qwen_vl(folder, {dtype = dtype})
@@ -62,7 +62,7 @@ for _, name in ipairs {"vision_start_token_id", "vision_end_token_id", "vision_t
 for id = vl:tokenizer():size(), vl.config.vocab - 1 do banned[#banned + 1] = id end
 sz.safetensors.save(out .. "/case.safetensors", {input_ids = tensor.new(inp.input_ids, {dtype = "i32"}), rows = rows, logits = logits,
   pixel_values = inp.pixel_values, grid = tensor.new(inp.image_grid_thw, {dtype = "i32"})})
-require("segzero.files").write(out .. "/case.json", cjson.encode {ids = answer.ids, banned = banned, loaded = loaded, prompt = n,
+require("segzero.core.files").write(out .. "/case.json", cjson.encode {ids = answer.ids, banned = banned, loaded = loaded, prompt = n,
   first = first - started, seconds = now() - started, peak = tonumber(sz.core.C.sz_peak_rss())})
 """
 

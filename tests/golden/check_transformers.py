@@ -38,7 +38,7 @@ for i = 1, rows do
   pixels["p" .. i] = inp.pixel_values
 end
 sz.safetensors.save(out .. "/pixels.safetensors", pixels)
-require("segzero.files").write(out .. "/rows.json", cjson.encode(list))
+require("segzero.core.files").write(out .. "/rows.json", cjson.encode(list))
 """
 
 

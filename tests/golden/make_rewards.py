@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the fixtures of tests/test_rewards.lua: what Seg-Zero's own reward functions say about well-formed, malformed and
+"""Writes the fixtures of tests/unit/test_rewards.lua: what Seg-Zero's own reward functions say about well-formed, malformed and
 mutated answers, and what Python's json and int() say about the pieces they are made of.
 
     git clone https://github.com/dvlab-research/Seg-Zero && git -C Seg-Zero checkout 77f9ea5

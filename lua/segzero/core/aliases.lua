@@ -1,0 +1,68 @@
+-- aliases.lua - the module names of segzero 0.1, so that scripts written for it keep working.
+--
+-- Requiring it adds a package loader; the host program does so before it runs anything. `require "segzero.tokenizer"`
+-- then returns the module that `require "segzero.models.tokenizer"` does. New code uses the new names.
+
+local NEW_NAME = {
+  ["advantage"] = "algorithms.advantage",
+  ["ahead"] = "data.prefetch",
+  ["answer"] = "formats.answer",
+  ["blocks"] = "inference.kv_blocks",
+  ["bpe_train"] = "tools.bpe_train",
+  ["checkpoint"] = "train.checkpoint",
+  ["clock"] = "log.timer",
+  ["doctor"] = "tools.doctor",
+  ["draw"] = "tools.draw",
+  ["features"] = "inference.vision_cache",
+  ["ffi"] = "core.ffi",
+  ["files"] = "core.files",
+  ["font"] = "tools.font",
+  ["generation"] = "inference.generation_config",
+  ["image"] = "formats.image",
+  ["jobs"] = "core.jobs",
+  ["lora"] = "models.lora",
+  ["loss"] = "algorithms.loss",
+  ["mask_loss"] = "algorithms.mask_loss",
+  ["metrics"] = "train.metrics",
+  ["model"] = "models.qwen_vl",
+  ["offload"] = "models.offload",
+  ["optim"] = "train.optim",
+  ["pack"] = "inference.packing",
+  ["pickle"] = "formats.pickle",
+  ["plan"] = "tools.plan",
+  ["processor"] = "models.processor",
+  ["prompt"] = "data.prompt",
+  ["pyjson"] = "formats.pyjson",
+  ["pytext"] = "formats.pytext",
+  ["refshapes"] = "data.refshapes",
+  ["refshapes.distance"] = "data.refshapes.distance",
+  ["refshapes.raster"] = "data.refshapes.raster",
+  ["refshapes.rng"] = "data.refshapes.rng",
+  ["refshapes.scene"] = "data.refshapes.scene",
+  ["refshapes.sentence"] = "data.refshapes.sentence",
+  ["repl"] = "tools.repl",
+  ["rollout"] = "inference.rollout",
+  ["safetensors"] = "formats.safetensors",
+  ["sam2"] = "models.sam2",
+  ["sam2_names"] = "models.sam2_names",
+  ["scheduler"] = "inference.scheduler",
+  ["segment"] = "inference.segmenter",
+  ["strict"] = "core.strict",
+  ["tensor"] = "core.tensor",
+  ["tokenizer"] = "models.tokenizer",
+  ["torchfile"] = "formats.torchfile",
+  ["trainer"] = "train.trainer",
+  ["weights"] = "models.weights",
+}
+
+local function load_under_new_name(name)
+  local old = name:match "^segzero%.(.+)$"
+  local new = old and NEW_NAME[old]
+  if not new then return nil end
+  return function() return require("segzero." .. new) end
+end
+
+-- Last, so that a module found by its own name always wins.
+table.insert(package.loaders, load_under_new_name)
+
+return { new_name = NEW_NAME }

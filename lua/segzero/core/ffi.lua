@@ -1,0 +1,77 @@
+-- ffi.lua - loads the core library and declares it from its own headers (runtime/sz.h, models/models.h): the text between
+-- the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so no declaration is typed twice.
+--
+--   local core = require "segzero.core.ffi"
+--   core.C.sz_version()           the library's functions
+--   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1; level as for error()
+--   core.call(x)                  the same without a position: for code inside core.guarded
+--   core.guarded(f)               f as a public function: errors inside blame its caller
+--   core.root                     the folder with lua/, models/, runtime/*.h
+
+local ffi = require "ffi"
+
+local M = {}
+
+local has_host, host = pcall(require, "segzero.host")
+
+-- Without the host program this file's own place tells where everything is.
+local function find_root()
+  if has_host then return host.root end
+  local source = debug.getinfo(1, "S").source
+  return source:match("^@(.*)/lua/segzero/core/ffi%.lua$") or "."
+end
+
+M.root = find_root()
+
+local function declare(path)
+  local file, reason = io.open(M.root .. "/" .. path, "r")
+  if not file then error("segzero: a header is missing: " .. reason, 0) end
+  local text = file:read("*a")
+  file:close()
+  local region = text:match("/%* ffi begin %*/(.-)/%* ffi end %*/")
+  if not region then error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0) end
+  ffi.cdef(region)
+end
+
+declare("runtime/sz.h")
+declare("models/models.h")
+
+local library = has_host and host.library or M.root .. "/build/libsegzero.so"
+local loaded, result = pcall(ffi.load, library)
+if not loaded then error("segzero: the core library does not load (run make): " .. tostring(result), 0) end
+M.C = result
+
+local C = M.C
+if has_host and host.on_interrupt then host.on_interrupt(C.sz_interrupt_set) end
+local threads = tonumber(os.getenv "SEGZERO_THREADS" or "")
+if threads then C.sz_set_threads(threads) end
+
+local function message()
+  local text = ffi.string(C.sz_last_error())
+  -- The interrupt is used up by the error that reports it.
+  if text == "interrupted" then C.sz_interrupt_set(0) end
+  return text
+end
+
+function M.check(x, level)
+  if x == nil or x == -1 then error(message(), (level or 1) + 1) end
+  return x
+end
+
+function M.call(x)
+  if x == nil or x == -1 then error(message(), 0) end
+  return x
+end
+
+-- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes once.
+function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
+
+function M.guarded(f)
+  return function(...)
+    local ok, a, b = pcall(f, ...)
+    if not ok then error(a, 2) end
+    return a, b
+  end
+end
+
+return M

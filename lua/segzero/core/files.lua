@@ -1,0 +1,91 @@
+-- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a run's folder, the embedded models',
+-- JSON. A file is written under a temporary name, flushed and renamed, so nothing half-written appears under its own name.
+
+local ffi = require "ffi"
+local cjson = require "cjson"
+
+ffi.cdef [[
+int mkdir(const char *path, unsigned int mode);
+int fsync(int fd);
+int fileno(void *stream);
+char *strerror(int code);
+]]
+
+local core = require "segzero.core.ffi"
+
+local M = {}
+
+local EEXIST = 17
+
+function M.make_dir(path)
+  local so_far = path:sub(1, 1) == "/" and "/" or ""
+  for part in path:gmatch "[^/]+" do
+    so_far = so_far .. part
+    if ffi.C.mkdir(so_far, 493) ~= 0 and ffi.errno() ~= EEXIST then        -- 0755
+      error(("cannot make the folder %s: %s"):format(so_far, ffi.string(ffi.C.strerror(ffi.errno()))), 2)
+    end
+    so_far = so_far .. "/"
+  end
+end
+
+function M.exists(path)
+  local file = io.open(path, "r")
+  if file then file:close() end
+  return file ~= nil
+end
+
+function M.read(path)
+  local file, reason = io.open(path, "rb")
+  if not file then return nil, reason end
+  local text = file:read "*a"
+  file:close()
+  return text
+end
+
+function M.write(path, text)
+  local temporary = path .. ".tmp"
+  local file, reason = io.open(temporary, "wb")
+  if not file then error(reason, 2) end
+  local ok, why = file:write(text)
+  if ok then ok, why = file:flush() end
+  if ok then ffi.C.fsync(ffi.C.fileno(file)) end
+  file:close()
+  if ok then ok, why = os.rename(temporary, path) end
+  if not ok then
+    os.remove(temporary)
+    error(("cannot write %s: %s"):format(path, tostring(why)), 2)
+  end
+end
+
+-- JSON with the keys in order: cjson takes them as they lie, which differs from process to process, and equal runs shall be equal bytes.
+function M.json(value)
+  if type(value) ~= "table" or next(value) == nil then return cjson.encode(value) end
+  local parts, keys = {}, {}
+  for k in pairs(value) do keys[#keys + 1] = k end
+  if #keys == #value then
+    for i, v in ipairs(value) do parts[i] = M.json(v) end
+    return "[" .. table.concat(parts, ",") .. "]"
+  end
+  table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
+  for i, k in ipairs(keys) do parts[i] = cjson.encode(tostring(k)) .. ":" .. M.json(value[k]) end
+  return "{" .. table.concat(parts, ",") .. "}"
+end
+
+-- A folder of its own for each run: name, name-2, name-3, ... A run's folder has a config.json.
+function M.fresh_folder(wanted)
+  local folder, n = wanted, 1
+  while M.exists(folder .. "/config.json") do
+    n = n + 1
+    folder = wanted .. "-" .. n
+  end
+  M.make_dir(folder)
+  return folder
+end
+
+-- Where an embedded model is: below the current folder, or beside the installed program.
+function M.embedded(path)
+  if M.exists(path .. "/config.json") then return path end
+  return core.root .. "/" .. path
+end
+
+return M

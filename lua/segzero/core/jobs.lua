@@ -1,0 +1,55 @@
+-- jobs.lua - work by threads beside the main one (runtime/io/jobs.c): a handle to wait for, and lists of files to write.
+--
+--   local j = jobs.wrap(ptr)              owns a C job;  j:done(), j:wait() -> true | nil, message;  j:free()
+--   local w = jobs.writing()              w:text(path, text), w:tensors(path, header, {tensor, ...}), w:rename(from, to)
+--   local j = w:start()                   in that order; nothing may write to the tensors until j has ended
+--
+-- A job that is forgotten is finished or dropped by the collector. When the program ends, what has begun is waited for.
+
+local ffi = require "ffi"
+local core = require "segzero.core.ffi"
+
+local C, call = core.C, core.call
+
+local M = {}
+
+local Job, Writing = {}, {}
+Job.__index, Writing.__index = Job, Writing
+
+-- The threads run code of the library, which is unloaded with the Lua state.
+M.keeper = ffi.gc(ffi.new "int[1]", function() C.sz_jobs_end() end)
+
+function M.wrap(ptr) return setmetatable({ ptr = ffi.gc(ptr, C.sz_job_free) }, Job) end
+
+function Job:done() return C.sz_job_done(self.ptr) == 1 end
+
+function Job:wait()
+  if C.sz_job_wait(self.ptr) == 0 then return true end
+  return nil, ffi.string(C.sz_last_error())
+end
+
+function Job:free()
+  if self.ptr ~= nil then C.sz_job_free(ffi.gc(self.ptr, nil)) end
+  self.ptr = nil
+end
+
+function M.writing() return setmetatable({ ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free) }, Writing) end
+
+function Writing:text(path, text) call(C.sz_writing_text(self.ptr, path, text, #text)) end
+function Writing:rename(from, to) call(C.sz_writing_rename(self.ptr, from, to)) end
+function Writing:tensors(path, header, list)
+  local pointers = ffi.new("sz_tensor *[?]", #list + 1)
+  for i, t in ipairs(list) do pointers[i - 1] = t.ptr end
+  call(C.sz_writing_tensors(self.ptr, path, header, #header, pointers, #list))
+end
+
+function Writing:start()
+  local ptr = ffi.gc(self.ptr, nil)
+  self.ptr = nil
+  return M.wrap(call(C.sz_writing_start(ptr)))
+end
+
+function Job:__tostring() return self.ptr == nil and "job (freed)" or self:done() and "job (ended)" or "job" end
+function Writing:__tostring() return "files to be written" end
+
+return M

@@ -1,0 +1,179 @@
+-- RefShapes: pictures of coloured shapes with sentences that each mean one of them, made from a number.
+--
+-- A sample depends on (seed, split, index, size, level, background, ...) alone: no files, no order of calls, no
+-- machine. The same (seed, split, index, level) is the same scene at every size. "train" and "heldout" never share
+-- a scene (see refshapes/scene.lua).
+--
+--   local refshapes = require "segzero.data.refshapes"
+--   local s = refshapes.sample { seed = 42, index = 0, split = "train", size = 168 }
+--   s.width, s.height, s.rgb            uint8_t [h][w][3], owned by s
+--   s.objects[i]                        { kind=, colour=, size="small"|"large", bbox=, cx=, cy= (units of 1/840), ... }
+--   s.questions[k]                      { problem=, target=, bbox=, points={p1,p2}, solution=, think=, answer=, mask= }
+--   local m = s.questions[1].mask()     uint8_t [h][w] of 0 and 1, a new one at each call
+--
+-- Boxes are {left, top, right, bottom} in pixels with inclusive maxima; points are {x, y}: the centres of the two
+-- largest inscribed circles (see refshapes/distance.lua). `solution` is Seg-Zero's ground-truth string, `answer` the
+-- JSON a model should write.
+--
+-- Leaves out: writing pictures (write_dataset is handed a function for it), several objects in one answer.
+
+local ffi = require "ffi"
+local files = require "segzero.core.files"
+local rng = require "segzero.data.refshapes.rng"
+local scene = require "segzero.data.refshapes.scene"
+local raster = require "segzero.data.refshapes.raster"
+local distance = require "segzero.data.refshapes.distance"
+local sentence = require "segzero.data.refshapes.sentence"
+
+local M = {}
+
+local format = string.format
+
+M.kinds = scene.kinds
+M.colours = scene.colours
+M.splits = { "train", "heldout" }
+
+local Sample = {}
+Sample.__index = Sample
+Sample.__tostring = function(s)
+  return format("refshapes sample: %s seed %d index %d, %dx%d, %d objects, %d questions", s.split, s.seed, s.index,
+    s.width, s.height, #s.objects, #s.questions)
+end
+
+local function integer(opts, name, default, lo, hi, level)
+  local v = opts[name]
+  if v == nil then v = default end
+  if type(v) ~= "number" or v ~= math.floor(v) or v < lo or v > hi then
+    error(format("refshapes: %s must be an integer from %.0f to %.0f, got %s", name, lo, hi, tostring(v)), level)
+  end
+  return v
+end
+
+local BIG = 2 ^ 53
+
+local function read_options(opts)
+  local o = {
+    seed = integer(opts, "seed", 0, -BIG, BIG, 4),
+    index = integer(opts, "index", 0, -BIG, BIG, 4),
+    size = integer(opts, "size", 168, 84, 840, 4),
+    level = integer(opts, "level", 3, 1, 3, 4),
+    questions = integer(opts, "questions", 4, 0, 64, 4),
+    split = opts.split or "train",
+    background = opts.background or "gradient",
+  }
+  if o.size % 28 ~= 0 then error("refshapes: size must be a multiple of 28, got " .. o.size, 3) end
+  if o.split ~= "train" and o.split ~= "heldout" then
+    error(format("refshapes: split must be \"train\" or \"heldout\", got %q", tostring(o.split)), 3)
+  end
+  if o.background ~= "gradient" and o.background ~= "plain" then
+    error(format("refshapes: background must be \"gradient\" or \"plain\", got %q", tostring(o.background)), 3)
+  end
+  return o
+end
+
+local function solution(b, p, q)
+  return format("<box>(%d,%d),(%d,%d)</box><points>(%d,%d),(%d,%d)</points>", b[1], b[2], b[3], b[4], p[1], p[2],
+    q[1], q[2])
+end
+
+local function answer(b, p, q)
+  return format('{"bbox": [%d,%d,%d,%d], "points_1": [%d,%d], "points_2": [%d,%d]}', b[1], b[2], b[3], b[4], p[1],
+    p[2], q[1], q[2])
+end
+M.solution, M.answer = solution, answer
+
+-- Draws the background and the objects; gives each object its runs and bbox.
+local function paint(rgb, objects, size, r, style)
+  local noise = raster.background(rgb, size, size, r, style)
+  if style == "plain" then noise = nil end
+  for i = 1, #objects do
+    local o = objects[i]
+    local c = scene.rgb[o.colour]
+    local lum = r:int(-8, 8) -- mostly light, little hue: white stays white
+    local jitter = { c[1] + lum + r:int(-3, 3), c[2] + lum + r:int(-3, 3), c[3] + lum + r:int(-3, 3) }
+    o.runs, o.bbox = raster.runs(o, size)
+    noise = raster.draw(rgb, size, o, jitter, noise)
+  end
+end
+
+local function complete(q, objects, size)
+  local o = objects[q.target]
+  if not o.points then
+    local p1, p2 = distance.two_circles(o.bbox, o.runs)
+    o.points = { p1, p2 }
+  end
+  local b, p = o.bbox, o.points
+  return {
+    problem = q.text,
+    think = q.think,
+    expr = q.expr,
+    target = q.target,
+    bbox = b,
+    points = p,
+    solution = solution(b, p[1], p[2]),
+    answer = answer(b, p[1], p[2]),
+    mask = function(value) return raster.mask(o.runs, b, size, size, value or 1) end,
+  }
+end
+
+-- opts: seed, index, split, size (multiple of 28 from 84 to 840), level (1 one large object, 2 two or three told
+-- apart by attributes, 3 all), questions (at most that many), background ("gradient" or "plain").
+function M.sample(opts)
+  local o = read_options(opts or {})
+  local size = o.size
+  local r = rng.new(o.seed, o.split, o.index)
+  local objects = scene.draw(r, o.split, o.level)
+  local rgb = ffi.new("uint8_t[?]", size * size * 3)
+  paint(rgb, objects, size, r, o.background)
+  local s = {
+    seed = o.seed, index = o.index, split = o.split, level = o.level,
+    width = size, height = size, rgb = rgb, objects = objects, questions = {},
+  }
+  local asked = sentence.compose(objects, o.questions, o.level, r)
+  for k = 1, #asked do s.questions[k] = complete(asked[k], objects, size) end
+  return setmetatable(s, Sample)
+end
+
+local function open_for_writing(path)
+  local f, err = io.open(path, "w")
+  if not f then error("refshapes: cannot write " .. tostring(err), 3) end
+  return f
+end
+
+-- Writes a data set in Seg-Zero's columns and returns its number of rows:
+--   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height, img_width; a row a question
+--   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
+-- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions (default 1),
+-- background. save_png(path, w, h, channels, pixels) writes one picture and raises when it cannot.
+function M.write_dataset(dir, opts, save_png)
+  if type(save_png) ~= "function" then error("refshapes: write_dataset needs a save_png function", 2) end
+  local json = require "cjson"
+  local n = integer(opts, "n", 16, 0, BIG, 3)
+  local first = integer(opts, "first", 0, -BIG, BIG, 3)
+  files.make_dir(dir .. "/images")
+  files.make_dir(dir .. "/masks")
+  local out = open_for_writing(dir .. "/data.jsonl")
+  local rows = 0
+  for i = first, first + n - 1 do
+    local s = M.sample {
+      seed = opts.seed, index = i, split = opts.split, size = opts.size, level = opts.level,
+      questions = opts.questions or 1, background = opts.background,
+    }
+    local name = format("%s_%d_%06d", s.split, s.seed, i)
+    local image = "images/" .. name .. ".png"
+    save_png(dir .. "/" .. image, s.width, s.height, 3, s.rgb)
+    for k, q in ipairs(s.questions) do
+      local id = format("%s_%d", name, k)
+      local mask = format("masks/%s.png", id)
+      save_png(dir .. "/" .. mask, s.width, s.height, 1, q.mask(255))
+      -- keys one by one, so that their order is fixed
+      out:write(format('{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',
+        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image), json.encode(mask), s.height, s.width))
+      rows = rows + 1
+    end
+  end
+  out:close()
+  return rows
+end
+
+return M

@@ -1,0 +1,183 @@
+-- answer.lua - what a model wrote -> boxes and points, as Seg-Zero's and VisionReasoner's inference scripts read it.
+--
+--   local answer = require "segzero.formats.answer"
+--   local a, why = answer.parse(text)            one object; the text is like
+--     "<think>..</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60], "points_2": [80,160]}</answer>"
+--     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}      in the frame the model saw
+--   local b = answer.scale(a, width / frame, height / frame)               in the picture's own pixels
+--
+--   local list, why = answer.parse_list(text)    several objects; <answer>[{"bbox_2d": [..], "point_2d": [..]}, ..]</answer>
+--     list.think, list[i].bbox, list[i].point
+--   local scaled = answer.scale_list(list, fx, fy)
+--
+-- parse and parse_list return nil and a sentence exactly where the Python scripts raise, which their evaluations count
+-- as IoU 0. One object: the first {...} anywhere in the text counts, also inside the thinking; the box is the first key
+-- with "bbox" in it, the points the first two keys with "points"; coordinates are cut to integers, then scaled and
+-- rounded half to even; the thinking must be there. Several objects: the first <answer>; coordinates are scaled, then
+-- v + 0.5 is cut toward zero; no thinking is an empty one.
+--
+-- Leaves out: whether the box makes sense (corners in order, inside the picture): the scripts hand it on as it is.
+
+local pyjson = require "segzero.formats.pyjson"
+local pytext = require "segzero.formats.pytext"
+
+local M = {}
+
+local floor, find, sub = math.floor, string.find, string.sub
+
+local function text_of(text, level)
+  if type(text) ~= "string" then error("answer: the text is a " .. type(text) .. ", not a string", level + 1) end
+end
+
+local function thinking(text) return text:match "<think>([^<]+)</think>" end
+
+-- int(value) of a JSON value as long as a double holds it.
+local function whole(value)
+  local n = pyjson.int(value)
+  return n and n < math.huge and n > -math.huge and n or nil
+end
+
+-- {int(value[0]), ...} of count items, or nil.
+local function wholes(value, count)
+  local out = {}
+  for i = 1, count do
+    out[i] = whole(pyjson.item(value, i))
+    if not out[i] then return nil end
+  end
+  return out
+end
+
+-- The first n keys that have the word in them, in the order they were written.
+local function keys_with(object, word, n)
+  local found = {}
+  for _, key in ipairs(object.keys) do
+    if #found < n and find(key:lower(), word, 1, true) then found[#found + 1] = key end
+  end
+  return found
+end
+
+function M.parse(text)
+  text_of(text, 2)
+  local open = find(text, "{[^}]")
+  local close = open and find(text, "}", open + 2, true)
+  if not close then return nil, "no {...} in the text" end
+  local object, why = pyjson.decode(sub(text, open, close))
+  if object == nil then return nil, "the first {...} is not JSON: " .. why end
+
+  local bbox_key = keys_with(object, "bbox", 1)[1]
+  if not bbox_key then return nil, "no key with \"bbox\"" end
+  local length = pyjson.length(object.map[bbox_key])
+  if length ~= 4 then return nil, ("\"%s\" has %s numbers instead of 4"):format(bbox_key, length or "no") end
+  local bbox = wholes(object.map[bbox_key], 4)
+  if not bbox then return nil, ("\"%s\" does not hold 4 numbers"):format(bbox_key) end
+
+  local point_keys, points = keys_with(object, "points", 2), {}
+  if #point_keys < 2 then return nil, ("%d of 2 keys with \"points\""):format(#point_keys) end
+  for i, key in ipairs(point_keys) do
+    points[i] = wholes(object.map[key], 2)
+    if not points[i] then return nil, ("\"%s\" does not start with 2 numbers"):format(key) end
+  end
+
+  local think = thinking(text)
+  if not think then return nil, "no <think>...</think>" end
+  return { think = think, bbox = bbox, points = points }
+end
+
+-- Python's round(): to the nearest integer, halves to the even one. + 0 turns -0 into 0.
+local function round(x)
+  local below = floor(x)
+  local part = x - below
+  if part > 0.5 or part == 0.5 and below % 2 == 1 then below = below + 1 end
+  return below + 0
+end
+M.round = round
+
+-- Python's int(): cuts toward zero.
+local function cut(x) return (x < 0 and math.ceil(x) or floor(x)) + 0 end
+
+local function factors(fx, fy, level)
+  for _, f in ipairs { fx, fy or fx } do
+    if type(f) ~= "number" or not (f > 0 and f < math.huge) then
+      error("answer: a factor must be a positive number, got " .. tostring(f), level + 1)
+    end
+  end
+  return fx, fy or fx
+end
+
+local function scaled(values, fx, fy, to_whole)
+  local out = {}
+  for i, v in ipairs(values) do out[i] = to_whole(v * (i % 2 == 1 and fx or fy)) end
+  return out
+end
+
+-- A parsed answer with x times fx and y times fy (fx when absent).
+function M.scale(parsed, fx, fy)
+  fx, fy = factors(fx, fy, 2)
+  local out = { think = parsed.think, bbox = scaled(parsed.bbox, fx, fy, round), points = {} }
+  for i, p in ipairs(parsed.points) do out.points[i] = scaled(p, fx, fy, round) end
+  return out
+end
+
+-- ---- several objects ----
+-- What <answer>\s*(.*?)\s*</answer> holds, the first time it matches; nil when it does not.
+local function answer_body(text)
+  local _, open = find(text, "<answer>", 1, true)
+  if not open then return nil end
+  local first = pytext.skip_space(text, open + 1)
+  local close = find(text, "</answer>", first, true)
+  if not close then return nil end
+  local last, i = first - 1, first
+  while i < close do
+    local after = pytext.skip_space(text, i)
+    if after == i then
+      _, after = pytext.codepoint(text, i)
+      last = after - 1
+    end
+    i = after
+  end
+  return sub(text, first, last)
+end
+
+-- The count numbers that value starts with, or nil where Python could not multiply or cut them.
+local function numbers(value, count)
+  if type(value) ~= "table" or value.kind ~= "array" then return nil end
+  local out = {}
+  for i = 1, count do
+    local v = value[i]
+    if type(v) == "boolean" then v = v and 1 or 0 end
+    if type(v) ~= "number" or v ~= v or v == math.huge or v == -math.huge then return nil end
+    out[i] = v
+  end
+  return out
+end
+
+function M.parse_list(text)
+  text_of(text, 2)
+  local body = answer_body(text)
+  if not body then return nil, "no <answer>...</answer>" end
+  local value, why = pyjson.decode(body)
+  if value == nil then return nil, "the answer is not JSON: " .. why end
+  local list = { think = thinking(text) or "" }
+  if pyjson.length(value) == 0 then return list end       -- Python walks over "" and {} as over []
+  if type(value) ~= "table" or value.kind ~= "array" then return nil, "the answer is not a list" end
+  for i, item in ipairs(value) do
+    local map = type(item) == "table" and item.kind == "object" and item.map
+    if not map then return nil, ("object %d of the answer is not {...}"):format(i) end
+    local bbox, point = numbers(map.bbox_2d, 4), numbers(map.point_2d, 2)
+    if not bbox then return nil, ("object %d of the answer has no \"bbox_2d\" of 4 numbers"):format(i) end
+    if not point then return nil, ("object %d of the answer has no \"point_2d\" of 2 numbers"):format(i) end
+    list[i] = { bbox = bbox, point = point }
+  end
+  return list
+end
+
+local function half_up(x) return cut(x + 0.5) end
+
+function M.scale_list(list, fx, fy)
+  fx, fy = factors(fx, fy, 2)
+  local out = { think = list.think }
+  for i, o in ipairs(list) do out[i] = { bbox = scaled(o.bbox, fx, fy, half_up), point = scaled(o.point, fx, fy, half_up) } end
+  return out
+end
+
+return M

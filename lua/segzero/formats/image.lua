@@ -1,0 +1,125 @@
+-- image.lua - pictures as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
+--
+--   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF, PNM, told by content, not by name
+--   img.width, img.height
+--   img:resize(w, h, "bilinear" | "bicubic")      a new picture, bit for bit as Pillow does (default "bicubic")
+--   img:save(path)                                .png, .jpg or .jpeg; whole or not at all
+--   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) is the way back
+--   img:pixels() -> uint8_t *, valid while img is alive
+--   img:free()                                    drops the memory at once; the collector is only the net
+--   image.size(path) -> w, h                      from the header, without decoding
+--   image.new(w, h)                               black
+--   image.write_png(path, w, h, channels, p)      any 8-bit pixels, 1 or 3 channels
+--
+-- Leaves out: alpha, drawing, cropping, colour profiles, EXIF rotation.
+
+local ffi = require "ffi"
+local core = require "segzero.core.ffi"
+
+local C, check = core.C, core.check
+
+local M = {}
+local Image = {}
+local mt = { __index = Image }
+
+local FILTER = { bilinear = 0, bicubic = 1 }
+local COLLECT_AFTER = 256 * 2 ^ 20      -- bytes of pictures made since the last full collection that start another
+
+-- The collector does not see C memory: without this a loop that forgets free() would hold every picture it loaded.
+local made = 0
+local function wrap(ptr)
+  local w, h = C.sz_image_width(ptr), C.sz_image_height(ptr)
+  made = made + w * h * 3
+  local self = setmetatable({ ptr = ffi.gc(ptr, C.sz_image_free), width = w, height = h }, mt)
+  if made > COLLECT_AFTER then
+    made = 0
+    collectgarbage()
+  end
+  return self
+end
+
+M.wrap = wrap       -- takes over a C picture
+
+function M.is_image(x) return getmetatable(x) == mt end
+
+local function live(self, level)
+  if getmetatable(self) ~= mt then error("a picture is expected, got " .. type(self), level + 1) end
+  if self.ptr == nil then error("this picture has been freed", level + 1) end
+  return self.ptr
+end
+
+local function whole(x, name, level)
+  if type(x) ~= "number" or x % 1 ~= 0 or x < 1 or x > 2 ^ 30 then
+    error(("%s must be a whole number from 1, got %s"):format(name, tostring(x)), level + 1)
+  end
+  return x
+end
+
+local function path_of(path, level)
+  if type(path) ~= "string" then error("a file name is expected, got " .. type(path), level + 1) end
+  return path
+end
+
+function M.load(path)
+  return wrap(check(C.sz_image_load(path_of(path, 2)), 2))
+end
+
+function M.new(width, height)
+  return wrap(check(C.sz_image_new(whole(width, "width", 2), whole(height, "height", 2)), 2))
+end
+
+local side = ffi.new("int[2]")
+
+function M.size(path)
+  check(C.sz_image_size(path_of(path, 2), side, side + 1), 2)
+  return side[0], side[1]
+end
+
+function M.write_png(path, width, height, channels, pixels)
+  check(C.sz_image_write_png(path_of(path, 2), whole(width, "width", 2), whole(height, "height", 2), channels, pixels), 2)
+end
+
+function M.from_tensor(t)
+  local tensor = require "segzero.core.tensor"
+  if not tensor.is_tensor(t) then error("a picture is made of a u8 tensor [h, w, 3], not a " .. type(t), 2) end
+  local shape = t:shape()
+  if t:dtype() ~= "u8" or #shape ~= 3 or shape[3] ~= 3 then
+    error(("a picture is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(), table.concat(shape, ", ")), 2)
+  end
+  local img = M.new(shape[2], shape[1])
+  ffi.copy(C.sz_image_pixels(img.ptr), tensor.data(t), shape[1] * shape[2] * 3)
+  return img
+end
+
+function Image:resize(width, height, filter)
+  local ptr = live(self, 2)
+  local code = FILTER[filter or "bicubic"]
+  if not code then error(("resize: filter %s is neither bilinear nor bicubic"):format(tostring(filter)), 2) end
+  return wrap(check(C.sz_image_resize(ptr, whole(width, "width", 2), whole(height, "height", 2), code), 2))
+end
+
+function Image:save(path)
+  check(C.sz_image_save(live(self, 2), path_of(path, 2)), 2)
+end
+
+function Image:pixels() return C.sz_image_pixels(live(self, 2)) end
+
+function Image:totensor()
+  local ptr = live(self, 2)
+  local tensor = require "segzero.core.tensor"
+  local t = tensor.empty({ self.height, self.width, 3 }, { dtype = "u8" })
+  ffi.copy(tensor.data(t), C.sz_image_pixels(ptr), self.width * self.height * 3)
+  return t
+end
+
+function Image:free()
+  if self.ptr == nil then return end
+  C.sz_image_free(ffi.gc(self.ptr, nil))
+  self.ptr = nil
+end
+
+function mt:__tostring()
+  return ("image %d x %d%s"):format(self.width, self.height, self.ptr == nil and " (freed)" or "")
+end
+
+return M

@@ -1,0 +1,53 @@
+-- doctor.lua - `segzero doctor`: in words, what this machine has and what will be used. Changes nothing.
+--
+-- Leaves out: checks of models and data; benchmarks.
+
+local ffi = require "ffi"
+local core = require "segzero.core.ffi"
+local plan = require "segzero.tools.plan"
+
+local C = core.C
+
+local M = {}
+
+local function line(what, text) print(("%-10s %s"):format(what, text)) end
+
+-- The first value of a key in a file of "key : value" lines.
+local function field(path, key)
+  local file = io.open(path, "r")
+  if not file then return nil end
+  for text in file:lines() do
+    local value = text:match("^" .. key .. "%s*:%s*(.-)%s*$")
+    if value then
+      file:close()
+      return value
+    end
+  end
+  file:close()
+end
+
+function M.run()
+  local memory = plan.device()
+  line("segzero", ffi.string(C.sz_version()) .. ", core library loaded")
+  line("processor", ("%s, %d threads"):format(field("/proc/cpuinfo", "model name") or "unknown", C.sz_threads()))
+  line("memory", ("%s, %s available"):format(plan.gib(memory.total), plan.gib(memory.free)))
+  local library = os.getenv "SEGZERO_CUDA_LIBRARY"
+  if library and library ~= "" then line("cuda", "SEGZERO_CUDA_LIBRARY names the library: " .. library) end
+  local text = C.sz_device_describe(C.SZ_CUDA)
+  local there = text ~= nil
+  if there then
+    for what, value in ffi.string(text):gmatch "([^\n:]+): ([^\n]*)\n" do line("cuda", what .. ": " .. value) end
+  else
+    line("cuda", "not usable. " .. ffi.string(C.sz_last_error()))
+  end
+  local wanted = os.getenv "SEGZERO_DEVICE"
+  if wanted and wanted:match "^cuda" and not there then
+    line("used", "nothing: --device cuda or SEGZERO_DEVICE asks for a device that cannot be used")
+  elseif wanted and wanted:match "^cuda" then
+    line("used", "models are loaded on cuda:0")
+  else
+    line("used", "models are loaded on the processor" .. (there and "; --device cuda, or device = \"cuda\", loads them on cuda:0" or ""))
+  end
+end
+
+return M

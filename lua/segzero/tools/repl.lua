@@ -1,0 +1,326 @@
+-- repl.lua - the interactive prompt of ./segzero.
+--
+--   > 1 + 2                     an expression: its values are printed, `_` keeps the first
+--   3
+--   > for i = 1, 2 do           unfinished: goes on at the second prompt
+--   ...>   print(i)
+--   ...> end
+--
+-- Each entry is a main chunk of its own, so a `local` ends with it. Lines are read with readline, else libedit, else
+-- io.read; history is kept in ~/.segzero_history. What is typed is never JIT-compiled: debug hooks do not fire in
+-- compiled loops, so Ctrl-C could not stop `while true do end`. Functions from files are compiled as usual.
+-- The text of vl:generate appears as it is made (one answer; not with an on_text of its own, or on_text = false).
+-- Left out: completion, multi-line editing, per-project history.
+
+local host = require "segzero.host"
+
+local concat, sort = table.concat, table.sort
+local format = string.format
+
+local M = {}
+
+local PROMPT, PROMPT_MORE = "> ", "...> "
+local HISTORY_LINES = 1000
+local TABLE_ENTRIES = 40        -- of a printed table; the rest is counted
+local WIDTH = 96                -- of its lines
+local TRACE_LINES = 6           -- of an error's traceback
+
+local HELP = [[
+Type Lua. An expression prints its value; `_` is the last value. Unfinished input goes on at the ...> prompt.
+  sz                      the segzero library (require "segzero")
+  vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {temperature=1, n=8}), vl:logprobs(inp, ids)
+  img = sz.image.load(p)  a picture; img:resize(w, h, "bicubic"), img:totensor()
+  reward = require "rewards.seg_strict"
+  plan = require("segzero.tools.plan").main {"recipes/refcocog_grpo.lua"}      what memory a run takes (also: ./segzero plan RECIPE ...)
+  dofile "mine.lua"       run a file
+  help                    this text
+Ctrl-C stops what runs or drops the line; Ctrl-D on an empty line leaves.]]
+
+-- ---- printing --------------------------------------------------------------------------------------------------
+
+local function is_name(s)
+  return s:match("^[%a_][%w_]*$") ~= nil
+end
+
+-- Numbers first, then names: a stable order for mixed keys.
+local function key_less(a, b)
+  local ta, tb = type(a), type(b)
+  if ta ~= tb then return ta < tb end
+  if ta == "number" or ta == "string" then return a < b end
+  return tostring(a) < tostring(b)
+end
+
+local function show_inner(v)
+  if type(v) == "string" then
+    return (format("%q", v):gsub("\\\n", "\\n"))
+  elseif type(v) == "table" and not (getmetatable(v) or {}).__tostring then
+    return next(v) == nil and "{}" or "{...}"
+  end
+  return tostring(v)
+end
+
+-- One value as text: strings as they are, tables one level deep, anything with __tostring through it.
+function M.show(v)
+  if type(v) ~= "table" or (getmetatable(v) or {}).__tostring then
+    return tostring(v)
+  end
+  local parts, count, array = {}, 0, #v
+  for i = 1, math.min(array, TABLE_ENTRIES) do
+    parts[i] = show_inner(v[i])
+  end
+  count = array
+  local keys = {}
+  for k in pairs(v) do
+    if not (type(k) == "number" and k >= 1 and k <= array and k % 1 == 0) then keys[#keys + 1] = k end
+  end
+  sort(keys, key_less)
+  for _, k in ipairs(keys) do
+    count = count + 1
+    if #parts < TABLE_ENTRIES then
+      local name = type(k) == "string" and is_name(k) and k or "[" .. show_inner(k) .. "]"
+      parts[#parts + 1] = name .. " = " .. show_inner(v[k])
+    end
+  end
+  if count > #parts then
+    parts[#parts + 1] = format("... %d more", count - #parts)
+  end
+  local lines, line = {}, ""
+  for i, part in ipairs(parts) do
+    if i < #parts then part = part .. ", " end
+    if line ~= "" and #line + #part > WIDTH then
+      lines[#lines + 1] = line:sub(1, -2)       -- without the space after the comma
+      line = ""
+    end
+    line = line .. part
+  end
+  if #lines == 0 then return "{" .. line .. "}" end
+  return "{\n  " .. concat(lines, "\n  ") .. "\n  " .. line .. "\n}"
+end
+
+-- The message and the innermost frames: without those of error() itself, of the strict table, and of the REPL below
+-- the typed chunk. An error in the typed line itself needs no frames.
+local function short_error(text)
+  local message, trace = tostring(text):match("^(.-)\nstack traceback:\n(.*)$")
+  if not message then return tostring(text) end
+  local frames = {}
+  for line in trace:gmatch("[^\n]+") do
+    if line:find("[C]: in function 'call'", 1, true) then break end
+    local noise = line:find("segzero/core/strict.lua:", 1, true)
+      or #frames == 0 and (line:find("[C]: in function 'error'", 1, true) or line:find("[C]: in function 'assert'", 1, true))
+    if not noise then frames[#frames + 1] = line end
+  end
+  if message:find("interrupted!", 1, true) then message = "\n" .. message end     -- the terminal has just shown ^C
+  if #frames <= 1 then return message end
+  local more = #frames > TRACE_LINES and "\n\t..." or ""
+  return message .. "\n" .. concat(frames, "\n", 1, math.min(#frames, TRACE_LINES)) .. more
+end
+
+-- ---- reading lines -----------------------------------------------------------------------------------------------
+-- A reader is a function(prompt) -> line, nil at the end of input, or false when Ctrl-C dropped the line.
+
+local function plain_reader(prompt)
+  io.write(prompt)
+  io.flush()
+  local line = io.read("*l")
+  if host.interrupted() then
+    io.write("\n")
+    return false
+  end
+  return line
+end
+
+local CDEF = [[
+  typedef void sz_line_fn(char *);
+  struct sz_pollfd { int fd; short events, revents; };
+  int   sz_poll(struct sz_pollfd *, unsigned long, int) __asm__("poll");
+  void  sz_line_free(void *) __asm__("free");
+  void  rl_callback_handler_install(const char *prompt, sz_line_fn *handler);
+  void  rl_callback_read_char(void);
+  void  rl_callback_handler_remove(void);
+  void  rl_callback_sigcleanup(void);
+  void  rl_free_line_state(void);
+  void  add_history(const char *);
+  void  using_history(void);
+  void  stifle_history(int);
+  int   read_history(const char *);
+  int   write_history(const char *);
+  int   append_history(int, const char *);
+  extern int rl_catch_signals;
+]]
+
+-- Calls lib[name](...) if the library has it (libedit lacks some of readline's functions).
+local function try(lib, name, ...)
+  return pcall(function(...) return lib[name](...) end, ...)
+end
+
+-- The callback interface of readline with our own poll(), so that Ctrl-C returns here: readline() itself would go on
+-- waiting after the signal. Returns nil when there is no such library.
+local function line_reader(history)
+  local has_ffi, ffi = pcall(require, "ffi")
+  if not has_ffi then return nil end
+  local C = ffi.C
+  ffi.cdef(CDEF)
+  local has_lib, lib = pcall(ffi.load, "libreadline.so.8")
+  if not has_lib then has_lib, lib = pcall(ffi.load, "libedit.so.2") end
+  if not has_lib then return nil end
+
+  local complete, line
+  local handler = ffi.cast("sz_line_fn *", function(text)
+    complete = true
+    line = nil
+    if text ~= nil then
+      line = ffi.string(text)
+      C.sz_line_free(text)
+    end
+    lib.rl_callback_handler_remove()    -- gives the terminal back before the line is run
+  end)
+  pcall(function() lib.rl_catch_signals = 0 end)
+  lib.using_history()
+  try(lib, "stifle_history", HISTORY_LINES)
+  if history then lib.read_history(history) end
+
+  local fds = ffi.new("struct sz_pollfd[1]")
+  local last
+  local function read(prompt)
+    io.flush()
+    complete = false
+    lib.rl_callback_handler_install(prompt, handler)
+    while not complete do
+      fds[0].fd, fds[0].events, fds[0].revents = 0, 1, 0        -- POLLIN
+      local ready = C.sz_poll(fds, 1, -1)
+      if host.interrupted() then
+        io.write("^C\n")
+        io.flush()              -- before the terminal is given back: that moves the cursor to the first column
+        try(lib, "rl_free_line_state")
+        try(lib, "rl_callback_sigcleanup")
+        lib.rl_callback_handler_remove()
+        return false
+      elseif ready > 0 then
+        lib.rl_callback_read_char()
+      end
+    end
+    if line == nil then
+      io.write("\n")
+    elseif line:find("%S") and line ~= last then
+      last = line
+      lib.add_history(line)
+      if history then
+        local ok, failed = try(lib, "append_history", 1, history)
+        if not ok or failed ~= 0 then lib.write_history(history) end
+      end
+    end
+    return line
+  end
+  jit.off(read, true)       -- a C function that calls back into Lua must not be called from compiled code
+  return read
+end
+
+local function history_file()
+  local home = os.getenv("HOME")
+  if not home or home == "" then return nil end
+  local path = home .. "/.segzero_history"
+  local f = io.open(path, "a")      -- readline appends only to a file that exists
+  if not f then return nil end
+  f:close()
+  return path
+end
+
+-- ---- the loop ------------------------------------------------------------------------------------------------------
+
+-- Compiles what was typed so far: a chunk; or nil, nil when it is unfinished; or nil, message.
+local function compile(text)
+  local chunk = loadstring("return " .. text, "=stdin")
+  if chunk then return chunk end
+  local err
+  chunk, err = loadstring(text, "=stdin")
+  if chunk then return chunk end
+  local hopeless = err:find("unfinished string", 1, true) and text:sub(-1) ~= "\\"    -- no further line can close it
+  if err:find("'<eof>'", 1, true) and not hopeless then return nil, nil end
+  return nil, err
+end
+
+-- One entry: a line and as many more as it takes. Returns a chunk; nil at the end of input; false for nothing to run.
+local function read_chunk(read, out)
+  local text = read(PROMPT)
+  if not text then return text end
+  text = text:gsub("^%s*=", "return ")          -- lua 5.1's way to ask for a value
+  if text:match("^%s*help%s*%(?%s*%)?%s*$") and rawget(_G, "help") == nil then
+    out(HELP)
+    return false
+  end
+  if not text:find("%S") then return false end
+  while true do
+    local chunk, err = compile(text)
+    if chunk then return chunk end
+    if err then
+      out(err)
+      return false
+    end
+    local more = read(PROMPT_MORE)
+    if more == nil then
+      out(select(2, loadstring(text, "=stdin")))
+      return nil
+    elseif more == false then
+      return false
+    end
+    text = text .. "\n" .. more
+  end
+end
+
+local function run_chunk(chunk, out)
+  jit.off(chunk, true)
+  local results = {n = 0}
+  local function keep(...)
+    results.n = select("#", ...)
+    for i = 1, results.n do results[i] = (select(i, ...)) end
+  end
+  keep(host.call(chunk))
+  if not results[1] then
+    out(short_error(results[2]))
+    return
+  end
+  if results.n < 2 then return end
+  rawset(_G, "_", results[2])
+  local shown = {}
+  for i = 2, results.n do
+    -- A __tostring of the user's may fail or run for ever: it gets the same protection.
+    local ok, text = host.call(M.show, results[i])
+    shown[i - 1] = ok and text or "(cannot be shown: " .. short_error(text) .. ")"
+  end
+  out(concat(shown, "\t"))
+end
+
+-- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text); write, the same without a
+-- newline, for answers as they are made; quiet, no banner.
+function M.run(opts)
+  opts = opts or {}
+  local out = opts.print or function(text) io.write(text, "\n") end
+  local read = opts.read or line_reader(history_file()) or plain_reader
+  rawset(_G, "_", nil)
+  if not opts.quiet then
+    out("segzero " .. host.version .. ", " .. jit.version .. ". Type help, or Ctrl-D to leave.")
+  end
+  if rawget(_G, "sz") == nil then
+    local ok, sz = host.call(require, "segzero")
+    if ok then
+      rawset(_G, "sz", sz)
+    else
+      out("sz is not there: " .. tostring(sz):match("[^\n]*"))
+    end
+  end
+  local has_generation, generation = host.call(require, "segzero.inference.generation_config")
+  local write = opts.write or function(text)
+    io.write(text)
+    io.flush()
+  end
+  if has_generation then generation.echo = function(_, piece) write(piece) end end
+  while true do
+    local chunk = read_chunk(read, out)
+    if chunk == nil then break end
+    if chunk then run_chunk(chunk, out) end
+    host.interrupted()      -- pressed while the answer was printed: nothing left to stop
+  end
+  if has_generation then generation.echo = nil end
+end
+
+return M

@@ -1,0 +1,233 @@
+-- bench_work.lua - what the benchmarks share: limits of the machine, counts of operations, the prompt, JSON lines.
+--
+--   local bench = require "tests.bench.bench_work"
+--   bench.options({key = default, ...}, {key = true, ...})      key=value words of the command line; others raise. Where the defaults have
+--                                           a list `settings`, words with dotted keys (a recipe's) go there
+--   bench.clock(opts)                       the clock that clock= names, which waits for the device; threads are set. With device=cuda
+--                                           limits are measured there; side= is that of their matrices
+--   bench.emit(name, value, unit, {limit =, lower =, gflop =})
+--   bench.config(name)                      a config table, and the `work` beside it: of FILE.json, or of a released size (3b, 7b, ...); nil for a folder
+--   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program prints, f called with each; and whether it ended well
+--   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster}; without a result of ours {name, unit, peer}
+--   bench.device_used()                     GiB of the device's memory taken since clock(), and what was free then; nil on the CPU. Freed blocks are
+--                                           kept, so it is the peak
+--   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)      GFLOP/s, GB/s
+--   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations of a forward's products
+--   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})     what vl:process would
+--                                           return
+--
+-- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows are those that get logits. Leaves out:
+-- Qwen2-VL (its tower has no windows), norms and other elementwise work.
+
+local ffi = require "ffi"
+local cjson = require "cjson"
+local core = require "segzero.core.ffi"
+local tensor = require "segzero.core.tensor"
+local pack = require "segzero.inference.packing"
+local read_json = require("segzero.models.qwen_vl").read_json
+local released = require("examples.random_checkpoint").config
+
+local C = core.C
+
+local M = {}
+
+local now = C.sz_seconds
+local device, side, read_bytes = "cpu", 2048, 2 ^ 30
+local free_at_first
+
+-- ---- options and lines ----
+function M.options(opts, known)
+  for _, word in ipairs(arg) do
+    local key, v = word:match "^([%w_.]+)=(.*)$"
+    if opts.settings and key and key:find(".", 1, true) then opts.settings[#opts.settings + 1] = word
+    elseif known[key] then opts[key] = v
+    else error(("%s: unknown option %s"):format(arg[0], word), 0) end
+  end
+  return opts
+end
+
+function M.clock(opts)
+  if opts.clock == "cpu" and tonumber(opts.threads) ~= 1 then error(arg[0] .. ": clock=cpu needs threads=1", 0) end
+  C.sz_set_threads(tonumber(opts.threads))
+  local clock = opts.clock == "cpu" and os.clock or C.sz_seconds
+  device = opts.device or "cpu"
+  side = tonumber(opts.side) or device ~= "cpu" and 8192 or 2048
+  if opts.side then read_bytes = 64 * side ^ 2 end
+  if device ~= "cpu" then
+    core.check(C.sz_device_ready(C.SZ_CUDA))
+    free_at_first = tonumber(C.sz_device_available(C.SZ_CUDA))
+  end
+  function now()
+    core.check(C.sz_device_synchronise())
+    return clock()
+  end
+  return now
+end
+
+function M.rounded(x) return tonumber(("%.4g"):format(x)) end
+
+-- ratio is the part of the limit that is reached, 1 at best; lower: less is better.
+function M.emit(name, value, unit, more)
+  local parts = { ('{"name": "%s", "value": %s, "unit": "%s"'):format(name, M.rounded(value), unit) }
+  more = more or {}
+  if more.limit then
+    local ratio = more.lower and more.limit / value or value / more.limit
+    parts[#parts + 1] = (', "limit": %s, "ratio": %.3f'):format(M.rounded(more.limit), ratio)
+  end
+  if more.gflop then parts[#parts + 1] = (', "gflop": %s'):format(M.rounded(more.gflop)) end
+  print(table.concat(parts) .. "}")
+  io.flush()
+end
+
+function M.device_used()
+  if not free_at_first then return nil end
+  return (free_at_first - tonumber(C.sz_device_available(C.SZ_CUDA))) / 2 ^ 30, free_at_first / 2 ^ 30
+end
+
+function M.config(name)
+  if not name:match "%.json$" then return released(name) end
+  local json = read_json(name)
+  return json.model or json, json.work
+end
+
+-- ---- the peer ----
+function M.peer(command, f)
+  local rows, pipe = {}, assert(io.popen(command .. "; echo \"exit $?\""))
+  local last = ""
+  for line in pipe:lines() do
+    local ok, row = pcall(cjson.decode, line)
+    if ok and type(row) == "table" and row.name then
+      rows[#rows + 1] = row
+      if f then f(row) end
+    end
+    last = line
+  end
+  pipe:close()
+  if last ~= "exit 0" then print(("peer: %s from %s"):format(last, command)) end
+  return rows, last == "exit 0"
+end
+
+function M.compare(rows, results)
+  for _, row in ipairs(rows or {}) do
+    local mine = results[row.name]
+    if mine then
+      local faster = (row.unit == "s" or row.unit == "GiB") and row.value / mine or mine / row.value
+      print(('{"name": "%s", "value": %s, "unit": "%s", "peer": %s, "faster": %.2f}'):format(row.name, M.rounded(mine), row.unit, M.rounded(row.value), faster))
+    else
+      print(('{"name": "%s", "unit": "%s", "peer": %s}'):format(row.name, row.unit, M.rounded(row.value)))
+    end
+    io.flush()
+  end
+end
+
+-- Seconds of the fastest of n calls.
+function M.best(n, f)
+  local least = math.huge
+  for _ = 1, n do
+    local start = now()
+    tensor.step(function()
+      f()
+      core.check(C.sz_device_synchronise())
+    end)
+    least = math.min(least, now() - start)
+  end
+  return least
+end
+
+-- ---- limits ----
+function M.matmul_rate(dtype, times)
+  local a, b = tensor.empty({ side, side }, { dtype = dtype, device = device }), tensor.empty({ side, side }, { dtype = dtype, device = device })
+  for i, t in ipairs { a, b } do core.check(C.sz_random_normal_(t.ptr, 1, i, 0, 1)) end
+  local seconds = M.best(times, function() a:linear(b) end)
+  a:free()
+  b:free()
+  return 2 * side ^ 3 / seconds / 1e9
+end
+
+function M.read_rate(times)
+  local t = tensor.empty({ read_bytes / 4 }, { device = device })
+  if device == "cpu" then ffi.fill(tensor.data(t), read_bytes, 1) end   -- touched: pages that were never written all share one
+  local w, x = t:reshape(read_bytes / 16384, 4096, 0, 0), tensor.zeros({ 1, 4096 }, { device = device })
+  local seconds = math.min(M.best(times, function() t:sum() end), M.best(times, function() x:linear(w) end))
+  for _, made in ipairs { w, x, t } do made:free() end
+  return read_bytes / seconds / 1e9
+end
+
+-- What the products of this dtype could reach: bf16 is widened where the CPU has no bf16 products.
+function M.flop_limit(dtype)
+  local f32 = M.matmul_rate("f32", 3)
+  return dtype ~= "f32" and math.max(f32, M.matmul_rate("bf16", 3)) or f32
+end
+
+-- ---- operations ----
+function M.counts(vl)
+  local c = vl.config
+  if c.family ~= C.SZ_QWEN2_5_VL then error(arg[0] .. ": only qwen2_5_vl models", 0) end
+  local counts = { q_width = c.heads * c.head_dim, kv_width = c.kv_heads * c.head_dim }
+  counts.layer_weights = c.hidden * (2 * counts.q_width + 2 * counts.kv_width + 3 * c.intermediate)
+  counts.head_weights = c.hidden * c.vocab
+
+  -- A picture of h x w patches.
+  function counts.vision(h, w)
+    local patches, unit = h * w, c.v_merge ^ 2
+    local side, windowed, full = c.v_window / c.v_patch, 0, 0
+    for y = 0, h - 1, side do
+      for x = 0, w - 1, side do windowed = windowed + (math.min(side, h - y) * math.min(side, w - x)) ^ 2 end
+    end
+    for i = 0, c.v_depth - 1 do full = full + c.v_full[i] end
+    local pairs_seen = full * patches ^ 2 + (c.v_depth - full) * windowed
+    local wide = c.v_hidden * unit
+    local embed = 2 * patches * c.v_channels * c.v_temporal * c.v_patch ^ 2 * c.v_hidden
+    local blocks = c.v_depth * 2 * patches * (4 * c.v_hidden ^ 2 + 3 * c.v_hidden * c.v_intermediate)
+    return embed + blocks + 4 * c.v_hidden * pairs_seen + 2 * patches / unit * wide * (wide + c.v_out)
+  end
+
+  function counts.text(tokens, pairs_seen, rows)
+    return c.layers * (2 * tokens * counts.layer_weights + 4 * counts.q_width * pairs_seen) + 2 * rows * counts.head_weights
+  end
+  return counts
+end
+
+-- n tokens that see each other backwards and all of a parent.
+function M.causal_pairs(n, parent) return n * (n + 1) / 2 + n * parent end
+
+-- ---- the prompt ----
+-- A token id below the special ones; any sequence does, as long as it is the same in every run.
+function M.word(vl, i) return (i * 7919 + 13) % vl.image_token_id end
+
+function M.input(vl, opts)
+  local c = vl.config
+  local grid_h, grid_w = opts.picture[1] / c.v_patch, opts.picture[2] / c.v_patch
+  local merged_h, merged_w = grid_h / c.v_merge, grid_w / c.v_merge
+  if merged_h % 1 ~= 0 or merged_w % 1 ~= 0 then error(("%s: the picture's sides are multiples of %d"):format(arg[0], c.v_patch * c.v_merge), 0) end
+  local shift = 100000 * (opts.seed or 0)
+  local ids = {}
+  for i = 1, opts.before do ids[i] = M.word(vl, shift + i) end
+  ids[#ids + 1] = vl.vision_start_token_id
+  local first = #ids
+  for _ = 1, merged_h * merged_w do ids[#ids + 1] = vl.image_token_id end
+  ids[#ids + 1] = vl.vision_end_token_id
+  for i = 1, opts.after do ids[#ids + 1] = M.word(vl, shift + 1000 + i) end
+  local n = #ids
+  local positions, p = pack.ints(3, n)
+  local next_position = 0
+  for i = 0, n - 1 do
+    local k = i - first
+    if k >= 0 and k < merged_h * merged_w then
+      p[i], p[n + i], p[2 * n + i] = first, first + math.floor(k / merged_w), first + k % merged_w
+      next_position = first + math.max(merged_h, merged_w)
+    else
+      for axis = 0, 2 do p[axis * n + i] = next_position end
+      next_position = next_position + 1
+    end
+  end
+  local pixels = opts.pixels and opts.pixels:clone()
+  if not pixels then
+    pixels = tensor.empty { grid_h * grid_w, c.v_channels * c.v_temporal * c.v_patch ^ 2 }
+    core.check(C.sz_random_normal_(pixels.ptr, 2, opts.seed or 0, 0, 1))
+  end
+  return { input_ids = ids, position_ids = positions, next_position = next_position, pixel_values = pixels,
+    image_grid_thw = { { 1, grid_h, grid_w } } }
+end
+
+return M

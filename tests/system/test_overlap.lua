@@ -1,0 +1,372 @@
+-- test_overlap.lua - what runs beside a step changes no number: pictures read ahead, groups judged as they end, checkpoints written
+-- behind; errors come where they belong; the time table adds up; memory stays flat over hundreds of steps; a step that cannot fit is refused.
+
+local cjson = require "cjson"
+local ffi = require "ffi"
+local check = require "tests.support.check"
+local mini = require "tests.support.miniature"
+local sz = require "segzero"
+local files = require "segzero.core.files"
+local data = require "segzero.data"
+local tensor = require "segzero.core.tensor"
+local image = require "segzero.formats.image"
+local checkpoint = require "segzero.train.checkpoint"
+local rollout = require "segzero.inference.rollout"
+local refshapes = require "segzero.data.refshapes"
+local ahead = require "segzero.data.prefetch"
+local clock = require "segzero.log.timer"
+local plan = require "segzero.tools.plan"
+local jobs = require "segzero.core.jobs"
+
+local C = sz.core.C
+local place = mini.folder()
+local dir = mini.write(place .. "/model")
+
+local bytes = mini.bytes
+local function pixels_of(img) return ffi.string(img:pixels(), img.width * img.height * 3) end
+
+-- ---- one picture ahead ----
+local vl = sz.qwen_vl(dir)
+local proc = vl:processor()
+local function message(...)
+  local content = {}
+  for i, img in ipairs { ... } do content[i] = { type = "image", image = img } end
+  content[#content + 1] = { type = "text", text = "the red circle" }
+  return { { role = "user", content = content } }
+end
+local sample = refshapes.sample { seed = 5, index = 1, size = 168 }
+-- Sides that are resized, and that are not; a PNG is read without loss.
+for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
+  local img = image.new(side[1], side[2])
+  for k = 0, side[1] * side[2] * 3 - 1 do img:pixels()[k] = sample.rgb[k % (168 * 168 * 3)] end
+  local path = ("%s/%d.png"):format(place, i)
+  img:save(path)
+  local want = vl:process(message(img, img))
+  for name, source in pairs { path = path, picture = img } do
+    local ticket = proc:begin(source)
+    local got = proc:finish(ticket)
+    check.ok(image.is_image(got), "a picture, from a " .. name)
+    check.equal(pixels_of(got), pixels_of(img), "its pixels")
+    local one = vl:process(message(got))
+    check.ok(tensor.data(one.pixel_values) == tensor.data(ticket.values), "the patches are those that were cut ahead")
+    check.ok(bytes(one.pixel_values) == bytes(vl:process(message(img)).pixel_values), "and the bits are the same")
+    check.equal(one.input_ids, vl:process(message(img)).input_ids, "and so are the tokens")
+    -- Two pictures in a message, one of them ahead.
+    proc:finish(proc:begin(got))
+    check.ok(bytes(vl:process(message(got, img)).pixel_values) == bytes(want.pixel_values), "beside one that is not ahead")
+    -- Settings changed in between: what was cut is of no use.
+    proc:finish(proc:begin(got))
+    local most = proc.max_pixels
+    proc.max_pixels = 3136
+    check.equal(#vl:process(message(got)).image_grid_thw, 1, "other settings")
+    check.equal(vl:process(message(got)).images[1].resized_width * vl:process(message(got)).images[1].resized_height <= 3136, true, "count")
+    proc.max_pixels = most
+    proc:forget(proc:begin(source))
+  end
+end
+files.write(place .. "/broken.png", files.read(place .. "/1.png"):sub(1, 200))
+files.write(place .. "/text.png", "no picture at all")
+check.equal(proc:begin(place .. "/none.png"), nil, "a file that is not there is left to the one who needs it")
+check.equal(proc:begin(place .. "/text.png"), nil, "so is one that is no picture")
+check.equal(proc:finish(proc:begin(place .. "/broken.png")), nil, "and one that is cut off")
+check.equal(proc:begin(image.new(400, 1)), nil, "and a strip")
+tensor.step(function() check.equal(proc:begin(place .. "/1.png"), nil, "inside a step nothing is begun") end)
+
+-- Freed at once, while the thread may be at it.
+for _ = 1, 20 do
+  local img = image.new(200, 200)
+  local ticket = proc:begin(img)
+  img:free()
+  proc:forget(ticket)
+end
+-- Forgotten: the collector waits or drops.
+for _ = 1, 20 do proc:begin(place .. "/3.png") end
+collectgarbage()
+collectgarbage()
+
+-- ---- rows ahead ----
+local set = place .. "/set"
+refshapes.write_dataset(set, { n = 6, size = 84, seed = 1 }, image.write_png)
+files.write(set .. "/images/train_1_000003.png", "no picture at all")
+local folder = data.open(set)
+local function outcome(f, ...)
+  local ok, row = pcall(f, ...)
+  if not ok then return row end
+  return { row.id, row.problem, row.solution, row.frame, pixels_of(row.image), row.mask and bytes(row.mask()) }
+end
+local drawn = mini.rows(mini.settings())
+local failing = { row = function(_, i) if i == 2 then error("row 2 is not there", 0) end return drawn:row(i) end, count = function() return 4 end }
+for name, s in pairs { folder = folder, drawn = drawn, ["a set of one's own"] = failing } do
+  local a = ahead.new(vl)
+  for i = 1, s:count() do a:ask(s, i) end
+  a:ask(s, 1)
+  for i = 1, s:count() do check.equal(outcome(a.row, a, s, i), outcome(s.row, s, i), ("%s: row %d"):format(name, i)) end
+  check.equal(tostring(a), "0 rows ahead", name .. ": all taken")
+  check.equal(outcome(a.row, a, s, 1), outcome(s.row, s, 1), name .. ": a row that was not asked for")
+  a:ask(s, 1)
+  a:drop()
+  check.equal(tostring(a), "0 rows ahead", name .. ": dropped")
+end
+check.ok(outcome(folder.row, folder, 4):find("/set/data.jsonl:4: ", 1, true), "the broken one fails, with its line")
+
+-- Ctrl-C comes once and may come here: it is not one of the failures that are left for later.
+do
+  local a, size = ahead.new(vl), image.size
+  image.size = function() error("image.lua:1: interrupted!", 0) end
+  local ok, why = pcall(a.ask, a, folder, 1)
+  image.size = size
+  check.equal({ ok, why }, { false, "image.lua:1: interrupted!" }, "an interrupt while a file's picture is begun")
+  local set = { row = function() error("data.lua:1: interrupted!", 0) end }
+  check.raises(function() a:ask(set, 1) end, "interrupted!$", "and while a row is made")
+  a:drop()
+end
+
+-- ---- runs with and without ----
+local function state_of(t)
+  local out = {}
+  for name, x in pairs(t.policy:parameters()) do out[name] = bytes(x) end
+  for name, x in pairs(t.optimizer:state()) do out[name] = bytes(x) end
+  return out
+end
+local function differing(a, b)
+  for k, v in pairs(a) do if b[k] ~= v then return k end end
+  for k in pairs(b) do if a[k] == nil then return k end end
+end
+local function steps(t, n)
+  local seen = {}
+  for i = 1, n do
+    local s = t:step()
+    local sum = 0
+    for _, name in ipairs(clock.phases) do
+      check.ok(s.time[name] >= 0, name .. " takes no negative time")
+      sum = sum + s.time[name]
+    end
+    -- Eleven numbers are added in another order: a few units in the last place of a few seconds.
+    check.near(sum, s.seconds.total, 1e-9, "the phases add up to the step")
+    check.near(s.seconds.rollout + s.seconds.reward + s.seconds.update + s.time.other, s.seconds.total, 1e-9, "and so do their sums")
+    for _, name in ipairs { "data", "decode", "forward", "backward", "optimizer" } do check.ok(s.time[name] > 0, name .. " takes time") end
+    s.time, s.seconds = nil, nil
+    seen[i] = s
+  end
+  return seen
+end
+refshapes.write_dataset(set, { n = 6, size = 84, seed = 1 }, image.write_png)
+local cfg = mini.settings { "data.train_files=" .. set }
+local function new(opts)
+  opts = opts or {}
+  opts.model, opts.reference, opts.train = dir, true, opts.train or data.open(set)
+  return mini.trainer(cfg, opts)
+end
+local plain = new()
+plain.look_ahead = function() end
+local want = steps(plain, 4)
+local beside = new()
+local taken = 0
+local finish = beside.policy:processor().finish
+beside.policy:processor().finish = function(...)
+  taken = taken + 1
+  return finish(...)
+end
+check.equal(steps(beside, 4), want, "pictures ahead: the same reports")
+check.equal(differing(state_of(beside), state_of(plain)), nil, "pictures ahead: the same bits")
+check.equal(taken, 3 * 2, "all but the first step's pictures were ahead")
+check.equal(tostring(beside.ahead), "0 rows ahead", "nothing is read past the last step")
+
+-- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading ahead.
+local order = plain:indices_of(2)
+files.write(("%s/images/train_1_%06d.png"):format(set, order[1] - 1), "no picture at all")
+local messages = {}
+for i, t in ipairs { new(), new() } do
+  if i == 1 then t.look_ahead = function() end end
+  check.ok(pcall(t.step, t), "step 1 does not need the broken picture")
+  messages[i] = select(2, pcall(t.step, t))
+  check.equal(t.global_step, 1, "step 2 fails")
+end
+check.equal(messages[2], messages[1], "the same message")
+check.ok(messages[1]:find(("data.jsonl:%d: "):format(order[1]), 1, true), "which names the row: " .. messages[1])
+refshapes.write_dataset(set, { n = 6, size = 84, seed = 1 }, image.write_png)
+
+-- ---- groups judged as they end ----
+local generate = rollout.generate
+local function with_order(order_of, f)
+  rollout.generate = function(model, inputs, opts)
+    local own = opts.on_group
+    opts.on_group = nil
+    local answers, stats = generate(model, inputs, opts)
+    for _, i in ipairs(order_of(#inputs)) do own(i, answers[i]) end
+    return answers, stats
+  end
+  local ok, why = pcall(f)
+  rollout.generate = generate
+  if not ok then error(why, 0) end
+end
+for name, order_of in pairs { forward = function(n) return n == 2 and { 1, 2 } or { 1 } end, backward = function() return { 2, 1 } end,
+  ["the last only"] = function() return { 2 } end, none = function() return {} end } do
+  with_order(order_of, function()
+    local t = new()
+    check.equal(steps(t, 4), want, "judged in another order (" .. name .. "): the same reports")
+    check.equal(differing(state_of(t), state_of(plain)), nil, name .. ": the same bits")
+  end)
+end
+local asked = 0
+with_order(function() return { 2, 1 } end, function()
+  local t = new { reward = function(text)
+    asked = asked + 1
+    return mini.reward(text)
+  end }
+  t:step()
+end)
+check.equal(asked, 2 * 3, "every answer is judged once")
+with_order(function() return { 1 } end, function()
+  local t = new { reward = function() error "no judgement today" end }
+  local _, why = pcall(t.step, t)
+  local _, times = tostring(why):gsub("the reward failed on row", "")
+  check.ok(times == 1 and why:find("no judgement today", 1, true), "a reward that fails while others decode: " .. tostring(why))
+  check.equal(C.sz_scope_depth(), 0, "no scope is left open")
+end)
+
+-- ---- checkpoints behind ----
+local sync, behind = place .. "/sync", place .. "/behind"
+files.make_dir(sync)
+files.make_dir(behind)
+local a, b = new { folder = sync }, new { folder = behind }
+a:step()
+b:step()
+a:save()
+local at = state_of(b)
+local path = b:begin_save()
+local calls = {}
+local real_finish, real_step = checkpoint.finish, b.optimizer.step
+checkpoint.finish = function(...)
+  calls[#calls + 1] = "written"
+  check.equal(differing(state_of(b), at), nil, "nothing has changed the weights while they were written")
+  return real_finish(...)
+end
+b.optimizer.step = function(...)
+  calls[#calls + 1] = "optimizer"
+  return real_step(...)
+end
+b:step()
+checkpoint.finish = real_finish
+check.equal(calls, { "written", "optimizer" }, "the optimizer waits")
+for _, name in ipairs { "model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "DONE" } do
+  local one, two = files.read(sync .. "/global_step_1/" .. name), files.read(path .. "/" .. name)
+  check.ok(one ~= nil and one == two, name .. " is what it is without")
+end
+check.equal(files.read(behind .. "/latest"), "global_step_1\n", "latest")
+b:save()
+b:save()        -- again over the same step
+check.equal(checkpoint.latest(behind), behind .. "/global_step_2", "the newest")
+for _, left in ipairs { "global_step_1.tmp", "global_step_2.tmp", "global_step_2.old" } do
+  check.ok(not files.exists(behind .. "/" .. left .. "/config.json"), "no " .. left)
+end
+
+-- A write that fails: the error names the file, the weights stay, nothing complete is left.
+local broken = new { folder = behind }
+broken:resume(behind .. "/global_step_2")
+local save = broken.policy.save
+broken.policy.save = function(self, to, opts)
+  opts.later:text(to .. "/nowhere/file", "x")
+  return save(self, to, opts)
+end
+broken.global_step = 3
+broken:begin_save()
+local before = state_of(broken)
+check.raises(function() broken:step() end, "global_step_3 is not written: .*nowhere/file: cannot create its temporary file: No such file", "a failed write")
+check.equal(differing(state_of(broken), before), nil, "the optimizer has not stepped")
+check.equal(checkpoint.latest(behind), behind .. "/global_step_2", "what is not written does not count")
+broken.global_step = 3
+check.raises(function() broken:save() end, "nowhere/file", "and when it is waited for at once")
+broken.policy.save = nil
+
+-- A run that fails waits for its checkpoint.
+local run = place .. "/run"
+files.make_dir(run)
+local cfg_every = mini.settings { "data.train_files=" .. set, "trainer.save_freq=1" }
+local judged = 0
+local t = mini.trainer(cfg_every, { model = dir, folder = run, train = data.open(set), total_steps = 4, reward = function(text)
+  judged = judged + 1
+  if judged > 6 then error "enough" end
+  return mini.reward(text)
+end })
+check.raises(function() t:run() end, "enough", "the run ends with its error")
+check.ok(files.exists(run .. "/global_step_1/DONE"), "and its checkpoint is there")
+check.equal(t.saving, nil, "nothing is being written")
+
+-- The time table in the file.
+t.reward = mini.reward
+t:run()
+local line
+for text in io.lines(run .. "/metrics.jsonl") do line = cjson.decode(text) end
+check.ok(line.time and line.time.decode > 0 and line.time.checkpoint >= 0, "metrics.jsonl has the table")
+check.equal(require("segzero.log").times({ decode = 3, backward = 1, data = 0.001 }, clock.phases), "  time: decode 75 %, backward 25 %", "its line")
+do      -- what is moved is of the phase that still runs
+  clock.start()
+  clock.to "decode"
+  local now = C.sz_seconds()
+  while C.sz_seconds() - now < 0.01 do end
+  clock.move("decode", "vision", 0.005)
+  local spent, total = clock.stop()
+  check.equal(spent.vision, 0.005, "moved")
+  check.near(spent.decode, total - 0.005, 1e-3, "and the rest stays")
+end
+check.raises(function()
+  clock.start()
+  clock.to "nothing"
+end, "there is no phase 'nothing'", "an unknown phase")
+clock.stop()
+
+-- Jobs that wait when the program ends are dropped, those that run are waited for.
+local text, status = mini.run { "-e", ([[local p = require("segzero").qwen_vl(%q):processor()
+  for i = 1, 50 do p:begin(%q) end
+  local w = require("segzero.core.jobs").writing()
+  w:text(%q, "written")
+  job = w:start()
+  local now = os.clock()
+  while os.clock() - now < 0.2 do end]]):format(dir, place .. "/3.png", place .. "/late") }
+check.equal(status, 0, "a program with jobs ends: " .. text)
+check.equal(files.read(place .. "/late"), "written", "what was begun is written")
+
+-- ---- bounds ----
+-- A longer prompt than the plan was made for.
+local fits = plan.of(mini.settings { "worker.actor.model.model_path=" .. dir }, { prompt = require("segzero.data.prompt").seg_zero })
+local bounded = new { plan = fits }
+bounded:step()
+bounded.plan = setmetatable({ prompt = 10 }, { __index = fits })
+local device = plan.device
+bounded.plan.state = setmetatable({ device = { total = 2 ^ 20, free = 2 ^ 20 } }, { __index = fits.state })
+for k, v in pairs(fits.state) do if k ~= "device" then bounded.plan.state[k] = v end end
+local weights = state_of(bounded)
+check.raises(function() bounded:step() end, "row .*: the prompt has %d+ tokens, a step with it would take .* and this machine has 0%.00 GiB", "refused with the numbers")
+check.equal(differing(state_of(bounded), weights), nil, "before anything was done")
+plan.device = device
+bounded.plan = setmetatable({ prompt = 10 }, { __index = fits })
+bounded:step()
+check.ok(bounded.plan.prompt > 10, "and the plan grows where there is room")
+
+-- 500 steps of one prompt and two answers of two tokens.
+local function resident()
+  return tonumber(io.open("/proc/self/statm"):read "*a":match "^%d+ (%d+)") * 4096
+end
+local tiny = mini.settings { "data.rollout_batch_size=1", "worker.actor.global_batch_size=1", "worker.rollout.n=2", "data.max_response_length=2",
+  "data.refshapes_rows=2" }
+local many = mini.trainer(tiny, { model = dir, total_steps = 1000 })
+for _ = 1, 60 do many:step() end
+collectgarbage()
+collectgarbage()
+local rss, live, allocs, lua = resident(), tonumber(C.sz_live_bytes()), tonumber(C.sz_system_allocs()), collectgarbage "count"
+for _ = 1, 500 do many:step() end
+collectgarbage()
+collectgarbage()
+check.equal(tonumber(C.sz_system_allocs()) - allocs, 0, "500 steps ask the system for no memory")
+check.equal(tonumber(C.sz_live_bytes()), live, "live bytes")
+-- Compiled traces come and go; a leak of one table a step would be 30 KB and more.
+check.ok(collectgarbage "count" - lua < 200, ("Lua's memory grew by %.0f KB"):format(collectgarbage "count" - lua))
+local sanitizer = (require("segzero.host").library or ""):find "build/%a+/libsegzero"
+-- LuaJIT's heap and malloc's arenas move by some 0.5 MB; one leaked picture of these a step would be 10 MB.
+check.ok(sanitizer or resident() - rss < 2 ^ 20, ("the resident set grew by %d bytes in 500 steps"):format(resident() - rss))
+print(("overlap: resident set %+.0f KB, Lua %+.0f KB in 500 steps"):format((resident() - rss) / 1024, collectgarbage "count" - lua))
+check.equal(tostring(jobs.writing()), "files to be written", "a list that is not started goes with the collector")
+
+mini.remove()
+check.finish()

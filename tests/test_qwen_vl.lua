@@ -1,9 +1,0 @@
--- test_qwen_vl.lua - Qwen2.5-VL against transformers on random weights (tests/golden/qwen_vl): logits, gradients of every
--- parameter, bf16, recomputation, prefill + decode.
-
-local check = require "tests.check"
-local golden = require "tests.qwen_golden"
-
-for _, id in ipairs { "Q1", "Q2", "Q3", "Q4", "Q5", "Q6" } do golden.run("qwen_vl/" .. id) end
-
-check.finish()
