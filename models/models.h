@@ -93,9 +93,9 @@ int         sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, do
 /* The same by a thread beside the main one, into the first rows of out (a heap tensor, retained): reads the picture from path, or takes im
  * (retained; path NULL); resizes it with sz_image_resize's filter where size = {width, height, resized width, resized height} says so.
  * The job fails where any of the steps would, or when the picture has not the width and height that size says. */
-sz_job     *sz_qwen_picture_start(const char *path, sz_image *im, const int *size, int filter, int patch, int temporal, int merge,
+sz_job     *sz_qwen_image_start(const char *path, sz_image *im, const int *size, int filter, int patch, int temporal, int merge,
                                   double scale, const double *mean, const double *std, sz_tensor *out);
-sz_image   *sz_qwen_picture_take(sz_job *j);                                 /* the picture that an ended job has read; the caller frees. Once */
+sz_image   *sz_qwen_image_take(sz_job *j);                                 /* the picture that an ended job has read; the caller frees. Once */
 /* Rotary position ids i32 [3, n] (temporal, height, width) of ids [n]: text counts up, the tokens of picture k (grids + 3 * k =
  * t, h, w in patches) take their place in the merged grid. *next is the id that the token after the last one has. Every
  * picture must have exactly its t * h * w / merge^2 tokens image_id. */

@@ -9,7 +9,7 @@
 
 local sz = require "segzero"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local refshapes = require "segzero.data.refshapes"
 local prompt = require "segzero.data.prompt"
 local bpe = require "segzero.tools.bpe_train"
@@ -108,7 +108,7 @@ local function picture(sample)
   return image
 end
 
--- The messages up to the end of the picture, as an input for pack.stream.
+-- The messages up to the end of the picture, as an input for packing.stream.
 local function prefix(image)
   local input = processor:process({ { role = "user", content = { { type = "image", image = image } } } }, tok, vl)
   local last
@@ -233,7 +233,7 @@ while true do
   local lr = options.lr * math.min(1, step / options.warmup) * (options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
   local groups = batch(progress)
   local loss_value = tensor.step(function()
-    local stream = pack.stream(groups, vl.image_token_id)
+    local stream = packing.stream(groups, vl.image_token_id)
     tokens = tokens + stream.tokens
     local n = stream.targets:numel()
     local weights, total = tensor.empty { n }, 0

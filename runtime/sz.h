@@ -46,7 +46,7 @@ int64_t     sz_system_allocs(void);           /* how often the core asked the sy
 int64_t     sz_peak_rss(void);                /* peak resident set of the process, bytes */
 /* For plans. 1: ops check, allocate and record, but compute and copy nothing, so that a step can be counted in milliseconds: memory that is
  * only reserved costs nothing. Results hold garbage. */
-void        sz_count_only(int on);
+void        sz_dry_run(int on);
 int64_t     sz_arena_used(int reset);         /* most bytes of the step arena in use since it was last reset */
 int         sz_arena_release(void);           /* gives the whole arena back; no scope may be open */
 void        sz_fail_alloc_after(int64_t n);   /* tests: the n-th allocation from now fails; -1 switches it off */
@@ -64,7 +64,7 @@ int         sz_device_synchronise(void);      /* waits for all work; -1 when som
 /* ---- tensors ---- */
 sz_tensor  *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device);   /* contents undefined */
 sz_tensor  *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device);
-sz_tensor  *sz_tensor_void(int dtype, int ndim, const int64_t *shape);   /* on the CPU, without memory behind it: for counting */
+sz_tensor  *sz_tensor_meta(int dtype, int ndim, const int64_t *shape);   /* on the CPU, without memory behind it: for counting */
 sz_tensor  *sz_tensor_retain(sz_tensor *t);   /* returns t */
 void        sz_tensor_release(sz_tensor *t);  /* NULL is allowed */
 int         sz_tensor_alive(const sz_tensor *t);   /* 0; -1 (with a message) when its step has ended */

@@ -140,7 +140,7 @@ static void picture_dispose(void *context)
     free(w);
 }
 
-sz_job *sz_qwen_picture_start(const char *path, sz_image *im, const int *size, int filter, int patch, int temporal, int merge,
+sz_job *sz_qwen_image_start(const char *path, sz_image *im, const int *size, int filter, int patch, int temporal, int merge,
                               double scale, const double *mean, const double *std, sz_tensor *out)
 {
     const patching how = { patch, temporal, merge, scale, { mean[0], mean[1], mean[2] }, { std[0], std[1], std[2] } };
@@ -164,7 +164,7 @@ sz_job *sz_qwen_picture_start(const char *path, sz_image *im, const int *size, i
     return sz_job_start(picture_run, picture_dispose, w, false);
 }
 
-sz_image *sz_qwen_picture_take(sz_job *j)
+sz_image *sz_qwen_image_take(sz_job *j)
 {
     picture_work *w = sz_job_context(j);
     sz_image *im = w->path ? w->im : NULL;

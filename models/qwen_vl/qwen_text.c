@@ -51,7 +51,7 @@ static sz_tensor *attend_behind(const layer_ctx *k, sz_tensor *qkv, double scale
     const sz_qwen_config *c = &k->m->config;
     int64_t before = k->prefix->shape[0], here = qkv->shape[0];
     sz_tensor *padded = sz_pad_rows(k->prefix, here);
-    sz_tensor *both = sz_put_rows(padded, k->places, qkv);
+    sz_tensor *both = sz_index_copy(padded, k->places, qkv);
     sz_tensor *all = sz_attention(both, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
     sz_tensor *a = sz_narrow(all, before, here);
     sz_tensor_release(padded);
@@ -68,7 +68,7 @@ static sz_tensor *attend(const layer_ctx *k, sz_tensor *qkv)
     if (!k->cache) return sz_attention(qkv, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
     int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
     sz_tensor *keys = sz_cache_keys(k->cache, k->index), *values = sz_cache_values(k->cache, k->index);
-    if (sz_store_cols(keys, k->cache_rows, qkv, q) != 0 || sz_store_cols(values, k->cache_rows, qkv, q + kv) != 0) return NULL;
+    if (sz_scatter_cols(keys, k->cache_rows, qkv, q) != 0 || sz_scatter_cols(values, k->cache_rows, qkv, q + kv) != 0) return NULL;
     return sz_attention_cached(qkv, keys, values, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
 }
 
@@ -112,7 +112,7 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
 }
 
 /* Without gradients, too, a layer is a checkpoint: then the layers use the same workspace, one after another. */
-static sz_tensor *run(sz_segment_fn fn, const layer_ctx *k, int recompute, sz_tensor *x)
+static sz_tensor *run(sz_checkpoint_fn fn, const layer_ctx *k, int recompute, sz_tensor *x)
 {
     return recompute || !sz_grad_enabled() ? sz_checkpoint(fn, k, sizeof *k, x) : fn(k, x);
 }
@@ -142,7 +142,7 @@ sz_tensor *qwen_hidden(sz_qwen *m, sz_tensor *ids, sz_tensor *angles[2], sz_tens
     if (behind && !places) return NULL;
     sz_tensor *x = sz_embedding(m->embed, ids);
     if (x && features) {
-        sz_tensor *with = sz_put_rows(x, image_rows, features);
+        sz_tensor *with = sz_index_copy(x, image_rows, features);
         sz_tensor_release(x);
         x = with;
     }

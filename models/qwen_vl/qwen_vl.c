@@ -298,7 +298,7 @@ sz_tensor *sz_qwen_logits(sz_qwen *m, sz_tensor *hidden)
     if (!hidden) return NULL;
     /* Unrounded, as the log-probabilities of training are: in bf16 the sampler would otherwise be off by a percent. */
     if (m->head.q) return sz_linear_int8(hidden, m->head.q, m->head.scale, NULL, m->head.rows, true);
-    if (!sz_grad_enabled()) return sz_linear_wide(hidden, head(m));
+    if (!sz_grad_enabled()) return sz_linear_f32_out(hidden, head(m));
     sz_tensor *logits = sz_linear(hidden, head(m), NULL);
     if (!logits || logits->dtype == SZ_F32) return logits;
     sz_tensor *wide = sz_cast(logits, SZ_F32);

@@ -78,7 +78,7 @@ static int fixed_tokens(const sz_sam2 *m) { return 2 + m->config.masks; }
 /* x with rows `ids` replaced by rows `which` of the weight `table`. Takes over x and ids. */
 static sz_tensor *put_weights(sz_tensor *x, sz_tensor *ids, sz_tensor *table, sz_tensor *which)
 {
-    sz_tensor *rows = ids && which ? sz_embedding(table, which) : NULL, *y = sz_put_rows(x, ids, rows);
+    sz_tensor *rows = ids && which ? sz_embedding(table, which) : NULL, *y = sz_index_copy(x, ids, rows);
     sz_tensor *used[] = { x, ids, which, rows };
     for (size_t i = 0; i < sizeof used / sizeof *used; i++) sz_tensor_release(used[i]);
     return y;
@@ -125,7 +125,7 @@ static sz_tensor *put_points(decode_ctx *k, sz_tensor *x, const sz_tensor *point
         codes = as_weights(m, codes);
         sz_tensor *embedded = name ? sz_embedding(m->point_embed, name) : NULL;
         sam2_move(&embedded, codes && embedded ? sz_add(codes, embedded) : NULL);
-        sam2_move(&x, with ? sz_put_rows(x, with, embedded) : NULL);
+        sam2_move(&x, with ? sz_index_copy(x, with, embedded) : NULL);
         sz_tensor_release(embedded);
     }
     sz_tensor *made[] = { codes, with, name, without, zero };
@@ -289,7 +289,7 @@ static sz_tensor *mask_logits(const decode_ctx *k, sz_tensor *tokens, sz_tensor 
     sz_tensor *weights = fine ? sz_tensor_zeros(fine->dtype, 2, (int64_t[]){ P * masks, c }, fine->device) : NULL;
     for (int64_t j = 0; j < masks; j++) {
         sz_tensor *w = head(k, tokens, 2 + j, &m->hyper[j]), *ids = IDS(P, i * masks + j);
-        sam2_move(&weights, ids ? sz_put_rows(weights, ids, w) : NULL);
+        sam2_move(&weights, ids ? sz_index_copy(weights, ids, w) : NULL);
         sz_tensor_release(w);
         sz_tensor_release(ids);
     }

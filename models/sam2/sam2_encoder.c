@@ -122,7 +122,7 @@ static sz_tensor *pooled_attention(const block_ctx *k, sz_tensor *x, int heads, 
         sz_tensor_release(w);
         sz_tensor_release(bias);
     }
-    sam2_move(&part[0], sz_max_rows(part[0], k->query_cells));
+    sam2_move(&part[0], sz_max_pool_rows(part[0], k->query_cells));
     sz_tensor *y = sz_attention_cross(part[0], part[1], part[2], k->segments, heads, heads, d, false, 1 / sqrt((double)d));
     for (int i = 0; i < 3; i++) sz_tensor_release(part[i]);
     return y;
@@ -137,7 +137,7 @@ static sz_tensor *block_forward(const void *context, sz_tensor *x)
     sz_tensor *n1 = sz_layernorm(x, b->norm1.w, b->norm1.b, c->norm_eps);
     sz_tensor *shortcut = sz_tensor_retain(x), *a;
     if (b->shortcut.w) sam2_move(&shortcut, sam2_linear(n1, &b->shortcut));        /* of the normalised map */
-    if (b->pool) sam2_move(&shortcut, sz_max_rows(shortcut, k->shortcut_cells));
+    if (b->pool) sam2_move(&shortcut, sz_max_pool_rows(shortcut, k->shortcut_cells));
     if (k->padding) sam2_move(&n1, sz_pad_rows(n1, k->padding));
     if (b->pool) {
         a = pooled_attention(k, n1, heads, d);

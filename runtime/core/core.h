@@ -94,8 +94,8 @@ void      *sz_scratch(size_t bytes);
 typedef struct { size_t chunk, used; int guards; } sz_scratch_state;
 sz_scratch_state sz_scratch_save(void);
 void       sz_scratch_restore(sz_scratch_state s);
-/* Nothing is computed or copied (sz_count_only). */
-bool       sz_counting(void);
+/* Nothing is computed or copied (sz_dry_run). */
+bool       sz_is_dry_run(void);
 
 /* The key of the random numbers that rounding draws (adamw_compact_): not one that a run's seed is likely to be. */
 #define SZ_ROUNDING_SEED UINT64_C(0x8f1bbcdcbfa53e0b)
@@ -130,7 +130,7 @@ int sz_sampling_check(const sz_sampling *s, const uint8_t *seen);      /* 0, or 
 typedef struct {
     int op;                         /* -1: a checkpointed segment */
     sz_call call;                   /* inputs and outputs, each with a reference held */
-    struct sz_segment *segment;     /* for checkpoints */
+    struct sz_recompute *segment;     /* for checkpoints */
 } sz_node;
 typedef int (*sz_gradient)(sz_node *n);
 extern const sz_gradient sz_gradients[SZ_OP_COUNT];
@@ -138,7 +138,7 @@ extern const sz_gradient sz_gradients[SZ_OP_COUNT];
 int sz_tape_record(int op, const sz_call *c);
 /* Gives t the gradient contribution g (consumes the reference). Parameters accumulate in f32; activations are assigned,
  * a second contribution is added. */
-int sz_grad_give(sz_tensor *t, sz_tensor *g);
+int sz_accumulate_grad(sz_tensor *t, sz_tensor *g);
 /* The accumulating buffer of a parameter, zeroed when new: f32, or bf16 with SZ_GRAD_BF16 (not for vectors: they are small). */
 sz_tensor *sz_grad_buffer(sz_tensor *t);
 static inline bool sz_needs_grad(const sz_tensor *t) { return t && (t->flags & SZ_REQUIRES_GRAD); }
@@ -149,8 +149,8 @@ sz_tensor *sz_share(sz_tensor *x);
 
 /* Recomputation: y = fn(ctx, x) runs without recording and keeps only y; its backward runs fn again, recording.
  * ctx (ctx_size bytes) is copied; tensors it names must live as long as the step. fn must be deterministic. */
-typedef sz_tensor *(*sz_segment_fn)(const void *ctx, sz_tensor *x);
-sz_tensor *sz_checkpoint(sz_segment_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x);
+typedef sz_tensor *(*sz_checkpoint_fn)(const void *ctx, sz_tensor *x);
+sz_tensor *sz_checkpoint(sz_checkpoint_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x);
 
 /* ---- typed wrappers used by models/ (shapes: ops.def). They borrow their arguments and return a new reference. ---- */
 sz_tensor *sz_add(sz_tensor *a, sz_tensor *b);
@@ -166,17 +166,17 @@ sz_tensor *sz_layernorm(sz_tensor *x, sz_tensor *w, sz_tensor *b, double eps);
 sz_tensor *sz_rope(sz_tensor *x, sz_tensor *cosines, sz_tensor *sines, int heads, int head_dim);
 sz_tensor *sz_embedding(sz_tensor *table, sz_tensor *ids);
 sz_tensor *sz_gather_rows(sz_tensor *x, sz_tensor *ids);
-sz_tensor *sz_put_rows(sz_tensor *x, sz_tensor *ids, sz_tensor *src);
-int        sz_store_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col);
+sz_tensor *sz_index_copy(sz_tensor *x, sz_tensor *ids, sz_tensor *src);
+int        sz_scatter_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col);
 sz_tensor *sz_pad_rows(sz_tensor *x, int64_t count);
-sz_tensor *sz_max_rows(sz_tensor *x, sz_tensor *ids);
+sz_tensor *sz_max_pool_rows(sz_tensor *x, sz_tensor *ids);
 sz_tensor *sz_reshape2(sz_tensor *x, int64_t n, int64_t m);
 sz_tensor *sz_reshape4(sz_tensor *x, int64_t b, int64_t h, int64_t w, int64_t c);
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length);
 sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b);
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b);
 sz_tensor *sz_linear_gelu(sz_tensor *x, sz_tensor *w, sz_tensor *b);
-sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w);
+sz_tensor *sz_linear_f32_out(sz_tensor *x, sz_tensor *w);
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3]);
 sz_tensor *sz_linear_add(sz_tensor *y, sz_tensor *x, sz_tensor *w, int64_t col);
 int        sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);

@@ -34,7 +34,7 @@ static double flops(int op, const sz_call *c)
     sz_tensor *const *in = c->in, *y = c->out[0];
     switch (op) {
     case SZ_OP_matmul: return 2 * (double)y->numel * (double)in[0]->shape[in[0]->ndim - (c->args[0] != 0 ? 2 : 1)];
-    case SZ_OP_linear: case SZ_OP_linear_cat: case SZ_OP_linear_wide: case SZ_OP_linear_gelu: case SZ_OP_linear_int8: case SZ_OP_linear_dx:
+    case SZ_OP_linear: case SZ_OP_linear_cat: case SZ_OP_linear_f32_out: case SZ_OP_linear_gelu: case SZ_OP_linear_int8: case SZ_OP_linear_dx:
         return 2 * (double)in[0]->numel * (double)sz_cols(y);
     case SZ_OP_linear_add_: return 2 * (double)in[1]->numel * (double)in[2]->shape[0];
     case SZ_OP_linear_dw_: return 2 * (double)y->numel * (double)sz_rows(in[1]);

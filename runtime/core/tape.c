@@ -9,8 +9,8 @@
 #include "tape.h"
 #include <stdlib.h>
 
-typedef struct sz_segment {
-    sz_segment_fn fn;
+typedef struct sz_recompute {
+    sz_checkpoint_fn fn;
     sz_tensor *ctx;             /* u8, a copy of the caller's struct */
 } sz_segment;
 
@@ -93,7 +93,7 @@ static bool held_elsewhere(const sz_tensor *grad)
     return grad->refs > (grad->storage ? 1 : 2) || (grad->flags & SZ_GRAD_SHARED);
 }
 
-int sz_grad_give(sz_tensor *t, sz_tensor *g)
+int sz_accumulate_grad(sz_tensor *t, sz_tensor *g)
 {
     if (!g) return -1;
     if (!sz_needs_grad(t)) {
@@ -187,7 +187,7 @@ sz_tensor *sz_share(sz_tensor *x)
 }
 
 /* ---- recomputation ---- */
-sz_tensor *sz_checkpoint(sz_segment_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x)
+sz_tensor *sz_checkpoint(sz_checkpoint_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x)
 {
     if (!x) return NULL;
     if (!enabled) {
@@ -234,6 +234,6 @@ static int segment_backward(sz_node *n)
     sz_tensor_release(again);
     sz_tensor_release(leaf);
     dx = sz_scope_pop_keep(dx);
-    if (rc == 0 && dx) rc = sz_grad_give(x, dx);
+    if (rc == 0 && dx) rc = sz_accumulate_grad(x, dx);
     return rc;
 }

@@ -120,8 +120,8 @@ static void kept_drop(void);
 
 /* ---- counting a step without computing it ---- */
 static bool counting;
-bool sz_counting(void) { return counting; }
-void sz_count_only(int on) { counting = on != 0; }
+bool sz_is_dry_run(void) { return counting; }
+void sz_dry_run(int on) { counting = on != 0; }
 
 int64_t sz_arena_used(int reset)
 {
@@ -375,7 +375,7 @@ static void void_done(void *owner)
     free(a);
 }
 
-sz_tensor *sz_tensor_void(int dtype, int ndim, const int64_t *shape)
+sz_tensor *sz_tensor_meta(int dtype, int ndim, const int64_t *shape)
 {
     sz_tensor *t = object_shaped(dtype, ndim, shape, SZ_CPU);
     if (!t) return NULL;

@@ -226,7 +226,7 @@ static const float *input_row(const plan *p, int64_t b, int64_t row, float *buff
 }
 
 /* Input rows of picture b combined to output row i, [in.w, c], a block at a time so that bf16 is widened in the cache. */
-static void combine_input_rows(const plan *p, int64_t b, int64_t i, float *to)
+static void combine_inindex_copy(const plan *p, int64_t b, int64_t i, float *to)
 {
     const axis *a = &p->rows;
     const int64_t at = (b * a->in + a->first[i]) * p->in_row, count = a->count[i];
@@ -272,9 +272,9 @@ static void band(const plan *p, int64_t from, int64_t to, float *space)
         } else if (p->rows.same) {
             resize_columns(p, input_row(p, b, i, row), out);
         } else if (p->cols.same) {
-            combine_input_rows(p, b, i, out);
+            combine_inindex_copy(p, b, i, out);
         } else {
-            combine_input_rows(p, b, i, row);
+            combine_inindex_copy(p, b, i, row);
             resize_columns(p, row, out);
         }
         if (p->y->dtype != SZ_F32) sz_narrow_to(sz_bf16(p->y) + r * p->mid_row, out, p->mid_row);

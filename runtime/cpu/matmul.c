@@ -62,7 +62,7 @@ static int linear(const sz_call *c, int weights, bool gelu)
 }
 int sz_cpu_linear(const sz_call *c) { return linear(c, 1, false); }
 int sz_cpu_linear_gelu(const sz_call *c) { return linear(c, 1, true); }
-int sz_cpu_linear_wide(const sz_call *c)
+int sz_cpu_linear_f32_out(const sz_call *c)
 {
     sz_tensor *x = c->in[0], *w = c->in[1], *y = c->out[0];
     int64_t k = sz_cols(x), m = sz_cols(y);

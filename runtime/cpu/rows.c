@@ -1,9 +1,9 @@
-/* rows.c - rows of ops.def that move or compare whole rows: embedding, gather_rows, index_add_, put_rows, store_cols_, pad_rows,
- * max_rows and its gradient.
+/* rows.c - rows of ops.def that move or compare whole rows: embedding, gather_rows, index_add_, index_copy, scatter_cols_, pad_rows,
+ * max_pool_rows and its gradient.
  *
- * Rows are spread over the threads. Where several rows add into one (index_add_, max_rows_backward) threads own ranges of
+ * Rows are spread over the threads. Where several rows add into one (index_add_, max_pool_rows_backward) threads own ranges of
  * columns instead, so that sums always have the order in which the rows come. Ids have been range-checked by ops.c.
- * The reference is ref_rowwise.c. Leaves out: what PyTorch does with NaN in max_rows.
+ * The reference is ref_rowwise.c. Leaves out: what PyTorch does with NaN in max_pool_rows.
  */
 #include "vecmath.h"
 #include <omp.h>
@@ -37,7 +37,7 @@ int sz_cpu_index_add_(const sz_call *c)
     return 0;
 }
 
-int sz_cpu_put_rows(const sz_call *c)
+int sz_cpu_index_copy(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *ids = c->in[1], *src = c->in[2];
     sz_tensor *y = c->out[0];
@@ -51,7 +51,7 @@ int sz_cpu_put_rows(const sz_call *c)
 }
 
 /* dst[ids[i]] = src[i, col : col + w]: keys and values into their cache */
-int sz_cpu_store_cols_(const sz_call *c)
+int sz_cpu_scatter_cols_(const sz_call *c)
 {
     const sz_tensor *ids = c->in[1], *src = c->in[2];
     sz_tensor *dst = c->out[0];
@@ -73,9 +73,9 @@ int sz_cpu_pad_rows(const sz_call *c)
     return 0;
 }
 
-/* ---- max_rows: y[i] = max over k of x[ids[i, k]], column by column; ids [n, count] ---- */
+/* ---- max_pool_rows: y[i] = max over k of x[ids[i, k]], column by column; ids [n, count] ---- */
 
-int sz_cpu_max_rows(const sz_call *c)
+int sz_cpu_max_pool_rows(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *ids = c->in[1];
     sz_tensor *y = c->out[0];
@@ -120,7 +120,7 @@ static void max_backward_slice(const sz_tensor *x, int64_t col, int64_t width, c
     }
 }
 
-int sz_cpu_max_rows_backward(const sz_call *c)
+int sz_cpu_max_pool_rows_backward(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *ids = c->in[1], *dy = c->in[2];
     sz_tensor *dx = c->out[0];

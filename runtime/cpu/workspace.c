@@ -1,5 +1,5 @@
 /* workspace.c - how much kernel workspace (sz_scratch) a call asks for on the CPU, in bytes: for counting a step without computing it
- * (sz_count_only). Kept in step with matmul.c, gemm.c, logprob.c, rowwise.c and attention.c; what takes kilobytes says 0. */
+ * (sz_dry_run). Kept in step with matmul.c, gemm.c, logprob.c, rowwise.c and attention.c; what takes kilobytes says 0. */
 #include "gemm.h"
 #include <omp.h>
 
@@ -52,7 +52,7 @@ int64_t sz_cpu_workspace(int op, const sz_call *c)
     switch (op) {
     case SZ_OP_linear: case SZ_OP_linear_gelu: return linear(c, 1);
     case SZ_OP_linear_cat: return linear(c, 3);
-    case SZ_OP_linear_wide: return sz_gemm_workspace(sz_rows(c->in[0]), sz_cols(c->out[0]), sz_cols(c->in[0]), c->in[0]->dtype);
+    case SZ_OP_linear_f32_out: return sz_gemm_workspace(sz_rows(c->in[0]), sz_cols(c->out[0]), sz_cols(c->in[0]), c->in[0]->dtype);
     case SZ_OP_linear_add_: {
         int64_t n = sz_rows(c->in[1]), m = c->in[2]->shape[0];
         return (c->in[0]->dtype == SZ_F32 ? 0 : 4 * n * m) + sz_gemm_workspace(n, m, sz_cols(c->in[1]), c->in[1]->dtype);

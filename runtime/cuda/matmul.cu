@@ -28,7 +28,7 @@ static int linear(const sz_call *c, int weights, bool gelu)
 extern "C" int sz_cuda_linear(const sz_call *c) { return linear(c, 1, false); }
 extern "C" int sz_cuda_linear_gelu(const sz_call *c) { return linear(c, 1, true); }
 extern "C" int sz_cuda_linear_cat(const sz_call *c) { return linear(c, 3, false); }
-extern "C" int sz_cuda_linear_wide(const sz_call *c)
+extern "C" int sz_cuda_linear_f32_out(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *w = c->in[1], *y = c->out[0];
     return sz_cuda_gemm_linear(sz_rows(x), sz_cols(y), sz_cols(x), x->data, w->data, x->dtype, NULL, false, y->data, sz_cols(y), SZ_F32);

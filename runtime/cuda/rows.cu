@@ -1,11 +1,11 @@
-/* rows.cu - rows of ops.def that move or compare whole rows on the device: embedding, gather_rows, index_add_, put_rows,
- * store_cols_, pad_rows, max_rows and its gradient; and the two views, which have nothing to compute.
+/* rows.cu - rows of ops.def that move or compare whole rows on the device: embedding, gather_rows, index_add_, index_copy,
+ * scatter_cols_, pad_rows, max_pool_rows and its gradient; and the two views, which have nothing to compute.
  *
  * Moves do not look at the elements: rows are runs of units of 16, 4 or 2 bytes, as alignment allows, a warp to a piece of a row.
- * Where several rows add into one (index_add_, max_rows_backward), the host, which has the ids, lists for each distinct id
+ * Where several rows add into one (index_add_, max_pool_rows_backward), the host, which has the ids, lists for each distinct id
  * the places where it stands, in order; whoever owns the row adds them in that order. Ids have been range-checked by ops.c.
  *
- * Leaves out: what PyTorch does with NaN in max_rows. The reference is cpu/ref_rowwise.c. */
+ * Leaves out: what PyTorch does with NaN in max_pool_rows. The reference is cpu/ref_rowwise.c. */
 #include "vector.cuh"
 #include <stdlib.h>
 
@@ -66,24 +66,24 @@ static int take_rows(const char *op, const sz_call *c)
 extern "C" int sz_cuda_embedding(const sz_call *c) { return take_rows("embedding", c); }
 extern "C" int sz_cuda_gather_rows(const sz_call *c) { return take_rows("gather_rows", c); }
 
-extern "C" int sz_cuda_put_rows(const sz_call *c)
+extern "C" int sz_cuda_index_copy(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *src = c->in[2], *y = c->out[0];
     const int32_t *ids = sz_cuda_indices(c->in[1]);
     if (!ids || copy_bytes(y->data, x->data, sz_bytes(y))) return -1;
     move_rows((char *)y->data, ids, row_bytes(x), (const char *)src->data, NULL, row_bytes(x), c->in[1]->numel, row_bytes(x));
-    return sz_cuda_launched("put_rows");
+    return sz_cuda_launched("index_copy");
 }
 
 /* dst[ids[i]] = src[i, col : col + w]: keys and values into their cache */
-extern "C" int sz_cuda_store_cols_(const sz_call *c)
+extern "C" int sz_cuda_scatter_cols_(const sz_call *c)
 {
     const sz_tensor *dst = c->in[0], *src = c->in[2];
     const int32_t *ids = sz_cuda_indices(c->in[1]);
     if (!ids) return -1;
     const char *from = (const char *)src->data + (int64_t)c->args[0] * (int64_t)sz_dtype_size(src->dtype);
     move_rows((char *)dst->data, ids, row_bytes(dst), from, NULL, row_bytes(src), c->in[1]->numel, row_bytes(dst));
-    return sz_cuda_launched("store_cols_");
+    return sz_cuda_launched("scatter_cols_");
 }
 
 extern "C" int sz_cuda_pad_rows(const sz_call *c)
@@ -159,9 +159,9 @@ extern "C" int sz_cuda_index_add_(const sz_call *c)
     return sz_cuda_launched("index_add_");
 }
 
-/* ---- max_rows: y[i] = max over k of x[ids[i, k]], column by column; ids [n, count] ---- */
+/* ---- max_pool_rows: y[i] = max over k of x[ids[i, k]], column by column; ids [n, count] ---- */
 /* One vector of columns a thread; y may be NULL, and so may winner [n, d], the k of the first of the largest. */
-template <int W> __global__ void max_rows_kernel(sz_elements x, const int32_t *ids, int64_t n, int count, int64_t d, sz_elements y, int32_t *winner)
+template <int W> __global__ void max_pool_rows_kernel(sz_elements x, const int32_t *ids, int64_t n, int count, int64_t d, sz_elements y, int32_t *winner)
 {
     const int64_t vectors = d / W;
     for (int64_t e = (int64_t)blockIdx.x * THREADS + threadIdx.x; e < n * vectors; e += (int64_t)gridDim.x * THREADS) {
@@ -181,26 +181,26 @@ template <int W> __global__ void max_rows_kernel(sz_elements x, const int32_t *i
     }
 }
 
-static void max_rows(const sz_tensor *x, const sz_tensor *ids, const int32_t *device_ids, sz_elements y, int32_t *winner)
+static void max_pool_rows(const sz_tensor *x, const sz_tensor *ids, const int32_t *device_ids, sz_elements y, int32_t *winner)
 {
     const int64_t n = ids->shape[0], d = x->shape[1];
     const int count = (int)ids->shape[1];
     if (n == 0 || d == 0) return;
     if (d % WIDE == 0 && sz_wide_at(x) && sz_wide_at(y.data))
-        SZ_LAUNCH((max_rows_kernel<WIDE>), sz_grid(sz_blocks(n * d / WIDE, THREADS)), THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
-    else SZ_LAUNCH((max_rows_kernel<1>), sz_grid(sz_blocks(n * d, THREADS)), THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
+        SZ_LAUNCH((max_pool_rows_kernel<WIDE>), sz_grid(sz_blocks(n * d / WIDE, THREADS)), THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
+    else SZ_LAUNCH((max_pool_rows_kernel<1>), sz_grid(sz_blocks(n * d, THREADS)), THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
 }
 
-extern "C" int sz_cuda_max_rows(const sz_call *c)
+extern "C" int sz_cuda_max_pool_rows(const sz_call *c)
 {
     const int32_t *ids = sz_cuda_indices(c->in[1]);
     if (!ids) return -1;
-    max_rows(c->in[0], c->in[1], ids, sz_elements_of(c->out[0]), NULL);
-    return sz_cuda_launched("max_rows");
+    max_pool_rows(c->in[0], c->in[1], ids, sz_elements_of(c->out[0]), NULL);
+    return sz_cuda_launched("max_pool_rows");
 }
 
 /* dx[id] = the sum of dy[i] over the places (i, k) of id that won; rows that are nobody's have been cleared. */
-__global__ void max_rows_backward_kernel(groups g, const int32_t *winner, sz_elements dy, int count, int64_t d, sz_elements dx)
+__global__ void max_pool_rows_backward_kernel(groups g, const int32_t *winner, sz_elements dy, int count, int64_t d, sz_elements dx)
 {
     const int64_t col = (int64_t)blockIdx.y * THREADS + threadIdx.x, group = blockIdx.x;
     if (col >= d) return;
@@ -212,19 +212,19 @@ __global__ void max_rows_backward_kernel(groups g, const int32_t *winner, sz_ele
     sz_put_element(dx, g.id[group] * d + col, sum);
 }
 
-extern "C" int sz_cuda_max_rows_backward(const sz_call *c)
+extern "C" int sz_cuda_max_pool_rows_backward(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *ids = c->in[1], *dy = c->in[2], *dx = c->out[0];
     const int64_t d = x->shape[1];
     groups g;
     if (dx->numel == 0) return 0;
-    if (sz_cuda_check(cudaMemsetAsync(dx->data, 0, sz_bytes(dx), sz_cuda_stream()), "max_rows_backward")) return -1;
+    if (sz_cuda_check(cudaMemsetAsync(dx->data, 0, sz_bytes(dx), sz_cuda_stream()), "max_pool_rows_backward")) return -1;
     if (dy->numel == 0) return 0;
     const int32_t *device_ids = sz_cuda_indices(ids);
     int32_t *winner = (int32_t *)sz_cuda_scratch((size_t)dy->numel * sizeof *winner);
     if (!device_ids || !winner || find_groups(ids, x->shape[0], &g)) return -1;
-    max_rows(x, ids, device_ids, sz_elements{ NULL, false }, winner);
+    max_pool_rows(x, ids, device_ids, sz_elements{ NULL, false }, winner);
     const dim3 grid((unsigned)g.count, (unsigned)sz_blocks(d, THREADS));
-    SZ_LAUNCH(max_rows_backward_kernel, grid, THREADS, 0, g, winner, sz_elements_of(dy), (int)ids->shape[1], d, sz_elements_of(dx));
-    return sz_cuda_launched("max_rows_backward");
+    SZ_LAUNCH(max_pool_rows_backward_kernel, grid, THREADS, 0, g, winner, sz_elements_of(dy), (int)ids->shape[1], d, sz_elements_of(dx));
+    return sz_cuda_launched("max_pool_rows_backward");
 }

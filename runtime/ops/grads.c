@@ -40,7 +40,7 @@ static sz_tensor *reduce_to(sz_tensor *g, const sz_tensor *b)
     return r;
 }
 
-static int give_if(sz_node *n, int i, sz_tensor *g) { return g ? sz_grad_give(IN(n, i), g) : -1; }
+static int give_if(sz_node *n, int i, sz_tensor *g) { return g ? sz_accumulate_grad(IN(n, i), g) : -1; }
 
 /* ---- elementwise ---- */
 static int sz_grad_add_op(sz_node *n)
@@ -123,8 +123,8 @@ static int sz_grad_rmsnorm(sz_node *n)
 {
     sz_call c = { .in = { IN(n, 0), IN(n, 1), DY(n) }, .args = { n->call.args[0] } };
     if (sz_apply(SZ_OP_rmsnorm_backward, &c) != 0) return -1;
-    int rc = sz_grad_give(IN(n, 0), c.out[0]);
-    if (rc == 0) rc = sz_grad_give(IN(n, 1), c.out[1]);
+    int rc = sz_accumulate_grad(IN(n, 0), c.out[0]);
+    if (rc == 0) rc = sz_accumulate_grad(IN(n, 1), c.out[1]);
     else sz_tensor_release(c.out[1]);
     return rc;
 }
@@ -135,7 +135,7 @@ static int sz_grad_layernorm(sz_node *n)
     if (sz_apply(SZ_OP_layernorm_backward, &c) != 0) return -1;
     int rc = 0;
     for (int i = 0; i < 3; i++) {
-        if (rc == 0 && NEEDS(n, i)) rc = sz_grad_give(IN(n, i), c.out[i]);
+        if (rc == 0 && NEEDS(n, i)) rc = sz_accumulate_grad(IN(n, i), c.out[i]);
         else sz_tensor_release(c.out[i]);
     }
     return rc;
@@ -164,7 +164,7 @@ static int accumulated(sz_tensor *w, sz_tensor *acc, int rc)
         return rc;
     }
     if (w->dtype != SZ_F32 && !is_narrow(w)) acc = run_consuming(SZ_OP_cast, (sz_call){ .in = { acc }, .args = { w->dtype } });
-    return acc ? sz_grad_give(w, acc) : -1;
+    return acc ? sz_accumulate_grad(w, acc) : -1;
 }
 
 /* Runs an op that adds to a weight's gradient, which is its input 0. */
@@ -187,12 +187,12 @@ static int scatter_rows(sz_node *n)
 static int sz_grad_embedding(sz_node *n) { return scatter_rows(n); }
 static int sz_grad_gather_rows(sz_node *n) { return scatter_rows(n); }
 
-static int sz_grad_put_rows(sz_node *n)
+static int sz_grad_index_copy(sz_node *n)
 {
     int rc = 0;
     if (NEEDS(n, 0)) {
         sz_tensor *zeros = sz_tensor_zeros(DY(n)->dtype, IN(n, 2)->ndim, IN(n, 2)->shape, DY(n)->device);
-        rc = zeros ? give_if(n, 0, RUN(put_rows, .in = { DY(n), IN(n, 1), zeros })) : -1;
+        rc = zeros ? give_if(n, 0, RUN(index_copy, .in = { DY(n), IN(n, 1), zeros })) : -1;
         sz_tensor_release(zeros);
     }
     if (rc == 0 && NEEDS(n, 2)) rc = give_if(n, 2, sz_gather_rows(DY(n), IN(n, 1)));
@@ -206,7 +206,7 @@ static int sz_grad_pad_rows(sz_node *n)
     return give_if(n, 0, rows);
 }
 
-static int sz_grad_max_rows(sz_node *n) { return give_if(n, 0, RUN(max_rows_backward, .in = { IN(n, 0), IN(n, 1), DY(n) })); }
+static int sz_grad_max_pool_rows(sz_node *n) { return give_if(n, 0, RUN(max_pool_rows_backward, .in = { IN(n, 0), IN(n, 1), DY(n) })); }
 
 /* ---- views ---- */
 static int sz_grad_reshape(sz_node *n) { return give_if(n, 0, shaped_like(DY(n), IN(n, 0))); }
@@ -223,7 +223,7 @@ static int sz_grad_narrow(sz_node *n)
         sz_tensor_release(g);
         return rc;
     }
-    return sz_grad_give(x, g);
+    return sz_accumulate_grad(x, g);
 }
 
 /* ---- matmul ---- */
@@ -275,7 +275,7 @@ static int sz_grad_attention(sz_node *n)
     if (n->call.out[1]->grad) return sz_fail("attention: its log-sum-exp has no gradient");
     sz_call c = { .in = { IN(n, 0), IN(n, 1), n->call.out[0], n->call.out[1], DY(n) } };
     memcpy(c.args, n->call.args, sizeof c.args);
-    return sz_apply(SZ_OP_attention_backward, &c) == 0 ? sz_grad_give(IN(n, 0), c.out[0]) : -1;
+    return sz_apply(SZ_OP_attention_backward, &c) == 0 ? sz_accumulate_grad(IN(n, 0), c.out[0]) : -1;
 }
 
 static int sz_grad_attention_cross(sz_node *n)
@@ -286,7 +286,7 @@ static int sz_grad_attention_cross(sz_node *n)
     if (sz_apply(SZ_OP_attention_cross_backward, &c) != 0) return -1;
     int rc = 0;
     for (int i = 0; i < 3; i++) {
-        if (rc == 0 && NEEDS(n, i)) rc = sz_grad_give(IN(n, i), c.out[i]);
+        if (rc == 0 && NEEDS(n, i)) rc = sz_accumulate_grad(IN(n, i), c.out[i]);
         else sz_tensor_release(c.out[i]);
     }
     return rc;
@@ -335,7 +335,7 @@ static int sz_grad_logprob(sz_node *n)
     int rc = sz_needs_grad(w) && !acc ? -1 : sz_apply(SZ_OP_logprob_backward, &c);
     if (acc) rc = accumulated(w, acc, rc);
     sz_tensor *dx = narrow ? sz_scope_pop_keep(c.out[0]) : c.out[0];
-    return rc == 0 ? sz_grad_give(IN(n, 0), dx) : rc;
+    return rc == 0 ? sz_accumulate_grad(IN(n, 0), dx) : rc;
 }
 
 #define NONE NULL

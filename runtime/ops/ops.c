@@ -90,7 +90,7 @@ int sz_apply(int op, sz_call *c)
     int rc = shapes[op](c);
     if (rc == 0) {
         sz_scratch_begin();
-        if (sz_counting()) rc = sz_scratch((size_t)sz_cpu_workspace(op, c)) ? 0 : -1;
+        if (sz_is_dry_run()) rc = sz_scratch((size_t)sz_cpu_workspace(op, c)) ? 0 : -1;
         else if (sz_profiling()) rc = sz_profile(op, device != SZ_CPU ? sz_device->kernels[op] : use_reference ? sz_ref_kernels[op] : sz_cpu_kernels[op], c, device);
         else rc = (device != SZ_CPU ? sz_device->kernels : use_reference ? sz_ref_kernels : sz_cpu_kernels)[op](c);
         sz_scratch_end();
@@ -359,7 +359,7 @@ static int sz_shape_index_add_(sz_call *c)
     return in_place(c);
 }
 
-static int sz_shape_put_rows(sz_call *c)
+static int sz_shape_index_copy(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]) && floating(c->in[2]), "takes x [m, d], i32 ids, src [n, d]");
     REQUIRE(c->in[2]->numel == c->in[1]->numel * sz_cols(c->in[0]) && c->in[2]->dtype == c->in[0]->dtype, "src must have a row of x's width and dtype for each id");
@@ -374,14 +374,14 @@ static int sz_shape_pad_rows(sz_call *c)
     return out0(c, sz_new2(c->in[0]->dtype, c->in[0]->shape[0] + count, c->in[0]->shape[1], c->in[0]->device));
 }
 
-static int sz_shape_max_rows(sz_call *c)
+static int sz_shape_max_pool_rows(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]) && c->in[1]->ndim == 2 && c->in[1]->shape[1] > 0, "takes x [m, d] and i32 ids [n, k]");
     REQUIRE(in_range(c->in[1], c->in[0]->shape[0]), "an id is outside x");
     return out0(c, sz_new2(c->in[0]->dtype, c->in[1]->shape[0], c->in[0]->shape[1], c->in[0]->device));
 }
 
-static int sz_shape_max_rows_backward(sz_call *c)
+static int sz_shape_max_pool_rows_backward(sz_call *c)
 {
     sz_tensor *x = c->in[0], *ids = c->in[1], *dy = c->in[2];
     REQUIRE(floating(x) && x->ndim == 2 && ints(ids) && ids->ndim == 2 && ids->shape[1] > 0 && floating(dy), "takes x [m, d], i32 ids [n, k], dy [n, d]");
@@ -390,7 +390,7 @@ static int sz_shape_max_rows_backward(sz_call *c)
     return like_first(c);
 }
 
-static int sz_shape_store_cols_(sz_call *c)
+static int sz_shape_scatter_cols_(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim == 2 && ints(c->in[1]) && floating(c->in[2]) && c->in[2]->ndim == 2, "takes dst [r, w], i32 ids, src [n, c]");
     REQUIRE(c->in[2]->shape[0] == c->in[1]->numel && c->in[0]->dtype == c->in[2]->dtype, "src must have a row of dst's dtype for each id");
@@ -465,7 +465,7 @@ static int sz_shape_linear(sz_call *c)
 
 static int sz_shape_linear_gelu(sz_call *c) { return sz_shape_linear(c); }
 
-static int sz_shape_linear_wide(sz_call *c)
+static int sz_shape_linear_f32_out(sz_call *c)
 {
     REQUIRE(floating(c->in[0]) && c->in[0]->ndim >= 1 && c->in[1], "takes x and a weight");
     int64_t m = weight_rows(c->in[0], &c->in[1], NULL, 1, sz_cols(c->in[0]));
@@ -735,16 +735,16 @@ sz_tensor *sz_rope(sz_tensor *x, sz_tensor *cosines, sz_tensor *sines, int heads
 }
 sz_tensor *sz_embedding(sz_tensor *table, sz_tensor *ids) { return apply(SZ_OP_embedding, 2, (sz_call){ .in = { table, ids } }); }
 sz_tensor *sz_gather_rows(sz_tensor *x, sz_tensor *ids) { return apply(SZ_OP_gather_rows, 2, (sz_call){ .in = { x, ids } }); }
-sz_tensor *sz_put_rows(sz_tensor *x, sz_tensor *ids, sz_tensor *src) { return apply(SZ_OP_put_rows, 3, (sz_call){ .in = { x, ids, src } }); }
+sz_tensor *sz_index_copy(sz_tensor *x, sz_tensor *ids, sz_tensor *src) { return apply(SZ_OP_index_copy, 3, (sz_call){ .in = { x, ids, src } }); }
 sz_tensor *sz_pad_rows(sz_tensor *x, int64_t count) { return apply(SZ_OP_pad_rows, 1, (sz_call){ .in = { x }, .args = { (double)count } }); }
-sz_tensor *sz_max_rows(sz_tensor *x, sz_tensor *ids) { return apply(SZ_OP_max_rows, 2, (sz_call){ .in = { x, ids } }); }
+sz_tensor *sz_max_pool_rows(sz_tensor *x, sz_tensor *ids) { return apply(SZ_OP_max_pool_rows, 2, (sz_call){ .in = { x, ids } }); }
 sz_tensor *sz_reshape2(sz_tensor *x, int64_t n, int64_t m) { return apply(SZ_OP_reshape, 1, (sz_call){ .in = { x }, .args = { (double)n, (double)m } }); }
 sz_tensor *sz_reshape4(sz_tensor *x, int64_t b, int64_t h, int64_t w, int64_t c) { return apply(SZ_OP_reshape, 1, (sz_call){ .in = { x }, .args = { (double)b, (double)h, (double)w, (double)c } }); }
 sz_tensor *sz_narrow(sz_tensor *x, int64_t start, int64_t length) { return apply(SZ_OP_narrow, 1, (sz_call){ .in = { x }, .args = { (double)start, (double)length } }); }
 sz_tensor *sz_matmul(sz_tensor *a, sz_tensor *b, bool trans_a, bool trans_b) { return apply(SZ_OP_matmul, 2, (sz_call){ .in = { a, b }, .args = { trans_a, trans_b } }); }
 sz_tensor *sz_linear(sz_tensor *x, sz_tensor *w, sz_tensor *b) { return apply(SZ_OP_linear, 2, (sz_call){ .in = { x, w, b } }); }
 sz_tensor *sz_linear_gelu(sz_tensor *x, sz_tensor *w, sz_tensor *b) { return apply(SZ_OP_linear_gelu, 2, (sz_call){ .in = { x, w, b } }); }
-sz_tensor *sz_linear_wide(sz_tensor *x, sz_tensor *w) { return apply(SZ_OP_linear_wide, 2, (sz_call){ .in = { x, w } }); }
+sz_tensor *sz_linear_f32_out(sz_tensor *x, sz_tensor *w) { return apply(SZ_OP_linear_f32_out, 2, (sz_call){ .in = { x, w } }); }
 sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3])
 {
     return apply(SZ_OP_linear_cat, 2, (sz_call){ .in = { x, w[0], w[1], w[2], b[0], b[1], b[2] } });
@@ -797,9 +797,9 @@ sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tenso
     return apply(SZ_OP_linear_int8, 3, (sz_call){ .in = { x, q, scale, b }, .args = { (double)m, wide } });
 }
 
-int sz_store_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col)
+int sz_scatter_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col)
 {
-    sz_tensor *t = apply(SZ_OP_store_cols_, 3, (sz_call){ .in = { dst, ids, src }, .args = { (double)col } });
+    sz_tensor *t = apply(SZ_OP_scatter_cols_, 3, (sz_call){ .in = { dst, ids, src }, .args = { (double)col } });
     sz_tensor_release(t);
     return t ? 0 : -1;
 }

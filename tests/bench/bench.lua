@@ -29,7 +29,7 @@ local cjson = require "cjson"
 local files = require "segzero.core.files"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
 local bench = require "tests.bench.bench_work"
@@ -145,7 +145,7 @@ end
 
 -- Forward and backward of the mean log-probability of one group.
 local function train_once(lists, recompute)
-  local stream = pack.stream({ { input = input, answers = lists } }, vl.image_token_id)
+  local stream = packing.stream({ { input = input, answers = lists } }, vl.image_token_id)
   local features = vl:vision({ input }, { recompute = recompute })
   local hidden = vl:hidden(stream, features, { rows = stream.rows, recompute = recompute })
   local lp = vl:logprob_of(hidden, stream.targets)

@@ -12,7 +12,7 @@
 -- the weights and the cache that a step reads, and both prompts add operations, those of their products. {ready = true} comes first.
 
 local core = require "segzero.core.ffi"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
 local bench = require "tests.bench.bench_work"
@@ -27,7 +27,7 @@ local vl = model.qwen_vl(opts.model, { dtype = opts.dtype })
 local with_picture = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
 
 local function text_input(n)
-  local ids, positions, p = {}, pack.ints(3, n)
+  local ids, positions, p = {}, packing.ints(3, n)
   for i = 0, n - 1 do
     ids[i + 1] = bench.word(vl, i)
     for axis = 0, 2 do p[axis * n + i] = i end

@@ -23,7 +23,7 @@ local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local read_json = require("segzero.models.qwen_vl").read_json
 local released = require("examples.random_checkpoint").config
 
@@ -209,7 +209,7 @@ function M.input(vl, opts)
   ids[#ids + 1] = vl.vision_end_token_id
   for i = 1, opts.after do ids[#ids + 1] = M.word(vl, shift + 1000 + i) end
   local n = #ids
-  local positions, p = pack.ints(3, n)
+  local positions, p = packing.ints(3, n)
   local next_position = 0
   for i = 0, n - 1 do
     local k = i - first

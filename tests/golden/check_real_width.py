@@ -49,7 +49,7 @@ for i = 1, 16 do list[i] = math.floor((i - 1) * (n - 1) / 15 + 0.5) end
 local rows = tensor.new(list, {dtype = "i32"})
 local logits = tensor.no_grad(function()
   return tensor.step(function()
-    local stream = pack.stream({{input = inp, answers = {}}}, vl.image_token_id)
+    local stream = packing.stream({{input = inp, answers = {}}}, vl.image_token_id)
     return vl:logits(vl:hidden(stream, vl:vision {inp}, {rows = rows})):clone()
   end)
 end)

@@ -472,7 +472,7 @@ cases.index_add_ = {
   end,
   bench = function(g) return {inputs = {g.normal(BIG, "f32"), g.ids(BIG[1], BIG[1]), g.normal(BIG)}} end,
 }
-cases.put_rows = {
+cases.index_copy = {
   calls = function(g)
     local list = {}
     for _, s in ipairs {{1, 1, 1}, {5, 3, 17}, {11, 11, 65}, {40, 33, 1025}} do
@@ -511,7 +511,7 @@ local function ranked(g, m, d)
 end
 -- Rows of x, rows of the output, ids a row, width. With few rows of x many outputs share one.
 local POOLS = {{1, 1, 1, 1}, {4, 7, 3, 17}, {9, 2, 4, 65}, {6, 33, 4, 3}, {40, 100, 4, 513}}
-cases.max_rows = {
+cases.max_pool_rows = {
   calls = function(g)
     local list = {}
     for _, s in ipairs(POOLS) do
@@ -523,7 +523,7 @@ cases.max_rows = {
   end,
   bench = function(g) return {inputs = {g.normal({16384, 288}), g.fill({4096, 4}, function(i) return i end, "i32")}} end,
 }
-cases.max_rows_backward = {
+cases.max_pool_rows_backward = {
   calls = function(g)
     local list = {}
     for _, s in ipairs(POOLS) do
@@ -537,7 +537,7 @@ cases.max_rows_backward = {
     return {inputs = {g.normal({16384, 288}), g.fill({4096, 4}, function(i) return i end, "i32"), g.normal({4096, 288})}}
   end,
 }
-cases.store_cols_ = {
+cases.scatter_cols_ = {
   calls = function(g)
     local list = {}
     for _, s in ipairs {{1, 1, 1, 0}, {5, 3, 17, 4}, {40, 33, 1025, 7}} do     -- rows, ids, width, first column
@@ -601,7 +601,7 @@ cases.linear = {
   end,
   bench = function(g) return {inputs = {g.normal({1024, 2048}), g.normal({2048, 2048}), g.normal({2048})}, flops = 2 * 1024 * 2048 * 2048} end,
 }
-cases.linear_wide = {
+cases.linear_f32_out = {
   calls = function(g)
     local list = {}
     for _, s in ipairs(PRODUCTS) do
@@ -935,6 +935,6 @@ function M.bytes(call, outputs)
   return total
 end
 
-require("tests.support.op_cases_pictures")(cases)
+require("tests.support.op_cases_images")(cases)
 
 return M

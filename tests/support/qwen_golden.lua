@@ -13,7 +13,7 @@ local cjson = require "cjson"
 local check = require "tests.support.check"
 local sz = require "segzero"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 
 local ROOT = "tests/golden/"
 
@@ -88,7 +88,7 @@ M.flat, M.relative, M.cosine = flat, relative, cosine
 function M.loss_of(vl, sequence, t, recompute)
   local p = sequence.prefix
   local input = M.input_of(sequence, t)
-  local stream = pack.stream({ { input = input, answers = {} } }, vl.image_token_id)
+  local stream = packing.stream({ { input = input, answers = {} } }, vl.image_token_id)
   local features = vl:vision({ input }, { recompute = recompute })
   local hidden = vl:hidden(stream, features, { rows = t[p .. "loss_positions"], recompute = recompute })
   local lp = vl:logprob_of(hidden, t[p .. "loss_targets"])

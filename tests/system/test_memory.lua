@@ -6,7 +6,7 @@ local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local optim = require "segzero.train.optim"
 local core = sz.core
 local C = core.C
@@ -64,7 +64,7 @@ for i, input in ipairs(inputs) do groups[i] = { input = input, answers = { { 5, 
 
 local function gradients(recompute)
   return tensor.step(function()
-    local stream = pack.stream(groups, vl.image_token_id)
+    local stream = packing.stream(groups, vl.image_token_id)
     local hidden = vl:hidden(stream, vl:vision(inputs, { recompute = recompute }), { rows = stream.rows, recompute = recompute })
     local lp = vl:logprob_of(hidden, stream.targets)
     local loss = (lp * lp):sum()

@@ -13,8 +13,8 @@ local image = require "segzero.formats.image"
 local checkpoint = require "segzero.train.checkpoint"
 local rollout = require "segzero.inference.rollout"
 local refshapes = require "segzero.data.refshapes"
-local ahead = require "segzero.data.prefetch"
-local clock = require "segzero.log.timer"
+local prefetch = require "segzero.data.prefetch"
+local timer = require "segzero.log.timer"
 local plan = require "segzero.tools.plan"
 local jobs = require "segzero.core.jobs"
 
@@ -43,8 +43,8 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
   img:save(path)
   local want = vl:process(message(img, img))
   for name, source in pairs { path = path, picture = img } do
-    local ticket = proc:begin(source)
-    local got = proc:finish(ticket)
+    local ticket = proc:start(source)
+    local got = proc:take(ticket)
     check.ok(image.is_image(got), "a picture, from a " .. name)
     check.equal(pixels_of(got), pixels_of(img), "its pixels")
     local one = vl:process(message(got))
@@ -52,35 +52,35 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
     check.ok(bytes(one.pixel_values) == bytes(vl:process(message(img)).pixel_values), "and the bits are the same")
     check.equal(one.input_ids, vl:process(message(img)).input_ids, "and so are the tokens")
     -- Two pictures in a message, one of them ahead.
-    proc:finish(proc:begin(got))
+    proc:take(proc:start(got))
     check.ok(bytes(vl:process(message(got, img)).pixel_values) == bytes(want.pixel_values), "beside one that is not ahead")
     -- Settings changed in between: what was cut is of no use.
-    proc:finish(proc:begin(got))
+    proc:take(proc:start(got))
     local most = proc.max_pixels
     proc.max_pixels = 3136
     check.equal(#vl:process(message(got)).image_grid_thw, 1, "other settings")
     check.equal(vl:process(message(got)).images[1].resized_width * vl:process(message(got)).images[1].resized_height <= 3136, true, "count")
     proc.max_pixels = most
-    proc:forget(proc:begin(source))
+    proc:cancel(proc:start(source))
   end
 end
 files.write(place .. "/broken.png", files.read(place .. "/1.png"):sub(1, 200))
 files.write(place .. "/text.png", "no picture at all")
-check.equal(proc:begin(place .. "/none.png"), nil, "a file that is not there is left to the one who needs it")
-check.equal(proc:begin(place .. "/text.png"), nil, "so is one that is no picture")
-check.equal(proc:finish(proc:begin(place .. "/broken.png")), nil, "and one that is cut off")
-check.equal(proc:begin(image.new(400, 1)), nil, "and a strip")
-tensor.step(function() check.equal(proc:begin(place .. "/1.png"), nil, "inside a step nothing is begun") end)
+check.equal(proc:start(place .. "/none.png"), nil, "a file that is not there is left to the one who needs it")
+check.equal(proc:start(place .. "/text.png"), nil, "so is one that is no picture")
+check.equal(proc:take(proc:start(place .. "/broken.png")), nil, "and one that is cut off")
+check.equal(proc:start(image.new(400, 1)), nil, "and a strip")
+tensor.step(function() check.equal(proc:start(place .. "/1.png"), nil, "inside a step nothing is begun") end)
 
 -- Freed at once, while the thread may be at it.
 for _ = 1, 20 do
   local img = image.new(200, 200)
-  local ticket = proc:begin(img)
+  local ticket = proc:start(img)
   img:free()
-  proc:forget(ticket)
+  proc:cancel(ticket)
 end
 -- Forgotten: the collector waits or drops.
-for _ = 1, 20 do proc:begin(place .. "/3.png") end
+for _ = 1, 20 do proc:start(place .. "/3.png") end
 collectgarbage()
 collectgarbage()
 
@@ -97,28 +97,28 @@ end
 local drawn = mini.rows(mini.settings())
 local failing = { row = function(_, i) if i == 2 then error("row 2 is not there", 0) end return drawn:row(i) end, count = function() return 4 end }
 for name, s in pairs { folder = folder, drawn = drawn, ["a set of one's own"] = failing } do
-  local a = ahead.new(vl)
-  for i = 1, s:count() do a:ask(s, i) end
-  a:ask(s, 1)
-  for i = 1, s:count() do check.equal(outcome(a.row, a, s, i), outcome(s.row, s, i), ("%s: row %d"):format(name, i)) end
+  local a = prefetch.new(vl)
+  for i = 1, s:count() do a:request(s, i) end
+  a:request(s, 1)
+  for i = 1, s:count() do check.equal(outcome(a.take, a, s, i), outcome(s.row, s, i), ("%s: row %d"):format(name, i)) end
   check.equal(tostring(a), "0 rows ahead", name .. ": all taken")
-  check.equal(outcome(a.row, a, s, 1), outcome(s.row, s, 1), name .. ": a row that was not asked for")
-  a:ask(s, 1)
-  a:drop()
+  check.equal(outcome(a.take, a, s, 1), outcome(s.row, s, 1), name .. ": a row that was not asked for")
+  a:request(s, 1)
+  a:cancel()
   check.equal(tostring(a), "0 rows ahead", name .. ": dropped")
 end
 check.ok(outcome(folder.row, folder, 4):find("/set/data.jsonl:4: ", 1, true), "the broken one fails, with its line")
 
 -- Ctrl-C comes once and may come here: it is not one of the failures that are left for later.
 do
-  local a, size = ahead.new(vl), image.size
+  local a, size = prefetch.new(vl), image.size
   image.size = function() error("image.lua:1: interrupted!", 0) end
-  local ok, why = pcall(a.ask, a, folder, 1)
+  local ok, why = pcall(a.request, a, folder, 1)
   image.size = size
   check.equal({ ok, why }, { false, "image.lua:1: interrupted!" }, "an interrupt while a file's picture is begun")
   local set = { row = function() error("data.lua:1: interrupted!", 0) end }
-  check.raises(function() a:ask(set, 1) end, "interrupted!$", "and while a row is made")
-  a:drop()
+  check.raises(function() a:request(set, 1) end, "interrupted!$", "and while a row is made")
+  a:cancel()
 end
 
 -- ---- runs with and without ----
@@ -137,7 +137,7 @@ local function steps(t, n)
   for i = 1, n do
     local s = t:step()
     local sum = 0
-    for _, name in ipairs(clock.phases) do
+    for _, name in ipairs(timer.phases) do
       check.ok(s.time[name] >= 0, name .. " takes no negative time")
       sum = sum + s.time[name]
     end
@@ -162,15 +162,15 @@ plain.look_ahead = function() end
 local want = steps(plain, 4)
 local beside = new()
 local taken = 0
-local finish = beside.policy:processor().finish
-beside.policy:processor().finish = function(...)
+local finish = beside.policy:processor().take
+beside.policy:processor().take = function(...)
   taken = taken + 1
   return finish(...)
 end
 check.equal(steps(beside, 4), want, "pictures ahead: the same reports")
 check.equal(differing(state_of(beside), state_of(plain)), nil, "pictures ahead: the same bits")
 check.equal(taken, 3 * 2, "all but the first step's pictures were ahead")
-check.equal(tostring(beside.ahead), "0 rows ahead", "nothing is read past the last step")
+check.equal(tostring(beside.prefetch), "0 rows ahead", "nothing is read past the last step")
 
 -- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading ahead.
 local order = plain:indices_of(2)
@@ -299,26 +299,26 @@ t:run()
 local line
 for text in io.lines(run .. "/metrics.jsonl") do line = cjson.decode(text) end
 check.ok(line.time and line.time.decode > 0 and line.time.checkpoint >= 0, "metrics.jsonl has the table")
-check.equal(require("segzero.log").times({ decode = 3, backward = 1, data = 0.001 }, clock.phases), "  time: decode 75 %, backward 25 %", "its line")
+check.equal(require("segzero.log").times({ decode = 3, backward = 1, data = 0.001 }, timer.phases), "  time: decode 75 %, backward 25 %", "its line")
 do      -- what is moved is of the phase that still runs
-  clock.start()
-  clock.to "decode"
+  timer.start()
+  timer.enter "decode"
   local now = C.sz_seconds()
   while C.sz_seconds() - now < 0.01 do end
-  clock.move("decode", "vision", 0.005)
-  local spent, total = clock.stop()
+  timer.move("decode", "vision", 0.005)
+  local spent, total = timer.stop()
   check.equal(spent.vision, 0.005, "moved")
   check.near(spent.decode, total - 0.005, 1e-3, "and the rest stays")
 end
 check.raises(function()
-  clock.start()
-  clock.to "nothing"
+  timer.start()
+  timer.enter "nothing"
 end, "there is no phase 'nothing'", "an unknown phase")
-clock.stop()
+timer.stop()
 
 -- Jobs that wait when the program ends are dropped, those that run are waited for.
 local text, status = mini.run { "-e", ([[local p = require("segzero").qwen_vl(%q):processor()
-  for i = 1, 50 do p:begin(%q) end
+  for i = 1, 50 do p:start(%q) end
   local w = require("segzero.core.jobs").writing()
   w:text(%q, "written")
   job = w:start()
@@ -369,4 +369,4 @@ print(("overlap: resident set %+.0f KB, Lua %+.0f KB in 500 steps"):format((resi
 check.equal(tostring(jobs.writing()), "files to be written", "a list that is not started goes with the collector")
 
 mini.remove()
-check.finish()
+check.take()

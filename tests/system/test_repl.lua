@@ -54,7 +54,7 @@ expect("echo 'print(6 * 7)' | %s", 0, "^42\n$", "a script from standard input")
 expect("echo 'print(arg[1], ...)' | %s - a", 0, "^a\ta\n$", "the script named -")
 expect("%s /nonexistent.lua", 1, "cannot open /nonexistent.lua", "a script that is not there")
 expect("cd / && %s tests/support/check.lua", 0, "^$", "a script that came with segzero, from another folder")
-expect("cd / && %s -e 'print(type(require \"segzero.repl\"), type(require \"tests.check\"))'", 0, "^table\ttable\n$",
+expect("cd / && %s -e 'print(type(require \"segzero.repl\"), type(require \"tests.support.check\"))'", 0, "^table\ttable\n$",
        "require from another folder")
 os.remove(script)
 

@@ -9,8 +9,8 @@ local sz = require "segzero"
 local files = require "segzero.core.files"
 local checkpoint = require "segzero.train.checkpoint"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
-local features = require "segzero.inference.vision_cache"
+local packing = require "segzero.inference.packing"
+local vision_cache = require "segzero.inference.vision_cache"
 
 local place = mini.folder()
 local dir = mini.write(place .. "/model")
@@ -83,8 +83,8 @@ end
 -- another number of rows.
 do
   local cfg, pictures = mini.settings { "worker.actor.freeze_vision_tower=true", "worker.actor.max_tokens_per_micro_batch=100" }, 0
-  local pictures_of, lend = pack.pictures, features.lend
-  function pack.pictures(inputs)
+  local pictures_of, lend = packing.images, vision_cache.adopt
+  function packing.images(inputs)
     pictures = pictures + #inputs
     return pictures_of(inputs)
   end
@@ -103,15 +103,15 @@ do
   local _, trained = run(function(t)
     local w = t.reference:parameters()["visual.blocks.0.norm1.weight"]
     tensor.data(w)[0] = tensor.data(w)[0] * 1.5
-    check.ok(not features.lend(t.policy, t.reference), "a number of another tower's is seen")
+    check.ok(not vision_cache.adopt(t.policy, t.reference), "a number of another tower's is seen")
   end)
   check.equal(trained, 4, "another tower computes them, too")
-  function features.lend() return false end
-  local hold = features.hold
-  function features.hold() end
+  function vision_cache.adopt() return false end
+  local hold = vision_cache.put
+  function vision_cache.put() end
   local never, all = run()
   check.equal(all, 6, "nothing kept")
-  pack.pictures, features.lend, features.hold = pictures_of, lend, hold
+  packing.images, vision_cache.adopt, vision_cache.put = pictures_of, lend, hold
   for _, key in ipairs { "loss", "kl", "grad_norm", "reward" } do
     check.near(once[key], never[key], 1e-5 * math.max(1, math.abs(never[key])), "kept or not: " .. key)
     check.near(again[key], never[key], 1e-5 * math.max(1, math.abs(never[key])), "kept for the policy alone: " .. key)

@@ -88,10 +88,10 @@ check.near(tensor.no_grad(device.forward, device, inp):totable(), tensor.no_grad
 
 local function gradients(vl, recompute)
   vl:train()
-  local pack = require "segzero.inference.packing"
+  local packing = require "segzero.inference.packing"
   local all = {}
   tensor.step(function()
-    local stream = pack.stream({ { input = inp, answers = { { 5, 6, 7 }, { 9, 8 } } } }, vl.image_token_id)
+    local stream = packing.stream({ { input = inp, answers = { { 5, 6, 7 }, { 9, 8 } } } }, vl.image_token_id)
     local features = vl:vision({ inp }, { recompute = recompute })
     local lp, entropy = vl:logprob_of(vl:hidden(stream, features, { rows = stream.rows, recompute = recompute }), stream.targets)
     ;(lp:sum() + entropy:sum() * 0.1):backward()
@@ -197,7 +197,7 @@ if not other then
   -- A cache that was given back and made again lies where it was; weights may change where they are.
   local norm = device:parameters()["model.norm.weight"]
   for _ = 1, 3 do
-    rollout.rest(device)
+    rollout.release_cache(device)
     _, all, ids2, logprobs2 = sample(device, true, other_settings)
     check.equal({ ids2, logprobs2 }, { ids, logprobs }, "with a new cache")
   end

@@ -4,7 +4,7 @@
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local rollout = require "segzero.inference.rollout"
 local tensor = require "segzero.core.tensor"
 
@@ -14,7 +14,7 @@ local TOKENS = 96
 local function text(vl)
   local ids = {}
   for i = 1, TOKENS do ids[i] = (i * 79 + 13) % 570 end
-  local positions, p = pack.ints(3, TOKENS)
+  local positions, p = packing.ints(3, TOKENS)
   for i = 0, TOKENS - 1 do
     for axis = 0, 2 do p[axis * TOKENS + i] = i end
   end

@@ -6,7 +6,7 @@ local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local optim = require "segzero.train.optim"
 
 local place = mini.folder()
@@ -24,7 +24,7 @@ local function learn(dtype, opts, steps)
   local losses = {}
   for i = 1, steps do
     losses[i] = tensor.step(function()
-      local stream = pack.stream(groups, vl.image_token_id)
+      local stream = packing.stream(groups, vl.image_token_id)
       local lp = vl:logprob_of(vl:hidden(stream, vl:vision(inputs), { rows = stream.rows }), stream.targets)
       local loss = lp:mean() * -1
       loss:backward()

@@ -99,10 +99,10 @@ local function expected_greedy(inp, penalty, tokens)
     -- The answer so far as part of the prompt's text: what follows it is one row of logits.
     local row = tensor.no_grad(function()
       return tensor.step(function()
-        local pack = require "segzero.inference.packing"
+        local packing = require "segzero.inference.packing"
         local list = { unpack(answer) }
         list[#list + 1] = 0      -- what is predicted; its value does not matter
-        local stream = pack.stream({ { input = inp, answers = { list } } }, vl.image_token_id)
+        local stream = packing.stream({ { input = inp, answers = { list } } }, vl.image_token_id)
         local h = vl:hidden(stream, vl:vision { inp }, { rows = stream.rows })
         local logits = vl:logits(h)
         return logits:narrow(#list - 1, 1):totable()[1]
@@ -178,8 +178,8 @@ local function loud(names, extra)
   mini.write(path, { config = { tie_word_embeddings = false }, change = function(m)
     local tok, head = m:tokenizer(), m:parameters()["lm_head.weight"]
     local input = mini.input(m, 1)
-    local pack = require "segzero.inference.packing"
-    local stream = pack.stream({ { input = input, answers = { { 0 } } } }, m.image_token_id)
+    local packing = require "segzero.inference.packing"
+    local stream = packing.stream({ { input = input, answers = { { 0 } } } }, m.image_token_id)
     local state = m:hidden(stream, m:vision { input }, { rows = stream.rows }):totable()[1]
     local data = tensor.data(head)
     for _, name in ipairs(names) do

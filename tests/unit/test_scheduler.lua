@@ -7,7 +7,7 @@ local sz = require "segzero"
 local rollout = require "segzero.inference.rollout"
 local scheduler = require "segzero.inference.scheduler"
 local blocks = require "segzero.inference.kv_blocks"
-local features = require "segzero.inference.vision_cache"
+local vision_cache = require "segzero.inference.vision_cache"
 local tensor = require "segzero.core.tensor"
 
 -- ---- ranges, against a cache that is a Lua table ----
@@ -184,31 +184,31 @@ check.equal(said(sampled()[1]), expected, "and afterwards")
 local twice = { mini.input(vl, 1), mini.input(vl, 2), mini.input(vl, 1, "another question"), mini.input(vl, 1), inputs[4] }
 local ids = { 1, 2, 3, 4, 5 }
 local _, counts = sampled { inputs = twice, row_ids = ids }
-check.equal(counts.pictures, 2, "a picture in three rows goes through the tower once")
+check.equal(counts.images, 2, "a picture in three rows goes through the tower once")
 for _, limit in ipairs { least, 65536 } do
   local got, s = sampled { inputs = twice, row_ids = ids, cache_gib = rows_of(limit), max_new_tokens = 20 }
-  check.ok(s.pictures >= 2, "pictures")
+  check.ok(s.images >= 2, "pictures")
   for i, input in ipairs(twice) do
     check.equal(said(got[i]), said(sampled { inputs = { input }, row_ids = { i }, max_new_tokens = 20 }[1]), "row " .. i .. " with a shared picture")
   end
 end
 local changed = mini.input(vl, 1)
 tensor.data(changed.pixel_values)[77] = tensor.data(changed.pixel_values)[77] + 1
-check.equal(select(2, sampled { inputs = { twice[1], changed } }).pictures, 2, "one number that differs is another picture")
+check.equal(select(2, sampled { inputs = { twice[1], changed } }).images, 2, "one number that differs is another picture")
 
 sampled { inputs = twice, keep_vision = true }
-check.ok(twice[1].features and features.held(vl, twice[1]) == features.held(vl, twice[3]), "rows with one picture hold one result")
+check.ok(twice[1].features and vision_cache.get(vl, twice[1]) == vision_cache.get(vl, twice[3]), "rows with one picture hold one result")
 check.equal(twice[5].features, nil, "a row without holds none")
-check.equal(select(2, sampled { inputs = twice, row_ids = ids }).pictures, 0, "held results are not computed again")
+check.equal(select(2, sampled { inputs = twice, row_ids = ids }).images, 0, "held results are not computed again")
 local mixed = { twice[2], mini.input(vl, 3), twice[5], twice[3] }
 tensor.no_grad(function()
   local joined = vl:vision(mixed):totable()
-  features.free { twice[2], twice[3] }
+  vision_cache.free { twice[2], twice[3] }
   local computed = vl:vision(mixed):totable()
   -- The same products over other numbers of rows.
   for i = 1, #computed do check.near(joined[i], computed[i], 1e-5, "held and computed, row " .. i) end
 end)
-features.free(twice)
+vision_cache.free(twice)
 
 mini.remove()
 check.finish()

@@ -98,9 +98,9 @@ function M.zeros(shape, opts) return make(C.sz_tensor_zeros, shape, opts, 2) end
 function M.empty(shape, opts) return make(C.sz_tensor_new, shape, opts, 2) end
 
 -- Without memory behind it: for counting.
-function M.void(shape, dtype)
+function M.meta(shape, dtype)
   local a, n = dims(shape)
-  return M.wrap(check(C.sz_tensor_void(M.dtype_code(dtype or "f32", 2), n, a), 2))
+  return M.wrap(check(C.sz_tensor_meta(M.dtype_code(dtype or "f32", 2), n, a), 2))
 end
 
 local bits = ffi.new("union { float f; uint32_t u; }")

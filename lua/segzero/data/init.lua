@@ -3,7 +3,7 @@
 --   local set = data.open("refshapes", {split = "train", size = 112, seed = 42, rows = 4096})
 --   local set = data.open("path/to/folder", {})       data.jsonl (+ pictures) in Seg-Zero's columns
 --   set:count()    set:row(i) -> {id =, problem =, solution =, image = image object (the caller frees), frame =, index = i}
---   set:picture(i) -> the path of row i's picture: sets that read files; set:row(i, image) takes a picture read from there
+--   set:image_path(i) -> the path of row i's picture: sets that read files; set:row(i, image) takes a picture read from there
 --   row.mask() -> u8 tensor [h, w] of 0 and 1, the true mask in the picture's pixels (the caller frees); row.mask is nil when
 --   the set has no masks
 --   data.order(n, seed, epoch) -> a shuffled list of 1..n, the same on every machine
@@ -100,7 +100,7 @@ local function open_folder(path)
   if #rows == 0 then error(file .. " has no rows", 0) end
   local set = { name = path }
   function set.count() return #rows end
-  function set.picture(_, i) return in_folder(folder, rows[i].image) end
+  function set.image_path(_, i) return in_folder(folder, rows[i].image) end
   -- read: the row's picture, when it is there already (ahead.lua).
   function set.row(_, i, read)
     local row = rows[i]

@@ -1,4 +1,4 @@
--- pack.lua - groups to one packed stream of tokens without padding, and the segment table that says who sees whom.
+-- packing.lua - groups to one packed stream of tokens without padding, and the segment table that says who sees whom.
 --
 -- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...} (may be empty)}. Of an
 -- answer with a field `first`, only the tokens from that place (1-based) on are targets: what stands before is given.
@@ -7,7 +7,7 @@
 -- The prompt stands in the stream once; each answer follows as a segment whose parent is the prompt. The last token of an
 -- answer is predicted but predicts nothing, so it is not in the stream.
 --
---   pack.stream(groups, image_token) -> {
+--   packing.stream(groups, image_token) -> {
 --     ids i32 [T], positions i32 [3, T], segments i32 [S, 6] (q_start, q_len, k_start, k_len, p_start, p_len),
 --     image_rows i32 [n] | nil, tokens = T,
 --     rows i32 [k], targets i32 [k]   for every answer token the row that predicts it and the token itself,
@@ -105,7 +105,7 @@ function M.stream(groups, image_token)
 end
 
 -- The pictures of several inputs as one pixel tensor and one grid tensor; nil when there are none.
-function M.pictures(inputs)
+function M.images(inputs)
   local patches, grids = 0, {}
   local width
   for _, input in ipairs(inputs) do

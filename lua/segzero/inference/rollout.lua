@@ -23,8 +23,8 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
-local features = require "segzero.inference.vision_cache"
+local packing = require "segzero.inference.packing"
+local vision_cache = require "segzero.inference.vision_cache"
 local scheduler = require "segzero.inference.scheduler"
 
 local C, check = core.C, core.check
@@ -118,11 +118,11 @@ local function stream_of(vl, pieces)
     end
   end
   local s, ids, positions, segments, rows, image_rows = {}
-  s.ids, ids = pack.ints(total)
-  s.positions, positions = pack.ints(3, total)
-  s.segments, segments = pack.ints(#pieces, 6)
-  s.cache_rows, rows = pack.ints(total)
-  if pictures > 0 then s.image_rows, image_rows = pack.ints(pictures) end
+  s.ids, ids = packing.ints(total)
+  s.positions, positions = packing.ints(3, total)
+  s.segments, segments = packing.ints(#pieces, 6)
+  s.cache_rows, rows = packing.ints(total)
+  if pictures > 0 then s.image_rows, image_rows = packing.ints(pictures) end
   local at, picture = 0, 0
   for i, p in ipairs(pieces) do
     local input, first, count = p.group.input, p.first, p.count
@@ -139,7 +139,7 @@ local function stream_of(vl, pieces)
         picture = picture + 1
       end
     end
-    pack.segment(segments, i - 1, at, count, row, first + count, p.answer and prompt_row or 0, p.answer and length or 0)
+    packing.segment(segments, i - 1, at, count, row, first + count, p.answer and prompt_row or 0, p.answer and length or 0)
     at = at + count
     p.last = at - 1
   end
@@ -244,7 +244,7 @@ end
 -- First tokens: answers[i] follows the prompt whose last state is row which[i] of hidden. The logits are computed once a prompt.
 function methods:start(hidden, answers, which)
   local from = C.sz_seconds()
-  local logits = self.vl:logits(hidden):gather_rows(pack.list(which))
+  local logits = self.vl:logits(hidden):gather_rows(packing.list(which))
   self:spent("prefill", from)
   self:sample(answers, logits)
 end
@@ -256,7 +256,7 @@ function methods:features(inputs)
     local e = self.pictures[input]
     if e then
       entries[#entries + 1] = e
-      if not e.tensor and features.held(vl, e.input) then e.tensor, e.kept = features.held(vl, e.input), true end
+      if not e.tensor and vision_cache.get(vl, e.input) then e.tensor, e.kept = vision_cache.get(vl, e.input), true end
       if not e.tensor and not e.here then
         e.here, fresh[#fresh + 1], list[#list + 1] = true, e, e.input
       end
@@ -264,9 +264,9 @@ function methods:features(inputs)
   end
   if #entries == 0 then return nil end
   local all, at, parts = #fresh > 0 and vl:vision(list), 0, {}
-  self.stats.pictures = self.stats.pictures + #fresh
+  self.stats.images = self.stats.images + #fresh
   for _, e in ipairs(fresh) do
-    local n = features.tokens(vl, e.input)
+    local n = vision_cache.tokens(vl, e.input)
     e.here = all:narrow(at, n)
     at = at + n
   end
@@ -274,7 +274,7 @@ function methods:features(inputs)
     parts[i] = e.tensor or e.here
     e.left = e.left - 1
   end
-  return #fresh == #entries and all or features.concatenate(parts)
+  return #fresh == #entries and all or vision_cache.concatenate(parts)
 end
 
 -- After the stream: keeps what other rows or the caller want, lets go of the rest.
@@ -286,7 +286,7 @@ function methods:keep_features(inputs)
       if e.kept or e.left > 0 then e.tensor = e.here:clone() end
       e.here = nil
     end
-    if e and e.kept then features.hold(self.vl, input, e.tensor) end
+    if e and e.kept then vision_cache.put(self.vl, input, e.tensor) end
     if e and not e.kept and e.tensor and e.left <= 0 then
       e.tensor:free()
       e.tensor = nil
@@ -318,7 +318,7 @@ function methods:enter(chunk)
       end
       local seen = self:features(inputs)
       from = self:spent("vision", from)
-      local hidden = vl:hidden(stream, seen, { rows = pack.list(#lasts > 0 and lasts or { 0 }), cache = self.cache, cache_rows = stream.cache_rows })
+      local hidden = vl:hidden(stream, seen, { rows = packing.list(#lasts > 0 and lasts or { 0 }), cache = self.cache, cache_rows = stream.cache_rows })
       self:keep_features(inputs)
       -- A group whose answers do not all start now will want its prompt's last state again.
       for i, g in ipairs(groups) do
@@ -425,7 +425,7 @@ function M.cache(vl, rows)
 end
 
 -- Gives the cache's memory back: an update that follows has it. The next generate() takes it again.
-function M.rest(vl)
+function M.release_cache(vl)
   if not vl.cache then return end
   if vl.device == "cpu" then return C.sz_cache_clear(vl.cache) end
   C.sz_cache_free(ffi.gc(vl.cache, nil))
@@ -433,7 +433,7 @@ function M.rest(vl)
 end
 
 -- ---- entry points ----
--- For plans (sz_count_only): what sampling runs, once: the longest stream of prompts, the first tokens, and one token of every answer.
+-- For plans (sz_dry_run): what sampling runs, once: the longest stream of prompts, the first tokens, and one token of every answer.
 function M.count(vl, input, prompts, n)
   local length = #input.input_ids
   local together = math.max(1, math.min(prompts, math.floor(PREFILL_TOKENS / length)))
@@ -450,8 +450,8 @@ function M.count(vl, input, prompts, n)
   end
   tensor.step(function()
     local stream = stream_of(vl, pieces)
-    local hidden = vl:hidden(stream, vl:vision(inputs), { rows = pack.list(lasts), cache = cache, cache_rows = stream.cache_rows })
-    vl:logits(hidden):gather_rows(pack.list(which))
+    local hidden = vl:hidden(stream, vl:vision(inputs), { rows = packing.list(lasts), cache = cache, cache_rows = stream.cache_rows })
+    vl:logits(hidden):gather_rows(packing.list(which))
   end)
   tensor.step(function() vl:logits(decode(vl, running, cache)) end)
   C.sz_cache_free(ffi.gc(cache, nil))
@@ -472,7 +472,7 @@ function M.generate(vl, inputs, options)
   stops.texts = texts
   if opts.on_text and not vl:has_tokenizer() then error("generate: on_text needs a tokenizer", 2) end
 
-  local stats = { tokens = 0, prompt_tokens = 0, steps = 0, pictures = 0, peak_running = 0, refills = 0, preemptions = 0, moved_rows = 0,
+  local stats = { tokens = 0, prompt_tokens = 0, steps = 0, images = 0, peak_running = 0, refills = 0, preemptions = 0, moved_rows = 0,
     seconds = { vision = 0, prefill = 0, decode = 0, sampling = 0 } }
   if #inputs == 0 then return {}, stats end
   local groups, lengths, tokens, longest = {}, {}, 0, 0
@@ -484,7 +484,7 @@ function M.generate(vl, inputs, options)
   end
   local rows = M.cache_rows(vl, lengths, opts.n, opts.max_new_tokens, cache_bytes(vl, opts))
   local call = setmetatable({ vl = vl, opts = opts, settings = settings, stops = stops, stats = stats,
-    pictures = features.share(inputs), most = math.max(longest, math.min(PREFILL_TOKENS, tokens)), cache = M.cache(vl, rows) }, mt)
+    pictures = vision_cache.share(inputs), most = math.max(longest, math.min(PREFILL_TOKENS, tokens)), cache = M.cache(vl, rows) }, mt)
   local done, why = pcall(tensor.no_grad, call.run, call, groups, rows / BLOCK)
   for _, g in ipairs(groups) do
     if g.hidden then g.hidden:free() end

@@ -1,13 +1,13 @@
 -- features.lua - the vision tower's results where they are wanted more than once: several rows with one picture, or a frozen
 -- tower whose results serve sampling and the update.
 --
---   local shared = features.share(inputs)       {[input] = entry}: inputs with equal pictures have one entry {input =, left = count}
---   features.hold(vl, input, t)                 input.features: t [tokens, hidden] is what vl's tower makes of its pictures
---   features.held(vl, input)                    t, or nil. Valid as long as the tower's weights are the same
---   features.lend(vl, other)                    other's tower has the weights of vl's, byte for byte: it takes what vl's has made. Or false
---   features.free(inputs)                       lets go of what is held
---   features.join(vl, inputs)                   as vl:vision, the held ones copied; nil when none is held (no history: a frozen tower's)
---   features.tokens(vl, input)
+--   local shared = vision_cache.share(inputs)       {[input] = entry}: inputs with equal pictures have one entry {input =, left = count}
+--   vision_cache.put(vl, input, t)                 input.features: t [tokens, hidden] is what vl's tower makes of its pictures
+--   vision_cache.get(vl, input)                    t, or nil. Valid as long as the tower's weights are the same
+--   vision_cache.adopt(vl, other)                    other's tower has the weights of vl's, byte for byte: it takes what vl's has made. Or false
+--   vision_cache.free(inputs)                       lets go of what is held
+--   vision_cache.gather(vl, inputs)                   as vl:vision, the held ones copied; nil when none is held (no history: a frozen tower's)
+--   vision_cache.tokens(vl, input)
 --
 -- Pictures are equal when all of an input's patches are, byte for byte. Leaves out: one of several pictures of an input.
 
@@ -61,7 +61,7 @@ function M.tokens(vl, input)
   return patches / vl.config.v_merge ^ 2
 end
 
-function M.hold(vl, input, t) input.features = { model = vl, tensor = t } end
+function M.put(vl, input, t) input.features = { model = vl, tensor = t } end
 
 -- Weights are read where they are, or from their device.
 local function same(a, b)
@@ -73,7 +73,7 @@ local function same(a, b)
   return equal
 end
 
-function M.lend(vl, other)
+function M.adopt(vl, other)
   other.tower = nil
   local theirs = weights.parameters(other)
   for name, w in pairs(weights.parameters(vl)) do
@@ -83,7 +83,7 @@ function M.lend(vl, other)
   return true
 end
 
-function M.held(vl, input)
+function M.get(vl, input)
   local f = input.features
   return f and f.model == (vl.tower or vl) and f.tensor.ptr ~= nil and f.tensor or nil
 end
@@ -109,16 +109,16 @@ function M.concatenate(parts)
   return all
 end
 
-function M.join(vl, inputs)
+function M.gather(vl, inputs)
   local fresh, any = {}, false
   for _, input in ipairs(inputs) do
-    if input.pixel_values and M.held(vl, input) then any = true elseif input.pixel_values then fresh[#fresh + 1] = input end
+    if input.pixel_values and M.get(vl, input) then any = true elseif input.pixel_values then fresh[#fresh + 1] = input end
   end
   if not any then return nil end
   local computed, at, parts = #fresh > 0 and vl:vision(fresh), 0, {}
   for _, input in ipairs(inputs) do
     if input.pixel_values then
-      local t, n = M.held(vl, input), M.tokens(vl, input)
+      local t, n = M.get(vl, input), M.tokens(vl, input)
       parts[#parts + 1] = t or computed:narrow(at, n)
       at = at + (t and 0 or n)
     end

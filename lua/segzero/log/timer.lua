@@ -1,12 +1,12 @@
--- clock.lua - where a step's time goes: every moment counts for the one phase that was named last, so the phases add up to the whole.
+-- timer.lua - where a step's time goes: every moment counts for the one phase that was named last, so the phases add up to the whole.
 --
---   clock.start(synchronise)        all at 0; time counts as "other". synchronise: a function that waits for a device's work
---   local before = clock.to "forward"       from now on time is forward's; returns what it was
---   clock.move("decode", "vision", seconds) some of decode's was vision's: for what measured itself
---   clock.stop() -> {data = seconds, ...}, total
+--   timer.start(synchronise)        all at 0; time counts as "other". synchronise: a function that waits for a device's work
+--   local before = timer.enter "forward"       from now on time is forward's; returns what it was
+--   timer.move("decode", "vision", seconds) some of decode's was vision's: for what measured itself
+--   timer.stop() -> {data = seconds, ...}, total
 --
 -- There is one clock, that of the step that runs; outside of a step to() does nothing. A nested phase (a reward while answers decode)
--- goes back to the one it interrupted: clock.to(clock.to "reward") around nothing changes nothing.
+-- goes back to the one it interrupted: timer.enter(timer.enter "reward") around nothing changes nothing.
 
 local core = require "segzero.core.ffi"
 
@@ -25,7 +25,7 @@ function M.start(synchronise)
   began = since
 end
 
-function M.to(name)
+function M.enter(name)
   if not seconds then return name end
   if not seconds[name] then error(("clock: there is no phase '%s'"):format(tostring(name)), 2) end
   if wait then wait() end
@@ -37,13 +37,13 @@ end
 
 function M.move(from, to, amount)
   if not seconds then return end
-  M.to(phase)           -- `from` may be the phase that runs
+  M.enter(phase)           -- `from` may be the phase that runs
   amount = math.max(0, math.min(amount, seconds[from]))
   seconds[from], seconds[to] = seconds[from] - amount, seconds[to] + amount
 end
 
 function M.stop()
-  M.to "other"
+  M.enter "other"
   local table_of, total = seconds, since - began
   seconds = nil
   return table_of, total

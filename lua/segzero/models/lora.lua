@@ -115,7 +115,7 @@ local function placed(vl, t)
   return there
 end
 
--- opts.void: without memory behind them, for counting (plan.lua).
+-- opts.meta: without memory behind them, for counting (plan.lua).
 function M.attach(vl, opts)
   local rank, alpha = opts.rank, opts.alpha
   if type(rank) ~= "number" or rank < 1 or rank % 1 ~= 0 then error(("lora.rank is %s, expected a whole number from 1"):format(tostring(rank)), 2) end
@@ -127,8 +127,8 @@ function M.attach(vl, opts)
   for i, w in ipairs(layers) do
     local rows, cols = w.shape[1], w.shape[2]
     list[i] = { index = w.index, name = w.name, module = module_of(w.name), scale = alpha / rank,
-      a = opts.void and tensor.void { rank, cols } or placed(vl, uniform(rank, cols, opts.seed or 0, w.index)),
-      b = opts.void and tensor.void { rows, rank } or tensor.zeros({ rows, rank }, { device = vl.device }) }
+      a = opts.meta and tensor.meta { rank, cols } or placed(vl, uniform(rank, cols, opts.seed or 0, w.index)),
+      b = opts.meta and tensor.meta { rows, rank } or tensor.zeros({ rows, rank }, { device = vl.device }) }
   end
   return hold(vl, list, opts)
 end
@@ -139,7 +139,7 @@ function M.configure(vl, cfg, counting)
   local l = actor.model.lora
   if l.rank == 0 then return vl end
   M.attach(vl, { rank = l.rank, alpha = l.alpha, target_modules = l.target_modules, exclude_modules = l.exclude_modules, seed = cfg.data.seed,
-    freeze_vision = actor.freeze_vision_tower, void = counting })
+    freeze_vision = actor.freeze_vision_tower, meta = counting })
   if not vl.lora.visual then actor.freeze_vision_tower = true end
   return vl
 end

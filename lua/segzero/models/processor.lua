@@ -9,8 +9,8 @@
 --       inp.position_ids, inp.next_position           i32 [3, T], and the position of the first answer token
 --       inp.images = {{width, height, resized_width, resized_height, tokens}, ...}
 --     proc:plan(width, height) -> that last record    from the size alone: {..., grid = {t, h, w}}
---     local ticket = proc:begin(picture)              path or picture object: a thread beside the main one reads, resizes and cuts it
---     local img = proc:finish(ticket)                 process() of a message with img then has its patches already; forget(ticket)
+--     local ticket = proc:start(picture)              path or picture object: a thread beside the main one reads, resizes and cuts it
+--     local img = proc:take(ticket)                 process() of a message with img then has its patches already; forget(ticket)
 --     processor.positions(input_ids, image_grid_thw, ids, merge_size) -> i32 tensor [3, T], next position
 --
 -- A picture of a message is a file name or a picture object (segzero.image). It is resized (Pillow's bicubic) only if its
@@ -163,7 +163,7 @@ local size = ffi.new("int[4]")
 
 -- Begins to read (source is a path) or only to resize and cut (a picture) beside the main thread. nil when something is wrong with
 -- it or a scope is open: process() says so then, or does it itself.
-function Processor:begin(source)
+function Processor:start(source)
   if C.sz_scope_depth() > 0 then return nil end
   local path, img = type(source) == "string" and source or nil, nil
   local ok, ticket = pcall(function()
@@ -172,7 +172,7 @@ function Processor:begin(source)
     local p = plan(self, width, height)
     local values = tensor.empty({ p.grid[2] * p.grid[3], columns_of(self) }, { dtype = "f32" })
     size[0], size[1], size[2], size[3] = width, height, p.resized_width, p.resized_height
-    local job = call(C.sz_qwen_picture_start(path, img and img.ptr, size, self.filter == "bicubic" and 1 or 0, self.patch_size,
+    local job = call(C.sz_qwen_image_start(path, img and img.ptr, size, self.filter == "bicubic" and 1 or 0, self.patch_size,
       self.temporal_patch_size, self.merge_size, self.scale, self.image_mean, self.image_std, values.ptr))
     return { job = jobs.wrap(job), values = values, plan = p, image = img }
   end)
@@ -181,9 +181,9 @@ function Processor:begin(source)
 end
 
 -- Waits. The picture, whose patches process() will take: the one begin() was given or the one that was read; nil when that failed.
-function Processor:finish(ticket)
+function Processor:take(ticket)
   local good, img = ticket.job:wait(), ticket.image
-  if good and not img then img = image.wrap(C.sz_qwen_picture_take(ticket.job.ptr)) end
+  if good and not img then img = image.wrap(C.sz_qwen_image_take(ticket.job.ptr)) end
   ticket.job:free()
   ticket.image = nil         -- else the weak table would hold its key
   if good then self.cut[img] = ticket else ticket.values:free() end
@@ -191,7 +191,7 @@ function Processor:finish(ticket)
 end
 
 -- Lets go of what was begun.
-function Processor:forget(ticket)
+function Processor:cancel(ticket)
   ticket.job:free()
   ticket.values:free()
 end

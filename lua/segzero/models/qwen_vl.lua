@@ -17,12 +17,12 @@ local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
 local weights = require "segzero.models.weights"
 local generation = require "segzero.inference.generation_config"
-local features = require "segzero.inference.vision_cache"
+local vision_cache = require "segzero.inference.vision_cache"
 local lora = require "segzero.models.lora"
 
 local C, check = core.C, core.check
@@ -248,11 +248,11 @@ function M.random(json, opts)
 end
 
 -- The model of a folder with no memory behind its weights: for counting (plan.lua). Only config.json is read.
-function M.void(dir, dtype)
+function M.meta(dir, dtype)
   local vl = new(M.read_json(dir .. "/config.json"), dtype, "cpu")
   vl.dir = dir
   for _, w in ipairs(vl.weights) do
-    local t = tensor.void(w.shape, vl.dtype)
+    local t = tensor.meta(w.shape, vl.dtype)
     check(C.sz_qwen_weight_set(vl.c, w.index, t.ptr))
     t:free()
   end
@@ -308,17 +308,17 @@ end
 -- Picture features of several inputs, [tokens, hidden]; nil without pictures. What inputs hold of a frozen tower's is not
 -- computed again (features.lua); where gradients are recorded it always is.
 function methods:vision(inputs, opts)
-  local held = C.sz_grad_enabled() == 0 and features.join(self, inputs)
+  local held = C.sz_grad_enabled() == 0 and vision_cache.gather(self, inputs)
   if held then return held end
-  local pixels, grids = pack.pictures(inputs)
+  local pixels, grids = packing.images(inputs)
   if not pixels then return nil end
   return tensor.wrap(check(C.sz_qwen_vision(self.c, pixels.ptr, grids.ptr, opts and opts.recompute and 1 or 0), 2))
 end
 
 local function pointer(t) return t and t.ptr or nil end
 
--- Final hidden states of the wanted rows of a packed stream (pack.stream). opts.prefix: {} to keep what streams of later calls see before their
--- own rows (pack.stream's `behind`), or one so filled.
+-- Final hidden states of the wanted rows of a packed stream (packing.stream). opts.prefix: {} to keep what streams of later calls see before their
+-- own rows (packing.stream's `behind`), or one so filled.
 function methods:hidden(stream, features, opts)
   opts = opts or {}
   local prefix, layers = opts.prefix, self.config.layers
@@ -375,7 +375,7 @@ end
 
 function methods:forward(inp)
   check_input(self, inp, "forward", 2)
-  local stream = pack.stream({ { input = inp, answers = {} } }, self.image_token_id)
+  local stream = packing.stream({ { input = inp, answers = {} } }, self.image_token_id)
   return self:logits(self:hidden(stream, self:vision { inp }))
 end
 
@@ -386,7 +386,7 @@ function methods:logprobs(inp, lists)
     check_ids(self, ids, "logprobs: list " .. i, 2)
     if #ids == 0 then error(("logprobs: list %d is empty"):format(i), 2) end
   end
-  local stream = pack.stream({ { input = inp, answers = lists } }, self.image_token_id)
+  local stream = packing.stream({ { input = inp, answers = lists } }, self.image_token_id)
   local hidden = self:hidden(stream, self:vision { inp }, { rows = stream.rows })
   local lp = self:logprob_of(hidden, stream.targets)
   local out = {}

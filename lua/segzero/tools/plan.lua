@@ -7,7 +7,7 @@
 --
 -- Sizes of what lasts (weights, reference, masters, moments, gradients, key-value cache) follow from config.json. Activations and workspace are
 -- not modelled but counted: the trainer's own step runs on a model without memory behind its weights, with kernels left out
--- (sz_count_only), and the arena says what it would have used. So which tensors the forward keeps is written in one place only, the model
+-- (sz_dry_run), and the arena says what it would have used. So which tensors the forward keeps is written in one place only, the model
 -- code itself. What kernels ask for besides is in runtime/cpu/workspace.c.
 -- Every prompt is taken to be as long as the longest of the first rows, and every answer as data.max_response_length: the most that a step can
 -- need. `./segzero plan RECIPE ... answer_tokens=65` says what answers of that mean length take.
@@ -18,7 +18,7 @@ local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
-local features = require "segzero.inference.vision_cache"
+local vision_cache = require "segzero.inference.vision_cache"
 local data = require "segzero.data"
 local config = require "segzero.config"
 local files = require "segzero.core.files"
@@ -68,9 +68,9 @@ local function bytes_of(list, width)
 end
 
 -- The policy, with its adapters. They may freeze the tower: cfg is the caller's own copy.
-local function void_policy(cfg, dir)
+local function meta_policy(cfg, dir)
   local model_cfg = cfg.worker.actor.model
-  return lora.configure(model.void(dir, model_cfg.dtype), cfg, true)
+  return lora.configure(model.meta(dir, model_cfg.dtype), cfg, true)
 end
 
 -- ---- inputs ----
@@ -113,14 +113,14 @@ end
 
 -- ---- counting ----
 -- Tokens of an input's pictures.
-local function vision_tokens(input, vl) return input.pixel_values and features.tokens(vl, input) or 0 end
+local function vision_tokens(input, vl) return input.pixel_values and vision_cache.tokens(vl, input) or 0 end
 
 -- Bytes of arena that f() uses; nothing is computed.
 local function counted(f)
   check(C.sz_arena_release())
-  C.sz_count_only(1)
+  C.sz_dry_run(1)
   local ok, why = pcall(f)
-  C.sz_count_only(0)
+  C.sz_dry_run(0)
   local used = tonumber(C.sz_arena_used(1))
   check(C.sz_arena_release())
   collectgarbage()
@@ -132,7 +132,7 @@ end
 local function count_arena(cfg, state)
   local trainer = require "segzero.train.trainer"
   local actor, r, d = cfg.worker.actor, cfg.worker.rollout, cfg.data
-  local vl = void_policy(cfg, state.dir)
+  local vl = meta_policy(cfg, state.dir)
   local train_batch, n, length = d.rollout_batch_size, r.n, state.answer or d.max_response_length
   local list = vl:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
   local groups = groups_of(state.input, math.min(train_batch, actor.global_batch_size), n, length)
@@ -149,10 +149,10 @@ local function count_arena(cfg, state)
   end
   -- A frozen tower's results are there from sampling on.
   if actor.freeze_vision_tower and state.input.pixel_values then
-    features.hold(vl, state.input, tensor.void({ vision_tokens(state.input, vl), vl.config.hidden }, vl.dtype))
+    vision_cache.put(vl, state.input, tensor.meta({ vision_tokens(state.input, vl), vl.config.hidden }, vl.dtype))
   end
   arena.update = counted(function() bare:accumulate(first, { tokens = #samples * length, answers = #samples }) end)
-  features.free { state.input }
+  vision_cache.free { state.input }
   arena.sampling = counted(function() tensor.no_grad(rollout.count, vl, state.input, math.max(1, train_batch), n) end)
   for _, p in ipairs(list) do p.tensor:free() end
   vl:free()
@@ -230,7 +230,7 @@ end
 local function read(cfg, opts)
   local actor, d = cfg.worker.actor, cfg.data
   local state = { dir = actor.model.model_path, device = M.device(), answer = opts.answer }
-  state.vl = void_policy(cfg, state.dir)
+  state.vl = meta_policy(cfg, state.dir)
   state.input, state.pixels = longest_input(cfg, state.vl, { train = opts.train, prompt = opts.prompt or require("segzero.data.prompt").seg_zero })
   state.kl = actor.use_kl_loss and actor.kl_loss_coef ~= 0
   state.evaluates = d.val_files ~= "" and (cfg.trainer.val_before_train or cfg.trainer.test_freq > 0 or not cfg.trainer.val_only)
@@ -261,7 +261,7 @@ local function with(cfg, state, changes)
   local changed = copy(cfg)
   for _, change in ipairs(changes) do config.set(changed, change[1], change[2]) end
   local s = copy(state)
-  s.vl, s.input = void_policy(changed, state.dir), state.input
+  s.vl, s.input = meta_policy(changed, state.dir), state.input
   s.kl = changed.worker.actor.use_kl_loss and changed.worker.actor.kl_loss_coef ~= 0
   return total(changed, s)
 end

@@ -18,15 +18,15 @@
 -- micro-batch split does not change it.
 -- Beside the step: the next step's pictures are read and cut by background threads (ahead.lua), a group is judged as soon as its answers
 -- have ended, and a checkpoint is written while the next step samples; the optimizer waits for it. None of this changes a number.
--- stats.time of a step says where its seconds went (clock.lua).
+-- stats.time of a step says where its seconds went (timer.lua).
 --
 -- Leaves out: what settings mean by default (the recipe), rewards, prompts.
 
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
-local pack = require "segzero.inference.packing"
+local packing = require "segzero.inference.packing"
 local rollout = require "segzero.inference.rollout"
-local features = require "segzero.inference.vision_cache"
+local vision_cache = require "segzero.inference.vision_cache"
 local offload = require "segzero.models.offload"
 local advantage = require "segzero.algorithms.advantage"
 local answer = require "segzero.formats.answer"
@@ -37,8 +37,8 @@ local optim = require "segzero.train.optim"
 local checkpoint = require "segzero.train.checkpoint"
 local data = require "segzero.data"
 local log = require "segzero.log"
-local ahead = require "segzero.data.prefetch"
-local clock = require "segzero.log.timer"
+local prefetch = require "segzero.data.prefetch"
+local timer = require "segzero.log.timer"
 
 local M = {}
 
@@ -47,7 +47,7 @@ local mt = { __index = methods }
 
 -- A frozen tower's results are made once a step: sampling keeps them for the update, and for a reference that has the same tower.
 local function lend_tower(t)
-  if t.reference and not t.policy.lora and t.config.worker.actor.freeze_vision_tower then features.lend(t.policy, t.reference) end
+  if t.reference and not t.policy.lora and t.config.worker.actor.freeze_vision_tower then vision_cache.adopt(t.policy, t.reference) end
 end
 
 function M.new(opts)
@@ -61,7 +61,7 @@ function M.new(opts)
   lend_tower(t)
   t.global_step = 0
   t.log = log.open(t.folder)
-  t.ahead = ahead.new(t.policy)
+  t.prefetch = prefetch.new(t.policy)
   t.spent = {}
   return t
 end
@@ -93,7 +93,7 @@ end
 function methods:rows_of(step)
   local rows, indices = {}, self:indices_of(step)
   for i, index in ipairs(indices) do
-    rows[i] = self.ahead:row(self.train, index)
+    rows[i] = self.prefetch:take(self.train, index)
     rows[i].number = (step - 1) * #indices + i
   end
   return rows
@@ -101,9 +101,9 @@ end
 
 -- Begins the pictures of a step that will come; what an earlier call began and nobody took is let go of.
 function methods:look_ahead(step)
-  self.ahead:drop()
+  self.prefetch:cancel()
   if self.total_steps and step > self.total_steps then return end
-  for _, index in ipairs(self:indices_of(step)) do self.ahead:ask(self.train, index) end
+  for _, index in ipairs(self:indices_of(step)) do self.prefetch:request(self.train, index) end
 end
 
 -- A row as the model reads it. The picture is let go of; its patches stay until release().
@@ -124,7 +124,7 @@ local function release(rows)
   for _, row in ipairs(rows) do
     row.image:free()
     if row.input then
-      features.free { row.input }
+      vision_cache.free { row.input }
       if row.input.pixel_values then row.input.pixel_values:free() end
       row.input.position_ids:free()
     end
@@ -221,7 +221,7 @@ end
 -- The cache's pages go back to the system unless the plan has room for them beside the update: taking them again costs a fault for each.
 local function rest(self)
   local p = self.plan
-  if not p or p.phases.update + p.parts.cache > p.device.free then rollout.rest(self.policy) end
+  if not p or p.phases.update + p.parts.cache > p.device.free then rollout.release_cache(self.policy) end
 end
 
 -- The plan was made of the first rows: a step with a longer prompt is looked at before it starts.
@@ -233,7 +233,7 @@ function methods:check_memory(rows)
       self.plan = longer
     end
   end
-  clock.to "data"       -- counting ran the code of a step
+  timer.enter "data"       -- counting ran the code of a step
 end
 
 -- A group that has all its answers is judged while others still decode.
@@ -246,13 +246,13 @@ function methods:rollout(rows)
   end
   self:check_memory(rows)
   self:look_ahead(self.global_step + 2)
-  clock.to "decode"
+  timer.enter "decode"
   local function on_group(i, answers)
-    local before = clock.to "reward"
+    local before = timer.enter "reward"
     groups[i].samples = answers
     local ok, why = pcall(self.judge_group, self, groups[i])
     if not ok then error({ why }, 0) end        -- in a table: what samples would add its own traceback
-    clock.to(before)
+    timer.enter(before)
   end
   local ok, answers, stats = pcall(rollout.generate, self.policy, inputs, { n = r.n, temperature = r.temperature, top_p = r.top_p, top_k = r.top_k,
     max_new_tokens = self.config.data.max_response_length, seed = self.config.data.seed, row_ids = row_ids,
@@ -262,8 +262,8 @@ function methods:rollout(rows)
   rest(self)
   local seconds = stats and stats.seconds
   if seconds then
-    clock.move("decode", "vision", seconds.vision)
-    clock.move("decode", "prefill", seconds.prefill)
+    timer.move("decode", "vision", seconds.vision)
+    timer.move("decode", "prefill", seconds.prefill)
   end
   for i, g in ipairs(groups) do g.samples = g.samples or answers[i] end
   return groups
@@ -351,7 +351,7 @@ local function each_stream(model, batch, opts, f)
   end
   local prefix = batch.parts and {} or nil
   local function run(groups, features)
-    local stream = pack.stream(groups, model.image_token_id)
+    local stream = packing.stream(groups, model.image_token_id)
     local hidden = model:hidden(stream, features, { rows = stream.rows, prefix = prefix, recompute = opts.recompute })
     return model:logprob_of(hidden, stream.targets, opts.temperature)
   end
@@ -379,7 +379,7 @@ end
 -- What the frozen reference says of the same tokens: sample.reference, by token. Nothing without one.
 function methods:reference_log_probs(groups)
   if not self.reference then return end
-  local before = clock.to "reference"
+  local before = timer.enter "reference"
   local function take(runs, lp)
     local here = lp:values()
     local values, at = tensor.data(here), 0
@@ -394,7 +394,7 @@ function methods:reference_log_probs(groups)
       tensor.step(tensor.no_grad, each_stream, self.reference, batch, self:stream_options(), take)
     end
   end)
-  clock.to(before)
+  timer.enter(before)
 end
 
 -- Gradient of a micro-batch's part of the GRPO loss, added to the parameters'. totals: of the whole update.
@@ -424,9 +424,9 @@ function methods:accumulate(batch, totals)
       kl = (loss_terms.kl[actor.kl_loss_type](lp, tensor.new(reference_values, { device = device })) * weights):sum()
       loss = loss + kl * actor.kl_loss_coef
     end
-    clock.to "backward"
+    timer.enter "backward"
     loss:backward(from)
-    clock.to "forward"
+    timer.enter "forward"
 
     local lp_here, ratio_here = lp:values(), ratio:values()
     local l, r = tensor.data(lp_here), tensor.data(ratio_here)
@@ -457,9 +457,9 @@ function methods:update(groups, lr)
     end
   end
   self:saved()
-  clock.to "optimizer"
+  timer.enter "optimizer"
   stats.grad_norm = self.optimizer:step(lr)
-  clock.to "forward"
+  timer.enter "forward"
   return stats
 end
 
@@ -471,14 +471,14 @@ end
 
 function methods:step()
   local step = self.global_step + 1
-  clock.start(self.policy.device ~= "cpu" and core.C.sz_device_synchronise or nil)
-  clock.to "data"
+  timer.start(self.policy.device ~= "cpu" and core.C.sz_device_synchronise or nil)
+  timer.enter "data"
   local groups = self:rollout(self:rows_of(step))
-  clock.to "reward"
+  timer.enter "reward"
   local stats = self:judge(groups)
   local lr = self:learning_rate(step)
   local per_update = self.config.worker.actor.global_batch_size
-  clock.to "forward"
+  timer.enter "forward"
   for first = 1, #groups, per_update do
     local part = { unpack(groups, first, math.min(first + per_update - 1, #groups)) }
     local update = self:update(part, lr)
@@ -486,7 +486,7 @@ function methods:step()
     if first > 1 then update.mismatch = stats.mismatch end
     for k, v in pairs(update) do stats[k] = v end
   end
-  clock.to "other"
+  timer.enter "other"
   stats.step, stats.lr, stats.skipped_updates = step, lr, self.optimizer.skipped
   stats.tokens = stats.length * #groups * #groups[1].samples
   self:record(step, groups)
@@ -496,7 +496,7 @@ function methods:step()
   -- Handles that nobody has any more hold objects of the core: without this their number goes up and down with the collector's mood.
   collectgarbage()
   self.global_step = step
-  local t, total = clock.stop()
+  local t, total = timer.stop()
   stats.time = t
   stats.seconds = { rollout = t.data + t.vision + t.prefill + t.decode, reward = t.reward,
     update = t.reference + t.forward + t.backward + t.optimizer + t.checkpoint, total = total }
@@ -525,15 +525,15 @@ function methods:evaluate(keep)
   local records, sums, total, n = {}, {}, 0, self.held_out:count()
   local batch = self.config.data.val_batch_size
   local with_masks, sum, ceiling, readable = nil, 0, 0, 0
-  local begun = ahead.new(self.policy)
+  local begun = prefetch.new(self.policy)
   for first = 1, n, batch do
     local rows, inputs = {}, {}
     for i = first, math.min(first + batch - 1, n) do
-      local row = self:prepare(begun:row(self.held_out, i))
+      local row = self:prepare(begun:take(self.held_out, i))
       rows[#rows + 1], inputs[#inputs + 1] = row, row.input
     end
     local few = math.min(batch, self.config.data.rollout_batch_size)       -- what the plan has room for
-    for i = first + batch, math.min(first + batch + few - 1, n) do begun:ask(self.held_out, i) end
+    for i = first + batch, math.min(first + batch + few - 1, n) do begun:request(self.held_out, i) end
     if with_masks == nil then with_masks = self.segmenter ~= nil and rows[1].mask ~= nil end
     local r = self.config.worker.rollout
     local answers = rollout.generate(self.policy, inputs, { temperature = 0, max_new_tokens = self.config.data.max_response_length,
@@ -586,10 +586,10 @@ end
 function methods:saved()
   local saving = self.saving
   if not saving then return end
-  local before = clock.to "checkpoint"
+  local before = timer.enter "checkpoint"
   self.saving = nil
   checkpoint.finish(unpack(saving))
-  clock.to(before)
+  timer.enter(before)
 end
 
 function methods:save()
@@ -600,7 +600,7 @@ end
 
 function methods:resume(path)
   self:saved()
-  self.ahead:drop()
+  self.prefetch:cancel()
   local state = checkpoint.load(path, self.policy, self.optimizer)
   self.global_step, self.optimizer.skipped = state.global_step, state.skipped_updates or 0
   lend_tower(self)
@@ -627,7 +627,7 @@ local function steps_until_end(self)
       s.entropy, s.grad_norm, s.mismatch))
     if s.grad_norm ~= s.grad_norm or s.grad_norm == math.huge then print("  the gradient is not finite: update skipped") end
     if s.step % TIME_EVERY == 0 or s.step == self.total_steps then
-      print(log.times(self.spent, clock.phases))
+      print(log.times(self.spent, timer.phases))
       self.spent = {}
     end
     if cfg.test_freq > 0 and s.step % cfg.test_freq == 0 and s.step < self.total_steps then
@@ -643,7 +643,7 @@ end
 function methods:run()
   local ok, why = xpcall(steps_until_end, function(e) return type(e) == "string" and debug.traceback(e, 2) or e end, self)
   local saved, reason = pcall(self.saved, self)
-  self.ahead:drop()
+  self.prefetch:cancel()
   if not ok then
     if not saved then io.stderr:write(tostring(reason), "\n") end
     error(why, 0)

@@ -38,7 +38,7 @@ static int linear(const sz_call *c, int weights, bool gelu)
 }
 int sz_ref_linear(const sz_call *c) { return linear(c, 1, false); }
 int sz_ref_linear_gelu(const sz_call *c) { return linear(c, 1, true); }
-int sz_ref_linear_wide(const sz_call *c)
+int sz_ref_linear_f32_out(const sz_call *c)
 {
     return linear(&(sz_call){ .in = { c->in[0], c->in[1] }, .out = { c->out[0] } }, 1, false);
 }

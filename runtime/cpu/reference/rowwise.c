@@ -175,7 +175,7 @@ int sz_ref_index_add_(const sz_call *c)
     return 0;
 }
 
-int sz_ref_put_rows(const sz_call *c)
+int sz_ref_index_copy(const sz_call *c)
 {
     sz_tensor *y = c->out[0], *ids = c->in[1], *src = c->in[2];
     int64_t d = sz_cols(src);
@@ -202,7 +202,7 @@ static int64_t largest(const sz_tensor *x, const sz_tensor *ids, int64_t i, int6
     return best;
 }
 
-int sz_ref_max_rows(const sz_call *c)
+int sz_ref_max_pool_rows(const sz_call *c)
 {
     sz_tensor *x = c->in[0], *y = c->out[0];
     int64_t d = sz_cols(x);
@@ -210,7 +210,7 @@ int sz_ref_max_rows(const sz_call *c)
     return 0;
 }
 
-int sz_ref_max_rows_backward(const sz_call *c)
+int sz_ref_max_pool_rows_backward(const sz_call *c)
 {
     sz_tensor *x = c->in[0], *dy = c->in[2], *dx = c->out[0];
     int64_t d = sz_cols(x);
@@ -222,7 +222,7 @@ int sz_ref_max_rows_backward(const sz_call *c)
     return 0;
 }
 
-int sz_ref_store_cols_(const sz_call *c)
+int sz_ref_scatter_cols_(const sz_call *c)
 {
     sz_tensor *dst = c->out[0], *ids = c->in[1], *src = c->in[2];
     int64_t w = sz_cols(dst), col = (int64_t)c->args[0];

@@ -1,5 +1,5 @@
--- op_cases_pictures.lua - the cases of the rows that work on pictures [b, h, w, c]: convolutions and resize. A call's form is
--- described in op_cases.lua, which merges these: require("tests.support.op_cases_pictures")(cases).
+-- op_cases_images.lua - the cases of the rows that work on pictures [b, h, w, c]: convolutions and resize. A call's form is
+-- described in op_cases.lua, which merges these: require("tests.support.op_cases_images")(cases).
 -- Sizes: one pixel, edges that the kernel overhangs, strides that skip pixels, kernels that tile the picture, several blocks of
 -- positions, both orders of resize's passes, few and many channels.
 
