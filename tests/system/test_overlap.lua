@@ -369,4 +369,4 @@ print(("overlap: resident set %+.0f KB, Lua %+.0f KB in 500 steps"):format((resi
 check.equal(tostring(jobs.writing()), "files to be written", "a list that is not started goes with the collector")
 
 mini.remove()
-check.take()
+check.finish()
