@@ -9,7 +9,7 @@
 --   return M
 --
 -- A mistake in the settings is printed as "NAME: message" and ends the program with status 2; an error in the work, with
--- status 1. A module without `execute` has run(args) only, whose errors go to the host program (status 1).
+-- status 1 (unless it was raised by usage_error, for a mistake that only the work could find). A module without `execute` has run(args) only, whose errors go to the host program (status 1).
 -- Leaves out: parsing (schema.lua).
 
 local arguments = require "segzero.config.arguments"
@@ -24,6 +24,14 @@ local function is_script(source)
   if source == "@" .. name then return true end
   local found, host = pcall(require, "segzero.host")
   return found and source == "@" .. host.root .. "/" .. name
+end
+
+local work_status = 1
+
+-- Raises the message; the program then ends with status 2, as for any other wrong option.
+function M.usage_error(message)
+  work_status = 2
+  error(message, 0)
 end
 
 local function call(f, ...)
@@ -41,7 +49,7 @@ end
 local function execute(module, ok, ...)
   if not ok then fail(2, (...)) end
   local done, why = call(module.execute, ...)
-  if not done then fail(1, why) end
+  if not done then fail(work_status, why) end
 end
 
 -- Runs the calling file's module if the file is the script that was started. Call it from the file's main chunk.

@@ -9,7 +9,7 @@ local M = {}
 
 -- "a whole number from 1, tokens" without the article.
 local function takes(row)
-  local text = values.expected(row):gsub("^an? ", "")
+  local text = values.expected(row):gsub("^an? ", ""):gsub(" %(or null%)$", " or null")
   if row.unit then text = text .. ", " .. row.unit end
   return text
 end
