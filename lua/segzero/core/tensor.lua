@@ -291,29 +291,107 @@ function M.step(f, ...)
 end
 
 -- ---- ops ----
-local max_in, max_args, max_out = 8, 8, 3
-local op_in, op_args, op_out = ffi.new("sz_tensor *[?]", max_in), ffi.new("double[?]", max_args), ffi.new("sz_tensor *[?]", max_out)
+-- M.ops[name] = { id, name, inputs, outputs, args, gradient, numbers }: a row of ops.def. args is how many numbers the op
+-- takes; numbers is a list of { name, default }, default nil where the number must be given.
+M.ops = {}
 
-M.ops = {}      -- name -> {id, inputs, outputs, args, gradient}
+local MAX_IN, MAX_ARGS, MAX_OUT = 8, 8, 3
+local op_in = ffi.new("sz_tensor *[?]", MAX_IN)
+local op_args = ffi.new("double[?]", MAX_ARGS)
+local op_out = ffi.new("sz_tensor *[?]", MAX_OUT)
+
+-- "heads sign=1" -> { { name = "heads" }, { name = "sign", default = 1 } }
+local function parse_numbers(text)
+  local list = {}
+  for word in text:gmatch "%S+" do
+    local name, default = word:match "^([^=]+)=(.+)$"
+    list[#list + 1] = { name = name or word, default = tonumber(default) }
+  end
+  return list
+end
+
+local function number_names(op)
+  local names = {}
+  for i, number in ipairs(op.numbers) do names[i] = number.name end
+  return names
+end
+
+-- Writes number i of a call. value may be a boolean, or nil where there is a default. Errors blame the
+-- caller of the op's method.
+local function put_number(op, i, value)
+  local number = op.numbers[i]
+  if value == nil then value = number.default end
+  if type(value) == "boolean" then value = value and 1 or 0 end
+  local n = tonumber(value)
+  if not n then
+    local names = table.concat(number_names(op), ", ")
+    if value == nil then
+      error(("%s: %s is missing; its numbers are %s"):format(op.name, number.name, names), 4)
+    end
+    error(("%s: %s is %s, it must be a number"):format(op.name, number.name, tostring(value)), 4)
+  end
+  op_args[i - 1] = n
+end
+
+-- The numbers of a call as one table of names.
+local function put_named(op, named)
+  for key in pairs(named) do
+    local known = false
+    for i = 1, op.args do known = known or op.numbers[i].name == key end
+    if not known then
+      local names = number_names(op)
+      if #names == 0 then error(("%s takes no numbers, got %s"):format(op.name, tostring(key)), 3) end
+      local near = require "segzero.core.nearest"(tostring(key), names)
+      error(("%s has no number called %s; did you mean %s?"):format(op.name, tostring(key), near), 3)
+    end
+  end
+  for i = 1, op.args do put_number(op, i, named[op.numbers[i].name]) end
+end
+
+local function is_named(x) return type(x) == "table" and not is_tensor(x) end
+
+-- Fills op_in and op_args from a call's arguments: the tensors (nil where the op allows it), then the
+-- numbers, by position or as one table of names.
+local function put_arguments(op, ...)
+  local given = select("#", ...)
+  for i = 1, op.inputs do op_in[i - 1] = nil end
+  for i = 1, op.inputs do
+    local t = select(i, ...)
+    if is_named(t) and i == given then return put_named(op, t) end
+    op_in[i - 1] = t ~= nil and pointer(t, 3) or nil
+  end
+  local named = select(op.inputs + 1, ...)
+  if is_named(named) and given == op.inputs + 1 then return put_named(op, named) end
+  for i = 1, op.args do put_number(op, i, (select(op.inputs + i, ...))) end
+  if given > op.inputs + op.args then
+    local surplus = select(op.inputs + op.args + 1, ...)
+    if surplus ~= nil then
+      error(("%s takes %d tensors and %d numbers, got %s as well"):format(op.name, op.inputs, op.args, tostring(surplus)), 3)
+    end
+  end
+end
+
+local function wrap_outputs(op)
+  if op.outputs == 1 then return M.wrap(op_out[0]) end
+  if op.outputs == 2 then return M.wrap(op_out[0]), M.wrap(op_out[1]) end
+  return M.wrap(op_out[0]), M.wrap(op_out[1]), M.wrap(op_out[2])
+end
+
 for id = 0, C.sz_op_count() - 1 do
-  local name = ffi.string(C.sz_op_name(id))
-  local op = { id = id, name = name, inputs = C.sz_op_inputs(id), outputs = C.sz_op_outputs(id), args = C.sz_op_args(id), gradient = C.sz_op_has_grad(id) == 1 }
-  M.ops[name] = op
-  methods[name] = function(...)
-    for i = 1, op.inputs do
-      local t = select(i, ...)
-      op_in[i - 1] = t ~= nil and pointer(t, 2) or nil
-    end
-    for i = 1, op.args do
-      local v = select(op.inputs + i, ...)
-      local n = tonumber(v)
-      if v ~= nil and not n then error(("%s: number %d is %s"):format(name, i, tostring(v)), 2) end
-      op_args[i - 1] = n or 0
-    end
+  local op = {
+    id = id,
+    name = ffi.string(C.sz_op_name(id)),
+    inputs = C.sz_op_inputs(id),
+    outputs = C.sz_op_outputs(id),
+    args = C.sz_op_args(id),
+    gradient = C.sz_op_has_grad(id) == 1,
+    numbers = parse_numbers(ffi.string(C.sz_op_number_names(id))),
+  }
+  M.ops[op.name] = op
+  methods[op.name] = function(...)
+    put_arguments(op, ...)
     check(C.sz_op_apply(id, op_in, op_args, op_out), 2)
-    if op.outputs == 1 then return M.wrap(op_out[0]) end
-    if op.outputs == 2 then return M.wrap(op_out[0]), M.wrap(op_out[1]) end
-    return M.wrap(op_out[0]), M.wrap(op_out[1]), M.wrap(op_out[2])
+    return wrap_outputs(op)
   end
 end
 
