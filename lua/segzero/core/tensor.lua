@@ -5,7 +5,8 @@
 --   t:requires_grad(true); loss:backward(); t:grad()
 --   t:to{device = "cuda"}                  a copy on the device; item(), totable() and print read from anywhere
 --
--- Methods of ops.def take the op's tensors, then its numbers: x:rmsnorm(w, 1e-6). In-place ones keep their underscore.
+-- Methods of ops.def take the op's tensors, then its numbers, by position or by name: x:rmsnorm(w, 1e-6),
+-- x:rope(cos, sin, { heads = 2, head_dim = 64 }). In-place ones keep their underscore.
 -- A tensor holds one reference to its C object; free() drops it at once, the collector is only the net (it does not see
 -- C memory). tensor.step(f) runs f inside a scope: what it makes is released together when f returns.
 -- Leaves out: slicing and general broadcasting.
@@ -350,6 +351,13 @@ end
 
 local function is_named(x) return type(x) == "table" and not is_tensor(x) end
 
+local function surplus_message(op, value)
+  local tensors = op.inputs == 1 and "1 tensor" or op.inputs .. " tensors"
+  local numbers = table.concat(number_names(op), ", ")
+  if numbers == "" then numbers = "no numbers" end
+  return ("%s takes %s and %s; %s is one argument too many"):format(op.name, tensors, numbers, tostring(value))
+end
+
 -- Fills op_in and op_args from a call's arguments: the tensors (nil where the op allows it), then the
 -- numbers, by position or as one table of names.
 local function put_arguments(op, ...)
@@ -363,18 +371,41 @@ local function put_arguments(op, ...)
   local named = select(op.inputs + 1, ...)
   if is_named(named) and given == op.inputs + 1 then return put_named(op, named) end
   for i = 1, op.args do put_number(op, i, (select(op.inputs + i, ...))) end
-  if given > op.inputs + op.args then
-    local surplus = select(op.inputs + op.args + 1, ...)
-    if surplus ~= nil then
-      error(("%s takes %d tensors and %d numbers, got %s as well"):format(op.name, op.inputs, op.args, tostring(surplus)), 3)
-    end
+  for i = op.inputs + op.args + 1, given do
+    local surplus = select(i, ...)
+    if surplus ~= nil then error(surplus_message(op, surplus), 3) end
   end
 end
 
-local function wrap_outputs(op)
+-- Called as a tail call by an op's method: an error blames the method's caller.
+local function run(op)
+  check(C.sz_op_apply(op.id, op_in, op_args, op_out), 2)
   if op.outputs == 1 then return M.wrap(op_out[0]) end
   if op.outputs == 2 then return M.wrap(op_out[0]), M.wrap(op_out[1]) end
   return M.wrap(op_out[0]), M.wrap(op_out[1]), M.wrap(op_out[2])
+end
+
+local function method_of_any(op)
+  return function(...)
+    put_arguments(op, ...)
+    return run(op)
+  end
+end
+
+local function pointer_or_nil(t) return t ~= nil and pointer(t, 3) or nil end
+
+-- Of up to three tensors and no numbers. Without a loop, so that LuaJIT compiles it into the caller's loop.
+local function method_of_tensors(op)
+  return function(a, b, c, d)
+    local surplus = d
+    if op.inputs < 3 then surplus = c or surplus end
+    if op.inputs < 2 then surplus = b or surplus end
+    if surplus ~= nil then put_arguments(op, a, b, c, d) end
+    op_in[0] = pointer_or_nil(a)
+    op_in[1] = pointer_or_nil(b)
+    op_in[2] = pointer_or_nil(c)
+    return run(op)
+  end
 end
 
 for id = 0, C.sz_op_count() - 1 do
@@ -388,11 +419,7 @@ for id = 0, C.sz_op_count() - 1 do
     numbers = parse_numbers(ffi.string(C.sz_op_number_names(id))),
   }
   M.ops[op.name] = op
-  methods[op.name] = function(...)
-    put_arguments(op, ...)
-    check(C.sz_op_apply(id, op_in, op_args, op_out), 2)
-    return wrap_outputs(op)
-  end
+  methods[op.name] = op.args == 0 and op.inputs <= 3 and method_of_tensors(op) or method_of_any(op)
 end
 
 function methods:mean()
