@@ -10,15 +10,9 @@
 
 local sz = require "segzero"
 local config = require "segzero.config"
-local data = require "segzero.data"
+local experiment = require "segzero.train.experiment"
 local files = require "segzero.core.files"
-local trainer = require "segzero.train.trainer"
-local prompt = require "segzero.data.prompt"
-local checkpoint = require "segzero.train.checkpoint"
-local segment = require "segzero.inference.segmenter"
-local terms = require "rewards.seg_terms"
-local lora = require "segzero.models.lora"
-local cjson = require "cjson"
+local options = require "segzero.core.options"
 
 local M = {}
 
@@ -38,12 +32,12 @@ M.defaults = {
       -- At most so many answers in a micro-batch of the update, and of the reference's log-probabilities; null: as many as the tokens allow.
       micro_batch_size_per_device_for_update = config.optional "number",
       micro_batch_size_per_device_for_experience = config.optional "number",
-      max_grad_norm = 1.0, clip_ratio = 0.2, entropy_coeff = 1e-3, loss_avg_mode = "token", ppo_epochs = 1,
+      max_grad_norm = 1.0, clip_ratio = 0.2, entropy_coeff = 1e-3, loss_avg_mode = "token", loss_type = "ppo_clip", ppo_epochs = 1,
       use_kl_loss = true, kl_loss_coef = 5e-3, kl_loss_type = "low_var_kl",
       freeze_vision_tower = false, grad_dtype = "f32",
       model = { model_path = "", enable_gradient_checkpointing = true, dtype = "f32",
         lora = { rank = 0, alpha = 64, target_modules = "all-linear", exclude_modules = ".*visual.*" } },      -- rank 0: off (lora.lua)
-      optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0,
+      optim = { lr = 1e-6, weight_decay = 1e-2, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, lr_warmup_steps_ratio = 0.0, lr_scheduler_type = "constant",
         state_dtype = "f32", master_weights = true },
     },
     ref = { model = { dtype = config.optional "string" },         -- null: as the policy; int8 halves its memory
@@ -56,6 +50,7 @@ M.defaults = {
   trainer = {
     total_episodes = 1, max_steps = config.optional "number", experiment_name = "refcocog_grpo",
     save_checkpoint_path = config.optional "string", load_checkpoint_path = config.optional "string",
+    logger = { "console", "jsonl" },
     save_freq = 50, test_freq = 100000, val_before_train = true, val_only = false,
     check_memory = true,                                  -- refuse to load what cannot fit (plan.lua)
   },
@@ -72,7 +67,7 @@ M.ignored = {
   ["worker.rollout.tensor_parallel_size"] = one_process,
   ["worker.rollout.enable_chunked_prefill"] = one_process, ["worker.rollout.enforce_eager"] = one_process,
   ["trainer.n_gpus_per_node"] = one_process, ["trainer.nnodes"] = one_process,
-  ["trainer.logger"] = "metrics go to the console and to metrics.jsonl", ["trainer.project_name"] = "runs are folders",
+  ["trainer.project_name"] = "runs are folders",
 }
 
 -- What the embedded default changes, unless the command line says otherwise: a small frame, few tokens, a model that starts
@@ -90,27 +85,6 @@ local function check_choice(cfg, key, choices)
     if v == c then return end
   end
   error(("%s is '%s', expected one of: %s"):format(key, tostring(v), table.concat(choices, ", ")), 0)
-end
-
-local function load_reward(name)
-  if type(name) == "function" then return name end
-  local reward
-  if name:match "%.lua$" then
-    local chunk, reason = loadfile(name)
-    if not chunk then error("the reward does not load: " .. reason, 0) end
-    local ok, found = xpcall(chunk, debug.traceback)
-    if not ok then error(("the reward %s does not load: %s"):format(name, found), 0) end
-    reward = found
-  else
-    local ok, found = pcall(require, "rewards." .. name)
-    if not ok and found:find("module 'rewards." .. name .. "' not found", 1, true) then
-      error(("worker.reward.compute_score: there is no reward '%s' (rewards/%s.lua)"):format(name, name), 0)
-    end
-    if not ok then error(("the reward %s does not load: %s"):format(name, found), 0) end
-    reward = found
-  end
-  if type(reward) ~= "function" then error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0) end
-  return reward
 end
 
 -- Counts: whole numbers from 1.
@@ -184,9 +158,11 @@ function M.settings(args)
   end
   check_counts(cfg)
   check_ranges(cfg)
-  check_choice(cfg, "algorithm.adv_estimator", { "grpo" })
-  check_choice(cfg, "worker.actor.loss_avg_mode", { "token", "seq" })
-  check_choice(cfg, "worker.actor.kl_loss_type", { "low_var_kl", "kl", "abs", "mse" })
+  check_choice(cfg, "algorithm.adv_estimator", sz.advantages:names())
+  check_choice(cfg, "worker.actor.loss_avg_mode", sz.aggregations:names())
+  check_choice(cfg, "worker.actor.loss_type", sz.losses:names())
+  check_choice(cfg, "worker.actor.optim.lr_scheduler_type", sz.schedules:names())
+  check_choice(cfg, "worker.actor.kl_loss_type", sz.kl:names())
   check_choice(cfg, "worker.actor.model.dtype", { "f32", "bf16" })
   check_choice(cfg, "worker.actor.optim.state_dtype", { "f32", "bf16", "int8" })
   check_choice(cfg, "worker.actor.grad_dtype", { "f32", "bf16" })
@@ -207,98 +183,11 @@ function M.settings(args)
   return cfg
 end
 
--- Held-out answers as a picture: ground truth, prediction, its mask if the record has one (freed here), sentence.
-local SHEET = 12
-local function write_sheet(path, held_out, records)
-  local draw, masks = require "segzero.tools.draw", {}
-  for _, r in ipairs(records) do masks[r.index] = r.mask end
-  local shown = { name = held_out.name }
-  function shown.row(_, i)
-    local row = held_out:row(i)
-    if masks[i] then draw.mask(row.image, masks[i]) end
-    return row
-  end
-  draw.predictions(path, shown, records, { count = SHEET, masks = next(masks) ~= nil })
-  for _, r in ipairs(records) do
-    if r.mask then r.mask:free() end
-    r.mask = nil
-  end
-  print("  pictures: " .. path)
-end
-
--- Ground truth as a prompt for SAM2, or nil.
-local function read_truth(solution)
-  local box, points = terms.read_truth(solution)
-  return box and points and { bbox = box, points = points } or nil
-end
-
-local function number(v) return v and ("%.3f"):format(v) or "none" end
-
--- overrides: {reward = f, train = set, held_out = set, prompt = f}, each optional.
+-- Trains with these arguments. overrides: {reward = f, train = set, held_out = set, prompt = f, on_step = f,
+-- on_evaluate = f, stop_when = f}, each optional; see segzero.train.experiment. Returns the trainer.
 function M.run(args, overrides)
-  overrides = overrides or {}
-  local cfg = M.settings(args)
-  local d, actor, ref = cfg.data, cfg.worker.actor, cfg.worker.ref
-  local reward = overrides.reward or load_reward(cfg.worker.reward.compute_score)
-  local train = overrides.train or data.open(d.train_files, { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
-  local held_out = overrides.held_out or d.val_files ~= ""
-    and data.open(d.val_files, { split = "heldout", size = d.refshapes_size, seed = 42, rows = d.refshapes_val_rows }) or nil
-
-  local plan = cfg.trainer.check_memory and require("segzero.tools.plan").check(cfg, { prompt = overrides.prompt, train = train }) or nil
-  local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
-  local processor = policy:processor()
-  policy:tokenizer()                                      -- what is missing is said before the run folder is made
-  processor.min_pixels, processor.max_pixels = d.min_pixels, d.max_pixels
-  lora.configure(policy, cfg)
-  local reference = actor.use_kl_loss and actor.kl_loss_coef ~= 0 and (policy.lora and lora.reference(policy)
-    or sz.qwen_vl(actor.model.model_path, { dtype = ref.model.dtype or actor.model.dtype, offload = ref.offload.param_offload })) or nil
-
-  local sam2 = cfg.worker.reward.sam2_path
-  local segmenter = sam2 ~= "" and segment.new(sz.sam2(sam2)) or nil
-
-  local resume = cfg.trainer.load_checkpoint_path         -- a run folder means the newest checkpoint in it
-  if resume and not files.exists(resume .. "/trainer_state.json") then
-    resume = checkpoint.latest(resume) or error(("trainer.load_checkpoint_path: %s is no checkpoint and has none that is complete"):format(resume), 0)
-  end
-  local wanted = cfg.trainer.save_checkpoint_path or "runs/" .. cfg.trainer.experiment_name
-  local folder = resume and (resume:match "^(.*)/global_step_%d+/?$" or wanted) or files.fresh_folder(wanted)
-  files.make_dir(folder)
-  if not resume then files.write(folder .. "/config.json", cjson.encode(cfg)) end
-
-  local t = trainer.new { config = cfg, policy = policy, reference = reference, reward = reward, train = train, held_out = held_out,
-    prompt = overrides.prompt or prompt.seg_zero, folder = folder, segmenter = segmenter, truth = read_truth, plan = plan }
-  local steps_per_epoch = math.floor(train:count() / d.rollout_batch_size)
-  t.total_steps = cfg.trainer.max_steps or steps_per_epoch * cfg.trainer.total_episodes
-  if resume then t:resume(resume) end
-
-  print(("policy %s, %s"):format(tostring(policy), actor.model.dtype))
-  print(("%s: %d steps of %d prompts x %d answers, run folder %s%s"):format(train.name, t.total_steps, d.rollout_batch_size,
-    cfg.worker.rollout.n, folder, resume and (", resumed at step " .. t.global_step) or ""))
-  if segmenter then print("masks: " .. tostring(segmenter.sam)) end
-  local before, parts, records, giou_before
-  if held_out and cfg.trainer.val_before_train then
-    before, parts, records, giou_before = t:evaluate(SHEET)
-    t:log_evaluation(before, parts, giou_before)
-    print(("held-out reward before: %.3f of %d rows (%s)"):format(before, held_out:count(), trainer.sorted_parts(parts)))
-    if giou_before then print(("held-out gIoU before: %.3f (ceiling %s)"):format(giou_before, number(t.ceiling))) end
-    write_sheet(folder .. "/before.png", held_out, records)
-  end
-  if not cfg.trainer.val_only then
-    t:run()
-    if cfg.trainer.save_freq >= 0 and (cfg.trainer.save_freq == 0 or t.global_step % cfg.trainer.save_freq ~= 0) then print("saved " .. t:save()) end
-    if held_out then
-      local after, after_parts, after_records, giou_after = t:evaluate(SHEET)
-      t:log_evaluation(after, after_parts, giou_after)
-      print(("held-out reward after: %.3f (%s)"):format(after, trainer.sorted_parts(after_parts)))
-      write_sheet(folder .. "/after.png", held_out, after_records)
-      print(("held-out reward: before=%s after=%.3f rows=%d seed=%d"):format(number(before), after, held_out:count(), d.seed))
-      if giou_after then
-        print(("held-out gIoU: before=%s after=%.3f ceiling=%s rows=%d seed=%d"):format(number(giou_before), giou_after, number(t.ceiling),
-          held_out:count(), d.seed))
-      end
-    end
-  end
-  t.log:close()
+  overrides = options.check("run", overrides, experiment.overrides, 2)
+  local t = experiment.run(M.settings(args), overrides)
   return t
 end
 
