@@ -13,7 +13,6 @@ local optim = require "segzero.train.optim"
 local processor = require "segzero.models.processor"
 local files = require "segzero.core.files"
 local recipe = require "recipes.refcocog_grpo"
-local config = require "segzero.config"
 
 local ROOT = "tests/golden/"
 local case = cjson.decode(files.read(ROOT .. "grpo/case.json"))
@@ -75,7 +74,7 @@ local function flat(x)
 end
 
 local function run_update(max_tokens, recompute)
-  local cfg = config.read(recipe.defaults, {
+  local cfg = recipe.schema:read({
     "worker.actor.max_tokens_per_micro_batch=" .. max_tokens,
     "worker.actor.model.enable_gradient_checkpointing=" .. tostring(recompute),
   })
