@@ -41,7 +41,7 @@ static const float *as_f32(const sz_tensor *t, int64_t i, int64_t n, float *buff
 {
     if (t->dtype == SZ_F32) return sz_f32(t) + i;
     #pragma omp parallel for schedule(static) if (n > SZ_PARALLEL_FROM)
-    for (int64_t j = 0; j < n; j += SZ_BLOCK) sz_widen(buffer + j, sz_bf16(t) + i + j, sz_min64(SZ_BLOCK, n - j));
+    for (int64_t j = 0; j < n; j += SZ_BLOCK) sz_bf16_to_f32(buffer + j, sz_bf16(t) + i + j, sz_min64(SZ_BLOCK, n - j));
     return buffer;
 }
 
@@ -50,7 +50,7 @@ static void put_sums(const sz_tensor *t, int64_t i, int64_t n, const float *sums
 {
     if (t->dtype == SZ_F32) return;
     #pragma omp parallel for schedule(static) if (n > SZ_PARALLEL_FROM)
-    for (int64_t j = 0; j < n; j += SZ_BLOCK) sz_narrow_to(sz_bf16(t) + i + j, sums + j, sz_min64(SZ_BLOCK, n - j));
+    for (int64_t j = 0; j < n; j += SZ_BLOCK) sz_f32_to_bf16(sz_bf16(t) + i + j, sums + j, sz_min64(SZ_BLOCK, n - j));
 }
 
 /* Workspace for n elements of t as f32; f32 tensors need none. *failed is set when memory is out. */
@@ -111,7 +111,7 @@ static const float *im2col(const conv *g, const sz_tensor *x, int64_t first, int
             const int64_t from = ((b * g->h + y) * g->w + x0 + lo) * g->c, count = (hi - lo) * g->c;
             if (lo > 0) memset(to, 0, (size_t)(lo * g->c) * sizeof *to);
             if (x->dtype == SZ_F32) memcpy(to + lo * g->c, sz_f32(x) + from, (size_t)count * sizeof *to);
-            else sz_widen(to + lo * g->c, sz_bf16(x) + from, count);
+            else sz_bf16_to_f32(to + lo * g->c, sz_bf16(x) + from, count);
             if (hi < g->kw) memset(to + hi * g->c, 0, (size_t)((g->kw - hi) * g->c) * sizeof *to);
         }
     }

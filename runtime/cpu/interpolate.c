@@ -221,7 +221,7 @@ static const float *input_row(const plan *p, int64_t b, int64_t row, float *buff
 {
     const int64_t at = (b * p->rows.in + row) * p->in_row;
     if (p->x->dtype == SZ_F32) return sz_f32(p->x) + at;
-    sz_widen(buffer, sz_bf16(p->x) + at, p->in_row);
+    sz_bf16_to_f32(buffer, sz_bf16(p->x) + at, p->in_row);
     return buffer;
 }
 
@@ -277,7 +277,7 @@ static void band(const plan *p, int64_t from, int64_t to, float *space)
             combine_inindex_copy(p, b, i, row);
             resize_columns(p, row, out);
         }
-        if (p->y->dtype != SZ_F32) sz_narrow_to(sz_bf16(p->y) + r * p->mid_row, out, p->mid_row);
+        if (p->y->dtype != SZ_F32) sz_f32_to_bf16(sz_bf16(p->y) + r * p->mid_row, out, p->mid_row);
     }
 }
 

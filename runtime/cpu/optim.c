@@ -144,7 +144,7 @@ static void load_moment(const sz_tensor *t, const sz_tensor *scales, code_format
 {
     for (int64_t i = 0; t->dtype == SZ_U8 && i < n; i += SZ_MOMENT_BLOCK)
         decode8(f, (const uint8_t *)t->data + start + i, sz_f32(scales)[(start + i) / SZ_MOMENT_BLOCK], sz_min64(SZ_MOMENT_BLOCK, n - i), out + i);
-    if (t->dtype == SZ_BF16) sz_widen(out, sz_bf16(t) + start, n);
+    if (t->dtype == SZ_BF16) sz_bf16_to_f32(out, sz_bf16(t) + start, n);
     if (t->dtype == SZ_F32) memcpy(out, sz_f32(t) + start, (size_t)n * sizeof *out);
 }
 
@@ -171,7 +171,7 @@ int sz_cpu_adamw_compact_(const sz_call *c)
         int64_t n = sz_min64(SZ_BLOCK, param->numel - start);
         float *p = narrow ? wide : sz_f32(master ? master : param) + start;
         if (draws) random_words(start / SZ_BLOCK, (uint32_t)c->args[7], (uint32_t)c->args[5], words);
-        if (narrow) sz_widen(wide, sz_bf16(param) + start, n);
+        if (narrow) sz_bf16_to_f32(wide, sz_bf16(param) + start, n);
         load_moment(m, c->in[4], first_moment, start, n, m1);
         load_moment(v, c->in[5], second_moment, start, n, v1);
         adamw_block(p, sz_block(grad, start, n, g), m1, v1, n, &k);
