@@ -149,12 +149,12 @@ $(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
 # The emulator's own test: a program of its parts without the rest of the backend.
-$(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc runtime/cuda/device.cu tests/cuda_emulator/emulate.cc $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/tests/cuda_emulator/emulate.o
+$(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc runtime/cuda/device.cu tests/cuda_emulator/emulate.cc $(EMULATE_OBJECTS)
 	@mkdir -p $(@D)
-	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/tests/cuda_emulator/emulate.o
+	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(EMULATE_OBJECTS)
 
 # Attention and sampling against the reference kernels, of which it takes single objects: both sides define sz_fail.
-CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_keys attention_cached sample device)) \
+CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_keys attention_cached sample device stage)) \
                   cpu/reference/attention.o sampling/sample.o core/random.o) $(B)/obj/tests/cuda_emulator/emulate.o
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)

@@ -103,7 +103,7 @@ extern "C" int sz_cuda_adamw_(const sz_call *c)
  * each are the four words of one Philox call. */
 enum {
     EACH = 8,               /* elements of a lane */
-    DRAWN = 512,            /* elements that share 192 Philox calls: 64 each for m, v and parameter */
+    DRAWN = 512,            /* elements with 192 Philox calls, 64 each for m, v, parameter */
 };
 static_assert(32 * EACH == SZ_MOMENT_BLOCK, "a warp processes one block of a moment");
 
