@@ -20,6 +20,7 @@ local geometry = require "rewards.geometry"
 local answer = require "segzero.formats.answer"
 local cli = require "segzero.config.cli"
 local grpo = require "recipes.refcocog_grpo"
+local records = require "segzero.train.records"
 
 local M = { schema = grpo.schema:renamed("examples/custom_reward.lua",
   "Trains as recipes/refcocog_grpo.lua does, with the reward of this file.",
@@ -48,7 +49,7 @@ end
 
 local function print_score(text, ground_truth)
   local score, parts = M.reward(text or "", ground_truth or "")
-  print(("score %.3f (%s)"):format(score, require("segzero.train.trainer").sorted_parts(parts)))
+  print(("score %.3f (%s)"):format(score, records.parts_text(parts)))
 end
 
 function M.run(args)

@@ -29,4 +29,17 @@ function M.value(number, schedule, progress)
   return number * fn(progress)
 end
 
+-- The numbers of a step: t.numbers by name, those with a schedule in t.schedules multiplied by its factor.
+-- t: {numbers =, schedules =, total_steps =, options = {warmup_ratio =}}
+function M.numbers(t, step)
+  local total = t.total_steps or step
+  local progress = { step = step, total = total, warmup = t.options.warmup_ratio * total }
+  local values = {}
+  for name, number in pairs(t.numbers) do
+    local schedule = t.schedules[name]
+    values[name] = schedule and M.value(number, schedule, progress) or number
+  end
+  return values
+end
+
 return M
