@@ -205,7 +205,7 @@ with_stand_ins(function()
   check.near({ d.gIoU[1], d.gIoU[3] }, { s.gIoU[1], ceiling.gIoU[1] - s.gIoU[1] }, 1e-12, "compared")
   check.ok(d.rows == 7 and d.gIoU[3] > 0 and d.gIoU[4] >= 0, "the truth is worse in no row")
   check.raises(function() run { ("compare=%s,%s"):format(whole, parts[1]) } end, "last is 7 in", "other rows")
-  check.raises(function() run { "compare=" .. whole } end, "two folders are wanted, not 1", "one folder")
+  check.raises(function() run { "compare=" .. whole } end, "two folders are expected, not 1", "one folder")
 
   -- Data without masks.
   local bare = place .. "/bare"
