@@ -1,12 +1,12 @@
--- refcocog_grpo.lua - GRPO on referring sentences, as Seg-Zero trains: the policy reasons, then answers
--- with a box and two points.
+-- refcocog_grpo.lua - GRPO on referring sentences, as Seg-Zero trains: the policy reasons, then
+-- answers with a box and two points.
 --
 --   segzero recipes/refcocog_grpo.lua               the embedded default: tiny model, RefShapes
 --   segzero recipes/refcocog_grpo.lua worker.actor.model.model_path=DIR data.train_files=FOLDER ...
 --   segzero recipes/refcocog_grpo.lua --help        all settings (lua/segzero/config/grpo.lua)
 --
--- With a SAM2 checkpoint (worker.reward.sam2_path) rewards may ask for masks, and if the held-out rows
--- have masks, the run also says how well those of the greedy answers fit (gIoU).
+-- With a SAM2 checkpoint (worker.reward.sam2_path) rewards may ask for masks, and if the held-out
+-- rows have masks, the run also says how well those of the greedy answers fit (gIoU).
 -- A script may also call run(args, overrides) with its own reward, data or hooks: see
 -- examples/custom_reward.lua and train/experiment.lua.
 

@@ -4,10 +4,11 @@
 --   gallery.add({ best, worst }, { record =, mask =, shown =, value = })
 --   gallery.write(best, "runs/evaluate/best.png", { name = "best", set =, masks =, several = })
 --
--- An entry's record is that of train/mask_evaluation.lua; value is what rows are ordered by; shown is
--- whether there is anything to see. Rows with something to see come first: a sheet of unreadable answers
--- shows nothing that results.jsonl does not say better. A mask belongs to the galleries, which free it
--- when none of them keeps the entry. Leaves out: layout (tools/draw.lua).
+-- An entry's record is that of train/mask_evaluation.lua; value is what rows are ordered by; shown
+-- is whether there is anything to see. Rows with something to see come first: a sheet of unreadable
+-- answers shows nothing that results.jsonl does not say better. A mask belongs to the galleries,
+-- which free it when none of them keeps the entry.
+-- Leaves out: layout (tools/draw.lua).
 
 local cjson = require "cjson"
 local draw = require "segzero.tools.draw"
@@ -47,8 +48,8 @@ function M.add(galleries, entry)
   end
 end
 
--- Colours the pixels of a mask that have a pixel outside it, or the image's border, within `width` steps up,
--- down, left or right.
+-- Colours the pixels of a mask that have a pixel outside it, or the image's border, within `width`
+-- steps up, down, left or right.
 local function outline(img, mask, colour, width)
   local p = img:pixels()
   local m = tensor.data(mask)
@@ -56,7 +57,8 @@ local function outline(img, mask, colour, width)
   local h = img.height
   local function inside(x, y) return x >= 0 and y >= 0 and x < w and y < h and m[y * w + x] ~= 0 end
   local function is_deep(x, y)
-    return inside(x - width, y) and inside(x + width, y) and inside(x, y - width) and inside(x, y + width)
+    return inside(x - width, y) and inside(x + width, y) and inside(x, y - width) and inside(x,
+      y + width)
   end
   for y = 0, h - 1 do
     for x = 0, w - 1 do
@@ -118,8 +120,8 @@ local function tile_of(entry, options)
   return tile
 end
 
--- options: name (the title says it), set (the data), masks (whether masks were compared), several (lists of
--- boxes). Nothing is written when there is no row to show.
+-- options: name (the title says it), set (the data), masks (whether masks were compared), several
+-- (lists of boxes). Nothing is written when there is no row to show.
 function M.write(gallery, path, options)
   local tiles = {}
   for _, entry in ipairs(gallery.list) do tiles[#tiles + 1] = tile_of(entry, options) end

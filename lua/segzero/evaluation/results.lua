@@ -1,11 +1,13 @@
--- results.lua - the folder of an evaluation: its summary, several parts as one, one run against another.
+-- results.lua - the folder of an evaluation: its summary, several parts as one, one run against
+-- another.
 --
---   results.finish(cfg, folder, records, { masks =, seconds = }) -> summary      writes and prints it
+--   results.finish(cfg, folder, records, { masks =, seconds = }) -> summary    written and printed
 --   results.merge(cfg, given) -> summary               cfg.merge: folders of parts
 --   results.compare(cfg) -> difference                 cfg.compare: two folders over the same rows
 --
--- A folder has config.json (the settings, and total, first, last, masks), results.jsonl (a record a line, as
--- train/mask_evaluation.lua makes them, with seconds) and summary.json. Leaves out: averages (train/metrics.lua).
+-- A folder has config.json (the settings, and total, first, last, masks), results.jsonl (a record a
+-- line, as train/mask_evaluation.lua makes them, with seconds) and summary.json.
+-- Leaves out: averages (train/metrics.lua).
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
@@ -17,8 +19,8 @@ local M = {}
 local null = cjson.null
 
 -- What parts of one run have in common, and what two runs need in common to be compared row by row.
-local SAME_RUN = { "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "several", "oracle",
-  "masks", "total", "max_new_tokens" }
+local SAME_RUN = { "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame",
+  "several", "oracle", "masks", "total", "max_new_tokens" }
 local SAME_ROWS = { "data", "split", "seed", "refshapes_size", "masks", "total", "first", "last" }
 
 local function fail(message, ...) error(message:format(...), 0) end
@@ -56,13 +58,15 @@ local function as_json(summary)
 end
 
 function M.finish(cfg, folder, records, options)
-  local summary = metrics.summary(counted(records), cfg.protocol, { masks = options.masks, resamples = cfg.resamples })
+  local summary = metrics.summary(counted(records), cfg.protocol,
+    { masks = options.masks, resamples = cfg.resamples })
   summary.seconds = options.seconds
   summary.oracle = cfg.oracle
   summary.several = cfg.several
   files.write(folder .. "/summary.json", cjson.encode(as_json(summary)))
   if summary.skipped > 0 then
-    print(("%d of %d rows do not count under protocol=%s"):format(summary.skipped, summary.rows, cfg.protocol))
+    print(("%d of %d rows do not count under protocol=%s"):format(summary.skipped, summary.rows,
+      cfg.protocol))
   end
   print("results: " .. folder)
   print(metrics.line(summary))
@@ -71,7 +75,9 @@ end
 
 -- ---- reading ----
 local function read_config(dir, what)
-  if not files.exists(dir .. "/config.json") then fail("%s: %s holds no evaluation (config.json)", what, dir) end
+  if not files.exists(dir .. "/config.json") then
+    fail("%s: %s holds no evaluation (config.json)", what, dir)
+  end
   return model.read_json(dir .. "/config.json")
 end
 
@@ -101,7 +107,8 @@ local function read_configs(dirs, what, keys)
       local first = configs[1][key]
       local other = configs[i][key]
       if first ~= other then
-        fail("%s: %s is %s in %s and %s in %s", what, key, tostring(first), dirs[1], tostring(other), dir)
+        fail("%s: %s is %s in %s and %s in %s", what, key, tostring(first), dirs[1],
+          tostring(other), dir)
       end
     end
   end
@@ -111,18 +118,22 @@ end
 -- ---- merging parts ----
 -- All records in order; an error when a row is missing or there twice.
 local function read_parts(dirs, total)
-  local records, by_index = {}, {}
+  local records = {}
+  local by_index = {}
   for _, dir in ipairs(dirs) do
     read_results(dir, "merge", function(record, path)
       local index = record.index
-      if by_index[index] then fail("merge: row %d is in %s twice or in two folders", index, path) end
+      if by_index[index] then
+        fail("merge: row %d is in %s twice or in two folders", index, path)
+      end
       by_index[index] = true
       records[#records + 1] = record
     end)
   end
   for index = 1, total do
     if not by_index[index] then
-      fail("merge: the folders hold %d of %d rows; row %d is the first that is missing", #records, total, index)
+      fail("merge: the folders hold %d of %d rows; row %d is the first that is missing", #records,
+        total, index)
     end
   end
   table.sort(records, function(a, b) return a.index < b.index end)
@@ -173,7 +184,9 @@ function M.compare(cfg)
   local by_index = { {}, {} }
   for i, dir in ipairs(dirs) do
     read_results(dir, "compare", function(record)
-      if by_index[i][record.index] then fail("compare: row %d is in %s twice", record.index, dir) end
+      if by_index[i][record.index] then
+        fail("compare: row %d is in %s twice", record.index, dir)
+      end
       by_index[i][record.index] = record
     end)
   end

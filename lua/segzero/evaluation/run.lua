@@ -3,9 +3,10 @@
 --   local summary = run.evaluate(cfg, { box_iou = f })      cfg: lua/segzero/config/evaluate.lua
 --   local first, last = run.part_of(total, part, parts)     the rows of a part, from 1
 --
--- box_iou(a, b) compares two of Seg-Zero's boxes (rewards/geometry.lua; the library does not depend on rewards/).
--- Rows are read, answered greedily in batches and judged one by one; a bad row is a failure in its record, never an
--- error of the run. Leaves out: sharing an image's features between its rows, resuming.
+-- box_iou(a, b) compares two of Seg-Zero's boxes (rewards/geometry.lua; the library does not depend
+-- on rewards/). Rows are read, answered greedily in batches and judged one by one; a bad row is a
+-- failure in its record, never an error of the run.
+-- Leaves out: sharing an image's features between its rows, resuming.
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -45,12 +46,16 @@ local function load_policy(cfg)
   policy:tokenizer()
   local plan = policy:processor():plan(cfg.frame, cfg.frame)
   if plan.resized_width ~= cfg.frame or plan.resized_height ~= cfg.frame then
-    fail("frame=%d: the model would resize it to %d x %d", cfg.frame, plan.resized_width, plan.resized_height)
+    fail("frame=%d: the model would resize it to %d x %d", cfg.frame, plan.resized_width,
+      plan.resized_height)
   end
   cfg.repetition_penalty = cfg.repetition_penalty or policy:generation().repetition_penalty or 1
   local penalty = ""
-  if cfg.repetition_penalty ~= 1 then penalty = ", repetition penalty " .. cfg.repetition_penalty end
-  print(("policy %s, %s, images of %d pixels%s"):format(tostring(policy), cfg.dtype, cfg.frame, penalty))
+  if cfg.repetition_penalty ~= 1 then
+    penalty = ", repetition penalty " .. cfg.repetition_penalty
+  end
+  print(("policy %s, %s, images of %d pixels%s"):format(tostring(policy), cfg.dtype, cfg.frame,
+    penalty))
   return policy
 end
 
@@ -84,10 +89,13 @@ end
 
 -- The data, and which of its rows this part has.
 local function open_rows(cfg)
-  local set = data.open(cfg.data, { split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows })
+  local set = data.open(cfg.data, { split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed,
+    rows = cfg.rows })
   local total = math.min(set:count(), cfg.rows or math.huge)
   local first, last = M.part_of(total, cfg.part, cfg.parts)
-  if last < first then fail("part %d of %d is empty: there are %d rows", cfg.part, cfg.parts, total) end
+  if last < first then
+    fail("part %d of %d is empty: there are %d rows", cfg.part, cfg.parts, total)
+  end
   return { config = cfg, set = set, total = total, first = first, last = last, records = {},
     best = gallery.new(1), worst = gallery.new(-1) }
 end
@@ -176,13 +184,14 @@ end
 local function evaluate_rows(run, box_iou)
   local cfg = run.config
   run.judging = {
-    frame = cfg.frame, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter, masks = run.masks,
-    box_iou = box_iou,
+    frame = cfg.frame, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter,
+    masks = run.masks, box_iou = box_iou,
   }
   local generation
   if run.policy then
     generation = generations.options(run.policy:generation(), {
-      do_sample = false, max_new_tokens = cfg.max_new_tokens, repetition_penalty = cfg.repetition_penalty,
+      do_sample = false, max_new_tokens = cfg.max_new_tokens,
+      repetition_penalty = cfg.repetition_penalty,
     })
   end
   local progress = progress_of(run)
@@ -206,10 +215,12 @@ end
 
 local function introduce(run)
   local cfg = run.config
-  local part, oracle = "", ""
+  local part = ""
+  local oracle = ""
   if cfg.parts > 1 then part = (" (%d to %d of %d)"):format(run.first, run.last, run.total) end
   if cfg.oracle then oracle = ", SAM2 on the true boxes and points" end
-  print(("%s: %d rows%s, protocol %s%s"):format(run.set.name, run.last - run.first + 1, part, cfg.protocol, oracle))
+  print(("%s: %d rows%s, protocol %s%s"):format(run.set.name, run.last - run.first + 1, part,
+    cfg.protocol, oracle))
 end
 
 function M.evaluate(cfg, options)
@@ -225,7 +236,8 @@ function M.evaluate(cfg, options)
   evaluate_rows(run, options.box_iou)
   run.results:close()
   write_sheets(run)
-  return results.finish(cfg, run.folder, run.records, { masks = run.masks, seconds = now() - started })
+  return results.finish(cfg, run.folder, run.records,
+    { masks = run.masks, seconds = now() - started })
 end
 
 return M
