@@ -126,7 +126,7 @@ OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
 .PHONY: all setup test suite lint format run do-run bench do-bench pretrain do-pretrain
-.PHONY: cuda-emulated bundle install uninstall clean help FORCE
+.PHONY: cuda-emulated bundle install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
@@ -173,7 +173,9 @@ $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 
 # Attention and sampling against the reference kernels. It links single objects of both sides,
 # because the whole libraries both define sz_fail.
-CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_cached sample device)) \
+CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,\
+                  $(addprefix cuda/,attention attention_backward attention_keys \
+                  attention_cached sample device)) \
                   cpu/reference/attention.o sampling/sample.o core/random.o) $(B)/obj/tests/cuda_emulator/emulate.o
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
@@ -332,6 +334,10 @@ bundle:
 	@$(MAKE) B=build/portable HOST=build/portable/segzero ARCH=x86-64-v3 all
 	@BUILT=build/portable sh tests/gpu_check.sh bundle
 
+# Pages that are made from the code.
+docs: $(LIB) $(HOST)
+	@./$(HOST) lua/segzero/tools/settings_doc.lua
+
 clean:
 	@rm -rf build segzero
 
@@ -350,6 +356,7 @@ make bench           set-up, build, segzero $(SCRIPT_BENCH) and $(SCRIPT_BENCH_S
                      PYTHON=python3 also times torch, transformers and sam2
                      a whole GRPO step takes minutes and is run by hand: $(SCRIPT_BENCH_STEP)
 make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)
+make docs            write the generated pages: docs/settings.md, docs/ops.md
 make install         install into PREFIX=$(PREFIX), below DESTDIR; make uninstall removes it
 make clean           remove build/ and ./segzero
 make cuda-emulated   the CUDA kernels compiled for the CPU: $(CUDA_EMULATED)

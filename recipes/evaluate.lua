@@ -18,103 +18,26 @@
 -- Leaves out: sharing a picture's features between its rows, going on with a run that was stopped (parts are the way).
 
 local sz = require "segzero"
-local config = require "segzero.config"
+local cli = require "segzero.config.cli"
 local data = require "segzero.data"
+local evaluation = require "segzero.config.evaluate"
 local files = require "segzero.core.files"
 local log = require "segzero.log"
 local metrics = require "segzero.train.metrics"
 local model = require "segzero.models.qwen_vl"
+local evaluator = require "segzero.train.evaluator"
 local geometry = require "rewards.geometry"
-local seg_terms = require "rewards.seg_terms"
+local mask_evaluation = require "segzero.train.mask_evaluation"
+local truth_of = require "segzero.data.truth"
 local cjson = require "cjson"
 
 local null, now = cjson.null, sz.core.C.sz_seconds
 
-local M = {}
-
-M.defaults = {
-  model_path = "", sam2_path = "",                 -- empty: the embedded ones; sam2_path=none: boxes alone
-  adapter = config.optional "string",              -- a folder of LoRA adapters for the model
-  data = "refshapes",                              -- or a folder (data.jsonl)
-  rows = config.optional "number",                 -- the first so many; null: all (RefShapes: 128)
-  split = "heldout", seed = 42, refshapes_size = config.optional "number",
-  protocol = "fixed", several = false, oracle = false,
-  frame = config.optional "number",                -- null: segzero_frame of the folder's config.json, else 840
-  max_new_tokens = 1024, val_batch_size = 64,
-  repetition_penalty = config.optional "number",   -- null: as the folder's generation_config.json says
-  dtype = config.optional "string", sam2_dtype = "f32",
-  part = 0, parts = 1, merge = { list = true }, compare = { list = true },
-  output_path = "runs/evaluate",
-  resamples = 1000,
-}
-M.tiny_model, M.tiny_sam2 = "models/tiny/qwen2.5-vl", "models/tiny/sam2"
-M.tiny_tokens, M.refshapes_rows = 110, 128
+local M = { schema = evaluation.schema, settings = evaluation.settings }
 
 local SHEET_TILES = 12
 
--- An error's text without the place in our sources and without a traceback. Ctrl-C goes through.
-local function reason(why)
-  why = tostring(why):gsub("\nstack traceback.*", "")
-  if sz.core.is_interrupt(why) then error(why, 0) end
-  return (why:gsub("^[^\n]-%.lua:%d+: ", ""))
-end
-
--- ---- settings ----
-local function whole(cfg, key, least)
-  local v = cfg[key]
-  if v ~= nil and (v < least or v % 1 ~= 0) then error(("%s is %s, expected a whole number from %d"):format(key, tostring(v), least), 0) end
-end
-
-local function choice(cfg, key, choices)
-  for _, c in ipairs(choices) do
-    if cfg[key] == c then return end
-  end
-  error(("%s is '%s', expected one of: %s"):format(key, tostring(cfg[key]), table.concat(choices, ", ")), 0)
-end
-
-local function settings(args)
-  local cfg, given = config.read(M.defaults, args)
-  if cfg.protocol == "visionreasoner" then
-    if given.several and not cfg.several then error("protocol=visionreasoner reads lists of objects: several=false does not go with it", 0) end
-    cfg.several = true
-  end
-  choice(cfg, "protocol", metrics.protocols)
-  if cfg.several and cfg.protocol == "segzero" then error("protocol=segzero reads one object: several=true does not go with it", 0) end
-  for _, key in ipairs { "rows", "frame", "max_new_tokens", "val_batch_size", "parts", "resamples", "refshapes_size" } do whole(cfg, key, 1) end
-  whole(cfg, "part", 0)
-  if cfg.part >= cfg.parts then error(("part is %d: parts=%d has the parts 0 to %d"):format(cfg.part, cfg.parts, cfg.parts - 1), 0) end
-  choice(cfg, "split", { "train", "heldout" })
-  if cfg.dtype then choice(cfg, "dtype", { "f32", "bf16", "int8" }) end
-  choice(cfg, "sam2_dtype", { "f32", "bf16" })
-  if cfg.repetition_penalty and cfg.repetition_penalty <= 0 then error("repetition_penalty must be above 0", 0) end
-  if #cfg.merge > 0 or #cfg.compare > 0 then return cfg, given end
-
-  if cfg.model_path == "" then
-    cfg.model_path = files.embedded(M.tiny_model)
-    if not given.max_new_tokens then cfg.max_new_tokens = M.tiny_tokens end
-    if not cfg.oracle then print("no model named: using the embedded " .. cfg.model_path) end
-  end
-  local named = files.exists(cfg.model_path .. "/config.json")
-  if not named and not cfg.oracle then error("model_path: " .. model.missing(cfg.model_path), 0) end
-  local json = named and model.read_json(cfg.model_path .. "/config.json") or {}
-  cfg.frame = cfg.frame or tonumber(json.segzero_frame) or 840
-  cfg.dtype = cfg.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32")
-  if cfg.data == "refshapes" then
-    cfg.rows = cfg.rows or M.refshapes_rows
-    cfg.refshapes_size = cfg.refshapes_size or cfg.frame
-  end
-  -- The embedded SAM2 knows pictures of shapes only.
-  if cfg.sam2_path == "" and cfg.data == "refshapes" then
-    local tiny = files.embedded(M.tiny_sam2)
-    if files.exists(tiny .. "/config.json") then
-      cfg.sam2_path = tiny
-      print("no SAM2 named: using the embedded " .. tiny)
-    end
-  end
-  if cfg.sam2_path == "none" then cfg.sam2_path = "" end
-  if cfg.oracle and cfg.sam2_path == "" then error("oracle=true needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0) end
-  return cfg, given
-end
+local reason = evaluator.reason
 
 -- The rows first .. last of a part: equal parts, the last takes the rest.
 function M.part_of(total, part, parts)
@@ -122,190 +45,19 @@ function M.part_of(total, part, parts)
   return part * size + 1, part == parts - 1 and total or (part + 1) * size
 end
 
--- ---- truth ----
--- The true objects of a row in the picture's pixels: {{bbox =, points = {..}}, ...}, from the solution's Seg-Zero string or
--- VisionReasoner's list; without one the box around the mask.
-local function true_objects(row, mask)
-  local box, points = seg_terms.read_truth(row.solution)
-  if box then return { { bbox = box, points = points or {} } } end
-  local ok, list = pcall(cjson.decode, row.solution)
-  if ok and type(list) == "table" and list[1] then
-    local objects = {}
-    for i, o in ipairs(list) do
-      local bbox, point = type(o) == "table" and o.bbox_2d, type(o) == "table" and o.point_2d
-      if type(bbox) ~= "table" or #bbox ~= 4 then error(("object %d of the solution has no bbox_2d"):format(i), 0) end
-      objects[i] = { bbox = bbox, points = type(point) == "table" and { point } or {} }
-    end
-    return objects
-  end
-  if not mask then error("the row has no mask and its solution no box", 0) end
-  local shape, at = mask:shape(), sz.tensor.data(mask)
-  local x0, y0, x1, y1 = shape[2], shape[1], -1, -1
-  for y = 0, shape[1] - 1 do
-    for x = 0, shape[2] - 1 do
-      if at[y * shape[2] + x] ~= 0 then x0, y0, x1, y1 = math.min(x0, x), math.min(y0, y), math.max(x1, x), math.max(y1, y) end
-    end
-  end
-  if x1 < 0 then return {} end
-  return { { bbox = { x0, y0, x1, y1 }, points = {} } }
-end
-
--- The truth as an answer, for the oracle.
-local function as_answer(objects, several)
-  if not several then
-    if #objects ~= 1 then error(("the row has %d true objects; several=true takes them all"):format(#objects), 0) end
-    return { bbox = objects[1].bbox, points = objects[1].points }
-  end
-  local list = {}
-  for i, o in ipairs(objects) do
-    if not o.points[1] then error(("true object %d has no point"):format(i), 0) end
-    list[i] = { bbox = o.bbox, point = o.points[1] }
-  end
-  return list
-end
-
--- Pixels counted from corner to corner, without the last ones: VisionReasoner's box IoU.
-local function exclusive_iou(a, b)
-  local inter = math.max(0, math.min(a[3], b[3]) - math.max(a[1], b[1])) * math.max(0, math.min(a[4], b[4]) - math.max(a[2], b[2]))
-  local union = (a[3] - a[1]) * (a[4] - a[2]) + (b[3] - b[1]) * (b[4] - b[2]) - inter
-  return union > 0 and inter / union or 0
-end
-
--- The best overlap of an answered box with a true one.
-local function best_box_iou(answer, objects, several)
-  local best = 0
-  for _, said in ipairs(several and answer or { answer }) do
-    for _, o in ipairs(objects) do best = math.max(best, (several and exclusive_iou or geometry.box_iou)(said.bbox, o.bbox)) end
-  end
-  return best
-end
-
--- ---- one row ----
-local function read_answer(text, img, frame, several)
-  local parse, scale = sz.answer.parse, sz.answer.scale
-  if several then parse, scale = sz.answer.parse_list, sz.answer.scale_list end
-  local found, why = parse(text)
-  if not found then return nil, why end
-  return scale(found, img.width / frame, img.height / frame)
-end
-
--- {{..}, ..} of each object's key; null when there is none, since an empty table would be written as {}.
-local function column(list, key)
-  local out = {}
-  for i, o in ipairs(list) do out[i] = o[key] end
-  return #out > 0 and out or null
-end
-
--- A row with what the policy wrote (said.text, or said.failure) to its record, and the predicted mask or nil.
-local function judge(run, row, said)
-  local cfg = run.config
-  local r = { index = row.index, id = row.id or null, problem = row.problem or null, text = said.text or null, think = null, bbox = null,
-    points = null, score = null, intersection = null, union = null, iou = null, box_iou = null, box_hit = false, failure = null,
-    failure_kind = null }
-  local function fail(kind, why)
-    if r.failure == null then r.failure_kind, r.failure = kind, why end
-  end
-  if run.masks then r.intersection, r.union, r.iou = 0, 0, 0 end
-  if said.failure then fail("picture", said.failure) end
-  if not row.image then return r end
-
-  local truth, mask, mask_failure
-  if run.masks then
-    local good, found = pcall(row.mask)
-    if good then
-      truth, r.union = found, run.segment.compare(found, found)
-    else
-      mask_failure = reason(found)
-    end
-  end
-  local ok, objects = pcall(true_objects, row, truth)
-  if not ok then fail("picture", reason(objects)) end
-
-  local answer
-  if cfg.oracle and ok then
-    local good, found = pcall(as_answer, objects, cfg.several)
-    if good then answer = found else fail("picture", reason(found)) end
-  elseif said.text then
-    local why
-    answer, why = read_answer(said.text, row.image, cfg.frame, cfg.several)
-    if not answer then fail("answer", why) end
-  end
-  if answer then
-    r.think = answer.think or null
-    if cfg.several then r.bbox, r.points = column(answer, "bbox"), column(answer, "point")
-    else r.bbox, r.points = answer.bbox, #answer.points > 0 and answer.points or null end
-    if ok then
-      r.box_iou = best_box_iou(answer, objects, cfg.several)
-      r.box_hit = r.box_iou > 0.5
-    end
-  end
-  if mask_failure then
-    fail("iou", mask_failure)
-  elseif answer and run.masks and r.failure == null then
-    local found, result = pcall(function()
-      local features = run.seg:embed(row.image)
-      local good, list = pcall(run.seg.masks, run.seg, features, { answer })
-      features:free()
-      if not good then error(list, 0) end
-      return list[1]
-    end)
-    if not found then
-      fail("sam2", reason(result))
-    else
-      mask, r.score = result.mask, result.score == result.score and result.score or null      -- JSON has no NaN
-      local compared, inside, either = pcall(run.segment.compare, mask, truth)
-      if not compared then fail("iou", reason(inside))
-      elseif either == 0 then fail("iou", "the mask and the true mask are both empty")
-      else r.intersection, r.union, r.iou = inside, either, inside / either end
-    end
-  end
-  if truth then truth:free() end
-  return r, mask
-end
-
 -- ---- a batch: the policy's answers ----
+-- What the model reads of a row: the image resized to frame x frame, and the question.
 local function input_of(run, row)
-  local cfg, img = run.config, row.image
+  local cfg = run.config
+  local img = row.image
   local same = img.width == cfg.frame and img.height == cfg.frame
   local seen = same and img or img:resize(cfg.frame, cfg.frame, "bilinear")
   local text = cfg.several and sz.prompt.vision_reasoner(row.problem, ".?!") or sz.prompt.seg_zero(row.problem)
-  local ok, input = pcall(run.policy.process, run.policy, { { role = "user", content = { { type = "image", image = seen }, { type = "text", text = text } } } })
+  local content = { { type = "image", image = seen }, { type = "text", text = text } }
+  local ok, input = pcall(run.policy.process, run.policy, { { role = "user", content = content } })
   if not same then seen:free() end
   if not ok then error(input, 0) end
   return input
-end
-
-local function free_input(input)
-  if input.pixel_values then input.pixel_values:free() end
-  input.position_ids:free()
-end
-
--- Greedy answers for some rows: said[k].text, or said[k].failure. When a batch fails its rows are tried one by one.
-local function ask(run, rows, said)
-  local inputs, owner = {}, {}
-  for k, row in ipairs(rows) do
-    if row.image then
-      local ok, input = pcall(input_of, run, row)
-      if ok then inputs[#inputs + 1], owner[#owner + 1] = input, k else said[k].failure = reason(input) end
-    end
-  end
-  local options = sz.generation.options(run.policy:generation(), { do_sample = false, max_new_tokens = run.config.max_new_tokens,
-    repetition_penalty = run.config.repetition_penalty })
-  local ok, answers
-  if #inputs > 0 then ok, answers = pcall(sz.rollout.generate, run.policy, inputs, options) end
-  if ok == false then
-    local why = reason(answers)
-    answers = {}
-    for i, input in ipairs(inputs) do
-      local good, one = false, why
-      if #inputs > 1 then good, one = pcall(sz.rollout.generate, run.policy, { input }, options) end
-      if good then answers[i] = one[1] else said[owner[i]].failure = reason(one) end
-    end
-  end
-  for i, input in ipairs(inputs) do
-    if answers[i] then said[owner[i]].text = answers[i][1].text end
-    free_input(input)
-  end
 end
 
 -- ---- pictures of the worst and the best ----
@@ -356,7 +108,7 @@ local function tile_of(entry, run)
     if truth then outline(row.image, truth, draw.GREEN, math.max(1, math.floor(row.image.width / 280 + 0.5))) end
     tile.note = tile.note or ("IoU %.3f, score %.2f"):format(r.iou, r.score ~= null and r.score or 0 / 0)
   else
-    ok, objects = pcall(true_objects, row, truth)
+    ok, objects = pcall(truth_of.objects, row, truth)
     if ok and objects[1] then tile.truth = objects[1].bbox end
     tile.note = tile.note or ("box IoU %.3f"):format(r.box_iou ~= null and r.box_iou or 0)
   end
@@ -431,31 +183,44 @@ local function load_models(run)
   end
 end
 
-local function read_row(run, index)
-  local ok, row = pcall(run.set.row, run.set, index)
-  if ok then return row, {} end
-  return { index = index }, { failure = reason(row) }
+-- Judges a row, writes its record and keeps it if it is one of the best or the worst.
+local function judge(run, entry)
+  local started = now()
+  local record, mask = mask_evaluation.judge(entry, run.judging)
+  record.seconds = entry.seconds + now() - started
+  run.records[#run.records + 1] = record
+  run.results:write(files.json(record), "\n")
+  run.results:flush()
+  local shown = record.bbox ~= null
+  local value = record.box_iou ~= null and record.box_iou or 0
+  if run.masks then
+    shown = mask ~= nil
+    value = record.iou
+  end
+  local kept = { record = record, mask = mask, shown = shown, held = 2, value = value }
+  run.best.add(kept)
+  run.worst.add(kept)
 end
 
-local function batch(run, first, last, progress)
-  local rows, said, started = {}, {}, now()
-  for i = first, last do rows[#rows + 1], said[#said + 1] = read_row(run, i) end
-  if run.policy then ask(run, rows, said) end
-  local each = (now() - started) / #rows
-  for k, row in ipairs(rows) do
-    local start = now()
-    local record, mask = judge(run, row, said[k])
-    record.seconds = each + now() - start
-    run.records[#run.records + 1] = record
-    run.results:write(files.json(record), "\n")
-    run.results:flush()
-    local entry = { record = record, mask = mask, shown = run.masks and mask ~= nil or not run.masks and record.bbox ~= null, held = 2,
-      value = run.masks and record.iou or record.box_iou ~= null and record.box_iou or 0 }
-    run.best.add(entry)
-    run.worst.add(entry)
-    if row.image then row.image:free() end
-    progress(k == #rows)
-  end
+-- Greedy answers as the folder's generation_config.json has them, and every row judged.
+local function evaluate_rows(run, first, last, progress)
+  local cfg = run.config
+  run.judging = {
+    frame = cfg.frame, several = cfg.several, oracle = cfg.oracle, segmenter = run.seg, masks = run.masks,
+    box_iou = geometry.box_iou,
+  }
+  local generation = run.policy and sz.generation.options(run.policy:generation(), {
+    do_sample = false, max_new_tokens = cfg.max_new_tokens, repetition_penalty = cfg.repetition_penalty,
+  })
+  evaluator.run {
+    set = run.set, first = first, last = last, batch = cfg.val_batch_size, tolerant = true,
+    policy = run.policy, generation = generation,
+    input = function(row) return input_of(run, row) end,
+    judge = function(entry, is_last)
+      judge(run, entry)
+      progress(is_last)
+    end,
+  }
 end
 
 -- A line after each batch, and every ten seconds while masks are made.
@@ -479,9 +244,9 @@ function M.evaluate(cfg)
   local first, last = M.part_of(total, cfg.part, cfg.parts)
   if last < first then error(("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total), 0) end
   local run = { config = cfg, set = set, records = {}, best = gallery(1), worst = gallery(-1) }
-  local probe = read_row(run, first)
-  run.masks = cfg.sam2_path ~= "" and probe.mask ~= nil
-  if probe.image then probe.image:free() end
+  local readable, probe = pcall(set.row, set, first)
+  run.masks = cfg.sam2_path ~= "" and readable and probe.mask ~= nil
+  if readable then probe.image:free() end
   if cfg.oracle and not run.masks then error(("oracle=true compares masks, and %s has none (first row)"):format(set.name), 0) end
   load_models(run)
 
@@ -497,7 +262,7 @@ function M.evaluate(cfg)
   print(("%s: %d rows%s, protocol %s%s"):format(set.name, last - first + 1, cfg.parts > 1 and (" (%d to %d of %d)"):format(first, last, total) or "",
     cfg.protocol, cfg.oracle and ", SAM2 on the true boxes and points" or ""))
   local progress = progress_of(run, last - first + 1)
-  for from = first, last, cfg.val_batch_size do batch(run, from, math.min(from + cfg.val_batch_size - 1, last), progress) end
+  evaluate_rows(run, first, last, progress)
   run.results:close()
   write_sheet(run.worst, run, "worst")
   write_sheet(run.best, run, "best")
@@ -590,14 +355,14 @@ function M.compare(cfg)
   return d
 end
 
-function M.run(args)
-  local cfg, given = settings(args)
+function M.execute(cfg, given)
   if #cfg.compare > 0 then return M.compare(cfg) end
   if #cfg.merge > 0 then return M.merge(cfg, given) end
   return M.evaluate(cfg)
 end
 
--- Run as a script, not when required.
-if (...) ~= "recipes.evaluate" then M.run(arg) end
+M.run = cli.runner(M)
+
+cli.main(M)
 
 return M

@@ -11,6 +11,7 @@
 local geometry = require "rewards.geometry"
 local pyjson = require "segzero.formats.pyjson"
 local pytext = require "segzero.formats.pytext"
+local truth = require "segzero.data.truth"
 
 local M = {}
 
@@ -46,31 +47,8 @@ function M.read_object(text)
   return (pyjson.decode(sub(text, open, close)))
 end
 
--- <tag>(a,b),(c,d)</tag> -> {a, b, c, d}, or nil.
-local function read_four(text, tag)
-  local pattern = "<" .. tag .. ">%((N),(N)%),%((N),(N)%)</" .. tag .. ">"
-  pattern = pattern:gsub("N", "[0-9\128-\255]+")
-  local i = 1
-  while true do
-    local from, _, a, b, c, d = find(text, pattern, i)
-    if not from then return nil end
-    local four = {pytext.ascii_digits(a), pytext.ascii_digits(b), pytext.ascii_digits(c), pytext.ascii_digits(d)}
-    if four[1] and four[2] and four[3] and four[4] then
-      for k = 1, 4 do
-        if #four[k] > pytext.MAX_INT_DIGITS then return nil end
-        four[k] = tonumber(four[k])
-      end
-      return four
-    end
-    i = from + 1
-  end
-end
-
 -- Ground truth -> box {x1, y1, x2, y2} or nil, {{x, y}, {x, y}} or nil.
-function M.read_truth(ground_truth)
-  local p = read_four(ground_truth, "points")
-  return read_four(ground_truth, "box"), p and {{p[1], p[2]}, {p[3], p[4]}}
-end
+M.read_truth = truth.read
 
 M.length = pyjson.length
 

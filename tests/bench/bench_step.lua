@@ -92,7 +92,7 @@ function policy.process(vl, messages)
 end
 
 function policy.stop_ids() return {} end
-function policy.processor() return {} end       -- no pictures are read: nothing may be begun ahead of a step
+function policy.processor() return {} end       -- no pictures are read: nothing may be prefetched
 
 local rows = { name = "random" }
 function rows.count() return 100000 end
@@ -110,7 +110,7 @@ local settings = { "data.shuffle=false", "data.rollout_batch_size=" .. opts.prom
   "worker.actor.model.dtype=" .. opts.dtype, "worker.actor.model.enable_gradient_checkpointing=" .. opts.recompute,
   "worker.actor.max_tokens_per_micro_batch=" .. opts.prompt_tokens + opts.n * opts.tokens }
 for _, word in ipairs(opts.settings) do settings[#settings + 1] = word end
-local t = trainer.new { config = config.read(recipe.defaults, settings, { ignored = recipe.ignored }), policy = policy, reference = reference,
+local t = trainer.new { config = recipe.schema:read(settings), policy = policy, reference = reference,
   reward = reward, train = rows, prompt = function(problem) return problem end }
 t.total_steps = 0               -- none follows: nothing is prepared for the next one
 
@@ -270,12 +270,12 @@ local function sweep(name, values, set, size, unit)
     set(v)
     local seconds = run_step()
     sizes[i] = size(v)
-    local parts = { ('{"name": "sweep_%s", "n": %d, "%s": %d'):format(name, t.config.worker.rollout.n, unit, sizes[i]) }
+    local parts = { ('{"name": "sweep_%s", "n": %d, "%s": %d'):format(name, t.options.rollout.n, unit, sizes[i]) }
     for _, phase in ipairs(SHOWN) do
       by_phase[phase][i] = seconds[phase]
       parts[#parts + 1] = ('"%s_seconds": %s'):format(phase, bench.rounded(seconds[phase]))
     end
-    parts[#parts + 1] = ('"step_ms_per_answer_token": %s'):format(bench.rounded(1e3 * seconds.step / (opts.prompts * t.config.worker.rollout.n * opts.tokens)))
+    parts[#parts + 1] = ('"step_ms_per_answer_token": %s'):format(bench.rounded(1e3 * seconds.step / (opts.prompts * t.options.rollout.n * opts.tokens)))
     print(table.concat(parts, ", ") .. "}")
     io.flush()
   end
@@ -288,7 +288,7 @@ local function sweep(name, values, set, size, unit)
 end
 
 if opts.sweep == "n" then
-  sweep("n", { 2, 4, 8, 16, 32 }, function(n) t.config.worker.rollout.n = n end, function(n) return opts.prompts * n * opts.tokens end, "answer_tokens")
+  sweep("n", { 2, 4, 8, 16, 32 }, function(n) t.options.rollout.n = n end, function(n) return opts.prompts * n * opts.tokens end, "answer_tokens")
 elseif opts.sweep == "prompt" then
   local lengths = {}
   for i = 1, 4 do lengths[i] = i * opts.prompt_tokens end
