@@ -8,8 +8,8 @@
 -- whose name contains it, in the files that have one. SEED=n. TEST_TIMEOUT=seconds for one file
 -- (default 900).
 --
--- A file passes when it exits 0 and ends with check.finish()'s count. A line `skip: what is missing`
--- is counted and shown; a file that did nothing but skip is not a pass.
+-- A file passes when it exits 0 and ends with check.finish()'s count. A line `skip: what is
+-- missing` is counted and shown; a file that did nothing but skip is not a pass.
 -- Last line: `N passed, N failed, N skipped`.
 -- Left out: running files in parallel (the kernels use all cores already).
 

@@ -1,14 +1,18 @@
--- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same run.
+-- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same
+-- run.
 --
 --   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8] [device=cpu|cuda] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [side=n] [python=PATH] [train_timed=n]
 --
--- The model is tests/bench/bench_model.json with random weights, or that of model=: tests/bench/bench_wide.json has the widths and the
--- vocabulary of the 3B release and 4 of its layers, 8 of its tower's blocks; 3b and 7b are whole releases; a Qwen2.5-VL folder is loaded
--- (SEGZERO_BENCH_MODEL= names one too). The prompt is bench_model.json's text around an 840 x 840 picture: 1000 tokens.
--- A model's file may have a `work` of its own (tests/bench/bench_mini.json: for the emulator, where the sizes above take hours).
--- device=cuda: limits are measured there, on larger matrices (side=), the device is waited for before a clock is read, decoding is
--- timed at 1, 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept, beside what was free.
--- One JSON object a line: {name, value, unit, limit, ratio}; ratio is the part of the limit that is reached, 1 at best.
+-- The model is tests/bench/bench_model.json with random weights, or that of model=:
+-- tests/bench/bench_wide.json has the widths and the vocabulary of the 3B release and 4 of its
+-- layers, 8 of its tower's blocks; 3b and 7b are whole releases; a Qwen2.5-VL folder is loaded
+-- (SEGZERO_BENCH_MODEL= names one too). The prompt is bench_model.json's text around an 840 x 840
+-- picture: 1000 tokens. A model's file may have a `work` of its own (tests/bench/bench_mini.json:
+-- for the emulator, where the sizes above take hours). device=cuda: limits are measured there, on
+-- larger matrices (side=), the device is waited for before a clock is read, decoding is timed at 1,
+-- 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept,
+-- beside what was free. One JSON object a line: {name, value, unit, limit, ratio}; ratio is the
+-- part of the limit that is reached, 1 at best.
 --   matmul_f32, matmul_bf16   GFLOP/s of a [2048, 2048] product through linear: the limit of what computes
 --   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it, if faster: the limit of what reads weights
 --   prefill_seconds           picture and prompt into the cache, logits of the last position, one token sampled; best of two;
@@ -19,11 +23,13 @@
 --                             answers' tokens, positions also count the prompt once for each answer, as a peer without
 --                             sharing computes it; recompute_*: the same with activations computed again in backward
 --   start_ms                  ./segzero -e ''; limit: what the design asks for
--- Floating-point operations are those of the model's products (backward twice forward), not of what is computed again, so
--- recomputation and re-made logits lower the ratio. Other programs disturb: limits are measured again before each phase, and
--- on a busy machine threads=1 clock=cpu counts the processor's time instead of the wall's.
--- With python= (one that has torch and transformers) bench_torch.py does the same work on the same device, before ours, and its values stand
--- beside ours at the end: {name, value, unit, peer, faster}; only=peer: its values alone. Left out: optimizer, SAM2, reading checkpoints.
+-- Floating-point operations are those of the model's products (backward twice forward), not of what
+-- is computed again, so recomputation and re-made logits lower the ratio. Other programs disturb:
+-- limits are measured again before each phase, and on a busy machine threads=1 clock=cpu counts the
+-- processor's time instead of the wall's.
+-- With python= (one that has torch and transformers) bench_torch.py does the same work on the same
+-- device, before ours, and its values stand beside ours at the end: {name, value, unit, peer,
+-- faster}; only=peer: its values alone. Left out: optimizer, SAM2, reading checkpoints.
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
@@ -95,7 +101,8 @@ local grid_h, grid_w = unpack(input.image_grid_thw[1], 2)
 local prompt = #input.input_ids
 local answers, answer_tokens = work.answers, work.answer_tokens
 
--- Samples n greedy answers; returns seconds to the first token and seconds a step after two of warm-up.
+-- Samples n greedy answers; returns seconds to the first token and seconds a step after two of
+-- warm-up.
 local function generate(n)
   local start, first, from, last = now()
   rollout.generate(vl, { input }, { n = n, temperature = 0, max_new_tokens = work.decode_tokens + 1, ignore_eos = true,

@@ -1,15 +1,18 @@
--- bench_serve.lua - our side of bench_peers.py: runs one phase of a model for each line it reads, and says how long it took.
+-- bench_serve.lua - our side of bench_peers.py: runs one phase of a model for each line it reads,
+-- and says how long it took.
 --
 --   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8] [threads=n]
 --
--- Lines read:    prompt picture                 bench_model.json's prompt around an 840 x 840 picture, to its first token
+-- Lines read:    prompt picture                 bench_model.json's prompt around an 840 x 840
+-- picture, to its first token
 --                answers N                      as many tokens of text, to the first token of N answers
 --                steps K                        K more tokens of each of them
 --                read, matmul                   what the machine can do at this moment: see bench_work.lua
 --                peak, quit
--- Lines written, one JSON object for each: {seconds =, processor =} (wall and processor time), {bytes =}, {rate =} (bytes or operations a second);
--- `answers` adds bytes,
--- the weights and the cache that a step reads, and both prompts add operations, those of their products. {ready = true} comes first.
+-- Lines written, one JSON object for each: {seconds =, processor =} (wall and processor time),
+-- {bytes =}, {rate =} (bytes or operations a second); `answers` adds bytes, the weights and the
+-- cache that a step reads, and both prompts add operations, those of their products. {ready = true}
+-- comes first.
 
 local core = require "segzero.core.ffi"
 local packing = require "segzero.inference.packing"
@@ -74,7 +77,8 @@ local function prompt(input)
   done()
 end
 
--- Commands are read between two tokens; the first that is not `steps` ends the answers and is returned.
+-- Commands are read between two tokens; the first that is not `steps` ends the answers and is
+-- returned.
 local function answers(n)
   local tokens = #text.input_ids
   local operations = counts.text(tokens, bench.causal_pairs(tokens, 0), 1)

@@ -1,31 +1,39 @@
--- bench_step.lua - one GRPO step, whole and by phase, beside the matmul limit of the same run; how it grows; the same work for a peer.
+-- bench_step.lua - one GRPO step, whole and by phase, beside the matmul limit of the same run; how
+-- it grows; the same work for a peer.
 --
 --   ./segzero tests/bench/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0] [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
 --                                  [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
 --                                  [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
 --   python tests/bench/bench_step.py DIR                    the same step by PyTorch and transformers, and whether loss and gradient agree
 --
--- The model is tests/bench/bench_step.json (0.3 B parameters) with random weights; a config.json does, too, and 3b is the whole release. The reference is a second model with
--- other weights, as after some steps, so that the KL term has a gradient. The step is the trainer's own: only the rows come from here
--- (random patches of a picture= square, prompt_tokens= with them), no stop token exists, so every answer has tokens= tokens, and the reward is a
--- pattern. Micro-batches hold one group of the size named. Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
--- JSON lines {name, value, unit, limit, ratio, gflop}; gflop are the operations of the model's products (backward twice forward, nothing
--- computed again), limit the seconds they take at matmul, the faster of a measurement before the step and one after:
+-- The model is tests/bench/bench_step.json (0.3 B parameters) with random weights; a config.json
+-- does, too, and 3b is the whole release. The reference is a second model with other weights, as
+-- after some steps, so that the KL term has a gradient. The step is the trainer's own: only the
+-- rows come from here (random patches of a picture= square, prompt_tokens= with them), no stop
+-- token exists, so every answer has tokens= tokens, and the reward is a pattern. Micro-batches hold
+-- one group of the size named. Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
+-- JSON lines {name, value, unit, limit, ratio, gflop}; gflop are the operations of the model's
+-- products (backward twice forward, nothing computed again), limit the seconds they take at matmul,
+-- the faster of a measurement before the step and one after:
 --   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it computes
 --   reference_seconds   log-probabilities by the reference. The old ones are the sampler's: old_seconds is 0
 --   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt once
 --   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a parameter in f32) at the measured bandwidth
 --   other_seconds       rewards, advantages, rows        step_seconds   all of it        peak_bytes   largest resident set, all models
 --   device_memory       GiB of the device taken at most, beside what was free; update_rate  GFLOP/s: its ratio is the model-FLOP utilisation
--- device=cuda: both models are there, limits are measured there (side= is that of their matrices) after the step, so that they take no memory from
--- it; warm= steps come before it, in which shapes are seen for the first time. tests/gpu_check.sh has the settings with which all of the 3B is
--- trained on one card of 80 GB. save_weights=false: of the models only config.json, and no gradients, where the peer makes its own random weights.
+-- device=cuda: both models are there, limits are measured there (side= is that of their matrices)
+-- after the step, so that they take no memory from it; warm= steps come before it, in which shapes
+-- are seen for the first time. tests/gpu_check.sh has the settings with which all of the 3B is
+-- trained on one card of 80 GB. save_weights=false: of the models only config.json, and no
+-- gradients, where the peer makes its own random weights.
 --   table_*             the trainer's own time table (stats.time, else stats.seconds); with save= it counts the writing, the phases do not
--- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted); sweep=prompt: for 1, 2, 3 and 4 times
--- prompt_tokens, the picture unchanged. One line a point, then by phase the straight line through the points: what a prompt costs whatever
--- n, what an answer token costs, and the largest deviation from the line.
--- save=DIR: DIR/model, DIR/reference (Hugging Face), pixels.safetensors, gradients.safetensors, step.json (ids, answers, log-probabilities,
--- advantages, settings, loss, seconds). Leaves out: reading data and pictures, rewards that take time.
+-- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted);
+-- sweep=prompt: for 1, 2, 3 and 4 times prompt_tokens, the picture unchanged. One line a point,
+-- then by phase the straight line through the points: what a prompt costs whatever n, what an
+-- answer token costs, and the largest deviation from the line. save=DIR: DIR/model, DIR/reference
+-- (Hugging Face), pixels.safetensors, gradients.safetensors, step.json (ids, answers,
+-- log-probabilities, advantages, settings, loss, seconds). Leaves out: reading data and pictures,
+-- rewards that take time.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
@@ -79,7 +87,8 @@ local function rows_with(length)
 end
 rows_with(opts.prompt_tokens)
 
--- Patches are drawn once for each place in the batch: beside a device's step drawing them would take a part of the time that shows.
+-- Patches are drawn once for each place in the batch: beside a device's step drawing them would
+-- take a part of the time that shows.
 local drawn = {}
 
 function policy.process(vl, messages)
@@ -98,7 +107,8 @@ local rows = { name = "random" }
 function rows.count() return 100000 end
 function rows.row(_, i) return { id = i, index = i, problem = tostring(i), solution = "", image = image.new(28, 28) } end
 
--- Without a tokenizer an answer has no text: rewards that differ within a group are all that is needed.
+-- Without a tokenizer an answer has no text: rewards that differ within a group are all that is
+-- needed.
 local function reward(_, _, row)
   row.judged = (row.judged or 0) + 1
   return row.judged * 5 % 7
@@ -134,7 +144,8 @@ local function watch(object, name, phase)
 end
 
 -- ---- what a peer needs ----
--- Writing is watched, too, so that it is in no phase that is shown (the trainer's own table does count it).
+-- Writing is watched, too, so that it is in no phase that is shown (the trainer's own table does
+-- count it).
 local saved
 local writer = {}
 
@@ -230,7 +241,8 @@ local function one_step()
     if phase == "update" then bench.emit("update_rate", gflop / seconds.update, "GFLOP/s", { limit = rate }) end
     if phase == "sampling" then bench.emit("old_seconds", 0, "s") end
   end
-  -- The norm reads gradients; the update reads gradients, moments and masters, writes moments, masters and weights, clears gradients.
+  -- The norm reads gradients; the update reads gradients, moments and masters, writes moments,
+  -- masters and weights, clears gradients.
   local actor = t.config.worker.actor
   local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype], tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
   local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2 and actor.optim.master_weights and 8 + weight or 2 * weight))

@@ -1,10 +1,13 @@
--- bench_table.lua - the figures of several benchmarks as one table, beside PyTorch's: what tests/gpu_check.sh prints at its end.
+-- bench_table.lua - the figures of several benchmarks as one table, beside PyTorch's: what
+-- tests/gpu_check.sh prints at its end.
 --
 --   ./segzero tests/bench/bench_table.lua NAME=LOG[,LOG OF THE PEER] ...
 --
--- A log has JSON lines {name, value, unit, limit, ratio} among others; the peer's has {name, peer, unit}, or {name, value, unit}. Prints one line a
--- figure: name, value, unit, the part of its limit, the peer's value, and how many times better ours is (less time or memory, or more a second).
--- A figure that one side lacks is "-"; a log that is not there is a stage that did not run. Leaves out figures that say little by themselves.
+-- A log has JSON lines {name, value, unit, limit, ratio} among others; the peer's has {name, peer,
+-- unit}, or {name, value, unit}. Prints one line a figure: name, value, unit, the part of its
+-- limit, the peer's value, and how many times better ours is (less time or memory, or more a
+-- second). A figure that one side lacks is "-"; a log that is not there is a stage that did not
+-- run. Leaves out figures that say little by themselves.
 
 local cjson = require "cjson"
 

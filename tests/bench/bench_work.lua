@@ -1,4 +1,5 @@
--- bench_work.lua - what the benchmarks share: limits of the machine, counts of operations, the prompt, JSON lines.
+-- bench_work.lua - what the benchmarks share: limits of the machine, counts of operations, the
+-- prompt, JSON lines.
 --
 --   local bench = require "tests.bench.bench_work"
 --   bench.options({key = default, ...}, {key = true, ...})      key=value words of the command line; others raise. Where the defaults have
@@ -16,8 +17,9 @@
 --   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})     what vl:process would
 --                                           return
 --
--- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows are those that get logits. Leaves out:
--- Qwen2-VL (its tower has no windows), norms and other elementwise work.
+-- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows
+-- are those that get logits. Leaves out: Qwen2-VL (its tower has no windows), norms and other
+-- elementwise work.
 
 local ffi = require "ffi"
 local cjson = require "cjson"

@@ -17,9 +17,10 @@
 --   ./segzero tests/unit/test_x.lua case="text"         runs the cases whose name contains the text (also CASE=text)
 --   ./segzero tests/unit/test_x.lua --list              lists the cases without running them
 --
--- A failed check prints its file, line and case, and the test goes on. An error inside a case fails that case, with a
--- traceback, and the next case runs. A case without a check fails, and so does a file, unless it skipped. Checks outside
--- a case are allowed and always run. Exit status: 0 passed, 1 failed, 3 no case has the text.
+-- A failed check prints its file, line and case, and the test goes on. An error inside a case fails
+-- that case, with a traceback, and the next case runs. A case without a check fails, and so does a
+-- file, unless it skipped. Checks outside a case are allowed and always run. Exit status: 0 passed,
+-- 1 failed, 3 no case has the text.
 -- Left out: fixtures, set-up and tear-down, nested cases, random order.
 
 local M = {}
@@ -52,7 +53,8 @@ local function read_arguments()
   if filter == "" then filter = nil end
 end
 
--- The line of the test that called a public function. Those tail-call count() and leave no frame, so it is at level 3.
+-- The line of the test that called a public function. Those tail-call count() and leave no frame,
+-- so it is at level 3.
 local function where()
   local info = debug.getinfo(3, "Sl")
   if not info then return "?" end
@@ -107,7 +109,8 @@ function show(v)
   return show_table(v)
 end
 
--- The first difference between a and b as text, nil if there is none. same(x, y) compares two leaves.
+-- The first difference between a and b as text, nil if there is none. same(x, y) compares two
+-- leaves.
 local function difference(a, b, same, path)
   if type(a) == "table" and type(b) == "table" then
     for k, v in pairs(a) do

@@ -1,4 +1,5 @@
--- test_answer.lua - answers read from text, and scaled: by hand what Seg-Zero's and VisionReasoner's Python does with each.
+-- test_answer.lua - answers read from text, and scaled: by hand what Seg-Zero's and
+-- VisionReasoner's Python does with each.
 --
 --   ./segzero tests/unit/test_answer.lua
 

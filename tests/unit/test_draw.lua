@@ -1,4 +1,5 @@
--- test_draw.lua - marks and letters land on the pixels they name, and nothing is written outside a picture.
+-- test_draw.lua - marks and letters land on the pixels they name, and nothing is written outside a
+-- picture.
 --
 --   ./segzero tests/unit/test_draw.lua
 

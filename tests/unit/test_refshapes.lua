@@ -2,9 +2,9 @@
 --
 --   luajit tests/unit/test_refshapes.lua          from the repository's root
 --
--- Sentences are checked by a reader of their own (below): it parses the text and looks for the object in pixels (mask
--- boxes and mask areas), knowing nothing of how the sentence was made. Points are checked against a search over all pairs
--- of pixels. Left out: what pictures look like.
+-- Sentences are checked by a reader of their own (below): it parses the text and looks for the
+-- object in pixels (mask boxes and mask areas), knowing nothing of how the sentence was made.
+-- Points are checked against a search over all pairs of pixels. Left out: what pictures look like.
 
 package.path = "./?.lua;./lua/?.lua;./lua/?/init.lua;" .. package.path
 
@@ -136,7 +136,8 @@ end
 
 ------------------------------------------------------------------------------------------------------------ boxes, points
 
--- Largest distance to a pixel outside mask m (0/1, side n) by looking at every pair; ties as refshapes has them.
+-- Largest distance to a pixel outside mask m (0/1, side n) by looking at every pair; ties as
+-- refshapes has them.
 local function widest(m, n, box, mx, my)
   local best, near, at = 0, 0, nil
   for y = box[2], box[4] do
@@ -191,7 +192,8 @@ local function check_question(s, q)
   local name = tostring(s) .. ": " .. q.problem
   check.equal({
     box = b, inside1 = m[p1[2] * n + p1[1]], inside2 = m[p2[2] * n + p2[1]],
-    -- the `1` and `2` of points_1 and points_2 are not in a solution, so its digits are the eight coordinates
+    -- the `1` and `2` of points_1 and points_2 are not in a solution, so its digits are the eight
+    -- coordinates
     numbers = numbers, answer = answer, tags = (q.solution:gsub("%d+", "N")),
   }, {
     box = box, inside1 = 1, inside2 = 1, numbers = {b[1], b[2], b[3], b[4], p1[1], p1[2], p2[1], p2[2]},

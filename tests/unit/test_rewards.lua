@@ -1,6 +1,7 @@
--- test_rewards.lua - the rewards in rewards/: Seg-Zero's two single-object rewards against the Python originals
--- (golden/rewards.jsonl), the JSON and int() readers against Python's (golden/pyjson.jsonl; golden/make_rewards.py
--- writes both), and by hand what the originals lack: frames, errors, bytes that are not UTF-8.
+-- test_rewards.lua - the rewards in rewards/: Seg-Zero's two single-object rewards against the
+-- Python originals (golden/rewards.jsonl), the JSON and int() readers against Python's
+-- (golden/pyjson.jsonl; golden/make_rewards.py writes both), and by hand what the originals lack:
+-- frames, errors, bytes that are not UTF-8.
 --
 --   ./segzero tests/unit/test_rewards.lua
 --
@@ -111,7 +112,8 @@ end)
 local GT = "<box>(10,20),(110,220)</box><points>(40,60),(80,160)</points>"
 local GOOD = '<think>a</think><answer>{"bbox": [%s], "points_1": [%s], "points_2": [%s]}</answer>'
 
--- At side 420 the box may be off by less than 5 pixels and the points by less than 50; at 1680, 20 and 200.
+-- At side 420 the box may be off by less than 5 pixels and the points by less than 50; at 1680, 20
+-- and 200.
 check.case("distances count in the sample's frame", function()
   local function expect(text, frame, want, name)
     local sample = frame and { frame = frame }

@@ -1,5 +1,6 @@
--- ffi.lua - loads the core library and declares it from its own headers (runtime/sz.h, models/models.h): the text between
--- the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so no declaration is typed twice.
+-- ffi.lua - loads the core library and declares it from its own headers (runtime/sz.h,
+-- models/models.h): the text between the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so
+-- no declaration is typed twice.
 --
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
@@ -63,7 +64,8 @@ function M.call(x)
   return x
 end
 
--- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes once.
+-- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes
+-- once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
 
 function M.guarded(f)

@@ -1,5 +1,6 @@
--- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a run's folder, the embedded models',
--- JSON. A file is written under a temporary name, flushed and renamed, so nothing half-written appears under its own name.
+-- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a
+-- run's folder, the embedded models', JSON. A file is written under a temporary name, flushed and
+-- renamed, so nothing half-written appears under its own name.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -57,7 +58,8 @@ function M.write(path, text)
   end
 end
 
--- JSON with the keys in order: cjson takes them as they lie, which differs from process to process, and equal runs shall be equal bytes.
+-- JSON with the keys in order: cjson takes them as they lie, which differs from process to process,
+-- and equal runs shall be equal bytes.
 function M.json(value)
   if type(value) ~= "table" or next(value) == nil then return cjson.encode(value) end
   local parts, keys = {}, {}

@@ -1,4 +1,5 @@
--- answer.lua - what a model wrote -> boxes and points, as Seg-Zero's and VisionReasoner's inference scripts read it.
+-- answer.lua - what a model wrote -> boxes and points, as Seg-Zero's and VisionReasoner's inference
+-- scripts read it.
 --
 --   local answer = require "segzero.formats.answer"
 --   local a, why = answer.parse(text)            one object; the text is like
@@ -10,13 +11,15 @@
 --     list.think, list[i].bbox, list[i].point
 --   local scaled = answer.scale_list(list, fx, fy)
 --
--- parse and parse_list return nil and a sentence exactly where the Python scripts raise, which their evaluations count
--- as IoU 0. One object: the first {...} anywhere in the text counts, also inside the thinking; the box is the first key
--- with "bbox" in it, the points the first two keys with "points"; coordinates are cut to integers, then scaled and
--- rounded half to even; the thinking must be there. Several objects: the first <answer>; coordinates are scaled, then
--- v + 0.5 is cut toward zero; no thinking is an empty one.
+-- parse and parse_list return nil and a sentence exactly where the Python scripts raise, which
+-- their evaluations count as IoU 0. One object: the first {...} anywhere in the text counts, also
+-- inside the thinking; the box is the first key with "bbox" in it, the points the first two keys
+-- with "points"; coordinates are cut to integers, then scaled and rounded half to even; the
+-- thinking must be there. Several objects: the first <answer>; coordinates are scaled, then v + 0.5
+-- is cut toward zero; no thinking is an empty one.
 --
--- Leaves out: whether the box makes sense (corners in order, inside the picture): the scripts hand it on as it is.
+-- Leaves out: whether the box makes sense (corners in order, inside the picture): the scripts hand
+-- it on as it is.
 
 local pyjson = require "segzero.formats.pyjson"
 local pytext = require "segzero.formats.pytext"

@@ -25,7 +25,8 @@ local mt = { __index = Image }
 local FILTER = { bilinear = 0, bicubic = 1 }
 local COLLECT_AFTER = 256 * 2 ^ 20      -- bytes of pictures made since the last full collection that start another
 
--- The collector does not see C memory: without this a loop that forgets free() would hold every picture it loaded.
+-- The collector does not see C memory: without this a loop that forgets free() would hold every
+-- picture it loaded.
 local made = 0
 local function wrap(ptr)
   local w, h = C.sz_image_width(ptr), C.sz_image_height(ptr)

@@ -1,12 +1,15 @@
--- pickle.lua - the part of a torch.save file that describes its tensors, read without running anything it asks for.
+-- pickle.lua - the part of a torch.save file that describes its tensors, read without running
+-- anything it asks for.
 --
 --   local list = pickle.tensors(path, text)       text: data.pkl, a pickle of protocol 2 to 5; path: for messages
 --     -> {{name =, tensor = {storage = {dtype =, key =, count =}, offset =, shape = {n =, ...}, strides =, dtype =, untyped =}}, ...}
 --
--- A pickle is a program. This one can only build containers, numbers, texts, torch.Size, OrderedDict, storages and tensors; any other
--- name in it is an error that tells the name. For a dict whose key 'model' holds a dict with tensors, that inner dict is read;
--- else the whole: dicts and lists are walked and keys joined with '.' (list places from 0); what is no tensor is dropped.
--- Offset, shape and strides count elements and are whole numbers, nothing more: torchfile.lua checks them against the file.
+-- A pickle is a program. This one can only build containers, numbers, texts, torch.Size,
+-- OrderedDict, storages and tensors; any other name in it is an error that tells the name. For a
+-- dict whose key 'model' holds a dict with tensors, that inner dict is read; else the whole: dicts
+-- and lists are walked and keys joined with '.' (list places from 0); what is no tensor is dropped.
+-- Offset, shape and strides count elements and are whole numbers, nothing more: torchfile.lua
+-- checks them against the file.
 -- Leaves out: writing, classes, protocol 0 and 1's texts for objects.
 
 local ffi = require "ffi"
@@ -16,15 +19,16 @@ local M = {}
 local MAX_OBJECTS, MAX_DEPTH = 2 ^ 20, 64
 local MAX_WHOLE = 2 ^ 53
 
--- Types by their torch names: those that torchfile.lua makes tensors of, and what a file may name besides.
+-- Types by their torch names: those that torchfile.lua makes tensors of, and what a file may name
+-- besides.
 local TYPES = { "float32", "bfloat16", "int32", "uint8", "bool", "float16", "float64", "int64" }
 local STORAGE = {
   FloatStorage = "float32", BFloat16Storage = "bfloat16", IntStorage = "int32", ByteStorage = "uint8", BoolStorage = "bool",
   HalfStorage = "float16", DoubleStorage = "float64", LongStorage = "int64", ShortStorage = "int16", CharStorage = "int8",
   ComplexFloatStorage = "complex64", ComplexDoubleStorage = "complex128",
 }
--- Types that torch names directly, because they came after the storage classes. None is handled; a tensor of one that is wanted is
--- an error, one inside an optimizer's state is not.
+-- Types that torch names directly, because they came after the storage classes. None is handled; a
+-- tensor of one that is wanted is an error, one inside an optimizer's state is not.
 local LATE_DTYPES = {
   "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
   "float4_e2m1fn_x2", "complex32", "bits8", "bits16",
@@ -50,8 +54,8 @@ end
 
 local fail, shown, number = M.fail, M.shown, M.number
 
--- Values: numbers, texts and booleans as they are; everything else a table with `kind`: none, dict, list, tuple (sets
--- count as lists and tuples), callable, storage_type, dtype, storage, tensor.
+-- Values: numbers, texts and booleans as they are; everything else a table with `kind`: none, dict,
+-- list, tuple (sets count as lists and tuples), callable, storage_type, dtype, storage, tensor.
 local NONE = { kind = "none" }
 
 local function kind(v) return type(v) == "table" and v.kind or type(v) end
@@ -75,7 +79,8 @@ local CALLABLES = {
   end,
   -- (storage, offset, shape, strides, requires_grad, hooks [, metadata])
   ["torch._utils._rebuild_tensor_v2"] = function(p, args) return p:tensor(args, nil) end,
-  -- (storage, offset, shape, strides, requires_grad, hooks, dtype [, metadata]): types without a storage class
+  -- (storage, offset, shape, strides, requires_grad, hooks, dtype [, metadata]): types without a
+  -- storage class
   ["torch._utils._rebuild_tensor_v3"] = function(p, args)
     if kind(args[7]) ~= "dtype" then p:fail("torch._utils._rebuild_tensor_v3 is called without a dtype") end
     return p:tensor(args, args[7].dtype)
@@ -360,7 +365,8 @@ local function unpickle(path, text)
 end
 
 -- ---- from containers to names ----
--- {{name, tensor}, ...} in the file's order. Shared containers are walked each time they are met, hence the limits.
+-- {{name, tensor}, ...} in the file's order. Shared containers are walked each time they are met,
+-- hence the limits.
 local function flatten(path, root)
   local list, visits = {}, 0
   local function walk(v, name, depth)

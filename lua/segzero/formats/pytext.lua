@@ -1,10 +1,12 @@
--- pytext.lua - text as Python's str sees it, for what must agree with Python originals: characters, white space, decimal
--- digits and int(). Strings are UTF-8 bytes; a lone surrogate (which a JSON escape can make) is its three-byte form. A byte
--- that belongs to no UTF-8 sequence cannot occur in Python; here it counts as one character that is neither space nor digit.
+-- pytext.lua - text as Python's str sees it, for what must agree with Python originals: characters,
+-- white space, decimal digits and int(). Strings are UTF-8 bytes; a lone surrogate (which a JSON
+-- escape can make) is its three-byte form. A byte that belongs to no UTF-8 sequence cannot occur in
+-- Python; here it counts as one character that is neither space nor digit.
 --
--- Left out: case folding and normalisation. Lower-casing needs no table here: no character outside A-Z folds to a letter
--- of the words that rewards look for (checked over all of Unicode for "bbox" and "points"; U+0130 folds to "i" plus a combining
--- dot, which breaks the word). Digits are those of Unicode 14 (Python 3.11).
+-- Left out: case folding and normalisation. Lower-casing needs no table here: no character outside
+-- A-Z folds to a letter of the words that rewards look for (checked over all of Unicode for "bbox"
+-- and "points"; U+0130 folds to "i" plus a combining dot, which breaks the word). Digits are those
+-- of Unicode 14 (Python 3.11).
 
 local M = {}
 
@@ -36,7 +38,8 @@ local function continuation(s, i)
   if b and b >= 0x80 and b < 0xc0 then return b - 0x80 end
 end
 
--- codepoint(s, i) -> code point that starts at byte i, first byte after it. A stray byte gives -1. Past the end: nil.
+-- codepoint(s, i) -> code point that starts at byte i, first byte after it. A stray byte gives -1.
+-- Past the end: nil.
 local function codepoint(s, i)
   local b = byte(s, i)
   if not b then return nil end
@@ -85,7 +88,8 @@ function M.skip_space(s, i)
   end
 end
 
--- The decimal digits of s, in any script, as ASCII, or nil when s is empty or holds anything else: what \d+ matches whole.
+-- The decimal digits of s, in any script, as ASCII, or nil when s is empty or holds anything else:
+-- what \d+ matches whole.
 function M.ascii_digits(s)
   if find(s, "^[0-9]+$") then return s end
   local out, i = {}, 1
@@ -100,8 +104,9 @@ function M.ascii_digits(s)
   return table.concat(out)
 end
 
--- int(s) for a string: white space around, one sign, digits of any script, single underscores between digits. Returns the
--- number (a double: past 2^53 the nearest one) or nil. U+001C to U+001F are white space to \s but not here.
+-- int(s) for a string: white space around, one sign, digits of any script, single underscores
+-- between digits. Returns the number (a double: past 2^53 the nearest one) or nil. U+001C to U+001F
+-- are white space to \s but not here.
 function M.parse_int(s)
   local out, i = {}, 1
   while i <= #s do

@@ -8,12 +8,14 @@
 --   safetensors.save(path, tensors, metadata)                     metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
 --
--- File: u64 little endian length n, n bytes of JSON {name: {dtype, shape, data_offsets = [begin, end)}, __metadata__},
--- then the data; offsets count from the end of the JSON. Tensors of a loaded file lie in a private mapping of it: reading
--- costs nothing until they are used, writing to them does not change the file. F32, BF16, I32 and U8 stay as they are;
--- F16 becomes f32 (or the dtype that folder:tensor is asked for), BOOL u8, I64 i32 where every value fits. A tensor that had to
--- be converted or moved is on the heap, and the file's pages of it are given back at once. Everything the JSON says is checked
--- here, and every bound again in C. What save writes is sorted by name, its JSON padded with spaces to a multiple of 8.
+-- File: u64 little endian length n, n bytes of JSON {name: {dtype, shape, data_offsets = [begin,
+-- end)}, __metadata__}, then the data; offsets count from the end of the JSON. Tensors of a loaded
+-- file lie in a private mapping of it: reading costs nothing until they are used, writing to them
+-- does not change the file. F32, BF16, I32 and U8 stay as they are; F16 becomes f32 (or the dtype
+-- that folder:tensor is asked for), BOOL u8, I64 i32 where every value fits. A tensor that had to
+-- be converted or moved is on the heap, and the file's pages of it are given back at once.
+-- Everything the JSON says is checked here, and every bound again in C. What save writes is sorted
+-- by name, its JSON padded with spaces to a multiple of 8.
 -- Leaves out: other dtypes, reading only part of a file.
 
 local ffi = require "ffi"
@@ -196,8 +198,9 @@ local function read_index(dir)
   return wanted, shards, map
 end
 
--- Maps every shard and reads the headers. What is wrong with files and index is gathered in folder.problems: only a folder
--- without an index that can be read raises. folder.lost: the names that a shard which could not be read should have.
+-- Maps every shard and reads the headers. What is wrong with files and index is gathered in
+-- folder.problems: only a folder without an index that can be read raises. folder.lost: the names
+-- that a shard which could not be read should have.
 local function open_folder(dir)
   if type(dir) ~= "string" then error("a folder name is expected, got " .. type(dir), 0) end
   local wanted, shards, map = read_index(dir)
@@ -261,7 +264,8 @@ function Folder:close()
   self.files, self.entries = {}, {}
 end
 
--- Raises all problems of a folder (or of what was asked of it) as one error; the first of them are shown.
+-- Raises all problems of a folder (or of what was asked of it) as one error; the first of them are
+-- shown.
 function M.refuse(where, what, problems)
   local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
   error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..." or ""), 0)
@@ -312,7 +316,8 @@ local function write(path, names, tensors, metadata, later)
   table.sort(keys)
   for i, k in ipairs(keys) do keys[i] = cjson.encode(k) .. ":" .. cjson.encode(metadata[k]) end
   if #keys > 0 then parts[1] = '"__metadata__":{' .. table.concat(keys, ",") .. "}" end
-  -- Wider types first, so that every tensor is aligned to its elements whatever the sizes before it.
+  -- Wider types first, so that every tensor is aligned to its elements whatever the sizes before
+  -- it.
   local order = {}
   for i, name in ipairs(names) do order[i] = { name = name, i = i, size = BYTES[NAME[tensors[name]:dtype()]] } end
   table.sort(order, function(a, b)
@@ -343,7 +348,8 @@ M.save = guarded(function(path, tensors, metadata, later)
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
--- Writes one file, or numbered shards and then the index: a folder without its index is not taken for a model. options.later: see save.
+-- Writes one file, or numbered shards and then the index: a folder without its index is not taken
+-- for a model. options.later: see save.
 M.save_folder = guarded(function(dir, tensors, options)
   options = options or {}
   local limit = options.max_shard_bytes or 5e9

@@ -1,20 +1,25 @@
--- torchfile.lua - tensors of a file that torch.save wrote (.pt, .pth), without running anything the file asks for.
+-- torchfile.lua - tensors of a file that torch.save wrote (.pt, .pth), without running anything the
+-- file asks for.
 --
 --   local tensors = torchfile.load(path)          {name -> tensor}
 --
--- File: a zip archive, entries stored as they are (torch uses zip64 records and pads each entry to 64 bytes):
+-- File: a zip archive, entries stored as they are (torch uses zip64 records and pads each entry to
+-- 64 bytes):
 --   NAME/data.pkl      a pickle, protocol 2 to 5, that describes containers and tensors
 --   NAME/data/KEY      the bytes of storage KEY; tensors are (storage, offset, shape, strides), counted in elements
 --   NAME/byteorder     "little"; files before torch 2.1 have none and are little endian too
--- What comes back: for a dict whose key 'model' holds a dict with tensors, that inner dict (what lies beside it, such as an
--- optimizer, is left out); else the whole. Inside, dicts and lists are walked and keys joined with '.' (list places from
--- 0); what is no tensor is dropped. float32, bfloat16, int32 and uint8 stay; float16 and float64 become f32, int64 i32 where every value
--- fits, bool u8. Views and transposed tensors come back row-major, each with its own memory: two names of one
--- storage are two tensors here. Memory belongs to the open step, if any; the caller frees.
+-- What comes back: for a dict whose key 'model' holds a dict with tensors, that inner dict (what
+-- lies beside it, such as an optimizer, is left out); else the whole. Inside, dicts and lists are
+-- walked and keys joined with '.' (list places from 0); what is no tensor is dropped. float32,
+-- bfloat16, int32 and uint8 stay; float16 and float64 become f32, int64 i32 where every value fits,
+-- bool u8. Views and transposed tensors come back row-major, each with its own memory: two names of
+-- one storage are two tensors here. Memory belongs to the open step, if any; the caller frees.
 --
--- What data.pkl says is read by pickle.lua, which runs nothing. All counts and offsets are checked against the file's size, and the tensors
--- together may be 8 times as large as the file (half precision doubles, views repeat), so that a small file cannot ask for much.
--- Leaves out: writing, mapping (bytes are read straight into the tensors), the format before torch 1.6, TorchScript.
+-- What data.pkl says is read by pickle.lua, which runs nothing. All counts and offsets are checked
+-- against the file's size, and the tensors together may be 8 times as large as the file (half
+-- precision doubles, views repeat), so that a small file cannot ask for much.
+-- Leaves out: writing, mapping (bytes are read straight into the tensors), the format before torch
+-- 1.6, TorchScript.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -159,7 +164,8 @@ local function entries_of(a)
 end
 
 -- ---- the tensors ----
--- Adds numel, begin (byte of the file), contiguous to an entry {name, tensor} after checking it against its storage.
+-- Adds numel, begin (byte of the file), contiguous to an entry {name, tensor} after checking it
+-- against its storage.
 local function place(a, entries, prefix, e)
   local t, name = e.tensor, shown(e.name)
   local dtype, storage = DTYPE[t.dtype], t.storage
@@ -252,7 +258,8 @@ local function scratch(a, e, bytes, f)
   if not ok then error(why, 0) end
 end
 
--- Reads the tensors of one storage into `tensors`. It is read once as a whole if one of them is strided.
+-- Reads the tensors of one storage into `tensors`. It is read once as a whole if one of them is
+-- strided.
 local function read_storage(a, group, tensors)
   local function each(e, bytes)
     local t = new(a, e, { unpack(e.tensor.shape, 1, e.tensor.shape.n) }, e.out)

@@ -10,13 +10,15 @@
 --     vocab = {token -> id}    the same, inverted
 --     merges = {{left, right}} in rank order
 --     special = {name -> id} } Qwen's 22 added tokens, from id #tokens on
--- The byte alphabet is GPT-2's: printable bytes stand for themselves, the other 68 for U+0100 and up.
+-- The byte alphabet is GPT-2's: printable bytes stand for themselves, the other 68 for U+0100 and
+-- up.
 --
--- The pre-tokenizer here is written by hand for ASCII and agrees there with the pattern that goes into
--- tokenizer.json: that is enough, because the texts it trains on are ASCII. Other bytes are refused. Any text can be
--- encoded afterwards, byte by byte where nothing was learnt.
+-- The pre-tokenizer here is written by hand for ASCII and agrees there with the pattern that goes
+-- into tokenizer.json: that is enough, because the texts it trains on are ASCII. Other bytes are
+-- refused. Any text can be encoded afterwards, byte by byte where nothing was learnt.
 --
--- Leaves out: encoding at run time (tokenizer.lua), training on large corpora (pairs are recounted at each merge).
+-- Leaves out: encoding at run time (tokenizer.lua), training on large corpora (pairs are recounted
+-- at each merge).
 
 local M = {}
 
@@ -76,7 +78,8 @@ end
 
 local CHAR, ORDER = byte_alphabet()
 
--- Ends of the pieces that start at i, one per alternative of the pattern; the first that matches wins.
+-- Ends of the pieces that start at i, one per alternative of the pattern; the first that matches
+-- wins.
 local PIECES = {
   function(s, i) -- contraction
     if byte(s, i) ~= 39 then return nil end
@@ -141,7 +144,8 @@ local function join(units, a, b)
   for k = n + 1, len do units[k] = nil end
 end
 
--- Most frequent pair; ties go to the pair that sorts first, so the result does not depend on table order.
+-- Most frequent pair; ties go to the pair that sorts first, so the result does not depend on table
+-- order.
 local function best_pair(words)
   local counts = {}
   for _, w in ipairs(words) do
@@ -159,8 +163,8 @@ local function best_pair(words)
   return best:match("^(.-)\n(.*)$")
 end
 
--- texts: list of ASCII strings (repeat one to weigh it); merges: the most to learn. Learns fewer when every piece of
--- the texts has become one token.
+-- texts: list of ASCII strings (repeat one to weigh it); merges: the most to learn. Learns fewer
+-- when every piece of the texts has become one token.
 function M.train(texts, merges)
   local words, seen = {}, {}
   for _, text in ipairs(texts) do
@@ -206,8 +210,8 @@ function M.encode(model, text)
   return ids
 end
 
--- What the embedded checkpoint reads and writes: prompts, reasoning and answers of n pictures at each level, with the
--- chat template's own words.
+-- What the embedded checkpoint reads and writes: prompts, reasoning and answers of n pictures at
+-- each level, with the chat template's own words.
 function M.corpus(n)
   local refshapes = require "segzero.data.refshapes"
   local prompt = require "segzero.data.prompt"

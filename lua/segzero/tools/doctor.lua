@@ -1,4 +1,5 @@
--- doctor.lua - `segzero doctor`: in words, what this machine has and what will be used. Changes nothing.
+-- doctor.lua - `segzero doctor`: in words, what this machine has and what will be used. Changes
+-- nothing.
 --
 -- Leaves out: checks of models and data; benchmarks.
 

@@ -1,4 +1,5 @@
--- draw.lua - boxes, points and words on picture objects (segzero.image), and sheets of pictures that explain themselves.
+-- draw.lua - boxes, points and words on picture objects (segzero.image), and sheets of pictures
+-- that explain themselves.
 --
 --   local draw = require "segzero.tools.draw"
 --   draw.box(img, {x0, y0, x1, y1}, draw.RED)             inclusive corners, as Seg-Zero counts; parts outside are cut off
@@ -12,9 +13,11 @@
 --   local sheet = draw.sheet({{image =, truth = box, bbox = box, points =, truth_points =, label =, note =}, ...}, columns)
 --   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a model's answers
 --
--- Colours are {r, g, b}, 0 to 255. Lines are as thick as the picture asks for (draw.thickness) unless told. Everything
--- that makes a picture returns a new one, which the caller may free. Colours below are seen apart by the colour-blind too.
--- Leaves out: rotated text, characters outside ASCII, transparency other than of masks and the soft edge of discs.
+-- Colours are {r, g, b}, 0 to 255. Lines are as thick as the picture asks for (draw.thickness)
+-- unless told. Everything that makes a picture returns a new one, which the caller may free.
+-- Colours below are seen apart by the colour-blind too.
+-- Leaves out: rotated text, characters outside ASCII, transparency other than of masks and the soft
+-- edge of discs.
 
 local ffi = require "ffi"
 local image = require "segzero.formats.image"
@@ -77,8 +80,8 @@ local function frame(img, x0, y0, x1, y1, t, colour)
   M.fill(img, x1 - t + 1, y0, t, h, colour)
 end
 
--- The line lies centred on the box's outermost pixels, between two white hairlines that set it off from any ground (none
--- around a line of 1). Corners in the wrong order are taken as the same box.
+-- The line lies centred on the box's outermost pixels, between two white hairlines that set it off
+-- from any ground (none around a line of 1). Corners in the wrong order are taken as the same box.
 function M.box(img, box, colour, thickness)
   local x0, y0, x1, y1 = four(box, 2)
   if x0 > x1 then x0, x1 = x1, x0 end
@@ -113,8 +116,9 @@ function M.answer(img, a)
   for _, p in ipairs(a.points or {}) do M.point(img, p, M.YELLOW) end
 end
 
--- Colours the pixels of img where mask is not 0, in place: alpha of the colour, and a darker line along the inside of the
--- mask's edge. A picture that is k times as large as the mask has each of the mask's pixels as k x k.
+-- Colours the pixels of img where mask is not 0, in place: alpha of the colour, and a darker line
+-- along the inside of the mask's edge. A picture that is k times as large as the mask has each of
+-- the mask's pixels as k x k.
 function M.mask(img, mask, colour, alpha)
   if not tensor.is_tensor(mask) or mask:dtype() ~= "u8" or #mask:shape() ~= 2 then error("draw.mask: a u8 tensor [h, w] is expected", 2) end
   local h, w = unpack(mask:shape())
@@ -163,8 +167,8 @@ function M.text(img, x, y, text, colour, scale)
   end
 end
 
--- The text in lines no wider than `width` pixels; the last of `most` lines ends in "..." when there is more. Words that are
--- too long stand alone.
+-- The text in lines no wider than `width` pixels; the last of `most` lines ends in "..." when there
+-- is more. Words that are too long stand alone.
 function M.wrap(text, width, scale, most)
   local lines, line = {}, ""
   for word in text:gmatch "%S+" do
@@ -218,7 +222,8 @@ function M.enlarge(img, k)
   return big
 end
 
--- Coordinates in an enlarged picture: a box keeps whole pixels inside, a point the middle of its pixel.
+-- Coordinates in an enlarged picture: a box keeps whole pixels inside, a point the middle of its
+-- pixel.
 function M.enlarge_box(b, k) return { b[1] * k, b[2] * k, b[3] * k + k - 1, b[4] * k + k - 1 } end
 function M.enlarge_point(p, k) return { p[1] * k + floor((k - 1) / 2), p[2] * k + floor((k - 1) / 2) } end
 
@@ -238,8 +243,9 @@ end
 
 local SMALL_SIDE, ENLARGED_SIDE = 200, 448       -- a picture with a side under the first is drawn about as large as the second
 
--- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the picture; opts.truth: a box, green.
--- With opts.mask the copy has the mask under the marks, and the plain picture is on its left. Small pictures are enlarged k times.
+-- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the picture;
+-- opts.truth: a box, green. With opts.mask the copy has the mask under the marks, and the plain
+-- picture is on its left. Small pictures are enlarged k times.
 function M.figure(img, found, opts)
   opts = opts or {}
   local k = min(img.width, img.height) < SMALL_SIDE and ceil(ENLARGED_SIDE / max(img.width, img.height)) or 1
@@ -262,9 +268,9 @@ function M.figure(img, found, opts)
   return both, k
 end
 
--- A picture about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a whole factor, large ones
--- resized. Truth box and points green, answered box red, its points yellow. The truth's line is thicker, so that it shows
--- under an answer that is right.
+-- A picture about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a
+-- whole factor, large ones resized. Truth box and points green, answered box red, its points
+-- yellow. The truth's line is thicker, so that it shows under an answer that is right.
 local function tile_picture(tile, side)
   local k = max(1, floor(side / tile.image.width + 0.5))
   local f = tile.image.width > 1.5 * side and side / tile.image.width or 1
@@ -282,7 +288,8 @@ end
 
 local GAP, PAD, LINE = 14, 10, 2 * (font.HEIGHT + 2)       -- between tiles; inside a tile; one line of text at scale 2
 
--- What the marks mean, up to the right edge; returns its width. masks: say what their colour means too.
+-- What the marks mean, up to the right edge; returns its width. masks: say what their colour means
+-- too.
 local function legend(img, y, masks)
   local entries = { { M.GREEN, "truth" }, { M.RED, "answer" }, masks and { M.CYAN, "mask", true } or nil }
   local width = -18
@@ -297,9 +304,10 @@ local function legend(img, y, masks)
   return width
 end
 
--- Tiles in rows of `columns` (default 4), each a white card: the picture with its marks, beneath it the label (up to two
--- lines) and the note (one line, grey). A tile needs an image; all else is optional. opts: side (about how wide a
--- picture is, 280), title, masks (the pictures have masks in them: the legend says so).
+-- Tiles in rows of `columns` (default 4), each a white card: the picture with its marks, beneath it
+-- the label (up to two lines) and the note (one line, grey). A tile needs an image; all else is
+-- optional. opts: side (about how wide a picture is, 280), title, masks (the pictures have masks in
+-- them: the legend says so).
 function M.sheet(tiles, columns, opts)
   opts = opts or {}
   if #tiles == 0 then error("draw.sheet: there is no tile", 2) end
@@ -345,9 +353,9 @@ function M.sheet(tiles, columns, opts)
   return sheet
 end
 
--- Writes a sheet of a data set's first rows with what a model answered. records as trainer:evaluate gives them: {{index =,
--- problem =, solution =, text =, reward =}, ...}. opts: count (12), columns (4), side, title (the set's name),
--- masks (as in sheet).
+-- Writes a sheet of a data set's first rows with what a model answered. records as trainer:evaluate
+-- gives them: {{index =, problem =, solution =, text =, reward =}, ...}. opts: count (12), columns
+-- (4), side, title (the set's name), masks (as in sheet).
 function M.predictions(path, set, records, opts)
   opts = opts or {}
   local tiles = {}

@@ -1,10 +1,11 @@
--- font.lua - the letters that draw.lua writes with: 5 dots wide, 7 above the base line and 2 below, printable ASCII.
+-- font.lua - the letters that draw.lua writes with: 5 dots wide, 7 above the base line and 2 below,
+-- printable ASCII.
 --
 --   local g = font.glyph("A")      {width = 1..5, rows = {[1..9] = a string of "#" and "."}}
 --   font.HEIGHT                    9
 --
--- Every letter is drawn below as it looks. Widths are those of the dots, so that "i" is narrow; a blank is 3. A character
--- outside printable ASCII (one whole UTF-8 sequence) is a hollow box.
+-- Every letter is drawn below as it looks. Widths are those of the dots, so that "i" is narrow; a
+-- blank is 3. A character outside printable ASCII (one whole UTF-8 sequence) is a hollow box.
 
 local M = {}
 

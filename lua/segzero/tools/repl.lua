@@ -6,10 +6,11 @@
 --   ...>   print(i)
 --   ...> end
 --
--- Each entry is a main chunk of its own, so a `local` ends with it. Lines are read with readline, else libedit, else
--- io.read; history is kept in ~/.segzero_history. What is typed is never JIT-compiled: debug hooks do not fire in
--- compiled loops, so Ctrl-C could not stop `while true do end`. Functions from files are compiled as usual.
--- The text of vl:generate appears as it is made (one answer; not with an on_text of its own, or on_text = false).
+-- Each entry is a main chunk of its own, so a `local` ends with it. Lines are read with readline,
+-- else libedit, else io.read; history is kept in ~/.segzero_history. What is typed is never
+-- JIT-compiled: debug hooks do not fire in compiled loops, so Ctrl-C could not stop `while true do
+-- end`. Functions from files are compiled as usual. The text of vl:generate appears as it is made
+-- (one answer; not with an on_text of its own, or on_text = false).
 -- Left out: completion, multi-line editing, per-project history.
 
 local host = require "segzero.host"
@@ -36,7 +37,7 @@ Type Lua. An expression prints its value; `_` is the last value. Unfinished inpu
   help                    this text
 Ctrl-C stops what runs or drops the line; Ctrl-D on an empty line leaves.]]
 
--- ---- printing --------------------------------------------------------------------------------------------------
+-- ---- printing -----------------------------------------------------------------------------------
 
 local function is_name(s)
   return s:match("^[%a_][%w_]*$") ~= nil
@@ -59,7 +60,8 @@ local function show_inner(v)
   return tostring(v)
 end
 
--- One value as text: strings as they are, tables one level deep, anything with __tostring through it.
+-- One value as text: strings as they are, tables one level deep, anything with __tostring through
+-- it.
 function M.show(v)
   if type(v) ~= "table" or (getmetatable(v) or {}).__tostring then
     return tostring(v)
@@ -97,8 +99,8 @@ function M.show(v)
   return "{\n  " .. concat(lines, "\n  ") .. "\n  " .. line .. "\n}"
 end
 
--- The message and the innermost frames: without those of error() itself, of the strict table, and of the REPL below
--- the typed chunk. An error in the typed line itself needs no frames.
+-- The message and the innermost frames: without those of error() itself, of the strict table, and
+-- of the REPL below the typed chunk. An error in the typed line itself needs no frames.
 local function short_error(text)
   local message, trace = tostring(text):match("^(.-)\nstack traceback:\n(.*)$")
   if not message then return tostring(text) end
@@ -115,8 +117,9 @@ local function short_error(text)
   return message .. "\n" .. concat(frames, "\n", 1, math.min(#frames, TRACE_LINES)) .. more
 end
 
--- ---- reading lines -----------------------------------------------------------------------------------------------
--- A reader is a function(prompt) -> line, nil at the end of input, or false when Ctrl-C dropped the line.
+-- ---- reading lines ------------------------------------------------------------------------------
+-- A reader is a function(prompt) -> line, nil at the end of input, or false when Ctrl-C dropped the
+-- line.
 
 local function plain_reader(prompt)
   io.write(prompt)
@@ -153,8 +156,8 @@ local function try(lib, name, ...)
   return pcall(function(...) return lib[name](...) end, ...)
 end
 
--- The callback interface of readline with our own poll(), so that Ctrl-C returns here: readline() itself would go on
--- waiting after the signal. Returns nil when there is no such library.
+-- The callback interface of readline with our own poll(), so that Ctrl-C returns here: readline()
+-- itself would go on waiting after the signal. Returns nil when there is no such library.
 local function line_reader(history)
   local has_ffi, ffi = pcall(require, "ffi")
   if not has_ffi then return nil end
@@ -225,7 +228,7 @@ local function history_file()
   return path
 end
 
--- ---- the loop ------------------------------------------------------------------------------------------------------
+-- ---- the loop -----------------------------------------------------------------------------------
 
 -- Compiles what was typed so far: a chunk; or nil, nil when it is unfinished; or nil, message.
 local function compile(text)
@@ -239,7 +242,8 @@ local function compile(text)
   return nil, err
 end
 
--- One entry: a line and as many more as it takes. Returns a chunk; nil at the end of input; false for nothing to run.
+-- One entry: a line and as many more as it takes. Returns a chunk; nil at the end of input; false
+-- for nothing to run.
 local function read_chunk(read, out)
   local text = read(PROMPT)
   if not text then return text end
@@ -290,8 +294,8 @@ local function run_chunk(chunk, out)
   out(concat(shown, "\t"))
 end
 
--- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text); write, the same without a
--- newline, for answers as they are made; quiet, no banner.
+-- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text);
+-- write, the same without a newline, for answers as they are made; quiet, no banner.
 function M.run(opts)
   opts = opts or {}
   local out = opts.print or function(text) io.write(text, "\n") end

@@ -1,12 +1,14 @@
--- Exact Euclidean distance transform of a small mask, and the two points that Seg-Zero's answers carry:
--- the centres of the two largest inscribed circles.
+-- Exact Euclidean distance transform of a small mask, and the two points that Seg-Zero's answers
+-- carry: the centres of the two largest inscribed circles.
 --
--- A mask comes as row runs: object o covers pixels runs[2*i] .. runs[2*i+1] (absolute x, both included) of row
--- o.bbox[2] + i; an empty run has its end before its start. Everything outside the runs is background, so
--- distances are to the nearest pixel centre that is not in the object. Squared distances are exact integers.
+-- A mask comes as row runs: object o covers pixels runs[2*i] .. runs[2*i+1] (absolute x, both
+-- included) of row o.bbox[2] + i; an empty run has its end before its start. Everything outside the
+-- runs is background, so distances are to the nearest pixel centre that is not in the object.
+-- Squared distances are exact integers.
 --
--- Method: column distances first, then the lower envelope of parabolas along each row (Meijster, Roerdink,
--- Hesselink 2000), linear in the box's area. Scratch arrays are reused; not for several OS threads in one state.
+-- Method: column distances first, then the lower envelope of parabolas along each row (Meijster,
+-- Roerdink, Hesselink 2000), linear in the box's area. Scratch arrays are reused; not for several
+-- OS threads in one state.
 
 local ffi = require "ffi"
 
@@ -84,8 +86,8 @@ local function transform(w, h)
   end
 end
 
--- Largest squared distance and the pixel that has it. Ties: nearest to (mx, my), then scan order; without
--- (mx, my) scan order alone, that is topmost, then leftmost.
+-- Largest squared distance and the pixel that has it. Ties: nearest to (mx, my), then scan order;
+-- without (mx, my) scan order alone, that is topmost, then leftmost.
 local function peak(w, h, mx, my)
   local best, bx, by, near = 0, -1, -1, 0
   for y = 1, h - 2 do
@@ -121,8 +123,9 @@ local function load(bbox, runs)
   return w, h, sx / n, sy / n
 end
 
--- Two points {x, y} in picture pixels for the object with this bbox and these runs. The second is found the same
--- way after the first circle's pixels are taken away; it is the first again when nothing is left.
+-- Two points {x, y} in picture pixels for the object with this bbox and these runs. The second is
+-- found the same way after the first circle's pixels are taken away; it is the first again when
+-- nothing is left.
 function M.two_circles(bbox, runs)
   local w, h, mx, my = load(bbox, runs)
   transform(w, h)

@@ -1,8 +1,9 @@
--- RefShapes: pictures of coloured shapes with sentences that each mean one of them, made from a number.
+-- RefShapes: pictures of coloured shapes with sentences that each mean one of them, made from a
+-- number.
 --
--- A sample depends on (seed, split, index, size, level, background, ...) alone: no files, no order of calls, no
--- machine. The same (seed, split, index, level) is the same scene at every size. "train" and "heldout" never share
--- a scene (see refshapes/scene.lua).
+-- A sample depends on (seed, split, index, size, level, background, ...) alone: no files, no order
+-- of calls, no machine. The same (seed, split, index, level) is the same scene at every size.
+-- "train" and "heldout" never share a scene (see refshapes/scene.lua).
 --
 --   local refshapes = require "segzero.data.refshapes"
 --   local s = refshapes.sample { seed = 42, index = 0, split = "train", size = 168 }
@@ -11,11 +12,12 @@
 --   s.questions[k]                      { problem=, target=, bbox=, points={p1,p2}, solution=, think=, answer=, mask= }
 --   local m = s.questions[1].mask()     uint8_t [h][w] of 0 and 1, a new one at each call
 --
--- Boxes are {left, top, right, bottom} in pixels with inclusive maxima; points are {x, y}: the centres of the two
--- largest inscribed circles (see refshapes/distance.lua). `solution` is Seg-Zero's ground-truth string, `answer` the
--- JSON a model should write.
+-- Boxes are {left, top, right, bottom} in pixels with inclusive maxima; points are {x, y}: the
+-- centres of the two largest inscribed circles (see refshapes/distance.lua). `solution` is
+-- Seg-Zero's ground-truth string, `answer` the JSON a model should write.
 --
--- Leaves out: writing pictures (write_dataset is handed a function for it), several objects in one answer.
+-- Leaves out: writing pictures (write_dataset is handed a function for it), several objects in one
+-- answer.
 
 local ffi = require "ffi"
 local files = require "segzero.core.files"
@@ -116,8 +118,9 @@ local function complete(q, objects, size)
   }
 end
 
--- opts: seed, index, split, size (multiple of 28 from 84 to 840), level (1 one large object, 2 two or three told
--- apart by attributes, 3 all), questions (at most that many), background ("gradient" or "plain").
+-- opts: seed, index, split, size (multiple of 28 from 84 to 840), level (1 one large object, 2 two
+-- or three told apart by attributes, 3 all), questions (at most that many), background ("gradient"
+-- or "plain").
 function M.sample(opts)
   local o = read_options(opts or {})
   local size = o.size
@@ -143,8 +146,9 @@ end
 -- Writes a data set in Seg-Zero's columns and returns its number of rows:
 --   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height, img_width; a row a question
 --   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
--- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions (default 1),
--- background. save_png(path, w, h, channels, pixels) writes one picture and raises when it cannot.
+-- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions
+-- (default 1), background. save_png(path, w, h, channels, pixels) writes one picture and raises
+-- when it cannot.
 function M.write_dataset(dir, opts, save_png)
   if type(save_png) ~= "function" then error("refshapes: write_dataset needs a save_png function", 2) end
   local json = require "cjson"

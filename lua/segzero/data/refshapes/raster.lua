@@ -1,8 +1,9 @@
 -- Pixels of a RefShapes picture: background, anti-aliased shapes, and masks as row runs.
 --
--- Picture: uint8_t [h][w][3]. A shape's mask is the pixels whose centre lies in it; it is kept as runs
--- (int32_t [rows][2], see distance.lua) from which the tight box [left, top, right, bottom], inclusive, follows.
--- Edges are blended by coverage: 8 sub-rows a pixel, exact along x. Only a shape's own box is touched.
+-- Picture: uint8_t [h][w][3]. A shape's mask is the pixels whose centre lies in it; it is kept as
+-- runs (int32_t [rows][2], see distance.lua) from which the tight box [left, top, right, bottom],
+-- inclusive, follows. Edges are blended by coverage: 8 sub-rows a pixel, exact along x. Only a
+-- shape's own box is touched.
 --
 -- Leaves out: shadows, textures, anything that needs a second pass.
 
@@ -22,8 +23,10 @@ local NOISE_SHIFT = 16 -- colours are 16.16 fixed point while noise is added
 local cover = ffi.new("double[?]", 844)
 local column = ffi.new("int32_t[?]", 844)
 
--- Soft two-axis gradient around a muted base: lighter to the right, cooler at the top and warmer at the bottom, by amounts
--- that vary a little, so a patch's colour hints at its place as daylight does in photographs; then noise of about +-4 levels. "plain" is the base alone. Values stay within 15..215, so nothing is clamped.
+-- Soft two-axis gradient around a muted base: lighter to the right, cooler at the top and warmer at
+-- the bottom, by amounts that vary a little, so a patch's colour hints at its place as daylight
+-- does in photographs; then noise of about +-4 levels. "plain" is the base alone. Values stay
+-- within 15..215, so nothing is clamped.
 function M.background(rgb, w, h, r, style)
   local base = r:int(100, 130)
   local cr, cg, cb = base + r:int(-6, 6), base + r:int(-6, 6), base + r:int(-6, 6)
@@ -81,8 +84,8 @@ function M.runs(o, px)
   return runs, { x0, y0, x1, y0 + n - 1 }
 end
 
--- Draws o in colour {r, g, b}, a little lighter at its top than at its bottom; state goes on with the noise (nil:
--- none). Returns the noise state.
+-- Draws o in colour {r, g, b}, a little lighter at its top than at its bottom; state goes on with
+-- the noise (nil: none). Returns the noise state.
 function M.draw(rgb, px, o, colour, state)
   local k = px / scene.UNIT
   local code, down = o.code, o.down

@@ -1,13 +1,14 @@
 -- What stands where in a RefShapes picture: kinds, colours, sizes and places, before any pixel.
 --
--- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split, index) shows
--- the same scene at every picture size. An object is a table
+-- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split,
+-- index) shows the same scene at every picture size. An object is a table
 --   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=, hw=, hh= (half extents of its box),
 --     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }   all in units
 -- Boxes of objects are disjoint with a gap of GAP units.
 --
--- The splits are disjoint by construction: a scene belongs to the held-out split exactly when a hash of its whole
--- layout falls in one class of 8, and each split draws until it meets a scene of its own.
+-- The splits are disjoint by construction: a scene belongs to the held-out split exactly when a
+-- hash of its whole layout falls in one class of 8, and each split draws until it meets a scene of
+-- its own.
 --
 -- Leaves out: rotation, overlap.
 
@@ -157,7 +158,8 @@ local function has_unique(objects)
   return false
 end
 
--- Largest first: the large ones are the hard ones to place. Equal areas keep a fixed order by the other fields.
+-- Largest first: the large ones are the hard ones to place. Equal areas keep a fixed order by the
+-- other fields.
 local function by_size(a, b)
   if a.area ~= b.area then return a.area > b.area end
   if a.code ~= b.code then return a.code < b.code end
@@ -194,8 +196,9 @@ function M.draw(r, split, level)
   end
 end
 
--- Half the width of object o at height dy from its centre, in units that scale with o; below 0 outside. Every
--- kind is symmetric left to right and crosses each row once, so this is all that drawing needs.
+-- Half the width of object o at height dy from its centre, in units that scale with o; below 0
+-- outside. Every kind is symmetric left to right and crosses each row once, so this is all that
+-- drawing needs.
 function M.half_width(code, hw, hh, arm, down, dy)
   if dy < -hh or dy > hh then return -1 end
   if code == 1 then

@@ -1,15 +1,18 @@
--- Referring sentences for a RefShapes scene, each true of exactly one object, and the short reasoning that goes
--- with each.
+-- Referring sentences for a RefShapes scene, each true of exactly one object, and the short
+-- reasoning that goes with each.
 --
--- A noun phrase is {size=, colour=, kind=} with any field absent; no kind reads "shape". An expression is
+-- A noun phrase is {size=, colour=, kind=} with any field absent; no kind reads "shape". An
+-- expression is
 --   { type="attribute", np= }                        the small red circle
 --   { type="relation", np=, rel=, anchor=np }        the red circle left of the blue square
 --   { type="superlative", word=, np= }               the leftmost circle
 --   { type="odd", word= }                            the odd one out
--- evaluate() looks at every object and answers with the one it means, or nil when there is none, more than one,
--- or a case too close to call: relations and superlatives have a band around equality in which nobody is asked.
+-- evaluate() looks at every object and answers with the one it means, or nil when there is none,
+-- more than one, or a case too close to call: relations and superlatives have a band around
+-- equality in which nobody is asked.
 --
--- Texts are lower-case ASCII without a final period. Reasoning has no '<', '{' or '}', which answers are parsed by.
+-- Texts are lower-case ASCII without a final period. Reasoning has no '<', '{' or '}', which
+-- answers are parsed by.
 
 local M = {}
 
@@ -125,8 +128,8 @@ local function evaluate_odd(objects)
   return found, why, common
 end
 
--- Index of the one object that e means, or nil. A relation also gives its anchor's index; an odd one out also
--- gives the attribute and the value the others share.
+-- Index of the one object that e means, or nil. A relation also gives its anchor's index; an odd
+-- one out also gives the attribute and the value the others share.
 function M.evaluate(e, objects)
   if e.type == "attribute" then
     local n, i = count(e.np, objects)
@@ -177,7 +180,8 @@ local function crowd(np, n)
   return "There are " .. NUMBER[n] .. " " .. text
 end
 
--- Reasoning for e, whose target is objects[t]: 8 to 22 words, a few templates, the target's place at the end.
+-- Reasoning for e, whose target is objects[t]: 8 to 22 words, a few templates, the target's place
+-- at the end.
 function M.think(e, objects, t, r)
   local o = objects[t]
   local at = where(o)
@@ -237,7 +241,8 @@ local function draw_type(level, objects, r, has_odd)
   return (u < 0.82 and #objects > 1) and "relation" or "superlative"
 end
 
--- An expression of that type that may or may not hold; for a relation and an attribute, objects[t] fits it.
+-- An expression of that type that may or may not hold; for a relation and an attribute, objects[t]
+-- fits it.
 local function propose(kind, level, objects, t, r)
   local o = objects[t]
   if kind == "odd" then return { type = "odd", word = r:int(1, #ODD) } end
@@ -270,8 +275,8 @@ local function describe_any(objects, said)
   end
 end
 
--- Up to n different expressions about the scene, list of {expr=, text=, target=, think=}. Objects not yet asked
--- for are preferred. Fewer come back when the scene has no more to say.
+-- Up to n different expressions about the scene, list of {expr=, text=, target=, think=}. Objects
+-- not yet asked for are preferred. Fewer come back when the scene has no more to say.
 function M.compose(objects, n, level, r)
   local out, said, asked = {}, {}, {}
   local has_odd = level == 3 and evaluate_odd(objects)
