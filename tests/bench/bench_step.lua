@@ -49,23 +49,33 @@ local bench = require "tests.bench.bench_work"
 
 local C = core.C
 
-local opts = bench.options({ model = core.root .. "/tests/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000, picture = 840,
-  dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true", device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },
-  { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, picture = true, dtype = true, recompute = true, threads = true,
-    clock = true, sweep = true, save = true, save_weights = true, device = true, side = true, warm = true })
+local opts = bench.options({ model = core.root
+  .. "/tests/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000,
+  picture = 840,
+  dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true",
+    device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },
+  { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, picture = true,
+    dtype = true, recompute = true, threads = true,
+    clock = true, sweep = true, save = true, save_weights = true, device = true, side = true,
+      warm = true })
 for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "picture", "warm" } do
   opts[key] = tonumber(opts[key]) or error(("bench_step: %s is not a number"):format(key), 0)
 end
-if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then error("bench_step: sweep is n or prompt", 0) end
+if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then
+  error("bench_step: sweep is n or prompt", 0)
+end
 if opts.sweep and opts.save then error("bench_step: save= is of one step, not of a sweep", 0) end
 local now = bench.clock(opts)
 local causal_pairs = bench.causal_pairs
 
 local on_device = opts.device ~= "cpu"
-local json = bench.config(opts.model) or error(("bench_step: model=%s is neither a .json nor a released size"):format(opts.model), 0)
+local json = bench.config(opts.model)
+  or error(("bench_step: model=%s is neither a .json nor a released size"):format(opts.model), 0)
 local made_at = now()
-local policy = model.random(json, { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device })
-local reference = model.random(json, { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device })
+local policy = model.random(json,
+  { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device })
+local reference = model.random(json,
+  { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device })
 made_at = now() - made_at
 local counts = bench.counts(policy)
 local parameters = 0
@@ -82,7 +92,9 @@ local picture_tokens = (side / policy.config.v_merge) ^ 2
 local prompt_tokens
 
 local function rows_with(length)
-  if length < BEFORE + picture_tokens + 3 then error(("bench_step: prompt_tokens below %d"):format(BEFORE + picture_tokens + 3), 0) end
+  if length < BEFORE + picture_tokens + 3 then
+    error(("bench_step: prompt_tokens below %d"):format(BEFORE + picture_tokens + 3), 0)
+  end
   prompt_tokens = length
 end
 rows_with(opts.prompt_tokens)
@@ -94,7 +106,8 @@ local drawn = {}
 function policy.process(vl, messages)
   local number = tonumber(messages[#messages].content[2].text)
   local place = number % opts.prompts
-  local input = bench.input(vl, { picture = { opts.picture, opts.picture }, before = BEFORE, after = prompt_tokens - picture_tokens - BEFORE - 2,
+  local input = bench.input(vl, { picture = { opts.picture, opts.picture }, before = BEFORE,
+    after = prompt_tokens - picture_tokens - BEFORE - 2,
     seed = number, pixels = drawn[place] })
   drawn[place] = drawn[place] or input.pixel_values:clone()
   return input
@@ -105,7 +118,9 @@ function policy.processor() return {} end       -- no pictures are read: nothing
 
 local rows = { name = "random" }
 function rows.count() return 100000 end
-function rows.row(_, i) return { id = i, index = i, problem = tostring(i), solution = "", image = image.new(28, 28) } end
+function rows.row(_, i)
+  return { id = i, index = i, problem = tostring(i), solution = "", image = image.new(28, 28) }
+end
 
 -- Without a tokenizer an answer has no text: rewards that differ within a group are all that is
 -- needed.
@@ -115,12 +130,16 @@ local function reward(_, _, row)
 end
 
 -- ---- the trainer, and a clock around its methods ----
-local settings = { "data.shuffle=false", "data.rollout_batch_size=" .. opts.prompts, "data.max_response_length=" .. opts.tokens,
-  "data.max_prompt_length=1000000", "worker.actor.global_batch_size=" .. opts.prompts, "worker.rollout.n=" .. opts.n,
-  "worker.actor.model.dtype=" .. opts.dtype, "worker.actor.model.enable_gradient_checkpointing=" .. opts.recompute,
+local settings = { "data.shuffle=false", "data.rollout_batch_size="
+  .. opts.prompts, "data.max_response_length=" .. opts.tokens,
+  "data.max_prompt_length=1000000", "worker.actor.global_batch_size="
+    .. opts.prompts, "worker.rollout.n=" .. opts.n,
+  "worker.actor.model.dtype=" .. opts.dtype, "worker.actor.model.enable_gradient_checkpointing="
+    .. opts.recompute,
   "worker.actor.max_tokens_per_micro_batch=" .. opts.prompt_tokens + opts.n * opts.tokens }
 for _, word in ipairs(opts.settings) do settings[#settings + 1] = word end
-local t = trainer.new { config = recipe.schema:read(settings), policy = policy, reference = reference,
+local t = trainer.new { config = recipe.schema:read(settings), policy = policy,
+  reference = reference,
   reward = reward, train = rows, prompt = function(problem) return problem end }
 t.total_steps = 0               -- none follows: nothing is prepared for the next one
 
@@ -154,8 +173,11 @@ function writer.inputs(groups)
   saved = { groups = {}, settings = t.config, dtype = opts.dtype, threads = tonumber(opts.threads) }
   for i, g in ipairs(groups) do
     local answers = {}
-    for k, a in ipairs(g.samples) do answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage } end
-    saved.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw, answers = answers }
+    for k, a in ipairs(g.samples) do
+      answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage }
+    end
+    saved.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw,
+      answers = answers }
     pixels["pixels." .. i - 1] = g.input.pixel_values
   end
   safetensors.save(opts.save .. "/pixels.safetensors", pixels)
@@ -217,8 +239,10 @@ local function operations(prompts, n, tokens)
   local vision = counts.vision(side, side)
   local made = n * (tokens - 1)
   local pairs_made = n * causal_pairs(tokens - 1, prompt_tokens)
-  local pass = vision + counts.text(prompt_tokens + made, causal_pairs(prompt_tokens, 0) + pairs_made, n * tokens)
-  local sampling = vision + counts.text(prompt_tokens, causal_pairs(prompt_tokens, 0), 1) + counts.text(made, pairs_made, made)
+  local pass = vision + counts.text(prompt_tokens + made,
+    causal_pairs(prompt_tokens, 0) + pairs_made, n * tokens)
+  local sampling = vision + counts.text(prompt_tokens, causal_pairs(prompt_tokens, 0),
+    1) + counts.text(made, pairs_made, made)
   return { sampling = prompts * sampling, reference = prompts * pass, update = 3 * prompts * pass }
 end
 
@@ -237,18 +261,25 @@ local function one_step()
   for _, phase in ipairs { "sampling", "reference", "update" } do
     local gflop = work[phase] / 1e9
     total = total + gflop
-    bench.emit(phase .. "_seconds", seconds[phase], "s", { limit = gflop / rate, lower = true, gflop = gflop })
-    if phase == "update" then bench.emit("update_rate", gflop / seconds.update, "GFLOP/s", { limit = rate }) end
+    bench.emit(phase .. "_seconds", seconds[phase], "s",
+      { limit = gflop / rate, lower = true, gflop = gflop })
+    if phase == "update" then
+      bench.emit("update_rate", gflop / seconds.update, "GFLOP/s", { limit = rate })
+    end
     if phase == "sampling" then bench.emit("old_seconds", 0, "s") end
   end
   -- The norm reads gradients; the update reads gradients, moments and masters, writes moments,
   -- masters and weights, clears gradients.
   local actor = t.config.worker.actor
-  local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype], tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
-  local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2 and actor.optim.master_weights and 8 + weight or 2 * weight))
-  bench.emit("optimizer_seconds", seconds.optimizer, "s", { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
+  local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype],
+    tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
+  local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2
+    and actor.optim.master_weights and 8 + weight or 2 * weight))
+  bench.emit("optimizer_seconds", seconds.optimizer, "s",
+    { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
   bench.emit("other_seconds", seconds.other, "s")
-  bench.emit("step_seconds", seconds.step, "s", { limit = total / rate, lower = true, gflop = total })
+  bench.emit("step_seconds", seconds.step, "s",
+    { limit = total / rate, lower = true, gflop = total })
   bench.emit("peak_bytes", peak, "bytes")
   if used then bench.emit("device_memory", used, "GiB", { limit = free }) end
   local names, phases = {}, stats.time or stats.seconds
@@ -256,7 +287,8 @@ local function one_step()
   table.sort(names)
   for _, name in ipairs(names) do bench.emit("table_" .. name, phases[name], "s") end
   if saved then
-    saved.stats, saved.seconds, saved.peak, saved.device = stats, seconds, used and used * 2 ^ 30 or peak, opts.device
+    saved.stats, saved.seconds, saved.peak, saved.device = stats, seconds, used and used * 2 ^ 30
+      or peak, opts.device
     files.write(opts.save .. "/step.json", cjson.encode(saved))
   end
 end
@@ -265,7 +297,9 @@ end
 -- Least squares y = a + b x; and the largest distance of a point from it, as part of the point.
 local function line(xs, ys)
   local n, sx, sy, sxx, sxy = #xs, 0, 0, 0, 0
-  for i = 1, n do sx, sy, sxx, sxy = sx + xs[i], sy + ys[i], sxx + xs[i] ^ 2, sxy + xs[i] * ys[i] end
+  for i = 1, n do
+    sx, sy, sxx, sxy = sx + xs[i], sy + ys[i], sxx + xs[i] ^ 2, sxy + xs[i] * ys[i]
+  end
   local b = (n * sxy - sx * sy) / (n * sxx - sx ^ 2)
   local a, worst = (sy - b * sx) / n, 0
   for i = 1, n do worst = math.max(worst, math.abs(a + b * xs[i] - ys[i]) / ys[i]) end
@@ -282,29 +316,34 @@ local function sweep(name, values, set, size, unit)
     set(v)
     local seconds = run_step()
     sizes[i] = size(v)
-    local parts = { ('{"name": "sweep_%s", "n": %d, "%s": %d'):format(name, t.options.rollout.n, unit, sizes[i]) }
+    local parts = { ('{"name": "sweep_%s", "n": %d, "%s": %d'):format(name, t.options.rollout.n,
+      unit, sizes[i]) }
     for _, phase in ipairs(SHOWN) do
       by_phase[phase][i] = seconds[phase]
       parts[#parts + 1] = ('"%s_seconds": %s'):format(phase, bench.rounded(seconds[phase]))
     end
-    parts[#parts + 1] = ('"step_ms_per_answer_token": %s'):format(bench.rounded(1e3 * seconds.step / (opts.prompts * t.options.rollout.n * opts.tokens)))
+    parts[#parts + 1] = ('"step_ms_per_answer_token": %s'):format(
+      bench.rounded(1e3 * seconds.step / (opts.prompts * t.options.rollout.n * opts.tokens)))
     print(table.concat(parts, ", ") .. "}")
     io.flush()
   end
   for _, phase in ipairs(SHOWN) do
     local a, b, worst = line(sizes, by_phase[phase])
-    print(('{"name": "line_%s", "phase": "%s", "seconds_at_0": %s, "ms_per_%s": %s, "largest_deviation": %.3f}'):format(name, phase,
+    print(
+      ('{"name": "line_%s", "phase": "%s", "seconds_at_0": %s, "ms_per_%s": %s, "largest_deviation": %.3f}'):format(name, phase,
       bench.rounded(a), unit:sub(1, -2), bench.rounded(1e3 * b), worst))
   end
   bench.emit("peak_bytes", tonumber(C.sz_peak_rss()), "bytes")
 end
 
 if opts.sweep == "n" then
-  sweep("n", { 2, 4, 8, 16, 32 }, function(n) t.options.rollout.n = n end, function(n) return opts.prompts * n * opts.tokens end, "answer_tokens")
+  sweep("n", { 2, 4, 8, 16, 32 }, function(n) t.options.rollout.n = n end,
+    function(n) return opts.prompts * n * opts.tokens end, "answer_tokens")
 elseif opts.sweep == "prompt" then
   local lengths = {}
   for i = 1, 4 do lengths[i] = i * opts.prompt_tokens end
-  sweep("prompt", lengths, rows_with, function(length) return opts.prompts * length end, "prompt_tokens")
+  sweep("prompt", lengths, rows_with, function(length) return opts.prompts * length end,
+    "prompt_tokens")
 else
   one_step()
 end

@@ -11,9 +11,12 @@
 
 local cjson = require "cjson"
 
-local SHOWN = { "^matmul_bf16$", "^prefill_seconds$", "^prefill_rate$", "^read_bandwidth$", "^decode_%d+$", "^vision_seconds$",
-  "^train_tokens_per_second$", "^train_rate$", "^models_seconds$", "^sampling_seconds$", "^old_seconds$", "^reference_seconds$", "^update_seconds$",
-  "^update_rate$", "^optimizer_seconds$", "^step_seconds$", "_encoder$", "_decoder$", "_decoder_8$", "_images$", "device_memory$" }
+local SHOWN = { "^matmul_bf16$", "^prefill_seconds$", "^prefill_rate$", "^read_bandwidth$",
+  "^decode_%d+$", "^vision_seconds$",
+  "^train_tokens_per_second$", "^train_rate$", "^models_seconds$", "^sampling_seconds$",
+    "^old_seconds$", "^reference_seconds$", "^update_seconds$",
+  "^update_rate$", "^optimizer_seconds$", "^step_seconds$", "_encoder$", "_decoder$", "_decoder_8$",
+    "_images$", "device_memory$" }
 
 local function shown(name)
   for _, pattern in ipairs(SHOWN) do
@@ -56,8 +59,12 @@ for _, word in ipairs(arg) do
     local value, theirs = mine.value, other.peer or other.value
     local unit = mine.unit or other.unit
     local better
-    if value and theirs and value > 0 and theirs > 0 then better = (unit == "s" or unit == "GiB") and theirs / value or value / theirs end
-    line(group .. " " .. name, text(value), unit, mine.ratio and ("%.1f%%"):format(100 * mine.ratio) or "-", text(theirs), better and ("%.2fx"):format(better) or "-")
+    if value and theirs and value > 0 and theirs > 0 then
+      better = (unit == "s" or unit == "GiB") and theirs / value or value / theirs
+    end
+    line(group .. " " .. name, text(value), unit, mine.ratio
+      and ("%.1f%%"):format(100 * mine.ratio) or "-", text(theirs), better
+      and ("%.2fx"):format(better) or "-")
   end
   if #order == 0 then line(group, "-", "", "-", "-", "no figures: see the stage") end
 end

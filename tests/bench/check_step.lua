@@ -45,8 +45,11 @@ function methods:update(groups, lr)
   local pixels = {}
   for i, g in ipairs(groups) do
     local answers = {}
-    for k, a in ipairs(g.samples) do answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage } end
-    case.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw, answers = answers }
+    for k, a in ipairs(g.samples) do
+      answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage }
+    end
+    case.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw,
+      answers = answers }
     pixels["pixels." .. i - 1] = g.input.pixel_values
   end
   sz.safetensors.save(output .. "/pixels.safetensors", pixels)
@@ -77,6 +80,7 @@ local function letters(text)
   return sum % 11
 end
 
-recipe.run({ "trainer.max_steps=1", "trainer.save_freq=-1", "trainer.val_before_train=false", "data.train_files=refshapes", "data.val_files=None",
+recipe.run({ "trainer.max_steps=1", "trainer.save_freq=-1", "trainer.val_before_train=false",
+  "data.train_files=refshapes", "data.val_files=None",
   "trainer.save_checkpoint_path=" .. output .. "/run", unpack(arg, 2) }, { reward = letters })
 print(("peak %s"):format(plan.gib(tonumber(C.sz_peak_rss()))))

@@ -64,7 +64,9 @@ end
 local function report(place, name, detail)
   failed = failed + 1
   reported = reported + 1
-  if reported == REPORTED + 1 then io.write("(further failures of this case are counted, not printed)\n") end
+  if reported == REPORTED + 1 then
+    io.write("(further failures of this case are counted, not printed)\n")
+  end
   if reported > REPORTED then return end
   local parts = { "failed", place }
   if current then parts[#parts + 1] = current end
@@ -184,7 +186,9 @@ function M.case(name, f)
   if type(name) ~= "string" or type(f) ~= "function" then
     error("check.case wants a name and a function, got " .. type(name) .. " and " .. type(f), 2)
   end
-  if current then error("case '" .. name .. "' is inside case '" .. current .. "': cases do not nest", 2) end
+  if current then
+    error("case '" .. name .. "' is inside case '" .. current .. "': cases do not nest", 2)
+  end
   if seen[name] then error("there are two cases '" .. name .. "'", 2) end
   seen[name] = true
   if filter and not name:find(filter, 1, true) then return false end

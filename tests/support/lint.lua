@@ -155,7 +155,8 @@ end
 -- ---- line lengths ----
 
 local GROUPS = {
-  c = "C", h = "C", def = "C", cu = "CUDA", cuh = "CUDA", cc = "CUDA", lua = "Lua", py = "Python", sh = "shell",
+  c = "C", h = "C", def = "C", cu = "CUDA", cuh = "CUDA", cc = "CUDA", lua = "Lua", py = "Python",
+    sh = "shell",
 }
 local counts = {}       -- language -> { lines, long, an example }
 

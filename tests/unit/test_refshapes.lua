@@ -19,7 +19,8 @@ local function hash_bytes(p, n)
   local h = bit.tobit(0x811c9dc5)
   for i = 0, n - 1 do
     h = bit.bxor(h, p[i])
-    h = bit.tobit(h + bit.lshift(h, 1) + bit.lshift(h, 4) + bit.lshift(h, 7) + bit.lshift(h, 8) + bit.lshift(h, 24))
+    h = bit.tobit(h + bit.lshift(h, 1) + bit.lshift(h, 4) + bit.lshift(h, 7) + bit.lshift(h,
+      8) + bit.lshift(h, 24))
   end
   return bit.tohex(h)
 end
@@ -27,9 +28,12 @@ end
 -- Pixels and questions of a sample in one word.
 local function fingerprint(s)
   local text = {}
-  for i, q in ipairs(s.questions) do text[i] = q.problem .. "|" .. q.solution .. "|" .. q.think .. "|" .. q.answer end
+  for i, q in ipairs(s.questions) do
+    text[i] = q.problem .. "|" .. q.solution .. "|" .. q.think .. "|" .. q.answer
+  end
   local all = table.concat(text, "\n")
-  return hash_bytes(s.rgb, s.width * s.height * 3) .. hash_bytes(ffi.cast("const uint8_t *", all), #all)
+  return hash_bytes(s.rgb, s.width * s.height * 3)
+    .. hash_bytes(ffi.cast("const uint8_t *", all), #all)
 end
 
 ----------------------------------------------------------------------------------------------------------------- a reader
@@ -44,7 +48,8 @@ local function seen_objects(s)
   for i, o in ipairs(s.objects) do
     local b, area = o.bbox, 0
     for row = 0, b[4] - b[2] do area = area + o.runs[2 * row + 1] - o.runs[2 * row] + 1 end
-    out[i] = {kind = o.kind, colour = o.colour, size = o.size, x = (b[1] + b[3]) / 2, y = (b[2] + b[4]) / 2, area = area}
+    out[i] = {kind = o.kind, colour = o.colour, size = o.size, x = (b[1] + b[3]) / 2,
+      y = (b[2] + b[4]) / 2, area = area}
   end
   return out
 end
@@ -107,7 +112,8 @@ end
 
 -- All objects that the sentence could mean.
 local function read_sentence(text, objects)
-  if text == "the odd one out" or text == "the unusual shape" or text == "the shape that is different" then
+  if text == "the odd one out" or text == "the unusual shape"
+    or text == "the shape that is different" then
     return odd_ones(objects)
   end
   for words, holds in pairs(BESIDE) do
@@ -196,11 +202,14 @@ local function check_question(s, q)
     -- coordinates
     numbers = numbers, answer = answer, tags = (q.solution:gsub("%d+", "N")),
   }, {
-    box = box, inside1 = 1, inside2 = 1, numbers = {b[1], b[2], b[3], b[4], p1[1], p1[2], p2[1], p2[2]},
-    answer = {bbox = b, points_1 = p1, points_2 = p2}, tags = "<box>(N,N),(N,N)</box><points>(N,N),(N,N)</points>",
+    box = box, inside1 = 1, inside2 = 1,
+      numbers = {b[1], b[2], b[3], b[4], p1[1], p1[2], p2[1], p2[2]},
+    answer = {bbox = b, points_1 = p1, points_2 = p2},
+      tags = "<box>(N,N),(N,N)</box><points>(N,N),(N,N)</points>",
   }, name)
   local _, words = q.think:gsub("%S+", "")
-  check.ok(words >= 8 and words <= 22 and not q.think:find "[<{}]", name .. ": reasoning: " .. q.think)
+  check.ok(words >= 8 and words <= 22 and not q.think:find "[<{}]", name .. ": reasoning: "
+    .. q.think)
   check.ok(q.problem == q.problem:lower() and not q.problem:find "%.$", name)
 end
 
@@ -209,20 +218,27 @@ end
 -- The same bytes everywhere and always: integers, and doubles without library functions but sqrt.
 local a = refshapes.sample {seed = 42, index = 3, size = 168}
 check.equal(fingerprint(a), "e2267a4f4e0c6866", "sample 3 of seed 42")
-check.equal(fingerprint(refshapes.sample {seed = 42, index = 3, size = 112, split = "heldout"}), "00ed9eefc190a50c", "held out")
-for index = 9, 0, -1 do refshapes.sample {seed = 42, index = index, size = 84, level = 1 + index % 3} end
-check.equal(fingerprint(refshapes.sample {seed = 42, index = 3, size = 168}), fingerprint(a), "order of calls")
+check.equal(fingerprint(refshapes.sample {seed = 42, index = 3, size = 112, split = "heldout"}),
+  "00ed9eefc190a50c", "held out")
+for index = 9, 0, -1 do
+  refshapes.sample {seed = 42, index = index, size = 84, level = 1 + index % 3}
+end
+check.equal(fingerprint(refshapes.sample {seed = 42, index = 3, size = 168}), fingerprint(a),
+  "order of calls")
 local fewer = refshapes.sample {seed = 42, index = 3, size = 168, questions = 2}
 check.equal({fewer.questions[1].problem, fewer.questions[2].problem, #fewer.questions},
-  {a.questions[1].problem, a.questions[2].problem, 2}, "the first questions do not depend on how many are asked for")
-check.equal(hash_bytes(fewer.rgb, 168 * 168 * 3), hash_bytes(a.rgb, 168 * 168 * 3), "nor does the picture")
+  {a.questions[1].problem, a.questions[2].problem, 2},
+    "the first questions do not depend on how many are asked for")
+check.equal(hash_bytes(fewer.rgb, 168 * 168 * 3), hash_bytes(a.rgb, 168 * 168 * 3),
+  "nor does the picture")
 
 -- Sentences: exactly one object, the right one; at two sizes, since the reader looks at pixels.
 local types, questions = {}, 0
 for _, split in ipairs(refshapes.splits) do
   for level = 1, 3 do
     for index = 0, 299 do
-      local s = refshapes.sample {seed = check.seed, index = index, split = split, level = level, size = 84 + 84 * (index % 2)}
+      local s = refshapes.sample {seed = check.seed, index = index, split = split, level = level,
+        size = 84 + 84 * (index % 2)}
       local objects = seen_objects(s)
       local texts = {}
       check.ok(#s.questions >= 1, tostring(s) .. " has a question")
@@ -235,11 +251,13 @@ for _, split in ipairs(refshapes.splits) do
         if index < 40 then check_question(s, q) end
       end
       local n = #objects
-      check.ok(level == 1 and n == 1 or level == 2 and n >= 2 and n <= 3 or level == 3 and n >= 3 and n <= 6, "objects")
+      check.ok(level == 1 and n == 1 or level == 2 and n >= 2 and n <= 3 or level == 3 and n >= 3
+        and n <= 6, "objects")
       for i = 1, n do
         local b = s.objects[i].bbox
         local side = math.max(b[3] - b[1], b[4] - b[2]) + 1
-        check.ok(side >= s.width / 7 - 1 and b[1] > 0 and b[2] > 0 and b[3] < s.width - 1 and b[4] < s.height - 1, "size")
+        check.ok(side >= s.width / 7 - 1 and b[1] > 0 and b[2] > 0 and b[3] < s.width - 1
+          and b[4] < s.height - 1, "size")
         for j = 1, i - 1 do
           local c = s.objects[j].bbox
           check.ok(b[1] > c[3] + 2 or c[1] > b[3] + 2 or b[2] > c[4] + 2 or c[2] > b[4] + 2, "gap")
@@ -248,7 +266,8 @@ for _, split in ipairs(refshapes.splits) do
     end
   end
 end
-check.equal(types, {["1attribute"] = true, ["2attribute"] = true, ["3attribute"] = true, ["3relation"] = true,
+check.equal(types, {["1attribute"] = true, ["2attribute"] = true, ["3attribute"] = true,
+  ["3relation"] = true,
   ["3superlative"] = true, ["3odd"] = true}, "sorts of sentences by level")
 
 for index = 0, 11 do
@@ -261,7 +280,8 @@ local scene = require "segzero.data.refshapes.scene"
 local held, pictures = true, {}
 for index = 0, 199 do
   for _, split in ipairs(refshapes.splits) do
-    local s = refshapes.sample {seed = check.seed, index = index, split = split, size = 84, questions = 0}
+    local s = refshapes.sample {seed = check.seed, index = index, split = split, size = 84,
+      questions = 0}
     held = held and (scene.layout_class(s.objects) == 0) == (split == "heldout")
     local h = hash_bytes(s.rgb, 84 * 84 * 3)
     held = held and not pictures[h]
@@ -273,15 +293,18 @@ check.ok(held, "splits share no scene and pictures differ")
 check.raises(function() refshapes.sample {size = 100} end, "multiple of 28", "size")
 check.raises(function() refshapes.sample {split = "test"} end, "split", "split")
 check.raises(function() refshapes.sample {seed = 0.5} end, "seed", "seed")
-check.raises(function() refshapes.sample {level = 4} end, "test_refshapes.lua.*level", "level, at the caller's line")
-check.equal(refshapes.sample {background = "plain", size = 84}.rgb[0], refshapes.sample {background = "plain", size = 84}.rgb[3],
+check.raises(function() refshapes.sample {level = 4} end, "test_refshapes.lua.*level",
+  "level, at the caller's line")
+check.equal(refshapes.sample {background = "plain", size = 84}.rgb[0],
+  refshapes.sample {background = "plain", size = 84}.rgb[3],
   "plain background")
 
 -- A data set on disk, with pictures caught instead of written.
 local dir = os.tmpname()
 os.remove(dir)
 local written = {}
-local rows = refshapes.write_dataset(dir, {n = 3, seed = 5, size = 112, questions = 2, split = "heldout"},
+local rows = refshapes.write_dataset(dir,
+  {n = 3, seed = 5, size = 112, questions = 2, split = "heldout"},
   function(path, w, h, channels, pixels)
     written[path] = {w, h, channels, hash_bytes(pixels, w * h * channels)}
   end)
@@ -290,12 +313,16 @@ local count = 0
 for line in io.lines(dir .. "/data.jsonl") do
   local row = cjson.decode(line)
   local index, k = row.id:match "^heldout_5_(%d+)_(%d+)$"
-  local s = refshapes.sample {seed = 5, index = tonumber(index), size = 112, questions = 2, split = "heldout"}
+  local s = refshapes.sample {seed = 5, index = tonumber(index), size = 112, questions = 2,
+    split = "heldout"}
   local q = s.questions[tonumber(k)]
-  check.equal(row, {id = row.id, problem = q.problem, solution = q.solution, image = "images/heldout_5_" .. index .. ".png",
+  check.equal(row, {id = row.id, problem = q.problem, solution = q.solution,
+    image = "images/heldout_5_" .. index .. ".png",
     mask = "masks/" .. row.id .. ".png", img_height = 112, img_width = 112}, row.id)
-  check.equal(written[dir .. "/" .. row.image], {112, 112, 3, hash_bytes(s.rgb, 112 * 112 * 3)}, row.image)
-  check.equal(written[dir .. "/masks/" .. row.id .. ".png"], {112, 112, 1, hash_bytes(q.mask(255), 112 * 112)}, "mask")
+  check.equal(written[dir .. "/" .. row.image], {112, 112, 3, hash_bytes(s.rgb, 112 * 112 * 3)},
+    row.image)
+  check.equal(written[dir .. "/masks/" .. row.id .. ".png"],
+    {112, 112, 1, hash_bytes(q.mask(255), 112 * 112)}, "mask")
   count = count + 1
 end
 check.equal(count, rows, "rows")
@@ -303,12 +330,14 @@ os.remove(dir .. "/data.jsonl")
 for _, name in ipairs {"/images", "/masks", ""} do os.remove(dir .. name) end
 
 -- Prompts.
-check.equal(prompt.seg_zero("..The Red circle."), "Please find 'the red circle' with bbox and points.Compare the difference "
+check.equal(prompt.seg_zero("..The Red circle."),
+  "Please find 'the red circle' with bbox and points.Compare the difference "
   .. "between objects and find the most closely matched one.Output the thinking process in <think> </think> and final answer "
   .. "in <answer> </answer> tags.Output the one bbox and points of two largest inscribed circles inside the interested object "
   .. "in JSON format.i.e., <think> thinking process here </think><answer>{'bbox': [10,100,200,210], 'points_1': [30,110], "
   .. "'points_2': [35,180]}</answer>", "seg_zero")
-check.equal(prompt.vision_reasoner("{Answer} %1"), 'Please find "{answer} %1" with bboxs and points.Compare the difference '
+check.equal(prompt.vision_reasoner("{Answer} %1"),
+  'Please find "{answer} %1" with bboxs and points.Compare the difference '
   .. "between object(s) and find the most closely matched object(s).Output the thinking process in <think> </think> and final "
   .. "answer in <answer> </answer> tags.Output the bbox(es) and point(s) inside the interested object(s) in JSON format.i.e., "
   .. '<think> thinking process here </think><answer>[{"bbox_2d": [10,100,200,210], "point_2d": [30,110]}, {"bbox_2d": '
@@ -316,18 +345,23 @@ check.equal(prompt.vision_reasoner("{Answer} %1"), 'Please find "{answer} %1" wi
 check.equal(prompt.normalize('"Which one?!"', '%."?!'), "which one", "VisionReasoner's set")
 check.equal(prompt.normalize("..."), "", "nothing but stops")
 for i, pair in ipairs(cjson.decode(assert(io.open "tests/golden/lower.json"):read "*a")) do
-  check.equal(prompt.normalize(pair[1], "\1"), pair[2], "lower case of text " .. i .. ", " .. pair[1])
+  check.equal(prompt.normalize(pair[1], "\1"), pair[2], "lower case of text " .. i .. ", "
+    .. pair[1])
 end
 check.equal(prompt.normalize "\200\255\195", "\200\255\195", "bytes that are no UTF-8 stay")
 check.equal(prompt.response("a", "b"), "<think>a</think><answer>b</answer>", "response")
 
 -- The tokenizer: pieces as the pattern cuts them, whole words, lone digits.
-check.equal(bpe.pieces("It's a  b12 {\"x_1\":\n\n  y \n z "), {"It", "'s", " a", " ", " b", "1", "2", " {\"", "x", "_", "1",
+check.equal(bpe.pieces("It's a  b12 {\"x_1\":\n\n  y \n z "),
+  {"It", "'s", " a", " ", " b", "1", "2", " {\"", "x", "_", "1",
   "\":\n\n", " ", " y", " \n", " z", " "}, "pieces")
 local model = bpe.train(bpe.corpus(40), 400)
 local tokens = {}
-for i, id in ipairs(bpe.encode(model, "the small red circle 105")) do tokens[i] = model.tokens[id + 1] end
-check.equal(tokens, {"the", "\196\160small", "\196\160red", "\196\160circle", "\196\160", "1", "0", "5"}, "tokens")
+for i, id in ipairs(bpe.encode(model, "the small red circle 105")) do
+  tokens[i] = model.tokens[id + 1]
+end
+check.equal(tokens, {"the", "\196\160small", "\196\160red", "\196\160circle", "\196\160", "1", "0",
+  "5"}, "tokens")
 check.equal(model.special["<|endoftext|>"], #model.tokens, "added tokens follow the vocabulary")
 check.equal(model.special["<|file_sep|>"], #model.tokens + 21, "22 added tokens")
 check.equal(bpe.train(bpe.corpus(40), 400).merges, model.merges, "the same merges again")

@@ -80,7 +80,8 @@ check.case("scores equal the Python originals'", function()
   local compared = 0
   for case in lines "tests/golden/rewards.jsonl" do
     for name, reward in pairs { strict = strict, loose = loose } do
-      local label = ("%s on %q, ground truth %q"):format(name, case.text:sub(1, 400), case.gt:sub(1, 200))
+      local label = ("%s on %q, ground truth %q"):format(name, case.text:sub(1, 400),
+        case.gt:sub(1, 200))
       check.equal(score_list(reward, case.text, case.gt), table.concat(case[name], " "), label)
       compared = compared + 1
     end
@@ -146,8 +147,10 @@ check.case("wrong arguments are errors at the caller's line", function()
       local score = strict(args[1], args[2], args[3])
       return score
     end)
-    local found = not ok and message:find(what, 1, true) and message:find("test_rewards.lua", 1, true)
-    check.ok(found, ("wanted an error with %q at this file, got %s"):format(what, tostring(message)))
+    local found = not ok and message:find(what, 1, true)
+      and message:find("test_rewards.lua", 1, true)
+    check.ok(found, ("wanted an error with %q at this file, got %s"):format(what,
+      tostring(message)))
   end
   blames("response_text must be a string, got nil", nil, GT)
   blames("ground_truth must be a string, got table", "", {})
@@ -182,14 +185,17 @@ end)
 
 check.case("geometry of boxes and points", function()
   check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 0, 0, 9, 9 }), 1, "iou of a box with itself")
-  check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 0, 0, 9, 4 }), 0.5, "iou counts both border pixels")
+  check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 0, 0, 9, 4 }), 0.5,
+    "iou counts both border pixels")
   check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 9, 0, 19, 9 }), 0, "boxes that share an edge")
   check.equal(geometry.box_iou({ 0, 0, -1, 5 }, { 0, 0, -1, 5 }), 0, "boxes without area")
   check.equal(geometry.box_l1({ 0, 0, 4, 4 }, { 1, 2, 3, 4 }), 1, "l1")
   check.equal(geometry.point_in_box({ 4, 0 }, { 0, 0, 4, 4 }), true, "a corner is inside")
-  check.equal(geometry.point_in_box({ 5, 0 }, { 0, 0, 4, 4 }), false, "a point to the right is outside")
+  check.equal(geometry.point_in_box({ 5, 0 }, { 0, 0, 4, 4 }), false,
+    "a point to the right is outside")
   check.equal(geometry.point_distance({ 0, 0 }, { 3, 4 }), 5, "distance")
-  check.equal(geometry.pair_distance({ 0, 0 }, { 10, 0 }, { 10, 0 }, { 0, 0 }), 0, "pairs have no order")
+  check.equal(geometry.pair_distance({ 0, 0 }, { 10, 0 }, { 10, 0 }, { 0, 0 }), 0,
+    "pairs have no order")
 end)
 
 -- Exponents up to and beyond what tonumber() counts to.

@@ -30,7 +30,9 @@ local function declare(path)
   local text = file:read("*a")
   file:close()
   local region = text:match("/%* ffi begin %*/(.-)/%* ffi end %*/")
-  if not region then error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0) end
+  if not region then
+    error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0)
+  end
   ffi.cdef(region)
 end
 
@@ -39,7 +41,9 @@ declare("models/models.h")
 
 local library = has_host and host.library or M.root .. "/build/libsegzero.so"
 local loaded, result = pcall(ffi.load, library)
-if not loaded then error("segzero: the core library does not load (run make): " .. tostring(result), 0) end
+if not loaded then
+  error("segzero: the core library does not load (run make): " .. tostring(result), 0)
+end
 M.C = result
 
 local C = M.C

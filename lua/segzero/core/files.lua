@@ -23,7 +23,8 @@ function M.make_dir(path)
   for part in path:gmatch "[^/]+" do
     so_far = so_far .. part
     if ffi.C.mkdir(so_far, 493) ~= 0 and ffi.errno() ~= EEXIST then        -- 0755
-      error(("cannot make the folder %s: %s"):format(so_far, ffi.string(ffi.C.strerror(ffi.errno()))), 2)
+      error(("cannot make the folder %s: %s"):format(so_far,
+        ffi.string(ffi.C.strerror(ffi.errno()))), 2)
     end
     so_far = so_far .. "/"
   end

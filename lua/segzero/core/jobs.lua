@@ -35,7 +35,9 @@ function Job:free()
   self.ptr = nil
 end
 
-function M.writing() return setmetatable({ ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free) }, Writing) end
+function M.writing()
+  return setmetatable({ ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free) }, Writing)
+end
 
 function Writing:text(path, text) call(C.sz_writing_text(self.ptr, path, text, #text)) end
 function Writing:rename(from, to) call(C.sz_writing_rename(self.ptr, from, to)) end
@@ -51,7 +53,9 @@ function Writing:start()
   return M.wrap(call(C.sz_writing_start(ptr)))
 end
 
-function Job:__tostring() return self.ptr == nil and "job (freed)" or self:done() and "job (ended)" or "job" end
+function Job:__tostring()
+  return self.ptr == nil and "job (freed)" or self:done() and "job (ended)" or "job"
+end
 function Writing:__tostring() return "files to be written" end
 
 return M

@@ -14,14 +14,16 @@ local M = {}
 local declared = {}
 
 local function caller_kind()
-  local info = getinfo(3, "S")      -- 1: this function, 2: the metamethod, 3: who touched the global
+  -- 1: this function, 2: the metamethod, 3: who touched the global
+  local info = getinfo(3, "S")
   return info and info.what or "C"
 end
 
 local function on_assign(globals, name, value)
   if not declared[name] then
     if caller_kind() == "Lua" then
-      error("assignment to undeclared global '" .. tostring(name) .. "' inside a function (a local was meant?)", 2)
+      error("assignment to undeclared global '" .. tostring(name)
+        .. "' inside a function (a local was meant?)", 2)
     end
     declared[name] = true
   end

@@ -29,7 +29,9 @@ local M = {}
 local floor, find, sub = math.floor, string.find, string.sub
 
 local function text_of(text, level)
-  if type(text) ~= "string" then error("answer: the text is a " .. type(text) .. ", not a string", level + 1) end
+  if type(text) ~= "string" then
+    error("answer: the text is a " .. type(text) .. ", not a string", level + 1)
+  end
 end
 
 local function thinking(text) return text:match "<think>([^<]+)</think>" end
@@ -70,7 +72,9 @@ function M.parse(text)
   local bbox_key = keys_with(object, "bbox", 1)[1]
   if not bbox_key then return nil, "no key with \"bbox\"" end
   local length = pyjson.length(object.map[bbox_key])
-  if length ~= 4 then return nil, ("\"%s\" has %s numbers instead of 4"):format(bbox_key, length or "no") end
+  if length ~= 4 then
+    return nil, ("\"%s\" has %s numbers instead of 4"):format(bbox_key, length or "no")
+  end
   local bbox = wholes(object.map[bbox_key], 4)
   if not bbox then return nil, ("\"%s\" does not hold 4 numbers"):format(bbox_key) end
 
@@ -167,8 +171,12 @@ function M.parse_list(text)
     local map = type(item) == "table" and item.kind == "object" and item.map
     if not map then return nil, ("object %d of the answer is not {...}"):format(i) end
     local bbox, point = numbers(map.bbox_2d, 4), numbers(map.point_2d, 2)
-    if not bbox then return nil, ("object %d of the answer has no \"bbox_2d\" of 4 numbers"):format(i) end
-    if not point then return nil, ("object %d of the answer has no \"point_2d\" of 2 numbers"):format(i) end
+    if not bbox then
+      return nil, ("object %d of the answer has no \"bbox_2d\" of 4 numbers"):format(i)
+    end
+    if not point then
+      return nil, ("object %d of the answer has no \"point_2d\" of 2 numbers"):format(i)
+    end
     list[i] = { bbox = bbox, point = point }
   end
   return list
@@ -179,7 +187,9 @@ local function half_up(x) return cut(x + 0.5) end
 function M.scale_list(list, fx, fy)
   fx, fy = factors(fx, fy, 2)
   local out = { think = list.think }
-  for i, o in ipairs(list) do out[i] = { bbox = scaled(o.bbox, fx, fy, half_up), point = scaled(o.point, fx, fy, half_up) } end
+  for i, o in ipairs(list) do
+    out[i] = { bbox = scaled(o.bbox, fx, fy, half_up), point = scaled(o.point, fx, fy, half_up) }
+  end
   return out
 end
 

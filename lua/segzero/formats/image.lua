@@ -23,7 +23,8 @@ local Image = {}
 local mt = { __index = Image }
 
 local FILTER = { bilinear = 0, bicubic = 1 }
-local COLLECT_AFTER = 256 * 2 ^ 20      -- bytes of pictures made since the last full collection that start another
+-- bytes of pictures made since the last full collection that start another
+local COLLECT_AFTER = 256 * 2 ^ 20
 
 -- The collector does not see C memory: without this a loop that forgets free() would hold every
 -- picture it loaded.
@@ -77,15 +78,19 @@ function M.size(path)
 end
 
 function M.write_png(path, width, height, channels, pixels)
-  check(C.sz_image_write_png(path_of(path, 2), whole(width, "width", 2), whole(height, "height", 2), channels, pixels), 2)
+  check(C.sz_image_write_png(path_of(path, 2), whole(width, "width", 2), whole(height, "height", 2),
+    channels, pixels), 2)
 end
 
 function M.from_tensor(t)
   local tensor = require "segzero.core.tensor"
-  if not tensor.is_tensor(t) then error("a picture is made of a u8 tensor [h, w, 3], not a " .. type(t), 2) end
+  if not tensor.is_tensor(t) then
+    error("a picture is made of a u8 tensor [h, w, 3], not a " .. type(t), 2)
+  end
   local shape = t:shape()
   if t:dtype() ~= "u8" or #shape ~= 3 or shape[3] ~= 3 then
-    error(("a picture is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(), table.concat(shape, ", ")), 2)
+    error(("a picture is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(),
+      table.concat(shape, ", ")), 2)
   end
   local img = M.new(shape[2], shape[1])
   ffi.copy(C.sz_image_pixels(img.ptr), tensor.data(t), shape[1] * shape[2] * 3)
@@ -95,8 +100,11 @@ end
 function Image:resize(width, height, filter)
   local ptr = live(self, 2)
   local code = FILTER[filter or "bicubic"]
-  if not code then error(("resize: filter %s is neither bilinear nor bicubic"):format(tostring(filter)), 2) end
-  return wrap(check(C.sz_image_resize(ptr, whole(width, "width", 2), whole(height, "height", 2), code), 2))
+  if not code then
+    error(("resize: filter %s is neither bilinear nor bicubic"):format(tostring(filter)), 2)
+  end
+  return wrap(check(C.sz_image_resize(ptr, whole(width, "width", 2), whole(height, "height", 2),
+    code), 2))
 end
 
 function Image:save(path)

@@ -29,10 +29,12 @@ M.null = setmetatable({}, {__tostring = function() return "null" end})
 
 local MAX_DEPTH = 990
 
-local ESCAPES = {['"'] = '"', ["\\"] = "\\", ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r", t = "\t"}
+local ESCAPES = {['"'] = '"', ["\\"] = "\\", ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r",
+  t = "\t"}
 
 local LITERALS = {
-  {"null", M.null}, {"true", true}, {"false", false}, {"NaN", 0 / 0}, {"Infinity", math.huge}, {"-Infinity", -math.huge},
+  {"null", M.null}, {"true", true}, {"false", false}, {"NaN", 0 / 0}, {"Infinity", math.huge},
+    {"-Infinity", -math.huge},
 }
 
 -- The readers below return the position after what they read and the value, or nil and a message.
@@ -191,7 +193,9 @@ end
 function M.int(value)
   if type(value) == "string" then return pytext.parse_int(value) end
   if type(value) == "boolean" then return value and 1 or 0 end
-  if type(value) ~= "number" or value ~= value or value == math.huge or value == -math.huge then return nil end
+  if type(value) ~= "number" or value ~= value or value == math.huge or value == -math.huge then
+    return nil
+  end
   if value < 0 then return math.ceil(value) end
   return math.floor(value)
 end

@@ -28,7 +28,8 @@ local C, call, guarded = core.C, core.call, core.guarded
 local M = {}
 
 local BYTES = { F32 = 4, BF16 = 2, F16 = 2, I32 = 4, U8 = 1, BOOL = 1, I64 = 8 }
-local CODE = { F32 = C.SZ_F32, BF16 = C.SZ_BF16, I32 = C.SZ_I32, U8 = C.SZ_U8, BOOL = C.SZ_U8, F16 = C.SZ_FILE_F16 }
+local CODE = { F32 = C.SZ_F32, BF16 = C.SZ_BF16, I32 = C.SZ_I32, U8 = C.SZ_U8, BOOL = C.SZ_U8,
+  F16 = C.SZ_FILE_F16 }
 local REAL = { F32 = "f32", BF16 = "bf16", F16 = "f16" }
 local NAME = { f32 = "F32", bf16 = "BF16", i32 = "I32", u8 = "U8" }
 local MAX_DIMS = 6
@@ -57,26 +58,37 @@ end
 -- One checked entry: {name, dtype, shape, begin, stop}.
 local function entry_of(path, name, e, data_bytes)
   if type(e) ~= "table" then fail(path, "tensor '%s' is not described by an object", name) end
-  if not BYTES[e.dtype] then fail(path, "tensor '%s' has dtype %s, which is not handled", name, tostring(e.dtype)) end
+  if not BYTES[e.dtype] then
+    fail(path, "tensor '%s' has dtype %s, which is not handled", name, tostring(e.dtype))
+  end
   if type(e.shape) ~= "table" then fail(path, "tensor '%s' has no shape", name) end
   local numel, count = 1, 0
   for k in pairs(e.shape) do
     if type(k) ~= "number" then fail(path, "tensor '%s' has a shape that is not a list", name) end
     count = count + 1
   end
-  if count > MAX_DIMS then fail(path, "tensor '%s' has %d dimensions, at most %d are handled", name, count, MAX_DIMS) end
+  if count > MAX_DIMS then
+    fail(path, "tensor '%s' has %d dimensions, at most %d are handled", name, count, MAX_DIMS)
+  end
   for i = 1, count do
-    if not whole(e.shape[i]) then fail(path, "tensor '%s' has dimension %d = %s", name, i, tostring(e.shape[i])) end
+    if not whole(e.shape[i]) then
+      fail(path, "tensor '%s' has dimension %d = %s", name, i, tostring(e.shape[i]))
+    end
     numel = numel * e.shape[i]
   end
   local offsets = e.data_offsets
-  local first, stop = type(offsets) == "table" and offsets[1], type(offsets) == "table" and offsets[2]
-  if not whole(first) or not whole(stop) or offsets[3] ~= nil then fail(path, "tensor '%s' has no valid data_offsets", name) end
+  local first, stop = type(offsets) == "table" and offsets[1], type(offsets) == "table"
+    and offsets[2]
+  if not whole(first) or not whole(stop) or offsets[3] ~= nil then
+    fail(path, "tensor '%s' has no valid data_offsets", name)
+  end
   if first > stop or stop > data_bytes then
-    fail(path, "tensor '%s' has data_offsets %.0f to %.0f, but the file has %.0f bytes of data", name, first, stop, data_bytes)
+    fail(path, "tensor '%s' has data_offsets %.0f to %.0f, but the file has %.0f bytes of data",
+      name, first, stop, data_bytes)
   end
   if stop - first ~= numel * BYTES[e.dtype] then
-    fail(path, "tensor '%s' (%s [%s]) needs %.0f bytes, its data_offsets hold %.0f", name, e.dtype, table.concat(e.shape, ", "),
+    fail(path, "tensor '%s' (%s [%s]) needs %.0f bytes, its data_offsets hold %.0f", name, e.dtype,
+      table.concat(e.shape, ", "),
       numel * BYTES[e.dtype], stop - first)
   end
   return { name = name, dtype = e.dtype, shape = e.shape, ndim = count, begin = first, stop = stop }
@@ -101,7 +113,9 @@ local function entries_of(path, header, data_bytes)
     return a.name < b.name
   end)
   for i = 2, #list do
-    if list[i].begin < list[i - 1].stop then fail(path, "tensors '%s' and '%s' overlap", list[i - 1].name, list[i].name) end
+    if list[i].begin < list[i - 1].stop then
+      fail(path, "tensors '%s' and '%s' overlap", list[i - 1].name, list[i].name)
+    end
   end
   return list, metadata
 end
@@ -109,7 +123,8 @@ end
 -- I64 as i32: indices and counts fit, anything else is an error.
 local function narrow_i64(path, file, e)
   local n = (e.stop - e.begin) / 8
-  local raw = call(C.sz_file_tensor(file, e.name, C.SZ_U8, 1, ffi.new("int64_t[1]", n * 8), e.begin, e.stop))
+  local raw = call(C.sz_file_tensor(file, e.name, C.SZ_U8, 1, ffi.new("int64_t[1]", n * 8), e.begin,
+    e.stop))
   local source = ffi.new("int64_t[?]", n + 1)
   ffi.copy(source, C.sz_tensor_data(raw), n * 8)
   C.sz_tensor_release(raw)
@@ -118,7 +133,8 @@ local function narrow_i64(path, file, e)
   for i = 0, n - 1 do
     local v = source[i]
     if v < -0x80000000LL or v > 0x7fffffffLL then
-      fail(path, "tensor '%s' is I64 and holds %s, which does not fit 32 bits", e.name, (tostring(v):gsub("LL$", "")))
+      fail(path, "tensor '%s' is I64 and holds %s, which does not fit 32 bits", e.name,
+        (tostring(v):gsub("LL$", "")))
     end
     out[i] = tonumber(v)
   end
@@ -131,9 +147,11 @@ local function tensor_of(path, file, e, dtype)
   local shape = ffi.new("int64_t[?]", MAX_DIMS)
   for i = 1, e.ndim do shape[i - 1] = e.shape[i] end
   if REAL[e.dtype] and REAL[e.dtype] ~= (dtype or e.dtype == "F16" and "f32" or REAL[e.dtype]) then
-    return tensor.wrap(call(C.sz_file_convert(file, e.name, CODE[e.dtype], tensor.dtype_code(dtype or "f32"), e.ndim, shape, e.begin, e.stop)))
+    return tensor.wrap(call(C.sz_file_convert(file, e.name, CODE[e.dtype],
+      tensor.dtype_code(dtype or "f32"), e.ndim, shape, e.begin, e.stop)))
   end
-  return tensor.wrap(call(C.sz_file_tensor(file, e.name, CODE[e.dtype], e.ndim, shape, e.begin, e.stop)))
+  return tensor.wrap(call(C.sz_file_tensor(file, e.name, CODE[e.dtype], e.ndim, shape, e.begin,
+    e.stop)))
 end
 
 local function release(tensors)
@@ -147,7 +165,8 @@ local function open(path)
   local ok, list, metadata = pcall(function()
     local len = ffi.new("size_t[1]")
     local text = C.sz_file_header(file, len)
-    return entries_of(path, decode(path, ffi.string(text, tonumber(len[0]))), tonumber(C.sz_file_data_bytes(file)))
+    return entries_of(path, decode(path, ffi.string(text, tonumber(len[0]))),
+      tonumber(C.sz_file_data_bytes(file)))
   end)
   if not ok then
     C.sz_file_close(file)
@@ -206,12 +225,17 @@ local function open_folder(dir)
   local wanted, shards, map = read_index(dir)
   if not wanted then
     local file = io.open(dir .. "/model.safetensors", "rb")
-    if not file then error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0) end
+    if not file then
+      error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0)
+    end
     file:close()
     wanted, shards = {}, { "model.safetensors" }
   end
-  local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {}, files = {} }, Folder)
-  local function problem(...) folder.problems[#folder.problems + 1] = (...):format(select(2, ...)) end
+  local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {},
+    files = {} }, Folder)
+  local function problem(...)
+    folder.problems[#folder.problems + 1] = (...):format(select(2, ...))
+  end
   local misplaced = {}
   for _, shard in ipairs(shards) do
     local path = dir .. "/" .. shard
@@ -246,7 +270,8 @@ local function open_folder(dir)
   end
   table.sort(gone)
   for _, name in ipairs(gone) do
-    problem("%s/model.safetensors.index.json: tensor '%s' should be in %s, which lacks it%s", dir, name, folder.lost[name],
+    problem("%s/model.safetensors.index.json: tensor '%s' should be in %s, which lacks it%s", dir,
+      name, folder.lost[name],
       misplaced[name] and " (it is in " .. misplaced[name] .. ")" or "")
   end
   return folder
@@ -268,7 +293,8 @@ end
 -- shown.
 function M.refuse(where, what, problems)
   local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
-  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..." or ""), 0)
+  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..."
+    or ""), 0)
 end
 
 M.load_folder = guarded(function(dir)
@@ -279,7 +305,9 @@ M.load_folder = guarded(function(dir)
   local ok, why = pcall(function()
     for _, name in ipairs(names) do
       local e = folder.entries[name]
-      if e.unlisted then table.insert(folder.problems, ("%s: tensor '%s' is not in the index"):format(e.path, name)) end
+      if e.unlisted then
+        table.insert(folder.problems, ("%s: tensor '%s' is not in the index"):format(e.path, name))
+      end
     end
     if #folder.problems > 0 then M.refuse(dir, "problems with its files", folder.problems) end
     for _, name in ipairs(names) do all[name] = folder:tensor(name) end
@@ -296,7 +324,9 @@ end)
 local function sorted_names(tensors)
   local names = {}
   for name, t in pairs(tensors) do
-    if type(name) ~= "string" or name == "__metadata__" then error("a tensor cannot be named " .. tostring(name), 0) end
+    if type(name) ~= "string" or name == "__metadata__" then
+      error("a tensor cannot be named " .. tostring(name), 0)
+    end
     if not tensor.is_tensor(t) or t.ptr == nil then error("'" .. name .. "' is not a tensor", 0) end
     names[#names + 1] = name
   end
@@ -310,7 +340,9 @@ local function bytes_of(t) return t:numel() * BYTES[NAME[t:dtype()]] end
 local function write(path, names, tensors, metadata, later)
   local parts, keys, at = {}, {}, 0
   for k, v in pairs(metadata) do
-    if type(k) ~= "string" or type(v) ~= "string" then error("metadata must be texts; '" .. tostring(k) .. "' is not", 0) end
+    if type(k) ~= "string" or type(v) ~= "string" then
+      error("metadata must be texts; '" .. tostring(k) .. "' is not", 0)
+    end
     keys[#keys + 1] = k
   end
   table.sort(keys)
@@ -319,7 +351,9 @@ local function write(path, names, tensors, metadata, later)
   -- Wider types first, so that every tensor is aligned to its elements whatever the sizes before
   -- it.
   local order = {}
-  for i, name in ipairs(names) do order[i] = { name = name, i = i, size = BYTES[NAME[tensors[name]:dtype()]] } end
+  for i, name in ipairs(names) do
+    order[i] = { name = name, i = i, size = BYTES[NAME[tensors[name]:dtype()]] }
+  end
   table.sort(order, function(a, b)
     if a.size ~= b.size then return a.size > b.size end
     return a.i < b.i
@@ -329,7 +363,8 @@ local function write(path, names, tensors, metadata, later)
   for i, o in ipairs(order) do
     local t = tensors[o.name]
     local stop = at + bytes_of(t)
-    text[o.name] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(cjson.encode(o.name), NAME[t:dtype()],
+    text[o.name] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(
+      cjson.encode(o.name), NAME[t:dtype()],
       table.concat(t:shape(), ","), at, stop)
     pointers[i - 1], list[i] = t.ptr, t
     at = stop
@@ -337,14 +372,22 @@ local function write(path, names, tensors, metadata, later)
   for _, name in ipairs(names) do parts[#parts + 1] = text[name] end
   local header = "{" .. table.concat(parts, ",") .. "}"
   header = header .. (" "):rep(-#header % 8)
-  if later then later:tensors(path, header, list) else call(C.sz_safetensors_write(path, header, #header, pointers, #order)) end
+  if later then
+    later:tensors(path, header, list)
+  else
+    call(C.sz_safetensors_write(path, header, #header, pointers, #order))
+  end
 end
 
 -- later: a list of files (jobs.writing) that this one is added to, instead of being written now.
 M.save = guarded(function(path, tensors, metadata, later)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
-  if type(tensors) ~= "table" then error("a table of tensors is expected, got " .. type(tensors), 0) end
-  if metadata ~= nil and type(metadata) ~= "table" then error("metadata is a " .. type(metadata) .. ", not a table of texts", 0) end
+  if type(tensors) ~= "table" then
+    error("a table of tensors is expected, got " .. type(tensors), 0)
+  end
+  if metadata ~= nil and type(metadata) ~= "table" then
+    error("metadata is a " .. type(metadata) .. ", not a table of texts", 0)
+  end
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
@@ -353,7 +396,9 @@ end)
 M.save_folder = guarded(function(dir, tensors, options)
   options = options or {}
   local limit = options.max_shard_bytes or 5e9
-  if type(limit) ~= "number" or not (limit >= 1) then error("max_shard_bytes is " .. tostring(limit), 0) end
+  if type(limit) ~= "number" or not (limit >= 1) then
+    error("max_shard_bytes is " .. tostring(limit), 0)
+  end
   local names, shards, total, size = sorted_names(tensors), {}, 0, 0
   for _, name in ipairs(names) do
     local n = bytes_of(tensors[name])
@@ -375,9 +420,12 @@ M.save_folder = guarded(function(dir, tensors, options)
   for i, shard in ipairs(shards) do
     local file = ("model-%05d-of-%05d.safetensors"):format(i, #shards)
     write(dir .. "/" .. file, shard, tensors, metadata, options.later)
-    for _, name in ipairs(shard) do map[#map + 1] = ("    %s: %s"):format(cjson.encode(name), cjson.encode(file)) end
+    for _, name in ipairs(shard) do
+      map[#map + 1] = ("    %s: %s"):format(cjson.encode(name), cjson.encode(file))
+    end
   end
-  local index = ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(total, table.concat(map, ",\n"))
+  local index = ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(
+    total, table.concat(map, ",\n"))
   if options.later then
     options.later:text(index_path, index)
     return
@@ -385,7 +433,9 @@ M.save_folder = guarded(function(dir, tensors, options)
   local file, why = io.open(index_path .. ".tmp", "wb")
   if not file then error(why, 0) end
   local written, reason = file:write(index)
-  if not file:close() or not written then error(index_path .. ": cannot write: " .. tostring(reason), 0) end
+  if not file:close() or not written then
+    error(index_path .. ": cannot write: " .. tostring(reason), 0)
+  end
   local moved, cause = os.rename(index_path .. ".tmp", index_path)
   if not moved then error(cause, 0) end
   os.remove(single)

@@ -34,8 +34,10 @@ M.added = {
   { "<|box_end|>", true }, { "<|quad_start|>", true }, { "<|quad_end|>", true },
   { "<|vision_start|>", true }, { "<|vision_end|>", true }, { "<|vision_pad|>", true },
   { "<|image_pad|>", true }, { "<|video_pad|>", true },
-  { "<tool_call>", false }, { "</tool_call>", false }, { "<|fim_prefix|>", false }, { "<|fim_middle|>", false },
-  { "<|fim_suffix|>", false }, { "<|fim_pad|>", false }, { "<|repo_name|>", false }, { "<|file_sep|>", false },
+  { "<tool_call>", false }, { "</tool_call>", false }, { "<|fim_prefix|>", false },
+    { "<|fim_middle|>", false },
+  { "<|fim_suffix|>", false }, { "<|fim_pad|>", false }, { "<|repo_name|>", false },
+    { "<|file_sep|>", false },
 }
 
 -- The chat template that Qwen2.5-VL checkpoints carry.
@@ -253,8 +255,10 @@ local function tokenizer_json(model)
       model.special[t[1]], quote(t[1]), tostring(t[2]), i < #M.added and "," or "")
   end
   out[#out + 1] = '],\n"normalizer": {"type": "NFC"},\n"pre_tokenizer": {"type": "Sequence", "pretokenizers": [\n'
-    .. '{"type": "Split", "pattern": {"Regex": ' .. quote(M.pattern) .. '}, "behavior": "Isolated", "invert": false},\n'
-    .. byte_level .. ']},\n"post_processor": ' .. byte_level .. ',\n"decoder": ' .. byte_level .. ',\n'
+    .. '{"type": "Split", "pattern": {"Regex": ' .. quote(M.pattern)
+      .. '}, "behavior": "Isolated", "invert": false},\n'
+    .. byte_level .. ']},\n"post_processor": ' .. byte_level .. ',\n"decoder": ' .. byte_level
+      .. ',\n'
     .. '"model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",'
     .. ' "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,\n"vocab": {\n'
   for i, token in ipairs(model.tokens) do
@@ -262,14 +266,16 @@ local function tokenizer_json(model)
   end
   out[#out + 1] = '},\n"merges": [\n'
   for i, m in ipairs(model.merges) do
-    out[#out + 1] = "[" .. quote(m[1]) .. ", " .. quote(m[2]) .. "]" .. (i < #model.merges and ",\n" or "\n")
+    out[#out + 1] = "[" .. quote(m[1]) .. ", " .. quote(m[2]) .. "]"
+      .. (i < #model.merges and ",\n" or "\n")
   end
   out[#out + 1] = "]}\n}\n"
   return table.concat(out)
 end
 
 local function tokenizer_config_json(model)
-  local out = { '{\n"add_bos_token": false,\n"add_prefix_space": false,\n"added_tokens_decoder": {\n' }
+  local out = {
+    '{\n"add_bos_token": false,\n"add_prefix_space": false,\n"added_tokens_decoder": {\n' }
   for i, t in ipairs(M.added) do
     out[#out + 1] = string.format(
       '"%d": {"content": %s, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": %s}%s\n',

@@ -73,7 +73,9 @@ function M.show(v)
   count = array
   local keys = {}
   for k in pairs(v) do
-    if not (type(k) == "number" and k >= 1 and k <= array and k % 1 == 0) then keys[#keys + 1] = k end
+    if not (type(k) == "number" and k >= 1 and k <= array and k % 1 == 0) then
+      keys[#keys + 1] = k
+    end
   end
   sort(keys, key_less)
   for _, k in ipairs(keys) do
@@ -108,10 +110,12 @@ local function short_error(text)
   for line in trace:gmatch("[^\n]+") do
     if line:find("[C]: in function 'call'", 1, true) then break end
     local noise = line:find("segzero/core/strict.lua:", 1, true)
-      or #frames == 0 and (line:find("[C]: in function 'error'", 1, true) or line:find("[C]: in function 'assert'", 1, true))
+      or #frames == 0 and (line:find("[C]: in function 'error'", 1, true)
+        or line:find("[C]: in function 'assert'", 1, true))
     if not noise then frames[#frames + 1] = line end
   end
-  if message:find("interrupted!", 1, true) then message = "\n" .. message end     -- the terminal has just shown ^C
+  -- the terminal has just shown ^C
+  if message:find("interrupted!", 1, true) then message = "\n" .. message end
   if #frames <= 1 then return message end
   local more = #frames > TRACE_LINES and "\n\t..." or ""
   return message .. "\n" .. concat(frames, "\n", 1, math.min(#frames, TRACE_LINES)) .. more
@@ -193,7 +197,8 @@ local function line_reader(history)
       local ready = C.sz_poll(fds, 1, -1)
       if host.interrupted() then
         io.write("^C\n")
-        io.flush()              -- before the terminal is given back: that moves the cursor to the first column
+        -- before the terminal is given back: that moves the cursor to the first column
+        io.flush()
         try(lib, "rl_free_line_state")
         try(lib, "rl_callback_sigcleanup")
         lib.rl_callback_handler_remove()
@@ -214,7 +219,8 @@ local function line_reader(history)
     end
     return line
   end
-  jit.off(read, true)       -- a C function that calls back into Lua must not be called from compiled code
+  -- a C function that calls back into Lua must not be called from compiled code
+  jit.off(read, true)
   return read
 end
 
@@ -237,7 +243,8 @@ local function compile(text)
   local err
   chunk, err = loadstring(text, "=stdin")
   if chunk then return chunk end
-  local hopeless = err:find("unfinished string", 1, true) and text:sub(-1) ~= "\\"    -- no further line can close it
+  -- no further line can close it
+  local hopeless = err:find("unfinished string", 1, true) and text:sub(-1) ~= "\\"
   if err:find("'<eof>'", 1, true) and not hopeless then return nil, nil end
   return nil, err
 end

@@ -38,7 +38,8 @@ M.splits = { "train", "heldout" }
 local Sample = {}
 Sample.__index = Sample
 Sample.__tostring = function(s)
-  return format("refshapes sample: %s seed %d index %d, %dx%d, %d objects, %d questions", s.split, s.seed, s.index,
+  return format("refshapes sample: %s seed %d index %d, %dx%d, %d objects, %d questions", s.split,
+    s.seed, s.index,
     s.width, s.height, #s.objects, #s.questions)
 end
 
@@ -46,7 +47,8 @@ local function integer(opts, name, default, lo, hi, level)
   local v = opts[name]
   if v == nil then v = default end
   if type(v) ~= "number" or v ~= math.floor(v) or v < lo or v > hi then
-    error(format("refshapes: %s must be an integer from %.0f to %.0f, got %s", name, lo, hi, tostring(v)), level)
+    error(format("refshapes: %s must be an integer from %.0f to %.0f, got %s", name, lo, hi,
+      tostring(v)), level)
   end
   return v
 end
@@ -68,18 +70,21 @@ local function read_options(opts)
     error(format("refshapes: split must be \"train\" or \"heldout\", got %q", tostring(o.split)), 3)
   end
   if o.background ~= "gradient" and o.background ~= "plain" then
-    error(format("refshapes: background must be \"gradient\" or \"plain\", got %q", tostring(o.background)), 3)
+    error(format("refshapes: background must be \"gradient\" or \"plain\", got %q",
+      tostring(o.background)), 3)
   end
   return o
 end
 
 local function solution(b, p, q)
-  return format("<box>(%d,%d),(%d,%d)</box><points>(%d,%d),(%d,%d)</points>", b[1], b[2], b[3], b[4], p[1], p[2],
+  return format("<box>(%d,%d),(%d,%d)</box><points>(%d,%d),(%d,%d)</points>", b[1], b[2], b[3],
+    b[4], p[1], p[2],
     q[1], q[2])
 end
 
 local function answer(b, p, q)
-  return format('{"bbox": [%d,%d,%d,%d], "points_1": [%d,%d], "points_2": [%d,%d]}', b[1], b[2], b[3], b[4], p[1],
+  return format('{"bbox": [%d,%d,%d,%d], "points_1": [%d,%d], "points_2": [%d,%d]}', b[1], b[2],
+    b[3], b[4], p[1],
     p[2], q[1], q[2])
 end
 M.solution, M.answer = solution, answer
@@ -92,7 +97,8 @@ local function paint(rgb, objects, size, r, style)
     local o = objects[i]
     local c = scene.rgb[o.colour]
     local lum = r:int(-8, 8) -- mostly light, little hue: white stays white
-    local jitter = { c[1] + lum + r:int(-3, 3), c[2] + lum + r:int(-3, 3), c[3] + lum + r:int(-3, 3) }
+    local jitter = { c[1] + lum + r:int(-3, 3), c[2] + lum + r:int(-3, 3),
+      c[3] + lum + r:int(-3, 3) }
     o.runs, o.bbox = raster.runs(o, size)
     noise = raster.draw(rgb, size, o, jitter, noise)
   end
@@ -150,7 +156,9 @@ end
 -- (default 1), background. save_png(path, w, h, channels, pixels) writes one picture and raises
 -- when it cannot.
 function M.write_dataset(dir, opts, save_png)
-  if type(save_png) ~= "function" then error("refshapes: write_dataset needs a save_png function", 2) end
+  if type(save_png) ~= "function" then
+    error("refshapes: write_dataset needs a save_png function", 2)
+  end
   local json = require "cjson"
   local n = integer(opts, "n", 16, 0, BIG, 3)
   local first = integer(opts, "first", 0, -BIG, BIG, 3)
@@ -171,8 +179,11 @@ function M.write_dataset(dir, opts, save_png)
       local mask = format("masks/%s.png", id)
       save_png(dir .. "/" .. mask, s.width, s.height, 1, q.mask(255))
       -- keys one by one, so that their order is fixed
-      out:write(format('{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',
-        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image), json.encode(mask), s.height, s.width))
+      out:write(
+        format(
+        '{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',
+        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image),
+          json.encode(mask), s.height, s.width))
       rows = rows + 1
     end
   end

@@ -123,7 +123,9 @@ end
 local function clear_of(o, placed, n)
   for i = 1, n do
     local p = placed[i]
-    if abs(o.cx - p.cx) < o.hw + p.hw + GAP and abs(o.cy - p.cy) < o.hh + p.hh + GAP then return false end
+    if abs(o.cx - p.cx) < o.hw + p.hw + GAP and abs(o.cy - p.cy) < o.hh + p.hh + GAP then
+      return false
+    end
   end
   return true
 end
@@ -192,7 +194,10 @@ function M.draw(r, split, level)
       set_extent(o, r:int(side[1], side[2]), r)
     end
     if #objects > 1 then table.sort(objects, by_size) end
-    if has_unique(objects) and place(r, objects) and (layout_class(objects) == 0) == (split == "heldout") then return objects end
+    if has_unique(objects) and place(r, objects)
+      and (layout_class(objects) == 0) == (split == "heldout") then
+      return objects
+    end
   end
 end
 

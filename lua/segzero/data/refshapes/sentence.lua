@@ -97,7 +97,9 @@ local function evaluate_superlative(e, objects)
   end
   if n < 2 then return nil end
   for i = 1, #objects do
-    if i ~= best and matches(e.np, objects[i]) and not beats(e.word, objects[best], objects[i]) then return nil end
+    if i ~= best and matches(e.np, objects[i]) and not beats(e.word, objects[best], objects[i]) then
+      return nil
+    end
   end
   return best
 end
@@ -190,10 +192,13 @@ function M.think(e, objects, t, r)
   if e.type == "attribute" then
     local same = count({ kind = o.kind }, objects)
     if #objects > 1 and same > 1 and e.np.kind and pick == 1 then
-      return crowd({ kind = o.kind }, same) .. ". The " .. o.size .. " " .. o.colour .. " one is " .. at .. "."
+      return crowd({ kind = o.kind }, same) .. ". The " .. o.size .. " " .. o.colour .. " one is "
+        .. at .. "."
     end
     if #objects == 1 then
-      if pick == 1 then return "There is one shape. The " .. o.colour .. " " .. o.kind .. " is " .. at .. "." end
+      if pick == 1 then
+        return "There is one shape. The " .. o.colour .. " " .. o.kind .. " is " .. at .. "."
+      end
       return "There is one shape. It is " .. article(o.colour .. " " .. o.kind) .. " " .. at .. "."
     end
     if pick == 1 then
@@ -208,8 +213,10 @@ function M.think(e, objects, t, r)
     if pick == 1 or n == 1 then
       return anchor .. ". The " .. full .. " is " .. RELATION_WORDS[e.rel] .. " it, " .. at .. "."
     end
-    local others = { size = np.size, colour = np.colour, kind = np.kind and plural(np.kind) or "shapes" }
-    return anchor .. ". Of " .. NUMBER[n] .. " " .. phrase(others) .. ", one is " .. RELATION_WORDS[e.rel] .. " it, " .. at
+    local others = { size = np.size, colour = np.colour, kind = np.kind and plural(np.kind)
+      or "shapes" }
+    return anchor .. ". Of " .. NUMBER[n] .. " " .. phrase(others) .. ", one is "
+      .. RELATION_WORDS[e.rel] .. " it, " .. at
       .. "."
   elseif e.type == "superlative" then
     local first = crowd(e.np, (count(e.np, objects)))
@@ -254,7 +261,8 @@ local function propose(kind, level, objects, t, r)
     local a = r:int(1, #objects - 1)
     if a >= t then a = a + 1 end
     local np = fitting(o, r, 0.25, 0.6, 0.85)
-    if count(np, objects) == 1 and r:chance(0.85) then return nil end -- mostly where the relation is needed
+    -- mostly where the relation is needed
+    if count(np, objects) == 1 and r:chance(0.85) then return nil end
     local anchor = fitting(objects[a], r, 0.3, 0.85, 0.9)
     for _, rel in ipairs(r:shuffle { "left", "right", "above", "below" }) do
       if offset(rel, o, objects[a]) >= YES_GAP then
