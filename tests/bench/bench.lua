@@ -82,7 +82,8 @@ if opts.only == "peer" then
 end
 local peer = opts.python and opts.python ~= "" and peer_rows()
 
-local now, best = bench.clock(opts), bench.best
+local now = bench.clock(opts)
+local best = bench.best
 local causal_pairs = bench.causal_pairs
 
 local results = {}
@@ -99,7 +100,8 @@ local counts = bench.counts(vl)
 local input = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
 local grid_h, grid_w = unpack(input.image_grid_thw[1], 2)
 local prompt = #input.input_ids
-local answers, answer_tokens = work.answers, work.answer_tokens
+local answers = work.answers
+local answer_tokens = work.answer_tokens
 
 -- Samples n greedy answers; returns seconds to the first token and seconds a step after two of
 -- warm-up.
@@ -124,7 +126,8 @@ local function bench_prefill()
   generate(1)                                      -- warms up: pages, primitives, compiled Lua
   local bandwidth = bench.read_rate(2)
   local seconds_1, step_1 = generate(1)
-  local runs, seconds = { { 1, step_1 } }, seconds_1
+  local runs = { { 1, step_1 } }
+  local seconds = seconds_1
   for _, n in ipairs(work.decode_answers) do
     local first, step = generate(n)
     runs[#runs + 1] = { n, step }
@@ -135,7 +138,8 @@ local function bench_prefill()
   emit("prefill_rate", flops / seconds / 1e9, "GFLOP/s", rate)
   emit("read_bandwidth", bandwidth, "GB/s")
   for _, run in ipairs(runs) do
-    local n, step = run[1], run[2]
+    local n = run[1]
+    local step = run[2]
     local cached = prompt + n * (work.decode_tokens / 2)        -- on average half of the answer is there
     local bytes = weight_bytes + size * 2 * counts.kv_width * vl.config.layers * cached
     emit("decode_" .. n, n / step, "tokens/s", n * bandwidth * 1e9 / bytes)

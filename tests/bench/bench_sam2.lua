@@ -101,13 +101,16 @@ end
 
 -- Multiply-adds times two of the encoder's products; attention over what each query sees.
 local function encoder_flops(c)
-  local side, flops = c.image_size / 4, 0
+  local side = c.image_size / 4
+  local flops = 0
   flops = flops + 2 * side ^ 2 * 3 * c.patch_kernel ^ 2 * c.width[0]
   local block = 0
   for s = 0, 3 do
     for k = 0, c.blocks[s] - 1 do
       local pool = s > 0 and k == 0
-      local d, wide, cells = pool and c.width[s - 1] or c.width[s], c.width[s], side ^ 2
+      local d = pool and c.width[s - 1] or c.width[s]
+      local wide = c.width[s]
+      local cells = side ^ 2
       local window = c.whole[block] == 1 and side or c.windows[pool and s - 1 or s]
       flops = flops + 2 * cells * d * 3 * wide + (pool and 2 * cells * d * wide or 0)
       if pool then

@@ -53,7 +53,8 @@ end
 
 -- more: further fields of the reply.
 local function timer(more)
-  local wall, processor = C.sz_seconds(), os.clock()
+  local wall = C.sz_seconds()
+  local processor = os.clock()
   return function()
     reply(('{"seconds": %.6f, "processor": %.6f%s}'):format(C.sz_seconds() - wall,
       os.clock() - processor, more or ""))
@@ -78,7 +79,8 @@ local function step_bytes(n)
 end
 
 local function prompt(input)
-  local tokens, grid = #input.input_ids, input.image_grid_thw[1]
+  local tokens = #input.input_ids
+  local grid = input.image_grid_thw[1]
   local done = timer((', "operations": %.0f'):format(
     counts.vision(grid[2], grid[3]) + counts.text(tokens, bench.causal_pairs(tokens, 0), 1)))
   rollout.generate(vl, { input }, { temperature = 0, max_new_tokens = 1, ignore_eos = true })

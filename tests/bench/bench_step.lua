@@ -143,14 +143,16 @@ local t = trainer.new { config = recipe.schema:read(settings), policy = policy,
   reward = reward, train = rows, prompt = function(problem) return problem end }
 t.total_steps = 0               -- none follows: nothing is prepared for the next one
 
-local spent, inner = {}, 0
+local spent = {}
+local inner = 0
 
 -- Time in object.name, without what watched calls inside it take.
 local function watch(object, name, phase)
   local f = object[name]
   if not f then error(("bench_step: the trainer has no %s any more"):format(name), 0) end
   object[name] = function(...)
-    local start, outside = now(), inner
+    local start = now()
+    local outside = inner
     inner = 0
     local function done(...)
       local seconds = now() - start
@@ -224,7 +226,8 @@ watch(t, "step", "other")
 local PHASES = { "sampling", "reference", "update", "optimizer", "other" }
 
 local function run_step()
-  spent, inner = {}, 0
+  spent = {}
+  inner = 0
   local stats = t:step()
   local seconds = { step = 0 }
   for _, phase in ipairs(PHASES) do
@@ -257,7 +260,8 @@ local function one_step()
   local peak, used, free = tonumber(C.sz_peak_rss()), bench.device_used()
   rate = math.max(rate, bench.flop_limit(opts.dtype))
   bench.emit("matmul", rate, "GFLOP/s")
-  local work, total = operations(opts.prompts, opts.n, opts.tokens), 0
+  local work = operations(opts.prompts, opts.n, opts.tokens)
+  local total = 0
   for _, phase in ipairs { "sampling", "reference", "update" } do
     local gflop = work[phase] / 1e9
     total = total + gflop
@@ -282,7 +286,8 @@ local function one_step()
     { limit = total / rate, lower = true, gflop = total })
   bench.emit("peak_bytes", peak, "bytes")
   if used then bench.emit("device_memory", used, "GiB", { limit = free }) end
-  local names, phases = {}, stats.time or stats.seconds
+  local names = {}
+  local phases = stats.time or stats.seconds
   for name in pairs(phases) do names[#names + 1] = name end
   table.sort(names)
   for _, name in ipairs(names) do bench.emit("table_" .. name, phases[name], "s") end
@@ -296,12 +301,20 @@ end
 -- ---- how it grows ----
 -- Least squares y = a + b x; and the largest distance of a point from it, as part of the point.
 local function line(xs, ys)
-  local n, sx, sy, sxx, sxy = #xs, 0, 0, 0, 0
+  local n = #xs
+  local sx = 0
+  local sy = 0
+  local sxx = 0
+  local sxy = 0
   for i = 1, n do
-    sx, sy, sxx, sxy = sx + xs[i], sy + ys[i], sxx + xs[i] ^ 2, sxy + xs[i] * ys[i]
+    sx = sx + xs[i]
+    sy = sy + ys[i]
+    sxx = sxx + xs[i] ^ 2
+    sxy = sxy + xs[i] * ys[i]
   end
   local b = (n * sxy - sx * sy) / (n * sxx - sx ^ 2)
-  local a, worst = (sy - b * sx) / n, 0
+  local a = (sy - b * sx) / n
+  local worst = 0
   for i = 1, n do worst = math.max(worst, math.abs(a + b * xs[i] - ys[i]) / ys[i]) end
   return a, b, worst
 end
@@ -311,7 +324,8 @@ local SHOWN = { "sampling", "reference", "update", "step" }
 local function sweep(name, values, set, size, unit)
   set(values[1])
   run_step()
-  local sizes, by_phase = {}, { sampling = {}, reference = {}, update = {}, step = {} }
+  local sizes = {}
+  local by_phase = { sampling = {}, reference = {}, update = {}, step = {} }
   for i, v in ipairs(values) do
     set(v)
     local seconds = run_step()

@@ -26,7 +26,8 @@ end
 
 -- Figures of a log by name, and their names in order.
 local function read(path, order)
-  local rows, file = {}, path and io.open(path, "r")
+  local rows = {}
+  local file = path and io.open(path, "r")
   if not file then return rows end
   for line in file:lines() do
     local ok, row = pcall(cjson.decode, line)
@@ -55,8 +56,10 @@ for _, word in ipairs(arg) do
   local ours = read(ours_log, order)
   local peer = read(peer_log, order)
   for _, name in ipairs(order) do
-    local mine, other = ours[name] or {}, peer[name] or {}
-    local value, theirs = mine.value, other.peer or other.value
+    local mine = ours[name] or {}
+    local other = peer[name] or {}
+    local value = mine.value
+    local theirs = other.peer or other.value
     local unit = mine.unit or other.unit
     local better
     if value and theirs and value > 0 and theirs > 0 then

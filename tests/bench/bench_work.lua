@@ -34,7 +34,9 @@ local C = core.C
 local M = {}
 
 local now = C.sz_seconds
-local device, side, read_bytes = "cpu", 2048, 2 ^ 30
+local device = "cpu"
+local side = 2048
+local read_bytes = 2 ^ 30
 local free_at_first
 
 -- ---- options and lines ----
@@ -99,7 +101,8 @@ end
 
 -- ---- the peer ----
 function M.peer(command, f)
-  local rows, pipe = {}, assert(io.popen(command .. "; echo \"exit $?\""))
+  local rows = {}
+  local pipe = assert(io.popen(command .. "; echo \"exit $?\""))
   local last = ""
   for line in pipe:lines() do
     local ok, row = pcall(cjson.decode, line)
@@ -182,8 +185,11 @@ function M.counts(vl)
 
   -- A picture of h x w patches.
   function counts.vision(h, w)
-    local patches, unit = h * w, c.v_merge ^ 2
-    local side, windowed, full = c.v_window / c.v_patch, 0, 0
+    local patches = h * w
+    local unit = c.v_merge ^ 2
+    local side = c.v_window / c.v_patch
+    local windowed = 0
+    local full = 0
     for y = 0, h - 1, side do
       for x = 0, w - 1, side do
         windowed = windowed + (math.min(side, h - y) * math.min(side, w - x)) ^ 2
@@ -215,8 +221,10 @@ function M.word(vl, i) return (i * 7919 + 13) % vl.image_token_id end
 
 function M.input(vl, opts)
   local c = vl.config
-  local grid_h, grid_w = opts.picture[1] / c.v_patch, opts.picture[2] / c.v_patch
-  local merged_h, merged_w = grid_h / c.v_merge, grid_w / c.v_merge
+  local grid_h = opts.picture[1] / c.v_patch
+  local grid_w = opts.picture[2] / c.v_patch
+  local merged_h = grid_h / c.v_merge
+  local merged_w = grid_w / c.v_merge
   if merged_h % 1 ~= 0 or merged_w % 1 ~= 0 then
     error(("%s: the picture's sides are multiples of %d"):format(arg[0], c.v_patch * c.v_merge), 0)
   end

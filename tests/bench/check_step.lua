@@ -22,13 +22,15 @@ files.make_dir(output)
 local case = { groups = {}, memory = {} }
 local function resident(phase)
   local text = io.open("/proc/self/status"):read "*a"
-  local now, peak = text:match "VmRSS:%s*(%d+)", text:match "VmHWM:%s*(%d+)"
+  local now = text:match "VmRSS:%s*(%d+)"
+  local peak = text:match "VmHWM:%s*(%d+)"
   case.memory[#case.memory + 1] = { phase = phase, now = now * 1024, peak = peak * 1024 }
   print(("%-8s resident %s, peak %s"):format(phase, plan.gib(now * 1024), plan.gib(peak * 1024)))
 end
 
 local methods = getmetatable(trainer.bare {}).__index
-local rollout, update = methods.rollout, methods.update
+local rollout = methods.rollout
+local update = methods.update
 function methods:rollout(rows)
   resident "start"
   local groups = rollout(self, rows)
@@ -69,7 +71,8 @@ function methods:update(groups, lr)
   end
   local stats = update(self, groups, lr)
   resident "update"
-  case.stats, case.settings = stats, self.config
+  case.stats = stats
+  case.settings = self.config
   files.write(output .. "/case.json", cjson.encode(case))
   return stats
 end

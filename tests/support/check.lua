@@ -29,7 +29,9 @@ M.NO_SUCH_CASE = 3
 
 M.seed = tonumber(os.getenv "SEGZERO_TEST_SEED" or "") or 1
 
-local passed, failed, skipped = 0, 0, 0
+local passed = 0
+local failed = 0
+local skipped = 0
 local current                   -- the name of the running case
 local reported = 0              -- its failures so far
 local seen = {}                 -- the names of all cases
@@ -200,7 +202,8 @@ function M.case(name, f)
 
   local info = debug.getinfo(f, "S")
   local place = info.short_src .. ":" .. info.linedefined
-  local failed_before, events_before = failed, passed + failed + skipped
+  local failed_before = failed
+  local events_before = passed + failed + skipped
   current = name
   reported = 0
   local ok, err = xpcall(f, with_traceback)

@@ -14,7 +14,8 @@ local function pixel(img, x, y)
   return { p[0], p[1], p[2] }
 end
 local function count(img, colour)
-  local n, p = 0, img:pixels()
+  local n = 0
+  local p = img:pixels()
   for i = 0, img.width * img.height - 1 do
     if p[3 * i] == colour[1] and p[3 * i + 1] == colour[2] and p[3 * i + 2] == colour[3] then
       n = n + 1
@@ -22,7 +23,8 @@ local function count(img, colour)
   end
   return n
 end
-local BLACK, RED = { 0, 0, 0 }, draw.RED
+local BLACK = { 0, 0, 0 }
+local RED = draw.RED
 
 -- ---- boxes ----
 local img = image.new(40, 30)
@@ -68,7 +70,9 @@ for y = 5, 12 do
 end
 img = draw.canvas(40, 30, { 100, 200, 0 })
 draw.mask(img, mask, { 200, 100, 50 }, 0.5)
-local MIXED, EDGE, BEFORE = { 150, 150, 25 }, { 120, 60, 30 }, { 100, 200, 0 }
+local MIXED = { 150, 150, 25 }
+local EDGE = { 120, 60, 30 }
+local BEFORE = { 100, 200, 0 }
 check.equal({ pixel(img, 33, 8), pixel(img, 30, 8), pixel(img, 33, 5), pixel(img, 33, 12) },
   { MIXED, EDGE, EDGE, EDGE }, "mixed inside, a dark line at the edge")
 check.equal({ pixel(img, 39, 8), pixel(img, 29, 8), pixel(img, 33, 13) }, { MIXED, BEFORE, BEFORE },
@@ -114,7 +118,8 @@ check.equal(draw.figure(image.new(300, 200), single).width, 300, "a large one ke
 -- ---- words ----
 for code = 33, 126 do
   local g = font.glyph(string.char(code))
-  local dots, sizes = 0, true
+  local dots = 0
+  local sizes = true
   for _, row in ipairs(g.rows) do
     dots = dots + select(2, row:gsub("#", ""))
     sizes = sizes and #row == g.width

@@ -38,7 +38,8 @@ end
 
 ----------------------------------------------------------------------------------------------------------------- a reader
 
-local KINDS, COLOURS = {}, {}
+local KINDS = {}
+local COLOURS = {}
 for _, k in ipairs(refshapes.kinds) do KINDS[k] = true end
 for _, c in ipairs(refshapes.colours) do COLOURS[c] = true end
 
@@ -46,7 +47,8 @@ for _, c in ipairs(refshapes.colours) do COLOURS[c] = true end
 local function seen_objects(s)
   local out = {}
   for i, o in ipairs(s.objects) do
-    local b, area = o.bbox, 0
+    local b = o.bbox
+    local area = 0
     for row = 0, b[4] - b[2] do area = area + o.runs[2 * row + 1] - o.runs[2 * row] + 1 end
     out[i] = {kind = o.kind, colour = o.colour, size = o.size, x = (b[1] + b[3]) / 2,
       y = (b[2] + b[4]) / 2, area = area}
@@ -94,7 +96,8 @@ local function odd_ones(objects)
   local found = {}
   for i in ipairs(objects) do
     for _, key in ipairs {"kind", "colour", "size"} do
-      local values, n = {}, 0
+      local values = {}
+      local n = 0
       for j, o in ipairs(objects) do
         if j ~= i and not values[o[key]] then
           values[o[key]] = true
@@ -130,7 +133,8 @@ local function read_sentence(text, objects)
   end
   local first, rest = text:match "^the (%a+) ?(.*)$"
   if MEASURE[first] then
-    local best, out = -math.huge, {}
+    local best = -math.huge
+    local out = {}
     for _, i in ipairs(filter(rest, objects)) do
       local m = MEASURE[first](objects[i])
       if m > best then best, out = m, {i} elseif m == best then out[#out + 1] = i end
@@ -145,7 +149,9 @@ end
 -- Largest distance to a pixel outside mask m (0/1, side n) by looking at every pair; ties as
 -- refshapes has them.
 local function widest(m, n, box, mx, my)
-  local best, near, at = 0, 0, nil
+  local best = 0
+  local near = 0
+  local at = nil
   for y = box[2], box[4] do
     for x = box[1], box[3] do
       if m[y * n + x] == 1 then
@@ -164,8 +170,11 @@ local function widest(m, n, box, mx, my)
 end
 
 local function check_points(q, n)
-  local m, b = q.mask(), q.bbox
-  local sx, sy, count = 0, 0, 0
+  local m = q.mask()
+  local b = q.bbox
+  local sx = 0
+  local sy = 0
+  local count = 0
   for y = b[2], b[4] do
     for x = b[1], b[3] do
       if m[y * n + x] == 1 then sx, sy, count = sx + x, sy + y, count + 1 end
@@ -182,7 +191,9 @@ end
 
 -- One check per question, since there are thousands.
 local function check_question(s, q)
-  local n, m, b = s.width, q.mask(), q.bbox
+  local n = s.width
+  local m = q.mask()
+  local b = q.bbox
   local box = {n, n, -1, -1}
   for y = 0, n - 1 do
     for x = 0, n - 1 do
@@ -191,7 +202,8 @@ local function check_question(s, q)
       end
     end
   end
-  local p1, p2 = q.points[1], q.points[2]
+  local p1 = q.points[1]
+  local p2 = q.points[2]
   local numbers = {}
   for v in q.solution:gmatch "%d+" do numbers[#numbers + 1] = tonumber(v) end
   local answer = require "cjson".decode(q.answer)
@@ -233,7 +245,8 @@ check.equal(hash_bytes(fewer.rgb, 168 * 168 * 3), hash_bytes(a.rgb, 168 * 168 * 
   "nor does the picture")
 
 -- Sentences: exactly one object, the right one; at two sizes, since the reader looks at pixels.
-local types, questions = {}, 0
+local types = {}
+local questions = 0
 for _, split in ipairs(refshapes.splits) do
   for level = 1, 3 do
     for index = 0, 299 do
@@ -277,7 +290,8 @@ end
 
 -- Splits: no layout is in both, whatever the seeds, because its own hash says where it belongs.
 local scene = require "segzero.data.refshapes.scene"
-local held, pictures = true, {}
+local held = true
+local pictures = {}
 for index = 0, 199 do
   for _, split in ipairs(refshapes.splits) do
     local s = refshapes.sample {seed = check.seed, index = index, split = split, size = 84,

@@ -30,7 +30,8 @@ end
 -- The terms as text, such as "1 1 0 0 1".
 local function score_list(reward, text, gt, sample)
   local score, parts = reward(text, gt, sample)
-  local list, sum = {}, 0
+  local list = {}
+  local sum = 0
   for k, term in ipairs(TERMS) do
     list[k] = parts[term]
     sum = sum + parts[term]
@@ -168,7 +169,8 @@ check.case("bytes that are not UTF-8 get a score", function()
   end
   local text = GOOD:format('"\217\164",20,110,220', '"40\194\160",60', "80,160")
   for _ = 1, 3000 do
-    local t, g = text, GT
+    local t = text
+    local g = GT
     for _ = 1, 1 + below(4) do
       local i = 1 + below(#t)
       t = t:sub(1, i - 1) .. string.char(below(256)) .. t:sub(i + below(2))

@@ -63,7 +63,8 @@ end
 -- and equal runs shall be equal bytes.
 function M.json(value)
   if type(value) ~= "table" or next(value) == nil then return cjson.encode(value) end
-  local parts, keys = {}, {}
+  local parts = {}
+  local keys = {}
   for k in pairs(value) do keys[#keys + 1] = k end
   if #keys == #value then
     for i, v in ipairs(value) do parts[i] = M.json(v) end
@@ -76,7 +77,8 @@ end
 
 -- A folder of its own for each run: name, name-2, name-3, ... A run's folder has a config.json.
 function M.fresh_folder(wanted)
-  local folder, n = wanted, 1
+  local folder = wanted
+  local n = 1
   while M.exists(folder .. "/config.json") do
     n = n + 1
     folder = wanted .. "-" .. n

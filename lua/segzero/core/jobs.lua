@@ -11,12 +11,15 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 
-local C, call = core.C, core.call
+local C = core.C
+local call = core.call
 
 local M = {}
 
-local Job, Writing = {}, {}
-Job.__index, Writing.__index = Job, Writing
+local Job = {}
+local Writing = {}
+Job.__index = Job
+Writing.__index = Writing
 
 -- The threads run code of the library, which is unloaded with the Lua state.
 M.keeper = ffi.gc(ffi.new "int[1]", function() C.sz_jobs_end() end)

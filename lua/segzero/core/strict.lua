@@ -7,7 +7,10 @@
 -- A global that was once assigned may be nil. `rawget(_G, name)` asks without an error.
 -- Left out: tables other than _G.
 
-local getinfo, rawset, error, tostring = debug.getinfo, rawset, error, tostring
+local getinfo = debug.getinfo
+local rawset = rawset
+local error = error
+local tostring = tostring
 
 local M = {}
 
@@ -45,14 +48,16 @@ function M.on()
   elseif mt.__index ~= on_read and (mt.__index or mt.__newindex) then
     error("_G already has a metatable", 2)
   end
-  mt.__newindex, mt.__index = on_assign, on_read
+  mt.__newindex = on_assign
+  mt.__index = on_read
 end
 
 -- Switches them off, for a script made of code that relies on undefined globals being nil.
 function M.off()
   local mt = getmetatable(_G)
   if mt and mt.__index == on_read then
-    mt.__newindex, mt.__index = nil, nil
+    mt.__newindex = nil
+    mt.__index = nil
   end
 end
 

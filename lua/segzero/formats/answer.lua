@@ -26,7 +26,9 @@ local pytext = require "segzero.formats.pytext"
 
 local M = {}
 
-local floor, find, sub = math.floor, string.find, string.sub
+local floor = math.floor
+local find = string.find
+local sub = string.sub
 
 local function text_of(text, level)
   if type(text) ~= "string" then
@@ -78,7 +80,8 @@ function M.parse(text)
   local bbox = wholes(object.map[bbox_key], 4)
   if not bbox then return nil, ("\"%s\" does not hold 4 numbers"):format(bbox_key) end
 
-  local point_keys, points = keys_with(object, "points", 2), {}
+  local point_keys = keys_with(object, "points", 2)
+  local points = {}
   if #point_keys < 2 then return nil, ("%d of 2 keys with \"points\""):format(#point_keys) end
   for i, key in ipairs(point_keys) do
     points[i] = wholes(object.map[key], 2)
@@ -133,7 +136,8 @@ local function answer_body(text)
   local first = pytext.skip_space(text, open + 1)
   local close = find(text, "</answer>", first, true)
   if not close then return nil end
-  local last, i = first - 1, first
+  local last = first - 1
+  local i = first
   while i < close do
     local after = pytext.skip_space(text, i)
     if after == i then
@@ -170,7 +174,8 @@ function M.parse_list(text)
   for i, item in ipairs(value) do
     local map = type(item) == "table" and item.kind == "object" and item.map
     if not map then return nil, ("object %d of the answer is not {...}"):format(i) end
-    local bbox, point = numbers(map.bbox_2d, 4), numbers(map.point_2d, 2)
+    local bbox = numbers(map.bbox_2d, 4)
+    local point = numbers(map.point_2d, 2)
     if not bbox then
       return nil, ("object %d of the answer has no \"bbox_2d\" of 4 numbers"):format(i)
     end

@@ -16,7 +16,8 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 local Image = {}
@@ -30,7 +31,8 @@ local COLLECT_AFTER = 256 * 2 ^ 20
 -- picture it loaded.
 local made = 0
 local function wrap(ptr)
-  local w, h = C.sz_image_width(ptr), C.sz_image_height(ptr)
+  local w = C.sz_image_width(ptr)
+  local h = C.sz_image_height(ptr)
   made = made + w * h * 3
   local self = setmetatable({ ptr = ffi.gc(ptr, C.sz_image_free), width = w, height = h }, mt)
   if made > COLLECT_AFTER then

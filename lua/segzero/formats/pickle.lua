@@ -16,7 +16,8 @@ local ffi = require "ffi"
 
 local M = {}
 
-local MAX_OBJECTS, MAX_DEPTH = 2 ^ 20, 64
+local MAX_OBJECTS = 2 ^ 20
+local MAX_DEPTH = 64
 local MAX_WHOLE = 2 ^ 53
 
 -- Types by their torch names: those that torchfile.lua makes tensors of, and what a file may name
@@ -52,7 +53,9 @@ function M.number(s, at, bytes)
   return n
 end
 
-local fail, shown, number = M.fail, M.shown, M.number
+local fail = M.fail
+local shown = M.shown
+local number = M.number
 
 -- Values: numbers, texts and booleans as they are; everything else a table with `kind`: none, dict,
 -- list, tuple (sets count as lists and tuples), callable, storage_type, dtype, storage, tensor.
@@ -173,7 +176,8 @@ end
 function P:set(d, k, v)
   local i = type(k) == "string" and d.at[k] or #d.keys + 1
   if type(k) == "string" then d.at[k] = i end
-  d.keys[i], d.values[i] = k, v
+  d.keys[i] = k
+  d.values[i] = v
 end
 
 function P:add(list, items)
@@ -214,7 +218,10 @@ function P:storage(id)
 end
 
 function P:tensor(args, dtype)
-  local storage, offset, shape, strides = args[1], args[2], args[3], args[4]
+  local storage = args[1]
+  local offset = args[2]
+  local shape = args[3]
+  local strides = args[4]
   if kind(storage) ~= "storage" or not whole(offset) or kind(shape) ~= "tuple" or kind(strides) ~= "tuple" or shape.n ~= strides.n then
     self:fail("a tensor that is not (storage, offset, shape, strides)")
   end
@@ -368,7 +375,8 @@ end
 -- {{name, tensor}, ...} in the file's order. Shared containers are walked each time they are met,
 -- hence the limits.
 local function flatten(path, root)
-  local list, visits = {}, 0
+  local list = {}
+  local visits = 0
   local function walk(v, name, depth)
     visits = visits + 1
     if visits > MAX_OBJECTS then fail(path, "more than %d values in its containers", MAX_OBJECTS) end

@@ -23,7 +23,10 @@ local pytext = require "segzero.formats.pytext"
 
 local M = {}
 
-local byte, char, find, sub = string.byte, string.char, string.find, string.sub
+local byte = string.byte
+local char = string.char
+local find = string.find
+local sub = string.sub
 
 M.null = setmetatable({}, {__tostring = function() return "null" end})
 
@@ -132,7 +135,8 @@ local read_value
 
 -- i is the byte after the bracket.
 local function read_array(s, i, depth)
-  local array, n = {kind = "array"}, 0
+  local array = {kind = "array"}
+  local n = 0
   i = skip(s, i)
   if sub(s, i, i) == "]" then return i + 1, array end
   while true do
@@ -150,7 +154,8 @@ end
 
 -- i is the byte after the brace.
 local function read_object(s, i, depth)
-  local keys, map = {}, {}
+  local keys = {}
+  local map = {}
   local object = {kind = "object", keys = keys, map = map}
   i = skip(s, i)
   if sub(s, i, i) == "}" then return i + 1, object end

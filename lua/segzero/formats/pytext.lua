@@ -10,7 +10,9 @@
 
 local M = {}
 
-local byte, find, sub = string.byte, string.find, string.sub
+local byte = string.byte
+local find = string.find
+local sub = string.sub
 
 -- What int() refuses to read in decimal, sys.int_info.default_max_str_digits.
 M.MAX_INT_DIGITS = 4300
@@ -28,7 +30,8 @@ local ZEROS = {
   0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6, 0x1e140, 0x1e2f0, 0x1e950, 0x1fbf0,
 }
 
-local DIGIT, SPACE = {}, {}
+local DIGIT = {}
+local SPACE = {}
 for _, zero in ipairs(ZEROS) do
   for d = 0, 9 do DIGIT[zero + d] = d end
 end
@@ -63,7 +66,8 @@ M.codepoint = codepoint
 
 -- Number of characters.
 function M.length(s)
-  local n, i = 0, 1
+  local n = 0
+  local i = 1
   while i <= #s do
     n = n + 1
     local _, after = codepoint(s, i)
@@ -97,7 +101,8 @@ end
 -- what \d+ matches whole.
 function M.ascii_digits(s)
   if find(s, "^[0-9]+$") then return s end
-  local out, i = {}, 1
+  local out = {}
+  local i = 1
   while i <= #s do
     local c, after = codepoint(s, i)
     local d = DIGIT[c]
@@ -113,7 +118,8 @@ end
 -- between digits. Returns the number (a double: past 2^53 the nearest one) or nil. U+001C to U+001F
 -- are white space to \s but not here.
 function M.parse_int(s)
-  local out, i = {}, 1
+  local out = {}
+  local i = 1
   while i <= #s do
     local c, after = codepoint(s, i)
     if c < 0x80 then

@@ -23,7 +23,9 @@ local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 
-local C, call, guarded = core.C, core.call, core.guarded
+local C = core.C
+local call = core.call
+local guarded = core.guarded
 
 local M = {}
 
@@ -62,7 +64,8 @@ local function entry_of(path, name, e, data_bytes)
     fail(path, "tensor '%s' has dtype %s, which is not handled", name, tostring(e.dtype))
   end
   if type(e.shape) ~= "table" then fail(path, "tensor '%s' has no shape", name) end
-  local numel, count = 1, 0
+  local numel = 1
+  local count = 0
   for k in pairs(e.shape) do
     if type(k) ~= "number" then fail(path, "tensor '%s' has a shape that is not a list", name) end
     count = count + 1
@@ -95,7 +98,8 @@ local function entry_of(path, name, e, data_bytes)
 end
 
 local function entries_of(path, header, data_bytes)
-  local list, metadata = {}, {}
+  local list = {}
+  local metadata = {}
   for name, e in pairs(header) do
     if name == "__metadata__" then
       if type(e) ~= "table" then fail(path, "__metadata__ is not an object") end
@@ -202,7 +206,8 @@ local function read_index(dir)
   if not text then return nil end
   local map = decode(path, text).weight_map
   if type(map) ~= "table" then fail(path, "there is no weight_map") end
-  local wanted, shards = {}, {}
+  local wanted = {}
+  local shards = {}
   for name, shard in pairs(map) do
     if type(shard) ~= "string" or shard:find("/", 1, true) or shard == "" then
       fail(path, "tensor '%s' is said to be in '%s'", name, tostring(shard))
@@ -229,7 +234,8 @@ local function open_folder(dir)
       error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0)
     end
     file:close()
-    wanted, shards = {}, { "model.safetensors" }
+    wanted = {}
+    shards = { "model.safetensors" }
   end
   local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {},
     files = {} }, Folder)
@@ -248,7 +254,9 @@ local function open_folder(dir)
       for k, v in pairs(metadata) do folder.metadata[k] = v end
       local here = {}
       for _, e in ipairs(list) do
-        e.file, e.path, here[e.name] = file, path, true
+        e.file = file
+        e.path = path
+        here[e.name] = true
         if not map or map[e.name] == shard then
           folder.entries[e.name] = e
         elseif map[e.name] then
@@ -286,7 +294,8 @@ end
 -- Tensors made before stay valid.
 function Folder:close()
   for _, file in ipairs(self.files) do close(file) end
-  self.files, self.entries = {}, {}
+  self.files = {}
+  self.entries = {}
 end
 
 -- Raises all problems of a folder (or of what was asked of it) as one error; the first of them are
@@ -299,7 +308,8 @@ end
 
 M.load_folder = guarded(function(dir)
   local folder = open_folder(dir)
-  local all, names = {}, {}
+  local all = {}
+  local names = {}
   for name in pairs(folder.entries) do names[#names + 1] = name end
   table.sort(names)
   local ok, why = pcall(function()
@@ -338,7 +348,9 @@ local function bytes_of(t) return t:numel() * BYTES[NAME[t:dtype()]] end
 
 -- The JSON is put together by hand: cjson writes an empty list as {} and orders keys as it likes.
 local function write(path, names, tensors, metadata, later)
-  local parts, keys, at = {}, {}, 0
+  local parts = {}
+  local keys = {}
+  local at = 0
   for k, v in pairs(metadata) do
     if type(k) ~= "string" or type(v) ~= "string" then
       error("metadata must be texts; '" .. tostring(k) .. "' is not", 0)
@@ -358,7 +370,8 @@ local function write(path, names, tensors, metadata, later)
     if a.size ~= b.size then return a.size > b.size end
     return a.i < b.i
   end)
-  local pointers, list = ffi.new("sz_tensor *[?]", #order + 1), {}
+  local pointers = ffi.new("sz_tensor *[?]", #order + 1)
+  local list = {}
   local text = {}
   for i, o in ipairs(order) do
     local t = tensors[o.name]
@@ -366,7 +379,8 @@ local function write(path, names, tensors, metadata, later)
     text[o.name] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(
       cjson.encode(o.name), NAME[t:dtype()],
       table.concat(t:shape(), ","), at, stop)
-    pointers[i - 1], list[i] = t.ptr, t
+    pointers[i - 1] = t.ptr
+    list[i] = t
     at = stop
   end
   for _, name in ipairs(names) do parts[#parts + 1] = text[name] end
@@ -399,7 +413,10 @@ M.save_folder = guarded(function(dir, tensors, options)
   if type(limit) ~= "number" or not (limit >= 1) then
     error("max_shard_bytes is " .. tostring(limit), 0)
   end
-  local names, shards, total, size = sorted_names(tensors), {}, 0, 0
+  local names = sorted_names(tensors)
+  local shards = {}
+  local total = 0
+  local size = 0
   for _, name in ipairs(names) do
     local n = bytes_of(tensors[name])
     if #shards == 0 or (size + n > limit and size > 0) then
@@ -407,10 +424,12 @@ M.save_folder = guarded(function(dir, tensors, options)
       size = 0
     end
     table.insert(shards[#shards], name)
-    size, total = size + n, total + n
+    size = size + n
+    total = total + n
   end
   local metadata = options.metadata or { format = "pt" }
-  local single, index_path = dir .. "/model.safetensors", dir .. "/model.safetensors.index.json"
+  local single = dir .. "/model.safetensors"
+  local index_path = dir .. "/model.safetensors.index.json"
   if #shards <= 1 then
     write(single, names, tensors, metadata, options.later)
     os.remove(index_path)      -- a left-over index would be read first

@@ -32,7 +32,9 @@ assert(ffi.abi("le"), "torch files are read in place as little endian")
 
 local M = {}
 
-local MAX_PICKLE, MAX_DIRECTORY = 2 ^ 24, 2 ^ 24    -- bytes; a large SAM2 has 150 kB of either
+-- bytes; a large SAM2 has 150 kB of either
+local MAX_PICKLE = 2 ^ 24
+local MAX_DIRECTORY = 2 ^ 24
 local MAX_DIMS = 6
 
 -- name in torch -> {bytes an element, dtype here}
@@ -43,7 +45,9 @@ local DTYPE = {
 }
 local OUT_BYTES = { f32 = 4, bf16 = 2, i32 = 4, u8 = 1 }
 
-local fail, shown, number = pickle.fail, pickle.shown, pickle.number
+local fail = pickle.fail
+local shown = pickle.shown
+local number = pickle.number
 
 -- ---- the archive ----
 -- n bytes at an offset, of a file that is known to have them.
@@ -130,8 +134,10 @@ end
 local function widen(a, extra, e)
   local at = 1
   while at + 3 <= #extra do
-    local id, n = number(extra, at, 2), number(extra, at + 2, 2)
-    local field, used = extra:sub(at + 4, at + 3 + n), 1
+    local id = number(extra, at, 2)
+    local n = number(extra, at + 2, 2)
+    local field = extra:sub(at + 4, at + 3 + n)
+    local used = 1
     if id == 1 then
       for _, key in ipairs { "bytes", "packed", "offset" } do
         if e[key] == 0xffffffff then
@@ -151,7 +157,8 @@ end
 local function entries_of(a)
   local directory_at, bytes, count = find_directory(a)
   local d = read(a, directory_at, bytes)
-  local list, at = {}, 1
+  local list = {}
+  local at = 1
   for i = 1, count do
     if at + 45 > #d or d:sub(at, at + 3) ~= "PK\1\2" then
       fail(a.path, "entry %d of the archive's directory is damaged", i)
@@ -185,7 +192,8 @@ local function entries_of(a)
       fail(a.path, "entry %s has bytes %.0f to %.0f, outside the file's %.0f", shown(e.name),
         e.begin, e.begin + e.bytes, directory_at)
     end
-    list[i], at = e, next_at
+    list[i] = e
+    at = next_at
   end
   local entries = {}
   table.sort(list, function(x, y)
@@ -206,8 +214,10 @@ end
 -- Adds numel, begin (byte of the file), contiguous to an entry {name, tensor} after checking it
 -- against its storage.
 local function place(a, entries, prefix, e)
-  local t, name = e.tensor, shown(e.name)
-  local dtype, storage = DTYPE[t.dtype], t.storage
+  local t = e.tensor
+  local name = shown(e.name)
+  local dtype = DTYPE[t.dtype]
+  local storage = t.storage
   if not dtype then fail(a.path, "tensor '%s' is %s, which is not handled", name, t.dtype) end
   if t.shape.n > MAX_DIMS then
     fail(a.path, "tensor '%s' has %d dimensions, at most %d are handled", name, t.shape.n, MAX_DIMS)
@@ -225,11 +235,15 @@ local function place(a, entries, prefix, e)
       shown(storage.key), name, count,
       t.dtype, data.bytes)
   end
-  local numel, last, expected, contiguous = 1, t.offset, 1, true
+  local numel = 1
+  local last = t.offset
+  local expected = 1
+  local contiguous = true
   for i = t.shape.n, 1, -1 do
     if t.shape[i] ~= 1 and t.strides[i] ~= expected then contiguous = false end
     last = last + (t.shape[i] - 1) * t.strides[i]
-    expected, numel = expected * t.shape[i], numel * t.shape[i]
+    expected = expected * t.shape[i]
+    numel = numel * t.shape[i]
   end
   if numel > 0 and last >= count then
     fail(a.path, "tensor '%s' [%s] reaches element %.0f of storage %s, which has %.0f", name,
@@ -247,16 +261,22 @@ local POINTER = { "uint8_t *", "uint16_t *", [4] = "uint32_t *", [8] = "uint64_t
 local function gather(e, from, to)
   local pointer, shape, strides, n = POINTER[e.size], e.tensor.shape, e.tensor.strides,
     e.tensor.shape.n
-  local source, out = ffi.cast(pointer, from), ffi.cast(pointer, to)
-  local inner, step = shape[n], strides[n]      -- a strided tensor has a dimension
-  local place_of, at = {}, e.tensor.offset
+  local source = ffi.cast(pointer, from)
+  local out = ffi.cast(pointer, to)
+  -- a strided tensor has a dimension
+  local inner = shape[n]
+  local step = strides[n]
+  local place_of = {}
+  local at = e.tensor.offset
   for i = 1, n do place_of[i] = 0 end
   for row = 0, e.numel - 1, inner do
     for i = 0, inner - 1 do out[row + i] = source[at + i * step] end
     for i = n - 1, 1, -1 do
-      place_of[i], at = place_of[i] + 1, at + strides[i]
+      place_of[i] = place_of[i] + 1
+      at = at + strides[i]
       if place_of[i] < shape[i] then break end
-      place_of[i], at = 0, at - shape[i] * strides[i]
+      place_of[i] = 0
+      at = at - shape[i] * strides[i]
     end
   end
 end
@@ -264,7 +284,8 @@ end
 local bits = ffi.new("union { uint32_t u; float f; }")
 
 local function half(h)
-  local exponent, fraction = math.floor(h / 1024) % 32, h % 1024
+  local exponent = math.floor(h / 1024) % 32
+  local fraction = h % 1024
   local sign = h >= 0x8000 and -1 or 1
   if exponent == 0 then return sign * fraction * 2 ^ -24 end
   bits.u = (h >= 0x8000 and 2 ^ 31 or 0) + (exponent == 31 and 255
@@ -316,7 +337,8 @@ local function read_storage(a, group, tensors)
   local function each(e, bytes)
     local t = new(a, e, { unpack(e.tensor.shape, 1, e.tensor.shape.n) }, e.out)
     tensors[e.name] = t
-    local out, convert = tensor.data(t), CONVERT[e.tensor.dtype]
+    local out = tensor.data(t)
+    local convert = CONVERT[e.tensor.dtype]
     local function fill(to)
       if e.numel == 0 then return end
       if e.contiguous then
@@ -372,7 +394,9 @@ local function load_from(a, tensors)
     fail(a.path, "data.pkl has %.0f bytes, at most %d are read", described.bytes, MAX_PICKLE)
   end
   local list = pickle.tensors(a.path, read(a, described.begin, described.bytes))
-  local total, groups, order_of = 0, {}, {}
+  local total = 0
+  local groups = {}
+  local order_of = {}
   for _, e in ipairs(list) do
     total = total + place(a, entries, prefix, e)
     if total > 8 * a.size then

@@ -22,7 +22,8 @@
 
 local M = {}
 
-local byte, sub = string.byte, string.sub
+local byte = string.byte
+local sub = string.sub
 
 M.pattern = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
   .. "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
@@ -62,7 +63,9 @@ end
 
 -- byte -> character of the alphabet, and the bytes in id order.
 local function byte_alphabet()
-  local char, order, hidden = {}, {}, {}
+  local char = {}
+  local order = {}
+  local hidden = {}
   for b = 0, 255 do
     if (b >= 0x21 and b <= 0x7E) or (b >= 0xA1 and b <= 0xAC) or b >= 0xAE then
       char[b] = utf8_char(b)
@@ -108,7 +111,8 @@ local PIECES = {
 
 -- Pieces of an ASCII text, in order.
 function M.pieces(text)
-  local out, i = {}, 1
+  local out = {}
+  local i = 1
   if text:find("[\128-\255]") then error("bpe_train: text is not ASCII: " .. text, 2) end
   while i <= #text do
     local e
@@ -131,7 +135,8 @@ end
 
 -- Joins each (a, b) of units, left to right, in place.
 local function join(units, a, b)
-  local n, i = 0, 1
+  local n = 0
+  local i = 1
   local len = #units
   while i <= len do
     n = n + 1
@@ -157,7 +162,8 @@ local function best_pair(words)
       counts[key] = (counts[key] or 0) + w.count
     end
   end
-  local best, most = nil, 0
+  local best = nil
+  local most = 0
   for key, n in pairs(counts) do
     if n > most or (n == most and key < best) then best, most = key, n end
   end
@@ -168,7 +174,8 @@ end
 -- texts: list of ASCII strings (repeat one to weigh it); merges: the most to learn. Learns fewer
 -- when every piece of the texts has become one token.
 function M.train(texts, merges)
-  local words, seen = {}, {}
+  local words = {}
+  local seen = {}
   for _, text in ipairs(texts) do
     for _, piece in ipairs(M.pieces(text)) do
       local w = seen[piece]

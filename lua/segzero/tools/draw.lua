@@ -27,7 +27,10 @@ local tensor = require "segzero.core.tensor"
 
 local M = {}
 
-local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
+local floor = math.floor
+local ceil = math.ceil
+local max = math.max
+local min = math.min
 
 M.WHITE, M.INK, M.GREY, M.PAPER = { 255, 255, 255 }, { 28, 32, 40 }, { 110, 118, 130 },
   { 246, 247, 249 }
@@ -42,19 +45,24 @@ local function clamp(v, lo, hi) return v < lo and lo or v > hi and hi or v end
 -- ---- filled shapes ----
 -- Pixels x .. x + w - 1, y .. y + h - 1, as far as they are in the picture.
 function M.fill(img, x, y, w, h, colour)
-  local p, width = img:pixels(), img.width
-  local x0, x1 = max(floor(x), 0), min(floor(x) + floor(w), width) - 1
+  local p = img:pixels()
+  local width = img.width
+  local x0 = max(floor(x), 0)
+  local x1 = min(floor(x) + floor(w), width) - 1
   for row = max(floor(y), 0), min(floor(y) + floor(h), img.height) - 1 do
     for col = x0, x1 do
       local q = p + 3 * (row * width + col)
-      q[0], q[1], q[2] = colour[1], colour[2], colour[3]
+      q[0] = colour[1]
+      q[1] = colour[2]
+      q[2] = colour[3]
     end
   end
 end
 
 -- A disc of pixels around the centre of pixel (x, y), its edge one pixel soft.
 function M.disc(img, x, y, radius, colour)
-  local p, width = img:pixels(), img.width
+  local p = img:pixels()
+  local width = img.width
   for row = max(floor(y - radius - 1), 0), min(floor(y + radius + 1), img.height - 1) do
     for col = max(floor(x - radius - 1), 0), min(floor(x + radius + 1), width - 1) do
       local cover = clamp(radius + 0.5 - math.sqrt((col - x) ^ 2 + (row - y) ^ 2), 0, 1)
@@ -77,7 +85,8 @@ local function four(box, level)
 end
 
 local function frame(img, x0, y0, x1, y1, t, colour)
-  local w, h = x1 - x0 + 1, y1 - y0 + 1
+  local w = x1 - x0 + 1
+  local h = y1 - y0 + 1
   M.fill(img, x0, y0, w, t, colour)
   M.fill(img, x0, y1 - t + 1, w, t, colour)
   M.fill(img, x0, y0, t, h, colour)
@@ -102,7 +111,8 @@ function M.box(img, box, colour, thickness)
 end
 
 function M.point(img, point, colour, radius)
-  local x, y = point[1], point[2]
+  local x = point[1]
+  local y = point[2]
   if type(x) ~= "number" or type(y) ~= "number" or x ~= x or y ~= y then
     error("draw: a point is two numbers {x, y}", 2)
   end
@@ -137,24 +147,32 @@ function M.mask(img, mask, colour, alpha)
     error(("draw.mask: a mask of %d x %d does not fit a picture of %d x %d"):format(w, h, img.width,
       img.height), 2)
   end
-  colour, alpha = colour or M.CYAN, alpha or 0.45
-  local p, m, width, height = img:pixels(), tensor.data(mask), img.width, img.height
+  colour = colour or M.CYAN
+  alpha = alpha or 0.45
+  local p = img:pixels()
+  local m = tensor.data(mask)
+  local width = img.width
+  local height = img.height
   local line = max(1, floor(M.thickness(img) / 2))
   local function outside(x, y)
     return x >= 0 and y >= 0 and x < width and y < height
       and m[floor(y / k) * w + floor(x / k)] == 0
   end
-  local r, g, b = colour[1], colour[2], colour[3]
+  local r = colour[1]
+  local g = colour[2]
+  local b = colour[3]
   for y = 0, height - 1 do
     local row = m + floor(y / k) * w
     for x = 0, width - 1 do
       if row[floor(x / k)] ~= 0 then
-        local q, edge = p + 3 * (y * width + x), false
+        local q = p + 3 * (y * width + x)
+        local edge = false
         for d = 1, line do
           edge = edge or outside(x - d, y) or outside(x + d, y) or outside(x, y - d)
             or outside(x, y + d)
         end
-        local a, shade = edge and 1 or alpha, edge and 0.6 or 1
+        local a = edge and 1 or alpha
+        local shade = edge and 0.6 or 1
         q[0], q[1], q[2] = floor(q[0] + (shade * r - q[0]) * a + 0.5),
           floor(q[1] + (shade * g - q[1]) * a + 0.5), floor(q[2] + (shade * b - q[2]) * a + 0.5)
       end
@@ -190,11 +208,13 @@ end
 -- The text in lines no wider than `width` pixels; the last of `most` lines ends in "..." when there
 -- is more. Words that are too long stand alone.
 function M.wrap(text, width, scale, most)
-  local lines, line = {}, ""
+  local lines = {}
+  local line = ""
   for word in text:gmatch "%S+" do
     local longer = line == "" and word or line .. " " .. word
     if line ~= "" and M.text_width(longer, scale) > width then
-      lines[#lines + 1], line = line, word
+      lines[#lines + 1] = line
+      line = word
     else
       line = longer
     end
@@ -220,8 +240,10 @@ end
 
 -- Copies src with its top left corner at (x, y) of img; what does not fit is cut off.
 function M.paste(img, src, x, y)
-  local to, from = img:pixels(), src:pixels()
-  local x0, x1 = max(x, 0), min(x + src.width, img.width)
+  local to = img:pixels()
+  local from = src:pixels()
+  local x0 = max(x, 0)
+  local x1 = min(x + src.width, img.width)
   if x1 <= x0 then return end
   for row = max(y, 0), min(y + src.height, img.height) - 1 do
     ffi.copy(to + 3 * (row * img.width + x0), from + 3 * ((row - y) * src.width + x0 - x),
@@ -233,15 +255,19 @@ function M.enlarge(img, k)
   if type(k) ~= "number" or k % 1 ~= 0 or k < 1 then
     error("draw.enlarge: a whole number from 1 is expected, got " .. tostring(k), 2)
   end
-  local w, h = img.width * k, img.height * k
+  local w = img.width * k
+  local h = img.height * k
   local big = image.new(w, h)
-  local to, from = big:pixels(), img:pixels()
+  local to = big:pixels()
+  local from = img:pixels()
   for y = 0, img.height - 1 do
     local row = to + 3 * w * k * y
     for x = 0, img.width - 1 do
       local p = from + 3 * (y * img.width + x)
       for i = x * k, x * k + k - 1 do
-        row[3 * i], row[3 * i + 1], row[3 * i + 2] = p[0], p[1], p[2]
+        row[3 * i] = p[0]
+        row[3 * i + 1] = p[1]
+        row[3 * i + 2] = p[2]
       end
     end
     for i = 1, k - 1 do ffi.copy(row + 3 * w * i, row, 3 * w) end
@@ -258,11 +284,13 @@ end
 
 function M.beside(list, gap)
   gap = gap or 8
-  local width, height = gap * (#list - 1), 1
+  local width = gap * (#list - 1)
+  local height = 1
   for _, img in ipairs(list) do
     width, height = width + img.width, max(height, img.height)
   end
-  local out, x = M.canvas(max(width, 1), height), 0
+  local out = M.canvas(max(width, 1), height)
+  local x = 0
   for _, img in ipairs(list) do
     M.paste(out, img, x, floor((height - img.height) / 2))
     x = x + img.width + gap
@@ -271,7 +299,8 @@ function M.beside(list, gap)
 end
 
 -- a picture with a side under the first is drawn about as large as the second
-local SMALL_SIDE, ENLARGED_SIDE = 200, 448
+local SMALL_SIDE = 200
+local ENLARGED_SIDE = 448
 
 -- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the picture;
 -- opts.truth: a box, green. With opts.mask the copy has the mask under the marks, and the plain
@@ -322,7 +351,9 @@ local function tile_picture(tile, side)
 end
 
 -- between tiles; inside a tile; one line of text at scale 2
-local GAP, PAD, LINE = 14, 10, 2 * (font.HEIGHT + 2)
+local GAP = 14
+local PAD = 10
+local LINE = 2 * (font.HEIGHT + 2)
 
 -- What the marks mean, up to the right edge; returns its width. masks: say what their colour means
 -- too.
@@ -350,7 +381,10 @@ function M.sheet(tiles, columns, opts)
   if #tiles == 0 then error("draw.sheet: there is no tile", 2) end
   columns = min(columns or 4, #tiles)
   local side = opts.side or 280
-  local cards, width, heights, words = {}, 0, {}, {}
+  local cards = {}
+  local width = 0
+  local heights = {}
+  local words = {}
   for i, tile in ipairs(tiles) do
     if not image.is_image(tile.image) then
       error(("draw.sheet: tile %d has no image"):format(i), 2)
@@ -361,7 +395,8 @@ function M.sheet(tiles, columns, opts)
   for i, tile in ipairs(tiles) do
     words[i] = { label = M.wrap(tile.label or "", width, 2, 2),
       note = M.wrap(tile.note or "", width, 2, 1) }
-    local row, lines = floor((i - 1) / columns), #words[i].label + #words[i].note
+    local row = floor((i - 1) / columns)
+    local lines = #words[i].label + #words[i].note
     local height = cards[i].height + 2 * PAD + (lines > 0 and lines * LINE + 4 or 0)
     heights[row] = max(heights[row] or 0, height)
   end
@@ -377,7 +412,8 @@ function M.sheet(tiles, columns, opts)
   end
   local y = head + GAP
   for i, card in ipairs(cards) do
-    local row, column = floor((i - 1) / columns), (i - 1) % columns
+    local row = floor((i - 1) / columns)
+    local column = (i - 1) % columns
     local x = GAP + column * (width + 2 * PAD + GAP)
     M.fill(sheet, x + 1, y + 2, width + 2 * PAD + 1, heights[row] + 1, { 222, 225, 230 })
     M.fill(sheet, x, y, width + 2 * PAD, heights[row], M.WHITE)

@@ -76,9 +76,11 @@ local DRAWINGS = { [[
 
 -- Cuts the empty columns off both sides.
 local function trim(rows)
-  local first, last = 6, 0
+  local first = 6
+  local last = 0
   for _, row in ipairs(rows) do
-    local a, b = row:find "#", row:match ".*()#"
+    local a = row:find "#"
+    local b = row:match ".*()#"
     if a then first, last = math.min(first, a), math.max(last, b) end
   end
   if last == 0 then return { width = 3, rows = rows } end

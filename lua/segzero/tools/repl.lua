@@ -15,12 +15,14 @@
 
 local host = require "segzero.host"
 
-local concat, sort = table.concat, table.sort
+local concat = table.concat
+local sort = table.sort
 local format = string.format
 
 local M = {}
 
-local PROMPT, PROMPT_MORE = "> ", "...> "
+local PROMPT = "> "
+local PROMPT_MORE = "...> "
 local HISTORY_LINES = 1000
 local TABLE_ENTRIES = 40        -- of a printed table; the rest is counted
 local WIDTH = 96                -- of its lines
@@ -45,7 +47,8 @@ end
 
 -- Numbers first, then names: a stable order for mixed keys.
 local function key_less(a, b)
-  local ta, tb = type(a), type(b)
+  local ta = type(a)
+  local tb = type(b)
   if ta ~= tb then return ta < tb end
   if ta == "number" or ta == "string" then return a < b end
   return tostring(a) < tostring(b)
@@ -66,7 +69,9 @@ function M.show(v)
   if type(v) ~= "table" or (getmetatable(v) or {}).__tostring then
     return tostring(v)
   end
-  local parts, count, array = {}, 0, #v
+  local parts = {}
+  local count = 0
+  local array = #v
   for i = 1, math.min(array, TABLE_ENTRIES) do
     parts[i] = show_inner(v[i])
   end
@@ -88,7 +93,8 @@ function M.show(v)
   if count > #parts then
     parts[#parts + 1] = format("... %d more", count - #parts)
   end
-  local lines, line = {}, ""
+  local lines = {}
+  local line = ""
   for i, part in ipairs(parts) do
     if i < #parts then part = part .. ", " end
     if line ~= "" and #line + #part > WIDTH then
@@ -193,7 +199,10 @@ local function line_reader(history)
     complete = false
     lib.rl_callback_handler_install(prompt, handler)
     while not complete do
-      fds[0].fd, fds[0].events, fds[0].revents = 0, 1, 0        -- POLLIN
+      -- POLLIN
+      fds[0].fd = 0
+      fds[0].events = 1
+      fds[0].revents = 0
       local ready = C.sz_poll(fds, 1, -1)
       if host.interrupted() then
         io.write("^C\n")

@@ -87,7 +87,8 @@ local function answer(b, p, q)
     b[3], b[4], p[1],
     p[2], q[1], q[2])
 end
-M.solution, M.answer = solution, answer
+M.solution = solution
+M.answer = answer
 
 -- Draws the background and the objects; gives each object its runs and bbox.
 local function paint(rgb, objects, size, r, style)
@@ -110,7 +111,8 @@ local function complete(q, objects, size)
     local p1, p2 = distance.two_circles(o.bbox, o.runs)
     o.points = { p1, p2 }
   end
-  local b, p = o.bbox, o.points
+  local b = o.bbox
+  local p = o.points
   return {
     problem = q.text,
     think = q.think,

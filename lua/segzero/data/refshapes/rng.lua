@@ -16,7 +16,8 @@ local bit = require "bit"
 
 local M = {}
 
-local bxor, rshift = bit.bxor, bit.rshift
+local bxor = bit.bxor
+local rshift = bit.rshift
 local floor = math.floor
 
 local GOLDEN = 0x9e3779b97f4a7c15ULL

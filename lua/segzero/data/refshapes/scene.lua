@@ -16,7 +16,9 @@ local rng = require "segzero.data.refshapes.rng"
 
 local M = {}
 
-local floor, abs, sqrt = math.floor, math.abs, math.sqrt
+local floor = math.floor
+local abs = math.abs
+local sqrt = math.sqrt
 
 local UNIT = 840
 local GAP = 30
@@ -71,7 +73,8 @@ local function set_extent(o, s, r)
     o.hh = round(s * 0.6)
     o.area = 2 * o.hw * o.hh
   elseif kind == "rectangle" then
-    local long, short = round(s * 0.58), round(s * 0.32)
+    local long = round(s * 0.58)
+    local short = round(s * 0.32)
     if r:chance(0.5) then o.hw, o.hh = long, short else o.hw, o.hh = short, long end
     o.area = 4 * o.hw * o.hh
   else
@@ -150,7 +153,8 @@ end
 -- Whether some object is told apart by its attributes alone, so that every picture has a question.
 local function has_unique(objects)
   for i = 1, #objects do
-    local o, twins = objects[i], 0
+    local o = objects[i]
+    local twins = 0
     for j = 1, #objects do
       local p = objects[j]
       if p.kind == o.kind and p.colour == o.colour and p.size == o.size then twins = twins + 1 end

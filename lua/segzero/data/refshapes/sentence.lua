@@ -18,7 +18,9 @@ local M = {}
 
 local max = math.max
 
-local YES_GAP, NO_GAP = 60, 15 -- units of 1/840 of the frame: clearly so, clearly not so
+-- units of 1/840 of the frame: clearly so, clearly not so
+local YES_GAP = 60
+local NO_GAP = 15
 local AREA_RATIO = 1.3
 
 local NUMBER = { "one", "two", "three", "four", "five", "six" }
@@ -37,7 +39,8 @@ local function matches(np, o)
 end
 
 local function count(np, objects)
-  local n, last = 0, nil
+  local n = 0
+  local last = nil
   for i = 1, #objects do
     if matches(np, objects[i]) then n, last = n + 1, i end
   end
@@ -88,7 +91,8 @@ local function beats(word, o, p)
 end
 
 local function evaluate_superlative(e, objects)
-  local best, n = nil, 0
+  local best = nil
+  local n = 0
   for i = 1, #objects do
     if matches(e.np, objects[i]) then
       n = n + 1
@@ -286,7 +290,9 @@ end
 -- Up to n different expressions about the scene, list of {expr=, text=, target=, think=}. Objects
 -- not yet asked for are preferred. Fewer come back when the scene has no more to say.
 function M.compose(objects, n, level, r)
-  local out, said, asked = {}, {}, {}
+  local out = {}
+  local said = {}
+  local asked = {}
   local has_odd = level == 3 and evaluate_odd(objects)
   local fresh = #objects
   for _ = 1, n do
@@ -296,7 +302,8 @@ function M.compose(objects, n, level, r)
       local guess = propose(kind, level, objects, r:int(1, #objects), r)
       local got = guess and M.evaluate(guess, objects)
       if got and (try > 20 or fresh == 0 or not asked[got]) and not said[M.text(guess)] then
-        e, t = guess, got
+        e = guess
+        t = got
         break
       end
     end
