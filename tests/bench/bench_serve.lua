@@ -5,9 +5,11 @@
 --
 -- Lines read:    prompt picture                 bench_model.json's prompt around an 840 x 840
 -- picture, to its first token
---                answers N                      as many tokens of text, to the first token of N answers
+--                answers N                      as many tokens of text, to the first token of N
+--                                               answers
 --                steps K                        K more tokens of each of them
---                read, matmul                   what the machine can do at this moment: see bench_work.lua
+--                read, matmul                   what the machine can do at this moment: see
+--                                               bench_work.lua
 --                peak, quit
 -- Lines written, one JSON object for each: {seconds =, processor =} (wall and processor time),
 -- {bytes =}, {rate =} (bytes or operations a second); `answers` adds bytes, the weights and the

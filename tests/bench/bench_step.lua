@@ -4,7 +4,9 @@
 --   ./segzero tests/bench/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0] [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
 --                                  [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
 --                                  [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
---   python tests/bench/bench_step.py DIR                    the same step by PyTorch and transformers, and whether loss and gradient agree
+--   python tests/bench/bench_step.py DIR                    the same step by PyTorch and
+--                                                           transformers, and whether loss and
+--                                                           gradient agree
 --
 -- The model is tests/bench/bench_step.json (0.3 B parameters) with random weights; a config.json
 -- does, too, and 3b is the whole release. The reference is a second model with other weights, as
@@ -15,18 +17,25 @@
 -- JSON lines {name, value, unit, limit, ratio, gflop}; gflop are the operations of the model's
 -- products (backward twice forward, nothing computed again), limit the seconds they take at matmul,
 -- the faster of a measurement before the step and one after:
---   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it computes
---   reference_seconds   log-probabilities by the reference. The old ones are the sampler's: old_seconds is 0
---   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt once
---   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a parameter in f32) at the measured bandwidth
---   other_seconds       rewards, advantages, rows        step_seconds   all of it        peak_bytes   largest resident set, all models
---   device_memory       GiB of the device taken at most, beside what was free; update_rate  GFLOP/s: its ratio is the model-FLOP utilisation
+--   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it
+--                       computes
+--   reference_seconds   log-probabilities by the reference. The old ones are the sampler's:
+--                       old_seconds is 0
+--   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt
+--                       once
+--   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a
+--                       parameter in f32) at the measured bandwidth
+--   other_seconds       rewards, advantages, rows; step_seconds; all of it; peak_bytes; largest
+--                       resident set, all models
+--   device_memory       GiB of the device taken at most, beside what was free; update_rate;
+--                       GFLOP/s: its ratio is the model-FLOP utilisation
 -- device=cuda: both models are there, limits are measured there (side= is that of their matrices)
 -- after the step, so that they take no memory from it; warm= steps come before it, in which shapes
 -- are seen for the first time. tests/gpu_check.sh has the settings with which all of the 3B is
 -- trained on one card of 80 GB. save_weights=false: of the models only config.json, and no
 -- gradients, where the peer makes its own random weights.
---   table_*             the trainer's own time table (stats.time, else stats.seconds); with save= it counts the writing, the phases do not
+--   table_*             the trainer's own time table (stats.time, else stats.seconds); with save=
+--                       it counts the writing, the phases do not
 -- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted);
 -- sweep=prompt: for 1, 2, 3 and 4 times prompt_tokens, the picture unchanged. One line a point,
 -- then by phase the straight line through the points: what a prompt costs whatever n, what an

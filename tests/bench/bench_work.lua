@@ -2,19 +2,28 @@
 -- prompt, JSON lines.
 --
 --   local bench = require "tests.bench.bench_work"
---   bench.options({key = default, ...}, {key = true, ...})      key=value words of the command line; others raise. Where the defaults have
+--   bench.options({key = default, ...}, {key = true, ...})
+--       key=value words of the command line; others raise. Where the defaults have
 --                                           a list `settings`, words with dotted keys (a recipe's) go there
---   bench.clock(opts)                       the clock that clock= names, which waits for the device; threads are set. With device=cuda
---                                           limits are measured there; side= is that of their matrices
+--   bench.clock(opts)                       the clock that clock= names, which waits for the
+--                                           device; threads are set. With device=cuda limits are
+--                                           measured there; side= is that of their matrices
 --   bench.emit(name, value, unit, {limit =, lower =, gflop =})
---   bench.config(name)                      a config table, and the `work` beside it: of FILE.json, or of a released size (3b, 7b, ...); nil for a folder
---   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program prints, f called with each; and whether it ended well
---   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster}; without a result of ours {name, unit, peer}
---   bench.device_used()                     GiB of the device's memory taken since clock(), and what was free then; nil on the CPU. Freed blocks are
+--   bench.config(name)                      a config table, and the `work` beside it: of FILE.json,
+--                                           or of a released size (3b, 7b, ...); nil for a folder
+--   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program
+--                                           prints, f called with each; and whether it ended well
+--   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster};
+--                                           without a result of ours {name, unit, peer}
+--   bench.device_used()                     GiB of the device's memory taken since clock(), and
+--                                           what was free then; nil on the CPU. Freed blocks are
 --                                           kept, so it is the peak
---   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)      GFLOP/s, GB/s
---   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations of a forward's products
---   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})     what vl:process would
+--   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)
+--       GFLOP/s, GB/s
+--   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations
+--                                           of a forward's products
+--   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})
+--       what vl:process would
 --                                           return
 --
 -- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows

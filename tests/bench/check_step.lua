@@ -1,8 +1,10 @@
 -- check_step.lua - runs GRPO steps of the recipe and writes down all that is needed to compute the
 -- first one again elsewhere.
 --
---   ./segzero tests/bench/check_step.lua OUTPUT key=value ...          settings of recipes/refcocog_grpo.lua
---   python tests/bench/check_step.py OUTPUT MODEL                      the same loss, log-probabilities and gradients by transformers
+--   ./segzero tests/bench/check_step.lua OUTPUT key=value ...
+--       settings of recipes/refcocog_grpo.lua
+--   python tests/bench/check_step.py OUTPUT MODEL
+--       the same loss, log-probabilities and gradients by transformers
 --
 -- OUTPUT/case.json: inputs, answers with log-probabilities and advantages, settings, loss, gradient
 -- norms by parameter, resident memory by phase; OUTPUT/pixels.safetensors: the pictures' patches.

@@ -1,20 +1,26 @@
 -- check.lua - the few functions that test scripts share.
 --
 --   local check = require "tests.support.check"
---   check.case("halves round to even", function()       a named case: runs at once, reports its own failures
+--   check.case("halves round to even", function()       a named case: runs at once, reports its own
+--                                                       failures
 --     check.equal(round(0.5), 0, "0.5")
 --   end)
---   check.finish()                          last line of a test: prints the counts, exits 1 if anything failed
+--   check.finish()                          last line of a test: prints the counts, exits 1 if
+--                                           anything failed
 --
 --   check.ok(x > 0, "x is positive")
 --   check.equal(got, want, name)            numbers, strings, booleans, nil; tables by content
---   check.near(got, want, tol, name)        |got - want| <= tol; tables element by element; nan only equals nan
+--   check.near(got, want, tol, name)        |got - want| <= tol; tables element by element; nan
+--                                           only equals nan
 --   check.raises(f, "pattern", name)        f() raises a message that matches this Lua pattern
---   check.skip("a CUDA driver")             prints `skip: a CUDA driver`, what the machine lacks; the runner counts it
---   check.host(t)                           t, or its copy on the CPU if `segzero --device cuda` put it elsewhere
+--   check.skip("a CUDA driver")             prints `skip: a CUDA driver`, what the machine lacks;
+--                                           the runner counts it
+--   check.host(t)                           t, or its copy on the CPU if `segzero --device cuda`
+--                                           put it elsewhere
 --   check.seed                              the seed of this run (SEED=n make test)
 --
---   ./segzero tests/unit/test_x.lua case="text"         runs the cases whose name contains the text (also CASE=text)
+--   ./segzero tests/unit/test_x.lua case="text"         runs the cases whose name contains the text
+--                                                       (also CASE=text)
 --   ./segzero tests/unit/test_x.lua --list              lists the cases without running them
 --
 -- A failed check prints its file, line and case, and the test goes on. An error inside a case fails

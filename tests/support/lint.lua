@@ -1,7 +1,8 @@
 -- lint.lua - what no compiler looks at: file names in comments and pages, links between pages, the
 -- length of lines.
 --
---   luajit tests/support/lint.lua         from the repository's root; `make lint` does this, luacheck and clang-format
+--   luajit tests/support/lint.lua         from the repository's root; `make lint` does this,
+--                                         luacheck and clang-format
 --
 -- * A file name in a comment or on a page, such as `trainer.lua` or `cpu/rowwise.c`, must be that
 -- of a file in the tree,

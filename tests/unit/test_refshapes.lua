@@ -36,7 +36,7 @@ local function fingerprint(s)
     .. hash_bytes(ffi.cast("const uint8_t *", all), #all)
 end
 
------------------------------------------------------------------------------------------------------------------ a reader
+-- ---- a reader -----------------------------------------------------------------------------------
 
 local KINDS = {}
 local COLOURS = {}
@@ -144,7 +144,7 @@ local function read_sentence(text, objects)
   return filter(text:match "^the (.*)$", objects)
 end
 
------------------------------------------------------------------------------------------------------------- boxes, points
+-- ---- boxes, points ------------------------------------------------------------------------------
 
 -- Largest distance to a pixel outside mask m (0/1, side n) by looking at every pair; ties as
 -- refshapes has them.
@@ -225,7 +225,7 @@ local function check_question(s, q)
   check.ok(q.problem == q.problem:lower() and not q.problem:find "%.$", name)
 end
 
----------------------------------------------------------------------------------------------------------------- the checks
+-- ---- the checks ---------------------------------------------------------------------------------
 
 -- The same bytes everywhere and always: integers, and doubles without library functions but sqrt.
 local a = refshapes.sample {seed = 42, index = 3, size = 168}

@@ -4,7 +4,8 @@
 --
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
---   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1; level as for error()
+--   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1;
+--                                 level as for error()
 --   core.call(x)                  the same without a position: for code inside core.guarded
 --   core.guarded(f)               f as a public function: errors inside blame its caller
 --   core.root                     the folder with lua/, models/, runtime/*.h

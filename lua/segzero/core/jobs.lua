@@ -1,9 +1,12 @@
 -- jobs.lua - work by threads beside the main one (runtime/io/jobs.c): a handle to wait for, and
 -- lists of files to write.
 --
---   local j = jobs.wrap(ptr)              owns a C job;  j:done(), j:wait() -> true | nil, message;  j:free()
---   local w = jobs.writing()              w:text(path, text), w:tensors(path, header, {tensor, ...}), w:rename(from, to)
---   local j = w:start()                   in that order; nothing may write to the tensors until j has ended
+--   local j = jobs.wrap(ptr)              owns a C job;; j:done(), j:wait() -> true | nil,
+--                                         message;; j:free()
+--   local w = jobs.writing()              w:text(path, text), w:tensors(path, header, {tensor,
+--                                         ...}), w:rename(from, to)
+--   local j = w:start()                   in that order; nothing may write to the tensors until j
+--                                         has ended
 --
 -- A job that is forgotten is finished or dropped by the collector. When the program ends, what has
 -- begun is waited for.

@@ -4,10 +4,13 @@
 --   local answer = require "segzero.formats.answer"
 --   local a, why = answer.parse(text)            one object; the text is like
 --     "<think>..</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60], "points_2": [80,160]}</answer>"
---     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}      in the frame the model saw
---   local b = answer.scale(a, width / frame, height / frame)               in the picture's own pixels
+--     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}
+--       in the frame the model saw
+--   local b = answer.scale(a, width / frame, height / frame)
+--       in the picture's own pixels
 --
---   local list, why = answer.parse_list(text)    several objects; <answer>[{"bbox_2d": [..], "point_2d": [..]}, ..]</answer>
+--   local list, why = answer.parse_list(text)    several objects; <answer>[{"bbox_2d": [..],
+--                                                "point_2d": [..]}, ..]</answer>
 --     list.think, list[i].bbox, list[i].point
 --   local scaled = answer.scale_list(list, fx, fy)
 --

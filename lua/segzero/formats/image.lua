@@ -1,12 +1,15 @@
 -- image.lua - pictures as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
 --
---   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF, PNM, told by content, not by name
+--   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF, PNM, told by content,
+--                                                 not by name
 --   img.width, img.height
---   img:resize(w, h, "bilinear" | "bicubic")      a new picture, bit for bit as Pillow does (default "bicubic")
+--   img:resize(w, h, "bilinear" | "bicubic")      a new picture, bit for bit as Pillow does
+--                                                 (default "bicubic")
 --   img:save(path)                                .png, .jpg or .jpeg; whole or not at all
 --   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) is the way back
 --   img:pixels() -> uint8_t *, valid while img is alive
---   img:free()                                    drops the memory at once; the collector is only the net
+--   img:free()                                    drops the memory at once; the collector is only
+--                                                 the net
 --   image.size(path) -> w, h                      from the header, without decoding
 --   image.new(w, h)                               black
 --   image.write_png(path, w, h, channels, p)      any 8-bit pixels, 1 or 3 channels

@@ -1,11 +1,13 @@
 -- safetensors.lua - safetensors files and sharded model folders.
 --
 --   local tensors, metadata = safetensors.load(path)              {name -> tensor}, {key -> text}
---   local tensors, metadata = safetensors.load_folder(dir)        model.safetensors, or the shards that
---                                                                 model.safetensors.index.json names
---   local folder = safetensors.open_folder(dir)                   the same unread: folder.entries {name -> {dtype =, shape =, ...}},
---                                                                 folder.problems (texts), folder:tensor(name, dtype), folder:close()
---   safetensors.save(path, tensors, metadata)                     metadata {format = "pt"} unless given
+--   local tensors, metadata = safetensors.load_folder(dir)
+--       model.safetensors, or the shards that model.safetensors.index.json names
+--   local folder = safetensors.open_folder(dir)
+--       the same unread: folder.entries {name -> {dtype =, shape =, ...}}, folder.problems (texts),
+--       folder:tensor(name, dtype), folder:close()
+--   safetensors.save(path, tensors, metadata)
+--       metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
 --
 -- File: u64 little endian length n, n bytes of JSON {name: {dtype, shape, data_offsets = [begin,

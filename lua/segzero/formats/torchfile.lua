@@ -6,7 +6,8 @@
 -- File: a zip archive, entries stored as they are (torch uses zip64 records and pads each entry to
 -- 64 bytes):
 --   NAME/data.pkl      a pickle, protocol 2 to 5, that describes containers and tensors
---   NAME/data/KEY      the bytes of storage KEY; tensors are (storage, offset, shape, strides), counted in elements
+--   NAME/data/KEY      the bytes of storage KEY; tensors are (storage, offset, shape, strides),
+--                      counted in elements
 --   NAME/byteorder     "little"; files before torch 2.1 have none and are little endian too
 -- What comes back: for a dict whose key 'model' holds a dict with tensors, that inner dict (what
 -- lies beside it, such as an optimizer, is left out); else the whole. Inside, dicts and lists are

@@ -2,16 +2,24 @@
 -- that explain themselves.
 --
 --   local draw = require "segzero.tools.draw"
---   draw.box(img, {x0, y0, x1, y1}, draw.RED)             inclusive corners, as Seg-Zero counts; parts outside are cut off
+--   draw.box(img, {x0, y0, x1, y1}, draw.RED)             inclusive corners, as Seg-Zero counts;
+--                                                         parts outside are cut off
 --   draw.point(img, {x, y}, draw.YELLOW)                  a disc with a dark rim
---   draw.text(img, x, y, "red circle", draw.INK, 2)       top left corner; each dot of the font 2 x 2 pixels
---   draw.answer(img, {bbox =, points =})                  a red box and yellow points; also {{bbox =, point =}, ...}
---   draw.mask(img, mask, draw.CYAN, 0.45)                 u8 tensor [h, w] of img's size or a whole fraction of it, laid over img
---   local fig, k = draw.figure(img, answer, {mask =, truth = box})     original | mask, box and points; k: how much enlarged
---   local big = draw.enlarge(img, 4)                      every pixel 4 x 4; coordinates: draw.enlarge_box, draw.enlarge_point
---   local both = draw.beside({img, other}, 8)             side by side on a white canvas, 8 pixels apart
+--   draw.text(img, x, y, "red circle", draw.INK, 2)       top left corner; each dot of the font 2 x
+--                                                         2 pixels
+--   draw.answer(img, {bbox =, points =})                  a red box and yellow points; also {{bbox
+--                                                         =, point =}, ...}
+--   draw.mask(img, mask, draw.CYAN, 0.45)                 u8 tensor [h, w] of img's size or a whole
+--                                                         fraction of it, laid over img
+--   local fig, k = draw.figure(img, answer, {mask =, truth = box})
+--       original | mask, box and points; k: how much enlarged
+--   local big = draw.enlarge(img, 4)                      every pixel 4 x 4; coordinates:
+--                                                         draw.enlarge_box, draw.enlarge_point
+--   local both = draw.beside({img, other}, 8)             side by side on a white canvas, 8 pixels
+--                                                         apart
 --   local sheet = draw.sheet({{image =, truth = box, bbox = box, points =, truth_points =, label =, note =}, ...}, columns)
---   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a model's answers
+--   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a
+--                                                         model's answers
 --
 -- Colours are {r, g, b}, 0 to 255. Lines are as thick as the picture asks for (draw.thickness)
 -- unless told. Everything that makes a picture returns a new one, which the caller may free.

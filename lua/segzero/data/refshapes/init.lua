@@ -8,8 +8,10 @@
 --   local refshapes = require "segzero.data.refshapes"
 --   local s = refshapes.sample { seed = 42, index = 0, split = "train", size = 168 }
 --   s.width, s.height, s.rgb            uint8_t [h][w][3], owned by s
---   s.objects[i]                        { kind=, colour=, size="small"|"large", bbox=, cx=, cy= (units of 1/840), ... }
---   s.questions[k]                      { problem=, target=, bbox=, points={p1,p2}, solution=, think=, answer=, mask= }
+--   s.objects[i]                        { kind=, colour=, size="small"|"large", bbox=, cx=, cy=
+--                                       (units of 1/840), ... }
+--   s.questions[k]                      { problem=, target=, bbox=, points={p1,p2}, solution=,
+--                                       think=, answer=, mask= }
 --   local m = s.questions[1].mask()     uint8_t [h][w] of 0 and 1, a new one at each call
 --
 -- Boxes are {left, top, right, bottom} in pixels with inclusive maxima; points are {x, y}: the
@@ -152,7 +154,8 @@ local function open_for_writing(path)
 end
 
 -- Writes a data set in Seg-Zero's columns and returns its number of rows:
---   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height, img_width; a row a question
+--   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height,
+--                        img_width; a row a question
 --   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
 -- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions
 -- (default 1), background. save_png(path, w, h, channels, pixels) writes one picture and raises

@@ -3,7 +3,8 @@
 -- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split,
 -- index) shows the same scene at every picture size. An object is a table
 --   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=, hw=, hh= (half extents of its box),
---     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }   all in units
+--     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }
+--       all in units
 -- Boxes of objects are disjoint with a gap of GAP units.
 --
 -- The splits are disjoint by construction: a scene belongs to the held-out split exactly when a
