@@ -7,7 +7,7 @@
 -- tests/bench/bench_wide.json has the widths and the vocabulary of the 3B release and 4 of its
 -- layers, 8 of its tower's blocks; 3b and 7b are whole releases; a Qwen2.5-VL folder is loaded
 -- (SEGZERO_BENCH_MODEL= names one too). The prompt is bench_model.json's text around an 840 x 840
--- picture: 1000 tokens. A model's file may have a `work` of its own (tests/bench/bench_mini.json:
+-- image: 1000 tokens. A model's file may have a `work` of its own (tests/bench/bench_mini.json:
 -- for the emulator, where the sizes above take hours). device=cuda: limits are measured there, on
 -- larger matrices (side=), the device is waited for before a clock is read, decoding is timed at 1,
 -- 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept,
@@ -17,7 +17,7 @@
 --                             computes
 --   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it, if faster:
 --                             the limit of what reads weights
---   prefill_seconds           picture and prompt into the cache, logits of the last position, one
+--   prefill_seconds           image and prompt into the cache, logits of the last position, one
 --                             token sampled; best of two; with int8 it may pass its limit, which is
 --                             that of f32 products
 --   decode_1, decode_8        tokens/s after the prompt, all answers together; limit: weights and

@@ -3,13 +3,13 @@
 --
 --   ./segzero tests/bench/bench_sam2.lua [sizes=tiny,large] [device=cpu|cuda] [threads=2] [best=3] [train=1] [python=PATH] [dtype=f32|bf16] [only=peer]
 --
--- Random weights, a 1024 x 1024 picture, one prompt of a box and two points. sizes=mini: 64 x 64,
+-- Random weights, a 1024 x 1024 image, one prompt of a box and two points. sizes=mini: 64 x 64,
 -- for the emulated device. One JSON object a line, as bench.lua's:
 --   sam2_<size>_encoder     seconds, pixels to the decoder's maps; limit: its floating-point
 --                           operations at the matmul rate
 --   sam2_<size>_decoder     seconds, one prompt to masks and scores; sam2_<size>_decoder_8: of
 --                           eight prompts at once
---   sam2_<size>_images      pictures a second through both, one at a time; limit: the encoder's
+--   sam2_<size>_images      images a second through both, one at a time; limit: the encoder's
 --                           operations at the matmul rate
 --   sam2_<size>_train       seconds, forward and backward of everything, with a loss on one mask
 --                           (not with train=0)
@@ -18,7 +18,7 @@
 --                               that of the matrices that measure its limit
 -- With python= (torch, sam2) tests/golden/check_sam2.py --bench does the same work with the sam2
 -- package on the same device, before ours; only=peer: its figures alone; only=compiled: with its
--- encoder through torch.compile. Left out: reading checkpoints, resizing, masks at the picture's
+-- encoder through torch.compile. Left out: reading checkpoints, resizing, masks at the image's
 -- size.
 
 local cjson = require "cjson"

@@ -3,8 +3,8 @@
 --
 --   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8] [threads=n]
 --
--- Lines read:    prompt picture                 bench_model.json's prompt around an 840 x 840
--- picture, to its first token
+-- Lines read:    prompt image                 bench_model.json's prompt around an 840 x 840
+-- image, to its first token
 --                answers N                      as many tokens of text, to the first token of N
 --                                               answers
 --                steps K                        K more tokens of each of them

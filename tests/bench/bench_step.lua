@@ -37,11 +37,11 @@
 --   table_*             the trainer's own time table (stats.time, else stats.seconds); with save=
 --                       it counts the writing, the phases do not
 -- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted);
--- sweep=prompt: for 1, 2, 3 and 4 times prompt_tokens, the picture unchanged. One line a point,
+-- sweep=prompt: for 1, 2, 3 and 4 times prompt_tokens, the image unchanged. One line a point,
 -- then by phase the straight line through the points: what a prompt costs whatever n, what an
 -- answer token costs, and the largest deviation from the line. save=DIR: DIR/model, DIR/reference
 -- (Hugging Face), pixels.safetensors, gradients.safetensors, step.json (ids, answers,
--- log-probabilities, advantages, settings, loss, seconds). Leaves out: reading data and pictures,
+-- log-probabilities, advantages, settings, loss, seconds). Leaves out: reading data and images,
 -- rewards that take time.
 
 local cjson = require "cjson"
@@ -94,7 +94,7 @@ for _, w in ipairs(policy.weights) do
   parameters = parameters + numel
 end
 
--- ---- rows: text of any length around a picture ----
+-- ---- rows: text of any length around an image ----
 local BEFORE = 15
 local side = opts.picture / policy.config.v_patch
 local picture_tokens = (side / policy.config.v_merge) ^ 2
@@ -123,7 +123,7 @@ function policy.process(vl, messages)
 end
 
 function policy.stop_ids() return {} end
-function policy.processor() return {} end       -- no pictures are read: nothing may be prefetched
+function policy.processor() return {} end       -- no images are read: nothing may be prefetched
 
 local rows = { name = "random" }
 function rows.count() return 100000 end

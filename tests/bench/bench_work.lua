@@ -192,7 +192,7 @@ function M.counts(vl)
   counts.layer_weights = c.hidden * (2 * counts.q_width + 2 * counts.kv_width + 3 * c.intermediate)
   counts.head_weights = c.hidden * c.vocab
 
-  -- A picture of h x w patches.
+  -- An image of h x w patches.
   function counts.vision(h, w)
     local patches = h * w
     local unit = c.v_merge ^ 2

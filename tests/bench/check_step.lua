@@ -7,7 +7,7 @@
 --       the same loss, log-probabilities and gradients by transformers
 --
 -- OUTPUT/case.json: inputs, answers with log-probabilities and advantages, settings, loss, gradient
--- norms by parameter, resident memory by phase; OUTPUT/pixels.safetensors: the pictures' patches.
+-- norms by parameter, resident memory by phase; OUTPUT/pixels.safetensors: the images' patches.
 -- The reward counts letters, so that random answers differ in it.
 
 local cjson = require "cjson"

@@ -44,7 +44,7 @@ for _, box in ipairs { { -1e9, -5, 1e9, 500 }, { 39, 29, 39, 29 }, { 100, 100, 2
   { -9, -9, -3, -3 }, { 0.5, 0.5, 3.7, 2 ^ 60 } } do
   draw.box(img, box, RED)
 end
-check.equal(pixel(img, 12, 10), BLACK, "boxes that reach out of the picture leave its middle")
+check.equal(pixel(img, 12, 10), BLACK, "boxes that reach out of the image leave its middle")
 check.raises(function() draw.box(img, { 1, 2, 3 }, RED) end, "test_draw.*four numbers",
   "three numbers")
 check.raises(function() draw.box(img, { 1, 2, 3, 0 / 0 }, RED) end, "four numbers", "NaN")
@@ -76,22 +76,22 @@ local BEFORE = { 100, 200, 0 }
 check.equal({ pixel(img, 33, 8), pixel(img, 30, 8), pixel(img, 33, 5), pixel(img, 33, 12) },
   { MIXED, EDGE, EDGE, EDGE }, "mixed inside, a dark line at the edge")
 check.equal({ pixel(img, 39, 8), pixel(img, 29, 8), pixel(img, 33, 13) }, { MIXED, BEFORE, BEFORE },
-  "no line at the picture's end, nothing outside")
+  "no line at the image's end, nothing outside")
 check.equal({ count(img, MIXED), count(img, EDGE), count(img, BEFORE) },
   { 9 * 6, 2 * 10 + 6, 40 * 30 - 80 }, "and nothing else")
 local big = draw.canvas(120, 90, BEFORE)
 draw.mask(big, mask, { 200, 100, 50 }, 0.5)
 check.equal({ count(big, BEFORE), pixel(big, 90, 15), pixel(big, 91, 16) },
-  { 9 * (40 * 30 - 80), EDGE, MIXED }, "a picture three times as large")
+  { 9 * (40 * 30 - 80), EDGE, MIXED }, "an image three times as large")
 check.raises(function() draw.mask(img, tensor.zeros({ 40, 30 }, { dtype = "u8" })) end,
-  "test_draw.*mask of 30 x 40 does not fit a picture of 40 x 30", "another size")
+  "test_draw.*mask of 30 x 40 does not fit an image of 40 x 30", "another size")
 check.raises(function() draw.mask(big, tensor.zeros { 30, 40 }) end, "u8 tensor", "another type")
 draw.mask(img, tensor.zeros({ 30, 40 }, { dtype = "u8" }))
 
 img = draw.canvas(40, 30, BEFORE)
 local single = { bbox = { 3, 4, 20, 15 }, points = { { 8, 8 }, { 15, 10 } } }
 local plain, k = draw.figure(img, single)
-check.equal({ k, plain.width, plain.height }, { 12, 480, 360 }, "a small picture is enlarged")
+check.equal({ k, plain.width, plain.height }, { 12, 480, 360 }, "a small image is enlarged")
 check.equal({ pixel(plain, 36, 48), pixel(plain, 8 * 12 + 5, 8 * 12 + 5) }, { RED, draw.YELLOW },
   "box and points at their places")
 local both_sides = draw.figure(img, single, { mask = mask, truth = { 30, 20, 38, 28 } })
@@ -177,9 +177,9 @@ check.ok(sheet.width > 3 * 112 and sheet.height > 112 + 56, "a sheet of two rows
   .. tostring(sheet))
 check.ok(count(sheet, draw.GREEN) > 100 and count(sheet, RED) > 100
   and count(sheet, draw.YELLOW) > 4 * 10, "with boxes and points")
-check.equal(count(tiles[1].image, BLACK), 56 * 56, "the pictures given stay as they were")
+check.equal(count(tiles[1].image, BLACK), 56 * 56, "the images given stay as they were")
 check.raises(function() draw.sheet({}) end, "no tile", "an empty sheet")
-check.raises(function() draw.sheet({ {} }) end, "tile 1 has no image", "a tile without a picture")
+check.raises(function() draw.sheet({ {} }) end, "tile 1 has no image", "a tile without an image")
 
 
 local set = require("segzero.data").open("refshapes",

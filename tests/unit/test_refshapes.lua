@@ -4,7 +4,7 @@
 --
 -- Sentences are checked by a reader of their own (below): it parses the text and looks for the
 -- object in pixels (mask boxes and mask areas), knowing nothing of how the sentence was made.
--- Points are checked against a search over all pairs of pixels. Left out: what pictures look like.
+-- Points are checked against a search over all pairs of pixels. Left out: what images look like.
 
 package.path = "./?.lua;./lua/?.lua;./lua/?/init.lua;" .. package.path
 
@@ -43,7 +43,7 @@ local COLOURS = {}
 for _, k in ipairs(refshapes.kinds) do KINDS[k] = true end
 for _, c in ipairs(refshapes.colours) do COLOURS[c] = true end
 
--- Objects as the picture has them: attributes, the centre of the mask's box, the number of pixels.
+-- Objects as the image has them: attributes, the centre of the mask's box, the number of pixels.
 local function seen_objects(s)
   local out = {}
   for i, o in ipairs(s.objects) do
@@ -242,7 +242,7 @@ check.equal({fewer.questions[1].problem, fewer.questions[2].problem, #fewer.ques
   {a.questions[1].problem, a.questions[2].problem, 2},
     "the first questions do not depend on how many are asked for")
 check.equal(hash_bytes(fewer.rgb, 168 * 168 * 3), hash_bytes(a.rgb, 168 * 168 * 3),
-  "nor does the picture")
+  "nor does the image")
 
 -- Sentences: exactly one object, the right one; at two sizes, since the reader looks at pixels.
 local types = {}
@@ -302,7 +302,7 @@ for index = 0, 199 do
     pictures[h] = true
   end
 end
-check.ok(held, "splits share no scene and pictures differ")
+check.ok(held, "splits share no scene and images differ")
 
 check.raises(function() refshapes.sample {size = 100} end, "multiple of 28", "size")
 check.raises(function() refshapes.sample {split = "test"} end, "split", "split")
@@ -313,7 +313,7 @@ check.equal(refshapes.sample {background = "plain", size = 84}.rgb[0],
   refshapes.sample {background = "plain", size = 84}.rgb[3],
   "plain background")
 
--- A data set on disk, with pictures caught instead of written.
+-- A data set on disk, with images caught instead of written.
 local dir = os.tmpname()
 os.remove(dir)
 local written = {}

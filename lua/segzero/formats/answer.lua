@@ -7,7 +7,7 @@
 --     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}
 --       in the frame the model saw
 --   local b = answer.scale(a, width / frame, height / frame)
---       in the picture's own pixels
+--       in the image's own pixels
 --
 --   local list, why = answer.parse_list(text)    several objects; <answer>[{"bbox_2d": [..],
 --                                                "point_2d": [..]}, ..]</answer>
@@ -21,7 +21,7 @@
 -- thinking must be there. Several objects: the first <answer>; coordinates are scaled, then v + 0.5
 -- is cut toward zero; no thinking is an empty one.
 --
--- Leaves out: whether the box makes sense (corners in order, inside the picture): the scripts hand
+-- Leaves out: whether the box makes sense (corners in order, inside the image): the scripts hand
 -- it on as it is.
 
 local pyjson = require "segzero.formats.pyjson"

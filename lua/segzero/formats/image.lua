@@ -1,9 +1,9 @@
--- image.lua - pictures as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
+-- image.lua - images as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
 --
 --   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF, PNM, told by content,
 --                                                 not by name
 --   img.width, img.height
---   img:resize(w, h, "bilinear" | "bicubic")      a new picture, bit for bit as Pillow does
+--   img:resize(w, h, "bilinear" | "bicubic")      a new image, bit for bit as Pillow does
 --                                                 (default "bicubic")
 --   img:save(path)                                .png, .jpg or .jpeg; whole or not at all
 --   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) is the way back
@@ -27,11 +27,11 @@ local Image = {}
 local mt = { __index = Image }
 
 local FILTER = { bilinear = 0, bicubic = 1 }
--- bytes of pictures made since the last full collection that start another
+-- bytes of images made since the last full collection that start another
 local COLLECT_AFTER = 256 * 2 ^ 20
 
 -- The collector does not see C memory: without this a loop that forgets free() would hold every
--- picture it loaded.
+-- image it loaded.
 local made = 0
 local function wrap(ptr)
   local w = C.sz_image_width(ptr)
@@ -45,13 +45,13 @@ local function wrap(ptr)
   return self
 end
 
-M.wrap = wrap       -- takes over a C picture
+M.wrap = wrap       -- takes over a C image
 
 function M.is_image(x) return getmetatable(x) == mt end
 
 local function live(self, level)
-  if getmetatable(self) ~= mt then error("a picture is expected, got " .. type(self), level + 1) end
-  if self.ptr == nil then error("this picture has been freed", level + 1) end
+  if getmetatable(self) ~= mt then error("an image is expected, got " .. type(self), level + 1) end
+  if self.ptr == nil then error("this image has been freed", level + 1) end
   return self.ptr
 end
 
@@ -90,11 +90,11 @@ end
 function M.from_tensor(t)
   local tensor = require "segzero.core.tensor"
   if not tensor.is_tensor(t) then
-    error("a picture is made of a u8 tensor [h, w, 3], not a " .. type(t), 2)
+    error("an image is made of a u8 tensor [h, w, 3], not a " .. type(t), 2)
   end
   local shape = t:shape()
   if t:dtype() ~= "u8" or #shape ~= 3 or shape[3] ~= 3 then
-    error(("a picture is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(),
+    error(("an image is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(),
       table.concat(shape, ", ")), 2)
   end
   local img = M.new(shape[2], shape[1])

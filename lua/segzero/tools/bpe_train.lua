@@ -219,7 +219,7 @@ function M.encode(model, text)
   return ids
 end
 
--- What the embedded checkpoint reads and writes: prompts, reasoning and answers of n pictures at
+-- What the embedded checkpoint reads and writes: prompts, reasoning and answers of n images at
 -- each level, with the chat template's own words.
 function M.corpus(n)
   local refshapes = require "segzero.data.refshapes"

@@ -1,4 +1,4 @@
--- draw.lua - boxes, points and words on picture objects (segzero.image), and sheets of pictures
+-- draw.lua - boxes, points and words on image objects (segzero.image), and sheets of images
 -- that explain themselves.
 --
 --   local draw = require "segzero.tools.draw"
@@ -21,8 +21,8 @@
 --   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a
 --                                                         model's answers
 --
--- Colours are {r, g, b}, 0 to 255. Lines are as thick as the picture asks for (draw.thickness)
--- unless told. Everything that makes a picture returns a new one, which the caller may free.
+-- Colours are {r, g, b}, 0 to 255. Lines are as thick as the image asks for (draw.thickness)
+-- unless told. Everything that makes an image returns a new one, which the caller may free.
 -- Colours below are seen apart by the colour-blind too.
 -- Leaves out: rotated text, characters outside ASCII, transparency other than of masks and the soft
 -- edge of discs.
@@ -45,7 +45,7 @@ M.WHITE, M.INK, M.GREY, M.PAPER = { 255, 255, 255 }, { 28, 32, 40 }, { 110, 118,
 M.GREEN, M.RED, M.YELLOW, M.CYAN = { 0, 190, 90 }, { 230, 40, 60 }, { 255, 214, 10 },
   { 0, 205, 235 }
 
--- 2 pixels for a small picture, 3 from 500 on a side, 4 from 700, and so on.
+-- 2 pixels for a small image, 3 from 500 on a side, 4 from 700, and so on.
 function M.thickness(img) return max(2, floor(min(img.width, img.height) / 200 + 0.5)) end
 
 local function clamp(v, lo, hi) return v < lo and lo or v > hi and hi or v end
@@ -143,7 +143,7 @@ function M.answer(img, a)
 end
 
 -- Colours the pixels of img where mask is not 0, in place: alpha of the colour, and a darker line
--- along the inside of the mask's edge. A picture that is k times as large as the mask has each of
+-- along the inside of the mask's edge. An image that is k times as large as the mask has each of
 -- the mask's pixels as k x k.
 function M.mask(img, mask, colour, alpha)
   if not tensor.is_tensor(mask) or mask:dtype() ~= "u8" or #mask:shape() ~= 2 then
@@ -152,7 +152,7 @@ function M.mask(img, mask, colour, alpha)
   local h, w = unpack(mask:shape())
   local k = img.width / w
   if k < 1 or k % 1 ~= 0 or img.height ~= h * k then
-    error(("draw.mask: a mask of %d x %d does not fit a picture of %d x %d"):format(w, h, img.width,
+    error(("draw.mask: a mask of %d x %d does not fit an image of %d x %d"):format(w, h, img.width,
       img.height), 2)
   end
   colour = colour or M.CYAN
@@ -239,7 +239,7 @@ function M.wrap(text, width, scale, most)
   return lines
 end
 
--- ---- putting pictures together ----
+-- ---- putting images together ----
 function M.canvas(width, height, colour)
   local img = image.new(width, height)
   M.fill(img, 0, 0, width, height, colour or M.WHITE)
@@ -283,7 +283,7 @@ function M.enlarge(img, k)
   return big
 end
 
--- Coordinates in an enlarged picture: a box keeps whole pixels inside, a point the middle of its
+-- Coordinates in an enlarged image: a box keeps whole pixels inside, a point the middle of its
 -- pixel.
 function M.enlarge_box(b, k) return { b[1] * k, b[2] * k, b[3] * k + k - 1, b[4] * k + k - 1 } end
 function M.enlarge_point(p, k)
@@ -306,13 +306,13 @@ function M.beside(list, gap)
   return out
 end
 
--- a picture with a side under the first is drawn about as large as the second
+-- an image with a side under the first is drawn about as large as the second
 local SMALL_SIDE = 200
 local ENLARGED_SIDE = 448
 
--- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the picture;
+-- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the image;
 -- opts.truth: a box, green. With opts.mask the copy has the mask under the marks, and the plain
--- picture is on its left. Small pictures are enlarged k times.
+-- image is on its left. Small images are enlarged k times.
 function M.figure(img, found, opts)
   opts = opts or {}
   local k = min(img.width, img.height) < SMALL_SIDE
@@ -337,10 +337,10 @@ function M.figure(img, found, opts)
   return both, k
 end
 
--- A picture about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a
+-- An image about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a
 -- whole factor, large ones resized. Truth box and points green, answered box red, its points
 -- yellow. The truth's line is thicker, so that it shows under an answer that is right.
-local function tile_picture(tile, side)
+local function tile_image(tile, side)
   local k = max(1, floor(side / tile.image.width + 0.5))
   local f = tile.image.width > 1.5 * side and side / tile.image.width or 1
   local img = f == 1 and M.enlarge(tile.image, k)
@@ -380,9 +380,9 @@ local function legend(img, y, masks)
   return width
 end
 
--- Tiles in rows of `columns` (default 4), each a white card: the picture with its marks, beneath it
+-- Tiles in rows of `columns` (default 4), each a white card: the image with its marks, beneath it
 -- the label (up to two lines) and the note (one line, grey). A tile needs an image; all else is
--- optional. opts: side (about how wide a picture is, 280), title, masks (the pictures have masks in
+-- optional. opts: side (about how wide an image is, 280), title, masks (the images have masks in
 -- them: the legend says so).
 function M.sheet(tiles, columns, opts)
   opts = opts or {}
@@ -397,7 +397,7 @@ function M.sheet(tiles, columns, opts)
     if not image.is_image(tile.image) then
       error(("draw.sheet: tile %d has no image"):format(i), 2)
     end
-    cards[i] = tile_picture(tile, side)
+    cards[i] = tile_image(tile, side)
     width = max(width, cards[i].width)
   end
   for i, tile in ipairs(tiles) do

@@ -32,7 +32,7 @@ local HELP = [[
 Type Lua. An expression prints its value; `_` is the last value. Unfinished input goes on at the ...> prompt.
   sz                      the segzero library (require "segzero")
   vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {temperature=1, n=8}), vl:logprobs(inp, ids)
-  img = sz.image.load(p)  a picture; img:resize(w, h, "bicubic"), img:totensor()
+  img = sz.image.load(p)  an image; img:resize(w, h, "bicubic"), img:totensor()
   reward = require "rewards.seg_strict"
   plan = require("segzero.tools.plan").main {"recipes/refcocog_grpo.lua"}      what memory a run takes (also: ./segzero plan RECIPE ...)
   dofile "mine.lua"       run a file

@@ -137,7 +137,7 @@ local function load(bbox, runs)
   return w, h, sx / n, sy / n
 end
 
--- Two points {x, y} in picture pixels for the object with this bbox and these runs. The second is
+-- Two points {x, y} in image pixels for the object with this bbox and these runs. The second is
 -- found the same way after the first circle's pixels are taken away; it is the first again when
 -- nothing is left.
 function M.two_circles(bbox, runs)

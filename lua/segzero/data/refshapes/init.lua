@@ -1,4 +1,4 @@
--- RefShapes: pictures of coloured shapes with sentences that each mean one of them, made from a
+-- RefShapes: images of coloured shapes with sentences that each mean one of them, made from a
 -- number.
 --
 -- A sample depends on (seed, split, index, size, level, background, ...) alone: no files, no order
@@ -18,7 +18,7 @@
 -- centres of the two largest inscribed circles (see refshapes/distance.lua). `solution` is
 -- Seg-Zero's ground-truth string, `answer` the JSON a model should write.
 --
--- Leaves out: writing pictures (write_dataset is handed a function for it), several objects in one
+-- Leaves out: writing images (write_dataset is handed a function for it), several objects in one
 -- answer.
 
 local ffi = require "ffi"
@@ -157,8 +157,8 @@ end
 --   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height,
 --                        img_width; a row a question
 --   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
--- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions
--- (default 1), background. save_png(path, w, h, channels, pixels) writes one picture and raises
+-- opts: n images (default 16), first (index of the first, 0), seed, split, size, level, questions
+-- (default 1), background. save_png(path, w, h, channels, pixels) writes one image and raises
 -- when it cannot.
 function M.write_dataset(dir, opts, save_png)
   if type(save_png) ~= "function" then

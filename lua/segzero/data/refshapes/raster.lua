@@ -1,6 +1,6 @@
--- Pixels of a RefShapes picture: background, anti-aliased shapes, and masks as row runs.
+-- Pixels of a RefShapes image: background, anti-aliased shapes, and masks as row runs.
 --
--- Picture: uint8_t [h][w][3]. A shape's mask is the pixels whose centre lies in it; it is kept as
+-- Image: uint8_t [h][w][3]. A shape's mask is the pixels whose centre lies in it; it is kept as
 -- runs (int32_t [rows][2], see distance.lua) from which the tight box [left, top, right, bottom],
 -- inclusive, follows. Edges are blended by coverage: 8 sub-rows a pixel, exact along x. Only a
 -- shape's own box is touched.
@@ -74,7 +74,7 @@ function M.background(rgb, w, h, r, style)
   return state
 end
 
--- Mask runs and box of scene object o in a picture of side px.
+-- Mask runs and box of scene object o in an image of side px.
 function M.runs(o, px)
   local k = px / scene.UNIT
   local cx = o.cx * k

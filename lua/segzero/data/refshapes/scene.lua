@@ -1,7 +1,7 @@
--- What stands where in a RefShapes picture: kinds, colours, sizes and places, before any pixel.
+-- What stands where in a RefShapes image: kinds, colours, sizes and places, before any pixel.
 --
 -- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split,
--- index) shows the same scene at every picture size. An object is a table
+-- index) shows the same scene at every image size. An object is a table
 --   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=, hw=, hh= (half extents of its box),
 --     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }
 --       all in units
@@ -151,7 +151,7 @@ local function place(r, objects)
   return true
 end
 
--- Whether some object is told apart by its attributes alone, so that every picture has a question.
+-- Whether some object is told apart by its attributes alone, so that every image has a question.
 local function has_unique(objects)
   for i = 1, #objects do
     local o = objects[i]
@@ -187,7 +187,7 @@ local function layout_class(objects)
 end
 M.layout_class = layout_class
 
--- One scene of the split ("train" or "heldout"); r is the picture's stream.
+-- One scene of the split ("train" or "heldout"); r is the image's stream.
 function M.draw(r, split, level)
   local sides = SIDES[level]
   while true do
