@@ -123,7 +123,7 @@ fails("/gone/data.jsonl:2: ", { data_set("gone", function(t) t[2] = t[2]:gsub("t
 fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order }, nil, true)
 fails("/picture/data.jsonl:1: ", { data_set("picture", function(_, p) files.write(p .. "/images/train_1_000000.png", "no picture at all") end), in_order }, nil, true)
 local long = fails("data.max_prompt_length is 60", { "data.train_files=" .. set, in_order, "data.max_prompt_length=60" }, nil, true)
-check.ok(long:find("row train_1_000000_1: the prompt has %d+ tokens %(%d+ of them picture%)"), "it names the row: " .. long)
+check.ok(long:find("row train_1_000000_1: the prompt has %d+ tokens %(%d+ of them image%)"), "it names the row: " .. long)
 -- A picture only one pixel high is too narrow for the processor: the row is named too.
 fails("row train_1_000000_1: ", { data_set("narrow", function(_, p) sz.image.new(400, 1):save(p .. "/images/train_1_000000.png") end), in_order }, nil, true)
 
