@@ -9,7 +9,7 @@ local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
 local files = require "segzero.core.files"
-local metrics = require "segzero.train.metrics"
+local metrics = require "segzero.evaluation.metrics"
 local segment = require "segzero.inference.segmenter"
 local evaluate = require "recipes.evaluate"
 

@@ -6,7 +6,7 @@
 -- its dtype. With merge= or compare= nothing is filled in, because no model runs.
 -- Leaves out: opening data and models.
 
-local metrics = require "segzero.train.metrics"
+local metrics = require "segzero.evaluation.metrics"
 local model = require "segzero.models.qwen_vl"
 local files = require "segzero.core.files"
 local paths = require "segzero.config.paths"

@@ -1,206 +1,200 @@
--- results.lua - the folder of an evaluation: its summary, several parts as one, one run against
--- another.
+-- results.lua - the folders that evaluations write: summary.json, merging parts, comparing two runs.
 --
---   results.finish(cfg, folder, records, { masks =, seconds = }) -> summary    written and printed
---   results.merge(cfg, given) -> summary               cfg.merge: folders of parts
---   results.compare(cfg) -> difference                 cfg.compare: two folders over the same rows
+--   results.finish(cfg, folder, records, masks, seconds, say) -> summary     writes summary.json; says the summary's line
+--   results.merge(cfg, given, say) -> summary     cfg.merge: folders of parts 0 to n - 1 of one evaluation -> a new folder
+--   results.compare(cfg, say) -> difference       cfg.compare: two folders over the same rows
 --
--- A folder has config.json (the settings, and total, first, last, masks), results.jsonl (a record a
--- line, as train/mask_evaluation.lua makes them, with seconds) and summary.json.
--- Leaves out: averages (train/metrics.lua).
+-- A folder has config.json (the settings, total, first, last, masks), results.jsonl (a record a line, judge.lua) and
+-- summary.json. say(text): where the results are said. given: the settings that the user gave. Folders that do not fit
+-- together are an error that names the setting and both values. Leaves out: the averages (metrics.lua).
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
-local metrics = require "segzero.train.metrics"
-local model = require "segzero.models.qwen_vl"
+local metrics = require "segzero.evaluation.metrics"
 
 local M = {}
 
 local null = cjson.null
 
--- What parts of one run have in common, and what two runs need in common to be compared row by row.
-local SAME_RUN = { "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame",
-  "several", "oracle", "masks", "total", "max_new_tokens" }
+-- Settings that parts of one evaluation share.
+local SAME_RUN = {
+  "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "several", "oracle", "masks", "total",
+  "max_new_tokens",
+}
+
+-- Settings that make two runs evaluate the same rows; the models and the ways to answer may differ.
 local SAME_ROWS = { "data", "split", "seed", "refshapes_size", "masks", "total", "first", "last" }
 
-local function fail(message, ...) error(message:format(...), 0) end
-
-local function without_null(value)
-  if value == null then return nil end
-  return value
+-- ---- the summary ----
+local function value_or(v, default)
+  if v == null then return default end
+  return v
 end
 
--- The records as metrics.lua reads them: nil instead of null.
-local function counted(records)
-  local out = {}
-  for i, r in ipairs(records) do
-    out[i] = {
-      index = r.index,
-      intersection = without_null(r.intersection) or 0,
-      union = without_null(r.union) or 0,
-      box_hit = r.box_hit == true,
-      failure_kind = without_null(r.failure_kind),
+-- Records as metrics.lua reads them.
+local function for_metrics(records)
+  local list = {}
+  for i, record in ipairs(records) do
+    list[i] = {
+      index = record.index,
+      intersection = value_or(record.intersection, 0),
+      union = value_or(record.union, 0),
+      box_hit = record.box_hit == true,
+      failure_kind = value_or(record.failure_kind, nil),
     }
   end
-  return out
+  return list
 end
 
--- The summary with names instead of places: gIoU = {value =, low =, high =}.
-local function as_json(summary)
+-- {value, low, high} with names, for JSON.
+local function named_interval(v)
+  if not v then return null end
+  return { value = v[1], low = v[2], high = v[3] }
+end
+
+local function for_json(summary)
   local out = {}
-  for key, value in pairs(summary) do out[key] = value end
-  for _, key in ipairs { "gIoU", "cIoU", "box" } do
-    local interval = summary[key]
-    out[key] = null
-    if interval then out[key] = { value = interval[1], low = interval[2], high = interval[3] } end
-  end
+  for name, v in pairs(summary) do out[name] = v end
+  for _, name in ipairs { "gIoU", "cIoU", "box" } do out[name] = named_interval(summary[name]) end
   return out
 end
 
-function M.finish(cfg, folder, records, options)
-  local summary = metrics.summary(counted(records), cfg.protocol,
-    { masks = options.masks, resamples = cfg.resamples })
-  summary.seconds = options.seconds
+function M.finish(cfg, folder, records, masks, seconds, say)
+  local summary = metrics.summary(for_metrics(records), cfg.protocol, { masks = masks, resamples = cfg.resamples })
+  summary.seconds = seconds
   summary.oracle = cfg.oracle
   summary.several = cfg.several
-  files.write(folder .. "/summary.json", cjson.encode(as_json(summary)))
+  files.write(folder .. "/summary.json", cjson.encode(for_json(summary)))
   if summary.skipped > 0 then
-    print(("%d of %d rows do not count under protocol=%s"):format(summary.skipped, summary.rows,
-      cfg.protocol))
+    say(("%d of %d rows do not count under protocol=%s"):format(summary.skipped, summary.rows, cfg.protocol))
   end
-  print("results: " .. folder)
-  print(metrics.line(summary))
+  say("results: " .. folder)
+  say(metrics.line(summary))
   return summary
 end
 
--- ---- reading ----
-local function read_config(dir, what)
-  if not files.exists(dir .. "/config.json") then
-    fail("%s: %s holds no evaluation (config.json)", what, dir)
-  end
-  return model.read_json(dir .. "/config.json")
+-- ---- reading a folder ----
+local function read_config(folder, what)
+  local text = files.read(folder .. "/config.json")
+  if not text then error(("%s: %s holds no evaluation (config.json)"):format(what, folder), 0) end
+  local ok, config = pcall(cjson.decode, text)
+  if not ok or type(config) ~= "table" then error(("%s: %s/config.json is not JSON"):format(what, folder), 0) end
+  return config
 end
 
--- Calls add(record, path) for each line of a run's results.
-local function read_results(dir, what, add)
-  local path = dir .. "/results.jsonl"
-  local file, why = io.open(path, "r")
-  if not file then fail("%s: %s", what, why) end
+local function parse_record(text, path, number)
+  local ok, record = pcall(cjson.decode, text)
+  if ok and type(record) == "table" and type(record.index) == "number" then return record end
+  error(("%s:%d: not a result"):format(path, number), 0)
+end
+
+-- Calls add(record, path) for each line of results.jsonl.
+local function read_records(folder, what, add)
+  local path = folder .. "/results.jsonl"
+  local file, reason = io.open(path, "r")
+  if not file then error(what .. ": " .. reason, 0) end
   local number = 0
-  for line in file:lines() do
+  for text in file:lines() do
     number = number + 1
-    local ok, record = pcall(cjson.decode, line)
-    if not ok or type(record) ~= "table" or type(record.index) ~= "number" then
-      fail("%s:%d: not a result", path, number)
-    end
-    add(record, path)
+    add(parse_record(text, path, number), path)
   end
   file:close()
 end
 
--- The settings of each folder, which must agree in `keys`.
-local function read_configs(dirs, what, keys)
-  local configs = {}
-  for i, dir in ipairs(dirs) do
-    configs[i] = read_config(dir, what)
-    for _, key in ipairs(keys) do
-      local first = configs[1][key]
-      local other = configs[i][key]
-      if first ~= other then
-        fail("%s: %s is %s in %s and %s in %s", what, key, tostring(first), dirs[1],
-          tostring(other), dir)
-      end
+local function check_same(what, keys, configs, folders, i)
+  for _, key in ipairs(keys) do
+    local a = configs[1][key]
+    local b = configs[i][key]
+    if a ~= b then
+      error(("%s: %s is %s in %s and %s in %s"):format(what, key, tostring(a), folders[1], tostring(b), folders[i]), 0)
     end
   end
-  return configs
 end
 
 -- ---- merging parts ----
--- All records in order; an error when a row is missing or there twice.
-local function read_parts(dirs, total)
-  local records = {}
+-- All records of the parts in the order of their rows, the first part's settings, and the seconds of all rows.
+local function read_parts(folders)
+  local configs = {}
   local by_index = {}
-  for _, dir in ipairs(dirs) do
-    read_results(dir, "merge", function(record, path)
-      local index = record.index
-      if by_index[index] then
-        fail("merge: row %d is in %s twice or in two folders", index, path)
+  local records = {}
+  local seconds = 0
+  for i, folder in ipairs(folders) do
+    configs[i] = read_config(folder, "merge")
+    check_same("merge", SAME_RUN, configs, folders, i)
+    read_records(folder, "merge", function(record, path)
+      if by_index[record.index] then
+        error(("merge: row %d is in %s twice or in two folders"):format(record.index, path), 0)
       end
-      by_index[index] = true
+      by_index[record.index] = record
       records[#records + 1] = record
+      seconds = seconds + (tonumber(record.seconds) or 0)
     end)
   end
-  for index = 1, total do
-    if not by_index[index] then
-      fail("merge: the folders hold %d of %d rows; row %d is the first that is missing", #records,
-        total, index)
+  for i = 1, configs[1].total do
+    if not by_index[i] then
+      error(("merge: the folders hold %d of %d rows; row %d is the first that is missing"):format(#records,
+        configs[1].total, i), 0)
     end
   end
   table.sort(records, function(a, b) return a.index < b.index end)
-  return records
+  return records, configs[1], seconds
 end
 
--- The protocol is the parts', unless the user names another one that reads answers in the same way.
-local function choose_protocol(cfg, given, one)
-  if not given.protocol then cfg.protocol = one.protocol end
-  if given.protocol and one.several ~= cfg.several then
-    fail("merge: protocol=%s does not go with how the answers were read", cfg.protocol)
+function M.merge(cfg, given, say)
+  local records, config, seconds = read_parts(cfg.merge)
+  if given.protocol and config.several ~= cfg.several then
+    error(("merge: protocol=%s does not go with how the answers were read"):format(cfg.protocol), 0)
   end
-  cfg.several = one.several
-  cfg.oracle = one.oracle
-end
+  if not given.protocol then cfg.protocol = config.protocol end
+  cfg.several = config.several
+  cfg.oracle = config.oracle
 
-local function write_merged(folder, config, records)
-  files.write(folder .. "/config.json", cjson.encode(config))
-  local lines = {}
-  for i, record in ipairs(records) do lines[i] = files.json(record) .. "\n" end
-  files.write(folder .. "/results.jsonl", table.concat(lines))
-end
-
-function M.merge(cfg, given)
-  local config = read_configs(cfg.merge, "merge", SAME_RUN)[1]
-  local records = read_parts(cfg.merge, config.total)
-  choose_protocol(cfg, given, config)
-  local seconds = 0
-  for _, record in ipairs(records) do seconds = seconds + (tonumber(record.seconds) or 0) end
-
+  local folder = files.fresh_folder(cfg.output_path)
   config.merged = cfg.merge
   config.part = nil
   config.parts = nil
   config.first = 1
   config.last = config.total
   config.protocol = cfg.protocol
-  local folder = files.fresh_folder(cfg.output_path)
-  write_merged(folder, config, records)
-  return M.finish(cfg, folder, records, { masks = config.masks, seconds = seconds })
+  files.write(folder .. "/config.json", cjson.encode(config))
+  local lines = {}
+  for i, record in ipairs(records) do lines[i] = files.json(record) .. "\n" end
+  files.write(folder .. "/results.jsonl", table.concat(lines))
+  return M.finish(cfg, folder, records, config.masks, seconds, say)
 end
 
 -- ---- one run against another ----
--- The rows must be the same; the models and the ways to answer may differ.
-function M.compare(cfg)
-  local dirs = cfg.compare
-  if #dirs ~= 2 then fail("compare: two folders are expected, not %d", #dirs) end
-  local config = read_configs(dirs, "compare", SAME_ROWS)[1]
-  local by_index = { {}, {} }
-  for i, dir in ipairs(dirs) do
-    read_results(dir, "compare", function(record)
-      if by_index[i][record.index] then
-        fail("compare: row %d is in %s twice", record.index, dir)
-      end
-      by_index[i][record.index] = record
-    end)
+local function read_by_index(folder)
+  local by_index = {}
+  read_records(folder, "compare", function(record)
+    if by_index[record.index] then error(("compare: row %d is in %s twice"):format(record.index, folder), 0) end
+    by_index[record.index] = record
+  end)
+  return by_index
+end
+
+function M.compare(cfg, say)
+  local folders = cfg.compare
+  if #folders ~= 2 then error(("compare: two folders are wanted, not %d"):format(#folders), 0) end
+  local configs = {}
+  local by_index = {}
+  for i, folder in ipairs(folders) do
+    configs[i] = read_config(folder, "compare")
+    check_same("compare", SAME_ROWS, configs, folders, i)
+    by_index[i] = read_by_index(folder)
   end
+
   local lists = { {}, {} }
-  for index = config.first, config.last do
-    for i, dir in ipairs(dirs) do
+  for index = configs[1].first, configs[1].last do
+    for i, folder in ipairs(folders) do
       local record = by_index[i][index]
-      if not record then fail("compare: %s lacks row %d", dir, index) end
+      if not record then error(("compare: %s lacks row %d"):format(folder, index), 0) end
       table.insert(lists[i], record)
     end
   end
-  local options = { masks = config.masks, resamples = cfg.resamples, seed = cfg.seed }
+  local options = { masks = configs[1].masks, resamples = cfg.resamples, seed = cfg.seed }
   local difference = metrics.difference(lists[1], lists[2], options)
-  print(metrics.difference_line(difference))
+  say(metrics.difference_line(difference))
   return difference
 end
 
