@@ -573,7 +573,7 @@ static int convert_part(sz_tensor *dst, sz_tensor *src, int64_t first, int64_t n
     to.data = dst->device == src->device ? final : arena_bytes(src->device, sz_bytes(&to));
     if (!to.data) return -1;
     sz_call c = { .in = { &from }, .out = { &to }, .args = { dst->dtype } };
-    int rc = (src->device == SZ_CPU ? sz_cpu_kernels : sz_device->kernels)[SZ_OP_cast](&c);
+    int rc = (src->device == SZ_CPU ? sz_ops[SZ_OP_cast].cpu : sz_device->kernels[SZ_OP_cast])(&c);
     return rc == 0 && to.data != final ? sz_bytes_copy(dst->device, final, src->device, to.data, sz_bytes(&to)) : rc;
 }
 

@@ -1,4 +1,4 @@
-/* pointwise.c - sqrt, pow, comparisons and where on the CPU: element by element, a second tensor of pow and compare may be
+/* pointwise.c - sqrt, pow, comparisons and choose on the CPU: element by element, a second tensor of pow and compare may be
  * shorter and repeats.
  *
  * pow calls libm for each element, which no compiler vectorises. Leaves out: the other elementwise ops (elementwise.c).
@@ -47,7 +47,7 @@ int sz_cpu_pow_backward(const sz_call *c)
         float da = 0;
         float db = 0;
         if (exponent != 0) da = dy * exponent * powf(base, exponent - 1);
-        if (base != 0 || exponent < 0) db = dy * powf(base, exponent) * logf(base);
+        if (!(base == 0 && exponent >= 0)) db = dy * powf(base, exponent) * logf(base);
         sz_put(c->out[0], i, da);
         sz_put(c->out[1], i, db);
     }
@@ -88,7 +88,7 @@ int sz_cpu_compare(const sz_call *c)
 }
 
 /* (condition, a | NULL, b | NULL): a where the condition is not 0, else b. A missing one is 0. */
-int sz_cpu_where(const sz_call *c)
+int sz_cpu_choose(const sz_call *c)
 {
     const sz_tensor *condition = c->in[0];
     sz_tensor *y = c->out[0];

@@ -1,4 +1,4 @@
-/* pointwise.cu - sqrt, pow, comparisons and where on the device: a thread takes an element; a second tensor of pow and
+/* pointwise.cu - sqrt, pow, comparisons and choose on the device: a thread takes an element; a second tensor of pow and
  * compare may be shorter and repeats.
  *
  * Leaves out: i32, which stays in host memory; the other elementwise ops (elementwise.cu). The reference is
@@ -54,7 +54,7 @@ __global__ void pow_backward_kernel(sz_elements a, sz_elements b, sz_elements dy
         float to_base = 0;
         float to_exponent = 0;
         if (exponent != 0) to_base = slope * exponent * powf(base, exponent - 1);
-        if (base != 0 || exponent < 0) to_exponent = slope * powf(base, exponent) * logf(base);
+        if (!(base == 0 && exponent >= 0)) to_exponent = slope * powf(base, exponent) * logf(base);
         sz_put_element(da, i, to_base);
         sz_put_element(db, i, to_exponent);
     }
@@ -69,7 +69,7 @@ extern "C" int sz_cuda_pow_backward(const sz_call *c)
     return sz_cuda_launched("pow_backward");
 }
 
-/* ---- compare, where: u8 as well ---- */
+/* ---- compare, choose: u8 as well ---- */
 
 struct numbers {
     const void *data;
@@ -112,7 +112,7 @@ extern "C" int sz_cuda_compare(const sz_call *c)
     return sz_cuda_launched("compare");
 }
 
-__global__ void where_kernel(numbers condition, sz_elements a, sz_elements b, sz_elements y, int64_t n)
+__global__ void choose_kernel(numbers condition, sz_elements a, sz_elements b, sz_elements y, int64_t n)
 {
     for (int64_t i = thread_index(); i < n; i += thread_count()) {
         const sz_elements chosen = number(condition, i) != 0.0f ? a : b;
@@ -120,13 +120,13 @@ __global__ void where_kernel(numbers condition, sz_elements a, sz_elements b, sz
     }
 }
 
-extern "C" int sz_cuda_where(const sz_call *c)
+extern "C" int sz_cuda_choose(const sz_call *c)
 {
     const sz_elements none = { NULL, false };
     const int64_t n = c->out[0]->numel;
     const sz_elements a = c->in[1] ? sz_elements_of(c->in[1]) : none;
     const sz_elements b = c->in[2] ? sz_elements_of(c->in[2]) : none;
     if (n == 0) return 0;
-    SZ_LAUNCH(where_kernel, blocks_of(n), THREADS, 0, numbers_of(c->in[0]), a, b, sz_elements_of(c->out[0]), n);
-    return sz_cuda_launched("where");
+    SZ_LAUNCH(choose_kernel, blocks_of(n), THREADS, 0, numbers_of(c->in[0]), a, b, sz_elements_of(c->out[0]), n);
+    return sz_cuda_launched("choose");
 }

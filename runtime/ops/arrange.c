@@ -8,7 +8,7 @@
 static int dimension(int op, const sz_call *c, int i, const sz_tensor *x, int64_t *dim)
 {
     if (sz_whole(op, c, i, 0, dim) != 0) return -1;
-    return *dim < x->ndim ? 0 : sz_refuse_number(op, c, i, "it must be a dimension of the tensor");
+    return *dim < x->ndim ? 0 : sz_refuse_number(op, c, i, "a dimension of the tensor");
 }
 
 /* Output 0 has x's shape, but for `size` elements of dimension dim. */

@@ -1,4 +1,4 @@
-/* pointwise.c - sqrt, pow, comparisons and where: shape checks, gradient rules. The second tensor of pow and compare has
+/* pointwise.c - sqrt, pow, comparisons and choose: shape checks, gradient rules. The second tensor of pow and compare has
  * the first one's shape or is one element; Lua broadcasts other shapes.
  * Leaves out: the other elementwise ops (elementwise.c). */
 #include "dims.h"
@@ -58,7 +58,7 @@ int sz_shape_pow_backward(int op, sz_call *c)
     return sz_out_like(c, c->in[0]) == 0 && c->out[1] ? 0 : -1;
 }
 
-/* ---- compare, where ---- */
+/* ---- compare, choose ---- */
 int sz_shape_compare(int op, sz_call *c)
 {
     const sz_tensor *a = c->in[0];
@@ -67,11 +67,11 @@ int sz_shape_compare(int op, sz_call *c)
     SZ_REQUIRE(a && b && sz_is_ids(a) == sz_is_ids(b), "takes two f32, bf16 or u8 tensors, or two i32 tensors");
     SZ_REQUIRE(same_or_one(a, b), "the second shape must equal the first or be one element");
     if (sz_whole(op, c, 0, 0, &kind) != 0) return -1;
-    if (kind >= SZ_COMPARISONS) return sz_refuse_number(op, c, 0, "it must be from 0 to 5");
+    if (kind >= SZ_COMPARISONS) return sz_refuse_number(op, c, 0, "from 0 to 5");
     return sz_out(c, sz_tensor_new(SZ_F32, a->ndim, a->shape, a->device));
 }
 
-int sz_shape_where(int op, sz_call *c)
+int sz_shape_choose(int op, sz_call *c)
 {
     const sz_tensor *a = c->in[1];
     const sz_tensor *b = c->in[2];
@@ -85,11 +85,11 @@ int sz_shape_where(int op, sz_call *c)
 }
 
 /* dy goes to the tensor that was chosen, 0 to the other. */
-int sz_grad_where(sz_node *n)
+int sz_grad_choose(sz_node *n)
 {
     sz_tensor *condition = n->call.in[0];
     sz_tensor *dy = sz_dy(n);
-    if (sz_wants(n, 1) && sz_give(n, 1, sz_run(SZ_OP_where, (sz_call){ .in = { condition, dy } })) != 0) return -1;
+    if (sz_wants(n, 1) && sz_give(n, 1, sz_run(SZ_OP_choose, (sz_call){ .in = { condition, dy } })) != 0) return -1;
     if (!sz_wants(n, 2)) return 0;
-    return sz_give(n, 2, sz_run(SZ_OP_where, (sz_call){ .in = { condition, NULL, dy } }));
+    return sz_give(n, 2, sz_run(SZ_OP_choose, (sz_call){ .in = { condition, NULL, dy } }));
 }

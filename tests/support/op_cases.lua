@@ -936,5 +936,6 @@ function M.bytes(call, outputs)
 end
 
 require("tests.support.op_cases_images")(cases)
+require("tests.support.op_cases_reduce")(cases)
 
 return M

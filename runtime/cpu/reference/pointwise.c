@@ -1,4 +1,4 @@
-/* pointwise.c - the plain kernels of sqrt, pow, compare and where: one loop, libm, double. What the fast kernels are
+/* pointwise.c - the plain kernels of sqrt, pow, compare and choose: one loop, libm, double. What the fast kernels are
  * compared with. */
 #include "ops/dims.h"
 #include <math.h>
@@ -53,7 +53,7 @@ int sz_ref_compare(const sz_call *c)
     return 0;
 }
 
-int sz_ref_where(const sz_call *c)
+int sz_ref_choose(const sz_call *c)
 {
     for (int64_t i = 0; i < c->out[0]->numel; i++) {
         const sz_tensor *chosen = number(c->in[0], i) != 0 ? c->in[1] : c->in[2];

@@ -1,14 +1,16 @@
 -- ops.lua - one method for each row of runtime/ops/ops.def: the op's tensors, then its numbers.
 --
---   x:rmsnorm(w, 1e-6)          a:matmul(b, 0, 1)          q:add_(dq)
+--   x:rmsnorm(w, 1e-6)              numbers in the order of the row
+--   x:rmsnorm(w, { eps = 1e-6 })    or by name, in one table
 --
--- A tensor that an op can do without may be nil, and so may numbers at the end (they are then 0);
--- more arguments than the row has, or arguments of another type, are errors.
+-- A tensor that an op can do without may be nil. A number may be left out where the row has a default
+-- for it. Anything else - an argument too many, a name that the row does not have, another type - is an
+-- error.
 --
---   ops.apply(ops.table.sum, 2, x)       the row itself, with errors blamed on a level
+--   ops.apply(ops.table.sum, 2, x)  the row itself, with errors blamed on a level
 --
 -- Some of these methods are replaced by friendlier ones with the same name in the other files of this
--- folder (sum, softmax, reshape, ...); ops.table keeps the rows as they are.
+-- folder (sum, softmax, reshape, ...); ops.table keeps the rows as they are. docs/ops.md lists them.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -26,26 +28,96 @@ local inputs = ffi.new("sz_tensor *[?]", MAX_IN)
 local numbers = ffi.new("double[?]", MAX_NUMBERS)
 local outputs = ffi.new("sz_tensor *[?]", MAX_OUT)
 
-M.table = {}      -- name -> { id, name, inputs, outputs, args, gradient, call }
+-- name -> { id, name, inputs, outputs, args, gradient, numbers, call }. args is how many numbers the op
+-- takes; numbers is a list of { name, default }, default nil where the number must be given.
+M.table = {}
+
+-- "heads sign=1" -> { { name = "heads" }, { name = "sign", default = 1 } }
+local function parse_numbers(text)
+  local list = {}
+  for word in text:gmatch "%S+" do
+    local name, default = word:match "^([^=]+)=(.+)$"
+    list[#list + 1] = { name = name or word, default = tonumber(default) }
+  end
+  return list
+end
+
+local function number_names(op)
+  local names = {}
+  for i, number in ipairs(op.numbers) do names[i] = number.name end
+  return names
+end
+
+-- ---- arguments; level is as for error() in the function that has it ----
+-- Writes number i of a call. value may be a boolean, or nil where there is a default.
+local function put_number(op, i, value, level)
+  local number = op.numbers[i]
+  if value == nil then value = number.default end
+  if type(value) == "number" then
+    numbers[i - 1] = value
+  elseif type(value) == "boolean" then
+    numbers[i - 1] = value and 1 or 0
+  elseif value == nil then
+    local names = table.concat(number_names(op), ", ")
+    error(("%s: the number %s is missing; the numbers are %s"):format(op.name, number.name, names), level)
+  else
+    error(("%s: %s is %s, it must be a number"):format(op.name, number.name, tostring(value)), level)
+  end
+end
+
+local function refuse_name(op, key, level)
+  local names = number_names(op)
+  if #names == 0 then error(("%s: takes no numbers, got %s"):format(op.name, key), level) end
+  local nearest = require "segzero.core.nearest"
+  error(("%s: unknown number '%s': did you mean '%s'?"):format(op.name, key, nearest(key, names)), level)
+end
+
+-- The numbers of a call as one table of names.
+local function put_named(op, named, level)
+  local used = 0
+  for i = 1, op.args do
+    local value = named[op.numbers[i].name]
+    if value ~= nil then used = used + 1 end
+    put_number(op, i, value, level + 1)
+  end
+  for key in pairs(named) do
+    used = used - 1
+    local known = false
+    for i = 1, op.args do known = known or op.numbers[i].name == key end
+    if not known then refuse_name(op, tostring(key), level + 1) end
+  end
+end
+
+local function surplus(op, given, level)
+  error(("%s: takes %d tensors and %d numbers, got %d arguments"):format(op.name, op.inputs, op.args, given), level)
+end
+
+-- Fills inputs and numbers from the arguments of a call.
+local function put_arguments(op, level, ...)
+  local given = select("#", ...)
+  local last = select(given > 0 and given or 1, ...)
+  local named = type(last) == "table" and last or nil
+  local count = op.inputs + op.args
+  if named then
+    given = given - 1
+    count = op.inputs
+  end
+  for i = count + 1, given do
+    if (select(i, ...)) ~= nil then surplus(op, given, level + 1) end
+  end
+
+  for i = 1, op.inputs do
+    inputs[i - 1] = nil
+    local t = i <= given and select(i, ...) or nil
+    if t ~= nil then inputs[i - 1] = handle.pointer(t, level) end
+  end
+  if named then return put_named(op, named, level) end
+  for i = 1, op.args do put_number(op, i, (select(op.inputs + i, ...)), level + 1) end
+end
 
 -- Runs a row: its tensors, then its numbers. level is as for error(): 2 blames the caller of apply.
 function M.apply(op, level, ...)
-  local given = select("#", ...)
-  if given > op.inputs + op.args then
-    error(("%s: takes %d tensors and %d numbers, got %d arguments"):format(op.name, op.inputs, op.args, given), level)
-  end
-  for i = 1, op.inputs do
-    local t = select(i, ...)
-    inputs[i - 1] = nil
-    if t ~= nil then inputs[i - 1] = handle.pointer(t, level) end
-  end
-  for i = 1, op.args do
-    local v = select(op.inputs + i, ...)
-    if v ~= nil and type(v) ~= "number" then
-      error(("%s: number %d is %s"):format(op.name, i, tostring(v)), level)
-    end
-    numbers[i - 1] = v or 0
-  end
+  put_arguments(op, level + 1, ...)
   check(C.sz_op_apply(op.id, inputs, numbers, outputs), level)
   if op.outputs == 1 then return handle.wrap(outputs[0]) end
   if op.outputs == 2 then return handle.wrap(outputs[0]), handle.wrap(outputs[1]) end
@@ -53,6 +125,7 @@ function M.apply(op, level, ...)
 end
 local apply = M.apply
 
+-- ---- the rows ----
 local function add_row(id)
   local op = {
     id = id,
@@ -61,6 +134,7 @@ local function add_row(id)
     outputs = C.sz_op_outputs(id),
     args = C.sz_op_args(id),
     gradient = C.sz_op_has_grad(id) == 1,
+    numbers = parse_numbers(ffi.string(C.sz_op_number_names(id))),
   }
   op.call = function(...) return apply(op, 2, ...) end
   M.table[op.name] = op
