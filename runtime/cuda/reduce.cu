@@ -215,10 +215,11 @@ __global__ void cross_entropy_kernel(sz_elements x, const int32_t *ids, float *l
         sum = sz_block_sum<THREADS>(sum);
 
         if (threadIdx.x == 0) {
-            const float log_sum = highest + logf(sum);
             const int32_t id = ids[row];
-            lse[row] = log_sum;
-            loss[row] = id == ignore ? 0.0f : log_sum - sz_get_element(x, row * v + id);
+            lse[row] = highest + logf(sum);
+            loss[row] = 0;
+            /* The large terms are subtracted first: the log of the sum may be small beside them. */
+            if (id != ignore) loss[row] = (highest - sz_get_element(x, row * v + id)) + logf(sum);
         }
     }
 }
