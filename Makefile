@@ -102,7 +102,8 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '/^\(model name\|CPU pa
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu runtime/cpu/reference \
                runtime/io runtime/sampling models models/common models/qwen_vl models/sam2)))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
-OBJ_HOST  := $(B)/obj/runtime/main.o
+SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
+OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
 OBJ_EMULATOR := $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/emulate_cudnn.o
@@ -110,7 +111,7 @@ OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
-.PHONY: bundle cuda-emulated all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall clean help FORCE
+.PHONY: bundle cuda-emulated all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
@@ -122,7 +123,7 @@ $(LIB): $(OBJ_LIB) $(B)/objects
 $(HOST): $(OBJ_HOST)
 	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) -o $@ $(OBJ_HOST) $(LIBS_HOST)
 
-$(OBJ_HOST): runtime/main.c $(B)/flags
+$(OBJ_HOST): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_HOST) -MMD -MP -c -o $@ $<
 
@@ -154,7 +155,7 @@ $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc runtime/cuda/device
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/tests/cuda_emulator/emulate.o
 
 # Attention and sampling against the reference kernels, of which it takes single objects: both sides define sz_fail.
-CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_cached sample device)) \
+CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_keys attention_cached sample device)) \
                   cpu/reference/attention.o sampling/sample.o core/random.o) $(B)/obj/tests/cuda_emulator/emulate.o
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
@@ -268,6 +269,10 @@ bundle:
 	@$(MAKE) B=build/portable HOST=build/portable/segzero ARCH=x86-64-v3 all
 	@BUILT=build/portable sh tests/gpu_check.sh bundle
 
+# Pages that are made from the code.
+docs: $(LIB) $(HOST)
+	@./$(HOST) lua/segzero/tools/settings_doc.lua
+
 clean:
 	@rm -rf build segzero
 
@@ -279,6 +284,7 @@ help:
 	@echo "make bench           set-up, build, segzero $(SCRIPT_BENCH) and $(SCRIPT_BENCH_SAM2); PYTHON= one with torch, transformers, sam2 beside"
 	@echo "                     a whole GRPO step takes minutes and is run by hand: $(SCRIPT_BENCH_STEP), bench_step.py"
 	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
+	@echo "make docs            write docs/settings.md from the schemas of settings"
 	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
 	@echo "make clean           remove build/ and ./segzero"
 	@echo "make bundle          build/bundle: all that tests/gpu_check.sh needs on a machine with nothing but CUDA; CUDA_ARCH=90 narrows it"

@@ -5,6 +5,7 @@
  */
 #include "core.h"
 #include "device.h"
+#include "memory.h"
 #include "tape.h"
 
 /* ---- the functions that the rows name ---- */
@@ -103,7 +104,7 @@ static int device_of(int op, const sz_call *c)
         if (!t) continue;
         if (t->dtype == SZ_I32 && !any_dtype) {
             if (t->device != SZ_CPU)
-                return sz_fail("%s: input %d is an i32 tensor on %s; it must be on the cpu", name, i + 1,
+                return sz_fail("%s: input %d, i32, must be on the cpu, not on %s", name, i + 1,
                                sz_device_name(t->device));
         } else if (device < 0) {
             device = t->device;

@@ -22,6 +22,7 @@ local ops = require "segzero.core.tensor.ops"
 
 local C = core.C
 local apply = ops.apply
+local quick = ops.quick
 local rows = ops.table
 local method = handle.method
 local methods = handle.methods
@@ -102,7 +103,7 @@ local function refuse(name, x, level)
 end
 
 -- A row of two tensors with shapes made to fit. Reached by tail calls: level 2 is the user's line.
-local function pair(row, a, b, ...)
+local function pair(row, a, b)
   handle.pointer(a, 2)
   if kind_of(b) ~= "tensor" then refuse(row.name, b, 2) end
   handle.pointer(b, 2)
@@ -111,11 +112,11 @@ local function pair(row, a, b, ...)
     a = broadcast(a, shape, 2)
     b = broadcast(b, shape, 2)
   end
-  return apply(row, 2, a, b, ...)
+  return quick(row, 2, a, b)
 end
 
 -- The same for rows that take equal shapes only (or one element as the second).
-local function equal_pair(row, a, b, ...)
+local function equal_pair(row, a, b, number)
   handle.pointer(a, 2)
   if kind_of(b) ~= "tensor" then refuse(row.name, b, 2) end
   handle.pointer(b, 2)
@@ -124,10 +125,10 @@ local function equal_pair(row, a, b, ...)
     a = broadcast(a, shape, 2)
     b = broadcast(b, shape, 2)
   end
-  return apply(row, 2, a, b, ...)
+  return quick(row, 2, a, b, nil, number)
 end
 
-local function affine(x, scale, shift) return apply(rows.affine, 2, x, scale, shift) end
+local function affine(x, scale, shift) return quick(rows.affine, 2, x, nil, nil, scale, shift) end
 
 local function add(a, b)
   if type(b) == "number" then return affine(a, 1, b) end

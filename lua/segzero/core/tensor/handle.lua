@@ -135,7 +135,9 @@ function M.method(name, most, f)
   M.methods[name] = function(...)
     local given = select("#", ...) - 1
     if given > most then
-      error(("%s: takes at most %d arguments, got %d"):format(name, most, given), 2)
+      local takes = "takes no argument"
+      if most > 0 then takes = "arguments: at most " .. most end
+      error(("%s: %s, got %d"):format(name, takes, given), 2)
     end
     return f(...)
   end

@@ -88,8 +88,12 @@ local function put_named(op, named, level)
   end
 end
 
-local function surplus(op, given, level)
-  error(("%s: takes %d tensors and %d numbers, got %d arguments"):format(op.name, op.inputs, op.args, given), level)
+local function refuse_surplus(op, value, level)
+  local tensors = op.inputs .. " tensors"
+  if op.inputs == 1 then tensors = "1 tensor" end
+  local names = table.concat(number_names(op), ", ")
+  if names == "" then names = "no numbers" end
+  error(("%s: takes %s and %s; %s is one argument too many"):format(op.name, tensors, names, tostring(value)), level)
 end
 
 -- Fills inputs and numbers from the arguments of a call.
@@ -103,7 +107,8 @@ local function put_arguments(op, level, ...)
     count = op.inputs
   end
   for i = count + 1, given do
-    if (select(i, ...)) ~= nil then surplus(op, given, level + 1) end
+    local value = select(i, ...)
+    if value ~= nil then refuse_surplus(op, value, level + 1) end
   end
 
   for i = 1, op.inputs do
@@ -115,17 +120,55 @@ local function put_arguments(op, level, ...)
   for i = 1, op.args do put_number(op, i, (select(op.inputs + i, ...)), level + 1) end
 end
 
--- Runs a row: its tensors, then its numbers. level is as for error(): 2 blames the caller of apply.
-function M.apply(op, level, ...)
-  put_arguments(op, level + 1, ...)
+-- Runs a row with the inputs and numbers that were put. Always a tail call of a function that was called
+-- with this level.
+local function run(op, level)
   check(C.sz_op_apply(op.id, inputs, numbers, outputs), level)
   if op.outputs == 1 then return handle.wrap(outputs[0]) end
   if op.outputs == 2 then return handle.wrap(outputs[0]), handle.wrap(outputs[1]) end
   return handle.wrap(outputs[0]), handle.wrap(outputs[1]), handle.wrap(outputs[2])
 end
+
+-- Runs a row: its tensors, then its numbers. level is as for error(): 2 blames the caller of apply.
+function M.apply(op, level, ...)
+  put_arguments(op, level + 1, ...)
+  return run(op, level)
+end
 local apply = M.apply
 
+local function pointer_or_nil(t, level)
+  if t == nil then return nil end
+  return handle.pointer(t, level)
+end
+
+-- The same for a row of up to three tensors and up to two numbers, which the caller has checked. Without
+-- a loop over arguments, so that LuaJIT compiles it into the caller's loop.
+function M.quick(op, level, a, b, c, first, second)
+  inputs[0] = pointer_or_nil(a, level)
+  inputs[1] = pointer_or_nil(b, level)
+  inputs[2] = pointer_or_nil(c, level)
+  numbers[0] = first or 0
+  numbers[1] = second or 0
+  return run(op, level)
+end
+local quick = M.quick
+
 -- ---- the rows ----
+local function method_of_any(op)
+  return function(...) return apply(op, 2, ...) end
+end
+
+-- Of up to three tensors and no numbers.
+local function method_of_tensors(op)
+  return function(a, b, c, d)
+    local surplus = d
+    if op.inputs < 3 then surplus = c or surplus end
+    if op.inputs < 2 then surplus = b or surplus end
+    if surplus ~= nil then refuse_surplus(op, surplus, 3) end
+    return quick(op, 2, a, b, c)
+  end
+end
+
 local function add_row(id)
   local op = {
     id = id,
@@ -136,7 +179,8 @@ local function add_row(id)
     gradient = C.sz_op_has_grad(id) == 1,
     numbers = parse_numbers(ffi.string(C.sz_op_number_names(id))),
   }
-  op.call = function(...) return apply(op, 2, ...) end
+  op.call = method_of_any(op)
+  if op.args == 0 and op.inputs <= 3 then op.call = method_of_tensors(op) end
   M.table[op.name] = op
   handle.methods[op.name] = op.call
 end
