@@ -272,6 +272,7 @@ bundle:
 # Pages that are made from the code.
 docs: $(LIB) $(HOST)
 	@./$(HOST) lua/segzero/tools/settings_doc.lua
+	@./$(HOST) lua/segzero/tools/ops_doc.lua
 
 clean:
 	@rm -rf build segzero
@@ -284,7 +285,7 @@ help:
 	@echo "make bench           set-up, build, segzero $(SCRIPT_BENCH) and $(SCRIPT_BENCH_SAM2); PYTHON= one with torch, transformers, sam2 beside"
 	@echo "                     a whole GRPO step takes minutes and is run by hand: $(SCRIPT_BENCH_STEP), bench_step.py"
 	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
-	@echo "make docs            write docs/settings.md from the schemas of settings"
+	@echo "make docs            write docs/settings.md and docs/ops.md from the schemas of settings and ops.def"
 	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
 	@echo "make clean           remove build/ and ./segzero"
 	@echo "make bundle          build/bundle: all that tests/gpu_check.sh needs on a machine with nothing but CUDA; CUDA_ARCH=90 narrows it"

@@ -116,12 +116,12 @@ local function pair(row, a, b)
 end
 
 -- The same for rows that take equal shapes only (or one element as the second).
-local function equal_pair(row, a, b, number)
+local function equal_pair(name, row, a, b, number)
   handle.pointer(a, 2)
-  if kind_of(b) ~= "tensor" then refuse(row.name, b, 2) end
+  if kind_of(b) ~= "tensor" then refuse(name, b, 2) end
   handle.pointer(b, 2)
   if not same_shape(a, b) then
-    local shape = common_shape(row.name, a, b, 2)
+    local shape = common_shape(name, a, b, 2)
     a = broadcast(a, shape, 2)
     b = broadcast(b, shape, 2)
   end
@@ -175,11 +175,11 @@ method("div", 1, div)
 -- A number as the second is a limit, which clamp computes without another tensor.
 method("minimum", 1, function(a, b)
   if type(b) == "number" then return apply(rows.clamp, 2, a, -math.huge, b) end
-  return equal_pair(rows.minimum, a, b)
+  return equal_pair("minimum", rows.minimum, a, b)
 end)
 method("maximum", 1, function(a, b)
   if type(b) == "number" then return apply(rows.clamp, 2, a, b, math.huge) end
-  return equal_pair(rows.maximum, a, b)
+  return equal_pair("maximum", rows.maximum, a, b)
 end)
 
 method("clamp", 2, function(t, lo, hi)
@@ -206,7 +206,7 @@ local function power(a, b)
     return apply(rows.pow, 2, base, b)
   end
   handle.pointer(a, 2)
-  if kind_of(b) == "tensor" then return equal_pair(rows.pow, a, b) end
+  if kind_of(b) == "tensor" then return equal_pair("pow", rows.pow, a, b) end
   if b == 1 then return affine(a, 1, 0) end
   if b == 2 then return apply(rows.mul, 2, a, a) end
   if b == 0.5 then return apply(rows.sqrt, 2, a) end
@@ -217,7 +217,8 @@ metatable.__pow = power
 method("pow", 1, power)
 
 -- ---- comparisons ----
-local function compare(kind, a, b)
+-- A comparison has no slope anywhere, so what is recorded ends here, as in PyTorch.
+local function compare(name, kind, a, b)
   handle.pointer(a, 2)
   if type(b) == "number" then
     local dtype = "f32"
@@ -227,11 +228,13 @@ local function compare(kind, a, b)
     end
     b = constant(a, b, dtype)
   end
-  return equal_pair(rows.compare, a, b, kind)
+  if kind_of(b) ~= "tensor" then refuse(name, b, 2) end
+  handle.pointer(b, 2)
+  return equal_pair(name, rows.compare, a:detach(), b:detach(), kind)
 end
 
 for kind, name in pairs { [0] = "eq", "ne", "lt", "le", "gt", "ge" } do
-  method(name, 1, function(a, b) return compare(kind, a, b) end)
+  method(name, 1, function(a, b) return compare(name, kind, a, b) end)
 end
 
 -- Comparing with nil is how Lua code asks whether there is a tensor at all; two handles are equal when

@@ -102,7 +102,7 @@ function M.options(opts, level, where, set)
   if opts ~= nil and type(opts) ~= "table" then
     error(("options are a table such as {dtype = \"bf16\"}, got %s"):format(tostring(opts)), level)
   end
-  if set then return options.check(where, opts, set, level) end
+  if set then return options.check(where, opts, set, level - 1) end     -- a tail call
   return opts or {}
 end
 

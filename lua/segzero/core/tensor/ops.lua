@@ -72,20 +72,19 @@ local function refuse_name(op, key, level)
   error(("%s: unknown number '%s': did you mean '%s'?"):format(op.name, key, nearest(key, names)), level)
 end
 
+local function has_number(op, name)
+  for _, number in ipairs(op.numbers) do
+    if number.name == name then return true end
+  end
+  return false
+end
+
 -- The numbers of a call as one table of names.
 local function put_named(op, named, level)
-  local used = 0
-  for i = 1, op.args do
-    local value = named[op.numbers[i].name]
-    if value ~= nil then used = used + 1 end
-    put_number(op, i, value, level + 1)
-  end
   for key in pairs(named) do
-    used = used - 1
-    local known = false
-    for i = 1, op.args do known = known or op.numbers[i].name == key end
-    if not known then refuse_name(op, tostring(key), level + 1) end
+    if not has_number(op, key) then refuse_name(op, tostring(key), level + 1) end
   end
+  for i = 1, op.args do put_number(op, i, named[op.numbers[i].name], level + 1) end
 end
 
 local function refuse_surplus(op, value, level)

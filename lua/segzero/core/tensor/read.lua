@@ -5,6 +5,7 @@
 --   t:item()                the number in a tensor of one element
 --   t:totable()             nested lists, indices from 1 as in all of Lua
 --   t[i], t[{i, j}]         a number, or the tensor without those dimensions
+--   for i, row in ipairs(t)  the same one after the other
 --
 -- Elements are counted from 1, as in t:totable(); dimensions are counted from 0, as in PyTorch.
 -- Negative numbers count from the end in both. A row t[i] of a matrix is a view of the same bytes,
@@ -168,6 +169,15 @@ function metatable.__newindex(_, key)
   end
   error("elements of a tensor are not assigned: t:copy_(x) replaces all of them, t:index_copy(ids, rows) "
     .. "rows, tensor.where(condition, a, b) those that meet a condition", 2)
+end
+
+-- for i, row in ipairs(t): the numbers or views t[1], t[2], ...
+function metatable.__ipairs(t)
+  local count = #t
+  local function following(_, i)
+    if i < count then return i + 1, t[i + 1] end
+  end
+  return following, t, 0
 end
 
 -- ---- copies ----

@@ -43,6 +43,7 @@ local function flat(t) return apply(rows.reshape, 3, t, t:numel()) end
 
 -- ---- sums and means ----
 method("sum", 2, function(t, dim, keepdim)
+  handle.pointer(t, 2)
   if dim == nil and keepdim == nil then return apply(rows.sum, 2, t) end
   dim, keepdim = chosen(t, "sum", dim, keepdim, 2)
   return apply(rows.sum_dim, 2, t, dim, keepdim)
