@@ -17,7 +17,7 @@ static unsigned blocks_of(int64_t items) { return sz_grid(sz_blocks(items, THREA
 
 __global__ void sqrt_kernel(sz_elements x, sz_elements y, int64_t n)
 {
-    for (int64_t i = thread_index(); i < n; i += thread_count()) sz_put_element(y, i, sqrtf(sz_get_element(x, i)));
+    for (int64_t i = thread_index(); i < n; i += thread_count()) sz_store_element(y, i, sqrtf(sz_load_element(x, i)));
 }
 
 extern "C" int sz_cuda_sqrt(const sz_call *c)
@@ -31,7 +31,7 @@ extern "C" int sz_cuda_sqrt(const sz_call *c)
 __global__ void pow_kernel(sz_elements a, sz_elements b, sz_elements y, int64_t n, int64_t period)
 {
     for (int64_t i = thread_index(); i < n; i += thread_count())
-        sz_put_element(y, i, powf(sz_get_element(a, i), sz_get_element(b, i % period)));
+        sz_store_element(y, i, powf(sz_load_element(a, i), sz_load_element(b, i % period)));
 }
 
 extern "C" int sz_cuda_pow(const sz_call *c)
@@ -48,15 +48,15 @@ __global__ void pow_backward_kernel(sz_elements a, sz_elements b, sz_elements dy
                                     int64_t n, int64_t period)
 {
     for (int64_t i = thread_index(); i < n; i += thread_count()) {
-        const float base = sz_get_element(a, i);
-        const float exponent = sz_get_element(b, i % period);
-        const float slope = sz_get_element(dy, i);
+        const float base = sz_load_element(a, i);
+        const float exponent = sz_load_element(b, i % period);
+        const float slope = sz_load_element(dy, i);
         float to_base = 0;
         float to_exponent = 0;
         if (exponent != 0) to_base = slope * exponent * powf(base, exponent - 1);
         if (!(base == 0 && exponent >= 0)) to_exponent = slope * powf(base, exponent) * logf(base);
-        sz_put_element(da, i, to_base);
-        sz_put_element(db, i, to_exponent);
+        sz_store_element(da, i, to_base);
+        sz_store_element(db, i, to_exponent);
     }
 }
 
@@ -116,7 +116,7 @@ __global__ void choose_kernel(numbers condition, sz_elements a, sz_elements b, s
 {
     for (int64_t i = thread_index(); i < n; i += thread_count()) {
         const sz_elements chosen = number(condition, i) != 0.0f ? a : b;
-        sz_put_element(y, i, chosen.data ? sz_get_element(chosen, i) : 0.0f);
+        sz_store_element(y, i, chosen.data ? sz_load_element(chosen, i) : 0.0f);
     }
 }
 

@@ -40,7 +40,7 @@ __global__ void sum_rows_kernel(sz_elements x, float *y, around a)
 {
     for (int64_t row = blockIdx.x; row < a.outer; row += gridDim.x) {
         float sum = 0;
-        for (int64_t i = threadIdx.x; i < a.n; i += THREADS) sum += sz_get_element(x, row * a.n + i);
+        for (int64_t i = threadIdx.x; i < a.n; i += THREADS) sum += sz_load_element(x, row * a.n + i);
         sum = sz_block_sum<THREADS>(sum);
         if (threadIdx.x == 0) y[row] = sum;
     }
@@ -51,7 +51,7 @@ __global__ void sum_columns_kernel(sz_elements x, float *y, around a)
     for (int64_t i = thread_index(); i < a.outer * a.inner; i += thread_count()) {
         int64_t place = column_start(a, i);
         double sum = 0;
-        for (int64_t k = 0; k < a.n; k++, place += a.inner) sum += (double)sz_get_element(x, place);
+        for (int64_t k = 0; k < a.n; k++, place += a.inner) sum += (double)sz_load_element(x, place);
         y[i] = (float)sum;
     }
 }
@@ -113,12 +113,12 @@ __global__ void extreme_rows_kernel(sz_elements x, sz_elements y, int32_t *where
     for (int64_t row = blockIdx.x; row < a.outer; row += gridDim.x) {
         found best = { 0, -1 };
         for (int64_t i = threadIdx.x; i < a.n; i += THREADS) {
-            const found next = { sz_get_element(x, row * a.n + i), (int32_t)i };
+            const found next = { sz_load_element(x, row * a.n + i), (int32_t)i };
             if (beats(next, best, sign)) best = next;
         }
         best = block_best(best, sign);
         if (threadIdx.x == 0) {
-            sz_put_element(y, row, best.value);
+            sz_store_element(y, row, best.value);
             where[row] = best.index;
         }
     }
@@ -130,10 +130,10 @@ __global__ void extreme_columns_kernel(sz_elements x, sz_elements y, int32_t *wh
         int64_t place = column_start(a, i);
         found best = { 0, -1 };
         for (int64_t k = 0; k < a.n; k++, place += a.inner) {
-            const found next = { sz_get_element(x, place), (int32_t)k };
+            const found next = { sz_load_element(x, place), (int32_t)k };
             if (beats(next, best, sign)) best = next;
         }
-        sz_put_element(y, i, best.value);
+        sz_store_element(y, i, best.value);
         where[i] = best.index;
     }
 }
@@ -160,13 +160,13 @@ __device__ __forceinline__ bool same(float a, float b) { return a == b || (isnan
 __global__ void extreme_backward_rows_kernel(sz_elements x, sz_elements y, sz_elements dy, sz_elements dx, around a)
 {
     for (int64_t row = blockIdx.x; row < a.outer; row += gridDim.x) {
-        const float wanted = sz_get_element(y, row);
+        const float wanted = sz_load_element(y, row);
         found first = { 0, -1 };
         for (int64_t i = threadIdx.x; i < a.n && first.index < 0; i += THREADS)
-            if (same(sz_get_element(x, row * a.n + i), wanted)) first.index = (int32_t)i;
+            if (same(sz_load_element(x, row * a.n + i), wanted)) first.index = (int32_t)i;
         first = block_best(first, 1);
         for (int64_t i = threadIdx.x; i < a.n; i += THREADS)
-            sz_put_element(dx, row * a.n + i, i == first.index ? sz_get_element(dy, row) : 0.0f);
+            sz_store_element(dx, row * a.n + i, i == first.index ? sz_load_element(dy, row) : 0.0f);
     }
 }
 
@@ -174,11 +174,11 @@ __global__ void extreme_backward_columns_kernel(sz_elements x, sz_elements y, sz
 {
     for (int64_t i = thread_index(); i < a.outer * a.inner; i += thread_count()) {
         int64_t place = column_start(a, i);
-        const float wanted = sz_get_element(y, i);
+        const float wanted = sz_load_element(y, i);
         bool found_one = false;
         for (int64_t k = 0; k < a.n; k++, place += a.inner) {
-            const bool hit = !found_one && same(sz_get_element(x, place), wanted);
-            sz_put_element(dx, place, hit ? sz_get_element(dy, i) : 0.0f);
+            const bool hit = !found_one && same(sz_load_element(x, place), wanted);
+            sz_store_element(dx, place, hit ? sz_load_element(dy, i) : 0.0f);
             found_one = found_one || hit;
         }
     }
@@ -207,11 +207,11 @@ __global__ void cross_entropy_kernel(sz_elements x, const int32_t *ids, float *l
 {
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         float highest = -INFINITY;
-        for (int64_t j = threadIdx.x; j < v; j += THREADS) highest = fmaxf(highest, sz_get_element(x, row * v + j));
+        for (int64_t j = threadIdx.x; j < v; j += THREADS) highest = fmaxf(highest, sz_load_element(x, row * v + j));
         highest = sz_block_max<THREADS>(highest);
 
         float sum = 0;
-        for (int64_t j = threadIdx.x; j < v; j += THREADS) sum += expf(sz_get_element(x, row * v + j) - highest);
+        for (int64_t j = threadIdx.x; j < v; j += THREADS) sum += expf(sz_load_element(x, row * v + j) - highest);
         sum = sz_block_sum<THREADS>(sum);
 
         if (threadIdx.x == 0) {
@@ -219,7 +219,7 @@ __global__ void cross_entropy_kernel(sz_elements x, const int32_t *ids, float *l
             lse[row] = highest + logf(sum);
             loss[row] = 0;
             /* The large terms are subtracted first: the log of the sum may be small beside them. */
-            if (id != ignore) loss[row] = (highest - sz_get_element(x, row * v + id)) + logf(sum);
+            if (id != ignore) loss[row] = (highest - sz_load_element(x, row * v + id)) + logf(sum);
         }
     }
 }
@@ -243,8 +243,8 @@ __global__ void cross_entropy_backward_kernel(sz_elements x, const int32_t *ids,
         const int32_t id = ids[row];
         const float scale = id == ignore ? 0.0f : dloss[row];
         for (int64_t j = threadIdx.x; j < v; j += THREADS) {
-            const float p = expf(sz_get_element(x, row * v + j) - lse[row]);
-            sz_put_element(dx, row * v + j, (p - (j == id ? 1.0f : 0.0f)) * scale);
+            const float p = expf(sz_load_element(x, row * v + j) - lse[row]);
+            sz_store_element(dx, row * v + j, (p - (j == id ? 1.0f : 0.0f)) * scale);
         }
     }
 }
