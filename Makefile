@@ -339,6 +339,7 @@ bundle:
 # Pages that are made from the code.
 docs: $(LIB) $(HOST)
 	@./$(HOST) lua/segzero/tools/settings_doc.lua
+	@./$(HOST) lua/segzero/tools/ops_doc.lua
 
 clean:
 	@rm -rf build segzero
