@@ -30,7 +30,9 @@ local function gauss()
 end
 
 -- Makes inputs; all of them are freed by g.free(). math.random gives the numbers: the caller seeds it.
-function M.generator(dtype)
+-- opts.zeros: normal and positive numbers are all 0, which is fast.
+function M.generator(dtype, opts)
+  local zeros = opts and opts.zeros
   local g, made = {dtype = dtype, other = dtype == "f32" and "bf16" or "f32"}, {}
 
   function g.keep(t)
@@ -57,8 +59,15 @@ function M.generator(dtype)
     t:free()
     return g.keep(c)
   end
-  function g.normal(shape, as) return g.fill(shape, gauss, as) end
-  function g.positive(shape, as) return g.fill(shape, function() return 0.3 + math.abs(gauss()) end, as) end
+  local function all_zero(shape, as) return g.keep(tensor.zeros(shape, {dtype = as or dtype})) end
+  function g.normal(shape, as)
+    if zeros then return all_zero(shape, as) end
+    return g.fill(shape, gauss, as)
+  end
+  function g.positive(shape, as)
+    if zeros then return all_zero(shape, as) end
+    return g.fill(shape, function() return 0.3 + math.abs(gauss()) end, as)
+  end
   -- n ids below limit, with repeats when n is larger; distinct(n, limit) has none.
   function g.ids(n, limit) return g.fill({n}, function() return math.random(0, limit - 1) end, "i32") end
   function g.distinct(n, limit)
