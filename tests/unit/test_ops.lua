@@ -1,16 +1,18 @@
--- test_ops.lua - runs the case table of tests/support/op_cases.lua: every row of runtime/ops/ops.def, in f32 and in bf16.
+-- test_ops.lua - runs the case table of tests/support/op_cases.lua: every row of
+-- runtime/ops/ops.def, in f32 and in bf16.
 --
 --   ./segzero tests/unit/test_ops.lua                 checks; a row without a case fails
---   ./segzero tests/unit/test_ops.lua bench [NAME]    times the fast kernels instead: ms, and GB/s or GFLOP/s
---   device=cuda          after either: the kernels of that device; the reference kernels stay the CPU's
+--   ./segzero tests/unit/test_ops.lua bench [NAME]    times the fast kernels: ms, GB/s or GFLOP/s
+--   device=cuda          after either: that device's kernels; the reference kernels stay the CPU's
 --   op=NAME              after the first: this op only
---   most=N               no call with more than N elements in an input (how many are left out is printed)
+--   most=N               no call with more than N elements in an input; prints how many it left out
 --   times=1              seconds of each op
 --
--- For each call: the fast kernel against the reference kernel; the same bits when it runs again; inputs left alone;
--- memory around the outputs, inputs and kernel workspace left alone. For rows with a gradient rule: the gradient (fast
--- kernels) against central differences of the reference forward kernel, and against the gradient that reference kernels
--- give. For each op: the workspace that it takes against the function in its row. How a call gives its numbers.
+-- For each call: the fast kernel against the reference kernel; the same bits when it runs again;
+-- inputs left alone; memory around the outputs, inputs and kernel workspace left alone. For rows
+-- with a gradient rule: the gradient (fast kernels) against central differences of the reference
+-- forward kernel, and against the gradient that reference kernels give. For each op: the workspace
+-- that it takes against the function in its row. How a call gives its numbers.
 -- Leaves out: refused shapes, speed limits.
 
 package.path = "./?.lua;./lua/?.lua;./lua/?/init.lua;" .. package.path
@@ -25,7 +27,7 @@ local tensor = require "segzero.core.tensor"
 local C = core.C
 local MAX_INPUTS = 8
 local STEP = 2 ^ -5                      -- of central differences
-local DIFFERENCED_PER_INPUT = 6          -- elements of an input whose derivative is taken, drawn at random
+local DIFFERENCED_PER_INPUT = 6          -- elements whose derivative is taken, at random
 local SMALL = 4000                       -- inputs up to this size have derivatives taken
 
 -- ---- arguments ----
@@ -62,7 +64,8 @@ local function includes(list, i)
   return false
 end
 
--- Runs op on the call's inputs, replacing those that it updates by copies. Returns {outputs}, {copies by input index}.
+-- Runs op on the call's inputs, replacing those that it updates by copies. Returns {outputs},
+-- {copies by input index}.
 local function apply(op, call, replaced)
   local all, copies = {}, {}
   for i = 1, op.inputs do
@@ -105,7 +108,8 @@ local function with_inputs(call, change)
   return copy
 end
 
--- The call with its inputs on the device under test. Index tensors stay in host memory, unless the op takes any dtype.
+-- The call with its inputs on the device under test. Index tensors stay in host memory, unless the
+-- op takes any dtype.
 local ANY_DTYPE = { cast = true, reshape = true, narrow = true }
 local function on_device(op, call)
   if not ON_DEVICE then return call end
@@ -124,7 +128,8 @@ local function free_moved(moved, call)
   end
 end
 
--- The results of a call: its outputs, and the inputs that it updates. (Output 1 of an in-place op is input 1.)
+-- The results of a call: its outputs, and the inputs that it updates. (Output 1 of an in-place op
+-- is input 1.)
 local function results(op, outputs, copies)
   local list = {}
   for i = 1, op.outputs do list[#list + 1] = outputs[i] end
@@ -132,8 +137,8 @@ local function results(op, outputs, copies)
   return list
 end
 
--- The same numbers in f32: f(call, widen) with a copy of the call whose bf16 tensors are widened; widen(t) does so for
--- another tensor.
+-- The same numbers in f32: f(call, widen) with a copy of the call whose bf16 tensors are widened;
+-- widen(t) does so for another tensor.
 local function in_f32(call, f)
   local made = {}
   local function widen(t)
@@ -158,7 +163,7 @@ local function exact_results(op, call)
   end)
 end
 
-local worst_apart = {}                   -- dtype -> {part, name}: the largest distance between two tensors
+local worst_apart = {}                   -- dtype -> {part, name}: the largest distance
 
 local function remember_apart(dtype, part, name)
   local worst = worst_apart[dtype]
@@ -175,7 +180,8 @@ local function check_apart(op, dtype, got, plain, exact, label)
     off = compare.apart(got, exact_numbers)
     allowed = allowed + compare.apart(plain, exact_numbers)
   end
-  check.ok(off <= allowed, ("%s is %.3g of its size apart, allowed %.3g"):format(label, off, allowed))
+  local text = "%s is %.3g of its size apart, allowed %.3g"
+  check.ok(off <= allowed, text:format(label, off, allowed))
 end
 
 -- Result i of the fast kernels against that of the reference kernels.
@@ -205,10 +211,14 @@ local function check_values(op, call, label)
   local want = results(op, plain, plain_copies)
   for i = 1, #want do
     check_result(op, call, i, got[i], want[i], label)
-    check.ok(bytes(got[i]) == bytes(repeated[i]), ("%s: result %d differs when run again"):format(label, i))
+    local is_same = bytes(got[i]) == bytes(repeated[i])
+    check.ok(is_same, ("%s: result %d differs when run again"):format(label, i))
   end
   for i = 1, op.inputs do
-    if before[i] then check.ok(bytes(moved.inputs[i]) == before[i], ("%s: input %d was changed"):format(label, i)) end
+    if before[i] then
+      local is_same = bytes(moved.inputs[i]) == before[i]
+      check.ok(is_same, ("%s: input %d was changed"):format(label, i))
+    end
   end
   free_all(fast, fast_copies, again, again_copies, plain, plain_copies)
   free_moved(moved, call)
@@ -291,20 +301,26 @@ local function fast_gradients(op, call, weights)
   return gradients
 end
 
--- The gradient of input i by fast kernels against that by reference kernels. exact(i) makes the exact one.
+-- The gradient of input i by fast kernels against that by reference kernels. exact(i) makes the
+-- exact one.
 local function check_gradient(op, call, i, fast, plain, exact, label)
   local name = ("%s: gradient of input %d"):format(label, i)
   local dtype = call.inputs[1]:dtype()
-  -- A gradient is a sum of terms of size one that may cancel: a hundredth of them is the least that is compared with.
-  -- On a device bf16 rounds the terms themselves, so the error goes with them and a tenth is; and where the reference
-  -- kernels' own error is as large, what counts is the distance from the exact numbers.
+  -- A gradient is a sum of terms of size one that may cancel: a hundredth of them is the least that
+  -- is compared with. On a device bf16 rounds the terms themselves, so the error goes with them and
+  -- a tenth is; and where the reference kernels' own error is as large, what counts is the distance
+  -- from the exact numbers.
   local rounds_terms = ON_DEVICE and dtype == "bf16"
-  local message = compare.difference(fast[i], plain[i], compare.sums(dtype), rounds_terms and 0.1 or 0.01)
-  if message and rounds_terms and not compare.less_exact(fast[i], plain[i], exact(i)) then message = nil end
+  local terms = rounds_terms and 0.1 or 0.01
+  local message = compare.difference(fast[i], plain[i], compare.sums(dtype), terms)
+  if message and rounds_terms and not compare.less_exact(fast[i], plain[i], exact(i)) then
+    message = nil
+  end
   if ON_DEVICE then
     check_apart(op, dtype, fast[i], plain[i], function() return exact(i) end, name)
   end
-  check.ok(not message and #fast[i] == call.inputs[i]:numel(), name .. ": " .. (message or "missing"))
+  local is_whole = #fast[i] == call.inputs[i]:numel()
+  check.ok(not message and is_whole, name .. ": " .. (message or "missing"))
 end
 
 -- The gradient of input i against central differences, for a few elements.
@@ -323,8 +339,8 @@ local function check_differences(op, call, i, fast, weights, label)
   for k = 1, #drawn do
     local got = fast[i][drawn[k] + 1]
     local allowed = tolerance.relative * math.abs(want[k]) + tolerance.scaled * scale
-    check.ok(math.abs(got - want[k]) <= allowed,
-             ("%s: gradient of input %d: got %.7g, central difference %.7g"):format(label, i, got, want[k]))
+    local text = "%s: gradient of input %d: got %.7g, central difference %.7g"
+    check.ok(math.abs(got - want[k]) <= allowed, text:format(label, i, got, want[k]))
   end
 end
 
@@ -406,14 +422,16 @@ local function sweep_op(op, dtype)
       gradient_seen = true
     end
   end
-  check.ok(gradient_seen or not op.gradient, op.name .. " has a gradient rule and no case that checks it")
+  local is_checked = gradient_seen or not op.gradient
+  check.ok(is_checked, op.name .. " has a gradient rule and no case that checks it")
   g.free()
   check.ok(C.sz_debug_guards(0) == 0, op.name .. " " .. dtype .. ": wrote past the end of an input")
 end
 
 local function check_op(name)
   local op = tensor.ops[name]
-  if not check.ok(op_cases.cases[name], "ops.def has a row without a case: " .. name) then return end
+  local case = op_cases.cases[name]
+  if not check.ok(case, "ops.def has a row without a case: " .. name) then return end
   local start = os.clock()
   for _, dtype in ipairs { "f32", "bf16" } do sweep_op(op, dtype) end
   ran.ops = ran.ops + 1
@@ -435,16 +453,18 @@ local function arena_bytes(op, call, dry)
   return used
 end
 
--- The bench's call, on zeros: it is large enough for the workspace to show, and zeros are made fast. A row may say NONE
--- up to two megabytes; a function may be off by a fifth, and above by a factor of four where it is a bound.
+-- The bench's call, on zeros: it is large enough for the workspace to show, and zeros are made
+-- fast. A row may say NONE up to two megabytes; a function may be off by a fifth, and above by a
+-- factor of four where it is a bound.
 local function check_workspace(name)
   local SLACK = 2 * 2 ^ 20
   local op = tensor.ops[name]
   local g = op_cases.generator("bf16", { zeros = true })
   local call = op_cases.cases[name].bench(g)
   local taken, counted = arena_bytes(op, call, false), arena_bytes(op, call, true)
-  check.ok(taken <= 1.2 * counted + SLACK, ("%s: takes %d bytes, a dry run counts %d"):format(name, taken, counted))
-  check.ok(counted <= 4 * taken + SLACK, ("%s: takes only %d bytes, a dry run counts %d"):format(name, taken, counted))
+  local text = ("%s: takes %d bytes, a dry run counts %d"):format(name, taken, counted)
+  check.ok(taken <= 1.2 * counted + SLACK, text)
+  check.ok(counted <= 4 * taken + SLACK, text)
   g.free()
 end
 
@@ -460,13 +480,17 @@ local function check_numbers()
     local line = debug.getinfo(f, "S").linedefined
     check.raises(f, "test_ops%.lua:" .. line .. ": " .. pattern, name)
   end
-  raises("affine has no number called scal; did you mean scale%?", function() x:affine { scal = 2 } end, "a misspelt name")
+  raises("affine has no number called scal; did you mean scale%?",
+         function() x:affine { scal = 2 } end, "a misspelt name")
   raises("clamp: max is missing", function() x:clamp(0) end, "a number without a default")
   raises("clamp: max is missing", function() x:clamp { min = 0 } end, "the same by name")
   raises("affine: scale is x, it must be a number", function() x:affine("x") end, "no number")
-  raises("softmax takes 1 tensor and no numbers; 0 is one", function() x:softmax(0) end, "one argument too many")
-  raises("attention: heads is 1.5, it must be a whole number", function() x:attention(ids, 1.5, 1, 1, 1, 1) end, "a fraction")
-  raises("attention: kv_heads is 2, it must be a divisor", function() x:attention(ids, 3, 2, 1, 1, 1) end, "a wrong number")
+  raises("softmax takes 1 tensor and no numbers; 0 is one",
+         function() x:softmax(0) end, "one argument too many")
+  raises("attention: heads is 1.5, it must be a whole number",
+         function() x:attention(ids, 1.5, 1, 1, 1, 1) end, "a fraction")
+  raises("attention: kv_heads is 2, it must be a divisor",
+         function() x:attention(ids, 3, 2, 1, 1, 1) end, "a wrong number")
   x:free()
   ids:free()
 end
@@ -486,15 +510,20 @@ local function sweep()
   if not options.op then
     check.case("numbers by name", check_numbers)
     check.case("no case without a row", function()
-      for name in pairs(op_cases.cases) do check.ok(tensor.ops[name], "a case without a row in ops.def: " .. name) end
+      for name in pairs(op_cases.cases) do
+        check.ok(tensor.ops[name], "a case without a row in ops.def: " .. name)
+      end
     end)
   end
 
   print(("%d ops, %d calls, %d of them with gradients"):format(ran.ops, ran.calls, ran.gradients))
-  if ran.left_out > 0 then print(("%d calls with larger inputs were left out (most=%d)"):format(ran.left_out, MOST)) end
+  if ran.left_out > 0 then
+    print(("%d calls with larger inputs were left out (most=%d)"):format(ran.left_out, MOST))
+  end
   for _, dtype in ipairs { "f32", "bf16" } do
     local w = worst_apart[dtype]
-    if w then print(("%s: tensors are apart by %.2g of their size at most (%s)"):format(dtype, w.part, w.name)) end
+    local text = "%s: tensors are apart by %.2g of their size at most (%s)"
+    if w then print(text:format(dtype, w.part, w.name)) end
   end
   check.finish()
 end
@@ -520,7 +549,8 @@ local function bench_op(op, dtype)
   call.updates = nil                       -- no copies: in-place ops go on from where they are
   local moved
   local best = time(function()
-    C.sz_scope_push()                      -- outputs in the arena, as in training: no page faults after the first run
+    -- Outputs in the arena, as in training: no page faults after the first run.
+    C.sz_scope_push()
     local outputs = apply(op, call)
     moved = moved or op_cases.bytes(call, outputs)
     for _, t in ipairs(outputs) do t:free() end
