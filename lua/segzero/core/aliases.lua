@@ -4,7 +4,7 @@
 -- then returns the module that `require "segzero.models.tokenizer"` does. New code uses the new names.
 
 local NEW_NAME = {
-  ["advantage"] = "algorithms.advantage",
+  ["advantage"] = "algorithms.advantages",
   ["ahead"] = "data.prefetch",
   ["answer"] = "formats.answer",
   ["blocks"] = "inference.kv_blocks",
@@ -23,7 +23,7 @@ local NEW_NAME = {
   ["lora"] = "models.lora",
   ["loss"] = "algorithms.loss",
   ["mask_loss"] = "algorithms.mask_loss",
-  ["metrics"] = "train.metrics",
+  ["metrics"] = "evaluation.metrics",
   ["model"] = "models.qwen_vl",
   ["offload"] = "models.offload",
   ["optim"] = "train.optim",
