@@ -273,9 +273,11 @@ C_FILES = $(shell find runtime models tests -name '*.[ch]' -o -name '*.cu' -o -n
 
 # All three run, so that one call shows everything.
 lint:
-	@status=0; \
+	@mkdir -p build; status=0; \
 	luacheck -q . || status=1; \
-	clang-format --dry-run -Werror $(C_FILES) || status=1; \
+	clang-format --dry-run $(C_FILES) 2>&1 | sed -n '/Wclang-format-violations/s/:.*//p' | uniq -c | \
+	  sed 's/$$/: places that make format would change/' | tee build/format.log; \
+	[ ! -s build/format.log ] || status=1; \
 	luajit tests/support/lint.lua || status=1; \
 	exit $$status
 
@@ -337,6 +339,7 @@ bundle:
 # Pages that are made from the code.
 docs: $(LIB) $(HOST)
 	@./$(HOST) lua/segzero/tools/settings_doc.lua
+	@./$(HOST) lua/segzero/tools/ops_doc.lua
 
 clean:
 	@rm -rf build segzero
