@@ -102,7 +102,8 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '/^\(model name\|CPU pa
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu runtime/cpu/reference \
                runtime/io runtime/sampling models models/common models/qwen_vl models/sam2)))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
-OBJ_HOST  := $(B)/obj/runtime/main.o
+SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
+OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
 OBJ_EMULATOR := $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/emulate_cudnn.o
@@ -122,7 +123,7 @@ $(LIB): $(OBJ_LIB) $(B)/objects
 $(HOST): $(OBJ_HOST)
 	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) -o $@ $(OBJ_HOST) $(LIBS_HOST)
 
-$(OBJ_HOST): runtime/main.c $(B)/flags
+$(OBJ_HOST): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_HOST) -MMD -MP -c -o $@ $<
 

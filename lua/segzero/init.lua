@@ -20,11 +20,35 @@ function M.devices() return core.C.sz_device_count(core.C.SZ_CUDA) > 0 and { "cp
 
 -- Modules that load on first use, so that starting costs nothing.
 local lazy = {
-  safetensors = "segzero.formats.safetensors", image = "segzero.formats.image", config = "segzero.config", data = "segzero.data",
-  prompt = "segzero.data.prompt", answer = "segzero.formats.answer", advantage = "segzero.algorithms.advantage", loss = "segzero.algorithms.loss",
-  refshapes = "segzero.data.refshapes", trainer = "segzero.train.trainer", checkpoint = "segzero.train.checkpoint", log = "segzero.log",
-  rollout = "segzero.inference.rollout", optim = "segzero.train.optim", processor = "segzero.models.processor",
-  torchfile = "segzero.formats.torchfile", segment = "segzero.inference.segmenter", generation = "segzero.inference.generation_config", lora = "segzero.models.lora",
+  -- registries: sz.losses:register(name, spec), :get(name), :names()
+  advantages = "segzero.algorithms.advantages",
+  losses = "segzero.algorithms.losses",
+  kl = "segzero.algorithms.kl",
+  aggregations = "segzero.algorithms.aggregations",
+  schedules = "segzero.algorithms.schedules",
+  sources = "segzero.data.sources",
+  loggers = "segzero.log.loggers",
+  -- modules
+  answer = "segzero.formats.answer",
+  checkpoint = "segzero.train.checkpoint",
+  config = "segzero.config",
+  data = "segzero.data",
+  generation = "segzero.inference.generation_config",
+  image = "segzero.formats.image",
+  log = "segzero.log",
+  lora = "segzero.models.lora",
+  optim = "segzero.train.optim",
+  processor = "segzero.models.processor",
+  prompt = "segzero.data.prompt",
+  refshapes = "segzero.data.refshapes",
+  rollout = "segzero.inference.rollout",
+  safetensors = "segzero.formats.safetensors",
+  segment = "segzero.inference.segmenter",
+  torchfile = "segzero.formats.torchfile",
+  trainer = "segzero.train.trainer",
+  -- the names of segzero 0.1 for what the registries hold
+  advantage = "segzero.algorithms.advantages",
+  loss = "segzero.algorithms.loss",
 }
 
 function M.tokenizer(dir) return require("segzero.models.tokenizer").new(dir) end

@@ -63,7 +63,7 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
         for (int i = 0; i < 4; i++) acc[d][i] = 0;
 
     for (int at = t.first_key; at < end; at += N) {
-        sz_copies_wait();
+        sz_copy_async_wait();
         __syncthreads();                            /* keys are here, values of the last tile are used up */
         fetch(v, values, at);
         if (live) {
@@ -79,7 +79,7 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
             }
             sz_running_step<N, DIM / 8>(w, p, acc);
         }
-        sz_copies_wait();
+        sz_copy_async_wait();
         __syncthreads();                            /* values are here, keys are used up */
         if (at + N < end) fetch(k, keys, at + N);
         if (live) sz_tile_add<DIM, N>(acc, p, v);
@@ -148,7 +148,7 @@ static int forward(const sz_call *c, bool packed, const char *op)
     if (sz_attention_from(c, packed, op, &a) != 0) return -1;
     const sz_tensor *table = c->in[packed ? 1 : 3];
     sz_tensor *out = c->out[0], *lse = c->out[1];
-    const sz_cuda_plan *plan = sz_flash_plan(op, table, a.share);
+    const sz_cuda_cache_entry *plan = sz_flash_plan(op, table, a.share);
     if (!plan) return -1;
     if (sz_segment_queries(table) < out->shape[0]) {
         if (sz_cuda_fill(out->data, 0, sz_bytes(out)) != 0) return -1;

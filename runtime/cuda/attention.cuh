@@ -114,7 +114,7 @@ __device__ __forceinline__ int64_t sz_key_row(const sz_segment_row &s, int64_t j
 }
 
 /* Starts to bring ROWS rows of dim elements into a tile; row(i) is the address of row i's elements, NULL for zeros. All threads of
- * the block; the rows are there after each thread's sz_copies_wait and a barrier. anywhere: an address of the tensor. */
+ * the block; the rows are there after each thread's sz_copy_async_wait and a barrier. anywhere: an address of the tensor. */
 template <typename T, int DIM, int ROWS, typename Row>
 __device__ __forceinline__ void sz_tile_fetch(T *tile, const sz_attention_args &a, const T *anywhere, Row row)
 {
@@ -125,7 +125,7 @@ __device__ __forceinline__ void sz_tile_fetch(T *tile, const sz_attention_args &
             int r = i / PIECES, x = i % PIECES * PIECE;
             const T *from = row(r);
             bool there = from && x < a.dim;
-            sz_copy16(tile + r * LD + x, there ? from + x : anywhere, there);
+            sz_copy_async16(tile + r * LD + x, there ? from + x : anywhere, there);
         }
     } else {
         for (int i = (int)threadIdx.x; i < ROWS * DIM; i += SZ_ATTENTION_THREADS) {
@@ -149,10 +149,10 @@ template <int DIM, int N> __device__ __forceinline__ void sz_tile_dot(float (&c)
 #pragma unroll
     for (int k = 0; k < DIM; k += 16) {
         uint32_t x[4], y[4];
-        sz_matrices(x, a + k);
+        sz_ldmatrix(x, a + k);
 #pragma unroll
         for (int n = 0; n < N; n += 16) {
-            sz_matrices(y, b + n * LD + k);
+            sz_ldmatrix(y, b + n * LD + k);
             sz_mma(c[n / 8], x, y[0], y[1]);
             sz_mma(c[n / 8 + 1], x, y[2], y[3]);
         }
@@ -195,7 +195,7 @@ template <int DIM, int N> __device__ __forceinline__ void sz_tile_add(float (&ac
 #pragma unroll
         for (int d = 0; d < DIM; d += 16) {
             uint32_t z[4];
-            sz_matrices_transposed(z, y + n * LD + d);
+            sz_ldmatrix_transposed(z, y + n * LD + d);
             sz_mma(acc[d / 8], x, z[0], z[1]);
             sz_mma(acc[d / 8 + 1], x, z[2], z[3]);
         }
@@ -311,18 +311,18 @@ static inline int64_t sz_flash_cut(const sz_segment_row *table, int32_t segment,
 
 /* The tasks of all segments, on the device. How many: number[0]. NULL with a message. */
 enum { SZ_PLAN_FLASH = 1, SZ_PLAN_CACHED, SZ_PLAN_BACKWARD };
-static inline const sz_cuda_plan *sz_flash_plan(const char *op, const sz_tensor *table, int32_t share)
+static inline const sz_cuda_cache_entry *sz_flash_plan(const char *op, const sz_tensor *table, int32_t share)
 {
-    sz_cuda_plan *p = sz_cuda_plan_of(table, SZ_PLAN_FLASH, share, 0, 0);
+    sz_cuda_cache_entry *p = sz_cuda_cache_get(table, SZ_PLAN_FLASH, share, 0, 0);
     if (!p || p->device) return p;
     const sz_segment_row *rows = sz_segment_rows(table);
     int64_t count = 0, at = 0;
     for (int64_t i = 0; i < table->shape[0]; i++) count += sz_flash_cut(rows, (int32_t)i, share, NULL);
     sz_flash_task *tasks = (sz_flash_task *)malloc((size_t)(count + 1) * sizeof *tasks);
-    if (!tasks) return (sz_cuda_plan *)sz_null("%s: out of memory", op);
+    if (!tasks) return (sz_cuda_cache_entry *)sz_null("%s: out of memory", op);
     for (int64_t i = 0; i < table->shape[0]; i++) at += sz_flash_cut(rows, (int32_t)i, share, tasks + at);
     p->number[0] = count;
-    int rc = sz_cuda_plan_fill(p, tasks, (size_t)count * sizeof *tasks);
+    int rc = sz_cuda_cache_fill(p, tasks, (size_t)count * sizeof *tasks);
     free(tasks);
     return rc == 0 ? p : NULL;
 }

@@ -81,7 +81,7 @@ query_side(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const
 
     for (int at = 0, turn = 0; at < end; at += N, turn ^= 1) {
         const T *k = stages + turn * 2 * N * LD, *v = k + N * LD;
-        sz_copies_wait();
+        sz_copy_async_wait();
         __syncthreads();                            /* this tile is here, the one before is used up */
         if (at + N < end) fetch(stages + (turn ^ 1) * 2 * N * LD, at + N);
         if (!live) continue;
@@ -99,7 +99,7 @@ query_side(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const
         sz_tile_add<DIM, N>(acc, ds, k);
     }
     if (!(end > 0)) {                               /* q has not been waited for */
-        sz_copies_wait();
+        sz_copy_async_wait();
         __syncthreads();
     }
     if (!live) return;
@@ -170,7 +170,7 @@ key_side(sz_attention_args a, const key_part *parts, const key_entry *entries, c
 
     for (int turn = 0; at < last; turn ^= 1) {
         const int from = (parent ? s.p_start : s.k_start) - t.row, nearest = left - 1;
-        sz_copies_wait();
+        sz_copy_async_wait();
         __syncthreads();                            /* this step's columns are here, those before are used up */
         column += N;
         columns.advance(N);
@@ -196,7 +196,7 @@ key_side(sz_attention_args a, const key_part *parts, const key_entry *entries, c
         sz_tile_add<DIM, N>(value_sums, p, g);
         sz_tile_add<DIM, N>(key_sums, ds, q);
     }
-    sz_copies_wait();                               /* keys, if nobody sees them */
+    sz_copy_async_wait();                               /* keys, if nobody sees them */
     __syncthreads();
     if (16 * warp >= t.rows) return;
     if (t.slot >= 0) {
@@ -418,9 +418,9 @@ template <typename T, int DIM> static int launch(const backward_call &b)
 }
 
 /* The key side's plan on the device: parts [number 0], entries [4], joins [1]; [2] slots, [3] key rows that are covered. */
-static const sz_cuda_plan *keys_plan(const char *op, const sz_attention_args &a, const sz_tensor *table)
+static const sz_cuda_cache_entry *keys_plan(const char *op, const sz_attention_args &a, const sz_tensor *table)
 {
-    sz_cuda_plan *to = sz_cuda_plan_of(table, SZ_PLAN_BACKWARD, a.share, a.groups, a.causal);
+    sz_cuda_cache_entry *to = sz_cuda_cache_get(table, SZ_PLAN_BACKWARD, a.share, a.groups, a.causal);
     if (!to || to->device) return to;
     key_plan p = {};
     int rc = plan_keys(a, table, &p);
@@ -433,7 +433,7 @@ static const sz_cuda_plan *keys_plan(const char *op, const sz_attention_args &a,
         memcpy(bytes + part, p.entry, entry);
         memcpy(bytes + part + entry, p.join, join);
         to->number[0] = p.parts, to->number[1] = p.joins, to->number[2] = p.slots, to->number[3] = p.covered, to->number[4] = p.entries;
-        rc = sz_cuda_plan_fill(to, bytes, part + join + entry);
+        rc = sz_cuda_cache_fill(to, bytes, part + join + entry);
     }
     free(bytes);
     plan_drop(&p);
@@ -455,7 +455,7 @@ static int backward(const sz_call *c, bool packed, const char *op)
     b.dk = packed ? to + (int64_t)b.a.heads * b.a.dim * size : (char *)c->out[1]->data;
     b.dv = packed ? to + (int64_t)(b.a.heads + b.a.groups) * b.a.dim * size : (char *)c->out[2]->data;
 
-    const sz_cuda_plan *tasks = sz_flash_plan(op, table, b.a.share), *plan = tasks ? keys_plan(op, b.a, table) : NULL;
+    const sz_cuda_cache_entry *tasks = sz_flash_plan(op, table, b.a.share), *plan = tasks ? keys_plan(op, b.a, table) : NULL;
     if (!plan) return -1;
     b.count = tasks->number[0], b.parts = plan->number[0], b.joins = plan->number[1];
     const int64_t slots = plan->number[2], covered = plan->number[3], blocks = (b.count > b.parts ? b.count : b.parts) * b.a.groups;

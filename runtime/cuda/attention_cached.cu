@@ -109,7 +109,7 @@ static int64_t rounded(int64_t n)
 }
 
 /* Makes the plan: tasks [number 0], then the short segments' queries [1] and joins [1]; [2] slots. */
-static int make_plan(const char *op, const sz_attention_args &a, const sz_tensor *table, sz_cuda_plan *to)
+static int make_plan(const char *op, const sz_attention_args &a, const sz_tensor *table, sz_cuda_cache_entry *to)
 {
     const sz_segment_row *rows = sz_segment_rows(table);
     int64_t count = table->shape[0], tasks = 0, queries = 0, n = 0;
@@ -141,18 +141,18 @@ static int make_plan(const char *op, const sz_attention_args &a, const sz_tensor
     }
     memset(p.task + p.tasks, 0, (size_t)(tasks - p.tasks) * sizeof *p.task);
     to->number[0] = tasks, to->number[1] = p.queries, to->number[2] = rounded(p.slots), to->number[3] = (int64_t)task_bytes;
-    int rc = sz_cuda_plan_fill(to, memory, task_bytes + query_bytes + join_bytes);
+    int rc = sz_cuda_cache_fill(to, memory, task_bytes + query_bytes + join_bytes);
     free(memory);
     return rc;
 }
 
-static const sz_cuda_plan *plan_of(const char *op, const sz_attention_args &a, const sz_tensor *table)
+static const sz_cuda_cache_entry *plan_of(const char *op, const sz_attention_args &a, const sz_tensor *table)
 {
-    sz_cuda_plan *plan = sz_cuda_plan_of(table, SZ_PLAN_CACHED, a.share, a.causal, 0);
+    sz_cuda_cache_entry *plan = sz_cuda_cache_get(table, SZ_PLAN_CACHED, a.share, a.causal, 0);
     return plan && (plan->device || make_plan(op, a, table, plan) == 0) ? plan : NULL;
 }
 
-const sz_cuda_plan *sz_cuda_attention_cached_plan(const sz_tensor *segments, int heads, int kv_heads)
+const sz_cuda_cache_entry *sz_cuda_attention_cached_schedule(const sz_tensor *segments, int heads, int kv_heads)
 {
     sz_attention_args a = {};
     a.share = heads / kv_heads;
@@ -168,7 +168,7 @@ extern "C" int sz_cuda_attention_cached(const sz_call *c)
     const sz_tensor *table = c->in[3];
     sz_tensor *out = c->out[0];
     if (sz_segment_queries(table) < out->shape[0] && sz_cuda_fill(out->data, 0, sz_bytes(out)) != 0) return -1;
-    const sz_cuda_plan *plan = plan_of(op, a, table);
+    const sz_cuda_cache_entry *plan = plan_of(op, a, table);
     if (!plan) return -1;
     const int64_t tasks = plan->number[0], queries = plan->number[1], slots = plan->number[2], width = sz_flash_width(out->dtype, a.dim);
     const sz_flash_query *list = (const sz_flash_query *)(plan->device + plan->number[3]);

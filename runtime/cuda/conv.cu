@@ -62,8 +62,8 @@ template <int W> __global__ void im2col_kernel(conv g, sz_elements x, int64_t fi
         const int64_t y = oy * g.stride - g.padding + cell / (int)g.kw, col = ox * g.stride - g.padding + cell % (int)g.kw;
         float v[W];
         for (int j = 0; j < W; j++) v[j] = 0;
-        if (y >= 0 && y < g.h && col >= 0 && col < g.w) sz_get_vector<W>(x, ((b * g.h + y) * g.w + col) * g.c + ch, v);
-        sz_put_vector<W>(rows, r * g.k + i, v);
+        if (y >= 0 && y < g.h && col >= 0 && col < g.w) sz_load_vector<W>(x, ((b * g.h + y) * g.w + col) * g.c + ch, v);
+        sz_store_vector<W>(rows, r * g.k + i, v);
     }
 }
 
@@ -72,8 +72,8 @@ static const void *im2col(const conv &g, const sz_tensor *x, int64_t first, int6
 {
     if (rows_are_picture(g)) return sz_elements_from(x, first * g.c).data;
     const sz_elements rows = { space, x->dtype == SZ_BF16 };
-    if (g.c % WIDE == 0 && sz_wide_at(x))
-        SZ_LAUNCH((im2col_kernel<WIDE>), sz_grid(sz_blocks(n * g.k / WIDE, THREADS)), THREADS, 0, g, sz_elements_of(x), first, n, rows);
+    if (g.c % SZ_VECTOR == 0 && sz_is_aligned16(x))
+        SZ_LAUNCH((im2col_kernel<SZ_VECTOR>), sz_grid(sz_blocks(n * g.k / SZ_VECTOR, THREADS)), THREADS, 0, g, sz_elements_of(x), first, n, rows);
     else SZ_LAUNCH((im2col_kernel<1>), sz_grid(sz_blocks(n * g.k, THREADS)), THREADS, 0, g, sz_elements_of(x), first, n, rows);
     return sz_cuda_launched("conv2d") == 0 ? space : NULL;
 }
@@ -87,8 +87,8 @@ template <int W> __global__ void col2im_kernel(conv g, const float *rows, int64_
         const int64_t ch = e % vectors * W, col = e / vectors % g.w + g.padding, y = e / (vectors * g.w) + g.padding;
         float sum[W], v[W];
         for (int j = 0; j < W; j++) sum[j] = 0;
-        if (prior) sz_get_vector<W>(prior + e * W, sum);
-        else if (bias.data) sz_get_vector<W>(bias, ch, sum);
+        if (prior) sz_load_vector<W>(prior + e * W, sum);
+        else if (bias.data) sz_load_vector<W>(bias, ch, sum);
         /* Kernel cells that reach (y, col) from a position: every stride-th one. */
         for (int64_t ky = y % g.stride; ky < g.kh && ky <= y; ky += g.stride) {
             const int64_t oy = (y - ky) / g.stride;
@@ -96,11 +96,11 @@ template <int W> __global__ void col2im_kernel(conv g, const float *rows, int64_
             for (int64_t kx = col % g.stride; kx < g.kw && kx <= col; kx += g.stride) {
                 const int64_t ox = (col - kx) / g.stride, at = oy * g.ow + ox - first;
                 if (ox >= g.ow || at < 0 || at >= n) continue;
-                sz_get_vector<W>(rows + at * g.k + (ky * g.kw + kx) * g.c + ch, v);
+                sz_load_vector<W>(rows + at * g.k + (ky * g.kw + kx) * g.c + ch, v);
                 for (int j = 0; j < W; j++) sum[j] += v[j];
             }
         }
-        sz_put_vector<W>(out, e * W, sum);
+        sz_store_vector<W>(out, e * W, sum);
     }
 }
 
@@ -157,14 +157,14 @@ static int input_gradient(const char *op, const conv &g, const sz_tensor *dy, co
     const sz_elements added = bias ? sz_elements_of(bias) : sz_elements{ NULL, false };
     for (int64_t b = 0; b < g.batch; b++) {
         const sz_elements picture = sz_elements_from(dx, b * size);
-        const bool wide = g.c % WIDE == 0 && sz_wide_at(added.data) && sz_wide_at(picture.data);
+        const bool wide = g.c % SZ_VECTOR == 0 && sz_is_aligned16(added.data) && sz_is_aligned16(picture.data);
         for (int64_t first = 0; first < places; first += block) {
             const int64_t n = block < places - first ? block : places - first;
             const void *from = sz_elements_from(dy, (b * places + first) * g.o).data;
             if (sz_cuda_gemm(false, false, n, g.k, g.o, from, g.o, w, g.k, dy->dtype, 0, rows, g.k, SZ_F32)) return -1;
             const float *prior = first > 0 ? unfinished : NULL;
             const sz_elements out = first + n < places ? sz_elements_f32(unfinished) : picture;
-            if (wide) SZ_LAUNCH((col2im_kernel<WIDE>), sz_grid(sz_blocks(size / WIDE, THREADS)), THREADS, 0, g, rows, first, n, prior, added, out);
+            if (wide) SZ_LAUNCH((col2im_kernel<SZ_VECTOR>), sz_grid(sz_blocks(size / SZ_VECTOR, THREADS)), THREADS, 0, g, rows, first, n, prior, added, out);
             else SZ_LAUNCH((col2im_kernel<1>), sz_grid(sz_blocks(size, THREADS)), THREADS, 0, g, rows, first, n, prior, added, out);
             if (sz_cuda_launched(op)) return -1;
         }

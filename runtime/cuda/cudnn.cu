@@ -56,8 +56,8 @@ static bool opened(void)
 {
     if (state != UNKNOWN) return state == OPEN;
     state = ABSENT;
-    if (sz_cuda_setting("SEGZERO_CUDNN", '0')) return false;
-    tf32 = sz_cuda_setting("SEGZERO_TF32", '1');
+    if (sz_cuda_env_is("SEGZERO_CUDNN", '0')) return false;
+    tf32 = sz_cuda_env_is("SEGZERO_TF32", '1');
 #ifdef SZ_EMULATE
 #define F(name) lib.name = name;
     FUNCTIONS(F)
@@ -117,7 +117,7 @@ const char *sz_cudnn_describe(void)
         snprintf(text, sizeof text, "cudnn: %zu.%zu.%zu, for convolutions\n", v / 10000, v / 100 % 100, v % 100);
         return text;
     }
-    snprintf(text, sizeof text, "cudnn: %s; convolutions run as matrix products\n", sz_cuda_setting("SEGZERO_CUDNN", '0') ? "left out (SEGZERO_CUDNN=0)" : problem);
+    snprintf(text, sizeof text, "cudnn: %s; convolutions run as matrix products\n", sz_cuda_env_is("SEGZERO_CUDNN", '0') ? "left out (SEGZERO_CUDNN=0)" : problem);
     return text;
 }
 
@@ -357,7 +357,7 @@ static void offered(plan_entry *e, descriptor operations, cudnnBackendHeurMode_t
 static int plan_for(const conv_key &key, plan_entry **found)
 {
     if (!table && !(table = (plan_entry *)calloc(TABLE, sizeof *table))) return sz_fail("no memory for the convolutions' table");
-    plan_entry *e = sz_cuda_entry(table, (int)TABLE, key);
+    plan_entry *e = sz_cuda_hash_slot(table, (int)TABLE, key);
     *found = e;
     if (e->used && memcmp(&e->key, &key, sizeof key) == 0) return e->plan ? 0 : SZ_CUDNN_NONE;
     drop(&e->parts);

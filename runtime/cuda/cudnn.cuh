@@ -1,4 +1,6 @@
-/* cudnn.cuh - convolutions by cuDNN, for conv.cu. */
+/* cudnn.cuh - convolutions by cuDNN, for conv.cu.
+ * Leaves out: our own convolution by matrix products, which conv.cu uses where cuDNN does not
+ * serve. */
 #ifndef SZ_CUDA_CUDNN_CUH
 #define SZ_CUDA_CUDNN_CUH
 
@@ -6,18 +8,26 @@
 
 /* x [batch, h, w, c] under a kernel kh x kw gives y [batch, oh, ow, o]; k = kh * kw * c. */
 typedef struct {
-    int64_t batch, h, w, c, oh, ow, o, kh, kw, stride, padding, k;
+    int64_t batch, h, w, c;
+    int64_t oh, ow, o;
+    int64_t kh, kw, stride, padding;
+    int64_t k;
 } sz_conv;
 
 typedef enum { SZ_CONV_FORWARD, SZ_CONV_INPUT, SZ_CONV_WEIGHT } sz_conv_kind;
 enum { SZ_CUDNN_NONE = 1 };
 
-/* FORWARD: y from x and w, plus bias [o] where there is one; INPUT: x from y and w, the adjoint of FORWARD; WEIGHT: w from x and y, y being
- * FORWARD's gradient. x, y and w [o, kh, kw, c] are of dtype, whichever is made is overwritten; the bias of any dtype. Sums are f32, rounded
- * once. 0; -1 with a message; SZ_CUDNN_NONE, and nothing done, where cuDNN is not there or has no way that is exact and repeatable. */
-int sz_cudnn_conv(sz_conv_kind kind, const sz_conv &g, int dtype, const void *x, const void *w, const void *y, const sz_tensor *bias);
+/* Runs one convolution:
+ *   FORWARD  y from x and w, plus bias [o] unless it is NULL
+ *   INPUT    x from y and w, the adjoint of FORWARD
+ *   WEIGHT   w from x and y, where y is the gradient of FORWARD's result
+ * x, y and w [o, kh, kw, c] are of dtype, the bias of any dtype. The result is overwritten. Sums
+ * are f32 and are rounded once. Returns 0; -1 with a message; or SZ_CUDNN_NONE, having done
+ * nothing, if cuDNN is missing or has no algorithm that is exact and repeatable. */
+int sz_cudnn_conv(sz_conv_kind kind, const sz_conv &g, int dtype, const void *x, const void *w,
+                  const void *y, const sz_tensor *bias);
 
-/* A line "cudnn: ..." for people; borrowed. */
+/* Returns the line "cudnn: ..." of the device description; borrowed. */
 const char *sz_cudnn_describe(void);
 
 #endif

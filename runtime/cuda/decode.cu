@@ -50,7 +50,7 @@ static int send(const sz_decode_step *s)
     sz_cuda_stage_open();
     for (const sz_tensor *const *t = s->tables; t < s->tables + sizeof s->tables / sizeof *s->tables && *t; t++)
         if (sz_cuda_stage_tensor(*t) != 0) return -1;
-    const sz_cuda_plan *plan = sz_cuda_attention_cached_plan(s->segments, s->heads, s->kv_heads);
+    const sz_cuda_cache_entry *plan = sz_cuda_attention_cached_schedule(s->segments, s->heads, s->kv_heads);
     if (!plan) return -1;
     size_t at;
     char *block = sz_cuda_stage_bytes(step.layout.bytes, &at);
@@ -66,7 +66,7 @@ static int send(const sz_decode_step *s)
 }
 
 /* ---- recording ---- */
-static bool wanted(void) { return !sz_cuda_setting("SEGZERO_CUDA_GRAPHS", '0'); }
+static bool wanted(void) { return !sz_cuda_env_is("SEGZERO_CUDA_GRAPHS", '0'); }
 
 /* The step's entry and whether there has been one before it; the one that was not used for longest makes room. */
 static recorded *entry_of(bool *again)

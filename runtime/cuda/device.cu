@@ -165,12 +165,12 @@ static char *ring_room(size_t bytes, size_t *got)
     return ring[ring_at].bytes + used;
 }
 
-static const sz_cuda_plan *staged(const void *source, size_t bytes, const int32_t key[4]);
+static const sz_cuda_cache_entry *staged(const void *source, size_t bytes, const int32_t key[4]);
 
 int sz_cuda_to_device(void *dst, const void *src, size_t bytes)
 {
     static const int32_t bare[4] = { 0, 0, 0, 0 };
-    const sz_cuda_plan *there = staged(src, bytes, bare);
+    const sz_cuda_cache_entry *there = staged(src, bytes, bare);
     if (there) return sz_cuda_check(cudaMemcpyAsync(dst, there->device, bytes, cudaMemcpyDeviceToDevice, stream), "a copy");
     if (unrecorded("something is copied to the device") != 0) return -1;
     while (bytes > 0) {
@@ -237,7 +237,7 @@ int sz_cuda_synchronise(void) { return unrecorded("the device is waited for") !=
 
 /* ---- a step's tables ---- */
 struct staged_entry {
-    sz_cuda_plan plan;              /* first: a plan is its entry */
+    sz_cuda_cache_entry plan;              /* first: a plan is its entry */
     int32_t key[4];
     const void *source;             /* of this tensor's bytes, which are there as long as the step */
     size_t source_bytes, at;
@@ -250,7 +250,7 @@ static struct {
     enum { CLOSED, OPEN, SENT } state;
 } stage;
 
-static const sz_cuda_plan *staged(const void *source, size_t bytes, const int32_t key[4])
+static const sz_cuda_cache_entry *staged(const void *source, size_t bytes, const int32_t key[4])
 {
     for (staged_entry *e = stage.entry; stage.state == stage.SENT && e < stage.entry + stage.count; e++)
         if (e->source == source && e->source_bytes == bytes && memcmp(e->key, key, sizeof e->key) == 0) return &e->plan;
@@ -297,7 +297,7 @@ static staged_entry *stage_entry(const void *source, size_t bytes, const int32_t
     return e;
 }
 
-static bool is_staged(const sz_cuda_plan *p) { return (const char *)p >= (const char *)stage.entry && (const char *)p < (const char *)(stage.entry + STAGED); }
+static bool is_staged(const sz_cuda_cache_entry *p) { return (const char *)p >= (const char *)stage.entry && (const char *)p < (const char *)(stage.entry + STAGED); }
 
 void sz_cuda_stage_open(void)
 {
@@ -308,8 +308,8 @@ void sz_cuda_stage_open(void)
 
 int sz_cuda_stage_tensor(const sz_tensor *t)
 {
-    sz_cuda_plan *p = sz_cuda_plan_of(t, 0, 0, 0, 0);
-    return p ? sz_cuda_plan_fill(p, t->data, sz_bytes(t)) : -1;
+    sz_cuda_cache_entry *p = sz_cuda_cache_get(t, 0, 0, 0, 0);
+    return p ? sz_cuda_cache_fill(p, t->data, sz_bytes(t)) : -1;
 }
 
 char *sz_cuda_stage_bytes(size_t bytes, size_t *at)
@@ -332,7 +332,7 @@ void sz_cuda_stage_close(void) { stage.state = stage.CLOSED; }
 
 /* ---- index tensors, and what is made of them ---- */
 struct kept_entry {
-    sz_cuda_plan plan;              /* first: a plan is its entry */
+    sz_cuda_cache_entry plan;              /* first: a plan is its entry */
     int32_t key[4], *content;
     int64_t numel, room;
     void *memory;
@@ -344,11 +344,11 @@ static uint64_t kept_clock;
 
 /* A tensor's object and bytes are reused by others, so what counts is the content, of which a host copy is kept. An entry is given
  * up 64 others later; what runs on it by then is earlier in the stream. One that was never filled is not found again. */
-sz_cuda_plan *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32_t y, int32_t z)
+sz_cuda_cache_entry *sz_cuda_cache_get(const sz_tensor *t, int32_t kind, int32_t x, int32_t y, int32_t z)
 {
     const int32_t key[4] = { kind, x, y, z };
-    if (stage.state == stage.OPEN) return (sz_cuda_plan *)stage_entry(t->data, sz_bytes(t), key);
-    sz_cuda_plan *there = (sz_cuda_plan *)staged(t->data, sz_bytes(t), key);
+    if (stage.state == stage.OPEN) return (sz_cuda_cache_entry *)stage_entry(t->data, sz_bytes(t), key);
+    sz_cuda_cache_entry *there = (sz_cuda_cache_entry *)staged(t->data, sz_bytes(t), key);
     if (there) return there;
     if (unrecorded("another table is used") != 0) return NULL;
     kept_entry *e = kept;
@@ -364,7 +364,7 @@ sz_cuda_plan *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32
         free(e->content);
         e->room = t->numel < 256 ? 256 : t->numel;
         e->content = (int32_t *)malloc((size_t)e->room * 4);
-        if (!e->content) return (sz_cuda_plan *)sz_null("out of memory");
+        if (!e->content) return (sz_cuda_cache_entry *)sz_null("out of memory");
     }
     memcpy(e->key, key, sizeof key);
     memcpy(e->content, t->data, sz_bytes(t));
@@ -373,7 +373,7 @@ sz_cuda_plan *sz_cuda_plan_of(const sz_tensor *t, int32_t kind, int32_t x, int32
     return &e->plan;
 }
 
-int sz_cuda_plan_fill(sz_cuda_plan *plan, const void *host, size_t bytes)
+int sz_cuda_cache_fill(sz_cuda_cache_entry *plan, const void *host, size_t bytes)
 {
     if (is_staged(plan)) {
         staged_entry *s = (staged_entry *)plan;
@@ -396,6 +396,6 @@ int sz_cuda_plan_fill(sz_cuda_plan *plan, const void *host, size_t bytes)
 
 const int32_t *sz_cuda_indices(const sz_tensor *t)
 {
-    sz_cuda_plan *p = sz_cuda_plan_of(t, 0, 0, 0, 0);
-    return p && (p->device || sz_cuda_plan_fill(p, t->data, sz_bytes(t)) == 0) ? (const int32_t *)p->device : NULL;
+    sz_cuda_cache_entry *p = sz_cuda_cache_get(t, 0, 0, 0, 0);
+    return p && (p->device || sz_cuda_cache_fill(p, t->data, sz_bytes(t)) == 0) ? (const int32_t *)p->device : NULL;
 }

@@ -1,5 +1,6 @@
-/* device.cuh - the entries of sz_backend (backend.h says what each does) that table.cu lists; what decode.cu has of device.cu, sample.cu and
- * attention_cached.cu. */
+/* device.cuh - the functions behind the entries of sz_backend that table.cu lists (core/backend.h
+ * says what each one does), and what decode.cu uses of device.cu, sample.cu and
+ * attention_cached.cu. Leaves out: kernels; each family's file defines its own. */
 #ifndef SZ_CUDA_DEVICE_CUH
 #define SZ_CUDA_DEVICE_CUH
 
@@ -19,37 +20,74 @@ int         sz_cuda_to_host(void *dst, const void *src, size_t bytes);
 int         sz_cuda_move(void *dst, const void *src, size_t bytes);
 int         sz_cuda_fill(void *dst, int byte, size_t bytes);
 int         sz_cuda_synchronise(void);
-int         sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
-                           const int32_t *answer_id, const int32_t *position, int32_t *token, float *logprob);
-int         sz_cuda_decode(const sz_decode_step *s, int (*run)(void *context, int (*sample)(sz_tensor *logits)), void *context,
+int         sz_cuda_sample(sz_tensor *logits, const sz_sampling *s,
+                           const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
+                           const int32_t *answer_id, const int32_t *position,
                            int32_t *token, float *logprob);
+int         sz_cuda_decode(const sz_decode_step *s,
+                           int (*run)(void *context, int (*sample)(sz_tensor *logits)),
+                           void *context, int32_t *token, float *logprob);
 }
 
-/* ---- device.cu: a step's tables, in one copy ---- */
-/* Between open and send the tables and plans that are asked for are laid into the stage instead of going over one by one; between send and
- * close whoever asks for them (by the address of the host's bytes), or copies such bytes to the device, gets them from there. */
+/* ---- device.cu: the staging buffer, which uploads a decode step's data in one copy ---- */
+/* After stage_open, uploads are collected in a pinned buffer. stage_send copies the buffer to the
+ * device in one transfer. From then until stage_close, a lookup or an upload of the same host bytes
+ * (same address and size) uses the staged copy. */
 typedef struct {
-    char *device;                   /* of what was staged; bytes of it */
-    char *results, *device_results; /* room for what comes back: pinned, and on the device */
-    size_t bytes;
+    char *device;           /* the staged bytes on the device */
+    char *results;          /* room for results: pinned host memory, ... */
+    char *device_results;   /* ... and its counterpart on the device */
+    size_t bytes;           /* bytes staged, without the results */
 } sz_cuda_stage;
-void  sz_cuda_stage_open(void);
-int   sz_cuda_stage_tensor(const sz_tensor *t);         /* a host tensor; 0, or -1 with a message, as the others */
-char *sz_cuda_stage_bytes(size_t bytes, size_t *at);    /* to be filled before the next is asked for; on the device from `at` on. NULL with a message */
-int   sz_cuda_stage_send(size_t back, sz_cuda_stage *to);   /* the one copy; room for `back` bytes of results */
-void  sz_cuda_stage_close(void);
-void  sz_cuda_recording(bool on);   /* the stream is captured: what cannot be repeated with other contents of the stage fails */
+
+void sz_cuda_stage_open(void);
+
+/* Stages a host tensor. Returns 0, or -1 with a message. */
+int sz_cuda_stage_tensor(const sz_tensor *t);
+
+/* Reserves bytes in the buffer and returns where the caller must write them before the next
+ * reservation. *offset is their place relative to sz_cuda_stage.device. NULL with a message. */
+char *sz_cuda_stage_bytes(size_t bytes, size_t *offset);
+
+/* Starts the one copy to the device and reserves result_bytes for results. 0, or -1 with a
+ * message. */
+int sz_cuda_stage_send(size_t result_bytes, sz_cuda_stage *to);
+
+void sz_cuda_stage_close(void);
+
+/* Call with true while the stream is being captured: anything that could not be replayed with other
+ * contents of the staging buffer (allocations, other copies, waits) then fails with a message. */
+void sz_cuda_recording(bool on);
 
 /* ---- attention_cached.cu ---- */
-/* The plan of a causal attention_cached over this table: staged where the stage is open. NULL with a message. */
-const sz_cuda_plan *sz_cuda_attention_cached_plan(const sz_tensor *segments, int heads, int kv_heads);
+/* Returns the schedule of a causal attention_cached over this segment table; stages it if the
+ * staging buffer is open. NULL with a message. */
+const sz_cuda_cache_entry *sz_cuda_attention_cached_schedule(const sz_tensor *segments,
+                                                             int heads, int kv_heads);
 
-/* ---- sample.cu: the sampler's block of bytes, made on the host and read on the device ---- */
-typedef struct { int64_t rows, vocab, words; size_t places, banned, seen, bytes, results; } sz_sample_layout;     /* offsets, 0: not there; results: bytes */
-int  sz_cuda_sample_layout(int64_t rows, int64_t vocab, bool banned, bool seen, sz_sample_layout *to);
-void sz_cuda_sample_fill(const sz_sample_layout &l, const sz_sampling *s, const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
+/* ---- sample.cu: the sampler's input block, filled on the host and read on the device ---- */
+/* Byte offsets into the block; 0 for a part that is absent. */
+typedef struct {
+    int64_t rows, vocab;
+    int64_t words;              /* 32-bit words of a row's bit mask */
+    size_t places;              /* the keys of each row's random numbers */
+    size_t banned, seen;        /* bit masks over the vocabulary */
+    size_t bytes;               /* size of the block */
+    size_t results;             /* size of the results */
+} sz_sample_layout;
+
+/* Computes the layout. Returns 0, or -1 with a message. */
+int sz_cuda_sample_layout(int64_t rows, int64_t vocab, bool banned, bool seen,
+                          sz_sample_layout *to);
+/* Fills the block in host memory; the arguments are those of sz_sample. */
+void sz_cuda_sample_fill(const sz_sample_layout &layout, const sz_sampling *s,
+                         const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
                          const int32_t *answer_id, const int32_t *position, char *block);
-int  sz_cuda_sample_launch(const sz_sample_layout &l, const sz_tensor *logits, const char *block, char *results);
-int  sz_cuda_sample_read(const sz_sample_layout &l, const char *results, int32_t *token, float *logprob);
+/* Launches the sampler; block and results are device memory. Returns 0, or -1 with a message. */
+int sz_cuda_sample_launch(const sz_sample_layout &layout, const sz_tensor *logits,
+                          const char *block, char *results);
+/* Decodes the results, copied to host memory. Returns 0, or -1 with a message. */
+int sz_cuda_sample_read(const sz_sample_layout &layout, const char *results,
+                        int32_t *token, float *logprob);
 
 #endif

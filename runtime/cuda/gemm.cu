@@ -93,7 +93,7 @@ static int start(void)
         const cublasStatus_t s = cublasLtCreate(&handle);
         if (s != CUBLAS_STATUS_SUCCESS) return failed("cuBLASLt", s);
     }
-    tf32 = sz_cuda_setting("SEGZERO_TF32", '1');
+    tf32 = sz_cuda_env_is("SEGZERO_TF32", '1');
     return sz_cuda_check(cudaMalloc(&workspace, WORKSPACE), "the matrix products' workspace");
 }
 
@@ -185,7 +185,7 @@ static int multiply(const product &p)
     cublasStatus_t s = describe(p, &d);
     if (s != CUBLAS_STATUS_SUCCESS) return failed("describing a matrix product", s);
     const shape_key key = key_of(p);
-    chosen *e = sz_cuda_entry(table, (int)TABLE, key);
+    chosen *e = sz_cuda_hash_slot(table, (int)TABLE, key);
     if ((!e->used || memcmp(&e->key, &key, sizeof key) != 0) && choose(p, &d, key, e)) return -1;
     if (e->none) return plain(p);
     s = cublasLtMatmul(handle, &d.desc, &one, p.b, &d.a, p.a, &d.b, &p.beta, p.c, &d.c, p.c, &d.c, &e->algorithm, workspace, WORKSPACE, sz_cuda_stream());
@@ -211,14 +211,14 @@ template <int W> __global__ void finish_kernel(const float *sums, int64_t n, int
     for (int64_t e = (int64_t)blockIdx.x * THREADS + threadIdx.x; e < n * vectors; e += (int64_t)gridDim.x * THREADS) {
         const int64_t row = e / vectors, col = e % vectors * W;
         float v[W], more[W];
-        sz_get_vector<W>(sums + row * m + col, v);
+        sz_load_vector<W>(sums + row * m + col, v);
         if (bias.data) {
-            sz_get_vector<W>(bias, col, more);
+            sz_load_vector<W>(bias, col, more);
             for (int j = 0; j < W; j++) v[j] += more[j];
         }
         if (gelu)
             for (int j = 0; j < W; j++) v[j] = exact_gelu(v[j]);
-        sz_put_vector<W>(y, row * ldy + col, v);
+        sz_store_vector<W>(y, row * ldy + col, v);
     }
 }
 
@@ -228,8 +228,8 @@ void sz_cuda_finish(const float *sums, int64_t n, int64_t m, const sz_tensor *bi
 {
     const sz_elements b = elements_or_null(bias);
     if (n == 0 || m == 0) return;
-    if (m % WIDE == 0 && ldy % WIDE == 0 && sz_wide_at(sums) && sz_wide_at(y.data) && sz_wide_at(b.data))
-        SZ_LAUNCH((finish_kernel<WIDE>), sz_grid(sz_blocks(n * m / WIDE, THREADS)), THREADS, 0, sums, n, m, b, gelu, y, ldy);
+    if (m % SZ_VECTOR == 0 && ldy % SZ_VECTOR == 0 && sz_is_aligned16(sums) && sz_is_aligned16(y.data) && sz_is_aligned16(b.data))
+        SZ_LAUNCH((finish_kernel<SZ_VECTOR>), sz_grid(sz_blocks(n * m / SZ_VECTOR, THREADS)), THREADS, 0, sums, n, m, b, gelu, y, ldy);
     else SZ_LAUNCH((finish_kernel<1>), sz_grid(sz_blocks(n * m, THREADS)), THREADS, 0, sums, n, m, b, gelu, y, ldy);
 }
 
@@ -248,10 +248,10 @@ template <typename T, int N> __global__ void few_rows_kernel(const T *x, const T
     #pragma unroll 2
     for (int64_t q = lane * W; q < k; q += 32 * W) {
         float weight[OUTPUTS][W];
-        for (int o = 0; o < OUTPUTS; o++) sz_get_vector<W>(w + min(first + o, m - 1) * k + q, weight[o]);
+        for (int o = 0; o < OUTPUTS; o++) sz_load_vector<W>(w + min(first + o, m - 1) * k + q, weight[o]);
         for (int r = 0; r < N; r++) {
             float v[W];
-            sz_get_vector<W>(x + (int64_t)min(r, n - 1) * k + q, v);
+            sz_load_vector<W>(x + (int64_t)min(r, n - 1) * k + q, v);
             for (int o = 0; o < OUTPUTS; o++)
                 for (int j = 0; j < W; j++) sum[o][r] += weight[o][j] * v[j];
         }
@@ -260,8 +260,8 @@ template <typename T, int N> __global__ void few_rows_kernel(const T *x, const T
         for (int r = 0; r < N; r++) {
             float v = sz_warp_sum(sum[o][r]);
             if (lane != o * N + r || r >= n || first + o >= m) continue;
-            if (bias.data) v += sz_get_element(bias, first + o);
-            sz_put_element(y, r * ldy + first + o, gelu ? exact_gelu(v) : v);
+            if (bias.data) v += sz_load_element(bias, first + o);
+            sz_store_element(y, r * ldy + first + o, gelu ? exact_gelu(v) : v);
         }
 }
 
@@ -281,7 +281,7 @@ int sz_cuda_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const vo
     const int64_t size = (int64_t)sz_dtype_size(dtype), y_size = (int64_t)sz_dtype_size(y_dtype);
     const sz_elements out = { y, y_dtype == SZ_BF16 };
     if (n == 0 || m == 0) return 0;
-    if (n <= FEW && k > 0 && k * size % 16 == 0 && sz_wide_at(x) && sz_wide_at(w)) {
+    if (n <= FEW && k > 0 && k * size % 16 == 0 && sz_is_aligned16(x) && sz_is_aligned16(w)) {
         if (dtype == SZ_F32) few_rows((const float *)x, (const float *)w, (int)n, m, k, bias, gelu, out, ldy);
         else few_rows((const bf16 *)x, (const bf16 *)w, (int)n, m, k, bias, gelu, out, ldy);
         return sz_cuda_launched("linear");
@@ -297,7 +297,7 @@ int sz_cuda_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const vo
         p.m = block < n - first ? block : n - first;
         p.a = (const char *)x + first * k * size;
         if (k > 0 ? multiply(p) : plain(p)) return -1;
-        sz_cuda_finish(sums, p.m, m, bias, gelu, sz_elements{ (char *)y + first * ldy * y_size, out.narrow }, ldy);
+        sz_cuda_finish(sums, p.m, m, bias, gelu, sz_elements{ (char *)y + first * ldy * y_size, out.is_bf16 }, ldy);
         if (sz_cuda_launched("linear")) return -1;
     }
     return 0;

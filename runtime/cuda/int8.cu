@@ -48,7 +48,7 @@ __device__ __forceinline__ uint32_t word_of(const float (&x)[4], float inverse, 
 __device__ __forceinline__ void group_of(const sz_elements &e, int64_t row, int64_t k, int64_t g, bool there, float (&x)[4])
 {
     const int64_t first = g * SZ_Q_GROUP + (int)threadIdx.x % 32 * 4;
-    for (int i = 0; i < 4; i++) x[i] = there && first + i < k ? sz_get_element(e, row * k + first + i) : 0.0f;
+    for (int i = 0; i < 4; i++) x[i] = there && first + i < k ? sz_load_element(e, row * k + first + i) : 0.0f;
 }
 
 struct weights { sz_elements w[3]; int64_t rows[3]; };
@@ -191,7 +191,7 @@ few_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t words, 
     const int64_t col = (int64_t)blockIdx.x * PAIR + lane;
     for (int tile = 0; tile < TILES; tile++) {
         const int64_t to = row + 8 * tile + warp;
-        if (to < n && col < m) sz_put_element(y, to * m + col, bias.data ? __fadd_rn(sum[tile], sz_get_element(bias, col)) : sum[tile]);
+        if (to < n && col < m) sz_store_element(y, to * m + col, bias.data ? __fadd_rn(sum[tile], sz_load_element(bias, col)) : sum[tile]);
     }
 }
 
@@ -219,7 +219,7 @@ many_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t words,
             const int64_t to = row + 8 * tile + lane % 4 * 2 + j;
             for (int i = 0; i < 4; i++)
                 if (to < n && first + i < m)
-                    sz_put_element(y, to * m + first + i, bias.data ? __fadd_rn(sum[tile][j][i], sz_get_element(bias, first + i)) : sum[tile][j][i]);
+                    sz_store_element(y, to * m + first + i, bias.data ? __fadd_rn(sum[tile][j][i], sz_load_element(bias, first + i)) : sum[tile][j][i]);
         }
 }
 

@@ -143,10 +143,10 @@ __global__ void resize_kernel(sz_elements x, sz_elements y, int64_t n, int64_t c
         for (int r = 0; r < rows.count[oy]; r++) {
             const int64_t at = ((b * rows.in + rows.first[oy] + r) * cols.in + cols.first[ox]) * channels + ch;
             float line = 0;
-            for (int q = 0; q < cols.count[ox]; q++) line += cols.weight[ox * cols.taps + q] * sz_get_element(x, at + q * channels);
+            for (int q = 0; q < cols.count[ox]; q++) line += cols.weight[ox * cols.taps + q] * sz_load_element(x, at + q * channels);
             sum += rows.weight[oy * rows.taps + r] * line;
         }
-        sz_put_element(y, e, sum);
+        sz_store_element(y, e, sum);
     }
 }
 

@@ -95,7 +95,7 @@ __global__ void gradient_kernel(const float *z, sz_elements dz, int64_t ld, int6
         /* The bound keeps 0 * -infinity out. */
         const float log_p = z[row * ld + j] * scale - sum, p = log_p < -80 ? 0 : expf(log_p);
         const float rest = p > 0 ? p * (g + e * (log_p + h)) : 0;
-        sz_put_element(dz, row * ld + j, ((j == id ? g : 0) - rest) * scale);
+        sz_store_element(dz, row * ld + j, ((j == id ? g : 0) - rest) * scale);
     }
 }
 

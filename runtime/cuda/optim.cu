@@ -16,20 +16,20 @@ template <int W> __global__ void adamw_kernel(float *p, sz_elements rounded, con
     const int64_t i = first + ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     if (i >= n) return;
     float g[W], m1[W], v1[W], now[W];
-    sz_get_vector<W>(grad + i, g);
-    sz_get_vector<W>(m + i, m1);
-    sz_get_vector<W>(v + i, v1);
-    sz_get_vector<W>(p + i, now);
+    sz_load_vector<W>(grad + i, g);
+    sz_load_vector<W>(m + i, m1);
+    sz_load_vector<W>(v + i, v1);
+    sz_load_vector<W>(p + i, now);
     for (int j = 0; j < W; j++) {
         g[j] *= a.grad_scale;
         m1[j] += a.one_minus_b1 * (g[j] - m1[j]);
         v1[j] = a.b2 * v1[j] + a.one_minus_b2 * g[j] * g[j];
         now[j] = now[j] * a.decay - a.step_size * m1[j] / (sqrtf(v1[j]) * a.root_correction + a.eps);
     }
-    sz_put_vector<W>(m + i, m1);
-    sz_put_vector<W>(v + i, v1);
-    sz_put_vector<W>(p + i, now);
-    if (rounded.data) sz_put_vector<W>(rounded, i, now);
+    sz_store_vector<W>(m + i, m1);
+    sz_store_vector<W>(v + i, v1);
+    sz_store_vector<W>(p + i, now);
+    if (rounded.data) sz_store_vector<W>(rounded, i, now);
 }
 
 /* args: lr, b1, b2, eps, wd, step, grad_scale */
@@ -49,7 +49,7 @@ extern "C" int sz_cuda_adamw_(const sz_call *c)
     const adamw_numbers a = numbers_of(c->args);
     float *p = sz_f32(master ? master : param);
     const sz_elements rounded = master ? sz_elements_of(param) : sz_elements{ NULL, false };
-    const bool wide = sz_wide_at(p) && sz_wide_at(rounded.data) && sz_wide_at(grad) && sz_wide_at(m) && sz_wide_at(v);
+    const bool wide = sz_is_aligned16(p) && sz_is_aligned16(rounded.data) && sz_is_aligned16(grad) && sz_is_aligned16(m) && sz_is_aligned16(v);
     const int64_t n = param->numel, quads = wide ? n / QUAD : 0, rest = n - quads * QUAD;
     if (quads) SZ_LAUNCH((adamw_kernel<QUAD>), (unsigned)sz_blocks(quads, THREADS), THREADS, 0, p, rounded, sz_f32(grad), sz_f32(m), sz_f32(v), (int64_t)0, quads * QUAD, a);
     if (rest) SZ_LAUNCH((adamw_kernel<1>), (unsigned)sz_blocks(rest, THREADS), THREADS, 0, p, rounded, sz_f32(grad), sz_f32(m), sz_f32(v), quads * QUAD, n, a);
@@ -76,13 +76,13 @@ struct compact_call {
 /* Eight elements from i on; those past n are 0, and are not written. */
 static __device__ __forceinline__ void get8(const sz_elements &e, int64_t i, int64_t n, bool whole, float (&v)[EACH])
 {
-    if (whole && i + EACH <= n) sz_get_vector<EACH>(e, i, v);
-    else for (int j = 0; j < EACH; j++) v[j] = i + j < n ? sz_get_element(e, i + j) : 0.0f;
+    if (whole && i + EACH <= n) sz_load_vector<EACH>(e, i, v);
+    else for (int j = 0; j < EACH; j++) v[j] = i + j < n ? sz_load_element(e, i + j) : 0.0f;
 }
 static __device__ __forceinline__ void put8(const sz_elements &e, int64_t i, int64_t n, bool whole, const float (&v)[EACH])
 {
-    if (whole && i + EACH <= n) sz_put_vector<EACH>(e, i, v);
-    else for (int j = 0; j < EACH && i + j < n; j++) sz_put_element(e, i + j, v[j]);
+    if (whole && i + EACH <= n) sz_store_vector<EACH>(e, i, v);
+    else for (int j = 0; j < EACH && i + j < n; j++) sz_store_element(e, i + j, v[j]);
 }
 
 /* The lane's random numbers of stream 0 (m), 1 (v) or 2 (the parameter). */
@@ -171,7 +171,7 @@ static __global__ void __launch_bounds__(THREADS) compact_kernel(compact_call c)
         encode8(c, 0, first, (uint8_t *)c.m.data, c.m_scale, i, m);
         encode8(c, 1, second, (uint8_t *)c.v.data, c.v_scale, i, v);
     } else {
-        if (c.m.narrow) {
+        if (c.m.is_bf16) {
             round8(c, 0, i, m);
             round8(c, 1, i, v);
         }
@@ -179,7 +179,7 @@ static __global__ void __launch_bounds__(THREADS) compact_kernel(compact_call c)
         put8(c.v, i, c.n, c.whole, v);
     }
     if (c.master) put8(wide, i, c.n, c.whole, p);
-    else if (c.param.narrow) round8(c, 2, i, p);
+    else if (c.param.is_bf16) round8(c, 2, i, p);
     put8(c.param, i, c.n, c.whole, p);
 }
 
@@ -190,7 +190,7 @@ extern "C" int sz_cuda_adamw_compact_(const sz_call *c)
     const bool codes = m->dtype == SZ_U8;
     compact_call k = { sz_elements_of(param), sz_elements_of(grad), sz_elements_of(m), sz_elements_of(v), codes ? sz_f32(c->in[4]) : NULL,
                        codes ? sz_f32(c->in[5]) : NULL, master ? sz_f32(master) : NULL, param->numel, (uint32_t)c->args[7], (uint32_t)c->args[5],
-                       sz_wide_at(param) && sz_wide_at(grad) && sz_wide_at(m) && sz_wide_at(v) && (!master || sz_wide_at(master)), numbers_of(c->args) };
+                       sz_is_aligned16(param) && sz_is_aligned16(grad) && sz_is_aligned16(m) && sz_is_aligned16(v) && (!master || sz_is_aligned16(master)), numbers_of(c->args) };
     if (param->numel == 0) return 0;
     SZ_LAUNCH(compact_kernel, (unsigned)sz_blocks(param->numel, THREADS * EACH), THREADS, 0, k);
     return sz_cuda_launched("adamw_compact_");

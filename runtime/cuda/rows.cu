@@ -136,13 +136,13 @@ template <int W> __global__ void index_add_kernel(float *acc, groups g, sz_eleme
     if (col >= d) return;
     float sum[W];
     float *to = acc + g.id[group] * d + col;
-    sz_get_vector<W>(to, sum);
+    sz_load_vector<W>(to, sum);
     for (int32_t k = g.start[group]; k < g.start[group + 1]; k++) {
         float v[W];
-        sz_get_vector<W>(x, g.order[k] * d + col, v);
+        sz_load_vector<W>(x, g.order[k] * d + col, v);
         for (int j = 0; j < W; j++) sum[j] += v[j];
     }
-    sz_put_vector<W>(to, sum);
+    sz_store_vector<W>(to, sum);
 }
 
 extern "C" int sz_cuda_index_add_(const sz_call *c)
@@ -152,9 +152,9 @@ extern "C" int sz_cuda_index_add_(const sz_call *c)
     groups g;
     if (x->numel == 0) return 0;
     if (find_groups(ids, acc->shape[0], &g)) return -1;
-    const bool wide = d % WIDE == 0 && sz_wide_at(acc) && sz_wide_at(x);
-    const dim3 grid((unsigned)g.count, (unsigned)sz_blocks(d, THREADS * (wide ? WIDE : 1)));
-    if (wide) SZ_LAUNCH((index_add_kernel<WIDE>), grid, THREADS, 0, sz_f32(acc), g, sz_elements_of(x), d);
+    const bool wide = d % SZ_VECTOR == 0 && sz_is_aligned16(acc) && sz_is_aligned16(x);
+    const dim3 grid((unsigned)g.count, (unsigned)sz_blocks(d, THREADS * (wide ? SZ_VECTOR : 1)));
+    if (wide) SZ_LAUNCH((index_add_kernel<SZ_VECTOR>), grid, THREADS, 0, sz_f32(acc), g, sz_elements_of(x), d);
     else SZ_LAUNCH((index_add_kernel<1>), grid, THREADS, 0, sz_f32(acc), g, sz_elements_of(x), d);
     return sz_cuda_launched("index_add_");
 }
@@ -168,14 +168,14 @@ template <int W> __global__ void max_pool_rows_kernel(sz_elements x, const int32
         const int64_t i = e / vectors, col = e % vectors * W;
         float best[W], v[W];
         int first[W];
-        sz_get_vector<W>(x, ids[i * count] * d + col, best);
+        sz_load_vector<W>(x, ids[i * count] * d + col, best);
         for (int j = 0; j < W; j++) first[j] = 0;
         for (int k = 1; k < count; k++) {
-            sz_get_vector<W>(x, ids[i * count + k] * d + col, v);
+            sz_load_vector<W>(x, ids[i * count + k] * d + col, v);
             for (int j = 0; j < W; j++)
                 if (v[j] > best[j]) best[j] = v[j], first[j] = k;
         }
-        if (y.data) sz_put_vector<W>(y, i * d + col, best);
+        if (y.data) sz_store_vector<W>(y, i * d + col, best);
         if (winner)
             for (int j = 0; j < W; j++) winner[i * d + col + j] = first[j];
     }
@@ -186,8 +186,8 @@ static void max_pool_rows(const sz_tensor *x, const sz_tensor *ids, const int32_
     const int64_t n = ids->shape[0], d = x->shape[1];
     const int count = (int)ids->shape[1];
     if (n == 0 || d == 0) return;
-    if (d % WIDE == 0 && sz_wide_at(x) && sz_wide_at(y.data))
-        SZ_LAUNCH((max_pool_rows_kernel<WIDE>), sz_grid(sz_blocks(n * d / WIDE, THREADS)), THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
+    if (d % SZ_VECTOR == 0 && sz_is_aligned16(x) && sz_is_aligned16(y.data))
+        SZ_LAUNCH((max_pool_rows_kernel<SZ_VECTOR>), sz_grid(sz_blocks(n * d / SZ_VECTOR, THREADS)), THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
     else SZ_LAUNCH((max_pool_rows_kernel<1>), sz_grid(sz_blocks(n * d, THREADS)), THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
 }
 
@@ -207,9 +207,9 @@ __global__ void max_pool_rows_backward_kernel(groups g, const int32_t *winner, s
     float sum = 0;
     for (int32_t place = g.start[group]; place < g.start[group + 1]; place++) {
         const int64_t i = g.order[place] / count;
-        if (winner[i * d + col] == g.order[place] % count) sum += sz_get_element(dy, i * d + col);
+        if (winner[i * d + col] == g.order[place] % count) sum += sz_load_element(dy, i * d + col);
     }
-    sz_put_element(dx, g.id[group] * d + col, sum);
+    sz_store_element(dx, g.id[group] * d + col, sum);
 }
 
 extern "C" int sz_cuda_max_pool_rows_backward(const sz_call *c)

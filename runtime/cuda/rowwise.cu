@@ -8,7 +8,7 @@
  * Leaves out: the ops that move rows by index (rows.cu). The reference is cpu/ref_rowwise.c. */
 #include "vector.cuh"
 
-enum { THREADS = 256, KEEP = 4, SHORT = 32 * KEEP * WIDE };
+enum { THREADS = 256, KEEP = 4, SHORT = 32 * KEEP * SZ_VECTOR };
 
 /* ---- a row spread over LANES threads, a warp or the block ---- */
 template <int W, int LANES> struct held_row {
@@ -20,7 +20,7 @@ template <int W, int LANES> struct held_row {
     __device__ __forceinline__ held_row(const sz_elements &x, int64_t row, int64_t width) : from(x), start(row * width), d(width)
     {
         for (int i = 0; i < KEEP; i++) {
-            if (column(i) < d) sz_get_vector<W>(from, start + column(i), v[i]);
+            if (column(i) < d) sz_load_vector<W>(from, start + column(i), v[i]);
             else for (int j = 0; j < W; j++) v[i][j] = 0;
         }
     }
@@ -31,7 +31,7 @@ template <int W, int LANES> struct held_row {
             if (column(i) < d) f(column(i), v[i]);
         for (int64_t col = column(KEEP); col < d; col += LANES * W) {
             float more[W];
-            sz_get_vector<W>(from, start + col, more);
+            sz_load_vector<W>(from, start + col, more);
             f(col, more);
         }
     }
@@ -55,9 +55,9 @@ template <int LANES> __device__ __forceinline__ int64_t row_step() { return (int
 #define ON_ROWS(kernel, wide, rows, d, ...) do { \
         const unsigned of_warps = sz_grid(sz_blocks(rows, THREADS / 32)), of_blocks = sz_grid(rows); \
         if ((rows) <= 0 || (d) <= 0) break; \
-        if ((wide) && (d) % WIDE == 0) { \
-            if ((d) <= SHORT) SZ_LAUNCH((kernel<WIDE, 32>), of_warps, THREADS, 0, __VA_ARGS__, rows, d); \
-            else SZ_LAUNCH((kernel<WIDE, THREADS>), of_blocks, THREADS, 0, __VA_ARGS__, rows, d); \
+        if ((wide) && (d) % SZ_VECTOR == 0) { \
+            if ((d) <= SHORT) SZ_LAUNCH((kernel<SZ_VECTOR, 32>), of_warps, THREADS, 0, __VA_ARGS__, rows, d); \
+            else SZ_LAUNCH((kernel<SZ_VECTOR, THREADS>), of_blocks, THREADS, 0, __VA_ARGS__, rows, d); \
         } else if ((d) <= SHORT) SZ_LAUNCH((kernel<1, 32>), of_warps, THREADS, 0, __VA_ARGS__, rows, d); \
         else SZ_LAUNCH((kernel<1, THREADS>), of_blocks, THREADS, 0, __VA_ARGS__, rows, d); \
     } while (0)
@@ -81,12 +81,12 @@ template <int W> __global__ void chunk_sums_kernel(sz_elements x, sz_elements g,
     if (at < d)
         for (int64_t row = chunk * chunk_rows + warp; row < end; row += SUM_WARPS) {
             float gradient[W];
-            sz_get_vector<W>(g, row * ld + col + at, gradient);
+            sz_load_vector<W>(g, row * ld + col + at, gradient);
             for (int j = 0; j < W; j++) plain[j] += gradient[j];
             if (x.data) {
                 const row_stats s = stats[row];
                 float value[W];
-                sz_get_vector<W>(x, row * d + at, value);
+                sz_load_vector<W>(x, row * d + at, value);
                 for (int j = 0; j < W; j++) scaled[j] += gradient[j] * (((value[j] - s.mean) - s.rest) * s.r);
             }
         }
@@ -126,9 +126,9 @@ static int row_sums(const char *op, const sz_tensor *x, const sz_tensor *g, int6
     if (!partial) return -1;
     const sz_elements values = x ? sz_elements_of(x) : sz_elements{ NULL, false }, gradient = sz_elements_of(g);
     if (rows > 0) {
-        const bool wide = d % WIDE == 0 && ld % WIDE == 0 && col % WIDE == 0 && sz_wide_at(g) && (!x || sz_wide_at(x));
-        const dim3 grid((unsigned)sz_blocks(d, 32 * (wide ? WIDE : 1)), (unsigned)chunks);
-        if (wide) SZ_LAUNCH((chunk_sums_kernel<WIDE>), grid, THREADS, 0, values, gradient, col, ld, stats, partial, rows, d, chunk_rows);
+        const bool wide = d % SZ_VECTOR == 0 && ld % SZ_VECTOR == 0 && col % SZ_VECTOR == 0 && sz_is_aligned16(g) && (!x || sz_is_aligned16(x));
+        const dim3 grid((unsigned)sz_blocks(d, 32 * (wide ? SZ_VECTOR : 1)), (unsigned)chunks);
+        if (wide) SZ_LAUNCH((chunk_sums_kernel<SZ_VECTOR>), grid, THREADS, 0, values, gradient, col, ld, stats, partial, rows, d, chunk_rows);
         else SZ_LAUNCH((chunk_sums_kernel<1>), grid, THREADS, 0, values, gradient, col, ld, stats, partial, rows, d, chunk_rows);
     }
     SZ_LAUNCH(add_chunks_kernel, (unsigned)sz_blocks(kinds * d, THREADS), THREADS, 0, partial, chunks, kinds, d, plain, scaled, add);
@@ -156,9 +156,9 @@ template <int W, int LANES> __global__ void rmsnorm_kernel(sz_elements x, sz_ele
         const float r = inverse_rms<W, LANES>(held, eps);
         held.each([&](int64_t col, const float (&v)[W]) {
             float weight[W], out[W];
-            sz_get_vector<W>(w, col, weight);
-            for (int j = 0; j < W; j++) out[j] = (x.narrow ? sz_through_bf16(v[j] * r) : v[j] * r) * weight[j];
-            sz_put_vector<W>(y, row * d + col, out);
+            sz_load_vector<W>(w, col, weight);
+            for (int j = 0; j < W; j++) out[j] = (x.is_bf16 ? sz_round_bf16(v[j] * r) : v[j] * r) * weight[j];
+            sz_store_vector<W>(y, row * d + col, out);
         });
     }
 }
@@ -167,7 +167,7 @@ extern "C" int sz_cuda_rmsnorm(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *w = c->in[1], *y = c->out[0];
     const int64_t d = sz_cols(x), rows = sz_rows(x);
-    const bool wide = sz_wide_at(x) && sz_wide_at(w) && sz_wide_at(y);
+    const bool wide = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(y);
     ON_ROWS(rmsnorm_kernel, wide, rows, d, sz_elements_of(x), sz_elements_of(w), sz_elements_of(y), (float)c->args[0]);
     return sz_cuda_launched("rmsnorm");
 }
@@ -182,17 +182,17 @@ template <int W, int LANES> __global__ void rmsnorm_backward_kernel(sz_elements 
         float dot = 0;
         held.each([&](int64_t col, const float (&v)[W]) {
             float weight[W], g[W];
-            sz_get_vector<W>(w, col, weight);
-            sz_get_vector<W>(dy, row * d + col, g);
+            sz_load_vector<W>(w, col, weight);
+            sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) dot += weight[j] * g[j] * (v[j] * r);
         });
         const float k = row_sum<LANES>(dot) / (float)d * r * r;
         held.each([&](int64_t col, const float (&v)[W]) {
             float weight[W], g[W], out[W];
-            sz_get_vector<W>(w, col, weight);
-            sz_get_vector<W>(dy, row * d + col, g);
+            sz_load_vector<W>(w, col, weight);
+            sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) out[j] = r * weight[j] * g[j] - v[j] * k;
-            sz_put_vector<W>(dx, row * d + col, out);
+            sz_store_vector<W>(dx, row * d + col, out);
         });
         if (threadIdx.x % LANES == 0) stats[row] = row_stats{ 0, 0, r };
     }
@@ -204,7 +204,7 @@ extern "C" int sz_cuda_rmsnorm_backward(const sz_call *c)
     const int64_t d = sz_cols(x), rows = sz_rows(x);
     row_stats *stats = (row_stats *)sz_cuda_scratch((size_t)(rows + 1) * sizeof *stats);
     if (!stats) return -1;
-    const bool wide = sz_wide_at(x) && sz_wide_at(w) && sz_wide_at(dy) && sz_wide_at(dx);
+    const bool wide = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(dy) && sz_is_aligned16(dx);
     ON_ROWS(rmsnorm_backward_kernel, wide, rows, d, sz_elements_of(x), sz_elements_of(w), sz_elements_of(dy), sz_elements_of(dx), stats,
             (float)c->args[0]);
     return row_sums("rmsnorm_backward", x, dy, 0, d, rows, d, stats, NULL, sz_f32(c->out[1]), false);
@@ -235,10 +235,10 @@ template <int W, int LANES> __global__ void layernorm_kernel(sz_elements x, sz_e
         const row_stats s = moments<W, LANES>(held, eps);
         held.each([&](int64_t col, const float (&v)[W]) {
             float weight[W], bias[W], out[W];
-            sz_get_vector<W>(w, col, weight);
-            sz_get_vector<W>(b, col, bias);
+            sz_load_vector<W>(w, col, weight);
+            sz_load_vector<W>(b, col, bias);
             for (int j = 0; j < W; j++) out[j] = ((v[j] - s.mean) - s.rest) * s.r * weight[j] + bias[j];
-            sz_put_vector<W>(y, row * d + col, out);
+            sz_store_vector<W>(y, row * d + col, out);
         });
     }
 }
@@ -247,7 +247,7 @@ extern "C" int sz_cuda_layernorm(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *w = c->in[1], *b = c->in[2], *y = c->out[0];
     const int64_t d = sz_cols(x), rows = sz_rows(x);
-    const bool wide = sz_wide_at(x) && sz_wide_at(w) && sz_wide_at(b) && sz_wide_at(y);
+    const bool wide = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(b) && sz_is_aligned16(y);
     ON_ROWS(layernorm_kernel, wide, rows, d, sz_elements_of(x), sz_elements_of(w), sz_elements_of(b), sz_elements_of(y), (float)c->args[0]);
     return sz_cuda_launched("layernorm");
 }
@@ -262,8 +262,8 @@ template <int W, int LANES> __global__ void layernorm_backward_kernel(sz_element
         float sum = 0, dot = 0;
         held.each([&](int64_t col, const float (&v)[W]) {
             float weight[W], g[W];
-            sz_get_vector<W>(w, col, weight);
-            sz_get_vector<W>(dy, row * d + col, g);
+            sz_load_vector<W>(w, col, weight);
+            sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) {
                 sum += weight[j] * g[j];
                 dot += weight[j] * g[j] * (((v[j] - s.mean) - s.rest) * s.r);
@@ -273,10 +273,10 @@ template <int W, int LANES> __global__ void layernorm_backward_kernel(sz_element
         dot = row_sum<LANES>(dot) / (float)d;
         held.each([&](int64_t col, const float (&v)[W]) {
             float weight[W], g[W], out[W];
-            sz_get_vector<W>(w, col, weight);
-            sz_get_vector<W>(dy, row * d + col, g);
+            sz_load_vector<W>(w, col, weight);
+            sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) out[j] = s.r * (weight[j] * g[j] - sum - ((v[j] - s.mean) - s.rest) * s.r * dot);
-            sz_put_vector<W>(dx, row * d + col, out);
+            sz_store_vector<W>(dx, row * d + col, out);
         });
         if (threadIdx.x % LANES == 0) stats[row] = s;
     }
@@ -288,7 +288,7 @@ extern "C" int sz_cuda_layernorm_backward(const sz_call *c)
     const int64_t d = sz_cols(x), rows = sz_rows(x);
     row_stats *stats = (row_stats *)sz_cuda_scratch((size_t)(rows + 1) * sizeof *stats);
     if (!stats) return -1;
-    const bool wide = sz_wide_at(x) && sz_wide_at(w) && sz_wide_at(dy) && sz_wide_at(dx);
+    const bool wide = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(dy) && sz_is_aligned16(dx);
     ON_ROWS(layernorm_backward_kernel, wide, rows, d, sz_elements_of(x), sz_elements_of(w), sz_elements_of(dy), sz_elements_of(dx), stats,
             (float)c->args[0]);
     return row_sums("layernorm_backward", x, dy, 0, d, rows, d, stats, sz_f32(c->out[2]), sz_f32(c->out[1]), false);
@@ -307,7 +307,7 @@ template <int W, int LANES> __global__ void softmax_kernel(sz_elements x, sz_ele
         held.each([&](int64_t col, const float (&v)[W]) {
             float out[W];
             for (int j = 0; j < W; j++) out[j] = expf(v[j] - highest) * scale;
-            sz_put_vector<W>(y, row * d + col, out);
+            sz_store_vector<W>(y, row * d + col, out);
         });
     }
 }
@@ -316,7 +316,7 @@ extern "C" int sz_cuda_softmax(const sz_call *c)
 {
     const sz_tensor *x = c->in[0], *y = c->out[0];
     const int64_t d = sz_cols(x), rows = sz_rows(x);
-    ON_ROWS(softmax_kernel, sz_wide_at(x) && sz_wide_at(y), rows, d, sz_elements_of(x), sz_elements_of(y));
+    ON_ROWS(softmax_kernel, sz_is_aligned16(x) && sz_is_aligned16(y), rows, d, sz_elements_of(x), sz_elements_of(y));
     return sz_cuda_launched("softmax");
 }
 
@@ -328,15 +328,15 @@ template <int W, int LANES> __global__ void softmax_backward_kernel(sz_elements 
         float dot = 0;
         held.each([&](int64_t col, const float (&v)[W]) {
             float g[W];
-            sz_get_vector<W>(dy, row * d + col, g);
+            sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) dot += v[j] * g[j];
         });
         dot = row_sum<LANES>(dot);
         held.each([&](int64_t col, const float (&v)[W]) {
             float g[W], out[W];
-            sz_get_vector<W>(dy, row * d + col, g);
+            sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) out[j] = v[j] * (g[j] - dot);
-            sz_put_vector<W>(dx, row * d + col, out);
+            sz_store_vector<W>(dx, row * d + col, out);
         });
     }
 }
@@ -345,7 +345,7 @@ extern "C" int sz_cuda_softmax_backward(const sz_call *c)
 {
     const sz_tensor *y = c->in[0], *dy = c->in[1], *dx = c->out[0];
     const int64_t d = sz_cols(y), rows = sz_rows(y);
-    ON_ROWS(softmax_backward_kernel, sz_wide_at(y) && sz_wide_at(dy) && sz_wide_at(dx), rows, d, sz_elements_of(y), sz_elements_of(dy), sz_elements_of(dx));
+    ON_ROWS(softmax_backward_kernel, sz_is_aligned16(y) && sz_is_aligned16(dy) && sz_is_aligned16(dx), rows, d, sz_elements_of(y), sz_elements_of(dy), sz_elements_of(dx));
     return sz_cuda_launched("softmax_backward");
 }
 
@@ -360,24 +360,24 @@ template <int W> __global__ void rope_kernel(sz_elements x, sz_elements cosines,
             if (u >= units) {
                 const int64_t at = row * cols + (int64_t)heads * 2 * half + (int64_t)(u - units) * W;
                 float v[W];
-                sz_get_vector<W>(x, at, v);
-                sz_put_vector<W>(y, at, v);
+                sz_load_vector<W>(x, at, v);
+                sz_store_vector<W>(y, at, v);
                 continue;
             }
             const int head = u * W / half, j = u * W % half;
             const int64_t at = row * cols + (int64_t)head * 2 * half + j;
             float c[W], s[W], a[W], b[W], first[W], second[W];
-            sz_get_vector<W>(cosines, row * half + j, c);
-            sz_get_vector<W>(sines, row * half + j, s);
-            sz_get_vector<W>(x, at, a);
-            sz_get_vector<W>(x, at + half, b);
+            sz_load_vector<W>(cosines, row * half + j, c);
+            sz_load_vector<W>(sines, row * half + j, s);
+            sz_load_vector<W>(x, at, a);
+            sz_load_vector<W>(x, at + half, b);
             for (int i = 0; i < W; i++) {
                 const float turn = sign * s[i];
-                first[i] = rounded ? sz_through_bf16(a[i] * c[i]) - sz_through_bf16(b[i] * turn) : a[i] * c[i] - b[i] * turn;
-                second[i] = rounded ? sz_through_bf16(b[i] * c[i]) + sz_through_bf16(a[i] * turn) : b[i] * c[i] + a[i] * turn;
+                first[i] = rounded ? sz_round_bf16(a[i] * c[i]) - sz_round_bf16(b[i] * turn) : a[i] * c[i] - b[i] * turn;
+                second[i] = rounded ? sz_round_bf16(b[i] * c[i]) + sz_round_bf16(a[i] * turn) : b[i] * c[i] + a[i] * turn;
             }
-            sz_put_vector<W>(y, at, first);
-            sz_put_vector<W>(y, at + half, second);
+            sz_store_vector<W>(y, at, first);
+            sz_store_vector<W>(y, at + half, second);
         }
 }
 
@@ -387,12 +387,12 @@ extern "C" int sz_cuda_rope(const sz_call *c)
     const int64_t rows = sz_rows(x), cols = sz_cols(x);
     const int heads = (int)c->args[0], half = (int)c->args[1] / 2;
     const bool rounded = x->dtype == SZ_BF16 && cosines->dtype == SZ_BF16;
-    const bool wide = half % WIDE == 0 && cols % WIDE == 0 && sz_wide_at(x) && sz_wide_at(cosines) && sz_wide_at(sines) && sz_wide_at(y);
+    const bool wide = half % SZ_VECTOR == 0 && cols % SZ_VECTOR == 0 && sz_is_aligned16(x) && sz_is_aligned16(cosines) && sz_is_aligned16(sines) && sz_is_aligned16(y);
     if (rows == 0 || cols == 0) return 0;
-    const int64_t units = (cols - (int64_t)heads * half) / (wide ? WIDE : 1);
+    const int64_t units = (cols - (int64_t)heads * half) / (wide ? SZ_VECTOR : 1);
     const unsigned threads = (unsigned)sz_blocks(units < THREADS ? units : (int64_t)THREADS, 32) * 32;
     if (wide)
-        SZ_LAUNCH((rope_kernel<WIDE>), sz_grid(rows), threads, 0, sz_elements_of(x), sz_elements_of(cosines), sz_elements_of(sines), sz_elements_of(y),
+        SZ_LAUNCH((rope_kernel<SZ_VECTOR>), sz_grid(rows), threads, 0, sz_elements_of(x), sz_elements_of(cosines), sz_elements_of(sines), sz_elements_of(y),
                   rows, cols, heads, half, (float)c->args[2], rounded);
     else
         SZ_LAUNCH((rope_kernel<1>), sz_grid(rows), threads, 0, sz_elements_of(x), sz_elements_of(cosines), sz_elements_of(sines), sz_elements_of(y),

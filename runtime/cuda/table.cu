@@ -1,5 +1,6 @@
-/* table.cu - fills the backend's table: one kernel for each row of ops.def, the entries of device.cu, the sampler.
- * A kernel that is missing is a link error that names it. */
+/* table.cu - fills the backend's table: a kernel for each row of ops.def, the entries of
+ * device.cu, the sampler and the decode step. A missing kernel is a link error that names it.
+ * Leaves out: any computing. */
 #include "cudnn.cuh"
 #include "device.cuh"
 #include "gemm.cuh"
@@ -26,15 +27,31 @@ static const sz_kernel kernels[SZ_OP_COUNT] = {
 static const char *describe(void)
 {
     static char text[1536];
-    snprintf(text, sizeof text, "%s%s%s", sz_cuda_describe(), sz_cuda_gemm_describe(), sz_cudnn_describe());
+    snprintf(text, sizeof text, "%s%s%s",
+             sz_cuda_describe(), sz_cuda_gemm_describe(), sz_cudnn_describe());
     return text;
 }
 
 extern "C" const sz_backend *sz_cuda_backend(void)
 {
+    /* In the order of sz_backend (core/backend.h). */
     static const sz_backend backend = {
-        SZ_BACKEND_VERSION, NAME, kernels, SZ_OP_COUNT, sz_cuda_open, sz_cuda_count, describe, sz_cuda_allocate,
-        sz_cuda_release, sz_cuda_to_device, sz_cuda_to_host, sz_cuda_move, sz_cuda_fill, sz_cuda_synchronise, sz_cuda_memory, sz_cuda_sample,
+        SZ_BACKEND_VERSION,
+        NAME,
+        kernels,
+        SZ_OP_COUNT,
+        sz_cuda_open,
+        sz_cuda_count,
+        describe,
+        sz_cuda_allocate,
+        sz_cuda_release,
+        sz_cuda_to_device,
+        sz_cuda_to_host,
+        sz_cuda_move,
+        sz_cuda_fill,
+        sz_cuda_synchronise,
+        sz_cuda_memory,
+        sz_cuda_sample,
         sz_cuda_decode,
     };
     return &backend;

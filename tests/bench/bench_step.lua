@@ -110,7 +110,7 @@ local settings = { "data.shuffle=false", "data.rollout_batch_size=" .. opts.prom
   "worker.actor.model.dtype=" .. opts.dtype, "worker.actor.model.enable_gradient_checkpointing=" .. opts.recompute,
   "worker.actor.max_tokens_per_micro_batch=" .. opts.prompt_tokens + opts.n * opts.tokens }
 for _, word in ipairs(opts.settings) do settings[#settings + 1] = word end
-local t = trainer.new { config = config.read(recipe.defaults, settings, { ignored = recipe.ignored }), policy = policy, reference = reference,
+local t = trainer.new { config = recipe.schema:read(settings), policy = policy, reference = reference,
   reward = reward, train = rows, prompt = function(problem) return problem end }
 t.total_steps = 0               -- none follows: nothing is prepared for the next one
 

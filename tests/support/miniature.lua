@@ -21,7 +21,6 @@ local bpe = require "segzero.tools.bpe_train"
 local model = require "segzero.models.qwen_vl"
 local files = require "segzero.core.files"
 local trainer = require "segzero.train.trainer"
-local config = require "segzero.config"
 local data = require "segzero.data"
 local tensor = require "segzero.core.tensor"
 local prompt = require "segzero.data.prompt"
@@ -113,7 +112,7 @@ function M.settings(args)
   for _, list in ipairs { M.arguments, args or {} } do
     for _, a in ipairs(list) do all[#all + 1] = a end
   end
-  return config.read(require("recipes.refcocog_grpo").defaults, all)
+  return (require("recipes.refcocog_grpo").schema:read(all))
 end
 
 -- A reward that differs between any two answers: random answers earn nothing from a real one, and equal rewards no gradient.

@@ -101,11 +101,11 @@ for name, s in pairs { folder = folder, drawn = drawn, ["a set of one's own"] = 
   for i = 1, s:count() do a:request(s, i) end
   a:request(s, 1)
   for i = 1, s:count() do check.equal(outcome(a.take, a, s, i), outcome(s.row, s, i), ("%s: row %d"):format(name, i)) end
-  check.equal(tostring(a), "0 rows ahead", name .. ": all taken")
+  check.equal(tostring(a), "0 prefetched rows", name .. ": all taken")
   check.equal(outcome(a.take, a, s, 1), outcome(s.row, s, 1), name .. ": a row that was not asked for")
   a:request(s, 1)
   a:cancel()
-  check.equal(tostring(a), "0 rows ahead", name .. ": dropped")
+  check.equal(tostring(a), "0 prefetched rows", name .. ": dropped")
 end
 check.ok(outcome(folder.row, folder, 4):find("/set/data.jsonl:4: ", 1, true), "the broken one fails, with its line")
 
@@ -170,7 +170,7 @@ end
 check.equal(steps(beside, 4), want, "pictures ahead: the same reports")
 check.equal(differing(state_of(beside), state_of(plain)), nil, "pictures ahead: the same bits")
 check.equal(taken, 3 * 2, "all but the first step's pictures were ahead")
-check.equal(tostring(beside.prefetch), "0 rows ahead", "nothing is read past the last step")
+check.equal(tostring(beside.prefetch), "0 prefetched rows", "nothing is read past the last step")
 
 -- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading ahead.
 local order = plain:indices_of(2)
@@ -369,4 +369,4 @@ print(("overlap: resident set %+.0f KB, Lua %+.0f KB in 500 steps"):format((resi
 check.equal(tostring(jobs.writing()), "files to be written", "a list that is not started goes with the collector")
 
 mini.remove()
-check.take()
+check.finish()

@@ -42,8 +42,10 @@ expect("%s --wat", 2, "unknown option '%-%-wat'", "an unknown option")
 expect("%s -e", 2, "a value is missing after '%-e'", "-e without a chunk")
 expect("%s --threads zero -e ''", 2, "got 'zero'", "a bad --threads")
 expect("%s --device gpu -e ''", 2, "got 'gpu'", "a bad --device")
-expect("%s --threads 3 --device=cuda:1 -e 'print(os.getenv \"SEGZERO_THREADS\", os.getenv \"OMP_NUM_THREADS\", " ..
-       "os.getenv \"SEGZERO_DEVICE\")'", 0, "^3\t3\tcuda:1\n$", "--threads and --device reach the library")
+expect("%s --device cuda:1 -e ''", 2, "^segzero: [^\n]*got 'cuda:1'[^\n]*one GPU[^\n]*CUDA_VISIBLE_DEVICES=N[^\n]*\n$",
+       "a second GPU is one line that says how to pick it")
+expect("%s --threads 3 --device=cuda -e 'print(os.getenv \"SEGZERO_THREADS\", os.getenv \"OMP_NUM_THREADS\", " ..
+       "os.getenv \"SEGZERO_DEVICE\")'", 0, "^3\t3\tcuda\n$", "--threads and --device reach the library")
 
 -- ---- scripts -----------------------------------------------------------------------------------------------------
 
@@ -57,6 +59,32 @@ expect("cd / && %s tests/support/check.lua", 0, "^$", "a script that came with s
 expect("cd / && %s -e 'print(type(require \"segzero.repl\"), type(require \"tests.support.check\"))'", 0, "^table\ttable\n$",
        "require from another folder")
 os.remove(script)
+
+-- One line for a script that does not exist, with the nearest one.
+local function expect_missing(name, nearest)
+  local line = "^segzero: cannot open " .. name:gsub("%p", "%%%0") .. ": [^\n]*did you mean " ..
+    nearest:gsub("%p", "%%%0") .. "%?[^\n]*%-%-help[^\n]*\n$"
+  expect("cd / && %s " .. name, 1, line, "a script that does not exist: " .. name)
+end
+expect_missing("infer", "examples/infer.lua")
+expect_missing("train", "recipes/refcocog_grpo.lua")
+expect_missing("refcoco", "recipes/refcocog_grpo.lua")
+expect_missing("recipes/evalute.lua", "recipes/evaluate.lua")
+expect_missing("docter", "doctor")
+expect("%s /nonexistent.lua", 1, "^segzero: [^\n]*no such file; segzero %-%-help lists the scripts\n$", "no guess for a path elsewhere")
+
+-- Every script is listed with what its first line says.
+local listing = sh "%s --help"
+check.equal(sh "%s help", listing, "segzero help is segzero --help")
+local listed = 0
+for _, entry in ipairs(require("segzero.tools.scripts").list()) do
+  listed = listed + 1
+  check.ok(listing:find("  " .. entry.path, 1, true), "--help lists " .. entry.path)
+  check.ok(#entry.about > 0 and listing:find(entry.about:sub(1, 20), 1, true), "--help says what it is: " .. entry.path)
+end
+check.ok(listed >= 9, "--help lists recipes and examples")
+for line in listing:gmatch "[^\n]+" do check.ok(#line <= 100, "a line of --help fits a terminal: " .. line) end
+check.ok(listing:find("SCRIPT --help", 1, true), "--help says how to list a script's settings")
 
 local failing = temporary 'local function inner() error "broken" end\nlocal function outer() inner() end\nouter()\n'
 expect("%s " .. failing, 1, "segzero: [^\n]*:1: broken\nstack traceback:\n.*:1: in function 'inner'\n.*:2: in function 'outer'",

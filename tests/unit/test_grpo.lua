@@ -6,12 +6,11 @@ local check = require "tests.support.check"
 local sz = require "segzero"
 local tensor = require "segzero.core.tensor"
 local trainer = require "segzero.train.trainer"
-local advantage = require "segzero.algorithms.advantage"
+local advantage = require "segzero.algorithms.advantages"
 local optim = require "segzero.train.optim"
 local processor = require "segzero.models.processor"
 local files = require "segzero.core.files"
 local recipe = require "recipes.refcocog_grpo"
-local config = require "segzero.config"
 
 local ROOT = "tests/golden/"
 local case = cjson.decode(files.read(ROOT .. "grpo/case.json"))
@@ -73,7 +72,7 @@ local function flat(x)
 end
 
 local function run_update(max_tokens, recompute)
-  local cfg = config.read(recipe.defaults, { "worker.actor.max_tokens_per_micro_batch=" .. max_tokens,
+  local cfg = recipe.schema:read({ "worker.actor.max_tokens_per_micro_batch=" .. max_tokens,
     "worker.actor.model.enable_gradient_checkpointing=" .. tostring(recompute) })
   local tr = trainer.new { config = cfg, policy = vl, reward = function() return 0 end }
   tr.reference = vl                                       -- there is one; what it says is the golden file's

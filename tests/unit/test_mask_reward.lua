@@ -59,7 +59,7 @@ local function raises(pattern, name, change, i)
   check.raises(function() data.open(path, {}):row(i).mask() end, name .. "/data.jsonl:" .. pattern, name)
 end
 local second = cjson.decode(lines[2]).mask
-raises("2: the mask masks/heldout_42_000005_1.png has 40 x 84 pixels, the picture 84 x 84", "size",
+raises("2: the mask masks/heldout_42_000005_1.png has 40 x 84 pixels, the image 84 x 84", "size",
   function(_, path) sz.image.new(40, 84):save(path .. "/" .. second) end, 2)
 raises("2: .*masks/heldout_42_000005_1.png", "gone", function(_, path) os.remove(path .. "/" .. second) end, 2)
 raises("2: the column 'mask' is number, expected a string", "kind", function(t) t[2] = t[2]:gsub('"mask": "[^"]*"', '"mask": 7') end, 1)

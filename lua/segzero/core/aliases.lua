@@ -4,7 +4,7 @@
 -- then returns the module that `require "segzero.models.tokenizer"` does. New code uses the new names.
 
 local NEW_NAME = {
-  ["advantage"] = "algorithms.advantage",
+  ["advantage"] = "algorithms.advantages",
   ["ahead"] = "data.prefetch",
   ["answer"] = "formats.answer",
   ["blocks"] = "inference.kv_blocks",

@@ -3,7 +3,7 @@
 --   nearest("temprature", {"temperature", "top_p"})  ->  "temperature"
 --
 -- Names may be dotted paths. A path whose last part is right counts as two edits away at most, because the last part is
--- what people remember. Leaves out: a limit. The closest name is returned however far away it is; nil for an empty list.
+-- what people remember; so does a name that was only begun ("image" for "image_path"). Leaves out: a limit. The closest name is returned however far away it is; nil for an empty list.
 
 -- Levenshtein distance, one row of the table at a time.
 local function edit_distance(a, b)
@@ -28,7 +28,8 @@ local function nearest(name, known)
   local best, least
   for _, candidate in ipairs(known) do
     local distance = edit_distance(name, candidate)
-    if last_part(candidate) == last_part(name) then distance = math.min(distance, 2) end
+    local begun = #name >= 3 and candidate:sub(1, #name) == name
+    if begun or last_part(candidate) == last_part(name) then distance = math.min(distance, 2) end
     if not least or distance < least then
       best = candidate
       least = distance

@@ -1,14 +1,14 @@
--- ahead.lua - rows before they are needed: their pictures are read, resized and cut into patches by threads beside the main one.
+-- prefetch.lua - rows before they are needed: background threads read their images, resize them and cut them into patches.
 --
---   local a = prefetch.new(policy)         a model with a processor
---   a:request(set, i)                       begins row i of a data set
---   a:row(set, i)                       the row, as set:row(i) gives it; waits for what ask() began
---   a:cancel()                            lets go of what was asked for and not taken
+--   local p = prefetch.new(policy)       a model that has a processor
+--   p:request(set, i)                    starts row i of a data set
+--   p:take(set, i)                       the row, as set:row(i) returns it; waits for what request() started
+--   p:cancel()                           drops every row that was requested and not taken
 --
--- A set with a method picture(i) (the path of row i's picture; data.lua's folders) has its pictures read there, too; row(i, image) then takes
--- the one that was read. Of other sets the row is made by ask(), and only its picture resized and cut elsewhere. Whatever fails
--- ahead is done again when the row is taken and fails there, with the message it has without this. Memory is the caller's to
--- bound: what was asked for and not taken is held.
+-- If the set has image(i) (the path of row i's image), the file is read in the background too, and set:row(i, image)
+-- gets the image that was read. Otherwise request() makes the row at once, and only its image is resized and cut in the
+-- background. If prefetching a row fails, the row is loaded again when it is taken, so the error is reported at the
+-- usual place. Requested rows are held in memory; the caller limits how many there are.
 
 local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"
@@ -18,55 +18,55 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-function M.new(policy) return setmetatable({ policy = policy, begun = {} }, mt) end
+function M.new(policy) return setmetatable({ policy = policy, requested = {} }, mt) end
+
+-- Makes the row at once; what fails here fails again, with its message, in take(). Ctrl-C is not kept for later.
+local function make_row(set, i)
+  local ok, row = pcall(set.row, set, i)
+  if not ok and core.is_interrupt(row) then error(row, 0) end
+  return { made = ok, row = row }
+end
 
 function methods:request(set, i)
-  local of = self.begun[set] or {}
-  self.begun[set] = of
-  if of[i] then return end
-  local begun = {}
-  of[i] = begun
-  local source
-  if set.image_path then
-    source = set:image_path(i)
-  else
-    begun.made, begun.row = pcall(set.row, set, i)
-    if not begun.made and core.is_interrupt(begun.row) then
-      of[i] = nil
-      error(begun.row, 0)
-    end
-    source = begun.made and begun.row.image
-  end
-  if type(source) == "string" or image.is_image(source) then begun.ticket = self.policy:processor():start(source) end
+  local by_index = self.requested[set] or {}
+  self.requested[set] = by_index
+  if by_index[i] then return end
+  local path = set.image and set:image(i) or nil
+  local entry = path and {} or make_row(set, i)
+  by_index[i] = entry
+  local source = path
+  if entry.made then source = entry.row.image end
+  if type(source) ~= "string" and not image.is_image(source) then return end
+  entry.future = self.policy:processor():start(source)
 end
 
 function methods:take(set, i)
-  local of = self.begun[set]
-  local begun = of and of[i]
-  if not begun then return set:row(i) end
-  of[i] = nil
-  local read = begun.ticket and self.policy:processor():take(begun.ticket)
-  if begun.made == nil then return set:row(i, read) end
-  if not begun.made then error(begun.row, 0) end
-  return begun.row
+  local by_index = self.requested[set]
+  local entry = by_index and by_index[i]
+  if not entry then return set:row(i) end
+  by_index[i] = nil
+  local read = entry.future and self.policy:processor():take(entry.future)
+  if entry.made == nil then return set:row(i, read) end
+  if not entry.made then error(entry.row, 0) end
+  return entry.row
 end
 
 function methods:cancel()
-  for _, of in pairs(self.begun) do
-    for _, begun in pairs(of) do
-      if begun.ticket then self.policy:processor():cancel(begun.ticket) end
-      if begun.made and image.is_image(begun.row.image) then begun.row.image:free() end
+  for _, by_index in pairs(self.requested) do
+    for _, entry in pairs(by_index) do
+      if entry.future then self.policy:processor():cancel(entry.future) end
+      if entry.made and image.is_image(entry.row.image) then entry.row.image:free() end
     end
   end
-  self.begun = {}
+  self.requested = {}
 end
 
 function mt:__tostring()
-  local n = 0
-  for _, of in pairs(self.begun) do
-    for _ in pairs(of) do n = n + 1 end
+  local count = 0
+  for _, by_index in pairs(self.requested) do
+    for _ in pairs(by_index) do count = count + 1 end
   end
-  return ("%d rows ahead"):format(n)
+  return ("%d prefetched rows"):format(count)
 end
 
 return M

@@ -28,11 +28,13 @@ local packing = require "segzero.inference.packing"
 local rollout = require "segzero.inference.rollout"
 local vision_cache = require "segzero.inference.vision_cache"
 local offload = require "segzero.models.offload"
-local advantage = require "segzero.algorithms.advantage"
+local advantage = require "segzero.algorithms.advantages"
 local answer = require "segzero.formats.answer"
 local segment = require "segzero.inference.segmenter"
 local metrics = require "segzero.train.metrics"
-local loss_terms = require "segzero.algorithms.loss"
+local losses = require "segzero.algorithms.losses"
+local kl_kinds = require "segzero.algorithms.kl"
+local aggregations = require "segzero.algorithms.aggregations"
 local optim = require "segzero.train.optim"
 local checkpoint = require "segzero.train.checkpoint"
 local data = require "segzero.data"
@@ -60,9 +62,8 @@ function M.new(opts)
     master_weights = actor.optim.master_weights, grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil })
   lend_tower(t)
   t.global_step = 0
-  t.log = log.open(t.folder)
+  t.log = log.open({ "console", "jsonl" }, t)
   t.prefetch = prefetch.new(t.policy)
-  t.spent = {}
   return t
 end
 
@@ -397,10 +398,23 @@ function methods:reference_log_probs(groups)
   timer.enter(before)
 end
 
+-- A list of {length, value} runs as one tensor, on device.
+local function spread(runs, device)
+  local n = 0
+  for _, run in ipairs(runs) do n = n + run[1] end
+  local t = tensor.empty { n }
+  local p, at = tensor.data(t), 0
+  for _, run in ipairs(runs) do
+    for i = at, at + run[1] - 1 do p[i] = run[2] end
+    at = at + run[1]
+  end
+  return t:to { device = device or "cpu" }
+end
+
 -- Gradient of a micro-batch's part of the GRPO loss, added to the parameters'. totals: of the whole update.
 function methods:accumulate(batch, totals)
   local actor, device = self.config.worker.actor, self.policy.device
-  local weight = loss_terms.token_weight[actor.loss_avg_mode]
+  local weight = aggregations:get(actor.loss_avg_mode).fn
   local stats = { loss = 0, policy_loss = 0, entropy = 0, kl = 0, mismatch = 0, clipped = 0 }
   local function take(runs, lp, entropy, from)
     local advantage_runs, weight_runs, old_values, reference_values = {}, {}, {}, {}
@@ -413,15 +427,15 @@ function methods:accumulate(batch, totals)
         if self.reference then reference_values[#reference_values + 1] = sample.reference[i] end
       end
     end
-    local old, advantages = tensor.new(old_values, { device = device }), loss_terms.spread(advantage_runs, device)
-    local weights = loss_terms.spread(weight_runs, device)
+    local old, advantages = tensor.new(old_values, { device = device }), spread(advantage_runs, device)
+    local weights = spread(weight_runs, device)
 
-    local policy, ratio = loss_terms.policy(lp, old, advantages, actor.clip_ratio, actor.clip_ratio)
+    local policy, ratio = losses.clipped(lp, old, advantages, actor.clip_ratio, actor.clip_ratio)
     local policy_loss, entropy_mean = (policy * weights):sum(), (entropy * weights):sum()
     local loss = policy_loss - entropy_mean * actor.entropy_coeff
     local kl
     if self.reference then
-      kl = (loss_terms.kl[actor.kl_loss_type](lp, tensor.new(reference_values, { device = device })) * weights):sum()
+      kl = (kl_kinds:get(actor.kl_loss_type).fn(lp, tensor.new(reference_values, { device = device })) * weights):sum()
       loss = loss + kl * actor.kl_loss_coef
     end
     timer.enter "backward"
@@ -500,17 +514,18 @@ function methods:step()
   stats.time = t
   stats.seconds = { rollout = t.data + t.vision + t.prefill + t.decode, reward = t.reward,
     update = t.reference + t.forward + t.backward + t.optimizer + t.checkpoint, total = total }
-  for name, v in pairs(t) do self.spent[name] = (self.spent[name] or 0) + v end
   return stats
 end
 
 function methods:record(step, groups)
+  local list = {}
   for _, g in ipairs(groups) do
     for i, a in ipairs(g.samples) do
-      self.log:rollout { step = step, row = g.row.id, problem = g.row.problem, solution = g.row.solution, answer = i, text = a.text,
+      list[#list + 1] = { step = step, row = g.row.id, problem = g.row.problem, solution = g.row.solution, answer = i, text = a.text,
         reward = a.score, parts = a.parts, advantage = a.advantage, finish = a.finish, ids = a.ids, logprobs = a.logprobs }
     end
   end
+  self.log:rows(step, "rollouts", list)
 end
 
 -- ---- evaluation: greedy, every held-out row ----
@@ -569,8 +584,8 @@ end
 
 -- One evaluation's line in metrics.jsonl.
 function methods:log_evaluation(reward, parts, giou)
-  self.log:metrics { step = self.global_step, held_out_reward = reward, held_out_parts = parts, held_out_giou = giou,
-    held_out_ceiling_giou = giou and self.ceiling }
+  self.log:scalars(self.global_step, { step = self.global_step, held_out_reward = reward, held_out_parts = parts, held_out_giou = giou,
+    held_out_ceiling_giou = giou and self.ceiling })
 end
 
 -- ---- the run ----
@@ -615,21 +630,13 @@ local function sorted_parts(parts)
 end
 M.sorted_parts = sorted_parts
 
-local TIME_EVERY = 50       -- steps between two lines that say where the time went
-
 local function steps_until_end(self)
   local cfg = self.config.trainer
-  local progress = log.progress(self.total_steps, self.global_step)
+  self.first_step = self.global_step
+  self.log:start()
   while self.global_step < self.total_steps do
     local s = self:step()
-    self.log:metrics(s)
-    progress:line(s.step, ("reward %.3f  length %.0f  kl %.4f  entropy %.3f  grad %.2f  sampler-trainer %.1e"):format(s.reward, s.length, s.kl,
-      s.entropy, s.grad_norm, s.mismatch))
-    if s.grad_norm ~= s.grad_norm or s.grad_norm == math.huge then print("  the gradient is not finite: update skipped") end
-    if s.step % TIME_EVERY == 0 or s.step == self.total_steps then
-      print(log.times(self.spent, timer.phases))
-      self.spent = {}
-    end
+    self.log:scalars(s.step, s)
     if cfg.test_freq > 0 and s.step % cfg.test_freq == 0 and s.step < self.total_steps then
       local reward, parts, _, giou = self:evaluate()
       self:log_evaluation(reward, parts, giou)

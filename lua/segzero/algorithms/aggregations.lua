@@ -1,0 +1,23 @@
+-- aggregations.lua - the registry of loss averages: what each token weighs in the loss of an update.
+--
+--   sz.aggregations:register("sum", { help = "no average", fn = function(length, totals) return 1 end })
+--
+-- fn(length, totals) returns the weight of each token of an answer that has `length` tokens; the update's loss is the
+-- sum of weight * loss over all tokens. totals = {tokens =, answers =} counts the whole update, whatever the
+-- micro-batches are, so the split does not change the loss.
+
+local registry = require "segzero.core.registry"
+
+local M = registry.new("loss average", { required = { "fn" }, optional = { "help" } })
+
+M:register("token", {
+  help = "the mean over all tokens of the update",
+  fn = function(_, totals) return 1 / totals.tokens end,
+})
+
+M:register("seq", {
+  help = "the mean over each answer's tokens, then over the answers",
+  fn = function(length, totals) return 1 / (length * totals.answers) end,
+})
+
+return M

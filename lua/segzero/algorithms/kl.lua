@@ -1,0 +1,40 @@
+-- kl.lua - the registry of KL estimators: how far the policy is from the reference, for each sampled token.
+--
+--   sz.kl:register("k2", { help = "half the squared difference", fn = function(logprob, reference) ... end })
+--
+-- fn(logprob, reference) takes f32 [tokens], the first with a gradient, and returns the estimate f32 [tokens].
+
+local registry = require "segzero.core.registry"
+
+local M = registry.new("KL estimator", { required = { "fn" }, optional = { "help" } })
+
+M:register("low_var_kl", {
+  help = "exp(d) - d - 1 with d = reference - logprob, clamped to [-10, 10] as in Seg-Zero (k3)",
+  fn = function(logprob, reference)
+    local d = reference - logprob
+    return (d:exp() - d - 1):clamp(-10, 10)
+  end,
+})
+
+M:register("kl", {
+  help = "logprob - reference (k1)",
+  fn = function(logprob, reference) return logprob - reference end,
+})
+
+M:register("abs", {
+  help = "the absolute difference of the log-probabilities",
+  fn = function(logprob, reference)
+    local d = logprob - reference
+    return d:maximum(d * -1)
+  end,
+})
+
+M:register("mse", {
+  help = "half the squared difference of the log-probabilities (k2)",
+  fn = function(logprob, reference)
+    local d = logprob - reference
+    return d * d * 0.5
+  end,
+})
+
+return M

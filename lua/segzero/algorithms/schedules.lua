@@ -1,0 +1,32 @@
+-- schedules.lua - the registry of schedules: how the learning rate, or any other number of a run, changes over the steps.
+--
+--   sz.schedules:register("halve", { help = "half as much after half the run",
+--     fn = function(p) return p.step > p.total / 2 and 0.5 or 1 end })
+--
+-- fn(progress) returns a factor; a step uses the configured number times this factor.
+--   progress.step     the step that is about to run, from 1
+--   progress.total    steps of the whole run
+--   progress.warmup   steps of warm-up (may be a fraction). During them the factor is step / warmup and fn is not asked.
+
+local registry = require "segzero.core.registry"
+
+local M = registry.new("schedule", { required = { "fn" }, optional = { "help" } })
+
+M:register("constant", { help = "no change after the warm-up", fn = function() return 1 end })
+
+M:register("cosine", {
+  help = "half a cosine from 1 after the warm-up to 0 after the last step",
+  fn = function(p)
+    local done = (p.step - p.warmup) / math.max(1, p.total - p.warmup)
+    return 0.5 * (1 + math.cos(math.pi * math.min(1, done)))
+  end,
+})
+
+-- The value that a configured number has at a step. schedule is a registered name or a function.
+function M.value(number, schedule, progress)
+  if progress.step <= progress.warmup then return number * progress.step / progress.warmup end
+  local fn = type(schedule) == "function" and schedule or M:get(schedule).fn
+  return number * fn(progress)
+end
+
+return M

@@ -1,0 +1,67 @@
+-- arguments.lua - a command line as a list of settings: {key, raw value, where it was written}.
+--
+--   key=value    --key=value    --key value    --flag    config=FILE.yaml
+--
+-- A boolean written as --flag without a value is true, and any row may name the value of its bare form (row.bare). A YAML
+-- file stands for its settings at the place where it is named, so that later arguments override it.
+-- Leaves out: what keys exist and what they take; that is asked of `find`, a function (key) -> row or nil.
+
+local values = require "segzero.config.values"
+local yaml = require "segzero.config.yaml"
+
+local M = {}
+
+-- What a bare --key means, when the row has a bare form and the next word is not a value for it; else nil.
+local function bare_value(row, next_word)
+  if not row then return nil end
+  local bare = row.bare
+  if row.type == "boolean" then bare = "true" end
+  if bare == nil then return nil end
+  if next_word and values.convert(row, next_word, function() end) then return nil end
+  return bare
+end
+
+-- args[i] -> key, value, the number of words taken.
+local function read_word(args, i, find)
+  local word = args[i]
+  local key, value = word:match "^%-?%-?([%w_][%w_.]*)=(.*)$"
+  if key then return key, value, 1 end
+  key = word:match "^%-%-([%w_.]+)$"
+  if not key then
+    error(("'%s' is not a setting: write key=value or --key value (--help lists the keys)"):format(word), 0)
+  end
+  local bare = bare_value(find(key), args[i + 1])
+  if bare then return key, bare, 1 end
+  if args[i + 1] == nil then error(("--%s needs a value: write --%s VALUE or %s=VALUE"):format(key, key, key), 0) end
+  return key, args[i + 1], 2
+end
+
+-- Returns the list; origin is the YAML file's path, or nil for the command line itself.
+function M.list(args, find)
+  local out = {}
+  local i = 1
+  while i <= #args do
+    local key, value, words = read_word(args, i, find)
+    if key == "config" and not find "config" then
+      for _, pair in ipairs(yaml.read(value)) do out[#out + 1] = { pair[1], pair[2], value } end
+    else
+      out[#out + 1] = { key, value }
+    end
+    i = i + words
+  end
+  return out
+end
+
+-- --help [PART] anywhere in the arguments: true and PART (or nil); else false.
+function M.wants_help(args)
+  for i = 1, #args do
+    if args[i] == "--help" or args[i] == "-h" then
+      local part = args[i + 1]
+      if part and part:match "^%-" then part = nil end
+      return true, part
+    end
+  end
+  return false
+end
+
+return M

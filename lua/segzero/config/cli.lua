@@ -1,0 +1,78 @@
+-- cli.lua - how a recipe or an example is started: silent at `require`, and run when it is the script on the command line.
+--
+--   local M = {}
+--   M.schema = ...                                     what --help prints
+--   function M.settings(args) ... return cfg end       reads and checks; every mistake of the user is raised here
+--   function M.execute(cfg) ... end                    does the work
+--   M.run = cli.runner(M)                              run(args): both, for scripts that call it
+--   cli.main(M)                                        the last line but `return M`
+--   return M
+--
+-- A mistake in the settings is printed as "NAME: message" and ends the program with status 2; an error in the work, with
+-- status 1 (unless it was raised by usage_error, for a mistake that only the work could find). A module without `execute` has run(args) only, whose errors go to the host program (status 1).
+-- Leaves out: parsing (schema.lua).
+
+local arguments = require "segzero.config.arguments"
+
+local M = {}
+
+-- True when `source` (as debug.getinfo gives it) is the file that the host program was told to run. The host looks for a
+-- script in the current folder first, then among those that came with segzero.
+local function is_script(source)
+  local name = arg and arg[0]
+  if not name then return false end
+  if source == "@" .. name then return true end
+  local found, host = pcall(require, "segzero.host")
+  return found and source == "@" .. host.root .. "/" .. name
+end
+
+local work_status = 1
+
+-- Raises the message; the program then ends with status 2, as for any other wrong option.
+function M.usage_error(message)
+  work_status = 2
+  error(message, 0)
+end
+
+local function call(f, ...)
+  local found, host = pcall(require, "segzero.host")
+  if found then return host.call(f, ...) end
+  return pcall(f, ...)
+end
+
+local function fail(status, why)
+  io.stdout:flush()
+  io.stderr:write(arg[0]:match "([^/]+)$":gsub("%.lua$", ""), ": ", tostring(why), "\n")
+  os.exit(status)
+end
+
+local function execute(module, ok, ...)
+  if not ok then fail(2, (...)) end
+  local done, why = call(module.execute, ...)
+  if not done then fail(work_status, why) end
+end
+
+-- Runs the calling file's module if the file is the script that was started. Call it from the file's main chunk.
+function M.main(module)
+  local source = debug.getinfo(2, "S").source
+  local caller = debug.getinfo(3, "f")
+  local required = caller ~= nil and caller.func == require
+  if required or not is_script(source) then return end
+  local help, part = arguments.wants_help(arg)
+  if help then
+    print(module.schema:help(part))
+    return
+  end
+  if not module.execute then
+    module.run(arg)
+    return
+  end
+  execute(module, call(module.settings, arg))
+end
+
+-- run(args): settings and work in one call, with the results of the work.
+function M.runner(module)
+  return function(args) return module.execute(module.settings(args)) end
+end
+
+return M

@@ -1,0 +1,121 @@
+-- infer.lua - the settings of examples/infer.lua: Seg-Zero's inference options and a few more.
+--
+--   local options = require("segzero.config.infer").settings(arg)
+--
+-- settings checks everything that can be checked without reading the model: options, file endings, and which of them
+-- exclude each other. Leaves out: files and models (the script opens them, which may fail in other ways).
+
+local paths = require "segzero.config.paths"
+local schema = require "segzero.config.schema"
+
+local M = {}
+
+local question = {
+  { key = "image_path", type = "text", optional = true, help = "the image" },
+  { key = "text", type = "text", optional = true, help = "what to find, such as \"the unusual object in the image\"" },
+  { key = "demo", type = "integer", optional = true, min = 0, bare = "0",
+    help = "number of a generated RefShapes image with its own question, instead of image_path" },
+  { key = "multi", type = "boolean", default = false,
+    help = "several objects in one answer: VisionReasoner's prompt and answers" },
+  { key = "frame", type = "count", optional = true, unit = "pixels",
+    help = "side of the square that the image is resized to; null: segzero_frame of the model's config.json, else 840" },
+}
+
+local models = {
+  { key = "model_path", type = "text", default = "", null = "", also = { "reasoning_model_path" },
+    help = "a folder of Qwen2-VL or Qwen2.5-VL, or a run folder for its newest checkpoint; empty: the embedded model" },
+  { key = "adapter", type = "text", optional = true, help = "a folder of LoRA adapters for it, in PEFT's format" },
+  { key = "sam2_path", type = "text", default = "", null = "none", also = { "segmentation_model_path" },
+    help = "SAM2: a folder or an original .pt file; empty: the embedded one with the embedded model; none" },
+  { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
+    help = "of the model's weights; null: torch_dtype of its config.json" },
+  { key = "device", type = "text", optional = true, help = "cpu or cuda; null: what segzero --device says" },
+}
+
+local output = {
+  { key = "output_path", type = "text", optional = true,
+    help = "a .png or .jpg to write; null: NAME_segzero.png in the current folder" },
+  { key = "mask_path", type = "text", optional = true,
+    help = "a .png for the bare mask: one channel, 0 and 255, as large as the image" },
+}
+
+local FROM_FOLDER = "null: as the model's generation_config.json says"
+
+local sampling = {
+  { key = "do_sample", type = "boolean", optional = true,
+    help = "sample instead of taking the likeliest token; null: true when temperature is above 0" },
+  { key = "temperature", type = "number", optional = true, min = 0, help = FROM_FOLDER },
+  { key = "top_k", type = "integer", optional = true, min = -2 ^ 31, max = 2 ^ 31 - 1,
+    help = "sample from the k likeliest tokens; " .. FROM_FOLDER },
+  { key = "top_p", type = "number", optional = true, above = 0, help = "nucleus sampling; " .. FROM_FOLDER },
+  { key = "repetition_penalty", type = "number", optional = true, above = 0,
+    help = "of greedy answers too; " .. FROM_FOLDER },
+  { key = "max_new_tokens", type = "count", optional = true, unit = "tokens",
+    help = FROM_FOLDER .. ", else 1024" },
+  { key = "seed", type = "integer", optional = true, min = 0, help = "of sampled tokens" },
+}
+
+M.schema = schema.new {
+  name = "examples/infer.lua",
+  about = "Asks a model which object of an image a sentence means, has SAM2 cut it out, and draws both.",
+  usage = { "--image_path photo.png --text \"the unusual object in the image\"", "--demo [N]" },
+  groups = {
+    { title = "Question", rows = question },
+    { title = "Models", rows = models },
+    { title = "Output", rows = output },
+    { title = "Sampling", rows = sampling },
+  },
+}
+
+local function check_question(o)
+  if o.demo and o.image_path then error("--demo makes its own image; leave --image_path out", 0) end
+  if not o.demo and not o.image_path then
+    error("no image: --image_path FILE --text SENTENCE, or --demo to try without one", 0)
+  end
+  local needs_text = not o.demo or o.text ~= nil
+  if needs_text and not (o.text or ""):find "%S" then error("no sentence: --text \"the thing to find\"", 0) end
+end
+
+-- photo.jpg -> photo_segzero.png
+local function default_output(o)
+  if o.demo then return ("demo_%d_segzero.png"):format(o.demo) end
+  local name = o.image_path:match "([^/]+)/*$" or "image"
+  return name:gsub("(.)%.[^.]*$", "%1") .. "_segzero.png"
+end
+
+local IMAGE_ENDINGS = { png = true, jpg = true, jpeg = true }
+
+local function check_output(o)
+  o.output_path = o.output_path or default_output(o)
+  local ending = o.output_path:match "%.([^./]+)$" or ""
+  if not IMAGE_ENDINGS[ending:lower()] then
+    error(("--output_path must end in .png, .jpg or .jpeg, got %s"):format(o.output_path), 0)
+  end
+  if not o.mask_path then return end
+  if not o.mask_path:lower():find "%.png$" then
+    error(("--mask_path must end in .png, got %s"):format(o.mask_path), 0)
+  end
+  if o.mask_path == o.output_path then
+    error(("--mask_path and --output_path are both %s"):format(o.mask_path), 0)
+  end
+end
+
+-- options.model_path and options.sam2_path become what is meant; sam2_path is "" for none.
+local function find_models(o)
+  o.embedded = o.model_path == ""
+  o.model_path = paths.policy(o.model_path)
+  o.sam2_path = paths.sam2(o.sam2_path, { model = o.model_path }):gsub("(.)/+$", "%1")
+  if o.mask_path and o.sam2_path == "" then
+    error("--mask_path needs SAM2: name a folder or an original .pt file with --sam2_path", 0)
+  end
+end
+
+function M.settings(args)
+  local options = M.schema:read(args)
+  check_question(options)
+  check_output(options)
+  find_models(options)
+  return options
+end
+
+return M

@@ -1,0 +1,64 @@
+-- paths.lua - which folders a setting means: the embedded models, and the newest checkpoint of a run folder.
+--
+--   paths.policy ""                       the embedded policy
+--   paths.policy "runs/refshapes_grpo"    runs/refshapes_grpo/global_step_110, the newest complete checkpoint
+--   paths.sam2("", { model = dir })       the embedded SAM2 when `dir` is the embedded policy or was trained from it
+--
+-- infer, evaluate and the GRPO recipes all ask here. Nothing is loaded. Leaves out: names on the Hugging Face hub.
+
+local files = require "segzero.core.files"
+
+local M = { POLICY = "models/tiny/qwen2.5-vl", SAM2 = "models/tiny/sam2" }
+
+-- What is equal in the config.json of the embedded policy and of everything trained from it.
+local SHAPE = { "model_type", "segzero_frame", "hidden_size", "num_hidden_layers", "vocab_size" }
+
+local function read_config(dir)
+  local path = dir .. "/config.json"
+  if not files.exists(path) then return nil end
+  return require("segzero.models.qwen_vl").read_json(path)
+end
+
+function M.embedded_policy() return files.embedded(M.POLICY) end
+
+-- True when the folder holds the embedded policy, or a model trained from it.
+function M.is_embedded(dir)
+  local embedded = read_config(M.embedded_policy())
+  local ok, json = pcall(read_config, dir)
+  if not embedded or not ok or not json then return false end
+  for _, key in ipairs(SHAPE) do
+    if json[key] ~= embedded[key] then return false end
+  end
+  return true
+end
+
+-- A run folder has a config.json of settings, which no model has, and checkpoints. Its newest complete one, or nil.
+local function newest_checkpoint(dir)
+  local ok, json = pcall(read_config, dir)
+  if not ok or (json and json.model_type) then return nil end
+  return require("segzero.train.checkpoint").latest(dir)
+end
+
+-- The policy's folder: "" is the embedded one, and a run folder its newest checkpoint. Whether a model is there is asked
+-- by who loads it.
+function M.policy(named)
+  if named == "" then return M.embedded_policy() end
+  local dir = named:gsub("(.)/+$", "%1")
+  return newest_checkpoint(dir) or dir
+end
+
+-- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none. options.model: the policy's folder;
+-- options.data: the data set that is evaluated. The embedded SAM2 knows RefShapes images only, so it is the default for the
+-- embedded policy (and what was trained from it) and for evaluations on RefShapes.
+-- The second result says where a default came from: "embedded", or "missing" when the embedded one is not installed.
+function M.sam2(named, options)
+  local lower = named:lower()
+  if lower == "none" or lower == "null" then return "" end
+  if named ~= "" then return named end
+  if options.data ~= "refshapes" and not M.is_embedded(options.model) then return "" end
+  local embedded = files.embedded(M.SAM2)
+  if not files.exists(embedded .. "/config.json") then return "", "missing" end
+  return embedded, "embedded"
+end
+
+return M

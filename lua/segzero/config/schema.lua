@@ -1,0 +1,168 @@
+-- schema.lua - the settings of one program: a row for each, which yields parsing, checks, errors, --help and documentation.
+--
+--   local demo = schema.new {
+--     name = "recipes/demo.lua", about = "One sentence.", usage = { "[key=value ...]" },
+--     groups = { { title = "Sampling", rows = {
+--       { key = "rollout.n", type = "count", default = 8, help = "answers per prompt" },
+--       { key = "rollout.top_p", type = "number", default = 1, above = 0, max = 1, help = "nucleus sampling" },
+--     } } },
+--     ignored = { ["trainer.nnodes"] = "there is one process", ["worker.critic.*"] = "there is no critic" },
+--     checks = { function(cfg) ... end },
+--   }
+--   local cfg, given = demo:read(arg)         cfg.rollout.n; given["rollout.n"] when the user set it
+--   demo:check(cfg)                           the checks between settings, once a recipe has filled in what follows
+--   print(demo:help(part))                    rows whose key contains part
+--
+-- Row fields: key, type, default, help, and those of values.lua; also = other keys that mean the same; unit, for the help;
+-- bare, what --key without a value means. A misspelt key is an error that names the nearest one; a key in `ignored` is
+-- accepted with a note, once. All errors are one line at level 0, because the reader of them is not a programmer.
+-- Leaves out: what a recipe derives from the settings (config/grpo.lua and the others do).
+
+local nearest = require "segzero.core.nearest"
+local options = require "segzero.core.options"
+local arguments = require "segzero.config.arguments"
+local values = require "segzero.config.values"
+
+local M = {}
+
+local ROW = options.set { "key", "type", "default", "help", "min", "max", "above", "below", "multiple", "choices",
+  "elsewhere", "optional", "null", "joined", "also", "unit", "bare" }
+local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "checks" }
+
+-- Options of the host program, which it reads only before the script's name.
+local HOST_OPTIONS = { threads = true, device = true, version = true, e = true }
+
+local methods = {}
+local mt = { __index = methods }
+
+function M.is(value) return getmetatable(value) == mt end
+
+-- Sets a dotted key of a nested table.
+function M.put(t, key, value)
+  local parent = t
+  for part in key:gmatch "([^.]+)%." do
+    parent[part] = parent[part] or {}
+    parent = parent[part]
+  end
+  parent[key:match "[^.]+$"] = value
+end
+
+local function copy(value)
+  if type(value) ~= "table" then return value end
+  local out = {}
+  for k, v in pairs(value) do out[k] = copy(v) end
+  return out
+end
+
+local function add_row(self, row)
+  options.check("a setting's row", row, ROW, 3)
+  if not values.TYPES[row.type] then error(("setting '%s': unknown type '%s'"):format(row.key, tostring(row.type)), 3) end
+  if not row.help then error(("setting '%s' has no help"):format(row.key), 3) end
+  if self.by_key[row.key] then error(("setting '%s' has two rows"):format(row.key), 3) end
+  self.by_key[row.key] = row
+  self.rows[#self.rows + 1] = row
+  for _, name in ipairs(row.also or {}) do self.by_key[name] = row end
+end
+
+function M.new(spec)
+  options.check("schema", spec, SPEC, 2)
+  local self = setmetatable({ name = spec.name, about = spec.about or "", usage = spec.usage or { "[key=value ...]" },
+    notes = spec.notes or {}, groups = spec.groups, ignored = spec.ignored or {}, checks = spec.checks or {},
+    rows = {}, by_key = {} }, mt)
+  for _, group in ipairs(spec.groups) do
+    for _, row in ipairs(group.rows) do add_row(self, row) end
+  end
+  return self
+end
+
+-- The same schema for another program.
+function methods:renamed(name, about, usage)
+  local other = {}
+  for field, value in pairs(self) do other[field] = value end
+  other.name = name
+  other.about = about
+  other.usage = usage or self.usage
+  return setmetatable(other, mt)
+end
+
+-- The row of a key or of another name for it; nil.
+function methods:find(key) return self.by_key[key] end
+
+-- Why a key has no effect here, or nil. "worker.critic.*" stands for all keys below worker.critic.
+local function ignored_reason(self, key)
+  if self.ignored[key] then return self.ignored[key] end
+  local parent = key:match "^(.*)%.[^.]+$"
+  while parent do
+    if self.ignored[parent .. ".*"] then return self.ignored[parent .. ".*"] end
+    parent = parent:match "^(.*)%.[^.]+$"
+  end
+  return nil
+end
+
+local function unknown(self, key, raw)
+  if HOST_OPTIONS[key] then
+    error(("--%s is an option of segzero itself and must stand before the script: segzero --%s %s %s ..."):format(key, key,
+      tostring(raw), self.name), 0)
+  end
+  local candidates = {}
+  for name in pairs(self.by_key) do candidates[#candidates + 1] = name end
+  for name in pairs(self.ignored) do candidates[#candidates + 1] = name end
+  table.sort(candidates)
+  error(("unknown setting '%s': did you mean '%s'? (--help lists all)"):format(key, tostring(nearest(key, candidates))), 0)
+end
+
+-- The defaults as nested tables.
+function methods:defaults()
+  local cfg = {}
+  for _, row in ipairs(self.rows) do M.put(cfg, row.key, copy(row.default)) end
+  return cfg
+end
+
+-- The settings of a command line (a list of words): nested tables, and {[key] = true} of those given. Values are checked
+-- one by one; self:check(cfg) is the caller's to call. With --help among the words it prints the help and ends the program.
+function methods:read(args)
+  args = args or {}
+  local help, part = arguments.wants_help(args)
+  if help then
+    print(self:help(part))
+    io.stdout:flush()
+    os.exit(0)
+  end
+  local cfg, given, noted = self:defaults(), {}, {}
+  local function note(text)
+    if not noted[text] then io.stderr:write("note: ", text, "\n") end
+    noted[text] = true
+  end
+  local function find(key) return self.by_key[key] end
+  for _, entry in ipairs(arguments.list(args, find)) do
+    local key, raw, origin = entry[1], entry[2], entry[3]
+    local row = self.by_key[key]
+    local reason = not row and ignored_reason(self, key)
+    if row then
+      local ok, value = values.convert(row, raw, note)
+      if not ok and origin then value = origin .. ": " .. value end
+      if not ok then error(value, 0) end
+      M.put(cfg, row.key, value)
+      given[row.key] = true
+    elseif reason then
+      note(("%s has no effect here: %s"):format(key, reason))
+    else
+      unknown(self, key, raw)
+    end
+  end
+  return cfg, given
+end
+
+-- The checks between settings. Each is a function (cfg) that raises one line.
+function methods:check(cfg)
+  for _, check in ipairs(self.checks) do check(cfg) end
+  return cfg
+end
+
+-- Text for a terminal; part: only keys that contain it.
+function methods:help(part) return require("segzero.config.help").text(self, part) end
+
+-- A Markdown section for docs/settings.md.
+function methods:markdown() return require("segzero.config.help").markdown(self) end
+
+return M

@@ -1,0 +1,180 @@
+-- values.lua - the value of one setting: from text to Lua, checked, and described in words.
+--
+-- A row says what a setting takes: {key =, type =, default =, ...}. Types and the fields that narrow them:
+--
+--   number, integer   min or above (the lower bound, included or not), max or below, multiple
+--   count             an integer from 1
+--   boolean
+--   text              choices; joined = true also takes a YAML list, as a,b,c
+--   list              of texts: a,b,c or [a, "b"]; choices for each item; elsewhere = {name = "instead"}
+--
+-- optional = true also takes null, which is Lua's nil. null = V also takes null and means V. choices is a list of names or
+-- a function that returns one, so that what a user's script registers counts.
+-- Leaves out: checks between settings (schema.lua calls them).
+
+local nearest = require "segzero.core.nearest"
+
+local M = {}
+
+local IS_NULL = { null = true, None = true, ["~"] = true }
+local BOOLEANS = { ["true"] = true, ["1"] = true, ["false"] = false, ["0"] = false }
+local NUMBERS = { number = true, integer = true, count = true }
+
+M.TYPES = { number = true, integer = true, count = true, boolean = true, text = true, list = true }
+
+-- A number as a person would write it: whole ones without an exponent.
+local function number_text(n)
+  if n == 2 ^ 53 then return "2^53" end
+  if n == -2 ^ 53 then return "-2^53" end
+  if n % 1 == 0 and math.abs(n) <= 2 ^ 53 then return ("%.0f"):format(n) end
+  return ("%.14g"):format(n)
+end
+
+-- The names that a row accepts, or nil when any text will do.
+function M.choices(row)
+  if type(row.choices) == "function" then return row.choices() end
+  return row.choices
+end
+
+-- "a whole number from 1", "a number above 0 and at most 1", "one of: f32, bf16", ...
+local function expected_number(row)
+  local words = { "a number" }
+  if row.type ~= "number" then words[1] = "a whole number" end
+  local least = row.min
+  if row.type == "count" then least = row.min or 1 end
+  if least and least == row.max then return number_text(least) end
+  if least then words[#words + 1] = "from " .. number_text(least) end
+  if row.above then words[#words + 1] = "above " .. number_text(row.above) end
+  local joint = ""
+  if #words > 1 then joint = "and " end
+  if row.max then words[#words + 1] = joint .. "at most " .. number_text(row.max) end
+  if row.below then words[#words + 1] = joint .. "below " .. number_text(row.below) end
+  local text = table.concat(words, " ")
+  if row.multiple then text = ("%s, a multiple of %d"):format(text, row.multiple) end
+  return text
+end
+
+function M.expected(row)
+  local text
+  local names = M.choices(row)
+  if row.type == "boolean" then
+    text = "true or false"
+  elseif NUMBERS[row.type] then
+    text = expected_number(row)
+  elseif row.type == "list" and names then
+    text = "a list of: " .. table.concat(names, ", ")
+  elseif row.type == "list" then
+    text = "a list a,b,c"
+  elseif names then
+    text = "one of: " .. table.concat(names, ", ")
+  else
+    text = "text"
+  end
+  if row.optional then text = text .. " (or null)" end
+  return text
+end
+
+-- How a value is written on a command line.
+function M.text(value)
+  if value == nil then return "null" end
+  if type(value) == "number" then return number_text(value) end
+  if type(value) == "table" then return table.concat(value, ",") end
+  return tostring(value)
+end
+
+-- "KEY is VALUE, expected ...": text as the user wrote it.
+local function refuse(row, text)
+  local shown = text
+  if not tonumber(text) then shown = "'" .. text .. "'" end
+  return nil, ("%s is %s, expected %s"):format(row.key, shown, M.expected(row))
+end
+
+local function in_range(row, n)
+  local least = row.min
+  if row.type == "count" then least = row.min or 1 end
+  if row.type ~= "number" and n % 1 ~= 0 then return false end
+  if least and n < least then return false end
+  if row.max and n > row.max then return false end
+  if row.above and n <= row.above then return false end
+  if row.below and n >= row.below then return false end
+  return not row.multiple or n % row.multiple == 0
+end
+
+local function to_number(row, text)
+  local n = tonumber(text)
+  if not n or n ~= n or math.abs(n) == math.huge or not in_range(row, n) then return refuse(row, text) end
+  return n
+end
+
+local function to_boolean(row, text)
+  local value = BOOLEANS[text:lower()]
+  if value == nil then return refuse(row, text) end
+  return value
+end
+
+local function to_choice(row, text)
+  local names = M.choices(row)
+  if not names then return text end
+  for _, name in ipairs(names) do
+    if name == text then return text end
+  end
+  return refuse(row, text)
+end
+
+-- "[a, 'b']", "a,b" and "('a','b')" are the same list.
+local function split(text)
+  local inside = text:match "^%s*%[(.*)%]%s*$" or text:match "^%s*%((.*)%)%s*$" or text
+  local list = {}
+  for part in inside:gmatch "[^,]+" do
+    local item = part:match "^%s*['\"]?(.-)['\"]?%s*$"
+    if item ~= "" then list[#list + 1] = item end
+  end
+  return list
+end
+
+-- Items that only other programs have are replaced by row.elsewhere[item]; note is called with a sentence for each.
+local function to_list(row, items, note)
+  local names = M.choices(row)
+  if not names then return items end
+  local known, list, taken = {}, {}, {}
+  for _, name in ipairs(names) do known[name] = true end
+  for _, item in ipairs(items) do
+    local name = item
+    local instead = row.elsewhere and row.elsewhere[item]
+    if not known[item] and instead then
+      note(("%s: '%s' is not available here, '%s' is used instead"):format(row.key, item, instead))
+      name = instead
+    elseif not known[item] then
+      return nil, ("%s has '%s', expected %s: did you mean '%s'?"):format(row.key, item, M.expected(row),
+        tostring(nearest(item, names)))
+    end
+    if not taken[name] then list[#list + 1] = name end
+    taken[name] = true
+  end
+  return list
+end
+
+-- raw: text, or a list of texts (from YAML). Returns ok, value (nil for null); or false, the error's message.
+function M.convert(row, raw, note)
+  if type(raw) == "table" and row.joined then raw = table.concat(raw, ",") end
+  if type(raw) == "table" and row.type ~= "list" then
+    return false, ("%s is a list, expected %s"):format(row.key, M.expected(row))
+  end
+  if IS_NULL[raw] and (row.optional or row.null ~= nil) then return true, row.null end
+  local value, why
+  if row.type == "list" then
+    local items = raw
+    if type(raw) == "string" then items = split(raw) end
+    value, why = to_list(row, items, note)
+  elseif row.type == "boolean" then
+    value, why = to_boolean(row, raw)
+  elseif row.type == "text" then
+    value, why = to_choice(row, raw)
+  else
+    value, why = to_number(row, raw)
+  end
+  if why then return false, why end
+  return true, value
+end
+
+return M

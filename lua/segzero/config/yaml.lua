@@ -1,0 +1,77 @@
+-- yaml.lua - a YAML file of settings as a list of {key, value}, in which nesting has become dotted keys.
+--
+--   worker:                                worker.rollout.n     "4"
+--     rollout: { n: 4 }           ->       trainer.logger       {"console", "wandb"}
+--   trainer:
+--     logger: [console, wandb]
+--
+-- Scalars stay text, so that a value means the same here and on the command line; an empty one is "null". Keys are sorted.
+-- Leaves out: several documents in a file (the first one counts), lists of anything but scalars.
+
+local files = require "segzero.core.files"
+
+local M = {}
+
+local lyaml
+
+-- lyaml reads globals that are not there, which segzero's strict mode refuses while it is loaded.
+local function load_library()
+  if lyaml then return lyaml end
+  local strict = require "segzero.core.strict"
+  strict.off()
+  local ok, found = pcall(require, "lyaml")
+  strict.on()
+  if not ok then error("config=FILE needs the Lua package lyaml (apt-get install lua-yaml)", 0) end
+  lyaml = found
+  return lyaml
+end
+
+local function plain_scalar(text)
+  if text == "" then return "null" end
+  return text
+end
+
+local function is_list(value) return #value > 0 end
+
+local function flatten(path, value, prefix, out)
+  local keys = {}
+  for key in pairs(value) do
+    if type(key) ~= "string" then error(("%s: a key is not a text"):format(path), 0) end
+    keys[#keys + 1] = key
+  end
+  table.sort(keys)
+  for _, key in ipairs(keys) do
+    local item = value[key]
+    local full = prefix .. key
+    if type(item) ~= "table" then
+      out[#out + 1] = { full, tostring(item) }
+    elseif is_list(item) then
+      for i, v in ipairs(item) do
+        if type(v) == "table" then error(("%s: item %d of %s is not a scalar"):format(path, i, full), 0) end
+        item[i] = tostring(v)
+      end
+      out[#out + 1] = { full, item }
+    elseif next(item) == nil then
+      out[#out + 1] = { full, {} }
+    else
+      flatten(path, item, full .. ".", out)
+    end
+  end
+end
+
+-- The settings of the file at `path`. A file that cannot be read or parsed is an error of one line.
+function M.read(path)
+  local text, why = files.read(path)
+  if not text then error("config: " .. why, 0) end
+  local ok, found = pcall(load_library().load, text, { implicit_scalar = plain_scalar })
+  if not ok then error(("%s:%s"):format(path, (tostring(found):gsub("^[^\n]-%.lua:%d+: ", ""))), 0) end
+  if found == nil then return {} end
+  if type(found) ~= "table" or is_list(found) then
+    error(("%s: expected keys with values, such as 'worker: { rollout: { n: 8 } }'"):format(path), 0)
+  end
+  local out = {}
+  flatten(path, found, "", out)
+  return out
+end
+
+return M

@@ -1,0 +1,61 @@
+-- sources.lua - the registry of data sources: which reader opens what data.train_files and data.val_files name.
+--
+--   sz.sources:register("squares", {
+--     help = "generated squares",
+--     match = function(name) return name == "squares" end,
+--     open = function(name, options) return { count = ..., row = ..., image = ... } end })
+--
+-- match(name)          whether this source reads `name`
+-- open(name, options)  a data set: an object with
+--     set:count()      how many rows there are
+--     set:row(i)       row i from 1 (train/records.lua says what a row is); the caller frees row.image
+--     set:image(i)     the path of row i's image, or nil when the row makes its image itself
+--     set.name         what messages call it; optional
+--   set:image(i) lets background threads read the image ahead of time; set:row(i, image) then gets the image that was
+--   read, and uses it instead of reading the file again.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =}. A source takes what it understands.
+--
+-- The sources are asked in the order of their names; "jsonl" takes what no other source wants.
+-- Leaves out: parquet files and data sets of the Hugging Face hub.
+
+local registry = require "segzero.core.registry"
+local jsonl = require "segzero.data.jsonl"
+local refshapes = require "segzero.data.refshapes_source"
+
+local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
+
+local FALLBACK = "jsonl"
+
+M:register("refshapes", {
+  help = "RefShapes: generated images of coloured shapes with referring sentences and masks",
+  match = function(name) return name == "refshapes" end,
+  open = function(_, options) return refshapes.open(options) end,
+})
+
+M:register(FALLBACK, {
+  help = "a folder with data.jsonl and images, or a .jsonl file",
+  match = function(name) return type(name) == "string" end,
+  open = function(name) return jsonl.open(name) end,
+})
+
+local function matching(name)
+  for _, source in ipairs(M:names()) do
+    if source ~= FALLBACK and M:get(source).match(name) then return source end
+  end
+  return FALLBACK
+end
+
+-- Opens a data set by the name that the settings give it.
+function M.open(name, options)
+  local source = matching(name)
+  local set = M:get(source).open(name, options or {})
+  for _, method in ipairs { "count", "row" } do
+    if type(set) ~= "table" or type(set[method]) ~= "function" then
+      error(("the data source '%s' opened '%s' as something without %s()"):format(source, name, method), 0)
+    end
+  end
+  set.name = set.name or name
+  return set
+end
+
+return M

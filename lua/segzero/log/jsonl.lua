@@ -1,0 +1,69 @@
+-- jsonl.lua - the logger that writes JSON lines into the run folder: one object a line, flushed at once.
+--
+--   metrics.jsonl     scalars: {"step": 3, "reward": 1.6, ...}, one line for each step and each evaluation
+--   rollouts.jsonl    rows named "rollouts": one line for each answer. Rows of another name go to NAME.jsonl.
+--
+-- Without a run folder nothing is written. Files are appended to, so a resumed run continues them. JSON has no NaN and
+-- no infinity: they are written as strings. Leaves out: texts and images, which are not records.
+
+local files = require "segzero.core.files"
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+local function finite(v) return v == v and v ~= math.huge and v ~= -math.huge end
+
+local function writable(t)
+  local out = {}
+  for k, v in pairs(t) do
+    if type(v) == "table" then
+      v = writable(v)
+    elseif type(v) == "number" and not finite(v) then
+      v = tostring(v)
+    end
+    out[k] = v
+  end
+  return out
+end
+
+local function append(path)
+  local file, reason = io.open(path, "a")
+  if not file then error(reason, 0) end
+  return file
+end
+
+function M.open(run)
+  local log = setmetatable({ folder = run.folder, open_files = {} }, mt)
+  -- Both files exist from the start, so that a run that failed in its first step has empty ones.
+  if log.folder then
+    log:file "metrics"
+    log:file "rollouts"
+  end
+  return log
+end
+
+function methods:file(name)
+  if not self.open_files[name] then self.open_files[name] = append(("%s/%s.jsonl"):format(self.folder, name)) end
+  return self.open_files[name]
+end
+
+function methods:write(name, list)
+  if not self.folder then return end
+  local file = self:file(name)
+  for _, record in ipairs(list) do file:write(files.json(writable(record)), "\n") end
+  local ok, reason = file:flush()
+  if not ok then error(("cannot write %s/%s.jsonl: %s"):format(self.folder, name, reason), 0) end
+end
+
+function methods:scalars(_, t) self:write("metrics", { t }) end
+
+function methods:rows(_, name, list) self:write(name, list) end
+
+function methods:close()
+  for _, file in pairs(self.open_files) do file:close() end
+  self.open_files = {}
+end
+
+return M

@@ -1,0 +1,33 @@
+-- loggers.lua - the registry of loggers: where a run's numbers, texts, images and answers go.
+--
+--   sz.loggers:register("csv", { help = "step and reward to a file", open = function(run)
+--     local file = assert(io.open(run.folder .. "/reward.csv", "w"))
+--     return { scalars = function(_, step, t) if t.reward then file:write(step, ",", t.reward, "\n") end end,
+--              close = function() file:close() end } end })
+--
+-- open(run) returns an object with any of these methods; a missing one means that the logger ignores such records.
+--   scalars(step, t)       names with numbers; a value may be a table of names with numbers (time, held_out_parts)
+--   text(step, name, s)    name "run" for what the run says about itself
+--   image(step, name, path)
+--   rows(step, name, list) a list of tables; name "rollouts": one for each answer of the step
+--   close()
+-- run = {folder = path | nil, total_steps =, first_step = the step that the run starts after, config = settings}.
+--
+-- trainer.logger=console,jsonl names the loggers of a run. An error in a logger ends the run with the logger's own
+-- traceback. Leaves out: TensorBoard and Weights & Biases.
+
+local registry = require "segzero.core.registry"
+
+local M = registry.new("logger", { required = { "open" }, optional = { "help" } })
+
+M:register("console", {
+  help = "a line for each step on the terminal, with the time that is left",
+  open = function(run) return require("segzero.log.console").open(run) end,
+})
+
+M:register("jsonl", {
+  help = "metrics.jsonl and rollouts.jsonl in the run folder",
+  open = function(run) return require("segzero.log.jsonl").open(run) end,
+})
+
+return M

@@ -1,0 +1,180 @@
+-- random_weights.lua - safetensors shards of random weights, written piece by piece: nothing is ever whole in memory.
+--
+--   random_weights.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
+--     weights   list of {name =, shape = {..}, written = the name in the file}; norms are recognised by name
+--     -> bytes written, number of tensors; model.safetensors, or shards and their index
+--
+-- Norms are 1, everything else is normal with standard deviation 0.02. A value is a function of (seed, tensor, place): a
+-- hash of the place gives 16 bits, which choose one of the normal distribution's 65536 quantiles.
+-- Leaves out: values that a trained model would have.
+
+local bit = require "bit"
+local ffi = require "ffi"
+local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
+local model = require "segzero.models.qwen_vl"
+local tensor = require "segzero.core.tensor"
+
+local C = core.C
+
+ffi.cdef "size_t fwrite(const void *data, size_t size, size_t count, void *stream);"
+
+local M = {}
+
+local STD = 0.02
+local QUANTILES = 65536
+local PIECE = 8 * 1048576           -- values made at a time; a multiple of 4
+
+-- How the two types are stored: bytes of a value, the C type of a buffer, the value 1, the name in the file's header.
+local STORED = {
+  f32 = { bytes = 4, buffer = "float[?]", one = 1, name = "F32" },
+  bf16 = { bytes = 2, buffer = "uint16_t[?]", one = 0x3f80, name = "BF16" },
+}
+
+-- Quantiles of the normal distribution, from as many of the core's own normal numbers: sorted, made symmetric, so that
+-- the mean is exactly 0, and scaled to STD exactly.
+local function quantiles(dtype)
+  local n = QUANTILES
+  local t = tensor.empty({ n }, { dtype = "f32" })
+  core.check(C.sz_random_normal_(t.ptr, 1, 1, 0, 1))
+  local x = t:totable()
+  table.sort(x)
+  local squares = 0
+  for i = 1, n / 2 do
+    local half = (x[n + 1 - i] - x[i]) / 2
+    x[i] = -half
+    x[n + 1 - i] = half
+    squares = squares + 2 * half * half
+  end
+  local scale = STD / math.sqrt(squares / n)
+  for i = 1, n do x[i] = x[i] * scale end
+  return tensor.new(x, { dtype = dtype })
+end
+
+-- values[0 .. n): those of places first .. first + n - 1 (first a multiple of 4) of the stream `key`. Each 64-bit hash
+-- (splitmix64) gives four values.
+local function fill(values, table_of, key, first, n)
+  local golden = 0x9e3779b97f4a7c15ULL
+  local m1 = 0xbf58476d1ce4e5b9ULL
+  local m2 = 0x94d049bb133111ebULL
+  local shift = bit.rshift
+  local band = bit.band
+  local place = key + golden * (first / 4)
+  for i = 0, n - 1, 4 do
+    place = place + golden
+    local z = bit.bxor(place, shift(place, 30)) * m1
+    z = bit.bxor(z, shift(z, 27)) * m2
+    z = bit.bxor(z, shift(z, 31))
+    local low = bit.tobit(tonumber(band(z, 0xffffffffULL)))
+    local high = bit.tobit(tonumber(shift(z, 32)))
+    values[i] = table_of[band(low, 0xffff)]
+    values[i + 1] = table_of[shift(low, 16)]
+    values[i + 2] = table_of[band(high, 0xffff)]
+    values[i + 3] = table_of[shift(high, 16)]
+  end
+end
+
+-- A 64-bit key of seed and name: FNV-1a.
+local function key_of(seed, name)
+  local hash = 0xcbf29ce484222325ULL + seed
+  for i = 1, #name do hash = bit.bxor(hash, name:byte(i) + 0ULL) * 0x100000001b3ULL end
+  return hash
+end
+
+local function count(weight)
+  local n = 1
+  for _, d in ipairs(weight.shape) do n = n * d end
+  return n
+end
+
+-- Divides the weights into lists of at most `limit` bytes each (a larger weight is alone). Returns the lists, all bytes.
+local function divide(weights, width, limit)
+  local shards = {}
+  local total = 0
+  local room = 0
+  for _, w in ipairs(weights) do
+    local bytes = count(w) * width
+    if #shards == 0 or bytes > room then
+      shards[#shards + 1] = {}
+      room = limit
+    end
+    table.insert(shards[#shards], w)
+    room = room - bytes
+    total = total + bytes
+  end
+  return shards, total
+end
+
+local function header_of(shard, stored)
+  local parts = { '"__metadata__":{"format":"pt"}' }
+  local offset = 0
+  for i, w in ipairs(shard) do
+    local stop = offset + count(w) * stored.bytes
+    parts[i + 1] = ('"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(w.written, stored.name,
+      table.concat(w.shape, ","), offset, stop)
+    offset = stop
+  end
+  local header = "{" .. table.concat(parts, ",") .. "}"
+  return header .. (" "):rep(-#header % 8)
+end
+
+local function write_weight(put, w, seed, stored, source)
+  local left = count(w)
+  local first = 0
+  local key = key_of(seed, w.name)
+  while left > 0 do
+    local n = math.min(left, PIECE)
+    if model.is_norm(w.name) then
+      for i = 0, n - 1 do source.piece[i] = stored.one end
+    else
+      fill(source.piece, source.quantiles, key, first, n)
+    end
+    put(source.piece, n * stored.bytes)
+    left = left - n
+    first = first + n
+  end
+end
+
+local function write_shard(path, shard, seed, stored, source)
+  local file, why = io.open(path .. ".tmp", "wb")
+  if not file then error(why, 0) end
+  local function put(data, bytes)
+    if tonumber(ffi.C.fwrite(data, 1, bytes, file)) ~= bytes then
+      error(("%s: cannot write: is the disk full?"):format(path), 0)
+    end
+  end
+  file:setvbuf "no"
+  local header = header_of(shard, stored)
+  put(ffi.new("uint64_t[1]", #header), 8)
+  put(header, #header)
+  for _, w in ipairs(shard) do write_weight(put, w, seed, stored, source) end
+  file:close()
+  assert(os.rename(path .. ".tmp", path))
+end
+
+local function write_index(dir, map, total)
+  table.sort(map)
+  files.write(dir .. "/model.safetensors.index.json",
+    ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(total, table.concat(map, ",\n")))
+end
+
+-- options.on_shard(file_name, tensors) is called after each file.
+function M.write(dir, weights, options)
+  local stored = STORED[options.dtype]
+  local quantile_table = quantiles(options.dtype)         -- kept alive while its data is read
+  local source = { piece = ffi.new(stored.buffer, PIECE), quantiles = tensor.data(quantile_table) }
+  local shards, total = divide(weights, stored.bytes, options.shard)
+  local map = {}
+  for i, shard in ipairs(shards) do
+    local name = "model.safetensors"
+    if #shards > 1 then name = ("model-%05d-of-%05d.safetensors"):format(i, #shards) end
+    write_shard(dir .. "/" .. name, shard, options.seed, stored, source)
+    for _, w in ipairs(shard) do map[#map + 1] = ('    "%s": "%s"'):format(w.written, name) end
+    options.on_shard(name, #shard)
+  end
+  if #shards > 1 then write_index(dir, map, total) end
+  quantile_table:free()
+  return total
+end
+
+return M

@@ -1,0 +1,112 @@
+-- scripts.lua - the scripts that come with segzero: lists them, and names the nearest to a mistyped one.
+--
+--   scripts.list()          -> {{path = "recipes/evaluate.lua", about = "a policy and SAM2 over ..."}, ...}
+--   scripts.print()         what `segzero --help` prints after the options
+--   scripts.missing(name)   raises one line: the file that cannot be opened, the nearest script, how to list them
+--
+-- What a script is about is the first line of its file: "-- NAME.lua - what it does.". Only that line is read.
+-- Leaves out: scripts in other folders than recipes/ and examples/.
+
+local host = require "segzero.host"
+local nearest = require "segzero.core.nearest"
+
+local M = {}
+
+local FOLDERS = { "recipes", "examples" }
+local COMMANDS = { "plan", "doctor", "help" }
+local WIDTH = 100
+
+-- What people type who come from programs with subcommands.
+local USUAL_NAMES = {
+  train = "recipes/refcocog_grpo.lua",
+  grpo = "recipes/refcocog_grpo.lua",
+  test = "recipes/evaluate.lua",
+  eval = "recipes/evaluate.lua",
+  predict = "examples/infer.lua",
+  generate = "examples/infer.lua",
+}
+
+-- The names of the Lua files in a folder, in order; none if the folder cannot be read.
+local function lua_files(folder)
+  local has_posix, dirent = pcall(require, "posix.dirent")
+  local names = {}
+  if not has_posix then return names end
+  local readable, entries = pcall(dirent.dir, folder)
+  if not readable then return names end
+  for _, name in ipairs(entries) do
+    if name:find "^[^.].*%.lua$" then names[#names + 1] = name end
+  end
+  table.sort(names)
+  return names
+end
+
+-- "a policy and SAM2 over a split" from the line "-- evaluate.lua - a policy and SAM2 over a split."
+local function about(path)
+  local file = io.open(path)
+  if not file then return "" end
+  local line = file:read "*l" or ""
+  file:close()
+  return line:match "^%-%- %S+ %- (.*)$" or line:match "^%-%-%s*(.*)$" or ""
+end
+
+function M.list()
+  local scripts = {}
+  for _, folder in ipairs(FOLDERS) do
+    for _, name in ipairs(lua_files(host.root .. "/" .. folder)) do
+      local path = folder .. "/" .. name
+      scripts[#scripts + 1] = { path = path, about = about(host.root .. "/" .. path) }
+    end
+  end
+  return scripts
+end
+
+function M.print()
+  local scripts = M.list()
+  local longest = 0
+  for _, script in ipairs(scripts) do longest = math.max(longest, #script.path) end
+  print "\nScripts (SCRIPT --help lists a script's settings):"
+  for _, script in ipairs(scripts) do
+    local line = "  " .. script.path .. (" "):rep(longest - #script.path + 2) .. script.about
+    if #line > WIDTH then line = line:sub(1, WIDTH - 3):gsub("%s*%S*$", "") .. " ..." end
+    print(line)
+  end
+end
+
+-- The script or command that name probably means; nil for a path outside recipes/ and examples/.
+local function suggestion(name)
+  local bare = name:gsub("%.lua$", "")
+  if USUAL_NAMES[bare] then return USUAL_NAMES[bare] end
+  local folder = bare:match "^(.*)/"
+  if folder and folder ~= "recipes" and folder ~= "examples" then return nil end
+
+  -- The beginning of a name is enough.
+  local scripts = M.list()
+  for _, script in ipairs(scripts) do
+    local file = script.path:match "[^/]+$"
+    if #bare >= 3 and file:sub(1, #bare) == bare then return script.path end
+  end
+
+  local path_of = {}
+  local known = {}
+  local function add(candidate, path)
+    if not path_of[candidate] then known[#known + 1] = candidate end
+    path_of[candidate] = path
+  end
+  for _, command in ipairs(COMMANDS) do add(command, command) end
+  for _, script in ipairs(scripts) do
+    -- With and without the folder, so that `infer`, `infer.lua` and `recipes/infer.lua` all find examples/infer.lua.
+    local path = script.path:gsub("%.lua$", "")
+    add(path, script.path)
+    add(path:match "[^/]+$", script.path)
+  end
+  return path_of[nearest(bare, known)]
+end
+
+function M.missing(name)
+  local hint = ""
+  local wanted = suggestion(name)
+  if wanted then hint = (" did you mean %s?"):format(wanted) end
+  error(("cannot open %s: there is no such file;%s segzero --help lists the scripts"):format(name, hint), 0)
+end
+
+return M

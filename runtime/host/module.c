@@ -1,0 +1,81 @@
+/* module.c - the Lua module "segzero.host", which package.preload makes available to scripts.
+ *
+ *     host.executable, host.root, host.library, host.version
+ *                             strings; library is nil if the core has not been built
+ *     host.on_interrupt(f)    f: cdata of a C function void (*)(int). Ctrl-C calls f(1) inside the
+ *                             signal handler, so f may only set a flag; f(0) when the interrupt has
+ *                             been answered
+ *     host.call(f, ...)       -> true, results  or  false, message with traceback. Ctrl-C stops f
+ *     host.interrupted()      whether Ctrl-C was pressed outside host.call since the last question
+ *     host.isatty()           whether standard input is a terminal
+ */
+#include "host.h"
+#include <string.h>
+#include <unistd.h>
+
+enum { LUAJIT_TCDATA = 10 };        /* lua_type of cdata, which LuaJIT's headers do not name */
+
+static int host_call(lua_State *L)
+{
+    luaL_checktype(L, 1, LUA_TFUNCTION);
+    int status = sz_call_protected(L, lua_gettop(L) - 1, LUA_MULTRET);
+    lua_pushboolean(L, status == 0);
+    lua_insert(L, 1);
+    return lua_gettop(L);
+}
+
+static int host_interrupted(lua_State *L)
+{
+    lua_pushboolean(L, sz_interrupt_noted());
+    return 1;
+}
+
+static int host_isatty(lua_State *L)
+{
+    lua_pushboolean(L, isatty(STDIN_FILENO));
+    return 1;
+}
+
+/* The payload of a function's cdata, whether pointer or symbol, is its address. */
+static int host_on_interrupt(lua_State *L)
+{
+    void *address = NULL;
+    void (*set)(int);
+
+    if (lua_type(L, 1) == LUAJIT_TCDATA)
+        memcpy(&address, lua_topointer(L, 1), sizeof address);
+    luaL_argcheck(L, address != NULL, 1, "expected a C function void (*)(int)");
+    memcpy(&set, &address, sizeof set);
+    sz_interrupt_set_core(set);
+    return 0;
+}
+
+static void set_string(lua_State *L, const char *key, const char *value)
+{
+    lua_pushstring(L, value);
+    lua_setfield(L, -2, key);
+}
+
+int sz_host_open(lua_State *L)
+{
+    static const luaL_Reg functions[] = {{"call", host_call},
+                                         {"interrupted", host_interrupted},
+                                         {"isatty", host_isatty},
+                                         {"on_interrupt", host_on_interrupt},
+                                         {NULL, NULL}};
+
+    /* The functions. */
+    lua_newtable(L);
+    for (const luaL_Reg *r = functions; r->name; r++) {
+        lua_pushcfunction(L, r->func);
+        lua_setfield(L, -2, r->name);
+    }
+
+    /* The strings. */
+    set_string(L, "executable", sz_paths.executable);
+    set_string(L, "root", sz_paths.root);
+    set_string(L, "version", SZ_VERSION);
+    if (sz_paths.library[0])
+        set_string(L, "library", sz_paths.library);
+    return 1;
+}

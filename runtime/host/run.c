@@ -1,0 +1,76 @@
+/* run.c - runs chunks and scripts and prints their errors.
+ *
+ * A name that is not a file here is looked up in the folder that came with segzero; if it is not
+ * there either, one line names the nearest script (lua/segzero/tools/scripts.lua).
+ */
+#include "host.h"
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Prints and pops the message if status says that there is one. Returns status. */
+static int report(lua_State *L, int status)
+{
+    if (status) {
+        const char *message = lua_tostring(L, -1);
+        fflush(stdout);
+        fprintf(stderr, "segzero: %s\n", message ? message : "(an error without a message)");
+        lua_pop(L, 1);
+    }
+    return status;
+}
+
+/* Calls the chunk on top of the stack with args. load_status: what loading it returned. */
+static int run_loaded(lua_State *L, int load_status, char **args, int nargs)
+{
+    if (load_status)
+        return report(L, load_status);
+    luaL_checkstack(L, nargs + 2, "too many script arguments");
+    for (int i = 0; i < nargs; i++)
+        lua_pushstring(L, args[i]);
+    return report(L, sz_call_protected(L, nargs, 0));
+}
+
+int sz_run_chunk(lua_State *L, const char *chunk)
+{
+    int status = luaL_loadbuffer(L, chunk, strlen(chunk), "=(command line)");
+    return run_loaded(L, status, NULL, 0);
+}
+
+int sz_run_with_args(lua_State *L, const char *chunk, char **args, int nargs)
+{
+    return run_loaded(L, luaL_loadstring(L, chunk), args, nargs);
+}
+
+int sz_run_module(lua_State *L, const char *module, const char *field)
+{
+    lua_getglobal(L, "require");
+    lua_pushstring(L, module);
+    int status = sz_call_protected(L, 1, 1);
+    if (status == 0) {
+        lua_getfield(L, -1, field);
+        lua_remove(L, -2);
+        status = lua_pcall(L, 0, 0, 0);
+    }
+    return report(L, status);
+}
+
+int sz_run_script(lua_State *L, const char *name, char **args, int nargs)
+{
+    char installed[PATH_MAX];
+
+    if (name && strcmp(name, "-") == 0)
+        name = NULL;
+    if (name && access(name, F_OK) != 0) {
+        /* Not here: one that came with segzero, or an error that names the nearest. */
+        int n = -1;
+        if (name[0] != '/')
+            n = snprintf(installed, sizeof installed, "%s/%s", sz_paths.root, name);
+        if (n < 0 || n >= PATH_MAX || access(installed, R_OK) != 0) {
+            char *missing[] = {(char *)name};
+            return sz_run_with_args(L, "require('segzero.tools.scripts').missing(...)", missing, 1);
+        }
+        name = installed;
+    }
+    return run_loaded(L, luaL_loadfile(L, name), args, nargs);
+}
