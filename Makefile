@@ -255,7 +255,7 @@ install: all
 	@install -m 755 $(HOST) $(DESTDIR)$(PREFIX)/bin/segzero
 	@install -m 755 $(LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero.so
 	@if [ -f $(CUDA_LIB) ]; then install -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero_cuda.so; fi
-	@for f in $$(find lua rewards recipes examples models/tiny runtime/sz.h runtime/ops/ops.def models/*.h -type f 2>/dev/null); do \
+	@for f in $$(find lua rewards recipes examples models/tiny runtime/sz.h runtime/ops/ops.def models/*.h models/*/*.h -type f 2>/dev/null); do \
 	  mkdir -p "$(SHARE)/$${f%/*}" && install -m 644 "$$f" "$(SHARE)/$$f" || exit 1; done
 	@echo "installed under $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
 

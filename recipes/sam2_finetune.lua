@@ -262,7 +262,7 @@ local function for_decoder(prompt, scene, picture)
   end
   for i, p in ipairs(prompt.points or {}) do add(p[1], p[2], prompt.labels[i]) end
   points[#points + 1] = { 0, 0, -1 }
-  return { picture = picture, points = points }
+  return { image = picture, points = points }
 end
 
 -- ---- a batch ----

@@ -37,6 +37,7 @@ local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local answer_text = require "segzero.inference.answer_text"
 local cache_size = require "segzero.inference.cache_size"
+local generation_config = require "segzero.inference.generation_config"
 local packing = require "segzero.inference.packing"
 local prefill = require "segzero.inference.prefill"
 local sampling = require "segzero.inference.sampling"
@@ -55,11 +56,7 @@ local DEFAULTS = {
   n = 1, temperature = 1, top_k = 0, top_p = 1, repetition_penalty = 1, max_new_tokens = 512, seed = 0,
   cache_gib = 4, gpu_memory_utilization = 0.6,
 }
-local OPTIONS = options.set {
-  "n", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "row_ids",
-  "stop_ids", "stop_strings", "ignore_eos", "on_token", "on_text", "on_answer", "on_group", "cache_gib",
-  "gpu_memory_utilization", "keep_vision",
-}
+local OPTIONS = options.set(generation_config.ROLLOUT)
 local PREFILL_TOKENS = 8192      -- tokens of prompts computed in one stream
 local BLOCK = scheduler.BLOCK
 

@@ -11,8 +11,7 @@
 
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
-local model = require "segzero.models.qwen_vl"
-local weights = require "segzero.models.weights"
+local core = require "segzero.core.ffi"
 local lora = require "segzero.models.lora"
 local jobs = require "segzero.core.jobs"
 
@@ -24,7 +23,7 @@ local function remove_tree(path) os.execute("rm -rf -- " .. quoted(path)) end
 -- What one that could not be written leaves; on a full disk its bytes are the ones that lack.
 local function give_up(final, why)
   remove_tree(final .. ".tmp")
-  error(("the checkpoint %s is not written: %s"):format(final, weights.plain(why)), 0)
+  error(("the checkpoint %s is not written: %s"):format(final, core.plain(why)), 0)
 end
 
 -- Makes the list of files and starts writing them; returns the final path and the job. The tensors are written from where they are:
@@ -103,7 +102,7 @@ function M.load(path, vl, opt)
   if not files.exists(path .. "/DONE") then
     error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2)
   end
-  local state = model.read_json(path .. "/trainer_state.json")
+  local state = files.read_json(path .. "/trainer_state.json")
   if type(state) ~= "table" or type(state.global_step) ~= "number" then
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end

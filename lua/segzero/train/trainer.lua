@@ -56,7 +56,7 @@ function M.new(opts)
   local t = setmetatable({}, mt)
   for k, v in pairs(opts) do t[k] = v end
   local actor = t.config.worker.actor
-  t.parameters = t.policy:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
+  t.parameters = t.policy:train(actor.freeze_vision_tower and function(name) return not t.policy:is_vision_weight(name) end or nil)
   t.optimizer = optim.adamw(t.parameters, { lr = actor.optim.lr, betas = { actor.optim.beta1, actor.optim.beta2 }, eps = actor.optim.eps,
     weight_decay = actor.optim.weight_decay, max_grad_norm = actor.max_grad_norm, state_dtype = actor.optim.state_dtype,
     master_weights = actor.optim.master_weights, grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil })
