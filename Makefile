@@ -111,7 +111,7 @@ OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
-.PHONY: bundle cuda-emulated all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall clean help FORCE
+.PHONY: bundle cuda-emulated all setup test run bench pretrain suite do-run do-bench do-pretrain install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
@@ -155,7 +155,7 @@ $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc runtime/cuda/device
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/tests/cuda_emulator/emulate.o
 
 # Attention and sampling against the reference kernels, of which it takes single objects: both sides define sz_fail.
-CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_cached sample device)) \
+CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,$(addprefix cuda/,attention attention_backward attention_keys attention_cached sample device)) \
                   cpu/reference/attention.o sampling/sample.o core/random.o) $(B)/obj/tests/cuda_emulator/emulate.o
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
@@ -269,6 +269,10 @@ bundle:
 	@$(MAKE) B=build/portable HOST=build/portable/segzero ARCH=x86-64-v3 all
 	@BUILT=build/portable sh tests/gpu_check.sh bundle
 
+# Pages that are made from the code.
+docs: $(LIB) $(HOST)
+	@./$(HOST) lua/segzero/tools/settings_doc.lua
+
 clean:
 	@rm -rf build segzero
 
@@ -280,6 +284,7 @@ help:
 	@echo "make bench           set-up, build, segzero $(SCRIPT_BENCH) and $(SCRIPT_BENCH_SAM2); PYTHON= one with torch, transformers, sam2 beside"
 	@echo "                     a whole GRPO step takes minutes and is run by hand: $(SCRIPT_BENCH_STEP), bench_step.py"
 	@echo "make pretrain        set-up, build, segzero $(SCRIPT_PRETRAIN)"
+	@echo "make docs            write docs/settings.md from the schemas of settings"
 	@echo "make install         into PREFIX=$(PREFIX) (DESTDIR is put before it); make uninstall removes it"
 	@echo "make clean           remove build/ and ./segzero"
 	@echo "make bundle          build/bundle: all that tests/gpu_check.sh needs on a machine with nothing but CUDA; CUDA_ARCH=90 narrows it"

@@ -18,8 +18,9 @@
 -- Leaves out: sharing a picture's features between its rows, going on with a run that was stopped (parts are the way).
 
 local sz = require "segzero"
-local config = require "segzero.config"
+local cli = require "segzero.config.cli"
 local data = require "segzero.data"
+local evaluation = require "segzero.config.evaluate"
 local files = require "segzero.core.files"
 local log = require "segzero.log"
 local metrics = require "segzero.train.metrics"
@@ -30,25 +31,7 @@ local cjson = require "cjson"
 
 local null, now = cjson.null, sz.core.C.sz_seconds
 
-local M = {}
-
-M.defaults = {
-  model_path = "", sam2_path = "",                 -- empty: the embedded ones; sam2_path=none: boxes alone
-  adapter = config.optional "string",              -- a folder of LoRA adapters for the model
-  data = "refshapes",                              -- or a folder (data.jsonl)
-  rows = config.optional "number",                 -- the first so many; null: all (RefShapes: 128)
-  split = "heldout", seed = 42, refshapes_size = config.optional "number",
-  protocol = "fixed", several = false, oracle = false,
-  frame = config.optional "number",                -- null: segzero_frame of the folder's config.json, else 840
-  max_new_tokens = 1024, val_batch_size = 64,
-  repetition_penalty = config.optional "number",   -- null: as the folder's generation_config.json says
-  dtype = config.optional "string", sam2_dtype = "f32",
-  part = 0, parts = 1, merge = { list = true }, compare = { list = true },
-  output_path = "runs/evaluate",
-  resamples = 1000,
-}
-M.tiny_model, M.tiny_sam2 = "models/tiny/qwen2.5-vl", "models/tiny/sam2"
-M.tiny_tokens, M.refshapes_rows = 110, 128
+local M = { schema = evaluation.schema, settings = evaluation.settings }
 
 local SHEET_TILES = 12
 
@@ -57,63 +40,6 @@ local function reason(why)
   why = tostring(why):gsub("\nstack traceback.*", "")
   if sz.core.is_interrupt(why) then error(why, 0) end
   return (why:gsub("^[^\n]-%.lua:%d+: ", ""))
-end
-
--- ---- settings ----
-local function whole(cfg, key, least)
-  local v = cfg[key]
-  if v ~= nil and (v < least or v % 1 ~= 0) then error(("%s is %s, expected a whole number from %d"):format(key, tostring(v), least), 0) end
-end
-
-local function choice(cfg, key, choices)
-  for _, c in ipairs(choices) do
-    if cfg[key] == c then return end
-  end
-  error(("%s is '%s', expected one of: %s"):format(key, tostring(cfg[key]), table.concat(choices, ", ")), 0)
-end
-
-local function settings(args)
-  local cfg, given = config.read(M.defaults, args)
-  if cfg.protocol == "visionreasoner" then
-    if given.several and not cfg.several then error("protocol=visionreasoner reads lists of objects: several=false does not go with it", 0) end
-    cfg.several = true
-  end
-  choice(cfg, "protocol", metrics.protocols)
-  if cfg.several and cfg.protocol == "segzero" then error("protocol=segzero reads one object: several=true does not go with it", 0) end
-  for _, key in ipairs { "rows", "frame", "max_new_tokens", "val_batch_size", "parts", "resamples", "refshapes_size" } do whole(cfg, key, 1) end
-  whole(cfg, "part", 0)
-  if cfg.part >= cfg.parts then error(("part is %d: parts=%d has the parts 0 to %d"):format(cfg.part, cfg.parts, cfg.parts - 1), 0) end
-  choice(cfg, "split", { "train", "heldout" })
-  if cfg.dtype then choice(cfg, "dtype", { "f32", "bf16", "int8" }) end
-  choice(cfg, "sam2_dtype", { "f32", "bf16" })
-  if cfg.repetition_penalty and cfg.repetition_penalty <= 0 then error("repetition_penalty must be above 0", 0) end
-  if #cfg.merge > 0 or #cfg.compare > 0 then return cfg, given end
-
-  if cfg.model_path == "" then
-    cfg.model_path = files.embedded(M.tiny_model)
-    if not given.max_new_tokens then cfg.max_new_tokens = M.tiny_tokens end
-    if not cfg.oracle then print("no model named: using the embedded " .. cfg.model_path) end
-  end
-  local named = files.exists(cfg.model_path .. "/config.json")
-  if not named and not cfg.oracle then error("model_path: " .. model.missing(cfg.model_path), 0) end
-  local json = named and model.read_json(cfg.model_path .. "/config.json") or {}
-  cfg.frame = cfg.frame or tonumber(json.segzero_frame) or 840
-  cfg.dtype = cfg.dtype or (json.torch_dtype == "bfloat16" and "bf16" or "f32")
-  if cfg.data == "refshapes" then
-    cfg.rows = cfg.rows or M.refshapes_rows
-    cfg.refshapes_size = cfg.refshapes_size or cfg.frame
-  end
-  -- The embedded SAM2 knows pictures of shapes only.
-  if cfg.sam2_path == "" and cfg.data == "refshapes" then
-    local tiny = files.embedded(M.tiny_sam2)
-    if files.exists(tiny .. "/config.json") then
-      cfg.sam2_path = tiny
-      print("no SAM2 named: using the embedded " .. tiny)
-    end
-  end
-  if cfg.sam2_path == "none" then cfg.sam2_path = "" end
-  if cfg.oracle and cfg.sam2_path == "" then error("oracle=true needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0) end
-  return cfg, given
 end
 
 -- The rows first .. last of a part: equal parts, the last takes the rest.
@@ -590,14 +516,14 @@ function M.compare(cfg)
   return d
 end
 
-function M.run(args)
-  local cfg, given = settings(args)
+function M.execute(cfg, given)
   if #cfg.compare > 0 then return M.compare(cfg) end
   if #cfg.merge > 0 then return M.merge(cfg, given) end
   return M.evaluate(cfg)
 end
 
--- Run as a script, not when required.
-if (...) ~= "recipes.evaluate" then M.run(arg) end
+M.run = cli.runner(M)
+
+cli.main(M)
 
 return M

@@ -103,6 +103,7 @@ const char *sz_op_name(int op);
 int         sz_op_inputs(int op);
 int         sz_op_outputs(int op);
 int         sz_op_args(int op);               /* how many numbers follow the tensors */
+const char *sz_op_number_names(int op);       /* their names as in ops.def: "heads head_dim sign=1" */
 int         sz_op_has_grad(int op);
 /* in: sz_op_inputs tensors (NULL where the op allows it); args: sz_op_args numbers; out: receives new references. */
 int         sz_op_apply(int op, sz_tensor **in, const double *args, sz_tensor **out);

@@ -5,7 +5,6 @@
  * An adapter is f32 and computes in x's dtype. Leaves out: quantising while training, adapters of
  * embeddings and convolutions. */
 #include "model.h"
-#include "core/device.h"
 
 /* ---- forward ---- */
 /* The tensor in x's dtype, as a new reference. */

@@ -12,7 +12,7 @@
 #define SZ_MODEL_H
 
 #include "models.h"
-#include "core/core.h"
+#include "graph.h"
 
 /* ---- linear layers ---- */
 /* y = x w^T + b, and with an adapter + lora_scale (x lora_a^T) lora_b^T. b and the adapter may be

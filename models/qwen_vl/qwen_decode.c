@@ -9,6 +9,7 @@
  * one copy. Leaves out: the CPU, where this gains nothing. */
 #include "qwen_internal.h"
 #include "core/device.h"
+#include "core/memory.h"
 #include "core/tape.h"
 #include "sampling/cache.h"
 

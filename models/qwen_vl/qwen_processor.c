@@ -6,7 +6,7 @@
  * qwen_vl.h. A background thread (runtime/io/jobs.c) can read, resize and convert an image with the
  * same functions, and so with the same bits. Leaves out: the resize itself (runtime/io/resize.c),
  * video, messages (lua/segzero/models/processor.lua). */
-#include "core/core.h"
+#include "graph.h"
 #include "io/io.h"
 #include "qwen_vl/qwen_vl.h"
 #include <limits.h>

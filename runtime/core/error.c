@@ -1,12 +1,12 @@
-/* base.c - what is neither tensor nor op: the error message of each thread, panics, threads, interrupts, clock, memory
- * figures. Leaves out signal handling: the host program sets the interrupt flag. */
+/* error.c - what is neither tensor nor op: the error message of each thread, panics, threads, the
+ * interrupt flag, the clock.
+ * Leaves out: signal handling. The host program sets the interrupt flag.
+ */
 #include "core.h"
 #include <omp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
 #include <time.h>
 
 static __thread char message[1024];
@@ -17,19 +17,19 @@ const char *sz_last_error(void) { return message; }
 
 int sz_fail(const char *format, ...)
 {
-    va_list ap;
-    va_start(ap, format);
-    vsnprintf(message, sizeof message, format, ap);
-    va_end(ap);
+    va_list values;
+    va_start(values, format);
+    vsnprintf(message, sizeof message, format, values);
+    va_end(values);
     return -1;
 }
 
 void *sz_null(const char *format, ...)
 {
-    va_list ap;
-    va_start(ap, format);
-    vsnprintf(message, sizeof message, format, ap);
-    va_end(ap);
+    va_list values;
+    va_start(values, format);
+    vsnprintf(message, sizeof message, format, values);
+    va_end(values);
     return NULL;
 }
 
@@ -50,28 +50,4 @@ double sz_seconds(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-void sz_unload_pages(const void *p, size_t bytes)
-{
-    const uintptr_t page = 4096, first = ((uintptr_t)p + page - 1) & ~(page - 1), last = ((uintptr_t)p + bytes) & ~(page - 1);
-    if (last > first) madvise((void *)first, last - first, MADV_DONTNEED);
-}
-
-void sz_zero_pages(void *p, size_t bytes)
-{
-    const uintptr_t page = 4096, first = ((uintptr_t)p + page - 1) & ~(page - 1), last = ((uintptr_t)p + bytes) & ~(page - 1);
-    if (bytes < (1 << 20) || madvise((void *)first, last - first, MADV_DONTNEED) != 0) {
-        memset(p, 0, bytes);
-        return;
-    }
-    memset(p, 0, first - (uintptr_t)p);
-    memset((void *)last, 0, (uintptr_t)p + bytes - last);
-}
-
-int64_t sz_peak_rss(void)
-{
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return (int64_t)u.ru_maxrss * 1024;
 }

@@ -134,7 +134,7 @@ static int run_back(int length)
         sz_node n = nodes[--node_count];
         bool reached = false;
         for (int i = 0; i < SZ_MAX_OUT; i++) reached |= n.call.out[i] && n.call.out[i]->grad;
-        if (reached) rc = n.op < 0 ? segment_backward(&n) : sz_gradients[n.op](&n);
+        if (reached) rc = n.op < 0 ? segment_backward(&n) : sz_ops[n.op].gradient(&n);
         for (int i = 0; i < SZ_MAX_OUT; i++) {
             if (!n.call.out[i]) continue;
             sz_tensor_release(n.call.out[i]->grad);

@@ -1,482 +1,520 @@
-/* attention_backward.cu - gradients of attention.cu's ops: attention_backward (qkv, segments, out, lse, dout) -> dqkv, and
- * attention_cross_backward (q, k, v, segments, out, lse, dout) -> dq, dk, dv.
+/* attention_backward.cu - gradients of attention.cu's ops: attention_backward (qkv, segments, out,
+ * lse, dout) -> dqkv, and attention_cross_backward (q, k, v, segments, out, lse, dout) -> dq, dk,
+ * dv.
  *
- * Three passes, none with atomic sums, so that the same call gives the same bits:
- *   deltas       dout . out of every row and head
- *   query_side   64 columns (attention.cuh) against tiles of their keys -> dq
- *   key_side     64 key rows against tiles of the columns that see them -> dk, dv
- * Both sides compute scores and probabilities anew: 7 products a tile instead of the 5 of a kernel that adds to dq atomically.
- * The host cuts key rows into tiles that do not cross the ends of separate ranges, and lists for each which columns of which
- * segments see it, as own keys or as a parent's. A tile that many columns see (a prompt's, by its answers) is cut into parts,
- * whose f32 sums join_parts adds in order. How they are cut depends on the shapes alone.
- * Leaves out: what attention.cu leaves out. */
-#include "attention.cuh"
+ * There are three passes, none with atomic sums, so that the same call gives the same bits:
+ *   deltas_kernel   delta = dout . out of every row and head
+ *   dq_kernel       64 columns (attention.cuh) against tiles of their keys -> dq
+ *   dkv_kernel      64 key rows against tiles of the columns that see them -> dk, dv
+ * dq_kernel and dkv_kernel both recompute scores and probabilities: 7 products for each tile
+ * instead of the 5 of a kernel that adds to dq atomically. attention_keys.cu makes the schedule of
+ * dkv_kernel on the host; combine_kernel adds the partial sums of key tiles that were cut into
+ * several tasks. Leaves out: what attention.cu leaves out. */
+#include "attention_backward.cuh"
+#include "attention_tile.cuh"
 
-enum { THREADS = SZ_ATTENTION_THREADS, COLUMNS = SZ_ATTENTION_COLUMNS, KEY_ROWS = 64,
-       UNITS = 1024,            /* into about how many equal pieces (tile, key head) the key side is cut at most, */
-       LEAST_COLUMNS = 1024 };  /* and the least columns of such a piece */
+enum { THREADS = SZ_ATTENTION_THREADS, COLUMNS = SZ_ATTENTION_COLUMNS, KEY_ROWS = SZ_KEY_ROWS };
 
-/* Columns [first, end) of a segment that see keys of a tile, as a parent's or as their own. */
-struct key_entry { int64_t first, end; int32_t segment, parent; };
-/* Key rows [row, row + rows) and entries that see them. slot: -1, or where the sums go for a join. */
-struct key_part { int64_t first; int32_t row, rows, entries, slot; };
-struct key_join { int32_t row, rows, slot, slots; };
+/* Keys (dq_kernel) or columns (dkv_kernel) in a tile, bounded by shared memory. */
+template <typename T, int DIM> struct tile_shape
+{
+    enum {
+        F32_N = DIM > 96 ? 8 : 16,
+        BF16_N = DIM > 64 ? 32 : 64,
+        N = sizeof(T) == 4 ? (int)F32_N : (int)BF16_N,
+    };
+};
 
-template <typename T, int DIM> struct step_shape { enum { N = sizeof(T) == 4 ? (DIM > 96 ? 8 : 16) : DIM > 64 ? 32 : 64 }; };
+/* Converts to units of log2, so that exp2(score * base2(scale) - base2(lse)) is the probability. */
+__device__ __forceinline__ float base2(float natural) { return natural * 1.44269504f; }
 
-/* lse in powers of two, so that exp2(score * scale * log2(e) - lse) is the probability. */
-__device__ __forceinline__ float base2(float lse) { return lse * 1.44269504f; }
-
+/* ---- delta [heads, rows] = dout . out; one warp for each row and head ---- */
 template <typename T>
-static __global__ void deltas(const T *out, const T *dout, float *delta, int64_t rows, int heads, int dim)
+static __global__ void deltas_kernel(const T *out, const T *dout, float *delta, int64_t rows,
+                                     int heads, int dim)
 {
     int64_t i = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (i >= rows * heads) return;
     float sum = 0;
-    for (int d = (int)threadIdx.x % 32; d < dim; d += 32) sum += sz_load(out + i * dim + d) * sz_load(dout + i * dim + d);
+    for (int d = (int)threadIdx.x % 32; d < dim; d += 32)
+        sum += sz_load(out + i * dim + d) * sz_load(dout + i * dim + d);
     sum = sz_warp_sum(sum);
     if (threadIdx.x % 32 == 0) delta[i % heads * rows + i / heads] = sum;
 }
 
-template <typename T, int DIM, int N>
-static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
-query_side(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const float *lse, const float *delta, int64_t rows, T *dq)
+/* Starts loading q, and behind it dout, of the first `count` of ROWS columns; the rest become
+ * zeros. */
+template <typename T, int DIM, int ROWS>
+static __device__ __forceinline__ void load_columns(T *tile, const sz_attention_args &a,
+                                                    const T *dout, const sz_columns &columns,
+                                                    int count)
 {
     enum { LD = sz_tile<T, DIM>::LD };
-    SZ_SHARED_DYNAMIC(T, q);                        /* q, dout [64], twice k, v [N] */
-    T *g = q + COLUMNS * LD, *stages = g + COLUMNS * LD;
-    const sz_flash_task t = tasks[blockIdx.x / (unsigned)a.groups];
-    const sz_segment_row s = a.segments[t.segment];
-    const int group = (int)(blockIdx.x % (unsigned)a.groups), dim = a.dim, heads = a.heads;
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    const int64_t q_ld = a.q_ld, k_ld = a.k_ld;
-    const sz_columns columns = sz_columns_at(a, s.q_start, group, t.column);
-    auto limit_of = [=](int c) { return (int)(s.p_len + sz_own_keys(s, columns.row(c) - s.q_start, a.causal)); };
-    const int end = limit_of(t.columns - 1), everyone = limit_of(0);
-
-    const T *queries = (const T *)a.q, *keys = (const T *)a.k + (int64_t)group * dim, *values = (const T *)a.v + (int64_t)group * dim;
-    auto fetch = [&](T *stage, int at) {
-        sz_tile_fetch<T, DIM, N>(stage, a, keys, [=](int r) { return at + r < end ? keys + sz_key_row(s, at + r) * k_ld : (const T *)NULL; });
-        sz_tile_fetch<T, DIM, N>(stage + N * LD, a, values, [=](int r) { return at + r < end ? values + sz_key_row(s, at + r) * k_ld : (const T *)NULL; });
-    };
-    sz_tile_fetch<T, DIM, COLUMNS>(q, a, queries, [=](int c) { return c < t.columns ? queries + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim : (const T *)NULL; });
-    sz_tile_fetch<T, DIM, COLUMNS>(g, a, dout, [=](int c) { return c < t.columns ? dout + (columns.row(c) * heads + columns.head(c)) * dim : (const T *)NULL; });
-    if (end > 0) fetch(stages, 0);
-
-    const float scale = base2(a.scale);
-    const bool live = 16 * warp < t.columns;
-    int limit[2];
-    float l[2], dl[2], acc[DIM / 8][4];
-    for (int h = 0; h < 2; h++) {
-        int c = 16 * warp + lane / 4 + 8 * h;
-        bool there = c < t.columns;
-        int64_t at = columns.head(c) * rows + columns.row(c);
-        limit[h] = there ? limit_of(c) : 0;
-        l[h] = there ? base2(lse[at]) : 0.0f;
-        dl[h] = there ? delta[at] : 0.0f;
-    }
-#pragma unroll
-    for (int d = 0; d < DIM / 8; d++)
-        for (int i = 0; i < 4; i++) acc[d][i] = 0;
-
-    for (int at = 0, turn = 0; at < end; at += N, turn ^= 1) {
-        const T *k = stages + turn * 2 * N * LD, *v = k + N * LD;
-        sz_copy_async_wait();
-        __syncthreads();                            /* this tile is here, the one before is used up */
-        if (at + N < end) fetch(stages + (turn ^ 1) * 2 * N * LD, at + N);
-        if (!live) continue;
-        float p[N / 8][4], ds[N / 8][4];
-        sz_tile_dot<DIM, N>(p, q + 16 * warp * LD, k);
-        sz_tile_dot<DIM, N>(ds, g + 16 * warp * LD, v);
-        const bool masked = at + N > everyone;
-#pragma unroll
-        for (int n = 0; n < N / 8; n++)
-            for (int i = 0; i < 4; i++) {
-                float e = exp2f(p[n][i] * scale - l[i / 2]);
-                if (masked && at + 8 * n + 2 * (lane % 4) + i % 2 >= limit[i / 2]) e = 0;
-                ds[n][i] = e * (ds[n][i] - dl[i / 2]);
-            }
-        sz_tile_add<DIM, N>(acc, ds, k);
-    }
-    if (!(end > 0)) {                               /* q has not been waited for */
-        sz_copy_async_wait();
-        __syncthreads();
-    }
-    if (!live) return;
-    const float factor[2] = { a.scale, a.scale };
-    sz_tile_write<T, DIM>(q + 16 * warp * LD, acc, factor, a, a.whole16, [=](int r) {
-        int c = 16 * warp + r;
-        return c < t.columns ? dq + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim : (T *)NULL;
+    const T *queries = (const T *)a.q;
+    const int dim = a.dim;
+    const int heads = a.heads;
+    const int64_t q_ld = a.q_ld;
+    sz_tile_load<T, DIM, ROWS>(tile, a, queries, [=](int c) {
+        return c < count ? queries + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim
+                         : (const T *)NULL;
+    });
+    sz_tile_load<T, DIM, ROWS>(tile + ROWS * LD, a, dout, [=](int c) {
+        return c < count ? dout + (columns.row(c) * heads + columns.head(c)) * dim
+                         : (const T *)NULL;
     });
 }
 
-/* parts f32 [slot, group, dk and dv, 64, DIM] */
+/* ---- dq ---- */
+/* What a lane knows of its two columns. A column past the end has limit 0. */
+struct lane_columns {
+    int limit[2];
+    float lse[2];           /* in units of log2 */
+    float delta[2];
+};
+
+/* Turns scores p and products ds = dout . v of keys [first, first + N) into gradients of the
+ * scores, in ds. */
+template <int N>
+static __device__ __forceinline__ void score_gradients(const float (&p)[N / 8][4],
+                                                       float (&ds)[N / 8][4], float scale,
+                                                       int first, int lowest_limit,
+                                                       const lane_columns &own)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const bool masked = first + N > lowest_limit;
+#pragma unroll
+    for (int n = 0; n < N / 8; n++)
+        for (int i = 0; i < 4; i++) {
+            float e = exp2f(p[n][i] * scale - own.lse[i / 2]);
+            if (masked && first + 8 * n + 2 * (lane % 4) + i % 2 >= own.limit[i / 2]) e = 0;
+            ds[n][i] = e * (ds[n][i] - own.delta[i / 2]);
+        }
+}
+
+/* One block for each task (attention.cuh) and key head. */
 template <typename T, int DIM, int N>
 static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
-key_side(sz_attention_args a, const key_part *parts, const key_entry *entries, const T *dout, const float *lse, const float *delta, int64_t rows,
-         T *dk, T *dv, float *sums)
+dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const float *lse,
+          const float *delta, int64_t rows, T *dq)
 {
     enum { LD = sz_tile<T, DIM>::LD };
-    SZ_SHARED_DYNAMIC(T, k);                        /* k, v [64], twice q, dout [N] */
-    T *v = k + KEY_ROWS * LD, *stages = v + KEY_ROWS * LD;
-    __shared__ float lse_of[2][N], delta_of[2][N];
-    __shared__ int32_t limit_of[2][N];              /* keys of the tile below it are seen */
-    const key_part t = parts[blockIdx.x / (unsigned)a.groups];
-    const int group = (int)(blockIdx.x % (unsigned)a.groups), dim = a.dim, heads = a.heads;
-    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-    const int64_t q_ld = a.q_ld, k_ld = a.k_ld;
-
-    const T *queries = (const T *)a.q, *keys = (const T *)a.k + (int64_t)group * dim, *values = (const T *)a.v + (int64_t)group * dim;
-    auto fetch = [&](int turn, const sz_segment_row &s, bool parent, const sz_columns &columns, int left) {
-        T *stage = stages + turn * 2 * N * LD;
-        sz_tile_fetch<T, DIM, N>(stage, a, queries, [=](int c) { return c < left ? queries + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim : (const T *)NULL; });
-        sz_tile_fetch<T, DIM, N>(stage + N * LD, a, dout, [=](int c) { return c < left ? dout + (columns.row(c) * heads + columns.head(c)) * dim : (const T *)NULL; });
-        if (threadIdx.x < N) {
-            int c = (int)threadIdx.x;
-            bool there = c < left;
-            int64_t at = columns.head(c) * rows + columns.row(c);
-            int64_t limit = parent ? (int64_t)s.p_start + s.p_len : s.k_start + sz_own_keys(s, columns.row(c) - s.q_start, a.causal);
-            lse_of[turn][c] = there ? base2(lse[at]) : 0.0f;
-            delta_of[turn][c] = there ? delta[at] : 0.0f;
-            limit_of[turn][c] = there ? (int32_t)min(limit - t.row, (int64_t)t.rows) : INT32_MIN;
-        }
+    SZ_SHARED_DYNAMIC(T, q);                    /* q and dout [64]; two stages of k and v [N] */
+    T *g = q + COLUMNS * LD;
+    T *stages = g + COLUMNS * LD;
+    const sz_flash_task t = tasks[blockIdx.x / (unsigned)a.kv_heads];
+    const sz_segment_row s = a.segments[t.segment];
+    const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
+    const int dim = a.dim;
+    const int lane = (int)threadIdx.x % 32;
+    const int warp = (int)threadIdx.x / 32;
+    const int64_t q_ld = a.q_ld;
+    const int64_t k_ld = a.k_ld;
+    const sz_columns columns = sz_columns_at(a, s.q_start, kv_head, t.column);
+    auto limit_of = [=](int c) {
+        return (int)(s.p_len + sz_own_keys(s, columns.row(c) - s.q_start, a.causal));
     };
-    sz_tile_fetch<T, DIM, KEY_ROWS>(k, a, keys, [=](int r) { return r < t.rows ? keys + (t.row + r) * k_ld : (const T *)NULL; });
-    sz_tile_fetch<T, DIM, KEY_ROWS>(v, a, values, [=](int r) { return r < t.rows ? values + (t.row + r) * k_ld : (const T *)NULL; });
+    const int end = limit_of(t.columns - 1);
+    const int lowest_limit = limit_of(0);
 
-    /* The step to be fetched next: columns [column, ..) of entry `at`. */
-    int64_t at = t.first, column = 0, end = 0;
-    const int64_t last = t.first + t.entries;
-    sz_segment_row s = {};
-    sz_columns columns = {};
-    bool parent = false;
-    auto open = [&] {
-        if (at >= last) return;
-        const key_entry e = entries[at];
-        s = a.segments[e.segment];
-        parent = e.parent;
-        column = e.first;
-        end = e.end;
-        columns = sz_columns_at(a, s.q_start, group, column);
+    /* Start loading the columns and the first tile of keys and values. */
+    const T *keys = (const T *)a.k + (int64_t)kv_head * dim;
+    const T *values = (const T *)a.v + (int64_t)kv_head * dim;
+    auto load = [&](T *stage, int first) {
+        sz_tile_load<T, DIM, N>(stage, a, keys, [=](int r) {
+            return first + r < end ? keys + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
+        });
+        sz_tile_load<T, DIM, N>(stage + N * LD, a, values, [=](int r) {
+            return first + r < end ? values + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
+        });
     };
-    open();
-    int left = (int)min(end - column, (int64_t)N);
-    if (at < last) fetch(0, s, parent, columns, left);
+    load_columns<T, DIM, COLUMNS>(q, a, dout, columns, t.columns);
+    if (end > 0) load(stages, 0);
+
+    /* This lane's two columns. */
     const float scale = base2(a.scale);
-    float key_sums[DIM / 8][4], value_sums[DIM / 8][4];
-#pragma unroll
-    for (int d = 0; d < DIM / 8; d++)
-        for (int i = 0; i < 4; i++) key_sums[d][i] = value_sums[d][i] = 0;
+    const bool active = 16 * warp < t.columns;
+    lane_columns own;
+    float acc[DIM / 8][4];
+    for (int h = 0; h < 2; h++) {
+        int c = 16 * warp + lane / 4 + 8 * h;
+        bool valid = c < t.columns;
+        int64_t place = columns.head(c) * rows + columns.row(c);
+        own.limit[h] = valid ? limit_of(c) : 0;
+        own.lse[h] = valid ? base2(lse[place]) : 0.0f;
+        own.delta[h] = valid ? delta[place] : 0.0f;
+    }
+    sz_tile_clear(acc);
 
-    for (int turn = 0; at < last; turn ^= 1) {
-        const int from = (parent ? s.p_start : s.k_start) - t.row, nearest = left - 1;
+    /* Use one stage while the next tile arrives in the other. */
+    for (int first = 0, turn = 0; first < end; first += N, turn ^= 1) {
+        const T *k = stages + turn * 2 * N * LD;
+        const T *v = k + N * LD;
         sz_copy_async_wait();
-        __syncthreads();                            /* this step's columns are here, those before are used up */
-        column += N;
-        columns.advance(N);
-        if (column >= end) {
-            at++;
-            open();
+        __syncthreads();            /* this tile is here; the one before has been read */
+        if (first + N < end) load(stages + (turn ^ 1) * 2 * N * LD, first + N);
+        if (!active) continue;
+        float p[N / 8][4], ds[N / 8][4];
+        sz_tile_dot<DIM, N>(p, q + 16 * warp * LD, k);
+        sz_tile_dot<DIM, N>(ds, g + 16 * warp * LD, v);
+        score_gradients<N>(p, ds, scale, first, lowest_limit, own);
+        sz_tile_accumulate<DIM, N>(acc, ds, k);
+    }
+    if (!(end > 0)) {               /* nothing has waited for q yet */
+        sz_copy_async_wait();
+        __syncthreads();
+    }
+    if (!active) return;
+    const float factor[2] = { a.scale, a.scale };
+    sz_tile_write<T, DIM>(q + 16 * warp * LD, acc, factor, a, a.aligned16, [=](int r) {
+        int c = 16 * warp + r;
+        return c < t.columns ? dq + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim
+                             : (T *)NULL;
+    });
+}
+
+/* ---- dk and dv ---- */
+/* lse (in units of log2), delta and limit of a tile's columns, for both stages. A column sees the
+ * key rows below its limit, counted from the tile's first row. */
+template <int N> struct staged_columns {
+    float lse[2][N], delta[2][N];
+    int32_t limit[2][N];
+};
+
+/* Walks the column ranges of a task, N columns at a time. */
+struct column_cursor {
+    int64_t range, last;        /* the current range; the end of the task's ranges */
+    int64_t column, end;        /* what is left of the current range */
+    sz_segment_row s;
+    sz_columns columns;
+    bool parent;
+
+    __device__ __forceinline__ bool more() const { return range < last; }
+    __device__ __forceinline__ void open(const sz_attention_args &a, const sz_key_columns *ranges,
+                                         int kv_head)
+    {
+        if (range >= last) return;
+        const sz_key_columns r = ranges[range];
+        s = a.segments[r.segment];
+        parent = r.parent;
+        column = r.first;
+        end = r.end;
+        columns = sz_columns_at(a, s.q_start, kv_head, column);
+    }
+    __device__ __forceinline__ void advance(int n, const sz_attention_args &a,
+                                            const sz_key_columns *ranges, int kv_head)
+    {
+        column += n;
+        columns.advance(n);
+        if (column < end) return;
+        range++;
+        open(a, ranges, kv_head);
+    }
+    __device__ __forceinline__ int count(int most) const
+    {
+        return (int)min(end - column, (int64_t)most);
+    }
+};
+
+/* Starts loading the cursor's next `count` columns into stage `turn`. */
+template <typename T, int DIM, int N>
+static __device__ __forceinline__ void load_stage(T *stages, staged_columns<N> &staged, int turn,
+                                                  const sz_attention_args &a, const sz_key_task &t,
+                                                  const column_cursor &cursor, int count,
+                                                  const T *dout, const float *lse,
+                                                  const float *delta, int64_t rows)
+{
+    enum { LD = sz_tile<T, DIM>::LD };
+    const sz_columns &columns = cursor.columns;
+    const sz_segment_row &s = cursor.s;
+    load_columns<T, DIM, N>(stages + turn * 2 * N * LD, a, dout, columns, count);
+    if (threadIdx.x < N) {
+        int c = (int)threadIdx.x;
+        bool valid = c < count;
+        int64_t place = columns.head(c) * rows + columns.row(c);
+        int64_t own_limit = s.k_start + sz_own_keys(s, columns.row(c) - s.q_start, a.causal);
+        int64_t limit = cursor.parent ? (int64_t)s.p_start + s.p_len : own_limit;
+        staged.lse[turn][c] = valid ? base2(lse[place]) : 0.0f;
+        staged.delta[turn][c] = valid ? delta[place] : 0.0f;
+        staged.limit[turn][c] = valid ? (int32_t)min(limit - t.row, (int64_t)t.rows) : INT32_MIN;
+    }
+}
+
+/* Turns scores p and products ds = v . dout of a stage into probabilities (p) and gradients of the
+ * scores (ds). Keys below `from` belong to another range and are masked. */
+template <int N>
+static __device__ __forceinline__ void key_gradients(float (&p)[N / 8][4], float (&ds)[N / 8][4],
+                                                     float scale, int from,
+                                                     const staged_columns<N> &staged, int turn)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const int warp = (int)threadIdx.x / 32;
+#pragma unroll
+    for (int n = 0; n < N / 8; n++)
+        for (int i = 0; i < 4; i++) {
+            int c = 8 * n + 2 * (lane % 4) + i % 2;
+            int key = 16 * warp + lane / 4 + i / 2 * 8;
+            float e = exp2f(p[n][i] * scale - staged.lse[turn][c]);
+            p[n][i] = key >= from && key < staged.limit[turn][c] ? e : 0.0f;
+            ds[n][i] = p[n][i] * (ds[n][i] - staged.delta[turn][c]);
         }
-        left = (int)min(end - column, (int64_t)N);
-        if (at < last) fetch(turn ^ 1, s, parent, columns, left);
-        if (limit_of[turn][nearest] <= 16 * warp || from >= 16 * warp + 16) continue;
-        const T *q = stages + turn * 2 * N * LD, *g = q + N * LD;
+}
+
+/* Writes this lane's partial sums to `to`, f32 [dk and dv, 64, DIM]. */
+template <int DIM>
+static __device__ __forceinline__ void write_partial(float *to, const float (&dk)[DIM / 8][4],
+                                                     const float (&dv)[DIM / 8][4])
+{
+    const int lane = (int)threadIdx.x % 32;
+    const int warp = (int)threadIdx.x / 32;
+    to += (16 * warp + lane / 4) * DIM + 2 * (lane % 4);
+    for (int h = 0; h < 2; h++)
+#pragma unroll
+        for (int d = 0; d < DIM / 8; d++) {
+            *(float2 *)(to + 8 * h * DIM + 8 * d) = make_float2(dk[d][2 * h], dk[d][2 * h + 1]);
+            *(float2 *)(to + (KEY_ROWS + 8 * h) * DIM + 8 * d) =
+                make_float2(dv[d][2 * h], dv[d][2 * h + 1]);
+        }
+}
+
+/* One block for each task and key head. partials f32 [slot, kv_head, dk and dv, 64, DIM]. */
+template <typename T, int DIM, int N>
+static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
+dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *ranges,
+           const T *dout, const float *lse, const float *delta, int64_t rows, T *dk, T *dv,
+           float *partials)
+{
+    enum { LD = sz_tile<T, DIM>::LD };
+    SZ_SHARED_DYNAMIC(T, k);                    /* k and v [64]; two stages of q and dout [N] */
+    T *v = k + KEY_ROWS * LD;
+    T *stages = v + KEY_ROWS * LD;
+    __shared__ staged_columns<N> staged;
+    const sz_key_task t = tasks[blockIdx.x / (unsigned)a.kv_heads];
+    const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
+    const int64_t head_offset = (int64_t)kv_head * a.dim;
+    const int warp = (int)threadIdx.x / 32;
+    const int64_t k_ld = a.k_ld;
+
+    /* Start loading the keys, the values and the first columns. */
+    auto load_keys = [&](T *tile, const T *from) {
+        sz_tile_load<T, DIM, KEY_ROWS>(tile, a, from, [=](int r) {
+            return r < t.rows ? from + (t.row + r) * k_ld : (const T *)NULL;
+        });
+    };
+    load_keys(k, (const T *)a.k + head_offset);
+    load_keys(v, (const T *)a.v + head_offset);
+    column_cursor cursor = { t.first, t.first + t.ranges, 0, 0, {}, {}, false };
+    cursor.open(a, ranges, kv_head);
+    int count = cursor.count(N);
+    auto load = [&](int turn) {
+        load_stage<T, DIM, N>(stages, staged, turn, a, t, cursor, count, dout, lse, delta, rows);
+    };
+    if (cursor.more()) load(0);
+    const float scale = base2(a.scale);
+    float dk_sums[DIM / 8][4], dv_sums[DIM / 8][4];
+    sz_tile_clear(dk_sums);
+    sz_tile_clear(dv_sums);
+
+    /* Use one stage while the next columns arrive in the other. */
+    for (int turn = 0; cursor.more(); turn ^= 1) {
+        const int from = (cursor.parent ? cursor.s.p_start : cursor.s.k_start) - t.row;
+        const int last_column = count - 1;
+        sz_copy_async_wait();
+        __syncthreads();            /* these columns are here; the ones before have been read */
+        cursor.advance(N, a, ranges, kv_head);
+        count = cursor.count(N);
+        if (cursor.more()) load(turn ^ 1);
+        /* Skip the stage if none of its columns sees a key of this warp. */
+        if (staged.limit[turn][last_column] <= 16 * warp || from >= 16 * warp + 16) continue;
+        const T *q = stages + turn * 2 * N * LD;
+        const T *g = q + N * LD;
         float p[N / 8][4], ds[N / 8][4];
         sz_tile_dot<DIM, N>(p, k + 16 * warp * LD, q);
         sz_tile_dot<DIM, N>(ds, v + 16 * warp * LD, g);
-#pragma unroll
-        for (int n = 0; n < N / 8; n++)
-            for (int i = 0; i < 4; i++) {
-                int c = 8 * n + 2 * (lane % 4) + i % 2, key = 16 * warp + lane / 4 + i / 2 * 8;
-                float e = exp2f(p[n][i] * scale - lse_of[turn][c]);
-                p[n][i] = key >= from && key < limit_of[turn][c] ? e : 0.0f;
-                ds[n][i] = p[n][i] * (ds[n][i] - delta_of[turn][c]);
-            }
-        sz_tile_add<DIM, N>(value_sums, p, g);
-        sz_tile_add<DIM, N>(key_sums, ds, q);
+        key_gradients<N>(p, ds, scale, from, staged, turn);
+        sz_tile_accumulate<DIM, N>(dv_sums, p, g);
+        sz_tile_accumulate<DIM, N>(dk_sums, ds, q);
     }
-    sz_copy_async_wait();                               /* keys, if nobody sees them */
+    sz_copy_async_wait();           /* for the keys, if no column sees them */
     __syncthreads();
     if (16 * warp >= t.rows) return;
+
+    /* Write partial sums, or the result. */
     if (t.slot >= 0) {
-        float *to = sums + ((int64_t)t.slot * a.groups + group) * 2 * KEY_ROWS * DIM + (16 * warp + lane / 4) * DIM + 2 * (lane % 4);
-        for (int h = 0; h < 2; h++)
-#pragma unroll
-            for (int d = 0; d < DIM / 8; d++) {
-                *(float2 *)(to + 8 * h * DIM + 8 * d) = make_float2(key_sums[d][2 * h], key_sums[d][2 * h + 1]);
-                *(float2 *)(to + (KEY_ROWS + 8 * h) * DIM + 8 * d) = make_float2(value_sums[d][2 * h], value_sums[d][2 * h + 1]);
-            }
+        const int64_t place = (int64_t)t.slot * a.kv_heads + kv_head;
+        write_partial<DIM>(partials + place * 2 * KEY_ROWS * DIM, dk_sums, dv_sums);
         return;
     }
-    const float factor[2] = { a.scale, a.scale }, one[2] = { 1, 1 };
-    auto place = [=](T *to, int r) { return 16 * warp + r < t.rows ? to + (t.row + 16 * warp + r) * k_ld + (int64_t)group * dim : (T *)NULL; };
-    sz_tile_write<T, DIM>(k + 16 * warp * LD, key_sums, factor, a, a.whole16, [=](int r) { return place(dk, r); });
-    sz_tile_write<T, DIM>(v + 16 * warp * LD, value_sums, one, a, a.whole16, [=](int r) { return place(dv, r); });
+    const float factor[2] = { a.scale, a.scale };
+    const float one[2] = { 1, 1 };
+    auto place = [=](T *to, int r) {
+        return 16 * warp + r < t.rows ? to + (t.row + 16 * warp + r) * k_ld + head_offset
+                                      : (T *)NULL;
+    };
+    sz_tile_write<T, DIM>(k + 16 * warp * LD, dk_sums, factor, a, a.aligned16,
+                          [=](int r) { return place(dk, r); });
+    sz_tile_write<T, DIM>(v + 16 * warp * LD, dv_sums, one, a, a.aligned16,
+                          [=](int r) { return place(dv, r); });
 }
 
+/* Adds the partial sums of each combine in order. One block for each combine and key head. */
 template <typename T>
-static __global__ void join_parts(sz_attention_args a, const key_join *joins, const float *sums, int width, T *dk, T *dv)
+static __global__ void combine_kernel(sz_attention_args a, const sz_key_combine *combines,
+                                      const float *partials, int width, T *dk, T *dv)
 {
-    const key_join j = joins[blockIdx.x / (unsigned)a.groups];
-    const int group = (int)(blockIdx.x % (unsigned)a.groups);
-    const int64_t size = 2 * KEY_ROWS * width, apart = a.groups * size;
-    const float *from = sums + ((int64_t)j.slot * a.groups + group) * size;
+    const sz_key_combine j = combines[blockIdx.x / (unsigned)a.kv_heads];
+    const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
+    const int64_t size = 2 * KEY_ROWS * width;          /* of one partial sum ... */
+    const int64_t stride = a.kv_heads * size;           /* ... and from one slot to the next */
+    const float *from = partials + ((int64_t)j.slot * a.kv_heads + kv_head) * size;
     for (int i = (int)threadIdx.x; i < 2 * KEY_ROWS * a.dim; i += (int)blockDim.x) {
-        int r = i / a.dim, d = i % a.dim, row = r % KEY_ROWS;
+        int r = i / a.dim;
+        int d = i % a.dim;
+        int row = r % KEY_ROWS;
         if (row >= j.rows) continue;
         float sum = 0;
-        for (int x = 0; x < j.slots; x++) sum += from[x * apart + (int64_t)r * width + d];
-        int64_t to = (int64_t)(j.row + row) * a.k_ld + (int64_t)group * a.dim + d;
+        for (int x = 0; x < j.slots; x++) sum += from[x * stride + (int64_t)r * width + d];
+        int64_t to = (int64_t)(j.row + row) * a.k_ld + (int64_t)kv_head * a.dim + d;
         if (r < KEY_ROWS) sz_store(dk + to, sum * a.scale);
         else sz_store(dv + to, sum);
     }
 }
 
-/* ---- the host's plan of the key side ---- */
-struct key_range { int64_t start, end; };
-struct key_tile { int64_t row, rows, entries, columns, first; };
-struct key_plan {
-    key_part *part;
-    key_entry *entry;
-    key_join *join;
-    int64_t parts, entries, joins, slots, covered;      /* covered: key rows that are in some tile */
-};
-
-static int by_start(const void *x, const void *y)
-{
-    const key_range *a = (const key_range *)x, *b = (const key_range *)y;
-    if (a->start != b->start) return a->start < b->start ? -1 : 1;
-    return (a->end > b->end) - (a->end < b->end);
-}
-
-/* Own range of a segment, or its parent's; empty if it has no queries. */
-static key_range range_of(const sz_segment_row &s, int parent)
-{
-    int64_t start = parent ? s.p_start : s.k_start, n = s.q_len == 0 ? 0 : parent ? s.p_len : s.k_len;
-    return key_range{ start, start + n };
-}
-
-/* Cuts the union of all ranges into tiles; to may be NULL. Returns how many. */
-static int64_t cut_tiles(const key_range *range, int64_t n, key_tile *to)
-{
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t row = range[i].start; row < range[i].end; row += KEY_ROWS, count++)
-            if (to) to[count] = key_tile{ row, range[i].end - row < KEY_ROWS ? range[i].end - row : (int64_t)KEY_ROWS, 0, 0, 0 };
-    return count;
-}
-
-/* Counts the entries of every tile, or writes them to `to` in the table's order. */
-static void visit(const sz_attention_args &a, const sz_tensor *table, key_tile *tile, int64_t tiles, key_entry *to)
-{
-    for (int64_t i = 0; i < table->shape[0]; i++) {
-        const sz_segment_row &s = sz_segment_rows(table)[i];
-        for (int parent = 0; parent < 2; parent++) {
-            key_range r = range_of(s, parent);
-            if (r.start >= r.end) continue;
-            int64_t lo = 0, hi = tiles - 1;
-            while (lo < hi) {
-                int64_t mid = (lo + hi + 1) / 2;
-                if (tile[mid].row <= r.start) lo = mid; else hi = mid - 1;
-            }
-            for (; lo < tiles && tile[lo].row < r.end; lo++) {
-                int64_t key = tile[lo].row > r.start ? tile[lo].row - r.start : 0, query = key - (s.k_len - (int64_t)s.q_len);
-                if (parent || !a.causal || query < 0) query = 0;
-                if (query >= s.q_len) continue;
-                key_entry e = { query * a.share, (int64_t)s.q_len * a.share, (int32_t)i, parent };
-                if (to) to[tile[lo].first + tile[lo].entries] = e;
-                tile[lo].entries++;
-                tile[lo].columns += e.end - e.first;
-            }
-        }
-    }
-}
-
-/* Gives the entries of all tiles to parts of at most `most` columns. */
-static void cut_parts(const key_tile *tile, int64_t tiles, const key_entry *entry, int64_t most, key_plan *p)
-{
-    for (int64_t i = 0; i < tiles; i++) {
-        const key_tile &t = tile[i];
-        int64_t parts = t.columns > most ? (t.columns + most - 1) / most : 1, room = (t.columns + parts - 1) / parts, at = t.first, used = 0;
-        room = (room + COLUMNS - 1) / COLUMNS * COLUMNS;
-        int64_t first_part = p->parts;
-        do {
-            key_part *part = p->part + p->parts++;
-            *part = key_part{ p->entries, (int32_t)t.row, (int32_t)t.rows, 0, -1 };
-            for (int64_t left = room; left > 0 && at < t.first + t.entries;) {
-                key_entry e = entry[at];
-                e.first += used;
-                if (e.end - e.first > left) {
-                    e.end = e.first + left;
-                    used += left;
-                } else {
-                    at++;
-                    used = 0;
-                }
-                left -= e.end - e.first;
-                p->entry[p->entries++] = e;
-                part->entries++;
-            }
-        } while (at < t.first + t.entries);
-        p->covered += t.rows;
-        if (p->parts - first_part == 1) continue;
-        p->join[p->joins++] = key_join{ (int32_t)t.row, (int32_t)t.rows, (int32_t)p->slots, (int32_t)(p->parts - first_part) };
-        for (; first_part < p->parts; first_part++) p->part[first_part].slot = (int32_t)p->slots++;
-    }
-}
-
-static void plan_drop(key_plan *p)
-{
-    free(p->part);
-    free(p->entry);
-    free(p->join);
-}
-
-/* 0, or -1 without memory. */
-static int plan_keys(const sz_attention_args &a, const sz_tensor *table, key_plan *p)
-{
-    int64_t count = table->shape[0], n = 0, ranges = 0, tiles, entries = 0, columns = 0, parts = 0, most;
-    key_range *range = (key_range *)malloc((size_t)(2 * count + 1) * sizeof(key_range));
-    key_tile *tile = NULL;
-    key_entry *entry = NULL;
-    int rc = -1;
-    if (!range) goto done;
-    for (int64_t i = 0; i < count; i++)
-        for (int parent = 0; parent < 2; parent++) {
-            key_range r = range_of(sz_segment_rows(table)[i], parent);
-            if (r.end > r.start) range[n++] = r;
-        }
-    qsort(range, (size_t)n, sizeof *range, by_start);
-    for (int64_t i = 0; i < n; i++) {
-        if (ranges && range[i].start < range[ranges - 1].end) {
-            if (range[i].end > range[ranges - 1].end) range[ranges - 1].end = range[i].end;
-        } else {
-            range[ranges++] = range[i];
-        }
-    }
-    tiles = cut_tiles(range, ranges, NULL);
-    if (!(tile = (key_tile *)malloc((size_t)(tiles + 1) * sizeof *tile))) goto done;
-    cut_tiles(range, ranges, tile);
-    visit(a, table, tile, tiles, NULL);
-    for (int64_t i = 0; i < tiles; i++) {
-        tile[i].first = entries;
-        entries += tile[i].entries;
-        columns += tile[i].columns;
-        tile[i].entries = tile[i].columns = 0;
-    }
-    if (!(entry = (key_entry *)malloc((size_t)(entries + 1) * sizeof *entry))) goto done;
-    visit(a, table, tile, tiles, entry);
-    most = columns * a.groups / UNITS;
-    if (most < LEAST_COLUMNS) most = LEAST_COLUMNS;
-    for (int64_t i = 0; i < tiles; i++) parts += 1 + tile[i].columns / most;
-    p->part = (key_part *)malloc((size_t)(parts + 1) * sizeof *p->part);
-    p->entry = (key_entry *)malloc((size_t)(entries + parts + 1) * sizeof *p->entry);
-    p->join = (key_join *)malloc((size_t)(tiles + 1) * sizeof *p->join);
-    if (!p->part || !p->entry || !p->join) goto done;
-    cut_parts(tile, tiles, entry, most, p);
-    rc = 0;
-done:
-    free(range);
-    free(tile);
-    free(entry);
-    return rc;
-}
-
-/* ---- both ops ---- */
+/* ---- host ---- */
 struct backward_call {
     const char *op;
     sz_attention_args a;
     const sz_tensor *out, *lse, *dout;
     void *dq, *dk, *dv;
+    /* dq_kernel's tasks. */
     const sz_flash_task *tasks;
-    const key_part *part;
-    const key_entry *entry;
-    const key_join *join;
-    float *delta, *sums;
-    int64_t count, parts, joins;
+    int64_t task_count;
+    /* dkv_kernel's schedule (attention_backward.cuh). */
+    const sz_key_task *key_tasks;
+    const sz_key_columns *ranges;
+    const sz_key_combine *combines;
+    int64_t key_task_count, combine_count;
+    /* Workspace. */
+    float *delta, *partials;
 };
+
+template <typename Kernel> static int allow_shared(Kernel kernel, size_t bytes, const char *op)
+{
+    return sz_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              (int)bytes), op);
+}
 
 template <typename T, int DIM> static int launch(const backward_call &b)
 {
-    enum { N = step_shape<T, DIM>::N };
-    size_t bytes = (size_t)(2 * COLUMNS + 4 * N) * sz_tile<T, DIM>::LD * sizeof(T);
+    enum { N = tile_shape<T, DIM>::N };
+    const size_t bytes = (size_t)(2 * COLUMNS + 4 * N) * sz_tile<T, DIM>::LD * sizeof(T);
     const sz_attention_args &a = b.a;
-    const T *out = (const T *)b.out->data, *dout = (const T *)b.dout->data;
+    const T *out = (const T *)b.out->data;
+    const T *dout = (const T *)b.dout->data;
+    T *dk = (T *)b.dk;
+    T *dv = (T *)b.dv;
     const float *lse = sz_f32(b.lse);
-    int64_t rows = b.lse->numel / a.heads;
-    auto queries = query_side<T, DIM, N>;
-    auto keys = key_side<T, DIM, N>;
-    if (sz_cuda_check(cudaFuncSetAttribute(queries, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), b.op) != 0
-        || sz_cuda_check(cudaFuncSetAttribute(keys, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), b.op) != 0)
-        return -1;
-    SZ_LAUNCH(deltas<T>, (unsigned)((rows * a.heads + THREADS / 32 - 1) / (THREADS / 32)), THREADS, 0, out, dout, b.delta, rows, a.heads, a.dim);
-    SZ_LAUNCH(queries, (unsigned)(b.count * a.groups), THREADS, bytes, a, b.tasks, dout, lse, b.delta, rows, (T *)b.dq);
-    if (b.parts) SZ_LAUNCH(keys, (unsigned)(b.parts * a.groups), THREADS, bytes, a, b.part, b.entry, dout, lse, b.delta, rows, (T *)b.dk, (T *)b.dv, b.sums);
-    if (b.joins) SZ_LAUNCH(join_parts<T>, (unsigned)(b.joins * a.groups), 256, 0, a, b.join, b.sums, (int)DIM, (T *)b.dk, (T *)b.dv);
+    const int64_t rows = b.lse->numel / a.heads;
+    auto dq_of = dq_kernel<T, DIM, N>;
+    auto dkv_of = dkv_kernel<T, DIM, N>;
+    if (allow_shared(dq_of, bytes, b.op) != 0 || allow_shared(dkv_of, bytes, b.op) != 0) return -1;
+
+    const int64_t delta_blocks = (rows * a.heads + THREADS / 32 - 1) / (THREADS / 32);
+    SZ_LAUNCH(deltas_kernel<T>, (unsigned)delta_blocks, THREADS, 0,
+              out, dout, b.delta, rows, a.heads, a.dim);
+    SZ_LAUNCH(dq_of, (unsigned)(b.task_count * a.kv_heads), THREADS, bytes,
+              a, b.tasks, dout, lse, b.delta, rows, (T *)b.dq);
+    if (b.key_task_count)
+        SZ_LAUNCH(dkv_of, (unsigned)(b.key_task_count * a.kv_heads), THREADS, bytes,
+                  a, b.key_tasks, b.ranges, dout, lse, b.delta, rows, dk, dv, b.partials);
+    if (b.combine_count)
+        SZ_LAUNCH(combine_kernel<T>, (unsigned)(b.combine_count * a.kv_heads), 256, 0,
+                  a, b.combines, b.partials, (int)DIM, dk, dv);
     return sz_cuda_launched(b.op);
 }
 
-/* The key side's plan on the device: parts [number 0], entries [4], joins [1]; [2] slots, [3] key rows that are covered. */
-static const sz_cuda_cache_entry *keys_plan(const char *op, const sz_attention_args &a, const sz_tensor *table)
+/* Fills inputs and outputs of a call. Returns 0, or -1 with a message. */
+static int backward_from(const sz_call *c, bool packed, const char *op, backward_call *b)
 {
-    sz_cuda_cache_entry *to = sz_cuda_cache_get(table, SZ_PLAN_BACKWARD, a.share, a.groups, a.causal);
-    if (!to || to->device) return to;
-    key_plan p = {};
-    int rc = plan_keys(a, table, &p);
-    const size_t part = (size_t)p.parts * sizeof *p.part, join = (size_t)p.joins * sizeof *p.join, entry = (size_t)p.entries * sizeof *p.entry;
-    char *bytes = rc == 0 ? (char *)malloc(part + join + entry + 1) : NULL;
-    if (!bytes) rc = sz_fail("%s: out of memory", op);
-    else {
-        /* Entries have 8-byte numbers: they come before what is a multiple of 4. */
-        memcpy(bytes, p.part, part);
-        memcpy(bytes + part, p.entry, entry);
-        memcpy(bytes + part + entry, p.join, join);
-        to->number[0] = p.parts, to->number[1] = p.joins, to->number[2] = p.slots, to->number[3] = p.covered, to->number[4] = p.entries;
-        rc = sz_cuda_cache_fill(to, bytes, part + join + entry);
+    b->op = op;
+    if (sz_attention_from(c, packed, op, &b->a) != 0) return -1;
+    const sz_attention_args &a = b->a;
+    const int first = packed ? 2 : 4;
+    b->out = c->in[first];
+    b->lse = c->in[first + 1];
+    b->dout = c->in[first + 2];
+    b->a.aligned16 = a.aligned16 && sz_on16(b->dout->data);
+    char *to = (char *)c->out[0]->data;
+    b->dq = to;
+    if (packed) {
+        const int64_t size = (int64_t)sz_dtype_size(c->in[0]->dtype);
+        b->dk = to + (int64_t)a.heads * a.dim * size;
+        b->dv = to + (int64_t)(a.heads + a.kv_heads) * a.dim * size;
+    } else {
+        b->dk = c->out[1]->data;
+        b->dv = c->out[2]->data;
     }
-    free(bytes);
-    plan_drop(&p);
-    return rc == 0 ? to : NULL;
+    return 0;
+}
+
+static int zero(sz_tensor *t) { return sz_cuda_fill(t->data, 0, sz_bytes(t)); }
+
+/* Zeroes the outputs that have rows in no segment; `covered` key rows are in some. Returns 0, or -1
+ * with a message. */
+static int zero_uncovered(const sz_call *c, bool packed, const sz_tensor *table, int64_t covered)
+{
+    const sz_tensor *q = c->in[0];
+    const sz_tensor *k = packed ? q : c->in[1];
+    const bool queries_left = sz_segment_queries(table) < q->shape[0];
+    const bool keys_left = covered < k->shape[0];
+    if ((queries_left || (packed && keys_left)) && zero(c->out[0]) != 0) return -1;
+    if (!packed && keys_left && (zero(c->out[1]) != 0 || zero(c->out[2]) != 0)) return -1;
+    return 0;
 }
 
 static int backward(const sz_call *c, bool packed, const char *op)
 {
-    const sz_tensor *q = c->in[0], *k = packed ? q : c->in[1], *table = c->in[packed ? 1 : 3];
-    int first = packed ? 2 : 4;
+    const sz_tensor *q = c->in[0];
+    const sz_tensor *table = c->in[packed ? 1 : 3];
     backward_call b = {};
-    b.op = op;
-    if (sz_attention_from(c, packed, op, &b.a) != 0) return -1;
-    b.out = c->in[first], b.lse = c->in[first + 1], b.dout = c->in[first + 2];
-    b.a.whole16 = b.a.whole16 && sz_on16(b.dout->data);
-    char *to = (char *)c->out[0]->data;
-    int64_t size = (int64_t)sz_dtype_size(q->dtype);
-    b.dq = to;
-    b.dk = packed ? to + (int64_t)b.a.heads * b.a.dim * size : (char *)c->out[1]->data;
-    b.dv = packed ? to + (int64_t)(b.a.heads + b.a.groups) * b.a.dim * size : (char *)c->out[2]->data;
+    if (backward_from(c, packed, op, &b) != 0) return -1;
+    const int64_t kv_heads = b.a.kv_heads;
 
-    const sz_cuda_cache_entry *tasks = sz_flash_plan(op, table, b.a.share), *plan = tasks ? keys_plan(op, b.a, table) : NULL;
-    if (!plan) return -1;
-    b.count = tasks->number[0], b.parts = plan->number[0], b.joins = plan->number[1];
-    const int64_t slots = plan->number[2], covered = plan->number[3], blocks = (b.count > b.parts ? b.count : b.parts) * b.a.groups;
-    const bool rest = sz_segment_queries(table) < q->shape[0];
-    if ((rest || (packed && covered < k->shape[0])) && sz_cuda_fill(c->out[0]->data, 0, sz_bytes(c->out[0])) != 0) return -1;
-    if (!packed && covered < k->shape[0]
-        && (sz_cuda_fill(c->out[1]->data, 0, sz_bytes(c->out[1])) != 0 || sz_cuda_fill(c->out[2]->data, 0, sz_bytes(c->out[2])) != 0))
-        return -1;
-    if (b.count == 0) return 0;
-    if (blocks > INT32_MAX || b.lse->numel / (THREADS / 32) >= INT32_MAX) return sz_fail("%s: %lld blocks are more than one launch takes", op, (long long)blocks);
+    /* Both schedules. */
+    const sz_cuda_cache_entry *tasks = sz_flash_schedule(op, table, b.a.heads_per_kv);
+    if (!tasks) return -1;
+    const sz_cuda_cache_entry *keys = sz_key_schedule(op, b.a, table);
+    if (!keys) return -1;
     b.tasks = (const sz_flash_task *)tasks->device;
-    b.part = (const key_part *)plan->device;
-    b.entry = (const key_entry *)(b.part + b.parts);
-    b.join = (const key_join *)(b.entry + plan->number[4]);
+    b.task_count = tasks->number[0];
+    b.key_tasks = (const sz_key_task *)keys->device;
+    b.key_task_count = keys->number[SZ_KEY_TASKS];
+    b.ranges = (const sz_key_columns *)(b.key_tasks + b.key_task_count);
+    b.combines = (const sz_key_combine *)(b.ranges + keys->number[SZ_KEY_RANGES]);
+    b.combine_count = keys->number[SZ_KEY_COMBINES];
+
+    if (zero_uncovered(c, packed, table, keys->number[SZ_KEY_COVERED]) != 0) return -1;
+    if (b.task_count == 0) return 0;
+    const int64_t most = b.task_count > b.key_task_count ? b.task_count : b.key_task_count;
+    const int64_t blocks = most * kv_heads;
+    if (blocks > INT32_MAX || b.lse->numel / (THREADS / 32) >= INT32_MAX)
+        return sz_fail("%s: %lld blocks are more than one launch takes", op, (long long)blocks);
+
+    const size_t slots = (size_t)(keys->number[SZ_KEY_SLOTS] * kv_heads);
+    const size_t width = (size_t)sz_flash_width(q->dtype, b.a.dim);
     b.delta = (float *)sz_cuda_scratch(sz_bytes(b.lse));
-    b.sums = (float *)sz_cuda_scratch((size_t)(slots * b.a.groups) * 2 * KEY_ROWS * (size_t)sz_flash_width(q->dtype, b.a.dim) * sizeof(float) + 1);
-    if (!b.delta || !b.sums) return -1;
+    b.partials = (float *)sz_cuda_scratch(slots * 2 * KEY_ROWS * width * sizeof(float) + 1);
+    if (!b.delta || !b.partials) return -1;
     int rc = -1;
     SZ_ATTENTION_TILE(q->dtype, b.a.dim, T, DIM, rc = launch<T, DIM>(b));
     return rc;
 }
 
-extern "C" int sz_cuda_attention_backward(const sz_call *c) { return backward(c, true, "attention_backward"); }
-extern "C" int sz_cuda_attention_cross_backward(const sz_call *c) { return backward(c, false, "attention_cross_backward"); }
+extern "C" int sz_cuda_attention_backward(const sz_call *c)
+{
+    return backward(c, true, "attention_backward");
+}
+
+extern "C" int sz_cuda_attention_cross_backward(const sz_call *c)
+{
+    return backward(c, false, "attention_cross_backward");
+}

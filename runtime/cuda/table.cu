@@ -7,13 +7,13 @@
 #include <cstdio>
 
 extern "C" {
-#define SZ_OP(name, inputs, outputs, args, gradient) int sz_cuda_##name(const sz_call *c);
+#define SZ_OP(name, ...) int sz_cuda_##name(const sz_call *c);
 #include "ops/ops.def"
 #undef SZ_OP
 }
 
 static const sz_kernel kernels[SZ_OP_COUNT] = {
-#define SZ_OP(name, inputs, outputs, args, gradient) sz_cuda_##name,
+#define SZ_OP(name, ...) sz_cuda_##name,
 #include "ops/ops.def"
 #undef SZ_OP
 };

@@ -1,19 +1,76 @@
-/* optim.c - AdamW over a list of parameters: the moments, f32 masters for bf16 parameters, the global gradient norm. f32 moments
- * and masters are the default, 12 bytes of a bf16 parameter; 8-bit moments without masters are 2.
- * The arithmetic is the op adamw_, or adamw_compact_ where anything is narrower than it takes; this file owns the state. Moments start, and
- * gradients end, as pages that are not there (sz_bytes_clear). Leaves out: schedules and clipping decisions (Lua's). */
-#include "core/core.h"
+/* optim.c - AdamW: the checks of its two ops, and the optimizer over a list of parameters. It owns the
+ * moments, the f32 masters of bf16 parameters, and the global gradient norm. f32 moments and masters are
+ * the default, 12 bytes of a bf16 parameter; 8-bit moments without masters are 2.
+ *
+ * The arithmetic is the op adamw_, or adamw_compact_ where any tensor is narrower than adamw_ takes.
+ * Moments start, and gradients end, as pages that occupy no memory (sz_bytes_clear).
+ * Leaves out: schedules and the decision to clip (Lua's).
+ */
+#include "op.h"
 #include "core/device.h"
 #include <math.h>
 #include <stdlib.h>
 
-enum { FIRST, SECOND, MASTER, FIRST_SCALE, SECOND_SCALE, STATES };      /* as sz_adamw_state counts them */
+/* ---- the ops adamw_ and adamw_compact_ ---- */
+static bool same_size(const sz_tensor *p, const sz_tensor *g, const sz_tensor *m, const sz_tensor *v)
+{
+    return g->numel == p->numel && m->numel == p->numel && v->numel == p->numel;
+}
+
+static bool is_master_of(const sz_tensor *master, const sz_tensor *p)
+{
+    return master->dtype == SZ_F32 && master->numel == p->numel;
+}
+
+int sz_shape_adamw_(int op, sz_call *c)
+{
+    sz_tensor *p = c->in[0];
+    sz_tensor *g = c->in[1];
+    sz_tensor *m = c->in[2];
+    sz_tensor *v = c->in[3];
+    sz_tensor *master = c->in[4];
+    SZ_REQUIRE(sz_is_float(p) && sz_is_f32(g) && sz_is_f32(m) && sz_is_f32(v),
+               "takes a parameter and f32 gradient, m, v");
+    SZ_REQUIRE(same_size(p, g, m, v), "takes tensors of equal size");
+    SZ_REQUIRE(master ? is_master_of(master, p) : p->dtype == SZ_F32,
+               "a bf16 parameter needs an f32 master of its size");
+    return sz_out_in_place(c);
+}
+
+static int64_t scale_count(const sz_tensor *p) { return (p->numel + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK; }
+
+/* 8-bit moments have an f32 scale for each block, others have none. */
+static bool scale_fits(const sz_tensor *scale, const sz_tensor *moment, const sz_tensor *p)
+{
+    if (moment->dtype != SZ_U8) return !scale;
+    return sz_is_f32(scale) && scale->numel == scale_count(p);
+}
+
+int sz_shape_adamw_compact_(int op, sz_call *c)
+{
+    sz_tensor *p = c->in[0];
+    sz_tensor *g = c->in[1];
+    sz_tensor *m = c->in[2];
+    sz_tensor *v = c->in[3];
+    sz_tensor *master = c->in[6];
+    SZ_REQUIRE(sz_is_float(p) && sz_is_float(g) && m && v && m->dtype == v->dtype && m->dtype != SZ_I32,
+               "takes a parameter, its gradient, m and v");
+    SZ_REQUIRE(same_size(p, g, m, v), "takes tensors of equal size");
+    SZ_REQUIRE(scale_fits(c->in[4], m, p) && scale_fits(c->in[5], v, p),
+               "u8 moments need an f32 scale for each block, others none");
+    SZ_REQUIRE(!master || is_master_of(master, p), "a master is f32 and of the parameter's size");
+    return sz_out_in_place(c);
+}
+
+/* ---- the optimizer: its state ---- */
+/* Kinds of state, in the order of sz_adamw_state. */
+enum { FIRST, SECOND, MASTER, FIRST_SCALE, SECOND_SCALE, STATES };
 
 struct sz_adamw {
     int n;
     int64_t steps;
     sz_tensor **params;
-    sz_tensor **state[STATES];
+    sz_tensor **state[STATES];          /* one list for each kind; NULL where a parameter has none of it */
 };
 
 void sz_adamw_free(sz_adamw *o)
@@ -28,72 +85,98 @@ void sz_adamw_free(sz_adamw *o)
     free(o);
 }
 
-/* State k of a parameter, NULL with *wanted false where it has none. Moments are 0. */
-static sz_tensor *state_new(int k, sz_tensor *p, int moments, bool masters, bool *wanted)
+static bool has_state(int k, const sz_tensor *p, int moments, bool masters)
 {
-    const bool scale = k >= FIRST_SCALE;
-    *wanted = k == MASTER ? masters && p->dtype != SZ_F32 : !scale || moments == SZ_U8;
-    if (!*wanted) return NULL;
-    sz_tensor *t = scale ? sz_tensor_new_heap(SZ_F32, 1, (int64_t[]){ (p->numel + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK }, p->device)
-                         : sz_tensor_new_heap(k == MASTER ? SZ_F32 : moments, p->ndim, p->shape, p->device);
-    if (t && (k == MASTER ? sz_tensor_copy(t, p) : sz_bytes_clear(t->device, t->data, sz_bytes(t))) != 0) {
-        sz_tensor_release(t);
+    if (k == MASTER) return masters && p->dtype != SZ_F32;
+    if (k == FIRST_SCALE || k == SECOND_SCALE) return moments == SZ_U8;
+    return true;
+}
+
+/* State k of a parameter: moments and scales are 0, a master is a copy. NULL with a message. */
+static sz_tensor *state_new(int k, sz_tensor *p, int moments)
+{
+    if (k == MASTER) {
+        sz_tensor *master = sz_tensor_new_heap(SZ_F32, p->ndim, p->shape, p->device);
+        if (master && sz_tensor_copy(master, p) == 0) return master;
+        sz_tensor_release(master);
         return NULL;
     }
-    return t;
+    sz_tensor *t;
+    if (k == FIRST || k == SECOND) {
+        t = sz_tensor_new_heap(moments, p->ndim, p->shape, p->device);
+    } else {
+        const int64_t count = scale_count(p);
+        t = sz_tensor_new_heap(SZ_F32, 1, &count, p->device);
+    }
+    if (t && sz_bytes_clear(t->device, t->data, sz_bytes(t)) == 0) return t;
+    sz_tensor_release(t);
+    return NULL;
+}
+
+/* Takes parameter i on, with its state. */
+static int add_parameter(sz_adamw *o, int i, sz_tensor *p, int moments, bool masters)
+{
+    if (!sz_needs_grad(p)) return sz_fail("adamw: parameter %d does not require a gradient", i + 1);
+    o->params[i] = sz_tensor_retain(p);
+    for (int k = 0; k < STATES; k++) {
+        if (!has_state(k, p, moments, masters)) continue;
+        o->state[k][i] = state_new(k, p, moments);
+        if (!o->state[k][i]) return -1;
+    }
+    return 0;
 }
 
 sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
 {
-    if (moments != SZ_F32 && moments != SZ_BF16 && moments != SZ_U8) return sz_null("adamw: moments are f32, bf16 or 8-bit codes (u8)");
+    if (moments != SZ_F32 && moments != SZ_BF16 && moments != SZ_U8)
+        return sz_null("adamw: moments are f32, bf16 or 8-bit codes (u8)");
     sz_adamw *o = calloc(1, sizeof *o);
     if (!o) return sz_null("out of memory");
     o->n = n;
     o->params = calloc((size_t)n, sizeof *o->params);
-    bool ok = o->params != NULL;
-    for (int k = 0; k < STATES; k++) ok = (o->state[k] = calloc((size_t)n, sizeof *o->state[k])) && ok;
-    for (int i = 0; ok && i < n; i++) {
-        sz_tensor *p = params[i];
-        if (!sz_needs_grad(p)) {
-            sz_fail("adamw: parameter %d does not require a gradient", i + 1);
-            ok = false;
-            break;
-        }
-        o->params[i] = sz_tensor_retain(p);
-        for (int k = 0; ok && k < STATES; k++) {
-            bool wanted;
-            o->state[k][i] = state_new(k, p, moments, masters != 0, &wanted);
-            ok = o->state[k][i] || !wanted;
-        }
+    int rc = o->params ? 0 : sz_fail("out of memory");
+    for (int k = 0; rc == 0 && k < STATES; k++) {
+        o->state[k] = calloc((size_t)n, sizeof *o->state[k]);
+        if (!o->state[k]) rc = sz_fail("out of memory");
     }
-    if (ok) return o;
+    for (int i = 0; rc == 0 && i < n; i++) rc = add_parameter(o, i, params[i], moments, masters != 0);
+    if (rc == 0) return o;
     sz_adamw_free(o);
     return NULL;
 }
 
+/* ---- the gradient norm ---- */
 /* Sum of squares of parameter i's gradient into sums[i], on the parameters' device. */
 static int square_sum(sz_adamw *o, int i, sz_tensor *sums)
 {
-    sz_call c = { .in = { o->params[i]->grad } };
-    if (sz_apply(SZ_OP_sum_squares, &c) != 0) return -1;
-    sz_tensor *one = sz_tensor_view(sums, 1, (int64_t[]){ 1 }, i);
-    int rc = one ? sz_tensor_copy(one, c.out[0]) : -1;
-    sz_tensor_release(one);
-    sz_tensor_release(c.out[0]);
+    sz_tensor *sum = sz_run(SZ_OP_sum_squares, (sz_call){ .in = { o->params[i]->grad } });
+    if (!sum) return -1;
+    const int64_t one = 1;
+    sz_tensor *place = sz_tensor_view(sums, 1, &one, i);
+    int rc = place ? sz_tensor_copy(place, sum) : -1;
+    sz_tensor_release(place);
+    sz_tensor_release(sum);
     return rc;
 }
 
 double sz_adamw_grad_norm(sz_adamw *o)
 {
-    double total = 0;
     if (!o->n) return 0;
-    sz_scope_push();                /* the sums are arena tensors: a step asks the system for nothing */
-    /* One reading for all parameters: on a device each would wait for it. */
-    sz_tensor *sums = sz_tensor_zeros(SZ_F32, 1, (int64_t[]){ o->n }, o->params[0]->device), *read = NULL;
+    /* The sums are arena tensors, so a step asks the system for nothing. They are read once for all
+     * parameters: on a device each reading would wait. */
+    sz_scope_push();
+    const int64_t count = o->n;
+    sz_tensor *sums = sz_tensor_zeros(SZ_F32, 1, &count, o->params[0]->device);
+    sz_tensor *read = NULL;
     int rc = sums ? 0 : -1;
     for (int i = 0; rc == 0 && i < o->n; i++)
         if (o->params[i]->grad) rc = square_sum(o, i, sums);
-    if (rc == 0) rc = (read = sz_tensor_to(sums, SZ_CPU)) ? 0 : -1;
+    if (rc == 0) {
+        read = sz_tensor_to(sums, SZ_CPU);
+        rc = read ? 0 : -1;
+    }
+
+    double total = 0;
     for (int i = 0; rc == 0 && i < o->n; i++) total += (double)sz_f32(read)[i];
     sz_tensor_release(read);
     sz_tensor_release(sums);
@@ -101,25 +184,45 @@ double sz_adamw_grad_norm(sz_adamw *o)
     return rc == 0 ? sqrt(total) : -1;
 }
 
-int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps, double weight_decay, double grad_scale)
+/* ---- an update ---- */
+/* Updates parameter i. numbers: lr, beta1, beta2, eps, weight_decay, step, grad_scale. */
+static int update(sz_adamw *o, int i, const double *numbers)
+{
+    enum { NUMBERS = 7 };
+    sz_tensor *p = o->params[i];
+    sz_tensor *g = sz_grad_buffer(p);
+    sz_tensor *m = o->state[FIRST][i];
+    sz_tensor *v = o->state[SECOND][i];
+    sz_tensor *master = o->state[MASTER][i];
+    if (!g) return -1;
+    sz_call c = { .in = { p, g, m, v } };
+    memcpy(c.args, numbers, NUMBERS * sizeof *numbers);
+
+    const bool all_f32 = g->dtype == SZ_F32 && m->dtype == SZ_F32 && (master || p->dtype == SZ_F32);
+    if (all_f32) {
+        c.in[4] = master;
+    } else {
+        c.in[4] = o->state[FIRST_SCALE][i];
+        c.in[5] = o->state[SECOND_SCALE][i];
+        c.in[6] = master;
+        c.args[NUMBERS] = i;            /* index: keys the random numbers of rounding */
+    }
+    sz_tensor *updated = sz_run(all_f32 ? SZ_OP_adamw_ : SZ_OP_adamw_compact_, c);
+    if (!updated) return -1;
+    sz_tensor_release(updated);
+    /* Cleared at once: its pages are then free for the moments that the next update touches. */
+    sz_tensor_zero_grad(p);
+    return 0;
+}
+
+int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps, double weight_decay,
+                  double grad_scale)
 {
     o->steps++;
-    int before = sz_set_grad_enabled(0), rc = 0;
-    for (int i = 0; i < o->n && rc == 0; i++) {
-        sz_tensor *p = o->params[i], *g = sz_grad_buffer(p), *of[STATES];
-        for (int k = 0; k < STATES; k++) of[k] = o->state[k][i];
-        const bool plain = g && g->dtype == SZ_F32 && of[FIRST]->dtype == SZ_F32 && (of[MASTER] || p->dtype == SZ_F32);
-        sz_call c = { .in = { p, g, of[FIRST], of[SECOND] }, .args = { lr, beta1, beta2, eps, weight_decay, (double)o->steps, grad_scale } };
-        if (plain) {
-            c.in[4] = of[MASTER];
-        } else {
-            c.in[4] = of[FIRST_SCALE], c.in[5] = of[SECOND_SCALE], c.in[6] = of[MASTER];
-            c.args[7] = i;
-        }
-        rc = g ? sz_apply(plain ? SZ_OP_adamw_ : SZ_OP_adamw_compact_, &c) : -1;
-        if (rc == 0) sz_tensor_release(c.out[0]);
-        if (rc == 0) sz_tensor_zero_grad(p);        /* at once: its pages are free for the moments that the next one touches */
-    }
+    const double numbers[] = { lr, beta1, beta2, eps, weight_decay, (double)o->steps, grad_scale };
+    const int before = sz_set_grad_enabled(0);
+    int rc = 0;
+    for (int i = 0; i < o->n && rc == 0; i++) rc = update(o, i, numbers);
     sz_set_grad_enabled(before);
     return rc;
 }
@@ -131,8 +234,10 @@ void sz_adamw_zero_grad(sz_adamw *o)
 
 int64_t sz_adamw_steps(const sz_adamw *o) { return o->steps; }
 void    sz_adamw_set_steps(sz_adamw *o, int64_t steps) { o->steps = steps; }
+
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which)
 {
-    if (i < 0 || i >= o->n || which < 0 || which >= STATES) return sz_null("adamw: no state %d of parameter %d", which, i);
+    if (i < 0 || i >= o->n || which < 0 || which >= STATES)
+        return sz_null("adamw: no state %d of parameter %d", which, i);
     return o->state[which][i];
 }

@@ -180,7 +180,7 @@ blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 }, { dtype
 blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 }, { dtype = "i32" }) return y end)
 blames("options are a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
 blames("options are a table", of, t, "to", "cuda")
-blames("affine: number 1 is x", of, t, "affine", "x")
+blames("affine: scale is x", of, t, "affine", "x")
 blames("expected a tensor, got string", function() local y = "x" + t return y end)
 local gone = sz.tensor { 1 }
 gone:free()

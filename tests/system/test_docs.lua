@@ -67,7 +67,8 @@ local GRPO_SMALL = {
   "data.val_batch_size=4", "data.refshapes_val_rows=4",
 }
 
--- Adds settings that make a run small, unless the command is about something else than a run.
+-- Adds settings that make a run small, unless the command is not a run. A question about the photograph becomes one that
+-- the embedded model can answer.
 local WRAPPER = [[
 #!/bin/sh
 small=
@@ -80,6 +81,7 @@ case " $* " in
 *" recipes/evaluate.lua "*)
     small='max_new_tokens=8'
     case "$*" in *rows=*) ;; *) small="$small rows=4" ;; esac ;;
+*" examples/infer.lua "*--image_path*) set -- "$@" --text '%s' ;;
 esac
 exec %s "$@" $small
 ]]
@@ -102,7 +104,10 @@ local function make_sandbox()
     shell(("ln -s %s %s"):format(quoted(ROOT .. "/" .. name), quoted(folder .. "/" .. name)))
   end
   local small = table.concat(GRPO_SMALL, " ")
-  write(folder .. "/segzero", WRAPPER:format(small, quoted(host.executable)))
+  -- The embedded model can answer a question about its own kind of image, so the photograph is one of those.
+  local photograph = refshapes.sample { seed = 1, split = "train", index = 1, size = 112, questions = 1 }
+  local question = photograph.questions[1].problem
+  write(folder .. "/segzero", WRAPPER:format(small, question, quoted(host.executable)))
   write(folder .. "/preload.lua", PRELOAD:format(small))
   -- make says what it would do, which is an error for a target that does not exist
   write(folder .. "/make", ("#!/bin/sh\nexec %s -n -C %s \"$@\"\n"):format("/usr/bin/make", quoted(ROOT)))
@@ -115,7 +120,7 @@ local function make_sandbox()
   for _, split in ipairs { "train", "val" } do
     refshapes.write_dataset(folder .. "/refcocog/" .. split, { n = 4, size = 112, seed = 1, split = "train" }, image.write_png)
   end
-  shell(("cp %s/refcocog/train/images/*1.png %s/photo.png"):format(quoted(folder), quoted(folder)))
+  image.write_png(folder .. "/photo.png", photograph.width, photograph.height, 3, photograph.rgb)
   return folder
 end
 

@@ -59,7 +59,7 @@ function M.main(module)
   local required = caller ~= nil and caller.func == require
   if required or not is_script(source) then return end
   local help, part = arguments.wants_help(arg)
-  if help then
+  if help and module.schema then
     print(module.schema:help(part))
     return
   end

@@ -54,7 +54,7 @@ function M.text(schema, part)
       if matches(row, part) then row_lines(row, lines) end
     end
     if #lines > 0 then
-      out[#out + 1] = ""
+      if #out > 0 then out[#out + 1] = "" end
       out[#out + 1] = group.title
       for _, line in ipairs(lines) do out[#out + 1] = line end
       shown = shown + #lines

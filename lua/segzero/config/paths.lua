@@ -61,4 +61,17 @@ function M.sam2(named, options)
   return embedded, "embedded"
 end
 
+-- Where a recipe that makes a model writes it: a folder that the user named is taken as it is, even if it holds a model;
+-- the default becomes -2, -3, ... so that nothing is overwritten unasked. The folder is made later.
+function M.output(folder, is_given)
+  if is_given then return folder end
+  local free = folder
+  local n = 1
+  while files.exists(free .. "/config.json") do
+    n = n + 1
+    free = ("%s-%d"):format(folder, n)
+  end
+  return free
+end
+
 return M

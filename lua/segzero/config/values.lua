@@ -38,20 +38,24 @@ end
 
 -- "a whole number from 1", "a number above 0 and at most 1", "one of: f32, bf16", ...
 local function expected_number(row)
-  local words = { "a number" }
-  if row.type ~= "number" then words[1] = "a whole number" end
+  local noun = "a number"
+  if row.type ~= "number" then noun = "a whole number" end
   local least = row.min
   if row.type == "count" then least = row.min or 1 end
   if least and least == row.max then return number_text(least) end
-  if least then words[#words + 1] = "from " .. number_text(least) end
-  if row.above then words[#words + 1] = "above " .. number_text(row.above) end
-  local joint = ""
-  if #words > 1 then joint = "and " end
-  if row.max then words[#words + 1] = joint .. "at most " .. number_text(row.max) end
-  if row.below then words[#words + 1] = joint .. "below " .. number_text(row.below) end
-  local text = table.concat(words, " ")
-  if row.multiple then text = ("%s, a multiple of %d"):format(text, row.multiple) end
-  return text
+
+  local bounds = {}
+  if least and row.max then
+    bounds[1] = ("from %s to %s"):format(number_text(least), number_text(row.max))
+  else
+    if least then bounds[#bounds + 1] = "from " .. number_text(least) end
+    if row.above then bounds[#bounds + 1] = "above " .. number_text(row.above) end
+    if row.max then bounds[#bounds + 1] = "at most " .. number_text(row.max) end
+    if row.below then bounds[#bounds + 1] = "below " .. number_text(row.below) end
+  end
+  if #bounds > 0 then noun = noun .. " " .. table.concat(bounds, " and ") end
+  if row.multiple then noun = ("%s, a multiple of %d"):format(noun, row.multiple) end
+  return noun
 end
 
 function M.expected(row)

@@ -5,7 +5,8 @@
 --   t:requires_grad(true); loss:backward(); t:grad()
 --   t:to{device = "cuda"}                  a copy on the device; item(), totable() and print read from anywhere
 --
--- Methods of ops.def take the op's tensors, then its numbers: x:rmsnorm(w, 1e-6). In-place ones keep their underscore.
+-- Methods of ops.def take the op's tensors, then its numbers, by position or by name: x:rmsnorm(w, 1e-6),
+-- x:rope(cos, sin, { heads = 2, head_dim = 64 }). In-place ones keep their underscore.
 -- A tensor holds one reference to its C object; free() drops it at once, the collector is only the net (it does not see
 -- C memory). tensor.step(f) runs f inside a scope: what it makes is released together when f returns.
 -- Leaves out: slicing and general broadcasting.
@@ -291,30 +292,134 @@ function M.step(f, ...)
 end
 
 -- ---- ops ----
-local max_in, max_args, max_out = 8, 8, 3
-local op_in, op_args, op_out = ffi.new("sz_tensor *[?]", max_in), ffi.new("double[?]", max_args), ffi.new("sz_tensor *[?]", max_out)
+-- M.ops[name] = { id, name, inputs, outputs, args, gradient, numbers }: a row of ops.def. args is how many numbers the op
+-- takes; numbers is a list of { name, default }, default nil where the number must be given.
+M.ops = {}
 
-M.ops = {}      -- name -> {id, inputs, outputs, args, gradient}
-for id = 0, C.sz_op_count() - 1 do
-  local name = ffi.string(C.sz_op_name(id))
-  local op = { id = id, name = name, inputs = C.sz_op_inputs(id), outputs = C.sz_op_outputs(id), args = C.sz_op_args(id), gradient = C.sz_op_has_grad(id) == 1 }
-  M.ops[name] = op
-  methods[name] = function(...)
-    for i = 1, op.inputs do
-      local t = select(i, ...)
-      op_in[i - 1] = t ~= nil and pointer(t, 2) or nil
-    end
-    for i = 1, op.args do
-      local v = select(op.inputs + i, ...)
-      local n = tonumber(v)
-      if v ~= nil and not n then error(("%s: number %d is %s"):format(name, i, tostring(v)), 2) end
-      op_args[i - 1] = n or 0
-    end
-    check(C.sz_op_apply(id, op_in, op_args, op_out), 2)
-    if op.outputs == 1 then return M.wrap(op_out[0]) end
-    if op.outputs == 2 then return M.wrap(op_out[0]), M.wrap(op_out[1]) end
-    return M.wrap(op_out[0]), M.wrap(op_out[1]), M.wrap(op_out[2])
+local MAX_IN, MAX_ARGS, MAX_OUT = 8, 8, 3
+local op_in = ffi.new("sz_tensor *[?]", MAX_IN)
+local op_args = ffi.new("double[?]", MAX_ARGS)
+local op_out = ffi.new("sz_tensor *[?]", MAX_OUT)
+
+-- "heads sign=1" -> { { name = "heads" }, { name = "sign", default = 1 } }
+local function parse_numbers(text)
+  local list = {}
+  for word in text:gmatch "%S+" do
+    local name, default = word:match "^([^=]+)=(.+)$"
+    list[#list + 1] = { name = name or word, default = tonumber(default) }
   end
+  return list
+end
+
+local function number_names(op)
+  local names = {}
+  for i, number in ipairs(op.numbers) do names[i] = number.name end
+  return names
+end
+
+-- Writes number i of a call. value may be a boolean, or nil where there is a default. Errors blame the
+-- caller of the op's method.
+local function put_number(op, i, value)
+  local number = op.numbers[i]
+  if value == nil then value = number.default end
+  if type(value) == "boolean" then value = value and 1 or 0 end
+  local n = tonumber(value)
+  if not n then
+    local names = table.concat(number_names(op), ", ")
+    if value == nil then
+      error(("%s: %s is missing; its numbers are %s"):format(op.name, number.name, names), 4)
+    end
+    error(("%s: %s is %s, it must be a number"):format(op.name, number.name, tostring(value)), 4)
+  end
+  op_args[i - 1] = n
+end
+
+-- The numbers of a call as one table of names.
+local function put_named(op, named)
+  for key in pairs(named) do
+    local known = false
+    for i = 1, op.args do known = known or op.numbers[i].name == key end
+    if not known then
+      local names = number_names(op)
+      if #names == 0 then error(("%s takes no numbers, got %s"):format(op.name, tostring(key)), 3) end
+      local near = require "segzero.core.nearest"(tostring(key), names)
+      error(("%s has no number called %s; did you mean %s?"):format(op.name, tostring(key), near), 3)
+    end
+  end
+  for i = 1, op.args do put_number(op, i, named[op.numbers[i].name]) end
+end
+
+local function is_named(x) return type(x) == "table" and not is_tensor(x) end
+
+local function surplus_message(op, value)
+  local tensors = op.inputs == 1 and "1 tensor" or op.inputs .. " tensors"
+  local numbers = table.concat(number_names(op), ", ")
+  if numbers == "" then numbers = "no numbers" end
+  return ("%s takes %s and %s; %s is one argument too many"):format(op.name, tensors, numbers, tostring(value))
+end
+
+-- Fills op_in and op_args from a call's arguments: the tensors (nil where the op allows it), then the
+-- numbers, by position or as one table of names.
+local function put_arguments(op, ...)
+  local given = select("#", ...)
+  for i = 1, op.inputs do op_in[i - 1] = nil end
+  for i = 1, op.inputs do
+    local t = select(i, ...)
+    if is_named(t) and i == given then return put_named(op, t) end
+    op_in[i - 1] = t ~= nil and pointer(t, 3) or nil
+  end
+  local named = select(op.inputs + 1, ...)
+  if is_named(named) and given == op.inputs + 1 then return put_named(op, named) end
+  for i = 1, op.args do put_number(op, i, (select(op.inputs + i, ...))) end
+  for i = op.inputs + op.args + 1, given do
+    local surplus = select(i, ...)
+    if surplus ~= nil then error(surplus_message(op, surplus), 3) end
+  end
+end
+
+-- Called as a tail call by an op's method: an error blames the method's caller.
+local function run(op)
+  check(C.sz_op_apply(op.id, op_in, op_args, op_out), 2)
+  if op.outputs == 1 then return M.wrap(op_out[0]) end
+  if op.outputs == 2 then return M.wrap(op_out[0]), M.wrap(op_out[1]) end
+  return M.wrap(op_out[0]), M.wrap(op_out[1]), M.wrap(op_out[2])
+end
+
+local function method_of_any(op)
+  return function(...)
+    put_arguments(op, ...)
+    return run(op)
+  end
+end
+
+local function pointer_or_nil(t) return t ~= nil and pointer(t, 3) or nil end
+
+-- Of up to three tensors and no numbers. Without a loop, so that LuaJIT compiles it into the caller's loop.
+local function method_of_tensors(op)
+  return function(a, b, c, d)
+    local surplus = d
+    if op.inputs < 3 then surplus = c or surplus end
+    if op.inputs < 2 then surplus = b or surplus end
+    if surplus ~= nil then put_arguments(op, a, b, c, d) end
+    op_in[0] = pointer_or_nil(a)
+    op_in[1] = pointer_or_nil(b)
+    op_in[2] = pointer_or_nil(c)
+    return run(op)
+  end
+end
+
+for id = 0, C.sz_op_count() - 1 do
+  local op = {
+    id = id,
+    name = ffi.string(C.sz_op_name(id)),
+    inputs = C.sz_op_inputs(id),
+    outputs = C.sz_op_outputs(id),
+    args = C.sz_op_args(id),
+    gradient = C.sz_op_has_grad(id) == 1,
+    numbers = parse_numbers(ffi.string(C.sz_op_number_names(id))),
+  }
+  M.ops[op.name] = op
+  methods[op.name] = op.args == 0 and op.inputs <= 3 and method_of_tensors(op) or method_of_any(op)
 end
 
 function methods:mean()

@@ -1,0 +1,146 @@
+-- evaluate.lua - the settings of recipes/evaluate.lua.
+--
+--   local cfg, given = require("segzero.config.evaluate").settings(arg)
+--
+-- Besides checking, settings() fills in what follows from the model's config.json: its frame and its dtype. With merge= or
+-- compare= nothing is filled in, because no model runs. Leaves out: opening data and models.
+
+local metrics = require "segzero.train.metrics"
+local model = require "segzero.models.qwen_vl"
+local files = require "segzero.core.files"
+local paths = require "segzero.config.paths"
+local schema = require "segzero.config.schema"
+
+local M = {}
+
+local EMBEDDED_TOKENS = 110           -- what the embedded model's answers take
+local REFSHAPES_ROWS = 128
+local SEG_ZERO_FRAME = 840
+
+local models = {
+  { key = "model_path", type = "text", default = "", null = "", also = { "reasoning_model_path" },
+    help = "a folder of Qwen2-VL or Qwen2.5-VL, or a run folder for its newest checkpoint; empty: the embedded model" },
+  { key = "adapter", type = "text", optional = true, help = "a folder of LoRA adapters for it" },
+  { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
+    help = "of the model's weights; null: torch_dtype of its config.json" },
+  { key = "sam2_path", type = "text", default = "", null = "none", also = { "segmentation_model_path" },
+    help = "SAM2: a folder or a .pt file; empty: the embedded one for the embedded model and RefShapes; none: boxes alone" },
+  { key = "sam2_dtype", type = "text", default = "f32", choices = { "f32", "bf16" }, help = "of SAM2's weights" },
+}
+
+local data = {
+  { key = "data", type = "text", default = "refshapes", also = { "test_data_path" },
+    help = "a folder with data.jsonl, or refshapes" },
+  { key = "rows", type = "count", optional = true, help = "only the first rows; null: all (RefShapes: 128)" },
+  { key = "split", type = "text", default = "heldout", choices = { "train", "heldout" }, help = "of RefShapes" },
+  { key = "seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53, help = "of RefShapes" },
+  { key = "refshapes_size", type = "count", optional = true, unit = "pixels",
+    help = "side of RefShapes images; null: the frame" },
+}
+
+local answers = {
+  { key = "frame", type = "count", optional = true, unit = "pixels",
+    help = "side of the square that images are resized to; null: segzero_frame of the model's config.json, else 840" },
+  { key = "several", type = "boolean", default = false, help = "ask and read as VisionReasoner does: lists of objects" },
+  { key = "max_new_tokens", type = "count", default = 1024, unit = "tokens",
+    help = "an answer is cut off here; 110 for the embedded model" },
+  { key = "val_batch_size", type = "count", default = 64, also = { "batch_size" }, help = "rows answered together" },
+  { key = "repetition_penalty", type = "number", optional = true, above = 0,
+    help = "null: as the model's generation_config.json says" },
+  { key = "oracle", type = "boolean", default = false,
+    help = "SAM2 on the true boxes and points: what a perfect policy would reach" },
+}
+
+local scores = {
+  { key = "protocol", type = "text", default = "fixed", choices = metrics.protocols,
+    help = "which failures count; fixed keeps every row" },
+  { key = "resamples", type = "count", default = 1000, help = "bootstrap resamples of the intervals" },
+  { key = "output_path", type = "text", default = "runs/evaluate",
+    help = "the folder to write; one that holds a run already gets -2, -3, ..." },
+  { key = "parts", type = "count", default = 1, also = { "num_parts" }, help = "divide the rows into this many runs" },
+  { key = "part", type = "integer", default = 0, min = 0, also = { "idx" }, help = "the part of this run, from 0" },
+  { key = "merge", type = "list", default = {}, help = "folders of parts: one summary of all, no model runs" },
+  { key = "compare", type = "list", default = {}, help = "two folders of runs over the same rows: what changed" },
+}
+
+M.schema = schema.new {
+  name = "recipes/evaluate.lua",
+  about = "Evaluates a policy and SAM2 on a split: gIoU, cIoU, boxes, every row's answer, the worst and best images.",
+  usage = {
+    "",
+    "model_path=DIR sam2_path=PATH data=FOLDER [key=value ...]",
+    "merge=DIR1,DIR2,...",
+    "compare=DIR1,DIR2",
+  },
+  groups = {
+    { title = "Models", rows = models },
+    { title = "Data", rows = data },
+    { title = "Answers", rows = answers },
+    { title = "Scores and files", rows = scores },
+  },
+}
+
+-- VisionReasoner's protocol reads lists of objects, Seg-Zero's one object.
+local function check_protocol(cfg, given)
+  if cfg.protocol == "visionreasoner" then
+    if given.several and not cfg.several then
+      error("protocol=visionreasoner reads lists of objects: several=false does not go with it", 0)
+    end
+    cfg.several = true
+  end
+  if cfg.several and cfg.protocol == "segzero" then
+    error("protocol=segzero reads one object: several=true does not go with it", 0)
+  end
+end
+
+local function check_part(cfg)
+  if cfg.part >= cfg.parts then
+    error(("part is %d: parts=%d has the parts 0 to %d"):format(cfg.part, cfg.parts, cfg.parts - 1), 0)
+  end
+end
+
+-- config.json of the policy. An oracle needs none.
+local function read_policy(cfg)
+  if files.exists(cfg.model_path .. "/config.json") then return model.read_json(cfg.model_path .. "/config.json") end
+  if not cfg.oracle then error("model_path: " .. model.missing(cfg.model_path), 0) end
+  return {}
+end
+
+local function find_policy(cfg, given)
+  local embedded = cfg.model_path == ""
+  cfg.model_path = paths.policy(cfg.model_path)
+  if embedded and not given.max_new_tokens then cfg.max_new_tokens = EMBEDDED_TOKENS end
+  if embedded and not cfg.oracle then print("no model named: using the embedded " .. cfg.model_path) end
+  local json = read_policy(cfg)
+  cfg.frame = cfg.frame or tonumber(json.segzero_frame) or SEG_ZERO_FRAME
+  if not cfg.dtype then
+    cfg.dtype = "f32"
+    if json.torch_dtype == "bfloat16" then cfg.dtype = "bf16" end
+  end
+end
+
+local function find_sam2(cfg)
+  local path, origin = paths.sam2(cfg.sam2_path, { model = cfg.model_path, data = cfg.data })
+  cfg.sam2_path = path
+  if origin == "embedded" then print("no SAM2 named: using the embedded " .. path) end
+  if cfg.oracle and path == "" then
+    error("oracle=true needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0)
+  end
+end
+
+-- Returns the settings and {[key] = true} of those given.
+function M.settings(args)
+  local cfg, given = M.schema:read(args)
+  check_protocol(cfg, given)
+  check_part(cfg)
+  if #cfg.merge > 0 or #cfg.compare > 0 then return cfg, given end
+  find_policy(cfg, given)
+  if cfg.data == "refshapes" then
+    cfg.rows = cfg.rows or REFSHAPES_ROWS
+    cfg.refshapes_size = cfg.refshapes_size or cfg.frame
+  end
+  find_sam2(cfg)
+  return cfg, given
+end
+
+return M

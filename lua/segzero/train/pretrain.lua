@@ -1,0 +1,169 @@
+-- pretrain.lua - supervised training of a small Qwen-VL on RefShapes: the loss of a step, and how good its answers are.
+--
+--   local t = pretrain.new(vl, tok, options, { reward = f, box_iou = f })     options: config/pretrain_shapes.lua
+--   t:train()                                    prints, evaluates and saves to vl.dir
+--
+-- reward(text, solution, row) is rewards/seg_strict.lua, box_iou(a, b) is in rewards/geometry.lua: the recipe passes them,
+-- because the library does not depend on rewards/.
+-- Loss: the mean negative log-probability of the answers' tokens, in which coordinates weigh options.digit_weight.
+-- Leaves out: resuming.
+
+local answer = require "segzero.formats.answer"
+local optim = require "segzero.train.optim"
+local packing = require "segzero.inference.packing"
+local prompt = require "segzero.data.prompt"
+local refshapes = require "segzero.data.refshapes"
+local rollout = require "segzero.inference.rollout"
+local shape_tasks = require "segzero.data.shape_tasks"
+local supervised = require "segzero.train.supervised"
+local tensor = require "segzero.core.tensor"
+
+local M = {}
+local methods = {}
+local mt = { __index = methods }
+
+local ANSWER_TOKENS = 110
+local BOX_TOKENS = 20
+
+function M.new(vl, tok, options, judge)
+  local self = setmetatable({ model = vl, options = options, judge = judge, digits = {} }, mt)
+  for d = 0, 9 do self.digits[tok:encode(tostring(d))[1]] = true end
+  self.tasks = shape_tasks.new(options, { tokenizer = tok, model = vl })
+  self.parameters = vl:train()
+  self.optimizer = optim.adamw(self.parameters, { lr = options.lr, betas = { 0.9, 0.98 },
+    weight_decay = options.weight_decay, max_grad_norm = 1 })
+  return self
+end
+
+function methods:parameter_count()
+  local n = 0
+  for _, p in ipairs(self.parameters) do n = n + p.tensor:numel() end
+  return n
+end
+
+-- ---- evaluation: greedy answers on held-out scenes ----
+-- Asks one question about each of the scenes of a level; ask(problem) is the prompt. Returns the texts and the questions.
+local function answers_of(self, level, ask, max_new_tokens)
+  local o = self.options
+  local inputs, questions = {}, {}
+  for i = 1, o.eval_rows do
+    local scene = refshapes.sample { seed = o.seed, split = "heldout", index = i, size = o.size, level = level,
+      questions = 1 }
+    local question = scene.questions[1]
+    local img = shape_tasks.image_of(scene)
+    local content = { { type = "image", image = img }, { type = "text", text = ask(question.problem) } }
+    inputs[i] = self.model:process { { role = "user", content = content } }
+    questions[i] = question
+    img:free()
+  end
+  local texts = {}
+  local groups = rollout.generate(self.model, inputs, { temperature = 0, max_new_tokens = max_new_tokens })
+  for i, samples in ipairs(groups) do texts[i] = samples[1].text end
+  return texts, questions
+end
+
+-- Share of short answers whose box overlaps the true one by more than half.
+function methods:evaluate_boxes(level)
+  local texts, questions = answers_of(self, level, shape_tasks.short_question, BOX_TOKENS)
+  local hits = 0
+  for i, text in ipairs(texts) do
+    local box = {}
+    for n in text:gmatch "%d+" do box[#box + 1] = tonumber(n) end
+    if #box == 4 and self.judge.box_iou(box, questions[i].bbox) > 0.5 then hits = hits + 1 end
+  end
+  return hits / #texts
+end
+
+-- The mean reward, and a line with its parts and the first answer.
+function methods:evaluate(level)
+  local texts, questions = answers_of(self, level or 3, prompt.seg_zero, ANSWER_TOKENS)
+  local total = 0
+  local boxes = 0
+  local sums = {}
+  for i, text in ipairs(texts) do
+    local found = answer.parse(text)
+    if found and self.judge.box_iou(found.bbox, questions[i].bbox) > 0.5 then boxes = boxes + 1 end
+    local score, parts = self.judge.reward(text, questions[i].solution, { frame = self.options.size })
+    total = total + score
+    for name, value in pairs(parts) do sums[name] = (sums[name] or 0) + value end
+  end
+  local n = #texts
+  local line = ("any key iou %.2f | format %.2f json %.2f iou %.2f points %.2f l1 %.2f | %s"):format(boxes / n,
+    sums.thinking_format / n, sums.segmentation_format / n, sums.iou / n, sums.points / n, sums.box_l1 / n, texts[1])
+  return total / n, line
+end
+
+-- ---- a step ----
+-- The weight of each target token, f32 [tokens] on the model's device, and their sum.
+local function token_weights(self, targets)
+  local n = targets:numel()
+  local weights = tensor.empty { n }
+  local out = tensor.data(weights)
+  local ids = tensor.data(targets)
+  local total = 0
+  for i = 0, n - 1 do
+    out[i] = 1
+    if self.digits[ids[i]] then out[i] = self.options.digit_weight end
+    total = total + out[i]
+  end
+  return weights:to { device = self.model.device }, total
+end
+
+-- Runs forward and backward for one batch; returns the loss and the tokens of the stream.
+local function accumulate(self, groups)
+  local vl = self.model
+  return tensor.step(function()
+    local stream = packing.stream(groups, vl.image_token_id)
+    local weights, total = token_weights(self, stream.targets)
+    local inputs = {}
+    for i, group in ipairs(groups) do inputs[i] = group.input end
+    local hidden = vl:hidden(stream, vl:vision(inputs), { rows = stream.rows })
+    local log_probs = vl:logprob_of(hidden, stream.targets)
+    local loss = (log_probs * weights):sum() * (-1 / total)
+    loss:backward()
+    return loss:item(), stream.tokens
+  end)
+end
+
+local function free_inputs(groups)
+  for _, group in ipairs(groups) do
+    group.input.pixel_values:free()
+    group.input.position_ids:free()
+  end
+end
+
+local function log_step(s, seen)
+  local done, elapsed = s.now()
+  print(("step %d  %4.1f%%  loss %.4f  norm %.2f  lr %.2e  questions %d (%.0f/s, %.0f tokens/s)  ETA %s"):format(s.step,
+    100 * s.progress, seen.loss, seen.norm, s.lr, seen.questions, seen.questions / elapsed, seen.tokens / elapsed,
+    supervised.eta(done, elapsed)))
+  io.stdout:flush()
+end
+
+local function evaluate_and_save(self, s)
+  local level = self.tasks:level(s.progress, 0.9)
+  print(("step %d  level %d held-out: short boxes %.2f (level 1: %.2f), seg_strict %.3f  %s"):format(s.step, level,
+    self:evaluate_boxes(level), self:evaluate_boxes(1), self:evaluate(level)))
+  self.model:save(self.model.dir)
+end
+
+function methods:train()
+  local o = self.options
+  local seen = { questions = 0, tokens = 0 }
+  local _, elapsed = supervised.loop(o, function(s)
+    local groups, questions = self.tasks:batch(s.progress)
+    local loss, tokens = accumulate(self, groups)
+    free_inputs(groups)
+    seen.norm = self.optimizer:step(s.lr)
+    seen.loss = supervised.smooth(seen.loss, loss)
+    seen.questions = seen.questions + questions
+    seen.tokens = seen.tokens + tokens
+    if s.step % o.log_every == 0 then log_step(s, seen) end
+    if s.step % o.eval_every == 0 then evaluate_and_save(self, s) end
+  end)
+  print(("held-out seg_strict %.3f  %s"):format(self:evaluate()))
+  self.model:save(self.model.dir)
+  print(("saved %s after %d questions, %.1f minutes"):format(self.model.dir, seen.questions, elapsed / 60))
+end
+
+return M

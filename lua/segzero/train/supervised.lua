@@ -1,0 +1,55 @@
+-- supervised.lua - the loop that the supervised recipes share: progress by steps or by the clock, a cosine rate, the ETA.
+--
+--   local steps, seconds = supervised.loop(options, function(s)
+--     s.step, s.progress (0 to 1), s.lr               of the step that f shall make
+--     local done, elapsed = s.now()                   share of the run that is over now, seconds since the start
+--   end)
+--
+-- options: steps, minutes (above 0: the run follows the clock and ends after as many minutes), lr, warmup (steps), final_lr
+-- (the last rate, as a share of lr). Leaves out: everything that a step does.
+
+local core = require "segzero.core.ffi"
+
+local seconds = core.C.sz_seconds
+
+local M = {}
+
+-- The rate rises over options.warmup steps and falls along half a cosine to options.final_lr of its peak.
+local function rate(options, step, progress)
+  local rise = math.min(1, step / options.warmup)
+  local fall = options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+  return options.lr * rise * fall
+end
+
+function M.loop(options, f)
+  local started = seconds()
+  local steps = 0
+
+  local function progress_after(step)
+    local elapsed = seconds() - started
+    if options.minutes > 0 then return elapsed / (60 * options.minutes), elapsed end
+    return step / math.max(options.steps, 1), elapsed
+  end
+
+  local progress = progress_after(0)
+  while progress < 1 and options.steps > 0 do
+    steps = steps + 1
+    f { step = steps, progress = progress, lr = rate(options, steps, progress),
+      now = function() return progress_after(steps) end }
+    progress = progress_after(steps)
+  end
+  return steps, seconds() - started
+end
+
+-- "1.5 min": the time that is left, when `done` of the run took `elapsed` seconds.
+function M.eta(done, elapsed)
+  return ("%.1f min"):format(elapsed / math.max(done, 1e-9) * (1 - math.min(done, 1)) / 60)
+end
+
+-- A running mean for the log: 0.95 of the old value and 0.05 of the new one.
+function M.smooth(mean, value)
+  if not mean then return value end
+  return 0.95 * mean + 0.05 * value
+end
+
+return M
