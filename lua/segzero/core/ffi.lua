@@ -38,7 +38,9 @@ function M.declare(path)
   local text = file:read("*a")
   file:close()
   local region = text:match("/%* ffi begin %*/(.-)/%* ffi end %*/")
-  if not region then error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0) end
+  if not region then
+    error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0)
+  end
   ffi.cdef(region)
 end
 
@@ -47,7 +49,9 @@ M.declare "models/models.h"
 
 local library = has_host and host.library or M.root .. "/build/libsegzero.so"
 local loaded, result = pcall(ffi.load, library)
-if not loaded then error("segzero: the core library does not load (run make): " .. tostring(result), 0) end
+if not loaded then
+  error("segzero: the core library does not load (run make): " .. tostring(result), 0)
+end
 M.C = result
 
 local C = M.C
@@ -72,7 +76,8 @@ function M.call(x)
   return x
 end
 
--- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes once.
+-- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes
+-- once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
 
 -- Messages that pass through error() have the raising line in front, which is ours and no help to a

@@ -263,9 +263,10 @@ function methods:grad()
 end
 function methods:zero_grad() C.sz_tensor_zero_grad(pointer(self, 2)) end
 
--- For xpcall: the message with its traceback, of scopes within scopes the innermost.
+-- For xpcall: the message with its traceback, of scopes within scopes the innermost. A message that names no place in the
+-- code is meant for the user as it is.
 local function traced(e)
-  if type(e) ~= "string" or e:find("\nstack traceback:", 1, true) then return e end
+  if type(e) ~= "string" or e:find("\nstack traceback:", 1, true) or not e:find "^[^\n]-:%d+:" then return e end
   return debug.traceback(e, 2)
 end
 
