@@ -15,7 +15,7 @@
 -- be empty)}. The prompt is in the stream once; each answer follows as a segment whose parent is the
 -- prompt. The last token of an answer is predicted but predicts nothing, so it is not in the stream.
 -- An answer with a field `first` has its tokens from that place (1-based) on as targets; those before are
--- given. A group with `behind` is a continuation: its prompt was in an earlier stream (the shared prefix
+-- given. A group with `continues` is a continuation: its prompt was in an earlier stream (the shared prefix
 -- of model:hidden). Its answers alone are in this stream, which has no other group, and the segment table
 -- counts the prompt's rows first. Such answers have two tokens or more and are predicted from the second
 -- token on.
@@ -46,7 +46,7 @@ end
 -- ---- streams ----
 -- In a continuation, no row of the stream predicts the first token.
 local function first_target(group, answer)
-  if group.behind then return 2 end
+  if group.continues then return 2 end
   return answer.first or 1
 end
 
@@ -63,7 +63,7 @@ local function measure(groups, image_token)
   local n = { tokens = 0, segments = 0, targets = 0, image_tokens = 0 }
   for _, g in ipairs(groups) do
     local prompt = g.input.input_ids
-    if not g.behind then
+    if not g.continues then
       n.tokens = n.tokens + #prompt
       n.segments = n.segments + 1
       n.image_tokens = n.image_tokens + count_token(prompt, image_token)
@@ -131,7 +131,7 @@ end
 -- start: the prompt's first row. Returns the span of its targets.
 function Filling:put_answer(group, answer, start)
   local prompt = #group.input.input_ids
-  local before = group.behind and prompt or 0      -- rows that come before the stream's own
+  local before = group.continues and prompt or 0      -- rows that come before the stream's own
   local length = math.max(#answer - 1, 0)
   local first = first_target(group, answer)
   local span = { self.target, #answer - first + 1 }
@@ -153,7 +153,7 @@ function M.stream(groups, image_token)
   local f = new_filling(measure(groups, image_token), image_token)
   for i, g in ipairs(groups) do
     local start = f.token
-    if not g.behind then f:put_prompt(g.input) end
+    if not g.continues then f:put_prompt(g.input) end
     local spans = {}
     for k, answer in ipairs(g.answers) do spans[k] = f:put_answer(g, answer, start) end
     f.stream.spans[i] = spans

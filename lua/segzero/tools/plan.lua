@@ -16,7 +16,7 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
-local model = require "segzero.models.qwen_vl"
+local opening = require "segzero.models.opening"
 local rollout = require "segzero.inference.rollout"
 local vision_cache = require "segzero.inference.vision_cache"
 local data = require "segzero.data"
@@ -70,7 +70,7 @@ end
 -- The policy, with its adapters. They may freeze the tower: cfg is the caller's own copy.
 local function meta_policy(cfg, dir)
   local model_cfg = cfg.worker.actor.model
-  return lora.configure(model.meta(dir, model_cfg.dtype), cfg, true)
+  return lora.configure(opening.family(dir).meta(dir, model_cfg.dtype), cfg, true)
 end
 
 -- ---- inputs ----
