@@ -1,6 +1,6 @@
-/* models.h - the interface that every network has: weights by name, adapters, 8 bits, forward passes
- * over packed streams, decoding. A network is an opaque sz_model; its family says which of these
- * functions it has. Built on runtime/ only; knows no Lua.
+/* models.h - the interface that every network has: weights by name, adapters, 8 bits, forward
+ * passes over packed streams, decoding. A network is an opaque sz_model; its family says which of
+ * these functions it has. Built on runtime/ only; knows no Lua.
  *
  *     sz_model *m = sz_qwen_new(&config);            a family's own constructor (models/<family>/)
  *     for (int i = 0; i < sz_model_weight_count(m); i++)
@@ -55,8 +55,8 @@ int         sz_model_lora_enable(sz_model *m, int on);
 int         sz_model_quantize(sz_model *m);
 
 /* ---- forward passes ---- */
-/* pixel_values [patches, numbers of a patch] f32 and grids i32 [images, 3] = (t, h, w) in patches ->
- * features [image tokens, hidden], in the order of the images' tokens. recompute: keep only the
+/* pixel_values [patches, numbers of a patch] f32 and grids i32 [images, 3] = (t, h, w) in patches
+ * -> features [image tokens, hidden], in the order of the images' tokens. recompute: keep only the
  * inputs of blocks for the backward pass. */
 sz_tensor  *sz_model_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);
 /* The language model over one packed stream of T tokens.
@@ -94,8 +94,9 @@ void        sz_cache_clear(sz_cache *c);
 /* Copies rows of every layer; the ranges may overlap. */
 int         sz_cache_move(sz_cache *c, int64_t to, int64_t from, int64_t rows);
 /* Samples the next token of each of a running answers, for a model on a device: sz_model_hidden,
- * sz_model_logits and sz_sample in one call, with one copy each way and one wait. ids and cache_rows
- * are i32 [a], positions i32 [3, a], segments i32 [a, 6], all on the CPU; the rest as in sz_sample. */
+ * sz_model_logits and sz_sample in one call, with one copy each way and one wait. ids and
+ * cache_rows are i32 [a], positions i32 [3, a], segments i32 [a, 6], all on the CPU; the rest as in
+ * sz_sample. */
 int         sz_model_decode(sz_model *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments,
                             sz_cache *cache, sz_tensor *cache_rows, const sz_sampling *s,
                             const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,

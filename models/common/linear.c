@@ -76,7 +76,8 @@ int sz_model_lora_set(sz_model *m, int i, sz_tensor *a, sz_tensor *b, double sca
 {
     if (!sz_model_weight_is_linear(m, i)) {
         const char *name = sz_model_weight_name(m, i);
-        return sz_fail("%s is not a linear layer's weight: it takes no adapter", name ? name : "this");
+        if (!name) name = "this";
+        return sz_fail("%s is not a linear layer's weight: it takes no adapter", name);
     }
     const model_weight *w = &m->weights.items[i];
     if (!a != !b) return sz_fail("%s: an adapter has two parts", w->name);
@@ -111,7 +112,8 @@ static int join_biases(model_int8 *packed, model_layer *const layers[4])
     for (int i = 0; layers[i]; i++) {
         const sz_tensor *b = layers[i]->b;
         char *to = (char *)packed->bias->data + offset;
-        if (sz_bytes_copy(packed->bias->device, to, b->device, b->data, sz_bytes(b)) != 0) return -1;
+        if (sz_bytes_copy(packed->bias->device, to, b->device, b->data, sz_bytes(b)) != 0)
+            return -1;
         offset += sz_bytes(b);
     }
     return 0;
@@ -130,8 +132,8 @@ int model_quantize_layers(model_int8 *packed, model_layer *const layers[4])
 
 void model_unload_layer(model_layer *layer)
 {
-    /* Other weights keep the file mapped. Without unloading, the bf16 pages of the whole model would
-     * stay resident next to its 8-bit copy. */
+    /* Other weights keep the file mapped. Without unloading, the bf16 pages of the whole model
+     * would stay resident next to its 8-bit copy. */
     sz_tensor_unload(layer->w);
     model_move(&layer->w, NULL);
     model_move(&layer->b, NULL);

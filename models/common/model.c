@@ -1,5 +1,6 @@
 /* model.c - the functions that every network has, passed on to its family's table.
- * Leaves out: weights (weights.c), adapters (linear.c), the cache itself (runtime/sampling/cache.c). */
+ * Leaves out: weights (weights.c), adapters (linear.c), the cache itself
+ * (runtime/sampling/cache.c). */
 #include "model.h"
 #include <stdlib.h>
 
@@ -45,16 +46,19 @@ sz_tensor *sz_model_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grid
 static int check_stream(const sz_model *m, const model_stream *s)
 {
     if (model_check(m) != 0) return -1;
-    if (!sz_tensor_data(s->ids) || !sz_tensor_data(s->positions) || !sz_tensor_data(s->segments)) return -1;
+    if (!sz_tensor_data(s->ids) || !sz_tensor_data(s->positions) || !sz_tensor_data(s->segments))
+        return -1;
     const sz_tensor *p = s->positions;
-    if (s->ids->dtype != SZ_I32 || p->dtype != SZ_I32 || p->ndim != 2 || p->shape[0] != 3 || p->shape[1] != s->ids->numel)
+    if (s->ids->dtype != SZ_I32 || p->dtype != SZ_I32 || p->ndim != 2 || p->shape[0] != 3
+        || p->shape[1] != s->ids->numel)
         return sz_fail("hidden: ids must be i32 [T] and positions i32 [3, T]");
     return 0;
 }
 
 sz_tensor *sz_model_hidden(sz_model *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments,
                            sz_tensor *image_rows, sz_tensor *features, sz_tensor *rows,
-                           sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix, int recompute)
+                           sz_cache *cache, sz_tensor *cache_rows, sz_tensor **prefix,
+                           int recompute)
 {
     const model_stream stream = {
         .ids = ids, .positions = positions, .segments = segments,

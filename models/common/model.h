@@ -1,5 +1,6 @@
-/* model.h - what a family of networks is written with: the model struct, the table of functions, the
- * weight registry (weights.c) and the linear layer (linear.c). Included by families, not by users.
+/* model.h - what a family of networks is written with: the model struct, the table of functions,
+ * the weight registry (weights.c) and the linear layer (linear.c). Included by families, not by
+ * users.
  *
  *     typedef struct { sz_model base; my_config config; model_layer up, down; } my_model;
  *     static const model_family my_family = { .name = "mine", .hidden = my_hidden, ... };

@@ -1,6 +1,6 @@
-/* weights.c - the weight registry: names, shapes and slots of a network's weights, for every family.
- * A family lists its weights once, in the network's order; files are matched by name, in Lua.
- * Leaves out: where weights come from and which dtype they have. */
+/* weights.c - the weight registry: names, shapes and slots of a network's weights, for every
+ * family. A family lists its weights once, in the network's order; files are matched by name, in
+ * Lua. Leaves out: where weights come from and which dtype they have. */
 #include "model.h"
 #include <stdarg.h>
 #include <stdio.h>

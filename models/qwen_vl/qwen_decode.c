@@ -4,9 +4,9 @@
  *   ids [a], one token per answer -> keys and values into the cache, hidden states [a, h],
  *   logits [a, vocab] -> a token and its log-probability
  *
- * The ops are those of sz_model_hidden, sz_model_logits and sz_sample, and so are the numbers. But all
- * that the ops read from the host is known before the first one runs, so the backend can send it in
- * one copy. Leaves out: the CPU, where this gains nothing. */
+ * The ops are those of sz_model_hidden, sz_model_logits and sz_sample, and so are the numbers. But
+ * all that the ops read from the host is known before the first one runs, so the backend can send
+ * it in one copy. Leaves out: the CPU, where this gains nothing. */
 #include "qwen_internal.h"
 #include "core/device.h"
 #include "core/memory.h"

@@ -6,8 +6,8 @@
 #include "common/model.h"
 #include "qwen_vl/qwen_vl.h"
 
-/* A block of the vision tower. Qwen2-VL's norms have biases and its MLP has no gate (gate.w is NULL):
- * up is fc1, down is fc2. */
+/* A block of the vision tower. Qwen2-VL's norms have biases and its MLP has no gate (gate.w is
+ * NULL): up is fc1, down is fc2. */
 typedef struct {
     sz_tensor *norm1, *norm1_b, *norm2, *norm2_b;
     model_layer qkv, proj, gate, up, down;
@@ -40,9 +40,10 @@ sz_tensor *qwen_logits(sz_model *m, sz_tensor *hidden);
 sz_cache  *qwen_cache(sz_model *m, int64_t rows);
 int        qwen_decode(sz_model *m, const model_stream *stream, const model_draw *draw);
 
-/* cos and sin [T, head_dim / 2] of positions i32 [3, T]: two new tensors on the CPU, which the caller
- * releases, also after a failure. */
-int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype, sz_tensor *angles[2]);
+/* cos and sin [T, head_dim / 2] of positions i32 [3, T]: two new tensors on the CPU, which the
+ * caller releases, also after a failure. */
+int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype,
+                sz_tensor *angles[2]);
 /* qwen_hidden with the positions as qwen_rotary's tables. */
 sz_tensor *qwen_hidden_rotated(qwen_model *m, const model_stream *stream, sz_tensor *angles[2]);
 

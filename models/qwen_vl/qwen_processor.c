@@ -28,7 +28,8 @@ int sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, 
     double longer = height > width ? height : width;
     double shorter = height > width ? width : height;
     if (longer / shorter > 200)
-        return sz_fail("an image of %d x %d (width x height) is more than 200 times longer than wide",
+        return sz_fail("an image of %d x %d (width x height) is more than 200 times longer than "
+                       "wide",
                        width, height);
 
     /* Round both sides; where the area is then out of range, scale both sides to bring it back. */
@@ -80,10 +81,11 @@ static float *rows_for(const patching *p, int width, int height, sz_tensor *out,
                        block);
     int64_t columns = (int64_t)3 * p->temporal * p->patch * p->patch;
     int64_t rows = (int64_t)(height / p->patch) * (width / p->patch);
-    const bool right_shape = out && out->dtype == SZ_F32 && out->ndim == 2 && out->shape[1] == columns;
+    const bool right_shape = out && out->dtype == SZ_F32 && out->ndim == 2
+        && out->shape[1] == columns;
     if (!right_shape || first_row < 0 || first_row + rows > out->shape[0])
-        return sz_null("pixel values must be f32 [%lld or more, %lld]", (long long)(first_row + rows),
-                       (long long)columns);
+        return sz_null("pixel values must be f32 [%lld or more, %lld]",
+                       (long long)(first_row + rows), (long long)columns);
     float *first = sz_tensor_data(out);
     return first ? first + first_row * columns : NULL;
 }
@@ -105,7 +107,7 @@ static int value_table(const patching *p, float value[3][256])
     return 0;
 }
 
-/* One patch, whose corner is `corner` in rows of `stride` bytes -> row [3, temporal, patch, patch]. */
+/* One patch -> row [3, temporal, patch, patch]. corner: its first pixel; a line has stride bytes. */
 static void put_patch(const patching *p, float value[3][256], const uint8_t *corner, size_t stride,
                       float *row)
 {
@@ -122,7 +124,8 @@ static void put_patch(const patching *p, float value[3][256], const uint8_t *cor
     /* The image is repeated along time. */
     for (size_t c = 0; c < 3; c++) {
         float *first = row + c * temporal * plane;
-        for (size_t t = 1; t < temporal; t++) memcpy(first + t * plane, first, plane * sizeof *first);
+        for (size_t t = 1; t < temporal; t++)
+            memcpy(first + t * plane, first, plane * sizeof *first);
     }
 }
 
@@ -242,16 +245,18 @@ static int positions_check(const int32_t *ids, int64_t n, const int32_t *grids, 
                            int image_id, int merge)
 {
     if (n < 0 || n > INT_MAX / 4 || images < 0 || merge < 1)
-        return sz_fail("positions: %lld tokens, %d images, merge_size %d", (long long)n, images, merge);
+        return sz_fail("positions: %lld tokens, %d images, merge_size %d", (long long)n, images,
+                       merge);
     int64_t found = 0;
     for (int64_t i = 0; i < n; i++) found += ids[i] == image_id;
     int64_t wanted = 0;
     for (int k = 0; k < images; k++) {
         const int32_t *g = grids + 3 * k;
-        const bool divides = g[0] >= 1 && g[1] >= 1 && g[2] >= 1 && g[1] % merge == 0 && g[2] % merge == 0;
+        const bool divides = g[0] >= 1 && g[1] >= 1 && g[2] >= 1 && g[1] % merge == 0
+            && g[2] % merge == 0;
         if (!divides || (int64_t)g[0] * g[1] > INT_MAX || (int64_t)g[0] * g[1] * g[2] > INT_MAX)
-            return sz_fail("image %d has grid %d x %d x %d, which merge_size %d does not divide", k + 1,
-                           g[0], g[1], g[2], merge);
+            return sz_fail("image %d has grid %d x %d x %d, which merge_size %d does not divide",
+                           k + 1, g[0], g[1], g[2], merge);
         wanted += (int64_t)g[0] * (g[1] / merge) * (g[2] / merge);
     }
     if (found != wanted)
@@ -293,8 +298,8 @@ sz_tensor *sz_qwen_positions(const int32_t *ids, int64_t n, const int32_t *grids
         for (int64_t k = 0; k < count; k++, i++) {
             if (i >= n || ids[i] != image_id) {
                 sz_tensor_release(out);
-                return sz_null("image %d needs %lld image tokens in a row, the text has %lld", image,
-                               (long long)count, (long long)k);
+                return sz_null("image %d needs %lld image tokens in a row, the text has %lld",
+                               image, (long long)count, (long long)k);
             }
             t[i] = base + (int32_t)(k / ((int64_t)high * wide));
             h[i] = base + (int32_t)(k / wide % high);

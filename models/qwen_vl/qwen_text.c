@@ -6,7 +6,8 @@
  * One function serves training, prefill and decoding. Without a cache, attention reads the stream's
  * own keys. With a cache, the keys and values are stored in it first and attention reads the cache.
  * With a shared prefix (a prompt whose answers are in several streams), attention reads the rows of
- * the prefix and then those of its own stream. Leaves out: sliding windows (off in every release). */
+ * the prefix and then those of its own stream. Leaves out: sliding windows (off in every
+ * release). */
 #include "qwen_internal.h"
 #include "sampling/cache.h"
 #include <math.h>
@@ -21,7 +22,7 @@ typedef struct {
     sz_tensor *cache_rows;
     sz_tensor *qkv_rotated;         /* of this layer, if computed already; else NULL */
     sz_tensor *prefix;              /* qkv of the shared prefix [P, width], or NULL */
-    sz_tensor *positions;           /* i32 [T]: P, P + 1, ...: this stream's rows after the prefix */
+    sz_tensor *positions;           /* i32 [T]: P, P + 1, ...: rows after the prefix */
     sz_tensor *rows;                /* in the last layer: the wanted rows, if not all */
 } layer_ctx;
 
@@ -37,7 +38,8 @@ static uint8_t axis_of(const sz_qwen_config *c, int64_t j)
 
 /* Pair j rotates by its axis' position times theta^(-2j / head_dim). The tables have the weights'
  * dtype: the reference rounds them to it before it rotates. */
-int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype, sz_tensor *angles[2])
+int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype,
+                sz_tensor *angles[2])
 {
     int64_t t = positions->shape[1];
     int64_t half = c->head_dim / 2;
@@ -77,7 +79,8 @@ static sz_tensor *attend_continuation(const layer_ctx *k, sz_tensor *qkv, double
     int64_t own = qkv->shape[0];
     sz_tensor *padded = sz_pad_rows(k->prefix, own);
     sz_tensor *both = sz_index_copy(padded, k->positions, qkv);
-    sz_tensor *all = sz_attention(both, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
+    sz_tensor *all = sz_attention(both, k->segments, c->heads, c->kv_heads, c->head_dim, true,
+                                  scale);
     sz_tensor *result = sz_narrow(all, before, own);
     MODEL_RELEASE(padded, both, all);
     return result;
@@ -183,7 +186,8 @@ static sz_tensor *run_layers(layer_ctx k, const model_stream *s, sz_tensor *x)
             sz_tensor_release(rotated);
         }
         sz_tensor *next = NULL;
-        if (!is_prefix || s->prefix[i]) next = model_run(layer_forward, &k, sizeof k, s->recompute, x);
+        if (!is_prefix || s->prefix[i])
+            next = model_run(layer_forward, &k, sizeof k, s->recompute, x);
         model_move(&x, next);
     }
     return x;

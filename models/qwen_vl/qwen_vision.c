@@ -1,13 +1,14 @@
-/* qwen_vision.c - the vision towers of Qwen2.5-VL and Qwen2-VL: patches -> features of image tokens.
+/* qwen_vision.c - the vision towers of Qwen2.5-VL and Qwen2-VL: patches -> features of image
+ * tokens.
  *
  *   pixel_values [N, 1176] -> patch embedding [N, D] -> window order -> depth blocks
  *   -> merger [N/4, out] -> raster order
  *
  * Rows are patches in merge-block order: the 2x2 patches of one token are neighbours. Windows are
- * segments of the row order: tokens are permuted so that each window is contiguous, and permuted back
- * after the merger. The 2-D rotary table is made in the permuted order. Qwen2-VL is the case of one
- * window as large as the image, so its rows keep their order; its norms are LayerNorms and its MLP is
- * fc2(quick_gelu(fc1(x))), which shows in the weights that a block has.
+ * segments of the row order: tokens are permuted so that each window is contiguous, and permuted
+ * back after the merger. The 2-D rotary table is made in the permuted order. Qwen2-VL is the case
+ * of one window as large as the image, so its rows keep their order; its norms are LayerNorms and
+ * its MLP is fc2(quick_gelu(fc1(x))), which shows in the weights that a block has.
  * Leaves out: videos with timestamps (t > 1 repeats the table per frame, as the reference does). */
 #include "qwen_internal.h"
 #include <math.h>
@@ -73,8 +74,9 @@ static int layout_allocate(window_layout *p, const image_list *list, int64_t hal
 /* A segment whose rows see each other. */
 static void put_segment(int32_t *s, int64_t start, int64_t length)
 {
-    const int32_t row[6] = { (int32_t)start, (int32_t)length, (int32_t)start, (int32_t)length, 0, 0 };
-    memcpy(s, row, sizeof row);
+    s[0] = s[2] = (int32_t)start;
+    s[1] = s[3] = (int32_t)length;
+    s[4] = s[5] = 0;
 }
 
 /* Rotary angles of one row, whose patch is at (y, x) of its frame: the first quarter of the pairs

@@ -76,8 +76,8 @@ static int config_check(const sz_qwen_config *c)
 
 /* ---- the list of weights ---- */
 /* A norm's weight and, where the tower has LayerNorms, its bias. */
-static void add_norm(sz_model *m, sz_tensor **weight, sz_tensor **bias, int64_t width, bool has_bias,
-                     const char *name)
+static void add_norm(sz_model *m, sz_tensor **weight, sz_tensor **bias, int64_t width,
+                     bool has_bias, const char *name)
 {
     model_add(m, weight, MODEL_SHAPE(width), "%s.weight", name);
     if (has_bias) model_add(m, bias, MODEL_SHAPE(width), "%s.bias", name);

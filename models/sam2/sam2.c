@@ -30,8 +30,8 @@ static int sizes_check(const sz_sam2_config *c)
             return sz_fail("config: %s is %d", positive[i].name, positive[i].value);
     if (c->patch_padding < 0) return sz_fail("config: patch_padding is %d", c->patch_padding);
     if (c->masks < 1 || c->masks > SZ_SAM2_MAX_MASKS)
-        return sz_fail("config: num_multimask_outputs is %d, from 0 to %d are supported", c->masks - 1,
-                       SZ_SAM2_MAX_MASKS - 1);
+        return sz_fail("config: num_multimask_outputs is %d, from 0 to %d are supported",
+                       c->masks - 1, SZ_SAM2_MAX_MASKS - 1);
     return 0;
 }
 
@@ -40,8 +40,8 @@ static int stages_check(const sz_sam2_config *c)
     int total = 0;
     for (int s = 0; s < SZ_SAM2_STAGES; s++) {
         if (c->width[s] <= 0 || c->heads[s] <= 0 || c->width[s] % c->heads[s])
-            return sz_fail("config: embed_dim_per_stage %d over num_attention_heads_per_stage %d in "
-                           "stage %d", c->width[s], c->heads[s], s + 1);
+            return sz_fail("config: embed_dim_per_stage %d over num_attention_heads_per_stage %d "
+                           "in stage %d", c->width[s], c->heads[s], s + 1);
         if (c->blocks[s] <= 0 || c->windows[s] <= 0)
             return sz_fail("config: blocks_per_stage %d, window_size_per_stage %d in stage %d",
                            c->blocks[s], c->windows[s], s + 1);
@@ -58,11 +58,11 @@ static int maps_check(const sz_sam2_config *c)
     int padded = c->image_size + 2 * c->patch_padding;
     int side = (padded - c->patch_kernel) / c->patch_stride + 1;
     if (padded < c->patch_kernel || side * 4 != c->image_size || side % 8)
-        return sz_fail("config: image_size %d gives %d patches a side; a quarter of it, and a multiple "
-                       "of 8, is needed", c->image_size, side);
+        return sz_fail("config: image_size %d gives %d patches a side; a quarter of it, and a "
+                       "multiple of 8, is needed", c->image_size, side);
     if (c->prompt_patch * side != c->image_size * 4)
-        return sz_fail("config: prompt_encoder_config.patch_size %d does not fit the embedding's %d "
-                       "cells a side", c->prompt_patch, side / 4);
+        return sz_fail("config: prompt_encoder_config.patch_size %d does not fit the embedding's "
+                       "%d cells a side", c->prompt_patch, side / 4);
     /* There must be as many pooled windows as windows. */
     for (int s = 1; s < SZ_SAM2_STAGES; s++) {
         int in = side >> (s - 1);
@@ -70,7 +70,8 @@ static int maps_check(const sz_sam2_config *c)
         int w = c->windows[s - 1];
         int half = w / 2;
         if (half < 1 || (in + w - 1) / w != (out + half - 1) / half)
-            return sz_fail("config: windows of %d do not pool from %d to %d cells a side", w, in, out);
+            return sz_fail("config: windows of %d do not pool from %d to %d cells a side", w, in,
+                           out);
     }
     return 0;
 }
@@ -299,8 +300,8 @@ sz_model *sz_sam2_new(const sz_sam2_config *config)
     for (int i = 0; i < m->block_count; i++)
         if (m->blocks[i].pool && !m->blocks[i].window) {
             sz_model_free(&m->base);
-            return sz_null("config: block %d of global_attention_blocks is the first of a stage, which "
-                           "needs windows", i);
+            return sz_null("config: block %d of global_attention_blocks is the first of a stage, "
+                           "which needs windows", i);
         }
     return &m->base;
 }

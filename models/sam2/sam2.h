@@ -21,21 +21,22 @@ typedef struct {
     int background[2];                          /* height and width of pos_embed */
     double mlp_ratio, norm_eps;
     /* neck */
-    uint8_t top_down[4];                        /* 1: this level receives the coarser one, doubled */
+    uint8_t top_down[4];                        /* 1: this level adds the coarser one, doubled */
     /* prompt encoder and mask decoder */
-    int hidden, prompt_patch, mask_channels, layers, decoder_heads, downsample, mlp, masks, iou_hidden;
+    int hidden, prompt_patch, mask_channels;
+    int layers, decoder_heads, downsample, mlp, masks, iou_hidden;
 } sz_sam2_config;
 
-/* A model without weights. NULL with the setting's name and value when the config is impossible. The
- * caller frees it with sz_model_free. */
+/* A model without weights. NULL with the setting's name and value when the config is impossible.
+ * The caller frees it with sz_model_free. */
 sz_model   *sz_sam2_new(const sz_sam2_config *config);
 
 /* pixels f32 [B, S, S, 3], normalised -> what the decoder needs, rows in raster order, image after
  * image, with D = hidden: embedding [B * (S/16)^2, D] with no_memory_embedding added, high1
  * [B * (S/8)^2, D/4], high0 [B * (S/4)^2, D/8].
- * stages: NULL, or the outputs of the four stages, raster order, [B * side^2, width]. recompute: keep
- * only the inputs of blocks for the backward pass. The caller owns the results; all are NULL after a
- * failure. */
+ * stages: NULL, or the outputs of the four stages, raster order, [B * side^2, width]. recompute:
+ * keep only the inputs of blocks for the backward pass. The caller owns the results; all are NULL
+ * after a failure. */
 int         sz_sam2_encode(sz_model *m, sz_tensor *pixels, int recompute, sz_tensor **embedding,
                            sz_tensor **high1, sz_tensor **high0, sz_tensor **stages);
 /* P prompts on B images.

@@ -9,8 +9,8 @@
  *   D/8 weights over it
  *
  * Prompts follow one another and segments keep them apart. Without mask prompts, all prompts of an
- * image share its rows until the image first changes. Position codes are computed here, in f32, from
- * the checkpoint's own frequencies. */
+ * image share its rows until the image first changes. Position codes are computed here, in f32,
+ * from the checkpoint's own frequencies. */
 #include "sam2_internal.h"
 #include <math.h>
 
@@ -24,7 +24,7 @@ typedef struct {
     int64_t prompts, cells, tokens;             /* P, E, Q */
     int64_t side, images;                       /* cells along one side of the embedding; B */
     const int32_t *count, *image;               /* points and image of each prompt */
-    sz_tensor *first;                           /* the first tokens, which are also their position code */
+    sz_tensor *first;                           /* the first tokens, also their position code */
     sz_tensor *grid;
     sz_tensor *among_tokens, *to_shared, *to_image, *to_tokens;     /* segments */
     sz_tensor *own_rows;                        /* i32 [P E]: the shared row of each prompt's row */
@@ -53,7 +53,9 @@ static void encode_position(const sz_tensor *frequencies, float x, float y, floa
 {
     int64_t half = frequencies->shape[1];
     for (int64_t j = 0; j < half; j++) {
-        float v = (2 * x - 1) * sz_get(frequencies, j) + (2 * y - 1) * sz_get(frequencies, half + j);
+        float gx = sz_get(frequencies, j);
+        float gy = sz_get(frequencies, half + j);
+        float v = (2 * x - 1) * gx + (2 * y - 1) * gy;
         v *= (float)(2 * M_PI);
         out[j] = sinf(v);
         out[half + j] = cosf(v);
@@ -242,8 +244,8 @@ static sz_tensor *segments(const decode_ctx *k, row_range queries, row_range key
 
 /* q, k, v -> projections -> attention -> projection. expand: NULL, or the row ids by which q's
  * projection is copied. */
-static sz_tensor *attend(const decode_ctx *k, const sam2_attention *a, sz_tensor *q, sz_tensor *keys,
-                         sz_tensor *v, sz_tensor *table, sz_tensor *expand)
+static sz_tensor *attend(const decode_ctx *k, const sam2_attention *a, sz_tensor *q,
+                         sz_tensor *keys, sz_tensor *v, sz_tensor *table, sz_tensor *expand)
 {
     const sz_model *base = &k->m->base;
     int heads = k->m->config.decoder_heads;
@@ -341,8 +343,8 @@ static sz_tensor *embed_masks(const sam2_model *m, sz_tensor *masks)
     return x;
 }
 
-/* The image's rows before the first layer: the embedding plus the mask prompts, or plus the code for
- * "no mask", which leaves all prompts of an image sharing its rows. */
+/* The image's rows before the first layer: the embedding plus the mask prompts, or plus the code
+ * for "no mask", which leaves all prompts of an image sharing its rows. */
 static sz_tensor *first_image(const decode_ctx *k, sz_tensor *embedding, sz_tensor *masks)
 {
     if (!masks) return sz_add(embedding, k->m->no_mask);
@@ -439,7 +441,8 @@ typedef struct {
 
 static int maps_check(const sam2_model *m, const decode_input *in)
 {
-    if (sz_tensor_alive(in->embedding) != 0 || !in->high1 || !in->high0 || !in->images || !in->counts)
+    if (sz_tensor_alive(in->embedding) != 0 || !in->high1 || !in->high0 || !in->images
+        || !in->counts)
         return sz_fail("sam2: maps, images and counts are needed");
     int64_t d = m->config.hidden;
     int64_t side = m->config.image_size / m->config.prompt_patch;
@@ -470,8 +473,8 @@ static int prompts_check(const sam2_model *m, const decode_input *in)
         int32_t image = sz_i32(in->images)[p];
         int32_t count = sz_i32(in->counts)[p];
         if (image < 0 || image >= images)
-            return sz_fail("sam2: prompt %lld is about image %d of %lld", (long long)p + 1, image + 1,
-                           (long long)images);
+            return sz_fail("sam2: prompt %lld is about image %d of %lld", (long long)p + 1,
+                           image + 1, (long long)images);
         if (count < 0) return sz_fail("sam2: prompt %lld has %d points", (long long)p + 1, count);
         total += count;
     }

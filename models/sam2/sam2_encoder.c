@@ -5,15 +5,15 @@
  *
  * A map is rows of channels. While blocks attend in windows of w cells, its rows are ordered window
  * after window (a layout), so that a window is a segment; only a change of w moves rows. Where a
- * window reaches past the map, the reference fills it with zeros after the norm: those cells have the
- * projection's bias as key and value. Here a few zero rows follow the map, and each such window sees
- * as many of them as it lacks cells, through its parent range. */
+ * window reaches past the map, the reference fills it with zeros after the norm: those cells have
+ * the projection's bias as key and value. Here a few zero rows follow the map, and each such window
+ * sees as many of them as it lacks cells, through its parent range. */
 #include "sam2_internal.h"
 #include <math.h>
 
 /* ---- layouts ---- */
-/* The row order of `images` maps of side x side cells: window after window (the last window of a line
- * may be cut), or raster order when window is 0. */
+/* The row order of `images` maps of side x side cells: window after window (the last window of a
+ * line may be cut), or raster order when window is 0. */
 typedef struct {
     int64_t images, side, window;
 } layout;
@@ -172,8 +172,8 @@ static sz_tensor *pooled_attention(const block_ctx *k, sz_tensor *x, int heads, 
     sz_tensor *part[3] = { 0 };
     for (int i = 0; i < 3; i++) part[i] = linear_part(&k->m->base, x, &k->block->qkv, i, width);
     model_move(&part[0], sz_max_pool_rows(part[0], k->query_cells));
-    sz_tensor *y = sz_attention_cross(part[0], part[1], part[2], k->segments, heads, heads, d, false,
-                                      1 / sqrt((double)d));
+    sz_tensor *y = sz_attention_cross(part[0], part[1], part[2], k->segments, heads, heads, d,
+                                      false, 1 / sqrt((double)d));
     MODEL_RELEASE(part[0], part[1], part[2]);
     return y;
 }

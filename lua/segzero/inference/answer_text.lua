@@ -2,12 +2,13 @@
 -- characters for on_text.
 --
 --   local texts = answer_text.stop_strings(vl, {"</answer>"})    checked; nil without any
---   answer_text.completes(vl, texts, a, id)      whether token id completes a stop string of answer a
---   answer_text.show(vl, a, id, on_text)         calls on_text(index, piece, group number) with what
---                                                is whole
+--   answer_text.completes(vl, texts, a, id)      whether token id completes a stop string of answer
+--   a
+--   answer_text.show(vl, a, id, on_text)         calls on_text(index, piece, group number) with
+--                                                what is whole
 --
--- As in transformers, a stop string ends the answer at the token that completes it and nothing is cut
--- off: the token may have more text, and the string may have begun in the prompt.
+-- As in transformers, a stop string ends the answer at the token that completes it and nothing is
+-- cut off: the token may have more text, and the string may have begun in the prompt.
 
 local M = {}
 

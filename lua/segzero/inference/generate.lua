@@ -1,32 +1,34 @@
--- generate.lua - sz.rollout: answers to many prompts. Each prompt is computed once for its answers, the
--- answers of many groups decode together, and a finished answer frees its cache blocks for the next one.
+-- generate.lua - sz.rollout: answers to many prompts. Each prompt is computed once for its answers,
+-- the answers of many groups decode together, and a finished answer frees its cache blocks for the
+-- next one.
 --
 --   rollout.generate(vl, inputs, options)
 --     -> for each input a list of n answers {ids =, text =, logprobs =, finish = "stop" | "length"}
---     -> stats {tokens =, prompt_tokens =, steps =, images =, peak_running =, refills =, preemptions =,
---               moved_rows =, seconds = {vision =, prefill =, decode =, sampling =}}
+--     -> stats {tokens =, prompt_tokens =, steps =, images =, peak_running =, refills =,
+--               preemptions =, moved_rows =, seconds = {vision =, prefill =, decode =, sampling =}}
 --
 -- Options, with their defaults:
 --   n = 1, temperature = 1 (0 is greedy), top_k = 0, top_p = 1, repetition_penalty = 1,
 --   max_new_tokens = 512, seed = 0
---   row_ids              one number per input: the random number of a token depends on (seed, row id,
---                        answer number, position) only, so an answer does not depend on its batch
+--   row_ids              one number per input: the random number of a token depends on (seed, row
+--                        id, answer number, position) only, so an answer does not depend on its
+--                        batch
 --   stop_ids, ignore_eos ids that end an answer; without stop_ids those of vl:stop_ids()
---   stop_strings         an answer ends with the token that completes one of them; nothing is cut off
---   on_token(answer, id) every token;   on_text(i, piece, input): answer i's text as it is made, whole
---                        characters only; the pieces together are its text
---   on_answer(input, answer, i)     a finished answer;   on_group(input, answers): the last of its group
---                        has finished; others still decode, and an error ends the call
---   cache_gib = 4, gpu_memory_utilization = 0.6     limit of the cache on the CPU; on a device, as a
---                        part of what was free there. There is always room for one prompt and one whole
---                        answer; scheduler.lua decides which answers are in it
---   keep_vision          image features stay in the vision cache (vision_cache.lua) for a caller that
---                        needs them again before the tower changes, and that frees them
+--   stop_strings         an answer ends with the token that completes one of them; nothing is cut
+--   off on_token(answer, id) every token;   on_text(i, piece, input): answer i's text as it is
+--                        made, whole characters only; the pieces together are its text
+--   on_answer(input, answer, i)     a finished answer;   on_group(input, answers): the last of its
+--                        group has finished; others still decode, and an error ends the call
+--   cache_gib = 4, gpu_memory_utilization = 0.6     limit of the cache on the CPU; on a device, as
+--                        a part of what was free there. There is always room for one prompt and one
+--                        whole answer; scheduler.lua decides which answers are in it
+--   keep_vision          image features stay in the vision cache (vision_cache.lua) for a caller
+--                        that needs them again before the tower changes, and that frees them
 --
--- Of a folder's generation_config.json only the stop ids count (vl:generate reads the rest). ids end
--- with the stop token; text leaves special tokens out. Log-probabilities are those of
--- softmax(logits / temperature) over the whole vocabulary, as the trainer computes them. Vision tokens
--- are never sampled.
+-- Of a folder's generation_config.json only the stop ids count (vl:generate reads the rest). ids
+-- end with the stop token; text leaves special tokens out. Log-probabilities are those of
+-- softmax(logits / temperature) over the whole vocabulary, as the trainer computes them. Vision
+-- tokens are never sampled.
 --
 --   rollout.count(vl, input, prompts, n)       for plans: runs what sampling runs, once
 --   rollout.release_cache(vl), rollout.row_bytes(vl), rollout.cache_rows(...)      cache_size.lua
@@ -53,7 +55,8 @@ M.row_bytes = cache_size.row_bytes
 M.cache_rows = cache_size.rows
 
 local DEFAULTS = {
-  n = 1, temperature = 1, top_k = 0, top_p = 1, repetition_penalty = 1, max_new_tokens = 512, seed = 0,
+  n = 1, temperature = 1, top_k = 0, top_p = 1, repetition_penalty = 1, max_new_tokens = 512,
+  seed = 0,
   cache_gib = 4, gpu_memory_utilization = 0.6,
 }
 local OPTIONS = options.set(generation_config.ROLLOUT)
@@ -64,8 +67,8 @@ local BLOCK = scheduler.BLOCK
 local methods = {}
 local mt = { __index = methods }
 
--- Adds the time since `start` to a phase and returns now. Work on a device is waited for, or the next
--- phase would pay for it; complete: it has been.
+-- Adds the time since `start` to a phase and returns now. Work on a device is waited for, or the
+-- next phase would pay for it; complete: it has been.
 function methods:add_time(phase, start, complete)
   if self.vl.device ~= "cpu" and not complete then check(C.sz_device_synchronise()) end
   local now = C.sz_seconds()
@@ -81,7 +84,8 @@ local function advance(call, running)
     call:add_time("decode", start, true)
     sampling.decode(call, running, stream)
   else
-    local hidden = call.vl:hidden(stream, nil, { cache = call.cache, cache_rows = stream.cache_rows })
+    local hidden = call.vl:hidden(stream, nil, { cache = call.cache,
+      cache_rows = stream.cache_rows })
     local logits = call.vl:logits(hidden)
     call:add_time("decode", start)
     sampling.sample(call, running, logits)
@@ -143,7 +147,9 @@ local function read_options(vl, given, level)
   if not is_count(opts.max_new_tokens) or not is_count(opts.n) then
     error("generate: n and max_new_tokens must be whole numbers of at least 1", level)
   end
-  if opts.on_text and not vl:has_tokenizer() then error("generate: on_text needs a tokenizer", level) end
+  if opts.on_text and not vl:has_tokenizer() then
+    error("generate: on_text needs a tokenizer", level)
+  end
   return opts
 end
 
@@ -162,7 +168,8 @@ end
 local function new_stats()
   return {
     tokens = 0, prompt_tokens = 0, steps = 0, images = 0, peak_running = 0, refills = 0,
-    preemptions = 0, moved_rows = 0, seconds = { vision = 0, prefill = 0, decode = 0, sampling = 0 },
+    preemptions = 0, moved_rows = 0, seconds = { vision = 0, prefill = 0, decode = 0,
+    sampling = 0 },
   }
 end
 
@@ -172,7 +179,9 @@ local function new_groups(inputs, opts)
     local row_id = i - 1
     if opts.row_ids and opts.row_ids[i] then row_id = opts.row_ids[i] end
     local g = { input = input, number = i, row_id = row_id, answers = {}, results = {} }
-    for k = 1, opts.n do g.answers[k] = { group = g, index = k, ids = {}, logprobs = {}, waiting = {} } end
+    for k = 1, opts.n do
+      g.answers[k] = { group = g, index = k, ids = {}, logprobs = {}, waiting = {} }
+    end
     groups[i] = g
   end
   return groups
@@ -217,8 +226,8 @@ end
 function M.release_cache(vl) vl:release_cache() end
 
 -- ---- for plans ----
--- Runs what sampling runs, once, under sz_dry_run: the longest stream of prompts, the first tokens, and
--- one token of every answer.
+-- Runs what sampling runs, once, under sz_dry_run: the longest stream of prompts, the first tokens,
+-- and one token of every answer.
 function M.count(vl, input, prompts, n)
   local length = #input.input_ids
   local together = math.max(1, math.min(prompts, math.floor(PREFILL_TOKENS / length)))

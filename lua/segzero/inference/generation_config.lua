@@ -1,20 +1,20 @@
 -- generation_config.lua - how a model answers when nothing is said: generation_config.json, read as
 -- transformers' generate reads it.
 --
---   local file = generation.read(dir)             the known keys of generation_config.json, checked; {}
---                                                 without the file
---   local opts = generation.options(file, given)  options of rollout.generate: what is given, else the
---                                                 file's, else the default
---   generation.echo = function(i, piece) end      set by the prompt of ./segzero: shows the answer of a
---                                                 call that has no on_text
+--   local file = generation.read(dir)             the known keys of generation_config.json,
+--                                                 checked; {} without the file
+--   local opts = generation.options(file, given)  options of rollout.generate: what is given, else
+--                                                 the file's, else the default
+--   generation.echo = function(i, piece) end      set by the prompt of ./segzero: shows the answer
+--                                                 of a call that has no on_text
 --
 -- Keys: do_sample, temperature, top_k, top_p, repetition_penalty, max_new_tokens, eos_token_id,
--- stop_strings. Defaults are transformers': greedy, and when sampling temperature 1, top_k 50, top_p 1;
--- but max_new_tokens is 512, not max_length 20. A given temperature decides by itself: 0 is greedy, above
--- it is sampling. n > 1 means sampling too, which transformers refuses when greedy: several answers are
--- asked for because they differ.
--- Leaves out: beams, min_p, max_length, n-gram bans and the other processors; the file may name them,
--- they have no effect.
+-- stop_strings. Defaults are transformers': greedy, and when sampling temperature 1, top_k 50,
+-- top_p 1; but max_new_tokens is 512, not max_length 20. A given temperature decides by itself: 0
+-- is greedy, above it is sampling. n > 1 means sampling too, which transformers refuses when
+-- greedy: several answers are asked for because they differ.
+-- Leaves out: beams, min_p, max_length, n-gram bans and the other processors; the file may name
+-- them, they have no effect.
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
@@ -28,7 +28,8 @@ local SAMPLING = { temperature = 1, top_k = 50, top_p = 1 }
 -- Options of rollout.generate; vl:generate has two more.
 M.ROLLOUT = {
   "n", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "row_ids",
-  "stop_ids", "stop_strings", "ignore_eos", "on_token", "on_text", "on_answer", "on_group", "cache_gib",
+  "stop_ids", "stop_strings", "ignore_eos", "on_token", "on_text", "on_answer", "on_group",
+  "cache_gib",
   "gpu_memory_utilization", "keep_vision",
 }
 local names = { "do_sample", "eos_token_id" }

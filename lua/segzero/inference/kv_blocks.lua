@@ -1,20 +1,22 @@
--- kv_blocks.lua - the allocator of the key-value cache: ranges of whole blocks that grow, move and are
--- removed.
+-- kv_blocks.lua - the allocator of the key-value cache: ranges of whole blocks that grow, move and
+-- are removed.
 --
---   local pool = kv_blocks.new(total, move)  total blocks; move(to, from, blocks) copies what a range holds
---   pool:insert(range, room)                 the first gap of that many blocks; false when there is none
+--   local pool = kv_blocks.new(total, move)  total blocks; move(to, from, blocks) copies what a
+--   range holds
+--   pool:insert(range, room)                 the first gap of that many blocks; false when there is
+--   none
 --   pool:grow(range, room)                   in place; false when the blocks after it are taken
 --   pool:remove(range)
---   pool:arrange(new)                        every range gets range.wanted blocks, in the present order,
---                                            without gaps; the new ranges come last
+--   pool:arrange(new)                        every range gets range.wanted blocks, in the present
+--                                            order, without gaps; the new ranges come last
 --   pool.ranges, pool.moved                  in order of their start; blocks moved so far
 --
 -- A range is a table of the caller's with the fields
 --   start, room     its first block and how many it has; start is nil while it has none
 --   used            blocks that hold something: what a move copies (kept by the caller)
--- Ranges are contiguous because attention reads them fastest that way, on either device. A block table
--- would let rows be anywhere; arrange() reaches the same by moving: a copy of the cache now and then
--- instead of an indirection in every read of it.
+-- Ranges are contiguous because attention reads them fastest that way, on either device. A block
+-- table would let rows be anywhere; arrange() reaches the same by moving: a copy of the cache now
+-- and then instead of an indirection in every read of it.
 
 local M = {}
 
@@ -80,8 +82,8 @@ function methods:arrange(new)
   end
   assert(next_start <= self.total, "the ranges are larger than the cache")
 
-  -- Ranges that go down move in ascending order, then those that go up in descending order, so nothing
-  -- is overwritten that still has to move.
+  -- Ranges that go down move in ascending order, then those that go up in descending order, so
+  -- nothing is overwritten that still has to move.
   local function shift(i)
     local r = ranges[i]
     if r.used > 0 then

@@ -1,5 +1,5 @@
--- packing.lua - groups to one packed stream of tokens without padding, and the segment table that says
--- which tokens see which.
+-- packing.lua - groups to one packed stream of tokens without padding, and the segment table that
+-- says which tokens see which.
 --
 --   packing.stream(groups, image_token) -> {
 --     ids i32 [T], positions i32 [3, T], tokens = T,
@@ -11,14 +11,14 @@
 --   packing.ints(n, ...) -> i32 tensor, its C array          packing.list({1, 2}) -> i32 tensor
 --   packing.segment(array, index, ...)            writes one row of a segment table
 --
--- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...} (may
--- be empty)}. The prompt is in the stream once; each answer follows as a segment whose parent is the
--- prompt. The last token of an answer is predicted but predicts nothing, so it is not in the stream.
--- An answer with a field `first` has its tokens from that place (1-based) on as targets; those before are
--- given. A group with `continues` is a continuation: its prompt was in an earlier stream (the shared prefix
--- of model:hidden). Its answers alone are in this stream, which has no other group, and the segment table
--- counts the prompt's rows first. Such answers have two tokens or more and are predicted from the second
--- token on.
+-- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...}
+-- (may be empty)}. The prompt is in the stream once; each answer follows as a segment whose parent
+-- is the prompt. The last token of an answer is predicted but predicts nothing, so it is not in the
+-- stream. An answer with a field `first` has its tokens from that place (1-based) on as targets;
+-- those before are given. A group with `continues` is a continuation: its prompt was in an earlier
+-- stream (the shared prefix of model:hidden). Its answers alone are in this stream, which has no
+-- other group, and the segment table counts the prompt's rows first. Such answers have two tokens
+-- or more and are predicted from the second token on.
 
 local tensor = require "segzero.core.tensor"
 
@@ -107,7 +107,9 @@ function Filling:put_prompt(input)
   for i = 1, #prompt do
     local row = start + i - 1
     self.ids[row] = prompt[i]
-    for axis = 0, 2 do self.positions[axis * self.total + row] = positions[axis * #prompt + i - 1] end
+    for axis = 0, 2 do
+      self.positions[axis * self.total + row] = positions[axis * #prompt + i - 1]
+    end
     if prompt[i] == self.image_token then
       self.image_rows[self.image] = row
       self.image = self.image + 1
@@ -117,7 +119,8 @@ function Filling:put_prompt(input)
   self:put_segment(start, #prompt, start, #prompt, 0, 0)
 end
 
--- The answer's tokens as targets, and the rows that predict them: the prompt's last row, then its own.
+-- The answer's tokens as targets, and the rows that predict them: the prompt's last row, then its
+-- own.
 function Filling:put_targets(answer, first, prompt_end)
   for i = first, #answer do
     local row = self.token + i - 2

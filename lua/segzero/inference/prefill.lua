@@ -1,5 +1,5 @@
--- prefill.lua - what enters the cache: prompts and the tokens of readmitted answers are computed, image
--- features included, and every new answer gets its first token.
+-- prefill.lua - what enters the cache: prompts and the tokens of readmitted answers are computed,
+-- image features included, and every new answer gets its first token.
 --
 --   prefill.run(call, chunk)      chunk: what the scheduler admits ({prompts, started, resumed})
 --   prefill.release(call, groups) frees what groups and images still keep, at the end of a call
@@ -91,8 +91,8 @@ local function keep_features(call, inputs)
 end
 
 -- ---- first tokens ----
--- answers[i] follows the prompt whose last state is row prompt_row[i] of hidden. The logits are computed
--- once per prompt.
+-- answers[i] follows the prompt whose last state is row prompt_row[i] of hidden. The logits are
+-- computed once per prompt.
 local function first_tokens(call, hidden, answers, prompt_row)
   local start = C.sz_seconds()
   local logits = call.vl:logits(hidden):gather_rows(packing.list(prompt_row))

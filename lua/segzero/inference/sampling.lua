@@ -1,8 +1,9 @@
 -- sampling.lua - one token for each of several answers.
 --
 --   sampling.sample(call, answers, logits)            from logits f32 [answers, vocab]
---   sampling.decode(call, answers, stream)            on a device: the network over the stream of their
---                                                     last tokens and the draw in one call (vl:decode)
+--   sampling.decode(call, answers, stream)            on a device: the network over the stream of
+--                                                     their last tokens and the draw in one call
+--                                                     (vl:decode)
 --
 -- call is one call of generate (generate.lua): vl, opts, settings, stops, cache, stats. Tokens and
 -- log-probabilities are appended to the answers; those that end get a finish.

@@ -1,20 +1,21 @@
--- scheduler.lua - which answers are in the key-value cache, and where: groups in, rows of one cache of
--- fixed size out.
+-- scheduler.lua - which answers are in the key-value cache, and where: groups in, rows of one cache
+-- of fixed size out.
 --
---   local s = scheduler.new(groups, {n =, max_new_tokens =, blocks =, move =})     move: as in kv_blocks.new
+--   local s = scheduler.new(groups, {n =, max_new_tokens =, blocks =, move =})
+--                                move: as in kv_blocks.new
 --   local chunk = s:admit()      what enters now, or nil: {prompts = groups to compute,
 --                                started = new answers, resumed = readmitted answers}
 --   s:grow()                     makes room for the next token of every answer in s.running
 --   local ended = s:settle()     removes the answers that have a finish and frees their blocks
 --   s:finished()
 --
--- A group is {input =, answers = {{group =, ids = {}}, ...}}. While groups and answers are in the cache
--- they have a `range` of it (kv_blocks.lua). A prompt is stored once for its group, as long as one of its
--- answers runs or has not started. An answer has blocks for the tokens that it has, not for those that
--- it may get. Answers enter in the order of groups while there is room for answers as long as the
--- finished ones were on average. When the cache is full, the most recently admitted answer is preempted;
--- it keeps its tokens and is the first to be readmitted: its keys and values are then computed again.
--- Room for one prompt and one whole answer is always enough.
+-- A group is {input =, answers = {{group =, ids = {}}, ...}}. While groups and answers are in the
+-- cache they have a `range` of it (kv_blocks.lua). A prompt is stored once for its group, as long
+-- as one of its answers runs or has not started. An answer has blocks for the tokens that it has,
+-- not for those that it may get. Answers enter in the order of groups while there is room for
+-- answers as long as the finished ones were on average. When the cache is full, the most recently
+-- admitted answer is preempted; it keeps its tokens and is the first to be readmitted: its keys and
+-- values are then computed again. Room for one prompt and one whole answer is always enough.
 -- Leaves out: the model, sampling, prompts shared by two groups.
 
 local kv_blocks = require "segzero.inference.kv_blocks"
@@ -98,8 +99,8 @@ local function measure(r)
   return needs(r.answer), used
 end
 
--- Every answer gets what it needs and an equal share of what is free, up to what is expected of it; the
--- rest stays for others.
+-- Every answer gets what it needs and an equal share of what is free, up to what is expected of it;
+-- the rest stays for others.
 function methods:arrange(new)
   local spare, answers = self.blocks, {}
   for _, list in ipairs { self.pool.ranges, new or {} } do
@@ -116,7 +117,8 @@ function methods:arrange(new)
   self.pool:arrange(new)
 end
 
--- First with room for a whole answer, which then never moves, if the cache has it; else with the least.
+-- First with room for a whole answer, which then never moves, if the cache has it; else with the
+-- least.
 local function insert(self, r)
   local least, most = r.used, r.used
   if r.answer then
@@ -141,7 +143,8 @@ local function release(self, owner)
   owner.range = nil
 end
 
--- Releases a prompt that no running answer reads, but not that of `except`. False when there is none.
+-- Releases a prompt that no running answer reads, but not that of `except`. False when there is
+-- none.
 function methods:drop_idle(except)
   for _, r in ipairs(self.pool.ranges) do
     if r.group and r.group.live == 0 and r.group ~= except then

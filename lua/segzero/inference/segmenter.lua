@@ -1,24 +1,25 @@
--- segmenter.lua - answers (boxes and points) to masks with SAM2, asked as Seg-Zero and VisionReasoner
--- ask it, and how masks compare.
+-- segmenter.lua - answers (boxes and points) to masks with SAM2, asked as Seg-Zero and
+-- VisionReasoner ask it, and how masks compare.
 --
 --   local seg = segmenter.new(sam)                  sam = sz.sam2(...), borrowed
---   local f = seg:embed(img)                        features of an image: f.width, f.height, f:free()
---   local list = seg:masks(f, {answer, ...})        answers about that image
+--   local f = seg:embed(img)                    features of an image: f.width, f.height, f:free()
+--   local list = seg:masks(f, {answer, ...})    answers about that image
 --       -> {{mask = u8 tensor [h, w] of 0 and 1, score = number}, ...}
---   local inside, either = segmenter.compare(mask, truth)   pixels of the intersection and of the union
---                                                           of two u8 tensors [h, w]
+--   local inside, either = segmenter.compare(mask, truth)   pixels of the intersection and of the
+--                                                           union of two u8 tensors [h, w]
 --
 -- An answer, in the image's own pixels (answer.scale, answer.scale_list):
---   {bbox = {x0, y0, x1, y1}, points = {{x, y}, ...}}    one object: a single prompt of the box and points
---   {{bbox =, point = {x, y}}, ...}                      several: a prompt for each, their masks united;
---                                                        {} is an empty mask
+--   {bbox = {x0, y0, x1, y1}, points = {{x, y}, ...}}
+--       one object: a single prompt of the box and the points
+--   {{bbox =, point = {x, y}}, ...}
+--       several: a prompt for each, their masks united; {} is an empty mask
 -- Of each prompt's three masks the best-rated counts (of equal ones the last). The score of several
--- objects is the mean, of none 0. Boxes and points go to SAM2 as they are, also outside the image or with
--- corners in the wrong order: it computes on any number. Coordinates too large for f32 give NaN, which is
--- in no mask, as in the reference.
+-- objects is the mean, of none 0. Boxes and points go to SAM2 as they are, also outside the image
+-- or with corners in the wrong order: it computes on any number. Coordinates too large for f32 give
+-- NaN, which is in no mask, as in the reference.
 --
--- The caller frees masks and features; nothing is recorded for gradients. Leaves out: training SAM2,
--- negative points.
+-- The caller frees masks and features; nothing is recorded for gradients. Leaves out: training
+-- SAM2, negative points.
 
 local bit = require "bit"
 local core = require "segzero.core.ffi"
@@ -51,7 +52,9 @@ end
 
 local function prompt_of(sam, f, box, points, name, level)
   check_numbers(box, 4, name .. ".bbox", level + 1)
-  for i, p in ipairs(points) do check_numbers(p, 2, ("%s's point %d"):format(name, i), level + 1) end
+  for i, p in ipairs(points) do
+    check_numbers(p, 2, ("%s's point %d"):format(name, i), level + 1)
+  end
   return sam:prompt(f, box, points)
 end
 
@@ -61,7 +64,9 @@ local function prompts_of(sam, f, answer, name, level)
   if type(answer) ~= "table" then
     error(("segment: %s is a %s, not a table"):format(name, type(answer)), level)
   end
-  if answer.bbox then return { prompt_of(sam, f, answer.bbox, answer.points or {}, name, level) } end
+  if answer.bbox then
+    return { prompt_of(sam, f, answer.bbox, answer.points or {}, name, level) }
+  end
   local prompts = {}
   for i, object in ipairs(answer) do
     local object_name = ("%s[%d]"):format(name, i)
@@ -78,8 +83,8 @@ local function unite(mask, logits, n)
   end
 end
 
--- The best-rated mask of prompt p (from 1) of a decoder's result: its number and score. Mask 0 is for
--- calls that want a single mask.
+-- The best-rated mask of prompt p (from 1) of a decoder's result: its number and score. Mask 0 is
+-- for calls that want a single mask.
 local function best_mask(sam, iou, p)
   local scores = {}
   for m = 1, sam.config.masks - 1 do scores[m] = iou[(p - 1) * sam.config.masks + m] end
@@ -87,8 +92,8 @@ local function best_mask(sam, iou, p)
   return best, scores[best]
 end
 
--- Prompts first .. last: calls take(k, score, fine) with each one's best mask; fine is an f32 tensor
--- [1, h, w] that lives until take returns.
+-- Prompts first .. last: calls take(k, score, fine) with each one's best mask; fine is an f32
+-- tensor [1, h, w] that lives until take returns.
 local function best_masks(sam, f, prompts, first, last, take)
   local part = { unpack(prompts, first, last) }
   tensor.no_grad(tensor.step, function()
@@ -163,8 +168,8 @@ function M.compare(mask, truth)
   end
   local a, b = shapes[1], shapes[2]
   if a[1] ~= b[1] or a[2] ~= b[2] then
-    error(("segment.compare: mask is %d x %d and truth %d x %d (height x width)"):format(a[1], a[2], b[1],
-      b[2]), 2)
+    error(("segment.compare: mask is %d x %d and truth %d x %d (height x width)"):format(a[1], a[2],
+      b[1], b[2]), 2)
   end
   return count(tensor.data(mask), tensor.data(truth), mask:numel())
 end

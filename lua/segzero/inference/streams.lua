@@ -1,14 +1,16 @@
--- streams.lua - pieces of prompts and answers to the packed streams that run over the key-value cache.
+-- streams.lua - pieces of prompts and answers to the packed streams that run over the key-value
+-- cache.
 --
--- A piece is some consecutive tokens of a prompt or of an answer, computed with the tokens before them
--- in the cache: {group =, answer = a | nil, first = tokens before, count =}. stream_of sets its `last`:
--- the stream row of its last token.
+-- A piece is some consecutive tokens of a prompt or of an answer, computed with the tokens before
+-- them in the cache: {group =, answer = a | nil, first = tokens before, count =}. stream_of sets
+-- its `last`: the stream row of its last token.
 --
 --   streams.stream_of(vl, pieces) -> {ids, positions, segments, image_rows, cache_rows}
---       cache_rows i32 [T]: where each token's keys and values are stored; the rest as in packing.stream,
---       with key ranges in rows of the cache
+--       cache_rows i32 [T]: where each token's keys and values are stored; the rest as in
+--       packing.stream, with key ranges in rows of the cache
 --   streams.decode(vl, running) -> the stream with one token for each running answer
---   streams.split(chunk, most) -> lists of pieces of at most `most` tokens, for what the scheduler admits
+--   streams.split(chunk, most) -> lists of pieces of at most `most` tokens
+--       chunk: what the scheduler admits
 
 local tensor = require "segzero.core.tensor"
 local packing = require "segzero.inference.packing"

@@ -1,22 +1,23 @@
--- vision_cache.lua - image features that are kept because they are wanted more than once: several rows
--- with one image, or a frozen vision tower whose features serve sampling and the update.
+-- vision_cache.lua - image features that are kept because they are wanted more than once: several
+-- rows with one image, or a frozen vision tower whose features serve sampling and the update.
 --
 --   local shared = vision_cache.share(inputs)  {[input] = entry}: inputs with equal images have one
 --                                              entry {input =, left = count}
 --   vision_cache.put(vl, input, t)             keeps t [tokens, hidden], made by vl's tower
---   vision_cache.get(vl, input)                t, or nil. Valid while the tower's weights stay the same
+--   vision_cache.get(vl, input)                t, or nil. Valid while the tower's weights stay
 --   vision_cache.holds(input)                  whether any model's features are kept for this input
---   vision_cache.adopt(vl, other)              other uses the features that vl's tower made, if both
---                                              towers have the same weights, byte for byte; else false
+--   vision_cache.adopt(vl, other)              other uses the features that vl's tower made, if
+--                                              both towers have the same weights, byte for byte;
+--                                              else false
 --   vision_cache.adopted(other)                the model whose features it uses, or nil
 --   vision_cache.forget(other)                 other makes its own features again
 --   vision_cache.free(inputs)                  releases what is kept
---   vision_cache.gather(vl, inputs)            as vl:vision, with kept features copied; nil when none
---                                              is kept. Without gradients: a frozen tower's
+--   vision_cache.gather(vl, inputs)            as vl:vision, with kept features copied; nil when
+--                                              none is kept. Without gradients: a frozen tower's
 --   vision_cache.tokens(vl, input)             tokens of an input's images
 --
--- Images are equal when all patches of an input are, byte for byte. The state is here, keyed by input
--- and by model; neither is written to. Leaves out: one of several images of an input.
+-- Images are equal when all patches of an input are, byte for byte. The state is here, keyed by
+-- input and by model; neither is written to. Leaves out: one of several images of an input.
 
 local ffi = require "ffi"
 local tensor = require "segzero.core.tensor"
@@ -42,7 +43,9 @@ local function key_of(input)
   return table.concat(parts, " ")
 end
 
-local function equal_bytes(a, b, bytes) return ffi.C.memcmp(tensor.data(a), tensor.data(b), bytes) == 0 end
+local function equal_bytes(a, b, bytes)
+  return ffi.C.memcmp(tensor.data(a), tensor.data(b), bytes) == 0
+end
 
 local function equal_images(a, b)
   a, b = a.pixel_values, b.pixel_values
@@ -128,7 +131,8 @@ function M.concatenate(parts)
   local rows = 0
   for _, t in ipairs(parts) do rows = rows + t:shape()[1] end
   local like = parts[1]
-  local all = tensor.empty({ rows, like:shape()[2] }, { dtype = like:dtype(), device = like:device() })
+  local how = { dtype = like:dtype(), device = like:device() }
+  local all = tensor.empty({ rows, like:shape()[2] }, how)
   local first = 0
   for _, t in ipairs(parts) do
     local n = t:shape()[1]

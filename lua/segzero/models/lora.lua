@@ -1,5 +1,5 @@
--- lora.lua - low-rank adapters of a policy: made, trained in place of the weights, loaded and saved in
--- PEFT's format, merged.
+-- lora.lua - low-rank adapters of a policy: made, trained in place of the weights, loaded and saved
+-- in PEFT's format, merged.
 --
 --   lora.attach(vl, {rank = 16, alpha = 64, target_modules = "all-linear",
 --                    exclude_modules = ".*visual.*", seed = 42})
@@ -7,13 +7,13 @@
 --   lora.reference(vl)                          the same model without its adapters: hidden() and
 --                                               vision() of the base
 --   lora.merge(vl)                              adds the adapters to the weights and removes them
---   lora.configure(vl, cfg)                     attach() with a recipe's settings; nothing at rank 0
+--   lora.configure(vl, cfg)                     attach() with a recipe's settings, if rank > 0
 --
 -- A linear layer y = x W^T then computes y + alpha / rank (x A^T) B^T. A is f32 [rank, in], uniform
--- within 1 / sqrt(in) as PEFT initialises it (random numbers of their place: seed, weight, element); B
--- is f32 [out, rank], 0. vl.lora holds them: {list = {{index, name, module, scale, a, b}, ...}, rank,
--- alpha, exclude_modules, rslora, visual}. Which layers: lora_targets.lua; files: lora_files.lua.
--- Works with every policy that has the adapter functions of README.md.
+-- within 1 / sqrt(in) as PEFT initialises it (random numbers of their place: seed, weight,
+-- element); B is f32 [out, rank], 0. vl.lora holds them: {list = {{index, name, module, scale, a,
+-- b}, ...}, rank, alpha, exclude_modules, rslora, visual}. Which layers: lora_targets.lua; files:
+-- lora_files.lua. Works with every policy that has the adapter functions of README.md.
 -- Leaves out: dropout, DoRA, trained biases, adapters of embeddings and of the head.
 
 local core = require "segzero.core.ffi"
@@ -93,7 +93,8 @@ function M.attach(vl, opts)
   local layers, widest = targets.chosen(vl, opts), 0
   for _, w in ipairs(layers) do widest = math.max(widest, w.shape[1], w.shape[2]) end
   if opts.rank > widest then
-    error(("lora.rank is %.0f, more than the %d rows or columns of any layer"):format(opts.rank, widest), 0)
+    error(("lora.rank is %.0f, more than the %d rows or columns of any layer"):format(opts.rank,
+      widest), 0)
   end
   local list = {}
   for i, w in ipairs(layers) do
@@ -155,8 +156,8 @@ function M.same_settings(vl, dir)
 end
 
 -- ---- training ----
--- Like a policy's train(): the adapters get gradients, the weights do not. Names are those in PEFT's
--- files. plain_train(policy, filter) turns the gradients of weights on and off.
+-- Like a policy's train(): the adapters get gradients, the weights do not. Names are those in
+-- PEFT's files. plain_train(policy, filter) turns the gradients of weights on and off.
 function M.train(vl, filter, plain_train)
   plain_train(vl, function() return false end)
   local list = {}
@@ -177,8 +178,9 @@ end
 -- {name -> tensor}, as in PEFT's files.
 function M.parameters(vl) return lora_files.parameters(vl.lora) end
 
--- The model without its adapters, for log-probabilities: it shares everything, and its forward passes
--- leave the adapters out. It gives no gradients: what a backward pass computes again would have them.
+-- The model without its adapters, for log-probabilities: it shares everything, and its forward
+-- passes leave the adapters out. It gives no gradients: what a backward pass computes again would
+-- have them.
 function M.reference(vl)
   local base = {}
   for _, name in ipairs { "vision", "hidden" } do

@@ -1,11 +1,11 @@
 -- lora_files.lua - adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 --
 --   lora_files.save(policy, dir)               as PEFT reads them
---   local json = lora_files.read_config(dir)   checked: what would compute something else is refused
+--   local json = lora_files.read_config(dir)   checked: refuses what computes something else
 --   local tensors = lora_files.read(dir)       {PEFT's name -> tensor}
 --   local list = lora_files.fit(policy, dir, json, tensors)
---       {{index, name, module, scale, a = loaded tensor, b = loaded tensor}, ...} in the model's order;
---       one error names every mismatch
+--       {{index, name, module, scale, a = loaded tensor, b = loaded tensor}, ...} in the model's
+--       order; one error names every mismatch
 --   lora_files.parameters(lora) -> {PEFT's name -> tensor}, borrowed
 --
 -- Leaves out: dropout, DoRA, trained biases, adapters of embeddings and of the head.
@@ -111,12 +111,15 @@ end
 
 function M.read(dir) return safetensors.load(dir .. WEIGHTS) end
 
--- {weight's name -> {A = tensor, B = tensor}} of a loaded file. Older files have ".default" in names.
+-- {weight's name -> {A = tensor, B = tensor}} of a loaded file. Older files have ".default" in
+-- names.
 local function by_weight(policy, path, loaded)
   local out, problems = {}, {}
   for name in pairs(loaded) do
     local module, part = name:match "^base_model%.model%.(.+)%.lora_([AB])%.weight$"
-    if not module then module, part = name:match "^base_model%.model%.(.+)%.lora_([AB])%.default%.weight$" end
+    if not module then
+      module, part = name:match "^base_model%.model%.(.+)%.lora_([AB])%.default%.weight$"
+    end
     if not module then
       problems[#problems + 1] = "unexpected: " .. name
     else
@@ -129,7 +132,8 @@ local function by_weight(policy, path, loaded)
     local missing
     if not pair.A then missing = "A" elseif not pair.B then missing = "B" end
     if missing then
-      problems[#problems + 1] = ("%s: lora_%s is missing"):format(policy:module_name(weight), missing)
+      problems[#problems + 1] = ("%s: lora_%s is missing"):format(policy:module_name(weight),
+        missing)
     end
   end
   if #problems > 0 then safetensors.refuse(path, "not a plain LoRA adapter", problems) end

@@ -1,13 +1,14 @@
--- lora_targets.lua - which layers get adapters, said in PEFT's way about the names that transformers has
--- in memory (model.language_model.layers.0.self_attn.q_proj).
+-- lora_targets.lua - which layers get adapters, said in PEFT's way about the names that
+-- transformers has in memory (model.language_model.layers.0.self_attn.q_proj).
 --
 --   targets.chosen(policy, opts) -> list of weights      opts: target_modules, exclude_modules,
 --                                                        freeze_vision
---   targets.describe(policy, lora) -> names, exclude     the shortest target_modules that mean exactly
---                                                        these adapters, for adapter_config.json
+--   targets.describe(policy, lora) -> names, exclude     the shortest target_modules that mean
+--                                                        exactly these adapters, for
+--                                                        adapter_config.json
 --
--- A setting is "all-linear", a list of names or of their ends (a, b or [a, b] in a text), or a text with
--- the marks of a regular expression, which must match whole names.
+-- A setting is "all-linear", a list of names or of their ends (a, b or [a, b] in a text), or a text
+-- with the marks of a regular expression, which must match whole names.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -69,8 +70,8 @@ function M.chosen(policy, opts)
     local frozen = opts.freeze_vision and policy:is_vision_weight(w.name)
     if is_target(target, w, module) and not matches(exclude, module) and not frozen then
       if not w.linear then
-        error(("lora.target_modules means %s, which is not a linear layer that takes adapters"):format(
-          module), 0)
+        error(("lora.target_modules means %s, which is not a linear layer that takes adapters")
+          :format(module), 0)
       end
       out[#out + 1] = w
     end
@@ -83,8 +84,9 @@ function M.chosen(policy, opts)
         break
       end
     end
-    error(("lora: target_modules '%s' without exclude_modules '%s' means no layer; names are like %s")
-      :format(tostring(opts.target_modules), tostring(opts.exclude_modules), policy:module_name(example)), 0)
+    error(("lora: target_modules '%s' without exclude_modules '%s' means no layer; "
+      .. "names are like %s"):format(tostring(opts.target_modules), tostring(opts.exclude_modules),
+      policy:module_name(example)), 0)
   end
   return out
 end

@@ -1,7 +1,9 @@
--- messages.lua - chat messages: checked, rendered with Qwen-VL's chat template, their images listed.
+-- messages.lua - chat messages: checked, rendered with Qwen-VL's chat template, their images
+-- listed.
 --
 --   messages = {{role = "user", content = "text" | {item, ...}}, ...}
---       item: {type = "text", text =}, {type = "image", image = path or image object} (or image_url =)
+--       item: {type = "text", text =}, or {type = "image", image = path or image object}, in which
+--       the image may also be called image_url
 --
 --   messages.render(list, {add_generation_prompt =, add_vision_id =}) -> prompt text
 --   messages.images(list) -> {{where = text for errors, source = path or image object}, ...}
@@ -55,14 +57,18 @@ local function render_item(out, seen, item, where, opts)
 end
 
 local function render_message(out, seen, message, where, opts)
-  if type(message) ~= "table" or type(message.role) ~= "string" then error(where .. " has no role", 0) end
+  if type(message) ~= "table" or type(message.role) ~= "string" then
+    error(where .. " has no role", 0)
+  end
   check_fields(where, message, MESSAGE)
   out[#out + 1] = "<|im_start|>" .. message.role .. "\n"
   local content = message.content
   if type(content) == "string" then
     out[#out + 1] = content
   elseif type(content) == "table" then
-    for k, item in ipairs(content) do render_item(out, seen, item, where .. ", item " .. k, opts) end
+    for k, item in ipairs(content) do
+      render_item(out, seen, item, where .. ", item " .. k, opts)
+    end
   else
     error(where .. ": content is a " .. type(content) .. ", not a string or a list", 0)
   end
@@ -74,7 +80,7 @@ function M.render(list, opts)
   opts = opts or {}
   if type(list) ~= "table" then error("chat: messages is a " .. type(list) .. ", not a list", 0) end
   if list.role ~= nil then
-    error("chat: messages is one message, not a list of them: write {{role = ..., content = ...}}", 0)
+    error("chat: messages is one message, not a list of them: write {{role =, content =}}", 0)
   end
   local out, seen = {}, { image = 0, video = 0 }
   for i, message in ipairs(list) do

@@ -1,11 +1,11 @@
--- network.lua - the model interface for a family whose network is in C (models/models.h): each method
--- passes tensors to sz_model_* and wraps what comes back.
+-- network.lua - the model interface for a family whose network is in C (models/models.h): each
+-- method passes tensors to sz_model_* and wraps what comes back.
 --
 --   local methods = network.methods()         a new table with all of them, for a family to add to
 --   network.freed(name, methods)              the metatable of a freed model
 --
--- An object has c (the C object), weights, dtype, device, dims. What each method means is the contract
--- in README.md. Leaves out: config, files, inputs (the family), generation (policy.lua).
+-- An object has c (the C object), weights, dtype, device, dims. What each method means is the
+-- contract in README.md. Leaves out: config, files, inputs (the family), generation (policy.lua).
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -39,7 +39,8 @@ end
 local methods = {}
 
 function methods:new_cache(rows)
-  return setmetatable({ ptr = ffi.gc(check(C.sz_model_cache(self.c, rows), 2), C.sz_cache_free) }, Cache)
+  return setmetatable({ ptr = ffi.gc(check(C.sz_model_cache(self.c, rows), 2), C.sz_cache_free) },
+    Cache)
 end
 
 -- ---- forward passes ----
@@ -53,7 +54,8 @@ function methods:vision(inputs, opts)
   if kept then return kept end
   local pixels, grids = packing.images(inputs)
   if not pixels then return nil end
-  return tensor.wrap(check(C.sz_model_vision(self.c, pixels.ptr, grids.ptr, flag(opts.recompute)), 2))
+  return tensor.wrap(check(C.sz_model_vision(self.c, pixels.ptr, grids.ptr, flag(opts.recompute)),
+    2))
 end
 
 local HIDDEN = options.set { "rows", "cache", "cache_rows", "prefix", "recompute" }
@@ -69,8 +71,8 @@ function methods:hidden(stream, features, opts)
     list = ffi.new("sz_tensor *[?]", self.dims.layers)
     for i = 1, given do list[i - 1] = prefix[i].ptr end
   end
-  local hidden = C.sz_model_hidden(self.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr,
-    image_rows, pointer(features), pointer(opts.rows), opts.cache and opts.cache.ptr,
+  local hidden = C.sz_model_hidden(self.c, stream.ids.ptr, stream.positions.ptr,
+    stream.segments.ptr, image_rows, pointer(features), pointer(opts.rows), opts.cache and opts.cache.ptr,
     pointer(opts.cache_rows), list, flag(opts.recompute))
   for i = given + 1, prefix and self.dims.layers or 0 do
     if list[i - 1] ~= nil then prefix[i] = tensor.wrap(list[i - 1]) end
@@ -78,7 +80,9 @@ function methods:hidden(stream, features, opts)
   return tensor.wrap(check(hidden, 2))
 end
 
-function methods:logits(hidden) return tensor.wrap(check(C.sz_model_logits(self.c, hidden.ptr), 2)) end
+function methods:logits(hidden)
+  return tensor.wrap(check(C.sz_model_logits(self.c, hidden.ptr), 2))
+end
 
 local pair = ffi.new "sz_tensor *[2]"
 
@@ -87,11 +91,11 @@ function methods:logprob_of(hidden, targets, temperature)
   return tensor.wrap(pair[0]), tensor.wrap(pair[1])
 end
 
--- draw: {sampling, banned, seen, row_id, answer_id, position, token, logprob}, C arrays as sz_sample
--- takes them.
+-- draw: {sampling, banned, seen, row_id, answer_id, position, token, logprob}, C arrays as
+-- sz_sample takes them.
 function methods:decode(stream, cache, draw)
-  check(C.sz_model_decode(self.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr, cache.ptr,
-    stream.cache_rows.ptr, draw.sampling, draw.banned, draw.seen, draw.row_id, draw.answer_id,
+  check(C.sz_model_decode(self.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr,
+    cache.ptr, stream.cache_rows.ptr, draw.sampling, draw.banned, draw.seen, draw.row_id, draw.answer_id,
     draw.position, draw.token, draw.logprob))
 end
 

@@ -1,14 +1,14 @@
--- offload.lua - a frozen model whose weights wait in host memory and are on the device only while it is
--- used.
+-- offload.lua - a frozen model whose weights wait in host memory and are on the device only while
+-- it is used.
 --
---   sz.qwen_vl(dir, {offload = true})     vl.offloaded: the device that it works on; nil on the CPU,
---                                         where there is nothing to be saved
+--   sz.qwen_vl(dir, {offload = true})     vl.offloaded: the device that it works on; nil on the
+--                                         CPU, where there is nothing to be saved
 --   offload.using(vl, f)                  f() with vl's weights on the device; afterwards they are
---                                         released, also when f fails. Not inside a step: the copies
---                                         would belong to its arena
+--                                         released, also when f fails. Not inside a step: the
+--                                         copies would belong to its arena
 --
--- Copying costs the weights' bytes over the bus, each time. Leaves out: models in 8 bits (their layout
--- is the device's), one layer at a time.
+-- Copying costs the weights' bytes over the bus, each time. Leaves out: models in 8 bits (their
+-- layout is the device's), one layer at a time.
 
 local tensor = require "segzero.core.tensor"
 
@@ -27,7 +27,9 @@ function M.using(vl, f)
   if not vl.offloaded then return f() end
   local home, away = vl:parameters(), {}
   local ok, result = xpcall(function()
-    for name, t in pairs(home) do away[name] = tensor.no_grad(t.to, t, { device = vl.offloaded }) end
+    for name, t in pairs(home) do
+      away[name] = tensor.no_grad(t.to, t, { device = vl.offloaded })
+    end
     set_all(vl, away)
     return f()
   end, traced)

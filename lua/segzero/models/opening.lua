@@ -1,8 +1,9 @@
--- opening.lua - opening a model by its folder: which family it is, and what every family checks first.
+-- opening.lua - opening a model by its folder: which family it is, and what every family checks
+-- first.
 --
---   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names loads it
+--   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
---   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, 2)     level as for error()
+--   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --
 -- check(): the path must be a string, every option known, the dtype one of those given.
 
@@ -34,9 +35,13 @@ end
 
 function M.family(dir, level)
   level = (level or 1) + 1
-  if type(dir) ~= "string" then error("a model's folder name is expected, got " .. type(dir), level) end
+  if type(dir) ~= "string" then
+    error("a model's folder name is expected, got " .. type(dir), level)
+  end
   local path = dir .. "/config.json"
-  if not files.exists(path) then error(("no model in %s: it has no config.json"):format(dir), level) end
+  if not files.exists(path) then
+    error(("no model in %s: it has no config.json"):format(dir), level)
+  end
   local ok, json = pcall(files.read_json_object, path)
   if not ok then error(json, level) end
   if type(json.model_type) ~= "string" then error(path .. ": model_type is missing", level) end

@@ -1,11 +1,12 @@
--- policy.lua - what every policy does in the same way, built on the few functions that a family writes.
+-- policy.lua - what every policy does in the same way, built on the few functions that a family
+-- writes.
 --
 --   local methods = policy.methods(own)       own: the family's functions; the rest gets a default
 --   policy.REQUIRED                           names that a family has to write
 --
 -- The defaults are forward, logprobs, generate, the cache that a model keeps between calls, the
--- tokenizer, the processor, and the answers of a model without images, adapters or 8 bits. What each
--- means is the contract in README.md. Leaves out: networks (network.lua, or the family's own).
+-- tokenizer, the processor, and the answers of a model without images, adapters or 8 bits. What
+-- each means is the contract in README.md. Leaves out: networks (network.lua, or the family's own).
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
@@ -18,7 +19,8 @@ local C = core.C
 
 local M = {}
 
-M.REQUIRED = { "hidden", "logits", "logprob_of", "new_cache", "parameters", "train", "save", "free" }
+M.REQUIRED = { "hidden", "logits", "logprob_of", "new_cache", "parameters", "train", "save",
+  "free" }
 
 local defaults = {}
 
@@ -39,7 +41,8 @@ function defaults:processor()
 end
 
 function defaults:process(messages)
-  return self:processor():process(messages, self:tokenizer(), { image_token_id = self.image_token_id })
+  return self:processor():process(messages, self:tokenizer(),
+    { image_token_id = self.image_token_id })
 end
 
 -- ---- images: none ----
@@ -49,7 +52,9 @@ function defaults:is_vision_weight() return false end
 -- Tokens of an input's images.
 function defaults:vision_tokens(input)
   local patches = 0
-  for _, grid in ipairs(input.image_grid_thw or {}) do patches = patches + grid[1] * grid[2] * grid[3] end
+  for _, grid in ipairs(input.image_grid_thw or {}) do
+    patches = patches + grid[1] * grid[2] * grid[3]
+  end
   return patches / self.dims.patches_per_token
 end
 
@@ -59,7 +64,9 @@ function defaults:enable_adapters() return true end
 -- Bytes of the weights of a model that is loaded with this dtype.
 function defaults:weight_bytes(dtype)
   local width = tensor.WIDTH[dtype]
-  if not width then error(("weight_bytes: this model cannot be held in %s"):format(tostring(dtype)), 2) end
+  if not width then
+    error(("weight_bytes: this model cannot be held in %s"):format(tostring(dtype)), 2)
+  end
   return require("segzero.models.weights").bytes(self.weights, width)
 end
 
@@ -101,7 +108,8 @@ local function check_ids(policy, ids, what, level)
   local vocab = policy.dims.vocab
   for i, id in ipairs(ids) do
     if type(id) ~= "number" or id % 1 ~= 0 or id < 0 or id >= vocab then
-      error(("%s[%d] is %s, not a token id (0 to %d)"):format(what, i, tostring(id), vocab - 1), level + 1)
+      error(("%s[%d] is %s, not a token id (0 to %d)"):format(what, i, tostring(id), vocab - 1),
+        level + 1)
     end
   end
 end
@@ -116,8 +124,8 @@ local function check_input(policy, input, name, level)
   check_ids(policy, ids, name .. ": input_ids", level)
   local positions = input.position_ids:shape()
   if #ids == 0 or positions[1] ~= 3 or positions[2] ~= #ids then
-    error(("%s: %d input_ids, but position_ids [%s]"):format(name, #ids, table.concat(positions, ", ")),
-      level)
+    error(("%s: %d input_ids, but position_ids [%s]"):format(name, #ids, table.concat(positions,
+      ", ")), level)
   end
   local image_tokens = 0
   for _, id in ipairs(ids) do
@@ -180,8 +188,8 @@ function defaults:generate(input, opts)
 end
 
 -- ---- the cache ----
--- One cache is kept for each model and made anew when it is too small, with some room so that prompts
--- of other lengths fit it too: after a few training steps no cache is allocated any more.
+-- One cache is kept for each model and made anew when it is too small, with some room so that
+-- prompts of other lengths fit it too: after a few training steps no cache is allocated any more.
 function defaults:cache_for(rows)
   if self.kv and self.kv:rows() >= rows then return self.kv end
   if self.kv then self.kv:free() end

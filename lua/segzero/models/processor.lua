@@ -5,27 +5,30 @@
 --     local inp = proc:process(messages, tokenizer, {image_token_id = 151655})
 --       inp.text                  the rendered prompt, one <|image_pad|> per image
 --       inp.input_ids = {...}     each <|image_pad|> repeated t * h * w / merge_size^2 times
---       inp.pixel_values          f32 [patches of all images, 3 * temporal * patch^2]; nil without images
+--       inp.pixel_values          f32 [patches of all images, 3 * temporal * patch^2], or nil
 --       inp.image_grid_thw = {{t, h, w}, ...}       in patches, one per image
---       inp.position_ids          i32 [3, T];  inp.next_position: the position of the first answer token
+--       inp.position_ids          i32 [3, T]
+--       inp.next_position         the position of the first answer token
 --       inp.images = {{width, height, resized_width, resized_height, tokens}, ...}
 --     proc:plan(width, height) -> that last record, from the size alone: {..., grid = {t, h, w}}
 --     processor.positions(input_ids, image_grid_thw, {image_token_id =}, merge_size)
 --         -> i32 tensor [3, T], next position
 --
 -- In the background (data/prefetch.lua):
---     local future = proc:start(source)           a path or an image object: a thread reads, resizes and
---                                                 converts it. nil when something is wrong with it or a
---                                                 scope is open: process() then reports it or does it
+--     local future = proc:start(source)           a path or an image object: a thread reads,
+--                                                 resizes and converts it. nil when something is
+--                                                 wrong with it or a scope is open: process() then
+--                                                 reports it or does it
 --     local img = proc:take(future)               waits; process() of a message with img finds its
 --                                                 patches ready. nil when the job failed
 --     proc:cancel(future)
 --
--- An image of a message is a file name or an image object (formats/image.lua). It is resized (Pillow's
--- bicubic) only if its size is not already one that smart_resize gives.
--- Settings that the config lacks: patch_size 14, temporal_patch_size 2, merge_size 2, CLIP's mean and
--- std, rescale_factor 1/255, min_pixels 3136 and max_pixels 12845056. The last is what the released
--- folders have; transformers' class has 1003520, which matters only for a folder without the file.
+-- An image of a message is a file name or an image object (formats/image.lua). It is resized
+-- (Pillow's bicubic) only if its size is not already one that smart_resize gives.
+-- Settings that the config lacks: patch_size 14, temporal_patch_size 2, merge_size 2, CLIP's mean
+-- and std, rescale_factor 1/255, min_pixels 3136 and max_pixels 12845056. The last is what the
+-- released folders have; transformers' class has 1003520, which matters only for a folder without
+-- the file.
 -- Leaves out: video, images by URL or base64, other resampling filters.
 
 local ffi = require "ffi"
@@ -46,14 +49,16 @@ local mt = { __index = Processor }
 
 -- ---- settings ----
 local DEFAULT = {
-  min_pixels = 3136, max_pixels = 12845056, patch_size = 14, temporal_patch_size = 2, merge_size = 2,
+  min_pixels = 3136, max_pixels = 12845056,
+  patch_size = 14, temporal_patch_size = 2, merge_size = 2,
   image_mean = { 0.48145466, 0.4578275, 0.40821073 },
   image_std = { 0.26862954, 0.26130258, 0.27577711 },
   rescale_factor = 1 / 255, resample = 3,
 }
 local FILTER = { [2] = "bilinear", [3] = "bicubic" }      -- Pillow's numbers
 local MOST = {
-  patch_size = 1024, temporal_patch_size = 64, merge_size = 64, min_pixels = 2 ^ 40, max_pixels = 2 ^ 40,
+  patch_size = 1024, temporal_patch_size = 64, merge_size = 64,
+  min_pixels = 2 ^ 40, max_pixels = 2 ^ 40,
 }
 
 -- Newer folders keep all processors' settings in one file.
@@ -79,7 +84,8 @@ local function reader(config, where)
   return get, bad
 end
 
--- min_pixels and max_pixels are also written as size = {shortest_edge, longest_edge}; the plain keys win.
+-- min_pixels and max_pixels are also written as size = {shortest_edge, longest_edge}; the plain
+-- keys win.
 local function pixel_limits(get)
   local size = get "size"
   if type(size) ~= "table" then size = {} end
@@ -132,7 +138,9 @@ M.new = guarded(function(source)
 
   local resample = get "resample" or DEFAULT.resample
   self.filter = FILTER[resample]
-  if not self.filter then bad("resample", tostring(resample) .. " (2 bilinear and 3 bicubic are handled)") end
+  if not self.filter then
+    bad("resample", tostring(resample) .. " (2 bilinear and 3 bicubic are handled)")
+  end
   self.resize = get "do_resize" ~= false
   self.scale = get "rescale_factor" or DEFAULT.rescale_factor
   if get "do_rescale" == false then self.scale = 1 end
@@ -141,8 +149,8 @@ M.new = guarded(function(source)
 end)
 
 function mt:__tostring()
-  return ("processor (patch %d, merge %d, %d to %d pixels)"):format(self.patch_size, self.merge_size,
-    self.min_pixels, self.max_pixels)
+  return ("processor (patch %d, merge %d, %d to %d pixels)"):format(self.patch_size,
+    self.merge_size, self.min_pixels, self.max_pixels)
 end
 
 -- ---- sizes ----
@@ -156,8 +164,8 @@ local function size_of(self, width, height)
       out_size + 1))
     h, w = out_size[0], out_size[1]
   elseif h % block ~= 0 or w % block ~= 0 then
-    error(("an image of %d x %d is not a multiple of %d on both sides, and do_resize is off"):format(w, h,
-      block), 0)
+    error(("an image of %d x %d is not a multiple of %d on both sides, and do_resize is off")
+      :format(w, h, block), 0)
   end
   local grid = { 1, h / self.patch_size, w / self.patch_size }
   return {
@@ -187,7 +195,8 @@ local function start(self, source)
   size[0], size[1], size[2], size[3] = width, height, s.resized_width, s.resized_height
   local filter = self.filter == "bicubic" and 1 or 0
   local job = call(C.sz_qwen_image_start(path, img and img.ptr, size, filter, self.patch_size,
-    self.temporal_patch_size, self.merge_size, self.scale, self.image_mean, self.image_std, values.ptr))
+    self.temporal_patch_size, self.merge_size, self.scale, self.image_mean, self.image_std,
+      values.ptr))
   return { job = jobs.wrap(job), values = values, size = s, image = img }
 end
 
@@ -223,13 +232,15 @@ local function prepared(self, img, s)
   local future = self.ready[img]
   if not future then return nil end
   self.ready[img] = nil
-  if future.size.resized_width == s.resized_width and future.size.resized_height == s.resized_height then
+  if future.size.resized_width == s.resized_width
+    and future.size.resized_height == s.resized_height then
     return future.values
   end
   future.values:free()
 end
 
--- Opens and resizes one image: {size =, values = its patches} or {size =, img =, own = ours to free}.
+-- Opens and resizes one image: {size =, values = its patches} or {size =, img =, own = ours to
+-- free}.
 local function prepare(self, item)
   local img, own = item.source, false
   if type(img) == "string" then
@@ -287,8 +298,8 @@ local function expand(ids, image_id, list)
     end
   end
   if seen ~= #list then
-    error(("the messages have %d images, but their text has %d image marks: <|image_pad|> must not be "
-      .. "typed into a text"):format(#list, seen), 0)
+    error(("the messages have %d images, but their text has %d image marks: "
+      .. "<|image_pad|> must not be typed into a text"):format(#list, seen), 0)
   end
   return out
 end
@@ -296,7 +307,9 @@ end
 local function image_token(ids, tokenizer)
   local id = ids and (ids.image_token_id or ids.image)
   if not id and tokenizer then id = tokenizer:id "<|image_pad|>" end
-  if type(id) ~= "number" then error("the id of <|image_pad|> is not known (ids.image_token_id)", 0) end
+  if type(id) ~= "number" then
+    error("the id of <|image_pad|> is not known (ids.image_token_id)", 0)
+  end
   return id
 end
 
@@ -307,7 +320,9 @@ local function positions(input_ids, image_grid_thw, ids, merge_size)
   local grids = ffi.new("int32_t[?]", 3 * #image_grid_thw + 1)
   for k, g in ipairs(image_grid_thw) do
     for c = 1, 3 do
-      if type(g[c]) ~= "number" then error(("image_grid_thw[%d][%d] is %s"):format(k, c, tostring(g[c])), 0) end
+      if type(g[c]) ~= "number" then
+        error(("image_grid_thw[%d][%d] is %s"):format(k, c, tostring(g[c])), 0)
+      end
       grids[3 * k - 4 + c] = g[c]
     end
   end
@@ -330,12 +345,15 @@ local function process(self, messages, tokenizer, image_id, inp, list)
   inp.text = messages_of.render(messages, { add_generation_prompt = true })
   inp.input_ids = expand(tokenizer:encode(inp.text), image_id, list)
   local ids = { image_token_id = image_id }
-  inp.position_ids, inp.next_position = positions(inp.input_ids, inp.image_grid_thw, ids, self.merge_size)
+  inp.position_ids, inp.next_position = positions(inp.input_ids, inp.image_grid_thw, ids,
+    self.merge_size)
   if #list > 0 then inp.pixel_values = join_patches(self, list) end
 end
 
 Processor.process = guarded(function(self, messages, tokenizer, ids)
-  if type(messages) ~= "table" then error("messages is a " .. type(messages) .. ", not a list", 0) end
+  if type(messages) ~= "table" then
+    error("messages is a " .. type(messages) .. ", not a list", 0)
+  end
   local image_id = image_token(ids, tokenizer)
   local inp, list = { image_grid_thw = {}, images = {} }, {}
   local ok, why = pcall(process, self, messages, tokenizer, image_id, inp, list)

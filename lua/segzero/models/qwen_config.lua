@@ -1,9 +1,9 @@
--- qwen_config.lua - config.json of Qwen2-VL and Qwen2.5-VL: checked, with transformers' defaults, as
--- the C struct sz_qwen_config.
+-- qwen_config.lua - config.json of Qwen2-VL and Qwen2.5-VL: checked, with transformers' defaults,
+-- as the C struct sz_qwen_config.
 --
 --   local c = qwen_config.parse(json)          raises a message that names the key and its value
 --   qwen_config.token_ids(json) -> {image_token_id =, ...}
---   qwen_config.value(t, key)                  t[key] of a JSON table; nil for null and for no table
+--   qwen_config.value(t, key)                  t[key] of a JSON table; nil for null
 --
 -- Newer files nest the language model's keys under text_config; both forms are read.
 
@@ -21,7 +21,8 @@ local TEXT_DEFAULTS = {
   hidden_size = 8192, intermediate_size = 29568, num_hidden_layers = 80, num_attention_heads = 64,
   num_key_value_heads = 8, vocab_size = 152064, rms_norm_eps = 1e-5, rope_theta = 1e6,
 }
--- By model_type. In qwen2_vl the tower's own width is embed_dim, and hidden_size is that of its features.
+-- By model_type. In qwen2_vl the tower's own width is embed_dim, and hidden_size is that of its
+-- features.
 local VISION_DEFAULTS = {
   qwen2_5_vl = {
     depth = 32, hidden_size = 3584, hidden_act = "silu", intermediate_size = 3420, num_heads = 16,
@@ -84,13 +85,15 @@ local function parse_text(c, json)
 
   local rope = first(value(text, "rope_parameters"), value(json, "rope_parameters"),
     value(text, "rope_scaling"), value(json, "rope_scaling"), {})
-  c.rope_theta = first(value(rope, "rope_theta"), value(text, "rope_theta"), value(json, "rope_theta"),
-    TEXT_DEFAULTS.rope_theta)
+  c.rope_theta = first(value(rope, "rope_theta"), value(text, "rope_theta"),
+    value(json, "rope_theta"), TEXT_DEFAULTS.rope_theta)
   local section = value(rope, "mrope_section")
   if not section then fail "rope_scaling.mrope_section is missing" end
   for i = 1, 3 do
     local pairs_of_axis = type(section) == "table" and section[i]
-    if not is_size(pairs_of_axis) then fail "rope_scaling.mrope_section is not three whole numbers" end
+    if not is_size(pairs_of_axis) then
+      fail "rope_scaling.mrope_section is not three whole numbers"
+    end
     c.mrope_section[i - 1] = pairs_of_axis
   end
 end
@@ -100,7 +103,9 @@ local function parse_vision(c, json, kind)
   local defaults = VISION_DEFAULTS[kind]
   local function number(key, alias)
     local v = first(value(vision, key), value(vision, alias), defaults[key])
-    if not is_size(v, key) then fail("vision_config.%s is %s, expected a number", key, tostring(v)) end
+    if not is_size(v, key) then
+      fail("vision_config.%s is %s, expected a number", key, tostring(v))
+    end
     return v
   end
   local act = value(vision, "hidden_act") or defaults.hidden_act
@@ -119,7 +124,9 @@ local function parse_vision(c, json, kind)
     c.v_hidden = number "embed_dim"
     c.v_out = number "hidden_size"
     local inner = math.floor(c.v_hidden * number "mlp_ratio")
-    if not is_size(inner) then fail("vision_config.mlp_ratio is %s", tostring(number "mlp_ratio")) end
+    if not is_size(inner) then
+      fail("vision_config.mlp_ratio is %s", tostring(number "mlp_ratio"))
+    end
     c.v_intermediate = inner
     return
   end
@@ -138,7 +145,8 @@ function M.parse(json)
   if type(json) ~= "table" then fail "not a JSON object" end
   local kind = value(json, "model_type")
   if not VISION_DEFAULTS[kind] then
-    error(("model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"):format(tostring(kind)), 0)
+    error(("model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"):format(tostring(kind)),
+      0)
   end
   local c = ffi.new "sz_qwen_config"
   parse_text(c, json)

@@ -7,7 +7,7 @@
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
---   vl:generate(inp, {temperature = 1, n = 8, ...})     settings: generation_config.lua, generate.lua
+--   vl:generate(inp, {temperature = 1, n = 8, ...})     generation_config.lua, generate.lua
 --   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
 --   vl:save(dir)
 --
@@ -51,10 +51,12 @@ local function new(json, dtype, device)
   local quantized = dtype == "int8"
   if quantized then dtype = "bf16" end
   local vl = setmetatable({
-    c = c, config = config, json = json, device = device, dtype = dtype or "f32", quantized = quantized,
+    c = c, config = config, json = json, device = device, dtype = dtype or "f32",
+    quantized = quantized,
   }, mt)
   vl.dims = {
-    layers = config.layers, hidden = config.hidden, heads = config.heads, kv_heads = config.kv_heads,
+    layers = config.layers, hidden = config.hidden, heads = config.heads,
+    kv_heads = config.kv_heads,
     head_dim = config.head_dim, vocab = config.vocab, patches_per_token = config.v_merge ^ 2,
   }
   vl.weights = weights.list(c)
@@ -84,8 +86,8 @@ end
 
 local OPEN = options.set { "dtype", "device", "adapter", "offload" }
 
--- A tied checkpoint may carry a stray lm_head, for which the embedding is used. Old checkpoints carry
--- the rotary tables, which are computed here.
+-- A tied checkpoint may carry a stray lm_head, for which the embedding is used. Old checkpoints
+-- carry the rotary tables, which are computed here.
 local function is_stray(vl, name)
   if vl.config.tied == 1 and name == "lm_head.weight" then return true end
   return name:find "%.inv_freq$" ~= nil
@@ -106,7 +108,8 @@ function M.qwen_vl(dir, opts)
   end
   vl.dir = dir
   if offload then vl.offloaded = device end
-  weights.load(vl, safetensors.open_folder(dir), hub_name, function(name) return is_stray(vl, name) end)
+  local function stray(name) return is_stray(vl, name) end
+  weights.load(vl, safetensors.open_folder(dir), hub_name, stray)
   quantize(vl)
   if opts.adapter then
     local fits, why = pcall(lora.load, vl, opts.adapter)
@@ -132,9 +135,9 @@ end
 
 local RANDOM = options.set { "dtype", "device", "seed", "std", "repeated" }
 
--- A model of random weights (normal with deviation std, 0.02 without; norms 1, biases 0) from a config
--- table: for training from scratch and benchmarks. repeated: 16 million numbers over and over, since
--- drawing billions takes the CPU minutes.
+-- A model of random weights (normal with deviation std, 0.02 without; norms 1, biases 0) from a
+-- config table: for training from scratch and benchmarks. repeated: 16 million numbers over and
+-- over, since drawing billions takes the CPU minutes.
 function M.random(json, opts)
   opts = options.check("random", opts, RANDOM, 2)
   local vl = new(json, opts.dtype, tensor.model_device(opts.device, 2))
@@ -143,8 +146,8 @@ function M.random(json, opts)
   return quantize(vl)
 end
 
--- The model of a folder with no memory behind its weights: for counting (plan.lua). Only config.json is
--- read.
+-- The model of a folder with no memory behind its weights: for counting (plan.lua). Only
+-- config.json is read.
 function M.meta(dir, dtype)
   local vl = new(files.read_json(dir .. "/config.json"), dtype, "cpu")
   vl.dir = dir
@@ -196,8 +199,8 @@ function own:banned_ids()
     self.image_token_id, self.video_token_id }
 end
 
--- Tokens that end an answer: generation_config.json's, else config.json's, else the tokenizer's end of
--- turn.
+-- Tokens that end an answer: generation_config.json's, else config.json's, else the tokenizer's end
+-- of turn.
 function own:stop_ids()
   local ids = self:generation().eos_token_id or value(self.json, "eos_token_id")
     or value(value(self.json, "text_config"), "eos_token_id")
@@ -208,7 +211,8 @@ end
 -- ---- saving ----
 local COMPANIONS = {
   "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json",
-  "chat_template.json", "chat_template.jinja", "vocab.json", "merges.txt", "special_tokens_map.json",
+  "chat_template.json", "chat_template.jinja", "vocab.json", "merges.txt",
+  "special_tokens_map.json",
   "added_tokens.json",
 }
 
@@ -224,7 +228,9 @@ end
 
 -- transformers' processor wants the chat template in a file of its own, as in the released folders.
 local function write_chat_template(dir)
-  if files.exists(dir .. "/chat_template.json") or files.exists(dir .. "/chat_template.jinja") then return end
+  if files.exists(dir .. "/chat_template.json") or files.exists(dir .. "/chat_template.jinja") then
+    return
+  end
   local template = value(files.read_json(dir .. "/tokenizer_config.json", true), "chat_template")
   if type(template) == "string" then
     local text = cjson.encode { chat_template = template }
@@ -232,9 +238,9 @@ local function write_chat_template(dir)
   end
 end
 
--- Writes a folder that transformers and segzero load: config, weights, and the companion files that the
--- model came with. A model with adapters writes only these, in PEFT's format. opts.later: a list of
--- files to write in the background (jobs.writing) instead.
+-- Writes a folder that transformers and segzero load: config, weights, and the companion files that
+-- the model came with. A model with adapters writes only these, in PEFT's format. opts.later: a
+-- list of files to write in the background (jobs.writing) instead.
 own.save = full_precision_only(function(self, dir, opts)
   if type(dir) ~= "string" then error("save: a folder name is expected, got " .. type(dir), 3) end
   if self.lora then return lora.save(self, dir) end

@@ -1,7 +1,8 @@
 -- random_weights.lua - random weights for a network in C: normal numbers, norms 1, biases 0.
 --
 --   random_weights.fill(model, {seed =, std =, is_norm = f(name), repeated = true | nil})
---   random_weights.place(model, w, t)         gives weight w the tensor t, in the model's dtype; frees t
+--   random_weights.empty(model, w)            zeros of weight w's shape, in the model's dtype
+--   random_weights.place(model, w, t)         gives weight w the tensor t; frees t
 --
 -- The numbers of a weight depend on the seed and its index only. repeated: one block of 16 million
 -- numbers is copied over and over, since drawing billions takes the CPU minutes.
@@ -15,7 +16,8 @@ local M = {}
 
 local BLOCK = 16777213       -- a prime, so that no two rows of a matrix are the same
 
--- f(t) fills a tensor from one block of random numbers; the next tensor starts where the last ended.
+-- f(t) fills a tensor from one block of random numbers; the next tensor starts where the last
+-- ended.
 local function repeating(model, opts)
   local block = tensor.empty({ BLOCK }, { dtype = model.dtype, device = model.device })
   check(C.sz_random_normal_(block.ptr, opts.seed, 0, 0, opts.std))

@@ -1,15 +1,16 @@
 -- registry.lua - sz.models: the model families by the model_type of their config.json.
 --
---   sz.models:get("qwen2_5_vl").load(dir, opts)     an unknown name is an error that names the nearest
---   sz.models:register(name, spec)                  a script's own family; the library is not touched
+--   sz.models:get("qwen2_5_vl").load(dir, opts)     an unknown name: an error with the nearest
+--   sz.models:register(name, spec)                  a script's own family, outside the library
 --
 -- A family's spec:
 --   load(dir, opts) -> object     opens a folder; opts are the family's own
---   meta(dir, dtype) -> policy    the same without memory behind the weights, for counting (plan.lua);
---                                 only families that can be trained as a policy have it
+--   meta(dir, dtype) -> policy    the same without memory behind the weights, for counting
+--                                 (plan.lua); only families that can be trained as a policy have it
 --   random(json, opts) -> object  random weights from a config table
 --   help                          one line
--- What an object has to do is the contract in README.md. sz.model(dir) picks the family (opening.lua).
+-- What an object has to do is the contract in README.md. sz.model(dir) picks the family
+-- (opening.lua).
 -- Leaves out: SAM2's original .pt files, which have no config.json (sz.sam2 reads them).
 
 local registry = require "segzero.core.registry"

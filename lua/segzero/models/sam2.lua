@@ -1,5 +1,5 @@
--- sam2.lua - SAM2 as scripts see it: a checkpoint in, an image and prompts to masks, gradients, a folder
--- out.
+-- sam2.lua - SAM2 as scripts see it: a checkpoint in, an image and prompts to masks, gradients, a
+-- folder out.
 --
 --   local sam = sz.sam2(path, {dtype = "f32" | "bf16", device = "cpu" | "cuda"})
 --       path: a transformers folder, or an original .pt file
@@ -11,7 +11,8 @@
 --       -> {embedding, high1, high0, images = B}       recompute: keep less for the backward pass;
 --                                                      stages: add the four stages' outputs
 --   sam:decode(features, prompts) -> {logits [P, m, 4g, 4g], iou [P, m], object [P, 1]}
---       prompts: {{image = 1, points = {{x, y, label}, ..}, mask = t}, ..} in pixels of the S x S image
+--       prompts: {{image = 1, points = {{x, y, label}, ..}, mask = t}, ..} in pixels of the S x S
+--       image
 --   sam:upsample(logits [k, 4g, 4g], h, w) -> [k, h, w]
 --   sam:parameters()   sam:train(filter)   sam:save(dir)   sam:free()
 --
@@ -40,7 +41,8 @@ M.best = predictor.best
 
 local network_methods = network.methods()
 local methods = {}
-for _, name in ipairs { "parameters", "set_weight", "is_vision_weight", "set_adapter", "enable_adapters" } do
+for _, name in ipairs { "parameters", "set_weight", "is_vision_weight", "set_adapter",
+  "enable_adapters" } do
   methods[name] = network_methods[name]
 end
 for name, f in pairs(predictor.methods) do methods[name] = f end
@@ -74,7 +76,8 @@ local function new(json, dtype, device)
   local config, selection = sam2_config.parse(json)
   local c = ffi.gc(check(C.sz_sam2_new(config)), C.sz_model_free)
   local sam = setmetatable({
-    c = c, config = config, selection = selection, json = json, dtype = dtype or "f32", device = device,
+    c = c, config = config, selection = selection, json = json, dtype = dtype or "f32",
+    device = device,
   }, mt)
   sam.image_size = config.image_size
   sam.mask_side = config.image_size / config.prompt_patch * 4
@@ -133,8 +136,8 @@ local function is_zero(name)
   return name:match "%.bias$" ~= nil
 end
 
--- A model of random weights from a config table: normal with a deviation of gain / sqrt(inputs), norms
--- 1, biases 0. For training from scratch and benchmarks.
+-- A model of random weights from a config table: normal with a deviation of gain / sqrt(inputs),
+-- norms 1, biases 0. For training from scratch and benchmarks.
 function M.random(json, opts)
   opts = options.check("random", opts, RANDOM, 2)
   local sam = new(json, opts.dtype, tensor.model_device(opts.device, 2))
@@ -164,8 +167,8 @@ function methods:free()
 end
 
 -- ---- the parts ----
--- An image as the encoder wants it: f32 [1, side, side, 3], resized as torchvision does (antialiased,
--- not rounded) and normalised.
+-- An image as the encoder wants it: f32 [1, side, side, 3], resized as torchvision does
+-- (antialiased, not rounded) and normalised.
 function M.pixels(img, side)
   return tensor.step(function()
     local x = img:totensor():cast(C.SZ_F32):affine(1 / 255, 0):reshape(1, img.height, img.width, 3)
@@ -210,7 +213,9 @@ local function masks_of(sam, prompts, level)
     if prompt.mask then masked = masked + 1 end
   end
   if masked == 0 then return nil end
-  if masked ~= #prompts then error("sam2: some prompts have a mask and some have none", level + 1) end
+  if masked ~= #prompts then
+    error("sam2: some prompts have a mask and some have none", level + 1)
+  end
   local side = sam.mask_side
   local masks = tensor.empty { #prompts, side, side, 1 }
   for p, prompt in ipairs(prompts) do
@@ -237,7 +242,8 @@ function methods:decode(features, prompts)
   if #points > 0 then point_tensor = tensor.new(points) end
   local label_tensor = i32(labels)
   check(C.sz_sam2_decode(self.c, features.embedding.ptr, features.high1.ptr, features.high0.ptr,
-    i32(images).ptr, i32(counts).ptr, point_tensor and point_tensor.ptr, label_tensor and label_tensor.ptr,
+    i32(images).ptr, i32(counts).ptr, point_tensor and point_tensor.ptr, label_tensor
+      and label_tensor.ptr,
     masks and masks.ptr, out, out + 1, out + 2), 2)
   return { logits = tensor.wrap(out[0]), iou = tensor.wrap(out[1]), object = tensor.wrap(out[2]) }
 end
@@ -272,8 +278,8 @@ function mt.__tostring(sam)
   local c = sam.config
   local blocks = {}
   for s = 0, 3 do blocks[s + 1] = c.blocks[s] end
-  return ("SAM2 %s (%d px, width %d, %s blocks)"):format(sam.dir or "random", c.image_size, c.width[0],
-    table.concat(blocks, "+"))
+  return ("SAM2 %s (%d px, width %d, %s blocks)"):format(sam.dir or "random", c.image_size,
+    c.width[0], table.concat(blocks, "+"))
 end
 
 return M

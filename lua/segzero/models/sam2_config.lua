@@ -1,8 +1,8 @@
--- sam2_config.lua - config.json of SAM2 (transformers' Sam2Config): checked, with its defaults, as the
--- C struct sz_sam2_config.
+-- sam2_config.lua - config.json of SAM2 (transformers' Sam2Config): checked, with its defaults, as
+-- the C struct sz_sam2_config.
 --
---   local c, selection = sam2_config.parse(json)     raises a message that names the key and its value
---       selection: {dynamic =, delta =, threshold =}, how the predictor chooses a single mask
+--   local c, selection = sam2_config.parse(json)     raises a message that names the key and its
+--       value selection: {dynamic =, delta =, threshold =}, how the predictor chooses a single mask
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -27,7 +27,8 @@ local DEFAULTS = {
     fpn_hidden_size = 256, fpn_top_down_levels = { 2, 3 }, fpn_kernel_size = 1, fpn_stride = 1,
     fpn_padding = 0, num_feature_levels = 3,
   },
-  prompt = { hidden_size = 256, patch_size = 16, mask_input_channels = 16, num_point_embeddings = 4 },
+  prompt = { hidden_size = 256, patch_size = 16, mask_input_channels = 16,
+  num_point_embeddings = 4 },
   decoder = {
     hidden_size = 256, mlp_dim = 2048, num_hidden_layers = 2, num_attention_heads = 8,
     attention_downsample_rate = 2, num_multimask_outputs = 3, iou_head_depth = 3,
@@ -96,7 +97,9 @@ local function readers(json)
     read[name] = reader(name, t)
     for key, wanted in pairs(FIXED[name]) do
       local v = read[name](key)
-      if v ~= wanted then fail("%s is %s, only %s is supported", key, tostring(v), tostring(wanted)) end
+      if v ~= wanted then
+        fail("%s is %s, only %s is supported", key, tostring(v), tostring(wanted))
+      end
     end
   end
   return read
@@ -134,7 +137,9 @@ end
 
 local function parse_heads(c, read)
   for _, level in ipairs(read.vision "fpn_top_down_levels") do
-    if level < 0 or level > 3 then fail("vision_config.fpn_top_down_levels names level %d", level) end
+    if level < 0 or level > 3 then
+      fail("vision_config.fpn_top_down_levels names level %d", level)
+    end
     c.top_down[level] = 1
   end
   c.hidden = read.vision "fpn_hidden_size"

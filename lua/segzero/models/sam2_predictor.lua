@@ -1,9 +1,9 @@
--- sam2_predictor.lua - SAM2's predictor, as methods of a SAM2 model (sam2.lua): set an image, then ask
--- for masks any number of times.
+-- sam2_predictor.lua - SAM2's predictor, as methods of a SAM2 model (sam2.lua): set an image, then
+-- ask for masks any number of times.
 --
 --   sam:set_image(img)                                 embeds the image once
---   local r = sam:predict{box = {x0,y0,x1,y1}, points = {{x,y},..}, labels = {1,..}, multimask = true}
---       r.masks      u8 tensor [k, h, w] of 0 and 1
+--   local r = sam:predict{box = {x0,y0,x1,y1}, points = {{x,y},..}, labels = {1,..}, multimask =
+--       true} r.masks      u8 tensor [k, h, w] of 0 and 1
 --       r.scores     {..}, the model's own estimate of IoU
 --       r.low_res    f32 [k, 4g, 4g], logits within +-32
 --   sam:predict{boxes = {{..}, ..}}                    one result for each box
@@ -61,7 +61,9 @@ function methods:set_image(img)
 end
 
 -- ---- prompts ----
-local function is_coordinate(v) return type(v) == "number" and v == v and math.abs(v) < MAX_COORDINATE end
+local function is_coordinate(v)
+  return type(v) == "number" and v == v and math.abs(v) < MAX_COORDINATE
+end
 
 local function check_numbers(v, n, what, level)
   local good = type(v) == "table" and #v == n
@@ -109,7 +111,8 @@ local function checked_prompt(sam, prompt, f, level)
     error("sam2: points and labels are lists", level)
   end
   if mask ~= nil and not (tensor.is_tensor(mask) and mask:numel() == sam.mask_side ^ 2) then
-    error(("sam2: mask_input must be a tensor [%d, %d]"):format(sam.mask_side, sam.mask_side), level)
+    error(("sam2: mask_input must be a tensor [%d, %d]"):format(sam.mask_side, sam.mask_side),
+      level)
   end
   if prompt.box then check_numbers(prompt.box, 4, "box", level) end
   for i, p in ipairs(points) do check_numbers(p, 2, "point " .. i, level) end
@@ -120,7 +123,8 @@ local function checked_prompt(sam, prompt, f, level)
 end
 
 -- ---- which masks ----
--- Mask 0 when a small change of the threshold changes little of it, else the best-rated of the others.
+-- Mask 0 when a small change of the threshold changes little of it, else the best-rated of the
+-- others.
 local function single(sam, logits, iou, masks)
   if not sam.selection.dynamic then return 0 end
   local delta = sam.selection.delta

@@ -5,13 +5,14 @@
 --     tok:decode(ids, {skip_special_tokens=false}) -> text
 --     tok:chat(messages, {add_generation_prompt=false, add_vision_id=false}) -> text
 --     tok:id("<|im_end|>") -> id or nil            tok:token(id) -> text or nil
---     tok:size() -> largest id + 1                 tok:bytes(id) -> its bytes, perhaps no whole character
---     tok.eos_id, tok.pad_id, tok.bos_id (nil where the folder names none)
+--     tok:size() -> largest id + 1                 tok:bytes(id) -> its bytes, perhaps no whole
+--     character tok.eos_id, tok.pad_id, tok.bos_id (nil where the folder names none)
 --     tok.special = {token -> id}                  tok:free()
 --
--- Reads tokenizer.json (tokenizer_file.lua: byte-level BPE) and tokenizer_config.json. The chat template
--- of Qwen2-VL / Qwen2.5-VL is built in (messages.lua); a folder with another one gets a notice, once.
--- Leaves out: truncation, padding, offsets, prefix spaces, added tokens that strip the space around them.
+-- Reads tokenizer.json (tokenizer_file.lua: byte-level BPE) and tokenizer_config.json. The chat
+-- template of Qwen2-VL / Qwen2.5-VL is built in (messages.lua); a folder with another one gets a
+-- notice, once. Leaves out: truncation, padding, offsets, prefix spaces, added tokens that strip
+-- the space around them.
 
 local ffi = require "ffi"
 local bit = require "bit"
@@ -72,8 +73,8 @@ end
 local function open(dir)
   local path = dir .. "/tokenizer.json"
   local file = tokenizer_file.open(path, files.read_json_object(path))
-  local self = setmetatable({ dir = dir, handle = file.handle, added = file.added, special = file.special },
-    Tokenizer)
+  local self = setmetatable({ dir = dir, handle = file.handle, added = file.added,
+    special = file.special }, Tokenizer)
   self.config = files.read_json_object(dir .. "/tokenizer_config.json", true) or {}
   self.eos_id = named_token(self, "eos_token")
   self.pad_id = named_token(self, "pad_token")
@@ -83,7 +84,9 @@ local function open(dir)
 end
 
 function M.new(dir)
-  if type(dir) ~= "string" then error("tokenizer: a folder name is expected, got " .. type(dir), 2) end
+  if type(dir) ~= "string" then
+    error("tokenizer: a folder name is expected, got " .. type(dir), 2)
+  end
   local ok, self = pcall(open, dir)
   if not ok then error(core.plain(self), 2) end
   return self
@@ -102,7 +105,9 @@ local ENCODE = options.set {}      -- there are none; transformers' add_special_
 
 function Tokenizer:encode(text, opts)
   local handle = live(self, 2)
-  if type(text) ~= "string" then error("encode: text is a " .. type(text) .. ", not a string", 2) end
+  if type(text) ~= "string" then
+    error("encode: text is a " .. type(text) .. ", not a string", 2)
+  end
   options.check("encode", opts, ENCODE, 2)
   local n = tonumber(check(C.sz_tokenizer_encode(handle, text, #text, out_ids), 2))
   local ids, p = {}, out_ids[0]
@@ -122,7 +127,9 @@ function Tokenizer:decode(ids, opts)
   local list = ffi.new("int32_t[?]", n + 1)
   for i = 1, n do
     local id = ids[i]
-    if not is_id(id) then error(("decode: ids[%d] is %s, not a token id"):format(i, tostring(id)), 2) end
+    if not is_id(id) then
+      error(("decode: ids[%d] is %s, not a token id"):format(i, tostring(id)), 2)
+    end
     list[i - 1] = id
   end
   local skip = opts.skip_special_tokens and 1 or 0
@@ -145,7 +152,8 @@ function Tokenizer:id(token)
   if #ids == 1 then return ids[1] end
 end
 
--- The text of one id; nil for an id without a token. Bytes that are no whole character come as U+FFFD.
+-- The text of one id; nil for an id without a token. Bytes that are no whole character come as
+-- U+FFFD.
 function Tokenizer:token(id)
   local text = self:decode { id }
   if text ~= "" then return text end

@@ -1,7 +1,8 @@
--- tokenizer_file.lua - tokenizer.json handed to the core: byte-level BPE with NFC or no normaliser, a
--- Split pattern and ByteLevel.
+-- tokenizer_file.lua - tokenizer.json handed to the core: byte-level BPE with NFC or no normaliser,
+-- a Split pattern and ByteLevel.
 --
---   local file = tokenizer_file.open(path, json)      {handle =, added = {token -> id}, special = {..}}
+--   local file = tokenizer_file.open(path, json)      {handle =, added = {token -> id}, special =
+--   {..}}
 --
 -- A file that asks for anything else is an error that names it.
 
@@ -16,9 +17,10 @@ local M = {}
 local function is_set(v) return v ~= nil and v ~= cjson.null and v ~= false and v ~= "" end
 
 -- ---- the pattern ----
--- Oniguruma, which Hugging Face uses, takes \s for the White_Space property. PCRE2's \s has U+180E as
--- well, so the class is spelt out.
-local SPACE = "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+-- Oniguruma, which Hugging Face uses, takes \s for the White_Space property. PCRE2's \s has U+180E
+-- as well, so the class is spelt out.
+local SPACE = "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}"
+  .. "\\x{205f}\\x{3000}"
 
 -- An escaped character: \s and \S become classes, which need brackets outside a set.
 local function pcre_escape(two, in_set)
@@ -58,13 +60,17 @@ local function split_pattern(json, bad)
   for _, step in ipairs(steps(json.pre_tokenizer, "pretokenizers")) do
     if step.type == "Split" then
       local regex = type(step.pattern) == "table" and step.pattern.Regex
-      if not regex or pattern then bad("pre_tokenizer", "one Split with a Regex pattern is handled") end
+      if not regex or pattern then
+        bad("pre_tokenizer", "one Split with a Regex pattern is handled")
+      end
       if step.behavior ~= "Isolated" or is_set(step.invert) then
         bad("pre_tokenizer", ("Split behavior '%s' is not handled"):format(tostring(step.behavior)))
       end
       pattern = to_pcre(regex)
     elseif step.type == "ByteLevel" then
-      if is_set(step.add_prefix_space) then bad("pre_tokenizer", "add_prefix_space is not handled") end
+      if is_set(step.add_prefix_space) then
+        bad("pre_tokenizer", "add_prefix_space is not handled")
+      end
       if step.use_regex ~= false then pattern = pattern or to_pcre(GPT2) end
       bytes = true
     else

@@ -1,16 +1,21 @@
--- weights.lua - the weights of a network in C: listed, filled from loaded tensors, lent out, trained.
+-- weights.lua - the weights of a network in C: listed, filled from loaded tensors, lent out,
+-- trained.
 --
---   weights.list(c) -> {{index =, name =, shape = {...}, vision = true | false, linear = true | false}, ...}
---   weights.set(model, loaded, where, stray)   hands tensors {name -> tensor} to C, in model.dtype on
---                                              model.device; stray(name): an extra name that is no error
+--   weights.list(c) -> {{index =, name =, shape = {...}, vision = true | false, linear = true |
+--   false}, ...}
+--   weights.set(model, loaded, where, stray)   hands tensors {name -> tensor} to C, in model.dtype
+--                                              on model.device; stray(name): an extra name that is
+--                                              no error
 --   weights.load(model, folder, rename, stray) the same from an open folder of safetensors, mapped
 --                                              where the dtype allows
---   weights.parameters(model) -> {name -> tensor}        weights.train(model, filter) -> trained list
---   weights.meta(model)                        gives every weight a tensor without memory: for counting
---   weights.bytes(list, width) -> bytes        width: a number, or width(weight) in bytes per element
+--   weights.parameters(model) -> {name -> tensor}        weights.train(model, filter) -> trained
+--   list
+--   weights.meta(model)                        gives every weight a tensor without memory: for
+--   counting weights.bytes(list, width) -> bytes        width: a number, or width(weight) in bytes
+--   per element
 --
--- A model here has c (the C object), weights (the list), dtype, device. Leaves out: names (each family
--- maps its own), files.
+-- A model here has c (the C object), weights (the list), dtype, device. Leaves out: names (each
+-- family maps its own), files.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -76,8 +81,8 @@ local function compare(model, have, problems, stray, excused)
     if not shape then
       if not excused[w.name] then wrong[#wrong + 1] = "missing: " .. w.name end
     elseif not same_shape(shape, w.shape) then
-      wrong[#wrong + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(shape, ", "),
-        table.concat(w.shape, ", "))
+      wrong[#wrong + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(shape,
+        ", "), table.concat(w.shape, ", "))
     end
   end
   for name in pairs(have) do
@@ -109,8 +114,8 @@ function M.set(model, loaded, where, stray)
   end
 end
 
--- Matches the entries of a folder with the model's names. Returns {name -> name in the file} and fills
--- problems.
+-- Matches the entries of a folder with the model's names. Returns {name -> name in the file} and
+-- fills problems.
 local function match_entries(model, folder, rename, stray, problems)
   local have, source, excused, names = {}, {}, {}, {}
   for name in pairs(folder.entries) do names[#names + 1] = name end
@@ -135,14 +140,16 @@ local function match_entries(model, folder, rename, stray, problems)
   return source
 end
 
--- folder: of safetensors.open_folder; it is closed. rename(name): the file's name to the model's. Files,
--- index and tensors are all checked before the first tensor is made. Weights of model.dtype are used
--- where they are mapped; others are converted one by one.
+-- folder: of safetensors.open_folder; it is closed. rename(name): the file's name to the model's.
+-- Files, index and tensors are all checked before the first tensor is made. Weights of model.dtype
+-- are used where they are mapped; others are converted one by one.
 function M.load(model, folder, rename, stray)
   local problems = folder.problems
   local source = match_entries(model, folder, rename, stray, problems)
   local ok, why = pcall(function()
-    if #problems > 0 then safetensors.refuse(folder.dir, "weights do not fit the config", problems) end
+    if #problems > 0 then
+      safetensors.refuse(folder.dir, "weights do not fit the config", problems)
+    end
     for _, w in ipairs(model.weights) do
       local t = folder:tensor(source[w.name], model.dtype)
       if model.device ~= "cpu" then
@@ -167,7 +174,9 @@ function M.meta(model)
 end
 
 -- ---- the weights of a filled model ----
-local function borrowed(model, w) return tensor.borrow(check(C.sz_model_weight(model.c, w.index))) end
+local function borrowed(model, w)
+  return tensor.borrow(check(C.sz_model_weight(model.c, w.index)))
+end
 
 function M.parameters(model)
   local out = {}
@@ -175,8 +184,8 @@ function M.parameters(model)
   return out
 end
 
--- Turns gradients on for every weight whose name filter(name) accepts (all without a filter), off for
--- the others. Returns the trained ones in the model's order: {{name =, tensor =}, ...}.
+-- Turns gradients on for every weight whose name filter(name) accepts (all without a filter), off
+-- for the others. Returns the trained ones in the model's order: {{name =, tensor =}, ...}.
 function M.train(model, filter)
   local list = {}
   for _, w in ipairs(model.weights) do
