@@ -1,15 +1,23 @@
--- judge.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both fit.
+-- judge.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both
+-- fit.
 --
---   local record, mask = judge.row(entry, options)
+--   local record, mask = judge.row(entry, options)      entry: of evaluator.lua
 --
--- entry: of evaluator.lua. options: {frame = side of the square that answers count in, several = VisionReasoner's lists,
--- oracle = true: the true boxes and points instead of an answer, segmenter = segmenter.new(sam) | nil,
--- masks = whether the data has masks to compare with, box_iou = f(a, b): how Seg-Zero's boxes compare}.
--- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points), score (SAM2's own),
--- intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure, failure_kind. A missing value is cjson.null.
--- failure_kind is "answer" (the text cannot be read), "sam2" (SAM2 gave no mask), "iou" (the masks cannot be compared)
--- or "picture" (the row could not be read, or the policy failed on it). mask: u8 [height, width] in the image's pixels,
--- freed by the caller, or nil. Nothing is raised for a bad row. Leaves out: averages (metrics.lua), drawing.
+-- options:
+--   frame       side of the square that answers count in
+--   several     true: VisionReasoner's lists of objects
+--   oracle      true: the true boxes and points instead of an answer
+--   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
+--   box_iou     f(a, b): how Seg-Zero's boxes compare
+-- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points),
+-- score (SAM2's own), intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure,
+-- failure_kind. A missing value is cjson.null. failure_kind is
+--   "answer"    the text cannot be read
+--   "sam2"      SAM2 gave no mask
+--   "iou"       the masks cannot be compared
+--   "picture"   the row could not be read, or the policy failed on it
+-- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. Nothing is raised
+-- for a bad row. Leaves out: averages (metrics.lua), drawing.
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
@@ -23,8 +31,8 @@ local null = cjson.null
 local reason = evaluator.reason
 
 local FIELDS = {
-  "id", "problem", "text", "think", "bbox", "points", "score", "intersection", "union", "iou", "box_iou", "failure",
-  "failure_kind",
+  "id", "problem", "text", "think", "bbox", "points", "score", "intersection", "union", "iou",
+  "box_iou", "failure", "failure_kind",
 }
 
 local BOX_HIT = 0.5
@@ -64,7 +72,8 @@ local function read_answer(text, img, options)
   return scale(found, img.width / options.frame, img.height / options.frame)
 end
 
--- The values of a key of all objects; null for none, since JSON would write an empty list as an object.
+-- The values of a key of all objects; null for none, since JSON would write an empty list as an
+-- object.
 local function column(list, key)
   local out = {}
   for i, object in ipairs(list) do out[i] = object[key] end
@@ -137,7 +146,8 @@ local function compare_masks(record, row, found, true_mask, segmenter)
   return result.mask
 end
 
--- The true mask and nil, or nil and why there is none. Sets the record's union: a failed row counts its true area.
+-- The true mask and nil, or nil and why there is none. Sets the record's union: a failed row counts
+-- its true area.
 local function read_true_mask(record, row)
   local ok, mask = pcall(row.mask)
   if not ok then return nil, reason(mask) end

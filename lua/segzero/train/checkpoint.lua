@@ -1,13 +1,17 @@
--- checkpoint.lua - a training state on disk: a loadable Hugging Face model (or PEFT adapter) plus what resuming needs.
+-- checkpoint.lua - a training state on disk: a loadable Hugging Face model (or PEFT adapter) plus
+-- what resuming needs.
 --
 --   checkpoint.save(folder, step, vl, opt, state) -> path      folder/global_step_<step>/
---   checkpoint.finish(checkpoint.begin(...)) -> path           the same in two calls; a background thread writes in between
+--   checkpoint.finish(checkpoint.begin(...)) -> path           the same in two calls; a background
+--                                                              thread writes in between
 --   checkpoint.latest(folder) -> path | nil                    the newest one that is complete
---   checkpoint.load(path, vl, opt) -> state                    weights and optimizer, in place; opt may be nil
+--   checkpoint.load(path, vl, opt) -> state                    weights and optimizer, in place; opt
+--                                                              may be nil
 --
--- A checkpoint is written as global_step_<step>.tmp and renamed. Its file DONE is written last; a folder without it does
--- not count. A checkpoint of the same step is renamed to .old first and removed afterwards; if the run ends in between,
--- .old counts. Resuming gives the same bits as not having stopped. Leaves out: deleting old checkpoints.
+-- A checkpoint is written as global_step_<step>.tmp and renamed. Its file DONE is written last; a
+-- folder without it does not count. A checkpoint of the same step is renamed to .old first and
+-- removed afterwards; if the run ends in between, .old counts. Resuming gives the same bits as not
+-- having stopped. Leaves out: deleting old checkpoints.
 
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
@@ -43,8 +47,9 @@ local function add_files(writing, temporary, step, vl, opt, state)
   writing:text(temporary .. "/DONE", "")
 end
 
--- Starts writing. Returns what finish() takes: the final path, the job, and the path of a replaced checkpoint or false.
--- Tensors are written from their own memory: nothing may change them until finish() returns.
+-- Starts writing. Returns what finish() takes: the final path, the job, and the path of a replaced
+-- checkpoint or false. Tensors are written from their own memory: nothing may change them until
+-- finish() returns.
 function M.begin(folder, step, vl, opt, state)
   local final = ("%s/global_step_%d"):format(folder, step)
   local temporary = final .. ".tmp"
@@ -81,7 +86,8 @@ local function step_of(name)
   if suffix == "" or suffix == ".old" then return tonumber(number) end
 end
 
--- Looks at the folders, not at the file `latest`: that file is for people, and a run may end between the two.
+-- Looks at the folders, not at the file `latest`: that file is for people, and a run may end
+-- between the two.
 function M.latest(folder)
   local newest = -1
   local path
@@ -107,17 +113,19 @@ end
 
 local function shape_text(t) return table.concat(t:shape(), ", ") end
 
--- Checks that every tensor of `into` has a saved one of its name and shape; if same_dtype, of its dtype too.
+-- Checks that every tensor of `into` has a saved one of its name and shape; if same_dtype, of its
+-- dtype too.
 local function compare(path, into, saved, same_dtype)
   for name, t in pairs(into) do
     local other = saved[name]
     if not other then error(("checkpoint %s: missing %s"):format(path, name), 0) end
     if shape_text(other) ~= shape_text(t) then
-      error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name, shape_text(other), shape_text(t)), 0)
+      error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name,
+        shape_text(other), shape_text(t)), 0)
     end
     if same_dtype and other:dtype() ~= t:dtype() then
-      error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was different"):format(path, name,
-        other:dtype(), t:dtype()), 0)
+      error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was different")
+        :format(path, name, other:dtype(), t:dtype()), 0)
     end
   end
 end
@@ -132,7 +140,8 @@ local function check_adapters(path, vl)
   if has_adapters ~= (vl.lora ~= nil) then
     local content = has_adapters and "adapters alone" or "no adapters"
     local rank = has_adapters and lora.read_config(path).r or 0
-    error(("checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"):format(path, content, rank), 0)
+    error(("checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"):format(path,
+      content, rank), 0)
   end
   if vl.lora then lora.same_settings(vl, path) end
 end
@@ -141,8 +150,8 @@ local function check_unused(path, vl, parameters, saved)
   if not vl.lora then return end
   for name in pairs(saved) do
     if not parameters[name] then
-      error(("checkpoint %s: %s would not be used: lora.target_modules or lora.exclude_modules were different"):format(
-        path, name), 0)
+      error(("checkpoint %s: %s would not be used: lora.target_modules or lora.exclude_modules " ..
+        "were different"):format(path, name), 0)
     end
   end
 end
@@ -158,7 +167,9 @@ local function load_optimizer(path, opt, then_copy)
 end
 
 function M.load(path, vl, opt)
-  if not is_complete(path) then error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2) end
+  if not is_complete(path) then
+    error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2)
+  end
   local state = model.read_json(path .. "/trainer_state.json")
   if type(state) ~= "table" or type(state.global_step) ~= "number" then
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
