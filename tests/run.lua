@@ -8,8 +8,8 @@
 -- whose name contains it, in the files that have one. SEED=n. TEST_TIMEOUT=seconds for one file
 -- (default 900).
 --
--- A file passes when it exits 0 and ends with check.finish()'s count. A line `skip: what is missing`
--- is counted and shown; a file that did nothing but skip is not a pass.
+-- A file passes when it exits 0 and ends with check.finish()'s count. A line `skip: what is
+-- missing` is counted and shown; a file that did nothing but skip is not a pass.
 -- Last line: `N passed, N failed, N skipped`.
 -- Left out: running files in parallel (the kernels use all cores already).
 
@@ -63,7 +63,9 @@ local function failure(output, status)
   if status == process.TIMED_OUT then return "ran past " .. timeout .. " s" end
   if status > 128 then return "killed by signal " .. (status - 128) end
   if status ~= 0 then return "exit " .. status end
-  if not ("\n" .. output):find "\n%d+ checks, %d+ failed\n" then return "ended without check.finish()" end
+  if not ("\n" .. output):find "\n%d+ checks, %d+ failed\n" then
+    return "ended without check.finish()"
+  end
   return nil
 end
 
@@ -115,6 +117,7 @@ elseif case ~= "" and totals.passed + totals.failed + totals.skipped == 0 then
   print("no case's name contains '" .. case .. "'")
   good = false
 end
-print(string.format("%d passed, %d failed, %d skipped", totals.passed, totals.failed, totals.skipped))
+print(string.format("%d passed, %d failed, %d skipped", totals.passed, totals.failed,
+  totals.skipped))
 io.flush()
 os.exit(good and 0 or 1)

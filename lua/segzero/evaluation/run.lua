@@ -138,7 +138,7 @@ local function new_progress(run, total)
     local each = (last - started) / done
     local measure = run.masks and "gIoU" or "boxes"
     run.say(("%d/%d  %s so far %.3f  %.2f s/row  ETA %s"):format(done, total, measure, sum / done,
-      each,       log.duration(each * (total - done))))
+      each, log.duration(each * (total - done))))
   end
 end
 

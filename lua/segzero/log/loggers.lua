@@ -11,7 +11,8 @@
 -- open(run) returns an object with any of these methods; a missing one means that the logger
 -- ignores such records.
 --   scalars(step, t)         names with numbers; a value may be a table of names with numbers
---                            (time, held_out_parts). t.reward: a step; t.held_out_reward: an evaluation
+--                            (time, held_out_parts). A step has t.reward, an evaluation
+--                            t.held_out_reward
 --   text(step, name, s)      name "run" for what the run says about itself
 --   image(step, name, path)
 --   rows(step, name, list)   a list of tables; name "rollouts": one for each answer of the step

@@ -124,8 +124,8 @@ local function run_chunk(model, group, chunk, prefix, options, first, grads, f)
 
   local continuation = { input = group.input, answers = ids, behind = true }
   local logprob, entropy = run_stream(model, { continuation }, nil, options, prefix)
-  local leaves = { logprob = leaf_of(logprobs, model.device),
-    entropy = leaf_of(entropies, model.device) }
+  local device = logprob:device()
+  local leaves = { logprob = leaf_of(logprobs, device), entropy = leaf_of(entropies, device) }
   local loss, after = f(runs, concatenated(leaves.logprob, logprob),
     concatenated(leaves.entropy, entropy))
   backward(loss, after, from)
@@ -139,7 +139,8 @@ end
 
 -- The sum of gradient * tensor over the first tokens: its gradient is what the chunks' leaves
 -- collected.
-local function first_token_loss(logprob, entropy, grads, device)
+local function first_token_loss(logprob, entropy, grads)
+  local device = logprob:device()
   local by_logprob = logprob * tensor.new(grads.logprob, { device = device })
   local by_entropy = entropy * tensor.new(grads.entropy, { device = device })
   return by_logprob:sum() + by_entropy:sum()
@@ -179,7 +180,7 @@ local function run_chunks(model, batch, options, f)
     loss, after = f(alone, picked(logprob, alone_places), picked(entropy, alone_places))
   end
   if recording() then
-    local rest = first_token_loss(logprob, entropy, grads, model.device)
+    local rest = first_token_loss(logprob, entropy, grads)
     loss = loss and loss + rest or rest
   end
   backward(loss, after, 0)
