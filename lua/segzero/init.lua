@@ -18,7 +18,9 @@ M.no_grad, M.step = tensor.no_grad, tensor.step
 
 -- What device = can name here: {"cpu"}, or {"cpu", "cuda:0"}.
 function M.devices()
-  return core.C.sz_device_count(core.C.SZ_CUDA) > 0 and { "cpu", "cuda:0" } or { "cpu" }
+  local devices = { "cpu" }
+  if core.C.sz_device_count(core.C.SZ_CUDA) > 0 then devices[2] = "cuda:0" end
+  return devices
 end
 
 -- Modules that load on first use, so that starting costs nothing.

@@ -27,7 +27,8 @@ M:register("cosine", {
 -- The value that a configured number has at a step. schedule is a registered name or a function.
 function M.value(number, schedule, progress)
   if progress.step <= progress.warmup then return number * progress.step / progress.warmup end
-  local fn = type(schedule) == "function" and schedule or M:get(schedule).fn
+  local fn = schedule
+  if type(schedule) ~= "function" then fn = M:get(schedule).fn end
   return number * fn(progress)
 end
 
@@ -39,7 +40,8 @@ function M.numbers(t, step)
   local values = {}
   for name, number in pairs(t.numbers) do
     local schedule = t.schedules[name]
-    values[name] = schedule and M.value(number, schedule, progress) or number
+    values[name] = number
+    if schedule then values[name] = M.value(number, schedule, progress) end
   end
   return values
 end

@@ -99,7 +99,8 @@ end
 
 -- ---- the set ----
 function M.open(name)
-  local file = name:match "%.jsonl$" and name or name .. "/data.jsonl"
+  local file = name
+  if not name:match "%.jsonl$" then file = name .. "/data.jsonl" end
   local folder = file:match "^(.*)/[^/]*$" or "."
   local entries = read_entries(name, file)
   local set = { name = name }

@@ -35,8 +35,9 @@ function methods:request(set, i)
   local by_index = self.requested[set] or {}
   self.requested[set] = by_index
   if by_index[i] then return end
-  local path = set.image and set:image(i) or nil
-  local entry = path and {} or make_row(set, i)
+  local path, entry
+  if set.image then path = set:image(i) end
+  if path then entry = {} else entry = make_row(set, i) end
   by_index[i] = entry
   local source = path
   if entry.made then source = entry.row.image end

@@ -45,7 +45,8 @@ function methods:indices(set, step)
   local before = (step - 1) % per_epoch * batch
   local indices = {}
   for i = 1, batch do
-    indices[i] = order and order[before + i] or before + i
+    indices[i] = before + i
+    if order then indices[i] = order[before + i] end
   end
   return indices
 end

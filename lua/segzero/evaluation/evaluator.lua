@@ -7,7 +7,7 @@
 --     policy        nil: nothing is asked, and no entry has an answer
 --     input(row)    what vl:process returns for the row
 --     generation    options of inference/rollout.lua
---     ahead         the images of so many rows of the next batch are prefetched; nil: none
+--     ahead         the images of this number of rows of the next batch are prefetched; nil: none
 --     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
 --                   row that cannot be read is {index =}. Otherwise the first failure is an error
 --   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, failure =, seconds =};
@@ -119,7 +119,8 @@ local function judge_mask(row, found, true_prompt)
   if not row.mask then
     error(("row %s has no mask, but other held-out rows have one"):format(tostring(row.id)), 0)
   end
-  local iou = found and masks.iou(row, found) or 0
+  local iou = 0
+  if found then iou = masks.iou(row, found) end
   local ceiling = true_prompt and masks.iou(row, true_prompt)
   return iou, ceiling
 end

@@ -65,8 +65,12 @@ end
 -- ---- the answer ----
 -- An answer in the image's own pixels, or nil and why it cannot be read.
 local function read_answer(text, img, options)
-  local parse = options.several and answers.parse_list or answers.parse
-  local scale = options.several and answers.scale_list or answers.scale
+  local parse = answers.parse
+  local scale = answers.scale
+  if options.several then
+    parse = answers.parse_list
+    scale = answers.scale_list
+  end
   local found, why = parse(text)
   if not found then return nil, why end
   return scale(found, img.width / options.frame, img.height / options.frame)
@@ -107,11 +111,14 @@ local function write_answer(record, found, objects, options)
     record.points = column(found, "point")
   else
     record.bbox = found.bbox
-    record.points = #found.points > 0 and found.points or null
+    if #found.points > 0 then record.points = found.points end
   end
   if not objects then return end
-  local list = options.several and found or { found }
-  record.box_iou = best_box_iou(list, objects, options.several and exclusive_iou or options.box_iou)
+  if options.several then
+    record.box_iou = best_box_iou(found, objects, exclusive_iou)
+  else
+    record.box_iou = best_box_iou({ found }, objects, options.box_iou)
+  end
   record.box_hit = record.box_iou > BOX_HIT
 end
 
@@ -131,8 +138,7 @@ local function compare_masks(record, row, found, true_mask, segmenter)
     fail(record, "sam2", reason(result))
     return nil
   end
-  local is_number = result.score == result.score          -- JSON has no NaN
-  record.score = is_number and result.score or null
+  if result.score == result.score then record.score = result.score end      -- JSON has no NaN
   local compared, intersection, union = pcall(segmenter_of.compare, result.mask, true_mask)
   if not compared then
     fail(record, "iou", reason(intersection))
@@ -161,7 +167,7 @@ local function new_record(entry, options)
   for _, field in ipairs(FIELDS) do record[field] = null end
   record.id = entry.row.id or null
   record.problem = entry.row.problem or null
-  record.text = entry.answer and entry.answer.text or null
+  if entry.answer then record.text = entry.answer.text or null end
   if options.masks then
     record.intersection = 0
     record.union = 0

@@ -136,7 +136,8 @@ end
 -- ---- summaries ----
 local function count_failure(summary, kind)
   if not kind then return end
-  local field = kind == "answer" and "failed" or "errors"
+  local field = "errors"
+  if kind == "answer" then field = "failed" end
   summary[field] = summary[field] + 1
 end
 

@@ -84,7 +84,8 @@ local function input_of(run, row)
   local cfg = run.config
   local img = row.image
   local is_resized = img.width ~= cfg.frame or img.height ~= cfg.frame
-  local seen = is_resized and img:resize(cfg.frame, cfg.frame, "bilinear") or img
+  local seen = img
+  if is_resized then seen = img:resize(cfg.frame, cfg.frame, "bilinear") end
   local text
   if cfg.several then
     text = prompts.vision_reasoner(row.problem, QUESTION_MARKS)
@@ -113,7 +114,8 @@ local function judge_row(run, entry)
     kept.value = record.iou
   else
     kept.shown = record.bbox ~= null
-    kept.value = record.box_iou ~= null and record.box_iou or 0
+    kept.value = 0
+    if record.box_iou ~= null then kept.value = record.box_iou end
   end
   run.best:add(kept)
   run.worst:add(kept)

@@ -40,7 +40,8 @@ end
 
 function M.load(name)
   if type(name) == "function" then return name end
-  local load = name:match "%.lua$" and load_file or load_module
+  local load = load_module
+  if name:match "%.lua$" then load = load_file end
   local reward = load(name)
   if type(reward) ~= "function" then
     error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0)

@@ -55,7 +55,7 @@ function M.begin(folder, step, vl, opt, state)
   local temporary = final .. ".tmp"
   local old = final .. ".old"
   remove_tree(temporary)
-  -- An .old beside an incomplete folder is what a run left that ended between the two renames.
+  -- An .old next to an incomplete folder is what a run left that ended between the two renames.
   if is_complete(final) then remove_tree(old) else os.rename(old, final) end
 
   local writing = jobs.writing()
@@ -138,8 +138,12 @@ end
 local function check_adapters(path, vl)
   local has_adapters = files.exists(path .. "/adapter_config.json")
   if has_adapters ~= (vl.lora ~= nil) then
-    local content = has_adapters and "adapters alone" or "no adapters"
-    local rank = has_adapters and lora.read_config(path).r or 0
+    local content = "no adapters"
+    local rank = 0
+    if has_adapters then
+      content = "adapters alone"
+      rank = lora.read_config(path).r
+    end
     error(("checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"):format(path,
       content, rank), 0)
   end
@@ -175,8 +179,14 @@ function M.load(path, vl, opt)
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end
   check_adapters(path, vl)
-  local parameters = vl.lora and lora.parameters(vl) or vl:parameters()
-  local saved_weights = vl.lora and lora.read(path) or safetensors.load_folder(path)
+  local parameters, saved_weights
+  if vl.lora then
+    parameters = lora.parameters(vl)
+    saved_weights = lora.read(path)
+  else
+    parameters = vl:parameters()
+    saved_weights = safetensors.load_folder(path)
+  end
   -- Everything is checked before anything is changed.
   with(saved_weights, function(saved)
     compare(path, parameters, saved)

@@ -181,13 +181,15 @@ local function run_chunks(model, batch, options, f)
   end
   if recording() then
     local rest = first_token_loss(logprob, entropy, grads)
-    loss = loss and loss + rest or rest
+    if loss then rest = loss + rest end
+    loss = rest
   end
   backward(loss, after, 0)
 end
 
 function M.run(model, batch, options, f)
-  local run = batch.chunks and run_chunks or run_whole
+  local run = run_whole
+  if batch.chunks then run = run_chunks end
   tensor.step(run, model, batch, options, f)
 end
 

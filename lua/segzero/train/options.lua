@@ -56,11 +56,13 @@ end
 
 local function optimizer_options(actor)
   local o = actor.optim
+  local grad_dtype = actor.grad_dtype
+  if grad_dtype == "f32" then grad_dtype = nil end        -- the default; asking for it costs a call
   return {
     betas = { o.beta1, o.beta2 }, eps = o.eps,
     weight_decay = o.weight_decay, max_grad_norm = actor.max_grad_norm,
     state_dtype = o.state_dtype, master_weights = o.master_weights,
-    grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil,
+    grad_dtype = grad_dtype,
   }
 end
 

@@ -35,7 +35,8 @@ end
 
 function M.new(t)
   local o = t.options.update
-  local kl_name = t.reference and o.use_kl and o.kl or nil
+  local kl_name
+  if t.reference and o.use_kl then kl_name = o.kl end
   return setmetatable({
     policy = t.policy,
     numbers = t.now or t.numbers,
@@ -139,7 +140,8 @@ function M.mean(list, parts, aggregation, into)
   for i, stats in ipairs(list) do
     local share = weight(1, whole) / weight(1, totals[i])
     for name, v in pairs(stats) do
-      local part = name == "grad_norm" and v / #list or v * share
+      local part = v * share
+      if name == "grad_norm" then part = v / #list end
       add(into, name, part)
     end
   end
