@@ -1,6 +1,6 @@
 -- ffi.lua - loads the core library and declares it from its own headers (runtime/sz.h,
--- models/models.h): the text between the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so
--- no declaration is typed twice.
+-- models/models.h): ffi.cdef reads the text between the marks "ffi begin" and "ffi end", so each
+-- declaration is written only once.
 --
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
@@ -16,7 +16,7 @@ local M = {}
 
 local has_host, host = pcall(require, "segzero.host")
 
--- Without the host program this file's own place tells where everything is.
+-- Without the host program, the root follows from this file's own path.
 local function find_root()
   if has_host then return host.root end
   local source = debug.getinfo(1, "S").source
@@ -54,7 +54,7 @@ if threads then C.sz_set_threads(threads) end
 
 local function message()
   local text = ffi.string(C.sz_last_error())
-  -- The interrupt is used up by the error that reports it.
+  -- The error that reports an interrupt also clears it.
   if text == "interrupted" then C.sz_interrupt_set(0) end
   return text
 end
@@ -69,8 +69,8 @@ function M.call(x)
   return x
 end
 
--- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes
--- once.
+-- Whether an error was raised by Ctrl-C. Code that continues after errors must raise this one
+-- again, because it is reported only once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
 
 function M.guarded(f)

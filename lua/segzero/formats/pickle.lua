@@ -1,17 +1,18 @@
--- pickle.lua - the part of a torch.save file that describes its tensors, read without running
--- anything it asks for.
+-- pickle.lua - reads which tensors a torch.save file holds, without running any code that the file
+-- names.
 --
 --   local list = pickle.tensors(path, text)       text: data.pkl, a pickle of protocol 2 to 5;
 --                                                 path: for messages
 --     -> {{name =, tensor = {storage = {dtype =, key =, count =}, offset =, shape = {n =, ...}, strides =, dtype =, untyped =}}, ...}
 --
--- A pickle is a program. This one can only build containers, numbers, texts, torch.Size,
--- OrderedDict, storages and tensors; any other name in it is an error that tells the name. For a
--- dict whose key 'model' holds a dict with tensors, that inner dict is read; else the whole: dicts
--- and lists are walked and keys joined with '.' (list places from 0); what is no tensor is dropped.
--- Offset, shape and strides count elements and are whole numbers, nothing more: torchfile.lua
--- checks them against the file.
--- Leaves out: writing, classes, protocol 0 and 1's texts for objects.
+-- A pickle is a program. This reader can only build containers, numbers, texts, torch.Size,
+-- OrderedDict, storages and tensors; any other name is an error that shows it.
+-- If the file holds a dict whose key 'model' is a dict with tensors, only that inner dict is read,
+-- else everything. Keys of nested dicts and indices of lists (from 0) are joined with '.'. Values
+-- that are not tensors are dropped.
+-- Offset, shape and strides count elements. Here they are only known to be whole numbers;
+-- torchfile.lua checks them against the file.
+-- Leaves out: writing, classes, the text opcodes of protocols 0 and 1.
 
 local ffi = require "ffi"
 
@@ -21,8 +22,8 @@ local MAX_OBJECTS = 2 ^ 20
 local MAX_DEPTH = 64
 local MAX_WHOLE = 2 ^ 53
 
--- Types by their torch names: those that torchfile.lua makes tensors of, and what a file may name
--- besides.
+-- Types by their torch names: those that torchfile.lua makes tensors of, and others that a file may
+-- name.
 local TYPES = { "float32", "bfloat16", "int32", "uint8", "bool", "float16", "float64", "int64" }
 local STORAGE = {
   FloatStorage = "float32", BFloat16Storage = "bfloat16", IntStorage = "int32",
@@ -31,8 +32,8 @@ local STORAGE = {
     CharStorage = "int8",
   ComplexFloatStorage = "complex64", ComplexDoubleStorage = "complex128",
 }
--- Types that torch names directly, because they came after the storage classes. None is handled; a
--- tensor of one that is wanted is an error, one inside an optimizer's state is not.
+-- Types newer than the storage classes, which torch names directly. None can be read: a wanted
+-- tensor of such a type is an error, one inside an optimizer's state is ignored.
 local LATE_DTYPES = {
   "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
     "float8_e5m2fnuz", "float8_e8m0fnu",
@@ -41,10 +42,10 @@ local LATE_DTYPES = {
 
 local function whole(x) return type(x) == "number" and x >= 0 and x <= MAX_WHOLE and x % 1 == 0 end
 
--- An error without a place in the code: the file is at fault.
+-- An error without a position in this code, because the file is wrong and not the caller.
 function M.fail(path, format, ...) error(path .. ": " .. format:format(...), 0) end
 
--- A name out of the file as a message can show it.
+-- A name from the file, made printable for a message.
 function M.shown(name)
   name = name:gsub("[%c\127-\255]", "?")
   return #name > 120 and name:sub(1, 120) .. "..." or name
@@ -61,8 +62,8 @@ local fail = M.fail
 local shown = M.shown
 local number = M.number
 
--- Values: numbers, texts and booleans as they are; everything else a table with `kind`: none, dict,
--- list, tuple (sets count as lists and tuples), callable, storage_type, dtype, storage, tensor.
+-- Values: numbers, texts and booleans are themselves. Everything else is a table with `kind`: none,
+-- dict, list, tuple (sets become lists and tuples), callable, storage_type, dtype, storage, tensor.
 local NONE = { kind = "none" }
 
 local function kind(v) return type(v) == "table" and v.kind or type(v) end
@@ -158,7 +159,7 @@ function P:push(v)
   self.stack[self.n] = v
 end
 
--- Only what lies above the last mark can be taken one by one.
+-- Values below the last mark cannot be popped one at a time.
 function P:pop()
   if self.n <= (self.marks[#self.marks] or 0) then self:fail("the stack is empty") end
   local v = self.stack[self.n]
@@ -172,7 +173,7 @@ function P:top()
   return self.stack[self.n]
 end
 
--- What was pushed since the last mark, {n = ...}.
+-- All values pushed since the last mark, as {n = count, ...}.
 function P:pop_mark()
   local mark = table.remove(self.marks)
   if not mark then self:fail("a mark is missing") end
@@ -222,7 +223,7 @@ function P:global(module, name)
   return g
 end
 
--- Two's complement of any length; a double holds the first 53 bits.
+-- Two's complement of any length. A double keeps the first 53 bits.
 function P:long(n)
   if n == 0 then return 0 end
   local at = self:take(n)
@@ -279,7 +280,7 @@ local OPS = {
   ["2"] = function(p) p:push(p:top()) end,
   ["q"] = function(p) p.memo[p:unsigned(1)] = p:top() end,
   ["r"] = function(p) p.memo[p:unsigned(4)] = p:top() end,
-  -- MEMOIZE: at the number of entries so far; what is read here never leaves gaps
+  -- MEMOIZE: stores under the number of entries so far
   [0x94] = function(p)
     p.memo[p.memoized] = p:top()
     p.memoized = p.memoized + 1
@@ -403,8 +404,8 @@ local function unpickle(path, text)
 end
 
 -- ---- from containers to names ----
--- {{name, tensor}, ...} in the file's order. Shared containers are walked each time they are met,
--- hence the limits.
+-- {{name, tensor}, ...} in the order of the file. A shared container is walked each time it is met,
+-- so the number of visits is limited.
 local function flatten(path, root)
   local list = {}
   local visits = 0
