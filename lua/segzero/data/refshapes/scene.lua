@@ -1,15 +1,17 @@
--- What stands where in a RefShapes image: kinds, colours, sizes and places, before any pixel.
+-- scene.lua - the layout of a RefShapes image before any pixel is drawn: kinds, colours, sizes and
+-- places.
 --
--- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split,
--- index) shows the same scene at every image size. An object is a table
---   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=, hw=, hh= (half extents of its box),
---     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }
---       all in units
--- Boxes of objects are disjoint with a gap of GAP units.
+-- Coordinates are integer units of 1/840 of the image's side, so the same (seed, split, index)
+-- shows the same scene at every image size. An object is a table
+--   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=,
+--     hw=, hh=   half the width and height of its box
+--     arm=       half the width of a cross's arm
+--     down=      1 if a triangle points down
+--     area= }
+-- Boxes of objects are at least GAP units apart.
 --
--- The splits are disjoint by construction: a scene belongs to the held-out split exactly when a
--- hash of its whole layout falls in one class of 8, and each split draws until it meets a scene of
--- its own.
+-- The splits are disjoint by construction: a scene is held out exactly if a hash of its whole
+-- layout falls into one class of 8, and each split draws until it finds a scene of its own.
 --
 -- Leaves out: rotation, overlap.
 
@@ -44,7 +46,7 @@ local COLOUR_CODE = {}
 for i, name in ipairs(M.colours) do COLOUR_CODE[name] = i end
 M.code = CODE
 
--- Side lengths by level and size class. Small and large stay a factor of about 1.3 apart.
+-- Side lengths by level and size class. Small and large differ by a factor of at least about 1.3.
 local SIDES = {
   { large = { 300, 560 } },
   { small = { 150, 190 }, large = { 270, 350 } },
@@ -53,7 +55,7 @@ local SIDES = {
 
 local function round(x) return floor(x + 0.5) end
 
--- Gives o its half extents and area for a nominal side s.
+-- Sets half extents and area of o for a nominal side s.
 local function set_extent(o, s, r)
   local kind = o.kind
   if kind == "circle" then
@@ -96,7 +98,7 @@ local function prefix(r, list, n)
   return copy
 end
 
--- Kinds, colours and size classes of one scene.
+-- Draws kinds, colours and size classes of one scene.
 local function draw_attributes(r, level)
   local objects = {}
   if level == 1 then
@@ -104,7 +106,7 @@ local function draw_attributes(r, level)
     return objects
   end
   local n = level == 2 and r:int(2, 3) or r:int(3, 6)
-  -- A narrow choice makes repeats, which relations and superlatives need.
+  -- A small choice produces repetitions, which relations and superlatives need.
   local few = level == 2 and 6 or 4
   local kinds = prefix(r, M.kinds, r:int(2, few))
   local colours = prefix(r, M.colours, r:int(2, few))
@@ -151,7 +153,7 @@ local function place(r, objects)
   return true
 end
 
--- Whether some object is told apart by its attributes alone, so that every image has a question.
+-- Whether attributes alone identify some object, so that every image has a question.
 local function has_unique(objects)
   for i = 1, #objects do
     local o = objects[i]
@@ -165,8 +167,8 @@ local function has_unique(objects)
   return false
 end
 
--- Largest first: the large ones are the hard ones to place. Equal areas keep a fixed order by the
--- other fields.
+-- Largest first, because large objects are the hardest to place. The other fields order equal
+-- areas.
 local function by_size(a, b)
   if a.area ~= b.area then return a.area > b.area end
   if a.code ~= b.code then return a.code < b.code end
@@ -175,7 +177,7 @@ local function by_size(a, b)
   return a.colour < b.colour
 end
 
--- 0 .. 7; class 0 is held out.
+-- The class of a layout, 0 to 7. Class 0 is held out.
 local function layout_class(objects)
   local h = 0ULL
   for i = 1, #objects do
@@ -187,7 +189,7 @@ local function layout_class(objects)
 end
 M.layout_class = layout_class
 
--- One scene of the split ("train" or "heldout"); r is the image's stream.
+-- Draws one scene of the split ("train" or "heldout"). r: the image's random stream.
 function M.draw(r, split, level)
   local sides = SIDES[level]
   while true do
@@ -206,9 +208,9 @@ function M.draw(r, split, level)
   end
 end
 
--- Half the width of object o at height dy from its centre, in units that scale with o; below 0
--- outside. Every kind is symmetric left to right and crosses each row once, so this is all that
--- drawing needs.
+-- Half the width of object o at height dy from its centre, in the units of its arguments; below 0
+-- outside. Every kind is symmetric left to right and crosses each row once, so drawing needs
+-- nothing else.
 function M.half_width(code, hw, hh, arm, down, dy)
   if dy < -hh or dy > hh then return -1 end
   if code == 1 then
