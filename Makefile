@@ -166,7 +166,8 @@ $(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
 # The emulator's own test, with only the parts of the backend that it needs.
-EMULATE_PARTS := $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/tests/cuda_emulator/emulate.o
+EMULATE_PARTS := $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/stage.emulated.o \
+                 $(B)/obj/tests/cuda_emulator/emulate.o
 $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(EMULATE_PARTS)
@@ -175,8 +176,9 @@ $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 # because the whole libraries both define sz_fail.
 CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,\
                   $(addprefix cuda/,attention attention_backward attention_keys \
-                  attention_cached sample device)) \
-                  cpu/reference/attention.o sampling/sample.o core/random.o) $(B)/obj/tests/cuda_emulator/emulate.o
+                  attention_cached sample device stage)) \
+                  cpu/reference/attention.o sampling/sample.o core/random.o) \
+                  $(B)/obj/tests/cuda_emulator/emulate.o
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
@@ -337,6 +339,7 @@ bundle:
 # Pages that are made from the code.
 docs: $(LIB) $(HOST)
 	@./$(HOST) lua/segzero/tools/settings_doc.lua
+	@./$(HOST) lua/segzero/tools/ops_doc.lua
 
 clean:
 	@rm -rf build segzero

@@ -79,7 +79,7 @@ function M.generator(dtype)
     local all = {}
     for i = 1, op.inputs do all[i] = inputs[i] end
     for i = 1, op.args do all[op.inputs + i] = args[i] end
-    local out = {inputs[1][name](unpack(all, 1, op.inputs + op.args))}
+    local out = {op.call(unpack(all, 1, op.inputs + op.args))}
     for _, t in ipairs(out) do g.keep(t) end
     return unpack(out)
   end
@@ -936,5 +936,6 @@ function M.bytes(call, outputs)
 end
 
 require("tests.support.op_cases_images")(cases)
+require("tests.support.op_cases_reduce")(cases)
 
 return M

@@ -166,7 +166,7 @@ local function apply(op, call, replaced)
     end
   end
   for i = 1, op.args do all[op.inputs + i] = call.args and call.args[i] or 0 end
-  return {call.inputs[1][op.name](unpack(all, 1, op.inputs + op.args))}, copies
+  return {op.call(unpack(all, 1, op.inputs + op.args))}, copies
 end
 
 local function with_reference(on, f, ...)

@@ -11,7 +11,7 @@
 -- Leaves out: masks of several images in a row.
 
 local answer = require "segzero.formats.answer"
-local metrics = require "segzero.train.metrics"
+local metrics = require "segzero.evaluation.metrics"
 local segmenter_of = require "segzero.inference.segmenter"
 
 local M = {}

@@ -115,7 +115,8 @@ local function run_chunk(model, group, chunk, prefix, options, first, grads, f)
 
   local continuation = { input = group.input, answers = ids, behind = true }
   local logprob, entropy = run_stream(model, { continuation }, nil, options, prefix)
-  local leaves = { logprob = leaf_of(logprobs, model.device), entropy = leaf_of(entropies, model.device) }
+  local device = logprob:device()
+  local leaves = { logprob = leaf_of(logprobs, device), entropy = leaf_of(entropies, device) }
   local loss, after = f(runs, concatenated(leaves.logprob, logprob), concatenated(leaves.entropy, entropy))
   backward(loss, after, from)
 

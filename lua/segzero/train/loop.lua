@@ -10,7 +10,7 @@
 -- A hook that fails ends the run with its own traceback. However the run ends, a checkpoint that is being written is
 -- finished first. Leaves out: saving when the run is interrupted.
 
-local evaluator = require "segzero.train.evaluator"
+local evaluator = require "segzero.evaluation.evaluator"
 local records = require "segzero.train.records"
 local rollout = require "segzero.train.rollout"
 local saving = require "segzero.train.saving"

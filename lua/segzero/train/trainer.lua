@@ -20,7 +20,7 @@
 
 local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
-local evaluator = require "segzero.train.evaluator"
+local evaluator = require "segzero.evaluation.evaluator"
 local forward = require "segzero.train.forward"
 local inputs = require "segzero.train.inputs"
 local log = require "segzero.log"

@@ -1,6 +1,6 @@
--- mask_evaluation.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both fit.
+-- judge.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both fit.
 --
---   local record, mask = mask_evaluation.judge(entry, options)
+--   local record, mask = judge.row(entry, options)
 --
 -- entry: of evaluator.lua. options: {frame = side of the square that answers count in, several = VisionReasoner's lists,
 -- oracle = true: the true boxes and points instead of an answer, segmenter = segmenter.new(sam) | nil,
@@ -13,7 +13,7 @@
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
-local evaluator = require "segzero.train.evaluator"
+local evaluator = require "segzero.evaluation.evaluator"
 local segmenter_of = require "segzero.inference.segmenter"
 local truth = require "segzero.data.truth"
 
@@ -161,7 +161,7 @@ local function new_record(entry, options)
   return record
 end
 
-function M.judge(entry, options)
+function M.row(entry, options)
   local row = entry.row
   local record = new_record(entry, options)
   if not row.image then return record end
