@@ -20,7 +20,8 @@ local M = {}
 local EEXIST = 17
 
 function M.make_dir(path)
-  local so_far = path:sub(1, 1) == "/" and "/" or ""
+  local so_far = ""
+  if path:sub(1, 1) == "/" then so_far = "/" end
   for part in path:gmatch "[^/]+" do
     so_far = so_far .. part
     if ffi.C.mkdir(so_far, 493) ~= 0 and ffi.errno() ~= EEXIST then        -- 0755

@@ -60,7 +60,9 @@ function Writing:start()
 end
 
 function Job:__tostring()
-  return self.ptr == nil and "job (freed)" or self:done() and "job (ended)" or "job"
+  if self.ptr == nil then return "job (freed)" end
+  if self:done() then return "job (ended)" end
+  return "job"
 end
 function Writing:__tostring() return "files to be written" end
 

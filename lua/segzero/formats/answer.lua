@@ -45,7 +45,8 @@ local function thinking(text) return text:match "<think>([^<]+)</think>" end
 -- int(value) of a JSON value, nil if a double cannot hold it.
 local function whole(value)
   local n = pyjson.int(value)
-  return n and n < math.huge and n > -math.huge and n or nil
+  if n and n < math.huge and n > -math.huge then return n end
+  return nil
 end
 
 -- The first `count` items of a JSON list or string as integers, or nil.
@@ -107,7 +108,10 @@ end
 M.round = round
 
 -- Python's int(): cuts toward zero.
-local function cut(x) return (x < 0 and math.ceil(x) or floor(x)) + 0 end
+local function cut(x)
+  if x < 0 then return math.ceil(x) + 0 end
+  return floor(x) + 0
+end
 
 local function factors(fx, fy, level)
   for _, f in ipairs { fx, fy or fx } do
@@ -120,7 +124,11 @@ end
 
 local function scaled(values, fx, fy, to_whole)
   local out = {}
-  for i, v in ipairs(values) do out[i] = to_whole(v * (i % 2 == 1 and fx or fy)) end
+  for i, v in ipairs(values) do
+    local factor = fy
+    if i % 2 == 1 then factor = fx end
+    out[i] = to_whole(v * factor)
+  end
   return out
 end
 
@@ -160,7 +168,8 @@ local function numbers(value, count)
   local out = {}
   for i = 1, count do
     local v = value[i]
-    if type(v) == "boolean" then v = v and 1 or 0 end
+    if v == true then v = 1 end
+    if v == false then v = 0 end
     if type(v) ~= "number" or v ~= v or v == math.huge or v == -math.huge then return nil end
     out[i] = v
   end

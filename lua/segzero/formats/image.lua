@@ -133,7 +133,9 @@ function Image:free()
 end
 
 function mt:__tostring()
-  return ("image %d x %d%s"):format(self.width, self.height, self.ptr == nil and " (freed)" or "")
+  local text = ("image %d x %d"):format(self.width, self.height)
+  if self.ptr == nil then return text .. " (freed)" end
+  return text
 end
 
 return M

@@ -48,7 +48,8 @@ function M.fail(path, format, ...) error(path .. ": " .. format:format(...), 0) 
 -- A name from the file, made printable for a message.
 function M.shown(name)
   name = name:gsub("[%c\127-\255]", "?")
-  return #name > 120 and name:sub(1, 120) .. "..." or name
+  if #name > 120 then return name:sub(1, 120) .. "..." end
+  return name
 end
 
 -- An unsigned little-endian number.
@@ -66,7 +67,10 @@ local number = M.number
 -- dict, list, tuple (sets become lists and tuples), callable, storage_type, dtype, storage, tensor.
 local NONE = { kind = "none" }
 
-local function kind(v) return type(v) == "table" and v.kind or type(v) end
+local function kind(v)
+  if type(v) == "table" then return v.kind end
+  return type(v)
+end
 
 local function as_list(p, args)      -- a set, before pickle had an opcode for it: set([...])
   if args.n ~= 1 or kind(args[1]) ~= "list" then p:fail("a set is not made of a list") end
@@ -193,8 +197,11 @@ function P:tuple(n)
 end
 
 function P:set(d, k, v)
-  local i = type(k) == "string" and d.at[k] or #d.keys + 1
-  if type(k) == "string" then d.at[k] = i end
+  local i = #d.keys + 1
+  if type(k) == "string" then
+    i = d.at[k] or i
+    d.at[k] = i
+  end
   d.keys[i] = k
   d.values[i] = v
 end
@@ -228,7 +235,9 @@ function P:long(n)
   if n == 0 then return 0 end
   local at = self:take(n)
   local v = number(self.text, at, n)
-  return self.text:byte(at + n - 1) >= 128 and v - 256 ^ n or v
+  local negative = self.text:byte(at + n - 1) >= 128
+  if negative then return v - 256 ^ n end
+  return v
 end
 
 function P:storage(id)
@@ -292,7 +301,8 @@ local OPS = {
   [0x89] = function(p) p:push(false) end,
   ["J"] = function(p)
     local v = p:unsigned(4)
-    p:push(v >= 2 ^ 31 and v - 2 ^ 32 or v)
+    if v >= 2 ^ 31 then v = v - 2 ^ 32 end
+    p:push(v)
   end,
   ["K"] = function(p) p:push(p:unsigned(1)) end,
   ["M"] = function(p) p:push(p:unsigned(2)) end,
@@ -371,7 +381,10 @@ local OPS = {
 OPS[0x91] = OPS["t"]        -- FROZENSET
 
 local BY_BYTE = {}
-for op, f in pairs(OPS) do BY_BYTE[type(op) == "string" and op:byte() or op] = f end
+for op, f in pairs(OPS) do
+  if type(op) == "string" then op = op:byte() end
+  BY_BYTE[op] = f
+end
 
 local OP_NAMES = {
   [0x50] = "PERSID", [0x6f] = "OBJ", [0x81] = "NEWOBJ", [0x92] = "NEWOBJ_EX", [0x82] = "EXT1",
@@ -416,6 +429,8 @@ local function flatten(path, root)
     end
     if depth > MAX_DEPTH then fail(path, "containers are nested more than %d deep", MAX_DEPTH) end
     local k = kind(v)
+    local prefix = ""
+    if name then prefix = name .. "." end
     if k == "tensor" then
       if not name then fail(path, "it holds one tensor, not a dict of tensors") end
       list[#list + 1] = { name = name, tensor = v }
@@ -427,10 +442,10 @@ local function flatten(path, root)
         elseif type(key) ~= "string" then
           key = "<" .. kind(key) .. ">"
         end
-        walk(v.values[i], name and name .. "." .. key or key, depth + 1)
+        walk(v.values[i], prefix .. key, depth + 1)
       end
     elseif k == "list" or k == "tuple" then
-      for i = 1, v.n do walk(v[i], (name and name .. "." or "") .. (i - 1), depth + 1) end
+      for i = 1, v.n do walk(v[i], prefix .. (i - 1), depth + 1) end
     end
   end
   walk(root, nil, 1)

@@ -103,7 +103,8 @@ local function far_float(token)
   local sign, mantissa, exponent_sign = token:match("^(%-?)([%d.]+)[eE]([+-]?)")
   local value = 0
   if exponent_sign ~= "-" and find(mantissa, "[1-9]") then value = math.huge end
-  return sign == "-" and -value or value
+  if sign == "-" then return -value end
+  return value
 end
 
 -- The longest number at i. The caller reports what follows it, such as the 1 of 01 or the point of
@@ -126,7 +127,9 @@ local function read_number(s, i)
     stop = exponent
   end
   local token = sub(s, i, stop)
-  if is_int and #token - (byte(token) == 0x2d and 1 or 0) > pytext.MAX_INT_DIGITS then
+  local digits = #token
+  if byte(token) == 0x2d then digits = digits - 1 end
+  if is_int and digits > pytext.MAX_INT_DIGITS then
     return fail("integer with too many digits", i)
   end
   return stop + 1, tonumber(token) or far_float(token)
@@ -198,7 +201,8 @@ end
 -- 1 and 0.
 function M.int(value)
   if type(value) == "string" then return pytext.parse_int(value) end
-  if type(value) == "boolean" then return value and 1 or 0 end
+  if value == true then return 1 end
+  if value == false then return 0 end
   if type(value) ~= "number" or value ~= value or value == math.huge or value == -math.huge then
     return nil
   end
@@ -210,7 +214,8 @@ end
 function M.length(value)
   if type(value) == "string" then return pytext.length(value) end
   if type(value) ~= "table" or value == M.null then return nil end
-  return value.kind == "array" and #value or #value.keys
+  if value.kind == "array" then return #value end
+  return #value.keys
 end
 
 -- value[i - 1] of a list or a string, else nil. A string has elements too: item 1 of "57" is "5".

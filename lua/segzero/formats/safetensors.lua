@@ -152,12 +152,15 @@ local function tensor_of(path, file, e, dtype)
   if e.dtype == "I64" then return narrow_i64(path, file, e) end
   local shape = ffi.new("int64_t[?]", MAX_DIMS)
   for i = 1, e.ndim do shape[i - 1] = e.shape[i] end
-  if REAL[e.dtype] and REAL[e.dtype] ~= (dtype or e.dtype == "F16" and "f32" or REAL[e.dtype]) then
-    return tensor.wrap(call(C.sz_file_convert(file, e.name, CODE[e.dtype],
-      tensor.dtype_code(dtype or "f32"), e.ndim, shape, e.begin, e.stop)))
+  local stored = REAL[e.dtype]
+  local wanted = dtype or stored
+  if stored == "f16" and not dtype then wanted = "f32" end
+  local code = CODE[e.dtype]
+  if stored and stored ~= wanted then
+    return tensor.wrap(call(C.sz_file_convert(file, e.name, code, tensor.dtype_code(wanted),
+      e.ndim, shape, e.begin, e.stop)))
   end
-  return tensor.wrap(call(C.sz_file_tensor(file, e.name, CODE[e.dtype], e.ndim, shape, e.begin,
-    e.stop)))
+  return tensor.wrap(call(C.sz_file_tensor(file, e.name, code, e.ndim, shape, e.begin, e.stop)))
 end
 
 local function release(tensors)
@@ -281,9 +284,11 @@ local function open_folder(dir)
   end
   table.sort(gone)
   for _, name in ipairs(gone) do
+    local found = ""
+    if misplaced[name] then found = " (it is in " .. misplaced[name] .. ")" end
     problem("%s/model.safetensors.index.json: tensor '%s' should be in %s, which lacks it%s", dir,
       name, folder.lost[name],
-      misplaced[name] and " (it is in " .. misplaced[name] .. ")" or "")
+      found)
   end
   return folder
 end

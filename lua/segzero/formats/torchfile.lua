@@ -288,10 +288,19 @@ local bits = ffi.new("union { uint32_t u; float f; }")
 local function half(h)
   local exponent = math.floor(h / 1024) % 32
   local fraction = h % 1024
-  local sign = h >= 0x8000 and -1 or 1
-  if exponent == 0 then return sign * fraction * 2 ^ -24 end
-  bits.u = (h >= 0x8000 and 2 ^ 31 or 0) + (exponent == 31 and 255
-    or exponent + 112) * 2 ^ 23 + fraction * 2 ^ 13
+  local negative = h >= 0x8000
+  -- Subnormal halves are normal floats.
+  if exponent == 0 then
+    local value = fraction * 2 ^ -24
+    if negative then return -value end
+    return value
+  end
+  -- The exponent's bias is 15 in a half and 127 in a float; all ones is infinity or NaN in both.
+  local wide_exponent = exponent + 112
+  if exponent == 31 then wide_exponent = 255 end
+  local word = wide_exponent * 2 ^ 23 + fraction * 2 ^ 13
+  if negative then word = word + 2 ^ 31 end
+  bits.u = word
   return bits.f
 end
 

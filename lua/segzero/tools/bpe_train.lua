@@ -91,7 +91,8 @@ local PIECES = {
     if byte(s, i) ~= 39 then return nil end
     local two = sub(s, i + 1, i + 2):lower()
     if two == "re" or two == "ve" or two == "ll" then return i + 2 end
-    return sub(s, i + 1, i + 1):find("^[stmdSTMD]") and i + 1 or nil
+    if sub(s, i + 1, i + 1):find "^[stmdSTMD]" then return i + 1 end
+    return nil
   end,
   function(s, i) return select(2, s:find("^[^\r\n%a%d]?%a+", i)) end,
   function(s, i) return s:find("^%d", i) end,
@@ -99,13 +100,15 @@ local PIECES = {
   function(s, i) -- blanks up to the last line end among them
     local e = select(2, s:find("^%s+", i))
     while e and e >= i and not sub(s, e, e):find("[\r\n]") do e = e - 1 end
-    return (e and e >= i) and e or nil
+    if e and e >= i then return e end
+    return nil
   end,
   function(s, i) -- blanks, leaving one for the word that follows
     local e = select(2, s:find("^%s+", i))
     if not e then return nil end
     if e == #s then return e end
-    return e > i and e - 1 or nil
+    if e > i then return e - 1 end
+    return nil
   end,
   function(s, i) return select(2, s:find("^%s+", i)) end,
 }

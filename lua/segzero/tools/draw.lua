@@ -45,7 +45,7 @@ M.GREEN, M.RED, M.YELLOW, M.CYAN = { 0, 190, 90 }, { 230, 40, 60 }, { 255, 214, 
 -- 2 pixels for a small image, 3 from 500 on a side, 4 from 700, and so on.
 function M.thickness(img) return max(2, floor(min(img.width, img.height) / 200 + 0.5)) end
 
-local function clamp(v, lo, hi) return v < lo and lo or v > hi and hi or v end
+local function clamp(v, lo, hi) return max(lo, min(v, hi)) end
 
 -- ---- filled shapes ----
 -- Fills the pixels x .. x + w - 1, y .. y + h - 1 that are inside the image.
@@ -139,6 +139,8 @@ function M.answer(img, a)
   for _, p in ipairs(a.points or {}) do M.point(img, p, M.YELLOW) end
 end
 
+local EDGE_SHADE = 0.6          -- brightness of a mask's edge, relative to its colour
+
 -- Blends the colour into the pixels of img where the mask is not 0, in place, with weight alpha. A
 -- darker line follows the inside of the mask's edge. If the image is k times as large as the mask,
 -- each pixel of the mask covers k x k pixels.
@@ -176,10 +178,15 @@ function M.mask(img, mask, colour, alpha)
           edge = edge or outside(x - d, y) or outside(x + d, y) or outside(x, y - d)
             or outside(x, y + d)
         end
-        local a = edge and 1 or alpha
-        local shade = edge and 0.6 or 1
-        q[0], q[1], q[2] = floor(q[0] + (shade * r - q[0]) * a + 0.5),
-          floor(q[1] + (shade * g - q[1]) * a + 0.5), floor(q[2] + (shade * b - q[2]) * a + 0.5)
+        local a = alpha
+        local shade = 1
+        if edge then
+          a = 1
+          shade = EDGE_SHADE
+        end
+        q[0] = floor(q[0] + (shade * r - q[0]) * a + 0.5)
+        q[1] = floor(q[1] + (shade * g - q[1]) * a + 0.5)
+        q[2] = floor(q[2] + (shade * b - q[2]) * a + 0.5)
       end
     end
   end
@@ -216,7 +223,8 @@ function M.wrap(text, width, scale, most)
   local lines = {}
   local line = ""
   for word in text:gmatch "%S+" do
-    local longer = line == "" and word or line .. " " .. word
+    local longer = word
+    if line ~= "" then longer = line .. " " .. word end
     if line ~= "" and M.text_width(longer, scale) > width then
       lines[#lines + 1] = line
       line = word
@@ -312,10 +320,13 @@ local ENLARGED_SIDE = 448
 -- image is to the left. Small images are enlarged k times.
 function M.figure(img, found, opts)
   opts = opts or {}
-  local k = min(img.width, img.height) < SMALL_SIDE
-    and ceil(ENLARGED_SIDE / max(img.width, img.height)) or 1
+  local k = 1
+  if min(img.width, img.height) < SMALL_SIDE then
+    k = ceil(ENLARGED_SIDE / max(img.width, img.height))
+  end
   local plain = M.enlarge(img, k)
-  local out = opts.mask and M.enlarge(img, k) or plain
+  local out = plain
+  if opts.mask then out = M.enlarge(img, k) end
   if opts.mask then M.mask(out, opts.mask) end
   if opts.truth then M.box(out, M.enlarge_box(opts.truth, k), M.GREEN, M.thickness(out) + 1) end
   local function larger(a)
@@ -338,15 +349,20 @@ end
 -- whole factor, large ones resized. Truth box and points are green, the answer's box is red, its
 -- points yellow. The truth's line is thicker, so that it shows under a correct answer.
 local function tile_image(tile, side)
-  local k = max(1, floor(side / tile.image.width + 0.5))
-  local f = tile.image.width > 1.5 * side and side / tile.image.width or 1
-  local img = f == 1 and M.enlarge(tile.image, k)
-    or tile.image:resize(floor(tile.image.width * f + 0.5),
-      max(1, floor(tile.image.height * f + 0.5)), "bilinear")
-  local function to_box(b)
-    return f == 1 and M.enlarge_box(b, k) or { b[1] * f, b[2] * f, b[3] * f, b[4] * f }
+  local w = tile.image.width
+  local h = tile.image.height
+  local img, to_box, to_point
+  if w > 1.5 * side then
+    local f = side / w
+    img = tile.image:resize(floor(w * f + 0.5), max(1, floor(h * f + 0.5)), "bilinear")
+    to_box = function(b) return { b[1] * f, b[2] * f, b[3] * f, b[4] * f } end
+    to_point = function(p) return { p[1] * f, p[2] * f } end
+  else
+    local k = max(1, floor(side / w + 0.5))
+    img = M.enlarge(tile.image, k)
+    to_box = function(b) return M.enlarge_box(b, k) end
+    to_point = function(p) return M.enlarge_point(p, k) end
   end
-  local function to_point(p) return f == 1 and M.enlarge_point(p, k) or { p[1] * f, p[2] * f } end
   local t = M.thickness(img)
   if tile.truth then M.box(img, to_box(tile.truth), M.GREEN, t + 1) end
   if tile.bbox then M.box(img, to_box(tile.bbox), M.RED, t) end
@@ -401,7 +417,8 @@ function M.sheet(tiles, columns, opts)
       note = M.wrap(tile.note or "", width, 2, 1) }
     local row = floor((i - 1) / columns)
     local lines = #words[i].label + #words[i].note
-    local height = cards[i].height + 2 * PAD + (lines > 0 and lines * LINE + 4 or 0)
+    local height = cards[i].height + 2 * PAD
+    if lines > 0 then height = height + lines * LINE + 4 end
     heights[row] = max(heights[row] or 0, height)
   end
   local head = LINE + GAP

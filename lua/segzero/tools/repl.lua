@@ -59,7 +59,8 @@ local function show_inner(v)
   if type(v) == "string" then
     return (format("%q", v):gsub("\\\n", "\\n"))
   elseif type(v) == "table" and not (getmetatable(v) or {}).__tostring then
-    return next(v) == nil and "{}" or "{...}"
+    if next(v) == nil then return "{}" end
+    return "{...}"
   end
   return tostring(v)
 end
@@ -87,7 +88,8 @@ function M.show(v)
   for _, k in ipairs(keys) do
     count = count + 1
     if #parts < TABLE_ENTRIES then
-      local name = type(k) == "string" and is_name(k) and k or "[" .. show_inner(k) .. "]"
+      local name = "[" .. show_inner(k) .. "]"
+      if type(k) == "string" and is_name(k) then name = k end
       parts[#parts + 1] = name .. " = " .. show_inner(v[k])
     end
   end
@@ -124,7 +126,8 @@ local function short_error(text)
   -- the terminal has just shown ^C
   if message:find("interrupted!", 1, true) then message = "\n" .. message end
   if #frames <= 1 then return message end
-  local more = #frames > TRACE_LINES and "\n\t..." or ""
+  local more = ""
+  if #frames > TRACE_LINES then more = "\n\t..." end
   return message .. "\n" .. concat(frames, "\n", 1, math.min(#frames, TRACE_LINES)) .. more
 end
 

@@ -16,6 +16,8 @@ local M = {}
 
 local floor = math.floor
 local ceil = math.ceil
+local max = math.max
+local min = math.min
 local band = bit.band
 local bxor = bit.bxor
 local lshift = bit.lshift
@@ -124,7 +126,8 @@ function M.draw(rgb, px, o, colour, state)
   local cr = colour[1]
   local cg = colour[2]
   local cb = colour[3]
-  local amp = state and 1 / 8192 or 0
+  local amp = 0
+  if state then amp = 1 / 8192 end
   local noise = state or 1
   local weight = 1 / SUB
   for y = top, bottom do
@@ -161,9 +164,9 @@ function M.draw(rgb, px, o, colour, state)
         local r = rgb[i] + (sr + grain - rgb[i]) * a + 0.5
         local g = rgb[i + 1] + (sg + grain - rgb[i + 1]) * a + 0.5
         local b = rgb[i + 2] + (sb + grain - rgb[i + 2]) * a + 0.5
-        rgb[i] = r < 0 and 0 or r > 255 and 255 or r
-        rgb[i + 1] = g < 0 and 0 or g > 255 and 255 or g
-        rgb[i + 2] = b < 0 and 0 or b > 255 and 255 or b
+        rgb[i] = max(0, min(r, 255))
+        rgb[i + 1] = max(0, min(g, 255))
+        rgb[i + 2] = max(0, min(b, 255))
       end
       i = i + 3
     end

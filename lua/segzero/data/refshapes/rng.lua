@@ -90,7 +90,8 @@ end
 
 function Rng:bits32()
   local v = bit.tobit(tonumber(rshift(next_u64(self.state), 32)))
-  return v == 0 and 1 or v
+  if v == 0 then return 1 end
+  return v
 end
 
 return M

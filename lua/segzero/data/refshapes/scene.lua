@@ -105,21 +105,36 @@ local function draw_attributes(r, level)
     objects[1] = { kind = r:pick(M.kinds), colour = r:pick(M.colours), size = "large" }
     return objects
   end
-  local n = level == 2 and r:int(2, 3) or r:int(3, 6)
+  local n
+  if level == 2 then
+    n = r:int(2, 3)
+  else
+    n = r:int(3, 6)
+  end
   -- A small choice produces repetitions, which relations and superlatives need.
-  local few = level == 2 and 6 or 4
+  local few = 4
+  if level == 2 then few = 6 end
   local kinds = prefix(r, M.kinds, r:int(2, few))
   local colours = prefix(r, M.colours, r:int(2, few))
-  local large_left = n <= 3 and 3 or n == 4 and 3 or 2
+  local large_left = 2
+  if n <= 4 then large_left = 3 end
   for i = 1, n do
-    local size = (large_left > 0 and r:chance(0.5)) and "large" or "small"
-    if size == "large" then large_left = large_left - 1 end
+    local size = "small"
+    if large_left > 0 and r:chance(0.5) then
+      size = "large"
+      large_left = large_left - 1
+    end
     objects[i] = { kind = r:pick(kinds), colour = r:pick(colours), size = size }
   end
-  if level == 3 and r:chance(0.22) then -- an odd one out, in colour or in kind
-    local by_colour = r:chance(0.5)
-    local key = by_colour and "colour" or "kind"
-    local pair = prefix(r, by_colour and M.colours or M.kinds, 2)
+  -- Sometimes one object differs from all others, in colour or in kind.
+  if level == 3 and r:chance(0.22) then
+    local key = "kind"
+    local values = M.kinds
+    if r:chance(0.5) then
+      key = "colour"
+      values = M.colours
+    end
+    local pair = prefix(r, values, 2)
     for i = 1, n do objects[i][key] = pair[1] end
     objects[r:int(1, n)][key] = pair[2]
   end
@@ -221,7 +236,8 @@ function M.half_width(code, hw, hh, arm, down, dy)
   elseif code == 4 then
     return hw * (1 - abs(dy) / hh)
   elseif code == 6 then
-    return abs(dy) <= arm and hw or arm
+    if abs(dy) <= arm then return hw end
+    return arm
   end
   return hw
 end

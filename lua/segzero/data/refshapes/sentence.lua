@@ -34,8 +34,9 @@ local function plural(kind)
 end
 
 local function matches(np, o)
-  return (not np.size or np.size == o.size) and (not np.colour or np.colour == o.colour)
-    and (not np.kind or np.kind == o.kind)
+  if np.size and np.size ~= o.size then return false end
+  if np.colour and np.colour ~= o.colour then return false end
+  return not np.kind or np.kind == o.kind
 end
 
 local function count(np, objects)
@@ -112,7 +113,9 @@ end
 local function odd_in(key, objects)
   local n = #objects
   for i = 1, n do
-    local common = objects[i == 1 and 2 or 1][key]
+    local other = 1
+    if i == 1 then other = 2 end
+    local common = objects[other][key]
     local ok = objects[i][key] ~= common
     for j = 1, n do
       if j ~= i and objects[j][key] ~= common then ok = false end
@@ -139,7 +142,8 @@ end
 function M.evaluate(e, objects)
   if e.type == "attribute" then
     local n, i = count(e.np, objects)
-    return n == 1 and i or nil
+    if n == 1 then return i end
+    return nil
   elseif e.type == "relation" then
     return evaluate_relation(e, objects)
   elseif e.type == "superlative" then
@@ -166,15 +170,23 @@ function M.text(e)
 end
 
 -- "at the top left", "in the center", ...: thirds of the frame.
+local function third(c, low, high)
+  if c < 280 then return low end
+  if c > 560 then return high end
+  return nil
+end
+
 local function where(o)
-  local v = o.cy < 280 and "top" or o.cy > 560 and "bottom" or nil
-  local h = o.cx < 280 and "left" or o.cx > 560 and "right" or nil
-  if not v and not h then return "in the center" end
-  return "at the " .. (v and h and v .. " " .. h or v or h)
+  local v = third(o.cy, "top", "bottom")
+  local h = third(o.cx, "left", "right")
+  if v and h then return "at the " .. v .. " " .. h end
+  if v or h then return "at the " .. (v or h) end
+  return "in the center"
 end
 
 local function article(text)
-  return (text:find("^[aeiou]") and "an " or "a ") .. text
+  if text:find "^[aeiou]" then return "an " .. text end
+  return "a " .. text
 end
 
 -- "There are three red circles": the objects that np describes, or the only one.
@@ -230,7 +242,8 @@ function M.think(e, objects, t, r)
     return first .. ". The " .. e.word .. " one is " .. o.colour .. ", " .. at .. "."
   end
   local _, why, common = evaluate_odd(objects)
-  local others = why == "kind" and plural(common) or common
+  local others = common
+  if why == "kind" then others = plural(common) end
   return "All other shapes are " .. others .. ". The " .. full .. " " .. at .. " is different."
 end
 
@@ -249,7 +262,8 @@ local function draw_type(level, objects, r, has_odd)
   local u = r:uniform()
   if has_odd and u < 0.3 then return "odd" end
   if u < 0.55 then return "attribute" end
-  return (u < 0.82 and #objects > 1) and "relation" or "superlative"
+  if u < 0.82 and #objects > 1 then return "relation" end
+  return "superlative"
 end
 
 -- An expression of that type, which may or may not hold. For a relation and an attribute,
@@ -258,7 +272,9 @@ local function propose(kind, level, objects, t, r)
   local o = objects[t]
   if kind == "odd" then return { type = "odd", word = r:int(1, #ODD) } end
   if kind == "attribute" then
-    local np = fitting(o, r, level == 1 and 0.25 or 0.5, 0.8, 0.85)
+    local p_size = 0.5
+    if level == 1 then p_size = 0.25 end
+    local np = fitting(o, r, p_size, 0.8, 0.85)
     if not (np.size or np.colour or np.kind) then return nil end
     return { type = "attribute", np = np }
   elseif kind == "relation" then
@@ -301,7 +317,8 @@ function M.compose(objects, n, level, r)
       if try % 20 == 1 then kind = draw_type(level, objects, r, has_odd) end
       local guess = propose(kind, level, objects, r:int(1, #objects), r)
       local got = guess and M.evaluate(guess, objects)
-      if got and (try > 20 or fresh == 0 or not asked[got]) and not said[M.text(guess)] then
+      local wanted = try > 20 or fresh == 0 or not asked[got]
+      if got and wanted and not said[M.text(guess)] then
         e = guess
         t = got
         break
