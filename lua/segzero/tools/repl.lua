@@ -72,12 +72,11 @@ function M.show(v)
     return tostring(v)
   end
   local parts = {}
-  local count = 0
   local array = #v
   for i = 1, math.min(array, TABLE_ENTRIES) do
     parts[i] = show_inner(v[i])
   end
-  count = array
+  local count = array
   local keys = {}
   for k in pairs(v) do
     if not (type(k) == "number" and k >= 1 and k <= array and k % 1 == 0) then
