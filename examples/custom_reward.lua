@@ -1,18 +1,23 @@
 -- custom_reward.lua - GRPO with a reward of your own: copy this file, change `reward`, run it.
 --
---   segzero examples/custom_reward.lua [key=value ...]          the settings of recipes/refcocog_grpo.lua; 3 steps by default
---   segzero examples/custom_reward.lua --score ANSWER TRUTH     only what the reward says of one answer
+--   segzero examples/custom_reward.lua [key=value ...]        3 steps by default
+--   segzero examples/custom_reward.lua --score ANSWER TRUTH   the reward of one answer
+--
+-- The settings are those of recipes/refcocog_grpo.lua.
 --
 -- A reward is a function of strings and numbers:
 --   text           what the model wrote, without special tokens
 --   ground_truth   the row's `solution`: <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>
---   row            the row; row.frame is the side in pixels of the square that coordinates refer to. With a SAM2 model,
---                  row.segment(answer.parse(text)) is the answer's mask and row.mask() the true one (rewards/mask_iou.lua)
--- It returns a number and a table of named parts, which are logged one by one (metrics.jsonl and the evaluation's line). A
--- wrong answer is a low number; an error is a bug, and training stops with the row and the answer that caused it.
+--   row            the row; row.frame is the side in pixels of the square that answers refer to.
+--                  With a SAM2 model, row.segment(answer.parse(text)) is the answer's mask and
+--                  row.mask() the true one (rewards/mask_iou.lua)
+-- It returns a number and a table of named parts, which are logged one by one (metrics.jsonl and
+-- the evaluation's line). A wrong answer is a low number; an error is a bug, and training stops
+-- with the row and the answer that caused it.
 --
--- This one pays Seg-Zero's two format terms, the overlap itself instead of "over 0.5", and a little for thinking briefly.
--- Without a threshold, a bad box still shows which answer of its group was the better one.
+-- This one pays Seg-Zero's two format terms, the overlap itself instead of "over 0.5", and a little
+-- for thinking briefly. Without a threshold, a bad box still shows which answer of its group was
+-- the better one.
 
 local strict = require "rewards.seg_strict"
 local terms = require "rewards.seg_terms"
@@ -20,6 +25,7 @@ local geometry = require "rewards.geometry"
 local answer = require "segzero.formats.answer"
 local cli = require "segzero.config.cli"
 local grpo = require "recipes.refcocog_grpo"
+local records = require "segzero.train.records"
 
 local M = { schema = grpo.schema:renamed("examples/custom_reward.lua",
   "Trains as recipes/refcocog_grpo.lua does, with the reward of this file.",
@@ -42,18 +48,19 @@ function M.reward(text, ground_truth, row)
     local _, words = found.think:gsub("%S+", "")
     parts.brief = math.min(1, BRIEF / words)
   end
-  local score = parts.thinking_format + parts.segmentation_format + 3 * parts.overlap + 0.2 * parts.brief
-  return score, parts
+  local format_score = parts.thinking_format + parts.segmentation_format
+  return format_score + 3 * parts.overlap + 0.2 * parts.brief, parts
 end
 
 local function print_score(text, ground_truth)
   local score, parts = M.reward(text or "", ground_truth or "")
-  print(("score %.3f (%s)"):format(score, require("segzero.train.trainer").sorted_parts(parts)))
+  print(("score %.3f (%s)"):format(score, records.parts_text(parts)))
 end
 
 function M.run(args)
   if args[1] == "--score" then return print_score(args[2], args[3]) end
-  -- A short run to look at. Arguments that come later win, so the command line may ask for more steps.
+  -- A short run to look at. Arguments that come later win, so the command line may ask for more
+  -- steps.
   local all = { "trainer.experiment_name=custom_reward", "trainer.max_steps=3", unpack(args) }
   return grpo.run(all, { reward = M.reward })
 end

@@ -1,14 +1,16 @@
--- infer.lua - asks a model which object of an image a sentence means, has SAM2 cut it out, and draws both.
+-- infer.lua - asks a model which object of an image a sentence means, has SAM2 cut it out, and
+-- draws both.
 --
 --   segzero examples/infer.lua --image_path photo.png --text "the unusual object in the image"
---   segzero examples/infer.lua --demo            a RefShapes image and question of its own; --demo 7 is another one
+--   segzero examples/infer.lua --demo        a generated image and question; --demo 7 is another
 --   segzero examples/infer.lua --help            all options (lua/segzero/config/infer.lua)
 --
--- It works as Seg-Zero's inference script: RGB, resized with Pillow's bilinear filter, its prompt, greedy decoding, its
--- reading of the answer, and its way of asking SAM2 (inference/segmenter.lua; here in f32). The sentence is lower-cased, as
--- in training and evaluation (their script alone does not). do_sample, or a temperature above 0, samples instead.
--- With SAM2 the image written is original | mask, box and points; without it only box and points are drawn.
--- Exit status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. Only 0 writes an image.
+-- It works as Seg-Zero's inference script: RGB, resized with Pillow's bilinear filter, its prompt,
+-- greedy decoding, its reading of the answer, and its way of asking SAM2 (inference/segmenter.lua;
+-- here in f32). The sentence is lower-cased, as in training and evaluation (their script alone does
+-- not). do_sample, or a temperature above 0, samples instead. With SAM2 the image written is
+-- original | mask, box and points; without it only box and points are drawn. Exit status: 0 done; 1
+-- no answer could be read, or a file or model is bad; 2 wrong options. Only 0 writes an image.
 -- Leaves out: batches.
 
 local ffi = require "ffi"
@@ -40,7 +42,8 @@ local function check_folder(path, option)
 end
 
 -- ---- models ----
--- SAM2 is loaded before the policy, which may be large, so that a wrong path shows at once. nil: there is none.
+-- SAM2 is loaded before the policy, which may be large, so that a wrong path shows at once. nil:
+-- there is none.
 local function load_sam2(o)
   if o.sam2_path == "" then return nil end
   local ok, sam = pcall(sz.sam2, o.sam2_path, { device = o.device })
@@ -53,7 +56,9 @@ local function open_policy(o)
   local dtype = o.dtype
   if not dtype then
     dtype = "f32"
-    if model.read_json(o.model_path .. "/config.json").torch_dtype == "bfloat16" then dtype = "bf16" end
+    if model.read_json(o.model_path .. "/config.json").torch_dtype == "bfloat16" then
+      dtype = "bf16"
+    end
   end
   local vl = sz.qwen_vl(o.model_path, { dtype = dtype, device = o.device, adapter = o.adapter })
   vl:tokenizer()            -- missing or bad files show now
@@ -64,12 +69,15 @@ end
 local function load_policy(o)
   local dir = o.model_path
   if not files.exists(dir .. "/config.json") then
-    if o.embedded then fail("the small model is not in %s; name another one with --model_path FOLDER", dir) end
+    if o.embedded then
+      fail("the small model is not in %s; name another one with --model_path FOLDER", dir)
+    end
     fail("%s", model.missing(dir))
   end
   print("model: " .. dir)
   if o.embedded then
-    print "  (small, and knows images of coloured shapes only; --model_path FOLDER takes a real Qwen2.5-VL)"
+    print("  (small, and knows images of coloured shapes only; " ..
+      "--model_path FOLDER takes a real Qwen2.5-VL)")
   end
   local ok, vl = pcall(open_policy, o)
   if not ok then fail("%s", reason(vl)) end
@@ -83,7 +91,8 @@ local function frame_of(o, vl)
   local ok, plan = pcall(processor.plan, processor, frame, frame)
   if not ok then fail("frame %s: %s", frame, reason(plan)) end
   if plan.resized_width ~= frame or plan.resized_height ~= frame then
-    cli.usage_error(("--frame %d: the model would resize it to %d x %d; take a multiple of %d"):format(frame,
+    local message = "--frame %d: the model would resize it to %d x %d; take a multiple of %d"
+    cli.usage_error(message:format(frame,
       plan.resized_width, plan.resized_height, processor.patch_size * processor.merge_size))
   end
   return frame
@@ -97,17 +106,20 @@ local function generation_options(o, vl)
     io.write(piece)
     io.flush()
   end
-  return { do_sample = do_sample, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p, seed = o.seed,
-    repetition_penalty = o.repetition_penalty,
-    max_new_tokens = o.max_new_tokens or vl:generation().max_new_tokens or 1024, on_text = print_piece }
+  return { do_sample = do_sample, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
+    seed = o.seed, repetition_penalty = o.repetition_penalty,
+    max_new_tokens = o.max_new_tokens or vl:generation().max_new_tokens or 1024,
+    on_text = print_piece }
 end
 
 -- ---- the image and its question ----
--- A held-out scene. The same scene exists at any size; the frame's is the one that the small model was trained on.
--- Returns the image, the sentence, and the true object if the sentence is the scene's own.
+-- A held-out scene. The same scene exists at any size; the frame's is the one that the small model
+-- was trained on. Returns the image, the sentence, and the true object if the sentence is the
+-- scene's own.
 local function demo_scene(o, frame)
   local size = math.max(84, math.min(840, math.floor(frame / 28) * 28))
-  local scene = sz.refshapes.sample { seed = 2026, split = "heldout", index = o.demo, size = size, level = 3, questions = 1 }
+  local scene = sz.refshapes.sample { seed = 2026, split = "heldout", index = o.demo, size = size,
+    level = 3, questions = 1 }
   local img = sz.image.new(scene.width, scene.height)
   ffi.copy(img:pixels(), scene.rgb, scene.width * scene.height * 3)
   local question = scene.questions[1]
@@ -148,7 +160,8 @@ local function print_answer(o, found)
   end
   if #found == 0 then print "the answer names no object" end
   for i, object in ipairs(found) do
-    print(("object %d: box %s, point %s"):format(i, box_text(object.bbox), point_text(object.point)))
+    print(("object %d: box %s, point %s"):format(i, box_text(object.bbox),
+      point_text(object.point)))
   end
 end
 
@@ -156,7 +169,8 @@ end
 local function cut_out(sam, img, found)
   local started = seconds()
   local segmenter = sz.segment.new(sam)
-  local ok, result = pcall(function() return segmenter:masks(segmenter:embed(img), { found })[1] end)
+  local ok, result = pcall(function() return segmenter:masks(segmenter:embed(img),
+    { found })[1] end)
   if not ok then fail("SAM2: %s", reason(result)) end
   local inside = sz.segment.compare(result.mask, result.mask)
   print(("mask:   %d pixels (%.1f%% of the image), score %.2f, %.1f s"):format(inside,
@@ -182,8 +196,8 @@ local function ask(o, vl, img, text, frame)
   local input = vl:process { { role = "user", content = content } }
   local started = seconds()
   local out = vl:generate(input, generation_options(o, vl))[1]
-  print(("\n\n%d tokens in %.1f s, after image and prompt of %d tokens"):format(#out.ids, seconds() - started,
-    #input.input_ids))
+  print(("\n\n%d tokens in %.1f s, after image and prompt of %d tokens"):format(#out.ids,
+    seconds() - started, #input.input_ids))
   return out
 end
 
@@ -217,7 +231,8 @@ function M.execute(o)
     img, text, truth = demo_scene(o, frame)
     source = "RefShapes, held-out scene " .. o.demo
   end
-  print(("image: %s, %d x %d, seen as %d x %d"):format(source or o.image_path, img.width, img.height, frame, frame))
+  print(("image: %s, %d x %d, seen as %d x %d"):format(source or o.image_path, img.width,
+    img.height, frame, frame))
   print("question: " .. text)
   io.write "\n"
 

@@ -1,12 +1,14 @@
--- random_checkpoint.lua - writes a Hugging Face folder of a released model's size with random weights: to measure loading,
--- memory and speed, and to compare with transformers at real width, where no released checkpoint is available.
+-- random_checkpoint.lua - writes a Hugging Face folder of a released model's size with random
+-- weights: to measure loading, memory and speed, and to compare with transformers at real width,
+-- where no released checkpoint is available.
 --
---   segzero examples/random_checkpoint.lua size=3b out=DIR [tokenizer=DIR] [layers=N] [v_depth=N] [dtype=bf16]
+--   segzero examples/random_checkpoint.lua size=3b out=DIR [tokenizer=DIR] [layers=N] [v_depth=N]
 --   segzero examples/random_checkpoint.lua --help
 --
--- Writes config.json, generation_config.json and preprocessor_config.json as the hub's, and the shards with their index.
--- The values are those of tools/random_weights.lua. Leaves out: anything a trained model would say.
--- require "examples.random_checkpoint" also gives config(size, layers, v_depth, dtype), the table of config.json.
+-- Writes config.json, generation_config.json and preprocessor_config.json as the hub's, and the
+-- shards with their index. The values are those of tools/random_weights.lua.
+-- require "examples.random_checkpoint" also gives config(size, layers, v_depth, dtype), the table
+-- of config.json. Leaves out: anything a trained model would say.
 
 local sz = require "segzero"
 local cli = require "segzero.config.cli"
@@ -21,8 +23,8 @@ local C = sz.core.C
 
 local M = { schema = random_checkpoint.schema, settings = random_checkpoint.settings }
 
-local TOKENIZER_FILES = { "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.json",
-  "chat_template.jinja" }
+local TOKENIZER_FILES = { "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+  "chat_template.json", "chat_template.jinja" }
 
 function M.config(size, layers, v_depth, dtype)
   return released.config(size, { layers = layers, v_depth = v_depth, dtype = dtype })
@@ -57,11 +59,12 @@ function M.execute(cfg)
   files.write(cfg.out .. "/preprocessor_config.json", cjson.encode(released.preprocessor()))
   if cfg.tokenizer then copy_tokenizer(cfg.tokenizer, cfg.out) end
 
-  local total = random_weights.write(cfg.out, list, { dtype = cfg.dtype, seed = cfg.seed, shard = cfg.shard,
+  local total = random_weights.write(cfg.out, list,
+    { dtype = cfg.dtype, seed = cfg.seed, shard = cfg.shard,
     on_shard = function(name, tensors) print(("%s: %d tensors"):format(name, tensors)) end })
   local seconds = C.sz_seconds() - started
-  print(("wrote %s: %d tensors, %.2f GB in %.1f s (%.0f MB/s), peak memory %.0f MB"):format(cfg.out, #list, total / 1e9,
-    seconds, total / 1e6 / seconds, tonumber(C.sz_peak_rss()) / 1e6))
+  print(("wrote %s: %d tensors, %.2f GB in %.1f s (%.0f MB/s), peak memory %.0f MB"):format(cfg.out,
+    #list, total / 1e9, seconds, total / 1e6 / seconds, tonumber(C.sz_peak_rss()) / 1e6))
 end
 
 M.run = cli.runner(M)

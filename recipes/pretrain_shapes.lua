@@ -1,12 +1,14 @@
--- pretrain_shapes.lua - trains the embedded checkpoint from scratch: supervised, on RefShapes, think and answer included.
+-- pretrain_shapes.lua - trains the embedded checkpoint from scratch: supervised, on RefShapes,
+-- think and answer included.
 --
---   segzero recipes/pretrain_shapes.lua [key=value ...]                    writes to runs/pretrain_shapes
---   segzero recipes/pretrain_shapes.lua output=models/tiny/qwen2.5-vl      makes the embedded model again
+--   segzero recipes/pretrain_shapes.lua [key=value ...]                 to runs/pretrain_shapes
+--   segzero recipes/pretrain_shapes.lua output=models/tiny/qwen2.5-vl   the embedded model again
 --   segzero recipes/pretrain_shapes.lua --help
 --
--- Scenes get harder over time, and the short task gives way to Seg-Zero's prompt (data/shape_tasks.lua). The loss and the
--- loop are train/pretrain.lua. Writes a Hugging Face folder. Leaves out: resuming a run that was stopped (init= goes on from
--- its weights).
+-- Scenes get harder over time, and the short task gives way to Seg-Zero's prompt
+-- (data/shape_tasks.lua). The loss and the loop are train/pretrain.lua. Writes a Hugging Face
+-- folder.
+-- Leaves out: resuming a run that was stopped (init= goes on from its weights).
 
 local cli = require "segzero.config.cli"
 local pretrain = require "segzero.train.pretrain"
@@ -19,8 +21,10 @@ local M = { schema = pretrain_shapes.schema, settings = pretrain_shapes.settings
 
 function M.execute(options)
   local vl, tok = tiny_qwen.create(options.output, options)
-  local trainer = pretrain.new(vl, tok, options, { reward = seg_strict, box_iou = geometry.box_iou })
-  print(("pretraining %s: %.2f M parameters, vocabulary %d, %d px frame, %d questions a step"):format(options.output,
+  local trainer = pretrain.new(vl, tok, options,
+    { reward = seg_strict, box_iou = geometry.box_iou })
+  local line = "pretraining %s: %.2f M parameters, vocabulary %d, %d px frame, %d questions a step"
+  print(line:format(options.output,
     trainer:parameter_count() / 1e6, vl.json.vocab_size, options.size, options.batch))
   trainer:train()
 end

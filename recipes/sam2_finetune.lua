@@ -1,12 +1,14 @@
--- sam2_finetune.lua - trains SAM2 on images with masks: fine-tunes a checkpoint, or makes the embedded one from scratch.
+-- sam2_finetune.lua - trains SAM2 on images with masks: fine-tunes a checkpoint, or makes the
+-- embedded one from scratch.
 --
---   segzero recipes/sam2_finetune.lua [key=value ...]           random weights on RefShapes, to runs/sam2_finetune
+--   segzero recipes/sam2_finetune.lua [key=value ...]           random weights, on RefShapes
 --   segzero recipes/sam2_finetune.lua model_path=DIR train_files=FOLDER freeze_encoder=true
 --   segzero recipes/sam2_finetune.lua --help
 --
--- model_path is a transformers folder or an original .pt. train_files is "refshapes", or a folder with data.jsonl whose rows
--- have `image` and `mask`. The loop is train/mask_finetune.lua; the weights to start from are models/tiny_sam2.lua.
--- Writes a transformers folder and samples.png. Leaves out: corrective clicks, mask prompts.
+-- model_path is a transformers folder or an original .pt. train_files is "refshapes", or a folder
+-- with data.jsonl whose rows have `image` and `mask`. The loop is train/mask_finetune.lua; the
+-- weights to start from are models/tiny_sam2.lua. Writes a transformers folder and samples.png.
+-- Leaves out: corrective clicks, mask prompts.
 
 local sz = require "segzero"
 local cli = require "segzero.config.cli"
@@ -25,7 +27,8 @@ function M.execute(options)
   local sam = open(options)
   local trainer = mask_finetune.new(sam, options)
   local total, trained = trainer:parameter_counts()
-  print(("%s: %.3f M parameters, %.3f M trained; %d images a step, loss at %d px"):format(tostring(sam), total / 1e6,
+  local line = "%s: %.3f M parameters, %.3f M trained; %d images a step, loss at %d px"
+  print(line:format(tostring(sam), total / 1e6,
     trained / 1e6, options.images, trainer.side))
   trainer:train()
 end

@@ -1,17 +1,22 @@
--- Seg-Zero's loose single-object reward (compute_score: seg), 0 to 5: as seg_strict.lua, but keys only need to contain a word.
+-- seg.lua - Seg-Zero's loose single-object reward (compute_score: seg), 0 to 5: as seg_strict.lua,
+-- but keys only need to contain a word.
 --
 --   local reward = require "rewards.seg"
 --   local score, parts = reward(response_text, ground_truth, sample)
 --
--- Upper and lower case are one. The box is the first key with "bbox". The format term wants two further keys with "point"
--- (a second bbox key may be one of them) and looks only at lengths, so strings of 4 and 2 characters pass. The points term
--- takes the first two keys with "points", and those may be the box's own key. parts, sample and terms: seg_strict.lua.
+-- Upper and lower case are the same. The box is the first key with "bbox". The format term asks for
+-- two further keys with "point" (a second bbox key may be one of them) and looks only at lengths,
+-- so strings of 4 and 2 characters pass. The points term takes the first two keys with "points",
+-- and one of them may be the box's own key. parts and sample are those of seg_strict.lua, the terms
+-- are in seg_terms.lua.
 
 local terms = require "rewards.seg_terms"
 
 local function select(object)
   local map = object.map
-  local bbox_key, point_keys, points_keys = nil, {}, {}
+  local bbox_key
+  local point_keys = {}
+  local points_keys = {}
   for _, key in ipairs(object.keys) do
     local word = key:lower()
     if not bbox_key and word:find("bbox", 1, true) then
@@ -21,14 +26,16 @@ local function select(object)
     end
     if word:find("points", 1, true) then points_keys[#points_keys + 1] = key end
   end
-  -- A key that is missing is nil here, and so is what the map holds under nil.
-  local bbox, first, second = map[bbox_key], map[point_keys[1]], map[point_keys[2]]
-  local format_ok = terms.length(bbox) == 4 and terms.length(first) == 2 and terms.length(second) == 2
+  -- A missing key is nil, and map[nil] is nil.
+  local bbox = map[bbox_key]
+  local points_ok = terms.length(map[point_keys[1]]) == 2 and terms.length(map[point_keys[2]]) == 2
+  local format_ok = points_ok and terms.length(bbox) == 4
   return format_ok, bbox, map[points_keys[1]], map[points_keys[2]]
 end
 
 return function(response_text, ground_truth, sample)
-  -- No tail call: it would drop this frame, and compute's errors count on it to blame the caller.
+  -- Not a tail call, which would drop this frame: compute's errors count frames to blame the
+  -- caller.
   local score, parts = terms.compute(response_text, ground_truth, sample, select)
   return score, parts
 end

@@ -1,20 +1,26 @@
--- The five 0/1 terms that Seg-Zero's single-object rewards share; seg_strict.lua and seg.lua differ only in which keys of
--- the answer they read. Formats: an answer is text such as
---   <think>...</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60], "points_2": [80,160]}</answer>
+-- seg_terms.lua - the five 0/1 terms that Seg-Zero's single-object rewards share.
+--
+-- seg_strict.lua and seg.lua differ only in which keys of the answer they read. An answer is
+--   <think>...</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60], "points_2": [80,160]}
+--   </answer>           without the line break
 -- and a ground truth is <box>(10,20),(110,220)</box><points>(40,60),(80,160)</points>, in pixels.
 --
--- The originals are Python that runs each term in its own try: whatever raises there (a string where a number should be, int() of
--- NaN, a missing key) is a 0 here, found by looking at types first. Numbers are doubles where Python has exact integers: the
--- terms agree while the ground truth stays below 2^25, since an answer that is too large for a double to hold exactly is then
--- too far away to score. Left out: several objects (vision_reasoner).
+-- The originals are Python that runs each term in its own try. Whatever raises there (a string
+-- where a number should be, int() of NaN, a missing key) is a 0 here, found by looking at types
+-- first. Numbers are doubles where Python has exact integers: the terms agree while the ground
+-- truth stays below 2^25, since an answer that is too large for a double to hold exactly is then
+-- too far away to score.
+-- Leaves out: several objects (vision_reasoner).
 
 local geometry = require "rewards.geometry"
 local pyjson = require "segzero.formats.pyjson"
 local pytext = require "segzero.formats.pytext"
+local truth = require "segzero.data.truth"
 
 local M = {}
 
-local find, sub = string.find, string.sub
+local find = string.find
+local sub = string.sub
 
 -- Side in pixels of the square that prompts and answers count in, and the thresholds at that side.
 M.FRAME = 840
@@ -22,8 +28,8 @@ M.MIN_IOU = 0.5
 M.MAX_BOX_L1 = 10
 M.MAX_POINT_DISTANCE = 100
 
--- True when the whole text is <think>...</think>, white space, <answer>...</answer>. The dots run over newlines and over
--- further tags, so some </think> must be followed by <answer>, not the first one.
+-- True when the whole text is <think>...</think>, white space, <answer>...</answer>. The dots match
+-- newlines and further tags, so it need not be the first </think> that <answer> follows.
 function M.has_thinking_format(text)
   if sub(text, 1, 7) ~= "<think>" or sub(text, -9) ~= "</answer>" then return false end
   local i = 8
@@ -31,46 +37,24 @@ function M.has_thinking_format(text)
     local _, stop = find(text, "</think>", i, true)
     if not stop then return false end
     local open = pytext.skip_space(text, stop + 1)
-    -- The closing tag ends the text and the two cannot share a byte, so there is room for it.
+    -- The text ends with the closing tag, which cannot overlap the opening one.
     if sub(text, open, open + 7) == "<answer>" then return true end
     i = stop + 1
   end
 end
 
--- The first JSON-looking piece, the regular expression {[^}]+} : from a brace to the next closing one, not empty. Read
--- as JSON -> object, or nil. The piece holds one closing brace, so the object is flat.
+-- The first match of the regular expression {[^}]+}, read as JSON; nil if there is none or it is no
+-- JSON. It has one closing brace, so the object is flat.
 function M.read_object(text)
   local open = find(text, "{[^}]")
-  local close = open and find(text, "}", open + 2, true)
+  if not open then return nil end
+  local close = find(text, "}", open + 2, true)
   if not close then return nil end
   return (pyjson.decode(sub(text, open, close)))
 end
 
--- <tag>(a,b),(c,d)</tag> -> {a, b, c, d}, or nil.
-local function read_four(text, tag)
-  local pattern = "<" .. tag .. ">%((N),(N)%),%((N),(N)%)</" .. tag .. ">"
-  pattern = pattern:gsub("N", "[0-9\128-\255]+")
-  local i = 1
-  while true do
-    local from, _, a, b, c, d = find(text, pattern, i)
-    if not from then return nil end
-    local four = {pytext.ascii_digits(a), pytext.ascii_digits(b), pytext.ascii_digits(c), pytext.ascii_digits(d)}
-    if four[1] and four[2] and four[3] and four[4] then
-      for k = 1, 4 do
-        if #four[k] > pytext.MAX_INT_DIGITS then return nil end
-        four[k] = tonumber(four[k])
-      end
-      return four
-    end
-    i = from + 1
-  end
-end
-
 -- Ground truth -> box {x1, y1, x2, y2} or nil, {{x, y}, {x, y}} or nil.
-function M.read_truth(ground_truth)
-  local p = read_four(ground_truth, "points")
-  return read_four(ground_truth, "box"), p and {{p[1], p[2]}, {p[3], p[4]}}
-end
+M.read_truth = truth.read
 
 M.length = pyjson.length
 
@@ -78,58 +62,79 @@ function M.is_list(value, n)
   return type(value) == "table" and value.kind == "array" and #value == n
 end
 
--- Four things that Python would compare with a number -> {x1, y1, x2, y2}; else nil. True and False count as 1 and 0.
+-- A list of four values that Python would compare with a number -> {x1, y1, x2, y2}; else nil. True
+-- and False count as 1 and 0.
+local BOOLEANS = { [true] = 1, [false] = 0 }
+
 function M.to_box(value)
   if not M.is_list(value, 4) then return nil end
   local box = {}
   for k = 1, 4 do
     local v = value[k]
-    if type(v) == "boolean" then v = v and 1 or 0 end
+    if type(v) == "boolean" then v = BOOLEANS[v] end
     if type(v) ~= "number" then return nil end
     box[k] = v
   end
   return box
 end
 
--- int() of the first two elements -> {x, y} or nil. A string has elements too: "57" is the point (5, 7).
+-- int() of the first two elements -> {x, y}, or nil. A string has elements too: "57" is the point
+-- (5, 7).
 function M.to_point(value)
-  local x, y = pyjson.int(pyjson.item(value, 1)), pyjson.int(pyjson.item(value, 2))
-  return x and y and {x, y}
+  local x = pyjson.int(pyjson.item(value, 1))
+  local y = pyjson.int(pyjson.item(value, 2))
+  if not x or not y then return nil end
+  return { x, y }
 end
 
 local function one(condition)
-  return condition and 1 or 0
+  if condition then return 1 end
+  return 0
 end
 
--- compute(text, ground_truth, sample, select) -> score, parts. select(object) -> format_ok, bbox, point_1, point_2: whether the
--- answer has the reward's format, and the raw values (nil where there is none) to judge. sample.frame scales the two
--- distances that are in pixels.
+-- Sets the terms of the box: its overlap with the true one, and how far its sides are off.
+local function judge_box(parts, box, true_box, scale)
+  if not box or not true_box then return end
+  parts.iou = one(geometry.box_iou(box, true_box) > M.MIN_IOU)
+  parts.box_l1 = one(geometry.box_l1(box, true_box) < M.MAX_BOX_L1 * scale)
+end
+
+-- Sets the term of the points: both are in the answered box, and near the true ones.
+local function judge_points(parts, box, p1, p2, true_points, scale)
+  if not (box and p1 and p2 and true_points) then return end
+  if not geometry.point_in_box(p1, box) or not geometry.point_in_box(p2, box) then return end
+  local distance = geometry.pair_distance(p1, p2, true_points[1], true_points[2])
+  parts.points = one(distance < M.MAX_POINT_DISTANCE * scale)
+end
+
+-- The score, 0 to 5, and its parts. select(object) returns whether the answer has the reward's
+-- format, and the raw values of the box and the two points (nil where there is none). sample.frame
+-- scales the two distances that are in pixels. Errors blame the caller of the reward.
 function M.compute(text, ground_truth, sample, select)
   if type(text) ~= "string" then error("response_text must be a string, got " .. type(text), 3) end
-  if type(ground_truth) ~= "string" then error("ground_truth must be a string, got " .. type(ground_truth), 3) end
-  local frame = sample and sample.frame or M.FRAME
+  if type(ground_truth) ~= "string" then
+    error("ground_truth must be a string, got " .. type(ground_truth), 3)
+  end
+  local frame = M.FRAME
+  if sample and sample.frame then frame = sample.frame end
   if type(frame) ~= "number" or not (frame > 0 and frame < math.huge) then
     error("sample.frame must be a positive number of pixels, got " .. tostring(frame), 3)
   end
   local scale = frame / M.FRAME
 
-  local parts = {thinking_format = one(M.has_thinking_format(text)), segmentation_format = 0, iou = 0, points = 0, box_l1 = 0}
+  local parts = { thinking_format = 0, segmentation_format = 0, iou = 0, points = 0, box_l1 = 0 }
+  parts.thinking_format = one(M.has_thinking_format(text))
   local object = M.read_object(text)
   if object then
     local format_ok, bbox, point_1, point_2 = select(object)
-    local box, p1, p2 = M.to_box(bbox), M.to_point(point_1), M.to_point(point_2)
+    local box = M.to_box(bbox)
     local true_box, true_points = M.read_truth(ground_truth)
     parts.segmentation_format = one(format_ok)
-    if box and true_box then
-      parts.iou = one(geometry.box_iou(box, true_box) > M.MIN_IOU)
-      parts.box_l1 = one(geometry.box_l1(box, true_box) < M.MAX_BOX_L1 * scale)
-    end
-    if box and p1 and p2 and true_points and geometry.point_in_box(p1, box) and geometry.point_in_box(p2, box) then
-      local distance = geometry.pair_distance(p1, p2, true_points[1], true_points[2])
-      parts.points = one(distance < M.MAX_POINT_DISTANCE * scale)
-    end
+    judge_box(parts, box, true_box, scale)
+    judge_points(parts, box, M.to_point(point_1), M.to_point(point_2), true_points, scale)
   end
-  return parts.thinking_format + parts.segmentation_format + parts.iou + parts.points + parts.box_l1, parts
+  local score = parts.thinking_format + parts.segmentation_format + parts.iou + parts.points
+  return score + parts.box_l1, parts
 end
 
 return M

@@ -1,15 +1,16 @@
-/* graph.h - all that models/ may include of the core: tensors and their fields, typed op wrappers,
- * recomputation, sharing, scopes, errors. sz.h has the rest of the public calls.
+/* graph.h - all that models/ may include of the core: tensors and their fields, typed op
+ * wrappers, recomputation, sharing, scopes, errors. sz.h has the rest of the public calls.
  *
  *     sz_tensor *h = sz_rmsnorm(x, w->norm, eps);
  *     sz_tensor *y = sz_linear(h, w->proj, NULL);     NULL if either failed: check once, at the end
  *     sz_tensor_release(h);
  *     return y;
  *
- * Shapes are in ops/ops.def. Every wrapper borrows its arguments and returns a new reference, or NULL
- * with a message; an argument that is NULL means "an earlier call failed" and keeps that call's message,
- * unless ops.def says that it may be NULL.
- * Leaves out: op calls by number, the tape, storage (core/core.h), and anything that names a model.
+ * Shapes are in ops/ops.def. Every wrapper borrows its arguments and returns a new reference, or
+ * NULL with a message; an argument that is NULL means "an earlier call failed" and keeps that
+ * call's message, unless ops.def says that it may be NULL.
+ * Leaves out: op calls by number, the tape, storage (core/core.h), and anything that names a
+ * model.
  */
 #ifndef SZ_GRAPH_H
 #define SZ_GRAPH_H
@@ -19,36 +20,39 @@
 #include <string.h>
 
 /* ---- errors ---- */
-/* Leave a message for sz_last_error. sz_fail returns -1 and sz_null NULL, so that a caller can return them. */
-int   sz_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Leave a message for sz_last_error. sz_fail returns -1 and sz_null NULL, so that a caller can
+ * return them. */
+int sz_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void *sz_null(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A broken invariant: prints where and why, then aborts. Always on. */
-void  sz_panic(const char *file, int line, const char *what) __attribute__((noreturn));
+void sz_panic(const char *file, int line, const char *what) __attribute__((noreturn));
 #define SZ_ASSERT(cond, what) ((cond) ? (void)0 : sz_panic(__FILE__, __LINE__, what))
 
 /* ---- tensors: always contiguous, row-major ---- */
 enum { SZ_MAX_DIMS = 6 };
 
-typedef struct sz_storage sz_storage;   /* owns bytes: a heap block or a file mapping; reference counted */
+typedef struct sz_storage
+    sz_storage; /* owns bytes: a heap block or a file mapping; reference counted */
 
 /* flags of a tensor */
 enum {
     SZ_REQUIRES_GRAD = 1,
-    SZ_PARAMETER = 2,           /* a leaf: its gradient accumulates until the optimizer clears it */
-    SZ_GRAD_SHARED = 4,         /* a gradient whose bytes another gradient may read */
-    SZ_GRAD_BF16 = 8,           /* the parameter's gradient is kept in bf16 */
+    SZ_PARAMETER = 2,   /* a leaf: its gradient accumulates until the optimizer clears it */
+    SZ_GRAD_SHARED = 4, /* a gradient whose bytes another gradient may read */
+    SZ_GRAD_BF16 = 8,   /* the parameter's gradient is kept in bf16 */
 };
 
 struct sz_tensor {
     int32_t refs;
     int8_t dtype, device, ndim;
     uint8_t flags;
-    int32_t node;               /* index of the tape node that made it; -1 for a leaf */
+    int32_t node; /* index of the tape node that made it; -1 for a leaf */
     int64_t shape[SZ_MAX_DIMS];
     int64_t numel;
-    void *data;                 /* NULL once its scope has been popped. Off the CPU only the backend follows it */
-    sz_storage *storage;        /* NULL for arena tensors */
-    sz_tensor *grad;            /* owned. Of a parameter f32, or bf16 with SZ_GRAD_BF16; else of the tensor's dtype */
+    void *data; /* NULL once its scope has been popped; off the CPU only the backend follows it */
+    sz_storage *storage; /* NULL for arena tensors */
+    /* Owned. A parameter's is f32, or bf16 with SZ_GRAD_BF16; an activation's has its dtype. */
+    sz_tensor *grad;
 };
 
 /* Bytes of an element. */
@@ -57,7 +61,10 @@ static inline size_t sz_dtype_size(int dtype)
     if (dtype == SZ_F32 || dtype == SZ_I32) return 4;
     return dtype == SZ_BF16 ? 2 : 1;
 }
-static inline size_t sz_bytes(const sz_tensor *t) { return (size_t)t->numel * sz_dtype_size(t->dtype); }
+static inline size_t sz_bytes(const sz_tensor *t)
+{
+    return (size_t)t->numel * sz_dtype_size(t->dtype);
+}
 /* The data of a CPU tensor of that dtype. */
 static inline float *sz_f32(const sz_tensor *t) { return (float *)t->data; }
 static inline uint16_t *sz_bf16(const sz_tensor *t) { return (uint16_t *)t->data; }
@@ -68,13 +75,19 @@ static inline int64_t sz_rows(const sz_tensor *t) { return sz_cols(t) ? t->numel
 
 static inline float sz_from_bf16(uint16_t h)
 {
-    union { uint32_t u; float f; } v = { (uint32_t)h << 16 };
+    union {
+        uint32_t u;
+        float f;
+    } v = { (uint32_t)h << 16 };
     return v.f;
 }
 /* Rounds to nearest even; NaN stays NaN. */
 static inline uint16_t sz_to_bf16(float f)
 {
-    union { float f; uint32_t u; } v = { f };
+    union {
+        float f;
+        uint32_t u;
+    } v = { f };
     uint32_t rounded = (v.u + 0x7fff + ((v.u >> 16) & 1)) >> 16;
     return (v.u & 0x7fffffff) > 0x7f800000 ? (uint16_t)((v.u >> 16) | 0x40) : (uint16_t)rounded;
 }
@@ -98,29 +111,30 @@ sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device);
 sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int device);
 /* A view of t's bytes from element `first` on. */
 sz_tensor *sz_tensor_view(sz_tensor *t, int ndim, const int64_t *shape, int64_t first);
-/* Replaces *t by its copy on the device; keeps it when it is there already. 0, or -1 with a message. */
-int        sz_tensor_move(sz_tensor **t, int device);
+/* Replaces *t by its copy on the device; keeps it when it is there already. 0, or -1 with a
+ * message. */
+int sz_tensor_move(sz_tensor **t, int device);
 /* The pages of a tensor in a mapped file leave the process. They are read again when touched. Does
  * nothing for other tensors. */
-void       sz_tensor_unload(const sz_tensor *t);
+void sz_tensor_unload(const sz_tensor *t);
 /* Copies bytes between any two devices. The ranges may overlap. 0, or -1 with a message. */
-int        sz_bytes_copy(int to, void *dst, int from, const void *src, size_t bytes);
+int sz_bytes_copy(int to, void *dst, int from, const void *src, size_t bytes);
 
 /* ---- scopes, recomputation, sharing ---- */
-/* Pops the scope but moves t's bytes to the outer one. Takes over the caller's reference to t and returns
- * one; NULL if t is NULL. */
+/* Pops the scope but moves t's bytes to the outer one. Takes over the caller's reference to t and
+ * returns one; NULL if t is NULL. */
 sz_tensor *sz_scope_pop_keep(sz_tensor *t);
 
 static inline bool sz_needs_grad(const sz_tensor *t) { return t && (t->flags & SZ_REQUIRES_GRAD); }
 
-/* x for several backward passes, each of which goes back only to where its own work began (sz_backward).
- * The gradients that they give the result are summed in f32 and reach x in a later pass. Returns x
- * itself, retained, when x needs no gradient. */
+/* x for several backward passes, each of which goes back only to where its own work began
+ * (sz_backward). The gradients that they give the result are summed in f32 and reach x in a later
+ * pass. Returns x itself, retained, when x needs no gradient. */
 sz_tensor *sz_share(sz_tensor *x);
 
-/* y = fn(ctx, x), without recording; only y is kept. Its backward pass runs fn again, recording. The
- * ctx_size bytes of ctx are copied. Tensors that ctx names must live as long as the step, and fn must be
- * deterministic. */
+/* y = fn(ctx, x), without recording; only y is kept. Its backward pass runs fn again, recording.
+ * The ctx_size bytes of ctx are copied. Tensors that ctx names must live as long as the step, and
+ * fn must be deterministic. */
 typedef sz_tensor *(*sz_checkpoint_fn)(const void *ctx, sz_tensor *x);
 sz_tensor *sz_checkpoint(sz_checkpoint_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x);
 
@@ -146,7 +160,7 @@ sz_tensor *sz_index_copy(sz_tensor *x, sz_tensor *ids, sz_tensor *src);
 sz_tensor *sz_pad_rows(sz_tensor *x, int64_t count);
 sz_tensor *sz_max_pool_rows(sz_tensor *x, sz_tensor *ids);
 /* dst[ids[i]] = src[i, col : col + w], in place. 0, or -1 with a message. */
-int        sz_scatter_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col);
+int sz_scatter_cols(sz_tensor *dst, sz_tensor *ids, sz_tensor *src, int64_t col);
 
 /* ---- views ---- */
 sz_tensor *sz_reshape2(sz_tensor *x, int64_t n, int64_t m);
@@ -163,17 +177,17 @@ sz_tensor *sz_linear_cat(sz_tensor *x, sz_tensor *w[3], sz_tensor *b[3]);
 /* y[:, col : col + m] += x w^T; returns a view of y. */
 sz_tensor *sz_linear_add(sz_tensor *y, sz_tensor *x, sz_tensor *w, int64_t col);
 /* Two new tensors. 0, or -1 with a message. */
-int        sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);
+int sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);
 sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m,
                           bool f32_out);
 
 /* ---- attention ---- */
 sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_heads, int head_dim,
                         bool causal, double scale);
-sz_tensor *sz_attention_cached(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads,
-                               int kv_heads, int head_dim, bool causal, double scale);
-sz_tensor *sz_attention_cross(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads,
-                              int kv_heads, int head_dim, bool causal, double scale);
+sz_tensor *sz_attention_cached(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments,
+                               int heads, int kv_heads, int head_dim, bool causal, double scale);
+sz_tensor *sz_attention_cross(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments,
+                              int heads, int kv_heads, int head_dim, bool causal, double scale);
 
 /* ---- images [b, h, w, c] ---- */
 sz_tensor *sz_conv2d(sz_tensor *x, sz_tensor *w, sz_tensor *b, int stride, int padding);
@@ -183,9 +197,9 @@ enum { SZ_NEAREST, SZ_BILINEAR, SZ_BICUBIC, SZ_BILINEAR_ANTIALIASED };
 sz_tensor *sz_resize(sz_tensor *x, int64_t height, int64_t width, int mode);
 
 /* ---- log-probability ---- */
-/* Of ids under softmax(x w^T * inverse_temperature), and that distribution's entropy: two new f32 [n].
- * 0, or -1 with a message. */
-int        sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temperature,
-                      sz_tensor **logprob, sz_tensor **entropy);
+/* Of ids under softmax(x w^T * inverse_temperature), and that distribution's entropy: two new f32
+ * [n]. 0, or -1 with a message. */
+int sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temperature,
+               sz_tensor **logprob, sz_tensor **entropy);
 
 #endif

@@ -1,6 +1,7 @@
-/* arena.c - the step arena of each device: bytes are handed out one after another and taken back all at
- * once, by going back to a mark. Memory comes in chunks, which are kept from step to step, so that after
- * the first steps the system is asked for nothing. Kernel workspace comes from the same arenas.
+/* arena.c - the step arena of each device: bytes are handed out one after another and taken back
+ * all at once, by going back to a mark. Memory comes in chunks, which are kept from step to step,
+ * so that after the first steps the system is asked for nothing. Kernel workspace comes from the
+ * same arenas.
  * Leaves out: which tensors are in it (scope.c).
  */
 #include "memory.h"
@@ -12,7 +13,7 @@ enum { MAX_CHUNKS = 4096, DEVICE_CHUNK_BYTES = 64 << 20, HOST_CHUNK_BYTES = 1 <<
 typedef struct {
     char *base;
     size_t size;
-    size_t most;                    /* bytes ever used since sz_arena_used was reset */
+    size_t most; /* bytes ever used since sz_arena_used was reset */
 } arena_chunk;
 
 typedef struct {
@@ -44,18 +45,21 @@ static void *chunk_memory(int device, size_t size)
         sz_device_trim();
         p = sz_device->allocate(size);
         if (p) return p;
-        return sz_null("out of memory: the step arena needs %zu more bytes on %s", size, sz_device_name(device));
+        return sz_null("out of memory: the step arena needs %zu more bytes on %s", size,
+                       sz_device_name(device));
     }
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                   -1, 0);
     if (p == MAP_FAILED) return sz_null("out of memory: the step arena needs %zu more bytes", size);
     madvise(p, size, MADV_HUGEPAGE);
     return p;
 }
 
-/* The size of the next chunk. What does not fit into the rest of a chunk leaves that rest unused, and
- * other shapes touch it another time, so few chunks are better than many. Host memory counts only when
- * it is touched, so each chunk there doubles the arena: 16 groups of the embedded model, three steps, use
- * 0.87 GiB, and 1.00 in chunks of 64 MiB. On a device a chunk is as large as the largest so far. */
+/* The size of the next chunk. What does not fit into the rest of a chunk leaves that rest unused,
+ * and other shapes touch it another time, so few chunks are better than many. Host memory counts
+ * only when it is touched, so each chunk there doubles the arena: 16 groups of the embedded
+ * model, three steps, use 0.87 GiB, and 1.00 in chunks of 64 MiB. On a device a chunk is as large
+ * as the largest so far. */
 static size_t chunk_size(const arena *a, int device, size_t least)
 {
     size_t size = device == SZ_CPU ? HOST_CHUNK_BYTES : DEVICE_CHUNK_BYTES;
@@ -173,7 +177,8 @@ static void check_guards(int left)
 {
     while (scratch_guard_count > left) {
         scratch_guard_count--;
-        sz_guard_check(scratch_guards[scratch_guard_count].device, scratch_guards[scratch_guard_count].p);
+        sz_guard_check(scratch_guards[scratch_guard_count].device,
+                       scratch_guards[scratch_guard_count].p);
     }
 }
 

@@ -1,19 +1,22 @@
-/* device.c - opens a backend's library when its device is first asked for, and hands out its memory.
+/* device.c - opens a backend's library when its device is first asked for, and hands out its
+ * memory.
  *
- * The library is libsegzero_cuda.so beside the core's, or what SEGZERO_CUDA_LIBRARY names. Nothing here is reached by a
- * program that only computes on the processor.
- * Heap blocks on the device are cached: the driver's own allocation and release wait for the device. A freed block may be
- * handed out at once, because all work is in one stream.
- * Leaves out: more than one device. */
+ * The library is libsegzero_cuda.so in the folder of the core's library, or the file that
+ * SEGZERO_CUDA_LIBRARY names. A program that computes only on the CPU loads nothing. Freed blocks
+ * of device memory are kept: the driver's own allocation and release wait for the device. A freed
+ * block may be reused at once, because all work is in one stream.
+ * Leaves out: more than one device.
+ */
 #define _GNU_SOURCE
 #include "device.h"
-#include "tape.h"
+#include "memory.h"
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 const sz_backend *sz_device;
 
+/* ---- loading ---- */
 static void *library;
 static const sz_backend *loaded;
 
@@ -23,10 +26,20 @@ static const char *library_path(char *buffer, size_t size)
 {
     const char *given = getenv("SEGZERO_CUDA_LIBRARY");
     if (given && *given) return given;
+
+    /* The folder of this library, with its slash. */
     Dl_info info;
-    const char *own = dladdr((void *)sz_version, &info) && info.dli_fname ? info.dli_fname : "", *slash = strrchr(own, '/');
-    snprintf(buffer, size, "%.*slibsegzero_cuda.so", slash ? (int)(slash - own + 1) : 0, own);
+    const char *own = "";
+    if (dladdr((void *)sz_version, &info) && info.dli_fname) own = info.dli_fname;
+    const char *slash = strrchr(own, '/');
+    const int folder = slash ? (int)(slash - own + 1) : 0;
+    snprintf(buffer, size, "%.*slibsegzero_cuda.so", folder, own);
     return buffer;
+}
+
+static bool fits_this_core(const sz_backend *b)
+{
+    return b && b->version == SZ_BACKEND_VERSION && b->kernel_count == SZ_OP_COUNT;
 }
 
 /* Loads the library without opening the device; NULL with a message. */
@@ -35,41 +48,47 @@ static const sz_backend *load(void)
     if (loaded) return loaded;
     char buffer[4096];
     const char *path = library_path(buffer, sizeof buffer);
-    FILE *there = fopen(path, "rb");
-    if (!there) return sz_null("device cuda: there is no %s (make builds it where nvcc is)", path);
-    fclose(there);
+    FILE *file = fopen(path, "rb");
+    if (!file) return sz_null("device cuda: there is no %s (make builds it where nvcc is)", path);
+    fclose(file);
+
     library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) return sz_null("device cuda: %s", dlerror());
     const sz_backend *(*get)(void);
     *(void **)&get = dlsym(library, "sz_cuda_backend");
-    const sz_backend *b = get ? get() : NULL;
-    if (!b || b->version != SZ_BACKEND_VERSION || b->kernel_count != SZ_OP_COUNT) {
+    const sz_backend *backend = get ? get() : NULL;
+    if (!fits_this_core(backend)) {
         dlclose(library);
         return sz_null("device cuda: %s is not of this version; build both again", path);
     }
-    return loaded = b;
+    loaded = backend;
+    return loaded;
 }
 
 int sz_device_ready(int device)
 {
-    if (device == SZ_CPU || (device == SZ_CUDA && sz_device)) return 0;
-    if (device != SZ_CUDA) return sz_fail("there is no device %d", device);
     static const sz_backend_core core = { leave_message, sz_device_scratch };
-    const sz_backend *b = load();
-    if (!b || b->open(&core) != 0) return -1;
-    sz_device = b;
+    if (device == SZ_CPU) return 0;
+    if (device != SZ_CUDA) return sz_fail("there is no device %d", device);
+    if (sz_device) return 0;
+    const sz_backend *backend = load();
+    if (!backend || backend->open(&core) != 0) return -1;
+    sz_device = backend;
     return 0;
 }
 
-const char *sz_device_name(int device) { return device == SZ_CPU ? "cpu" : device == SZ_CUDA ? "cuda:0" : "unknown"; }
+/* ---- facts ---- */
+const char *sz_device_name(int device)
+{
+    if (device == SZ_CPU) return "cpu";
+    return device == SZ_CUDA ? "cuda:0" : "unknown";
+}
 
 int sz_device_count(int device)
 {
     if (device == SZ_CPU) return 1;
-    const sz_backend *b = device == SZ_CUDA ? load() : NULL;
-    if (!b) return 0;
-    int n = b->device_count();
-    return n < 1 ? 0 : 1;
+    const sz_backend *backend = device == SZ_CUDA ? load() : NULL;
+    return backend && backend->device_count() >= 1 ? 1 : 0;
 }
 
 const char *sz_device_describe(int device)
@@ -82,35 +101,59 @@ int sz_device_synchronise(void) { return sz_device ? sz_device->synchronise() : 
 
 int64_t sz_device_available(int device)
 {
-    int64_t available = 0, total = 0;
-    if (device == SZ_CPU || sz_device_ready(device) != 0 || sz_device->memory(&available, &total) != 0) return -1;
-    return available;
+    int64_t available = 0;
+    int64_t total = 0;
+    if (device == SZ_CPU || sz_device_ready(device) != 0) return -1;
+    return sz_device->memory(&available, &total) == 0 ? available : -1;
 }
 
 /* ---- blocks ---- */
-static struct { char *p; size_t bytes; } *kept;
-static size_t kept_count, kept_room;
+typedef struct {
+    char *p;
+    size_t bytes;
+} kept_block;
+
+static kept_block *kept;
+static size_t kept_count;
+static size_t kept_room;
 
 void sz_device_trim(void)
 {
     while (kept_count > 0) sz_device->release(kept[--kept_count].p);
 }
 
-void *sz_device_block(size_t *bytes)
+/* Of two kept blocks the smaller one; of equal ones the one at the lower address: a cache that is
+ * given back and made again is then where it was, and the recorded decode steps still fit. */
+static bool is_better(const kept_block *a, const kept_block *b)
 {
-    size_t want = (*bytes + 511) / 512 * 512, best = kept_count;
-    if (!want) want = 512;
+    return a->bytes != b->bytes ? a->bytes < b->bytes : a->p < b->p;
+}
+
+/* The best kept block of at least `want` bytes and at most an eighth more; NULL when there is
+ * none. */
+static kept_block *find_kept(size_t want)
+{
+    kept_block *best = NULL;
     for (size_t i = 0; i < kept_count; i++) {
         if (kept[i].bytes < want || kept[i].bytes - want > want / 8) continue;
-        /* Of equal ones the lowest address: a cache that is given back and made again is where it was, and recorded decode steps know it. */
-        if (best == kept_count || kept[i].bytes < kept[best].bytes || (kept[i].bytes == kept[best].bytes && kept[i].p < kept[best].p)) best = i;
+        if (!best || is_better(&kept[i], best)) best = &kept[i];
     }
-    if (best < kept_count) {
-        void *p = kept[best].p;
-        *bytes = kept[best].bytes;
-        kept[best] = kept[--kept_count];
+    return best;
+}
+
+void *sz_device_block(size_t *bytes)
+{
+    enum { UNIT = 512 };
+    size_t want = (*bytes + UNIT - 1) / UNIT * UNIT;
+    if (!want) want = UNIT;
+    kept_block *found = find_kept(want);
+    if (found) {
+        void *p = found->p;
+        *bytes = found->bytes;
+        *found = kept[--kept_count];
         return p;
     }
+
     void *p = sz_device->allocate(want);
     if (!p && kept_count) {
         sz_device_trim();
@@ -124,8 +167,8 @@ void sz_device_block_free(void *p, size_t bytes)
 {
     if (!p) return;
     if (kept_count == kept_room) {
-        size_t room = kept_room ? 2 * kept_room : 256;
-        void *grown = realloc(kept, room * sizeof *kept);
+        const size_t room = kept_room ? 2 * kept_room : 256;
+        kept_block *grown = realloc(kept, room * sizeof *grown);
         if (!grown) {
             sz_device->release(p);
             return;
@@ -133,8 +176,7 @@ void sz_device_block_free(void *p, size_t bytes)
         kept = grown;
         kept_room = room;
     }
-    kept[kept_count].p = p;
-    kept[kept_count++].bytes = bytes;
+    kept[kept_count++] = (kept_block){ p, bytes };
 }
 
 /* ---- bytes ---- */
@@ -145,7 +187,9 @@ int sz_bytes_copy(int to, void *dst, int from, const void *src, size_t bytes)
         memmove(dst, src, bytes);
         return 0;
     }
-    return (to == from ? sz_device->move : to == SZ_CPU ? sz_device->to_host : sz_device->to_device)(dst, src, bytes);
+    if (to == from) return sz_device->move(dst, src, bytes);
+    return to == SZ_CPU ? sz_device->to_host(dst, src, bytes)
+                        : sz_device->to_device(dst, src, bytes);
 }
 
 int sz_bytes_fill(int device, void *p, int byte, size_t bytes)

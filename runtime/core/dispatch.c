@@ -1,7 +1,8 @@
 /* dispatch.c - the front door of every op. sz_apply checks a call and makes its outputs
- * (sz_shape_<name>), runs the kernel of the device on which the inputs are, and records the call on the
- * tape. The table of ops is made from ops.def here.
- * Leaves out: the checks, gradients and wrappers of each op (ops/<family>.c), the kernels (cpu/, cuda/).
+ * (sz_shape_<name>), runs the kernel of the device on which the inputs are, and records the call
+ * on the tape. The table of ops is made from ops.def here.
+ * Leaves out: the checks, gradients and wrappers of each op (ops/<family>.c), the kernels (cpu/,
+ * cuda/).
  */
 #include "core.h"
 #include "device.h"
@@ -46,8 +47,8 @@
 #define NONE NULL
 const sz_op_row sz_ops[SZ_OP_COUNT] = {
 #define SZ_OP(name, inputs, outputs, numbers, gradient, workspace, flops) \
-    { #name, numbers, inputs, outputs, sz_shape_##name, sz_cpu_##name, sz_ref_##name, \
-      gradient, workspace, flops },
+    { #name,         numbers,       inputs,   outputs,   sz_shape_##name, \
+      sz_cpu_##name, sz_ref_##name, gradient, workspace, flops },
 #include "ops/ops.def"
 #undef SZ_OP
 };
@@ -60,9 +61,18 @@ void sz_use_reference(int on) { use_reference = on; }
 static bool is_op(int op) { return op >= 0 && op < SZ_OP_COUNT; }
 
 int sz_op_count(void) { return SZ_OP_COUNT; }
-const char *sz_op_name(int op) { return is_op(op) ? sz_ops[op].name : sz_null("there is no op %d", op); }
-int sz_op_inputs(int op) { return is_op(op) ? sz_ops[op].inputs : sz_fail("there is no op %d", op); }
-int sz_op_outputs(int op) { return is_op(op) ? sz_ops[op].outputs : sz_fail("there is no op %d", op); }
+const char *sz_op_name(int op)
+{
+    return is_op(op) ? sz_ops[op].name : sz_null("there is no op %d", op);
+}
+int sz_op_inputs(int op)
+{
+    return is_op(op) ? sz_ops[op].inputs : sz_fail("there is no op %d", op);
+}
+int sz_op_outputs(int op)
+{
+    return is_op(op) ? sz_ops[op].outputs : sz_fail("there is no op %d", op);
+}
 int sz_op_has_grad(int op) { return is_op(op) && sz_ops[op].gradient != NULL; }
 
 const char *sz_op_number_names(int op)
@@ -80,7 +90,7 @@ static int count_words(const char *text)
 
 int sz_op_args(int op)
 {
-    static int8_t known[SZ_OP_COUNT];       /* the count plus one; 0 where it was never asked for */
+    static int8_t known[SZ_OP_COUNT]; /* the count plus one; 0 where it was never asked for */
     if (!is_op(op)) return sz_fail("there is no op %d", op);
     if (!known[op]) {
         int count = count_words(sz_ops[op].numbers);
@@ -91,8 +101,9 @@ int sz_op_args(int op)
 }
 
 /* ---- a call ---- */
-/* The device of a call: the one on which its inputs are. Index tensors stay in host memory, where they
- * are checked; a cast and the views take anything. -1 with a message when the inputs do not agree. */
+/* The device of a call: the one on which its inputs are. Index tensors stay in host memory, where
+ * they are checked; a cast and the views take anything. -1 with a message when the inputs do not
+ * agree. */
 static int device_of(int op, const sz_call *c)
 {
     const bool any_dtype = op == SZ_OP_cast || op == SZ_OP_reshape || op == SZ_OP_narrow;
@@ -124,7 +135,8 @@ static int check_inputs(int op, const sz_call *c)
     for (int i = 0; i < sz_ops[op].inputs; i++) {
         if (!c->in[i]) continue;
         if (!c->in[i]->data)
-            return sz_fail("%s: input %d belonged to a step that has ended", sz_ops[op].name, i + 1);
+            return sz_fail("%s: input %d belonged to a step that has ended", sz_ops[op].name,
+                           i + 1);
         wants_grad |= sz_needs_grad(c->in[i]);
     }
     if (!wants_grad || !sz_grad_enabled()) return 0;

@@ -40,10 +40,10 @@ void sz_panic(const char *file, int line, const char *what)
 }
 
 void sz_set_threads(int n) { omp_set_num_threads(n < 1 ? omp_get_num_procs() : n); }
-int  sz_threads(void) { return omp_get_max_threads(); }
+int sz_threads(void) { return omp_get_max_threads(); }
 
 void sz_interrupt_set(int on) { interrupt_flag = on; }
-int  sz_interrupt_pending(void) { return interrupt_flag; }
+int sz_interrupt_pending(void) { return interrupt_flag; }
 
 double sz_seconds(void)
 {

@@ -1,5 +1,5 @@
-/* guards.c - a pattern around heap blocks and after kernel workspace, so that tests see writes outside
- * of them. Off unless sz_debug_guards switches it on.
+/* guards.c - a pattern around heap blocks and after kernel workspace, so that tests see writes
+ * outside of them. Off unless sz_debug_guards switches it on.
  * Leaves out: reads outside, and the arena's tensors (the address sanitizer sees those).
  */
 #include "memory.h"

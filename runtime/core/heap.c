@@ -1,9 +1,9 @@
 /* heap.c - heap blocks: the bytes of tensors that outlive a step.
  *
- * A step makes the same few heap tensors as the one before (patches, positions). Freed blocks in host
- * memory are therefore kept and given to later tensors, and the system is asked for nothing. At most a
- * 32nd of the machine's memory is kept, so that a released model really frees its memory. With guards on
- * no block is kept: memory that was freed must not be written to.
+ * A step makes the same few heap tensors as the one before (patches, positions). Freed blocks in
+ * host memory are therefore kept and given to later tensors, and the system is asked for nothing.
+ * At most a 32nd of the machine's memory is kept, so that a released model really frees its
+ * memory. With guards on no block is kept: memory that was freed must not be written to.
  * Leaves out: blocks on a device (device.c keeps those), reference counts (storage.c).
  */
 #include "memory.h"
@@ -14,10 +14,10 @@
 
 struct sz_heap_block {
     int device;
-    bool guarded;               /* SZ_GUARD bytes of pattern before the data and after them */
+    bool guarded; /* SZ_GUARD bytes of pattern before the data and after them */
     char *base;
-    size_t bytes;               /* of the data and guards, aligned */
-    size_t room;                /* of the memory at base: bytes or more */
+    size_t bytes; /* of the data and guards, aligned */
+    size_t room;  /* of the memory at base: bytes or more */
     size_t data_bytes;
 };
 
@@ -48,8 +48,8 @@ static char *kept_remove(int i)
     return p;
 }
 
-/* The smallest kept block of at least *bytes and at most a quarter more; NULL when there is none. Sets
- * *bytes to its size. */
+/* The smallest kept block of at least *bytes and at most a quarter more; NULL when there is none.
+ * Sets *bytes to its size. */
 static char *kept_take(size_t *bytes)
 {
     const size_t most = *bytes + *bytes / 4;
@@ -64,7 +64,8 @@ static char *kept_take(size_t *bytes)
     return kept_remove(best);
 }
 
-/* False when the block is not kept. The oldest blocks make room: they are those that no step asks for. */
+/* False when the block is not kept. The oldest blocks make room: they are those that no step asks
+ * for. */
 static bool kept_put(char *p, size_t bytes)
 {
     if (sz_guards_on() || bytes > kept_limit()) return false;
@@ -82,8 +83,9 @@ void sz_heap_trim(void)
 }
 
 /* ---- memory of a block ---- */
-/* What is asked of the system. A small block is a power of two, so that blocks for prompts of about the
- * same length can replace each other, and no later mixture of lengths needs another one. */
+/* What is asked of the system. A small block is a power of two, so that blocks for prompts of
+ * about the same length can replace each other, and no later mixture of lengths needs another
+ * one. */
 static size_t room_for(size_t bytes)
 {
     enum { SMALL = 64 << 10 };
@@ -93,13 +95,13 @@ static size_t room_for(size_t bytes)
     return room;
 }
 
-/* A large block has large pages: gradients are given back and touched again in every step, and a pass
- * that does little but fill 1.2 GB of them takes 1.6 s, and 2.4 s in small pages. */
+/* A large block has large pages: gradients are given back and touched again in every step, and a
+ * pass that does little but fill 1.2 GB of them takes 1.6 s, and 2.4 s in small pages. */
 static char *host_memory(size_t align, size_t bytes)
 {
     enum { HUGE_PAGE = 2 << 20, LARGE = 4 * HUGE_PAGE };
     if (bytes < LARGE) return aligned_alloc(align, bytes);
-    void *p = NULL;                 /* aligned_alloc would want a multiple of the alignment */
+    void *p = NULL; /* aligned_alloc would want a multiple of the alignment */
     if (posix_memalign(&p, HUGE_PAGE, bytes) != 0) return NULL;
     madvise(p, bytes, MADV_HUGEPAGE);
     return p;
@@ -161,7 +163,8 @@ sz_heap_block *sz_heap_new(int device, size_t data_bytes)
     if (!found) {
         free(b);
         /* The device has left a message of its own. */
-        return device == SZ_CPU ? sz_null("out of memory: a tensor of %zu bytes", data_bytes) : NULL;
+        return device == SZ_CPU ? sz_null("out of memory: a tensor of %zu bytes", data_bytes)
+                                : NULL;
     }
     if (guarded) write_guards(b);
     return b;

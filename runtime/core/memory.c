@@ -11,7 +11,7 @@ static int64_t fail_after = -1;
 
 int64_t sz_live_bytes(void) { return live_bytes; }
 int64_t sz_system_allocs(void) { return system_allocs; }
-void    sz_fail_alloc_after(int64_t n) { fail_after = n; }
+void sz_fail_alloc_after(int64_t n) { fail_after = n; }
 
 void sz_memory_hold(int64_t bytes) { live_bytes += bytes; }
 void sz_memory_asked(void) { system_allocs++; }

@@ -1,10 +1,10 @@
-/* profile.c - with SEGZERO_PROFILE=1: where the time of a run's ops went, printed to stderr at its end.
- * For each op: seconds, share, calls, and 10^9 floating-point operations a second where the op has a
- * FLOP count (the column flops of ops.def).
+/* profile.c - with SEGZERO_PROFILE=1: where the time of a run's ops went, printed to stderr at
+ * its end. For each op: seconds, share, calls, and 10^9 floating-point operations a second where
+ * the op has a FLOP count (the column flops of ops.def).
  *
- * The seconds are those of kernels alone. On the CPU they are processor time of all threads, so that
- * other programs do not count; on a device they are wall time, and each kernel is waited for. What the
- * backward pass computes again is counted again.
+ * The seconds are those of kernels alone. On the CPU they are processor time of all threads, so
+ * that other programs do not count; on a device they are wall time, and each kernel is waited
+ * for. What the backward pass computes again is counted again.
  * Leaves out: the work between ops.
  */
 #include "core.h"

@@ -1,64 +1,93 @@
-/* random.c - random numbers that are a function of their place: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as
- * easy as 1, 2, 3", 2011).
+/* random.c - random numbers that are a function of what they are for: Philox-4x32-10 (Salmon et
+ * al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
  *
- * The key is the seed, the counter is {row low, row high, answer, position}, low words first; a sample therefore depends on
- * neither batch, threads nor what was drawn before. Streams of normal numbers use row = stream and a position with its top
- * bit set, which no token position has, so that they never meet the sampler's numbers.
+ * The key is the seed; the counter is {row low, row high, answer, position}, low words first. A
+ * sample therefore depends neither on the batch, nor on threads, nor on earlier draws. Streams of
+ * normal numbers use row = stream and a position with its top bit set, which no token position
+ * has, so that they never meet the sampler's numbers.
  * Leaves out: any state.
  */
 #include "core.h"
 #include <math.h>
 
-void sz_random_bits(uint64_t seed, uint64_t row, uint32_t answer, uint32_t position, uint32_t out[4])
+void sz_random_bits(uint64_t seed, uint64_t row, uint32_t answer, uint32_t position,
+                    uint32_t out[4])
 {
-    uint32_t c0 = (uint32_t)row, c1 = (uint32_t)(row >> 32), c2 = answer, c3 = position;
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t a = (uint64_t)0xd2511f53u * c0, b = (uint64_t)0xcd9e8d57u * c2;
-        uint32_t n0 = (uint32_t)(b >> 32) ^ c1 ^ k0, n2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)b;
-        c3 = (uint32_t)a;
-        c0 = n0;
-        c2 = n2;
-        k0 += 0x9e3779b9u;
-        k1 += 0xbb67ae85u;
+    enum { ROUNDS = 10 };
+    const uint32_t multiplier0 = 0xd2511f53u;
+    const uint32_t multiplier1 = 0xcd9e8d57u;
+    const uint32_t key_step0 = 0x9e3779b9u;
+    const uint32_t key_step1 = 0xbb67ae85u;
+    uint32_t counter0 = (uint32_t)row;
+    uint32_t counter1 = (uint32_t)(row >> 32);
+    uint32_t counter2 = answer;
+    uint32_t counter3 = position;
+    uint32_t key0 = (uint32_t)seed;
+    uint32_t key1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < ROUNDS; round++) {
+        const uint64_t product0 = (uint64_t)multiplier0 * counter0;
+        const uint64_t product1 = (uint64_t)multiplier1 * counter2;
+        counter0 = (uint32_t)(product1 >> 32) ^ counter1 ^ key0;
+        counter2 = (uint32_t)(product0 >> 32) ^ counter3 ^ key1;
+        counter1 = (uint32_t)product1;
+        counter3 = (uint32_t)product0;
+        key0 += key_step0;
+        key1 += key_step1;
     }
-    out[0] = c0;
-    out[1] = c1;
-    out[2] = c2;
-    out[3] = c3;
+    out[0] = counter0;
+    out[1] = counter1;
+    out[2] = counter2;
+    out[3] = counter3;
 }
 
-/* 52 random bits and a half, so that 0 and 1 are out of reach after rounding too. */
+/* 52 random bits and a half, so that rounding never gives 0 or 1. */
 double sz_random_uniform(uint64_t seed, uint64_t row, uint32_t answer, uint32_t position)
 {
-    uint32_t w[4];
-    sz_random_bits(seed, row, answer, position, w);
-    uint64_t bits = (uint64_t)w[1] << 32 | w[0];
+    uint32_t words[4];
+    sz_random_bits(seed, row, answer, position, words);
+    const uint64_t bits = (uint64_t)words[1] << 32 | words[0];
     return ((double)(bits >> 12) + 0.5) * 0x1p-52;
 }
 
-/* Elements 4i .. 4i+3 come from counter block i by Box and Muller, in double. */
+/* Normal number i of a stream. Numbers 4b .. 4b + 3 come from counter block b, in pairs by Box and
+ * Muller's method, in double. */
+static double normal_of(const uint32_t words[4], int64_t i)
+{
+    const double two_pi = 2 * 3.14159265358979323846;
+    const uint32_t *pair = words + (i & 2);
+    const double u = (pair[0] + 0.5) * 0x1p-32;
+    const double angle = pair[1] * (0x1p-32 * two_pi);
+    return sqrt(-2 * log(u)) * (i & 1 ? sin(angle) : cos(angle));
+}
+
+/* The numbers are the same on every device: they are made on the CPU and copied. */
+static int random_normal_on_device(sz_tensor *t, uint64_t seed, uint64_t stream, double mean,
+                                   double std)
+{
+    sz_tensor *host = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, SZ_CPU);
+    int rc = host ? sz_random_normal_(host, seed, stream, mean, std) : -1;
+    if (rc == 0) rc = sz_tensor_copy(t, host);
+    sz_tensor_release(host);
+    return rc;
+}
+
 int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean, double std)
 {
+    enum { PARALLEL_FROM = 4096 };
+    const uint32_t no_token = 0x80000000u;
     if (!t) return -1;
     if (!t->data) return sz_fail("normal_: the tensor's step has ended");
-    if (t->dtype != SZ_F32 && t->dtype != SZ_BF16) return sz_fail("normal_: the tensor must be f32 or bf16");
-    if (t->device != SZ_CPU) {      /* the same numbers on every device */
-        sz_tensor *here = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, SZ_CPU);
-        int rc = here && sz_random_normal_(here, seed, stream, mean, std) == 0 ? sz_tensor_copy(t, here) : -1;
-        sz_tensor_release(here);
-        return rc;
-    }
-#pragma omp parallel for schedule(static) if (t->numel > 4096)
-    for (int64_t i = 0; i < (t->numel + 3) / 4; i++) {
-        uint32_t w[4];
-        sz_random_bits(seed, stream, (uint32_t)i, 0x80000000u | (uint32_t)(i >> 32), w);
-        for (int64_t j = 0; j < 4 && 4 * i + j < t->numel; j++) {
-            double u = (w[j & 2] + 0.5) * 0x1p-32, angle = w[(j & 2) + 1] * (0x1p-31 * 3.14159265358979323846);
-            double x = sqrt(-2 * log(u)) * (j & 1 ? sin(angle) : cos(angle));
-            sz_put(t, 4 * i + j, (float)(mean + std * x));
-        }
+    if (t->dtype != SZ_F32 && t->dtype != SZ_BF16)
+        return sz_fail("normal_: the tensor must be f32 or bf16");
+    if (t->device != SZ_CPU) return random_normal_on_device(t, seed, stream, mean, std);
+
+    const int64_t blocks = (t->numel + 3) / 4;
+#pragma omp parallel for schedule(static) if (t->numel > PARALLEL_FROM)
+    for (int64_t b = 0; b < blocks; b++) {
+        uint32_t words[4];
+        sz_random_bits(seed, stream, (uint32_t)b, no_token | (uint32_t)(b >> 32), words);
+        for (int64_t i = 0; i < 4 && 4 * b + i < t->numel; i++)
+            sz_put(t, 4 * b + i, (float)(mean + std * normal_of(words, i)));
     }
     return 0;
 }

@@ -1,6 +1,6 @@
-/* scope.c - scopes of the step arena. A scope remembers where the arena and the tape stood; popping it
- * goes back there and clears every tensor that was made inside: handles stay valid as objects, with
- * data = NULL.
+/* scope.c - scopes of the step arena. A scope remembers where the arena and the tape stood;
+ * popping it goes back there and clears every tensor that was made inside: handles stay valid as
+ * objects, with data = NULL.
  * Leaves out: the arena's memory (arena.c).
  */
 #include "scope.h"
@@ -13,8 +13,8 @@ enum { MAX_SCOPES = 256 };
 
 typedef struct {
     sz_arena_mark mark;
-    size_t tensors;             /* how many were in the list */
-    int nodes;                  /* length of the tape */
+    size_t tensors; /* how many were in the list */
+    int nodes;      /* length of the tape */
 } scope;
 
 static scope scopes[MAX_SCOPES];
@@ -81,10 +81,11 @@ sz_tensor *sz_scope_pop_keep(sz_tensor *t)
     sz_scope_pop();
     if (!inner) return t;
 
-    /* The bytes are still there. The copy may overlap them, at a lower address of the same chunk. */
+    /* The bytes are still there. The copy may overlap them, at a lower address of the same chunk.
+     */
     sz_tensor *kept = sz_tensor_like(t);
-    if (kept && !sz_is_dry_run()
-        && sz_bytes_copy(kept->device, kept->data, kept->device, bytes, sz_bytes(kept)) != 0) {
+    if (kept && !sz_is_dry_run() &&
+        sz_bytes_copy(kept->device, kept->data, kept->device, bytes, sz_bytes(kept)) != 0) {
         sz_tensor_release(kept);
         kept = NULL;
     }

@@ -1,33 +1,39 @@
-/* tape.c - what ran, in order, and the walk back over it.
+/* tape.c - the ops that ran, in order, and the walk back over them.
  *
- * sz_apply records an op here when an input needs a gradient. sz_backward takes nodes off the end, calls each op's rule
- * (grads.c) and so reaches the parameters. The gradient convention: parameter gradients accumulate in f32 (or bf16, where asked for) until the
- * optimizer clears them; an activation's gradient is assigned, and added to where the value was used twice.
- * A checkpointed segment is one node that knows how to run again; see sz_checkpoint. A shared tensor collects the gradients of several walks.
- * Leaves out: gradients of gradients. */
+ * sz_apply records an op here when an input needs a gradient. sz_backward takes nodes off the end,
+ * calls the gradient rule of each op (ops/<family>.c), and so reaches the parameters. A parameter's
+ * gradient accumulates in f32 (or bf16 where asked for) until the optimizer clears it. An
+ * activation's gradient is assigned, and added to where the value was used twice.
+ * A checkpointed part is one node that knows how to run again (sz_checkpoint). A shared tensor
+ * collects the gradients of several walks (sz_share).
+ * Leaves out: gradients of gradients.
+ */
 #include "core.h"
 #include "tape.h"
 #include <stdlib.h>
 
-typedef struct sz_recompute {
+/* How to run a checkpointed part again. */
+struct sz_recompute {
     sz_checkpoint_fn fn;
-    sz_tensor *ctx;             /* u8, a copy of the caller's struct */
-} sz_segment;
+    sz_tensor *ctx; /* u8, a copy of the caller's struct */
+};
 
 static sz_node *nodes;
-static int node_count, node_room;
-static int enabled = 1;
+static int node_count;
+static int node_room;
+static int enabled = 1; /* recording */
 
 int sz_tape_length(void) { return node_count; }
 int sz_grad_enabled(void) { return enabled; }
 
 int sz_set_grad_enabled(int on)
 {
-    int before = enabled;
+    const int before = enabled;
     enabled = on != 0;
     return before;
 }
 
+/* ---- recording ---- */
 static sz_node *node_push(int op)
 {
     if (node_count == node_room) {
@@ -50,9 +56,9 @@ static void node_drop(sz_node *n)
         if (n->call.out[i]) n->call.out[i]->node = -1;
         sz_tensor_release(n->call.out[i]);
     }
-    if (n->segment) {
-        sz_tensor_release(n->segment->ctx);
-        free(n->segment);
+    if (n->recompute) {
+        sz_tensor_release(n->recompute->ctx);
+        free(n->recompute);
     }
 }
 
@@ -78,19 +84,31 @@ int sz_tape_record(int op, const sz_call *c)
     return 0;
 }
 
+/* ---- a tensor's gradient ---- */
 sz_tensor *sz_grad_buffer(sz_tensor *t)
 {
-    if (!t->grad) {
-        t->grad = sz_tensor_new_heap(t->flags & SZ_GRAD_BF16 && t->ndim > 1 ? SZ_BF16 : SZ_F32, t->ndim, t->shape, t->device);
-        if (t->grad && sz_tensor_zero_grad(t) != 0) return NULL;
-    }
+    if (t->grad) return t->grad;
+    const bool bf16 = (t->flags & SZ_GRAD_BF16) && t->ndim > 1;
+    t->grad = sz_tensor_new_heap(bf16 ? SZ_BF16 : SZ_F32, t->ndim, t->shape, t->device);
+    if (t->grad && sz_tensor_zero_grad(t) != 0) return NULL;
     return t->grad;
 }
 
-/* Whether anyone but the tensor it belongs to reads this gradient's bytes. An arena tensor has its scope's reference too. */
-static bool held_elsewhere(const sz_tensor *grad)
+/* Whether something other than its tensor reads this gradient's bytes. An arena tensor has its
+ * scope's reference, too. */
+static bool is_read_elsewhere(const sz_tensor *grad)
 {
     return grad->refs > (grad->storage ? 1 : 2) || (grad->flags & SZ_GRAD_SHARED);
+}
+
+/* acc += g; 0, or -1 when acc is NULL or the sum fails. */
+static int add_in_place(sz_tensor *acc, sz_tensor *g)
+{
+    if (!acc) return -1;
+    sz_call c = { .in = { acc, g } };
+    if (sz_apply(SZ_OP_add_, &c) != 0) return -1;
+    sz_tensor_release(c.out[0]);
+    return 0;
 }
 
 int sz_accumulate_grad(sz_tensor *t, sz_tensor *g)
@@ -103,49 +121,57 @@ int sz_accumulate_grad(sz_tensor *t, sz_tensor *g)
     SZ_ASSERT(g->numel == t->numel, "a gradient has another size than its tensor");
     int rc = 0;
     if (t->flags & SZ_PARAMETER) {
-        sz_tensor *acc = sz_grad_buffer(t);
-        sz_call c = { .in = { acc, g } };
-        rc = acc ? sz_apply(SZ_OP_add_, &c) : -1;
-        if (rc == 0) sz_tensor_release(c.out[0]);
+        rc = add_in_place(sz_grad_buffer(t), g);
     } else if (!t->grad) {
         t->grad = sz_tensor_retain(g);
-    } else if (held_elsewhere(t->grad)) {
-        /* It may be an output's gradient passed through: add into a new one. */
+    } else if (is_read_elsewhere(t->grad)) {
+        /* It may be an output's gradient passed through: add into a new tensor. */
         sz_tensor *sum = sz_add(t->grad, g);
         if (!sum) rc = -1;
         sz_tensor_release(t->grad);
         t->grad = sum;
     } else {
-        sz_call c = { .in = { t->grad, g } };
-        rc = sz_apply(SZ_OP_add_, &c);
-        if (rc == 0) sz_tensor_release(c.out[0]);
+        rc = add_in_place(t->grad, g);
     }
     sz_tensor_release(g);
     return rc;
 }
 
-static int segment_backward(sz_node *n);
+/* ---- the walk back ---- */
+static int recompute_backward(sz_node *n);
 
-/* Takes nodes off the end down to length and runs their rules. */
-static int run_back(int length)
+/* An output has a gradient, so the node's inputs get theirs. */
+static bool is_reached(const sz_node *n)
+{
+    for (int i = 0; i < SZ_MAX_OUT; i++)
+        if (n->call.out[i] && n->call.out[i]->grad) return true;
+    return false;
+}
+
+static void drop_output_grads(sz_node *n)
+{
+    for (int i = 0; i < SZ_MAX_OUT; i++) {
+        if (!n->call.out[i]) continue;
+        sz_tensor_release(n->call.out[i]->grad);
+        n->call.out[i]->grad = NULL;
+    }
+}
+
+/* Takes nodes off the end, down to that length, and runs their rules. */
+static int walk_back(int length)
 {
     int rc = 0;
     while (rc == 0 && node_count > length) {
         sz_node n = nodes[--node_count];
-        bool reached = false;
-        for (int i = 0; i < SZ_MAX_OUT; i++) reached |= n.call.out[i] && n.call.out[i]->grad;
-        if (reached) rc = n.op < 0 ? segment_backward(&n) : sz_ops[n.op].gradient(&n);
-        for (int i = 0; i < SZ_MAX_OUT; i++) {
-            if (!n.call.out[i]) continue;
-            sz_tensor_release(n.call.out[i]->grad);
-            n.call.out[i]->grad = NULL;
-        }
+        if (is_reached(&n)) rc = n.op < 0 ? recompute_backward(&n) : sz_ops[n.op].gradient(&n);
+        drop_output_grads(&n);
         node_drop(&n);
     }
     sz_tape_truncate(length);
     return rc;
 }
 
+/* Gives t the gradient g to begin with; takes over the reference. */
 static int seed(sz_tensor *t, sz_tensor *g)
 {
     sz_tensor_release(t->grad);
@@ -157,21 +183,27 @@ int sz_backward(sz_tensor *loss, int from)
 {
     if (sz_tensor_alive(loss) != 0) return -1;
     if (loss->numel != 1 || loss->dtype != SZ_F32)
-        return sz_fail("backward starts from one f32 element, not from %lld", (long long)loss->numel);
+        return sz_fail("backward starts from one f32 element, not from %lld",
+                       (long long)loss->numel);
     if (loss->node < 0) return sz_fail("this loss depends on no tensor that requires a gradient");
-    if (from < 0 || loss->node < from) return sz_fail("backward is to go back to %d, this loss is at %d", from, loss->node);
-    sz_tensor *one = sz_tensor_like(loss);
-    if (one && sz_tensor_write(one, &(float){ 1 }) != 0) {
-        sz_tensor_release(one);
-        one = NULL;
+    if (from < 0 || loss->node < from)
+        return sz_fail("backward is to go back to %d, this loss is at %d", from, loss->node);
+
+    const float one = 1;
+    sz_tensor *grad = sz_tensor_like(loss);
+    if (grad && sz_tensor_write(grad, &one) != 0) {
+        sz_tensor_release(grad);
+        grad = NULL;
     }
-    int before = sz_set_grad_enabled(0);
-    int rc = seed(loss, one) == 0 ? run_back(from) : -1;
+    const int before = sz_set_grad_enabled(0);
+    int rc = seed(loss, grad);
+    if (rc == 0) rc = walk_back(from);
     sz_set_grad_enabled(before);
     return rc;
 }
 
-/* The node is a cast whose gradient rule brings the sum to x's dtype. */
+/* ---- sharing ---- */
+/* The node is a cast, whose gradient rule rounds the f32 sum to x's dtype. */
 sz_tensor *sz_share(sz_tensor *x)
 {
     if (!x || !enabled || !sz_needs_grad(x)) return sz_tensor_retain(x);
@@ -187,50 +219,61 @@ sz_tensor *sz_share(sz_tensor *x)
 }
 
 /* ---- recomputation ---- */
+/* Records that y came from x by fn; 0, or -1 with a message. */
+static int record_recompute(sz_checkpoint_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x,
+                            sz_tensor *y)
+{
+    struct sz_recompute *recompute = calloc(1, sizeof *recompute);
+    if (!recompute) return sz_fail("out of memory");
+    sz_tensor *copy = sz_new1(SZ_U8, (int64_t)ctx_size, SZ_CPU);
+    sz_call c = { .in = { x }, .out = { y } };
+    if (!copy || sz_tape_record(-1, &c) != 0) {
+        free(recompute);
+        sz_tensor_release(copy);
+        return -1;
+    }
+    memcpy(copy->data, ctx, ctx_size);
+    recompute->fn = fn;
+    recompute->ctx = copy;
+    nodes[node_count - 1].recompute = recompute;
+    return 0;
+}
+
 sz_tensor *sz_checkpoint(sz_checkpoint_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x)
 {
     if (!x) return NULL;
-    if (!enabled) {
-        sz_scope_push();
-        return sz_scope_pop_keep(fn(ctx, x));
-    }
-    int before = sz_set_grad_enabled(0);
+    const int before = sz_set_grad_enabled(0);
     sz_scope_push();
     sz_tensor *y = sz_scope_pop_keep(fn(ctx, x));
     sz_set_grad_enabled(before);
-    if (!y) return NULL;
-    sz_segment *segment = calloc(1, sizeof *segment);
-    sz_tensor *copy = sz_new1(SZ_U8, (int64_t)ctx_size, SZ_CPU);
-    sz_call c = { .in = { x }, .out = { y } };
-    if (!segment || !copy || sz_tape_record(-1, &c) != 0) {
-        free(segment);
-        sz_tensor_release(copy);
-        sz_tensor_release(y);
-        return segment ? NULL : sz_null("out of memory");
-    }
-    memcpy(copy->data, ctx, ctx_size);
-    segment->fn = fn;
-    segment->ctx = copy;
-    nodes[node_count - 1].segment = segment;
-    return y;
+    if (!y || !before) return y;
+    if (record_recompute(fn, ctx, ctx_size, x, y) == 0) return y;
+    sz_tensor_release(y);
+    return NULL;
 }
 
-static int segment_backward(sz_node *n)
+static int recompute_backward(sz_node *n)
 {
-    sz_tensor *x = n->call.in[0], *y = n->call.out[0];
-    int length = node_count;
+    sz_tensor *x = n->call.in[0];
+    sz_tensor *y = n->call.out[0];
+    const int length = node_count;
     sz_scope_push();
-    sz_tensor *leaf = sz_tensor_detach(x), *again = NULL, *dx = NULL;
+
+    /* Run the part again on a leaf with x's bytes, recording. */
+    sz_tensor *leaf = sz_tensor_detach(x);
+    sz_tensor *again = NULL;
     int rc = leaf ? 0 : -1;
     if (rc == 0) {
         leaf->flags |= SZ_REQUIRES_GRAD;
         sz_set_grad_enabled(1);
-        again = n->segment->fn(n->segment->ctx->data, leaf);
+        again = n->recompute->fn(n->recompute->ctx->data, leaf);
         sz_set_grad_enabled(0);
         rc = again ? seed(again, sz_tensor_retain(y->grad)) : -1;
     }
-    if (rc == 0) rc = run_back(length);
-    if (rc == 0) dx = sz_tensor_retain(leaf->grad);
+
+    /* Walk back over it; the leaf's gradient is x's. */
+    if (rc == 0) rc = walk_back(length);
+    sz_tensor *dx = rc == 0 ? sz_tensor_retain(leaf->grad) : NULL;
     sz_tensor_release(again);
     sz_tensor_release(leaf);
     dx = sz_scope_pop_keep(dx);

@@ -1,4 +1,5 @@
-/* tape.h - what the core's files need of the tape and of the profiler, and of memory.h with them. */
+/* tape.h - what the core's files need of the tape and of the profiler, and of memory.h with them.
+ */
 #ifndef SZ_TAPE_H
 #define SZ_TAPE_H
 
@@ -10,6 +11,6 @@ void sz_tape_truncate(int length);
 
 /* SEGZERO_PROFILE=1; kernels are then run by sz_profile, which returns what the kernel returns. */
 bool sz_profiling(void);
-int  sz_profile(int op, sz_kernel kernel, const sz_call *c, int device);
+int sz_profile(int op, sz_kernel kernel, const sz_call *c, int device);
 
 #endif

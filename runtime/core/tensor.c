@@ -1,9 +1,9 @@
 /* tensor.c - tensor objects: making, viewing, copying, and moving them between devices.
  *
- * A tensor's bytes have one of three lifetimes. Model and handle: a heap block or a mapped file, counted
- * by an sz_storage (heap.c, storage.c). Step: the arena, cleared with its scope (arena.c, scope.c).
- * The object itself is always reference counted and comes from a pool here, so that a handle to an arena
- * tensor outlives the scope, with data = NULL.
+ * A tensor's bytes have one of three lifetimes. Model and handle: a heap block or a mapped file,
+ * counted by an sz_storage (heap.c, storage.c). Step: the arena, cleared with its scope (arena.c,
+ * scope.c). The object itself is always reference counted and comes from a pool here, so that a
+ * handle to an arena tensor outlives the scope, with data = NULL.
  * Leaves out: strides. Every tensor is contiguous.
  */
 #include "core.h"
@@ -14,7 +14,7 @@
 #include <stdlib.h>
 
 /* ---- objects ---- */
-static sz_tensor *pool;                 /* free objects, linked through grad */
+static sz_tensor *pool; /* free objects, linked through grad */
 
 static int grow_pool(void)
 {
@@ -50,7 +50,8 @@ static int set_shape(sz_tensor *t, int dtype, int ndim, const int64_t *shape, in
     int64_t n = 1;
     for (int i = 0; i < ndim; i++) {
         if (shape[i] < 0) return sz_fail("dimension %d of a shape is %lld", i, (long long)shape[i]);
-        if (__builtin_mul_overflow(n, shape[i], &n) || n > most) return sz_fail("the shape is too large");
+        if (__builtin_mul_overflow(n, shape[i], &n) || n > most)
+            return sz_fail("the shape is too large");
         t->shape[i] = shape[i];
     }
     t->dtype = (int8_t)dtype;
@@ -134,10 +135,7 @@ sz_tensor *sz_tensor_like(const sz_tensor *t)
     return sz_tensor_new(t->dtype, t->ndim, t->shape, t->device);
 }
 
-sz_tensor *sz_new1(int dtype, int64_t n, int device)
-{
-    return sz_tensor_new(dtype, 1, &n, device);
-}
+sz_tensor *sz_new1(int dtype, int64_t n, int device) { return sz_tensor_new(dtype, 1, &n, device); }
 
 sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device)
 {
@@ -190,12 +188,13 @@ void *sz_tensor_data(sz_tensor *t)
 {
     if (sz_tensor_alive(t) != 0) return NULL;
     if (t->device == SZ_CPU) return t->data;
-    return sz_null("this tensor is on %s; a copy on the cpu can be read", sz_device_name(t->device));
+    return sz_null("this tensor is on %s; a copy on the cpu can be read",
+                   sz_device_name(t->device));
 }
 
-int     sz_tensor_dtype(const sz_tensor *t) { return t->dtype; }
-int     sz_tensor_device(const sz_tensor *t) { return t->device; }
-int     sz_tensor_ndim(const sz_tensor *t) { return t->ndim; }
+int sz_tensor_dtype(const sz_tensor *t) { return t->dtype; }
+int sz_tensor_device(const sz_tensor *t) { return t->device; }
+int sz_tensor_ndim(const sz_tensor *t) { return t->ndim; }
 int64_t sz_tensor_numel(const sz_tensor *t) { return t->numel; }
 
 int64_t sz_tensor_dim(const sz_tensor *t, int i)
@@ -257,8 +256,8 @@ static char *element(const sz_tensor *t, int64_t i)
     return (char *)t->data + (size_t)i * sz_dtype_size(t->dtype);
 }
 
-/* Converts n elements from `first` on. The conversion runs on src's device; where dst is on another one,
- * its result is made in src's arena and then moved. */
+/* Converts n elements from `first` on. The conversion runs on src's device; where dst is on
+ * another one, its result is made in src's arena and then moved. */
 static int convert_part(sz_tensor *dst, sz_tensor *src, int64_t first, int64_t n)
 {
     sz_tensor from = *src;
@@ -277,7 +276,8 @@ static int convert_part(sz_tensor *dst, sz_tensor *src, int64_t first, int64_t n
     to.data = same_device ? place : sz_arena_bytes(src->device, sz_bytes(&to));
     if (!to.data) return -1;
 
-    sz_kernel cast = src->device == SZ_CPU ? sz_ops[SZ_OP_cast].cpu : sz_device->kernels[SZ_OP_cast];
+    sz_kernel cast = src->device == SZ_CPU ? sz_ops[SZ_OP_cast].cpu
+                                           : sz_device->kernels[SZ_OP_cast];
     sz_call c = { .in = { &from }, .out = { &to }, .args = { dst->dtype } };
     int rc = cast(&c);
     if (rc != 0 || same_device) return rc;
@@ -289,7 +289,8 @@ int sz_tensor_copy(sz_tensor *dst, sz_tensor *src)
     enum { PIECE = 1 << 22 };
     if (sz_tensor_alive(dst) != 0 || sz_tensor_alive(src) != 0) return -1;
     if (dst->numel != src->numel)
-        return sz_fail("copy: %lld elements into %lld", (long long)src->numel, (long long)dst->numel);
+        return sz_fail("copy: %lld elements into %lld", (long long)src->numel,
+                       (long long)dst->numel);
     if (sz_is_dry_run()) return 0;
     if (dst->dtype == src->dtype)
         return sz_bytes_copy(dst->device, dst->data, src->device, src->data, sz_bytes(src));
@@ -313,7 +314,7 @@ int sz_tensor_set_requires_grad(sz_tensor *t, int on)
         return sz_fail("only f32 and bf16 tensors have gradients");
     if (on && t->node >= 0) return sz_fail("requires_grad is set on leaves, not on results");
     if (on) t->flags |= SZ_REQUIRES_GRAD | SZ_PARAMETER;
-    else t->flags &= (uint8_t)~(SZ_REQUIRES_GRAD | SZ_PARAMETER);
+    else t->flags &= (uint8_t) ~(SZ_REQUIRES_GRAD | SZ_PARAMETER);
     return 0;
 }
 

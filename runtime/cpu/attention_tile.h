@@ -1,19 +1,23 @@
-/* attention_tile.h - what the attention kernels share: blocks of query columns that run past tiles of keys.
+/* attention_tile.h - what the attention kernels share: blocks of query columns that attend to tiles
+ * of keys.
  *
- * A column is one query of one head: column c of a block is head (first_head + c % share) of the block's query c / share,
- * where share = H / G query heads see the same keys. Columns come in panels of SZ_PANEL that lie side by side in vectors:
- * queries [D][32], scores [keys][32], output [D][32]. So scores are K q, their maxima and sums are plain vector arithmetic,
- * and neither K nor V is ever transposed. A column's arithmetic does not depend on the columns beside it.
- * The segment table is described in attention.c. Leaves out: threads, who owns which block.
+ * A column is one query of one head: column c of a block is head (first_head + c % share) of the
+ * block's query c / share, where share = H / G query heads see the same keys. Columns are stored in
+ * panels of SZ_PANEL, side by side in vectors: queries [D][32], scores [keys][32], output [D][32].
+ * So the scores are K q, their maxima and sums are plain vector arithmetic, and neither K nor V is
+ * ever transposed. A column's arithmetic does not depend on its neighbours.
+ * The segment table is described in attention.c.
+ * Leaves out: threads, and which thread computes which block.
  */
 #ifndef SZ_ATTENTION_TILE_H
 #define SZ_ATTENTION_TILE_H
 
 #include "core/core.h"
 #include "gemm_tile.h"
+#include "vecmath.h"
 #include <math.h>
 
-enum { SZ_PANEL = 32, SZ_KEYS = 96 };     /* columns a panel, keys a tile */
+enum { SZ_PANEL = 32, SZ_KEYS = 96 };     /* columns of a panel, keys of a tile */
 
 typedef struct { int64_t q_start, q_len, k_start, k_len, p_start, p_len; } sz_segment_row;
 
@@ -24,35 +28,49 @@ static inline sz_segment_row sz_segment_get(const sz_tensor *table, int64_t i)
 }
 
 typedef struct {
-    int64_t heads, groups, dim, share;     /* H, G, D, H / G */
-    int64_t block;                         /* queries a block holds */
+    int64_t heads, groups, dim;            /* H, G, D */
+    int64_t share;                         /* H / G */
+    int64_t block;                         /* queries of a block */
     bool causal;
     float scale;
-    const sz_tensor *q, *k, *v, *segments; /* q_start counts rows of q; k_start and p_start count rows of k and v */
-    int64_t q_col, k_col, v_col;           /* where head 0 begins in a row */
+    const sz_tensor *q;                    /* q_start counts its rows */
+    const sz_tensor *k, *v;                /* k_start and p_start count their rows */
+    const sz_tensor *segments;
+    int64_t q_col, k_col, v_col;           /* column where head 0 begins */
 } sz_attention_args;
 
 /* Queries, keys and values in three tensors: inputs q, k, v, segments. */
 static inline sz_attention_args sz_attention_separate(const sz_call *c)
 {
-    sz_attention_args a = { .heads = (int64_t)c->args[0], .groups = (int64_t)c->args[1], .dim = (int64_t)c->args[2], .block = 1,
-                            .causal = c->args[3] != 0, .scale = (float)c->args[4],
-                            .q = c->in[0], .k = c->in[1], .v = c->in[2], .segments = c->in[3] };
+    sz_attention_args a = {
+        .heads = (int64_t)c->args[0],
+        .groups = (int64_t)c->args[1],
+        .dim = (int64_t)c->args[2],
+        .block = 1,
+        .causal = c->args[3] != 0,
+        .scale = (float)c->args[4],
+        .q = c->in[0],
+        .k = c->in[1],
+        .v = c->in[2],
+        .segments = c->in[3],
+    };
     a.share = a.heads / a.groups;
     return a;
 }
-/* Side by side in one tensor: inputs qkv, segments. */
+
+/* Queries, keys and values side by side in one tensor: inputs qkv, segments. */
 static inline sz_attention_args sz_attention_packed(const sz_call *c)
 {
     sz_attention_args a = sz_attention_separate(c);
-    a.k = a.v = a.q;
+    a.k = a.q;
+    a.v = a.q;
     a.segments = c->in[1];
     a.k_col = a.heads * a.dim;
     a.v_col = a.k_col + a.groups * a.dim;
     return a;
 }
 
-/* Multiply-adds of the scores, and how many queries the table names. */
+/* Multiply-adds of the scores. *queries is set to the number of queries in the table. */
 static inline int64_t sz_attention_work(const sz_attention_args *a, int64_t *queries)
 {
     int64_t work = 0;
@@ -65,47 +83,77 @@ static inline int64_t sz_attention_work(const sz_attention_args *a, int64_t *que
     return work;
 }
 
-/* Blocks of about `columns` columns. How queries are cut into blocks has no effect on the results of a forward pass. */
-static inline void sz_attention_cut(sz_attention_args *a, int64_t columns) { a->block = columns > a->share ? columns / a->share : 1; }
+/* Sets the size of blocks to about `columns` columns. How queries are cut into blocks does not
+ * change the results of a forward pass. */
+static inline void sz_attention_cut(sz_attention_args *a, int64_t columns)
+{
+    a->block = columns > a->share ? columns / a->share : 1;
+}
 
-static inline int64_t sz_round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-static inline int64_t sz_columns_most(const sz_attention_args *a) { return sz_round_up(a->block * a->share, SZ_PANEL); }
+static inline int64_t sz_round_up(int64_t n, int64_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+/* The most columns that a block can have. */
+static inline int64_t sz_columns_most(const sz_attention_args *a)
+{
+    return sz_round_up(a->block * a->share, SZ_PANEL);
+}
+
 /* How many of its segment's own keys query i sees. */
 static inline int64_t sz_own_keys(const sz_segment_row *s, int64_t i, bool causal)
 {
     int64_t n = i + s->k_len - s->q_len + 1;
-    return !causal || n > s->k_len ? s->k_len : n < 0 ? 0 : n;
+    if (!causal || n > s->k_len) return s->k_len;
+    return n < 0 ? 0 : n;
 }
 
-/* Columns for a block: many, so that a tile of keys is used often once it is loaded, but queries and output stay within 256
- * KiB, and not more than `share_of_work` unless the block got small. */
-static inline int64_t sz_columns_aim(int64_t dim, int64_t share_of_work)
+/* How many columns a block should have. More columns use a loaded tile of keys more often, but
+ * queries and output should stay within 256 KiB, and no block should have more than `even_share`
+ * columns, so that every thread gets work. At least 128. */
+static inline int64_t sz_columns_aim(int64_t dim, int64_t even_share)
 {
-    int64_t fit = 32768 / dim, n = fit > 512 ? 512 : fit < 128 ? 128 : fit;
-    return share_of_work > n ? n : share_of_work < 128 ? 128 : share_of_work;
+    int64_t most = 32768 / dim;
+    if (most > 512) most = 512;
+    if (most < 128) most = 128;
+
+    if (even_share > most) return most;
+    return even_share < 128 ? 128 : even_share;
 }
-/* Whether queries of a segment differ in the own keys that they see. */
-static inline bool sz_is_masked(const sz_attention_args *a, const sz_segment_row *s) { return a->causal && s->q_len > 1; }
+
+/* Whether the queries of a segment see different numbers of its own keys. */
+static inline bool sz_is_masked(const sz_attention_args *a, const sz_segment_row *s)
+{
+    return a->causal && s->q_len > 1;
+}
 
 /* ---- moving rows ---- */
 
-/* dst[(i * share + j) * ld + d] = scale * t[row + i, col + j * dim + d] for i < rows, j < share, d < dim; t is f32 or bf16.
- * Rows of a packed stream lie pages apart, where the processor does not look ahead by itself. */
-static inline void sz_rows_load(float *restrict dst, int64_t ld, const sz_tensor *t, int64_t row, int64_t rows, int64_t col,
-                                int64_t share, int64_t dim, float scale)
+/* dst[(i * share + j) * ld + d] = scale * t[row + i, col + j * dim + d] for i < rows, j < share,
+ * d < dim; t is f32 or bf16. The rows of a packed stream are pages apart, where the processor does
+ * not prefetch by itself. */
+static inline void sz_rows_load(float *restrict dst, int64_t ld, const sz_tensor *t, int64_t row,
+                                int64_t rows, int64_t col, int64_t share, int64_t dim, float scale)
 {
-    enum { AHEAD = 6 };
-    int64_t cols = sz_cols(t), size = (int64_t)sz_dtype_size(t->dtype);
-    const char *at = (const char *)t->data + (row * cols + col) * size;
-    for (int64_t i = 0; i < rows; i++, at += cols * size) {
-        if (i + AHEAD < rows)
-            for (int64_t x = 0; x < share * dim * size; x += 64) __builtin_prefetch(at + AHEAD * cols * size + x);
+    enum { PREFETCH_ROWS = 6 };
+    int64_t cols = sz_cols(t);
+    int64_t size = (int64_t)sz_dtype_size(t->dtype);
+    const char *src_row = (const char *)t->data + (row * cols + col) * size;
+
+    for (int64_t i = 0; i < rows; i++, src_row += cols * size) {
+        /* Fetch a later row. */
+        if (i + PREFETCH_ROWS < rows)
+            for (int64_t x = 0; x < share * dim * size; x += 64)
+                __builtin_prefetch(src_row + PREFETCH_ROWS * cols * size + x);
+
+        /* The heads of this row, each into a row of its own. */
         for (int64_t j = 0; j < share; j++, dst += ld) {
             if (t->dtype == SZ_F32) {
-                const float *restrict src = (const float *)at + j * dim;
+                const float *restrict src = (const float *)src_row + j * dim;
                 for (int64_t d = 0; d < dim; d++) dst[d] = src[d] * scale;
             } else {
-                const uint16_t *restrict src = (const uint16_t *)at + j * dim;
+                const uint16_t *restrict src = (const uint16_t *)src_row + j * dim;
                 for (int64_t d = 0; d < dim; d++) dst[d] = sz_from_bf16(src[d]) * scale;
             }
         }
@@ -113,47 +161,58 @@ static inline void sz_rows_load(float *restrict dst, int64_t ld, const sz_tensor
 }
 
 /* Scaled queries [first, first + n) of a segment, of the heads that share a group's keys. */
-static inline void sz_queries_load(float *dst, int64_t ld, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, int64_t n)
+static inline void sz_queries_load(float *dst, int64_t ld, const sz_attention_args *a,
+                                   const sz_segment_row *s, int64_t group, int64_t first, int64_t n)
 {
-    sz_rows_load(dst, ld, a->q, s->q_start + first, n, a->q_col + group * a->share * a->dim, a->share, a->dim, a->scale);
+    int64_t col = a->q_col + group * a->share * a->dim;
+    sz_rows_load(dst, ld, a->q, s->q_start + first, n, col, a->share, a->dim, a->scale);
 }
 
-static inline void sz_rows_store(sz_tensor *t, int64_t row, int64_t col, const float *restrict src, int64_t n)
+/* t[row, col + i] = src[i] for i < n. */
+static inline void sz_rows_store(sz_tensor *t, int64_t row, int64_t col, const float *restrict src,
+                                 int64_t n)
 {
-    int64_t at = row * sz_cols(t) + col;
+    int64_t first = row * sz_cols(t) + col;
     if (t->dtype == SZ_F32) {
-        memcpy(sz_f32(t) + at, src, (size_t)n * 4);
+        memcpy(sz_f32(t) + first, src, (size_t)n * 4);
     } else {
-        uint16_t *restrict dst = sz_bf16(t) + at;
+        uint16_t *restrict dst = sz_bf16(t) + first;
         for (int64_t i = 0; i < n; i++) dst[i] = sz_to_bf16(src[i]);
     }
 }
 
-/* panels [D][32], one after the other, from rows [columns][ld]; columns is a multiple of 4. */
-static inline void sz_panels_pack(float *panels, const float *rows, int64_t ld, int64_t columns, int64_t dim)
+/* Panels [D][32], one after the other, from rows [columns][ld]; columns is a multiple of 4. */
+static inline void sz_panels_pack(float *panels, const float *rows, int64_t ld, int64_t columns,
+                                  int64_t dim)
 {
-    for (int64_t c = 0; c < columns; c += 4)
-        sz_transpose4(panels + c / SZ_PANEL * SZ_PANEL * dim + c % SZ_PANEL, SZ_PANEL, rows + c * ld, ld, (int)dim);
+    for (int64_t c = 0; c < columns; c += 4) {
+        float *panel = panels + c / SZ_PANEL * SZ_PANEL * dim + c % SZ_PANEL;
+        sz_transpose4(panel, SZ_PANEL, rows + c * ld, ld, (int)dim);
+    }
 }
 
-/* rows [columns][ld] from panels: the inverse of sz_panels_pack. */
-static inline void sz_panels_unpack(float *rows, int64_t ld, const float *panels, int64_t columns, int64_t dim)
+/* Rows [columns][ld] from panels: the inverse of sz_panels_pack. */
+static inline void sz_panels_unpack(float *rows, int64_t ld, const float *panels, int64_t columns,
+                                    int64_t dim)
 {
     for (int64_t c = 0; c < columns; c += 4) {
         const float *panel = panels + c / SZ_PANEL * SZ_PANEL * dim + c % SZ_PANEL;
         int64_t d = 0;
-        for (; d + 4 <= dim; d += 4) sz_transpose4(rows + c * ld + d, ld, panel + d * SZ_PANEL, SZ_PANEL, 4);
+        for (; d + 4 <= dim; d += 4)
+            sz_transpose4(rows + c * ld + d, ld, panel + d * SZ_PANEL, SZ_PANEL, 4);
         for (; d < dim; d++)
             for (int64_t j = 0; j < 4; j++) rows[(c + j) * ld + d] = panel[d * SZ_PANEL + j];
     }
 }
 
-/* ---- a block in flight ---- */
+/* ---- a block of columns ---- */
 
-/* Buffers of one thread. Columns past n pad the last panel to whole vectors; their results are not used. */
+/* Buffers of one thread. Columns from n on pad the last panel to whole vectors; their results are
+ * not used. */
 typedef struct {
-    int64_t n, width;               /* columns in use, and rounded up to SZ_LANES */
-    int64_t dim, ld;                /* D, and the length of a row in rows: D rounded up to SZ_LANES */
+    int64_t n, width;               /* columns in use, and the same rounded up to SZ_LANES */
+    int64_t dim;                    /* D */
+    int64_t ld;                     /* length of a row in rows: D rounded up to SZ_LANES */
     float *q, *o;                   /* panels: scaled queries; output not yet divided by sum */
     float *max, *sum;               /* [columns] running maximum and sum of exponentials */
     float *rows;                    /* [columns][ld] row-major copies on the way in and out */
@@ -162,23 +221,30 @@ typedef struct {
     int32_t *limit;                 /* [columns] own keys that a column sees; ascending */
 } sz_columns;
 
+/* Bytes that sz_columns_place needs. */
 static inline size_t sz_columns_bytes(const sz_attention_args *a)
 {
-    int64_t columns = sz_columns_most(a), dim = a->dim, ld = sz_round_up(dim, 16);
-    int64_t floats = columns * (2 * dim + ld + 3) + SZ_KEYS * (SZ_PANEL + 2 * dim) + 9 * 16;
+    int64_t columns = sz_columns_most(a);
+    int64_t ld = sz_round_up(a->dim, 16);
+    int64_t per_column = 2 * a->dim + ld + 3;
+    int64_t per_key = SZ_PANEL + 2 * a->dim;
+    int64_t floats = columns * per_column + SZ_KEYS * per_key + 9 * 16;
     return (size_t)sz_round_up(4 * floats, 64);
 }
 
-static inline float *sz_carve(char **at, int64_t n)
+/* Takes n floats from *memory, in whole cache lines. */
+static inline float *sz_carve(char **memory, int64_t n)
 {
-    float *p = (float *)*at;
-    *at += sz_round_up(4 * n, 64);
+    float *p = (float *)*memory;
+    *memory += sz_round_up(4 * n, 64);
     return p;
 }
 
+/* Lays the buffers out in memory. */
 static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attention_args *a)
 {
-    int64_t columns = sz_columns_most(a), dim = a->dim;
+    int64_t columns = sz_columns_most(a);
+    int64_t dim = a->dim;
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
@@ -192,7 +258,7 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     b->v = sz_carve(&memory, SZ_KEYS * dim);
 }
 
-/* Starts with n columns whose scaled queries are in rows. */
+/* Starts a block of n columns whose scaled queries are in rows. */
 static inline void sz_columns_start(sz_columns *b, int64_t n)
 {
     b->n = n;
@@ -200,111 +266,171 @@ static inline void sz_columns_start(sz_columns *b, int64_t n)
     memset(b->rows + n * b->ld, 0, (size_t)((b->width - n) * b->ld) * 4);
     sz_panels_pack(b->q, b->rows, b->ld, b->width, b->dim);
     memset(b->o, 0, (size_t)(sz_round_up(n, SZ_PANEL) * b->dim) * 4);
-    for (int64_t c = 0; c < b->width; c++) b->max[c] = -INFINITY, b->sum[c] = 0;
+    for (int64_t c = 0; c < b->width; c++) {
+        b->max[c] = -INFINITY;
+        b->sum[c] = 0;
+    }
 }
 
 /* Width of the panel that starts at column c: the last one may be half as wide. */
-static inline int64_t sz_panel_width(const sz_columns *b, int64_t c) { return b->width - c < SZ_PANEL ? b->width - c : SZ_PANEL; }
+static inline int64_t sz_panel_width(const sz_columns *b, int64_t c)
+{
+    return b->width - c < SZ_PANEL ? b->width - c : SZ_PANEL;
+}
 
-/* Online softmax of the scores s [keys][32] of one panel: s becomes exp(s - max); o and sum are brought to the new maximum. */
+/* Online softmax of the scores s [keys][32] of one panel: s becomes exp(s - max); o and sum are
+ * rescaled to the new maximum. */
 static inline void sz_panel_softmax(sz_columns *b, int64_t c, int64_t keys, int64_t width)
 {
     float *o = b->o + c * b->dim;
     for (int64_t x = 0; x < width; x += SZ_LANES) {
+        /* The new maximum. If no key has been seen yet, subtract 0: exp(-inf) = 0, not NaN. */
         float *s = b->s + x;
-        sz_vec old = sz_vec_load(b->max + c + x), max = old, sum = { 0 };
+        sz_vec old_max = sz_vec_load(b->max + c + x);
+        sz_vec max = old_max;
         for (int64_t j = 0; j < keys; j++) max = sz_vec_max(max, sz_vec_load(s + j * SZ_PANEL));
-        sz_vec base = sz_vec_pick(max == -INFINITY, (sz_vec){ 0 }, max);      /* nothing seen yet: exp(-inf) = 0, not NaN */
+        sz_vec base = sz_vec_pick(max == -INFINITY, (sz_vec){ 0 }, max);
+
+        /* The exponentials and their sum. */
+        sz_vec sum = { 0 };
         for (int64_t j = 0; j < keys; j++) {
             sz_vec e = sz_vec_exp(sz_vec_load(s + j * SZ_PANEL) - base);
             sz_vec_store(s + j * SZ_PANEL, e);
             sum += e;
         }
-        sz_vec shrink = sz_vec_exp(old - base);
+        sz_vec shrink = sz_vec_exp(old_max - base);
         sz_vec_store(b->sum + c + x, sz_vec_load(b->sum + c + x) * shrink + sum);
         sz_vec_store(b->max + c + x, max);
+
+        /* Rescale the output only where a maximum has changed. */
         sz_ivec changed = shrink != 1.0f;
         int any = 0;
         for (int l = 0; l < SZ_LANES; l++) any |= changed[l];
-        if (any)
-            for (int64_t d = 0; d < b->dim; d++) sz_vec_store(o + d * SZ_PANEL + x, sz_vec_load(o + d * SZ_PANEL + x) * shrink);
+        if (any) {
+            for (int64_t d = 0; d < b->dim; d++) {
+                float *lane = o + d * SZ_PANEL + x;
+                sz_vec_store(lane, sz_vec_load(lane) * shrink);
+            }
+        }
     }
 }
 
-/* Own keys that each column sees, of a block that holds queries from `first` of a segment; columns that pad get the last one's.
- * Returns the most. */
-static inline int64_t sz_columns_limit(sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t first)
+/* Sets how many own keys each column sees, for a block whose queries start with number `first` of a
+ * segment; padding columns get the limit of the last one. Returns the largest. */
+static inline int64_t sz_columns_limit(sz_columns *b, const sz_attention_args *a,
+                                       const sz_segment_row *s, int64_t first)
 {
-    for (int64_t c = 0; c < b->width; c++)
-        b->limit[c] = (int32_t)sz_own_keys(s, first + (c < b->n ? c : b->n - 1) / a->share, a->causal);
+    for (int64_t c = 0; c < b->width; c++) {
+        int64_t column = c < b->n ? c : b->n - 1;
+        b->limit[c] = (int32_t)sz_own_keys(s, first + column / a->share, a->causal);
+    }
     return b->limit[b->width - 1];
 }
 
-/* The block passes keys [0, to) of a group, whose rows start at key_row. masked: key j is seen by columns with limit > j only. */
-static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, int64_t group, int64_t key_row, int64_t to, bool masked)
+/* Sets the scores of a panel to -inf where a column does not see key j0 + j. */
+static inline void sz_panel_mask(sz_columns *b, int64_t c, int64_t j0, int64_t keys, int64_t width)
 {
-    const sz_tensor *k = a->k, *v = a->v;
-    int64_t dim = b->dim, k_col = a->k_col + group * dim, v_col = a->v_col + group * dim;
-    for (int64_t j0 = 0; j0 < to; j0 += SZ_KEYS) {
-        int64_t count = to - j0 < SZ_KEYS ? to - j0 : SZ_KEYS;
-        const float *kt = b->k, *vt = b->v;
-        int64_t ldk = dim, ldv = dim;
-        if (k->dtype == SZ_F32 && b->n <= SZ_PANEL) {      /* each key is used once: read it where it lies */
+    for (int64_t j = 0; j < keys; j++)
+        for (int64_t x = 0; x < width; x += SZ_LANES) {
+            sz_ivec visible = *(const sz_ivec_any *)(b->limit + c + x) > (int32_t)(j0 + j);
+            float *s = b->s + j * SZ_PANEL + x;
+            sz_vec_store(s, sz_vec_pick(visible, sz_vec_load(s), sz_vec_all(-INFINITY)));
+        }
+}
+
+/* How many of the keys [j0, j0 + count) some column of the panel sees; not positive if none. */
+static inline int64_t sz_panel_sees(const sz_columns *b, int64_t c, int64_t width, int64_t j0,
+                                    int64_t count)
+{
+    int64_t last = b->limit[c + width - 1] - j0;
+    return last < count ? last : count;
+}
+
+/* The block attends to the first `key_count` keys of a group, whose rows start at key_row. masked:
+ * only the columns with limit > j see key j. */
+static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, int64_t group,
+                                     int64_t key_row, int64_t key_count, bool masked)
+{
+    const sz_tensor *k = a->k;
+    const sz_tensor *v = a->v;
+    int64_t dim = b->dim;
+    int64_t k_col = a->k_col + group * dim;
+    int64_t v_col = a->v_col + group * dim;
+
+    for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
+        int64_t count = key_count - j0 < SZ_KEYS ? key_count - j0 : SZ_KEYS;
+        const float *k_tile = b->k;
+        const float *v_tile = b->v;
+        int64_t ldk = dim;
+        int64_t ldv = dim;
+
+        /* The tile of keys: copied, or read in place if it is used only once. */
+        if (k->dtype == SZ_F32 && b->n <= SZ_PANEL) {
             ldk = sz_cols(k);
             ldv = sz_cols(v);
-            kt = sz_f32(k) + (key_row + j0) * ldk + k_col;
-            vt = sz_f32(v) + (key_row + j0) * ldv + v_col;
+            k_tile = sz_f32(k) + (key_row + j0) * ldk + k_col;
+            v_tile = sz_f32(v) + (key_row + j0) * ldv + v_col;
         } else {
             sz_rows_load(b->k, dim, k, key_row + j0, count, k_col, 1, dim, 1);
             sz_rows_load(b->v, dim, v, key_row + j0, count, v_col, 1, dim, 1);
         }
+
+        /* Scores, softmax and output of each panel. */
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
-            int64_t width = sz_panel_width(b, c), seen = count;
+            int64_t width = sz_panel_width(b, c);
+            int64_t seen = count;
+            float *q = b->q + c * dim;
+            float *o = b->o + c * dim;
             if (masked) {
-                int64_t last = b->limit[c + width - 1] - j0;
-                seen = last < count ? last : count;
+                seen = sz_panel_sees(b, c, width, j0, count);
                 if (seen <= 0) continue;
             }
-            sz_tile(seen, width, dim, kt, ldk, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0);
-            if (masked && b->limit[c] < j0 + seen)
-                for (int64_t j = 0; j < seen; j++)
-                    for (int64_t x = 0; x < width; x += SZ_LANES) {
-                        sz_ivec visible = *(const sz_ivec_any *)(b->limit + c + x) > (int32_t)(j0 + j);
-                        float *s = b->s + j * SZ_PANEL + x;
-                        sz_vec_store(s, sz_vec_pick(visible, sz_vec_load(s), sz_vec_all(-INFINITY)));
-                    }
+            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0);
+            if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, c, j0, seen, width);
             sz_panel_softmax(b, c, seen, width);
-            sz_tile(dim, width, seen, vt, 1, ldv, b->s, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1);
+            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL, 1);
         }
     }
 }
 
-/* The block, holding queries from `first` of a segment, passes the segment's own keys. */
-static inline void sz_columns_attend_own(sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first)
+/* The block, whose queries start with number `first` of a segment, attends to the segment's own
+ * keys. */
+static inline void sz_columns_attend_own(sz_columns *b, const sz_attention_args *a,
+                                         const sz_segment_row *s, int64_t group, int64_t first)
 {
     int64_t own = sz_columns_limit(b, a, s, first);
     sz_columns_attend(b, a, group, s->k_start, own, sz_is_masked(a, s));
 }
 
-/* Output rows [n][ld], divided by their sums (0 where no key was seen), into rows. */
+/* Leaves the output in rows [n][ld], divided by the sums; 0 where no key was seen. */
 static inline void sz_columns_finish(sz_columns *b)
 {
     sz_panels_unpack(b->rows, b->ld, b->o, b->width, b->dim);
     for (int64_t c = 0; c < b->n; c++) {
-        float inverse = b->sum[c] == 0 ? 0 : 1 / b->sum[c], *row = b->rows + c * b->ld;
+        float inverse = b->sum[c] == 0 ? 0 : 1 / b->sum[c];
+        float *row = b->rows + c * b->ld;
         for (int64_t d = 0; d < b->dim; d++) row[d] *= inverse;
     }
 }
 
-/* Finished rows of a block that holds queries from `first` of a segment, into out [., H*D]. */
-static inline void sz_queries_store(const sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, sz_tensor *out)
+/* Stores the finished rows of a block whose queries start with number `first` of a segment into
+ * out [., H*D]. */
+static inline void sz_queries_store(const sz_columns *b, const sz_attention_args *a,
+                                    const sz_segment_row *s, int64_t group, int64_t first,
+                                    sz_tensor *out)
 {
-    for (int64_t i = 0; i < b->n; i++)
-        sz_rows_store(out, s->q_start + first + i / a->share, (group * a->share + i % a->share) * a->dim, b->rows + i * b->ld, a->dim);
+    for (int64_t i = 0; i < b->n; i++) {
+        int64_t row = s->q_start + first + i / a->share;
+        int64_t head = group * a->share + i % a->share;
+        sz_rows_store(out, row, head * a->dim, b->rows + i * b->ld, a->dim);
+    }
 }
 
-/* Queries of one segment from `first` on, as many as a block holds, over all keys that they see. */
-static inline void sz_columns_run(sz_columns *b, const sz_attention_args *a, const sz_segment_row *s, int64_t group, int64_t first, sz_tensor *out)
+/* Computes the output of one block: queries of a segment from number `first` on, over all keys that
+ * they see. */
+static inline void sz_columns_run(sz_columns *b, const sz_attention_args *a,
+                                  const sz_segment_row *s, int64_t group, int64_t first,
+                                  sz_tensor *out)
 {
     int64_t n = s->q_len - first < a->block ? s->q_len - first : a->block;
     sz_queries_load(b->rows, b->ld, a, s, group, first, n);

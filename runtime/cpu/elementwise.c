@@ -1,20 +1,24 @@
-/* elementwise.c - the "elementwise" rows of ops.def on the CPU, all but adamw_ and sum_squares (optim.c).
+/* elementwise.c - the "elementwise" rows of ops.def on the CPU, except adamw_ and sum_squares
+ * (optim.c).
  *
- * Every kernel walks its output in blocks of at most SZ_BLOCK elements: bf16 inputs are widened into a buffer on the stack,
- * one f32 loop computes the block, a bf16 output is rounded once at its end. The loops are plain so that the compiler
- * vectorises them. Shapes have been checked by ops.c. The reference for all of it is ref_elementwise.c.
+ * Every kernel goes through its output in blocks of at most SZ_BLOCK elements: bf16 inputs are
+ * converted to f32 in a buffer on the stack, one f32 loop computes the block, a bf16 output is
+ * rounded once at its end. The loops are plain so that the compiler vectorises them. The shapes
+ * have been checked by the ops layer. The reference for all of it is reference/elementwise.c.
  *
  * Leaves out: i32 and u8, except in cast.
  */
 #include "vecmath.h"
 
 /* y[0..n) from up to three input blocks; args are the op's numbers. */
-typedef void (*block_fn)(const float *a, const float *b, const float *x, float *restrict y, int64_t n, const float *args);
+typedef void (*block_fn)(const float *a, const float *b, const float *x, float *restrict y,
+                         int64_t n, const float *args);
 
 enum { MAX_BLOCK_INPUTS = 3 };
 
-/* Runs fn over out[0]. in[0] and in[2] have out's shape. in[1] has `period` elements and repeats: period == numel is the plain
- * case. Short periods are first laid out several times in `tiled`, so that blocks stay long; blocks never straddle a period. */
+/* Runs fn over out[0]. in[0] and in[2] have out's shape. in[1] has `period` elements and repeats;
+ * where nothing repeats, period == numel. A short period is first repeated in `tiled`, so that
+ * blocks stay long; a block never straddles two periods. */
 static int run_blocks(const sz_call *c, int inputs, int args, block_fn fn)
 {
     sz_tensor *out = c->out[0];
@@ -26,6 +30,8 @@ static int run_blocks(const sz_call *c, int inputs, int args, block_fn fn)
 
     if (numel == 0) return 0;
     for (int i = 0; i < args; i++) numbers[i] = (float)c->args[i];
+
+    /* Repeat a short second input. */
     if (period != numel && period <= SZ_BLOCK / 2) {
         int64_t copies = SZ_BLOCK / period;
         for (int64_t i = 0; i < copies * period; i++) tiled[i] = sz_get(c->in[1], i % period);
@@ -42,7 +48,8 @@ static int run_blocks(const sz_call *c, int inputs, int args, block_fn fn)
         int64_t offset = block % blocks_per_period * SZ_BLOCK;
         int64_t start = block / blocks_per_period * period + offset;
         int64_t n = sz_min64(sz_min64(SZ_BLOCK, period - offset), numel - start);
-        if (n <= 0) continue;                   /* past the end, in a last period cut short */
+        if (n <= 0) continue;           /* past the end of a last period that is cut short */
+
         in[0] = sz_block(c->in[0], start, n, buffer[0]);
         if (inputs > 1) in[1] = repeated ? repeated : sz_block(c->in[1], offset, n, buffer[1]);
         if (inputs > 2) in[2] = sz_block(c->in[2], start, n, buffer[2]);
@@ -54,12 +61,12 @@ static int run_blocks(const sz_call *c, int inputs, int args, block_fn fn)
 }
 
 /* A block function whose element i is EXPRESSION of a[i], b[i], x[i], args. */
-#define BLOCK_FUNCTION(name, EXPRESSION)                                                            \
-    static void name(const float *a, const float *b, const float *x, float *restrict y, int64_t n,  \
-                     const float *args)                                                             \
-    {                                                                                               \
-        (void)b, (void)x, (void)args;                                                               \
-        for (int64_t i = 0; i < n; i++) y[i] = (EXPRESSION);                                        \
+#define BLOCK_FUNCTION(name, EXPRESSION)                                                          \
+    static void name(const float *a, const float *b, const float *x, float *restrict y, int64_t n,\
+                     const float *args)                                                           \
+    {                                                                                             \
+        (void)b, (void)x, (void)args;                                                             \
+        for (int64_t i = 0; i < n; i++) y[i] = (EXPRESSION);                                      \
     }
 
 BLOCK_FUNCTION(add_block, a[i] + b[i])
@@ -87,7 +94,8 @@ static inline float gelu(float x)
 }
 static inline float gelu_slope(float x)
 {
-    float density, below = sz_normal(x, &density);
+    float density;
+    float below = sz_normal(x, &density);
     return below + x * density;
 }
 static inline float quick_gelu_slope(float x)
@@ -95,10 +103,14 @@ static inline float quick_gelu_slope(float x)
     float s = sz_sigmoidf(1.702f * x);
     return s * (1.0f + 1.702f * x * (1.0f - s));
 }
-/* max(x, 0) + log(1 + t), t = exp(-|x|); log(1 + t) = 2 atanh(s), s = t / (2 + t) <= 1/3: the series up to s^15 leaves 2e-9. */
+
+/* max(x, 0) + log(1 + t), t = exp(-|x|); log(1 + t) = 2 atanh(s), s = t / (2 + t) <= 1/3: the
+ * series up to s^15 leaves 2e-9. */
 static inline float softplus(float x)
 {
-    float t = sz_exp(x < 0.0f ? x : -x), s = t / (2.0f + t), z = s * s;
+    float t = sz_exp(x < 0.0f ? x : -x);
+    float s = t / (2.0f + t);
+    float z = s * s;
     float p = 2.0f / 15.0f;
     p = p * z + 2.0f / 13.0f;
     p = p * z + 2.0f / 11.0f;
@@ -118,24 +130,30 @@ BLOCK_FUNCTION(relu_block, a[i] < 0.0f ? 0.0f : a[i])              /* NaN stays 
 BLOCK_FUNCTION(relu_backward_block, a[i] > 0.0f ? b[i] : 0.0f)
 BLOCK_FUNCTION(softplus_block, softplus(a[i]))
 
-static void affine_block(const float *a, const float *b, const float *x, float *restrict y, int64_t n, const float *args)
+static void affine_block(const float *a, const float *b, const float *x, float *restrict y,
+                         int64_t n, const float *args)
 {
-    const float scale = args[0], shift = args[1];
+    const float scale = args[0];
+    const float shift = args[1];
     (void)b, (void)x;
     for (int64_t i = 0; i < n; i++) y[i] = a[i] * scale + shift;
 }
-static void clamp_block(const float *a, const float *b, const float *x, float *restrict y, int64_t n, const float *args)
+static void clamp_block(const float *a, const float *b, const float *x, float *restrict y,
+                        int64_t n, const float *args)
 {
-    const float lo = args[0], hi = args[1];
+    const float lo = args[0];
+    const float hi = args[1];
     (void)b, (void)x;
     for (int64_t i = 0; i < n; i++) {
         float v = a[i] < lo ? lo : a[i];
         y[i] = v > hi ? hi : v;
     }
 }
-static void clamp_backward_block(const float *a, const float *b, const float *x, float *restrict y, int64_t n, const float *args)
+static void clamp_backward_block(const float *a, const float *b, const float *x,
+                                 float *restrict y, int64_t n, const float *args)
 {
-    const float lo = args[0], hi = args[1];
+    const float lo = args[0];
+    const float hi = args[1];
     (void)x;
     for (int64_t i = 0; i < n; i++) y[i] = (a[i] >= lo) & (a[i] <= hi) ? b[i] : 0.0f;
 }
@@ -156,7 +174,10 @@ int sz_cpu_silu_backward(const sz_call *c) { return run_blocks(c, 2, 0, silu_bac
 int sz_cpu_gelu(const sz_call *c) { return run_blocks(c, 1, 0, gelu_block); }
 int sz_cpu_gelu_backward(const sz_call *c) { return run_blocks(c, 2, 0, gelu_backward_block); }
 int sz_cpu_quick_gelu(const sz_call *c) { return run_blocks(c, 1, 0, quick_gelu_block); }
-int sz_cpu_quick_gelu_backward(const sz_call *c) { return run_blocks(c, 2, 0, quick_gelu_backward_block); }
+int sz_cpu_quick_gelu_backward(const sz_call *c)
+{
+    return run_blocks(c, 2, 0, quick_gelu_backward_block);
+}
 int sz_cpu_relu(const sz_call *c) { return run_blocks(c, 1, 0, relu_block); }
 int sz_cpu_relu_backward(const sz_call *c) { return run_blocks(c, 2, 0, relu_backward_block); }
 int sz_cpu_softplus(const sz_call *c) { return run_blocks(c, 1, 0, softplus_block); }
@@ -169,11 +190,12 @@ static void swiglu_block(const float *gate, const float *up, float *restrict y, 
 {
     for (int64_t i = 0; i < n; i++) y[i] = gate[i] / (1.0f + sz_exp(-gate[i])) * up[i];
 }
-static void swiglu_backward_block(const float *gate, const float *up, const float *dy, float *restrict dgate,
-                                  float *restrict dup, int64_t n)
+static void swiglu_backward_block(const float *gate, const float *up, const float *dy,
+                                  float *restrict dgate, float *restrict dup, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        float s = sz_sigmoidf(gate[i]), silu = gate[i] * s;
+        float s = sz_sigmoidf(gate[i]);
+        float silu = gate[i] * s;
         dgate[i] = dy[i] * up[i] * (s + silu * (1.0f - s));
         dup[i] = dy[i] * silu;
     }
@@ -183,79 +205,105 @@ int sz_cpu_swiglu(const sz_call *c)
 {
     const sz_tensor *x = c->in[0];
     sz_tensor *y = c->out[0];
-    const int64_t w = sz_cols(y), blocks_per_row = sz_ceil_div(w, SZ_BLOCK), blocks = sz_rows(y) * blocks_per_row;
+    const int64_t w = sz_cols(y);
+    const int64_t blocks_per_row = sz_ceil_div(w, SZ_BLOCK);
+    const int64_t blocks = sz_rows(y) * blocks_per_row;
+
     #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM / 4)
     for (int64_t block = 0; block < blocks; block++) {
+        /* The same columns of gate and up. */
         float gate_buffer[SZ_BLOCK], up_buffer[SZ_BLOCK], y_buffer[SZ_BLOCK];
-        int64_t row = block / blocks_per_row, col = block % blocks_per_row * SZ_BLOCK, n = sz_min64(SZ_BLOCK, w - col);
+        int64_t row = block / blocks_per_row;
+        int64_t col = block % blocks_per_row * SZ_BLOCK;
+        int64_t n = sz_min64(SZ_BLOCK, w - col);
         const float *gate = sz_block(x, row * 2 * w + col, n, gate_buffer);
         const float *up = sz_block(x, row * 2 * w + w + col, n, up_buffer);
-        float *to = sz_block_begin(y, row * w + col, y_buffer);
-        swiglu_block(gate, up, to, n);
-        sz_block_end(y, row * w + col, n, to);
+        float *result = sz_block_begin(y, row * w + col, y_buffer);
+        swiglu_block(gate, up, result, n);
+        sz_block_end(y, row * w + col, n, result);
     }
     return 0;
 }
 
 int sz_cpu_swiglu_backward(const sz_call *c)
 {
-    const sz_tensor *x = c->in[0], *dy = c->in[1];
+    const sz_tensor *x = c->in[0];
+    const sz_tensor *dy = c->in[1];
     sz_tensor *dx = c->out[0];
-    const int64_t w = sz_cols(dy), blocks_per_row = sz_ceil_div(w, SZ_BLOCK), blocks = sz_rows(dy) * blocks_per_row;
+    const int64_t w = sz_cols(dy);
+    const int64_t blocks_per_row = sz_ceil_div(w, SZ_BLOCK);
+    const int64_t blocks = sz_rows(dy) * blocks_per_row;
+
     #pragma omp parallel for schedule(static) if (dy->numel >= SZ_PARALLEL_FROM / 4)
     for (int64_t block = 0; block < blocks; block++) {
+        /* The same columns of gate, up and dy. */
         float buffer[5][SZ_BLOCK];
-        int64_t row = block / blocks_per_row, col = block % blocks_per_row * SZ_BLOCK, n = sz_min64(SZ_BLOCK, w - col);
-        int64_t at_gate = row * 2 * w + col, at_up = at_gate + w;
-        const float *gate = sz_block(x, at_gate, n, buffer[0]), *up = sz_block(x, at_up, n, buffer[1]);
+        int64_t row = block / blocks_per_row;
+        int64_t col = block % blocks_per_row * SZ_BLOCK;
+        int64_t n = sz_min64(SZ_BLOCK, w - col);
+        int64_t gate_first = row * 2 * w + col;
+        int64_t up_first = gate_first + w;
+        const float *gate = sz_block(x, gate_first, n, buffer[0]);
+        const float *up = sz_block(x, up_first, n, buffer[1]);
         const float *g = sz_block(dy, row * w + col, n, buffer[2]);
-        float *dgate = sz_block_begin(dx, at_gate, buffer[3]), *dup = sz_block_begin(dx, at_up, buffer[4]);
+
+        float *dgate = sz_block_begin(dx, gate_first, buffer[3]);
+        float *dup = sz_block_begin(dx, up_first, buffer[4]);
         swiglu_backward_block(gate, up, g, dgate, dup, n);
-        sz_block_end(dx, at_gate, n, dgate);
-        sz_block_end(dx, at_up, n, dup);
+        sz_block_end(dx, gate_first, n, dgate);
+        sz_block_end(dx, up_first, n, dup);
     }
     return 0;
 }
 
 /* ---- cast: C conversions; f32 -> bf16 rounds to nearest even, floats -> integers truncate ---- */
 
-static void cast_block(const sz_tensor *from, const sz_tensor *to, int64_t start, int64_t n)
+static bool is_float(const sz_tensor *t) { return t->dtype == SZ_F32 || t->dtype == SZ_BF16; }
+
+static void cast_block(const sz_tensor *src, const sz_tensor *dst, int64_t start, int64_t n)
 {
     float buffer[SZ_BLOCK];
-    bool from_float = from->dtype == SZ_F32 || from->dtype == SZ_BF16, to_float = to->dtype == SZ_F32 || to->dtype == SZ_BF16;
-    if (from->dtype == to->dtype || (from_float && to_float)) {
-        sz_copy_elements(to, start, from, start, n);
-    } else if (from_float) {
-        const float *x = sz_block(from, start, n, buffer);
-        if (to->dtype == SZ_I32) {
-            int32_t *y = sz_i32(to) + start;
+    bool src_float = is_float(src);
+    bool dst_float = is_float(dst);
+
+    if (src->dtype == dst->dtype || (src_float && dst_float)) {
+        sz_copy_elements(dst, start, src, start, n);
+    } else if (src_float) {
+        /* Floats to integers. */
+        const float *x = sz_block(src, start, n, buffer);
+        if (dst->dtype == SZ_I32) {
+            int32_t *y = sz_i32(dst) + start;
             for (int64_t i = 0; i < n; i++) y[i] = (int32_t)x[i];
         } else {
-            uint8_t *y = (uint8_t *)to->data + start;
+            uint8_t *y = (uint8_t *)dst->data + start;
             for (int64_t i = 0; i < n; i++) y[i] = (uint8_t)(int32_t)x[i];
         }
-    } else if (to_float) {
-        float *y = sz_block_begin(to, start, buffer);
-        if (from->dtype == SZ_I32) {
-            const int32_t *x = sz_i32(from) + start;
+    } else if (dst_float) {
+        /* Integers to floats. */
+        float *y = sz_block_begin(dst, start, buffer);
+        if (src->dtype == SZ_I32) {
+            const int32_t *x = sz_i32(src) + start;
             for (int64_t i = 0; i < n; i++) y[i] = (float)x[i];
         } else {
-            const uint8_t *x = (const uint8_t *)from->data + start;
+            const uint8_t *x = (const uint8_t *)src->data + start;
             for (int64_t i = 0; i < n; i++) y[i] = (float)x[i];
         }
-        sz_block_end(to, start, n, y);
-    } else if (to->dtype == SZ_I32) {
-        const uint8_t *x = (const uint8_t *)from->data + start;
-        for (int64_t i = 0; i < n; i++) sz_i32(to)[start + i] = x[i];
+        sz_block_end(dst, start, n, y);
+    } else if (dst->dtype == SZ_I32) {
+        /* u8 to i32. */
+        const uint8_t *x = (const uint8_t *)src->data + start;
+        for (int64_t i = 0; i < n; i++) sz_i32(dst)[start + i] = x[i];
     } else {
-        const int32_t *x = sz_i32(from) + start;
-        for (int64_t i = 0; i < n; i++) ((uint8_t *)to->data)[start + i] = (uint8_t)x[i];
+        /* i32 to u8. */
+        const int32_t *x = sz_i32(src) + start;
+        for (int64_t i = 0; i < n; i++) ((uint8_t *)dst->data)[start + i] = (uint8_t)x[i];
     }
 }
 
 int sz_cpu_cast(const sz_call *c)
 {
-    const sz_tensor *x = c->in[0], *y = c->out[0];
+    const sz_tensor *x = c->in[0];
+    const sz_tensor *y = c->out[0];
     const int64_t blocks = sz_ceil_div(y->numel, SZ_BLOCK);
     #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
     for (int64_t block = 0; block < blocks; block++)
@@ -263,7 +311,8 @@ int sz_cpu_cast(const sz_call *c)
     return 0;
 }
 
-/* ---- sums: fixed chunks, added in order, so that the thread count does not show ---- */
+/* ---- sums: fixed chunks, added in order, so that the thread count does not change the result ----
+ */
 
 enum { SUM_CHUNK = 8 * SZ_BLOCK };
 
@@ -271,8 +320,10 @@ int sz_cpu_sum(const sz_call *c)
 {
     const sz_tensor *x = c->in[0];
     const int64_t chunks = sz_ceil_div(x->numel, SUM_CHUNK);
-    double total = 0, *partial = sz_scratch((size_t)(chunks + 1) * sizeof *partial);
+    double *partial = sz_scratch((size_t)(chunks + 1) * sizeof *partial);
     if (!partial) return -1;
+
+    /* The sum of each chunk. */
     #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float buffer[SZ_BLOCK];
@@ -284,24 +335,36 @@ int sz_cpu_sum(const sz_call *c)
         }
         partial[chunk] = s;
     }
+
+    /* Their sum. */
+    double total = 0;
     for (int64_t chunk = 0; chunk < chunks; chunk++) total += partial[chunk];
     sz_f32(c->out[0])[0] = (float)total;
     return 0;
 }
 
-/* x [m, n] -> column sums [n] in f32. The m rows are cut into at most 64 chunks (one, when n alone gives enough work), each
- * with its own sums in double, that are then added in order. A chunk of a narrow x is walked in widths of several rows. */
+/* x [m, n] -> column sums [n] in f32. The m rows are cut into at most 64 chunks (one, if n alone
+ * gives enough work), each with its own sums in double, which are then added in order. If rows are
+ * short, a chunk adds several at a time. */
 int sz_cpu_sum_leading(const sz_call *c)
 {
-    enum { MAX_CHUNKS = 64, WIDE = 8 * SZ_BLOCK };
+    enum { MAX_CHUNKS = 64, LONG_ROW = 8 * SZ_BLOCK };
     const sz_tensor *x = c->in[0];
     float *y = sz_f32(c->out[0]);
     const int64_t n = c->out[0]->numel;
     if (n == 0) return 0;
     const int64_t m = x->numel / n;
-    const int64_t rows_per_chunk = n >= WIDE ? m : sz_ceil_div(m, MAX_CHUNKS) > WIDE / n ? sz_ceil_div(m, MAX_CHUNKS) : WIDE / n;
+
+    /* Rows of a chunk: those of MAX_CHUNKS chunks, but enough for LONG_ROW elements. */
+    int64_t rows_per_chunk = m;
+    if (n < LONG_ROW) {
+        rows_per_chunk = sz_ceil_div(m, MAX_CHUNKS);
+        if (rows_per_chunk <= LONG_ROW / n) rows_per_chunk = LONG_ROW / n;
+    }
     const int64_t chunks = m ? sz_ceil_div(m, rows_per_chunk) : 0;
-    const int64_t width = n <= SZ_BLOCK / 2 ? SZ_BLOCK / n * n : n;      /* several whole rows, or one */
+
+    /* Elements that a chunk adds at a time: several whole rows, or one. */
+    const int64_t width = n <= SZ_BLOCK / 2 ? SZ_BLOCK / n * n : n;
     const int64_t column_blocks = sz_ceil_div(width, SZ_BLOCK);
     double *partial = sz_scratch((size_t)(chunks * width + 1) * sizeof *partial);
     if (!partial) return -1;
@@ -310,17 +373,20 @@ int sz_cpu_sum_leading(const sz_call *c)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         for (int64_t block = 0; block < column_blocks; block++) {
             float buffer[SZ_BLOCK];
-            int64_t col = block * SZ_BLOCK, cols = sz_min64(SZ_BLOCK, width - col);
+            int64_t col = block * SZ_BLOCK;
+            int64_t cols = sz_min64(SZ_BLOCK, width - col);
             int64_t end = sz_min64(m, (chunk + 1) * rows_per_chunk) * n;
-            double *acc = partial + chunk * width + col;
-            for (int64_t j = 0; j < cols; j++) acc[j] = 0;
+            double *sums = partial + chunk * width + col;
+            for (int64_t j = 0; j < cols; j++) sums[j] = 0;
             for (int64_t i = chunk * rows_per_chunk * n + col; i < end; i += width) {
                 int64_t k = sz_min64(cols, end - i);
-                const float *from = sz_block(x, i, k, buffer);
-                for (int64_t j = 0; j < k; j++) acc[j] += (double)from[j];
+                const float *v = sz_block(x, i, k, buffer);
+                for (int64_t j = 0; j < k; j++) sums[j] += (double)v[j];
             }
         }
     }
+
+    /* Add the chunks, and the rows that were added side by side. */
     #pragma omp parallel for schedule(static) if (n >= SZ_PARALLEL_FROM)
     for (int64_t j = 0; j < n; j++) {
         double s = 0;
@@ -355,12 +421,13 @@ int sz_cpu_add_(const sz_call *c)
     for (int64_t start = 0; start < a->numel; start += SZ_BLOCK) {
         float a_buffer[SZ_BLOCK], b_buffer[SZ_BLOCK];
         int64_t n = sz_min64(SZ_BLOCK, a->numel - start);
-        const float *from = sz_block(b, start, n, b_buffer);
-        float *acc = sz_block_begin(a, start, a_buffer);
-        if (acc == a_buffer) sz_widen(a_buffer, sz_bf16(a) + start, n);
-        #pragma omp simd                    /* b may be a itself, never a shifted part of it */
-        for (int64_t i = 0; i < n; i++) acc[i] += from[i];
-        sz_block_end(a, start, n, acc);
+        const float *addend = sz_block(b, start, n, b_buffer);
+        float *sum = sz_block_begin(a, start, a_buffer);
+        if (sum == a_buffer) sz_bf16_to_f32(a_buffer, sz_bf16(a) + start, n);
+        /* b may be a itself, but never a shifted part of it. */
+        #pragma omp simd
+        for (int64_t i = 0; i < n; i++) sum[i] += addend[i];
+        sz_block_end(a, start, n, sum);
     }
     return 0;
 }

@@ -1,10 +1,11 @@
-/* gemm_tile.h - one register-blocked f32 product for operands that fit the cache, and the vector types around it.
+/* gemm_tile.h - one register-blocked f32 product for operands that fit the cache, and vector types.
  *
- *     sz_tile(m, n, k, a, ar, ac, b, ldb, c, ldc, add)      C[m x n] (+)= A[m x k] B[k x n]
+ *     sz_tile(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add)    C[m x n] (+)= A[m x k] B[k x n]
  *
- * A has any row stride ar and column stride ac, so that a transposed A costs nothing; B and C are row-major. n is taken up
- * to the next multiple of SZ_LANES: B and C must have that many columns. Each element of C is one chain of multiply-adds in
- * the order of k, whatever m and n are, so a result does not depend on which other rows and columns are in the call.
+ * A has any row stride a_row and column stride a_col, so a transposed A costs nothing; B and C are
+ * row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that many columns. Each
+ * element of C is one chain of multiply-adds in the order of k, whatever m and n are, so a result
+ * does not depend on the other rows and columns of the call.
  * Leaves out: cache blocking (callers tile), packing, threads.
  */
 #ifndef SZ_GEMM_TILE_H
@@ -24,22 +25,28 @@ enum { SZ_LANES = 4, SZ_TILE_ROWS = 12 };
 enum { SZ_LANES = 4, SZ_TILE_ROWS = 4 };
 #endif
 
+/* Vectors of SZ_LANES elements. The "any" types may be loaded from any float's address; sz_uvec is
+ * for bits whose sums may wrap. */
 typedef float sz_vec __attribute__((vector_size(4 * SZ_LANES)));
-typedef uint32_t sz_uvec __attribute__((vector_size(4 * SZ_LANES)));      /* bits, where sums may wrap */
+typedef uint32_t sz_uvec __attribute__((vector_size(4 * SZ_LANES)));
 typedef int32_t sz_ivec __attribute__((vector_size(4 * SZ_LANES)));
-typedef float sz_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));      /* at any float */
+typedef float sz_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
 typedef int32_t sz_ivec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
+
+/* Vectors of four elements. */
 typedef float sz_vec4 __attribute__((vector_size(16)));
 typedef float sz_vec4_any __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t sz_ivec4 __attribute__((vector_size(16)));
 
-/* Lanes of a and b, counted through both. clang, which builds for the thread sanitizer only, has no __builtin_shuffle. */
+/* Selects lanes of a and b, which are numbered consecutively. clang has no __builtin_shuffle; it
+ * builds only for the thread sanitizer. */
 #ifdef __clang__
 #define sz_shuffle(a, b, ...) __extension__({ \
     __typeof__(a) a_ = (a), b_ = (b), out_ = a_; \
-    __typeof__(__VA_ARGS__) at_ = __VA_ARGS__; \
+    __typeof__(__VA_ARGS__) lane_ = __VA_ARGS__; \
     const int lanes_ = (int)(sizeof out_ / sizeof(float)); \
-    for (int l_ = 0; l_ < lanes_; l_++) out_[l_] = at_[l_] < lanes_ ? a_[at_[l_]] : b_[at_[l_] - lanes_]; \
+    for (int l_ = 0; l_ < lanes_; l_++) \
+        out_[l_] = lane_[l_] < lanes_ ? a_[lane_[l_]] : b_[lane_[l_] - lanes_]; \
     out_; })
 #else
 #define sz_shuffle(a, b, ...) __builtin_shuffle(a, b, __VA_ARGS__)
@@ -48,7 +55,9 @@ typedef int32_t sz_ivec4 __attribute__((vector_size(16)));
 static inline sz_vec sz_vec_load(const float *p) { return *(const sz_vec_any *)p; }
 static inline void sz_vec_store(float *p, sz_vec v) { *(sz_vec_any *)p = v; }
 static inline sz_vec sz_vec_all(float x) { return x - (sz_vec){ 0 }; }
-static inline sz_vec sz_vec_pick(sz_ivec mask, sz_vec yes, sz_vec no)      /* mask lanes are 0 or -1 */
+
+/* Lanes of yes where mask is -1, of no where it is 0. */
+static inline sz_vec sz_vec_pick(sz_ivec mask, sz_vec yes, sz_vec no)
 {
     return (sz_vec)((mask & (sz_ivec)yes) | (~mask & (sz_ivec)no));
 }
@@ -57,27 +66,49 @@ static inline sz_vec sz_vec_max(sz_vec a, sz_vec b) { return sz_vec_pick(a > b, 
 /* e^x for x <= 88: 0 below -87; relative error about 1e-7; NaN stays NaN. */
 static inline sz_vec sz_vec_exp(sz_vec x)
 {
-    const float magic = 12582912.0f;                       /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
+    /* n = x / ln 2, rounded: adding 1.5 * 2^23 leaves the integer in the low bits. */
+    const float magic = 12582912.0f;
     sz_vec t = x * 1.44269504f + magic;
     sz_ivec n = (sz_ivec)t;
     t -= magic;
+
+    /* f = x - n ln 2, with ln 2 in two parts. */
     sz_vec f = x - t * 0.693145752f;
     f -= t * 1.42860677e-6f;
-    sz_vec p = 1.0f + f * (1.0f + f * (0.500000001f + f * (0.166666667f + f * (0.0416664640f + f * (0.00833331082f + f * (0.00139337514f + f * 1.98911035e-4f))))));
+
+    /* e^f as a polynomial. */
+    sz_vec p = 0.00139337514f + f * 1.98911035e-4f;
+    p = 0.00833331082f + f * p;
+    p = 0.0416664640f + f * p;
+    p = 0.166666667f + f * p;
+    p = 0.500000001f + f * p;
+    p = 1.0f + f * p;
+    p = 1.0f + f * p;
+
+    /* Multiply by 2^n in the exponent bits. */
     sz_vec e = (sz_vec)((sz_uvec)p + ((sz_uvec)n << 23));
     return (sz_vec)((sz_ivec)e & ~(x < -87.0f));
 }
 
 /* dst[i * dst_stride + j] = src[j * src_stride + i] for i < n, j < 4. */
-static inline void sz_transpose4(float *dst, ptrdiff_t dst_stride, const float *src, ptrdiff_t src_stride, int n)
+static inline void sz_transpose4(float *dst, ptrdiff_t dst_stride, const float *src,
+                                 ptrdiff_t src_stride, int n)
 {
     int i = 0;
     for (; i + 4 <= n; i += 4) {
-        sz_vec4 a = *(const sz_vec4_any *)(src + i), b = *(const sz_vec4_any *)(src + src_stride + i);
-        sz_vec4 c = *(const sz_vec4_any *)(src + 2 * src_stride + i), d = *(const sz_vec4_any *)(src + 3 * src_stride + i);
-        sz_vec4 ab = sz_shuffle(a, b, (sz_ivec4){ 0, 4, 1, 5 }), cd = sz_shuffle(c, d, (sz_ivec4){ 0, 4, 1, 5 });
+        /* Four rows of four. */
+        sz_vec4 a = *(const sz_vec4_any *)(src + i);
+        sz_vec4 b = *(const sz_vec4_any *)(src + src_stride + i);
+        sz_vec4 c = *(const sz_vec4_any *)(src + 2 * src_stride + i);
+        sz_vec4 d = *(const sz_vec4_any *)(src + 3 * src_stride + i);
+
+        /* Columns 0 and 1. */
+        sz_vec4 ab = sz_shuffle(a, b, (sz_ivec4){ 0, 4, 1, 5 });
+        sz_vec4 cd = sz_shuffle(c, d, (sz_ivec4){ 0, 4, 1, 5 });
         *(sz_vec4_any *)(dst + i * dst_stride) = sz_shuffle(ab, cd, (sz_ivec4){ 0, 1, 4, 5 });
         *(sz_vec4_any *)(dst + (i + 1) * dst_stride) = sz_shuffle(ab, cd, (sz_ivec4){ 2, 3, 6, 7 });
+
+        /* Columns 2 and 3. */
         ab = sz_shuffle(a, b, (sz_ivec4){ 2, 6, 3, 7 });
         cd = sz_shuffle(c, d, (sz_ivec4){ 2, 6, 3, 7 });
         *(sz_vec4_any *)(dst + (i + 2) * dst_stride) = sz_shuffle(ab, cd, (sz_ivec4){ 0, 1, 4, 5 });
@@ -87,36 +118,51 @@ static inline void sz_transpose4(float *dst, ptrdiff_t dst_stride, const float *
         for (int j = 0; j < 4; j++) dst[i * dst_stride + j] = src[j * src_stride + i];
 }
 
-/* A block of rows x (vectors * SZ_LANES); rows and vectors are constants where it is inlined, so that sums become registers. */
-static inline __attribute__((always_inline)) void sz_tile_block(const int rows, const int vectors, int64_t k,
-    const float *restrict a, ptrdiff_t ar, ptrdiff_t ac, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc, int add)
+/* A block of rows x (vectors * SZ_LANES). rows and vectors are constants where it is inlined, so
+ * that the sums become registers. */
+static inline __attribute__((always_inline)) void sz_tile_block(
+    const int rows, const int vectors, int64_t k, const float *restrict a, ptrdiff_t a_row,
+    ptrdiff_t a_col, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc,
+    int add)
 {
     sz_vec sum[SZ_TILE_ROWS][2];
+
+    /* Start from C or from 0. */
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
-        for (int j = 0; j < vectors; j++) sum[i][j] = add ? sz_vec_load(c + i * ldc + j * SZ_LANES) : (sz_vec){ 0 };
+        for (int j = 0; j < vectors; j++)
+            sum[i][j] = add ? sz_vec_load(c + i * ldc + j * SZ_LANES) : (sz_vec){ 0 };
+
+    /* One row of B against one column of A at a time. */
     for (int64_t p = 0; p < k; p++) {
-        sz_vec b0 = sz_vec_load(b), b1 = vectors > 1 ? sz_vec_load(b + SZ_LANES) : b0;
+        sz_vec b0 = sz_vec_load(b);
+        sz_vec b1 = vectors > 1 ? sz_vec_load(b + SZ_LANES) : b0;
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            sz_vec x = sz_vec_all(a[i * ar]);
+            sz_vec x = sz_vec_all(a[i * a_row]);
             sum[i][0] += x * b0;
             if (vectors > 1) sum[i][1] += x * b1;
         }
-        a += ac;
+        a += a_col;
         b += ldb;
     }
+
+    /* Store C. */
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) sz_vec_store(c + i * ldc + j * SZ_LANES, sum[i][j]);
 }
 
-static inline __attribute__((always_inline)) void sz_tile_strip(const int vectors, int64_t m, int64_t k, const float *a,
-    ptrdiff_t ar, ptrdiff_t ac, const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add)
+/* All m rows of a strip of `vectors` vectors: the largest blocks first. */
+static inline __attribute__((always_inline)) void sz_tile_strip(
+    const int vectors, int64_t m, int64_t k, const float *a, ptrdiff_t a_row, ptrdiff_t a_col,
+    const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add)
 {
-#define SZ_TILE_STEP(rows) sz_tile_block(rows, vectors, k, a, ar, ac, b, ldb, c, ldc, add), a += (rows) * ar, c += (rows) * ldc, m -= (rows)
+#define SZ_TILE_STEP(rows) \
+    sz_tile_block(rows, vectors, k, a, a_row, a_col, b, ldb, c, ldc, add), \
+    a += (rows) * a_row, c += (rows) * ldc, m -= (rows)
     while (m >= SZ_TILE_ROWS) SZ_TILE_STEP(SZ_TILE_ROWS);
     if (SZ_TILE_ROWS > 8 && m >= 8) SZ_TILE_STEP(8 < SZ_TILE_ROWS ? 8 : 1);
     if (m >= 4) SZ_TILE_STEP(4);
@@ -125,12 +171,15 @@ static inline __attribute__((always_inline)) void sz_tile_strip(const int vector
 #undef SZ_TILE_STEP
 }
 
-static __attribute__((noinline, unused)) void sz_tile(int64_t m, int64_t n, int64_t k, const float *a, ptrdiff_t ar, ptrdiff_t ac,
-                                                      const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add)
+static __attribute__((noinline, unused)) void sz_tile(int64_t m, int64_t n, int64_t k,
+                                                      const float *a, ptrdiff_t a_row,
+                                                      ptrdiff_t a_col, const float *b,
+                                                      ptrdiff_t ldb, float *c, ptrdiff_t ldc,
+                                                      int add)
 {
     for (; n > SZ_LANES; n -= 2 * SZ_LANES, b += 2 * SZ_LANES, c += 2 * SZ_LANES)
-        sz_tile_strip(2, m, k, a, ar, ac, b, ldb, c, ldc, add);
-    if (n > 0) sz_tile_strip(1, m, k, a, ar, ac, b, ldb, c, ldc, add);
+        sz_tile_strip(2, m, k, a, a_row, a_col, b, ldb, c, ldc, add);
+    if (n > 0) sz_tile_strip(1, m, k, a, a_row, a_col, b, ldb, c, ldc, add);
 }
 
 #endif

@@ -29,7 +29,7 @@ int         sz_cuda_decode(const sz_decode_step *s,
                            void *context, int32_t *token, float *logprob);
 }
 
-/* ---- device.cu: the staging buffer, which uploads a decode step's data in one copy ---- */
+/* ---- stage.cu: the staging buffer, which uploads a decode step's data in one copy ---- */
 /* After stage_open, uploads are collected in a pinned buffer. stage_send copies the buffer to the
  * device in one transfer. From then until stage_close, a lookup or an upload of the same host bytes
  * (same address and size) uses the staged copy. */

@@ -1,51 +1,66 @@
-/* logprob.cu - log-probability and entropy of chosen tokens straight from hidden states, on the device.
+/* logprob.cu - log-probability and entropy of chosen tokens, computed directly from hidden states,
+ * on the device.
  *
- * logits z = x w^T / temperature exist for ROWS rows and CHUNK words at a time only, as f32 in workspace, forward and backward. The
- * log-sum-exp and the entropy are carried from chunk to chunk: with the largest logit so far, top, s = sum e^(z - top) and
- * t = sum e^(z - top) (z - top). Backward computes the logits again: dz_j = dlp (1[j = id] - p_j) - dent p_j (log p_j + H), then
- * dx += dz w / temperature and acc += dz^T x / temperature; with bf16 weights dz is rounded to bf16 for those two products.
- * The reference is cpu/ref_matmul.c. */
+ * The logits z = x w^T / temperature exist for ROWS rows and CHUNK words at a time only, as f32 in
+ * workspace, in both directions. Log-sum-exp and entropy are carried from chunk to chunk as the
+ * largest logit so far, top, and the sums s = sum e^(z - top) and t = sum e^(z - top) (z - top).
+ * Backward recomputes the logits: dz_j = dlp (1[j = id] - p_j) - dent p_j (log p_j + H). Then
+ * dx += dz w / temperature and acc += dz^T x / temperature; with bf16 weights, dz is rounded to
+ * bf16 for these two products.
+ * Leaves out: probabilities of tokens that were not chosen. The reference is
+ * cpu/reference/matmul.c. */
 #include "gemm.cuh"
 
 enum { THREADS = 256, ROWS = 2048, CHUNK = 16384 };     /* 128 MiB of logits */
 
-/* lse and entropy of top, s, t: top + log s and log s - t / s. */
-typedef struct { float top, s, t; } running;
+/* ---- forward ---- */
+/* The log-sum-exp is top + log s, the entropy log s - t / s. */
+typedef struct {
+    float top, s, t;
+} lse_state;
 
-/* Both sums moved to a larger top; a top of -infinity has none. */
-static __device__ __forceinline__ running moved(running a, float top)
+/* Expresses both sums relative to a larger top. The sums of a top of -infinity are zeros. */
+static __device__ __forceinline__ lse_state rescaled(lse_state a, float top)
 {
-    if (a.top == top || a.top == -INFINITY) return running{ top, a.s, a.t };
-    const float by = a.top - top, e = expf(by);
-    return running{ top, a.s * e, e * (a.t + by * a.s) };
+    if (a.top == top || a.top == -INFINITY) return lse_state{ top, a.s, a.t };
+    const float shift = a.top - top;
+    const float e = expf(shift);
+    return lse_state{ top, a.s * e, e * (a.t + shift * a.s) };
 }
 
-/* A block a row of z [rows, ld], words [base, base + words): joins them to state [rows], picks the chosen word's logit, and after
- * the last chunk writes the results. All pointers are at the first of the rows. */
-__global__ void stats_kernel(const float *z, int64_t ld, int64_t base, int64_t words, float scale, const int32_t *ids, running *state, float *logprob,
-                             float *entropy, float *lse, bool last)
+/* One block for each row of z [rows, ld], which holds the words [base, base + words). Adds them to
+ * state [rows] and picks the chosen word's logit; after the last chunk, writes the results. All
+ * pointers are those of the first of the rows. */
+__global__ void stats_kernel(const float *z, int64_t ld, int64_t base, int64_t words, float scale,
+                             const int32_t *ids, lse_state *state, float *logprob, float *entropy,
+                             float *lse, bool last)
 {
     const int64_t row = blockIdx.x;
     const float *from = z + row * ld;
-    running mine = { -INFINITY, 0, 0 };
+    /* Each thread's words, then the block's. */
+    lse_state mine = { -INFINITY, 0, 0 };
     for (int64_t j = threadIdx.x; j < words; j += THREADS) {
         const float v = from[j] * scale;
-        if (v > mine.top) mine = moved(mine, v);
-        const float distance = v - mine.top, e = expf(distance);
+        if (v > mine.top) mine = rescaled(mine, v);
+        const float distance = v - mine.top;
+        const float e = expf(distance);
         mine.s += e;
         mine.t += e * distance;
     }
     const float top = sz_block_max<THREADS>(mine.top);
-    mine = moved(mine, top);
-    const float s = sz_block_sum<THREADS>(mine.s), t = sz_block_sum<THREADS>(mine.t);
+    mine = rescaled(mine, top);
+    const float s = sz_block_sum<THREADS>(mine.s);
+    const float t = sz_block_sum<THREADS>(mine.t);
     if (threadIdx.x != 0) return;
     const int64_t id = ids[row] - base;
     if (id >= 0 && id < words) logprob[row] = from[id] * scale;
-    running all = { top, s, t };
+
+    /* Add the earlier chunks. */
+    lse_state all = { top, s, t };
     if (base > 0) {
         const float highest = fmaxf(top, state[row].top);
-        const running before = moved(state[row], highest);
-        all = moved(all, highest);
+        const lse_state before = rescaled(state[row], highest);
+        all = rescaled(all, highest);
         all.s += before.s;
         all.t += before.t;
     }
@@ -57,73 +72,140 @@ __global__ void stats_kernel(const float *z, int64_t ld, int64_t base, int64_t w
     logprob[row] = (float)((double)logprob[row] - ((double)all.top + log_sum));
 }
 
-static int chunk_logits(const sz_tensor *x, const sz_tensor *w, int64_t first, int64_t rows, int64_t base, int64_t words, float *z, int64_t ld)
+/* z [rows, ld] = the unscaled logits of `rows` rows of x from `first` on, for the words
+ * [base, base + words). */
+static int chunk_logits(const sz_tensor *x, const sz_tensor *w, int64_t first, int64_t rows,
+                        int64_t base, int64_t words, float *z, int64_t ld)
 {
     const int64_t k = x->shape[1];
-    return sz_cuda_gemm_linear(rows, words, k, sz_elements_from(x, first * k).data, sz_elements_from(w, base * k).data, x->dtype, NULL, false, z, ld, SZ_F32);
+    return sz_cuda_gemm_linear(rows, words, k, sz_elements_from(x, first * k).data,
+                               sz_elements_from(w, base * k).data, x->dtype, NULL, false, z, ld,
+                               SZ_F32);
 }
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 extern "C" int sz_cuda_logprob(const sz_call *c)
 {
-    const sz_tensor *x = c->in[0], *w = c->in[1];
-    const int64_t n = x->shape[0], v = w->shape[0], ld = least(CHUNK, v), most = least(ROWS, n);
+    const sz_tensor *x = c->in[0];
+    const sz_tensor *w = c->in[1];
+    const int64_t n = x->shape[0];
+    const int64_t v = w->shape[0];
+    const int64_t ld = least(CHUNK, v);
+    const int64_t most = least(ROWS, n);
+    const float scale = (float)c->args[0];
     if (n == 0) return 0;
     const int32_t *ids = sz_cuda_indices(c->in[2]);
     float *z = (float *)sz_cuda_scratch((size_t)(most * ld) * sizeof *z);
-    running *state = (running *)sz_cuda_scratch((size_t)most * sizeof *state);
+    lse_state *state = (lse_state *)sz_cuda_scratch((size_t)most * sizeof *state);
     if (!ids || !z || !state) return -1;
-    for (int64_t first = 0; first < n; first += ROWS)
+    for (int64_t first = 0; first < n; first += ROWS) {
+        const int64_t rows = least(ROWS, n - first);
+        float *logprob = sz_f32(c->out[0]) + first;
+        float *entropy = sz_f32(c->out[1]) + first;
+        float *lse = sz_f32(c->out[2]) + first;
         for (int64_t base = 0; base < v; base += CHUNK) {
-            const int64_t rows = least(ROWS, n - first), words = least(CHUNK, v - base);
-            if (chunk_logits(x, w, first, rows, base, words, z, ld)) return -1;
-            SZ_LAUNCH(stats_kernel, (unsigned)rows, THREADS, 0, z, ld, base, words, (float)c->args[0], ids + first, state, sz_f32(c->out[0]) + first,
-                      sz_f32(c->out[1]) + first, sz_f32(c->out[2]) + first, base + words == v);
-            if (sz_cuda_launched("logprob")) return -1;
+            const int64_t words = least(CHUNK, v - base);
+            if (chunk_logits(x, w, first, rows, base, words, z, ld) != 0) return -1;
+            SZ_LAUNCH(stats_kernel, (unsigned)rows, THREADS, 0, z, ld, base, words, scale,
+                      ids + first, state, logprob, entropy, lse, base + words == v);
+            if (sz_cuda_launched("logprob") != 0) return -1;
         }
+    }
     return 0;
 }
 
-/* dz, in place when it is f32, from the logits z; both [rows, ld]. */
-__global__ void gradient_kernel(const float *z, sz_elements dz, int64_t ld, int64_t base, int64_t words, float scale, const int32_t *ids, const float *lse,
-                                const float *entropy, const float *dlogprob, const float *dentropy)
+/* ---- backward ---- */
+/* Per-row inputs of the gradient. */
+struct row_inputs {
+    const int32_t *ids;
+    const float *lse, *entropy;
+    const float *dlogprob, *dentropy;       /* either may be NULL */
+};
+
+/* dz from the logits z; both [rows, ld], and the same memory if dz is f32. */
+__global__ void gradient_kernel(const float *z, sz_elements dz, int64_t ld, int64_t base,
+                                int64_t words, float scale, row_inputs in)
 {
-    const int64_t row = blockIdx.x, id = ids[row] - base;
-    const float g = dlogprob ? dlogprob[row] : 0, e = dentropy ? dentropy[row] : 0, sum = lse[row], h = entropy[row];
-    for (int64_t j = (int64_t)blockIdx.y * THREADS + threadIdx.x; j < words; j += (int64_t)gridDim.y * THREADS) {
-        /* The bound keeps 0 * -infinity out. */
-        const float log_p = z[row * ld + j] * scale - sum, p = log_p < -80 ? 0 : expf(log_p);
-        const float rest = p > 0 ? p * (g + e * (log_p + h)) : 0;
-        sz_store_element(dz, row * ld + j, ((j == id ? g : 0) - rest) * scale);
+    const int64_t row = blockIdx.x;
+    const int64_t id = in.ids[row] - base;
+    const float g = in.dlogprob ? in.dlogprob[row] : 0;
+    const float e = in.dentropy ? in.dentropy[row] : 0;
+    const float lse = in.lse[row];
+    const float h = in.entropy[row];
+    const int64_t start = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    for (int64_t j = start; j < words; j += (int64_t)gridDim.y * THREADS) {
+        /* Below the bound p counts as 0, which avoids 0 * -infinity. */
+        const float log_p = z[row * ld + j] * scale - lse;
+        const float p = log_p < -80 ? 0 : expf(log_p);
+        const float common = p > 0 ? p * (g + e * (log_p + h)) : 0;
+        sz_store_element(dz, row * ld + j, ((j == id ? g : 0) - common) * scale);
     }
+}
+
+/* The rows [first, ...) of the gradient's inputs. */
+static row_inputs inputs_from(const sz_call *c, const int32_t *ids, int64_t first)
+{
+    row_inputs in;
+    in.ids = ids + first;
+    in.lse = sz_f32(c->in[3]) + first;
+    in.entropy = sz_f32(c->in[4]) + first;
+    in.dlogprob = c->in[5] ? sz_f32(c->in[5]) + first : NULL;
+    in.dentropy = c->in[6] ? sz_f32(c->in[6]) + first : NULL;
+    return in;
 }
 
 extern "C" int sz_cuda_logprob_backward(const sz_call *c)
 {
-    const sz_tensor *x = c->in[0], *w = c->in[1], *acc = c->in[7], *dx = c->out[0];
-    const int64_t n = x->shape[0], k = x->shape[1], v = w->shape[0], ld = least(CHUNK, v), most = least(ROWS, n);
-    const bool narrow = x->dtype == SZ_BF16;
+    const sz_tensor *x = c->in[0];
+    const sz_tensor *w = c->in[1];
+    const sz_tensor *acc = c->in[7];
+    const sz_tensor *dx = c->out[0];
+    const int64_t n = x->shape[0];
+    const int64_t k = x->shape[1];
+    const int64_t v = w->shape[0];
+    const int64_t ld = least(CHUNK, v);
+    const int64_t most = least(ROWS, n);
+    const float scale = (float)c->args[0];
+    const bool is_bf16 = x->dtype == SZ_BF16;
     if (n == 0) return 0;
+
+    /* bf16 needs dz apart from z, and f32 sums for dx. */
     const int32_t *ids = sz_cuda_indices(c->in[2]);
     float *z = (float *)sz_cuda_scratch((size_t)(most * ld) * sizeof *z);
-    void *dz = narrow ? sz_cuda_scratch((size_t)(most * ld) * sizeof(bf16)) : z;
-    float *sums = narrow ? (float *)sz_cuda_scratch((size_t)(most * k + 1) * sizeof *sums) : NULL;
-    if (!ids || !z || !dz || (narrow && !sums)) return -1;
+    void *dz = z;
+    float *sums = NULL;
+    if (is_bf16) {
+        dz = sz_cuda_scratch((size_t)(most * ld) * sizeof(bf16));
+        sums = (float *)sz_cuda_scratch((size_t)(most * k + 1) * sizeof *sums);
+        if (!dz || !sums) return -1;
+    }
+    if (!ids || !z) return -1;
+
     for (int64_t first = 0; first < n; first += ROWS) {
         const int64_t rows = least(ROWS, n - first);
-        float *to = narrow ? sums : sz_f32(dx) + first * k;
+        const row_inputs in = inputs_from(c, ids, first);
+        const void *x_rows = sz_elements_from(x, first * k).data;
+        float *to = is_bf16 ? sums : sz_f32(dx) + first * k;
         for (int64_t base = 0; base < v; base += CHUNK) {
             const int64_t words = least(CHUNK, v - base);
-            if (chunk_logits(x, w, first, rows, base, words, z, ld)) return -1;
+            if (chunk_logits(x, w, first, rows, base, words, z, ld) != 0) return -1;
             const dim3 grid((unsigned)rows, (unsigned)least(8, sz_blocks(words, THREADS)));
-            SZ_LAUNCH(gradient_kernel, grid, THREADS, 0, z, sz_elements{ dz, narrow }, ld, base, words, (float)c->args[0], ids + first, sz_f32(c->in[3]) + first,
-                      sz_f32(c->in[4]) + first, c->in[5] ? sz_f32(c->in[5]) + first : NULL, c->in[6] ? sz_f32(c->in[6]) + first : NULL);
-            if (sz_cuda_launched("logprob_backward")) return -1;
-            if (sz_cuda_gemm(false, false, rows, k, words, dz, ld, sz_elements_from(w, base * k).data, k, x->dtype, base > 0 ? 1.0f : 0.0f, to, k, SZ_F32)) return -1;
-            if (acc && sz_cuda_gemm(true, false, words, k, rows, dz, ld, sz_elements_from(x, first * k).data, k, x->dtype, 1, sz_f32(acc) + base * k, k, SZ_F32)) return -1;
+            SZ_LAUNCH(gradient_kernel, grid, THREADS, 0,
+                      z, sz_elements{ dz, is_bf16 }, ld, base, words, scale, in);
+            if (sz_cuda_launched("logprob_backward") != 0) return -1;
+            /* dx += dz w, then acc += dz^T x. */
+            const void *w_rows = sz_elements_from(w, base * k).data;
+            const float beta = base > 0 ? 1.0f : 0.0f;
+            if (sz_cuda_gemm(false, false, rows, k, words, dz, ld, w_rows, k, x->dtype, beta, to,
+                             k, SZ_F32) != 0)
+                return -1;
+            if (acc && sz_cuda_gemm(true, false, words, k, rows, dz, ld, x_rows, k, x->dtype, 1,
+                                    sz_f32(acc) + base * k, k, SZ_F32) != 0)
+                return -1;
         }
-        if (narrow) sz_cuda_finish(sums, rows, k, NULL, false, sz_elements_from(dx, first * k), k);
+        if (is_bf16)
+            sz_cuda_finish(sums, rows, k, NULL, false, sz_elements_from(dx, first * k), k);
     }
     return sz_cuda_launched("logprob_backward");
 }

@@ -1,8 +1,9 @@
-/* attention.c - attention over a table of segments: on packed qkv rows, against a KV cache, and with
- * queries and keys of their own. Shape checks, gradient rules, workspace, FLOP counts, typed wrappers.
+/* attention.c - attention over a table of segments: on packed qkv rows, against a KV cache, and
+ * with queries and keys of their own. Shape checks, gradient rules, workspace, FLOP counts, typed
+ * wrappers.
  *
- * The table is i32 [s, 6], in host memory; ops.def says what its columns mean. It is checked here, so
- * that a kernel never reads outside the rows of q and k.
+ * The table is i32 [s, 6], in host memory; ops.def says what its columns mean. It is checked
+ * here, so that a kernel never reads outside the rows of q and k.
  * Leaves out: dense masks, dropout.
  */
 #include "op.h"
@@ -14,7 +15,8 @@ enum { Q_START, Q_LEN, K_START, K_LEN, P_START, P_LEN, SEGMENT_COLUMNS };
 /* Every segment's ranges are inside q_rows and k_rows. */
 static bool segments_fit(const sz_tensor *segments, int64_t q_rows, int64_t k_rows)
 {
-    if (!sz_is_ids(segments) || segments->ndim != 2 || sz_cols(segments) != SEGMENT_COLUMNS) return false;
+    if (!sz_is_ids(segments) || segments->ndim != 2 || sz_cols(segments) != SEGMENT_COLUMNS)
+        return false;
     const int32_t *s = sz_i32(segments);
     for (int64_t i = 0; i < segments->shape[0]; i++, s += SEGMENT_COLUMNS) {
         for (int j = 0; j < SEGMENT_COLUMNS; j++)
@@ -29,8 +31,8 @@ static bool segments_fit(const sz_tensor *segments, int64_t q_rows, int64_t k_ro
 bool sz_decode_fits(const sz_tensor *ids, int64_t vocab, const sz_tensor *cache_rows,
                     const sz_tensor *segments, int64_t rows)
 {
-    return sz_ids_below(ids, vocab) && sz_ids_below(cache_rows, rows)
-           && segments_fit(segments, ids->numel, rows);
+    return sz_ids_below(ids, vocab) && sz_ids_below(cache_rows, rows) &&
+           segments_fit(segments, ids->numel, rows);
 }
 
 /* The numbers of a call: heads, key and value heads, width of a head. */
@@ -67,7 +69,8 @@ static int check_separate(int op, const sz_call *c, head_counts *h)
     const sz_tensor *v = c->in[2];
     SZ_REQUIRE(sz_is_float_nd(q, 2) && sz_is_float_nd(k, 2) && sz_is_float(v), "takes q, k and v");
     if (read_heads(op, c, h) != 0) return -1;
-    SZ_REQUIRE(sz_cols(q) >= h->heads * h->dim && sz_cols(k) == h->kv_heads * h->dim && sz_same_shape(k, v),
+    SZ_REQUIRE(sz_cols(q) >= h->heads * h->dim && sz_cols(k) == h->kv_heads * h->dim &&
+                   sz_same_shape(k, v),
                "q must be at least heads * head_dim wide, k and v kv_heads * head_dim");
     SZ_REQUIRE(q->dtype == k->dtype && k->dtype == v->dtype, "q, k and v must have one dtype");
     SZ_REQUIRE(segments_fit(c->in[3], q->shape[0], k->shape[0]),
@@ -111,7 +114,8 @@ int sz_shape_attention_backward(int op, sz_call *c)
     head_counts h;
     if (check_packed(op, c, &h) != 0) return -1;
     const sz_tensor *qkv = c->in[0];
-    SZ_REQUIRE(results_fit(&h, qkv->shape[0], qkv->dtype, &c->in[2]), "out, lse and dout must fit qkv");
+    SZ_REQUIRE(results_fit(&h, qkv->shape[0], qkv->dtype, &c->in[2]),
+               "out, lse and dout must fit qkv");
     return sz_out_like(c, qkv);
 }
 
@@ -198,13 +202,23 @@ static double count_flops(const sz_call *c, const sz_tensor *segments, int produ
     return 2.0 * products * heads * head_dim * count_pairs(segments, c->args[3] != 0);
 }
 
-/* Forward: scores and weighted values. Backward: scores again, and a product for each of dv, dp, dq, dk. */
+/* Forward: scores and weighted values. Backward: scores again, and a product for each of dv, dp,
+ * dq, dk. */
 enum { FORWARD_PRODUCTS = 2, BACKWARD_PRODUCTS = 5 };
 
 double sz_flops_attention(const sz_call *c) { return count_flops(c, c->in[1], FORWARD_PRODUCTS); }
-double sz_flops_attention_cached(const sz_call *c) { return count_flops(c, c->in[3], FORWARD_PRODUCTS); }
-double sz_flops_attention_cross(const sz_call *c) { return count_flops(c, c->in[3], FORWARD_PRODUCTS); }
-double sz_flops_attention_backward(const sz_call *c) { return count_flops(c, c->in[1], BACKWARD_PRODUCTS); }
+double sz_flops_attention_cached(const sz_call *c)
+{
+    return count_flops(c, c->in[3], FORWARD_PRODUCTS);
+}
+double sz_flops_attention_cross(const sz_call *c)
+{
+    return count_flops(c, c->in[3], FORWARD_PRODUCTS);
+}
+double sz_flops_attention_backward(const sz_call *c)
+{
+    return count_flops(c, c->in[1], BACKWARD_PRODUCTS);
+}
 
 double sz_flops_attention_cross_backward(const sz_call *c)
 {
@@ -212,7 +226,8 @@ double sz_flops_attention_cross_backward(const sz_call *c)
 }
 
 /* ---- gradients ---- */
-/* A backward op's call: the `count` inputs of the forward op, its two outputs, dout, the same numbers. */
+/* A backward op's call: the `count` inputs of the forward op, its two outputs, dout, the same
+ * numbers. */
 static sz_call backward_call(const sz_node *n, int count)
 {
     sz_call c = { .in = { NULL } };
@@ -248,17 +263,19 @@ sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_h
     return c.out[0];
 }
 
-sz_tensor *sz_attention_cached(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads,
-                               int kv_heads, int head_dim, bool causal, double scale)
+sz_tensor *sz_attention_cached(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments,
+                               int heads, int kv_heads, int head_dim, bool causal, double scale)
 {
-    sz_call c = { .in = { q, k, v, segments }, .args = { heads, kv_heads, head_dim, causal, scale } };
+    sz_call c = { .in = { q, k, v, segments },
+                  .args = { heads, kv_heads, head_dim, causal, scale } };
     return sz_run_wrapped(SZ_OP_attention_cached, 4, c);
 }
 
-sz_tensor *sz_attention_cross(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments, int heads,
-                              int kv_heads, int head_dim, bool causal, double scale)
+sz_tensor *sz_attention_cross(sz_tensor *q, sz_tensor *k, sz_tensor *v, sz_tensor *segments,
+                              int heads, int kv_heads, int head_dim, bool causal, double scale)
 {
-    sz_call c = { .in = { q, k, v, segments }, .args = { heads, kv_heads, head_dim, causal, scale } };
+    sz_call c = { .in = { q, k, v, segments },
+                  .args = { heads, kv_heads, head_dim, causal, scale } };
     if (!q || !k || !v || !segments || sz_apply(SZ_OP_attention_cross, &c) != 0) return NULL;
     sz_tensor_release(c.out[1]);
     return c.out[0];

@@ -64,8 +64,8 @@ int sz_shape_conv2d_dx(int op, sz_call *c)
                "takes dy [b, oh, ow, o] and weight [o, c, kh, kw] of one dtype");
     if (read_stride(op, c, &stride, &padding) != 0) return -1;
     if (sz_whole(op, c, 2, 1, &height) != 0 || sz_whole(op, c, 3, 1, &width) != 0) return -1;
-    SZ_REQUIRE(positions(height, w->shape[2], stride, padding) == dy->shape[1]
-                   && positions(width, w->shape[3], stride, padding) == dy->shape[2],
+    SZ_REQUIRE(positions(height, w->shape[2], stride, padding) == dy->shape[1] &&
+                   positions(width, w->shape[3], stride, padding) == dy->shape[2],
                "dy is not what conv2d makes of height x width");
     return sz_out(c, new_image(dy, height, width, w->shape[1]));
 }
@@ -77,12 +77,14 @@ int sz_shape_conv2d_dw_(int op, sz_call *c)
     sz_tensor *dy = c->in[2];
     int64_t stride;
     int64_t padding;
-    SZ_REQUIRE(sz_is_f32(acc) && acc->ndim == 4 && is_image(x) && is_image(dy) && x->dtype == dy->dtype,
+    SZ_REQUIRE(sz_is_f32(acc) && acc->ndim == 4 && is_image(x) && is_image(dy) &&
+                   x->dtype == dy->dtype,
                "takes acc f32 [o, c, kh, kw], x, dy");
     if (read_stride(op, c, &stride, &padding) != 0) return -1;
-    SZ_REQUIRE(acc->shape[0] == dy->shape[3] && acc->shape[1] == x->shape[3] && x->shape[0] == dy->shape[0]
-                   && positions(x->shape[1], acc->shape[2], stride, padding) == dy->shape[1]
-                   && positions(x->shape[2], acc->shape[3], stride, padding) == dy->shape[2],
+    SZ_REQUIRE(acc->shape[0] == dy->shape[3] && acc->shape[1] == x->shape[3] &&
+                   x->shape[0] == dy->shape[0] &&
+                   positions(x->shape[1], acc->shape[2], stride, padding) == dy->shape[1] &&
+                   positions(x->shape[2], acc->shape[3], stride, padding) == dy->shape[2],
                "acc, x and dy do not fit each other");
     return sz_out_in_place(c);
 }
@@ -129,8 +131,8 @@ static int64_t weight_bytes(const sz_tensor *w)
     return (int64_t)sizeof(float) * (f32 + (reordered ? w->numel : 0));
 }
 
-/* A block of rows [k] of the image under the kernel, and of results or gradients [o] where they are bf16:
- * 256 KiB of rows for each thread, 64 rows at least, `most` at most. */
+/* A block of rows [k] of the image under the kernel, and of results or gradients [o] where they
+ * are bf16: 256 KiB of rows for each thread, 64 rows at least, `most` at most. */
 static int64_t block_bytes(const sz_tensor *w, int64_t most, int dtype)
 {
     const int64_t k = w->numel / w->shape[0];
@@ -179,8 +181,8 @@ double sz_flops_conv2d_dx(const sz_call *c) { return count_flops(c->in[0], c->in
 double sz_flops_conv2d_dw_(const sz_call *c) { return count_flops(c->in[2], c->in[0]); }
 
 /* ---- gradients ---- */
-/* The weight's and the bias's gradients of y = conv2d(x, w) + b. conv_transpose2d calls it with x and dy
- * exchanged. */
+/* The weight's and the bias's gradients of y = conv2d(x, w) + b. conv_transpose2d calls it with x
+ * and dy exchanged. */
 static int grad_weight_and_bias(sz_node *n, sz_tensor *x, sz_tensor *dy)
 {
     sz_tensor *w = n->call.in[1];

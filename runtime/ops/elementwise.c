@@ -1,7 +1,8 @@
-/* elementwise.c - ops that compute each element on its own, and sums over all elements: shape checks,
- * gradient rules, typed wrappers. In a binary op b has a's shape, is its trailing part, or is one
- * element. Gradients are summed in f32 and have the dtype of the input they belong to.
- * Leaves out: workspace and FLOP counts. These ops take next to none, and memory is what limits them.
+/* elementwise.c - ops that compute each element on its own, and sums over all elements: shape
+ * checks, gradient rules, typed wrappers. In a binary op b has a's shape, is its trailing part,
+ * or is one element. Gradients are summed in f32 and have the dtype of the input they belong to.
+ * Leaves out: workspace and FLOP counts. These ops take next to none, and memory is what limits
+ * them.
  */
 #include "op.h"
 
@@ -98,7 +99,8 @@ static int shape_pair(int op, sz_call *c)
     const sz_tensor *a = c->in[0];
     const sz_tensor *b = c->in[1];
     SZ_REQUIRE(sz_is_float(a) && sz_is_float(b), "takes two f32 or bf16 tensors");
-    SZ_REQUIRE(sz_same_shape(a, b) && a->dtype == b->dtype, "takes two tensors of one shape and dtype");
+    SZ_REQUIRE(sz_same_shape(a, b) && a->dtype == b->dtype,
+               "takes two tensors of one shape and dtype");
     return sz_out_like(c, a);
 }
 
@@ -118,7 +120,8 @@ int sz_shape_mask_le(int op, sz_call *c)
 static int grad_choice(sz_node *n, int low, int high)
 {
     sz_tensor *dy = sz_dy(n);
-    sz_tensor *first = sz_run(SZ_OP_mask_le, (sz_call){ .in = { n->call.in[low], n->call.in[high], dy } });
+    sz_tensor *first = sz_run(SZ_OP_mask_le,
+                              (sz_call){ .in = { n->call.in[low], n->call.in[high], dy } });
     int rc = first ? 0 : -1;
     if (rc == 0 && sz_wants(n, 1))
         rc = sz_give(n, 1, sz_run(SZ_OP_sub, (sz_call){ .in = { dy, first } }));
@@ -161,7 +164,8 @@ int sz_shape_quick_gelu_backward(int op, sz_call *c) { return shape_pair(op, c);
 int sz_shape_relu_backward(int op, sz_call *c) { return shape_pair(op, c); }
 int sz_shape_clamp_backward(int op, sz_call *c) { return shape_pair(op, c); }
 
-/* Gives input 0 the result of a backward op (x, dy) -> dx; x is the input, or the output, as it takes. */
+/* Gives input 0 the result of a backward op (x, dy) -> dx; x is the input, or the output, as it
+ * takes. */
 static int grad_unary(sz_node *n, int backward, sz_tensor *x)
 {
     sz_call call = { .in = { x, sz_dy(n) } };
@@ -171,7 +175,10 @@ static int grad_unary(sz_node *n, int backward, sz_tensor *x)
 
 int sz_grad_silu(sz_node *n) { return grad_unary(n, SZ_OP_silu_backward, n->call.in[0]); }
 int sz_grad_gelu(sz_node *n) { return grad_unary(n, SZ_OP_gelu_backward, n->call.in[0]); }
-int sz_grad_quick_gelu(sz_node *n) { return grad_unary(n, SZ_OP_quick_gelu_backward, n->call.in[0]); }
+int sz_grad_quick_gelu(sz_node *n)
+{
+    return grad_unary(n, SZ_OP_quick_gelu_backward, n->call.in[0]);
+}
 int sz_grad_swiglu(sz_node *n) { return grad_unary(n, SZ_OP_swiglu_backward, n->call.in[0]); }
 int sz_grad_clamp(sz_node *n) { return grad_unary(n, SZ_OP_clamp_backward, n->call.in[0]); }
 int sz_grad_relu(sz_node *n) { return grad_unary(n, SZ_OP_relu_backward, n->call.out[0]); }
@@ -214,7 +221,8 @@ int sz_shape_swiglu_backward(int op, sz_call *c)
     sz_tensor *x = c->in[0];
     sz_tensor *dy = c->in[1];
     SZ_REQUIRE(sz_is_float(x) && sz_is_float(dy), "takes two f32 or bf16 tensors");
-    SZ_REQUIRE(x->numel == 2 * dy->numel && sz_cols(x) == 2 * sz_cols(dy), "x must be twice as wide as dy");
+    SZ_REQUIRE(x->numel == 2 * dy->numel && sz_cols(x) == 2 * sz_cols(dy),
+               "x must be twice as wide as dy");
     SZ_REQUIRE(x->dtype == dy->dtype, "takes two tensors of one dtype");
     return sz_out_like(c, x);
 }

@@ -1,6 +1,6 @@
-/* logprob.c - log-probability and entropy of chosen tokens from hidden states: the linear layer of the
- * logits and their softmax in one op, so that the logits [n, vocab] never exist as a whole. Shape
- * checks, gradient rule, workspace, FLOP counts, typed wrapper.
+/* logprob.c - log-probability and entropy of chosen tokens from hidden states: the linear layer
+ * of the logits and their softmax in one op, so that the logits [n, vocab] never exist as a
+ * whole. Shape checks, gradient rule, workspace, FLOP counts, typed wrapper.
  * Leaves out: the gradient of the log-sum-exp. Nothing asks for it.
  */
 #include "op.h"
@@ -29,12 +29,14 @@ int sz_shape_logprob_backward(int op, sz_call *c)
     sz_tensor *w = c->in[1];
     sz_tensor *ids = c->in[2];
     sz_tensor *acc = c->in[7];
-    SZ_REQUIRE(sz_is_float_nd(x, 2) && sz_is_float_nd(w, 2) && sz_is_ids(ids) && c->in[3] && c->in[4],
+    SZ_REQUIRE(sz_is_float_nd(x, 2) && sz_is_float_nd(w, 2) && sz_is_ids(ids) && c->in[3] &&
+                   c->in[4],
                "takes x, w, ids, lse, entropy");
     SZ_REQUIRE(x->shape[1] == w->shape[1] && x->dtype == w->dtype, "x and w do not fit");
     for (int i = 2; i < 7; i++)
         SZ_REQUIRE(!c->in[i] || c->in[i]->numel == x->shape[0], "one element a row of x is needed");
-    SZ_REQUIRE(!acc || (acc->dtype == SZ_F32 && acc->numel == w->numel), "acc must be f32 of w's size");
+    SZ_REQUIRE(!acc || (acc->dtype == SZ_F32 && acc->numel == w->numel),
+               "acc must be f32 of w's size");
     SZ_REQUIRE(sz_ids_below(ids, w->shape[0]), "an id is outside the vocabulary");
     return sz_out_like(c, x);
 }

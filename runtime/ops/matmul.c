@@ -1,5 +1,6 @@
-/* matmul.c - matrix products: matmul, and the linear layer with up to three weights, its gradients and
- * its 8-bit form. Shape checks, gradient rules, workspace, FLOP counts, typed wrappers.
+/* matmul.c - matrix products: matmul, and the linear layer with up to three weights, its
+ * gradients and its 8-bit form. Shape checks, gradient rules, workspace, FLOP counts, typed
+ * wrappers.
  *
  * x is [n, k] (its leading dimensions are seen as one), a weight [m, k], the result [n, m]. bf16
  * products are summed in f32 workspace and rounded once.
@@ -15,7 +16,8 @@ int sz_shape_matmul(int op, sz_call *c)
 {
     sz_tensor *a = c->in[0];
     sz_tensor *b = c->in[1];
-    SZ_REQUIRE(sz_is_float(a) && sz_is_float(b) && (a->ndim == 2 || a->ndim == 3) && b->ndim == a->ndim,
+    SZ_REQUIRE(sz_is_float(a) && sz_is_float(b) && (a->ndim == 2 || a->ndim == 3) &&
+                   b->ndim == a->ndim,
                "takes two f32 or bf16 matrices, or two stacks of them");
     const int batch = a->ndim - 2;
     const int trans_a = c->args[0] != 0;
@@ -47,7 +49,10 @@ int64_t sz_workspace_matmul(const sz_call *c)
     return sz_workspace_sums(y) + sz_gemm_workspace(n, sz_cols(y), inner(c), y->dtype);
 }
 
-double sz_flops_matmul(const sz_call *c) { return 2.0 * (double)c->out[0]->numel * (double)inner(c); }
+double sz_flops_matmul(const sz_call *c)
+{
+    return 2.0 * (double)c->out[0]->numel * (double)inner(c);
+}
 
 static sz_tensor *product(sz_tensor *a, sz_tensor *b, double trans_a, double trans_b)
 {
@@ -77,9 +82,10 @@ static bool is_weight(const sz_tensor *w, int dtype, int64_t k)
     return sz_is_float(w) && w->dtype == dtype && w->ndim >= 2 && w->numel == w->shape[0] * k;
 }
 
-/* The rows of up to `count` weights [m_i, k] (NULL ends them) with biases [m_i] or NULL: their sum, or
- * -1 when one does not fit. biases may be NULL. */
-static int64_t weight_rows(int dtype, sz_tensor *const *w, sz_tensor *const *biases, int count, int64_t k)
+/* The rows of up to `count` weights [m_i, k] (NULL ends them) with biases [m_i] or NULL: their
+ * sum, or -1 when one does not fit. biases may be NULL. */
+static int64_t weight_rows(int dtype, sz_tensor *const *w, sz_tensor *const *biases, int count,
+                           int64_t k)
 {
     int64_t rows = 0;
     for (int i = 0; i < count && w[i]; i++) {
@@ -103,8 +109,9 @@ static int shape_layers(int op, sz_call *c, int count, const char *takes, const 
 
 int sz_shape_linear(int op, sz_call *c)
 {
-    return shape_layers(op, c, 1, "takes x, a weight and maybe a bias",
-                        "the weight must be [m, k] and the bias [m] for x [n, k], all of one dtype");
+    return shape_layers(
+        op, c, 1, "takes x, a weight and maybe a bias",
+        "the weight must be [m, k] and the bias [m] for x [n, k], all of one dtype");
 }
 
 int sz_shape_linear_gelu(int op, sz_call *c) { return sz_shape_linear(op, c); }
@@ -131,7 +138,8 @@ int sz_shape_linear_add_(int op, sz_call *c)
     sz_tensor *x = c->in[1];
     sz_tensor *w = c->in[2];
     int64_t col;
-    SZ_REQUIRE(sz_is_float(y) && sz_is_float(x) && w && y->ndim >= 1 && x->ndim >= 1 && y->dtype == x->dtype,
+    SZ_REQUIRE(sz_is_float(y) && sz_is_float(x) && w && y->ndim >= 1 && x->ndim >= 1 &&
+                   y->dtype == x->dtype,
                "takes y [n, c], x [n, k] and w [m, k] of one dtype");
     const int64_t m = weight_rows(x->dtype, &c->in[2], NULL, 1, sz_cols(x));
     SZ_REQUIRE(m > 0 && sz_rows(x) == sz_rows(y),
@@ -160,7 +168,8 @@ int sz_shape_linear_dw_(int op, sz_call *c)
     sz_tensor *x = c->in[1];
     sz_tensor *dy = c->in[2];
     int64_t col;
-    SZ_REQUIRE(sz_is_f32(acc) && acc->ndim >= 2 && sz_is_float(x) && sz_is_float(dy) && x->dtype == dy->dtype,
+    SZ_REQUIRE(sz_is_f32(acc) && acc->ndim >= 2 && sz_is_float(x) && sz_is_float(dy) &&
+                   x->dtype == dy->dtype,
                "takes acc f32 [m, k], x [n, k], dy [n, c]");
     SZ_REQUIRE(acc->numel == acc->shape[0] * sz_cols(x) && sz_rows(x) == sz_rows(dy),
                "x and dy must have the same rows and x acc's columns");
@@ -313,8 +322,8 @@ int sz_shape_quantize_int8(int op, sz_call *c)
     int64_t rows = 0;
     for (int i = 0; i < 3 && c->in[i]; i++) {
         const sz_tensor *w = c->in[i];
-        SZ_REQUIRE(sz_is_float_nd(w, 2) && w->shape[0] > 0 && w->shape[1] > 0
-                       && w->shape[1] == first->shape[1] && w->dtype == first->dtype,
+        SZ_REQUIRE(sz_is_float_nd(w, 2) && w->shape[0] > 0 && w->shape[1] > 0 &&
+                       w->shape[1] == first->shape[1] && w->dtype == first->dtype,
                    "takes weights [m, k] with one k and dtype");
         rows += w->shape[0];
     }
@@ -341,15 +350,15 @@ int sz_shape_linear_int8(int op, sz_call *c)
     const sz_tensor *scale = c->in[2];
     const sz_tensor *b = c->in[3];
     int64_t m;
-    SZ_REQUIRE(sz_is_float(x) && x->ndim >= 1 && q && q->dtype == SZ_U8 && q->ndim == 3 && sz_is_f32(scale)
-                   && scale->ndim == 3,
+    SZ_REQUIRE(sz_is_float(x) && x->ndim >= 1 && q && q->dtype == SZ_U8 && q->ndim == 3 &&
+                   sz_is_f32(scale) && scale->ndim == 3,
                "takes x, and q and scale of quantize_int8");
     if (sz_whole(op, c, 0, 1, &m) != 0) return -1;
     const int64_t k = sz_cols(x);
     const int64_t blocks = ceil_div(m, Q_ROWS);
-    SZ_REQUIRE(has_shape3(q, blocks, ceil_div(k, Q_WORD), Q_ROWS * Q_WORD)
-                   && has_shape3(scale, blocks, ceil_div(k, Q_GROUP), Q_ROWS)
-                   && (!b || (sz_is_float(b) && b->numel == m)),
+    SZ_REQUIRE(has_shape3(q, blocks, ceil_div(k, Q_WORD), Q_ROWS * Q_WORD) &&
+                   has_shape3(scale, blocks, ceil_div(k, Q_GROUP), Q_ROWS) &&
+                   (!b || (sz_is_float(b) && b->numel == m)),
                "q and scale must be those of a weight [m, k], the bias [m]");
     const int dtype = c->args[1] != 0 ? SZ_F32 : x->dtype;
     return sz_out(c, sz_new_with_cols(x, dtype, m));
@@ -406,7 +415,8 @@ int sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale)
     return 0;
 }
 
-sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m, bool f32_out)
+sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m,
+                          bool f32_out)
 {
     sz_call call = { .in = { x, q, scale, b }, .args = { (double)m, f32_out } };
     return sz_run_wrapped(SZ_OP_linear_int8, 3, call);

@@ -1,5 +1,5 @@
-/* norm.c - RMSNorm, LayerNorm, softmax and the rotary embedding: ops that work on whole rows of the last
- * dimension. Shape checks, gradient rules, workspace, typed wrappers.
+/* norm.c - RMSNorm, LayerNorm, softmax and the rotary embedding: ops that work on whole rows of
+ * the last dimension. Shape checks, gradient rules, workspace, typed wrappers.
  * Leaves out: FLOP counts. Memory is what limits these ops.
  */
 #include "op.h"
@@ -24,7 +24,8 @@ int sz_shape_layernorm(int op, sz_call *c)
     sz_tensor *b = c->in[2];
     SZ_REQUIRE(sz_is_float(x) && sz_is_float(w) && sz_is_float(b) && x->ndim >= 1,
                "takes f32 or bf16 tensors");
-    SZ_REQUIRE(is_row_of(w, x) && is_row_of(b, x), "weight and bias must have one element a column");
+    SZ_REQUIRE(is_row_of(w, x) && is_row_of(b, x),
+               "weight and bias must have one element a column");
     return sz_out_like(c, x);
 }
 
@@ -77,7 +78,8 @@ int sz_shape_softmax_backward(int op, sz_call *c)
     sz_tensor *y = c->in[0];
     sz_tensor *dy = c->in[1];
     SZ_REQUIRE(sz_is_float(y) && sz_is_float(dy), "takes two f32 or bf16 tensors");
-    SZ_REQUIRE(sz_same_shape(y, dy) && y->dtype == dy->dtype, "takes two tensors of one shape and dtype");
+    SZ_REQUIRE(sz_same_shape(y, dy) && y->dtype == dy->dtype,
+               "takes two tensors of one shape and dtype");
     return sz_out_like(c, y);
 }
 
@@ -95,12 +97,13 @@ int sz_shape_rope(int op, sz_call *c)
     sz_tensor *sines = c->in[2];
     int64_t heads;
     int64_t head_dim;
-    SZ_REQUIRE(sz_is_float_nd(x, 2) && sz_is_float(cosines) && sz_is_float(sines), "takes x [n, c], cos, sin");
+    SZ_REQUIRE(sz_is_float_nd(x, 2) && sz_is_float(cosines) && sz_is_float(sines),
+               "takes x [n, c], cos, sin");
     if (sz_whole(op, c, 0, 0, &heads) != 0 || sz_whole(op, c, 1, 2, &head_dim) != 0) return -1;
     if (head_dim % 2 != 0) return sz_refuse_number(op, c, 1, "even");
     SZ_REQUIRE(heads * head_dim <= sz_cols(x), "heads * head_dim must fit the columns");
-    SZ_REQUIRE(cosines->numel == sz_rows(x) * head_dim / 2 && sines->numel == cosines->numel
-                   && cosines->dtype == sines->dtype,
+    SZ_REQUIRE(cosines->numel == sz_rows(x) * head_dim / 2 && sines->numel == cosines->numel &&
+                   cosines->dtype == sines->dtype,
                "cos and sin must be [n, head_dim / 2] of one dtype");
     return sz_out_like(c, x);
 }

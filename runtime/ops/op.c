@@ -60,7 +60,8 @@ int sz_refuse_number(int op, const sz_call *c, int i, const char *what)
 {
     const char *name;
     int length = number_name(op, i, &name);
-    return sz_fail("%s: %.*s is %g, it must be %s", sz_ops[op].name, length, name, c->args[i], what);
+    return sz_fail("%s: %.*s is %g, it must be %s", sz_ops[op].name, length, name, c->args[i],
+                   what);
 }
 
 int sz_whole(int op, const sz_call *c, int i, int64_t least, int64_t *value)
@@ -78,7 +79,8 @@ int sz_whole(int op, const sz_call *c, int i, int64_t least, int64_t *value)
 /* ---- checks ---- */
 bool sz_same_shape(const sz_tensor *a, const sz_tensor *b)
 {
-    return a->ndim == b->ndim && memcmp(a->shape, b->shape, sizeof a->shape[0] * (size_t)a->ndim) == 0;
+    return a->ndim == b->ndim &&
+           memcmp(a->shape, b->shape, sizeof a->shape[0] * (size_t)a->ndim) == 0;
 }
 
 bool sz_ids_below(const sz_tensor *ids, int64_t limit)
@@ -129,7 +131,10 @@ sz_tensor *sz_run_consuming(int op, sz_call c)
 }
 
 /* ---- gradients ---- */
-int sz_give(sz_node *n, int i, sz_tensor *g) { return g ? sz_accumulate_grad(n->call.in[i], g) : -1; }
+int sz_give(sz_node *n, int i, sz_tensor *g)
+{
+    return g ? sz_accumulate_grad(n->call.in[i], g) : -1;
+}
 
 int sz_give_outputs(sz_node *n, int count, sz_tensor **outputs)
 {
@@ -154,7 +159,10 @@ bool sz_sums_apart(const sz_tensor *w)
 }
 
 /* A parameter whose f32 buffer takes the sum directly. */
-static bool sums_in_place(const sz_tensor *w) { return (w->flags & SZ_PARAMETER) && !sz_sums_apart(w); }
+static bool sums_in_place(const sz_tensor *w)
+{
+    return (w->flags & SZ_PARAMETER) && !sz_sums_apart(w);
+}
 
 sz_tensor *sz_accumulator(sz_tensor *w)
 {
@@ -177,7 +185,8 @@ int sz_accumulated(sz_tensor *w, sz_tensor *acc, int rc)
 
 int sz_accumulate_into(sz_tensor *w, int op, sz_call c)
 {
-    /* A sum made apart is released with its scope: a vocabulary's would be the largest tensor there is. */
+    /* A sum made apart is released with its scope: a vocabulary's would be the largest tensor
+     * there is. */
     const bool apart = sz_sums_apart(w);
     if (apart) sz_scope_push();
     sz_tensor *acc = sz_accumulator(w);

@@ -1,5 +1,5 @@
-/* op.h - what the files of this folder share: the checks of shape functions, the steps that gradient
- * rules are made of, and the call behind a typed wrapper.
+/* op.h - what the files of this folder share: the checks of shape functions, the steps that
+ * gradient rules are made of, and the call behind a typed wrapper.
  *
  *   int sz_shape_relu(int op, sz_call *c)
  *   {
@@ -12,8 +12,8 @@
  *       return sz_give(n, 0, sz_run(SZ_OP_relu_backward, call));
  *   }
  *
- * A shape function returns 0 with every output set, or -1 with a message. A gradient rule returns 0 or
- * -1; recording is off while it runs. Rules are built from ops, so they run on any device.
+ * A shape function returns 0 with every output set, or -1 with a message. A gradient rule returns
+ * 0 or -1; recording is off while it runs. Rules are built from ops, so they run on any device.
  * Leaves out: the tape itself (core/tape.c).
  */
 #ifndef SZ_OP_H
@@ -22,7 +22,8 @@
 #include "graph.h"
 
 /* ---- shape functions: checks ---- */
-/* Returns -1 from a shape function, with a message of the op, what it requires and what it was given. */
+/* Returns -1 from a shape function, with a message of the op, what it requires and what it was
+ * given. */
 #define SZ_REQUIRE(condition, what) \
     do { \
         if (!(condition)) return sz_refuse(op, c, what); \
@@ -40,7 +41,10 @@ static inline bool sz_is_float(const sz_tensor *t)
 static inline bool sz_is_f32(const sz_tensor *t) { return t && t->dtype == SZ_F32; }
 static inline bool sz_is_ids(const sz_tensor *t) { return t && t->dtype == SZ_I32; }
 /* A floating tensor of that many dimensions. */
-static inline bool sz_is_float_nd(const sz_tensor *t, int ndim) { return sz_is_float(t) && t->ndim == ndim; }
+static inline bool sz_is_float_nd(const sz_tensor *t, int ndim)
+{
+    return sz_is_float(t) && t->ndim == ndim;
+}
 bool sz_same_shape(const sz_tensor *a, const sz_tensor *b);
 /* Every id is in [0, limit). */
 bool sz_ids_below(const sz_tensor *ids, int64_t limit);
@@ -65,7 +69,8 @@ static inline int64_t sz_workspace_sums(const sz_tensor *y)
 /* ---- calls ---- */
 /* Output 0 of a call, NULL when it fails. For ops with one output. */
 sz_tensor *sz_run(int op, sz_call c);
-/* The same for a wrapper: NULL among the first `required` inputs means that an earlier call failed. */
+/* The same for a wrapper: NULL among the first `required` inputs means that an earlier call
+ * failed. */
 sz_tensor *sz_run_wrapped(int op, int required, sz_call c);
 /* The same, and input 0, a temporary, is released; NULL when input 0 is NULL. */
 sz_tensor *sz_run_consuming(int op, sz_call c);
@@ -77,18 +82,20 @@ static inline sz_tensor *sz_dy(const sz_node *n) { return n->call.out[0]->grad; 
 static inline bool sz_wants(const sz_node *n, int i) { return sz_needs_grad(n->call.in[i]); }
 /* Gives input i the gradient g, and takes over the reference; -1 when g is NULL. */
 int sz_give(sz_node *n, int i, sz_tensor *g);
-/* Gives the inputs that need one the outputs 0 .. count of a backward op, and releases the others. */
+/* Gives the inputs that need one the outputs 0 .. count of a backward op, and releases the
+ * others. */
 int sz_give_outputs(sz_node *n, int count, sz_tensor **outputs);
 /* A view of g in t's shape, marked as shared: another gradient may read the same bytes. */
 sz_tensor *sz_shaped_like(sz_tensor *g, const sz_tensor *t);
 
-/* The gradient of a weight is a sum that an op adds to (linear_dw_, index_add_, ...). A parameter's own
- * f32 buffer takes it directly. A bf16 buffer cannot be summed into, so the sum is made in f32 first. */
+/* The gradient of a weight is a sum that an op adds to (linear_dw_, index_add_, ...). A
+ * parameter's own f32 buffer takes it directly. A bf16 buffer cannot be summed into, so the sum
+ * is made in f32 first. */
 /* Runs such an op with the accumulator as its input 0, and gives w the result. */
 int sz_accumulate_into(sz_tensor *w, int op, sz_call c);
 /* The same in two steps, for an op that makes another gradient in the same call. */
-bool sz_sums_apart(const sz_tensor *w);         /* w's own buffer cannot be summed into */
-sz_tensor *sz_accumulator(sz_tensor *w);        /* a new reference; NULL when memory is out */
+bool sz_sums_apart(const sz_tensor *w);  /* w's own buffer cannot be summed into */
+sz_tensor *sz_accumulator(sz_tensor *w); /* a new reference; NULL when memory is out */
 /* Takes over acc; rc is what the op returned, and what this returns where nothing else fails. */
 int sz_accumulated(sz_tensor *w, sz_tensor *acc, int rc);
 

@@ -1,9 +1,9 @@
-/* optim.c - AdamW: the checks of its two ops, and the optimizer over a list of parameters. It owns the
- * moments, the f32 masters of bf16 parameters, and the global gradient norm. f32 moments and masters are
- * the default, 12 bytes of a bf16 parameter; 8-bit moments without masters are 2.
+/* optim.c - AdamW: the checks of its two ops, and the optimizer over a list of parameters. It
+ * owns the moments, the f32 masters of bf16 parameters, and the global gradient norm. f32 moments
+ * and masters are the default, 12 bytes of a bf16 parameter; 8-bit moments without masters are 2.
  *
- * The arithmetic is the op adamw_, or adamw_compact_ where any tensor is narrower than adamw_ takes.
- * Moments start, and gradients end, as pages that occupy no memory (sz_bytes_clear).
+ * The arithmetic is the op adamw_, or adamw_compact_ where any tensor is narrower than adamw_
+ * takes. Moments start, and gradients end, as pages that occupy no memory (sz_bytes_clear).
  * Leaves out: schedules and the decision to clip (Lua's).
  */
 #include "op.h"
@@ -12,7 +12,8 @@
 #include <stdlib.h>
 
 /* ---- the ops adamw_ and adamw_compact_ ---- */
-static bool same_size(const sz_tensor *p, const sz_tensor *g, const sz_tensor *m, const sz_tensor *v)
+static bool same_size(const sz_tensor *p, const sz_tensor *g, const sz_tensor *m,
+                      const sz_tensor *v)
 {
     return g->numel == p->numel && m->numel == p->numel && v->numel == p->numel;
 }
@@ -37,7 +38,10 @@ int sz_shape_adamw_(int op, sz_call *c)
     return sz_out_in_place(c);
 }
 
-static int64_t scale_count(const sz_tensor *p) { return (p->numel + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK; }
+static int64_t scale_count(const sz_tensor *p)
+{
+    return (p->numel + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK;
+}
 
 /* 8-bit moments have an f32 scale for each block, others have none. */
 static bool scale_fits(const sz_tensor *scale, const sz_tensor *moment, const sz_tensor *p)
@@ -53,7 +57,8 @@ int sz_shape_adamw_compact_(int op, sz_call *c)
     sz_tensor *m = c->in[2];
     sz_tensor *v = c->in[3];
     sz_tensor *master = c->in[6];
-    SZ_REQUIRE(sz_is_float(p) && sz_is_float(g) && m && v && m->dtype == v->dtype && m->dtype != SZ_I32,
+    SZ_REQUIRE(sz_is_float(p) && sz_is_float(g) && m && v && m->dtype == v->dtype &&
+                   m->dtype != SZ_I32,
                "takes a parameter, its gradient, m and v");
     SZ_REQUIRE(same_size(p, g, m, v), "takes tensors of equal size");
     SZ_REQUIRE(scale_fits(c->in[4], m, p) && scale_fits(c->in[5], v, p),
@@ -70,7 +75,7 @@ struct sz_adamw {
     int n;
     int64_t steps;
     sz_tensor **params;
-    sz_tensor **state[STATES];          /* one list for each kind; NULL where a parameter has none of it */
+    sz_tensor **state[STATES]; /* one list for each kind; NULL where a parameter has none of it */
 };
 
 void sz_adamw_free(sz_adamw *o)
@@ -139,7 +144,8 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
         o->state[k] = calloc((size_t)n, sizeof *o->state[k]);
         if (!o->state[k]) rc = sz_fail("out of memory");
     }
-    for (int i = 0; rc == 0 && i < n; i++) rc = add_parameter(o, i, params[i], moments, masters != 0);
+    for (int i = 0; rc == 0 && i < n; i++)
+        rc = add_parameter(o, i, params[i], moments, masters != 0);
     if (rc == 0) return o;
     sz_adamw_free(o);
     return NULL;
@@ -205,7 +211,7 @@ static int update(sz_adamw *o, int i, const double *numbers)
         c.in[4] = o->state[FIRST_SCALE][i];
         c.in[5] = o->state[SECOND_SCALE][i];
         c.in[6] = master;
-        c.args[NUMBERS] = i;            /* index: keys the random numbers of rounding */
+        c.args[NUMBERS] = i; /* index: keys the random numbers of rounding */
     }
     sz_tensor *updated = sz_run(all_f32 ? SZ_OP_adamw_ : SZ_OP_adamw_compact_, c);
     if (!updated) return -1;
@@ -215,8 +221,8 @@ static int update(sz_adamw *o, int i, const double *numbers)
     return 0;
 }
 
-int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps, double weight_decay,
-                  double grad_scale)
+int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
+                  double weight_decay, double grad_scale)
 {
     o->steps++;
     const double numbers[] = { lr, beta1, beta2, eps, weight_decay, (double)o->steps, grad_scale };
@@ -233,7 +239,7 @@ void sz_adamw_zero_grad(sz_adamw *o)
 }
 
 int64_t sz_adamw_steps(const sz_adamw *o) { return o->steps; }
-void    sz_adamw_set_steps(sz_adamw *o, int64_t steps) { o->steps = steps; }
+void sz_adamw_set_steps(sz_adamw *o, int64_t steps) { o->steps = steps; }
 
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which)
 {

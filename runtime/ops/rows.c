@@ -1,6 +1,7 @@
-/* rows.c - ops that move, add or compare whole rows by i32 ids: embedding, gather, copy, add, pool, pad,
- * and the KV cache's scatter. Shape checks, gradient rules, workspace, typed wrappers. x is [m, d]; ids
- * are in host memory and are checked here, so that a kernel never meets one outside its table.
+/* rows.c - ops that move, add or compare whole rows by i32 ids: embedding, gather, copy, add,
+ * pool, pad, and the KV cache's scatter. Shape checks, gradient rules, workspace, typed wrappers.
+ * x is [m, d]; ids are in host memory and are checked here, so that a kernel never meets one
+ * outside its table.
  * Leaves out: FLOP counts. Memory is what limits these ops.
  */
 #include "op.h"
@@ -141,7 +142,10 @@ int sz_shape_max_pool_rows_backward(int op, sz_call *c)
 }
 
 /* bf16 results are summed in f32 first. */
-int64_t sz_workspace_max_pool_rows_backward(const sz_call *c) { return sz_workspace_sums(c->out[0]); }
+int64_t sz_workspace_max_pool_rows_backward(const sz_call *c)
+{
+    return sz_workspace_sums(c->out[0]);
+}
 
 int sz_grad_max_pool_rows(sz_node *n)
 {

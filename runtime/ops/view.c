@@ -1,5 +1,5 @@
-/* view.c - reshape and narrow: results that are views of their input's bytes. Nothing is computed, so
- * the kernels at the end are empty. Shape checks, gradient rules, typed wrappers.
+/* view.c - reshape and narrow: results that are views of their input's bytes. Nothing is
+ * computed, so the kernels at the end are empty. Shape checks, gradient rules, typed wrappers.
  * Leaves out: views that are not contiguous.
  */
 #include "op.h"
@@ -25,7 +25,10 @@ int sz_grad_reshape(sz_node *n) { return sz_give(n, 0, sz_shaped_like(sz_dy(n), 
 
 /* ---- narrow ---- */
 /* Elements of one index of the outermost dimension. */
-static int64_t elements_of_row(const sz_tensor *x) { return x->shape[0] ? x->numel / x->shape[0] : 0; }
+static int64_t elements_of_row(const sz_tensor *x)
+{
+    return x->shape[0] ? x->numel / x->shape[0] : 0;
+}
 
 int sz_shape_narrow(int op, sz_call *c)
 {

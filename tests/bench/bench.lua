@@ -1,29 +1,40 @@
--- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same run.
+-- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same
+-- run.
 --
 --   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8] [device=cpu|cuda] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [side=n] [python=PATH] [train_timed=n]
 --
--- The model is tests/bench/bench_model.json with random weights, or that of model=: tests/bench/bench_wide.json has the widths and the
--- vocabulary of the 3B release and 4 of its layers, 8 of its tower's blocks; 3b and 7b are whole releases; a Qwen2.5-VL folder is loaded
--- (SEGZERO_BENCH_MODEL= names one too). The prompt is bench_model.json's text around an 840 x 840 picture: 1000 tokens.
--- A model's file may have a `work` of its own (tests/bench/bench_mini.json: for the emulator, where the sizes above take hours).
--- device=cuda: limits are measured there, on larger matrices (side=), the device is waited for before a clock is read, decoding is
--- timed at 1, 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept, beside what was free.
--- One JSON object a line: {name, value, unit, limit, ratio}; ratio is the part of the limit that is reached, 1 at best.
---   matmul_f32, matmul_bf16   GFLOP/s of a [2048, 2048] product through linear: the limit of what computes
---   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it, if faster: the limit of what reads weights
---   prefill_seconds           picture and prompt into the cache, logits of the last position, one token sampled; best of two;
---                             with int8 it may pass its limit, which is that of f32 products
---   decode_1, decode_8        tokens/s after the prompt, all answers together; limit: weights and cache read once a step
+-- The model is tests/bench/bench_model.json with random weights, or that of model=:
+-- tests/bench/bench_wide.json has the widths and the vocabulary of the 3B release and 4 of its
+-- layers, 8 of its tower's blocks; 3b and 7b are whole releases; a Qwen2.5-VL folder is loaded
+-- (SEGZERO_BENCH_MODEL= names one too). The prompt is bench_model.json's text around an 840 x 840
+-- image: 1000 tokens. A model's file may have a `work` of its own (tests/bench/bench_mini.json:
+-- for the emulator, where the sizes above take hours). device=cuda: limits are measured there, on
+-- larger matrices (side=), the device is waited for before a clock is read, decoding is timed at 1,
+-- 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept,
+-- beside what was free. One JSON object a line: {name, value, unit, limit, ratio}; ratio is the
+-- part of the limit that is reached, 1 at best.
+--   matmul_f32, matmul_bf16   GFLOP/s of a [2048, 2048] product through linear: the limit of what
+--                             computes
+--   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it, if faster:
+--                             the limit of what reads weights
+--   prefill_seconds           image and prompt into the cache, logits of the last position, one
+--                             token sampled; best of two; with int8 it may pass its limit, which is
+--                             that of f32 products
+--   decode_1, decode_8        tokens/s after the prompt, all answers together; limit: weights and
+--                             cache read once a step
 --   vision_seconds            the vision tower alone, forward
---   train_*                   forward and backward of one group: the prompt once, all answers, every parameter; tokens are the
---                             answers' tokens, positions also count the prompt once for each answer, as a peer without
---                             sharing computes it; recompute_*: the same with activations computed again in backward
+--   train_*                   forward and backward of one group: the prompt once, all answers,
+--                             every parameter; tokens are the answers' tokens, positions also count
+--                             the prompt once for each answer, as a peer without sharing computes
+--                             it; recompute_*: the same with activations computed again in backward
 --   start_ms                  ./segzero -e ''; limit: what the design asks for
--- Floating-point operations are those of the model's products (backward twice forward), not of what is computed again, so
--- recomputation and re-made logits lower the ratio. Other programs disturb: limits are measured again before each phase, and
--- on a busy machine threads=1 clock=cpu counts the processor's time instead of the wall's.
--- With python= (one that has torch and transformers) bench_torch.py does the same work on the same device, before ours, and its values stand
--- beside ours at the end: {name, value, unit, peer, faster}; only=peer: its values alone. Left out: optimizer, SAM2, reading checkpoints.
+-- Floating-point operations are those of the model's products (backward twice forward), not of what
+-- is computed again, so recomputation and re-made logits lower the ratio. Other programs disturb:
+-- limits are measured again before each phase, and on a busy machine threads=1 clock=cpu counts the
+-- processor's time instead of the wall's.
+-- With python= (one that has torch and transformers) bench_torch.py does the same work on the same
+-- device, before ours, and its values stand beside ours at the end: {name, value, unit, peer,
+-- faster}; only=peer: its values alone. Left out: optimizer, SAM2, reading checkpoints.
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
@@ -36,9 +47,11 @@ local bench = require "tests.bench.bench_work"
 
 local C = core.C
 
-local opts = bench.options({ dtype = "f32", only = "prefill,vision,train,recompute,start", train_timed = "2",
+local opts = bench.options({ dtype = "f32", only = "prefill,vision,train,recompute,start",
+  train_timed = "2",
   model = os.getenv "SEGZERO_BENCH_MODEL" or core.root .. "/tests/bench_model.json" },
-  { model = true, dtype = true, only = true, threads = true, clock = true, python = true, train_timed = true, device = true, side = true })
+  { model = true, dtype = true, only = true, threads = true, clock = true, python = true,
+    train_timed = true, device = true, side = true })
 local wanted = {}
 for name in opts.only:gmatch "[%w_]+" do wanted[name] = true end
 
@@ -46,7 +59,8 @@ local json, work = bench.config(opts.model)
 work = work or select(2, bench.config(core.root .. "/tests/bench_model.json"))
 opts.device = opts.device or os.getenv "SEGZERO_DEVICE" or "cpu"
 opts.threads = opts.threads or work.threads
-work.decode_answers = work.decode_answers or opts.device ~= "cpu" and { work.answers, 128 } or { work.answers }
+work.decode_answers = work.decode_answers or opts.device ~= "cpu" and { work.answers, 128 }
+  or { work.answers }
 
 -- ---- the peer ----
 -- Before this process takes memory of the device.
@@ -60,11 +74,16 @@ local function peer_rows(f)
   files.write(spec, cjson.encode { model = json, work = work })
   local phases = {}
   for _, name in ipairs { "prefill", "vision", "train" } do
-    if wanted[name] or wanted.peer then phases[#phases + 1] = name == "prefill" and "matmul,prefill,decode" or name end
+    if wanted[name] or wanted.peer then
+      phases[#phases + 1] = name == "prefill" and "matmul,prefill,decode" or name
+    end
   end
-  local rows, ended = bench.peer(("%s '%s/tests/bench_torch.py' --device %s --dtype %s --threads %d --train-timed %s --only %s --spec '%s'%s%s"):format(quoted,
-    core.root, opts.device, opts.dtype == "f32" and "f32" or "bf16", opts.threads, opts.train_timed, table.concat(phases, ","), spec,
-    json and "" or (" --model '%s'"):format(opts.model), opts.side and " --side " .. opts.side or ""), f)
+  local rows, ended = bench.peer(
+    ("%s '%s/tests/bench_torch.py' --device %s --dtype %s --threads %d --train-timed %s --only %s --spec '%s'%s%s"):format(quoted,
+    core.root, opts.device, opts.dtype == "f32" and "f32"
+      or "bf16", opts.threads, opts.train_timed, table.concat(phases, ","), spec,
+    json and "" or (" --model '%s'"):format(opts.model), opts.side and " --side " .. opts.side
+      or ""), f)
   os.remove(spec)
   return rows, ended
 end
@@ -76,7 +95,8 @@ if opts.only == "peer" then
 end
 local peer = opts.python and opts.python ~= "" and peer_rows()
 
-local now, best = bench.clock(opts), bench.best
+local now = bench.clock(opts)
+local best = bench.best
 local causal_pairs = bench.causal_pairs
 
 local results = {}
@@ -87,18 +107,23 @@ local function emit(name, value, unit, limit, lower_is_better)
 end
 
 -- ---- the work ----
-local vl = json and model.random(json, { dtype = opts.dtype, device = opts.device, seed = 1, repeated = opts.device ~= "cpu" })
+local vl = json and model.random(json,
+  { dtype = opts.dtype, device = opts.device, seed = 1, repeated = opts.device ~= "cpu" })
   or model.qwen_vl(opts.model, { dtype = opts.dtype, device = opts.device })
 local counts = bench.counts(vl)
-local input = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
+local input = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before,
+  after = work.text_tokens_after })
 local grid_h, grid_w = unpack(input.image_grid_thw[1], 2)
 local prompt = #input.input_ids
-local answers, answer_tokens = work.answers, work.answer_tokens
+local answers = work.answers
+local answer_tokens = work.answer_tokens
 
--- Samples n greedy answers; returns seconds to the first token and seconds a step after two of warm-up.
+-- Samples n greedy answers; returns seconds to the first token and seconds a step after two of
+-- warm-up.
 local function generate(n)
   local start, first, from, last = now()
-  rollout.generate(vl, { input }, { n = n, temperature = 0, max_new_tokens = work.decode_tokens + 1, ignore_eos = true,
+  rollout.generate(vl, { input },
+    { n = n, temperature = 0, max_new_tokens = work.decode_tokens + 1, ignore_eos = true,
     on_token = function(a)
       if a.index ~= n then return end
       last = now()
@@ -111,13 +136,15 @@ end
 local function bench_prefill()
   local rate = bench.flop_limit(opts.dtype)
   local size = opts.dtype == "f32" and 4 or 2
-  local weight_size = opts.dtype == "int8" and 1 + 4 / 128 or size       -- a scale for each 128 weights
+  -- a scale for each 128 weights
+  local weight_size = opts.dtype == "int8" and 1 + 4 / 128 or size
   local weight_bytes = weight_size * (vl.config.layers * counts.layer_weights + counts.head_weights)
   local flops = counts.vision(grid_h, grid_w) + counts.text(prompt, causal_pairs(prompt, 0), 1)
   generate(1)                                      -- warms up: pages, primitives, compiled Lua
   local bandwidth = bench.read_rate(2)
   local seconds_1, step_1 = generate(1)
-  local runs, seconds = { { 1, step_1 } }, seconds_1
+  local runs = { { 1, step_1 } }
+  local seconds = seconds_1
   for _, n in ipairs(work.decode_answers) do
     local first, step = generate(n)
     runs[#runs + 1] = { n, step }
@@ -128,8 +155,10 @@ local function bench_prefill()
   emit("prefill_rate", flops / seconds / 1e9, "GFLOP/s", rate)
   emit("read_bandwidth", bandwidth, "GB/s")
   for _, run in ipairs(runs) do
-    local n, step = run[1], run[2]
-    local cached = prompt + n * (work.decode_tokens / 2)        -- on average half of the answer is there
+    local n = run[1]
+    local step = run[2]
+    -- on average half of the answer is there
+    local cached = prompt + n * (work.decode_tokens / 2)
     local bytes = weight_bytes + size * 2 * counts.kv_width * vl.config.layers * cached
     emit("decode_" .. n, n / step, "tokens/s", n * bandwidth * 1e9 / bytes)
   end
@@ -161,12 +190,14 @@ local function bench_train(prefix, recompute, times)
   end
   local stream_tokens = prompt + answers * (answer_tokens - 1)
   local pairs_seen = causal_pairs(prompt, 0) + answers * causal_pairs(answer_tokens - 1, prompt)
-  local flops = 3 * (counts.vision(grid_h, grid_w) + counts.text(stream_tokens, pairs_seen, answers * answer_tokens))
+  local flops = 3 * (counts.vision(grid_h, grid_w) + counts.text(stream_tokens, pairs_seen,
+    answers * answer_tokens))
   vl:train()
   local rate = bench.flop_limit(opts.dtype)
   local seconds = best(times, function() train_once(lists, recompute) end)
   local limit = flops / rate / 1e9
-  emit(prefix .. "tokens_per_second", answers * answer_tokens / seconds, "tokens/s", answers * answer_tokens / limit)
+  emit(prefix .. "tokens_per_second", answers * answer_tokens / seconds, "tokens/s",
+    answers * answer_tokens / limit)
   emit(prefix .. "positions_per_second", answers * (answer_tokens + prompt) / seconds, "tokens/s")
   emit(prefix .. "rate", flops / seconds / 1e9, "GFLOP/s", rate)
 end

@@ -1,23 +1,29 @@
-"""A checkpoint folder's model here, in transformers and in llama.cpp, by turns: first token, decoding, memory.
+"""A checkpoint folder's model here, in transformers and in llama.cpp, by turns: first token,
+decoding, memory.
 
-Usage: python bench_peers.py MODEL_DIR [--peers limits,transformers,llama] [--dtype bf16|int8] [--rounds N] [--steps K] [--answers 1,8]
+Usage: python bench_peers.py MODEL_DIR [--peers limits,transformers,llama] [--dtype bf16|int8]
+[--rounds N] [--steps K] [--answers 1,8]
                              [--pictures N] [--gguf FILE] [--threads N] [--segzero COMMAND]
-       a peer that this Python lacks is left out: torch and transformers; gguf, llama_cpp and torch (LLAMA_CPP_LIB_PATH names another build of its
-       library)
+       a peer that this Python lacks is left out: torch and transformers; gguf, llama_cpp and torch
+       (LLAMA_CPP_LIB_PATH names another build of its library)
 
-Both programs of a pair keep the model loaded and run the same phase one right after the other, many times, since a shared machine's
-speed changes within minutes; what counts is the ratio in a pair, of which the median is printed with the least and the greatest.
-  text_seconds      a prompt of 1000 random tokens to the first token (also what llama.cpp does: its part is the language model only)
-  prompt_seconds    the prompt of bench_model.json, 1000 tokens around an 840 x 840 picture, vision tower included (not llama.cpp)
+Both programs of a pair keep the model loaded and run the same phase one right after the other, many
+times, since a shared machine's speed changes within minutes; what counts is the ratio in a pair, of
+which the median is printed with the least and the greatest.
+  text_seconds      a prompt of 1000 random tokens to the first token (also what llama.cpp does: its
+                    part is the language model only)
+  prompt_seconds    the prompt of bench_model.json, 1000 tokens around an 840 x 840 picture, vision
+                    tower included (not llama.cpp)
   decode_N          tokens per second of N answers over that text prompt's cache, all together
-  limits            not a program: decode_N beside the rate of reading memory, text_seconds and prompt_seconds beside the rate of a matrix product,
-                    both measured by ours right before and after the phase; of_limit 1 at best
+  limits            not a program: decode_N beside the rate of reading memory, text_seconds and
+                    prompt_seconds beside the rate of a matrix product, both measured by ours right
+                    before and after the phase; of_limit 1 at best
   peak_bytes        the process' largest resident set, mapped weights included
-Prints one JSON object a line: {name, value, peer, unit, faster, least, greatest, processor}; faster above 1 is ours; processor: the same ratio
-by processor time, which a machine that others take time from does not spoil.
-llama.cpp gets the folder's own weights in a GGUF file (bf16; with --dtype int8 its Q8_0), written beside the folder once.
-Left out: sampling on the peers' side (any token does), several pictures, llama.cpp's vision tower.
-"""
+Prints one JSON object a line: {name, value, peer, unit, faster, least, greatest, processor}; faster
+above 1 is ours; processor: the same ratio by processor time, which a machine that others take time
+from does not spoil. llama.cpp gets the folder's own weights in a GGUF file (bf16; with --dtype int8
+its Q8_0), written beside the folder once. Left out: sampling on the peers' side (any token does),
+several pictures, llama.cpp's vision tower. """
 import argparse
 import ctypes
 import glob
@@ -34,10 +40,12 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(HERE, "bench_model.json")) as f:
     WORK = json.load(f)["work"]
-PROMPT = WORK["text_tokens_before"] + 2 + (WORK["image_size"][0] // 28) * (WORK["image_size"][1] // 28) + WORK["text_tokens_after"]
+PROMPT = WORK["text_tokens_before"] + 2 + (WORK["image_size"][0] // 28) * (
+    WORK["image_size"][1] // 28) + WORK["text_tokens_after"]
 
 
-NEEDS = dict(limits=[], transformers=["torch", "transformers"], llama=["torch", "safetensors", "gguf", "llama_cpp"])
+NEEDS = dict(limits=[], transformers=["torch", "transformers"],
+             llama=["torch", "safetensors", "gguf", "llama_cpp"])
 
 
 # ---- the peers: prompt (transformers), answers(n), steps(k), as in bench_serve.lua ----
@@ -49,15 +57,19 @@ class Transformers:
         torch.set_num_threads(args.threads)
         torch.set_grad_enabled(False)
         transformers.utils.logging.set_verbosity_error()
-        self.model = transformers.AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.bfloat16, attn_implementation="sdpa").eval()
+        self.model = transformers.AutoModelForImageTextToText.from_pretrained(args.model,
+                                                                              dtype=torch.bfloat16,
+                                                                              attn_implementation="sdpa").eval()
         config = self.model.config
         image, side = config.image_token_id, config.vision_config.patch_size
         self.text = torch.randint(0, image, (1, PROMPT))
         h, w = (s // side for s in WORK["image_size"])
         word = lambda n: torch.randint(0, image, (n,)).tolist()
-        ids = word(WORK["text_tokens_before"]) + [config.vision_start_token_id] + [image] * (h * w // 4) + [config.vision_end_token_id]
+        ids = word(WORK["text_tokens_before"]) + [config.vision_start_token_id] + [image] * (
+            h * w // 4) + [config.vision_end_token_id]
         ids = torch.tensor([ids + word(WORK["text_tokens_after"])])
-        self.picture = dict(input_ids=ids, mm_token_type_ids=(ids == image).int(), image_grid_thw=torch.tensor([[1, h, w]]),
+        self.picture = dict(input_ids=ids, mm_token_type_ids=(ids == image).int(),
+                            image_grid_thw=torch.tensor([[1, h, w]]),
                             pixel_values=torch.randn(h * w, 1176).to(torch.bfloat16))
 
     def prompt(self, _):
@@ -73,20 +85,23 @@ class Transformers:
     def steps(self, k):
         for _ in range(k):
             at = self.torch.full((3, len(self.token), 1), self.position)
-            out = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True, position_ids=at)
+            out = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True,
+                             position_ids=at)
             self.token = out.logits[:, -1].argmax(-1, keepdim=True)
             self.position += 1
 
 
 GGUF_LAYER = {
-    "input_layernorm.weight": "attn_norm.weight", "post_attention_layernorm.weight": "ffn_norm.weight",
+    "input_layernorm.weight": "attn_norm.weight",
+              "post_attention_layernorm.weight": "ffn_norm.weight",
     "self_attn.q_proj.weight": "attn_q.weight", "self_attn.q_proj.bias": "attn_q.bias",
     "self_attn.k_proj.weight": "attn_k.weight", "self_attn.k_proj.bias": "attn_k.bias",
     "self_attn.v_proj.weight": "attn_v.weight", "self_attn.v_proj.bias": "attn_v.bias",
     "self_attn.o_proj.weight": "attn_output.weight", "mlp.gate_proj.weight": "ffn_gate.weight",
     "mlp.up_proj.weight": "ffn_up.weight", "mlp.down_proj.weight": "ffn_down.weight",
 }
-GGUF_WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+GGUF_WHOLE = {"model.embed_tokens.weight": "token_embd.weight",
+              "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
 
 
 def gguf_name(name):
@@ -98,7 +113,8 @@ def gguf_name(name):
 
 
 def write_gguf(folder, path, dtype):
-    """The folder's language model; every matrix in bf16 or Q8_0, vectors in f32. The tokenizer is a list of made-up words."""
+    """The folder's language model; every matrix in bf16 or Q8_0, vectors in f32. The tokenizer is a
+    list of made-up words."""
     import gguf
     import torch
     from safetensors import safe_open
@@ -117,7 +133,8 @@ def write_gguf(folder, path, dtype):
     out.add_layer_norm_rms_eps(text["rms_norm_eps"])
     out.add_rope_freq_base(text.get("rope_theta") or rope["rope_theta"])
     out.add_rope_dimension_sections(list(rope["mrope_section"]) + [0])
-    out.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if dtype == "bf16" else gguf.LlamaFileType.MOSTLY_Q8_0)
+    out.add_file_type(gguf.LlamaFileType.MOSTLY_BF16 if dtype == "bf16"
+                      else gguf.LlamaFileType.MOSTLY_Q8_0)
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("qwen2")
     out.add_token_list([f"t{i}" for i in range(text["vocab_size"])])
@@ -168,7 +185,8 @@ class Llama:
         b = self.batch
         b.n_tokens = len(tokens)
         for i, (position, sequence, wanted) in enumerate(tokens):
-            b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0], b.logits[i] = self.pick.randrange(self.words), position, 1, sequence, wanted
+            b.token[i], b.pos[i], b.n_seq_id[i], b.seq_id[i][0], b.logits[i] = self.pick.randrange(
+                self.words), position, 1, sequence, wanted
         if self.lc.llama_decode(self.ctx, b) != 0:
             raise SystemExit("llama_decode failed")
         self.lc.llama_synchronize(self.ctx)
@@ -194,18 +212,21 @@ def serve(args):
         if verb == "quit":
             return
         if verb == "peak":
-            print(json.dumps(dict(bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)), flush=True)
+            print(json.dumps(dict(bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)),
+                  flush=True)
             continue
         wall, processor = time.perf_counter(), time.process_time()
         getattr(peer, verb)(word if verb == "prompt" else int(word))
-        print(json.dumps(dict(seconds=time.perf_counter() - wall, processor=time.process_time() - processor)), flush=True)
+        print(json.dumps(dict(seconds=time.perf_counter() - wall,
+                              processor=time.process_time() - processor)), flush=True)
 
 
 # ---- the pairs ----
 class Program:
     def __init__(self, command):
         self.command = command
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True)
         self.read()
 
     def read(self):
@@ -224,18 +245,22 @@ class Program:
 
 
 def compare(name, pairs, unit, tokens=None):
-    """pairs: (ours, the peer's) replies of the same work; tokens: of each, where the figure is a rate"""
+    """pairs: (ours, the peer's) replies of the same work; tokens: of each, where the figure is a
+    rate"""
     ratio = [b["seconds"] / a["seconds"] for a, b in pairs]
     processor = statistics.median(b["processor"] / a["processor"] for a, b in pairs)
     ours, peer = (statistics.median(p[i]["seconds"] for p in pairs) for i in (0, 1))
     if tokens:
         ours, peer = tokens / ours, tokens / peer
-    print(json.dumps(dict(name=name, value=round(ours, 3), peer=round(peer, 3), unit=unit, faster=round(statistics.median(ratio), 2),
-                          least=round(min(ratio), 2), greatest=round(max(ratio), 2), processor=round(processor, 2))), flush=True)
+    print(json.dumps(dict(name=name, value=round(ours, 3), peer=round(peer, 3), unit=unit,
+                          faster=round(statistics.median(ratio), 2),
+                          least=round(min(ratio), 2), greatest=round(max(ratio), 2),
+                          processor=round(processor, 2))), flush=True)
 
 
 def segzero(args):
-    return [args.segzero, os.path.join(HERE, "bench_serve.lua"), "model=" + args.model, "dtype=" + args.dtype, f"threads={args.threads}"]
+    return [args.segzero, os.path.join(HERE, "bench_serve.lua"), "model=" + args.model,
+            "dtype=" + args.dtype, f"threads={args.threads}"]
 
 
 def run_pair(args, name, ours, peer):
@@ -244,13 +269,17 @@ def run_pair(args, name, ours, peer):
     for n in map(int, args.answers.split(",")):
         prompts.append((ours.ask(f"answers {n}"), peer.ask(f"answers {n}")))
         ours.ask("steps 1"), peer.ask("steps 1")
-        pairs = [(ours.ask(f"steps {args.steps}"), peer.ask(f"steps {args.steps}")) for _ in range(args.rounds)]
+        pairs = [(ours.ask(f"steps {args.steps}"), peer.ask(f"steps {args.steps}"))
+                 for _ in range(args.rounds)]
         compare(f"decode_{n}", pairs, "tokens/s", n * args.steps)
     compare("text_seconds", prompts[-1:], "s")            # the first one also reads the file
     if name != "llama" and args.pictures > 0:
-        compare("prompt_seconds", [(ours.ask("prompt picture"), peer.ask("prompt picture")) for _ in range(args.pictures)], "s")
+        compare("prompt_seconds",
+                [(ours.ask("prompt picture"), peer.ask("prompt picture"))
+                 for _ in range(args.pictures)], "s")
     a, b = ours.ask("peak")["bytes"], peer.ask("peak")["bytes"]
-    print(json.dumps(dict(name="peak_bytes", value=a, peer=b, unit="bytes", smaller=round(b / a, 2))), flush=True)
+    print(json.dumps(dict(name="peak_bytes", value=a, peer=b, unit="bytes",
+                          smaller=round(b / a, 2))), flush=True)
 
 
 def around(ours, limit, command):
@@ -264,7 +293,8 @@ def run_limits(args, ours):
     print(json.dumps(dict(peer="limits")), flush=True)
 
     def show(name, ratios):
-        print(json.dumps(dict(name=name, of_limit=round(statistics.median(ratios), 3), least=round(min(ratios), 3),
+        print(json.dumps(dict(name=name, of_limit=round(statistics.median(ratios), 3),
+                              least=round(min(ratios), 3),
                               greatest=round(max(ratios), 3))), flush=True)
 
     for n in map(int, args.answers.split(",")):
@@ -276,7 +306,8 @@ def run_limits(args, ours):
             ratios.append(first["bytes"] * args.steps / reply["seconds"] / read)
         show(f"decode_{n}", ratios)
     show("text_seconds", [first["operations"] / first["seconds"] / rate])
-    show("prompt_seconds", [r["operations"] / r["seconds"] / m for r, m in [around(ours, "matmul", "prompt picture")]])
+    show("prompt_seconds", [r["operations"] / r["seconds"] / m for r,
+                            m in [around(ours, "matmul", "prompt picture")]])
 
 
 def main():
@@ -309,7 +340,8 @@ def main():
             run_limits(args, ours)
             ours.quit()
             continue
-        peer = Program([sys.executable, os.path.abspath(__file__), args.model, "--serve", name, "--gguf", args.gguf, "--threads", str(args.threads)])
+        peer = Program([sys.executable, os.path.abspath(__file__), args.model, "--serve", name,
+                        "--gguf", args.gguf, "--threads", str(args.threads)])
         ours = Program(segzero(args))
         run_pair(args, name, ours, peer)
         ours.quit(), peer.quit()

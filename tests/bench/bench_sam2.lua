@@ -1,18 +1,25 @@
--- bench_sam2.lua - speed and memory of SAM2 at its released sizes, beside the matmul limit measured in the same run and PyTorch.
+-- bench_sam2.lua - speed and memory of SAM2 at its released sizes, beside the matmul limit measured
+-- in the same run and PyTorch.
 --
 --   ./segzero tests/bench/bench_sam2.lua [sizes=tiny,large] [device=cpu|cuda] [threads=2] [best=3] [train=1] [python=PATH] [dtype=f32|bf16] [only=peer]
 --
--- Random weights, a 1024 x 1024 picture, one prompt of a box and two points. sizes=mini: 64 x 64, for the emulated device. One JSON object a
--- line, as bench.lua's:
---   sam2_<size>_encoder     seconds, pixels to the decoder's maps; limit: its floating-point operations at the matmul rate
---   sam2_<size>_decoder     seconds, one prompt to masks and scores          sam2_<size>_decoder_8: of eight prompts at once
---   sam2_<size>_images      pictures a second through both, one at a time; limit: the encoder's operations at the matmul rate
---   sam2_<size>_train       seconds, forward and backward of everything, with a loss on one mask (not with train=0)
+-- Random weights, a 1024 x 1024 image, one prompt of a box and two points. sizes=mini: 64 x 64,
+-- for the emulated device. One JSON object a line, as bench.lua's:
+--   sam2_<size>_encoder     seconds, pixels to the decoder's maps; limit: its floating-point
+--                           operations at the matmul rate
+--   sam2_<size>_decoder     seconds, one prompt to masks and scores; sam2_<size>_decoder_8: of
+--                           eight prompts at once
+--   sam2_<size>_images      images a second through both, one at a time; limit: the encoder's
+--                           operations at the matmul rate
+--   sam2_<size>_train       seconds, forward and backward of everything, with a loss on one mask
+--                           (not with train=0)
 --   sam2_<size>_memory      MiB of the process at its peak, after encoding and decoding
---   sam2_<size>_device_memory   GiB of the device taken until then, beside what was free; side= is that of the matrices that measure its limit
--- With python= (torch, sam2) tests/golden/check_sam2.py --bench does the same work with the sam2 package on the same device, before ours;
--- only=peer: its figures alone; only=compiled: with its encoder through torch.compile. Left out: reading checkpoints, resizing, masks at the
--- picture's size.
+--   sam2_<size>_device_memory   GiB of the device taken until then, beside what was free; side= is
+--                               that of the matrices that measure its limit
+-- With python= (torch, sam2) tests/golden/check_sam2.py --bench does the same work with the sam2
+-- package on the same device, before ours; only=peer: its figures alone; only=compiled: with its
+-- encoder through torch.compile. Left out: reading checkpoints, resizing, masks at the image's
+-- size.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
@@ -23,20 +30,25 @@ local bench = require "tests.bench.bench_work"
 
 local C = core.C
 
-local opts = bench.options({ sizes = "tiny,large", threads = "2", best = "3", train = "1", dtype = "f32", device = os.getenv "SEGZERO_DEVICE" or "cpu" },
-  { size = true, sizes = true, threads = true, best = true, train = true, python = true, dtype = true, device = true, side = true, only = true })
+local opts = bench.options({ sizes = "tiny,large", threads = "2", best = "3", train = "1",
+  dtype = "f32", device = os.getenv "SEGZERO_DEVICE" or "cpu" },
+  { size = true, sizes = true, threads = true, best = true, train = true, python = true,
+    dtype = true, device = true, side = true, only = true })
 
 -- Where the released configurations are.
 local SIZES = { mini = "S5", tiny = "S6", small = "S7", base_plus = "S8", large = "S9" }
 for size in (opts.size or opts.sizes):gmatch "[^,]+" do
-  if not SIZES[size] then error(("bench_sam2: there is no size %s (mini, tiny, small, base_plus, large)"):format(size), 0) end
+  if not SIZES[size] then
+    error(("bench_sam2: there is no size %s (mini, tiny, small, base_plus, large)"):format(size), 0)
+  end
 end
 
 -- A process for each size, so that its peak is its own.
 if not opts.size then
   for size in opts.sizes:gmatch "[%w_]+" do
     local words = { "'" .. (arg[-1] or "./segzero") .. "'", "'" .. arg[0] .. "'", "size=" .. size }
-    for _, key in ipairs { "threads", "best", "train", "dtype", "device", "side", "only", "python" } do
+    for _, key in ipairs { "threads", "best", "train", "dtype", "device", "side", "only",
+      "python" } do
       if opts[key] then words[#words + 1] = ("'%s=%s'"):format(key, opts[key]) end
     end
     if os.execute(table.concat(words, " ")) ~= 0 then os.exit(1) end
@@ -49,8 +61,10 @@ local results = {}
 
 -- ---- the peer: before this process takes memory of the device ----
 local function peer_rows()
-  local command = ("'%s' '%s/tests/golden/check_sam2.py' --bench %s --device %s --dtype %s --threads %s --best %s%s%s"):format(opts.python, core.root,
-    opts.size, opts.device, opts.dtype, opts.threads, opts.best, opts.train == "1" and "" or " --no-train", opts.only == "compiled" and " --compile" or "")
+  local command = (
+    "'%s' '%s/tests/golden/check_sam2.py' --bench %s --device %s --dtype %s --threads %s --best %s%s%s"):format(opts.python, core.root,
+    opts.size, opts.device, opts.dtype, opts.threads, opts.best, opts.train == "1" and ""
+      or " --no-train", opts.only == "compiled" and " --compile" or "")
   local pipe = assert(io.popen(command .. " 2>&1"))
   local text = pipe:read "*a"
   pipe:close()
@@ -62,7 +76,9 @@ local function peer_rows()
   end
   local rows = {}
   local function add(name, value, unit)
-    if type(value) == "number" then rows[#rows + 1] = { name = prefix .. name, value = value, unit = unit } end
+    if type(value) == "number" then
+      rows[#rows + 1] = { name = prefix .. name, value = value, unit = unit }
+    end
   end
   for _, name in ipairs { "encoder", "decoder", "train" } do add(name, row[name], "s") end
   add("images", 1 / (row.encoder + row.decoder), "1/s")
@@ -90,20 +106,24 @@ end
 
 -- Multiply-adds times two of the encoder's products; attention over what each query sees.
 local function encoder_flops(c)
-  local side, flops = c.image_size / 4, 0
+  local side = c.image_size / 4
+  local flops = 0
   flops = flops + 2 * side ^ 2 * 3 * c.patch_kernel ^ 2 * c.width[0]
   local block = 0
   for s = 0, 3 do
     for k = 0, c.blocks[s] - 1 do
       local pool = s > 0 and k == 0
-      local d, wide, cells = pool and c.width[s - 1] or c.width[s], c.width[s], side ^ 2
+      local d = pool and c.width[s - 1] or c.width[s]
+      local wide = c.width[s]
+      local cells = side ^ 2
       local window = c.whole[block] == 1 and side or c.windows[pool and s - 1 or s]
       flops = flops + 2 * cells * d * 3 * wide + (pool and 2 * cells * d * wide or 0)
       if pool then
         side = side / 2
         cells = side ^ 2
       end
-      flops = flops + 4 * cells * math.min(window, c.image_size) ^ 2 * wide + 2 * cells * wide ^ 2 * (1 + 2 * c.mlp_ratio)
+      flops = flops + 4 * cells * math.min(window,
+        c.image_size) ^ 2 * wide + 2 * cells * wide ^ 2 * (1 + 2 * c.mlp_ratio)
       block = block + 1
     end
     flops = flops + 2 * side ^ 2 * c.width[s] * c.hidden
@@ -119,14 +139,17 @@ local function peak_mib()
   return tonumber(kib) / 1024
 end
 
-local rate = 1e9 * (opts.device == "cpu" and bench.matmul_rate("f32", 4) or bench.flop_limit(opts.dtype))
+local rate = 1e9 * (opts.device == "cpu" and bench.matmul_rate("f32", 4)
+  or bench.flop_limit(opts.dtype))
 bench.emit(prefix .. "matmul", rate / 1e9, "GFLOP/s")
-local sam = sam2.random(read_json(("%s/tests/golden/sam2/%s/config.json"):format(core.root, SIZES[opts.size])),
+local sam = sam2.random(read_json(
+  ("%s/tests/golden/sam2/%s/config.json"):format(core.root, SIZES[opts.size])),
   { dtype = opts.dtype, device = opts.device, seed = 1 })
 local side = sam.image_size
 local pixels = tensor.empty({ 1, side, side, 3 }, { device = opts.device })
 core.check(C.sz_random_normal_(pixels.ptr, 2, 0, 0, 1))
-local prompt = { points = { { 200, 220, 2 }, { 700, 800, 3 }, { 400, 420, 1 }, { 500, 640, 1 }, { 0, 0, -1 } } }
+local prompt = { points = { { 200, 220, 2 }, { 700, 800, 3 }, { 400, 420, 1 }, { 500, 640, 1 },
+  { 0, 0, -1 } } }
 for _, p in ipairs(prompt.points) do p[1], p[2] = p[1] * side / 1024, p[2] * side / 1024 end
 
 local features
@@ -135,7 +158,8 @@ tensor.no_grad(function()
   local flops = encoder_flops(sam.config)
   emit("encoder", best(function() sam:encode(pixels) end), "s", flops / rate, true)
   emit("decoder", best(function() sam:decode(features, { prompt }) end), "s")
-  emit("images", 1 / (results[prefix .. "encoder"] + results[prefix .. "decoder"]), "1/s", rate / flops)
+  emit("images", 1 / (results[prefix .. "encoder"] + results[prefix .. "decoder"]), "1/s",
+    rate / flops)
   local eight = {}
   for i = 1, 8 do eight[i] = prompt end
   emit("decoder_8", best(function() sam:decode(features, eight) end), "s")

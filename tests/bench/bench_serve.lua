@@ -1,15 +1,20 @@
--- bench_serve.lua - our side of bench_peers.py: runs one phase of a model for each line it reads, and says how long it took.
+-- bench_serve.lua - our side of bench_peers.py: runs one phase of a model for each line it reads,
+-- and says how long it took.
 --
 --   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8] [threads=n]
 --
--- Lines read:    prompt picture                 bench_model.json's prompt around an 840 x 840 picture, to its first token
---                answers N                      as many tokens of text, to the first token of N answers
+-- Lines read:    prompt image                 bench_model.json's prompt around an 840 x 840
+-- image, to its first token
+--                answers N                      as many tokens of text, to the first token of N
+--                                               answers
 --                steps K                        K more tokens of each of them
---                read, matmul                   what the machine can do at this moment: see bench_work.lua
+--                read, matmul                   what the machine can do at this moment: see
+--                                               bench_work.lua
 --                peak, quit
--- Lines written, one JSON object for each: {seconds =, processor =} (wall and processor time), {bytes =}, {rate =} (bytes or operations a second);
--- `answers` adds bytes,
--- the weights and the cache that a step reads, and both prompts add operations, those of their products. {ready = true} comes first.
+-- Lines written, one JSON object for each: {seconds =, processor =} (wall and processor time),
+-- {bytes =}, {rate =} (bytes or operations a second); `answers` adds bytes, the weights and the
+-- cache that a step reads, and both prompts add operations, those of their products. {ready = true}
+-- comes first.
 
 local core = require "segzero.core.ffi"
 local packing = require "segzero.inference.packing"
@@ -20,11 +25,13 @@ local bench = require "tests.bench.bench_work"
 local C = core.C
 
 local work = model.read_json(core.root .. "/tests/bench_model.json").work
-local opts = bench.options({ dtype = "bf16", threads = work.threads }, { model = true, dtype = true, threads = true })
+local opts = bench.options({ dtype = "bf16", threads = work.threads },
+  { model = true, dtype = true, threads = true })
 if not opts.model then error("bench_serve: model=FOLDER", 0) end
 bench.clock(opts)
 local vl = model.qwen_vl(opts.model, { dtype = opts.dtype })
-local with_picture = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
+local with_picture = bench.input(vl,
+  { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
 
 local function text_input(n)
   local ids, positions, p = {}, packing.ints(3, n)
@@ -48,14 +55,19 @@ end
 
 -- more: further fields of the reply.
 local function timer(more)
-  local wall, processor = C.sz_seconds(), os.clock()
-  return function() reply(('{"seconds": %.6f, "processor": %.6f%s}'):format(C.sz_seconds() - wall, os.clock() - processor, more or "")) end
+  local wall = C.sz_seconds()
+  local processor = os.clock()
+  return function()
+    reply(('{"seconds": %.6f, "processor": %.6f%s}'):format(C.sz_seconds() - wall,
+      os.clock() - processor, more or ""))
+  end
 end
 
 -- The machine's limits may be asked for at any time; returns whether this was one.
 local function limit(command)
   if command.verb == "read" then reply(('{"rate": %.0f}'):format(1e9 * bench.read_rate(1)))
-  elseif command.verb == "matmul" then reply(('{"rate": %.0f}'):format(1e9 * bench.flop_limit(opts.dtype)))
+  elseif command.verb == "matmul" then reply(
+    ('{"rate": %.0f}'):format(1e9 * bench.flop_limit(opts.dtype)))
   else return false end
   return true
 end
@@ -64,23 +76,29 @@ local counts = bench.counts(vl)
 local function step_bytes(n)
   local weight = opts.dtype == "f32" and 4 or opts.dtype == "bf16" and 2 or 1 + 4 / 128
   local cached = #text.input_ids + n * 16
-  return weight * (vl.config.layers * counts.layer_weights + counts.head_weights) + (opts.dtype == "f32" and 4 or 2) * 2 * counts.kv_width * vl.config.layers * cached
+  return weight * (vl.config.layers * counts.layer_weights + counts.head_weights) + (
+    opts.dtype == "f32" and 4 or 2) * 2 * counts.kv_width * vl.config.layers * cached
 end
 
 local function prompt(input)
-  local tokens, grid = #input.input_ids, input.image_grid_thw[1]
-  local done = timer((', "operations": %.0f'):format(counts.vision(grid[2], grid[3]) + counts.text(tokens, bench.causal_pairs(tokens, 0), 1)))
+  local tokens = #input.input_ids
+  local grid = input.image_grid_thw[1]
+  local done = timer((', "operations": %.0f'):format(
+    counts.vision(grid[2], grid[3]) + counts.text(tokens, bench.causal_pairs(tokens, 0), 1)))
   rollout.generate(vl, { input }, { temperature = 0, max_new_tokens = 1, ignore_eos = true })
   done()
 end
 
--- Commands are read between two tokens; the first that is not `steps` ends the answers and is returned.
+-- Commands are read between two tokens; the first that is not `steps` ends the answers and is
+-- returned.
 local function answers(n)
   local tokens = #text.input_ids
   local operations = counts.text(tokens, bench.causal_pairs(tokens, 0), 1)
-  local done, left, other = timer((', "bytes": %.0f, "operations": %.0f'):format(step_bytes(n), operations)), 0, nil
+  local done, left, other = timer(
+    (', "bytes": %.0f, "operations": %.0f'):format(step_bytes(n), operations)), 0, nil
   local ended = {}
-  local ok, why = pcall(rollout.generate, vl, { text }, { n = n, temperature = 0, max_new_tokens = 1024, ignore_eos = true, on_token = function(a)
+  local ok, why = pcall(rollout.generate, vl, { text },
+    { n = n, temperature = 0, max_new_tokens = 1024, ignore_eos = true, on_token = function(a)
     if a.index ~= n then return end
     left = left - 1
     if left > 0 then return end
@@ -99,7 +117,9 @@ while command.verb ~= "quit" do
   local follows
   if command.verb == "prompt" then prompt(with_picture)
   elseif command.verb == "answers" then follows = answers(tonumber(command.word))
-  elseif command.verb == "peak" then reply(('{"bytes": %d}'):format(tonumber(io.open "/proc/self/status":read "*a":match "VmHWM:%s*(%d+)") * 1024))
+  elseif command.verb == "peak" then reply(
+    ('{"bytes": %d}'):format(tonumber(
+    io.open "/proc/self/status":read "*a":match "VmHWM:%s*(%d+)") * 1024))
   elseif not limit(command) then error("bench_serve: what is " .. tostring(command.verb), 0) end
   command = follows or read_command()
 end

@@ -1,31 +1,48 @@
--- bench_step.lua - one GRPO step, whole and by phase, beside the matmul limit of the same run; how it grows; the same work for a peer.
+-- bench_step.lua - one GRPO step, whole and by phase, beside the matmul limit of the same run; how
+-- it grows; the same work for a peer.
 --
 --   ./segzero tests/bench/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0] [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
 --                                  [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
 --                                  [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
---   python tests/bench/bench_step.py DIR                    the same step by PyTorch and transformers, and whether loss and gradient agree
+--   python tests/bench/bench_step.py DIR                    the same step by PyTorch and
+--                                                           transformers, and whether loss and
+--                                                           gradient agree
 --
--- The model is tests/bench/bench_step.json (0.3 B parameters) with random weights; a config.json does, too, and 3b is the whole release. The reference is a second model with
--- other weights, as after some steps, so that the KL term has a gradient. The step is the trainer's own: only the rows come from here
--- (random patches of a picture= square, prompt_tokens= with them), no stop token exists, so every answer has tokens= tokens, and the reward is a
--- pattern. Micro-batches hold one group of the size named. Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
--- JSON lines {name, value, unit, limit, ratio, gflop}; gflop are the operations of the model's products (backward twice forward, nothing
--- computed again), limit the seconds they take at matmul, the faster of a measurement before the step and one after:
---   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it computes
---   reference_seconds   log-probabilities by the reference. The old ones are the sampler's: old_seconds is 0
---   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt once
---   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a parameter in f32) at the measured bandwidth
---   other_seconds       rewards, advantages, rows        step_seconds   all of it        peak_bytes   largest resident set, all models
---   device_memory       GiB of the device taken at most, beside what was free; update_rate  GFLOP/s: its ratio is the model-FLOP utilisation
--- device=cuda: both models are there, limits are measured there (side= is that of their matrices) after the step, so that they take no memory from
--- it; warm= steps come before it, in which shapes are seen for the first time. tests/gpu_check.sh has the settings with which all of the 3B is
--- trained on one card of 80 GB. save_weights=false: of the models only config.json, and no gradients, where the peer makes its own random weights.
---   table_*             the trainer's own time table (stats.time, else stats.seconds); with save= it counts the writing, the phases do not
--- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted); sweep=prompt: for 1, 2, 3 and 4 times
--- prompt_tokens, the picture unchanged. One line a point, then by phase the straight line through the points: what a prompt costs whatever
--- n, what an answer token costs, and the largest deviation from the line.
--- save=DIR: DIR/model, DIR/reference (Hugging Face), pixels.safetensors, gradients.safetensors, step.json (ids, answers, log-probabilities,
--- advantages, settings, loss, seconds). Leaves out: reading data and pictures, rewards that take time.
+-- The model is tests/bench/bench_step.json (0.3 B parameters) with random weights; a config.json
+-- does, too, and 3b is the whole release. The reference is a second model with other weights, as
+-- after some steps, so that the KL term has a gradient. The step is the trainer's own: only the
+-- rows come from here (random patches of a picture= square, prompt_tokens= with them), no stop
+-- token exists, so every answer has tokens= tokens, and the reward is a pattern. Micro-batches hold
+-- one group of the size named. Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
+-- JSON lines {name, value, unit, limit, ratio, gflop}; gflop are the operations of the model's
+-- products (backward twice forward, nothing computed again), limit the seconds they take at matmul,
+-- the faster of a measurement before the step and one after:
+--   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it
+--                       computes
+--   reference_seconds   log-probabilities by the reference. The old ones are the sampler's:
+--                       old_seconds is 0
+--   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt
+--                       once
+--   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a
+--                       parameter in f32) at the measured bandwidth
+--   other_seconds       rewards, advantages, rows; step_seconds; all of it; peak_bytes; largest
+--                       resident set, all models
+--   device_memory       GiB of the device taken at most, beside what was free; update_rate;
+--                       GFLOP/s: its ratio is the model-FLOP utilisation
+-- device=cuda: both models are there, limits are measured there (side= is that of their matrices)
+-- after the step, so that they take no memory from it; warm= steps come before it, in which shapes
+-- are seen for the first time. tests/gpu_check.sh has the settings with which all of the 3B is
+-- trained on one card of 80 GB. save_weights=false: of the models only config.json, and no
+-- gradients, where the peer makes its own random weights.
+--   table_*             the trainer's own time table (stats.time, else stats.seconds); with save=
+--                       it counts the writing, the phases do not
+-- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted);
+-- sweep=prompt: for 1, 2, 3 and 4 times prompt_tokens, the image unchanged. One line a point,
+-- then by phase the straight line through the points: what a prompt costs whatever n, what an
+-- answer token costs, and the largest deviation from the line. save=DIR: DIR/model, DIR/reference
+-- (Hugging Face), pixels.safetensors, gradients.safetensors, step.json (ids, answers,
+-- log-probabilities, advantages, settings, loss, seconds). Leaves out: reading data and images,
+-- rewards that take time.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
@@ -41,23 +58,33 @@ local bench = require "tests.bench.bench_work"
 
 local C = core.C
 
-local opts = bench.options({ model = core.root .. "/tests/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000, picture = 840,
-  dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true", device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },
-  { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, picture = true, dtype = true, recompute = true, threads = true,
-    clock = true, sweep = true, save = true, save_weights = true, device = true, side = true, warm = true })
+local opts = bench.options({ model = core.root
+  .. "/tests/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000,
+  picture = 840,
+  dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true",
+    device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },
+  { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, picture = true,
+    dtype = true, recompute = true, threads = true,
+    clock = true, sweep = true, save = true, save_weights = true, device = true, side = true,
+      warm = true })
 for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "picture", "warm" } do
   opts[key] = tonumber(opts[key]) or error(("bench_step: %s is not a number"):format(key), 0)
 end
-if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then error("bench_step: sweep is n or prompt", 0) end
+if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then
+  error("bench_step: sweep is n or prompt", 0)
+end
 if opts.sweep and opts.save then error("bench_step: save= is of one step, not of a sweep", 0) end
 local now = bench.clock(opts)
 local causal_pairs = bench.causal_pairs
 
 local on_device = opts.device ~= "cpu"
-local json = bench.config(opts.model) or error(("bench_step: model=%s is neither a .json nor a released size"):format(opts.model), 0)
+local json = bench.config(opts.model)
+  or error(("bench_step: model=%s is neither a .json nor a released size"):format(opts.model), 0)
 local made_at = now()
-local policy = model.random(json, { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device })
-local reference = model.random(json, { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device })
+local policy = model.random(json,
+  { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device })
+local reference = model.random(json,
+  { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device })
 made_at = now() - made_at
 local counts = bench.counts(policy)
 local parameters = 0
@@ -67,61 +94,74 @@ for _, w in ipairs(policy.weights) do
   parameters = parameters + numel
 end
 
--- ---- rows: text of any length around a picture ----
+-- ---- rows: text of any length around an image ----
 local BEFORE = 15
 local side = opts.picture / policy.config.v_patch
 local picture_tokens = (side / policy.config.v_merge) ^ 2
 local prompt_tokens
 
 local function rows_with(length)
-  if length < BEFORE + picture_tokens + 3 then error(("bench_step: prompt_tokens below %d"):format(BEFORE + picture_tokens + 3), 0) end
+  if length < BEFORE + picture_tokens + 3 then
+    error(("bench_step: prompt_tokens below %d"):format(BEFORE + picture_tokens + 3), 0)
+  end
   prompt_tokens = length
 end
 rows_with(opts.prompt_tokens)
 
--- Patches are drawn once for each place in the batch: beside a device's step drawing them would take a part of the time that shows.
+-- Patches are drawn once for each place in the batch: beside a device's step drawing them would
+-- take a part of the time that shows.
 local drawn = {}
 
 function policy.process(vl, messages)
   local number = tonumber(messages[#messages].content[2].text)
   local place = number % opts.prompts
-  local input = bench.input(vl, { picture = { opts.picture, opts.picture }, before = BEFORE, after = prompt_tokens - picture_tokens - BEFORE - 2,
+  local input = bench.input(vl, { picture = { opts.picture, opts.picture }, before = BEFORE,
+    after = prompt_tokens - picture_tokens - BEFORE - 2,
     seed = number, pixels = drawn[place] })
   drawn[place] = drawn[place] or input.pixel_values:clone()
   return input
 end
 
 function policy.stop_ids() return {} end
-function policy.processor() return {} end       -- no pictures are read: nothing may be begun ahead of a step
+function policy.processor() return {} end       -- no images are read: nothing may be prefetched
 
 local rows = { name = "random" }
 function rows.count() return 100000 end
-function rows.row(_, i) return { id = i, index = i, problem = tostring(i), solution = "", image = image.new(28, 28) } end
+function rows.row(_, i)
+  return { id = i, index = i, problem = tostring(i), solution = "", image = image.new(28, 28) }
+end
 
--- Without a tokenizer an answer has no text: rewards that differ within a group are all that is needed.
+-- Without a tokenizer an answer has no text: rewards that differ within a group are all that is
+-- needed.
 local function reward(_, _, row)
   row.judged = (row.judged or 0) + 1
   return row.judged * 5 % 7
 end
 
 -- ---- the trainer, and a clock around its methods ----
-local settings = { "data.shuffle=false", "data.rollout_batch_size=" .. opts.prompts, "data.max_response_length=" .. opts.tokens,
-  "data.max_prompt_length=1000000", "worker.actor.global_batch_size=" .. opts.prompts, "worker.rollout.n=" .. opts.n,
-  "worker.actor.model.dtype=" .. opts.dtype, "worker.actor.model.enable_gradient_checkpointing=" .. opts.recompute,
+local settings = { "data.shuffle=false", "data.rollout_batch_size="
+  .. opts.prompts, "data.max_response_length=" .. opts.tokens,
+  "data.max_prompt_length=1000000", "worker.actor.global_batch_size="
+    .. opts.prompts, "worker.rollout.n=" .. opts.n,
+  "worker.actor.model.dtype=" .. opts.dtype, "worker.actor.model.enable_gradient_checkpointing="
+    .. opts.recompute,
   "worker.actor.max_tokens_per_micro_batch=" .. opts.prompt_tokens + opts.n * opts.tokens }
 for _, word in ipairs(opts.settings) do settings[#settings + 1] = word end
-local t = trainer.new { config = recipe.schema:read(settings), policy = policy, reference = reference,
+local t = trainer.new { config = recipe.schema:read(settings), policy = policy,
+  reference = reference,
   reward = reward, train = rows, prompt = function(problem) return problem end }
 t.total_steps = 0               -- none follows: nothing is prepared for the next one
 
-local spent, inner = {}, 0
+local spent = {}
+local inner = 0
 
 -- Time in object.name, without what watched calls inside it take.
 local function watch(object, name, phase)
   local f = object[name]
   if not f then error(("bench_step: the trainer has no %s any more"):format(name), 0) end
   object[name] = function(...)
-    local start, outside = now(), inner
+    local start = now()
+    local outside = inner
     inner = 0
     local function done(...)
       local seconds = now() - start
@@ -134,7 +174,8 @@ local function watch(object, name, phase)
 end
 
 -- ---- what a peer needs ----
--- Writing is watched, too, so that it is in no phase that is shown (the trainer's own table does count it).
+-- Writing is watched, too, so that it is in no phase that is shown (the trainer's own table does
+-- count it).
 local saved
 local writer = {}
 
@@ -143,8 +184,11 @@ function writer.inputs(groups)
   saved = { groups = {}, settings = t.config, dtype = opts.dtype, threads = tonumber(opts.threads) }
   for i, g in ipairs(groups) do
     local answers = {}
-    for k, a in ipairs(g.samples) do answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage } end
-    saved.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw, answers = answers }
+    for k, a in ipairs(g.samples) do
+      answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage }
+    end
+    saved.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw,
+      answers = answers }
     pixels["pixels." .. i - 1] = g.input.pixel_values
   end
   safetensors.save(opts.save .. "/pixels.safetensors", pixels)
@@ -191,7 +235,8 @@ watch(t, "step", "other")
 local PHASES = { "sampling", "reference", "update", "optimizer", "other" }
 
 local function run_step()
-  spent, inner = {}, 0
+  spent = {}
+  inner = 0
   local stats = t:step()
   local seconds = { step = 0 }
   for _, phase in ipairs(PHASES) do
@@ -206,8 +251,10 @@ local function operations(prompts, n, tokens)
   local vision = counts.vision(side, side)
   local made = n * (tokens - 1)
   local pairs_made = n * causal_pairs(tokens - 1, prompt_tokens)
-  local pass = vision + counts.text(prompt_tokens + made, causal_pairs(prompt_tokens, 0) + pairs_made, n * tokens)
-  local sampling = vision + counts.text(prompt_tokens, causal_pairs(prompt_tokens, 0), 1) + counts.text(made, pairs_made, made)
+  local pass = vision + counts.text(prompt_tokens + made,
+    causal_pairs(prompt_tokens, 0) + pairs_made, n * tokens)
+  local sampling = vision + counts.text(prompt_tokens, causal_pairs(prompt_tokens, 0),
+    1) + counts.text(made, pairs_made, made)
   return { sampling = prompts * sampling, reference = prompts * pass, update = 3 * prompts * pass }
 end
 
@@ -222,29 +269,40 @@ local function one_step()
   local peak, used, free = tonumber(C.sz_peak_rss()), bench.device_used()
   rate = math.max(rate, bench.flop_limit(opts.dtype))
   bench.emit("matmul", rate, "GFLOP/s")
-  local work, total = operations(opts.prompts, opts.n, opts.tokens), 0
+  local work = operations(opts.prompts, opts.n, opts.tokens)
+  local total = 0
   for _, phase in ipairs { "sampling", "reference", "update" } do
     local gflop = work[phase] / 1e9
     total = total + gflop
-    bench.emit(phase .. "_seconds", seconds[phase], "s", { limit = gflop / rate, lower = true, gflop = gflop })
-    if phase == "update" then bench.emit("update_rate", gflop / seconds.update, "GFLOP/s", { limit = rate }) end
+    bench.emit(phase .. "_seconds", seconds[phase], "s",
+      { limit = gflop / rate, lower = true, gflop = gflop })
+    if phase == "update" then
+      bench.emit("update_rate", gflop / seconds.update, "GFLOP/s", { limit = rate })
+    end
     if phase == "sampling" then bench.emit("old_seconds", 0, "s") end
   end
-  -- The norm reads gradients; the update reads gradients, moments and masters, writes moments, masters and weights, clears gradients.
+  -- The norm reads gradients; the update reads gradients, moments and masters, writes moments,
+  -- masters and weights, clears gradients.
   local actor = t.config.worker.actor
-  local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype], tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
-  local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2 and actor.optim.master_weights and 8 + weight or 2 * weight))
-  bench.emit("optimizer_seconds", seconds.optimizer, "s", { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
+  local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype],
+    tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
+  local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2
+    and actor.optim.master_weights and 8 + weight or 2 * weight))
+  bench.emit("optimizer_seconds", seconds.optimizer, "s",
+    { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
   bench.emit("other_seconds", seconds.other, "s")
-  bench.emit("step_seconds", seconds.step, "s", { limit = total / rate, lower = true, gflop = total })
+  bench.emit("step_seconds", seconds.step, "s",
+    { limit = total / rate, lower = true, gflop = total })
   bench.emit("peak_bytes", peak, "bytes")
   if used then bench.emit("device_memory", used, "GiB", { limit = free }) end
-  local names, phases = {}, stats.time or stats.seconds
+  local names = {}
+  local phases = stats.time or stats.seconds
   for name in pairs(phases) do names[#names + 1] = name end
   table.sort(names)
   for _, name in ipairs(names) do bench.emit("table_" .. name, phases[name], "s") end
   if saved then
-    saved.stats, saved.seconds, saved.peak, saved.device = stats, seconds, used and used * 2 ^ 30 or peak, opts.device
+    saved.stats, saved.seconds, saved.peak, saved.device = stats, seconds, used and used * 2 ^ 30
+      or peak, opts.device
     files.write(opts.save .. "/step.json", cjson.encode(saved))
   end
 end
@@ -252,10 +310,20 @@ end
 -- ---- how it grows ----
 -- Least squares y = a + b x; and the largest distance of a point from it, as part of the point.
 local function line(xs, ys)
-  local n, sx, sy, sxx, sxy = #xs, 0, 0, 0, 0
-  for i = 1, n do sx, sy, sxx, sxy = sx + xs[i], sy + ys[i], sxx + xs[i] ^ 2, sxy + xs[i] * ys[i] end
+  local n = #xs
+  local sx = 0
+  local sy = 0
+  local sxx = 0
+  local sxy = 0
+  for i = 1, n do
+    sx = sx + xs[i]
+    sy = sy + ys[i]
+    sxx = sxx + xs[i] ^ 2
+    sxy = sxy + xs[i] * ys[i]
+  end
   local b = (n * sxy - sx * sy) / (n * sxx - sx ^ 2)
-  local a, worst = (sy - b * sx) / n, 0
+  local a = (sy - b * sx) / n
+  local worst = 0
   for i = 1, n do worst = math.max(worst, math.abs(a + b * xs[i] - ys[i]) / ys[i]) end
   return a, b, worst
 end
@@ -265,34 +333,40 @@ local SHOWN = { "sampling", "reference", "update", "step" }
 local function sweep(name, values, set, size, unit)
   set(values[1])
   run_step()
-  local sizes, by_phase = {}, { sampling = {}, reference = {}, update = {}, step = {} }
+  local sizes = {}
+  local by_phase = { sampling = {}, reference = {}, update = {}, step = {} }
   for i, v in ipairs(values) do
     set(v)
     local seconds = run_step()
     sizes[i] = size(v)
-    local parts = { ('{"name": "sweep_%s", "n": %d, "%s": %d'):format(name, t.config.worker.rollout.n, unit, sizes[i]) }
+    local parts = { ('{"name": "sweep_%s", "n": %d, "%s": %d'):format(name, t.options.rollout.n,
+      unit, sizes[i]) }
     for _, phase in ipairs(SHOWN) do
       by_phase[phase][i] = seconds[phase]
       parts[#parts + 1] = ('"%s_seconds": %s'):format(phase, bench.rounded(seconds[phase]))
     end
-    parts[#parts + 1] = ('"step_ms_per_answer_token": %s'):format(bench.rounded(1e3 * seconds.step / (opts.prompts * t.config.worker.rollout.n * opts.tokens)))
+    parts[#parts + 1] = ('"step_ms_per_answer_token": %s'):format(
+      bench.rounded(1e3 * seconds.step / (opts.prompts * t.options.rollout.n * opts.tokens)))
     print(table.concat(parts, ", ") .. "}")
     io.flush()
   end
   for _, phase in ipairs(SHOWN) do
     local a, b, worst = line(sizes, by_phase[phase])
-    print(('{"name": "line_%s", "phase": "%s", "seconds_at_0": %s, "ms_per_%s": %s, "largest_deviation": %.3f}'):format(name, phase,
+    print(
+      ('{"name": "line_%s", "phase": "%s", "seconds_at_0": %s, "ms_per_%s": %s, "largest_deviation": %.3f}'):format(name, phase,
       bench.rounded(a), unit:sub(1, -2), bench.rounded(1e3 * b), worst))
   end
   bench.emit("peak_bytes", tonumber(C.sz_peak_rss()), "bytes")
 end
 
 if opts.sweep == "n" then
-  sweep("n", { 2, 4, 8, 16, 32 }, function(n) t.config.worker.rollout.n = n end, function(n) return opts.prompts * n * opts.tokens end, "answer_tokens")
+  sweep("n", { 2, 4, 8, 16, 32 }, function(n) t.options.rollout.n = n end,
+    function(n) return opts.prompts * n * opts.tokens end, "answer_tokens")
 elseif opts.sweep == "prompt" then
   local lengths = {}
   for i = 1, 4 do lengths[i] = i * opts.prompt_tokens end
-  sweep("prompt", lengths, rows_with, function(length) return opts.prompts * length end, "prompt_tokens")
+  sweep("prompt", lengths, rows_with, function(length) return opts.prompts * length end,
+    "prompt_tokens")
 else
   one_step()
 end

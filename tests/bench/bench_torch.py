@@ -1,26 +1,34 @@
-"""The peer's side of the benchmark: transformers' Qwen-VL in PyTorch, on the work bench_model.json names.
+"""The peer's side of the benchmark: transformers' Qwen-VL in PyTorch, on the work bench_model.json
+names.
 
-Usage: python bench_torch.py [--train-timed N] [--only matmul,prefill,decode,vision,train] [--attention sdpa|eager] [--device cpu|cuda]
-                             [--dtype f32|bf16] [--threads N] [--times N] [--spec FILE.json] [--side N] [--save DIR | --model DIR]
+Usage: python bench_torch.py [--train-timed N] [--only matmul,prefill,decode,vision,train]
+[--attention sdpa|eager] [--device cpu|cuda]
+                             [--dtype f32|bf16] [--threads N] [--times N] [--spec FILE.json] [--side
+                             N] [--save DIR | --model DIR]
 
---spec: a file like bench_model.json, {"model": a config, "work": ...}, instead of it. --device cuda: random weights are made there, the device is
-waited for before a clock is read, and device_memory is torch's peak.
+--spec: a file like bench_model.json, {"model": a config, "work": ...}, instead of it. --device
+cuda: random weights are made there, the device is waited for before a clock is read, and
+device_memory is torch's peak.
 
---model: a checkpoint folder (Qwen2-VL or Qwen2.5-VL) instead of bench_model.json's random one; the work stays the same.
+--model: a checkpoint folder (Qwen2-VL or Qwen2.5-VL) instead of bench_model.json's random one; the
+work stays the same.
 
-The prompt is text_tokens_before + start marker + 900 picture tokens + end marker + text_tokens_after = 1000 tokens.
-Prints one JSON object a line: {name, value, unit}.
+The prompt is text_tokens_before + start marker + 900 picture tokens + end marker +
+text_tokens_after = 1000 tokens. Prints one JSON object a line: {name, value, unit}.
   matmul_f32, matmul_bf16    GFLOP/s of a square product, --side wide
-  prefill_seconds            vision tower and prompt, logits of the last position only, best of two (--times)
+  prefill_seconds            vision tower and prompt, logits of the last position only, best of two
+                             (--times)
   vision_seconds             the vision tower alone, forward
-  decode_1, decode_8         generated tokens per second over all answers, greedy, with the cache, batch of 1 and of n
-                             (work.decode_answers, else work.answers);
-                             the cache is filled once and repeated, so prefill is not in it
-  train_tokens_per_second    answer tokens / seconds of forward + backward of the mean log-prob, each answer with its
-                             prompt and picture on its own; the answers are equal work, and --train-timed says how many
-                             of them are run (default: all)
+  decode_1, decode_8         generated tokens per second over all answers, greedy, with the cache,
+                             batch of 1 and of n (work.decode_answers, else work.answers); the cache
+                             is filled once and repeated, so prefill is not in it
+  train_tokens_per_second    answer tokens / seconds of forward + backward of the mean log-prob,
+                             each answer with its prompt and picture on its own; the answers are
+                             equal work, and --train-timed says how many of them are run (default:
+                             all)
   train_positions_per_second the same, counting prompt tokens too
-  peak_bytes                 the process' largest resident set        device_memory   GiB that torch had allocated at most
+  peak_bytes                 the process' largest resident set device_memory GiB that torch had
+                             allocated at most
 Left out: optimizer step, generate()'s own overhead, bf16 unless --dtype or work.dtype says so.
 """
 import argparse
@@ -32,7 +40,8 @@ import time
 
 import torch
 import transformers
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration)
 
 
 def emit(name, value, unit):
@@ -59,10 +68,13 @@ def build(spec, dtype, attention, device):
 
 def load(spec, folder, dtype, attention, device):
     """The folder's model; spec["model"] becomes its ids and vision sizes."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, attn_implementation=attention).to(device)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype,
+                                                        attn_implementation=attention).to(device)
     config = model.config
-    spec["model"] = dict(image_token_id=config.image_token_id, vision_start_token_id=config.vision_start_token_id,
-                         vision_end_token_id=config.vision_end_token_id, vision_config=dict(patch_size=config.vision_config.patch_size))
+    spec["model"] = dict(image_token_id=config.image_token_id,
+                         vision_start_token_id=config.vision_start_token_id,
+                         vision_end_token_id=config.vision_end_token_id,
+                         vision_config=dict(patch_size=config.vision_config.patch_size))
     return model.eval()
 
 
@@ -70,10 +82,12 @@ def prompt_inputs(spec, dtype, device):
     cfg, work = spec["model"], spec["work"]
     h, w = (s // cfg["vision_config"]["patch_size"] for s in work["image_size"])
     text = lambda n: torch.randint(0, cfg["image_token_id"], (n,)).tolist()
-    ids = text(work["text_tokens_before"]) + [cfg["vision_start_token_id"]] + [cfg["image_token_id"]] * (h * w // 4)
+    ids = text(work["text_tokens_before"]) + [cfg["vision_start_token_id"]] + [
+        cfg["image_token_id"]] * (h * w // 4)
     ids = torch.tensor([ids + [cfg["vision_end_token_id"]] + text(work["text_tokens_after"])])
     made = dict(input_ids=ids, mm_token_type_ids=(ids == cfg["image_token_id"]).int(),
-                image_grid_thw=torch.tensor([[1, h, w]]), pixel_values=torch.randn(h * w, 1176).to(dtype))
+                image_grid_thw=torch.tensor([[1, h, w]]),
+                pixel_values=torch.randn(h * w, 1176).to(dtype))
     return {name: t.to(device) for name, t in made.items()}
 
 
@@ -90,7 +104,8 @@ def best(times, f):
 
 def matmul(dtype, side, device):
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    emit("matmul_" + {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype], 2 * side ** 3 / best(3, lambda: a @ b.T)[0] / 1e9, "GFLOP/s")
+    emit("matmul_" + {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype],
+         2 * side ** 3 / best(3, lambda: a @ b.T)[0] / 1e9, "GFLOP/s")
 
 
 @torch.no_grad()
@@ -102,7 +117,10 @@ def prefill(model, inputs, times):
 
 @torch.no_grad()
 def vision(model, inputs, times):
-    emit("vision_seconds", best(times, lambda: model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]))[0], "s")
+    emit("vision_seconds", best(times,
+                                lambda: model.model.visual(inputs["pixel_values"],
+                                                           grid_thw=inputs["image_grid_thw"]))[0],
+         "s")
 
 
 @torch.no_grad()
@@ -149,12 +167,15 @@ def main():
     args.add_argument("--train-timed", type=int)
     args.add_argument("--only", default="prefill,decode,train")
     args.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    args.add_argument("--spec", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench_model.json"))
+    args.add_argument("--spec",
+                      default=os.path.join(os.path.dirname(os.path.abspath(__file__)),
+                                           "bench_model.json"))
     args.add_argument("--side", type=int, help="default: 2048, on a device 8192")
     args.add_argument("--attention", default="sdpa")
     args.add_argument("--dtype", choices=["f32", "bf16"], help="default: the work's, else f32")
     args.add_argument("--threads", type=int, help="default: the work's")
-    args.add_argument("--times", type=int, default=2, help="passes over the prompt, the fastest counts")
+    args.add_argument("--times", type=int, default=2,
+                      help="passes over the prompt, the fastest counts")
     args.add_argument("--save", help="write the random model as a checkpoint folder and stop")
     args.add_argument("--model", help="a checkpoint folder")
     args = args.parse_args()
@@ -167,7 +188,8 @@ def main():
     only = args.only.split(",")
     if "matmul" in only:
         matmul(dtype, args.side or (8192 if args.device == "cuda" else 2048), args.device)
-    model = load(spec, args.model, dtype, args.attention, args.device) if args.model else build(spec, dtype, args.attention, args.device)
+    model = load(spec, args.model, dtype, args.attention,
+                 args.device) if args.model else build(spec, dtype, args.attention, args.device)
     if args.save:
         model.save_pretrained(args.save)
         return

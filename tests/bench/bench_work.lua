@@ -1,23 +1,34 @@
--- bench_work.lua - what the benchmarks share: limits of the machine, counts of operations, the prompt, JSON lines.
+-- bench_work.lua - what the benchmarks share: limits of the machine, counts of operations, the
+-- prompt, JSON lines.
 --
 --   local bench = require "tests.bench.bench_work"
---   bench.options({key = default, ...}, {key = true, ...})      key=value words of the command line; others raise. Where the defaults have
+--   bench.options({key = default, ...}, {key = true, ...})
+--       key=value words of the command line; others raise. Where the defaults have
 --                                           a list `settings`, words with dotted keys (a recipe's) go there
---   bench.clock(opts)                       the clock that clock= names, which waits for the device; threads are set. With device=cuda
---                                           limits are measured there; side= is that of their matrices
+--   bench.clock(opts)                       the clock that clock= names, which waits for the
+--                                           device; threads are set. With device=cuda limits are
+--                                           measured there; side= is that of their matrices
 --   bench.emit(name, value, unit, {limit =, lower =, gflop =})
---   bench.config(name)                      a config table, and the `work` beside it: of FILE.json, or of a released size (3b, 7b, ...); nil for a folder
---   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program prints, f called with each; and whether it ended well
---   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster}; without a result of ours {name, unit, peer}
---   bench.device_used()                     GiB of the device's memory taken since clock(), and what was free then; nil on the CPU. Freed blocks are
+--   bench.config(name)                      a config table, and the `work` beside it: of FILE.json,
+--                                           or of a released size (3b, 7b, ...); nil for a folder
+--   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program
+--                                           prints, f called with each; and whether it ended well
+--   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster};
+--                                           without a result of ours {name, unit, peer}
+--   bench.device_used()                     GiB of the device's memory taken since clock(), and
+--                                           what was free then; nil on the CPU. Freed blocks are
 --                                           kept, so it is the peak
---   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)      GFLOP/s, GB/s
---   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations of a forward's products
---   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})     what vl:process would
+--   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)
+--       GFLOP/s, GB/s
+--   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations
+--                                           of a forward's products
+--   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})
+--       what vl:process would
 --                                           return
 --
--- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows are those that get logits. Leaves out:
--- Qwen2-VL (its tower has no windows), norms and other elementwise work.
+-- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows
+-- are those that get logits. Leaves out: Qwen2-VL (its tower has no windows), norms and other
+-- elementwise work.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -32,14 +43,17 @@ local C = core.C
 local M = {}
 
 local now = C.sz_seconds
-local device, side, read_bytes = "cpu", 2048, 2 ^ 30
+local device = "cpu"
+local side = 2048
+local read_bytes = 2 ^ 30
 local free_at_first
 
 -- ---- options and lines ----
 function M.options(opts, known)
   for _, word in ipairs(arg) do
     local key, v = word:match "^([%w_.]+)=(.*)$"
-    if opts.settings and key and key:find(".", 1, true) then opts.settings[#opts.settings + 1] = word
+    if opts.settings and key and key:find(".", 1,
+      true) then opts.settings[#opts.settings + 1] = word
     elseif known[key] then opts[key] = v
     else error(("%s: unknown option %s"):format(arg[0], word), 0) end
   end
@@ -47,7 +61,9 @@ function M.options(opts, known)
 end
 
 function M.clock(opts)
-  if opts.clock == "cpu" and tonumber(opts.threads) ~= 1 then error(arg[0] .. ": clock=cpu needs threads=1", 0) end
+  if opts.clock == "cpu" and tonumber(opts.threads) ~= 1 then
+    error(arg[0] .. ": clock=cpu needs threads=1", 0)
+  end
   C.sz_set_threads(tonumber(opts.threads))
   local clock = opts.clock == "cpu" and os.clock or C.sz_seconds
   device = opts.device or "cpu"
@@ -68,7 +84,8 @@ function M.rounded(x) return tonumber(("%.4g"):format(x)) end
 
 -- ratio is the part of the limit that is reached, 1 at best; lower: less is better.
 function M.emit(name, value, unit, more)
-  local parts = { ('{"name": "%s", "value": %s, "unit": "%s"'):format(name, M.rounded(value), unit) }
+  local parts = { ('{"name": "%s", "value": %s, "unit": "%s"'):format(name, M.rounded(value),
+    unit) }
   more = more or {}
   if more.limit then
     local ratio = more.lower and more.limit / value or value / more.limit
@@ -81,7 +98,8 @@ end
 
 function M.device_used()
   if not free_at_first then return nil end
-  return (free_at_first - tonumber(C.sz_device_available(C.SZ_CUDA))) / 2 ^ 30, free_at_first / 2 ^ 30
+  return (free_at_first - tonumber(C.sz_device_available(C.SZ_CUDA))) / 2 ^ 30,
+    free_at_first / 2 ^ 30
 end
 
 function M.config(name)
@@ -92,7 +110,8 @@ end
 
 -- ---- the peer ----
 function M.peer(command, f)
-  local rows, pipe = {}, assert(io.popen(command .. "; echo \"exit $?\""))
+  local rows = {}
+  local pipe = assert(io.popen(command .. "; echo \"exit $?\""))
   local last = ""
   for line in pipe:lines() do
     local ok, row = pcall(cjson.decode, line)
@@ -112,9 +131,11 @@ function M.compare(rows, results)
     local mine = results[row.name]
     if mine then
       local faster = (row.unit == "s" or row.unit == "GiB") and row.value / mine or mine / row.value
-      print(('{"name": "%s", "value": %s, "unit": "%s", "peer": %s, "faster": %.2f}'):format(row.name, M.rounded(mine), row.unit, M.rounded(row.value), faster))
+      print(('{"name": "%s", "value": %s, "unit": "%s", "peer": %s, "faster": %.2f}'):format(
+        row.name, M.rounded(mine), row.unit, M.rounded(row.value), faster))
     else
-      print(('{"name": "%s", "unit": "%s", "peer": %s}'):format(row.name, row.unit, M.rounded(row.value)))
+      print(('{"name": "%s", "unit": "%s", "peer": %s}'):format(row.name, row.unit,
+        M.rounded(row.value)))
     end
     io.flush()
   end
@@ -136,7 +157,8 @@ end
 
 -- ---- limits ----
 function M.matmul_rate(dtype, times)
-  local a, b = tensor.empty({ side, side }, { dtype = dtype, device = device }), tensor.empty({ side, side }, { dtype = dtype, device = device })
+  local a, b = tensor.empty({ side, side }, { dtype = dtype, device = device }),
+    tensor.empty({ side, side }, { dtype = dtype, device = device })
   for i, t in ipairs { a, b } do core.check(C.sz_random_normal_(t.ptr, 1, i, 0, 1)) end
   local seconds = M.best(times, function() a:linear(b) end)
   a:free()
@@ -146,9 +168,12 @@ end
 
 function M.read_rate(times)
   local t = tensor.empty({ read_bytes / 4 }, { device = device })
-  if device == "cpu" then ffi.fill(tensor.data(t), read_bytes, 1) end   -- touched: pages that were never written all share one
-  local w, x = t:reshape(read_bytes / 16384, 4096, 0, 0), tensor.zeros({ 1, 4096 }, { device = device })
-  local seconds = math.min(M.best(times, function() t:sum() end), M.best(times, function() x:linear(w) end))
+  -- touched: pages that were never written all share one
+  if device == "cpu" then ffi.fill(tensor.data(t), read_bytes, 1) end
+  local w, x = t:reshape(read_bytes / 16384, 4096, 0, 0),
+    tensor.zeros({ 1, 4096 }, { device = device })
+  local seconds = math.min(M.best(times, function() t:sum() end),
+    M.best(times, function() x:linear(w) end))
   for _, made in ipairs { w, x, t } do made:free() end
   return read_bytes / seconds / 1e9
 end
@@ -167,23 +192,31 @@ function M.counts(vl)
   counts.layer_weights = c.hidden * (2 * counts.q_width + 2 * counts.kv_width + 3 * c.intermediate)
   counts.head_weights = c.hidden * c.vocab
 
-  -- A picture of h x w patches.
+  -- An image of h x w patches.
   function counts.vision(h, w)
-    local patches, unit = h * w, c.v_merge ^ 2
-    local side, windowed, full = c.v_window / c.v_patch, 0, 0
+    local patches = h * w
+    local unit = c.v_merge ^ 2
+    local side = c.v_window / c.v_patch
+    local windowed = 0
+    local full = 0
     for y = 0, h - 1, side do
-      for x = 0, w - 1, side do windowed = windowed + (math.min(side, h - y) * math.min(side, w - x)) ^ 2 end
+      for x = 0, w - 1, side do
+        windowed = windowed + (math.min(side, h - y) * math.min(side, w - x)) ^ 2
+      end
     end
     for i = 0, c.v_depth - 1 do full = full + c.v_full[i] end
     local pairs_seen = full * patches ^ 2 + (c.v_depth - full) * windowed
     local wide = c.v_hidden * unit
     local embed = 2 * patches * c.v_channels * c.v_temporal * c.v_patch ^ 2 * c.v_hidden
-    local blocks = c.v_depth * 2 * patches * (4 * c.v_hidden ^ 2 + 3 * c.v_hidden * c.v_intermediate)
-    return embed + blocks + 4 * c.v_hidden * pairs_seen + 2 * patches / unit * wide * (wide + c.v_out)
+    local blocks = c.v_depth * 2 * patches * (
+      4 * c.v_hidden ^ 2 + 3 * c.v_hidden * c.v_intermediate)
+    return embed + blocks + 4 * c.v_hidden * pairs_seen + 2 * patches / unit * wide * (
+      wide + c.v_out)
   end
 
   function counts.text(tokens, pairs_seen, rows)
-    return c.layers * (2 * tokens * counts.layer_weights + 4 * counts.q_width * pairs_seen) + 2 * rows * counts.head_weights
+    return c.layers * (
+      2 * tokens * counts.layer_weights + 4 * counts.q_width * pairs_seen) + 2 * rows * counts.head_weights
   end
   return counts
 end
@@ -197,9 +230,13 @@ function M.word(vl, i) return (i * 7919 + 13) % vl.image_token_id end
 
 function M.input(vl, opts)
   local c = vl.config
-  local grid_h, grid_w = opts.picture[1] / c.v_patch, opts.picture[2] / c.v_patch
-  local merged_h, merged_w = grid_h / c.v_merge, grid_w / c.v_merge
-  if merged_h % 1 ~= 0 or merged_w % 1 ~= 0 then error(("%s: the picture's sides are multiples of %d"):format(arg[0], c.v_patch * c.v_merge), 0) end
+  local grid_h = opts.picture[1] / c.v_patch
+  local grid_w = opts.picture[2] / c.v_patch
+  local merged_h = grid_h / c.v_merge
+  local merged_w = grid_w / c.v_merge
+  if merged_h % 1 ~= 0 or merged_w % 1 ~= 0 then
+    error(("%s: the picture's sides are multiples of %d"):format(arg[0], c.v_patch * c.v_merge), 0)
+  end
   local shift = 100000 * (opts.seed or 0)
   local ids = {}
   for i = 1, opts.before do ids[i] = M.word(vl, shift + i) end
@@ -226,7 +263,8 @@ function M.input(vl, opts)
     pixels = tensor.empty { grid_h * grid_w, c.v_channels * c.v_temporal * c.v_patch ^ 2 }
     core.check(C.sz_random_normal_(pixels.ptr, 2, opts.seed or 0, 0, 1))
   end
-  return { input_ids = ids, position_ids = positions, next_position = next_position, pixel_values = pixels,
+  return { input_ids = ids, position_ids = positions, next_position = next_position,
+    pixel_values = pixels,
     image_grid_thw = { { 1, grid_h, grid_w } } }
 end
 

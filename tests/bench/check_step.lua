@@ -1,10 +1,14 @@
--- check_step.lua - runs GRPO steps of the recipe and writes down all that is needed to compute the first one again elsewhere.
+-- check_step.lua - runs GRPO steps of the recipe and writes down all that is needed to compute the
+-- first one again elsewhere.
 --
---   ./segzero tests/bench/check_step.lua OUTPUT key=value ...          settings of recipes/refcocog_grpo.lua
---   python tests/bench/check_step.py OUTPUT MODEL                      the same loss, log-probabilities and gradients by transformers
+--   ./segzero tests/bench/check_step.lua OUTPUT key=value ...
+--       settings of recipes/refcocog_grpo.lua
+--   python tests/bench/check_step.py OUTPUT MODEL
+--       the same loss, log-probabilities and gradients by transformers
 --
--- OUTPUT/case.json: inputs, answers with log-probabilities and advantages, settings, loss, gradient norms by parameter, resident memory by
--- phase; OUTPUT/pixels.safetensors: the pictures' patches. The reward counts letters, so that random answers differ in it.
+-- OUTPUT/case.json: inputs, answers with log-probabilities and advantages, settings, loss, gradient
+-- norms by parameter, resident memory by phase; OUTPUT/pixels.safetensors: the images' patches.
+-- The reward counts letters, so that random answers differ in it.
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -20,13 +24,15 @@ files.make_dir(output)
 local case = { groups = {}, memory = {} }
 local function resident(phase)
   local text = io.open("/proc/self/status"):read "*a"
-  local now, peak = text:match "VmRSS:%s*(%d+)", text:match "VmHWM:%s*(%d+)"
+  local now = text:match "VmRSS:%s*(%d+)"
+  local peak = text:match "VmHWM:%s*(%d+)"
   case.memory[#case.memory + 1] = { phase = phase, now = now * 1024, peak = peak * 1024 }
   print(("%-8s resident %s, peak %s"):format(phase, plan.gib(now * 1024), plan.gib(peak * 1024)))
 end
 
 local methods = getmetatable(trainer.bare {}).__index
-local rollout, update = methods.rollout, methods.update
+local rollout = methods.rollout
+local update = methods.update
 function methods:rollout(rows)
   resident "start"
   local groups = rollout(self, rows)
@@ -43,8 +49,11 @@ function methods:update(groups, lr)
   local pixels = {}
   for i, g in ipairs(groups) do
     local answers = {}
-    for k, a in ipairs(g.samples) do answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage } end
-    case.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw, answers = answers }
+    for k, a in ipairs(g.samples) do
+      answers[k] = { ids = a.ids, logprobs = a.logprobs, advantage = a.advantage }
+    end
+    case.groups[i] = { input_ids = g.input.input_ids, grid = g.input.image_grid_thw,
+      answers = answers }
     pixels["pixels." .. i - 1] = g.input.pixel_values
   end
   sz.safetensors.save(output .. "/pixels.safetensors", pixels)
@@ -64,7 +73,8 @@ function methods:update(groups, lr)
   end
   local stats = update(self, groups, lr)
   resident "update"
-  case.stats, case.settings = stats, self.config
+  case.stats = stats
+  case.settings = self.config
   files.write(output .. "/case.json", cjson.encode(case))
   return stats
 end
@@ -75,6 +85,7 @@ local function letters(text)
   return sum % 11
 end
 
-recipe.run({ "trainer.max_steps=1", "trainer.save_freq=-1", "trainer.val_before_train=false", "data.train_files=refshapes", "data.val_files=None",
+recipe.run({ "trainer.max_steps=1", "trainer.save_freq=-1", "trainer.val_before_train=false",
+  "data.train_files=refshapes", "data.val_files=None",
   "trainer.save_checkpoint_path=" .. output .. "/run", unpack(arg, 2) }, { reward = letters })
 print(("peak %s"):format(plan.gib(tonumber(C.sz_peak_rss()))))

@@ -1,21 +1,24 @@
-"""Checks by hand that transformers and segzero agree at real width, on folders of examples/random_checkpoint.lua.
+"""Checks by hand that transformers and segzero agree at real width, on folders of
+examples/random_checkpoint.lua.
 
-Usage, from the repository's root: python tests/golden/check_real_width.py FOLDER ... [--dtype f32|bf16] [--tokens 32]
+Usage, from the repository's root: python tests/golden/check_real_width.py FOLDER ... [--dtype
+f32|bf16] [--tokens 32]
            [--side 840] [--threads 2] [--segzero ./segzero]
 
 For example
     ./segzero examples/random_checkpoint.lua size=3b layers=2 v_depth=4 out=w3 tokenizer=DIR
     python tests/golden/check_real_width.py w3
 
-For each FOLDER (it needs a tokenizer) segzero draws a picture of --side pixels, makes the prompt, and writes the logits of 16
-rows and a greedy continuation of --tokens tokens; then transformers computes the same from the same ids and pixel values. One
-after the other, so memory holds one model at a time.
+For each FOLDER (it needs a tokenizer) segzero draws a picture of --side pixels, makes the prompt,
+and writes the logits of 16 rows and a greedy continuation of --tokens tokens; then transformers
+computes the same from the same ids and pixel values. One after the other, so memory holds one model
+at a time.
 
-f32: the logits' largest difference is at most 5e-5 of their largest value (sums of 1,280 to 18,944 terms in another order; the
-miniatures with sums of a hundred keep 2e-5), and the continuation is equal, without stop tokens and vision tokens in both.
-bf16: the cosine of all compared logits is above 0.999, as for the miniatures; the continuation is only shown. Exits 1 on a
-difference. Not part of the suite, which needs no Python.
-"""
+f32: the logits' largest difference is at most 5e-5 of their largest value (sums of 1,280 to 18,944
+terms in another order; the miniatures with sums of a hundred keep 2e-5), and the continuation is
+equal, without stop tokens and vision tokens in both. bf16: the cosine of all compared logits is
+above 0.999, as for the miniatures; the continuation is only shown. Exits 1 on a difference. Not
+part of the suite, which needs no Python. """
 import argparse
 import json
 import os
@@ -26,10 +29,13 @@ import time
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoConfig, GenerationConfig, Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration)
 
 LOGITS, COSINE = 5e-5, 0.999
-CLASSES = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration, "qwen2_vl": Qwen2VLForConditionalGeneration}
+CLASSES = {"qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
+           "qwen2_vl": Qwen2VLForConditionalGeneration}
 
 LUA = r"""
 local folder, out, dtype, tokens, side = %s, %s, "%s", %d, %d
@@ -74,12 +80,14 @@ def check(folder, args):
         case = json.load(open(out + "/case.json"))
         t = load_file(out + "/case.safetensors")
     cls = CLASSES[AutoConfig.from_pretrained(folder).model_type]
-    model, info = cls.from_pretrained(folder, dtype=torch.float32 if args.dtype == "f32" else torch.bfloat16,
+    model, info = cls.from_pretrained(folder, dtype=torch.float32 if args.dtype == "f32"
+                                      else torch.bfloat16,
                                       attn_implementation="sdpa", output_loading_info=True)
     model.eval().generation_config = GenerationConfig()
     problems = {k: sorted(map(str, v)) for k, v in info.items() if v}
     ids = t["input_ids"].long()[None]
-    inputs = dict(input_ids=ids, mm_token_type_ids=(ids == model.config.image_token_id).int(), attention_mask=torch.ones_like(ids),
+    inputs = dict(input_ids=ids, mm_token_type_ids=(ids == model.config.image_token_id).int(),
+                  attention_mask=torch.ones_like(ids),
                   image_grid_thw=t["grid"].long(), pixel_values=t["pixel_values"])
     started = time.time()
     with torch.no_grad():
@@ -87,15 +95,22 @@ def check(folder, args):
         want = model.lm_head(hidden).float()
         got = t["logits"].float()
         far = ((got - want).abs().max() / want.abs().max()).item()
-        cosine = torch.nn.functional.cosine_similarity(got.double().flatten(), want.double().flatten(), 0).item()
-        new = model.generate(**inputs, max_new_tokens=args.tokens, do_sample=False, eos_token_id=None, pad_token_id=0,
+        cosine = torch.nn.functional.cosine_similarity(got.double().flatten(),
+                                                       want.double().flatten(), 0).item()
+        new = model.generate(**inputs, max_new_tokens=args.tokens, do_sample=False,
+                             eos_token_id=None, pad_token_id=0,
                              suppress_tokens=case["banned"])[0].tolist()[ids.shape[1]:]
     equal = next((i for i, (a, b) in enumerate(zip(new, case["ids"])) if a != b), len(new))
-    good = not problems and (far <= LOGITS and equal == args.tokens if args.dtype == "f32" else cosine > COSINE)
-    print("%s %s: %s; logits differ by %.1e of the largest, cosine %.7f; %d of %d greedy tokens equal; prompt %d tokens, "
+    good = not problems and (far <= LOGITS and equal == args.tokens if args.dtype == "f32"
+                             else cosine > COSINE)
+    print(
+        "%s %s: %s; logits differ by %.1e of the largest, cosine %.7f; %d of %d greedy tokens "
+        "equal; prompt %d tokens, "
           "loaded in %.0f ms, first token %.1f s, all %.1f s, peak %.2f GB (transformers %.1f s)%s" % (
-              os.path.basename(folder.rstrip("/")), args.dtype, "good" if good else "DIFFERENT", far, cosine, equal, args.tokens,
-              case["prompt"], 1e3 * case["loaded"], case["first"], case["seconds"], case["peak"] / 1e9, time.time() - started,
+              os.path.basename(folder.rstrip("/")), args.dtype, "good" if good else "DIFFERENT",
+                                                                                                       far, cosine, equal, args.tokens,
+              case["prompt"], 1e3 * case["loaded"], case["first"], case["seconds"],
+                                                                                                       case["peak"] / 1e9, time.time() - started,
               " loading: %s" % problems if problems else ""), flush=True)
     return good
 

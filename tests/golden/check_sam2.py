@@ -1,26 +1,35 @@
-"""Checks by hand that transformers and segzero agree on a SAM2 folder, and times PyTorch on the released sizes.
+"""Checks by hand that transformers and segzero agree on a SAM2 folder, and times PyTorch on the
+released sizes.
 
-Usage: python check_sam2.py FOLDER [--results FILE (default: FOLDER/check.safetensors)] [--picture FILE] [--tolerance 1e-4]
-       python check_sam2.py --bench tiny|small|base_plus|large [--threads N] [--best 3] [--no-train] [--device cuda] [--dtype bf16] [--compile]
+Usage: python check_sam2.py FOLDER [--results FILE (default: FOLDER/check.safetensors)] [--picture
+FILE] [--tolerance 1e-4]
+       python check_sam2.py --bench tiny|small|base_plus|large [--threads N] [--best 3] [--no-train]
+       [--device cuda] [--dtype bf16] [--compile]
 
-Check: FOLDER is what segzero saved in transformers' format; the results file is what segzero computed with it, in f32:
+Check: FOLDER is what segzero saved in transformers' format; the results file is what segzero
+computed with it, in f32:
   pixel_values  f32 [S, S, 3]            the model's input
-  picture       u8 [H, W, 3]             optional (or --picture): pixel_values must be the predictor's transform of it
+  picture       u8 [H, W, 3] optional (or --picture): pixel_values must be the predictor's transform
+                of it
   image_embed   f32 [S/16, S/16, d]      optional; with no_mem_embed
   feat_s0, feat_s1                       optional; f32 [S/4, S/4, d/8], [S/8, S/8, d/4]
 and for each prompt i = 1, 2, ...
-  p<i>.points, p<i>.labels               f32 [B, n, 2] in pixels of the model's input, i32 [B, n]; absent without points
+  p<i>.points, p<i>.labels               f32 [B, n, 2] in pixels of the model's input, i32 [B, n];
+                                         absent without points
   p<i>.mask_input                        f32 [S/4, S/4]; optional
-  p<i>.masks, p<i>.iou, p<i>.object      f32 [B, 4, S/4, S/4], [B, 4], [B, 1] (object is optional): all four, before any selection
-Labels are those of the predictor (2 and 3 are a box's corners); the padding point is left out. Prints the largest difference over
-the largest magnitude of each, and exits 1 where one is beyond the tolerance, a weight is missing or a needed key is absent.
+  p<i>.masks, p<i>.iou, p<i>.object      f32 [B, 4, S/4, S/4], [B, 4], [B, 1] (object is optional):
+                                         all four, before any selection
+Labels are those of the predictor (2 and 3 are a box's corners); the padding point is left out.
+Prints the largest difference over the largest magnitude of each, and exits 1 where one is beyond
+the tolerance, a weight is missing or a needed key is absent.
 
-Bench: one line of JSON: seconds, the best of --best runs after one to warm up, of sam2's own modules at 1024 x 1024 (mini: 64 x 64) with
-N threads, in f32 or under autocast to bf16; --compile: the image encoder through torch.compile. A device is waited for before a clock is read. `encoder` (pixels to embedding and features), `decoder` (prompt encoder and mask decoder, box and two points),
-`device_memory` (GiB that torch had allocated at most, until here),
-`train` (forward and backward of both with a focal and a dice loss on one mask; no optimiser). Random weights.
-Not part of the suite, which needs no Python.
-"""
+Bench: one line of JSON: seconds, the best of --best runs after one to warm up, of sam2's own
+modules at 1024 x 1024 (mini: 64 x 64) with N threads, in f32 or under autocast to bf16; --compile:
+the image encoder through torch.compile. A device is waited for before a clock is read. `encoder`
+(pixels to embedding and features), `decoder` (prompt encoder and mask decoder, box and two points),
+`device_memory` (GiB that torch had allocated at most, until here), `train` (forward and backward of
+both with a focal and a dice loss on one mask; no optimiser). Random weights. Not part of the suite,
+which needs no Python. """
 import argparse
 import json
 import os
@@ -37,7 +46,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def relative(got, want):
-    return ((got.double() - want.double()).abs().max() / want.double().abs().max().clamp_min(0.5)).item()
+    return ((got.double() - want.double()).abs().max() / want.double().abs().max().clamp_min(
+        0.5)).item()
 
 
 def last(x):
@@ -52,7 +62,8 @@ def transform(picture, size):
 
 
 def decode(model, embed, s0, s1, points, labels, mask):
-    """All four masks, scores and the object logit, as make_sam2.py's hf_decode: mask 0 comes out in training mode."""
+    """All four masks, scores and the object logit, as make_sam2.py's hf_decode: mask 0 comes out in
+    training mode."""
     if points is None:
         dense = model.prompt_encoder(None, None, None, mask)[1]
         sparse = embed.new_zeros(1, 1, 0, embed.shape[1])
@@ -60,25 +71,29 @@ def decode(model, embed, s0, s1, points, labels, mask):
         sparse, dense = model.prompt_encoder(points[None], labels[None], None, mask)
 
     def run(**kw):
-        return model.mask_decoder(image_embeddings=embed, sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense,
+        return model.mask_decoder(image_embeddings=embed, sparse_prompt_embeddings=sparse,
+                                  dense_prompt_embeddings=dense,
                                   image_positional_embeddings=model.get_image_wide_positional_embeddings(),
                                   high_resolution_features=[s0, s1], **kw)
     model.mask_decoder.train()
     first = run(multimask_output=False)
     model.mask_decoder.eval()
     rest = run(multimask_output=True)
-    return dict(masks=torch.cat([first[0], rest[0]], 2)[0], iou=torch.cat([first[1], rest[1]], 2)[0], object=first[3][0])
+    return dict(masks=torch.cat([first[0], rest[0]], 2)[0],
+                iou=torch.cat([first[1], rest[1]], 2)[0], object=first[3][0])
 
 
 def check(args):
     from transformers import Sam2Model
-    model, info = Sam2Model.from_pretrained(args.folder, dtype=torch.float32, output_loading_info=True)
+    model, info = Sam2Model.from_pretrained(args.folder, dtype=torch.float32,
+                                            output_loading_info=True)
     model.eval()
     bad = 0
     problems = {k: sorted(map(str, v)) for k, v in info.items() if v}
     copy = "prompt_encoder.shared_embedding.positional_embedding"
     if problems == {"missing_keys": [copy]}:       # files may hold one of the two equal matrices
-        model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(model.shared_image_embedding.positional_embedding)
+        model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(
+            model.shared_image_embedding.positional_embedding)
     elif problems:
         print("loading:", problems)
         bad += 1
@@ -89,13 +104,15 @@ def check(args):
     def compare(name, got, want):
         nonlocal bad
         if got.shape != want.shape:
-            print("%-16s DIFFERENT shape: segzero %s, transformers %s" % (name, list(got.shape), list(want.shape)))
+            print("%-16s DIFFERENT shape: segzero %s, transformers %s" % (name, list(got.shape),
+                                                                          list(want.shape)))
             bad += 1
             return
         far = relative(got, want)
         far = far if far == far else float("inf")
         bad += far > args.tolerance
-        print("%-16s %s %-24s %.3g" % (name, "DIFFERENT" if far > args.tolerance else "the same ", list(want.shape), far))
+        print("%-16s %s %-24s %.3g" % (name, "DIFFERENT" if far > args.tolerance else "the same ",
+                                       list(want.shape), far))
 
     pixels = r["pixel_values"]
     if args.picture:
@@ -107,7 +124,8 @@ def check(args):
     with torch.no_grad():
         maps = list(model.get_image_features(pixels.permute(2, 0, 1)[None]).fpn_hidden_states)
         maps[2] = maps[2] + model.no_memory_embedding
-        s0, s1, embed = [f.permute(1, 2, 0).reshape(1, -1, *hw) for f, hw in zip(maps, model.backbone_feature_sizes)]
+        s0, s1, embed = [f.permute(1, 2, 0).reshape(1, -1, *hw) for f,
+                         hw in zip(maps, model.backbone_feature_sizes)]
         for name, x in (("image_embed", embed), ("feat_s0", s0), ("feat_s1", s1)):
             if name in r:
                 compare(name, r[name], last(x))
@@ -116,12 +134,76 @@ def check(args):
             count += 1
             p = f"p{count}."
             mask = r.get(p + "mask_input")
-            want = decode(model, embed, s0, s1, r.get(p + "points"), r.get(p + "labels"), None if mask is None else mask[None, None])
+            want = decode(model, embed, s0, s1, r.get(p + "points"), r.get(p + "labels"),
+                          None if mask is None else mask[None, None])
             for k in ("masks", "iou", "object"):
                 if p + k in r:
                     compare(p + k, r[p + k], want[k])
-            decided = ((r[p + "masks"] > 0) != (want["masks"] > 0)).sum().item() if r[p + "masks"].shape == want["masks"].shape else -1
-            print("%-16s %d of %d low-resolution pixels fall on the other side of 0" % (p + "masks", decided, want["masks"].numel()))
+            decided = ((r[p + "masks"] > 0) != (want["masks"] > 0)).sum().item() if r[p
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+                                                                                      + "masks"].shape == want["masks"].shape else -1
+            print("%-16s %d of %d low-resolution pixels fall on the other side of 0" % (p + "masks",
+                                                                                        decided,
+                                                                                        want[
+                                                                                            "masks"].numel()))
     if not count:
         print("no prompts (p1.masks, ...) in the results file")
         bad += 1
@@ -140,10 +222,12 @@ def bench(args):
     on_device = args.device == "cuda"
     if args.compile:
         model.image_encoder = torch.compile(model.image_encoder, dynamic=False)
-    pixels = ((torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64).to(args.device)
+    pixels = ((torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64).to(
+        args.device)
     prompt = [x if x is None else x.to(args.device) for x in prompt_inputs("box_points", size)]
     side = size // 4
-    target = (torch.arange(side)[:, None] < side // 2).float().expand(1, 1, side, side).to(args.device)
+    target = (torch.arange(side)[:, None] < side // 2).float().expand(1, 1, side,
+                                                                      side).to(args.device)
 
     def seconds():
         if on_device:
@@ -175,7 +259,8 @@ def bench(args):
             enc = encode(model, pixels)
         decoder = best(lambda: sam2_decode(model, enc, *prompt))
     memory = torch.cuda.max_memory_allocated() / 2 ** 30 if on_device else None
-    result = dict(model=args.bench, image=size, threads=args.threads, best_of=args.best, encoder=encoder, decoder=decoder, device_memory=memory,
+    result = dict(model=args.bench, image=size, threads=args.threads, best_of=args.best,
+                  encoder=encoder, decoder=decoder, device_memory=memory,
                   train=best(train) if args.train else None, torch=torch.__version__,
                   peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     print(json.dumps(result))

@@ -1,17 +1,19 @@
-"""Golden file of generation: what transformers' generate answers with the settings a generation_config.json may have.
+"""Golden file of generation: what transformers' generate answers with the settings a
+generation_config.json may have.
 
 Usage: python make_generate.py [OUT (default: generate.json beside this file)]
 
-Reads committed checkpoints, so make_qwen_vl.py need not run again: Q1, Q2, V1, V2 of qwen_vl/ and qwen2_vl/ with their
-recorded prompts (one with pictures each); and the tokenizer of models/tiny/qwen2.5-vl, not its weights, which may change.
+Reads committed checkpoints, so make_qwen_vl.py need not run again: Q1, Q2, V1, V2 of qwen_vl/ and
+qwen2_vl/ with their recorded prompts (one with pictures each); and the tokenizer of
+models/tiny/qwen2.5-vl, not its weights, which may change.
 
-A list of two kinds of cases. {model, sequence, settings, ids, lead}: greedy in f32; `settings` are keys of
-generation_config.json, `ids` end with the token that stopped it, `lead` is the smallest distance, after the penalty, of a
-chosen token from the next one. No lead is under 2e-4, twenty times what f32 rounding moves a logit, so the tokens must be
-equal. {prompt, said, stop_strings, count, text}: were the tokens `said` one after the other, generate would stop after
-`count` of them (StopStringCriteria), and `text` is what they decode to.
-Left out: sampling (the random numbers differ), beams.
-"""
+A list of two kinds of cases. {model, sequence, settings, ids, lead}: greedy in f32; `settings` are
+keys of generation_config.json, `ids` end with the token that stopped it, `lead` is the smallest
+distance, after the penalty, of a chosen token from the next one. No lead is under 2e-4, twenty
+times what f32 rounding moves a logit, so the tokens must be equal. {prompt, said, stop_strings,
+count, text}: were the tokens `said` one after the other, generate would stop after `count` of them
+(StopStringCriteria), and `text` is what they decode to. Left out: sampling (the random numbers
+differ), beams. """
 import json
 import os
 import sys
@@ -19,20 +21,26 @@ import sys
 import torch
 import transformers
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, StopStringCriteria, Qwen2_5_VLForConditionalGeneration, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoTokenizer, StopStringCriteria, Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLForConditionalGeneration)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TINY = os.path.join(HERE, "..", "..", "models", "tiny", "qwen2.5-vl")
 LEAST_LEAD = 2e-4
-RANDOM = [("qwen_vl/Q1", Qwen2_5_VLForConditionalGeneration), ("qwen_vl/Q2", Qwen2_5_VLForConditionalGeneration),
-          ("qwen2_vl/V1", Qwen2VLForConditionalGeneration), ("qwen2_vl/V2", Qwen2VLForConditionalGeneration)]
+RANDOM = [("qwen_vl/Q1", Qwen2_5_VLForConditionalGeneration),
+          ("qwen_vl/Q2", Qwen2_5_VLForConditionalGeneration),
+          ("qwen2_vl/V1", Qwen2VLForConditionalGeneration),
+          ("qwen2_vl/V2", Qwen2VLForConditionalGeneration)]
 PICTURE_TOKEN = 250                # of the random checkpoints (make_qwen_vl.py)
-VISION = [250, 251, 252, 253]      # never sampled by segzero, so transformers gets them as suppress_tokens
+# never sampled by segzero, so transformers gets them as suppress_tokens
+VISION = [250, 251, 252, 253]
 
 
 def load(cls, folder):
     model = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    model.generation_config = transformers.GenerationConfig()      # only the case's own settings count
+    # only the case's own settings count
+    model.generation_config = transformers.GenerationConfig()
     return model
 
 
@@ -40,7 +48,8 @@ def run(model, inputs, settings, banned):
     keys = dict(settings, suppress_tokens=banned)
     keys.setdefault("eos_token_id", None)
     with torch.no_grad():
-        out = model.generate(**inputs, do_sample=False, pad_token_id=0, return_dict_in_generate=True,
+        out = model.generate(**inputs, do_sample=False, pad_token_id=0,
+                             return_dict_in_generate=True,
                              output_scores=True, **keys)
     ids = out.sequences[0, inputs["input_ids"].shape[1]:].tolist()
     lead = min((s[0].topk(2).values[0] - s[0].topk(2).values[1]).item() for s in out.scores)
@@ -56,9 +65,11 @@ def random_cases(folder, cls):
     pixels = load_file(os.path.join(HERE, "qwen_vl", "pixels.safetensors"))
     number, sequence = next((i, s) for i, s in enumerate(case["sequences"]) if s.get("greedy"))
     ids = tensors[sequence["prefix"] + "input_ids"].long()[None]
-    inputs = dict(input_ids=ids, mm_token_type_ids=(ids == PICTURE_TOKEN).int(), attention_mask=torch.ones_like(ids),
+    inputs = dict(input_ids=ids, mm_token_type_ids=(ids == PICTURE_TOKEN).int(),
+                  attention_mask=torch.ones_like(ids),
                   image_grid_thw=tensors[sequence["prefix"] + "image_grid_thw"].long(),
-                  pixel_values=torch.cat([(pixels[n].float() - 128) / 64 for n in sequence["pictures"]]))
+                  pixel_values=torch.cat([(pixels[n].float() - 128) / 64
+                                          for n in sequence["pictures"]]))
     plain = sequence["greedy"]["ids"]
     settings = [dict(repetition_penalty=p, max_new_tokens=16) for p in (1.05, 1.3, 0.8)]
     settings.append(dict(repetition_penalty=1.3, max_new_tokens=3))
@@ -78,7 +89,8 @@ def text_cases():
     long = max(range(4, len(pieces) - 4), key=lambda i: len(pieces[i]))
     for stops in [
         ["</answer>"],
-        ["🙂 ci"],                                     # begins in one token, ends within another: that one stays whole
+        # begins in one token, ends within another: that one stays whole
+        ["🙂 ci"],
         [pieces[long][1:-1]],                          # inside one token
         ["assistant\nThe"],                            # begins in the prompt
         ["assistant\n"],                               # in the prompt alone: does not count
@@ -89,7 +101,8 @@ def text_cases():
         ["e"], ["\n"],
     ]:
         criteria = StopStringCriteria(tokenizer, stops)
-        count = next((n for n in range(1, len(said) + 1) if criteria(torch.tensor([ids + said[:n]]), None).item()), len(said))
+        count = next((n for n in range(1, len(said) + 1)
+                      if criteria(torch.tensor([ids + said[:n]]), None).item()), len(said))
         yield dict(prompt=prompt, said=said, stop_strings=stops, count=count,
                    text=tokenizer.decode(said[:count], skip_special_tokens=True))
 
@@ -102,7 +115,8 @@ def main():
     with open(out, "w") as f:
         f.write("[" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "]\n")
     for c in cases:
-        print(c.get("model", "text"), c.get("settings", c.get("stop_strings")), c.get("lead", ""), repr(c.get("text", "")))
+        print(c.get("model", "text"), c.get("settings", c.get("stop_strings")), c.get("lead", ""),
+              repr(c.get("text", "")))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Golden pixel values: what transformers' Pillow-based Qwen2-VL image processor makes of small pictures.
+"""Golden pixel values: what transformers' Pillow-based Qwen2-VL image processor makes of small
+pictures.
 
 Usage: python make_processor.py [OUTDIR (default: processor beside this file)]
 
 OUTDIR gets the pictures (NAME.png), cases.json and cases.safetensors. A case of cases.json:
   {name, file, mode, height, width, min_pixels, max_pixels, grid: [t, h, w], stride, count, whole}
-and in cases.safetensors NAME.sample = flat pixel_values [patches * 1176] at 0, stride, 2 stride, ... (f32), and
-NAME.sums = per patch sum (f64 sum, stored f32) [patches]. whole = the sample is all of it (stride 1).
-smart_resize.json: [h, w, min_pixels, max_pixels, h', w'] rows; h' = null where the function raises.
-Left out: video, the torchvision backend, files that are not PNG.
-"""
+and in cases.safetensors NAME.sample = flat pixel_values [patches * 1176] at 0, stride, 2 stride,
+... (f32), and NAME.sums = per patch sum (f64 sum, stored f32) [patches]. whole = the sample is all
+of it (stride 1). smart_resize.json: [h, w, min_pixels, max_pixels, h', w'] rows; h' = null where
+the function raises. Left out: video, the torchvision backend, files that are not PNG. """
 import json
 import os
 import shutil
@@ -19,7 +19,8 @@ import PIL
 import transformers
 from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil, smart_resize)
 
 LOW, HIGH = 56 * 56, 12845056
 # (name, mode, h, w, min_pixels, max_pixels)
@@ -47,7 +48,8 @@ SAMPLE = 2500
 def picture(mode, h, w, rng):
     """Gradients with a few shapes: smooth parts, hard edges, and small files."""
     y, x = np.mgrid[0:h, 0:w]
-    base = np.stack([x * 255 // max(1, w - 1), y * 255 // max(1, h - 1), (x + 2 * y) * 3 % 256], -1).astype(np.uint8)
+    base = np.stack([x * 255 // max(1, w - 1), y * 255 // max(1, h - 1), (x + 2 * y) * 3 % 256],
+                    -1).astype(np.uint8)
     img = Image.fromarray(base)
     draw = ImageDraw.Draw(img)
     for _ in range(4):
@@ -65,14 +67,19 @@ def picture(mode, h, w, rng):
 
 
 def resize_table(rng):
-    rows = [(840, 840), (480, 640), (427, 640), (42, 70), (70, 98), (30, 30), (28, 5000), (14, 400), (1080, 1920),
-            (4000, 6000), (8000, 8000), (630, 1206), (1, 1), (1, 200), (1, 201), (200, 1), (201, 1), (28, 28), (27, 27),
-            (13, 13), (14, 14), (56, 55), (29, 5799), (13, 2600), (3584, 3584), (3585, 3584), (10000, 10000)]
+    rows = [(840, 840), (480, 640), (427, 640), (42, 70), (70, 98), (30, 30), (28, 5000), (14, 400),
+            (1080, 1920),
+            (4000, 6000), (8000, 8000), (630, 1206), (1, 1), (1, 200), (1, 201), (200, 1), (201, 1),
+            (28, 28), (27, 27),
+            (13, 13), (14, 14), (56, 55), (29, 5799), (13, 2600), (3584, 3584), (3585, 3584),
+            (10000, 10000)]
     rows = [(h, w, LOW, HIGH) for h, w in rows]
-    limits = [(LOW, HIGH), (LOW, 28 * 28 * 1280), (28 * 28 * 256, HIGH), (LOW, 28 * 28 * 16), (28 * 28, 28 * 28)]
+    limits = [(LOW, HIGH), (LOW, 28 * 28 * 1280), (28 * 28 * 256, HIGH), (LOW, 28 * 28 * 16),
+              (28 * 28, 28 * 28)]
     while len(rows) < 200:
         h, w = (int(v) for v in np.exp(rng.uniform(0.7, 9, 2)))
-        if len(rows) % 3 == 0:           # quotients that end in one half, where rounding goes to even
+        # quotients that end in one half, where rounding goes to even
+        if len(rows) % 3 == 0:
             h, w = 14 * (2 * (h // 28) + 1), 14 * (2 * (w // 28) + 1)
         rows.append((h, w) + limits[len(rows) % len(limits)])
     out = []
@@ -98,15 +105,18 @@ def main():
         assert img.mode == mode and img.size == (w, h)
         proc = Qwen2VLImageProcessorPil(size={"shortest_edge": low, "longest_edge": high})
         got = proc(images=[img], return_tensors="np")
-        values, grid = np.ascontiguousarray(got["pixel_values"], np.float32), got["image_grid_thw"][0].tolist()
+        values, grid = np.ascontiguousarray(got["pixel_values"],
+                                            np.float32), got["image_grid_thw"][0].tolist()
         assert values.shape == (grid[1] * grid[2], 1176)
         assert [grid[1] * 14, grid[2] * 14] == list(smart_resize(h, w, 28, low, high))
         flat = values.reshape(-1)
         stride = 1 if values.shape[0] <= WHOLE_PATCHES else flat.size // SAMPLE | 1
         tensors[name + ".sample"] = flat[::stride].copy()
         tensors[name + ".sums"] = values.sum(1, dtype=np.float64).astype(np.float32)
-        cases.append(dict(name=name, file=file, mode=mode, height=h, width=w, min_pixels=low, max_pixels=high,
-                          grid=grid, stride=stride, count=int(tensors[name + ".sample"].size), whole=stride == 1))
+        cases.append(dict(name=name, file=file, mode=mode, height=h, width=w, min_pixels=low,
+                          max_pixels=high,
+                          grid=grid, stride=stride, count=int(tensors[name + ".sample"].size),
+                          whole=stride == 1))
         print(name, (h, w), "->", grid, os.path.getsize(os.path.join(outdir, file)))
     save_file(tensors, os.path.join(outdir, "cases.safetensors"),
               {"versions": f"transformers {transformers.__version__}, pillow {PIL.__version__}"})

@@ -1,10 +1,11 @@
-"""Golden resizes: Pillow's Image.resize with BILINEAR and BICUBIC, whole picture, no box, no reducing gap.
+"""Golden resizes: Pillow's Image.resize with BILINEAR and BICUBIC, whole picture, no box, no
+reducing gap.
 
 Usage: python make_resize.py [OUTPUT (default: resize.safetensors beside this file)]
 
-OUTPUT holds u8 tensors [h, w, 3] (RGB) and [h, w] (L). For case k: "k.src", and "k.bilinear.HxW" and "k.bicubic.HxW"
-for each target size (height x width). Pillow rounds to u8 after each of its two passes, so equality is exact.
-"""
+OUTPUT holds u8 tensors [h, w, 3] (RGB) and [h, w] (L). For case k: "k.src", and "k.bilinear.HxW"
+and "k.bicubic.HxW" for each target size (height x width). Pillow rounds to u8 after each of its two
+passes, so equality is exact. """
 import os
 import sys
 
@@ -16,7 +17,8 @@ from safetensors.numpy import save_file
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 # (mode, kind, source h x w, targets h x w)
 CASES = [
-    ("RGB", "noise", (16, 16), [(16, 16), (32, 32), (8, 8), (16, 23), (23, 16), (5, 16), (16, 5), (1, 1), (7, 29)]),
+    ("RGB", "noise", (16, 16),
+     [(16, 16), (32, 32), (8, 8), (16, 23), (23, 16), (5, 16), (16, 5), (1, 1), (7, 29)]),
     ("RGB", "noise", (17, 31), [(28, 28), (45, 52), (9, 40), (40, 9), (17, 62), (34, 31), (3, 3)]),
     ("RGB", "noise", (31, 5), [(10, 10), (31, 1), (1, 5), (62, 11), (2, 50)]),
     ("RGB", "noise", (1, 1), [(1, 1), (5, 7), (1, 9), (9, 1)]),

@@ -1,13 +1,14 @@
-"""Golden files for SAM2's image path: encoder, prompt encoder, mask decoder, their gradients, the predictor's resizes.
+"""Golden files for SAM2's image path: encoder, prompt encoder, mask decoder, their gradients, the
+predictor's resizes.
 
 Usage: python make_sam2.py [OUTDIR (default: sam2 beside this file)] [S1 ... S9 | resize ...]   (default: all)
 
-Every number comes from two packages that get the same weights: sam2's own modules (what is recorded) and transformers'
-Sam2Model (asserted to agree). S1-S5 are tiny checkpoints in transformers' format with forward results and gradients. S6-S9
-have the released sizes at 1024 x 1024: their weights are not stored but follow the formula of `formula_weights`,
-which also made those of S1-S5. README.md describes the files. Maps are written channels-last, [rows, columns, channels].
-Left out: video (memory attention), bf16.
-"""
+Every number comes from two packages that get the same weights: sam2's own modules (what is
+recorded) and transformers' Sam2Model (asserted to agree). S1-S5 are tiny checkpoints in
+transformers' format with forward results and gradients. S6-S9 have the released sizes at 1024 x
+1024: their weights are not stored but follow the formula of `formula_weights`, which also made
+those of S1-S5. README.md describes the files. Maps are written channels-last, [rows, columns,
+channels]. Left out: video (memory attention), bf16. """
 import importlib.metadata
 import json
 import os
@@ -33,33 +34,52 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.utils.transforms import SAM2Transforms
 from transformers import Sam2Config, Sam2Model
 
-MAP_SAMPLE, MASK_SAMPLE, GRAD_SAMPLE = 500, 500, 28      # about so many numbers are stored of a map, a prompt's masks, a gradient
+# about so many numbers are stored of a map, a prompt's masks, a gradient
+MAP_SAMPLE, MASK_SAMPLE, GRAD_SAMPLE = 500, 500, 28
 
 CONFIGS = {
-    "S1": dict(purpose="no padding", image=128, embed=8, heads=1, stages=[1, 2, 3, 1], glob=[4], windows=[8, 4, 4, 2],
+    "S1": dict(purpose="no padding", image=128, embed=8, heads=1, stages=[1, 2, 3, 1], glob=[4],
+               windows=[8, 4, 4, 2],
                background=[7, 7], picture=(90, 61), salt=7, hyper0=1),
-    "S2": dict(purpose="padding in stages 3 and 4, even window at a pooling block, two blocks in stage 1; the file lacks the prompt "
-               "encoder's copy of the positional matrix", image=128, embed=8, heads=2, stages=[2, 1, 3, 2], glob=[4],
-               windows=[8, 4, 6, 3], background=[14, 14], picture=(40, 170), salt=3, hyper0=0, one_matrix=True),
-    "S3": dict(purpose="the released tiny model's windows, 16 x 16 tokens padded to 28; widths 10, 20, 40, 80", image=256, embed=10,
-               heads=1, stages=[1, 2, 4, 2], glob=[4, 6], windows=[8, 4, 14, 7], background=[7, 7], picture=(256, 256), salt=6,
+    "S2": dict(
+        purpose="padding in stages 3 and 4, even window at a pooling block, two blocks in stage "
+                "1; the file lacks the prompt "
+               "encoder's copy of the positional matrix", image=128, embed=8, heads=2,
+               stages=[2, 1, 3, 2], glob=[4],
+               windows=[8, 4, 6, 3], background=[14, 14], picture=(40, 170), salt=3, hyper0=0,
+               one_matrix=True),
+    "S3": dict(
+        purpose="the released tiny model's windows, 16 x 16 tokens padded to 28; widths 10, 20, "
+                "40, 80", image=256, embed=10,
+               heads=1, stages=[1, 2, 4, 2], glob=[4, 6], windows=[8, 4, 14, 7], background=[7, 7],
+               picture=(256, 256), salt=6,
                hyper0=2),
-    "S4": dict(purpose="odd window at a pooling block, oblong background; the config lacks what equals the class defaults", image=128,
-               embed=8, heads=1, stages=[1, 1, 2, 1], glob=[3], windows=[8, 4, 7, 3], background=[5, 9], picture=(200, 333),
+    "S4": dict(
+        purpose="odd window at a pooling block, oblong background; the config lacks what equals "
+                "the class defaults", image=128,
+               embed=8, heads=1, stages=[1, 1, 2, 1], glob=[3], windows=[8, 4, 7, 3],
+               background=[5, 9], picture=(200, 333),
                salt=3, hyper0=0, sparse=True),
-    "S5": dict(purpose="smallest; the same weights as an original .pt with video keys", image=64, embed=8, heads=1,
-               stages=[1, 1, 2, 1], glob=[3], windows=[8, 4, 4, 2], background=[7, 7], picture=(50, 70), salt=4, hyper0=1, pt=True),
-    "S6": dict(purpose="tiny as released", image=1024, embed=96, heads=1, stages=[1, 2, 7, 2], glob=[5, 7, 9],
+    "S5": dict(purpose="smallest; the same weights as an original .pt with video keys", image=64,
+               embed=8, heads=1,
+               stages=[1, 1, 2, 1], glob=[3], windows=[8, 4, 4, 2], background=[7, 7],
+               picture=(50, 70), salt=4, hyper0=1, pt=True),
+    "S6": dict(purpose="tiny as released", image=1024, embed=96, heads=1, stages=[1, 2, 7, 2],
+               glob=[5, 7, 9],
                windows=[8, 4, 14, 7], background=[7, 7], real=True),
-    "S7": dict(purpose="small as released", image=1024, embed=96, heads=1, stages=[1, 2, 11, 2], glob=[7, 10, 13],
+    "S7": dict(purpose="small as released", image=1024, embed=96, heads=1, stages=[1, 2, 11, 2],
+               glob=[7, 10, 13],
                windows=[8, 4, 14, 7], background=[7, 7], real=True),
-    "S8": dict(purpose="base_plus as released", image=1024, embed=112, heads=2, stages=[2, 3, 16, 3], glob=[12, 16, 20],
+    "S8": dict(purpose="base_plus as released", image=1024, embed=112, heads=2,
+               stages=[2, 3, 16, 3], glob=[12, 16, 20],
                windows=[8, 4, 14, 7], background=[14, 14], real=True),
-    "S9": dict(purpose="large as released", image=1024, embed=144, heads=2, stages=[2, 6, 36, 4], glob=[23, 33, 43],
+    "S9": dict(purpose="large as released", image=1024, embed=144, heads=2, stages=[2, 6, 36, 4],
+               glob=[23, 33, 43],
                windows=[8, 4, 16, 8], background=[7, 7], real=True),
 }
 
-# Points as fractions of the picture's side, rounded to quarter pixels; label 2 and 3 are a box's corners.
+# Points as fractions of the picture's side, rounded to quarter pixels; label 2 and 3 are a box's
+# corners.
 TL, BR, P1, P2, P3 = (0.21, 0.17), (0.72, 0.66), (0.40, 0.35), (0.58, 0.44), (0.83, 0.90)
 PROMPTS = {
     "point_pos": [[(P1, 1)]],
@@ -78,7 +98,8 @@ GRADIENT_PROMPTS = ["box_mixed", "mask"]
 MAIN_PROMPT = "box_points"      # its tokens and maps inside the decoder are stored too
 
 
-# The shared integer formulas ---------------------------------------------------------------------------------------------
+# The shared integer formulas
+# ---------------------------------------------------------------------------------------------
 
 def mix(x):
     """32-bit finaliser of MurmurHash3 on a uint32 array."""
@@ -113,10 +134,13 @@ def picture(height, width):
 
 
 def logit_map(channels, height, width):
-    """f32 [channels, height, width]: (triangle wave - 64 + noise of -16..15) / 8, multiples of 1/8 in [-10, 9.875]."""
+    """f32 [channels, height, width]: (triangle wave - 64 + noise of -16..15) / 8, multiples of 1/8
+    in [-10, 9.875]."""
     c, y, x = np.meshgrid(np.arange(channels), np.arange(height), np.arange(width), indexing="ij")
     wave = np.abs((7 * y + 4 * x + 50 * c) % 256 - 128) - 64
-    noise = (hashes("logits", channels * height * width) >> np.uint32(27)).reshape(channels, height, width).astype(np.int64) - 16
+    noise = (hashes("logits", channels * height * width) >> np.uint32(27)).reshape(channels, height,
+                                                                                   width).astype(
+                                                                                       np.int64) - 16
     return torch.from_numpy(((wave + noise) / 8).astype(np.float32))
 
 
@@ -129,7 +153,8 @@ def exponent(name, shape, hyper0):
         return 0
     if "pos_embed" in name:
         return 1
-    if name.endswith(("token.weight", "tokens.weight")) or "_embed" in name and len(shape) == 2 or name == "no_memory_embedding":
+    if name.endswith(("token.weight", "tokens.weight")) or "_embed" in name and len(
+        shape) == 2 or name == "no_memory_embedding":
         return 0
     fan_in = shape[0] if "upscale_conv" in name else int(np.prod(shape[1:]))
     e = 0
@@ -146,25 +171,32 @@ def formula_weights(shapes, salt="", hyper0=0):
     """transformers name -> f32 tensor, all values exact in bf16; shapes: name -> list of ints."""
     out = {}
     for name, shape in shapes.items():
-        key = "shared_image_embedding.positional_embedding" if name.endswith("positional_embedding") else name
+        key = "shared_image_embedding.positional_embedding" if name.endswith(
+            "positional_embedding") else name
         h = hashes(key + salt, int(np.prod(shape)))
         if "norm" in name and name.endswith("weight"):
             v = 1 + ((h >> np.uint32(27)).astype(np.float64) - 16) / 64
         else:
-            v = (2 * (h >> np.uint32(24)).astype(np.float64) - 255) / 256 * 2.0 ** -exponent(name, shape, hyper0)
+            v = (2 * (h >> np.uint32(24)).astype(np.float64) - 255) / 256 * 2.0 ** -exponent(name,
+                                                                                             shape,
+                                                                                             hyper0)
         out[name] = torch.from_numpy(v.astype(np.float32).reshape(shape))
         assert torch.equal(out[name].bfloat16().float(), out[name]), name
     return out
 
 
-# The two models -----------------------------------------------------------------------------------------------------------
+# The two models
+# --------------------------------------------------------------------------------------------------
 
 def hf_config(spec):
     dims = [spec["embed"] << i for i in range(4)]
     size, d = spec["image"], 256 if spec.get("real") else 32
-    backbone = dict(model_type="sam2_hiera_det_model", hidden_size=dims[0], num_attention_heads=spec["heads"], image_size=[size, size],
-                    embed_dim_per_stage=dims, num_attention_heads_per_stage=[spec["heads"] << i for i in range(4)],
-                    blocks_per_stage=spec["stages"], window_size_per_stage=spec["windows"], global_attention_blocks=spec["glob"],
+    backbone = dict(model_type="sam2_hiera_det_model", hidden_size=dims[0],
+                    num_attention_heads=spec["heads"], image_size=[size, size],
+                    embed_dim_per_stage=dims,
+                    num_attention_heads_per_stage=[spec["heads"] << i for i in range(4)],
+                    blocks_per_stage=spec["stages"], window_size_per_stage=spec["windows"],
+                    global_attention_blocks=spec["glob"],
                     window_positional_embedding_background_size=spec["background"])
     vision = dict(backbone_config=backbone, backbone_channel_list=dims[::-1], fpn_hidden_size=d,
                   backbone_feature_sizes=[[size // s, size // s] for s in (4, 8, 16)])
@@ -177,39 +209,55 @@ def hf_config(spec):
 
 
 class SmallHeads(SAM2Base):
-    """SAM2Base with the decoder widths of the tiny configurations; its builder fixes 2048 and 256."""
+    """SAM2Base with the decoder widths of the tiny configurations; its builder fixes 2048 and
+    256."""
 
     def _build_sam_heads(self):
         super()._build_sam_heads()
         if self.hidden_dim < 256:
             self.sam_mask_decoder = MaskDecoder(
-                num_multimask_outputs=3, transformer_dim=self.hidden_dim, iou_head_depth=3, iou_head_hidden_dim=24,
-                transformer=TwoWayTransformer(depth=2, embedding_dim=self.hidden_dim, mlp_dim=48, num_heads=8),
-                use_high_res_features=True, iou_prediction_use_sigmoid=True, pred_obj_scores=True, pred_obj_scores_mlp=True,
+                num_multimask_outputs=3, transformer_dim=self.hidden_dim, iou_head_depth=3,
+                                                iou_head_hidden_dim=24,
+                transformer=TwoWayTransformer(depth=2, embedding_dim=self.hidden_dim, mlp_dim=48,
+                                              num_heads=8),
+                use_high_res_features=True, iou_prediction_use_sigmoid=True, pred_obj_scores=True,
+                                                pred_obj_scores_mlp=True,
                 use_multimask_token_for_obj_ptr=True, **self.sam_mask_decoder_extra_args)
 
 
 def sam2_model(spec):
-    """sam2's own model. The memory parts are small and unused, but the class wants them and the .pt shows their keys."""
+    """sam2's own model. The memory parts are small and unused, but the class wants them and the .pt
+    shows their keys."""
     d, dims = 256 if spec.get("real") else 32, [spec["embed"] << i for i in range(4)]
-    trunk = Hiera(embed_dim=spec["embed"], num_heads=spec["heads"], stages=spec["stages"], global_att_blocks=spec["glob"],
+    trunk = Hiera(embed_dim=spec["embed"], num_heads=spec["heads"], stages=spec["stages"],
+                  global_att_blocks=spec["glob"],
                   window_pos_embed_bkg_spatial_size=spec["background"], window_spec=spec["windows"])
-    neck = FpnNeck(position_encoding=PositionEmbeddingSine(num_pos_feats=d), d_model=d, backbone_channel_list=dims[::-1],
+    neck = FpnNeck(position_encoding=PositionEmbeddingSine(num_pos_feats=d), d_model=d,
+                   backbone_channel_list=dims[::-1],
                    fpn_top_down_levels=[2, 3], fpn_interp_model="nearest")
     rope = dict(rope_theta=10000.0, feat_sizes=(4, 4), embedding_dim=d, num_heads=1)
-    attention = MemoryAttention(d_model=d, pos_enc_at_input=True, num_layers=1, layer=MemoryAttentionLayer(
-        activation="relu", d_model=d, dim_feedforward=16, dropout=0.0, pos_enc_at_attn=False, pos_enc_at_cross_attn_keys=True,
+    attention = MemoryAttention(d_model=d, pos_enc_at_input=True, num_layers=1,
+                                layer=MemoryAttentionLayer(
+        activation="relu", d_model=d, dim_feedforward=16, dropout=0.0, pos_enc_at_attn=False,
+                                                           pos_enc_at_cross_attn_keys=True,
         pos_enc_at_cross_attn_queries=False, self_attention=RoPEAttention(**rope),
         cross_attention=RoPEAttention(rope_k_repeat=True, kv_in_dim=8, **rope)))
-    memory = MemoryEncoder(out_dim=8, in_dim=d, position_encoding=PositionEmbeddingSine(num_pos_feats=8),
-                           mask_downsampler=MaskDownSampler(embed_dim=d, kernel_size=3, stride=2, padding=1),
+    memory = MemoryEncoder(out_dim=8, in_dim=d,
+                           position_encoding=PositionEmbeddingSine(num_pos_feats=8),
+                           mask_downsampler=MaskDownSampler(embed_dim=d, kernel_size=3, stride=2,
+                                                            padding=1),
                            fuser=Fuser(CXBlock(dim=d, use_dwconv=True), num_layers=1))
-    model = SmallHeads(ImageEncoder(trunk, neck, scalp=1), attention, memory, image_size=spec["image"], num_maskmem=3,
-                       use_high_res_features_in_sam=True, directly_add_no_mem_embed=True, iou_prediction_use_sigmoid=True,
-                       pred_obj_scores=True, pred_obj_scores_mlp=True, use_multimask_token_for_obj_ptr=True,
-                       multimask_output_in_sam=True, use_obj_ptrs_in_encoder=True, use_mlp_for_obj_ptr_proj=True,
+    model = SmallHeads(ImageEncoder(trunk, neck, scalp=1), attention, memory,
+                       image_size=spec["image"], num_maskmem=3,
+                       use_high_res_features_in_sam=True, directly_add_no_mem_embed=True,
+                       iou_prediction_use_sigmoid=True,
+                       pred_obj_scores=True, pred_obj_scores_mlp=True,
+                       use_multimask_token_for_obj_ptr=True,
+                       multimask_output_in_sam=True, use_obj_ptrs_in_encoder=True,
+                       use_mlp_for_obj_ptr_proj=True,
                        no_obj_embed_spatial=True, fixed_no_obj_ptr=True,
-                       sam_mask_decoder_extra_args=dict(dynamic_multimask_via_stability=True, dynamic_multimask_stability_delta=0.05,
+                       sam_mask_decoder_extra_args=dict(dynamic_multimask_via_stability=True,
+                                                        dynamic_multimask_stability_delta=0.05,
                                                         dynamic_multimask_stability_thresh=0.98))
     return model.eval()
 
@@ -222,20 +270,29 @@ def in_double(model):
     return model
 
 
-RENAMES = [("image_encoder.trunk.", "vision_encoder.backbone."), ("image_encoder.neck.", "vision_encoder.neck."),
-           ("sam_prompt_encoder.", "prompt_encoder."), ("sam_mask_decoder.", "mask_decoder."), ("patch_embed.proj.", "patch_embed.projection."),
-           (".conv.", "."), (".norm_final_attn.", ".layer_norm_final_attn."), (".out_proj.", ".o_proj."),
-           ("pe_layer.positional_encoding_gaussian_matrix", "shared_embedding.positional_embedding"),
-           ("mask_downscaling.0.", "mask_embed.conv1."), ("mask_downscaling.1.", "mask_embed.layer_norm1."),
-           ("mask_downscaling.3.", "mask_embed.conv2."), ("mask_downscaling.4.", "mask_embed.layer_norm2."),
+RENAMES = [("image_encoder.trunk.", "vision_encoder.backbone."),
+           ("image_encoder.neck.", "vision_encoder.neck."),
+           ("sam_prompt_encoder.", "prompt_encoder."), ("sam_mask_decoder.", "mask_decoder."),
+           ("patch_embed.proj.", "patch_embed.projection."),
+           (".conv.", "."), (".norm_final_attn.", ".layer_norm_final_attn."),
+           (".out_proj.", ".o_proj."),
+           ("pe_layer.positional_encoding_gaussian_matrix",
+            "shared_embedding.positional_embedding"),
+           ("mask_downscaling.0.", "mask_embed.conv1."),
+           ("mask_downscaling.1.", "mask_embed.layer_norm1."),
+           ("mask_downscaling.3.", "mask_embed.conv2."),
+           ("mask_downscaling.4.", "mask_embed.layer_norm2."),
            ("mask_downscaling.6.", "mask_embed.conv3."), ("output_upscaling.0.", "upscale_conv1."),
-           ("output_upscaling.1.", "upscale_layer_norm."), ("output_upscaling.3.", "upscale_conv2.")]
-VIDEO = ("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "mask_downsample.", "memory_attention.",
+           ("output_upscaling.1.", "upscale_layer_norm."),
+           ("output_upscaling.3.", "upscale_conv2.")]
+VIDEO = ("maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial",
+         "mask_downsample.", "memory_attention.",
          "memory_encoder.", "obj_ptr_proj.", "obj_ptr_tpos_proj.")
 
 
 def hf_name(name):
-    """sam2's name -> transformers' name, or name and row for the four point embeddings, or None for the video parts."""
+    """sam2's name -> transformers' name, or name and row for the four point embeddings, or None for
+    the video parts."""
     if name.startswith(VIDEO):
         return None
     if name == "no_mem_embed":
@@ -251,7 +308,8 @@ def hf_name(name):
     at = len(parts) - 3       # <mlp>.layers.<k>.weight: two layers in an MLP block, three in a head
     if at > 0 and parts[at] == "layers":
         k, two = int(parts[at + 1]), parts[at - 1] == "mlp"
-        parts[at:at + 2] = ["proj_in"] if k == 0 else ["proj_out"] if two or k == 2 else ["layers", "0"]
+        parts[at:at + 2] = ["proj_in"] if k == 0 else ["proj_out"] if two or k == 2 else ["layers",
+                                                                                          "0"]
     return ".".join(parts)
 
 
@@ -271,7 +329,8 @@ def give_weights(model, weights):
     assert not left, left
 
 
-# What is recorded ---------------------------------------------------------------------------------------------------------
+# What is recorded
+# --------------------------------------------------------------------------------------------------
 
 def last(x):
     """[1, C, H, W] -> [H, W, C]"""
@@ -307,58 +366,70 @@ def decode(model, enc, points, labels, mask):
     """sam2: all four masks [B, 4, h, w], iou [B, 4], object logit [B, 1], and stages on the way."""
     dtype = enc["image_embed"].dtype
     prompt, decoder = model.sam_prompt_encoder, model.sam_mask_decoder
-    sparse, dense = prompt(points=None if points is None else (points.to(dtype), labels), boxes=None,
+    sparse, dense = prompt(points=None if points is None else (points.to(dtype), labels),
+                           boxes=None,
                            masks=None if mask is None else mask.to(dtype))
     kept, hooks = {}, []
-    hooks.append(decoder.transformer.register_forward_hook(lambda _m, _a, out: kept.update(tokens=out[0], keys=out[1])))
+    hooks.append(decoder.transformer.register_forward_hook(lambda _m, _a,
+                                                           out: kept.update(tokens=out[0],
+                                                                            keys=out[1])))
     pe = prompt.get_dense_pe()
     masks, iou, _, score = decoder.predict_masks(
-        image_embeddings=enc["image_embed"], image_pe=pe, sparse_prompt_embeddings=sparse.to(dtype), dense_prompt_embeddings=dense,
+        image_embeddings=enc["image_embed"], image_pe=pe, sparse_prompt_embeddings=sparse.to(dtype),
+                                                 dense_prompt_embeddings=dense,
         repeat_image=sparse.shape[0] > 1, high_res_features=[enc["feat_s0"], enc["feat_s1"]])
     for h in hooks:
         h.remove()
-    return dict(masks=masks, iou=iou, object=score, sparse=sparse, dense=dense, dense_pe=pe, tokens=kept["tokens"], keys=kept["keys"])
+    return dict(masks=masks, iou=iou, object=score, sparse=sparse, dense=dense, dense_pe=pe,
+                tokens=kept["tokens"], keys=kept["keys"])
 
 
 def hf_encode(hf, pixels):
     out = hf.get_image_features(pixels)
     maps = list(out.fpn_hidden_states)
     maps[2] = maps[2] + hf.no_memory_embedding
-    s0, s1, embed = [f.permute(1, 2, 0).reshape(1, -1, *hw) for f, hw in zip(maps, hf.backbone_feature_sizes)]
+    s0, s1, embed = [f.permute(1, 2, 0).reshape(1, -1, *hw) for f,
+                     hw in zip(maps, hf.backbone_feature_sizes)]
     return dict(image_embed=embed, feat_s0=s0, feat_s1=s1)
 
 
 def hf_decode(hf, enc, points, labels, mask):
-    """transformers: mask 0 is what its decoder returns in training mode; no layer of it behaves differently there."""
+    """transformers: mask 0 is what its decoder returns in training mode; no layer of it behaves
+    differently there."""
     if points is None:
         dense = hf.prompt_encoder(None, None, None, mask)[1]
         sparse = enc["image_embed"].new_zeros(1, 1, 0, enc["image_embed"].shape[1])
     else:
         sparse, dense = hf.prompt_encoder(points[None], labels[None], None, mask)
     def run(**kw):
-        return hf.mask_decoder(image_embeddings=enc["image_embed"], sparse_prompt_embeddings=sparse, dense_prompt_embeddings=dense,
+        return hf.mask_decoder(image_embeddings=enc["image_embed"], sparse_prompt_embeddings=sparse,
+                               dense_prompt_embeddings=dense,
                                image_positional_embeddings=hf.get_image_wide_positional_embeddings(),
                                high_resolution_features=[enc["feat_s0"], enc["feat_s1"]], **kw)
     hf.mask_decoder.train()
     first = run(multimask_output=False)
     hf.mask_decoder.eval()
     rest, chosen = run(multimask_output=True), run(multimask_output=False)
-    return dict(masks=torch.cat([first[0], rest[0]], 2)[0], iou=torch.cat([first[1], rest[1]], 2)[0], object=first[3][0],
+    return dict(masks=torch.cat([first[0], rest[0]], 2)[0],
+                iou=torch.cat([first[1], rest[1]], 2)[0], object=first[3][0],
                 single=chosen[0][0], single_iou=chosen[1][0])
 
 
 def relative(a, b):
-    """Largest difference over the largest magnitude; over 0.5 where that is smaller (a lone score may be near 0)."""
+    """Largest difference over the largest magnitude; over 0.5 where that is smaller (a lone score
+    may be near 0)."""
     return ((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(0.5)).item()
 
 
 def stride_of(numel, target):
-    """Odd, so that it meets every column of a width that is a power of two; 1 up to twice the target."""
+    """Odd, so that it meets every column of a width that is a power of two; 1 up to twice the
+    target."""
     return 1 if numel <= 2 * target else numel // target | 1
 
 
 class Record:
-    """Tensors for case.safetensors; those with a sample size are flat[0::stride] and have an entry in `maps`."""
+    """Tensors for case.safetensors; those with a sample size are flat[0::stride] and have an entry
+    in `maps`."""
 
     def __init__(self):
         self.tensors, self.maps = {}, {}
@@ -374,10 +445,13 @@ class Record:
 
 
 def loss_of(out):
-    """sum_j cos(0.01 j) masks_j / 64 + sum_j cos(j) iou_j + object, j the 0-based flat index in [4, h, w] and [4]."""
+    """sum_j cos(0.01 j) masks_j / 64 + sum_j cos(j) iou_j + object, j the 0-based flat index in [4,
+    h, w] and [4]."""
     masks, iou = out["masks"][0].flatten(), out["iou"][0]
     far = torch.cos(0.01 * torch.arange(masks.numel(), dtype=torch.float64)).to(masks.dtype)
-    return (far * masks).sum() / 64 + (torch.cos(torch.arange(4, dtype=torch.float64)).to(iou.dtype) * iou).sum() + out["object"].sum()
+    return (far * masks).sum() / 64 + (
+        torch.cos(torch.arange(4, dtype=torch.float64)).to(iou.dtype) * iou).sum() + out[
+            "object"].sum()
 
 
 def gradients_of(model, weights, pixels, name, size):
@@ -385,7 +459,8 @@ def gradients_of(model, weights, pixels, name, size):
     model.zero_grad()
     loss = loss_of(decode(model, encode(model, pixels), *prompt_inputs(name, size)))
     loss.backward()
-    out = {n: torch.zeros(w.shape, dtype=loss.dtype) for n, w in weights.items() if not n.endswith("positional_embedding")}
+    out = {n: torch.zeros(w.shape, dtype=loss.dtype) for n,
+           w in weights.items() if not n.endswith("positional_embedding")}
     for n, p in model.named_parameters():
         to = hf_name(n)
         if to is None or p.grad is None:
@@ -398,18 +473,21 @@ def gradients_of(model, weights, pixels, name, size):
 
 
 def selection(decoder, masks, iou):
-    """Per row: which of the four masks multimask_output=False returns, the stability of mask 0, and how clear the choice is."""
+    """Per row: which of the four masks multimask_output=False returns, the stability of mask 0, and
+    how clear the choice is."""
     stability = decoder._get_stability_scores(masks[:, 0])
     single, _ = decoder._dynamic_multimask_via_stability(masks, iou)
     out = []
     for b in range(masks.shape[0]):
         index = next(i for i in range(4) if torch.equal(single[b, 0], masks[b, i]))
         assert (index == 0) == (stability[b].item() >= 0.98)
-        # The choice must not hang on rounding: shifted thresholds decide alike, and the best score leads.
+        # The choice must not hang on rounding: shifted thresholds decide alike, and the best score
+        # leads.
         flat = masks[b, 0].flatten()
         for eps in (-1e-4, 1e-4):
             inner, outer = (flat > 0.05 + eps).sum().item(), (flat > -0.05 - eps).sum().item()
-            assert (outer == 0 or inner / outer >= 0.98) == (index == 0), "stability too near its threshold"
+            assert (outer == 0 or inner / outer >= 0.98) == (
+                index == 0), "stability too near its threshold"
         top = iou[b, 1:].sort(descending=True).values
         assert top[0] - top[1] > 1e-4, "two scores too near each other"
         out.append(dict(single=index, stability=stability[b].item()))
@@ -449,7 +527,8 @@ def run_prompts(record, model, hf, model64, enc, enc_hf, enc64, size, names, sam
             swap = relative(swapped["masks"], out["masks"])
             print("  the same with the points first: differs by", swap, "packages differ by", far)
             assert swap < 5e-5
-        entry = dict(name=name, batch=out["masks"].shape[0], multimask=[1, 2, 3], choices=chosen, f32_noise=noise)
+        entry = dict(name=name, batch=out["masks"].shape[0], multimask=[1, 2, 3], choices=chosen,
+                     f32_noise=noise)
         key = f"p.{name}."
         if points is not None:
             record.put(key + "points", points)
@@ -465,13 +544,16 @@ def run_prompts(record, model, hf, model64, enc, enc_hf, enc64, size, names, sam
             record.put(key + "keys", out["keys"][0], MAP_SAMPLE)
             record.put("dense_pe", last(out["dense_pe"]), MAP_SAMPLE)
         entries.append(entry)
-        print(" ", name, "positive", check_health(name, out), "iou", [round(v, 3) for v in out["iou"].flatten().tolist()],
-              "obj", round(out["object"][0, 0].item(), 3), "std", round(out["masks"].std().item(), 3), "choice", chosen, flush=True)
+        print(" ", name, "positive", check_health(name, out), "iou",
+              [round(v, 3) for v in out["iou"].flatten().tolist()],
+              "obj", round(out["object"][0, 0].item(), 3), "std",
+              round(out["masks"].std().item(), 3), "choice", chosen, flush=True)
     return entries
 
 
 def run_predictor(record, model, spec):
-    """SAM2ImagePredictor itself on a picture of another size; coordinates in that picture's pixels."""
+    """SAM2ImagePredictor itself on a picture of another size; coordinates in that picture's
+    pixels."""
     height, width = spec["picture"]
     predictor = SAM2ImagePredictor(model)
     predictor._bb_feat_sizes = [(spec["image"] // s,) * 2 for s in (4, 8, 16)]
@@ -492,7 +574,8 @@ def run_predictor(record, model, spec):
         record.put(f"predictor.{key}.scores", torch.from_numpy(scores))
         record.put(f"predictor.{key}.low", torch.from_numpy(low), MASK_SAMPLE)
         record.put(f"predictor.{key}.logits", torch.from_numpy(logits), MASK_SAMPLE)
-        entry[key] = dict(masks=masks.shape[0], positive=[int(m.sum()) for m in masks], nearest_zero=float(np.abs(logits).min()))
+        entry[key] = dict(masks=masks.shape[0], positive=[int(m.sum()) for m in masks],
+                          nearest_zero=float(np.abs(logits).min()))
     return entry
 
 
@@ -536,7 +619,8 @@ def write_case(folder, record, case):
 
 
 def versions():
-    return dict(torch=torch.__version__, transformers=transformers.__version__, torchvision=torchvision.__version__,
+    return dict(torch=torch.__version__, transformers=transformers.__version__,
+                torchvision=torchvision.__version__,
                 sam2=importlib.metadata.version("sam2"))
 
 
@@ -549,10 +633,12 @@ def make_tiny(name, outdir):
     weights = formula_weights(shapes_of(config), "#%d" % spec["salt"], spec["hyper0"])
     write_folder(spec, config, weights, folder)
 
-    hf, info = Sam2Model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    hf, info = Sam2Model.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
+                                         output_loading_info=True)
     assert not info["mismatched_keys"] and not info["unexpected_keys"], info
     missing = set(info["missing_keys"])
-    assert missing <= ({"prompt_encoder.shared_embedding.positional_embedding"} if spec.get("one_matrix") else set()), info
+    assert missing <= ({"prompt_encoder.shared_embedding.positional_embedding"}
+                       if spec.get("one_matrix") else set()), info
     with torch.no_grad():
         for n in missing:
             hf.prompt_encoder.shared_embedding.positional_embedding.copy_(weights[n])
@@ -563,7 +649,9 @@ def make_tiny(name, outdir):
         for k, v in want[part].items():
             if k == "backbone_config":
                 for k2, v2 in v.items():
-                    assert k2 in ("dtype", "label2id", "id2label") or got[part][k][k2] == v2, (part, k, k2)
+                    assert k2 in ("dtype", "label2id", "id2label") or got[part][k][k2] == v2, (part,
+                                                                                               k,
+                                                                                               k2)
             else:
                 assert k == "dtype" or got[part][k] == v, (part, k)
     hf.eval()
@@ -576,7 +664,8 @@ def make_tiny(name, outdir):
     pixels = (torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64
     record = Record()
     with torch.no_grad():
-        enc, enc_hf, enc64 = encode(model, pixels), hf_encode(hf, pixels), encode(model64, pixels.double())
+        enc, enc_hf, enc64 = encode(model, pixels), hf_encode(hf, pixels), encode(model64,
+                                                                                  pixels.double())
     noise = {}
     for k in ("image_embed", "feat_s0", "feat_s1"):
         assert relative(enc_hf[k], enc[k]) < 1e-5, k
@@ -587,9 +676,12 @@ def make_tiny(name, outdir):
         noise[f"stage.{i}"] = relative(s, enc64["stages"][i])
     side = size // 4
     with torch.no_grad():
-        record.put("pos_embed", model.image_encoder.trunk._get_pos_embed((side, side))[0], MAP_SAMPLE)
-    print(name, "embed std", enc["image_embed"].std().item(), [s.std().item() for s in enc["stages"]], noise)
-    prompts = run_prompts(record, model, hf, model64, enc, enc_hf, enc64, size, PROMPTS, MASK_SAMPLE)
+        record.put("pos_embed", model.image_encoder.trunk._get_pos_embed((side, side))[0],
+                   MAP_SAMPLE)
+    print(name, "embed std", enc["image_embed"].std().item(),
+          [s.std().item() for s in enc["stages"]], noise)
+    prompts = run_prompts(record, model, hf, model64, enc, enc_hf, enc64, size, PROMPTS,
+                          MASK_SAMPLE)
     record.put("p.mask.mask_input", prompt_inputs("mask", size)[2][0, 0])
 
     table, offset, losses = [], 0, []
@@ -603,24 +695,34 @@ def make_tiny(name, outdir):
     for p in GRADIENT_PROMPTS:
         g, loss = gradients_of(model, weights, pixels, p, size)
         g64, _ = gradients_of(model64, weights, pixels.double(), p, size)
-        # A bias of the keys shifts all logits of a softmax alike: its gradient is zero but for rounding.
+        # A bias of the keys shifts all logits of a softmax alike: its gradient is zero but for
+        # rounding.
         big = max(g64[n].norm().item() for n in names)
         zero = [n for n in names if g64[n].norm().item() < 1e-9 * big]
         assert all(g64[n].abs().max() == 0 or n.endswith("k_proj.bias") for n in zero), zero
-        noise_of = [0.0 if n in zero else ((g[n].double() - g64[n]).norm() / g64[n].norm()).item() for n in names]
-        record.put(f"g.{p}.samples", torch.cat([(g64[n].flatten()[::s] if n in zero else g[n].flatten()[::s]).float() for n, _, s, _, _ in table]))
-        record.put(f"g.{p}.norms", torch.tensor([0.0 if n in zero else g[n].double().norm().item() for n in names]))
+        noise_of = [0.0 if n in zero else ((g[n].double() - g64[n]).norm() / g64[n].norm()).item()
+                    for n in names]
+        record.put(f"g.{p}.samples",
+                   torch.cat([(g64[n].flatten()[::s] if n in zero else g[n].flatten()[::s]).float()
+                              for n, _, s, _, _ in table]))
+        record.put(f"g.{p}.norms",
+                   torch.tensor([0.0 if n in zero else g[n].double().norm().item() for n in names]))
         record.put(f"g.{p}.noise", torch.tensor(noise_of))
         small = min((g64[n].norm().item(), n) for n in names if n not in zero)
         losses.append(dict(prompt=p, loss=loss, f32_noise=max(noise_of), zero=zero))
-        print("  gradients", p, "loss", loss, "noise", sorted(zip(noise_of, names))[-3:], "zero", len(zero), "smallest", small, "largest", big)
-    case = dict(id=name, purpose=spec["purpose"], image=size, versions=versions(), attention="eager (transformers), sdpa (sam2)",
-                hyper0=spec["hyper0"], salt="#%d" % spec["salt"], parameters=sum(w.numel() for n, w in weights.items()),
-                f32_noise=noise, maps=record.maps, prompts=prompts, predictor=run_predictor(record, model, spec),
+        print("  gradients", p, "loss", loss, "noise", sorted(zip(noise_of, names))[-3:], "zero",
+              len(zero), "smallest", small, "largest", big)
+    case = dict(id=name, purpose=spec["purpose"], image=size, versions=versions(),
+                attention="eager (transformers), sdpa (sam2)",
+                hyper0=spec["hyper0"], salt="#%d" % spec["salt"],
+                parameters=sum(w.numel() for n, w in weights.items()),
+                f32_noise=noise, maps=record.maps, prompts=prompts,
+                predictor=run_predictor(record, model, spec),
                 gradients=table, losses=losses)
     write_case(folder, record, case)
     if spec.get("pt"):
-        keep = {n: p for n, p in model.state_dict().items() if not n.startswith(("memory_attention.", "memory_encoder."))
+        keep = {n: p for n, p in model.state_dict().items()
+                if not n.startswith(("memory_attention.", "memory_encoder."))
                 or n in ("memory_attention.norm.weight", "memory_encoder.out_proj.weight")}
         torch.save({"model": keep}, os.path.join(outdir, name + ".pt"))
 
@@ -657,22 +759,31 @@ def make_real(name, outdir):
     for i, s in enumerate(enc["stages"]):
         record.put(f"stage.{i}", last(s), MAP_SAMPLE)
         noise[f"stage.{i}"] = relative(s, enc64["stages"][i])
-    print(name, "embed std", enc["image_embed"].std().item(), [s.std().item() for s in enc["stages"]], noise, time.time() - started)
-    prompts = run_prompts(record, model, hf, model64, enc, enc_hf, enc64, size, ["box_points", "mask_point"], MASK_SAMPLE)
-    probe = {n: weights[n].flatten()[:4].tolist() for n in sorted(weights) if n.startswith("vision_encoder.backbone.blocks.1.")
-             or n in ("shared_image_embedding.positional_embedding", "mask_decoder.upscale_conv1.weight",
-                      "mask_decoder.output_hypernetworks_mlps.0.proj_out.weight", "prompt_encoder.mask_embed.conv2.weight")}
-    case = dict(id=name, purpose=spec["purpose"], image=size, versions=versions(), hyper0=0, salt="",
-                parameters=sum(w.numel() for w in weights.values()), sum_of_weights=sum(w.double().sum().item() for w in weights.values()),
+    print(name, "embed std", enc["image_embed"].std().item(),
+          [s.std().item() for s in enc["stages"]], noise, time.time() - started)
+    prompts = run_prompts(record, model, hf, model64, enc, enc_hf, enc64, size,
+                          ["box_points", "mask_point"], MASK_SAMPLE)
+    probe = {n: weights[n].flatten()[:4].tolist() for n in sorted(weights)
+             if n.startswith("vision_encoder.backbone.blocks.1.")
+             or n in ("shared_image_embedding.positional_embedding",
+                      "mask_decoder.upscale_conv1.weight",
+                      "mask_decoder.output_hypernetworks_mlps.0.proj_out.weight",
+                      "prompt_encoder.mask_embed.conv2.weight")}
+    case = dict(id=name, purpose=spec["purpose"], image=size, versions=versions(), hyper0=0,
+                salt="",
+                parameters=sum(w.numel() for w in weights.values()),
+                sum_of_weights=sum(w.double().sum().item() for w in weights.values()),
                 first_weights=probe, f32_noise=noise, maps=record.maps, prompts=prompts)
     write_case(folder, record, case)
 
 
 def make_resize(outdir):
-    """The predictor's antialiased resize with normalisation, and the plain bilinear resize of logits with the mask."""
+    """The predictor's antialiased resize with normalisation, and the plain bilinear resize of
+    logits with the mask."""
     record, tensors = Record(), []
     resize = SAM2Transforms(resolution=1024, mask_threshold=0.0)
-    for h, w in [(1024, 1024), (480, 640), (1080, 1920), (777, 333), (333, 777), (60, 100), (2048, 2048), (1, 1000), (1000, 1), (1500, 700)]:
+    for h, w in [(1024, 1024), (480, 640), (1080, 1920), (777, 333), (333, 777), (60, 100),
+                 (2048, 2048), (1, 1000), (1000, 1), (1500, 700)]:
         record.put(f"in.{h}x{w}", resize(picture(h, w)).permute(1, 2, 0), 1500)
     small = SAM2Transforms(resolution=64, mask_threshold=0.0)
     for h, w in [(50, 70), (64, 64), (640, 31)]:
@@ -681,7 +792,8 @@ def make_resize(outdir):
     for h, w in [(256, 256), (480, 640), (37, 53), (1080, 1920), (300, 100), (1, 1000)]:
         up = F.interpolate(low[None], (h, w), mode="bilinear", align_corners=False)[0]
         record.put(f"out.{h}x{w}", up, 1500)
-        masks[f"{h}x{w}"] = dict(positive=[int((m > 0).sum()) for m in up], zero=int((up == 0).sum()))
+        masks[f"{h}x{w}"] = dict(positive=[int((m > 0).sum()) for m in up],
+                                 zero=int((up == 0).sum()))
         if h == 37:
             record.put(f"bits.{h}x{w}", pack_bits(up > 0))
     save_file(record.tensors, os.path.join(outdir, "resize.safetensors"))
@@ -698,7 +810,8 @@ def main():
     here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sam2")
     outdir = args.pop(0) if args and args[0] not in CONFIGS and args[0] != "resize" else here
     os.makedirs(outdir, exist_ok=True)
-    save_file({f"{s}x{s}": torch.from_numpy(picture(s, s)) for s in (64, 128)}, os.path.join(outdir, "pixels.safetensors"))
+    save_file({f"{s}x{s}": torch.from_numpy(picture(s, s)) for s in (64, 128)},
+              os.path.join(outdir, "pixels.safetensors"))
     for name in args or list(CONFIGS) + ["resize"]:
         if name == "resize":
             make_resize(outdir)

@@ -2,8 +2,8 @@
 
 Usage: python make_tokenizer.py FOLDER OUTPUT.jsonl [STRINGS (default 2000)]
 
-FOLDER holds tokenizer.json and tokenizer_config.json. The vocabulary itself is not stored here. OUTPUT has one JSON
-object a line, told apart by "kind":
+FOLDER holds tokenizer.json and tokenizer_config.json. The vocabulary itself is not stored here.
+OUTPUT has one JSON object a line, told apart by "kind":
   header       {versions, vocabulary: {sha256 of tokenizer.json, size}}
   encode       {text, ids}                 no tokens are added at either end
   encode_new   the same for characters from Unicode 15 and later, where regex libraries may differ
@@ -21,13 +21,19 @@ import tokenizers
 import transformers
 from tokenizers import Tokenizer
 
-MARKERS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>",
-           "<|object_ref_start|>", "<|box_end|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|file_sep|>"]
-NEAR_MARKERS = ["<|im_start", "<|im_end|", "|im_end|>", "< |im_start|>", "<|im_start |>", "<|IM_START|>", "<|im_stat|>",
-                "<|vision_|>", "<||>", "<|", "|>", "<tool_call", "</ tool_call>", "<|image_pad|", "<|<|im_end|>|>",
-                "<|im_end|im_end|>", "<think>", "</answer>", "<image>", "[INST]", "<s>", "</s>", "<unk>", "<0x0A>"]
+MARKERS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|vision_start|>", "<|image_pad|>",
+           "<|vision_end|>",
+           "<|object_ref_start|>", "<|box_end|>", "<tool_call>", "</tool_call>", "<|fim_prefix|>",
+           "<|file_sep|>"]
+NEAR_MARKERS = ["<|im_start", "<|im_end|", "|im_end|>", "< |im_start|>", "<|im_start |>",
+                "<|IM_START|>", "<|im_stat|>",
+                "<|vision_|>", "<||>", "<|", "|>", "<tool_call", "</ tool_call>", "<|image_pad|",
+                "<|<|im_end|>|>",
+                "<|im_end|im_end|>", "<think>", "</answer>", "<image>", "[INST]", "<s>", "</s>",
+                "<unk>", "<0x0A>"]
 WORDS = {
-    "en": "the find closest object's bounding box we'll They'RE I'd can't o'clock Segmentation points_1 bbox_2d unusual".split(),
+    "en": "the find closest object's bounding box we'll They'RE I'd can't o'clock Segmentation "
+          "points_1 bbox_2d unusual".split(),
     "de": "Größe Straße überprüfen Äpfel schönes Mädchen läuft".split(),
     "fr": "l'été garçon cœur où naïve Noël déjà".split(),
     "es": "¿dónde está el niño? ¡corazón! pingüino".split(),
@@ -48,42 +54,64 @@ WORDS = {
     "ka": "სად არის კატა".split(),
     "am": "ድመቷ የት ናት".split(),
 }
-SPACES = [" ", "  ", "   ", "\t", "\t\t", "\n", "\n\n", "\r\n", "\r\n\r\n", "\r", " \n", "\n ", " \t ", "    ", "\u00a0", "\u2003",
-          "\u3000", "\u0085", "\u2028", "\u1680", "\u200b", "\ufeff", "\v", "\f", "\x1c", "\x1f", "\u180e", "\u202f", "\u205f ", " \u00a0 ", "\n\t\n  \n", " " * 17]
+SPACES = [" ", "  ", "   ", "\t", "\t\t", "\n", "\n\n", "\r\n", "\r\n\r\n", "\r", " \n", "\n ",
+          " \t ", "    ", "\u00a0", "\u2003",
+          "\u3000", "\u0085", "\u2028", "\u1680", "\u200b", "\ufeff", "\v", "\f", "\x1c", "\x1f",
+          "\u180e", "\u202f", "\u205f ", " \u00a0 ", "\n\t\n  \n", " " * 17]
 # Text that NFC changes, or that looks as if it might.
-COMBINING = ["e\u0301", "A\u030a", "o\u0308\u0304", "q\u0323\u0307", "q\u0307\u0323", "\u212b", "\u2126", "\u212a", "\u0344", "\u1112\u1161\u11ab",
-             "\u1100\u1161", "\uac00\u11a8", "\u0958", "\u0928\u093c", "\u09c7\u09be", "\u0b92\u0bd7", "\uf900", "\ufb1d", "\u2adc", "n\u0303", "s\u0323\u0307",
-             "\u1e9b\u0323", "c\u0327\u0301", "\u0065\u0301\u0065\u0301", "\u0301", " \u0301", "a\u0327\u0301\u0323", "\u3099", "\u304b\u3099", "\u30cf\u309a",
-             "\u0112\u0300", "\u01b0\u031b", "\u1d15e", "\U0001d15e", "\u0f43", "\u0041\u030a\u0041", "\u0627\u0653", "i\u0307", "\u0130"]
-EMOJI = ["😀", "👍🏽", "👩‍👩‍👧‍👦", "🇩🇪", "🏳️‍🌈", "❤️", "☺", "🤷🏿‍♀️", "1️⃣", "🫠", "✈️", "🐈‍⬛", "🅰️", "©", "™", "→", "■", "…", "—", "“”", "«»"]
-NUMBERS = ["0", "7", "42", "840", "1024", "3.14159", "-12", "1,000,000", "10e-6", "0x1F", "½", "²", "Ⅷ", "४५", "①", "𝟘𝟙", "2025-08-17", "12:30", "(10,20)",
+COMBINING = ["e\u0301", "A\u030a", "o\u0308\u0304", "q\u0323\u0307", "q\u0307\u0323", "\u212b",
+             "\u2126", "\u212a", "\u0344", "\u1112\u1161\u11ab",
+             "\u1100\u1161", "\uac00\u11a8", "\u0958", "\u0928\u093c", "\u09c7\u09be",
+             "\u0b92\u0bd7", "\uf900", "\ufb1d", "\u2adc", "n\u0303", "s\u0323\u0307",
+             "\u1e9b\u0323", "c\u0327\u0301", "\u0065\u0301\u0065\u0301", "\u0301", " \u0301",
+             "a\u0327\u0301\u0323", "\u3099", "\u304b\u3099", "\u30cf\u309a",
+             "\u0112\u0300", "\u01b0\u031b", "\u1d15e", "\U0001d15e", "\u0f43",
+             "\u0041\u030a\u0041", "\u0627\u0653", "i\u0307", "\u0130"]
+EMOJI = ["😀", "👍🏽", "👩‍👩‍👧‍👦", "🇩🇪", "🏳️‍🌈", "❤️", "☺", "🤷🏿‍♀️", "1️⃣", "🫠", "✈️", "🐈‍⬛", "🅰️", "©",
+         "™", "→", "■", "…", "—", "“”", "«»"]
+NUMBERS = ["0", "7", "42", "840", "1024", "3.14159", "-12", "1,000,000", "10e-6", "0x1F", "½", "²",
+           "Ⅷ", "४५", "①", "𝟘𝟙", "2025-08-17", "12:30", "(10,20)",
            "[110,220]", "1/3", "٣٤", "〇", "৪", "100%"]
-CODE = ["def f(x):\n    return x**2\n", "for (int i = 0; i < n; i++) {\n\tsum += a[i];\n}\n", '{"bbox_2d": [10,100,200,210], "point_2d": [30,110]}',
-        "local M = {}\r\nreturn M\r\n", "<div class=\"a\">&nbsp;</div>", "SELECT * FROM t WHERE a='b';", "a->b::c<d>()", "#include <stdio.h>\n",
-        "if x!=y: pass  # no", "\\frac{1}{2}", "C:\\dir\\file.txt", "https://a.b/c?d=e&f=%20g", "x = [[1, 2],\n     [3, 4]]\n", "$HOME/.config", "```python\n",
-        "user@example.org", "!!!", "???!", "-----", "=====>", "....", "**bold**", "__init__", "({[<>]})"]
-LETTERS = ["𝒜", "ʰ", "ǅ", "ª", "\u0378", "\ue000", "\U000e0001", "\U0010fffd", "\u200d", "\u00ad", "\u0300a", "'ſ", "'S", "'LL", "x'Ve", "''s", "'", "\u2019s", "\x00",
+CODE = ["def f(x):\n    return x**2\n", "for (int i = 0; i < n; i++) {\n\tsum += a[i];\n}\n",
+        '{"bbox_2d": [10,100,200,210], "point_2d": [30,110]}',
+        "local M = {}\r\nreturn M\r\n", "<div class=\"a\">&nbsp;</div>",
+        "SELECT * FROM t WHERE a='b';", "a->b::c<d>()", "#include <stdio.h>\n",
+        "if x!=y: pass  # no", "\\frac{1}{2}", "C:\\dir\\file.txt", "https://a.b/c?d=e&f=%20g",
+        "x = [[1, 2],\n     [3, 4]]\n", "$HOME/.config", "```python\n",
+        "user@example.org", "!!!", "???!", "-----", "=====>", "....", "**bold**", "__init__",
+        "({[<>]})"]
+LETTERS = ["𝒜", "ʰ", "ǅ", "ª", "\u0378", "\ue000", "\U000e0001", "\U0010fffd", "\u200d", "\u00ad",
+           "\u0300a", "'ſ", "'S", "'LL", "x'Ve", "''s", "'", "\u2019s", "\x00",
            "\x01", "\x7f", "\u0080", "\ufffd", "ﬁ", "ǆ", "ß", "ẞ", "Æ"]
-FIXED = ["", " ", "  ", "\n", "\r\n", "a", " a", "a ", "  a  ", "Hello world", " Hello world", "\u0301", "e\u0301", "a" * 600, " " * 300, "\n" * 120, "ab" * 200,
-         "9" * 50, "\t" * 33 + "x", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-         "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 9 + "<|vision_end|>Please find 'the cat' with bbox and points.<|im_end|>\n",
-         "e<|im_end|>\u0301", "e\u0301<|im_end|>e\u0301", " <|im_end|> ", "  <|im_end|>  x", "\n<|im_end|>\n", "<|im_end|><|im_end|>", "<tool_call>\n{}\n</tool_call>"]
-NEW_UNICODE = ["\U0001fae8", "\U0001fae9 x", "\U0002ebf0", "a\U00010d40b", "\ua7cb\ua7cc", "\U00011f04\U00011f50", "\U0001e4d0"]
+FIXED = ["", " ", "  ", "\n", "\r\n", "a", " a", "a ", "  a  ", "Hello world", " Hello world",
+         "\u0301", "e\u0301", "a" * 600, " " * 300, "\n" * 120, "ab" * 200,
+         "9" * 50, "\t" * 33 + "x",
+         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+         "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 9
+         + "<|vision_end|>Please find 'the cat' with bbox and points.<|im_end|>\n",
+         "e<|im_end|>\u0301", "e\u0301<|im_end|>e\u0301", " <|im_end|> ", "  <|im_end|>  x",
+         "\n<|im_end|>\n", "<|im_end|><|im_end|>", "<tool_call>\n{}\n</tool_call>"]
+NEW_UNICODE = ["\U0001fae8", "\U0001fae9 x", "\U0002ebf0", "a\U00010d40b", "\ua7cb\ua7cc",
+               "\U00011f04\U00011f50", "\U0001e4d0"]
 
 
 def strings(count):
     rnd = random.Random(20250817)
     words = [w for group in WORDS.values() for w in group]
-    pools = [words, words, words, SPACES, SPACES, MARKERS, NEAR_MARKERS, COMBINING, EMOJI, NUMBERS, CODE, LETTERS]
+    pools = [words, words, words, SPACES, SPACES, MARKERS, NEAR_MARKERS, COMBINING, EMOJI, NUMBERS,
+             CODE, LETTERS]
     out = list(FIXED)
     # Every piece alone and after a space, then sentences of one language, then random mixtures.
-    singles = [p for pool in (SPACES, MARKERS, NEAR_MARKERS, COMBINING, EMOJI, NUMBERS, CODE, LETTERS) for p in pool]
+    singles = [p for pool in (SPACES, MARKERS, NEAR_MARKERS, COMBINING, EMOJI, NUMBERS, CODE,
+                              LETTERS) for p in pool]
     rnd.shuffle(singles)
     for p in singles:
         out += [p, "x " + p + " y"] if len(out) < count // 3 else []
     while len(out) < count // 2:
         group = rnd.choice(list(WORDS.values()))
-        out.append(rnd.choice(["", " ", "\n"]) + rnd.choice([" ", "  ", ""]).join(rnd.choices(group, k=rnd.randint(2, 8))) + rnd.choice(["", ".", "!\n", "?"]))
+        out.append(rnd.choice(["", " ", "\n"])
+                   + rnd.choice([" ", "  ", ""]).join(rnd.choices(group, k=rnd.randint(2, 8)))
+                   + rnd.choice(["", ".", "!\n", "?"]))
     while len(out) < count:
         parts = []
         for _ in range(rnd.randint(2, 9)):
@@ -95,7 +123,8 @@ def strings(count):
 
 
 def id_lists(tok, count):
-    """Random ids; runs cut out of encoded text so that UTF-8 characters are split; ids with no token."""
+    """Random ids; runs cut out of encoded text so that UTF-8 characters are split; ids with no
+    token."""
     rnd = random.Random(11)
     size = tok.get_vocab_size(with_added_tokens=True)
     special = [tok.token_to_id(m) for m in MARKERS if tok.token_to_id(m) is not None]
@@ -110,7 +139,8 @@ def id_lists(tok, count):
             a = rnd.randrange(len(ids))
             ids = ids[a:a + rnd.randint(1, 12)]
         else:
-            ids = [rnd.randrange(256) for _ in range(rnd.randint(1, 8))]     # single bytes come first in these vocabularies
+            # single bytes come first in these vocabularies
+            ids = [rnd.randrange(256) for _ in range(rnd.randint(1, 8))]
         if rnd.random() < 0.4 and special:
             ids.insert(rnd.randint(0, len(ids)), rnd.choice(special))
         out.append(ids)
@@ -131,7 +161,8 @@ def conversations():
         [user([image, text("Please find 'the cat' with bbox and points.")])],
         [user([text("before "), image, text(" after")])],
         [user([image, image, text("compare"), image])],
-        [system([text("You "), text("see.")]), user([image, text("a")]), assistant([text("b")]), user([text("c"), image])],
+        [system([text("You "), text("see.")]), user([image, text("a")]), assistant([text("b")]),
+         user([text("c"), image])],
         [user("1"), assistant("2"), user("3"), assistant("4")],
         [user([])],
         [assistant("starts")],
@@ -154,12 +185,14 @@ def main():
     tok = Tokenizer.from_file(path)
     with open(path, "rb") as f:
         digest = hashlib.sha256(f.read()).hexdigest()
-    lines = [dict(kind="header", tokenizers=tokenizers.__version__, transformers=transformers.__version__,
+    lines = [dict(kind="header", tokenizers=tokenizers.__version__,
+                  transformers=transformers.__version__,
                   vocabulary=dict(sha256=digest, size=tok.get_vocab_size(with_added_tokens=True)))]
     for s in strings(count):
         lines.append(dict(kind="encode", text=s, ids=tok.encode(s, add_special_tokens=False).ids))
     for s in NEW_UNICODE:
-        lines.append(dict(kind="encode_new", text=s, ids=tok.encode(s, add_special_tokens=False).ids))
+        lines.append(dict(kind="encode_new", text=s,
+                          ids=tok.encode(s, add_special_tokens=False).ids))
     for ids in id_lists(tok, 300):
         lines.append(dict(kind="decode", ids=ids, text=tok.decode(ids, skip_special_tokens=False),
                           skipped=tok.decode(ids, skip_special_tokens=True)))
@@ -176,8 +209,10 @@ def main():
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     with open(output, "w", encoding="utf-8", newline="\n") as f:
         for line in lines:
-            # Escaping what is not printable ASCII keeps U+2028 and the like from looking like line ends.
-            f.write(json.dumps(line, ensure_ascii=not line.get("text", "").isprintable(), separators=(",", ":")) + "\n")
+            # Escaping what is not printable ASCII keeps U+2028 and the like from looking like line
+            # ends.
+            f.write(json.dumps(line, ensure_ascii=not line.get("text", "").isprintable(),
+                               separators=(",", ":")) + "\n")
     print(len(lines), "lines,", os.path.getsize(output), "bytes")
 
 

@@ -1,25 +1,32 @@
 -- check.lua - the few functions that test scripts share.
 --
 --   local check = require "tests.support.check"
---   check.case("halves round to even", function()       a named case: runs at once, reports its own failures
+--   check.case("halves round to even", function()       a named case: runs at once, reports its own
+--                                                       failures
 --     check.equal(round(0.5), 0, "0.5")
 --   end)
---   check.finish()                          last line of a test: prints the counts, exits 1 if anything failed
+--   check.finish()                          last line of a test: prints the counts, exits 1 if
+--                                           anything failed
 --
 --   check.ok(x > 0, "x is positive")
 --   check.equal(got, want, name)            numbers, strings, booleans, nil; tables by content
---   check.near(got, want, tol, name)        |got - want| <= tol; tables element by element; nan only equals nan
+--   check.near(got, want, tol, name)        |got - want| <= tol; tables element by element; nan
+--                                           only equals nan
 --   check.raises(f, "pattern", name)        f() raises a message that matches this Lua pattern
---   check.skip("a CUDA driver")             prints `skip: a CUDA driver`, what the machine lacks; the runner counts it
---   check.host(t)                           t, or its copy on the CPU if `segzero --device cuda` put it elsewhere
+--   check.skip("a CUDA driver")             prints `skip: a CUDA driver`, what the machine lacks;
+--                                           the runner counts it
+--   check.host(t)                           t, or its copy on the CPU if `segzero --device cuda`
+--                                           put it elsewhere
 --   check.seed                              the seed of this run (SEED=n make test)
 --
---   ./segzero tests/unit/test_x.lua case="text"         runs the cases whose name contains the text (also CASE=text)
+--   ./segzero tests/unit/test_x.lua case="text"         runs the cases whose name contains the text
+--                                                       (also CASE=text)
 --   ./segzero tests/unit/test_x.lua --list              lists the cases without running them
 --
--- A failed check prints its file, line and case, and the test goes on. An error inside a case fails that case, with a
--- traceback, and the next case runs. A case without a check fails, and so does a file, unless it skipped. Checks outside
--- a case are allowed and always run. Exit status: 0 passed, 1 failed, 3 no case has the text.
+-- A failed check prints its file, line and case, and the test goes on. An error inside a case fails
+-- that case, with a traceback, and the next case runs. A case without a check fails, and so does a
+-- file, unless it skipped. Checks outside a case are allowed and always run. Exit status: 0 passed,
+-- 1 failed, 3 no case has the text.
 -- Left out: fixtures, set-up and tear-down, nested cases, random order.
 
 local M = {}
@@ -28,7 +35,9 @@ M.NO_SUCH_CASE = 3
 
 M.seed = tonumber(os.getenv "SEGZERO_TEST_SEED" or "") or 1
 
-local passed, failed, skipped = 0, 0, 0
+local passed = 0
+local failed = 0
+local skipped = 0
 local current                   -- the name of the running case
 local reported = 0              -- its failures so far
 local seen = {}                 -- the names of all cases
@@ -52,7 +61,8 @@ local function read_arguments()
   if filter == "" then filter = nil end
 end
 
--- The line of the test that called a public function. Those tail-call count() and leave no frame, so it is at level 3.
+-- The line of the test that called a public function. Those tail-call count() and leave no frame,
+-- so it is at level 3.
 local function where()
   local info = debug.getinfo(3, "Sl")
   if not info then return "?" end
@@ -62,7 +72,9 @@ end
 local function report(place, name, detail)
   failed = failed + 1
   reported = reported + 1
-  if reported == REPORTED + 1 then io.write("(further failures of this case are counted, not printed)\n") end
+  if reported == REPORTED + 1 then
+    io.write("(further failures of this case are counted, not printed)\n")
+  end
   if reported > REPORTED then return end
   local parts = { "failed", place }
   if current then parts[#parts + 1] = current end
@@ -107,7 +119,8 @@ function show(v)
   return show_table(v)
 end
 
--- The first difference between a and b as text, nil if there is none. same(x, y) compares two leaves.
+-- The first difference between a and b as text, nil if there is none. same(x, y) compares two
+-- leaves.
 local function difference(a, b, same, path)
   if type(a) == "table" and type(b) == "table" then
     for k, v in pairs(a) do
@@ -181,7 +194,9 @@ function M.case(name, f)
   if type(name) ~= "string" or type(f) ~= "function" then
     error("check.case wants a name and a function, got " .. type(name) .. " and " .. type(f), 2)
   end
-  if current then error("case '" .. name .. "' is inside case '" .. current .. "': cases do not nest", 2) end
+  if current then
+    error("case '" .. name .. "' is inside case '" .. current .. "': cases do not nest", 2)
+  end
   if seen[name] then error("there are two cases '" .. name .. "'", 2) end
   seen[name] = true
   if filter and not name:find(filter, 1, true) then return false end
@@ -193,7 +208,8 @@ function M.case(name, f)
 
   local info = debug.getinfo(f, "S")
   local place = info.short_src .. ":" .. info.linedefined
-  local failed_before, events_before = failed, passed + failed + skipped
+  local failed_before = failed
+  local events_before = passed + failed + skipped
   current = name
   reported = 0
   local ok, err = xpcall(f, with_traceback)

@@ -1,8 +1,11 @@
--- lint.lua - what no compiler looks at: file names in comments and pages, links between pages, the length of lines.
+-- lint.lua - what no compiler looks at: file names in comments and pages, links between pages, the
+-- length of lines.
 --
---   luajit tests/support/lint.lua         from the repository's root; `make lint` does this, luacheck and clang-format
+--   luajit tests/support/lint.lua         from the repository's root; `make lint` does this,
+--                                         luacheck and clang-format
 --
--- * A file name in a comment or on a page, such as `trainer.lua` or `cpu/rowwise.c`, must be that of a file in the tree,
+-- * A file name in a comment or on a page, such as `trainer.lua` or `cpu/rowwise.c`, must be that
+-- of a file in the tree,
 --   or its last part. Names of examples (my_reward.lua, NAME.lua) and of other projects (EXTERNAL) are allowed.
 -- * A file whose first line says "NAME - what it is" must have that name.
 -- * A relative link on a page must lead to a file.
@@ -60,7 +63,8 @@ local function read_lines(path)
   return lines
 end
 
--- The files' paths and every last part of them: lua/segzero/init.lua, segzero/init.lua and init.lua are all found.
+-- The files' paths and every last part of them: lua/segzero/init.lua, segzero/init.lua and init.lua
+-- are all found.
 local function index_names(paths)
   local known = {}
   for _, path in ipairs(paths) do
@@ -82,8 +86,9 @@ end
 
 -- ---- comments ----
 
--- The part of a line that is comment, "" if none; inside: whether a block comment is open. Returns also the new state.
--- Markers inside strings count too, which shows more text than the comments alone and hides nothing.
+-- The part of a line that is comment, "" if none; inside: whether a block comment is open. Returns
+-- also the new state. Markers inside strings count too, which shows more text than the comments
+-- alone and hides nothing.
 local function comment_of(line, language, inside)
   if language.page then return line, false end
   local block = language.block
@@ -151,7 +156,8 @@ end
 -- ---- line lengths ----
 
 local GROUPS = {
-  c = "C", h = "C", def = "C", cu = "CUDA", cuh = "CUDA", cc = "CUDA", lua = "Lua", py = "Python", sh = "shell",
+  c = "C", h = "C", def = "C", cu = "CUDA", cuh = "CUDA", cc = "CUDA", lua = "Lua", py = "Python",
+    sh = "shell",
 }
 local counts = {}       -- language -> { lines, long, an example }
 

@@ -133,15 +133,22 @@ function M.rows(cfg, split)
   return data.open("refshapes", { split = split or "train", size = M.size, seed = cfg.data.seed, rows = cfg.data.refshapes_rows })
 end
 
+-- opts: model (a folder), dtype, reference = true; the rest goes to trainer.new: train, held_out, reward, folder,
+-- segmenter, plan, hooks, prefetch, total_steps (4).
 function M.trainer(cfg, opts)
   local policy = sz.qwen_vl(opts.model, { dtype = opts.dtype })
   lora.configure(policy, cfg)
-  local reference = opts.reference and (policy.lora and lora.reference(policy)
-    or sz.qwen_vl(opts.model, { dtype = opts.dtype, offload = cfg.worker.ref.offload.param_offload })) or nil
-  local t = trainer.new { config = cfg, policy = policy, reference = reference,
-    reward = opts.reward or M.reward, train = opts.train or M.rows(cfg), held_out = opts.held_out, prompt = prompt.seg_zero, folder = opts.folder }
-  t.total_steps = opts.total_steps or 4
-  return t
+  local of_trainer = { config = cfg, policy = policy, prompt = prompt.seg_zero, total_steps = 4 }
+  for name, v in pairs(opts) do of_trainer[name] = v end
+  of_trainer.reward = opts.reward or M.reward
+  of_trainer.train = opts.train or M.rows(cfg)
+  if opts.reference and policy.lora then
+    of_trainer.reference = lora.reference(policy)
+  elseif opts.reference then
+    local offload = cfg.worker.ref.offload.param_offload
+    of_trainer.reference = sz.qwen_vl(opts.model, { dtype = opts.dtype, offload = offload })
+  end
+  return trainer.new(of_trainer)
 end
 
 -- bf16: cached and packed passes sum in another order, and a hidden value may land on the other side of a rounding: 1 part in 256 of

@@ -1,11 +1,13 @@
--- process.lua - runs a program and collects what it prints, without a shell: no quoting, and a time limit.
+-- process.lua - runs a program and collects what it prints, without a shell: no quoting, and a time
+-- limit.
 --
 --   local process = require "tests.support.process"
 --   local output, status = process.run({ "./segzero", "-e", "print(1)" }, { timeout = 60, env = { SEED = "2" } })
 --   process.now()                            seconds of a clock that only goes forward
 --
--- output: stdout and stderr as they came. status: the exit status, 128 + n when signal n ended the program, or
--- process.TIMED_OUT when it ran past the limit and was killed. env: variables to set besides the inherited ones.
+-- output: stdout and stderr as they came. status: the exit status, 128 + n when signal n ended the
+-- program, or process.TIMED_OUT when it ran past the limit and was killed. env: variables to set
+-- besides the inherited ones.
 -- Left out: standard input (the child inherits it), programs that children leave running.
 
 local poll = require "posix.poll"
@@ -25,7 +27,8 @@ function M.now()
   return t.tv_sec + t.tv_nsec * 1e-9
 end
 
--- The child: its output goes into the pipe, then the program takes the process over. Does not return.
+-- The child: its output goes into the pipe, then the program takes the process over. Does not
+-- return.
 local function become(argv, env, write_end)
   unistd.dup2(write_end, unistd.STDOUT_FILENO)
   unistd.dup2(write_end, unistd.STDERR_FILENO)

@@ -1,4 +1,5 @@
--- test_config.lua - settings: the ways to write them, what is refused before any weight is read, and how that is worded;
+-- test_config.lua - settings: the ways to write them, what is refused before any weight is read,
+-- and how that is worded;
 -- --help, docs/settings.md, and that a recipe runs only when it is the script.
 
 local cjson = require "cjson"
@@ -16,23 +17,26 @@ local rows = {
   { key = "data.seed", type = "integer", default = 42, help = "a seed" },
   { key = "data.name", type = "text", default = "abc", help = "a name" },
   { key = "data.kinds", type = "list", default = { "a", "b" }, help = "some names" },
-  { key = "data.side", type = "integer", default = 84, min = 84, max = 840, multiple = 28, unit = "pixels", help = "a side" },
+  { key = "data.side", type = "integer", default = 84, min = 84, max = 840, multiple = 28,
+    unit = "pixels", help = "a side" },
   { key = "worker.n", type = "count", default = 8, also = { "worker.number" }, help = "answers" },
   { key = "worker.temperature", type = "number", default = 1, above = 0, help = "a temperature" },
   { key = "worker.share", type = "number", default = 0.5, min = 0, below = 1, help = "a share" },
   { key = "worker.recompute", type = "boolean", default = true, help = "a flag" },
   { key = "worker.quick", type = "boolean", default = false, help = "another flag" },
-  { key = "worker.kind", type = "text", default = "one", choices = { "one", "two" }, help = "a kind" },
+  { key = "worker.kind", type = "text", default = "one", choices = { "one", "two" },
+    help = "a kind" },
   { key = "trainer.max_steps", type = "integer", optional = true, min = 0, help = "steps" },
   { key = "trainer.path", type = "text", optional = true, help = "a path" },
   { key = "trainer.val", type = "text", default = "x", null = "", help = "null is empty" },
-  { key = "trainer.logger", type = "list", default = { "console" }, choices = { "console", "jsonl" },
-    elsewhere = { wandb = "jsonl" }, help = "loggers" },
+  { key = "trainer.logger", type = "list", default = { "console" },
+    choices = { "console", "jsonl" }, elsewhere = { wandb = "jsonl" }, help = "loggers" },
   { key = "demo", type = "integer", optional = true, min = 0, bare = "0", help = "a number" },
 }
 local demo = schema.new {
   name = "demo.lua", about = "A demonstration.", groups = { { title = "Everything", rows = rows } },
-  ignored = { ["trainer.nnodes"] = "there is one process", ["worker.critic.*"] = "there is no critic" },
+  ignored = { ["trainer.nnodes"] = "there is one process",
+    ["worker.critic.*"] = "there is no critic" },
 }
 local function read(...) return demo:read { ... } end
 
@@ -47,7 +51,8 @@ check.case("defaults", function()
 end)
 
 check.case("key=value and --key value", function()
-  for _, args in ipairs { { "worker.n=4" }, { "--worker.n=4" }, { "--worker.n", "4" }, { "worker.number=4" } } do
+  for _, args in ipairs { { "worker.n=4" }, { "--worker.n=4" }, { "--worker.n", "4" },
+    { "worker.number=4" } } do
     local cfg, given = read(unpack(args))
     check.equal(cfg.worker.n, 4, table.concat(args, " "))
     check.equal(given, { ["worker.n"] = true }, "it is known as given")
@@ -60,7 +65,8 @@ check.case("key=value and --key value", function()
 end)
 
 check.case("booleans and bare keys", function()
-  local words = { ["true"] = true, True = true, ["1"] = true, ["false"] = false, False = false, ["0"] = false }
+  local words = { ["true"] = true, True = true, ["1"] = true, ["false"] = false, False = false,
+    ["0"] = false }
   for text, value in pairs(words) do
     check.equal(read("worker.recompute=" .. text).worker.recompute, value, "boolean " .. text)
   end
@@ -68,8 +74,8 @@ check.case("booleans and bare keys", function()
   check.equal(read("--worker.quick", "false").worker.quick, false, "a flag with its value")
   local cfg = read("--worker.quick", "worker.n=3")
   check.equal({ cfg.worker.quick, cfg.worker.n }, { true, 3 }, "a flag before another setting")
-  check.equal({ read("--demo").demo, read("--demo", "7").demo, read("--demo", "--worker.quick").demo }, { 0, 7, 0 },
-    "a key with a bare form")
+  check.equal({ read("--demo").demo, read("--demo", "7").demo,
+    read("--demo", "--worker.quick").demo }, { 0, 7, 0 }, "a key with a bare form")
 end)
 
 check.case("null", function()
@@ -84,15 +90,19 @@ check.case("lists", function()
     check.equal(read("data.kinds=" .. text).data.kinds, { "x", "y" }, text)
   end
   check.equal(read("data.kinds=[]").data.kinds, {}, "an empty list")
-  check.equal(read("trainer.logger=jsonl,console").trainer.logger, { "jsonl", "console" }, "with choices")
+  check.equal(read("trainer.logger=jsonl,console").trainer.logger, { "jsonl", "console" },
+    "with choices")
 end)
 
 check.case("a short script's own defaults", function()
-  local cfg, given = config.read({ steps = 100, name = "run", quick = false, files = { list = true },
-    limit = config.optional "number", deep = { a = 1 } }, { "steps=2", "limit=0.5", "deep.a=3", "files=a,b" })
-  check.equal(cfg, { steps = 2, name = "run", quick = false, files = { "a", "b" }, limit = 0.5, deep = { a = 3 } }, "read")
+  local cfg, given = config.read({ steps = 100, name = "run", quick = false,
+    files = { list = true }, limit = config.optional "number", deep = { a = 1 } },
+    { "steps=2", "limit=0.5", "deep.a=3", "files=a,b" })
+  check.equal(cfg, { steps = 2, name = "run", quick = false, files = { "a", "b" }, limit = 0.5,
+    deep = { a = 3 } }, "read")
   check.equal(given["deep.a"], true, "given")
-  check.equal({ config.get(cfg, "deep.a"), config.get(cfg, "deep.b.c") }, { 3, nil }, "by dotted key")
+  check.equal({ config.get(cfg, "deep.a"), config.get(cfg, "deep.b.c") }, { 3, nil },
+    "by dotted key")
   config.set(cfg, "deep.b.c", 4)
   check.equal(config.flat(cfg)["deep.b.c"], 4, "set and flat")
 end)
@@ -119,8 +129,10 @@ check.case("values say the key, the value and what is expected", function()
   refused("^worker.n is 'null', expected a whole number from 1$", "worker.n=null")
   refused("^worker.n is 2.5, expected a whole number from 1$", "worker.n=2.5")
   refused("^worker.share is 1, expected a number from 0 and below 1$", "worker.share=1")
-  refused("^data.side is 100, expected a whole number from 84 to 840, a multiple of 28$", "data.side=100")
-  refused("^trainer.max_steps is 'x', expected a whole number from 0 %(or null%)$", "trainer.max_steps=x")
+  refused("^data.side is 100, expected a whole number from 84 to 840, a multiple of 28$",
+    "data.side=100")
+  refused("^trainer.max_steps is 'x', expected a whole number from 0 %(or null%)$",
+    "trainer.max_steps=x")
   refused("^worker.recompute is 'yes', expected true or false$", "worker.recompute=yes")
   refused("^worker.kind is 'three', expected one of: one, two$", "worker.kind=three")
   refused("^trainer.logger has 'consol', expected a list of: console, jsonl: did you mean 'console'%?$",
@@ -131,14 +143,19 @@ check.case("words that are no settings", function()
   refused("^'4' is not a setting", "4")
   refused("^'%-x' is not a setting", "-x")
   refused("^%-%-data.seed needs a value", "--data.seed")
-  refused("^%-%-threads is an option of segzero itself and must stand before the script: segzero %-%-threads 2 demo.lua",
+  refused("^%-%-threads is an option of segzero itself and must stand before the script: " ..
+    "segzero %-%-threads 2 demo.lua",
     "--threads", "2")
 end)
 
 check.case("a bad row is the programmer's error", function()
-  local function with(row) return function() schema.new { name = "x", groups = { { title = "t", rows = { row } } } } end end
-  check.raises(with { key = "a", type = "text", default = "", help = "", rnage = 1 }, "unknown option 'rnage'", "field")
-  check.raises(with { key = "a", type = "string", default = "", help = "" }, "unknown type 'string'", "type")
+  local function with(row)
+    return function() schema.new { name = "x", groups = { { title = "t", rows = { row } } } } end
+  end
+  check.raises(with { key = "a", type = "text", default = "", help = "", rnage = 1 },
+    "unknown option 'rnage'", "field")
+  check.raises(with { key = "a", type = "string", default = "", help = "" },
+    "unknown type 'string'", "type")
   check.raises(with { key = "a", type = "text", default = "" }, "has no help", "help")
 end)
 
@@ -165,7 +182,8 @@ trainer:
     - jsonl
 ]])
   local from_file, given = read("config=" .. path)
-  local words = { "data.seed=7", "data.name=null", "data.kinds=x,y", "worker.n=4", "worker.temperature=1.0e-2",
+  local words = { "data.seed=7", "data.name=null", "data.kinds=x,y", "worker.n=4",
+    "worker.temperature=1.0e-2",
     "worker.recompute=False", "trainer.max_steps=null", "trainer.path=null", "trainer.val=None",
     "trainer.logger=[console,jsonl]" }
   local from_words, given_words = read(unpack(words))
@@ -187,19 +205,24 @@ check.case("YAML: mistakes are one line with the file", function()
   refused("/bad.yaml:%d+:%d+: did not find", "config=" .. yaml("bad.yaml", "worker: [1\nn: 2"))
   refused("^config: .*/gone.yaml: No such file", "config=" .. place .. "/gone.yaml")
   refused("/list.yaml: expected keys with values", "config=" .. yaml("list.yaml", "- a\n- b"))
-  refused("/range.yaml: worker.n is 0, expected a whole number from 1$", "config=" .. yaml("range.yaml", "worker: {n: 0}"))
-  refused("/type.yaml: worker.n is a list, expected a whole number", "config=" .. yaml("type.yaml", "worker: {n: [1]}"))
+  refused("/range.yaml: worker.n is 0, expected a whole number from 1$",
+    "config=" .. yaml("range.yaml", "worker: {n: 0}"))
+  refused("/type.yaml: worker.n is a list, expected a whole number",
+    "config=" .. yaml("type.yaml", "worker: {n: [1]}"))
   refused("unknown setting 'worker.m'", "config=" .. yaml("key.yaml", "worker: {m: 1}"))
-  check.equal(read("config=" .. yaml("empty.yaml", "")).worker.n, 8, "an empty file changes nothing")
+  check.equal(read("config=" .. yaml("empty.yaml", "")).worker.n, 8,
+    "an empty file changes nothing")
 end)
 
 -- ---- keys without a meaning: accepted, noted once ----
 check.case("keys without an effect are noted once", function()
-  local path = yaml("notes.yaml", "trainer: { nnodes: 2, a: 1 }\nworker: { critic: { model: { path: x } } }")
+  local path = yaml("notes.yaml",
+    "trainer: { nnodes: 2, a: 1 }\nworker: { critic: { model: { path: x } } }")
   local text, status = mini.run { "-e", ([[
     local schema = require "segzero.config.schema"
     local rows = { { key = "trainer.a", type = "number", default = 1, help = "a" },
-      { key = "log", type = "list", default = {}, choices = { "jsonl" }, elsewhere = { wandb = "jsonl" }, help = "l" } }
+      { key = "log", type = "list", default = {}, choices = { "jsonl" }, elsewhere = { wandb = "jsonl" },
+        help = "l" } }
     local s = schema.new { name = "x", groups = { { title = "t", rows = rows } },
       ignored = { ["trainer.nnodes"] = "one process", ["worker.critic.*"] = "no critic" } }
     local cfg = s:read { "trainer.nnodes=1", "config=%s", "--trainer.nnodes", "2", "trainer.a=2", "log=wandb,jsonl" }
@@ -207,27 +230,36 @@ check.case("keys without an effect are noted once", function()
   check.equal(status, 0, text)
   local _, notes = text:gsub("note: trainer.nnodes has no effect here: one process\n", "")
   check.equal(notes, 1, "one note for a key on the command line and in a file: " .. text)
-  check.ok(text:find("note: worker.critic.model.path has no effect here: no critic\n", 1, true), "keys below a.b.*")
-  check.ok(text:find("note: log: 'wandb' is not available here, 'jsonl' is used instead\n", 1, true), "another's logger")
+  check.ok(text:find("note: worker.critic.model.path has no effect here: no critic\n", 1, true),
+    "keys below a.b.*")
+  check.ok(text:find("note: log: 'wandb' is not available here, 'jsonl' is used instead\n", 1,
+    true), "another's logger")
   check.ok(text:find("read\t2\tnil\tjsonl\n", 1, true), "the rest is read")
 end)
 
 check.case("Seg-Zero's command line and YAML carry over", function()
-  local line = { "data.train_files=refshapes", "data.val_files=None", "worker.actor.kl_loss_coef=1.0e-3",
+  local line = { "data.train_files=refshapes", "data.val_files=None",
+    "worker.actor.kl_loss_coef=1.0e-3",
     "data.system_prompt=You are a helpful assistant.", "worker.actor.optim.lr=1.0e-6",
-    "worker.actor.micro_batch_size_per_device_for_update=1", "worker.rollout.tensor_parallel_size=2",
-    "worker.actor.micro_batch_size_per_device_for_experience=2", "worker.rollout.gpu_memory_utilization=0.6",
-    "worker.rollout.enable_chunked_prefill=false", "worker.rollout.n=8", "trainer.experiment_name=run",
+    "worker.actor.micro_batch_size_per_device_for_update=1",
+    "worker.rollout.tensor_parallel_size=2",
+    "worker.actor.micro_batch_size_per_device_for_experience=2",
+    "worker.rollout.gpu_memory_utilization=0.6",
+    "worker.rollout.enable_chunked_prefill=false", "worker.rollout.n=8",
+    "trainer.experiment_name=run",
     "trainer.n_gpus_per_node=4", "trainer.total_episodes=1", "trainer.save_checkpoint_path=runs/x",
     "worker.reward.compute_score=seg_strict", "trainer.logger=['console','wandb']" }
   local script = "local grpo = require 'segzero.config.grpo' local cfg = grpo.schema:read(arg) " ..
     "print('read', cfg.worker.rollout.n, table.concat(cfg.trainer.logger, ' '))"
   files.write(place .. "/read.lua", script)
   local text, status = mini.run { place .. "/read.lua", unpack(line) }
-  check.ok(status == 0 and text:find("read\t8\tconsole jsonl\n", 1, true), "the command line: " .. text)
+  check.ok(status == 0 and text:find("read\t8\tconsole jsonl\n", 1, true),
+    "the command line: " .. text)
   local path = yaml("seg_zero_3b.yaml", [[
-data: { train_files: Ricky06662/refCOCOg_2k_840, val_files: None, prompt_key: problem, max_prompt_length: 1300,
-  max_response_length: 1300, rollout_batch_size: 16, shuffle: true, seed: 42, max_pixels: 12845056, min_pixels: 3136 }
+data: { train_files: Ricky06662/refCOCOg_2k_840, val_files: None, prompt_key: problem,
+  max_prompt_length: 1300,
+  max_response_length: 1300, rollout_batch_size: 16, shuffle: true, seed: 42, max_pixels: 12845056,
+  min_pixels: 3136 }
 algorithm: { adv_estimator: grpo, kl_coef: 0.0 }
 worker:
   actor:
@@ -242,21 +274,26 @@ worker:
     optim: { lr: 1.0e-6, weight_decay: 1.0e-2 }
     fsdp: { param_offload: false, optimizer_offload: false, torch_dtype: null }
     offload: { param_offload: true, optimizer_offload: true }
-  rollout: { temperature: 1.0, n: 8, tensor_parallel_size: 2, gpu_memory_utilization: 0.5, enable_chunked_prefill: true }
+  rollout: { temperature: 1.0, n: 8, tensor_parallel_size: 2, gpu_memory_utilization: 0.5,
+    enable_chunked_prefill: true }
   ref: { offload: { param_offload: true } }
   reward: { reward_type: function, compute_score: seg_strict }
-trainer: { total_episodes: 1, logger: ["console", "wandb"], project_name: easy_r1, experiment_name: x,
-  n_gpus_per_node: 8, nnodes: 1, save_freq: 50, test_freq: 100000, val_before_train: false, val_only: false }
+trainer: { total_episodes: 1, logger: ["console", "wandb"], project_name: easy_r1,
+  experiment_name: x,
+  n_gpus_per_node: 8, nnodes: 1, save_freq: 50, test_freq: 100000, val_before_train: false,
+  val_only: false }
 ]])
   text, status = mini.run { place .. "/read.lua", "config=" .. path }
-  check.ok(status == 0 and text:find("read\t8\tconsole jsonl\n", 1, true), "the YAML file: " .. text)
+  check.ok(status == 0 and text:find("read\t8\tconsole jsonl\n", 1, true),
+    "the YAML file: " .. text)
 end)
 
 -- ---- the recipe ----
 check.case("a YAML file and the same keys on the command line are the same run", function()
   local model = mini.write(place .. "/model")
   files.write(place .. "/reward.lua", mini.reward_source)
-  local lines, words = {}, { "recipes/refcocog_grpo.lua" }
+  local lines = {}
+  local words = { "recipes/refcocog_grpo.lua" }
   local function add(key, value)
     lines[#lines + 1] = ("%s: %s"):format(key, value)
     words[#words + 1] = key .. "=" .. value
@@ -282,23 +319,29 @@ check.case("a YAML file and the same keys on the command line are the same run",
   check.equal(settings "by_file", settings "by_words", "config.json")
   local rollouts = files.read(place .. "/by_words/rollouts.jsonl")
   check.ok(#rollouts > 0, "there are answers")
-  check.equal(files.read(place .. "/by_file/rollouts.jsonl"), rollouts, "the same answers and rewards")
+  check.equal(files.read(place .. "/by_file/rollouts.jsonl"), rollouts,
+    "the same answers and rewards")
 end)
 
 -- Refused before weights are read, so none need to exist.
 check.case("the recipe refuses before it looks for the model", function()
   local function refuses(wanted, ...)
-    local text, status = mini.run { "recipes/refcocog_grpo.lua", "worker.actor.model.model_path=/nonexistent",
-      "data.train_files=refshapes", ... }
-    check.ok(status ~= 0 and text:find(wanted, 1, true), ("%s: exit %d, %s"):format(wanted, status, text))
+    local text, status = mini.run { "recipes/refcocog_grpo.lua",
+      "worker.actor.model.model_path=/nonexistent", "data.train_files=refshapes", ... }
+    check.ok(status ~= 0 and text:find(wanted, 1, true),
+      ("%s: exit %d, %s"):format(wanted, status, text))
     check.ok(not text:find("nonexistent", 1, true), "nothing about the model: " .. text)
     check.equal(select(2, text:gsub("\n", "")), 1, "one line: " .. text)
   end
-  refuses("unknown setting 'worker.rollout.nn': did you mean 'worker.rollout.n'?", "worker.rollout.nn=8")
+  refuses("unknown setting 'worker.rollout.nn': did you mean 'worker.rollout.n'?",
+    "worker.rollout.nn=8")
   refuses("worker.rollout.n is 0, expected a whole number from 1", "worker.rollout.n=0")
-  refuses("data.rollout_batch_size is 2.5, expected a whole number from 1", "data.rollout_batch_size=2.5")
-  refuses("worker.rollout.temperature is 0, expected a number above 0", "worker.rollout.temperature=0")
-  refuses("there is no reward 'nonesuch' (rewards/nonesuch.lua)", "worker.reward.compute_score=nonesuch")
+  refuses("data.rollout_batch_size is 2.5, expected a whole number from 1",
+    "data.rollout_batch_size=2.5")
+  refuses("worker.rollout.temperature is 0, expected a number above 0",
+    "worker.rollout.temperature=0")
+  refuses("there is no reward 'nonesuch' (rewards/nonesuch.lua)",
+    "worker.reward.compute_score=nonesuch")
   refuses("--threads is an option of segzero itself", "--threads", "1")
 end)
 
@@ -325,7 +368,8 @@ check.case("ranges and choices of the recipe", function()
   for word, wanted in pairs(cases) do
     local ok, why = pcall(recipe.settings, { word })
     local key = word:match "^[^=]+"
-    check.ok(not ok and why:find(key .. " " .. wanted, 1, true), ("%s: %s"):format(word, tostring(why)))
+    check.ok(not ok and why:find(key .. " " .. wanted, 1, true),
+      ("%s: %s"):format(word, tostring(why)))
   end
 end)
 
@@ -342,25 +386,29 @@ check.case("run: an unknown override is an error at the caller's line", function
     local t = recipe.run({}, { rewards = print })
     return t
   end)
-  check.ok(not ok and why:find("unknown option 'rewards': did you mean 'reward'?", 1, true), tostring(why))
+  check.ok(not ok and why:find("unknown option 'rewards': did you mean 'reward'?", 1, true),
+    tostring(why))
   check.ok(tostring(why):find "test_config.lua:%d+: ", "it blames this file: " .. tostring(why))
 end)
 
 -- ---- help and documentation ----
-local SCRIPTS = { "recipes/refcocog_grpo.lua", "recipes/mask_grpo.lua", "recipes/evaluate.lua", "recipes/sam2_finetune.lua",
-  "recipes/pretrain_shapes.lua", "examples/infer.lua", "examples/merge_lora.lua", "examples/random_checkpoint.lua",
-  "examples/custom_reward.lua" }
+local SCRIPTS = { "recipes/refcocog_grpo.lua", "recipes/mask_grpo.lua", "recipes/evaluate.lua",
+  "recipes/sam2_finetune.lua",
+  "recipes/pretrain_shapes.lua", "examples/infer.lua", "examples/merge_lora.lua",
+  "examples/random_checkpoint.lua", "examples/custom_reward.lua" }
 
 check.case("--help of every recipe and example", function()
   for _, script in ipairs(SCRIPTS) do
     local text, status = mini.run { script, "--help" }
     check.equal(status, 0, script)
-    check.ok(text:find("usage: segzero " .. script, 1, true), script .. " names itself: " .. text:sub(1, 100))
+    check.ok(text:find("usage: segzero " .. script, 1, true),
+      script .. " names itself: " .. text:sub(1, 100))
     check.ok(text:find "\n  [%w_.]+=[^\n]*\n      %S", script .. " lists its settings")
   end
   local text = mini.run { "recipes/refcocog_grpo.lua", "--help", "lora.rank" }
   check.ok(text:find "^Model\n  worker.actor.model.lora.rank=0\n      [^\n]+ %(whole number from 0%)\n$", "a part: " .. text)
-  check.ok(demo:help("nothing like it"):find("no setting of demo.lua has 'nothing like it'", 1, true), "no such part")
+  check.ok(demo:help("nothing like it"):find("no setting of demo.lua has 'nothing like it'", 1,
+    true), "no such part")
 end)
 
 check.case("docs/settings.md is up to date", function()
@@ -409,12 +457,15 @@ check.case("a run folder is its newest checkpoint, and finds the embedded SAM2",
   end
   files.write(run .. "/config.json", '{"worker": {}}')
   check.equal(paths.policy(run .. "/"), run .. "/global_step_10", "the newest")
-  check.equal(paths.policy(run .. "/global_step_2"), run .. "/global_step_2", "a checkpoint is itself")
+  check.equal(paths.policy(run .. "/global_step_2"), run .. "/global_step_2",
+    "a checkpoint is itself")
   check.equal(paths.policy "/nowhere", "/nowhere", "what is not there stays as it is named")
   local embedded = files.embedded(paths.SAM2)
-  check.equal(paths.sam2("", { model = run .. "/global_step_10" }), embedded, "trained from the embedded model")
+  check.equal(paths.sam2("", { model = run .. "/global_step_10" }), embedded,
+    "trained from the embedded model")
   check.equal(paths.sam2("", { model = mini.write(place .. "/other") }), "", "another model")
-  check.equal(paths.sam2("", { model = place .. "/other", data = "refshapes" }), embedded, "evaluated on RefShapes")
+  check.equal(paths.sam2("", { model = place .. "/other", data = "refshapes" }), embedded,
+    "evaluated on RefShapes")
   check.equal(paths.sam2("None", { model = run .. "/global_step_10" }), "", "none")
   check.equal(paths.sam2("a.pt", { model = "" }), "a.pt", "named")
 end)

@@ -1,7 +1,10 @@
--- test_infer.lua - examples/infer.lua as a user runs it: wrong options and bad files are one clear line and write nothing; a
--- picture and a sentence give a box, points and a picture with both drawn in; with SAM2 a mask, too.
+-- test_infer.lua - examples/infer.lua as a user runs it: wrong options and bad files are one clear
+-- line and write nothing; an image and a sentence give a box, points and an image with both drawn
+-- in; with SAM2 a mask, too.
 --
---   ./segzero tests/system/test_infer.lua [MODEL FOLDER [FRAME]]      an absolute path; default: models/tiny/qwen2.5-vl and its own frame
+--   ./segzero tests/system/test_infer.lua [MODEL FOLDER [FRAME]]
+--
+-- The folder is an absolute path; the default is models/tiny/qwen2.5-vl and its own frame.
 --
 -- How good the answers are is not judged here.
 
@@ -18,7 +21,8 @@ if not has_host then
   return check.finish()
 end
 
-local MODEL, FRAME = arg and arg[1] or sz.core.root .. "/models/tiny/qwen2.5-vl", arg and arg[2]
+local MODEL = arg[1] or sz.core.root .. "/models/tiny/qwen2.5-vl"
+local FRAME = arg[2]
 
 local dir = os.tmpname()
 os.remove(dir)
@@ -30,7 +34,8 @@ local function quoted(s) return "'" .. s:gsub("'", "'\\''") .. "'" end
 local function infer(...)
   local words = {}
   for i, word in ipairs { ... } do words[i] = quoted(word) end
-  local command = ("cd %s && { %s %s %s 2>&1; echo \"exit $?\"; }"):format(quoted(dir), quoted(host.executable),
+  local command = ("cd %s && { %s %s %s 2>&1; echo \"exit $?\"; }"):format(quoted(dir),
+    quoted(host.executable),
     quoted(sz.core.root .. "/examples/infer.lua"), table.concat(words, " "))
   local pipe = assert(io.popen(command))
   local output = pipe:read "*a"
@@ -47,12 +52,13 @@ local function written()
 end
 
 -- ---- refused before a model is read ----
-local scene = sz.refshapes.sample { seed = 7, index = 3, split = "heldout", size = 448, level = 2, questions = 1 }
+local scene = sz.refshapes.sample { seed = 7, index = 3, split = "heldout", size = 448, level = 2,
+  questions = 1 }
 local img = sz.image.new(scene.width, scene.height)
 ffi.copy(img:pixels(), scene.rgb, scene.width * scene.height * 3)
 local photo = img:resize(640, 480, "bilinear")
 photo:save(dir .. "/photo.png")
-files.write(dir .. "/text.png", "this is no picture\n")
+files.write(dir .. "/text.png", "this is no image\n")
 files.make_dir(dir .. "/empty")
 local before = written()
 
@@ -79,13 +85,18 @@ refused(1, "text.png: not an? %a+", "--image_path", "text.png", "--text", "x")
 refused(1, "empty", "--image_path", "empty", "--text", "x")
 refused(1, "no model in nowhere", "--demo", "--model_path", "nowhere")
 refused(1, "no model in empty", "--demo", "--model_path", "empty")
-refused(2, "%-%-mask_path must end in .png, got m.jpg", "--demo", "--sam2_path", SAM2, "--mask_path", "m.jpg")
-refused(2, "both a.png", "--demo", "--sam2_path", SAM2, "--mask_path", "a.png", "--output_path", "a.png")
+refused(2, "%-%-mask_path must end in .png, got m.jpg", "--demo", "--sam2_path", SAM2,
+  "--mask_path", "m.jpg")
+refused(2, "both a.png", "--demo", "--sam2_path", SAM2, "--mask_path", "a.png", "--output_path",
+  "a.png")
 refused(2, "multi is 'maybe', expected true or false", "--demo", "--multi=maybe")
-refused(2, "%-%-mask_path needs SAM2: .*%-%-sam2_path", "--image_path", "photo.png", "--text", "x", "--model_path", "nowhere", "--mask_path", "m.png")
-refused(1, "folder nowhere of %-%-mask_path", "--demo", "--sam2_path", SAM2, "--mask_path", "nowhere/m.png")
+refused(2, "%-%-mask_path needs SAM2: .*%-%-sam2_path", "--image_path", "photo.png", "--text", "x",
+  "--model_path", "nowhere", "--mask_path", "m.png")
+refused(1, "folder nowhere of %-%-mask_path", "--demo", "--sam2_path", SAM2, "--mask_path",
+  "nowhere/m.png")
 -- SAM2's path is looked at before the policy's.
-for _, bad in ipairs { { "nowhere", "nowhere: No such file" }, { "empty", "no SAM2 model in empty" }, { "text.png", "text.png: not a file of torch.save" },
+for _, bad in ipairs { { "nowhere", "nowhere: No such file" },
+  { "empty", "no SAM2 model in empty" }, { "text.png", "text.png: not a file of torch.save" },
   { sz.core.root .. "/tests/golden/sam2", "no config.json" } } do
   for _, name in ipairs { "--sam2_path", "--segmentation_model_path" } do
     refused(1, "SAM2: .*" .. bad[2], "--demo", "--model_path", "nowhere", name, bad[1])
@@ -94,22 +105,26 @@ end
 check.equal(written(), before, "nothing written")
 
 -- ---- masks, with a policy that says one thing ----
--- A model without attention or MLP sees its last token alone: after the prompt's last one it says the answer, which is a single
--- token of its tokenizer, then it stops.
+-- A model without attention or MLP sees its last token alone: after the prompt's last one it says
+-- the answer, which is a single token of its tokenizer, then it stops.
 local mini = require "tests.support.miniature"
 
 local function parrot(path, answer)
   local name = path .. "/tokenizer.json"
   local id
-  mini.write(path, { config = { vocab_size = 512, tie_word_embeddings = false }, change = function(vl)
+  mini.write(path, { config = { vocab_size = 512, tie_word_embeddings = false },
+    change = function(vl)
     local tok = sz.tokenizer(path)
     id = tok:size()
     local after_prompt = tok:encode "assistant\n"
     local weights = vl:parameters()
     for key, t in pairs(weights) do
-      if key:find "^model%.layers.*o_proj" or key:find "^model%.layers.*down_proj" then t:copy_(sz.tensor.zeros(t:shape())) end
+      if key:find "^model%.layers.*o_proj" or key:find "^model%.layers.*down_proj" then
+        t:copy_(sz.tensor.zeros(t:shape()))
+      end
     end
-    local embed, head = sz.tensor.data(weights["model.embed_tokens.weight"]), sz.tensor.data(weights["lm_head.weight"])
+    local embed, head = sz.tensor.data(weights["model.embed_tokens.weight"]),
+    sz.tensor.data(weights["lm_head.weight"])
     local function follows(next_id, this_id)
       for i = 0, 31 do head[next_id * 32 + i] = 100 * embed[this_id * 32 + i] end
     end
@@ -120,12 +135,15 @@ local function parrot(path, answer)
   local json = files.read(name)
   local entry = ('{"id": %d, "content": "%s", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": false}'):format(id,
     (answer:gsub('"', '\\"')))
-  files.write(name, (json:gsub('("added_tokens": %[\n)', function(head) return head .. entry .. ",\n" end, 1)))
+  files.write(name, (json:gsub('("added_tokens": %[\n)',
+    function(head) return head .. entry .. ",\n" end, 1)))
   return path
 end
 
-local ONE = parrot(dir .. "/one", '<think>a thing</think><answer>{"bbox": [20,16,50,60], "points_1": [30,30], "points_2": [40,50]}</answer>')
-local SEVERAL = parrot(dir .. "/several", '<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, {"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>')
+local ONE = parrot(dir .. "/one",
+  '<think>a thing</think><answer>{"bbox": [20,16,50,60], "points_1": [30,30], "points_2": [40,50]}</answer>')
+local SEVERAL = parrot(dir .. "/several",
+  '<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, {"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>')
 local NONE = parrot(dir .. "/none", "<answer>[]</answer>")
 
 local function mask_of(path)
@@ -134,7 +152,8 @@ local function mask_of(path)
   for i = 0, found.width * found.height - 1 do
     if p[3 * i] == 255 then n = n + 1 elseif p[3 * i] ~= 0 then odd = odd + 1 end
   end
-  local channels = (files.read(path) or ""):byte(26)      -- colour type in the header: 0 is one channel
+  -- colour type in the header: 0 is one channel
+  local channels = (files.read(path) or ""):byte(26)
   return { found.width, found.height, odd, channels }, n
 end
 
@@ -144,40 +163,51 @@ local function expected(answer)
   local r = seg:masks(seg:embed(photo), { answer })[1]
   return (sz.segment.compare(r.mask, r.mask))
 end
--- Of the 84-pixel frame in the picture's 640 x 480, as answer.scale rounds.
+-- Of the 84-pixel frame in the image's 640 x 480, as answer.scale rounds.
 local function scaled(text, multi)
-  local parse, scale = sz.answer.parse, sz.answer.scale
+  local parse = sz.answer.parse
+  local scale = sz.answer.scale
   if multi then parse, scale = sz.answer.parse_list, sz.answer.scale_list end
   return scale(assert(parse(text)), 640 / 84, 480 / 84)
 end
 
 for _, case in ipairs {
-  { ONE, "one object", scaled('<think>a thing</think>{"bbox": [20,16,50,60], "points_1": [30,30], "points_2": [40,50]}'), "\nbox:    %[152, 91, 381, 343%]\npoints: " },
-  { SEVERAL, "two objects", scaled('<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, {"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>', true),
+  { ONE, "one object",
+    scaled('<think>a thing</think>{"bbox": [20,16,50,60], "points_1": [30,30], "points_2": [40,50]}'), "\nbox:    %[152, 91, 381, 343%]\npoints: " },
+  { SEVERAL, "two objects",
+    scaled('<answer>[{"bbox_2d": [20,16,50,60], "point_2d": [30,30]}, {"bbox_2d": [52,10,80,40], "point_2d": [66,20]}]</answer>', true),
     "\nobject 1: box %[152, 91, 381, 343%], point %[229, 171%]\nobject 2: box " },
   { NONE, "no object", {}, "\nthe answer names no object\n" },
 } do
-  local multi = case[1] ~= ONE and "--multi" or "--multi=false"
-  local output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", case[1], multi, "--sam2_path", SAM2, "--mask_path", "m.png",
-    "--output_path", "o.png")
+  local multi = "--multi=" .. tostring(case[1] ~= ONE)
+  local output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", case[1],
+    multi, "--sam2_path", SAM2, "--mask_path", "m.png", "--output_path", "o.png")
   check.equal(status, 0, case[2] .. ": exit status; " .. output)
   check.ok(output:find(case[4]), case[2] .. ": says what was answered")
-  local pixels, percent = output:match "\nmask:   (%d+) pixels %(([%d.]+)%% of the image%), score %d%.%d%d, %d+%.%d s\n"
+  local pixels,
+    percent = output:match "\nmask:   (%d+) pixels %(([%d.]+)%% of the image%), score %d%.%d%d, %d+%.%d s\n"
   local facts, count = mask_of(dir .. "/m.png")
-  check.equal(facts, { 640, 480, 0, 0 }, case[2] .. ": the mask has the picture's size, one channel, 0 and 255")
+  check.equal(facts, { 640, 480, 0, 0 },
+    case[2] .. ": the mask has the image's size, one channel, 0 and 255")
   check.equal(tonumber(pixels), count, case[2] .. ": as many pixels as are told")
   check.near(tonumber(percent), 100 * count / (640 * 480), 0.051, case[2] .. ": and their share")
-  check.near(count, expected(case[3]), 100, case[2] .. ": the mask that segment makes (threads may round otherwise at its edge)")
-  check.equal({ sz.image.size(dir .. "/o.png") }, { 2 * 640 + 8, 480 }, case[2] .. ": original beside overlay")
+  check.near(count, expected(case[3]), 100,
+    case[2] .. ": the mask that segment makes (threads may round otherwise at its edge)")
+  check.equal({ sz.image.size(dir .. "/o.png") }, { 2 * 640 + 8, 480 },
+    case[2] .. ": original beside overlay")
   check.ok(output:find "wrote m%.png\nwrote o%.png\n$", case[2] .. ": names the files")
   os.remove(dir .. "/m.png")
   os.remove(dir .. "/o.png")
 end
-local output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE, "--output_path", "o.png")
-check.equal({ status, sz.image.size(dir .. "/o.png") }, { 0, 640, 480 }, "without SAM2 the picture with its marks, as large as it is")
+local output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE,
+  "--output_path", "o.png")
+check.equal({ status, sz.image.size(dir .. "/o.png") }, { 0, 640, 480 },
+  "without SAM2 the image with its marks, as large as it is")
 check.ok(output:find "\nno mask: [^\n]*%-%-sam2_path", "and a line that says so")
-output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE, "--multi", "--sam2_path", SAM2, "--mask_path", "m.png")
-check.equal({ status, files.exists(dir .. "/m.png") }, { 1, false }, "one object's answer is none of several")
+output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE, "--multi",
+  "--sam2_path", SAM2, "--mask_path", "m.png")
+check.equal({ status, files.exists(dir .. "/m.png") }, { 1, false },
+  "one object's answer is none of several")
 check.ok(output:find "cannot be read: the answer is not a list", "and the reason is told")
 
 -- ---- with a model ----
@@ -195,21 +225,24 @@ else
     return infer(unpack(words))
   end
 
-  -- An answer that cannot be read is status 1 and no picture; one that can is status 0 and one. Which of the two a given
-  -- checkpoint does is its own affair, but it must manage one of ten scenes.
+  -- An answer that cannot be read is status 1 and no image; one that can is status 0 and one.
+  -- Which of the two a given checkpoint does is its own affair, but it must manage one of ten
+  -- scenes.
   local numbers = "(%-?%d+), (%-?%d+)"
   local read = 0
   local function judge(output, status, path, name)
     if status == 1 then
-      check.ok(output:find "infer: the answer above cannot be read: ", name .. ": says what is missing")
-      check.ok(not files.exists(path), name .. ": no picture without an answer")
+      check.ok(output:find "infer: the answer above cannot be read: ",
+        name .. ": says what is missing")
+      check.ok(not files.exists(path), name .. ": no image without an answer")
       return nil
     end
     check.equal(status, 0, name .. ": exit status")
     local box = { output:match("\nbox:    %[" .. numbers .. ", " .. numbers .. "%]\n") }
     local points = { output:match("\npoints: %[" .. numbers .. "%] %[" .. numbers .. "%]\n") }
     check.ok(#box == 4 and #points == 4, name .. ": prints a box and two points")
-    check.ok(output:find "<think>.*</think>" and output:find("wrote " .. path:match "[^/]+$", 1, true), name .. ": shows the thinking and the file")
+    check.ok(output:find "<think>.*</think>" and output:find("wrote " .. path:match "[^/]+$", 1,
+      true), name .. ": shows the thinking and the file")
     read = read + 1
     for i = 1, 4 do box[i] = tonumber(box[i]) end
     return box
@@ -220,40 +253,49 @@ else
       local path = ("%s/demo_%d_segzero.png"):format(dir, i)
       local output, status = ask("--demo", tostring(i))
       if judge(output, status, path, "demo " .. i) then
-        check.ok(output:find "\ntruth:  %[", "the truth of a made picture is printed")
+        check.ok(output:find "\ntruth:  %[", "the truth of a made image is printed")
         local w, h = sz.image.size(path)
-        check.ok(w == h and w >= 200, "a small picture is enlarged")
+        check.ok(w == h and w >= 200, "a small image is enlarged")
       end
     end
   end
   check.ok(read > 0, "one of ten demo scenes has an answer that can be read")
 
   local path = dir .. "/photo_segzero.png"
-  local output, status = ask("--image_path", "photo.png", "--text", scene.questions[1].problem .. ".")
+  local output, status = ask("--image_path", "photo.png", "--text",
+    scene.questions[1].problem .. ".")
   local box = judge(output, status, path, "photo")
   check.ok(output:find "image: photo.png, 640 x 480, seen as ", "says the sizes")
   if box then
     local out = sz.image.load(path)
-    check.equal({ out.width, out.height }, { 640, 480 }, "the picture keeps its size")
-    local inside, red = 0, 0
-    for _, corner in ipairs { { box[1], box[2] }, { box[3], box[2] }, { box[1], box[4] }, { box[3], box[4] } } do
-      local x, y = corner[1], corner[2]
+    check.equal({ out.width, out.height }, { 640, 480 }, "the image keeps its size")
+    local inside = 0
+    local red = 0
+    for _, corner in ipairs { { box[1], box[2] }, { box[3], box[2] }, { box[1], box[4] },
+      { box[3], box[4] } } do
+      local x = corner[1]
+      local y = corner[2]
       if x >= 0 and x < 640 and y >= 0 and y < 480 then
         local p = out:pixels() + 3 * (y * 640 + x)
         inside = inside + 1
-        if p[0] == draw.RED[1] and p[1] == draw.RED[2] and p[2] == draw.RED[3] then red = red + 1 end
+        if p[0] == draw.RED[1] and p[1] == draw.RED[2] and p[2] == draw.RED[3] then
+          red = red + 1
+        end
       end
     end
     check.ok(red > 0 or inside == 0, "a corner of the box is red (points may lie on others)")
   end
   local again = ask("--image_path", "photo.png", "--text", scene.questions[1].problem .. ".")
-  check.equal((again:gsub("in [%d.]+ s", "")), (output:gsub("in [%d.]+ s", "")), "greedy decoding gives the same again")
+  check.equal((again:gsub("in [%d.]+ s", "")), (output:gsub("in [%d.]+ s", "")),
+    "greedy decoding gives the same again")
 
-  output, status = infer("--demo", "--model_path", MODEL, "--max_new_tokens", "1", "--output_path", "one.png", "--frame", FRAME or "112")
+  output, status = infer("--demo", "--model_path", MODEL, "--max_new_tokens", "1", "--output_path",
+    "one.png", "--frame", FRAME or "112")
   check.equal({ status, files.exists(dir .. "/one.png") }, { 1, false }, "one token is no answer")
   check.ok(output:find "cut off at %-%-max_new_tokens", "and the reason is told")
   refused(2, "%-%-frame 100: .* multiple of 28", "--demo", "--model_path", MODEL, "--frame", "100")
-  output, status = ask("--demo", "--text", "das größte Dreieck ▲ 三角形", "--output_path", "unicode.jpg", "--dtype", "bf16")
+  output, status = ask("--demo", "--text", "das größte Dreieck ▲ 三角形", "--output_path",
+    "unicode.jpg", "--dtype", "bf16")
   check.ok(output:find("question: das größte Dreieck ▲ 三角形", 1, true), "any Unicode text")
   judge(output, status, dir .. "/unicode.jpg", "unicode")
 end

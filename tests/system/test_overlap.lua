@@ -157,8 +157,7 @@ local function new(opts)
   opts.model, opts.reference, opts.train = dir, true, opts.train or data.open(set)
   return mini.trainer(cfg, opts)
 end
-local plain = new()
-plain.look_ahead = function() end
+local plain = new { prefetch = false }
 local want = steps(plain, 4)
 local beside = new()
 local taken = 0
@@ -170,14 +169,13 @@ end
 check.equal(steps(beside, 4), want, "pictures ahead: the same reports")
 check.equal(differing(state_of(beside), state_of(plain)), nil, "pictures ahead: the same bits")
 check.equal(taken, 3 * 2, "all but the first step's pictures were ahead")
-check.equal(tostring(beside.prefetch), "0 prefetched rows", "nothing is read past the last step")
+check.equal(tostring(beside.sampler.queue), "0 prefetched rows", "nothing is read past the last step")
 
 -- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading ahead.
-local order = plain:indices_of(2)
+local order = plain.sampler:indices(plain.train, 2)
 files.write(("%s/images/train_1_%06d.png"):format(set, order[1] - 1), "no picture at all")
 local messages = {}
-for i, t in ipairs { new(), new() } do
-  if i == 1 then t.look_ahead = function() end end
+for i, t in ipairs { new { prefetch = false }, new() } do
   check.ok(pcall(t.step, t), "step 1 does not need the broken picture")
   messages[i] = select(2, pcall(t.step, t))
   check.equal(t.global_step, 1, "step 2 fails")
@@ -291,7 +289,7 @@ local t = mini.trainer(cfg_every, { model = dir, folder = run, train = data.open
 end })
 check.raises(function() t:run() end, "enough", "the run ends with its error")
 check.ok(files.exists(run .. "/global_step_1/DONE"), "and its checkpoint is there")
-check.equal(t.saving, nil, "nothing is being written")
+check.equal(t.pending, nil, "nothing is being written")
 
 -- The time table in the file.
 t.reward = mini.reward

@@ -73,7 +73,7 @@ for _, v in ipairs(variants) do
   local order = {}
   for _, t in ipairs { a, d } do
     order[#order + 1] = {}
-    for i, row in ipairs(t:rows_of(5)) do order[#order][i] = row.id end
+    for i, row in ipairs(t.sampler:rows(t.train, 5)) do order[#order][i] = row.id end
   end
   check.equal(order[1], order[2], "the rows go on in the same order")
 end

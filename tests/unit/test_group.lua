@@ -171,8 +171,8 @@ local function batches(groups, max_tokens, max_answers)
   local bare = trainer.bare { config = mini.settings { TOKENS .. max_tokens, UPDATE .. (max_answers or "null") } }
   for i, b in ipairs(bare:micro_batches(groups, "update")) do
     local parts = {}
-    for k, part in ipairs(b.parts or {}) do parts[k] = #part end
-    out[i] = b.parts and parts or #b.groups
+    for k, chunk in ipairs(b.chunks or {}) do parts[k] = #chunk end
+    out[i] = b.chunks and parts or #b.groups
   end
   return out
 end

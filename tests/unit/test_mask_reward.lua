@@ -8,6 +8,8 @@ local sz = require "segzero"
 local data = require "segzero.data"
 local files = require "segzero.core.files"
 local rollout = require "segzero.inference.rollout"
+local records = require "segzero.train.records"
+local runner = require "segzero.reward.runner"
 local segment = require "segzero.inference.segmenter"
 local tensor = require "segzero.core.tensor"
 local mask_iou = require "rewards.mask_iou"
@@ -115,8 +117,7 @@ end
 
 local dir = mini.write(place .. "/model")
 local cfg = mini.settings {}
-local t = mini.trainer(cfg, { model = dir, reward = mask_iou })
-t.segmenter = counted
+local t = mini.trainer(cfg, { model = dir, reward = mask_iou, segmenter = counted })
 
 -- A picture of another size than the frame that answers count in: 126 x 84 seen as 840 x 840.
 local function wide_row()
@@ -148,7 +149,11 @@ local texts = { written(box, p1, p2), written(other, p3, p3), written(box, p1, p
   (written(box, p1, p2):gsub("<think>so</think>", "")), "<think>no</think><answer>nothing</answer>" }
 reset()
 local g = group(row, texts)
-local sums = t:judge { g }
+local function score(list)
+  for _, one in ipairs(list) do runner.score_group(t.reward, one, t.segmenter) end
+end
+score { g }
+local sums = records.means { g }
 check.equal(calls, { embed = 1, masks = { 2 } }, "one picture embedded, one decoder call of the different answers")
 local iou, iou_other = expected_iou(row, box, p1, p2), expected_iou(row, other, p3, p3)
 check.ok(iou > 0.05 and iou_other > 0.05 and iou ~= iou_other, ("the two masks are worth %.3f and %.3f"):format(iou, iou_other))
@@ -161,27 +166,27 @@ for i, w in ipairs(wanted) do
   mean = mean + w[3] / #wanted
 end
 check.near(sums["reward/mask_iou"], mean, 1e-12, "the mean of the part")
-check.equal({ row.segment, row.kept_masks, type(row.mask) }, { nil, nil, "function" }, "what was lent is taken back")
+check.equal({ row.segment, type(row.mask) }, { nil, "function" }, "row.segment is gone after the rewards, row.mask stays")
 
 local wide = wide_row()
 g = group(wide, { written({ 200, 240, 700, 701 }, { 300, 400 }, { 555, 555 }) })
-t:judge { g }
+score { g }
 -- 840 -> 126 and 84: 700 * 0.15 = 105, 701 * 0.1 = 70.1, 555 * 0.15 = 83.25, 555 * 0.1 = 55.5 (to the even 56).
 check.near(g.samples[1].parts.mask_iou, expected_iou(wide, { 30, 24, 105, 70 }, { 45, 40 }, { 83, 56 }), 1e-12, "answers are scaled from the frame")
 
 reset()
 local far = group(made:row(1), { written({ 0, 0, 1, 1 }, p1, p2):gsub("%[0,0,1,1%]", "[0,0,1e300,1]"), (written({ 60, 60, 5, 5 }, { -9, -9 }, { 400, 9 })) })
-t:judge { far }
+score { far }
 check.ok(far.samples[1].score >= 2 and far.samples[2].score >= 2, "boxes far away or inside out are wrong answers, no errors")
 
 -- Several rows: each its own picture; a reward that asks for none costs none; nothing is left.
 reset()
 local function two() return { group(made:row(1), texts), group(made:row(2), { texts[1], texts[6] }) } end
-t:judge(two())
+score(two())
 check.equal(calls, { embed = 2, masks = { 2, 1 } }, "one embedding and one call a row")
 reset()
 t.reward = mini.reward
-t:judge(two())
+score(two())
 check.equal(calls, { embed = 0, masks = {} }, "a reward that asks for no mask")
 t.reward = function(text, _, r)
   if text == texts[6] then return 0 end
@@ -189,12 +194,12 @@ t.reward = function(text, _, r)
   check.equal(list:shape(), { 84, 84 }, "several objects")
   return 1
 end
-t:judge { group(made:row(1), { texts[6], texts[6] .. "." }) }
+score { group(made:row(1), { texts[6], texts[6] .. "." }) }
 local groups = two()
 t.reward = mask_iou
 collectgarbage()
 local live = tonumber(C.sz_live_bytes())
-t:judge(groups)
+score(groups)
 check.equal(tonumber(C.sz_live_bytes()), live, "features and masks are freed")
 
 -- ---- errors ----
@@ -203,9 +208,9 @@ check.raises(function() mask_iou(texts[1], row.solution, row) end, "mask_iou nee
 check.raises(function() mask_iou(texts[1], row.solution, { id = "r7", segment = print }) end, "row r7 has no mask; the data set needs the column 'mask'",
   "no mask")
 t.segmenter = nil
-check.raises(function() t:judge { group(made:row(1), texts) } end, "the reward failed on row heldout%-4.*give worker.reward.sam2_path", "through the trainer")
+check.raises(function() score { group(made:row(1), texts) } end, "the reward failed on row heldout%-4.*give worker.reward.sam2_path", "through the trainer")
 t.segmenter = counted
-check.raises(function() t:judge { group(data.open(bare, {}):row(1), texts) } end, "row heldout_42_000004_1 has no mask", "the row is named")
+check.raises(function() score { group(data.open(bare, {}):row(1), texts) } end, "row heldout_42_000004_1 has no mask", "the row is named")
 
 -- ---- gIoU ----
 -- The policy's words are random; here the rows are given answers: a good prompt, nothing, and the truth.
@@ -228,11 +233,8 @@ local function truth_text(i)
   return written(b, p[1], p[2])
 end
 local replies = { texts[1], texts[6], truth_text(3) }
-t.held_out, t.config.data.val_batch_size = made, 2
-t.truth = function(solution)
-  local b, p = terms.read_truth(solution)
-  return b and { bbox = b, points = p }
-end
+t.held_out = made
+t.options.evaluation.batch = 2
 local function true_iou(i)
   local r = made:row(i)
   local b, p = terms.read_truth(r.solution)
@@ -254,9 +256,9 @@ for round, reward in ipairs { mask_iou, mini.reward } do
 end
 answering(function(i) return replies[i] end)
 reset()
-local _, _, records, again = t:evaluate(2)
+local _, _, kept, again = t:evaluate(2)
 check.near(again, want_giou, 1e-12, "again")
-check.equal({ records[1].mask:shape(), records[2].mask, records[3].mask }, { { 84, 84 }, nil, nil }, "two records keep their masks, if they have one")
+check.equal({ kept[1].mask:shape(), kept[2].mask, kept[3].mask }, { { 84, 84 }, nil, nil }, "two records keep their masks, if they have one")
 check.equal(calls, { embed = 2, masks = { 1, 1 } }, "the ceiling is computed once, and a picture without an answer is not embedded")
 for _, case in ipairs { { "a set without masks", function() t.held_out, t.reward = data.open(bare, {}), mini.reward end },
   { "no SAM2", function() t.held_out, t.segmenter = made, nil end } } do
@@ -286,8 +288,7 @@ local function train()
     for _, samples in ipairs(all) do rewrite(samples) end
     return all, stats
   end
-  local run = mini.trainer(mini.settings {}, { model = dir, reward = mask_iou, reference = true, held_out = made })
-  run.segmenter = real
+  local run = mini.trainer(mini.settings {}, { model = dir, reward = mask_iou, reference = true, held_out = made, segmenter = real })
   local seen = {}
   for step = 1, 3 do
     local s = run:step()

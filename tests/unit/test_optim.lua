@@ -98,7 +98,7 @@ t:step()
 local path = t:save()
 local other = mini.trainer(mini.settings(), { model = dir, folder = folder })
 local before = other.policy:parameters()["model.norm.weight"]:totable()
-check.raises(function() other:resume(path) end, "is u8, expected f32: worker.actor.optim.state_dtype was another one", "8-bit state for f32 moments")
+check.raises(function() other:resume(path) end, "is u8, expected f32: worker.actor.optim.state_dtype was different", "8-bit state for f32 moments")
 check.equal(other.policy:parameters()["model.norm.weight"]:totable(), before, "nothing was changed")
 check.raises(function() optim.adamw({}, { state_dtype = "int4" }) end, "state_dtype is int4", "an unknown kind")
 

@@ -1,6 +1,7 @@
--- test_rewards.lua - the rewards in rewards/: Seg-Zero's two single-object rewards against the Python originals
--- (golden/rewards.jsonl), the JSON and int() readers against Python's (golden/pyjson.jsonl; golden/make_rewards.py
--- writes both), and by hand what the originals lack: frames, errors, bytes that are not UTF-8.
+-- test_rewards.lua - the rewards in rewards/: Seg-Zero's two single-object rewards against the
+-- Python originals (golden/rewards.jsonl), the JSON and int() readers against Python's
+-- (golden/pyjson.jsonl; golden/make_rewards.py writes both), and by hand what the originals lack:
+-- frames, errors, bytes that are not UTF-8.
 --
 --   ./segzero tests/unit/test_rewards.lua
 --
@@ -29,7 +30,8 @@ end
 -- The terms as text, such as "1 1 0 0 1".
 local function score_list(reward, text, gt, sample)
   local score, parts = reward(text, gt, sample)
-  local list, sum = {}, 0
+  local list = {}
+  local sum = 0
   for k, term in ipairs(TERMS) do
     list[k] = parts[term]
     sum = sum + parts[term]
@@ -79,7 +81,8 @@ check.case("scores equal the Python originals'", function()
   local compared = 0
   for case in lines "tests/golden/rewards.jsonl" do
     for name, reward in pairs { strict = strict, loose = loose } do
-      local label = ("%s on %q, ground truth %q"):format(name, case.text:sub(1, 400), case.gt:sub(1, 200))
+      local label = ("%s on %q, ground truth %q"):format(name, case.text:sub(1, 400),
+        case.gt:sub(1, 200))
       check.equal(score_list(reward, case.text, case.gt), table.concat(case[name], " "), label)
       compared = compared + 1
     end
@@ -111,7 +114,8 @@ end)
 local GT = "<box>(10,20),(110,220)</box><points>(40,60),(80,160)</points>"
 local GOOD = '<think>a</think><answer>{"bbox": [%s], "points_1": [%s], "points_2": [%s]}</answer>'
 
--- At side 420 the box may be off by less than 5 pixels and the points by less than 50; at 1680, 20 and 200.
+-- At side 420 the box may be off by less than 5 pixels and the points by less than 50; at 1680, 20
+-- and 200.
 check.case("distances count in the sample's frame", function()
   local function expect(text, frame, want, name)
     local sample = frame and { frame = frame }
@@ -144,8 +148,10 @@ check.case("wrong arguments are errors at the caller's line", function()
       local score = strict(args[1], args[2], args[3])
       return score
     end)
-    local found = not ok and message:find(what, 1, true) and message:find("test_rewards.lua", 1, true)
-    check.ok(found, ("wanted an error with %q at this file, got %s"):format(what, tostring(message)))
+    local found = not ok and message:find(what, 1, true)
+      and message:find("test_rewards.lua", 1, true)
+    check.ok(found, ("wanted an error with %q at this file, got %s"):format(what,
+      tostring(message)))
   end
   blames("response_text must be a string, got nil", nil, GT)
   blames("ground_truth must be a string, got table", "", {})
@@ -163,7 +169,8 @@ check.case("bytes that are not UTF-8 get a score", function()
   end
   local text = GOOD:format('"\217\164",20,110,220', '"40\194\160",60', "80,160")
   for _ = 1, 3000 do
-    local t, g = text, GT
+    local t = text
+    local g = GT
     for _ = 1, 1 + below(4) do
       local i = 1 + below(#t)
       t = t:sub(1, i - 1) .. string.char(below(256)) .. t:sub(i + below(2))
@@ -180,14 +187,17 @@ end)
 
 check.case("geometry of boxes and points", function()
   check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 0, 0, 9, 9 }), 1, "iou of a box with itself")
-  check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 0, 0, 9, 4 }), 0.5, "iou counts both border pixels")
+  check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 0, 0, 9, 4 }), 0.5,
+    "iou counts both border pixels")
   check.equal(geometry.box_iou({ 0, 0, 9, 9 }, { 9, 0, 19, 9 }), 0, "boxes that share an edge")
   check.equal(geometry.box_iou({ 0, 0, -1, 5 }, { 0, 0, -1, 5 }), 0, "boxes without area")
   check.equal(geometry.box_l1({ 0, 0, 4, 4 }, { 1, 2, 3, 4 }), 1, "l1")
   check.equal(geometry.point_in_box({ 4, 0 }, { 0, 0, 4, 4 }), true, "a corner is inside")
-  check.equal(geometry.point_in_box({ 5, 0 }, { 0, 0, 4, 4 }), false, "a point to the right is outside")
+  check.equal(geometry.point_in_box({ 5, 0 }, { 0, 0, 4, 4 }), false,
+    "a point to the right is outside")
   check.equal(geometry.point_distance({ 0, 0 }, { 3, 4 }), 5, "distance")
-  check.equal(geometry.pair_distance({ 0, 0 }, { 10, 0 }, { 10, 0 }, { 0, 0 }), 0, "pairs have no order")
+  check.equal(geometry.pair_distance({ 0, 0 }, { 10, 0 }, { 10, 0 }, { 0, 0 }), 0,
+    "pairs have no order")
 end)
 
 -- Exponents up to and beyond what tonumber() counts to.

@@ -15,10 +15,10 @@ local M = registry.new("schedule", { required = { "fn" }, optional = { "help" } 
 M:register("constant", { help = "no change after the warm-up", fn = function() return 1 end })
 
 M:register("cosine", {
-  help = "half a cosine from 1 after the warm-up to 0 after the last step",
+  help = "half a cosine from 1 at the first step after the warm-up towards 0 after the last step",
   fn = function(p)
-    local done = (p.step - p.warmup) / math.max(1, p.total - p.warmup)
-    return 0.5 * (1 + math.cos(math.pi * math.min(1, done)))
+    local done = (p.step - 1 - p.warmup) / math.max(1, p.total - p.warmup)
+    return 0.5 * (1 + math.cos(math.pi * math.max(0, math.min(1, done))))
   end,
 })
 
@@ -27,6 +27,19 @@ function M.value(number, schedule, progress)
   if progress.step <= progress.warmup then return number * progress.step / progress.warmup end
   local fn = type(schedule) == "function" and schedule or M:get(schedule).fn
   return number * fn(progress)
+end
+
+-- The numbers of a step: t.numbers by name, those with a schedule in t.schedules multiplied by its factor.
+-- t: {numbers =, schedules =, total_steps =, options = {warmup_ratio =}}
+function M.numbers(t, step)
+  local total = t.total_steps or step
+  local progress = { step = step, total = total, warmup = t.options.warmup_ratio * total }
+  local values = {}
+  for name, number in pairs(t.numbers) do
+    local schedule = t.schedules[name]
+    values[name] = schedule and M.value(number, schedule, progress) or number
+  end
+  return values
 end
 
 return M

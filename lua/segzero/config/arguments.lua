@@ -2,16 +2,19 @@
 --
 --   key=value    --key=value    --key value    --flag    config=FILE.yaml
 --
--- A boolean written as --flag without a value is true, and any row may name the value of its bare form (row.bare). A YAML
--- file stands for its settings at the place where it is named, so that later arguments override it.
--- Leaves out: what keys exist and what they take; that is asked of `find`, a function (key) -> row or nil.
+-- A boolean written as --flag without a value is true, and any row may name the value of its bare
+-- form (row.bare). A YAML file stands for its settings at the place where it is named, so that
+-- later arguments override it.
+-- Leaves out: what keys exist and what they take; that is asked of `find`, a function (key) -> row
+-- or nil.
 
 local values = require "segzero.config.values"
 local yaml = require "segzero.config.yaml"
 
 local M = {}
 
--- What a bare --key means, when the row has a bare form and the next word is not a value for it; else nil.
+-- What a bare --key means, when the row has a bare form and the next word is not a value for it;
+-- else nil.
 local function bare_value(row, next_word)
   if not row then return nil end
   local bare = row.bare
@@ -28,11 +31,14 @@ local function read_word(args, i, find)
   if key then return key, value, 1 end
   key = word:match "^%-%-([%w_.]+)$"
   if not key then
-    error(("'%s' is not a setting: write key=value or --key value (--help lists the keys)"):format(word), 0)
+    local message = "'%s' is not a setting: write key=value or --key value (--help lists the keys)"
+    error(message:format(word), 0)
   end
   local bare = bare_value(find(key), args[i + 1])
   if bare then return key, bare, 1 end
-  if args[i + 1] == nil then error(("--%s needs a value: write --%s VALUE or %s=VALUE"):format(key, key, key), 0) end
+  if args[i + 1] == nil then
+    error(("--%s needs a value: write --%s VALUE or %s=VALUE"):format(key, key, key), 0)
+  end
   return key, args[i + 1], 2
 end
 

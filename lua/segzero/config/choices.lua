@@ -1,7 +1,8 @@
--- choices.lua - names that a setting accepts and that are registered elsewhere: `choices = choices.of "losses"`.
+-- choices.lua - names that a setting accepts and that are registered elsewhere: `choices =
+-- choices.of "losses"`.
 --
--- They are asked when a value is read, so that a name that a script has registered counts, and the registry's module is
--- loaded only then.
+-- They are asked when a value is read, so that a name that a script has registered counts, and the
+-- registry's module is loaded only then.
 
 local MODULES = {
   advantages = "segzero.algorithms.advantages",

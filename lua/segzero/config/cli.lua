@@ -1,23 +1,26 @@
--- cli.lua - how a recipe or an example is started: silent at `require`, and run when it is the script on the command line.
+-- cli.lua - how a recipe or an example is started: silent at `require`, and run when it is the
+-- script on the command line.
 --
 --   local M = {}
---   M.schema = ...                                     what --help prints
---   function M.settings(args) ... return cfg end       reads and checks; every mistake of the user is raised here
---   function M.execute(cfg) ... end                    does the work
---   M.run = cli.runner(M)                              run(args): both, for scripts that call it
---   cli.main(M)                                        the last line but `return M`
+--   M.schema = ...                                  what --help prints
+--   function M.settings(args) ... return cfg end    reads and checks; raises the user's mistakes
+--   function M.execute(cfg) ... end                 does the work
+--   M.run = cli.runner(M)                           run(args): both, for scripts that call it
+--   cli.main(M)                                     the last line but `return M`
 --   return M
 --
--- A mistake in the settings is printed as "NAME: message" and ends the program with status 2; an error in the work, with
--- status 1 (unless it was raised by usage_error, for a mistake that only the work could find). A module without `execute` has run(args) only, whose errors go to the host program (status 1).
+-- A mistake in the settings is printed as "NAME: message" and ends the program with status 2; an
+-- error in the work, with status 1 (unless it was raised by usage_error, for a mistake that only
+-- the work could find). A module without `execute` has run(args) only, whose errors go to the host
+-- program (status 1).
 -- Leaves out: parsing (schema.lua).
 
 local arguments = require "segzero.config.arguments"
 
 local M = {}
 
--- True when `source` (as debug.getinfo gives it) is the file that the host program was told to run. The host looks for a
--- script in the current folder first, then among those that came with segzero.
+-- True when `source` (as debug.getinfo gives it) is the file that the host program was told to run.
+-- The host looks for a script in the current folder first, then among those that came with segzero.
 local function is_script(source)
   local name = arg and arg[0]
   if not name then return false end
@@ -52,7 +55,8 @@ local function execute(module, ok, ...)
   if not done then fail(work_status, why) end
 end
 
--- Runs the calling file's module if the file is the script that was started. Call it from the file's main chunk.
+-- Runs the calling file's module if the file is the script that was started. Call it from the
+-- file's main chunk.
 function M.main(module)
   local source = debug.getinfo(2, "S").source
   local caller = debug.getinfo(3, "f")

@@ -2,10 +2,11 @@
 --
 --   local cfg, given = require("segzero.config.evaluate").settings(arg)
 --
--- Besides checking, settings() fills in what follows from the model's config.json: its frame and its dtype. With merge= or
--- compare= nothing is filled in, because no model runs. Leaves out: opening data and models.
+-- Besides checking, settings() fills in what follows from the model's config.json: its frame and
+-- its dtype. With merge= or compare= nothing is filled in, because no model runs.
+-- Leaves out: opening data and models.
 
-local metrics = require "segzero.train.metrics"
+local metrics = require "segzero.evaluation.metrics"
 local model = require "segzero.models.qwen_vl"
 local files = require "segzero.core.files"
 local paths = require "segzero.config.paths"
@@ -19,32 +20,39 @@ local SEG_ZERO_FRAME = 840
 
 local models = {
   { key = "model_path", type = "text", default = "", null = "", also = { "reasoning_model_path" },
-    help = "a folder of Qwen2-VL or Qwen2.5-VL, or a run folder for its newest checkpoint; empty: the embedded model" },
+    help = "Qwen2-VL or Qwen2.5-VL: a folder, or a run (its newest checkpoint); empty: embedded" },
   { key = "adapter", type = "text", optional = true, help = "a folder of LoRA adapters for it" },
   { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
     help = "of the model's weights; null: torch_dtype of its config.json" },
-  { key = "sam2_path", type = "text", default = "", null = "none", also = { "segmentation_model_path" },
-    help = "SAM2: a folder or a .pt file; empty: the embedded one for the embedded model and RefShapes; none: boxes alone" },
-  { key = "sam2_dtype", type = "text", default = "f32", choices = { "f32", "bf16" }, help = "of SAM2's weights" },
+  { key = "sam2_path", type = "text", default = "", null = "none",
+    also = { "segmentation_model_path" },
+    help = "a folder or a .pt file; empty: embedded, with that policy or RefShapes; none" },
+  { key = "sam2_dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
+    help = "of SAM2's weights" },
 }
 
 local data = {
   { key = "data", type = "text", default = "refshapes", also = { "test_data_path" },
     help = "a folder with data.jsonl, or refshapes" },
-  { key = "rows", type = "count", optional = true, help = "only the first rows; null: all (RefShapes: 128)" },
-  { key = "split", type = "text", default = "heldout", choices = { "train", "heldout" }, help = "of RefShapes" },
-  { key = "seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53, help = "of RefShapes" },
+  { key = "rows", type = "count", optional = true,
+    help = "only the first rows; null: all (RefShapes: 128)" },
+  { key = "split", type = "text", default = "heldout", choices = { "train", "heldout" },
+    help = "of RefShapes" },
+  { key = "seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
+    help = "of RefShapes" },
   { key = "refshapes_size", type = "count", optional = true, unit = "pixels",
     help = "side of RefShapes images; null: the frame" },
 }
 
 local answers = {
   { key = "frame", type = "count", optional = true, unit = "pixels",
-    help = "side of the square that images are resized to; null: segzero_frame of the model's config.json, else 840" },
-  { key = "several", type = "boolean", default = false, help = "ask and read as VisionReasoner does: lists of objects" },
+    help = "side of the resized image; null: segzero_frame of the model's config.json, or 840" },
+  { key = "several", type = "boolean", default = false,
+    help = "ask and read as VisionReasoner does: lists of objects" },
   { key = "max_new_tokens", type = "count", default = 1024, unit = "tokens",
     help = "an answer is cut off here; 110 for the embedded model" },
-  { key = "val_batch_size", type = "count", default = 64, also = { "batch_size" }, help = "rows answered together" },
+  { key = "val_batch_size", type = "count", default = 64, also = { "batch_size" },
+    help = "rows answered together" },
   { key = "repetition_penalty", type = "number", optional = true, above = 0,
     help = "null: as the model's generation_config.json says" },
   { key = "oracle", type = "boolean", default = false,
@@ -54,18 +62,23 @@ local answers = {
 local scores = {
   { key = "protocol", type = "text", default = "fixed", choices = metrics.protocols,
     help = "which failures count; fixed keeps every row" },
-  { key = "resamples", type = "count", default = 1000, help = "bootstrap resamples of the intervals" },
+  { key = "resamples", type = "count", default = 1000,
+    help = "bootstrap resamples of the intervals" },
   { key = "output_path", type = "text", default = "runs/evaluate",
     help = "the folder to write; one that holds a run already gets -2, -3, ..." },
-  { key = "parts", type = "count", default = 1, also = { "num_parts" }, help = "divide the rows into this many runs" },
-  { key = "part", type = "integer", default = 0, min = 0, also = { "idx" }, help = "the part of this run, from 0" },
-  { key = "merge", type = "list", default = {}, help = "folders of parts: one summary of all, no model runs" },
-  { key = "compare", type = "list", default = {}, help = "two folders of runs over the same rows: what changed" },
+  { key = "parts", type = "count", default = 1, also = { "num_parts" },
+    help = "divide the rows into this many runs" },
+  { key = "part", type = "integer", default = 0, min = 0, also = { "idx" },
+    help = "the part of this run, from 0" },
+  { key = "merge", type = "list", default = {},
+    help = "folders of parts: one summary of all, no model runs" },
+  { key = "compare", type = "list", default = {},
+    help = "two folders of runs over the same rows: what changed" },
 }
 
 M.schema = schema.new {
   name = "recipes/evaluate.lua",
-  about = "Evaluates a policy and SAM2 on a split: gIoU, cIoU, boxes, every row's answer, the worst and best images.",
+  about = "Evaluates a policy and SAM2: gIoU, cIoU, boxes, answers, the worst and best images.",
   usage = {
     "",
     "model_path=DIR sam2_path=PATH data=FOLDER [key=value ...]",
@@ -95,13 +108,16 @@ end
 
 local function check_part(cfg)
   if cfg.part >= cfg.parts then
-    error(("part is %d: parts=%d has the parts 0 to %d"):format(cfg.part, cfg.parts, cfg.parts - 1), 0)
+    error(("part is %d: parts=%d has the parts 0 to %d"):format(cfg.part, cfg.parts, cfg.parts - 1),
+      0)
   end
 end
 
 -- config.json of the policy. An oracle needs none.
 local function read_policy(cfg)
-  if files.exists(cfg.model_path .. "/config.json") then return model.read_json(cfg.model_path .. "/config.json") end
+  if files.exists(cfg.model_path .. "/config.json") then
+    return model.read_json(cfg.model_path .. "/config.json")
+  end
   if not cfg.oracle then error("model_path: " .. model.missing(cfg.model_path), 0) end
   return {}
 end
@@ -110,7 +126,9 @@ local function find_policy(cfg, given)
   local embedded = cfg.model_path == ""
   cfg.model_path = paths.policy(cfg.model_path)
   if embedded and not given.max_new_tokens then cfg.max_new_tokens = EMBEDDED_TOKENS end
-  if embedded and not cfg.oracle then print("no model named: using the embedded " .. cfg.model_path) end
+  if embedded and not cfg.oracle then
+    print("no model named: using the embedded " .. cfg.model_path)
+  end
   local json = read_policy(cfg)
   cfg.frame = cfg.frame or tonumber(json.segzero_frame) or SEG_ZERO_FRAME
   if not cfg.dtype then

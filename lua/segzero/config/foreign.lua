@@ -1,7 +1,9 @@
--- foreign.lua - keys of Seg-Zero's and EasyR1's command lines and YAML files that have no meaning in segzero.
+-- foreign.lua - keys of Seg-Zero's and EasyR1's command lines and YAML files that have no meaning
+-- in segzero.
 --
--- They are accepted with a note, so that an existing launch script or YAML file works. Only keys that can be ignored without
--- changing what is computed are listed; any other unknown key stays an error. "a.b.*" stands for all keys below a.b.
+-- They are accepted with a note, so that an existing launch script or YAML file works. Only keys
+-- that can be ignored without changing what is computed are listed; any other unknown key stays an
+-- error. "a.b.*" stands for all keys below a.b.
 
 local ONE_PROCESS = "there is one process and one copy of the weights"
 local FSDP = "there is no FSDP: one process holds the weights"
@@ -18,7 +20,8 @@ local ignored = {
   ["worker.hybrid_engine"] = ONE_PROCESS,
   ["worker.critic.*"] = "GRPO has no critic",
   ["worker.actor.padding_free"] = "nothing is padded",
-  ["worker.actor.dynamic_batching"] = "micro-batches are always filled up to worker.actor.max_tokens_per_micro_batch",
+  ["worker.actor.dynamic_batching"] =
+    "micro-batches are always filled up to worker.actor.max_tokens_per_micro_batch",
   ["worker.actor.use_torch_compile"] = "there is no PyTorch",
   ["worker.actor.strategy"] = FSDP,
   ["worker.actor.ulysses_sequence_parallel_size"] = ONE_PROCESS,

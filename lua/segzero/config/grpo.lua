@@ -1,10 +1,12 @@
 -- grpo.lua - the settings of the GRPO recipes, under the keys of Seg-Zero and EasyR1.
 --
---   local cfg = require("segzero.config.grpo").settings(arg)      nested as the keys are: cfg.worker.rollout.n
+--   local cfg = require("segzero.config.grpo").settings(arg)      cfg.worker.rollout.n, ...
 --
--- The defaults are those of Seg-Zero's seg_zero_3b.yaml. Without a model the embedded one is used, with the smaller
--- settings of M.EMBEDDED. Nothing is loaded here, and every mistake is one line before any weight is read.
--- Leaves out: opening the data and the models (the recipe), and whether rows have what a reward needs.
+-- The defaults are those of Seg-Zero's seg_zero_3b.yaml. Without a model the embedded one is used,
+-- with the smaller settings of M.EMBEDDED. Nothing is loaded here, and every mistake is one line
+-- before any weight is read.
+-- Leaves out: opening the data and the models (the recipe), and whether rows have what a reward
+-- needs.
 
 local choices = require "segzero.config.choices"
 local config = require "segzero.config"
@@ -27,7 +29,8 @@ local data = {
     help = "prompts that are sampled together, with n answers each" },
   { key = "data.val_batch_size", type = "count", default = 64, unit = "prompts",
     help = "prompts that an evaluation answers together" },
-  { key = "data.shuffle", type = "boolean", default = true, help = "draw the rows in a random order" },
+  { key = "data.shuffle", type = "boolean", default = true,
+    help = "draw the rows in a random order" },
   { key = "data.seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
     help = "fixes the order of the rows and every sampled token" },
   { key = "data.max_pixels", type = "count", default = 12845056, unit = "pixels",
@@ -39,20 +42,24 @@ local data = {
 }
 
 local refshapes = {
-  { key = "data.refshapes_size", type = "integer", default = 840, min = 84, max = 840, multiple = 28, unit = "pixels",
+  { key = "data.refshapes_size", type = "integer", default = 840, min = 84, max = 840,
+    multiple = 28, unit = "pixels",
     help = "side of the generated images; the embedded model takes its own frame" },
-  { key = "data.refshapes_rows", type = "count", default = 2000, help = "generated rows for training" },
-  { key = "data.refshapes_val_rows", type = "count", default = 200, help = "generated rows for evaluation" },
+  { key = "data.refshapes_rows", type = "count", default = 2000,
+    help = "generated rows for training" },
+  { key = "data.refshapes_val_rows", type = "count", default = 200,
+    help = "generated rows for evaluation" },
 }
 
 local algorithm = {
-  { key = "algorithm.adv_estimator", type = "text", default = "grpo", choices = choices.of "advantages",
-    help = "how scores become advantages" },
+  { key = "algorithm.adv_estimator", type = "text", default = "grpo",
+    choices = choices.of "advantages", help = "how scores become advantages" },
   { key = "algorithm.kl_coef", type = "number", default = 0,
     help = "a KL term in the reward; only 0 is supported, see worker.actor.kl_loss_coef" },
-  { key = "worker.actor.loss_type", type = "text", default = "ppo_clip", choices = choices.of "losses",
-    help = "the loss of each token" },
-  { key = "worker.actor.loss_avg_mode", type = "text", default = "token", choices = choices.of "aggregations",
+  { key = "worker.actor.loss_type", type = "text", default = "ppo_clip",
+    choices = choices.of "losses", help = "the loss of each token" },
+  { key = "worker.actor.loss_avg_mode", type = "text", default = "token",
+    choices = choices.of "aggregations",
     help = "token: mean over all tokens; seq: mean over answers of the mean over their tokens" },
   { key = "worker.actor.clip_ratio", type = "number", default = 0.2, above = 0,
     help = "how far the probability ratio may move before its gradient is cut" },
@@ -60,19 +67,21 @@ local algorithm = {
     help = "the lower bound alone; null: clip_ratio" },
   { key = "worker.actor.clip_ratio_high", type = "number", optional = true, above = 0,
     help = "the upper bound alone; null: clip_ratio" },
-  { key = "worker.actor.entropy_coeff", type = "number", default = 1e-3, help = "weight of the entropy bonus" },
+  { key = "worker.actor.entropy_coeff", type = "number", default = 1e-3,
+    help = "weight of the entropy bonus" },
   { key = "worker.actor.use_kl_loss", type = "boolean", default = true,
     help = "compare with a frozen reference; false saves its memory" },
-  { key = "worker.actor.kl_loss_coef", type = "number", default = 5e-3, min = 0, help = "weight of the KL term" },
-  { key = "worker.actor.kl_loss_type", type = "text", default = "low_var_kl", choices = choices.of "kl",
-    help = "the estimator of the KL term" },
+  { key = "worker.actor.kl_loss_coef", type = "number", default = 5e-3, min = 0,
+    help = "weight of the KL term" },
+  { key = "worker.actor.kl_loss_type", type = "text", default = "low_var_kl",
+    choices = choices.of "kl", help = "the estimator of the KL term" },
   { key = "worker.actor.ppo_epochs", type = "count", default = 1, max = 1,
     help = "passes over a rollout's answers; only 1 is supported" },
 }
 
 local model = {
   { key = "worker.actor.model.model_path", type = "text", default = "",
-    help = "a Hugging Face folder of Qwen2-VL or Qwen2.5-VL, or a run folder; empty: the embedded model" },
+    help = "Qwen2-VL or Qwen2.5-VL: a folder, or a run (its newest checkpoint); empty: embedded" },
   { key = "worker.actor.model.dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
     help = "of the weights and activations" },
   { key = "worker.actor.model.enable_gradient_checkpointing", type = "boolean", default = true,
@@ -84,11 +93,13 @@ local model = {
     help = "train low-rank adapters of this rank instead of the weights; 0: train the weights" },
   { key = "worker.actor.model.lora.alpha", type = "number", default = 64, above = 0,
     help = "adapters are scaled by alpha / rank" },
-  { key = "worker.actor.model.lora.target_modules", type = "text", default = "all-linear", joined = true,
-    help = "layers with adapters: all-linear, names or ends of names (q_proj,v_proj), or a regular expression" },
-  { key = "worker.actor.model.lora.exclude_modules", type = "text", default = ".*visual.*", joined = true,
-    help = "layers without adapters, named in the same way; none: no exception" },
-  { key = "worker.ref.model.dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
+  { key = "worker.actor.model.lora.target_modules", type = "text", default = "all-linear",
+    joined = true,
+    help = "layers with adapters: all-linear, names or their ends (q_proj,v_proj), or a pattern" },
+  { key = "worker.actor.model.lora.exclude_modules", type = "text", default = ".*visual.*",
+    joined = true, help = "layers without adapters, named in the same way; none: no exception" },
+  { key = "worker.ref.model.dtype", type = "text", optional = true,
+    choices = { "f32", "bf16", "int8" },
     help = "of the reference; null: as the policy. int8 halves its memory" },
   { key = "worker.ref.offload.param_offload", type = "boolean", default = false,
     also = { "worker.ref.offload.offload_params" },
@@ -98,21 +109,25 @@ local model = {
 local optimizer = {
   { key = "worker.actor.global_batch_size", type = "count", default = 16, unit = "prompts",
     help = "prompts in one optimizer step" },
-  { key = "worker.actor.optim.lr", type = "number", default = 1e-6, min = 0, help = "AdamW's learning rate" },
+  { key = "worker.actor.optim.lr", type = "number", default = 1e-6, min = 0,
+    help = "AdamW's learning rate" },
   { key = "worker.actor.optim.lr_scheduler_type", type = "text", default = "constant",
     choices = choices.of "schedules", help = "how the learning rate changes after the warm-up" },
-  { key = "worker.actor.optim.lr_warmup_steps_ratio", type = "number", default = 0, min = 0, max = 1,
-    also = { "worker.actor.optim.lr_warmup_ratio" },
+  { key = "worker.actor.optim.lr_warmup_steps_ratio", type = "number", default = 0, min = 0,
+    max = 1, also = { "worker.actor.optim.lr_warmup_ratio" },
     help = "share of the steps in which the learning rate rises from 0" },
-  { key = "worker.actor.optim.weight_decay", type = "number", default = 1e-2, min = 0, help = "AdamW's weight decay" },
+  { key = "worker.actor.optim.weight_decay", type = "number", default = 1e-2, min = 0,
+    help = "AdamW's weight decay" },
   { key = "worker.actor.optim.beta1", type = "number", default = 0.9, min = 0, below = 1,
     help = "AdamW's decay of the first moment" },
   { key = "worker.actor.optim.beta2", type = "number", default = 0.999, min = 0, below = 1,
     help = "AdamW's decay of the second moment" },
-  { key = "worker.actor.optim.eps", type = "number", default = 1e-8, above = 0, help = "AdamW's epsilon" },
+  { key = "worker.actor.optim.eps", type = "number", default = 1e-8, above = 0,
+    help = "AdamW's epsilon" },
   { key = "worker.actor.max_grad_norm", type = "number", default = 1, above = 0,
     help = "a longer gradient is scaled down to this norm" },
-  { key = "worker.actor.optim.state_dtype", type = "text", default = "f32", choices = { "f32", "bf16", "int8" },
+  { key = "worker.actor.optim.state_dtype", type = "text", default = "f32",
+    choices = { "f32", "bf16", "int8" },
     help = "of AdamW's moments; int8 is codes in blocks of 256" },
   { key = "worker.actor.optim.master_weights", type = "boolean", default = true,
     help = "keep f32 copies of bf16 weights; false: update bf16 in place, rounded stochastically" },
@@ -121,16 +136,18 @@ local optimizer = {
 }
 
 local memory = {
-  { key = "worker.actor.max_tokens_per_micro_batch", type = "count", default = 16384, unit = "tokens",
+  { key = "worker.actor.max_tokens_per_micro_batch", type = "count", default = 16384,
+    unit = "tokens",
     help = "packed tokens whose activations are in memory together; does not change the result" },
-  { key = "worker.actor.micro_batch_size_per_device_for_update", type = "count", optional = true, unit = "answers",
+  { key = "worker.actor.micro_batch_size_per_device_for_update", type = "count", optional = true,
+    unit = "answers",
     help = "most answers in a micro-batch of the update; null: as the tokens allow" },
-  { key = "worker.actor.micro_batch_size_per_device_for_experience", type = "count", optional = true,
-    unit = "answers", help = "the same for the reference's log-probabilities" },
+  { key = "worker.actor.micro_batch_size_per_device_for_experience", type = "count",
+    optional = true, unit = "answers", help = "the same for the reference's log-probabilities" },
   { key = "worker.rollout.cache_gib", type = "number", default = 4, above = 0, unit = "GiB",
-    help = "on the CPU: size of the key-value cache; a smaller one is slower, with the same result" },
-  { key = "worker.rollout.gpu_memory_utilization", type = "number", default = 0.6, above = 0, max = 1,
-    help = "on a GPU: share of its free memory for the key-value cache" },
+    help = "key-value cache on the CPU; a smaller one is slower, with the same result" },
+  { key = "worker.rollout.gpu_memory_utilization", type = "number", default = 0.6, above = 0,
+    max = 1, help = "on a GPU: share of its free memory for the key-value cache" },
   { key = "trainer.check_memory", type = "boolean", default = true,
     help = "refuse, before loading, a run that does not fit into this machine's memory" },
 }
@@ -148,10 +165,10 @@ local sampling = {
 local reward = {
   { key = "worker.reward.compute_score", type = "text", default = "seg_strict",
     help = "a name in rewards/, or a .lua file that returns a function" },
-  { key = "worker.reward.reward_type", type = "text", default = "function", choices = { "function" },
-    help = "how the reward is called" },
+  { key = "worker.reward.reward_type", type = "text", default = "function",
+    choices = { "function" }, help = "how the reward is called" },
   { key = "worker.reward.sam2_path", type = "text", default = "",
-    help = "SAM2 for masks: a folder or a .pt file; empty: the embedded one with the embedded policy; none" },
+    help = "SAM2 for masks: a folder or a .pt file; empty: embedded, with that policy; none" },
 }
 
 local trainer = {
@@ -161,21 +178,26 @@ local trainer = {
     help = "length of the run; null: trainer.total_episodes decides" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
     help = "the run folder is runs/NAME; one that holds a run already gets -2, -3, ..." },
-  { key = "trainer.save_checkpoint_path", type = "text", optional = true, help = "another run folder" },
+  { key = "trainer.save_checkpoint_path", type = "text", optional = true,
+    help = "another run folder" },
   { key = "trainer.load_checkpoint_path", type = "text", optional = true,
     help = "resume from this global_step_N, or from the newest one of a run folder" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
-  { key = "trainer.test_freq", type = "integer", default = 100000, min = -1, also = { "trainer.val_freq" },
+  { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
+    also = { "trainer.val_freq" },
     help = "steps between two evaluations; 0 or -1: only before and after training" },
-  { key = "trainer.val_before_train", type = "boolean", default = true, help = "evaluate before the first step" },
-  { key = "trainer.val_only", type = "boolean", default = false, help = "evaluate and do not train" },
-  { key = "trainer.logger", type = "list", default = { "console", "jsonl" }, choices = choices.of "loggers",
+  { key = "trainer.val_before_train", type = "boolean", default = true,
+    help = "evaluate before the first step" },
+  { key = "trainer.val_only", type = "boolean", default = false,
+    help = "evaluate and do not train" },
+  { key = "trainer.logger", type = "list", default = { "console", "jsonl" },
+    choices = choices.of "loggers",
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
 }
 
--- What the embedded model changes unless the user says otherwise: few tokens, and larger steps, because it starts from
--- minutes of pretraining.
+-- What the embedded model changes unless the user says otherwise: few tokens, and larger steps,
+-- because it starts from minutes of pretraining.
 M.EMBEDDED = {
   ["data.max_response_length"] = 110,
   ["data.refshapes_rows"] = 100000,
@@ -192,26 +214,30 @@ M.EMBEDDED = {
 local function check_reference(cfg)
   local dtype = cfg.worker.ref.model.dtype
   if cfg.worker.ref.offload.param_offload and dtype == "int8" then
-    error("worker.ref.offload.param_offload=true: a reference in 8 bits (worker.ref.model.dtype=int8) stays on the " ..
-      "device; set one of the two back", 0)
+    error("worker.ref.offload.param_offload=true: a reference in 8 bits " ..
+      "(worker.ref.model.dtype=int8) stays on the device; set one of the two back", 0)
   end
   local policy_dtype = cfg.worker.actor.model.dtype
   if cfg.worker.actor.model.lora.rank > 0 and dtype and dtype ~= policy_dtype then
-    error(("worker.ref.model.dtype is %s: with LoRA the reference is the policy without its adapters, %s; leave it out")
-      :format(dtype, policy_dtype), 0)
+    local message = "worker.ref.model.dtype is %s: with LoRA the reference is the policy " ..
+      "without its adapters, %s; leave it out"
+    error(message:format(dtype, policy_dtype), 0)
   end
 end
 
 local function check_kl_coef(cfg)
   local coef = cfg.algorithm.kl_coef
   if coef ~= 0 then
-    error(("algorithm.kl_coef is %g: the KL term is in the loss here, use worker.actor.kl_loss_coef"):format(coef), 0)
+    local message = "algorithm.kl_coef is %g: the KL term is in the loss here, use " ..
+      "worker.actor.kl_loss_coef"
+    error(message:format(coef), 0)
   end
 end
 
 local function check_mask_reward(cfg)
   if cfg.worker.reward.compute_score == "mask_iou" and cfg.worker.reward.sam2_path == "" then
-    error("worker.reward.compute_score=mask_iou needs a SAM2 model: give worker.reward.sam2_path", 0)
+    error("worker.reward.compute_score=mask_iou needs a SAM2 model: give " ..
+      "worker.reward.sam2_path", 0)
   end
 end
 
@@ -222,7 +248,7 @@ M.schema = schema.new {
     "",
     "worker.actor.model.model_path=DIR data.train_files=FOLDER [key=value ...]",
   },
-  notes = { "Without a model and data: the embedded model on RefShapes, with smaller settings (docs/settings.md)." },
+  notes = { "Without model and data: the embedded model on RefShapes, with smaller settings." },
   groups = {
     { title = "Data", rows = data },
     { title = "Model", rows = model },
@@ -253,11 +279,12 @@ end
 local function use_refshapes(cfg)
   cfg.data.train_files = "refshapes"
   if cfg.data.val_files == "" then cfg.data.val_files = "refshapes" end
-  print(("no data named: using RefShapes, generated images of %d pixels"):format(cfg.data.refshapes_size))
+  local side = cfg.data.refshapes_size
+  print(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end
 
--- The settings of these arguments, checked, and with what the embedded model changes. schema: M.schema, or that of a recipe
--- with the same keys.
+-- The settings of these arguments, checked, and with what the embedded model changes. schema:
+-- M.schema, or that of a recipe with the same keys.
 function M.settings(args, own_schema)
   local rules = own_schema or M.schema
   local cfg, given = rules:read(args)
@@ -271,7 +298,9 @@ function M.settings(args, own_schema)
   end
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
   cfg.worker.reward.sam2_path = sam2
-  if origin == "missing" then print(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2)) end
+  if origin == "missing" then
+    print(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
+  end
   if no_data then use_refshapes(cfg) end
   return rules:check(cfg)
 end

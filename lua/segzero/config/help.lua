@@ -1,6 +1,7 @@
 -- help.lua - a schema as text: --help for a terminal, and a section of docs/settings.md.
 --
--- A row is shown as its key with the default, so that it can be copied, and a line with what it means and takes.
+-- A row is shown as its key with the default, so that it can be copied, and a line with what it
+-- means and takes.
 -- Leaves out: wrapping. A row's help is one line by itself.
 
 local values = require "segzero.config.values"
@@ -44,7 +45,7 @@ function M.text(schema, part)
   if not part then
     usage_lines(schema, out)
     out[#out + 1] = schema.about
-    out[#out + 1] = "Also: --key value, --key=value, config=FILE.yaml (later ones win), --help PART-OF-A-KEY."
+    out[#out + 1] = "Also: --key value, --key=value, config=FILE.yaml (the last wins), --help PART."
     for _, line in ipairs(schema.notes) do out[#out + 1] = line end
   end
   local shown = 0
@@ -60,7 +61,9 @@ function M.text(schema, part)
       shown = shown + #lines
     end
   end
-  if shown == 0 then out[#out + 1] = ("no setting of %s has '%s' in its key"):format(schema.name, part) end
+  if shown == 0 then
+    out[#out + 1] = ("no setting of %s has '%s' in its key"):format(schema.name, part)
+  end
   return table.concat(out, "\n")
 end
 
@@ -78,7 +81,8 @@ local function group_table(group, out)
   for _, row in ipairs(group.rows) do
     local help = row.help
     if row.also then help = ("%s; also `%s`"):format(help, table.concat(row.also, "`, `")) end
-    out[#out + 1] = ("| `%s` | %s | %s | %s |"):format(row.key, code(default_text(row)), cell(takes(row)), cell(help))
+    out[#out + 1] = ("| `%s` | %s | %s | %s |"):format(row.key, code(default_text(row)),
+      cell(takes(row)), cell(help))
   end
 end
 
@@ -93,7 +97,9 @@ function M.markdown(schema)
     out[#out + 1] = "\n### Accepted without effect\n"
     out[#out + 1] = "| key | why |"
     out[#out + 1] = "| --- | --- |"
-    for _, key in ipairs(ignored) do out[#out + 1] = ("| `%s` | %s |"):format(key, cell(schema.ignored[key])) end
+    for _, key in ipairs(ignored) do
+      out[#out + 1] = ("| `%s` | %s |"):format(key, cell(schema.ignored[key]))
+    end
   end
   return table.concat(out, "\n") .. "\n"
 end

@@ -2,8 +2,9 @@
 --
 --   local options = require("segzero.config.infer").settings(arg)
 --
--- settings checks everything that can be checked without reading the model: options, file endings, and which of them
--- exclude each other. Leaves out: files and models (the script opens them, which may fail in other ways).
+-- settings checks everything that can be checked without reading the model: options, file endings,
+-- and which of them exclude each other.
+-- Leaves out: files and models (the script opens them, which may fail in other ways).
 
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
@@ -12,24 +13,28 @@ local M = {}
 
 local question = {
   { key = "image_path", type = "text", optional = true, help = "the image" },
-  { key = "text", type = "text", optional = true, help = "what to find, such as \"the unusual object in the image\"" },
+  { key = "text", type = "text", optional = true,
+    help = "what to find, such as \"the unusual object in the image\"" },
   { key = "demo", type = "integer", optional = true, min = 0, bare = "0",
     help = "number of a generated RefShapes image with its own question, instead of image_path" },
   { key = "multi", type = "boolean", default = false,
     help = "several objects in one answer: VisionReasoner's prompt and answers" },
   { key = "frame", type = "count", optional = true, unit = "pixels",
-    help = "side of the square that the image is resized to; null: segzero_frame of the model's config.json, else 840" },
+    help = "side of the resized image; null: segzero_frame of the model's config.json, or 840" },
 }
 
 local models = {
   { key = "model_path", type = "text", default = "", null = "", also = { "reasoning_model_path" },
-    help = "a folder of Qwen2-VL or Qwen2.5-VL, or a run folder for its newest checkpoint; empty: the embedded model" },
-  { key = "adapter", type = "text", optional = true, help = "a folder of LoRA adapters for it, in PEFT's format" },
-  { key = "sam2_path", type = "text", default = "", null = "none", also = { "segmentation_model_path" },
-    help = "SAM2: a folder or an original .pt file; empty: the embedded one with the embedded model; none" },
+    help = "Qwen2-VL or Qwen2.5-VL: a folder, or a run (its newest checkpoint); empty: embedded" },
+  { key = "adapter", type = "text", optional = true,
+    help = "a folder of LoRA adapters for it, in PEFT's format" },
+  { key = "sam2_path", type = "text", default = "", null = "none",
+    also = { "segmentation_model_path" },
+    help = "SAM2: a folder or an original .pt file; empty: embedded, with that model; none" },
   { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
     help = "of the model's weights; null: torch_dtype of its config.json" },
-  { key = "device", type = "text", optional = true, help = "cpu or cuda; null: what segzero --device says" },
+  { key = "device", type = "text", optional = true,
+    help = "cpu or cuda; null: what segzero --device says" },
 }
 
 local output = {
@@ -47,7 +52,8 @@ local sampling = {
   { key = "temperature", type = "number", optional = true, min = 0, help = FROM_FOLDER },
   { key = "top_k", type = "integer", optional = true, min = -2 ^ 31, max = 2 ^ 31 - 1,
     help = "sample from the k likeliest tokens; " .. FROM_FOLDER },
-  { key = "top_p", type = "number", optional = true, above = 0, help = "nucleus sampling; " .. FROM_FOLDER },
+  { key = "top_p", type = "number", optional = true, above = 0,
+    help = "nucleus sampling; " .. FROM_FOLDER },
   { key = "repetition_penalty", type = "number", optional = true, above = 0,
     help = "of greedy answers too; " .. FROM_FOLDER },
   { key = "max_new_tokens", type = "count", optional = true, unit = "tokens",
@@ -57,7 +63,7 @@ local sampling = {
 
 M.schema = schema.new {
   name = "examples/infer.lua",
-  about = "Asks a model which object of an image a sentence means, has SAM2 cut it out, and draws both.",
+  about = "Asks a model which object a sentence means, has SAM2 cut it out, and draws both.",
   usage = { "--image_path photo.png --text \"the unusual object in the image\"", "--demo [N]" },
   groups = {
     { title = "Question", rows = question },
@@ -72,8 +78,11 @@ local function check_question(o)
   if not o.demo and not o.image_path then
     error("no image: --image_path FILE --text SENTENCE, or --demo to try without one", 0)
   end
-  local needs_text = not o.demo or o.text ~= nil
-  if needs_text and not (o.text or ""):find "%S" then error("no sentence: --text \"the thing to find\"", 0) end
+  local text = o.text
+  if o.demo and not text then return end
+  if not text or not text:find "%S" then
+    error("no sentence: --text \"the thing to find\"", 0)
+  end
 end
 
 -- photo.jpg -> photo_segzero.png

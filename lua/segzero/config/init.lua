@@ -5,8 +5,8 @@
 --
 --   local cfg = config.read({ steps = 100, name = "run", limit = config.optional "number" }, arg)
 --
--- config.read is for a short script of one's own: the type of a default is the type of its key. Recipes have a schema
--- (schema.lua), which also knows ranges, choices and help.
+-- config.read is for a short script of one's own: the type of a default is the type of its key.
+-- Recipes have a schema (schema.lua), which also knows ranges, choices and help.
 
 local schema = require "segzero.config.schema"
 
@@ -19,7 +19,9 @@ function M.optional(kind) return setmetatable({ kind = kind }, optional_mt) end
 
 local function is_optional(value) return getmetatable(value) == optional_mt end
 
-local function is_branch(value) return type(value) == "table" and not is_optional(value) and #value == 0 and next(value) end
+local function is_branch(value)
+  return type(value) == "table" and not is_optional(value) and #value == 0 and next(value)
+end
 
 local function flatten(t, prefix, out)
   for key, value in pairs(t) do
@@ -51,7 +53,8 @@ local TYPE_NAMES = { number = "number", boolean = "boolean", string = "text", ta
 
 local function row_of(key, default)
   if is_optional(default) then
-    return { key = key, type = TYPE_NAMES[default.kind] or default.kind, optional = true, help = "" }
+    return { key = key, type = TYPE_NAMES[default.kind] or default.kind, optional = true,
+      help = "" }
   end
   if type(default) == "table" and default.list then default = {} end
   return { key = key, type = TYPE_NAMES[type(default)], default = default, help = "" }
@@ -65,7 +68,8 @@ function M.read(defaults, args, opts)
   for key, default in pairs(M.flat(defaults)) do rows[#rows + 1] = row_of(key, default) end
   table.sort(rows, function(a, b) return a.key < b.key end)
   local ignored = opts and opts.ignored
-  return schema.new({ name = "settings", groups = { { title = "Settings", rows = rows } }, ignored = ignored }):read(args)
+  return schema.new({ name = "settings", groups = { { title = "Settings", rows = rows } },
+    ignored = ignored }):read(args)
 end
 
 return M

@@ -1,4 +1,5 @@
--- merge_lora.lua - the settings of examples/merge_lora.lua. Leaves out: reading the model, beyond its config.json.
+-- merge_lora.lua - the settings of examples/merge_lora.lua.
+-- Leaves out: reading the model, beyond its config.json.
 
 local files = require "segzero.core.files"
 local schema = require "segzero.config.schema"
@@ -7,13 +8,15 @@ local M = {}
 
 M.schema = schema.new {
   name = "examples/merge_lora.lua",
-  about = "Adds LoRA adapters to the weights of their model and writes a folder that loads anywhere.",
+  about = "Adds LoRA adapters to their model's weights and writes a folder that loads anywhere.",
   usage = { "in=MODEL adapter=FOLDER out=FOLDER [dtype=bf16]" },
   groups = { { title = "Folders", rows = {
-    { key = "in", type = "text", default = "", help = "the model that the adapters were trained on" },
+    { key = "in", type = "text", default = "",
+      help = "the model that the adapters were trained on" },
     { key = "adapter", type = "text", default = "",
       help = "a global_step_N of a run with LoRA, or any plain PEFT LoRA folder" },
-    { key = "out", type = "text", default = "", help = "the folder to write; it must not hold a model" },
+    { key = "out", type = "text", default = "",
+      help = "the folder to write; it must not hold a model" },
     { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16" },
       help = "of the written weights; null: as the model's config.json says" },
   } } },
@@ -29,7 +32,9 @@ function M.settings(args)
   end
   if not cfg.dtype then
     local model = require "segzero.models.qwen_vl"
-    if not files.exists(cfg["in"] .. "/config.json") then error("in: " .. model.missing(cfg["in"]), 0) end
+    if not files.exists(cfg["in"] .. "/config.json") then
+      error("in: " .. model.missing(cfg["in"]), 0)
+    end
     local json = model.read_json(cfg["in"] .. "/config.json")
     cfg.dtype = "f32"
     if json.torch_dtype == "bfloat16" or json.dtype == "bfloat16" then cfg.dtype = "bf16" end

@@ -1,10 +1,12 @@
--- paths.lua - which folders a setting means: the embedded models, and the newest checkpoint of a run folder.
+-- paths.lua - which folders a setting means: the embedded models, and the newest checkpoint of a
+-- run folder.
 --
 --   paths.policy ""                       the embedded policy
---   paths.policy "runs/refshapes_grpo"    runs/refshapes_grpo/global_step_110, the newest complete checkpoint
---   paths.sam2("", { model = dir })       the embedded SAM2 when `dir` is the embedded policy or was trained from it
+--   paths.policy "runs/refshapes_grpo"    its newest complete checkpoint, .../global_step_110
+--   paths.sam2("", { model = dir })       the embedded SAM2 for the embedded policy, or "" for none
 --
--- infer, evaluate and the GRPO recipes all ask here. Nothing is loaded. Leaves out: names on the Hugging Face hub.
+-- infer, evaluate and the GRPO recipes all ask here. Nothing is loaded.
+-- Leaves out: names on the Hugging Face hub.
 
 local files = require "segzero.core.files"
 
@@ -32,25 +34,27 @@ function M.is_embedded(dir)
   return true
 end
 
--- A run folder has a config.json of settings, which no model has, and checkpoints. Its newest complete one, or nil.
+-- A run folder has a config.json of settings, which no model has, and checkpoints. Its newest
+-- complete one, or nil.
 local function newest_checkpoint(dir)
   local ok, json = pcall(read_config, dir)
   if not ok or (json and json.model_type) then return nil end
   return require("segzero.train.checkpoint").latest(dir)
 end
 
--- The policy's folder: "" is the embedded one, and a run folder its newest checkpoint. Whether a model is there is asked
--- by who loads it.
+-- The policy's folder: "" is the embedded one, and a run folder its newest checkpoint. Whether a
+-- model is there is asked by who loads it.
 function M.policy(named)
   if named == "" then return M.embedded_policy() end
   local dir = named:gsub("(.)/+$", "%1")
   return newest_checkpoint(dir) or dir
 end
 
--- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none. options.model: the policy's folder;
--- options.data: the data set that is evaluated. The embedded SAM2 knows RefShapes images only, so it is the default for the
--- embedded policy (and what was trained from it) and for evaluations on RefShapes.
--- The second result says where a default came from: "embedded", or "missing" when the embedded one is not installed.
+-- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none.
+-- options.model: the policy's folder; options.data: the data set that is evaluated. The embedded
+-- SAM2 knows RefShapes images only, so it is the default for the embedded policy (and what was
+-- trained from it) and for evaluations on RefShapes. The second result says where a default came
+-- from: "embedded", or "missing" when the embedded one is not installed.
 function M.sam2(named, options)
   local lower = named:lower()
   if lower == "none" or lower == "null" then return "" end
@@ -61,8 +65,9 @@ function M.sam2(named, options)
   return embedded, "embedded"
 end
 
--- Where a recipe that makes a model writes it: a folder that the user named is taken as it is, even if it holds a model;
--- the default becomes -2, -3, ... so that nothing is overwritten unasked. The folder is made later.
+-- Where a recipe that makes a model writes it: a folder that the user named is taken as it is, even
+-- if it holds a model; the default becomes -2, -3, ... so that nothing is overwritten unasked. The
+-- folder is made later.
 function M.output(folder, is_given)
   if is_given then return folder end
   local free = folder

@@ -7,19 +7,23 @@ local M = {}
 
 local run = {
   { key = "model_path", type = "text", default = "",
-    help = "SAM2: a transformers folder or an original .pt file; empty: random weights of the shape below" },
+    help = "a transformers folder or an original .pt file; empty: random weights" },
   { key = "output", type = "text", default = "runs/sam2_finetune",
     help = "the folder to write; the default becomes -2, -3, ... when it holds a model already" },
   { key = "train_files", type = "text", default = "refshapes",
     help = "refshapes, or a folder with data.jsonl whose rows have image and mask" },
   { key = "val_files", type = "text", default = "",
     help = "held-out rows; empty: RefShapes' held-out scenes, or the folder's last tenth" },
-  { key = "dtype", type = "text", default = "f32", choices = { "f32", "bf16" }, help = "of the weights" },
-  { key = "freeze_encoder", type = "boolean", default = false, help = "train the decoder only; much quicker" },
+  { key = "dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
+    help = "of the weights" },
+  { key = "freeze_encoder", type = "boolean", default = false,
+    help = "train the decoder only; much quicker" },
   { key = "recompute", type = "boolean", default = false,
     help = "the encoder keeps fewer activations for its backward pass" },
-  { key = "seed", type = "integer", default = 1, min = 0, max = 2 ^ 53, help = "of weights, scenes and prompts" },
-  { key = "steps", type = "integer", default = 1000, min = 0, help = "length of the run in optimizer steps" },
+  { key = "seed", type = "integer", default = 1, min = 0, max = 2 ^ 53,
+    help = "of weights, scenes and prompts" },
+  { key = "steps", type = "integer", default = 1000, min = 0,
+    help = "length of the run in optimizer steps" },
   { key = "minutes", type = "number", default = 0, min = 0,
     help = "above 0: the schedule follows the clock and ends then, whatever the steps" },
   { key = "log_every", type = "count", default = 25, unit = "steps", help = "a line of numbers" },
@@ -27,15 +31,17 @@ local run = {
     help = "an evaluation and a save; 0: before and after training only" },
   { key = "eval_images", type = "count", default = 48, also = { "eval_pictures" },
     help = "held-out images in an evaluation" },
-  { key = "samples", type = "integer", default = 12, min = 0, help = "images on the sheet samples.png" },
+  { key = "samples", type = "integer", default = 12, min = 0,
+    help = "images on the sheet samples.png" },
 }
 
 local batches = {
   { key = "images", type = "count", default = 8, also = { "pictures" }, help = "images in a step" },
   { key = "prompts", type = "count", default = 4, help = "most prompts on an image" },
-  { key = "size", type = "integer", default = 112, min = 84, max = 840, multiple = 28, unit = "pixels",
-    help = "side of RefShapes images" },
-  { key = "box", type = "number", default = 0.4, min = 0, max = 1, help = "share of prompts that are a box" },
+  { key = "size", type = "integer", default = 112, min = 84, max = 840, multiple = 28,
+    unit = "pixels", help = "side of RefShapes images" },
+  { key = "box", type = "number", default = 0.4, min = 0, max = 1,
+    help = "share of prompts that are a box" },
   { key = "box_points", type = "number", default = 0.35, min = 0, max = 1,
     help = "share that are a box with two points; the rest are points alone" },
   { key = "jitter", type = "number", default = 0.3, min = 0,
@@ -48,14 +54,16 @@ local batches = {
 
 local loss = {
   { key = "loss_size", type = "integer", default = 0, min = 0, unit = "pixels",
-    help = "side at which masks are compared; 0: RefShapes' own, or the low-resolution masks' for a folder" },
+    help = "side at which masks are compared; 0: RefShapes' own, or a low-resolution mask's" },
   { key = "mask_weight", type = "number", default = 20, min = 0,
-    help = "of the focal term, as SAM2's; from scratch 5 learns, with 20 \"nothing is there\" is learnt first" },
+    help = "of the focal term; 20 is SAM2's, from scratch 5 finds objects sooner" },
   { key = "dice_weight", type = "number", default = 1, min = 0, help = "of the dice term" },
   { key = "iou_weight", type = "number", default = 1, min = 0, help = "of the predicted IoU" },
   { key = "object_weight", type = "number", default = 1, min = 0, help = "of the object score" },
-  { key = "lr", type = "number", default = 1e-3, above = 0, help = "AdamW's highest learning rate" },
-  { key = "warmup", type = "count", default = 50, unit = "steps", help = "while the rate rises from 0" },
+  { key = "lr", type = "number", default = 1e-3, above = 0,
+    help = "AdamW's highest learning rate" },
+  { key = "warmup", type = "count", default = 50, unit = "steps",
+    help = "while the rate rises from 0" },
   { key = "final_lr", type = "number", default = 0.02, min = 0, max = 1,
     help = "the rate at the end of the cosine, as a share of lr" },
   { key = "weight_decay", type = "number", default = 0.01, min = 0, help = "AdamW's weight decay" },
@@ -64,19 +72,23 @@ local loss = {
 }
 
 local shape = {
-  { key = "image_size", type = "count", default = 224, unit = "pixels", help = "side of the model's image" },
+  { key = "image_size", type = "count", default = 224, unit = "pixels",
+    help = "side of the model's image" },
   { key = "width", type = "count", default = 16, help = "channels of the encoder's first stage" },
   { key = "hidden", type = "count", default = 64, help = "channels of the decoder" },
   { key = "mlp", type = "count", default = 128, help = "width of the decoder's MLP" },
   { key = "decoder_heads", type = "count", default = 4, help = "attention heads of the decoder" },
-  { key = "blocks", type = "text", default = "1,2,3,1", joined = true, help = "blocks of the encoder's four stages" },
-  { key = "global_blocks", type = "text", default = "5", joined = true, help = "blocks without windows" },
-  { key = "windows", type = "text", default = "8,4,14,7", joined = true, help = "window sides of the stages" },
+  { key = "blocks", type = "text", default = "1,2,3,1", joined = true,
+    help = "blocks of the encoder's four stages" },
+  { key = "global_blocks", type = "text", default = "5", joined = true,
+    help = "blocks without windows" },
+  { key = "windows", type = "text", default = "8,4,14,7", joined = true,
+    help = "window sides of the stages" },
 }
 
 M.schema = schema.new {
   name = "recipes/sam2_finetune.lua",
-  about = "Trains SAM2 on images with masks: fine-tunes a checkpoint, or makes a small one from scratch.",
+  about = "Trains SAM2 on images with masks: a checkpoint, or a small one from scratch.",
   usage = { "[model_path=DIR] [train_files=FOLDER] [output=FOLDER] [key=value ...]" },
   groups = {
     { title = "Run", rows = run },
@@ -89,7 +101,8 @@ M.schema = schema.new {
 function M.settings(args)
   local options, given = M.schema:read(args)
   if options.box + options.box_points > 1 then
-    error(("box and box_points are shares of the prompts: %g and %g are more than 1"):format(options.box,
+    local message = "box and box_points are shares of the prompts: %g and %g are more than 1"
+    error(message:format(options.box,
       options.box_points), 0)
   end
   options.output = paths.output(options.output, given.output)

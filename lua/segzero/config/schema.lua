@@ -1,21 +1,23 @@
--- schema.lua - the settings of one program: a row for each, which yields parsing, checks, errors, --help and documentation.
+-- schema.lua - the settings of one program: a row for each, which yields parsing, checks, errors,
+-- --help and documentation.
 --
 --   local demo = schema.new {
 --     name = "recipes/demo.lua", about = "One sentence.", usage = { "[key=value ...]" },
 --     groups = { { title = "Sampling", rows = {
 --       { key = "rollout.n", type = "count", default = 8, help = "answers per prompt" },
---       { key = "rollout.top_p", type = "number", default = 1, above = 0, max = 1, help = "nucleus sampling" },
+--       { key = "rollout.top_p", type = "number", default = 1, above = 0, max = 1, help = "..." },
 --     } } },
---     ignored = { ["trainer.nnodes"] = "there is one process", ["worker.critic.*"] = "there is no critic" },
+--     ignored = { ["trainer.nnodes"] = "one process", ["worker.critic.*"] = "there is no critic" },
 --     checks = { function(cfg) ... end },
 --   }
---   local cfg, given = demo:read(arg)         cfg.rollout.n; given["rollout.n"] when the user set it
---   demo:check(cfg)                           the checks between settings, once a recipe has filled in what follows
---   print(demo:help(part))                    rows whose key contains part
+--   local cfg, given = demo:read(arg)    cfg.rollout.n; given["rollout.n"] when the user set it
+--   demo:check(cfg)                      the checks between settings
+--   print(demo:help(part))               rows whose key contains part
 --
--- Row fields: key, type, default, help, and those of values.lua; also = other keys that mean the same; unit, for the help;
--- bare, what --key without a value means. A misspelt key is an error that names the nearest one; a key in `ignored` is
--- accepted with a note, once. All errors are one line at level 0, because the reader of them is not a programmer.
+-- Row fields: key, type, default, help, and those of values.lua; also = other keys that mean the
+-- same; unit, for the help; bare, what --key without a value means. A misspelt key is an error that
+-- names the nearest one; a key in `ignored` is accepted with a note, once. All errors are one line
+-- at level 0, because the reader of them is not a programmer.
 -- Leaves out: what a recipe derives from the settings (config/grpo.lua and the others do).
 
 local nearest = require "segzero.core.nearest"
@@ -25,8 +27,8 @@ local values = require "segzero.config.values"
 
 local M = {}
 
-local ROW = options.set { "key", "type", "default", "help", "min", "max", "above", "below", "multiple", "choices",
-  "elsewhere", "optional", "null", "joined", "also", "unit", "bare" }
+local ROW = options.set { "key", "type", "default", "help", "min", "max", "above", "below",
+  "multiple", "choices", "elsewhere", "optional", "null", "joined", "also", "unit", "bare" }
 local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "checks" }
 
 -- Options of the host program, which it reads only before the script's name.
@@ -56,7 +58,9 @@ end
 
 local function add_row(self, row)
   options.check("a setting's row", row, ROW, 3)
-  if not values.TYPES[row.type] then error(("setting '%s': unknown type '%s'"):format(row.key, tostring(row.type)), 3) end
+  if not values.TYPES[row.type] then
+    error(("setting '%s': unknown type '%s'"):format(row.key, tostring(row.type)), 3)
+  end
   if not row.help then error(("setting '%s' has no help"):format(row.key), 3) end
   if self.by_key[row.key] then error(("setting '%s' has two rows"):format(row.key), 3) end
   self.by_key[row.key] = row
@@ -66,9 +70,10 @@ end
 
 function M.new(spec)
   options.check("schema", spec, SPEC, 2)
-  local self = setmetatable({ name = spec.name, about = spec.about or "", usage = spec.usage or { "[key=value ...]" },
-    notes = spec.notes or {}, groups = spec.groups, ignored = spec.ignored or {}, checks = spec.checks or {},
-    rows = {}, by_key = {} }, mt)
+  local self = setmetatable({ name = spec.name, about = spec.about or "",
+    usage = spec.usage or { "[key=value ...]" },
+    notes = spec.notes or {}, groups = spec.groups, ignored = spec.ignored or {},
+    checks = spec.checks or {}, rows = {}, by_key = {} }, mt)
   for _, group in ipairs(spec.groups) do
     for _, row in ipairs(group.rows) do add_row(self, row) end
   end
@@ -101,14 +106,16 @@ end
 
 local function unknown(self, key, raw)
   if HOST_OPTIONS[key] then
-    error(("--%s is an option of segzero itself and must stand before the script: segzero --%s %s %s ..."):format(key, key,
-      tostring(raw), self.name), 0)
+    local message = "--%s is an option of segzero itself and must stand before the script: " ..
+      "segzero --%s %s %s ..."
+    error(message:format(key, key, tostring(raw), self.name), 0)
   end
   local candidates = {}
   for name in pairs(self.by_key) do candidates[#candidates + 1] = name end
   for name in pairs(self.ignored) do candidates[#candidates + 1] = name end
   table.sort(candidates)
-  error(("unknown setting '%s': did you mean '%s'? (--help lists all)"):format(key, tostring(nearest(key, candidates))), 0)
+  error(("unknown setting '%s': did you mean '%s'? (--help lists all)"):format(key,
+    tostring(nearest(key, candidates))), 0)
 end
 
 -- The defaults as nested tables.
@@ -118,8 +125,9 @@ function methods:defaults()
   return cfg
 end
 
--- The settings of a command line (a list of words): nested tables, and {[key] = true} of those given. Values are checked
--- one by one; self:check(cfg) is the caller's to call. With --help among the words it prints the help and ends the program.
+-- The settings of a command line (a list of words): nested tables, and {[key] = true} of those
+-- given. Values are checked one by one; self:check(cfg) is the caller's to call. With --help among
+-- the words it prints the help and ends the program.
 function methods:read(args)
   args = args or {}
   local help, part = arguments.wants_help(args)
@@ -135,7 +143,7 @@ function methods:read(args)
   end
   local function find(key) return self.by_key[key] end
   for _, entry in ipairs(arguments.list(args, find)) do
-    local key, raw, origin = entry[1], entry[2], entry[3]
+    local key, raw, origin = unpack(entry, 1, 3)
     local row = self.by_key[key]
     local reason = not row and ignored_reason(self, key)
     if row then

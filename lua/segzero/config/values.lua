@@ -1,15 +1,17 @@
 -- values.lua - the value of one setting: from text to Lua, checked, and described in words.
 --
--- A row says what a setting takes: {key =, type =, default =, ...}. Types and the fields that narrow them:
+-- A row says what a setting takes: {key =, type =, default =, ...}. Types and the fields that
+-- narrow them:
 --
 --   number, integer   min or above (the lower bound, included or not), max or below, multiple
 --   count             an integer from 1
 --   boolean
 --   text              choices; joined = true also takes a YAML list, as a,b,c
---   list              of texts: a,b,c or [a, "b"]; choices for each item; elsewhere = {name = "instead"}
+--   list              of texts: a,b,c or [a, "b"]; choices; elsewhere = {name = "used instead"}
 --
--- optional = true also takes null, which is Lua's nil. null = V also takes null and means V. choices is a list of names or
--- a function that returns one, so that what a user's script registers counts.
+-- optional = true also takes null, which is Lua's nil. null = V also takes null and means V.
+-- choices is a list of names or a function that returns one, so that what a user's script registers
+-- counts.
 -- Leaves out: checks between settings (schema.lua calls them).
 
 local nearest = require "segzero.core.nearest"
@@ -106,7 +108,9 @@ end
 
 local function to_number(row, text)
   local n = tonumber(text)
-  if not n or n ~= n or math.abs(n) == math.huge or not in_range(row, n) then return refuse(row, text) end
+  if not n or n ~= n or math.abs(n) == math.huge or not in_range(row, n) then
+    return refuse(row, text)
+  end
   return n
 end
 
@@ -136,11 +140,14 @@ local function split(text)
   return list
 end
 
--- Items that only other programs have are replaced by row.elsewhere[item]; note is called with a sentence for each.
+-- Items that only other programs have are replaced by row.elsewhere[item]; note is called with a
+-- sentence for each.
 local function to_list(row, items, note)
   local names = M.choices(row)
   if not names then return items end
-  local known, list, taken = {}, {}, {}
+  local known = {}
+  local list = {}
+  local taken = {}
   for _, name in ipairs(names) do known[name] = true end
   for _, item in ipairs(items) do
     local name = item
@@ -149,8 +156,8 @@ local function to_list(row, items, note)
       note(("%s: '%s' is not available here, '%s' is used instead"):format(row.key, item, instead))
       name = instead
     elseif not known[item] then
-      return nil, ("%s has '%s', expected %s: did you mean '%s'?"):format(row.key, item, M.expected(row),
-        tostring(nearest(item, names)))
+      return nil, ("%s has '%s', expected %s: did you mean '%s'?"):format(row.key, item,
+        M.expected(row), tostring(nearest(item, names)))
     end
     if not taken[name] then list[#list + 1] = name end
     taken[name] = true
@@ -158,13 +165,15 @@ local function to_list(row, items, note)
   return list
 end
 
--- raw: text, or a list of texts (from YAML). Returns ok, value (nil for null); or false, the error's message.
+-- raw: text, or a list of texts (from YAML). Returns ok, value (nil for null); or false, the
+-- error's message.
 function M.convert(row, raw, note)
   if type(raw) == "table" and row.joined then raw = table.concat(raw, ",") end
   if type(raw) == "table" and row.type ~= "list" then
     return false, ("%s is a list, expected %s"):format(row.key, M.expected(row))
   end
-  if IS_NULL[raw] and (row.optional or row.null ~= nil) then return true, row.null end
+  local takes_null = row.optional or row.null ~= nil
+  if takes_null and IS_NULL[raw] then return true, row.null end
   local value, why
   if row.type == "list" then
     local items = raw

@@ -1,11 +1,13 @@
--- yaml.lua - a YAML file of settings as a list of {key, value}, in which nesting has become dotted keys.
+-- yaml.lua - a YAML file of settings as a list of {key, value}, in which nesting has become dotted
+-- keys.
 --
 --   worker:                                worker.rollout.n     "4"
 --     rollout: { n: 4 }           ->       trainer.logger       {"console", "wandb"}
 --   trainer:
 --     logger: [console, wandb]
 --
--- Scalars stay text, so that a value means the same here and on the command line; an empty one is "null". Keys are sorted.
+-- Scalars stay text, so that a value means the same here and on the command line; an empty one is
+-- "null". Keys are sorted.
 -- Leaves out: several documents in a file (the first one counts), lists of anything but scalars.
 
 local files = require "segzero.core.files"
@@ -47,7 +49,9 @@ local function flatten(path, value, prefix, out)
       out[#out + 1] = { full, tostring(item) }
     elseif is_list(item) then
       for i, v in ipairs(item) do
-        if type(v) == "table" then error(("%s: item %d of %s is not a scalar"):format(path, i, full), 0) end
+        if type(v) == "table" then
+          error(("%s: item %d of %s is not a scalar"):format(path, i, full), 0)
+        end
         item[i] = tostring(v)
       end
       out[#out + 1] = { full, item }
@@ -64,10 +68,13 @@ function M.read(path)
   local text, why = files.read(path)
   if not text then error("config: " .. why, 0) end
   local ok, found = pcall(load_library().load, text, { implicit_scalar = plain_scalar })
-  if not ok then error(("%s:%s"):format(path, (tostring(found):gsub("^[^\n]-%.lua:%d+: ", ""))), 0) end
+  if not ok then
+    error(("%s:%s"):format(path, (tostring(found):gsub("^[^\n]-%.lua:%d+: ", ""))), 0)
+  end
   if found == nil then return {} end
   if type(found) ~= "table" or is_list(found) then
-    error(("%s: expected keys with values, such as 'worker: { rollout: { n: 8 } }'"):format(path), 0)
+    error(("%s: expected keys with values, such as 'worker: { rollout: { n: 8 } }'"):format(path),
+      0)
   end
   local out = {}
   flatten(path, found, "", out)

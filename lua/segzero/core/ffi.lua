@@ -1,9 +1,11 @@
--- ffi.lua - loads the core library and declares it from its own headers (runtime/sz.h, models/models.h): the text between
--- the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so no declaration is typed twice.
+-- ffi.lua - loads the core library and declares it from its own headers (runtime/sz.h,
+-- models/models.h): the text between the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so
+-- no declaration is typed twice.
 --
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
---   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1; level as for error()
+--   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1;
+--                                 level as for error()
 --   core.call(x)                  the same without a position: for code inside core.guarded
 --   core.guarded(f)               f as a public function: errors inside blame its caller
 --   core.root                     the folder with lua/, models/, runtime/*.h
@@ -29,7 +31,9 @@ local function declare(path)
   local text = file:read("*a")
   file:close()
   local region = text:match("/%* ffi begin %*/(.-)/%* ffi end %*/")
-  if not region then error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0) end
+  if not region then
+    error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0)
+  end
   ffi.cdef(region)
 end
 
@@ -38,7 +42,9 @@ declare("models/models.h")
 
 local library = has_host and host.library or M.root .. "/build/libsegzero.so"
 local loaded, result = pcall(ffi.load, library)
-if not loaded then error("segzero: the core library does not load (run make): " .. tostring(result), 0) end
+if not loaded then
+  error("segzero: the core library does not load (run make): " .. tostring(result), 0)
+end
 M.C = result
 
 local C = M.C
@@ -63,7 +69,8 @@ function M.call(x)
   return x
 end
 
--- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes once.
+-- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes
+-- once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
 
 function M.guarded(f)

@@ -1,5 +1,6 @@
--- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a run's folder, the embedded models',
--- JSON. A file is written under a temporary name, flushed and renamed, so nothing half-written appears under its own name.
+-- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a
+-- run's folder, the embedded models', JSON. A file is written under a temporary name, flushed and
+-- renamed, so nothing half-written appears under its own name.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -22,7 +23,8 @@ function M.make_dir(path)
   for part in path:gmatch "[^/]+" do
     so_far = so_far .. part
     if ffi.C.mkdir(so_far, 493) ~= 0 and ffi.errno() ~= EEXIST then        -- 0755
-      error(("cannot make the folder %s: %s"):format(so_far, ffi.string(ffi.C.strerror(ffi.errno()))), 2)
+      error(("cannot make the folder %s: %s"):format(so_far,
+        ffi.string(ffi.C.strerror(ffi.errno()))), 2)
     end
     so_far = so_far .. "/"
   end
@@ -57,10 +59,12 @@ function M.write(path, text)
   end
 end
 
--- JSON with the keys in order: cjson takes them as they lie, which differs from process to process, and equal runs shall be equal bytes.
+-- JSON with the keys in order: cjson takes them as they lie, which differs from process to process,
+-- and equal runs shall be equal bytes.
 function M.json(value)
   if type(value) ~= "table" or next(value) == nil then return cjson.encode(value) end
-  local parts, keys = {}, {}
+  local parts = {}
+  local keys = {}
   for k in pairs(value) do keys[#keys + 1] = k end
   if #keys == #value then
     for i, v in ipairs(value) do parts[i] = M.json(v) end
@@ -73,7 +77,8 @@ end
 
 -- A folder of its own for each run: name, name-2, name-3, ... A run's folder has a config.json.
 function M.fresh_folder(wanted)
-  local folder, n = wanted, 1
+  local folder = wanted
+  local n = 1
   while M.exists(folder .. "/config.json") do
     n = n + 1
     folder = wanted .. "-" .. n

@@ -1,20 +1,28 @@
--- jobs.lua - work by threads beside the main one (runtime/io/jobs.c): a handle to wait for, and lists of files to write.
+-- jobs.lua - work by threads beside the main one (runtime/io/jobs.c): a handle to wait for, and
+-- lists of files to write.
 --
---   local j = jobs.wrap(ptr)              owns a C job;  j:done(), j:wait() -> true | nil, message;  j:free()
---   local w = jobs.writing()              w:text(path, text), w:tensors(path, header, {tensor, ...}), w:rename(from, to)
---   local j = w:start()                   in that order; nothing may write to the tensors until j has ended
+--   local j = jobs.wrap(ptr)              owns a C job;; j:done(), j:wait() -> true | nil,
+--                                         message;; j:free()
+--   local w = jobs.writing()              w:text(path, text), w:tensors(path, header, {tensor,
+--                                         ...}), w:rename(from, to)
+--   local j = w:start()                   in that order; nothing may write to the tensors until j
+--                                         has ended
 --
--- A job that is forgotten is finished or dropped by the collector. When the program ends, what has begun is waited for.
+-- A job that is forgotten is finished or dropped by the collector. When the program ends, what has
+-- begun is waited for.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 
-local C, call = core.C, core.call
+local C = core.C
+local call = core.call
 
 local M = {}
 
-local Job, Writing = {}, {}
-Job.__index, Writing.__index = Job, Writing
+local Job = {}
+local Writing = {}
+Job.__index = Job
+Writing.__index = Writing
 
 -- The threads run code of the library, which is unloaded with the Lua state.
 M.keeper = ffi.gc(ffi.new "int[1]", function() C.sz_jobs_end() end)
@@ -33,7 +41,9 @@ function Job:free()
   self.ptr = nil
 end
 
-function M.writing() return setmetatable({ ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free) }, Writing) end
+function M.writing()
+  return setmetatable({ ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free) }, Writing)
+end
 
 function Writing:text(path, text) call(C.sz_writing_text(self.ptr, path, text, #text)) end
 function Writing:rename(from, to) call(C.sz_writing_rename(self.ptr, from, to)) end
@@ -49,7 +59,9 @@ function Writing:start()
   return M.wrap(call(C.sz_writing_start(ptr)))
 end
 
-function Job:__tostring() return self.ptr == nil and "job (freed)" or self:done() and "job (ended)" or "job" end
+function Job:__tostring()
+  return self.ptr == nil and "job (freed)" or self:done() and "job (ended)" or "job"
+end
 function Writing:__tostring() return "files to be written" end
 
 return M

@@ -7,21 +7,26 @@
 -- A global that was once assigned may be nil. `rawget(_G, name)` asks without an error.
 -- Left out: tables other than _G.
 
-local getinfo, rawset, error, tostring = debug.getinfo, rawset, error, tostring
+local getinfo = debug.getinfo
+local rawset = rawset
+local error = error
+local tostring = tostring
 
 local M = {}
 
 local declared = {}
 
 local function caller_kind()
-  local info = getinfo(3, "S")      -- 1: this function, 2: the metamethod, 3: who touched the global
+  -- 1: this function, 2: the metamethod, 3: who touched the global
+  local info = getinfo(3, "S")
   return info and info.what or "C"
 end
 
 local function on_assign(globals, name, value)
   if not declared[name] then
     if caller_kind() == "Lua" then
-      error("assignment to undeclared global '" .. tostring(name) .. "' inside a function (a local was meant?)", 2)
+      error("assignment to undeclared global '" .. tostring(name)
+        .. "' inside a function (a local was meant?)", 2)
     end
     declared[name] = true
   end
@@ -43,14 +48,16 @@ function M.on()
   elseif mt.__index ~= on_read and (mt.__index or mt.__newindex) then
     error("_G already has a metatable", 2)
   end
-  mt.__newindex, mt.__index = on_assign, on_read
+  mt.__newindex = on_assign
+  mt.__index = on_read
 end
 
 -- Switches them off, for a script made of code that relies on undefined globals being nil.
 function M.off()
   local mt = getmetatable(_G)
   if mt and mt.__index == on_read then
-    mt.__newindex, mt.__index = nil, nil
+    mt.__newindex = nil
+    mt.__index = nil
   end
 end
 

@@ -1,14 +1,16 @@
--- mask_scenes.lua - images with the objects on them, as training SAM2 needs them: RefShapes, or rows with masks.
+-- mask_scenes.lua - images with the objects on them, as training SAM2 needs them: RefShapes, or
+-- rows with masks.
 --
 --   local train, held = mask_scenes.open(options)     options: lua/segzero/config/sam2_finetune.lua
 --   train.count()                                     math.huge for RefShapes
---   local scene = train.scene(i, progress)            progress of the run, 0 to 1: RefShapes scenes get harder
+--   local scene = train.scene(i, progress)            progress of the run: scenes get harder
 --
 --   scene   {image =, width =, height =, objects = {...}}; the caller frees the image
---   object  {bbox = {x0, y0, x1, y1}, both corners inside as Seg-Zero counts, mask = uint8_t [h * w] of 0 and 1,
+--   object  {bbox = {x0, y0, x1, y1} with both corners inside, mask = uint8_t [h * w] of 0 and 1,
 --            points = two points of a true answer, or nil}
 --
--- A row has one object, the mask's; a row whose mask is empty has none. Leaves out: prompts (train/mask_prompts.lua).
+-- A row has one object, the mask's; a row whose mask is empty has none.
+-- Leaves out: prompts (train/mask_prompts.lua).
 
 local ffi = require "ffi"
 local data = require "segzero.data"
@@ -20,12 +22,14 @@ local tensor = require "segzero.core.tensor"
 
 local M = {}
 
-local TRAINED = 0.9          -- share of a folder to train on when no held-out set is named; the rest is held out
+-- share of a folder to train on when no held-out set is named; the rest is held out
+local TRAINED = 0.9
 
 local function shapes_scene(options, split, index, level)
-  local sample = refshapes.sample { seed = options.seed, split = split, index = index, size = options.size,
-    level = level, questions = 0 }
-  local scene = { image = shape_tasks.image_of(sample), width = sample.width, height = sample.height, objects = {} }
+  local sample = refshapes.sample { seed = options.seed, split = split, index = index,
+    size = options.size, level = level, questions = 0 }
+  local scene = { image = shape_tasks.image_of(sample), width = sample.width,
+    height = sample.height, objects = {} }
   for i, o in ipairs(sample.objects) do
     local first, second = distance.two_circles(o.bbox, o.runs)
     local mask = raster.mask(o.runs, o.bbox, sample.width, sample.height, 1)
@@ -55,7 +59,9 @@ end
 local function points_of(solution)
   local points = {}
   local text = (solution or ""):match "<points>(.-)</points>" or ""
-  for x, y in text:gmatch "%((%d+),(%d+)%)" do points[#points + 1] = { tonumber(x), tonumber(y) } end
+  for x, y in text:gmatch "%((%d+),(%d+)%)" do
+    points[#points + 1] = { tonumber(x), tonumber(y) }
+  end
   if #points ~= 2 then return nil end
   return points
 end
@@ -109,7 +115,9 @@ function M.open(options)
     local last = set:count()
     if options.val_files == "" then last = math.max(1, math.floor(set:count() * TRAINED)) end
     train = of_rows(set, options.train_files, 1, last)
-    if options.val_files == "" then held = of_rows(set, options.train_files, last + 1, set:count()) end
+    if options.val_files == "" then
+      held = of_rows(set, options.train_files, last + 1, set:count())
+    end
   end
   if options.val_files ~= "" and options.val_files ~= "refshapes" then
     local set = data.open(options.val_files, {})

@@ -3,6 +3,7 @@
 --   local set = source.open { split = "train", size = 112, seed = 42, rows = 4096, level = 3 }
 --
 -- size: the side of the images in pixels. rows: how many the set has; the generator itself has no end.
+-- level: 1 to 3, how hard the scenes are (data/refshapes); 3 if left out.
 -- Leaves out: writing a data set to a folder (data/refshapes does that).
 
 local ffi = require "ffi"

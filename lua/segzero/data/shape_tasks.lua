@@ -1,13 +1,15 @@
--- shape_tasks.lua - what a small model learns from RefShapes before GRPO: batches of questions with their answers.
+-- shape_tasks.lua - what a small model learns from RefShapes before GRPO: batches of questions with
+-- their answers.
 --
 --   local tasks = shape_tasks.new(options, { tokenizer = tok, model = vl })
 --   local groups, questions = tasks:batch(progress)      progress of the run, 0 to 1
---     group = {input = the messages up to the end of the image, answers = {ids, ...}}; ids.first is the first learnt token
---   tasks:level(progress, random)                        how hard scenes are at this point: 1, 2 or 3
+--     group = {input = the messages up to the end of the image, answers = {ids, ...}}
+--     ids.first is the first token that is learnt
+--   tasks:level(progress, random)             how hard scenes are at this point: 1, 2 or 3
 --
--- Two tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches to look at a third of the cost; Seg-Zero's own prompt
--- with think and answer takes over. An image's questions share its pass: the stream holds the image once and each question
--- with its answer as a segment after it.
+-- Two tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches to look at a third of the cost;
+-- Seg-Zero's own prompt with think and answer takes over. An image's questions share its pass: the
+-- stream holds the image once and each question with its answer as a segment after it.
 -- Leaves out: packing the groups into a stream (inference/packing.lua).
 
 local ffi = require "ffi"
@@ -52,7 +54,8 @@ local function prefix_of(self, img)
     if id == vl.vision_end_token_id then last = i end
   end
   for i = #input.input_ids, last + 1, -1 do input.input_ids[i] = nil end
-  input.position_ids, input.next_position = processor.positions(input.input_ids, input.image_grid_thw, vl, 2)
+  input.position_ids, input.next_position = processor.positions(input.input_ids,
+    input.image_grid_thw, vl, 2)
   return input
 end
 
@@ -67,7 +70,8 @@ local function exchange(self, question, reply)
 end
 
 local function short_task(self, question)
-  return exchange(self, M.short_question(question.problem), "[" .. table.concat(question.bbox, ",") .. "]")
+  return exchange(self, M.short_question(question.problem),
+    "[" .. table.concat(question.bbox, ",") .. "]")
 end
 
 local function loosened(options, box)
@@ -80,9 +84,10 @@ local function loosened(options, box)
   }
 end
 
--- Two habits that GRPO has to break, each in a share of the images. Qwen2.5-VL's own is to call a box "bbox_2d", whatever
--- key the prompt asks for: seg_strict counts such a box as missing. The other is to draw a box with room around the thing:
--- it names the right one, and fails the reward's IoU > 0.5.
+-- Two habits that GRPO has to break, each in a share of the images. Qwen2.5-VL's own is to call a
+-- box "bbox_2d", whatever key the prompt asks for: seg_strict counts such a box as missing. The
+-- other is to draw a box with room around the thing: it names the right one, and fails the reward's
+-- IoU > 0.5.
 local function full_task(self, question)
   local options = self.options
   local reply = question.answer
@@ -90,7 +95,9 @@ local function full_task(self, question)
     local wide = "[" .. table.concat(loosened(options, question.bbox), ",") .. "]"
     reply = reply:gsub('("bbox": )%b[]', function(key) return key .. wide end)
   end
-  if (self.drawn * HABIT_STEP) % 1 < options.habit then reply = reply:gsub('"bbox"', '"bbox_2d"') end
+  if (self.drawn * HABIT_STEP) % 1 < options.habit then
+    reply = reply:gsub('"bbox"', '"bbox_2d"')
+  end
   return exchange(self, prompt.seg_zero(question.problem), prompt.response(question.think, reply))
 end
 
@@ -107,7 +114,8 @@ function methods:level(progress, random)
   return 3
 end
 
--- Most images of the first part of the run are short ones, and one in eight of the rest; one in eight is never short.
+-- Most images of the first part of the run are short ones, and one in eight of the rest; one in
+-- eight is never short.
 local function is_short(self, index, progress)
   if index % 8 == 1 then return true end
   return index % 8 ~= 0 and progress < self.options.short_until
@@ -125,11 +133,13 @@ function methods:batch(progress)
     local level = self:level(progress, (index * LEVEL_STEP) % 1)
     local most = o.questions
     if level == 1 then most = 1 end
-    local scene = refshapes.sample { seed = o.seed, index = index, size = o.size, level = level, questions = most }
+    local scene = refshapes.sample { seed = o.seed, index = index, size = o.size, level = level,
+      questions = most }
     local img = M.image_of(scene)
     local group = { input = prefix_of(self, img), answers = {} }
     img:free()
-    local task, each = full_task, 1
+    local task = full_task
+    local each = 1
     if is_short(self, index, progress) then
       task = short_task
       each = SHORT_COST

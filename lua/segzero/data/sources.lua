@@ -13,7 +13,7 @@
 --     set.name         what messages call it; optional
 --   set:image(i) lets background threads read the image ahead of time; set:row(i, image) then gets the image that was
 --   read, and uses it instead of reading the file again.
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =}. A source takes what it understands.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source takes what it understands.
 --
 -- The sources are asked in the order of their names; "jsonl" takes what no other source wants.
 -- Leaves out: parquet files and data sets of the Hugging Face hub.

@@ -1,32 +1,42 @@
--- answer.lua - what a model wrote -> boxes and points, as Seg-Zero's and VisionReasoner's inference scripts read it.
+-- answer.lua - what a model wrote -> boxes and points, as Seg-Zero's and VisionReasoner's inference
+-- scripts read it.
 --
 --   local answer = require "segzero.formats.answer"
 --   local a, why = answer.parse(text)            one object; the text is like
 --     "<think>..</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60], "points_2": [80,160]}</answer>"
---     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}      in the frame the model saw
---   local b = answer.scale(a, width / frame, height / frame)               in the picture's own pixels
+--     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}
+--       in the frame the model saw
+--   local b = answer.scale(a, width / frame, height / frame)
+--       in the image's own pixels
 --
---   local list, why = answer.parse_list(text)    several objects; <answer>[{"bbox_2d": [..], "point_2d": [..]}, ..]</answer>
+--   local list, why = answer.parse_list(text)    several objects; <answer>[{"bbox_2d": [..],
+--                                                "point_2d": [..]}, ..]</answer>
 --     list.think, list[i].bbox, list[i].point
 --   local scaled = answer.scale_list(list, fx, fy)
 --
--- parse and parse_list return nil and a sentence exactly where the Python scripts raise, which their evaluations count
--- as IoU 0. One object: the first {...} anywhere in the text counts, also inside the thinking; the box is the first key
--- with "bbox" in it, the points the first two keys with "points"; coordinates are cut to integers, then scaled and
--- rounded half to even; the thinking must be there. Several objects: the first <answer>; coordinates are scaled, then
--- v + 0.5 is cut toward zero; no thinking is an empty one.
+-- parse and parse_list return nil and a sentence exactly where the Python scripts raise, which
+-- their evaluations count as IoU 0. One object: the first {...} anywhere in the text counts, also
+-- inside the thinking; the box is the first key with "bbox" in it, the points the first two keys
+-- with "points"; coordinates are cut to integers, then scaled and rounded half to even; the
+-- thinking must be there. Several objects: the first <answer>; coordinates are scaled, then v + 0.5
+-- is cut toward zero; no thinking is an empty one.
 --
--- Leaves out: whether the box makes sense (corners in order, inside the picture): the scripts hand it on as it is.
+-- Leaves out: whether the box makes sense (corners in order, inside the image): the scripts hand
+-- it on as it is.
 
 local pyjson = require "segzero.formats.pyjson"
 local pytext = require "segzero.formats.pytext"
 
 local M = {}
 
-local floor, find, sub = math.floor, string.find, string.sub
+local floor = math.floor
+local find = string.find
+local sub = string.sub
 
 local function text_of(text, level)
-  if type(text) ~= "string" then error("answer: the text is a " .. type(text) .. ", not a string", level + 1) end
+  if type(text) ~= "string" then
+    error("answer: the text is a " .. type(text) .. ", not a string", level + 1)
+  end
 end
 
 local function thinking(text) return text:match "<think>([^<]+)</think>" end
@@ -67,11 +77,14 @@ function M.parse(text)
   local bbox_key = keys_with(object, "bbox", 1)[1]
   if not bbox_key then return nil, "no key with \"bbox\"" end
   local length = pyjson.length(object.map[bbox_key])
-  if length ~= 4 then return nil, ("\"%s\" has %s numbers instead of 4"):format(bbox_key, length or "no") end
+  if length ~= 4 then
+    return nil, ("\"%s\" has %s numbers instead of 4"):format(bbox_key, length or "no")
+  end
   local bbox = wholes(object.map[bbox_key], 4)
   if not bbox then return nil, ("\"%s\" does not hold 4 numbers"):format(bbox_key) end
 
-  local point_keys, points = keys_with(object, "points", 2), {}
+  local point_keys = keys_with(object, "points", 2)
+  local points = {}
   if #point_keys < 2 then return nil, ("%d of 2 keys with \"points\""):format(#point_keys) end
   for i, key in ipairs(point_keys) do
     points[i] = wholes(object.map[key], 2)
@@ -126,7 +139,8 @@ local function answer_body(text)
   local first = pytext.skip_space(text, open + 1)
   local close = find(text, "</answer>", first, true)
   if not close then return nil end
-  local last, i = first - 1, first
+  local last = first - 1
+  local i = first
   while i < close do
     local after = pytext.skip_space(text, i)
     if after == i then
@@ -163,9 +177,14 @@ function M.parse_list(text)
   for i, item in ipairs(value) do
     local map = type(item) == "table" and item.kind == "object" and item.map
     if not map then return nil, ("object %d of the answer is not {...}"):format(i) end
-    local bbox, point = numbers(map.bbox_2d, 4), numbers(map.point_2d, 2)
-    if not bbox then return nil, ("object %d of the answer has no \"bbox_2d\" of 4 numbers"):format(i) end
-    if not point then return nil, ("object %d of the answer has no \"point_2d\" of 2 numbers"):format(i) end
+    local bbox = numbers(map.bbox_2d, 4)
+    local point = numbers(map.point_2d, 2)
+    if not bbox then
+      return nil, ("object %d of the answer has no \"bbox_2d\" of 4 numbers"):format(i)
+    end
+    if not point then
+      return nil, ("object %d of the answer has no \"point_2d\" of 2 numbers"):format(i)
+    end
     list[i] = { bbox = bbox, point = point }
   end
   return list
@@ -176,7 +195,9 @@ local function half_up(x) return cut(x + 0.5) end
 function M.scale_list(list, fx, fy)
   fx, fy = factors(fx, fy, 2)
   local out = { think = list.think }
-  for i, o in ipairs(list) do out[i] = { bbox = scaled(o.bbox, fx, fy, half_up), point = scaled(o.point, fx, fy, half_up) } end
+  for i, o in ipairs(list) do
+    out[i] = { bbox = scaled(o.bbox, fx, fy, half_up), point = scaled(o.point, fx, fy, half_up) }
+  end
   return out
 end
 

@@ -1,12 +1,15 @@
--- image.lua - pictures as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
+-- image.lua - images as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
 --
---   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF, PNM, told by content, not by name
+--   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF, PNM, told by content,
+--                                                 not by name
 --   img.width, img.height
---   img:resize(w, h, "bilinear" | "bicubic")      a new picture, bit for bit as Pillow does (default "bicubic")
+--   img:resize(w, h, "bilinear" | "bicubic")      a new image, bit for bit as Pillow does
+--                                                 (default "bicubic")
 --   img:save(path)                                .png, .jpg or .jpeg; whole or not at all
 --   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) is the way back
 --   img:pixels() -> uint8_t *, valid while img is alive
---   img:free()                                    drops the memory at once; the collector is only the net
+--   img:free()                                    drops the memory at once; the collector is only
+--                                                 the net
 --   image.size(path) -> w, h                      from the header, without decoding
 --   image.new(w, h)                               black
 --   image.write_png(path, w, h, channels, p)      any 8-bit pixels, 1 or 3 channels
@@ -16,19 +19,23 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 local Image = {}
 local mt = { __index = Image }
 
 local FILTER = { bilinear = 0, bicubic = 1 }
-local COLLECT_AFTER = 256 * 2 ^ 20      -- bytes of pictures made since the last full collection that start another
+-- bytes of images made since the last full collection that start another
+local COLLECT_AFTER = 256 * 2 ^ 20
 
--- The collector does not see C memory: without this a loop that forgets free() would hold every picture it loaded.
+-- The collector does not see C memory: without this a loop that forgets free() would hold every
+-- image it loaded.
 local made = 0
 local function wrap(ptr)
-  local w, h = C.sz_image_width(ptr), C.sz_image_height(ptr)
+  local w = C.sz_image_width(ptr)
+  local h = C.sz_image_height(ptr)
   made = made + w * h * 3
   local self = setmetatable({ ptr = ffi.gc(ptr, C.sz_image_free), width = w, height = h }, mt)
   if made > COLLECT_AFTER then
@@ -38,13 +45,13 @@ local function wrap(ptr)
   return self
 end
 
-M.wrap = wrap       -- takes over a C picture
+M.wrap = wrap       -- takes over a C image
 
 function M.is_image(x) return getmetatable(x) == mt end
 
 local function live(self, level)
-  if getmetatable(self) ~= mt then error("a picture is expected, got " .. type(self), level + 1) end
-  if self.ptr == nil then error("this picture has been freed", level + 1) end
+  if getmetatable(self) ~= mt then error("an image is expected, got " .. type(self), level + 1) end
+  if self.ptr == nil then error("this image has been freed", level + 1) end
   return self.ptr
 end
 
@@ -76,15 +83,19 @@ function M.size(path)
 end
 
 function M.write_png(path, width, height, channels, pixels)
-  check(C.sz_image_write_png(path_of(path, 2), whole(width, "width", 2), whole(height, "height", 2), channels, pixels), 2)
+  check(C.sz_image_write_png(path_of(path, 2), whole(width, "width", 2), whole(height, "height", 2),
+    channels, pixels), 2)
 end
 
 function M.from_tensor(t)
   local tensor = require "segzero.core.tensor"
-  if not tensor.is_tensor(t) then error("a picture is made of a u8 tensor [h, w, 3], not a " .. type(t), 2) end
+  if not tensor.is_tensor(t) then
+    error("an image is made of a u8 tensor [h, w, 3], not a " .. type(t), 2)
+  end
   local shape = t:shape()
   if t:dtype() ~= "u8" or #shape ~= 3 or shape[3] ~= 3 then
-    error(("a picture is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(), table.concat(shape, ", ")), 2)
+    error(("an image is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(),
+      table.concat(shape, ", ")), 2)
   end
   local img = M.new(shape[2], shape[1])
   ffi.copy(C.sz_image_pixels(img.ptr), tensor.data(t), shape[1] * shape[2] * 3)
@@ -94,8 +105,11 @@ end
 function Image:resize(width, height, filter)
   local ptr = live(self, 2)
   local code = FILTER[filter or "bicubic"]
-  if not code then error(("resize: filter %s is neither bilinear nor bicubic"):format(tostring(filter)), 2) end
-  return wrap(check(C.sz_image_resize(ptr, whole(width, "width", 2), whole(height, "height", 2), code), 2))
+  if not code then
+    error(("resize: filter %s is neither bilinear nor bicubic"):format(tostring(filter)), 2)
+  end
+  return wrap(check(C.sz_image_resize(ptr, whole(width, "width", 2), whole(height, "height", 2),
+    code), 2))
 end
 
 function Image:save(path)

@@ -1,32 +1,41 @@
--- pickle.lua - the part of a torch.save file that describes its tensors, read without running anything it asks for.
+-- pickle.lua - the part of a torch.save file that describes its tensors, read without running
+-- anything it asks for.
 --
---   local list = pickle.tensors(path, text)       text: data.pkl, a pickle of protocol 2 to 5; path: for messages
+--   local list = pickle.tensors(path, text)       text: data.pkl, a pickle of protocol 2 to 5;
+--                                                 path: for messages
 --     -> {{name =, tensor = {storage = {dtype =, key =, count =}, offset =, shape = {n =, ...}, strides =, dtype =, untyped =}}, ...}
 --
--- A pickle is a program. This one can only build containers, numbers, texts, torch.Size, OrderedDict, storages and tensors; any other
--- name in it is an error that tells the name. For a dict whose key 'model' holds a dict with tensors, that inner dict is read;
--- else the whole: dicts and lists are walked and keys joined with '.' (list places from 0); what is no tensor is dropped.
--- Offset, shape and strides count elements and are whole numbers, nothing more: torchfile.lua checks them against the file.
+-- A pickle is a program. This one can only build containers, numbers, texts, torch.Size,
+-- OrderedDict, storages and tensors; any other name in it is an error that tells the name. For a
+-- dict whose key 'model' holds a dict with tensors, that inner dict is read; else the whole: dicts
+-- and lists are walked and keys joined with '.' (list places from 0); what is no tensor is dropped.
+-- Offset, shape and strides count elements and are whole numbers, nothing more: torchfile.lua
+-- checks them against the file.
 -- Leaves out: writing, classes, protocol 0 and 1's texts for objects.
 
 local ffi = require "ffi"
 
 local M = {}
 
-local MAX_OBJECTS, MAX_DEPTH = 2 ^ 20, 64
+local MAX_OBJECTS = 2 ^ 20
+local MAX_DEPTH = 64
 local MAX_WHOLE = 2 ^ 53
 
--- Types by their torch names: those that torchfile.lua makes tensors of, and what a file may name besides.
+-- Types by their torch names: those that torchfile.lua makes tensors of, and what a file may name
+-- besides.
 local TYPES = { "float32", "bfloat16", "int32", "uint8", "bool", "float16", "float64", "int64" }
 local STORAGE = {
-  FloatStorage = "float32", BFloat16Storage = "bfloat16", IntStorage = "int32", ByteStorage = "uint8", BoolStorage = "bool",
-  HalfStorage = "float16", DoubleStorage = "float64", LongStorage = "int64", ShortStorage = "int16", CharStorage = "int8",
+  FloatStorage = "float32", BFloat16Storage = "bfloat16", IntStorage = "int32",
+    ByteStorage = "uint8", BoolStorage = "bool",
+  HalfStorage = "float16", DoubleStorage = "float64", LongStorage = "int64", ShortStorage = "int16",
+    CharStorage = "int8",
   ComplexFloatStorage = "complex64", ComplexDoubleStorage = "complex128",
 }
--- Types that torch names directly, because they came after the storage classes. None is handled; a tensor of one that is wanted is
--- an error, one inside an optimizer's state is not.
+-- Types that torch names directly, because they came after the storage classes. None is handled; a
+-- tensor of one that is wanted is an error, one inside an optimizer's state is not.
 local LATE_DTYPES = {
-  "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu",
+  "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
+    "float8_e5m2fnuz", "float8_e8m0fnu",
   "float4_e2m1fn_x2", "complex32", "bits8", "bits16",
 }
 
@@ -48,10 +57,12 @@ function M.number(s, at, bytes)
   return n
 end
 
-local fail, shown, number = M.fail, M.shown, M.number
+local fail = M.fail
+local shown = M.shown
+local number = M.number
 
--- Values: numbers, texts and booleans as they are; everything else a table with `kind`: none, dict, list, tuple (sets
--- count as lists and tuples), callable, storage_type, dtype, storage, tensor.
+-- Values: numbers, texts and booleans as they are; everything else a table with `kind`: none, dict,
+-- list, tuple (sets count as lists and tuples), callable, storage_type, dtype, storage, tensor.
 local NONE = { kind = "none" }
 
 local function kind(v) return type(v) == "table" and v.kind or type(v) end
@@ -75,28 +86,41 @@ local CALLABLES = {
   end,
   -- (storage, offset, shape, strides, requires_grad, hooks [, metadata])
   ["torch._utils._rebuild_tensor_v2"] = function(p, args) return p:tensor(args, nil) end,
-  -- (storage, offset, shape, strides, requires_grad, hooks, dtype [, metadata]): types without a storage class
+  -- (storage, offset, shape, strides, requires_grad, hooks, dtype [, metadata]): types without a
+  -- storage class
   ["torch._utils._rebuild_tensor_v3"] = function(p, args)
-    if kind(args[7]) ~= "dtype" then p:fail("torch._utils._rebuild_tensor_v3 is called without a dtype") end
+    if kind(args[7]) ~= "dtype" then
+      p:fail("torch._utils._rebuild_tensor_v3 is called without a dtype")
+    end
     return p:tensor(args, args[7].dtype)
   end,
   -- (tensor, requires_grad, hooks)
   ["torch._utils._rebuild_parameter"] = function(p, args)
-    if kind(args[1]) ~= "tensor" then p:fail("torch._utils._rebuild_parameter is called without a tensor") end
+    if kind(args[1]) ~= "tensor" then
+      p:fail("torch._utils._rebuild_parameter is called without a tensor")
+    end
     return args[1]
   end,
 }
 
 local GLOBALS = { ["torch.storage.UntypedStorage"] = { kind = "storage_type", dtype = "uint8" } }
-for name, call in pairs(CALLABLES) do GLOBALS[name] = { kind = "callable", name = name, call = call } end
-for name, dtype in pairs(STORAGE) do GLOBALS["torch." .. name] = { kind = "storage_type", dtype = dtype } end
+for name, call in pairs(CALLABLES) do
+  GLOBALS[name] = { kind = "callable", name = name, call = call }
+end
+for name, dtype in pairs(STORAGE) do
+  GLOBALS["torch." .. name] = { kind = "storage_type", dtype = dtype }
+end
 for _, name in ipairs(TYPES) do GLOBALS["torch." .. name] = { kind = "dtype", dtype = name } end
-for _, name in ipairs(LATE_DTYPES) do GLOBALS["torch." .. name] = { kind = "dtype", dtype = name } end
+for _, name in ipairs(LATE_DTYPES) do
+  GLOBALS["torch." .. name] = { kind = "dtype", dtype = name }
+end
 
 local P = {}
 P.__index = P
 
-function P:fail(format, ...) fail(self.path, "data.pkl, byte %d: " .. format, self.op_at - 1, ...) end
+function P:fail(format, ...)
+  fail(self.path, "data.pkl, byte %d: " .. format, self.op_at - 1, ...)
+end
 
 function P:object(o)
   self.objects = self.objects + 1
@@ -106,7 +130,9 @@ end
 
 function P:take(n)
   local at = self.at
-  if n > #self.text - at + 1 then self:fail("%.0f bytes are wanted, %d are left", n, #self.text - at + 1) end
+  if n > #self.text - at + 1 then
+    self:fail("%.0f bytes are wanted, %d are left", n, #self.text - at + 1)
+  end
   self.at = at + n
   return at
 end
@@ -168,7 +194,8 @@ end
 function P:set(d, k, v)
   local i = type(k) == "string" and d.at[k] or #d.keys + 1
   if type(k) == "string" then d.at[k] = i end
-  d.keys[i], d.values[i] = k, v
+  d.keys[i] = k
+  d.values[i] = v
 end
 
 function P:add(list, items)
@@ -188,7 +215,10 @@ function P:global(module, name)
   if type(module) ~= "string" or type(name) ~= "string" then self:fail("a name is not a text") end
   local full = module .. "." .. name
   local g = GLOBALS[full]
-  if not g then fail(self.path, "the file calls %s, which is not read: only tensors and plain containers are", shown(full)) end
+  if not g then
+    fail(self.path, "the file calls %s, which is not read: only tensors and plain containers are",
+      shown(full))
+  end
   return g
 end
 
@@ -201,7 +231,8 @@ function P:long(n)
 end
 
 function P:storage(id)
-  if kind(id) ~= "tuple" or id.n < 5 or id[1] ~= "storage" or kind(id[2]) ~= "storage_type" or type(id[3]) ~= "string"
+  if kind(id) ~= "tuple" or id.n < 5 or id[1] ~= "storage" or kind(id[2]) ~= "storage_type"
+    or type(id[3]) ~= "string"
     or not whole(id[5]) then
     self:fail("a persistent id that is no storage")
   end
@@ -209,14 +240,21 @@ function P:storage(id)
 end
 
 function P:tensor(args, dtype)
-  local storage, offset, shape, strides = args[1], args[2], args[3], args[4]
-  if kind(storage) ~= "storage" or not whole(offset) or kind(shape) ~= "tuple" or kind(strides) ~= "tuple" or shape.n ~= strides.n then
+  local storage = args[1]
+  local offset = args[2]
+  local shape = args[3]
+  local strides = args[4]
+  if kind(storage) ~= "storage" or not whole(offset) or kind(shape) ~= "tuple"
+    or kind(strides) ~= "tuple" or shape.n ~= strides.n then
     self:fail("a tensor that is not (storage, offset, shape, strides)")
   end
   for i = 1, shape.n do
-    if not whole(shape[i]) or not whole(strides[i]) then self:fail("a tensor's dimension %d is not a whole number", i - 1) end
+    if not whole(shape[i]) or not whole(strides[i]) then
+      self:fail("a tensor's dimension %d is not a whole number", i - 1)
+    end
   end
-  return self:object { kind = "tensor", storage = storage, offset = offset, shape = shape, strides = strides,
+  return self:object { kind = "tensor", storage = storage, offset = offset, shape = shape,
+    strides = strides,
     dtype = dtype or storage.dtype, untyped = dtype ~= nil }
 end
 
@@ -229,7 +267,9 @@ local OPS = {
   end,
   [0x95] = function(p)      -- FRAME
     local n = p:unsigned(8)
-    if n > #p.text - p.at + 1 then p:fail("a frame of %.0f bytes, %d are left", n, #p.text - p.at + 1) end
+    if n > #p.text - p.at + 1 then
+      p:fail("a frame of %.0f bytes, %d are left", n, #p.text - p.at + 1)
+    end
   end,
   ["("] = function(p) p.marks[#p.marks + 1] = p.n end,
   ["0"] = function(p)       -- POP, which removes a mark when there is nothing above it
@@ -239,7 +279,8 @@ local OPS = {
   ["2"] = function(p) p:push(p:top()) end,
   ["q"] = function(p) p.memo[p:unsigned(1)] = p:top() end,
   ["r"] = function(p) p.memo[p:unsigned(4)] = p:top() end,
-  [0x94] = function(p)      -- MEMOIZE: at the number of entries so far; what is read here never leaves gaps
+  -- MEMOIZE: at the number of entries so far; what is read here never leaves gaps
+  [0x94] = function(p)
     p.memo[p.memoized] = p:top()
     p.memoized = p.memoized + 1
   end,
@@ -332,7 +373,8 @@ local BY_BYTE = {}
 for op, f in pairs(OPS) do BY_BYTE[type(op) == "string" and op:byte() or op] = f end
 
 local OP_NAMES = {
-  [0x50] = "PERSID", [0x6f] = "OBJ", [0x81] = "NEWOBJ", [0x92] = "NEWOBJ_EX", [0x82] = "EXT1", [0x83] = "EXT2", [0x84] = "EXT4",
+  [0x50] = "PERSID", [0x6f] = "OBJ", [0x81] = "NEWOBJ", [0x92] = "NEWOBJ_EX", [0x82] = "EXT1",
+    [0x83] = "EXT2", [0x84] = "EXT4",
 }
 
 function P:recall(i)
@@ -342,7 +384,8 @@ end
 
 local function unpickle(path, text)
   local p = setmetatable({
-    path = path, text = text, at = 1, op_at = 1, stack = {}, n = 0, marks = {}, memo = {}, memoized = 0, objects = 0,
+    path = path, text = text, at = 1, op_at = 1, stack = {}, n = 0, marks = {}, memo = {},
+      memoized = 0, objects = 0,
   }, P)
   local stop = ("."):byte()
   while true do
@@ -360,12 +403,16 @@ local function unpickle(path, text)
 end
 
 -- ---- from containers to names ----
--- {{name, tensor}, ...} in the file's order. Shared containers are walked each time they are met, hence the limits.
+-- {{name, tensor}, ...} in the file's order. Shared containers are walked each time they are met,
+-- hence the limits.
 local function flatten(path, root)
-  local list, visits = {}, 0
+  local list = {}
+  local visits = 0
   local function walk(v, name, depth)
     visits = visits + 1
-    if visits > MAX_OBJECTS then fail(path, "more than %d values in its containers", MAX_OBJECTS) end
+    if visits > MAX_OBJECTS then
+      fail(path, "more than %d values in its containers", MAX_OBJECTS)
+    end
     if depth > MAX_DEPTH then fail(path, "containers are nested more than %d deep", MAX_DEPTH) end
     local k = kind(v)
     if k == "tensor" then
@@ -374,7 +421,11 @@ local function flatten(path, root)
     elseif k == "dict" then
       for i = 1, #v.keys do
         local key = v.keys[i]
-        if type(key) == "number" then key = ("%.17g"):format(key) elseif type(key) ~= "string" then key = "<" .. kind(key) .. ">" end
+        if type(key) == "number" then
+          key = ("%.17g"):format(key)
+        elseif type(key) ~= "string" then
+          key = "<" .. kind(key) .. ">"
+        end
         walk(v.values[i], name and name .. "." .. key or key, depth + 1)
       end
     elseif k == "list" or k == "tuple" then

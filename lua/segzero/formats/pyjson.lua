@@ -1,34 +1,43 @@
--- pyjson.lua - JSON exactly as Python's json.loads(str) takes it, for answers and rewards that must agree with Python originals.
+-- pyjson.lua - JSON exactly as Python's json.loads(str) takes it, for answers and rewards that must
+-- agree with Python originals.
 --
 --   local value = pyjson.decode('{"bbox": [1, 2, 3, NaN]}')      -- value.map.bbox[1] == 1
 --
--- lua-cjson is no help: it reads hexadecimal, "inf" and leading zeros, which Python refuses, turns lone surrogates into an
--- error, which Python accepts, and loses the order of keys, by which Seg-Zero's loose reward picks its fields.
+-- lua-cjson is no help: it reads hexadecimal, "inf" and leading zeros, which Python refuses, turns
+-- lone surrogates into an error, which Python accepts, and loses the order of keys, by which
+-- Seg-Zero's loose reward picks its fields.
 --
--- Values: null -> pyjson.null; true, false -> booleans; int and float -> numbers; string -> UTF-8 string (lone surrogates in
--- their three-byte form); array -> {kind = "array", [1..n]}; object -> {kind = "object", keys = {name, ...}, map = {name ->
--- value}}. A repeated key keeps its first place and takes the last value, like a dict.
+-- Values: null -> pyjson.null; true, false -> booleans; int and float -> numbers; string -> UTF-8
+-- string (lone surrogates in their three-byte form); array -> {kind = "array", [1..n]}; object ->
+-- {kind = "object", keys = {name, ...}, map = {name -> value}}. A repeated key keeps its first
+-- place and takes the last value, like a dict.
 --
--- Python's own additions are here: NaN, Infinity, -Infinity; 1e400 is infinite. So are its refusals: white space other than
--- blank, tab, CR, LF; raw control characters in strings; integers of more than 4300 digits; a byte order mark; anything
--- after the value. Left out: exact integers (past 2^53 the nearest double, past 1e308 infinity) and floats with a mantissa of a
--- million digits. Nesting: Python stops at about 1000 levels less the depth of its call stack (measured: 995 from the top of
--- a script); the limit here is fixed.
+-- Python's own additions are here: NaN, Infinity, -Infinity; 1e400 is infinite. So are its
+-- refusals: white space other than blank, tab, CR, LF; raw control characters in strings; integers
+-- of more than 4300 digits; a byte order mark; anything after the value. Left out: exact integers
+-- (past 2^53 the nearest double, past 1e308 infinity) and floats with a mantissa of a million
+-- digits. Nesting: Python stops at about 1000 levels less the depth of its call stack (measured:
+-- 995 from the top of a script); the limit here is fixed.
 
 local pytext = require "segzero.formats.pytext"
 
 local M = {}
 
-local byte, char, find, sub = string.byte, string.char, string.find, string.sub
+local byte = string.byte
+local char = string.char
+local find = string.find
+local sub = string.sub
 
 M.null = setmetatable({}, {__tostring = function() return "null" end})
 
 local MAX_DEPTH = 990
 
-local ESCAPES = {['"'] = '"', ["\\"] = "\\", ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r", t = "\t"}
+local ESCAPES = {['"'] = '"', ["\\"] = "\\", ["/"] = "/", b = "\b", f = "\f", n = "\n", r = "\r",
+  t = "\t"}
 
 local LITERALS = {
-  {"null", M.null}, {"true", true}, {"false", false}, {"NaN", 0 / 0}, {"Infinity", math.huge}, {"-Infinity", -math.huge},
+  {"null", M.null}, {"true", true}, {"false", false}, {"NaN", 0 / 0}, {"Infinity", math.huge},
+    {"-Infinity", -math.huge},
 }
 
 -- The readers below return the position after what they read and the value, or nil and a message.
@@ -87,7 +96,8 @@ local function read_string(s, i)
   end
 end
 
--- tonumber() gives nil for exponents from 2^20 on. Only a mantissa of a million digits could bring one back into range.
+-- tonumber() gives nil for exponents from 2^20 on. Only a mantissa of a million digits could bring
+-- one back into range.
 local function far_float(token)
   local sign, mantissa, exponent_sign = token:match("^(%-?)([%d.]+)[eE]([+-]?)")
   local value = 0
@@ -95,7 +105,8 @@ local function far_float(token)
   return sign == "-" and -value or value
 end
 
--- The longest number at i. What follows it (the 1 of 01, the point of 1.) is left for the caller to stumble over.
+-- The longest number at i. What follows it (the 1 of 01, the point of 1.) is left for the caller to
+-- stumble over.
 local function read_number(s, i)
   local _, stop = find(s, "^%-?[1-9]%d*", i)
   if not stop then
@@ -124,7 +135,8 @@ local read_value
 
 -- i is the byte after the bracket.
 local function read_array(s, i, depth)
-  local array, n = {kind = "array"}, 0
+  local array = {kind = "array"}
+  local n = 0
   i = skip(s, i)
   if sub(s, i, i) == "]" then return i + 1, array end
   while true do
@@ -142,7 +154,8 @@ end
 
 -- i is the byte after the brace.
 local function read_object(s, i, depth)
-  local keys, map = {}, {}
+  local keys = {}
+  local map = {}
   local object = {kind = "object", keys = keys, map = map}
   i = skip(s, i)
   if sub(s, i, i) == "}" then return i + 1, object end
@@ -180,11 +193,14 @@ function read_value(s, i, depth)
   return read_number(s, i)
 end
 
--- int(value), or nil where Python raises: cuts toward zero, reads strings, takes true and false as 1 and 0.
+-- int(value), or nil where Python raises: cuts toward zero, reads strings, takes true and false as
+-- 1 and 0.
 function M.int(value)
   if type(value) == "string" then return pytext.parse_int(value) end
   if type(value) == "boolean" then return value and 1 or 0 end
-  if type(value) ~= "number" or value ~= value or value == math.huge or value == -math.huge then return nil end
+  if type(value) ~= "number" or value ~= value or value == math.huge or value == -math.huge then
+    return nil
+  end
   if value < 0 then return math.ceil(value) end
   return math.floor(value)
 end
@@ -203,7 +219,8 @@ function M.item(value, i)
   return nil
 end
 
--- decode(text) -> value, or nil and a message. The value of "false" is false: test the message, or compare with nil.
+-- decode(text) -> value, or nil and a message. The value of "false" is false: test the message, or
+-- compare with nil.
 function M.decode(text)
   local after, value = read_value(text, skip(text, 1), 0)
   if not after then return nil, value end

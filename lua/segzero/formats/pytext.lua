@@ -1,32 +1,42 @@
--- pytext.lua - text as Python's str sees it, for what must agree with Python originals: characters, white space, decimal
--- digits and int(). Strings are UTF-8 bytes; a lone surrogate (which a JSON escape can make) is its three-byte form. A byte
--- that belongs to no UTF-8 sequence cannot occur in Python; here it counts as one character that is neither space nor digit.
+-- pytext.lua - text as Python's str sees it, for what must agree with Python originals: characters,
+-- white space, decimal digits and int(). Strings are UTF-8 bytes; a lone surrogate (which a JSON
+-- escape can make) is its three-byte form. A byte that belongs to no UTF-8 sequence cannot occur in
+-- Python; here it counts as one character that is neither space nor digit.
 --
--- Left out: case folding and normalisation. Lower-casing needs no table here: no character outside A-Z folds to a letter
--- of the words that rewards look for (checked over all of Unicode for "bbox" and "points"; U+0130 folds to "i" plus a combining
--- dot, which breaks the word). Digits are those of Unicode 14 (Python 3.11).
+-- Left out: case folding and normalisation. Lower-casing needs no table here: no character outside
+-- A-Z folds to a letter of the words that rewards look for (checked over all of Unicode for "bbox"
+-- and "points"; U+0130 folds to "i" plus a combining dot, which breaks the word). Digits are those
+-- of Unicode 14 (Python 3.11).
 
 local M = {}
 
-local byte, find, sub = string.byte, string.find, string.sub
+local byte = string.byte
+local find = string.find
+local sub = string.sub
 
 -- What int() refuses to read in decimal, sys.int_info.default_max_str_digits.
 M.MAX_INT_DIGITS = 4300
 
 -- Code points of the digits zero in category Nd; each is followed by its one to nine.
 local ZEROS = {
-  0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0,
-  0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40, 0x1c50, 0xa620, 0xa8d0,
-  0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x104a0, 0x10d30, 0x11066, 0x110f0, 0x11136, 0x111d0, 0x112f0,
-  0x11450, 0x114d0, 0x11650, 0x116c0, 0x11730, 0x118e0, 0x11950, 0x11c50, 0x11d50, 0x11da0, 0x16a60, 0x16ac0, 0x16b50,
+  0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
+    0xe50, 0xed0,
+  0xf20, 0x1040, 0x1090, 0x17e0, 0x1810, 0x1946, 0x19d0, 0x1a80, 0x1a90, 0x1b50, 0x1bb0, 0x1c40,
+    0x1c50, 0xa620, 0xa8d0,
+  0xa900, 0xa9d0, 0xa9f0, 0xaa50, 0xabf0, 0xff10, 0x104a0, 0x10d30, 0x11066, 0x110f0, 0x11136,
+    0x111d0, 0x112f0,
+  0x11450, 0x114d0, 0x11650, 0x116c0, 0x11730, 0x118e0, 0x11950, 0x11c50, 0x11d50, 0x11da0, 0x16a60,
+    0x16ac0, 0x16b50,
   0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6, 0x1e140, 0x1e2f0, 0x1e950, 0x1fbf0,
 }
 
-local DIGIT, SPACE = {}, {}
+local DIGIT = {}
+local SPACE = {}
 for _, zero in ipairs(ZEROS) do
   for d = 0, 9 do DIGIT[zero + d] = d end
 end
-for _, range in ipairs{{0x09, 0x0d}, {0x1c, 0x20}, {0x85, 0x85}, {0xa0, 0xa0}, {0x1680, 0x1680}, {0x2000, 0x200a},
+for _, range in ipairs{{0x09, 0x0d}, {0x1c, 0x20}, {0x85, 0x85}, {0xa0, 0xa0}, {0x1680, 0x1680},
+  {0x2000, 0x200a},
                        {0x2028, 0x2029}, {0x202f, 0x202f}, {0x205f, 0x205f}, {0x3000, 0x3000}} do
   for c = range[1], range[2] do SPACE[c] = true end
 end
@@ -36,7 +46,8 @@ local function continuation(s, i)
   if b and b >= 0x80 and b < 0xc0 then return b - 0x80 end
 end
 
--- codepoint(s, i) -> code point that starts at byte i, first byte after it. A stray byte gives -1. Past the end: nil.
+-- codepoint(s, i) -> code point that starts at byte i, first byte after it. A stray byte gives -1.
+-- Past the end: nil.
 local function codepoint(s, i)
   local b = byte(s, i)
   if not b then return nil end
@@ -55,7 +66,8 @@ M.codepoint = codepoint
 
 -- Number of characters.
 function M.length(s)
-  local n, i = 0, 1
+  local n = 0
+  local i = 1
   while i <= #s do
     n = n + 1
     local _, after = codepoint(s, i)
@@ -85,10 +97,12 @@ function M.skip_space(s, i)
   end
 end
 
--- The decimal digits of s, in any script, as ASCII, or nil when s is empty or holds anything else: what \d+ matches whole.
+-- The decimal digits of s, in any script, as ASCII, or nil when s is empty or holds anything else:
+-- what \d+ matches whole.
 function M.ascii_digits(s)
   if find(s, "^[0-9]+$") then return s end
-  local out, i = {}, 1
+  local out = {}
+  local i = 1
   while i <= #s do
     local c, after = codepoint(s, i)
     local d = DIGIT[c]
@@ -100,10 +114,12 @@ function M.ascii_digits(s)
   return table.concat(out)
 end
 
--- int(s) for a string: white space around, one sign, digits of any script, single underscores between digits. Returns the
--- number (a double: past 2^53 the nearest one) or nil. U+001C to U+001F are white space to \s but not here.
+-- int(s) for a string: white space around, one sign, digits of any script, single underscores
+-- between digits. Returns the number (a double: past 2^53 the nearest one) or nil. U+001C to U+001F
+-- are white space to \s but not here.
 function M.parse_int(s)
-  local out, i = {}, 1
+  local out = {}
+  local i = 1
   while i <= #s do
     local c, after = codepoint(s, i)
     if c < 0x80 then
@@ -118,7 +134,9 @@ function M.parse_int(s)
     i = after
   end
   local sign, digits = table.concat(out):match("^[\t-\r ]*([+-]?)([0-9_]+)[\t-\r ]*$")
-  if not digits or find(digits, "^_") or find(digits, "_$") or find(digits, "__", 1, true) then return nil end
+  if not digits or find(digits, "^_") or find(digits, "_$") or find(digits, "__", 1, true) then
+    return nil
+  end
   digits = digits:gsub("_", "")
   if #digits > M.MAX_INT_DIGITS then return nil end
   local value = tonumber(digits)

@@ -1,19 +1,23 @@
 -- safetensors.lua - safetensors files and sharded model folders.
 --
 --   local tensors, metadata = safetensors.load(path)              {name -> tensor}, {key -> text}
---   local tensors, metadata = safetensors.load_folder(dir)        model.safetensors, or the shards that
---                                                                 model.safetensors.index.json names
---   local folder = safetensors.open_folder(dir)                   the same unread: folder.entries {name -> {dtype =, shape =, ...}},
---                                                                 folder.problems (texts), folder:tensor(name, dtype), folder:close()
---   safetensors.save(path, tensors, metadata)                     metadata {format = "pt"} unless given
+--   local tensors, metadata = safetensors.load_folder(dir)
+--       model.safetensors, or the shards that model.safetensors.index.json names
+--   local folder = safetensors.open_folder(dir)
+--       the same unread: folder.entries {name -> {dtype =, shape =, ...}}, folder.problems (texts),
+--       folder:tensor(name, dtype), folder:close()
+--   safetensors.save(path, tensors, metadata)
+--       metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
 --
--- File: u64 little endian length n, n bytes of JSON {name: {dtype, shape, data_offsets = [begin, end)}, __metadata__},
--- then the data; offsets count from the end of the JSON. Tensors of a loaded file lie in a private mapping of it: reading
--- costs nothing until they are used, writing to them does not change the file. F32, BF16, I32 and U8 stay as they are;
--- F16 becomes f32 (or the dtype that folder:tensor is asked for), BOOL u8, I64 i32 where every value fits. A tensor that had to
--- be converted or moved is on the heap, and the file's pages of it are given back at once. Everything the JSON says is checked
--- here, and every bound again in C. What save writes is sorted by name, its JSON padded with spaces to a multiple of 8.
+-- File: u64 little endian length n, n bytes of JSON {name: {dtype, shape, data_offsets = [begin,
+-- end)}, __metadata__}, then the data; offsets count from the end of the JSON. Tensors of a loaded
+-- file lie in a private mapping of it: reading costs nothing until they are used, writing to them
+-- does not change the file. F32, BF16, I32 and U8 stay as they are; F16 becomes f32 (or the dtype
+-- that folder:tensor is asked for), BOOL u8, I64 i32 where every value fits. A tensor that had to
+-- be converted or moved is on the heap, and the file's pages of it are given back at once.
+-- Everything the JSON says is checked here, and every bound again in C. What save writes is sorted
+-- by name, its JSON padded with spaces to a multiple of 8.
 -- Leaves out: other dtypes, reading only part of a file.
 
 local ffi = require "ffi"
@@ -21,12 +25,15 @@ local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 
-local C, call, guarded = core.C, core.call, core.guarded
+local C = core.C
+local call = core.call
+local guarded = core.guarded
 
 local M = {}
 
 local BYTES = { F32 = 4, BF16 = 2, F16 = 2, I32 = 4, U8 = 1, BOOL = 1, I64 = 8 }
-local CODE = { F32 = C.SZ_F32, BF16 = C.SZ_BF16, I32 = C.SZ_I32, U8 = C.SZ_U8, BOOL = C.SZ_U8, F16 = C.SZ_FILE_F16 }
+local CODE = { F32 = C.SZ_F32, BF16 = C.SZ_BF16, I32 = C.SZ_I32, U8 = C.SZ_U8, BOOL = C.SZ_U8,
+  F16 = C.SZ_FILE_F16 }
 local REAL = { F32 = "f32", BF16 = "bf16", F16 = "f16" }
 local NAME = { f32 = "F32", bf16 = "BF16", i32 = "I32", u8 = "U8" }
 local MAX_DIMS = 6
@@ -55,33 +62,46 @@ end
 -- One checked entry: {name, dtype, shape, begin, stop}.
 local function entry_of(path, name, e, data_bytes)
   if type(e) ~= "table" then fail(path, "tensor '%s' is not described by an object", name) end
-  if not BYTES[e.dtype] then fail(path, "tensor '%s' has dtype %s, which is not handled", name, tostring(e.dtype)) end
+  if not BYTES[e.dtype] then
+    fail(path, "tensor '%s' has dtype %s, which is not handled", name, tostring(e.dtype))
+  end
   if type(e.shape) ~= "table" then fail(path, "tensor '%s' has no shape", name) end
-  local numel, count = 1, 0
+  local numel = 1
+  local count = 0
   for k in pairs(e.shape) do
     if type(k) ~= "number" then fail(path, "tensor '%s' has a shape that is not a list", name) end
     count = count + 1
   end
-  if count > MAX_DIMS then fail(path, "tensor '%s' has %d dimensions, at most %d are handled", name, count, MAX_DIMS) end
+  if count > MAX_DIMS then
+    fail(path, "tensor '%s' has %d dimensions, at most %d are handled", name, count, MAX_DIMS)
+  end
   for i = 1, count do
-    if not whole(e.shape[i]) then fail(path, "tensor '%s' has dimension %d = %s", name, i, tostring(e.shape[i])) end
+    if not whole(e.shape[i]) then
+      fail(path, "tensor '%s' has dimension %d = %s", name, i, tostring(e.shape[i]))
+    end
     numel = numel * e.shape[i]
   end
   local offsets = e.data_offsets
-  local first, stop = type(offsets) == "table" and offsets[1], type(offsets) == "table" and offsets[2]
-  if not whole(first) or not whole(stop) or offsets[3] ~= nil then fail(path, "tensor '%s' has no valid data_offsets", name) end
+  local first, stop = type(offsets) == "table" and offsets[1], type(offsets) == "table"
+    and offsets[2]
+  if not whole(first) or not whole(stop) or offsets[3] ~= nil then
+    fail(path, "tensor '%s' has no valid data_offsets", name)
+  end
   if first > stop or stop > data_bytes then
-    fail(path, "tensor '%s' has data_offsets %.0f to %.0f, but the file has %.0f bytes of data", name, first, stop, data_bytes)
+    fail(path, "tensor '%s' has data_offsets %.0f to %.0f, but the file has %.0f bytes of data",
+      name, first, stop, data_bytes)
   end
   if stop - first ~= numel * BYTES[e.dtype] then
-    fail(path, "tensor '%s' (%s [%s]) needs %.0f bytes, its data_offsets hold %.0f", name, e.dtype, table.concat(e.shape, ", "),
+    fail(path, "tensor '%s' (%s [%s]) needs %.0f bytes, its data_offsets hold %.0f", name, e.dtype,
+      table.concat(e.shape, ", "),
       numel * BYTES[e.dtype], stop - first)
   end
   return { name = name, dtype = e.dtype, shape = e.shape, ndim = count, begin = first, stop = stop }
 end
 
 local function entries_of(path, header, data_bytes)
-  local list, metadata = {}, {}
+  local list = {}
+  local metadata = {}
   for name, e in pairs(header) do
     if name == "__metadata__" then
       if type(e) ~= "table" then fail(path, "__metadata__ is not an object") end
@@ -99,7 +119,9 @@ local function entries_of(path, header, data_bytes)
     return a.name < b.name
   end)
   for i = 2, #list do
-    if list[i].begin < list[i - 1].stop then fail(path, "tensors '%s' and '%s' overlap", list[i - 1].name, list[i].name) end
+    if list[i].begin < list[i - 1].stop then
+      fail(path, "tensors '%s' and '%s' overlap", list[i - 1].name, list[i].name)
+    end
   end
   return list, metadata
 end
@@ -107,7 +129,8 @@ end
 -- I64 as i32: indices and counts fit, anything else is an error.
 local function narrow_i64(path, file, e)
   local n = (e.stop - e.begin) / 8
-  local raw = call(C.sz_file_tensor(file, e.name, C.SZ_U8, 1, ffi.new("int64_t[1]", n * 8), e.begin, e.stop))
+  local raw = call(C.sz_file_tensor(file, e.name, C.SZ_U8, 1, ffi.new("int64_t[1]", n * 8), e.begin,
+    e.stop))
   local source = ffi.new("int64_t[?]", n + 1)
   ffi.copy(source, C.sz_tensor_data(raw), n * 8)
   C.sz_tensor_release(raw)
@@ -116,7 +139,8 @@ local function narrow_i64(path, file, e)
   for i = 0, n - 1 do
     local v = source[i]
     if v < -0x80000000LL or v > 0x7fffffffLL then
-      fail(path, "tensor '%s' is I64 and holds %s, which does not fit 32 bits", e.name, (tostring(v):gsub("LL$", "")))
+      fail(path, "tensor '%s' is I64 and holds %s, which does not fit 32 bits", e.name,
+        (tostring(v):gsub("LL$", "")))
     end
     out[i] = tonumber(v)
   end
@@ -129,9 +153,11 @@ local function tensor_of(path, file, e, dtype)
   local shape = ffi.new("int64_t[?]", MAX_DIMS)
   for i = 1, e.ndim do shape[i - 1] = e.shape[i] end
   if REAL[e.dtype] and REAL[e.dtype] ~= (dtype or e.dtype == "F16" and "f32" or REAL[e.dtype]) then
-    return tensor.wrap(call(C.sz_file_convert(file, e.name, CODE[e.dtype], tensor.dtype_code(dtype or "f32"), e.ndim, shape, e.begin, e.stop)))
+    return tensor.wrap(call(C.sz_file_convert(file, e.name, CODE[e.dtype],
+      tensor.dtype_code(dtype or "f32"), e.ndim, shape, e.begin, e.stop)))
   end
-  return tensor.wrap(call(C.sz_file_tensor(file, e.name, CODE[e.dtype], e.ndim, shape, e.begin, e.stop)))
+  return tensor.wrap(call(C.sz_file_tensor(file, e.name, CODE[e.dtype], e.ndim, shape, e.begin,
+    e.stop)))
 end
 
 local function release(tensors)
@@ -145,7 +171,8 @@ local function open(path)
   local ok, list, metadata = pcall(function()
     local len = ffi.new("size_t[1]")
     local text = C.sz_file_header(file, len)
-    return entries_of(path, decode(path, ffi.string(text, tonumber(len[0]))), tonumber(C.sz_file_data_bytes(file)))
+    return entries_of(path, decode(path, ffi.string(text, tonumber(len[0]))),
+      tonumber(C.sz_file_data_bytes(file)))
   end)
   if not ok then
     C.sz_file_close(file)
@@ -181,7 +208,8 @@ local function read_index(dir)
   if not text then return nil end
   local map = decode(path, text).weight_map
   if type(map) ~= "table" then fail(path, "there is no weight_map") end
-  local wanted, shards = {}, {}
+  local wanted = {}
+  local shards = {}
   for name, shard in pairs(map) do
     if type(shard) ~= "string" or shard:find("/", 1, true) or shard == "" then
       fail(path, "tensor '%s' is said to be in '%s'", name, tostring(shard))
@@ -196,19 +224,26 @@ local function read_index(dir)
   return wanted, shards, map
 end
 
--- Maps every shard and reads the headers. What is wrong with files and index is gathered in folder.problems: only a folder
--- without an index that can be read raises. folder.lost: the names that a shard which could not be read should have.
+-- Maps every shard and reads the headers. What is wrong with files and index is gathered in
+-- folder.problems: only a folder without an index that can be read raises. folder.lost: the names
+-- that a shard which could not be read should have.
 local function open_folder(dir)
   if type(dir) ~= "string" then error("a folder name is expected, got " .. type(dir), 0) end
   local wanted, shards, map = read_index(dir)
   if not wanted then
     local file = io.open(dir .. "/model.safetensors", "rb")
-    if not file then error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0) end
+    if not file then
+      error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0)
+    end
     file:close()
-    wanted, shards = {}, { "model.safetensors" }
+    wanted = {}
+    shards = { "model.safetensors" }
   end
-  local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {}, files = {} }, Folder)
-  local function problem(...) folder.problems[#folder.problems + 1] = (...):format(select(2, ...)) end
+  local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {},
+    files = {} }, Folder)
+  local function problem(...)
+    folder.problems[#folder.problems + 1] = (...):format(select(2, ...))
+  end
   local misplaced = {}
   for _, shard in ipairs(shards) do
     local path = dir .. "/" .. shard
@@ -221,7 +256,9 @@ local function open_folder(dir)
       for k, v in pairs(metadata) do folder.metadata[k] = v end
       local here = {}
       for _, e in ipairs(list) do
-        e.file, e.path, here[e.name] = file, path, true
+        e.file = file
+        e.path = path
+        here[e.name] = true
         if not map or map[e.name] == shard then
           folder.entries[e.name] = e
         elseif map[e.name] then
@@ -243,7 +280,8 @@ local function open_folder(dir)
   end
   table.sort(gone)
   for _, name in ipairs(gone) do
-    problem("%s/model.safetensors.index.json: tensor '%s' should be in %s, which lacks it%s", dir, name, folder.lost[name],
+    problem("%s/model.safetensors.index.json: tensor '%s' should be in %s, which lacks it%s", dir,
+      name, folder.lost[name],
       misplaced[name] and " (it is in " .. misplaced[name] .. ")" or "")
   end
   return folder
@@ -258,24 +296,30 @@ end
 -- Tensors made before stay valid.
 function Folder:close()
   for _, file in ipairs(self.files) do close(file) end
-  self.files, self.entries = {}, {}
+  self.files = {}
+  self.entries = {}
 end
 
--- Raises all problems of a folder (or of what was asked of it) as one error; the first of them are shown.
+-- Raises all problems of a folder (or of what was asked of it) as one error; the first of them are
+-- shown.
 function M.refuse(where, what, problems)
   local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
-  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..." or ""), 0)
+  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..."
+    or ""), 0)
 end
 
 M.load_folder = guarded(function(dir)
   local folder = open_folder(dir)
-  local all, names = {}, {}
+  local all = {}
+  local names = {}
   for name in pairs(folder.entries) do names[#names + 1] = name end
   table.sort(names)
   local ok, why = pcall(function()
     for _, name in ipairs(names) do
       local e = folder.entries[name]
-      if e.unlisted then table.insert(folder.problems, ("%s: tensor '%s' is not in the index"):format(e.path, name)) end
+      if e.unlisted then
+        table.insert(folder.problems, ("%s: tensor '%s' is not in the index"):format(e.path, name))
+      end
     end
     if #folder.problems > 0 then M.refuse(dir, "problems with its files", folder.problems) end
     for _, name in ipairs(names) do all[name] = folder:tensor(name) end
@@ -292,7 +336,9 @@ end)
 local function sorted_names(tensors)
   local names = {}
   for name, t in pairs(tensors) do
-    if type(name) ~= "string" or name == "__metadata__" then error("a tensor cannot be named " .. tostring(name), 0) end
+    if type(name) ~= "string" or name == "__metadata__" then
+      error("a tensor cannot be named " .. tostring(name), 0)
+    end
     if not tensor.is_tensor(t) or t.ptr == nil then error("'" .. name .. "' is not a tensor", 0) end
     names[#names + 1] = name
   end
@@ -304,51 +350,75 @@ local function bytes_of(t) return t:numel() * BYTES[NAME[t:dtype()]] end
 
 -- The JSON is put together by hand: cjson writes an empty list as {} and orders keys as it likes.
 local function write(path, names, tensors, metadata, later)
-  local parts, keys, at = {}, {}, 0
+  local parts = {}
+  local keys = {}
+  local at = 0
   for k, v in pairs(metadata) do
-    if type(k) ~= "string" or type(v) ~= "string" then error("metadata must be texts; '" .. tostring(k) .. "' is not", 0) end
+    if type(k) ~= "string" or type(v) ~= "string" then
+      error("metadata must be texts; '" .. tostring(k) .. "' is not", 0)
+    end
     keys[#keys + 1] = k
   end
   table.sort(keys)
   for i, k in ipairs(keys) do keys[i] = cjson.encode(k) .. ":" .. cjson.encode(metadata[k]) end
   if #keys > 0 then parts[1] = '"__metadata__":{' .. table.concat(keys, ",") .. "}" end
-  -- Wider types first, so that every tensor is aligned to its elements whatever the sizes before it.
+  -- Wider types first, so that every tensor is aligned to its elements whatever the sizes before
+  -- it.
   local order = {}
-  for i, name in ipairs(names) do order[i] = { name = name, i = i, size = BYTES[NAME[tensors[name]:dtype()]] } end
+  for i, name in ipairs(names) do
+    order[i] = { name = name, i = i, size = BYTES[NAME[tensors[name]:dtype()]] }
+  end
   table.sort(order, function(a, b)
     if a.size ~= b.size then return a.size > b.size end
     return a.i < b.i
   end)
-  local pointers, list = ffi.new("sz_tensor *[?]", #order + 1), {}
+  local pointers = ffi.new("sz_tensor *[?]", #order + 1)
+  local list = {}
   local text = {}
   for i, o in ipairs(order) do
     local t = tensors[o.name]
     local stop = at + bytes_of(t)
-    text[o.name] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(cjson.encode(o.name), NAME[t:dtype()],
+    text[o.name] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(
+      cjson.encode(o.name), NAME[t:dtype()],
       table.concat(t:shape(), ","), at, stop)
-    pointers[i - 1], list[i] = t.ptr, t
+    pointers[i - 1] = t.ptr
+    list[i] = t
     at = stop
   end
   for _, name in ipairs(names) do parts[#parts + 1] = text[name] end
   local header = "{" .. table.concat(parts, ",") .. "}"
   header = header .. (" "):rep(-#header % 8)
-  if later then later:tensors(path, header, list) else call(C.sz_safetensors_write(path, header, #header, pointers, #order)) end
+  if later then
+    later:tensors(path, header, list)
+  else
+    call(C.sz_safetensors_write(path, header, #header, pointers, #order))
+  end
 end
 
 -- later: a list of files (jobs.writing) that this one is added to, instead of being written now.
 M.save = guarded(function(path, tensors, metadata, later)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
-  if type(tensors) ~= "table" then error("a table of tensors is expected, got " .. type(tensors), 0) end
-  if metadata ~= nil and type(metadata) ~= "table" then error("metadata is a " .. type(metadata) .. ", not a table of texts", 0) end
+  if type(tensors) ~= "table" then
+    error("a table of tensors is expected, got " .. type(tensors), 0)
+  end
+  if metadata ~= nil and type(metadata) ~= "table" then
+    error("metadata is a " .. type(metadata) .. ", not a table of texts", 0)
+  end
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
--- Writes one file, or numbered shards and then the index: a folder without its index is not taken for a model. options.later: see save.
+-- Writes one file, or numbered shards and then the index: a folder without its index is not taken
+-- for a model. options.later: see save.
 M.save_folder = guarded(function(dir, tensors, options)
   options = options or {}
   local limit = options.max_shard_bytes or 5e9
-  if type(limit) ~= "number" or not (limit >= 1) then error("max_shard_bytes is " .. tostring(limit), 0) end
-  local names, shards, total, size = sorted_names(tensors), {}, 0, 0
+  if type(limit) ~= "number" or not (limit >= 1) then
+    error("max_shard_bytes is " .. tostring(limit), 0)
+  end
+  local names = sorted_names(tensors)
+  local shards = {}
+  local total = 0
+  local size = 0
   for _, name in ipairs(names) do
     local n = bytes_of(tensors[name])
     if #shards == 0 or (size + n > limit and size > 0) then
@@ -356,10 +426,12 @@ M.save_folder = guarded(function(dir, tensors, options)
       size = 0
     end
     table.insert(shards[#shards], name)
-    size, total = size + n, total + n
+    size = size + n
+    total = total + n
   end
   local metadata = options.metadata or { format = "pt" }
-  local single, index_path = dir .. "/model.safetensors", dir .. "/model.safetensors.index.json"
+  local single = dir .. "/model.safetensors"
+  local index_path = dir .. "/model.safetensors.index.json"
   if #shards <= 1 then
     write(single, names, tensors, metadata, options.later)
     os.remove(index_path)      -- a left-over index would be read first
@@ -369,9 +441,12 @@ M.save_folder = guarded(function(dir, tensors, options)
   for i, shard in ipairs(shards) do
     local file = ("model-%05d-of-%05d.safetensors"):format(i, #shards)
     write(dir .. "/" .. file, shard, tensors, metadata, options.later)
-    for _, name in ipairs(shard) do map[#map + 1] = ("    %s: %s"):format(cjson.encode(name), cjson.encode(file)) end
+    for _, name in ipairs(shard) do
+      map[#map + 1] = ("    %s: %s"):format(cjson.encode(name), cjson.encode(file))
+    end
   end
-  local index = ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(total, table.concat(map, ",\n"))
+  local index = ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(
+    total, table.concat(map, ",\n"))
   if options.later then
     options.later:text(index_path, index)
     return
@@ -379,7 +454,9 @@ M.save_folder = guarded(function(dir, tensors, options)
   local file, why = io.open(index_path .. ".tmp", "wb")
   if not file then error(why, 0) end
   local written, reason = file:write(index)
-  if not file:close() or not written then error(index_path .. ": cannot write: " .. tostring(reason), 0) end
+  if not file:close() or not written then
+    error(index_path .. ": cannot write: " .. tostring(reason), 0)
+  end
   local moved, cause = os.rename(index_path .. ".tmp", index_path)
   if not moved then error(cause, 0) end
   os.remove(single)

@@ -1,20 +1,26 @@
--- torchfile.lua - tensors of a file that torch.save wrote (.pt, .pth), without running anything the file asks for.
+-- torchfile.lua - tensors of a file that torch.save wrote (.pt, .pth), without running anything the
+-- file asks for.
 --
 --   local tensors = torchfile.load(path)          {name -> tensor}
 --
--- File: a zip archive, entries stored as they are (torch uses zip64 records and pads each entry to 64 bytes):
+-- File: a zip archive, entries stored as they are (torch uses zip64 records and pads each entry to
+-- 64 bytes):
 --   NAME/data.pkl      a pickle, protocol 2 to 5, that describes containers and tensors
---   NAME/data/KEY      the bytes of storage KEY; tensors are (storage, offset, shape, strides), counted in elements
+--   NAME/data/KEY      the bytes of storage KEY; tensors are (storage, offset, shape, strides),
+--                      counted in elements
 --   NAME/byteorder     "little"; files before torch 2.1 have none and are little endian too
--- What comes back: for a dict whose key 'model' holds a dict with tensors, that inner dict (what lies beside it, such as an
--- optimizer, is left out); else the whole. Inside, dicts and lists are walked and keys joined with '.' (list places from
--- 0); what is no tensor is dropped. float32, bfloat16, int32 and uint8 stay; float16 and float64 become f32, int64 i32 where every value
--- fits, bool u8. Views and transposed tensors come back row-major, each with its own memory: two names of one
--- storage are two tensors here. Memory belongs to the open step, if any; the caller frees.
+-- What comes back: for a dict whose key 'model' holds a dict with tensors, that inner dict (what
+-- lies beside it, such as an optimizer, is left out); else the whole. Inside, dicts and lists are
+-- walked and keys joined with '.' (list places from 0); what is no tensor is dropped. float32,
+-- bfloat16, int32 and uint8 stay; float16 and float64 become f32, int64 i32 where every value fits,
+-- bool u8. Views and transposed tensors come back row-major, each with its own memory: two names of
+-- one storage are two tensors here. Memory belongs to the open step, if any; the caller frees.
 --
--- What data.pkl says is read by pickle.lua, which runs nothing. All counts and offsets are checked against the file's size, and the tensors
--- together may be 8 times as large as the file (half precision doubles, views repeat), so that a small file cannot ask for much.
--- Leaves out: writing, mapping (bytes are read straight into the tensors), the format before torch 1.6, TorchScript.
+-- What data.pkl says is read by pickle.lua, which runs nothing. All counts and offsets are checked
+-- against the file's size, and the tensors together may be 8 times as large as the file (half
+-- precision doubles, views repeat), so that a small file cannot ask for much.
+-- Leaves out: writing, mapping (bytes are read straight into the tensors), the format before torch
+-- 1.6, TorchScript.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -27,24 +33,31 @@ assert(ffi.abi("le"), "torch files are read in place as little endian")
 
 local M = {}
 
-local MAX_PICKLE, MAX_DIRECTORY = 2 ^ 24, 2 ^ 24    -- bytes; a large SAM2 has 150 kB of either
+-- bytes; a large SAM2 has 150 kB of either
+local MAX_PICKLE = 2 ^ 24
+local MAX_DIRECTORY = 2 ^ 24
 local MAX_DIMS = 6
 
 -- name in torch -> {bytes an element, dtype here}
 local DTYPE = {
-  float32 = { 4, "f32" }, bfloat16 = { 2, "bf16" }, int32 = { 4, "i32" }, uint8 = { 1, "u8" }, bool = { 1, "u8" },
+  float32 = { 4, "f32" }, bfloat16 = { 2, "bf16" }, int32 = { 4, "i32" }, uint8 = { 1, "u8" },
+    bool = { 1, "u8" },
   float16 = { 2, "f32" }, float64 = { 8, "f32" }, int64 = { 8, "i32" },
 }
 local OUT_BYTES = { f32 = 4, bf16 = 2, i32 = 4, u8 = 1 }
 
-local fail, shown, number = pickle.fail, pickle.shown, pickle.number
+local fail = pickle.fail
+local shown = pickle.shown
+local number = pickle.number
 
 -- ---- the archive ----
 -- n bytes at an offset, of a file that is known to have them.
 local function read(a, offset, n)
   if n == 0 then return "" end
   local text = a.file:seek("set", offset) and a.file:read(n)
-  if not text or #text ~= n then fail(a.path, "cannot read %.0f bytes at %.0f: the file changed, or the disk fails", n, offset) end
+  if not text or #text ~= n then
+    fail(a.path, "cannot read %.0f bytes at %.0f: the file changed, or the disk fails", n, offset)
+  end
   return text
 end
 
@@ -55,13 +68,15 @@ local function read_into(a, offset, p, n)
   end
 end
 
-local LEGACY = "\138\10\108\252\156\70\249\32\106\168\80\25"      -- LONG1 0x1950a86a20f9469cfc6c, torch's magic number
+-- LONG1 0x1950a86a20f9469cfc6c, torch's magic number
+local LEGACY = "\138\10\108\252\156\70\249\32\106\168\80\25"
 
 local function refuse_other_formats(a)
   local head = read(a, 0, math.min(a.size, 600))
   if head:sub(1, 4) == "PK\3\4" then return end
   if head:byte(1) == 128 and head:find(LEGACY, 1, true) == 3 or head:sub(258, 262) == "ustar" then
-    fail(a.path, "written in the format before torch 1.6, which is not read. Convert it with Python: "
+    fail(a.path,
+      "written in the format before torch 1.6, which is not read. Convert it with Python: "
       .. "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW)")
   end
   fail(a.path, "not a file of torch.save: it does not begin as a zip archive")
@@ -73,29 +88,46 @@ local function find_directory(a)
   local tail = read(a, tail_at, a.size - tail_at)
   local at
   for i = #tail - 21, 1, -1 do
-    if tail:byte(i) == 80 and tail:sub(i, i + 3) == "PK\5\6" and i + 21 + number(tail, i + 20, 2) == #tail then
+    if tail:byte(i) == 80 and tail:sub(i, i + 3) == "PK\5\6"
+      and i + 21 + number(tail, i + 20, 2) == #tail then
       at = i
       break
     end
   end
-  if not at then fail(a.path, "the archive does not end as one: the file is cut short, or has bytes after its end") end
-  local entries, bytes, offset = number(tail, at + 10, 2), number(tail, at + 12, 4), number(tail, at + 16, 4)
+  if not at then
+    fail(a.path,
+      "the archive does not end as one: the file is cut short, or has bytes after its end")
+  end
+  local entries, bytes, offset = number(tail, at + 10, 2), number(tail, at + 12, 4),
+    number(tail, at + 16, 4)
   local stop = tail_at + at - 1
   if stop >= 20 then
     local locator = read(a, stop - 20, 20)
     if locator:sub(1, 4) == "PK\6\7" then
       local where = number(locator, 9, 8)
-      if where + 56 > stop - 20 then fail(a.path, "the zip64 record is said to be at %.0f, outside the file", where) end
+      if where + 56 > stop - 20 then
+        fail(a.path, "the zip64 record is said to be at %.0f, outside the file", where)
+      end
       local record = read(a, where, 56)
-      if record:sub(1, 4) ~= "PK\6\6" then fail(a.path, "there is no zip64 record at %.0f", where) end
-      entries, bytes, offset, stop = number(record, 33, 8), number(record, 41, 8), number(record, 49, 8), where
+      if record:sub(1, 4) ~= "PK\6\6" then
+        fail(a.path, "there is no zip64 record at %.0f", where)
+      end
+      entries, bytes, offset, stop = number(record, 33, 8), number(record, 41, 8),
+        number(record, 49, 8), where
     end
   end
   if offset + bytes > stop then
-    fail(a.path, "the archive's directory (%.0f bytes at %.0f) reaches past %.0f, where it must end", bytes, offset, stop)
+    fail(a.path,
+      "the archive's directory (%.0f bytes at %.0f) reaches past %.0f, where it must end", bytes,
+      offset, stop)
   end
-  if bytes > MAX_DIRECTORY then fail(a.path, "the archive's directory has %.0f bytes, at most %d are read", bytes, MAX_DIRECTORY) end
-  if entries * 46 > bytes then fail(a.path, "%.0f entries do not fit in a directory of %.0f bytes", entries, bytes) end
+  if bytes > MAX_DIRECTORY then
+    fail(a.path, "the archive's directory has %.0f bytes, at most %d are read", bytes,
+      MAX_DIRECTORY)
+  end
+  if entries * 46 > bytes then
+    fail(a.path, "%.0f entries do not fit in a directory of %.0f bytes", entries, bytes)
+  end
   return offset, bytes, entries
 end
 
@@ -103,12 +135,16 @@ end
 local function widen(a, extra, e)
   local at = 1
   while at + 3 <= #extra do
-    local id, n = number(extra, at, 2), number(extra, at + 2, 2)
-    local field, used = extra:sub(at + 4, at + 3 + n), 1
+    local id = number(extra, at, 2)
+    local n = number(extra, at + 2, 2)
+    local field = extra:sub(at + 4, at + 3 + n)
+    local used = 1
     if id == 1 then
       for _, key in ipairs { "bytes", "packed", "offset" } do
         if e[key] == 0xffffffff then
-          if used + 7 > #field then fail(a.path, "entry %s has a zip64 field that is too short", shown(e.name)) end
+          if used + 7 > #field then
+            fail(a.path, "entry %s has a zip64 field that is too short", shown(e.name))
+          end
           e[key] = number(field, used, 8)
           used = used + 8
         end
@@ -122,26 +158,43 @@ end
 local function entries_of(a)
   local directory_at, bytes, count = find_directory(a)
   local d = read(a, directory_at, bytes)
-  local list, at = {}, 1
+  local list = {}
+  local at = 1
   for i = 1, count do
-    if at + 45 > #d or d:sub(at, at + 3) ~= "PK\1\2" then fail(a.path, "entry %d of the archive's directory is damaged", i) end
-    local name_bytes, extra_bytes, comment_bytes = number(d, at + 28, 2), number(d, at + 30, 2), number(d, at + 32, 2)
+    if at + 45 > #d or d:sub(at, at + 3) ~= "PK\1\2" then
+      fail(a.path, "entry %d of the archive's directory is damaged", i)
+    end
+    local name_bytes, extra_bytes, comment_bytes = number(d, at + 28, 2), number(d, at + 30, 2),
+      number(d, at + 32, 2)
     local next_at = at + 46 + name_bytes + extra_bytes + comment_bytes
     if next_at > #d + 1 then fail(a.path, "entry %d of the archive's directory is damaged", i) end
-    local e = { name = d:sub(at + 46, at + 45 + name_bytes), flags = number(d, at + 8, 2), method = number(d, at + 10, 2),
-      packed = number(d, at + 20, 4), bytes = number(d, at + 24, 4), offset = number(d, at + 42, 4) }
+    local e = { name = d:sub(at + 46, at + 45 + name_bytes), flags = number(d, at + 8, 2),
+      method = number(d, at + 10, 2),
+      packed = number(d, at + 20, 4), bytes = number(d, at + 24, 4),
+        offset = number(d, at + 42, 4) }
     widen(a, d:sub(at + 46 + name_bytes, at + 45 + name_bytes + extra_bytes), e)
     if e.flags % 2 == 1 then fail(a.path, "entry %s is encrypted", shown(e.name)) end
-    if e.method ~= 0 then fail(a.path, "entry %s is compressed; torch.save stores entries as they are", shown(e.name)) end
-    if e.packed ~= e.bytes then fail(a.path, "entry %s is stored, yet has two sizes, %.0f and %.0f", shown(e.name), e.packed, e.bytes) end
-    if e.offset + 30 > directory_at then fail(a.path, "entry %s is said to be at %.0f, outside the file", shown(e.name), e.offset) end
+    if e.method ~= 0 then
+      fail(a.path, "entry %s is compressed; torch.save stores entries as they are", shown(e.name))
+    end
+    if e.packed ~= e.bytes then
+      fail(a.path, "entry %s is stored, yet has two sizes, %.0f and %.0f", shown(e.name), e.packed,
+        e.bytes)
+    end
+    if e.offset + 30 > directory_at then
+      fail(a.path, "entry %s is said to be at %.0f, outside the file", shown(e.name), e.offset)
+    end
     local head = read(a, e.offset, 30)
-    if head:sub(1, 4) ~= "PK\3\4" then fail(a.path, "entry %s is not at %.0f, where the directory has it", shown(e.name), e.offset) end
+    if head:sub(1, 4) ~= "PK\3\4" then
+      fail(a.path, "entry %s is not at %.0f, where the directory has it", shown(e.name), e.offset)
+    end
     e.begin = e.offset + 30 + number(head, 27, 2) + number(head, 29, 2)
     if e.begin + e.bytes > directory_at then
-      fail(a.path, "entry %s has bytes %.0f to %.0f, outside the file's %.0f", shown(e.name), e.begin, e.begin + e.bytes, directory_at)
+      fail(a.path, "entry %s has bytes %.0f to %.0f, outside the file's %.0f", shown(e.name),
+        e.begin, e.begin + e.bytes, directory_at)
     end
-    list[i], at = e, next_at
+    list[i] = e
+    at = next_at
   end
   local entries = {}
   table.sort(list, function(x, y)
@@ -159,32 +212,47 @@ local function entries_of(a)
 end
 
 -- ---- the tensors ----
--- Adds numel, begin (byte of the file), contiguous to an entry {name, tensor} after checking it against its storage.
+-- Adds numel, begin (byte of the file), contiguous to an entry {name, tensor} after checking it
+-- against its storage.
 local function place(a, entries, prefix, e)
-  local t, name = e.tensor, shown(e.name)
-  local dtype, storage = DTYPE[t.dtype], t.storage
+  local t = e.tensor
+  local name = shown(e.name)
+  local dtype = DTYPE[t.dtype]
+  local storage = t.storage
   if not dtype then fail(a.path, "tensor '%s' is %s, which is not handled", name, t.dtype) end
-  if t.shape.n > MAX_DIMS then fail(a.path, "tensor '%s' has %d dimensions, at most %d are handled", name, t.shape.n, MAX_DIMS) end
+  if t.shape.n > MAX_DIMS then
+    fail(a.path, "tensor '%s' has %d dimensions, at most %d are handled", name, t.shape.n, MAX_DIMS)
+  end
   local data = entries[prefix .. "data/" .. storage.key]
-  if not data then fail(a.path, "tensor '%s' is in storage %s, which the file lacks", name, shown(storage.key)) end
+  if not data then
+    fail(a.path, "tensor '%s' is in storage %s, which the file lacks", name, shown(storage.key))
+  end
   local size = dtype[1]
   local count = storage.count
   if t.untyped then count = math.floor(count / size) end
   if data.bytes < count * size then
-    fail(a.path, "storage %s of tensor '%s' should have %.0f elements (%s), the file has %.0f bytes of it", shown(storage.key), name, count,
+    fail(a.path,
+      "storage %s of tensor '%s' should have %.0f elements (%s), the file has %.0f bytes of it",
+      shown(storage.key), name, count,
       t.dtype, data.bytes)
   end
-  local numel, last, expected, contiguous = 1, t.offset, 1, true
+  local numel = 1
+  local last = t.offset
+  local expected = 1
+  local contiguous = true
   for i = t.shape.n, 1, -1 do
     if t.shape[i] ~= 1 and t.strides[i] ~= expected then contiguous = false end
     last = last + (t.shape[i] - 1) * t.strides[i]
-    expected, numel = expected * t.shape[i], numel * t.shape[i]
+    expected = expected * t.shape[i]
+    numel = numel * t.shape[i]
   end
   if numel > 0 and last >= count then
-    fail(a.path, "tensor '%s' [%s] reaches element %.0f of storage %s, which has %.0f", name, table.concat(t.shape, ", "), last,
+    fail(a.path, "tensor '%s' [%s] reaches element %.0f of storage %s, which has %.0f", name,
+      table.concat(t.shape, ", "), last,
       shown(storage.key), count)
   end
-  e.entry, e.numel, e.size, e.out, e.contiguous = data, numel, size, dtype[2], contiguous or numel == 0
+  e.entry, e.numel, e.size, e.out, e.contiguous = data, numel, size, dtype[2], contiguous
+    or numel == 0
   return numel * OUT_BYTES[dtype[2]]
 end
 
@@ -192,17 +260,24 @@ local POINTER = { "uint8_t *", "uint16_t *", [4] = "uint32_t *", [8] = "uint64_t
 
 -- Elements of a strided tensor, row-major, from its storage's bytes. to: numel elements.
 local function gather(e, from, to)
-  local pointer, shape, strides, n = POINTER[e.size], e.tensor.shape, e.tensor.strides, e.tensor.shape.n
-  local source, out = ffi.cast(pointer, from), ffi.cast(pointer, to)
-  local inner, step = shape[n], strides[n]      -- a strided tensor has a dimension
-  local place_of, at = {}, e.tensor.offset
+  local pointer, shape, strides, n = POINTER[e.size], e.tensor.shape, e.tensor.strides,
+    e.tensor.shape.n
+  local source = ffi.cast(pointer, from)
+  local out = ffi.cast(pointer, to)
+  -- a strided tensor has a dimension
+  local inner = shape[n]
+  local step = strides[n]
+  local place_of = {}
+  local at = e.tensor.offset
   for i = 1, n do place_of[i] = 0 end
   for row = 0, e.numel - 1, inner do
     for i = 0, inner - 1 do out[row + i] = source[at + i * step] end
     for i = n - 1, 1, -1 do
-      place_of[i], at = place_of[i] + 1, at + strides[i]
+      place_of[i] = place_of[i] + 1
+      at = at + strides[i]
       if place_of[i] < shape[i] then break end
-      place_of[i], at = 0, at - shape[i] * strides[i]
+      place_of[i] = 0
+      at = at - shape[i] * strides[i]
     end
   end
 end
@@ -210,10 +285,12 @@ end
 local bits = ffi.new("union { uint32_t u; float f; }")
 
 local function half(h)
-  local exponent, fraction = math.floor(h / 1024) % 32, h % 1024
+  local exponent = math.floor(h / 1024) % 32
+  local fraction = h % 1024
   local sign = h >= 0x8000 and -1 or 1
   if exponent == 0 then return sign * fraction * 2 ^ -24 end
-  bits.u = (h >= 0x8000 and 2 ^ 31 or 0) + (exponent == 31 and 255 or exponent + 112) * 2 ^ 23 + fraction * 2 ^ 13
+  bits.u = (h >= 0x8000 and 2 ^ 31 or 0) + (exponent == 31 and 255
+    or exponent + 112) * 2 ^ 23 + fraction * 2 ^ 13
   return bits.f
 end
 
@@ -231,7 +308,8 @@ local CONVERT = {
     for i = 0, e.numel - 1 do
       local v = source[i]
       if v < -0x80000000LL or v > 0x7fffffffLL then
-        fail(a.path, "tensor '%s' is int64 and holds %s, which does not fit 32 bits", shown(e.name), (tostring(v):gsub("LL$", "")))
+        fail(a.path, "tensor '%s' is int64 and holds %s, which does not fit 32 bits", shown(e.name),
+          (tostring(v):gsub("LL$", "")))
       end
       out[i] = tonumber(v)
     end
@@ -240,7 +318,9 @@ local CONVERT = {
 
 local function new(a, e, shape, dtype)
   local ok, t = pcall(tensor.empty, shape, { dtype = dtype })
-  if not ok then fail(a.path, "tensor '%s': %s", shown(e.name), tostring(t):gsub("^[^:]*:%d+: ", "")) end
+  if not ok then
+    fail(a.path, "tensor '%s': %s", shown(e.name), tostring(t):gsub("^[^:]*:%d+: ", ""))
+  end
   return t
 end
 
@@ -252,15 +332,21 @@ local function scratch(a, e, bytes, f)
   if not ok then error(why, 0) end
 end
 
--- Reads the tensors of one storage into `tensors`. It is read once as a whole if one of them is strided.
+-- Reads the tensors of one storage into `tensors`. It is read once as a whole if one of them is
+-- strided.
 local function read_storage(a, group, tensors)
   local function each(e, bytes)
     local t = new(a, e, { unpack(e.tensor.shape, 1, e.tensor.shape.n) }, e.out)
     tensors[e.name] = t
-    local out, convert = tensor.data(t), CONVERT[e.tensor.dtype]
+    local out = tensor.data(t)
+    local convert = CONVERT[e.tensor.dtype]
     local function fill(to)
       if e.numel == 0 then return end
-      if e.contiguous then read_into(a, e.entry.begin + e.tensor.offset * e.size, to, e.numel * e.size) else gather(e, bytes, to) end
+      if e.contiguous then
+        read_into(a, e.entry.begin + e.tensor.offset * e.size, to, e.numel * e.size)
+      else
+        gather(e, bytes, to)
+      end
     end
     if not convert then return fill(out) end
     scratch(a, e, e.numel * e.size, function(to)
@@ -288,7 +374,9 @@ local function load_from(a, tensors)
   local prefix
   for name in pairs(entries) do
     local folder = name:match("^([^/]*/)data%.pkl$")
-    if folder and prefix then fail(a.path, "it holds two archives, %s and %s", shown(prefix), shown(folder)) end
+    if folder and prefix then
+      fail(a.path, "it holds two archives, %s and %s", shown(prefix), shown(folder))
+    end
     prefix = prefix or folder
   end
   if not prefix then fail(a.path, "a zip archive, but not of torch.save: it has no data.pkl") end
@@ -298,15 +386,23 @@ local function load_from(a, tensors)
   local order = entries[prefix .. "byteorder"]
   if order then
     local text = read(a, order.begin, math.min(order.bytes, 16))
-    if text ~= "little" then fail(a.path, "its byte order is '%s', only little endian is read", shown(text)) end
+    if text ~= "little" then
+      fail(a.path, "its byte order is '%s', only little endian is read", shown(text))
+    end
   end
   local described = entries[prefix .. "data.pkl"]
-  if described.bytes > MAX_PICKLE then fail(a.path, "data.pkl has %.0f bytes, at most %d are read", described.bytes, MAX_PICKLE) end
+  if described.bytes > MAX_PICKLE then
+    fail(a.path, "data.pkl has %.0f bytes, at most %d are read", described.bytes, MAX_PICKLE)
+  end
   local list = pickle.tensors(a.path, read(a, described.begin, described.bytes))
-  local total, groups, order_of = 0, {}, {}
+  local total = 0
+  local groups = {}
+  local order_of = {}
   for _, e in ipairs(list) do
     total = total + place(a, entries, prefix, e)
-    if total > 8 * a.size then fail(a.path, "its tensors need more than 8 times the file's %.0f bytes", a.size) end
+    if total > 8 * a.size then
+      fail(a.path, "its tensors need more than 8 times the file's %.0f bytes", a.size)
+    end
     if not groups[e.entry] then
       groups[e.entry] = {}
       order_of[#order_of + 1] = e.entry

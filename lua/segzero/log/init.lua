@@ -3,6 +3,7 @@
 --   local log = log.open({ "console", "jsonl" }, { folder = path | nil, total_steps =, first_step =, config = })
 --   log:scalars(step, { reward = 1.6, ... })      log:text(step, name, s)      log:image(step, name, path)
 --   log:rows(step, name, list)                    log:close()
+--   log:start(first_step, total_steps)            the first step begins; first_step: how many were done before
 --
 -- loggers.lua says what a logger is and holds their registry. A logger that fails is an error with its own traceback.
 -- Leaves out: levels (debug, info, ...).
@@ -33,8 +34,12 @@ local function each(log, method, ...)
   end
 end
 
--- The first step begins: loggers that estimate the time left start their clock.
-function methods:start() each(self, "start") end
+-- The first step begins. Loggers that estimate the time left start their clock.
+function methods:start(first_step, total_steps)
+  self.run.first_step = first_step
+  self.run.total_steps = total_steps
+  each(self, "start")
+end
 
 function methods:scalars(step, t) each(self, "scalars", step, t) end
 

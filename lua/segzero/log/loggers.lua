@@ -11,6 +11,7 @@
 --   image(step, name, path)
 --   rows(step, name, list) a list of tables; name "rollouts": one for each answer of the step
 --   close()
+--   start()                the first step begins
 -- run = {folder = path | nil, total_steps =, first_step = the step that the run starts after, config = settings}.
 --
 -- trainer.logger=console,jsonl names the loggers of a run. An error in a logger ends the run with the logger's own

@@ -4,6 +4,7 @@
 --   local before = timer.enter "forward"      from now on time counts as forward; returns the phase that ran until now
 --   timer.move("decode", "vision", seconds)   part of decode was vision: for code that measured itself
 --   timer.stop() -> {data = seconds, ...}, total
+--   timer.report() -> the same table, and its sums {rollout =, reward =, update =, total =}
 --
 -- There is one timer: that of the step that runs. Outside a step enter() does nothing. A nested phase, such as a reward
 -- while other answers decode, returns to the one it interrupted with timer.enter(before).
@@ -56,6 +57,17 @@ function M.stop()
   local total = since - began
   seconds = nil
   return phases, total
+end
+
+function M.report()
+  local t, total = M.stop()
+  local sums = {
+    rollout = t.data + t.vision + t.prefill + t.decode,
+    reward = t.reward,
+    update = t.reference + t.forward + t.backward + t.optimizer + t.checkpoint,
+    total = total,
+  }
+  return t, sums
 end
 
 return M

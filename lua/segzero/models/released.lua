@@ -1,17 +1,19 @@
--- released.lua - config.json and its companions of the released Qwen2-VL and Qwen2.5-VL checkpoints, by size.
+-- released.lua - config.json and its companions of the released Qwen2-VL and Qwen2.5-VL
+-- checkpoints, by size.
 --
---   local json = released.config("3b", { layers = 2, v_depth = 2, dtype = "bf16" })    the table of config.json
+--   local json = released.config("3b", { layers = 2, v_depth = 2, dtype = "bf16" })   config.json
 --   released.sizes       {"2b", "32b", "3b", ...}, sorted
 --
--- Sizes: 3b, 7b, 32b, 72b are Qwen2.5-VL; qwen2-vl-2b (or 2b), qwen2-vl-7b, qwen2-vl-72b are Qwen2-VL. Every call makes a
--- new table. Leaves out: tokenizer files.
+-- Sizes: 3b, 7b, 32b, 72b are Qwen2.5-VL; qwen2-vl-2b (or 2b), qwen2-vl-7b, qwen2-vl-72b are
+-- Qwen2-VL. Every call makes a new table.
+-- Leaves out: tokenizer files.
 
 local M = {}
 
 local STD = 0.02
 
--- Columns: hidden size, intermediate size, layers, heads, key-value heads, vocabulary, tied embeddings; for Qwen2.5-VL
--- also the vision tower's intermediate size.
+-- Columns: hidden size, intermediate size, layers, heads, key-value heads, vocabulary, tied
+-- embeddings; for Qwen2.5-VL also the vision tower's intermediate size.
 local QWEN2_5 = {
   ["3b"] = { 2048, 11008, 36, 16, 2, 151936, true, 3420 },
   ["7b"] = { 3584, 18944, 28, 28, 4, 152064, false, 3420 },
@@ -75,22 +77,24 @@ end
 
 local function vision_config_2_5(row, depth)
   return {
-    depth = depth, hidden_act = "silu", hidden_size = 1280, intermediate_size = row[8], num_heads = 16, in_chans = 3,
+    depth = depth, hidden_act = "silu", hidden_size = 1280, intermediate_size = row[8],
+    num_heads = 16, in_chans = 3,
     out_hidden_size = row[1], patch_size = 14, spatial_merge_size = 2, spatial_patch_size = 14,
-    temporal_patch_size = 2, window_size = 112, fullatt_block_indexes = full_attention_blocks(depth),
-    tokens_per_second = 2,
+    temporal_patch_size = 2, window_size = 112,
+    fullatt_block_indexes = full_attention_blocks(depth), tokens_per_second = 2,
   }
 end
 
 local function vision_config_2(row, depth)
   return {
-    depth = depth, embed_dim = 1280, hidden_size = row[1], hidden_act = "quick_gelu", mlp_ratio = 4, num_heads = 16,
-    in_chans = 3, patch_size = 14, spatial_merge_size = 2, spatial_patch_size = 14, temporal_patch_size = 2,
+    depth = depth, embed_dim = 1280, hidden_size = row[1], hidden_act = "quick_gelu", mlp_ratio = 4,
+    num_heads = 16, in_chans = 3, patch_size = 14, spatial_merge_size = 2, spatial_patch_size = 14,
+    temporal_patch_size = 2,
   }
 end
 
--- The table of config.json; nil for a size that was not released. options: layers, v_depth (fewer of them at the same
--- width), dtype ("bf16", the default, or "f32").
+-- The table of config.json; nil for a size that was not released. options: layers, v_depth (fewer
+-- of them at the same width), dtype ("bf16", the default, or "f32").
 function M.config(size, options)
   local row, is_2_5 = find(size)
   if not row then return nil end
@@ -117,7 +121,8 @@ end
 
 -- The table of generation_config.json.
 function M.generation(size)
-  local json = { bos_token_id = 151643, pad_token_id = 151643, do_sample = true, eos_token_id = { 151645, 151643 } }
+  local json = { bos_token_id = 151643, pad_token_id = 151643, do_sample = true,
+    eos_token_id = { 151645, 151643 } }
   local _, is_2_5 = find(size)
   if is_2_5 then
     json.repetition_penalty = 1.05
@@ -133,9 +138,11 @@ end
 -- The table of preprocessor_config.json, the same for all sizes.
 function M.preprocessor()
   return {
-    image_processor_type = "Qwen2VLImageProcessor", processor_class = "Qwen2_5_VLProcessor", min_pixels = 3136,
+    image_processor_type = "Qwen2VLImageProcessor", processor_class = "Qwen2_5_VLProcessor",
+    min_pixels = 3136,
     max_pixels = 12845056, patch_size = 14, temporal_patch_size = 2, merge_size = 2,
-    image_mean = { 0.48145466, 0.4578275, 0.40821073 }, image_std = { 0.26862954, 0.26130258, 0.27577711 },
+    image_mean = { 0.48145466, 0.4578275, 0.40821073 },
+    image_std = { 0.26862954, 0.26130258, 0.27577711 },
   }
 end
 

@@ -1,10 +1,12 @@
--- tiny_qwen.lua - a small Qwen2.5-VL from nothing: its tokenizer, its configuration files, its random weights.
+-- tiny_qwen.lua - a small Qwen2.5-VL from nothing: its tokenizer, its configuration files, its
+-- random weights.
 --
---   local vl, tokenizer = tiny_qwen.create(dir, options)      options: see lua/segzero/config/pretrain_shapes.lua
+--   local vl, tokenizer = tiny_qwen.create(dir, options)      options: config/pretrain_shapes.lua
 --
--- The architecture is the released one in every respect but size. Its image is a few tokens wide (4 x 4 at 112 pixels): a
--- released model's rotary frequencies would turn the width axis by hundredths of a radian across it, so rope_theta and the
--- sections are smaller. segzero_frame in config.json is the side of the images that it is trained on.
+-- The architecture is the released one in every respect but size. Its image is a few tokens wide (4
+-- x 4 at 112 pixels): a released model's rotary frequencies would turn the width axis by hundredths
+-- of a radian across it, so rope_theta and the sections are smaller. segzero_frame in config.json
+-- is the side of the images that it is trained on.
 -- Leaves out: training.
 
 local cjson = require "cjson"
@@ -19,7 +21,8 @@ local M = {}
 
 local function vision_config(o)
   return {
-    depth = o.v_depth, hidden_size = o.v_hidden, intermediate_size = o.v_intermediate, num_heads = o.v_heads,
+    depth = o.v_depth, hidden_size = o.v_hidden, intermediate_size = o.v_intermediate,
+    num_heads = o.v_heads,
     hidden_act = "silu", in_channels = 3, in_chans = 3, patch_size = 14, spatial_patch_size = 14,
     spatial_merge_size = 2, temporal_patch_size = 2, window_size = 112, out_hidden_size = o.hidden,
     tokens_per_second = 2, fullatt_block_indexes = { 0, o.v_depth - 1 },
@@ -64,11 +67,12 @@ end
 
 local function generation_of(tok)
   local stop = tok:id "<|endoftext|>"
-  return { bos_token_id = stop, eos_token_id = { tok:id "<|im_end|>", stop }, pad_token_id = stop, do_sample = false }
+  return { bos_token_id = stop, eos_token_id = { tok:id "<|im_end|>", stop }, pad_token_id = stop,
+    do_sample = false }
 end
 
--- Writes the tokenizer and the configuration to dir; returns a model of random weights (or of options.init's) that saves
--- to dir, and its tokenizer. The caller frees both.
+-- Writes the tokenizer and the configuration to dir; returns a model of random weights (or of
+-- options.init's) that saves to dir, and its tokenizer. The caller frees both.
 function M.create(dir, options)
   files.make_dir(dir)
   bpe.write(dir, bpe.train(bpe.corpus(), options.merges))

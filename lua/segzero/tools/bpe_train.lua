@@ -10,17 +10,20 @@
 --     vocab = {token -> id}    the same, inverted
 --     merges = {{left, right}} in rank order
 --     special = {name -> id} } Qwen's 22 added tokens, from id #tokens on
--- The byte alphabet is GPT-2's: printable bytes stand for themselves, the other 68 for U+0100 and up.
+-- The byte alphabet is GPT-2's: printable bytes stand for themselves, the other 68 for U+0100 and
+-- up.
 --
--- The pre-tokenizer here is written by hand for ASCII and agrees there with the pattern that goes into
--- tokenizer.json: that is enough, because the texts it trains on are ASCII. Other bytes are refused. Any text can be
--- encoded afterwards, byte by byte where nothing was learnt.
+-- The pre-tokenizer here is written by hand for ASCII and agrees there with the pattern that goes
+-- into tokenizer.json: that is enough, because the texts it trains on are ASCII. Other bytes are
+-- refused. Any text can be encoded afterwards, byte by byte where nothing was learnt.
 --
--- Leaves out: encoding at run time (tokenizer.lua), training on large corpora (pairs are recounted at each merge).
+-- Leaves out: encoding at run time (tokenizer.lua), training on large corpora (pairs are recounted
+-- at each merge).
 
 local M = {}
 
-local byte, sub = string.byte, string.sub
+local byte = string.byte
+local sub = string.sub
 
 M.pattern = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
   .. "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
@@ -32,8 +35,10 @@ M.added = {
   { "<|box_end|>", true }, { "<|quad_start|>", true }, { "<|quad_end|>", true },
   { "<|vision_start|>", true }, { "<|vision_end|>", true }, { "<|vision_pad|>", true },
   { "<|image_pad|>", true }, { "<|video_pad|>", true },
-  { "<tool_call>", false }, { "</tool_call>", false }, { "<|fim_prefix|>", false }, { "<|fim_middle|>", false },
-  { "<|fim_suffix|>", false }, { "<|fim_pad|>", false }, { "<|repo_name|>", false }, { "<|file_sep|>", false },
+  { "<tool_call>", false }, { "</tool_call>", false }, { "<|fim_prefix|>", false },
+    { "<|fim_middle|>", false },
+  { "<|fim_suffix|>", false }, { "<|fim_pad|>", false }, { "<|repo_name|>", false },
+    { "<|file_sep|>", false },
 }
 
 -- The chat template that Qwen2.5-VL checkpoints carry.
@@ -58,7 +63,9 @@ end
 
 -- byte -> character of the alphabet, and the bytes in id order.
 local function byte_alphabet()
-  local char, order, hidden = {}, {}, {}
+  local char = {}
+  local order = {}
+  local hidden = {}
   for b = 0, 255 do
     if (b >= 0x21 and b <= 0x7E) or (b >= 0xA1 and b <= 0xAC) or b >= 0xAE then
       char[b] = utf8_char(b)
@@ -76,7 +83,8 @@ end
 
 local CHAR, ORDER = byte_alphabet()
 
--- Ends of the pieces that start at i, one per alternative of the pattern; the first that matches wins.
+-- Ends of the pieces that start at i, one per alternative of the pattern; the first that matches
+-- wins.
 local PIECES = {
   function(s, i) -- contraction
     if byte(s, i) ~= 39 then return nil end
@@ -103,7 +111,8 @@ local PIECES = {
 
 -- Pieces of an ASCII text, in order.
 function M.pieces(text)
-  local out, i = {}, 1
+  local out = {}
+  local i = 1
   if text:find("[\128-\255]") then error("bpe_train: text is not ASCII: " .. text, 2) end
   while i <= #text do
     local e
@@ -126,7 +135,8 @@ end
 
 -- Joins each (a, b) of units, left to right, in place.
 local function join(units, a, b)
-  local n, i = 0, 1
+  local n = 0
+  local i = 1
   local len = #units
   while i <= len do
     n = n + 1
@@ -141,7 +151,8 @@ local function join(units, a, b)
   for k = n + 1, len do units[k] = nil end
 end
 
--- Most frequent pair; ties go to the pair that sorts first, so the result does not depend on table order.
+-- Most frequent pair; ties go to the pair that sorts first, so the result does not depend on table
+-- order.
 local function best_pair(words)
   local counts = {}
   for _, w in ipairs(words) do
@@ -151,7 +162,8 @@ local function best_pair(words)
       counts[key] = (counts[key] or 0) + w.count
     end
   end
-  local best, most = nil, 0
+  local best = nil
+  local most = 0
   for key, n in pairs(counts) do
     if n > most or (n == most and key < best) then best, most = key, n end
   end
@@ -159,10 +171,11 @@ local function best_pair(words)
   return best:match("^(.-)\n(.*)$")
 end
 
--- texts: list of ASCII strings (repeat one to weigh it); merges: the most to learn. Learns fewer when every piece of
--- the texts has become one token.
+-- texts: list of ASCII strings (repeat one to weigh it); merges: the most to learn. Learns fewer
+-- when every piece of the texts has become one token.
 function M.train(texts, merges)
-  local words, seen = {}, {}
+  local words = {}
+  local seen = {}
   for _, text in ipairs(texts) do
     for _, piece in ipairs(M.pieces(text)) do
       local w = seen[piece]
@@ -206,8 +219,8 @@ function M.encode(model, text)
   return ids
 end
 
--- What the embedded checkpoint reads and writes: prompts, reasoning and answers of n pictures at each level, with the
--- chat template's own words.
+-- What the embedded checkpoint reads and writes: prompts, reasoning and answers of n images at
+-- each level, with the chat template's own words.
 function M.corpus(n)
   local refshapes = require "segzero.data.refshapes"
   local prompt = require "segzero.data.prompt"
@@ -249,8 +262,10 @@ local function tokenizer_json(model)
       model.special[t[1]], quote(t[1]), tostring(t[2]), i < #M.added and "," or "")
   end
   out[#out + 1] = '],\n"normalizer": {"type": "NFC"},\n"pre_tokenizer": {"type": "Sequence", "pretokenizers": [\n'
-    .. '{"type": "Split", "pattern": {"Regex": ' .. quote(M.pattern) .. '}, "behavior": "Isolated", "invert": false},\n'
-    .. byte_level .. ']},\n"post_processor": ' .. byte_level .. ',\n"decoder": ' .. byte_level .. ',\n'
+    .. '{"type": "Split", "pattern": {"Regex": ' .. quote(M.pattern)
+      .. '}, "behavior": "Isolated", "invert": false},\n'
+    .. byte_level .. ']},\n"post_processor": ' .. byte_level .. ',\n"decoder": ' .. byte_level
+      .. ',\n'
     .. '"model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",'
     .. ' "end_of_word_suffix": "", "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,\n"vocab": {\n'
   for i, token in ipairs(model.tokens) do
@@ -258,14 +273,16 @@ local function tokenizer_json(model)
   end
   out[#out + 1] = '},\n"merges": [\n'
   for i, m in ipairs(model.merges) do
-    out[#out + 1] = "[" .. quote(m[1]) .. ", " .. quote(m[2]) .. "]" .. (i < #model.merges and ",\n" or "\n")
+    out[#out + 1] = "[" .. quote(m[1]) .. ", " .. quote(m[2]) .. "]"
+      .. (i < #model.merges and ",\n" or "\n")
   end
   out[#out + 1] = "]}\n}\n"
   return table.concat(out)
 end
 
 local function tokenizer_config_json(model)
-  local out = { '{\n"add_bos_token": false,\n"add_prefix_space": false,\n"added_tokens_decoder": {\n' }
+  local out = {
+    '{\n"add_bos_token": false,\n"add_prefix_space": false,\n"added_tokens_decoder": {\n' }
   for i, t in ipairs(M.added) do
     out[#out + 1] = string.format(
       '"%d": {"content": %s, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": %s}%s\n',

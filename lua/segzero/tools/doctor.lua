@@ -1,4 +1,5 @@
--- doctor.lua - `segzero doctor`: in words, what this machine has and what will be used. Changes nothing.
+-- doctor.lua - `segzero doctor`: in words, what this machine has and what will be used. Changes
+-- nothing.
 --
 -- Leaves out: checks of models and data; benchmarks.
 
@@ -29,14 +30,19 @@ end
 function M.run()
   local memory = plan.device()
   line("segzero", ffi.string(C.sz_version()) .. ", core library loaded")
-  line("processor", ("%s, %d threads"):format(field("/proc/cpuinfo", "model name") or "unknown", C.sz_threads()))
+  line("processor", ("%s, %d threads"):format(field("/proc/cpuinfo", "model name")
+    or "unknown", C.sz_threads()))
   line("memory", ("%s, %s available"):format(plan.gib(memory.total), plan.gib(memory.free)))
   local library = os.getenv "SEGZERO_CUDA_LIBRARY"
-  if library and library ~= "" then line("cuda", "SEGZERO_CUDA_LIBRARY names the library: " .. library) end
+  if library and library ~= "" then
+    line("cuda", "SEGZERO_CUDA_LIBRARY names the library: " .. library)
+  end
   local text = C.sz_device_describe(C.SZ_CUDA)
   local there = text ~= nil
   if there then
-    for what, value in ffi.string(text):gmatch "([^\n:]+): ([^\n]*)\n" do line("cuda", what .. ": " .. value) end
+    for what, value in ffi.string(text):gmatch "([^\n:]+): ([^\n]*)\n" do
+      line("cuda", what .. ": " .. value)
+    end
   else
     line("cuda", "not usable. " .. ffi.string(C.sz_last_error()))
   end
@@ -46,7 +52,8 @@ function M.run()
   elseif wanted and wanted:match "^cuda" then
     line("used", "models are loaded on cuda:0")
   else
-    line("used", "models are loaded on the processor" .. (there and "; --device cuda, or device = \"cuda\", loads them on cuda:0" or ""))
+    line("used", "models are loaded on the processor"
+      .. (there and "; --device cuda, or device = \"cuda\", loads them on cuda:0" or ""))
   end
 end
 

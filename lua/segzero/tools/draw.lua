@@ -1,20 +1,31 @@
--- draw.lua - boxes, points and words on picture objects (segzero.image), and sheets of pictures that explain themselves.
+-- draw.lua - boxes, points and words on image objects (segzero.image), and sheets of images
+-- that explain themselves.
 --
 --   local draw = require "segzero.tools.draw"
---   draw.box(img, {x0, y0, x1, y1}, draw.RED)             inclusive corners, as Seg-Zero counts; parts outside are cut off
+--   draw.box(img, {x0, y0, x1, y1}, draw.RED)             inclusive corners, as Seg-Zero counts;
+--                                                         parts outside are cut off
 --   draw.point(img, {x, y}, draw.YELLOW)                  a disc with a dark rim
---   draw.text(img, x, y, "red circle", draw.INK, 2)       top left corner; each dot of the font 2 x 2 pixels
---   draw.answer(img, {bbox =, points =})                  a red box and yellow points; also {{bbox =, point =}, ...}
---   draw.mask(img, mask, draw.CYAN, 0.45)                 u8 tensor [h, w] of img's size or a whole fraction of it, laid over img
---   local fig, k = draw.figure(img, answer, {mask =, truth = box})     original | mask, box and points; k: how much enlarged
---   local big = draw.enlarge(img, 4)                      every pixel 4 x 4; coordinates: draw.enlarge_box, draw.enlarge_point
---   local both = draw.beside({img, other}, 8)             side by side on a white canvas, 8 pixels apart
+--   draw.text(img, x, y, "red circle", draw.INK, 2)       top left corner; each dot of the font 2 x
+--                                                         2 pixels
+--   draw.answer(img, {bbox =, points =})                  a red box and yellow points; also {{bbox
+--                                                         =, point =}, ...}
+--   draw.mask(img, mask, draw.CYAN, 0.45)                 u8 tensor [h, w] of img's size or a whole
+--                                                         fraction of it, laid over img
+--   local fig, k = draw.figure(img, answer, {mask =, truth = box})
+--       original | mask, box and points; k: how much enlarged
+--   local big = draw.enlarge(img, 4)                      every pixel 4 x 4; coordinates:
+--                                                         draw.enlarge_box, draw.enlarge_point
+--   local both = draw.beside({img, other}, 8)             side by side on a white canvas, 8 pixels
+--                                                         apart
 --   local sheet = draw.sheet({{image =, truth = box, bbox = box, points =, truth_points =, label =, note =}, ...}, columns)
---   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a model's answers
+--   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a
+--                                                         model's answers
 --
--- Colours are {r, g, b}, 0 to 255. Lines are as thick as the picture asks for (draw.thickness) unless told. Everything
--- that makes a picture returns a new one, which the caller may free. Colours below are seen apart by the colour-blind too.
--- Leaves out: rotated text, characters outside ASCII, transparency other than of masks and the soft edge of discs.
+-- Colours are {r, g, b}, 0 to 255. Lines are as thick as the image asks for (draw.thickness)
+-- unless told. Everything that makes an image returns a new one, which the caller may free.
+-- Colours below are seen apart by the colour-blind too.
+-- Leaves out: rotated text, characters outside ASCII, transparency other than of masks and the soft
+-- edge of discs.
 
 local ffi = require "ffi"
 local image = require "segzero.formats.image"
@@ -24,12 +35,17 @@ local tensor = require "segzero.core.tensor"
 
 local M = {}
 
-local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
+local floor = math.floor
+local ceil = math.ceil
+local max = math.max
+local min = math.min
 
-M.WHITE, M.INK, M.GREY, M.PAPER = { 255, 255, 255 }, { 28, 32, 40 }, { 110, 118, 130 }, { 246, 247, 249 }
-M.GREEN, M.RED, M.YELLOW, M.CYAN = { 0, 190, 90 }, { 230, 40, 60 }, { 255, 214, 10 }, { 0, 205, 235 }
+M.WHITE, M.INK, M.GREY, M.PAPER = { 255, 255, 255 }, { 28, 32, 40 }, { 110, 118, 130 },
+  { 246, 247, 249 }
+M.GREEN, M.RED, M.YELLOW, M.CYAN = { 0, 190, 90 }, { 230, 40, 60 }, { 255, 214, 10 },
+  { 0, 205, 235 }
 
--- 2 pixels for a small picture, 3 from 500 on a side, 4 from 700, and so on.
+-- 2 pixels for a small image, 3 from 500 on a side, 4 from 700, and so on.
 function M.thickness(img) return max(2, floor(min(img.width, img.height) / 200 + 0.5)) end
 
 local function clamp(v, lo, hi) return v < lo and lo or v > hi and hi or v end
@@ -37,19 +53,24 @@ local function clamp(v, lo, hi) return v < lo and lo or v > hi and hi or v end
 -- ---- filled shapes ----
 -- Pixels x .. x + w - 1, y .. y + h - 1, as far as they are in the picture.
 function M.fill(img, x, y, w, h, colour)
-  local p, width = img:pixels(), img.width
-  local x0, x1 = max(floor(x), 0), min(floor(x) + floor(w), width) - 1
+  local p = img:pixels()
+  local width = img.width
+  local x0 = max(floor(x), 0)
+  local x1 = min(floor(x) + floor(w), width) - 1
   for row = max(floor(y), 0), min(floor(y) + floor(h), img.height) - 1 do
     for col = x0, x1 do
       local q = p + 3 * (row * width + col)
-      q[0], q[1], q[2] = colour[1], colour[2], colour[3]
+      q[0] = colour[1]
+      q[1] = colour[2]
+      q[2] = colour[3]
     end
   end
 end
 
 -- A disc of pixels around the centre of pixel (x, y), its edge one pixel soft.
 function M.disc(img, x, y, radius, colour)
-  local p, width = img:pixels(), img.width
+  local p = img:pixels()
+  local width = img.width
   for row = max(floor(y - radius - 1), 0), min(floor(y + radius + 1), img.height - 1) do
     for col = max(floor(x - radius - 1), 0), min(floor(x + radius + 1), width - 1) do
       local cover = clamp(radius + 0.5 - math.sqrt((col - x) ^ 2 + (row - y) ^ 2), 0, 1)
@@ -64,21 +85,24 @@ end
 local function four(box, level)
   for i = 1, 4 do
     local v = type(box) == "table" and box[i]
-    if type(v) ~= "number" or v ~= v or math.abs(v) == math.huge then error("draw: a box is four numbers {x0, y0, x1, y1}", level + 1) end
+    if type(v) ~= "number" or v ~= v or math.abs(v) == math.huge then
+      error("draw: a box is four numbers {x0, y0, x1, y1}", level + 1)
+    end
   end
   return box[1], box[2], box[3], box[4]
 end
 
 local function frame(img, x0, y0, x1, y1, t, colour)
-  local w, h = x1 - x0 + 1, y1 - y0 + 1
+  local w = x1 - x0 + 1
+  local h = y1 - y0 + 1
   M.fill(img, x0, y0, w, t, colour)
   M.fill(img, x0, y1 - t + 1, w, t, colour)
   M.fill(img, x0, y0, t, h, colour)
   M.fill(img, x1 - t + 1, y0, t, h, colour)
 end
 
--- The line lies centred on the box's outermost pixels, between two white hairlines that set it off from any ground (none
--- around a line of 1). Corners in the wrong order are taken as the same box.
+-- The line lies centred on the box's outermost pixels, between two white hairlines that set it off
+-- from any ground (none around a line of 1). Corners in the wrong order are taken as the same box.
 function M.box(img, box, colour, thickness)
   local x0, y0, x1, y1 = four(box, 2)
   if x0 > x1 then x0, x1 = x1, x0 end
@@ -86,15 +110,20 @@ function M.box(img, box, colour, thickness)
   local t = thickness or M.thickness(img)
   local out = floor((t - 1) / 2)
   -- Far away corners are brought near, so that the lengths stay small numbers.
-  x0, x1 = clamp(floor(x0), -9999, img.width + 9999) - out, clamp(floor(x1), -9999, img.width + 9999) + out
-  y0, y1 = clamp(floor(y0), -9999, img.height + 9999) - out, clamp(floor(y1), -9999, img.height + 9999) + out
+  x0, x1 = clamp(floor(x0), -9999, img.width + 9999) - out,
+    clamp(floor(x1), -9999, img.width + 9999) + out
+  y0, y1 = clamp(floor(y0), -9999, img.height + 9999) - out,
+    clamp(floor(y1), -9999, img.height + 9999) + out
   if t > 1 then frame(img, x0 - 1, y0 - 1, x1 + 1, y1 + 1, t + 2, M.WHITE) end
   frame(img, x0, y0, x1, y1, t, colour)
 end
 
 function M.point(img, point, colour, radius)
-  local x, y = point[1], point[2]
-  if type(x) ~= "number" or type(y) ~= "number" or x ~= x or y ~= y then error("draw: a point is two numbers {x, y}", 2) end
+  local x = point[1]
+  local y = point[2]
+  if type(x) ~= "number" or type(y) ~= "number" or x ~= x or y ~= y then
+    error("draw: a point is two numbers {x, y}", 2)
+  end
   local r = radius or 1.6 * M.thickness(img)
   if x < -r or y < -r or x > img.width + r or y > img.height + r then return end
   M.disc(img, x, y, r + max(1, r / 3), M.INK)
@@ -113,28 +142,47 @@ function M.answer(img, a)
   for _, p in ipairs(a.points or {}) do M.point(img, p, M.YELLOW) end
 end
 
--- Colours the pixels of img where mask is not 0, in place: alpha of the colour, and a darker line along the inside of the
--- mask's edge. A picture that is k times as large as the mask has each of the mask's pixels as k x k.
+-- Colours the pixels of img where mask is not 0, in place: alpha of the colour, and a darker line
+-- along the inside of the mask's edge. An image that is k times as large as the mask has each of
+-- the mask's pixels as k x k.
 function M.mask(img, mask, colour, alpha)
-  if not tensor.is_tensor(mask) or mask:dtype() ~= "u8" or #mask:shape() ~= 2 then error("draw.mask: a u8 tensor [h, w] is expected", 2) end
+  if not tensor.is_tensor(mask) or mask:dtype() ~= "u8" or #mask:shape() ~= 2 then
+    error("draw.mask: a u8 tensor [h, w] is expected", 2)
+  end
   local h, w = unpack(mask:shape())
   local k = img.width / w
   if k < 1 or k % 1 ~= 0 or img.height ~= h * k then
-    error(("draw.mask: a mask of %d x %d does not fit a picture of %d x %d"):format(w, h, img.width, img.height), 2)
+    error(("draw.mask: a mask of %d x %d does not fit an image of %d x %d"):format(w, h, img.width,
+      img.height), 2)
   end
-  colour, alpha = colour or M.CYAN, alpha or 0.45
-  local p, m, width, height = img:pixels(), tensor.data(mask), img.width, img.height
+  colour = colour or M.CYAN
+  alpha = alpha or 0.45
+  local p = img:pixels()
+  local m = tensor.data(mask)
+  local width = img.width
+  local height = img.height
   local line = max(1, floor(M.thickness(img) / 2))
-  local function outside(x, y) return x >= 0 and y >= 0 and x < width and y < height and m[floor(y / k) * w + floor(x / k)] == 0 end
-  local r, g, b = colour[1], colour[2], colour[3]
+  local function outside(x, y)
+    return x >= 0 and y >= 0 and x < width and y < height
+      and m[floor(y / k) * w + floor(x / k)] == 0
+  end
+  local r = colour[1]
+  local g = colour[2]
+  local b = colour[3]
   for y = 0, height - 1 do
     local row = m + floor(y / k) * w
     for x = 0, width - 1 do
       if row[floor(x / k)] ~= 0 then
-        local q, edge = p + 3 * (y * width + x), false
-        for d = 1, line do edge = edge or outside(x - d, y) or outside(x + d, y) or outside(x, y - d) or outside(x, y + d) end
-        local a, shade = edge and 1 or alpha, edge and 0.6 or 1
-        q[0], q[1], q[2] = floor(q[0] + (shade * r - q[0]) * a + 0.5), floor(q[1] + (shade * g - q[1]) * a + 0.5), floor(q[2] + (shade * b - q[2]) * a + 0.5)
+        local q = p + 3 * (y * width + x)
+        local edge = false
+        for d = 1, line do
+          edge = edge or outside(x - d, y) or outside(x + d, y) or outside(x, y - d)
+            or outside(x, y + d)
+        end
+        local a = edge and 1 or alpha
+        local shade = edge and 0.6 or 1
+        q[0], q[1], q[2] = floor(q[0] + (shade * r - q[0]) * a + 0.5),
+          floor(q[1] + (shade * g - q[1]) * a + 0.5), floor(q[2] + (shade * b - q[2]) * a + 0.5)
       end
     end
   end
@@ -156,21 +204,25 @@ function M.text(img, x, y, text, colour, scale)
     local g = font.glyph(c)
     for r, row in ipairs(g.rows) do
       for i = 1, #row do
-        if row:byte(i) == 35 then M.fill(img, x + (i - 1) * scale, y + (r - 1) * scale, scale, scale, colour) end
+        if row:byte(i) == 35 then
+          M.fill(img, x + (i - 1) * scale, y + (r - 1) * scale, scale, scale, colour)
+        end
       end
     end
     x = x + (g.width + 1) * scale
   end
 end
 
--- The text in lines no wider than `width` pixels; the last of `most` lines ends in "..." when there is more. Words that are
--- too long stand alone.
+-- The text in lines no wider than `width` pixels; the last of `most` lines ends in "..." when there
+-- is more. Words that are too long stand alone.
 function M.wrap(text, width, scale, most)
-  local lines, line = {}, ""
+  local lines = {}
+  local line = ""
   for word in text:gmatch "%S+" do
     local longer = line == "" and word or line .. " " .. word
     if line ~= "" and M.text_width(longer, scale) > width then
-      lines[#lines + 1], line = line, word
+      lines[#lines + 1] = line
+      line = word
     else
       line = longer
     end
@@ -179,13 +231,15 @@ function M.wrap(text, width, scale, most)
   if most and #lines > most then
     for i = #lines, most + 1, -1 do lines[i] = nil end
     local last = lines[most]
-    while last ~= "" and M.text_width(last .. "...", scale) > width do last = last:gsub("%s*[%z\1-\127\192-\255][\128-\191]*$", "") end
+    while last ~= "" and M.text_width(last .. "...", scale) > width do
+      last = last:gsub("%s*[%z\1-\127\192-\255][\128-\191]*$", "")
+    end
     lines[most] = last .. "..."
   end
   return lines
 end
 
--- ---- putting pictures together ----
+-- ---- putting images together ----
 function M.canvas(width, height, colour)
   local img = image.new(width, height)
   M.fill(img, 0, 0, width, height, colour or M.WHITE)
@@ -194,41 +248,57 @@ end
 
 -- Copies src with its top left corner at (x, y) of img; what does not fit is cut off.
 function M.paste(img, src, x, y)
-  local to, from = img:pixels(), src:pixels()
-  local x0, x1 = max(x, 0), min(x + src.width, img.width)
+  local to = img:pixels()
+  local from = src:pixels()
+  local x0 = max(x, 0)
+  local x1 = min(x + src.width, img.width)
   if x1 <= x0 then return end
   for row = max(y, 0), min(y + src.height, img.height) - 1 do
-    ffi.copy(to + 3 * (row * img.width + x0), from + 3 * ((row - y) * src.width + x0 - x), 3 * (x1 - x0))
+    ffi.copy(to + 3 * (row * img.width + x0), from + 3 * ((row - y) * src.width + x0 - x),
+      3 * (x1 - x0))
   end
 end
 
 function M.enlarge(img, k)
-  if type(k) ~= "number" or k % 1 ~= 0 or k < 1 then error("draw.enlarge: a whole number from 1 is expected, got " .. tostring(k), 2) end
-  local w, h = img.width * k, img.height * k
+  if type(k) ~= "number" or k % 1 ~= 0 or k < 1 then
+    error("draw.enlarge: a whole number from 1 is expected, got " .. tostring(k), 2)
+  end
+  local w = img.width * k
+  local h = img.height * k
   local big = image.new(w, h)
-  local to, from = big:pixels(), img:pixels()
+  local to = big:pixels()
+  local from = img:pixels()
   for y = 0, img.height - 1 do
     local row = to + 3 * w * k * y
     for x = 0, img.width - 1 do
       local p = from + 3 * (y * img.width + x)
-      for i = x * k, x * k + k - 1 do row[3 * i], row[3 * i + 1], row[3 * i + 2] = p[0], p[1], p[2] end
+      for i = x * k, x * k + k - 1 do
+        row[3 * i] = p[0]
+        row[3 * i + 1] = p[1]
+        row[3 * i + 2] = p[2]
+      end
     end
     for i = 1, k - 1 do ffi.copy(row + 3 * w * i, row, 3 * w) end
   end
   return big
 end
 
--- Coordinates in an enlarged picture: a box keeps whole pixels inside, a point the middle of its pixel.
+-- Coordinates in an enlarged image: a box keeps whole pixels inside, a point the middle of its
+-- pixel.
 function M.enlarge_box(b, k) return { b[1] * k, b[2] * k, b[3] * k + k - 1, b[4] * k + k - 1 } end
-function M.enlarge_point(p, k) return { p[1] * k + floor((k - 1) / 2), p[2] * k + floor((k - 1) / 2) } end
+function M.enlarge_point(p, k)
+  return { p[1] * k + floor((k - 1) / 2), p[2] * k + floor((k - 1) / 2) }
+end
 
 function M.beside(list, gap)
   gap = gap or 8
-  local width, height = gap * (#list - 1), 1
+  local width = gap * (#list - 1)
+  local height = 1
   for _, img in ipairs(list) do
     width, height = width + img.width, max(height, img.height)
   end
-  local out, x = M.canvas(max(width, 1), height), 0
+  local out = M.canvas(max(width, 1), height)
+  local x = 0
   for _, img in ipairs(list) do
     M.paste(out, img, x, floor((height - img.height) / 2))
     x = x + img.width + gap
@@ -236,19 +306,24 @@ function M.beside(list, gap)
   return out
 end
 
-local SMALL_SIDE, ENLARGED_SIDE = 200, 448       -- a picture with a side under the first is drawn about as large as the second
+-- an image with a side under the first is drawn about as large as the second
+local SMALL_SIDE = 200
+local ENLARGED_SIDE = 448
 
--- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the picture; opts.truth: a box, green.
--- With opts.mask the copy has the mask under the marks, and the plain picture is on its left. Small pictures are enlarged k times.
+-- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the image;
+-- opts.truth: a box, green. With opts.mask the copy has the mask under the marks, and the plain
+-- image is on its left. Small images are enlarged k times.
 function M.figure(img, found, opts)
   opts = opts or {}
-  local k = min(img.width, img.height) < SMALL_SIDE and ceil(ENLARGED_SIDE / max(img.width, img.height)) or 1
+  local k = min(img.width, img.height) < SMALL_SIDE
+    and ceil(ENLARGED_SIDE / max(img.width, img.height)) or 1
   local plain = M.enlarge(img, k)
   local out = opts.mask and M.enlarge(img, k) or plain
   if opts.mask then M.mask(out, opts.mask) end
   if opts.truth then M.box(out, M.enlarge_box(opts.truth, k), M.GREEN, M.thickness(out) + 1) end
   local function larger(a)
-    local marks = { bbox = a.bbox and M.enlarge_box(a.bbox, k), point = a.point and M.enlarge_point(a.point, k), points = {} }
+    local marks = { bbox = a.bbox and M.enlarge_box(a.bbox, k), point = a.point
+      and M.enlarge_point(a.point, k), points = {} }
     for i, p in ipairs(a.points or {}) do marks.points[i] = M.enlarge_point(p, k) end
     return marks
   end
@@ -262,15 +337,18 @@ function M.figure(img, found, opts)
   return both, k
 end
 
--- A picture about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a whole factor, large ones
--- resized. Truth box and points green, answered box red, its points yellow. The truth's line is thicker, so that it shows
--- under an answer that is right.
-local function tile_picture(tile, side)
+-- An image about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a
+-- whole factor, large ones resized. Truth box and points green, answered box red, its points
+-- yellow. The truth's line is thicker, so that it shows under an answer that is right.
+local function tile_image(tile, side)
   local k = max(1, floor(side / tile.image.width + 0.5))
   local f = tile.image.width > 1.5 * side and side / tile.image.width or 1
   local img = f == 1 and M.enlarge(tile.image, k)
-    or tile.image:resize(floor(tile.image.width * f + 0.5), max(1, floor(tile.image.height * f + 0.5)), "bilinear")
-  local function to_box(b) return f == 1 and M.enlarge_box(b, k) or { b[1] * f, b[2] * f, b[3] * f, b[4] * f } end
+    or tile.image:resize(floor(tile.image.width * f + 0.5),
+      max(1, floor(tile.image.height * f + 0.5)), "bilinear")
+  local function to_box(b)
+    return f == 1 and M.enlarge_box(b, k) or { b[1] * f, b[2] * f, b[3] * f, b[4] * f }
+  end
   local function to_point(p) return f == 1 and M.enlarge_point(p, k) or { p[1] * f, p[2] * f } end
   local t = M.thickness(img)
   if tile.truth then M.box(img, to_box(tile.truth), M.GREEN, t + 1) end
@@ -280,11 +358,16 @@ local function tile_picture(tile, side)
   return img
 end
 
-local GAP, PAD, LINE = 14, 10, 2 * (font.HEIGHT + 2)       -- between tiles; inside a tile; one line of text at scale 2
+-- between tiles; inside a tile; one line of text at scale 2
+local GAP = 14
+local PAD = 10
+local LINE = 2 * (font.HEIGHT + 2)
 
--- What the marks mean, up to the right edge; returns its width. masks: say what their colour means too.
+-- What the marks mean, up to the right edge; returns its width. masks: say what their colour means
+-- too.
 local function legend(img, y, masks)
-  local entries = { { M.GREEN, "truth" }, { M.RED, "answer" }, masks and { M.CYAN, "mask", true } or nil }
+  local entries = { { M.GREEN, "truth" }, { M.RED, "answer" }, masks and { M.CYAN, "mask", true }
+    or nil }
   local width = -18
   for _, entry in ipairs(entries) do width = width + 38 + M.text_width(entry[2], 2) end
   local x = img.width - GAP - width
@@ -297,23 +380,31 @@ local function legend(img, y, masks)
   return width
 end
 
--- Tiles in rows of `columns` (default 4), each a white card: the picture with its marks, beneath it the label (up to two
--- lines) and the note (one line, grey). A tile needs an image; all else is optional. opts: side (about how wide a
--- picture is, 280), title, masks (the pictures have masks in them: the legend says so).
+-- Tiles in rows of `columns` (default 4), each a white card: the image with its marks, beneath it
+-- the label (up to two lines) and the note (one line, grey). A tile needs an image; all else is
+-- optional. opts: side (about how wide an image is, 280), title, masks (the images have masks in
+-- them: the legend says so).
 function M.sheet(tiles, columns, opts)
   opts = opts or {}
   if #tiles == 0 then error("draw.sheet: there is no tile", 2) end
   columns = min(columns or 4, #tiles)
   local side = opts.side or 280
-  local cards, width, heights, words = {}, 0, {}, {}
+  local cards = {}
+  local width = 0
+  local heights = {}
+  local words = {}
   for i, tile in ipairs(tiles) do
-    if not image.is_image(tile.image) then error(("draw.sheet: tile %d has no image"):format(i), 2) end
-    cards[i] = tile_picture(tile, side)
+    if not image.is_image(tile.image) then
+      error(("draw.sheet: tile %d has no image"):format(i), 2)
+    end
+    cards[i] = tile_image(tile, side)
     width = max(width, cards[i].width)
   end
   for i, tile in ipairs(tiles) do
-    words[i] = { label = M.wrap(tile.label or "", width, 2, 2), note = M.wrap(tile.note or "", width, 2, 1) }
-    local row, lines = floor((i - 1) / columns), #words[i].label + #words[i].note
+    words[i] = { label = M.wrap(tile.label or "", width, 2, 2),
+      note = M.wrap(tile.note or "", width, 2, 1) }
+    local row = floor((i - 1) / columns)
+    local lines = #words[i].label + #words[i].note
     local height = cards[i].height + 2 * PAD + (lines > 0 and lines * LINE + 4 or 0)
     heights[row] = max(heights[row] or 0, height)
   end
@@ -324,11 +415,13 @@ function M.sheet(tiles, columns, opts)
 
   local legend_width = legend(sheet, GAP, opts.masks)
   if opts.title then
-    M.text(sheet, GAP, GAP, M.wrap(opts.title, sheet.width - 4 * GAP - legend_width, 2, 1)[1] or "", M.INK, 2)
+    M.text(sheet, GAP, GAP, M.wrap(opts.title, sheet.width - 4 * GAP - legend_width, 2, 1)[1]
+      or "", M.INK, 2)
   end
   local y = head + GAP
   for i, card in ipairs(cards) do
-    local row, column = floor((i - 1) / columns), (i - 1) % columns
+    local row = floor((i - 1) / columns)
+    local column = (i - 1) % columns
     local x = GAP + column * (width + 2 * PAD + GAP)
     M.fill(sheet, x + 1, y + 2, width + 2 * PAD + 1, heights[row] + 1, { 222, 225, 230 })
     M.fill(sheet, x, y, width + 2 * PAD, heights[row], M.WHITE)
@@ -345,9 +438,9 @@ function M.sheet(tiles, columns, opts)
   return sheet
 end
 
--- Writes a sheet of a data set's first rows with what a model answered. records as trainer:evaluate gives them: {{index =,
--- problem =, solution =, text =, reward =}, ...}. opts: count (12), columns (4), side, title (the set's name),
--- masks (as in sheet).
+-- Writes a sheet of a data set's first rows with what a model answered. records as trainer:evaluate
+-- gives them: {{index =, problem =, solution =, text =, reward =}, ...}. opts: count (12), columns
+-- (4), side, title (the set's name), masks (as in sheet).
 function M.predictions(path, set, records, opts)
   opts = opts or {}
   local tiles = {}
@@ -355,13 +448,15 @@ function M.predictions(path, set, records, opts)
     local r = records[i]
     local row = set:row(r.index)
     local found = answer.parse(r.text)
-    tiles[i] = { image = row.image, label = r.problem, bbox = found and found.bbox, points = found and found.points,
+    tiles[i] = { image = row.image, label = r.problem, bbox = found and found.bbox, points = found
+      and found.points,
       note = ("reward %.3g%s"):format(r.reward, found and "" or ", no answer") }
     local truth = { r.solution:match "<box>%((%d+),(%d+)%),%((%d+),(%d+)%)</box>" }
     for k = 1, #truth do truth[k] = tonumber(truth[k]) end
     if #truth == 4 then tiles[i].truth = truth end
   end
-  local sheet = M.sheet(tiles, opts.columns or 4, { side = opts.side, title = opts.title or set.name, masks = opts.masks })
+  local sheet = M.sheet(tiles, opts.columns
+    or 4, { side = opts.side, title = opts.title or set.name, masks = opts.masks })
   sheet:save(path)
   sheet:free()
   for _, tile in ipairs(tiles) do tile.image:free() end

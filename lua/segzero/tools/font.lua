@@ -1,10 +1,11 @@
--- font.lua - the letters that draw.lua writes with: 5 dots wide, 7 above the base line and 2 below, printable ASCII.
+-- font.lua - the letters that draw.lua writes with: 5 dots wide, 7 above the base line and 2 below,
+-- printable ASCII.
 --
 --   local g = font.glyph("A")      {width = 1..5, rows = {[1..9] = a string of "#" and "."}}
 --   font.HEIGHT                    9
 --
--- Every letter is drawn below as it looks. Widths are those of the dots, so that "i" is narrow; a blank is 3. A character
--- outside printable ASCII (one whole UTF-8 sequence) is a hollow box.
+-- Every letter is drawn below as it looks. Widths are those of the dots, so that "i" is narrow; a
+-- blank is 3. A character outside printable ASCII (one whole UTF-8 sequence) is a hollow box.
 
 local M = {}
 
@@ -12,7 +13,8 @@ M.HEIGHT = 9
 
 -- In the order of their codes; letters of a line of drawings are 6 columns apart.
 local LETTERS = {
-  [[ !"#$%&'()*+,-./]], [[0123456789:;<=>?]], [[@ABCDEFGHIJKLMNO]], [[PQRSTUVWXYZ[\]^_]], [[`abcdefghijklmno]], [[pqrstuvwxyz{|}~]],
+  [[ !"#$%&'()*+,-./]], [[0123456789:;<=>?]], [[@ABCDEFGHIJKLMNO]], [[PQRSTUVWXYZ[\]^_]],
+    [[`abcdefghijklmno]], [[pqrstuvwxyz{|}~]],
 }
 local DRAWINGS = { [[
 ..... ..#.. .#.#. .#.#. ..#.. ##..# .#... ..#.. ...#. .#... ..... ..... ..... ..... ..... .....
@@ -32,7 +34,8 @@ local DRAWINGS = { [[
 #...# ..#.. .#... #...# ...#. #...# #...# ..#.. #...# ...#. .##.. .##.. ..#.. ..... ..#.. .....
 .###. .###. ##### .###. ...#. .###. .###. ..#.. .###. .##.. ..... ..#.. ...#. ..... .#... ..#..
 ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... .#... ..... ..... ..... .....
-..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... .....]], [[
+..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... .....]],
+  [[
 .###. .###. ####. .###. ####. ##### ##### .###. #...# .###. ..### #...# #.... #...# #...# .###.
 #...# #...# #...# #...# #...# #.... #.... #...# #...# ..#.. ...#. #..#. #.... ##.## ##..# #...#
 #.### #...# #...# #.... #...# #.... #.... #.... #...# ..#.. ...#. #.#.. #.... #.#.# ##..# #...#
@@ -50,7 +53,8 @@ local DRAWINGS = { [[
 #.... #..#. #..#. ....# ..#.. #...# .#.#. ##.## #...# ..#.. #.... .#... ....# ...#. ..... .....
 #.... .##.# #...# ####. ..#.. .###. ..#.. #...# #...# ..#.. ##### .###. ....# .###. ..... .....
 ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... #####
-..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... .....]], [[
+..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... ..... .....]],
+  [[
 .#... ..... #.... ..... ....# ..... ..##. ..... #.... ..#.. ...#. #.... .##.. ..... ..... .....
 ..#.. ..... #.... ..... ....# ..... .#... ..... #.... ..... ..... #.... ..#.. ..... ..... .....
 ..... .###. #.##. .###. .##.# .###. .#... .##.# #.##. .##.. ..##. #..#. ..#.. ##.#. #.##. .###.
@@ -72,9 +76,11 @@ local DRAWINGS = { [[
 
 -- Cuts the empty columns off both sides.
 local function trim(rows)
-  local first, last = 6, 0
+  local first = 6
+  local last = 0
   for _, row in ipairs(rows) do
-    local a, b = row:find "#", row:match ".*()#"
+    local a = row:find "#"
+    local b = row:match ".*()#"
     if a then first, last = math.min(first, a), math.max(last, b) end
   end
   if last == 0 then return { width = 3, rows = rows } end
@@ -92,7 +98,8 @@ for block, letters in ipairs(LETTERS) do
     glyphs[letters:sub(i, i)] = trim(rows)
   end
 end
-local UNKNOWN = trim { "#####", "#...#", "#...#", "#...#", "#...#", "#...#", "#####", ".....", "....." }
+local UNKNOWN = trim { "#####", "#...#", "#...#", "#...#", "#...#", "#...#", "#####", ".....",
+  "....." }
 
 function M.glyph(character) return glyphs[character] or UNKNOWN end
 

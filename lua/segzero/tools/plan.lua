@@ -156,7 +156,7 @@ local function count_arena(cfg, state)
   arena.sampling = counted(function() tensor.no_grad(rollout.count, vl, state.input, math.max(1, train_batch), n) end)
   for _, p in ipairs(list) do p.tensor:free() end
   vl:free()
-  return arena, first.parts and ("a group, its answers %d at a time"):format(#first.parts[1])
+  return arena, first.chunks and ("a group, its answers %d at a time"):format(#first.chunks[1])
     or ("up to %d group%s"):format(#first.groups, #first.groups == 1 and "" or "s")
 end
 
@@ -214,7 +214,7 @@ local function total(cfg, state)
   local lasting = p.weights + p.adapters + p.reference + p.masters + p.moments + p.pictures + p.program
   -- The arena keeps what its largest phase needed; the cache and the gradients are there in their own phase only.
   local most = math.max(arena.sampling, arena.reference, arena.update)
-  local plan = { parts = p, arena = arena, largest = largest, prompt = #state.input.input_ids, device = state.device }
+  local plan = { longer = M.longer, parts = p, arena = arena, largest = largest, prompt = #state.input.input_ids, device = state.device }
   plan.phases = { sampling = lasting + p.cache + most, reference = lasting + p.gradients + most, update = lasting + p.gradients + most }
   plan.peak = math.max(plan.phases.sampling, plan.phases.update)
   plan.fits = plan.peak <= state.device.total

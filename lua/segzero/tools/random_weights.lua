@@ -1,11 +1,13 @@
--- random_weights.lua - safetensors shards of random weights, written piece by piece: nothing is ever whole in memory.
+-- random_weights.lua - safetensors shards of random weights, written piece by piece: nothing is
+-- ever whole in memory.
 --
 --   random_weights.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
---     weights   list of {name =, shape = {..}, written = the name in the file}; norms are recognised by name
+--     weights   list of {name =, shape = {..}, written = the name in the file}
 --     -> bytes written, number of tensors; model.safetensors, or shards and their index
 --
--- Norms are 1, everything else is normal with standard deviation 0.02. A value is a function of (seed, tensor, place): a
--- hash of the place gives 16 bits, which choose one of the normal distribution's 65536 quantiles.
+-- Norms are 1, everything else is normal with standard deviation 0.02. A value is a function of
+-- (seed, tensor, place): a hash of the place gives 16 bits, which choose one of the normal
+-- distribution's 65536 quantiles.
 -- Leaves out: values that a trained model would have.
 
 local bit = require "bit"
@@ -25,14 +27,15 @@ local STD = 0.02
 local QUANTILES = 65536
 local PIECE = 8 * 1048576           -- values made at a time; a multiple of 4
 
--- How the two types are stored: bytes of a value, the C type of a buffer, the value 1, the name in the file's header.
+-- How the two types are stored: bytes of a value, the C type of a buffer, the value 1, the name in
+-- the file's header.
 local STORED = {
   f32 = { bytes = 4, buffer = "float[?]", one = 1, name = "F32" },
   bf16 = { bytes = 2, buffer = "uint16_t[?]", one = 0x3f80, name = "BF16" },
 }
 
--- Quantiles of the normal distribution, from as many of the core's own normal numbers: sorted, made symmetric, so that
--- the mean is exactly 0, and scaled to STD exactly.
+-- Quantiles of the normal distribution, from as many of the core's own normal numbers: sorted, made
+-- symmetric, so that the mean is exactly 0, and scaled to STD exactly.
 local function quantiles(dtype)
   local n = QUANTILES
   local t = tensor.empty({ n }, { dtype = "f32" })
@@ -51,8 +54,8 @@ local function quantiles(dtype)
   return tensor.new(x, { dtype = dtype })
 end
 
--- values[0 .. n): those of places first .. first + n - 1 (first a multiple of 4) of the stream `key`. Each 64-bit hash
--- (splitmix64) gives four values.
+-- values[0 .. n): those of places first .. first + n - 1 (first a multiple of 4) of the stream
+-- `key`. Each 64-bit hash (splitmix64) gives four values.
 local function fill(values, table_of, key, first, n)
   local golden = 0x9e3779b97f4a7c15ULL
   local m1 = 0xbf58476d1ce4e5b9ULL
@@ -87,7 +90,8 @@ local function count(weight)
   return n
 end
 
--- Divides the weights into lists of at most `limit` bytes each (a larger weight is alone). Returns the lists, all bytes.
+-- Divides the weights into lists of at most `limit` bytes each (a larger weight is alone). Returns
+-- the lists, all bytes.
 local function divide(weights, width, limit)
   local shards = {}
   local total = 0
@@ -110,8 +114,8 @@ local function header_of(shard, stored)
   local offset = 0
   for i, w in ipairs(shard) do
     local stop = offset + count(w) * stored.bytes
-    parts[i + 1] = ('"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(w.written, stored.name,
-      table.concat(w.shape, ","), offset, stop)
+    parts[i + 1] = ('"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(w.written,
+      stored.name, table.concat(w.shape, ","), offset, stop)
     offset = stop
   end
   local header = "{" .. table.concat(parts, ",") .. "}"
@@ -155,7 +159,8 @@ end
 local function write_index(dir, map, total)
   table.sort(map)
   files.write(dir .. "/model.safetensors.index.json",
-    ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(total, table.concat(map, ",\n")))
+    ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(total,
+      table.concat(map, ",\n")))
 end
 
 -- options.on_shard(file_name, tensors) is called after each file.

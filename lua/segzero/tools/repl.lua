@@ -6,20 +6,23 @@
 --   ...>   print(i)
 --   ...> end
 --
--- Each entry is a main chunk of its own, so a `local` ends with it. Lines are read with readline, else libedit, else
--- io.read; history is kept in ~/.segzero_history. What is typed is never JIT-compiled: debug hooks do not fire in
--- compiled loops, so Ctrl-C could not stop `while true do end`. Functions from files are compiled as usual.
--- The text of vl:generate appears as it is made (one answer; not with an on_text of its own, or on_text = false).
+-- Each entry is a main chunk of its own, so a `local` ends with it. Lines are read with readline,
+-- else libedit, else io.read; history is kept in ~/.segzero_history. What is typed is never
+-- JIT-compiled: debug hooks do not fire in compiled loops, so Ctrl-C could not stop `while true do
+-- end`. Functions from files are compiled as usual. The text of vl:generate appears as it is made
+-- (one answer; not with an on_text of its own, or on_text = false).
 -- Left out: completion, multi-line editing, per-project history.
 
 local host = require "segzero.host"
 
-local concat, sort = table.concat, table.sort
+local concat = table.concat
+local sort = table.sort
 local format = string.format
 
 local M = {}
 
-local PROMPT, PROMPT_MORE = "> ", "...> "
+local PROMPT = "> "
+local PROMPT_MORE = "...> "
 local HISTORY_LINES = 1000
 local TABLE_ENTRIES = 40        -- of a printed table; the rest is counted
 local WIDTH = 96                -- of its lines
@@ -29,14 +32,14 @@ local HELP = [[
 Type Lua. An expression prints its value; `_` is the last value. Unfinished input goes on at the ...> prompt.
   sz                      the segzero library (require "segzero")
   vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {temperature=1, n=8}), vl:logprobs(inp, ids)
-  img = sz.image.load(p)  a picture; img:resize(w, h, "bicubic"), img:totensor()
+  img = sz.image.load(p)  an image; img:resize(w, h, "bicubic"), img:totensor()
   reward = require "rewards.seg_strict"
   plan = require("segzero.tools.plan").main {"recipes/refcocog_grpo.lua"}      what memory a run takes (also: ./segzero plan RECIPE ...)
   dofile "mine.lua"       run a file
   help                    this text
 Ctrl-C stops what runs or drops the line; Ctrl-D on an empty line leaves.]]
 
--- ---- printing --------------------------------------------------------------------------------------------------
+-- ---- printing -----------------------------------------------------------------------------------
 
 local function is_name(s)
   return s:match("^[%a_][%w_]*$") ~= nil
@@ -44,7 +47,8 @@ end
 
 -- Numbers first, then names: a stable order for mixed keys.
 local function key_less(a, b)
-  local ta, tb = type(a), type(b)
+  local ta = type(a)
+  local tb = type(b)
   if ta ~= tb then return ta < tb end
   if ta == "number" or ta == "string" then return a < b end
   return tostring(a) < tostring(b)
@@ -59,19 +63,24 @@ local function show_inner(v)
   return tostring(v)
 end
 
--- One value as text: strings as they are, tables one level deep, anything with __tostring through it.
+-- One value as text: strings as they are, tables one level deep, anything with __tostring through
+-- it.
 function M.show(v)
   if type(v) ~= "table" or (getmetatable(v) or {}).__tostring then
     return tostring(v)
   end
-  local parts, count, array = {}, 0, #v
+  local parts = {}
+  local count = 0
+  local array = #v
   for i = 1, math.min(array, TABLE_ENTRIES) do
     parts[i] = show_inner(v[i])
   end
   count = array
   local keys = {}
   for k in pairs(v) do
-    if not (type(k) == "number" and k >= 1 and k <= array and k % 1 == 0) then keys[#keys + 1] = k end
+    if not (type(k) == "number" and k >= 1 and k <= array and k % 1 == 0) then
+      keys[#keys + 1] = k
+    end
   end
   sort(keys, key_less)
   for _, k in ipairs(keys) do
@@ -84,7 +93,8 @@ function M.show(v)
   if count > #parts then
     parts[#parts + 1] = format("... %d more", count - #parts)
   end
-  local lines, line = {}, ""
+  local lines = {}
+  local line = ""
   for i, part in ipairs(parts) do
     if i < #parts then part = part .. ", " end
     if line ~= "" and #line + #part > WIDTH then
@@ -97,8 +107,8 @@ function M.show(v)
   return "{\n  " .. concat(lines, "\n  ") .. "\n  " .. line .. "\n}"
 end
 
--- The message and the innermost frames: without those of error() itself, of the strict table, and of the REPL below
--- the typed chunk. An error in the typed line itself needs no frames.
+-- The message and the innermost frames: without those of error() itself, of the strict table, and
+-- of the REPL below the typed chunk. An error in the typed line itself needs no frames.
 local function short_error(text)
   local message, trace = tostring(text):match("^(.-)\nstack traceback:\n(.*)$")
   if not message then return tostring(text) end
@@ -106,17 +116,20 @@ local function short_error(text)
   for line in trace:gmatch("[^\n]+") do
     if line:find("[C]: in function 'call'", 1, true) then break end
     local noise = line:find("segzero/core/strict.lua:", 1, true)
-      or #frames == 0 and (line:find("[C]: in function 'error'", 1, true) or line:find("[C]: in function 'assert'", 1, true))
+      or #frames == 0 and (line:find("[C]: in function 'error'", 1, true)
+        or line:find("[C]: in function 'assert'", 1, true))
     if not noise then frames[#frames + 1] = line end
   end
-  if message:find("interrupted!", 1, true) then message = "\n" .. message end     -- the terminal has just shown ^C
+  -- the terminal has just shown ^C
+  if message:find("interrupted!", 1, true) then message = "\n" .. message end
   if #frames <= 1 then return message end
   local more = #frames > TRACE_LINES and "\n\t..." or ""
   return message .. "\n" .. concat(frames, "\n", 1, math.min(#frames, TRACE_LINES)) .. more
 end
 
--- ---- reading lines -----------------------------------------------------------------------------------------------
--- A reader is a function(prompt) -> line, nil at the end of input, or false when Ctrl-C dropped the line.
+-- ---- reading lines ------------------------------------------------------------------------------
+-- A reader is a function(prompt) -> line, nil at the end of input, or false when Ctrl-C dropped the
+-- line.
 
 local function plain_reader(prompt)
   io.write(prompt)
@@ -153,8 +166,8 @@ local function try(lib, name, ...)
   return pcall(function(...) return lib[name](...) end, ...)
 end
 
--- The callback interface of readline with our own poll(), so that Ctrl-C returns here: readline() itself would go on
--- waiting after the signal. Returns nil when there is no such library.
+-- The callback interface of readline with our own poll(), so that Ctrl-C returns here: readline()
+-- itself would go on waiting after the signal. Returns nil when there is no such library.
 local function line_reader(history)
   local has_ffi, ffi = pcall(require, "ffi")
   if not has_ffi then return nil end
@@ -186,11 +199,15 @@ local function line_reader(history)
     complete = false
     lib.rl_callback_handler_install(prompt, handler)
     while not complete do
-      fds[0].fd, fds[0].events, fds[0].revents = 0, 1, 0        -- POLLIN
+      -- POLLIN
+      fds[0].fd = 0
+      fds[0].events = 1
+      fds[0].revents = 0
       local ready = C.sz_poll(fds, 1, -1)
       if host.interrupted() then
         io.write("^C\n")
-        io.flush()              -- before the terminal is given back: that moves the cursor to the first column
+        -- before the terminal is given back: that moves the cursor to the first column
+        io.flush()
         try(lib, "rl_free_line_state")
         try(lib, "rl_callback_sigcleanup")
         lib.rl_callback_handler_remove()
@@ -211,7 +228,8 @@ local function line_reader(history)
     end
     return line
   end
-  jit.off(read, true)       -- a C function that calls back into Lua must not be called from compiled code
+  -- a C function that calls back into Lua must not be called from compiled code
+  jit.off(read, true)
   return read
 end
 
@@ -225,7 +243,7 @@ local function history_file()
   return path
 end
 
--- ---- the loop ------------------------------------------------------------------------------------------------------
+-- ---- the loop -----------------------------------------------------------------------------------
 
 -- Compiles what was typed so far: a chunk; or nil, nil when it is unfinished; or nil, message.
 local function compile(text)
@@ -234,12 +252,14 @@ local function compile(text)
   local err
   chunk, err = loadstring(text, "=stdin")
   if chunk then return chunk end
-  local hopeless = err:find("unfinished string", 1, true) and text:sub(-1) ~= "\\"    -- no further line can close it
+  -- no further line can close it
+  local hopeless = err:find("unfinished string", 1, true) and text:sub(-1) ~= "\\"
   if err:find("'<eof>'", 1, true) and not hopeless then return nil, nil end
   return nil, err
 end
 
--- One entry: a line and as many more as it takes. Returns a chunk; nil at the end of input; false for nothing to run.
+-- One entry: a line and as many more as it takes. Returns a chunk; nil at the end of input; false
+-- for nothing to run.
 local function read_chunk(read, out)
   local text = read(PROMPT)
   if not text then return text end
@@ -290,8 +310,8 @@ local function run_chunk(chunk, out)
   out(concat(shown, "\t"))
 end
 
--- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text); write, the same without a
--- newline, for answers as they are made; quiet, no banner.
+-- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text);
+-- write, the same without a newline, for answers as they are made; quiet, no banner.
 function M.run(opts)
   opts = opts or {}
   local out = opts.print or function(text) io.write(text, "\n") end

@@ -1,13 +1,13 @@
--- checkpoint.lua - a training state on disk: a folder that is a loadable Hugging Face model (or PEFT adapter) plus what resuming needs.
+-- checkpoint.lua - a training state on disk: a loadable Hugging Face model (or PEFT adapter) plus what resuming needs.
 --
---   checkpoint.save(folder, step, vl, opt, state)      folder/global_step_<step>/
---   checkpoint.finish(checkpoint.begin(...))           the same in two: between them a thread beside the main one writes
---   checkpoint.latest(folder) -> path | nil            the newest one that is complete
---   checkpoint.load(path, vl, opt) -> state            weights and optimizer in place
+--   checkpoint.save(folder, step, vl, opt, state) -> path      folder/global_step_<step>/
+--   checkpoint.finish(checkpoint.begin(...)) -> path           the same in two calls; a background thread writes in between
+--   checkpoint.latest(folder) -> path | nil                    the newest one that is complete
+--   checkpoint.load(path, vl, opt) -> state                    weights and optimizer, in place; opt may be nil
 --
--- It is written under global_step_<step>.tmp and renamed; the file DONE is written last, and a folder without it does not
--- count. One that takes another's place puts that aside as .old for a moment; where a run ended in that moment, .old counts.
--- Resuming gives the same bits as not having stopped (weights, moments, masters and step counts are all there).
+-- A checkpoint is written as global_step_<step>.tmp and renamed. Its file DONE is written last; a folder without it does
+-- not count. A checkpoint of the same step is renamed to .old first and removed afterwards; if the run ends in between,
+-- .old counts. Resuming gives the same bits as not having stopped. Leaves out: deleting old checkpoints.
 
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
@@ -19,24 +19,21 @@ local jobs = require "segzero.core.jobs"
 local M = {}
 
 local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
+
 local function remove_tree(path) os.execute("rm -rf -- " .. quoted(path)) end
 
--- What one that could not be written leaves; on a full disk its bytes are the ones that lack.
-local function give_up(final, why)
+local function is_complete(path) return files.exists(path .. "/DONE") end
+
+-- ---- writing ----
+-- Removes what a failed write left: on a full disk its bytes are needed.
+local function give_up(final, reason)
   remove_tree(final .. ".tmp")
-  error(("the checkpoint %s is not written: %s"):format(final, weights.plain(why)), 0)
+  error(("the checkpoint %s is not written: %s"):format(final, weights.plain(reason)), 0)
 end
 
--- Makes the list of files and starts writing them; returns the final path and the job. The tensors are written from where they are:
--- until the job has ended nothing may change them. Everything else is as it is now.
-function M.begin(folder, step, vl, opt, state)
-  local final = ("%s/global_step_%d"):format(folder, step)
-  local temporary, old = final .. ".tmp", final .. ".old"
-  remove_tree(temporary)
-  if files.exists(final .. "/DONE") then remove_tree(old) else os.rename(old, final) end
-  local writing = jobs.writing()
-  local saved, why = pcall(vl.save, vl, temporary, { later = writing })
-  if not saved then give_up(final, why) end
+-- Everything that goes into the folder, in the order of writing. DONE is last.
+local function add_files(writing, temporary, step, vl, opt, state)
+  vl:save(temporary, { later = writing })
   if opt then
     safetensors.save(temporary .. "/optimizer.safetensors", opt:state(), { format = "pt" }, writing)
     state.optimizer_steps = opt:steps()
@@ -44,14 +41,29 @@ function M.begin(folder, step, vl, opt, state)
   state.global_step = step
   writing:text(temporary .. "/trainer_state.json", files.json(state))
   writing:text(temporary .. "/DONE", "")
-  local replaces = files.exists(final .. "/DONE")
+end
+
+-- Starts writing. Returns what finish() takes: the final path, the job, and the path of a replaced checkpoint or false.
+-- Tensors are written from their own memory: nothing may change them until finish() returns.
+function M.begin(folder, step, vl, opt, state)
+  local final = ("%s/global_step_%d"):format(folder, step)
+  local temporary = final .. ".tmp"
+  local old = final .. ".old"
+  remove_tree(temporary)
+  -- An .old beside an incomplete folder is what a run left that ended between the two renames.
+  if is_complete(final) then remove_tree(old) else os.rename(old, final) end
+
+  local writing = jobs.writing()
+  local ok, reason = pcall(add_files, writing, temporary, step, vl, opt, state)
+  if not ok then give_up(final, reason) end
+  local replaces = is_complete(final)
   if replaces then writing:rename(final, old) else remove_tree(final) end
   writing:rename(temporary, final)
   writing:text(folder .. "/latest", ("global_step_%d\n"):format(step))
   return final, writing:start(), replaces and old
 end
 
--- Waits for what begin() began.
+-- Waits for what begin() started.
 function M.finish(final, job, old)
   local ok, message = job:wait()
   job:free()
@@ -62,35 +74,50 @@ end
 
 function M.save(...) return M.finish(M.begin(...)) end
 
--- The folders themselves are asked, not the file `latest`: that one is for people, and a run may end between the two.
+-- ---- finding ----
+-- The step that a folder's name stands for, or nil.
+local function step_of(name)
+  local number, suffix = name:match "^global_step_(%d+)(.*)$"
+  if suffix == "" or suffix == ".old" then return tonumber(number) end
+end
+
+-- Looks at the folders, not at the file `latest`: that file is for people, and a run may end between the two.
 function M.latest(folder)
-  local best, path = -1, nil
+  local newest = -1
+  local path
   local listing = io.popen("ls " .. quoted(folder) .. " 2>/dev/null")
-  for name in listing:lines() do       -- in order: a step's own folder before its .old
-    local number, aside = name:match "^global_step_(%d+)(.*)$"
-    local step = (aside == "" or aside == ".old") and tonumber(number)
-    if step and step > best and files.exists(folder .. "/" .. name .. "/DONE") then best, path = step, folder .. "/" .. name end
+  for name in listing:lines() do       -- sorted, so a step's own folder comes before its .old
+    local step = step_of(name)
+    if step and step > newest and is_complete(folder .. "/" .. name) then
+      newest = step
+      path = folder .. "/" .. name
+    end
   end
   listing:close()
   return path
 end
 
--- Runs f on loaded tensors and lets go of them.
+-- ---- loading ----
+-- Runs f on loaded tensors and frees them.
 local function with(tensors, f)
-  local ok, why = pcall(f, tensors)
+  local ok, reason = pcall(f, tensors)
   for _, t in pairs(tensors) do t:free() end
-  if not ok then error(why, 0) end
+  if not ok then error(reason, 0) end
 end
 
--- Whether every tensor of `into` has a saved one of its name and shape; same: and of its dtype.
-local function compare(path, into, saved, same)
+local function shape_text(t) return table.concat(t:shape(), ", ") end
+
+-- Checks that every tensor of `into` has a saved one of its name and shape; if same_dtype, of its dtype too.
+local function compare(path, into, saved, same_dtype)
   for name, t in pairs(into) do
-    if not saved[name] then error(("checkpoint %s: missing %s"):format(path, name), 0) end
-    local has, want = table.concat(saved[name]:shape(), ", "), table.concat(t:shape(), ", ")
-    if has ~= want then error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name, has, want), 0) end
-    if same and saved[name]:dtype() ~= t:dtype() then
-      error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was another one"):format(path, name, saved[name]:dtype(),
-        t:dtype()), 0)
+    local other = saved[name]
+    if not other then error(("checkpoint %s: missing %s"):format(path, name), 0) end
+    if shape_text(other) ~= shape_text(t) then
+      error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name, shape_text(other), shape_text(t)), 0)
+    end
+    if same_dtype and other:dtype() ~= t:dtype() then
+      error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was different"):format(path, name,
+        other:dtype(), t:dtype()), 0)
     end
   end
 end
@@ -99,38 +126,53 @@ local function copy(into, saved)
   for name, t in pairs(into) do t:copy_(saved[name]) end
 end
 
-function M.load(path, vl, opt)
-  if not files.exists(path .. "/DONE") then
-    error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2)
+-- A checkpoint of adapters belongs to a model with the same adapters.
+local function check_adapters(path, vl)
+  local has_adapters = files.exists(path .. "/adapter_config.json")
+  if has_adapters ~= (vl.lora ~= nil) then
+    local content = has_adapters and "adapters alone" or "no adapters"
+    local rank = has_adapters and lora.read_config(path).r or 0
+    error(("checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"):format(path, content, rank), 0)
   end
+  if vl.lora then lora.same_settings(vl, path) end
+end
+
+local function check_unused(path, vl, parameters, saved)
+  if not vl.lora then return end
+  for name in pairs(saved) do
+    if not parameters[name] then
+      error(("checkpoint %s: %s would not be used: lora.target_modules or lora.exclude_modules were different"):format(
+        path, name), 0)
+    end
+  end
+end
+
+local function load_optimizer(path, opt, then_copy)
+  if not opt then return then_copy() end
+  path = path .. "/optimizer.safetensors"
+  with(safetensors.load(path), function(saved)
+    compare(path, opt:state(), saved, true)
+    copy(opt:state(), saved)
+    then_copy()
+  end)
+end
+
+function M.load(path, vl, opt)
+  if not is_complete(path) then error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2) end
   local state = model.read_json(path .. "/trainer_state.json")
   if type(state) ~= "table" or type(state.global_step) ~= "number" then
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end
+  check_adapters(path, vl)
   local parameters = vl.lora and lora.parameters(vl) or vl:parameters()
-  local adapters = files.exists(path .. "/adapter_config.json")
-  if adapters ~= (vl.lora ~= nil) then
-    error(("checkpoint %s has %s: worker.actor.model.lora.rank was %s"):format(path, adapters and "adapters alone" or "no adapters",
-      adapters and lora.read_config(path).r or "0"), 0)
-  end
-  if vl.lora then lora.same_settings(vl, path) end
-  -- All is looked at before anything is changed.
-  with(vl.lora and lora.read(path) or safetensors.load_folder(path), function(saved_weights)
-    compare(path, parameters, saved_weights)
-    for name in pairs(vl.lora and saved_weights or {}) do
-      if not parameters[name] then
-        error(("checkpoint %s: %s would not be used: lora.target_modules or lora.exclude_modules were others"):format(path, name), 0)
-      end
-    end
-    with(opt and safetensors.load(path .. "/optimizer.safetensors") or {}, function(saved)
-      if opt then
-        compare(path .. "/optimizer.safetensors", opt:state(), saved, true)
-        copy(opt:state(), saved)
-        opt:set_steps(state.optimizer_steps)
-      end
-      copy(parameters, saved_weights)
-    end)
+  local saved_weights = vl.lora and lora.read(path) or safetensors.load_folder(path)
+  -- Everything is checked before anything is changed.
+  with(saved_weights, function(saved)
+    compare(path, parameters, saved)
+    check_unused(path, vl, parameters, saved)
+    load_optimizer(path, opt, function() copy(parameters, saved) end)
   end)
+  if opt then opt:set_steps(state.optimizer_steps) end
   return state
 end
 

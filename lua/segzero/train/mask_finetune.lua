@@ -1,11 +1,13 @@
--- mask_finetune.lua - training SAM2 on images with masks: batches, a step, the evaluation, the loop.
+-- mask_finetune.lua - training SAM2 on images with masks: batches, a step, the evaluation, the
+-- loop.
 --
 --   local t = mask_finetune.new(sam, options)     options: lua/segzero/config/sam2_finetune.lua
 --   t:train()                                     prints, evaluates and saves to options.output
 --
--- An image is encoded once for all its prompts. Prompts train mask 0 and the best of the other three; a single point only
--- the latter. The loss is taken at loss_size x loss_size, where logits are stretched as masks are made: that is what
--- sharpens edges. Leaves out: corrective clicks, mask prompts (their weights stay as they are), resuming.
+-- An image is encoded once for all its prompts. Prompts train mask 0 and the best of the other
+-- three; a single point only the latter. The loss is taken at loss_size x loss_size, where logits
+-- are stretched as masks are made: that is what sharpens edges.
+-- Leaves out: corrective clicks, mask prompts (their weights stay as they are), resuming.
 
 local data = require "segzero.data"
 local draw = require "segzero.tools.draw"
@@ -26,7 +28,8 @@ local GOOD = 0.8              -- masks below this IoU are counted in the evaluat
 
 -- What sam:encode computes with, the decoder's two convolutions of fine maps included.
 local function is_encoder(name)
-  return name:match "^vision_encoder%." or name == "no_memory_embedding" or name:match "^mask_decoder%.conv_s[01]%."
+  return name:match "^vision_encoder%." or name == "no_memory_embedding" or
+    name:match "^mask_decoder%.conv_s[01]%."
 end
 
 local function is_decoder(name) return not is_encoder(name) end
@@ -39,13 +42,14 @@ local function loss_side(sam, options)
 end
 
 function M.new(sam, options)
-  local self = setmetatable({ sam = sam, options = options, side = loss_side(sam, options), drawn = 0, epoch = 0 }, mt)
+  local self = setmetatable({ sam = sam, options = options, side = loss_side(sam, options),
+    drawn = 0, epoch = 0 }, mt)
   self.train_set, self.held_set = mask_scenes.open(options)
   local filter
   if options.freeze_encoder then filter = is_decoder end
   self.parameters = sam:train(filter)
-  self.optimizer = optim.adamw(self.parameters, { lr = options.lr, weight_decay = options.weight_decay,
-    max_grad_norm = options.max_grad_norm })
+  self.optimizer = optim.adamw(self.parameters,
+    { lr = options.lr, weight_decay = options.weight_decay, max_grad_norm = options.max_grad_norm })
   self.weights = { mask = options.mask_weight, dice = options.dice_weight, iou = options.iou_weight,
     object = options.object_weight }
   return self
@@ -53,14 +57,16 @@ end
 
 -- All numbers of the model, and those that are trained.
 function methods:parameter_counts()
-  local total, trained = 0, 0
+  local total = 0
+  local trained = 0
   for _, t in pairs(self.sam:parameters()) do total = total + t:numel() end
   for _, p in ipairs(self.parameters) do trained = trained + p.tensor:numel() end
   return total, trained
 end
 
 -- ---- a batch ----
--- The next scene of the training set: endless sets in order, others in a new random order for each epoch.
+-- The next scene of the training set: endless sets in order, others in a new random order for each
+-- epoch.
 local function next_scene(self, progress)
   self.drawn = self.drawn + 1
   local n = self.train_set.count()
@@ -79,7 +85,9 @@ local function next_scene_with_objects(self, progress)
   while #scene.objects == 0 do
     scene.image:free()
     empty = empty + 1
-    if empty >= self.train_set.count() then error(self.options.train_files .. ": every mask is empty", 0) end
+    if empty >= self.train_set.count() then
+      error(self.options.train_files .. ": every mask is empty", 0)
+    end
     scene = next_scene(self, progress)
   end
   return scene
@@ -90,7 +98,9 @@ local function truth_of(object, scene, side)
   local whole = tensor.empty { 1, scene.height, scene.width, 1 }
   local out = tensor.data(whole)
   for i = 0, scene.width * scene.height - 1 do out[i] = object.mask[i] end
-  if scene.height ~= side or scene.width ~= side then whole = whole:resize(side, side, ANTIALIASED) end
+  if scene.height ~= side or scene.width ~= side then
+    whole = whole:resize(side, side, ANTIALIASED)
+  end
   return whole:reshape(1, side, side)
 end
 
@@ -99,7 +109,8 @@ local function make_batch(self, step, progress)
   local o = self.options
   local sam = self.sam
   local r = rng.new(o.seed, "prompts", step)
-  local batch = { pixels = tensor.empty { o.images, sam.image_size, sam.image_size, 3 }, prompts = {}, modes = {} }
+  local batch = { pixels = tensor.empty { o.images, sam.image_size, sam.image_size, 3 },
+    prompts = {}, modes = {} }
   local asked = {}
   for b = 1, o.images do
     local scene = next_scene_with_objects(self, progress)
@@ -135,7 +146,8 @@ local function accumulate(self, step, progress)
       features = encode()
     end
     local out = self.sam:decode(features, batch.prompts)
-    local loss, parts = mask_loss.sam2(out, batch.truth, { modes = batch.modes, weights = self.weights })
+    local loss, parts = mask_loss.sam2(out, batch.truth,
+      { modes = batch.modes, weights = self.weights })
     loss:backward()
     return parts, #batch.prompts
   end)
@@ -143,7 +155,8 @@ end
 
 -- ---- evaluation: held-out images, true boxes and points, the masks that the predictor gives ----
 local function overlap(mask, truth, n)
-  local inter, union = 0, 0
+  local inter = 0
+  local union = 0
   for i = 0, n - 1 do
     if mask[i] ~= 0 and truth[i] ~= 0 then inter = inter + 1 end
     if mask[i] ~= 0 or truth[i] ~= 0 then union = union + 1 end
@@ -155,10 +168,12 @@ local KINDS = {
   { name = "box", multimask = false, ask = function(object) return { box = object.bbox } end },
   { name = "box+points", multimask = true, worst = true,
     ask = function(object) return { box = object.bbox, points = object.points } end },
-  { name = "point", multimask = true, ask = function(object) return { points = { object.points[1] } } end },
+  { name = "point", multimask = true,
+    ask = function(object) return { points = { object.points[1] } } end },
 }
 
--- Adds one prediction to the sums; of the kind that counts the scores, keeps the worst mask of the scene for the sheet.
+-- Adds one prediction to the sums; of the kind that counts the scores, keeps the worst mask of the
+-- scene for the sheet.
 local function judge(sums, kind, scene, object, result, worst)
   local which = result.which
   local n = scene.width * scene.height
@@ -175,7 +190,8 @@ local function judge(sums, kind, scene, object, result, worst)
   worst.mask = result.masks:narrow(which - 1, 1):clone()
 end
 
--- Predictions of all kinds for a scene's objects. Returns the worst one: {iou, object, mask}, or {} without objects.
+-- Predictions of all kinds for a scene's objects. Returns the worst one: {iou, object, mask}, or {}
+-- without objects.
 local function evaluate_scene(self, scene, r, sums)
   local worst = {}
   self.sam:set_image(scene.image)
@@ -213,7 +229,8 @@ local function tile_of(scene, worst)
     label = ("IoU %.2f"):format(worst.iou) }
 end
 
--- A line with the mean IoU of each kind of prompt. tiles, if given, gets up to options.samples images.
+-- A line with the mean IoU of each kind of prompt. tiles, if given, gets up to options.samples
+-- images.
 function methods:evaluate(tiles)
   local o = self.options
   local sums = { off = 0, low = 0, count = 0 }
@@ -229,18 +246,24 @@ function methods:evaluate(tiles)
   end
   if sums.count == 0 then return "there are no held-out images" end
   local text = {}
-  for k, kind in ipairs(KINDS) do text[k] = ("%s %.3f"):format(kind.name, sums[kind.name] / sums.count) end
-  return ("held-out mean IoU: %s | of box+points %.1f%% below %g, score off by %.3f"):format(table.concat(text, "  "),
+  for k, kind in ipairs(KINDS) do
+    text[k] = ("%s %.3f"):format(kind.name, sums[kind.name] / sums.count)
+  end
+  local line = "held-out mean IoU: %s | of box+points %.1f%% below %g, score off by %.3f"
+  return line:format(table.concat(text, "  "),
     100 * sums.low / sums.count, GOOD, sums.off / sums.count)
 end
 
 -- ---- training ----
 local function log_step(s, mean, norm, prompts)
   local done, elapsed = s.now()
-  local text = ("step %d  %4.1f%%  loss %.4f (mask %.4f dice %.4f iou %.4f)  IoU %.3f  score off by %.3f"):format(s.step,
-    100 * math.min(done, 1), mean.total, mean.mask, mean.dice, mean.iou, mean.actual, mean.score_error)
-  print(text .. ("  norm %.2f  lr %.1e  %.0f prompts/s  ETA %s"):format(norm, s.lr, prompts / elapsed,
-    supervised.eta(done, elapsed)))
+  local line = "step %d  %4.1f%%  loss %.4f (mask %.4f dice %.4f iou %.4f)  " ..
+    "IoU %.3f  score off by %.3f"
+  local text = line:format(s.step,
+    100 * math.min(done, 1), mean.total, mean.mask, mean.dice, mean.iou, mean.actual,
+    mean.score_error)
+  print(text .. ("  norm %.2f  lr %.1e  %.0f prompts/s  ETA %s"):format(norm, s.lr,
+    prompts / elapsed, supervised.eta(done, elapsed)))
   io.stdout:flush()
 end
 
@@ -271,7 +294,8 @@ function methods:train()
   print("after   " .. self:evaluate(tiles))
   self.sam:save(o.output)
   write_sheet(tiles, o.output .. "/samples.png")
-  print(("saved %s after %d steps, %d prompts, %.1f minutes"):format(o.output, steps, prompts, elapsed / 60))
+  print(("saved %s after %d steps, %d prompts, %.1f minutes"):format(o.output, steps, prompts,
+    elapsed / 60))
 end
 
 return M

@@ -1,10 +1,11 @@
--- mask_prompts.lua - prompts for training SAM2: a box moved a little, a box with two points, or points alone.
+-- mask_prompts.lua - prompts for training SAM2: a box moved a little, a box with two points, or
+-- points alone.
 --
---   local prompt, masks = mask_prompts.draw(r, scene, object, options)      r: a generator (data/refshapes/rng.lua)
+--   local prompt, masks = mask_prompts.draw(r, scene, object, options)    r: refshapes/rng.lua
 --     prompt  {box =, points =, labels =} in pixels of the scene, as the predictor takes it
---     masks   which of SAM2's masks it trains: "both" (mask 0 and the best of the other three), or "multi" (only the
---             latter: a single point may mean several things)
---   mask_prompts.for_decoder(prompt, scene, sam, image)       the same for sam:decode, image = its place in the batch
+--     masks   which of SAM2's masks it trains: "both" (mask 0 and the best of the other three), or
+--             "multi" (only the latter: a single point may mean several things)
+--   mask_prompts.for_decoder(prompt, scene, sam, image)    for sam:decode, image = 1, 2, ...
 --
 -- Leaves out: corrective clicks, mask prompts.
 
@@ -52,7 +53,8 @@ local function box_and_points(r, scene, object, options)
   local prompt = { points = {}, labels = {} }
   local own = object.points and r:chance(0.5) and object.points
   for k = 1, 2 do
-    local point = own and own[k] or M.pixel(r, scene, object, 1)
+    local point
+    if own then point = own[k] else point = M.pixel(r, scene, object, 1) end
     add_point(prompt, point, 1)
   end
   prompt.box = moved(r, scene, object.bbox, options)
@@ -73,7 +75,9 @@ end
 function M.draw(r, scene, object, options)
   local u = r:uniform()
   if u < options.box then return { box = moved(r, scene, object.bbox, options) }, "both" end
-  if u < options.box + options.box_points then return box_and_points(r, scene, object, options), "both" end
+  if u < options.box + options.box_points then
+    return box_and_points(r, scene, object, options), "both"
+  end
   return points_alone(r, scene, object)
 end
 

@@ -1,21 +1,23 @@
--- optim.lua - AdamW over a list of named parameters, with global-norm clipping.
+-- optim.lua - AdamW over a list of named parameters, with clipping of the gradients' global norm.
 --
 --   local opt = optim.adamw(list, {lr =, betas = {0.9, 0.999}, eps = 1e-8, weight_decay = 0.01, max_grad_norm = 1})
---   local norm, updated = opt:step(lr)      -- lr overrides; a non-finite norm skips the update, clears the gradients, is counted
---       state_dtype = "f32" | "bf16" | "int8"     of the moments; int8: codes in blocks of 256 with a scale (runtime/cpu/optim.c)
---       master_weights = true | false             f32 copies of bf16 parameters; false: updated in place, rounded stochastically
---       grad_dtype = "f32" | "bf16"               of the summed gradients (vectors stay f32)
---   opt.skipped                             -- how often that happened
---   opt:state()                             -- {name -> tensor}, borrowed, for checkpoints (read and written in place)
---   opt:steps() / opt:set_steps(n)
+--       state_dtype = "f32" | "bf16" | "int8"     of the moments; int8: codes in blocks of 256 with a scale
+--       master_weights = true | false             f32 copies of bf16 parameters; false: updated in place, rounded
+--                                                 stochastically
+--       grad_dtype = "f32" | "bf16"               of the summed gradients; vectors stay f32
+--   local norm, updated = opt:step(lr)       lr: of this step, else opts.lr. If the norm is not finite the update is
+--                                            skipped: updated is false, the gradients are cleared, opt.skipped counts it
+--   opt:state() -> {name -> tensor}          borrowed; checkpoints read them and write into them
+--   opt:steps(), opt:set_steps(n)            optimizer steps so far
 --
--- list is what vl:train() returns: {{name =, tensor =}, ...}.
+-- list is what vl:train() returns: {{name =, tensor =}, ...}. Leaves out: other optimizers, parameter groups.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 
@@ -26,24 +28,36 @@ local PARTS = { [0] = "exp_avg", "exp_avg_sq", "master", "exp_avg_scale", "exp_a
 M.state_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16, int8 = C.SZ_U8 }
 M.grad_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16 }
 
+local DEFAULT_BETAS = { 0.9, 0.999 }
+
+-- The C code of a dtype's name; f32 when there is none.
+local function code_of(codes, name, option, expected, level)
+  local code = codes[name or "f32"]
+  if code then return code end
+  error(("%s is %s, expected %s"):format(option, tostring(name), expected), level + 1)
+end
+
 function M.adamw(list, opts)
+  local moments = code_of(M.state_dtypes, opts.state_dtype, "state_dtype", "f32, bf16 or int8", 2)
+  local gradients = code_of(M.grad_dtypes, opts.grad_dtype, "grad_dtype", "f32 or bf16", 2)
   local pointers = ffi.new("sz_tensor *[?]", #list)
-  for i, p in ipairs(list) do pointers[i - 1] = p.tensor.ptr end
-  local moments, gradients = M.state_dtypes[opts.state_dtype or "f32"], M.grad_dtypes[opts.grad_dtype or "f32"]
-  if not moments then error("state_dtype is " .. tostring(opts.state_dtype) .. ", expected f32, bf16 or int8", 2) end
-  if not gradients then error("grad_dtype is " .. tostring(opts.grad_dtype) .. ", expected f32 or bf16", 2) end
-  for _, p in ipairs(list) do
+  for i, p in ipairs(list) do
+    pointers[i - 1] = p.tensor.ptr
     if opts.grad_dtype then check(C.sz_tensor_set_grad_dtype(p.tensor.ptr, gradients), 2) end
   end
-  local c = ffi.gc(check(C.sz_adamw_new(pointers, #list, moments, opts.master_weights == false and 0 or 1), 2), C.sz_adamw_free)
-  local betas = opts.betas or { 0.9, 0.999 }
-  return setmetatable({ c = c, list = list, lr = opts.lr, beta1 = betas[1], beta2 = betas[2], eps = opts.eps or 1e-8,
-    weight_decay = opts.weight_decay or 0.01, max_grad_norm = opts.max_grad_norm, skipped = 0 }, mt)
+  local masters = opts.master_weights == false and 0 or 1
+  local handle = check(C.sz_adamw_new(pointers, #list, moments, masters), 2)
+  local betas = opts.betas or DEFAULT_BETAS
+  return setmetatable({
+    c = ffi.gc(handle, C.sz_adamw_free), list = list, lr = opts.lr, beta1 = betas[1], beta2 = betas[2],
+    eps = opts.eps or 1e-8, weight_decay = opts.weight_decay or 0.01, max_grad_norm = opts.max_grad_norm, skipped = 0,
+  }, mt)
 end
 
 function methods:step(lr)
   local norm = check(C.sz_adamw_grad_norm(self.c), 2)
-  if not (norm < math.huge) then
+  local is_finite = norm == norm and norm < math.huge
+  if not is_finite then
     self.skipped = self.skipped + 1
     C.sz_adamw_zero_grad(self.c)
     return norm, false
@@ -55,9 +69,12 @@ function methods:step(lr)
 end
 
 function methods:zero_grad() C.sz_adamw_zero_grad(self.c) end
+
 function methods:steps() return tonumber(C.sz_adamw_steps(self.c)) end
 
--- The moments (and masters, and the codes' scales), borrowed, by parameter name.
+function methods:set_steps(n) C.sz_adamw_set_steps(self.c, n) end
+
+-- Moments, masters and the scales of codes, as "exp_avg.NAME" and so on.
 function methods:state()
   local out = {}
   for i, p in ipairs(self.list) do
@@ -68,7 +85,5 @@ function methods:state()
   end
   return out
 end
-
-function methods:set_steps(n) C.sz_adamw_set_steps(self.c, n) end
 
 return M

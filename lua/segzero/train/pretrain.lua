@@ -1,11 +1,14 @@
--- pretrain.lua - supervised training of a small Qwen-VL on RefShapes: the loss of a step, and how good its answers are.
+-- pretrain.lua - supervised training of a small Qwen-VL on RefShapes: the loss of a step, and how
+-- good its answers are.
 --
---   local t = pretrain.new(vl, tok, options, { reward = f, box_iou = f })     options: config/pretrain_shapes.lua
+--   local t = pretrain.new(vl, tok, options, { reward = f, box_iou = f })
+--                                                options: config/pretrain_shapes.lua
 --   t:train()                                    prints, evaluates and saves to vl.dir
 --
--- reward(text, solution, row) is rewards/seg_strict.lua, box_iou(a, b) is in rewards/geometry.lua: the recipe passes them,
--- because the library does not depend on rewards/.
--- Loss: the mean negative log-probability of the answers' tokens, in which coordinates weigh options.digit_weight.
+-- reward(text, solution, row) is rewards/seg_strict.lua, box_iou(a, b) is in rewards/geometry.lua:
+-- the recipe passes them, because the library does not depend on rewards/.
+-- Loss: the mean negative log-probability of the answers' tokens, in which coordinates weigh
+-- options.digit_weight.
 -- Leaves out: resuming.
 
 local answer = require "segzero.formats.answer"
@@ -42,22 +45,26 @@ function methods:parameter_count()
 end
 
 -- ---- evaluation: greedy answers on held-out scenes ----
--- Asks one question about each of the scenes of a level; ask(problem) is the prompt. Returns the texts and the questions.
+-- Asks one question about each of the scenes of a level; ask(problem) is the prompt. Returns the
+-- texts and the questions.
 local function answers_of(self, level, ask, max_new_tokens)
   local o = self.options
-  local inputs, questions = {}, {}
+  local inputs = {}
+  local questions = {}
   for i = 1, o.eval_rows do
-    local scene = refshapes.sample { seed = o.seed, split = "heldout", index = i, size = o.size, level = level,
-      questions = 1 }
+    local scene = refshapes.sample { seed = o.seed, split = "heldout", index = i, size = o.size,
+      level = level, questions = 1 }
     local question = scene.questions[1]
     local img = shape_tasks.image_of(scene)
-    local content = { { type = "image", image = img }, { type = "text", text = ask(question.problem) } }
+    local content = { { type = "image", image = img },
+      { type = "text", text = ask(question.problem) } }
     inputs[i] = self.model:process { { role = "user", content = content } }
     questions[i] = question
     img:free()
   end
   local texts = {}
-  local groups = rollout.generate(self.model, inputs, { temperature = 0, max_new_tokens = max_new_tokens })
+  local groups = rollout.generate(self.model, inputs,
+    { temperature = 0, max_new_tokens = max_new_tokens })
   for i, samples in ipairs(groups) do texts[i] = samples[1].text end
   return texts, questions
 end
@@ -83,13 +90,16 @@ function methods:evaluate(level)
   for i, text in ipairs(texts) do
     local found = answer.parse(text)
     if found and self.judge.box_iou(found.bbox, questions[i].bbox) > 0.5 then boxes = boxes + 1 end
-    local score, parts = self.judge.reward(text, questions[i].solution, { frame = self.options.size })
+    local score, parts = self.judge.reward(text, questions[i].solution,
+      { frame = self.options.size })
     total = total + score
     for name, value in pairs(parts) do sums[name] = (sums[name] or 0) + value end
   end
   local n = #texts
-  local line = ("any key iou %.2f | format %.2f json %.2f iou %.2f points %.2f l1 %.2f | %s"):format(boxes / n,
-    sums.thinking_format / n, sums.segmentation_format / n, sums.iou / n, sums.points / n, sums.box_l1 / n, texts[1])
+  local form = "any key iou %.2f | format %.2f json %.2f iou %.2f points %.2f l1 %.2f | %s"
+  local line = form:format(boxes / n,
+    sums.thinking_format / n, sums.segmentation_format / n, sums.iou / n, sums.points / n,
+    sums.box_l1 / n, texts[1])
   return total / n, line
 end
 
@@ -134,15 +144,18 @@ end
 
 local function log_step(s, seen)
   local done, elapsed = s.now()
-  print(("step %d  %4.1f%%  loss %.4f  norm %.2f  lr %.2e  questions %d (%.0f/s, %.0f tokens/s)  ETA %s"):format(s.step,
-    100 * s.progress, seen.loss, seen.norm, s.lr, seen.questions, seen.questions / elapsed, seen.tokens / elapsed,
-    supervised.eta(done, elapsed)))
+  local line = "step %d  %4.1f%%  loss %.4f  norm %.2f  lr %.2e  questions %d " ..
+    "(%.0f/s, %.0f tokens/s)  ETA %s"
+  print(line:format(s.step,
+    100 * s.progress, seen.loss, seen.norm, s.lr, seen.questions, seen.questions / elapsed,
+    seen.tokens / elapsed, supervised.eta(done, elapsed)))
   io.stdout:flush()
 end
 
 local function evaluate_and_save(self, s)
   local level = self.tasks:level(s.progress, 0.9)
-  print(("step %d  level %d held-out: short boxes %.2f (level 1: %.2f), seg_strict %.3f  %s"):format(s.step, level,
+  local line = "step %d  level %d held-out: short boxes %.2f (level 1: %.2f), seg_strict %.3f  %s"
+  print(line:format(s.step, level,
     self:evaluate_boxes(level), self:evaluate_boxes(1), self:evaluate(level)))
   self.model:save(self.model.dir)
 end
@@ -163,7 +176,8 @@ function methods:train()
   end)
   print(("held-out seg_strict %.3f  %s"):format(self:evaluate()))
   self.model:save(self.model.dir)
-  print(("saved %s after %d questions, %.1f minutes"):format(self.model.dir, seen.questions, elapsed / 60))
+  print(("saved %s after %d questions, %.1f minutes"):format(self.model.dir, seen.questions,
+    elapsed / 60))
 end
 
 return M

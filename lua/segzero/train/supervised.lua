@@ -1,12 +1,14 @@
--- supervised.lua - the loop that the supervised recipes share: progress by steps or by the clock, a cosine rate, the ETA.
+-- supervised.lua - the loop that the supervised recipes share: progress by steps or by the clock, a
+-- cosine rate, the ETA.
 --
 --   local steps, seconds = supervised.loop(options, function(s)
 --     s.step, s.progress (0 to 1), s.lr               of the step that f shall make
---     local done, elapsed = s.now()                   share of the run that is over now, seconds since the start
+--     local done, elapsed = s.now()          share of the run that is over, seconds since the start
 --   end)
 --
--- options: steps, minutes (above 0: the run follows the clock and ends after as many minutes), lr, warmup (steps), final_lr
--- (the last rate, as a share of lr). Leaves out: everything that a step does.
+-- options: steps, minutes (above 0: the run follows the clock and ends after as many minutes), lr,
+-- warmup (steps), final_lr (the last rate, as a share of lr).
+-- Leaves out: everything that a step does.
 
 local core = require "segzero.core.ffi"
 
@@ -14,7 +16,8 @@ local seconds = core.C.sz_seconds
 
 local M = {}
 
--- The rate rises over options.warmup steps and falls along half a cosine to options.final_lr of its peak.
+-- The rate rises over options.warmup steps and falls along half a cosine to options.final_lr of its
+-- peak.
 local function rate(options, step, progress)
   local rise = math.min(1, step / options.warmup)
   local fall = options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

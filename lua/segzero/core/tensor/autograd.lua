@@ -51,9 +51,11 @@ end)
 
 method("zero_grad", 0, function(t) check(C.sz_tensor_zero_grad(pointer(t, 2)), 2) end)
 
--- For xpcall: the message with its traceback. Within nested scopes the innermost traceback stays.
+-- For xpcall: the message with its traceback. Within nested scopes the innermost traceback stays. A message that names no
+-- place in the code is meant for the user and stays as it is.
 local function traced(e)
   if type(e) ~= "string" or e:find("\nstack traceback:", 1, true) then return e end
+  if not e:find "^[^\n]-:%d+:" then return e end
   return debug.traceback(e, 2)
 end
 

@@ -1,20 +1,24 @@
--- Exact Euclidean distance transform of a small mask, and the two points that Seg-Zero's answers carry:
--- the centres of the two largest inscribed circles.
+-- Exact Euclidean distance transform of a small mask, and the two points that Seg-Zero's answers
+-- carry: the centres of the two largest inscribed circles.
 --
--- A mask comes as row runs: object o covers pixels runs[2*i] .. runs[2*i+1] (absolute x, both included) of row
--- o.bbox[2] + i; an empty run has its end before its start. Everything outside the runs is background, so
--- distances are to the nearest pixel centre that is not in the object. Squared distances are exact integers.
+-- A mask comes as row runs: object o covers pixels runs[2*i] .. runs[2*i+1] (absolute x, both
+-- included) of row o.bbox[2] + i; an empty run has its end before its start. Everything outside the
+-- runs is background, so distances are to the nearest pixel centre that is not in the object.
+-- Squared distances are exact integers.
 --
--- Method: column distances first, then the lower envelope of parabolas along each row (Meijster, Roerdink,
--- Hesselink 2000), linear in the box's area. Scratch arrays are reused; not for several OS threads in one state.
+-- Method: column distances first, then the lower envelope of parabolas along each row (Meijster,
+-- Roerdink, Hesselink 2000), linear in the box's area. Scratch arrays are reused; not for several
+-- OS threads in one state.
 
 local ffi = require "ffi"
 
 local M = {}
 
-local floor, max = math.floor, math.max
+local floor = math.floor
+local max = math.max
 
-local cap, side_cap = 0, 0
+local cap = 0
+local side_cap = 0
 local inside, column, dist -- u8, i32, i32 [h+2][w+2]: the box with a rim of background
 local site, start -- i32 [w+2]: envelope stack
 
@@ -51,12 +55,14 @@ local function transform(w, h)
   for y = 0, h - 1 do
     local base = y * w
     local top = 0
-    site[0], start[0] = 0, 0
+    site[0] = 0
+    start[0] = 0
     for x = 1, w - 1 do
       local gx = column[base + x]
       local gx2 = gx * gx
       while top >= 0 do
-        local s, t = site[top], start[top]
+        local s = site[top]
+        local t = start[top]
         local gs = column[base + s]
         if (t - s) * (t - s) + gs * gs > (t - x) * (t - x) + gx2 then top = top - 1 else break end
       end
@@ -84,15 +90,20 @@ local function transform(w, h)
   end
 end
 
--- Largest squared distance and the pixel that has it. Ties: nearest to (mx, my), then scan order; without
--- (mx, my) scan order alone, that is topmost, then leftmost.
+-- Largest squared distance and the pixel that has it. Ties: nearest to (mx, my), then scan order;
+-- without (mx, my) scan order alone, that is topmost, then leftmost.
 local function peak(w, h, mx, my)
-  local best, bx, by, near = 0, -1, -1, 0
+  local best = 0
+  local bx = -1
+  local by = -1
+  local near = 0
   for y = 1, h - 2 do
     for x = 1, w - 2 do
       local d = dist[y * w + x]
       if d > best then
-        best, bx, by = d, x, y
+        best = d
+        bx = x
+        by = y
         if mx then near = (x - mx) * (x - mx) + (y - my) * (y - my) end
       elseif mx and d == best and d > 0 then
         local n = (x - mx) * (x - mx) + (y - my) * (y - my)
@@ -104,13 +115,18 @@ local function peak(w, h, mx, my)
 end
 
 local function load(bbox, runs)
-  local x0, y0 = bbox[1], bbox[2]
-  local w, h = bbox[3] - x0 + 3, bbox[4] - y0 + 3
+  local x0 = bbox[1]
+  local y0 = bbox[2]
+  local w = bbox[3] - x0 + 3
+  local h = bbox[4] - y0 + 3
   reserve(w, h)
   ffi.fill(inside, w * h)
-  local n, sx, sy = 0, 0, 0
+  local n = 0
+  local sx = 0
+  local sy = 0
   for i = 0, h - 3 do
-    local a, b = runs[2 * i] - x0 + 1, runs[2 * i + 1] - x0 + 1
+    local a = runs[2 * i] - x0 + 1
+    local b = runs[2 * i + 1] - x0 + 1
     local base = (i + 1) * w
     for x = a, b do inside[base + x] = 1 end
     local len = max(b - a + 1, 0)
@@ -121,13 +137,15 @@ local function load(bbox, runs)
   return w, h, sx / n, sy / n
 end
 
--- Two points {x, y} in picture pixels for the object with this bbox and these runs. The second is found the same
--- way after the first circle's pixels are taken away; it is the first again when nothing is left.
+-- Two points {x, y} in image pixels for the object with this bbox and these runs. The second is
+-- found the same way after the first circle's pixels are taken away; it is the first again when
+-- nothing is left.
 function M.two_circles(bbox, runs)
   local w, h, mx, my = load(bbox, runs)
   transform(w, h)
   local r2, px, py = peak(w, h, mx, my)
-  local ox, oy = bbox[1] - 1, bbox[2] - 1
+  local ox = bbox[1] - 1
+  local oy = bbox[2] - 1
   for y = 1, h - 2 do
     for x = 1, w - 2 do
       if (x - px) * (x - px) + (y - py) * (y - py) <= r2 then inside[y * w + x] = 0 end

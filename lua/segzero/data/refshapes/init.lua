@@ -1,21 +1,25 @@
--- RefShapes: pictures of coloured shapes with sentences that each mean one of them, made from a number.
+-- RefShapes: images of coloured shapes with sentences that each mean one of them, made from a
+-- number.
 --
--- A sample depends on (seed, split, index, size, level, background, ...) alone: no files, no order of calls, no
--- machine. The same (seed, split, index, level) is the same scene at every size. "train" and "heldout" never share
--- a scene (see refshapes/scene.lua).
+-- A sample depends on (seed, split, index, size, level, background, ...) alone: no files, no order
+-- of calls, no machine. The same (seed, split, index, level) is the same scene at every size.
+-- "train" and "heldout" never share a scene (see refshapes/scene.lua).
 --
 --   local refshapes = require "segzero.data.refshapes"
 --   local s = refshapes.sample { seed = 42, index = 0, split = "train", size = 168 }
 --   s.width, s.height, s.rgb            uint8_t [h][w][3], owned by s
---   s.objects[i]                        { kind=, colour=, size="small"|"large", bbox=, cx=, cy= (units of 1/840), ... }
---   s.questions[k]                      { problem=, target=, bbox=, points={p1,p2}, solution=, think=, answer=, mask= }
+--   s.objects[i]                        { kind=, colour=, size="small"|"large", bbox=, cx=, cy=
+--                                       (units of 1/840), ... }
+--   s.questions[k]                      { problem=, target=, bbox=, points={p1,p2}, solution=,
+--                                       think=, answer=, mask= }
 --   local m = s.questions[1].mask()     uint8_t [h][w] of 0 and 1, a new one at each call
 --
--- Boxes are {left, top, right, bottom} in pixels with inclusive maxima; points are {x, y}: the centres of the two
--- largest inscribed circles (see refshapes/distance.lua). `solution` is Seg-Zero's ground-truth string, `answer` the
--- JSON a model should write.
+-- Boxes are {left, top, right, bottom} in pixels with inclusive maxima; points are {x, y}: the
+-- centres of the two largest inscribed circles (see refshapes/distance.lua). `solution` is
+-- Seg-Zero's ground-truth string, `answer` the JSON a model should write.
 --
--- Leaves out: writing pictures (write_dataset is handed a function for it), several objects in one answer.
+-- Leaves out: writing images (write_dataset is handed a function for it), several objects in one
+-- answer.
 
 local ffi = require "ffi"
 local files = require "segzero.core.files"
@@ -36,7 +40,8 @@ M.splits = { "train", "heldout" }
 local Sample = {}
 Sample.__index = Sample
 Sample.__tostring = function(s)
-  return format("refshapes sample: %s seed %d index %d, %dx%d, %d objects, %d questions", s.split, s.seed, s.index,
+  return format("refshapes sample: %s seed %d index %d, %dx%d, %d objects, %d questions", s.split,
+    s.seed, s.index,
     s.width, s.height, #s.objects, #s.questions)
 end
 
@@ -44,7 +49,8 @@ local function integer(opts, name, default, lo, hi, level)
   local v = opts[name]
   if v == nil then v = default end
   if type(v) ~= "number" or v ~= math.floor(v) or v < lo or v > hi then
-    error(format("refshapes: %s must be an integer from %.0f to %.0f, got %s", name, lo, hi, tostring(v)), level)
+    error(format("refshapes: %s must be an integer from %.0f to %.0f, got %s", name, lo, hi,
+      tostring(v)), level)
   end
   return v
 end
@@ -66,21 +72,25 @@ local function read_options(opts)
     error(format("refshapes: split must be \"train\" or \"heldout\", got %q", tostring(o.split)), 3)
   end
   if o.background ~= "gradient" and o.background ~= "plain" then
-    error(format("refshapes: background must be \"gradient\" or \"plain\", got %q", tostring(o.background)), 3)
+    error(format("refshapes: background must be \"gradient\" or \"plain\", got %q",
+      tostring(o.background)), 3)
   end
   return o
 end
 
 local function solution(b, p, q)
-  return format("<box>(%d,%d),(%d,%d)</box><points>(%d,%d),(%d,%d)</points>", b[1], b[2], b[3], b[4], p[1], p[2],
+  return format("<box>(%d,%d),(%d,%d)</box><points>(%d,%d),(%d,%d)</points>", b[1], b[2], b[3],
+    b[4], p[1], p[2],
     q[1], q[2])
 end
 
 local function answer(b, p, q)
-  return format('{"bbox": [%d,%d,%d,%d], "points_1": [%d,%d], "points_2": [%d,%d]}', b[1], b[2], b[3], b[4], p[1],
+  return format('{"bbox": [%d,%d,%d,%d], "points_1": [%d,%d], "points_2": [%d,%d]}', b[1], b[2],
+    b[3], b[4], p[1],
     p[2], q[1], q[2])
 end
-M.solution, M.answer = solution, answer
+M.solution = solution
+M.answer = answer
 
 -- Draws the background and the objects; gives each object its runs and bbox.
 local function paint(rgb, objects, size, r, style)
@@ -90,7 +100,8 @@ local function paint(rgb, objects, size, r, style)
     local o = objects[i]
     local c = scene.rgb[o.colour]
     local lum = r:int(-8, 8) -- mostly light, little hue: white stays white
-    local jitter = { c[1] + lum + r:int(-3, 3), c[2] + lum + r:int(-3, 3), c[3] + lum + r:int(-3, 3) }
+    local jitter = { c[1] + lum + r:int(-3, 3), c[2] + lum + r:int(-3, 3),
+      c[3] + lum + r:int(-3, 3) }
     o.runs, o.bbox = raster.runs(o, size)
     noise = raster.draw(rgb, size, o, jitter, noise)
   end
@@ -102,7 +113,8 @@ local function complete(q, objects, size)
     local p1, p2 = distance.two_circles(o.bbox, o.runs)
     o.points = { p1, p2 }
   end
-  local b, p = o.bbox, o.points
+  local b = o.bbox
+  local p = o.points
   return {
     problem = q.text,
     think = q.think,
@@ -116,8 +128,9 @@ local function complete(q, objects, size)
   }
 end
 
--- opts: seed, index, split, size (multiple of 28 from 84 to 840), level (1 one large object, 2 two or three told
--- apart by attributes, 3 all), questions (at most that many), background ("gradient" or "plain").
+-- opts: seed, index, split, size (multiple of 28 from 84 to 840), level (1 one large object, 2 two
+-- or three told apart by attributes, 3 all), questions (at most that many), background ("gradient"
+-- or "plain").
 function M.sample(opts)
   local o = read_options(opts or {})
   local size = o.size
@@ -141,12 +154,16 @@ local function open_for_writing(path)
 end
 
 -- Writes a data set in Seg-Zero's columns and returns its number of rows:
---   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height, img_width; a row a question
+--   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height,
+--                        img_width; a row a question
 --   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
--- opts: n pictures (default 16), first (index of the first, 0), seed, split, size, level, questions (default 1),
--- background. save_png(path, w, h, channels, pixels) writes one picture and raises when it cannot.
+-- opts: n images (default 16), first (index of the first, 0), seed, split, size, level, questions
+-- (default 1), background. save_png(path, w, h, channels, pixels) writes one image and raises
+-- when it cannot.
 function M.write_dataset(dir, opts, save_png)
-  if type(save_png) ~= "function" then error("refshapes: write_dataset needs a save_png function", 2) end
+  if type(save_png) ~= "function" then
+    error("refshapes: write_dataset needs a save_png function", 2)
+  end
   local json = require "cjson"
   local n = integer(opts, "n", 16, 0, BIG, 3)
   local first = integer(opts, "first", 0, -BIG, BIG, 3)
@@ -167,8 +184,11 @@ function M.write_dataset(dir, opts, save_png)
       local mask = format("masks/%s.png", id)
       save_png(dir .. "/" .. mask, s.width, s.height, 1, q.mask(255))
       -- keys one by one, so that their order is fixed
-      out:write(format('{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',
-        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image), json.encode(mask), s.height, s.width))
+      out:write(
+        format(
+        '{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',
+        json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image),
+          json.encode(mask), s.height, s.width))
       rows = rows + 1
     end
   end

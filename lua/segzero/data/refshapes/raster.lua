@@ -1,8 +1,9 @@
--- Pixels of a RefShapes picture: background, anti-aliased shapes, and masks as row runs.
+-- Pixels of a RefShapes image: background, anti-aliased shapes, and masks as row runs.
 --
--- Picture: uint8_t [h][w][3]. A shape's mask is the pixels whose centre lies in it; it is kept as runs
--- (int32_t [rows][2], see distance.lua) from which the tight box [left, top, right, bottom], inclusive, follows.
--- Edges are blended by coverage: 8 sub-rows a pixel, exact along x. Only a shape's own box is touched.
+-- Image: uint8_t [h][w][3]. A shape's mask is the pixels whose centre lies in it; it is kept as
+-- runs (int32_t [rows][2], see distance.lua) from which the tight box [left, top, right, bottom],
+-- inclusive, follows. Edges are blended by coverage: 8 sub-rows a pixel, exact along x. Only a
+-- shape's own box is touched.
 --
 -- Leaves out: shadows, textures, anything that needs a second pass.
 
@@ -12,8 +13,13 @@ local scene = require "segzero.data.refshapes.scene"
 
 local M = {}
 
-local floor, ceil = math.floor, math.ceil
-local band, bxor, lshift, rshift, arshift = bit.band, bit.bxor, bit.lshift, bit.rshift, bit.arshift
+local floor = math.floor
+local ceil = math.ceil
+local band = bit.band
+local bxor = bit.bxor
+local lshift = bit.lshift
+local rshift = bit.rshift
+local arshift = bit.arshift
 local half_width = scene.half_width
 
 local SUB = 8
@@ -22,17 +28,25 @@ local NOISE_SHIFT = 16 -- colours are 16.16 fixed point while noise is added
 local cover = ffi.new("double[?]", 844)
 local column = ffi.new("int32_t[?]", 844)
 
--- Soft two-axis gradient around a muted base: lighter to the right, cooler at the top and warmer at the bottom, by amounts
--- that vary a little, so a patch's colour hints at its place as daylight does in photographs; then noise of about +-4 levels. "plain" is the base alone. Values stay within 15..215, so nothing is clamped.
+-- Soft two-axis gradient around a muted base: lighter to the right, cooler at the top and warmer at
+-- the bottom, by amounts that vary a little, so a patch's colour hints at its place as daylight
+-- does in photographs; then noise of about +-4 levels. "plain" is the base alone. Values stay
+-- within 15..215, so nothing is clamped.
 function M.background(rgb, w, h, r, style)
   local base = r:int(100, 130)
-  local cr, cg, cb = base + r:int(-6, 6), base + r:int(-6, 6), base + r:int(-6, 6)
+  local cr = base + r:int(-6, 6)
+  local cg = base + r:int(-6, 6)
+  local cb = base + r:int(-6, 6)
   local light = r:int(26, 34)
-  local tr, tg, tb = r:int(20, 28), r:int(-4, 4), r:int(-28, -20)
+  local tr = r:int(20, 28)
+  local tg = r:int(-4, 4)
+  local tb = r:int(-28, -20)
   local state = r:bits32()
   if style == "plain" then
     for i = 0, w * h * 3 - 1, 3 do
-      rgb[i], rgb[i + 1], rgb[i + 2] = cr, cg, cb
+      rgb[i] = cr
+      rgb[i + 1] = cg
+      rgb[i + 2] = cb
     end
     return state
   end
@@ -60,19 +74,29 @@ function M.background(rgb, w, h, r, style)
   return state
 end
 
--- Mask runs and box of scene object o in a picture of side px.
+-- Mask runs and box of scene object o in an image of side px.
 function M.runs(o, px)
   local k = px / scene.UNIT
-  local cx, cy, hw, hh, arm = o.cx * k, o.cy * k, o.hw * k, o.hh * k, o.arm * k
-  local top, bottom = floor(cy - hh), floor(cy + hh)
+  local cx = o.cx * k
+  local cy = o.cy * k
+  local hw = o.hw * k
+  local hh = o.hh * k
+  local arm = o.arm * k
+  local top = floor(cy - hh)
+  local bottom = floor(cy + hh)
   local runs = ffi.new("int32_t[?]", 2 * (bottom - top + 1))
-  local n, y0, x0, x1 = 0, -1, px, -1
+  local n = 0
+  local y0 = -1
+  local x0 = px
+  local x1 = -1
   for y = top, bottom do
     local half = half_width(o.code, hw, hh, arm, o.down, y + 0.5 - cy)
-    local a, b = ceil(cx - half - 0.5), floor(cx + half - 0.5)
+    local a = ceil(cx - half - 0.5)
+    local b = floor(cx + half - 0.5)
     if half >= 0 and a <= b then
       if y0 < 0 then y0 = y end
-      runs[2 * n], runs[2 * n + 1] = a, b
+      runs[2 * n] = a
+      runs[2 * n + 1] = b
       n = n + 1
       if a < x0 then x0 = a end
       if b > x1 then x1 = b end
@@ -81,15 +105,24 @@ function M.runs(o, px)
   return runs, { x0, y0, x1, y0 + n - 1 }
 end
 
--- Draws o in colour {r, g, b}, a little lighter at its top than at its bottom; state goes on with the noise (nil:
--- none). Returns the noise state.
+-- Draws o in colour {r, g, b}, a little lighter at its top than at its bottom; state goes on with
+-- the noise (nil: none). Returns the noise state.
 function M.draw(rgb, px, o, colour, state)
   local k = px / scene.UNIT
-  local code, down = o.code, o.down
-  local cx, cy, hw, hh, arm = o.cx * k, o.cy * k, o.hw * k, o.hh * k, o.arm * k
-  local left, right = floor(cx - hw), floor(cx + hw)
-  local top, bottom = floor(cy - hh), floor(cy + hh)
-  local cr, cg, cb = colour[1], colour[2], colour[3]
+  local code = o.code
+  local down = o.down
+  local cx = o.cx * k
+  local cy = o.cy * k
+  local hw = o.hw * k
+  local hh = o.hh * k
+  local arm = o.arm * k
+  local left = floor(cx - hw)
+  local right = floor(cx + hw)
+  local top = floor(cy - hh)
+  local bottom = floor(cy + hh)
+  local cr = colour[1]
+  local cg = colour[2]
+  local cb = colour[3]
   local amp = state and 1 / 8192 or 0
   local noise = state or 1
   local weight = 1 / SUB
@@ -99,9 +132,12 @@ function M.draw(rgb, px, o, colour, state)
       local half = half_width(code, hw, hh, arm, down, y + (s + 0.5) / SUB - cy)
       if half > 0 then
         -- coverage as differences: entering at xl, leaving at xr
-        local xl, xr = cx - half - left, cx + half - left
-        local il, ir = floor(xl), floor(xr)
-        local fl, fr = (il + 1 - xl) * weight, (ir + 1 - xr) * weight
+        local xl = cx - half - left
+        local xr = cx + half - left
+        local il = floor(xl)
+        local ir = floor(xr)
+        local fl = (il + 1 - xl) * weight
+        local fr = (ir + 1 - xr) * weight
         cover[il] = cover[il] + fl
         cover[il + 1] = cover[il + 1] + weight - fl
         cover[ir] = cover[ir] - fr
@@ -109,7 +145,9 @@ function M.draw(rgb, px, o, colour, state)
       end
     end
     local shade = 1.05 - 0.1 * (y - top) / (bottom - top + 1)
-    local sr, sg, sb = cr * shade, cg * shade, cb * shade
+    local sr = cr * shade
+    local sg = cg * shade
+    local sb = cb * shade
     local a = 0
     local i = (y * px + left) * 3
     for x = 0, right - left do
@@ -137,7 +175,8 @@ function M.mask(runs, bbox, w, h, value)
   local out = ffi.new("uint8_t[?]", w * h)
   for y = bbox[2], bbox[4] do
     local i = 2 * (y - bbox[2])
-    local a, b = runs[i], runs[i + 1]
+    local a = runs[i]
+    local b = runs[i + 1]
     ffi.fill(out + (y * w + a), b - a + 1, value)
   end
   return out

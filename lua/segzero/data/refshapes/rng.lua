@@ -1,7 +1,7 @@
 -- Random numbers for RefShapes: splitmix64 run as a counter, keyed by (seed, split, index).
 --
--- A stream depends on its key and on nothing else, so pictures can be made in any order and on any machine:
--- all arithmetic is uint64_t, and uniform() turns 53 of the bits into a double exactly.
+-- A stream depends on its key and on nothing else, so images can be made in any order and on any
+-- machine: all arithmetic is uint64_t, and uniform() turns 53 of the bits into a double exactly.
 --
 --   local r = rng.new(42, "train", 7)
 --   r:uniform()      -> double in [0, 1)
@@ -16,7 +16,8 @@ local bit = require "bit"
 
 local M = {}
 
-local bxor, rshift = bit.bxor, bit.rshift
+local bxor = bit.bxor
+local rshift = bit.rshift
 local floor = math.floor
 
 local GOLDEN = 0x9e3779b97f4a7c15ULL

@@ -1,13 +1,15 @@
--- What stands where in a RefShapes picture: kinds, colours, sizes and places, before any pixel.
+-- What stands where in a RefShapes image: kinds, colours, sizes and places, before any pixel.
 --
--- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split, index) shows
--- the same scene at every picture size. An object is a table
+-- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split,
+-- index) shows the same scene at every image size. An object is a table
 --   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=, hw=, hh= (half extents of its box),
---     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }   all in units
+--     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }
+--       all in units
 -- Boxes of objects are disjoint with a gap of GAP units.
 --
--- The splits are disjoint by construction: a scene belongs to the held-out split exactly when a hash of its whole
--- layout falls in one class of 8, and each split draws until it meets a scene of its own.
+-- The splits are disjoint by construction: a scene belongs to the held-out split exactly when a
+-- hash of its whole layout falls in one class of 8, and each split draws until it meets a scene of
+-- its own.
 --
 -- Leaves out: rotation, overlap.
 
@@ -15,7 +17,9 @@ local rng = require "segzero.data.refshapes.rng"
 
 local M = {}
 
-local floor, abs, sqrt = math.floor, math.abs, math.sqrt
+local floor = math.floor
+local abs = math.abs
+local sqrt = math.sqrt
 
 local UNIT = 840
 local GAP = 30
@@ -70,7 +74,8 @@ local function set_extent(o, s, r)
     o.hh = round(s * 0.6)
     o.area = 2 * o.hw * o.hh
   elseif kind == "rectangle" then
-    local long, short = round(s * 0.58), round(s * 0.32)
+    local long = round(s * 0.58)
+    local short = round(s * 0.32)
     if r:chance(0.5) then o.hw, o.hh = long, short else o.hw, o.hh = short, long end
     o.area = 4 * o.hw * o.hh
   else
@@ -122,7 +127,9 @@ end
 local function clear_of(o, placed, n)
   for i = 1, n do
     local p = placed[i]
-    if abs(o.cx - p.cx) < o.hw + p.hw + GAP and abs(o.cy - p.cy) < o.hh + p.hh + GAP then return false end
+    if abs(o.cx - p.cx) < o.hw + p.hw + GAP and abs(o.cy - p.cy) < o.hh + p.hh + GAP then
+      return false
+    end
   end
   return true
 end
@@ -144,10 +151,11 @@ local function place(r, objects)
   return true
 end
 
--- Whether some object is told apart by its attributes alone, so that every picture has a question.
+-- Whether some object is told apart by its attributes alone, so that every image has a question.
 local function has_unique(objects)
   for i = 1, #objects do
-    local o, twins = objects[i], 0
+    local o = objects[i]
+    local twins = 0
     for j = 1, #objects do
       local p = objects[j]
       if p.kind == o.kind and p.colour == o.colour and p.size == o.size then twins = twins + 1 end
@@ -157,7 +165,8 @@ local function has_unique(objects)
   return false
 end
 
--- Largest first: the large ones are the hard ones to place. Equal areas keep a fixed order by the other fields.
+-- Largest first: the large ones are the hard ones to place. Equal areas keep a fixed order by the
+-- other fields.
 local function by_size(a, b)
   if a.area ~= b.area then return a.area > b.area end
   if a.code ~= b.code then return a.code < b.code end
@@ -178,7 +187,7 @@ local function layout_class(objects)
 end
 M.layout_class = layout_class
 
--- One scene of the split ("train" or "heldout"); r is the picture's stream.
+-- One scene of the split ("train" or "heldout"); r is the image's stream.
 function M.draw(r, split, level)
   local sides = SIDES[level]
   while true do
@@ -190,12 +199,16 @@ function M.draw(r, split, level)
       set_extent(o, r:int(side[1], side[2]), r)
     end
     if #objects > 1 then table.sort(objects, by_size) end
-    if has_unique(objects) and place(r, objects) and (layout_class(objects) == 0) == (split == "heldout") then return objects end
+    if has_unique(objects) and place(r, objects)
+      and (layout_class(objects) == 0) == (split == "heldout") then
+      return objects
+    end
   end
 end
 
--- Half the width of object o at height dy from its centre, in units that scale with o; below 0 outside. Every
--- kind is symmetric left to right and crosses each row once, so this is all that drawing needs.
+-- Half the width of object o at height dy from its centre, in units that scale with o; below 0
+-- outside. Every kind is symmetric left to right and crosses each row once, so this is all that
+-- drawing needs.
 function M.half_width(code, hw, hh, arm, down, dy)
   if dy < -hh or dy > hh then return -1 end
   if code == 1 then

@@ -1,21 +1,26 @@
--- Referring sentences for a RefShapes scene, each true of exactly one object, and the short reasoning that goes
--- with each.
+-- Referring sentences for a RefShapes scene, each true of exactly one object, and the short
+-- reasoning that goes with each.
 --
--- A noun phrase is {size=, colour=, kind=} with any field absent; no kind reads "shape". An expression is
+-- A noun phrase is {size=, colour=, kind=} with any field absent; no kind reads "shape". An
+-- expression is
 --   { type="attribute", np= }                        the small red circle
 --   { type="relation", np=, rel=, anchor=np }        the red circle left of the blue square
 --   { type="superlative", word=, np= }               the leftmost circle
 --   { type="odd", word= }                            the odd one out
--- evaluate() looks at every object and answers with the one it means, or nil when there is none, more than one,
--- or a case too close to call: relations and superlatives have a band around equality in which nobody is asked.
+-- evaluate() looks at every object and answers with the one it means, or nil when there is none,
+-- more than one, or a case too close to call: relations and superlatives have a band around
+-- equality in which nobody is asked.
 --
--- Texts are lower-case ASCII without a final period. Reasoning has no '<', '{' or '}', which answers are parsed by.
+-- Texts are lower-case ASCII without a final period. Reasoning has no '<', '{' or '}', which
+-- answers are parsed by.
 
 local M = {}
 
 local max = math.max
 
-local YES_GAP, NO_GAP = 60, 15 -- units of 1/840 of the frame: clearly so, clearly not so
+-- units of 1/840 of the frame: clearly so, clearly not so
+local YES_GAP = 60
+local NO_GAP = 15
 local AREA_RATIO = 1.3
 
 local NUMBER = { "one", "two", "three", "four", "five", "six" }
@@ -34,7 +39,8 @@ local function matches(np, o)
 end
 
 local function count(np, objects)
-  local n, last = 0, nil
+  local n = 0
+  local last = nil
   for i = 1, #objects do
     if matches(np, objects[i]) then n, last = n + 1, i end
   end
@@ -85,7 +91,8 @@ local function beats(word, o, p)
 end
 
 local function evaluate_superlative(e, objects)
-  local best, n = nil, 0
+  local best = nil
+  local n = 0
   for i = 1, #objects do
     if matches(e.np, objects[i]) then
       n = n + 1
@@ -94,7 +101,9 @@ local function evaluate_superlative(e, objects)
   end
   if n < 2 then return nil end
   for i = 1, #objects do
-    if i ~= best and matches(e.np, objects[i]) and not beats(e.word, objects[best], objects[i]) then return nil end
+    if i ~= best and matches(e.np, objects[i]) and not beats(e.word, objects[best], objects[i]) then
+      return nil
+    end
   end
   return best
 end
@@ -125,8 +134,8 @@ local function evaluate_odd(objects)
   return found, why, common
 end
 
--- Index of the one object that e means, or nil. A relation also gives its anchor's index; an odd one out also
--- gives the attribute and the value the others share.
+-- Index of the one object that e means, or nil. A relation also gives its anchor's index; an odd
+-- one out also gives the attribute and the value the others share.
 function M.evaluate(e, objects)
   if e.type == "attribute" then
     local n, i = count(e.np, objects)
@@ -177,7 +186,8 @@ local function crowd(np, n)
   return "There are " .. NUMBER[n] .. " " .. text
 end
 
--- Reasoning for e, whose target is objects[t]: 8 to 22 words, a few templates, the target's place at the end.
+-- Reasoning for e, whose target is objects[t]: 8 to 22 words, a few templates, the target's place
+-- at the end.
 function M.think(e, objects, t, r)
   local o = objects[t]
   local at = where(o)
@@ -186,10 +196,13 @@ function M.think(e, objects, t, r)
   if e.type == "attribute" then
     local same = count({ kind = o.kind }, objects)
     if #objects > 1 and same > 1 and e.np.kind and pick == 1 then
-      return crowd({ kind = o.kind }, same) .. ". The " .. o.size .. " " .. o.colour .. " one is " .. at .. "."
+      return crowd({ kind = o.kind }, same) .. ". The " .. o.size .. " " .. o.colour .. " one is "
+        .. at .. "."
     end
     if #objects == 1 then
-      if pick == 1 then return "There is one shape. The " .. o.colour .. " " .. o.kind .. " is " .. at .. "." end
+      if pick == 1 then
+        return "There is one shape. The " .. o.colour .. " " .. o.kind .. " is " .. at .. "."
+      end
       return "There is one shape. It is " .. article(o.colour .. " " .. o.kind) .. " " .. at .. "."
     end
     if pick == 1 then
@@ -204,8 +217,10 @@ function M.think(e, objects, t, r)
     if pick == 1 or n == 1 then
       return anchor .. ". The " .. full .. " is " .. RELATION_WORDS[e.rel] .. " it, " .. at .. "."
     end
-    local others = { size = np.size, colour = np.colour, kind = np.kind and plural(np.kind) or "shapes" }
-    return anchor .. ". Of " .. NUMBER[n] .. " " .. phrase(others) .. ", one is " .. RELATION_WORDS[e.rel] .. " it, " .. at
+    local others = { size = np.size, colour = np.colour, kind = np.kind and plural(np.kind)
+      or "shapes" }
+    return anchor .. ". Of " .. NUMBER[n] .. " " .. phrase(others) .. ", one is "
+      .. RELATION_WORDS[e.rel] .. " it, " .. at
       .. "."
   elseif e.type == "superlative" then
     local first = crowd(e.np, (count(e.np, objects)))
@@ -237,7 +252,8 @@ local function draw_type(level, objects, r, has_odd)
   return (u < 0.82 and #objects > 1) and "relation" or "superlative"
 end
 
--- An expression of that type that may or may not hold; for a relation and an attribute, objects[t] fits it.
+-- An expression of that type that may or may not hold; for a relation and an attribute, objects[t]
+-- fits it.
 local function propose(kind, level, objects, t, r)
   local o = objects[t]
   if kind == "odd" then return { type = "odd", word = r:int(1, #ODD) } end
@@ -249,7 +265,8 @@ local function propose(kind, level, objects, t, r)
     local a = r:int(1, #objects - 1)
     if a >= t then a = a + 1 end
     local np = fitting(o, r, 0.25, 0.6, 0.85)
-    if count(np, objects) == 1 and r:chance(0.85) then return nil end -- mostly where the relation is needed
+    -- mostly where the relation is needed
+    if count(np, objects) == 1 and r:chance(0.85) then return nil end
     local anchor = fitting(objects[a], r, 0.3, 0.85, 0.9)
     for _, rel in ipairs(r:shuffle { "left", "right", "above", "below" }) do
       if offset(rel, o, objects[a]) >= YES_GAP then
@@ -270,10 +287,12 @@ local function describe_any(objects, said)
   end
 end
 
--- Up to n different expressions about the scene, list of {expr=, text=, target=, think=}. Objects not yet asked
--- for are preferred. Fewer come back when the scene has no more to say.
+-- Up to n different expressions about the scene, list of {expr=, text=, target=, think=}. Objects
+-- not yet asked for are preferred. Fewer come back when the scene has no more to say.
 function M.compose(objects, n, level, r)
-  local out, said, asked = {}, {}, {}
+  local out = {}
+  local said = {}
+  local asked = {}
   local has_odd = level == 3 and evaluate_odd(objects)
   local fresh = #objects
   for _ = 1, n do
@@ -283,7 +302,8 @@ function M.compose(objects, n, level, r)
       local guess = propose(kind, level, objects, r:int(1, #objects), r)
       local got = guess and M.evaluate(guess, objects)
       if got and (try > 20 or fresh == 0 or not asked[got]) and not said[M.text(guess)] then
-        e, t = guess, got
+        e = guess
+        t = got
         break
       end
     end

@@ -1,0 +1,68 @@
+-- sampler.lua - which rows a step has, and loading the next step's rows ahead of time.
+--
+--   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead)     ahead = false: prefetch nothing
+--   s:indices(set, step) -> list of row numbers           s:rows(set, step) -> rows, each with row.number
+--   s:prefetch(set, step, last)   starts the images of a later step, up to step `last`; drops what an earlier call
+--                                 started and nobody took
+--   s:cancel()                drops all of it
+--
+-- Each epoch is shuffled by (seed, epoch); its last, incomplete batch is dropped. The set may be another one at each call:
+-- a curriculum changes it between steps. Leaves out: sampling with replacement, weights of rows.
+
+local data = require "segzero.data"
+local prefetch = require "segzero.data.prefetch"
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+function M.new(policy, options, ahead)
+  return setmetatable({ options = options, queue = prefetch.new(policy), ahead = ahead ~= false }, mt)
+end
+
+-- The shuffled order of an epoch, or nil for the order of the set. The last one is kept.
+local function order_of(self, set, epoch)
+  if not self.options.shuffle then return nil end
+  local known = self.known
+  if not known or known.set ~= set or known.epoch ~= epoch then
+    known = { set = set, epoch = epoch, order = data.order(set:count(), self.options.seed, epoch) }
+    self.known = known
+  end
+  return known.order
+end
+
+function methods:indices(set, step)
+  local batch = self.options.batch
+  local per_epoch = math.floor(set:count() / batch)
+  if per_epoch < 1 then
+    error(("the data set has %d rows, data.rollout_batch_size is %d"):format(set:count(), batch), 0)
+  end
+  local order = order_of(self, set, math.floor((step - 1) / per_epoch))
+  local before = (step - 1) % per_epoch * batch
+  local indices = {}
+  for i = 1, batch do
+    indices[i] = order and order[before + i] or before + i
+  end
+  return indices
+end
+
+function methods:rows(set, step)
+  local indices = self:indices(set, step)
+  local rows = {}
+  for i, index in ipairs(indices) do
+    rows[i] = self.queue:take(set, index)
+    rows[i].number = (step - 1) * #indices + i
+  end
+  return rows
+end
+
+function methods:prefetch(set, step, last)
+  self.queue:cancel()
+  if not self.ahead or (last and step > last) then return end
+  for _, index in ipairs(self:indices(set, step)) do self.queue:request(set, index) end
+end
+
+function methods:cancel() self.queue:cancel() end
+
+return M

@@ -1,0 +1,119 @@
+-- truth.lua - reads a row's solution: the true boxes and points.
+--
+--   truth.read(solution) -> box {x0, y0, x1, y1} | nil, points {{x, y}, {x, y}} | nil       Seg-Zero's string
+--   truth.prompt(solution) -> {bbox =, points =} | nil      the same as an answer, for SAM2
+--   truth.objects(row, mask) -> {{bbox =, points = {...}}, ...}   Seg-Zero's string or VisionReasoner's list; without
+--                                                          either the box around the mask, u8 [height, width]
+--   truth.as_answer(objects, several) -> what formats/answer.lua would parse from a perfect answer
+--
+-- Seg-Zero: <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>. VisionReasoner: [{"bbox_2d": [...], "point_2d":
+-- [x, y]}, ...]. Coordinates are in the row's own pixels. Leaves out: polygons and masks in the solution.
+
+local cjson = require "cjson"
+local pytext = require "segzero.formats.pytext"
+local tensor = require "segzero.core.tensor"
+
+local M = {}
+
+-- ---- Seg-Zero's string ----
+-- The four strings as decimal digits, or nil: the pattern takes every byte that may belong to a digit of another script.
+local function all_digits(...)
+  local digits = {}
+  for i = 1, 4 do
+    digits[i] = pytext.ascii_digits((select(i, ...)))
+    if not digits[i] then return nil end
+  end
+  return digits
+end
+
+-- <tag>(a,b),(c,d)</tag> -> {a, b, c, d}, or nil. A number that Python's int() refuses makes the whole truth unreadable.
+local function read_four(text, tag)
+  local pattern = ("<TAG>%((N),(N)%),%((N),(N)%)</TAG>"):gsub("TAG", tag):gsub("N", "[0-9\128-\255]+")
+  local from = 1
+  while true do
+    local first, _, a, b, c, d = text:find(pattern, from)
+    if not first then return nil end
+    local digits = all_digits(a, b, c, d)
+    if digits then
+      local numbers = {}
+      for i = 1, 4 do
+        if #digits[i] > pytext.MAX_INT_DIGITS then return nil end
+        numbers[i] = tonumber(digits[i])
+      end
+      return numbers
+    end
+    from = first + 1
+  end
+end
+
+function M.read(solution)
+  local p = read_four(solution, "points")
+  local points = p and { { p[1], p[2] }, { p[3], p[4] } }
+  return read_four(solution, "box"), points
+end
+
+function M.prompt(solution)
+  local box, points = M.read(solution)
+  if box and points then return { bbox = box, points = points } end
+end
+
+-- ---- objects ----
+local function object_of(entry, i)
+  local bbox = type(entry) == "table" and entry.bbox_2d
+  if type(bbox) ~= "table" or #bbox ~= 4 then error(("object %d of the solution has no bbox_2d"):format(i), 0) end
+  local point = entry.point_2d
+  return { bbox = bbox, points = type(point) == "table" and { point } or {} }
+end
+
+-- The tight box around the mask, corners inside; nil for an empty mask.
+local function box_around(mask)
+  local shape = mask:shape()
+  local data = tensor.data(mask)
+  local height = shape[1]
+  local width = shape[2]
+  local box
+  for y = 0, height - 1 do
+    for x = 0, width - 1 do
+      if data[y * width + x] ~= 0 then
+        box = box or { x, y, x, y }
+        box[1] = math.min(box[1], x)
+        box[3] = math.max(box[3], x)
+        box[4] = y
+      end
+    end
+  end
+  return box
+end
+
+function M.objects(row, mask)
+  local box, points = M.read(row.solution)
+  if box then return { { bbox = box, points = points or {} } } end
+  local ok, list = pcall(cjson.decode, row.solution)
+  if ok and type(list) == "table" and list[1] then
+    local objects = {}
+    for i, entry in ipairs(list) do objects[i] = object_of(entry, i) end
+    return objects
+  end
+  if not mask then error("the row has no mask and its solution no box", 0) end
+  box = box_around(mask)
+  if not box then return {} end
+  return { { bbox = box, points = {} } }
+end
+
+function M.as_answer(objects, several)
+  if not several then
+    if #objects ~= 1 then
+      error(("the row has %d true objects; several=true takes them all"):format(#objects), 0)
+    end
+    return { bbox = objects[1].bbox, points = objects[1].points }
+  end
+  local list = {}
+  for i, object in ipairs(objects) do
+    local point = object.points[1]
+    if not point then error(("true object %d has no point"):format(i), 0) end
+    list[i] = { bbox = object.bbox, point = point }
+  end
+  return list
+end
+
+return M

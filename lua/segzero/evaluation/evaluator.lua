@@ -1,0 +1,178 @@
+-- evaluator.lua - greedy answers to the rows of a data set, judged one by one. Training and recipes/evaluate.lua share it.
+--
+--   evaluator.run{set =, first =, last =, batch =, judge = f(entry, is_last_of_batch),
+--                 policy = vl | nil, input = f(row) -> what vl:process returns, generation = options of rollout.generate,
+--                 ahead = n | nil, tolerant = true | nil}
+--     An entry is {index =, row =, input =, answer = {text =, ids =, ...}, failure = text, seconds =}; seconds is the
+--     row's share of its batch until judge() is called. The evaluator frees row.image and input after judge().
+--     Without a policy nothing is asked, so no entry has an answer.
+--     ahead: the images of that many rows of the next batch are prefetched.
+--     tolerant: a row that cannot be read, or that the policy fails on, has entry.failure (and entry.row is
+--     {index =} if it could not be read). Otherwise the first failure is an error.
+--
+--   evaluator.held_out(t, keep) -> {reward =, parts =, records =, giou =, ceiling =}       t: a trainer
+--     The mean reward of t.held_out, its parts, and a record for each row: id, index, problem, solution, text, reward,
+--     parts, iou, mask (the first `keep` records; the caller frees it). With a SAM2 model and masks: gIoU, the mean
+--     over all rows of intersection / union, 0 for an answer that cannot be read; and its ceiling, the gIoU of the true
+--     boxes and points, which is computed once.
+-- Leaves out: sampling several answers to a row.
+
+local core = require "segzero.core.ffi"
+local answer = require "segzero.formats.answer"
+local inputs = require "segzero.train.inputs"
+local masks = require "segzero.reward.masks"
+local prefetch = require "segzero.data.prefetch"
+local rollout = require "segzero.inference.rollout"
+local runner = require "segzero.reward.runner"
+local truth = require "segzero.data.truth"
+
+local M = {}
+
+local now = core.C.sz_seconds
+
+-- An error's text without its place in this library and without a traceback. Ctrl-C passes through.
+function M.reason(message)
+  local text = tostring(message):gsub("\nstack traceback.*", "")
+  if core.is_interrupt(text) then error(text, 0) end
+  return (text:gsub("^[^\n]-%.lua:%d+: ", ""))
+end
+
+-- f's result; when it fails, nil and the reason if e.tolerant, else the error.
+local function attempt(e, f, ...)
+  if not e.tolerant then return f(...) end
+  local ok, result = pcall(f, ...)
+  if ok then return result end
+  return nil, M.reason(result)
+end
+
+local function load_entry(e, queue, index)
+  local row, failure = attempt(e, queue.take, queue, e.set, index)
+  local entry = { index = index, row = row or { index = index }, failure = failure }
+  if row and e.policy then entry.input, entry.failure = attempt(e, e.input, row) end
+  return entry
+end
+
+-- Sets entry.answer. When a batch fails its rows are asked one by one, to find the one that fails.
+local function ask(e, entries)
+  local asked = {}
+  local list = {}
+  for _, entry in ipairs(entries) do
+    if entry.input then
+      asked[#asked + 1] = entry
+      list[#list + 1] = entry.input
+    end
+  end
+  if #list == 0 then return end
+  local answers, failure = attempt(e, rollout.generate, e.policy, list, e.generation)
+  for i, entry in ipairs(asked) do
+    local one = answers and answers[i]
+    if not answers then
+      entry.failure = failure
+      if #asked > 1 then
+        local alone
+        alone, entry.failure = attempt(e, rollout.generate, e.policy, { entry.input }, e.generation)
+        one = alone and alone[1]
+      end
+    end
+    entry.answer = one and one[1]
+  end
+end
+
+local function release(entries)
+  local rows = {}
+  for _, entry in ipairs(entries) do
+    entry.row.input = entry.input
+    if entry.row.image then rows[#rows + 1] = entry.row end
+  end
+  inputs.release(rows)
+end
+
+function M.run(e)
+  local queue = prefetch.new(e.policy)
+  for first = e.first, e.last, e.batch do
+    local started = now()
+    local last = math.min(first + e.batch - 1, e.last)
+    local entries = {}
+    for index = first, last do entries[#entries + 1] = load_entry(e, queue, index) end
+    for index = last + 1, math.min(last + (e.ahead or 0), e.last) do queue:request(e.set, index) end
+    ask(e, entries)
+    local seconds = (now() - started) / #entries
+    for k, entry in ipairs(entries) do
+      entry.seconds = seconds
+      e.judge(entry, k == #entries)
+    end
+    release(entries)
+  end
+end
+
+-- ---- the held-out rows of a training run ----
+-- The mask of the answer and, where a truth is given, the mask of the truth: their IoU with the true mask.
+local function judge_mask(row, found, true_prompt)
+  if not row.mask then
+    error(("row %s has no mask, but other held-out rows have one"):format(tostring(row.id)), 0)
+  end
+  local iou = found and masks.iou(row, found) or 0
+  local ceiling = true_prompt and masks.iou(row, true_prompt)
+  return iou, ceiling
+end
+
+-- Judges one row; adds to `sums` = {reward, parts, iou, ceiling, readable} and returns the row's record.
+local function judge_row(t, row, sample, sums, keep_mask)
+  local with_masks = sums.with_masks
+  local found, true_prompt
+  if t.segmenter then
+    found = answer.parse(sample.text)
+    if with_masks and not t.ceiling then true_prompt = truth.prompt(row.solution) end
+    local expected = { found }
+    expected[#expected + 1] = true_prompt
+    masks.lend(t.segmenter, row, expected)
+  end
+  runner.score(t.reward, row, sample)
+  sums.reward = sums.reward + sample.score
+  for name, v in pairs(sample.parts or {}) do sums.parts[name] = (sums.parts[name] or 0) + v / sums.rows end
+
+  local record = {
+    id = row.id, index = row.index, problem = row.problem, solution = row.solution, text = sample.text,
+    reward = sample.score, parts = sample.parts,
+  }
+  if with_masks then
+    local ceiling
+    record.iou, ceiling = judge_mask(row, found, true_prompt)
+    sums.iou = sums.iou + record.iou
+    sums.ceiling = sums.ceiling + (ceiling or 0)
+    if ceiling then sums.readable = sums.readable + 1 end
+    if found and keep_mask then record.mask = row.segment(found):clone() end
+  end
+  masks.take_back(row)
+  return record
+end
+
+function M.held_out(t, keep)
+  local o = t.options.evaluation
+  local rows = t.held_out:count()
+  local records = {}
+  local sums = { rows = rows, reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
+
+  local function judge(entry)
+    if sums.with_masks == nil then sums.with_masks = t.segmenter ~= nil and entry.row.mask ~= nil end
+    local keep_mask = #records < (keep or 0)
+    records[#records + 1] = judge_row(t, entry.row, entry.answer, sums, keep_mask)
+  end
+
+  M.run {
+    set = t.held_out, first = 1, last = rows, batch = o.batch, policy = t.policy, judge = judge,
+    input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
+    generation = {
+      temperature = 0, max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
+      gpu_memory_utilization = o.gpu_memory_utilization,
+    },
+    ahead = math.min(o.batch, t.options.rows.batch),        -- what the memory plan has room for
+  }
+  if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
+  return {
+    reward = sums.reward / rows, parts = sums.parts, records = records,
+    giou = sums.with_masks and sums.iou / rows or nil, ceiling = t.ceiling,
+  }
+end
+
+return M

@@ -1,0 +1,193 @@
+-- judge.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both fit.
+--
+--   local record, mask = judge.row(entry, options)
+--
+-- entry: of evaluator.lua. options: {frame = side of the square that answers count in, several = VisionReasoner's lists,
+-- oracle = true: the true boxes and points instead of an answer, segmenter = segmenter.new(sam) | nil,
+-- masks = whether the data has masks to compare with, box_iou = f(a, b): how Seg-Zero's boxes compare}.
+-- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points), score (SAM2's own),
+-- intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure, failure_kind. A missing value is cjson.null.
+-- failure_kind is "answer" (the text cannot be read), "sam2" (SAM2 gave no mask), "iou" (the masks cannot be compared)
+-- or "picture" (the row could not be read, or the policy failed on it). mask: u8 [height, width] in the image's pixels,
+-- freed by the caller, or nil. Nothing is raised for a bad row. Leaves out: averages (metrics.lua), drawing.
+
+local cjson = require "cjson"
+local answers = require "segzero.formats.answer"
+local evaluator = require "segzero.evaluation.evaluator"
+local segmenter_of = require "segzero.inference.segmenter"
+local truth = require "segzero.data.truth"
+
+local M = {}
+
+local null = cjson.null
+local reason = evaluator.reason
+
+local FIELDS = {
+  "id", "problem", "text", "think", "bbox", "points", "score", "intersection", "union", "iou", "box_iou", "failure",
+  "failure_kind",
+}
+
+local BOX_HIT = 0.5
+
+-- ---- boxes ----
+local function area(box) return (box[3] - box[1]) * (box[4] - box[2]) end
+
+local function overlap(a, b)
+  local width = math.min(a[3], b[3]) - math.max(a[1], b[1])
+  local height = math.min(a[4], b[4]) - math.max(a[2], b[2])
+  return math.max(0, width) * math.max(0, height)
+end
+
+-- VisionReasoner's box IoU: a box reaches from corner to corner, without the last pixels.
+local function exclusive_iou(a, b)
+  local inter = overlap(a, b)
+  local union = area(a) + area(b) - inter
+  return union > 0 and inter / union or 0
+end
+
+-- The best overlap of an answered box with a true one. box_iou: how two boxes compare.
+local function best_box_iou(list, objects, box_iou)
+  local best = 0
+  for _, found in ipairs(list) do
+    for _, object in ipairs(objects) do best = math.max(best, box_iou(found.bbox, object.bbox)) end
+  end
+  return best
+end
+
+-- ---- the answer ----
+-- An answer in the image's own pixels, or nil and why it cannot be read.
+local function read_answer(text, img, options)
+  local parse = options.several and answers.parse_list or answers.parse
+  local scale = options.several and answers.scale_list or answers.scale
+  local found, why = parse(text)
+  if not found then return nil, why end
+  return scale(found, img.width / options.frame, img.height / options.frame)
+end
+
+-- The values of a key of all objects; null for none, since JSON would write an empty list as an object.
+local function column(list, key)
+  local out = {}
+  for i, object in ipairs(list) do out[i] = object[key] end
+  if #out == 0 then return null end
+  return out
+end
+
+local function fail(record, kind, why)
+  if record.failure ~= null then return end
+  record.failure_kind = kind
+  record.failure = why
+end
+
+local function find_answer(record, entry, objects, options)
+  if options.oracle and objects then
+    local ok, found = pcall(truth.as_answer, objects, options.several)
+    if ok then return found end
+    fail(record, "picture", reason(found))
+    return nil
+  end
+  if not entry.answer then return nil end
+  local found, why = read_answer(entry.answer.text, entry.row.image, options)
+  if not found then fail(record, "answer", why) end
+  return found
+end
+
+local function write_answer(record, found, objects, options)
+  record.think = found.think or null
+  if options.several then
+    record.bbox = column(found, "bbox")
+    record.points = column(found, "point")
+  else
+    record.bbox = found.bbox
+    record.points = #found.points > 0 and found.points or null
+  end
+  if not objects then return end
+  local list = options.several and found or { found }
+  record.box_iou = best_box_iou(list, objects, options.several and exclusive_iou or options.box_iou)
+  record.box_hit = record.box_iou > BOX_HIT
+end
+
+-- ---- the mask ----
+local function decode(segmenter, img, found)
+  local features = segmenter:embed(img)
+  local ok, list = pcall(segmenter.masks, segmenter, features, { found })
+  features:free()
+  if not ok then error(list, 0) end
+  return list[1]
+end
+
+-- Compares the answer's mask with the true one; returns the answer's mask, or nil.
+local function compare_masks(record, row, found, true_mask, segmenter)
+  local ok, result = pcall(decode, segmenter, row.image, found)
+  if not ok then
+    fail(record, "sam2", reason(result))
+    return nil
+  end
+  local is_number = result.score == result.score          -- JSON has no NaN
+  record.score = is_number and result.score or null
+  local compared, intersection, union = pcall(segmenter_of.compare, result.mask, true_mask)
+  if not compared then
+    fail(record, "iou", reason(intersection))
+  elseif union == 0 then
+    fail(record, "iou", "the mask and the true mask are both empty")
+  else
+    record.intersection = intersection
+    record.union = union
+    record.iou = intersection / union
+  end
+  return result.mask
+end
+
+-- The true mask and nil, or nil and why there is none. Sets the record's union: a failed row counts its true area.
+local function read_true_mask(record, row)
+  local ok, mask = pcall(row.mask)
+  if not ok then return nil, reason(mask) end
+  record.union = segmenter_of.compare(mask, mask)
+  return mask
+end
+
+-- ---- one row ----
+local function new_record(entry, options)
+  local record = { index = entry.index, box_hit = false }
+  for _, field in ipairs(FIELDS) do record[field] = null end
+  record.id = entry.row.id or null
+  record.problem = entry.row.problem or null
+  record.text = entry.answer and entry.answer.text or null
+  if options.masks then
+    record.intersection = 0
+    record.union = 0
+    record.iou = 0
+  end
+  if entry.failure then fail(record, "picture", entry.failure) end
+  return record
+end
+
+function M.row(entry, options)
+  local row = entry.row
+  local record = new_record(entry, options)
+  if not row.image then return record end
+
+  -- What is true: the mask and the objects.
+  local true_mask, mask_failure
+  if options.masks then true_mask, mask_failure = read_true_mask(record, row) end
+  local ok, objects = pcall(truth.objects, row, true_mask)
+  if not ok then
+    fail(record, "picture", reason(objects))
+    objects = nil
+  end
+
+  -- What was answered.
+  local found = find_answer(record, entry, objects, options)
+  if found then write_answer(record, found, objects, options) end
+
+  -- How the masks compare.
+  local mask
+  if mask_failure then
+    fail(record, "iou", mask_failure)
+  elseif found and options.masks and record.failure == null then
+    mask = compare_masks(record, row, found, true_mask, options.segmenter)
+  end
+  if true_mask then true_mask:free() end
+  return record, mask
+end
+
+return M

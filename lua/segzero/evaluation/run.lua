@@ -1,0 +1,223 @@
+-- run.lua - evaluates a policy and SAM2 over a split of a data set, as Seg-Zero does, and writes the results.
+--
+--   local summary = run.evaluate(cfg, { box_iou = f(a, b), say = f(text) })      cfg: settings of recipes/evaluate.lua
+--   local first, last = run.part_of(total, part, parts)                         the rows of a part, from 1
+--
+-- The image is resized to frame x frame, decoding is greedy, the first {...} of the text is read, box and points are
+-- scaled back to the image's own pixels, and SAM2's best-rated mask is compared with the true one. cfg.several asks and
+-- reads as VisionReasoner does. Under cfg.output_path: config.json, results.jsonl (a line for each row as soon as it is
+-- judged), summary.json, worst.png, best.png. Without SAM2, or on data without masks, boxes alone are evaluated.
+-- Leaves out: continuing an evaluation that was stopped (evaluate in parts instead).
+
+local cjson = require "cjson"
+local sz = require "segzero"
+local data = require "segzero.data"
+local evaluator = require "segzero.evaluation.evaluator"
+local files = require "segzero.core.files"
+local gallery = require "segzero.evaluation.gallery"
+local judge = require "segzero.evaluation.judge"
+local log = require "segzero.log"
+local prompts = require "segzero.data.prompt"
+local results = require "segzero.evaluation.results"
+local segmenter_of = require "segzero.inference.segmenter"
+
+local M = {}
+
+local null = cjson.null
+local now = sz.core.C.sz_seconds
+
+local PROGRESS_SECONDS = 10         -- at least between two lines of progress inside a batch
+local QUESTION_MARKS = ".?!"        -- taken off both ends of a question that VisionReasoner is asked
+local DEFAULT_PENALTY = 1
+
+-- Equal parts; the last one takes the rest.
+function M.part_of(total, part, parts)
+  local size = math.floor(total / parts)
+  local first = part * size + 1
+  if part == parts - 1 then return first, total end
+  return first, first + size - 1
+end
+
+-- ---- models ----
+local function check_frame(policy, frame)
+  local plan = policy:processor():plan(frame, frame)
+  if plan.resized_width ~= frame or plan.resized_height ~= frame then
+    error(("frame=%d: the model would resize it to %d x %d"):format(frame, plan.resized_width, plan.resized_height), 0)
+  end
+end
+
+local function load_policy(run)
+  local cfg = run.config
+  if cfg.oracle then return end
+  run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter })
+  run.policy:tokenizer()
+  check_frame(run.policy, cfg.frame)
+  local folder = run.policy:generation()
+  cfg.repetition_penalty = cfg.repetition_penalty or folder.repetition_penalty or DEFAULT_PENALTY
+  local penalty = ""
+  if cfg.repetition_penalty ~= DEFAULT_PENALTY then penalty = ", repetition penalty " .. cfg.repetition_penalty end
+  run.say(("policy %s, %s, images of %d pixels%s"):format(tostring(run.policy), cfg.dtype, cfg.frame, penalty))
+end
+
+local function load_segmenter(run)
+  local cfg = run.config
+  if cfg.sam2_path == "" then return run.say "no SAM2 (sam2_path): only boxes are evaluated" end
+  if not run.masks then return run.say "the data has no masks: only boxes are evaluated" end
+  local ok, sam = pcall(sz.sam2, cfg.sam2_path, { dtype = cfg.sam2_dtype })
+  if not ok then error("sam2_path: " .. evaluator.reason(sam), 0) end
+  run.segmenter = segmenter_of.new(sam)
+  run.say(("%s, %s"):format(tostring(run.segmenter.sam), cfg.sam2_dtype))
+end
+
+-- ---- rows ----
+-- What the model reads of a row: the image resized to frame x frame, and the question.
+local function input_of(run, row)
+  local cfg = run.config
+  local img = row.image
+  local is_resized = img.width ~= cfg.frame or img.height ~= cfg.frame
+  local seen = is_resized and img:resize(cfg.frame, cfg.frame, "bilinear") or img
+  local text
+  if cfg.several then
+    text = prompts.vision_reasoner(row.problem, QUESTION_MARKS)
+  else
+    text = prompts.seg_zero(row.problem)
+  end
+  local content = { { type = "image", image = seen }, { type = "text", text = text } }
+  local ok, input = pcall(run.policy.process, run.policy, { { role = "user", content = content } })
+  if is_resized then seen:free() end
+  if not ok then error(input, 0) end
+  return input
+end
+
+-- Judges a row, writes its record, and keeps the row if it is one of the best or the worst.
+local function judge_row(run, entry)
+  local started = now()
+  local record, mask = judge.row(entry, run.judging)
+  record.seconds = entry.seconds + now() - started
+  run.records[#run.records + 1] = record
+  run.results:write(files.json(record), "\n")
+  run.results:flush()
+
+  local kept = { record = record, mask = mask, held = 2 }
+  if run.masks then
+    kept.shown = mask ~= nil
+    kept.value = record.iou
+  else
+    kept.shown = record.bbox ~= null
+    kept.value = record.box_iou ~= null and record.box_iou or 0
+  end
+  run.best:add(kept)
+  run.worst:add(kept)
+end
+
+-- Says how far the evaluation is, after each batch and every ten seconds while masks are made.
+local function new_progress(run, total)
+  local started = now()
+  local last = started
+
+  local function value(record)
+    if run.masks then return record.iou end
+    return record.box_hit and 1 or 0
+  end
+
+  return function(is_batch_end)
+    if not is_batch_end and now() - last < PROGRESS_SECONDS then return end
+    last = now()
+    local done = #run.records
+    local sum = 0
+    for _, record in ipairs(run.records) do sum = sum + value(record) end
+    local each = (last - started) / done
+    local measure = run.masks and "gIoU" or "boxes"
+    run.say(("%d/%d  %s so far %.3f  %.2f s/row  ETA %s"):format(done, total, measure, sum / done, each,
+      log.duration(each * (total - done))))
+  end
+end
+
+-- Greedy answers, with what the folder's generation_config.json says, and every row judged.
+local function evaluate_rows(run, first, last)
+  local cfg = run.config
+  local progress = new_progress(run, last - first + 1)
+  run.judging = {
+    frame = cfg.frame, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter, masks = run.masks,
+    box_iou = run.box_iou,
+  }
+  local generation
+  if run.policy then
+    generation = sz.generation.options(run.policy:generation(), {
+      do_sample = false, max_new_tokens = cfg.max_new_tokens, repetition_penalty = cfg.repetition_penalty,
+    })
+  end
+  evaluator.run {
+    set = run.set, first = first, last = last, batch = cfg.val_batch_size, tolerant = true,
+    policy = run.policy, generation = generation,
+    input = function(row) return input_of(run, row) end,
+    judge = function(entry, is_batch_end)
+      judge_row(run, entry)
+      progress(is_batch_end)
+    end,
+  }
+end
+
+-- ---- the run ----
+-- Whether masks are compared: there is a SAM2, and the first row has a mask.
+local function compares_masks(cfg, set, first)
+  local ok, row = pcall(set.row, set, first)
+  if not ok then return false end
+  row.image:free()
+  return cfg.sam2_path ~= "" and row.mask ~= nil
+end
+
+local function write_config(run, total, first, last)
+  local written = {}
+  for name, v in pairs(run.config) do written[name] = v end
+  written.merge = nil
+  written.compare = nil
+  written.total = total
+  written.first = first
+  written.last = last
+  written.masks = run.masks
+  files.write(run.folder .. "/config.json", cjson.encode(written))
+end
+
+local function introduce(run, total, first, last)
+  local cfg = run.config
+  local part = ""
+  if cfg.parts > 1 then part = (" (%d to %d of %d)"):format(first, last, total) end
+  local oracle = cfg.oracle and ", SAM2 on the true boxes and points" or ""
+  run.say(("%s: %d rows%s, protocol %s%s"):format(run.set.name, last - first + 1, part, cfg.protocol, oracle))
+end
+
+function M.evaluate(cfg, options)
+  local started = now()
+  local set = data.open(cfg.data, { split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows })
+  local total = math.min(set:count(), cfg.rows or math.huge)
+  local first, last = M.part_of(total, cfg.part, cfg.parts)
+  if last < first then error(("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total), 0) end
+  local run = {
+    config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1), say = options.say,
+    box_iou = options.box_iou, masks = compares_masks(cfg, set, first),
+  }
+  if cfg.oracle and not run.masks then
+    error(("oracle=true compares masks, and %s has none (first row)"):format(set.name), 0)
+  end
+  load_policy(run)
+  load_segmenter(run)
+
+  -- The folder exists once everything that it needs has been loaded.
+  run.folder = files.fresh_folder(cfg.output_path)
+  write_config(run, total, first, last)
+  local reason
+  run.results, reason = io.open(run.folder .. "/results.jsonl", "w")
+  if not run.results then error(reason, 0) end
+  introduce(run, total, first, last)
+
+  evaluate_rows(run, first, last)
+  run.results:close()
+  for _, name in ipairs { "worst", "best" } do
+    run[name]:write(("%s/%s.png"):format(run.folder, name), ("%s of %s"):format(name, set.name), set,
+      { masks = run.masks, several = cfg.several })
+  end
+  return results.finish(cfg, run.folder, run.records, run.masks, now() - started, run.say)
+end
+
+return M

@@ -1,0 +1,98 @@
+-- masks.lua - what a reward sees of SAM2: row.segment(answer) is the mask of a parsed answer, row.mask() the true one.
+--
+--   masks.lend(segmenter, row, expected)      before the rewards of a row; expected: the parsed answers to come
+--   row.segment(found) -> u8 [height, width]  found in row.frame's coordinates, as formats/answer.lua parses it. The
+--                                             mask belongs to the row: copy it to keep it
+--   masks.iou(row, found) -> number           intersection over union of the answer's mask and the true one
+--   masks.take_back(row)                      frees the masks and removes row.segment
+--
+-- The image is embedded once, at the first call, and that call decodes all expected answers together. While masks are
+-- lent row.mask() still returns a tensor that the caller frees, but reads its file only once. Equal answers share a mask.
+-- Leaves out: masks of several images in a row.
+
+local answer = require "segzero.formats.answer"
+local metrics = require "segzero.evaluation.metrics"
+local segmenter_of = require "segzero.inference.segmenter"
+
+local M = {}
+
+-- The numbers of an answer as text.
+local function key_of(found)
+  local parts = {}
+  local function add(object)
+    for _, v in ipairs(object.bbox) do parts[#parts + 1] = ("%.17g"):format(v) end
+    for _, point in ipairs(object.points or { object.point }) do
+      parts[#parts + 1] = ("%.17g %.17g"):format(point[1], point[2])
+    end
+    parts[#parts + 1] = ";"
+  end
+  if found.bbox then
+    add(found)
+  else
+    for _, object in ipairs(found) do add(object) end
+  end
+  return table.concat(parts, " ")
+end
+
+-- From the frame that answers count in to the image's own pixels.
+local function to_image(row, found)
+  local sx = row.image.width / row.frame
+  local sy = row.image.height / row.frame
+  if found.bbox then return answer.scale(found, sx, sy) end
+  return answer.scale_list(found, sx, sy)
+end
+
+-- Decodes the masks of those answers that have none yet.
+local function decode(segmenter, row, lent, answers)
+  local place = {}          -- key -> its number in `list`
+  local list = {}
+  for _, found in ipairs(answers) do
+    local key = key_of(found)
+    if not lent.masks[key] and not place[key] then
+      list[#list + 1] = to_image(row, found)
+      place[key] = #list
+    end
+  end
+  lent.features = lent.features or segmenter:embed(row.image)
+  local results = segmenter:masks(lent.features, list)
+  for key, i in pairs(place) do lent.masks[key] = results[i].mask end
+end
+
+function M.lend(segmenter, row, expected)
+  local lent = { masks = {}, read = row.mask }
+  row.lent = lent
+
+  function row.segment(found)
+    if type(found) ~= "table" then error("row.segment takes a parsed answer, got " .. type(found), 2) end
+    local key = key_of(found)
+    if not lent.masks[key] then decode(segmenter, row, lent, { found, unpack(expected) }) end
+    return lent.masks[key]
+  end
+
+  if row.mask then
+    function row.mask()
+      lent.truth = lent.truth or lent.read()
+      return lent.truth:clone()
+    end
+  end
+end
+
+function M.take_back(row)
+  local lent = row.lent
+  if not lent then return end
+  for _, mask in pairs(lent.masks) do mask:free() end
+  if lent.truth then lent.truth:free() end
+  if lent.features then lent.features:free() end
+  row.segment = nil
+  row.mask = lent.read
+  row.lent = nil
+end
+
+function M.iou(row, found)
+  local truth = row.mask()
+  local intersection, union = segmenter_of.compare(row.segment(found), truth)
+  truth:free()
+  return metrics.iou { intersection = intersection, union = union }
+end
+
+return M

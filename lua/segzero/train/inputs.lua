@@ -1,0 +1,46 @@
+-- inputs.lua - rows as the model reads them: the image and the prompt as tokens and patches.
+--
+--   inputs.prepare(row, policy, prompt, { system_prompt =, max_tokens = }) -> row, with row.input
+--   inputs.release(rows)                                      frees their images, patches and cached vision features
+--
+-- prompt(problem) -> the text of the question. A row that cannot be read is an error that names the row.
+-- Leaves out: several images in a row.
+
+local vision_cache = require "segzero.inference.vision_cache"
+
+local M = {}
+
+local function without_place(message) return (tostring(message):gsub("^[^:]*%.lua:%d+: ", "")) end
+
+local function messages(row, prompt, system_prompt)
+  local question = { { type = "image", image = row.image }, { type = "text", text = prompt(row.problem) } }
+  return { { role = "system", content = system_prompt }, { role = "user", content = question } }
+end
+
+function M.prepare(row, policy, prompt, options)
+  local ok, input = pcall(policy.process, policy, messages(row, prompt, options.system_prompt))
+  if not ok then error(("row %s: %s"):format(tostring(row.id), without_place(input)), 0) end
+  row.input = input
+  local length = #input.input_ids
+  if length > options.max_tokens then
+    local of_image = length - #policy:tokenizer():encode(input.text)
+    error(("row %s: the prompt has %d tokens (%d of them image), data.max_prompt_length is %d; raise it, or lower " ..
+      "data.max_pixels"):format(tostring(row.id), length, of_image, options.max_tokens), 0)
+  end
+  return row
+end
+
+local function release_input(input)
+  vision_cache.free { input }
+  if input.pixel_values then input.pixel_values:free() end
+  input.position_ids:free()
+end
+
+function M.release(rows)
+  for _, row in ipairs(rows) do
+    row.image:free()
+    if row.input then release_input(row.input) end
+  end
+end
+
+return M

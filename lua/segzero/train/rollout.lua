@@ -1,0 +1,78 @@
+-- rollout.lua - the first stages of a step: prompts of rows to answers, scored as they end.
+--
+--   rollout.groups(t, rows) -> groups             rows as the model reads them; t: a trainer
+--   rollout.answer(t, groups, temperature)        sets group.samples of every group, with scores
+--   rollout.rest(policy, plan)                    gives the key-value cache's memory back if the update needs it
+--
+-- A group that has all its answers is scored while others still decode. Leaves out: advantages, which need the whole batch.
+
+local inference = require "segzero.inference.rollout"
+local inputs_of = require "segzero.train.inputs"
+local runner = require "segzero.reward.runner"
+local timer = require "segzero.log.timer"
+
+local M = {}
+
+-- The cache keeps its memory only if the plan has room for it besides the update: taking pages again costs page faults.
+function M.rest(policy, plan)
+  local fits = plan and plan.phases.update + plan.parts.cache <= plan.device.free
+  if not fits then inference.release_cache(policy) end
+end
+
+function M.groups(t, rows)
+  local groups = {}
+  for i, row in ipairs(rows) do
+    inputs_of.prepare(row, t.policy, t.prompt, t.options.input)
+    groups[i] = { row = row, input = row.input }
+  end
+  return groups
+end
+
+-- Errors inside a rollout travel in a table, so that tensor scopes do not add their own traceback.
+local function in_table(f, ...)
+  local ok, reason = pcall(f, ...)
+  if not ok then error({ reason }, 0) end
+end
+
+local function score_group(t, group)
+  if group.scored then return end
+  for _, sample in ipairs(group.samples) do sample.length = #sample.ids end
+  runner.score_group(t.reward, group, t.segmenter)
+  group.scored = true
+end
+
+local function generation_options(t, groups, temperature)
+  local options = { temperature = temperature, row_ids = {} }
+  for name, v in pairs(t.options.rollout) do options[name] = v end
+  for i, group in ipairs(groups) do options.row_ids[i] = group.row.number end
+
+  function options.on_group(i, answers)
+    local before = timer.enter "reward"
+    groups[i].samples = answers
+    in_table(score_group, t, groups[i])
+    timer.enter(before)
+  end
+  return options
+end
+
+function M.answer(t, groups, temperature)
+  local inputs = {}
+  for i, group in ipairs(groups) do inputs[i] = group.input end
+  timer.enter "decode"
+  local options = generation_options(t, groups, temperature)
+  local ok, answers, stats = pcall(inference.generate, t.policy, inputs, options)
+  if not ok then error(type(answers) == "table" and answers[1] or answers, 0) end
+  if stats and stats.seconds then
+    timer.move("decode", "vision", stats.seconds.vision)
+    timer.move("decode", "prefill", stats.seconds.prefill)
+  end
+
+  timer.enter "reward"
+  for i, group in ipairs(groups) do
+    group.samples = group.samples or answers[i]
+    score_group(t, group)
+  end
+  M.rest(t.policy, t.plan)
+end
+
+return M

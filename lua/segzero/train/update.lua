@@ -1,0 +1,144 @@
+-- update.lua - the gradient of one update: the registered loss, the KL term and the entropy bonus, weighted over the update.
+--
+--   local u = update.new(t)                        t: a trainer, or {policy =, reference =, options =, numbers =}
+--   u:gradient(batches, totals) -> stats           adds the gradients of all micro-batches to the parameters'
+--   u:accumulate(batch, totals) -> stats           of one micro-batch
+--   update.mean(list, parts, aggregation, into)    the statistics of several updates as one, added to the table `into`
+--   update.forward_options(t)                      what forward.lua takes
+--
+-- loss = sum over tokens of weight * (loss + kl_coef * kl - entropy_coef * entropy). The weights come from the
+-- aggregation and the totals of the whole update (records.totals), so the micro-batch split does not change the loss.
+-- stats: loss, policy_loss, kl, entropy and the loss's own metrics, each summed with the weights; mismatch, the largest
+-- distance of a token's log-probability from the one it was sampled with. Leaves out: the optimizer.
+
+local tensor = require "segzero.core.tensor"
+local aggregations = require "segzero.algorithms.aggregations"
+local forward = require "segzero.train.forward"
+local kl_estimators = require "segzero.algorithms.kl"
+local losses = require "segzero.algorithms.losses"
+local records = require "segzero.train.records"
+local tokens = require "segzero.train.tokens"
+local user_code = require "segzero.core.user_code"
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+function M.forward_options(t)
+  local options = { temperature = (t.now or t.numbers).temperature }
+  for name, v in pairs(t.options.forward) do options[name] = v end
+  return options
+end
+
+function M.new(t)
+  local o = t.options.update
+  local kl_name = t.reference and o.use_kl and o.kl or nil
+  return setmetatable({
+    policy = t.policy,
+    numbers = t.now or t.numbers,
+    options = M.forward_options(t),
+    loss_name = o.loss,
+    loss = losses:get(o.loss).fn,
+    kl_name = kl_name,
+    kl = kl_name and kl_estimators:get(kl_name).fn,
+    aggregation = aggregations:get(o.aggregation).fn,
+  }, mt)
+end
+
+local function add(stats, name, v) stats[name] = (stats[name] or 0) + v end
+
+-- The largest distance of the log-probabilities from those of the sampler, at most as large as before or larger.
+local function largest_mismatch(t, least)
+  local logprob = t.logprob:values()
+  local old = t.old:values()
+  local a = tensor.data(logprob)
+  local b = tensor.data(old)
+  for i = 0, logprob:numel() - 1 do least = math.max(least, math.abs(a[i] - b[i])) end
+  return least
+end
+
+-- The weighted sum of a metric: a number counts for every token.
+local function weighted(metric, weights)
+  if type(metric) == "number" then return metric * weights:sum():item() end
+  return (metric:to { device = weights:device() } * weights):sum():item()
+end
+
+local function check_loss(self, loss, n)
+  local good = tensor.is_tensor(loss) and loss:numel() == n
+  if good then return end
+  local got = tensor.is_tensor(loss) and ("a tensor of %d elements"):format(loss:numel()) or type(loss)
+  error(("the loss '%s' returned %s, expected a tensor with one element for each of %d tokens"):format(self.loss_name,
+    got, n), 0)
+end
+
+-- The loss of some answers and a function that adds its numbers to stats.
+function methods:loss_of(t, totals, stats)
+  local numbers = self.numbers
+  local weights = t:weights(function(length) return self.aggregation(length, totals) end)
+  local per_token, metrics = user_code.call("the loss " .. self.loss_name, self.loss, t, numbers)
+  check_loss(self, per_token, weights:numel())
+  local policy_loss = (per_token * weights):sum()
+  local entropy = (t.entropy * weights):sum()
+  local loss = policy_loss - entropy * numbers.entropy_coef
+  local kl
+  if self.kl and t.reference then
+    local estimate = user_code.call("the KL estimator " .. self.kl_name, self.kl, t.logprob, t.reference)
+    kl = (estimate * weights):sum()
+    loss = loss + kl * numbers.kl_coef
+  end
+
+  local function after()
+    stats.mismatch = largest_mismatch(t, stats.mismatch or 0)
+    add(stats, "loss", loss:item())
+    add(stats, "policy_loss", policy_loss:item())
+    add(stats, "entropy", entropy:item())
+    add(stats, "kl", kl and kl:item() or 0)
+    for name, metric in pairs(metrics or {}) do add(stats, name, weighted(metric, weights)) end
+  end
+  return loss, after
+end
+
+function methods:accumulate(batch, totals)
+  local stats = {}
+  forward.run(self.policy, batch, self.options, function(runs, logprob, entropy)
+    local t = tokens.new(runs, logprob, entropy, self.policy.device)
+    return self:loss_of(t, totals, stats)
+  end)
+  return stats
+end
+
+function methods:gradient(batches, totals)
+  local sums = {}
+  for _, batch in ipairs(batches) do
+    local stats = self:accumulate(batch, totals)
+    local mismatch = math.max(sums.mismatch or 0, stats.mismatch)
+    for name, v in pairs(stats) do add(sums, name, v) end
+    sums.mismatch = mismatch
+  end
+  return sums
+end
+
+-- Several updates of one rollout, as one update over all of it would report them: each counts by the weight that its
+-- tokens would have there. grad_norm is the plain mean; mismatch is the first update's, whose weights sampled.
+-- list: the statistics; parts: the groups of each update.
+function M.mean(list, parts, aggregation, into)
+  local weight = aggregations:get(aggregation).fn
+  local whole = { tokens = 0, answers = 0 }
+  local totals = {}
+  for i, part in ipairs(parts) do
+    totals[i] = records.totals(part)
+    whole.tokens = whole.tokens + totals[i].tokens
+    whole.answers = whole.answers + totals[i].answers
+  end
+  for i, stats in ipairs(list) do
+    local share = weight(1, whole) / weight(1, totals[i])
+    for name, v in pairs(stats) do
+      local part = name == "grad_norm" and v / #list or v * share
+      add(into, name, part)
+    end
+  end
+  into.mismatch = list[1].mismatch
+end
+
+return M

@@ -1,0 +1,317 @@
+/* attention_backward.c - the gradient of attention.c's forward pass.
+ *
+ * The work is divided as attention_plan.h describes. A task (chunk, key head) passes its query
+ * blocks once, with 5 products per tile, and adds up dK and dV in f32. Keys that one chunk alone
+ * sees are then done; for the others the sums of the chunks are added at the end, in the order of
+ * the chunks. So results depend on the thread count through that order alone, and never on which
+ * thread did what.
+ * Leaves out: what attention.c leaves out.
+ */
+#include "attention_plan.h"
+#include <omp.h>
+
+enum {
+    PARALLEL_FROM = 1 << 20,     /* multiply-adds below which one thread is faster */
+    BACKWARD_COLUMNS = 128       /* fixed: the order of the sums of dK and dV depends on it */
+};
+
+/* Buffers of one thread. */
+typedef struct {
+    sz_columns b;                   /* q; o holds dQ, rows scaled queries, max lse, sum delta */
+    float *dout, *dout_rows, *ds;   /* laid out as b.q, b.rows, b.s */
+    float *out_rows;                /* laid out as b.rows */
+    float *k, *v;                   /* [keys of the chunk][D] */
+    float *dk, *dv;                 /* [keys of the chunk][ld] */
+} backward_buffers;
+
+/* P and dS of one panel from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds - delta);
+ * 0 where a column does not see a key. */
+static void panel_gradient(const sz_columns *b, float *ds, int64_t c, int64_t j0, int64_t keys,
+                           int64_t width, bool masked)
+{
+    for (int64_t x = 0; x < width; x += SZ_LANES) {
+        sz_vec lse = sz_vec_load(b->max + c + x);
+        sz_vec delta = sz_vec_load(b->sum + c + x);
+        sz_ivec limit = *(const sz_ivec_any *)(b->limit + c + x);
+        for (int64_t j = 0; j < keys; j++) {
+            float *s = b->s + j * SZ_PANEL + x;
+            float *d = ds + j * SZ_PANEL + x;
+            sz_vec e = sz_vec_exp(sz_vec_load(s) - lse);
+            if (masked) e = sz_vec_pick(limit > (int32_t)(j0 + j), e, (sz_vec){ 0 });
+            sz_vec_store(s, e);
+            sz_vec_store(d, e * (sz_vec_load(d) - delta));
+        }
+    }
+}
+
+/* Adds the block's share of dQ, dK and dV from `key_count` keys, which start at key `first` of the
+ * chunk. */
+static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count, bool masked)
+{
+    sz_columns *b = &w->b;
+    int64_t dim = b->dim;
+    int64_t ld = b->ld;
+    for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
+        int64_t count = key_count - j0 < SZ_KEYS ? key_count - j0 : SZ_KEYS;
+        int64_t key = first + j0;
+        for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
+            int64_t width = sz_panel_width(b, c);
+            int64_t used = b->n - c < SZ_PANEL ? b->n - c : SZ_PANEL;
+            int64_t seen = count;
+            if (masked) {
+                seen = sz_panel_sees(b, c, width, j0, count);
+                if (seen <= 0) continue;
+            }
+            const float *k = w->k + key * dim;
+            const float *v = w->v + key * dim;
+            const float *dout_rows = w->dout_rows + c * ld;
+            const float *q_rows = b->rows + c * ld;
+
+            /* Scores = K q and dP = V dout, then P and dS. */
+            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0);
+            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0);
+            panel_gradient(b, w->ds, c, j0, seen, width, masked && b->limit[c] < j0 + seen);
+
+            /* dV += P dout^T, dK += dS q^T, dQ += K^T dS. */
+            sz_tile(seen, dim, used, b->s, SZ_PANEL, 1, dout_rows, ld, w->dv + key * ld, ld, 1);
+            sz_tile(seen, dim, used, w->ds, SZ_PANEL, 1, q_rows, ld, w->dk + key * ld, ld, 1);
+            sz_tile(dim, width, seen, k, 1, dim, w->ds, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1);
+        }
+    }
+}
+
+/* Sets max to the log-sum-exp of each column, and sum to delta = out . dout. */
+static void columns_statistics(backward_buffers *w, const attention_plan *p, int64_t row,
+                               int64_t head)
+{
+    const sz_attention_args *a = &p->a;
+    const sz_tensor *lse = p->lse;
+    sz_columns *b = &w->b;
+
+    for (int64_t i = 0; i < b->width; i++) {
+        /* Padding, and queries without keys: +inf makes every exponential 0. Their sum is 0. */
+        float l = INFINITY;
+        if (i < b->n)
+            l = sz_f32(lse)[(head + i % a->share) * lse->shape[1] + row + i / a->share];
+        b->max[i] = l == -INFINITY ? INFINITY : l;
+        if (i >= b->n) continue;
+
+        const float *o = w->out_rows + i * b->ld;
+        const float *d = w->dout_rows + i * b->ld;
+        float delta = 0;
+#pragma omp simd reduction(+ : delta)
+        for (int64_t j = 0; j < a->dim; j++) delta += o[j] * d[j];
+        b->sum[i] = delta;
+    }
+}
+
+static void backward_block(const attention_plan *p, const query_block *t, int64_t group,
+                           backward_buffers *w)
+{
+    const sz_attention_args *a = &p->a;
+    sz_columns *b = &w->b;
+    sz_segment_row s = sz_segment_get(a->segments, t->segment);
+    int64_t row = s.q_start + t->query;
+    int64_t head = group * a->share;
+    int64_t dim = a->dim;
+    int64_t n = t->n * a->share;
+
+    /* Queries, output and its gradient, as rows and as panels. */
+    sz_queries_load(b->rows, b->ld, a, &s, group, t->query, t->n);
+    sz_rows_load(w->dout_rows, b->ld, p->dout, row, t->n, head * dim, a->share, dim, 1);
+    sz_rows_load(w->out_rows, b->ld, p->out, row, t->n, head * dim, a->share, dim, 1);
+    sz_columns_start(b, n);
+    memset(w->dout_rows + n * b->ld, 0, (size_t)((b->width - n) * b->ld) * 4);
+    sz_panels_pack(w->dout, w->dout_rows, b->ld, b->width, dim);
+    columns_statistics(w, p, row, head);
+
+    /* The parent's keys, then the segment's own. */
+    int64_t own = sz_columns_limit(b, a, &s, t->query);
+    backward_keys(w, t->parent, s.p_len, false);
+    backward_keys(w, t->own, own, sz_is_masked(a, &s));
+
+    /* Store dQ. */
+    sz_panels_unpack(b->rows, b->ld, b->o, b->width, dim);
+    for (int64_t i = 0; i < n; i++) {
+        float *r = b->rows + i * b->ld;
+        int64_t col = a->q_col + (head + i % a->share) * dim;
+        for (int64_t j = 0; j < dim; j++) r[j] *= a->scale;
+        sz_rows_store(p->dq, row + i / a->share, col, r, dim);
+    }
+}
+
+/* Stores rows [from, to) of a range's dK and dV [keys of the range][ld]. */
+static void store_keys(const attention_plan *p, const key_range *r, int64_t group, const float *dk,
+                       const float *dv, int64_t from, int64_t to)
+{
+    int64_t dim = p->a.dim;
+    for (int64_t j = from; j < to; j++) {
+        sz_rows_store(p->dk, r->start + j, p->a.k_col + group * dim, dk + j * p->ld, dim);
+        sz_rows_store(p->dv, r->start + j, p->a.v_col + group * dim, dv + j * p->ld, dim);
+    }
+}
+
+/* One chunk's sums of a range that several chunks see: dK, followed by dV. */
+static float *shared_sums(const attention_plan *p, const key_range *r, int64_t group, int64_t order)
+{
+    int64_t floats = 2 * (r->end - r->start) * p->ld;
+    return p->sums + r->sums_start + (group * r->chunks + order) * floats;
+}
+
+static void backward_task(const attention_plan *p, const work_chunk *chunk, int64_t group,
+                          backward_buffers *w)
+{
+    const sz_attention_args *a = &p->a;
+    int64_t dim = a->dim;
+    int64_t ld = p->ld;
+    const range_ref *ref = p->ref + chunk->first_ref;
+
+    /* Load the chunk's keys and values. */
+    for (int64_t i = 0; i < chunk->refs; i++) {
+        const key_range *r = p->range + ref[i].range;
+        int64_t keys = r->end - r->start;
+        float *k = w->k + ref[i].base * dim;
+        float *v = w->v + ref[i].base * dim;
+        sz_rows_load(k, dim, a->k, r->start, keys, a->k_col + group * dim, 1, dim, 1);
+        sz_rows_load(v, dim, a->v, r->start, keys, a->v_col + group * dim, 1, dim, 1);
+    }
+
+    /* Add up the gradients of all its blocks. */
+    memset(w->dk, 0, (size_t)(chunk->keys * ld) * 4);
+    memset(w->dv, 0, (size_t)(chunk->keys * ld) * 4);
+    for (int64_t i = 0; i < chunk->blocks; i++)
+        backward_block(p, p->block + chunk->first_block + i, group, w);
+
+    /* Store them, or keep them for combine() if other chunks see the keys too. */
+    for (int64_t i = 0; i < chunk->refs; i++) {
+        const key_range *r = p->range + ref[i].range;
+        int64_t keys = r->end - r->start;
+        const float *dk = w->dk + ref[i].base * ld;
+        const float *dv = w->dv + ref[i].base * ld;
+        if (r->chunks == 1) {
+            store_keys(p, r, group, dk, dv, 0, keys);
+        } else {
+            float *sums = shared_sums(p, r, group, ref[i].order);
+            memcpy(sums, dk, (size_t)(keys * ld) * 4);
+            memcpy(sums + keys * ld, dv, (size_t)(keys * ld) * 4);
+        }
+    }
+}
+
+/* Adds the chunks' sums of a piece of a shared range, in the order of the chunks, and stores them.
+ * The range has as many pieces as chunks that see it. */
+static void combine(const attention_plan *p, const range_ref *ref, int64_t group)
+{
+    const key_range *r = p->range + ref->range;
+    if (r->chunks == 1) return;
+
+    int64_t keys = r->end - r->start;
+    int64_t from = keys * ref->order / r->chunks;
+    int64_t to = keys * (ref->order + 1) / r->chunks;
+    float *restrict sum = shared_sums(p, r, group, 0);
+    for (int64_t i = 1; i < r->chunks; i++)
+        for (int64_t which = 0; which < 2; which++) {
+            int64_t start = which * keys * p->ld;
+            const float *restrict addend = shared_sums(p, r, group, i) + start;
+            for (int64_t j = from * p->ld; j < to * p->ld; j++) sum[start + j] += addend[j];
+        }
+    store_keys(p, r, group, sum, sum + keys * p->ld, from, to);
+}
+
+/* ---- the whole ---- */
+
+/* Floats of a thread's buffers besides sz_columns. */
+static int64_t buffer_floats(const attention_plan *p)
+{
+    int64_t columns = sz_columns_most(&p->a);
+    int64_t floats = columns * (p->a.dim + 2 * p->ld) + SZ_KEYS * SZ_PANEL;
+    floats += 2 * p->most_keys * (p->a.dim + p->ld);
+    return sz_round_up(floats + 16 * 16, 16);
+}
+
+/* Lays a thread's buffers out in memory and clears what pads rows and panels. */
+static void place_buffers(backward_buffers *w, char *memory, const attention_plan *p)
+{
+    const sz_attention_args *a = &p->a;
+    int64_t columns = sz_columns_most(a);
+
+    sz_columns_place(&w->b, memory, a);
+    memory += sz_columns_bytes(a);
+    memset(memory, 0, (size_t)buffer_floats(p) * 4);
+    memset(w->b.rows, 0, (size_t)(columns * p->ld) * 4);
+    w->dout = sz_carve(&memory, columns * a->dim);
+    w->dout_rows = sz_carve(&memory, columns * p->ld);
+    w->out_rows = sz_carve(&memory, columns * p->ld);
+    w->ds = sz_carve(&memory, SZ_KEYS * SZ_PANEL);
+    w->k = sz_carve(&memory, p->most_keys * a->dim);
+    w->v = sz_carve(&memory, p->most_keys * a->dim);
+    w->dk = sz_carve(&memory, p->most_keys * p->ld);
+    w->dv = sz_carve(&memory, p->most_keys * p->ld);
+}
+
+/* p: what the call names; the rest is planned here. */
+static int backward(attention_plan p)
+{
+    sz_attention_args *a = &p.a;
+    int64_t covered;
+    int64_t work = sz_attention_work(a, &covered);
+    int threads = work > PARALLEL_FROM ? omp_get_max_threads() : 1;
+    sz_attention_cut(a, BACKWARD_COLUMNS);
+    if (sz_attention_plan(&p, threads)) return -1;
+
+    /* One set of buffers for each thread, and the sums of shared keys. */
+    size_t bytes = sz_columns_bytes(a) + (size_t)buffer_floats(&p) * 4;
+    char *buffers = sz_scratch(bytes * (size_t)threads + (size_t)p.sum_floats * 4);
+    if (!buffers) return sz_fail("attention_backward: out of memory");
+    p.sums = (float *)(buffers + bytes * (size_t)threads);
+
+    /* Rows without a gradient. */
+    if (p.queries < p.dq->shape[0] || p.keys < p.dk->shape[0]) {
+        memset(p.dq->data, 0, sz_bytes(p.dq));
+        if (p.dk != p.dq) {
+            memset(p.dk->data, 0, sz_bytes(p.dk));
+            memset(p.dv->data, 0, sz_bytes(p.dv));
+        }
+    }
+
+    int64_t tasks = p.chunks * a->groups;
+    int64_t pieces = p.refs * a->groups;
+#pragma omp parallel num_threads(threads)
+    {
+        backward_buffers w;
+        place_buffers(&w, buffers + bytes * (size_t)omp_get_thread_num(), &p);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t i = 0; i < tasks; i++)
+            backward_task(&p, p.chunk + i / a->groups, i % a->groups, &w);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < pieces; i++) combine(&p, p.ref + i / a->groups, i % a->groups);
+    }
+    return 0;
+}
+
+int sz_cpu_attention_backward(const sz_call *c)
+{
+    sz_tensor *dx = c->out[0];
+    return backward((attention_plan){
+        .a = sz_attention_packed(c),
+        .out = c->in[2],
+        .lse = c->in[3],
+        .dout = c->in[4],
+        .dq = dx,
+        .dk = dx,
+        .dv = dx,
+    });
+}
+
+int sz_cpu_attention_cross_backward(const sz_call *c)
+{
+    return backward((attention_plan){
+        .a = sz_attention_separate(c),
+        .out = c->in[4],
+        .lse = c->in[5],
+        .dout = c->in[6],
+        .dq = c->out[0],
+        .dk = c->out[1],
+        .dv = c->out[2],
+    });
+}
