@@ -183,7 +183,7 @@ local REFUSED = {
   { "m:sofmax()", "did you mean 'softmax'" },
   { "T.new({ 1.7 }, { dtype = 'i32' })", "tensor: 1.7 is not a whole number" },
   { "T.new({ 256 }, { dtype = 'u8' })", "256 does not fit u8" },
-  { "T.new({ 0 / 0 }, { dtype = 'i32' })", "not a whole number" },
+  { "T.new({ 0 / 0 }, { dtype = 'i32' })", "nan does not fit i32" },
   { "T.full({ 2 }, 0.5, { dtype = 'i32' })", "not a whole number" },
   { "T.new({ 1 }, { dtpe = 'i32' })", "tensor: unknown option 'dtpe': did you mean 'dtype'" },
   { "T.zeros({ 1 }, { dvice = 'cpu' })", "did you mean 'device'" },

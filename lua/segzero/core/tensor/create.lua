@@ -74,12 +74,10 @@ local function converter(dtype)
   local limits = LIMITS[dtype]
   if not limits then return function(v) return v end end
   return function(v)
-    if v % 1 ~= 0 then
-      fail(0, "%s is not a whole number, dtype is %s", tostring(v), dtype)
-    end
-    if v < limits[1] or v > limits[2] then
+    if not (v >= limits[1] and v <= limits[2]) then          -- not: NaN fits nothing
       fail(0, "%s does not fit %s (%.0f to %.0f)", tostring(v), dtype, limits[1], limits[2])
     end
+    if v % 1 ~= 0 then fail(0, "%s is not a whole number, dtype is %s", tostring(v), dtype) end
     return v
   end
 end
