@@ -2,7 +2,7 @@
 #ifndef SZ_QWEN_H
 #define SZ_QWEN_H
 #include "models.h"
-#include "core/core.h"
+#include "graph.h"
 
 /* A linear layer: y = x w^T + b, and with an adapter lora_scale (x lora_a^T) lora_b^T besides. b and the adapter may be NULL. */
 typedef struct {

@@ -5,9 +5,8 @@
  * The same ops as sz_qwen_hidden, sz_qwen_logits and sz_sample one after another, and the same numbers; but what they read from the host is known before
  * the first of them runs, so that the backend can send it in one copy. Leaves out: the processor, where there is nothing to gain. */
 #include "qwen.h"
-#include "core/device.h"
-#include "core/tape.h"
 #include "sampling/cache.h"
+#include "sampling/decode.h"
 
 typedef struct {
     sz_qwen *m;
@@ -22,12 +21,7 @@ static int run(void *context, int (*sample)(sz_tensor *logits))
     sz_scope_push();
     sz_tensor *hidden = qwen_hidden(k->m, k->ids, k->angles, k->segments, NULL, NULL, NULL, k->cache, k->cache_rows, NULL, 0);
     sz_tensor *logits = sz_qwen_logits(k->m, hidden);
-    int rc = logits ? 0 : -1;
-    if (rc == 0) {
-        sz_scratch_begin();
-        rc = sample(logits);
-        sz_scratch_end();
-    }
+    int rc = logits ? sz_decode_sample(sample, logits) : -1;
     sz_tensor_release(hidden);
     sz_tensor_release(logits);
     sz_scope_pop();
@@ -76,11 +70,10 @@ static int decode(decode_ctx *k, sz_tensor *positions, const sz_sampling *s, con
 {
     const sz_qwen_config *c = &k->m->config;
     if (qwen_rotary(c, positions, k->m->embed->dtype, k->angles) != 0) return -1;
-    const sz_decode_step step = { .rows = k->ids->numel, .vocab = c->vocab, .tables = { k->ids, k->segments, k->cache_rows, k->angles[0], k->angles[1] },
+    sz_decode_step step = { .rows = k->ids->numel, .vocab = c->vocab, .tables = { k->ids, k->segments, k->cache_rows, k->angles[0], k->angles[1] },
         .segments = k->segments, .heads = c->heads, .kv_heads = c->kv_heads, .sampling = s, .banned = banned, .seen = seen,
-        .row_id = row_id, .answer_id = answer_id, .position = position, .place = sz_device_scratch(1), .key = key_of(k->m, k->cache), .repeat = !sz_profiling() };
-    if (!step.place) return -1;
-    return sz_device->decode(&step, run, k, token, logprob);
+        .row_id = row_id, .answer_id = answer_id, .position = position, .key = key_of(k->m, k->cache) };
+    return sz_decode_run(&step, run, k, token, logprob);
 }
 
 int sz_qwen_decode(sz_qwen *m, sz_tensor *ids, sz_tensor *positions, sz_tensor *segments, sz_cache *cache, sz_tensor *cache_rows, const sz_sampling *s,

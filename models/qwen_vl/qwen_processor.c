@@ -5,7 +5,7 @@
  * so values are equal to the last bit. Patch row order is in models.h. A picture can also be
  * read, resized and cut by a thread beside the main one (runtime/io/jobs.c): the same functions, the same bits. Leaves out the resize itself (runtime/io/resize.c),
  * video, and the messages (lua/segzero/models/processor.lua). */
-#include "core/core.h"
+#include "graph.h"
 #include "io/io.h"
 #include "models.h"
 #include <limits.h>

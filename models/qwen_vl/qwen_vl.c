@@ -1,7 +1,6 @@
 /* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the table of weights, linear layers and their adapters, logits and log-probabilities.
  * The forward passes are in qwen_vision.c and qwen_text.c; reading files and JSON is Lua's. Shapes: models/README.md. */
 #include "qwen.h"
-#include "core/device.h"
 #include <stdio.h>
 #include <stdlib.h>
 

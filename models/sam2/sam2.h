@@ -2,7 +2,7 @@
 #ifndef SZ_SAM2_H
 #define SZ_SAM2_H
 #include "models.h"
-#include "core/core.h"
+#include "graph.h"
 
 /* A linear layer, a convolution or a norm: weight and bias. */
 typedef struct { sz_tensor *w, *b; } sam2_pair;

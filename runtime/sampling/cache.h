@@ -2,7 +2,7 @@
  * group's prompt is stored once and each answer has rows of its own; segments (ops.def) say who sees what. */
 #ifndef SZ_CACHE_H
 #define SZ_CACHE_H
-#include "core/core.h"
+#include "graph.h"
 
 typedef struct sz_cache sz_cache;
 sz_cache  *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype, int device);    /* heap lifetime; caller frees */
