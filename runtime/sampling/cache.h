@@ -8,7 +8,7 @@
 #ifndef SZ_CACHE_H
 #define SZ_CACHE_H
 
-#include "core/core.h"
+#include "graph.h"
 
 typedef struct sz_cache sz_cache;
 
