@@ -146,8 +146,8 @@ sz_file *sz_file_map(const char *path)
         return NULL;
     }
 
-    /* Pages are reserved only when something writes to them, so a checkpoint larger than free memory
-     * can be mapped. */
+    /* Pages are reserved only when something writes to them, so a checkpoint larger than free
+     * memory can be mapped. */
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED) {
         sz_fail("%s: cannot map: %s", path, strerror(errno));

@@ -42,9 +42,10 @@ static bool is_cased(int32_t c)
 /* Unicode's Case_Ignorable: marks, modifiers, format characters, and punctuation inside words. */
 static bool is_ignorable(int32_t c)
 {
-    static const int32_t inside_words[] = { '\'', '.', ':', 0xb7, 0x387, 0x55f, 0x5f4, 0x2018, 0x2019,
-                                            0x2024, 0x2027, 0xfe13, 0xfe52, 0xfe55, 0xff07, 0xff0e,
-                                            0xff1a };
+    static const int32_t inside_words[] = {
+        '\'', '.', ':', 0xb7, 0x387, 0x55f, 0x5f4, 0x2018, 0x2019, 0x2024, 0x2027, 0xfe13, 0xfe52,
+        0xfe55, 0xff07, 0xff0e, 0xff1a,
+    };
     if (c < 0) return false;
     for (size_t i = 0; i < sizeof inside_words / sizeof *inside_words; i++)
         if (c == inside_words[i]) return true;
