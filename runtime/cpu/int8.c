@@ -16,9 +16,9 @@
 #endif
 
 enum {
-    MAX_TILE_ROWS = 12,     /* rows of x whose sums for two blocks of weights fit the registers */
-    TASK_BLOCKS = 4,        /* blocks of weights that a thread takes at once */
-    MAX_SUMS = 24           /* vectors of sums of a tile */
+    MAX_TILE_ROWS = 12, /* rows of x whose sums for two blocks of weights fit the registers */
+    TASK_BLOCKS = 4,    /* blocks of weights that a thread takes at once */
+    MAX_SUMS = 24       /* vectors of sums of a tile */
 };
 
 typedef int32_t int_vec __attribute__((vector_size(64), aligned(4), may_alias));
@@ -61,7 +61,7 @@ int sz_cpu_quantize_int8(const sz_call *c)
     const int64_t words = q->shape[1];
     const int64_t groups = scale->shape[1];
 
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t lane = 0; lane < SZ_Q_ROWS; lane++) {
             /* The weight that has this row; none for padding. */
@@ -98,8 +98,7 @@ static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t k, i
         const int64_t first = g * SZ_Q_GROUP;
         const int64_t n = sz_min64(SZ_Q_GROUP, k - first);
         float v[SZ_Q_GROUP] = { 0 };
-        if (x->dtype == SZ_F32)
-            memcpy(v, sz_f32(x) + i * k + first, (size_t)n * sizeof *v);
+        if (x->dtype == SZ_F32) memcpy(v, sz_f32(x) + i * k + first, (size_t)n * sizeof *v);
         else
             for (int64_t j = 0; j < n; j++) v[j] = sz_from_bf16(sz_bf16(x)[i * k + first + j]);
 
@@ -204,8 +203,18 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t left, int64_t w
 #define CASE(M) \
     case M: tile(M, M <= 4 ? 4 : 2, words, groups, rows, scales, x, x_scale, start, sums); break
     switch (m) {
-        CASE(1); CASE(2); CASE(3); CASE(4); CASE(5); CASE(6);
-        CASE(7); CASE(8); CASE(9); CASE(10); CASE(11); CASE(12);
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+        CASE(7);
+        CASE(8);
+        CASE(9);
+        CASE(10);
+        CASE(11);
+        CASE(12);
     }
 #undef CASE
     return R;
@@ -251,7 +260,7 @@ int sz_cpu_linear_int8(const sz_call *c)
         sz_scratch((size_t)(n * groups + 1) * sizeof *in.start),
     };
     if (!in.words || !in.scale || !in.start) return -1;
-    #pragma omp parallel for schedule(static) if (n * k >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n * k >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) {
         const int64_t first = i - i % MAX_TILE_ROWS;
         const int64_t rows = sz_min64(MAX_TILE_ROWS, n - first);
@@ -261,8 +270,8 @@ int sz_cpu_linear_int8(const sz_call *c)
         quantize_x(x, i, rows, k, words, groups, row);
     }
 
-    /* A task is TASK_BLOCKS blocks of weights times all rows. */
-    #pragma omp parallel for schedule(dynamic, 1) if (n * k * m >= SZ_PARALLEL_FROM)
+/* A task is TASK_BLOCKS blocks of weights times all rows. */
+#pragma omp parallel for schedule(dynamic, 1) if (n * k * m >= SZ_PARALLEL_FROM)
     for (int64_t task = 0; task < blocks; task += TASK_BLOCKS) {
         const int64_t end = sz_min64(task + TASK_BLOCKS, blocks);
         for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {

@@ -20,7 +20,7 @@ enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 128, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO 
 static inline float sz_q_scale(const float *x, int64_t n, float *inverse)
 {
     float largest = 0;
-    float not_finite = 0;       /* NaN if an element is not finite */
+    float not_finite = 0; /* NaN if an element is not finite */
 #pragma omp simd reduction(max : largest) reduction(+ : not_finite)
     for (int64_t i = 0; i < n; i++) {
         float a = fabsf(x[i]);

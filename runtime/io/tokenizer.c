@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <utf8proc.h>
 
-enum { MAX_ID = 1 << 24, SHOWN = 60 };      /* SHOWN: bytes of a token in a message */
+enum { MAX_ID = 1 << 24, SHOWN = 60 }; /* SHOWN: bytes of a token in a message */
 
 /* ---- growing arrays ---- */
 
