@@ -140,8 +140,7 @@ static void test_barriers()
     const size_t large = 64 << 10;
     SZ_LAUNCH((reversed<double>), 1, 96, large, dx, dy, 777);
     expect(cudaGetLastError() == cudaErrorInvalidConfiguration, "64 KiB must be asked for");
-    cudaFuncSetAttribute(reversed<double>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         (int)large);
+    cudaFuncSetAttribute(reversed<double>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)large);
     SZ_LAUNCH((reversed<double>), 1, 96, large, dx, dy, 777);
     expect(cudaGetLastError() == cudaSuccess, "64 KiB of shared memory after asking");
 }
@@ -338,7 +337,7 @@ static void dies(void (*f)(), const char *words)
     failures += !ok;
 }
 
-static float *some;         /* 256 floats on the device */
+static float *some; /* 256 floats on the device */
 
 static void launch_with_host_pointer()
 {
