@@ -1,20 +1,24 @@
 #!/bin/sh
-# gpu_check.sh - what only a machine with a GPU can show, in ten minutes. It first prints the card, the
-# driver and the library versions. Then it prints one row for each stage with its seconds, its verdict
-# and its figures. It goes on after a stage that fails or times out, and exits non-zero if one did.
-# Logs: build/gpu_check/.
+# gpu_check.sh - what only a machine with a GPU can show, in ten minutes. It first prints the card,
+# the driver and the library versions. Then it prints one row for each stage with its seconds, its
+# verdict and its figures. It goes on after a stage that fails or times out, and exits non-zero if
+# one did. Logs: build/gpu_check/.
 #
-#   sh tests/gpu_check.sh           from the repository's root, after make; or, on a machine that has
+#   sh tests/gpu_check.sh           from the repository's root, after make; or, on a machine that
+#   has
 #                                   nothing but CUDA and a driver, with the folder build/bundle that
 #                                   `make bundle` made before the tree was copied there
-#   sh tests/gpu_check.sh quick     the same stages with little work, to test this file on the emulator
+#   sh tests/gpu_check.sh quick     the same stages with little work, to test this file on the
+#   emulator
 #                                   (SEGZERO_CUDA_LIBRARY=build/libsegzero_cuda_emulated.so)
-#   sh tests/gpu_check.sh bundle    what `make bundle` runs: copies the libraries of a build (BUILT),
+#   sh tests/gpu_check.sh bundle    what `make bundle` runs: copies the libraries of a build
+#   (BUILT),
 #                                   and the libraries they need, to build/bundle
 #
 #   ONLY="3b step" sh tests/gpu_check.sh     runs these stages only
-#   BUDGET=570                      seconds for everything; a stage that would start later is NOT RUN
-#   PYTHON=python3                  a Python with torch that sees the GPU (transformers, sam2), for the
+#   BUDGET=570                      seconds for everything; a stage that would start later is NOT
+#   RUN PYTHON=python3                  a Python with torch that sees the GPU (transformers, sam2),
+#   for the
 #                                   stages *_torch; without one they are skipped
 #
 # Stages:
@@ -23,15 +27,17 @@
 #   ops_no_cudnn    convolutions as matrix products
 #   qwen, sam2, grpo  golden files of the reference packages
 #   system          sampling, training and saving on the device against the CPU
-#   3b, 3b_int8     the whole 3B model with random weights: matmul rate, prefill of 1000 tokens around
-#                   an 840 x 840 image, decoding of 1, 8 and 128 answers; 3b also runs a group forward
-#                   and backward
+#   3b, 3b_int8     the whole 3B model with random weights: matmul rate, prefill of 1000 tokens
+#   around
+#                   an 840 x 840 image, decoding of 1, 8 and 128 answers; 3b also runs a group
+#                   forward and backward
 #   step            a GRPO step of 16 prompts x 8 answers x 256 tokens, full fine-tuning of the 3B
-#                   model: moments and gradients in bf16, no f32 master weights (stochastic rounding).
-#                   That is 10 bytes a parameter, 2 of them the reference model's. Activations are kept.
+#                   model: moments and gradients in bf16, no f32 master weights (stochastic
+#                   rounding). That is 10 bytes a parameter, 2 of them the reference model's.
+#                   Activations are kept.
 #   step_exact      the same with f32 moments and master weights, gradients in bf16: 18 bytes a
-#                   parameter, so activations are recomputed. With f32 gradients (20 bytes, 70 GiB) an
-#                   80 GB card has no room left.
+#                   parameter, so activations are recomputed. With f32 gradients (20 bytes, 70 GiB)
+#                   an 80 GB card has no room left.
 #   sam2_f32, sam2_bf16       SAM2 large, images of 1024 x 1024
 #   *_torch, *_compiled       the same work by PyTorch
 #   curve           ten GRPO steps of the recipe in f32; the loss is within 1e-3 of the CPU's
@@ -179,12 +185,12 @@ peer() { [ -z "$torch" ] || stage "$@"; }
 # ---- the machine ----
 # A stage's figures from an earlier call stay if ONLY is set.
 [ -n "${ONLY:-}" ] || rm -f "$logs"/*.log
-echo "segzero: $("$sz" --version | head -n 1)"
+"$sz" --version | head -n 1
 if command -v nvidia-smi >/dev/null 2>&1; then
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader |
         sed 's/^/card, driver, memory: /'
 fi
-"$sz" --device cuda doctor 2>&1 | grep -a '^ *\(device\|memory\|driver\|runtime\|cublasLt\|cudnn\)'
+"$sz" --device cuda doctor 2>&1 | grep -a '^cuda'
 
 # ---- correctness ----
 test="$sz --device cuda tests/unit"
