@@ -1,4 +1,5 @@
--- init.lua - what `require "segzero"` returns: the names that scripts use. Each is explained where it is defined.
+-- init.lua - what `require "segzero"` returns: the names that scripts use. Each is explained where
+-- it is defined.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -16,7 +17,11 @@ M.tensor = setmetatable({}, {
 M.no_grad, M.step = tensor.no_grad, tensor.step
 
 -- What device = can name here: {"cpu"}, or {"cpu", "cuda:0"}.
-function M.devices() return core.C.sz_device_count(core.C.SZ_CUDA) > 0 and { "cpu", "cuda:0" } or { "cpu" } end
+function M.devices()
+  local devices = { "cpu" }
+  if core.C.sz_device_count(core.C.SZ_CUDA) > 0 then devices[2] = "cuda:0" end
+  return devices
+end
 
 -- Modules that load on first use, so that starting costs nothing.
 local lazy = {

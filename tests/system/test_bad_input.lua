@@ -222,7 +222,7 @@ blames("a tensor already", function() local y = sz.tensor(t) return y end)
 blames("a table with names", function() local y = sz.tensor { a = 1 } return y end)
 blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 },
   { dtype = "u8" }) return y end)
-blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 },
+blames("nan is not a whole number, dtype is i32", function() local y = sz.tensor({ 0 / 0 },
   { dtype = "i32" }) return y end)
 blames("options are a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
 blames("options are a table", of, t, "to", "cuda")

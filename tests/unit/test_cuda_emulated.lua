@@ -49,6 +49,7 @@ if not other and not ALL then check.skip "SEGZERO_EMULATE_ALL=1 (the emulated ke
 local sweep = io.popen("SEGZERO_EMULATE_ORDER=" .. check.seed .. " '" .. host.executable .. "' tests/unit/test_ops.lua device=cuda" .. ((other or ALL) and "" or " most=3000") .. " 2>&1; echo \"exit $?\"")
 
 -- ---- tensors ----
+command("'" .. host.executable .. "' tests/unit/test_tensor.lua device=cuda", "tensor methods against PyTorch")
 check.equal(table.concat(sz.devices(), " "), "cpu cuda:0", "sz.devices")
 local a = sz.tensor({ { 1, 2 }, { 3, 4 } }, { device = "cuda" })
 check.equal(a:device(), "cuda:0", "a tensor is made on the device")

@@ -19,7 +19,7 @@ local M = {}
 
 local has_host, host = pcall(require, "segzero.host")
 
--- Without the host program this file's own place tells where everything is.
+-- Without the host program, the root follows from this file's own path.
 local function find_root()
   if has_host then return host.root end
   local source = debug.getinfo(1, "S").source
@@ -61,7 +61,7 @@ if threads then C.sz_set_threads(threads) end
 
 local function message()
   local text = ffi.string(C.sz_last_error())
-  -- The interrupt is used up by the error that reports it.
+  -- The error that reports an interrupt also clears it.
   if text == "interrupted" then C.sz_interrupt_set(0) end
   return text
 end
@@ -76,8 +76,8 @@ function M.call(x)
   return x
 end
 
--- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes
--- once.
+-- Whether an error was raised by Ctrl-C. Code that continues after errors must raise this one
+-- again, because it is reported only once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
 
 -- Messages that pass through error() have the raising line in front, which is ours and no help to a
