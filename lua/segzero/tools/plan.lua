@@ -4,14 +4,15 @@
 --                                            p.phases, p.device (bytes)
 --   plan.print(p) / plan.advise(cfg, p)      the table; what else fits, or the smallest change of
 --                                            settings that would make it fit
---   plan.longer(cfg, p, input)               the plan for a step with this longer prompt; an error when
---                                            it cannot fit; also as p.longer
---   plan.check(cfg)                          an error with the numbers when the run cannot fit (a run on
---                                            the CPU)
+--   plan.longer(cfg, p, input)               the plan for a step with this longer prompt; an error
+--                                            when it cannot fit; also as p.longer
+--   plan.check(cfg)                          an error with the numbers when the run cannot fit (a
+--                                            run on the CPU)
 --
 -- Every prompt is taken to be as long as the longest of the first rows, and every answer as
--- data.max_response_length: the most that a step can need. `./segzero plan RECIPE ... answer_tokens=65`
--- says what answers of that mean length take. How the numbers are found: plan_count.lua.
+-- data.max_response_length: the most that a step can need. `./segzero plan RECIPE ...
+-- answer_tokens=65` says what answers of that mean length take. How the numbers are found:
+-- plan_count.lua.
 -- Leaves out: what other programs use, the file cache, CUDA.
 
 local config = require "segzero.config"
@@ -67,8 +68,8 @@ local function with(cfg, state, changes)
   return total(changed, s)
 end
 
--- The largest whole number from `least` to `most` that fits as this setting; nil when `least` does not.
--- The second result says that `most` fits.
+-- The largest whole number from `least` to `most` that fits as this setting; nil when `least` does
+-- not. The second result says that `most` fits.
 local function largest(cfg, state, key, least, most)
   local function fits(v) return with(cfg, state, { { key, v } }).fits end
   if not fits(least) then return nil end
@@ -86,13 +87,16 @@ end
 
 -- Changes in the order in which they cost least: time, then what is trained, then accuracy.
 local function remedies(cfg, prompt)
-  local a, list = cfg.worker.actor, {}
+  local a = cfg.worker.actor
+  local list = {}
   local function add(...) list[#list + 1] = { ... } end
   local adapted = a.model.lora.rank > 0
   if not a.model.enable_gradient_checkpointing then
     add { "worker.actor.model.enable_gradient_checkpointing", true }
   end
-  if not a.freeze_vision_tower and not adapted then add { "worker.actor.freeze_vision_tower", true } end
+  if not a.freeze_vision_tower and not adapted then
+    add { "worker.actor.freeze_vision_tower", true }
+  end
   if a.use_kl_loss and not adapted and cfg.worker.ref.model.dtype ~= "int8" then
     add { "worker.ref.model.dtype", "int8" }
   end
@@ -121,8 +125,8 @@ local function settings_text(changes)
   return table.concat(out, " ")
 end
 
--- The first single change that makes the run fit, else the first few together: text, plan. nil and the
--- plan with all of them when even that does not fit.
+-- The first single change that makes the run fit, else the first few together: text, plan. nil and
+-- the plan with all of them when even that does not fit.
 function M.remedy(cfg, plan)
   local list = remedies(cfg, plan.prompt)
   for _, changes in ipairs(list) do
@@ -146,7 +150,8 @@ end
 
 -- ---- text ----
 function M.print(plan)
-  local p, a = plan.parts, plan.arena
+  local p = plan.parts
+  local a = plan.arena
   print(("memory of one run, prompts of %d tokens, micro-batches of %s"):format(plan.prompt,
     plan.largest))
   local function line(name, bytes, note)
@@ -215,8 +220,8 @@ function M.check(cfg, opts)
   local text, p = M.remedy(cfg, plan)
   local cure = "No setting makes it fit"
   if text then cure = ("It would fit with %s (%s)"):format(text, gib(p.peak)) end
-  error(("the run would take %s of memory, this machine has %s (./segzero plan ... shows the parts). "
-    .. "%s. To run all the same: trainer.check_memory=false"):format(gib(plan.peak),
+  error(("the run would take %s of memory, this machine has %s (./segzero plan ... shows the "
+    .. "parts). %s. To run all the same: trainer.check_memory=false"):format(gib(plan.peak),
     gib(plan.device.total), cure), 0)
 end
 
@@ -230,8 +235,9 @@ function M.longer(cfg, plan, input)
   end
   local p = total(cfg, state)
   if not p.fits then
-    error(("the prompt has %d tokens, a step with it would take %s of memory and this machine has %s "
-      .. "(to try all the same: trainer.check_memory=false)"):format(#input.input_ids, gib(p.peak),
+    error(("the prompt has %d tokens, a step with it would take %s of memory and this machine "
+      .. "has %s (to try all the same: trainer.check_memory=false)"):format(#input.input_ids,
+      gib(p.peak),
       gib(p.device.total)), 0)
   end
   return p
@@ -258,7 +264,8 @@ function M.main(args)
     error("plan: which recipe? ./segzero plan recipes/refcocog_grpo.lua key=value ...", 0)
   end
   local recipe = load_recipe(path)
-  local settings, answer = {}, nil
+  local settings = {}
+  local answer
   for i = 2, #args do
     local n = args[i]:match "^answer_tokens=(%d+)$"
     if n then answer = tonumber(n) else settings[#settings + 1] = args[i] end

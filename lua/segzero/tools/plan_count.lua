@@ -4,11 +4,12 @@
 --       {parts = {...}, arena = {sampling, reference, update}, phases = {...}, peak =, fits =,
 --        prompt = tokens, largest = "what a micro-batch holds", device =}
 --
--- Sizes of what lasts (weights, reference, masters, moments, gradients, key-value cache) follow from
--- config.json. Activations and workspace are not modelled but counted: the trainer's own step runs on a
--- model without memory behind its weights, with kernels left out (sz_dry_run), and the arena says what
--- it would have used. So which tensors the forward pass keeps is written in one place only, the model
--- code itself. What kernels ask for besides is in the workspace column of runtime/ops/ops.def.
+-- Sizes of what lasts (weights, reference, masters, moments, gradients, key-value cache) follow
+-- from config.json. Activations and workspace are not modelled but counted: the trainer's own step
+-- runs on a model without memory behind its weights, with kernels left out (sz_dry_run), and the
+-- arena says what it would have used. So which tensors the forward pass keeps is written in one
+-- place only, the model code itself. What kernels ask for besides is in the workspace column of
+-- runtime/ops/ops.def.
 
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
@@ -18,22 +19,27 @@ local weights = require "segzero.models.weights"
 local plan_state = require "segzero.tools.plan_state"
 local trainer = require "segzero.train.trainer"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 
 local GIB = 2 ^ 30
--- Bytes of an element of weights, moments and gradients; int8 moments have a scale for 256 elements.
+-- Bytes of an element of weights, moments and gradients; int8 moments have a scale for 256
+-- elements.
 local WIDTH = { f32 = 4, bf16 = 2, int8 = 1 }
 local MOMENT_SCALE = 4 / 256
--- LuaJIT, libraries, oneDNN's primitives (about 50 kB for each shape of product), measured after a few
--- steps of small models; and how many times its file a tokenizer's tables take.
-local PROGRAM, TOKENIZER = 60 * 2 ^ 20, 14
+-- LuaJIT, libraries, oneDNN's primitives (about 50 kB for each shape of product), measured after a
+-- few steps of small models; and how many times its file a tokenizer's tables take.
+local PROGRAM = 60 * 2 ^ 20
+local TOKENIZER = 14
 
 -- ---- the arena ----
 -- n answers of `length` tokens to each of `prompts` prompts.
 local function groups_of(input, prompts, n, length)
-  local groups, ids, logprobs = {}, {}, {}
+  local groups = {}
+  local ids = {}
+  local logprobs = {}
   for i = 1, length do
     ids[i] = 0
     logprobs[i] = 0
@@ -89,7 +95,9 @@ end
 
 -- Arena of sampling, of the reference's pass and of the update; and what a micro-batch holds.
 local function count_arena(cfg, state)
-  local actor, d, n = cfg.worker.actor, cfg.data, cfg.worker.rollout.n
+  local actor = cfg.worker.actor
+  local d = cfg.data
+  local n = cfg.worker.rollout.n
   local vl = plan_state.meta_policy(cfg, state.dir)
   local length = state.answer or d.max_response_length
   local list = trained_list(cfg, vl)
@@ -179,13 +187,17 @@ end
 
 -- Everything but the arena, from shapes alone.
 local function sizes(cfg, state)
-  local actor, vl = cfg.worker.actor, state.vl
-  local dtype, optim = actor.model.dtype, actor.optim
+  local actor = cfg.worker.actor
+  local vl = state.vl
+  local dtype = actor.model.dtype
+  local optim = actor.optim
   local trained = trained_shapes(cfg, vl)
   local p = { adapters = 0, reference = 0, masters = 0 }
   p.weights = vl:weight_bytes(dtype)
   if vl.lora then p.adapters = weights.bytes(trained, 4) end
-  if state.kl and not vl.lora then p.reference = vl:weight_bytes(cfg.worker.ref.model.dtype or dtype) end
+  if state.kl and not vl.lora then
+    p.reference = vl:weight_bytes(cfg.worker.ref.model.dtype or dtype)
+  end
   if dtype == "bf16" and optim.master_weights and not vl.lora then
     p.masters = weights.bytes(trained, 4)
   end
@@ -208,9 +220,10 @@ end
 function M.total(cfg, state)
   local p = sizes(cfg, state)
   local arena, largest = count_arena(cfg, state)
-  local lasting = p.weights + p.adapters + p.reference + p.masters + p.moments + p.images + p.program
-  -- The arena keeps what its largest phase needed; the cache and the gradients exist in their own phase
-  -- only.
+  local lasting = p.weights + p.adapters + p.reference + p.masters + p.moments + p.images
+    + p.program
+  -- The arena keeps what its largest phase needed; the cache and the gradients exist in their own
+  -- phase only.
   local most = math.max(arena.sampling, arena.reference, arena.update)
   local plan = {
     parts = p, arena = arena, largest = largest, prompt = #state.input.input_ids,

@@ -1,5 +1,5 @@
--- plan_state.lua - what a memory plan knows before it counts: the machine, the policy without memory,
--- the longest prompt, and which parts a run has.
+-- plan_state.lua - what a memory plan knows before it counts: the machine, the policy without
+-- memory, the longest prompt, and which parts a run has.
 --
 --   local state = plan_state.read(cfg, opts, device)     opts: train, prompt, answer (tokens)
 --       {dir, device, vl, input, image_bytes, kl, evaluates, val_rows, sam2 = bytes, answer}
@@ -72,7 +72,8 @@ local function longest_input(cfg, vl, train, prompt)
   local processor = vl:processor()
   processor.min_pixels = d.min_pixels
   processor.max_pixels = d.max_pixels
-  local longest, most = nil, 0
+  local longest
+  local most = 0
   for i = 1, math.min(ROWS_READ, set:count()) do
     local row = set:row(i)
     local ok, input = pcall(vl.process, vl, messages(row, cfg, prompt))
