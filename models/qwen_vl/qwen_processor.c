@@ -107,7 +107,8 @@ static int value_table(const patching *p, float value[3][256])
     return 0;
 }
 
-/* One patch -> row [3, temporal, patch, patch]. corner: its first pixel; a line has stride bytes. */
+/* One patch -> row [3, temporal, patch, patch]. corner: its first pixel; a line has stride bytes.
+ * */
 static void put_patch(const patching *p, float value[3][256], const uint8_t *corner, size_t stride,
                       float *row)
 {

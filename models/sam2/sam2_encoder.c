@@ -187,11 +187,12 @@ static sz_tensor *window_attention(const block_ctx *k, sz_tensor *x, int heads, 
     return a;
 }
 
-/* gelu(up(x)): in one op for inference, in two where a gradient or an adapter needs up(x) itself. */
+/* gelu(up(x)): one op for inference, two where a gradient or an adapter needs up(x) itself. */
 static sz_tensor *mlp_inner(const block_ctx *k, sz_tensor *x)
 {
     const model_layer *up = &k->block->up;
-    if (!k->training && !up->lora_a) return sz_linear_gelu(x, up->w, up->b);
+    const bool adapted = up->lora_a && !k->m->base.lora_off;
+    if (!k->training && !adapted) return sz_linear_gelu(x, up->w, up->b);
     sz_tensor *inner = model_linear(&k->m->base, x, up);
     sz_tensor *act = sz_gelu(inner);
     sz_tensor_release(inner);

@@ -241,5 +241,52 @@ for _, id in ipairs(sizes) do
   collectgarbage()
 end
 
+-- SAM2's linear layers take adapters, as every family's do: with one on each, the network computes what
+-- it computes with the products added to the weights. Blocks that pool use a third of an adapter at a
+-- time, and the encoder's fused GELU is left out.
+check.case("adapters on every linear layer equal merged weights", function()
+  local sam = sz.sam2 "models/tiny/sam2"
+  local pixels = sam:pixels(sz.image.new(84, 84))
+  local function run()
+    return sz.no_grad(function()
+      local f = sam:encode(pixels)
+      local o = sam:decode(f, { { points = { { 60, 70, 1 }, { 0, 0, -1 } } } })
+      return o.logits:reshape(o.logits:numel()):totable()
+    end)
+  end
+  local before, adapted, pairs_made = run(), nil, {}
+  for _, w in ipairs(sam.weights) do
+    if w.linear then
+      local a, b = sz.tensor.empty { 2, w.shape[2] }, sz.tensor.empty { w.shape[1], 2 }
+      for k, t in ipairs { a, b } do
+        sz.core.check(sz.core.C.sz_random_normal_(t.ptr, 11, 2 * w.index + k, 0, 0.1))
+      end
+      sam:set_adapter(w.index, a, b, 0.5)
+      pairs_made[#pairs_made + 1] = { w = w, a = a, b = b }
+    end
+  end
+  check.ok(#pairs_made > 40, #pairs_made .. " linear layers")
+  adapted = run()
+  sam:enable_adapters(false)
+  check.equal(run(), before, "switched off: the base")
+  sam:enable_adapters(true)
+  local weights = sam:parameters()
+  for _, p in ipairs(pairs_made) do
+    sz.no_grad(function()
+      local w = weights[p.w.name]
+      w:copy_(w:add(p.b:matmul(p.a, 0, 0):affine(0.5, 0)))
+    end)
+    sam:set_adapter(p.w.index, nil, nil)
+  end
+  local merged, largest, moved = run(), 0, 0
+  for i = 1, #merged do
+    largest = math.max(largest, math.abs(merged[i]))
+    moved = math.max(moved, math.abs(merged[i] - before[i]))
+  end
+  check.ok(moved > 1e-2 * largest, "the adapters change the masks")
+  check.near(adapted, merged, 1e-4 * largest, "adapters and merged weights")
+  sam:free()
+end)
+
 print(("worst: maps and scores %.1e of the largest value, gradients %.1e of the norm"):format(worst.map, worst.gradient))
 check.finish()

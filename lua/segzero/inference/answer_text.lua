@@ -30,7 +30,8 @@ end
 local function keep_tail(texts, bytes) return bytes:sub(math.max(1, #bytes - texts.longest + 2)) end
 
 local function prompt_tail(vl, texts, input_ids)
-  local tail, i = "", #input_ids
+  local tail = ""
+  local i = #input_ids
   while i > 0 and #tail < texts.longest - 1 do
     tail = vl:tokenizer():bytes(input_ids[i]) .. tail
     i = i - 1

@@ -47,7 +47,8 @@ local scheduler = require "segzero.inference.scheduler"
 local streams = require "segzero.inference.streams"
 local vision_cache = require "segzero.inference.vision_cache"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 
@@ -95,7 +96,8 @@ end
 
 -- Hands out finished answers. Callbacks run between decode steps, in no scope of ours.
 local function deliver(call, ended)
-  local vl, opts = call.vl, call.opts
+  local vl = call.vl
+  local opts = call.opts
   local tokenizer                 -- without one, answers have ids only
   if vl:has_tokenizer() then tokenizer = vl:tokenizer() end
   for _, a in ipairs(ended) do
@@ -195,7 +197,9 @@ function M.generate(vl, inputs, given)
 
   -- The cache for these prompts, and the longest stream of prompts.
   local groups = new_groups(inputs, opts)
-  local lengths, tokens, longest = {}, 0, 0
+  local lengths = {}
+  local tokens = 0
+  local longest = 0
   for i, input in ipairs(inputs) do
     lengths[i] = #input.input_ids
     tokens = tokens + lengths[i]
@@ -231,9 +235,15 @@ function M.release_cache(vl) vl:release_cache() end
 function M.count(vl, input, prompts, n)
   local length = #input.input_ids
   local together = math.max(1, math.min(prompts, math.floor(PREFILL_TOKENS / length)))
-  local blocks, count = math.ceil(length / BLOCK), math.min(prompts * n, scheduler.MAX_RUNNING)
+  local blocks = math.ceil(length / BLOCK)
+  local count = math.min(prompts * n, scheduler.MAX_RUNNING)
   local cache = vl:new_cache((together * blocks + 1) * BLOCK)
-  local groups, running, pieces, inputs, last_rows, prompt_row = {}, {}, {}, {}, {}, {}
+  local groups = {}
+  local running = {}
+  local pieces = {}
+  local inputs = {}
+  local last_rows = {}
+  local prompt_row = {}
   for i = 1, together do
     groups[i] = { input = input, range = { start = (i - 1) * blocks } }
     pieces[i] = { group = groups[i], first = 0, count = length }

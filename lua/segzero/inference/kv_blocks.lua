@@ -75,7 +75,8 @@ function methods:arrange(new)
   for _, r in ipairs(new or {}) do ranges[#ranges + 1] = r end
 
   -- Where each range goes. The sum of all `wanted` is at most the total.
-  local starts, next_start = {}, 0
+  local starts = {}
+  local next_start = 0
   for i, r in ipairs(ranges) do
     starts[i] = next_start
     next_start = next_start + r.wanted

@@ -102,7 +102,8 @@ function Filling:put_segment(...)
 end
 
 function Filling:put_prompt(input)
-  local prompt, start = input.input_ids, self.token
+  local prompt = input.input_ids
+  local start = self.token
   local positions = tensor.data(input.position_ids)
   for i = 1, #prompt do
     local row = start + i - 1
@@ -166,7 +167,9 @@ end
 
 -- ---- images ----
 function M.images(inputs)
-  local pixels, grids, patches = {}, {}, 0
+  local pixels = {}
+  local grids = {}
+  local patches = 0
   for _, input in ipairs(inputs) do
     if input.pixel_values then
       pixels[#pixels + 1] = input.pixel_values
@@ -181,7 +184,8 @@ function M.images(inputs)
   end
   if #pixels == 1 then return pixels[1], grid_tensor end
 
-  local all, first = tensor.empty { patches, pixels[1]:shape()[2] }, 0
+  local all = tensor.empty { patches, pixels[1]:shape()[2] }
+  local first = 0
   for _, t in ipairs(pixels) do
     local n = t:shape()[1]
     all:narrow(first, n):copy_(t)

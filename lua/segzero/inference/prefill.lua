@@ -24,7 +24,8 @@ local M = {}
 -- ---- image features ----
 -- Entries of the inputs' images, and those that have to go through the tower now.
 local function entries_of(call, inputs)
-  local entries, fresh = {}, {}
+  local entries = {}
+  local fresh = {}
   for _, input in ipairs(inputs) do
     local e = call.images[input]
     if e then

@@ -14,7 +14,8 @@ local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local answer_text = require "segzero.inference.answer_text"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 

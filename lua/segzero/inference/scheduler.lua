@@ -35,7 +35,8 @@ local function most_blocks(max_new_tokens) return blocks_of(math.max(1, max_new_
 
 -- Rows that a cache can use for prompts of these lengths with n answers each, within `limit` rows.
 function M.rows(lengths, n, max_new_tokens, limit)
-  local sorted, answer = {}, most_blocks(max_new_tokens)
+  local sorted = {}
+  local answer = most_blocks(max_new_tokens)
   for i, length in ipairs(lengths) do sorted[i] = length end
   table.sort(sorted, function(a, b) return a > b end)
   local useful = math.min(#sorted * n, M.MAX_RUNNING) * answer
@@ -102,7 +103,8 @@ end
 -- Every answer gets what it needs and an equal share of what is free, up to what is expected of it;
 -- the rest stays for others.
 function methods:arrange(new)
-  local spare, answers = self.blocks, {}
+  local spare = self.blocks
+  local answers = {}
   for _, list in ipairs { self.pool.ranges, new or {} } do
     for _, r in ipairs(list) do
       r.wanted, r.used = measure(r)
@@ -120,7 +122,8 @@ end
 -- First with room for a whole answer, which then never moves, if the cache has it; else with the
 -- least.
 local function insert(self, r)
-  local least, most = r.used, r.used
+  local least = r.used
+  local most = r.used
   if r.answer then
     least = needs(r.answer)
     most = self.most
@@ -188,8 +191,10 @@ local function enter(self, a, prompt_blocks, chunk, new)
 end
 
 function methods:admit()
-  local before, total = #self.running, self:total_blocks(self.expected)
-  local chunk, new = { prompts = {}, started = {}, resumed = {} }, {}
+  local before = #self.running
+  local total = self:total_blocks(self.expected)
+  local chunk = { prompts = {}, started = {}, resumed = {} }
+  local new = {}
   while #self.running < M.MAX_RUNNING do
     local a = self:next_answer()
     if not a then break end
@@ -251,7 +256,8 @@ local function retire(self, a)
 end
 
 function methods:settle()
-  local going, ended = {}, {}
+  local going = {}
+  local ended = {}
   for _, a in ipairs(self.running) do
     if a.finish then ended[#ended + 1] = a else going[#going + 1] = a end
   end

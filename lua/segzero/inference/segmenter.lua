@@ -98,9 +98,11 @@ local function best_masks(sam, f, prompts, first, last, take)
   local part = { unpack(prompts, first, last) }
   tensor.no_grad(tensor.step, function()
     local o = sam:decode(f, part)
-    local logits, iou = o.logits, o.iou:values()
+    local logits = o.logits
+    local iou = o.iou:values()
     if logits:dtype() ~= "f32" then logits = logits:cast(C.SZ_F32) end
-    local masks, side = sam.config.masks, sam.mask_side
+    local masks = sam.config.masks
+    local side = sam.mask_side
     local flat = logits:reshape(#part * masks, side, side)
     for p = 1, #part do
       local best, score = best_mask(sam, tensor.data(iou), p)
@@ -124,7 +126,9 @@ end
 
 function methods:masks(f, answers)
   if type(f) ~= "table" or not f.width then error("segment: masks wants what embed returned", 2) end
-  local prompts, owner, objects = {}, {}, {}
+  local prompts = {}
+  local owner = {}
+  local objects = {}
   for i, answer in ipairs(answers) do
     local own = prompts_of(self.sam, f, answer, "answer " .. i, 2)
     objects[i] = #own
@@ -149,9 +153,11 @@ end
 -- ---- comparing ----
 -- Anything but 0 is inside.
 local function count(a, b, n)
-  local inside, either = 0, 0
+  local inside = 0
+  local either = 0
   for i = 0, n - 1 do
-    local x, y = math.min(a[i], 1), math.min(b[i], 1)
+    local x = math.min(a[i], 1)
+    local y = math.min(b[i], 1)
     inside = inside + bit.band(x, y)
     either = either + bit.bor(x, y)
   end
@@ -159,14 +165,16 @@ local function count(a, b, n)
 end
 
 function M.compare(mask, truth)
-  local names, shapes = { "mask", "truth" }, {}
+  local names = { "mask", "truth" }
+  local shapes = {}
   for i, t in ipairs { mask, truth } do
     if not tensor.is_tensor(t) or t:dtype() ~= "u8" or #t:shape() ~= 2 then
       error(("segment.compare: %s must be a u8 tensor [h, w]"):format(names[i]), 2)
     end
     shapes[i] = t:shape()
   end
-  local a, b = shapes[1], shapes[2]
+  local a = shapes[1]
+  local b = shapes[2]
   if a[1] ~= b[1] or a[2] ~= b[2] then
     error(("segment.compare: mask is %d x %d and truth %d x %d (height x width)"):format(a[1], a[2],
       b[1], b[2]), 2)

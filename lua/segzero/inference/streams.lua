@@ -21,7 +21,8 @@ local M = {}
 local BLOCK = scheduler.BLOCK
 
 local function count_tokens(pieces, image_token)
-  local total, images = 0, 0
+  local total = 0
+  local images = 0
   for _, p in ipairs(pieces) do
     total = total + p.count
     if not p.answer then
@@ -35,15 +36,19 @@ end
 
 -- Writes the tokens of one piece from stream row `row` on. at: the C arrays of the stream.
 local function put_tokens(at, piece, row, total, image_token)
-  local input, first = piece.group.input, piece.first
-  local list, range, prompt_positions = input.input_ids, piece.group.range, nil
+  local input = piece.group.input
+  local first = piece.first
+  local list = input.input_ids
+  local range = piece.group.range
+  local prompt_positions
   if piece.answer then
     list = piece.answer.ids
     range = piece.answer.range
   else
     prompt_positions = tensor.data(input.position_ids)
   end
-  local length, cache_row = #input.input_ids, range.start * BLOCK + first
+  local length = #input.input_ids
+  local cache_row = range.start * BLOCK + first
   for k = 0, piece.count - 1 do
     local id = list[first + k + 1]
     at.ids[row + k] = id
@@ -63,7 +68,8 @@ end
 -- The segment of a piece: an answer sees its prompt and its own tokens.
 local function put_segment(at, index, piece, row)
   local group = piece.group
-  local prompt_row, length = group.range.start * BLOCK, #group.input.input_ids
+  local prompt_row = group.range.start * BLOCK
+  local length = #group.input.input_ids
   local keys = piece.first + piece.count
   if piece.answer then
     local own_row = piece.answer.range.start * BLOCK
@@ -75,7 +81,8 @@ end
 
 function M.stream_of(vl, pieces)
   local total, images = count_tokens(pieces, vl.image_token_id)
-  local s, at = {}, { images = 0 }
+  local s = {}
+  local at = { images = 0 }
   s.ids, at.ids = packing.ints(total)
   s.positions, at.positions = packing.ints(3, total)
   s.segments, at.segments = packing.ints(#pieces, 6)
@@ -101,7 +108,8 @@ end
 
 -- Prompts stay whole; the tokens of readmitted answers are split where a stream is full.
 function M.split(chunk, most)
-  local lists, tokens = {}, math.huge
+  local lists = {}
+  local tokens = math.huge
   local function put(piece)
     if tokens + piece.count > most then
       lists[#lists + 1] = {}
@@ -112,7 +120,8 @@ function M.split(chunk, most)
   end
   for _, g in ipairs(chunk.prompts) do put { group = g, first = 0, count = #g.input.input_ids } end
   for _, a in ipairs(chunk.resumed) do
-    local done, all = 0, #a.ids - 1
+    local done = 0
+    local all = #a.ids - 1
     while done < all do
       local room = most
       if tokens < most then room = most - tokens end

@@ -34,9 +34,11 @@ local towers = setmetatable({}, WEAK)        -- model -> the model whose tower i
 local SAMPLES = 32      -- words of the patches in a key; inputs with equal keys are compared whole
 
 local function key_of(input)
-  local pixels, parts = input.pixel_values, {}
+  local pixels = input.pixel_values
+  local parts = {}
   for _, grid in ipairs(input.image_grid_thw) do parts[#parts + 1] = table.concat(grid, "x") end
-  local n, words = pixels:numel(), ffi.cast("uint32_t *", tensor.data(pixels))
+  local n = pixels:numel()
+  local words = ffi.cast("uint32_t *", tensor.data(pixels))
   for i = 0, SAMPLES - 1 do
     parts[#parts + 1] = ("%x"):format(words[math.floor(i * (n - 1) / (SAMPLES - 1))])
   end
@@ -64,7 +66,8 @@ local function entry_for(entries, input)
 end
 
 function M.share(inputs)
-  local shared, by_key = {}, {}
+  local shared = {}
+  local by_key = {}
   for _, input in ipairs(inputs) do
     if input.pixel_values then
       local key = key_of(input)
@@ -102,7 +105,8 @@ end
 -- Weights are compared on the CPU.
 local function same_weight(a, b)
   if a:dtype() ~= b:dtype() or a:numel() ~= b:numel() then return false end
-  local a_host, b_host = a:to { device = "cpu" }, b:to { device = "cpu" }
+  local a_host = a:to { device = "cpu" }
+  local b_host = b:to { device = "cpu" }
   local equal = equal_bytes(a_host, b_host, tensor.WIDTH[a:dtype()] * a:numel())
   if a_host ~= a then a_host:free() end
   if b_host ~= b then b_host:free() end
@@ -144,7 +148,8 @@ end
 
 function M.gather(vl, inputs)
   -- Which inputs have images, and which of them have kept features?
-  local with_images, fresh = {}, {}
+  local with_images = {}
+  local fresh = {}
   for _, input in ipairs(inputs) do
     if input.pixel_values then
       with_images[#with_images + 1] = input
@@ -155,7 +160,8 @@ function M.gather(vl, inputs)
 
   -- Compute the others together, and join all in the order of the inputs.
   local computed = #fresh > 0 and vl:vision(fresh)
-  local first, parts = 0, {}
+  local first = 0
+  local parts = {}
   for i, input in ipairs(with_images) do
     parts[i] = M.get(vl, input)
     if not parts[i] then

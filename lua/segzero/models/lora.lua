@@ -51,7 +51,8 @@ local PLACE = 0xC0000000
 
 local function uniform(rank, cols, seed, stream)
   local t = tensor.empty { rank, cols }
-  local p, bound = tensor.data(t), 1 / math.sqrt(cols)
+  local p = tensor.data(t)
+  local bound = 1 / math.sqrt(cols)
   for i = 0, rank * cols - 1 do
     p[i] = bound * (2 * C.sz_random_uniform(seed, stream, i, PLACE) - 1)
   end
@@ -80,7 +81,8 @@ end
 
 -- A new pair for weight w. opts.meta: without memory, for counting (plan.lua).
 local function new_pair(vl, w, opts)
-  local rows, cols = w.shape[1], w.shape[2]
+  local rows = w.shape[1]
+  local cols = w.shape[2]
   if opts.meta then return tensor.meta { opts.rank, cols }, tensor.meta { rows, opts.rank } end
   local a = on_device(vl, uniform(opts.rank, cols, opts.seed or 0, w.index))
   return a, tensor.zeros({ rows, opts.rank }, { device = vl.device })
@@ -90,7 +92,8 @@ function M.attach(vl, opts)
   opts = options.check("lora.attach", opts, ATTACH, 2)
   check_settings(opts.rank, opts.alpha, 2)
   if vl.lora then error("this model has adapters already", 2) end
-  local layers, widest = targets.chosen(vl, opts), 0
+  local layers = targets.chosen(vl, opts)
+  local widest = 0
   for _, w in ipairs(layers) do widest = math.max(widest, w.shape[1], w.shape[2]) end
   if opts.rank > widest then
     error(("lora.rank is %.0f, more than the %d rows or columns of any layer"):format(opts.rank,
@@ -167,7 +170,8 @@ function M.train(vl, filter, plain_train)
     p.a:requires_grad(on)
     p.b:requires_grad(on)
     if on then
-      local a, b = tensor.borrow(p.a.ptr), tensor.borrow(p.b.ptr)
+      local a = tensor.borrow(p.a.ptr)
+      local b = tensor.borrow(p.b.ptr)
       list[#list + 1] = { name = lora_files.tensor_name(p.module, "A"), tensor = a }
       list[#list + 1] = { name = lora_files.tensor_name(p.module, "B"), tensor = b }
     end

@@ -18,7 +18,8 @@ local targets = require "segzero.models.lora_targets"
 local M = {}
 
 local PREFIX = "base_model.model."
-local CONFIG, WEIGHTS = "/adapter_config.json", "/adapter_model.safetensors"
+local CONFIG = "/adapter_config.json"
+local WEIGHTS = "/adapter_model.safetensors"
 
 -- PEFT's name of part "A" or "B" of a module's adapter.
 function M.tensor_name(module, part) return ("%s%s.lora_%s.weight"):format(PREFIX, module, part) end
@@ -35,7 +36,8 @@ end
 -- ---- writing ----
 -- One key a line, in order.
 local function json_text(t)
-  local keys, lines = {}, {}
+  local keys = {}
+  local lines = {}
   for k in pairs(t) do keys[#keys + 1] = k end
   table.sort(keys)
   for i, k in ipairs(keys) do
@@ -114,7 +116,8 @@ function M.read(dir) return safetensors.load(dir .. WEIGHTS) end
 -- {weight's name -> {A = tensor, B = tensor}} of a loaded file. Older files have ".default" in
 -- names.
 local function by_weight(policy, path, loaded)
-  local out, problems = {}, {}
+  local out = {}
+  local problems = {}
   for name in pairs(loaded) do
     local module, part = name:match "^base_model%.model%.(.+)%.lora_([AB])%.weight$"
     if not module then
@@ -152,7 +155,8 @@ end
 function M.fit(policy, dir, json, loaded)
   local path = dir .. WEIGHTS
   local found = by_weight(policy, path, loaded)
-  local list, problems = {}, {}
+  local list = {}
+  local problems = {}
   for _, w in ipairs(policy.weights) do
     local pair = found[w.name]
     if pair then

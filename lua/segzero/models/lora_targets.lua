@@ -62,7 +62,8 @@ end
 
 -- The weights that the settings mean, in the model's order.
 function M.chosen(policy, opts)
-  local target, exclude = read_setting(opts.target_modules), read_setting(opts.exclude_modules)
+  local target = read_setting(opts.target_modules)
+  local exclude = read_setting(opts.exclude_modules)
   if not target then error("lora.target_modules is empty", 0) end
   local out = {}
   for _, w in ipairs(policy.weights) do
@@ -101,7 +102,10 @@ end
 -- Ends of the modules' names that mean exactly these layers together with exclude_modules; else the
 -- whole names, without exclude_modules.
 function M.describe(policy, lora)
-  local seen, ends, names, adapted = {}, {}, {}, {}
+  local seen = {}
+  local ends = {}
+  local names = {}
+  local adapted = {}
   for i, p in ipairs(lora.list) do
     local last = name_end(p.module)
     if not seen[last] then ends[#ends + 1] = last end

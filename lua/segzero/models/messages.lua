@@ -82,7 +82,8 @@ function M.render(list, opts)
   if list.role ~= nil then
     error("chat: messages is one message, not a list of them: write {{role =, content =}}", 0)
   end
-  local out, seen = {}, { image = 0, video = 0 }
+  local out = {}
+  local seen = { image = 0, video = 0 }
   for i, message in ipairs(list) do
     if i == 1 and type(message) == "table" and message.role ~= "system" then
       out[#out + 1] = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"

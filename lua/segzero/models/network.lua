@@ -15,7 +15,8 @@ local packing = require "segzero.inference.packing"
 local vision_cache = require "segzero.inference.vision_cache"
 local weights = require "segzero.models.weights"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 
@@ -65,14 +66,16 @@ function methods:hidden(stream, features, opts)
   local image_rows
   if features then image_rows = pointer(stream.image_rows) end
   -- A prefix is one tensor per layer: all given, or all made by this call.
-  local prefix, list = opts.prefix, nil
+  local prefix = opts.prefix
+  local list
   local given = prefix and #prefix or 0
   if prefix then
     list = ffi.new("sz_tensor *[?]", self.dims.layers)
     for i = 1, given do list[i - 1] = prefix[i].ptr end
   end
   local hidden = C.sz_model_hidden(self.c, stream.ids.ptr, stream.positions.ptr,
-    stream.segments.ptr, image_rows, pointer(features), pointer(opts.rows), opts.cache and opts.cache.ptr,
+    stream.segments.ptr, image_rows, pointer(features), pointer(opts.rows), opts.cache
+      and opts.cache.ptr,
     pointer(opts.cache_rows), list, flag(opts.recompute))
   for i = given + 1, prefix and self.dims.layers or 0 do
     if list[i - 1] ~= nil then prefix[i] = tensor.wrap(list[i - 1]) end
@@ -95,7 +98,8 @@ end
 -- sz_sample takes them.
 function methods:decode(stream, cache, draw)
   check(C.sz_model_decode(self.c, stream.ids.ptr, stream.positions.ptr, stream.segments.ptr,
-    cache.ptr, stream.cache_rows.ptr, draw.sampling, draw.banned, draw.seen, draw.row_id, draw.answer_id,
+    cache.ptr, stream.cache_rows.ptr, draw.sampling, draw.banned, draw.seen, draw.row_id,
+    draw.answer_id,
     draw.position, draw.token, draw.logprob))
 end
 

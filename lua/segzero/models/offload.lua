@@ -25,7 +25,8 @@ end
 
 function M.using(vl, f)
   if not vl.offloaded then return f() end
-  local home, away = vl:parameters(), {}
+  local home = vl:parameters()
+  local away = {}
   local ok, result = xpcall(function()
     for name, t in pairs(home) do
       away[name] = tensor.no_grad(t.to, t, { device = vl.offloaded })

@@ -33,8 +33,9 @@ function M.check(name, path, opts, known, dtypes, level)
   return opts
 end
 
+-- level as for error(): 0 leaves the place out, for a folder that a setting names.
 function M.family(dir, level)
-  level = (level or 1) + 1
+  if level ~= 0 then level = (level or 1) + 1 end
   if type(dir) ~= "string" then
     error("a model's folder name is expected, got " .. type(dir), level)
   end

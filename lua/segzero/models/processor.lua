@@ -41,7 +41,9 @@ local image = require "segzero.formats.image"
 local messages_of = require "segzero.models.messages"
 
 core.declare "models/qwen_vl/qwen_vl.h"
-local C, call, guarded = core.C, core.call, core.guarded
+local C = core.C
+local call = core.call
+local guarded = core.guarded
 
 local M = {}
 local Processor = {}
@@ -124,7 +126,8 @@ local function read_normalisation(self, get, bad)
 end
 
 M.new = guarded(function(source)
-  local config, where = source, "processor"
+  local config = source
+  local where = "processor"
   if type(source) == "string" then
     config, where = read_config(source)
   elseif type(source) ~= "table" then
@@ -157,7 +160,8 @@ end
 local out_size = ffi.new "int[2]"
 
 local function size_of(self, width, height)
-  local h, w = height, width
+  local h = height
+  local w = width
   local block = self.patch_size * self.merge_size
   if self.resize then
     call(C.sz_qwen_smart_resize(height, width, block, self.min_pixels, self.max_pixels, out_size,
@@ -209,7 +213,8 @@ function Processor:start(source)
 end
 
 function Processor:take(future)
-  local good, img = future.job:wait(), future.image
+  local good = future.job:wait()
+  local img = future.image
   if good and not img then img = image.wrap(C.sz_qwen_image_take(future.job.ptr)) end
   future.job:free()
   future.image = nil         -- else the weak table would hold its own key
@@ -242,7 +247,8 @@ end
 -- Opens and resizes one image: {size =, values = its patches} or {size =, img =, own = ours to
 -- free}.
 local function prepare(self, item)
-  local img, own = item.source, false
+  local img = item.source
+  local own = false
   if type(img) == "string" then
     img = image.load(img)
     own = true
@@ -268,9 +274,11 @@ local function join_patches(self, list)
     list[1].values = nil
     return values
   end
-  local patches, columns = 0, columns_of(self)
+  local patches = 0
+  local columns = columns_of(self)
   for _, r in ipairs(list) do patches = patches + r.size.grid[2] * r.size.grid[3] end
-  local values, row = tensor.empty({ patches, columns }, { dtype = "f32" }), 0
+  local values = tensor.empty({ patches, columns }, { dtype = "f32" })
+  local row = 0
   for _, r in ipairs(list) do
     local rows = r.size.grid[2] * r.size.grid[3]
     if r.values then
@@ -287,7 +295,8 @@ end
 -- ---- tokens ----
 -- Repeats the k-th image token for each token of image k.
 local function expand(ids, image_id, list)
-  local out, seen = {}, 0
+  local out = {}
+  local seen = 0
   for _, id in ipairs(ids) do
     if id == image_id then
       seen = seen + 1
@@ -314,7 +323,8 @@ local function image_token(ids, tokenizer)
 end
 
 local function positions(input_ids, image_grid_thw, ids, merge_size)
-  local n, image_id = #input_ids, image_token(ids)
+  local n = #input_ids
+  local image_id = image_token(ids)
   local tokens = ffi.new("int32_t[?]", n + 1)
   for i = 1, n do tokens[i - 1] = input_ids[i] end
   local grids = ffi.new("int32_t[?]", 3 * #image_grid_thw + 1)
@@ -355,7 +365,8 @@ Processor.process = guarded(function(self, messages, tokenizer, ids)
     error("messages is a " .. type(messages) .. ", not a list", 0)
   end
   local image_id = image_token(ids, tokenizer)
-  local inp, list = { image_grid_thw = {}, images = {} }, {}
+  local inp = { image_grid_thw = {}, images = {} }
+  local list = {}
   local ok, why = pcall(process, self, messages, tokenizer, image_id, inp, list)
   for _, r in ipairs(list) do
     if r.own then r.img:free() end

@@ -31,7 +31,8 @@ local qwen_config = require "segzero.models.qwen_config"
 local random_weights = require "segzero.models.random_weights"
 local weights = require "segzero.models.weights"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 local value = qwen_config.value
 
 local M = {}

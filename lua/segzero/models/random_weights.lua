@@ -10,7 +10,8 @@
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 
@@ -24,7 +25,8 @@ local function repeating(model, opts)
   local at = 0
   local function fill(t)
     tensor.step(tensor.no_grad, function()
-      local n, done = t:numel(), 0
+      local n = t:numel()
+      local done = 0
       local flat = t:reshape(n, 0, 0, 0)
       while done < n do
         local length = math.min(n - done, BLOCK - at)

@@ -32,7 +32,8 @@ local random_weights = require "segzero.models.random_weights"
 local sam2_config = require "segzero.models.sam2_config"
 local weights = require "segzero.models.weights"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 
@@ -50,7 +51,8 @@ for name, f in pairs(predictor.methods) do methods[name] = f end
 local mt = { __index = methods }
 local freed = network.freed("sam2", methods)
 
-local MEAN, STD = { 0.485, 0.456, 0.406 }, { 0.229, 0.224, 0.225 }
+local MEAN = { 0.485, 0.456, 0.406 }
+local STD = { 0.229, 0.224, 0.225 }
 local BILINEAR, ANTIALIASED = 1, 3      -- modes of the op resize
 
 -- ---- loading ----
@@ -227,7 +229,10 @@ end
 -- All prompts or none have a mask.
 function methods:decode(features, prompts)
   if #prompts == 0 then error("sam2: no prompt", 2) end
-  local images, counts, points, labels = {}, {}, {}, {}
+  local images = {}
+  local counts = {}
+  local points = {}
+  local labels = {}
   for p, prompt in ipairs(prompts) do
     options.check("sam2: prompt " .. p, prompt, PROMPT, 2)
     images[p] = (prompt.image or 1) - 1

@@ -75,7 +75,8 @@ end
 -- read(key): a key of a section, or its default. A single number stands for a square.
 local function reader(name, t)
   return function(key)
-    local v, default = t[key], DEFAULTS[name][key]
+    local v = t[key]
+    local default = DEFAULTS[name][key]
     if v == nil or v == cjson.null then v = default end
     if type(default) == "table" and type(v) == "number" then v = { v, v } end
     if not is_like(v, default, key) then

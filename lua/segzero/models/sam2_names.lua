@@ -1,20 +1,23 @@
--- sam2_names.lua - SAM2 checkpoints under the original package's names, turned into transformers' names and config.
+-- sam2_names.lua - SAM2 checkpoints under the original package's names, turned into transformers'
+-- names and config.
 --
---   names.is_original(tensors)                   does the table {name -> tensor} use the original names?
+--   names.is_original(tensors)      whether the table {name -> tensor} uses the original names
 --   local new, ignored = names.from_original(tensors)
---       new: {transformers name -> tensor}; ignored: sorted list of the video-only names that were left out
---   names.is_video_only(name)                    original or transformers name of a part that single pictures never use
---   names.config_of(tensors)                     config.json of transformers' Sam2Config as a table, from original names and shapes
+--       new: {transformers name -> tensor}; ignored: sorted list of the video-only names left out
+--   names.is_video_only(name)       a part that single images never use; either naming
+--   names.config_of(tensors)        config.json of transformers' Sam2Config as a table, from
+--                                   original names and shapes
 --
--- `new` holds the very tensors of `tensors`, except three that are made: prompt_encoder.point_embed.weight [4, d] out of the
--- four sam_prompt_encoder.point_embeddings.i.weight [1, d], and the Fourier matrix [2, d/2] under both of its names, a
--- copy each. The caller owns both tables and frees what it no longer needs. A name that no rule knows stays as it is, for the
--- caller to report.
+-- `new` holds the very tensors of `tensors`, except three that are made:
+-- prompt_encoder.point_embed.weight [4, d] out of the four
+-- sam_prompt_encoder.point_embeddings.i.weight [1, d], and the Fourier matrix [2, d/2] under both
+-- of its names, a copy each. The caller owns both tables and frees what it no longer needs. A name
+-- that no rule knows stays as it is, for the caller to report.
 --
--- An original checkpoint has no config. Widths, block counts and sizes of the heads are in the shapes; head counts, windows
--- and global blocks are not, and come from the four published models, recognised by first width and block counts. Any other
--- size needs a transformers folder, which has its config.json.
--- Leaves out: the way back (files are written with transformers' names), video.
+-- An original checkpoint has no config. Widths, block counts and sizes of the heads are in the
+-- shapes; head counts, windows and global blocks are not, and come from the four published models,
+-- recognised by first width and block counts. Any other size needs a transformers folder, which has
+-- its config.json. Leaves out: the way back (files are written with transformers' names), video.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -25,7 +28,8 @@ local M = {}
 -- Applied one after another; each replaces at most once.
 local RULES = {
   { "^no_mem_embed$", "no_memory_embedding" },
-  { "^image_encoder%.trunk%.patch_embed%.proj%.", "vision_encoder.backbone.patch_embed.projection." },
+  { "^image_encoder%.trunk%.patch_embed%.proj%.",
+    "vision_encoder.backbone.patch_embed.projection." },
   { "^image_encoder%.trunk%.", "vision_encoder.backbone." },
   { "^image_encoder%.neck%.convs%.(%d+)%.conv%.", "vision_encoder.neck.convs.%1." },
   { "^sam_prompt_encoder%.mask_downscaling%.0%.", "prompt_encoder.mask_embed.conv1." },
@@ -51,21 +55,25 @@ local RULES = {
 
 -- The decoder's three-layer MLPs: layers 0, 1, 2 are proj_in, layers.0, proj_out.
 local HEADS = {
-  "^(mask_decoder%.output_hypernetworks_mlps%.%d+%.)", "^(mask_decoder%.iou_prediction_head%.)", "^(mask_decoder%.pred_obj_score_head%.)",
+  "^(mask_decoder%.output_hypernetworks_mlps%.%d+%.)", "^(mask_decoder%.iou_prediction_head%.)",
+    "^(mask_decoder%.pred_obj_score_head%.)",
 }
 local HEAD_LAYERS = { ["0"] = "proj_in", ["1"] = "layers.0", ["2"] = "proj_out" }
 
 local GAUSSIAN = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-local GAUSSIAN_TO = { "prompt_encoder.shared_embedding.positional_embedding", "shared_image_embedding.positional_embedding" }
-local POINTS, POINTS_TO, POINT_COUNT = "sam_prompt_encoder.point_embeddings.", "prompt_encoder.point_embed.weight", 4
-
-local ELEMENT_BYTES = { f32 = 4, bf16 = 2, i32 = 4, u8 = 1 }
+local GAUSSIAN_TO = { "prompt_encoder.shared_embedding.positional_embedding",
+  "shared_image_embedding.positional_embedding" }
+local POINTS = "sam_prompt_encoder.point_embeddings."
+local POINTS_TO = "prompt_encoder.point_embed.weight"
+local POINT_COUNT = 4
 
 -- Whole names, and beginnings where they end in a dot.
 local VIDEO_ONLY = {
-  "maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "mask_downsample.", "memory_attention.", "memory_encoder.",
+  "maskmem_tpos_enc", "no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "mask_downsample.",
+  "memory_attention.", "memory_encoder.",
   "obj_ptr_proj.", "obj_ptr_tpos_proj.",
-  "memory_temporal_positional_encoding", "no_memory_positional_encoding", "no_object_pointer", "occlusion_spatial_embedding_parameter",
+  "memory_temporal_positional_encoding", "no_memory_positional_encoding", "no_object_pointer",
+  "occlusion_spatial_embedding_parameter",
   "object_pointer_proj.", "temporal_positional_encoding_projection_layer.",
 }
 
@@ -78,7 +86,9 @@ end
 
 function M.is_original(tensors)
   for name in pairs(tensors) do
-    if name:find("^image_encoder%.") or name:find("^sam_mask_decoder%.") or name:find("^sam_prompt_encoder%.") then return true end
+    for _, part in ipairs { "image_encoder", "sam_mask_decoder", "sam_prompt_encoder" } do
+      if name:sub(1, #part + 1) == part .. "." then return true end
+    end
   end
   return false
 end
@@ -101,14 +111,16 @@ local function stacked_points(tensors)
     if not t then error(("the checkpoint lacks '%s'"):format(name), 0) end
     local shape = t:shape()
     if #shape ~= 2 or shape[1] ~= 1 then
-      error(("'%s' has shape [%s], [1, width] is expected"):format(name, table.concat(shape, ", ")), 0)
+      error(("'%s' has shape [%s], [1, width] is expected"):format(name, table.concat(shape, ", ")),
+        0)
     end
     if not first then
       first = { width = shape[2], dtype = t:dtype() }
       out = tensor.empty({ POINT_COUNT, shape[2] }, { dtype = t:dtype() })
-      bytes = shape[2] * ELEMENT_BYTES[t:dtype()]
+      bytes = shape[2] * tensor.WIDTH[t:dtype()]
     elseif shape[2] ~= first.width or t:dtype() ~= first.dtype then
-      error(("'%s' is %s, '%s0.weight' is %s"):format(name, tostring(t), POINTS, tostring(tensors[POINTS .. "0.weight"])), 0)
+      error(("'%s' is %s, '%s0.weight' is %s"):format(name, tostring(t), POINTS,
+        tostring(tensors[POINTS .. "0.weight"])), 0)
     end
     ffi.copy(ffi.cast("char *", tensor.data(out)) + i * bytes, tensor.data(t), bytes)
   end
@@ -116,7 +128,9 @@ local function stacked_points(tensors)
 end
 
 M.from_original = core.guarded(function(tensors)
-  local new, ignored, points = {}, {}, false
+  local new = {}
+  local ignored = {}
+  local points = false
   local function put(name, t, from)
     if new[name] then error(("'%s' and another tensor are both '%s'"):format(from, name), 0) end
     new[name] = t
@@ -138,17 +152,25 @@ M.from_original = core.guarded(function(tensors)
 end)
 
 -- ---- config ----
--- "first width: blocks per stage" -> what the shapes do not tell. window_spec and global blocks as published.
+-- "first width: blocks per stage" -> what the shapes do not tell. window_spec and global blocks as
+-- published.
 local PUBLISHED = {
   ["96: 1, 2, 7, 2"] = { heads = { 1, 2, 4, 8 }, windows = { 8, 4, 14, 7 }, global = { 5, 7, 9 } },
-  ["96: 1, 2, 11, 2"] = { heads = { 1, 2, 4, 8 }, windows = { 8, 4, 14, 7 }, global = { 7, 10, 13 } },
-  ["112: 2, 3, 16, 3"] = { heads = { 2, 4, 8, 16 }, windows = { 8, 4, 14, 7 }, global = { 12, 16, 20 } },
-  ["144: 2, 6, 36, 4"] = { heads = { 2, 4, 8, 16 }, windows = { 8, 4, 16, 8 }, global = { 23, 33, 43 } },
+  ["96: 1, 2, 11, 2"] = {
+    heads = { 1, 2, 4, 8 }, windows = { 8, 4, 14, 7 }, global = { 7, 10, 13 } },
+  ["112: 2, 3, 16, 3"] = {
+    heads = { 2, 4, 8, 16 }, windows = { 8, 4, 14, 7 }, global = { 12, 16, 20 } },
+  ["144: 2, 6, 36, 4"] = {
+    heads = { 2, 4, 8, 16 }, windows = { 8, 4, 16, 8 }, global = { 23, 33, 43 } },
 }
-local IMAGE_SIZE, PATCH_STRIDE = 1024, 4
-local MAX_BLOCKS, MAX_LEVELS = 1024, 16
+local IMAGE_SIZE = 1024
+local PATCH_STRIDE = 4
+local MAX_BLOCKS = 1024
+local MAX_LEVELS = 16
 
-local TRUNK, NECK, DECODER = "image_encoder.trunk.", "image_encoder.neck.", "sam_mask_decoder."
+local TRUNK = "image_encoder.trunk."
+local NECK = "image_encoder.neck."
+local DECODER = "sam_mask_decoder."
 
 M.config_of = core.guarded(function(tensors)
   local function shape(name, ndim)
@@ -156,7 +178,8 @@ M.config_of = core.guarded(function(tensors)
     if not t then error(("no original SAM2 checkpoint: it lacks '%s'"):format(name), 0) end
     local s = t:shape()
     if #s ~= ndim then
-      error(("'%s' has shape [%s], %d dimensions are expected"):format(name, table.concat(s, ", "), ndim), 0)
+      error(("'%s' has shape [%s], %d dimensions are expected"):format(name, table.concat(s, ", "),
+        ndim), 0)
     end
     return s
   end
@@ -164,7 +187,8 @@ M.config_of = core.guarded(function(tensors)
   local background = shape(TRUNK .. "pos_embed", 4)
   local embed = background[2]
   -- A block with a `proj` changes the width and begins a stage.
-  local blocks, widths = {}, {}
+  local blocks = {}
+  local widths = {}
   for i = 0, MAX_BLOCKS do
     local block = TRUNK .. "blocks." .. i .. "."
     if not tensors[block .. "attn.qkv.weight"] then break end
@@ -178,14 +202,16 @@ M.config_of = core.guarded(function(tensors)
   local key = ("%d: %s"):format(embed, table.concat(blocks, ", "))
   local known = PUBLISHED[key]
   if not known or widths[1] ~= embed then
-    error(("an encoder of width %d with stages of %s blocks is none of the four published sizes. Its heads and windows cannot be "
-      .. "told from the weights: give a folder in transformers' format (config.json, model.safetensors) instead"):format(
+    error(("an encoder of width %d with stages of %s blocks is none of the four published sizes. "
+      .. "Its heads and windows cannot be told from the weights: give a folder in transformers' "
+      .. "format (config.json, model.safetensors) instead"):format(
       embed, table.concat(blocks, ", ")), 0)
   end
 
   local patch = shape(TRUNK .. "patch_embed.proj.weight", 4)
   local mlp = shape(TRUNK .. "blocks.0.mlp.layers.0.weight", 2)
-  local channels, width = {}, nil
+  local channels = {}
+  local width
   for i = 0, MAX_LEVELS do
     local name = NECK .. "convs." .. i .. ".conv.weight"
     if not tensors[name] then break end
@@ -200,10 +226,16 @@ M.config_of = core.guarded(function(tensors)
   end
 
   local layers = 0
-  while layers < MAX_LEVELS and tensors[DECODER .. "transformer.layers." .. layers .. ".norm1.weight"] do layers = layers + 1 end
+  local function has_layer(i)
+    return tensors[DECODER .. "transformer.layers." .. i .. ".norm1.weight"]
+  end
+  while layers < MAX_LEVELS and has_layer(layers) do layers = layers + 1 end
   local cross = shape(DECODER .. "transformer.final_attn_token_to_image.q_proj.weight", 2)
   local iou_depth = 0
-  while iou_depth < MAX_LEVELS and tensors[DECODER .. "iou_prediction_head.layers." .. iou_depth .. ".weight"] do iou_depth = iou_depth + 1 end
+  local function has_iou_layer(i)
+    return tensors[DECODER .. "iou_prediction_head.layers." .. i .. ".weight"]
+  end
+  while iou_depth < MAX_LEVELS and has_iou_layer(iou_depth) do iou_depth = iou_depth + 1 end
 
   return {
     model_type = "sam2",

@@ -106,7 +106,9 @@ local PROMPT = options.set { "box", "boxes", "points", "labels", "mask_input", "
 local function checked_prompt(sam, prompt, f, level)
   level = level + 1
   options.check("sam2", prompt, PROMPT, level)
-  local points, labels, mask = prompt.points or {}, prompt.labels, prompt.mask_input
+  local points = prompt.points or {}
+  local labels = prompt.labels
+  local mask = prompt.mask_input
   if type(points) ~= "table" or labels ~= nil and type(labels) ~= "table" then
     error("sam2: points and labels are lists", level)
   end
@@ -128,7 +130,8 @@ end
 local function single(sam, logits, iou, masks)
   if not sam.selection.dynamic then return 0 end
   local delta = sam.selection.delta
-  local inside, all = 0, 0
+  local inside = 0
+  local all = 0
   for i = 0, sam.mask_side ^ 2 - 1 do
     if logits[i] > delta then inside = inside + 1 end
     if logits[i] > -delta then all = all + 1 end
@@ -163,7 +166,8 @@ methods.best = M.best
 -- ---- predicting ----
 -- The result of prompt p out of the decoder's logits [P * masks, 4g, 4g] and iou [P, masks].
 local function result_of(sam, f, p, logits, iou, multimask)
-  local masks, side = sam.config.masks, sam.mask_side
+  local masks = sam.config.masks
+  local side = sam.mask_side
   local first = (p - 1) * masks
   local rated = tensor.data(iou) + first
   local chosen = sam:select(tensor.data(logits) + first * side * side, rated, multimask)
@@ -174,7 +178,8 @@ local function result_of(sam, f, p, logits, iou, multimask)
   local kept = logits:narrow(first + chosen[1], #chosen)
   local fine = sam:upsample(kept, f.height, f.width)
   local inside = tensor.empty({ #chosen, f.height, f.width }, { dtype = "u8" })
-  local from, to = tensor.data(fine), tensor.data(inside)
+  local from = tensor.data(fine)
+  local to = tensor.data(inside)
   for i = 0, fine:numel() - 1 do to[i] = from[i] > 0 and 1 or 0 end
   r.masks = inside:clone()
   r.low_res = kept:clamp(-LOW_RES_LIMIT, LOW_RES_LIMIT):clone()

@@ -22,7 +22,8 @@ local options = require "segzero.core.options"
 local messages_of = require "segzero.models.messages"
 local tokenizer_file = require "segzero.models.tokenizer_file"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local M = {}
 local Tokenizer = {}
@@ -38,7 +39,8 @@ function M.template_sum(text)
   for i = 1, #text do
     h = bit.bxor(h, text:byte(i))
     -- times 16777619 modulo 2^32, in halves so that doubles stay exact
-    local low, high = bit.band(h, 0xffff), bit.rshift(h, 16)
+    local low = bit.band(h, 0xffff)
+    local high = bit.rshift(h, 16)
     h = bit.tobit((low * 16777619) % 4294967296 + (high * 403 % 65536) * 65536)
   end
   return #text .. ":" .. bit.tohex(h)
@@ -110,7 +112,8 @@ function Tokenizer:encode(text, opts)
   end
   options.check("encode", opts, ENCODE, 2)
   local n = tonumber(check(C.sz_tokenizer_encode(handle, text, #text, out_ids), 2))
-  local ids, p = {}, out_ids[0]
+  local ids = {}
+  local p = out_ids[0]
   for i = 1, n do ids[i] = p[i - 1] end
   return ids
 end

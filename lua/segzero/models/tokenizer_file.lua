@@ -10,7 +10,8 @@ local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 
-local C, call = core.C, core.call
+local C = core.C
+local call = core.call
 
 local M = {}
 
@@ -30,7 +31,9 @@ local function pcre_escape(two, in_set)
 end
 
 local function to_pcre(pattern)
-  local out, in_set, i = {}, false, 1
+  local out = {}
+  local in_set = false
+  local i = 1
   while i <= #pattern do
     local c = pattern:sub(i, i)
     if c == "\\" then

@@ -22,7 +22,8 @@ local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
 
-local C, check = core.C, core.check
+local C = core.C
+local check = core.check
 
 local REAL = { F32 = true, BF16 = true, F16 = true }
 
@@ -74,7 +75,8 @@ end
 -- Adds to problems what does not fit the model's weights. have: {name -> shape}; excused:
 -- {name -> true}, weights whose absence is no error.
 local function compare(model, have, problems, stray, excused)
-  local wrong, known = {}, {}
+  local wrong = {}
+  local known = {}
   for _, w in ipairs(model.weights) do
     local shape = have[w.name]
     known[w.name] = true
@@ -98,7 +100,8 @@ local function set(model, w, t) check(C.sz_model_weight_set(model.c, w.index, t.
 
 -- Every mismatch is named in one error.
 function M.set(model, loaded, where, stray)
-  local have, problems = {}, {}
+  local have = {}
+  local problems = {}
   for name, t in pairs(loaded) do have[name] = t:shape() end
   compare(model, have, problems, stray, {})
   if #problems > 0 then safetensors.refuse(where, "weights do not fit the config", problems) end
@@ -117,12 +120,16 @@ end
 -- Matches the entries of a folder with the model's names. Returns {name -> name in the file} and
 -- fills problems.
 local function match_entries(model, folder, rename, stray, problems)
-  local have, source, excused, names = {}, {}, {}, {}
+  local have = {}
+  local source = {}
+  local excused = {}
+  local names = {}
   for name in pairs(folder.entries) do names[#names + 1] = name end
   table.sort(names)
   for name in pairs(folder.lost) do excused[rename(name)] = true end
   for _, name in ipairs(names) do
-    local e, own = folder.entries[name], rename(name)
+    local e = folder.entries[name]
+    local own = rename(name)
     if source[own] then
       problems[#problems + 1] = ("twice, under two names: %s and %s"):format(source[own], name)
     elseif e.unlisted and not (stray and stray(own)) then

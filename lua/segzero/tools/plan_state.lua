@@ -1,0 +1,123 @@
+-- plan_state.lua - what a memory plan knows before it counts: the machine, the policy without
+-- memory, the longest prompt, and which parts a run has.
+--
+--   local state = plan_state.read(cfg, opts, device)     opts: train, prompt, answer (tokens)
+--       {dir, device, vl, input, image_bytes, kl, evaluates, val_rows, sam2 = bytes, answer}
+--   plan_state.device() -> {total =, free =} in bytes
+--   plan_state.meta_policy(cfg, dir)                     cfg is the caller's own copy: adapters may
+--                                                        freeze the vision tower in it
+
+local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
+local data = require "segzero.data"
+local lora = require "segzero.models.lora"
+local opening = require "segzero.models.opening"
+
+local M = {}
+
+local ROWS_READ = 8
+
+-- ---- the machine ----
+local function number_in(path, pattern)
+  local text = files.read(path)
+  return text and tonumber(text:match(pattern))
+end
+
+-- What this process may use: all memory, or the limit of its control group; and what is free now.
+function M.device()
+  local total = (number_in("/proc/meminfo", "MemTotal:%s*(%d+) kB") or 0) * 1024
+  local free = (number_in("/proc/meminfo", "MemAvailable:%s*(%d+) kB") or 0) * 1024
+  local limit = number_in("/sys/fs/cgroup/memory.max", "^(%d+)")
+  if limit then total = math.min(limit, total) end
+  return { total = total, free = free }
+end
+
+function M.file_bytes(path)
+  local file = io.open(path, "rb")
+  if not file then return 0 end
+  local n = file:seek "end"
+  file:close()
+  return n or 0
+end
+
+local function folder_bytes(dir)
+  local sum = 0
+  local quoted = "'" .. dir:gsub("'", "'\\''") .. "'"
+  local listing = io.popen("ls -d " .. quoted .. "/*.safetensors 2>/dev/null")
+  for path in listing:lines() do sum = sum + M.file_bytes(path) end
+  listing:close()
+  return sum
+end
+
+-- ---- the policy and its input ----
+function M.meta_policy(cfg, dir)
+  local family = opening.family(dir, 0)
+  if not family.meta then error(dir .. ": a model of this family is not trained as a policy", 0) end
+  return lora.configure(family.meta(dir, cfg.worker.actor.model.dtype), cfg, true)
+end
+
+local function messages(row, cfg, prompt)
+  return {
+    { role = "system", content = cfg.data.system_prompt },
+    { role = "user", content = {
+      { type = "image", image = row.image }, { type = "text", text = prompt(row.problem) } } },
+  }
+end
+
+-- The longest input of the first rows, and the bytes that a row's images take.
+local function longest_input(cfg, vl, train, prompt)
+  local d = cfg.data
+  local set = train or data.open(d.train_files,
+    { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
+  local processor = vl:processor()
+  processor.min_pixels = d.min_pixels
+  processor.max_pixels = d.max_pixels
+  local longest
+  local most = 0
+  for i = 1, math.min(ROWS_READ, set:count()) do
+    local row = set:row(i)
+    local ok, input = pcall(vl.process, vl, messages(row, cfg, prompt))
+    if not ok then error(("row %s: %s"):format(tostring(row.id), core.plain(input)), 0) end
+    local patches = 0
+    if input.pixel_values then patches = input.pixel_values:numel() end
+    most = math.max(most, row.image.width * row.image.height * 3 + patches * 4)
+    row.image:free()
+    if not longest or #input.input_ids > #longest.input_ids then longest = input end
+  end
+  return longest, most
+end
+
+-- ---- which parts a run has ----
+function M.uses_kl(cfg)
+  local actor = cfg.worker.actor
+  return actor.use_kl_loss and actor.kl_loss_coef ~= 0
+end
+
+local function evaluates(cfg)
+  if cfg.data.val_files == "" then return false end
+  local t = cfg.trainer
+  return t.val_before_train or t.test_freq > 0 or not t.val_only
+end
+
+-- SAM2's weights in f32, and as much again for an image's features and its arena.
+local function sam2_bytes(path)
+  if path == "" then return 0 end
+  if files.exists(path .. "/config.json") then return 2 * folder_bytes(path) end
+  return 2 * M.file_bytes(path)
+end
+
+function M.read(cfg, opts, device)
+  local d = cfg.data
+  local state = { dir = cfg.worker.actor.model.model_path, device = device, answer = opts.answer }
+  state.vl = M.meta_policy(cfg, state.dir)
+  local prompt = opts.prompt or require("segzero.data.prompt").seg_zero
+  state.input, state.image_bytes = longest_input(cfg, state.vl, opts.train, prompt)
+  state.kl = M.uses_kl(cfg)
+  state.evaluates = evaluates(cfg)
+  state.val_rows = d.val_batch_size
+  if d.val_files == "refshapes" then state.val_rows = d.refshapes_val_rows end
+  state.sam2 = sam2_bytes(cfg.worker.reward.sam2_path)
+  return state
+end
+
+return M
