@@ -61,6 +61,27 @@ function M.write(path, text)
   end
 end
 
+-- The Lua value of a JSON file; null is cjson.null. An error names the file. optional: nil when there
+-- is no such file.
+function M.read_json(path, optional)
+  local text, reason = M.read(path)
+  if not text then
+    if optional then return nil end
+    error(reason, 0)
+  end
+  local ok, value = pcall(cjson.decode, text)
+  if not ok then error(("%s: not valid JSON: %s"):format(path, tostring(value)), 0) end
+  return value
+end
+
+-- The same where the file must hold an object (or a list).
+function M.read_json_object(path, optional)
+  local value = M.read_json(path, optional)
+  if value == nil then return nil end
+  if type(value) ~= "table" then error(path .. ": not a JSON object", 0) end
+  return value
+end
+
 -- JSON with sorted keys. cjson writes keys in hash order, which differs from process to process,
 -- but equal runs must write equal bytes.
 function M.json(value)
