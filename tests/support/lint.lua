@@ -114,7 +114,7 @@ end
 
 local function is_placeholder(name)
   local base = name:match "[^/]+$"
-  local is_example = base:find "^my_" or base:find "%u%u" or base:find "^%l%." or base:find "_x%."
+  local is_example = base:find "^my_" or base:find "%u%u" or base:find "^%l%." or base:find "_x%." or base:find "^file%."
   return is_example or base:find "^%." or name:find "[*<>]"
 end
 

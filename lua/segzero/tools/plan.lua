@@ -13,7 +13,6 @@
 -- need. `./segzero plan RECIPE ... answer_tokens=65` says what answers of that mean length take.
 -- Leaves out: what other programs use, the file cache, CUDA.
 
-local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local opening = require "segzero.models.opening"
@@ -22,7 +21,6 @@ local vision_cache = require "segzero.inference.vision_cache"
 local data = require "segzero.data"
 local config = require "segzero.config"
 local files = require "segzero.core.files"
-local weights = require "segzero.models.weights"
 local lora = require "segzero.models.lora"
 
 local C, check = core.C, core.check
@@ -270,10 +268,11 @@ end
 local function largest(cfg, state, key, least, most)
   local function fits(v) return with(cfg, state, { { key, v } }).fits end
   if not fits(least) then return nil end
-  local low, high = least, least
+  local high = least
   while high < most and fits(math.min(2 * high, most)) do high = math.min(2 * high, most) end
   if high >= most then return most, true end
-  low, high = high, math.min(2 * high, most)
+  local low = high
+  high = math.min(2 * high, most)
   while high - low > math.max(1, low / 16) do
     local middle = math.floor((low + high) / 2)
     if fits(middle) then low = middle else high = middle end
