@@ -120,7 +120,7 @@ SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
-OBJ_EMULATOR := $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/emulate_cudnn.o
+OBJ_EMULATOR := $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o threads.o emulate_cudnn.o)
 OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
@@ -167,7 +167,7 @@ $(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 
 # The emulator's own test, with only the parts of the backend that it needs.
 EMULATE_PARTS := $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/stage.emulated.o \
-                 $(B)/obj/tests/cuda_emulator/emulate.o
+                 $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/threads.o
 $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(EMULATE_PARTS)
@@ -178,7 +178,7 @@ CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,\
                   $(addprefix cuda/,attention attention_backward attention_keys \
                   attention_cached sample device stage)) \
                   cpu/reference/attention.o sampling/sample.o core/random.o) \
-                  $(B)/obj/tests/cuda_emulator/emulate.o
+                  $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/threads.o
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
@@ -313,7 +313,7 @@ do-pretrain: $(LIB) $(HOST)
 # bin/segzero finds ../lib/segzero/libsegzero.so and ../share/segzero relative to itself, so the
 # installation can be moved. The headers are installed because Lua reads its declarations from them.
 SHARE := $(DESTDIR)$(PREFIX)/share/segzero
-SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/ops/ops.def models/*.h
+SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/ops/ops.def models/*.h models/*/*.h
 
 install: all
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)

@@ -34,6 +34,7 @@ local lazy = {
   schedules = "segzero.algorithms.schedules",
   sources = "segzero.data.sources",
   loggers = "segzero.log.loggers",
+  models = "segzero.models.registry",
   -- modules
   answer = "segzero.formats.answer",
   checkpoint = "segzero.train.checkpoint",
@@ -47,7 +48,7 @@ local lazy = {
   processor = "segzero.models.processor",
   prompt = "segzero.data.prompt",
   refshapes = "segzero.data.refshapes",
-  rollout = "segzero.inference.rollout",
+  rollout = "segzero.inference.generate",
   safetensors = "segzero.formats.safetensors",
   segment = "segzero.inference.segmenter",
   torchfile = "segzero.formats.torchfile",
@@ -58,6 +59,8 @@ local lazy = {
 }
 
 function M.tokenizer(dir) return require("segzero.models.tokenizer").new(dir) end
+-- The family that dir/config.json names opens the folder (sz.models).
+function M.model(dir, opts) return require("segzero.models.opening").open(dir, opts) end
 function M.qwen_vl(dir, opts) return require("segzero.models.qwen_vl").qwen_vl(dir, opts) end
 function M.sam2(path, opts) return require("segzero.models.sam2").sam2(path, opts) end
 

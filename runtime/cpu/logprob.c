@@ -76,6 +76,7 @@ int sz_cpu_logprob(const sz_call *c)
     for (int64_t first = 0; first < n; first += CHUNK) {
         int64_t rows = sz_min64(CHUNK, n - first);
         if (chunk_logits(x, w, first, rows, z)) return -1;
+        /* The threads share the rows of the chunk. */
         #pragma omp parallel for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             row_stats(z + r * v, v, scale, &lse[first + r], &entropy[first + r]);

@@ -151,6 +151,7 @@ int sz_cpu_linear_dx(const sz_call *c)
     float *sums = result_space(dx);
     if (!sums) return -1;
 
+    /* The first weight assigns, the others add. */
     for (int i = 1; i <= 3 && c->in[i]; i++) {
         const sz_tensor *w = c->in[i];
         int64_t m = w->shape[0];

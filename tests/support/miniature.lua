@@ -158,7 +158,7 @@ end
 -- opts: model (a folder), dtype, reference = true; the rest goes to trainer.new: train, held_out,
 -- reward, folder, segmenter, plan, hooks, prefetch, total_steps (4).
 function M.trainer(cfg, opts)
-  local policy = sz.qwen_vl(opts.model, { dtype = opts.dtype })
+  local policy = sz.model(opts.model, { dtype = opts.dtype })
   lora.configure(policy, cfg)
   local of_trainer = { config = cfg, policy = policy, prompt = prompt.seg_zero, total_steps = 4 }
   for name, v in pairs(opts) do of_trainer[name] = v end
@@ -168,7 +168,7 @@ function M.trainer(cfg, opts)
     of_trainer.reference = lora.reference(policy)
   elseif opts.reference then
     local offload = cfg.worker.ref.offload.param_offload
-    of_trainer.reference = sz.qwen_vl(opts.model, { dtype = opts.dtype, offload = offload })
+    of_trainer.reference = sz.model(opts.model, { dtype = opts.dtype, offload = offload })
   end
   return trainer.new(of_trainer)
 end

@@ -222,7 +222,7 @@ blames("a tensor already", function() local y = sz.tensor(t) return y end)
 blames("a table with names", function() local y = sz.tensor { a = 1 } return y end)
 blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 },
   { dtype = "u8" }) return y end)
-blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 },
+blames("nan is not a whole number, dtype is i32", function() local y = sz.tensor({ 0 / 0 },
   { dtype = "i32" }) return y end)
 blames("options are a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
 blames("options are a table", of, t, "to", "cuda")
@@ -264,7 +264,7 @@ blind.pixel_values = nil
 blames("but pixel_values has 0 patches", of, vl, "forward", blind)
 local sam = sz.sam2(sz.core.root .. "/models/tiny/sam2")
 blames("set_image comes first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
-blames("wants a picture", of, sam, "set_image", "a.png")
+blames("wants an image", of, sam, "set_image", "a.png")
 sam:set_image(sz.image.new(20, 10))
 blames("box must be 4 numbers", of, sam, "predict", { box = { 1, 2, 3 } })
 blames("mask_input must be a tensor", of, sam, "predict", { mask_input = t })

@@ -149,7 +149,7 @@ local function sampled()
 end
 local answers = sampled()
 sweep("sampling", 2, function()
-  vl.cache = nil      -- the cache is asked for again
+  vl.kv = nil      -- the cache is asked for again
   collectgarbage()
   return sampled()
 end)

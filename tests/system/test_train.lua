@@ -107,8 +107,8 @@ do
   end
   local once, computed, reference = run()
   check.equal(computed, 2, "two pictures go through a frozen tower once")
-  check.ok(reference.tower, "the reference has the policy's tower")
-  local again, twice = run(function(t) t.reference.tower = nil end)
+  check.ok(vision_cache.adopted(reference), "the reference has the policy's tower")
+  local again, twice = run(function(t) vision_cache.forget(t.reference) end)
   check.equal(twice, 4, "a reference of its own computes them, too")
   local _, trained = run(function(t)
     local w = t.reference:parameters()["visual.blocks.0.norm1.weight"]

@@ -49,6 +49,7 @@ if not other and not ALL then check.skip "SEGZERO_EMULATE_ALL=1 (the emulated ke
 local sweep = io.popen("SEGZERO_EMULATE_ORDER=" .. check.seed .. " '" .. host.executable .. "' tests/unit/test_ops.lua device=cuda" .. ((other or ALL) and "" or " most=3000") .. " 2>&1; echo \"exit $?\"")
 
 -- ---- tensors ----
+command("'" .. host.executable .. "' tests/unit/test_tensor.lua device=cuda", "tensor methods against PyTorch")
 check.equal(table.concat(sz.devices(), " "), "cpu cuda:0", "sz.devices")
 local a = sz.tensor({ { 1, 2 }, { 3, 4 } }, { device = "cuda" })
 check.equal(a:device(), "cuda:0", "a tensor is made on the device")
@@ -283,7 +284,7 @@ local function with_sam2(name)
   tensor.step(function()
     local f = sam:encode(sam:pixels(picture), { recompute = true })
     local k = sam.image_size / 84
-    local prompts = { { picture = 1, points = { { 4 * k, 5 * k, 2 }, { 60 * k, 70 * k, 3 } } }, { picture = 1, points = { { 20 * k, 20 * k, 1 }, { 0, 0, -1 } } } }
+    local prompts = { { image = 1, points = { { 4 * k, 5 * k, 2 }, { 60 * k, 70 * k, 3 } } }, { image = 1, points = { { 20 * k, 20 * k, 1 }, { 0, 0, -1 } } } }
     local total, parts = mask_loss.sam2(sam:decode(f, prompts), truth)
     total:backward()
     out.loss = parts.total

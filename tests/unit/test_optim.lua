@@ -1,6 +1,7 @@
--- test_optim.lua - AdamW in little memory: what 8-bit and bf16 moments, no masters and bf16 gradients cost in accuracy, that rounding is
--- right on the average, and that state of another kind is refused. Bit for bit resuming is in test_train.lua, the kernel against the plain
--- one in test_ops.lua.
+-- test_optim.lua - AdamW in little memory: what 8-bit and bf16 moments, no masters and bf16
+-- gradients cost in accuracy, that rounding is right on the average, and that state of another kind
+-- is refused. Bit for bit resuming is in test_train.lua, the kernel against the plain one in
+-- test_ops.lua.
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
@@ -56,8 +57,9 @@ local plain, plain_weights = learn("f32", {}, STEPS)
 print(("AdamW f32: loss %.3f to %.4f"):format(plain[1], plain[STEPS]))
 check.ok(plain[STEPS] < 0.1 * plain[1], "the miniature learns")
 
--- loss: the largest difference from plain AdamW's at any step; apart: see above. Each is about three times what is measured, since the draws of
--- rounding differ with every change of the order of sums. bf16 weights differ through the forward pass, masters or not.
+-- loss: the largest difference from plain AdamW's at any step; apart: see above. Each is about
+-- three times what is measured, since the draws of rounding differ with every change of the order
+-- of sums. bf16 weights differ through the forward pass, masters or not.
 local kinds = {
   { name = "bf16 moments", dtype = "f32", opts = { state_dtype = "bf16" }, loss = 0.0005, apart = 0.015 },
   { name = "int8 moments", dtype = "f32", opts = { state_dtype = "int8" }, loss = 0.015, apart = 0.18 },
@@ -86,8 +88,8 @@ for _ = 1, 50 do
 end
 local mean = 0
 for _, v in ipairs(p:totable()) do mean = mean + v / N end
--- Equal gradients: every step is lr. Below 1 bf16's steps are 2^-8 wide, so an element has moved by one of them with a chance of 0.13 and the
--- mean's standard deviation is 2e-5; five of them.
+-- Equal gradients: every step is lr. Below 1 bf16's steps are 2^-8 wide, so an element has moved by
+-- one of them with a chance of 0.13 and the mean's standard deviation is 2e-5; five of them.
 check.near({ mean }, { 1 - 50 * TINY }, 1e-4, "50 steps of 1e-5 on bf16 weights")
 
 -- ---- state of another kind is refused, and nothing is changed ----

@@ -187,7 +187,7 @@ end
 
 function M.compare(cfg, say)
   local folders = cfg.compare
-  if #folders ~= 2 then error(("compare: two folders are wanted, not %d"):format(#folders), 0) end
+  if #folders ~= 2 then error(("two folders are expected, not %d"):format(#folders), 0) end
   local configs = {}
   local by_index = {}
   for i, folder in ipairs(folders) do

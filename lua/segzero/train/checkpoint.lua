@@ -15,8 +15,7 @@
 
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
-local model = require "segzero.models.qwen_vl"
-local weights = require "segzero.models.weights"
+local core = require "segzero.core.ffi"
 local lora = require "segzero.models.lora"
 local jobs = require "segzero.core.jobs"
 
@@ -32,7 +31,7 @@ local function is_complete(path) return files.exists(path .. "/DONE") end
 -- Removes what a failed write left: on a full disk its bytes are needed.
 local function give_up(final, reason)
   remove_tree(final .. ".tmp")
-  error(("the checkpoint %s is not written: %s"):format(final, weights.plain(reason)), 0)
+  error(("the checkpoint %s is not written: %s"):format(final, core.plain(reason)), 0)
 end
 
 -- Everything that goes into the folder, in the order of writing. DONE is last.
@@ -174,7 +173,7 @@ function M.load(path, vl, opt)
   if not is_complete(path) then
     error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2)
   end
-  local state = model.read_json(path .. "/trainer_state.json")
+  local state = files.read_json(path .. "/trainer_state.json")
   if type(state) ~= "table" or type(state.global_step) ~= "number" then
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end

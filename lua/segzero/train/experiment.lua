@@ -51,7 +51,7 @@ end
 
 local function load_policy(cfg)
   local actor = cfg.worker.actor
-  local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
+  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()
   policy:tokenizer()            -- a missing file is an error before the run folder exists
   processor.min_pixels = cfg.data.min_pixels
@@ -70,7 +70,7 @@ local function load_reference(cfg, policy)
   if not has_kl and not needs.reference then return nil end
   if policy.lora then return lora.reference(policy) end
   local dtype = ref.model.dtype or actor.model.dtype
-  return sz.qwen_vl(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
+  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
 end
 
 local function load_segmenter(cfg)

@@ -122,7 +122,7 @@ local function run_chunk(model, group, chunk, prefix, options, first, grads, f)
     runs[#runs + 1] = { sample = sample, first = 2, last = #sample.ids }
   end
 
-  local continuation = { input = group.input, answers = ids, behind = true }
+  local continuation = { input = group.input, answers = ids, continues = true }
   local logprob, entropy = run_stream(model, { continuation }, nil, options, prefix)
   local device = logprob:device()
   local leaves = { logprob = leaf_of(logprobs, device), entropy = leaf_of(entropies, device) }

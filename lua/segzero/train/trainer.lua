@@ -65,7 +65,7 @@ end
 
 local function trained_parameters(t)
   if not t.options.forward.frozen_vision then return t.policy:train() end
-  return t.policy:train(function(name) return not name:match "^visual%." end)
+  return t.policy:train(function(name) return not t.policy:is_vision_weight(name) end)
 end
 
 function M.new(opts)
