@@ -1,5 +1,5 @@
--- prompt.lua - the prompts of Seg-Zero and VisionReasoner, word for word, and the answer format that
--- they ask for.
+-- prompt.lua - the prompts of Seg-Zero and VisionReasoner, word for word, and the answer format
+-- that they ask for.
 --
 --   local prompt = require "segzero.data.prompt"
 --   prompt.seg_zero("The red circle.")          one object; text without the image marker
