@@ -17,8 +17,7 @@
 #include "attention_tile.cuh"
 
 /* Keys in a tile, bounded by registers and shared memory. */
-template <typename T, int DIM> struct flash_shape
-{
+template <typename T, int DIM> struct flash_shape {
     enum { F32_N = DIM > 64 ? 16 : 32, N = sizeof(T) == 2 ? 64 : (int)F32_N };
 };
 
@@ -26,8 +25,8 @@ template <typename T, int DIM> struct flash_shape
 static __device__ __forceinline__ void find_limits(const sz_attention_args &a,
                                                    const sz_flash_task &t, const sz_segment_row &s,
                                                    const sz_columns &columns,
-                                                   const sz_flash_query *list,
-                                                   int32_t *row_of, int32_t *limit_of)
+                                                   const sz_flash_query *list, int32_t *row_of,
+                                                   int32_t *limit_of)
 {
     if (threadIdx.x < SZ_ATTENTION_COLUMNS) {
         int c = (int)threadIdx.x;
@@ -78,12 +77,9 @@ static __device__ __forceinline__ void finish_sums(sz_online_softmax &w, float (
 }
 
 /* Writes unnormalised sums, maximum and weight of this lane's two columns, c0 and c0 + 8. */
-template <int DIM>
-static __device__ __forceinline__ void write_partials(const sz_flash_partials &partials,
-                                                      const sz_flash_task &t, int kv_heads,
-                                                      int kv_head, int c0,
-                                                      const sz_online_softmax &w,
-                                                      const float (&acc)[DIM / 8][4])
+template <int DIM> static __device__ __forceinline__ void write_partials(
+    const sz_flash_partials &partials, const sz_flash_task &t, int kv_heads, int kv_head, int c0,
+    const sz_online_softmax &w, const float (&acc)[DIM / 8][4])
 {
     const int lane = (int)threadIdx.x % 32;
     for (int h = 0; h < 2; h++) {
@@ -98,10 +94,9 @@ static __device__ __forceinline__ void write_partials(const sz_flash_partials &p
 }
 
 /* One block for each task and key head. */
-template <typename T, int DIM, int N>
-static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
-flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *list, T *out,
-      float *lse, int64_t rows, sz_flash_partials partials)
+template <typename T, int DIM, int N> static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
+    flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *list, T *out,
+          float *lse, int64_t rows, sz_flash_partials partials)
 {
     enum { LD = sz_tile<T, DIM>::LD, COLUMNS = SZ_ATTENTION_COLUMNS };
     SZ_SHARED_DYNAMIC(T, q);
@@ -141,7 +136,7 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
     }
 
     /* This lane's two columns; a warp whose columns are all past the end only helps to load. */
-    const float scale = a.scale * 1.44269504f;      /* log2(e), because the softmax uses exp2 */
+    const float scale = a.scale * 1.44269504f; /* log2(e), because the softmax uses exp2 */
     const int c0 = 16 * warp + lane / 4;
     const int limit[2] = { limit_of[c0], limit_of[c0 + 8] };
     const bool active = 16 * warp < t.columns;
@@ -151,7 +146,7 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
 
     for (int first = t.first_key; first < end; first += N) {
         sz_copy_async_wait();
-        __syncthreads();        /* keys are here; the last values have been read */
+        __syncthreads(); /* keys are here; the last values have been read */
         load(v, values, first);
         if (active) {
             sz_tile_dot<DIM, N>(p, q + 16 * warp * LD, k);
@@ -159,7 +154,7 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
             sz_online_softmax_update<N, DIM / 8>(w, p, acc);
         }
         sz_copy_async_wait();
-        __syncthreads();        /* values are here; the keys have been read */
+        __syncthreads(); /* values are here; the keys have been read */
         if (first + N < end) load(k, keys, first + N);
         if (active) sz_tile_accumulate<DIM, N>(acc, p, v);
     }
@@ -194,11 +189,12 @@ static int flash_launch(const char *op, const sz_attention_args &a, const sz_fla
     enum { N = flash_shape<T, DIM>::N };
     size_t bytes = (size_t)(SZ_ATTENTION_COLUMNS + 2 * N) * sz_tile<T, DIM>::LD * sizeof(T);
     auto kernel = flash<T, DIM, N>;
-    if (sz_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           (int)bytes), op) != 0)
+    if (sz_cuda_check(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+            op) != 0)
         return -1;
-    SZ_LAUNCH(kernel, (unsigned)(count * a.kv_heads), SZ_ATTENTION_THREADS, bytes,
-              a, tasks, list, (T *)out, lse, rows, partials);
+    SZ_LAUNCH(kernel, (unsigned)(count * a.kv_heads), SZ_ATTENTION_THREADS, bytes, a, tasks, list,
+              (T *)out, lse, rows, partials);
     return sz_cuda_launched(op);
 }
 
@@ -210,7 +206,8 @@ int sz_flash_run(const char *op, int dtype, const sz_attention_args &a, const sz
     if (count * a.kv_heads > INT32_MAX)
         return sz_fail("%s: %lld blocks are more than one launch takes", op,
                        (long long)(count * a.kv_heads));
-    SZ_ATTENTION_TILE(dtype, a.dim, T, DIM,
+    SZ_ATTENTION_TILE(
+        dtype, a.dim, T, DIM,
         return flash_launch<T, DIM>(op, a, tasks, count, list, out, lse, rows, partials));
 }
 
@@ -242,8 +239,8 @@ static int forward(const sz_call *c, bool packed, const char *op)
         if (sz_cuda_launched(op) != 0) return -1;
     }
     const sz_flash_task *tasks = (const sz_flash_task *)schedule->device;
-    return sz_flash_run(op, out->dtype, a, tasks, schedule->number[0], NULL, out->data,
-                        sz_f32(lse), out->shape[0], sz_flash_partials{ NULL, NULL });
+    return sz_flash_run(op, out->dtype, a, tasks, schedule->number[0], NULL, out->data, sz_f32(lse),
+                        out->shape[0], sz_flash_partials{ NULL, NULL });
 }
 
 extern "C" int sz_cuda_attention(const sz_call *c) { return forward(c, true, "attention"); }

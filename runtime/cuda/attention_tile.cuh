@@ -16,7 +16,9 @@
 #include "mma.cuh"
 
 /* LD: elements from one row of a tile to the next. */
-template <typename T, int DIM> struct sz_tile { enum { LD = DIM + 16 / (int)sizeof(T) }; };
+template <typename T, int DIM> struct sz_tile {
+    enum { LD = DIM + 16 / (int)sizeof(T) };
+};
 
 /* ---- between global memory and tiles ---- */
 /* Starts copying ROWS rows of a.dim elements into a tile. row(i) returns the address of row i, or
@@ -200,14 +202,14 @@ __device__ __forceinline__ void sz_tile_accumulate(float (&acc)[DIM / 8][4],
 /* ---- online softmax over the keys, for a lane's two rows; scores are in units of log2 ---- */
 struct sz_online_softmax {
     float max[2];
-    float sum[2];       /* over this lane's columns only */
+    float sum[2]; /* over this lane's columns only */
 };
 
 /* Takes the scores s of N more keys: updates maximum and sum, replaces s by the weights and
  * rescales acc to the new maximum. */
 template <int N, int D8>
-__device__ __forceinline__ void sz_online_softmax_update(sz_online_softmax &w,
-                                                         float (&s)[N / 8][4], float (&acc)[D8][4])
+__device__ __forceinline__ void sz_online_softmax_update(sz_online_softmax &w, float (&s)[N / 8][4],
+                                                         float (&acc)[D8][4])
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {

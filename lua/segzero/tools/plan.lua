@@ -70,7 +70,10 @@ end
 -- The policy, with its adapters. They may freeze the tower: cfg is the caller's own copy.
 local function meta_policy(cfg, dir)
   local model_cfg = cfg.worker.actor.model
-  return lora.configure(opening.family(dir).meta(dir, model_cfg.dtype), cfg, true)
+  -- A wrong folder is the user's mistake: one line without our place.
+  local ok, family = pcall(opening.family, dir)
+  if not ok then error(family, 0) end
+  return lora.configure(family.meta(dir, model_cfg.dtype), cfg, true)
 end
 
 -- ---- inputs ----
