@@ -313,7 +313,7 @@ do-pretrain: $(LIB) $(HOST)
 # bin/segzero finds ../lib/segzero/libsegzero.so and ../share/segzero relative to itself, so the
 # installation can be moved. The headers are installed because Lua reads its declarations from them.
 SHARE := $(DESTDIR)$(PREFIX)/share/segzero
-SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/ops/ops.def models/*.h
+SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/ops/ops.def models/*.h models/*/*.h
 
 install: all
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)

@@ -1,16 +1,19 @@
--- evaluate.lua - a policy and SAM2 over a split: gIoU, cIoU and boxes, every row's answer, images of the worst and the best.
+-- evaluate.lua - a policy and SAM2 over a split: gIoU, cIoU and boxes, every row's answer, images of
+-- the worst and the best.
 --
---   segzero recipes/evaluate.lua                         the embedded models on 128 held-out RefShapes rows
---   segzero recipes/evaluate.lua model_path=DIR sam2_path=PATH data=FOLDER|refshapes [key=value ...]
---   segzero recipes/evaluate.lua oracle=true ...         SAM2 on the true boxes and points: what a perfect policy would reach
---   segzero recipes/evaluate.lua parts=8 part=0 ...      part 0 to 7 of the rows, each in a run of its own, and then
---   segzero recipes/evaluate.lua merge=DIR1,DIR2,...     one summary of all parts
---   segzero recipes/evaluate.lua compare=DIR1,DIR2       what changed between two runs over the same rows
+--   segzero recipes/evaluate.lua                       the embedded models on 128 RefShapes rows
+--   segzero recipes/evaluate.lua model_path=DIR sam2_path=PATH data=FOLDER [key=value ...]
+--   segzero recipes/evaluate.lua oracle=true ...       SAM2 on the true boxes and points
+--   segzero recipes/evaluate.lua parts=8 part=0 ...    part 0 to 7 of the rows, a run for each
+--   segzero recipes/evaluate.lua merge=DIR1,DIR2,...   one summary of all parts
+--   segzero recipes/evaluate.lua compare=DIR1,DIR2     what changed between two runs of these rows
+--   segzero recipes/evaluate.lua --help                all settings
 --
--- several=true asks and reads as VisionReasoner does: a list of objects whose masks are united. protocol says which
--- failures count (lua/segzero/evaluation/metrics.lua): "fixed" keeps every row. The results go into output_path, or
--- output_path-2, -3, ... if that holds a run already; lua/segzero/evaluation/run.lua lists the files. The last line
--- printed is the summary. Leaves out: sharing an image's features between its rows.
+-- several=true asks and reads as VisionReasoner does: a list of objects whose masks are united.
+-- protocol says which failures count (lua/segzero/evaluation/metrics.lua): "fixed" keeps every row.
+-- The results go into output_path, or output_path-2, -3, ... if that holds a run already;
+-- lua/segzero/evaluation/run.lua lists the files. The last line printed is the summary.
+-- Leaves out: sharing an image's features between its rows.
 
 local cli = require "segzero.config.cli"
 local evaluation = require "segzero.config.evaluate"

@@ -8,7 +8,7 @@
 -- With a SAM2 checkpoint (worker.reward.sam2_path) rewards may ask for masks, and if the held-out
 -- rows have masks, the run also says how well those of the greedy answers fit (gIoU).
 -- A script may also call run(args, overrides) with its own reward, data or hooks: see
--- examples/custom_reward.lua and train/experiment.lua.
+-- examples/custom_reward.lua and examples/experiment.lua.
 
 local cli = require "segzero.config.cli"
 local experiment = require "segzero.train.experiment"

@@ -1,4 +1,5 @@
--- init.lua - what `require "segzero"` returns: the names that scripts use. Each is explained where it is defined.
+-- init.lua - what `require "segzero"` returns: the names that scripts use. Each is explained where
+-- it is defined.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -16,7 +17,11 @@ M.tensor = setmetatable({}, {
 M.no_grad, M.step = tensor.no_grad, tensor.step
 
 -- What device = can name here: {"cpu"}, or {"cpu", "cuda:0"}.
-function M.devices() return core.C.sz_device_count(core.C.SZ_CUDA) > 0 and { "cpu", "cuda:0" } or { "cpu" } end
+function M.devices()
+  local devices = { "cpu" }
+  if core.C.sz_device_count(core.C.SZ_CUDA) > 0 then devices[2] = "cuda:0" end
+  return devices
+end
 
 -- Modules that load on first use, so that starting costs nothing.
 local lazy = {
@@ -28,6 +33,7 @@ local lazy = {
   schedules = "segzero.algorithms.schedules",
   sources = "segzero.data.sources",
   loggers = "segzero.log.loggers",
+  models = "segzero.models.registry",
   -- modules
   answer = "segzero.formats.answer",
   checkpoint = "segzero.train.checkpoint",
@@ -41,7 +47,7 @@ local lazy = {
   processor = "segzero.models.processor",
   prompt = "segzero.data.prompt",
   refshapes = "segzero.data.refshapes",
-  rollout = "segzero.inference.rollout",
+  rollout = "segzero.inference.generate",
   safetensors = "segzero.formats.safetensors",
   segment = "segzero.inference.segmenter",
   torchfile = "segzero.formats.torchfile",
@@ -52,6 +58,8 @@ local lazy = {
 }
 
 function M.tokenizer(dir) return require("segzero.models.tokenizer").new(dir) end
+-- The family that dir/config.json names opens the folder (sz.models).
+function M.model(dir, opts) return require("segzero.models.opening").open(dir, opts) end
 function M.qwen_vl(dir, opts) return require("segzero.models.qwen_vl").qwen_vl(dir, opts) end
 function M.sam2(path, opts) return require("segzero.models.sam2").sam2(path, opts) end
 

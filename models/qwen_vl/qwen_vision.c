@@ -1,98 +1,166 @@
-/* qwen_vision.c - the vision towers of Qwen2.5-VL and Qwen2-VL: patches -> features of the picture tokens.
+/* qwen_vision.c - the vision towers of Qwen2.5-VL and Qwen2-VL: patches -> features of image
+ * tokens.
  *
- *   pixel_values [N, 1176] -> patch embedding [N, D] -> window order -> depth blocks -> merger [N/4, out] -> raster order
+ *   pixel_values [N, 1176] -> patch embedding [N, D] -> window order -> depth blocks
+ *   -> merger [N/4, out] -> raster order
  *
- * Rows are patches in merge-block order (2x2 patches of one token are neighbours). Windows are segments of the row order:
- * tokens are permuted so that each window is contiguous, and put back after the merger. The 2-D rotary table is made in
- * the permuted order. Qwen2-VL is the case of one window as large as the picture, so its rows keep their order; its norms
- * are LayerNorms and its MLP is fc2(quick_gelu(fc1(x))), which shows in the weights that a block has.
+ * Rows are patches in merge-block order: the 2x2 patches of one token are neighbours. Windows are
+ * segments of the row order: tokens are permuted so that each window is contiguous, and permuted
+ * back after the merger. The 2-D rotary table is made in the permuted order. Qwen2-VL is the case
+ * of one window as large as the image, so its rows keep their order; its norms are LayerNorms and
+ * its MLP is fc2(quick_gelu(fc1(x))), which shows in the weights that a block has.
  * Leaves out: videos with timestamps (t > 1 repeats the table per frame, as the reference does). */
-#include "qwen.h"
+#include "qwen_internal.h"
 #include <math.h>
 #include <stdlib.h>
 
-static const double NORM_EPS = 1e-6;        /* hard-coded in the reference; not the config's rms_norm_eps */
+static const double NORM_EPS = 1e-6;        /* hard-coded in the reference; not rms_norm_eps */
 
+/* ---- window order ---- */
 typedef struct {
-    sz_tensor *order, *back;                /* i32 [N/unit]: token at each place; place of each token */
-    sz_tensor *patch_order;                 /* i32 [N] */
-    sz_tensor *cosines, *sines;             /* f32 [N, head_dim/2], in window order */
-    sz_tensor *windows, *wholes;            /* segments i32 [., 6] */
-} vision_plan;
+    sz_tensor *inverse;                     /* i32 [N / unit]: place of each token */
+    sz_tensor *patch_order;                 /* i32 [N]: patch at each place */
+    sz_tensor *cosines, *sines;             /* f32 [N, head_dim / 2], in window order */
+    sz_tensor *windows, *frames;            /* segments i32 [., 6] */
+} window_layout;
 
-static void plan_release(vision_plan *p)
+static void layout_release(window_layout *p)
 {
-    sz_tensor *all[] = { p->order, p->back, p->patch_order, p->cosines, p->sines, p->windows, p->wholes };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) sz_tensor_release(all[i]);
+    MODEL_RELEASE(p->inverse, p->patch_order, p->cosines, p->sines, p->windows, p->frames);
 }
 
+/* Sizes of a list of images; a window has side x side tokens. */
+typedef struct {
+    const int32_t *grids;                   /* t, h, w in patches of each image */
+    int64_t images, merge, side;
+    int64_t frames, windows, patches;       /* of all images together */
+} image_list;
+
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Counts frames, windows and patches. */
+static int measure(image_list *list, int64_t patches)
+{
+    for (int64_t i = 0; i < list->images; i++) {
+        int64_t t = list->grids[3 * i];
+        int64_t h = list->grids[3 * i + 1];
+        int64_t w = list->grids[3 * i + 2];
+        if (t <= 0 || h <= 0 || w <= 0 || h % list->merge || w % list->merge)
+            return sz_fail("image %lld has a grid of %lld x %lld x %lld patches", (long long)i + 1,
+                           (long long)t, (long long)h, (long long)w);
+        list->frames += t;
+        list->windows += t * divide_up(h / list->merge, list->side)
+                           * divide_up(w / list->merge, list->side);
+        list->patches += t * h * w;
+    }
+    if (list->patches != patches)
+        return sz_fail("the grids hold %lld patches, pixel_values has %lld",
+                       (long long)list->patches, (long long)patches);
+    return 0;
+}
+
+static int layout_allocate(window_layout *p, const image_list *list, int64_t half)
+{
+    p->inverse = sz_new1(SZ_I32, list->patches / (list->merge * list->merge), SZ_CPU);
+    p->patch_order = sz_new1(SZ_I32, list->patches, SZ_CPU);
+    p->cosines = sz_new2(SZ_F32, list->patches, half, SZ_CPU);
+    p->sines = sz_new2(SZ_F32, list->patches, half, SZ_CPU);
+    p->windows = sz_new2(SZ_I32, list->windows, 6, SZ_CPU);
+    p->frames = sz_new2(SZ_I32, list->frames, 6, SZ_CPU);
+    if (!p->inverse || !p->patch_order || !p->cosines || !p->sines) return -1;
+    return p->windows && p->frames ? 0 : -1;
+}
+
+/* A segment whose rows see each other. */
 static void put_segment(int32_t *s, int64_t start, int64_t length)
 {
-    const int32_t row[6] = { (int32_t)start, (int32_t)length, (int32_t)start, (int32_t)length, 0, 0 };
-    memcpy(s, row, sizeof row);
+    s[0] = s[2] = (int32_t)start;
+    s[1] = s[3] = (int32_t)length;
+    s[4] = s[5] = 0;
 }
 
-/* Token order, segment tables and rotary angles (on the device) for a list of pictures. */
-static int make_plan(const sz_qwen_config *c, const sz_tensor *grids, int64_t patches, int device, vision_plan *p)
+/* Rotary angles of one row, whose patch is at (y, x) of its frame: the first quarter of the pairs
+ * rotates with y, the second with x. */
+static void put_angles(const window_layout *p, int64_t row, int64_t half, int64_t y, int64_t x)
 {
-    int64_t merge = c->v_merge, unit = merge * merge;
-    int64_t side = c->family == SZ_QWEN2_VL ? INT32_MAX : c->v_window / merge / c->v_patch;
-    const int32_t *g = sz_i32(grids);
-    int64_t pictures = grids->numel / 3, frames = 0, windows = 0, total = 0;
-    for (int64_t i = 0; i < pictures; i++) {
-        int64_t t = g[3 * i], h = g[3 * i + 1], w = g[3 * i + 2];
-        if (t <= 0 || h <= 0 || w <= 0 || h % merge || w % merge)
-            return sz_fail("picture %lld has a grid of %lld x %lld x %lld patches", (long long)i + 1, (long long)t, (long long)h, (long long)w);
-        frames += t;
-        windows += t * ((h / merge + side - 1) / side) * ((w / merge + side - 1) / side);
-        total += t * h * w;
+    int64_t quarter = half / 2;
+    const float position[2] = { (float)y, (float)x };
+    for (int64_t j = 0; j < half; j++) {
+        float frequency = 1.0f / powf(10000.0f, (float)(2 * (j % quarter)) / (float)half);
+        float angle = position[j / quarter] * frequency;
+        sz_f32(p->cosines)[row * half + j] = cosf(angle);
+        sz_f32(p->sines)[row * half + j] = sinf(angle);
     }
-    if (total != patches) return sz_fail("the grids hold %lld patches, pixel_values has %lld", (long long)total, (long long)patches);
-
-    int64_t half = c->v_hidden / c->v_heads / 2, quarter = half / 2;
-    p->order = sz_new1(SZ_I32, total / unit, SZ_CPU);
-    p->back = sz_new1(SZ_I32, total / unit, SZ_CPU);
-    p->patch_order = sz_new1(SZ_I32, total, SZ_CPU);
-    p->cosines = sz_new2(SZ_F32, total, half, SZ_CPU);
-    p->sines = sz_new2(SZ_F32, total, half, SZ_CPU);
-    p->windows = sz_new2(SZ_I32, windows, 6, SZ_CPU);
-    p->wholes = sz_new2(SZ_I32, frames, 6, SZ_CPU);
-    if (!p->order || !p->back || !p->patch_order || !p->cosines || !p->sines || !p->windows || !p->wholes) return -1;
-
-    int64_t place = 0, first = 0, window = 0, whole = 0;        /* in tokens */
-    for (int64_t i = 0; i < pictures; i++) {
-        int64_t hm = g[3 * i + 1] / merge, wm = g[3 * i + 2] / merge;
-        for (int64_t t = 0; t < g[3 * i]; t++, first += hm * wm) {
-            put_segment(sz_i32(p->wholes) + 6 * whole++, first * unit, hm * wm * unit);
-            for (int64_t y0 = 0; y0 < hm; y0 += side)
-                for (int64_t x0 = 0; x0 < wm; x0 += side) {
-                    int64_t start = place;
-                    for (int64_t y = y0; y < hm && y < y0 + side; y++)
-                        for (int64_t x = x0; x < wm && x < x0 + side; x++, place++) {
-                            int64_t token = first + y * wm + x;
-                            sz_i32(p->order)[place] = (int32_t)token;
-                            sz_i32(p->back)[token] = (int32_t)place;
-                            for (int64_t u = 0; u < unit; u++) {
-                                int64_t row = place * unit + u;
-                                sz_i32(p->patch_order)[row] = (int32_t)(token * unit + u);
-                                float at[2] = { (float)(y * merge + u / merge), (float)(x * merge + u % merge) };
-                                for (int64_t j = 0; j < half; j++) {
-                                    float frequency = 1.0f / powf(10000.0f, (float)(2 * (j % quarter)) / (float)half);
-                                    float angle = at[j / quarter] * frequency;
-                                    sz_f32(p->cosines)[row * half + j] = cosf(angle);
-                                    sz_f32(p->sines)[row * half + j] = sinf(angle);
-                                }
-                            }
-                        }
-                    put_segment(sz_i32(p->windows) + 6 * window++, start * unit, (place - start) * unit);
-                }
-        }
-    }
-    return sz_tensor_move(&p->cosines, device) == 0 ? sz_tensor_move(&p->sines, device) : -1;
 }
 
+/* Where the next entry of each table goes. */
 typedef struct {
-    const sz_qwen *m;
+    int64_t place;                          /* tokens in window order so far */
+    int64_t first;                          /* first token of the frame */
+    int64_t window, frame;
+} cursor;
+
+/* The token at (y, x) of the current frame, hm x wm tokens, takes the next place. */
+static void put_token(const window_layout *p, const image_list *list, cursor *at, int64_t half,
+                      int64_t y, int64_t x, int64_t wm)
+{
+    int64_t merge = list->merge;
+    int64_t unit = merge * merge;
+    int64_t token = at->first + y * wm + x;
+    sz_i32(p->inverse)[token] = (int32_t)at->place;
+    for (int64_t u = 0; u < unit; u++) {
+        int64_t row = at->place * unit + u;
+        sz_i32(p->patch_order)[row] = (int32_t)(token * unit + u);
+        put_angles(p, row, half, y * merge + u / merge, x * merge + u % merge);
+    }
+    at->place++;
+}
+
+/* The windows of the current frame, hm x wm tokens, and the frame itself. */
+static void put_frame(const window_layout *p, const image_list *list, cursor *at, int64_t half,
+                      int64_t hm, int64_t wm)
+{
+    int64_t unit = list->merge * list->merge;
+    int64_t side = list->side;
+    put_segment(sz_i32(p->frames) + 6 * at->frame++, at->first * unit, hm * wm * unit);
+    for (int64_t y0 = 0; y0 < hm; y0 += side)
+        for (int64_t x0 = 0; x0 < wm; x0 += side) {
+            int64_t start = at->place;
+            for (int64_t y = y0; y < hm && y < y0 + side; y++)
+                for (int64_t x = x0; x < wm && x < x0 + side; x++)
+                    put_token(p, list, at, half, y, x, wm);
+            int32_t *segment = sz_i32(p->windows) + 6 * at->window++;
+            put_segment(segment, start * unit, (at->place - start) * unit);
+        }
+    at->first += hm * wm;
+}
+
+/* Token order, segment tables and rotary angles (on the device) for a list of images. */
+static int make_layout(const sz_qwen_config *c, const sz_tensor *grids, int64_t patches, int device,
+                       window_layout *p)
+{
+    image_list list = {
+        .grids = sz_i32(grids),
+        .images = grids->numel / 3,
+        .merge = c->v_merge,
+        .side = c->family == SZ_QWEN2_VL ? INT32_MAX : c->v_window / c->v_merge / c->v_patch,
+    };
+    int64_t half = c->v_hidden / c->v_heads / 2;
+    if (measure(&list, patches) != 0 || layout_allocate(p, &list, half) != 0) return -1;
+
+    cursor at = { 0 };
+    for (int64_t i = 0; i < list.images; i++) {
+        const int32_t *grid = list.grids + 3 * i;
+        for (int64_t t = 0; t < grid[0]; t++)
+            put_frame(p, &list, &at, half, grid[1] / list.merge, grid[2] / list.merge);
+    }
+    if (sz_tensor_move(&p->cosines, device) != 0) return -1;
+    return sz_tensor_move(&p->sines, device);
+}
+
+/* ---- blocks and merger ---- */
+typedef struct {
+    const qwen_model *m;
     int index;
     sz_tensor *cosines, *sines, *segments;
 } block_ctx;
@@ -103,85 +171,96 @@ static sz_tensor *normalise(sz_tensor *x, sz_tensor *weight, sz_tensor *bias)
 }
 
 /* The activations between the MLP's linear layers. */
-static sz_tensor *mlp_inner(const sz_qwen *m, const qwen_block *b, sz_tensor *x)
+static sz_tensor *mlp_inner(const sz_model *base, const qwen_block *b, sz_tensor *x)
 {
-    sz_tensor *wide = b->gate.w ? QWEN_LINEAR(m, x, NULL, &b->gate, &b->up) : QWEN_LINEAR(m, x, NULL, &b->up);
-    sz_tensor *act = b->gate.w ? sz_swiglu(wide) : sz_quick_gelu(wide);
-    sz_tensor_release(wide);
+    const bool gated = b->gate.w != NULL;
+    sz_tensor *inner = gated ? MODEL_LINEAR(base, x, NULL, &b->gate, &b->up)
+                             : model_linear(base, x, &b->up);
+    sz_tensor *act = gated ? sz_swiglu(inner) : sz_quick_gelu(inner);
+    sz_tensor_release(inner);
     return act;
 }
 
 static sz_tensor *block_forward(const void *context, sz_tensor *x)
 {
     const block_ctx *k = context;
+    const sz_model *base = &k->m->base;
     const qwen_block *b = &k->m->blocks[k->index];
-    const sz_qwen_config *c = &k->m->config;
-    int heads = c->v_heads, d = c->v_hidden / heads;
+    int heads = k->m->config.v_heads;
+    int d = k->m->config.v_hidden / heads;
+    double scale = 1 / sqrt((double)d);
+
     sz_tensor *n1 = normalise(x, b->norm1, b->norm1_b);
-    sz_tensor *qkv = QWEN_LINEAR(k->m, n1, NULL, &b->qkv);
-    sz_tensor *turned = sz_rope(qkv, k->cosines, k->sines, 2 * heads, d);
-    sz_tensor *a = sz_attention(turned, k->segments, heads, heads, d, false, 1 / sqrt((double)d));
-    sz_tensor *o = QWEN_LINEAR(k->m, a, NULL, &b->proj);
+    sz_tensor *qkv = model_linear(base, n1, &b->qkv);
+    sz_tensor *rotated = sz_rope(qkv, k->cosines, k->sines, 2 * heads, d);
+    sz_tensor *a = sz_attention(rotated, k->segments, heads, heads, d, false, scale);
+    sz_tensor *o = model_linear(base, a, &b->proj);
     sz_tensor *mid = sz_add(x, o);
+
     sz_tensor *n2 = normalise(mid, b->norm2, b->norm2_b);
-    sz_tensor *act = mlp_inner(k->m, b, n2);
-    sz_tensor *down = QWEN_LINEAR(k->m, act, NULL, &b->down);
+    sz_tensor *act = mlp_inner(base, b, n2);
+    sz_tensor *down = model_linear(base, act, &b->down);
     sz_tensor *y = mid ? sz_add(mid, down) : NULL;
-    sz_tensor *made[] = { n1, qkv, turned, a, o, mid, n2, act, down };
-    for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
+    MODEL_RELEASE(n1, qkv, rotated, a, o, mid, n2, act, down);
     return y;
 }
 
+/* [N, D] -> features [N / unit, out], still in window order. */
 static sz_tensor *merger_forward(const void *context, sz_tensor *x)
 {
-    const sz_qwen *m = *(const sz_qwen *const *)context;
+    const qwen_model *m = *(const qwen_model *const *)context;
     int64_t merged = (int64_t)m->config.v_hidden * m->config.v_merge * m->config.v_merge;
-    sz_tensor *n = normalise(x, m->ln_q, m->ln_q_b);
-    sz_tensor *wide = n ? sz_reshape2(n, n->numel / merged, merged) : NULL;
-    sz_tensor *a = QWEN_LINEAR(m, wide, NULL, &m->merge0);
+    sz_tensor *normed = normalise(x, m->ln_q, m->ln_q_b);
+    sz_tensor *joined = normed ? sz_reshape2(normed, normed->numel / merged, merged) : NULL;
+    sz_tensor *a = model_linear(&m->base, joined, &m->merge0);
     sz_tensor *g = sz_gelu(a);
-    sz_tensor *y = QWEN_LINEAR(m, g, NULL, &m->merge2);
-    sz_tensor *made[] = { n, wide, a, g };
-    for (size_t i = 0; i < sizeof made / sizeof *made; i++) sz_tensor_release(made[i]);
+    sz_tensor *y = model_linear(&m->base, g, &m->merge2);
+    MODEL_RELEASE(normed, joined, a, g);
     return y;
 }
 
-sz_tensor *sz_qwen_vision(sz_qwen *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute)
+/* ---- the tower ---- */
+/* Patches in window order -> [N, D], in the weights' dtype and on their device. */
+static sz_tensor *embed_patches(const qwen_model *m, sz_tensor *pixel_values, sz_tensor *order)
 {
-    const sz_qwen_config *c = &m->config;
-    if (qwen_check(m) != 0 || sz_tensor_alive(pixel_values) != 0 || !sz_tensor_data(grids)) return NULL;
-    int64_t width = (int64_t)c->v_channels * c->v_temporal * c->v_patch * c->v_patch;
-    if (pixel_values->ndim != 2 || pixel_values->shape[1] != width || grids->dtype != SZ_I32 || grids->numel % 3)
-        return sz_null("vision: pixel_values must be [patches, %lld] and grids i32 [pictures, 3]", (long long)width);
-    vision_plan p = { 0 };
-    sz_tensor *x = NULL, *y = NULL;
     const sz_tensor *like = m->patch_embed;
-    if (make_plan(c, grids, pixel_values->shape[0], like->device, &p) == 0) {
-        sz_tensor *cast = sz_tensor_to(pixel_values, like->device);
-        if (cast && cast->dtype != like->dtype) {
-            sz_tensor *wide = cast;
-            cast = sz_cast(wide, like->dtype);
-            sz_tensor_release(wide);
-        }
-        sz_tensor *rows = sz_gather_rows(cast, p.patch_order);
-        x = sz_linear(rows, m->patch_embed, NULL);
-        sz_tensor_release(cast);
-        sz_tensor_release(rows);
+    sz_tensor *values = sz_tensor_to(pixel_values, like->device);
+    if (values && values->dtype != like->dtype) model_move(&values, sz_cast(values, like->dtype));
+    sz_tensor *rows = sz_gather_rows(values, order);
+    sz_tensor *x = sz_linear(rows, m->patch_embed, NULL);
+    MODEL_RELEASE(values, rows);
+    return x;
+}
+
+static sz_tensor *run_tower(const qwen_model *m, const window_layout *p, sz_tensor *pixel_values,
+                            int recompute)
+{
+    sz_tensor *x = embed_patches(m, pixel_values, p->patch_order);
+    for (int i = 0; x && i < m->config.v_depth; i++) {
+        sz_tensor *segments = m->config.v_full[i] ? p->frames : p->windows;
+        const block_ctx k = { m, i, p->cosines, p->sines, segments };
+        model_move(&x, model_run(block_forward, &k, sizeof k, recompute, x));
     }
-    for (int i = 0; x && i < c->v_depth; i++) {
-        block_ctx k = { m, i, p.cosines, p.sines, c->v_full[i] ? p.wholes : p.windows };
-        /* Without gradients too: then the blocks use the same workspace, one after another. */
-        sz_tensor *next = recompute || !sz_grad_enabled() ? sz_checkpoint(block_forward, &k, sizeof k, x) : block_forward(&k, x);
-        sz_tensor_release(x);
-        x = next;
-    }
-    if (x) {
-        const sz_qwen *self = m;
-        sz_tensor *merged = recompute || !sz_grad_enabled() ? sz_checkpoint(merger_forward, &self, sizeof self, x) : merger_forward(&self, x);
-        y = sz_gather_rows(merged, p.back);
-        sz_tensor_release(merged);
-    }
-    sz_tensor_release(x);
-    plan_release(&p);
+    model_move(&x, model_run(merger_forward, &m, sizeof m, recompute, x));
+    if (x) model_move(&x, sz_gather_rows(x, p->inverse));
+    return x;
+}
+
+sz_tensor *qwen_vision(sz_model *base, sz_tensor *pixel_values, sz_tensor *grids, int recompute)
+{
+    const qwen_model *m = qwen_of(base);
+    const sz_qwen_config *c = &m->config;
+    if (sz_tensor_alive(pixel_values) != 0 || !sz_tensor_data(grids)) return NULL;
+    int64_t width = (int64_t)c->v_channels * c->v_temporal * c->v_patch * c->v_patch;
+    const bool patches = pixel_values->ndim == 2 && pixel_values->shape[1] == width;
+    if (!patches || grids->dtype != SZ_I32 || grids->numel % 3)
+        return sz_null("vision: pixel_values must be [patches, %lld] and grids i32 [images, 3]",
+                       (long long)width);
+
+    window_layout p = { 0 };
+    sz_tensor *y = NULL;
+    if (make_layout(c, grids, pixel_values->shape[0], m->patch_embed->device, &p) == 0)
+        y = run_tower(m, &p, pixel_values, recompute);
+    layout_release(&p);
     return y;
 }

@@ -1,62 +1,57 @@
-/* sam2.h - the SAM2 model struct, shared by sam2.c (config, weights), sam2_encoder.c and sam2_decoder.c. */
+/* sam2.h - SAM2 on single images: an image and prompts to masks. Weights, adapters and freeing are
+ * those of every model: models.h.
+ *
+ * LuaJIT's ffi.cdef reads the text between the "ffi" marks. Weight names, shapes and pitfalls:
+ * models/README.md. Leaves out: video. */
 #ifndef SZ_SAM2_H
 #define SZ_SAM2_H
+
 #include "models.h"
-#include "core/core.h"
 
-/* A linear layer, a convolution or a norm: weight and bias. */
-typedef struct { sz_tensor *w, *b; } sam2_pair;
+#pragma GCC visibility push(default)
+/* ffi begin */
 
+enum { SZ_SAM2_STAGES = 4, SZ_SAM2_MAX_BLOCKS = 128, SZ_SAM2_MAX_MASKS = 8 };
 typedef struct {
-    sam2_pair norm1, qkv, out, norm2, up, down, shortcut;      /* shortcut: only where the width changes */
-    int stage, window;              /* window 0: the whole map */
-    bool pool;                      /* its queries and its shortcut are max-pooled 2x2 */
-} sam2_block;
+    /* Hiera encoder. The first block of a stage halves the map and changes the width, except in the
+     * first stage. */
+    int image_size, patch_kernel, patch_stride, patch_padding;
+    int width[4], heads[4], blocks[4], windows[4];
+    uint8_t whole[SZ_SAM2_MAX_BLOCKS];          /* 1: this block attends over the whole map */
+    int background[2];                          /* height and width of pos_embed */
+    double mlp_ratio, norm_eps;
+    /* neck */
+    uint8_t top_down[4];                        /* 1: this level adds the coarser one, doubled */
+    /* prompt encoder and mask decoder */
+    int hidden, prompt_patch, mask_channels;
+    int layers, decoder_heads, downsample, mlp, masks, iou_hidden;
+} sz_sam2_config;
 
-typedef struct { sam2_pair q, k, v, out; } sam2_attention;
+/* A model without weights. NULL with the setting's name and value when the config is impossible.
+ * The caller frees it with sz_model_free. */
+sz_model   *sz_sam2_new(const sz_sam2_config *config);
 
-typedef struct {
-    sam2_attention self, to_image, to_tokens;
-    sam2_pair norm[4], up, down;
-} sam2_layer;
+/* pixels f32 [B, S, S, 3], normalised -> what the decoder needs, rows in raster order, image after
+ * image, with D = hidden: embedding [B * (S/16)^2, D] with no_memory_embedding added, high1
+ * [B * (S/8)^2, D/4], high0 [B * (S/4)^2, D/8].
+ * stages: NULL, or the outputs of the four stages, raster order, [B * side^2, width]. recompute:
+ * keep only the inputs of blocks for the backward pass. The caller owns the results; all are NULL
+ * after a failure. */
+int         sz_sam2_encode(sz_model *m, sz_tensor *pixels, int recompute, sz_tensor **embedding,
+                           sz_tensor **high1, sz_tensor **high0, sz_tensor **stages);
+/* P prompts on B images.
+ *   images   i32 [P]     the image of each prompt
+ *   counts   i32 [P]     the number of points of each prompt (0 is allowed)
+ *   points   f32 [N, 2]  x, y in pixels of the S x S image, prompt after prompt (NULL when N is 0)
+ *   labels   i32 [N]     1 on the object, 0 off it, 2 and 3 a box's corners, -1 padding
+ *   masks    f32 [P, 4g, 4g, 1] or NULL, g = S/16: earlier logits as a prompt
+ * -> logits [P, masks, 4g, 4g] (mask 0 is the single-mask one), iou [P, masks] (after the sigmoid),
+ * object [P, 1] (a logit). All are NULL after a failure. */
+int         sz_sam2_decode(sz_model *m, sz_tensor *embedding, sz_tensor *high1, sz_tensor *high0,
+                           sz_tensor *images, sz_tensor *counts, sz_tensor *points,
+                           sz_tensor *labels, sz_tensor *masks, sz_tensor **logits,
+                           sz_tensor **iou, sz_tensor **object);
 
-typedef struct { sam2_pair in, mid, out; } sam2_head;         /* three linear layers with ReLU between */
-
-typedef struct {
-    char name[96];
-    int ndim;
-    int64_t shape[SZ_MAX_DIMS];
-    sz_tensor **slot;
-} sam2_weight;
-
-struct sz_sam2 {
-    sz_sam2_config config;
-    int block_count;
-    sam2_block *blocks;
-    sam2_pair patch, neck[4], high0, high1;                     /* neck[0] takes the coarsest map */
-    sz_tensor *position, *position_window, *no_memory;
-    sz_tensor *frequencies, *point_embed, *not_a_point, *no_mask;
-    sam2_pair mask_conv1, mask_norm1, mask_conv2, mask_norm2, mask_conv3;
-    sz_tensor *iou_token, *mask_tokens, *object_token;
-    sam2_layer *layers;
-    sam2_attention final;
-    sam2_pair final_norm, upscale1, upscale_norm, upscale2;
-    sam2_head hyper[SZ_SAM2_MAX_MASKS], iou_head, object_head;
-    sam2_weight *weights;
-    int weight_count, weight_room;
-    sz_tensor *frequencies_copy;    /* in host memory where the weight is on a device; made when first needed */
-    sz_tensor *grid;                /* position code of the embedding's cells [E, D]; made when first needed */
-};
-
-/* Every weight set? The first missing one is named in the message. */
-int sam2_check(const sz_sam2 *m);
-
-/* Replaces *t by y, letting go of what was there. */
-static inline void sam2_move(sz_tensor **t, sz_tensor *y)
-{
-    sz_tensor_release(*t);
-    *t = y;
-}
-static inline sz_tensor *sam2_linear(sz_tensor *x, const sam2_pair *p) { return sz_linear(x, p->w, p->b); }
-
+/* ffi end */
+#pragma GCC visibility pop
 #endif

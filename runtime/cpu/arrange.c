@@ -1,11 +1,15 @@
-/* arrange.c - ops that move elements without computing, on the CPU: broadcast_to, transpose, cat, slice, pad_dim.
+/* arrange.c - ops that move elements without computing, on the CPU: broadcast_to, transpose, cat,
+ * slice, pad_dim.
  *
- * Every dtype is moved as bytes. A thread takes a row of the result. Leaves out: what is a view (reshape, narrow), rows
- * chosen by index (rows.c). The reference is reference/arrange.c. */
+ * Every dtype is moved as bytes. A thread takes a row of the result. Leaves out: what is a view
+ * (reshape, narrow), rows chosen by index (rows.c). The reference is reference/arrange.c. */
 #include "ops/dims.h"
 #include "vecmath.h"
 
-static char *element(const sz_tensor *t, int64_t i) { return (char *)t->data + (size_t)i * sz_dtype_size(t->dtype); }
+static char *element(const sz_tensor *t, int64_t i)
+{
+    return (char *)t->data + (size_t)i * sz_dtype_size(t->dtype);
+}
 
 /* ---- broadcast_to ---- */
 
@@ -19,12 +23,12 @@ static void repeat(void *to, const void *from, int64_t count, size_t size)
     case 2:
         for (int64_t i = 0; i < count; i++) ((uint16_t *)to)[i] = *(const uint16_t *)from;
         break;
-    default:
-        memset(to, *(const uint8_t *)from, (size_t)count);
+    default: memset(to, *(const uint8_t *)from, (size_t)count);
     }
 }
 
-/* A row of the result is its last dimension: of x it is either the same number of elements, or one that is repeated. */
+/* A row of the result is its last dimension: of x it is either the same number of elements, or one
+ * that is repeated. */
 int sz_cpu_broadcast_to(const sz_call *c)
 {
     const sz_tensor *x = c->in[0];
@@ -35,7 +39,7 @@ int sz_cpu_broadcast_to(const sz_call *c)
     int64_t strides[SZ_MAX_DIMS] = { 0 };
     sz_broadcast_strides(x, y, strides);
     const bool repeats = y->ndim == 0 || strides[y->ndim - 1] == 0;
-    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < rows; row++) {
         int64_t from = 0;
         int64_t rest = row;
@@ -51,19 +55,20 @@ int sz_cpu_broadcast_to(const sz_call *c)
 
 /* ---- transpose ---- */
 
-enum { TILE = 16 };                 /* columns read together: a cache line of f32 */
+enum { TILE = 16 }; /* columns read together: a cache line of f32 */
 
-/* Single elements change places (c = 1): y[a, j, b, i] = x[a, i, b, j] for the columns j of one tile. */
-#define SWAP_TILE(TYPE)                                                                             \
-    static void swap_tile_##TYPE(const sz_swap *s, const void *from, void *to, int64_t outer,       \
-                                 int64_t middle, int64_t first)                                     \
-    {                                                                                               \
-        const int64_t last = sz_min64(s->n, first + TILE);                                          \
-        const TYPE *x = (const TYPE *)from + (outer * s->m * s->b + middle) * s->n;                 \
-        TYPE *y = (TYPE *)to + outer * s->n * s->b * s->m + middle * s->m;                          \
-        for (int64_t i = 0; i < s->m; i++)                                                          \
-            for (int64_t j = first; j < last; j++)                                                  \
-                y[j * s->b * s->m + i] = x[i * s->b * s->n + j];                                    \
+/* Single elements change places (c = 1): y[a, j, b, i] = x[a, i, b, j] for the columns j of one
+ * tile. */
+#define SWAP_TILE(TYPE) \
+    static void swap_tile_##TYPE(const sz_swap *s, const void *from, void *to, int64_t outer, \
+                                 int64_t middle, int64_t first) \
+    { \
+        const int64_t last = sz_min64(s->n, first + TILE); \
+        const TYPE *x = (const TYPE *)from + (outer * s->m * s->b + middle) * s->n; \
+        TYPE *y = (TYPE *)to + outer * s->n * s->b * s->m + middle * s->m; \
+        for (int64_t i = 0; i < s->m; i++) \
+            for (int64_t j = first; j < last; j++) \
+                y[j * s->b * s->m + i] = x[i * s->b * s->n + j]; \
     }
 SWAP_TILE(uint32_t)
 SWAP_TILE(uint16_t)
@@ -75,7 +80,7 @@ static void swap_elements(const sz_call *c, const sz_swap *s)
     void *to = c->out[0]->data;
     const size_t size = sz_dtype_size(c->in[0]->dtype);
     const int64_t tiles = sz_ceil_div(s->n, TILE);
-    #pragma omp parallel for schedule(static) if (c->in[0]->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (c->in[0]->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < s->a * s->b * tiles; i++) {
         int64_t first = i % tiles * TILE;
         int64_t middle = i / tiles % s->b;
@@ -96,7 +101,7 @@ int sz_cpu_transpose(const sz_call *c)
         return 0;
     }
     const size_t run = (size_t)s.c * sz_dtype_size(x->dtype);
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < s.a * s.n * s.b; row++) {
         int64_t middle = row % s.b;
         int64_t j = row / s.b % s.n;
@@ -113,7 +118,7 @@ int sz_cpu_transpose(const sz_call *c)
 
 typedef struct {
     char *to;
-    size_t to_step;                 /* bytes from a run to the next */
+    size_t to_step; /* bytes from a run to the next */
     const char *from;
     size_t from_step;
     size_t run;
@@ -122,7 +127,7 @@ typedef struct {
 
 static void copy_runs(runs r)
 {
-    #pragma omp parallel for schedule(static) if (r.count * (int64_t)r.run >= 4 * SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (r.count * (int64_t)r.run >= 4 * SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < r.count; i++)
         memcpy(r.to + (size_t)i * r.to_step, r.from + (size_t)i * r.from_step, r.run);
 }
@@ -142,8 +147,12 @@ int sz_cpu_cat(const sz_call *c)
     char *to = c->out[0]->data;
     for (int i = 0; i < SZ_MAX_IN && c->in[i]; i++) {
         size_t run = bytes_around(c->in[i], dim);
-        copy_runs((runs){ .to = to, .to_step = to_step, .from = c->in[i]->data, .from_step = run,
-                          .run = run, .count = outer });
+        copy_runs((runs){ .to = to,
+                          .to_step = to_step,
+                          .from = c->in[i]->data,
+                          .from_step = run,
+                          .run = run,
+                          .count = outer });
         to += run;
     }
     return 0;
@@ -154,9 +163,12 @@ int sz_cpu_slice(const sz_call *c)
     const int dim = (int)c->args[0];
     const sz_around a = sz_around_dim(c->in[0], dim);
     const size_t run = bytes_around(c->out[0], dim);
-    copy_runs((runs){ .to = c->out[0]->data, .to_step = run,
+    copy_runs((runs){ .to = c->out[0]->data,
+                      .to_step = run,
                       .from = element(c->in[0], (int64_t)c->args[1] * a.inner),
-                      .from_step = bytes_around(c->in[0], dim), .run = run, .count = a.outer });
+                      .from_step = bytes_around(c->in[0], dim),
+                      .run = run,
+                      .count = a.outer });
     return 0;
 }
 
@@ -167,7 +179,10 @@ int sz_cpu_pad_dim(const sz_call *c)
     const size_t run = bytes_around(c->in[0], dim);
     memset(c->out[0]->data, 0, sz_bytes(c->out[0]));
     copy_runs((runs){ .to = element(c->out[0], (int64_t)c->args[1] * a.inner),
-                      .to_step = bytes_around(c->out[0], dim), .from = c->in[0]->data,
-                      .from_step = run, .run = run, .count = a.outer });
+                      .to_step = bytes_around(c->out[0], dim),
+                      .from = c->in[0]->data,
+                      .from_step = run,
+                      .run = run,
+                      .count = a.outer });
     return 0;
 }

@@ -1,8 +1,8 @@
-/* pointwise.c - sqrt, pow, comparisons and choose on the CPU: element by element, a second tensor of pow and compare may be
- * shorter and repeats.
+/* pointwise.c - sqrt, pow, comparisons and choose on the CPU: element by element, a second tensor
+ * of pow and compare may be shorter and repeats.
  *
- * pow calls libm for each element, which no compiler vectorises. Leaves out: the other elementwise ops (elementwise.c).
- * The reference is reference/pointwise.c. */
+ * pow calls libm for each element, which no compiler vectorises. Leaves out: the other elementwise
+ * ops (elementwise.c). The reference is reference/pointwise.c. */
 #include "ops/dims.h"
 #include "vecmath.h"
 #include <math.h>
@@ -11,7 +11,7 @@ int sz_cpu_sqrt(const sz_call *c)
 {
     const sz_tensor *x = c->in[0];
     sz_tensor *y = c->out[0];
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t start = 0; start < x->numel; start += SZ_BLOCK) {
         float x_buffer[SZ_BLOCK];
         float y_buffer[SZ_BLOCK];
@@ -29,17 +29,19 @@ int sz_cpu_pow(const sz_call *c)
     const sz_tensor *a = c->in[0];
     const sz_tensor *b = c->in[1];
     sz_tensor *y = c->out[0];
-    #pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
-    for (int64_t i = 0; i < a->numel; i++) sz_put(y, i, powf(sz_get(a, i), sz_get(b, i % b->numel)));
+#pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
+    for (int64_t i = 0; i < a->numel; i++)
+        sz_put(y, i, powf(sz_get(a, i), sz_get(b, i % b->numel)));
     return 0;
 }
 
-/* da = dy b a^(b - 1), 0 where b = 0;  db = dy a^b log(a), 0 where a = 0 and b >= 0: PyTorch's limits. */
+/* da = dy b a^(b - 1), 0 where b = 0;  db = dy a^b log(a), 0 where a = 0 and b >= 0: PyTorch's
+ * limits. */
 int sz_cpu_pow_backward(const sz_call *c)
 {
     const sz_tensor *a = c->in[0];
     const sz_tensor *b = c->in[1];
-    #pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < a->numel; i++) {
         float base = sz_get(a, i);
         float exponent = sz_get(b, i % b->numel);
@@ -82,8 +84,9 @@ int sz_cpu_compare(const sz_call *c)
     const sz_tensor *b = c->in[1];
     const int kind = (int)c->args[0];
     float *y = sz_f32(c->out[0]);
-    #pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
-    for (int64_t i = 0; i < a->numel; i++) y[i] = holds(number(a, i), number(b, i % b->numel), kind);
+#pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
+    for (int64_t i = 0; i < a->numel; i++)
+        y[i] = holds(number(a, i), number(b, i % b->numel), kind);
     return 0;
 }
 
@@ -92,7 +95,7 @@ int sz_cpu_choose(const sz_call *c)
 {
     const sz_tensor *condition = c->in[0];
     sz_tensor *y = c->out[0];
-    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < y->numel; i++) {
         const sz_tensor *chosen = number(condition, i) != 0 ? c->in[1] : c->in[2];
         sz_put(y, i, chosen ? sz_get(chosen, i) : 0.0f);

@@ -1,10 +1,12 @@
 /* reduce.c - sum, maximum and minimum over one dimension, and cross-entropy, on the CPU.
  *
- * x is seen as [outer, n, inner] around the dimension. With inner = 1 the numbers to be reduced follow each other and a
- * thread takes a row; otherwise a thread takes a block of neighbouring columns and walks down the dimension. Each result
- * is computed by one thread in a fixed order, so the number of threads does not show in the bits.
+ * x is seen as [outer, n, inner] around the dimension. With inner = 1 the numbers to be reduced
+ * follow each other and a thread takes a row; otherwise a thread takes a block of neighbouring
+ * columns and walks down the dimension. Each result is computed by one thread in a fixed order, so
+ * the number of threads does not show in the bits.
  *
- * Leaves out: the sum of everything (elementwise.c), softmax (rowwise.c). The reference is reference/reduce.c. */
+ * Leaves out: the sum of everything (elementwise.c), softmax (rowwise.c). The reference is
+ * reference/reduce.c. */
 #include "ops/dims.h"
 #include "vecmath.h"
 #include <math.h>
@@ -22,7 +24,8 @@ static double row_sum(const sz_tensor *x, int64_t start, int64_t n)
     return sum;
 }
 
-/* y[0 .. width) = the sums of `width` neighbouring columns, the first of which starts at element `start` of x. */
+/* y[0 .. width) = the sums of `width` neighbouring columns, the first of which starts at element
+ * `start` of x. */
 static void column_sums(const sz_tensor *x, int64_t start, sz_around a, int64_t width, float *y)
 {
     float buffer[SZ_BLOCK];
@@ -40,13 +43,13 @@ int sz_cpu_sum_dim(const sz_call *c)
     const sz_around a = sz_around_dim(x, (int)c->args[0]);
     float *y = sz_f32(c->out[0]);
     if (a.inner == 1) {
-        #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
         for (int64_t row = 0; row < a.outer; row++) y[row] = (float)row_sum(x, row * a.n, a.n);
         return 0;
     }
 
     const int64_t blocks = sz_ceil_div(a.inner, SZ_BLOCK);
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < a.outer * blocks; i++) {
         int64_t outer = i / blocks;
         int64_t col = i % blocks * SZ_BLOCK;
@@ -66,8 +69,8 @@ static inline bool beats(float value, float best, bool largest)
 }
 
 /* The extremes of `width` neighbouring columns and the places where they were found. */
-static void column_extremes(const sz_tensor *x, int64_t start, sz_around a, int64_t width, bool largest,
-                            float *best, int32_t *where)
+static void column_extremes(const sz_tensor *x, int64_t start, sz_around a, int64_t width,
+                            bool largest, float *best, int32_t *where)
 {
     float buffer[SZ_BLOCK];
     for (int64_t i = 0; i < a.n; i++) {
@@ -104,14 +107,14 @@ static int extreme_dim(const sz_call *c, bool largest)
     int32_t *where = sz_i32(c->out[1]);
     const sz_around a = sz_around_dim(x, (int)c->args[0]);
     if (a.inner == 1) {
-        #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
         for (int64_t row = 0; row < a.outer; row++)
             sz_put(y, row, row_extreme(x, row * a.n, a.n, largest, &where[row]));
         return 0;
     }
 
     const int64_t blocks = sz_ceil_div(a.inner, SZ_BLOCK);
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < a.outer * blocks; i++) {
         float best[SZ_BLOCK];
         int64_t outer = i / blocks;
@@ -136,7 +139,7 @@ int sz_cpu_extreme_backward(const sz_call *c)
     sz_tensor *dx = c->out[0];
     const sz_around a = sz_around_dim(x, (int)c->args[0]);
     memset(dx->data, 0, sz_bytes(dx));
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < a.outer * a.inner; i++) {
         int64_t place = i / a.inner * a.n * a.inner + i % a.inner;
         float wanted = sz_get(y, i);
@@ -150,7 +153,8 @@ int sz_cpu_extreme_backward(const sz_call *c)
     return 0;
 }
 
-/* ---- cross-entropy: -log softmax(logits)[id] of each row; rows whose id is `ignore` give 0 ---- */
+/* ---- cross-entropy: -log softmax(logits)[id] of each row; rows whose id is `ignore` give 0 ----
+ */
 
 static float row_max(const sz_tensor *x, int64_t start, int64_t n)
 {
@@ -185,7 +189,7 @@ int sz_cpu_cross_entropy(const sz_call *c)
     const int64_t v = x->shape[1];
     float *loss = sz_f32(c->out[0]);
     float *lse = sz_f32(c->out[1]);
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < x->shape[0]; row++) {
         float highest = row_max(x, row * v, v);
         double log_sum = (double)highest + log(sum_of_exp(x, row * v, v, highest));
@@ -207,7 +211,7 @@ int sz_cpu_cross_entropy_backward(const sz_call *c)
     const float *dloss = sz_f32(c->in[3]);
     sz_tensor *dx = c->out[0];
     const int64_t v = x->shape[1];
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < x->shape[0]; row++) {
         float x_buffer[SZ_BLOCK];
         float dx_buffer[SZ_BLOCK];

@@ -1,8 +1,8 @@
-/* pointwise.cu - sqrt, pow, comparisons and choose on the device: a thread takes an element; a second tensor of pow and
- * compare may be shorter and repeats.
+/* pointwise.cu - sqrt, pow, comparisons and choose on the device: a thread takes an element; a
+ * second tensor of pow and compare may be shorter and repeats.
  *
- * Leaves out: i32, which stays in host memory; the other elementwise ops (elementwise.cu). The reference is
- * cpu/reference/pointwise.c. */
+ * Leaves out: i32, which stays in host memory; the other elementwise ops (elementwise.cu). The
+ * reference is cpu/reference/pointwise.c. */
 #include "vector.cuh"
 extern "C" {
 #include "ops/dims.h"
@@ -10,21 +10,26 @@ extern "C" {
 
 enum { THREADS = 256 };
 
-__device__ __forceinline__ int64_t thread_index() { return (int64_t)blockIdx.x * THREADS + threadIdx.x; }
+__device__ __forceinline__ int64_t thread_index()
+{
+    return (int64_t)blockIdx.x * THREADS + threadIdx.x;
+}
 __device__ __forceinline__ int64_t thread_count() { return (int64_t)gridDim.x * THREADS; }
 
 static unsigned blocks_of(int64_t items) { return sz_grid(sz_blocks(items, THREADS)); }
 
 __global__ void sqrt_kernel(sz_elements x, sz_elements y, int64_t n)
 {
-    for (int64_t i = thread_index(); i < n; i += thread_count()) sz_store_element(y, i, sqrtf(sz_load_element(x, i)));
+    for (int64_t i = thread_index(); i < n; i += thread_count())
+        sz_store_element(y, i, sqrtf(sz_load_element(x, i)));
 }
 
 extern "C" int sz_cuda_sqrt(const sz_call *c)
 {
     const int64_t n = c->in[0]->numel;
     if (n == 0) return 0;
-    SZ_LAUNCH(sqrt_kernel, blocks_of(n), THREADS, 0, sz_elements_of(c->in[0]), sz_elements_of(c->out[0]), n);
+    SZ_LAUNCH(sqrt_kernel, blocks_of(n), THREADS, 0, sz_elements_of(c->in[0]),
+              sz_elements_of(c->out[0]), n);
     return sz_cuda_launched("sqrt");
 }
 
@@ -38,14 +43,15 @@ extern "C" int sz_cuda_pow(const sz_call *c)
 {
     const int64_t n = c->in[0]->numel;
     if (n == 0) return 0;
-    SZ_LAUNCH(pow_kernel, blocks_of(n), THREADS, 0, sz_elements_of(c->in[0]), sz_elements_of(c->in[1]),
-              sz_elements_of(c->out[0]), n, c->in[1]->numel);
+    SZ_LAUNCH(pow_kernel, blocks_of(n), THREADS, 0, sz_elements_of(c->in[0]),
+              sz_elements_of(c->in[1]), sz_elements_of(c->out[0]), n, c->in[1]->numel);
     return sz_cuda_launched("pow");
 }
 
-/* da = dy b a^(b - 1), 0 where b = 0;  db = dy a^b log(a), 0 where a = 0 and b >= 0: PyTorch's limits. */
-__global__ void pow_backward_kernel(sz_elements a, sz_elements b, sz_elements dy, sz_elements da, sz_elements db,
-                                    int64_t n, int64_t period)
+/* da = dy b a^(b - 1), 0 where b = 0;  db = dy a^b log(a), 0 where a = 0 and b >= 0: PyTorch's
+ * limits. */
+__global__ void pow_backward_kernel(sz_elements a, sz_elements b, sz_elements dy, sz_elements da,
+                                    sz_elements db, int64_t n, int64_t period)
 {
     for (int64_t i = thread_index(); i < n; i += thread_count()) {
         const float base = sz_load_element(a, i);
@@ -64,8 +70,9 @@ extern "C" int sz_cuda_pow_backward(const sz_call *c)
 {
     const int64_t n = c->in[0]->numel;
     if (n == 0) return 0;
-    SZ_LAUNCH(pow_backward_kernel, blocks_of(n), THREADS, 0, sz_elements_of(c->in[0]), sz_elements_of(c->in[1]),
-              sz_elements_of(c->in[2]), sz_elements_of(c->out[0]), sz_elements_of(c->out[1]), n, c->in[1]->numel);
+    SZ_LAUNCH(pow_backward_kernel, blocks_of(n), THREADS, 0, sz_elements_of(c->in[0]),
+              sz_elements_of(c->in[1]), sz_elements_of(c->in[2]), sz_elements_of(c->out[0]),
+              sz_elements_of(c->out[1]), n, c->in[1]->numel);
     return sz_cuda_launched("pow_backward");
 }
 
@@ -102,7 +109,8 @@ __global__ void compare_kernel(numbers a, numbers b, float *y, int64_t n, int64_
         y[i] = holds(number(a, i), number(b, i % period), kind) ? 1.0f : 0.0f;
 }
 
-/* Two index tensors, which stay in host memory, are compared there: the core calls the CPU's kernel for them. */
+/* Two index tensors, which stay in host memory, are compared there: the core calls the CPU's kernel
+ * for them. */
 extern "C" int sz_cuda_compare(const sz_call *c)
 {
     const int64_t n = c->in[0]->numel;
@@ -112,7 +120,8 @@ extern "C" int sz_cuda_compare(const sz_call *c)
     return sz_cuda_launched("compare");
 }
 
-__global__ void choose_kernel(numbers condition, sz_elements a, sz_elements b, sz_elements y, int64_t n)
+__global__ void choose_kernel(numbers condition, sz_elements a, sz_elements b, sz_elements y,
+                              int64_t n)
 {
     for (int64_t i = thread_index(); i < n; i += thread_count()) {
         const sz_elements chosen = number(condition, i) != 0.0f ? a : b;
@@ -127,6 +136,7 @@ extern "C" int sz_cuda_choose(const sz_call *c)
     const sz_elements a = c->in[1] ? sz_elements_of(c->in[1]) : none;
     const sz_elements b = c->in[2] ? sz_elements_of(c->in[2]) : none;
     if (n == 0) return 0;
-    SZ_LAUNCH(choose_kernel, blocks_of(n), THREADS, 0, numbers_of(c->in[0]), a, b, sz_elements_of(c->out[0]), n);
+    SZ_LAUNCH(choose_kernel, blocks_of(n), THREADS, 0, numbers_of(c->in[0]), a, b,
+              sz_elements_of(c->out[0]), n);
     return sz_cuda_launched("choose");
 }

@@ -1,10 +1,11 @@
 /* reduce.cu - sum, maximum and minimum over one dimension, and cross-entropy, on the device.
  *
- * x is seen as [outer, n, inner] around the dimension. With inner = 1 a block takes a row; otherwise a thread takes a
- * result and walks down the dimension, its neighbours beside it, so that loads are coalesced. The order of a sum depends
- * on the shape alone.
+ * x is seen as [outer, n, inner] around the dimension. With inner = 1 a block takes a row; otherwise
+ * a thread takes a result and walks down the dimension, so that neighbouring threads load
+ * neighbouring elements. The order of a sum depends on the shape alone.
  *
- * Leaves out: the sum of everything (elementwise.cu), softmax (rowwise.cu). The reference is cpu/reference/reduce.c. */
+ * Leaves out: the sum of everything (elementwise.cu), softmax (rowwise.cu). The reference is
+ * cpu/reference/reduce.c. */
 #include "vector.cuh"
 extern "C" {
 #include "ops/dims.h"
@@ -25,7 +26,10 @@ static around around_dim(const sz_tensor *x, const sz_call *c)
     return around{ a.outer, a.n, a.inner };
 }
 
-__device__ __forceinline__ int64_t thread_index() { return (int64_t)blockIdx.x * THREADS + threadIdx.x; }
+__device__ __forceinline__ int64_t thread_index()
+{
+    return (int64_t)blockIdx.x * THREADS + threadIdx.x;
+}
 __device__ __forceinline__ int64_t thread_count() { return (int64_t)gridDim.x * THREADS; }
 
 /* The element of x where the column of result i begins. */
@@ -40,7 +44,8 @@ __global__ void sum_rows_kernel(sz_elements x, float *y, around a)
 {
     for (int64_t row = blockIdx.x; row < a.outer; row += gridDim.x) {
         float sum = 0;
-        for (int64_t i = threadIdx.x; i < a.n; i += THREADS) sum += sz_load_element(x, row * a.n + i);
+        for (int64_t i = threadIdx.x; i < a.n; i += THREADS)
+            sum += sz_load_element(x, row * a.n + i);
         sum = sz_block_sum<THREADS>(sum);
         if (threadIdx.x == 0) y[row] = sum;
     }
@@ -51,7 +56,8 @@ __global__ void sum_columns_kernel(sz_elements x, float *y, around a)
     for (int64_t i = thread_index(); i < a.outer * a.inner; i += thread_count()) {
         int64_t place = column_start(a, i);
         double sum = 0;
-        for (int64_t k = 0; k < a.n; k++, place += a.inner) sum += (double)sz_load_element(x, place);
+        for (int64_t k = 0; k < a.n; k++, place += a.inner)
+            sum += (double)sz_load_element(x, place);
         y[i] = (float)sum;
     }
 }
@@ -72,7 +78,7 @@ extern "C" int sz_cuda_sum_dim(const sz_call *c)
 
 struct found {
     float value;
-    int32_t index;                  /* -1: nothing yet */
+    int32_t index; /* -1: nothing yet */
 };
 
 /* Whether b is to be taken instead of a. sign is 1 for the largest and -1 for the smallest. */
@@ -108,7 +114,8 @@ __device__ __forceinline__ found block_best(found mine, float sign)
     return best;
 }
 
-__global__ void extreme_rows_kernel(sz_elements x, sz_elements y, int32_t *where, around a, float sign)
+__global__ void extreme_rows_kernel(sz_elements x, sz_elements y, int32_t *where, around a,
+                                    float sign)
 {
     for (int64_t row = blockIdx.x; row < a.outer; row += gridDim.x) {
         found best = { 0, -1 };
@@ -124,7 +131,8 @@ __global__ void extreme_rows_kernel(sz_elements x, sz_elements y, int32_t *where
     }
 }
 
-__global__ void extreme_columns_kernel(sz_elements x, sz_elements y, int32_t *where, around a, float sign)
+__global__ void extreme_columns_kernel(sz_elements x, sz_elements y, int32_t *where, around a,
+                                       float sign)
 {
     for (int64_t i = thread_index(); i < a.outer * a.inner; i += thread_count()) {
         int64_t place = column_start(a, i);
@@ -146,8 +154,11 @@ static int extreme_dim(const sz_call *c, const char *op, float sign)
     int32_t *where = sz_i32(c->out[1]);
     const int64_t results = a.outer * a.inner;
     if (results == 0) return 0;
-    if (a.inner == 1) SZ_LAUNCH(extreme_rows_kernel, sz_grid(results), THREADS, 0, x, y, where, a, sign);
-    else SZ_LAUNCH(extreme_columns_kernel, sz_grid(sz_blocks(results, THREADS)), THREADS, 0, x, y, where, a, sign);
+    if (a.inner == 1)
+        SZ_LAUNCH(extreme_rows_kernel, sz_grid(results), THREADS, 0, x, y, where, a, sign);
+    else
+        SZ_LAUNCH(extreme_columns_kernel, sz_grid(sz_blocks(results, THREADS)), THREADS, 0, x, y,
+                  where, a, sign);
     return sz_cuda_launched(op);
 }
 
@@ -157,7 +168,8 @@ extern "C" int sz_cuda_min_dim(const sz_call *c) { return extreme_dim(c, "min_di
 __device__ __forceinline__ bool same(float a, float b) { return a == b || (isnan(a) && isnan(b)); }
 
 /* dx = 0, but dy where x is the first element of its row that equals y. */
-__global__ void extreme_backward_rows_kernel(sz_elements x, sz_elements y, sz_elements dy, sz_elements dx, around a)
+__global__ void extreme_backward_rows_kernel(sz_elements x, sz_elements y, sz_elements dy,
+                                             sz_elements dx, around a)
 {
     for (int64_t row = blockIdx.x; row < a.outer; row += gridDim.x) {
         const float wanted = sz_load_element(y, row);
@@ -170,7 +182,8 @@ __global__ void extreme_backward_rows_kernel(sz_elements x, sz_elements y, sz_el
     }
 }
 
-__global__ void extreme_backward_columns_kernel(sz_elements x, sz_elements y, sz_elements dy, sz_elements dx, around a)
+__global__ void extreme_backward_columns_kernel(sz_elements x, sz_elements y, sz_elements dy,
+                                                sz_elements dx, around a)
 {
     for (int64_t i = thread_index(); i < a.outer * a.inner; i += thread_count()) {
         int64_t place = column_start(a, i);
@@ -196,29 +209,32 @@ extern "C" int sz_cuda_extreme_backward(const sz_call *c)
     if (a.inner == 1)
         SZ_LAUNCH(extreme_backward_rows_kernel, sz_grid(results), THREADS, 0, x, y, dy, dx, a);
     else
-        SZ_LAUNCH(extreme_backward_columns_kernel, sz_grid(sz_blocks(results, THREADS)), THREADS, 0, x, y, dy, dx, a);
+        SZ_LAUNCH(extreme_backward_columns_kernel, sz_grid(sz_blocks(results, THREADS)), THREADS, 0,
+                  x, y, dy, dx, a);
     return sz_cuda_launched("extreme_backward");
 }
 
 /* ---- cross-entropy: a block takes a row; rows whose id is `ignore` give 0 ---- */
 
-__global__ void cross_entropy_kernel(sz_elements x, const int32_t *ids, float *loss, float *lse, int64_t rows, int64_t v,
-                                     int32_t ignore)
+__global__ void cross_entropy_kernel(sz_elements x, const int32_t *ids, float *loss, float *lse,
+                                     int64_t rows, int64_t v, int32_t ignore)
 {
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         float highest = -INFINITY;
-        for (int64_t j = threadIdx.x; j < v; j += THREADS) highest = fmaxf(highest, sz_load_element(x, row * v + j));
+        for (int64_t j = threadIdx.x; j < v; j += THREADS)
+            highest = fmaxf(highest, sz_load_element(x, row * v + j));
         highest = sz_block_max<THREADS>(highest);
 
         float sum = 0;
-        for (int64_t j = threadIdx.x; j < v; j += THREADS) sum += expf(sz_load_element(x, row * v + j) - highest);
+        for (int64_t j = threadIdx.x; j < v; j += THREADS)
+            sum += expf(sz_load_element(x, row * v + j) - highest);
         sum = sz_block_sum<THREADS>(sum);
 
         if (threadIdx.x == 0) {
             const int32_t id = ids[row];
             lse[row] = highest + logf(sum);
             loss[row] = 0;
-            /* The large terms are subtracted first: the log of the sum may be small beside them. */
+            /* The large terms are subtracted first: the log of the sum may be much smaller. */
             if (id != ignore) loss[row] = (highest - sz_load_element(x, row * v + id)) + logf(sum);
         }
     }
@@ -230,14 +246,15 @@ extern "C" int sz_cuda_cross_entropy(const sz_call *c)
     const int32_t *ids = sz_cuda_indices(c->in[1]);
     if (!ids) return -1;
     if (x->numel == 0) return 0;
-    SZ_LAUNCH(cross_entropy_kernel, sz_grid(x->shape[0]), THREADS, 0, sz_elements_of(x), ids, sz_f32(c->out[0]),
-              sz_f32(c->out[1]), x->shape[0], x->shape[1], (int32_t)c->args[0]);
+    SZ_LAUNCH(cross_entropy_kernel, sz_grid(x->shape[0]), THREADS, 0, sz_elements_of(x), ids,
+              sz_f32(c->out[0]), sz_f32(c->out[1]), x->shape[0], x->shape[1], (int32_t)c->args[0]);
     return sz_cuda_launched("cross_entropy");
 }
 
 /* dx = (softmax(logits) - [column == id]) * dloss */
-__global__ void cross_entropy_backward_kernel(sz_elements x, const int32_t *ids, const float *lse, const float *dloss,
-                                              sz_elements dx, int64_t rows, int64_t v, int32_t ignore)
+__global__ void cross_entropy_backward_kernel(sz_elements x, const int32_t *ids, const float *lse,
+                                              const float *dloss, sz_elements dx, int64_t rows,
+                                              int64_t v, int32_t ignore)
 {
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const int32_t id = ids[row];
@@ -255,8 +272,8 @@ extern "C" int sz_cuda_cross_entropy_backward(const sz_call *c)
     const int32_t *ids = sz_cuda_indices(c->in[1]);
     if (!ids) return -1;
     if (x->numel == 0) return 0;
-    SZ_LAUNCH(cross_entropy_backward_kernel, sz_grid(x->shape[0]), THREADS, 0, sz_elements_of(x), ids,
-              sz_f32(c->in[2]), sz_f32(c->in[3]), sz_elements_of(c->out[0]), x->shape[0], x->shape[1],
-              (int32_t)c->args[0]);
+    SZ_LAUNCH(cross_entropy_backward_kernel, sz_grid(x->shape[0]), THREADS, 0, sz_elements_of(x),
+              ids, sz_f32(c->in[2]), sz_f32(c->in[3]), sz_elements_of(c->out[0]), x->shape[0],
+              x->shape[1], (int32_t)c->args[0]);
     return sz_cuda_launched("cross_entropy_backward");
 }

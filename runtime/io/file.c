@@ -1,5 +1,7 @@
-/* file.c - whole files: read into memory, or written so that a reader sees the old file or the new one, never a part.
- * Leaves out mapping (safetensors.c) and every format. */
+/* file.c - whole files: read into memory, or written so that a reader sees the old file or the new
+ * one, never a part.
+ * Leaves out: mapping (safetensors.c) and every format.
+ */
 #include "io.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -9,23 +11,37 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* Memory for the whole of an open file; NULL with a message. */
+static uint8_t *allocate_for(int fd, const char *path, size_t max, size_t *size)
+{
+    struct stat st;
+    if (fstat(fd, &st) != 0) return sz_null("%s: %s", path, strerror(errno));
+    if (!S_ISREG(st.st_mode)) return sz_null("%s: not a regular file", path);
+    if (st.st_size == 0) return sz_null("%s: the file is empty", path);
+
+    long long bytes = (long long)st.st_size;
+    if ((uint64_t)bytes > max)
+        return sz_null("%s: %lld bytes, more than the limit of %zu", path, bytes, max);
+    *size = (size_t)bytes;
+    uint8_t *memory = malloc(*size);
+    return memory ? memory : sz_null("%s: out of memory for %lld bytes", path, bytes);
+}
+
 uint8_t *sz_io_read(const char *path, size_t max, size_t *len)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return sz_null("%s: %s", path, strerror(errno));
-    struct stat st;
-    uint8_t *bytes = NULL;
-    if (fstat(fd, &st) != 0) sz_fail("%s: %s", path, strerror(errno));
-    else if (!S_ISREG(st.st_mode)) sz_fail("%s: not a regular file", path);
-    else if (st.st_size == 0) sz_fail("%s: the file is empty", path);
-    else if ((uint64_t)st.st_size > max) sz_fail("%s: %lld bytes, more than the limit of %zu", path, (long long)st.st_size, max);
-    else if (!(bytes = malloc((size_t)st.st_size))) sz_fail("%s: out of memory for %lld bytes", path, (long long)st.st_size);
-    size_t want = bytes ? (size_t)st.st_size : 0, got = 0;
-    while (got < want) {
-        ssize_t n = read(fd, bytes + got, want - got);
+
+    /* A read may return less than asked for. */
+    size_t size = 0;
+    size_t got = 0;
+    uint8_t *bytes = allocate_for(fd, path, max, &size);
+    while (bytes && got < size) {
+        ssize_t n = read(fd, bytes + got, size - got);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) {
-            sz_fail("%s: %s", path, n ? strerror(errno) : "the file became shorter while it was read");
+            const char *reason = "the file became shorter while it was read";
+            sz_fail("%s: %s", path, n ? strerror(errno) : reason);
             free(bytes);
             bytes = NULL;
             break;
@@ -36,6 +52,8 @@ uint8_t *sz_io_read(const char *path, size_t max, size_t *len)
     *len = got;
     return bytes;
 }
+
+/* ---- writing ---- */
 
 static int writer_fail(sz_writer *w, const char *what)
 {
@@ -59,10 +77,12 @@ int sz_writer_open(sz_writer *w, const char *path)
 
 int sz_writer_put(sz_writer *w, const void *bytes, size_t len)
 {
+    /* Linux writes at most 0x7ffff000 bytes a call; smaller pieces also let an interrupt through
+     * sooner. */
+    const size_t most = 64u << 20;
     const char *p = bytes;
     while (len > 0) {
-        /* Linux writes at most 0x7ffff000 bytes a call; smaller pieces also keep an interrupt's delay short. */
-        ssize_t n = write(w->fd, p, len < (64u << 20) ? len : 64u << 20);
+        ssize_t n = write(w->fd, p, len < most ? len : most);
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) return writer_fail(w, "write");
         p += n;
@@ -73,12 +93,15 @@ int sz_writer_put(sz_writer *w, const void *bytes, size_t len)
 
 int sz_writer_commit(sz_writer *w)
 {
+    /* The bytes are durable before the name changes. */
     if (fsync(w->fd) != 0) return writer_fail(w, "sync");
     int fd = w->fd;
     w->fd = -1;
     if (close(fd) != 0) return writer_fail(w, "close");
     if (rename(w->tmp, w->path) != 0) return writer_fail(w, "rename its temporary file");
-    /* The new name is durable once its folder is; some file systems cannot sync a folder, which is no failure. */
+
+    /* The new name is durable once its folder is; some file systems cannot sync a folder, which is
+     * not a failure. */
     int dir = open(dirname(w->tmp), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir >= 0) {
         fsync(dir);
@@ -86,7 +109,8 @@ int sz_writer_commit(sz_writer *w)
     }
     free(w->tmp);
     free(w->path);
-    w->tmp = w->path = NULL;
+    w->tmp = NULL;
+    w->path = NULL;
     return 0;
 }
 

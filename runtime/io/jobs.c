@@ -1,12 +1,16 @@
-/* jobs.c - work beside the main thread: a queue of jobs and two threads that take the oldest first. Users: pictures ahead of the step
- * (models/qwen_picture.c) and files written behind it (writing.c).
+/* jobs.c - background work: a queue of jobs, and two threads that run the oldest first. Used to
+ * prefetch images (the models' image processors) and to write files after a step (writing.c).
  *
- * A job gets a context of plain memory. Tensors' objects, the step arena and the tape belong to the main thread: a job reads or writes the
- * bytes of a tensor that the main thread holds for it, and touches neither counts nor objects. Its kernels run on its own thread alone:
- * two teams of threads on the same cores would wait for each other. Whoever waits for a job that nobody has begun runs it himself, so no
- * result depends on whether there are threads.
+ * A job gets a context of plain memory. Tensor objects, the step arena and the tape belong to the
+ * main thread: a job may read or write the bytes of a tensor that the main thread keeps alive for
+ * it, but it must not touch reference counts or objects. Its kernels run on its own thread alone,
+ * because two thread teams on the same cores would wait for each other. If the main thread waits
+ * for a job that has not started, it runs the job itself, so no result depends on whether there are
+ * threads.
  *
- * The threads end in sz_jobs_end, before the library is unloaded. Leaves out: priorities, jobs that start jobs. */
+ * The threads end in sz_jobs_end, before the library is unloaded.
+ * Leaves out: priorities, jobs that start jobs.
+ */
 #include "io.h"
 #include <omp.h>
 #include <pthread.h>
@@ -14,40 +18,50 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { THREADS = 2 };       /* one can write a checkpoint for minutes while the other reads pictures */
+enum { THREADS = 2 }; /* one may write a checkpoint for minutes: the other reads images */
 
 enum state { WAITING, RUNNING, DONE };
 
 struct sz_job {
     enum state state;
     int rc;
-    char message[1024];
+    char message[1024]; /* if rc is not 0 */
     int (*run)(void *context);
     void (*dispose)(void *context);
     void *context;
     sz_job *next;
 };
 
+/* The lock protects all of this, and the state of each job. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t added = PTHREAD_COND_INITIALIZER, ended = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t added = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
 static sz_job *oldest, *newest;
 static pthread_t threads[THREADS];
 static int started, idle;
 static bool leaving;
 
-static sz_job *take(sz_job *wanted)     /* out of the queue; NULL: the oldest. lock is held */
+/* Takes `wanted`, or the oldest job if it is NULL, out of the queue; NULL if it is not there. The
+ * caller holds the lock. */
+static sz_job *dequeue(sz_job *wanted)
 {
-    sz_job *before = NULL, *j = oldest;
-    while (j && wanted && j != wanted) before = j, j = j->next;
+    sz_job *previous = NULL;
+    sz_job *j = oldest;
+    while (j && wanted && j != wanted) {
+        previous = j;
+        j = j->next;
+    }
     if (!j) return NULL;
-    if (before) before->next = j->next;
+
+    if (previous) previous->next = j->next;
     else oldest = j->next;
-    if (newest == j) newest = before;
+    if (newest == j) newest = previous;
     j->state = RUNNING;
     return j;
 }
 
-static void run(sz_job *j)              /* lock is not held */
+/* Runs a job. The caller does not hold the lock. */
+static void run(sz_job *j)
 {
     int rc = j->run(j->context);
     pthread_mutex_lock(&lock);
@@ -64,7 +78,8 @@ static void *work(void *unused)
     omp_set_num_threads(1);
     pthread_mutex_lock(&lock);
     for (;;) {
-        sz_job *j = take(NULL);
+        /* Run the oldest job; leave only when there is none. */
+        sz_job *j = dequeue(NULL);
         if (j) {
             pthread_mutex_unlock(&lock);
             run(j);
@@ -81,7 +96,8 @@ static void *work(void *unused)
     return NULL;
 }
 
-/* lock is held. Signals are the main thread's. Without a thread the job waits for the one who wants it. */
+/* Starts a thread that takes no signals, which are the main thread's. If that fails, each job runs
+ * when the main thread waits for it. The caller holds the lock. */
 static void start_thread(void)
 {
     sigset_t all, before;
@@ -89,6 +105,17 @@ static void start_thread(void)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     if (pthread_create(&threads[started], NULL, work, NULL) == 0) started++;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void enqueue(sz_job *j)
+{
+    pthread_mutex_lock(&lock);
+    if (newest) newest->next = j;
+    else oldest = j;
+    newest = j;
+    if (!idle && started < THREADS) start_thread();
+    pthread_cond_signal(&added);
+    pthread_mutex_unlock(&lock);
 }
 
 sz_job *sz_job_start(int (*run_job)(void *), void (*dispose)(void *), void *context, bool at_once)
@@ -101,17 +128,8 @@ sz_job *sz_job_start(int (*run_job)(void *), void (*dispose)(void *), void *cont
     j->run = run_job;
     j->dispose = dispose;
     j->context = context;
-    if (at_once) {
-        run(j);
-        return j;
-    }
-    pthread_mutex_lock(&lock);
-    if (newest) newest->next = j;
-    else oldest = j;
-    newest = j;
-    if (!idle && started < THREADS) start_thread();
-    pthread_cond_signal(&added);
-    pthread_mutex_unlock(&lock);
+    if (at_once) run(j);
+    else enqueue(j);
     return j;
 }
 
@@ -127,9 +145,10 @@ int sz_job_done(sz_job *j)
 
 int sz_job_wait(sz_job *j)
 {
+    /* A job that has not started is run here. */
     pthread_mutex_lock(&lock);
     if (j->state == WAITING) {
-        take(j);
+        dequeue(j);
         pthread_mutex_unlock(&lock);
         run(j);
         pthread_mutex_lock(&lock);
@@ -143,8 +162,9 @@ void sz_job_free(sz_job *j)
 {
     if (!j) return;
     pthread_mutex_lock(&lock);
-    if (j->state == WAITING) take(j);
-    else while (j->state != DONE) pthread_cond_wait(&ended, &lock);
+    if (j->state == WAITING) dequeue(j);
+    else
+        while (j->state != DONE) pthread_cond_wait(&ended, &lock);
     pthread_mutex_unlock(&lock);
     j->dispose(j->context);
     free(j);

@@ -1,6 +1,6 @@
-/* arrange.c - ops that move elements without computing: broadcast_to, transpose, cat, slice, pad_dim. Shape checks,
- * gradient rules. They take tensors of any dtype.
- * Leaves out: what is a view (view.c), rows chosen by index (rows.c). */
+/* arrange.c - ops that move elements without computing: broadcast_to, transpose, cat, slice,
+ * pad_dim. Shape checks, gradient rules. They take tensors of any dtype. Leaves out: what is a view
+ * (view.c), rows chosen by index (rows.c). */
 #include "dims.h"
 #include "op.h"
 
@@ -28,12 +28,14 @@ int sz_shape_broadcast_to(int op, sz_call *c)
     int64_t shape[SZ_MAX_DIMS];
     SZ_REQUIRE(x, "takes a tensor");
     if (sz_whole(op, c, 0, 0, &ndim) != 0) return -1;
-    SZ_REQUIRE(ndim >= x->ndim && ndim <= SZ_MAX_DIMS, "the new shape has too few or too many dimensions");
+    SZ_REQUIRE(ndim >= x->ndim && ndim <= SZ_MAX_DIMS,
+               "the new shape has too few or too many dimensions");
     for (int i = 0; i < ndim; i++)
         if (sz_whole(op, c, 1 + i, 0, &shape[i]) != 0) return -1;
     for (int i = 1; i <= x->ndim; i++) {
         int64_t size = x->shape[x->ndim - i];
-        SZ_REQUIRE(size == 1 || size == shape[ndim - i], "a dimension that is not 1 must stay as it is");
+        SZ_REQUIRE(size == 1 || size == shape[ndim - i],
+                   "a dimension that is not 1 must stay as it is");
     }
     return sz_out(c, sz_tensor_new(x->dtype, (int)ndim, shape, x->device));
 }
@@ -97,7 +99,8 @@ int sz_shape_cat(int op, sz_call *c)
     for (int i = 0; i < SZ_MAX_IN && c->in[i]; i++) {
         SZ_REQUIRE(i == 0 || c->in[i - 1], "the tensors must follow each other");
         SZ_REQUIRE(c->in[i]->dtype == x->dtype, "takes tensors of one dtype");
-        SZ_REQUIRE(equal_but_for(c->in[i], x, dim), "the tensors' shapes must be equal but for the dimension");
+        SZ_REQUIRE(equal_but_for(c->in[i], x, dim),
+                   "the tensors' shapes must be equal but for the dimension");
         size += c->in[i]->shape[dim];
     }
     return out_resized(c, x, dim, size);

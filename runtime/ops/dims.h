@@ -1,4 +1,5 @@
-/* dims.h - a tensor seen around one of its dimensions, as [outer, n, inner]: what ops that take a `dim` walk over.
+/* dims.h - a tensor seen around one of its dimensions, as [outer, n, inner]: what ops that take a
+ * `dim` walk over.
  *
  * Dimensions are counted from 0, as in PyTorch; the shape checks have refused what is out of range.
  * Leaves out: negative dimensions, which Lua turns into positive ones. */
@@ -8,9 +9,9 @@
 #include "core/core.h"
 
 typedef struct {
-    int64_t outer;                  /* product of the dimensions before dim */
-    int64_t n;                      /* the dimension itself */
-    int64_t inner;                  /* product of the dimensions after it */
+    int64_t outer; /* product of the dimensions before dim */
+    int64_t n;     /* the dimension itself */
+    int64_t inner; /* product of the dimensions after it */
 } sz_around;
 
 /* The product of the dimensions first .. last - 1. */
@@ -53,8 +54,8 @@ static inline sz_swap sz_swap_dims(const sz_tensor *t, int dim0, int dim1)
     return s;
 }
 
-/* How many elements of x a step along each dimension of y passes by: 0 where x is repeated. The dimensions of x are
- * those of y counted from the last; x has 1 where it differs. */
+/* How many elements of x a step along each dimension of y passes by: 0 where x is repeated. The
+ * dimensions of x are those of y counted from the last; x has 1 where it differs. */
 static inline void sz_broadcast_strides(const sz_tensor *x, const sz_tensor *y, int64_t *strides)
 {
     int64_t stride = 1;

@@ -1,10 +1,13 @@
-/* pointwise.c - sqrt, pow, comparisons and choose: shape checks, gradient rules. The second tensor of pow and compare has
- * the first one's shape or is one element; Lua broadcasts other shapes.
+/* pointwise.c - sqrt, pow, comparisons and choose: shape checks, gradient rules. The second tensor
+ * of pow and compare has the first one's shape or is one element; Lua broadcasts other shapes.
  * Leaves out: the other elementwise ops (elementwise.c). */
 #include "dims.h"
 #include "op.h"
 
-static bool same_or_one(const sz_tensor *a, const sz_tensor *b) { return b->numel == 1 || sz_same_shape(a, b); }
+static bool same_or_one(const sz_tensor *a, const sz_tensor *b)
+{
+    return b->numel == 1 || sz_same_shape(a, b);
+}
 
 /* ---- sqrt ---- */
 int sz_shape_sqrt(int op, sz_call *c)
@@ -24,7 +27,8 @@ int sz_grad_sqrt(sz_node *n)
 int sz_shape_pow(int op, sz_call *c)
 {
     SZ_REQUIRE(sz_is_float(c->in[0]) && sz_is_float(c->in[1]), "takes two f32 or bf16 tensors");
-    SZ_REQUIRE(same_or_one(c->in[0], c->in[1]), "the exponent must have the base's shape or be one element");
+    SZ_REQUIRE(same_or_one(c->in[0], c->in[1]),
+               "the exponent must have the base's shape or be one element");
     return sz_out_like(c, c->in[0]);
 }
 
@@ -51,7 +55,8 @@ int sz_grad_pow(sz_node *n)
 
 int sz_shape_pow_backward(int op, sz_call *c)
 {
-    SZ_REQUIRE(sz_is_float(c->in[0]) && sz_is_float(c->in[1]) && sz_is_float(c->in[2]), "takes f32 or bf16 tensors");
+    SZ_REQUIRE(sz_is_float(c->in[0]) && sz_is_float(c->in[1]) && sz_is_float(c->in[2]),
+               "takes f32 or bf16 tensors");
     SZ_REQUIRE(same_or_one(c->in[0], c->in[1]) && sz_same_shape(c->in[0], c->in[2]),
                "the exponent must have the base's shape or be one element, dy the base's shape");
     c->out[1] = sz_tensor_like(c->in[0]);
@@ -64,7 +69,8 @@ int sz_shape_compare(int op, sz_call *c)
     const sz_tensor *a = c->in[0];
     const sz_tensor *b = c->in[1];
     int64_t kind;
-    SZ_REQUIRE(a && b && sz_is_ids(a) == sz_is_ids(b), "takes two f32, bf16 or u8 tensors, or two i32 tensors");
+    SZ_REQUIRE(a && b && sz_is_ids(a) == sz_is_ids(b),
+               "takes two f32, bf16 or u8 tensors, or two i32 tensors");
     SZ_REQUIRE(same_or_one(a, b), "the second shape must equal the first or be one element");
     if (sz_whole(op, c, 0, 0, &kind) != 0) return -1;
     if (kind >= SZ_COMPARISONS) return sz_refuse_number(op, c, 0, "from 0 to 5");
@@ -77,7 +83,8 @@ int sz_shape_choose(int op, sz_call *c)
     const sz_tensor *b = c->in[2];
     SZ_REQUIRE(c->in[0] && !sz_is_ids(c->in[0]), "takes an f32, bf16 or u8 condition");
     SZ_REQUIRE(a || b, "takes at least one tensor to choose from");
-    SZ_REQUIRE((!a || sz_is_float(a)) && (!b || sz_is_float(b)), "chooses from f32 or bf16 tensors");
+    SZ_REQUIRE((!a || sz_is_float(a)) && (!b || sz_is_float(b)),
+               "chooses from f32 or bf16 tensors");
     SZ_REQUIRE(!a || !b || a->dtype == b->dtype, "takes two tensors of one dtype");
     SZ_REQUIRE((!a || sz_same_shape(c->in[0], a)) && (!b || sz_same_shape(c->in[0], b)),
                "takes tensors of one shape");
@@ -89,7 +96,9 @@ int sz_grad_choose(sz_node *n)
 {
     sz_tensor *condition = n->call.in[0];
     sz_tensor *dy = sz_dy(n);
-    if (sz_wants(n, 1) && sz_give(n, 1, sz_run(SZ_OP_choose, (sz_call){ .in = { condition, dy } })) != 0) return -1;
+    if (sz_wants(n, 1) &&
+        sz_give(n, 1, sz_run(SZ_OP_choose, (sz_call){ .in = { condition, dy } })) != 0)
+        return -1;
     if (!sz_wants(n, 2)) return 0;
     return sz_give(n, 2, sz_run(SZ_OP_choose, (sz_call){ .in = { condition, NULL, dy } }));
 }

@@ -1,7 +1,9 @@
-/* reduce.c - sum, maximum and minimum over one dimension, and cross-entropy: shape checks, gradient rules.
+/* reduce.c - sum, maximum and minimum over one dimension, and cross-entropy: shape checks, gradient
+ * rules.
  *
- * The dimension either stays with size 1 (keepdim) or goes; where it was the only one, the result is [1], as that of sum.
- * Leaves out: workspace and FLOP counts: these ops take none, and memory is what limits them. */
+ * The dimension either stays with size 1 (keepdim) or goes; where it was the only one, the result
+ * is [1], as that of sum. Leaves out: workspace and FLOP counts: these ops take none, and memory is
+ * what limits them. */
 #include "dims.h"
 #include "op.h"
 
@@ -71,7 +73,8 @@ int sz_shape_min_dim(int op, sz_call *c) { return shape_extreme(op, c); }
 
 int sz_grad_extreme_dim(sz_node *n)
 {
-    sz_call call = { .in = { n->call.in[0], n->call.out[0], sz_dy(n) }, .args = { n->call.args[0] } };
+    sz_call call = { .in = { n->call.in[0], n->call.out[0], sz_dy(n) },
+                     .args = { n->call.args[0] } };
     return sz_give(n, 0, sz_run(SZ_OP_extreme_backward, call));
 }
 
@@ -79,7 +82,8 @@ int sz_shape_extreme_backward(int op, sz_call *c)
 {
     const sz_tensor *x = c->in[0];
     int64_t dim;
-    SZ_REQUIRE(sz_is_float(x) && sz_is_float(c->in[1]) && sz_is_float(c->in[2]), "takes f32 or bf16 tensors");
+    SZ_REQUIRE(sz_is_float(x) && sz_is_float(c->in[1]) && sz_is_float(c->in[2]),
+               "takes f32 or bf16 tensors");
     if (dimension(op, c, 0, x, &dim) != 0) return -1;
     const sz_around a = sz_around_dim(x, (int)dim);
     SZ_REQUIRE(c->in[1]->numel == a.outer * a.inner && c->in[2]->numel == a.outer * a.inner,
@@ -102,7 +106,8 @@ int sz_shape_cross_entropy(int op, sz_call *c)
     const sz_tensor *x = c->in[0];
     SZ_REQUIRE(sz_is_float_nd(x, 2) && sz_is_ids(c->in[1]), "takes logits [n, v] and i32 ids [n]");
     SZ_REQUIRE(c->in[1]->numel == x->shape[0], "there must be one id for each row of logits");
-    SZ_REQUIRE(ids_fit(c->in[1], x->shape[1], (int64_t)c->args[0]), "an id is outside the logits' columns");
+    SZ_REQUIRE(ids_fit(c->in[1], x->shape[1], (int64_t)c->args[0]),
+               "an id is outside the logits' columns");
     c->out[1] = sz_new1(SZ_F32, x->shape[0], x->device);
     return sz_out(c, sz_new1(SZ_F32, x->shape[0], x->device)) == 0 && c->out[1] ? 0 : -1;
 }
@@ -110,7 +115,8 @@ int sz_shape_cross_entropy(int op, sz_call *c)
 int sz_grad_cross_entropy(sz_node *n)
 {
     if (n->call.out[1]->grad) return sz_fail("cross_entropy: its log-sum-exp has no gradient");
-    sz_call call = { .in = { n->call.in[0], n->call.in[1], n->call.out[1], sz_dy(n) }, .args = { n->call.args[0] } };
+    sz_call call = { .in = { n->call.in[0], n->call.in[1], n->call.out[1], sz_dy(n) },
+                     .args = { n->call.args[0] } };
     return sz_give(n, 0, sz_run(SZ_OP_cross_entropy_backward, call));
 }
 
@@ -120,6 +126,7 @@ int sz_shape_cross_entropy_backward(int op, sz_call *c)
     SZ_REQUIRE(sz_is_float_nd(x, 2) && sz_is_ids(c->in[1]), "takes logits [n, v] and i32 ids [n]");
     SZ_REQUIRE(c->in[1]->numel == x->shape[0], "there must be one id for each row of logits");
     SZ_REQUIRE(sz_is_f32(c->in[2]) && sz_is_f32(c->in[3]) && c->in[2]->numel == x->shape[0] &&
-               c->in[3]->numel == x->shape[0], "the log-sum-exp and dloss must be f32 [n]");
+                   c->in[3]->numel == x->shape[0],
+               "the log-sum-exp and dloss must be f32 [n]");
     return sz_out_like(c, x);
 }

@@ -1,40 +1,46 @@
--- bench.lua - speed of the model's phases beside the limits of the machine, measured in the same
--- run.
+-- bench.lua - times the phases of a model and compares them with limits of the machine that are
+-- measured in the same run.
 --
---   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8] [device=cpu|cuda] [threads=n] [clock=wall|cpu] [only=prefill,vision,train,recompute,start] [side=n] [python=PATH] [train_timed=n]
+--   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8]
+--       [device=cpu|cuda] [threads=n] [clock=wall|cpu] [side=n] [python=PATH] [train_timed=n]
+--       [only=prefill,vision,train,recompute,start]
 --
--- The model is tests/bench/bench_model.json with random weights, or that of model=:
--- tests/bench/bench_wide.json has the widths and the vocabulary of the 3B release and 4 of its
--- layers, 8 of its tower's blocks; 3b and 7b are whole releases; a Qwen2.5-VL folder is loaded
--- (SEGZERO_BENCH_MODEL= names one too). The prompt is bench_model.json's text around an 840 x 840
--- image: 1000 tokens. A model's file may have a `work` of its own (tests/bench/bench_mini.json:
--- for the emulator, where the sizes above take hours). device=cuda: limits are measured there, on
--- larger matrices (side=), the device is waited for before a clock is read, decoding is timed at 1,
--- 8 and 128 answers, and device_memory is the peak over all phases, since freed blocks are kept,
--- beside what was free. One JSON object a line: {name, value, unit, limit, ratio}; ratio is the
--- part of the limit that is reached, 1 at best.
---   matmul_f32, matmul_bf16   GFLOP/s of a [2048, 2048] product through linear: the limit of what
---                             computes
---   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it, if faster:
---                             the limit of what reads weights
+-- model= is by default tests/bench/bench_model.json with random weights.
+-- tests/bench/bench_wide.json has the widths and the vocabulary of the 3B release with 4 of its
+-- layers and 8 blocks of its vision tower; 3b and 7b are whole releases; a Qwen2.5-VL folder is
+-- loaded (SEGZERO_BENCH_MODEL names one too).
+-- The prompt is bench_model.json's text around an 840 x 840 image: 1000 tokens. A model's file may
+-- have its own `work` (tests/bench/bench_mini.json, for the emulator, where the usual sizes take
+-- hours).
+-- device=cuda measures the limits there, on larger matrices (side=). The clock waits for the
+-- device. Decoding is timed with 1, 8 and 128 answers. device_memory is the peak over all phases,
+-- because freed blocks are kept, next to what was free.
+--
+-- Prints one JSON object a line: {name, value, unit, limit, ratio}. ratio is the fraction of the
+-- limit that is reached, 1 at best.
+--   matmul_f32, matmul_bf16   GFLOP/s of a [2048, 2048] product through linear: the limit of work
+--                             that computes
+--   read_bandwidth            GB/s of summing 1 GiB, or of a one-row product with it if that is
+--                             faster: the limit of work that reads weights
 --   prefill_seconds           image and prompt into the cache, logits of the last position, one
---                             token sampled; best of two; with int8 it may pass its limit, which is
---                             that of f32 products
+--                             token sampled; the best of two. With int8 it may exceed its limit,
+--                             which is that of f32 products
 --   decode_1, decode_8        tokens/s after the prompt, all answers together; limit: weights and
---                             cache read once a step
+--                             cache are read once in each decoding step
 --   vision_seconds            the vision tower alone, forward
 --   train_*                   forward and backward of one group: the prompt once, all answers,
---                             every parameter; tokens are the answers' tokens, positions also count
---                             the prompt once for each answer, as a peer without sharing computes
---                             it; recompute_*: the same with activations computed again in backward
---   start_ms                  ./segzero -e ''; limit: what the design asks for
--- Floating-point operations are those of the model's products (backward twice forward), not of what
--- is computed again, so recomputation and re-made logits lower the ratio. Other programs disturb:
--- limits are measured again before each phase, and on a busy machine threads=1 clock=cpu counts the
--- processor's time instead of the wall's.
--- With python= (one that has torch and transformers) bench_torch.py does the same work on the same
--- device, before ours, and its values stand beside ours at the end: {name, value, unit, peer,
--- faster}; only=peer: its values alone. Left out: optimizer, SAM2, reading checkpoints.
+--                             every parameter. tokens are the answers' tokens; positions count the
+--                             prompt once for each answer, as a peer without sharing computes it
+--   recompute_*               the same with activations recomputed in the backward pass
+--   start_ms                  ./segzero -e ''; limit: the design's
+-- Floating-point operations are those of the model's products (backward counts twice the forward),
+-- without what is recomputed, so recomputation lowers the ratio.
+-- Other programs disturb a measurement. So limits are measured again before each phase, and on a
+-- busy machine threads=1 clock=cpu counts processor time instead of wall time.
+-- With python= (a Python with torch and transformers) bench_torch.py does the same work on the same
+-- device first, and its values are printed next to ours at the end: {name, value, unit, peer,
+-- faster}. only=peer prints its values alone.
+-- Left out: the optimizer, SAM2, reading checkpoints.
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
@@ -49,21 +55,23 @@ local C = core.C
 
 local opts = bench.options({ dtype = "f32", only = "prefill,vision,train,recompute,start",
   train_timed = "2",
-  model = os.getenv "SEGZERO_BENCH_MODEL" or core.root .. "/tests/bench_model.json" },
+  model = os.getenv "SEGZERO_BENCH_MODEL" or core.root .. "/tests/bench/bench_model.json" },
   { model = true, dtype = true, only = true, threads = true, clock = true, python = true,
     train_timed = true, device = true, side = true })
 local wanted = {}
 for name in opts.only:gmatch "[%w_]+" do wanted[name] = true end
 
 local json, work = bench.config(opts.model)
-work = work or select(2, bench.config(core.root .. "/tests/bench_model.json"))
+work = work or select(2, bench.config(core.root .. "/tests/bench/bench_model.json"))
 opts.device = opts.device or os.getenv "SEGZERO_DEVICE" or "cpu"
 opts.threads = opts.threads or work.threads
-work.decode_answers = work.decode_answers or opts.device ~= "cpu" and { work.answers, 128 }
-  or { work.answers }
+if not work.decode_answers then
+  work.decode_answers = { work.answers }
+  if opts.device ~= "cpu" then work.decode_answers = { work.answers, 128 } end
+end
 
 -- ---- the peer ----
--- Before this process takes memory of the device.
+-- This comes first, before this process takes memory of the device.
 local function peer_rows(f)
   local quoted = "'" .. opts.python .. "'"
   if os.execute(quoted .. " -c 'import torch, transformers' 2>/dev/null") ~= 0 then
@@ -75,15 +83,21 @@ local function peer_rows(f)
   local phases = {}
   for _, name in ipairs { "prefill", "vision", "train" } do
     if wanted[name] or wanted.peer then
-      phases[#phases + 1] = name == "prefill" and "matmul,prefill,decode" or name
+      if name == "prefill" then name = "matmul,prefill,decode" end
+      phases[#phases + 1] = name
     end
   end
-  local rows, ended = bench.peer(
-    ("%s '%s/tests/bench_torch.py' --device %s --dtype %s --threads %d --train-timed %s --only %s --spec '%s'%s%s"):format(quoted,
-    core.root, opts.device, opts.dtype == "f32" and "f32"
-      or "bf16", opts.threads, opts.train_timed, table.concat(phases, ","), spec,
-    json and "" or (" --model '%s'"):format(opts.model), opts.side and " --side " .. opts.side
-      or ""), f)
+  local dtype = "bf16"
+  if opts.dtype == "f32" then dtype = "f32" end
+  local words = {
+    quoted, ("'%s/tests/bench/bench_torch.py'"):format(core.root),
+    "--device", opts.device, "--dtype", dtype, "--threads", opts.threads,
+    "--train-timed", opts.train_timed, "--only", table.concat(phases, ","),
+    "--spec", "'" .. spec .. "'",
+  }
+  if not json then words[#words + 1] = ("--model '%s'"):format(opts.model) end
+  if opts.side then words[#words + 1] = "--side " .. opts.side end
+  local rows, ended = bench.peer(table.concat(words, " "), f)
   os.remove(spec)
   return rows, ended
 end
@@ -118,8 +132,8 @@ local prompt = #input.input_ids
 local answers = work.answers
 local answer_tokens = work.answer_tokens
 
--- Samples n greedy answers; returns seconds to the first token and seconds a step after two of
--- warm-up.
+-- Samples n greedy answers. Returns the seconds to the first token, and the seconds of a decoding
+-- step after two warm-up steps.
 local function generate(n)
   local start, first, from, last = now()
   rollout.generate(vl, { input },
@@ -135,9 +149,11 @@ end
 
 local function bench_prefill()
   local rate = bench.flop_limit(opts.dtype)
-  local size = opts.dtype == "f32" and 4 or 2
-  -- a scale for each 128 weights
-  local weight_size = opts.dtype == "int8" and 1 + 4 / 128 or size
+  local size = 2
+  if opts.dtype == "f32" then size = 4 end
+  -- int8 has a scale for each 128 weights
+  local weight_size = size
+  if opts.dtype == "int8" then weight_size = 1 + 4 / 128 end
   local weight_bytes = weight_size * (vl.config.layers * counts.layer_weights + counts.head_weights)
   local flops = counts.vision(grid_h, grid_w) + counts.text(prompt, causal_pairs(prompt, 0), 1)
   generate(1)                                      -- warms up: pages, primitives, compiled Lua
@@ -157,7 +173,7 @@ local function bench_prefill()
   for _, run in ipairs(runs) do
     local n = run[1]
     local step = run[2]
-    -- on average half of the answer is there
+    -- on average half of the answer is in the cache
     local cached = prompt + n * (work.decode_tokens / 2)
     local bytes = weight_bytes + size * 2 * counts.kv_width * vl.config.layers * cached
     emit("decode_" .. n, n / step, "tokens/s", n * bandwidth * 1e9 / bytes)
@@ -172,7 +188,7 @@ local function bench_vision()
   emit("vision_seconds", seconds, "s", flops / rate / 1e9, true)
 end
 
--- Forward and backward of the mean log-probability of one group.
+-- Times forward and backward of the mean log-probability of one group.
 local function train_once(lists, recompute)
   local stream = packing.stream({ { input = input, answers = lists } }, vl.image_token_id)
   local features = vl:vision({ input }, { recompute = recompute })

@@ -1,25 +1,26 @@
--- bench_sam2.lua - speed and memory of SAM2 at its released sizes, beside the matmul limit measured
--- in the same run and PyTorch.
+-- bench_sam2.lua - speed and memory of SAM2 at its released sizes, compared with the matmul limit
+-- of the same run and with PyTorch.
 --
---   ./segzero tests/bench/bench_sam2.lua [sizes=tiny,large] [device=cpu|cuda] [threads=2] [best=3] [train=1] [python=PATH] [dtype=f32|bf16] [only=peer]
+--   ./segzero tests/bench/bench_sam2.lua [sizes=tiny,large] [device=cpu|cuda] [threads=2] [best=3]
+--       [train=1] [python=PATH] [dtype=f32|bf16] [only=peer]
 --
--- Random weights, a 1024 x 1024 image, one prompt of a box and two points. sizes=mini: 64 x 64,
--- for the emulated device. One JSON object a line, as bench.lua's:
---   sam2_<size>_encoder     seconds, pixels to the decoder's maps; limit: its floating-point
---                           operations at the matmul rate
---   sam2_<size>_decoder     seconds, one prompt to masks and scores; sam2_<size>_decoder_8: of
---                           eight prompts at once
---   sam2_<size>_images      images a second through both, one at a time; limit: the encoder's
---                           operations at the matmul rate
---   sam2_<size>_train       seconds, forward and backward of everything, with a loss on one mask
---                           (not with train=0)
---   sam2_<size>_memory      MiB of the process at its peak, after encoding and decoding
---   sam2_<size>_device_memory   GiB of the device taken until then, beside what was free; side= is
---                               that of the matrices that measure its limit
+-- The weights are random, the image has 1024 x 1024 pixels, the prompt is a box and two points.
+-- sizes=mini is 64 x 64, for the emulated device. Prints one JSON object a line, as bench.lua does:
+--   sam2_<size>_encoder        seconds from pixels to the decoder's maps; limit: its floating-point
+--                              operations at the matmul rate
+--   sam2_<size>_decoder        seconds from one prompt to masks and scores; _decoder_8: eight
+--                              prompts
+--   sam2_<size>_images         images per second through both, one at a time; limit: the encoder's
+--                              operations at the matmul rate
+--   sam2_<size>_train          seconds of forward and backward of everything, with a loss on one
+--                              mask (not with train=0)
+--   sam2_<size>_memory         MiB of the process at its peak, after encoding and decoding
+--   sam2_<size>_device_memory  GiB of the device in use by then, next to what was free
+-- side= is the side of the matrices that measure the limit.
 -- With python= (torch, sam2) tests/golden/check_sam2.py --bench does the same work with the sam2
--- package on the same device, before ours; only=peer: its figures alone; only=compiled: with its
--- encoder through torch.compile. Left out: reading checkpoints, resizing, masks at the image's
--- size.
+-- package on the same device first. only=peer prints its figures alone; only=compiled runs its
+-- encoder through torch.compile.
+-- Left out: reading checkpoints, resizing, masks at the image's size.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
@@ -35,7 +36,7 @@ local opts = bench.options({ sizes = "tiny,large", threads = "2", best = "3", tr
   { size = true, sizes = true, threads = true, best = true, train = true, python = true,
     dtype = true, device = true, side = true, only = true })
 
--- Where the released configurations are.
+-- The released configurations.
 local SIZES = { mini = "S5", tiny = "S6", small = "S7", base_plus = "S8", large = "S9" }
 for size in (opts.size or opts.sizes):gmatch "[^,]+" do
   if not SIZES[size] then
@@ -43,7 +44,7 @@ for size in (opts.size or opts.sizes):gmatch "[^,]+" do
   end
 end
 
--- A process for each size, so that its peak is its own.
+-- Each size runs in a process of its own, so that the peak memory is its own.
 if not opts.size then
   for size in opts.sizes:gmatch "[%w_]+" do
     local words = { "'" .. (arg[-1] or "./segzero") .. "'", "'" .. arg[0] .. "'", "size=" .. size }
@@ -61,16 +62,19 @@ local results = {}
 
 -- ---- the peer: before this process takes memory of the device ----
 local function peer_rows()
-  local command = (
-    "'%s' '%s/tests/golden/check_sam2.py' --bench %s --device %s --dtype %s --threads %s --best %s%s%s"):format(opts.python, core.root,
-    opts.size, opts.device, opts.dtype, opts.threads, opts.best, opts.train == "1" and ""
-      or " --no-train", opts.only == "compiled" and " --compile" or "")
-  local pipe = assert(io.popen(command .. " 2>&1"))
+  local words = {
+    ("'%s' '%s/tests/golden/check_sam2.py'"):format(opts.python, core.root),
+    "--bench", opts.size, "--device", opts.device, "--dtype", opts.dtype,
+    "--threads", opts.threads, "--best", opts.best,
+  }
+  if opts.train ~= "1" then words[#words + 1] = "--no-train" end
+  if opts.only == "compiled" then words[#words + 1] = "--compile" end
+  local pipe = assert(io.popen(table.concat(words, " ") .. " 2>&1"))
   local text = pipe:read "*a"
   pipe:close()
   local ok, row = pcall(cjson.decode, text:match "{[^\n]*}%s*$" or "")
   if not ok then
-    print("skip: no figures from " .. command)
+    print("skip: no figures from " .. table.concat(words, " "))
     print(text:sub(-500))
     return
   end
@@ -104,7 +108,8 @@ local function best(f)
   return bench.best(tonumber(opts.best), f)
 end
 
--- Multiply-adds times two of the encoder's products; attention over what each query sees.
+-- Two operations for each multiply-add of the encoder's products; attention counts the keys that
+-- each query sees.
 local function encoder_flops(c)
   local side = c.image_size / 4
   local flops = 0
@@ -113,11 +118,16 @@ local function encoder_flops(c)
   for s = 0, 3 do
     for k = 0, c.blocks[s] - 1 do
       local pool = s > 0 and k == 0
-      local d = pool and c.width[s - 1] or c.width[s]
+      -- A pooling block still has the width and the window of the stage before it.
+      local from = s
+      if pool then from = s - 1 end
+      local d = c.width[from]
       local wide = c.width[s]
       local cells = side ^ 2
-      local window = c.whole[block] == 1 and side or c.windows[pool and s - 1 or s]
-      flops = flops + 2 * cells * d * 3 * wide + (pool and 2 * cells * d * wide or 0)
+      local window = c.windows[from]
+      if c.whole[block] == 1 then window = side end
+      flops = flops + 2 * cells * d * 3 * wide
+      if pool then flops = flops + 2 * cells * d * wide end
       if pool then
         side = side / 2
         cells = side ^ 2

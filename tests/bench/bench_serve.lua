@@ -1,20 +1,18 @@
 -- bench_serve.lua - our side of bench_peers.py: runs one phase of a model for each line it reads,
--- and says how long it took.
+-- and prints how long it took.
 --
 --   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8] [threads=n]
 --
--- Lines read:    prompt image                 bench_model.json's prompt around an 840 x 840
--- image, to its first token
---                answers N                      as many tokens of text, to the first token of N
---                                               answers
---                steps K                        K more tokens of each of them
---                read, matmul                   what the machine can do at this moment: see
---                                               bench_work.lua
---                peak, quit
--- Lines written, one JSON object for each: {seconds =, processor =} (wall and processor time),
--- {bytes =}, {rate =} (bytes or operations a second); `answers` adds bytes, the weights and the
--- cache that a step reads, and both prompts add operations, those of their products. {ready = true}
--- comes first.
+-- Commands, one a line:
+--   prompt          the prompt of bench_model.json, around an 840 x 840 image, to its first token
+--   answers N       a text prompt of the same length, to the first token of N answers
+--   steps K         K more tokens of each answer
+--   read, matmul    the machine's limits at this moment: see bench_work.lua
+--   peak, quit
+-- Replies, one JSON object a line: {seconds =, processor =} (wall and processor time), {bytes =},
+-- {rate =} (bytes or operations per second). `answers` adds bytes: the weights and the cache that a
+-- decoding step reads. Both prompts add operations: those of their products. {ready = true} comes
+-- first.
 
 local core = require "segzero.core.ffi"
 local packing = require "segzero.inference.packing"
@@ -63,7 +61,7 @@ local function timer(more)
   end
 end
 
--- The machine's limits may be asked for at any time; returns whether this was one.
+-- Answers a command for one of the machine's limits. Returns whether it was one.
 local function limit(command)
   if command.verb == "read" then reply(('{"rate": %.0f}'):format(1e9 * bench.read_rate(1)))
   elseif command.verb == "matmul" then reply(
@@ -73,11 +71,16 @@ local function limit(command)
 end
 
 local counts = bench.counts(vl)
+-- Bytes of a weight and of a cached value. int8 has a scale for each 128 weights.
+local WEIGHT_BYTES = { f32 = 4, bf16 = 2, int8 = 1 + 4 / 128 }
+local CACHE_BYTES = { f32 = 4, bf16 = 2, int8 = 2 }
+
 local function step_bytes(n)
-  local weight = opts.dtype == "f32" and 4 or opts.dtype == "bf16" and 2 or 1 + 4 / 128
+  local layers = vl.config.layers
+  local weights = layers * counts.layer_weights + counts.head_weights
   local cached = #text.input_ids + n * 16
-  return weight * (vl.config.layers * counts.layer_weights + counts.head_weights) + (
-    opts.dtype == "f32" and 4 or 2) * 2 * counts.kv_width * vl.config.layers * cached
+  local cache = 2 * counts.kv_width * layers * cached
+  return WEIGHT_BYTES[opts.dtype] * weights + CACHE_BYTES[opts.dtype] * cache
 end
 
 local function prompt(input)
@@ -89,7 +92,7 @@ local function prompt(input)
   done()
 end
 
--- Commands are read between two tokens; the first that is not `steps` ends the answers and is
+-- Commands are read between two tokens. The first one that is not `steps` ends the answers and is
 -- returned.
 local function answers(n)
   local tokens = #text.input_ids

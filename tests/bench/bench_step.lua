@@ -1,55 +1,58 @@
--- bench_step.lua - one GRPO step, whole and by phase, beside the matmul limit of the same run; how
--- it grows; the same work for a peer.
+-- bench_step.lua - times one GRPO step, whole and by phase, compares it with the matmul limit of
+-- the same run, shows how it grows with its size, and saves the same work for a peer.
 --
---   ./segzero tests/bench/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0] [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
---                                  [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
---                                  [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
---   python tests/bench/bench_step.py DIR                    the same step by PyTorch and
---                                                           transformers, and whether loss and
---                                                           gradient agree
+--   ./segzero tests/bench/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0]
+--       [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
+--       [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
+--       [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
+--   python tests/bench/bench_step.py DIR
+--       the same step by PyTorch and transformers; checks that loss and gradient agree
 --
--- The model is tests/bench/bench_step.json (0.3 B parameters) with random weights; a config.json
--- does, too, and 3b is the whole release. The reference is a second model with other weights, as
--- after some steps, so that the KL term has a gradient. The step is the trainer's own: only the
--- rows come from here (random patches of a picture= square, prompt_tokens= with them), no stop
--- token exists, so every answer has tokens= tokens, and the reward is a pattern. Micro-batches hold
--- one group of the size named. Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
--- JSON lines {name, value, unit, limit, ratio, gflop}; gflop are the operations of the model's
--- products (backward twice forward, nothing computed again), limit the seconds they take at matmul,
--- the faster of a measurement before the step and one after:
+-- The model is tests/bench/bench_step.json (0.3 B parameters) with random weights; another
+-- config.json works too, and 3b is the whole release. The reference is a second model with other
+-- weights, as after some training, so that the KL term has a gradient.
+-- The step is the trainer's own. Only the rows are made here: random patches of an image of
+-- picture= pixels a side in a prompt of prompt_tokens= tokens. There is no stop token, so every
+-- answer has tokens= tokens, and the reward is a pattern. A micro-batch holds one such group.
+-- Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
+--
+-- Prints JSON lines {name, value, unit, limit, ratio, gflop}. gflop counts the operations of the
+-- model's products (backward counts twice the forward, nothing is counted again when recomputed).
+-- limit is the seconds these take at the matmul rate, the faster of two measurements, before and
+-- after the step.
 --   sampling_seconds    prompts into the cache, all answers; decoding reads weights more than it
 --                       computes
---   reference_seconds   log-probabilities by the reference. The old ones are the sampler's:
---                       old_seconds is 0
+--   reference_seconds   log-probabilities by the reference
+--   old_seconds         0: the old log-probabilities are the sampler's
 --   update_seconds      forward, loss and backward of all groups; limit and gflop count each prompt
 --                       once
---   optimizer_seconds   gradient norm, AdamW; the limit is what it must read and write (36 bytes a
---                       parameter in f32) at the measured bandwidth
---   other_seconds       rewards, advantages, rows; step_seconds; all of it; peak_bytes; largest
---                       resident set, all models
---   device_memory       GiB of the device taken at most, beside what was free; update_rate;
---                       GFLOP/s: its ratio is the model-FLOP utilisation
--- device=cuda: both models are there, limits are measured there (side= is that of their matrices)
--- after the step, so that they take no memory from it; warm= steps come before it, in which shapes
--- are seen for the first time. tests/gpu_check.sh has the settings with which all of the 3B is
--- trained on one card of 80 GB. save_weights=false: of the models only config.json, and no
--- gradients, where the peer makes its own random weights.
---   table_*             the trainer's own time table (stats.time, else stats.seconds); with save=
---                       it counts the writing, the phases do not
--- sweep=n: one step each for n = 2, 4, 8, 16, 32 (after one of n = 2 that is not counted);
--- sweep=prompt: for 1, 2, 3 and 4 times prompt_tokens, the image unchanged. One line a point,
--- then by phase the straight line through the points: what a prompt costs whatever n, what an
--- answer token costs, and the largest deviation from the line. save=DIR: DIR/model, DIR/reference
--- (Hugging Face), pixels.safetensors, gradients.safetensors, step.json (ids, answers,
--- log-probabilities, advantages, settings, loss, seconds). Leaves out: reading data and images,
--- rewards that take time.
+--   optimizer_seconds   gradient norm and AdamW; limit: the bytes it must read and write (36 for
+--                       each parameter in f32) at the measured bandwidth
+--   other_seconds       rewards, advantages, rows
+--   step_seconds        the whole step
+--   peak_bytes          largest resident set, all models included
+--   device_memory       largest memory in use on the device, in GiB, next to what was free
+--   update_rate         GFLOP/s; its ratio is the model-FLOP utilisation
+--   table_*             the trainer's own times; with save= they include writing, the phases do not
+-- device=cuda: both models are on the device. Limits are measured there after the step (side= is
+-- that of their matrices), so that they take no memory from it. warm= steps run before it and meet
+-- each shape for the first time. tests/gpu_check.sh has settings that train the whole 3B on one
+-- card of 80 GB.
+-- sweep=n runs one step each for n = 2, 4, 8, 16, 32, after one of n = 2 that is not counted.
+-- sweep=prompt runs one for 1, 2, 3 and 4 times prompt_tokens with the same image. It prints a line
+-- for each point, then for each phase the straight line through the points: the cost of a prompt
+-- for any n, the cost of an answer token, and the largest deviation from the line.
+-- save=DIR writes DIR/model and DIR/reference (Hugging Face), pixels.safetensors,
+-- gradients.safetensors and step.json (ids, answers, log-probabilities, advantages, settings, loss,
+-- seconds). save_weights=false writes only config.json of the models and no gradients; the peer
+-- then makes random weights.
+-- Leaves out: reading data and images, rewards that take time.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local model = require "segzero.models.qwen_vl"
 local trainer = require "segzero.train.trainer"
-local config = require "segzero.config"
 local image = require "segzero.formats.image"
 local files = require "segzero.core.files"
 local safetensors = require "segzero.formats.safetensors"
@@ -108,8 +111,8 @@ local function rows_with(length)
 end
 rows_with(opts.prompt_tokens)
 
--- Patches are drawn once for each place in the batch: beside a device's step drawing them would
--- take a part of the time that shows.
+-- Patches are drawn once for each place in the batch. Drawing them anew would take a visible part
+-- of a step on a device.
 local drawn = {}
 
 function policy.process(vl, messages)
@@ -131,14 +134,13 @@ function rows.row(_, i)
   return { id = i, index = i, problem = tostring(i), solution = "", image = image.new(28, 28) }
 end
 
--- Without a tokenizer an answer has no text: rewards that differ within a group are all that is
--- needed.
+-- Without a tokenizer an answer has no text. It is enough that rewards differ within a group.
 local function reward(_, _, row)
   row.judged = (row.judged or 0) + 1
   return row.judged * 5 % 7
 end
 
--- ---- the trainer, and a clock around its methods ----
+-- ---- the trainer, with a clock around its methods ----
 local settings = { "data.shuffle=false", "data.rollout_batch_size="
   .. opts.prompts, "data.max_response_length=" .. opts.tokens,
   "data.max_prompt_length=1000000", "worker.actor.global_batch_size="
@@ -155,7 +157,7 @@ t.total_steps = 0               -- none follows: nothing is prepared for the nex
 local spent = {}
 local inner = 0
 
--- Time in object.name, without what watched calls inside it take.
+-- Time spent in object.name, without the time of watched calls inside it.
 local function watch(object, name, phase)
   local f = object[name]
   if not f then error(("bench_step: the trainer has no %s any more"):format(name), 0) end
@@ -173,9 +175,8 @@ local function watch(object, name, phase)
   end
 end
 
--- ---- what a peer needs ----
--- Writing is watched, too, so that it is in no phase that is shown (the trainer's own table does
--- count it).
+-- ---- files for a peer ----
+-- Writing is timed too, so that no phase includes it (the trainer's own table does).
 local saved
 local writer = {}
 
@@ -246,7 +247,7 @@ local function run_step()
   return seconds, stats
 end
 
--- Operations by phase of a step with these sizes.
+-- Operations of each phase of a step with these sizes.
 local function operations(prompts, n, tokens)
   local vision = counts.vision(side, side)
   local made = n * (tokens - 1)
@@ -281,13 +282,15 @@ local function one_step()
     end
     if phase == "sampling" then bench.emit("old_seconds", 0, "s") end
   end
-  -- The norm reads gradients; the update reads gradients, moments and masters, writes moments,
-  -- masters and weights, clears gradients.
+  -- The norm reads the gradients. The update reads gradients, moments and masters, writes moments,
+  -- masters and weights, and clears the gradients.
   local actor = t.config.worker.actor
-  local gradient, moment, weight = tensor.WIDTH[actor.grad_dtype],
-    tensor.WIDTH[actor.optim.state_dtype] or 1, tensor.WIDTH[opts.dtype]
-  local bytes = parameters * (3 * gradient + 4 * moment + (weight == 2
-    and actor.optim.master_weights and 8 + weight or 2 * weight))
+  local gradient = tensor.WIDTH[actor.grad_dtype]
+  local moment = tensor.WIDTH[actor.optim.state_dtype] or 1
+  local weight = tensor.WIDTH[opts.dtype]
+  local weight_bytes = 2 * weight
+  if weight == 2 and actor.optim.master_weights then weight_bytes = 8 + weight end
+  local bytes = parameters * (3 * gradient + 4 * moment + weight_bytes)
   bench.emit("optimizer_seconds", seconds.optimizer, "s",
     { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
   bench.emit("other_seconds", seconds.other, "s")
@@ -307,8 +310,8 @@ local function one_step()
   end
 end
 
--- ---- how it grows ----
--- Least squares y = a + b x; and the largest distance of a point from it, as part of the point.
+-- ---- growth with the size ----
+-- Least squares y = a + b x, and the largest relative distance of a point from the line.
 local function line(xs, ys)
   local n = #xs
   local sx = 0
@@ -352,9 +355,14 @@ local function sweep(name, values, set, size, unit)
   end
   for _, phase in ipairs(SHOWN) do
     local a, b, worst = line(sizes, by_phase[phase])
-    print(
-      ('{"name": "line_%s", "phase": "%s", "seconds_at_0": %s, "ms_per_%s": %s, "largest_deviation": %.3f}'):format(name, phase,
-      bench.rounded(a), unit:sub(1, -2), bench.rounded(1e3 * b), worst))
+    local fields = {
+      ('"name": "line_%s"'):format(name),
+      ('"phase": "%s"'):format(phase),
+      ('"seconds_at_0": %s'):format(bench.rounded(a)),
+      ('"ms_per_%s": %s'):format(unit:sub(1, -2), bench.rounded(1e3 * b)),
+      ('"largest_deviation": %.3f'):format(worst),
+    }
+    print("{" .. table.concat(fields, ", ") .. "}")
   end
   bench.emit("peak_bytes", tonumber(C.sz_peak_rss()), "bytes")
 end

@@ -1,13 +1,14 @@
--- bench_table.lua - the figures of several benchmarks as one table, beside PyTorch's: what
--- tests/gpu_check.sh prints at its end.
+-- bench_table.lua - prints the figures of several benchmarks as one table, next to PyTorch's.
+-- tests/gpu_check.sh prints it at its end.
 --
 --   ./segzero tests/bench/bench_table.lua NAME=LOG[,LOG OF THE PEER] ...
 --
--- A log has JSON lines {name, value, unit, limit, ratio} among others; the peer's has {name, peer,
--- unit}, or {name, value, unit}. Prints one line a figure: name, value, unit, the part of its
--- limit, the peer's value, and how many times better ours is (less time or memory, or more a
--- second). A figure that one side lacks is "-"; a log that is not there is a stage that did not
--- run. Leaves out figures that say little by themselves.
+-- A log has JSON lines {name, value, unit, limit, ratio} among others. The peer's log has {name,
+-- peer, unit} or {name, value, unit}. Each figure is a line: name, value, unit, fraction of its
+-- limit, the peer's value, and how many times better ours is (less time or memory, or more per
+-- second). "-" stands for a figure that one side lacks. A missing log means that the stage did not
+-- run.
+-- Leaves out: figures that say little by themselves.
 
 local cjson = require "cjson"
 
@@ -24,7 +25,7 @@ local function shown(name)
   end
 end
 
--- Figures of a log by name, and their names in order.
+-- The figures of a log by name, and their names in order.
 local function read(path, order)
   local rows = {}
   local file = path and io.open(path, "r")
@@ -43,7 +44,17 @@ local function read(path, order)
   return rows
 end
 
-local function text(x) return x and ("%.4g"):format(x) or "-" end
+local function text(x, format)
+  if not x then return "-" end
+  return (format or "%.4g"):format(x)
+end
+
+-- How many times better a is than b.
+local function times_better(a, b, unit)
+  if not a or not b or a <= 0 or b <= 0 then return nil end
+  if unit == "s" or unit == "GiB" then return b / a end
+  return a / b
+end
 
 local function line(...) print((("%-28s %10s %-9s %9s %10s %8s"):format(...):gsub("%s+$", ""))) end
 
@@ -61,13 +72,10 @@ for _, word in ipairs(arg) do
     local value = mine.value
     local theirs = other.peer or other.value
     local unit = mine.unit or other.unit
-    local better
-    if value and theirs and value > 0 and theirs > 0 then
-      better = (unit == "s" or unit == "GiB") and theirs / value or value / theirs
-    end
-    line(group .. " " .. name, text(value), unit, mine.ratio
-      and ("%.1f%%"):format(100 * mine.ratio) or "-", text(theirs), better
-      and ("%.2fx"):format(better) or "-")
+    local percent = mine.ratio and 100 * mine.ratio
+    local better = times_better(value, theirs, unit)
+    line(group .. " " .. name, text(value), unit, text(percent, "%.1f%%"), text(theirs),
+      text(better, "%.2fx"))
   end
   if #order == 0 then line(group, "-", "", "-", "-", "no figures: see the stage") end
 end

@@ -1,34 +1,38 @@
--- bench_work.lua - what the benchmarks share: limits of the machine, counts of operations, the
+-- bench_work.lua - shared parts of the benchmarks: limits of the machine, counts of operations, the
 -- prompt, JSON lines.
 --
 --   local bench = require "tests.bench.bench_work"
 --   bench.options({key = default, ...}, {key = true, ...})
---       key=value words of the command line; others raise. Where the defaults have
---                                           a list `settings`, words with dotted keys (a recipe's) go there
---   bench.clock(opts)                       the clock that clock= names, which waits for the
---                                           device; threads are set. With device=cuda limits are
---                                           measured there; side= is that of their matrices
+--       the key=value words of the command line; unknown keys raise an error. If the defaults have
+--       a list `settings`, words with dotted keys (a recipe's) go there
+--   bench.clock(opts)
+--       the clock that clock= names; it waits for the device. Sets the threads. With device=cuda
+--       limits are measured there; side= is the side of their matrices
 --   bench.emit(name, value, unit, {limit =, lower =, gflop =})
---   bench.config(name)                      a config table, and the `work` beside it: of FILE.json,
---                                           or of a released size (3b, 7b, ...); nil for a folder
---   bench.peer(command, f)                  the rows {name =, value =, unit =} that a program
---                                           prints, f called with each; and whether it ended well
---   bench.compare(rows, results)            a line for each: {name, value, unit, peer, faster};
---                                           without a result of ours {name, unit, peer}
---   bench.device_used()                     GiB of the device's memory taken since clock(), and
---                                           what was free then; nil on the CPU. Freed blocks are
---                                           kept, so it is the peak
+--       prints a JSON line
+--   bench.config(name)
+--       a config table and its `work`: of FILE.json or of a released size (3b, 7b, ...); nil for a
+--       folder
+--   bench.peer(command, f)
+--       runs a program that prints rows {name =, value =, unit =} and calls f with each. Returns
+--       the rows and whether the program succeeded
+--   bench.compare(rows, results)
+--       prints a line for each row: {name, value, unit, peer, faster}, or {name, unit, peer} if we
+--       have no result
+--   bench.device_used()
+--       GiB of the device's memory taken since clock(), and what was free then; nil on the CPU.
+--       Freed blocks are kept, so this is the peak
 --   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)
---       GFLOP/s, GB/s
---   bench.counts(vl)                        .vision(h, w), .text(tokens, pairs, rows): operations
---                                           of a forward's products
---   bench.input(vl, {picture = {h, w} in pixels, before =, after =, seed =, pixels = patches to copy | nil})
---       what vl:process would
---                                           return
+--       GFLOP/s, GB/s, GFLOP/s
+--   bench.counts(vl)
+--       .vision(h, w), .text(tokens, pairs, rows): operations of the products of a forward pass
+--   bench.input(vl, {picture = {h, w}, before =, after =, seed =, pixels =})
+--       what vl:process would return for an image of h x w pixels between `before` and `after` text
+--       tokens; pixels: patches to copy (default: random)
 --
--- A product of [m, k] and [k, n] counts 2 m k n; a pair is a (query, key) that see each other; rows
--- are those that get logits. Leaves out: Qwen2-VL (its tower has no windows), norms and other
--- elementwise work.
+-- A product of [m, k] and [k, n] counts 2 m k n operations. A pair is a query and a key that it
+-- sees; rows are the positions that get logits.
+-- Leaves out: Qwen2-VL (its vision tower has no windows), norms and other elementwise work.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -65,7 +69,8 @@ function M.clock(opts)
     error(arg[0] .. ": clock=cpu needs threads=1", 0)
   end
   C.sz_set_threads(tonumber(opts.threads))
-  local clock = opts.clock == "cpu" and os.clock or C.sz_seconds
+  local clock = C.sz_seconds
+  if opts.clock == "cpu" then clock = os.clock end
   device = opts.device or "cpu"
   side = tonumber(opts.side) or device ~= "cpu" and 8192 or 2048
   if opts.side then read_bytes = 64 * side ^ 2 end
@@ -82,13 +87,14 @@ end
 
 function M.rounded(x) return tonumber(("%.4g"):format(x)) end
 
--- ratio is the part of the limit that is reached, 1 at best; lower: less is better.
+-- ratio is the fraction of the limit that is reached, 1 at best. lower: smaller values are better.
 function M.emit(name, value, unit, more)
   local parts = { ('{"name": "%s", "value": %s, "unit": "%s"'):format(name, M.rounded(value),
     unit) }
   more = more or {}
   if more.limit then
-    local ratio = more.lower and more.limit / value or value / more.limit
+    local ratio = value / more.limit
+    if more.lower then ratio = more.limit / value end
     parts[#parts + 1] = (', "limit": %s, "ratio": %.3f'):format(M.rounded(more.limit), ratio)
   end
   if more.gflop then parts[#parts + 1] = (', "gflop": %s'):format(M.rounded(more.gflop)) end
@@ -130,7 +136,8 @@ function M.compare(rows, results)
   for _, row in ipairs(rows or {}) do
     local mine = results[row.name]
     if mine then
-      local faster = (row.unit == "s" or row.unit == "GiB") and row.value / mine or mine / row.value
+      local faster = mine / row.value
+      if row.unit == "s" or row.unit == "GiB" then faster = row.value / mine end
       print(('{"name": "%s", "value": %s, "unit": "%s", "peer": %s, "faster": %.2f}'):format(
         row.name, M.rounded(mine), row.unit, M.rounded(row.value), faster))
     else
@@ -141,7 +148,7 @@ function M.compare(rows, results)
   end
 end
 
--- Seconds of the fastest of n calls.
+-- The seconds of the fastest of n calls.
 function M.best(n, f)
   local least = math.huge
   for _ = 1, n do
@@ -168,7 +175,7 @@ end
 
 function M.read_rate(times)
   local t = tensor.empty({ read_bytes / 4 }, { device = device })
-  -- touched: pages that were never written all share one
+  -- touched, because pages that were never written all share one
   if device == "cpu" then ffi.fill(tensor.data(t), read_bytes, 1) end
   local w, x = t:reshape(read_bytes / 16384, 4096, 0, 0),
     tensor.zeros({ 1, 4096 }, { device = device })
@@ -178,7 +185,7 @@ function M.read_rate(times)
   return read_bytes / seconds / 1e9
 end
 
--- What the products of this dtype could reach: bf16 is widened where the CPU has no bf16 products.
+-- The rate that products of this dtype could reach. bf16 is widened on CPUs without bf16 products.
 function M.flop_limit(dtype)
   local f32 = M.matmul_rate("f32", 3)
   return dtype ~= "f32" and math.max(f32, M.matmul_rate("bf16", 3)) or f32
@@ -196,12 +203,12 @@ function M.counts(vl)
   function counts.vision(h, w)
     local patches = h * w
     local unit = c.v_merge ^ 2
-    local side = c.v_window / c.v_patch
+    local window = c.v_window / c.v_patch
     local windowed = 0
     local full = 0
-    for y = 0, h - 1, side do
-      for x = 0, w - 1, side do
-        windowed = windowed + (math.min(side, h - y) * math.min(side, w - x)) ^ 2
+    for y = 0, h - 1, window do
+      for x = 0, w - 1, window do
+        windowed = windowed + (math.min(window, h - y) * math.min(window, w - x)) ^ 2
       end
     end
     for i = 0, c.v_depth - 1 do full = full + c.v_full[i] end
@@ -215,17 +222,17 @@ function M.counts(vl)
   end
 
   function counts.text(tokens, pairs_seen, rows)
-    return c.layers * (
-      2 * tokens * counts.layer_weights + 4 * counts.q_width * pairs_seen) + 2 * rows * counts.head_weights
+    local layer = 2 * tokens * counts.layer_weights + 4 * counts.q_width * pairs_seen
+    return c.layers * layer + 2 * rows * counts.head_weights
   end
   return counts
 end
 
--- n tokens that see each other backwards and all of a parent.
+-- The pairs of n tokens that see each other backwards, and all of a parent.
 function M.causal_pairs(n, parent) return n * (n + 1) / 2 + n * parent end
 
 -- ---- the prompt ----
--- A token id below the special ones; any sequence does, as long as it is the same in every run.
+-- A token id below the special ones. Any sequence will do if it is the same in every run.
 function M.word(vl, i) return (i * 7919 + 13) % vl.image_token_id end
 
 function M.input(vl, opts)

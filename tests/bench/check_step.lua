@@ -1,14 +1,14 @@
--- check_step.lua - runs GRPO steps of the recipe and writes down all that is needed to compute the
--- first one again elsewhere.
+-- check_step.lua - runs GRPO steps of the recipe and saves what another program needs to compute
+-- the first one again.
 --
 --   ./segzero tests/bench/check_step.lua OUTPUT key=value ...
 --       settings of recipes/refcocog_grpo.lua
 --   python tests/bench/check_step.py OUTPUT MODEL
---       the same loss, log-probabilities and gradients by transformers
+--       compares loss, log-probabilities and gradients with transformers
 --
--- OUTPUT/case.json: inputs, answers with log-probabilities and advantages, settings, loss, gradient
--- norms by parameter, resident memory by phase; OUTPUT/pixels.safetensors: the images' patches.
--- The reward counts letters, so that random answers differ in it.
+-- OUTPUT/case.json has inputs, answers with log-probabilities and advantages, settings, loss,
+-- gradient norms by parameter and resident memory by phase. OUTPUT/pixels.safetensors has the
+-- patches of the images. The reward counts letters, so that random answers differ in it.
 
 local cjson = require "cjson"
 local sz = require "segzero"

@@ -2,9 +2,9 @@
 
     python3 make_tensor.py > tensor.json         (torch of requirements.txt)
 
-Each case is an expression in Lua, for tests/unit/test_tensor.lua, and a function of the same inputs here.
-The gradients are those of sum(w * y), w = 1, 1.25, 1.5, ... in the order of y's elements, for every input
-that the expression uses. All inputs are multiples of 1/8, so that f32 and bf16 hold them exactly.
+Each case is an expression in Lua, for tests/unit/test_tensor.lua, and a function of the same inputs
+here. The gradients are those of sum(w * y), w = 1, 1.25, 1.5, ... in the order of y's elements, for
+every input that the expression uses. All inputs are multiples of 1/8, which f32 holds exactly.
 Left out: dtypes other than f32, devices.
 """
 import json
@@ -56,10 +56,13 @@ CASES = [
     ("d:softmax(1)", lambda d: d.softmax(1)),
     ("d:softmax(-1)", lambda d: d.softmax(-1)),
     ("l:cross_entropy(IDS)", lambda l: F.cross_entropy(l, ids(IDS))),
-    ("l:cross_entropy(IDS, {reduction = 'sum'})", lambda l: F.cross_entropy(l, ids(IDS), reduction="sum")),
-    ("T.cross_entropy(l, IDS, {reduction = 'none'})", lambda l: F.cross_entropy(l, ids(IDS), reduction="none")),
+    ("l:cross_entropy(IDS, {reduction = 'sum'})",
+     lambda l: F.cross_entropy(l, ids(IDS), reduction="sum")),
+    ("T.cross_entropy(l, IDS, {reduction = 'none'})",
+     lambda l: F.cross_entropy(l, ids(IDS), reduction="none")),
     ("l:cross_entropy(WITH_IGNORED)", lambda l: F.cross_entropy(l, ids(WITH_IGNORED))),
-    ("l:cross_entropy(IDS, {ignore_index = 3})", lambda l: F.cross_entropy(l, ids(IDS), ignore_index=3)),
+    ("l:cross_entropy(IDS, {ignore_index = 3})",
+     lambda l: F.cross_entropy(l, ids(IDS), ignore_index=3)),
     # broadcasting
     ("a + b", lambda a, b: a + b),
     ("b + a", lambda a, b: b + a),
@@ -154,18 +157,21 @@ def evaluated(expression, function, differentiate):
     names = used(expression)
     leaves = {n: torch.tensor(INPUTS[n], requires_grad=differentiate) for n in names}
     y = function(*[leaves[n] for n in names])
-    case = {"lua": expression, "shape": list(y.shape) or [1], "value": y.detach().float().flatten().tolist()}
+    value = y.detach().float().flatten().tolist()
+    case = {"lua": expression, "shape": list(y.shape) or [1], "value": value}
     if differentiate:
         weights = 1 + 0.25 * torch.arange(y.numel())
         (y.flatten() * weights).sum().backward()
-        case["gradients"] = {n: t.grad.flatten().tolist() for n, t in leaves.items() if t.grad is not None}
+        used_leaves = {n: t for n, t in leaves.items() if t.grad is not None}
+        case["gradients"] = {n: t.grad.flatten().tolist() for n, t in used_leaves.items()}
     return case
 
 
 def main():
-    cases = [evaluated(e, f, True) for e, f in CASES] + [evaluated(e, f, False) for e, f in CONSTANT]
-    print(json.dumps({"torch": torch.__version__, "inputs": INPUTS, "ids": IDS, "with_ignored": WITH_IGNORED},
-                     )[:-1] + ', "cases": [')
+    cases = [evaluated(e, f, True) for e, f in CASES]
+    cases += [evaluated(e, f, False) for e, f in CONSTANT]
+    head = {"torch": torch.__version__, "inputs": INPUTS, "ids": IDS, "with_ignored": WITH_IGNORED}
+    print(json.dumps(head)[:-1] + ', "cases": [')
     print(",\n".join(json.dumps(case) for case in cases))
     print("]}")
 

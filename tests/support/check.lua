@@ -141,7 +141,7 @@ end
 -- ---- checks ----
 
 function M.ok(cond, name)
-  return count(cond and true or false, name)
+  return count(not not cond, name)
 end
 
 function M.equal(got, want, name)

@@ -1,13 +1,14 @@
--- op_cases_reduce.lua - the cases of the rows over one dimension, of those that move elements, and of
--- powers, comparisons and choice. A call's form is described in op_cases.lua, which merges these:
--- require("tests.support.op_cases_reduce")(cases).
+-- op_cases_reduce.lua - the cases of the rows over one dimension, of those that move elements, and
+-- of powers, comparisons and choice. A call's form is described in op_cases.lua, which merges
+-- these: require("tests.support.op_cases_reduce")(cases).
 -- Sizes: dimensions of 1, first, middle and last dimensions, odd widths, tails past a block of 512,
 -- sizes past the parallel threshold, every dtype that a row takes.
 
 -- Shape and dimension.
 local AROUND = {
-  { { 1 }, 0 }, { { 5 }, 0 }, { { 3, 4 }, 0 }, { { 3, 4 }, 1 }, { { 2, 3, 5 }, 1 }, { { 1, 7, 1 }, 1 },
-  { { 2, 3, 2, 5 }, 2 }, { { 4, 1, 3 }, 1 }, { { 3, 1030 }, 1 }, { { 9, 517 }, 0 }, { { 2, 3, 600 }, 1 },
+  { { 1 }, 0 }, { { 5 }, 0 }, { { 3, 4 }, 0 }, { { 3, 4 }, 1 }, { { 2, 3, 5 }, 1 },
+  { { 1, 7, 1 }, 1 }, { { 2, 3, 2, 5 }, 2 }, { { 4, 1, 3 }, 1 }, { { 3, 1030 }, 1 },
+  { { 9, 517 }, 0 }, { { 2, 3, 600 }, 1 },
   { { 40, 1025 }, 1 }, { { 40, 1025 }, 0 },
 }
 local BIG = { 2048, 2048 }
@@ -29,8 +30,8 @@ local function without(shape, dim)
   return rest
 end
 
--- Numbers that are all 0.3 apart at least, in a random order: steps of finite differences do not change
--- which is the largest.
+-- Numbers that are all 0.3 apart at least, in a random order: steps of finite differences do not
+-- change which is the largest.
 local function spread(g, shape)
   local n = 1
   for _, size in ipairs(shape) do n = n * size end
@@ -63,10 +64,12 @@ return function(cases)
         return { inputs = { spread(g, shape) }, args = { dim, keep }, grad = { 1 } }
       end)(g)
       for dim = 0, 1 do
-        list[#list + 1] = { inputs = { special(g) }, args = { dim, 0 }, name = "inf, nan, equal ones" }
+        list[#list + 1] = { inputs = { special(g) }, args = { dim, 0 },
+          name = "inf, nan, equal ones" }
       end
       local equal = g.fill({ 3, 700 }, function(i) return i % 5 end)
-      list[#list + 1] = { inputs = { equal }, args = { 1, 0 }, grad = { 1 }, smooth = false, name = "equal ones" }
+      list[#list + 1] = { inputs = { equal }, args = { 1, 0 }, grad = { 1 }, smooth = false,
+        name = "equal ones" }
       return list
     end,
     bench = function(g) return { inputs = { g.normal(BIG) }, args = { 1, 0 } } end,
@@ -84,13 +87,15 @@ return function(cases)
       for dim = 0, 1 do
         local x = special(g)
         local y = g.run("min_dim", { x }, { dim, 0 })
-        list[#list + 1] = { inputs = { x, y, g.normal(without({ 4, 3 }, dim)) }, args = { dim }, name = "inf, nan" }
+        list[#list + 1] = { inputs = { x, y, g.normal(without({ 4, 3 }, dim)) }, args = { dim },
+          name = "inf, nan" }
       end
       return list
     end,
     bench = function(g)
       local x = g.normal(BIG)
-      return { inputs = { x, g.run("max_dim", { x }, { 1, 0 }), g.normal { BIG[1] } }, args = { 1 } }
+      return { inputs = { x, g.run("max_dim", { x }, { 1, 0 }), g.normal { BIG[1] } },
+        args = { 1 } }
     end,
   }
 
@@ -106,20 +111,24 @@ return function(cases)
     calls = function(g)
       local list = {}
       for _, s in ipairs(LOGITS) do
-        list[#list + 1] = { inputs = { g.normal(s), ids_with_ignored(g, s[1], s[2]) }, args = { -100 },
+        list[#list + 1] = { inputs = { g.normal(s), ids_with_ignored(g, s[1], s[2]) },
+          args = { -100 },
                             grad = { 1 }, sums = true }
       end
       local large = g.fill({ 2, 5 }, function(i) return 300 * (i % 3) end)
       list[#list + 1] = { inputs = { large, g.ids(2, 5) }, args = { -100 }, name = "large logits" }
       return list
     end,
-    bench = function(g) return { inputs = { g.normal(BIG), g.ids(BIG[1], BIG[2]) }, args = { -100 } } end,
+    bench = function(g)
+      return { inputs = { g.normal(BIG), g.ids(BIG[1], BIG[2]) }, args = { -100 } }
+    end,
   }
   local function cross_entropy_backward(g, s)
     local logits = g.normal(s)
     local ids = ids_with_ignored(g, s[1], s[2])
     local _, lse = g.run("cross_entropy", { logits, ids }, { -100 })
-    return { inputs = { logits, ids, lse, g.normal({ s[1] }, "f32") }, args = { -100 }, sums = true }
+    return { inputs = { logits, ids, lse, g.normal({ s[1] }, "f32") }, args = { -100 },
+      sums = true }
   end
   cases.cross_entropy_backward = {
     calls = function(g)
@@ -131,13 +140,19 @@ return function(cases)
   }
 
   -- ---- moving elements ----
-  local function bytes(g, shape) return g.fill(shape, function() return math.random(0, 255) end, "u8") end
-  local function whole(g, shape) return g.fill(shape, function() return math.random(-9, 9) end, "i32") end
+  local function bytes(g, shape)
+    return g.fill(shape, function() return math.random(0, 255) end, "u8")
+  end
+  local function whole(g, shape)
+    return g.fill(shape, function() return math.random(-9, 9) end, "i32")
+  end
 
   local BROADCAST = {
-    { { 1 }, { 5 } }, { { 3 }, { 3 } }, { { 2, 1 }, { 2, 3 } }, { { 1, 3 }, { 2, 3 } }, { { 3 }, { 4, 2, 3 } },
+    { { 1 }, { 5 } }, { { 3 }, { 3 } }, { { 2, 1 }, { 2, 3 } }, { { 1, 3 }, { 2, 3 } },
+    { { 3 }, { 4, 2, 3 } },
     { { 2, 1, 3, 1 }, { 2, 5, 3, 7 } }, { { 1, 1 }, { 3, 513 } }, { { 5, 1, 2 }, { 2, 5, 3, 2 } },
-    { { 40, 1 }, { 40, 1025 } }, { { 1, 1025 }, { 40, 1025 } }, { { 2, 1, 1, 1, 1, 3 }, { 2, 2, 2, 2, 2, 3 } },
+    { { 40, 1 }, { 40, 1025 } }, { { 1, 1025 }, { 40, 1025 } },
+    { { 2, 1, 1, 1, 1, 3 }, { 2, 2, 2, 2, 2, 3 } },
   }
   cases.broadcast_to = {
     calls = function(g)
@@ -150,13 +165,16 @@ return function(cases)
       list[#list + 1] = { inputs = { whole(g, { 2, 3 }) }, args = { 3, 2, 2, 3 } }
       return list
     end,
-    bench = function(g) return { inputs = { g.normal { BIG[1], 1 } }, args = { 2, BIG[1], BIG[2] } } end,
+    bench = function(g)
+      return { inputs = { g.normal { BIG[1], 1 } }, args = { 2, BIG[1], BIG[2] } }
+    end,
   }
 
   -- Shape and the two dimensions.
   local TURNED = {
-    { { 5 }, 0, 0 }, { { 2, 3 }, 0, 1 }, { { 17, 35 }, 1, 0 }, { { 2, 3, 4 }, 0, 2 }, { { 2, 3, 4 }, 0, 1 },
-    { { 2, 3, 4, 5 }, 1, 2 }, { { 2, 3, 4, 5 }, 1, 3 }, { { 1, 6, 1 }, 0, 1 }, { { 33, 1025 }, 0, 1 },
+    { { 5 }, 0, 0 }, { { 2, 3 }, 0, 1 }, { { 17, 35 }, 1, 0 }, { { 2, 3, 4 }, 0, 2 },
+    { { 2, 3, 4 }, 0, 1 }, { { 2, 3, 4, 5 }, 1, 2 }, { { 2, 3, 4, 5 }, 1, 3 },
+    { { 1, 6, 1 }, 0, 1 }, { { 33, 1025 }, 0, 1 },
     { { 7, 33, 150 }, 0, 1 }, { { 2, 2, 3, 2, 2, 3 }, 1, 4 },
   }
   cases.transpose = {
@@ -186,7 +204,8 @@ return function(cases)
         list[#list + 1] = { inputs = parts, args = { dim }, grad = { 1, 2 } }
       end
       list[#list + 1] = { inputs = { g.normal { 3, 2 } }, args = { 1 }, grad = { 1 } }
-      list[#list + 1] = { inputs = { g.normal { 40, 700 }, g.normal { 40, 333 } }, args = { 1 }, grad = { 1, 2 } }
+      list[#list + 1] = { inputs = { g.normal { 40, 700 }, g.normal { 40, 333 } }, args = { 1 },
+        grad = { 1, 2 } }
       list[#list + 1] = { inputs = { bytes(g, { 3, 2 }), bytes(g, { 3, 5 }) }, args = { 1 } }
       list[#list + 1] = { inputs = { whole(g, { 3 }), whole(g, { 2 }) }, args = { 0 } }
       return list
@@ -223,21 +242,27 @@ return function(cases)
       end
       return list
     end,
-    bench = function(g) return { inputs = { g.normal { BIG[1], 1024 } }, args = { 1, 512, BIG[2] } } end,
+    bench = function(g)
+      return { inputs = { g.normal { BIG[1], 1024 } }, args = { 1, 512, BIG[2] } }
+    end,
   }
 
   -- ---- powers, comparisons, choice ----
   local SHAPES = { { 1 }, { 17 }, { 513 }, { 5, 129 }, { 2, 3, 7 }, { 33, 1025 } }
 
-  -- From 0.8 on: the slopes of the root's slope grow towards 0, and the central differences follow them.
+  -- From 0.8 on: the slopes of the root's slope grow towards 0, and the central differences follow
+  -- them.
   local function from_one(g, shape, as)
     return g.fill(shape, function() return 0.8 + 2 * math.random() end, as)
   end
   cases.sqrt = {
     calls = function(g)
-      local list = { { inputs = { g.fill({ 6 }, function(i) return ({ 0, -1, 1 / 0, 0 / 0, 4, 1e-40 })[i + 1] end) },
-                       name = "0, negative, inf, nan" } }
-      for _, shape in ipairs(SHAPES) do list[#list + 1] = { inputs = { from_one(g, shape) }, grad = { 1 } } end
+      local edges = { 0, -1, 1 / 0, 0 / 0, 4, 1e-40 }
+      local edge = g.fill({ #edges }, function(i) return edges[i + 1] end)
+      local list = { { inputs = { edge }, name = "0, negative, inf, nan" } }
+      for _, shape in ipairs(SHAPES) do
+        list[#list + 1] = { inputs = { from_one(g, shape) }, grad = { 1 } }
+      end
       return list
     end,
     bench = function(g) return { inputs = { from_one(g, BIG) } } end,
@@ -257,7 +282,8 @@ return function(cases)
       local list = { limits(g) }
       for _, shape in ipairs(SHAPES) do
         list[#list + 1] = { inputs = { from_one(g, shape), g.normal(shape) }, grad = { 1, 2 } }
-        list[#list + 1] = { inputs = { from_one(g, shape), g.normal({ 1 }, g.other) }, grad = { 1, 2 }, sums = true }
+        list[#list + 1] = { inputs = { from_one(g, shape), g.normal({ 1 }, g.other) },
+          grad = { 1, 2 }, sums = true }
       end
       return list
     end,
@@ -276,17 +302,21 @@ return function(cases)
   }
 
   -- Few different values, so that equal ones meet.
-  local function few(g, shape, as) return g.fill(shape, function() return math.random(0, 3) end, as) end
+  local function few(g, shape, as)
+    return g.fill(shape, function() return math.random(0, 3) end, as)
+  end
   cases.compare = {
     calls = function(g)
       local list = {}
       for kind = 0, 5 do
         for _, shape in ipairs { { 1 }, { 17 }, { 5, 129 } } do
           list[#list + 1] = { inputs = { few(g, shape), few(g, shape, g.other) }, args = { kind } }
-          list[#list + 1] = { inputs = { few(g, shape, "i32"), few(g, { 1 }, "i32") }, args = { kind } }
+          list[#list + 1] = { inputs = { few(g, shape, "i32"), few(g, { 1 }, "i32") },
+            args = { kind } }
           list[#list + 1] = { inputs = { few(g, shape, "u8"), few(g, shape) }, args = { kind } }
         end
-        list[#list + 1] = { inputs = { special(g), few(g, { 4, 3 }) }, args = { kind }, name = "inf, nan" }
+        list[#list + 1] = { inputs = { special(g), few(g, { 4, 3 }) }, args = { kind },
+          name = "inf, nan" }
       end
       list[#list + 1] = { inputs = { few(g, { 33, 1025 }), few(g, { 1 }) }, args = { 3 } }
       return list
@@ -294,18 +324,23 @@ return function(cases)
     bench = function(g) return { inputs = { g.normal(BIG), g.normal(BIG) }, args = { 2 } } end,
   }
 
-  local function bits(g, shape, as) return g.fill(shape, function() return math.random(0, 1) end, as) end
+  local function bits(g, shape, as)
+    return g.fill(shape, function() return math.random(0, 1) end, as)
+  end
   cases.choose = {
     calls = function(g)
       local list = {}
       for i, shape in ipairs(SHAPES) do
         local condition = bits(g, shape, ({ "u8", "f32", "bf16" })[i % 3 + 1])
-        list[#list + 1] = { inputs = { condition, g.normal(shape), g.normal(shape) }, grad = { 2, 3 } }
+        list[#list + 1] = { inputs = { condition, g.normal(shape), g.normal(shape) },
+          grad = { 2, 3 } }
       end
       list[#list + 1] = { inputs = { bits(g, { 9 }, "u8"), g.normal { 9 } }, grad = { 2 } }
       list[#list + 1] = { inputs = { bits(g, { 9 }, "u8"), nil, g.normal { 9 } }, grad = { 3 } }
       return list
     end,
-    bench = function(g) return { inputs = { bits(g, BIG, "u8"), g.normal(BIG), g.normal(BIG) } } end,
+    bench = function(g)
+      return { inputs = { bits(g, BIG, "u8"), g.normal(BIG), g.normal(BIG) } }
+    end,
   }
 end

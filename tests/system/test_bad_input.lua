@@ -106,9 +106,9 @@ refused("unexpected: model.extra.weight", with_weights("extra",
 check.ok(pcall(sz.qwen_vl, with_weights("tied", { ["lm_head.weight"] = tensor.zeros { 3 } })),
   "a tied model may carry an lm_head")
 
-fails("/model-gone/config.json: No such file", nil, place .. "/model-gone")
+fails("no model in " .. place .. "/model-gone: it has no config.json", nil, place .. "/model-gone")
 fails("model.norm.weight: shape [31], expected [32]", nil, place .. "/shape")
-fails("model_type llama is not supported", nil, place .. "/kind")
+fails("/kind/config.json: unknown model family 'llama'", nil, place .. "/kind")
 fails("tokenizer.json", nil, broken("no-tokenizer",
   function(p) os.remove(p .. "/tokenizer.json") end))
 fails("preprocessor_config.json", nil, broken("bad-processor",
@@ -264,7 +264,7 @@ blind.pixel_values = nil
 blames("but pixel_values has 0 patches", of, vl, "forward", blind)
 local sam = sz.sam2(sz.core.root .. "/models/tiny/sam2")
 blames("set_image comes first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
-blames("wants a picture", of, sam, "set_image", "a.png")
+blames("wants an image", of, sam, "set_image", "a.png")
 sam:set_image(sz.image.new(20, 10))
 blames("box must be 4 numbers", of, sam, "predict", { box = { 1, 2, 3 } })
 blames("mask_input must be a tensor", of, sam, "predict", { mask_input = t })

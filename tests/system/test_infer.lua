@@ -133,8 +133,8 @@ local function parrot(path, answer)
     tok:free()
   end })
   local json = files.read(name)
-  local entry = ('{"id": %d, "content": "%s", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": false}'):format(id,
-    (answer:gsub('"', '\\"')))
+  local entry = ('{"id": %d, "content": "%s", "single_word": false, "lstrip": false, "rstrip": false, ' ..
+    '"normalized": false, "special": false}'):format(id, (answer:gsub('"', '\\"')))
   files.write(name, (json:gsub('("added_tokens": %[\n)',
     function(head) return head .. entry .. ",\n" end, 1)))
   return path
@@ -194,7 +194,7 @@ for _, case in ipairs {
   check.near(count, expected(case[3]), 100,
     case[2] .. ": the mask that segment makes (threads may round otherwise at its edge)")
   check.equal({ sz.image.size(dir .. "/o.png") }, { 2 * 640 + 8, 480 },
-    case[2] .. ": original beside overlay")
+    case[2] .. ": original and overlay side by side")
   check.ok(output:find "wrote m%.png\nwrote o%.png\n$", case[2] .. ": names the files")
   os.remove(dir .. "/m.png")
   os.remove(dir .. "/o.png")

@@ -1,5 +1,6 @@
--- test_memory.lua - memory of a training step: after warm-up the core asks the system for nothing that grows, live bytes and the
--- resident set stay flat; and every allocation that fails is a Lua error, after which the same work gives the same result.
+-- test_memory.lua - memory of a training step: after warm-up the core asks the system for nothing
+-- that grows, live bytes and the resident set stay flat; and every allocation that fails is a Lua
+-- error, after which the same work gives the same result.
 
 local ffi = require "ffi"
 local check = require "tests.support.check"
@@ -20,8 +21,9 @@ local function resident()
 end
 
 -- ---- 50 steps ----
--- The same two prompts every time: new lengths are new matmul shapes, and the core keeps a primitive of oneDNN (some 50 kB) for each
--- shape, up to a fixed number. That is warm-up, and would take hundreds of steps here.
+-- The same two prompts every time: new lengths are new matmul shapes, and the core keeps a
+-- primitive of oneDNN (some 50 kB) for each shape, up to a fixed number. That is warm-up, and would
+-- take hundreds of steps here.
 local cfg = mini.settings { "data.refshapes_rows=2" }
 local t = mini.trainer(cfg, { model = dir, reference = true, total_steps = 200 })
 local calls, live, rss = {}, {}, {}
@@ -34,14 +36,18 @@ for i = 1, 170 do
 end
 local most = 0
 for i = 16, 170 do most = math.max(most, calls[i]) end
--- Heap tensors that a step makes (patches, positions, the last hidden states) get the blocks that those of the step before had.
+-- Heap tensors that a step makes (patches, positions, the last hidden states) get the blocks that
+-- those of the step before had.
 check.ok(most == 0, ("a step asks the system for memory %d times"):format(most))
 check.equal(live[170], live[16], "live bytes after step 170 and step 16")
--- LuaJIT still compiles and oneDNN still meets new shapes (numbers of answers that go on) in the first hundred steps, 2 MB in all; after them
--- it moved by 50 KB. A sanitizer keeps freed memory aside, so there it says nothing.
+-- LuaJIT still compiles and oneDNN still meets new shapes (numbers of answers that go on) in the
+-- first hundred steps, 2 MB in all; after them it moved by 50 KB. A sanitizer keeps freed memory
+-- aside, so there it says nothing.
 local sanitizer = (require("segzero.host").library or ""):find "build/%a+/libsegzero"
-check.ok(sanitizer or rss[170] - rss[120] < 2 ^ 19, ("the resident set grew by %d bytes in 50 steps"):format(rss[170] - rss[120]))
-print(("memory: %d allocations a step, %.1f MB live, %.1f MB resident"):format(most, live[170] / 2 ^ 20, rss[170] / 2 ^ 20))
+check.ok(sanitizer or rss[170] - rss[120] < 2 ^ 19,
+  ("the resident set grew by %d bytes in 50 steps"):format(rss[170] - rss[120]))
+print(("memory: %d allocations a step, %.1f MB live, %.1f MB resident"):format(most,
+  live[170] / 2 ^ 20, rss[170] / 2 ^ 20))
 
 -- ---- evaluation leaves nothing either ----
 t.held_out = mini.rows(cfg, "heldout")
@@ -55,17 +61,21 @@ collectgarbage()
 check.equal(tonumber(C.sz_live_bytes()), before, "live bytes around an evaluation")
 
 -- ---- allocations that fail ----
--- A forward and backward pass with recomputation on and off, from inputs that are there already; sampling; an optimizer step.
+-- A forward and backward pass with recomputation on and off, from inputs that are there already;
+-- sampling; an optimizer step.
 local vl = sz.qwen_vl(dir)
 local list = vl:train()
 local inputs = { mini.input(vl, 1), mini.input(vl, 2) }
 local groups = {}
-for i, input in ipairs(inputs) do groups[i] = { input = input, answers = { { 5, 6, 7 }, { 8, 9 } } } end
+for i, input in ipairs(inputs) do
+  groups[i] = { input = input, answers = { { 5, 6, 7 }, { 8, 9 } } }
+end
 
 local function gradients(recompute)
   return tensor.step(function()
     local stream = packing.stream(groups, vl.image_token_id)
-    local hidden = vl:hidden(stream, vl:vision(inputs, { recompute = recompute }), { rows = stream.rows, recompute = recompute })
+    local hidden = vl:hidden(stream, vl:vision(inputs, { recompute = recompute }),
+      { rows = stream.rows, recompute = recompute })
     local lp = vl:logprob_of(hidden, stream.targets)
     local loss = (lp * lp):sum()
     loss:backward()
@@ -88,7 +98,8 @@ local function differing(a, b)
   for k, v in pairs(a) do if b[k] ~= v then return k end end
 end
 
--- Fails the n-th allocation for n = 0, 1, 2, ... until the work succeeds; `step` skips some so that the sweep stays short.
+-- Fails the n-th allocation for n = 0, 1, 2, ... until the work succeeds; `step` skips some so that
+-- the sweep stays short.
 local function sweep(name, step, work, clean)
   local n, failures, wrong = 0, 0, nil
   while true do
@@ -98,7 +109,9 @@ local function sweep(name, step, work, clean)
     if clean then clean() end
     if ok then break end
     failures = failures + 1
-    if not tostring(message):find("out of memory", 1, true) then wrong = wrong or ("at %d: %s"):format(n, tostring(message)) end
+    if not tostring(message):find("out of memory", 1, true) then
+      wrong = wrong or ("at %d: %s"):format(n, tostring(message))
+    end
     if C.sz_scope_depth() ~= 0 then wrong = wrong or ("at %d: a scope is open"):format(n) end
     if C.sz_grad_enabled() ~= 1 then wrong = wrong or ("at %d: recording is off"):format(n) end
     n = n + step
@@ -112,7 +125,8 @@ for _, recompute in ipairs { false, true } do
   local loss = gradients(recompute)
   local want = all_gradients()
   local name = recompute and "recomputing pass" or "pass"
-  local failures = sweep(name, recompute and 3 or 1, function() return gradients(recompute) end, function()
+  local failures = sweep(name, recompute and 3 or 1, function() return gradients(recompute) end,
+    function()
     for _, p in ipairs(list) do p.tensor:zero_grad() end
   end)
   check.equal(gradients(recompute), loss, name .. ": the loss after " .. failures .. " failures")
@@ -121,14 +135,17 @@ end
 
 local function sampled()
   local out = {}
-  for i, answers in ipairs(sz.rollout.generate(vl, inputs, { n = 2, max_new_tokens = 4, seed = 3, top_p = 0.9, repetition_penalty = 1.2 })) do
-    for k, a in ipairs(answers) do out[#out + 1] = ("%d.%d %s"):format(i, k, table.concat(a.ids, " ")) end
+  for i, answers in ipairs(sz.rollout.generate(vl, inputs,
+    { n = 2, max_new_tokens = 4, seed = 3, top_p = 0.9, repetition_penalty = 1.2 })) do
+    for k, a in ipairs(answers) do
+      out[#out + 1] = ("%d.%d %s"):format(i, k, table.concat(a.ids, " "))
+    end
   end
   return out
 end
 local answers = sampled()
 sweep("sampling", 2, function()
-  vl.cache = nil      -- the cache is asked for again
+  vl.kv = nil      -- the cache is asked for again
   collectgarbage()
   return sampled()
 end)
@@ -141,14 +158,16 @@ sweep("optimizer", 1, function()
   local norm = opt:step()
   if norm ~= norm then error("the norm is NaN") end
 end)
-sweep("model", 1, function() sz.tensor.zeros({ 3, 3 }); require("segzero.models.qwen_vl").random(vl.json, { seed = 1 }):free() end)
+sweep("model", 1, function() sz.tensor.zeros({ 3,
+  3 }); require("segzero.models.qwen_vl").random(vl.json, { seed = 1 }):free() end)
 
 -- A trainer's step that fails can be done again.
 for _, n in ipairs { 3, 50, 200, 500, 1000, 1500 } do
   C.sz_fail_alloc_after(n)
   local ok, message = pcall(t.step, t)
   C.sz_fail_alloc_after(-1)
-  check.ok(ok or tostring(message):find("out of memory", 1, true), "a step that fails after " .. n .. ": " .. tostring(message))
+  check.ok(ok or tostring(message):find("out of memory", 1, true),
+    "a step that fails after " .. n .. ": " .. tostring(message))
   t.optimizer:zero_grad()
 end
 local s = t:step()

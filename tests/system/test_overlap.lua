@@ -1,5 +1,6 @@
--- test_overlap.lua - what runs beside a step changes no number: pictures read ahead, groups judged as they end, checkpoints written
--- behind; errors come where they belong; the time table adds up; memory stays flat over hundreds of steps; a step that cannot fit is refused.
+-- test_overlap.lua - what runs beside a step changes no number: pictures read ahead, groups judged
+-- as they end, checkpoints written behind; errors come where they belong; the time table adds up;
+-- memory stays flat over hundreds of steps; a step that cannot fit is refused.
 
 local cjson = require "cjson"
 local ffi = require "ffi"
@@ -48,12 +49,15 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
     check.ok(image.is_image(got), "a picture, from a " .. name)
     check.equal(pixels_of(got), pixels_of(img), "its pixels")
     local one = vl:process(message(got))
-    check.ok(tensor.data(one.pixel_values) == tensor.data(ticket.values), "the patches are those that were cut ahead")
-    check.ok(bytes(one.pixel_values) == bytes(vl:process(message(img)).pixel_values), "and the bits are the same")
+    check.ok(tensor.data(one.pixel_values) == tensor.data(ticket.values),
+      "the patches are those that were cut ahead")
+    check.ok(bytes(one.pixel_values) == bytes(vl:process(message(img)).pixel_values),
+      "and the bits are the same")
     check.equal(one.input_ids, vl:process(message(img)).input_ids, "and so are the tokens")
     -- Two pictures in a message, one of them ahead.
     proc:take(proc:start(got))
-    check.ok(bytes(vl:process(message(got, img)).pixel_values) == bytes(want.pixel_values), "beside one that is not ahead")
+    check.ok(bytes(vl:process(message(got, img)).pixel_values) == bytes(want.pixel_values),
+      "beside one that is not ahead")
     -- Settings changed in between: what was cut is of no use.
     proc:take(proc:start(got))
     local most = proc.max_pixels
@@ -66,11 +70,13 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
 end
 files.write(place .. "/broken.png", files.read(place .. "/1.png"):sub(1, 200))
 files.write(place .. "/text.png", "no picture at all")
-check.equal(proc:start(place .. "/none.png"), nil, "a file that is not there is left to the one who needs it")
+check.equal(proc:start(place .. "/none.png"), nil,
+  "a file that is not there is left to the one who needs it")
 check.equal(proc:start(place .. "/text.png"), nil, "so is one that is no picture")
 check.equal(proc:take(proc:start(place .. "/broken.png")), nil, "and one that is cut off")
 check.equal(proc:start(image.new(400, 1)), nil, "and a strip")
-tensor.step(function() check.equal(proc:start(place .. "/1.png"), nil, "inside a step nothing is begun") end)
+tensor.step(function() check.equal(proc:start(place .. "/1.png"), nil,
+  "inside a step nothing is begun") end)
 
 -- Freed at once, while the thread may be at it.
 for _ = 1, 20 do
@@ -92,22 +98,28 @@ local folder = data.open(set)
 local function outcome(f, ...)
   local ok, row = pcall(f, ...)
   if not ok then return row end
-  return { row.id, row.problem, row.solution, row.frame, pixels_of(row.image), row.mask and bytes(row.mask()) }
+  return { row.id, row.problem, row.solution, row.frame, pixels_of(row.image),
+    row.mask and bytes(row.mask()) }
 end
 local drawn = mini.rows(mini.settings())
-local failing = { row = function(_, i) if i == 2 then error("row 2 is not there", 0) end return drawn:row(i) end, count = function() return 4 end }
+local failing = { row = function(_, i) if i == 2 then error("row 2 is not there",
+  0) end return drawn:row(i) end, count = function() return 4 end }
 for name, s in pairs { folder = folder, drawn = drawn, ["a set of one's own"] = failing } do
   local a = prefetch.new(vl)
   for i = 1, s:count() do a:request(s, i) end
   a:request(s, 1)
-  for i = 1, s:count() do check.equal(outcome(a.take, a, s, i), outcome(s.row, s, i), ("%s: row %d"):format(name, i)) end
+  for i = 1, s:count() do
+    check.equal(outcome(a.take, a, s, i), outcome(s.row, s, i), ("%s: row %d"):format(name, i))
+  end
   check.equal(tostring(a), "0 prefetched rows", name .. ": all taken")
-  check.equal(outcome(a.take, a, s, 1), outcome(s.row, s, 1), name .. ": a row that was not asked for")
+  check.equal(outcome(a.take, a, s, 1), outcome(s.row, s, 1),
+    name .. ": a row that was not asked for")
   a:request(s, 1)
   a:cancel()
   check.equal(tostring(a), "0 prefetched rows", name .. ": dropped")
 end
-check.ok(outcome(folder.row, folder, 4):find("/set/data.jsonl:4: ", 1, true), "the broken one fails, with its line")
+check.ok(outcome(folder.row, folder, 4):find("/set/data.jsonl:4: ", 1, true),
+  "the broken one fails, with its line")
 
 -- Ctrl-C comes once and may come here: it is not one of the failures that are left for later.
 do
@@ -115,7 +127,8 @@ do
   image.size = function() error("image.lua:1: interrupted!", 0) end
   local ok, why = pcall(a.request, a, folder, 1)
   image.size = size
-  check.equal({ ok, why }, { false, "image.lua:1: interrupted!" }, "an interrupt while a file's picture is begun")
+  check.equal({ ok, why }, { false, "image.lua:1: interrupted!" },
+    "an interrupt while a file's picture is begun")
   local set = { row = function() error("data.lua:1: interrupted!", 0) end }
   check.raises(function() a:request(set, 1) end, "interrupted!$", "and while a row is made")
   a:cancel()
@@ -143,8 +156,11 @@ local function steps(t, n)
     end
     -- Eleven numbers are added in another order: a few units in the last place of a few seconds.
     check.near(sum, s.seconds.total, 1e-9, "the phases add up to the step")
-    check.near(s.seconds.rollout + s.seconds.reward + s.seconds.update + s.time.other, s.seconds.total, 1e-9, "and so do their sums")
-    for _, name in ipairs { "data", "decode", "forward", "backward", "optimizer" } do check.ok(s.time[name] > 0, name .. " takes time") end
+    check.near(s.seconds.rollout + s.seconds.reward + s.seconds.update + s.time.other,
+      s.seconds.total, 1e-9, "and so do their sums")
+    for _, name in ipairs { "data", "decode", "forward", "backward", "optimizer" } do
+      check.ok(s.time[name] > 0, name .. " takes time")
+    end
     s.time, s.seconds = nil, nil
     seen[i] = s
   end
@@ -169,9 +185,11 @@ end
 check.equal(steps(beside, 4), want, "pictures ahead: the same reports")
 check.equal(differing(state_of(beside), state_of(plain)), nil, "pictures ahead: the same bits")
 check.equal(taken, 3 * 2, "all but the first step's pictures were ahead")
-check.equal(tostring(beside.sampler.queue), "0 prefetched rows", "nothing is read past the last step")
+check.equal(tostring(beside.sampler.queue), "0 prefetched rows",
+  "nothing is read past the last step")
 
--- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading ahead.
+-- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading
+-- ahead.
 local order = plain.sampler:indices(plain.train, 2)
 files.write(("%s/images/train_1_%06d.png"):format(set, order[1] - 1), "no picture at all")
 local messages = {}
@@ -181,7 +199,8 @@ for i, t in ipairs { new { prefetch = false }, new() } do
   check.equal(t.global_step, 1, "step 2 fails")
 end
 check.equal(messages[2], messages[1], "the same message")
-check.ok(messages[1]:find(("data.jsonl:%d: "):format(order[1]), 1, true), "which names the row: " .. messages[1])
+check.ok(messages[1]:find(("data.jsonl:%d: "):format(order[1]), 1, true),
+  "which names the row: " .. messages[1])
 refshapes.write_dataset(set, { n = 6, size = 84, seed = 1 }, image.write_png)
 
 -- ---- groups judged as they end ----
@@ -198,7 +217,8 @@ local function with_order(order_of, f)
   rollout.generate = generate
   if not ok then error(why, 0) end
 end
-for name, order_of in pairs { forward = function(n) return n == 2 and { 1, 2 } or { 1 } end, backward = function() return { 2, 1 } end,
+for name, order_of in pairs { forward = function(n) return n == 2 and { 1, 2 } or { 1 } end,
+  backward = function() return { 2, 1 } end,
   ["the last only"] = function() return { 2 } end, none = function() return {} end } do
   with_order(order_of, function()
     local t = new()
@@ -219,7 +239,8 @@ with_order(function() return { 1 } end, function()
   local t = new { reward = function() error "no judgement today" end }
   local _, why = pcall(t.step, t)
   local _, times = tostring(why):gsub("the reward failed on row", "")
-  check.ok(times == 1 and why:find("no judgement today", 1, true), "a reward that fails while others decode: " .. tostring(why))
+  check.ok(times == 1 and why:find("no judgement today", 1, true),
+    "a reward that fails while others decode: " .. tostring(why))
   check.equal(C.sz_scope_depth(), 0, "no scope is left open")
 end)
 
@@ -237,7 +258,8 @@ local calls = {}
 local real_finish, real_step = checkpoint.finish, b.optimizer.step
 checkpoint.finish = function(...)
   calls[#calls + 1] = "written"
-  check.equal(differing(state_of(b), at), nil, "nothing has changed the weights while they were written")
+  check.equal(differing(state_of(b), at), nil,
+    "nothing has changed the weights while they were written")
   return real_finish(...)
 end
 b.optimizer.step = function(...)
@@ -247,7 +269,8 @@ end
 b:step()
 checkpoint.finish = real_finish
 check.equal(calls, { "written", "optimizer" }, "the optimizer waits")
-for _, name in ipairs { "model.safetensors", "optimizer.safetensors", "config.json", "tokenizer.json", "trainer_state.json", "DONE" } do
+for _, name in ipairs { "model.safetensors", "optimizer.safetensors", "config.json",
+  "tokenizer.json", "trainer_state.json", "DONE" } do
   local one, two = files.read(sync .. "/global_step_1/" .. name), files.read(path .. "/" .. name)
   check.ok(one ~= nil and one == two, name .. " is what it is without")
 end
@@ -270,9 +293,12 @@ end
 broken.global_step = 3
 broken:begin_save()
 local before = state_of(broken)
-check.raises(function() broken:step() end, "global_step_3 is not written: .*nowhere/file: cannot create its temporary file: No such file", "a failed write")
+check.raises(function() broken:step() end,
+  "global_step_3 is not written: .*nowhere/file: cannot create its temporary file: No such file",
+  "a failed write")
 check.equal(differing(state_of(broken), before), nil, "the optimizer has not stepped")
-check.equal(checkpoint.latest(behind), behind .. "/global_step_2", "what is not written does not count")
+check.equal(checkpoint.latest(behind), behind .. "/global_step_2",
+  "what is not written does not count")
 broken.global_step = 3
 check.raises(function() broken:save() end, "nowhere/file", "and when it is waited for at once")
 broken.policy.save = nil
@@ -282,7 +308,8 @@ local run = place .. "/run"
 files.make_dir(run)
 local cfg_every = mini.settings { "data.train_files=" .. set, "trainer.save_freq=1" }
 local judged = 0
-local t = mini.trainer(cfg_every, { model = dir, folder = run, train = data.open(set), total_steps = 4, reward = function(text)
+local t = mini.trainer(cfg_every,
+  { model = dir, folder = run, train = data.open(set), total_steps = 4, reward = function(text)
   judged = judged + 1
   if judged > 6 then error "enough" end
   return mini.reward(text)
@@ -296,8 +323,10 @@ t.reward = mini.reward
 t:run()
 local line
 for text in io.lines(run .. "/metrics.jsonl") do line = cjson.decode(text) end
-check.ok(line.time and line.time.decode > 0 and line.time.checkpoint >= 0, "metrics.jsonl has the table")
-check.equal(require("segzero.log").times({ decode = 3, backward = 1, data = 0.001 }, timer.phases), "  time: decode 75 %, backward 25 %", "its line")
+check.ok(line.time and line.time.decode > 0 and line.time.checkpoint >= 0,
+  "metrics.jsonl has the table")
+check.equal(require("segzero.log").times({ decode = 3, backward = 1, data = 0.001 }, timer.phases),
+  "  time: decode 75 %, backward 25 %", "its line")
 do      -- what is moved is of the phase that still runs
   timer.start()
   timer.enter "decode"
@@ -327,15 +356,19 @@ check.equal(files.read(place .. "/late"), "written", "what was begun is written"
 
 -- ---- bounds ----
 -- A longer prompt than the plan was made for.
-local fits = plan.of(mini.settings { "worker.actor.model.model_path=" .. dir }, { prompt = require("segzero.data.prompt").seg_zero })
+local fits = plan.of(mini.settings { "worker.actor.model.model_path=" .. dir },
+  { prompt = require("segzero.data.prompt").seg_zero })
 local bounded = new { plan = fits }
 bounded:step()
 bounded.plan = setmetatable({ prompt = 10 }, { __index = fits })
 local device = plan.device
-bounded.plan.state = setmetatable({ device = { total = 2 ^ 20, free = 2 ^ 20 } }, { __index = fits.state })
+bounded.plan.state = setmetatable({ device = { total = 2 ^ 20, free = 2 ^ 20 } },
+  { __index = fits.state })
 for k, v in pairs(fits.state) do if k ~= "device" then bounded.plan.state[k] = v end end
 local weights = state_of(bounded)
-check.raises(function() bounded:step() end, "row .*: the prompt has %d+ tokens, a step with it would take .* and this machine has 0%.00 GiB", "refused with the numbers")
+check.raises(function() bounded:step() end,
+  "row .*: the prompt has %d+ tokens, a step with it would take .* and this machine has 0%.00 GiB",
+  "refused with the numbers")
 check.equal(differing(state_of(bounded), weights), nil, "before anything was done")
 plan.device = device
 bounded.plan = setmetatable({ prompt = 10 }, { __index = fits })
@@ -346,25 +379,31 @@ check.ok(bounded.plan.prompt > 10, "and the plan grows where there is room")
 local function resident()
   return tonumber(io.open("/proc/self/statm"):read "*a":match "^%d+ (%d+)") * 4096
 end
-local tiny = mini.settings { "data.rollout_batch_size=1", "worker.actor.global_batch_size=1", "worker.rollout.n=2", "data.max_response_length=2",
+local tiny = mini.settings { "data.rollout_batch_size=1", "worker.actor.global_batch_size=1",
+  "worker.rollout.n=2", "data.max_response_length=2",
   "data.refshapes_rows=2" }
 local many = mini.trainer(tiny, { model = dir, total_steps = 1000 })
 for _ = 1, 60 do many:step() end
 collectgarbage()
 collectgarbage()
-local rss, live, allocs, lua = resident(), tonumber(C.sz_live_bytes()), tonumber(C.sz_system_allocs()), collectgarbage "count"
+local rss, live, allocs, lua = resident(), tonumber(C.sz_live_bytes()),
+  tonumber(C.sz_system_allocs()), collectgarbage "count"
 for _ = 1, 500 do many:step() end
 collectgarbage()
 collectgarbage()
 check.equal(tonumber(C.sz_system_allocs()) - allocs, 0, "500 steps ask the system for no memory")
 check.equal(tonumber(C.sz_live_bytes()), live, "live bytes")
 -- Compiled traces come and go; a leak of one table a step would be 30 KB and more.
-check.ok(collectgarbage "count" - lua < 200, ("Lua's memory grew by %.0f KB"):format(collectgarbage "count" - lua))
+check.ok(collectgarbage "count" - lua < 200,
+  ("Lua's memory grew by %.0f KB"):format(collectgarbage "count" - lua))
 local sanitizer = (require("segzero.host").library or ""):find "build/%a+/libsegzero"
--- LuaJIT's heap and malloc's arenas move by some 0.5 MB; one leaked picture of these a step would be 10 MB.
-check.ok(sanitizer or resident() - rss < 2 ^ 20, ("the resident set grew by %d bytes in 500 steps"):format(resident() - rss))
+-- LuaJIT's heap and malloc's arenas move by some 0.5 MB; one leaked picture of these a step would
+-- be 10 MB.
+check.ok(sanitizer or resident() - rss < 2 ^ 20,
+  ("the resident set grew by %d bytes in 500 steps"):format(resident() - rss))
 print(("overlap: resident set %+.0f KB, Lua %+.0f KB in 500 steps"):format((resident() - rss) / 1024, collectgarbage "count" - lua))
-check.equal(tostring(jobs.writing()), "files to be written", "a list that is not started goes with the collector")
+check.equal(tostring(jobs.writing()), "files to be written",
+  "a list that is not started goes with the collector")
 
 mini.remove()
 check.finish()

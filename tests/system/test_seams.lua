@@ -1,6 +1,7 @@
--- test_seams.lua - what a script may add from outside the library: an advantage estimator, a loss, a KL estimator, a loss
--- average, a schedule, a data source and a logger, registered here and trained with through the recipe's run(args,
--- overrides); hooks that change a run between steps; and what happens when one of these functions fails.
+-- test_seams.lua - what a script may add from outside the library: an advantage estimator, a loss,
+-- a KL estimator, a loss average, a schedule, a data source and a logger, registered here and
+-- trained with through the recipe's run(args, overrides); hooks that change a run between steps;
+-- and what happens when one of these functions fails.
 --
 -- Leaves out: a model family (tests of the model registry), settings (test_config).
 
@@ -19,8 +20,10 @@ local dir = mini.write(place .. "/model")
 
 -- Runs the recipe on the miniature in a folder of its own.
 local function train(name, args, overrides)
-  local all = { "worker.actor.model.model_path=" .. dir, "trainer.save_checkpoint_path=" .. place .. "/" .. name }
-  for _, list in ipairs { mini.arguments, { "trainer.max_steps=3", "trainer.save_freq=-1" }, args } do
+  local all = { "worker.actor.model.model_path=" .. dir,
+    "trainer.save_checkpoint_path=" .. place .. "/" .. name }
+  for _, list in ipairs { mini.arguments, { "trainer.max_steps=3", "trainer.save_freq=-1" },
+    args } do
     for _, a in ipairs(list) do all[#all + 1] = a end
   end
   return recipe.run(all, overrides)
@@ -121,7 +124,8 @@ sz.loggers:register("memory", { help = "keeps everything", open = memory_logger 
 check.case("a script registers everything and trains with it", function()
   local categories = {}
   local args = {
-    "algorithm.adv_estimator=rank", "worker.actor.loss_type=sequence_ratio", "worker.actor.kl_loss_type=half_square",
+    "algorithm.adv_estimator=rank", "worker.actor.loss_type=sequence_ratio",
+      "worker.actor.kl_loss_type=half_square",
     "worker.actor.loss_avg_mode=per_answer_sum", "worker.actor.optim.lr_scheduler_type=stairs",
     "data.train_files=seam:a", "trainer.logger=memory,jsonl", "trainer.val_before_train=true",
   }
@@ -132,12 +136,14 @@ check.case("a script registers everything and trains with it", function()
   check.equal(t.global_step, 3, "three steps")
   -- The estimator sees the whole batch, scores, and the reference's log-probabilities.
   check.equal(seen.groups, 2, "both groups at once")
-  check.equal(#seen.sample.reference, #seen.sample.ids, "a reference log-probability for each token")
+  check.equal(#seen.sample.reference, #seen.sample.ids,
+    "a reference log-probability for each token")
   check.equal(seen.sample.length, #seen.sample.ids, "the length of the answer")
   check.equal(type(seen.sample.score), "number", "its score")
   check.equal(seen.row.columns.category, seen.row.category, "the row's own columns")
   check.equal(seen.options.clip_low, 0.2, "the run's numbers")
-  check.equal(seen.opened, { "seam:a", "train" }, "the source is opened with its name and the split")
+  check.equal(seen.opened, { "seam:a", "train" },
+    "the source is opened with its name and the split")
   local from_source = 0
   for _, category in ipairs(categories) do
     if category:match "^seam:a%d$" then from_source = from_source + 1 end
@@ -156,20 +162,25 @@ check.case("a script registers everything and trains with it", function()
       held_out = held_out + 1
     end
   end
-  check.near(rates, { 1e-2, 1e-2 / 2, 1e-2 / 3 }, 1e-12, "the schedule's factor times the configured rate")
+  check.near(rates, { 1e-2, 1e-2 / 2, 1e-2 / 3 }, 1e-12,
+    "the schedule's factor times the configured rate")
   check.equal(seen.progress, { step = 3, total = 3, warmup = 0 }, "what a schedule is given")
   check.equal(held_out, 2, "two evaluations")
-  check.equal({ log.rollouts[2][1], #log.rollouts[2][2] }, { "rollouts", 6 }, "the answers of a step")
+  check.equal({ log.rollouts[2][1], #log.rollouts[2][2] }, { "rollouts", 6 },
+    "the answers of a step")
   check.equal(type(log.rollouts[2][2][1].advantage), "table", "with an advantage for each token")
-  check.equal({ log.images.before, log.images.after }, { t.folder .. "/before.png", t.folder .. "/after.png" }, "images")
+  check.equal({ log.images.before, log.images.after },
+    { t.folder .. "/before.png", t.folder .. "/after.png" }, "images")
   check.ok(#log.texts >= 6 and log.texts[1][2] == "run", "texts")
   check.equal(log.closed, 1, "closed once")
   check.equal({ log.run.folder, log.run.total_steps }, { t.folder, 3 }, "open() is given the run")
-  check.ok(files.read(t.folder .. "/metrics.jsonl"):find('"ratio":', 1, true), "jsonl beside it has the loss's metric")
+  check.ok(files.read(t.folder .. "/metrics.jsonl"):find('"ratio":', 1, true),
+    "jsonl beside it has the loss's metric")
 end)
 
 check.case("an estimator that needs the reference has one without a KL term", function()
-  local t = train("needs", { "algorithm.adv_estimator=rank", "worker.actor.use_kl_loss=false", "trainer.logger=memory",
+  local t = train("needs",
+    { "algorithm.adv_estimator=rank", "worker.actor.use_kl_loss=false", "trainer.logger=memory",
     "trainer.max_steps=1", "data.val_files=None" }, { reward = mini.reward })
   check.ok(t.reference, "it is loaded")
   check.ok(seen.sample.reference, "and was asked")
@@ -179,7 +190,8 @@ end)
 check.case("hooks change numbers, data and reward, and end the run", function()
   local steps = {}
   local results = {}
-  local other = sz.data.open("refshapes", { split = "train", size = mini.size, seed = 9, rows = 5, level = 1 })
+  local other = sz.data.open("refshapes",
+    { split = "train", size = mini.size, seed = 9, rows = 5, level = 1 })
   local overrides = { reward = mini.reward }
   function overrides.on_step(t, stats)
     steps[#steps + 1] = { stats.step, stats.lr, t.now.temperature }
@@ -192,16 +204,22 @@ check.case("hooks change numbers, data and reward, and end the run", function()
       return #text
     end
   end
-  function overrides.on_evaluate(_, result) results[#results + 1] = { result.step, type(result.reward), #result.records } end
+  function overrides.on_evaluate(_, result)
+    results[#results + 1] = { result.step, type(result.reward), #result.records }
+  end
   function overrides.stop_when(_, stats) return stats.step == 2 and "two are enough" end
-  local t = train("hooks", { "trainer.logger=memory", "trainer.max_steps=9", "trainer.val_before_train=true" }, overrides)
+  local t = train("hooks",
+    { "trainer.logger=memory", "trainer.max_steps=9", "trainer.val_before_train=true" }, overrides)
   check.equal(t.global_step, 2, "stopped after step 2")
   check.equal(steps, { { 1, 1e-2, 1 }, { 2, 3e-3, 0.8 } }, "the next step has the changed numbers")
   check.near(t.now.clip_high, 0.2 * 20, 1e-12, "and a schedule for any other number")
   check.ok(seen.second_reward, "and the new reward")
-  check.equal(results, { { 0, "number", 3 }, { 2, "number", 3 } }, "both evaluations, the last one after the early end")
+  check.equal(results, { { 0, "number", 3 }, { 2, "number", 3 } },
+    "both evaluations, the last one after the early end")
   local said
-  for _, text in ipairs(seen.log.texts) do said = said or text[3]:match "^stopped after step 2: (.*)$" end
+  for _, text in ipairs(seen.log.texts) do
+    said = said or text[3]:match "^stopped after step 2: (.*)$"
+  end
   check.equal(said, "two are enough", "the run says why it stopped")
   -- Rows of step 2 are the other set's.
   local rows = t.sampler:rows(other, 2)
@@ -231,7 +249,8 @@ local function groups_of()
         reference[i] = old[i] + 0.2 * random(10 * p + k, 70 + i)
         old[i] = old[i] + 0.6 * (random(10 * p + k, 50 + i) - 0.5)
       end
-      group.samples[k] = { ids = lists[k], logprobs = old, reference = reference, advantage = 2 * random(k, p) - 1 }
+      group.samples[k] = { ids = lists[k], logprobs = old, reference = reference,
+        advantage = 2 * random(k, p) - 1 }
     end
     groups[p] = group
   end
@@ -242,7 +261,8 @@ end
 local function gradient(groups, loss, args)
   local all = { "worker.actor.loss_type=" .. loss }
   for _, a in ipairs(args) do all[#all + 1] = a end
-  local t = trainer.new { config = mini.settings(all), policy = vl, reference = vl, reward = mini.reward }
+  local t = trainer.new { config = mini.settings(all), policy = vl, reference = vl,
+    reward = mini.reward }
   local stats = update.new(t):gradient(t:micro_batches(groups, "update"), records.totals(groups))
   local grads = {}
   for _, p in ipairs(t.parameters) do
@@ -260,13 +280,15 @@ check.case("a loss over whole answers does not depend on the micro-batch split",
   local want, want_grads, whole = gradient(groups, "sequence_ratio", {})
   check.equal({ #whole, whole[1].chunks }, { 1, nil }, "one micro-batch of both groups")
   local plain = gradient(groups, "ppo_clip", {})
-  check.ok(math.abs(plain.policy_loss - want.policy_loss) > 1e-4, ("not the clipped loss: %g and %g"):format(want.policy_loss, plain.policy_loss))
+  check.ok(math.abs(plain.policy_loss - want.policy_loss) > 1e-4,
+    ("not the clipped loss: %g and %g"):format(want.policy_loss, plain.policy_loss))
   local total = 0
   for _, g in pairs(want_grads) do total = total + squares(g) end
   local variants = {
     { "worker.actor.max_tokens_per_micro_batch=1" },
     { "worker.actor.micro_batch_size_per_device_for_update=2" },
-    { "worker.actor.micro_batch_size_per_device_for_update=3", "worker.actor.model.enable_gradient_checkpointing=false" },
+    { "worker.actor.micro_batch_size_per_device_for_update=3",
+      "worker.actor.model.enable_gradient_checkpointing=false" },
   }
   for _, args in ipairs(variants) do
     local stats, grads, batches = gradient(groups, "sequence_ratio", args)
@@ -282,7 +304,8 @@ check.case("a loss over whole answers does not depend on the micro-batch split",
       count = count + 1
     end
     check.ok(count > 20, "gradients are compared")
-    check.ok(math.sqrt(distance / total) < 1e-5, ("%s: the gradient differs by %.1e of its norm"):format(args[1],
+    check.ok(math.sqrt(distance / total) < 1e-5,
+      ("%s: the gradient differs by %.1e of its norm"):format(args[1],
       math.sqrt(distance / total)))
   end
 end)
@@ -291,7 +314,8 @@ end)
 check.case("metrics of several updates are those of all of them", function()
   local function step(global_batch, avg)
     local cfg = mini.settings {
-      "worker.actor.optim.lr=0", "data.rollout_batch_size=3", "worker.actor.global_batch_size=" .. global_batch,
+      "worker.actor.optim.lr=0", "data.rollout_batch_size=3",
+        "worker.actor.global_batch_size=" .. global_batch,
       "worker.actor.loss_avg_mode=" .. avg,
     }
     local t = mini.trainer(cfg, { model = dir, reference = true })
@@ -305,7 +329,8 @@ check.case("metrics of several updates are those of all of them", function()
     end
     return t:step(), norms
   end
-  -- With a rate of 0 the weights stay, so three updates see what one sees. Answers differ in length.
+  -- With a rate of 0 the weights stay, so three updates see what one sees. Answers differ in
+  -- length.
   for _, avg in ipairs { "token", "seq" } do
     local one = step(3, avg)
     local three, norms = step(1, avg)
@@ -313,7 +338,8 @@ check.case("metrics of several updates are those of all of them", function()
       check.near(three[name], one[name], 1e-5, ("%s: %s"):format(avg, name))
     end
     check.equal(#norms, 3, "three updates")
-    check.near(three.grad_norm, (norms[1] + norms[2] + norms[3]) / 3, 1e-12, "the mean of the norms")
+    check.near(three.grad_norm, (norms[1] + norms[2] + norms[3]) / 3, 1e-12,
+      "the mean of the norms")
     check.ok(norms[1] ~= norms[3], "which differ")
   end
 end)
@@ -323,8 +349,10 @@ end)
 local failures = 0
 local function failure(args, overrides)
   failures = failures + 1
-  local all = { "trainer.logger=memory", "trainer.max_steps=1", "data.val_files=None", unpack(args) }
-  local ok, message = pcall(train, "failure" .. failures, all, overrides or { reward = mini.reward })
+  local all = { "trainer.logger=memory", "trainer.max_steps=1", "data.val_files=None",
+    unpack(args) }
+  local ok, message = pcall(train, "failure" .. failures, all,
+    overrides or { reward = mini.reward })
   check.ok(not ok, "it fails")
   return tostring(message)
 end
@@ -334,7 +362,8 @@ local function count(text, pattern) return select(2, text:gsub(pattern, "")) end
 -- One traceback, of the user's function, without frames of the library.
 local function check_traceback(message, name)
   check.equal(count(message, "stack traceback:"), 1, name .. ": one traceback in " .. message)
-  check.equal(count(message, "lua/segzero/"), 0, name .. ": no frames of the library in " .. message)
+  check.equal(count(message, "lua/segzero/"), 0,
+    name .. ": no frames of the library in " .. message)
   check.ok(message:find("test_seams.lua", 1, true), name .. ": the user's frame")
 end
 
@@ -344,13 +373,15 @@ check.case("a function of the user that fails shows its own traceback", function
   sz.advantages:register("broken", { fn = function() broken() end })
   sz.losses:register("broken", { fn = function() broken() end })
   sz.kl:register("broken", { fn = function() broken() end })
-  sz.loggers:register("broken", { open = function() return { scalars = function() broken() end } end })
+  sz.loggers:register("broken",
+    { open = function() return { scalars = function() broken() end } end })
   local cases = {
     { "the advantage estimator 'broken' failed: ", { "algorithm.adv_estimator=broken" } },
     { "the loss broken failed: ", { "worker.actor.loss_type=broken" } },
     { "the KL estimator broken failed: ", { "worker.actor.kl_loss_type=broken" } },
     { "the logger broken failed: ", { "trainer.logger=broken" } },
-    { "the hook on_step failed: ", {}, { reward = mini.reward, on_step = function() broken() end } },
+    { "the hook on_step failed: ", {},
+      { reward = mini.reward, on_step = function() broken() end } },
     { "the reward failed on row ", {}, { reward = function() broken() end } },
   }
   for _, case in ipairs(cases) do
@@ -367,11 +398,14 @@ check.case("a result that cannot be used is one line", function()
   sz.losses:register("mean", { fn = function(t) return t.logprob:sum() end })
   sz.losses:register("nothing", { fn = function() end })
   local cases = {
-    { { "algorithm.adv_estimator=short" }, "the advantage estimator 'short' returned nil, expected a finite number .*answer 3 of row" },
+    { { "algorithm.adv_estimator=short" },
+      "the advantage estimator 'short' returned nil, expected a finite number .*answer 3 of row" },
     { { "algorithm.adv_estimator=nan" }, "'nan' returned %-?nan, expected a finite number" },
-    { { "worker.actor.loss_type=mean" }, "the loss 'mean' returned a tensor of 1 elements, expected .* %d+ tokens" },
+    { { "worker.actor.loss_type=mean" },
+      "the loss 'mean' returned a tensor of 1 elements, expected .* %d+ tokens" },
     { { "worker.actor.loss_type=nothing" }, "the loss 'nothing' returned nil, expected a tensor" },
-    { {}, "the reward returned %-?nan for row .*, expected a finite number", { reward = function() return 0 / 0 end } },
+    { {}, "the reward returned %-?nan for row .*, expected a finite number",
+      { reward = function() return 0 / 0 end } },
     { {}, "the reward returned table: ", { reward = function() return {} end } },
   }
   for _, case in ipairs(cases) do
@@ -383,7 +417,8 @@ end)
 
 check.case("the program prints a reward's traceback once", function()
   files.write(place .. "/throws.lua", 'return function(text)\n  error "no judgement today"\nend\n')
-  local text, status = mini.recipe(dir, { "worker.reward.compute_score=" .. place .. "/throws.lua", "data.val_files=None",
+  local text, status = mini.recipe(dir,
+    { "worker.reward.compute_score=" .. place .. "/throws.lua", "data.val_files=None",
     "trainer.save_checkpoint_path=" .. place .. "/program" })
   check.ok(status ~= 0, "it fails")
   check.equal(count(text, "stack traceback:"), 1, "one traceback: " .. text)
@@ -392,7 +427,8 @@ check.case("the program prints a reward's traceback once", function()
 end)
 
 check.case("an override that run() does not know names the nearest", function()
-  check.raises(function() recipe.run({}, { rewards = mini.reward }) end, "unknown option 'rewards': did you mean 'reward'", "typo")
+  check.raises(function() recipe.run({}, { rewards = mini.reward }) end,
+    "unknown option 'rewards': did you mean 'reward'", "typo")
 end)
 
 mini.remove()

@@ -1,5 +1,5 @@
--- test_train.lua - whole training runs of a miniature: resuming is bit for bit, runs repeat, checkpoints count only when they are
--- complete, the sampler's log-probabilities are the trainer's.
+-- test_train.lua - whole training runs of a miniature: resuming is bit for bit, runs repeat,
+-- checkpoints count only when they are complete, the sampler's log-probabilities are the trainer's.
 
 local cjson = require "cjson"
 local ffi = require "ffi"
@@ -37,16 +37,21 @@ local function compare(a, b, name)
   check.ok(count > 50, name .. ": something is compared")
 end
 
--- ---- the same seed gives the same run; sampler and trainer agree; 2 + 2 steps are 4 (new objects) ----
--- "compact" is all that saves memory: 8-bit moments, no masters, bf16 gradients.
--- f32 with a warm-up, dropped rows and a second epoch (7 rows, batches of 2); bf16 with masters, frozen vision, two micro-batches
--- and two updates a step.
+-- ---- the same seed gives the same run; sampler and trainer agree; 2 + 2 steps are 4 (new
+--     objects) ----
+-- "compact" is all that saves memory: 8-bit moments, no masters, bf16 gradients. f32 with a
+-- warm-up, dropped rows and a second epoch (7 rows, batches of 2); bf16 with masters, frozen
+-- vision, two micro-batches and two updates a step.
 local variants = {
   { name = "f32", args = { "worker.actor.optim.lr_warmup_steps_ratio=0.5" } },
-  { name = "bf16", dtype = "bf16", args = { "worker.actor.model.dtype=bf16", "worker.actor.freeze_vision_tower=true",
-    "worker.actor.global_batch_size=1", "worker.actor.max_tokens_per_micro_batch=100", "worker.actor.model.enable_gradient_checkpointing=false" } },
-  { name = "compact", dtype = "bf16", args = { "worker.actor.model.dtype=bf16", "worker.actor.optim.state_dtype=int8",
-    "worker.actor.optim.master_weights=false", "worker.actor.grad_dtype=bf16", "worker.actor.max_tokens_per_micro_batch=100" } },
+  { name = "bf16", dtype = "bf16",
+    args = { "worker.actor.model.dtype=bf16", "worker.actor.freeze_vision_tower=true",
+    "worker.actor.global_batch_size=1", "worker.actor.max_tokens_per_micro_batch=100",
+      "worker.actor.model.enable_gradient_checkpointing=false" } },
+  { name = "compact", dtype = "bf16",
+    args = { "worker.actor.model.dtype=bf16", "worker.actor.optim.state_dtype=int8",
+    "worker.actor.optim.master_weights=false", "worker.actor.grad_dtype=bf16",
+      "worker.actor.max_tokens_per_micro_batch=100" } },
   { name = "bf16 moments", args = { "worker.actor.optim.state_dtype=bf16" } },
 }
 for _, v in ipairs(variants) do
@@ -68,7 +73,8 @@ for _, v in ipairs(variants) do
   d:resume(path)
   check.equal(d.global_step, 2, "resumed at step 2")
   local of_d = steps(d, 2)
-  check.equal(of_d, { of_a[3], of_a[4] }, v.name .. ": a resumed run reports what an unbroken one does")
+  check.equal(of_d, { of_a[3], of_a[4] },
+    v.name .. ": a resumed run reports what an unbroken one does")
   compare(state_of(a), state_of(d), v.name .. ": 2 + 2 steps are 4")
   local order = {}
   for _, t in ipairs { a, d } do
@@ -79,10 +85,11 @@ for _, v in ipairs(variants) do
 end
 
 -- ---- a frozen tower ----
--- Its results are made once a step. Without what is kept they are made again for the reference and the update, by the same products over
--- another number of rows.
+-- Its results are made once a step. Without what is kept they are made again for the reference and
+-- the update, by the same products over another number of rows.
 do
-  local cfg, pictures = mini.settings { "worker.actor.freeze_vision_tower=true", "worker.actor.max_tokens_per_micro_batch=100" }, 0
+  local cfg, pictures = mini.settings { "worker.actor.freeze_vision_tower=true",
+    "worker.actor.max_tokens_per_micro_batch=100" }, 0
   local pictures_of, lend = packing.images, vision_cache.adopt
   function packing.images(inputs)
     pictures = pictures + #inputs
@@ -97,8 +104,8 @@ do
   end
   local once, computed, reference = run()
   check.equal(computed, 2, "two pictures go through a frozen tower once")
-  check.ok(reference.tower, "the reference has the policy's tower")
-  local again, twice = run(function(t) t.reference.tower = nil end)
+  check.ok(vision_cache.adopted(reference), "the reference has the policy's tower")
+  local again, twice = run(function(t) vision_cache.forget(t.reference) end)
   check.equal(twice, 4, "a reference of its own computes them, too")
   local _, trained = run(function(t)
     local w = t.reference:parameters()["visual.blocks.0.norm1.weight"]
@@ -113,8 +120,10 @@ do
   check.equal(all, 6, "nothing kept")
   packing.images, vision_cache.adopt, vision_cache.put = pictures_of, lend, hold
   for _, key in ipairs { "loss", "kl", "grad_norm", "reward" } do
-    check.near(once[key], never[key], 1e-5 * math.max(1, math.abs(never[key])), "kept or not: " .. key)
-    check.near(again[key], never[key], 1e-5 * math.max(1, math.abs(never[key])), "kept for the policy alone: " .. key)
+    check.near(once[key], never[key], 1e-5 * math.max(1, math.abs(never[key])),
+      "kept or not: " .. key)
+    check.near(again[key], never[key], 1e-5 * math.max(1, math.abs(never[key])),
+      "kept for the policy alone: " .. key)
   end
 end
 
@@ -140,8 +149,10 @@ check.equal(status, 0, "it goes on: " .. text:sub(-300))
 check.ok(text:find("resumed at step 2", 1, true), "and says from where")
 check.equal(checkpoint.latest(parts), parts .. "/global_step_4", "the left-over was replaced")
 check.ok(not files.exists(parts .. "/global_step_4.tmp/config.json"), "nothing temporary stays")
-for _, file in ipairs { "model.safetensors", "optimizer.safetensors", "config.json", "trainer_state.json" } do
-  local a, b = files.read(whole .. "/global_step_4/" .. file), files.read(parts .. "/global_step_4/" .. file)
+for _, file in ipairs { "model.safetensors", "optimizer.safetensors", "config.json",
+  "trainer_state.json" } do
+  local a, b = files.read(whole .. "/global_step_4/" .. file),
+    files.read(parts .. "/global_step_4/" .. file)
   check.ok(a ~= nil and a == b, "stopped and resumed, " .. file .. " is the same bytes")
 end
 local function records(folder, name)
@@ -153,8 +164,10 @@ local function records(folder, name)
   end
   return out
 end
-check.equal(records(parts, "rollouts.jsonl"), records(whole, "rollouts.jsonl"), "rollouts.jsonl goes on")
-check.ok(files.read(parts .. "/rollouts.jsonl") == files.read(whole .. "/rollouts.jsonl"), "and is the same bytes")
+check.equal(records(parts, "rollouts.jsonl"), records(whole, "rollouts.jsonl"),
+  "rollouts.jsonl goes on")
+check.ok(files.read(parts .. "/rollouts.jsonl") == files.read(whole .. "/rollouts.jsonl"),
+  "and is the same bytes")
 local m = records(parts, "metrics.jsonl")
 local numbers, seen = {}, {}
 for _, r in ipairs(m) do
@@ -164,13 +177,16 @@ check.equal(numbers, { 1, 2, 3, 4 }, "metrics.jsonl is appended to")
 for i, r in ipairs(records(whole, "metrics.jsonl")) do
   if r.reward then check.equal(seen[r.step] and seen[r.step].loss, r.loss, "metrics line " .. i) end
 end
-check.equal(cjson.decode(files.read(whole .. "/config.json")).worker.rollout.n, 3, "config.json of the run")
+check.equal(cjson.decode(files.read(whole .. "/config.json")).worker.rollout.n, 3,
+  "config.json of the run")
 
 -- ---- a checkpoint folder is a model folder ----
-for _, file in ipairs { "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json", "chat_template.json" } do
+for _, file in ipairs { "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
+  "generation_config.json", "chat_template.json" } do
   check.ok(files.exists(whole .. "/global_step_4/" .. file), "it has " .. file)
 end
-check.equal(cjson.decode(files.read(whole .. "/global_step_4/chat_template.json")).chat_template, require("segzero.tools.bpe_train").chat_template,
+check.equal(cjson.decode(files.read(whole .. "/global_step_4/chat_template.json")).chat_template,
+  require("segzero.tools.bpe_train").chat_template,
   "the chat template, which transformers' processor reads from there")
 local again = sz.qwen_vl(whole .. "/global_step_4")
 check.ok(again:tokenizer():encode "a"[1] ~= nil, "with its tokenizer")
@@ -185,7 +201,8 @@ void *signal(int number, void *handler);
 local RLIMIT_FSIZE, SIGXFSZ = 1, 25
 ffi.C.signal(SIGXFSZ, ffi.cast("void *", 1))        -- ignored: then writing fails instead
 
--- ---- a checkpoint that cannot be written leaves nothing behind; the run can go on and write the next ----
+-- ---- a checkpoint that cannot be written leaves nothing behind; the run can go on and write
+--     the next ----
 do
   local target = place .. "/unwritten"
   files.make_dir(target)
@@ -199,7 +216,8 @@ do
   local ok, why = pcall(t.save, t)
   limit[0] = before
   ffi.C.setrlimit(RLIMIT_FSIZE, limit)
-  check.ok(not ok and why:find("global_step_0 is not written: .*safetensors: cannot write"), "what could not be written is named: " .. tostring(why))
+  check.ok(not ok and why:find("global_step_0 is not written: .*safetensors: cannot write"),
+    "what could not be written is named: " .. tostring(why))
   check.ok(not files.exists(target .. "/global_step_0.tmp/config.json"), "nothing temporary stays")
   check.equal(checkpoint.latest(target), nil, "and it does not count")
   t.folder = dir .. "/config.json"
@@ -224,11 +242,13 @@ end
 
 -- ---- refusals ----
 local t = mini.trainer(mini.settings(), { model = dir })
-check.raises(function() t:resume(parts .. "/global_step_3") end, "global_step_3 is not a complete checkpoint %(no file DONE%)", "no DONE")
+check.raises(function() t:resume(parts .. "/global_step_3") end,
+  "global_step_3 is not a complete checkpoint %(no file DONE%)", "no DONE")
 text, status = recipe { "trainer.load_checkpoint_path=" .. parts .. "/global_step_3" }
 check.ok(status ~= 0 and text:find("no file DONE", 1, true), "the program refuses it: " .. text)
 text, status = recipe { "trainer.load_checkpoint_path=" .. place .. "/model" }
-check.ok(status ~= 0 and text:find("is no checkpoint and has none", 1, true), "a folder without one: " .. text)
+check.ok(status ~= 0 and text:find("is no checkpoint and has none", 1, true),
+  "a folder without one: " .. text)
 
 local function damaged(name, change)
   local path = mini.copy(parts .. "/global_step_2", place .. "/" .. name)
@@ -250,7 +270,9 @@ check.ok(damaged("shape", function(p)
   other["model.norm.weight"] = tensor.zeros { 31 }
   sz.safetensors.save(p .. "/model.safetensors", other)
 end):find("model.norm.weight has shape [31], expected [32]", 1, true), "a wrong shape is named")
-check.ok(damaged("state", function(p) files.write(p .. "/trainer_state.json", "{}") end):find("no global_step", 1, true), "an empty state")
+check.ok(damaged("state",
+  function(p) files.write(p .. "/trainer_state.json", "{}") end):find("no global_step", 1, true),
+  "an empty state")
 
 mini.remove()
 check.finish()

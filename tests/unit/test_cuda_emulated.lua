@@ -72,6 +72,10 @@ local sweep = io.popen("SEGZERO_EMULATE_ORDER=" .. check.seed .. " CASE= '" .. h
   .. "' tests/unit/test_ops.lua device=cuda" .. limit .. " 2>&1; echo \"exit $?\"")
 
 -- ---- tensors ----
+check.case("tensor methods against PyTorch", function()
+  passes("CASE= '" .. host.executable .. "' tests/unit/test_tensor.lua device=cuda", "test_tensor")
+end)
+
 check.case("tensors on the device", function()
   check.equal(table.concat(sz.devices(), " "), "cpu cuda:0", "sz.devices")
   local a = sz.tensor({ { 1, 2 }, { 3, 4 } }, { device = "cuda" })

@@ -1,5 +1,6 @@
--- test_grpo.lua - the GRPO update against a plain per-sample PyTorch computation (tests/golden/grpo): log-probabilities, entropies,
--- loss and its parts, every parameter's gradient; independence of the micro-batch split; advantages; AdamW.
+-- test_grpo.lua - the GRPO update against a plain per-sample PyTorch computation
+-- (tests/golden/grpo): log-probabilities, entropies, loss and its parts, every parameter's
+-- gradient; independence of the micro-batch split; advantages; AdamW.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -19,15 +20,18 @@ local case = cjson.decode(files.read(ROOT .. "grpo/case.json"))
 local t = sz.safetensors.load(ROOT .. "grpo/case.safetensors")
 local pixels = sz.safetensors.load(ROOT .. "qwen_vl/pixels.safetensors")
 
--- Two orders of summation in f32 differ by about 5e-6 of a gradient's norm here (f32_noise); 1e-4 is the goldens' margin.
+-- Two orders of summation in f32 differ by about 5e-6 of a gradient's norm here (f32_noise); 1e-4
+-- is the goldens' margin.
 local GRAD_TOL = 1e-4
 
 local function groups_of(vl)
   local groups = {}
   for p, pictures in ipairs(case.pictures) do
     local prefix = "p" .. (p - 1) .. "."
-    local input = { input_ids = t[prefix .. "input_ids"]:totable(), image_grid_thw = t[prefix .. "image_grid_thw"]:totable() }
-    input.position_ids, input.next_position = processor.positions(input.input_ids, input.image_grid_thw, vl, 2)
+    local input = { input_ids = t[prefix .. "input_ids"]:totable(),
+      image_grid_thw = t[prefix .. "image_grid_thw"]:totable() }
+    input.position_ids, input.next_position = processor.positions(input.input_ids,
+      input.image_grid_thw, vl, 2)
     local parts, rows = {}, 0
     for i, name in ipairs(pictures) do
       parts[i] = pixels[name]:cast(0):affine(1 / 64, -2)
@@ -45,7 +49,8 @@ local function groups_of(vl)
     local group = { input = input, row = {}, samples = {} }
     for a = 1, #scores do
       local key = prefix .. "a" .. (a - 1) .. "."
-      group.samples[a] = { ids = t[key .. "ids"]:totable(), logprobs = t[key .. "old"]:totable(), reference = t[key .. "ref"]:totable(),
+      group.samples[a] = { ids = t[key .. "ids"]:totable(), logprobs = t[key .. "old"]:totable(),
+        reference = t[key .. "ref"]:totable(),
         advantage = advantages[a] }
     end
     groups[p] = group
@@ -61,7 +66,8 @@ for p, g in ipairs(groups) do
   local lists = {}
   for a, s in ipairs(g.samples) do lists[a] = s.ids end
   for a, lp in ipairs(vl:logprobs(g.input, lists)) do
-    check.near(lp:totable(), t[("p%d.a%d.logprobs"):format(p - 1, a - 1)]:totable(), 2e-5, ("log-probabilities %d/%d"):format(p, a))
+    check.near(lp:totable(), t[("p%d.a%d.logprobs"):format(p - 1, a - 1)]:totable(), 2e-5,
+      ("log-probabilities %d/%d"):format(p, a))
   end
 end
 
@@ -79,7 +85,8 @@ local function run_update(max_tokens, recompute)
     "worker.actor.model.enable_gradient_checkpointing=" .. tostring(recompute),
   })
   -- The samples already have the reference's log-probabilities, from the golden file.
-  local tr = trainer.new { config = cfg, policy = vl, reference = vl, reward = function() return 0 end }
+  local tr = trainer.new { config = cfg, policy = vl, reference = vl,
+    reward = function() return 0 end }
   local stats = update.new(tr):gradient(tr:micro_batches(groups, "update"), records.totals(groups))
   local grads = {}
   for _, p in ipairs(tr.parameters) do
@@ -100,17 +107,23 @@ check.near(stats.entropy, case.parts.entropy, 2e-5, "entropy")
 local worst, worst_name, count = 0, "", 0
 for name, entry in pairs(case.gradients) do
   local want, squares, norm = t["grad." .. name]:totable(), 0, 0
-  for i = 1, entry.count do squares = squares + (grads[name][(i - 1) * entry.stride + 1] - want[i]) ^ 2 end
+  for i = 1, entry.count do
+    squares = squares + (grads[name][(i - 1) * entry.stride + 1] - want[i]) ^ 2
+  end
   for _, v in ipairs(grads[name]) do norm = norm + v * v end
-  local d = math.max(math.sqrt(squares * entry.numel / entry.count) / entry.norm, math.abs(math.sqrt(norm) / entry.norm - 1))
+  local d = math.max(math.sqrt(squares * entry.numel / entry.count) / entry.norm,
+    math.abs(math.sqrt(norm) / entry.norm - 1))
   count = count + 1
   if not (d <= worst) then worst, worst_name = d, name end
 end
-check.ok(worst <= GRAD_TOL, ("gradients within %g (worst %.2g, %s)"):format(GRAD_TOL, worst, worst_name))
+check.ok(worst <= GRAD_TOL,
+  ("gradients within %g (worst %.2g, %s)"):format(GRAD_TOL, worst, worst_name))
 check.equal(count, 92, "as many gradients as the golden file has")
-print(("GRPO: loss %.7f (%.7f), %d gradients, worst %.1e"):format(stats.loss, case.loss, count, worst))
+print(("GRPO: loss %.7f (%.7f), %d gradients, worst %.1e"):format(stats.loss, case.loss, count,
+  worst))
 
--- Two micro-batches (a group each), and recomputation: the same loss and gradient up to f32 rounding.
+-- Two micro-batches (a group each), and recomputation: the same loss and gradient up to f32
+-- rounding.
 for _, variant in ipairs { { 1, false }, { 1, true }, { 100000, true } } do
   local s, other = run_update(variant[1], variant[2])
   check.near(s.loss, stats.loss, 1e-6, "loss does not depend on the split")
@@ -120,7 +133,8 @@ for _, variant in ipairs { { 1, false }, { 1, true }, { 100000, true } } do
     for i, v in ipairs(g) do d, n = d + (v - other[name][i]) ^ 2, n + v * v end
     difference = math.max(difference, math.sqrt(d / math.max(n, 1e-30)))
   end
-  check.ok(difference < 1e-5, ("the gradient does not depend on the split (%.1e)"):format(difference))
+  check.ok(difference < 1e-5,
+    ("the gradient does not depend on the split (%.1e)"):format(difference))
 end
 
 -- AdamW: three steps on one tensor.

@@ -1,5 +1,6 @@
--- test_mask_reward.lua - masks in data sets, masks that the trainer lends to rewards, the reward mask_iou, and gIoU, on a miniature
--- policy and a SAM2 of random weights (64 px). What a mask should be is asked of the predictor, one answer at a time.
+-- test_mask_reward.lua - masks in data sets, masks that the trainer lends to rewards, the reward
+-- mask_iou, and gIoU, on a miniature policy and a SAM2 of random weights (64 px). What a mask
+-- should be is asked of the predictor, one answer at a time.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -27,10 +28,13 @@ local function bytes(t)
 end
 
 local folder = place .. "/set"
-sz.refshapes.write_dataset(folder, { n = 3, first = 4, size = 84, seed = 42, split = "heldout" }, sz.image.write_png)
+sz.refshapes.write_dataset(folder, { n = 3, first = 4, size = 84, seed = 42, split = "heldout" },
+  sz.image.write_png)
 -- Rows 4 to 6, where the masks of this SAM2 happen to meet the true ones.
-local shapes, read = data.open("refshapes", { split = "heldout", size = 84, seed = 42, rows = 6 }), data.open(folder, {})
-local made = { name = "three rows", count = function() return 3 end, row = function(_, i) return shapes:row(i + 3) end }
+local shapes, read = data.open("refshapes", { split = "heldout", size = 84, seed = 42, rows = 6 }),
+  data.open(folder, {})
+local made = { name = "three rows", count = function() return 3 end,
+  row = function(_, i) return shapes:row(i + 3) end }
 for i = 1, 3 do
   local a, b = made:row(i), read:row(i)
   local x, y = a.mask(), b.mask()
@@ -58,14 +62,18 @@ local function changed(name, change)
 end
 local function raises(pattern, name, change, i)
   local path = changed(name, change)
-  check.raises(function() data.open(path, {}):row(i).mask() end, name .. "/data.jsonl:" .. pattern, name)
+  check.raises(function() data.open(path, {}):row(i).mask() end, name .. "/data.jsonl:" .. pattern,
+    name)
 end
 local second = cjson.decode(lines[2]).mask
 raises("2: the mask masks/heldout_42_000005_1.png has 40 x 84 pixels, the image 84 x 84", "size",
   function(_, path) sz.image.new(40, 84):save(path .. "/" .. second) end, 2)
-raises("2: .*masks/heldout_42_000005_1.png", "gone", function(_, path) os.remove(path .. "/" .. second) end, 2)
-raises("2: the column 'mask' is number, expected a string", "kind", function(t) t[2] = t[2]:gsub('"mask": "[^"]*"', '"mask": 7') end, 1)
-raises("3: the column 'mask' is missing, but line 1 has one", "mixed", function(t) t[3] = t[3]:gsub('"mask": "[^"]*", ', "") end, 1)
+raises("2: .*masks/heldout_42_000005_1.png", "gone",
+  function(_, path) os.remove(path .. "/" .. second) end, 2)
+raises("2: the column 'mask' is number, expected a string", "kind",
+  function(t) t[2] = t[2]:gsub('"mask": "[^"]*"', '"mask": 7') end, 1)
+raises("3: the column 'mask' is missing, but line 1 has one", "mixed",
+  function(t) t[3] = t[3]:gsub('"mask": "[^"]*", ', "") end, 1)
 local bare = changed("bare", function(t)
   for i = 1, #t do t[i] = t[i]:gsub('"mask": "[^"]*"', '"mask": null') end
 end)
@@ -76,7 +84,8 @@ local grey = changed("grey", function(_, path)
   p[0], p[3] = 127, 128
   img:save(path .. "/" .. second)
 end)
-check.equal({ unpack(bytes(data.open(grey, {}):row(2).mask()), 1, 3) }, { 0, 1, 0 }, "above 127 is inside")
+check.equal({ unpack(bytes(data.open(grey, {}):row(2).mask()), 1, 3) }, { 0, 1, 0 },
+  "above 127 is inside")
 
 -- ---- a segmenter that counts ----
 local sam = sz.sam2(SAM2)
@@ -93,7 +102,8 @@ local counted = {
 }
 local function reset() calls = { embed = 0, masks = {} } end
 
--- IoU of what the predictor makes of a box and two points, in the picture's pixels, with the row's true mask.
+-- IoU of what the predictor makes of a box and two points, in the picture's pixels, with the row's
+-- true mask.
 local function expected_iou(row, box, p1, p2)
   sam:set_image(row.image)
   local r = sam:predict { box = box, points = { p1, p2 }, labels = { 1, 1 }, multimask = true }
@@ -110,7 +120,8 @@ end
 
 local function written(box, p1, p2, keys)
   keys = keys or { "bbox", "points_1", "points_2" }
-  local object = ('{"%s": [%d,%d,%d,%d], "%s": [%d,%d], "%s": [%d,%d]}'):format(keys[1], box[1], box[2], box[3], box[4], keys[2], p1[1], p1[2],
+  local object = ('{"%s": [%d,%d,%d,%d], "%s": [%d,%d], "%s": [%d,%d]}'):format(keys[1], box[1],
+    box[2], box[3], box[4], keys[2], p1[1], p1[2],
     keys[3], p2[1], p2[2])
   return ("<think>so</think><answer>%s</answer>"):format(object)
 end
@@ -137,16 +148,21 @@ end
 
 local function group(row, texts)
   local g = { row = row, samples = {} }
-  for i, text in ipairs(texts) do g.samples[i] = { text = text, ids = { 1, 2 }, finish = "stop" } end
+  for i, text in ipairs(texts) do
+    g.samples[i] = { text = text, ids = { 1, 2 }, finish = "stop" }
+  end
   return g
 end
 
--- Two different answers, one of them twice, one with loose keys, one without thinking, one that is nothing.
+-- Two different answers, one of them twice, one with loose keys, one without thinking, one that is
+-- nothing.
 local row = made:row(1)
 local box, other = { 28, 5, 49, 68 }, { 5, 5, 30, 40 }
 local p1, p2, p3 = { 34, 24 }, { 30, 52 }, { 12, 20 }
-local texts = { written(box, p1, p2), written(other, p3, p3), written(box, p1, p2), written(other, p3, p3, { "my_bbox", "points_a", "points_b" }),
-  (written(box, p1, p2):gsub("<think>so</think>", "")), "<think>no</think><answer>nothing</answer>" }
+local texts = { written(box, p1, p2), written(other, p3, p3), written(box, p1, p2),
+  written(other, p3, p3, { "my_bbox", "points_a", "points_b" }),
+  (written(box, p1, p2):gsub("<think>so</think>", "")),
+    "<think>no</think><answer>nothing</answer>" }
 reset()
 local g = group(row, texts)
 local function score(list)
@@ -154,34 +170,47 @@ local function score(list)
 end
 score { g }
 local sums = records.means { g }
-check.equal(calls, { embed = 1, masks = { 2 } }, "one picture embedded, one decoder call of the different answers")
+check.equal(calls, { embed = 1, masks = { 2 } },
+  "one picture embedded, one decoder call of the different answers")
 local iou, iou_other = expected_iou(row, box, p1, p2), expected_iou(row, other, p3, p3)
-check.ok(iou > 0.05 and iou_other > 0.05 and iou ~= iou_other, ("the two masks are worth %.3f and %.3f"):format(iou, iou_other))
-local wanted = { { 1, 1, iou }, { 1, 1, iou_other }, { 1, 1, iou }, { 1, 0, iou_other }, { 0, 1, 0 }, { 1, 0, 0 } }
+check.ok(iou > 0.05 and iou_other > 0.05 and iou ~= iou_other,
+  ("the two masks are worth %.3f and %.3f"):format(iou, iou_other))
+local wanted = { { 1, 1, iou }, { 1, 1, iou_other }, { 1, 1, iou }, { 1, 0, iou_other },
+  { 0, 1, 0 }, { 1, 0, 0 } }
 local mean = 0
 for i, w in ipairs(wanted) do
   local a = g.samples[i]
-  check.equal(a.parts, { thinking_format = w[1], segmentation_format = w[2], mask_iou = w[3] }, "parts of answer " .. i)
+  check.equal(a.parts, { thinking_format = w[1], segmentation_format = w[2], mask_iou = w[3] },
+    "parts of answer " .. i)
   check.near(a.score, w[1] + w[2] + 3 * w[3], 1e-12, "score of answer " .. i)
   mean = mean + w[3] / #wanted
 end
 check.near(sums["reward/mask_iou"], mean, 1e-12, "the mean of the part")
-check.equal({ row.segment, type(row.mask) }, { nil, "function" }, "row.segment is gone after the rewards, row.mask stays")
+check.equal({ row.segment, type(row.mask) }, { nil, "function" },
+  "row.segment is gone after the rewards, row.mask stays")
 
 local wide = wide_row()
 g = group(wide, { written({ 200, 240, 700, 701 }, { 300, 400 }, { 555, 555 }) })
 score { g }
--- 840 -> 126 and 84: 700 * 0.15 = 105, 701 * 0.1 = 70.1, 555 * 0.15 = 83.25, 555 * 0.1 = 55.5 (to the even 56).
-check.near(g.samples[1].parts.mask_iou, expected_iou(wide, { 30, 24, 105, 70 }, { 45, 40 }, { 83, 56 }), 1e-12, "answers are scaled from the frame")
+-- 840 -> 126 and 84: 700 * 0.15 = 105, 701 * 0.1 = 70.1, 555 * 0.15 = 83.25, 555 * 0.1 = 55.5 (to
+-- the even 56).
+check.near(g.samples[1].parts.mask_iou,
+  expected_iou(wide, { 30, 24, 105, 70 }, { 45, 40 }, { 83, 56 }), 1e-12,
+  "answers are scaled from the frame")
 
 reset()
-local far = group(made:row(1), { written({ 0, 0, 1, 1 }, p1, p2):gsub("%[0,0,1,1%]", "[0,0,1e300,1]"), (written({ 60, 60, 5, 5 }, { -9, -9 }, { 400, 9 })) })
+local far = group(made:row(1),
+  { written({ 0, 0, 1, 1 }, p1, p2):gsub("%[0,0,1,1%]", "[0,0,1e300,1]"),
+  (written({ 60, 60, 5, 5 }, { -9, -9 }, { 400, 9 })) })
 score { far }
-check.ok(far.samples[1].score >= 2 and far.samples[2].score >= 2, "boxes far away or inside out are wrong answers, no errors")
+check.ok(far.samples[1].score >= 2 and far.samples[2].score >= 2,
+  "boxes far away or inside out are wrong answers, no errors")
 
 -- Several rows: each its own picture; a reward that asks for none costs none; nothing is left.
 reset()
-local function two() return { group(made:row(1), texts), group(made:row(2), { texts[1], texts[6] }) } end
+local function two()
+  return { group(made:row(1), texts), group(made:row(2), { texts[1], texts[6] }) }
+end
 score(two())
 check.equal(calls, { embed = 2, masks = { 2, 1 } }, "one embedding and one call a row")
 reset()
@@ -203,17 +232,23 @@ score(groups)
 check.equal(tonumber(C.sz_live_bytes()), live, "features and masks are freed")
 
 -- ---- errors ----
-check.raises(function() mask_iou(texts[1], row.solution) end, "mask_iou needs SAM2: give worker.reward.sam2_path", "no row")
-check.raises(function() mask_iou(texts[1], row.solution, row) end, "mask_iou needs SAM2: give worker.reward.sam2_path", "no SAM2")
-check.raises(function() mask_iou(texts[1], row.solution, { id = "r7", segment = print }) end, "row r7 has no mask; the data set needs the column 'mask'",
+check.raises(function() mask_iou(texts[1], row.solution) end,
+  "mask_iou needs SAM2: give worker.reward.sam2_path", "no row")
+check.raises(function() mask_iou(texts[1], row.solution, row) end,
+  "mask_iou needs SAM2: give worker.reward.sam2_path", "no SAM2")
+check.raises(function() mask_iou(texts[1], row.solution, { id = "r7", segment = print }) end,
+  "row r7 has no mask; the data set needs the column 'mask'",
   "no mask")
 t.segmenter = nil
-check.raises(function() score { group(made:row(1), texts) } end, "the reward failed on row heldout%-4.*give worker.reward.sam2_path", "through the trainer")
+check.raises(function() score { group(made:row(1), texts) } end,
+  "the reward failed on row heldout%-4.*give worker.reward.sam2_path", "through the trainer")
 t.segmenter = counted
-check.raises(function() score { group(data.open(bare, {}):row(1), texts) } end, "row heldout_42_000004_1 has no mask", "the row is named")
+check.raises(function() score { group(data.open(bare, {}):row(1), texts) } end,
+  "row heldout_42_000004_1 has no mask", "the row is named")
 
 -- ---- gIoU ----
--- The policy's words are random; here the rows are given answers: a good prompt, nothing, and the truth.
+-- The policy's words are random; here the rows are given answers: a good prompt, nothing, and the
+-- truth.
 local generate = rollout.generate
 local function answering(words)
   local at = 0
@@ -250,17 +285,24 @@ for round, reward in ipairs { mask_iou, mini.reward } do
   local _, parts, rated, giou = t:evaluate()
   check.near(giou, want_giou, 1e-12, "gIoU is the mean over all rows, unreadable answers with 0")
   check.near(t.ceiling, want_ceiling, 1e-12, "the ceiling is that of the true boxes and points")
-  check.equal(calls, { embed = 3, masks = { 2, 1, 1 } }, "answer and truth in one call, nothing twice")
-  check.near({ rated[1].iou, rated[2].iou }, { expected_iou(made:row(1), box, p1, p2), 0 }, 1e-12, "records carry their IoU")
-  if round == 1 then check.near(parts.mask_iou, want_giou, 1e-12, "and the reward's part is the same number") end
+  check.equal(calls, { embed = 3, masks = { 2, 1, 1 } },
+    "answer and truth in one call, nothing twice")
+  check.near({ rated[1].iou, rated[2].iou }, { expected_iou(made:row(1), box, p1, p2), 0 }, 1e-12,
+    "records carry their IoU")
+  if round == 1 then
+    check.near(parts.mask_iou, want_giou, 1e-12, "and the reward's part is the same number")
+  end
 end
 answering(function(i) return replies[i] end)
 reset()
 local _, _, kept, again = t:evaluate(2)
 check.near(again, want_giou, 1e-12, "again")
-check.equal({ kept[1].mask:shape(), kept[2].mask, kept[3].mask }, { { 84, 84 }, nil, nil }, "two records keep their masks, if they have one")
-check.equal(calls, { embed = 2, masks = { 1, 1 } }, "the ceiling is computed once, and a picture without an answer is not embedded")
-for _, case in ipairs { { "a set without masks", function() t.held_out, t.reward = data.open(bare, {}), mini.reward end },
+check.equal({ kept[1].mask:shape(), kept[2].mask, kept[3].mask }, { { 84, 84 }, nil, nil },
+  "two records keep their masks, if they have one")
+check.equal(calls, { embed = 2, masks = { 1, 1 } },
+  "the ceiling is computed once, and a picture without an answer is not embedded")
+for _, case in ipairs { { "a set without masks", function() t.held_out,
+  t.reward = data.open(bare, {}), mini.reward end },
   { "no SAM2", function() t.held_out, t.segmenter = made, nil end } } do
   case[2]()
   answering(function(i) return replies[i] end)
@@ -269,13 +311,15 @@ for _, case in ipairs { { "a set without masks", function() t.held_out, t.reward
 end
 
 -- ---- two runs of the same seed ----
--- Training text that hangs on the sampled tokens, so that the answers' boxes differ and are repeated exactly by a second run.
+-- Training text that hangs on the sampled tokens, so that the answers' boxes differ and are
+-- repeated exactly by a second run.
 local function train()
   local function rewrite(samples)
     for _, a in ipairs(samples) do
       local h = 0
       for _, id in ipairs(a.ids) do h = (h * 31 + id) % 1009 end
-      a.text = written({ h % 40, h % 37, 40 + h % 43, 40 + h % 41 }, { 20 + h % 30, 20 + h % 29 }, { 20 + h % 23, 20 + h % 19 })
+      a.text = written({ h % 40, h % 37, 40 + h % 43, 40 + h % 41 }, { 20 + h % 30, 20 + h % 29 },
+        { 20 + h % 23, 20 + h % 19 })
     end
   end
   rollout.generate = function(vl, inputs, opts)
@@ -288,7 +332,8 @@ local function train()
     for _, samples in ipairs(all) do rewrite(samples) end
     return all, stats
   end
-  local run = mini.trainer(mini.settings {}, { model = dir, reward = mask_iou, reference = true, held_out = made, segmenter = real })
+  local run = mini.trainer(mini.settings {},
+    { model = dir, reward = mask_iou, reference = true, held_out = made, segmenter = real })
   local seen = {}
   for step = 1, 3 do
     local s = run:step()
@@ -300,35 +345,48 @@ local function train()
 end
 local a, b = train(), train()
 check.equal(a, b, "two runs report the same")
-check.ok(a[2]["reward/mask_iou"] > 0 and a[4][4] > 0, ("real masks: %.3f in training, %.3f held out"):format(a[2]["reward/mask_iou"], a[4][4]))
+check.ok(a[2]["reward/mask_iou"] > 0 and a[4][4] > 0,
+  ("real masks: %.3f in training, %.3f held out"):format(a[2]["reward/mask_iou"], a[4][4]))
 rollout.generate = generate
 
 -- ---- the program ----
 local function recipe(script, run, args)
   local all = { script, "worker.actor.model.model_path=" .. dir }
-  local own = { "trainer.max_steps=1", "trainer.val_before_train=true", "trainer.save_freq=-1", "trainer.save_checkpoint_path=" .. place .. "/" .. run }
+  local own = { "trainer.max_steps=1", "trainer.val_before_train=true", "trainer.save_freq=-1",
+    "trainer.save_checkpoint_path=" .. place .. "/" .. run }
   for _, list in ipairs { mini.arguments, own, args } do
     for _, arg in ipairs(list) do all[#all + 1] = arg end
   end
   return mini.run(all)
 end
-local text, status = recipe("recipes/mask_grpo.lua", "masks", { "worker.reward.sam2_path=" .. SAM2 })
+local text, status = recipe("recipes/mask_grpo.lua", "masks",
+  { "worker.reward.sam2_path=" .. SAM2 })
 check.equal(status, 0, "mask_grpo runs: " .. text:sub(-400))
 check.ok(text:find "\nheld%-out gIoU: before=0%.000 after=0%.000 ceiling=0%.%d%d%d rows=3 seed=42\n", "gIoU's line: " .. text)
-check.ok(text:find "\nheld%-out reward: before=[%d.]+ after=[%d.]+ rows=3 seed=42\n", "beside the reward's")
+check.ok(text:find "\nheld%-out reward: before=[%d.]+ after=[%d.]+ rows=3 seed=42\n",
+  "beside the reward's")
 local metrics = {}
-for line in io.lines(place .. "/masks/metrics.jsonl") do metrics[#metrics + 1] = cjson.decode(line) end
-check.equal({ #metrics, metrics[1].held_out_giou, metrics[3].held_out_giou, metrics[2]["reward/mask_iou"] }, { 3, 0, 0, 0 }, "metrics.jsonl")
+for line in io.lines(place .. "/masks/metrics.jsonl") do
+  metrics[#metrics + 1] = cjson.decode(line)
+end
+check.equal({ #metrics, metrics[1].held_out_giou, metrics[3].held_out_giou,
+  metrics[2]["reward/mask_iou"] }, { 3, 0, 0, 0 }, "metrics.jsonl")
 check.ok(metrics[1].held_out_ceiling_giou > 0, "with the ceiling")
-check.equal(cjson.decode(files.read(place .. "/masks/config.json")).worker.reward, { reward_type = "function", compute_score = "mask_iou", sam2_path = SAM2 },
+check.equal(cjson.decode(files.read(place .. "/masks/config.json")).worker.reward,
+  { reward_type = "function", compute_score = "mask_iou", sam2_path = SAM2 },
   "config.json names them")
 
-text, status = recipe("recipes/refcocog_grpo.lua", "boxes", { "worker.reward.sam2_path=" .. SAM2, "trainer.val_before_train=false" })
-check.ok(status == 0 and text:find "\nheld%-out gIoU: before=none after=0%.000 ceiling=0%.", "the other rewards have it too: " .. text:sub(-300))
+text, status = recipe("recipes/refcocog_grpo.lua", "boxes",
+  { "worker.reward.sam2_path=" .. SAM2, "trainer.val_before_train=false" })
+check.ok(status == 0 and text:find "\nheld%-out gIoU: before=none after=0%.000 ceiling=0%.",
+  "the other rewards have it too: " .. text:sub(-300))
 text, status = recipe("recipes/mask_grpo.lua", "none", {})
-check.ok(status ~= 0 and text:find("compute_score=mask_iou needs a SAM2 model: give worker.reward.sam2_path", 1, true), "no SAM2: " .. text)
+check.ok(status ~= 0
+  and text:find("compute_score=mask_iou needs a SAM2 model: give worker.reward.sam2_path", 1, true),
+  "no SAM2: " .. text)
 text, status = recipe("recipes/mask_grpo.lua", "wrong", { "worker.reward.sam2_path=" .. dir })
-check.ok(status ~= 0 and text:find("model_type qwen2_5_vl is not supported", 1, true), "another model: " .. text)
+check.ok(status ~= 0 and text:find("model_type qwen2_5_vl is not supported", 1, true),
+  "another model: " .. text)
 text, status = recipe("recipes/refcocog_grpo.lua", "plain", {})
 check.ok(status == 0 and not text:find "gIoU", "without SAM2 there is no gIoU: " .. text)
 

@@ -123,10 +123,10 @@ do
   check.equal(proc:plan(640, 480).resized_width, 644, "plan")
   check.ok(tostring(proc):find("patch 14"), "tostring")
 
-  check.raises(function() proc:process(ask("no/such.png"), toy, IDS) end, "message 1, item 1 %(picture 1%).*no/such%.png", "missing picture")
-  check.raises(function() proc:process(ask(a, 7), toy, IDS) end, "item 2 %(picture 2%)", "a number as picture")
-  check.raises(function() proc:process(ask(sz.image.new(500, 2)), toy, IDS) end, "picture 1.*200", "a strip")
-  check.raises(function() proc:process({ { role = "user", content = "see <|image_pad|>" } }, toy, IDS) end, "0 pictures.*1 picture mark", "typed mark")
+  check.raises(function() proc:process(ask("no/such.png"), toy, IDS) end, "message 1, item 1 %(image 1%).*no/such%.png", "missing image")
+  check.raises(function() proc:process(ask(a, 7), toy, IDS) end, "item 2 %(image 2%)", "a number as image")
+  check.raises(function() proc:process(ask(sz.image.new(500, 2)), toy, IDS) end, "image 1.*200", "a strip")
+  check.raises(function() proc:process({ { role = "user", content = "see <|image_pad|>" } }, toy, IDS) end, "0 images.*1 image mark", "typed mark")
   check.raises(function() proc:process({ { role = "user", content = { { type = "video", video = "x" } } } }, toy, IDS) end, "video", "video")
   check.raises(function() proc:process({ { role = "user", content = { { type = "sound" } } } }, toy, IDS) end, "message 1, item 1", "unknown item")
   a:free()
@@ -170,8 +170,8 @@ for i, case in ipairs(read_json(GOLDEN .. "qwen_vl/positions.json")) do
   check.equal(next_position - n, case.delta, "positions " .. i .. ": delta")
 end
 
-check.raises(function() processor.positions({ START, IMAGE, END }, { { 1, 4, 4 } }, IDS, 2) end, "1 picture tokens.*need 4", "too few tokens")
-check.raises(function() processor.positions({ IMAGE, 5, IMAGE }, { { 1, 2, 4 } }, IDS, 2) end, "picture 1 needs 2", "a gap")
+check.raises(function() processor.positions({ START, IMAGE, END }, { { 1, 4, 4 } }, IDS, 2) end, "1 image tokens.*need 4", "too few tokens")
+check.raises(function() processor.positions({ IMAGE, 5, IMAGE }, { { 1, 2, 4 } }, IDS, 2) end, "image 1 needs 2", "a gap")
 check.raises(function() processor.positions({ IMAGE }, { { 1, 3, 2 } }, IDS, 2) end, "grid 1 x 3 x 2", "odd grid")
 check.raises(function() processor.positions({ IMAGE }, {}, IDS, 2) end, "need 0", "no picture")
 

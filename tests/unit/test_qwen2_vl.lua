@@ -98,7 +98,7 @@ for _, r in ipairs(RELEASED) do
     num_key_value_heads = r[6], vocab_size = r[7], tie_word_embeddings = r[8], vision_config = vision,
     rope_scaling = { type = "mrope", mrope_section = { 16, 24, 24 } } }
   local c = sz.core.check(C.sz_qwen_new(model.parse_config(json)))
-  local list, parameters = weights.list(c, weights.access(C, "sz_qwen")), 0
+  local list, parameters = weights.list(c), 0
   for _, w in ipairs(list) do
     local numel = 1
     for _, d in ipairs(w.shape) do numel = numel * d end
@@ -106,7 +106,7 @@ for _, r in ipairs(RELEASED) do
   end
   check.equal(#list, r[10], r[1] .. ": tensors")
   check.equal(parameters, r[11], r[1] .. ": parameters")
-  C.sz_qwen_free(c)
+  C.sz_model_free(c)
 end
 
 mini.remove()

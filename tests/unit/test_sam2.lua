@@ -68,7 +68,7 @@ local function test_batch(case, sam)
   check.equal(both:numel(), 2 * n)
   local a, b, all = sam:encode(one), sam:encode(second), sam:encode(both)
   local first, other = { { 20, 30, 1 }, { 0, 0, -1 } }, { { 5, 6, 2 }, { 40, 50, 3 }, { 22, 33, 1 }, { 0, 0, -1 } }
-  local joint = sam:decode(all, { { picture = 2, points = other }, { picture = 1, points = first }, { picture = 2, points = first } })
+  local joint = sam:decode(all, { { image = 2, points = other }, { image = 1, points = first }, { image = 2, points = first } })
   local alone = { sam:decode(b, { { points = other } }), sam:decode(a, { { points = first } }), sam:decode(b, { { points = first } }) }
   for p = 1, 3 do
     local got = joint.logits:narrow(p - 1, 1)

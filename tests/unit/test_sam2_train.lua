@@ -95,7 +95,7 @@ local function learn(frozen)
       local f, prompts, truth = frozen and tensor.no_grad(encode) or encode(), {}, tensor.empty { #scene.questions, 84, 84 }
       for p, q in ipairs(scene.questions) do
         local b, k = q.bbox, 64 / 84
-        prompts[p] = { picture = 1, points = { { b[1] * k, b[2] * k, 2 }, { b[3] * k, b[4] * k, 3 }, { 0, 0, -1 } } }
+        prompts[p] = { image = 1, points = { { b[1] * k, b[2] * k, 2 }, { b[3] * k, b[4] * k, 3 }, { 0, 0, -1 } } }
         local to, from = tensor.data(truth) + (p - 1) * 84 * 84, q.mask()
         for i = 0, 84 * 84 - 1 do to[i] = from[i] end
       end

@@ -87,7 +87,9 @@ local function rows_of(n) return n * rollout.row_bytes(vl) / 2 ^ 30 end
 local function sampled(changes)
   local o = { n = 4, max_new_tokens = 60, seed = 10, row_ids = row_ids, temperature = 1 }
   for k, v in pairs(changes or {}) do o[k] = v end
-  return rollout.generate(vl, o.inputs or inputs, o)
+  local list = o.inputs or inputs
+  o.inputs = nil
+  return rollout.generate(vl, list, o)
 end
 local function said(answers)
   local out = {}
@@ -138,9 +140,10 @@ for _, case in ipairs { { n = 1 }, { n = 4 }, { n = 16, max_new_tokens = 24 }, {
 end
 
 -- ---- memory ----
-vl.cache = nil
+vl:release_cache()
+vl.kv = nil
 local _, stats = sampled { cache_gib = rows_of(2 * least), ignore_eos = true }
-check.ok(tonumber(sz.core.C.sz_cache_rows(vl.cache)) <= math.ceil(2 * least * 1.0625 / 256) * 256, "the cache has its size")
+check.ok(vl.kv:rows() <= math.ceil(2 * least * 1.0625 / 256) * 256, "the cache has its size")
 check.ok(stats.peak_running > 2 and stats.peak_running < 24, "and more run than whole answers would fit: " .. stats.peak_running)
 
 -- ---- callbacks ----
@@ -197,8 +200,8 @@ tensor.data(changed.pixel_values)[77] = tensor.data(changed.pixel_values)[77] + 
 check.equal(select(2, sampled { inputs = { twice[1], changed } }).images, 2, "one number that differs is another picture")
 
 sampled { inputs = twice, keep_vision = true }
-check.ok(twice[1].features and vision_cache.get(vl, twice[1]) == vision_cache.get(vl, twice[3]), "rows with one picture hold one result")
-check.equal(twice[5].features, nil, "a row without holds none")
+check.ok(vision_cache.holds(twice[1]) and vision_cache.get(vl, twice[1]) == vision_cache.get(vl, twice[3]), "rows with one picture hold one result")
+check.ok(not vision_cache.holds(twice[5]), "a row without an image holds none")
 check.equal(select(2, sampled { inputs = twice, row_ids = ids }).images, 0, "held results are not computed again")
 local mixed = { twice[2], mini.input(vl, 3), twice[5], twice[3] }
 tensor.no_grad(function()

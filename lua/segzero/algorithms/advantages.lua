@@ -1,26 +1,29 @@
--- advantages.lua - the registry of advantage estimators: from the scores of a batch to the advantages of its answers.
+-- advantages.lua - the registry of advantage estimators: from the scores of a batch to the
+-- advantages of its answers.
 --
---   sz.advantages:register("best_of", { help = "1 for the best answer of a group", fn = function(batch, options) ... end })
+--   sz.advantages:register("raw", { help = "the score itself", fn = f, needs = nil })
 --
--- fn(batch, options) sees the whole batch and returns the batch's nesting: for each group a list that has, for each
--- sample, one number or a list with one number for each token of the answer.
---   batch     {groups = {{row =, samples = {sample, ...}}, ...}}; a sample has score, parts, length (tokens), finish
---             ("stop" or "length"), ids, logprobs and, with a reference model, reference (both one number a token).
---             See train/records.lua.
---   options   the run's numbers of this step (train/numbers.lua): kl_coef, clip_low, ...
---   needs     {reference = true} when fn reads sample.reference: the reference model is then loaded and run even if
---             the loss has no KL term.
+-- fn(batch, options) sees the whole batch and returns the batch's nesting: for each group a list
+-- that has, for each sample, one number or a list with one number for each token of the answer.
+--   batch     {groups = {{row =, samples = {sample, ...}}, ...}}. A sample has score, parts, length
+--             (tokens), finish ("stop" or "length"), ids, logprobs and, with a reference model,
+--             reference; the last three have one number for each token. See train/records.lua
+--   options   the run's numbers of this step: kl_coef, clip_low, ... (train/trainer.lua)
+--   needs     {reference = true} when fn reads sample.reference: the reference model is then loaded
+--             and run even if the loss has no KL term
 --
 -- An estimator must not change the batch. Leaves out: estimators with a critic.
 
 local registry = require "segzero.core.registry"
 
-local M = registry.new("advantage estimator", { required = { "fn" }, optional = { "help", "needs" } })
+local M = registry.new("advantage estimator",
+  { required = { "fn" }, optional = { "help", "needs" } })
 
 local EPSILON = 1e-6
 
--- The advantages of one group from its scores: {5, 3, 3, 1} -> {1.2247, 0, 0, -1.2247}.
--- (score - mean) / (std + 1e-6) with the unbiased standard deviation, as in Seg-Zero. A single answer keeps its score.
+-- The advantages of one group from its scores: {5, 3, 3, 1} -> {1.2247, 0, 0, -1.2247}. (score -
+-- mean) / (std + 1e-6) with the unbiased standard deviation, as in Seg-Zero. A single answer keeps
+-- its score.
 function M.grpo(scores)
   local n = #scores
   if n == 1 then return { scores[1] / (1 + EPSILON) } end

@@ -1,10 +1,13 @@
--- aggregations.lua - the registry of loss averages: what each token weighs in the loss of an update.
+-- aggregations.lua - the registry of loss averages: what each token weighs in the loss of an
+-- update.
 --
---   sz.aggregations:register("sum", { help = "no average", fn = function(length, totals) return 1 end })
+--   local function sum(length, totals) return 1 end
+--   sz.aggregations:register("sum", { help = "no average", fn = sum })
 --
--- fn(length, totals) returns the weight of each token of an answer that has `length` tokens; the update's loss is the
--- sum of weight * loss over all tokens. totals = {tokens =, answers =} counts the whole update, whatever the
--- micro-batches are, so the split does not change the loss.
+-- fn(length, totals) returns the weight of each token of an answer that has `length` tokens; the
+-- update's loss is the sum of weight * loss over all tokens. totals = {tokens =, answers =} counts
+-- the whole update, whatever the micro-batches are, so the split does not change the loss.
+-- Leaves out: weights that depend on the answer's content; an advantage may carry those.
 
 local registry = require "segzero.core.registry"
 

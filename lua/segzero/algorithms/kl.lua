@@ -1,8 +1,11 @@
--- kl.lua - the registry of KL estimators: how far the policy is from the reference, for each sampled token.
+-- kl.lua - the registry of KL estimators: how far the policy is from the reference, for each
+-- sampled token.
 --
---   sz.kl:register("k2", { help = "half the squared difference", fn = function(logprob, reference) ... end })
+--   local function k1(logprob, reference) return logprob - reference end
+--   sz.kl:register("k1", { help = "the plain difference", fn = k1 })
 --
--- fn(logprob, reference) takes f32 [tokens], the first with a gradient, and returns the estimate f32 [tokens].
+-- fn(logprob, reference) takes f32 [tokens], the first with a gradient, and returns the estimate
+-- f32 [tokens]. Leaves out: the exact KL over the vocabulary.
 
 local registry = require "segzero.core.registry"
 

@@ -1,11 +1,11 @@
 -- loss.lua - the names of segzero 0.1 (sz.loss) for what the registries hold now.
 --
---   sz.loss.policy(logprob, old, advantage, clip_low, clip_high) -> loss, ratio      losses.lua
---   sz.loss.kl.low_var_kl(logprob, reference)                                       kl.lua
---   sz.loss.token_weight.token(length, totals)                                      aggregations.lua
+--   sz.loss.policy(logprob, old, advantage, clip_low, clip_high) -> loss, ratio     (losses.lua)
+--   sz.loss.kl.low_var_kl(logprob, reference)                                       (kl.lua)
+--   sz.loss.token_weight.token(length, totals)                               (aggregations.lua)
 --
--- New code uses sz.losses, sz.kl and sz.aggregations. Leaves out: assigning to these tables changes no training run;
--- register a function instead.
+-- New code uses sz.losses, sz.kl and sz.aggregations. Leaves out: assigning to these tables changes
+-- no training run; register a function instead.
 
 local function functions_of(registry)
   return setmetatable({}, { __index = function(_, name)

@@ -1,4 +1,5 @@
--- schedules.lua - the registry of schedules: how the learning rate, or any other number of a run, changes over the steps.
+-- schedules.lua - the registry of schedules: how the learning rate, or any other number of a run,
+-- changes over the steps.
 --
 --   sz.schedules:register("halve", { help = "half as much after half the run",
 --     fn = function(p) return p.step > p.total / 2 and 0.5 or 1 end })
@@ -6,7 +7,8 @@
 -- fn(progress) returns a factor; a step uses the configured number times this factor.
 --   progress.step     the step that is about to run, from 1
 --   progress.total    steps of the whole run
---   progress.warmup   steps of warm-up (may be a fraction). During them the factor is step / warmup and fn is not asked.
+--   progress.warmup   steps of warm-up (may be a fraction). During them the factor is step / warmup
+--                     and fn is not asked.
 
 local registry = require "segzero.core.registry"
 
@@ -25,19 +27,21 @@ M:register("cosine", {
 -- The value that a configured number has at a step. schedule is a registered name or a function.
 function M.value(number, schedule, progress)
   if progress.step <= progress.warmup then return number * progress.step / progress.warmup end
-  local fn = type(schedule) == "function" and schedule or M:get(schedule).fn
+  local fn = schedule
+  if type(schedule) ~= "function" then fn = M:get(schedule).fn end
   return number * fn(progress)
 end
 
--- The numbers of a step: t.numbers by name, those with a schedule in t.schedules multiplied by its factor.
--- t: {numbers =, schedules =, total_steps =, options = {warmup_ratio =}}
+-- The numbers of a step: t.numbers by name, those with a schedule in t.schedules multiplied by its
+-- factor. t: {numbers =, schedules =, total_steps =, options = {warmup_ratio =}}
 function M.numbers(t, step)
   local total = t.total_steps or step
   local progress = { step = step, total = total, warmup = t.options.warmup_ratio * total }
   local values = {}
   for name, number in pairs(t.numbers) do
     local schedule = t.schedules[name]
-    values[name] = schedule and M.value(number, schedule, progress) or number
+    values[name] = number
+    if schedule then values[name] = M.value(number, schedule, progress) end
   end
   return values
 end

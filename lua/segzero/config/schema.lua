@@ -2,7 +2,7 @@
 -- --help and documentation.
 --
 --   local demo = schema.new {
---     name = "recipes/demo.lua", about = "One sentence.", usage = { "[key=value ...]" },
+--     name = "my_recipe.lua", about = "One sentence.", usage = { "[key=value ...]" },
 --     groups = { { title = "Sampling", rows = {
 --       { key = "rollout.n", type = "count", default = 8, help = "answers per prompt" },
 --       { key = "rollout.top_p", type = "number", default = 1, above = 0, max = 1, help = "..." },

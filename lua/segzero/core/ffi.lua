@@ -1,14 +1,17 @@
--- ffi.lua - loads the core library and declares it from its own headers (runtime/sz.h,
--- models/models.h): the text between the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so
--- no declaration is typed twice.
+-- ffi.lua - loads the core library and declares its functions from its own headers: the text between
+-- the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so no declaration is typed twice.
 --
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
+--   core.declare(header)          a header below core.root, once: a model family declares its own
 --   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1;
 --                                 level as for error()
 --   core.call(x)                  the same without a position: for code inside core.guarded
 --   core.guarded(f)               f as a public function: errors inside blame its caller
+--   core.plain(message)           a message without the "file.lua:12: " in front of it
 --   core.root                     the folder with lua/, models/, runtime/*.h
+--
+-- runtime/sz.h and models/models.h are declared here. Leaves out: finding the backend (C does).
 
 local ffi = require "ffi"
 
@@ -16,7 +19,7 @@ local M = {}
 
 local has_host, host = pcall(require, "segzero.host")
 
--- Without the host program this file's own place tells where everything is.
+-- Without the host program, the root follows from this file's own path.
 local function find_root()
   if has_host then return host.root end
   local source = debug.getinfo(1, "S").source
@@ -25,7 +28,11 @@ end
 
 M.root = find_root()
 
-local function declare(path)
+local declared = {}
+
+function M.declare(path)
+  if declared[path] then return end
+  declared[path] = true
   local file, reason = io.open(M.root .. "/" .. path, "r")
   if not file then error("segzero: a header is missing: " .. reason, 0) end
   local text = file:read("*a")
@@ -37,8 +44,8 @@ local function declare(path)
   ffi.cdef(region)
 end
 
-declare("runtime/sz.h")
-declare("models/models.h")
+M.declare "runtime/sz.h"
+M.declare "models/models.h"
 
 local library = has_host and host.library or M.root .. "/build/libsegzero.so"
 local loaded, result = pcall(ffi.load, library)
@@ -54,7 +61,7 @@ if threads then C.sz_set_threads(threads) end
 
 local function message()
   local text = ffi.string(C.sz_last_error())
-  -- The interrupt is used up by the error that reports it.
+  -- The error that reports an interrupt also clears it.
   if text == "interrupted" then C.sz_interrupt_set(0) end
   return text
 end
@@ -69,9 +76,13 @@ function M.call(x)
   return x
 end
 
--- Whether an error is Ctrl-C's. Who goes on after an error must raise this one again: it comes
--- once.
+-- Whether an error was raised by Ctrl-C. Code that continues after errors must raise this one
+-- again, because it is reported only once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
+
+-- Messages that pass through error() have the raising line in front, which is ours and no help to a
+-- user.
+function M.plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
 
 function M.guarded(f)
   return function(...)

@@ -1,6 +1,7 @@
--- files.lua - the few file operations that plain Lua lacks: folders, atomic writing, existence; a
--- run's folder, the embedded models', JSON. A file is written under a temporary name, flushed and
--- renamed, so nothing half-written appears under its own name.
+-- files.lua - the file operations that plain Lua lacks: making folders, writing atomically, testing
+-- for existence, JSON with sorted keys, the folder of a run and of an embedded model.
+-- A file is written under a temporary name, flushed and renamed, so a half-written file never
+-- appears under its own name.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -19,7 +20,8 @@ local M = {}
 local EEXIST = 17
 
 function M.make_dir(path)
-  local so_far = path:sub(1, 1) == "/" and "/" or ""
+  local so_far = ""
+  if path:sub(1, 1) == "/" then so_far = "/" end
   for part in path:gmatch "[^/]+" do
     so_far = so_far .. part
     if ffi.C.mkdir(so_far, 493) ~= 0 and ffi.errno() ~= EEXIST then        -- 0755
@@ -59,8 +61,29 @@ function M.write(path, text)
   end
 end
 
--- JSON with the keys in order: cjson takes them as they lie, which differs from process to process,
--- and equal runs shall be equal bytes.
+-- The Lua value of a JSON file; null is cjson.null. An error names the file. optional: nil when there
+-- is no such file.
+function M.read_json(path, optional)
+  local text, reason = M.read(path)
+  if not text then
+    if optional then return nil end
+    error(reason, 0)
+  end
+  local ok, value = pcall(cjson.decode, text)
+  if not ok then error(("%s: not valid JSON: %s"):format(path, tostring(value)), 0) end
+  return value
+end
+
+-- The same where the file must hold an object (or a list).
+function M.read_json_object(path, optional)
+  local value = M.read_json(path, optional)
+  if value == nil then return nil end
+  if type(value) ~= "table" then error(path .. ": not a JSON object", 0) end
+  return value
+end
+
+-- JSON with sorted keys. cjson writes keys in hash order, which differs from process to process,
+-- but equal runs must write equal bytes.
 function M.json(value)
   if type(value) ~= "table" or next(value) == nil then return cjson.encode(value) end
   local parts = {}
@@ -75,7 +98,7 @@ function M.json(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
--- A folder of its own for each run: name, name-2, name-3, ... A run's folder has a config.json.
+-- A new folder for each run: name, name-2, name-3, ... A folder that has a config.json is taken.
 function M.fresh_folder(wanted)
   local folder = wanted
   local n = 1
@@ -87,7 +110,7 @@ function M.fresh_folder(wanted)
   return folder
 end
 
--- Where an embedded model is: below the current folder, or beside the installed program.
+-- The path of an embedded model: below the current folder if it is there, else in the installation.
 function M.embedded(path)
   if M.exists(path .. "/config.json") then return path end
   return core.root .. "/" .. path

@@ -1,5 +1,5 @@
--- jobs.lua - work by threads beside the main one (runtime/io/jobs.c): a handle to wait for, and
--- lists of files to write.
+-- jobs.lua - background jobs (runtime/io/jobs.c): a handle to wait for, and lists of files that a
+-- background thread writes.
 --
 --   local j = jobs.wrap(ptr)              owns a C job;; j:done(), j:wait() -> true | nil,
 --                                         message;; j:free()
@@ -8,8 +8,8 @@
 --   local j = w:start()                   in that order; nothing may write to the tensors until j
 --                                         has ended
 --
--- A job that is forgotten is finished or dropped by the collector. When the program ends, what has
--- begun is waited for.
+-- The collector cancels or finishes a job that nothing refers to. When the program ends, it waits
+-- for the jobs that have started.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -24,7 +24,7 @@ local Writing = {}
 Job.__index = Job
 Writing.__index = Writing
 
--- The threads run code of the library, which is unloaded with the Lua state.
+-- The threads run code of the library, so they must end before the Lua state unloads it.
 M.keeper = ffi.gc(ffi.new "int[1]", function() C.sz_jobs_end() end)
 
 function M.wrap(ptr) return setmetatable({ ptr = ffi.gc(ptr, C.sz_job_free) }, Job) end
@@ -60,7 +60,9 @@ function Writing:start()
 end
 
 function Job:__tostring()
-  return self.ptr == nil and "job (freed)" or self:done() and "job (ended)" or "job"
+  if self.ptr == nil then return "job (freed)" end
+  if self:done() then return "job (ended)" end
+  return "job"
 end
 function Writing:__tostring() return "files to be written" end
 

@@ -17,7 +17,7 @@ local M = {}
 local declared = {}
 
 local function caller_kind()
-  -- 1: this function, 2: the metamethod, 3: who touched the global
+  -- 1: this function, 2: the metamethod, 3: the code that used the global
   local info = getinfo(3, "S")
   return info and info.what or "C"
 end
@@ -39,7 +39,7 @@ local function on_read(_, name)
   end
 end
 
--- Switches the checks on. A metatable that something else gave to _G is an error.
+-- Switches the checks on. It is an error if _G already has another metatable.
 function M.on()
   local mt = getmetatable(_G)
   if mt == nil then
@@ -52,7 +52,7 @@ function M.on()
   mt.__index = on_read
 end
 
--- Switches them off, for a script made of code that relies on undefined globals being nil.
+-- Switches the checks off, for scripts that rely on undefined globals being nil.
 function M.off()
   local mt = getmetatable(_G)
   if mt and mt.__index == on_read then

@@ -6,12 +6,12 @@
 --   t:requires_grad(true); loss:backward(); t:grad()
 --   t:to{device = "cuda"}      a copy there; item(), totable() and print read from every device
 --
--- Dimensions are counted from 0, as in PyTorch, and -1 is the last one. Elements are counted from 1,
--- as in t:totable() and all of Lua, and -1 is the last one. What is not supported is an error at the
--- caller's line.
+-- Dimensions are counted from 0, as in PyTorch, and -1 is the last one. Elements are counted from
+-- 1, as in t:totable() and all of Lua, and -1 is the last one. What is not supported is an error at
+-- the caller's line.
 --
--- A tensor holds one reference to its C object. free() drops it at once; otherwise the collector does,
--- which does not see how large C memory is, so loops should work inside tensor.step(f).
+-- A tensor holds one reference to its C object. free() drops it at once; otherwise the collector
+-- does, which does not see how large C memory is, so loops should work inside tensor.step(f).
 --
 -- The parts, in core/tensor/:
 --   handle      the object, checks that all parts share       read        shape, elements, indexing
@@ -66,6 +66,7 @@ M.dtype_code = handle.dtype_code
 M.device_code = handle.device_code
 M.model_device = handle.model_device
 M.ops = ops.table
+M.methods = handle.methods         -- name -> function, to list them
 M.WIDTH = { f32 = 4, bf16 = 2, i32 = 4, u8 = 1 }       -- bytes of an element
 
 -- The options table of a call, {} for nil; anything but a table is an error.

@@ -1,8 +1,9 @@
--- user_code.lua - calls of functions that a user wrote: a reward, a loss, a logger, a hook. If one fails, the error shows
--- the user's own traceback, once, without the frames of this library.
+-- user_code.lua - calls of functions that a user wrote: a reward, a loss, a logger, a hook. If one
+-- fails, the error shows the user's own traceback, once, without the frames of this library.
 --
---   user_code.call("the reward", f, ...)        what f returns, or an error "the reward failed: MESSAGE" with f's frames
---   local ok, failure = user_code.try(f, ...)   true and f's results, or false and {message =, traceback =}
+--   user_code.call("the reward", f, ...)   what f returns, or the error "the reward failed: ..."
+--   user_code.try(f, ...)                  true and f's results, or false and a failure
+--   user_code.text(failure)                the failure {message =, traceback =} as one text
 --
 -- Ctrl-C passes through unchanged. Leaves out: time limits.
 
@@ -10,7 +11,8 @@ local core = require "segzero.core.ffi"
 
 local M = {}
 
--- The frames above the call made here, as text. They end where the traceback shows this file's xpcall.
+-- The frames above the call made here, as text. They end where the traceback shows this file's
+-- xpcall.
 local function frames_of(traceback)
   local kept = {}
   for line in traceback:gmatch "[^\n]+" do
@@ -24,7 +26,8 @@ local function describe(message)
   if type(message) ~= "string" then return message end
   local text, traced = message:match "^(.-)\nstack traceback:\n(.*)$"
   if text then return { message = text, traceback = frames_of(traced) } end
-  return { message = message, traceback = frames_of((debug.traceback("", 2):gsub("^%s*stack traceback:\n", ""))) }
+  return { message = message,
+    traceback = frames_of((debug.traceback("", 2):gsub("^%s*stack traceback:\n", ""))) }
 end
 
 function M.try(f, ...)
@@ -37,7 +40,8 @@ function M.try(f, ...)
   return finish(xpcall(f, describe, ...))
 end
 
--- The failure as one text. A message without a place in it was meant for the user: it needs no traceback.
+-- The failure as one text. A message without a place in it was meant for the user: it needs no
+-- traceback.
 function M.text(failure)
   if failure.traceback == "" or not failure.message:find ":%d+:" then return failure.message end
   return failure.message .. "\nstack traceback:\n" .. failure.traceback

@@ -2,7 +2,8 @@
 --
 --   local set = data.open("refshapes", { split = "train", size = 112, seed = 42, rows = 4096 })
 --   local set = data.open "path/to/folder"       data.jsonl and images in Seg-Zero's columns
---   set:count(), set:row(i), set:image(i)        sources.lua says what they return; a new kind of data registers there
+--   set:count(), set:row(i), set:image(i)        sources.lua says what they return; a new kind of
+--                                                data registers there
 --   data.sources                                 their registry, sz.sources
 --   data.order(n, seed, epoch)                   a shuffled list of 1..n, the same on every machine
 --
@@ -18,7 +19,8 @@ M.open = sources.open
 M.sources = sources
 
 local bits = ffi.new "uint32_t[4]"
-local SHUFFLE_STREAM = 0xda7a        -- the random numbers of shuffling; other uses have other streams
+-- the random numbers of shuffling; other uses have other streams
+local SHUFFLE_STREAM = 0xda7a
 
 -- Fisher-Yates with the counter-based generator.
 function M.order(n, seed, epoch)

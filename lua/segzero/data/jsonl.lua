@@ -2,10 +2,11 @@
 --
 --   local set = jsonl.open "path/to/folder"        or "path/to/file.jsonl"
 --
--- Columns: problem, solution, image (a path relative to the folder), and optionally id and mask. A mask is an image as
--- large as the row's image; its first channel is above 127 inside the object. All rows have a mask or none has. Other
--- columns are kept: see row.columns. A bad line, image or mask is an error that names file and line.
--- Leaves out: files larger than memory, several images in a row.
+-- Columns: problem, solution, image (a path relative to the folder), and optionally id and mask. A
+-- mask is an image as large as the row's image; its first channel is above 127 inside the object.
+-- All rows have a mask or none has. Other columns are kept: see row.columns. A bad line, image or
+-- mask is an error that names file and line. Leaves out: files larger than memory, several images
+-- in a row.
 
 local cjson = require "cjson"
 local image = require "segzero.formats.image"
@@ -33,8 +34,8 @@ end
 local function load_mask(folder, path, where, width, height)
   local img = load_image(folder, path, where)
   if img.width ~= width or img.height ~= height then
-    error(("%s: the mask %s has %d x %d pixels, the image %d x %d"):format(where, path, img.width, img.height, width,
-      height), 0)
+    error(("%s: the mask %s has %d x %d pixels, the image %d x %d"):format(where, path, img.width,
+      img.height, width, height), 0)
   end
   local t = tensor.empty({ height, width }, { dtype = "u8" })
   local mask = tensor.data(t)
@@ -70,7 +71,9 @@ local function parse_line(text, where, first)
     if value == cjson.null then columns[name] = nil end
   end
   for _, column in ipairs(REQUIRED) do
-    if type(columns[column]) ~= "string" then wrong_type(where, column, columns[column], "a string") end
+    if type(columns[column]) ~= "string" then
+      wrong_type(where, column, columns[column], "a string")
+    end
   end
   check_mask(where, columns, first)
   return columns
@@ -96,7 +99,8 @@ end
 
 -- ---- the set ----
 function M.open(name)
-  local file = name:match "%.jsonl$" and name or name .. "/data.jsonl"
+  local file = name
+  if not name:match "%.jsonl$" then file = name .. "/data.jsonl" end
   local folder = file:match "^(.*)/[^/]*$" or "."
   local entries = read_entries(name, file)
   local set = { name = name }
@@ -116,7 +120,8 @@ function M.open(name)
       mask = function() return load_mask(folder, columns.mask, where, width, height) end
     end
     return rows.new {
-      id = tostring(columns.id or i), index = i, problem = columns.problem, solution = columns.solution,
+      id = tostring(columns.id or i), index = i,
+      problem = columns.problem, solution = columns.solution,
       image = img, mask = mask, columns = columns,
     }
   end

@@ -1,14 +1,17 @@
--- prefetch.lua - rows before they are needed: background threads read their images, resize them and cut them into patches.
+-- prefetch.lua - rows before they are needed: background threads read their images, resize them and
+-- cut them into patches.
 --
 --   local p = prefetch.new(policy)       a model that has a processor
 --   p:request(set, i)                    starts row i of a data set
---   p:take(set, i)                       the row, as set:row(i) returns it; waits for what request() started
+--   p:take(set, i)                       the row, as set:row(i) returns it; waits for what
+--                                        request() started
 --   p:cancel()                           drops every row that was requested and not taken
 --
--- If the set has image(i) (the path of row i's image), the file is read in the background too, and set:row(i, image)
--- gets the image that was read. Otherwise request() makes the row at once, and only its image is resized and cut in the
--- background. If prefetching a row fails, the row is loaded again when it is taken, so the error is reported at the
--- usual place. Requested rows are held in memory; the caller limits how many there are.
+-- If the set has image(i) (the path of row i's image), the file is read in the background too, and
+-- set:row(i, image) gets the image that was read. Otherwise request() makes the row at once, and
+-- only its image is resized and cut in the background. If prefetching a row fails, the row is
+-- loaded again when it is taken, so the error is reported at the usual place. Requested rows are
+-- held in memory; the caller limits how many there are.
 
 local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"
@@ -20,7 +23,8 @@ local mt = { __index = methods }
 
 function M.new(policy) return setmetatable({ policy = policy, requested = {} }, mt) end
 
--- Makes the row at once; what fails here fails again, with its message, in take(). Ctrl-C is not kept for later.
+-- Makes the row at once; what fails here fails again, with its message, in take(). Ctrl-C is not
+-- kept for later.
 local function make_row(set, i)
   local ok, row = pcall(set.row, set, i)
   if not ok and core.is_interrupt(row) then error(row, 0) end
@@ -31,8 +35,9 @@ function methods:request(set, i)
   local by_index = self.requested[set] or {}
   self.requested[set] = by_index
   if by_index[i] then return end
-  local path = set.image and set:image(i) or nil
-  local entry = path and {} or make_row(set, i)
+  local path, entry
+  if set.image then path = set:image(i) end
+  if path then entry = {} else entry = make_row(set, i) end
   by_index[i] = entry
   local source = path
   if entry.made then source = entry.row.image end

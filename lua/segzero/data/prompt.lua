@@ -5,9 +5,9 @@
 --   prompt.vision_reasoner("the red circles")   several objects
 --   prompt.response(think, answer)              "<think>..</think><answer>..</answer>"
 --
--- The sentences are joined without spaces and the single-object example has single quotes (so it is not JSON): both
--- are part of what released checkpoints were trained on. A chat template puts the image before this text; for
--- VisionReasoner training put one "\n" between the two.
+-- The sentences are joined without spaces and the single-object example has single quotes (so it is
+-- not JSON): both are part of what released checkpoints were trained on. A chat template puts the
+-- image before this text; for VisionReasoner training put one "\n" between the two.
 --
 -- Leaves out: the chat template (processor.lua), reading answers (answer.lua).
 
@@ -17,12 +17,14 @@ local C = require("segzero.core.ffi").C
 local M = {}
 
 M.single_example = "{'bbox': [10,100,200,210], 'points_1': [30,110], 'points_2': [35,180]}"
-M.multi_example = '[{"bbox_2d": [10,100,200,210], "point_2d": [30,110]}, {"bbox_2d": [225,296,706,786], "point_2d": [302,410]}]'
+M.multi_example = '[{"bbox_2d": [10,100,200,210], "point_2d": [30,110]}, '
+  .. '{"bbox_2d": [225,296,706,786], "point_2d": [302,410]}]'
 
 M.single_template = "Please find '{Question}' with bbox and points."
   .. "Compare the difference between objects and find the most closely matched one."
   .. "Output the thinking process in <think> </think> and final answer in <answer> </answer> tags."
-  .. "Output the one bbox and points of two largest inscribed circles inside the interested object in JSON format."
+  .. "Output the one bbox and points of two largest inscribed circles inside the interested "
+  .. "object in JSON format."
   .. "i.e., <think> thinking process here </think><answer>{Answer}</answer>"
 
 M.multi_template = 'Please find "{Question}" with bboxs and points.'
@@ -32,7 +34,8 @@ M.multi_template = 'Please find "{Question}" with bboxs and points.'
   .. "i.e., <think> thinking process here </think><answer>{Answer}</answer>"
 
 -- Lower-cases, as Python does, and takes the characters of set, a Lua character class, off both
--- ends. The default set is the full stop alone, as Seg-Zero does; evaluation of VisionReasoner uses '."?!'.
+-- ends. The default set is the full stop alone, as Seg-Zero does; evaluation of VisionReasoner uses
+-- '."?!'.
 function M.normalize(question, set)
   if type(question) ~= "string" then
     error("prompt: question must be a string, got " .. type(question), 2)

@@ -1,10 +1,11 @@
--- refshapes_source.lua - RefShapes (data/refshapes) as a data source: rows are generated when they are asked for.
+-- refshapes_source.lua - RefShapes (data/refshapes) as a data source: rows are generated when they
+-- are asked for.
 --
 --   local set = source.open { split = "train", size = 112, seed = 42, rows = 4096, level = 3 }
 --
--- size: the side of the images in pixels. rows: how many the set has; the generator itself has no end.
--- level: 1 to 3, how hard the scenes are (data/refshapes); 3 if left out.
--- Leaves out: writing a data set to a folder (data/refshapes does that).
+-- size: the side of the images in pixels. rows: how many the set has; the generator itself has no
+-- end. level: 1 to 3, how hard the scenes are (data/refshapes); 3 if left out. Leaves out: writing
+-- a data set to a folder (data/refshapes does that).
 
 local ffi = require "ffi"
 local image = require "segzero.formats.image"
@@ -20,7 +21,8 @@ local function image_of(scene)
   return img
 end
 
--- A function that makes the true mask, u8 [height, width] of 0 and 1. The caller of that function frees the tensor.
+-- A function that makes the true mask, u8 [height, width] of 0 and 1. The caller of that function
+-- frees the tensor.
 local function mask_maker(question, width, height)
   return function()
     local t = tensor.empty({ height, width }, { dtype = "u8" })

@@ -1,13 +1,15 @@
 -- sampler.lua - which rows a step has, and loading the next step's rows ahead of time.
 --
---   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead)     ahead = false: prefetch nothing
---   s:indices(set, step) -> list of row numbers           s:rows(set, step) -> rows, each with row.number
---   s:prefetch(set, step, last)   starts the images of a later step, up to step `last`; drops what an earlier call
---                                 started and nobody took
---   s:cancel()                drops all of it
+--   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead)
+--   s:indices(set, step)           the numbers of the step's rows
+--   s:rows(set, step)              the rows, each with row.number
+--   s:prefetch(set, step, last)    starts the images of a later step, unless it is after `last`;
+--                                  drops what an earlier call started and nobody took
+--   s:cancel()                     drops all of it
 --
--- Each epoch is shuffled by (seed, epoch); its last, incomplete batch is dropped. The set may be another one at each call:
--- a curriculum changes it between steps. Leaves out: sampling with replacement, weights of rows.
+-- ahead = false: nothing is prefetched. Each epoch is shuffled by (seed, epoch); its last,
+-- incomplete batch is dropped. The set may be another one at each call: a curriculum changes it
+-- between steps. Leaves out: sampling with replacement, weights of rows.
 
 local data = require "segzero.data"
 local prefetch = require "segzero.data.prefetch"
@@ -18,7 +20,8 @@ local methods = {}
 local mt = { __index = methods }
 
 function M.new(policy, options, ahead)
-  return setmetatable({ options = options, queue = prefetch.new(policy), ahead = ahead ~= false }, mt)
+  return setmetatable({ options = options, queue = prefetch.new(policy), ahead = ahead ~= false },
+    mt)
 end
 
 -- The shuffled order of an epoch, or nil for the order of the set. The last one is kept.
@@ -42,7 +45,8 @@ function methods:indices(set, step)
   local before = (step - 1) % per_epoch * batch
   local indices = {}
   for i = 1, batch do
-    indices[i] = order and order[before + i] or before + i
+    indices[i] = before + i
+    if order then indices[i] = order[before + i] end
   end
   return indices
 end

@@ -1,19 +1,19 @@
--- sources.lua - the registry of data sources: which reader opens what data.train_files and data.val_files name.
+-- sources.lua - the registry of data sources: which reader opens what data.train_files and
+-- data.val_files name.
 --
---   sz.sources:register("squares", {
---     help = "generated squares",
---     match = function(name) return name == "squares" end,
---     open = function(name, options) return { count = ..., row = ..., image = ... } end })
+--   sz.sources:register("squares", { help = "generated squares", match = match, open = open })
 --
 -- match(name)          whether this source reads `name`
 -- open(name, options)  a data set: an object with
 --     set:count()      how many rows there are
---     set:row(i)       row i from 1 (train/records.lua says what a row is); the caller frees row.image
---     set:image(i)     the path of row i's image, or nil when the row makes its image itself
+--     set:row(i)       row i from 1 (train/records.lua says what a row is); the caller frees
+--                      row.image
+--     set:image(i)     the path of row i's image, or nil when the row makes its image itself. With
+--                      a path, background threads read the image ahead of time, and
+--                      set:row(i, image) gets the image that was read
 --     set.name         what messages call it; optional
---   set:image(i) lets background threads read the image ahead of time; set:row(i, image) then gets the image that was
---   read, and uses it instead of reading the file again.
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source takes what it understands.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source takes
+-- what it understands.
 --
 -- The sources are asked in the order of their names; "jsonl" takes what no other source wants.
 -- Leaves out: parquet files and data sets of the Hugging Face hub.
@@ -51,7 +51,8 @@ function M.open(name, options)
   local set = M:get(source).open(name, options or {})
   for _, method in ipairs { "count", "row" } do
     if type(set) ~= "table" or type(set[method]) ~= "function" then
-      error(("the data source '%s' opened '%s' as something without %s()"):format(source, name, method), 0)
+      error(("the data source '%s' opened '%s' as something without %s()"):format(source, name,
+        method), 0)
     end
   end
   set.name = set.name or name

@@ -1,13 +1,16 @@
 -- truth.lua - reads a row's solution: the true boxes and points.
 --
---   truth.read(solution) -> box {x0, y0, x1, y1} | nil, points {{x, y}, {x, y}} | nil       Seg-Zero's string
---   truth.prompt(solution) -> {bbox =, points =} | nil      the same as an answer, for SAM2
---   truth.objects(row, mask) -> {{bbox =, points = {...}}, ...}   Seg-Zero's string or VisionReasoner's list; without
---                                                          either the box around the mask, u8 [height, width]
---   truth.as_answer(objects, several) -> what formats/answer.lua would parse from a perfect answer
+--   truth.read(solution)       -> box {x0, y0, x1, y1} | nil, points {{x, y}, {x, y}} | nil, of
+--                              Seg-Zero's string
+--   truth.prompt(solution)     -> {bbox =, points =} | nil, the same as an answer for SAM2
+--   truth.objects(row, mask)   -> {{bbox =, points = {...}}, ...}, of Seg-Zero's string or
+--                              VisionReasoner's list; without either, the box around the mask,
+--                              which is u8 [height, width]
+--   truth.as_answer(objects, several)   what formats/answer.lua would parse from a perfect answer
 --
--- Seg-Zero: <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>. VisionReasoner: [{"bbox_2d": [...], "point_2d":
--- [x, y]}, ...]. Coordinates are in the row's own pixels. Leaves out: polygons and masks in the solution.
+-- Seg-Zero: <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>. VisionReasoner: [{"bbox_2d":
+-- [...], "point_2d": [x, y]}, ...]. Coordinates are in the row's own pixels. Leaves out: polygons
+-- and masks in the solution.
 
 local cjson = require "cjson"
 local pytext = require "segzero.formats.pytext"
@@ -16,7 +19,8 @@ local tensor = require "segzero.core.tensor"
 local M = {}
 
 -- ---- Seg-Zero's string ----
--- The four strings as decimal digits, or nil: the pattern takes every byte that may belong to a digit of another script.
+-- The four strings as decimal digits, or nil: the pattern takes every byte that may belong to a
+-- digit of another script.
 local function all_digits(...)
   local digits = {}
   for i = 1, 4 do
@@ -26,9 +30,11 @@ local function all_digits(...)
   return digits
 end
 
--- <tag>(a,b),(c,d)</tag> -> {a, b, c, d}, or nil. A number that Python's int() refuses makes the whole truth unreadable.
+-- <tag>(a,b),(c,d)</tag> -> {a, b, c, d}, or nil. A number that Python's int() refuses makes the
+-- whole truth unreadable.
 local function read_four(text, tag)
-  local pattern = ("<TAG>%((N),(N)%),%((N),(N)%)</TAG>"):gsub("TAG", tag):gsub("N", "[0-9\128-\255]+")
+  local pattern = ("<TAG>%((N),(N)%),%((N),(N)%)</TAG>"):gsub("TAG", tag):gsub("N",
+    "[0-9\128-\255]+")
   local from = 1
   while true do
     local first, _, a, b, c, d = text:find(pattern, from)
@@ -60,7 +66,9 @@ end
 -- ---- objects ----
 local function object_of(entry, i)
   local bbox = type(entry) == "table" and entry.bbox_2d
-  if type(bbox) ~= "table" or #bbox ~= 4 then error(("object %d of the solution has no bbox_2d"):format(i), 0) end
+  if type(bbox) ~= "table" or #bbox ~= 4 then
+    error(("object %d of the solution has no bbox_2d"):format(i), 0)
+  end
   local point = entry.point_2d
   return { bbox = bbox, points = type(point) == "table" and { point } or {} }
 end

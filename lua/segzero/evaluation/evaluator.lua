@@ -1,20 +1,27 @@
--- evaluator.lua - greedy answers to the rows of a data set, judged one by one. Training and recipes/evaluate.lua share it.
+-- evaluator.lua - greedy answers to the rows of a data set, judged one by one. Training and
+-- recipes/evaluate.lua share it.
 --
---   evaluator.run{set =, first =, last =, batch =, judge = f(entry, is_last_of_batch),
---                 policy = vl | nil, input = f(row) -> what vl:process returns, generation = options of rollout.generate,
---                 ahead = n | nil, tolerant = true | nil}
---     An entry is {index =, row =, input =, answer = {text =, ids =, ...}, failure = text, seconds =}; seconds is the
---     row's share of its batch until judge() is called. The evaluator frees row.image and input after judge().
---     Without a policy nothing is asked, so no entry has an answer.
---     ahead: the images of that many rows of the next batch are prefetched.
---     tolerant: a row that cannot be read, or that the policy fails on, has entry.failure (and entry.row is
---     {index =} if it could not be read). Otherwise the first failure is an error.
+--   evaluator.run{set =, first =, last =, batch =, judge =, policy =, input =, generation =,
+--                 ahead =, tolerant =}
+--     judge(entry, is_batch_end)   is called for each row in order
+--     policy        nil: nothing is asked, and no entry has an answer
+--     input(row)    what vl:process returns for the row
+--     generation    options of inference/rollout.lua
+--     ahead         the images of this number of rows of the next batch are prefetched; nil: none
+--     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
+--                   row that cannot be read is {index =}. Otherwise the first failure is an error
+--   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, failure =, seconds =};
+--   seconds is the row's share of the time that asking its batch took. The evaluator frees
+--   row.image and input after judge().
 --
---   evaluator.held_out(t, keep) -> {reward =, parts =, records =, giou =, ceiling =}       t: a trainer
---     The mean reward of t.held_out, its parts, and a record for each row: id, index, problem, solution, text, reward,
---     parts, iou, mask (the first `keep` records; the caller frees it). With a SAM2 model and masks: gIoU, the mean
---     over all rows of intersection / union, 0 for an answer that cannot be read; and its ceiling, the gIoU of the true
---     boxes and points, which is computed once.
+--   evaluator.held_out(t, keep)    the held-out rows of a trainer
+--     -> {reward =, parts =, records =, giou =, ceiling =}
+--     reward, parts   means over all rows
+--     records         id, index, problem, solution, text, reward, parts, iou, mask of each row; the
+--                     first `keep` records have a mask, which the caller frees
+--     giou            nil without a SAM2 model or masks; the mean over all rows of intersection /
+--                     union, 0 for an answer that cannot be read
+--     ceiling         the gIoU of the true boxes and points; computed once
 -- Leaves out: sampling several answers to a row.
 
 local core = require "segzero.core.ffi"
@@ -106,17 +113,20 @@ function M.run(e)
 end
 
 -- ---- the held-out rows of a training run ----
--- The mask of the answer and, where a truth is given, the mask of the truth: their IoU with the true mask.
+-- The mask of the answer and, where a truth is given, the mask of the truth: their IoU with the
+-- true mask.
 local function judge_mask(row, found, true_prompt)
   if not row.mask then
     error(("row %s has no mask, but other held-out rows have one"):format(tostring(row.id)), 0)
   end
-  local iou = found and masks.iou(row, found) or 0
+  local iou = 0
+  if found then iou = masks.iou(row, found) end
   local ceiling = true_prompt and masks.iou(row, true_prompt)
   return iou, ceiling
 end
 
--- Judges one row; adds to `sums` = {reward, parts, iou, ceiling, readable} and returns the row's record.
+-- Judges one row; adds to `sums` = {reward, parts, iou, ceiling, readable} and returns the row's
+-- record.
 local function judge_row(t, row, sample, sums, keep_mask)
   local with_masks = sums.with_masks
   local found, true_prompt
@@ -129,11 +139,13 @@ local function judge_row(t, row, sample, sums, keep_mask)
   end
   runner.score(t.reward, row, sample)
   sums.reward = sums.reward + sample.score
-  for name, v in pairs(sample.parts or {}) do sums.parts[name] = (sums.parts[name] or 0) + v / sums.rows end
+  for name, v in pairs(sample.parts or {}) do
+    sums.parts[name] = (sums.parts[name] or 0) + v / sums.rows
+  end
 
   local record = {
-    id = row.id, index = row.index, problem = row.problem, solution = row.solution, text = sample.text,
-    reward = sample.score, parts = sample.parts,
+    id = row.id, index = row.index, problem = row.problem, solution = row.solution,
+    text = sample.text, reward = sample.score, parts = sample.parts,
   }
   if with_masks then
     local ceiling
@@ -154,7 +166,9 @@ function M.held_out(t, keep)
   local sums = { rows = rows, reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
 
   local function judge(entry)
-    if sums.with_masks == nil then sums.with_masks = t.segmenter ~= nil and entry.row.mask ~= nil end
+    if sums.with_masks == nil then
+      sums.with_masks = t.segmenter ~= nil and entry.row.mask ~= nil
+    end
     local keep_mask = #records < (keep or 0)
     records[#records + 1] = judge_row(t, entry.row, entry.answer, sums, keep_mask)
   end

@@ -4,9 +4,10 @@
 --   g:add{record =, mask = u8 [h, w] | nil, value = number, shown = bool, held = n}
 --   g:write(path, title, set, { masks = bool, several = bool })
 --
--- The first 12 rows are kept with their masks. An entry may be in several galleries: `held` counts them, and the last one
--- that drops the entry frees its mask. Entries with shown = false come last: a sheet of unreadable answers would show
--- nothing that results.jsonl does not say better. Leaves out: choosing the rows.
+-- The first 12 rows are kept with their masks. An entry may be in several galleries: `held` counts
+-- them, and the last one that drops the entry frees its mask. Entries with shown = false come last:
+-- a sheet of unreadable answers would show nothing that results.jsonl does not say better. Leaves
+-- out: choosing the rows.
 
 local cjson = require "cjson"
 local tensor = require "segzero.core.tensor"
@@ -44,7 +45,8 @@ function methods:add(entry)
 end
 
 -- ---- drawing ----
--- Colours the pixels of the mask that are within `width` pixels, up, down, left or right, of a pixel outside it.
+-- Colours the pixels of the mask that are within `width` pixels, up, down, left or right, of a
+-- pixel outside it.
 local function outline(img, mask, colour, width)
   local pixels = img:pixels()
   local data = tensor.data(mask)
@@ -83,7 +85,8 @@ local function draw_masks(row, entry, true_mask)
   local draw = require "segzero.tools.draw"
   if entry.mask then draw.mask(row.image, entry.mask) end
   if true_mask then
-    outline(row.image, true_mask, draw.GREEN, math.max(1, math.floor(row.image.width * OUTLINE + 0.5)))
+    outline(row.image, true_mask, draw.GREEN,
+      math.max(1, math.floor(row.image.width * OUTLINE + 0.5)))
   end
   return ("IoU %.3f, score %.2f"):format(entry.record.iou, value_or(entry.record.score, 0 / 0))
 end
@@ -121,7 +124,8 @@ function methods:write(path, title, set, options)
   local tiles = {}
   for _, entry in ipairs(self.entries) do tiles[#tiles + 1] = tile_of(entry, set, options) end
   if #tiles == 0 then return end
-  local sheet = require("segzero.tools.draw").sheet(tiles, COLUMNS, { title = title, masks = options.masks })
+  local sheet = require("segzero.tools.draw").sheet(tiles, COLUMNS,
+    { title = title, masks = options.masks })
   sheet:save(path)
   sheet:free()
   for _, tile in ipairs(tiles) do tile.image:free() end

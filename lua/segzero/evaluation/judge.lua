@@ -1,15 +1,23 @@
--- judge.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both fit.
+-- judge.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both
+-- fit.
 --
---   local record, mask = judge.row(entry, options)
+--   local record, mask = judge.row(entry, options)      entry: of evaluator.lua
 --
--- entry: of evaluator.lua. options: {frame = side of the square that answers count in, several = VisionReasoner's lists,
--- oracle = true: the true boxes and points instead of an answer, segmenter = segmenter.new(sam) | nil,
--- masks = whether the data has masks to compare with, box_iou = f(a, b): how Seg-Zero's boxes compare}.
--- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points), score (SAM2's own),
--- intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure, failure_kind. A missing value is cjson.null.
--- failure_kind is "answer" (the text cannot be read), "sam2" (SAM2 gave no mask), "iou" (the masks cannot be compared)
--- or "picture" (the row could not be read, or the policy failed on it). mask: u8 [height, width] in the image's pixels,
--- freed by the caller, or nil. Nothing is raised for a bad row. Leaves out: averages (metrics.lua), drawing.
+-- options:
+--   frame       side of the square that answers count in
+--   several     true: VisionReasoner's lists of objects
+--   oracle      true: the true boxes and points instead of an answer
+--   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
+--   box_iou     f(a, b): how Seg-Zero's boxes compare
+-- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points),
+-- score (SAM2's own), intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure,
+-- failure_kind. A missing value is cjson.null. failure_kind is
+--   "answer"    the text cannot be read
+--   "sam2"      SAM2 gave no mask
+--   "iou"       the masks cannot be compared
+--   "picture"   the row could not be read, or the policy failed on it
+-- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. Nothing is raised
+-- for a bad row. Leaves out: averages (metrics.lua), drawing.
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
@@ -23,8 +31,8 @@ local null = cjson.null
 local reason = evaluator.reason
 
 local FIELDS = {
-  "id", "problem", "text", "think", "bbox", "points", "score", "intersection", "union", "iou", "box_iou", "failure",
-  "failure_kind",
+  "id", "problem", "text", "think", "bbox", "points", "score", "intersection", "union", "iou",
+  "box_iou", "failure", "failure_kind",
 }
 
 local BOX_HIT = 0.5
@@ -57,14 +65,19 @@ end
 -- ---- the answer ----
 -- An answer in the image's own pixels, or nil and why it cannot be read.
 local function read_answer(text, img, options)
-  local parse = options.several and answers.parse_list or answers.parse
-  local scale = options.several and answers.scale_list or answers.scale
+  local parse = answers.parse
+  local scale = answers.scale
+  if options.several then
+    parse = answers.parse_list
+    scale = answers.scale_list
+  end
   local found, why = parse(text)
   if not found then return nil, why end
   return scale(found, img.width / options.frame, img.height / options.frame)
 end
 
--- The values of a key of all objects; null for none, since JSON would write an empty list as an object.
+-- The values of a key of all objects; null for none, since JSON would write an empty list as an
+-- object.
 local function column(list, key)
   local out = {}
   for i, object in ipairs(list) do out[i] = object[key] end
@@ -98,11 +111,14 @@ local function write_answer(record, found, objects, options)
     record.points = column(found, "point")
   else
     record.bbox = found.bbox
-    record.points = #found.points > 0 and found.points or null
+    if #found.points > 0 then record.points = found.points end
   end
   if not objects then return end
-  local list = options.several and found or { found }
-  record.box_iou = best_box_iou(list, objects, options.several and exclusive_iou or options.box_iou)
+  if options.several then
+    record.box_iou = best_box_iou(found, objects, exclusive_iou)
+  else
+    record.box_iou = best_box_iou({ found }, objects, options.box_iou)
+  end
   record.box_hit = record.box_iou > BOX_HIT
 end
 
@@ -122,8 +138,7 @@ local function compare_masks(record, row, found, true_mask, segmenter)
     fail(record, "sam2", reason(result))
     return nil
   end
-  local is_number = result.score == result.score          -- JSON has no NaN
-  record.score = is_number and result.score or null
+  if result.score == result.score then record.score = result.score end      -- JSON has no NaN
   local compared, intersection, union = pcall(segmenter_of.compare, result.mask, true_mask)
   if not compared then
     fail(record, "iou", reason(intersection))
@@ -137,7 +152,8 @@ local function compare_masks(record, row, found, true_mask, segmenter)
   return result.mask
 end
 
--- The true mask and nil, or nil and why there is none. Sets the record's union: a failed row counts its true area.
+-- The true mask and nil, or nil and why there is none. Sets the record's union: a failed row counts
+-- its true area.
 local function read_true_mask(record, row)
   local ok, mask = pcall(row.mask)
   if not ok then return nil, reason(mask) end
@@ -151,7 +167,7 @@ local function new_record(entry, options)
   for _, field in ipairs(FIELDS) do record[field] = null end
   record.id = entry.row.id or null
   record.problem = entry.row.problem or null
-  record.text = entry.answer and entry.answer.text or null
+  if entry.answer then record.text = entry.answer.text or null end
   if options.masks then
     record.intersection = 0
     record.union = 0

@@ -1,35 +1,46 @@
--- metrics.lua - gIoU, cIoU and the share of good boxes over evaluated rows, with intervals, under three protocols.
+-- metrics.lua - gIoU, cIoU and the share of good boxes over evaluated rows, with intervals, under
+-- three protocols.
 --
---   local s = metrics.summary(records, "fixed" | "segzero" | "visionreasoner", {masks = true, resamples = 1000, seed = 0})
---   s.gIoU = {value, low, high}, s.cIoU, s.box    nil where nothing counts; s.rows, s.failed, s.errors, s.skipped
+--   local s = metrics.summary(records, "fixed" | "segzero" | "visionreasoner", {masks = true,
+--       resamples = 1000, seed = 0})
+--   s.gIoU = {value, low, high}, s.cIoU, s.box    nil where nothing counts; s.rows, s.failed,
+--                                                 s.errors, s.skipped
 --   metrics.line(s)                               the line that scripts read
---   local d = metrics.difference(before, after, {masks =, resamples =, seed =})    the same rows twice; all of them count
---   d.gIoU = {before, after, difference, low, high}, d.cIoU, d.box, d.rows; metrics.difference_line(d)
+--   local d = metrics.difference(before, after, {masks =, resamples =, seed =})
+--       the same rows twice; all of them count
+--   d.gIoU = {before, after, difference, low, high}, d.cIoU, d.box, d.rows;
+--       metrics.difference_line(d)
 --
--- A record has intersection and union in pixels, box_hit (a box overlaps by more than half) and failure_kind, nil or one of
+-- A record has intersection and union in pixels, box_hit (a box overlaps by more than half) and
+-- failure_kind, nil or one of
 --   "answer"     the text cannot be read as an answer: counted as failed
 --   "sam2"       SAM2 gave no mask
 --   "iou"        the masks cannot be compared, or both are empty
---   "picture"    the row could not be read, or the policy failed on it; the last three are counted as errors
--- The caller gives a failed row the intersection 0 and the area of its true mask as union. Which rows count:
+--   "picture"    the row could not be read, or the policy failed on it; the last three are counted
+--                as errors
+-- The caller gives a failed row the intersection 0 and the area of its true mask as union. Which
+-- rows count:
 --   fixed            every row
 --   segzero          all but "iou": Seg-Zero's script drops those rows, so its denominator shrinks
 --   visionreasoner   all but "iou" and "sam2": its script only fines answers that cannot be read
--- gIoU is the mean of intersection / union (0 where the union is empty), cIoU is the ratio of the sums. An interval is the
--- 2.5 and 97.5 percentiles over resamples of rows. Leaves out: intervals over images that several rows share.
+-- gIoU is the mean of intersection / union (0 where the union is empty), cIoU is the ratio of the
+-- sums. An interval is the 2.5 and 97.5 percentiles over resamples of rows. Leaves out: intervals
+-- over images that several rows share.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 
 local M = {}
 
-local SKIPPED = { fixed = {}, segzero = { iou = true }, visionreasoner = { iou = true, sam2 = true } }
+local SKIPPED = { fixed = {}, segzero = { iou = true },
+  visionreasoner = { iou = true, sam2 = true } }
 M.protocols = { "fixed", "segzero", "visionreasoner" }
 
 local MEASURES = { "gIoU", "cIoU", "box" }
 local LOW = 0.025
 local HIGH = 0.975
-local BOOTSTRAP_STREAM = 0xb007        -- the random numbers of resampling; other uses have other streams
+-- the random numbers of resampling; other uses have other streams
+local BOOTSTRAP_STREAM = 0xb007
 
 -- Whether a record counts under a protocol.
 function M.counts(record, protocol)
@@ -57,7 +68,8 @@ end
 
 local bits = ffi.new "uint32_t[4]"
 
--- Calls take(pick) for each resample; pick is a list of n row numbers. It depends on (seed, resample, position) only.
+-- Calls take(pick) for each resample; pick is a list of n row numbers. It depends on (seed,
+-- resample, position) only.
 local function resample(n, resamples, seed, take)
   local pick = {}
   for r = 1, resamples do
@@ -99,7 +111,8 @@ local function counted(record, masks)
   return row
 end
 
--- For each measure the two percentiles of value(pick) over resamples of n rows; value returns one number a measure.
+-- For each measure the two percentiles of value(pick) over resamples of n rows; value returns one
+-- number a measure.
 local function intervals(n, opts, value)
   local lists = { {}, {}, {} }
   resample(n, opts.resamples or 1000, opts.seed or 0, function(pick)
@@ -123,7 +136,8 @@ end
 -- ---- summaries ----
 local function count_failure(summary, kind)
   if not kind then return end
-  local field = kind == "answer" and "failed" or "errors"
+  local field = "errors"
+  if kind == "answer" then field = "failed" end
   summary[field] = summary[field] + 1
 end
 
@@ -150,7 +164,8 @@ function M.summary(records, protocol, opts)
   return summary
 end
 
--- A resample takes the same rows of both lists, so what the rows have in common does not widen the interval.
+-- A resample takes the same rows of both lists, so what the rows have in common does not widen the
+-- interval.
 function M.difference(before, after, opts)
   opts = opts or {}
   if #before ~= #after then error(("metrics: %d rows against %d"):format(#before, #after), 2) end
@@ -187,8 +202,9 @@ local function interval_text(v)
   return ("%.3f [%.3f, %.3f]"):format(v[1], v[2], v[3])
 end
 
--- gIoU=0.812 [0.790, 0.830] cIoU=0.845 [0.820, 0.870] box=0.880 [0.850, 0.910] rows=128 failed=3 errors=0 skipped=0
--- protocol=fixed, in one line. A measure that does not exist is `none [none, none]`.
+-- gIoU=0.812 [0.790, 0.830] cIoU=0.845 [0.820, 0.870] box=0.880 [0.850, 0.910] rows=128 failed=3
+-- errors=0 skipped=0 protocol=fixed, in one line. A measure that does not exist is `none [none,
+-- none]`.
 function M.line(s)
   local parts = {}
   for i, name in ipairs(MEASURES) do parts[i] = ("%s=%s"):format(name, interval_text(s[name])) end

@@ -1,12 +1,16 @@
--- results.lua - the folders that evaluations write: summary.json, merging parts, comparing two runs.
+-- results.lua - the folders that evaluations write: summary.json, merging parts, comparing two
+-- runs.
 --
---   results.finish(cfg, folder, records, masks, seconds, say) -> summary     writes summary.json; says the summary's line
---   results.merge(cfg, given, say) -> summary     cfg.merge: folders of parts 0 to n - 1 of one evaluation -> a new folder
+--   results.finish(cfg, folder, records, masks, seconds, say) -> summary
+--       writes summary.json; says the summary's line
+--   results.merge(cfg, given, say) -> summary     cfg.merge: folders of parts 0 to n - 1 of one
+--                                                 evaluation -> a new folder
 --   results.compare(cfg, say) -> difference       cfg.compare: two folders over the same rows
 --
--- A folder has config.json (the settings, total, first, last, masks), results.jsonl (a record a line, judge.lua) and
--- summary.json. say(text): where the results are said. given: the settings that the user gave. Folders that do not fit
--- together are an error that names the setting and both values. Leaves out: the averages (metrics.lua).
+-- A folder has config.json (the settings, total, first, last, masks), results.jsonl (a record a
+-- line, judge.lua) and summary.json. say(text): where the results are said. given: the settings
+-- that the user gave. Folders that do not fit together are an error that names the setting and both
+-- values. Leaves out: the averages (metrics.lua).
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
@@ -18,8 +22,8 @@ local null = cjson.null
 
 -- Settings that parts of one evaluation share.
 local SAME_RUN = {
-  "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "several", "oracle", "masks", "total",
-  "max_new_tokens",
+  "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "several",
+  "oracle", "masks", "total", "max_new_tokens",
 }
 
 -- Settings that make two runs evaluate the same rows; the models and the ways to answer may differ.
@@ -60,13 +64,15 @@ local function for_json(summary)
 end
 
 function M.finish(cfg, folder, records, masks, seconds, say)
-  local summary = metrics.summary(for_metrics(records), cfg.protocol, { masks = masks, resamples = cfg.resamples })
+  local summary = metrics.summary(for_metrics(records), cfg.protocol,
+    { masks = masks, resamples = cfg.resamples })
   summary.seconds = seconds
   summary.oracle = cfg.oracle
   summary.several = cfg.several
   files.write(folder .. "/summary.json", cjson.encode(for_json(summary)))
   if summary.skipped > 0 then
-    say(("%d of %d rows do not count under protocol=%s"):format(summary.skipped, summary.rows, cfg.protocol))
+    say(("%d of %d rows do not count under protocol=%s"):format(summary.skipped, summary.rows,
+      cfg.protocol))
   end
   say("results: " .. folder)
   say(metrics.line(summary))
@@ -78,7 +84,9 @@ local function read_config(folder, what)
   local text = files.read(folder .. "/config.json")
   if not text then error(("%s: %s holds no evaluation (config.json)"):format(what, folder), 0) end
   local ok, config = pcall(cjson.decode, text)
-  if not ok or type(config) ~= "table" then error(("%s: %s/config.json is not JSON"):format(what, folder), 0) end
+  if not ok or type(config) ~= "table" then
+    error(("%s: %s/config.json is not JSON"):format(what, folder), 0)
+  end
   return config
 end
 
@@ -106,13 +114,15 @@ local function check_same(what, keys, configs, folders, i)
     local a = configs[1][key]
     local b = configs[i][key]
     if a ~= b then
-      error(("%s: %s is %s in %s and %s in %s"):format(what, key, tostring(a), folders[1], tostring(b), folders[i]), 0)
+      error(("%s: %s is %s in %s and %s in %s"):format(what, key, tostring(a), folders[1],
+        tostring(b), folders[i]), 0)
     end
   end
 end
 
 -- ---- merging parts ----
--- All records of the parts in the order of their rows, the first part's settings, and the seconds of all rows.
+-- All records of the parts in the order of their rows, the first part's settings, and the seconds
+-- of all rows.
 local function read_parts(folders)
   local configs = {}
   local by_index = {}
@@ -132,8 +142,8 @@ local function read_parts(folders)
   end
   for i = 1, configs[1].total do
     if not by_index[i] then
-      error(("merge: the folders hold %d of %d rows; row %d is the first that is missing"):format(#records,
-        configs[1].total, i), 0)
+      error(("merge: the folders hold %d of %d rows; row %d is the first that is missing")
+        :format(#records, configs[1].total, i), 0)
     end
   end
   table.sort(records, function(a, b) return a.index < b.index end)
@@ -167,7 +177,9 @@ end
 local function read_by_index(folder)
   local by_index = {}
   read_records(folder, "compare", function(record)
-    if by_index[record.index] then error(("compare: row %d is in %s twice"):format(record.index, folder), 0) end
+    if by_index[record.index] then
+      error(("compare: row %d is in %s twice"):format(record.index, folder), 0)
+    end
     by_index[record.index] = record
   end)
   return by_index
@@ -175,7 +187,7 @@ end
 
 function M.compare(cfg, say)
   local folders = cfg.compare
-  if #folders ~= 2 then error(("compare: two folders are wanted, not %d"):format(#folders), 0) end
+  if #folders ~= 2 then error(("two folders are expected, not %d"):format(#folders), 0) end
   local configs = {}
   local by_index = {}
   for i, folder in ipairs(folders) do

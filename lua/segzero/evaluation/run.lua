@@ -1,13 +1,17 @@
--- run.lua - evaluates a policy and SAM2 over a split of a data set, as Seg-Zero does, and writes the results.
+-- run.lua - evaluates a policy and SAM2 over a split of a data set, as Seg-Zero does, and writes
+-- the results.
 --
---   local summary = run.evaluate(cfg, { box_iou = f(a, b), say = f(text) })      cfg: settings of recipes/evaluate.lua
---   local first, last = run.part_of(total, part, parts)                         the rows of a part, from 1
+--   local summary = run.evaluate(cfg, { box_iou = f(a, b), say = f(text) })
+--       cfg: settings of recipes/evaluate.lua
+--   local first, last = run.part_of(total, part, parts)
+--       the rows of a part, from 1
 --
--- The image is resized to frame x frame, decoding is greedy, the first {...} of the text is read, box and points are
--- scaled back to the image's own pixels, and SAM2's best-rated mask is compared with the true one. cfg.several asks and
--- reads as VisionReasoner does. Under cfg.output_path: config.json, results.jsonl (a line for each row as soon as it is
--- judged), summary.json, worst.png, best.png. Without SAM2, or on data without masks, boxes alone are evaluated.
--- Leaves out: continuing an evaluation that was stopped (evaluate in parts instead).
+-- The image is resized to frame x frame, decoding is greedy, the first {...} of the text is read,
+-- box and points are scaled back to the image's own pixels, and SAM2's best-rated mask is compared
+-- with the true one. cfg.several asks and reads as VisionReasoner does. Under cfg.output_path:
+-- config.json, results.jsonl (a line for each row as soon as it is judged), summary.json,
+-- worst.png, best.png. Without SAM2, or on data without masks, boxes alone are evaluated. Leaves
+-- out: continuing an evaluation that was stopped (evaluate in parts instead).
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -27,7 +31,8 @@ local null = cjson.null
 local now = sz.core.C.sz_seconds
 
 local PROGRESS_SECONDS = 10         -- at least between two lines of progress inside a batch
-local QUESTION_MARKS = ".?!"        -- taken off both ends of a question that VisionReasoner is asked
+-- taken off both ends of a question that VisionReasoner is asked
+local QUESTION_MARKS = ".?!"
 local DEFAULT_PENALTY = 1
 
 -- Equal parts; the last one takes the rest.
@@ -42,7 +47,8 @@ end
 local function check_frame(policy, frame)
   local plan = policy:processor():plan(frame, frame)
   if plan.resized_width ~= frame or plan.resized_height ~= frame then
-    error(("frame=%d: the model would resize it to %d x %d"):format(frame, plan.resized_width, plan.resized_height), 0)
+    error(("frame=%d: the model would resize it to %d x %d"):format(frame, plan.resized_width,
+      plan.resized_height), 0)
   end
 end
 
@@ -55,8 +61,11 @@ local function load_policy(run)
   local folder = run.policy:generation()
   cfg.repetition_penalty = cfg.repetition_penalty or folder.repetition_penalty or DEFAULT_PENALTY
   local penalty = ""
-  if cfg.repetition_penalty ~= DEFAULT_PENALTY then penalty = ", repetition penalty " .. cfg.repetition_penalty end
-  run.say(("policy %s, %s, images of %d pixels%s"):format(tostring(run.policy), cfg.dtype, cfg.frame, penalty))
+  if cfg.repetition_penalty ~= DEFAULT_PENALTY then
+    penalty = ", repetition penalty " .. cfg.repetition_penalty
+  end
+  run.say(("policy %s, %s, images of %d pixels%s"):format(tostring(run.policy), cfg.dtype,
+    cfg.frame, penalty))
 end
 
 local function load_segmenter(run)
@@ -75,7 +84,8 @@ local function input_of(run, row)
   local cfg = run.config
   local img = row.image
   local is_resized = img.width ~= cfg.frame or img.height ~= cfg.frame
-  local seen = is_resized and img:resize(cfg.frame, cfg.frame, "bilinear") or img
+  local seen = img
+  if is_resized then seen = img:resize(cfg.frame, cfg.frame, "bilinear") end
   local text
   if cfg.several then
     text = prompts.vision_reasoner(row.problem, QUESTION_MARKS)
@@ -104,7 +114,8 @@ local function judge_row(run, entry)
     kept.value = record.iou
   else
     kept.shown = record.bbox ~= null
-    kept.value = record.box_iou ~= null and record.box_iou or 0
+    kept.value = 0
+    if record.box_iou ~= null then kept.value = record.box_iou end
   end
   run.best:add(kept)
   run.worst:add(kept)
@@ -128,8 +139,8 @@ local function new_progress(run, total)
     for _, record in ipairs(run.records) do sum = sum + value(record) end
     local each = (last - started) / done
     local measure = run.masks and "gIoU" or "boxes"
-    run.say(("%d/%d  %s so far %.3f  %.2f s/row  ETA %s"):format(done, total, measure, sum / done, each,
-      log.duration(each * (total - done))))
+    run.say(("%d/%d  %s so far %.3f  %.2f s/row  ETA %s"):format(done, total, measure, sum / done,
+      each, log.duration(each * (total - done))))
   end
 end
 
@@ -138,13 +149,15 @@ local function evaluate_rows(run, first, last)
   local cfg = run.config
   local progress = new_progress(run, last - first + 1)
   run.judging = {
-    frame = cfg.frame, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter, masks = run.masks,
+    frame = cfg.frame, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter,
+    masks = run.masks,
     box_iou = run.box_iou,
   }
   local generation
   if run.policy then
     generation = sz.generation.options(run.policy:generation(), {
-      do_sample = false, max_new_tokens = cfg.max_new_tokens, repetition_penalty = cfg.repetition_penalty,
+      do_sample = false, max_new_tokens = cfg.max_new_tokens,
+      repetition_penalty = cfg.repetition_penalty,
     })
   end
   evaluator.run {
@@ -184,17 +197,22 @@ local function introduce(run, total, first, last)
   local part = ""
   if cfg.parts > 1 then part = (" (%d to %d of %d)"):format(first, last, total) end
   local oracle = cfg.oracle and ", SAM2 on the true boxes and points" or ""
-  run.say(("%s: %d rows%s, protocol %s%s"):format(run.set.name, last - first + 1, part, cfg.protocol, oracle))
+  run.say(("%s: %d rows%s, protocol %s%s"):format(run.set.name, last - first + 1, part,
+    cfg.protocol, oracle))
 end
 
 function M.evaluate(cfg, options)
   local started = now()
-  local set = data.open(cfg.data, { split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows })
+  local set = data.open(cfg.data,
+    { split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows })
   local total = math.min(set:count(), cfg.rows or math.huge)
   local first, last = M.part_of(total, cfg.part, cfg.parts)
-  if last < first then error(("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total), 0) end
+  if last < first then
+    error(("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total), 0)
+  end
   local run = {
-    config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1), say = options.say,
+    config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1),
+    say = options.say,
     box_iou = options.box_iou, masks = compares_masks(cfg, set, first),
   }
   if cfg.oracle and not run.masks then
@@ -214,7 +232,8 @@ function M.evaluate(cfg, options)
   evaluate_rows(run, first, last)
   run.results:close()
   for _, name in ipairs { "worst", "best" } do
-    run[name]:write(("%s/%s.png"):format(run.folder, name), ("%s of %s"):format(name, set.name), set,
+    run[name]:write(("%s/%s.png"):format(run.folder, name), ("%s of %s"):format(name, set.name),
+      set,
       { masks = run.masks, several = cfg.several })
   end
   return results.finish(cfg, run.folder, run.records, run.masks, now() - started, run.say)

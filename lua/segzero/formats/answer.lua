@@ -1,5 +1,5 @@
--- answer.lua - what a model wrote -> boxes and points, as Seg-Zero's and VisionReasoner's inference
--- scripts read it.
+-- answer.lua - reads boxes and points from a model's answer, exactly as Seg-Zero's and
+-- VisionReasoner's inference scripts do.
 --
 --   local answer = require "segzero.formats.answer"
 --   local a, why = answer.parse(text)            one object; the text is like
@@ -14,15 +14,16 @@
 --     list.think, list[i].bbox, list[i].point
 --   local scaled = answer.scale_list(list, fx, fy)
 --
--- parse and parse_list return nil and a sentence exactly where the Python scripts raise, which
--- their evaluations count as IoU 0. One object: the first {...} anywhere in the text counts, also
--- inside the thinking; the box is the first key with "bbox" in it, the points the first two keys
--- with "points"; coordinates are cut to integers, then scaled and rounded half to even; the
--- thinking must be there. Several objects: the first <answer>; coordinates are scaled, then v + 0.5
--- is cut toward zero; no thinking is an empty one.
+-- parse and parse_list return nil and a sentence exactly where the Python scripts raise an error,
+-- which their evaluations count as IoU 0.
+-- One object: the first {...} anywhere in the text counts, even inside the thinking. The box is the
+-- first key that contains "bbox", the points are the first two keys that contain "points".
+-- Coordinates are cut to integers, then scaled and rounded half to even. The thinking is required.
+-- Several objects: the first <answer> counts. Coordinates are scaled, then v + 0.5 is cut toward
+-- zero. Missing thinking is an empty text.
 --
--- Leaves out: whether the box makes sense (corners in order, inside the image): the scripts hand
--- it on as it is.
+-- Leaves out: whether the box makes sense (order of the corners, inside the image). The Python
+-- scripts do not check it either.
 
 local pyjson = require "segzero.formats.pyjson"
 local pytext = require "segzero.formats.pytext"
@@ -41,13 +42,14 @@ end
 
 local function thinking(text) return text:match "<think>([^<]+)</think>" end
 
--- int(value) of a JSON value as long as a double holds it.
+-- int(value) of a JSON value, nil if a double cannot hold it.
 local function whole(value)
   local n = pyjson.int(value)
-  return n and n < math.huge and n > -math.huge and n or nil
+  if n and n < math.huge and n > -math.huge then return n end
+  return nil
 end
 
--- {int(value[0]), ...} of count items, or nil.
+-- The first `count` items of a JSON list or string as integers, or nil.
 local function wholes(value, count)
   local out = {}
   for i = 1, count do
@@ -57,7 +59,7 @@ local function wholes(value, count)
   return out
 end
 
--- The first n keys that have the word in them, in the order they were written.
+-- The first n keys that contain the word, in the order in which they were written.
 local function keys_with(object, word, n)
   local found = {}
   for _, key in ipairs(object.keys) do
@@ -96,7 +98,7 @@ function M.parse(text)
   return { think = think, bbox = bbox, points = points }
 end
 
--- Python's round(): to the nearest integer, halves to the even one. + 0 turns -0 into 0.
+-- Python's round(): to the nearest integer, halves to the even one. The + 0 turns -0 into 0.
 local function round(x)
   local below = floor(x)
   local part = x - below
@@ -106,7 +108,10 @@ end
 M.round = round
 
 -- Python's int(): cuts toward zero.
-local function cut(x) return (x < 0 and math.ceil(x) or floor(x)) + 0 end
+local function cut(x)
+  if x < 0 then return math.ceil(x) + 0 end
+  return floor(x) + 0
+end
 
 local function factors(fx, fy, level)
   for _, f in ipairs { fx, fy or fx } do
@@ -119,11 +124,15 @@ end
 
 local function scaled(values, fx, fy, to_whole)
   local out = {}
-  for i, v in ipairs(values) do out[i] = to_whole(v * (i % 2 == 1 and fx or fy)) end
+  for i, v in ipairs(values) do
+    local factor = fy
+    if i % 2 == 1 then factor = fx end
+    out[i] = to_whole(v * factor)
+  end
   return out
 end
 
--- A parsed answer with x times fx and y times fy (fx when absent).
+-- A parsed answer with x multiplied by fx and y by fy (default: fx).
 function M.scale(parsed, fx, fy)
   fx, fy = factors(fx, fy, 2)
   local out = { think = parsed.think, bbox = scaled(parsed.bbox, fx, fy, round), points = {} }
@@ -132,7 +141,8 @@ function M.scale(parsed, fx, fy)
 end
 
 -- ---- several objects ----
--- What <answer>\s*(.*?)\s*</answer> holds, the first time it matches; nil when it does not.
+-- The text between the first <answer> and its </answer>, without the white space around it: what
+-- the regular expression <answer>\s*(.*?)\s*</answer> captures. nil if there is none.
 local function answer_body(text)
   local _, open = find(text, "<answer>", 1, true)
   if not open then return nil end
@@ -152,13 +162,14 @@ local function answer_body(text)
   return sub(text, first, last)
 end
 
--- The count numbers that value starts with, or nil where Python could not multiply or cut them.
+-- The first `count` numbers of a JSON list, or nil where Python could not multiply or cut them.
 local function numbers(value, count)
   if type(value) ~= "table" or value.kind ~= "array" then return nil end
   local out = {}
   for i = 1, count do
     local v = value[i]
-    if type(v) == "boolean" then v = v and 1 or 0 end
+    if v == true then v = 1 end
+    if v == false then v = 0 end
     if type(v) ~= "number" or v ~= v or v == math.huge or v == -math.huge then return nil end
     out[i] = v
   end

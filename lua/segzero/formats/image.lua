@@ -27,11 +27,11 @@ local Image = {}
 local mt = { __index = Image }
 
 local FILTER = { bilinear = 0, bicubic = 1 }
--- bytes of images made since the last full collection that start another
+-- A full collection starts after this many bytes of new images.
 local COLLECT_AFTER = 256 * 2 ^ 20
 
--- The collector does not see C memory: without this a loop that forgets free() would hold every
--- image it loaded.
+-- The collector does not see C memory. Without these collections, a loop that forgets free() would
+-- keep every image it loaded.
 local made = 0
 local function wrap(ptr)
   local w = C.sz_image_width(ptr)
@@ -133,7 +133,9 @@ function Image:free()
 end
 
 function mt:__tostring()
-  return ("image %d x %d%s"):format(self.width, self.height, self.ptr == nil and " (freed)" or "")
+  local text = ("image %d x %d"):format(self.width, self.height)
+  if self.ptr == nil then return text .. " (freed)" end
+  return text
 end
 
 return M

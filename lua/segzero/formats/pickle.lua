@@ -1,17 +1,18 @@
--- pickle.lua - the part of a torch.save file that describes its tensors, read without running
--- anything it asks for.
+-- pickle.lua - reads which tensors a torch.save file holds, without running any code that the file
+-- names.
 --
 --   local list = pickle.tensors(path, text)       text: data.pkl, a pickle of protocol 2 to 5;
 --                                                 path: for messages
 --     -> {{name =, tensor = {storage = {dtype =, key =, count =}, offset =, shape = {n =, ...}, strides =, dtype =, untyped =}}, ...}
 --
--- A pickle is a program. This one can only build containers, numbers, texts, torch.Size,
--- OrderedDict, storages and tensors; any other name in it is an error that tells the name. For a
--- dict whose key 'model' holds a dict with tensors, that inner dict is read; else the whole: dicts
--- and lists are walked and keys joined with '.' (list places from 0); what is no tensor is dropped.
--- Offset, shape and strides count elements and are whole numbers, nothing more: torchfile.lua
--- checks them against the file.
--- Leaves out: writing, classes, protocol 0 and 1's texts for objects.
+-- A pickle is a program. This reader can only build containers, numbers, texts, torch.Size,
+-- OrderedDict, storages and tensors; any other name is an error that shows it.
+-- If the file holds a dict whose key 'model' is a dict with tensors, only that inner dict is read,
+-- else everything. Keys of nested dicts and indices of lists (from 0) are joined with '.'. Values
+-- that are not tensors are dropped.
+-- Offset, shape and strides count elements. Here they are only known to be whole numbers;
+-- torchfile.lua checks them against the file.
+-- Leaves out: writing, classes, the text opcodes of protocols 0 and 1.
 
 local ffi = require "ffi"
 
@@ -21,8 +22,8 @@ local MAX_OBJECTS = 2 ^ 20
 local MAX_DEPTH = 64
 local MAX_WHOLE = 2 ^ 53
 
--- Types by their torch names: those that torchfile.lua makes tensors of, and what a file may name
--- besides.
+-- Types by their torch names: those that torchfile.lua makes tensors of, and others that a file may
+-- name.
 local TYPES = { "float32", "bfloat16", "int32", "uint8", "bool", "float16", "float64", "int64" }
 local STORAGE = {
   FloatStorage = "float32", BFloat16Storage = "bfloat16", IntStorage = "int32",
@@ -31,8 +32,8 @@ local STORAGE = {
     CharStorage = "int8",
   ComplexFloatStorage = "complex64", ComplexDoubleStorage = "complex128",
 }
--- Types that torch names directly, because they came after the storage classes. None is handled; a
--- tensor of one that is wanted is an error, one inside an optimizer's state is not.
+-- Types newer than the storage classes, which torch names directly. None can be read: a wanted
+-- tensor of such a type is an error, one inside an optimizer's state is ignored.
 local LATE_DTYPES = {
   "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz",
     "float8_e5m2fnuz", "float8_e8m0fnu",
@@ -41,13 +42,14 @@ local LATE_DTYPES = {
 
 local function whole(x) return type(x) == "number" and x >= 0 and x <= MAX_WHOLE and x % 1 == 0 end
 
--- An error without a place in the code: the file is at fault.
+-- An error without a position in this code, because the file is wrong and not the caller.
 function M.fail(path, format, ...) error(path .. ": " .. format:format(...), 0) end
 
--- A name out of the file as a message can show it.
+-- A name from the file, made printable for a message.
 function M.shown(name)
   name = name:gsub("[%c\127-\255]", "?")
-  return #name > 120 and name:sub(1, 120) .. "..." or name
+  if #name > 120 then return name:sub(1, 120) .. "..." end
+  return name
 end
 
 -- An unsigned little-endian number.
@@ -61,11 +63,14 @@ local fail = M.fail
 local shown = M.shown
 local number = M.number
 
--- Values: numbers, texts and booleans as they are; everything else a table with `kind`: none, dict,
--- list, tuple (sets count as lists and tuples), callable, storage_type, dtype, storage, tensor.
+-- Values: numbers, texts and booleans are themselves. Everything else is a table with `kind`: none,
+-- dict, list, tuple (sets become lists and tuples), callable, storage_type, dtype, storage, tensor.
 local NONE = { kind = "none" }
 
-local function kind(v) return type(v) == "table" and v.kind or type(v) end
+local function kind(v)
+  if type(v) == "table" then return v.kind end
+  return type(v)
+end
 
 local function as_list(p, args)      -- a set, before pickle had an opcode for it: set([...])
   if args.n ~= 1 or kind(args[1]) ~= "list" then p:fail("a set is not made of a list") end
@@ -158,7 +163,7 @@ function P:push(v)
   self.stack[self.n] = v
 end
 
--- Only what lies above the last mark can be taken one by one.
+-- Values below the last mark cannot be popped one at a time.
 function P:pop()
   if self.n <= (self.marks[#self.marks] or 0) then self:fail("the stack is empty") end
   local v = self.stack[self.n]
@@ -172,7 +177,7 @@ function P:top()
   return self.stack[self.n]
 end
 
--- What was pushed since the last mark, {n = ...}.
+-- All values pushed since the last mark, as {n = count, ...}.
 function P:pop_mark()
   local mark = table.remove(self.marks)
   if not mark then self:fail("a mark is missing") end
@@ -192,8 +197,11 @@ function P:tuple(n)
 end
 
 function P:set(d, k, v)
-  local i = type(k) == "string" and d.at[k] or #d.keys + 1
-  if type(k) == "string" then d.at[k] = i end
+  local i = #d.keys + 1
+  if type(k) == "string" then
+    i = d.at[k] or i
+    d.at[k] = i
+  end
   d.keys[i] = k
   d.values[i] = v
 end
@@ -222,12 +230,14 @@ function P:global(module, name)
   return g
 end
 
--- Two's complement of any length; a double holds the first 53 bits.
+-- Two's complement of any length. A double keeps the first 53 bits.
 function P:long(n)
   if n == 0 then return 0 end
   local at = self:take(n)
   local v = number(self.text, at, n)
-  return self.text:byte(at + n - 1) >= 128 and v - 256 ^ n or v
+  local negative = self.text:byte(at + n - 1) >= 128
+  if negative then return v - 256 ^ n end
+  return v
 end
 
 function P:storage(id)
@@ -279,7 +289,7 @@ local OPS = {
   ["2"] = function(p) p:push(p:top()) end,
   ["q"] = function(p) p.memo[p:unsigned(1)] = p:top() end,
   ["r"] = function(p) p.memo[p:unsigned(4)] = p:top() end,
-  -- MEMOIZE: at the number of entries so far; what is read here never leaves gaps
+  -- MEMOIZE: stores under the number of entries so far
   [0x94] = function(p)
     p.memo[p.memoized] = p:top()
     p.memoized = p.memoized + 1
@@ -291,7 +301,8 @@ local OPS = {
   [0x89] = function(p) p:push(false) end,
   ["J"] = function(p)
     local v = p:unsigned(4)
-    p:push(v >= 2 ^ 31 and v - 2 ^ 32 or v)
+    if v >= 2 ^ 31 then v = v - 2 ^ 32 end
+    p:push(v)
   end,
   ["K"] = function(p) p:push(p:unsigned(1)) end,
   ["M"] = function(p) p:push(p:unsigned(2)) end,
@@ -370,7 +381,10 @@ local OPS = {
 OPS[0x91] = OPS["t"]        -- FROZENSET
 
 local BY_BYTE = {}
-for op, f in pairs(OPS) do BY_BYTE[type(op) == "string" and op:byte() or op] = f end
+for op, f in pairs(OPS) do
+  if type(op) == "string" then op = op:byte() end
+  BY_BYTE[op] = f
+end
 
 local OP_NAMES = {
   [0x50] = "PERSID", [0x6f] = "OBJ", [0x81] = "NEWOBJ", [0x92] = "NEWOBJ_EX", [0x82] = "EXT1",
@@ -403,8 +417,8 @@ local function unpickle(path, text)
 end
 
 -- ---- from containers to names ----
--- {{name, tensor}, ...} in the file's order. Shared containers are walked each time they are met,
--- hence the limits.
+-- {{name, tensor}, ...} in the order of the file. A shared container is walked each time it is met,
+-- so the number of visits is limited.
 local function flatten(path, root)
   local list = {}
   local visits = 0
@@ -415,6 +429,8 @@ local function flatten(path, root)
     end
     if depth > MAX_DEPTH then fail(path, "containers are nested more than %d deep", MAX_DEPTH) end
     local k = kind(v)
+    local prefix = ""
+    if name then prefix = name .. "." end
     if k == "tensor" then
       if not name then fail(path, "it holds one tensor, not a dict of tensors") end
       list[#list + 1] = { name = name, tensor = v }
@@ -426,10 +442,10 @@ local function flatten(path, root)
         elseif type(key) ~= "string" then
           key = "<" .. kind(key) .. ">"
         end
-        walk(v.values[i], name and name .. "." .. key or key, depth + 1)
+        walk(v.values[i], prefix .. key, depth + 1)
       end
     elseif k == "list" or k == "tuple" then
-      for i = 1, v.n do walk(v[i], (name and name .. "." or "") .. (i - 1), depth + 1) end
+      for i = 1, v.n do walk(v[i], prefix .. (i - 1), depth + 1) end
     end
   end
   walk(root, nil, 1)

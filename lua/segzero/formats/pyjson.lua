@@ -1,23 +1,24 @@
--- pyjson.lua - JSON exactly as Python's json.loads(str) takes it, for answers and rewards that must
+-- pyjson.lua - JSON exactly as Python's json.loads(str) reads it, for answers and rewards that must
 -- agree with Python originals.
 --
 --   local value = pyjson.decode('{"bbox": [1, 2, 3, NaN]}')      -- value.map.bbox[1] == 1
 --
--- lua-cjson is no help: it reads hexadecimal, "inf" and leading zeros, which Python refuses, turns
--- lone surrogates into an error, which Python accepts, and loses the order of keys, by which
--- Seg-Zero's loose reward picks its fields.
+-- lua-cjson cannot be used. It accepts hexadecimal, "inf" and leading zeros, which Python refuses;
+-- it refuses lone surrogates, which Python accepts; and it loses the order of keys, by which
+-- Seg-Zero's loose reward chooses its fields.
 --
 -- Values: null -> pyjson.null; true, false -> booleans; int and float -> numbers; string -> UTF-8
 -- string (lone surrogates in their three-byte form); array -> {kind = "array", [1..n]}; object ->
 -- {kind = "object", keys = {name, ...}, map = {name -> value}}. A repeated key keeps its first
--- place and takes the last value, like a dict.
+-- place and takes the last value, as in a dict.
 --
--- Python's own additions are here: NaN, Infinity, -Infinity; 1e400 is infinite. So are its
--- refusals: white space other than blank, tab, CR, LF; raw control characters in strings; integers
--- of more than 4300 digits; a byte order mark; anything after the value. Left out: exact integers
--- (past 2^53 the nearest double, past 1e308 infinity) and floats with a mantissa of a million
--- digits. Nesting: Python stops at about 1000 levels less the depth of its call stack (measured:
--- 995 from the top of a script); the limit here is fixed.
+-- Python's additions are accepted: NaN, Infinity, -Infinity; 1e400 is infinite. Python's refusals
+-- are errors: white space other than blank, tab, CR, LF; raw control characters in strings;
+-- integers of more than 4300 digits; a byte order mark; text after the value.
+-- Nesting: Python stops at about 1000 levels minus the depth of its call stack (measured: 995 from
+-- the top of a script). The limit here is fixed.
+-- Left out: exact integers (beyond 2^53 the nearest double, beyond 1e308 infinity), floats with a
+-- mantissa of a million digits.
 
 local pytext = require "segzero.formats.pytext"
 
@@ -40,7 +41,7 @@ local LITERALS = {
     {"-Infinity", -math.huge},
 }
 
--- The readers below return the position after what they read and the value, or nil and a message.
+-- The readers below return the position after the value and the value, or nil and a message.
 
 local function skip(s, i)
   return (find(s, "[^ \t\r\n]", i)) or #s + 1
@@ -96,17 +97,18 @@ local function read_string(s, i)
   end
 end
 
--- tonumber() gives nil for exponents from 2^20 on. Only a mantissa of a million digits could bring
--- one back into range.
+-- tonumber() returns nil for exponents of 2^20 and more. Such a number is 0 or infinite, unless its
+-- mantissa has a million digits.
 local function far_float(token)
   local sign, mantissa, exponent_sign = token:match("^(%-?)([%d.]+)[eE]([+-]?)")
   local value = 0
   if exponent_sign ~= "-" and find(mantissa, "[1-9]") then value = math.huge end
-  return sign == "-" and -value or value
+  if sign == "-" then return -value end
+  return value
 end
 
--- The longest number at i. What follows it (the 1 of 01, the point of 1.) is left for the caller to
--- stumble over.
+-- The longest number at i. The caller reports what follows it, such as the 1 of 01 or the point of
+-- "1.".
 local function read_number(s, i)
   local _, stop = find(s, "^%-?[1-9]%d*", i)
   if not stop then
@@ -125,7 +127,9 @@ local function read_number(s, i)
     stop = exponent
   end
   local token = sub(s, i, stop)
-  if is_int and #token - (byte(token) == 0x2d and 1 or 0) > pytext.MAX_INT_DIGITS then
+  local digits = #token
+  if byte(token) == 0x2d then digits = digits - 1 end
+  if is_int and digits > pytext.MAX_INT_DIGITS then
     return fail("integer with too many digits", i)
   end
   return stop + 1, tonumber(token) or far_float(token)
@@ -197,7 +201,8 @@ end
 -- 1 and 0.
 function M.int(value)
   if type(value) == "string" then return pytext.parse_int(value) end
-  if type(value) == "boolean" then return value and 1 or 0 end
+  if value == true then return 1 end
+  if value == false then return 0 end
   if type(value) ~= "number" or value ~= value or value == math.huge or value == -math.huge then
     return nil
   end
@@ -209,7 +214,8 @@ end
 function M.length(value)
   if type(value) == "string" then return pytext.length(value) end
   if type(value) ~= "table" or value == M.null then return nil end
-  return value.kind == "array" and #value or #value.keys
+  if value.kind == "array" then return #value end
+  return #value.keys
 end
 
 -- value[i - 1] of a list or a string, else nil. A string has elements too: item 1 of "57" is "5".
@@ -219,8 +225,7 @@ function M.item(value, i)
   return nil
 end
 
--- decode(text) -> value, or nil and a message. The value of "false" is false: test the message, or
--- compare with nil.
+-- decode(text) -> value, or nil and a message. The text "false" yields false, so compare with nil.
 function M.decode(text)
   local after, value = read_value(text, skip(text, 1), 0)
   if not after then return nil, value end

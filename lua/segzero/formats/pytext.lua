@@ -1,12 +1,12 @@
--- pytext.lua - text as Python's str sees it, for what must agree with Python originals: characters,
--- white space, decimal digits and int(). Strings are UTF-8 bytes; a lone surrogate (which a JSON
--- escape can make) is its three-byte form. A byte that belongs to no UTF-8 sequence cannot occur in
--- Python; here it counts as one character that is neither space nor digit.
+-- pytext.lua - text as Python's str sees it, for code that must agree with Python originals:
+-- characters, white space, decimal digits and int(). Strings are UTF-8 bytes; a lone surrogate,
+-- which a JSON escape can produce, is its three-byte form. A byte outside any UTF-8 sequence cannot
+-- occur in Python; here it counts as one character that is neither space nor digit.
 --
--- Left out: case folding and normalisation. Lower-casing needs no table here: no character outside
--- A-Z folds to a letter of the words that rewards look for (checked over all of Unicode for "bbox"
--- and "points"; U+0130 folds to "i" plus a combining dot, which breaks the word). Digits are those
--- of Unicode 14 (Python 3.11).
+-- Left out: case folding and normalisation. Lower-casing needs no table, because no character
+-- outside A-Z folds to a letter of the words that rewards look for. (This was checked over all of
+-- Unicode for "bbox" and "points". U+0130 folds to "i" and a combining dot, which breaks the word.)
+-- Digits are those of Unicode 14 (Python 3.11).
 
 local M = {}
 
@@ -14,10 +14,10 @@ local byte = string.byte
 local find = string.find
 local sub = string.sub
 
--- What int() refuses to read in decimal, sys.int_info.default_max_str_digits.
+-- int() refuses more decimal digits than this (sys.int_info.default_max_str_digits).
 M.MAX_INT_DIGITS = 4300
 
--- Code points of the digits zero in category Nd; each is followed by its one to nine.
+-- Code points of the zeros in category Nd. The digits one to nine follow each of them.
 local ZEROS = {
   0x30, 0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6,
     0xe50, 0xed0,
@@ -46,8 +46,8 @@ local function continuation(s, i)
   if b and b >= 0x80 and b < 0xc0 then return b - 0x80 end
 end
 
--- codepoint(s, i) -> code point that starts at byte i, first byte after it. A stray byte gives -1.
--- Past the end: nil.
+-- codepoint(s, i) -> the code point that starts at byte i and the position after it. A stray byte
+-- gives -1, a position past the end gives nil.
 local function codepoint(s, i)
   local b = byte(s, i)
   if not b then return nil end
@@ -88,7 +88,8 @@ function M.character(s, n)
   return nil
 end
 
--- First byte at or after i that begins no white space: what the regular expression \s* leaves.
+-- The position of the first character at or after i that is not white space, as after a match of
+-- \s*.
 function M.skip_space(s, i)
   while true do
     local c, after = codepoint(s, i)
@@ -97,8 +98,8 @@ function M.skip_space(s, i)
   end
 end
 
--- The decimal digits of s, in any script, as ASCII, or nil when s is empty or holds anything else:
--- what \d+ matches whole.
+-- The decimal digits of s, in any script, as ASCII. nil if s is empty or contains anything else, so
+-- that \d+ would not match all of it.
 function M.ascii_digits(s)
   if find(s, "^[0-9]+$") then return s end
   local out = {}
@@ -114,9 +115,9 @@ function M.ascii_digits(s)
   return table.concat(out)
 end
 
--- int(s) for a string: white space around, one sign, digits of any script, single underscores
--- between digits. Returns the number (a double: past 2^53 the nearest one) or nil. U+001C to U+001F
--- are white space to \s but not here.
+-- int(s) of a string: white space around it, one sign, digits of any script, single underscores
+-- between digits. Returns a double (beyond 2^53 the nearest one) or nil. U+001C to U+001F are white
+-- space to \s but not here.
 function M.parse_int(s)
   local out = {}
   local i = 1

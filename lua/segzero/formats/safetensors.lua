@@ -10,14 +10,14 @@
 --       metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
 --
--- File: u64 little endian length n, n bytes of JSON {name: {dtype, shape, data_offsets = [begin,
--- end)}, __metadata__}, then the data; offsets count from the end of the JSON. Tensors of a loaded
--- file lie in a private mapping of it: reading costs nothing until they are used, writing to them
--- does not change the file. F32, BF16, I32 and U8 stay as they are; F16 becomes f32 (or the dtype
--- that folder:tensor is asked for), BOOL u8, I64 i32 where every value fits. A tensor that had to
--- be converted or moved is on the heap, and the file's pages of it are given back at once.
--- Everything the JSON says is checked here, and every bound again in C. What save writes is sorted
--- by name, its JSON padded with spaces to a multiple of 8.
+-- File format: u64 little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets =
+-- [begin, end)}, __metadata__}, then the data. Offsets count from the end of the JSON.
+-- Tensors of a loaded file are parts of a private mapping of it: pages are read on first use, and
+-- writing to a tensor does not change the file. F32, BF16, I32 and U8 keep their type. F16 becomes
+-- f32 (or the dtype given to folder:tensor), BOOL becomes u8, I64 becomes i32 if every value fits.
+-- A converted tensor is on the heap, and the pages it was read from are released at once.
+-- Everything in the JSON is checked here, and every bound is checked again in C. Tensors are saved
+-- in the order of their names; the JSON is padded with spaces to a multiple of 8.
 -- Leaves out: other dtypes, reading only part of a file.
 
 local ffi = require "ffi"
@@ -126,7 +126,7 @@ local function entries_of(path, header, data_bytes)
   return list, metadata
 end
 
--- I64 as i32: indices and counts fit, anything else is an error.
+-- I64 as i32, for indices and counts. A value that does not fit is an error.
 local function narrow_i64(path, file, e)
   local n = (e.stop - e.begin) / 8
   local raw = call(C.sz_file_tensor(file, e.name, C.SZ_U8, 1, ffi.new("int64_t[1]", n * 8), e.begin,
@@ -147,24 +147,27 @@ local function narrow_i64(path, file, e)
   return t
 end
 
--- dtype: what a tensor of real numbers shall become; nil: as it is (F16: f32).
+-- dtype: the type that a tensor of real numbers is converted to; nil keeps it (F16 becomes f32).
 local function tensor_of(path, file, e, dtype)
   if e.dtype == "I64" then return narrow_i64(path, file, e) end
   local shape = ffi.new("int64_t[?]", MAX_DIMS)
   for i = 1, e.ndim do shape[i - 1] = e.shape[i] end
-  if REAL[e.dtype] and REAL[e.dtype] ~= (dtype or e.dtype == "F16" and "f32" or REAL[e.dtype]) then
-    return tensor.wrap(call(C.sz_file_convert(file, e.name, CODE[e.dtype],
-      tensor.dtype_code(dtype or "f32"), e.ndim, shape, e.begin, e.stop)))
+  local stored = REAL[e.dtype]
+  local wanted = dtype or stored
+  if stored == "f16" and not dtype then wanted = "f32" end
+  local code = CODE[e.dtype]
+  if stored and stored ~= wanted then
+    return tensor.wrap(call(C.sz_file_convert(file, e.name, code, tensor.dtype_code(wanted),
+      e.ndim, shape, e.begin, e.stop)))
   end
-  return tensor.wrap(call(C.sz_file_tensor(file, e.name, CODE[e.dtype], e.ndim, shape, e.begin,
-    e.stop)))
+  return tensor.wrap(call(C.sz_file_tensor(file, e.name, code, e.ndim, shape, e.begin, e.stop)))
 end
 
 local function release(tensors)
   for _, t in pairs(tensors) do t:free() end
 end
 
--- Maps a file: the handle (to close), its checked entries, its metadata.
+-- Maps a file. Returns its handle (to close), the list of checked entries and the metadata.
 local function open(path)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
   local file = call(C.sz_file_map(path))
@@ -201,7 +204,8 @@ end)
 local Folder = {}
 Folder.__index = Folder
 
--- {shard -> {tensor names}}, the shards' names in order, or nil for a folder of one file.
+-- Returns {shard -> {tensor names}}, the sorted names of the shards and {tensor name -> shard}; nil
+-- for a folder of one file.
 local function read_index(dir)
   local path = dir .. "/model.safetensors.index.json"
   local text = read(path)
@@ -224,9 +228,9 @@ local function read_index(dir)
   return wanted, shards, map
 end
 
--- Maps every shard and reads the headers. What is wrong with files and index is gathered in
--- folder.problems: only a folder without an index that can be read raises. folder.lost: the names
--- that a shard which could not be read should have.
+-- Maps every shard and reads its header. Problems of files and of the index are collected in
+-- folder.problems; only an unreadable index or folder raises. folder.lost has the names that a
+-- shard should hold but does not, or that belong to a shard which cannot be read.
 local function open_folder(dir)
   if type(dir) ~= "string" then error("a folder name is expected, got " .. type(dir), 0) end
   local wanted, shards, map = read_index(dir)
@@ -280,9 +284,11 @@ local function open_folder(dir)
   end
   table.sort(gone)
   for _, name in ipairs(gone) do
+    local found = ""
+    if misplaced[name] then found = " (it is in " .. misplaced[name] .. ")" end
     problem("%s/model.safetensors.index.json: tensor '%s' should be in %s, which lacks it%s", dir,
       name, folder.lost[name],
-      misplaced[name] and " (it is in " .. misplaced[name] .. ")" or "")
+      found)
   end
   return folder
 end
@@ -293,15 +299,14 @@ function Folder:tensor(name, dtype)
   return tensor_of(e.path, e.file, e, dtype)
 end
 
--- Tensors made before stay valid.
+-- Tensors that were made from the folder stay valid.
 function Folder:close()
   for _, file in ipairs(self.files) do close(file) end
   self.files = {}
   self.entries = {}
 end
 
--- Raises all problems of a folder (or of what was asked of it) as one error; the first of them are
--- shown.
+-- Raises all problems of a folder, or of a request to it, as one error that shows the first ones.
 function M.refuse(where, what, problems)
   local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
   error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..."
@@ -348,7 +353,7 @@ end
 
 local function bytes_of(t) return t:numel() * BYTES[NAME[t:dtype()]] end
 
--- The JSON is put together by hand: cjson writes an empty list as {} and orders keys as it likes.
+-- The JSON is written by hand, because cjson encodes an empty list as {} and does not sort keys.
 local function write(path, names, tensors, metadata, later)
   local parts = {}
   local keys = {}
@@ -362,8 +367,7 @@ local function write(path, names, tensors, metadata, later)
   table.sort(keys)
   for i, k in ipairs(keys) do keys[i] = cjson.encode(k) .. ":" .. cjson.encode(metadata[k]) end
   if #keys > 0 then parts[1] = '"__metadata__":{' .. table.concat(keys, ",") .. "}" end
-  -- Wider types first, so that every tensor is aligned to its elements whatever the sizes before
-  -- it.
+  -- Wider types come first, so that every tensor is aligned to its element size.
   local order = {}
   for i, name in ipairs(names) do
     order[i] = { name = name, i = i, size = BYTES[NAME[tensors[name]:dtype()]] }
@@ -395,7 +399,7 @@ local function write(path, names, tensors, metadata, later)
   end
 end
 
--- later: a list of files (jobs.writing) that this one is added to, instead of being written now.
+-- later: a list of files (jobs.writing) that will write this one in the background.
 M.save = guarded(function(path, tensors, metadata, later)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
   if type(tensors) ~= "table" then
@@ -407,8 +411,8 @@ M.save = guarded(function(path, tensors, metadata, later)
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
--- Writes one file, or numbered shards and then the index: a folder without its index is not taken
--- for a model. options.later: see save.
+-- Writes one file, or numbered shards and then the index. The index comes last, because a folder
+-- without one is not taken for a model. options.later: see save.
 M.save_folder = guarded(function(dir, tensors, options)
   options = options or {}
   local limit = options.max_shard_bytes or 5e9

@@ -1,5 +1,5 @@
--- torchfile.lua - tensors of a file that torch.save wrote (.pt, .pth), without running anything the
--- file asks for.
+-- torchfile.lua - loads the tensors of a file that torch.save wrote (.pt, .pth), without running
+-- any code that the file names.
 --
 --   local tensors = torchfile.load(path)          {name -> tensor}
 --
@@ -9,17 +9,18 @@
 --   NAME/data/KEY      the bytes of storage KEY; tensors are (storage, offset, shape, strides),
 --                      counted in elements
 --   NAME/byteorder     "little"; files before torch 2.1 have none and are little endian too
--- What comes back: for a dict whose key 'model' holds a dict with tensors, that inner dict (what
--- lies beside it, such as an optimizer, is left out); else the whole. Inside, dicts and lists are
--- walked and keys joined with '.' (list places from 0); what is no tensor is dropped. float32,
--- bfloat16, int32 and uint8 stay; float16 and float64 become f32, int64 i32 where every value fits,
--- bool u8. Views and transposed tensors come back row-major, each with its own memory: two names of
--- one storage are two tensors here. Memory belongs to the open step, if any; the caller frees.
+-- Result: if the file holds a dict whose key 'model' is a dict with tensors, that inner dict (an
+-- optimizer next to it is ignored), else everything. Keys of nested dicts and indices of lists
+-- (from 0) are joined with '.'. Values that are not tensors are dropped.
+-- float32, bfloat16, int32 and uint8 keep their type; float16 and float64 become f32, int64 becomes
+-- i32 if every value fits, bool becomes u8. Views and transposed tensors become row-major, each
+-- with its own memory: two names of one storage are two tensors here. The caller frees the tensors;
+-- inside a scope they belong to it.
 --
--- What data.pkl says is read by pickle.lua, which runs nothing. All counts and offsets are checked
--- against the file's size, and the tensors together may be 8 times as large as the file (half
--- precision doubles, views repeat), so that a small file cannot ask for much.
--- Leaves out: writing, mapping (bytes are read straight into the tensors), the format before torch
+-- pickle.lua reads data.pkl and runs nothing. All counts and offsets are checked against the size
+-- of the file. The tensors together may be at most 8 times as large as the file (conversion doubles
+-- half precision, views repeat), so that a small file cannot ask for much memory.
+-- Leaves out: writing, mapping (bytes are read straight into the tensors), files from before torch
 -- 1.6, TorchScript.
 
 local ffi = require "ffi"
@@ -33,12 +34,12 @@ assert(ffi.abi("le"), "torch files are read in place as little endian")
 
 local M = {}
 
--- bytes; a large SAM2 has 150 kB of either
+-- Limits in bytes. A large SAM2 has 150 kB of either.
 local MAX_PICKLE = 2 ^ 24
 local MAX_DIRECTORY = 2 ^ 24
 local MAX_DIMS = 6
 
--- name in torch -> {bytes an element, dtype here}
+-- torch type -> { bytes per element, type of the loaded tensor }
 local DTYPE = {
   float32 = { 4, "f32" }, bfloat16 = { 2, "bf16" }, int32 = { 4, "i32" }, uint8 = { 1, "u8" },
     bool = { 1, "u8" },
@@ -51,7 +52,7 @@ local shown = pickle.shown
 local number = pickle.number
 
 -- ---- the archive ----
--- n bytes at an offset, of a file that is known to have them.
+-- Reads n bytes at an offset. The caller has checked that the file has them.
 local function read(a, offset, n)
   if n == 0 then return "" end
   local text = a.file:seek("set", offset) and a.file:read(n)
@@ -82,7 +83,7 @@ local function refuse_other_formats(a)
   fail(a.path, "not a file of torch.save: it does not begin as a zip archive")
 end
 
--- Where the directory lies: offset, bytes, entries.
+-- The position of the archive's directory: offset, bytes, number of entries.
 local function find_directory(a)
   local tail_at = math.max(0, a.size - 22 - 65535)
   local tail = read(a, tail_at, a.size - tail_at)
@@ -131,7 +132,7 @@ local function find_directory(a)
   return offset, bytes, entries
 end
 
--- The sizes and the offset that zip64 moves to the extra field when they read ffffffff.
+-- Reads sizes and offset from the zip64 extra field where the normal fields hold ffffffff.
 local function widen(a, extra, e)
   local at = 1
   while at + 3 <= #extra do
@@ -154,7 +155,7 @@ local function widen(a, extra, e)
   end
 end
 
--- {name -> {name, begin, bytes}}; no two share bytes.
+-- {name -> {name, begin, bytes}}. No two entries share bytes.
 local function entries_of(a)
   local directory_at, bytes, count = find_directory(a)
   local d = read(a, directory_at, bytes)
@@ -212,8 +213,8 @@ local function entries_of(a)
 end
 
 -- ---- the tensors ----
--- Adds numel, begin (byte of the file), contiguous to an entry {name, tensor} after checking it
--- against its storage.
+-- Checks an entry {name, tensor} against its storage, then adds its storage entry, numel, element
+-- size, type and whether it is contiguous. Returns the bytes of the loaded tensor.
 local function place(a, entries, prefix, e)
   local t = e.tensor
   local name = shown(e.name)
@@ -258,13 +259,13 @@ end
 
 local POINTER = { "uint8_t *", "uint16_t *", [4] = "uint32_t *", [8] = "uint64_t *" }
 
--- Elements of a strided tensor, row-major, from its storage's bytes. to: numel elements.
+-- Copies the elements of a strided tensor, in row-major order, from its storage's bytes to `to`.
 local function gather(e, from, to)
   local pointer, shape, strides, n = POINTER[e.size], e.tensor.shape, e.tensor.strides,
     e.tensor.shape.n
   local source = ffi.cast(pointer, from)
   local out = ffi.cast(pointer, to)
-  -- a strided tensor has a dimension
+  -- a strided tensor has at least one dimension
   local inner = shape[n]
   local step = strides[n]
   local place_of = {}
@@ -287,10 +288,19 @@ local bits = ffi.new("union { uint32_t u; float f; }")
 local function half(h)
   local exponent = math.floor(h / 1024) % 32
   local fraction = h % 1024
-  local sign = h >= 0x8000 and -1 or 1
-  if exponent == 0 then return sign * fraction * 2 ^ -24 end
-  bits.u = (h >= 0x8000 and 2 ^ 31 or 0) + (exponent == 31 and 255
-    or exponent + 112) * 2 ^ 23 + fraction * 2 ^ 13
+  local negative = h >= 0x8000
+  -- Subnormal halves are normal floats.
+  if exponent == 0 then
+    local value = fraction * 2 ^ -24
+    if negative then return -value end
+    return value
+  end
+  -- The exponent's bias is 15 in a half and 127 in a float; all ones is infinity or NaN in both.
+  local wide_exponent = exponent + 112
+  if exponent == 31 then wide_exponent = 255 end
+  local word = wide_exponent * 2 ^ 23 + fraction * 2 ^ 13
+  if negative then word = word + 2 ^ 31 end
+  bits.u = word
   return bits.f
 end
 
@@ -324,7 +334,7 @@ local function new(a, e, shape, dtype)
   return t
 end
 
--- Scratch bytes are tensors too: the collector does not see them, so they are freed by hand.
+-- Scratch memory is a tensor too. The collector does not see it, so it is freed by hand.
 local function scratch(a, e, bytes, f)
   local t = new(a, e, { bytes }, "u8")
   local ok, why = pcall(f, tensor.data(t))
@@ -332,8 +342,8 @@ local function scratch(a, e, bytes, f)
   if not ok then error(why, 0) end
 end
 
--- Reads the tensors of one storage into `tensors`. It is read once as a whole if one of them is
--- strided.
+-- Reads the tensors of one storage into `tensors`. If one of them is strided, the whole storage is
+-- read once.
 local function read_storage(a, group, tensors)
   local function each(e, bytes)
     local t = new(a, e, { unpack(e.tensor.shape, 1, e.tensor.shape.n) }, e.out)

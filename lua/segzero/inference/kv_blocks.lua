@@ -1,16 +1,22 @@
--- blocks.lua - which rows of a cache belong to whom: ranges of whole blocks that grow, move and go.
+-- kv_blocks.lua - the allocator of the key-value cache: ranges of whole blocks that grow, move and
+-- are removed.
 --
---   local pool = blocks.new(total, move)     total blocks; move(to, from, blocks) copies what a range holds
---   pool:insert(range, room)                 the first gap of so many blocks; false when there is none
---   pool:grow(range, room)                   in place; false when what follows is taken
+--   local pool = kv_blocks.new(total, move)  total blocks; move(to, from, blocks) copies what a
+--   range holds
+--   pool:insert(range, room)                 the first gap of that many blocks; false when there is
+--   none
+--   pool:grow(range, room)                   in place; false when the blocks after it are taken
 --   pool:remove(range)
---   pool:arrange()                           every range gets range.wanted blocks, in the order they lie, without gaps
+--   pool:arrange(new)                        every range gets range.wanted blocks, in the present
+--                                            order, without gaps; the new ranges come last
+--   pool.ranges, pool.moved                  in order of their start; blocks moved so far
 --
 -- A range is a table of the caller's with the fields
 --   start, room     its first block and how many it has; start is nil while it has none
 --   used            blocks that hold something: what a move copies (kept by the caller)
--- Ranges are contiguous because attention reads them fastest so, on either device; what a block table would give instead, rows
--- anywhere, arrange() gives by moving: a copy of the cache now and then against an indirection in every read of it.
+-- Ranges are contiguous because attention reads them fastest that way, on either device. A block
+-- table would let rows be anywhere; arrange() reaches the same by moving: a copy of the cache now
+-- and then instead of an indirection in every read of it.
 
 local M = {}
 
@@ -21,63 +27,80 @@ function M.new(total, move)
   return setmetatable({ total = total, move = move, ranges = {}, moved = 0 }, mt)
 end
 
-local function end_of(range) return range and range.start + range.room or 0 end
+local function end_of(range)
+  if not range then return 0 end
+  return range.start + range.room
+end
+
+-- The first block after a gap that ends at ranges[i].
+local function gap_end(pool, i)
+  local next_range = pool.ranges[i]
+  if next_range then return next_range.start end
+  return pool.total
+end
 
 function methods:insert(range, room)
-  local ranges = self.ranges
-  for i = 1, #ranges + 1 do
-    local start = end_of(ranges[i - 1])
-    if (ranges[i] and ranges[i].start or self.total) - start >= room then
-      range.start, range.room = start, room
-      table.insert(ranges, i, range)
+  for i = 1, #self.ranges + 1 do
+    local start = end_of(self.ranges[i - 1])
+    if gap_end(self, i) - start >= room then
+      range.start = start
+      range.room = room
+      table.insert(self.ranges, i, range)
       return true
     end
   end
   return false
 end
 
-local function place_of(self, range)
-  for i, r in ipairs(self.ranges) do
+local function index_of(pool, range)
+  for i, r in ipairs(pool.ranges) do
     if r == range then return i end
   end
 end
 
 function methods:remove(range)
-  table.remove(self.ranges, place_of(self, range))
-  range.start, range.room = nil, nil
+  table.remove(self.ranges, index_of(self, range))
+  range.start = nil
+  range.room = nil
 end
 
 function methods:grow(range, room)
-  local next = self.ranges[place_of(self, range) + 1]
-  if range.start + room > (next and next.start or self.total) then return false end
+  if range.start + room > gap_end(self, index_of(self, range) + 1) then return false end
   range.room = math.max(range.room, room)
   return true
 end
 
--- Those that go down move in ascending order, then those that go up in descending order, so nothing is written over that has yet
--- to move. A range that is new has `wanted` but no start: it comes last. The sum of all `wanted` is at most the total.
 function methods:arrange(new)
-  for _, r in ipairs(new or {}) do self.ranges[#self.ranges + 1] = r end
-  local ranges, at, places = self.ranges, 0, {}
+  local ranges = self.ranges
+  for _, r in ipairs(new or {}) do ranges[#ranges + 1] = r end
+
+  -- Where each range goes. The sum of all `wanted` is at most the total.
+  local starts, next_start = {}, 0
   for i, r in ipairs(ranges) do
-    places[i] = at
-    at = at + r.wanted
+    starts[i] = next_start
+    next_start = next_start + r.wanted
   end
-  assert(at <= self.total, "the ranges are larger than the cache")
+  assert(next_start <= self.total, "the ranges are larger than the cache")
+
+  -- Ranges that go down move in ascending order, then those that go up in descending order, so
+  -- nothing is overwritten that still has to move.
   local function shift(i)
     local r = ranges[i]
-    if r.start and r.used > 0 and r.start ~= places[i] then
-      self.move(places[i], r.start, r.used)
+    if r.used > 0 then
+      self.move(starts[i], r.start, r.used)
       self.moved = self.moved + r.used
     end
   end
   for i = 1, #ranges do
-    if ranges[i].start and places[i] < ranges[i].start then shift(i) end
+    if ranges[i].start and starts[i] < ranges[i].start then shift(i) end
   end
   for i = #ranges, 1, -1 do
-    if ranges[i].start and places[i] > ranges[i].start then shift(i) end
+    if ranges[i].start and starts[i] > ranges[i].start then shift(i) end
   end
-  for i, r in ipairs(ranges) do r.start, r.room = places[i], r.wanted end
+  for i, r in ipairs(ranges) do
+    r.start = starts[i]
+    r.room = r.wanted
+  end
 end
 
 return M

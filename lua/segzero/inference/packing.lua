@@ -1,17 +1,24 @@
--- packing.lua - groups to one packed stream of tokens without padding, and the segment table that says who sees whom.
---
--- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...} (may be empty)}. Of an
--- answer with a field `first`, only the tokens from that place (1-based) on are targets: what stands before is given.
--- Of a group with `behind` the prompt has been in an earlier stream (model:hidden's prefix): its answers alone are in this one, which is then the
--- only group, and the segment table counts the prompt's rows first. Its answers, of two tokens or more, are predicted from the second token on.
--- The prompt stands in the stream once; each answer follows as a segment whose parent is the prompt. The last token of an
--- answer is predicted but predicts nothing, so it is not in the stream.
+-- packing.lua - groups to one packed stream of tokens without padding, and the segment table that
+-- says which tokens see which.
 --
 --   packing.stream(groups, image_token) -> {
---     ids i32 [T], positions i32 [3, T], segments i32 [S, 6] (q_start, q_len, k_start, k_len, p_start, p_len),
---     image_rows i32 [n] | nil, tokens = T,
---     rows i32 [k], targets i32 [k]   for every answer token the row that predicts it and the token itself,
+--     ids i32 [T], positions i32 [3, T], tokens = T,
+--     segments i32 [S, 6]         q_start, q_len, k_start, k_len, parent_start, parent_len
+--     image_rows i32 [n] | nil    rows of image tokens
+--     rows i32 [k], targets i32 [k]   for every answer token the row that predicts it and the token
 --     spans = {{{first, length}, ...answers}, ...groups} }   zero-based ranges of rows/targets
+--   packing.images(inputs) -> pixel_values, grids i32 [images, 3]; nil when there are none
+--   packing.ints(n, ...) -> i32 tensor, its C array          packing.list({1, 2}) -> i32 tensor
+--   packing.segment(array, index, ...)            writes one row of a segment table
+--
+-- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...}
+-- (may be empty)}. The prompt is in the stream once; each answer follows as a segment whose parent
+-- is the prompt. The last token of an answer is predicted but predicts nothing, so it is not in the
+-- stream. An answer with a field `first` has its tokens from that place (1-based) on as targets;
+-- those before are given. A group with `continues` is a continuation: its prompt was in an earlier
+-- stream (the shared prefix of model:hidden). Its answers alone are in this stream, which has no
+-- other group, and the segment table counts the prompt's rows first. Such answers have two tokens
+-- or more and are predicted from the second token on.
 
 local tensor = require "segzero.core.tensor"
 
@@ -23,7 +30,6 @@ local function ints(n, ...)
 end
 M.ints = ints
 
--- A Lua list of integers as an i32 tensor [#list].
 function M.list(list)
   local t, p = ints(#list)
   for i = 1, #list do p[i - 1] = list[i] end
@@ -32,86 +38,139 @@ end
 
 function M.segment(p, index, q_start, q_len, k_start, k_len, parent_start, parent_len)
   p = p + 6 * index
-  p[0], p[1], p[2], p[3], p[4], p[5] = q_start, q_len, k_start, k_len, parent_start, parent_len
+  p[0], p[1] = q_start, q_len
+  p[2], p[3] = k_start, k_len
+  p[4], p[5] = parent_start, parent_len
 end
 
--- A first token after a prompt that is not in the stream has no row to predict it.
-local function first_target(group, answer) return group.behind and 2 or answer.first or 1 end
+-- ---- streams ----
+-- In a continuation, no row of the stream predicts the first token.
+local function first_target(group, answer)
+  if group.continues then return 2 end
+  return answer.first or 1
+end
 
-function M.stream(groups, image_token)
-  local total, segments, targets, pictures = 0, 0, 0, 0
+local function count_token(ids, token)
+  local n = 0
+  for _, id in ipairs(ids) do
+    if id == token then n = n + 1 end
+  end
+  return n
+end
+
+-- Sizes of the stream's tables.
+local function measure(groups, image_token)
+  local n = { tokens = 0, segments = 0, targets = 0, image_tokens = 0 }
   for _, g in ipairs(groups) do
-    if not g.behind then
-      total, segments = total + #g.input.input_ids, segments + 1
-      for _, id in ipairs(g.input.input_ids) do
-        if id == image_token then pictures = pictures + 1 end
-      end
+    local prompt = g.input.input_ids
+    if not g.continues then
+      n.tokens = n.tokens + #prompt
+      n.segments = n.segments + 1
+      n.image_tokens = n.image_tokens + count_token(prompt, image_token)
     end
     for _, a in ipairs(g.answers) do
-      total, targets = total + math.max(#a - 1, 0), targets + #a - first_target(g, a) + 1
-      if #a > 1 then segments = segments + 1 end
+      n.tokens = n.tokens + math.max(#a - 1, 0)
+      n.targets = n.targets + #a - first_target(g, a) + 1
+      if #a > 1 then n.segments = n.segments + 1 end
     end
   end
-
-  local s = { tokens = total, spans = {} }
-  local ids, positions, table_, image_rows, rows, wanted
-  s.ids, ids = ints(total)
-  s.positions, positions = ints(3, total)
-  s.segments, table_ = ints(segments, 6)
-  s.rows, rows = ints(targets)
-  s.targets, wanted = ints(targets)
-  if pictures > 0 then s.image_rows, image_rows = ints(pictures) end
-
-  local at, segment, target, picture = 0, 0, 0, 0
-  for gi, g in ipairs(groups) do
-    local prompt, start = g.input.input_ids, at
-    local before = g.behind and #prompt or 0
-    if not g.behind then
-      local p = tensor.data(g.input.position_ids)
-      for i = 1, #prompt do
-        ids[at] = prompt[i]
-        for axis = 0, 2 do positions[axis * total + at] = p[axis * #prompt + i - 1] end
-        if prompt[i] == image_token then
-          image_rows[picture] = at
-          picture = picture + 1
-        end
-        at = at + 1
-      end
-      M.segment(table_, segment, start, #prompt, start, #prompt, 0, 0)
-      segment = segment + 1
-    end
-    s.spans[gi] = {}
-    for ai, answer in ipairs(g.answers) do
-      local length = math.max(#answer - 1, 0)
-      local first = first_target(g, answer)
-      s.spans[gi][ai] = { target, #answer - first + 1 }
-      for i = first, #answer do
-        rows[target] = i == 1 and start + #prompt - 1 or at + i - 2
-        wanted[target] = answer[i]
-        target = target + 1
-      end
-      for i = 1, length do
-        ids[at + i - 1] = answer[i]
-        for axis = 0, 2 do positions[axis * total + at + i - 1] = g.input.next_position + i - 1 end
-      end
-      if length > 0 then
-        M.segment(table_, segment, before + at, length, before + at, length, start, #prompt)
-        segment = segment + 1
-      end
-      at = at + length
-    end
-  end
-  return s
+  return n
 end
 
--- The pictures of several inputs as one pixel tensor and one grid tensor; nil when there are none.
+-- A stream that is being filled: its C arrays, and how far each is filled.
+local Filling = {}
+Filling.__index = Filling
+
+local function new_filling(size, image_token)
+  local s = { tokens = size.tokens, spans = {} }
+  local f = setmetatable({
+    stream = s, total = size.tokens, image_token = image_token, token = 0, segment = 0, target = 0,
+    image = 0,
+  }, Filling)
+  s.ids, f.ids = ints(size.tokens)
+  s.positions, f.positions = ints(3, size.tokens)
+  s.segments, f.segments = ints(size.segments, 6)
+  s.rows, f.rows = ints(size.targets)
+  s.targets, f.targets = ints(size.targets)
+  if size.image_tokens > 0 then s.image_rows, f.image_rows = ints(size.image_tokens) end
+  return f
+end
+
+function Filling:put_segment(...)
+  M.segment(self.segments, self.segment, ...)
+  self.segment = self.segment + 1
+end
+
+function Filling:put_prompt(input)
+  local prompt, start = input.input_ids, self.token
+  local positions = tensor.data(input.position_ids)
+  for i = 1, #prompt do
+    local row = start + i - 1
+    self.ids[row] = prompt[i]
+    for axis = 0, 2 do
+      self.positions[axis * self.total + row] = positions[axis * #prompt + i - 1]
+    end
+    if prompt[i] == self.image_token then
+      self.image_rows[self.image] = row
+      self.image = self.image + 1
+    end
+  end
+  self.token = start + #prompt
+  self:put_segment(start, #prompt, start, #prompt, 0, 0)
+end
+
+-- The answer's tokens as targets, and the rows that predict them: the prompt's last row, then its
+-- own.
+function Filling:put_targets(answer, first, prompt_end)
+  for i = first, #answer do
+    local row = self.token + i - 2
+    if i == 1 then row = prompt_end - 1 end
+    self.rows[self.target] = row
+    self.targets[self.target] = answer[i]
+    self.target = self.target + 1
+  end
+end
+
+-- start: the prompt's first row. Returns the span of its targets.
+function Filling:put_answer(group, answer, start)
+  local prompt = #group.input.input_ids
+  local before = group.continues and prompt or 0      -- rows that come before the stream's own
+  local length = math.max(#answer - 1, 0)
+  local first = first_target(group, answer)
+  local span = { self.target, #answer - first + 1 }
+  self:put_targets(answer, first, start + prompt)
+
+  local row = self.token
+  for i = 0, length - 1 do
+    self.ids[row + i] = answer[i + 1]
+    for axis = 0, 2 do
+      self.positions[axis * self.total + row + i] = group.input.next_position + i
+    end
+  end
+  if length > 0 then self:put_segment(before + row, length, before + row, length, start, prompt) end
+  self.token = row + length
+  return span
+end
+
+function M.stream(groups, image_token)
+  local f = new_filling(measure(groups, image_token), image_token)
+  for i, g in ipairs(groups) do
+    local start = f.token
+    if not g.continues then f:put_prompt(g.input) end
+    local spans = {}
+    for k, answer in ipairs(g.answers) do spans[k] = f:put_answer(g, answer, start) end
+    f.stream.spans[i] = spans
+  end
+  return f.stream
+end
+
+-- ---- images ----
 function M.images(inputs)
-  local patches, grids = 0, {}
-  local width
+  local pixels, grids, patches = {}, {}, 0
   for _, input in ipairs(inputs) do
     if input.pixel_values then
-      local shape = input.pixel_values:shape()
-      patches, width = patches + shape[1], shape[2]
+      pixels[#pixels + 1] = input.pixel_values
+      patches = patches + input.pixel_values:shape()[1]
       for _, g in ipairs(input.image_grid_thw) do grids[#grids + 1] = g end
     end
   end
@@ -120,16 +179,13 @@ function M.images(inputs)
   for i, grid in ipairs(grids) do
     for k = 1, 3 do g[3 * (i - 1) + k - 1] = grid[k] end
   end
-  local with = {}
-  for _, input in ipairs(inputs) do
-    if input.pixel_values then with[#with + 1] = input.pixel_values end
-  end
-  if #with == 1 then return with[1], grid_tensor end
-  local all, at = tensor.empty({ patches, width }), 0
-  for _, pixels in ipairs(with) do
-    local n = pixels:shape()[1]
-    all:narrow(at, n):copy_(pixels)
-    at = at + n
+  if #pixels == 1 then return pixels[1], grid_tensor end
+
+  local all, first = tensor.empty { patches, pixels[1]:shape()[2] }, 0
+  for _, t in ipairs(pixels) do
+    local n = t:shape()[1]
+    all:narrow(first, n):copy_(t)
+    first = first + n
   end
   return all, grid_tensor
 end

@@ -1,25 +1,29 @@
--- scheduler.lua - which answers run and where their keys and values lie: groups in, rows of one cache of fixed size out.
+-- scheduler.lua - which answers are in the key-value cache, and where: groups in, rows of one cache
+-- of fixed size out.
 --
---   local s = scheduler.new(groups, {n =, max_new_tokens =, blocks =, move =})     move: as blocks.new wants it
---   local chunk = s:admit()      what enters now, or nil: {prompts = groups to compute, started = answers, resumed = answers}
---   s:grow()                     room for the next token of every answer in s.running
---   local ended = s:settle()     takes out the answers that have a finish; their places are free
+--   local s = scheduler.new(groups, {n =, max_new_tokens =, blocks =, move =})
+--                                move: as in kv_blocks.new
+--   local chunk = s:admit()      what enters now, or nil: {prompts = groups to compute,
+--                                started = new answers, resumed = readmitted answers}
+--   s:grow()                     makes room for the next token of every answer in s.running
+--   local ended = s:settle()     removes the answers that have a finish and frees their blocks
 --   s:finished()
 --
--- A group is {input =, answers = {{group =, ids = {}}, ...}}; the scheduler gives groups and answers a `range` of the cache
--- (blocks.lua) while they are in it. A prompt is held once for its group, as long as an answer runs or is still to start. An
--- answer has blocks for the tokens it has, not for those it may get. Answers enter in the order of groups while there is room
--- for them as long as the ended ones were on average. When the cache is full the one that entered last goes out, keeps its
--- tokens, and comes back first: its keys and values are then computed again. Room for one prompt and one whole answer is
--- always enough.
--- Leaves out: the model, sampling; a prompt shared by two groups.
+-- A group is {input =, answers = {{group =, ids = {}}, ...}}. While groups and answers are in the
+-- cache they have a `range` of it (kv_blocks.lua). A prompt is stored once for its group, as long
+-- as one of its answers runs or has not started. An answer has blocks for the tokens that it has,
+-- not for those that it may get. Answers enter in the order of groups while there is room for
+-- answers as long as the finished ones were on average. When the cache is full, the most recently
+-- admitted answer is preempted; it keeps its tokens and is the first to be readmitted: its keys and
+-- values are then computed again. Room for one prompt and one whole answer is always enough.
+-- Leaves out: the model, sampling, prompts shared by two groups.
 
-local blocks = require "segzero.inference.kv_blocks"
+local kv_blocks = require "segzero.inference.kv_blocks"
 
 local M = {}
 
 M.BLOCK = 16                -- rows
-M.MAX_RUNNING = 256         -- answers: beyond it a step only gets longer, and its logits larger
+M.MAX_RUNNING = 256         -- answers: with more, a step only gets longer, and its logits larger
 
 local methods = {}
 local mt = { __index = methods }
@@ -29,22 +33,37 @@ local function blocks_of(rows) return math.ceil(rows / M.BLOCK) end
 -- The last token of an answer is never fed back, so it has no row.
 local function most_blocks(max_new_tokens) return blocks_of(math.max(1, max_new_tokens - 1)) end
 
--- Rows that a cache can use for prompts of these lengths, n answers each, when it may have `limit` rows.
+-- Rows that a cache can use for prompts of these lengths with n answers each, within `limit` rows.
 function M.rows(lengths, n, max_new_tokens, limit)
   local sorted, answer = {}, most_blocks(max_new_tokens)
   for i, length in ipairs(lengths) do sorted[i] = length end
   table.sort(sorted, function(a, b) return a > b end)
   local useful = math.min(#sorted * n, M.MAX_RUNNING) * answer
   for i = 1, math.min(#sorted, M.MAX_RUNNING) do useful = useful + blocks_of(sorted[i]) end
-  return M.BLOCK * math.max(blocks_of(sorted[1]) + answer, math.min(useful, math.floor(limit / M.BLOCK)))
+  local least = blocks_of(sorted[1]) + answer
+  return M.BLOCK * math.max(least, math.min(useful, math.floor(limit / M.BLOCK)))
 end
 
 function M.new(groups, opts)
-  local s = setmetatable({ groups = groups, n = opts.n, most = most_blocks(opts.max_new_tokens), blocks = opts.blocks,
-    pool = blocks.new(opts.blocks, opts.move), running = {}, waiting = {}, at = 1, left = #groups * opts.n,
-    ended_count = 0, ended_blocks = 0, stats = { peak_running = 0, refills = 0, preemptions = 0 } }, mt)
-  for _, g in ipairs(groups) do g.started, g.live, g.ended = 0, 0, 0 end
-  return s
+  for _, g in ipairs(groups) do
+    g.started = 0
+    g.live = 0
+    g.ended = 0
+  end
+  return setmetatable({
+    groups = groups,
+    n = opts.n,
+    most = most_blocks(opts.max_new_tokens),
+    blocks = opts.blocks,
+    pool = kv_blocks.new(opts.blocks, opts.move),
+    running = {},
+    preempted = {},
+    next_group = 1,             -- the first group that may have answers to start
+    left = #groups * opts.n,    -- answers that have not finished
+    ended_count = 0,
+    ended_blocks = 0,
+    stats = { peak_running = 0, refills = 0, preemptions = 0 },
+  }, mt)
 end
 
 function methods:finished() return self.left == 0 end
@@ -53,103 +72,137 @@ function methods:finished() return self.left == 0 end
 local function needs(a) return math.max(1, blocks_of(#a.ids)) end
 
 -- With a block to grow into, so that a full cache is not arranged anew at every step.
-function methods:soon(a) return math.min(self.most, needs(a) + 1) end
+function methods:needs_soon(a) return math.min(self.most, needs(a) + 1) end
 
--- What it will take in the end, as far as the ended answers tell.
+-- What it will take in the end, as far as the finished answers tell.
 function methods:expected(a)
-  local mean = self.ended_count > 0 and math.ceil(self.ended_blocks / self.ended_count) or math.ceil(self.most / 4)
-  return math.max(self:soon(a), math.min(mean, self.most))
+  local mean = math.ceil(self.most / 4)
+  if self.ended_count > 0 then mean = math.ceil(self.ended_blocks / self.ended_count) end
+  return math.max(self:needs_soon(a), math.min(mean, self.most))
 end
 
--- Blocks of all ranges, answers as one of the two above says.
-function methods:total(of_answer)
+-- Blocks of all ranges, answers as one of the two methods above says.
+function methods:total_blocks(of_answer)
   local sum = 0
-  for _, r in ipairs(self.pool.ranges) do sum = sum + (r.answer and self[of_answer](self, r.answer) or r.used) end
+  for _, r in ipairs(self.pool.ranges) do
+    if r.answer then sum = sum + of_answer(self, r.answer) else sum = sum + r.used end
+  end
   return sum
 end
 
 -- ---- places ----
--- Every answer gets what it needs and an equal share of what is free, up to what is expected of it; the rest stays for others.
+-- How many blocks a range must have, and how many hold something.
+local function measure(r)
+  if not r.answer then return r.used, r.used end
+  local used = 0
+  if r.start then used = blocks_of(math.max(0, #r.answer.ids - 1)) end
+  return needs(r.answer), used
+end
+
+-- Every answer gets what it needs and an equal share of what is free, up to what is expected of it;
+-- the rest stays for others.
 function methods:arrange(new)
-  local spare, answers, all = self.blocks, 0, {}
+  local spare, answers = self.blocks, {}
   for _, list in ipairs { self.pool.ranges, new or {} } do
     for _, r in ipairs(list) do
-      r.wanted = r.used
-      if r.answer then
-        r.wanted, r.used = needs(r.answer), r.start and blocks_of(math.max(0, #r.answer.ids - 1)) or 0
-        answers = answers + 1
-        all[answers] = r
-      end
+      r.wanted, r.used = measure(r)
+      if r.answer then answers[#answers + 1] = r end
       spare = spare - r.wanted
     end
   end
-  local share = math.floor(spare / math.max(1, answers))
-  for _, r in ipairs(all) do r.wanted = r.wanted + math.min(share, self:expected(r.answer) - r.wanted) end
+  local share = math.floor(spare / math.max(1, #answers))
+  for _, r in ipairs(answers) do
+    r.wanted = r.wanted + math.min(share, self:expected(r.answer) - r.wanted)
+  end
   self.pool:arrange(new)
 end
 
--- First with room for a whole answer, which then never moves, where the cache has it.
+-- First with room for a whole answer, which then never moves, if the cache has it; else with the
+-- least.
+local function insert(self, r)
+  local least, most = r.used, r.used
+  if r.answer then
+    least = needs(r.answer)
+    most = self.most
+  end
+  return self.pool:insert(r, most) or self.pool:insert(r, least)
+end
+
 function methods:place(new)
   for i, r in ipairs(new) do
-    local least = r.answer and needs(r.answer) or r.used
-    if not self.pool:insert(r, r.answer and self.most or least) and not self.pool:insert(r, least) then
-      return self:arrange { unpack(new, i) }
+    if not insert(self, r) then
+      self:arrange { unpack(new, i) }
+      return
     end
   end
 end
 
-local function let_go(self, owner)
+-- owner: a group or an answer.
+local function release(self, owner)
   self.pool:remove(owner.range)
   owner.range = nil
 end
 
--- Lets go of a prompt that no running answer reads, but not of `except`'s. False when there is none.
+-- Releases a prompt that no running answer reads, but not that of `except`. False when there is
+-- none.
 function methods:drop_idle(except)
   for _, r in ipairs(self.pool.ranges) do
     if r.group and r.group.live == 0 and r.group ~= except then
-      let_go(self, r.group)
+      release(self, r.group)
       return true
     end
   end
   return false
 end
 
--- ---- in ----
+-- ---- admitting ----
 function methods:next_answer()
-  if self.waiting[1] then return self.waiting[1] end
-  while self.groups[self.at] and self.groups[self.at].started == self.n do self.at = self.at + 1 end
-  local g = self.groups[self.at]
-  return g and g.answers[g.started + 1]
+  if self.preempted[1] then return self.preempted[1] end
+  local groups = self.groups
+  while groups[self.next_group] and groups[self.next_group].started == self.n do
+    self.next_group = self.next_group + 1
+  end
+  local g = groups[self.next_group]
+  if g then return g.answers[g.started + 1] end
+end
+
+-- Puts an answer, and its prompt if need be, on the lists of what enters.
+local function enter(self, a, prompt_blocks, chunk, new)
+  local g = a.group
+  if prompt_blocks > 0 then
+    g.range = { group = g, used = prompt_blocks }
+    chunk.prompts[#chunk.prompts + 1] = g
+    new[#new + 1] = g.range
+  end
+  a.range = { answer = a, used = 0 }
+  new[#new + 1] = a.range
+  if #a.ids > 0 then
+    table.remove(self.preempted, 1)
+    chunk.resumed[#chunk.resumed + 1] = a
+  else
+    g.started = g.started + 1
+    chunk.started[#chunk.started + 1] = a
+  end
+  g.live = g.live + 1
+  self.running[#self.running + 1] = a
 end
 
 function methods:admit()
-  local before, total = #self.running, self:total "expected"
+  local before, total = #self.running, self:total_blocks(self.expected)
   local chunk, new = { prompts = {}, started = {}, resumed = {} }, {}
   while #self.running < M.MAX_RUNNING do
     local a = self:next_answer()
     if not a then break end
-    local g = a.group
-    local prompt = g.range and 0 or blocks_of(#g.input.input_ids)
+    local prompt = 0
+    if not a.group.range then prompt = blocks_of(#a.group.input.input_ids) end
     local wants = prompt + self:expected(a)
     if total + wants > self.blocks then
       if #self.running > 0 then break end
-      while self:drop_idle(g) do end       -- alone it fits
+      -- Nothing runs: with the other prompts gone, this answer fits.
+      while self:drop_idle(a.group) do end
     end
-    if prompt > 0 then
-      g.range = { group = g, used = prompt }
-      chunk.prompts[#chunk.prompts + 1], new[#new + 1] = g, g.range
-    end
-    a.range = { answer = a, used = 0 }
-    new[#new + 1] = a.range
-    if #a.ids > 0 then
-      table.remove(self.waiting, 1)
-      chunk.resumed[#chunk.resumed + 1] = a
-    else
-      g.started = g.started + 1
-      chunk.started[#chunk.started + 1] = a
-    end
-    g.live, total = g.live + 1, total + wants
-    self.running[#self.running + 1] = a
+    enter(self, a, prompt, chunk, new)
+    total = total + wants
   end
   if #new == 0 then return nil end
   self:place(new)
@@ -159,42 +212,53 @@ function methods:admit()
   return chunk
 end
 
--- ---- on ----
+-- ---- growing ----
 function methods:preempt()
   local a = table.remove(self.running)
-  let_go(self, a)
+  release(self, a)
   a.group.live = a.group.live - 1
-  table.insert(self.waiting, 1, a)
+  table.insert(self.preempted, 1, a)
   self.stats.preemptions = self.stats.preemptions + 1
+end
+
+-- Has the answer room for its next token, or can it grow in place?
+local function has_room(self, a)
+  if needs(a) <= a.range.room then return true end
+  return self.pool:grow(a.range, self:expected(a)) or self.pool:grow(a.range, needs(a))
 end
 
 function methods:grow()
   local short = false
   for _, a in ipairs(self.running) do
-    if needs(a) > a.range.room and not self.pool:grow(a.range, self:expected(a)) and not self.pool:grow(a.range, needs(a)) then short = true end
+    if not has_room(self, a) then short = true end
   end
   if not short then return end
-  while self:total "soon" > self.blocks do
+  while self:total_blocks(self.needs_soon) > self.blocks do
     if not self:drop_idle() then self:preempt() end
   end
   self:arrange()
 end
 
--- ---- out ----
+-- ---- finished answers ----
+local function retire(self, a)
+  local g = a.group
+  release(self, a)
+  g.live = g.live - 1
+  g.ended = g.ended + 1
+  if g.ended == self.n then release(self, g) end
+  self.ended_count = self.ended_count + 1
+  self.ended_blocks = self.ended_blocks + needs(a)
+end
+
 function methods:settle()
   local going, ended = {}, {}
   for _, a in ipairs(self.running) do
     if a.finish then ended[#ended + 1] = a else going[#going + 1] = a end
   end
   if #ended == 0 then return ended end
-  self.running, self.left = going, self.left - #ended
-  for _, a in ipairs(ended) do
-    local g = a.group
-    let_go(self, a)
-    g.live, g.ended = g.live - 1, g.ended + 1
-    if g.ended == self.n then let_go(self, g) end
-    self.ended_count, self.ended_blocks = self.ended_count + 1, self.ended_blocks + needs(a)
-  end
+  self.running = going
+  self.left = self.left - #ended
+  for _, a in ipairs(ended) do retire(self, a) end
   return ended
 end
 

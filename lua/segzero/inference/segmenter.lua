@@ -1,121 +1,159 @@
--- segment.lua - answers (boxes and points) to masks with SAM2, the way Seg-Zero and VisionReasoner ask it, and how masks compare.
+-- segmenter.lua - answers (boxes and points) to masks with SAM2, asked as Seg-Zero and
+-- VisionReasoner ask it, and how masks compare.
 --
---   local seg = segment.new(sam)                    sam = sz.sam2(...), borrowed
---   local f = seg:embed(img)                        features of a picture: f.width, f.height, f:free()
---   local list = seg:masks(f, {answer, ...})        answers about that picture -> {{mask = u8 tensor [h, w] of 0 and 1, score = number}, ...}
---   local inside, either = segment.compare(mask, truth)     pixels of the intersection and of the union of two u8 tensors [h, w]
+--   local seg = segmenter.new(sam)                  sam = sz.sam2(...), borrowed
+--   local f = seg:embed(img)                    features of an image: f.width, f.height, f:free()
+--   local list = seg:masks(f, {answer, ...})    answers about that image
+--       -> {{mask = u8 tensor [h, w] of 0 and 1, score = number}, ...}
+--   local inside, either = segmenter.compare(mask, truth)   pixels of the intersection and of the
+--                                                           union of two u8 tensors [h, w]
 --
--- An answer, in the picture's own pixels (answer.scale, answer.scale_list):
---   {bbox = {x0, y0, x1, y1}, points = {{x, y}, {x, y}}}    one object: a single prompt of the box and all points
---   {{bbox =, point = {x, y}}, ...}                         several: a prompt for each, their masks united; {} is an empty mask
--- Of each prompt's three masks the best-rated counts (of equals the last). The score of several objects is the mean, of none 0.
--- Boxes and points go to SAM2 as they are, also outside the picture or with corners in the wrong order: it computes on any
--- number. Coordinates too large for f32 give NaN, which is in no mask, as in the reference.
+-- An answer, in the image's own pixels (answer.scale, answer.scale_list):
+--   {bbox = {x0, y0, x1, y1}, points = {{x, y}, ...}}
+--       one object: a single prompt of the box and the points
+--   {{bbox =, point = {x, y}}, ...}
+--       several: a prompt for each, their masks united; {} is an empty mask
+-- Of each prompt's three masks the best-rated counts (of equal ones the last). The score of several
+-- objects is the mean, of none 0. Boxes and points go to SAM2 as they are, also outside the image
+-- or with corners in the wrong order: it computes on any number. Coordinates too large for f32 give
+-- NaN, which is in no mask, as in the reference.
 --
--- The caller frees masks and features; nothing is recorded for gradients. Leaves out: training SAM2, negative points.
+-- The caller frees masks and features; nothing is recorded for gradients. Leaves out: training
+-- SAM2, negative points.
 
 local bit = require "bit"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 
 local C = core.C
-local min, band, bor = math.min, bit.band, bit.bor
 
 local M = {}
 local methods = {}
 local mt = { __index = methods }
 
--- Prompts of one decoder call: at the released size each needs some 40 MB, and a list may have any length.
-local AT_ONCE = 16
+-- Prompts of one decoder call. At the released size each needs about 40 MB, and a list may be long.
+local MOST_PROMPTS = 16
 
 function M.new(sam)
-  if type(sam) ~= "table" or not sam.decode then error("segment.new: a SAM2 model is expected, got " .. type(sam), 2) end
+  if type(sam) ~= "table" or not sam.decode then
+    error("segment.new: a SAM2 model is expected, got " .. type(sam), 2)
+  end
   return setmetatable({ sam = sam }, mt)
 end
 
 function methods:embed(img) return self.sam:embed(img) end
 
-local function numbers(v, n, name, level)
+-- ---- prompts ----
+local function check_numbers(v, n, name, level)
   local good = type(v) == "table"
   for i = 1, n do good = good and type(v[i]) == "number" end
   if not good then error(("segment: %s must be %d numbers"):format(name, n), level + 1) end
 end
 
 local function prompt_of(sam, f, box, points, name, level)
-  numbers(box, 4, name .. ".bbox", level + 1)
-  for i, p in ipairs(points) do numbers(p, 2, ("%s's point %d"):format(name, i), level + 1) end
+  check_numbers(box, 4, name .. ".bbox", level + 1)
+  for i, p in ipairs(points) do
+    check_numbers(p, 2, ("%s's point %d"):format(name, i), level + 1)
+  end
   return sam:prompt(f, box, points)
 end
 
--- Appends the answer's prompts and returns how many.
-local function add_prompts(prompts, sam, f, answer, name, level)
-  if type(answer) ~= "table" then error(("segment: %s is a %s, not a table"):format(name, type(answer)), level + 1) end
+-- The prompts of an answer.
+local function prompts_of(sam, f, answer, name, level)
+  level = level + 1
+  if type(answer) ~= "table" then
+    error(("segment: %s is a %s, not a table"):format(name, type(answer)), level)
+  end
   if answer.bbox then
-    prompts[#prompts + 1] = prompt_of(sam, f, answer.bbox, answer.points or {}, name, level + 1)
-    return 1
+    return { prompt_of(sam, f, answer.bbox, answer.points or {}, name, level) }
   end
+  local prompts = {}
   for i, object in ipairs(answer) do
-    prompts[#prompts + 1] = prompt_of(sam, f, object.bbox, { object.point }, ("%s[%d]"):format(name, i), level + 1)
+    local object_name = ("%s[%d]"):format(name, i)
+    prompts[i] = prompt_of(sam, f, object.bbox, { object.point }, object_name, level)
   end
-  return #answer
+  return prompts
 end
 
--- to |= logits > 0
-local function unite(to, logits, n)
+-- ---- masks ----
+-- mask |= logits > 0
+local function unite(mask, logits, n)
   for i = 0, n - 1 do
-    if logits[i] > 0 then to[i] = 1 end
+    if logits[i] > 0 then mask[i] = 1 end
   end
 end
 
--- Prompts first .. last: calls take(k, score, fine) with each one's best mask, fine an f32 tensor [1, h, w] that lives no longer.
+-- The best-rated mask of prompt p (from 1) of a decoder's result: its number and score. Mask 0 is
+-- for calls that want a single mask.
+local function best_mask(sam, iou, p)
+  local scores = {}
+  for m = 1, sam.config.masks - 1 do scores[m] = iou[(p - 1) * sam.config.masks + m] end
+  local best = sam.best { scores = scores }
+  return best, scores[best]
+end
+
+-- Prompts first .. last: calls take(k, score, fine) with each one's best mask; fine is an f32
+-- tensor [1, h, w] that lives until take returns.
 local function best_masks(sam, f, prompts, first, last, take)
-  local part = {}
-  for k = first, last do part[#part + 1] = prompts[k] end
+  local part = { unpack(prompts, first, last) }
   tensor.no_grad(tensor.step, function()
     local o = sam:decode(f, part)
     local logits, iou = o.logits, o.iou:values()
     if logits:dtype() ~= "f32" then logits = logits:cast(C.SZ_F32) end
     local masks, side = sam.config.masks, sam.mask_side
-    local flat, rated = logits:reshape(#part * masks, side, side), tensor.data(iou)
+    local flat = logits:reshape(#part * masks, side, side)
     for p = 1, #part do
-      local scores = {}
-      for m = 1, masks - 1 do scores[m] = rated[(p - 1) * masks + m] end        -- mask 0 is for calls that want one only
-      local best = sam.best { scores = scores }
+      local best, score = best_mask(sam, tensor.data(iou), p)
       tensor.step(function()
-        take(first + p - 1, scores[best], sam:upsample(flat:narrow((p - 1) * masks + best, 1), f.height, f.width):values())
+        local chosen = flat:narrow((p - 1) * masks + best, 1)
+        take(first + p - 1, score, sam:upsample(chosen, f.height, f.width):values())
       end)
     end
   end)
 end
 
-function methods:masks(f, answers)
-  if type(f) ~= "table" or not f.width then error("segment: masks wants what embed returned", 2) end
-  local sam, prompts, owner, list = self.sam, {}, {}, {}
-  for i, answer in ipairs(answers) do
-    local n = add_prompts(prompts, sam, f, answer, "answer " .. i, 2)
-    for k = #prompts - n + 1, #prompts do owner[k] = i end
-    list[i] = { score = 0, objects = n }
-  end
+-- n results with empty masks, which outlive the caller's step.
+local function empty_results(f, n)
+  local list = {}
   tensor.step(function()
     local empty = tensor.zeros({ f.height, f.width }, { dtype = "u8" })
-    for _, r in ipairs(list) do r.mask = empty:clone() end      -- outlives the caller's step, too
+    for i = 1, n do list[i] = { score = 0, objects = 0, mask = empty:clone() } end
   end)
-  for first = 1, #prompts, AT_ONCE do
-    best_masks(sam, f, prompts, first, min(first + AT_ONCE - 1, #prompts), function(k, score, fine)
-      local r = list[owner[k]]
-      unite(tensor.data(r.mask), tensor.data(fine), f.width * f.height)
-      r.score = r.score + score / r.objects
-    end)
+  return list
+end
+
+function methods:masks(f, answers)
+  if type(f) ~= "table" or not f.width then error("segment: masks wants what embed returned", 2) end
+  local prompts, owner, objects = {}, {}, {}
+  for i, answer in ipairs(answers) do
+    local own = prompts_of(self.sam, f, answer, "answer " .. i, 2)
+    objects[i] = #own
+    for _, prompt in ipairs(own) do
+      prompts[#prompts + 1] = prompt
+      owner[#prompts] = i
+    end
+  end
+  local list = empty_results(f, #answers)
+  for i, r in ipairs(list) do r.objects = objects[i] end
+  local function take(k, score, fine)
+    local r = list[owner[k]]
+    unite(tensor.data(r.mask), tensor.data(fine), f.width * f.height)
+    r.score = r.score + score / r.objects
+  end
+  for first = 1, #prompts, MOST_PROMPTS do
+    best_masks(self.sam, f, prompts, first, math.min(first + MOST_PROMPTS - 1, #prompts), take)
   end
   return list
 end
 
+-- ---- comparing ----
 -- Anything but 0 is inside.
 local function count(a, b, n)
   local inside, either = 0, 0
   for i = 0, n - 1 do
-    local x, y = min(a[i], 1), min(b[i], 1)
-    inside, either = inside + band(x, y), either + bor(x, y)
+    local x, y = math.min(a[i], 1), math.min(b[i], 1)
+    inside = inside + bit.band(x, y)
+    either = either + bit.bor(x, y)
   end
   return inside, either
 end
@@ -130,7 +168,8 @@ function M.compare(mask, truth)
   end
   local a, b = shapes[1], shapes[2]
   if a[1] ~= b[1] or a[2] ~= b[2] then
-    error(("segment.compare: mask is %d x %d and truth %d x %d (height x width)"):format(a[1], a[2], b[1], b[2]), 2)
+    error(("segment.compare: mask is %d x %d and truth %d x %d (height x width)"):format(a[1], a[2],
+      b[1], b[2]), 2)
   end
   return count(tensor.data(mask), tensor.data(truth), mask:numel())
 end

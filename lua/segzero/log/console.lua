@@ -1,10 +1,12 @@
--- console.lua - the logger that prints: a line for each step, where the time went, and every text of the run.
+-- console.lua - the logger that prints: a line for each step, where the time went, and every text
+-- of the run.
 --
 --   console.duration(171) -> "2:51"
 --   console.times({ decode = 3.1, ... }, phases) -> "  time: decode 41 %, ..."
 --
--- The line of a step: reward, mean length, KL, entropy, gradient norm, the largest difference between the sampler's and
--- the trainer's log-probabilities, seconds a step, and the estimated time left. Leaves out: colours, progress bars.
+-- The line of a step: reward, mean length, KL, entropy, gradient norm, the largest difference
+-- between the sampler's and the trainer's log-probabilities, seconds a step, and the estimated time
+-- left. Leaves out: colours, progress bars.
 
 local core = require "segzero.core.ffi"
 local timer = require "segzero.log.timer"
@@ -68,15 +70,20 @@ function methods:step_line(step, t)
     M.duration(each * (total - step)))
 end
 
--- Called by the run when its first step begins, so that loading and evaluating do not count as steps.
+-- Called by the run when its first step begins, so that loading and evaluating do not count as
+-- steps.
 function methods:start() self.started = core.C.sz_seconds() end
 
 function methods:scalars(step, t)
   if not t.reward then return end           -- an evaluation; its text says it
   say(self:step_line(step, t))
   local norm = t.grad_norm
-  if norm ~= norm or norm == math.huge then say "  the gradient is not finite: this update is skipped" end
-  for name, seconds in pairs(t.time or {}) do self.spent[name] = (self.spent[name] or 0) + seconds end
+  if norm ~= norm or norm == math.huge then
+    say "  the gradient is not finite: this update is skipped"
+  end
+  for name, seconds in pairs(t.time or {}) do
+    self.spent[name] = (self.spent[name] or 0) + seconds
+  end
   if step % TIME_EVERY == 0 or step == self.run.total_steps then
     say(M.times(self.spent, timer.phases))
     self.spent = {}

@@ -1,12 +1,15 @@
 -- log - the records of a run, handed to every logger that the run has.
 --
---   local log = log.open({ "console", "jsonl" }, { folder = path | nil, total_steps =, first_step =, config = })
---   log:scalars(step, { reward = 1.6, ... })      log:text(step, name, s)      log:image(step, name, path)
---   log:rows(step, name, list)                    log:close()
---   log:start(first_step, total_steps)            the first step begins; first_step: how many were done before
+--   local log = log.open({ "console", "jsonl" }, run)     run: see loggers.lua
+--   log:scalars(step, { reward = 1.6, ... })
+--   log:text(step, name, s)
+--   log:image(step, name, path)
+--   log:rows(step, name, list)
+--   log:start(first_step, total_steps)     first_step: how many steps were done before this run
+--   log:close()
 --
--- loggers.lua says what a logger is and holds their registry. A logger that fails is an error with its own traceback.
--- Leaves out: levels (debug, info, ...).
+-- loggers.lua says what a logger is and holds their registry. A logger that fails is an error with
+-- its own traceback. Leaves out: levels (debug, info, ...).
 
 local console = require "segzero.log.console"
 local loggers = require "segzero.log.loggers"

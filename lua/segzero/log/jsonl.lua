@@ -1,10 +1,14 @@
--- jsonl.lua - the logger that writes JSON lines into the run folder: one object a line, flushed at once.
+-- jsonl.lua - the logger that writes JSON lines into the run folder: one object a line, flushed at
+-- once.
 --
---   metrics.jsonl     scalars: {"step": 3, "reward": 1.6, ...}, one line for each step and each evaluation
---   rollouts.jsonl    rows named "rollouts": one line for each answer. Rows of another name go to NAME.jsonl.
+--   metrics.jsonl     scalars: {"step": 3, "reward": 1.6, ...}, one line for each step and each
+--                     evaluation
+--   rollouts.jsonl    rows named "rollouts": one line for each answer. Rows of another name go to
+--                     NAME.jsonl.
 --
--- Without a run folder nothing is written. Files are appended to, so a resumed run continues them. JSON has no NaN and
--- no infinity: they are written as strings. Leaves out: texts and images, which are not records.
+-- Without a run folder nothing is written. Files are appended to, so a resumed run continues them.
+-- JSON has no NaN and no infinity: they are written as strings. Leaves out: texts and images, which
+-- are not records.
 
 local files = require "segzero.core.files"
 
@@ -45,7 +49,9 @@ function M.open(run)
 end
 
 function methods:file(name)
-  if not self.open_files[name] then self.open_files[name] = append(("%s/%s.jsonl"):format(self.folder, name)) end
+  if not self.open_files[name] then
+    self.open_files[name] = append(("%s/%s.jsonl"):format(self.folder, name))
+  end
   return self.open_files[name]
 end
 

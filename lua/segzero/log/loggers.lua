@@ -2,20 +2,27 @@
 --
 --   sz.loggers:register("csv", { help = "step and reward to a file", open = function(run)
 --     local file = assert(io.open(run.folder .. "/reward.csv", "w"))
---     return { scalars = function(_, step, t) if t.reward then file:write(step, ",", t.reward, "\n") end end,
---              close = function() file:close() end } end })
+--     local log = {}
+--     function log:scalars(step, t) file:write(step, ",", t.reward or "", "\n") end
+--     function log:close() file:close() end
+--     return log
+--   end })
 --
--- open(run) returns an object with any of these methods; a missing one means that the logger ignores such records.
---   scalars(step, t)       names with numbers; a value may be a table of names with numbers (time, held_out_parts)
---   text(step, name, s)    name "run" for what the run says about itself
+-- open(run) returns an object with any of these methods; a missing one means that the logger
+-- ignores such records.
+--   scalars(step, t)         names with numbers; a value may be a table of names with numbers
+--                            (time, held_out_parts). A step has t.reward, an evaluation
+--                            t.held_out_reward
+--   text(step, name, s)      name "run" for what the run says about itself
 --   image(step, name, path)
---   rows(step, name, list) a list of tables; name "rollouts": one for each answer of the step
+--   rows(step, name, list)   a list of tables; name "rollouts": one for each answer of the step
+--   start()                  the first step begins
 --   close()
---   start()                the first step begins
--- run = {folder = path | nil, total_steps =, first_step = the step that the run starts after, config = settings}.
+-- run = {folder = path | nil, total_steps =, first_step = the step that the run starts after,
+-- config = settings}.
 --
--- trainer.logger=console,jsonl names the loggers of a run. An error in a logger ends the run with the logger's own
--- traceback. Leaves out: TensorBoard and Weights & Biases.
+-- trainer.logger=console,jsonl names the loggers of a run. An error in a logger ends the run with
+-- the logger's own traceback. Leaves out: TensorBoard and Weights & Biases.
 
 local registry = require "segzero.core.registry"
 

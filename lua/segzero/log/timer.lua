@@ -1,13 +1,18 @@
--- timer.lua - where a step's time goes. At any moment one phase runs, so the phases add up to the whole step.
+-- timer.lua - where a step's time goes. At any moment one phase runs, so the phases add up to the
+-- whole step.
 --
---   timer.start(synchronise)                  all phases at 0, "other" runs. synchronise: a function that waits for a device
---   local before = timer.enter "forward"      from now on time counts as forward; returns the phase that ran until now
---   timer.move("decode", "vision", seconds)   part of decode was vision: for code that measured itself
+--   timer.start(synchronise)                 all phases at 0, and "other" runs. synchronise: a
+--                                            function that waits for a device
+--   local before = timer.enter "forward"     from now on time counts as forward; returns the phase
+--                                            that ran until now
+--   timer.move("decode", "vision", seconds)  part of decode was vision: for code that measured
+--                                            itself
 --   timer.stop() -> {data = seconds, ...}, total
 --   timer.report() -> the same table, and its sums {rollout =, reward =, update =, total =}
 --
--- There is one timer: that of the step that runs. Outside a step enter() does nothing. A nested phase, such as a reward
--- while other answers decode, returns to the one it interrupted with timer.enter(before).
+-- There is one timer: that of the step that runs. Outside a step enter() does nothing. A nested
+-- phase, such as a reward while other answers decode, returns to the one it interrupted with
+-- timer.enter(before). Leaves out: timing single ops.
 
 local core = require "segzero.core.ffi"
 
@@ -16,8 +21,8 @@ local now = core.C.sz_seconds
 local M = {}
 
 M.phases = {
-  "data", "vision", "prefill", "decode", "reward", "reference", "forward", "backward", "optimizer", "checkpoint",
-  "other",
+  "data", "vision", "prefill", "decode", "reward", "reference", "forward", "backward", "optimizer",
+  "checkpoint", "other",
 }
 
 local seconds, phase, since, began, wait

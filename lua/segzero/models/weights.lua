@@ -1,46 +1,68 @@
--- weights.lua - what the networks' Lua faces share: their tables of weights, filled from loaded tensors, lent, trained, freed.
+-- weights.lua - the weights of a network in C: listed, filled from loaded tensors, lent out,
+-- trained.
 --
---   local of = weights.access(C, "sz_qwen")       the C functions <prefix>_weight_count, _name, _shape, _set and <prefix>_weight
---   weights.list(c, of) -> {{index =, name =, shape = {...}}, ...}
---   weights.set(model, loaded, where, stray)      hands tensors to C in model.dtype on model.device; stray(name): an extra name that is no error
---   weights.load(model, folder, rename, stray)    the same from an open folder of safetensors, mapped where the dtype allows
---   weights.parameters(model), weights.train(model, filter)      weights.plain(message): without its place
---   weights.freed(name, methods) -> the metatable of a freed model        weights.opening(name, path, opts, dtypes, level) checks what a caller gave
+--   weights.list(c) -> {{index =, name =, shape = {...}, vision = true | false, linear = true |
+--   false}, ...}
+--   weights.set(model, loaded, where, stray)   hands tensors {name -> tensor} to C, in model.dtype
+--                                              on model.device; stray(name): an extra name that is
+--                                              no error
+--   weights.load(model, folder, rename, stray) the same from an open folder of safetensors, mapped
+--                                              where the dtype allows
+--   weights.parameters(model) -> {name -> tensor}        weights.train(model, filter) -> trained
+--   list
+--   weights.meta(model)                        gives every weight a tensor without memory: for
+--   counting weights.bytes(list, width) -> bytes        width: a number, or width(weight) in bytes
+--   per element
 --
--- A model here has c (the C object), of, weights (the list), dtype, device. Leaves out: names (each network maps its own), files.
+-- A model here has c (the C object), weights (the list), dtype, device. Leaves out: names (each
+-- family maps its own), files.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
 
-local check = core.check
+local C, check = core.C, core.check
 
 local REAL = { F32 = true, BF16 = true, F16 = true }
 
 local M = {}
 
-function M.access(library, prefix)
-  return { count = library[prefix .. "_weight_count"], name = library[prefix .. "_weight_name"], shape = library[prefix .. "_weight_shape"],
-    set = library[prefix .. "_weight_set"], get = library[prefix .. "_weight"] }
-end
-
-function M.list(c, of)
-  local list, shape = {}, ffi.new("int64_t[6]")
-  for i = 0, of.count(c) - 1 do
-    local n = of.shape(c, i, shape)
+function M.list(c)
+  local list = {}
+  local shape = ffi.new "int64_t[6]"
+  for i = 0, C.sz_model_weight_count(c) - 1 do
     local dims = {}
-    for k = 1, n do dims[k] = tonumber(shape[k - 1]) end
-    list[i + 1] = { index = i, name = ffi.string(of.name(c, i)), shape = dims }
+    for k = 1, C.sz_model_weight_shape(c, i, shape) do dims[k] = tonumber(shape[k - 1]) end
+    list[i + 1] = {
+      index = i,
+      name = ffi.string(C.sz_model_weight_name(c, i)),
+      shape = dims,
+      vision = C.sz_model_weight_is_vision(c, i) == 1,
+      linear = C.sz_model_weight_is_linear(c, i) == 1,
+    }
   end
   return list
 end
 
--- A message without the place that raised it and without a name that is said anyway.
-function M.plain(message)
-  return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", ""):gsub("^config%.json: ", ""):gsub("^config: ", ""))
+-- Elements of a weight.
+function M.numel(w)
+  local n = 1
+  for _, d in ipairs(w.shape) do n = n * d end
+  return n
 end
 
+function M.bytes(list, width)
+  local total = 0
+  for _, w in ipairs(list) do
+    local each = width
+    if type(width) == "function" then each = width(w) end
+    total = total + M.numel(w) * each
+  end
+  return total
+end
+
+-- ---- what fits ----
 local function same_shape(a, b)
   if #a ~= #b then return false end
   for i = 1, #a do
@@ -49,31 +71,8 @@ local function same_shape(a, b)
   return true
 end
 
--- A freed model has no C object that a method could be given: every method but free says so.
-function M.freed(name, methods)
-  return {
-    __index = function(_, key)
-      if key == "free" then return function() end end
-      if methods[key] then return function() error(name .. ": this model has been freed", 2) end end
-    end,
-    __tostring = function() return name .. " (freed)" end,
-  }
-end
-
--- The options of a model that is opened by its path; raises at the level given.
-function M.opening(name, path, opts, dtypes, level)
-  if type(path) ~= "string" then error(("%s: a folder name is expected, got %s"):format(name, type(path)), level + 1) end
-  opts = tensor.options(opts, level + 1)
-  if opts.dtype ~= nil and not dtypes[opts.dtype] then
-    local names = {}
-    for dtype in pairs(dtypes) do names[#names + 1] = dtype end
-    table.sort(names)
-    error(("%s: dtype is %s, expected one of: %s"):format(name, tostring(opts.dtype), table.concat(names, ", ")), level + 1)
-  end
-  return opts
-end
-
--- What does not fit the model's weights, added to problems. have: {name -> shape}; excused: {name -> true}, missing is no error.
+-- Adds to problems what does not fit the model's weights. have: {name -> shape}; excused:
+-- {name -> true}, weights whose absence is no error.
 local function compare(model, have, problems, stray, excused)
   local wrong, known = {}, {}
   for _, w in ipairs(model.weights) do
@@ -82,17 +81,22 @@ local function compare(model, have, problems, stray, excused)
     if not shape then
       if not excused[w.name] then wrong[#wrong + 1] = "missing: " .. w.name end
     elseif not same_shape(shape, w.shape) then
-      wrong[#wrong + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(shape, ", "), table.concat(w.shape, ", "))
+      wrong[#wrong + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(shape,
+        ", "), table.concat(w.shape, ", "))
     end
   end
   for name in pairs(have) do
-    if not known[name] and not (stray and stray(name)) then wrong[#wrong + 1] = "unexpected: " .. name end
+    local expected = known[name] or stray and stray(name)
+    if not expected then wrong[#wrong + 1] = "unexpected: " .. name end
   end
   table.sort(wrong)
   for _, text in ipairs(wrong) do problems[#problems + 1] = text end
 end
 
--- Hands the loaded tensors {name -> tensor} to C; everything that does not fit is named in one error.
+-- ---- filling ----
+local function set(model, w, t) check(C.sz_model_weight_set(model.c, w.index, t.ptr)) end
+
+-- Every mismatch is named in one error.
 function M.set(model, loaded, where, stray)
   local have, problems = {}, {}
   for name, t in pairs(loaded) do have[name] = t:shape() end
@@ -106,15 +110,14 @@ function M.set(model, loaded, where, stray)
       t:free()
       t = converted
     end
-    check(model.of.set(model.c, w.index, t.ptr))
+    set(model, w, t)
   end
 end
 
--- The same from safetensors.open_folder's folder, which is closed. rename(name): a file's name to the model's. Files, index and
--- tensors are all checked before one tensor is made; weights of model.dtype are used where they lie, others converted one by one.
-function M.load(model, folder, rename, stray)
-  local have, source, excused, problems = {}, {}, {}, folder.problems
-  local names = {}
+-- Matches the entries of a folder with the model's names. Returns {name -> name in the file} and
+-- fills problems.
+local function match_entries(model, folder, rename, stray, problems)
+  local have, source, excused, names = {}, {}, {}, {}
   for name in pairs(folder.entries) do names[#names + 1] = name end
   table.sort(names)
   for name in pairs(folder.lost) do excused[rename(name)] = true end
@@ -129,12 +132,24 @@ function M.load(model, folder, rename, stray)
       problems[#problems + 1] = ("%s: dtype %s, expected F32, BF16 or F16"):format(name, e.dtype)
       excused[own] = true
     else
-      source[own], have[own] = name, e.shape
+      source[own] = name
+      have[own] = e.shape
     end
   end
   compare(model, have, problems, stray, excused)
+  return source
+end
+
+-- folder: of safetensors.open_folder; it is closed. rename(name): the file's name to the model's.
+-- Files, index and tensors are all checked before the first tensor is made. Weights of model.dtype
+-- are used where they are mapped; others are converted one by one.
+function M.load(model, folder, rename, stray)
+  local problems = folder.problems
+  local source = match_entries(model, folder, rename, stray, problems)
   local ok, why = pcall(function()
-    if #problems > 0 then safetensors.refuse(folder.dir, "weights do not fit the config", problems) end
+    if #problems > 0 then
+      safetensors.refuse(folder.dir, "weights do not fit the config", problems)
+    end
     for _, w in ipairs(model.weights) do
       local t = folder:tensor(source[w.name], model.dtype)
       if model.device ~= "cpu" then
@@ -142,7 +157,7 @@ function M.load(model, folder, rename, stray)
         t = mapped:to { device = model.device }
         mapped:free()
       end
-      check(model.of.set(model.c, w.index, t.ptr))
+      set(model, w, t)
       t:free()
     end
   end)
@@ -150,21 +165,34 @@ function M.load(model, folder, rename, stray)
   if not ok then error(why, 0) end
 end
 
--- {name -> tensor}
+function M.meta(model)
+  for _, w in ipairs(model.weights) do
+    local t = tensor.meta(w.shape, model.dtype)
+    set(model, w, t)
+    t:free()
+  end
+end
+
+-- ---- the weights of a filled model ----
+local function borrowed(model, w)
+  return tensor.borrow(check(C.sz_model_weight(model.c, w.index)))
+end
+
 function M.parameters(model)
   local out = {}
-  for _, w in ipairs(model.weights) do out[w.name] = tensor.borrow(check(model.of.get(model.c, w.index))) end
+  for _, w in ipairs(model.weights) do out[w.name] = borrowed(model, w) end
   return out
 end
 
--- Turns gradients on for every weight whose name filter(name) accepts (all without one). Returns the trained ones in the
--- model's order: {{name=, tensor=}, ...}.
+-- Turns gradients on for every weight whose name filter(name) accepts (all without a filter), off
+-- for the others. Returns the trained ones in the model's order: {{name =, tensor =}, ...}.
 function M.train(model, filter)
   local list = {}
   for _, w in ipairs(model.weights) do
-    local t = tensor.borrow(check(model.of.get(model.c, w.index)))
-    local on = not filter or filter(w.name)
-    t:requires_grad(on and true or false)
+    local t = borrowed(model, w)
+    local on = true
+    if filter then on = filter(w.name) and true or false end
+    t:requires_grad(on)
     if on then list[#list + 1] = { name = w.name, tensor = t } end
   end
   return list

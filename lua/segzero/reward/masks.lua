@@ -1,14 +1,18 @@
--- masks.lua - what a reward sees of SAM2: row.segment(answer) is the mask of a parsed answer, row.mask() the true one.
+-- masks.lua - what a reward sees of SAM2: row.segment(answer) is the mask of a parsed answer,
+-- row.mask() the true one.
 --
---   masks.lend(segmenter, row, expected)      before the rewards of a row; expected: the parsed answers to come
---   row.segment(found) -> u8 [height, width]  found in row.frame's coordinates, as formats/answer.lua parses it. The
---                                             mask belongs to the row: copy it to keep it
---   masks.iou(row, found) -> number           intersection over union of the answer's mask and the true one
---   masks.take_back(row)                      frees the masks and removes row.segment
+--   masks.lend(segmenter, row, expected)   before the rewards of a row; expected: the parsed
+--                                          answers to come
+--   row.segment(found)                     -> u8 [height, width]. found is in row.frame's
+--                                          coordinates, as formats/answer.lua parses it. The mask
+--                                          belongs to the row: copy it to keep it
+--   masks.iou(row, found)                  intersection over union of the answer's mask and the
+--                                          true one
+--   masks.take_back(row)                   frees the masks and removes row.segment
 --
--- The image is embedded once, at the first call, and that call decodes all expected answers together. While masks are
--- lent row.mask() still returns a tensor that the caller frees, but reads its file only once. Equal answers share a mask.
--- Leaves out: masks of several images in a row.
+-- The image is embedded once, at the first call, and that call decodes all expected answers
+-- together. While masks are lent row.mask() still returns a tensor that the caller frees, but reads
+-- its file only once. Equal answers share a mask. Leaves out: masks of several images in a row.
 
 local answer = require "segzero.formats.answer"
 local metrics = require "segzero.evaluation.metrics"
@@ -63,7 +67,9 @@ function M.lend(segmenter, row, expected)
   row.lent = lent
 
   function row.segment(found)
-    if type(found) ~= "table" then error("row.segment takes a parsed answer, got " .. type(found), 2) end
+    if type(found) ~= "table" then
+      error("row.segment takes a parsed answer, got " .. type(found), 2)
+    end
     local key = key_of(found)
     if not lent.masks[key] then decode(segmenter, row, lent, { found, unpack(expected) }) end
     return lent.masks[key]

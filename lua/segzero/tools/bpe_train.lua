@@ -1,4 +1,5 @@
--- Trains the small byte-level BPE of the embedded checkpoint and writes it as Hugging Face files.
+-- bpe_train.lua - trains the small byte-level BPE of the embedded checkpoint and writes it as
+-- Hugging Face files.
 --
 --   local bpe = require "segzero.tools.bpe_train"
 --   local model = bpe.train(bpe.corpus(), 512)      -- at most 512 merges
@@ -13,12 +14,12 @@
 -- The byte alphabet is GPT-2's: printable bytes stand for themselves, the other 68 for U+0100 and
 -- up.
 --
--- The pre-tokenizer here is written by hand for ASCII and agrees there with the pattern that goes
--- into tokenizer.json: that is enough, because the texts it trains on are ASCII. Other bytes are
--- refused. Any text can be encoded afterwards, byte by byte where nothing was learnt.
+-- The hand-written pre-tokenizer covers ASCII, where it agrees with the pattern written to
+-- tokenizer.json. That is enough, because the training texts are ASCII; other bytes are refused.
+-- The result can encode any text, byte by byte where no merge applies.
 --
--- Leaves out: encoding at run time (tokenizer.lua), training on large corpora (pairs are recounted
--- at each merge).
+-- Leaves out: encoding at run time (tokenizer.lua), training on large corpora (every merge counts
+-- all pairs again).
 
 local M = {}
 
@@ -28,7 +29,7 @@ local sub = string.sub
 M.pattern = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*"
   .. "|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 
--- In id order; `false` marks those that decoding keeps.
+-- In id order. `false`: decoding keeps the token.
 M.added = {
   { "<|endoftext|>", true }, { "<|im_start|>", true }, { "<|im_end|>", true },
   { "<|object_ref_start|>", true }, { "<|object_ref_end|>", true }, { "<|box_start|>", true },
@@ -61,7 +62,7 @@ local function utf8_char(code) -- U+0000 .. U+07FF
   return string.char(0xC0 + math.floor(code / 64), 0x80 + code % 64)
 end
 
--- byte -> character of the alphabet, and the bytes in id order.
+-- byte -> character of the alphabet; and all bytes in id order.
 local function byte_alphabet()
   local char = {}
   local order = {}
@@ -83,14 +84,15 @@ end
 
 local CHAR, ORDER = byte_alphabet()
 
--- Ends of the pieces that start at i, one per alternative of the pattern; the first that matches
--- wins.
+-- Each function returns the end of the piece that its alternative of the pattern matches at i. The
+-- first match wins.
 local PIECES = {
   function(s, i) -- contraction
     if byte(s, i) ~= 39 then return nil end
     local two = sub(s, i + 1, i + 2):lower()
     if two == "re" or two == "ve" or two == "ll" then return i + 2 end
-    return sub(s, i + 1, i + 1):find("^[stmdSTMD]") and i + 1 or nil
+    if sub(s, i + 1, i + 1):find "^[stmdSTMD]" then return i + 1 end
+    return nil
   end,
   function(s, i) return select(2, s:find("^[^\r\n%a%d]?%a+", i)) end,
   function(s, i) return s:find("^%d", i) end,
@@ -98,13 +100,15 @@ local PIECES = {
   function(s, i) -- blanks up to the last line end among them
     local e = select(2, s:find("^%s+", i))
     while e and e >= i and not sub(s, e, e):find("[\r\n]") do e = e - 1 end
-    return (e and e >= i) and e or nil
+    if e and e >= i then return e end
+    return nil
   end,
   function(s, i) -- blanks, leaving one for the word that follows
     local e = select(2, s:find("^%s+", i))
     if not e then return nil end
     if e == #s then return e end
-    return e > i and e - 1 or nil
+    if e > i then return e - 1 end
+    return nil
   end,
   function(s, i) return select(2, s:find("^%s+", i)) end,
 }
@@ -133,7 +137,7 @@ local function to_alphabet(piece)
   return units
 end
 
--- Joins each (a, b) of units, left to right, in place.
+-- Replaces each pair (a, b) in units by the joined token, left to right, in place.
 local function join(units, a, b)
   local n = 0
   local i = 1
@@ -151,8 +155,8 @@ local function join(units, a, b)
   for k = n + 1, len do units[k] = nil end
 end
 
--- Most frequent pair; ties go to the pair that sorts first, so the result does not depend on table
--- order.
+-- The most frequent pair. Ties go to the pair that sorts first, so the result does not depend on
+-- the order of a table.
 local function best_pair(words)
   local counts = {}
   for _, w in ipairs(words) do
@@ -171,8 +175,8 @@ local function best_pair(words)
   return best:match("^(.-)\n(.*)$")
 end
 
--- texts: list of ASCII strings (repeat one to weigh it); merges: the most to learn. Learns fewer
--- when every piece of the texts has become one token.
+-- texts: a list of ASCII strings (repeat one to give it weight). merges: the maximum to learn;
+-- fewer are learnt if every piece of the texts has become one token.
 function M.train(texts, merges)
   local words = {}
   local seen = {}
@@ -205,7 +209,7 @@ function M.train(texts, merges)
   return model
 end
 
--- Ids of an ASCII text without added tokens; slow and plain, to count and to check.
+-- Ids of an ASCII text without added tokens. Slow and simple, for counting and checking.
 function M.encode(model, text)
   local ids = {}
   for _, piece in ipairs(M.pieces(text)) do
@@ -219,8 +223,8 @@ function M.encode(model, text)
   return ids
 end
 
--- What the embedded checkpoint reads and writes: prompts, reasoning and answers of n images at
--- each level, with the chat template's own words.
+-- The texts that the embedded checkpoint reads and writes: prompts, reasoning and answers of n
+-- images at each level, with the words of the chat template.
 function M.corpus(n)
   local refshapes = require "segzero.data.refshapes"
   local prompt = require "segzero.data.prompt"
@@ -248,7 +252,7 @@ local function save(path, text)
   f:close()
 end
 
--- cjson would also write the tables, but not in id order; only strings go through it.
+-- cjson would write the tables in another order than the ids, so it encodes only the strings.
 local function quote(s)
   return (require("cjson").encode(s):gsub("\\/", "/"))
 end

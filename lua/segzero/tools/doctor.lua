@@ -1,4 +1,4 @@
--- doctor.lua - `segzero doctor`: in words, what this machine has and what will be used. Changes
+-- doctor.lua - `segzero doctor`: says what this machine has and which of it will be used. Changes
 -- nothing.
 --
 -- Leaves out: checks of models and data; benchmarks.
@@ -13,7 +13,7 @@ local M = {}
 
 local function line(what, text) print(("%-10s %s"):format(what, text)) end
 
--- The first value of a key in a file of "key : value" lines.
+-- The first value of a key in a file of lines like "key : value".
 local function field(path, key)
   local file = io.open(path, "r")
   if not file then return nil end

@@ -1,30 +1,27 @@
--- draw.lua - boxes, points and words on image objects (segzero.image), and sheets of images
--- that explain themselves.
+-- draw.lua - draws boxes, points and words on images (segzero.formats.image), and sheets of
+-- labelled images.
 --
 --   local draw = require "segzero.tools.draw"
---   draw.box(img, {x0, y0, x1, y1}, draw.RED)             inclusive corners, as Seg-Zero counts;
---                                                         parts outside are cut off
---   draw.point(img, {x, y}, draw.YELLOW)                  a disc with a dark rim
---   draw.text(img, x, y, "red circle", draw.INK, 2)       top left corner; each dot of the font 2 x
---                                                         2 pixels
---   draw.answer(img, {bbox =, points =})                  a red box and yellow points; also {{bbox
---                                                         =, point =}, ...}
---   draw.mask(img, mask, draw.CYAN, 0.45)                 u8 tensor [h, w] of img's size or a whole
---                                                         fraction of it, laid over img
+--   draw.box(img, {x0, y0, x1, y1}, draw.RED)        corners are inclusive, as in Seg-Zero; clipped
+--   draw.point(img, {x, y}, draw.YELLOW)             a disc with a dark rim
+--   draw.text(img, x, y, "red circle", draw.INK, 2)  top left corner; 2 x 2 pixels for each dot
+--   draw.answer(img, {bbox =, points =})             red box, yellow points; or {{bbox =, point =}, ...}
+--   draw.mask(img, mask, draw.CYAN, 0.45)            overlays a u8 tensor [h, w] of img's size, or of a
+--                                                    whole fraction of it
 --   local fig, k = draw.figure(img, answer, {mask =, truth = box})
---       original | mask, box and points; k: how much enlarged
---   local big = draw.enlarge(img, 4)                      every pixel 4 x 4; coordinates:
---                                                         draw.enlarge_box, draw.enlarge_point
---   local both = draw.beside({img, other}, 8)             side by side on a white canvas, 8 pixels
---                                                         apart
---   local sheet = draw.sheet({{image =, truth = box, bbox = box, points =, truth_points =, label =, note =}, ...}, columns)
---   draw.predictions(path, data_set, records)             writes a sheet of held-out rows and a
---                                                         model's answers
+--                                                    the image | the image with its marks; k: the
+--                                                    factor by which they are enlarged
+--   local big = draw.enlarge(img, 4)                 4 x 4 pixels for each; draw.enlarge_box and
+--                                                    draw.enlarge_point convert coordinates
+--   local both = draw.beside({img, other}, 8)        side by side on white, 8 pixels apart
+--   local sheet = draw.sheet(tiles, columns)         a tile: {image =, truth = box, bbox = box, points =,
+--                                                    truth_points =, label =, note =}
+--   draw.predictions(path, data_set, records)        writes a sheet of rows with a model's answers
 --
--- Colours are {r, g, b}, 0 to 255. Lines are as thick as the image asks for (draw.thickness)
--- unless told. Everything that makes an image returns a new one, which the caller may free.
--- Colours below are seen apart by the colour-blind too.
--- Leaves out: rotated text, characters outside ASCII, transparency other than of masks and the soft
+-- Colours are {r, g, b}, 0 to 255. The colours below can be told apart by colour-blind readers. The
+-- default line thickness follows the size of the image (draw.thickness). Functions that make an
+-- image return a new one, which the caller may free.
+-- Leaves out: rotated text, characters outside ASCII, transparency except for masks and the soft
 -- edge of discs.
 
 local ffi = require "ffi"
@@ -48,10 +45,10 @@ M.GREEN, M.RED, M.YELLOW, M.CYAN = { 0, 190, 90 }, { 230, 40, 60 }, { 255, 214, 
 -- 2 pixels for a small image, 3 from 500 on a side, 4 from 700, and so on.
 function M.thickness(img) return max(2, floor(min(img.width, img.height) / 200 + 0.5)) end
 
-local function clamp(v, lo, hi) return v < lo and lo or v > hi and hi or v end
+local function clamp(v, lo, hi) return max(lo, min(v, hi)) end
 
 -- ---- filled shapes ----
--- Pixels x .. x + w - 1, y .. y + h - 1, as far as they are in the picture.
+-- Fills the pixels x .. x + w - 1, y .. y + h - 1 that are inside the image.
 function M.fill(img, x, y, w, h, colour)
   local p = img:pixels()
   local width = img.width
@@ -67,7 +64,7 @@ function M.fill(img, x, y, w, h, colour)
   end
 end
 
--- A disc of pixels around the centre of pixel (x, y), its edge one pixel soft.
+-- A disc around the centre of pixel (x, y). Its edge is one pixel soft.
 function M.disc(img, x, y, radius, colour)
   local p = img:pixels()
   local width = img.width
@@ -101,15 +98,15 @@ local function frame(img, x0, y0, x1, y1, t, colour)
   M.fill(img, x1 - t + 1, y0, t, h, colour)
 end
 
--- The line lies centred on the box's outermost pixels, between two white hairlines that set it off
--- from any ground (none around a line of 1). Corners in the wrong order are taken as the same box.
+-- Draws a line centred on the box's outermost pixels. A line thicker than 1 has a white hairline on
+-- each side, which sets it off from any background. Swapped corners mean the same box.
 function M.box(img, box, colour, thickness)
   local x0, y0, x1, y1 = four(box, 2)
   if x0 > x1 then x0, x1 = x1, x0 end
   if y0 > y1 then y0, y1 = y1, y0 end
   local t = thickness or M.thickness(img)
   local out = floor((t - 1) / 2)
-  -- Far away corners are brought near, so that the lengths stay small numbers.
+  -- Corners far outside are moved closer, so that lengths stay small numbers.
   x0, x1 = clamp(floor(x0), -9999, img.width + 9999) - out,
     clamp(floor(x1), -9999, img.width + 9999) + out
   y0, y1 = clamp(floor(y0), -9999, img.height + 9999) - out,
@@ -142,9 +139,11 @@ function M.answer(img, a)
   for _, p in ipairs(a.points or {}) do M.point(img, p, M.YELLOW) end
 end
 
--- Colours the pixels of img where mask is not 0, in place: alpha of the colour, and a darker line
--- along the inside of the mask's edge. An image that is k times as large as the mask has each of
--- the mask's pixels as k x k.
+local EDGE_SHADE = 0.6          -- brightness of a mask's edge, relative to its colour
+
+-- Blends the colour into the pixels of img where the mask is not 0, in place, with weight alpha. A
+-- darker line follows the inside of the mask's edge. If the image is k times as large as the mask,
+-- each pixel of the mask covers k x k pixels.
 function M.mask(img, mask, colour, alpha)
   if not tensor.is_tensor(mask) or mask:dtype() ~= "u8" or #mask:shape() ~= 2 then
     error("draw.mask: a u8 tensor [h, w] is expected", 2)
@@ -179,10 +178,15 @@ function M.mask(img, mask, colour, alpha)
           edge = edge or outside(x - d, y) or outside(x + d, y) or outside(x, y - d)
             or outside(x, y + d)
         end
-        local a = edge and 1 or alpha
-        local shade = edge and 0.6 or 1
-        q[0], q[1], q[2] = floor(q[0] + (shade * r - q[0]) * a + 0.5),
-          floor(q[1] + (shade * g - q[1]) * a + 0.5), floor(q[2] + (shade * b - q[2]) * a + 0.5)
+        local a = alpha
+        local shade = 1
+        if edge then
+          a = 1
+          shade = EDGE_SHADE
+        end
+        q[0] = floor(q[0] + (shade * r - q[0]) * a + 0.5)
+        q[1] = floor(q[1] + (shade * g - q[1]) * a + 0.5)
+        q[2] = floor(q[2] + (shade * b - q[2]) * a + 0.5)
       end
     end
   end
@@ -213,13 +217,14 @@ function M.text(img, x, y, text, colour, scale)
   end
 end
 
--- The text in lines no wider than `width` pixels; the last of `most` lines ends in "..." when there
--- is more. Words that are too long stand alone.
+-- Splits the text into lines of at most `width` pixels. A word that is too long has a line of its
+-- own. If there are more than `most` lines, the last one ends in "...".
 function M.wrap(text, width, scale, most)
   local lines = {}
   local line = ""
   for word in text:gmatch "%S+" do
-    local longer = line == "" and word or line .. " " .. word
+    local longer = word
+    if line ~= "" then longer = line .. " " .. word end
     if line ~= "" and M.text_width(longer, scale) > width then
       lines[#lines + 1] = line
       line = word
@@ -246,7 +251,7 @@ function M.canvas(width, height, colour)
   return img
 end
 
--- Copies src with its top left corner at (x, y) of img; what does not fit is cut off.
+-- Copies src to img with its top left corner at (x, y), clipped to img.
 function M.paste(img, src, x, y)
   local to = img:pixels()
   local from = src:pixels()
@@ -283,7 +288,7 @@ function M.enlarge(img, k)
   return big
 end
 
--- Coordinates in an enlarged image: a box keeps whole pixels inside, a point the middle of its
+-- Coordinates in an enlarged image: a box covers the same pixels, a point is in the middle of its
 -- pixel.
 function M.enlarge_box(b, k) return { b[1] * k, b[2] * k, b[3] * k + k - 1, b[4] * k + k - 1 } end
 function M.enlarge_point(p, k)
@@ -306,19 +311,22 @@ function M.beside(list, gap)
   return out
 end
 
--- an image with a side under the first is drawn about as large as the second
+-- An image with a side below the first is drawn about as large as the second.
 local SMALL_SIDE = 200
 local ENLARGED_SIDE = 448
 
--- An answer (of one object or a list of several, in img's pixels) drawn into a copy of the image;
--- opts.truth: a box, green. With opts.mask the copy has the mask under the marks, and the plain
--- image is on its left. Small images are enlarged k times.
+-- Draws an answer (of one object or of several, in img's pixels) on a copy of the image.
+-- opts.truth: a box, drawn in green. With opts.mask the marks are on top of the mask, and the plain
+-- image is to the left. Small images are enlarged k times.
 function M.figure(img, found, opts)
   opts = opts or {}
-  local k = min(img.width, img.height) < SMALL_SIDE
-    and ceil(ENLARGED_SIDE / max(img.width, img.height)) or 1
+  local k = 1
+  if min(img.width, img.height) < SMALL_SIDE then
+    k = ceil(ENLARGED_SIDE / max(img.width, img.height))
+  end
   local plain = M.enlarge(img, k)
-  local out = opts.mask and M.enlarge(img, k) or plain
+  local out = plain
+  if opts.mask then out = M.enlarge(img, k) end
   if opts.mask then M.mask(out, opts.mask) end
   if opts.truth then M.box(out, M.enlarge_box(opts.truth, k), M.GREEN, M.thickness(out) + 1) end
   local function larger(a)
@@ -337,19 +345,24 @@ function M.figure(img, found, opts)
   return both, k
 end
 
--- An image about `side` pixels wide with the marks of a tile on it: small ones are enlarged by a
--- whole factor, large ones resized. Truth box and points green, answered box red, its points
--- yellow. The truth's line is thicker, so that it shows under an answer that is right.
+-- Makes an image about `side` pixels wide with the marks of a tile: small images are enlarged by a
+-- whole factor, large ones resized. Truth box and points are green, the answer's box is red, its
+-- points yellow. The truth's line is thicker, so that it shows under a correct answer.
 local function tile_image(tile, side)
-  local k = max(1, floor(side / tile.image.width + 0.5))
-  local f = tile.image.width > 1.5 * side and side / tile.image.width or 1
-  local img = f == 1 and M.enlarge(tile.image, k)
-    or tile.image:resize(floor(tile.image.width * f + 0.5),
-      max(1, floor(tile.image.height * f + 0.5)), "bilinear")
-  local function to_box(b)
-    return f == 1 and M.enlarge_box(b, k) or { b[1] * f, b[2] * f, b[3] * f, b[4] * f }
+  local w = tile.image.width
+  local h = tile.image.height
+  local img, to_box, to_point
+  if w > 1.5 * side then
+    local f = side / w
+    img = tile.image:resize(floor(w * f + 0.5), max(1, floor(h * f + 0.5)), "bilinear")
+    to_box = function(b) return { b[1] * f, b[2] * f, b[3] * f, b[4] * f } end
+    to_point = function(p) return { p[1] * f, p[2] * f } end
+  else
+    local k = max(1, floor(side / w + 0.5))
+    img = M.enlarge(tile.image, k)
+    to_box = function(b) return M.enlarge_box(b, k) end
+    to_point = function(p) return M.enlarge_point(p, k) end
   end
-  local function to_point(p) return f == 1 and M.enlarge_point(p, k) or { p[1] * f, p[2] * f } end
   local t = M.thickness(img)
   if tile.truth then M.box(img, to_box(tile.truth), M.GREEN, t + 1) end
   if tile.bbox then M.box(img, to_box(tile.bbox), M.RED, t) end
@@ -358,13 +371,12 @@ local function tile_image(tile, side)
   return img
 end
 
--- between tiles; inside a tile; one line of text at scale 2
+-- Pixels between tiles, inside a tile, and for a line of text at scale 2.
 local GAP = 14
 local PAD = 10
 local LINE = 2 * (font.HEIGHT + 2)
 
--- What the marks mean, up to the right edge; returns its width. masks: say what their colour means
--- too.
+-- Draws the legend, right-aligned, and returns its width. masks: explains their colour too.
 local function legend(img, y, masks)
   local entries = { { M.GREEN, "truth" }, { M.RED, "answer" }, masks and { M.CYAN, "mask", true }
     or nil }
@@ -380,10 +392,10 @@ local function legend(img, y, masks)
   return width
 end
 
--- Tiles in rows of `columns` (default 4), each a white card: the image with its marks, beneath it
--- the label (up to two lines) and the note (one line, grey). A tile needs an image; all else is
--- optional. opts: side (about how wide an image is, 280), title, masks (the images have masks in
--- them: the legend says so).
+-- Draws the tiles in rows of `columns` (default 4). Each tile is a white card: the image with its
+-- marks, below it the label (up to two lines) and the note (one grey line). A tile needs an image;
+-- the rest is optional. opts: side (approximate width of an image, 280), title, masks (adds masks
+-- to the legend).
 function M.sheet(tiles, columns, opts)
   opts = opts or {}
   if #tiles == 0 then error("draw.sheet: there is no tile", 2) end
@@ -405,7 +417,8 @@ function M.sheet(tiles, columns, opts)
       note = M.wrap(tile.note or "", width, 2, 1) }
     local row = floor((i - 1) / columns)
     local lines = #words[i].label + #words[i].note
-    local height = cards[i].height + 2 * PAD + (lines > 0 and lines * LINE + 4 or 0)
+    local height = cards[i].height + 2 * PAD
+    if lines > 0 then height = height + lines * LINE + 4 end
     heights[row] = max(heights[row] or 0, height)
   end
   local head = LINE + GAP
@@ -438,9 +451,9 @@ function M.sheet(tiles, columns, opts)
   return sheet
 end
 
--- Writes a sheet of a data set's first rows with what a model answered. records as trainer:evaluate
--- gives them: {{index =, problem =, solution =, text =, reward =}, ...}. opts: count (12), columns
--- (4), side, title (the set's name), masks (as in sheet).
+-- Writes a sheet of the first rows of a data set with the answers of a model. records: as returned
+-- by trainer:evaluate, {{index =, problem =, solution =, text =, reward =}, ...}. opts: count (12),
+-- columns (4), side, title (default: the name of the set), masks (as in sheet).
 function M.predictions(path, set, records, opts)
   opts = opts or {}
   local tiles = {}

@@ -1,17 +1,17 @@
--- font.lua - the letters that draw.lua writes with: 5 dots wide, 7 above the base line and 2 below,
+-- font.lua - the letters that draw.lua uses: 5 dots wide, 7 above the base line and 2 below,
 -- printable ASCII.
 --
 --   local g = font.glyph("A")      {width = 1..5, rows = {[1..9] = a string of "#" and "."}}
 --   font.HEIGHT                    9
 --
--- Every letter is drawn below as it looks. Widths are those of the dots, so that "i" is narrow; a
--- blank is 3. A character outside printable ASCII (one whole UTF-8 sequence) is a hollow box.
+-- The drawings below show each letter as it looks. A letter is as wide as its dots, so "i" is
+-- narrow; a blank is 3 wide. Any other character (one UTF-8 sequence) is a hollow box.
 
 local M = {}
 
 M.HEIGHT = 9
 
--- In the order of their codes; letters of a line of drawings are 6 columns apart.
+-- In the order of their codes. Letters in a row of drawings are 6 columns apart.
 local LETTERS = {
   [[ !"#$%&'()*+,-./]], [[0123456789:;<=>?]], [[@ABCDEFGHIJKLMNO]], [[PQRSTUVWXYZ[\]^_]],
     [[`abcdefghijklmno]], [[pqrstuvwxyz{|}~]],
@@ -74,7 +74,7 @@ local DRAWINGS = { [[
 #.... ....# ..... ..... ..... ..... ..... ..... ..... ....# ..... ..... ..... ..... .....
 #.... ....# ..... ..... ..... ..... ..... ..... ..... .###. ..... ..... ..... ..... .....]] }
 
--- Cuts the empty columns off both sides.
+-- Removes empty columns at both sides.
 local function trim(rows)
   local first = 6
   local last = 0

@@ -16,7 +16,7 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
-local model = require "segzero.models.qwen_vl"
+local opening = require "segzero.models.opening"
 local rollout = require "segzero.inference.rollout"
 local vision_cache = require "segzero.inference.vision_cache"
 local data = require "segzero.data"
@@ -70,7 +70,10 @@ end
 -- The policy, with its adapters. They may freeze the tower: cfg is the caller's own copy.
 local function meta_policy(cfg, dir)
   local model_cfg = cfg.worker.actor.model
-  return lora.configure(model.meta(dir, model_cfg.dtype), cfg, true)
+  -- A wrong folder is the user's mistake: one line without our place.
+  local ok, family = pcall(opening.family, dir)
+  if not ok then error(family, 0) end
+  return lora.configure(family.meta(dir, model_cfg.dtype), cfg, true)
 end
 
 -- ---- inputs ----
@@ -92,7 +95,7 @@ local function longest_input(cfg, vl, opts)
     local row = set:row(i)
     local ok, input = pcall(vl.process, vl, { { role = "system", content = d.system_prompt },
       { role = "user", content = { { type = "image", image = row.image }, { type = "text", text = opts.prompt(row.problem) } } } })
-    if not ok then error(("row %s: %s"):format(tostring(row.id), weights.plain(input)), 0) end
+    if not ok then error(("row %s: %s"):format(tostring(row.id), core.plain(input)), 0) end
     pixels = math.max(pixels, row.image.width * row.image.height * 3 + input.pixel_values:numel() * 4)
     row.image:free()
     if not longest or #input.input_ids > #longest.input_ids then longest = input end
@@ -134,7 +137,7 @@ local function count_arena(cfg, state)
   local actor, r, d = cfg.worker.actor, cfg.worker.rollout, cfg.data
   local vl = meta_policy(cfg, state.dir)
   local train_batch, n, length = d.rollout_batch_size, r.n, state.answer or d.max_response_length
-  local list = vl:train(actor.freeze_vision_tower and function(name) return not name:match "^visual%." end or nil)
+  local list = vl:train(actor.freeze_vision_tower and function(name) return not vl:is_vision_weight(name) end or nil)
   local groups = groups_of(state.input, math.min(train_batch, actor.global_batch_size), n, length)
   local reference = state.kl and (vl.lora and lora.reference(vl) or vl) or nil
   local bare, arena = trainer.bare { config = cfg, policy = vl, reference = reference }, {}
@@ -149,7 +152,7 @@ local function count_arena(cfg, state)
   end
   -- A frozen tower's results are there from sampling on.
   if actor.freeze_vision_tower and state.input.pixel_values then
-    vision_cache.put(vl, state.input, tensor.meta({ vision_tokens(state.input, vl), vl.config.hidden }, vl.dtype))
+    vision_cache.put(vl, state.input, tensor.meta({ vision_tokens(state.input, vl), vl.dims.hidden }, vl.dtype))
   end
   arena.update = counted(function() bare:accumulate(first, { tokens = #samples * length, answers = #samples }) end)
   vision_cache.free { state.input }
@@ -182,7 +185,7 @@ local function sizes(cfg, state)
   local dtype, o = actor.model.dtype, actor.optim
   local trained = {}
   for _, w in ipairs(vl.lora and {} or vl.weights) do
-    if not (actor.freeze_vision_tower and w.name:match "^visual%.") then trained[#trained + 1] = w end
+    if not (actor.freeze_vision_tower and vl:is_vision_weight(w.name)) then trained[#trained + 1] = w end
   end
   for _, a in ipairs(vl.lora and vl.lora.list or {}) do
     trained[#trained + 1], trained[#trained + 2] = { shape = a.a:shape() }, { shape = a.b:shape() }
@@ -202,7 +205,7 @@ local function sizes(cfg, state)
   p.pictures = (math.max(cfg.data.rollout_batch_size, state.evaluates and math.min(cfg.data.val_batch_size, state.val_rows) or 0)
     + cfg.data.rollout_batch_size) * state.pixels
   if actor.freeze_vision_tower then
-    p.pictures = p.pictures + cfg.data.rollout_batch_size * vision_tokens(state.input, vl) * vl.config.hidden * WIDTH[dtype]
+    p.pictures = p.pictures + cfg.data.rollout_batch_size * vision_tokens(state.input, vl) * vl.dims.hidden * WIDTH[dtype]
   end
   p.program = PROGRAM + TOKENIZER * file_bytes(state.dir .. "/tokenizer.json") + state.sam2
   return p

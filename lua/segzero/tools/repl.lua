@@ -7,11 +7,12 @@
 --   ...> end
 --
 -- Each entry is a main chunk of its own, so a `local` ends with it. Lines are read with readline,
--- else libedit, else io.read; history is kept in ~/.segzero_history. What is typed is never
+-- else libedit, else io.read; the history is in ~/.segzero_history. Typed code is never
 -- JIT-compiled: debug hooks do not fire in compiled loops, so Ctrl-C could not stop `while true do
--- end`. Functions from files are compiled as usual. The text of vl:generate appears as it is made
--- (one answer; not with an on_text of its own, or on_text = false).
--- Left out: completion, multi-line editing, per-project history.
+-- end`. Functions from files are compiled as usual.
+-- The text of vl:generate appears while it is generated (for one answer, unless on_text is a
+-- function or false).
+-- Left out: completion, editing a multi-line entry, a history for each project.
 
 local host = require "segzero.host"
 
@@ -24,9 +25,9 @@ local M = {}
 local PROMPT = "> "
 local PROMPT_MORE = "...> "
 local HISTORY_LINES = 1000
-local TABLE_ENTRIES = 40        -- of a printed table; the rest is counted
-local WIDTH = 96                -- of its lines
-local TRACE_LINES = 6           -- of an error's traceback
+local TABLE_ENTRIES = 40        -- shown of a table; the rest is only counted
+local WIDTH = 96                -- columns of a printed table
+local TRACE_LINES = 6           -- frames shown of an error
 
 local HELP = [[
 Type Lua. An expression prints its value; `_` is the last value. Unfinished input goes on at the ...> prompt.
@@ -58,24 +59,24 @@ local function show_inner(v)
   if type(v) == "string" then
     return (format("%q", v):gsub("\\\n", "\\n"))
   elseif type(v) == "table" and not (getmetatable(v) or {}).__tostring then
-    return next(v) == nil and "{}" or "{...}"
+    if next(v) == nil then return "{}" end
+    return "{...}"
   end
   return tostring(v)
 end
 
--- One value as text: strings as they are, tables one level deep, anything with __tostring through
+-- A value as text: a string as it is, a table one level deep, a value with __tostring as that shows
 -- it.
 function M.show(v)
   if type(v) ~= "table" or (getmetatable(v) or {}).__tostring then
     return tostring(v)
   end
   local parts = {}
-  local count = 0
   local array = #v
   for i = 1, math.min(array, TABLE_ENTRIES) do
     parts[i] = show_inner(v[i])
   end
-  count = array
+  local count = array
   local keys = {}
   for k in pairs(v) do
     if not (type(k) == "number" and k >= 1 and k <= array and k % 1 == 0) then
@@ -86,7 +87,8 @@ function M.show(v)
   for _, k in ipairs(keys) do
     count = count + 1
     if #parts < TABLE_ENTRIES then
-      local name = type(k) == "string" and is_name(k) and k or "[" .. show_inner(k) .. "]"
+      local name = "[" .. show_inner(k) .. "]"
+      if type(k) == "string" and is_name(k) then name = k end
       parts[#parts + 1] = name .. " = " .. show_inner(v[k])
     end
   end
@@ -107,8 +109,8 @@ function M.show(v)
   return "{\n  " .. concat(lines, "\n  ") .. "\n  " .. line .. "\n}"
 end
 
--- The message and the innermost frames: without those of error() itself, of the strict table, and
--- of the REPL below the typed chunk. An error in the typed line itself needs no frames.
+-- The message and the innermost frames, without those of error(), of the strict table, and of the
+-- REPL below the typed chunk. An error in the typed line itself needs no frames.
 local function short_error(text)
   local message, trace = tostring(text):match("^(.-)\nstack traceback:\n(.*)$")
   if not message then return tostring(text) end
@@ -123,13 +125,14 @@ local function short_error(text)
   -- the terminal has just shown ^C
   if message:find("interrupted!", 1, true) then message = "\n" .. message end
   if #frames <= 1 then return message end
-  local more = #frames > TRACE_LINES and "\n\t..." or ""
+  local more = ""
+  if #frames > TRACE_LINES then more = "\n\t..." end
   return message .. "\n" .. concat(frames, "\n", 1, math.min(#frames, TRACE_LINES)) .. more
 end
 
 -- ---- reading lines ------------------------------------------------------------------------------
--- A reader is a function(prompt) -> line, nil at the end of input, or false when Ctrl-C dropped the
--- line.
+-- A reader is a function(prompt) that returns a line, nil at the end of input, or false if Ctrl-C
+-- dropped the line.
 
 local function plain_reader(prompt)
   io.write(prompt)
@@ -166,8 +169,8 @@ local function try(lib, name, ...)
   return pcall(function(...) return lib[name](...) end, ...)
 end
 
--- The callback interface of readline with our own poll(), so that Ctrl-C returns here: readline()
--- itself would go on waiting after the signal. Returns nil when there is no such library.
+-- Uses readline's callback interface with our own poll(), so that Ctrl-C returns here; readline()
+-- itself would continue to wait after the signal. Returns nil if there is no such library.
 local function line_reader(history)
   local has_ffi, ffi = pcall(require, "ffi")
   if not has_ffi then return nil end
@@ -245,7 +248,7 @@ end
 
 -- ---- the loop -----------------------------------------------------------------------------------
 
--- Compiles what was typed so far: a chunk; or nil, nil when it is unfinished; or nil, message.
+-- Compiles the text typed so far. Returns a chunk; nil if it is unfinished; or nil and a message.
 local function compile(text)
   local chunk = loadstring("return " .. text, "=stdin")
   if chunk then return chunk end
@@ -258,8 +261,8 @@ local function compile(text)
   return nil, err
 end
 
--- One entry: a line and as many more as it takes. Returns a chunk; nil at the end of input; false
--- for nothing to run.
+-- Reads one entry: a line and as many more as it needs. Returns a chunk, nil at the end of input,
+-- or false if there is nothing to run.
 local function read_chunk(read, out)
   local text = read(PROMPT)
   if not text then return text end
@@ -303,15 +306,15 @@ local function run_chunk(chunk, out)
   rawset(_G, "_", results[2])
   local shown = {}
   for i = 2, results.n do
-    -- A __tostring of the user's may fail or run for ever: it gets the same protection.
+    -- A user's __tostring may fail or never return, so it has the same protection.
     local ok, text = host.call(M.show, results[i])
     shown[i - 1] = ok and text or "(cannot be shown: " .. short_error(text) .. ")"
   end
   out(concat(shown, "\t"))
 end
 
--- Runs the loop until the end of input. opts (for tests): read, a reader; print, function(text);
--- write, the same without a newline, for answers as they are made; quiet, no banner.
+-- Runs the loop until the end of input. opts, for tests: read, a reader; print, a function(text);
+-- write, the same without a newline, for the text of answers; quiet, no banner.
 function M.run(opts)
   opts = opts or {}
   local out = opts.print or function(text) io.write(text, "\n") end

@@ -1,9 +1,11 @@
--- advantage.lua - runs the advantage estimator of a run on a scored batch and checks what it returns.
+-- advantage.lua - runs the advantage estimator of a run on a scored batch and checks what it
+-- returns.
 --
 --   advantage.estimate("grpo", batch, options)      sets sample.advantage of every sample
 --
--- Estimators are registered in algorithms/advantages.lua. A result of the wrong shape, NaN or infinity is an error that
--- names the estimator, the row and the answer. Leaves out: the estimators themselves.
+-- Estimators are registered in algorithms/advantages.lua. A result of the wrong shape, NaN or
+-- infinity is an error that names the estimator, the row and the answer. Leaves out: the estimators
+-- themselves.
 
 local advantages = require "segzero.algorithms.advantages"
 local user_code = require "segzero.core.user_code"
@@ -18,7 +20,9 @@ local function problem_with(value, length)
     if is_finite(value) then return nil end
     return ("%s, expected a finite number or a list"):format(tostring(value))
   end
-  if #value ~= length then return ("a list of %d numbers, the answer has %d tokens"):format(#value, length) end
+  if #value ~= length then
+    return ("a list of %d numbers, the answer has %d tokens"):format(#value, length)
+  end
   for i, v in ipairs(value) do
     if not is_finite(v) then return ("a list whose element %d is %s"):format(i, tostring(v)) end
   end
@@ -36,7 +40,8 @@ function M.estimate(name, batch, options)
     for i, sample in ipairs(group.samples) do
       local problem = problem_with(list[i], #sample.ids)
       if problem then
-        error(("%s returned %s for answer %d of row %s"):format(what, problem, i, tostring(group.row.id)), 0)
+        error(("%s returned %s for answer %d of row %s"):format(what, problem, i,
+          tostring(group.row.id)), 0)
       end
       sample.advantage = list[i]
     end

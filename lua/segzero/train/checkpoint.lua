@@ -1,18 +1,21 @@
--- checkpoint.lua - a training state on disk: a loadable Hugging Face model (or PEFT adapter) plus what resuming needs.
+-- checkpoint.lua - a training state on disk: a loadable Hugging Face model (or PEFT adapter) plus
+-- what resuming needs.
 --
 --   checkpoint.save(folder, step, vl, opt, state) -> path      folder/global_step_<step>/
---   checkpoint.finish(checkpoint.begin(...)) -> path           the same in two calls; a background thread writes in between
+--   checkpoint.finish(checkpoint.begin(...)) -> path           the same in two calls; a background
+--                                                              thread writes in between
 --   checkpoint.latest(folder) -> path | nil                    the newest one that is complete
---   checkpoint.load(path, vl, opt) -> state                    weights and optimizer, in place; opt may be nil
+--   checkpoint.load(path, vl, opt) -> state                    weights and optimizer, in place; opt
+--                                                              may be nil
 --
--- A checkpoint is written as global_step_<step>.tmp and renamed. Its file DONE is written last; a folder without it does
--- not count. A checkpoint of the same step is renamed to .old first and removed afterwards; if the run ends in between,
--- .old counts. Resuming gives the same bits as not having stopped. Leaves out: deleting old checkpoints.
+-- A checkpoint is written as global_step_<step>.tmp and renamed. Its file DONE is written last; a
+-- folder without it does not count. A checkpoint of the same step is renamed to .old first and
+-- removed afterwards; if the run ends in between, .old counts. Resuming gives the same bits as not
+-- having stopped. Leaves out: deleting old checkpoints.
 
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
-local model = require "segzero.models.qwen_vl"
-local weights = require "segzero.models.weights"
+local core = require "segzero.core.ffi"
 local lora = require "segzero.models.lora"
 local jobs = require "segzero.core.jobs"
 
@@ -28,7 +31,7 @@ local function is_complete(path) return files.exists(path .. "/DONE") end
 -- Removes what a failed write left: on a full disk its bytes are needed.
 local function give_up(final, reason)
   remove_tree(final .. ".tmp")
-  error(("the checkpoint %s is not written: %s"):format(final, weights.plain(reason)), 0)
+  error(("the checkpoint %s is not written: %s"):format(final, core.plain(reason)), 0)
 end
 
 -- Everything that goes into the folder, in the order of writing. DONE is last.
@@ -43,14 +46,15 @@ local function add_files(writing, temporary, step, vl, opt, state)
   writing:text(temporary .. "/DONE", "")
 end
 
--- Starts writing. Returns what finish() takes: the final path, the job, and the path of a replaced checkpoint or false.
--- Tensors are written from their own memory: nothing may change them until finish() returns.
+-- Starts writing. Returns what finish() takes: the final path, the job, and the path of a replaced
+-- checkpoint or false. Tensors are written from their own memory: nothing may change them until
+-- finish() returns.
 function M.begin(folder, step, vl, opt, state)
   local final = ("%s/global_step_%d"):format(folder, step)
   local temporary = final .. ".tmp"
   local old = final .. ".old"
   remove_tree(temporary)
-  -- An .old beside an incomplete folder is what a run left that ended between the two renames.
+  -- An .old next to an incomplete folder is what a run left that ended between the two renames.
   if is_complete(final) then remove_tree(old) else os.rename(old, final) end
 
   local writing = jobs.writing()
@@ -81,7 +85,8 @@ local function step_of(name)
   if suffix == "" or suffix == ".old" then return tonumber(number) end
 end
 
--- Looks at the folders, not at the file `latest`: that file is for people, and a run may end between the two.
+-- Looks at the folders, not at the file `latest`: that file is for people, and a run may end
+-- between the two.
 function M.latest(folder)
   local newest = -1
   local path
@@ -107,17 +112,19 @@ end
 
 local function shape_text(t) return table.concat(t:shape(), ", ") end
 
--- Checks that every tensor of `into` has a saved one of its name and shape; if same_dtype, of its dtype too.
+-- Checks that every tensor of `into` has a saved one of its name and shape; if same_dtype, of its
+-- dtype too.
 local function compare(path, into, saved, same_dtype)
   for name, t in pairs(into) do
     local other = saved[name]
     if not other then error(("checkpoint %s: missing %s"):format(path, name), 0) end
     if shape_text(other) ~= shape_text(t) then
-      error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name, shape_text(other), shape_text(t)), 0)
+      error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name,
+        shape_text(other), shape_text(t)), 0)
     end
     if same_dtype and other:dtype() ~= t:dtype() then
-      error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was different"):format(path, name,
-        other:dtype(), t:dtype()), 0)
+      error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was different")
+        :format(path, name, other:dtype(), t:dtype()), 0)
     end
   end
 end
@@ -130,9 +137,14 @@ end
 local function check_adapters(path, vl)
   local has_adapters = files.exists(path .. "/adapter_config.json")
   if has_adapters ~= (vl.lora ~= nil) then
-    local content = has_adapters and "adapters alone" or "no adapters"
-    local rank = has_adapters and lora.read_config(path).r or 0
-    error(("checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"):format(path, content, rank), 0)
+    local content = "no adapters"
+    local rank = 0
+    if has_adapters then
+      content = "adapters alone"
+      rank = lora.read_config(path).r
+    end
+    error(("checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"):format(path,
+      content, rank), 0)
   end
   if vl.lora then lora.same_settings(vl, path) end
 end
@@ -141,8 +153,8 @@ local function check_unused(path, vl, parameters, saved)
   if not vl.lora then return end
   for name in pairs(saved) do
     if not parameters[name] then
-      error(("checkpoint %s: %s would not be used: lora.target_modules or lora.exclude_modules were different"):format(
-        path, name), 0)
+      error(("checkpoint %s: %s would not be used: lora.target_modules or lora.exclude_modules " ..
+        "were different"):format(path, name), 0)
     end
   end
 end
@@ -158,14 +170,22 @@ local function load_optimizer(path, opt, then_copy)
 end
 
 function M.load(path, vl, opt)
-  if not is_complete(path) then error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2) end
-  local state = model.read_json(path .. "/trainer_state.json")
+  if not is_complete(path) then
+    error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2)
+  end
+  local state = files.read_json(path .. "/trainer_state.json")
   if type(state) ~= "table" or type(state.global_step) ~= "number" then
     error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
   end
   check_adapters(path, vl)
-  local parameters = vl.lora and lora.parameters(vl) or vl:parameters()
-  local saved_weights = vl.lora and lora.read(path) or safetensors.load_folder(path)
+  local parameters, saved_weights
+  if vl.lora then
+    parameters = lora.parameters(vl)
+    saved_weights = lora.read(path)
+  else
+    parameters = vl:parameters()
+    saved_weights = safetensors.load_folder(path)
+  end
   -- Everything is checked before anything is changed.
   with(saved_weights, function(saved)
     compare(path, parameters, saved)

@@ -1,4 +1,5 @@
--- experiment.lua - a whole training run from settings: models, data, run folder, loggers, evaluation before and after.
+-- experiment.lua - a whole training run from settings: models, data, run folder, loggers,
+-- evaluation before and after.
 --
 --   local t = experiment.run(cfg, overrides)
 --
@@ -6,8 +7,8 @@
 -- overrides, each optional:
 --   reward, train, held_out, prompt      instead of what the settings name: functions and data sets
 --   on_step(t, stats), on_evaluate(t, result), stop_when(t, stats)     hooks, see train/loop.lua
--- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and before.png and
--- after.png if there are held-out rows. Leaves out: parsing and checking settings.
+-- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
+-- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -36,7 +37,8 @@ local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend o
 -- ---- what a run is made of ----
 local function open_train(cfg)
   local d = cfg.data
-  return data.open(d.train_files, { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
+  return data.open(d.train_files,
+    { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
 end
 
 local function open_held_out(cfg)
@@ -49,7 +51,7 @@ end
 
 local function load_policy(cfg)
   local actor = cfg.worker.actor
-  local policy = sz.qwen_vl(actor.model.model_path, { dtype = actor.model.dtype })
+  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype })
   local processor = policy:processor()
   policy:tokenizer()            -- a missing file is an error before the run folder exists
   processor.min_pixels = cfg.data.min_pixels
@@ -58,7 +60,8 @@ local function load_policy(cfg)
   return policy
 end
 
--- The frozen model that the KL term or the estimator asks for, or nil. With LoRA it is the policy without adapters.
+-- The frozen model that the KL term or the estimator asks for, or nil. With LoRA it is the policy
+-- without adapters.
 local function load_reference(cfg, policy)
   local actor = cfg.worker.actor
   local ref = cfg.worker.ref
@@ -67,7 +70,7 @@ local function load_reference(cfg, policy)
   if not has_kl and not needs.reference then return nil end
   if policy.lora then return lora.reference(policy) end
   local dtype = ref.model.dtype or actor.model.dtype
-  return sz.qwen_vl(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
+  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
 end
 
 local function load_segmenter(cfg)
@@ -76,13 +79,15 @@ local function load_segmenter(cfg)
   return segmenter_of.new(sz.sam2(path))
 end
 
--- The checkpoint to resume from: the one named, or the newest complete one of the run folder named; nil for a new run.
+-- The checkpoint to resume from: the one named, or the newest complete one of the run folder named;
+-- nil for a new run.
 local function checkpoint_to_resume(cfg)
   local path = cfg.trainer.load_checkpoint_path
   if not path or files.exists(path .. "/trainer_state.json") then return path end
   local latest = checkpoint.latest(path)
   if latest then return latest end
-  error(("trainer.load_checkpoint_path: %s is no checkpoint and has none that is complete"):format(path), 0)
+  error(("trainer.load_checkpoint_path: %s is no checkpoint and has none that is complete")
+    :format(path), 0)
 end
 
 -- A resumed run continues in its own folder; a new one gets a folder of its own.
@@ -118,10 +123,12 @@ local function build(cfg, overrides)
 
   local resume = checkpoint_to_resume(cfg)
   local t = trainer.new {
-    config = cfg, policy = policy, reference = reference, reward = reward, train = train, held_out = held_out,
-    prompt = overrides.prompt or prompts.seg_zero, folder = run_folder(cfg, resume), segmenter = segmenter, plan = plan,
+    config = cfg, policy = policy, reference = reference, segmenter = segmenter, plan = plan,
+    reward = reward, train = train, held_out = held_out,
+    prompt = overrides.prompt or prompts.seg_zero, folder = run_folder(cfg, resume),
     total_steps = number_of_steps(cfg, train),
-    hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate, stop_when = overrides.stop_when },
+    hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate,
+      stop_when = overrides.stop_when },
   }
   if resume then t:resume(resume) end
   return t, resume
@@ -139,12 +146,14 @@ local function introduce(t, resume)
   local cfg = t.config
   local resumed = resume and (", resumed at step %d"):format(t.global_step) or ""
   say(t, "policy %s, %s", tostring(t.policy), cfg.worker.actor.model.dtype)
-  say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data", t.total_steps,
+  say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
+    t.total_steps,
     cfg.data.rollout_batch_size, cfg.worker.rollout.n, t.folder, resumed)
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
--- The held-out answers as an image: ground truth, prediction and, where there is one, its mask, which is freed here.
+-- The held-out answers as an image: ground truth, prediction and, where there is one, its mask,
+-- which is freed here.
 local function write_sheet(t, name, result)
   local draw = require "segzero.tools.draw"
   local mask_of = {}
@@ -157,7 +166,8 @@ local function write_sheet(t, name, result)
   end
 
   local path = ("%s/%s.png"):format(t.folder, name)
-  draw.predictions(path, shown, result.records, { count = SHEET_ROWS, masks = next(mask_of) ~= nil })
+  draw.predictions(path, shown, result.records,
+    { count = SHEET_ROWS, masks = next(mask_of) ~= nil })
   for _, record in ipairs(result.records) do
     if record.mask then record.mask:free() end
     record.mask = nil
@@ -170,7 +180,9 @@ local function evaluate_before(t)
   local result = loop.evaluate(t, SHEET_ROWS)
   say(t, "held-out reward before: %.3f of %d rows (%s)", result.reward, t.held_out:count(),
     records.parts_text(result.parts))
-  if result.giou then say(t, "held-out gIoU before: %.3f (ceiling %s)", result.giou, number(result.ceiling)) end
+  if result.giou then
+    say(t, "held-out gIoU before: %.3f (ceiling %s)", result.giou, number(result.ceiling))
+  end
   write_sheet(t, "before", result)
   return result
 end
@@ -181,10 +193,12 @@ local function evaluate_after(t, before)
   local rows = t.held_out:count()
   say(t, "held-out reward after: %.3f (%s)", result.reward, records.parts_text(result.parts))
   write_sheet(t, "after", result)
-  say(t, "held-out reward: before=%s after=%.3f rows=%d seed=%d", number(before and before.reward), result.reward, rows,
+  say(t, "held-out reward: before=%s after=%.3f rows=%d seed=%d", number(before and before.reward),
+    result.reward, rows,
     seed)
   if result.giou then
-    say(t, "held-out gIoU: before=%s after=%.3f ceiling=%s rows=%d seed=%d", number(before and before.giou), result.giou,
+    say(t, "held-out gIoU: before=%s after=%.3f ceiling=%s rows=%d seed=%d",
+      number(before and before.giou), result.giou,
       number(result.ceiling), rows, seed)
   end
 end

@@ -1,19 +1,23 @@
--- forward.lua - runs a model over micro-batches: log-probability and entropy of every answer token, whole answers at a time.
+-- forward.lua - runs a model over micro-batches: log-probability and entropy of every answer token,
+-- whole answers at a time.
 --
---   forward.run(model, batch, options, f)          batch: one of micro_batches.split
---     f(runs, logprob, entropy) -> loss, after     is called once, or once for each chunk and once more for answers of
---                                                  one token. logprob, entropy f32 [tokens]
---     runs    {{sample =, first =, last =}, ...}: which answer tokens the tensors have, in this order. Every call has
---             whole answers; the tokens of an answer need not be neighbours
---     loss    one element to call backward() on, or nil; after() is then called when its gradients have been added
---   forward.reference(model, batches, options)     sets sample.reference: a list with a number for each token
---   options = {temperature =, recompute =, frozen_vision =}
+--   forward.run(model, batch, options, f)        batch: one of micro_batches.split
+--   forward.reference(model, batches, options)   sets sample.reference: a number for each token
 --
--- A micro-batch without chunks is one packed stream. With chunks the prompt is a stream of its own, which also predicts
--- the first token of each answer, and each chunk is a stream that continues it (inference/packing.lua). A chunk's loss
--- needs the first tokens' log-probabilities too. There they are leaves with the same values; the gradients that the
--- leaves collect go into the prompt's stream when its own backward pass runs, after all chunks.
--- Leaves out: the loss (update.lua).
+-- f(runs, logprob, entropy) -> loss, after     is called once; for a micro-batch with chunks, once
+-- for each chunk and once more for answers of one token.
+--   runs     {{sample =, first =, last =}, ...}: which answer tokens the tensors have, in this
+--            order. Every call has whole answers; the tokens of an answer need not be neighbours
+--   logprob, entropy     f32 [tokens]
+--   loss     one element to call backward() on, or nil
+--   after    nil, or a function to call when the gradients of the loss have been added
+-- options = {temperature =, recompute =, frozen_vision =}
+--
+-- A micro-batch without chunks is one packed stream. With chunks the prompt is a stream of its own,
+-- which also predicts the first token of each answer, and each chunk is a stream that continues it
+-- (inference/packing.lua). A chunk's loss needs the first tokens' log-probabilities too. There they
+-- are leaves with the same values; the gradients that the leaves collect go into the prompt's
+-- stream when its own backward pass runs, after all chunks. Leaves out: the loss (update.lua).
 
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
@@ -27,11 +31,13 @@ local function recording() return core.C.sz_grad_enabled() == 1 end
 
 local function run_stream(model, groups, features, options, prefix)
   local stream = packing.stream(groups, model.image_token_id)
-  local hidden = model:hidden(stream, features, { rows = stream.rows, prefix = prefix, recompute = options.recompute })
+  local hidden = model:hidden(stream, features,
+    { rows = stream.rows, prefix = prefix, recompute = options.recompute })
   return model:logprob_of(hidden, stream.targets, options.temperature)
 end
 
--- The images of the micro-batch. A frozen tower is not recorded: recomputing it would find nothing to give a gradient to.
+-- The images of the micro-batch. A frozen tower is not recorded: recomputing it would find nothing
+-- to give a gradient to.
 local function run_vision(model, batch, options)
   local inputs = {}
   for i, group in ipairs(batch.groups) do inputs[i] = group.input end
@@ -96,8 +102,9 @@ local function leaf_of(values, device)
   return t
 end
 
--- One chunk: its samples' later tokens are a stream; their first tokens are leaves. first = {logprob =, entropy =,
--- place = {[sample] = i}}, values by number. Returns nothing; the leaves' gradients go to grads.logprob, grads.entropy.
+-- One chunk: its samples' later tokens are a stream; their first tokens are leaves. first =
+-- {logprob =, entropy =, place = {[sample] = i}}, values by number. Returns nothing; the leaves'
+-- gradients go to grads.logprob, grads.entropy.
 local function run_chunk(model, group, chunk, prefix, options, first, grads, f)
   local from = tensor.recorded()
   local ids = {}
@@ -111,13 +118,16 @@ local function run_chunk(model, group, chunk, prefix, options, first, grads, f)
     logprobs[k] = first.logprob[place]
     entropies[k] = first.entropy[place]
   end
-  for _, sample in ipairs(chunk) do runs[#runs + 1] = { sample = sample, first = 2, last = #sample.ids } end
+  for _, sample in ipairs(chunk) do
+    runs[#runs + 1] = { sample = sample, first = 2, last = #sample.ids }
+  end
 
-  local continuation = { input = group.input, answers = ids, behind = true }
+  local continuation = { input = group.input, answers = ids, continues = true }
   local logprob, entropy = run_stream(model, { continuation }, nil, options, prefix)
   local device = logprob:device()
   local leaves = { logprob = leaf_of(logprobs, device), entropy = leaf_of(entropies, device) }
-  local loss, after = f(runs, concatenated(leaves.logprob, logprob), concatenated(leaves.entropy, entropy))
+  local loss, after = f(runs, concatenated(leaves.logprob, logprob),
+    concatenated(leaves.entropy, entropy))
   backward(loss, after, from)
 
   for name, leaf in pairs(leaves) do
@@ -127,8 +137,10 @@ local function run_chunk(model, group, chunk, prefix, options, first, grads, f)
   end
 end
 
--- The sum of gradient * tensor over the first tokens: its gradient is what the chunks' leaves collected.
-local function first_token_loss(logprob, entropy, grads, device)
+-- The sum of gradient * tensor over the first tokens: its gradient is what the chunks' leaves
+-- collected.
+local function first_token_loss(logprob, entropy, grads)
+  local device = logprob:device()
   local by_logprob = logprob * tensor.new(grads.logprob, { device = device })
   local by_entropy = entropy * tensor.new(grads.entropy, { device = device })
   return by_logprob:sum() + by_entropy:sum()
@@ -161,18 +173,23 @@ local function run_chunks(model, batch, options, f)
     tensor.step(run_chunk, model, group, chunk, prefix, options, first, grads, f)
   end
 
-  -- The prompt's backward pass comes last, when all chunks have added gradients to its keys, values and first tokens.
+  -- The prompt's backward pass comes last, when all chunks have added gradients to its keys, values
+  -- and first tokens.
   local loss, after
-  if #alone > 0 then loss, after = f(alone, picked(logprob, alone_places), picked(entropy, alone_places)) end
+  if #alone > 0 then
+    loss, after = f(alone, picked(logprob, alone_places), picked(entropy, alone_places))
+  end
   if recording() then
-    local rest = first_token_loss(logprob, entropy, grads, model.device)
-    loss = loss and loss + rest or rest
+    local rest = first_token_loss(logprob, entropy, grads)
+    if loss then rest = loss + rest end
+    loss = rest
   end
   backward(loss, after, 0)
 end
 
 function M.run(model, batch, options, f)
-  local run = batch.chunks and run_chunks or run_whole
+  local run = run_whole
+  if batch.chunks then run = run_chunks end
   tensor.step(run, model, batch, options, f)
 end
 
@@ -192,7 +209,9 @@ end
 function M.reference(model, batches, options)
   local before = timer.enter "reference"
   offload.using(model, function()
-    for _, batch in ipairs(batches) do tensor.no_grad(M.run, model, batch, options, keep_reference) end
+    for _, batch in ipairs(batches) do
+      tensor.no_grad(M.run, model, batch, options, keep_reference)
+    end
   end)
   timer.enter(before)
 end

@@ -1,10 +1,10 @@
 -- inputs.lua - rows as the model reads them: the image and the prompt as tokens and patches.
 --
 --   inputs.prepare(row, policy, prompt, { system_prompt =, max_tokens = }) -> row, with row.input
---   inputs.release(rows)                                      frees their images, patches and cached vision features
+--   inputs.release(rows)      frees their images, patches and cached vision features
 --
--- prompt(problem) -> the text of the question. A row that cannot be read is an error that names the row.
--- Leaves out: several images in a row.
+-- prompt(problem) -> the text of the question. A row that cannot be read is an error that names the
+-- row. Leaves out: several images in a row.
 
 local vision_cache = require "segzero.inference.vision_cache"
 
@@ -13,7 +13,8 @@ local M = {}
 local function without_place(message) return (tostring(message):gsub("^[^:]*%.lua:%d+: ", "")) end
 
 local function messages(row, prompt, system_prompt)
-  local question = { { type = "image", image = row.image }, { type = "text", text = prompt(row.problem) } }
+  local question = { { type = "image", image = row.image },
+    { type = "text", text = prompt(row.problem) } }
   return { { role = "system", content = system_prompt }, { role = "user", content = question } }
 end
 
@@ -24,8 +25,9 @@ function M.prepare(row, policy, prompt, options)
   local length = #input.input_ids
   if length > options.max_tokens then
     local of_image = length - #policy:tokenizer():encode(input.text)
-    error(("row %s: the prompt has %d tokens (%d of them image), data.max_prompt_length is %d; raise it, or lower " ..
-      "data.max_pixels"):format(tostring(row.id), length, of_image, options.max_tokens), 0)
+    error(("row %s: the prompt has %d tokens (%d of them image), data.max_prompt_length is %d; " ..
+      "raise it, or lower data.max_pixels"):format(tostring(row.id), length, of_image,
+      options.max_tokens), 0)
   end
   return row
 end

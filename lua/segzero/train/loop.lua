@@ -1,14 +1,16 @@
 -- loop.lua - all steps of a run: logging, evaluation, checkpoints and the hooks of a script.
 --
 --   loop.run(t)              t: trainer.new's object; until t.total_steps, or until a hook stops it
---   loop.evaluate(t, keep, name) -> {step =, reward =, parts =, records =, giou =, ceiling =}, logged; calls on_evaluate
+--   loop.evaluate(t, keep)   evaluates the held-out rows, logs the result and calls on_evaluate
+--     -> {step =, reward =, parts =, records =, giou =, ceiling =}; keep: see evaluator.held_out
 --
 -- t.hooks, each optional:
---   on_step(t, stats)        after each step; may change t.numbers, t.schedules, t.reward, t.train, t.prompt
+--   on_step(t, stats)        after each step; may change t.numbers, t.schedules, t.reward, t.train
+--                            and t.prompt
 --   on_evaluate(t, result)   after each evaluation
---   stop_when(t, stats)      true, or a reason as text, ends the run after this step as if it were the last
--- A hook that fails ends the run with its own traceback. However the run ends, a checkpoint that is being written is
--- finished first. Leaves out: saving when the run is interrupted.
+--   stop_when(t, stats)      true, or a reason as text, ends the run after this step
+-- A hook that fails ends the run with its own traceback. However the run ends, a checkpoint that is
+-- being written is finished first. Leaves out: saving when the run is interrupted.
 
 local evaluator = require "segzero.evaluation.evaluator"
 local records = require "segzero.train.records"
@@ -31,7 +33,8 @@ function M.evaluate(t, keep)
   rollout.rest(t.policy, t.plan)
   result.step = t.global_step
   t.log:scalars(t.global_step, {
-    step = t.global_step, held_out_reward = result.reward, held_out_parts = result.parts, held_out_giou = result.giou,
+    step = t.global_step, held_out_reward = result.reward, held_out_parts = result.parts,
+    held_out_giou = result.giou,
     held_out_ceiling_giou = result.giou and result.ceiling,
   })
   call_hook(t, "on_evaluate", result)
@@ -41,10 +44,13 @@ end
 local function is_due(step, freq) return freq > 0 and step % freq == 0 end
 
 local function evaluate_if_due(t, step)
-  if not is_due(step, t.options.run.test_freq) or step >= t.total_steps or not t.held_out then return end
+  if not is_due(step, t.options.run.test_freq) or step >= t.total_steps or not t.held_out then
+    return
+  end
   local result = M.evaluate(t)
   local giou = result.giou and (", gIoU %.3f"):format(result.giou) or ""
-  say(t, "  held-out reward at step %d: %.3f (%s)%s", step, result.reward, records.parts_text(result.parts), giou)
+  say(t, "  held-out reward at step %d: %.3f (%s)%s", step, result.reward,
+    records.parts_text(result.parts), giou)
 end
 
 -- One step and everything after it. Returns true when the run is to end.
@@ -71,7 +77,9 @@ end
 
 -- A message that names a place in the code gets a traceback, unless it has one.
 local function traced(message)
-  if type(message) ~= "string" or message:find("\nstack traceback:", 1, true) then return message end
+  if type(message) ~= "string" or message:find("\nstack traceback:", 1, true) then
+    return message
+  end
   if not message:find "^[^\n]-:%d+:" then return message end
   return debug.traceback(message, 2)
 end

@@ -93,7 +93,7 @@ function M.for_decoder(prompt, scene, sam, image)
   end
   for i, p in ipairs(prompt.points or {}) do add(p[1], p[2], prompt.labels[i]) end
   points[#points + 1] = { 0, 0, -1 }
-  return { picture = image, points = points }
+  return { image = image, points = points }
 end
 
 return M

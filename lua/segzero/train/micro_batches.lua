@@ -1,12 +1,16 @@
 -- micro_batches.lua - groups to micro-batches whose activations fit into memory together.
 --
---   micro_batches.split(groups, max_tokens, max_answers) -> {{groups = {...}, chunks = nil | {{samples}, ...}}, ...}
---   micro_batches.parts(groups, size) -> {{group, ...}, ...}      the groups of each update of a rollout
+--   micro_batches.split(groups, max_tokens, max_answers)
+--     -> {{groups = {...}, chunks = nil | {{sample, ...}, ...}}, ...}
+--   micro_batches.parts(groups, size)     the groups of each update of a rollout
+--     -> {{group, ...}, ...}
 --
--- A micro-batch has as many whole groups as have at most max_tokens packed tokens and max_answers answers together. A
--- group that alone has more becomes a micro-batch of its own with chunks: the prompt is computed once, and its answers
--- follow chunk by chunk. A chunk is within the limits together with the prompt, but has at least one answer; an answer
--- is never split. An answer of one token is predicted by the prompt alone and is in no chunk.
+-- A micro-batch has as many whole groups as have at most max_tokens packed tokens and max_answers
+-- answers together. A group that alone has more becomes a micro-batch of its own with chunks: the
+-- prompt is computed once, and its answers follow chunk by chunk. A chunk is within the limits
+-- together with the prompt, but has at least one answer; an answer is never split. An answer of one
+-- token is predicted by the prompt alone and is in no chunk.
+-- Leaves out: the order of groups, which stays.
 
 local M = {}
 
@@ -44,7 +48,8 @@ function M.split(groups, max_tokens, max_answers)
   for _, group in ipairs(groups) do
     local size = packed_tokens(group)
     if size > max_tokens or #group.samples > max_answers then
-      batches[#batches + 1] = { groups = { group }, chunks = chunks_of(group, max_tokens, max_answers) }
+      batches[#batches + 1] = { groups = { group },
+        chunks = chunks_of(group, max_tokens, max_answers) }
       open = nil
     else
       if not open or tokens + size > max_tokens or answers + #group.samples > max_answers then

@@ -1,16 +1,19 @@
 -- optim.lua - AdamW over a list of named parameters, with clipping of the gradients' global norm.
 --
---   local opt = optim.adamw(list, {lr =, betas = {0.9, 0.999}, eps = 1e-8, weight_decay = 0.01, max_grad_norm = 1})
---       state_dtype = "f32" | "bf16" | "int8"     of the moments; int8: codes in blocks of 256 with a scale
---       master_weights = true | false             f32 copies of bf16 parameters; false: updated in place, rounded
---                                                 stochastically
---       grad_dtype = "f32" | "bf16"               of the summed gradients; vectors stay f32
---   local norm, updated = opt:step(lr)       lr: of this step, else opts.lr. If the norm is not finite the update is
---                                            skipped: updated is false, the gradients are cleared, opt.skipped counts it
---   opt:state() -> {name -> tensor}          borrowed; checkpoints read them and write into them
---   opt:steps(), opt:set_steps(n)            optimizer steps so far
+--   local opt = optim.adamw(list, options)   list: {{name =, tensor =}, ...}, as vl:train() returns
+--     lr, betas = {0.9, 0.999}, eps = 1e-8, weight_decay = 0.01, max_grad_norm = nil
+--     state_dtype = "f32" | "bf16" | "int8"     of the moments; int8: codes in blocks of 256 with a
+--                                               scale
+--     master_weights = true | false             f32 copies of bf16 parameters; false: updated in
+--                                               place, rounded stochastically
+--     grad_dtype = "f32" | "bf16"               of the summed gradients; vectors stay f32
+--   local norm, updated = opt:step(lr)     lr: of this step; without it, options.lr. If the norm is
+--                                          not finite, the update is skipped: updated is false, the
+--                                          gradients are cleared, opt.skipped counts it
+--   opt:state() -> {name -> tensor}        borrowed; checkpoints read them and write into them
+--   opt:steps(), opt:set_steps(n)          optimizer steps so far
 --
--- list is what vl:train() returns: {{name =, tensor =}, ...}. Leaves out: other optimizers, parameter groups.
+-- Leaves out: other optimizers, parameter groups.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -49,8 +52,10 @@ function M.adamw(list, opts)
   local handle = check(C.sz_adamw_new(pointers, #list, moments, masters), 2)
   local betas = opts.betas or DEFAULT_BETAS
   return setmetatable({
-    c = ffi.gc(handle, C.sz_adamw_free), list = list, lr = opts.lr, beta1 = betas[1], beta2 = betas[2],
-    eps = opts.eps or 1e-8, weight_decay = opts.weight_decay or 0.01, max_grad_norm = opts.max_grad_norm, skipped = 0,
+    c = ffi.gc(handle, C.sz_adamw_free), list = list, lr = opts.lr, beta1 = betas[1],
+    beta2 = betas[2],
+    eps = opts.eps or 1e-8, weight_decay = opts.weight_decay or 0.01,
+    max_grad_norm = opts.max_grad_norm, skipped = 0,
   }, mt)
 end
 
@@ -63,8 +68,11 @@ function methods:step(lr)
     return norm, false
   end
   local scale = 1
-  if self.max_grad_norm and norm > self.max_grad_norm then scale = self.max_grad_norm / (norm + 1e-6) end
-  check(C.sz_adamw_step(self.c, lr or self.lr, self.beta1, self.beta2, self.eps, self.weight_decay, scale), 2)
+  if self.max_grad_norm and norm > self.max_grad_norm then
+    scale = self.max_grad_norm / (norm + 1e-6)
+  end
+  check(C.sz_adamw_step(self.c, lr or self.lr, self.beta1, self.beta2, self.eps, self.weight_decay,
+    scale), 2)
   return norm, true
 end
 

@@ -1,21 +1,26 @@
--- options.lua - from the settings of a run, in EasyR1's nesting, to the plain options of each component. Training code
--- reads no other key of the settings; a renamed key changes this file only.
+-- options.lua - from the settings of a run, in EasyR1's nesting, to the plain options of each
+-- component. Training code reads no other key of the settings; a renamed key changes this file
+-- only.
 --
---   local options = require("segzero.train.options").of(cfg)        cfg: what a recipe's settings(args) returns
+--   local options = options.of(cfg)       cfg: what a recipe's settings(args) returns
 --
 -- Returns one table for each component:
 --   rows           batch (prompts a step), seed, shuffle
 --   input          system_prompt, max_tokens (of a prompt)
---   rollout        what inference/rollout.lua takes: n, top_p, top_k, max_new_tokens, seed, cache_gib, ...
+--   rollout        what inference/rollout.lua takes: n, top_p, top_k, max_new_tokens, seed,
+--                  cache_gib, ...
 --   forward        recompute (gradient checkpointing), frozen_vision
---   micro_batches  max_tokens, and the most answers in one: update, experience (math.huge: no limit)
+--   micro_batches  max_tokens, and the most answers in one: update, experience (math.huge: no
+--                  limit)
 --   estimator      the name of the advantage estimator
 --   update         groups (prompts an update), loss, kl, aggregation (registered names), use_kl
---   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high: what schedules and hooks may change
+--   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high: what schedules and
+--                  hooks may change
 --   schedules      number -> registered schedule;  warmup_ratio: part of the run that warms up
 --   optimizer      what train/optim.lua takes, without lr
 --   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization
 --   run            test_freq, save_freq, loggers (registered names)
+-- Leaves out: defaults and checks (config/grpo.lua).
 
 local M = {}
 
@@ -44,16 +49,20 @@ local function numbers(cfg)
   return {
     lr = actor.optim.lr, temperature = cfg.worker.rollout.temperature,
     kl_coef = actor.kl_loss_coef, entropy_coef = actor.entropy_coeff,
-    clip_low = actor.clip_ratio_low or actor.clip_ratio, clip_high = actor.clip_ratio_high or actor.clip_ratio,
+    clip_low = actor.clip_ratio_low or actor.clip_ratio,
+    clip_high = actor.clip_ratio_high or actor.clip_ratio,
   }
 end
 
 local function optimizer_options(actor)
   local o = actor.optim
+  local grad_dtype = actor.grad_dtype
+  if grad_dtype == "f32" then grad_dtype = nil end        -- the default; asking for it costs a call
   return {
-    betas = { o.beta1, o.beta2 }, eps = o.eps, weight_decay = o.weight_decay, max_grad_norm = actor.max_grad_norm,
+    betas = { o.beta1, o.beta2 }, eps = o.eps,
+    weight_decay = o.weight_decay, max_grad_norm = actor.max_grad_norm,
     state_dtype = o.state_dtype, master_weights = o.master_weights,
-    grad_dtype = actor.grad_dtype ~= "f32" and actor.grad_dtype or nil,
+    grad_dtype = grad_dtype,
   }
 end
 
@@ -65,7 +74,8 @@ function M.of(cfg)
     rows = { batch = data.rollout_batch_size, seed = data.seed, shuffle = data.shuffle },
     input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length },
     rollout = rollout_options(cfg),
-    forward = { recompute = actor.model.enable_gradient_checkpointing, frozen_vision = actor.freeze_vision_tower },
+    forward = { recompute = actor.model.enable_gradient_checkpointing,
+      frozen_vision = actor.freeze_vision_tower },
     micro_batches = {
       max_tokens = actor.max_tokens_per_micro_batch,
       update = actor.micro_batch_size_per_device_for_update or math.huge,
@@ -73,7 +83,8 @@ function M.of(cfg)
     },
     estimator = cfg.algorithm.adv_estimator,
     update = {
-      groups = actor.global_batch_size, loss = actor.loss_type or "ppo_clip", kl = actor.kl_loss_type,
+      groups = actor.global_batch_size, loss = actor.loss_type or "ppo_clip",
+      kl = actor.kl_loss_type,
       aggregation = actor.loss_avg_mode, use_kl = actor.use_kl_loss,
     },
     numbers = numbers(cfg),

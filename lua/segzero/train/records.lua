@@ -1,14 +1,19 @@
--- records.lua - the four records that a training step passes from stage to stage, and what is counted over them.
+-- records.lua - the four records that a training step passes from stage to stage, and what is
+-- counted over them.
 --
 -- Row: one example, made by a data source (data/sources.lua).
 --   id, index          its name and its number in the set, from 1
 --   problem, solution  the question and the ground truth, as text
 --   image, images      the image (the trainer frees it), and a list with it
---   frame              side in pixels of the square that the solution's and the answers' coordinates count in
---   mask               nil, or a function that returns the true mask: u8 [height, width] of 0 and 1, freed by the caller
---   columns            every column of the user's data; each is also a field of the row unless a field has its name
---   The trainer adds: number (which row of the run; keys the random numbers), input (what the model reads; see
---   vl:process) and, while rewards run and a SAM2 model is loaded, segment (reward/masks.lua).
+--   frame              side in pixels of the square that the solution's and the answers'
+--                      coordinates count in
+--   mask               nil, or a function that returns the true mask: u8 [height, width] of 0 and
+--                      1, freed by the caller
+--   columns            every column of the user's data; each is also a field of the row unless a
+--                      field has its name
+--   The trainer adds number (which row of the run; keys the random numbers), input (what the model
+--   reads; see vl:process) and, while rewards run and there is a SAM2 model, segment
+--   (reward/masks.lua).
 --
 -- Sample: one answer.
 --   ids, text          its tokens, and its text without special tokens
@@ -21,8 +26,9 @@
 -- Group: {row =, input = row.input, samples = {Sample, ...}}, a prompt with its answers.
 -- Batch: {groups = {Group, ...}}, one rollout. An update may use a part of a batch's groups.
 --
--- Stages: rows (data/sampler.lua) -> rollout and score (train/rollout.lua, reward/runner.lua) -> reference
--- (train/forward.lua) -> advantage (train/advantage.lua) -> update (train/update.lua) -> record (this file, log/).
+-- Stages: rows (data/sampler.lua) -> rollout and score (train/rollout.lua, reward/runner.lua) ->
+-- reference (train/forward.lua) -> advantage (train/advantage.lua) -> update (train/update.lua) ->
+-- record (this file, log/). Leaves out: code of the stages.
 
 local M = {}
 
@@ -38,7 +44,8 @@ function M.totals(groups)
   return totals
 end
 
--- Means over all answers of a scored batch: reward, reward/PART, length, and stopped (the share that ended by itself).
+-- Means over all answers of a scored batch: reward, reward/PART, length, and stopped (the share
+-- that ended by itself).
 function M.means(groups)
   local sums = { reward = 0, length = 0, stopped = 0 }
   local answers = 0
@@ -64,8 +71,10 @@ function M.rollout_rows(step, groups)
   for _, group in ipairs(groups) do
     for i, sample in ipairs(group.samples) do
       list[#list + 1] = {
-        step = step, row = group.row.id, problem = group.row.problem, solution = group.row.solution, answer = i,
-        text = sample.text, reward = sample.score, parts = sample.parts, advantage = sample.advantage,
+        step = step, row = group.row.id, answer = i,
+        problem = group.row.problem, solution = group.row.solution,
+        text = sample.text, reward = sample.score, parts = sample.parts,
+        advantage = sample.advantage,
         finish = sample.finish, ids = sample.ids, logprobs = sample.logprobs,
       }
     end

@@ -2,9 +2,11 @@
 --
 --   rollout.groups(t, rows) -> groups             rows as the model reads them; t: a trainer
 --   rollout.answer(t, groups, temperature)        sets group.samples of every group, with scores
---   rollout.rest(policy, plan)                    gives the key-value cache's memory back if the update needs it
+--   rollout.rest(policy, plan)                    gives the key-value cache's memory back if the
+--                                                 update needs it
 --
--- A group that has all its answers is scored while others still decode. Leaves out: advantages, which need the whole batch.
+-- A group that has all its answers is scored while others still decode. Leaves out: advantages,
+-- which need the whole batch.
 
 local inference = require "segzero.inference.rollout"
 local inputs_of = require "segzero.train.inputs"
@@ -13,7 +15,8 @@ local timer = require "segzero.log.timer"
 
 local M = {}
 
--- The cache keeps its memory only if the plan has room for it besides the update: taking pages again costs page faults.
+-- The cache keeps its memory only if the plan has room for it besides the update: taking pages
+-- again costs page faults.
 function M.rest(policy, plan)
   local fits = plan and plan.phases.update + plan.parts.cache <= plan.device.free
   if not fits then inference.release_cache(policy) end

@@ -1,11 +1,13 @@
--- saving.lua - checkpoints of a trainer, written by a background thread while the next step samples.
+-- saving.lua - checkpoints of a trainer, written in the background while the next step samples.
 --
---   saving.start(t) -> path       starts writing t's weights and optimizer state; nothing may change them until
---   saving.wait(t)                returns. A checkpoint that cannot be written is an error that names the file
---   saving.now(t) -> path         both
---   saving.load(t, path)          continues from a checkpoint: weights, optimizer, step
+--   saving.start(t) -> path   starts writing t's weights and optimizer state; nothing may change
+--                             them until saving.wait returns
+--   saving.wait(t)            a checkpoint that cannot be written is an error that names the file
+--   saving.now(t) -> path     both
+--   saving.load(t, path)      continues from a checkpoint: weights, optimizer, step
 --
--- t: trainer.new's object; t.pending is what is being written. Leaves out: deleting old checkpoints.
+-- t: trainer.new's object; t.pending is what is being written.
+-- Leaves out: deleting old checkpoints.
 
 local checkpoint = require "segzero.train.checkpoint"
 local timer = require "segzero.log.timer"

@@ -16,8 +16,7 @@ local seconds = core.C.sz_seconds
 
 local M = {}
 
--- The rate rises over options.warmup steps and falls along half a cosine to options.final_lr of its
--- peak.
+-- The rate rises over options.warmup steps, then falls along a cosine to options.final_lr of its peak.
 local function rate(options, step, progress)
   local rise = math.min(1, step / options.warmup)
   local fall = options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))

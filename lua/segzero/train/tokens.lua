@@ -1,11 +1,13 @@
 -- tokens.lua - the answer tokens of one micro-batch as tensors: what a registered loss gets.
 --
---   local t = tokens.new(runs, logprob, entropy, device)    runs: {{sample =, first =, last =}, ...} (forward.lua)
---   t.logprob, t.entropy     as given, with gradients        t.old, t.advantage, t.reference     made of the samples
---   t:sequence_mean(x)       f32 [tokens] -> the mean over each answer, at each of its tokens; has a gradient
---   t:weights(f)             f(length of the answer) for each token
+--   local t = tokens.new(runs, logprob, entropy, device)   runs: see forward.lua
+--   t.logprob, t.entropy            as given, with gradients
+--   t.old, t.advantage, t.reference made of the samples; t.reference is nil if they have none
+--   t:sequence_mean(x)              the mean of x over each answer, at each of its tokens; has a
+--                                   gradient
+--   t:weights(f)                    f(length of the answer) for each token
 --
--- All are f32 [tokens] on `device`. t.reference is nil when the samples have none. Leaves out: padding, there is none.
+-- All are f32 [tokens] on `device`. Leaves out: padding, of which there is none.
 
 local tensor = require "segzero.core.tensor"
 local packing = require "segzero.inference.packing"
@@ -59,7 +61,8 @@ local function owners(runs)
   return owner, count
 end
 
--- The means are a product with a matrix [answers, tokens] that has 1 / length where a token belongs to an answer.
+-- The means are a product with a matrix [answers, tokens] that has 1 / length where a token belongs
+-- to an answer.
 local function averaging(runs, owner, count, device)
   local matrix = tensor.zeros { count, #owner }
   local data = tensor.data(matrix)

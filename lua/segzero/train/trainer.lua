@@ -1,22 +1,27 @@
--- trainer.lua - GRPO: a step samples groups of answers, scores them and makes one exact policy-gradient update.
+-- trainer.lua - GRPO: a step samples groups of answers, scores them and makes one exact
+-- policy-gradient update.
 --
---   local t = trainer.new{config = cfg, policy = vl, reference = vl | nil, reward = f, train = set, held_out = set | nil,
---                         prompt = f(problem) -> text, segmenter = segmenter.new(sam) | nil, plan = plan.check(cfg) | nil,
---                         folder = path | nil, total_steps = n, hooks = {on_step =, on_evaluate =, stop_when =} | nil}
---   t:run()                  all steps, with evaluation, checkpoints and hooks (train/loop.lua)
---   t:step() -> stats        one step; t:evaluate() -> mean reward, parts, records, gIoU
---   t:save(), t:resume(path)    checkpoints in the folder; begin_save() writes in the background, saved() waits for it
---   prefetch = false loads each image when its row is needed
+--   local t = trainer.new{config = cfg, policy = vl, reference = vl | nil, reward = f, train = set,
+--     held_out = set | nil, prompt = f(problem) -> text, segmenter = segmenter.new(sam) | nil,
+--     plan = plan.check(cfg) | nil, folder = path | nil, total_steps = n,
+--     hooks = {on_step =, on_evaluate =, stop_when =} | nil, prefetch = false | nil}
+--   t:run()               all steps, with evaluation, checkpoints and hooks (train/loop.lua)
+--   t:step() -> stats     one step
+--   t:evaluate(keep)      -> mean reward, parts, records, gIoU of the held-out rows
+--   t:save() -> path      a checkpoint; t:begin_save() writes in the background, t:saved() waits
+--   t:resume(path)
 --
--- Between steps a script may change t.reward, t.train, t.prompt, t.numbers.NAME (lr, temperature, kl_coef, entropy_coef,
--- clip_low, clip_high) and t.schedules.NAME (a registered name, or a function as in algorithms/schedules.lua).
+-- Between steps a script may change t.reward, t.train, t.prompt, t.numbers.NAME (lr, temperature,
+-- kl_coef, entropy_coef, clip_low, clip_high) and t.schedules.NAME (a registered name, or a
+-- function as in algorithms/schedules.lua).
 --
--- The sampler's log-probabilities are the old ones of the first update; each step reports the largest difference between
--- sampler and trainer. Background work never changes a number: the next step's images are prefetched, a group is scored
--- while others decode, and a checkpoint is written while the next step samples. stats.time says where the time went.
+-- The sampler's log-probabilities are the old ones of the first update; each step reports the
+-- largest difference between sampler and trainer. Background work never changes a number: the next
+-- step's images are prefetched, a group is scored while others decode, and a checkpoint is written
+-- while the next step samples. stats.time says where the time went.
 --
--- The records that stages exchange are described in train/records.lua. Leaves out: what settings mean by default (the
--- recipe), rewards, prompts.
+-- The records that stages exchange are described in train/records.lua. Leaves out: what settings
+-- mean by default (the recipe), rewards, prompts.
 
 local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
@@ -51,8 +56,8 @@ function M.bare(opts)
   return t
 end
 
--- A frozen vision tower runs once a step: sampling keeps its features for the update, and for a reference that has the
--- same tower.
+-- A frozen vision tower runs once a step: sampling keeps its features for the update, and for a
+-- reference that has the same tower.
 local function share_vision(t)
   local frozen = t.options.forward.frozen_vision
   if t.reference and not t.policy.lora and frozen then vision_cache.adopt(t.policy, t.reference) end
@@ -60,7 +65,7 @@ end
 
 local function trained_parameters(t)
   if not t.options.forward.frozen_vision then return t.policy:train() end
-  return t.policy:train(function(name) return not name:match "^visual%." end)
+  return t.policy:train(function(name) return not t.policy:is_vision_weight(name) end)
 end
 
 function M.new(opts)
@@ -73,7 +78,8 @@ function M.new(opts)
   t.global_step = 0
   t.hooks = t.hooks or {}
   t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch)
-  t.log = log.open(t.options.run.loggers, { folder = t.folder, config = t.config, total_steps = t.total_steps })
+  t.log = log.open(t.options.run.loggers,
+    { folder = t.folder, config = t.config, total_steps = t.total_steps })
   return t
 end
 
@@ -102,7 +108,8 @@ function methods:reference_log_probs(groups)
     if not group.samples[1].reference then missing[#missing + 1] = group end
   end
   if #missing == 0 then return end
-  forward.reference(self.reference, self:micro_batches(missing, "experience"), update.forward_options(self))
+  forward.reference(self.reference, self:micro_batches(missing, "experience"),
+    update.forward_options(self))
 end
 
 -- The gradient of one micro-batch. totals: of the whole update (records.totals).
@@ -111,7 +118,8 @@ function methods:accumulate(batch, totals) return update.new(self):accumulate(ba
 -- One optimizer step on some groups; returns its statistics.
 function methods:update(groups, lr)
   self:reference_log_probs(groups)
-  local stats = update.new(self):gradient(self:micro_batches(groups, "update"), records.totals(groups))
+  local stats = update.new(self):gradient(self:micro_batches(groups, "update"),
+    records.totals(groups))
   saving.wait(self)
   timer.enter "optimizer"
   stats.grad_norm = self.optimizer:step(lr)
@@ -150,7 +158,8 @@ function methods:step()
   stats.tokens = stats.length * #groups * #groups[1].samples
   self.log:rows(step, "rollouts", records.rollout_rows(step, groups))
   inputs.release(rows)
-  -- Handles that nobody refers to hold objects of the core: collecting them here keeps their number the same each step.
+  -- Handles that nobody refers to hold objects of the core: collecting them here keeps their number
+  -- the same each step.
   collectgarbage()
   self.global_step = step
   stats.time, stats.seconds = timer.report()

@@ -1,15 +1,17 @@
--- update.lua - the gradient of one update: the registered loss, the KL term and the entropy bonus, weighted over the update.
+-- update.lua - the gradient of one update: the registered loss, the KL term and the entropy bonus,
+-- weighted over the update.
 --
---   local u = update.new(t)                        t: a trainer, or {policy =, reference =, options =, numbers =}
---   u:gradient(batches, totals) -> stats           adds the gradients of all micro-batches to the parameters'
---   u:accumulate(batch, totals) -> stats           of one micro-batch
---   update.mean(list, parts, aggregation, into)    the statistics of several updates as one, added to the table `into`
---   update.forward_options(t)                      what forward.lua takes
+--   local u = update.new(t)              t: a trainer, or its policy, reference, options, numbers
+--   u:gradient(batches, totals)          adds the gradients of all micro-batches; -> stats
+--   u:accumulate(batch, totals)          of one micro-batch; -> stats
+--   update.mean(list, parts, aggregation, into)     several updates' statistics as one
+--   update.forward_options(t)            what forward.lua takes
 --
--- loss = sum over tokens of weight * (loss + kl_coef * kl - entropy_coef * entropy). The weights come from the
--- aggregation and the totals of the whole update (records.totals), so the micro-batch split does not change the loss.
--- stats: loss, policy_loss, kl, entropy and the loss's own metrics, each summed with the weights; mismatch, the largest
--- distance of a token's log-probability from the one it was sampled with. Leaves out: the optimizer.
+-- loss = sum over tokens of weight * (loss + kl_coef * kl - entropy_coef * entropy). The weights
+-- come from the aggregation and the totals of the whole update (records.totals), so the micro-batch
+-- split does not change the loss. stats: loss, policy_loss, kl, entropy and the loss's own metrics,
+-- each summed with the weights; mismatch, the largest distance of a token's log-probability from
+-- the one it was sampled with. Leaves out: the optimizer.
 
 local tensor = require "segzero.core.tensor"
 local aggregations = require "segzero.algorithms.aggregations"
@@ -33,7 +35,8 @@ end
 
 function M.new(t)
   local o = t.options.update
-  local kl_name = t.reference and o.use_kl and o.kl or nil
+  local kl_name
+  if t.reference and o.use_kl then kl_name = o.kl end
   return setmetatable({
     policy = t.policy,
     numbers = t.now or t.numbers,
@@ -48,7 +51,8 @@ end
 
 local function add(stats, name, v) stats[name] = (stats[name] or 0) + v end
 
--- The largest distance of the log-probabilities from those of the sampler, at most as large as before or larger.
+-- The largest distance of the log-probabilities from those of the sampler, at most as large as
+-- before or larger.
 local function largest_mismatch(t, least)
   local logprob = t.logprob:values()
   local old = t.old:values()
@@ -67,9 +71,10 @@ end
 local function check_loss(self, loss, n)
   local good = tensor.is_tensor(loss) and loss:numel() == n
   if good then return end
-  local got = tensor.is_tensor(loss) and ("a tensor of %d elements"):format(loss:numel()) or type(loss)
-  error(("the loss '%s' returned %s, expected a tensor with one element for each of %d tokens"):format(self.loss_name,
-    got, n), 0)
+  local got = type(loss)
+  if tensor.is_tensor(loss) then got = ("a tensor of %d elements"):format(loss:numel()) end
+  error(("the loss '%s' returned %s, expected a tensor with one element for each of %d tokens")
+    :format(self.loss_name, got, n), 0)
 end
 
 -- The loss of some answers and a function that adds its numbers to stats.
@@ -83,7 +88,8 @@ function methods:loss_of(t, totals, stats)
   local loss = policy_loss - entropy * numbers.entropy_coef
   local kl
   if self.kl and t.reference then
-    local estimate = user_code.call("the KL estimator " .. self.kl_name, self.kl, t.logprob, t.reference)
+    local estimate = user_code.call("the KL estimator " .. self.kl_name, self.kl, t.logprob,
+      t.reference)
     kl = (estimate * weights):sum()
     loss = loss + kl * numbers.kl_coef
   end
@@ -119,9 +125,9 @@ function methods:gradient(batches, totals)
   return sums
 end
 
--- Several updates of one rollout, as one update over all of it would report them: each counts by the weight that its
--- tokens would have there. grad_norm is the plain mean; mismatch is the first update's, whose weights sampled.
--- list: the statistics; parts: the groups of each update.
+-- Several updates of one rollout, as one update over all of it would report them: each counts by
+-- the weight that its tokens would have there. grad_norm is the plain mean; mismatch is the first
+-- update's, whose weights sampled. list: the statistics; parts: the groups of each update.
 function M.mean(list, parts, aggregation, into)
   local weight = aggregations:get(aggregation).fn
   local whole = { tokens = 0, answers = 0 }
@@ -134,7 +140,8 @@ function M.mean(list, parts, aggregation, into)
   for i, stats in ipairs(list) do
     local share = weight(1, whole) / weight(1, totals[i])
     for name, v in pairs(stats) do
-      local part = name == "grad_norm" and v / #list or v * share
+      local part = v * share
+      if name == "grad_norm" then part = v / #list end
       add(into, name, part)
     end
   end

@@ -1,5 +1,5 @@
-/* arrange.c - the plain kernels of broadcast_to, transpose, cat, slice and pad_dim: for each element of the result the
- * place it comes from. What the fast kernels are compared with. */
+/* arrange.c - the plain kernels of broadcast_to, transpose, cat, slice and pad_dim: for each
+ * element of the result the place it comes from. What the fast kernels are compared with. */
 #include "ops/dims.h"
 
 static void copy_element(const sz_tensor *to, int64_t i, const sz_tensor *from, int64_t j)
@@ -58,7 +58,8 @@ int sz_ref_cat(const sz_call *c)
     return 0;
 }
 
-/* The place in the larger tensor of element i of the smaller one, which starts at `start` of the dimension. */
+/* The place in the larger tensor of element i of the smaller one, which starts at `start` of the
+ * dimension. */
 static int64_t place_in_whole(sz_around whole, sz_around part, int64_t start, int64_t i)
 {
     int64_t run = part.n * part.inner;

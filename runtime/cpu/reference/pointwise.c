@@ -1,11 +1,12 @@
-/* pointwise.c - the plain kernels of sqrt, pow, compare and choose: one loop, libm, double. What the fast kernels are
- * compared with. */
+/* pointwise.c - the plain kernels of sqrt, pow, compare and choose: one loop, libm, double. What
+ * the fast kernels are compared with. */
 #include "ops/dims.h"
 #include <math.h>
 
 int sz_ref_sqrt(const sz_call *c)
 {
-    for (int64_t i = 0; i < c->in[0]->numel; i++) sz_put(c->out[0], i, (float)sqrt((double)sz_get(c->in[0], i)));
+    for (int64_t i = 0; i < c->in[0]->numel; i++)
+        sz_put(c->out[0], i, (float)sqrt((double)sz_get(c->in[0], i)));
     return 0;
 }
 
@@ -46,7 +47,10 @@ int sz_ref_compare(const sz_call *c)
         double a = number(c->in[0], i);
         double b = number(c->in[1], i % c->in[1]->numel);
         const bool holds[SZ_COMPARISONS] = {
-            [SZ_EQ] = a == b, [SZ_NE] = a != b, [SZ_LT] = a < b, [SZ_LE] = a <= b, [SZ_GT] = a > b, [SZ_GE] = a >= b,
+            [SZ_EQ] = a == b,
+            [SZ_NE] = a != b,
+            [SZ_LT] = a<b, [SZ_LE] = a <= b, [SZ_GT] = a> b,
+            [SZ_GE] = a >= b,
         };
         sz_put(c->out[0], i, holds[(int)c->args[0]]);
     }

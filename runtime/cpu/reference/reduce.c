@@ -1,5 +1,5 @@
-/* reduce.c - the plain kernels of sum_dim, max_dim, min_dim, their gradient, and cross_entropy: one loop an element, sums
- * in double. What the fast kernels are compared with. */
+/* reduce.c - the plain kernels of sum_dim, max_dim, min_dim, their gradient, and cross_entropy: one
+ * loop an element, sums in double. What the fast kernels are compared with. */
 #include "ops/dims.h"
 #include <math.h>
 

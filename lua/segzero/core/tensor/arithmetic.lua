@@ -8,12 +8,12 @@
 --   a:sqrt(), a:pow(b), a:abs()
 --   a:broadcast_to({4, 3})
 --
--- Two shapes go together when, counted from the last, their dimensions are equal or one of them is 1;
--- the result has the larger of each. Gradients are summed over what was repeated. The result has the
--- first tensor's dtype. Comparisons are f32 and not u8, because only floating tensors can be added
--- up and multiplied: a:eq(b):mean() is an accuracy. Lua's == and < cannot return a tensor: a == 1 and
--- a < b are errors that name eq and lt.
--- Leaves out: u8 and i32 arithmetic, which only comparisons take.
+-- Two shapes go together when, counted from the last, their dimensions are equal or one of them is
+-- 1; the result has the larger of each. Gradients are summed over what was repeated. The result has
+-- the first tensor's dtype. Comparisons are f32 and not u8, because only floating tensors can be
+-- added up and multiplied: a:eq(b):mean() is an accuracy. Lua's == and < cannot return a tensor: a
+-- == 1 and a < b are errors that name eq and lt. Leaves out: u8 and i32 arithmetic, which only
+-- comparisons take.
 
 local core = require "segzero.core.ffi"
 local create = require "segzero.core.tensor.create"
@@ -21,6 +21,7 @@ local handle = require "segzero.core.tensor.handle"
 local ops = require "segzero.core.tensor.ops"
 
 local C = core.C
+local fail = handle.fail
 local apply = ops.apply
 local quick = ops.quick
 local rows = ops.table
@@ -31,7 +32,8 @@ local metatable = handle.metatable
 local M = {}
 
 -- ---- shapes that go together ----
--- Whether b has a's shape, or is its trailing part, or one element: what the rows take by themselves.
+-- Whether b has a's shape, or is its trailing part, or one element: what the rows take by
+-- themselves.
 local function fits(a, b)
   local a_dims = C.sz_tensor_ndim(a.ptr)
   local b_dims = C.sz_tensor_ndim(b.ptr)
@@ -62,8 +64,8 @@ local function common_shape(name, a, b, level)
     local p = x[#x - i] or 1
     local q = y[#y - i] or 1
     if p ~= q and p ~= 1 and q ~= 1 then
-      error(("%s: shapes [%s] and [%s] do not go together: a dimension must be equal in both, or 1 in one")
-        :format(name, handle.shape_text(a), handle.shape_text(b)), level + 1)
+      local format = "%s: shapes [%s] and [%s] do not go together: sizes must be equal, or one is 1"
+      fail(level + 1, format, name, handle.shape_text(a), handle.shape_text(b))
     end
     shape[ndim - i] = p
     if p == 1 then shape[ndim - i] = q end
@@ -87,7 +89,7 @@ end
 method("broadcast_to", 1, function(t, shape)
   handle.pointer(t, 2)
   if type(shape) ~= "table" then
-    error(("broadcast_to: a shape is a list such as {2, 3}, got %s"):format(tostring(shape)), 2)
+    fail(2, "broadcast_to: a shape is a list such as {2, 3}, got %s", tostring(shape))
   end
   return broadcast(t, shape, 1)
 end)
@@ -99,7 +101,7 @@ local function kind_of(x)
 end
 
 local function refuse(name, x, level)
-  error(("%s: expected a tensor or a number, got %s"):format(name, type(x)), level + 1)
+  fail(level + 1, "%s: expected a tensor or a number, got %s", name, type(x))
 end
 
 -- A row of two tensors with shapes made to fit. Reached by tail calls: level 2 is the user's line.
@@ -148,7 +150,7 @@ local function mul(a, b)
   return pair(rows.mul, a, b)
 end
 
--- A tensor of one element, for a number beside t.
+-- A tensor of one element, for a number in a call with t.
 local function constant(t, number, dtype)
   return create.new({ number }, { dtype = dtype or "f32", device = t:device() })
 end
@@ -183,9 +185,13 @@ method("maximum", 1, function(a, b)
 end)
 
 method("clamp", 2, function(t, lo, hi)
-  if lo == nil and hi == nil then error("clamp: takes a lower and an upper limit; one of them may be nil", 2) end
+  if lo == nil and hi == nil then
+    error("clamp: takes a lower and an upper limit; one of them may be nil", 2)
+  end
   for _, limit in pairs { lo, hi } do
-    if type(limit) ~= "number" then error(("clamp: a limit is a number, got %s"):format(tostring(limit)), 2) end
+    if type(limit) ~= "number" then
+      fail(2, "clamp: a limit is a number, got %s", tostring(limit))
+    end
   end
   return apply(rows.clamp, 2, t, lo or -math.huge, hi or math.huge)
 end)
@@ -224,7 +230,7 @@ local function compare(name, kind, a, b)
     local dtype = "f32"
     if a:dtype() == "i32" then dtype = "i32" end
     if dtype == "i32" and not handle.is_whole(b) then
-      error(("an i32 tensor is compared with whole numbers, got %s"):format(tostring(b)), 2)
+      fail(2, "an i32 tensor is compared with whole numbers, got %s", tostring(b))
     end
     b = constant(a, b, dtype)
   end
@@ -237,8 +243,8 @@ for kind, name in pairs { [0] = "eq", "ne", "lt", "le", "gt", "ge" } do
   method(name, 1, function(a, b) return compare(name, kind, a, b) end)
 end
 
--- Comparing with nil is how Lua code asks whether there is a tensor at all; two handles are equal when
--- they are the same object.
+-- Comparing with nil is how Lua code asks whether there is a tensor at all; two handles are equal
+-- when they are the same object.
 function metatable.__eq(a, b)
   if type(a) == "number" or type(b) == "number" then
     error("a tensor is never == a number: use t:eq(number), or t:item() == number", 2)
@@ -247,7 +253,7 @@ function metatable.__eq(a, b)
 end
 
 local function unordered()
-  error("tensors are not ordered: use a:lt(b), a:le(b), a:gt(b), a:ge(b), or t:item() with numbers", 2)
+  error("tensors are not ordered: use a:lt(b), le, gt or ge, or compare t:item() with a number", 2)
 end
 metatable.__lt = unordered
 metatable.__le = unordered
@@ -273,7 +279,8 @@ local function where(condition, a, b)
     local whole = broadcast(a, shape, 2)
     shape = common_shape("where", condition, whole, 2)
   end
-  return apply(rows.choose, 2, broadcast(condition, shape, 2), broadcast(a, shape, 2), broadcast(b, shape, 2))
+  condition = broadcast(condition, shape, 2)
+  return quick(rows.choose, 2, condition, broadcast(a, shape, 2), broadcast(b, shape, 2))
 end
 
 function M.where(condition, a, b) return where(condition, a, b) end

@@ -7,8 +7,8 @@
 --   t:slice(dim, start, length)                a copy of some indices of a dimension, from 0
 --   tensor.cat({a, b}, dim)  tensor.stack({a, b}, dim)
 --
--- Dimensions and start are counted from 0, as in PyTorch; -1 is the last dimension. All of these have
--- gradients. t:narrow(start, length) is the row of ops.def: a view of the outermost dimension.
+-- Dimensions and start are counted from 0, as in PyTorch; -1 is the last dimension. All of these
+-- have gradients. t:narrow(start, length) is the row of ops.def: a view of the outermost dimension.
 -- Leaves out: views that are not contiguous.
 
 local core = require "segzero.core.ffi"
@@ -16,6 +16,7 @@ local handle = require "segzero.core.tensor.handle"
 local ops = require "segzero.core.tensor.ops"
 
 local C = core.C
+local fail = handle.fail
 local apply = ops.apply
 local rows = ops.table
 local method = handle.method
@@ -34,8 +35,8 @@ local function completed(sizes, numel, level)
     if n == -1 and not open then
       open = i
     elseif not handle.is_whole(n) or n < 1 then
-      error(("reshape: size %d is %s; sizes are whole numbers from 1 on, one of them may be -1")
-        :format(i, tostring(n)), level + 1)
+      fail(level + 1, "reshape: size %d is %s; sizes are whole numbers from 1 on, one may be -1",
+        i, tostring(n))
     else
       known = known * n
     end
@@ -45,7 +46,8 @@ local function completed(sizes, numel, level)
     known = known * sizes[open]
   end
   if known ~= numel or (open and sizes[open] % 1 ~= 0) then
-    error(("reshape: %d elements do not fill the shape [%s]"):format(numel, table.concat(sizes, ", ")), level + 1)
+    local shape = table.concat(sizes, ", ")
+    fail(level + 1, "reshape: %d elements do not fill the shape [%s]", numel, shape)
   end
   return sizes
 end
@@ -66,7 +68,7 @@ methods.reshape = function(t, ...)
     sizes = without_zeros(sizes)
   end
   if #sizes == 0 or #sizes > MOST then
-    error(("reshape: takes from 1 to %d sizes, got %d"):format(MOST, #sizes), 2)
+    fail(2, "reshape: takes from 1 to %d sizes, got %d", MOST, #sizes)
   end
   return apply(rows.reshape, 2, t, unpack(completed(sizes, t:numel(), 2)))
 end
@@ -81,7 +83,8 @@ method("unsqueeze", 1, function(t, dim)
   handle.pointer(t, 2)
   local sizes = handle.sizes(t)
   if not handle.is_whole(dim) or dim < -#sizes - 1 or dim > #sizes then
-    error(("unsqueeze: a dimension from %d to %d is expected, got %s"):format(-#sizes - 1, #sizes, tostring(dim)), 2)
+    fail(2, "unsqueeze: a dimension from %d to %d is expected, got %s",
+      -#sizes - 1, #sizes, tostring(dim))
   end
   if dim < 0 then dim = dim + #sizes + 1 end
   table.insert(sizes, dim + 1, 1)
@@ -94,7 +97,7 @@ method("squeeze", 1, function(t, dim)
   local sizes = handle.sizes(t)
   if dim ~= nil then dim = handle.dimension(t, dim, "squeeze", 2) end
   if dim and sizes[dim + 1] ~= 1 then
-    error(("squeeze: dimension %d of shape [%s] is not 1"):format(dim, handle.shape_text(t)), 2)
+    fail(2, "squeeze: dimension %d of shape [%s] is not 1", dim, handle.shape_text(t))
   end
   local left = {}
   for i, n in ipairs(sizes) do
@@ -120,7 +123,7 @@ end)
 method("t", 0, function(t)
   handle.pointer(t, 2)
   if #t:shape() ~= 2 then
-    error(("t: takes a matrix, this tensor's shape is [%s]; see transpose"):format(handle.shape_text(t)), 2)
+    fail(2, "t: takes a matrix, this tensor's shape is [%s]; see transpose", handle.shape_text(t))
   end
   return apply(rows.transpose, 2, t, 0, 1)
 end)
@@ -134,10 +137,10 @@ methods.permute = function(t, ...)
   local seen = {}
   for i = 1, #order do
     local dim = handle.dimension(t, order[i], "permute", 2)
-    if seen[dim] then error(("permute: dimension %d is named twice"):format(dim), 2) end
+    if seen[dim] then fail(2, "permute: dimension %d is named twice", dim) end
     seen[dim] = true
   end
-  if #order ~= ndim then error(("permute: takes all %d dimensions, got %d"):format(ndim, #order), 2) end
+  if #order ~= ndim then fail(2, "permute: takes all %d dimensions, got %d", ndim, #order) end
 
   -- place[i]: which dimension of the original is at i now.
   local place = {}
@@ -158,7 +161,8 @@ end
 method("slice", 3, function(t, dim, start, length)
   handle.pointer(t, 2)
   if not handle.is_whole(start) or not handle.is_whole(length) then
-    error(("slice: start and length are whole numbers, got %s and %s"):format(tostring(start), tostring(length)), 2)
+    fail(2, "slice: start and length are whole numbers, got %s and %s",
+      tostring(start), tostring(length))
   end
   return apply(rows.slice, 2, t, handle.dimension(t, dim, "slice", 2), start, length)
 end)
@@ -168,11 +172,11 @@ local MOST_TOGETHER = 8           -- inputs of the row cat
 
 local function check_list(name, list, level)
   if type(list) ~= "table" or #list == 0 then
-    error(("%s: a list of tensors is expected, got %s"):format(name, type(list)), level + 1)
+    fail(level + 1, "%s: a list of tensors is expected, got %s", name, type(list))
   end
   for i = 1, #list do
     if not handle.is_tensor(list[i]) then
-      error(("%s: element %d is not a tensor but %s"):format(name, i, type(list[i])), level + 1)
+      fail(level + 1, "%s: element %d is not a tensor but %s", name, i, type(list[i]))
     end
     handle.pointer(list[i], level + 1)
   end

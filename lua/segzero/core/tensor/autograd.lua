@@ -13,6 +13,7 @@ local handle = require "segzero.core.tensor.handle"
 
 local C = core.C
 local check = core.check
+local fail = handle.fail
 local method = handle.method
 local pointer = handle.pointer
 
@@ -23,18 +24,18 @@ method("requires_grad", 1, function(t, on)
   local p = pointer(t, 2)
   if on == nil then return C.sz_tensor_requires_grad(p) == 1 end
   if type(on) ~= "boolean" then
-    error(("requires_grad: true or false is expected, got %s"):format(tostring(on)), 2)
+    fail(2, "requires_grad: true or false is expected, got %s", tostring(on))
   end
   check(C.sz_tensor_set_requires_grad(p, on and 1 or 0), 2)
   return t
 end)
 
--- from: what tensor.recorded() returned before the loss's own work, to leave what came before it for
--- a later backward(); runtime/sz.h says when that is allowed.
+-- from: what tensor.recorded() returned before the loss's own work, to leave what came before it
+-- for a later backward(); runtime/sz.h says when that is allowed.
 method("backward", 1, function(t, from)
   local p = pointer(t, 2)
   if from ~= nil and type(from) ~= "number" then
-    error(("backward: expected what tensor.recorded() returned, got %s"):format(tostring(from)), 2)
+    fail(2, "backward: expected what tensor.recorded() returned, got %s", tostring(from))
   end
   check(C.sz_backward(p, from or 0), 2)
 end)
@@ -69,8 +70,8 @@ function M.no_grad(f, ...)
   return finish(xpcall(f, traced, ...))
 end
 
--- Runs f in a scope: every tensor made inside is released when it returns. Results that must outlive
--- it are cloned.
+-- Runs f in a scope: every tensor made inside is released when it returns. Results that must
+-- outlive it are cloned.
 function M.step(f, ...)
   local depth = C.sz_scope_push()
   local function finish(ok, ...)

@@ -5,11 +5,11 @@
 --   tensor.arange(5)      {0, 1, 2, 3, 4};  tensor.arange(1, 2, 0.25)    start, stop, step
 --   tensor.randn({2, 3})  tensor.rand({2, 3})  tensor.manual_seed(7)
 --
--- A shape is a list of whole numbers. Each function takes {dtype =, device =} last; the dtype is f32
--- unless it is given, also for whole numbers. The numbers of a whole dtype (i32, u8) must be whole
--- and fit. Random numbers depend on the seed (0 unless set) and on how many random tensors were made
--- since manual_seed, on nothing else: a script gives the same numbers each time.
--- Leaves out: f16, i64, f64.
+-- A shape is a list of whole numbers. Each function takes {dtype =, device =} last; the dtype is
+-- f32 unless it is given, also for whole numbers. The numbers of a whole dtype (i32, u8) must be
+-- whole and fit. Random numbers depend on the seed (0 unless set) and on how many random tensors
+-- were made since manual_seed, on nothing else: a script gives the same numbers each time. Leaves
+-- out: f16, i64, f64.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -18,6 +18,7 @@ local options = require "segzero.core.options"
 
 local C = core.C
 local check = core.check
+local fail = handle.fail
 
 local M = {}
 
@@ -28,15 +29,16 @@ local OPTIONS = options.set { "dtype", "device" }
 local function dims(shape, name, level)
   level = level + 1
   if type(shape) ~= "table" then
-    error(("%s: a shape is a list such as {2, 3}, got %s"):format(name, tostring(shape)), level)
+    fail(level, "%s: a shape is a list such as {2, 3}, got %s", name, tostring(shape))
   end
   if #shape > handle.MAX_DIMS then
-    error(("%s: a tensor has at most %d dimensions, got %d"):format(name, handle.MAX_DIMS, #shape), level)
+    fail(level, "%s: a tensor has at most %d dimensions, got %d", name, handle.MAX_DIMS, #shape)
   end
   local sizes = ffi.new("int64_t[?]", handle.MAX_DIMS)
   for i, n in ipairs(shape) do
     if not handle.is_whole(n) or n < 0 then
-      error(("%s: size %d of the shape is %s, not a whole number from 0 on"):format(name, i, tostring(n)), level)
+      fail(level, "%s: size %d of the shape is %s, not a whole number from 0 on",
+        name, i, tostring(n))
     end
     sizes[i - 1] = n
   end
@@ -72,12 +74,10 @@ local function converter(dtype)
   local limits = LIMITS[dtype]
   if not limits then return function(v) return v end end
   return function(v)
-    if v % 1 ~= 0 then
-      error(("%s is not a whole number, dtype is %s"):format(tostring(v), dtype), 0)
+    if not (v >= limits[1] and v <= limits[2]) then          -- not: NaN fits nothing
+      fail(0, "%s does not fit %s (%.0f to %.0f)", tostring(v), dtype, limits[1], limits[2])
     end
-    if v < limits[1] or v > limits[2] then
-      error(("%s does not fit %s (%.0f to %.0f)"):format(tostring(v), dtype, limits[1], limits[2]), 0)
-    end
+    if v % 1 ~= 0 then fail(0, "%s is not a whole number, dtype is %s", tostring(v), dtype) end
     return v
   end
 end
@@ -103,7 +103,7 @@ local function shape_of(values, level)
   local shape = {}
   if type(values) == "number" then return { 1 } end
   if type(values) ~= "table" then
-    error(("tensor: expected a number or lists of numbers, got %s"):format(type(values)), level + 1)
+    fail(level + 1, "tensor: expected a number or lists of numbers, got %s", type(values))
   end
   while type(values) == "table" and #shape <= handle.MAX_DIMS do
     if #values == 0 and next(values) ~= nil then
@@ -121,13 +121,13 @@ local function flattened(values, shape, level)
   local function walk(v, depth)
     if depth > #shape then
       if type(v) ~= "number" then
-        error(("expected a number at depth %d, got %s"):format(depth, type(v)), 0)
+        fail(0, "expected a number at depth %d, got %s", depth, type(v))
       end
       flat[#flat + 1] = v
       return
     end
     if type(v) ~= "table" or #v ~= shape[depth] then
-      error(("ragged table: expected %d elements at depth %d"):format(shape[depth], depth), 0)
+      fail(0, "ragged table: expected %d elements at depth %d", shape[depth], depth)
     end
     for k = 1, #v do walk(v[k], depth + 1) end
   end
@@ -149,7 +149,7 @@ end
 
 local function expect_number(name, what, v, level)
   if type(v) ~= "number" then
-    error(("%s: %s is a number, got %s"):format(name, what, tostring(v)), level + 1)
+    fail(level + 1, "%s: %s is a number, got %s", name, what, tostring(v))
   end
 end
 
@@ -169,18 +169,16 @@ function M.arange(...)
   local opts = nil
   if type(numbers[#numbers]) == "table" then opts = table.remove(numbers) end
   if #numbers < 1 or #numbers > 3 then
-    error(("arange: takes stop, or start, stop and step, got %d numbers"):format(#numbers), 2)
+    fail(2, "arange: takes stop, or start, stop and step, got %d numbers", #numbers)
   end
   for _, v in ipairs(numbers) do expect_number("arange", "each argument", v, 2) end
-  local start, stop, step = 0, numbers[1], 1
-  if #numbers > 1 then
-    start = numbers[1]
-    stop = numbers[2]
-    step = numbers[3] or 1
-  end
+  if #numbers == 1 then table.insert(numbers, 1, 0) end
+  local start = numbers[1]
+  local stop = numbers[2]
+  local step = numbers[3] or 1
   local count = math.ceil((stop - start) / step)
   if step == 0 or not (count >= 0 and count < math.huge) then
-    error(("arange: steps of %g do not lead from %g to %g"):format(step, start, stop), 2)
+    fail(2, "arange: steps of %g do not lead from %g to %g", step, start, stop)
   end
   return filled("arange", { count }, opts, 1, function(i) return start + i * step end)
 end
@@ -191,7 +189,7 @@ local stream = 0                  -- how many random tensors were made since the
 
 function M.manual_seed(n)
   if not handle.is_whole(n) or n < 0 or n >= 2 ^ 53 then
-    error(("manual_seed: a whole number from 0 to 2^53 is expected, got %s"):format(tostring(n)), 2)
+    fail(2, "manual_seed: a whole number from 0 to 2^53 is expected, got %s", tostring(n))
   end
   seed = n
   stream = 0
@@ -216,7 +214,9 @@ local FRACTION = { f32 = 24, bf16 = 8 }    -- bits: what the dtype holds of numb
 function M.rand(shape, opts)
   opts = handle.options(opts, 2, "rand", OPTIONS)
   local fraction = FRACTION[opts.dtype or "f32"]
-  if not fraction then error(("rand: dtype is %s, f32 or bf16 is expected"):format(tostring(opts.dtype)), 2) end
+  if not fraction then
+    fail(2, "rand: dtype is %s, f32 or bf16 is expected", tostring(opts.dtype))
+  end
   local row = next_stream()
   local words = ffi.new "uint32_t[4]"
   local keep = 2 ^ (32 - fraction)

@@ -1,10 +1,10 @@
 -- handle.lua - the Lua object of a tensor, and the checks that all of core/tensor/ share.
 --
--- A handle is a C struct that holds one reference to an sz_tensor: `t.ptr`, NULL after free(). It is
--- a struct and not a Lua table because only a struct can answer `#t` and refuse `t[2] = 5`.
+-- A handle is a C struct that holds one reference to an sz_tensor: `t.ptr`, NULL after free(). It
+-- is a struct and not a Lua table because only a struct can answer `#t` and refuse `t[2] = 5`.
 --
---   handle.method("relu6", 0, function(t) ... end)    a method that takes no argument but the tensor
---   local p = handle.pointer(t, 2)                     the sz_tensor, or an error at the caller's line
+--   handle.method("relu6", 0, f)         a method f(t) without arguments
+--   local p = handle.pointer(t, 2)       the sz_tensor, or an error at the caller's line
 --
 -- A method is called directly by its user's code: `method` wraps it so that it leaves no frame, and
 -- level 2 of error() in it is the user's line.
@@ -31,6 +31,13 @@ local DTYPE = { f32 = C.SZ_F32, bf16 = C.SZ_BF16, i32 = C.SZ_I32, u8 = C.SZ_U8 }
 M.DTYPE_NAME = { [0] = "f32", "bf16", "i32", "u8" }
 M.DEVICE_NAME = { [0] = "cpu", "cuda:0" }
 local POINTER = { [0] = "float *", "uint16_t *", "int32_t *", "uint8_t *" }
+
+-- error() with a format; level is as for error() in the function that calls this, 0 for no place.
+local function fail(level, format, ...)
+  if level > 0 then level = level + 1 end
+  error(format:format(...), level)
+end
+M.fail = fail
 
 -- ---- making handles ----
 -- After this the metatable is final: LuaJIT does not allow changes.
@@ -85,10 +92,10 @@ function M.device_code(name, level)
   end
   local number = tostring(name):match "^cuda:(%d+)$"
   if number then
-    error(("device %s: segzero uses one CUDA device and calls it cuda; set CUDA_VISIBLE_DEVICES=%s to choose it")
-      :format(name, number), level)
+    fail(level, "device %s: segzero uses one GPU, called cuda; CUDA_VISIBLE_DEVICES=%s picks which",
+      name, number)
   end
-  error(("unknown device %s (cpu or cuda)"):format(tostring(name)), level)
+  fail(level, "unknown device %s (cpu or cuda)", tostring(name))
 end
 
 -- The name of the device that loaders use: the one given, else SEGZERO_DEVICE, else the CPU.
@@ -100,7 +107,7 @@ end
 function M.options(opts, level, where, set)
   level = level + 1
   if opts ~= nil and type(opts) ~= "table" then
-    error(("options are a table such as {dtype = \"bf16\"}, got %s"):format(tostring(opts)), level)
+    fail(level, "options are a table such as {dtype = \"bf16\"}, got %s", tostring(opts))
   end
   if set then return options.check(where, opts, set, level - 1) end     -- a tail call
   return opts or {}
@@ -112,10 +119,12 @@ function M.is_whole(x) return type(x) == "number" and x % 1 == 0 end
 function M.dimension(t, dim, name, level)
   local ndim = C.sz_tensor_ndim(t.ptr)
   if not M.is_whole(dim) then
-    error(("%s: a dimension is a whole number, counted from 0, got %s"):format(name, tostring(dim)), level + 1)
+    fail(level + 1, "%s: a dimension is a whole number, counted from 0, got %s",
+      name, tostring(dim))
   end
   if dim < -ndim or dim >= ndim then
-    error(("%s: there is no dimension %d in a tensor of shape [%s]"):format(name, dim, M.shape_text(t)), level + 1)
+    fail(level + 1, "%s: there is no dimension %d in a tensor of shape [%s]",
+      name, dim, M.shape_text(t))
   end
   if dim < 0 then dim = dim + ndim end
   return dim
@@ -137,7 +146,7 @@ function M.method(name, most, f)
     if given > most then
       local takes = "takes no argument"
       if most > 0 then takes = "arguments: at most " .. most end
-      error(("%s: %s, got %d"):format(name, takes, given), 2)
+      fail(2, "%s: %s, got %d", name, takes, given)
     end
     return f(...)
   end

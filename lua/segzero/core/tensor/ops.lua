@@ -3,14 +3,15 @@
 --   x:rmsnorm(w, 1e-6)              numbers in the order of the row
 --   x:rmsnorm(w, { eps = 1e-6 })    or by name, in one table
 --
--- A tensor that an op can do without may be nil. A number may be left out where the row has a default
--- for it. Anything else - an argument too many, a name that the row does not have, another type - is an
--- error.
+-- A tensor that an op can do without may be nil. A number may be left out where the row has a
+-- default for it. Anything else - an argument too many, a name that the row does not have, another
+-- type - is an error.
 --
 --   ops.apply(ops.table.sum, 2, x)  the row itself, with errors blamed on a level
 --
--- Some of these methods are replaced by friendlier ones with the same name in the other files of this
--- folder (sum, softmax, reshape, ...); ops.table keeps the rows as they are. docs/ops.md lists them.
+-- Some of these methods are replaced by friendlier ones with the same name in the other files of
+-- this folder (sum, softmax, reshape, ...); ops.table keeps the rows as they are. docs/ops.md lists
+-- them.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -18,6 +19,7 @@ local handle = require "segzero.core.tensor.handle"
 
 local C = core.C
 local check = core.check
+local fail = handle.fail
 
 local M = {}
 
@@ -28,8 +30,8 @@ local inputs = ffi.new("sz_tensor *[?]", MAX_IN)
 local numbers = ffi.new("double[?]", MAX_NUMBERS)
 local outputs = ffi.new("sz_tensor *[?]", MAX_OUT)
 
--- name -> { id, name, inputs, outputs, args, gradient, numbers, call }. args is how many numbers the op
--- takes; numbers is a list of { name, default }, default nil where the number must be given.
+-- name -> { id, name, inputs, outputs, args, gradient, numbers, call }. args is how many numbers
+-- the op takes; numbers is a list of { name, default }, default nil where the number must be given.
 M.table = {}
 
 -- "heads sign=1" -> { { name = "heads" }, { name = "sign", default = 1 } }
@@ -59,17 +61,17 @@ local function put_number(op, i, value, level)
     numbers[i - 1] = value and 1 or 0
   elseif value == nil then
     local names = table.concat(number_names(op), ", ")
-    error(("%s: the number %s is missing; the numbers are %s"):format(op.name, number.name, names), level)
+    fail(level, "%s: the number %s is missing; the numbers are %s", op.name, number.name, names)
   else
-    error(("%s: %s is %s, it must be a number"):format(op.name, number.name, tostring(value)), level)
+    fail(level, "%s: %s is %s, it must be a number", op.name, number.name, tostring(value))
   end
 end
 
 local function refuse_name(op, key, level)
   local names = number_names(op)
-  if #names == 0 then error(("%s: takes no numbers, got %s"):format(op.name, key), level) end
+  if #names == 0 then fail(level, "%s: takes no numbers, got %s", op.name, key) end
   local nearest = require "segzero.core.nearest"
-  error(("%s: unknown number '%s': did you mean '%s'?"):format(op.name, key, nearest(key, names)), level)
+  fail(level, "%s: unknown number '%s': did you mean '%s'?", op.name, key, nearest(key, names))
 end
 
 local function has_number(op, name)
@@ -92,7 +94,8 @@ local function refuse_surplus(op, value, level)
   if op.inputs == 1 then tensors = "1 tensor" end
   local names = table.concat(number_names(op), ", ")
   if names == "" then names = "no numbers" end
-  error(("%s: takes %s and %s; %s is one argument too many"):format(op.name, tensors, names, tostring(value)), level)
+  fail(level, "%s: takes %s and %s; %s is one argument too many",
+    op.name, tensors, names, tostring(value))
 end
 
 -- Fills inputs and numbers from the arguments of a call.
@@ -119,8 +122,8 @@ local function put_arguments(op, level, ...)
   for i = 1, op.args do put_number(op, i, (select(op.inputs + i, ...)), level + 1) end
 end
 
--- Runs a row with the inputs and numbers that were put. Always a tail call of a function that was called
--- with this level.
+-- Runs a row with the inputs and numbers that were put. Always a tail call of a function that was
+-- called with this level.
 local function run(op, level)
   check(C.sz_op_apply(op.id, inputs, numbers, outputs), level)
   if op.outputs == 1 then return handle.wrap(outputs[0]) end
@@ -140,8 +143,8 @@ local function pointer_or_nil(t, level)
   return handle.pointer(t, level)
 end
 
--- The same for a row of up to three tensors and up to two numbers, which the caller has checked. Without
--- a loop over arguments, so that LuaJIT compiles it into the caller's loop.
+-- The same for a row of up to three tensors and up to two numbers, which the caller has checked.
+-- Without a loop over arguments, so that LuaJIT compiles it into the caller's loop.
 function M.quick(op, level, a, b, c, first, second)
   inputs[0] = pointer_or_nil(a, level)
   inputs[1] = pointer_or_nil(b, level)

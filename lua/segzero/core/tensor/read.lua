@@ -18,6 +18,7 @@ local options = require "segzero.core.options"
 
 local C = core.C
 local check = core.check
+local fail = handle.fail
 local method = handle.method
 local methods = handle.methods
 local metatable = handle.metatable
@@ -73,7 +74,7 @@ local function first(at) return at(0) end
 method("item", 0, function(t)
   pointer(t, 2)
   if t:numel() ~= 1 then
-    error(("item: takes a tensor of one element, this one has %d"):format(t:numel()), 2)
+    fail(2, "item: takes a tensor of one element, this one has %d", t:numel())
   end
   return reading(t, first)
 end)
@@ -104,12 +105,14 @@ end)
 -- Index i of a dimension of that size, from 1 or from the end, as an offset from 0.
 local function offset_of(i, size, place, level)
   if not handle.is_whole(i) then
-    error(("index %d is %s, a whole number is expected"):format(place, tostring(i)), level + 1)
+    fail(level + 1, "index %d is %s, a whole number is expected", place, tostring(i))
   end
-  if i == 0 then error("elements are counted from 1 (dimensions from 0), got index 0", level + 1) end
+  if i == 0 then
+    error("elements are counted from 1 (dimensions from 0), got index 0", level + 1)
+  end
   if i > size or i < -size then
-    error(("index %d is %d, out of range for %d elements (1 to %d, or -%d to -1)")
-      :format(place, i, size, size, size), level + 1)
+    fail(level + 1, "index %d is %d, out of range for %d elements (1 to %d, or -%d to -1)",
+      place, i, size, size, size)
   end
   if i < 0 then return size + i end
   return i - 1
@@ -131,7 +134,7 @@ local function pick(t, indices, level)
   pointer(t, level + 1)
   local sizes = handle.sizes(t)
   if #indices == 0 or #indices > #sizes then
-    error(("%d indices, and the tensor's shape is [%s]"):format(#indices, handle.shape_text(t)), level + 1)
+    fail(level + 1, "%d indices, and the tensor's shape is [%s]", #indices, handle.shape_text(t))
   end
   local offset = 0
   local chosen = 1
@@ -152,7 +155,8 @@ local function unknown(name, level)
   local names = {}
   for known in pairs(methods) do names[#names + 1] = known end
   table.sort(names)
-  error(("a tensor has no field or method '%s': did you mean '%s'?"):format(name, nearest(name, names)), level + 1)
+  fail(level + 1, "a tensor has no field or method '%s': did you mean '%s'?",
+    name, nearest(name, names))
 end
 
 function metatable.__index(t, key)
@@ -165,10 +169,10 @@ end
 
 function metatable.__newindex(_, key)
   if type(key) == "string" then
-    error(("a tensor has no field '%s' that could be set"):format(key), 2)
+    fail(2, "a tensor has no field '%s' that could be set", key)
   end
-  error("elements of a tensor are not assigned: t:copy_(x) replaces all of them, t:index_copy(ids, rows) "
-    .. "rows, tensor.where(condition, a, b) those that meet a condition", 2)
+  error("elements of a tensor are not assigned: t:copy_(x) replaces all of them, "
+    .. "t:index_copy(ids, rows) copies with other rows, tensor.where(condition, a, b) chooses", 2)
 end
 
 -- for i, row in ipairs(t): the numbers or views t[1], t[2], ...

@@ -1,18 +1,19 @@
--- reduce.lua - sums, means, extremes, softmax and cross-entropy, over everything or over one dimension.
+-- reduce.lua - sums, means, extremes, softmax and cross-entropy, over everything or over one
+-- dimension.
 --
 --   t:sum()  t:mean()                 of all elements: [1], f32
 --   t:sum(dim, keepdim)  t:mean(dim, keepdim)           f32, also of bf16
 --   t:max()  t:min()                  of all elements: [1], in t's dtype
 --   t:max(dim, keepdim) -> values, indices              the same for min
---   t:argmax(dim, keepdim)  t:argmin(dim, keepdim)      indices, i32; without dim of the flat tensor
+--   t:argmax(dim, keepdim)  t:argmin(dim, keepdim)      indices; without dim of the flat tensor
 --   t:softmax(dim)                    over the last dimension unless told otherwise
 --   logits:cross_entropy(ids, {reduction = "mean", ignore_index = -100})
 --
 -- Dimensions are counted from 0, as in PyTorch, and -1 is the last. keepdim = true leaves the
--- dimension in the result with size 1. Where the only dimension goes, the result is [1]. Indices are
--- counted from 0, as ids are everywhere in segzero, and are on the CPU, where index tensors belong. Of
--- equal elements the first one is found, and it alone receives the gradient. NaN counts as the extreme.
--- Leaves out: several dimensions at once, products, sorting.
+-- dimension in the result with size 1. Where the only dimension goes, the result is [1]. Indices
+-- are counted from 0, as ids are everywhere in segzero, and are on the CPU, where index tensors
+-- belong. Of equal elements the first one is found, and it alone receives the gradient. NaN counts
+-- as the extreme. Leaves out: several dimensions at once, products, sorting.
 
 local core = require "segzero.core.ffi"
 local create = require "segzero.core.tensor.create"
@@ -22,10 +23,10 @@ local options = require "segzero.core.options"
 
 local C = core.C
 local check = core.check
+local fail = handle.fail
 local apply = ops.apply
 local rows = ops.table
 local method = handle.method
-local methods = handle.methods
 
 local M = {}
 
@@ -33,12 +34,13 @@ local M = {}
 local function chosen(t, name, dim, keepdim, level)
   handle.pointer(t, level + 1)
   if keepdim ~= nil and type(keepdim) ~= "boolean" then
-    error(("%s: keepdim is true or false, got %s"):format(name, tostring(keepdim)), level + 1)
+    fail(level + 1, "%s: keepdim is true or false, got %s", name, tostring(keepdim))
   end
   return handle.dimension(t, dim, name, level + 1), keepdim and 1 or 0
 end
 
--- Level 3 in a call that is not the last blames the line of the user's call, as 2 does in a tail call.
+-- Level 3 in a call that is not the last blames the line of the user's call, as 2 does in a tail
+-- call.
 local function flat(t) return apply(rows.reshape, 3, t, t:numel()) end
 
 -- ---- sums and means ----
@@ -67,8 +69,7 @@ end
 
 local function refuse_tensor(name, dim, level)
   if not handle.is_tensor(dim) then return end
-  error(("%s: takes a dimension; the larger or smaller of two tensors is a:maximum(b) or a:minimum(b)")
-    :format(name), level + 1)
+  fail(level + 1, "%s: takes a dimension; of two tensors, use a:maximum(b) or a:minimum(b)", name)
 end
 
 local function extreme(name, row, t, dim, keepdim)
@@ -97,8 +98,12 @@ end
 
 method("max", 2, function(t, dim, keepdim) return extreme("max", rows.max_dim, t, dim, keepdim) end)
 method("min", 2, function(t, dim, keepdim) return extreme("min", rows.min_dim, t, dim, keepdim) end)
-method("argmax", 2, function(t, dim, keepdim) return extreme_index("argmax", rows.max_dim, t, dim, keepdim) end)
-method("argmin", 2, function(t, dim, keepdim) return extreme_index("argmin", rows.min_dim, t, dim, keepdim) end)
+method("argmax", 2, function(t, dim, keepdim)
+  return extreme_index("argmax", rows.max_dim, t, dim, keepdim)
+end)
+method("argmin", 2, function(t, dim, keepdim)
+  return extreme_index("argmin", rows.min_dim, t, dim, keepdim)
+end)
 
 -- ---- softmax ----
 method("softmax", 1, function(t, dim)
@@ -125,18 +130,18 @@ local function counted(ids, ignored)
   return n
 end
 
--- logits [n, v], f32 or bf16; ids: n class indices from 0, an i32 tensor or a list. f32 [1]; [n] with
--- reduction = "none". Rows whose id is ignore_index have loss 0 and are left out of the mean.
+-- logits [n, v], f32 or bf16; ids: n class indices from 0, an i32 tensor or a list. f32 [1]; [n]
+-- with reduction = "none". Rows whose id is ignore_index have loss 0 and are left out of the mean.
 local function cross_entropy(logits, ids, opts)
   handle.pointer(logits, 2)
   opts = handle.options(opts, 2, "cross_entropy", CROSS_ENTROPY)
   local reduction = opts.reduction or "mean"
   local ignored = opts.ignore_index or -100
   if not REDUCTIONS[reduction] then
-    error(("cross_entropy: reduction is mean, sum or none, got %s"):format(tostring(reduction)), 2)
+    fail(2, "cross_entropy: reduction is mean, sum or none, got %s", tostring(reduction))
   end
   if not handle.is_whole(ignored) then
-    error(("cross_entropy: ignore_index is a whole number, got %s"):format(tostring(ignored)), 2)
+    fail(2, "cross_entropy: ignore_index is a whole number, got %s", tostring(ignored))
   end
   if type(ids) == "table" then ids = create.new(ids, { dtype = "i32" }) end
   handle.pointer(ids, 2)

@@ -1,14 +1,14 @@
--- Exact Euclidean distance transform of a small mask, and the two points that Seg-Zero's answers
--- carry: the centres of the two largest inscribed circles.
+-- distance.lua - the exact Euclidean distance transform of a small mask, and the two points of a
+-- Seg-Zero answer: the centres of the two largest inscribed circles.
 --
--- A mask comes as row runs: object o covers pixels runs[2*i] .. runs[2*i+1] (absolute x, both
--- included) of row o.bbox[2] + i; an empty run has its end before its start. Everything outside the
--- runs is background, so distances are to the nearest pixel centre that is not in the object.
--- Squared distances are exact integers.
+-- A mask is given as row runs: object o covers the pixels runs[2*i] .. runs[2*i+1] (absolute x,
+-- both included) of row o.bbox[2] + i; an empty run ends before it starts. All other pixels are
+-- background. A distance is that to the nearest pixel centre outside the object. Squared distances
+-- are exact integers.
 --
--- Method: column distances first, then the lower envelope of parabolas along each row (Meijster,
--- Roerdink, Hesselink 2000), linear in the box's area. Scratch arrays are reused; not for several
--- OS threads in one state.
+-- Method: distances within each column, then the lower envelope of parabolas along each row
+-- (Meijster, Roerdink, Hesselink 2000), linear in the area of the box. Scratch arrays are reused.
+-- Leaves out: use by several OS threads in one Lua state.
 
 local ffi = require "ffi"
 
@@ -36,7 +36,7 @@ local function reserve(w, h)
   end
 end
 
--- Fills dist[0 .. w*h) with squared distances of inside[]; the rim must be background.
+-- Fills dist[0 .. w*h) with the squared distances of inside[]. The rim must be background.
 local function transform(w, h)
   for x = 0, w - 1 do
     local run = 0
@@ -90,8 +90,8 @@ local function transform(w, h)
   end
 end
 
--- Largest squared distance and the pixel that has it. Ties: nearest to (mx, my), then scan order;
--- without (mx, my) scan order alone, that is topmost, then leftmost.
+-- The largest squared distance and its pixel. Among equals the one nearest to (mx, my) wins, then
+-- the first in scan order. Without (mx, my) it is the topmost, then leftmost.
 local function peak(w, h, mx, my)
   local best = 0
   local bx = -1
@@ -137,9 +137,9 @@ local function load(bbox, runs)
   return w, h, sx / n, sy / n
 end
 
--- Two points {x, y} in image pixels for the object with this bbox and these runs. The second is
--- found the same way after the first circle's pixels are taken away; it is the first again when
--- nothing is left.
+-- Two points {x, y} in the image's pixels for the object with this box and these runs. The second
+-- is found in the same way after the first circle's pixels are removed. If nothing is left, it
+-- equals the first. Also returns the first circle's squared radius.
 function M.two_circles(bbox, runs)
   local w, h, mx, my = load(bbox, runs)
   transform(w, h)

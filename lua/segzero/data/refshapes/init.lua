@@ -1,9 +1,9 @@
--- RefShapes: images of coloured shapes with sentences that each mean one of them, made from a
--- number.
+-- init.lua - RefShapes: generated images of coloured shapes, with sentences that each describe
+-- exactly one of them.
 --
--- A sample depends on (seed, split, index, size, level, background, ...) alone: no files, no order
--- of calls, no machine. The same (seed, split, index, level) is the same scene at every size.
--- "train" and "heldout" never share a scene (see refshapes/scene.lua).
+-- A sample depends only on (seed, split, index, size, level, background, ...): not on files, on
+-- earlier calls or on the machine. The same (seed, split, index, level) shows the same scene at
+-- every size. "train" and "heldout" never share a scene (see refshapes/scene.lua).
 --
 --   local refshapes = require "segzero.data.refshapes"
 --   local s = refshapes.sample { seed = 42, index = 0, split = "train", size = 168 }
@@ -14,12 +14,12 @@
 --                                       think=, answer=, mask= }
 --   local m = s.questions[1].mask()     uint8_t [h][w] of 0 and 1, a new one at each call
 --
--- Boxes are {left, top, right, bottom} in pixels with inclusive maxima; points are {x, y}: the
+-- Boxes are {left, top, right, bottom} in pixels, with inclusive maxima. Points are {x, y}, the
 -- centres of the two largest inscribed circles (see refshapes/distance.lua). `solution` is
--- Seg-Zero's ground-truth string, `answer` the JSON a model should write.
+-- Seg-Zero's ground-truth string, `answer` the JSON that a model should write.
 --
--- Leaves out: writing images (write_dataset is handed a function for it), several objects in one
--- answer.
+-- Leaves out: writing images (the caller of write_dataset passes a function for it), several
+-- objects in one answer.
 
 local ffi = require "ffi"
 local files = require "segzero.core.files"
@@ -92,7 +92,7 @@ end
 M.solution = solution
 M.answer = answer
 
--- Draws the background and the objects; gives each object its runs and bbox.
+-- Draws the background and the objects, and adds runs and bbox to each object.
 local function paint(rgb, objects, size, r, style)
   local noise = raster.background(rgb, size, size, r, style)
   if style == "plain" then noise = nil end
@@ -128,9 +128,9 @@ local function complete(q, objects, size)
   }
 end
 
--- opts: seed, index, split, size (multiple of 28 from 84 to 840), level (1 one large object, 2 two
--- or three told apart by attributes, 3 all), questions (at most that many), background ("gradient"
--- or "plain").
+-- opts: seed, index, split, size (a multiple of 28 from 84 to 840), level (1: one large object; 2:
+-- two or three that differ in attributes; 3: everything), questions (the maximum number),
+-- background ("gradient" or "plain").
 function M.sample(opts)
   local o = read_options(opts or {})
   local size = o.size
@@ -153,13 +153,14 @@ local function open_for_writing(path)
   return f
 end
 
--- Writes a data set in Seg-Zero's columns and returns its number of rows:
---   dir/data.jsonl       id, problem, solution, image and mask (paths relative to dir), img_height,
---                        img_width; a row a question
---   dir/images/*.png     3 channels          dir/masks/<id>.png   1 channel, 0 and 255
+-- Writes a data set in Seg-Zero's columns and returns its number of rows.
+--   dir/data.jsonl       one row for each question: id, problem, solution, image and mask (paths
+--                        relative to dir), img_height, img_width
+--   dir/images/*.png     3 channels
+--   dir/masks/<id>.png   1 channel, 0 and 255
 -- opts: n images (default 16), first (index of the first, 0), seed, split, size, level, questions
--- (default 1), background. save_png(path, w, h, channels, pixels) writes one image and raises
--- when it cannot.
+-- (default 1), background. save_png(path, w, h, channels, pixels) writes one image and raises an
+-- error if it cannot.
 function M.write_dataset(dir, opts, save_png)
   if type(save_png) ~= "function" then
     error("refshapes: write_dataset needs a save_png function", 2)
@@ -183,7 +184,7 @@ function M.write_dataset(dir, opts, save_png)
       local id = format("%s_%d", name, k)
       local mask = format("masks/%s.png", id)
       save_png(dir .. "/" .. mask, s.width, s.height, 1, q.mask(255))
-      -- keys one by one, so that their order is fixed
+      -- The keys are written one by one, so that their order is fixed.
       out:write(
         format(
         '{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',

@@ -1,9 +1,10 @@
--- Pixels of a RefShapes image: background, anti-aliased shapes, and masks as row runs.
+-- raster.lua - the pixels of a RefShapes image: background, anti-aliased shapes, and masks as row
+-- runs.
 --
--- Image: uint8_t [h][w][3]. A shape's mask is the pixels whose centre lies in it; it is kept as
--- runs (int32_t [rows][2], see distance.lua) from which the tight box [left, top, right, bottom],
--- inclusive, follows. Edges are blended by coverage: 8 sub-rows a pixel, exact along x. Only a
--- shape's own box is touched.
+-- An image is uint8_t [h][w][3]. A shape's mask consists of the pixels whose centre is inside the
+-- shape. It is stored as runs (int32_t [rows][2], see distance.lua), which also give the tight box
+-- [left, top, right, bottom], inclusive. Edges are blended by coverage: 8 sub-rows for each pixel,
+-- exact along x. Only the pixels of a shape's own box are touched.
 --
 -- Leaves out: shadows, textures, anything that needs a second pass.
 
@@ -15,6 +16,8 @@ local M = {}
 
 local floor = math.floor
 local ceil = math.ceil
+local max = math.max
+local min = math.min
 local band = bit.band
 local bxor = bit.bxor
 local lshift = bit.lshift
@@ -28,10 +31,10 @@ local NOISE_SHIFT = 16 -- colours are 16.16 fixed point while noise is added
 local cover = ffi.new("double[?]", 844)
 local column = ffi.new("int32_t[?]", 844)
 
--- Soft two-axis gradient around a muted base: lighter to the right, cooler at the top and warmer at
--- the bottom, by amounts that vary a little, so a patch's colour hints at its place as daylight
--- does in photographs; then noise of about +-4 levels. "plain" is the base alone. Values stay
--- within 15..215, so nothing is clamped.
+-- A soft gradient along both axes around a muted base colour: lighter to the right, cooler at the
+-- top and warmer at the bottom, by amounts that vary a little. So a patch's colour hints at its
+-- place, as daylight does in photographs. Then noise of about +-4 levels. "plain" is the base
+-- colour alone. All values stay within 15..215, so nothing is clamped.
 function M.background(rgb, w, h, r, style)
   local base = r:int(100, 130)
   local cr = base + r:int(-6, 6)
@@ -63,7 +66,7 @@ function M.background(rgb, w, h, r, style)
       state = bxor(state, lshift(state, 13))
       state = bxor(state, rshift(state, 17))
       state = bxor(state, lshift(state, 5))
-      -- a shared part (grain) plus a smaller part of each channel's own
+      -- a part shared by the channels (grain), and a smaller part for each of them
       local grain = column[x] + arshift(lshift(state, 16), 13)
       rgb[i] = rshift(rr + grain + arshift(lshift(state, 8), 15), NOISE_SHIFT)
       rgb[i + 1] = rshift(rg + grain + arshift(state, 15), NOISE_SHIFT)
@@ -74,7 +77,7 @@ function M.background(rgb, w, h, r, style)
   return state
 end
 
--- Mask runs and box of scene object o in an image of side px.
+-- The mask runs and the box of scene object o in an image whose side has px pixels.
 function M.runs(o, px)
   local k = px / scene.UNIT
   local cx = o.cx * k
@@ -105,8 +108,8 @@ function M.runs(o, px)
   return runs, { x0, y0, x1, y0 + n - 1 }
 end
 
--- Draws o in colour {r, g, b}, a little lighter at its top than at its bottom; state goes on with
--- the noise (nil: none). Returns the noise state.
+-- Draws o in colour {r, g, b}, a little lighter at the top than at the bottom. state continues the
+-- noise (nil: no noise). Returns the new state.
 function M.draw(rgb, px, o, colour, state)
   local k = px / scene.UNIT
   local code = o.code
@@ -123,7 +126,8 @@ function M.draw(rgb, px, o, colour, state)
   local cr = colour[1]
   local cg = colour[2]
   local cb = colour[3]
-  local amp = state and 1 / 8192 or 0
+  local amp = 0
+  if state then amp = 1 / 8192 end
   local noise = state or 1
   local weight = 1 / SUB
   for y = top, bottom do
@@ -131,7 +135,7 @@ function M.draw(rgb, px, o, colour, state)
     for s = 0, SUB - 1 do
       local half = half_width(code, hw, hh, arm, down, y + (s + 0.5) / SUB - cy)
       if half > 0 then
-        -- coverage as differences: entering at xl, leaving at xr
+        -- coverage as differences: one enters at xl, one leaves at xr
         local xl = cx - half - left
         local xr = cx + half - left
         local il = floor(xl)
@@ -160,9 +164,9 @@ function M.draw(rgb, px, o, colour, state)
         local r = rgb[i] + (sr + grain - rgb[i]) * a + 0.5
         local g = rgb[i + 1] + (sg + grain - rgb[i + 1]) * a + 0.5
         local b = rgb[i + 2] + (sb + grain - rgb[i + 2]) * a + 0.5
-        rgb[i] = r < 0 and 0 or r > 255 and 255 or r
-        rgb[i + 1] = g < 0 and 0 or g > 255 and 255 or g
-        rgb[i + 2] = b < 0 and 0 or b > 255 and 255 or b
+        rgb[i] = max(0, min(r, 255))
+        rgb[i + 1] = max(0, min(g, 255))
+        rgb[i + 2] = max(0, min(b, 255))
       end
       i = i + 3
     end
@@ -170,7 +174,7 @@ function M.draw(rgb, px, o, colour, state)
   return state and noise
 end
 
--- uint8_t [h*w] of 0 and `value` for runs that start at bbox.
+-- A mask uint8_t [h*w] of 0 and `value`, from runs that start at the top left corner of bbox.
 function M.mask(runs, bbox, w, h, value)
   local out = ffi.new("uint8_t[?]", w * h)
   for y = bbox[2], bbox[4] do

@@ -1,7 +1,8 @@
--- Random numbers for RefShapes: splitmix64 run as a counter, keyed by (seed, split, index).
+-- rng.lua - random numbers for RefShapes: splitmix64 run as a counter, keyed by (seed, split,
+-- index).
 --
--- A stream depends on its key and on nothing else, so images can be made in any order and on any
--- machine: all arithmetic is uint64_t, and uniform() turns 53 of the bits into a double exactly.
+-- A stream depends only on its key, so images can be made in any order and on any machine: all
+-- arithmetic is uint64_t, and uniform() turns 53 of the bits into a double exactly.
 --
 --   local r = rng.new(42, "train", 7)
 --   r:uniform()      -> double in [0, 1)
@@ -89,7 +90,8 @@ end
 
 function Rng:bits32()
   local v = bit.tobit(tonumber(rshift(next_u64(self.state), 32)))
-  return v == 0 and 1 or v
+  if v == 0 then return 1 end
+  return v
 end
 
 return M

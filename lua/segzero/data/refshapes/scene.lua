@@ -1,15 +1,17 @@
--- What stands where in a RefShapes image: kinds, colours, sizes and places, before any pixel.
+-- scene.lua - the layout of a RefShapes image before any pixel is drawn: kinds, colours, sizes and
+-- places.
 --
--- A scene is laid out in integer units of 1/840 of the frame side, so that the same (seed, split,
--- index) shows the same scene at every image size. An object is a table
---   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=, hw=, hh= (half extents of its box),
---     arm= (cross only: half the arm's width), down= (triangle only: 1 points down), area= }
---       all in units
--- Boxes of objects are disjoint with a gap of GAP units.
+-- Coordinates are integer units of 1/840 of the image's side, so the same (seed, split, index)
+-- shows the same scene at every image size. An object is a table
+--   { kind="circle", code=1, colour="red", size="small"|"large", cx=, cy=,
+--     hw=, hh=   half the width and height of its box
+--     arm=       half the width of a cross's arm
+--     down=      1 if a triangle points down
+--     area= }
+-- Boxes of objects are at least GAP units apart.
 --
--- The splits are disjoint by construction: a scene belongs to the held-out split exactly when a
--- hash of its whole layout falls in one class of 8, and each split draws until it meets a scene of
--- its own.
+-- The splits are disjoint by construction: a scene is held out exactly if a hash of its whole
+-- layout falls into one class of 8, and each split draws until it finds a scene of its own.
 --
 -- Leaves out: rotation, overlap.
 
@@ -44,7 +46,7 @@ local COLOUR_CODE = {}
 for i, name in ipairs(M.colours) do COLOUR_CODE[name] = i end
 M.code = CODE
 
--- Side lengths by level and size class. Small and large stay a factor of about 1.3 apart.
+-- Side lengths by level and size class. Small and large differ by a factor of at least about 1.3.
 local SIDES = {
   { large = { 300, 560 } },
   { small = { 150, 190 }, large = { 270, 350 } },
@@ -53,7 +55,7 @@ local SIDES = {
 
 local function round(x) return floor(x + 0.5) end
 
--- Gives o its half extents and area for a nominal side s.
+-- Sets half extents and area of o for a nominal side s.
 local function set_extent(o, s, r)
   local kind = o.kind
   if kind == "circle" then
@@ -96,28 +98,43 @@ local function prefix(r, list, n)
   return copy
 end
 
--- Kinds, colours and size classes of one scene.
+-- Draws kinds, colours and size classes of one scene.
 local function draw_attributes(r, level)
   local objects = {}
   if level == 1 then
     objects[1] = { kind = r:pick(M.kinds), colour = r:pick(M.colours), size = "large" }
     return objects
   end
-  local n = level == 2 and r:int(2, 3) or r:int(3, 6)
-  -- A narrow choice makes repeats, which relations and superlatives need.
-  local few = level == 2 and 6 or 4
+  local n
+  if level == 2 then
+    n = r:int(2, 3)
+  else
+    n = r:int(3, 6)
+  end
+  -- A small choice produces repetitions, which relations and superlatives need.
+  local few = 4
+  if level == 2 then few = 6 end
   local kinds = prefix(r, M.kinds, r:int(2, few))
   local colours = prefix(r, M.colours, r:int(2, few))
-  local large_left = n <= 3 and 3 or n == 4 and 3 or 2
+  local large_left = 2
+  if n <= 4 then large_left = 3 end
   for i = 1, n do
-    local size = (large_left > 0 and r:chance(0.5)) and "large" or "small"
-    if size == "large" then large_left = large_left - 1 end
+    local size = "small"
+    if large_left > 0 and r:chance(0.5) then
+      size = "large"
+      large_left = large_left - 1
+    end
     objects[i] = { kind = r:pick(kinds), colour = r:pick(colours), size = size }
   end
-  if level == 3 and r:chance(0.22) then -- an odd one out, in colour or in kind
-    local by_colour = r:chance(0.5)
-    local key = by_colour and "colour" or "kind"
-    local pair = prefix(r, by_colour and M.colours or M.kinds, 2)
+  -- Sometimes one object differs from all others, in colour or in kind.
+  if level == 3 and r:chance(0.22) then
+    local key = "kind"
+    local values = M.kinds
+    if r:chance(0.5) then
+      key = "colour"
+      values = M.colours
+    end
+    local pair = prefix(r, values, 2)
     for i = 1, n do objects[i][key] = pair[1] end
     objects[r:int(1, n)][key] = pair[2]
   end
@@ -151,7 +168,7 @@ local function place(r, objects)
   return true
 end
 
--- Whether some object is told apart by its attributes alone, so that every image has a question.
+-- Whether attributes alone identify some object, so that every image has a question.
 local function has_unique(objects)
   for i = 1, #objects do
     local o = objects[i]
@@ -165,8 +182,8 @@ local function has_unique(objects)
   return false
 end
 
--- Largest first: the large ones are the hard ones to place. Equal areas keep a fixed order by the
--- other fields.
+-- Largest first, because large objects are the hardest to place. The other fields order equal
+-- areas.
 local function by_size(a, b)
   if a.area ~= b.area then return a.area > b.area end
   if a.code ~= b.code then return a.code < b.code end
@@ -175,7 +192,7 @@ local function by_size(a, b)
   return a.colour < b.colour
 end
 
--- 0 .. 7; class 0 is held out.
+-- The class of a layout, 0 to 7. Class 0 is held out.
 local function layout_class(objects)
   local h = 0ULL
   for i = 1, #objects do
@@ -187,7 +204,7 @@ local function layout_class(objects)
 end
 M.layout_class = layout_class
 
--- One scene of the split ("train" or "heldout"); r is the image's stream.
+-- Draws one scene of the split ("train" or "heldout"). r: the image's random stream.
 function M.draw(r, split, level)
   local sides = SIDES[level]
   while true do
@@ -206,9 +223,9 @@ function M.draw(r, split, level)
   end
 end
 
--- Half the width of object o at height dy from its centre, in units that scale with o; below 0
--- outside. Every kind is symmetric left to right and crosses each row once, so this is all that
--- drawing needs.
+-- Half the width of object o at height dy from its centre, in the units of its arguments; below 0
+-- outside. Every kind is symmetric left to right and crosses each row once, so drawing needs
+-- nothing else.
 function M.half_width(code, hw, hh, arm, down, dy)
   if dy < -hh or dy > hh then return -1 end
   if code == 1 then
@@ -219,7 +236,8 @@ function M.half_width(code, hw, hh, arm, down, dy)
   elseif code == 4 then
     return hw * (1 - abs(dy) / hh)
   elseif code == 6 then
-    return abs(dy) <= arm and hw or arm
+    if abs(dy) <= arm then return hw end
+    return arm
   end
   return hw
 end

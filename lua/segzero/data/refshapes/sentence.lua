@@ -1,24 +1,24 @@
--- Referring sentences for a RefShapes scene, each true of exactly one object, and the short
--- reasoning that goes with each.
+-- sentence.lua - referring sentences for a RefShapes scene, each true of exactly one object, and
+-- the short reasoning for each.
 --
--- A noun phrase is {size=, colour=, kind=} with any field absent; no kind reads "shape". An
--- expression is
+-- A noun phrase is {size=, colour=, kind=}; any field may be absent. Without a kind it says
+-- "shape". An expression is
 --   { type="attribute", np= }                        the small red circle
 --   { type="relation", np=, rel=, anchor=np }        the red circle left of the blue square
 --   { type="superlative", word=, np= }               the leftmost circle
 --   { type="odd", word= }                            the odd one out
--- evaluate() looks at every object and answers with the one it means, or nil when there is none,
--- more than one, or a case too close to call: relations and superlatives have a band around
--- equality in which nobody is asked.
+-- evaluate() checks every object and returns the one that the expression means. It returns nil if
+-- there is none, if there are several, or if the case is too close to call: relations and
+-- superlatives have a band around equality that is never asked about.
 --
--- Texts are lower-case ASCII without a final period. Reasoning has no '<', '{' or '}', which
--- answers are parsed by.
+-- Texts are lower-case ASCII without a final period. Reasoning contains no '<', '{' or '}', because
+-- answers are parsed by these characters.
 
 local M = {}
 
 local max = math.max
 
--- units of 1/840 of the frame: clearly so, clearly not so
+-- in units of 1/840 of the frame: clearly true, clearly false
 local YES_GAP = 60
 local NO_GAP = 15
 local AREA_RATIO = 1.3
@@ -34,8 +34,9 @@ local function plural(kind)
 end
 
 local function matches(np, o)
-  return (not np.size or np.size == o.size) and (not np.colour or np.colour == o.colour)
-    and (not np.kind or np.kind == o.kind)
+  if np.size and np.size ~= o.size then return false end
+  if np.colour and np.colour ~= o.colour then return false end
+  return not np.kind or np.kind == o.kind
 end
 
 local function count(np, objects)
@@ -47,7 +48,7 @@ local function count(np, objects)
   return n, last
 end
 
--- How far o lies on the named side of a; negative on the other side.
+-- The distance of o from a towards the named side; negative on the other side.
 local function offset(rel, o, a)
   if rel == "left" then return a.cx - o.cx end
   if rel == "right" then return o.cx - a.cx end
@@ -74,7 +75,7 @@ local function evaluate_relation(e, objects)
   return found, anchor
 end
 
--- Whether o beats p clearly, by centre and by edge, or by area and by extent.
+-- Whether o clearly beats p: by centre and by edge, or by area and by extent.
 local function beats(word, o, p)
   if word == "largest" then
     return o.area >= AREA_RATIO * p.area and max(o.hw, o.hh) >= max(p.hw, p.hh)
@@ -108,11 +109,13 @@ local function evaluate_superlative(e, objects)
   return best
 end
 
--- The object whose value of key is its own while all others share one value.
+-- The object whose value of key is unique while all others share one value.
 local function odd_in(key, objects)
   local n = #objects
   for i = 1, n do
-    local common = objects[i == 1 and 2 or 1][key]
+    local other = 1
+    if i == 1 then other = 2 end
+    local common = objects[other][key]
     local ok = objects[i][key] ~= common
     for j = 1, n do
       if j ~= i and objects[j][key] ~= common then ok = false end
@@ -134,12 +137,13 @@ local function evaluate_odd(objects)
   return found, why, common
 end
 
--- Index of the one object that e means, or nil. A relation also gives its anchor's index; an odd
--- one out also gives the attribute and the value the others share.
+-- The index of the one object that e means, or nil. A relation also returns its anchor's index; an
+-- odd one out also returns the attribute and the value that the others share.
 function M.evaluate(e, objects)
   if e.type == "attribute" then
     local n, i = count(e.np, objects)
-    return n == 1 and i or nil
+    if n == 1 then return i end
+    return nil
   elseif e.type == "relation" then
     return evaluate_relation(e, objects)
   elseif e.type == "superlative" then
@@ -166,18 +170,26 @@ function M.text(e)
 end
 
 -- "at the top left", "in the center", ...: thirds of the frame.
+local function third(c, low, high)
+  if c < 280 then return low end
+  if c > 560 then return high end
+  return nil
+end
+
 local function where(o)
-  local v = o.cy < 280 and "top" or o.cy > 560 and "bottom" or nil
-  local h = o.cx < 280 and "left" or o.cx > 560 and "right" or nil
-  if not v and not h then return "in the center" end
-  return "at the " .. (v and h and v .. " " .. h or v or h)
+  local v = third(o.cy, "top", "bottom")
+  local h = third(o.cx, "left", "right")
+  if v and h then return "at the " .. v .. " " .. h end
+  if v or h then return "at the " .. (v or h) end
+  return "in the center"
 end
 
 local function article(text)
-  return (text:find("^[aeiou]") and "an " or "a ") .. text
+  if text:find "^[aeiou]" then return "an " .. text end
+  return "a " .. text
 end
 
--- "There are three red circles": the crowd that np names, or its only member.
+-- "There are three red circles": the objects that np describes, or the only one.
 local function crowd(np, n)
   if n == 1 then return "There is one " .. phrase(np) end
   local text = plural(np.kind or "shape")
@@ -186,8 +198,8 @@ local function crowd(np, n)
   return "There are " .. NUMBER[n] .. " " .. text
 end
 
--- Reasoning for e, whose target is objects[t]: 8 to 22 words, a few templates, the target's place
--- at the end.
+-- The reasoning for e, whose target is objects[t]: 8 to 22 words from a few templates, with the
+-- target's place at the end.
 function M.think(e, objects, t, r)
   local o = objects[t]
   local at = where(o)
@@ -230,11 +242,12 @@ function M.think(e, objects, t, r)
     return first .. ". The " .. e.word .. " one is " .. o.colour .. ", " .. at .. "."
   end
   local _, why, common = evaluate_odd(objects)
-  local others = why == "kind" and plural(common) or common
+  local others = common
+  if why == "kind" then others = plural(common) end
   return "All other shapes are " .. others .. ". The " .. full .. " " .. at .. " is different."
 end
 
--- A noun phrase that fits o; fields are kept with the given chances.
+-- A noun phrase that fits o. Each field is kept with the given probability.
 local function fitting(o, r, p_size, p_colour, p_kind)
   local np = {}
   if r:chance(p_size) then np.size = o.size end
@@ -243,29 +256,32 @@ local function fitting(o, r, p_size, p_colour, p_kind)
   return np
 end
 
--- Which sort of expression to try for.
+-- Which type of expression to try.
 local function draw_type(level, objects, r, has_odd)
   if level < 3 then return "attribute" end
   local u = r:uniform()
   if has_odd and u < 0.3 then return "odd" end
   if u < 0.55 then return "attribute" end
-  return (u < 0.82 and #objects > 1) and "relation" or "superlative"
+  if u < 0.82 and #objects > 1 then return "relation" end
+  return "superlative"
 end
 
--- An expression of that type that may or may not hold; for a relation and an attribute, objects[t]
--- fits it.
+-- An expression of that type, which may or may not hold. For a relation and an attribute,
+-- objects[t] fits it.
 local function propose(kind, level, objects, t, r)
   local o = objects[t]
   if kind == "odd" then return { type = "odd", word = r:int(1, #ODD) } end
   if kind == "attribute" then
-    local np = fitting(o, r, level == 1 and 0.25 or 0.5, 0.8, 0.85)
+    local p_size = 0.5
+    if level == 1 then p_size = 0.25 end
+    local np = fitting(o, r, p_size, 0.8, 0.85)
     if not (np.size or np.colour or np.kind) then return nil end
     return { type = "attribute", np = np }
   elseif kind == "relation" then
     local a = r:int(1, #objects - 1)
     if a >= t then a = a + 1 end
     local np = fitting(o, r, 0.25, 0.6, 0.85)
-    -- mostly where the relation is needed
+    -- mostly where the relation is needed to tell objects apart
     if count(np, objects) == 1 and r:chance(0.85) then return nil end
     local anchor = fitting(objects[a], r, 0.3, 0.85, 0.9)
     for _, rel in ipairs(r:shuffle { "left", "right", "above", "below" }) do
@@ -278,7 +294,7 @@ local function propose(kind, level, objects, t, r)
   return { type = "superlative", word = r:pick(SUPERLATIVES), np = fitting(o, r, 0, 0.3, 0.6) }
 end
 
--- A full description of an object that no other shares, for when proposals run out.
+-- A full description of an object that no other object shares, for when proposals run out.
 local function describe_any(objects, said)
   for t = 1, #objects do
     local o = objects[t]
@@ -287,8 +303,8 @@ local function describe_any(objects, said)
   end
 end
 
--- Up to n different expressions about the scene, list of {expr=, text=, target=, think=}. Objects
--- not yet asked for are preferred. Fewer come back when the scene has no more to say.
+-- Up to n different expressions about the scene, as a list of {expr=, text=, target=, think=}.
+-- Objects not asked about yet are preferred. The list is shorter if the scene offers no more.
 function M.compose(objects, n, level, r)
   local out = {}
   local said = {}
@@ -301,7 +317,8 @@ function M.compose(objects, n, level, r)
       if try % 20 == 1 then kind = draw_type(level, objects, r, has_odd) end
       local guess = propose(kind, level, objects, r:int(1, #objects), r)
       local got = guess and M.evaluate(guess, objects)
-      if got and (try > 20 or fresh == 0 or not asked[got]) and not said[M.text(guess)] then
+      local wanted = try > 20 or fresh == 0 or not asked[got]
+      if got and wanted and not said[M.text(guess)] then
         e = guess
         t = got
         break

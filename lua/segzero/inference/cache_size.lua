@@ -1,0 +1,31 @@
+-- cache_size.lua - how many rows of key-value cache a call of generate takes.
+--
+--   cache_size.row_bytes(vl)                   bytes of one token's keys and values in all layers
+--   cache_size.rows(vl, lengths, n, max_new_tokens, bytes)
+--       rows for prompts of these lengths with n answers each: what they can use, within the limit
+--   cache_size.limit(vl, opts)                 the limit in bytes: cache_gib on the CPU; on a
+--                                              device gpu_memory_utilization of what was free there
+
+local tensor = require "segzero.core.tensor"
+local scheduler = require "segzero.inference.scheduler"
+
+local M = {}
+
+local GIB = 2 ^ 30
+
+function M.row_bytes(vl)
+  local d = vl.dims
+  return 2 * d.layers * d.kv_heads * d.head_dim * tensor.WIDTH[vl.dtype]
+end
+
+-- The small addition lets a limit that was computed from a number of rows give that number again.
+function M.rows(vl, lengths, n, max_new_tokens, bytes)
+  return scheduler.rows(lengths, n, max_new_tokens, bytes / M.row_bytes(vl) + 1e-3)
+end
+
+function M.limit(vl, opts)
+  if vl.device == "cpu" then return opts.cache_gib * GIB end
+  return opts.gpu_memory_utilization * vl:free_device_bytes()
+end
+
+return M

@@ -1,0 +1,56 @@
+-- opening.lua - opening a model by its folder: which family it is, and what every family checks
+-- first.
+--
+--   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names
+--   local spec = opening.family(dir)           that family's spec (registry.lua)
+--   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
+--
+-- check(): the path must be a string, every option known, the dtype one of those given.
+
+local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
+local options = require "segzero.core.options"
+
+local M = {}
+
+local function contains(list, x)
+  for _, v in ipairs(list) do
+    if v == x then return true end
+  end
+  return false
+end
+
+function M.check(name, path, opts, known, dtypes, level)
+  level = level + 1
+  if type(path) ~= "string" then
+    error(("%s: a folder name is expected, got %s"):format(name, type(path)), level)
+  end
+  opts = options.check(name, opts, known, level)
+  if opts.dtype ~= nil and not contains(dtypes, opts.dtype) then
+    error(("%s: dtype is %s, expected one of: %s"):format(name, tostring(opts.dtype),
+      table.concat(dtypes, ", ")), level)
+  end
+  return opts
+end
+
+function M.family(dir, level)
+  level = (level or 1) + 1
+  if type(dir) ~= "string" then
+    error("a model's folder name is expected, got " .. type(dir), level)
+  end
+  local path = dir .. "/config.json"
+  if not files.exists(path) then
+    error(("no model in %s: it has no config.json"):format(dir), level)
+  end
+  local ok, json = pcall(files.read_json_object, path)
+  if not ok then error(json, level) end
+  if type(json.model_type) ~= "string" then error(path .. ": model_type is missing", level) end
+  local families = require "segzero.models.registry"
+  local found, spec = pcall(families.get, families, json.model_type)
+  if not found then error(("%s: %s"):format(path, core.plain(spec)), level) end
+  return spec
+end
+
+function M.open(dir, opts) return M.family(dir, 2).load(dir, opts) end
+
+return M

@@ -1,0 +1,45 @@
+-- registry.lua - sz.models: the model families by the model_type of their config.json.
+--
+--   sz.models:get("qwen2_5_vl").load(dir, opts)     an unknown name: an error with the nearest
+--   sz.models:register(name, spec)                  a script's own family, outside the library
+--
+-- A family's spec:
+--   load(dir, opts) -> object     opens a folder; opts are the family's own
+--   meta(dir, dtype) -> policy    the same without memory behind the weights, for counting
+--                                 (plan.lua); only families that can be trained as a policy have it
+--   random(json, opts) -> object  random weights from a config table
+--   help                          one line
+-- What an object has to do is the contract in README.md. sz.model(dir) picks the family
+-- (opening.lua).
+-- Leaves out: SAM2's original .pt files, which have no config.json (sz.sam2 reads them).
+
+local registry = require "segzero.core.registry"
+
+local families = registry.new("model family",
+  { required = { "load" }, optional = { "meta", "random", "help" } })
+
+-- The built-in families load their modules on first use.
+local function qwen(name, help)
+  local function module() return require "segzero.models.qwen_vl" end
+  families:register(name, {
+    help = help,
+    load = function(dir, opts) return module().qwen_vl(dir, opts) end,
+    meta = function(dir, dtype) return module().meta(dir, dtype) end,
+    random = function(json, opts) return module().random(json, opts) end,
+  })
+end
+qwen("qwen2_vl", "Qwen2-VL: images and text to text")
+qwen("qwen2_5_vl", "Qwen2.5-VL: images and text to text")
+
+local function sam2(name, help)
+  local function module() return require "segzero.models.sam2" end
+  families:register(name, {
+    help = help,
+    load = function(dir, opts) return module().sam2(dir, opts) end,
+    random = function(json, opts) return module().random(json, opts) end,
+  })
+end
+sam2("sam2", "SAM2: an image and boxes or points to masks")
+sam2("sam2_video", "SAM2's video model, used on single images")
+
+return families

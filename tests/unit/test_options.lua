@@ -1,0 +1,92 @@
+-- test_options.lua - a misspelt field in any options table of the models' public interface is an error
+-- at the caller's line that names the nearest known field.
+
+local check = require "tests.support.check"
+local mini = require "tests.support.miniature"
+local sz = require "segzero"
+
+local place = mini.folder()
+local dir = mini.write(place .. "/model")
+local vl = sz.qwen_vl(dir)
+local tok = vl:tokenizer()
+local input = vl:process { { role = "user", content = "Where is it?" } }
+local sam = sz.sam2 "models/tiny/sam2"
+local image = sz.image.new(84, 84)
+sam:set_image(image)
+
+-- f must raise, blame this file, and name `nearest`.
+local function refuses(name, nearest, f)
+  check.case(name, function()
+    check.raises(f, "test_options%.lua:%d+: .*unknown option .*did you mean '" .. nearest .. "'", name)
+  end)
+end
+
+-- ---- opening ----
+refuses("sz.qwen_vl", "dtype", function() local m = sz.qwen_vl(dir, { dtpe = "bf16" }) return m end)
+refuses("sz.model", "device", function() local m = sz.model(dir, { devcie = "cpu" }) return m end)
+refuses("sz.sam2", "dtype", function() local m = sz.sam2("models/tiny/sam2", { dype = "f32" }) return m end)
+refuses("qwen_vl.random", "seed", function()
+  local m = require("segzero.models.qwen_vl").random(vl.json, { sed = 3 })
+  return m
+end)
+refuses("sam2.random", "gain", function()
+  local m = require("segzero.models.sam2").random(sam.json, { gian = 3 })
+  return m
+end)
+
+-- ---- a policy ----
+refuses("vl:generate", "max_new_tokens", function() local a = vl:generate(input, { max_tokens = 3 }) return a end)
+refuses("sz.rollout.generate", "temperature", function()
+  local a = sz.rollout.generate(vl, { input }, { temprature = 1 })
+  return a
+end)
+refuses("vl:vision", "recompute", function() local f = vl:vision({ input }, { recomptue = true }) return f end)
+refuses("vl:hidden", "rows", function()
+  local stream = require("segzero.inference.packing").stream({ { input = input, answers = {} } }, vl.image_token_id)
+  local h = vl:hidden(stream, nil, { row = 1 })
+  return h
+end)
+refuses("lora.attach", "alpha", function() sz.lora.attach(vl, { rank = 2, alhpa = 4 }) end)
+
+-- ---- messages and tokens ----
+local function message(m) return function() local i = vl:process { m } return i end end
+refuses("a message", "content", message { role = "user", contents = "a", content = "a" })
+refuses("an item of a message", "image_url",
+  message { role = "user", content = { { type = "text", text = "a", image_ulr = "b.png" } } })
+refuses("tok:decode", "skip_special_tokens", function()
+  local text = tok:decode({ 1 }, { skip_special = true })
+  return text
+end)
+refuses("tok:chat", "add_generation_prompt", function()
+  local text = tok:chat({ { role = "user", content = "a" } }, { add_generation = true })
+  return text
+end)
+check.case("tok:encode takes no options", function()
+  check.raises(function() local ids = tok:encode("a", { add_special_tokens = true }) return ids end,
+    "test_options%.lua:%d+: encode: unknown option 'add_special_tokens'", "encode")
+end)
+
+-- ---- SAM2 ----
+refuses("sam:predict", "box", function() local r = sam:predict { bbox = { 1, 2, 30, 40 } } return r end)
+refuses("a prompt of sam:predict_all", "points", function()
+  local r = sam:predict_all { { point = { { 1, 2 } } } }
+  return r
+end)
+refuses("sam:predict_all", "multimask", function()
+  local r = sam:predict_all({ { box = { 1, 2, 30, 40 } } }, { multi_mask = true })
+  return r
+end)
+refuses("sam:encode", "stages", function() local f = sam:encode(sam:pixels(image), { stage = true }) return f end)
+refuses("a prompt of sam:decode", "image", function()
+  local o = sam:decode(sam.features, { { picture = 1, points = { { 1, 2, 1 } } } })
+  return o
+end)
+
+-- ---- the seam ----
+check.case("a family's spec", function()
+  check.raises(function() sz.models:register("x", { laod = print, load = print }) end,
+    "unknown option 'laod': did you mean 'load'", "register")
+end)
+
+mini.remove()
+check.finish()
