@@ -93,6 +93,47 @@ template <int DIM> static __device__ __forceinline__ void write_partials(
     }
 }
 
+/* Writes the natural logarithm of the sums, and the normalised result, of the warp's columns.
+ * `tile` is shared memory for 16 rows. */
+template <typename T, int DIM> static __device__ __forceinline__ void write_result(
+    T *tile, const sz_attention_args &a, const sz_flash_task &t, const sz_columns &columns,
+    const int32_t *row_of, const sz_online_softmax &w, const float (&inverse)[2],
+    const float (&acc)[DIM / 8][4], T *out, float *lse, int64_t rows)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const int warp = (int)threadIdx.x / 32;
+    const int c0 = 16 * warp + lane / 4;
+    const int dim = a.dim;
+    const int heads = a.heads;
+    if (lse && lane % 4 == 0)
+        for (int h = 0; h < 2; h++)
+            if (c0 + 8 * h < t.columns)
+                lse[columns.head(c0 + 8 * h) * rows + row_of[c0 + 8 * h]] =
+                    (w.max[h] + log2f(w.sum[h])) * 0.693147181f;
+    const bool aligned16 = dim % (16 / (int)sizeof(T)) == 0;
+    sz_tile_write<T, DIM>(tile, acc, inverse, a, aligned16, [=](int r) {
+        int c = 16 * warp + r;
+        return c < t.columns ? out + ((int64_t)row_of[c] * heads + columns.head(c)) * dim
+                             : (T *)NULL;
+    });
+}
+
+/* Starts loading the task's queries. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void load_queries(T *q, const sz_attention_args &a,
+                                                    const sz_flash_task &t,
+                                                    const sz_columns &columns,
+                                                    const int32_t *row_of)
+{
+    const T *queries = (const T *)a.q;
+    const int64_t q_ld = a.q_ld;
+    const int dim = a.dim;
+    sz_tile_load<T, DIM, SZ_ATTENTION_COLUMNS>(q, a, queries, [=](int c) {
+        return c < t.columns ? queries + row_of[c] * q_ld + (int64_t)columns.head(c) * dim
+                             : (const T *)NULL;
+    });
+}
+
 /* One block for each task and key head. */
 template <typename T, int DIM, int N> static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
     flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *list, T *out,
@@ -107,11 +148,8 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
     if (t.columns == 0) return;
     const sz_segment_row s = a.segments[t.segment];
     const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
-    const int dim = a.dim;
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
-    const int64_t q_ld = a.q_ld;
-    const int64_t k_ld = a.k_ld;
     const sz_columns columns = sz_columns_at(a, s.q_start, kv_head, t.column);
 
     find_limits(a, t, s, columns, list, row_of, limit_of);
@@ -119,19 +157,13 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
     const int lowest_limit = limit_of[0];
 
     /* Start loading the queries and the first keys. */
-    const T *queries = (const T *)a.q;
-    const T *keys = (const T *)a.k + (int64_t)kv_head * dim;
-    const T *values = (const T *)a.v + (int64_t)kv_head * dim;
+    const T *keys = (const T *)a.k + (int64_t)kv_head * a.dim;
+    const T *values = (const T *)a.v + (int64_t)kv_head * a.dim;
     auto load = [&](T *tile, const T *from, int first) {
-        sz_tile_load<T, DIM, N>(tile, a, from, [=](int r) {
-            return first + r < end ? from + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
-        });
+        sz_load_key_rows<T, DIM, N>(tile, a, from, s, first, end);
     };
     if (t.first_key < end) {
-        sz_tile_load<T, DIM, COLUMNS>(q, a, queries, [=](int c) {
-            return c < t.columns ? queries + row_of[c] * q_ld + (int64_t)columns.head(c) * dim
-                                 : (const T *)NULL;
-        });
+        load_queries<T, DIM>(q, a, t, columns, row_of);
         load(k, keys, t.first_key);
     }
 
@@ -159,25 +191,12 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
         if (active) sz_tile_accumulate<DIM, N>(acc, p, v);
     }
     if (!active) return;
-
     float inverse[2];
     finish_sums(w, inverse);
-    if (t.slot >= 0) {
-        write_partials<DIM>(partials, t, a.kv_heads, kv_head, c0, w, acc);
-        return;
-    }
-    /* Write the natural logarithm of the sums, and the normalised result. */
-    if (lse && lane % 4 == 0)
-        for (int h = 0; h < 2; h++)
-            if (c0 + 8 * h < t.columns)
-                lse[columns.head(c0 + 8 * h) * rows + row_of[c0 + 8 * h]] =
-                    (w.max[h] + log2f(w.sum[h])) * 0.693147181f;
-    const bool aligned16 = dim % (16 / (int)sizeof(T)) == 0;
-    sz_tile_write<T, DIM>(q + 16 * warp * LD, acc, inverse, a, aligned16, [=](int r) {
-        int c = 16 * warp + r;
-        return c < t.columns ? out + ((int64_t)row_of[c] * a.heads + columns.head(c)) * dim
-                             : (T *)NULL;
-    });
+    if (t.slot >= 0) write_partials<DIM>(partials, t, a.kv_heads, kv_head, c0, w, acc);
+    else
+        write_result<T, DIM>(q + 16 * warp * LD, a, t, columns, row_of, w, inverse, acc, out, lse,
+                             rows);
 }
 
 /* ---- host ---- */

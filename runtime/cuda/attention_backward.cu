@@ -90,6 +90,32 @@ template <int N> static __device__ __forceinline__ void score_gradients(const fl
         }
 }
 
+/* Reads lse and delta of the column at this place; 0 if it is not valid. */
+static __device__ __forceinline__ void load_statistics(lane_columns &own, int h, bool valid,
+                                                       int64_t place, const float *lse,
+                                                       const float *delta)
+{
+    own.lse[h] = valid ? base2(lse[place]) : 0.0f;
+    own.delta[h] = valid ? delta[place] : 0.0f;
+}
+
+/* Writes the warp's 16 columns of dq. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void write_dq(T *tile, const float (&acc)[DIM / 8][4],
+                                                const sz_attention_args &a, const sz_flash_task &t,
+                                                const sz_columns &columns, T *dq)
+{
+    const int warp = (int)threadIdx.x / 32;
+    const int dim = a.dim;
+    const int64_t q_ld = a.q_ld;
+    const float factor[2] = { a.scale, a.scale };
+    sz_tile_write<T, DIM>(tile, acc, factor, a, a.aligned16, [=](int r) {
+        int c = 16 * warp + r;
+        return c < t.columns ? dq + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim
+                             : (T *)NULL;
+    });
+}
+
 /* One block for each task (attention.cuh) and key head. */
 template <typename T, int DIM, int N> static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
     dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const float *lse,
@@ -102,11 +128,8 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
     const sz_flash_task t = tasks[blockIdx.x / (unsigned)a.kv_heads];
     const sz_segment_row s = a.segments[t.segment];
     const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
-    const int dim = a.dim;
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
-    const int64_t q_ld = a.q_ld;
-    const int64_t k_ld = a.k_ld;
     const sz_columns columns = sz_columns_at(a, s.q_start, kv_head, t.column);
     auto limit_of = [=](int c) {
         return (int)(s.p_len + sz_own_keys(s, columns.row(c) - s.q_start, a.causal));
@@ -115,15 +138,11 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
     const int lowest_limit = limit_of(0);
 
     /* Start loading the columns and the first tile of keys and values. */
-    const T *keys = (const T *)a.k + (int64_t)kv_head * dim;
-    const T *values = (const T *)a.v + (int64_t)kv_head * dim;
+    const T *keys = (const T *)a.k + (int64_t)kv_head * a.dim;
+    const T *values = (const T *)a.v + (int64_t)kv_head * a.dim;
     auto load = [&](T *stage, int first) {
-        sz_tile_load<T, DIM, N>(stage, a, keys, [=](int r) {
-            return first + r < end ? keys + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
-        });
-        sz_tile_load<T, DIM, N>(stage + N * LD, a, values, [=](int r) {
-            return first + r < end ? values + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
-        });
+        sz_load_key_rows<T, DIM, N>(stage, a, keys, s, first, end);
+        sz_load_key_rows<T, DIM, N>(stage + N * LD, a, values, s, first, end);
     };
     load_columns<T, DIM, COLUMNS>(q, a, dout, columns, t.columns);
     if (end > 0) load(stages, 0);
@@ -135,11 +154,9 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
     float acc[DIM / 8][4];
     for (int h = 0; h < 2; h++) {
         int c = 16 * warp + lane / 4 + 8 * h;
-        bool valid = c < t.columns;
-        int64_t place = columns.head(c) * rows + columns.row(c);
+        const bool valid = c < t.columns;
         own.limit[h] = valid ? limit_of(c) : 0;
-        own.lse[h] = valid ? base2(lse[place]) : 0.0f;
-        own.delta[h] = valid ? delta[place] : 0.0f;
+        load_statistics(own, h, valid, columns.head(c) * rows + columns.row(c), lse, delta);
     }
     sz_tile_clear(acc);
 
@@ -162,12 +179,7 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
         __syncthreads();
     }
     if (!active) return;
-    const float factor[2] = { a.scale, a.scale };
-    sz_tile_write<T, DIM>(q + 16 * warp * LD, acc, factor, a, a.aligned16, [=](int r) {
-        int c = 16 * warp + r;
-        return c < t.columns ? dq + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim
-                             : (T *)NULL;
-    });
+    write_dq<T, DIM>(q + 16 * warp * LD, acc, a, t, columns, dq);
 }
 
 /* ---- dk and dv ---- */
@@ -274,6 +286,31 @@ static __device__ __forceinline__ void write_partial(float *to, const float (&dk
         }
 }
 
+/* Starts loading the task's key or value rows. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void load_keys(T *tile, const sz_attention_args &a,
+                                                 const sz_key_task &t, const T *from)
+{
+    const int64_t k_ld = a.k_ld;
+    sz_tile_load<T, DIM, KEY_ROWS>(tile, a, from, [=](int r) {
+        return r < t.rows ? from + (t.row + r) * k_ld : (const T *)NULL;
+    });
+}
+
+/* Writes the warp's 16 rows of dk or dv; `to` is row 0 of the block's key head. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void write_keys(T *tile, const float (&sums)[DIM / 8][4],
+                                                  const float (&factor)[2],
+                                                  const sz_attention_args &a, const sz_key_task &t,
+                                                  T *to)
+{
+    const int warp = (int)threadIdx.x / 32;
+    const int64_t k_ld = a.k_ld;
+    sz_tile_write<T, DIM>(tile, sums, factor, a, a.aligned16, [=](int r) {
+        return 16 * warp + r < t.rows ? to + (t.row + 16 * warp + r) * k_ld : (T *)NULL;
+    });
+}
+
 /* One block for each task and key head. partials f32 [slot, kv_head, dk and dv, 64, DIM]. */
 template <typename T, int DIM, int N> static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
     dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *ranges,
@@ -289,16 +326,10 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
     const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
     const int64_t head_offset = (int64_t)kv_head * a.dim;
     const int warp = (int)threadIdx.x / 32;
-    const int64_t k_ld = a.k_ld;
 
     /* Start loading the keys, the values and the first columns. */
-    auto load_keys = [&](T *tile, const T *from) {
-        sz_tile_load<T, DIM, KEY_ROWS>(tile, a, from, [=](int r) {
-            return r < t.rows ? from + (t.row + r) * k_ld : (const T *)NULL;
-        });
-    };
-    load_keys(k, (const T *)a.k + head_offset);
-    load_keys(v, (const T *)a.v + head_offset);
+    load_keys<T, DIM>(k, a, t, (const T *)a.k + head_offset);
+    load_keys<T, DIM>(v, a, t, (const T *)a.v + head_offset);
     column_cursor cursor = { t.first, t.first + t.ranges, 0, 0, {}, {}, false };
     cursor.open(a, ranges, kv_head);
     int count = cursor.count(N);
@@ -343,14 +374,8 @@ template <typename T, int DIM, int N> static __global__ void __launch_bounds__(S
     }
     const float factor[2] = { a.scale, a.scale };
     const float one[2] = { 1, 1 };
-    auto place = [=](T *to, int r) {
-        return 16 * warp + r < t.rows ? to + (t.row + 16 * warp + r) * k_ld + head_offset
-                                      : (T *)NULL;
-    };
-    sz_tile_write<T, DIM>(k + 16 * warp * LD, dk_sums, factor, a, a.aligned16,
-                          [=](int r) { return place(dk, r); });
-    sz_tile_write<T, DIM>(v + 16 * warp * LD, dv_sums, one, a, a.aligned16,
-                          [=](int r) { return place(dv, r); });
+    write_keys<T, DIM>(k + 16 * warp * LD, dk_sums, factor, a, t, dk + head_offset);
+    write_keys<T, DIM>(v + 16 * warp * LD, dv_sums, one, a, t, dv + head_offset);
 }
 
 /* Adds the partial sums of each combine in order. One block for each combine and key head. */

@@ -50,6 +50,17 @@ __device__ __forceinline__ void sz_tile_load(T *tile, const sz_attention_args &a
     }
 }
 
+/* Starts loading the segment's key or value rows [first, first + N); zeros from `end` on. */
+template <typename T, int DIM, int N>
+__device__ __forceinline__ void sz_load_key_rows(T *tile, const sz_attention_args &a, const T *from,
+                                                 const sz_segment_row &s, int first, int end)
+{
+    const int64_t k_ld = a.k_ld;
+    sz_tile_load<T, DIM, N>(tile, a, from, [=](int r) {
+        return first + r < end ? from + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
+    });
+}
+
 /* Writes the warp's 16 rows of acc, multiplied by factor[0] (upper 8 rows) or factor[1] (lower 8).
  * `tile` is shared memory for 16 rows that belong to this warp. row(i) returns where row i goes, or
  * NULL to skip it. All lanes of the warp call this. */

@@ -33,7 +33,7 @@ static struct {
     enum { CLOSED, OPEN, SENT } state;
 } stage;
 
-/* Makes room for so many bytes in total. The buffer's contents stay, on the host. */
+/* Makes room for `bytes` bytes in total, and keeps the contents on the host. */
 static int grow(size_t bytes)
 {
     if (bytes <= stage.room) return 0;
