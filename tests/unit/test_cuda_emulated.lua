@@ -468,8 +468,8 @@ local function with_sam2(name)
     local f = sam:encode(sam:pixels(image), { recompute = true })
     local k = sam.image_size / 84
     local prompts = {
-      { picture = 1, points = { { 4 * k, 5 * k, 2 }, { 60 * k, 70 * k, 3 } } },
-      { picture = 1, points = { { 20 * k, 20 * k, 1 }, { 0, 0, -1 } } },
+      { image = 1, points = { { 4 * k, 5 * k, 2 }, { 60 * k, 70 * k, 3 } } },
+      { image = 1, points = { { 20 * k, 20 * k, 1 }, { 0, 0, -1 } } },
     }
     local total, parts = mask_loss.sam2(sam:decode(f, prompts), truth)
     total:backward()
