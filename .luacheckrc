@@ -11,5 +11,8 @@ ignore = {
   "581",                        -- `not (x < y)` differs from `x >= y`: a NaN must fail a check
 }
 
+-- A case may use the names of the file around it again.
+files["tests"] = { ignore = { "421", "431" } }
+
 -- The REPL's test reads and writes undefined globals on purpose.
-files["tests/system/test_repl.lua"] = { ignore = { "111", "113" } }
+files["tests/system/test_repl.lua"] = { ignore = { "111", "113", "421", "431" } }

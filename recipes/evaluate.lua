@@ -1,4 +1,4 @@
--- evaluate.lua - a policy and SAM2 over a split: gIoU, cIoU and boxes, every row's answer, images of
+-- evaluate.lua - a policy and SAM2 over a split: gIoU, cIoU, boxes, every row's answer, images of
 -- the worst and the best.
 --
 --   segzero recipes/evaluate.lua                       the embedded models on 128 RefShapes rows

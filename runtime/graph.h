@@ -9,6 +9,8 @@
  * Shapes are in ops/ops.def. Every wrapper borrows its arguments and returns a new reference, or
  * NULL with a message; an argument that is NULL means "an earlier call failed" and keeps that
  * call's message, unless ops.def says that it may be NULL.
+ * A language model also includes sampling/cache.h and sampling/decode.h, an image processor
+ * io/io.h.
  * Leaves out: op calls by number, the tape, storage (core/core.h), and anything that names a
  * model.
  */

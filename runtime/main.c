@@ -73,8 +73,7 @@ static lua_State *state_new(const host_options *o, char **argv, int argc)
 /* The environment must be set before the core is opened: OpenMP reads it once, when it loads. */
 static void set_environment(const host_options *o)
 {
-    if (o->device)
-        setenv("SEGZERO_DEVICE", o->device, 1);
+    if (o->device) setenv("SEGZERO_DEVICE", o->device, 1);
     if (o->threads) {
         setenv("SEGZERO_THREADS", o->threads, 1);
         setenv("OMP_NUM_THREADS", o->threads, 1);
@@ -112,18 +111,14 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
 
         if (is_command(script, "plan"))
             return sz_run_with_args(L, "require('segzero.tools.plan').main {...}", args, nargs);
-        if (is_command(script, "doctor"))
-            return sz_run_module(L, "segzero.tools.doctor", "run");
-        if (is_command(script, "help"))
-            return print_help(L);
+        if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
+        if (is_command(script, "help")) return print_help(L);
         return sz_run_script(L, script, args, nargs);
     }
 
     /* Nothing but options: the -e chunks have been run; without any, read standard input. */
-    if (o->chunks > 0)
-        return 0;
-    if (isatty(STDIN_FILENO))
-        return sz_run_module(L, "segzero.tools.repl", "run");
+    if (o->chunks > 0) return 0;
+    if (isatty(STDIN_FILENO)) return sz_run_module(L, "segzero.tools.repl", "run");
     return sz_run_script(L, NULL, NULL, 0);
 }
 
@@ -133,17 +128,13 @@ int main(int argc, char **argv)
     host_options o;
 
     /* Read and check the options before anything is loaded. */
-    if (sz_options_read(&o, argv, argc, NULL))
-        return EXIT_USAGE;
+    if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;
     set_environment(&o);
-    if (sz_paths_find())
-        return EXIT_SCRIPT;
-    if (o.version)
-        return print_version();
+    if (sz_paths_find()) return EXIT_SCRIPT;
+    if (o.version) return print_version();
 
     lua_State *L = state_new(&o, argv, argc);
-    if (!L)
-        return EXIT_SCRIPT;
+    if (!L) return EXIT_SCRIPT;
 
     int status;
     if (o.help) {
@@ -152,10 +143,8 @@ int main(int argc, char **argv)
         /* The second reading of the options runs the -e chunks. */
         sz_interrupt_install(L);
         status = sz_run_chunk(L, prelude);
-        if (status == 0)
-            status = sz_options_read(&o, argv, argc, L);
-        if (status == 0)
-            status = run(L, &o, argv, argc);
+        if (status == 0) status = sz_options_read(&o, argv, argc, L);
+        if (status == 0) status = run(L, &o, argv, argc);
         /* The core goes away with the state, and so does the flag that the handler would set. */
         signal(SIGINT, SIG_DFL);
     }

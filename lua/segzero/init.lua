@@ -14,7 +14,8 @@ M.tensor = setmetatable({}, {
   __call = function(_, values, opts) return tensor.new(values, opts) end,
   __index = tensor,
 })
-M.no_grad, M.step = tensor.no_grad, tensor.step
+M.no_grad = tensor.no_grad
+M.step = tensor.step
 
 -- What device = can name here: {"cpu"}, or {"cpu", "cuda:0"}.
 function M.devices()

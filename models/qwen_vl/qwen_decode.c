@@ -8,10 +8,8 @@
  * all that the ops read from the host is known before the first one runs, so the backend can send
  * it in one copy. Leaves out: the CPU, where this gains nothing. */
 #include "qwen_internal.h"
-#include "core/device.h"
-#include "core/memory.h"
-#include "core/tape.h"
 #include "sampling/cache.h"
+#include "sampling/decode.h"
 
 typedef struct {
     qwen_model *m;
@@ -26,12 +24,7 @@ static int run(void *context, int (*sample)(sz_tensor *logits))
     sz_scope_push();
     sz_tensor *hidden = qwen_hidden_rotated(k->m, k->stream, k->angles);
     sz_tensor *logits = hidden ? qwen_logits(&k->m->base, hidden) : NULL;
-    int rc = -1;
-    if (logits) {
-        sz_scratch_begin();
-        rc = sample(logits);
-        sz_scratch_end();
-    }
+    int rc = logits ? sz_decode_sample(sample, logits) : -1;
     MODEL_RELEASE(hidden, logits);
     sz_scope_pop();
     return rc;
@@ -124,7 +117,7 @@ static int decode(decode_ctx *k, const model_draw *draw)
     const sz_qwen_config *c = &k->m->config;
     const model_stream *s = k->stream;
     if (qwen_rotary(c, s->positions, k->m->embed->dtype, k->angles) != 0) return -1;
-    const sz_decode_step step = {
+    sz_decode_step step = {
         .rows = s->ids->numel,
         .vocab = c->vocab,
         .tables = { s->ids, s->segments, s->cache_rows, k->angles[0], k->angles[1] },
@@ -137,12 +130,9 @@ static int decode(decode_ctx *k, const model_draw *draw)
         .row_id = draw->row_id,
         .answer_id = draw->answer_id,
         .position = draw->position,
-        .place = sz_device_scratch(1),
         .key = key_of(k->m, s->cache),
-        .repeat = !sz_profiling(),
     };
-    if (!step.place) return -1;
-    return sz_device->decode(&step, run, k, draw->token, draw->logprob);
+    return sz_decode_run(&step, run, k, draw->token, draw->logprob);
 }
 
 int qwen_decode(sz_model *base, const model_stream *stream, const model_draw *draw)

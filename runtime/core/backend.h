@@ -12,6 +12,7 @@
 #define SZ_BACKEND_H
 
 #include "core.h"
+#include "sampling/decode.h"
 
 enum { SZ_BACKEND_VERSION = 2 };
 
@@ -22,27 +23,6 @@ typedef struct {
     /* Device workspace that is valid until the running kernel returns; NULL with a message. */
     void *(*scratch)(size_t bytes);
 } sz_backend_core;
-
-/* A decode step: one token for each of `rows` answers. */
-typedef struct {
-    int64_t rows, vocab;
-    /* The host tensors that the step's ops read, or that the step copies to the device; NULL ends
-     * them. */
-    const sz_tensor *tables[6];
-    /* The table among them that the step's attention_cached calls use. They are causal. */
-    const sz_tensor *segments;
-    int heads, kv_heads; /* of these calls */
-    /* As for sample. */
-    const sz_sampling *sampling;
-    const uint8_t *banned, *seen;
-    const int64_t *row_id;
-    const int32_t *answer_id, *position;
-    const void *place; /* where in the step arena its ops begin */
-    /* A hash of everything else that fixes the launches: shapes, settings, addresses of weights and
-     * caches. */
-    uint64_t key;
-    bool repeat; /* the step may be recorded, and then replayed without run */
-} sz_decode_step;
 
 typedef struct {
     int version;              /* SZ_BACKEND_VERSION */

@@ -66,9 +66,9 @@ enum {
     SZ_OP_COUNT
 };
 
-typedef int (*sz_shape)(int op, sz_call *c); /* checks inputs, makes outputs */
-typedef int (*sz_kernel)(const sz_call *c);  /* 0, or -1 with a message (out of memory) */
-typedef int (*sz_gradient)(sz_node *n);      /* gives the inputs their gradients */
+typedef int (*sz_shape)(int op, sz_call *c);       /* checks inputs, makes outputs */
+typedef int (*sz_kernel)(const sz_call *c);        /* 0, or -1 with a message (out of memory) */
+typedef int (*sz_gradient)(sz_node *n);            /* gives the inputs their gradients */
 typedef int64_t (*sz_workspace)(const sz_call *c); /* about the bytes that the CPU kernel takes */
 typedef double (*sz_flops)(const sz_call *c);
 
@@ -88,12 +88,6 @@ extern const sz_op_row sz_ops[SZ_OP_COUNT];
 /* Checks, makes outputs, runs the kernel, records. 0 with c->out set to new references, or -1
  * with a message. */
 int sz_apply(int op, sz_call *c);
-/* What the ops of a decode step check of its ids i32 [a], cache rows i32 [a] and segments
- * i32 [a, 6], all at once: a step that is replayed does not run them. */
-bool sz_decode_fits(const sz_tensor *ids, int64_t vocab, const sz_tensor *cache_rows,
-                    const sz_tensor *segments, int64_t rows);
-/* 0, or -1 with a message that names the setting. */
-int sz_sampling_check(const sz_sampling *s, const uint8_t *seen);
 
 /* ---- tape ---- */
 int sz_tape_record(int op, const sz_call *c);

@@ -159,8 +159,9 @@ static int run_kernel(int op, const sz_call *c, int device)
         sz_kernel kernel = kernel_of(op, device);
         return sz_profiling() ? sz_profile(op, kernel, c, device) : kernel(c);
     }
-    sz_workspace workspace = sz_ops[op].workspace;
-    return sz_scratch(workspace ? (size_t)workspace(c) : 0) ? 0 : -1;
+    size_t bytes = 0;
+    if (sz_ops[op].workspace) bytes = (size_t)sz_ops[op].workspace(c);
+    return sz_scratch(bytes) ? 0 : -1;
 }
 
 int sz_apply(int op, sz_call *c)

@@ -17,11 +17,11 @@
 #include "attention_tile.h"
 #include <omp.h>
 
-enum { PARALLEL_FROM = 1 << 20 };    /* multiply-adds below which one thread is faster */
+enum { PARALLEL_FROM = 1 << 20 }; /* multiply-adds below which one thread is faster */
 
 typedef struct {
     int32_t segment, group;
-    int64_t query;                   /* the block's first query in its segment */
+    int64_t query; /* the block's first query in its segment */
 } forward_task;
 
 /* The output and log-sum-exps of one block. */

@@ -11,17 +11,17 @@
 #include <omp.h>
 
 enum {
-    PARALLEL_FROM = 1 << 20,     /* multiply-adds below which one thread is faster */
-    BACKWARD_COLUMNS = 128       /* fixed: the order of the sums of dK and dV depends on it */
+    PARALLEL_FROM = 1 << 20, /* multiply-adds below which one thread is faster */
+    BACKWARD_COLUMNS = 128   /* fixed: the order of the sums of dK and dV depends on it */
 };
 
 /* Buffers of one thread. */
 typedef struct {
-    sz_columns b;                   /* q; o holds dQ, rows scaled queries, max lse, sum delta */
-    float *dout, *dout_rows, *ds;   /* laid out as b.q, b.rows, b.s */
-    float *out_rows;                /* laid out as b.rows */
-    float *k, *v;                   /* [keys of the chunk][D] */
-    float *dk, *dv;                 /* [keys of the chunk][ld] */
+    sz_columns b;                 /* q; o holds dQ, rows scaled queries, max lse, sum delta */
+    float *dout, *dout_rows, *ds; /* laid out as b.q, b.rows, b.s */
+    float *out_rows;              /* laid out as b.rows */
+    float *k, *v;                 /* [keys of the chunk][D] */
+    float *dk, *dv;               /* [keys of the chunk][ld] */
 } backward_buffers;
 
 /* P and dS of one panel from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds - delta);
@@ -91,8 +91,7 @@ static void columns_statistics(backward_buffers *w, const attention_plan *p, int
     for (int64_t i = 0; i < b->width; i++) {
         /* Padding, and queries without keys: +inf makes every exponential 0. Their sum is 0. */
         float l = INFINITY;
-        if (i < b->n)
-            l = sz_f32(lse)[(head + i % a->share) * lse->shape[1] + row + i / a->share];
+        if (i < b->n) l = sz_f32(lse)[(head + i % a->share) * lse->shape[1] + row + i / a->share];
         b->max[i] = l == -INFINITY ? INFINITY : l;
         if (i >= b->n) continue;
 

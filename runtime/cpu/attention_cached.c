@@ -13,7 +13,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
-enum { PARALLEL_FROM = 1 << 19 };     /* multiply-adds below which one thread is faster */
+enum { PARALLEL_FROM = 1 << 19 }; /* multiply-adds below which one thread is faster */
 
 /* Short segments order[first .. first + n) of one group, which share a parent; or n = 0: one block
  * of a long segment, from query number `query` on. */
@@ -30,7 +30,9 @@ typedef struct {
 } parent_key;
 
 /* Buffers of one thread: a block for the parent's keys and one for the own keys. */
-typedef struct { sz_columns parent, own; } cached_buffers;
+typedef struct {
+    sz_columns parent, own;
+} cached_buffers;
 
 static bool is_short(const sz_attention_args *a, const sz_segment_row *s)
 {
@@ -188,10 +190,8 @@ int sz_cpu_attention_cached(const sz_call *c)
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++) {
             sz_segment_row s = sz_segment_get(segments, task[i].segment);
-            if (task[i].n)
-                run_short(&a, out, task + i, order, &w);
-            else
-                sz_columns_run(&w.parent, &a, &s, task[i].group, task[i].query, out);
+            if (task[i].n) run_short(&a, out, task + i, order, &w);
+            else sz_columns_run(&w.parent, &a, &s, task[i].group, task[i].query, out);
         }
     }
     return 0;

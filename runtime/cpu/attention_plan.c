@@ -7,7 +7,7 @@
 #include "attention_plan.h"
 #include <stdlib.h>
 
-enum { CHUNK_KEYS = 1024 };     /* keys of a chunk that is cut for the cache */
+enum { CHUNK_KEYS = 1024 }; /* keys of a chunk that is cut for the cache */
 
 static int by_start(const void *x, const void *y)
 {
@@ -24,10 +24,8 @@ static key_range *find_range(const attention_plan *p, int64_t row)
     int64_t hi = p->ranges - 1;
     while (lo < hi) {
         int64_t mid = (lo + hi + 1) / 2;
-        if (p->range[mid].start <= row)
-            lo = mid;
-        else
-            hi = mid - 1;
+        if (p->range[mid].start <= row) lo = mid;
+        else hi = mid - 1;
     }
     return p->range + lo;
 }
@@ -42,11 +40,12 @@ static void merge_ranges(attention_plan *p)
     for (int64_t i = 0; i < p->a.segments->shape[0]; i++) {
         sz_segment_row s = sz_segment_get(p->a.segments, i);
         if (s.k_len > 0)
-            p->range[n++] = (key_range){ .start = s.k_start, .end = s.k_start + s.k_len,
-                                         .chunk = -1 };
+            p->range[n++] =
+                (key_range){ .start = s.k_start, .end = s.k_start + s.k_len, .chunk = -1 };
         if (s.p_len > 0)
-            p->range[n++] = (key_range){ .start = s.p_start, .end = s.p_start + s.p_len,
-                                         .chunk = -1, .parent = true };
+            p->range[n++] = (key_range){
+                .start = s.p_start, .end = s.p_start + s.p_len, .chunk = -1, .parent = true
+            };
     }
     qsort(p->range, (size_t)n, sizeof(key_range), by_start);
 
@@ -81,10 +80,8 @@ static void connect_ranges(attention_plan *p)
         if (s.k_len <= 0 || s.p_len <= 0) continue;
         int64_t x = find_root(p->range, find_range(p, s.k_start) - p->range);
         int64_t y = find_root(p->range, find_range(p, s.p_start) - p->range);
-        if (x > y)
-            p->range[x].component = y;
-        else
-            p->range[y].component = x;
+        if (x > y) p->range[x].component = y;
+        else p->range[y].component = x;
     }
     for (int64_t i = 0; i < p->ranges; i++) p->range[i].component = find_root(p->range, i);
 }

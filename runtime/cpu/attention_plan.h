@@ -17,61 +17,61 @@
 typedef struct {
     int64_t start, end;
     int64_t component;
-    int64_t chunks;                 /* how many chunks see it */
+    int64_t chunks; /* how many chunks see it */
     int64_t sums_start;
     int64_t chunk, base;
-    bool parent;                    /* among the keys of a parent range */
+    bool parent; /* among the keys of a parent range */
 } key_range;
 
 /* Segments that are connected through common keys. */
 typedef struct {
     int64_t keys, parent_keys;
-    int64_t first_block, blocks;    /* its blocks in plan.block */
+    int64_t first_block, blocks; /* its blocks in plan.block */
     int64_t work;
 } kv_component;
 
 /* A block of queries of one segment. */
 typedef struct {
-    int64_t query, n;               /* first query within the segment, number of queries */
-    int64_t own, parent;            /* where its own keys and its parent's begin within the chunk */
-    int64_t work;                   /* of the component up to and including this block */
+    int64_t query, n;    /* first query within the segment, number of queries */
+    int64_t own, parent; /* where its own keys and its parent's begin within the chunk */
+    int64_t work;        /* of the component up to and including this block */
     int32_t segment;
 } query_block;
 
 /* A run of a component's blocks, and the ranges that these see, one after the other. */
 typedef struct {
     int64_t first_block, blocks;
-    int64_t first_ref, refs;        /* its ranges in plan.ref */
-    int64_t keys;                   /* key rows of all its ranges */
+    int64_t first_ref, refs; /* its ranges in plan.ref */
+    int64_t keys;            /* key rows of all its ranges */
 } work_chunk;
 
 /* A range as a chunk sees it. */
 typedef struct {
     int64_t range;
-    int64_t base;                   /* the range's first key within the chunk */
-    int64_t order;                  /* how many chunks saw it before */
+    int64_t base;  /* the range's first key within the chunk */
+    int64_t order; /* how many chunks saw it before */
 } range_ref;
 
 typedef struct {
     /* What the call names. */
     sz_attention_args a;
     const sz_tensor *out, *lse, *dout;
-    sz_tensor *dq, *dk, *dv;        /* columns as in a.q, a.k, a.v */
+    sz_tensor *dq, *dk, *dv; /* columns as in a.q, a.k, a.v */
 
     /* What sz_attention_plan finds out. */
-    int64_t ld;                     /* length of a row of dK and dV sums: D, rounded up */
+    int64_t ld; /* length of a row of dK and dV sums: D, rounded up */
     int64_t ranges, components, chunks, refs;
-    key_range *range;               /* ascending */
-    kv_component *component;        /* in the order of their first key rows */
-    query_block *block;             /* component by component */
+    key_range *range;        /* ascending */
+    kv_component *component; /* in the order of their first key rows */
+    query_block *block;      /* component by component */
     work_chunk *chunk;
-    range_ref *ref;                 /* chunk by chunk */
+    range_ref *ref; /* chunk by chunk */
 
-    int64_t queries;                /* query rows that see any key */
-    int64_t keys;                   /* key rows that any query sees */
-    int64_t most_keys;              /* of one chunk */
-    int64_t sum_floats;             /* length of sums */
-    float *sums;                    /* dK and dV [keys][ld] of ranges that several chunks see, of
+    int64_t queries;    /* query rows that see any key */
+    int64_t keys;       /* key rows that any query sees */
+    int64_t most_keys;  /* of one chunk */
+    int64_t sum_floats; /* length of sums */
+    float *sums;        /* dK and dV [keys][ld] of ranges that several chunks see, of
                                        each group and chunk; the caller allocates it */
 } attention_plan;
 

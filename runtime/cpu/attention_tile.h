@@ -17,9 +17,11 @@
 #include "vecmath.h"
 #include <math.h>
 
-enum { SZ_PANEL = 32, SZ_KEYS = 96 };     /* columns of a panel, keys of a tile */
+enum { SZ_PANEL = 32, SZ_KEYS = 96 }; /* columns of a panel, keys of a tile */
 
-typedef struct { int64_t q_start, q_len, k_start, k_len, p_start, p_len; } sz_segment_row;
+typedef struct {
+    int64_t q_start, q_len, k_start, k_len, p_start, p_len;
+} sz_segment_row;
 
 static inline sz_segment_row sz_segment_get(const sz_tensor *table, int64_t i)
 {
@@ -28,15 +30,15 @@ static inline sz_segment_row sz_segment_get(const sz_tensor *table, int64_t i)
 }
 
 typedef struct {
-    int64_t heads, groups, dim;            /* H, G, D */
-    int64_t share;                         /* H / G */
-    int64_t block;                         /* queries of a block */
+    int64_t heads, groups, dim; /* H, G, D */
+    int64_t share;              /* H / G */
+    int64_t block;              /* queries of a block */
     bool causal;
     float scale;
-    const sz_tensor *q;                    /* q_start counts its rows */
-    const sz_tensor *k, *v;                /* k_start and p_start count their rows */
+    const sz_tensor *q;     /* q_start counts its rows */
+    const sz_tensor *k, *v; /* k_start and p_start count their rows */
     const sz_tensor *segments;
-    int64_t q_col, k_col, v_col;           /* column where head 0 begins */
+    int64_t q_col, k_col, v_col; /* column where head 0 begins */
 } sz_attention_args;
 
 /* Queries, keys and values in three tensors: inputs q, k, v, segments. */
@@ -210,15 +212,15 @@ static inline void sz_panels_unpack(float *rows, int64_t ld, const float *panels
 /* Buffers of one thread. Columns from n on pad the last panel to whole vectors; their results are
  * not used. */
 typedef struct {
-    int64_t n, width;               /* columns in use, and the same rounded up to SZ_LANES */
-    int64_t dim;                    /* D */
-    int64_t ld;                     /* length of a row in rows: D rounded up to SZ_LANES */
-    float *q, *o;                   /* panels: scaled queries; output not yet divided by sum */
-    float *max, *sum;               /* [columns] running maximum and sum of exponentials */
-    float *rows;                    /* [columns][ld] row-major copies on the way in and out */
-    float *s;                       /* [SZ_KEYS][32] scores of one panel */
-    float *k, *v;                   /* [SZ_KEYS][D] */
-    int32_t *limit;                 /* [columns] own keys that a column sees; ascending */
+    int64_t n, width; /* columns in use, and the same rounded up to SZ_LANES */
+    int64_t dim;      /* D */
+    int64_t ld;       /* length of a row in rows: D rounded up to SZ_LANES */
+    float *q, *o;     /* panels: scaled queries; output not yet divided by sum */
+    float *max, *sum; /* [columns] running maximum and sum of exponentials */
+    float *rows;      /* [columns][ld] row-major copies on the way in and out */
+    float *s;         /* [SZ_KEYS][32] scores of one panel */
+    float *k, *v;     /* [SZ_KEYS][D] */
+    int32_t *limit;   /* [columns] own keys that a column sees; ascending */
 } sz_columns;
 
 /* Bytes that sz_columns_place needs. */

@@ -24,8 +24,8 @@
 /* x [batch, h, w, c] under a kernel kh x kw gives y [batch, oh, ow, o]. */
 typedef struct {
     int64_t batch, h, w, c, oh, ow, o, kh, kw, stride, padding;
-    int64_t run;                    /* kw * c: one row of the kernel */
-    int64_t k;                      /* kh * run: all of it */
+    int64_t run; /* kw * c: one row of the kernel */
+    int64_t k;   /* kh * run: all of it */
 } conv;
 
 static conv geometry(const sz_tensor *x, const sz_tensor *weight, const sz_tensor *y,
@@ -62,7 +62,7 @@ static int64_t block_rows(const conv *g, int64_t positions)
 static const float *as_f32(const sz_tensor *t, int64_t i, int64_t n, float *buffer)
 {
     if (t->dtype == SZ_F32) return sz_f32(t) + i;
-    #pragma omp parallel for schedule(static) if (n > SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n > SZ_PARALLEL_FROM)
     for (int64_t j = 0; j < n; j += SZ_BLOCK)
         sz_bf16_to_f32(buffer + j, sz_bf16(t) + i + j, sz_min64(SZ_BLOCK, n - j));
     return buffer;
@@ -72,7 +72,7 @@ static const float *as_f32(const sz_tensor *t, int64_t i, int64_t n, float *buff
 static void store_sums(const sz_tensor *t, int64_t i, int64_t n, const float *sums)
 {
     if (t->dtype == SZ_F32) return;
-    #pragma omp parallel for schedule(static) if (n > SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n > SZ_PARALLEL_FROM)
     for (int64_t j = 0; j < n; j += SZ_BLOCK)
         sz_f32_to_bf16(sz_bf16(t) + i + j, sums + j, sz_min64(SZ_BLOCK, n - j));
 }
@@ -162,10 +162,8 @@ static void im2col_row(const conv *g, const sz_tensor *x, int64_t position, floa
         const int64_t count = (hi - lo) * g->c;
         float *pixels = dst + lo * g->c;
         if (lo > 0) memset(dst, 0, (size_t)(lo * g->c) * sizeof *dst);
-        if (x->dtype == SZ_F32)
-            memcpy(pixels, sz_f32(x) + first, (size_t)count * sizeof *dst);
-        else
-            sz_bf16_to_f32(pixels, sz_bf16(x) + first, count);
+        if (x->dtype == SZ_F32) memcpy(pixels, sz_f32(x) + first, (size_t)count * sizeof *dst);
+        else sz_bf16_to_f32(pixels, sz_bf16(x) + first, count);
         if (hi < g->kw) memset(dst + hi * g->c, 0, (size_t)((g->kw - hi) * g->c) * sizeof *dst);
     }
 }
@@ -174,7 +172,7 @@ static void im2col_row(const conv *g, const sz_tensor *x, int64_t position, floa
 static const float *im2col(const conv *g, const sz_tensor *x, int64_t first, int64_t n, float *rows)
 {
     if (rows_are_image(g)) return as_f32(x, first * g->c, n * g->c, rows);
-    #pragma omp parallel for schedule(static) if (n * g->k > SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n * g->k > SZ_PARALLEL_FROM)
     for (int64_t r = 0; r < n; r++) im2col_row(g, x, first + r, rows + r * g->k);
     return rows;
 }
@@ -211,7 +209,7 @@ static void col2im(const conv *g, const float *rows, int64_t first, int64_t n, c
     const int64_t y_from = top > 0 ? top : 0;
     const int64_t y_to = sz_min64(bottom, g->h);
 
-    #pragma omp parallel for schedule(static) if (n * g->k > SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n * g->k > SZ_PARALLEL_FROM)
     for (int64_t y = y_from; y < y_to; y++) {
         for (int64_t ky = 0; ky < g->kh; ky++) {
             const int64_t scaled = y + g->padding - ky;
@@ -228,7 +226,7 @@ static void col2im(const conv *g, const float *rows, int64_t first, int64_t n, c
 /* dst [n, width] = row [width], repeated. */
 static void repeat_row(float *dst, const float *row, int64_t n, int64_t width)
 {
-    #pragma omp parallel for schedule(static) if (n * width > SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n * width > SZ_PARALLEL_FROM)
     for (int64_t r = 0; r < n; r++) memcpy(dst + r * width, row, (size_t)width * sizeof *row);
 }
 

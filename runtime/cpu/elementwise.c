@@ -41,14 +41,14 @@ static int run_blocks(const sz_call *c, int inputs, int args, block_fn fn)
     const int64_t blocks_per_period = sz_ceil_div(period, SZ_BLOCK);
     const int64_t blocks = sz_ceil_div(numel, period) * blocks_per_period;
 
-    #pragma omp parallel for schedule(static) if (numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (numel >= SZ_PARALLEL_FROM)
     for (int64_t block = 0; block < blocks; block++) {
         float buffer[MAX_BLOCK_INPUTS + 1][SZ_BLOCK];
         const float *in[MAX_BLOCK_INPUTS] = { NULL, NULL, NULL };
         int64_t offset = block % blocks_per_period * SZ_BLOCK;
         int64_t start = block / blocks_per_period * period + offset;
         int64_t n = sz_min64(sz_min64(SZ_BLOCK, period - offset), numel - start);
-        if (n <= 0) continue;           /* past the end of a last period that is cut short */
+        if (n <= 0) continue; /* past the end of a last period that is cut short */
 
         in[0] = sz_block(c->in[0], start, n, buffer[0]);
         if (inputs > 1) in[1] = repeated ? repeated : sz_block(c->in[1], offset, n, buffer[1]);
@@ -61,12 +61,12 @@ static int run_blocks(const sz_call *c, int inputs, int args, block_fn fn)
 }
 
 /* A block function whose element i is EXPRESSION of a[i], b[i], x[i], args. */
-#define BLOCK_FUNCTION(name, EXPRESSION)                                                          \
-    static void name(const float *a, const float *b, const float *x, float *restrict y, int64_t n,\
-                     const float *args)                                                           \
-    {                                                                                             \
-        (void)b, (void)x, (void)args;                                                             \
-        for (int64_t i = 0; i < n; i++) y[i] = (EXPRESSION);                                      \
+#define BLOCK_FUNCTION(name, EXPRESSION) \
+    static void name(const float *a, const float *b, const float *x, float *restrict y, int64_t n, \
+                     const float *args) \
+    { \
+        (void)b, (void)x, (void)args; \
+        for (int64_t i = 0; i < n; i++) y[i] = (EXPRESSION); \
     }
 
 BLOCK_FUNCTION(add_block, a[i] + b[i])
@@ -126,7 +126,7 @@ BLOCK_FUNCTION(gelu_block, gelu(a[i]))
 BLOCK_FUNCTION(gelu_backward_block, b[i] * gelu_slope(a[i]))
 BLOCK_FUNCTION(quick_gelu_block, a[i] * sz_sigmoidf(1.702f * a[i]))
 BLOCK_FUNCTION(quick_gelu_backward_block, b[i] * quick_gelu_slope(a[i]))
-BLOCK_FUNCTION(relu_block, a[i] < 0.0f ? 0.0f : a[i])              /* NaN stays */
+BLOCK_FUNCTION(relu_block, a[i] < 0.0f ? 0.0f : a[i]) /* NaN stays */
 BLOCK_FUNCTION(relu_backward_block, a[i] > 0.0f ? b[i] : 0.0f)
 BLOCK_FUNCTION(softplus_block, softplus(a[i]))
 
@@ -149,8 +149,8 @@ static void clamp_block(const float *a, const float *b, const float *x, float *r
         y[i] = v > hi ? hi : v;
     }
 }
-static void clamp_backward_block(const float *a, const float *b, const float *x,
-                                 float *restrict y, int64_t n, const float *args)
+static void clamp_backward_block(const float *a, const float *b, const float *x, float *restrict y,
+                                 int64_t n, const float *args)
 {
     const float lo = args[0];
     const float hi = args[1];
@@ -209,7 +209,7 @@ int sz_cpu_swiglu(const sz_call *c)
     const int64_t blocks_per_row = sz_ceil_div(w, SZ_BLOCK);
     const int64_t blocks = sz_rows(y) * blocks_per_row;
 
-    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM / 4)
+#pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM / 4)
     for (int64_t block = 0; block < blocks; block++) {
         /* The same columns of gate and up. */
         float gate_buffer[SZ_BLOCK], up_buffer[SZ_BLOCK], y_buffer[SZ_BLOCK];
@@ -234,7 +234,7 @@ int sz_cpu_swiglu_backward(const sz_call *c)
     const int64_t blocks_per_row = sz_ceil_div(w, SZ_BLOCK);
     const int64_t blocks = sz_rows(dy) * blocks_per_row;
 
-    #pragma omp parallel for schedule(static) if (dy->numel >= SZ_PARALLEL_FROM / 4)
+#pragma omp parallel for schedule(static) if (dy->numel >= SZ_PARALLEL_FROM / 4)
     for (int64_t block = 0; block < blocks; block++) {
         /* The same columns of gate, up and dy. */
         float buffer[5][SZ_BLOCK];
@@ -305,7 +305,7 @@ int sz_cpu_cast(const sz_call *c)
     const sz_tensor *x = c->in[0];
     const sz_tensor *y = c->out[0];
     const int64_t blocks = sz_ceil_div(y->numel, SZ_BLOCK);
-    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
     for (int64_t block = 0; block < blocks; block++)
         cast_block(x, y, block * SZ_BLOCK, sz_min64(SZ_BLOCK, y->numel - block * SZ_BLOCK));
     return 0;
@@ -323,8 +323,8 @@ int sz_cpu_sum(const sz_call *c)
     double *partial = sz_scratch((size_t)(chunks + 1) * sizeof *partial);
     if (!partial) return -1;
 
-    /* The sum of each chunk. */
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+/* The sum of each chunk. */
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float buffer[SZ_BLOCK];
         int64_t end = sz_min64(x->numel, (chunk + 1) * SUM_CHUNK);
@@ -369,7 +369,7 @@ int sz_cpu_sum_leading(const sz_call *c)
     double *partial = sz_scratch((size_t)(chunks * width + 1) * sizeof *partial);
     if (!partial) return -1;
 
-    #pragma omp parallel for collapse(2) schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for collapse(2) schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         for (int64_t block = 0; block < column_blocks; block++) {
             float buffer[SZ_BLOCK];
@@ -386,8 +386,8 @@ int sz_cpu_sum_leading(const sz_call *c)
         }
     }
 
-    /* Add the chunks, and the rows that were added side by side. */
-    #pragma omp parallel for schedule(static) if (n >= SZ_PARALLEL_FROM)
+/* Add the chunks, and the rows that were added side by side. */
+#pragma omp parallel for schedule(static) if (n >= SZ_PARALLEL_FROM)
     for (int64_t j = 0; j < n; j++) {
         double s = 0;
         for (int64_t chunk = 0; chunk < chunks; chunk++)
@@ -402,7 +402,7 @@ int sz_cpu_expand(const sz_call *c)
     sz_tensor *y = c->out[0];
     const float value = sz_get(c->in[0], 0);
     const uint16_t rounded = sz_to_bf16(value);
-    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
     for (int64_t start = 0; start < y->numel; start += SZ_BLOCK) {
         int64_t end = sz_min64(y->numel, start + SZ_BLOCK);
         if (y->dtype == SZ_F32)
@@ -417,15 +417,15 @@ int sz_cpu_add_(const sz_call *c)
 {
     const sz_tensor *b = c->in[1];
     sz_tensor *a = c->out[0];
-    #pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (a->numel >= SZ_PARALLEL_FROM)
     for (int64_t start = 0; start < a->numel; start += SZ_BLOCK) {
         float a_buffer[SZ_BLOCK], b_buffer[SZ_BLOCK];
         int64_t n = sz_min64(SZ_BLOCK, a->numel - start);
         const float *addend = sz_block(b, start, n, b_buffer);
         float *sum = sz_block_begin(a, start, a_buffer);
         if (sum == a_buffer) sz_bf16_to_f32(a_buffer, sz_bf16(a) + start, n);
-        /* b may be a itself, but never a shifted part of it. */
-        #pragma omp simd
+/* b may be a itself, but never a shifted part of it. */
+#pragma omp simd
         for (int64_t i = 0; i < n; i++) sum[i] += addend[i];
         sz_block_end(a, start, n, sum);
     }

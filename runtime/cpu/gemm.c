@@ -38,9 +38,9 @@ typedef struct {
     int64_t m, n, k;
     const void *a, *b;
     int64_t lda, ldb;
-    int dtype;                  /* of A and B */
-    float beta;                 /* 0 or 1 */
-    const float *bias;          /* [n] or NULL */
+    int dtype;         /* of A and B */
+    float beta;        /* 0 or 1 */
+    const float *bias; /* [n] or NULL */
     bool gelu;
     float *c;
     int64_t ldc;
@@ -54,7 +54,7 @@ typedef struct {
 
 typedef struct {
     shape_key key;
-    dnnl_primitive_t primitive;         /* NULL: the slot is free */
+    dnnl_primitive_t primitive; /* NULL: the slot is free */
     dnnl_memory_t a, b, c, bias;
 } table_slot;
 
@@ -212,7 +212,7 @@ static int run_primitive(const product *p)
 static float *convert_rows(float *dst, const uint16_t *src, int64_t rows, int64_t cols, int64_t ld)
 {
     if (!dst) return NULL;
-    #pragma omp parallel for schedule(static) if (rows * cols > 32768)
+#pragma omp parallel for schedule(static) if (rows * cols > 32768)
     for (int64_t r = 0; r < rows; r++) {
         const uint16_t *restrict in = src + r * ld;
         uint32_t *restrict out = (uint32_t *)(dst + r * cols);
@@ -282,19 +282,27 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
     if (skinny || (dtype == SZ_BF16 && !native_bf16())) {
         const sz_scratch_state before = sz_scratch_save();
         int rc;
-        if (skinny)
-            rc = sz_gemm_skinny(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
-        else
-            rc = gemm_converted(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
+        if (skinny) rc = sz_gemm_skinny(m, n, k, a, lda, b, ldb, dtype, beta, c, ldc);
+        else rc = gemm_converted(ta, tb, m, n, k, a, lda, b, ldb, beta, c, ldc);
         sz_scratch_restore(before);
         return rc;
     }
 
     /* oneDNN: whichever of its two functions is faster. */
     if (dtype == SZ_BF16 || (!ta && tb))
-        return run_primitive(&(product){ .ta = ta, .tb = tb, .m = m, .n = n, .k = k,
-                                         .a = a, .lda = lda, .b = b, .ldb = ldb, .dtype = dtype,
-                                         .beta = beta, .c = c, .ldc = ldc });
+        return run_primitive(&(product){ .ta = ta,
+                                         .tb = tb,
+                                         .m = m,
+                                         .n = n,
+                                         .k = k,
+                                         .a = a,
+                                         .lda = lda,
+                                         .b = b,
+                                         .ldb = ldb,
+                                         .dtype = dtype,
+                                         .beta = beta,
+                                         .c = c,
+                                         .ldc = ldc });
     char a_mode = ta ? 'T' : 'N';
     char b_mode = tb ? 'T' : 'N';
     dnnl_status_t status = dnnl_sgemm(a_mode, b_mode, m, n, k, 1.0f, a, lda, b, ldb, beta, c, ldc);
@@ -314,9 +322,19 @@ int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w
             if (!w) return -1;
             dtype = SZ_F32;
         }
-        int rc = run_primitive(&(product){ .tb = true, .m = n, .n = m, .k = k,
-                                           .a = x, .lda = k, .b = w, .ldb = k, .dtype = dtype,
-                                           .bias = bias, .gelu = gelu, .c = y, .ldc = ldy });
+        int rc = run_primitive(&(product){ .tb = true,
+                                           .m = n,
+                                           .n = m,
+                                           .k = k,
+                                           .a = x,
+                                           .lda = k,
+                                           .b = w,
+                                           .ldb = k,
+                                           .dtype = dtype,
+                                           .bias = bias,
+                                           .gelu = gelu,
+                                           .c = y,
+                                           .ldc = ldy });
         sz_scratch_restore(before);
         return rc == 0 ? gelu : -1;
     }

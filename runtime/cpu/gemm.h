@@ -24,7 +24,7 @@ int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w
 /* Bytes of workspace that such a product takes (workspace.c). */
 int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype);
 
-enum { SZ_LOGPROB_ROWS = 128 };     /* rows whose logits exist at one time (logprob.c) */
+enum { SZ_LOGPROB_ROWS = 128 }; /* rows whose logits exist at one time (logprob.c) */
 
 /* ---- gemm_skinny.c ---- */
 

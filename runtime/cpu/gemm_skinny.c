@@ -44,7 +44,7 @@ static float *pack_x(const void *x, int64_t m, int64_t k, int64_t ld, int dtype,
     float *packed = sz_scratch((size_t)(m * padded) * sizeof *packed);
     if (!packed) return NULL;
 
-    #pragma omp parallel for schedule(static) if (m * k > 65536)
+#pragma omp parallel for schedule(static) if (m * k > 65536)
     for (int64_t i = 0; i < m; i++) {
         int64_t first = i - i % ROWS_X;
         int64_t rows = m - first < ROWS_X ? m - first : ROWS_X;
@@ -146,10 +146,18 @@ static __attribute__((noinline)) void any_panel(int64_t m, int dtype, int64_t n,
                                                 ptrdiff_t next, bool add, sz_vec *sums)
 {
 #define CASE(M, dtype) \
-    case M + ROWS_X * (dtype): panel(M, dtype, n, k, x, w, row_bytes, next, add, sums); break
+    case M + ROWS_X *(dtype): \
+        panel(M, dtype, n, k, x, w, row_bytes, next, add, sums); \
+        break
 #define CASES(dtype) \
-    CASE(1, dtype); CASE(2, dtype); CASE(3, dtype); CASE(4, dtype); \
-    CASE(5, dtype); CASE(6, dtype); CASE(7, dtype); CASE(8, dtype)
+    CASE(1, dtype); \
+    CASE(2, dtype); \
+    CASE(3, dtype); \
+    CASE(4, dtype); \
+    CASE(5, dtype); \
+    CASE(6, dtype); \
+    CASE(7, dtype); \
+    CASE(8, dtype)
     switch (m + ROWS_X * dtype) {
         CASES(SZ_F32);
         CASES(SZ_BF16);
@@ -206,7 +214,7 @@ int sz_gemm_skinny(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, 
     const float *packed = pack_x(x, m, k, ldx, dtype, padded);
     if (!packed) return -1;
 
-    #pragma omp parallel for schedule(dynamic, 4) if (n * k > 16384)
+#pragma omp parallel for schedule(dynamic, 4) if (n * k > 16384)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         int64_t j = chunk * CHUNK_W;
         int64_t rows = n - j < CHUNK_W ? n - j : CHUNK_W;

@@ -41,13 +41,15 @@ typedef int32_t sz_ivec4 __attribute__((vector_size(16)));
 /* Selects lanes of a and b, which are numbered consecutively. clang has no __builtin_shuffle; it
  * builds only for the thread sanitizer. */
 #ifdef __clang__
-#define sz_shuffle(a, b, ...) __extension__({ \
-    __typeof__(a) a_ = (a), b_ = (b), out_ = a_; \
-    __typeof__(__VA_ARGS__) lane_ = __VA_ARGS__; \
-    const int lanes_ = (int)(sizeof out_ / sizeof(float)); \
-    for (int l_ = 0; l_ < lanes_; l_++) \
-        out_[l_] = lane_[l_] < lanes_ ? a_[lane_[l_]] : b_[lane_[l_] - lanes_]; \
-    out_; })
+#define sz_shuffle(a, b, ...) \
+    __extension__({ \
+        __typeof__(a) a_ = (a), b_ = (b), out_ = a_; \
+        __typeof__(__VA_ARGS__) lane_ = __VA_ARGS__; \
+        const int lanes_ = (int)(sizeof out_ / sizeof(float)); \
+        for (int l_ = 0; l_ < lanes_; l_++) \
+            out_[l_] = lane_[l_] < lanes_ ? a_[lane_[l_]] : b_[lane_[l_] - lanes_]; \
+        out_; \
+    })
 #else
 #define sz_shuffle(a, b, ...) __builtin_shuffle(a, b, __VA_ARGS__)
 #endif
@@ -120,10 +122,12 @@ static inline void sz_transpose4(float *dst, ptrdiff_t dst_stride, const float *
 
 /* A block of rows x (vectors * SZ_LANES). rows and vectors are constants where it is inlined, so
  * that the sums become registers. */
-static inline __attribute__((always_inline)) void sz_tile_block(
-    const int rows, const int vectors, int64_t k, const float *restrict a, ptrdiff_t a_row,
-    ptrdiff_t a_col, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc,
-    int add)
+static inline __attribute__((always_inline)) void sz_tile_block(const int rows, const int vectors,
+                                                                int64_t k, const float *restrict a,
+                                                                ptrdiff_t a_row, ptrdiff_t a_col,
+                                                                const float *restrict b,
+                                                                ptrdiff_t ldb, float *restrict c,
+                                                                ptrdiff_t ldc, int add)
 {
     sz_vec sum[SZ_TILE_ROWS][2];
 
@@ -156,13 +160,15 @@ static inline __attribute__((always_inline)) void sz_tile_block(
 }
 
 /* All m rows of a strip of `vectors` vectors: the largest blocks first. */
-static inline __attribute__((always_inline)) void sz_tile_strip(
-    const int vectors, int64_t m, int64_t k, const float *a, ptrdiff_t a_row, ptrdiff_t a_col,
-    const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add)
+static inline __attribute__((always_inline)) void sz_tile_strip(const int vectors, int64_t m,
+                                                                int64_t k, const float *a,
+                                                                ptrdiff_t a_row, ptrdiff_t a_col,
+                                                                const float *b, ptrdiff_t ldb,
+                                                                float *c, ptrdiff_t ldc, int add)
 {
 #define SZ_TILE_STEP(rows) \
-    sz_tile_block(rows, vectors, k, a, a_row, a_col, b, ldb, c, ldc, add), \
-    a += (rows) * a_row, c += (rows) * ldc, m -= (rows)
+    sz_tile_block(rows, vectors, k, a, a_row, a_col, b, ldb, c, ldc, add), a += (rows)*a_row, \
+        c += (rows)*ldc, m -= (rows)
     while (m >= SZ_TILE_ROWS) SZ_TILE_STEP(SZ_TILE_ROWS);
     if (SZ_TILE_ROWS > 8 && m >= 8) SZ_TILE_STEP(8 < SZ_TILE_ROWS ? 8 : 1);
     if (m >= 4) SZ_TILE_STEP(4);

@@ -22,21 +22,21 @@
 #include <math.h>
 #include <omp.h>
 
-enum { VECTOR_CHANNELS = 16 };      /* from this many on, a pixel's channels fill a vector */
+enum { VECTOR_CHANNELS = 16 }; /* from this many on, a pixel's channels fill a vector */
 
 /* Output i of n is the sum over t < count[i] of weight[i * taps + t] times input first[i] + t.
  * first never decreases. */
 typedef struct {
     int64_t in, n, taps;
-    bool same;                      /* output i is input i */
+    bool same; /* output i is input i */
     int32_t *first, *count;
-    float *weight;                  /* [n, taps], 0 from count on */
+    float *weight; /* [n, taps], 0 from count on */
 } axis;
 
 /* Columns for few channels, element by element: output e = (i, channel) is the sum over t < taps of
  * weight[t * size + e] times element start[e] + t * channels of the input row. */
 typedef struct {
-    int64_t size;                   /* n * channels */
+    int64_t size; /* n * channels */
     int32_t *start;
     float *weight;
 } column_table;
@@ -67,10 +67,7 @@ static float position(float step, int64_t i)
 }
 
 /* The cubic kernel for |x| <= 1. */
-static float cubic_near(float x)
-{
-    return ((-0.75f + 2.0f) * x - (-0.75f + 3.0f)) * x * x + 1.0f;
-}
+static float cubic_near(float x) { return ((-0.75f + 2.0f) * x - (-0.75f + 3.0f)) * x * x + 1.0f; }
 
 /* The cubic kernel for 1 < |x| < 2. */
 static float cubic_far(float x)
@@ -284,10 +281,10 @@ static inline void weighted_sum(bool add, int64_t count, const float *weight,
 typedef struct {
     const sz_tensor *x, *y;
     axis rows, cols;
-    column_table few;               /* of cols, if there are few channels */
-    int64_t c, in_row, out_row;     /* channels, elements of a row before and after the columns */
-    int64_t ring;                   /* rows of the ring; 0: rows are combined first */
-    int64_t space;                  /* floats of workspace of a thread */
+    column_table few;           /* of cols, if there are few channels */
+    int64_t c, in_row, out_row; /* channels, elements of a row before and after the columns */
+    int64_t ring;               /* rows of the ring; 0: rows are combined first */
+    int64_t space;              /* floats of workspace of a thread */
 } resize;
 
 /* An input row [in.w, c] to an output row [out.w, c]. */
@@ -365,8 +362,8 @@ static void resize_rows(const resize *p, int64_t from, int64_t to, float *space)
     float *out_row = space;
     float *row = out_row + p->out_row;
     float *ring = row + p->in_row;
-    int64_t image = -1;                 /* the image whose rows are in the ring */
-    int64_t ready = 0;                  /* input rows below this have been put into it */
+    int64_t image = -1; /* the image whose rows are in the ring */
+    int64_t ready = 0;  /* input rows below this have been put into it */
 
     for (int64_t r = from; r < to; r++) {
         const int64_t b = r / p->rows.n;
@@ -394,8 +391,7 @@ static void resize_rows(const resize *p, int64_t from, int64_t to, float *space)
             combine_input_rows(p, b, i, row);
             resize_columns(p, row, out);
         }
-        if (p->y->dtype != SZ_F32)
-            sz_f32_to_bf16(sz_bf16(p->y) + r * p->out_row, out, p->out_row);
+        if (p->y->dtype != SZ_F32) sz_f32_to_bf16(sz_bf16(p->y) + r * p->out_row, out, p->out_row);
     }
 }
 
@@ -420,8 +416,8 @@ static int run(resize *p)
     float *space = sz_scratch((size_t)(p->space * threads) * sizeof *space);
     if (!space) return -1;
 
-    /* One band of rows for each thread. */
-    #pragma omp parallel for schedule(static) num_threads(threads)
+/* One band of rows for each thread. */
+#pragma omp parallel for schedule(static) num_threads(threads)
     for (int t = 0; t < threads; t++)
         resize_rows(p, total * t / threads, total * (t + 1) / threads, space + p->space * t);
     return 0;

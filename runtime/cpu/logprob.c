@@ -30,7 +30,7 @@ static int chunk_logits(const sz_tensor *x, const sz_tensor *w, int64_t first, i
 static void row_stats(float *restrict z, int64_t v, float scale, float *lse, float *entropy)
 {
     float top = -INFINITY;
-    #pragma omp simd reduction(max : top)
+#pragma omp simd reduction(max : top)
     for (int64_t j = 0; j < v; j++) {
         z[j] *= scale;
         top = z[j] > top ? z[j] : top;
@@ -43,7 +43,7 @@ static void row_stats(float *restrict z, int64_t v, float scale, float *lse, flo
         int64_t end = j0 + SUM_BLOCK < v ? j0 + SUM_BLOCK : v;
         float s = 0;
         float t = 0;
-        #pragma omp simd reduction(+ : s, t)
+#pragma omp simd reduction(+ : s, t)
         for (int64_t j = j0; j < end; j++) {
             float e = sz_exp(z[j] - top);
             s += e;
@@ -76,8 +76,8 @@ int sz_cpu_logprob(const sz_call *c)
     for (int64_t first = 0; first < n; first += CHUNK) {
         int64_t rows = sz_min64(CHUNK, n - first);
         if (chunk_logits(x, w, first, rows, z)) return -1;
-        /* The threads share the rows of the chunk. */
-        #pragma omp parallel for schedule(static)
+/* The threads share the rows of the chunk. */
+#pragma omp parallel for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             row_stats(z + r * v, v, scale, &lse[first + r], &entropy[first + r]);
             logprob[first + r] = z[r * v + ids[first + r]] - lse[first + r];
@@ -129,8 +129,8 @@ int sz_cpu_logprob_backward(const sz_call *c)
         int64_t rows = sz_min64(CHUNK, n - first);
         if (chunk_logits(x, w, first, rows, z)) return -1;
 
-        /* dz */
-        #pragma omp parallel for schedule(static)
+/* dz */
+#pragma omp parallel for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
             int64_t i = first + r;
             float *row = z + r * v;
@@ -149,8 +149,7 @@ int sz_cpu_logprob_backward(const sz_call *c)
                            sz_f32(acc), k))
             return -1;
         if (bf16)
-            for (int64_t i = 0; i < rows * k; i++)
-                sz_bf16(dx)[first * k + i] = sz_to_bf16(sums[i]);
+            for (int64_t i = 0; i < rows * k; i++) sz_bf16(dx)[first * k + i] = sz_to_bf16(sums[i]);
     }
     return 0;
 }

@@ -17,7 +17,7 @@ static void finish(sz_tensor *y, const float *sums)
 {
     if (y->dtype == SZ_F32) return;
     uint16_t *out = sz_bf16(y);
-    #pragma omp parallel for schedule(static) if (y->numel > 32768)
+#pragma omp parallel for schedule(static) if (y->numel > 32768)
     for (int64_t i = 0; i < y->numel; i++) out[i] = sz_to_bf16(sums[i]);
 }
 
@@ -130,7 +130,7 @@ int sz_cpu_linear_add_(const sz_call *c)
     /* bf16: the product in workspace, then one rounding. */
     float *sums = sz_scratch((size_t)(n * m) * sizeof *sums);
     if (!sums || sz_gemm(false, true, n, m, k, xd, k, wd, k, x->dtype, 0, sums, m)) return -1;
-    #pragma omp parallel for schedule(static) if (n * m > 32768)
+#pragma omp parallel for schedule(static) if (n * m > 32768)
     for (int64_t i = 0; i < n; i++) {
         uint16_t *restrict row = sz_bf16(y) + i * ld + col;
         const float *restrict addend = sums + i * m;
@@ -186,8 +186,8 @@ int sz_cpu_column_sum_(const sz_call *c)
     int64_t ld = sz_cols(dy);
     int64_t col = (int64_t)c->args[0];
 
-    /* Threads own columns, so the order of the sum over rows is fixed. */
-    #pragma omp parallel for schedule(static) if (n * m > 32768)
+/* Threads own columns, so the order of the sum over rows is fixed. */
+#pragma omp parallel for schedule(static) if (n * m > 32768)
     for (int64_t j0 = 0; j0 < m; j0 += BLOCK) {
         int64_t width = sz_min64(BLOCK, m - j0);
         float sums[BLOCK] = { 0 };

@@ -24,11 +24,11 @@
 #include <math.h>
 
 typedef struct {
-    float decay;                    /* 1 - lr * weight_decay */
+    float decay; /* 1 - lr * weight_decay */
     float one_minus_b1;
     float b2, one_minus_b2;
-    float step_size;                /* lr / (1 - b1^step) */
-    float root_correction;          /* 1 / sqrt(1 - b2^step) */
+    float step_size;       /* lr / (1 - b1^step) */
+    float root_correction; /* 1 / sqrt(1 - b2^step) */
     float eps;
     float grad_scale;
 } adamw_numbers;
@@ -79,7 +79,7 @@ int sz_cpu_adamw_(const sz_call *c)
     const adamw_numbers k = numbers_of(c->args);
     float *p = sz_f32(master ? master : param);
 
-    #pragma omp parallel for schedule(static) if (param->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (param->numel >= SZ_PARALLEL_FROM)
     for (int64_t start = 0; start < param->numel; start += SZ_BLOCK) {
         float buffer[SZ_BLOCK];
         int64_t n = sz_min64(SZ_BLOCK, param->numel - start);
@@ -95,8 +95,8 @@ int sz_cpu_adamw_(const sz_call *c)
 
 enum {
     LANES = 64,
-    WORDS = 3 * SZ_BLOCK / 2,       /* 32-bit words of a block of elements */
-    COUNTERS = WORDS / 4            /* Philox calls of a block */
+    WORDS = 3 * SZ_BLOCK / 2, /* 32-bit words of a block of elements */
+    COUNTERS = WORDS / 4      /* Philox calls of a block */
 };
 
 /* Ten rounds of Philox on LANES counters. */
@@ -150,7 +150,9 @@ static inline uint32_t draw(const uint32_t *stream, int64_t i)
 /* ---- moments of few bits ---- */
 
 /* Codes with exponents - 1 octaves above the linear part, after a sign if there is one. */
-typedef struct { int exponents, sign; } code_format;
+typedef struct {
+    int exponents, sign;
+} code_format;
 static const code_format first_moment = { 16, 1 };
 static const code_format second_moment = { 32, 0 };
 
@@ -260,7 +262,7 @@ int sz_cpu_adamw_compact_(const sz_call *c)
     const uint32_t step = (uint32_t)c->args[5];
     const uint32_t index = (uint32_t)c->args[7];
 
-    #pragma omp parallel for schedule(static) if (param->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (param->numel >= SZ_PARALLEL_FROM)
     for (int64_t start = 0; start < param->numel; start += SZ_BLOCK) {
         float g[SZ_BLOCK], m1[SZ_BLOCK], v1[SZ_BLOCK], param_f32[SZ_BLOCK];
         uint32_t words[WORDS];
@@ -278,10 +280,8 @@ int sz_cpu_adamw_compact_(const sz_call *c)
         adamw_block(p, sz_block(grad, start, n, g), m1, v1, n, &k);
         store_moment(m, c->in[4], first_moment, words, start, n, m1);
         store_moment(v, c->in[5], second_moment, words + SZ_BLOCK / 2, start, n, v1);
-        if (round_param)
-            round_bf16(param_f32, words + SZ_BLOCK, n, sz_bf16(param) + start);
-        else if (master)
-            sz_copy_elements(param, start, master, start, n);
+        if (round_param) round_bf16(param_f32, words + SZ_BLOCK, n, sz_bf16(param) + start);
+        else if (master) sz_copy_elements(param, start, master, start, n);
     }
     return 0;
 }
@@ -296,8 +296,8 @@ int sz_cpu_sum_squares(const sz_call *c)
     double *partial = sz_scratch((size_t)(chunks + 1) * sizeof *partial);
     if (!partial) return -1;
 
-    /* The sum of each chunk. */
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+/* The sum of each chunk. */
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float buffer[SZ_BLOCK];
         int64_t end = sz_min64(x->numel, (chunk + 1) * CHUNK);

@@ -15,7 +15,7 @@ static int gather(const sz_tensor *x, const sz_tensor *ids, sz_tensor *out)
 {
     const int64_t n = ids->numel;
     const int64_t d = n ? out->numel / n : 0;
-    #pragma omp parallel for schedule(static) if (out->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (out->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) sz_copy_elements(out, i * d, x, sz_i32(ids)[i] * d, d);
     return 0;
 }
@@ -33,8 +33,8 @@ int sz_cpu_index_add_(const sz_call *c)
     const int64_t slices = sz_ceil_div(d, slice);
     float *acc = sz_f32(c->out[0]);
 
-    /* Each thread adds all rows in its slice of columns. */
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+/* Each thread adds all rows in its slice of columns. */
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t k = 0; k < slices; k++) {
         float buffer[SZ_BLOCK];
         int64_t col = k * slice;
@@ -52,7 +52,7 @@ int sz_cpu_index_add_(const sz_call *c)
 static void copy_all(const sz_tensor *y, const sz_tensor *x)
 {
     const int64_t blocks = sz_ceil_div(x->numel, SZ_BLOCK);
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t block = 0; block < blocks; block++) {
         int64_t start = block * SZ_BLOCK;
         sz_copy_elements(y, start, x, start, sz_min64(SZ_BLOCK, x->numel - start));
@@ -68,7 +68,7 @@ int sz_cpu_index_copy(const sz_call *c)
     const int64_t n = ids->numel;
     const int64_t d = n ? src->numel / n : 0;
     copy_all(y, c->in[0]);
-    #pragma omp parallel for schedule(static) if (src->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (src->numel >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) sz_copy_elements(y, sz_i32(ids)[i] * d, src, i * d, d);
     return 0;
 }
@@ -83,7 +83,7 @@ int sz_cpu_scatter_cols_(const sz_call *c)
     const int64_t w = sz_cols(dst);
     const int64_t src_cols = sz_cols(src);
     const int64_t col = (int64_t)c->args[0];
-    #pragma omp parallel for schedule(static) if (n * w >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n * w >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++)
         sz_copy_elements(dst, sz_i32(ids)[i] * w, src, i * src_cols + col, w);
     return 0;
@@ -110,7 +110,7 @@ int sz_cpu_max_pool_rows(const sz_call *c)
     const int64_t count = ids->shape[1];
     const int64_t d = x->shape[1];
 
-    #pragma omp parallel for schedule(static) if (n * count * d >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n * count * d >= SZ_PARALLEL_FROM)
     for (int64_t i = 0; i < n; i++) {
         const int32_t *row = sz_i32(ids) + i * count;
         for (int64_t col = 0; col < d; col += SZ_BLOCK) {
@@ -181,7 +181,7 @@ int sz_cpu_max_pool_rows_backward(const sz_call *c)
      * results. */
     const int64_t even_share = sz_ceil_div(d, omp_get_max_threads());
     const int64_t slice = sz_min64(SZ_BLOCK, sz_ceil_div(even_share, 16) * 16);
-    #pragma omp parallel for schedule(static) if (n * count * d >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (n * count * d >= SZ_PARALLEL_FROM)
     for (int64_t col = 0; col < d; col += slice) {
         float buffer[SZ_BLOCK];
         int64_t width = sz_min64(slice, d - col);
@@ -193,7 +193,7 @@ int sz_cpu_max_pool_rows_backward(const sz_call *c)
 
     /* Round the sums. */
     if (dx->dtype == SZ_F32) return 0;
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t start = 0; start < x->numel; start += SZ_BLOCK)
         sz_block_end(dx, start, sz_min64(SZ_BLOCK, x->numel - start), acc + start);
     return 0;

@@ -19,7 +19,7 @@ static float inverse_rms(const sz_tensor *x, int64_t start, int64_t d, double ep
         const float *v = sz_block(x, start + col, n, buffer);
         /* At most 64 squares per lane: f32 is enough within a block. */
         float block_sum = 0;
-        #pragma omp simd reduction(+ : block_sum)
+#pragma omp simd reduction(+ : block_sum)
         for (int64_t i = 0; i < n; i++) block_sum += v[i] * v[i];
         sum_sq += (double)block_sum;
     }
@@ -43,7 +43,7 @@ int sz_cpu_rmsnorm(const sz_call *c)
     const int64_t d = sz_cols(x);
     const int64_t rows = sz_rows(x);
 
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < rows; row++) {
         float x_buffer[SZ_BLOCK], w_buffer[SZ_BLOCK], y_buffer[SZ_BLOCK];
         uint16_t rounded[SZ_BLOCK];
@@ -71,7 +71,7 @@ int sz_cpu_rmsnorm(const sz_call *c)
 static float weighted_dot(const float *x, const float *w, const float *g, int64_t n)
 {
     float s = 0;
-    #pragma omp simd reduction(+ : s)
+#pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < n; i++) s += w[i] * g[i] * x[i];
     return s;
 }
@@ -90,15 +90,12 @@ static void rmsnorm_backward_block(const float *restrict x, const float *restric
 /* Rows of a chunk, for the gradients of weights: rows are cut into at most 64 chunks of at least 16
  * rows. Each chunk has its own sums, which are added in order, so the result does not depend on the
  * thread count. */
-static int64_t chunk_rows(int64_t rows)
-{
-    return rows > 1024 ? sz_ceil_div(rows, 64) : 16;
-}
+static int64_t chunk_rows(int64_t rows) { return rows > 1024 ? sz_ceil_div(rows, 64) : 16; }
 
 /* sums [d] = the sum over the chunks' sums, which are `stride` apart in partial. */
 static void add_chunks(const float *partial, int64_t stride, int64_t chunks, float *sums, int64_t d)
 {
-    #pragma omp parallel for schedule(static) if (chunks * d >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (chunks * d >= SZ_PARALLEL_FROM)
     for (int64_t block = 0; block < sz_ceil_div(d, SZ_BLOCK); block++) {
         double s[SZ_BLOCK] = { 0 };
         int64_t col = block * SZ_BLOCK;
@@ -124,7 +121,7 @@ int sz_cpu_rmsnorm_backward(const sz_call *c)
     float *partial = sz_scratch((size_t)(chunks * d + 1) * sizeof *partial);
     if (!partial) return -1;
 
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float x_buffer[SZ_BLOCK], w_buffer[SZ_BLOCK], g_buffer[SZ_BLOCK], dx_buffer[SZ_BLOCK];
         float *chunk_dw = partial + chunk * d;
@@ -178,7 +175,7 @@ static void moments(const sz_tensor *x, int64_t start, int64_t d, double eps, fl
         int64_t n = sz_min64(SZ_BLOCK, d - col);
         const float *v = sz_block(x, start + col, n, buffer);
         float block_sum = 0;
-        #pragma omp simd reduction(+ : block_sum)
+#pragma omp simd reduction(+ : block_sum)
         for (int64_t i = 0; i < n; i++) block_sum += v[i];
         sum += (double)block_sum;
     }
@@ -190,7 +187,7 @@ static void moments(const sz_tensor *x, int64_t start, int64_t d, double eps, fl
         const float *v = sz_block(x, start + col, n, buffer);
         float block_sum_sq = 0;
         float block_sum = 0;
-        #pragma omp simd reduction(+ : block_sum_sq, block_sum)
+#pragma omp simd reduction(+ : block_sum_sq, block_sum)
         for (int64_t i = 0; i < n; i++) {
             float distance = v[i] - provisional_mean;
             block_sum_sq += distance * distance;
@@ -220,7 +217,7 @@ int sz_cpu_layernorm(const sz_call *c)
     const int64_t d = sz_cols(x);
     const int64_t rows = sz_rows(x);
 
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < rows; row++) {
         float buffer[4][SZ_BLOCK];
         float mean, r;
@@ -244,7 +241,7 @@ static void layernorm_sums(const float *x, const float *w, const float *g, int64
 {
     float s = 0;
     float t = 0;
-    #pragma omp simd reduction(+ : s, t)
+#pragma omp simd reduction(+ : s, t)
     for (int64_t i = 0; i < n; i++) {
         float v = w[i] * g[i];
         s += v;
@@ -282,7 +279,7 @@ int sz_cpu_layernorm_backward(const sz_call *c)
     float *partial = sz_scratch((size_t)(2 * chunks * d + 1) * sizeof *partial);
     if (!partial) return -1;
 
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         float buffer[4][SZ_BLOCK];
         float *dw = partial + 2 * chunk * d;
@@ -307,11 +304,10 @@ int sz_cpu_layernorm_backward(const sz_call *c)
                 int64_t n = sz_min64(SZ_BLOCK, d - col);
                 int64_t first = row * d + col;
                 float *result = sz_block_begin(dx, first, buffer[3]);
-                layernorm_backward_block(sz_block(x, first, n, buffer[0]),
-                                         sz_block(w, col, n, buffer[1]),
-                                         sz_block(dy, first, n, buffer[2]), result, dw + col,
-                                         db + col, n, mean, r, (float)(sum / (double)d),
-                                         (float)(dot / (double)d));
+                layernorm_backward_block(
+                    sz_block(x, first, n, buffer[0]), sz_block(w, col, n, buffer[1]),
+                    sz_block(dy, first, n, buffer[2]), result, dw + col, db + col, n, mean, r,
+                    (float)(sum / (double)d), (float)(dot / (double)d));
                 sz_block_end(dx, first, n, result);
             }
         }
@@ -326,7 +322,7 @@ int sz_cpu_layernorm_backward(const sz_call *c)
 static float max_block(const float *x, int64_t n, float start)
 {
     float m = start;
-    #pragma omp simd reduction(max : m)
+#pragma omp simd reduction(max : m)
     for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
     return m;
 }
@@ -335,7 +331,7 @@ static float max_block(const float *x, int64_t n, float start)
 static float exp_sum_block(const float *restrict x, float *restrict y, int64_t n, float shift)
 {
     float s = 0;
-    #pragma omp simd reduction(+ : s)
+#pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < n; i++) {
         float e = sz_exp(x[i] - shift);
         y[i] = e;
@@ -356,7 +352,7 @@ int sz_cpu_softmax(const sz_call *c)
     const int64_t d = sz_cols(x);
     const int64_t rows = sz_rows(x);
 
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM / 4)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM / 4)
     for (int64_t row = 0; row < rows; row++) {
         float x_buffer[SZ_BLOCK], y_buffer[SZ_BLOCK];
         float highest = -INFINITY;
@@ -408,7 +404,7 @@ int sz_cpu_softmax_backward(const sz_call *c)
     const int64_t d = sz_cols(y);
     const int64_t rows = sz_rows(y);
 
-    #pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (y->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < rows; row++) {
         float y_buffer[SZ_BLOCK], g_buffer[SZ_BLOCK], dx_buffer[SZ_BLOCK];
         double dot = 0;
@@ -482,7 +478,7 @@ int sz_cpu_rope(const sz_call *c)
     const float sign = (float)c->args[2];
     const bool rounded = x->dtype == SZ_BF16 && cosines->dtype == SZ_BF16;
 
-    #pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
+#pragma omp parallel for schedule(static) if (x->numel >= SZ_PARALLEL_FROM)
     for (int64_t row = 0; row < rows; row++) {
         float buffer[6][SZ_BLOCK];
         for (int64_t j = 0; j < half; j += SZ_BLOCK) {
@@ -497,10 +493,8 @@ int sz_cpu_rope(const sz_call *c)
                 const float *x2 = sz_block(x, first2, n, buffer[3]);
                 float *y1 = sz_block_begin(y, first1, buffer[4]);
                 float *y2 = sz_block_begin(y, first2, buffer[5]);
-                if (rounded)
-                    rotate_rounded_block(x1, x2, cos_row, sin_row, y1, y2, n, sign);
-                else
-                    rotate_block(x1, x2, cos_row, sin_row, y1, y2, n, sign);
+                if (rounded) rotate_rounded_block(x1, x2, cos_row, sin_row, y1, y2, n, sign);
+                else rotate_block(x1, x2, cos_row, sin_row, y1, y2, n, sign);
                 sz_block_end(y, first1, n, y1);
                 sz_block_end(y, first2, n, y2);
             }

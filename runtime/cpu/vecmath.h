@@ -13,7 +13,7 @@
 #include "core/core.h"
 
 enum {
-    /* Elements that a kernel converts at once: 2 KiB per buffer, several fit the first-level cache. */
+    /* Elements that a kernel converts at once: 2 KiB a buffer; several fit the first-level cache. */
     SZ_BLOCK = 512,
     /* Elements below which waking the threads costs more than it saves. */
     SZ_PARALLEL_FROM = 32768
@@ -26,12 +26,18 @@ static inline int64_t sz_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b
 
 static inline float sz_bits_float(uint32_t u)
 {
-    union { uint32_t u; float f; } v = { u };
+    union {
+        uint32_t u;
+        float f;
+    } v = { u };
     return v.f;
 }
 static inline uint32_t sz_float_bits(float f)
 {
-    union { float f; uint32_t u; } v = { f };
+    union {
+        float f;
+        uint32_t u;
+    } v = { f };
     return v.u;
 }
 
@@ -182,14 +188,14 @@ static inline void sz_copy_elements(const sz_tensor *t, int64_t i, const sz_tens
 static inline double sz_block_sum(const float *x, int64_t n)
 {
     double s = 0;
-    #pragma omp simd reduction(+ : s)
+#pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < n; i++) s += (double)x[i];
     return s;
 }
 static inline double sz_block_dot(const float *x, const float *y, int64_t n)
 {
     double s = 0;
-    #pragma omp simd reduction(+ : s)
+#pragma omp simd reduction(+ : s)
     for (int64_t i = 0; i < n; i++) s += (double)x[i] * (double)y[i];
     return s;
 }

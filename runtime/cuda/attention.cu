@@ -17,8 +17,7 @@
 #include "attention_tile.cuh"
 
 /* Keys in a tile, bounded by registers and shared memory. */
-template <typename T, int DIM> struct flash_shape
-{
+template <typename T, int DIM> struct flash_shape {
     enum { F32_N = DIM > 64 ? 16 : 32, N = sizeof(T) == 2 ? 64 : (int)F32_N };
 };
 
@@ -26,8 +25,8 @@ template <typename T, int DIM> struct flash_shape
 static __device__ __forceinline__ void find_limits(const sz_attention_args &a,
                                                    const sz_flash_task &t, const sz_segment_row &s,
                                                    const sz_columns &columns,
-                                                   const sz_flash_query *list,
-                                                   int32_t *row_of, int32_t *limit_of)
+                                                   const sz_flash_query *list, int32_t *row_of,
+                                                   int32_t *limit_of)
 {
     if (threadIdx.x < SZ_ATTENTION_COLUMNS) {
         int c = (int)threadIdx.x;
@@ -78,12 +77,9 @@ static __device__ __forceinline__ void finish_sums(sz_online_softmax &w, float (
 }
 
 /* Writes unnormalised sums, maximum and weight of this lane's two columns, c0 and c0 + 8. */
-template <int DIM>
-static __device__ __forceinline__ void write_partials(const sz_flash_partials &partials,
-                                                      const sz_flash_task &t, int kv_heads,
-                                                      int kv_head, int c0,
-                                                      const sz_online_softmax &w,
-                                                      const float (&acc)[DIM / 8][4])
+template <int DIM> static __device__ __forceinline__ void write_partials(
+    const sz_flash_partials &partials, const sz_flash_task &t, int kv_heads, int kv_head, int c0,
+    const sz_online_softmax &w, const float (&acc)[DIM / 8][4])
 {
     const int lane = (int)threadIdx.x % 32;
     for (int h = 0; h < 2; h++) {
@@ -97,11 +93,51 @@ static __device__ __forceinline__ void write_partials(const sz_flash_partials &p
     }
 }
 
+/* Writes the natural logarithm of the sums, and the normalised result, of the warp's columns.
+ * `tile` is shared memory for 16 rows. */
+template <typename T, int DIM> static __device__ __forceinline__ void write_result(
+    T *tile, const sz_attention_args &a, const sz_flash_task &t, const sz_columns &columns,
+    const int32_t *row_of, const sz_online_softmax &w, const float (&inverse)[2],
+    const float (&acc)[DIM / 8][4], T *out, float *lse, int64_t rows)
+{
+    const int lane = (int)threadIdx.x % 32;
+    const int warp = (int)threadIdx.x / 32;
+    const int c0 = 16 * warp + lane / 4;
+    const int dim = a.dim;
+    const int heads = a.heads;
+    if (lse && lane % 4 == 0)
+        for (int h = 0; h < 2; h++)
+            if (c0 + 8 * h < t.columns)
+                lse[columns.head(c0 + 8 * h) * rows + row_of[c0 + 8 * h]] =
+                    (w.max[h] + log2f(w.sum[h])) * 0.693147181f;
+    const bool aligned16 = dim % (16 / (int)sizeof(T)) == 0;
+    sz_tile_write<T, DIM>(tile, acc, inverse, a, aligned16, [=](int r) {
+        int c = 16 * warp + r;
+        return c < t.columns ? out + ((int64_t)row_of[c] * heads + columns.head(c)) * dim
+                             : (T *)NULL;
+    });
+}
+
+/* Starts loading the task's queries. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void load_queries(T *q, const sz_attention_args &a,
+                                                    const sz_flash_task &t,
+                                                    const sz_columns &columns,
+                                                    const int32_t *row_of)
+{
+    const T *queries = (const T *)a.q;
+    const int64_t q_ld = a.q_ld;
+    const int dim = a.dim;
+    sz_tile_load<T, DIM, SZ_ATTENTION_COLUMNS>(q, a, queries, [=](int c) {
+        return c < t.columns ? queries + row_of[c] * q_ld + (int64_t)columns.head(c) * dim
+                             : (const T *)NULL;
+    });
+}
+
 /* One block for each task and key head. */
-template <typename T, int DIM, int N>
-static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
-flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *list, T *out,
-      float *lse, int64_t rows, sz_flash_partials partials)
+template <typename T, int DIM, int N> static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
+    flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *list, T *out,
+          float *lse, int64_t rows, sz_flash_partials partials)
 {
     enum { LD = sz_tile<T, DIM>::LD, COLUMNS = SZ_ATTENTION_COLUMNS };
     SZ_SHARED_DYNAMIC(T, q);
@@ -112,11 +148,8 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
     if (t.columns == 0) return;
     const sz_segment_row s = a.segments[t.segment];
     const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
-    const int dim = a.dim;
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
-    const int64_t q_ld = a.q_ld;
-    const int64_t k_ld = a.k_ld;
     const sz_columns columns = sz_columns_at(a, s.q_start, kv_head, t.column);
 
     find_limits(a, t, s, columns, list, row_of, limit_of);
@@ -124,24 +157,18 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
     const int lowest_limit = limit_of[0];
 
     /* Start loading the queries and the first keys. */
-    const T *queries = (const T *)a.q;
-    const T *keys = (const T *)a.k + (int64_t)kv_head * dim;
-    const T *values = (const T *)a.v + (int64_t)kv_head * dim;
+    const T *keys = (const T *)a.k + (int64_t)kv_head * a.dim;
+    const T *values = (const T *)a.v + (int64_t)kv_head * a.dim;
     auto load = [&](T *tile, const T *from, int first) {
-        sz_tile_load<T, DIM, N>(tile, a, from, [=](int r) {
-            return first + r < end ? from + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
-        });
+        sz_load_key_rows<T, DIM, N>(tile, a, from, s, first, end);
     };
     if (t.first_key < end) {
-        sz_tile_load<T, DIM, COLUMNS>(q, a, queries, [=](int c) {
-            return c < t.columns ? queries + row_of[c] * q_ld + (int64_t)columns.head(c) * dim
-                                 : (const T *)NULL;
-        });
+        load_queries<T, DIM>(q, a, t, columns, row_of);
         load(k, keys, t.first_key);
     }
 
     /* This lane's two columns; a warp whose columns are all past the end only helps to load. */
-    const float scale = a.scale * 1.44269504f;      /* log2(e), because the softmax uses exp2 */
+    const float scale = a.scale * 1.44269504f; /* log2(e), because the softmax uses exp2 */
     const int c0 = 16 * warp + lane / 4;
     const int limit[2] = { limit_of[c0], limit_of[c0 + 8] };
     const bool active = 16 * warp < t.columns;
@@ -151,7 +178,7 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
 
     for (int first = t.first_key; first < end; first += N) {
         sz_copy_async_wait();
-        __syncthreads();        /* keys are here; the last values have been read */
+        __syncthreads(); /* keys are here; the last values have been read */
         load(v, values, first);
         if (active) {
             sz_tile_dot<DIM, N>(p, q + 16 * warp * LD, k);
@@ -159,30 +186,17 @@ flash(sz_attention_args a, const sz_flash_task *tasks, const sz_flash_query *lis
             sz_online_softmax_update<N, DIM / 8>(w, p, acc);
         }
         sz_copy_async_wait();
-        __syncthreads();        /* values are here; the keys have been read */
+        __syncthreads(); /* values are here; the keys have been read */
         if (first + N < end) load(k, keys, first + N);
         if (active) sz_tile_accumulate<DIM, N>(acc, p, v);
     }
     if (!active) return;
-
     float inverse[2];
     finish_sums(w, inverse);
-    if (t.slot >= 0) {
-        write_partials<DIM>(partials, t, a.kv_heads, kv_head, c0, w, acc);
-        return;
-    }
-    /* Write the natural logarithm of the sums, and the normalised result. */
-    if (lse && lane % 4 == 0)
-        for (int h = 0; h < 2; h++)
-            if (c0 + 8 * h < t.columns)
-                lse[columns.head(c0 + 8 * h) * rows + row_of[c0 + 8 * h]] =
-                    (w.max[h] + log2f(w.sum[h])) * 0.693147181f;
-    const bool aligned16 = dim % (16 / (int)sizeof(T)) == 0;
-    sz_tile_write<T, DIM>(q + 16 * warp * LD, acc, inverse, a, aligned16, [=](int r) {
-        int c = 16 * warp + r;
-        return c < t.columns ? out + ((int64_t)row_of[c] * a.heads + columns.head(c)) * dim
-                             : (T *)NULL;
-    });
+    if (t.slot >= 0) write_partials<DIM>(partials, t, a.kv_heads, kv_head, c0, w, acc);
+    else
+        write_result<T, DIM>(q + 16 * warp * LD, a, t, columns, row_of, w, inverse, acc, out, lse,
+                             rows);
 }
 
 /* ---- host ---- */
@@ -194,11 +208,12 @@ static int flash_launch(const char *op, const sz_attention_args &a, const sz_fla
     enum { N = flash_shape<T, DIM>::N };
     size_t bytes = (size_t)(SZ_ATTENTION_COLUMNS + 2 * N) * sz_tile<T, DIM>::LD * sizeof(T);
     auto kernel = flash<T, DIM, N>;
-    if (sz_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           (int)bytes), op) != 0)
+    if (sz_cuda_check(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
+            op) != 0)
         return -1;
-    SZ_LAUNCH(kernel, (unsigned)(count * a.kv_heads), SZ_ATTENTION_THREADS, bytes,
-              a, tasks, list, (T *)out, lse, rows, partials);
+    SZ_LAUNCH(kernel, (unsigned)(count * a.kv_heads), SZ_ATTENTION_THREADS, bytes, a, tasks, list,
+              (T *)out, lse, rows, partials);
     return sz_cuda_launched(op);
 }
 
@@ -210,7 +225,8 @@ int sz_flash_run(const char *op, int dtype, const sz_attention_args &a, const sz
     if (count * a.kv_heads > INT32_MAX)
         return sz_fail("%s: %lld blocks are more than one launch takes", op,
                        (long long)(count * a.kv_heads));
-    SZ_ATTENTION_TILE(dtype, a.dim, T, DIM,
+    SZ_ATTENTION_TILE(
+        dtype, a.dim, T, DIM,
         return flash_launch<T, DIM>(op, a, tasks, count, list, out, lse, rows, partials));
 }
 
@@ -242,8 +258,8 @@ static int forward(const sz_call *c, bool packed, const char *op)
         if (sz_cuda_launched(op) != 0) return -1;
     }
     const sz_flash_task *tasks = (const sz_flash_task *)schedule->device;
-    return sz_flash_run(op, out->dtype, a, tasks, schedule->number[0], NULL, out->data,
-                        sz_f32(lse), out->shape[0], sz_flash_partials{ NULL, NULL });
+    return sz_flash_run(op, out->dtype, a, tasks, schedule->number[0], NULL, out->data, sz_f32(lse),
+                        out->shape[0], sz_flash_partials{ NULL, NULL });
 }
 
 extern "C" int sz_cuda_attention(const sz_call *c) { return forward(c, true, "attention"); }

@@ -29,16 +29,16 @@ struct sz_segment_row {
 /* Addresses are those of head 0 in row 0, in device memory. */
 struct sz_attention_args {
     const void *q, *k, *v;
-    int64_t q_ld;                   /* elements from one row of q to the next */
-    int64_t k_ld;                   /* the same for k and v */
+    int64_t q_ld; /* elements from one row of q to the next */
+    int64_t k_ld; /* the same for k and v */
     const sz_segment_row *segments;
     int32_t heads, kv_heads;
     int32_t heads_per_kv;
-    int32_t dim;                    /* width of a head */
-    uint32_t inverse;               /* 2^31 / heads_per_kv, for sz_columns */
+    int32_t dim;      /* width of a head */
+    uint32_t inverse; /* 2^31 / heads_per_kv, for sz_columns */
     float scale;
     bool causal;
-    bool aligned16;                 /* rows can be copied 16 bytes at a time */
+    bool aligned16; /* rows can be copied 16 bytes at a time */
 };
 
 /* Returns how many of the segment's own keys its query with this number sees. */
@@ -61,8 +61,8 @@ __device__ __forceinline__ int64_t sz_key_row(const sz_segment_row &s, int64_t j
  * for each block instead of one for every 16 bytes. */
 struct sz_columns {
     int64_t first_row;
-    int32_t first_head;             /* first query head of the key head */
-    int32_t head_offset;            /* of the first column, below heads_per_kv */
+    int32_t first_head;  /* first query head of the key head */
+    int32_t head_offset; /* of the first column, below heads_per_kv */
     int32_t heads_per_kv;
     uint32_t inverse;
 
@@ -124,8 +124,8 @@ static inline int sz_attention_from(const sz_call *c, bool packed, const char *o
     a->v = (const char *)v->data + first_value * size;
     a->q_ld = sz_cols(q);
     a->k_ld = sz_cols(k);
-    a->aligned16 = a->dim * size % 16 == 0 && a->q_ld * size % 16 == 0 && a->k_ld * size % 16 == 0
-                   && sz_on16(a->q) && sz_on16(a->k) && sz_on16(a->v);
+    a->aligned16 = a->dim * size % 16 == 0 && a->q_ld * size % 16 == 0 &&
+                   a->k_ld * size % 16 == 0 && sz_on16(a->q) && sz_on16(a->k) && sz_on16(a->v);
     a->segments = (const sz_segment_row *)sz_cuda_indices(c->in[packed ? 1 : 3]);
     return a->segments ? 0 : -1;
 }
@@ -145,22 +145,47 @@ static inline int64_t sz_segment_queries(const sz_tensor *segments)
 
 /* Runs the statement with T defined as the element type of dtype, and DIM as the width of a tile
  * that holds heads of width dim. */
-#define SZ_ATTENTION_TILE(dtype, dim, T, DIM, ...) do { \
+#define SZ_ATTENTION_TILE(dtype, dim, T, DIM, ...) \
+    do { \
         if ((dtype) == SZ_F32) { \
             typedef float T; \
-            if ((dim) <= 32) { enum { DIM = 32 }; __VA_ARGS__; } \
-            else if ((dim) <= 64) { enum { DIM = 64 }; __VA_ARGS__; } \
-            else if ((dim) <= 96) { enum { DIM = 96 }; __VA_ARGS__; } \
-            else { enum { DIM = 128 }; __VA_ARGS__; } \
+            if ((dim) <= 32) { \
+                enum { DIM = 32 }; \
+                __VA_ARGS__; \
+            } else if ((dim) <= 64) { \
+                enum { DIM = 64 }; \
+                __VA_ARGS__; \
+            } else if ((dim) <= 96) { \
+                enum { DIM = 96 }; \
+                __VA_ARGS__; \
+            } else { \
+                enum { DIM = 128 }; \
+                __VA_ARGS__; \
+            } \
         } else { \
             typedef bf16 T; \
-            if ((dim) <= 16) { enum { DIM = 16 }; __VA_ARGS__; } \
-            else if ((dim) <= 32) { enum { DIM = 32 }; __VA_ARGS__; } \
-            else if ((dim) <= 64) { enum { DIM = 64 }; __VA_ARGS__; } \
-            else if ((dim) <= 80) { enum { DIM = 80 }; __VA_ARGS__; } \
-            else if ((dim) <= 96) { enum { DIM = 96 }; __VA_ARGS__; } \
-            else if ((dim) <= 112) { enum { DIM = 112 }; __VA_ARGS__; } \
-            else { enum { DIM = 128 }; __VA_ARGS__; } \
+            if ((dim) <= 16) { \
+                enum { DIM = 16 }; \
+                __VA_ARGS__; \
+            } else if ((dim) <= 32) { \
+                enum { DIM = 32 }; \
+                __VA_ARGS__; \
+            } else if ((dim) <= 64) { \
+                enum { DIM = 64 }; \
+                __VA_ARGS__; \
+            } else if ((dim) <= 80) { \
+                enum { DIM = 80 }; \
+                __VA_ARGS__; \
+            } else if ((dim) <= 96) { \
+                enum { DIM = 96 }; \
+                __VA_ARGS__; \
+            } else if ((dim) <= 112) { \
+                enum { DIM = 112 }; \
+                __VA_ARGS__; \
+            } else { \
+                enum { DIM = 128 }; \
+                __VA_ARGS__; \
+            } \
         } \
     } while (0)
 

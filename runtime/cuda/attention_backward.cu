@@ -16,8 +16,7 @@
 enum { THREADS = SZ_ATTENTION_THREADS, COLUMNS = SZ_ATTENTION_COLUMNS, KEY_ROWS = SZ_KEY_ROWS };
 
 /* Keys (dq_kernel) or columns (dkv_kernel) in a tile, bounded by shared memory. */
-template <typename T, int DIM> struct tile_shape
-{
+template <typename T, int DIM> struct tile_shape {
     enum {
         F32_N = DIM > 96 ? 8 : 16,
         BF16_N = DIM > 64 ? 32 : 64,
@@ -29,9 +28,9 @@ template <typename T, int DIM> struct tile_shape
 __device__ __forceinline__ float base2(float natural) { return natural * 1.44269504f; }
 
 /* ---- delta [heads, rows] = dout . out; one warp for each row and head ---- */
-template <typename T>
-static __global__ void deltas_kernel(const T *out, const T *dout, float *delta, int64_t rows,
-                                     int heads, int dim)
+template <typename T> static __global__ void deltas_kernel(const T *out, const T *dout,
+                                                           float *delta, int64_t rows, int heads,
+                                                           int dim)
 {
     int64_t i = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (i >= rows * heads) return;
@@ -68,17 +67,17 @@ static __device__ __forceinline__ void load_columns(T *tile, const sz_attention_
 /* What a lane knows of its two columns. A column past the end has limit 0. */
 struct lane_columns {
     int limit[2];
-    float lse[2];           /* in units of log2 */
+    float lse[2]; /* in units of log2 */
     float delta[2];
 };
 
 /* Turns scores p and products ds = dout . v of keys [first, first + N) into gradients of the
  * scores, in ds. */
-template <int N>
-static __device__ __forceinline__ void score_gradients(const float (&p)[N / 8][4],
-                                                       float (&ds)[N / 8][4], float scale,
-                                                       int first, int lowest_limit,
-                                                       const lane_columns &own)
+template <int N> static __device__ __forceinline__ void score_gradients(const float (&p)[N / 8][4],
+                                                                        float (&ds)[N / 8][4],
+                                                                        float scale, int first,
+                                                                        int lowest_limit,
+                                                                        const lane_columns &own)
 {
     const int lane = (int)threadIdx.x % 32;
     const bool masked = first + N > lowest_limit;
@@ -91,24 +90,46 @@ static __device__ __forceinline__ void score_gradients(const float (&p)[N / 8][4
         }
 }
 
+/* Reads lse and delta of the column at this place; 0 if it is not valid. */
+static __device__ __forceinline__ void load_statistics(lane_columns &own, int h, bool valid,
+                                                       int64_t place, const float *lse,
+                                                       const float *delta)
+{
+    own.lse[h] = valid ? base2(lse[place]) : 0.0f;
+    own.delta[h] = valid ? delta[place] : 0.0f;
+}
+
+/* Writes the warp's 16 columns of dq. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void write_dq(T *tile, const float (&acc)[DIM / 8][4],
+                                                const sz_attention_args &a, const sz_flash_task &t,
+                                                const sz_columns &columns, T *dq)
+{
+    const int warp = (int)threadIdx.x / 32;
+    const int dim = a.dim;
+    const int64_t q_ld = a.q_ld;
+    const float factor[2] = { a.scale, a.scale };
+    sz_tile_write<T, DIM>(tile, acc, factor, a, a.aligned16, [=](int r) {
+        int c = 16 * warp + r;
+        return c < t.columns ? dq + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim
+                             : (T *)NULL;
+    });
+}
+
 /* One block for each task (attention.cuh) and key head. */
-template <typename T, int DIM, int N>
-static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
-dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const float *lse,
-          const float *delta, int64_t rows, T *dq)
+template <typename T, int DIM, int N> static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
+    dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const float *lse,
+              const float *delta, int64_t rows, T *dq)
 {
     enum { LD = sz_tile<T, DIM>::LD };
-    SZ_SHARED_DYNAMIC(T, q);                    /* q and dout [64]; two stages of k and v [N] */
+    SZ_SHARED_DYNAMIC(T, q); /* q and dout [64]; two stages of k and v [N] */
     T *g = q + COLUMNS * LD;
     T *stages = g + COLUMNS * LD;
     const sz_flash_task t = tasks[blockIdx.x / (unsigned)a.kv_heads];
     const sz_segment_row s = a.segments[t.segment];
     const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
-    const int dim = a.dim;
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
-    const int64_t q_ld = a.q_ld;
-    const int64_t k_ld = a.k_ld;
     const sz_columns columns = sz_columns_at(a, s.q_start, kv_head, t.column);
     auto limit_of = [=](int c) {
         return (int)(s.p_len + sz_own_keys(s, columns.row(c) - s.q_start, a.causal));
@@ -117,15 +138,11 @@ dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const 
     const int lowest_limit = limit_of(0);
 
     /* Start loading the columns and the first tile of keys and values. */
-    const T *keys = (const T *)a.k + (int64_t)kv_head * dim;
-    const T *values = (const T *)a.v + (int64_t)kv_head * dim;
+    const T *keys = (const T *)a.k + (int64_t)kv_head * a.dim;
+    const T *values = (const T *)a.v + (int64_t)kv_head * a.dim;
     auto load = [&](T *stage, int first) {
-        sz_tile_load<T, DIM, N>(stage, a, keys, [=](int r) {
-            return first + r < end ? keys + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
-        });
-        sz_tile_load<T, DIM, N>(stage + N * LD, a, values, [=](int r) {
-            return first + r < end ? values + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
-        });
+        sz_load_key_rows<T, DIM, N>(stage, a, keys, s, first, end);
+        sz_load_key_rows<T, DIM, N>(stage + N * LD, a, values, s, first, end);
     };
     load_columns<T, DIM, COLUMNS>(q, a, dout, columns, t.columns);
     if (end > 0) load(stages, 0);
@@ -137,11 +154,9 @@ dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const 
     float acc[DIM / 8][4];
     for (int h = 0; h < 2; h++) {
         int c = 16 * warp + lane / 4 + 8 * h;
-        bool valid = c < t.columns;
-        int64_t place = columns.head(c) * rows + columns.row(c);
+        const bool valid = c < t.columns;
         own.limit[h] = valid ? limit_of(c) : 0;
-        own.lse[h] = valid ? base2(lse[place]) : 0.0f;
-        own.delta[h] = valid ? delta[place] : 0.0f;
+        load_statistics(own, h, valid, columns.head(c) * rows + columns.row(c), lse, delta);
     }
     sz_tile_clear(acc);
 
@@ -150,7 +165,7 @@ dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const 
         const T *k = stages + turn * 2 * N * LD;
         const T *v = k + N * LD;
         sz_copy_async_wait();
-        __syncthreads();            /* this tile is here; the one before has been read */
+        __syncthreads(); /* this tile is here; the one before has been read */
         if (first + N < end) load(stages + (turn ^ 1) * 2 * N * LD, first + N);
         if (!active) continue;
         float p[N / 8][4], ds[N / 8][4];
@@ -159,17 +174,12 @@ dq_kernel(sz_attention_args a, const sz_flash_task *tasks, const T *dout, const 
         score_gradients<N>(p, ds, scale, first, lowest_limit, own);
         sz_tile_accumulate<DIM, N>(acc, ds, k);
     }
-    if (!(end > 0)) {               /* nothing has waited for q yet */
+    if (!(end > 0)) { /* nothing has waited for q yet */
         sz_copy_async_wait();
         __syncthreads();
     }
     if (!active) return;
-    const float factor[2] = { a.scale, a.scale };
-    sz_tile_write<T, DIM>(q + 16 * warp * LD, acc, factor, a, a.aligned16, [=](int r) {
-        int c = 16 * warp + r;
-        return c < t.columns ? dq + columns.row(c) * q_ld + (int64_t)columns.head(c) * dim
-                             : (T *)NULL;
-    });
+    write_dq<T, DIM>(q + 16 * warp * LD, acc, a, t, columns, dq);
 }
 
 /* ---- dk and dv ---- */
@@ -182,8 +192,8 @@ template <int N> struct staged_columns {
 
 /* Walks the column ranges of a task, N columns at a time. */
 struct column_cursor {
-    int64_t range, last;        /* the current range; the end of the task's ranges */
-    int64_t column, end;        /* what is left of the current range */
+    int64_t range, last; /* the current range; the end of the task's ranges */
+    int64_t column, end; /* what is left of the current range */
     sz_segment_row s;
     sz_columns columns;
     bool parent;
@@ -271,20 +281,44 @@ static __device__ __forceinline__ void write_partial(float *to, const float (&dk
 #pragma unroll
         for (int d = 0; d < DIM / 8; d++) {
             *(float2 *)(to + 8 * h * DIM + 8 * d) = make_float2(dk[d][2 * h], dk[d][2 * h + 1]);
-            *(float2 *)(to + (KEY_ROWS + 8 * h) * DIM + 8 * d) =
-                make_float2(dv[d][2 * h], dv[d][2 * h + 1]);
+            *(float2 *)(to + (KEY_ROWS + 8 * h) * DIM + 8 * d) = make_float2(dv[d][2 * h],
+                                                                             dv[d][2 * h + 1]);
         }
 }
 
+/* Starts loading the task's key or value rows. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void load_keys(T *tile, const sz_attention_args &a,
+                                                 const sz_key_task &t, const T *from)
+{
+    const int64_t k_ld = a.k_ld;
+    sz_tile_load<T, DIM, KEY_ROWS>(tile, a, from, [=](int r) {
+        return r < t.rows ? from + (t.row + r) * k_ld : (const T *)NULL;
+    });
+}
+
+/* Writes the warp's 16 rows of dk or dv; `to` is row 0 of the block's key head. */
+template <typename T, int DIM>
+static __device__ __forceinline__ void write_keys(T *tile, const float (&sums)[DIM / 8][4],
+                                                  const float (&factor)[2],
+                                                  const sz_attention_args &a, const sz_key_task &t,
+                                                  T *to)
+{
+    const int warp = (int)threadIdx.x / 32;
+    const int64_t k_ld = a.k_ld;
+    sz_tile_write<T, DIM>(tile, sums, factor, a, a.aligned16, [=](int r) {
+        return 16 * warp + r < t.rows ? to + (t.row + 16 * warp + r) * k_ld : (T *)NULL;
+    });
+}
+
 /* One block for each task and key head. partials f32 [slot, kv_head, dk and dv, 64, DIM]. */
-template <typename T, int DIM, int N>
-static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
-dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *ranges,
-           const T *dout, const float *lse, const float *delta, int64_t rows, T *dk, T *dv,
-           float *partials)
+template <typename T, int DIM, int N> static __global__ void __launch_bounds__(SZ_ATTENTION_THREADS)
+    dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *ranges,
+               const T *dout, const float *lse, const float *delta, int64_t rows, T *dk, T *dv,
+               float *partials)
 {
     enum { LD = sz_tile<T, DIM>::LD };
-    SZ_SHARED_DYNAMIC(T, k);                    /* k and v [64]; two stages of q and dout [N] */
+    SZ_SHARED_DYNAMIC(T, k); /* k and v [64]; two stages of q and dout [N] */
     T *v = k + KEY_ROWS * LD;
     T *stages = v + KEY_ROWS * LD;
     __shared__ staged_columns<N> staged;
@@ -292,16 +326,10 @@ dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *
     const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
     const int64_t head_offset = (int64_t)kv_head * a.dim;
     const int warp = (int)threadIdx.x / 32;
-    const int64_t k_ld = a.k_ld;
 
     /* Start loading the keys, the values and the first columns. */
-    auto load_keys = [&](T *tile, const T *from) {
-        sz_tile_load<T, DIM, KEY_ROWS>(tile, a, from, [=](int r) {
-            return r < t.rows ? from + (t.row + r) * k_ld : (const T *)NULL;
-        });
-    };
-    load_keys(k, (const T *)a.k + head_offset);
-    load_keys(v, (const T *)a.v + head_offset);
+    load_keys<T, DIM>(k, a, t, (const T *)a.k + head_offset);
+    load_keys<T, DIM>(v, a, t, (const T *)a.v + head_offset);
     column_cursor cursor = { t.first, t.first + t.ranges, 0, 0, {}, {}, false };
     cursor.open(a, ranges, kv_head);
     int count = cursor.count(N);
@@ -319,7 +347,7 @@ dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *
         const int from = (cursor.parent ? cursor.s.p_start : cursor.s.k_start) - t.row;
         const int last_column = count - 1;
         sz_copy_async_wait();
-        __syncthreads();            /* these columns are here; the ones before have been read */
+        __syncthreads(); /* these columns are here; the ones before have been read */
         cursor.advance(N, a, ranges, kv_head);
         count = cursor.count(N);
         if (cursor.more()) load(turn ^ 1);
@@ -334,7 +362,7 @@ dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *
         sz_tile_accumulate<DIM, N>(dv_sums, p, g);
         sz_tile_accumulate<DIM, N>(dk_sums, ds, q);
     }
-    sz_copy_async_wait();           /* for the keys, if no column sees them */
+    sz_copy_async_wait(); /* for the keys, if no column sees them */
     __syncthreads();
     if (16 * warp >= t.rows) return;
 
@@ -346,14 +374,8 @@ dkv_kernel(sz_attention_args a, const sz_key_task *tasks, const sz_key_columns *
     }
     const float factor[2] = { a.scale, a.scale };
     const float one[2] = { 1, 1 };
-    auto place = [=](T *to, int r) {
-        return 16 * warp + r < t.rows ? to + (t.row + 16 * warp + r) * k_ld + head_offset
-                                      : (T *)NULL;
-    };
-    sz_tile_write<T, DIM>(k + 16 * warp * LD, dk_sums, factor, a, a.aligned16,
-                          [=](int r) { return place(dk, r); });
-    sz_tile_write<T, DIM>(v + 16 * warp * LD, dv_sums, one, a, a.aligned16,
-                          [=](int r) { return place(dv, r); });
+    write_keys<T, DIM>(k + 16 * warp * LD, dk_sums, factor, a, t, dk + head_offset);
+    write_keys<T, DIM>(v + 16 * warp * LD, dv_sums, one, a, t, dv + head_offset);
 }
 
 /* Adds the partial sums of each combine in order. One block for each combine and key head. */
@@ -363,8 +385,8 @@ static __global__ void combine_kernel(sz_attention_args a, const sz_key_combine 
 {
     const sz_key_combine j = combines[blockIdx.x / (unsigned)a.kv_heads];
     const int kv_head = (int)(blockIdx.x % (unsigned)a.kv_heads);
-    const int64_t size = 2 * KEY_ROWS * width;          /* of one partial sum ... */
-    const int64_t stride = a.kv_heads * size;           /* ... and from one slot to the next */
+    const int64_t size = 2 * KEY_ROWS * width; /* of one partial sum ... */
+    const int64_t stride = a.kv_heads * size;  /* ... and from one slot to the next */
     const float *from = partials + ((int64_t)j.slot * a.kv_heads + kv_head) * size;
     for (int i = (int)threadIdx.x; i < 2 * KEY_ROWS * a.dim; i += (int)blockDim.x) {
         int r = i / a.dim;
@@ -399,8 +421,8 @@ struct backward_call {
 
 template <typename Kernel> static int allow_shared(Kernel kernel, size_t bytes, const char *op)
 {
-    return sz_cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              (int)bytes), op);
+    return sz_cuda_check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), op);
 }
 
 template <typename T, int DIM> static int launch(const backward_call &b)
@@ -419,16 +441,16 @@ template <typename T, int DIM> static int launch(const backward_call &b)
     if (allow_shared(dq_of, bytes, b.op) != 0 || allow_shared(dkv_of, bytes, b.op) != 0) return -1;
 
     const int64_t delta_blocks = (rows * a.heads + THREADS / 32 - 1) / (THREADS / 32);
-    SZ_LAUNCH(deltas_kernel<T>, (unsigned)delta_blocks, THREADS, 0,
-              out, dout, b.delta, rows, a.heads, a.dim);
-    SZ_LAUNCH(dq_of, (unsigned)(b.task_count * a.kv_heads), THREADS, bytes,
-              a, b.tasks, dout, lse, b.delta, rows, (T *)b.dq);
+    SZ_LAUNCH(deltas_kernel<T>, (unsigned)delta_blocks, THREADS, 0, out, dout, b.delta, rows,
+              a.heads, a.dim);
+    SZ_LAUNCH(dq_of, (unsigned)(b.task_count * a.kv_heads), THREADS, bytes, a, b.tasks, dout, lse,
+              b.delta, rows, (T *)b.dq);
     if (b.key_task_count)
-        SZ_LAUNCH(dkv_of, (unsigned)(b.key_task_count * a.kv_heads), THREADS, bytes,
-                  a, b.key_tasks, b.ranges, dout, lse, b.delta, rows, dk, dv, b.partials);
+        SZ_LAUNCH(dkv_of, (unsigned)(b.key_task_count * a.kv_heads), THREADS, bytes, a, b.key_tasks,
+                  b.ranges, dout, lse, b.delta, rows, dk, dv, b.partials);
     if (b.combine_count)
-        SZ_LAUNCH(combine_kernel<T>, (unsigned)(b.combine_count * a.kv_heads), 256, 0,
-                  a, b.combines, b.partials, (int)DIM, dk, dv);
+        SZ_LAUNCH(combine_kernel<T>, (unsigned)(b.combine_count * a.kv_heads), 256, 0, a,
+                  b.combines, b.partials, (int)DIM, dk, dv);
     return sz_cuda_launched(b.op);
 }
 

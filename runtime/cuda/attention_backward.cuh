@@ -11,7 +11,7 @@
 
 #include "attention.cuh"
 
-enum { SZ_KEY_ROWS = 64 };      /* key rows in a tile */
+enum { SZ_KEY_ROWS = 64 }; /* key rows in a tile */
 
 /* Columns [first, end) of a segment, which see keys of a tile as own keys or as its parent's. */
 struct sz_key_columns {
@@ -36,7 +36,7 @@ enum {
     SZ_KEY_TASKS,
     SZ_KEY_COMBINES,
     SZ_KEY_SLOTS,
-    SZ_KEY_COVERED,             /* key rows that are in some tile */
+    SZ_KEY_COVERED, /* key rows that are in some tile */
     SZ_KEY_RANGES,
 };
 

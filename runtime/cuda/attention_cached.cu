@@ -15,8 +15,8 @@
 #include "attention.cuh"
 
 enum {
-    SPLIT_KEYS = 128,       /* keys in a split ... */
-    MAX_SPLITS = 32,        /* ... but longer ranges than this many get longer splits instead */
+    SPLIT_KEYS = 128, /* keys in a split ... */
+    MAX_SPLITS = 32,  /* ... but longer ranges than this many get longer splits instead */
 };
 
 /* Where a query's partial results are: `parent_splits` and `own_splits` of them, each at the given
@@ -91,8 +91,8 @@ static int compare_parents(const void *x, const void *y)
 
 struct cached_schedule {
     sz_flash_task *task;
-    sz_flash_query *query;      /* of short segments, sorted by parent */
-    cached_combine *combine;    /* one for each query */
+    sz_flash_query *query;   /* of short segments, sorted by parent */
+    cached_combine *combine; /* one for each query */
     int64_t tasks, queries, slots;
 };
 
@@ -103,8 +103,9 @@ static void add_splits(cached_schedule *p, int32_t segment, int32_t list, int32_
     const int32_t split = split_keys(keys);
     for (int32_t at = 0; at < keys; at += split) {
         int32_t n = keys - at < split ? keys - at : split;
-        p->task[p->tasks++] = sz_flash_task{ 0, segment, list, columns, first + at,
-                                             first + at + n, (int32_t)p->slots };
+        p->task[p->tasks++] = sz_flash_task{
+            0, segment, list, columns, first + at, first + at + n, (int32_t)p->slots
+        };
         p->slots += columns;
     }
 }
@@ -138,9 +139,9 @@ static void add_block(cached_schedule *p, const sz_attention_args &a, const sz_s
         if (s.k_len) add_splits(p, block[i].segment, -1, own_columns, s.p_len, s.k_len);
         for (int32_t x = 0; x < s.q_len; x++, at++)
             p->combine[at] = cached_combine{
-                s.q_start + x,
-                parent_splits, parent_slot + (int32_t)(at - list) * a.heads_per_kv, columns,
-                own_splits, own_slot + x * a.heads_per_kv, own_columns,
+                s.q_start + x, parent_splits, parent_slot + (int32_t)(at - list) * a.heads_per_kv,
+                columns,       own_splits,    own_slot + x * a.heads_per_kv,
+                own_columns,
             };
     }
 }
@@ -149,8 +150,8 @@ static void add_block(cached_schedule *p, const sz_attention_args &a, const sz_s
 static int64_t most_tasks(const sz_segment_row &s, int32_t heads_per_kv)
 {
     const int64_t columns = (int64_t)s.q_len * heads_per_kv;
-    return (columns + SZ_ATTENTION_COLUMNS - 1) / SZ_ATTENTION_COLUMNS + splits_of(s.p_len)
-           + splits_of(s.k_len);
+    return (columns + SZ_ATTENTION_COLUMNS - 1) / SZ_ATTENTION_COLUMNS + splits_of(s.p_len) +
+           splits_of(s.k_len);
 }
 
 /* Rounds n up to one of four steps between powers of two. */
@@ -174,8 +175,8 @@ static void add_short_segments(cached_schedule *p, const sz_attention_args &a,
     for (int64_t i = 0; i < n; i = next) {
         int64_t columns = 0;
         for (next = i; next < n; next++) {
-            const bool same_parent = order[next].len == order[i].len
-                                     && order[next].start == order[i].start;
+            const bool same_parent = order[next].len == order[i].len &&
+                                     order[next].start == order[i].start;
             if (!same_parent) break;
             columns += (int64_t)rows[order[next].segment].q_len * a.heads_per_kv;
             if (columns > SZ_ATTENTION_COLUMNS || (next > i && order[i].len == 0)) break;
@@ -222,8 +223,7 @@ static int make_schedule(const char *op, const sz_attention_args &a, const sz_te
         if (s.q_len == 0) continue;
         if (is_short(s, a.heads_per_kv))
             order[n++] = short_segment{ s.p_start, s.p_len, (int32_t)i };
-        else
-            p.tasks += sz_flash_cut(rows, (int32_t)i, a.heads_per_kv, p.task + p.tasks);
+        else p.tasks += sz_flash_cut(rows, (int32_t)i, a.heads_per_kv, p.task + p.tasks);
     }
     qsort(order, (size_t)n, sizeof *order, compare_parents);
     add_short_segments(&p, a, rows, order, n);
@@ -242,14 +242,14 @@ static int make_schedule(const char *op, const sz_attention_args &a, const sz_te
 static const sz_cuda_cache_entry *schedule_of(const char *op, const sz_attention_args &a,
                                               const sz_tensor *table)
 {
-    sz_cuda_cache_entry *entry = sz_cuda_cache_get(table, SZ_CACHE_CACHED, a.heads_per_kv,
-                                                   a.causal, 0);
+    sz_cuda_cache_entry *entry = sz_cuda_cache_get(table, SZ_CACHE_CACHED, a.heads_per_kv, a.causal,
+                                                   0);
     if (!entry || entry->device) return entry;
     return make_schedule(op, a, table, entry) == 0 ? entry : NULL;
 }
 
-const sz_cuda_cache_entry *sz_cuda_attention_cached_schedule(const sz_tensor *segments,
-                                                             int heads, int kv_heads)
+const sz_cuda_cache_entry *sz_cuda_attention_cached_schedule(const sz_tensor *segments, int heads,
+                                                             int kv_heads)
 {
     sz_attention_args a = {};
     a.heads_per_kv = heads / kv_heads;
@@ -294,7 +294,7 @@ extern "C" int sz_cuda_attention_cached(const sz_call *c)
     if (queries == 0) return 0;
     const unsigned threads = (unsigned)(a.dim + 31) / 32 * 32;
     SZ_FLOATING(out->dtype, T,
-        SZ_LAUNCH(combine_kernel<T>, (unsigned)(queries * a.heads), threads, 0, combines, partials,
-                  (int)width, a.heads, a.kv_heads, a.dim, (T *)out->data));
+                SZ_LAUNCH(combine_kernel<T>, (unsigned)(queries * a.heads), threads, 0, combines,
+                          partials, (int)width, a.heads, a.kv_heads, a.dim, (T *)out->data));
     return sz_cuda_launched(op);
 }

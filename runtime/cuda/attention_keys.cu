@@ -5,8 +5,8 @@
 
 enum {
     COLUMNS = SZ_ATTENTION_COLUMNS,
-    MAX_PIECES = 1024,          /* about the most pieces (task, key head) to cut into ... */
-    MIN_TASK_COLUMNS = 1024,    /* ... but a piece has at least this many columns */
+    MAX_PIECES = 1024,       /* about the most pieces (task, key head) to cut into ... */
+    MIN_TASK_COLUMNS = 1024, /* ... but a piece has at least this many columns */
 };
 
 struct key_range {
@@ -15,22 +15,22 @@ struct key_range {
 
 struct key_tile {
     int64_t row, rows;
-    int64_t first, ranges;      /* its column ranges */
-    int64_t columns;            /* total of these ranges */
+    int64_t first, ranges; /* its column ranges */
+    int64_t columns;       /* total of these ranges */
 };
 
 /* What is built, and the arrays that it takes. */
 struct key_builder {
     key_range *range;
     key_tile *tile;
-    sz_key_columns *seen_by;    /* column ranges by tile */
+    sz_key_columns *seen_by; /* column ranges by tile */
     int64_t ranges, tiles;
     /* The schedule. */
     sz_key_task *task;
-    sz_key_columns *columns;    /* column ranges by task */
+    sz_key_columns *columns; /* column ranges by task */
     sz_key_combine *combine;
     int64_t tasks, column_ranges, combines, slots;
-    int64_t covered;            /* key rows in tiles */
+    int64_t covered; /* key rows in tiles */
 };
 
 static void builder_free(key_builder *b)
@@ -222,8 +222,8 @@ static bool build(key_builder *b, const sz_attention_args &a, const sz_tensor *t
     if (max_columns < MIN_TASK_COLUMNS) max_columns = MIN_TASK_COLUMNS;
     int64_t tasks = 0;
     for (int64_t i = 0; i < b->tiles; i++) tasks += 1 + b->tile[i].columns / max_columns;
-    if (!allocate(&b->task, tasks) || !allocate(&b->columns, ranges + tasks)
-        || !allocate(&b->combine, b->tiles))
+    if (!allocate(&b->task, tasks) || !allocate(&b->columns, ranges + tasks) ||
+        !allocate(&b->combine, b->tiles))
         return false;
     cut_tasks(b, max_columns);
     return true;

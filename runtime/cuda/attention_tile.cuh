@@ -16,7 +16,9 @@
 #include "mma.cuh"
 
 /* LD: elements from one row of a tile to the next. */
-template <typename T, int DIM> struct sz_tile { enum { LD = DIM + 16 / (int)sizeof(T) }; };
+template <typename T, int DIM> struct sz_tile {
+    enum { LD = DIM + 16 / (int)sizeof(T) };
+};
 
 /* ---- between global memory and tiles ---- */
 /* Starts copying ROWS rows of a.dim elements into a tile. row(i) returns the address of row i, or
@@ -46,6 +48,17 @@ __device__ __forceinline__ void sz_tile_load(T *tile, const sz_attention_args &a
             sz_store(tile + r * LD + x, from && x < a.dim ? sz_load(from + x) : 0.0f);
         }
     }
+}
+
+/* Starts loading the segment's key or value rows [first, first + N); zeros from `end` on. */
+template <typename T, int DIM, int N>
+__device__ __forceinline__ void sz_load_key_rows(T *tile, const sz_attention_args &a, const T *from,
+                                                 const sz_segment_row &s, int first, int end)
+{
+    const int64_t k_ld = a.k_ld;
+    sz_tile_load<T, DIM, N>(tile, a, from, [=](int r) {
+        return first + r < end ? from + sz_key_row(s, first + r) * k_ld : (const T *)NULL;
+    });
 }
 
 /* Writes the warp's 16 rows of acc, multiplied by factor[0] (upper 8 rows) or factor[1] (lower 8).
@@ -200,14 +213,14 @@ __device__ __forceinline__ void sz_tile_accumulate(float (&acc)[DIM / 8][4],
 /* ---- online softmax over the keys, for a lane's two rows; scores are in units of log2 ---- */
 struct sz_online_softmax {
     float max[2];
-    float sum[2];       /* over this lane's columns only */
+    float sum[2]; /* over this lane's columns only */
 };
 
 /* Takes the scores s of N more keys: updates maximum and sum, replaces s by the weights and
  * rescales acc to the new maximum. */
 template <int N, int D8>
-__device__ __forceinline__ void sz_online_softmax_update(sz_online_softmax &w,
-                                                         float (&s)[N / 8][4], float (&acc)[D8][4])
+__device__ __forceinline__ void sz_online_softmax_update(sz_online_softmax &w, float (&s)[N / 8][4],
+                                                         float (&acc)[D8][4])
 {
 #pragma unroll
     for (int h = 0; h < 2; h++) {

@@ -55,7 +55,8 @@ static bool needs_no_packing(const conv &g) { return g.kh * g.kw == 1 || g.c == 
 template <typename T>
 __global__ void pack_kernel(const T *from, T *to, int64_t n, int64_t c, int64_t cells)
 {
-    FOR_EACH(e, n) {
+    FOR_EACH(e, n)
+    {
         const int64_t channel = e % c;
         const int64_t cell = e / c % cells;
         const int64_t o = e / (c * cells);
@@ -67,7 +68,8 @@ __global__ void pack_kernel(const T *from, T *to, int64_t n, int64_t c, int64_t 
 __global__ void unpack_add_kernel(const float *sums, float *acc, int64_t n, int64_t c,
                                   int64_t cells)
 {
-    FOR_EACH(e, n) {
+    FOR_EACH(e, n)
+    {
         const int64_t cell = e % cells;
         const int64_t channel = e / cells % c;
         const int64_t o = e / (c * cells);
@@ -83,8 +85,8 @@ static const void *packed(const conv &g, const sz_tensor *weight)
     void *to = sz_cuda_scratch(sz_bytes(weight));
     if (!to) return NULL;
     SZ_FLOATING(weight->dtype, T,
-        SZ_LAUNCH((pack_kernel<T>), sz_grid(sz_blocks(n, THREADS)), THREADS, 0,
-                  (const T *)weight->data, (T *)to, n, g.c, g.kh * g.kw));
+                SZ_LAUNCH((pack_kernel<T>), sz_grid(sz_blocks(n, THREADS)), THREADS, 0,
+                          (const T *)weight->data, (T *)to, n, g.c, g.kh * g.kw));
     return sz_cuda_launched("conv2d") == 0 ? to : NULL;
 }
 
@@ -95,7 +97,8 @@ template <int W>
 __global__ void im2col_kernel(conv g, sz_elements x, int64_t first, int64_t n, sz_elements rows)
 {
     const int64_t vectors = g.k / W;
-    FOR_EACH(e, n * vectors) {
+    FOR_EACH(e, n * vectors)
+    {
         /* The position, and the kernel's cell and channel. */
         const int64_t r = e / vectors;
         const int64_t at = first + r;
@@ -124,11 +127,11 @@ static const void *im2col(const conv &g, const sz_tensor *x, int64_t first, int6
     const sz_elements rows = { space, x->dtype == SZ_BF16 };
     if (g.c % SZ_VECTOR == 0 && sz_is_aligned16(x)) {
         const int64_t vectors = n * g.k / SZ_VECTOR;
-        SZ_LAUNCH((im2col_kernel<SZ_VECTOR>), sz_grid(sz_blocks(vectors, THREADS)), THREADS, 0,
-                  g, sz_elements_of(x), first, n, rows);
+        SZ_LAUNCH((im2col_kernel<SZ_VECTOR>), sz_grid(sz_blocks(vectors, THREADS)), THREADS, 0, g,
+                  sz_elements_of(x), first, n, rows);
     } else {
-        SZ_LAUNCH((im2col_kernel<1>), sz_grid(sz_blocks(n * g.k, THREADS)), THREADS, 0,
-                  g, sz_elements_of(x), first, n, rows);
+        SZ_LAUNCH((im2col_kernel<1>), sz_grid(sz_blocks(n * g.k, THREADS)), THREADS, 0, g,
+                  sz_elements_of(x), first, n, rows);
     }
     return sz_cuda_launched("conv2d") == 0 ? space : NULL;
 }
@@ -146,13 +149,14 @@ static bool allocate_rows(const conv &g, int64_t block, int dtype, void **space)
 /* ---- col2im ---- */
 /* out [h, w, c] = start + the contributions of rows [n, k], which belong to positions
  * [first, first + n) of one image. start is prior, or if that is NULL the bias [c], or else 0. */
-template <int W>
-__global__ void col2im_kernel(conv g, const float *rows, int64_t first, int64_t n,
-                              const float *prior, sz_elements bias, sz_elements out)
+template <int W> __global__ void col2im_kernel(conv g, const float *rows, int64_t first, int64_t n,
+                                               const float *prior, sz_elements bias,
+                                               sz_elements out)
 {
     const int64_t vectors = g.c / W;
     const int64_t size = g.h * g.w * vectors;
-    FOR_EACH(e, size) {
+    FOR_EACH(e, size)
+    {
         const int64_t channel = e % vectors * W;
         const int64_t col = e / vectors % g.w + g.padding;
         const int64_t y = e / (vectors * g.w) + g.padding;
@@ -185,8 +189,8 @@ static int col2im(const char *op, const conv &g, const float *rows, int64_t firs
         SZ_LAUNCH((col2im_kernel<SZ_VECTOR>), sz_grid(sz_blocks(size / SZ_VECTOR, THREADS)),
                   THREADS, 0, g, rows, first, n, prior, bias, out);
     else
-        SZ_LAUNCH((col2im_kernel<1>), sz_grid(sz_blocks(size, THREADS)), THREADS, 0,
-                  g, rows, first, n, prior, bias, out);
+        SZ_LAUNCH((col2im_kernel<1>), sz_grid(sz_blocks(size, THREADS)), THREADS, 0, g, rows, first,
+                  n, prior, bias, out);
     return sz_cuda_launched(op);
 }
 
@@ -227,8 +231,8 @@ extern "C" int sz_cuda_conv2d(const sz_call *c)
         const void *rows = im2col(g, x, first, n, space);
         if (!rows) return -1;
         void *to = sz_elements_from(y, first * g.o).data;
-        if (sz_cuda_gemm_linear(n, g.o, g.k, rows, w, x->dtype, bias, false, to, g.o,
-                                y->dtype) != 0)
+        if (sz_cuda_gemm_linear(n, g.o, g.k, rows, w, x->dtype, bias, false, to, g.o, y->dtype) !=
+            0)
             return -1;
     }
     return 0;
@@ -241,8 +245,8 @@ static int image_gradient(const char *op, const conv &g, const void *w, const sz
                           float *rows, float *unfinished)
 {
     const int64_t places = g.oh * g.ow;
-    const bool vectors = g.c % SZ_VECTOR == 0 && sz_is_aligned16(bias.data)
-                         && sz_is_aligned16(image.data);
+    const bool vectors = g.c % SZ_VECTOR == 0 && sz_is_aligned16(bias.data) &&
+                         sz_is_aligned16(image.data);
     for (int64_t first = 0; first < places; first += block) {
         const int64_t n = block < places - first ? block : places - first;
         const void *from = sz_elements_from(dy, (first_row + first) * g.o).data;
@@ -270,8 +274,7 @@ static int input_gradient(const char *op, const conv &g, const sz_tensor *dy,
     if (dy->numel > 0 && (!bias || dx->dtype == SZ_F32))
         rc = by_cudnn(SZ_CONV_INPUT, g, dy->dtype, dx->data, w, dy->data, NULL);
     if (rc == 0 && bias)
-        sz_cuda_finish(sz_f32(dx), g.batch * g.h * g.w, g.c, bias, false, sz_elements_of(dx),
-                       g.c);
+        sz_cuda_finish(sz_f32(dx), g.batch * g.h * g.w, g.c, bias, false, sz_elements_of(dx), g.c);
     if (rc != SZ_CUDNN_NONE) return rc == 0 ? sz_cuda_launched(op) : rc;
 
     /* One image after the other, a block of positions at a time. */
@@ -308,8 +311,8 @@ extern "C" int sz_cuda_conv_transpose2d(const sz_call *c)
 /* acc += sums, which are [o, kh, kw, c]. */
 static int add_weights(const float *sums, const conv &g, const sz_tensor *acc)
 {
-    SZ_LAUNCH(unpack_add_kernel, sz_grid(sz_blocks(acc->numel, THREADS)), THREADS, 0,
-              sums, sz_f32(acc), acc->numel, g.c, g.kh * g.kw);
+    SZ_LAUNCH(unpack_add_kernel, sz_grid(sz_blocks(acc->numel, THREADS)), THREADS, 0, sums,
+              sz_f32(acc), acc->numel, g.c, g.kh * g.kw);
     return sz_cuda_launched("conv2d_dw_");
 }
 

@@ -64,8 +64,8 @@ typedef struct {
 } sz_cuda_cache_entry;
 
 /* Returns the entry, which may be empty. NULL with a message. */
-sz_cuda_cache_entry *sz_cuda_cache_get(const sz_tensor *t, int32_t kind,
-                                       int32_t x, int32_t y, int32_t z);
+sz_cuda_cache_entry *sz_cuda_cache_get(const sz_tensor *t, int32_t kind, int32_t x, int32_t y,
+                                       int32_t z);
 
 /* Copies the bytes to the device and sets entry->device. Returns 0, or -1 with a message. */
 int sz_cuda_cache_fill(sz_cuda_cache_entry *entry, const void *host, size_t bytes);
@@ -106,9 +106,15 @@ __device__ __forceinline__ void sz_store(float *p, float v) { *p = v; }
 __device__ __forceinline__ void sz_store(bf16 *p, float v) { *p = __float2bfloat16(v); }
 
 /* Runs the statement with T defined as the element type of dtype (f32 or bf16). */
-#define SZ_FLOATING(dtype, T, ...) do { \
-        if ((dtype) == SZ_F32) { typedef float T; __VA_ARGS__; } \
-        else { typedef bf16 T; __VA_ARGS__; } \
+#define SZ_FLOATING(dtype, T, ...) \
+    do { \
+        if ((dtype) == SZ_F32) { \
+            typedef float T; \
+            __VA_ARGS__; \
+        } else { \
+            typedef bf16 T; \
+            __VA_ARGS__; \
+        } \
     } while (0)
 
 /* ---- reductions; every thread gets the result ---- */

@@ -75,7 +75,7 @@ static struct {
 #undef F
 } lib;
 static enum { UNKNOWN, ABSENT, OPEN } state;
-static cudnnHandle_t handle;            /* created when something is to be run */
+static cudnnHandle_t handle; /* created when something is to be run */
 /* A described device for which plans are made that cannot be run (cudnn_plans.cc), or NULL. */
 static descriptor described_device;
 static bool tf32;
@@ -153,8 +153,8 @@ const char *sz_cudnn_describe(void)
     static char text[720];
     if (opened() && ready()) {
         const size_t v = lib.cudnnGetVersion();
-        snprintf(text, sizeof text, "cudnn: %zu.%zu.%zu, for convolutions\n",
-                 v / 10000, v / 100 % 100, v % 100);
+        snprintf(text, sizeof text, "cudnn: %zu.%zu.%zu, for convolutions\n", v / 10000,
+                 v / 100 % 100, v % 100);
         return text;
     }
     const char *why = problem;
@@ -230,8 +230,7 @@ static descriptor tensor(graph *g, int64_t id, int dtype, int64_t align, int64_t
     set(g, d, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, stride);
     set(g, d, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &id);
     set(g, d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment);
-    if (is_virtual)
-        set(g, d, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &is_virtual);
+    if (is_virtual) set(g, d, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &is_virtual);
     return finish(g, d);
 }
 
@@ -241,17 +240,19 @@ struct conv_key {
     sz_conv g;
     int32_t kind, dtype, biased, bias_dtype, align, unused;
 };
-enum { X = 1, W, Y, BIAS, SUMS };        /* the tensors' ids */
+enum { X = 1, W, Y, BIAS, SUMS }; /* the tensors' ids */
 
 /* cuDNN's names for the parts of the three operations, in the order of sz_conv_kind. */
-#define PARTS(op, prefix, x, w, y) { \
+#define PARTS(op, prefix, x, w, y) \
+    { \
         CUDNN_BACKEND_OPERATION_CONVOLUTION_##op##_DESCRIPTOR, \
-        CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_##x, \
-        CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_##w, \
-        CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_##y, \
-        CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_CONV_DESC, \
-        CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_ALPHA, \
-        CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_BETA }
+            CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_##x, \
+            CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_##w, \
+            CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_##y, \
+            CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_CONV_DESC, \
+            CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_ALPHA, \
+            CUDNN_ATTR_OPERATION_CONVOLUTION_##prefix##_BETA \
+    }
 static const struct {
     cudnnBackendDescriptorType_t type;
     cudnnBackendAttributeName_t x, w, y, conv, alpha, beta;
@@ -340,11 +341,11 @@ struct plan_entry {
     conv_key key;
     bool used;
     graph parts;
-    descriptor plan;                /* NULL: cuDNN has none */
-    cudnnStatus_t trouble;          /* an error on the way, if that is why there is no plan */
+    descriptor plan;       /* NULL: cuDNN has none */
+    cudnnStatus_t trouble; /* an error on the way, if that is why there is no plan */
     struct {
         int64_t engine, workspace;
-        int64_t offered;            /* engines that were offered up to this one */
+        int64_t offered; /* engines that were offered up to this one */
     } choice;
 };
 static plan_entry *table;
@@ -372,8 +373,7 @@ static bool is_refused(descriptor engine, int dtype)
     int64_t n = 0;
     cudnnBackendNumericalNote_t numerical[NOTES];
     cudnnStatus_t s = lib.cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE,
-                                                   CUDNN_TYPE_NUMERICAL_NOTE, NOTES, &n,
-                                                   numerical);
+                                                   CUDNN_TYPE_NUMERICAL_NOTE, NOTES, &n, numerical);
     if (s != CUDNN_STATUS_SUCCESS || n > NOTES) return true;
     for (int64_t i = 0; i < n; i++)
         if (is_note_refused(numerical[i], dtype)) return true;
@@ -397,8 +397,7 @@ static descriptor make_plan(graph *own, descriptor configuration, descriptor eng
     set_part(own, plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, configuration);
     if (described_device)
         set_part(own, plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, described_device);
-    else
-        set(own, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
+    else set(own, plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &handle);
     finish(own, plan);
     if (is_ok(own))
         own->status = lib.cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE,

@@ -35,7 +35,7 @@ typedef int (*run_step)(void *context, int (*sample)(sz_tensor *logits));
 /* The step in progress. */
 static struct {
     sz_sample_layout layout;
-    const char *block;              /* the sampler's input, on the device */
+    const char *block; /* the sampler's input, on the device */
     sz_cuda_stage stage;
     uint64_t key[WORDS];
     cudaEvent_t done;
@@ -43,9 +43,9 @@ static struct {
 
 struct recording {
     uint64_t key[WORDS];
-    uint64_t used;                  /* the clock at the last use; 0: free */
-    cudaGraphExec_t graph;          /* NULL: not recorded yet */
-    bool failed;                    /* it cannot be recorded */
+    uint64_t used;         /* the clock at the last use; 0: free */
+    cudaGraphExec_t graph; /* NULL: not recorded yet */
+    bool failed;           /* it cannot be recorded */
 };
 static recording recordings[GRAPHS];
 static uint64_t clock_now;
@@ -53,10 +53,10 @@ static uint64_t clock_now;
 static int sample(sz_tensor *logits)
 {
     const sz_sample_layout &l = step.layout;
-    if (logits->ndim != 2 || logits->shape[0] != l.rows || logits->shape[1] != l.vocab
-        || logits->dtype != SZ_F32)
-        return sz_fail("decode: logits must be f32 [%lld, %lld]",
-                       (long long)l.rows, (long long)l.vocab);
+    if (logits->ndim != 2 || logits->shape[0] != l.rows || logits->shape[1] != l.vocab ||
+        logits->dtype != SZ_F32)
+        return sz_fail("decode: logits must be f32 [%lld, %lld]", (long long)l.rows,
+                       (long long)l.vocab);
     return sz_cuda_sample_launch(l, logits, step.block, step.stage.device_results);
 }
 
@@ -71,8 +71,8 @@ static int send(const sz_decode_step *s)
     const sz_tensor *const *end = s->tables + sizeof s->tables / sizeof *s->tables;
     for (const sz_tensor *const *t = s->tables; t < end && *t; t++)
         if (sz_cuda_stage_tensor(*t) != 0) return -1;
-    const sz_cuda_cache_entry *schedule =
-        sz_cuda_attention_cached_schedule(s->segments, s->heads, s->kv_heads);
+    const sz_cuda_cache_entry *schedule = sz_cuda_attention_cached_schedule(s->segments, s->heads,
+                                                                            s->kv_heads);
     if (!schedule) return -1;
     size_t offset;
     char *block = sz_cuda_stage_bytes(step.layout.bytes, &offset);
@@ -145,7 +145,8 @@ static void warn_not_recorded(cudaError_t error)
     static bool warned;
     if (warned) return;
     warned = true;
-    fprintf(stderr, "segzero: a decode step cannot be recorded as a CUDA graph (%s); "
+    fprintf(stderr,
+            "segzero: a decode step cannot be recorded as a CUDA graph (%s); "
             "such steps are launched op by op\n",
             error == cudaSuccess ? "an op in it failed" : cudaGetErrorString(error));
 }
@@ -173,21 +174,20 @@ static int launch(const sz_decode_step *s, run_step run, void *context)
 static int receive(int32_t *token, float *logprob)
 {
     cudaStream_t stream = sz_cuda_stream();
-    if (!step.done
-        && sz_cuda_check(cudaEventCreateWithFlags(&step.done, cudaEventDisableTiming),
-                         "an event") != 0)
+    if (!step.done && sz_cuda_check(cudaEventCreateWithFlags(&step.done, cudaEventDisableTiming),
+                                    "an event") != 0)
         return -1;
     if (sz_cuda_check(cudaMemcpyAsync(step.stage.results, step.stage.device_results,
                                       step.layout.results, cudaMemcpyDeviceToHost, stream),
-                      "a copy to the host") != 0
-        || sz_cuda_check(cudaEventRecord(step.done, stream), "an event") != 0
-        || sz_cuda_check(cudaEventSynchronize(step.done), "waiting for a decode step") != 0)
+                      "a copy to the host") != 0 ||
+        sz_cuda_check(cudaEventRecord(step.done, stream), "an event") != 0 ||
+        sz_cuda_check(cudaEventSynchronize(step.done), "waiting for a decode step") != 0)
         return -1;
     return sz_cuda_sample_read(step.layout, step.stage.results, token, logprob);
 }
 
-extern "C" int sz_cuda_decode(const sz_decode_step *s, run_step run, void *context,
-                              int32_t *token, float *logprob)
+extern "C" int sz_cuda_decode(const sz_decode_step *s, run_step run, void *context, int32_t *token,
+                              float *logprob)
 {
     int rc = send(s);
     if (rc == 0) rc = launch(s, run, context);

@@ -136,10 +136,10 @@ const char *sz_cuda_describe(void)
     int runtime = 0;
     size_t available = 0;
     size_t total = 0;
-    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess
-        || cudaDriverGetVersion(&driver) != cudaSuccess
-        || cudaRuntimeGetVersion(&runtime) != cudaSuccess
-        || cudaMemGetInfo(&available, &total) != cudaSuccess) {
+    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess ||
+        cudaDriverGetVersion(&driver) != cudaSuccess ||
+        cudaRuntimeGetVersion(&runtime) != cudaSuccess ||
+        cudaMemGetInfo(&available, &total) != cudaSuccess) {
         snprintf(text, sizeof text, "device: %s\n", cudaGetErrorString(cudaGetLastError()));
         return text;
     }
@@ -148,9 +148,9 @@ const char *sz_cuda_describe(void)
              "memory: %.1f of %.1f GiB free\n"
              "driver: CUDA %d.%d\n"
              "runtime: CUDA %d.%d\n",
-             p.name, p.major, p.minor, p.multiProcessorCount,
-             (double)available / (1 << 30), (double)total / (1 << 30),
-             driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+             p.name, p.major, p.minor, p.multiProcessorCount, (double)available / (1 << 30),
+             (double)total / (1 << 30), driver / 1000, driver % 1000 / 10, runtime / 1000,
+             runtime % 1000 / 10);
     return text;
 }
 
@@ -293,28 +293,28 @@ int sz_cuda_synchronise(void)
 
 /* ---- the cache of index tensors, and of what is derived from them ---- */
 struct cached {
-    sz_cuda_cache_entry entry;      /* first, so that an entry's address is that of its struct */
-    int32_t key[4];                 /* kind and numbers */
-    int32_t *content;               /* host copy of the tensor's elements */
+    sz_cuda_cache_entry entry; /* first, so that an entry's address is that of its struct */
+    int32_t key[4];            /* kind and numbers */
+    int32_t *content;          /* host copy of the tensor's elements */
     int64_t numel, room;
-    void *memory;                   /* on the device */
+    void *memory; /* on the device */
     size_t bytes;
-    uint64_t used;                  /* the clock at the last use */
+    uint64_t used; /* the clock at the last use */
 };
 static cached cache[CACHED];
 static uint64_t cache_clock;
 
 static bool matches(const cached *c, const sz_tensor *t, const int32_t key[4])
 {
-    return c->entry.device && c->numel == t->numel && memcmp(c->key, key, sizeof c->key) == 0
-           && memcmp(c->content, t->data, sz_bytes(t)) == 0;
+    return c->entry.device && c->numel == t->numel && memcmp(c->key, key, sizeof c->key) == 0 &&
+           memcmp(c->content, t->data, sz_bytes(t)) == 0;
 }
 
 /* Tensor structs and their memory are reused, so an entry is found by content, of which the cache
  * has a host copy. An entry is evicted when 64 others have been used since; kernels that read it
  * come earlier in the stream. An entry that was never filled is not found again. */
-sz_cuda_cache_entry *sz_cuda_cache_get(const sz_tensor *t, int32_t kind,
-                                       int32_t x, int32_t y, int32_t z)
+sz_cuda_cache_entry *sz_cuda_cache_get(const sz_tensor *t, int32_t kind, int32_t x, int32_t y,
+                                       int32_t z)
 {
     const int32_t key[4] = { kind, x, y, z };
     if (sz_cuda_stage_is_open()) return sz_cuda_stage_entry(t->data, sz_bytes(t), key);

@@ -9,24 +9,23 @@
 extern "C" {
 #include "core/backend.h"
 
-int         sz_cuda_count(void);
-int         sz_cuda_open(const sz_backend_core *core);
+int sz_cuda_count(void);
+int sz_cuda_open(const sz_backend_core *core);
 const char *sz_cuda_describe(void);
-int         sz_cuda_memory(int64_t *available, int64_t *total);
-void       *sz_cuda_allocate(size_t bytes);
-void        sz_cuda_release(void *p);
-int         sz_cuda_to_device(void *dst, const void *src, size_t bytes);
-int         sz_cuda_to_host(void *dst, const void *src, size_t bytes);
-int         sz_cuda_move(void *dst, const void *src, size_t bytes);
-int         sz_cuda_fill(void *dst, int byte, size_t bytes);
-int         sz_cuda_synchronise(void);
-int         sz_cuda_sample(sz_tensor *logits, const sz_sampling *s,
-                           const uint8_t *banned, const uint8_t *seen, const int64_t *row_id,
-                           const int32_t *answer_id, const int32_t *position,
-                           int32_t *token, float *logprob);
-int         sz_cuda_decode(const sz_decode_step *s,
-                           int (*run)(void *context, int (*sample)(sz_tensor *logits)),
-                           void *context, int32_t *token, float *logprob);
+int sz_cuda_memory(int64_t *available, int64_t *total);
+void *sz_cuda_allocate(size_t bytes);
+void sz_cuda_release(void *p);
+int sz_cuda_to_device(void *dst, const void *src, size_t bytes);
+int sz_cuda_to_host(void *dst, const void *src, size_t bytes);
+int sz_cuda_move(void *dst, const void *src, size_t bytes);
+int sz_cuda_fill(void *dst, int byte, size_t bytes);
+int sz_cuda_synchronise(void);
+int sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned,
+                   const uint8_t *seen, const int64_t *row_id, const int32_t *answer_id,
+                   const int32_t *position, int32_t *token, float *logprob);
+int sz_cuda_decode(const sz_decode_step *s,
+                   int (*run)(void *context, int (*sample)(sz_tensor *logits)), void *context,
+                   int32_t *token, float *logprob);
 }
 
 /* ---- stage.cu: the staging buffer, which uploads a decode step's data in one copy ---- */
@@ -34,10 +33,10 @@ int         sz_cuda_decode(const sz_decode_step *s,
  * device in one transfer. From then until stage_close, a lookup or an upload of the same host bytes
  * (same address and size) uses the staged copy. */
 typedef struct {
-    char *device;           /* the staged bytes on the device */
-    char *results;          /* room for results: pinned host memory, ... */
-    char *device_results;   /* ... and its counterpart on the device */
-    size_t bytes;           /* bytes staged, without the results */
+    char *device;         /* the staged bytes on the device */
+    char *results;        /* room for results: pinned host memory, ... */
+    char *device_results; /* ... and its counterpart on the device */
+    size_t bytes;         /* bytes staged, without the results */
 } sz_cuda_stage;
 
 void sz_cuda_stage_open(void);
@@ -62,18 +61,18 @@ void sz_cuda_recording(bool on);
 /* ---- attention_cached.cu ---- */
 /* Returns the schedule of a causal attention_cached over this segment table; stages it if the
  * staging buffer is open. NULL with a message. */
-const sz_cuda_cache_entry *sz_cuda_attention_cached_schedule(const sz_tensor *segments,
-                                                             int heads, int kv_heads);
+const sz_cuda_cache_entry *sz_cuda_attention_cached_schedule(const sz_tensor *segments, int heads,
+                                                             int kv_heads);
 
 /* ---- sample.cu: the sampler's input block, filled on the host and read on the device ---- */
 /* Byte offsets into the block; 0 for a part that is absent. */
 typedef struct {
     int64_t rows, vocab;
-    int64_t words;              /* 32-bit words of a row's bit mask */
-    size_t places;              /* the keys of each row's random numbers */
-    size_t banned, seen;        /* bit masks over the vocabulary */
-    size_t bytes;               /* size of the block */
-    size_t results;             /* size of the results */
+    int64_t words;       /* 32-bit words of a row's bit mask */
+    size_t places;       /* the keys of each row's random numbers */
+    size_t banned, seen; /* bit masks over the vocabulary */
+    size_t bytes;        /* size of the block */
+    size_t results;      /* size of the results */
 } sz_sample_layout;
 
 /* Computes the layout. Returns 0, or -1 with a message. */
@@ -87,7 +86,7 @@ void sz_cuda_sample_fill(const sz_sample_layout &layout, const sz_sampling *s,
 int sz_cuda_sample_launch(const sz_sample_layout &layout, const sz_tensor *logits,
                           const char *block, char *results);
 /* Decodes the results, copied to host memory. Returns 0, or -1 with a message. */
-int sz_cuda_sample_read(const sz_sample_layout &layout, const char *results,
-                        int32_t *token, float *logprob);
+int sz_cuda_sample_read(const sz_sample_layout &layout, const char *results, int32_t *token,
+                        float *logprob);
 
 #endif

@@ -51,8 +51,7 @@ __device__ __forceinline__ float element(const operand &o, int64_t i)
 }
 
 /* y[i] = f(x[i]) */
-template <class T, int V, class F>
-__global__ void map1_kernel(F f, const T *x, T *y, int64_t n)
+template <class T, int V, class F> __global__ void map1_kernel(F f, const T *x, T *y, int64_t n)
 {
     const int64_t stride = grid_stride<V>();
     for (int64_t i = first_of_thread<V>(); i < n; i += stride) {
@@ -110,10 +109,9 @@ template <class F> static int map1(const sz_call *c, const char *op, F f)
         const T *from = (const T *)x->data;
         T *to = (T *)y->data;
         if (vectors)
-            SZ_LAUNCH((map1_kernel<T, V, F>), blocks_for((n + V - 1) / V), THREADS, 0,
-                      f, from, to, n);
-        else
-            SZ_LAUNCH((map1_kernel<T, 1, F>), blocks_for(n), THREADS, 0, f, from, to, n);
+            SZ_LAUNCH((map1_kernel<T, V, F>), blocks_for((n + V - 1) / V), THREADS, 0, f, from, to,
+                      n);
+        else SZ_LAUNCH((map1_kernel<T, 1, F>), blocks_for(n), THREADS, 0, f, from, to, n);
     });
     return sz_cuda_launched(op);
 }
@@ -138,8 +136,8 @@ template <class F> static int map2(const sz_call *c, const char *op, F f)
         const T *from = (const T *)a->data;
         T *to = (T *)y->data;
         if (same && vectors)
-            SZ_LAUNCH((map2_kernel<T, V, F>), blocks_for((n + V - 1) / V), THREADS, 0,
-                      f, from, (const T *)b->data, to, n);
+            SZ_LAUNCH((map2_kernel<T, V, F>), blocks_for((n + V - 1) / V), THREADS, 0, f, from,
+                      (const T *)b->data, to, n);
         else
             SZ_LAUNCH((map3_kernel<T, 4, ignore_third<F>>), blocks_for((n + 3) / 4), THREADS, 0,
                       ignore_third<F>{ f }, from, as_operand(b), as_operand(NULL), to, n);
@@ -185,6 +183,7 @@ __device__ __forceinline__ float clamped(float x, float low, float high)
 #define MAP1(op, expression) MAP(op, map1, (float a), expression)
 #define MAP2(op, expression) MAP(op, map2, (float a, float b), expression)
 
+/* clang-format off */
 MAP2(add, a + b)
 MAP2(sub, a - b)
 MAP2(mul, a * b)
@@ -208,6 +207,7 @@ MAP1(softplus, (a > 0.0f ? a : 0.0f) + log1pf(expf(-fabsf(a))))
 MAP1(clamp, clamped(a, p, q))
 MAP2(clamp_backward, a >= p && a <= q ? b : 0.0f)
 MAP2(add_, a + b)
+/* clang-format on */
 
 struct mask_le_function {
     __device__ __forceinline__ float operator()(float x, float a, float b) const
@@ -222,9 +222,9 @@ extern "C" int sz_cuda_mask_le(const sz_call *c)
     const sz_tensor *y = c->out[0];
     if (!y->numel) return 0;
     SZ_FLOATING(x->dtype, T,
-        SZ_LAUNCH((map3_kernel<T, 4, mask_le_function>), blocks_for((y->numel + 3) / 4), THREADS,
-                  0, mask_le_function(), (const T *)x->data, as_operand(c->in[0]),
-                  as_operand(c->in[1]), (T *)y->data, y->numel));
+                SZ_LAUNCH((map3_kernel<T, 4, mask_le_function>), blocks_for((y->numel + 3) / 4),
+                          THREADS, 0, mask_le_function(), (const T *)x->data, as_operand(c->in[0]),
+                          as_operand(c->in[1]), (T *)y->data, y->numel));
     return sz_cuda_launched("mask_le");
 }
 
@@ -287,8 +287,7 @@ extern "C" int sz_cuda_swiglu(const sz_call *c)
         T *to = (T *)y->data;
         if (w % V == 0 && aligned)
             SZ_LAUNCH((swiglu_kernel<T, V>), rows, row_threads(w / V), 0, from, to, w);
-        else
-            SZ_LAUNCH((swiglu_kernel<T, 1>), rows, row_threads(w), 0, from, to, w);
+        else SZ_LAUNCH((swiglu_kernel<T, 1>), rows, row_threads(w), 0, from, to, w);
     });
     return sz_cuda_launched("swiglu");
 }
@@ -308,11 +307,11 @@ extern "C" int sz_cuda_swiglu_backward(const sz_call *c)
         const T *gradient = (const T *)dy->data;
         T *to = (T *)dx->data;
         if (w % V == 0 && aligned)
-            SZ_LAUNCH((swiglu_backward_kernel<T, V>), rows, row_threads(w / V), 0,
-                      from, gradient, to, w);
+            SZ_LAUNCH((swiglu_backward_kernel<T, V>), rows, row_threads(w / V), 0, from, gradient,
+                      to, w);
         else
-            SZ_LAUNCH((swiglu_backward_kernel<T, 1>), rows, row_threads(w), 0,
-                      from, gradient, to, w);
+            SZ_LAUNCH((swiglu_backward_kernel<T, 1>), rows, row_threads(w), 0, from, gradient, to,
+                      w);
     });
     return sz_cuda_launched("swiglu_backward");
 }
@@ -338,8 +337,7 @@ template <> struct cast_to<uint8_t> {
     static __device__ __forceinline__ uint8_t from(bf16 v) { return from(__bfloat162float(v)); }
 };
 
-template <class To, class From, int V>
-__global__ void cast_kernel(const From *x, To *y, int64_t n)
+template <class To, class From, int V> __global__ void cast_kernel(const From *x, To *y, int64_t n)
 {
     const int64_t stride = grid_stride<V>();
     for (int64_t i = first_of_thread<V>(); i < n; i += stride) {
@@ -361,8 +359,7 @@ template <class To, class From> static void cast(const sz_tensor *x, const sz_te
     To *to = (To *)y->data;
     if (aligned16(from) && aligned16(to))
         SZ_LAUNCH((cast_kernel<To, From, 4>), blocks_for((n + 3) / 4), THREADS, 0, from, to, n);
-    else
-        SZ_LAUNCH((cast_kernel<To, From, 1>), blocks_for(n), THREADS, 0, from, to, n);
+    else SZ_LAUNCH((cast_kernel<To, From, 1>), blocks_for(n), THREADS, 0, from, to, n);
 }
 
 template <class From> static void cast_from(const sz_tensor *x, const sz_tensor *y)
@@ -401,8 +398,8 @@ extern "C" int sz_cuda_expand(const sz_call *c)
     const sz_tensor *y = c->out[0];
     if (!y->numel) return 0;
     SZ_FLOATING(y->dtype, T,
-        SZ_LAUNCH((expand_kernel<T>), blocks_for(y->numel), THREADS, 0,
-                  as_operand(c->in[0]), (T *)y->data, y->numel));
+                SZ_LAUNCH((expand_kernel<T>), blocks_for(y->numel), THREADS, 0,
+                          as_operand(c->in[0]), (T *)y->data, y->numel));
     return sz_cuda_launched("expand");
 }
 
@@ -451,10 +448,10 @@ template <bool SQUARES> static int sum_all(const sz_call *c, const char *op)
     double *part = (double *)sz_cuda_scratch((size_t)blocks * sizeof *part);
     if (!part) return -1;
     SZ_FLOATING(x->dtype, T,
-        SZ_LAUNCH((sum_kernel<T, SQUARES>), (unsigned)blocks, THREADS, 0,
-                  (const T *)x->data, x->numel, part));
-    SZ_LAUNCH(sum_parts_kernel, 1, THREADS, 0,
-              (const double *)part, (int)blocks, sz_f32(c->out[0]));
+                SZ_LAUNCH((sum_kernel<T, SQUARES>), (unsigned)blocks, THREADS, 0,
+                          (const T *)x->data, x->numel, part));
+    SZ_LAUNCH(sum_parts_kernel, 1, THREADS, 0, (const double *)part, (int)blocks,
+              sz_f32(c->out[0]));
     return sz_cuda_launched(op);
 }
 
@@ -507,8 +504,8 @@ extern "C" int sz_cuda_sum_leading(const sz_call *c)
     if (!part) return -1;
     const dim3 grid((unsigned)groups, (unsigned)ranges);
     SZ_FLOATING(x->dtype, T,
-        SZ_LAUNCH((columns_kernel<T>), grid, dim3(32, ROWS), 0,
-                  (const T *)x->data, m, n, (m + ranges - 1) / ranges, part));
+                SZ_LAUNCH((columns_kernel<T>), grid, dim3(32, ROWS), 0, (const T *)x->data, m, n,
+                          (m + ranges - 1) / ranges, part));
     SZ_LAUNCH(ranges_kernel, (unsigned)((n + THREADS - 1) / THREADS), THREADS, 0,
               (const double *)part, (int)ranges, n, sz_f32(c->out[0]));
     return sz_cuda_launched("sum_leading");

@@ -22,8 +22,8 @@
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    SKINNY = 8,             /* rows of X */
-    OUTPUTS = 2,            /* weight rows of a warp */
+    SKINNY = 8,  /* rows of X */
+    OUTPUTS = 2, /* weight rows of a warp */
 };
 
 typedef struct {
@@ -32,7 +32,7 @@ typedef struct {
     int64_t lda, ldb, ldc;
     int64_t count;
     const void *a, *b;
-    const void *bias;       /* [n] of C's dtype, or NULL */
+    const void *bias; /* [n] of C's dtype, or NULL */
     void *c;
     int dtype, c_dtype;
     float beta;
@@ -86,7 +86,7 @@ typedef struct {
 typedef struct {
     shape_key key;
     bool used;
-    bool none;                      /* cuBLASLt has no algorithm for this shape */
+    bool none; /* cuBLASLt has no algorithm for this shape */
     cublasLtMatmulAlgo_t algorithm;
 } chosen;
 
@@ -142,11 +142,10 @@ static shape_key key_of(const product &p)
     key.ldb = p.ldb;
     key.ldc = p.ldc;
     key.count = p.count;
-    key.kind = (uint32_t)p.ta | (uint32_t)p.tb << 1 | (uint32_t)(p.dtype == SZ_BF16) << 2
-             | (uint32_t)(p.c_dtype == SZ_BF16) << 3 | (uint32_t)(p.beta != 0) << 4
-             | (uint32_t)(p.bias != NULL) << 5;
-    key.align = alignment(p.a) | alignment(p.b) << 2 | alignment(p.c) << 4
-              | alignment(p.bias) << 6;
+    key.kind = (uint32_t)p.ta | (uint32_t)p.tb << 1 | (uint32_t)(p.dtype == SZ_BF16) << 2 |
+               (uint32_t)(p.c_dtype == SZ_BF16) << 3 | (uint32_t)(p.beta != 0) << 4 |
+               (uint32_t)(p.bias != NULL) << 5;
+    key.align = alignment(p.a) | alignment(p.b) << 2 | alignment(p.c) << 4 | alignment(p.bias) << 6;
     return key;
 }
 
@@ -159,7 +158,7 @@ typedef struct {
 /* Sets one attribute, unless an earlier call failed. */
 #define SET(s, setter, object, name, value) \
     do { \
-        if ((s) == CUBLAS_STATUS_SUCCESS) (s) = setter(object, name, &(value), sizeof (value)); \
+        if ((s) == CUBLAS_STATUS_SUCCESS) (s) = setter(object, name, &(value), sizeof(value)); \
     } while (0)
 
 static cublasStatus_t layout(cublasLtMatrixLayout_t l, int dtype, int64_t rows, int64_t cols,
@@ -230,8 +229,8 @@ static int choose(const product &p, description *d, const shape_key &key, chosen
 
     cublasLtMatmulHeuristicResult_t result;
     int found = 0;
-    s = cublasLtMatmulAlgoGetHeuristic(handle, &d->desc, &d->a, &d->b, &d->c, &d->c, &preference,
-                                       1, &result, &found);
+    s = cublasLtMatmulAlgoGetHeuristic(handle, &d->desc, &d->a, &d->b, &d->c, &d->c, &preference, 1,
+                                       &result, &found);
     if (s != CUBLAS_STATUS_SUCCESS && s != CUBLAS_STATUS_NOT_SUPPORTED)
         return failed("choosing a matrix product", s);
     e->key = key;
@@ -260,8 +259,8 @@ static int multiply(const product &p)
     s = cublasLtMatmul(handle, &d.desc, &one, p.b, &d.a, p.a, &d.b, &p.beta, p.c, &d.c, p.c, &d.c,
                        &e->algorithm, workspace, WORKSPACE, sz_cuda_stream());
     if (s == CUBLAS_STATUS_SUCCESS) return 0;
-    return sz_fail("matrix product [%lld, %lld] x [%lld, %lld]: %s", (long long)p.m,
-                   (long long)p.k, (long long)p.k, (long long)p.n, cublasLtGetStatusString(s));
+    return sz_fail("matrix product [%lld, %lld] x [%lld, %lld]: %s", (long long)p.m, (long long)p.k,
+                   (long long)p.k, (long long)p.n, cublasLtGetStatusString(s));
 }
 #endif
 
@@ -269,8 +268,9 @@ int sz_cuda_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *
                  const void *b, int64_t ldb, int dtype, float beta, void *c, int64_t ldc,
                  int c_dtype, int64_t count)
 {
-    const product p = { ta, tb, m, n, k, lda, ldb, ldc, count, a, b, NULL, c,
-                        dtype, c_dtype, beta };
+    const product p = {
+        ta, tb, m, n, k, lda, ldb, ldc, count, a, b, NULL, c, dtype, c_dtype, beta
+    };
     if (m == 0 || n == 0 || count == 0 || (k == 0 && beta != 0)) return 0;
     return k == 0 ? plain(p) : multiply(p);
 }
@@ -281,9 +281,9 @@ static __device__ __forceinline__ float exact_gelu(float v)
     return v * 0.5f * erfcf(v * -0.70710678f);
 }
 
-template <int W>
-__global__ void finish_kernel(const float *sums, int64_t n, int64_t m, sz_elements bias, bool gelu,
-                              sz_elements y, int64_t ldy)
+template <int W> __global__ void finish_kernel(const float *sums, int64_t n, int64_t m,
+                                               sz_elements bias, bool gelu, sz_elements y,
+                                               int64_t ldy)
 {
     const int64_t vectors = m / W;
     const int64_t start = (int64_t)blockIdx.x * THREADS + threadIdx.x;
@@ -312,21 +312,21 @@ void sz_cuda_finish(const float *sums, int64_t n, int64_t m, const sz_tensor *bi
 {
     const sz_elements b = elements_or_null(bias);
     if (n == 0 || m == 0) return;
-    const bool vectors = m % SZ_VECTOR == 0 && ldy % SZ_VECTOR == 0 && sz_is_aligned16(sums)
-                         && sz_is_aligned16(y.data) && sz_is_aligned16(b.data);
+    const bool vectors = m % SZ_VECTOR == 0 && ldy % SZ_VECTOR == 0 && sz_is_aligned16(sums) &&
+                         sz_is_aligned16(y.data) && sz_is_aligned16(b.data);
     if (vectors)
         SZ_LAUNCH((finish_kernel<SZ_VECTOR>), sz_grid(sz_blocks(n * m / SZ_VECTOR, THREADS)),
                   THREADS, 0, sums, n, m, b, gelu, y, ldy);
     else
-        SZ_LAUNCH((finish_kernel<1>), sz_grid(sz_blocks(n * m, THREADS)), THREADS, 0,
-                  sums, n, m, b, gelu, y, ldy);
+        SZ_LAUNCH((finish_kernel<1>), sz_grid(sz_blocks(n * m, THREADS)), THREADS, 0, sums, n, m, b,
+                  gelu, y, ldy);
 }
 
 /* ---- few rows ---- */
 /* A warp computes OUTPUTS columns of Y for all n <= N rows. */
-template <typename T, int N>
-__global__ void skinny_kernel(const T *x, const T *w, int n, int64_t m, int64_t k,
-                              sz_elements bias, bool gelu, sz_elements y, int64_t ldy)
+template <typename T, int N> __global__ void skinny_kernel(const T *x, const T *w, int n, int64_t m,
+                                                           int64_t k, sz_elements bias, bool gelu,
+                                                           sz_elements y, int64_t ldy)
 {
     constexpr int W = 16 / (int)sizeof(T);
     const int lane = threadIdx.x % 32;
@@ -335,8 +335,8 @@ __global__ void skinny_kernel(const T *x, const T *w, int n, int64_t m, int64_t 
     float sum[OUTPUTS][N];
     for (int o = 0; o < OUTPUTS; o++)
         for (int r = 0; r < N; r++) sum[o][r] = 0;
-    /* Each lane sums over its part of k. Rows past the end repeat the last one. */
-    #pragma unroll 2
+/* Each lane sums over its part of k. Rows past the end repeat the last one. */
+#pragma unroll 2
     for (int64_t q = lane * W; q < k; q += 32 * W) {
         float weight[OUTPUTS][W];
         for (int o = 0; o < OUTPUTS; o++)
@@ -358,20 +358,18 @@ __global__ void skinny_kernel(const T *x, const T *w, int n, int64_t m, int64_t 
         }
 }
 
-template <typename T>
-static void skinny(const T *x, const T *w, int n, int64_t m, int64_t k, const sz_tensor *bias,
-                   bool gelu, sz_elements y, int64_t ldy)
+template <typename T> static void skinny(const T *x, const T *w, int n, int64_t m, int64_t k,
+                                         const sz_tensor *bias, bool gelu, sz_elements y,
+                                         int64_t ldy)
 {
     const unsigned grid = (unsigned)sz_blocks(m, WARPS * OUTPUTS);
     const sz_elements b = elements_or_null(bias);
-    if (n == 1)
-        SZ_LAUNCH((skinny_kernel<T, 1>), grid, THREADS, 0, x, w, n, m, k, b, gelu, y, ldy);
+    if (n == 1) SZ_LAUNCH((skinny_kernel<T, 1>), grid, THREADS, 0, x, w, n, m, k, b, gelu, y, ldy);
     else if (n == 2)
         SZ_LAUNCH((skinny_kernel<T, 2>), grid, THREADS, 0, x, w, n, m, k, b, gelu, y, ldy);
     else if (n <= 4)
         SZ_LAUNCH((skinny_kernel<T, 4>), grid, THREADS, 0, x, w, n, m, k, b, gelu, y, ldy);
-    else
-        SZ_LAUNCH((skinny_kernel<T, SKINNY>), grid, THREADS, 0, x, w, n, m, k, b, gelu, y, ldy);
+    else SZ_LAUNCH((skinny_kernel<T, SKINNY>), grid, THREADS, 0, x, w, n, m, k, b, gelu, y, ldy);
 }
 
 /* ---- linear ---- */
@@ -411,8 +409,7 @@ int sz_cuda_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const vo
     if (n <= SKINNY && k > 0 && aligned) {
         if (dtype == SZ_F32)
             skinny((const float *)x, (const float *)w, (int)n, m, k, bias, gelu, out, ldy);
-        else
-            skinny((const bf16 *)x, (const bf16 *)w, (int)n, m, k, bias, gelu, out, ldy);
+        else skinny((const bf16 *)x, (const bf16 *)w, (int)n, m, k, bias, gelu, out, ldy);
         return sz_cuda_launched("linear");
     }
     const void *bias_data = bias ? bias->data : NULL;

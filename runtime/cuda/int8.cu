@@ -25,7 +25,7 @@
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    PAIR = 2 * SZ_Q_ROWS,       /* weight rows of a warp */
+    PAIR = 2 * SZ_Q_ROWS, /* weight rows of a warp */
     /* skinny_kernel: up to SKINNY rows of x, in tiles of 8, at most SKINNY_TILES in a block. */
     SKINNY = 64,
     SKINNY_TILES = 4,
@@ -43,7 +43,7 @@ enum {
 __device__ __forceinline__ float warp_scale(const float (&x)[4], float *inverse)
 {
     float largest = 0;
-    float not_finite = 0;       /* 0, or NaN if an element is infinite or NaN */
+    float not_finite = 0; /* 0, or NaN if an element is infinite or NaN */
     for (int i = 0; i < 4; i++) {
         largest = fmaxf(largest, fabsf(x[i]));
         not_finite += x[i] * 0.0f;
@@ -119,8 +119,8 @@ extern "C" int sz_cuda_quantize_int8(const sz_call *c)
     }
     if (rows * groups > (int64_t)INT32_MAX * WARPS)
         return sz_fail("quantize_int8: the weight is too large for one launch");
-    SZ_LAUNCH(quantize_kernel, (unsigned)sz_blocks(rows * groups, WARPS), THREADS, 0,
-              w, k, rows, words, groups, (uint8_t *)q->data, sz_f32(scale));
+    SZ_LAUNCH(quantize_kernel, (unsigned)sz_blocks(rows * groups, WARPS), THREADS, 0, w, k, rows,
+              words, groups, (uint8_t *)q->data, sz_f32(scale));
     return sz_cuda_launched("quantize_int8");
 }
 
@@ -150,7 +150,7 @@ static __global__ void quantize_rows_kernel(sz_elements x, int64_t n, int64_t k,
 /* ---- products of one group ---- */
 /* One lane's view of the two blocks of weight rows that its warp has. */
 struct weight_rows {
-    const uint4 *q;                 /* the lane's four rows, at word 0 */
+    const uint4 *q; /* the lane's four rows, at word 0 */
     const float *scale;
     int64_t words, groups;
 };
@@ -181,8 +181,8 @@ __device__ __forceinline__ void load_weight_group(const weight_rows &w, int64_t 
 /* v[tile][j][i] = weight row i of the lane's four, times row 8 tile + 2t + j of x counted from
  * `row`, over group g, with both scales applied. */
 template <int TILES>
-__device__ __forceinline__ void group_products(const weight_rows &w, const uint4 (&a)[8],
-                                               int64_t g, const quantized_rows &x, int64_t row,
+__device__ __forceinline__ void group_products(const weight_rows &w, const uint4 (&a)[8], int64_t g,
+                                               const quantized_rows &x, int64_t row,
                                                float (&v)[TILES][2][4])
 {
     const int lane = (int)threadIdx.x % 32;
@@ -215,7 +215,7 @@ __device__ __forceinline__ void group_products(const weight_rows &w, const uint4
                                            bytes[s + 1][2 * h], bytes[s + 1][2 * h + 1] };
                 sz_mma_s8(sum[h], rows, b[s], b[s + 1]);
             }
-        /* Scale. */
+            /* Scale. */
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             const float xs = x.scale[g * x.rows + row + 8 * tile + 2 * t + j];
@@ -235,12 +235,11 @@ __device__ __forceinline__ float with_bias(float sum, const sz_elements &bias, i
 
 /* ---- few rows of x ---- */
 /* Block (x, y) computes weight rows from 32 x on, and rows of x from 8 TILES y on. */
-template <int TILES>
-static __global__ void __launch_bounds__(THREADS)
-skinny_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t words,
-              quantized_rows x, int64_t n, int64_t m, sz_elements bias, sz_elements y)
+template <int TILES> static __global__ void __launch_bounds__(THREADS)
+    skinny_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t words,
+                  quantized_rows x, int64_t n, int64_t m, sz_elements bias, sz_elements y)
 {
-    enum { WIDTH = PAIR + 4 };      /* so that rows start in different banks */
+    enum { WIDTH = PAIR + 4 }; /* so that rows start in different banks */
     __shared__ __align__(16) float part[WARPS][8 * TILES][WIDTH];
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
@@ -262,9 +261,9 @@ skinny_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t word
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++)
                 for (int j = 0; j < 2; j++) {
-                    const float (&p)[4] = v[tile][j];
-                    *(float4 *)&part[warp][8 * tile + 2 * t + j][4 * r] =
-                        make_float4(p[0], p[1], p[2], p[3]);
+                    const float(&p)[4] = v[tile][j];
+                    *(float4 *)&part[warp][8 * tile + 2 * t + j][4 * r] = make_float4(p[0], p[1],
+                                                                                      p[2], p[3]);
                 }
         }
         /* The next group's weights arrive while this warp waits for the others. */
@@ -286,8 +285,8 @@ skinny_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t word
 
 /* ---- many rows of x ---- */
 static __global__ void __launch_bounds__(THREADS)
-tiled_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t words,
-             quantized_rows x, int64_t n, int64_t m, sz_elements bias, sz_elements y)
+    tiled_kernel(const uint8_t *q, const float *scale, int64_t blocks, int64_t words,
+                 quantized_rows x, int64_t n, int64_t m, sz_elements bias, sz_elements y)
 {
     const int lane = (int)threadIdx.x % 32;
     const int warp = (int)threadIdx.x / 32;
@@ -372,16 +371,16 @@ extern "C" int sz_cuda_linear_int8(const sz_call *c)
     const int64_t weight_rows_per_block = is_tiled ? PAIR * WARPS_DOWN : PAIR;
     const dim3 grid((unsigned)sz_blocks(m, weight_rows_per_block), (unsigned)(rows / block_rows));
     if (is_tiled)
-        SZ_LAUNCH(tiled_kernel, grid, THREADS, 0,
-                  weight, scale, blocks, words, in, n, m, bias, out);
+        SZ_LAUNCH(tiled_kernel, grid, THREADS, 0, weight, scale, blocks, words, in, n, m, bias,
+                  out);
     else if (tiles == 1)
-        SZ_LAUNCH(skinny_kernel<1>, grid, THREADS, 0,
-                  weight, scale, blocks, words, in, n, m, bias, out);
+        SZ_LAUNCH(skinny_kernel<1>, grid, THREADS, 0, weight, scale, blocks, words, in, n, m, bias,
+                  out);
     else if (tiles == 2)
-        SZ_LAUNCH(skinny_kernel<2>, grid, THREADS, 0,
-                  weight, scale, blocks, words, in, n, m, bias, out);
+        SZ_LAUNCH(skinny_kernel<2>, grid, THREADS, 0, weight, scale, blocks, words, in, n, m, bias,
+                  out);
     else
-        SZ_LAUNCH(skinny_kernel<SKINNY_TILES>, grid, THREADS, 0,
-                  weight, scale, blocks, words, in, n, m, bias, out);
+        SZ_LAUNCH(skinny_kernel<SKINNY_TILES>, grid, THREADS, 0, weight, scale, blocks, words, in,
+                  n, m, bias, out);
     return sz_cuda_launched("linear_int8");
 }

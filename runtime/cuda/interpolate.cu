@@ -22,7 +22,7 @@ enum { THREADS = 256 };
 typedef struct {
     int64_t in, n, taps;
     int32_t *first, *count;
-    float *weight;                  /* [n, taps], 0 from count on */
+    float *weight; /* [n, taps], 0 from count on */
 } axis;
 
 static size_t axis_bytes(const axis &a) { return (size_t)(a.n * (2 + a.taps)) * 4; }
@@ -48,10 +48,7 @@ static float position(float step, int64_t i)
 }
 
 /* The cubic kernel for |x| <= 1 and for 1 < |x| < 2. */
-static float cubic_near(float x)
-{
-    return ((-0.75f + 2.0f) * x - (-0.75f + 3.0f)) * x * x + 1.0f;
-}
+static float cubic_near(float x) { return ((-0.75f + 2.0f) * x - (-0.75f + 3.0f)) * x * x + 1.0f; }
 static float cubic_far(float x)
 {
     return ((-0.75f * x + 5.0f * 0.75f) * x - 8.0f * 0.75f) * x + 4.0f * 0.75f;
@@ -179,8 +176,8 @@ static axis transposed(const axis &f)
 }
 
 /* ---- on the device ---- */
-__global__ void resize_kernel(sz_elements x, sz_elements y, int64_t n, int64_t channels,
-                              axis rows, axis cols)
+__global__ void resize_kernel(sz_elements x, sz_elements y, int64_t n, int64_t channels, axis rows,
+                              axis cols)
 {
     const int64_t start = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     for (int64_t e = start; e < n; e += (int64_t)gridDim.x * THREADS) {
@@ -219,8 +216,8 @@ static int run(const char *op, const sz_tensor *x, const sz_tensor *y, const axi
                const axis &cols)
 {
     if (!rows.first || !cols.first) return -1;
-    SZ_LAUNCH(resize_kernel, sz_grid(sz_blocks(y->numel, THREADS)), THREADS, 0,
-              sz_elements_of(x), sz_elements_of(y), y->numel, x->shape[3], rows, cols);
+    SZ_LAUNCH(resize_kernel, sz_grid(sz_blocks(y->numel, THREADS)), THREADS, 0, sz_elements_of(x),
+              sz_elements_of(y), y->numel, x->shape[3], rows, cols);
     return sz_cuda_launched(op);
 }
 

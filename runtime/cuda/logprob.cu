@@ -11,7 +11,7 @@
  * cpu/reference/matmul.c. */
 #include "gemm.cuh"
 
-enum { THREADS = 256, ROWS = 2048, CHUNK = 16384 };     /* 128 MiB of logits */
+enum { THREADS = 256, ROWS = 2048, CHUNK = 16384 }; /* 128 MiB of logits */
 
 /* ---- forward ---- */
 /* The log-sum-exp is top + log s, the entropy log s - t / s. */
@@ -120,7 +120,7 @@ extern "C" int sz_cuda_logprob(const sz_call *c)
 struct row_inputs {
     const int32_t *ids;
     const float *lse, *entropy;
-    const float *dlogprob, *dentropy;       /* either may be NULL */
+    const float *dlogprob, *dentropy; /* either may be NULL */
 };
 
 /* dz from the logits z; both [rows, ld], and the same memory if dz is f32. */
@@ -191,21 +191,20 @@ extern "C" int sz_cuda_logprob_backward(const sz_call *c)
             const int64_t words = least(CHUNK, v - base);
             if (chunk_logits(x, w, first, rows, base, words, z, ld) != 0) return -1;
             const dim3 grid((unsigned)rows, (unsigned)least(8, sz_blocks(words, THREADS)));
-            SZ_LAUNCH(gradient_kernel, grid, THREADS, 0,
-                      z, sz_elements{ dz, is_bf16 }, ld, base, words, scale, in);
+            SZ_LAUNCH(gradient_kernel, grid, THREADS, 0, z, sz_elements{ dz, is_bf16 }, ld, base,
+                      words, scale, in);
             if (sz_cuda_launched("logprob_backward") != 0) return -1;
             /* dx += dz w, then acc += dz^T x. */
             const void *w_rows = sz_elements_from(w, base * k).data;
             const float beta = base > 0 ? 1.0f : 0.0f;
-            if (sz_cuda_gemm(false, false, rows, k, words, dz, ld, w_rows, k, x->dtype, beta, to,
-                             k, SZ_F32) != 0)
+            if (sz_cuda_gemm(false, false, rows, k, words, dz, ld, w_rows, k, x->dtype, beta, to, k,
+                             SZ_F32) != 0)
                 return -1;
             if (acc && sz_cuda_gemm(true, false, words, k, rows, dz, ld, x_rows, k, x->dtype, 1,
                                     sz_f32(acc) + base * k, k, SZ_F32) != 0)
                 return -1;
         }
-        if (is_bf16)
-            sz_cuda_finish(sums, rows, k, NULL, false, sz_elements_from(dx, first * k), k);
+        if (is_bf16) sz_cuda_finish(sums, rows, k, NULL, false, sz_elements_from(dx, first * k), k);
     }
     return sz_cuda_launched("logprob_backward");
 }

@@ -13,13 +13,13 @@ extern "C" int sz_cuda_matmul(const sz_call *c)
     const sz_tensor *y = c->out[0];
     const bool ta = c->args[0] != 0;
     const bool tb = c->args[1] != 0;
-    const int batch = a->ndim - 2;          /* 1 if there is a batch dimension, else 0 */
+    const int batch = a->ndim - 2; /* 1 if there is a batch dimension, else 0 */
     const int64_t m = y->shape[batch];
     const int64_t n = y->shape[batch + 1];
     const int64_t k = a->shape[batch + (ta ? 0 : 1)];
     const int64_t count = batch ? a->shape[0] : 1;
-    return sz_cuda_gemm(ta, tb, m, n, k, a->data, a->shape[batch + 1], b->data,
-                        b->shape[batch + 1], a->dtype, 0, y->data, n, y->dtype, count);
+    return sz_cuda_gemm(ta, tb, m, n, k, a->data, a->shape[batch + 1], b->data, b->shape[batch + 1],
+                        a->dtype, 0, y->data, n, y->dtype, count);
 }
 
 /* ---- linear ---- */
@@ -51,8 +51,8 @@ extern "C" int sz_cuda_linear_f32_out(const sz_call *c)
     const sz_tensor *x = c->in[0];
     const sz_tensor *w = c->in[1];
     const sz_tensor *y = c->out[0];
-    return sz_cuda_gemm_linear(sz_rows(x), sz_cols(y), sz_cols(x), x->data, w->data, x->dtype,
-                               NULL, false, y->data, sz_cols(y), SZ_F32);
+    return sz_cuda_gemm_linear(sz_rows(x), sz_cols(y), sz_cols(x), x->data, w->data, x->dtype, NULL,
+                               false, y->data, sz_cols(y), SZ_F32);
 }
 
 /* y += sums [n, m]; y's rows are ld elements apart. */
@@ -91,8 +91,8 @@ extern "C" int sz_cuda_linear_add_(const sz_call *c)
         if (sz_cuda_gemm(false, true, rows, m, k, from, k, w->data, k, x->dtype, 0, sums, m,
                          SZ_F32) != 0)
             return -1;
-        SZ_LAUNCH(add_columns_kernel, sz_grid(sz_blocks(rows * m, THREADS)), THREADS, 0,
-                  sums, rows, m, (bf16 *)y->data + first * ld + col, ld);
+        SZ_LAUNCH(add_columns_kernel, sz_grid(sz_blocks(rows * m, THREADS)), THREADS, 0, sums, rows,
+                  m, (bf16 *)y->data + first * ld + col, ld);
     }
     return sz_cuda_launched("linear_add_");
 }
@@ -125,13 +125,12 @@ extern "C" int sz_cuda_linear_dx(const sz_call *c)
             const int64_t m = w->shape[0];
             const void *from = sz_elements_from(dy, first * ld + col).data;
             const float beta = i > 1 ? 1.0f : 0.0f;
-            if (sz_cuda_gemm(false, false, rows, k, m, from, ld, w->data, k, dy->dtype, beta, to,
-                             k, to_dtype) != 0)
+            if (sz_cuda_gemm(false, false, rows, k, m, from, ld, w->data, k, dy->dtype, beta, to, k,
+                             to_dtype) != 0)
                 return -1;
             col += m;
         }
-        if (!direct)
-            sz_cuda_finish(sums, rows, k, NULL, false, sz_elements_from(dx, first * k), k);
+        if (!direct) sz_cuda_finish(sums, rows, k, NULL, false, sz_elements_from(dx, first * k), k);
     }
     return sz_cuda_launched("linear_dx");
 }

@@ -117,8 +117,8 @@ __device__ __forceinline__ void sz_mma(float c[4], const uint32_t a[4], uint32_t
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-__device__ __forceinline__ void sz_mma_s8(int32_t c[4], const uint32_t a[4],
-                                          uint32_t b0, uint32_t b1)
+__device__ __forceinline__ void sz_mma_s8(int32_t c[4], const uint32_t a[4], uint32_t b0,
+                                          uint32_t b1)
 {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -145,9 +145,9 @@ __device__ __forceinline__ void sz_ldmatrix_transposed(uint32_t to[4], const bf1
 /* Writes zeros if not valid; `from` must be an address inside the tensor all the same. */
 __device__ __forceinline__ void sz_copy_async16(void *to, const void *from, bool valid)
 {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :: "r"((uint32_t)__cvta_generic_to_shared(to)),
-                    "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
                  : "memory");
 }
 

@@ -39,9 +39,9 @@ static adamw_numbers numbers_of(const double *args)
 
 /* Updates W moments and parameters: decoupled decay and bias-corrected moments, as PyTorch's
  * AdamW. */
-template <int W>
-static __device__ __forceinline__ void update(const adamw_numbers &a, float (&g)[W], float (&m)[W],
-                                              float (&v)[W], float (&p)[W])
+template <int W> static __device__ __forceinline__ void update(const adamw_numbers &a,
+                                                               float (&g)[W], float (&m)[W],
+                                                               float (&v)[W], float (&p)[W])
 {
     for (int j = 0; j < W; j++) {
         g[j] *= a.grad_scale;
@@ -54,9 +54,9 @@ static __device__ __forceinline__ void update(const adamw_numbers &a, float (&g)
 /* ---- adamw_: f32 moments ---- */
 /* Elements [first, n), W for each thread. p is the f32 parameter or its f32 master; `rounded`,
  * unless its data is NULL, is the bf16 (or another f32) parameter. */
-template <int W>
-__global__ void adamw_kernel(float *p, sz_elements rounded, const float *grad, float *m, float *v,
-                             int64_t first, int64_t n, adamw_numbers a)
+template <int W> __global__ void adamw_kernel(float *p, sz_elements rounded, const float *grad,
+                                              float *m, float *v, int64_t first, int64_t n,
+                                              adamw_numbers a)
 {
     const int64_t i = first + ((int64_t)blockIdx.x * THREADS + threadIdx.x) * W;
     if (i >= n) return;
@@ -84,17 +84,17 @@ extern "C" int sz_cuda_adamw_(const sz_call *c)
     float *p = sz_f32(master ? master : param);
     const sz_elements rounded = master ? sz_elements_of(param) : sz_elements{ NULL, false };
     /* Vectors as far as they go, then single elements. */
-    const bool aligned = sz_is_aligned16(p) && sz_is_aligned16(rounded.data)
-                         && sz_is_aligned16(grad) && sz_is_aligned16(m) && sz_is_aligned16(v);
+    const bool aligned = sz_is_aligned16(p) && sz_is_aligned16(rounded.data) &&
+                         sz_is_aligned16(grad) && sz_is_aligned16(m) && sz_is_aligned16(v);
     const int64_t n = param->numel;
     const int64_t quads = aligned ? n / QUAD : 0;
     const int64_t remaining = n - quads * QUAD;
     if (quads)
-        SZ_LAUNCH((adamw_kernel<QUAD>), (unsigned)sz_blocks(quads, THREADS), THREADS, 0,
-                  p, rounded, grad, m, v, (int64_t)0, quads * QUAD, a);
+        SZ_LAUNCH((adamw_kernel<QUAD>), (unsigned)sz_blocks(quads, THREADS), THREADS, 0, p, rounded,
+                  grad, m, v, (int64_t)0, quads * QUAD, a);
     if (remaining)
-        SZ_LAUNCH((adamw_kernel<1>), (unsigned)sz_blocks(remaining, THREADS), THREADS, 0,
-                  p, rounded, grad, m, v, quads * QUAD, n, a);
+        SZ_LAUNCH((adamw_kernel<1>), (unsigned)sz_blocks(remaining, THREADS), THREADS, 0, p,
+                  rounded, grad, m, v, quads * QUAD, n, a);
     return sz_cuda_launched("adamw_");
 }
 
@@ -102,8 +102,8 @@ extern "C" int sz_cuda_adamw_(const sz_call *c)
 /* A warp processes a block of 256 elements; each lane has eight neighbours, whose 16 random bits
  * each are the four words of one Philox call. */
 enum {
-    EACH = 8,               /* elements of a lane */
-    DRAWN = 512,            /* elements with 192 Philox calls, 64 each for m, v, parameter */
+    EACH = 8,    /* elements of a lane */
+    DRAWN = 512, /* elements with 192 Philox calls, 64 each for m, v, parameter */
 };
 static_assert(32 * EACH == SZ_MOMENT_BLOCK, "a warp processes one block of a moment");
 
@@ -114,11 +114,11 @@ struct code_format {
 };
 
 struct compact_call {
-    sz_elements param, grad, m, v;  /* m and v hold codes if m_scale is not NULL */
+    sz_elements param, grad, m, v; /* m and v hold codes if m_scale is not NULL */
     float *m_scale, *v_scale, *master;
     int64_t n;
     uint32_t index, step;
-    bool aligned;                   /* all of them can be accessed in vectors */
+    bool aligned; /* all of them can be accessed in vectors */
     adamw_numbers a;
 };
 
@@ -127,7 +127,8 @@ static __device__ __forceinline__ void load8(const sz_elements &e, int64_t i, in
                                              bool aligned, float (&v)[EACH])
 {
     if (aligned && i + EACH <= n) sz_load_vector<EACH>(e, i, v);
-    else for (int j = 0; j < EACH; j++) v[j] = i + j < n ? sz_load_element(e, i + j) : 0.0f;
+    else
+        for (int j = 0; j < EACH; j++) v[j] = i + j < n ? sz_load_element(e, i + j) : 0.0f;
 }
 
 /* Stores eight elements from i on, but none past n. */
@@ -135,7 +136,8 @@ static __device__ __forceinline__ void store8(const sz_elements &e, int64_t i, i
                                               bool aligned, const float (&v)[EACH])
 {
     if (aligned && i + EACH <= n) sz_store_vector<EACH>(e, i, v);
-    else for (int j = 0; j < EACH && i + j < n; j++) sz_store_element(e, i + j, v[j]);
+    else
+        for (int j = 0; j < EACH && i + j < n; j++) sz_store_element(e, i + j, v[j]);
 }
 
 /* Draws the lane's random numbers of stream 0 (m), 1 (v) or 2 (the parameter): 16 bits for each
@@ -173,8 +175,7 @@ static __device__ __forceinline__ uint32_t &word_of(uint2 &words, int j)
 }
 
 static __device__ __forceinline__ void decode8(code_format f, const uint8_t *codes, float scale,
-                                               int64_t i, int64_t n, bool aligned,
-                                               float (&v)[EACH])
+                                               int64_t i, int64_t n, bool aligned, float (&v)[EACH])
 {
     const uint32_t sign = f.is_signed ? 0x80 : 0;
     const uint32_t bias = (uint32_t)(128 - f.exponents);
@@ -182,8 +183,9 @@ static __device__ __forceinline__ void decode8(code_format f, const uint8_t *cod
     /* Load the codes. */
     uint2 words = make_uint2(0, 0);
     if (aligned && i + EACH <= n) words = *(const uint2 *)(codes + i);
-    else for (int j = 0; j < EACH && i + j < n; j++)
-        word_of(words, j) |= (uint32_t)codes[i + j] << 8 * (j % 4);
+    else
+        for (int j = 0; j < EACH && i + j < n; j++)
+            word_of(words, j) |= (uint32_t)codes[i + j] << 8 * (j % 4);
     /* A magnitude below 8 is linear; the others are the top bits of a float. */
     for (int j = 0; j < EACH; j++) {
         const uint32_t code = word_of(words, j) >> 8 * (j % 4) & 0xff;
@@ -207,7 +209,7 @@ static __device__ __forceinline__ void encode8(const compact_call &c, int stream
     float top = 0;
     for (int j = 0; j < EACH; j++) top = i + j < c.n ? fmaxf(top, fabsf(v[j])) : top;
     const float scale = sz_warp_max(top) / 1.875f;
-    const bool any = scale > 1e-37f;            /* else all are 0, or too small to divide by */
+    const bool any = scale > 1e-37f; /* else all are 0, or too small to divide by */
     if (threadIdx.x % 32 == 0) scales[i / SZ_MOMENT_BLOCK] = any ? scale : 0.0f;
 
     /* Round each magnitude stochastically, in the linear part or in the octaves. */
@@ -226,14 +228,15 @@ static __device__ __forceinline__ void encode8(const compact_call &c, int stream
         word_of(words, j) |= (v[j] < 0 ? code | sign : code) << 8 * (j % 4);
     }
     if (c.aligned && i + EACH <= c.n) *(uint2 *)(codes + i) = words;
-    else for (int j = 0; j < EACH && i + j < c.n; j++)
-        codes[i + j] = (uint8_t)(word_of(words, j) >> 8 * (j % 4));
+    else
+        for (int j = 0; j < EACH && i + j < c.n; j++)
+            codes[i + j] = (uint8_t)(word_of(words, j) >> 8 * (j % 4));
 }
 
 static __global__ void __launch_bounds__(THREADS) compact_kernel(compact_call c)
 {
     const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * EACH;
-    if (i / SZ_MOMENT_BLOCK * SZ_MOMENT_BLOCK >= c.n) return;       /* the same for a whole warp */
+    if (i / SZ_MOMENT_BLOCK * SZ_MOMENT_BLOCK >= c.n) return; /* the same for a whole warp */
     const code_format first = { 16, true };
     const code_format second = { 32, false };
     const sz_elements master = sz_elements{ c.master, false };
@@ -248,7 +251,7 @@ static __global__ void __launch_bounds__(THREADS) compact_kernel(compact_call c)
         const int64_t block = i / SZ_MOMENT_BLOCK;
         decode8(first, m_codes, c.m_scale[block], i, c.n, c.aligned, m);
         decode8(second, v_codes, c.v_scale[block], i, c.n, c.aligned, v);
-        __syncwarp();               /* every lane has read the scales before encode8 writes them */
+        __syncwarp(); /* every lane has read the scales before encode8 writes them */
     } else {
         load8(c.m, i, c.n, c.aligned, m);
         load8(c.v, i, c.n, c.aligned, v);
@@ -295,8 +298,8 @@ extern "C" int sz_cuda_adamw_compact_(const sz_call *c)
     k.n = param->numel;
     k.index = (uint32_t)c->args[7];
     k.step = (uint32_t)c->args[5];
-    k.aligned = sz_is_aligned16(param) && sz_is_aligned16(grad) && sz_is_aligned16(m)
-                && sz_is_aligned16(v) && (!master || sz_is_aligned16(master));
+    k.aligned = sz_is_aligned16(param) && sz_is_aligned16(grad) && sz_is_aligned16(m) &&
+                sz_is_aligned16(v) && (!master || sz_is_aligned16(master));
     k.a = numbers_of(c->args);
     SZ_LAUNCH(compact_kernel, (unsigned)sz_blocks(param->numel, THREADS * EACH), THREADS, 0, k);
     return sz_cuda_launched("adamw_compact_");

@@ -5,8 +5,8 @@
 #define SZ_CUDA_PHILOX_CUH
 #include "cuda.cuh"
 
-__device__ __forceinline__ uint4 sz_philox(uint64_t seed, uint64_t row,
-                                           uint32_t answer, uint32_t position)
+__device__ __forceinline__ uint4 sz_philox(uint64_t seed, uint64_t row, uint32_t answer,
+                                           uint32_t position)
 {
     /* The counter and the key, as 32-bit words. */
     uint32_t c0 = (uint32_t)row;

@@ -28,10 +28,9 @@ static __device__ __forceinline__ void rotate(float (&a)[W], float (&b)[W], cons
 }
 
 /* One block for each row. A unit is W pairs, or W columns that are copied. */
-template <int W>
-__global__ void rope_kernel(sz_elements x, sz_elements cosines, sz_elements sines, sz_elements y,
-                            int64_t rows, int64_t cols, int heads, int half, float sign,
-                            bool rounded)
+template <int W> __global__ void rope_kernel(sz_elements x, sz_elements cosines, sz_elements sines,
+                                             sz_elements y, int64_t rows, int64_t cols, int heads,
+                                             int half, float sign, bool rounded)
 {
     const int64_t rotated = (int64_t)heads * 2 * half;
     const int pairs = heads * half / W;
@@ -71,9 +70,8 @@ extern "C" int sz_cuda_rope(const sz_call *c)
     const int half = (int)c->args[1] / 2;
     const float sign = (float)c->args[2];
     const bool rounded = x->dtype == SZ_BF16 && cosines->dtype == SZ_BF16;
-    const bool vectors = half % SZ_VECTOR == 0 && cols % SZ_VECTOR == 0 && sz_is_aligned16(x)
-                         && sz_is_aligned16(cosines) && sz_is_aligned16(sines)
-                         && sz_is_aligned16(y);
+    const bool vectors = half % SZ_VECTOR == 0 && cols % SZ_VECTOR == 0 && sz_is_aligned16(x) &&
+                         sz_is_aligned16(cosines) && sz_is_aligned16(sines) && sz_is_aligned16(y);
     if (rows == 0 || cols == 0) return 0;
     const int64_t units = (cols - (int64_t)heads * half) / (vectors ? SZ_VECTOR : 1);
     const int64_t used = units < THREADS ? units : (int64_t)THREADS;
@@ -83,10 +81,10 @@ extern "C" int sz_cuda_rope(const sz_call *c)
     const sz_elements sine = sz_elements_of(sines);
     const sz_elements to = sz_elements_of(y);
     if (vectors)
-        SZ_LAUNCH((rope_kernel<SZ_VECTOR>), sz_grid(rows), threads, 0,
-                  from, cosine, sine, to, rows, cols, heads, half, sign, rounded);
+        SZ_LAUNCH((rope_kernel<SZ_VECTOR>), sz_grid(rows), threads, 0, from, cosine, sine, to, rows,
+                  cols, heads, half, sign, rounded);
     else
-        SZ_LAUNCH((rope_kernel<1>), sz_grid(rows), threads, 0,
-                  from, cosine, sine, to, rows, cols, heads, half, sign, rounded);
+        SZ_LAUNCH((rope_kernel<1>), sz_grid(rows), threads, 0, from, cosine, sine, to, rows, cols,
+                  heads, half, sign, rounded);
     return sz_cuda_launched("rope");
 }

@@ -16,7 +16,7 @@
 enum {
     THREADS = 256,
     WARPS = THREADS / 32,
-    UNITS = 4,              /* units that a lane moves of a piece */
+    UNITS = 4, /* units that a lane moves of a piece */
 };
 
 extern "C" int sz_cuda_reshape(const sz_call *) { return 0; }
@@ -25,10 +25,10 @@ extern "C" int sz_cuda_narrow(const sz_call *) { return 0; }
 /* ---- moves ---- */
 /* Copies `width` units of row from_ids[i] of `from` to row to_ids[i] of `to`, for i < n. NULL ids
  * stand for i itself. Strides are in units; a row has `pieces` pieces. */
-template <typename U>
-__global__ void move_rows_kernel(U *to, const int32_t *to_ids, int64_t to_stride, const U *from,
-                                 const int32_t *from_ids, int64_t from_stride, int64_t n,
-                                 int64_t width, int64_t pieces)
+template <typename U> __global__ void move_rows_kernel(U *to, const int32_t *to_ids,
+                                                       int64_t to_stride, const U *from,
+                                                       const int32_t *from_ids, int64_t from_stride,
+                                                       int64_t n, int64_t width, int64_t pieces)
 {
     const int lane = threadIdx.x % 32;
     const int64_t start = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
@@ -42,7 +42,9 @@ __global__ void move_rows_kernel(U *to, const int32_t *to_ids, int64_t to_stride
     }
 }
 
-typedef struct { uint32_t v[4]; } __attribute__((aligned(16))) unit16;
+typedef struct {
+    uint32_t v[4];
+} __attribute__((aligned(16))) unit16;
 
 /* The rows of a move; strides in bytes. ids NULL: row i is the i-th. */
 struct row_list {
@@ -66,8 +68,8 @@ static void launch_move(const row_list &to, const row_list &from, int64_t n, int
 static void move_rows(const row_list &to, const row_list &from, int64_t n, int64_t width)
 {
     if (n == 0 || width == 0) return;
-    const uintptr_t all = (uintptr_t)to.data | (uintptr_t)from.data | (uintptr_t)to.stride
-                          | (uintptr_t)from.stride | (uintptr_t)width;
+    const uintptr_t all = (uintptr_t)to.data | (uintptr_t)from.data | (uintptr_t)to.stride |
+                          (uintptr_t)from.stride | (uintptr_t)width;
     if (all % 16 == 0) launch_move<unit16>(to, from, n, width);
     else if (all % 4 == 0) launch_move<uint32_t>(to, from, n, width);
     else launch_move<uint16_t>(to, from, n, width);
@@ -87,8 +89,9 @@ static row_list rows_of(const sz_tensor *t, const int32_t *ids)
 static int copy_bytes(void *to, const void *from, size_t bytes)
 {
     if (!bytes) return 0;
-    return sz_cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice,
-                                         sz_cuda_stream()), "copying rows");
+    return sz_cuda_check(
+        cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, sz_cuda_stream()),
+        "copying rows");
 }
 
 /* out[i] = x[ids[i]] */
@@ -140,8 +143,8 @@ extern "C" int sz_cuda_pad_rows(const sz_call *c)
     const size_t padding = sz_bytes(y) - sz_bytes(x);
     if (copy_bytes(y->data, x->data, sz_bytes(x)) != 0) return -1;
     if (!padding) return 0;
-    return sz_cuda_check(cudaMemsetAsync((char *)y->data + sz_bytes(x), 0, padding,
-                                         sz_cuda_stream()), "pad_rows");
+    return sz_cuda_check(
+        cudaMemsetAsync((char *)y->data + sz_bytes(x), 0, padding, sz_cuda_stream()), "pad_rows");
 }
 
 /* ---- sums of rows with the same id ---- */
@@ -219,19 +222,18 @@ extern "C" int sz_cuda_index_add_(const sz_call *c)
     const int64_t per_block = THREADS * (vectors ? SZ_VECTOR : 1);
     const dim3 grid((unsigned)g.count, (unsigned)sz_blocks(d, per_block));
     if (vectors)
-        SZ_LAUNCH((index_add_kernel<SZ_VECTOR>), grid, THREADS, 0,
-                  sz_f32(acc), g, sz_elements_of(x), d);
-    else
-        SZ_LAUNCH((index_add_kernel<1>), grid, THREADS, 0, sz_f32(acc), g, sz_elements_of(x), d);
+        SZ_LAUNCH((index_add_kernel<SZ_VECTOR>), grid, THREADS, 0, sz_f32(acc), g,
+                  sz_elements_of(x), d);
+    else SZ_LAUNCH((index_add_kernel<1>), grid, THREADS, 0, sz_f32(acc), g, sz_elements_of(x), d);
     return sz_cuda_launched("index_add_");
 }
 
 /* ---- max_pool_rows: y[i] = max over k of x[ids[i, k]], column by column; ids [n, count] ---- */
 /* One vector of columns for each thread. y may be NULL, and so may winner [n, d], which receives
  * the first k that has the maximum. */
-template <int W>
-__global__ void max_pool_rows_kernel(sz_elements x, const int32_t *ids, int64_t n, int count,
-                                     int64_t d, sz_elements y, int32_t *winner)
+template <int W> __global__ void max_pool_rows_kernel(sz_elements x, const int32_t *ids, int64_t n,
+                                                      int count, int64_t d, sz_elements y,
+                                                      int32_t *winner)
 {
     const int64_t vectors = d / W;
     const int64_t start = (int64_t)blockIdx.x * THREADS + threadIdx.x;
@@ -264,9 +266,8 @@ static void max_pool_rows(const sz_tensor *x, const sz_tensor *ids, const int32_
     const int count = (int)ids->shape[1];
     if (n == 0 || d == 0) return;
     if (d % SZ_VECTOR == 0 && sz_is_aligned16(x) && sz_is_aligned16(y.data))
-        SZ_LAUNCH((max_pool_rows_kernel<SZ_VECTOR>),
-                  sz_grid(sz_blocks(n * d / SZ_VECTOR, THREADS)), THREADS, 0,
-                  sz_elements_of(x), device_ids, n, count, d, y, winner);
+        SZ_LAUNCH((max_pool_rows_kernel<SZ_VECTOR>), sz_grid(sz_blocks(n * d / SZ_VECTOR, THREADS)),
+                  THREADS, 0, sz_elements_of(x), device_ids, n, count, d, y, winner);
     else
         SZ_LAUNCH((max_pool_rows_kernel<1>), sz_grid(sz_blocks(n * d, THREADS)), THREADS, 0,
                   sz_elements_of(x), device_ids, n, count, d, y, winner);
@@ -316,7 +317,7 @@ extern "C" int sz_cuda_max_pool_rows_backward(const sz_call *c)
     if (!device_ids || !winner || find_groups(ids, x->shape[0], &g) != 0) return -1;
     max_pool_rows(x, ids, device_ids, sz_elements{ NULL, false }, winner);
     const dim3 grid((unsigned)g.count, (unsigned)sz_blocks(d, THREADS));
-    SZ_LAUNCH(max_pool_rows_backward_kernel, grid, THREADS, 0,
-              g, winner, sz_elements_of(dy), (int)ids->shape[1], d, sz_elements_of(dx));
+    SZ_LAUNCH(max_pool_rows_backward_kernel, grid, THREADS, 0, g, winner, sz_elements_of(dy),
+              (int)ids->shape[1], d, sz_elements_of(dx));
     return sz_cuda_launched("max_pool_rows_backward");
 }

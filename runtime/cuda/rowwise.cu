@@ -29,7 +29,8 @@ template <int W, int LANES> struct held_row {
     {
         for (int i = 0; i < KEEP; i++) {
             if (column(i) < d) sz_load_vector<W>(from, start + column(i), v[i]);
-            else for (int j = 0; j < W; j++) v[i][j] = 0;
+            else
+                for (int j = 0; j < W; j++) v[i][j] = 0;
         }
     }
 
@@ -48,7 +49,7 @@ template <int W, int LANES> struct held_row {
     /* Calls f(element) for all elements of this thread. */
     template <typename F> __device__ __forceinline__ void each_element(F f) const
     {
-        each([&](int64_t, const float (&x)[W]) {
+        each([&](int64_t, const float(&x)[W]) {
             for (int j = 0; j < W; j++) f(x[j]);
         });
     }
@@ -78,7 +79,8 @@ template <int LANES> __device__ __forceinline__ int64_t row_stride()
 
 /* Launches kernel<W, LANES>(..., rows, d) with W and LANES as the row length allows. `aligned`
  * tells whether all pointers allow vectors. */
-#define ON_ROWS(kernel, aligned, rows, d, ...) do { \
+#define ON_ROWS(kernel, aligned, rows, d, ...) \
+    do { \
         const unsigned warp_grid = sz_grid(sz_blocks(rows, THREADS / 32)); \
         const unsigned block_grid = sz_grid(rows); \
         const bool vectors = (aligned) && (d) % SZ_VECTOR == 0; \
@@ -89,15 +91,14 @@ template <int LANES> __device__ __forceinline__ int64_t row_stride()
             SZ_LAUNCH((kernel<SZ_VECTOR, THREADS>), block_grid, THREADS, 0, __VA_ARGS__, rows, d); \
         else if ((d) <= SHORT) \
             SZ_LAUNCH((kernel<1, 32>), warp_grid, THREADS, 0, __VA_ARGS__, rows, d); \
-        else \
-            SZ_LAUNCH((kernel<1, THREADS>), block_grid, THREADS, 0, __VA_ARGS__, rows, d); \
+        else SZ_LAUNCH((kernel<1, THREADS>), block_grid, THREADS, 0, __VA_ARGS__, rows, d); \
     } while (0)
 
 /* ---- sums over rows ---- */
 /* A row's mean as the sum of two f32, and r = 1 / deviation. */
 typedef struct {
     float mean;
-    float correction;       /* what rounding took from mean */
+    float correction; /* what rounding took from mean */
     float r;
 } row_stats;
 
@@ -110,10 +111,10 @@ enum { SUM_WARPS = THREADS / 32 };
 
 /* partial [chunk, 1 or 2, d] = a chunk's sums of g and, unless x is NULL, of g times the
  * normalised x. g is `ld` wide; its columns count from `col`. */
-template <int W>
-__global__ void chunk_sums_kernel(sz_elements x, sz_elements g, int64_t col, int64_t ld,
-                                  const row_stats *stats, float *partial, int64_t rows, int64_t d,
-                                  int64_t chunk_rows)
+template <int W> __global__ void chunk_sums_kernel(sz_elements x, sz_elements g, int64_t col,
+                                                   int64_t ld, const row_stats *stats,
+                                                   float *partial, int64_t rows, int64_t d,
+                                                   int64_t chunk_rows)
 {
     __shared__ float sums[SUM_WARPS][2][32 * W];
     const int lane = threadIdx.x % 32;
@@ -191,20 +192,20 @@ static int row_sums(const char *op, const sz_tensor *x, const gradient_rows &fro
     const sz_elements values = x ? sz_elements_of(x) : sz_elements{ NULL, false };
     const sz_elements g = sz_elements_of(from.g);
     if (rows > 0) {
-        const bool vectors = d % SZ_VECTOR == 0 && from.ld % SZ_VECTOR == 0
-                             && from.col % SZ_VECTOR == 0 && sz_is_aligned16(from.g)
-                             && (!x || sz_is_aligned16(x));
+        const bool vectors = d % SZ_VECTOR == 0 && from.ld % SZ_VECTOR == 0 &&
+                             from.col % SZ_VECTOR == 0 && sz_is_aligned16(from.g) &&
+                             (!x || sz_is_aligned16(x));
         const int64_t per_block = 32 * (vectors ? SZ_VECTOR : 1);
         const dim3 grid((unsigned)sz_blocks(d, per_block), (unsigned)chunks);
         if (vectors)
-            SZ_LAUNCH((chunk_sums_kernel<SZ_VECTOR>), grid, THREADS, 0,
-                      values, g, from.col, from.ld, stats, partial, rows, d, chunk_rows);
+            SZ_LAUNCH((chunk_sums_kernel<SZ_VECTOR>), grid, THREADS, 0, values, g, from.col,
+                      from.ld, stats, partial, rows, d, chunk_rows);
         else
-            SZ_LAUNCH((chunk_sums_kernel<1>), grid, THREADS, 0,
-                      values, g, from.col, from.ld, stats, partial, rows, d, chunk_rows);
+            SZ_LAUNCH((chunk_sums_kernel<1>), grid, THREADS, 0, values, g, from.col, from.ld, stats,
+                      partial, rows, d, chunk_rows);
     }
-    SZ_LAUNCH(add_chunks_kernel, (unsigned)sz_blocks(kinds * d, THREADS), THREADS, 0,
-              partial, chunks, kinds, d, plain, scaled, add);
+    SZ_LAUNCH(add_chunks_kernel, (unsigned)sz_blocks(kinds * d, THREADS), THREADS, 0, partial,
+              chunks, kinds, d, plain, scaled, add);
     return sz_cuda_launched(op);
 }
 
@@ -232,14 +233,14 @@ __device__ __forceinline__ float inverse_rms(const held_row<W, LANES> &x, float 
     return 1 / sqrtf(row_sum<LANES>(squares) / (float)x.d + eps);
 }
 
-template <int W, int LANES>
-__global__ void rmsnorm_kernel(sz_elements x, sz_elements w, sz_elements y, float eps,
-                               int64_t rows, int64_t d)
+template <int W, int LANES> __global__ void rmsnorm_kernel(sz_elements x, sz_elements w,
+                                                           sz_elements y, float eps, int64_t rows,
+                                                           int64_t d)
 {
     for (int64_t row = first_row<LANES>(); row < rows; row += row_stride<LANES>()) {
         const held_row<W, LANES> held(x, row, d);
         const float r = inverse_rms<W, LANES>(held, eps);
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float weight[W], out[W];
             sz_load_vector<W>(w, col, weight);
             for (int j = 0; j < W; j++)
@@ -263,23 +264,23 @@ extern "C" int sz_cuda_rmsnorm(const sz_call *c)
 }
 
 /* dx = r w g - x r^3 / d * sum_j(w_j g_j x_j) */
-template <int W, int LANES>
-__global__ void rmsnorm_backward_kernel(sz_elements x, sz_elements w, sz_elements dy,
-                                        sz_elements dx, row_stats *stats, float eps,
-                                        int64_t rows, int64_t d)
+template <int W, int LANES> __global__ void rmsnorm_backward_kernel(sz_elements x, sz_elements w,
+                                                                    sz_elements dy, sz_elements dx,
+                                                                    row_stats *stats, float eps,
+                                                                    int64_t rows, int64_t d)
 {
     for (int64_t row = first_row<LANES>(); row < rows; row += row_stride<LANES>()) {
         const held_row<W, LANES> held(x, row, d);
         const float r = inverse_rms<W, LANES>(held, eps);
         float dot = 0;
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float weight[W], g[W];
             sz_load_vector<W>(w, col, weight);
             sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) dot += weight[j] * g[j] * (v[j] * r);
         });
         const float k = row_sum<LANES>(dot) / (float)d * r * r;
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float weight[W], g[W], out[W];
             sz_load_vector<W>(w, col, weight);
             sz_load_vector<W>(dy, row * d + col, g);
@@ -300,8 +301,8 @@ extern "C" int sz_cuda_rmsnorm_backward(const sz_call *c)
     const int64_t rows = sz_rows(x);
     row_stats *stats = allocate_stats(rows);
     if (!stats) return -1;
-    const bool aligned = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(dy)
-                         && sz_is_aligned16(dx);
+    const bool aligned = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(dy) &&
+                         sz_is_aligned16(dx);
     ON_ROWS(rmsnorm_backward_kernel, aligned, rows, d, sz_elements_of(x), sz_elements_of(w),
             sz_elements_of(dy), sz_elements_of(dx), stats, (float)c->args[0]);
     const gradient_rows g = { dy, 0, d, rows, d };
@@ -329,14 +330,14 @@ __device__ __forceinline__ row_stats moments(const held_row<W, LANES> &x, float 
     return row_stats{ mean, correction, 1 / sqrtf(variance + eps) };
 }
 
-template <int W, int LANES>
-__global__ void layernorm_kernel(sz_elements x, sz_elements w, sz_elements b, sz_elements y,
-                                 float eps, int64_t rows, int64_t d)
+template <int W, int LANES> __global__ void layernorm_kernel(sz_elements x, sz_elements w,
+                                                             sz_elements b, sz_elements y,
+                                                             float eps, int64_t rows, int64_t d)
 {
     for (int64_t row = first_row<LANES>(); row < rows; row += row_stride<LANES>()) {
         const held_row<W, LANES> held(x, row, d);
         const row_stats s = moments<W, LANES>(held, eps);
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float weight[W], bias[W], out[W];
             sz_load_vector<W>(w, col, weight);
             sz_load_vector<W>(b, col, bias);
@@ -354,8 +355,8 @@ extern "C" int sz_cuda_layernorm(const sz_call *c)
     const sz_tensor *y = c->out[0];
     const int64_t d = sz_cols(x);
     const int64_t rows = sz_rows(x);
-    const bool aligned = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(b)
-                         && sz_is_aligned16(y);
+    const bool aligned = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(b) &&
+                         sz_is_aligned16(y);
     ON_ROWS(layernorm_kernel, aligned, rows, d, sz_elements_of(x), sz_elements_of(w),
             sz_elements_of(b), sz_elements_of(y), (float)c->args[0]);
     return sz_cuda_launched("layernorm");
@@ -364,8 +365,8 @@ extern "C" int sz_cuda_layernorm(const sz_call *c)
 /* dx = r (w g - mean(w g) - x' mean(w g x')), x' = (x - mean) r */
 template <int W, int LANES>
 __global__ void layernorm_backward_kernel(sz_elements x, sz_elements w, sz_elements dy,
-                                          sz_elements dx, row_stats *stats, float eps,
-                                          int64_t rows, int64_t d)
+                                          sz_elements dx, row_stats *stats, float eps, int64_t rows,
+                                          int64_t d)
 {
     for (int64_t row = first_row<LANES>(); row < rows; row += row_stride<LANES>()) {
         const held_row<W, LANES> held(x, row, d);
@@ -373,7 +374,7 @@ __global__ void layernorm_backward_kernel(sz_elements x, sz_elements w, sz_eleme
         /* Both means. */
         float sum = 0;
         float dot = 0;
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float weight[W], g[W];
             sz_load_vector<W>(w, col, weight);
             sz_load_vector<W>(dy, row * d + col, g);
@@ -385,7 +386,7 @@ __global__ void layernorm_backward_kernel(sz_elements x, sz_elements w, sz_eleme
         sum = row_sum<LANES>(sum) / (float)d;
         dot = row_sum<LANES>(dot) / (float)d;
         /* The gradient, and what row_sums needs. */
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float weight[W], g[W], out[W];
             sz_load_vector<W>(w, col, weight);
             sz_load_vector<W>(dy, row * d + col, g);
@@ -407,13 +408,12 @@ extern "C" int sz_cuda_layernorm_backward(const sz_call *c)
     const int64_t rows = sz_rows(x);
     row_stats *stats = allocate_stats(rows);
     if (!stats) return -1;
-    const bool aligned = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(dy)
-                         && sz_is_aligned16(dx);
+    const bool aligned = sz_is_aligned16(x) && sz_is_aligned16(w) && sz_is_aligned16(dy) &&
+                         sz_is_aligned16(dx);
     ON_ROWS(layernorm_backward_kernel, aligned, rows, d, sz_elements_of(x), sz_elements_of(w),
             sz_elements_of(dy), sz_elements_of(dx), stats, (float)c->args[0]);
     const gradient_rows g = { dy, 0, d, rows, d };
-    return row_sums("layernorm_backward", x, g, stats, sz_f32(c->out[2]), sz_f32(c->out[1]),
-                    false);
+    return row_sums("layernorm_backward", x, g, stats, sz_f32(c->out[2]), sz_f32(c->out[1]), false);
 }
 
 /* ---- softmax over the last dimension ---- */
@@ -428,7 +428,7 @@ __global__ void softmax_kernel(sz_elements x, sz_elements y, int64_t rows, int64
         float sum = 0;
         held.each_element([&](float v) { sum += expf(v - highest); });
         const float scale = 1 / row_sum<LANES>(sum);
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float out[W];
             for (int j = 0; j < W; j++) out[j] = expf(v[j] - highest) * scale;
             sz_store_vector<W>(y, row * d + col, out);
@@ -442,26 +442,26 @@ extern "C" int sz_cuda_softmax(const sz_call *c)
     const sz_tensor *y = c->out[0];
     const int64_t d = sz_cols(x);
     const int64_t rows = sz_rows(x);
-    ON_ROWS(softmax_kernel, sz_is_aligned16(x) && sz_is_aligned16(y), rows, d,
-            sz_elements_of(x), sz_elements_of(y));
+    ON_ROWS(softmax_kernel, sz_is_aligned16(x) && sz_is_aligned16(y), rows, d, sz_elements_of(x),
+            sz_elements_of(y));
     return sz_cuda_launched("softmax");
 }
 
 /* dx = y (dy - sum(y dy)) */
-template <int W, int LANES>
-__global__ void softmax_backward_kernel(sz_elements y, sz_elements dy, sz_elements dx,
-                                        int64_t rows, int64_t d)
+template <int W, int LANES> __global__ void softmax_backward_kernel(sz_elements y, sz_elements dy,
+                                                                    sz_elements dx, int64_t rows,
+                                                                    int64_t d)
 {
     for (int64_t row = first_row<LANES>(); row < rows; row += row_stride<LANES>()) {
         const held_row<W, LANES> held(y, row, d);
         float dot = 0;
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float g[W];
             sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) dot += v[j] * g[j];
         });
         dot = row_sum<LANES>(dot);
-        held.each([&](int64_t col, const float (&v)[W]) {
+        held.each([&](int64_t col, const float(&v)[W]) {
             float g[W], out[W];
             sz_load_vector<W>(dy, row * d + col, g);
             for (int j = 0; j < W; j++) out[j] = v[j] * (g[j] - dot);

@@ -44,7 +44,7 @@ struct sample_settings {
  * key equals it and whose id is at most last_id. */
 struct row_view {
     const float *logits;
-    const uint32_t *banned, *seen;          /* bit masks, or NULL */
+    const uint32_t *banned, *seen; /* bit masks, or NULL */
     float penalty, scale, best;
     uint32_t key;
     int32_t last_id;
@@ -203,8 +203,8 @@ __device__ static int32_t look_up(int32_t vocab, fixed target, block_memory &m, 
 struct search {
     int64_t most;
     fixed mass;
-    int64_t count;          /* tokens passed so far ... */
-    fixed sum;              /* ... and their weight */
+    int64_t count; /* tokens passed so far ... */
+    fixed sum;     /* ... and their weight */
 };
 
 /* Walks the n buckets, from the last to the first if `down`. Finds the first bucket that is not
@@ -256,9 +256,9 @@ __device__ static void find_bucket(block_memory &m, int n, bool down, const sear
 
 /* What is known of the key that a cut looks for. */
 struct known_key {
-    int bucket;             /* of the first histogram */
-    uint32_t prefix;        /* leading bits of the key ... */
-    uint32_t mask;          /* ... and which bits those are */
+    int bucket;      /* of the first histogram */
+    uint32_t prefix; /* leading bits of the key ... */
+    uint32_t mask;   /* ... and which bits those are */
 };
 
 /* Makes the histogram of a level: over the distance from the best token at level 0, then over the
@@ -311,7 +311,7 @@ __device__ static void cut(row_view &row, int32_t vocab, int64_t most, fixed mas
         __syncthreads();
         fill_histogram(row, vocab, level, shift, known, m);
         find_bucket(m, n, level > 0, s);
-        if (m.found < 0) return;            /* fewer than `most` tokens have a weight */
+        if (m.found < 0) return; /* fewer than `most` tokens have a weight */
         s.count = m.found_count;
         s.sum = m.found_sum;
         if (level == 0) {
@@ -330,15 +330,13 @@ __device__ static void cut(row_view &row, int32_t vocab, int64_t most, fixed mas
     const int64_t kept = kept_of_equal(s, equal, each);
     const row_view before = row;
     row.key = key;
-    if (kept == 0)
-        row.last_id = -1;
+    if (kept == 0) row.last_id = -1;
     else if (kept < equal)
         row.last_id = look_up(vocab, (fixed)(kept - 1), m, [&](int32_t i) {
             uint32_t k = row_view::key_of(before.adjusted(i));
             return (fixed)(k == key && before.is_kept(k, i));
         });
-    else
-        row.last_id = before.key == key ? before.last_id : INT32_MAX;
+    else row.last_id = before.key == key ? before.last_id : INT32_MAX;
 }
 
 /* ---- the kernel ---- */
@@ -378,15 +376,17 @@ __device__ static __forceinline__ int32_t draw(row_view &row, int32_t vocab,
 
 /* One block for each row. The token is -1 if a logit is NaN or +inf, and -2 if no token is left. */
 static __global__ void __launch_bounds__(THREADS)
-sample(const float *logits, int32_t vocab, int32_t words, const sample_settings *settings,
-       const sample_row *places, const uint32_t *banned, const uint32_t *seen,
-       sample_result *results)
+    sample(const float *logits, int32_t vocab, int32_t words, const sample_settings *settings,
+           const sample_row *places, const uint32_t *banned, const uint32_t *seen,
+           sample_result *results)
 {
     __shared__ block_memory m;
     const sample_settings s = *settings;
     const int64_t r = blockIdx.x;
-    row_view row = { logits + r * vocab, banned, seen ? seen + r * words : NULL,
-                     s.penalty, s.scale, 0, 0, INT32_MAX };
+    row_view row = {
+        logits + r * vocab, banned, seen ? seen + r * words : NULL, s.penalty, s.scale, 0, 0,
+        INT32_MAX
+    };
 
     /* The largest logit, before and after adjusting. */
     float max = -INFINITY;
@@ -449,12 +449,11 @@ static void pack_bits(const uint8_t *from, int64_t n, uint32_t *to)
 
 /* The block has the same layout on both sides: settings, places, the bits of banned, those of
  * seen. */
-int sz_cuda_sample_layout(int64_t rows, int64_t vocab, bool banned, bool seen,
-                          sz_sample_layout *to)
+int sz_cuda_sample_layout(int64_t rows, int64_t vocab, bool banned, bool seen, sz_sample_layout *to)
 {
     if (vocab >= 1 << 19)
-        return sz_fail("sample: a vocabulary of %lld is too large, it may be %d",
-                       (long long)vocab, (1 << 19) - 1);
+        return sz_fail("sample: a vocabulary of %lld is too large, it may be %d", (long long)vocab,
+                       (1 << 19) - 1);
     sz_sample_layout l = {};
     l.rows = rows;
     l.vocab = vocab;
@@ -507,8 +506,7 @@ int sz_cuda_sample_launch(const sz_sample_layout &l, const sz_tensor *logits, co
     return sz_cuda_launched("sample");
 }
 
-int sz_cuda_sample_read(const sz_sample_layout &l, const char *from, int32_t *token,
-                        float *logprob)
+int sz_cuda_sample_read(const sz_sample_layout &l, const char *from, int32_t *token, float *logprob)
 {
     const sample_result *results = (const sample_result *)from;
     for (int64_t i = 0; i < l.rows; i++) {
@@ -529,7 +527,7 @@ extern "C" int sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uin
     if (logits->shape[0] == 0) return 0;
     if (s->repetition_penalty == 1) seen = NULL;
     if (sz_cuda_sample_layout(logits->shape[0], logits->shape[1], banned, seen, &l) != 0) return -1;
-    const size_t results = (l.bytes + 15) / 16 * 16;    /* their offset on the device */
+    const size_t results = (l.bytes + 15) / 16 * 16; /* their offset on the device */
     char *block = (char *)malloc(l.bytes + l.results);
     if (!block) return sz_fail("sample: out of memory");
     char *device = (char *)sz_cuda_scratch(l.bytes + l.results + 16);

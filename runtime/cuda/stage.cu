@@ -18,11 +18,11 @@ int sz_cuda_not_recording(const char *what)
 }
 
 struct staged_entry {
-    sz_cuda_cache_entry entry;      /* first, so that an entry's address is that of its struct */
+    sz_cuda_cache_entry entry; /* first, so that an entry's address is that of its struct */
     int32_t key[4];
-    const void *source;             /* the host bytes; they exist as long as the step */
+    const void *source; /* the host bytes; they exist as long as the step */
     size_t source_bytes;
-    size_t offset;                  /* in the buffer */
+    size_t offset; /* in the buffer */
 };
 
 static struct {
@@ -33,7 +33,7 @@ static struct {
     enum { CLOSED, OPEN, SENT } state;
 } stage;
 
-/* Makes room for so many bytes in total. The buffer's contents stay, on the host. */
+/* Makes room for `bytes` bytes in total, and keeps the contents on the host. */
 static int grow(size_t bytes)
 {
     if (bytes <= stage.room) return 0;
@@ -41,8 +41,8 @@ static int grow(size_t bytes)
     while (room < bytes) room *= 2;
     char *host = NULL;
     char *device = (char *)sz_cuda_allocate(room);
-    if (!device
-        || sz_cuda_check(cudaHostAlloc(&host, room, cudaHostAllocDefault), "pinned memory") != 0) {
+    if (!device ||
+        sz_cuda_check(cudaHostAlloc(&host, room, cudaHostAllocDefault), "pinned memory") != 0) {
         sz_cuda_release(device);
         return -1;
     }
@@ -71,8 +71,8 @@ sz_cuda_cache_entry *sz_cuda_staged(const void *source, size_t bytes, const int3
 {
     if (stage.state != stage.SENT) return NULL;
     for (staged_entry *e = stage.entry; e < stage.entry + stage.count; e++)
-        if (e->source == source && e->source_bytes == bytes
-            && memcmp(e->key, key, sizeof e->key) == 0)
+        if (e->source == source && e->source_bytes == bytes &&
+            memcmp(e->key, key, sizeof e->key) == 0)
             return &e->entry;
     return NULL;
 }

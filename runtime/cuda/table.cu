@@ -27,8 +27,8 @@ static const sz_kernel kernels[SZ_OP_COUNT] = {
 static const char *describe(void)
 {
     static char text[1536];
-    snprintf(text, sizeof text, "%s%s%s",
-             sz_cuda_describe(), sz_cuda_gemm_describe(), sz_cudnn_describe());
+    snprintf(text, sizeof text, "%s%s%s", sz_cuda_describe(), sz_cuda_gemm_describe(),
+             sz_cudnn_describe());
     return text;
 }
 

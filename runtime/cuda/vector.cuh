@@ -36,9 +36,15 @@ static inline bool sz_is_aligned16(const sz_tensor *t) { return sz_is_aligned16(
 
 /* Bytes of any type as 32-bit words, which the compiler loads or stores with one instruction. */
 template <int WORDS> struct sz_words;
-template <> struct __attribute__((may_alias, aligned(4))) sz_words<1> { uint32_t v[1]; };
-template <> struct __attribute__((may_alias, aligned(8))) sz_words<2> { uint32_t v[2]; };
-template <> struct __attribute__((may_alias, aligned(16))) sz_words<4> { uint32_t v[4]; };
+template <> struct __attribute__((may_alias, aligned(4))) sz_words<1> {
+    uint32_t v[1];
+};
+template <> struct __attribute__((may_alias, aligned(8))) sz_words<2> {
+    uint32_t v[2];
+};
+template <> struct __attribute__((may_alias, aligned(16))) sz_words<4> {
+    uint32_t v[4];
+};
 
 /* ---- loads and stores of W elements ---- */
 template <int W> __device__ __forceinline__ void sz_load_vector(const float *p, float (&v)[W])
@@ -95,9 +101,8 @@ __device__ __forceinline__ void sz_load_vector(const sz_elements &e, int64_t i, 
     else sz_load_vector<W>((const float *)e.data + i, v);
 }
 
-template <int W>
-__device__ __forceinline__ void sz_store_vector(const sz_elements &e, int64_t i,
-                                                const float (&v)[W])
+template <int W> __device__ __forceinline__ void sz_store_vector(const sz_elements &e, int64_t i,
+                                                                 const float (&v)[W])
 {
     if (e.is_bf16) sz_store_vector<W>((bf16 *)e.data + i, v);
     else sz_store_vector<W>((float *)e.data + i, v);

@@ -15,8 +15,8 @@
 /* Where things are; each ends with 0. library is "" when the core has not been built. */
 typedef struct {
     char executable[PATH_MAX];
-    char root[PATH_MAX];            /* the folder that holds lua/, recipes/, examples/ */
-    char library[PATH_MAX];         /* libsegzero.so */
+    char root[PATH_MAX];    /* the folder that holds lua/, recipes/, examples/ */
+    char library[PATH_MAX]; /* libsegzero.so */
 } host_paths;
 
 extern host_paths sz_paths;
@@ -45,10 +45,10 @@ int sz_host_open(lua_State *L);
 /* ---- options.c ---- */
 
 typedef struct {
-    const char *device;             /* NULL: not given */
+    const char *device; /* NULL: not given */
     const char *threads;
-    int script;                     /* index in argv of the script; argc when there is none */
-    int chunks;                     /* number of -e options */
+    int script; /* index in argv of the script; argc when there is none */
+    int chunks; /* number of -e options */
     bool version;
     bool help;
 } host_options;

@@ -12,20 +12,17 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SECOND_PRESS_MS = 2000 };    /* two presses within this time end the process */
+enum { SECOND_PRESS_MS = 2000 }; /* two presses within this time end the process */
 
 static lua_State *main_state;
 static pthread_t main_thread;
-static void (*volatile core_interrupt)(int);     /* the core's flag; NULL until Lua registers it */
-static volatile sig_atomic_t call_depth;         /* > 0: user code runs, so Ctrl-C raises */
-static volatile sig_atomic_t interrupt_noted;    /* pressed while no user code ran */
-static volatile sig_atomic_t interrupt_pending;  /* pressed, and nothing has answered yet */
-static volatile long interrupt_time;             /* the last press, CLOCK_MONOTONIC milliseconds */
+static void (*volatile core_interrupt)(int);    /* the core's flag; NULL until Lua registers it */
+static volatile sig_atomic_t call_depth;        /* > 0: user code runs, so Ctrl-C raises */
+static volatile sig_atomic_t interrupt_noted;   /* pressed while no user code ran */
+static volatile sig_atomic_t interrupt_pending; /* pressed, and nothing has answered yet */
+static volatile long interrupt_time;            /* the last press, CLOCK_MONOTONIC milliseconds */
 
-void sz_interrupt_set_core(void (*set)(int))
-{
-    core_interrupt = set;
-}
+void sz_interrupt_set_core(void (*set)(int)) { core_interrupt = set; }
 
 bool sz_interrupt_noted(void)
 {
@@ -37,8 +34,7 @@ bool sz_interrupt_noted(void)
 static void interrupt_answered(void)
 {
     interrupt_pending = 0;
-    if (core_interrupt)
-        core_interrupt(0);
+    if (core_interrupt) core_interrupt(0);
 }
 
 static void interrupt_hook(lua_State *L, lua_Debug *ar)
@@ -89,15 +85,14 @@ static void on_sigint(int sig)
     /* Stop both C loops and Lua code at the next opportunity. */
     interrupt_pending = 1;
     interrupt_time = ms;
-    if (core_interrupt)
-        core_interrupt(1);
+    if (core_interrupt) core_interrupt(1);
     lua_sethook(main_state, interrupt_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
 }
 
 /* Without SA_RESTART a blocked read returns, so Ctrl-C also ends a wait for input. */
 void sz_interrupt_install(lua_State *L)
 {
-    struct sigaction action = {.sa_handler = on_sigint};
+    struct sigaction action = { .sa_handler = on_sigint };
 
     main_state = L;
     main_thread = pthread_self();
@@ -111,18 +106,14 @@ void sz_interrupt_install(lua_State *L)
  * do, or comes from Ctrl-C. Other messages are addressed to the user. */
 static bool wants_traceback(const char *message)
 {
-    if (strcmp(message, "interrupted!") == 0)
-        return true;
-    if (strstr(message, "\nstack traceback:"))
-        return false;
+    if (strcmp(message, "interrupted!") == 0) return true;
+    if (strstr(message, "\nstack traceback:")) return false;
 
     /* Look for ":digits:" in the first line. */
     for (const char *p = message; *p && *p != '\n'; p++) {
         const char *end = p + 1;
-        while (*end >= '0' && *end <= '9')
-            end++;
-        if (*p == ':' && end > p + 1 && *end == ':')
-            return true;
+        while (*end >= '0' && *end <= '9') end++;
+        if (*p == ':' && end > p + 1 && *end == ':') return true;
     }
     return false;
 }
@@ -136,8 +127,7 @@ static int add_traceback(lua_State *L)
         lua_replace(L, 1);
         lua_settop(L, 1);
     }
-    if (wants_traceback(lua_tostring(L, 1)))
-        luaL_traceback(L, L, lua_tostring(L, 1), 1);
+    if (wants_traceback(lua_tostring(L, 1))) luaL_traceback(L, L, lua_tostring(L, 1), 1);
     return 1;
 }
 
@@ -149,8 +139,7 @@ int sz_call_protected(lua_State *L, int nargs, int nresults)
     lua_pushcfunction(L, add_traceback);
     lua_insert(L, base);
 
-    if (call_depth == 0)
-        interrupt_answered();
+    if (call_depth == 0) interrupt_answered();
     call_depth++;
     int status = lua_pcall(L, nargs, nresults, base);
     call_depth--;

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { LUAJIT_TCDATA = 10 };        /* lua_type of cdata, which LuaJIT's headers do not name */
+enum { LUAJIT_TCDATA = 10 }; /* lua_type of cdata, which LuaJIT's headers do not name */
 
 static int host_call(lua_State *L)
 {
@@ -42,8 +42,7 @@ static int host_on_interrupt(lua_State *L)
     void *address = NULL;
     void (*set)(int);
 
-    if (lua_type(L, 1) == LUAJIT_TCDATA)
-        memcpy(&address, lua_topointer(L, 1), sizeof address);
+    if (lua_type(L, 1) == LUAJIT_TCDATA) memcpy(&address, lua_topointer(L, 1), sizeof address);
     luaL_argcheck(L, address != NULL, 1, "expected a C function void (*)(int)");
     memcpy(&set, &address, sizeof set);
     sz_interrupt_set_core(set);
@@ -58,11 +57,11 @@ static void set_string(lua_State *L, const char *key, const char *value)
 
 int sz_host_open(lua_State *L)
 {
-    static const luaL_Reg functions[] = {{"call", host_call},
-                                         {"interrupted", host_interrupted},
-                                         {"isatty", host_isatty},
-                                         {"on_interrupt", host_on_interrupt},
-                                         {NULL, NULL}};
+    static const luaL_Reg functions[] = { { "call", host_call },
+                                          { "interrupted", host_interrupted },
+                                          { "isatty", host_isatty },
+                                          { "on_interrupt", host_on_interrupt },
+                                          { NULL, NULL } };
 
     /* The functions. */
     lua_newtable(L);
@@ -75,7 +74,6 @@ int sz_host_open(lua_State *L)
     set_string(L, "executable", sz_paths.executable);
     set_string(L, "root", sz_paths.root);
     set_string(L, "version", SZ_VERSION);
-    if (sz_paths.library[0])
-        set_string(L, "library", sz_paths.library);
+    if (sz_paths.library[0]) set_string(L, "library", sz_paths.library);
     return 1;
 }

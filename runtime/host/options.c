@@ -38,13 +38,11 @@ static int option_value(char **argv, int argc, int *i, const char *name, const c
 {
     size_t n = strlen(name);
 
-    if (strncmp(argv[*i], name, n) != 0)
-        return 0;
+    if (strncmp(argv[*i], name, n) != 0) return 0;
     if (argv[*i][n] == '=' && n > 2) {
         *value = argv[*i] + n + 1;
     } else if (argv[*i][n] == 0) {
-        if (*i + 1 >= argc)
-            return bad_option("a value is missing after", name, list_options);
+        if (*i + 1 >= argc) return bad_option("a value is missing after", name, list_options);
         *value = argv[++*i];
     } else {
         return 0;
@@ -76,31 +74,23 @@ static int check_device(const char *device)
 /* The options that stand alone. Returns whether s is one. */
 static bool read_flag(host_options *o, const char *s)
 {
-    if (strcmp(s, "--version") == 0 || strcmp(s, "-v") == 0)
-        o->version = true;
-    else if (strcmp(s, "--help") == 0 || strcmp(s, "-h") == 0)
-        o->help = true;
-    else
-        return false;
+    if (strcmp(s, "--version") == 0 || strcmp(s, "-v") == 0) o->version = true;
+    else if (strcmp(s, "--help") == 0 || strcmp(s, "-h") == 0) o->help = true;
+    else return false;
     return true;
 }
 
 /* Reads the option at argv[*i] and its value. *chunk is set by -e. Returns 0 or -1. */
 static int read_option(host_options *o, char **argv, int argc, int *i, const char **chunk)
 {
-    if (read_flag(o, argv[*i]))
-        return 0;
+    if (read_flag(o, argv[*i])) return 0;
 
     int found = option_value(argv, argc, i, "-e", chunk);
-    if (found == 0)
-        found = option_value(argv, argc, i, "--device", &o->device);
-    if (found == 0)
-        found = option_value(argv, argc, i, "--threads", &o->threads);
+    if (found == 0) found = option_value(argv, argc, i, "--device", &o->device);
+    if (found == 0) found = option_value(argv, argc, i, "--threads", &o->threads);
 
-    if (found < 0)
-        return -1;
-    if (found == 0)
-        return bad_option("unknown option", argv[*i], list_options);
+    if (found < 0) return -1;
+    if (found == 0) return bad_option("unknown option", argv[*i], list_options);
     return 0;
 }
 
@@ -117,17 +107,14 @@ int sz_options_read(host_options *o, char **argv, int argc, lua_State *L)
             i++;
             break;
         }
-        if (read_option(o, argv, argc, &i, &chunk))
-            return -1;
+        if (read_option(o, argv, argc, &i, &chunk)) return -1;
         if (chunk) {
             o->chunks++;
-            if (L && sz_run_chunk(L, chunk))
-                return -1;
+            if (L && sz_run_chunk(L, chunk)) return -1;
         }
     }
     o->script = i < argc ? i : argc;
 
-    if (o->threads && check_threads(o->threads))
-        return -1;
+    if (o->threads && check_threads(o->threads)) return -1;
     return o->device ? check_device(o->device) : 0;
 }

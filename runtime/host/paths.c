@@ -23,8 +23,7 @@ static bool find(char *dst, const char *dir, const char *tail, const char *probe
     int n = snprintf(path, sizeof path, "%s%s%s", dir, tail, probe);
     if (n > 0 && n < PATH_MAX && access(path, R_OK) == 0) {
         path[strlen(dir) + strlen(tail)] = 0;
-        if (realpath(path, dst))
-            return true;
+        if (realpath(path, dst)) return true;
     }
     dst[0] = 0;
     return false;
@@ -48,17 +47,13 @@ int sz_paths_find(void)
 
     /* The core may be missing: scripts that compute nothing run without it. */
     bool found = find(sz_paths.library, dir, "/libsegzero.so", "");
-    if (!found)
-        found = find(sz_paths.library, dir, "/build/libsegzero.so", "");
-    if (!found)
-        find(sz_paths.library, dir, "/../lib/segzero/libsegzero.so", "");
+    if (!found) found = find(sz_paths.library, dir, "/build/libsegzero.so", "");
+    if (!found) find(sz_paths.library, dir, "/../lib/segzero/libsegzero.so", "");
 
     /* The Lua files are needed. */
     found = find(sz_paths.root, dir, "", probe);
-    if (!found)
-        found = find(sz_paths.root, dir, "/../..", probe);
-    if (!found)
-        found = find(sz_paths.root, dir, "/../share/segzero", probe);
+    if (!found) found = find(sz_paths.root, dir, "/../..", probe);
+    if (!found) found = find(sz_paths.root, dir, "/../share/segzero", probe);
     if (!found) {
         fprintf(stderr, "segzero: cannot find lua/segzero next to %s or in ../share/segzero\n",
                 executable);

@@ -23,11 +23,9 @@ static int report(lua_State *L, int status)
 /* Calls the chunk on top of the stack with args. load_status: what loading it returned. */
 static int run_loaded(lua_State *L, int load_status, char **args, int nargs)
 {
-    if (load_status)
-        return report(L, load_status);
+    if (load_status) return report(L, load_status);
     luaL_checkstack(L, nargs + 2, "too many script arguments");
-    for (int i = 0; i < nargs; i++)
-        lua_pushstring(L, args[i]);
+    for (int i = 0; i < nargs; i++) lua_pushstring(L, args[i]);
     return report(L, sz_call_protected(L, nargs, 0));
 }
 
@@ -59,15 +57,13 @@ int sz_run_script(lua_State *L, const char *name, char **args, int nargs)
 {
     char installed[PATH_MAX];
 
-    if (name && strcmp(name, "-") == 0)
-        name = NULL;
+    if (name && strcmp(name, "-") == 0) name = NULL;
     if (name && access(name, F_OK) != 0) {
         /* Not here: one that came with segzero, or an error that names the nearest. */
         int n = -1;
-        if (name[0] != '/')
-            n = snprintf(installed, sizeof installed, "%s/%s", sz_paths.root, name);
+        if (name[0] != '/') n = snprintf(installed, sizeof installed, "%s/%s", sz_paths.root, name);
         if (n < 0 || n >= PATH_MAX || access(installed, R_OK) != 0) {
-            char *missing[] = {(char *)name};
+            char *missing[] = { (char *)name };
             return sz_run_with_args(L, "require('segzero.tools.scripts').missing(...)", missing, 1);
         }
         name = installed;

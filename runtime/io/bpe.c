@@ -8,7 +8,7 @@
 #include "tokenizer.h"
 #include <stdlib.h>
 
-enum { SHORT_WORD = 48 };           /* symbols of a word that is searched without a heap */
+enum { SHORT_WORD = 48 }; /* symbols of a word that is searched without a heap */
 
 /* ---- hash tables ---- */
 
@@ -121,7 +121,7 @@ static inline const merge *find_merge(const sz_tokenizer *t, int32_t left, int32
 /* Merges ids [n] in place; returns the new count. Each round looks at all pairs. */
 static int merge_short(const sz_tokenizer *t, int32_t *ids, int n)
 {
-    const merge *found[SHORT_WORD];    /* of symbols i and i + 1 */
+    const merge *found[SHORT_WORD]; /* of symbols i and i + 1 */
     for (int i = 0; i + 1 < n; i++) found[i] = find_merge(t, ids[i], ids[i + 1]);
     for (;;) {
         /* The lowest rank, the leftmost of equals. */
@@ -203,8 +203,7 @@ static int merge_candidate(sz_tokenizer *t, candidate c)
 
 static int encode_long(sz_tokenizer *t, const char *word, size_t len)
 {
-    if (len > INT32_MAX / 2)
-        return sz_fail("a piece of %zu bytes is too long to tokenize", len);
+    if (len > INT32_MAX / 2) return sz_fail("a piece of %zu bytes is too long to tokenize", len);
     if (sz_tokenizer_reserve(&t->symbols, &t->symbol_room, len, sizeof *t->symbols) != 0) return -1;
 
     /* Single bytes, and the pairs of neighbours. */

@@ -225,12 +225,9 @@ sz_image *sz_image_load(const char *path)
 
     enum format format = sniff(bytes, len);
     sz_image *im = NULL;
-    if (format == UNKNOWN)
-        unknown_format(path);
-    else if (format == WEBP)
-        im = load_webp(path, bytes, len);
-    else
-        im = load_stb(path, format, bytes, len);
+    if (format == UNKNOWN) unknown_format(path);
+    else if (format == WEBP) im = load_webp(path, bytes, len);
+    else im = load_stb(path, format, bytes, len);
     free(bytes);
     return im;
 }
@@ -283,15 +280,18 @@ void sz_image_free(sz_image *im)
     free(im);
 }
 
-int      sz_image_width(const sz_image *im) { return im->width; }
-int      sz_image_height(const sz_image *im) { return im->height; }
+int sz_image_width(const sz_image *im) { return im->width; }
+int sz_image_height(const sz_image *im) { return im->height; }
 uint8_t *sz_image_pixels(sz_image *im) { return im->pixels; }
 
 /* ---- writing ---- */
 
 enum { JPEG_QUALITY = 92 };
 
-typedef struct { sz_writer file; int failed; } sink;
+typedef struct {
+    sz_writer file;
+    int failed;
+} sink;
 
 static void sink_put(void *context, void *bytes, int n)
 {
@@ -309,8 +309,7 @@ static int write_image(const char *path, enum format format, int w, int h, int c
     int ok;
     if (format == JPEG)
         ok = stbi_write_jpg_to_func(sink_put, &s, w, h, channels, pixels, JPEG_QUALITY);
-    else
-        ok = stbi_write_png_to_func(sink_put, &s, w, h, channels, pixels, w * channels);
+    else ok = stbi_write_png_to_func(sink_put, &s, w, h, channels, pixels, w * channels);
     if (s.failed) return -1;
     if (!ok) {
         sz_writer_abort(&s.file);

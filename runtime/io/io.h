@@ -15,16 +15,16 @@ uint8_t *sz_io_read(const char *path, size_t max, size_t *len);
 
 /* A file under construction: bytes go to "path.tmp", which is renamed to path on commit. */
 typedef struct {
-    int fd;             /* -1: closed */
-    char *path, *tmp;   /* owned */
+    int fd;           /* -1: closed */
+    char *path, *tmp; /* owned */
 } sz_writer;
 
 /* Each returns 0, or -1 with a message; after a failure the temporary file has been removed and the
  * writer closed. */
-int  sz_writer_open(sz_writer *w, const char *path);
-int  sz_writer_put(sz_writer *w, const void *bytes, size_t len);
-int  sz_writer_commit(sz_writer *w);    /* syncs file and folder, renames */
-void sz_writer_abort(sz_writer *w);     /* removes the temporary file; harmless after commit */
+int sz_writer_open(sz_writer *w, const char *path);
+int sz_writer_put(sz_writer *w, const void *bytes, size_t len);
+int sz_writer_commit(sz_writer *w); /* syncs file and folder, renames */
+void sz_writer_abort(sz_writer *w); /* removes the temporary file; harmless after commit */
 
 /* ---- jobs.c ---- */
 
@@ -32,14 +32,14 @@ void sz_writer_abort(sz_writer *w);     /* removes the temporary file; harmless 
  * runs on the main thread when the job is freed, or at once if the job cannot be made (NULL with a
  * message). at_once: the job has ended when this function returns. */
 sz_job *sz_job_start(int (*run)(void *), void (*dispose)(void *), void *context, bool at_once);
-void   *sz_job_context(sz_job *j);
+void *sz_job_context(sz_job *j);
 
 /* ---- image.c, resize.c ---- */
 
 struct sz_image {
-    int refs;           /* sz_image_free drops one; belongs to the main thread, as for tensors */
+    int refs; /* sz_image_free drops one; belongs to the main thread, as for tensors */
     int width, height;
-    uint8_t *pixels;    /* [height, width, 3], owned */
+    uint8_t *pixels; /* [height, width, 3], owned */
 };
 
 /* Whether an image may have this size: 0, or -1 with a message that begins with `name`. */

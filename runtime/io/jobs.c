@@ -18,14 +18,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { THREADS = 2 };       /* one may write a checkpoint for minutes: the other reads images */
+enum { THREADS = 2 }; /* one may write a checkpoint for minutes: the other reads images */
 
 enum state { WAITING, RUNNING, DONE };
 
 struct sz_job {
     enum state state;
     int rc;
-    char message[1024];                 /* if rc is not 0 */
+    char message[1024]; /* if rc is not 0 */
     int (*run)(void *context);
     void (*dispose)(void *context);
     void *context;
@@ -53,10 +53,8 @@ static sz_job *dequeue(sz_job *wanted)
     }
     if (!j) return NULL;
 
-    if (previous)
-        previous->next = j->next;
-    else
-        oldest = j->next;
+    if (previous) previous->next = j->next;
+    else oldest = j->next;
     if (newest == j) newest = previous;
     j->state = RUNNING;
     return j;
@@ -112,10 +110,8 @@ static void start_thread(void)
 static void enqueue(sz_job *j)
 {
     pthread_mutex_lock(&lock);
-    if (newest)
-        newest->next = j;
-    else
-        oldest = j;
+    if (newest) newest->next = j;
+    else oldest = j;
     newest = j;
     if (!idle && started < THREADS) start_thread();
     pthread_cond_signal(&added);
@@ -132,10 +128,8 @@ sz_job *sz_job_start(int (*run_job)(void *), void (*dispose)(void *), void *cont
     j->run = run_job;
     j->dispose = dispose;
     j->context = context;
-    if (at_once)
-        run(j);
-    else
-        enqueue(j);
+    if (at_once) run(j);
+    else enqueue(j);
     return j;
 }
 
@@ -168,8 +162,7 @@ void sz_job_free(sz_job *j)
 {
     if (!j) return;
     pthread_mutex_lock(&lock);
-    if (j->state == WAITING)
-        dequeue(j);
+    if (j->state == WAITING) dequeue(j);
     else
         while (j->state != DONE) pthread_cond_wait(&ended, &lock);
     pthread_mutex_unlock(&lock);

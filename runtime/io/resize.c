@@ -111,7 +111,7 @@ static inline uint8_t clip(int32_t v)
 static void pass_rows(const filter_table *t, const uint8_t *in, uint8_t *out, int height, int w_in,
                       int w_out)
 {
-    #pragma omp parallel for if ((int64_t)height * w_out > 16384)
+#pragma omp parallel for if ((int64_t)height * w_out > 16384)
     for (int y = 0; y < height; y++) {
         const uint8_t *row = in + (size_t)y * (size_t)w_in * 3;
         uint8_t *dst = out + (size_t)y * (size_t)w_out * 3;
@@ -137,9 +137,9 @@ static void pass_rows(const filter_table *t, const uint8_t *in, uint8_t *out, in
 static void pass_columns(const filter_table *t, const uint8_t *in, uint8_t *out, int width,
                          int h_out)
 {
-    enum { STRIP = 1024 };    /* bytes of a row whose sums stay in the first-level cache */
+    enum { STRIP = 1024 }; /* bytes of a row whose sums stay in the first-level cache */
     int bytes = width * 3;
-    #pragma omp parallel for if ((int64_t)width * h_out > 16384)
+#pragma omp parallel for if ((int64_t)width * h_out > 16384)
     for (int y = 0; y < h_out; y++) {
         int32_t sum[STRIP];
         for (int x0 = 0; x0 < bytes; x0 += STRIP) {
@@ -194,12 +194,9 @@ sz_image *sz_image_resize(const sz_image *im, int width, int height, int filter)
         bool columns = columns_first ? pass == 0 : pass == 1;
         const sz_image *src = done ? done : im;
         sz_image *next;
-        if (columns && height != src->height)
-            next = resize_columns(src, height, filter);
-        else if (!columns && width != src->width)
-            next = resize_rows(src, width, filter);
-        else
-            continue;
+        if (columns && height != src->height) next = resize_columns(src, height, filter);
+        else if (!columns && width != src->width) next = resize_rows(src, width, filter);
+        else continue;
         sz_image_free(done);
         if (!next) return NULL;
         done = next;

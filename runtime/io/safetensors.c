@@ -28,31 +28,31 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "safetensors data is little endian and is used in place");
 
 enum {
-    MAX_HEADER = 100000000,         /* the limit of the reference implementation */
-    READ_AHEAD_STEP = 16 << 20      /* bytes; soon stopped, yet large enough to keep a disk busy */
+    MAX_HEADER = 100000000,    /* the limit of the reference implementation */
+    READ_AHEAD_STEP = 16 << 20 /* bytes; soon stopped, yet large enough to keep a disk busy */
 };
 
 typedef struct {
     void *base;
     size_t bytes;
-    int fd;                         /* -1: the file is not read ahead */
-    bool started;                   /* reader runs or has run */
+    int fd;       /* -1: the file is not read ahead */
+    bool started; /* reader runs or has run */
     pthread_t reader;
     atomic_int stop;
 } mapping;
 
 struct sz_file {
     char *path;
-    mapping *map;                   /* owned by storage */
-    sz_storage *storage;            /* one reference; each tensor holds another */
+    mapping *map;        /* owned by storage */
+    sz_storage *storage; /* one reference; each tensor holds another */
     uint8_t *base;
-    size_t header, bytes;           /* header length, file size */
+    size_t header, bytes; /* header length, file size */
 };
 
 /* ---- reading ahead ---- */
 
-static pthread_mutex_t reading = PTHREAD_MUTEX_INITIALIZER;     /* held by the thread that reads */
-static atomic_llong bytes_ahead;                                /* since the program started */
+static pthread_mutex_t reading = PTHREAD_MUTEX_INITIALIZER; /* held by the thread that reads */
+static atomic_llong bytes_ahead;                            /* since the program started */
 
 static void *read_ahead(void *p)
 {
@@ -146,8 +146,8 @@ sz_file *sz_file_map(const char *path)
         return NULL;
     }
 
-    /* Pages are reserved only when something writes to them, so a checkpoint larger than free memory
-     * can be mapped. */
+    /* Pages are reserved only when something writes to them, so a checkpoint larger than free
+     * memory can be mapped. */
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
     if (base == MAP_FAILED) {
         sz_fail("%s: cannot map: %s", path, strerror(errno));
@@ -164,8 +164,12 @@ sz_file *sz_file_map(const char *path)
         sz_fail("%s: out of memory", path);
         goto fail;
     }
-    *f = (sz_file){ .path = name, .map = m, .storage = sz_storage_new(base, bytes, unmap, m),
-                    .base = base, .header = (size_t)header, .bytes = bytes };
+    *f = (sz_file){ .path = name,
+                    .map = m,
+                    .storage = sz_storage_new(base, bytes, unmap, m),
+                    .base = base,
+                    .header = (size_t)header,
+                    .bytes = bytes };
     if (f->storage) return f;
 fail:
     unmap(m);
@@ -246,7 +250,10 @@ static float from_half(uint16_t h)
     uint32_t sign = (uint32_t)(h & 0x8000) << 16;
     uint32_t exponent = (h >> 10) & 31;
     uint32_t fraction = h & 0x3ff;
-    union { uint32_t u; float f; } v;
+    union {
+        uint32_t u;
+        float f;
+    } v;
     if (exponent == 0) {
         /* Zero and subnormals: fraction * 2^-24 is exact in f32. */
         v.f = (float)fraction * 0x1p-24f;
@@ -287,7 +294,7 @@ sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int n
     /* Piece by piece; the file's pages leave memory once they have been read. */
     for (int64_t first = 0; first < t->numel; first += PIECE) {
         int64_t stop = first + PIECE < t->numel ? first + PIECE : t->numel;
-        #pragma omp parallel for if (stop - first > 65536)
+#pragma omp parallel for if (stop - first > 65536)
         for (int64_t i = first; i < stop; i++) sz_put(t, i, element(p, from, i));
         sz_unload_pages(p + size * (size_t)first, size * (size_t)(stop - first));
     }

@@ -20,8 +20,7 @@ static int32_t code_point(const char *text, size_t len, size_t i, size_t *bytes)
 /* Where the code point before byte i begins. */
 static size_t previous(const char *text, size_t i)
 {
-    do
-        i--;
+    do i--;
     while (i > 0 && ((uint8_t)text[i] & 0xc0) == 0x80);
     return i;
 }
@@ -32,19 +31,18 @@ static bool is_cased(int32_t c)
     switch (utf8proc_category(c)) {
     case UTF8PROC_CATEGORY_LU:
     case UTF8PROC_CATEGORY_LL:
-    case UTF8PROC_CATEGORY_LT:
-        return true;
-    default:
-        return false;
+    case UTF8PROC_CATEGORY_LT: return true;
+    default: return false;
     }
 }
 
 /* Unicode's Case_Ignorable: marks, modifiers, format characters, and punctuation inside words. */
 static bool is_ignorable(int32_t c)
 {
-    static const int32_t inside_words[] = { '\'', '.', ':', 0xb7, 0x387, 0x55f, 0x5f4, 0x2018, 0x2019,
-                                            0x2024, 0x2027, 0xfe13, 0xfe52, 0xfe55, 0xff07, 0xff0e,
-                                            0xff1a };
+    static const int32_t inside_words[] = {
+        '\'',   '.',    ':',    0xb7,   0x387,  0x55f,  0x5f4,  0x2018, 0x2019,
+        0x2024, 0x2027, 0xfe13, 0xfe52, 0xfe55, 0xff07, 0xff0e, 0xff1a,
+    };
     if (c < 0) return false;
     for (size_t i = 0; i < sizeof inside_words / sizeof *inside_words; i++)
         if (c == inside_words[i]) return true;
@@ -54,10 +52,8 @@ static bool is_ignorable(int32_t c)
     case UTF8PROC_CATEGORY_ME:
     case UTF8PROC_CATEGORY_CF:
     case UTF8PROC_CATEGORY_LM:
-    case UTF8PROC_CATEGORY_SK:
-        return true;
-    default:
-        return false;
+    case UTF8PROC_CATEGORY_SK: return true;
+    default: return false;
     }
 }
 

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <utf8proc.h>
 
-enum { MAX_ID = 1 << 24, SHOWN = 60 };      /* SHOWN: bytes of a token in a message */
+enum { MAX_ID = 1 << 24, SHOWN = 60 }; /* SHOWN: bytes of a token in a message */
 
 /* ---- growing arrays ---- */
 
@@ -306,8 +306,8 @@ int sz_tokenizer_add_merge(sz_tokenizer *t, const char *left, size_t left_len, c
     if (id < 0) fault = "makes a token that is not in the vocabulary";
     if (left_id < 0 || right_id < 0) fault = "has a part that is not in the vocabulary";
     if (fault)
-        return sz_fail("merge %d ('%.*s' '%.*s') %s", (int)t->merge_count + 1, shown(left_len), left,
-                       shown(right_len), right, fault);
+        return sz_fail("merge %d ('%.*s' '%.*s') %s", (int)t->merge_count + 1, shown(left_len),
+                       left, shown(right_len), right, fault);
     return sz_bpe_add_merge(t, left_id, right_id, id);
 }
 

@@ -7,22 +7,28 @@
 #include "core/core.h"
 #include <pcre2.h>
 
-typedef struct { char *p; size_t len, room; } bytes;
-typedef struct { int32_t *p; size_t len, room; } id_list;
+typedef struct {
+    char *p;
+    size_t len, room;
+} bytes;
+typedef struct {
+    int32_t *p;
+    size_t len, room;
+} id_list;
 
 /* ---- the tokenizer ---- */
 
 enum kind { NONE = 0, PLAIN, ADDED, SPECIAL };
 
 typedef struct {
-    size_t start;                   /* in sz_tokenizer.pool */
+    size_t start; /* in sz_tokenizer.pool */
     uint32_t len;
-    int32_t kind;                   /* enum kind */
+    int32_t kind; /* enum kind */
 } entry;
 
 typedef struct {
-    uint64_t pair;                  /* left << 32 | right */
-    int32_t rank, id;               /* rank -1: free slot */
+    uint64_t pair;    /* left << 32 | right */
+    int32_t rank, id; /* rank -1: free slot */
 } merge;
 
 enum { CACHE_SLOTS = 1 << 15, CACHE_WORD = 40, CACHE_IDS = 12 };
@@ -35,10 +41,14 @@ typedef struct {
 } cached;
 
 /* A token of a long word that is being merged. id -1: merged into an earlier one. */
-typedef struct { int32_t id, prev, next; } symbol;
+typedef struct {
+    int32_t id, prev, next;
+} symbol;
 
 /* A pair of neighbours that may be merged; stale if their ids have changed. */
-typedef struct { int32_t rank, at, left, right; } candidate;
+typedef struct {
+    int32_t rank, at, left, right;
+} candidate;
 
 struct sz_tokenizer {
     pcre2_code *pattern;
@@ -47,29 +57,29 @@ struct sz_tokenizer {
     pcre2_jit_stack *stack;
     int nfc, finished;
 
-    bytes pool;                     /* all token texts */
-    entry *entries;                 /* [size], by id */
+    bytes pool;     /* all token texts */
+    entry *entries; /* [size], by id */
     int size, room;
-    int32_t *words;                 /* hash of plain tokens: id + 1, 0: free slot */
+    int32_t *words; /* hash of plain tokens: id + 1, 0: free slot */
     size_t word_slots, word_count;
-    merge *merges;                  /* hash by pair */
+    merge *merges; /* hash by pair */
     size_t merge_slots, merge_count;
-    int32_t byte_id[256];           /* -1: no such token */
-    int32_t *added;                 /* ids of added tokens, longest first */
+    int32_t byte_id[256]; /* -1: no such token */
+    int32_t *added;       /* ids of added tokens, longest first */
     int added_count, added_room;
-    uint8_t added_first[256];       /* 1: some added token starts with this byte */
+    uint8_t added_first[256]; /* 1: some added token starts with this byte */
 
-    cached *cache;                  /* direct mapped */
-    symbol *symbols;                /* workspace of a long word */
+    cached *cache;   /* direct mapped */
+    symbol *symbols; /* workspace of a long word */
     candidate *heap;
     size_t symbol_room, heap_len, heap_room;
-    bytes clean, text;              /* repaired input; decoded output */
-    id_list ids;                    /* encoded output */
+    bytes clean, text; /* repaired input; decoded output */
+    id_list ids;       /* encoded output */
 };
 
 /* ---- tokenizer.c ---- */
 
-int sz_tokenizer_no_memory(void);       /* leaves a message; returns -1 */
+int sz_tokenizer_no_memory(void); /* leaves a message; returns -1 */
 /* Grows the array at *pointer (elements of `size` bytes) to hold `need` elements. 0, or -1. */
 int sz_tokenizer_reserve(void *pointer, size_t *room, size_t need, size_t size);
 int sz_tokenizer_put_id(id_list *l, int32_t id);

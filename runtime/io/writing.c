@@ -13,10 +13,10 @@
 
 typedef struct {
     char *path;
-    char *new_path;             /* not NULL: rename path to this */
+    char *new_path; /* not NULL: rename path to this */
     char *text;
     size_t text_len;
-    sz_tensor **tensors;        /* NULL: the text is the file; otherwise it is their header */
+    sz_tensor **tensors; /* NULL: the text is the file; otherwise it is their header */
     int count;
 } action;
 
@@ -138,7 +138,4 @@ static int run_all(void *context)
 
 static void dispose(void *context) { sz_writing_free(context); }
 
-sz_job *sz_writing_start(sz_writing *w)
-{
-    return sz_job_start(run_all, dispose, w, w->on_device);
-}
+sz_job *sz_writing_start(sz_writing *w) { return sz_job_start(run_all, dispose, w, w->on_device); }

@@ -7,6 +7,7 @@
  * Leaves out: dense masks, dropout.
  */
 #include "op.h"
+#include "sampling/decode.h"
 #include <omp.h>
 
 enum { Q_START, Q_LEN, K_START, K_LEN, P_START, P_LEN, SEGMENT_COLUMNS };

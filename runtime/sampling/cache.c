@@ -8,7 +8,7 @@
 struct sz_cache {
     int layers;
     int64_t rows;
-    sz_tensor *kv[];                /* keys of all layers, then values */
+    sz_tensor *kv[]; /* keys of all layers, then values */
 };
 
 #pragma GCC visibility push(default)
@@ -66,6 +66,6 @@ int sz_cache_move(sz_cache *c, int64_t to, int64_t from, int64_t rows)
     return rc;
 }
 
-int64_t    sz_cache_rows(const sz_cache *c) { return c->rows; }
+int64_t sz_cache_rows(const sz_cache *c) { return c->rows; }
 sz_tensor *sz_cache_keys(sz_cache *c, int layer) { return c->kv[layer]; }
 sz_tensor *sz_cache_values(sz_cache *c, int layer) { return c->kv[c->layers + layer]; }

@@ -8,13 +8,13 @@
 #ifndef SZ_CACHE_H
 #define SZ_CACHE_H
 
-#include "core/core.h"
+#include "graph.h"
 
 typedef struct sz_cache sz_cache;
 
 /* Lives on the heap; the caller frees it with sz_cache_free. NULL with a message on failure. */
-sz_cache  *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype, int device);
-sz_tensor *sz_cache_keys(sz_cache *c, int layer);       /* borrowed [rows, width] */
-sz_tensor *sz_cache_values(sz_cache *c, int layer);     /* borrowed [rows, width] */
+sz_cache *sz_cache_new(int layers, int64_t rows, int64_t width, int dtype, int device);
+sz_tensor *sz_cache_keys(sz_cache *c, int layer);   /* borrowed [rows, width] */
+sz_tensor *sz_cache_values(sz_cache *c, int layer); /* borrowed [rows, width] */
 
 #endif

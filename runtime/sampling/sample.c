@@ -21,19 +21,22 @@
 #include <stdlib.h>
 
 enum { CHUNK = SZ_BLOCK, BUCKET_BITS = 12, BUCKETS = 1 << BUCKET_BITS };
-enum { NOT_FINITE = -1, ALL_BANNED = -2 };      /* instead of a token */
+enum { NOT_FINITE = -1, ALL_BANNED = -2 }; /* instead of a token */
 
-typedef struct { float logit; int32_t id; } candidate;
+typedef struct {
+    float logit;
+    int32_t id;
+} candidate;
 
 typedef struct {
     const sz_sampling *s;
     int64_t vocab;
-    const float *logits;            /* of one row */
-    const uint8_t *banned, *seen;   /* or NULL; seen of the same row */
-    float *weight;                  /* [vocab] exponentials of the tokens that stay, 0 elsewhere */
-    double *sums;                   /* [BUCKETS] */
-    int32_t *counts;                /* [BUCKETS] */
-    candidate *sorted;              /* [vocab] the bucket that is sorted */
+    const float *logits;          /* of one row */
+    const uint8_t *banned, *seen; /* or NULL; seen of the same row */
+    float *weight;                /* [vocab] exponentials of the tokens that stay, 0 elsewhere */
+    double *sums;                 /* [BUCKETS] */
+    int32_t *counts;              /* [BUCKETS] */
+    candidate *sorted;            /* [vocab] the bucket that is sorted */
 } row_work;
 
 /* out[0..n): logits from element i on, with banned ones -inf and seen ones penalised. */
@@ -385,8 +388,7 @@ int sz_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned, co
         if (memory)
             rc = sample_rows(logits, s, banned, seen, row_id, answer_id, position, token, logprob,
                              threads, memory);
-        else
-            rc = sz_fail("sample: out of memory");
+        else rc = sz_fail("sample: out of memory");
     }
     sz_scratch_end();
     return rc;

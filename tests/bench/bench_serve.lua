@@ -22,7 +22,7 @@ local bench = require "tests.bench.bench_work"
 
 local C = core.C
 
-local work = model.read_json(core.root .. "/tests/bench_model.json").work
+local work = model.read_json(core.root .. "/tests/bench/bench_model.json").work
 local opts = bench.options({ dtype = "bf16", threads = work.threads },
   { model = true, dtype = true, threads = true })
 if not opts.model then error("bench_serve: model=FOLDER", 0) end

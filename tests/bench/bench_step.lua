@@ -62,7 +62,7 @@ local bench = require "tests.bench.bench_work"
 local C = core.C
 
 local opts = bench.options({ model = core.root
-  .. "/tests/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000,
+  .. "/tests/bench/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000,
   picture = 840,
   dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true",
     device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },

@@ -98,7 +98,7 @@ static void drop(pair *p)
     sz_cuda_release(p->device.data);
 }
 
-static double worst[2];     /* of f32 and of bf16 */
+static double worst[2]; /* of f32 and of bf16 */
 
 /* Compares the device's tensor with the host's, which has the reference's result. */
 static void compare(const pair *p, const char *what, const char *where)
@@ -169,8 +169,8 @@ static sz_tensor table_tensor(table &t)
 struct shape {
     const char *name;
     table segments;
-    int queries, keys;      /* rows; the same number in the packed form */
-    int h, g, d;            /* query heads, key heads, width */
+    int queries, keys; /* rows; the same number in the packed form */
+    int h, g, d;       /* query heads, key heads, width */
     bool causal;
 };
 
@@ -459,8 +459,8 @@ static void test_sample(const sample_case &t)
     int rc = sz_sample(&logits.host, &s, bans, known, row.data(), answer.data(), position.data(),
                        want.data(), want_logprob.data());
     expect(rc == 0, "reference runs", where, 0);
-    rc = sz_cuda_sample(&logits.device, &s, bans, known, row.data(), answer.data(),
-                        position.data(), got.data(), got_logprob.data());
+    rc = sz_cuda_sample(&logits.device, &s, bans, known, row.data(), answer.data(), position.data(),
+                        got.data(), got_logprob.data());
     expect(rc == 0, "runs", where, 0);
     for (size_t i = 0; i < rows; i++) {
         const float difference = got_logprob[i] - want_logprob[i];

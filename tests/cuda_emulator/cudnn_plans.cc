@@ -107,8 +107,8 @@ static void describe_device(const char *device)
 {
     graph g = {};
     descriptor d = make(&g, CUDNN_BACKEND_DEVICEPROP_DESCRIPTOR);
-    set(&g, d, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR,
-        (int64_t)strlen(device), device);
+    set(&g, d, CUDNN_ATTR_DEVICEPROP_JSON_REPRESENTATION, CUDNN_TYPE_CHAR, (int64_t)strlen(device),
+        device);
     finish(&g, d);
     if (!is_ok(&g)) {
         printf("a device's description: %s\n", status_text(g.status));
@@ -125,8 +125,8 @@ static sz_conv geometry_of(const shape &s)
 {
     const int64_t oh = (s.h + 2 * s.padding - s.kh) / s.stride + 1;
     const int64_t ow = (s.w + 2 * s.padding - s.kw) / s.stride + 1;
-    return sz_conv{ s.batch, s.h, s.w, s.c, oh, ow, s.o, s.kh, s.kw, s.stride, s.padding,
-                    s.kh * s.kw * s.c };
+    return sz_conv{ s.batch, s.h,  s.w,  s.c,      oh,        ow,
+                    s.o,     s.kh, s.kw, s.stride, s.padding, s.kh * s.kw * s.c };
 }
 
 /* Describes what the plan would run with, and prints it. Returns whether cuDNN accepts that. */
@@ -196,8 +196,8 @@ template <class Device> static void check_device(const Device &d, bool with_hard
              "\"pciDeviceId\":0,\"isTccDriver\":0,\"supportCoopLaunch\":1,"
              "\"totalGlobalMem\":%lld,\"smClockRateKHz\":%d,\"memClockRateKHz\":%d,"
              "\"l2CacheSize\":%lld}",
-             d.version, d.name, d.processors, d.optin, d.ctas, d.per_processor,
-             (long long)d.memory, d.clock, d.memory_clock, (long long)d.l2);
+             d.version, d.name, d.processors, d.optin, d.ctas, d.per_processor, (long long)d.memory,
+             d.clock, d.memory_clock, (long long)d.l2);
     describe_device(text);
     for (auto &s : sam2) check_shape(d.name, s, 16);
     for (auto &s : hard)

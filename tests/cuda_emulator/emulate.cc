@@ -12,8 +12,8 @@
 
 /* ---- device memory ---- */
 enum : size_t {
-    REGION = (size_t)64 << 30,          /* address space */
-    DEVICE_BYTES = (size_t)8 << 30,     /* the emulated device's memory */
+    REGION = (size_t)64 << 30,      /* address space */
+    DEVICE_BYTES = (size_t)8 << 30, /* the emulated device's memory */
     PAGE = (size_t)2 << 20,
     GRAIN = 512,
 };
@@ -23,7 +23,7 @@ static size_t region_end;               /* the same, not rounded */
 static std::map<size_t, size_t> holes;  /* free ranges: offset -> bytes */
 static std::map<size_t, size_t> blocks; /* allocated ranges */
 static size_t allocated;
-static int open_count;                  /* of sz_emu_access objects */
+static int open_count; /* of sz_emu_access objects */
 static cudaError_t last_error;
 
 cudaError_t sz_emu_fail(cudaError_t e)
@@ -36,9 +36,9 @@ cudaError_t sz_emu_fail(cudaError_t e)
 struct sz_emu_graph {
     std::vector<std::function<void()>> work;
 };
-static sz_emu_graph *captured;          /* NULL unless the stream is being captured */
+static sz_emu_graph *captured; /* NULL unless the stream is being captured */
 static bool capture_broken;
-static bool breaks_captures;            /* sz_emu_break_captures */
+static bool breaks_captures; /* sz_emu_break_captures */
 static bool replaying;
 static sz_emu_count counted;
 
@@ -129,7 +129,7 @@ static bool map_region(void)
     void *p = mmap(NULL, REGION + PAGE, PROT_NONE, flags, -1, 0);
     if (p == MAP_FAILED) return false;
     region = (char *)(((uintptr_t)p + PAGE - 1) / PAGE * PAGE);
-    madvise(region, REGION, MADV_HUGEPAGE);     /* opening and closing costs by the page */
+    madvise(region, REGION, MADV_HUGEPAGE); /* opening and closing costs by the page */
     return true;
 }
 
@@ -304,7 +304,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int)
     p->sharedMemPerBlock = 48 << 10;
     p->sharedMemPerBlockOptin = SZ_EMU_MAX_SHARED;
     p->major = 8;
-    p->multiProcessorCount = 4;     /* so few that most launches have more blocks */
+    p->multiProcessorCount = 4; /* so few that most launches have more blocks */
     p->warpSize = 32;
     p->l2CacheSize = 1 << 20;
     return cudaSuccess;

@@ -66,15 +66,17 @@
     struct __attribute__((aligned(a2))) name##2 { T x, y; }; \
     struct name##3 { T x, y, z; }; \
     struct __attribute__((aligned(a4))) name##4 { T x, y, z, w; }; \
-    static inline name##2 make_##name##2(T x, T y) { return name##2{ x, y }; } \
-    static inline name##3 make_##name##3(T x, T y, T z) { return name##3{ x, y, z }; } \
-    static inline name##4 make_##name##4(T x, T y, T z, T w) { return name##4{ x, y, z, w }; }
+    static inline name##2 make_##name##2(T x, T y) { return name##2 { x, y }; } \
+    static inline name##3 make_##name##3(T x, T y, T z) { return name##3 { x, y, z }; } \
+    static inline name##4 make_##name##4(T x, T y, T z, T w) { return name##4 { x, y, z, w }; }
 SZ_EMU_VECTORS(float, float, 8, 16)
 SZ_EMU_VECTORS(int, int, 8, 16)
 SZ_EMU_VECTORS(unsigned, uint, 8, 16)
 SZ_EMU_VECTORS(unsigned short, ushort, 4, 8)
 
-struct uint3e { unsigned x, y, z; };
+struct uint3e {
+    unsigned x, y, z;
+};
 struct dim3 {
     unsigned x, y, z;
     dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
@@ -103,7 +105,9 @@ struct __nv_bfloat16 {
         return f;
     }
 };
-struct __attribute__((aligned(4))) __nv_bfloat162 { __nv_bfloat16 x, y; };
+struct __attribute__((aligned(4))) __nv_bfloat162 {
+    __nv_bfloat16 x, y;
+};
 
 static inline float __bfloat162float(__nv_bfloat16 v) { return v; }
 static inline __nv_bfloat16 __float2bfloat16(float v) { return v; }
@@ -112,10 +116,7 @@ static inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y)
 {
     return __nv_bfloat162{ x, y };
 }
-static inline __nv_bfloat162 __float22bfloat162_rn(float2 v)
-{
-    return __nv_bfloat162{ v.x, v.y };
-}
+static inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return __nv_bfloat162{ v.x, v.y }; }
 static inline __nv_bfloat162 __halves2bfloat162(__nv_bfloat16 x, __nv_bfloat16 y)
 {
     return __nv_bfloat162{ x, y };
@@ -259,9 +260,8 @@ static inline void sz_emu_describe(sz_emu_request *r, const char *name, unsigned
 }
 
 /* ---- shuffles ---- */
-template <class V>
-static inline V sz_emu_shuffle(const char *name, unsigned mask, V v, int source, const char *file,
-                               unsigned line)
+template <class V> static inline V sz_emu_shuffle(const char *name, unsigned mask, V v, int source,
+                                                  const char *file, unsigned line)
 {
     sz_emu_value<V> r;
     r.value = v;
@@ -318,8 +318,8 @@ static inline V __shfl_up_sync(unsigned mask, V v, unsigned by, int width = 32, 
 }
 
 /* ---- votes ---- */
-static inline unsigned sz_emu_vote(const char *name, unsigned mask, int predicate,
-                                   const char *file, unsigned line)
+static inline unsigned sz_emu_vote(const char *name, unsigned mask, int predicate, const char *file,
+                                   unsigned line)
 {
     sz_emu_value<unsigned> r;
     r.flag = predicate != 0;
@@ -376,9 +376,8 @@ static inline int sz_emu_mma_dot(unsigned a, unsigned b, int sum)
     return sum;
 }
 
-template <class D>
-static inline void sz_emu_mma(D d[4], const unsigned a[4], const unsigned b[2], const char *file,
-                              unsigned line)
+template <class D> static inline void sz_emu_mma(D d[4], const unsigned a[4], const unsigned b[2],
+                                                 const char *file, unsigned line)
 {
     typedef sz_emu_mma_request<D> request;
     request r;
@@ -491,7 +490,7 @@ typedef struct sz_emu_stream *cudaStream_t;
 typedef struct sz_emu_graph *cudaGraph_t, *cudaGraphExec_t;
 typedef struct sz_emu_event {
     double seconds;
-} *cudaEvent_t;
+} * cudaEvent_t;
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin;
@@ -535,11 +534,11 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 /* What has been done so far. */
 typedef struct {
-    unsigned long uploads, downloads;   /* copies over the bus */
-    unsigned long waits;                /* of the host */
-    unsigned long allocations;          /* of device or pinned memory */
-    unsigned long launches, graphs;     /* kernels and graphs that the host launched */
-    unsigned long captures;             /* that were begun */
+    unsigned long uploads, downloads; /* copies over the bus */
+    unsigned long waits;              /* of the host */
+    unsigned long allocations;        /* of device or pinned memory */
+    unsigned long launches, graphs;   /* kernels and graphs that the host launched */
+    unsigned long captures;           /* that were begun */
 } sz_emu_count;
 __attribute__((visibility("default"))) const sz_emu_count *sz_emu_counts(void);
 /* If on, every capture ends as if something in it had been refused. */

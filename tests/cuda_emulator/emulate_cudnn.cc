@@ -58,15 +58,21 @@ struct expected {
     int64_t count;
     bool needed;
 };
-#define NEEDED(name, type, count) { CUDNN_ATTR_##name, CUDNN_TYPE_##type, count, true }
-#define OPTIONAL(name, type, count) { CUDNN_ATTR_##name, CUDNN_TYPE_##type, count, false }
+#define NEEDED(name, type, count) \
+    { \
+        CUDNN_ATTR_##name, CUDNN_TYPE_##type, count, true \
+    }
+#define OPTIONAL(name, type, count) \
+    { \
+        CUDNN_ATTR_##name, CUDNN_TYPE_##type, count, false \
+    }
 #define CONV_PARTS(op, x, w, y) \
     NEEDED(OPERATION_CONVOLUTION_##op##_##x, BACKEND_DESCRIPTOR, 1), \
-    NEEDED(OPERATION_CONVOLUTION_##op##_##w, BACKEND_DESCRIPTOR, 1), \
-    NEEDED(OPERATION_CONVOLUTION_##op##_##y, BACKEND_DESCRIPTOR, 1), \
-    NEEDED(OPERATION_CONVOLUTION_##op##_CONV_DESC, BACKEND_DESCRIPTOR, 1), \
-    NEEDED(OPERATION_CONVOLUTION_##op##_ALPHA, FLOAT, 1), \
-    NEEDED(OPERATION_CONVOLUTION_##op##_BETA, FLOAT, 1)
+        NEEDED(OPERATION_CONVOLUTION_##op##_##w, BACKEND_DESCRIPTOR, 1), \
+        NEEDED(OPERATION_CONVOLUTION_##op##_##y, BACKEND_DESCRIPTOR, 1), \
+        NEEDED(OPERATION_CONVOLUTION_##op##_CONV_DESC, BACKEND_DESCRIPTOR, 1), \
+        NEEDED(OPERATION_CONVOLUTION_##op##_ALPHA, FLOAT, 1), \
+        NEEDED(OPERATION_CONVOLUTION_##op##_BETA, FLOAT, 1)
 static const expected known[] = {
     NEEDED(TENSOR_DATA_TYPE, DATA_TYPE, 1),
     NEEDED(TENSOR_DIMENSIONS, INT64, 4),
@@ -153,8 +159,8 @@ cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type, de
 cudnnStatus_t cudnnBackendDestroyDescriptor(descriptor d)
 {
     if (!d) return CUDNN_STATUS_BAD_PARAM;
-    if (d->type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR
-        || d->type == CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)
+    if (d->type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR ||
+        d->type == CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)
         d->finished = false;
     return CUDNN_STATUS_SUCCESS;
 }
@@ -199,8 +205,8 @@ static view view_of(descriptor d)
     v.type = (cudnnDataType_t)value<int>(d, CUDNN_ATTR_TENSOR_DATA_TYPE);
     v.id = value<int64_t>(d, CUDNN_ATTR_TENSOR_UNIQUE_ID);
     v.align = value<int64_t>(d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT);
-    v.is_virtual = count_of(d, CUDNN_ATTR_TENSOR_IS_VIRTUAL) > 0
-                   && value<bool>(d, CUDNN_ATTR_TENSOR_IS_VIRTUAL);
+    v.is_virtual = count_of(d, CUDNN_ATTR_TENSOR_IS_VIRTUAL) > 0 &&
+                   value<bool>(d, CUDNN_ATTR_TENSOR_IS_VIRTUAL);
     for (int i = 0; i < 4; i++) {
         v.dim[i] = value<int64_t>(d, CUDNN_ATTR_TENSOR_DIMENSIONS, i);
         v.stride[i] = value<int64_t>(d, CUDNN_ATTR_TENSOR_STRIDES, i);
@@ -219,14 +225,14 @@ struct parts {
 /* Reads strides and padding, and checks the shapes. */
 static cudnnStatus_t geometry_of(descriptor conv, parts *p)
 {
-    if (value<int>(conv, CUDNN_ATTR_CONVOLUTION_COMP_TYPE) != CUDNN_DATA_FLOAT
-        || value<int>(conv, CUDNN_ATTR_CONVOLUTION_CONV_MODE) != CUDNN_CROSS_CORRELATION)
+    if (value<int>(conv, CUDNN_ATTR_CONVOLUTION_COMP_TYPE) != CUDNN_DATA_FLOAT ||
+        value<int>(conv, CUDNN_ATTR_CONVOLUTION_CONV_MODE) != CUDNN_CROSS_CORRELATION)
         return CUDNN_STATUS_NOT_SUPPORTED;
     for (int i = 0; i < 2; i++) {
         p->padding[i] = value<int64_t>(conv, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, i);
         p->stride[i] = value<int64_t>(conv, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, i);
-        if (value<int64_t>(conv, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, i) != p->padding[i]
-            || value<int64_t>(conv, CUDNN_ATTR_CONVOLUTION_DILATIONS, i) != 1)
+        if (value<int64_t>(conv, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, i) != p->padding[i] ||
+            value<int64_t>(conv, CUDNN_ATTR_CONVOLUTION_DILATIONS, i) != 1)
             return CUDNN_STATUS_NOT_SUPPORTED;
         const int64_t free_places = p->x.dim[2 + i] + 2 * p->padding[i] - p->w.dim[2 + i];
         if (free_places / p->stride[i] + 1 != p->y.dim[2 + i]) return CUDNN_STATUS_BAD_PARAM;
@@ -239,9 +245,8 @@ static cudnnStatus_t geometry_of(descriptor conv, parts *p)
 /* Reads the second operation, which adds a bias to the first one's result `made`. */
 static cudnnStatus_t bias_of(descriptor op, descriptor made, parts *p)
 {
-    if (op->type != CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR
-        || value<descriptor>(op, CUDNN_ATTR_OPERATION_POINTWISE_XDESC) != made
-        || !p->sums.is_virtual)
+    if (op->type != CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR ||
+        value<descriptor>(op, CUDNN_ATTR_OPERATION_POINTWISE_XDESC) != made || !p->sums.is_virtual)
         return CUDNN_STATUS_BAD_PARAM;
     p->bias = view_of(value<descriptor>(op, CUDNN_ATTR_OPERATION_POINTWISE_BDESC));
     p->y = view_of(value<descriptor>(op, CUDNN_ATTR_OPERATION_POINTWISE_YDESC));
@@ -298,8 +303,8 @@ static bool is_contradictory(descriptor d)
     }
     case CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR: return parts_of(d, &p) == CUDNN_STATUS_BAD_PARAM;
     case CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR:
-        return count_of(d, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS)
-               != count_of(d, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
+        return count_of(d, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS) !=
+               count_of(d, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS);
     default: return false;
     }
 }
@@ -362,8 +367,7 @@ static cudnnStatus_t numerical_notes(descriptor d, int64_t room, int64_t *count,
     if (d->engine == 0 && is_f32)
         return give({ CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS },
                     room, count, values);
-    if (d->engine == 0)
-        return give({ CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC }, room, count, values);
+    if (d->engine == 0) return give({ CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC }, room, count, values);
     if (d->engine == GOOD && !is_f32)
         return give({ CUDNN_NUMERICAL_NOTE_TENSOR_CORE }, room, count, values);
     return give({ CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP }, room, count, values);
@@ -456,18 +460,17 @@ static void run(const parts &p, const memory &x, const memory &w, const memory &
         return sums[(size_t)(((n * rows + a) * cols + b) * channels + c)];
     };
     for (int64_t n = 0; n < p.x.dim[0]; n++)
-        for_each_cell(p, [&](int64_t oy, int64_t ox, int64_t iy, int64_t ix, int64_t ky,
-                             int64_t kx) {
-            for (int64_t o = 0; o < p.w.dim[0]; o++)
-                for (int64_t c = 0; c < p.w.dim[1]; c++) {
-                    if (p.kind == 0)
-                        sum(n, o, oy, ox) += x.get(n, c, iy, ix) * w.get(o, c, ky, kx);
-                    else if (p.kind == 1)
-                        sum(n, c, iy, ix) += y.get(n, o, oy, ox) * w.get(o, c, ky, kx);
-                    else
-                        sum(o, c, ky, kx) += y.get(n, o, oy, ox) * x.get(n, c, iy, ix);
-                }
-        });
+        for_each_cell(
+            p, [&](int64_t oy, int64_t ox, int64_t iy, int64_t ix, int64_t ky, int64_t kx) {
+                for (int64_t o = 0; o < p.w.dim[0]; o++)
+                    for (int64_t c = 0; c < p.w.dim[1]; c++) {
+                        if (p.kind == 0)
+                            sum(n, o, oy, ox) += x.get(n, c, iy, ix) * w.get(o, c, ky, kx);
+                        else if (p.kind == 1)
+                            sum(n, c, iy, ix) += y.get(n, o, oy, ox) * w.get(o, c, ky, kx);
+                        else sum(o, c, ky, kx) += y.get(n, o, oy, ox) * x.get(n, c, iy, ix);
+                    }
+            });
     for (int64_t n = 0; n < d[0]; n++)
         for (int64_t a = 0; a < rows; a++)
             for (int64_t b = 0; b < cols; b++)
@@ -492,8 +495,8 @@ static bool find_address(descriptor pack, int number, memory *m)
 cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, descriptor plan, descriptor pack)
 {
     parts p;
-    if (!handle || !plan || !plan->finished || !pack || !pack->finished
-        || parts_of(plan->graph, &p) != CUDNN_STATUS_SUCCESS)
+    if (!handle || !plan || !plan->finished || !pack || !pack->finished ||
+        parts_of(plan->graph, &p) != CUDNN_STATUS_SUCCESS)
         return CUDNN_STATUS_BAD_PARAM;
     /* The addresses. */
     memory x = { p.x, NULL };

@@ -133,12 +133,10 @@ void cudnnGetLastErrorString(char *message, size_t room);
 cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t type,
                                            cudnnBackendDescriptor_t *to);
 cudnnStatus_t cudnnBackendDestroyDescriptor(cudnnBackendDescriptor_t d);
-cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t d,
-                                       cudnnBackendAttributeName_t name,
+cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name,
                                        cudnnBackendAttributeType_t type, int64_t count,
                                        const void *values);
-cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t d,
-                                       cudnnBackendAttributeName_t name,
+cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t d, cudnnBackendAttributeName_t name,
                                        cudnnBackendAttributeType_t type, int64_t room,
                                        int64_t *count, void *values);
 cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t d);

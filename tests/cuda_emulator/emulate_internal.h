@@ -6,7 +6,7 @@
 
 #include "emulate.h"
 
-enum { SZ_EMU_MAX_SHARED = 227 << 10 };     /* bytes of shared memory in a block */
+enum { SZ_EMU_MAX_SHARED = 227 << 10 }; /* bytes of shared memory in a block */
 
 /* Keeps e for cudaGetLastError unless it is cudaSuccess, and returns it. */
 cudaError_t sz_emu_fail(cudaError_t e);

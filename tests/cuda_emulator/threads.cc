@@ -33,7 +33,7 @@ enum { MAX_THREADS = 1024, STACK = 256 << 10 };
 
 /* ---- switching stacks ---- */
 #if defined(__x86_64__)
-typedef void *context;      /* the stack pointer; the callee-saved registers are on the stack */
+typedef void *context; /* the stack pointer; the callee-saved registers are on the stack */
 extern "C" void sz_emu_switch(context *from, context to) __attribute__((visibility("hidden")));
 asm(".text\n"
     ".globl sz_emu_switch\n"
@@ -85,7 +85,7 @@ static inline void context_switch(context *from, context *to) { swapcontext(from
 /* ---- the running block ---- */
 struct warp {
     sz_emu_request *waiting[32];
-    unsigned arrived, alive;            /* bits of lanes */
+    unsigned arrived, alive; /* bits of lanes */
 };
 
 static struct {
@@ -93,11 +93,11 @@ static struct {
     void (*body)(void *);
     void *argument;
     bool running;
-    unsigned threads, started, alive;   /* counts */
-    unsigned current;                   /* number of the running thread */
+    unsigned threads, started, alive; /* counts */
+    unsigned current;                 /* number of the running thread */
     warp warps[MAX_THREADS / 32];
     int fiber_of[MAX_THREADS];
-    unsigned order[MAX_THREADS];        /* in which threads start */
+    unsigned order[MAX_THREADS]; /* in which threads start */
     /* The barrier at which threads wait. */
     unsigned at_barrier;
     const char *barrier_file;
@@ -175,7 +175,7 @@ static int fiber_take()
         stacks = (char *)p;
     }
     char *s = stacks + (size_t)fiber_count * STACK;
-    mprotect(s + 4096, STACK - 4096, PROT_READ | PROT_WRITE);   /* the lowest page is a guard */
+    mprotect(s + 4096, STACK - 4096, PROT_READ | PROT_WRITE); /* the lowest page is a guard */
     context_make(&fibers[fiber_count], s, STACK, fiber_main);
     return fiber_count++;
 }
@@ -263,8 +263,8 @@ static void fiber_main()
 void sz_emu_barrier(const char *file, unsigned line)
 {
     if (!block.running) sz_emu_fatal("__syncthreads outside a kernel");
-    const bool is_other = block.barrier_line != line || !block.barrier_file
-                          || strcmp(block.barrier_file, file) != 0;
+    const bool is_other = block.barrier_line != line || !block.barrier_file ||
+                          strcmp(block.barrier_file, file) != 0;
     if (block.at_barrier && is_other)
         sz_emu_fatal("kernel %s: threads of one block wait at different barriers, "
                      "%s:%u and %s:%u",
@@ -278,8 +278,8 @@ void sz_emu_barrier(const char *file, unsigned line)
 
 static bool same_place(const sz_emu_request *a, const sz_emu_request *b)
 {
-    return a->mask == b->mask && a->line == b->line && strcmp(a->name, b->name) == 0
-           && strcmp(a->file, b->file) == 0;
+    return a->mask == b->mask && a->line == b->line && strcmp(a->name, b->name) == 0 &&
+           strcmp(a->file, b->file) == 0;
 }
 
 /* Returns the lanes of mask that wait for r, with this lane. Lanes that wait elsewhere, for each
@@ -290,13 +290,12 @@ static unsigned lanes_here(const warp *w, const sz_emu_request *r, unsigned lane
     for (unsigned others = w->arrived & mask; others; others &= others - 1) {
         const unsigned i = (unsigned)__builtin_ctz(others);
         const sz_emu_request *o = w->waiting[i];
-        if (same_place(o, r))
-            here |= 1u << i;
+        if (same_place(o, r)) here |= 1u << i;
         else if (o->mask >> lane & 1)
             sz_emu_fatal("kernel %s: lanes of one warp diverge: %s at %s:%u with mask %08x, and "
                          "%s at %s:%u with mask %08x",
-                         block.name, o->name, o->file, o->line, o->mask, r->name, r->file,
-                         r->line, r->mask);
+                         block.name, o->name, o->file, o->line, o->mask, r->name, r->file, r->line,
+                         r->mask);
     }
     return here;
 }
@@ -338,7 +337,7 @@ void sz_emu_warp(sz_emu_request *r)
 }
 
 /* ---- launching ---- */
-static std::map<const void *, int> shared_limits;       /* bytes by kernel */
+static std::map<const void *, int> shared_limits; /* bytes by kernel */
 
 cudaError_t sz_emu_set_attribute(const void *kernel, cudaFuncAttribute attribute, int value)
 {

@@ -6,7 +6,8 @@
 --
 -- * A file name in a comment or on a page, such as `trainer.lua` or `cpu/rowwise.c`, must be that
 -- of a file in the tree,
---   or its last part. Names of examples (my_reward.lua, NAME.lua) and of other projects (EXTERNAL) are allowed.
+--   or its last part. Names of examples (my_reward.lua, NAME.lua) and of other projects (EXTERNAL)
+--   are allowed.
 -- * A file whose first line says "NAME - what it is" must have that name.
 -- * A relative link on a page must lead to a file.
 -- * At most 1 % of a language's lines may be longer than 100 columns.
@@ -25,7 +26,8 @@ local SKIPPED_FOLDERS = { [".git"] = true, build = true, runs = true }
 local EXTERNAL = {}
 for name in ([[
   run_seg_zero_3b.sh modeling_qwen2_5_vl.py modeling_qwen2_vl.py core_algos.py
-  pcre2.h stb_image.h stb_image_write.h lua.h lauxlib.h cuda_runtime.h cudnn.h nccl.h mpi.h stdio.h math.h time.h
+  pcre2.h stb_image.h stb_image_write.h lua.h lauxlib.h cuda_runtime.h cudnn.h nccl.h mpi.h
+  stdio.h math.h time.h
 ]]):gmatch "%S+" do EXTERNAL[name] = true end
 
 -- How comments of a language begin and end. A page is all comment.
@@ -112,10 +114,15 @@ end
 
 -- ---- file names ----
 
+-- my_reward.lua, NAME.lua, x.lua, test_x.lua, file.lua, .lua
+local EXAMPLES = { "^my_", "%u%u", "^%l%.", "_x%.", "^file%.", "^%." }
+
 local function is_placeholder(name)
   local base = name:match "[^/]+$"
-  local is_example = base:find "^my_" or base:find "%u%u" or base:find "^%l%." or base:find "_x%."
-  return is_example or base:find "^%." or name:find "[*<>]"
+  for _, pattern in ipairs(EXAMPLES) do
+    if base:find(pattern) then return true end
+  end
+  return name:find "[*<>]" ~= nil
 end
 
 local function check_names(path, number, text, known)

@@ -185,7 +185,8 @@ function M.steps(t, n)
     check.ok(s.mismatch < TOLERANCE[t.policy.dtype],
       ("step %d: sampler and trainer differ by %.1e"):format(s.step, s.mismatch))
     check.ok(s.grad_norm > 0 and s.grad_norm < math.huge, "step " .. s.step .. " has a gradient")
-    s.seconds, s.time = nil, nil
+    s.seconds = nil
+    s.time = nil
     seen[i] = s
   end
   return seen

@@ -2,7 +2,8 @@
 -- limit.
 --
 --   local process = require "tests.support.process"
---   local output, status = process.run({ "./segzero", "-e", "print(1)" }, { timeout = 60, env = { SEED = "2" } })
+--   local output, status = process.run({ "./segzero", "-e", "print(1)" },
+--                                      { timeout = 60, env = { SEED = "2" } })
 --   process.now()                            seconds of a clock that only goes forward
 --
 -- output: stdout and stderr as they came. status: the exit status, 128 + n when signal n ended the

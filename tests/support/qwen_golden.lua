@@ -132,7 +132,8 @@ end
 
 -- Every check of one configuration; folder: below tests/golden.
 function M.run(folder)
-  local id, case, t = folder:match "[^/]+$"
+  local id = folder:match "[^/]+$"
+  local case, t
   folder, case, t = M.case(folder)
   local vl = sz.qwen_vl(folder, { dtype = "f32" })
   vl:train()

@@ -106,9 +106,9 @@ refused("unexpected: model.extra.weight", with_weights("extra",
 check.ok(pcall(sz.qwen_vl, with_weights("tied", { ["lm_head.weight"] = tensor.zeros { 3 } })),
   "a tied model may carry an lm_head")
 
-fails("/model-gone/config.json: No such file", nil, place .. "/model-gone")
+fails("no model in " .. place .. "/model-gone: it has no config.json", nil, place .. "/model-gone")
 fails("model.norm.weight: shape [31], expected [32]", nil, place .. "/shape")
-fails("model_type llama is not supported", nil, place .. "/kind")
+fails("/kind/config.json: unknown model family 'llama'", nil, place .. "/kind")
 fails("tokenizer.json", nil, broken("no-tokenizer",
   function(p) os.remove(p .. "/tokenizer.json") end))
 fails("preprocessor_config.json", nil, broken("bad-processor",
@@ -222,7 +222,7 @@ blames("a tensor already", function() local y = sz.tensor(t) return y end)
 blames("a table with names", function() local y = sz.tensor { a = 1 } return y end)
 blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 },
   { dtype = "u8" }) return y end)
-blames("nan is not a whole number, dtype is i32", function() local y = sz.tensor({ 0 / 0 },
+blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 },
   { dtype = "i32" }) return y end)
 blames("options are a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
 blames("options are a table", of, t, "to", "cuda")

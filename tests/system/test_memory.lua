@@ -26,7 +26,9 @@ end
 -- take hundreds of steps here.
 local cfg = mini.settings { "data.refshapes_rows=2" }
 local t = mini.trainer(cfg, { model = dir, reference = true, total_steps = 200 })
-local calls, live, rss = {}, {}, {}
+local calls = {}
+local live = {}
+local rss = {}
 for i = 1, 170 do
   local before = tonumber(C.sz_system_allocs())
   t:step()
@@ -101,7 +103,9 @@ end
 -- Fails the n-th allocation for n = 0, 1, 2, ... until the work succeeds; `step` skips some so that
 -- the sweep stays short.
 local function sweep(name, step, work, clean)
-  local n, failures, wrong = 0, 0, nil
+  local n = 0
+  local failures = 0
+  local wrong = nil
   while true do
     C.sz_fail_alloc_after(n)
     local ok, message = pcall(work)

@@ -15,7 +15,8 @@ local vision_cache = require "segzero.inference.vision_cache"
 local place = mini.folder()
 local dir = mini.write(place .. "/model")
 
-local bytes, steps = mini.bytes, mini.steps
+local bytes = mini.bytes
+local steps = mini.steps
 
 -- Everything that training changes, as {name -> bytes}.
 local function state_of(t)
@@ -26,7 +27,8 @@ local function state_of(t)
 end
 
 local function compare(a, b, name)
-  local differ, count = {}, 0
+  local differ = {}
+  local count = 0
   for k, v in pairs(a) do
     count = count + 1
     if v ~= b[k] then differ[#differ + 1] = k end
@@ -90,7 +92,8 @@ end
 do
   local cfg, pictures = mini.settings { "worker.actor.freeze_vision_tower=true",
     "worker.actor.max_tokens_per_micro_batch=100" }, 0
-  local pictures_of, lend = packing.images, vision_cache.adopt
+  local pictures_of = packing.images
+  local lend = vision_cache.adopt
   function packing.images(inputs)
     pictures = pictures + #inputs
     return pictures_of(inputs)
@@ -118,7 +121,9 @@ do
   function vision_cache.put() end
   local never, all = run()
   check.equal(all, 6, "nothing kept")
-  packing.images, vision_cache.adopt, vision_cache.put = pictures_of, lend, hold
+  packing.images = pictures_of
+  vision_cache.adopt = lend
+  vision_cache.put = hold
   for _, key in ipairs { "loss", "kl", "grad_norm", "reward" } do
     check.near(once[key], never[key], 1e-5 * math.max(1, math.abs(never[key])),
       "kept or not: " .. key)
@@ -159,7 +164,8 @@ local function records(folder, name)
   local out = {}
   for line in io.lines(folder .. "/" .. name) do
     local r = cjson.decode(line)
-    r.seconds, r.time = nil, nil
+    r.seconds = nil
+    r.time = nil
     out[#out + 1] = r
   end
   return out
@@ -169,7 +175,8 @@ check.equal(records(parts, "rollouts.jsonl"), records(whole, "rollouts.jsonl"),
 check.ok(files.read(parts .. "/rollouts.jsonl") == files.read(whole .. "/rollouts.jsonl"),
   "and is the same bytes")
 local m = records(parts, "metrics.jsonl")
-local numbers, seen = {}, {}
+local numbers = {}
+local seen = {}
 for _, r in ipairs(m) do
   if r.reward then numbers[#numbers + 1], seen[#seen + 1] = r.step, r end
 end
@@ -198,7 +205,8 @@ int getrlimit(int resource, uint64_t limits[2]);
 int setrlimit(int resource, const uint64_t limits[2]);
 void *signal(int number, void *handler);
 ]]
-local RLIMIT_FSIZE, SIGXFSZ = 1, 25
+local RLIMIT_FSIZE = 1
+local SIGXFSZ = 25
 ffi.C.signal(SIGXFSZ, ffi.cast("void *", 1))        -- ignored: then writing fails instead
 
 -- ---- a checkpoint that cannot be written leaves nothing behind; the run can go on and write

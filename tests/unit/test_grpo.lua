@@ -32,7 +32,8 @@ local function groups_of(vl)
       image_grid_thw = t[prefix .. "image_grid_thw"]:totable() }
     input.position_ids, input.next_position = processor.positions(input.input_ids,
       input.image_grid_thw, vl, 2)
-    local parts, rows = {}, 0
+    local parts = {}
+    local rows = 0
     for i, name in ipairs(pictures) do
       parts[i] = pixels[name]:cast(0):affine(1 / 64, -2)
       rows = rows + parts[i]:shape()[1]
@@ -104,9 +105,13 @@ check.near(stats.policy_loss, case.parts.pg, 2e-5, "policy loss")
 check.near(stats.kl, case.parts.kl, 5e-5, "kl")
 check.near(stats.entropy, case.parts.entropy, 2e-5, "entropy")
 
-local worst, worst_name, count = 0, "", 0
+local worst = 0
+local worst_name = ""
+local count = 0
 for name, entry in pairs(case.gradients) do
-  local want, squares, norm = t["grad." .. name]:totable(), 0, 0
+  local want = t["grad." .. name]:totable()
+  local squares = 0
+  local norm = 0
   for i = 1, entry.count do
     squares = squares + (grads[name][(i - 1) * entry.stride + 1] - want[i]) ^ 2
   end
@@ -129,7 +134,8 @@ for _, variant in ipairs { { 1, false }, { 1, true }, { 100000, true } } do
   check.near(s.loss, stats.loss, 1e-6, "loss does not depend on the split")
   local difference = 0
   for name, g in pairs(grads) do
-    local d, n = 0, 0
+    local d = 0
+    local n = 0
     for i, v in ipairs(g) do d, n = d + (v - other[name][i]) ^ 2, n + v * v end
     difference = math.max(difference, math.sqrt(d / math.max(n, 1e-30)))
   end

@@ -11,7 +11,7 @@ local tensor = require "segzero.core.tensor"
 local TINY = "models/tiny/qwen2.5-vl"
 local TOKENS = 96
 
-local function text(vl)
+local function text()
   local ids = {}
   for i = 1, TOKENS do ids[i] = (i * 79 + 13) % 570 end
   local positions, p = packing.ints(3, TOKENS)
@@ -22,7 +22,7 @@ local function text(vl)
 end
 
 local function logits(vl)
-  return tensor.no_grad(function() return vl:forward(text(vl)) end)
+  return tensor.no_grad(function() return vl:forward(text()) end)
 end
 
 -- The smallest cosine of two rows of logits.
@@ -51,7 +51,7 @@ local lists = { { 5, 6, 7 }, { 100, 101 } }
 local function sums(vl)
   return tensor.no_grad(function()
     local out = {}
-    for i, t in ipairs(vl:logprobs(text(vl), lists)) do out[i] = tensor.data(t:sum())[0] end
+    for i, t in ipairs(vl:logprobs(text(), lists)) do out[i] = tensor.data(t:sum())[0] end
     return out
   end)
 end
@@ -63,9 +63,9 @@ end
 
 -- ---- an answer does not depend on how many decode beside it ----
 local opts = { n = 14, max_new_tokens = 6, seed = 5, row_ids = { 7 }, ignore_eos = true }
-local many = rollout.generate(small, { text(small) }, opts)[1]
+local many = rollout.generate(small, { text() }, opts)[1]
 opts.n = 1
-local one = rollout.generate(small, { text(small) }, opts)[1][1]
+local one = rollout.generate(small, { text() }, opts)[1][1]
 check.equal(many[1].ids, one.ids, "alone and beside 13 others")
 check.equal(many[1].logprobs, one.logprobs, "with the same log-probabilities")
 

@@ -22,7 +22,8 @@ local place = mini.folder()
 
 -- ---- data sets ----
 local function bytes(t)
-  local out, p = {}, tensor.data(t)
+  local out = {}
+  local p = tensor.data(t)
   for i = 0, t:numel() - 1 do out[i + 1] = tonumber(p[i]) end
   return out
 end
@@ -41,10 +42,14 @@ for i = 1, 3 do
   check.equal({ x:dtype(), x:shape() }, { "u8", { 84, 84 } }, "a mask is u8 [h, w]")
   check.equal(bytes(x), bytes(y), "a folder brings the mask back: row " .. i)
   -- The tight box of the mask, corners inside, is the ground truth's.
-  local x0, y0, x1, y1 = 84, 84, -1, -1
+  local x0 = 84
+  local y0 = 84
+  local x1 = -1
+  local y1 = -1
   for at, v in ipairs(bytes(x)) do
     if v == 1 then
-      local col, line = (at - 1) % 84, math.floor((at - 1) / 84)
+      local col = (at - 1) % 84
+      local line = math.floor((at - 1) / 84)
       x0, y0, x1, y1 = math.min(x0, col), math.min(y0, line), math.max(x1, col), math.max(y1, line)
     end
   end
@@ -81,7 +86,8 @@ check.equal(data.open(bare, {}):row(1).mask, nil, "a set without masks")
 local grey = changed("grey", function(_, path)
   local img = sz.image.new(84, 84)
   local p = img:pixels()
-  p[0], p[3] = 127, 128
+  p[0] = 127
+  p[3] = 128
   img:save(path .. "/" .. second)
 end)
 check.equal({ unpack(bytes(data.open(grey, {}):row(2).mask()), 1, 3) }, { 0, 1, 0 },
@@ -110,7 +116,8 @@ local function expected_iou(row, box, p1, p2)
   local truth = row.mask()
   local best, n = sam.best(r), row.image.width * row.image.height
   local p, q = tensor.data(r.masks) + (best - 1) * n, tensor.data(truth)
-  local inside, either = 0, 0
+  local inside = 0
+  local either = 0
   for i = 0, n - 1 do
     if p[i] == 1 and q[i] == 1 then inside = inside + 1 end
     if p[i] == 1 or q[i] == 1 then either = either + 1 end
@@ -135,7 +142,9 @@ local function wide_row()
   local row = made:row(1)
   local img = row.image:resize(126, 84)
   row.image:free()
-  row.image, row.frame, row.number = img, 840, 1
+  row.image = img
+  row.frame = 840
+  row.number = 1
   function row.mask()
     local m = tensor.zeros({ 84, 126 }, { dtype = "u8" })
     for line = 20, 59 do
@@ -157,8 +166,11 @@ end
 -- Two different answers, one of them twice, one with loose keys, one without thinking, one that is
 -- nothing.
 local row = made:row(1)
-local box, other = { 28, 5, 49, 68 }, { 5, 5, 30, 40 }
-local p1, p2, p3 = { 34, 24 }, { 30, 52 }, { 12, 20 }
+local box = { 28, 5, 49, 68 }
+local other = { 5, 5, 30, 40 }
+local p1 = { 34, 24 }
+local p2 = { 30, 52 }
+local p3 = { 12, 20 }
 local texts = { written(box, p1, p2), written(other, p3, p3), written(box, p1, p2),
   written(other, p3, p3, { "my_bbox", "points_a", "points_b" }),
   (written(box, p1, p2):gsub("<think>so</think>", "")),
@@ -281,7 +293,8 @@ local want_ceiling = (true_iou(1) + true_iou(2) + true_iou(3)) / 3
 for round, reward in ipairs { mask_iou, mini.reward } do
   answering(function(i) return replies[i] end)
   reset()
-  t.reward, t.ceiling = reward, nil
+  t.reward = reward
+  t.ceiling = nil
   local _, parts, rated, giou = t:evaluate()
   check.near(giou, want_giou, 1e-12, "gIoU is the mean over all rows, unreadable answers with 0")
   check.near(t.ceiling, want_ceiling, 1e-12, "the ceiling is that of the true boxes and points")
@@ -337,7 +350,8 @@ local function train()
   local seen = {}
   for step = 1, 3 do
     local s = run:step()
-    s.seconds, s.time = nil, nil
+    s.seconds = nil
+    s.time = nil
     seen[step] = s
   end
   seen[4] = { run:evaluate() }
@@ -362,7 +376,8 @@ end
 local text, status = recipe("recipes/mask_grpo.lua", "masks",
   { "worker.reward.sam2_path=" .. SAM2 })
 check.equal(status, 0, "mask_grpo runs: " .. text:sub(-400))
-check.ok(text:find "\nheld%-out gIoU: before=0%.000 after=0%.000 ceiling=0%.%d%d%d rows=3 seed=42\n", "gIoU's line: " .. text)
+local giou_line = "\nheld%-out gIoU: before=0%.000 after=0%.000 ceiling=0%.%d%d%d rows=3 seed=42\n"
+check.ok(text:find(giou_line), "gIoU's line: " .. text)
 check.ok(text:find "\nheld%-out reward: before=[%d.]+ after=[%d.]+ rows=3 seed=42\n",
   "beside the reward's")
 local metrics = {}

@@ -10,7 +10,6 @@ local files = require "segzero.core.files"
 local loss = require "segzero.algorithms.mask_loss"
 local optim = require "segzero.train.optim"
 local refshapes = require "segzero.data.refshapes"
-local sam2 = require "segzero.models.sam2"
 local tensor = require "segzero.core.tensor"
 
 local place = mini.folder()

@@ -65,7 +65,7 @@ local function save(json)
   return dir
 end
 
-local AB, ABAB, BC, _A, _AB, EACUTE, ABAB2, XX = 256, 257, 258, 259, 260, 261, 262, 263
+local AB, ABAB, BC, _A, _, EACUTE, ABAB2, XX = 256, 257, 258, 259, 260, 261, 262, 263
 write_file(dir .. "/tokenizer_config.json", '{"eos_token": {"content": "<|end|>"}, "pad_token": null}')
 local tok = sz.tokenizer(save(description()))
 check.equal({ tok.eos_id, tok.pad_id, tok:size() }, { 300, nil, 303 }, "special ids, size")

@@ -80,9 +80,9 @@ end
 -- again, because it is reported only once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
 
--- Messages that pass through error() have the raising line in front, which is ours and no help to a
--- user.
-function M.plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
+-- A message without the "file:line: " that error() puts in front. That position is in our own code,
+-- so it does not help a user.
+function M.plain(why) return (tostring(why):gsub("^[^:%s]*%.lua:%d+: ", "")) end
 
 function M.guarded(f)
   return function(...)

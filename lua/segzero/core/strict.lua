@@ -2,8 +2,8 @@
 --
 -- Requiring it switches it on; ./segzero does so before it runs anything. Then
 --   reading a global that was never assigned is an error that names it;
---   assigning a new global is allowed in the main chunk of a file (or of -e, or at the REPL's prompt) and from C,
---   and is an error inside a function, where a `local` was forgotten.
+--   assigning a new global is allowed in the main chunk of a file, of -e or of the REPL's prompt, and
+--   from C; inside a function it is an error, because a `local` was forgotten.
 -- A global that was once assigned may be nil. `rawget(_G, name)` asks without an error.
 -- Left out: tables other than _G.
 

@@ -114,7 +114,8 @@ function M.open(name)
     local columns = entries[i].columns
     local where = ("%s:%d"):format(file, entries[i].line)
     local img = read or load_image(folder, columns.image, where)
-    local width, height = img.width, img.height
+    local width = img.width
+    local height = img.height
     local mask
     if columns.mask then
       mask = function() return load_mask(folder, columns.mask, where, width, height) end

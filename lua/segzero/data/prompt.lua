@@ -1,4 +1,5 @@
--- The prompts of Seg-Zero and VisionReasoner, word for word, and the answer format they ask for.
+-- prompt.lua - the prompts of Seg-Zero and VisionReasoner, word for word, and the answer format
+-- that they ask for.
 --
 --   local prompt = require "segzero.data.prompt"
 --   prompt.seg_zero("The red circle.")          one object; text without the image marker
@@ -33,9 +34,8 @@ M.multi_template = 'Please find "{Question}" with bboxs and points.'
   .. "Output the bbox(es) and point(s) inside the interested object(s) in JSON format."
   .. "i.e., <think> thinking process here </think><answer>{Answer}</answer>"
 
--- Lower-cases, as Python does, and takes the characters of set, a Lua character class, off both
--- ends. The default set is the full stop alone, as Seg-Zero does; evaluation of VisionReasoner uses
--- '."?!'.
+-- Lower-cases as Python does, and strips the characters of `set` (a Lua character class) from both
+-- ends. The default is the full stop, as in Seg-Zero; evaluating VisionReasoner uses '."?!'.
 function M.normalize(question, set)
   if type(question) ~= "string" then
     error("prompt: question must be a string, got " .. type(question), 2)

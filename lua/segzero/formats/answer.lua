@@ -3,7 +3,8 @@
 --
 --   local answer = require "segzero.formats.answer"
 --   local a, why = answer.parse(text)            one object; the text is like
---     "<think>..</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60], "points_2": [80,160]}</answer>"
+--     <think>..</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60],
+--                                "points_2": [80,160]}</answer>
 --     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}
 --       in the frame the model saw
 --   local b = answer.scale(a, width / frame, height / frame)

@@ -3,7 +3,8 @@
 --
 --   local list = pickle.tensors(path, text)       text: data.pkl, a pickle of protocol 2 to 5;
 --                                                 path: for messages
---     -> {{name =, tensor = {storage = {dtype =, key =, count =}, offset =, shape = {n =, ...}, strides =, dtype =, untyped =}}, ...}
+--     -> {{name =, tensor = {storage = {dtype =, key =, count =}, offset =, shape = {n =, ...},
+--                             strides =, dtype =, untyped =}}, ...}
 --
 -- A pickle is a program. This reader can only build containers, numbers, texts, torch.Size,
 -- OrderedDict, storages and tensors; any other name is an error that shows it.

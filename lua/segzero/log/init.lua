@@ -57,7 +57,8 @@ function methods:close()
   self.list = {}
 end
 
-M.duration, M.times = console.duration, console.times
+M.duration = console.duration
+M.times = console.times
 M.clock = console.duration       -- its name in segzero 0.1
 
 return M

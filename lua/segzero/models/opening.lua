@@ -33,13 +33,16 @@ function M.check(name, path, opts, known, dtypes, level)
   return opts
 end
 
--- Errors have a position if a level is given.
+-- level as for error(): 0 leaves the place out, for a folder that a setting names.
 function M.family(dir, level)
-  if level then level = level + 1 else level = 0 end
+  if level ~= 0 then level = (level or 1) + 1 end
   if type(dir) ~= "string" then
     error("a model's folder name is expected, got " .. type(dir), level)
   end
   local path = dir .. "/config.json"
+  if not files.exists(path) then
+    error(("no model in %s: it has no config.json"):format(dir), level)
+  end
   local ok, json = pcall(files.read_json_object, path)
   if not ok then error(json, level) end
   if type(json.model_type) ~= "string" then error(path .. ": model_type is missing", level) end

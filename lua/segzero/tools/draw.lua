@@ -5,17 +5,18 @@
 --   draw.box(img, {x0, y0, x1, y1}, draw.RED)        corners are inclusive, as in Seg-Zero; clipped
 --   draw.point(img, {x, y}, draw.YELLOW)             a disc with a dark rim
 --   draw.text(img, x, y, "red circle", draw.INK, 2)  top left corner; 2 x 2 pixels for each dot
---   draw.answer(img, {bbox =, points =})             red box, yellow points; or {{bbox =, point =}, ...}
---   draw.mask(img, mask, draw.CYAN, 0.45)            overlays a u8 tensor [h, w] of img's size, or of a
---                                                    whole fraction of it
+--   draw.answer(img, {bbox =, points =})             or {{bbox =, point =}, ...}: red boxes, yellow
+--                                                    points
+--   draw.mask(img, mask, draw.CYAN, 0.45)            overlays a u8 tensor [h, w] of img's size, or
+--                                                    of a whole fraction of it
 --   local fig, k = draw.figure(img, answer, {mask =, truth = box})
 --                                                    the image | the image with its marks; k: the
 --                                                    factor by which they are enlarged
 --   local big = draw.enlarge(img, 4)                 4 x 4 pixels for each; draw.enlarge_box and
 --                                                    draw.enlarge_point convert coordinates
 --   local both = draw.beside({img, other}, 8)        side by side on white, 8 pixels apart
---   local sheet = draw.sheet(tiles, columns)         a tile: {image =, truth = box, bbox = box, points =,
---                                                    truth_points =, label =, note =}
+--   local sheet = draw.sheet(tiles, columns)         a tile: {image =, truth = box, bbox = box,
+--                                                    points =, truth_points =, label =, note =}
 --   draw.predictions(path, data_set, records)        writes a sheet of rows with a model's answers
 --
 -- Colours are {r, g, b}, 0 to 255. The colours below can be told apart by colour-blind readers. The

@@ -51,7 +51,7 @@ end
 
 -- ---- the policy and its input ----
 function M.meta_policy(cfg, dir)
-  local family = opening.family(dir)
+  local family = opening.family(dir, 0)
   if not family.meta then error(dir .. ": a model of this family is not trained as a policy", 0) end
   return lora.configure(family.meta(dir, cfg.worker.actor.model.dtype), cfg, true)
 end

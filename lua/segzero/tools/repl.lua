@@ -30,12 +30,15 @@ local WIDTH = 96                -- columns of a printed table
 local TRACE_LINES = 6           -- frames shown of an error
 
 local HELP = [[
-Type Lua. An expression prints its value; `_` is the last value. Unfinished input goes on at the ...> prompt.
+Type Lua. An expression prints its value; `_` is the last value. Unfinished input continues at the
+...> prompt.
   sz                      the segzero library (require "segzero")
-  vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {temperature=1, n=8}), vl:logprobs(inp, ids)
+  vl = sz.qwen_vl(dir)    a model; vl:process(messages), vl:generate(inp, {temperature=1, n=8}),
+                          vl:logprobs(inp, ids)
   img = sz.image.load(p)  an image; img:resize(w, h, "bicubic"), img:totensor()
   reward = require "rewards.seg_strict"
-  plan = require("segzero.tools.plan").main {"recipes/refcocog_grpo.lua"}      what memory a run takes (also: ./segzero plan RECIPE ...)
+  plan = require("segzero.tools.plan").main {"recipes/refcocog_grpo.lua"}
+                          the memory that a run needs (also: ./segzero plan RECIPE ...)
   dofile "mine.lua"       run a file
   help                    this text
 Ctrl-C stops what runs or drops the line; Ctrl-D on an empty line leaves.]]

@@ -13,7 +13,7 @@
 --
 -- Between steps a script may change t.reward, t.train, t.prompt, t.numbers.NAME (lr, temperature,
 -- kl_coef, entropy_coef, clip_low, clip_high) and t.schedules.NAME (a registered name, or a
--- function as in algorithms/schedules.lua).
+-- function as in algorithms/schedules.lua). t.now has the numbers of the last step, with schedules.
 --
 -- The sampler's log-probabilities are the old ones of the first update; each step reports the
 -- largest difference between sampler and trainer. Background work never changes a number: the next

@@ -1,5 +1,6 @@
-/* ref_attention.c - attention in plain loops: the reference for attention.c and attention_cached.c, one tensor or three.
- * Shapes and the segment table: attention.c. Scores of one query at a time, sums in double. Leaves out: speed. */
+/* reference/attention.c - attention in simple loops: the reference for cpu/attention.c,
+ * cpu/attention_backward.c and cpu/attention_cached.c. Shapes and the segment table are described
+ * in cpu/attention.c. Scores of one query at a time, sums in double. Leaves out: speed. */
 #include "cpu/attention_tile.h"
 
 static double dot(const sz_tensor *a, int64_t i, const sz_tensor *b, int64_t j, int64_t n)
@@ -9,15 +10,21 @@ static double dot(const sz_tensor *a, int64_t i, const sz_tensor *b, int64_t j, 
     return s;
 }
 
-static int64_t key_row(const sz_segment_row *s, int64_t j) { return j < s->p_len ? s->p_start + j : s->k_start + j - s->p_len; }
+/* The row of key j of a segment: the parent's keys come first. */
+static int64_t key_row(const sz_segment_row *s, int64_t j)
+{
+    return j < s->p_len ? s->p_start + j : s->k_start + j - s->p_len;
+}
 
 /* Scores p[0..n) of query i of a segment for head h; returns the largest. */
-static double scores(const sz_attention_args *a, const sz_segment_row *s, int64_t i, int64_t h, int64_t n, double *p)
+static double scores(const sz_attention_args *a, const sz_segment_row *s, int64_t i, int64_t h,
+                     int64_t n, double *p)
 {
     double max = -INFINITY;
     for (int64_t j = 0; j < n; j++) {
-        p[j] = a->scale * dot(a->q, (s->q_start + i) * sz_cols(a->q) + a->q_col + h * a->dim,
-                              a->k, key_row(s, j) * sz_cols(a->k) + a->k_col + h / a->share * a->dim, a->dim);
+        int64_t q = (s->q_start + i) * sz_cols(a->q) + a->q_col + h * a->dim;
+        int64_t k = key_row(s, j) * sz_cols(a->k) + a->k_col + h / a->share * a->dim;
+        p[j] = a->scale * dot(a->q, q, a->k, k, a->dim);
         if (!(p[j] <= max)) max = p[j];
     }
     return max;
@@ -44,43 +51,69 @@ static int forward(sz_attention_args a, sz_tensor *out, sz_tensor *lse)
         sz_segment_row s = sz_segment_get(a.segments, t);
         for (int64_t i = 0; i < s.q_len; i++)
             for (int64_t h = 0; h < a.heads; h++) {
-                int64_t n = s.p_len + sz_own_keys(&s, i, a.causal), g = h / a.share;
+                int64_t n = s.p_len + sz_own_keys(&s, i, a.causal);
+                int64_t g = h / a.share;
                 if (n == 0) continue;
-                double max = scores(&a, &s, i, h, n, p), total = 0;
+                double max = scores(&a, &s, i, h, n, p);
+                double total = 0;
                 for (int64_t d = 0; d < a.dim; d++) sum[d] = 0;
                 for (int64_t j = 0; j < n; j++) {
                     double e = exp(p[j] - max);
                     total += e;
-                    for (int64_t d = 0; d < a.dim; d++) sum[d] += e * sz_get(a.v, key_row(&s, j) * sz_cols(a.v) + a.v_col + g * a.dim + d);
+                    int64_t v = key_row(&s, j) * sz_cols(a.v) + a.v_col + g * a.dim;
+                    for (int64_t d = 0; d < a.dim; d++) sum[d] += e * sz_get(a.v, v + d);
                 }
-                for (int64_t d = 0; d < a.dim; d++) sz_put(out, (s.q_start + i) * sz_cols(out) + h * a.dim + d, (float)(sum[d] / total));
-                if (lse) sz_put(lse, h * lse->shape[1] + s.q_start + i, (float)(max + log(total)));
+                int64_t row = s.q_start + i;
+                int64_t o = row * sz_cols(out) + h * a.dim;
+                for (int64_t d = 0; d < a.dim; d++) sz_put(out, o + d, (float)(sum[d] / total));
+                if (lse) sz_put(lse, h * lse->shape[1] + row, (float)(max + log(total)));
             }
     }
     return 0;
 }
 
-int sz_ref_attention(const sz_call *c) { return forward(sz_attention_packed(c), c->out[0], c->out[1]); }
-int sz_ref_attention_cached(const sz_call *c) { return forward(sz_attention_separate(c), c->out[0], NULL); }
-int sz_ref_attention_cross(const sz_call *c) { return forward(sz_attention_separate(c), c->out[0], c->out[1]); }
+int sz_ref_attention(const sz_call *c)
+{
+    return forward(sz_attention_packed(c), c->out[0], c->out[1]);
+}
 
-/* Sums of dq, dk and dv [sizes of q, k, v]; one and the same where they are one tensor. */
-typedef struct { double *q, *k, *v, *p; } ref_sums;
+int sz_ref_attention_cached(const sz_call *c)
+{
+    return forward(sz_attention_separate(c), c->out[0], NULL);
+}
 
-static void add_gradients(const sz_attention_args *a, const sz_tensor *out, const sz_tensor *lse, const sz_tensor *dout, const ref_sums *sums)
+int sz_ref_attention_cross(const sz_call *c)
+{
+    return forward(sz_attention_separate(c), c->out[0], c->out[1]);
+}
+
+/* Sums of dq, dk and dv, of the sizes of q, k, v; the same array if they are one tensor. p: room
+ * for scores. */
+typedef struct {
+    double *q, *k, *v, *p;
+} ref_sums;
+
+static void add_gradients(const sz_attention_args *a, const sz_tensor *out, const sz_tensor *lse,
+                          const sz_tensor *dout, const ref_sums *sums)
 {
     int64_t D = a->dim;
     for (int64_t t = 0; t < a->segments->shape[0]; t++) {
         sz_segment_row s = sz_segment_get(a->segments, t);
         for (int64_t i = 0; i < s.q_len; i++)
             for (int64_t h = 0; h < a->heads; h++) {
-                int64_t n = s.p_len + sz_own_keys(&s, i, a->causal), g = h / a->share, row = s.q_start + i;
+                int64_t n = s.p_len + sz_own_keys(&s, i, a->causal);
+                int64_t g = h / a->share;
+                int64_t row = s.q_start + i;
                 scores(a, &s, i, h, n, sums->p);
-                int64_t o = row * sz_cols(out) + h * D, q = row * sz_cols(a->q) + a->q_col + h * D;
-                double delta = dot(out, o, dout, o, D), l = sz_get(lse, h * lse->shape[1] + row);
+                int64_t o = row * sz_cols(out) + h * D;
+                int64_t q = row * sz_cols(a->q) + a->q_col + h * D;
+                double delta = dot(out, o, dout, o, D);
+                double l = sz_get(lse, h * lse->shape[1] + row);
                 for (int64_t j = 0; j < n; j++) {
-                    int64_t k = key_row(&s, j) * sz_cols(a->k) + a->k_col + g * D, v = key_row(&s, j) * sz_cols(a->v) + a->v_col + g * D;
-                    double e = exp(sums->p[j] - l), ds = a->scale * e * (dot(dout, o, a->v, v, D) - delta);
+                    int64_t k = key_row(&s, j) * sz_cols(a->k) + a->k_col + g * D;
+                    int64_t v = key_row(&s, j) * sz_cols(a->v) + a->v_col + g * D;
+                    double e = exp(sums->p[j] - l);
+                    double ds = a->scale * e * (dot(dout, o, a->v, v, D) - delta);
                     for (int64_t d = 0; d < D; d++) {
                         sums->v[v + d] += e * sz_get(dout, o + d);
                         sums->k[k + d] += ds * sz_get(a->q, q + d);
@@ -99,7 +132,8 @@ static void put_all(sz_tensor *t, const double *from)
 int sz_ref_attention_backward(const sz_call *c)
 {
     sz_attention_args a = sz_attention_packed(c);
-    int64_t size = a.q->numel, bytes = (size + longest(a.segments)) * (int64_t)sizeof(double);
+    int64_t size = a.q->numel;
+    int64_t bytes = (size + longest(a.segments)) * (int64_t)sizeof(double);
     double *sums = sz_scratch((size_t)bytes);
     if (!sums) return sz_fail("attention_backward: out of memory");
     memset(sums, 0, (size_t)bytes);
@@ -111,11 +145,15 @@ int sz_ref_attention_backward(const sz_call *c)
 int sz_ref_attention_cross_backward(const sz_call *c)
 {
     sz_attention_args a = sz_attention_separate(c);
-    int64_t queries = a.q->numel, keys = a.k->numel, bytes = (queries + 2 * keys + longest(a.segments)) * (int64_t)sizeof(double);
+    int64_t queries = a.q->numel;
+    int64_t keys = a.k->numel;
+    int64_t bytes = (queries + 2 * keys + longest(a.segments)) * (int64_t)sizeof(double);
     double *sums = sz_scratch((size_t)bytes);
     if (!sums) return sz_fail("attention_cross_backward: out of memory");
     memset(sums, 0, (size_t)bytes);
-    add_gradients(&a, c->in[4], c->in[5], c->in[6], &(ref_sums){ sums, sums + queries, sums + queries + keys, sums + queries + 2 * keys });
+    add_gradients(
+        &a, c->in[4], c->in[5], c->in[6],
+        &(ref_sums){ sums, sums + queries, sums + queries + keys, sums + queries + 2 * keys });
     put_all(c->out[0], sums);
     put_all(c->out[1], sums + queries);
     put_all(c->out[2], sums + queries + keys);

@@ -187,7 +187,8 @@ function M.write_dataset(dir, opts, save_png)
       -- The keys are written one by one, so that their order is fixed.
       out:write(
         format(
-        '{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, "img_height": %d, "img_width": %d}\n',
+        '{"id": %s, "problem": %s, "solution": %s, "image": %s, "mask": %s, '
+        .. '"img_height": %d, "img_width": %d}\n',
         json.encode(id), json.encode(q.problem), json.encode(q.solution), json.encode(image),
           json.encode(mask), s.height, s.width))
       rows = rows + 1
