@@ -6,7 +6,7 @@
 --   segzero examples/random_checkpoint.lua --help
 --
 -- Writes config.json, generation_config.json and preprocessor_config.json as the hub's, and the
--- shards with their index. The values are those of tools/random_weights.lua.
+-- shards with their index. The values are those of tools/random_shards.lua.
 -- require "examples.random_checkpoint" also gives config(size, layers, v_depth, dtype), the table
 -- of config.json. Leaves out: anything a trained model would say.
 
@@ -15,7 +15,7 @@ local cli = require "segzero.config.cli"
 local files = require "segzero.core.files"
 local model = require "segzero.models.qwen_vl"
 local random_checkpoint = require "segzero.config.random_checkpoint"
-local random_weights = require "segzero.tools.random_weights"
+local random_shards = require "segzero.tools.random_shards"
 local released = require "segzero.models.released"
 local cjson = require "cjson"
 
@@ -59,7 +59,7 @@ function M.execute(cfg)
   files.write(cfg.out .. "/preprocessor_config.json", cjson.encode(released.preprocessor()))
   if cfg.tokenizer then copy_tokenizer(cfg.tokenizer, cfg.out) end
 
-  local total = random_weights.write(cfg.out, list,
+  local total = random_shards.write(cfg.out, list,
     { dtype = cfg.dtype, seed = cfg.seed, shard = cfg.shard,
     on_shard = function(name, tensors) print(("%s: %d tensors"):format(name, tensors)) end })
   local seconds = C.sz_seconds() - started

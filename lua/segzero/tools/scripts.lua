@@ -94,7 +94,7 @@ local function suggestion(name)
   end
   for _, command in ipairs(COMMANDS) do add(command, command) end
   for _, script in ipairs(scripts) do
-    -- With and without the folder, so that `infer`, `infer.lua` and `recipes/infer.lua` all find examples/infer.lua.
+    -- With and without the folder, so that `infer`, `infer.lua` and `examples/infer` all find examples/infer.lua.
     local path = script.path:gsub("%.lua$", "")
     add(path, script.path)
     add(path:match "[^/]+$", script.path)

@@ -1,7 +1,7 @@
--- random_weights.lua - safetensors shards of random weights, written piece by piece: nothing is
+-- random_shards.lua - safetensors shards of random weights, written piece by piece: nothing is
 -- ever whole in memory.
 --
---   random_weights.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
+--   random_shards.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
 --     weights   list of {name =, shape = {..}, written = the name in the file}
 --     -> bytes written, number of tensors; model.safetensors, or shards and their index
 --
