@@ -1,5 +1,4 @@
--- evaluate.lua - evaluates a policy and SAM2 on a split: gIoU, cIoU, boxes, every row's answer, and
--- images of the worst and best rows.
+-- evaluate.lua - evaluates a policy and SAM2 on a split of a data set.
 --
 --   segzero recipes/evaluate.lua                       the embedded models on 128 RefShapes rows
 --   segzero recipes/evaluate.lua model_path=DIR sam2_path=PATH data=FOLDER [key=value ...]
@@ -9,10 +8,11 @@
 --   segzero recipes/evaluate.lua compare=DIR1,DIR2     what changed between two runs of these rows
 --   segzero recipes/evaluate.lua --help                all settings
 --
--- several=true asks and reads as VisionReasoner does: a list of objects whose masks are united.
--- protocol says which failures count (lua/segzero/evaluation/metrics.lua): "fixed" keeps every row.
--- The results go to output_path, or to output_path-2, -3, ... if that holds a run already;
--- lua/segzero/evaluation/run.lua lists the files. The last line printed is the summary.
+-- Reports gIoU, cIoU and boxes, and writes every row's answer and images of the worst and best
+-- rows. several=true asks and reads as VisionReasoner does: a list of objects whose masks are
+-- united. protocol says which failures count (lua/segzero/evaluation/metrics.lua): "fixed" keeps
+-- every row. The results go to output_path, or to output_path-2, -3, ... if that holds a run
+-- already; lua/segzero/evaluation/run.lua lists the files. The last line printed is the summary.
 -- Leaves out: sharing an image's features between its rows.
 
 local cli = require "segzero.config.cli"

@@ -1,13 +1,12 @@
--- pretrain_shapes.lua - trains the embedded checkpoint from scratch on RefShapes: supervised, with
--- reasoning and answers.
+-- pretrain_shapes.lua - trains the embedded model from scratch on RefShapes.
 --
 --   segzero recipes/pretrain_shapes.lua [key=value ...]                 to runs/pretrain_shapes
 --   segzero recipes/pretrain_shapes.lua output=models/tiny/qwen2.5-vl   the embedded model again
 --   segzero recipes/pretrain_shapes.lua --help                          all settings
 --
--- Scenes get harder over time, and the short task gives way to Seg-Zero's prompt
--- (data/shape_tasks.lua). The loss and the loop are in train/pretrain.lua. Writes a Hugging Face
--- folder.
+-- Training is supervised, on reasoning and answers. Scenes get harder over time, and the short task
+-- gives way to Seg-Zero's prompt (data/shape_tasks.lua). The loss and the loop are in
+-- train/pretrain.lua. Writes a Hugging Face folder.
 -- Leaves out: resuming a run that was stopped (init=FOLDER starts from its weights).
 
 local cli = require "segzero.config.cli"

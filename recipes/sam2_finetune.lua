@@ -1,13 +1,13 @@
--- sam2_finetune.lua - trains SAM2 on images with masks: fine-tunes a checkpoint, or makes the
--- embedded one from scratch.
+-- sam2_finetune.lua - trains SAM2 on images with masks.
 --
 --   segzero recipes/sam2_finetune.lua [key=value ...]           random weights, on RefShapes
 --   segzero recipes/sam2_finetune.lua model_path=DIR train_files=FOLDER freeze_encoder=true
 --   segzero recipes/sam2_finetune.lua --help                    all settings
 --
--- model_path is a transformers folder or an original .pt. train_files is "refshapes", or a folder
--- with data.jsonl whose rows have `image` and `mask`. The loop is in train/mask_finetune.lua; the
--- random model comes from models/tiny_sam2.lua. Writes a transformers folder and samples.png.
+-- Fine-tunes a checkpoint, or trains the embedded model from scratch. model_path is a transformers
+-- folder or an original .pt file. train_files is "refshapes", or a folder with data.jsonl whose
+-- rows have `image` and `mask`. The loop is in train/mask_finetune.lua; the random model comes from
+-- models/tiny_sam2.lua. Writes a transformers folder and samples.png.
 -- Leaves out: corrective clicks, mask prompts.
 
 local sz = require "segzero"
