@@ -265,7 +265,7 @@ else
   local output, status = ask("--image_path", "photo.png", "--text",
     scene.questions[1].problem .. ".")
   local box = judge(output, status, path, "photo")
-  check.ok(output:find "image: photo.png, 640 x 480, seen as ", "says the sizes")
+  check.ok(output:find "image: photo.png, 640 x 480, resized to ", "says the sizes")
   if box then
     local out = sz.image.load(path)
     check.equal({ out.width, out.height }, { 640, 480 }, "the image keeps its size")

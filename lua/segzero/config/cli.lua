@@ -64,7 +64,7 @@ function M.main(module)
   if required or not is_script(source) then return end
   local help, part = arguments.wants_help(arg)
   if help and module.schema then
-    print(module.schema:help(part))
+    io.write(module.schema:help(part), "\n")
     return
   end
   if not module.execute then

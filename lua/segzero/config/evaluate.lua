@@ -6,6 +6,7 @@
 -- its dtype. With merge= or compare= nothing is filled in, because no model runs.
 -- Leaves out: opening data and models.
 
+local console = require "segzero.log.console"
 local metrics = require "segzero.evaluation.metrics"
 local model = require "segzero.models.qwen_vl"
 local files = require "segzero.core.files"
@@ -127,7 +128,7 @@ local function find_policy(cfg, given)
   cfg.model_path = paths.policy(cfg.model_path)
   if embedded and not given.max_new_tokens then cfg.max_new_tokens = EMBEDDED_TOKENS end
   if embedded and not cfg.oracle then
-    print("no model named: using the embedded " .. cfg.model_path)
+    console.say("no model named: using the embedded " .. cfg.model_path)
   end
   local json = read_policy(cfg)
   cfg.frame = cfg.frame or tonumber(json.segzero_frame) or SEG_ZERO_FRAME
@@ -140,7 +141,9 @@ end
 local function find_sam2(cfg)
   local path, origin = paths.sam2(cfg.sam2_path, { model = cfg.model_path, data = cfg.data })
   cfg.sam2_path = path
-  if origin == "embedded" then print("no SAM2 named: using the embedded " .. path) end
+  if origin == "embedded" then
+    console.say("no SAM2 named: using the embedded " .. path)
+  end
   if cfg.oracle and path == "" then
     error("oracle=true needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0)
   end

@@ -10,6 +10,7 @@
 
 local choices = require "segzero.config.choices"
 local config = require "segzero.config"
+local console = require "segzero.log.console"
 local foreign = require "segzero.config.foreign"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
@@ -273,14 +274,14 @@ local function use_embedded_model(cfg, given)
   end
   local json = require("segzero.models.qwen_vl").read_json(dir .. "/config.json")
   if not given["data.refshapes_size"] then cfg.data.refshapes_size = json.segzero_frame or 840 end
-  print("no model named: using the embedded " .. dir)
+  console.say("no model named: using the embedded " .. dir)
 end
 
 local function use_refshapes(cfg)
   cfg.data.train_files = "refshapes"
   if cfg.data.val_files == "" then cfg.data.val_files = "refshapes" end
   local side = cfg.data.refshapes_size
-  print(("no data named: using RefShapes, generated images of %d pixels"):format(side))
+  console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end
 
 -- The settings of these arguments, checked, and with what the embedded model changes. schema:
@@ -299,7 +300,7 @@ function M.settings(args, own_schema)
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
   cfg.worker.reward.sam2_path = sam2
   if origin == "missing" then
-    print(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
+    console.say(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
   end
   if no_data then use_refshapes(cfg) end
   return rules:check(cfg)

@@ -12,7 +12,7 @@
 --   }
 --   local cfg, given = demo:read(arg)    cfg.rollout.n; given["rollout.n"] when the user set it
 --   demo:check(cfg)                      the checks between settings
---   print(demo:help(part))               rows whose key contains part
+--   demo:help(part)                      text: the rows whose key contains part
 --
 -- Row fields: key, type, default, help, and those of values.lua; also = other keys that mean the
 -- same; unit, for the help; bare, what --key without a value means. A misspelt key is an error that
@@ -132,8 +132,8 @@ function methods:read(args)
   args = args or {}
   local help, part = arguments.wants_help(args)
   if help then
-    print(self:help(part))
-    io.stdout:flush()
+    io.write(self:help(part), "\n")
+    io.flush()
     os.exit(0)
   end
   local cfg, given, noted = self:defaults(), {}, {}

@@ -16,6 +16,7 @@
 -- Leaves out: what other programs use, the file cache, CUDA.
 
 local config = require "segzero.config"
+local console = require "segzero.log.console"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local plan_count = require "segzero.tools.plan_count"
@@ -212,8 +213,8 @@ function M.check(cfg, opts)
   local plan = M.of(cfg, opts)
   if plan.fits then
     if plan.peak > plan.device.free then
-      print(("memory: the run will take %s, %s are free now"):format(gib(plan.peak),
-        gib(plan.device.free)))
+      local text = "memory: the run will take %s, and %s are free now"
+      console.say(text:format(gib(plan.peak), gib(plan.device.free)))
     end
     return plan
   end
