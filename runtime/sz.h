@@ -229,7 +229,7 @@ sz_tensor *sz_file_tensor(sz_file *f, const char *name, int dtype, int ndim, con
 enum { SZ_FILE_F16 = 16 };
 sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int ndim,
                            const int64_t *shape, int64_t begin, int64_t end);
-/* Writes header and tensors to path.tmp, syncs, renames: path never holds half a file. */
+/* Writes header and tensors to path.tmp, syncs, renames: path never holds a partial file. */
 int sz_safetensors_write(const char *path, const char *header, size_t header_len,
                          sz_tensor **tensors, int n);
 

@@ -1,7 +1,7 @@
 -- registry.lua - named implementations of one seam: built-in ones and those that a user's script registers.
 --
 --   local schedules = registry.new("schedule", { required = { "fn" }, optional = { "help" } })
---   schedules:register("cosine", { fn = f, help = "half a cosine from 1 to 0" })
+--   schedules:register("cosine", { fn = f, help = "a half cosine from 1 to 0" })
 --   schedules:get("cosine").fn       an unknown name is an error that lists the known ones and names the nearest
 --   schedules:names()                sorted list; what a setting's choices are
 --
