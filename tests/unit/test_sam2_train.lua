@@ -1,5 +1,6 @@
--- test_sam2_train.lua - training SAM2: the losses against the reference package's numbers, a miniature of 64 pixels that
--- learns, a frozen encoder that stays, the recipe from scratch and on a folder, and what the embedded checkpoint can do.
+-- test_sam2_train.lua - training SAM2: the losses against the reference package's numbers, a
+-- miniature of 64 pixels that learns, a frozen encoder that stays, the recipe from scratch and on a
+-- folder, and what the embedded checkpoint can do.
 
 local cjson = require "cjson"
 local ffi = require "ffi"
@@ -21,9 +22,9 @@ local function fill(n, f)
 end
 
 -- ---- losses ----
--- From MultiStepMultiMasksAndIous of SAM2's training code (weights 20, 1, 1, 1, L1 of all scores, object loss with gamma 0 and no
--- alpha), run with torch 2.15 on these inputs, stretched by torch's interpolate; "multi" got masks 1 to 3, "single" mask 0. The
--- third truth is empty. f32 sums: 1e-5.
+-- From MultiStepMultiMasksAndIous of SAM2's training code (weights 20, 1, 1, 1, L1 of all scores,
+-- object loss with gamma 0 and no alpha), run with torch 2.15 on these inputs, stretched by torch's
+-- interpolate; "multi" got masks 1 to 3, "single" mask 0. The third truth is empty. f32 sums: 1e-5.
 local GOLDEN = {
   multi = { mask = 0.1313797, dice = 0.3813757, iou = 0.2322254, object = 0.9951764, total = 4.236372, dx_sum = 1.4859557,
     rows = { [2] = true, [8] = true }, at = 16, dx = { -0.0505799, -0.0128467, 0.0169962, 0.0695301 }, diou = { 0, 1 / 9, -1 / 9, 1 / 9 } },
@@ -66,7 +67,7 @@ check.equal(loss.iou_of(tensor.new { { 1, 1, -1, 0 }, { -1, -1, -1, -1 } }, tens
 local function too_many()
   loss.sam2({ logits = tensor.zeros { 1, 4, 2, 2 }, iou = tensor.zeros { 1, 4 }, object = tensor.zeros { 1, 1 } }, tensor.zeros { 2, 2, 2 })
 end
-check.raises(too_many, "2 truths for 1 prompts", "too many truths")
+check.raises(too_many, "truth has 2 masks, out has 1 prompts", "too many truths")
 
 -- ---- a miniature learns one batch by heart ----
 local text, status = mini.run { "recipes/sam2_finetune.lua", "output=" .. place .. "/scratch", "steps=2", "log_every=1", "size=84", "eval_pictures=2", "samples=2",
