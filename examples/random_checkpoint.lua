@@ -1,4 +1,4 @@
--- random_checkpoint.lua - writes a folder of a released size, random weights.
+-- random_checkpoint.lua - writes a released model's folder with random weights.
 --
 --   segzero examples/random_checkpoint.lua size=3b out=DIR [tokenizer=DIR] [layers=N] [v_depth=N]
 --   segzero examples/random_checkpoint.lua --help

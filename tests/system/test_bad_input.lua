@@ -224,8 +224,8 @@ blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 },
   { dtype = "u8" }) return y end)
 blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 },
   { dtype = "i32" }) return y end)
-blames("options are a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
-blames("options are a table", of, t, "to", "cuda")
+blames("options must be a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
+blames("options must be a table", of, t, "to", "cuda")
 blames("affine: scale is x", of, t, "affine", "x")
 blames("expected a tensor, got string", function() local y = "x" + t return y end)
 local gone = sz.tensor { 1 }

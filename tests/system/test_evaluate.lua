@@ -301,8 +301,8 @@ local before = mini.quoted(place .. "/bad")
 for _, case in ipairs {
   { "unknown setting 'row': did you mean 'rows'", "row=3" },
   { "protocol is 'theirs', expected one of: fixed, segzero, visionreasoner", "protocol=theirs" },
-  { "several=true does not go with it", "protocol=segzero", "several=true" },
-  { "part is 2: parts=2 has the parts 0 to 1", "parts=2", "part=2" },
+  { "protocol=segzero reads one object: set several=false", "protocol=segzero", "several=true" },
+  { "part is 2, expected 0 to 1 because parts=2", "parts=2", "part=2" },
   { "rows is 0, expected a whole number from 1", "rows=0" },
   { "dtype is 'f16'", "dtype=f16" },
   { "model_path: no model in /nowhere", "model_path=/nowhere" },

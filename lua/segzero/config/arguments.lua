@@ -1,20 +1,18 @@
--- arguments.lua - a command line as a list of settings: {key, raw value, where it was written}.
+-- arguments.lua - splits a command line into settings: {key, raw value, where it was written}.
 --
 --   key=value    --key=value    --key value    --flag    config=FILE.yaml
 --
--- A boolean written as --flag without a value is true, and any row may name the value of its bare
--- form (row.bare). A YAML file stands for its settings at the place where it is named, so that
--- later arguments override it.
--- Leaves out: what keys exist and what they take; that is asked of `find`, a function (key) -> row
--- or nil.
+-- A boolean written as --flag without a value is true. Other rows can name the value that a bare
+-- --key means (row.bare). The settings of a YAML file take its place on the command line, so later
+-- arguments override them.
+-- Leaves out: which keys exist and what they accept; the caller's find(key) -> row or nil knows.
 
 local values = require "segzero.config.values"
 local yaml = require "segzero.config.yaml"
 
 local M = {}
 
--- What a bare --key means, when the row has a bare form and the next word is not a value for it;
--- else nil.
+-- The value of a bare --key. nil if the row has no bare form, or if the next word is its value.
 local function bare_value(row, next_word)
   if not row then return nil end
   local bare = row.bare
@@ -58,7 +56,7 @@ function M.list(args, find)
   return out
 end
 
--- --help [PART] anywhere in the arguments: true and PART (or nil); else false.
+-- Looks for --help [PART] in the arguments. Returns true and PART (or nil), else false.
 function M.wants_help(args)
   for i = 1, #args do
     if args[i] == "--help" or args[i] == "-h" then

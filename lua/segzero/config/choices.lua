@@ -1,8 +1,9 @@
--- choices.lua - names that a setting accepts and that are registered elsewhere: `choices =
--- choices.of "losses"`.
+-- choices.lua - the names that a setting accepts, read from a registry.
 --
--- They are asked when a value is read, so that a name that a script has registered counts, and the
--- registry's module is loaded only then.
+--   choices = choices.of "losses"       in a setting's row
+--
+-- The registry is loaded and read when a value is checked, so names that a script has registered
+-- are accepted too.
 
 local MODULES = {
   advantages = "segzero.algorithms.advantages",
@@ -13,7 +14,7 @@ local MODULES = {
   loggers = "segzero.log.loggers",
 }
 
--- Names for as long as the module is not there.
+-- Stands in for a registry that does not load.
 local BUILT_IN = {
   advantages = { "grpo" },
   losses = { "ppo_clip" },

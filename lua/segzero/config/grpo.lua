@@ -3,10 +3,9 @@
 --   local cfg = require("segzero.config.grpo").settings(arg)      cfg.worker.rollout.n, ...
 --
 -- The defaults are those of Seg-Zero's seg_zero_3b.yaml. Without a model the embedded one is used,
--- with the smaller settings of M.EMBEDDED. Nothing is loaded here, and every mistake is one line
--- before any weight is read.
--- Leaves out: opening the data and the models (the recipe), and whether rows have what a reward
--- needs.
+-- with the smaller settings of M.EMBEDDED. Nothing is loaded here: a mistake is reported in one
+-- line before any weight is read.
+-- Leaves out: opening data and models (the recipe does), and whether rows have what a reward needs.
 
 local choices = require "segzero.config.choices"
 local config = require "segzero.config"
@@ -197,8 +196,8 @@ local trainer = {
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
 }
 
--- What the embedded model changes unless the user says otherwise: few tokens, and larger steps,
--- because it starts from minutes of pretraining.
+-- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of
+-- pretraining.
 M.EMBEDDED = {
   ["data.max_response_length"] = 110,
   ["data.refshapes_rows"] = 100000,
@@ -216,7 +215,7 @@ local function check_reference(cfg)
   local dtype = cfg.worker.ref.model.dtype
   if cfg.worker.ref.offload.param_offload and dtype == "int8" then
     error("worker.ref.offload.param_offload=true: a reference in 8 bits " ..
-      "(worker.ref.model.dtype=int8) stays on the device; set one of the two back", 0)
+      "(worker.ref.model.dtype=int8) stays on the device; use one of the two", 0)
   end
   local policy_dtype = cfg.worker.actor.model.dtype
   if cfg.worker.actor.model.lora.rank > 0 and dtype and dtype ~= policy_dtype then
@@ -265,7 +264,7 @@ M.schema = schema.new {
   checks = { check_reference, check_kl_coef, check_mask_reward },
 }
 
--- ---- what follows from the settings ----
+-- ---- derived settings ----
 local function use_embedded_model(cfg, given)
   local dir = paths.embedded_policy()
   cfg.worker.actor.model.model_path = dir
@@ -284,8 +283,8 @@ local function use_refshapes(cfg)
   console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end
 
--- The settings of these arguments, checked, and with what the embedded model changes. schema:
--- M.schema, or that of a recipe with the same keys.
+-- Reads and checks the settings, and fills in the embedded model and RefShapes where none is named.
+-- own_schema: a recipe's schema with the same keys; M.schema if nil.
 function M.settings(args, own_schema)
   local rules = own_schema or M.schema
   local cfg, given = rules:read(args)
