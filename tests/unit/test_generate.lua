@@ -174,7 +174,7 @@ do
   generation.echo = nil
 end
 
-check.raises(function() sz.rollout.generate(vl, { input }, { stop_strings = { "" } }) end, "stop_strings are texts", "an empty stop string")
+check.raises(function() sz.rollout.generate(vl, { input }, { stop_strings = { "" } }) end, "stop_strings must be texts", "an empty stop string")
 local bare = sz.qwen_vl "tests/golden/qwen_vl/Q1"
 check.raises(function() sz.rollout.generate(bare, {}, { stop_strings = { "x" } }) end, "need a tokenizer", "stop strings without a tokenizer")
 check.raises(function() sz.rollout.generate(bare, {}, { on_text = print }) end, "needs a tokenizer", "text without a tokenizer")
