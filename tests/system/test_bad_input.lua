@@ -263,7 +263,7 @@ local blind = vl:process { { role = "user", content = { { type = "image",
 blind.pixel_values = nil
 blames("but pixel_values has 0 patches", of, vl, "forward", blind)
 local sam = sz.sam2(sz.core.root .. "/models/tiny/sam2")
-blames("set_image comes first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
+blames("call set_image first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
 blames("wants an image", of, sam, "set_image", "a.png")
 sam:set_image(sz.image.new(20, 10))
 blames("box must be 4 numbers", of, sam, "predict", { box = { 1, 2, 3 } })

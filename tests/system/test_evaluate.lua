@@ -247,7 +247,7 @@ with_stand_ins(function()
   check.ok(d.rows == 7 and d.gIoU[3] > 0 and d.gIoU[4] >= 0, "the truth is worse in no row")
   check.raises(function() run { ("compare=%s,%s"):format(whole, parts[1]) } end, "last is 7 in",
     "other rows")
-  check.raises(function() run { "compare=" .. whole } end, "two folders are expected, not 1",
+  check.raises(function() run { "compare=" .. whole } end, "compare: expected two folders, got 1",
     "one folder")
 
   -- Data without masks.

@@ -3,7 +3,7 @@
 --
 --   sz.sources:register("squares", { help = "generated squares", match = match, open = open })
 --
--- match(name)          whether this source reads `name`
+-- match(name)          true if this source reads `name`
 -- open(name, options)  a data set: an object with
 --     set:count()      how many rows there are
 --     set:row(i)       row i from 1 (train/records.lua says what a row is); the caller frees
@@ -12,10 +12,10 @@
 --                      a path, background threads read the image ahead of time, and
 --                      set:row(i, image) gets the image that was read
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source takes
--- what it understands.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source uses
+-- those that it knows.
 --
--- The sources are asked in the order of their names; "jsonl" takes what no other source wants.
+-- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
 -- Leaves out: parquet files and data sets of the Hugging Face hub.
 
 local registry = require "segzero.core.registry"
