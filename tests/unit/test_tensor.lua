@@ -137,6 +137,11 @@ check.equal(sums, { 24, 15 }, "ipairs goes over the rows")
 
 -- ---- comparing by Lua's operators ----
 check.ok(m ~= nil and m == m and m ~= cube, "== asks whether it is the same object")
+check.raises(function() return tensor.new { 1, nil, 3 } end, "nil between its numbers", "a hole")
+check.raises(function() return tensor.new { 1, 2, x = 3 } end, "or names", "a list with a name")
+check.raises(function() local t = tensor.stack({ m, m }, 5) return t end,
+  "test_tensor.lua:%d+: stack: a dimension from", "stack along too late a dimension")
+check.raises(function() tensor.no_grad() end, "test_tensor.lua:%d+: no_grad: a function", "no_grad")
 check.raises(function() return m == 1 end, "use t:eq", "== with a number")
 check.raises(function() return m < cube end, "use a:lt", "<")
 check.raises(function() return m >= 1 end, "use a:lt", ">= with a number")

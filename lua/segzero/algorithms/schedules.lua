@@ -29,7 +29,10 @@ function M.value(number, schedule, progress)
   if progress.step <= progress.warmup then return number * progress.step / progress.warmup end
   local fn = schedule
   if type(schedule) ~= "function" then fn = M:get(schedule).fn end
-  return number * fn(progress)
+  local factor = fn(progress)
+  if type(factor) == "number" and math.abs(factor) < math.huge then return number * factor end
+  error(("the schedule %s returned %s, expected a finite number"):format(tostring(schedule),
+    tostring(factor)), 0)
 end
 
 -- The numbers of a step by name: t.numbers, multiplied by the factor of the schedule that

@@ -40,6 +40,23 @@ local function read_word(args, i, find)
   return key, args[i + 1], 2
 end
 
+-- A script hands over a list of words; a table with names would be an empty list.
+local function check_words(args)
+  if type(args) ~= "table" then
+    error(("settings are a list such as {'trainer.max_steps=3'}, got %s"):format(tostring(args)), 0)
+  end
+  for key, word in pairs(args) do
+    if type(key) == "string" then
+      error(("settings are a list of words: write {'%s=%s'}, not {%s = ...}"):format(key,
+        tostring(word), key), 0)
+    end
+    if type(word) ~= "string" then
+      error(("setting %s is %s, not a word such as 'trainer.max_steps=3'"):format(tostring(key),
+        tostring(word)), 0)
+    end
+  end
+end
+
 -- Returns the list; origin is the YAML file's path, or nil for the command line itself.
 function M.list(args, find)
   local out = {}
@@ -58,6 +75,7 @@ end
 
 -- Looks for --help [PART] in the arguments. Returns true and PART (or nil), else false.
 function M.wants_help(args)
+  check_words(args)
   for i = 1, #args do
     if args[i] == "--help" or args[i] == "-h" then
       local part = args[i + 1]

@@ -27,6 +27,7 @@ function M.new(kind, fields)
 end
 
 function methods:register(name, spec)
+  if getmetatable(self) ~= mt then error("register: write registry:register(name, spec)", 2) end
   if type(name) ~= "string" or name == "" then
     error(("%s: a name is expected, got %s"):format(self.kind, tostring(name)), 2)
   end
@@ -37,6 +38,10 @@ function methods:register(name, spec)
   options.check(where, spec, self.fields, 2)
   for _, field in ipairs(self.required) do
     if spec[field] == nil then error(("%s: the field '%s' is missing"):format(where, field), 2) end
+    if type(spec[field]) ~= "function" then
+      error(("%s: the field '%s' is %s, expected a function"):format(where, field,
+        tostring(spec[field])), 2)
+    end
   end
   self.specs[name] = spec
 end

@@ -20,6 +20,7 @@
 
 local registry = require "segzero.core.registry"
 local jsonl = require "segzero.data.jsonl"
+local options_of = require "segzero.core.options"
 local refshapes = require "segzero.data.refshapes_source"
 
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
@@ -45,9 +46,31 @@ local function matching(name)
   return FALLBACK
 end
 
+-- A source of the user's may have options of its own.
+local BUILT_IN = { refshapes = true, jsonl = true }
+local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level" }
+
+-- Generated images have no size, number or split of their own.
+local function check_generated(options, level)
+  for _, key in ipairs { "split", "size", "seed", "rows" } do
+    if options[key] == nil then
+      error(("data.open: refshapes needs the option '%s'"):format(key), level + 1)
+    end
+  end
+  if options.split ~= "train" and options.split ~= "heldout" then
+    error(("data.open: split is %s, expected train or heldout"):format(tostring(options.split)),
+      level + 1)
+  end
+end
+
 -- Opens a data set by the name that the settings give it.
 function M.open(name, options)
+  if type(name) ~= "string" then
+    error(("data.open: a data set's name is expected, got %s"):format(tostring(name)), 2)
+  end
   local source = matching(name)
+  if BUILT_IN[source] then options_of.check("data.open", options, OPTIONS, 2) end
+  if source == "refshapes" then check_generated(options or {}, 2) end
   local set = M:get(source).open(name, options or {})
   for _, method in ipairs { "count", "row" } do
     if type(set) ~= "table" or type(set[method]) ~= "function" then

@@ -20,12 +20,27 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
+local METHODS = { "start", "scalars", "text", "image", "rows", "close" }
+
+-- What open(run) returned has at least one of the methods.
+local function check_logger(name, object)
+  local has_any = false
+  if type(object) == "table" then
+    for _, method in ipairs(METHODS) do has_any = has_any or type(object[method]) == "function" end
+  end
+  if has_any then return end
+  error(("the logger '%s' opened %s, expected an object with any of: %s"):format(name,
+    type(object), table.concat(METHODS, ", ")), 0)
+end
+
 -- names: registered names.
 function M.open(names, run)
   local log = setmetatable({ run = run, list = {} }, mt)
   for i, name in ipairs(names) do
     local open = loggers:get(name).open
-    log.list[i] = { name = name, object = user_code.call("the logger " .. name, open, run) }
+    local object = user_code.call("the logger " .. name, open, run)
+    check_logger(name, object)
+    log.list[i] = { name = name, object = object }
   end
   return log
 end

@@ -206,9 +206,15 @@ end
 
 local ALL = options.set { "multimask" }
 
+-- True unless it is given.
+local function wants_several(multimask, level)
+  if multimask == nil or type(multimask) == "boolean" then return multimask ~= false end
+  error(("sam2: multimask is %s, expected true or false"):format(tostring(multimask)), level + 1)
+end
+
 function methods:predict_all(prompts, opts)
   opts = options.check("sam2", opts, ALL, 2)
-  local results = predict(self, prompts, opts.multimask ~= false, 2)
+  local results = predict(self, prompts, wants_several(opts.multimask, 2), 2)
   return results
 end
 
@@ -222,7 +228,7 @@ function methods:predict(prompt)
     list = {}
     for i, box in ipairs(prompt.boxes) do list[i] = { box = box } end
   end
-  local results = predict(self, list, prompt.multimask ~= false, 2)
+  local results = predict(self, list, wants_several(prompt.multimask, 2), 2)
   if prompt.boxes then return results end
   return results[1]
 end

@@ -210,8 +210,28 @@ local function save_at_end(t)
   if freq >= 0 and not is_saved then say(t, "saved %s", t:save()) end
 end
 
+local function check_overrides(overrides)
+  local message = "run: %s is %s, expected %s"
+  for _, name in ipairs { "reward", "prompt", "on_step", "on_evaluate", "stop_when" } do
+    local f = overrides[name]
+    if f ~= nil and type(f) ~= "function" then
+      error(message:format(name, tostring(f), "a function"), 0)
+    end
+  end
+  for _, name in ipairs { "train", "held_out" } do
+    local set = overrides[name]
+    local is_set = type(set) == "table" and type(set.count) == "function"
+      and type(set.row) == "function"
+    if set ~= nil and not is_set then
+      error(message:format(name, tostring(set), "a data set (sz.data.open) with count() and row()"),
+        0)
+    end
+  end
+end
+
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
+  check_overrides(overrides)
   local t, resume = build(cfg, overrides)
   introduce(t, resume)
   local before

@@ -208,7 +208,11 @@ end
 function M.stack(list, dim)
   check_list("stack", list, 2)
   local parts = {}
-  for i, t in ipairs(list) do parts[i] = methods.unsqueeze(t, dim or 0) end
+  for i, t in ipairs(list) do
+    local good, part = pcall(methods.unsqueeze, t, dim or 0)
+    if not good then error((part:gsub("^.-unsqueeze:", "stack:")), 2) end
+    parts[i] = part
+  end
   dim = handle.dimension(parts[1], dim or 0, "stack", 2)
   return joined(parts, dim, 2)
 end

@@ -59,8 +59,15 @@ local function traced(e)
   return debug.traceback(e, 2)
 end
 
+local function check_function(name, f)
+  if type(f) ~= "function" then
+    fail(3, "%s: a function to run is expected, got %s", name, tostring(f))
+  end
+end
+
 -- Runs f with recording off and returns what it returns.
 function M.no_grad(f, ...)
+  check_function("no_grad", f)
   local before = C.sz_set_grad_enabled(0)
   local function finish(ok, ...)
     C.sz_set_grad_enabled(before)
@@ -73,6 +80,7 @@ end
 -- Runs f in a scope: every tensor made inside is released when f returns. Clone results that must
 -- outlive it.
 function M.step(f, ...)
+  check_function("step", f)
   local depth = C.sz_scope_push()
   local function finish(ok, ...)
     while C.sz_scope_depth() >= depth do C.sz_scope_pop() end

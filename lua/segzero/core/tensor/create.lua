@@ -130,6 +130,11 @@ local function flattened(values, shape, level)
     if type(v) ~= "table" or #v ~= shape[depth] then
       fail(0, "ragged table: expected %d elements at depth %d", shape[depth], depth)
     end
+    local count = 0
+    for _ in pairs(v) do count = count + 1 end
+    if count ~= #v then
+      fail(0, "a list at depth %d has a nil between its numbers, or names", depth)
+    end
     for k = 1, #v do walk(v[k], depth + 1) end
   end
   local good, why = pcall(walk, values, 1)
