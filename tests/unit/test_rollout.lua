@@ -1,5 +1,5 @@
--- test_rollout.lua - sampling: an answer does not depend on its batch, its log-probabilities are the
--- trainer's, where it ends, tokens that are never sampled, and the effect of each setting.
+-- test_rollout.lua - sampling: an answer does not depend on its batch, its log-probabilities are
+-- the trainer's, where it ends, tokens that are never sampled, and the effect of each setting.
 --
 --   ./segzero tests/unit/test_rollout.lua
 
@@ -118,7 +118,7 @@ check.case("greedy answers", function()
   local groups = generate(inputs, { temperature = 0, n = 3, max_new_tokens = 12 })
   for i, group in ipairs(groups) do
     for k = 1, 3 do
-      check.equal(group[k].ids, greedy[i][1].ids, "greedy answers of a group equal the single one")
+      check.equal(group[k].ids, greedy[i][1].ids, "a group's greedy answers equal the single one")
     end
   end
   local one = generate(inputs, { temperature = 0, max_new_tokens = 1 })
