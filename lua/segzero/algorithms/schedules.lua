@@ -30,8 +30,9 @@ function M.value(number, schedule, progress)
   local fn = schedule
   if type(schedule) ~= "function" then fn = M:get(schedule).fn end
   local factor = fn(progress)
-  if type(factor) == "number" and math.abs(factor) < math.huge then return number * factor end
-  error(("the schedule %s returned %s, expected a finite number"):format(tostring(schedule),
+  local is_factor = type(factor) == "number" and factor >= 0 and factor < math.huge
+  if is_factor then return number * factor end
+  error(("the schedule %s returned %s, expected a finite number from 0"):format(tostring(schedule),
     tostring(factor)), 0)
 end
 

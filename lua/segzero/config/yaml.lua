@@ -9,6 +9,7 @@
 -- "null". Keys are sorted.
 -- Leaves out: several documents in a file (the first one counts), lists of anything but scalars.
 
+local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 
 local M = {}
@@ -68,7 +69,9 @@ function M.read(path)
   if not text then error("config: " .. why, 0) end
   local ok, found = pcall(load_library().load, text, { implicit_scalar = plain_scalar })
   if not ok then
-    error(("%s:%s"):format(path, (tostring(found):gsub("^[^\n]-%.lua:%d+: ", ""))), 0)
+    -- lyaml says "1:5: what is wrong"
+    local reason = core.plain(found):gsub("^(%d+):(%d+):%s*", "line %1, column %2: ")
+    error(("%s: %s"):format(path, reason), 0)
   end
   if found == nil then return {} end
   if type(found) ~= "table" or is_list(found) then

@@ -189,7 +189,7 @@ local function write_config(run, total, first, last)
   written.first = first
   written.last = last
   written.masks = run.masks
-  files.write(run.folder .. "/config.json", cjson.encode(written))
+  files.write(run.folder .. "/config.json", files.json(written))
 end
 
 local function introduce(run, total, first, last)

@@ -10,7 +10,6 @@
 -- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
 -- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
 
-local cjson = require "cjson"
 local sz = require "segzero"
 local advantages = require "segzero.algorithms.advantages"
 local checkpoint = require "segzero.train.checkpoint"
@@ -100,7 +99,7 @@ local function run_folder(cfg, resume)
     folder = files.fresh_folder(wanted)
   end
   files.make_dir(folder)
-  if not resume then files.write(folder .. "/config.json", cjson.encode(cfg)) end
+  if not resume then files.write(folder .. "/config.json", files.json(cfg)) end
   return folder
 end
 
