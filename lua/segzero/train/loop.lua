@@ -1,4 +1,4 @@
--- loop.lua - all steps of a run: logging, evaluation, checkpoints and the hooks of a script.
+-- loop.lua - runs all steps of a run, with logging, evaluation, checkpoints and a script's hooks.
 --
 --   loop.run(t)              t: trainer.new's object; until t.total_steps, or until a hook stops it
 --   loop.evaluate(t, keep)   evaluates the held-out rows, logs the result and calls on_evaluate
@@ -53,7 +53,7 @@ local function evaluate_if_due(t, step)
     records.parts_text(result.parts), giou)
 end
 
--- One step and everything after it. Returns true when the run is to end.
+-- One step and everything after it. Returns true to end the run.
 local function one_step(t)
   local stats = t:step()
   local step = stats.step
@@ -75,7 +75,7 @@ local function all_steps(t)
   end
 end
 
--- A message that names a place in the code gets a traceback, unless it has one.
+-- Adds a traceback to a message that has a position in the code, unless it has a traceback already.
 local function traced(message)
   if type(message) ~= "string" or message:find("\nstack traceback:", 1, true) then
     return message
