@@ -6,7 +6,7 @@
 -- For measuring loading, memory and speed, and for comparing with transformers at real width where
 -- no released checkpoint is available. Writes config.json, generation_config.json and
 -- preprocessor_config.json like those on the hub, and the shards with their index. The values come
--- from tools/random_weights.lua. require "examples.random_checkpoint" also gives
+-- from tools/random_shards.lua. require "examples.random_checkpoint" also gives
 -- config(size, layers, v_depth, dtype), the table of config.json.
 -- Leaves out: useful answers.
 
@@ -15,7 +15,7 @@ local cli = require "segzero.config.cli"
 local files = require "segzero.core.files"
 local model = require "segzero.models.qwen_vl"
 local random_checkpoint = require "segzero.config.random_checkpoint"
-local random_weights = require "segzero.tools.random_weights"
+local random_shards = require "segzero.tools.random_shards"
 local released = require "segzero.models.released"
 local cjson = require "cjson"
 
@@ -61,7 +61,7 @@ function M.execute(cfg)
 
   local function on_shard(name, tensors) print(("%s: %d tensors"):format(name, tensors)) end
   local options = { dtype = cfg.dtype, seed = cfg.seed, shard = cfg.shard, on_shard = on_shard }
-  local total = random_weights.write(cfg.out, list, options)
+  local total = random_shards.write(cfg.out, list, options)
   local seconds = C.sz_seconds() - started
   local rate = total / 1e6 / seconds
   local written = ("%.2f GB in %.1f s (%.0f MB/s)"):format(total / 1e9, seconds, rate)

@@ -102,8 +102,8 @@ static int check(const qwen_model *m, const model_stream *s, const model_draw *d
     if (m->embed->device == SZ_CPU)
         return sz_fail("decode: a step in one call is for a model on a device");
     const sz_tensor *rows = s->cache_rows;
-    if (!s->cache || !rows || !sz_tensor_data(s->cache_rows) || rows->dtype != SZ_I32
-        || rows->numel != s->ids->numel || s->ids->numel == 0)
+    if (!s->cache || !rows || !sz_tensor_data(s->cache_rows) || rows->dtype != SZ_I32 ||
+        rows->numel != s->ids->numel || s->ids->numel == 0)
         return sz_fail("decode: a cache needs one cache row for each token");
     if (!sz_decode_fits(s->ids, m->config.vocab, rows, s->segments, sz_cache_rows(s->cache)))
         return sz_fail("decode: an id is outside the vocabulary, or a cache row or a segment is "

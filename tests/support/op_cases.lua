@@ -30,12 +30,37 @@ local function gauss()
   return (math.random() + math.random() + math.random() + math.random() - 2) * 1.7
 end
 
--- Makes inputs; all of them are freed by g.free(). math.random gives the numbers: the caller seeds
--- it. opts.zeros: normal and positive numbers are all 0, which is fast.
-function M.generator(dtype, opts)
-  local zeros = opts and opts.zeros
-  local g, made = { dtype = dtype, other = dtype == "f32" and "bf16" or "f32" }, {}
+local function coin(yes, no)
+  if math.random() < 0.5 then return yes end
+  return no
+end
 
+-- value if wanted, else nil.
+local function when(wanted, value)
+  if wanted then return value end
+  return nil
+end
+
+-- make(...) if wanted, else nil: an optional input. If it is not wanted, no random number is drawn.
+local function optional(wanted, make, ...)
+  if wanted then return make(...) end
+  return nil
+end
+
+-- The shape with its last two dimensions exchanged.
+local function transposed_shape(shape)
+  local n = #shape
+  local out = { unpack(shape) }
+  out[n - 1] = shape[n]
+  out[n] = shape[n - 1]
+  return out
+end
+
+-- ---- the generator ----
+
+-- Tensors that g.free() frees.
+local function add_owner(g)
+  local made = {}
   function g.keep(t)
     made[#made + 1] = t
     return t
@@ -48,11 +73,17 @@ function M.generator(dtype, opts)
     for i = #made, 1, -1 do made[i]:free() end
     made = {}
   end
-  -- A tensor of numbers f(i), i from 0, in dtype (default: the generator's).
+end
+
+-- Tensors of floating-point numbers. `as` is their dtype; the default is the generator's.
+local function add_numbers(g, zeros)
+  -- The numbers f(i), i from 0.
   function g.fill(shape, f, as)
-    as = as or dtype
+    as = as or g.dtype
     local integer = as == "i32" or as == "u8"
-    local t = tensor.empty(shape, { dtype = integer and as or "f32" })
+    local made_as = "f32"
+    if integer then made_as = as end
+    local t = tensor.empty(shape, { dtype = made_as })
     local p = tensor.data(t)
     for i = 0, product(shape) - 1 do p[i] = f(i) end
     if integer or as == "f32" then return g.keep(t) end
@@ -60,7 +91,9 @@ function M.generator(dtype, opts)
     t:free()
     return g.keep(c)
   end
-  local function all_zero(shape, as) return g.keep(tensor.zeros(shape, { dtype = as or dtype })) end
+  local function all_zero(shape, as)
+    return g.keep(tensor.zeros(shape, { dtype = as or g.dtype }))
+  end
   function g.normal(shape, as)
     if zeros then return all_zero(shape, as) end
     return g.fill(shape, gauss, as)
@@ -69,6 +102,10 @@ function M.generator(dtype, opts)
     if zeros then return all_zero(shape, as) end
     return g.fill(shape, function() return 0.3 + math.abs(gauss()) end, as)
   end
+end
+
+-- Tensors of i32 numbers.
+local function add_integers(g)
   -- n ids below limit, with repeats when n is larger; distinct(n, limit) has none.
   function g.ids(n, limit)
     return g.fill({ n }, function() return math.random(0, limit - 1) end, "i32")
@@ -88,7 +125,10 @@ function M.generator(dtype, opts)
       return list[math.floor(i / width) + 1][i % width + 1]
     end, "i32")
   end
-  -- Outputs of an op as inputs of another case; kernels as they are set.
+end
+
+-- The outputs of an op, to be inputs of another case. The kernels are those that are set now.
+local function add_run(g)
   function g.run(name, inputs, args)
     local op = tensor.ops[name]
     local all = {}
@@ -98,6 +138,17 @@ function M.generator(dtype, opts)
     for _, t in ipairs(out) do g.keep(t) end
     return unpack(out)
   end
+end
+
+-- Makes inputs; g.free() frees them all. The numbers come from math.random, which the caller seeds.
+-- opts.zeros: normal and positive numbers are all 0, which is fast.
+function M.generator(dtype, opts)
+  local g = { dtype = dtype, other = "f32" }
+  if dtype == "f32" then g.other = "bf16" end
+  add_owner(g)
+  add_numbers(g, opts and opts.zeros)
+  add_integers(g)
+  add_run(g)
   return g
 end
 
@@ -149,15 +200,16 @@ cases.clamp = unary(off_limits, { -0.7, 0.9 })
 -- No value within 0.2 of 0, where relu's slope jumps.
 cases.relu = unary(function(g, shape)
   return g.fill(shape, function()
-    return (0.2 + math.abs(gauss())) * (math.random() < 0.5 and -1 or 1)
+    local magnitude = 0.2 + math.abs(gauss())
+    return magnitude * coin(-1, 1)
   end)
 end)
 cases.softplus = unary(function(g, shape)
   return g.fill(shape, function() return 8 * gauss() end)
 end)
 
--- Second shapes: equal, trailing part (shorter and longer than half a block of 512), one element;
--- in either dtype.
+-- Second shapes: equal, a trailing part (shorter and longer than 256, which is half of a block),
+-- one element; in either dtype.
 local BROADCAST = {
   { { 7, 65 }, { 65 } }, { { 4, 3, 17 }, { 17 } }, { { 4, 3, 17 }, { 3, 17 } }, { { 300 }, { 1 } },
   { { 3 }, { 1 } }, { { 999, 3 }, { 3 } }, { { 5, 513 }, { 513 } },
@@ -195,13 +247,13 @@ end)
 
 -- A pair of tensors that nowhere come closer than 0.3.
 local function apart(g, shape)
-  local values, sign = {}, nil
+  local values = {}
   local a = g.fill(shape, function(i)
     values[i] = gauss()
     return values[i]
   end)
   local b = g.fill(shape, function(i)
-    sign = math.random() < 0.5 and -1 or 1
+    local sign = coin(-1, 1)
     return values[i] + sign * (0.3 + math.abs(gauss()))
   end)
   return a, b
@@ -212,19 +264,19 @@ local function of_pairs(third)
       local list = {}
       for _, shape in ipairs(SHAPES) do
         local a, b = apart(g, shape)
-        list[#list + 1] = { inputs = { a, b, third and g.normal(shape) or nil }, grad = { 1, 2 } }
+        list[#list + 1] = { inputs = { a, b, optional(third, g.normal, shape) }, grad = { 1, 2 } }
       end
       local x = special(g)
       list[#list + 1] = {
-        inputs = { x, g.normal({ 11 }), third and x or nil }, name = "inf, nan on the left",
+        inputs = { x, g.normal({ 11 }), when(third, x) }, name = "inf, nan on the left",
       }
       list[#list + 1] = {
-        inputs = { g.normal({ 11 }), x, third and x or nil }, name = "inf, nan on the right",
+        inputs = { g.normal({ 11 }), x, when(third, x) }, name = "inf, nan on the right",
       }
       return list
     end,
     bench = function(g)
-      return { inputs = { g.normal(BIG), g.normal(BIG), third and g.normal(BIG) or nil } }
+      return { inputs = { g.normal(BIG), g.normal(BIG), optional(third, g.normal, BIG) } }
     end,
   }
 end
@@ -283,7 +335,7 @@ cases.cast = {
         list[#list + 1] = {
           inputs = { g.fill(shape, function() return math.abs(gauss()) * 60 end) },
           args = { DTYPE[to] }, name = "to " .. to,
-          grad = has_gradient and { 1 } or nil, smooth = to == "f32",
+          grad = when(has_gradient, { 1 }), smooth = to == "f32",
         }
         for _, from in ipairs { "i32", "u8" } do
           list[#list + 1] = {
@@ -358,14 +410,15 @@ cases.add_ = {
 -- lr, beta1, beta2, eps, weight_decay, step, grad_scale
 local ADAMW = { 1e-2, 0.9, 0.999, 1e-8, 0.1, 3, 0.5 }
 local function adamw(g, shape, args)
-  local f32 = g.dtype == "f32"
-  return {
-    inputs = {
-      g.normal(shape), g.normal(shape, "f32"), g.normal(shape, "f32"), g.positive(shape, "f32"),
-      not f32 and g.normal(shape, "f32") or nil,
-    },
-    args = args, updates = f32 and { 1, 3, 4 } or { 1, 3, 4, 5 },
+  local inputs = {
+    g.normal(shape), g.normal(shape, "f32"), g.normal(shape, "f32"), g.positive(shape, "f32"),
   }
+  local updates = { 1, 3, 4 }
+  if g.dtype ~= "f32" then        -- a master copy of the weights
+    inputs[5] = g.normal(shape, "f32")
+    updates[4] = 5
+  end
+  return { inputs = inputs, args = args, updates = updates }
 end
 cases.adamw_ = {
   calls = function(g)
@@ -386,14 +439,18 @@ local function compact(g, shape, moments, master, gradient, name)
   local n = product(shape)
   local blocks = math.ceil(n / 256)
   local function state(sign)
-    if moments ~= "u8" then return (sign and g.normal or g.positive)(shape, moments) end
-    return g.fill(shape, function() return math.random(0, 255) end, "u8")
+    if moments == "u8" then
+      return g.fill(shape, function() return math.random(0, 255) end, "u8")
+    end
+    if sign then return g.normal(shape, moments) end
+    return g.positive(shape, moments)
   end
   local scales = moments == "u8"
   local inputs = {
     g.normal(shape), g.normal(shape, gradient), state(true), state(false),
-    scales and g.positive({ blocks }, "f32") or nil,
-    scales and g.positive({ blocks }, "f32") or nil, master and g.normal(shape, "f32") or nil,
+    optional(scales, g.positive, { blocks }, "f32"),
+    optional(scales, g.positive, { blocks }, "f32"),
+    optional(master, g.normal, shape, "f32"),
   }
   local updates = { 1, 3, 4 }
   for i = 5, 7 do
@@ -629,7 +686,7 @@ cases.pad_rows = {
     -- rows, width, new rows
     for _, s in ipairs { { 1, 1, 1 }, { 5, 17, 3 }, { 11, 65, 0 }, { 40, 1025, 7 }, { 0, 9, 4 } } do
       list[#list + 1] = {
-        inputs = { g.normal({ s[1], s[2] }) }, args = { s[3] }, grad = s[1] > 0 and { 1 } or nil,
+        inputs = { g.normal({ s[1], s[2] }) }, args = { s[3] }, grad = when(s[1] > 0, { 1 }),
       }
     end
     return list
@@ -740,14 +797,19 @@ local PRODUCTS = {
   { 1, 1, 1 }, { 3, 17, 5 }, { 1, 257, 65 }, { 2, 129, 33 }, { 65, 33, 129 }, { 17, 130, 31 },
   { 8, 64, 96 },
 }
+-- A matrix of this shape, stored transposed if the flag is 1.
+local function factor(g, shape, transposed)
+  if transposed == 1 then return g.normal(transposed_shape(shape)) end
+  return g.normal(shape)
+end
 cases.matmul = {
   calls = function(g)
     local list = {}
     for _, s in ipairs(PRODUCTS) do
       for ta = 0, 1 do
         for tb = 0, 1 do
-          local a = g.normal(ta == 1 and { s[2], s[1] } or { s[1], s[2] })
-          local b = g.normal(tb == 1 and { s[3], s[2] } or { s[2], s[3] })
+          local a = factor(g, { s[1], s[2] }, ta)
+          local b = factor(g, { s[2], s[3] }, tb)
           list[#list + 1] = {
             inputs = { a, b }, args = { ta, tb }, grad = { 1, 2 }, sums = true,
             name = ("trans %d %d"):format(ta, tb),
@@ -757,8 +819,8 @@ cases.matmul = {
     end
     for ta = 0, 1 do
       for tb = 0, 1 do
-        local a = g.normal(ta == 1 and { 3, 17, 5 } or { 3, 5, 17 })
-        local b = g.normal(tb == 1 and { 3, 9, 17 } or { 3, 17, 9 })
+        local a = factor(g, { 3, 5, 17 }, ta)
+        local b = factor(g, { 3, 17, 9 }, tb)
         list[#list + 1] = {
           inputs = { a, b }, args = { ta, tb }, grad = { 1, 2 }, sums = true,
           name = ("stacked, trans %d %d"):format(ta, tb),
@@ -1141,7 +1203,8 @@ end
 cases.attention_cross = {
   calls = each_cross(function(g, s, h, causal)
     local call = cross(g, s, h, causal)
-    call.grad, call.losses = { 1, 2, 3 }, { 1 }
+    call.grad = { 1, 2, 3 }
+    call.losses = { 1 }
     return call
   end),
   bench = function(g)
@@ -1153,7 +1216,9 @@ cases.attention_cross = {
 local function cross_backward(g, s, h, causal)
   local call = cross(g, s, h, causal)
   local out, lse = g.run("attention_cross", call.inputs, call.args)
-  call.inputs[5], call.inputs[6], call.inputs[7] = out, lse, g.normal({ s.queries, h[1] * h[3] })
+  call.inputs[5] = out
+  call.inputs[6] = lse
+  call.inputs[7] = g.normal({ s.queries, h[1] * h[3] })
   return call
 end
 cases.attention_cross_backward = {
@@ -1220,13 +1285,18 @@ end
 local VOCABULARIES = {
   { 1, 3, 5 }, { 17, 33, 65 }, { 5, 64, 257 }, { 131, 16, 31 }, { 3, 8, 2051 },
 }
+-- Of the i-th case: the temperature is 0.7 in every second one, and 1 in the others.
+local function inverse_temperature(i)
+  if i % 2 == 0 then return 1 / 0.7 end
+  return 1
+end
 cases.logprob = {
   calls = function(g)
     local list = {}
     for i, s in ipairs(VOCABULARIES) do
       list[#list + 1] = {
         inputs = { g.normal({ s[1], s[2] }), g.normal({ s[3], s[2] }), g.ids(s[1], s[3]) },
-        args = { i % 2 == 0 and 1 / 0.7 or 1 }, grad = { 1, 2 }, losses = { 1, 2 }, sums = true,
+        args = { inverse_temperature(i) }, grad = { 1, 2 }, losses = { 1, 2 }, sums = true,
       }
     end
     return list
@@ -1239,22 +1309,27 @@ cases.logprob = {
   end,
 }
 local function logprob_backward(g, s, args, d_logprob, d_entropy, acc)
-  local x, w, ids = g.normal({ s[1], s[2] }), head(g, s[2], s[3]), g.ids(s[1], s[3])
+  local x = g.normal({ s[1], s[2] })
+  local w = head(g, s[2], s[3])
+  local ids = g.ids(s[1], s[3])
   local _, entropy, lse = g.run("logprob", { x, w, ids }, args)
+  local updates = {}
+  if acc then updates[1] = 8 end
   return {
     inputs = {
       x, w, ids, lse, entropy,
-      d_logprob and g.normal({ s[1] }, "f32") or nil,
-      d_entropy and g.normal({ s[1] }, "f32") or nil,
-              acc and g.normal({ s[3], s[2] }, "f32") or nil },
-    args = args, updates = acc and { 8 } or {}, sums = true, rounds_inside = true,
+      optional(d_logprob, g.normal, { s[1] }, "f32"),
+      optional(d_entropy, g.normal, { s[1] }, "f32"),
+      optional(acc, g.normal, { s[3], s[2] }, "f32"),
+    },
+    args = args, updates = updates, sums = true, rounds_inside = true,
   }
 end
 cases.logprob_backward = {
   calls = function(g)
     local list = {}
     for i, s in ipairs(VOCABULARIES) do
-      local args = { i % 2 == 0 and 1 / 0.7 or 1 }
+      local args = { inverse_temperature(i) }
       list[#list + 1] = logprob_backward(g, s, args, true, true, true)
       list[#list + 1] = logprob_backward(g, s, args, true, false, false)
       list[#list + 1] = logprob_backward(g, s, args, false, true, true)
@@ -1275,7 +1350,9 @@ function M.bytes(call, outputs)
   local total = 0
   if call.bytes_of then
     for _, i in ipairs(call.bytes_of) do
-      total = total + size(i < 0 and outputs[1] or call.inputs[i])
+      local t = call.inputs[i]
+      if i < 0 then t = outputs[1] end
+      total = total + size(t)
     end
     return total
   end

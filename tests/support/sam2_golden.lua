@@ -1,11 +1,15 @@
--- sam2_golden.lua - what tests of SAM2 read of tests/golden/sam2: stored samples, and the formulas behind pictures, logits and
--- weights (tests/golden/README.md, "sam2").
+-- sam2_golden.lua - what the tests of SAM2 read from tests/golden/sam2: the stored samples, and the
+-- formulas that make images, logits and weights (tests/golden/README.md, "sam2").
 --
 --   local golden = require "tests.support.sam2_golden"
---   local case = golden.open "S1"               case.json, case.tensors; case:error(key, t): worst difference / largest magnitude
---   golden.picture(h, w) -> image object        golden.pixels(size) -> f32 [1, S, S, 3] as the model gets it
---   golden.logits(c, h, w) -> f32 tensor [c, h, w]
---   golden.formula(case) -> a model of the case's config with the formula's weights
+--   local case = golden.open "S1"       its id, dir, json, config and tensors
+--   case:error(key, t)                  worst difference, over the largest stored magnitude
+--   golden.image(h, w)                  an image object
+--   golden.pixels(size)                 f32 [1, size, size, 3] as the model gets it
+--   golden.logits(c, h, w)              f32 [c, h, w]
+--   golden.formula(case)                a model of the case's config with the formula's weights,
+--                                       and the sum of the weights
+-- Leaves out: the checks themselves; they are in tests/unit/test_sam2.lua.
 
 local bit = require "bit"
 local cjson = require "cjson"
@@ -14,7 +18,11 @@ local check = require "tests.support.check"
 local tensor = require "segzero.core.tensor"
 local sam2 = require "segzero.models.sam2"
 
-local band, bxor, rshift, lshift, tobit = bit.band, bit.bxor, bit.rshift, bit.lshift, bit.tobit
+local band = bit.band
+local bxor = bit.bxor
+local lshift = bit.lshift
+local rshift = bit.rshift
+local tobit = bit.tobit
 
 local M = { root = "tests/golden/sam2/" }
 
@@ -42,15 +50,19 @@ local function fnv1a(text)
   return h
 end
 
-local PICTURE, LOGITS = fnv1a "picture", fnv1a "logits"
+-- The seeds' texts belong to the stored data.
+local IMAGE = fnv1a "picture"
+local LOGITS = fnv1a "logits"
 
-function M.picture(height, width)
+function M.image(height, width)
   local img = sz.image.new(width, height)
-  local p, i = img:pixels(), 0
+  local p = img:pixels()
+  local i = 0
   for y = 0, height - 1 do
     for x = 0, width - 1 do
       for c = 0, 2 do
-        p[i] = math.abs((5 * y + 3 * x + 64 * c) % 256 - 128) + rshift(mix(tobit(PICTURE + i)), 26)
+        local slope = math.abs((5 * y + 3 * x + 64 * c) % 256 - 128)
+        p[i] = slope + rshift(mix(tobit(IMAGE + i)), 26)
         i = i + 1
       end
     end
@@ -59,16 +71,19 @@ function M.picture(height, width)
 end
 
 function M.pixels(size)
-  return M.picture(size, size):totensor():cast(0):affine(1 / 64, -2):reshape(1, size, size, 3)
+  return M.image(size, size):totensor():cast(0):affine(1 / 64, -2):reshape(1, size, size, 3)
 end
 
 function M.logits(channels, height, width)
-  local t, i = tensor.empty { channels, height, width }, 0
+  local t = tensor.empty { channels, height, width }
   local p = tensor.data(t)
+  local i = 0
   for c = 0, channels - 1 do
     for y = 0, height - 1 do
       for x = 0, width - 1 do
-        p[i] = (math.abs((7 * y + 4 * x + 50 * c) % 256 - 128) - 64 + rshift(mix(tobit(LOGITS + i)), 27) - 16) / 8
+        local slope = math.abs((7 * y + 4 * x + 50 * c) % 256 - 128) - 64
+        local noise = rshift(mix(tobit(LOGITS + i)), 27) - 16
+        p[i] = (slope + noise) / 8
         i = i + 1
       end
     end
@@ -77,36 +92,60 @@ function M.logits(channels, height, width)
 end
 
 local SHARED = "shared_image_embedding.positional_embedding"
-local HEADS = { "output_hypernetworks_mlps", "iou_prediction_head", "pred_obj_score_head" }
+local HYPERNETWORKS = "output_hypernetworks_mlps"
+local HEADS = { HYPERNETWORKS, "iou_prediction_head", "pred_obj_score_head" }
 
 local function has(name, word) return name:find(word, 1, true) ~= nil end
+
+local function is_token(name, shape)
+  if name:match "tokens?%.weight$" or name == "no_memory_embedding" then return true end
+  return has(name, "_embed") and #shape == 2
+end
+
+-- The number of products that one output of this weight sums.
+local function inputs_of(name, shape)
+  if has(name, "upscale_conv") then return shape[1] end
+  local elements = 1
+  for _, n in ipairs(shape) do elements = elements * n end
+  return elements / shape[1]
+end
 
 -- The power of two that a weight's values are divided by.
 local function exponent(name, shape, hyper0)
   if name:match "bias$" then return 3 end
   if name:match "positional_embedding$" then return 0 end
   if has(name, "pos_embed") then return 1 end
-  if name:match "tokens?%.weight$" or has(name, "_embed") and #shape == 2 or name == "no_memory_embedding" then return 0 end
-  local elements = 1
-  for _, n in ipairs(shape) do elements = elements * n end
-  local inputs, e = has(name, "upscale_conv") and shape[1] or elements / shape[1], 0
+  if is_token(name, shape) then return 0 end
+  local inputs = inputs_of(name, shape)
+  local e = 0
   while 3 * 4 ^ e < inputs do e = e + 1 end
   for _, head in ipairs(HEADS) do
     if has(name, head) then e = e - 1 end
   end
-  if has(name, HEADS[1]) and name:match "proj_out%.weight$" then e = e - 1 - (has(name, HEADS[1] .. ".0.") and hyper0 or 0) end
+  if has(name, HYPERNETWORKS) and name:match "proj_out%.weight$" then
+    e = e - 1
+    if has(name, HYPERNETWORKS .. ".0.") then e = e - (hyper0 or 0) end
+  end
   return e
 end
 
--- Fills one weight; returns the sum of its values.
+-- Fills one weight; returns the sum of its values. The weights of norms are near 1.
 local function fill(t, name, salt, hyper0)
-  local shape, p = t:shape(), tensor.data(t)
-  local h, sum = fnv1a(name .. salt), 0
+  local shape = t:shape()
+  local p = tensor.data(t)
+  local h = fnv1a(name .. salt)
   local norm = has(name, "norm") and name:match "weight$" ~= nil
-  local scale = norm and 0 or 2 ^ -exponent(name, shape, hyper0) / 256
+  local scale = 0
+  if not norm then scale = 2 ^ -exponent(name, shape, hyper0) / 256 end
+  local sum = 0
   for i = 0, t:numel() - 1 do
     local x = mix(tobit(h + i))
-    local v = norm and 1 + (rshift(x, 27) - 16) / 64 or (2 * rshift(x, 24) - 255) * scale
+    local v
+    if norm then
+      v = 1 + (rshift(x, 27) - 16) / 64
+    else
+      v = (2 * rshift(x, 24) - 255) * scale
+    end
     p[i] = v
     sum = sum + v
   end
@@ -117,13 +156,15 @@ function M.formula(case)
   local sam = sam2.random(case.config, { gain = 0 })
   local sum = 0
   for name, t in pairs(sam:parameters()) do
-    local here = t:device() == "cpu" and t or tensor.empty(t:shape())
-    local s = fill(here, name, case.json.salt, case.json.hyper0)
-    if here ~= t then
-      t:copy_(here)
-      here:free()
+    local host = t
+    if t:device() ~= "cpu" then host = tensor.empty(t:shape()) end
+    local s = fill(host, name, case.json.salt, case.json.hyper0)
+    if host ~= t then
+      t:copy_(host)
+      host:free()
     end
-    sum = sum + (name == SHARED and 2 * s or s)         -- transformers stores this one twice
+    if name == SHARED then s = 2 * s end        -- transformers stores this one twice
+    sum = sum + s
   end
   return sam, sum
 end
@@ -131,24 +172,40 @@ end
 local Case = {}
 Case.__index = Case
 
-function M.open(id)
-  local dir = M.root .. id .. "/"
-  return setmetatable({ id = id, dir = dir, json = M.read_json(dir .. "case.json"), config = M.read_json(dir .. "config.json"),
-    tensors = sz.safetensors.load(dir .. "case.safetensors") }, Case)
+-- A case from its parts: json.maps[key].stride is 1 where it is missing.
+function M.case(json, tensors)
+  return setmetatable({ json = json, tensors = tensors }, Case)
 end
 
--- Worst difference of t from the stored samples of `key`, over the samples' largest magnitude. from: t's element 0 is the
--- stored tensor's element `from`.
+function M.open(id)
+  local dir = M.root .. id .. "/"
+  local tensors = sz.safetensors.load(dir .. "case.safetensors")
+  local case = M.case(M.read_json(dir .. "case.json"), tensors)
+  case.id = id
+  case.dir = dir
+  case.config = M.read_json(dir .. "config.json")
+  return case
+end
+
+-- The worst difference of t from the stored samples of `key`, over the samples' largest magnitude.
+-- from: element 0 of t is the stored tensor's element `from`.
 function Case:error(key, t, from)
-  local want, stride = self.tensors[key], self.json.maps[key] and self.json.maps[key].stride or 1
+  local want = self.tensors[key]
+  local map = self.json.maps[key]
+  local stride = 1
+  if map and map.stride then stride = map.stride end
   t = check.host(t)
-  local w, g, worst, largest = tensor.data(want), tensor.data(t), 0, 1e-30
+  local w = tensor.data(want)
+  local g = tensor.data(t)
+  local worst = 0
+  local largest = 1e-30
   from = from or 0
   for i = 0, want:numel() - 1 do
     local at = i * stride - from
     if at >= 0 and at < t:numel() then
       local d = math.abs(g[at] - w[i])
-      if not (d <= worst) then worst = d ~= d and math.huge or d end
+      if d ~= d then d = math.huge end
+      if d > worst then worst = d end
     end
     largest = math.max(largest, math.abs(w[i]))
   end

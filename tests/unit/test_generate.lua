@@ -1,5 +1,10 @@
--- test_generate.lua - generation as transformers does it: greedy answers with repetition penalty, stop tokens and stop strings
--- (tests/golden/generate.json) token for token; how generation_config.json and what is given go together; text as it is made.
+-- test_generate.lua - generation as transformers does it: greedy answers with repetition penalty,
+-- stop tokens and stop strings (tests/golden/generate.json) token for token; how
+-- generation_config.json and the given options combine; the text while it is generated.
+--
+--   ./segzero tests/unit/test_generate.lua
+--
+-- Leaves out: the scheduler (test_scheduler.lua).
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -10,8 +15,10 @@ local files = require "segzero.core.files"
 local tensor = require "segzero.core.tensor"
 
 local generation = sz.generation
+local rollout = sz.rollout
 
 -- ---- transformers' answers ----
+
 local models = {}
 local function model_of(path)
   models[path] = models[path] or sz.qwen_vl(path, { dtype = "f32" })
@@ -25,17 +32,23 @@ local function text_input(vl, prompt)
     positions[axis] = {}
     for i = 1, #ids do positions[axis][i] = i - 1 end
   end
-  return { input_ids = ids, position_ids = tensor.new(positions, { dtype = "i32" }), next_position = #ids, image_grid_thw = {} }
+  return {
+    input_ids = ids,
+    position_ids = tensor.new(positions, { dtype = "i32" }),
+    next_position = #ids,
+    image_grid_thw = {},
+  }
 end
 
--- Lets a model say these tokens, whatever it thinks; f() meanwhile.
-local function saying(vl, ids, f)
-  local real, at = vl.logits, 0
+-- Runs f() while the model generates these tokens, whatever its logits are.
+local function forcing(vl, ids, f)
+  local real = vl.logits
+  local count = 0
   function vl.logits(self, hidden)
-    local rows = real(self, hidden):shape()
-    local forced = tensor.zeros(rows)
-    at = at + 1
-    for r = 0, rows[1] - 1 do tensor.data(forced)[r * rows[2] + ids[at]] = 50 end
+    local shape = real(self, hidden):shape()
+    local forced = tensor.zeros(shape)
+    count = count + 1
+    for r = 0, shape[1] - 1 do tensor.data(forced)[r * shape[2] + ids[count]] = 50 end
     return forced
   end
   local result = f()
@@ -43,125 +56,254 @@ local function saying(vl, ids, f)
   return result
 end
 
-for i, c in ipairs(cjson.decode(files.read "tests/golden/generate.json")) do
-  if c.said then
-    local vl, pieces = model_of "models/tiny/qwen2.5-vl", {}
-    local out = saying(vl, c.said, function()
-      return vl:generate(text_input(vl, c.prompt), { do_sample = false, max_new_tokens = #c.said, stop_ids = {}, stop_strings = c.stop_strings,
-        on_text = function(k, piece, number)
-          check.equal({ k, number }, { 1, 1 }, "which answer")
-          pieces[#pieces + 1] = piece
-        end })[1]
-    end)
-    local name = "stop strings " .. cjson.encode(c.stop_strings)
-    check.equal(out.ids, { unpack(c.said, 1, c.count) }, name .. ": tokens")
-    check.equal(out.finish, c.count < #c.said and "stop" or out.finish, name .. ": finish")
-    check.equal(out.text, c.text, name .. ": text")
-    check.equal(table.concat(pieces), c.text, name .. ": the pieces are the text")
-  else
-    local _, case, t = golden.case(c.model:gsub("^tests/golden/", ""))
-    local s = c.settings
-    local out = model_of(c.model):generate(golden.input_of(case.sequences[c.sequence + 1], t), { do_sample = false,
-      repetition_penalty = s.repetition_penalty, max_new_tokens = s.max_new_tokens, stop_ids = s.eos_token_id or {} })[1]
-    local name = ("case %d (%s %s)"):format(i, c.model, cjson.encode(s))
-    check.equal(out.ids, c.ids, name .. ": tokens")
-    check.equal(out.finish, #c.ids < s.max_new_tokens and "stop" or out.finish, name .. ": finish")
-  end
+-- A case of stop strings: the model is made to generate c.said.
+local function check_stop_strings(c)
+  local vl = model_of "models/tiny/qwen2.5-vl"
+  local pieces = {}
+  local options = {
+    do_sample = false,
+    max_new_tokens = #c.said,
+    stop_ids = {},
+    stop_strings = c.stop_strings,
+    on_text = function(k, piece, number)
+      check.equal({ k, number }, { 1, 1 }, "which answer")
+      pieces[#pieces + 1] = piece
+    end,
+  }
+  local out = forcing(vl, c.said, function()
+    return vl:generate(text_input(vl, c.prompt), options)[1]
+  end)
+  local name = "stop strings " .. cjson.encode(c.stop_strings)
+  local finish = out.finish     -- the record has no reason where all tokens are generated
+  if c.count < #c.said then finish = "stop" end
+  check.equal(out.ids, { unpack(c.said, 1, c.count) }, name .. ": tokens")
+  check.equal(out.finish, finish, name .. ": finish")
+  check.equal(out.text, c.text, name .. ": text")
+  check.equal(table.concat(pieces), c.text, name .. ": the pieces are the text")
 end
 
--- ---- the file and what is given ----
-local function options(file, given)
-  local o = generation.options(file, given)
-  return { o.temperature, o.top_k or "none", o.top_p or "none", o.repetition_penalty, o.max_new_tokens }
+-- A case of a greedy answer with repetition penalty and stop tokens.
+local function check_greedy(c, i)
+  local _, case, t = golden.case(c.model:gsub("^tests/golden/", ""))
+  local s = c.settings
+  local input = golden.input_of(case.sequences[c.sequence + 1], t)
+  local out = model_of(c.model):generate(input, {
+    do_sample = false,
+    repetition_penalty = s.repetition_penalty,
+    max_new_tokens = s.max_new_tokens,
+    stop_ids = s.eos_token_id or {},
+  })[1]
+  local name = ("case %d (%s %s)"):format(i, c.model, cjson.encode(s))
+  local finish = out.finish
+  if #c.ids < s.max_new_tokens then finish = "stop" end
+  check.equal(out.ids, c.ids, name .. ": tokens")
+  check.equal(out.finish, finish, name .. ": finish")
 end
-local base = { do_sample = true, temperature = 1e-6, repetition_penalty = 1.05, eos_token_id = { 7, 8 } }
-check.equal(options({}, {}), { 0, "none", "none", 1, 512 }, "nothing said: greedy")
-check.equal(options(base, {}), { 1e-6, 50, 1, 1.05, 512 }, "the file's sampling, transformers' top_k and top_p")
-check.equal(options(base, { do_sample = false }), { 0, "none", "none", 1.05, 512 }, "greedy keeps the penalty")
-check.equal(options(base, { temperature = 0 }), { 0, "none", "none", 1.05, 512 }, "temperature 0 is greedy")
-check.equal(options(base, { temperature = 0.7, top_k = 0, repetition_penalty = 1 }), { 0.7, 0, 1, 1, 512 }, "what is given wins")
-check.equal(options({ temperature = 0.5, top_p = 0.9 }, {}), { 0, "none", "none", 1, 512 }, "without do_sample the file's temperature does nothing")
-check.equal(options({ temperature = 0.5, top_p = 0.9 }, { do_sample = true }), { 0.5, 50, 0.9, 1, 512 }, "with it, it does")
-check.equal(options({}, { n = 4 }), { 1, 50, 1, 1, 512 }, "several answers are sampled")
-check.equal(options({}, { n = 4, temperature = 0 }), { 0, "none", "none", 1, 512 }, "unless greedy is asked for")
-check.equal(options({ max_new_tokens = 9, top_k = 1 }, { temperature = 1 }), { 1, 1, 1, 1, 9 }, "top_k and max_new_tokens of the file")
-check.equal(options({ max_new_tokens = 9 }, { max_new_tokens = 3 })[5], 3, "max_new_tokens given")
-check.equal(generation.options(base, {}).stop_ids, { 7, 8 }, "several stop tokens")
-check.equal(generation.options(base, { stop_ids = { 1 } }).stop_ids, { 1 }, "given stop tokens")
-check.equal(generation.options({ stop_strings = { "x" } }, {}).stop_strings, { "x" }, "stop strings of the file")
-check.equal(generation.options({}, { stop_strings = "x" }).stop_strings, { "x" }, "a single stop string")
-for _, bad in ipairs { { "temperature", -1 }, { "top_k", 1.5 }, { "repetition_penalty", 0 }, { "max_new_tokens", 0 }, { "do_sample", 1 }, { "stop_strings", "" } } do
-  check.raises(function() generation.options({}, { [bad[1]] = bad[2] }) end, "generate: " .. bad[1], bad[1])
-end
+
+check.case("answers equal transformers'", function()
+  for i, c in ipairs(cjson.decode(files.read "tests/golden/generate.json")) do
+    if c.said then
+      check_stop_strings(c)
+    else
+      check_greedy(c, i)
+    end
+  end
+end)
+
+-- ---- the file and the given options ----
+
+local BASE = {
+  do_sample = true, temperature = 1e-6, repetition_penalty = 1.05, eos_token_id = { 7, 8 },
+}
+
+check.case("given options override the file, and greedy is the default", function()
+  -- want: temperature, top_k, top_p, repetition_penalty, max_new_tokens.
+  local function combined(file, given, want, name)
+    local o = generation.options(file, given)
+    local top_k = o.top_k or "none"
+    local top_p = o.top_p or "none"
+    local got = { o.temperature, top_k, top_p, o.repetition_penalty, o.max_new_tokens }
+    check.equal(got, want, name)
+  end
+  combined({}, {}, { 0, "none", "none", 1, 512 }, "no options: greedy")
+  combined(BASE, {}, { 1e-6, 50, 1, 1.05, 512 },
+    "the file's sampling, transformers' top_k and top_p")
+  combined(BASE, { do_sample = false }, { 0, "none", "none", 1.05, 512 },
+    "greedy keeps the penalty")
+  combined(BASE, { temperature = 0 }, { 0, "none", "none", 1.05, 512 }, "temperature 0 is greedy")
+  combined(BASE, { temperature = 0.7, top_k = 0, repetition_penalty = 1 }, { 0.7, 0, 1, 1, 512 },
+    "given options win")
+  local warm = { temperature = 0.5, top_p = 0.9 }
+  combined(warm, {}, { 0, "none", "none", 1, 512 },
+    "without do_sample the file's temperature does nothing")
+  combined(warm, { do_sample = true }, { 0.5, 50, 0.9, 1, 512 }, "with it, it does")
+  combined({}, { n = 4 }, { 1, 50, 1, 1, 512 }, "several answers are sampled")
+  combined({}, { n = 4, temperature = 0 }, { 0, "none", "none", 1, 512 },
+    "unless greedy is asked for")
+  combined({ max_new_tokens = 9, top_k = 1 }, { temperature = 1 }, { 1, 1, 1, 1, 9 },
+    "top_k and max_new_tokens of the file")
+end)
+
+check.case("single options from the file and from the caller", function()
+  local options = generation.options
+  check.equal(options({ max_new_tokens = 9 }, { max_new_tokens = 3 }).max_new_tokens, 3,
+    "max_new_tokens given")
+  check.equal(options(BASE, {}).stop_ids, { 7, 8 }, "several stop tokens")
+  check.equal(options(BASE, { stop_ids = { 1 } }).stop_ids, { 1 }, "given stop tokens")
+  check.equal(options({ stop_strings = { "x" } }, {}).stop_strings, { "x" },
+    "stop strings of the file")
+  check.equal(options({}, { stop_strings = "x" }).stop_strings, { "x" }, "a single stop string")
+end)
+
+check.case("bad options are refused", function()
+  local BAD = {
+    { "temperature", -1 }, { "top_k", 1.5 }, { "repetition_penalty", 0 }, { "max_new_tokens", 0 },
+    { "do_sample", 1 }, { "stop_strings", "" },
+  }
+  for _, bad in ipairs(BAD) do
+    local key = bad[1]
+    local value = bad[2]
+    check.raises(function() generation.options({}, { [key] = value }) end, "generate: " .. key, key)
+  end
+end)
+
+-- ---- a miniature with a generation_config.json ----
 
 local place = mini.folder()
 local dir = mini.write(place .. "/model")
-local path = dir .. "/generation_config.json"
+local config_path = dir .. "/generation_config.json"
 local vl = sz.qwen_vl(dir)
 local input = mini.input(vl, 1)
-local eos = { vl:tokenizer():id "<|im_end|>", vl:tokenizer():id "<|endoftext|>" }
+local EOS = { vl:tokenizer():id "<|im_end|>", vl:tokenizer():id "<|endoftext|>" }
+
+-- The miniature's answer with this generation_config.json; the file is removed again.
 local function configured(json, given)
-  files.write(path, cjson.encode(json))
-  return vl:generate(input, given)[1]
+  files.write(config_path, cjson.encode(json))
+  local out = vl:generate(input, given)[1]
+  os.remove(config_path)
+  return out
 end
-local greedy = configured({ eos_token_id = eos, max_new_tokens = 7 }, {})
-check.equal(greedy.ids, vl:generate(input, { temperature = 0, max_new_tokens = 7 })[1].ids, "greedy by default")
-check.ok(#greedy.ids <= 7, "max_new_tokens of the file")
-local penalised = configured({ eos_token_id = eos, max_new_tokens = 7, repetition_penalty = 0.25 }, {})
-check.equal(penalised.ids, vl:generate(input, { temperature = 0, max_new_tokens = 7, repetition_penalty = 0.25 })[1].ids, "the file's penalty in greedy mode")
-check.ok(table.concat(penalised.ids, " ") ~= table.concat(greedy.ids, " "), "it changes the answer")
-check.equal(configured({ eos_token_id = eos, do_sample = true, top_k = 1, max_new_tokens = 7 }, { seed = 3 }).ids, greedy.ids, "top_k = 1 of the file")
-local a = configured({ eos_token_id = eos, do_sample = true, temperature = 5, top_k = 0, max_new_tokens = 7 }, { seed = 3 })
-local b = configured({ eos_token_id = eos, do_sample = true, temperature = 5, top_k = 0, max_new_tokens = 7 }, { seed = 4 })
-check.ok(table.concat(a.ids, " ") ~= table.concat(b.ids, " "), "do_sample of the file samples")
-local one = configured({ eos_token_id = greedy.ids[3], max_new_tokens = 7 }, {})
-check.equal({ one.finish, one.ids[#one.ids] }, { "stop", greedy.ids[3] }, "a single eos_token_id")
--- Training's sampler takes no notice, except of the stop tokens.
-files.write(path, cjson.encode { eos_token_id = eos, repetition_penalty = 1.5, do_sample = true })
-check.equal(sz.rollout.generate(vl, { input }, { temperature = 0, max_new_tokens = 7 })[1][1].ids, greedy.ids, "rollout.generate takes what it is given")
 
-for _, bad in ipairs { { '{"temperature": "hot"}', "temperature is hot, expected a number" }, { '{"eos_token_id": []}', "eos_token_id is a list" },
-  { '{"max_new_tokens": 0}', "max_new_tokens is 0" }, { "[", "generation_config.json: " }, { "7", "not a JSON object" } } do
-  files.write(path, bad[1])
-  check.raises(function() vl:generate(input, {}) end, "generation_config.json: .*" .. bad[2]:gsub("^generation_config.json: ", ""), bad[1])
+local function words(answer) return table.concat(answer.ids, " ") end
+
+-- The greedy answer of at most seven tokens.
+local function greedy_answer()
+  return configured({ eos_token_id = EOS, max_new_tokens = 7 }, {})
 end
-os.remove(path)
-check.equal(vl:generate(input, { max_new_tokens = 3 })[1].ids, { unpack(greedy.ids, 1, 3) }, "no file: greedy")
 
--- ---- whole characters ----
--- The head is made to say one byte of an emoji after the other: the text comes in whole characters, however tokens cut it.
-do
-  local tok = vl:tokenizer()
-  local rollout = require "segzero.inference.rollout"
-  local want = "aß\240\159\153\130 b\240\159"         -- ends inside a character
-  local ids = {}
-  for i = 1, #want do
-    for id = 0, tok:size() - 1 do
-      if tok:bytes(id) == want:sub(i, i) then
-        ids[i] = id
-        break
-      end
-    end
+check.case("the file's settings reach the sampler", function()
+  local greedy = greedy_answer()
+  check.ok(#greedy.ids <= 7, "max_new_tokens of the file")
+  local sampled = { eos_token_id = EOS, do_sample = true, top_k = 1, max_new_tokens = 7 }
+  check.equal(configured(sampled, { seed = 3 }).ids, greedy.ids, "top_k = 1 of the file")
+  local hot = {
+    eos_token_id = EOS, do_sample = true, temperature = 5, top_k = 0, max_new_tokens = 7,
+  }
+  local a = configured(hot, { seed = 3 })
+  local b = configured(hot, { seed = 4 })
+  check.ok(words(a) ~= words(b), "do_sample of the file samples")
+  local one = configured({ eos_token_id = greedy.ids[3], max_new_tokens = 7 }, {})
+  local last = one.ids[#one.ids]
+  check.equal({ one.finish, last }, { "stop", greedy.ids[3] }, "a single eos_token_id")
+end)
+
+check.case("greedy is the default, with the file's penalty", function()
+  local file = { eos_token_id = EOS, max_new_tokens = 7 }
+  local options = { temperature = 0, max_new_tokens = 7 }
+  files.write(config_path, cjson.encode(file))
+  local greedy = vl:generate(input, {})[1]
+  check.equal(greedy.ids, vl:generate(input, options)[1].ids, "greedy by default")
+
+  file.repetition_penalty = 0.25
+  options.repetition_penalty = 0.25
+  files.write(config_path, cjson.encode(file))
+  local penalised = vl:generate(input, {})[1]
+  check.equal(penalised.ids, vl:generate(input, options)[1].ids,
+    "the file's penalty in greedy mode")
+  check.ok(words(penalised) ~= words(greedy), "it changes the answer")
+  os.remove(config_path)
+end)
+
+check.case("rollout.generate takes only the file's stop tokens", function()
+  local greedy = greedy_answer()
+  local file = { eos_token_id = EOS, repetition_penalty = 1.5, do_sample = true }
+  files.write(config_path, cjson.encode(file))
+  local answers = rollout.generate(vl, { input }, { temperature = 0, max_new_tokens = 7 })
+  os.remove(config_path)
+  check.equal(answers[1][1].ids, greedy.ids, "rollout.generate takes the given options")
+end)
+
+check.case("a bad file is refused, and a missing one means greedy", function()
+  local greedy = greedy_answer()
+  local BAD = {
+    { '{"temperature": "hot"}', ".*temperature is hot, expected a number" },
+    { '{"eos_token_id": []}', ".*eos_token_id is a list" },
+    { '{"max_new_tokens": 0}', ".*max_new_tokens is 0" },
+    { "[", ".*" },
+    { "7", ".*not a JSON object" },
+  }
+  for _, bad in ipairs(BAD) do
+    files.write(config_path, bad[1])
+    check.raises(function() vl:generate(input, {}) end, "generation_config.json: " .. bad[2],
+      bad[1])
   end
-  check.equal(#ids, #want, "every byte has a token")
+  os.remove(config_path)
+  local short = vl:generate(input, { max_new_tokens = 3 })[1].ids
+  check.equal(short, { unpack(greedy.ids, 1, 3) }, "no file: greedy")
+end)
+
+-- ---- text ----
+
+-- The token of each byte of the text.
+local function byte_tokens(text)
+  local tok = vl:tokenizer()
+  local token_of = {}
+  for id = tok:size() - 1, 0, -1 do
+    local bytes = tok:bytes(id)
+    if bytes then token_of[bytes] = id end
+  end
+  local ids = {}
+  for i = 1, #text do ids[i] = token_of[text:sub(i, i)] end
+  return ids
+end
+
+-- The model is made to generate an emoji byte by byte: however tokens cut a character, the text
+-- comes in whole ones.
+check.case("text comes in whole characters", function()
+  local text = "aß\240\159\153\130 b\240\159"         -- ends inside a character
+  local ids = byte_tokens(text)
+  check.equal(#ids, #text, "every byte has a token")
   local pieces = {}
-  local out = saying(vl, ids, function()
-    return rollout.generate(vl, { input }, { temperature = 0, max_new_tokens = #ids, on_text = function(_, piece) pieces[#pieces + 1] = piece end })[1][1]
+  local options = {
+    temperature = 0,
+    max_new_tokens = #ids,
+    on_text = function(_, piece) pieces[#pieces + 1] = piece end,
+  }
+  local out = forcing(vl, ids, function()
+    return rollout.generate(vl, { input }, options)[1][1]
   end)
-  check.equal(out.ids, ids, "the bytes were said")
-  check.equal(pieces, { "a", "ß", "\240\159\153\130", " ", "b", "\239\191\189" }, "whole characters, and what is left at the end")
-  check.equal(table.concat(pieces), out.text, "together the text")
-end
+  check.equal(out.ids, ids, "the model generated the bytes")
+  check.equal(pieces, { "a", "ß", "\240\159\153\130", " ", "b", "\239\191\189" },
+    "whole characters, and the rest at the end")
+  check.equal(table.concat(pieces), out.text, "together they are the text")
+end)
 
--- Several answers at a time, each with its own pieces.
-do
+check.case("several answers have pieces of their own", function()
   local texts = { {}, {}, {} }
-  local answers = vl:generate(input, { n = 3, temperature = 2, seed = 5, max_new_tokens = 12, on_text = function(k, piece) table.insert(texts[k], piece) end })
-  for k, x in ipairs(answers) do check.equal(table.concat(texts[k]), x.text, "answer " .. k) end
-end
+  local answers = vl:generate(input, {
+    n = 3,
+    temperature = 2,
+    seed = 5,
+    max_new_tokens = 12,
+    on_text = function(k, piece) table.insert(texts[k], piece) end,
+  })
+  for k, answer in ipairs(answers) do
+    check.equal(table.concat(texts[k]), answer.text, "answer " .. k)
+  end
+end)
 
--- At the prompt of ./segzero an answer is shown when nobody else takes it.
-do
+-- The prompt of ./segzero sets generation.echo: an answer whose text nobody takes is shown.
+check.case("a single answer is echoed at the prompt", function()
   local shown = {}
   generation.echo = function(_, piece) shown[#shown + 1] = piece end
   local out = vl:generate(input, { max_new_tokens = 5 })[1]
@@ -170,14 +312,21 @@ do
   vl:generate(input, { max_new_tokens = 5, on_text = false })
   vl:generate(input, { max_new_tokens = 5, on_text = function() end })
   vl:generate(input, { max_new_tokens = 5, n = 2 })
-  check.equal(#shown, before, "not when it is taken, nor several answers")
+  check.equal(#shown, before, "not if the caller takes the text, nor several answers")
   generation.echo = nil
-end
+end)
 
-check.raises(function() sz.rollout.generate(vl, { input }, { stop_strings = { "" } }) end, "stop_strings must be texts", "an empty stop string")
-local bare = sz.qwen_vl "tests/golden/qwen_vl/Q1"
-check.raises(function() sz.rollout.generate(bare, {}, { stop_strings = { "x" } }) end, "need a tokenizer", "stop strings without a tokenizer")
-check.raises(function() sz.rollout.generate(bare, {}, { on_text = print }) end, "needs a tokenizer", "text without a tokenizer")
+check.case("stop strings and text need a tokenizer", function()
+  local bare = sz.qwen_vl "tests/golden/qwen_vl/Q1"
+  local function refused(model, inputs, options, pattern, name)
+    check.raises(function() rollout.generate(model, inputs, options) end, pattern, name)
+  end
+  refused(vl, { input }, { stop_strings = { "" } }, "stop_strings must be texts",
+    "an empty stop string")
+  refused(bare, {}, { stop_strings = { "x" } }, "need a tokenizer",
+    "stop strings without a tokenizer")
+  refused(bare, {}, { on_text = print }, "needs a tokenizer", "text without a tokenizer")
+end)
 
 mini.remove()
 check.finish()

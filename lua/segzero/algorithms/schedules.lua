@@ -17,7 +17,7 @@ local M = registry.new("schedule", { required = { "fn" }, optional = { "help" } 
 M:register("constant", { help = "no change after the warm-up", fn = function() return 1 end })
 
 M:register("cosine", {
-  help = "half a cosine from 1 at the first step after the warm-up towards 0 after the last step",
+  help = "a half cosine from 1 at the first step after the warm-up towards 0 after the last step",
   fn = function(p)
     local done = (p.step - 1 - p.warmup) / math.max(1, p.total - p.warmup)
     return 0.5 * (1 + math.cos(math.pi * math.max(0, math.min(1, done))))

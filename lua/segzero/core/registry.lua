@@ -2,7 +2,7 @@
 -- registers.
 --
 --   local schedules = registry.new("schedule", { required = { "fn" }, optional = { "help" } })
---   schedules:register("cosine", { fn = f, help = "half a cosine from 1 to 0" })
+--   schedules:register("cosine", { fn = f, help = "a half cosine from 1 to 0" })
 --   schedules:get("cosine").fn       an unknown name is an error that lists the known names
 --   schedules:names()                sorted list: the choices of a setting
 --

@@ -6,7 +6,7 @@
 --     judge(entry, is_batch_end)   is called for each row in order
 --     policy        nil: no model runs, and no entry has an answer
 --     input(row)    what vl:process returns for the row
---     generation    options of inference/rollout.lua
+--     generation    options of inference/generate.lua
 --     ahead         how many rows of the next batch are prefetched; nil: none
 --     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
 --                   row that cannot be read is {index =}. Otherwise the first failure is an error

@@ -144,8 +144,9 @@ local function run_stream(call, pieces, waiting)
 
   local rows = wanted.last_rows
   if #rows == 0 then rows = { 0 } end
-  local hidden = call.vl:hidden(stream, features,
-    { rows = packing.list(rows), cache = call.cache, cache_rows = stream.cache_rows })
+  local hidden = call.vl:hidden(stream, features, {
+    rows = packing.list(rows), cache = call.cache, cache_rows = stream.cache_rows,
+  })
   keep_features(call, wanted.inputs)
   -- A group whose answers do not all start now needs its prompt's last state again.
   for i, g in ipairs(wanted.groups) do

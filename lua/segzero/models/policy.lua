@@ -41,8 +41,8 @@ function defaults:processor()
 end
 
 function defaults:process(messages)
-  return self:processor():process(messages, self:tokenizer(),
-    { image_token_id = self.image_token_id })
+  local ids = { image_token_id = self.image_token_id }
+  return self:processor():process(messages, self:tokenizer(), ids)
 end
 
 -- ---- images: none ----

@@ -14,7 +14,7 @@
 --                                                    factor by which they are enlarged
 --   local big = draw.enlarge(img, 4)                 4 x 4 pixels for each; draw.enlarge_box and
 --                                                    draw.enlarge_point convert coordinates
---   local both = draw.beside({img, other}, 8)        side by side on white, 8 pixels apart
+--   local both = draw.side_by_side({ img, other }, 8)   on white, 8 pixels apart
 --   local sheet = draw.sheet(tiles, columns)         a tile: {image =, truth = box, bbox = box,
 --                                                    points =, truth_points =, label =, note =}
 --   draw.predictions(path, data_set, records)        writes a sheet of rows with a model's answers
@@ -296,7 +296,7 @@ function M.enlarge_point(p, k)
   return { p[1] * k + floor((k - 1) / 2), p[2] * k + floor((k - 1) / 2) }
 end
 
-function M.beside(list, gap)
+function M.side_by_side(list, gap)
   gap = gap or 8
   local width = gap * (#list - 1)
   local height = 1
@@ -340,7 +340,7 @@ function M.figure(img, found, opts)
   for i, object in ipairs(found) do marks[i] = larger(object) end
   M.answer(out, marks)
   if not opts.mask then return out, k end
-  local both = M.beside { plain, out }
+  local both = M.side_by_side { plain, out }
   plain:free()
   out:free()
   return both, k

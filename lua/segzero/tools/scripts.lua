@@ -95,7 +95,7 @@ local function suggestion(name)
   end
   for _, command in ipairs(COMMANDS) do add(command, command) end
   for _, script in ipairs(scripts) do
-    -- With and without the folder: `infer`, `infer.lua` and `recipes/infer.lua` find
+    -- With and without the folder: `infer`, `infer.lua` and `examples/infer` find
     -- examples/infer.lua.
     local path = script.path:gsub("%.lua$", "")
     add(path, script.path)

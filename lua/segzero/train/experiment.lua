@@ -37,8 +37,9 @@ local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend o
 -- ---- the parts of a run ----
 local function open_train(cfg)
   local d = cfg.data
-  return data.open(d.train_files,
-    { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
+  return data.open(d.train_files, {
+    split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
+  })
 end
 
 local function open_held_out(cfg)
@@ -144,7 +145,8 @@ end
 
 local function introduce(t, resume)
   local cfg = t.config
-  local resumed = resume and (", resumed at step %d"):format(t.global_step) or ""
+  local resumed = ""
+  if resume then resumed = (", resumed at step %d"):format(t.global_step) end
   say(t, "policy %s, %s", tostring(t.policy), cfg.worker.actor.model.dtype)
   say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
     t.total_steps,
@@ -166,8 +168,8 @@ local function write_sheet(t, name, result)
   end
 
   local path = ("%s/%s.png"):format(t.folder, name)
-  draw.predictions(path, shown, result.records,
-    { count = SHEET_ROWS, masks = next(mask_of) ~= nil })
+  local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
+  draw.predictions(path, shown, result.records, sheet)
   for _, record in ipairs(result.records) do
     if record.mask then record.mask:free() end
     record.mask = nil

@@ -31,8 +31,9 @@ local function recording() return core.C.sz_grad_enabled() == 1 end
 
 local function run_stream(model, groups, features, options, prefix)
   local stream = packing.stream(groups, model.image_token_id)
-  local hidden = model:hidden(stream, features,
-    { rows = stream.rows, prefix = prefix, recompute = options.recompute })
+  local hidden = model:hidden(stream, features, {
+    rows = stream.rows, prefix = prefix, recompute = options.recompute,
+  })
   return model:logprob_of(hidden, stream.targets, options.temperature)
 end
 

@@ -48,7 +48,8 @@ local function evaluate_if_due(t, step)
     return
   end
   local result = M.evaluate(t)
-  local giou = result.giou and (", gIoU %.3f"):format(result.giou) or ""
+  local giou = ""
+  if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
   say(t, "  held-out reward at step %d: %.3f (%s)%s", step, result.reward,
     records.parts_text(result.parts), giou)
 end
@@ -63,7 +64,8 @@ local function one_step(t)
   if is_due(step, t.options.run.save_freq) then say(t, "  saving %s", saving.start(t)) end
   local reason = call_hook(t, "stop_when", stats)
   if not reason then return false end
-  local because = type(reason) == "string" and ": " .. reason or ""
+  local because = ""
+  if type(reason) == "string" then because = ": " .. reason end
   say(t, "stopped after step %d%s", step, because)
   return true
 end

@@ -7,7 +7,7 @@
 -- Returns one table for each component:
 --   rows           batch (prompts a step), seed, shuffle
 --   input          system_prompt, max_tokens (of a prompt)
---   rollout        what inference/rollout.lua takes: n, top_p, top_k, max_new_tokens, seed,
+--   rollout        what inference/generate.lua takes: n, top_p, top_k, max_new_tokens, seed,
 --                  cache_gib, ...
 --   forward        recompute (gradient checkpointing), frozen_vision
 --   micro_batches  max_tokens, and the most answers in one: update, experience (math.huge: no

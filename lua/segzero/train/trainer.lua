@@ -82,8 +82,9 @@ function M.new(opts)
   t.global_step = 0
   t.hooks = t.hooks or {}
   t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch)
-  t.log = log.open(t.options.run.loggers,
-    { folder = t.folder, config = t.config, total_steps = t.total_steps })
+  t.log = log.open(t.options.run.loggers, {
+    folder = t.folder, config = t.config, total_steps = t.total_steps,
+  })
   return t
 end
 

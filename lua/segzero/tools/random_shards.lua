@@ -1,7 +1,7 @@
--- random_weights.lua - writes safetensors shards of random weights piece by piece, so that no whole
+-- random_shards.lua - writes safetensors shards of random weights piece by piece, so that no whole
 -- tensor is in memory.
 --
---   random_weights.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
+--   random_shards.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
 --     weights   list of {name =, shape = {..}, written = the name in the file}
 --     -> bytes written, number of tensors; model.safetensors, or shards and their index
 --
