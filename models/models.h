@@ -8,8 +8,8 @@
  *     sz_tensor *h = sz_model_hidden(m, ids, positions, segments, ...);
  *     sz_model_free(m);
  *
- * LuaJIT's ffi.cdef reads the text between the "ffi" marks. Conventions for errors and memory:
- * runtime/sz.h. A function that a family does not have fails with a message that says so.
+ * LuaJIT's ffi.cdef reads the text between the "ffi" marks. runtime/sz.h has the conventions for
+ * errors and memory. Calling a function that the family lacks fails with a message that says so.
  * Leaves out: what only one family has (its own header), files and JSON (Lua). */
 #ifndef SZ_MODELS_H
 #define SZ_MODELS_H
@@ -26,20 +26,20 @@ typedef struct sz_cache sz_cache;
 void sz_model_free(sz_model *m);
 
 /* ---- weights ---- */
-/* The weights that the config asks for, in the order of the network. Names are those of Hugging
+/* The weights of the config, in the order of the network. Names are those of Hugging
  * Face's files; shapes are outermost first. */
 int sz_model_weight_count(const sz_model *m);
-/* Borrowed; NULL with a message when there is no weight i. */
+/* Borrowed; NULL with a message if there is no weight i. */
 const char *sz_model_weight_name(const sz_model *m, int i);
 /* Fills shape and returns the number of dimensions, or -1. */
 int sz_model_weight_shape(const sz_model *m, int i, int64_t shape[6]);
-/* Retains t and releases the weight that it replaces. -1 when the shape is not the config's. */
+/* Retains t and releases the weight that it replaces. -1 if the shape is not the config's. */
 int sz_model_weight_set(sz_model *m, int i, sz_tensor *t);
-/* Borrowed; NULL with a message when the weight is not set or exists in 8 bits only. */
+/* Borrowed; NULL with a message if the weight is not set or exists in 8 bits only. */
 sz_tensor *sz_model_weight(sz_model *m, int i);
 /* 1: the weight belongs to the vision tower, which can be frozen as a whole. */
 int sz_model_weight_is_vision(const sz_model *m, int i);
-/* 1: the matrix of a linear layer, which takes an adapter. */
+/* 1: the matrix of a linear layer, which can have an adapter. */
 int sz_model_weight_is_linear(const sz_model *m, int i);
 
 /* ---- adapters (LoRA) and 8 bits ---- */
@@ -50,7 +50,7 @@ int sz_model_lora_set(sz_model *m, int i, sz_tensor *a, sz_tensor *b, double sca
 /* 0 switches all adapters off, 1 on again. Returns the previous setting. */
 int sz_model_lora_enable(sz_model *m, int on);
 /* Converts the language model's linear layers to 8 bits, for inference, and releases their weights.
- * The logits use 8 bits too. Embeddings, norms, biases and the vision tower stay as they are. Fails
+ * The logits use 8 bits too. Embeddings, norms, biases and the vision tower do not change. Fails
  * inside a scope. */
 int sz_model_quantize(sz_model *m);
 

@@ -1,10 +1,10 @@
-/* model.c - the functions that every network has, passed on to its family's table.
+/* model.c - the functions that every network has; each calls the family's table.
  * Leaves out: weights (weights.c), adapters (linear.c), the cache itself
  * (runtime/sampling/cache.c). */
 #include "model.h"
 #include <stdlib.h>
 
-/* The message of a function that the family does not have. */
+/* Fails with the message that the family lacks a function. */
 static int missing(const sz_model *m, const char *what)
 {
     return sz_fail("%s: %s has no such function", what, m->family->name);
@@ -42,7 +42,7 @@ sz_tensor *sz_model_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grid
     return m->family->vision(m, pixel_values, grids, recompute);
 }
 
-/* Every weight set, and ids and positions those of one stream? */
+/* Are all weights set, and do ids and positions belong to one stream? */
 static int check_stream(const sz_model *m, const model_stream *s)
 {
     if (model_check(m) != 0) return -1;

@@ -1,4 +1,4 @@
-/* model.h - what a family of networks is written with: the model struct, the table of functions,
+/* model.h - the tools for writing a family of networks: the model struct, the table of functions,
  * the weight registry (weights.c) and the linear layer (linear.c). Included by families, not by
  * users.
  *
@@ -17,7 +17,7 @@
 
 /* ---- linear layers ---- */
 /* y = x w^T + b, and with an adapter + lora_scale (x lora_a^T) lora_b^T. b and the adapter may be
- * NULL; w is NULL where the layer exists in 8 bits only. */
+ * NULL; w is NULL if the layer exists in 8 bits only. */
 typedef struct {
     sz_tensor *w, *b;
     sz_tensor *lora_a, *lora_b; /* f32 [rank, in] and [rows, rank] */
@@ -45,7 +45,7 @@ typedef struct {
 typedef struct {
     model_weight *items;
     int count, room;
-    bool vision; /* what is added now belongs to the vision tower */
+    bool vision; /* weights added now belong to the vision tower */
     bool failed; /* memory ran out while weights were added */
 } model_weights;
 
@@ -76,7 +76,7 @@ typedef struct {
     const char *name; /* in messages */
     /* Frees what the family's struct owns besides its weights and the struct itself. */
     void (*release)(sz_model *m);
-    /* The weight in this slot has another tensor now. */
+    /* Called after the tensor of the weight in this slot was replaced. */
     void (*weight_changed)(sz_model *m, sz_tensor *const *slot);
     sz_tensor *(*vision)(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);
     sz_tensor *(*hidden)(sz_model *m, const model_stream *stream);
@@ -101,7 +101,7 @@ void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS], 
                ...) __attribute__((format(printf, 4, 5)));
 #define MODEL_SHAPE(...) \
     (const int64_t[SZ_MAX_DIMS]) { __VA_ARGS__ }
-/* Lists name.weight [rows, cols] and, where asked for, name.bias [rows] of a linear layer. */
+/* Lists name.weight [rows, cols] of a linear layer, and name.bias [rows] if it has a bias. */
 void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t cols, bool bias,
                       const char *format, ...) __attribute__((format(printf, 6, 7)));
 /* Is every weight set? -1 with a message that names the first missing one. */
@@ -110,8 +110,8 @@ int model_check(const sz_model *m);
 /* ---- linear.c ---- */
 /* y = layer(x), with its adapter. Returns a new reference; NULL for a NULL x. */
 sz_tensor *model_linear(const sz_model *m, sz_tensor *x, const model_layer *layer);
-/* x through up to three layers (the list ends with NULL), results side by side in one tensor, or
- * through their 8-bit form where packed has one; with their adapters. */
+/* x through up to three layers with their adapters (the list ends with NULL): the results side by
+ * side in one tensor. Uses the layers' 8-bit form if packed has one. */
 sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_int8 *packed,
                             const model_layer *const layers[4]);
 #define MODEL_LINEAR(m, x, packed, ...) \
@@ -131,8 +131,8 @@ static inline void model_move(sz_tensor **t, sz_tensor *y)
     *t = y;
 }
 
-/* fn(context, x), as a checkpoint where asked for. Without gradients it is always a checkpoint: the
- * blocks of a network then use the same workspace one after another. */
+/* fn(context, x), as a checkpoint if wanted. Without gradients it is always a checkpoint, so that
+ * the blocks of a network reuse the same workspace. */
 static inline sz_tensor *model_run(sz_checkpoint_fn fn, const void *context, size_t size,
                                    int recompute, sz_tensor *x)
 {

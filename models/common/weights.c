@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 /* ---- listing ---- */
-/* A new entry, or NULL when memory is out. */
+/* A new entry, or NULL if memory runs out. */
 static model_weight *append(model_weights *list)
 {
     if (list->failed) return NULL;

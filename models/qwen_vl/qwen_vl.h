@@ -1,6 +1,5 @@
 /* qwen_vl.h - Qwen2-VL and Qwen2.5-VL: two vision towers in front of one language model, and the
- * image processor that both share. The rest of a model's functions are those of every model:
- * models.h.
+ * image processor that both share. All other functions of a model are in models.h.
  *
  * LuaJIT's ffi.cdef reads the text between the "ffi" marks. Weight names, shapes and pitfalls:
  * models/README.md. */
@@ -27,14 +26,14 @@ typedef struct {
     uint8_t v_full[SZ_QWEN_MAX_DEPTH]; /* 1: this block attends over the whole image */
 } sz_qwen_config;
 
-/* A model without weights. NULL with the setting's name and value when the config is impossible.
+/* A model without weights. NULL, with the setting's name and value, if the config is impossible.
  * The caller frees it with sz_model_free. */
 sz_model *sz_qwen_new(const sz_qwen_config *config);
 
 /* ---- the image processor ---- */
 /* The size [*out_height, *out_width] that an image is resized to: multiples of factor (patch *
- * merge), about the same shape, between min_pixels and max_pixels where possible. -1 when one side
- * is more than 200 times the other, or when a side would become 0. */
+ * merge), about the same shape, between min_pixels and max_pixels where possible. -1 if one side
+ * is more than 200 times the other, or if a side would become 0. */
 int sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, int64_t max_pixels,
                          int *out_height, int *out_width);
 /* Writes an image's patches to rows first_row .. of out f32 [patches, 3 * temporal * patch^2], each
@@ -51,10 +50,10 @@ int sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double sca
 sz_job *sz_qwen_image_start(const char *path, sz_image *im, const int *size, int filter, int patch,
                             int temporal, int merge, double scale, const double *mean,
                             const double *std, sz_tensor *out);
-/* The image that a finished job has read; the caller frees it. A second call returns NULL. */
+/* The image that a finished job read; the caller frees it. A second call returns NULL. */
 sz_image *sz_qwen_image_take(sz_job *j);
 /* Rotary position ids i32 [3, n] (temporal, height, width) of ids [n]. Text counts up; the tokens
- * of image k (grids + 3 * k = t, h, w in patches) take their place in the merged grid. *next is the
+ * of image k (grids + 3 * k = t, h, w in patches) have their place in the merged grid. *next is the
  * id of the token after the last one. Every image must have exactly its t * h * w / merge^2 tokens
  * image_id. */
 sz_tensor *sz_qwen_positions(const int32_t *ids, int64_t n, const int32_t *grids, int images,

@@ -91,7 +91,7 @@ static int decoder_check(const sz_sam2_config *c)
                        "attention_downsample_rate %d",
                        d, c->decoder_heads, c->downsample);
     if (c->mask_channels % 4)
-        return sz_fail("config: mask_input_channels %d is no multiple of 4", c->mask_channels);
+        return sz_fail("config: mask_input_channels %d is not a multiple of 4", c->mask_channels);
     return 0;
 }
 
@@ -256,7 +256,7 @@ static void list_decoder(sam2_model *m)
 }
 
 /* ---- the model ---- */
-/* What was computed from the frequencies is computed again when next needed. */
+/* Drops what was computed from the frequencies; it is computed again on its next use. */
 static void weight_changed(sz_model *base, sz_tensor *const *slot)
 {
     sam2_model *m = (sam2_model *)base;

@@ -1,5 +1,5 @@
 /* sam2.h - SAM2 on single images: an image and prompts to masks. Weights, adapters and freeing are
- * those of every model: models.h.
+ * in models.h.
  *
  * LuaJIT's ffi.cdef reads the text between the "ffi" marks. Weight names, shapes and pitfalls:
  * models/README.md. Leaves out: video. */
@@ -27,7 +27,7 @@ typedef struct {
     int layers, decoder_heads, downsample, mlp, masks, iou_hidden;
 } sz_sam2_config;
 
-/* A model without weights. NULL with the setting's name and value when the config is impossible.
+/* A model without weights. NULL, with the setting's name and value, if the config is impossible.
  * The caller frees it with sz_model_free. */
 sz_model *sz_sam2_new(const sz_sam2_config *config);
 

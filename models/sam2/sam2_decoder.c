@@ -3,8 +3,8 @@
  *
  *   tokens of prompt p: object, iou, masks, points     [Q, D]
  *   image: embedding + mask prompt                     [P E, D], E = (S/16)^2
- *   layers: tokens see tokens, tokens see the image, MLP, the image sees the tokens; at the end the
- *   tokens see the image once more
+ *   layers: tokens see tokens, tokens see the image, MLP, the image sees the tokens; after the last
+ *   layer the tokens see the image once more
  *   image -> twice as fine + high1 -> twice as fine + high0 -> [P 16 E, D/8]; each mask token gives
  *   D/8 weights over it
  *
@@ -40,7 +40,7 @@ static int64_t token_start(const decode_ctx *k, int64_t p)
     return start;
 }
 
-/* An i32 tensor [n] whose element i is `expression`; NULL when memory is out. */
+/* An i32 tensor [n] whose element i is `expression`; NULL if memory runs out. */
 #define IDS(n, expression) \
     __extension__({ \
         sz_tensor *ids_ = sz_new1(SZ_I32, (n), SZ_CPU); \
@@ -519,7 +519,7 @@ static bool is_ready(const decode_ctx *k)
     return k->among_tokens && k->to_shared && k->to_image && k->to_tokens;
 }
 
-/* The layers and the tokens' last look at the image. False when something failed. */
+/* The layers, and the last attention of the tokens to the image. False if something failed. */
 static bool run_layers(const decode_ctx *k, decode_state *s)
 {
     const sam2_model *m = k->m;

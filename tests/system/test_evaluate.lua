@@ -41,7 +41,7 @@ check.equal({ theirs.rows, theirs.skipped }, { 5, 1 }, "segzero leaves out what 
 local reasoner = metrics.summary(rows, "visionreasoner")
 check.near(values(reasoner), { 0.75 / 3, 80 / 360, 1 / 3 }, 1e-12, "visionreasoner")
 check.equal(reasoner.skipped, 2, "visionreasoner leaves out failures of SAM2, too")
-check.raises(function() metrics.summary(rows, "none") end, "no protocol 'none'",
+check.raises(function() metrics.summary(rows, "none") end, "unknown protocol 'none'",
   "an unknown protocol")
 check.equal(metrics.line(metrics.summary({}, "fixed")),
   "gIoU=none [none, none] cIoU=none [none, none] box=none [none, none] rows=0 failed=0 errors=0 skipped=0 protocol=fixed", "nothing to count")

@@ -214,12 +214,12 @@ check.case("adapters that cannot be attached", function()
   local function refused(opts, pattern, name)
     check.raises(function() attach(opts) end, pattern, name)
   end
-  refused({ target_modules = "q_prj" }, "means no layer", "no such layer")
-  refused({ target_modules = "layers.*proj" }, "means no layer",
+  refused({ target_modules = "q_prj" }, "selects no layer", "no such layer")
+  refused({ target_modules = "layers.*proj" }, "selects no layer",
     "a pattern must match whole names")
   refused({ target_modules = "proj" }, "patch_embed%.proj, which is not a linear layer",
     "a convolution")
-  refused({ target_modules = "lm_head", alpha = 4 }, "means no layer", "a tied head is no layer")
+  refused({ target_modules = "lm_head", alpha = 4 }, "selects no layer", "a tied head is no layer")
   refused({ target_modules = "(" },
     "^lora.target_modules or lora.exclude_modules: the pattern .* does not compile",
     "a broken pattern")

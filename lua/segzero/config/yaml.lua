@@ -75,8 +75,8 @@ function M.read(path)
   end
   if found == nil then return {} end
   if type(found) ~= "table" or is_list(found) then
-    error(("%s: expected keys with values, such as 'worker: { rollout: { n: 8 } }'"):format(path),
-      0)
+    local message = "%s: expected keys with values, such as 'worker: { rollout: { n: 8 } }'"
+    error(message:format(path), 0)
   end
   local out = {}
   flatten(path, found, "", out)

@@ -64,8 +64,8 @@ local function for_json(summary)
 end
 
 function M.finish(cfg, folder, records, masks, seconds, say)
-  local summary = metrics.summary(for_metrics(records), cfg.protocol,
-    { masks = masks, resamples = cfg.resamples })
+  local options = { masks = masks, resamples = cfg.resamples }
+  local summary = metrics.summary(for_metrics(records), cfg.protocol, options)
   summary.seconds = seconds
   summary.oracle = cfg.oracle
   summary.several = cfg.several

@@ -196,15 +196,17 @@ local function introduce(run, total, first, last)
   local cfg = run.config
   local part = ""
   if cfg.parts > 1 then part = (" (%d to %d of %d)"):format(first, last, total) end
-  local oracle = cfg.oracle and ", SAM2 on the true boxes and points" or ""
+  local oracle = ""
+  if cfg.oracle then oracle = ", SAM2 on the true boxes and points" end
   run.say(("%s: %d rows%s, protocol %s%s"):format(run.set.name, last - first + 1, part,
     cfg.protocol, oracle))
 end
 
 function M.evaluate(cfg, options)
   local started = now()
-  local set = data.open(cfg.data,
-    { split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows })
+  local set = data.open(cfg.data, {
+    split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows,
+  })
   local total = math.min(set:count(), cfg.rows or math.huge)
   local first, last = M.part_of(total, cfg.part, cfg.parts)
   if last < first then

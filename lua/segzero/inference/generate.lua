@@ -260,8 +260,9 @@ function M.count(vl, input, prompts, n)
   end
   tensor.step(function()
     local stream = streams.stream_of(vl, pieces)
-    local hidden = vl:hidden(stream, vl:vision(inputs),
-      { rows = packing.list(last_rows), cache = cache, cache_rows = stream.cache_rows })
+    local hidden = vl:hidden(stream, vl:vision(inputs), {
+      rows = packing.list(last_rows), cache = cache, cache_rows = stream.cache_rows,
+    })
     vl:logits(hidden):gather_rows(packing.list(prompt_row))
   end)
   tensor.step(function()

@@ -1,4 +1,4 @@
--- log - the records of a run, handed to every logger that the run has.
+-- log - passes the records of a run to all its loggers.
 --
 --   local log = log.open({ "console", "jsonl" }, run)     run: see loggers.lua
 --   log:scalars(step, { reward = 1.6, ... })
@@ -52,7 +52,7 @@ local function each(log, method, ...)
   end
 end
 
--- The first step begins. Loggers that estimate the time left start their clock.
+-- Tells the loggers that the first step begins, so that they start their clocks.
 function methods:start(first_step, total_steps)
   self.run.first_step = first_step
   self.run.total_steps = total_steps

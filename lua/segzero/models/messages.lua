@@ -1,9 +1,9 @@
--- messages.lua - chat messages: checked, rendered with Qwen-VL's chat template, their images
--- listed.
+-- messages.lua - checks chat messages, renders them with Qwen-VL's chat template, and lists their
+-- images.
 --
 --   messages = {{role = "user", content = "text" | {item, ...}}, ...}
---       item: {type = "text", text =}, or {type = "image", image = path or image object}, in which
---       the image may also be called image_url
+--       item: {type = "text", text =} or {type = "image", image = path or image object};
+--       image_url is another name for image
 --
 --   messages.render(list, {add_generation_prompt =, add_vision_id =}) -> prompt text
 --   messages.images(list) -> {{where = text for errors, source = path or image object}, ...}

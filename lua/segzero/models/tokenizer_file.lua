@@ -40,7 +40,11 @@ local function to_pcre(pattern)
       out[#out + 1] = pcre_escape(pattern:sub(i, i + 1), in_set)
       i = i + 2
     else
-      if c == "[" then in_set = true elseif c == "]" then in_set = false end
+      if c == "[" then
+        in_set = true
+      elseif c == "]" then
+        in_set = false
+      end
       out[#out + 1] = c
       i = i + 1
     end

@@ -50,7 +50,7 @@ local function is_name(s)
   return s:match("^[%a_][%w_]*$") ~= nil
 end
 
--- Numbers first, then names: a stable order for mixed keys.
+-- Sorts numbers before names, so that mixed keys have a stable order.
 local function key_less(a, b)
   local ta = type(a)
   local tb = type(b)
@@ -69,8 +69,7 @@ local function show_inner(v)
   return tostring(v)
 end
 
--- A value as text: a string as it is, a table one level deep, a value with __tostring as that shows
--- it.
+-- A value as text: a string unchanged, a table one level deep, any other value by tostring().
 function M.show(v)
   if type(v) ~= "table" or (getmetatable(v) or {}).__tostring then
     return tostring(v)
@@ -273,7 +272,7 @@ local function compile(text)
   local err
   chunk, err = loadstring(text, "=stdin")
   if chunk then return chunk end
-  -- no further line can close it
+  -- An unfinished string cannot continue on the next line.
   local hopeless = err:find("unfinished string", 1, true) and text:sub(-1) ~= "\\"
   if err:find("'<eof>'", 1, true) and not hopeless then return nil, nil end
   return nil, err
@@ -284,7 +283,7 @@ end
 local function read_chunk(read, out)
   local text = read(PROMPT)
   if not text then return text end
-  text = text:gsub("^%s*=", "return ")          -- lua 5.1's way to ask for a value
+  text = text:gsub("^%s*=", "return ")          -- Lua 5.1's way to print a value
   if text:match("^%s*help%s*%(?%s*%)?%s*$") and rawget(_G, "help") == nil then
     out(HELP)
     return false
@@ -346,7 +345,7 @@ function M.run(opts)
     if ok then
       rawset(_G, "sz", sz)
     else
-      out("sz is not there: " .. tostring(sz):match("[^\n]*"))
+      out("sz does not load: " .. tostring(sz):match("[^\n]*"))
     end
   end
   local has_generation, generation = host.call(require, "segzero.inference.generation_config")

@@ -49,8 +49,11 @@ function M.new(sam, options, say)
   local filter
   if options.freeze_encoder then filter = is_decoder end
   self.parameters = sam:train(filter)
-  self.optimizer = optim.adamw(self.parameters,
-    { lr = options.lr, weight_decay = options.weight_decay, max_grad_norm = options.max_grad_norm })
+  self.optimizer = optim.adamw(self.parameters, {
+    lr = options.lr,
+    weight_decay = options.weight_decay,
+    max_grad_norm = options.max_grad_norm,
+  })
   self.weights = {
     mask = options.mask_weight, dice = options.dice_weight,
     iou = options.iou_weight, object = options.object_weight,
@@ -149,8 +152,8 @@ local function accumulate(self, step, progress)
       features = encode()
     end
     local out = self.sam:decode(features, batch.prompts)
-    local loss, parts = mask_loss.sam2(out, batch.truth,
-      { modes = batch.modes, weights = self.weights })
+    local choice = { modes = batch.modes, weights = self.weights }
+    local loss, parts = mask_loss.sam2(out, batch.truth, choice)
     loss:backward()
     return parts, #batch.prompts
   end)

@@ -1,11 +1,11 @@
 -- update.lua - the gradient of one update: the registered loss, the KL term and the entropy bonus,
 -- weighted over the update.
 --
---   local u = update.new(t)              t: a trainer, or its policy, reference, options, numbers
---   u:gradient(batches, totals)          adds the gradients of all micro-batches; -> stats
---   u:accumulate(batch, totals)          of one micro-batch; -> stats
---   update.mean(list, parts, aggregation, into)     several updates' statistics as one
---   update.forward_options(t)            what forward.lua takes
+--   local u = update.new(t)                        t: a trainer
+--   u:gradient(batches, totals) -> stats           adds the gradients of all micro-batches
+--   u:accumulate(batch, totals) -> stats           adds the gradients of one micro-batch
+--   update.mean(list, parts, aggregation, into)    averages the statistics of several updates
+--   update.forward_options(t)                      the options of forward.lua
 --
 -- loss = sum over tokens of weight * (loss + kl_coef * kl - entropy_coef * entropy). The weights
 -- come from the aggregation and the totals of the whole update (records.totals), so the micro-batch
@@ -52,8 +52,8 @@ end
 
 local function add(stats, name, v) stats[name] = (stats[name] or 0) + v end
 
--- The largest distance of the log-probabilities from those of the sampler, at most as large as
--- before or larger.
+-- The largest difference between the policy's and the sampler's log-probabilities, or `least` if
+-- that is larger.
 local function largest_mismatch(t, least)
   local logprob = t.logprob:values()
   local old = t.old:values()
@@ -90,7 +90,7 @@ local function check_weight(self, weight)
     tostring(weight)), 0)
 end
 
--- What a loss returned beside the tokens' loss: names with numbers or tensors, or nil.
+-- The metrics that a loss returned: names with numbers or tensors, or nil.
 local function check_metrics(self, metrics, n)
   if metrics == nil then return end
   if type(metrics) ~= "table" then
@@ -107,7 +107,7 @@ local function check_metrics(self, metrics, n)
   end
 end
 
--- The loss of some answers and a function that adds its numbers to stats.
+-- Returns the loss of some answers, and a function that adds its numbers to stats.
 function methods:loss_of(t, totals, stats)
   local numbers = self.numbers
   local weights = t:weights(function(length)
@@ -122,8 +122,8 @@ function methods:loss_of(t, totals, stats)
   local loss = policy_loss - entropy * numbers.entropy_coef
   local kl
   if self.kl and t.reference then
-    local estimate = user_code.call("the KL estimator " .. self.kl_name, self.kl, t.logprob,
-      t.reference)
+    local what = "the KL estimator " .. self.kl_name
+    local estimate = user_code.call(what, self.kl, t.logprob, t.reference)
     check_per_token(("the KL estimator '%s'"):format(self.kl_name), estimate, n)
     kl = (estimate * weights):sum()
     loss = loss + kl * numbers.kl_coef
@@ -160,9 +160,10 @@ function methods:gradient(batches, totals)
   return sums
 end
 
--- Several updates of one rollout, as one update over all of it would report them: each counts by
--- the weight that its tokens would have there. grad_norm is the plain mean; mismatch is the first
--- update's, whose weights sampled. list: the statistics; parts: the groups of each update.
+-- Averages the statistics of several updates of one rollout, each with the weight that its tokens
+-- would have in a single update. grad_norm is the plain mean. mismatch is that of the first update,
+-- because its weights are the ones that sampled. list: the statistics; parts: the groups of each
+-- update.
 function M.mean(list, parts, aggregation, into)
   local weight = aggregations:get(aggregation).fn
   local whole = { tokens = 0, answers = 0 }

@@ -144,8 +144,8 @@ local function cover_row(shape, y)
   end
 end
 
--- Blends the colour sr, sg, sb into `columns` pixels from byte i of rgb on, by cover[]. noise is the
--- state of the noise and amp its amplitude. Returns the new state.
+-- Blends the colour sr, sg, sb into `columns` pixels from byte i of rgb on, by cover[]. noise is
+-- the state of the noise and amp its amplitude. Returns the new state.
 local function blend_row(rgb, i, columns, sr, sg, sb, noise, amp)
   local a = 0
   for x = 0, columns - 1 do
@@ -167,8 +167,8 @@ local function blend_row(rgb, i, columns, sr, sg, sb, noise, amp)
   return noise
 end
 
--- Draws o in colour {r, g, b}, a little lighter at the top than at the bottom. state is the state of
--- the noise, or nil for no noise. Returns the new state.
+-- Draws o in colour {r, g, b}, a little lighter at the top than at the bottom. state is the state
+-- of the noise, or nil for no noise. Returns the new state.
 function M.draw(rgb, px, o, colour, state)
   local shape = in_pixels(o, px)
   local left = shape.left
