@@ -14,24 +14,10 @@ local MODULES = {
   loggers = "segzero.log.loggers",
 }
 
--- Stands in for a registry that does not load.
-local BUILT_IN = {
-  advantages = { "grpo" },
-  losses = { "ppo_clip" },
-  kl = { "abs", "kl", "low_var_kl", "mse" },
-  aggregations = { "seq", "token" },
-  schedules = { "constant" },
-  loggers = { "console", "jsonl" },
-}
-
 local M = {}
 
 function M.of(seam)
-  return function()
-    local ok, registry = pcall(require, MODULES[seam])
-    if not ok then return BUILT_IN[seam] end
-    return registry:names()
-  end
+  return function() return require(MODULES[seam]):names() end
 end
 
 return M

@@ -41,7 +41,7 @@ local function lua_files(folder)
   return names
 end
 
--- "trains a model." from the first line "-- recipe.lua - trains a model."
+-- "trains a model." from the first line "-- NAME.lua - trains a model."
 local function about(path)
   local file = io.open(path)
   if not file then return "" end

@@ -124,10 +124,16 @@ local function cover_row(shape, y)
   local weight = 1 / SUB
   local left = shape.left
   local cx = shape.cx
+  local cy = shape.cy
+  local code = shape.code
+  local hw = shape.hw
+  local hh = shape.hh
+  local arm = shape.arm
+  local down = shape.down
   for x = 0, shape.right - left + 2 do cover[x] = 0 end
   for s = 0, SUB - 1 do
-    local dy = y + (s + 0.5) / SUB - shape.cy
-    local half = half_width(shape.code, shape.hw, shape.hh, shape.arm, shape.down, dy)
+    local dy = y + (s + 0.5) / SUB - cy
+    local half = half_width(code, hw, hh, arm, down, dy)
     if half > 0 then
       -- The sub-row enters the shape at xl and leaves it at xr.
       local xl = cx - half - left
