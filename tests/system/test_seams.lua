@@ -175,7 +175,7 @@ check.case("a script registers everything and trains with it", function()
   check.equal(log.closed, 1, "closed once")
   check.equal({ log.run.folder, log.run.total_steps }, { t.folder, 3 }, "open() is given the run")
   check.ok(files.read(t.folder .. "/metrics.jsonl"):find('"ratio":', 1, true),
-    "jsonl beside it has the loss's metric")
+    "jsonl also has the loss's metric")
 end)
 
 check.case("an estimator that needs the reference has one without a KL term", function()

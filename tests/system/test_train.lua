@@ -237,7 +237,7 @@ do
   os.rename(path, path .. ".old")
   check.equal(checkpoint.latest(target), path .. ".old", "the one put aside counts")
   os.execute("mkdir " .. path)
-  check.equal(checkpoint.latest(target), path .. ".old", "also beside a folder without DONE")
+  check.equal(checkpoint.latest(target), path .. ".old", "also next to a folder without DONE")
   os.execute("rmdir " .. path)
   t.folder = dir .. "/config.json"
   check.raises(function() t:save() end, "is not written", "no folder")

@@ -5,7 +5,7 @@
 --   img.width, img.height
 --   img:resize(w, h, "bilinear" | "bicubic")      a new image, bit for bit as Pillow does
 --                                                 (default "bicubic")
---   img:save(path)                                .png, .jpg or .jpeg; never half a file
+--   img:save(path)                                .png, .jpg or .jpeg; never a partial file
 --   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) does the reverse
 --   img:pixels() -> uint8_t *, valid while img is alive
 --   img:free()                                    frees the memory at once; otherwise the collector
