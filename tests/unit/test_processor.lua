@@ -75,7 +75,7 @@ for _, case in ipairs(read_json(GOLDEN .. "processor/cases.json")) do
       for c = 0, columns - 1 do sum = sum + values[p * columns + c] end
       off = math.max(off, math.abs(sum - sums[p]))
     end
-    -- The sums are stored as f32: half a unit of about 2000.
+    -- The sums are stored as f32: an error of 0.5 units in about 2000.
     check.ok(off <= 2e-4, case.name .. ": patch sums, off by " .. off)
     local tokens = 0
     for _, id in ipairs(inp.input_ids) do if id == IMAGE then tokens = tokens + 1 end end

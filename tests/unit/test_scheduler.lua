@@ -82,7 +82,7 @@ inputs[6] = mini.input(vl, 6, "and a picture with other words that make this pro
 local row_ids = { 21, 22, 23, 24, 25, 26 }
 
 -- Seed 10: with 9 one random number of 35,000 lies 4e-8 from the boundary of two tokens, and the f32 sums of a larger batch differ by more.
--- A cache of so many rows.
+-- A cache of this number of rows.
 local function rows_of(n) return n * rollout.row_bytes(vl) / 2 ^ 30 end
 local function sampled(changes)
   local o = { n = 4, max_new_tokens = 60, seed = 10, row_ids = row_ids, temperature = 1 }
