@@ -1,4 +1,4 @@
--- custom_reward.lua - GRPO with a reward of your own: copy this file, change `reward`, run it.
+-- custom_reward.lua - GRPO with your own reward: copy this file, change it.
 --
 --   segzero examples/custom_reward.lua [key=value ...]        3 steps by default
 --   segzero examples/custom_reward.lua --score ANSWER TRUTH   the reward of one answer
@@ -12,12 +12,12 @@
 --                  With a SAM2 model, row.segment(answer.parse(text)) is the answer's mask and
 --                  row.mask() the true one (rewards/mask_iou.lua)
 -- It returns a number and a table of named parts, which are logged one by one (metrics.jsonl and
--- the evaluation's line). A wrong answer is a low number; an error is a bug, and training stops
--- with the row and the answer that caused it.
+-- the line of an evaluation). Give a wrong answer a low number. An error is a bug: training stops
+-- and shows the row and the answer that caused it.
 --
--- This one pays Seg-Zero's two format terms, the overlap itself instead of "over 0.5", and a little
--- for thinking briefly. Without a threshold, a bad box still shows which answer of its group was
--- the better one.
+-- This reward adds Seg-Zero's two format terms, the overlap itself instead of "over 0.5", and a
+-- small bonus for thinking briefly. Without a threshold, two bad boxes still differ, so the group
+-- shows which one was better.
 
 local strict = require "rewards.seg_strict"
 local terms = require "rewards.seg_terms"
@@ -27,9 +27,10 @@ local cli = require "segzero.config.cli"
 local grpo = require "recipes.refcocog_grpo"
 local records = require "segzero.train.records"
 
-local M = { schema = grpo.schema:renamed("examples/custom_reward.lua",
-  "Trains as recipes/refcocog_grpo.lua does, with the reward of this file.",
-  { "[key=value ...]", "--score ANSWER TRUTH" }) }
+local ABOUT = "Trains as recipes/refcocog_grpo.lua does, with the reward of this file."
+local USAGE = { "[key=value ...]", "--score ANSWER TRUTH" }
+
+local M = { schema = grpo.schema:renamed("examples/custom_reward.lua", ABOUT, USAGE) }
 
 local BRIEF = 40        -- words of thinking that are free
 
@@ -59,8 +60,7 @@ end
 
 function M.run(args)
   if args[1] == "--score" then return print_score(args[2], args[3]) end
-  -- A short run to look at. Arguments that come later win, so the command line may ask for more
-  -- steps.
+  -- A short run by default. Later arguments win, so the command line can ask for more steps.
   local all = { "trainer.experiment_name=custom_reward", "trainer.max_steps=3", unpack(args) }
   return grpo.run(all, { reward = M.reward })
 end

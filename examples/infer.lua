@@ -1,16 +1,17 @@
--- infer.lua - asks a model which object of an image a sentence means, has SAM2 cut it out, and
--- draws both.
+-- infer.lua - finds and masks the object that a sentence describes.
 --
 --   segzero examples/infer.lua --image_path photo.png --text "the unusual object in the image"
 --   segzero examples/infer.lua --demo        a generated image and question; --demo 7 is another
---   segzero examples/infer.lua --help            all options (lua/segzero/config/infer.lua)
+--   segzero examples/infer.lua --help        all options (lua/segzero/config/infer.lua)
 --
--- It works as Seg-Zero's inference script: RGB, resized with Pillow's bilinear filter, its prompt,
--- greedy decoding, its reading of the answer, and its way of asking SAM2 (inference/segmenter.lua;
--- here in f32). The sentence is lower-cased, as in training and evaluation (their script alone does
--- not). do_sample, or a temperature above 0, samples instead. With SAM2 the image written is
--- original | mask, box and points; without it only box and points are drawn. Exit status: 0 done; 1
--- no answer could be read, or a file or model is bad; 2 wrong options. Only 0 writes an image.
+-- A Qwen-VL model answers with a box and points, SAM2 turns them into a mask, and both are drawn.
+-- Follows Seg-Zero's inference script: an RGB image resized with Pillow's bilinear filter, its
+-- prompt, greedy decoding, its way of reading the answer and of prompting SAM2
+-- (inference/segmenter.lua; here in f32). One difference: the sentence is lower-cased, as in
+-- training and evaluation. do_sample, or a temperature above 0, samples instead of decoding
+-- greedily. The image written shows the original and, to its right, the mask, box and points;
+-- without SAM2 it shows the box and points only. Exit status: 0 done; 1 no answer could be read, or
+-- a file or model is bad; 2 wrong options. An image is written only with status 0.
 -- Leaves out: batches.
 
 local ffi = require "ffi"
@@ -28,22 +29,22 @@ local seconds = sz.core.C.sz_seconds
 
 local function fail(message, ...) error(message:format(...), 0) end
 
--- An error's text without the place in our sources and without a traceback.
+-- An error's message without its position in the source and without a traceback.
 local function reason(why)
   return (tostring(why):gsub("\nstack traceback:.*$", ""):gsub("^[^\n]-%.lua:%d+: ", ""))
 end
 
--- A long run must not end at a folder that is not there.
+-- Checked first, so that a long run does not fail when it writes its result.
 local function check_folder(path, option)
   local folder = path:match "^(.*)/[^/]*$"
   if folder and folder ~= "" and not files.exists(folder .. "/.") then
-    fail("the folder %s of --%s is not there", folder, option)
+    fail("--%s: the folder %s does not exist; make it first", option, folder)
   end
 end
 
 -- ---- models ----
--- SAM2 is loaded before the policy, which may be large, so that a wrong path shows at once. nil:
--- there is none.
+-- Returns nil without SAM2. SAM2 is loaded before the policy, which may be large, so that a wrong
+-- path fails at once.
 local function load_sam2(o)
   if o.sam2_path == "" then return nil end
   local ok, sam = pcall(sz.sam2, o.sam2_path, { device = o.device })
@@ -61,7 +62,7 @@ local function open_policy(o)
     end
   end
   local vl = sz.qwen_vl(o.model_path, { dtype = dtype, device = o.device, adapter = o.adapter })
-  vl:tokenizer()            -- missing or bad files show now
+  vl:tokenizer()            -- fails now if its files are missing or bad
   vl:generation()
   return vl
 end
@@ -76,8 +77,8 @@ local function load_policy(o)
   end
   print("model: " .. dir)
   if o.embedded then
-    print("  (small, and knows images of coloured shapes only; " ..
-      "--model_path FOLDER takes a real Qwen2.5-VL)")
+    print("  (small: it knows only images of coloured shapes; " ..
+      "use --model_path FOLDER for a real Qwen2.5-VL)")
   end
   local ok, vl = pcall(open_policy, o)
   if not ok then fail("%s", reason(vl)) end
@@ -91,14 +92,14 @@ local function frame_of(o, vl)
   local ok, plan = pcall(processor.plan, processor, frame, frame)
   if not ok then fail("frame %s: %s", frame, reason(plan)) end
   if plan.resized_width ~= frame or plan.resized_height ~= frame then
-    local message = "--frame %d: the model would resize it to %d x %d; take a multiple of %d"
-    cli.usage_error(message:format(frame,
-      plan.resized_width, plan.resized_height, processor.patch_size * processor.merge_size))
+    local message = "--frame %d: the model would resize it to %d x %d; use a multiple of %d"
+    local block = processor.patch_size * processor.merge_size
+    cli.usage_error(message:format(frame, plan.resized_width, plan.resized_height, block))
   end
   return frame
 end
 
--- What vl:generate shall do. Text is printed as it is made.
+-- Options for vl:generate. The answer is printed while it is generated.
 local function generation_options(o, vl)
   local do_sample = o.do_sample
   if do_sample == nil then do_sample = o.temperature ~= nil and o.temperature > 0 end
@@ -113,9 +114,8 @@ local function generation_options(o, vl)
 end
 
 -- ---- the image and its question ----
--- A held-out scene. The same scene exists at any size; the frame's is the one that the small model
--- was trained on. Returns the image, the sentence, and the true object if the sentence is the
--- scene's own.
+-- Draws a held-out scene at the size of the frame, which is what the small model was trained on.
+-- Returns the image, the sentence, and the true object if the sentence is the scene's own.
 local function demo_scene(o, frame)
   local size = math.max(84, math.min(840, math.floor(frame / 28) * 28))
   local scene = sz.refshapes.sample { seed = 2026, split = "heldout", index = o.demo, size = size,
@@ -137,7 +137,7 @@ end
 local function box_text(b) return ("[%d, %d, %d, %d]"):format(b[1], b[2], b[3], b[4]) end
 local function point_text(p) return ("[%d, %d]"):format(p[1], p[2]) end
 
--- What was answered, in the image's own pixels, as inference/segmenter.lua takes it.
+-- The answer in the image's own pixels, as inference/segmenter.lua takes it.
 local function read_answer(o, out, fx, fy)
   local parse = sz.answer.parse
   local scale = sz.answer.scale
@@ -160,12 +160,12 @@ local function print_answer(o, found)
   end
   if #found == 0 then print "the answer names no object" end
   for i, object in ipairs(found) do
-    print(("object %d: box %s, point %s"):format(i, box_text(object.bbox),
-      point_text(object.point)))
+    local box = box_text(object.bbox)
+    print(("object %d: box %s, point %s"):format(i, box, point_text(object.point)))
   end
 end
 
--- -> u8 tensor [h, w] of 0 and 1
+-- The answer's mask, a u8 tensor [h, w] of 0 and 1.
 local function cut_out(sam, img, found)
   local started = seconds()
   local segmenter = sz.segment.new(sam)
@@ -173,8 +173,9 @@ local function cut_out(sam, img, found)
     { found })[1] end)
   if not ok then fail("SAM2: %s", reason(result)) end
   local inside = sz.segment.compare(result.mask, result.mask)
-  print(("mask:   %d pixels (%.1f%% of the image), score %.2f, %.1f s"):format(inside,
-    100 * inside / (img.width * img.height), result.score, seconds() - started))
+  local percent = 100 * inside / (img.width * img.height)
+  local line = "mask:   %d pixels (%.1f%% of the image), score %.2f, %.1f s"
+  print(line:format(inside, percent, result.score, seconds() - started))
   return result.mask
 end
 
@@ -196,8 +197,8 @@ local function ask(o, vl, img, text, frame)
   local input = vl:process { { role = "user", content = content } }
   local started = seconds()
   local out = vl:generate(input, generation_options(o, vl))[1]
-  print(("\n\n%d tokens in %.1f s, after image and prompt of %d tokens"):format(#out.ids,
-    seconds() - started, #input.input_ids))
+  local line = "\n\n%d tokens in %.1f s; the image and the prompt have %d tokens"
+  print(line:format(#out.ids, seconds() - started, #input.input_ids))
   return out
 end
 
@@ -210,12 +211,12 @@ local function write_images(o, img, found, mask, truth)
   if not ok then fail("%s", reason(failure)) end
   if o.mask_path then print("wrote " .. o.mask_path) end
   local enlarged = ""
-  if times > 1 then enlarged = (", %d times enlarged"):format(times) end
+  if times > 1 then enlarged = (", enlarged %d times"):format(times) end
   print("wrote " .. o.output_path .. enlarged)
 end
 
 function M.execute(o)
-  -- Files and models, the cheapest to refuse first.
+  -- Check files and models, the cheapest first.
   check_folder(o.output_path, "output_path")
   if o.mask_path then check_folder(o.mask_path, "mask_path") end
   local img
@@ -231,12 +232,12 @@ function M.execute(o)
     img, text, truth = demo_scene(o, frame)
     source = "RefShapes, held-out scene " .. o.demo
   end
-  print(("image: %s, %d x %d, seen as %d x %d"):format(source or o.image_path, img.width,
-    img.height, frame, frame))
+  local sizes = ("%d x %d, resized to %d x %d"):format(img.width, img.height, frame, frame)
+  print(("image: %s, %s"):format(source or o.image_path, sizes))
   print("question: " .. text)
   io.write "\n"
 
-  -- The answer, its mask, and the image that shows both.
+  -- The answer, its mask, and the image that shows them.
   local out = ask(o, vl, img, text, frame)
   local found = read_answer(o, out, img.width / frame, img.height / frame)
   print_answer(o, found)
@@ -245,7 +246,7 @@ function M.execute(o)
   if sam then
     mask = cut_out(sam, img, found)
   else
-    print "no mask: SAM2 makes it; name a folder or an original .pt file with --sam2_path"
+    print "no mask: it needs SAM2; name a folder or an original .pt file with --sam2_path"
   end
   write_images(o, img, found, mask, truth)
   return found, mask

@@ -1,9 +1,9 @@
--- merge_lora.lua - adds LoRA adapters to the weights of their model: a Hugging Face folder and a
--- PEFT adapter in, a folder without adapters out, which computes the same and loads anywhere.
+-- merge_lora.lua - merges LoRA adapters into the weights of their model.
 --
 --   segzero examples/merge_lora.lua in=MODEL adapter=FOLDER out=FOLDER [dtype=bf16]
 --
--- The sum is made in f32 and rounded once.
+-- Reads a Hugging Face folder and a PEFT adapter, and writes a folder without adapters that
+-- computes the same and loads anywhere. The sum is computed in f32 and rounded once.
 -- Leaves out: several adapters at once, 8-bit models.
 
 local sz = require "segzero"

@@ -1,21 +1,21 @@
--- random_checkpoint.lua - writes a Hugging Face folder of a released model's size with random
--- weights: to measure loading, memory and speed, and to compare with transformers at real width,
--- where no released checkpoint is available.
+-- random_checkpoint.lua - writes a released model's folder with random weights.
 --
 --   segzero examples/random_checkpoint.lua size=3b out=DIR [tokenizer=DIR] [layers=N] [v_depth=N]
 --   segzero examples/random_checkpoint.lua --help
 --
--- Writes config.json, generation_config.json and preprocessor_config.json as the hub's, and the
--- shards with their index. The values are those of tools/random_weights.lua.
--- require "examples.random_checkpoint" also gives config(size, layers, v_depth, dtype), the table
--- of config.json. Leaves out: anything a trained model would say.
+-- For measuring loading, memory and speed, and for comparing with transformers at real width where
+-- no released checkpoint is available. Writes config.json, generation_config.json and
+-- preprocessor_config.json like those on the hub, and the shards with their index. The values come
+-- from tools/random_shards.lua. require "examples.random_checkpoint" also gives
+-- config(size, layers, v_depth, dtype), the table of config.json.
+-- Leaves out: useful answers.
 
 local sz = require "segzero"
 local cli = require "segzero.config.cli"
 local files = require "segzero.core.files"
 local model = require "segzero.models.qwen_vl"
 local random_checkpoint = require "segzero.config.random_checkpoint"
-local random_weights = require "segzero.tools.random_weights"
+local random_shards = require "segzero.tools.random_shards"
 local released = require "segzero.models.released"
 local cjson = require "cjson"
 
@@ -30,7 +30,7 @@ function M.config(size, layers, v_depth, dtype)
   return released.config(size, { layers = layers, v_depth = v_depth, dtype = dtype })
 end
 
--- The name that newer transformers versions use in memory.
+-- The name that newer versions of transformers use in memory.
 local function new_name(name)
   local vision, found = name:gsub("^visual%.", "model.visual.")
   if found > 0 then return vision end
@@ -59,12 +59,14 @@ function M.execute(cfg)
   files.write(cfg.out .. "/preprocessor_config.json", cjson.encode(released.preprocessor()))
   if cfg.tokenizer then copy_tokenizer(cfg.tokenizer, cfg.out) end
 
-  local total = random_weights.write(cfg.out, list,
-    { dtype = cfg.dtype, seed = cfg.seed, shard = cfg.shard,
-    on_shard = function(name, tensors) print(("%s: %d tensors"):format(name, tensors)) end })
+  local function on_shard(name, tensors) print(("%s: %d tensors"):format(name, tensors)) end
+  local options = { dtype = cfg.dtype, seed = cfg.seed, shard = cfg.shard, on_shard = on_shard }
+  local total = random_shards.write(cfg.out, list, options)
   local seconds = C.sz_seconds() - started
-  print(("wrote %s: %d tensors, %.2f GB in %.1f s (%.0f MB/s), peak memory %.0f MB"):format(cfg.out,
-    #list, total / 1e9, seconds, total / 1e6 / seconds, tonumber(C.sz_peak_rss()) / 1e6))
+  local rate = total / 1e6 / seconds
+  local written = ("%.2f GB in %.1f s (%.0f MB/s)"):format(total / 1e9, seconds, rate)
+  local peak = tonumber(C.sz_peak_rss()) / 1e6
+  print(("wrote %s: %d tensors, %s, peak memory %.0f MB"):format(cfg.out, #list, written, peak))
 end
 
 M.run = cli.runner(M)

@@ -1,21 +1,22 @@
--- evaluate.lua - a policy and SAM2 over a split: gIoU, cIoU, boxes, every row's answer, images of
--- the worst and the best.
+-- evaluate.lua - evaluates a policy and SAM2 on a split of a data set.
 --
 --   segzero recipes/evaluate.lua                       the embedded models on 128 RefShapes rows
 --   segzero recipes/evaluate.lua model_path=DIR sam2_path=PATH data=FOLDER [key=value ...]
 --   segzero recipes/evaluate.lua oracle=true ...       SAM2 on the true boxes and points
---   segzero recipes/evaluate.lua parts=8 part=0 ...    part 0 to 7 of the rows, a run for each
+--   segzero recipes/evaluate.lua parts=8 part=0 ...    one of eight parts of the rows, 0 to 7
 --   segzero recipes/evaluate.lua merge=DIR1,DIR2,...   one summary of all parts
 --   segzero recipes/evaluate.lua compare=DIR1,DIR2     what changed between two runs of these rows
 --   segzero recipes/evaluate.lua --help                all settings
 --
--- several=true asks and reads as VisionReasoner does: a list of objects whose masks are united.
--- protocol says which failures count (lua/segzero/evaluation/metrics.lua): "fixed" keeps every row.
--- The results go into output_path, or output_path-2, -3, ... if that holds a run already;
--- lua/segzero/evaluation/run.lua lists the files. The last line printed is the summary.
+-- Reports gIoU, cIoU and boxes, and writes every row's answer and images of the worst and best
+-- rows. several=true asks and reads as VisionReasoner does: a list of objects whose masks are
+-- united. protocol says which failures count (lua/segzero/evaluation/metrics.lua): "fixed" keeps
+-- every row. The results go to output_path, or to output_path-2, -3, ... if that holds a run
+-- already; lua/segzero/evaluation/run.lua lists the files. The last line printed is the summary.
 -- Leaves out: sharing an image's features between its rows.
 
 local cli = require "segzero.config.cli"
+local console = require "segzero.log.console"
 local evaluation = require "segzero.config.evaluate"
 local geometry = require "rewards.geometry"
 local results = require "segzero.evaluation.results"
@@ -23,15 +24,10 @@ local run = require "segzero.evaluation.run"
 
 local M = { schema = evaluation.schema, settings = evaluation.settings, part_of = run.part_of }
 
-local function say(text)
-  print(text)
-  io.stdout:flush()
-end
-
 function M.execute(cfg, given)
-  if #cfg.compare > 0 then return results.compare(cfg, say) end
-  if #cfg.merge > 0 then return results.merge(cfg, given, say) end
-  return run.evaluate(cfg, { box_iou = geometry.box_iou, say = say })
+  if #cfg.compare > 0 then return results.compare(cfg, console.say) end
+  if #cfg.merge > 0 then return results.merge(cfg, given, console.say) end
+  return run.evaluate(cfg, { box_iou = geometry.box_iou, say = console.say })
 end
 
 M.run = cli.runner(M)

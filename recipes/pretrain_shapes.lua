@@ -1,16 +1,16 @@
--- pretrain_shapes.lua - trains the embedded checkpoint from scratch: supervised, on RefShapes,
--- think and answer included.
+-- pretrain_shapes.lua - trains the embedded model from scratch on RefShapes.
 --
 --   segzero recipes/pretrain_shapes.lua [key=value ...]                 to runs/pretrain_shapes
 --   segzero recipes/pretrain_shapes.lua output=models/tiny/qwen2.5-vl   the embedded model again
---   segzero recipes/pretrain_shapes.lua --help
+--   segzero recipes/pretrain_shapes.lua --help                          all settings
 --
--- Scenes get harder over time, and the short task gives way to Seg-Zero's prompt
--- (data/shape_tasks.lua). The loss and the loop are train/pretrain.lua. Writes a Hugging Face
--- folder.
--- Leaves out: resuming a run that was stopped (init= goes on from its weights).
+-- Training is supervised, on reasoning and answers. Scenes get harder over time, and the short task
+-- gives way to Seg-Zero's prompt (data/shape_tasks.lua). The loss and the loop are in
+-- train/pretrain.lua. Writes a Hugging Face folder.
+-- Leaves out: resuming a run that was stopped (init=FOLDER starts from its weights).
 
 local cli = require "segzero.config.cli"
+local console = require "segzero.log.console"
 local pretrain = require "segzero.train.pretrain"
 local pretrain_shapes = require "segzero.config.pretrain_shapes"
 local tiny_qwen = require "segzero.models.tiny_qwen"
@@ -21,11 +21,12 @@ local M = { schema = pretrain_shapes.schema, settings = pretrain_shapes.settings
 
 function M.execute(options)
   local vl, tok = tiny_qwen.create(options.output, options)
-  local trainer = pretrain.new(vl, tok, options,
-    { reward = seg_strict, box_iou = geometry.box_iou })
+  local given = { reward = seg_strict, box_iou = geometry.box_iou, say = console.say }
+  local trainer = pretrain.new(vl, tok, options, given)
+  local millions = trainer:parameter_count() / 1e6
   local line = "pretraining %s: %.2f M parameters, vocabulary %d, %d px frame, %d questions a step"
-  print(line:format(options.output,
-    trainer:parameter_count() / 1e6, vl.json.vocab_size, options.size, options.batch))
+  console.say(line:format(options.output, millions, vl.json.vocab_size, options.size,
+    options.batch))
   trainer:train()
 end
 

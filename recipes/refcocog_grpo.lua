@@ -1,13 +1,13 @@
--- refcocog_grpo.lua - GRPO on referring sentences, as Seg-Zero trains: the policy reasons, then
--- answers with a box and two points.
+-- refcocog_grpo.lua - GRPO on referring sentences, as Seg-Zero trains.
 --
 --   segzero recipes/refcocog_grpo.lua               the embedded default: tiny model, RefShapes
 --   segzero recipes/refcocog_grpo.lua worker.actor.model.model_path=DIR data.train_files=FOLDER ...
 --   segzero recipes/refcocog_grpo.lua --help        all settings (lua/segzero/config/grpo.lua)
 --
--- With a SAM2 checkpoint (worker.reward.sam2_path) rewards may ask for masks, and if the held-out
--- rows have masks, the run also says how well those of the greedy answers fit (gIoU).
--- A script may also call run(args, overrides) with its own reward, data or hooks: see
+-- The policy reasons, then answers with a box and two points. With a SAM2 checkpoint
+-- (worker.reward.sam2_path) rewards can use masks, and the run reports the gIoU of the greedy
+-- answers if the held-out rows have masks.
+-- A script can call run(args, overrides) with its own reward, data or hooks: see
 -- examples/custom_reward.lua and examples/experiment.lua.
 
 local cli = require "segzero.config.cli"
@@ -18,8 +18,8 @@ local options = require "segzero.core.options"
 -- settings(args) -> the checked settings as nested tables, cfg.worker.rollout.n. Nothing is loaded.
 local M = { schema = grpo.schema, settings = grpo.settings }
 
--- Trains with these arguments. overrides, each optional: reward, train, held_out, prompt, on_step,
--- on_evaluate, stop_when (train/experiment.lua). Returns the trainer.
+-- Trains with these arguments and returns the trainer. overrides, each optional: reward, train,
+-- held_out, prompt, on_step, on_evaluate, stop_when (train/experiment.lua).
 function M.run(args, overrides)
   overrides = options.check("run", overrides, experiment.overrides, 2)
   local t = experiment.run(M.settings(args), overrides)

@@ -1,17 +1,18 @@
--- sam2_finetune.lua - trains SAM2 on images with masks: fine-tunes a checkpoint, or makes the
--- embedded one from scratch.
+-- sam2_finetune.lua - trains SAM2 on images with masks.
 --
 --   segzero recipes/sam2_finetune.lua [key=value ...]           random weights, on RefShapes
 --   segzero recipes/sam2_finetune.lua model_path=DIR train_files=FOLDER freeze_encoder=true
---   segzero recipes/sam2_finetune.lua --help
+--   segzero recipes/sam2_finetune.lua --help                    all settings
 --
--- model_path is a transformers folder or an original .pt. train_files is "refshapes", or a folder
--- with data.jsonl whose rows have `image` and `mask`. The loop is train/mask_finetune.lua; the
--- weights to start from are models/tiny_sam2.lua. Writes a transformers folder and samples.png.
+-- Fine-tunes a checkpoint, or trains the embedded model from scratch. model_path is a transformers
+-- folder or an original .pt file. train_files is "refshapes", or a folder with data.jsonl whose
+-- rows have `image` and `mask`. The loop is in train/mask_finetune.lua; the random model comes from
+-- models/tiny_sam2.lua. Writes a transformers folder and samples.png.
 -- Leaves out: corrective clicks, mask prompts.
 
 local sz = require "segzero"
 local cli = require "segzero.config.cli"
+local console = require "segzero.log.console"
 local mask_finetune = require "segzero.train.mask_finetune"
 local sam2_finetune = require "segzero.config.sam2_finetune"
 local tiny_sam2 = require "segzero.models.tiny_sam2"
@@ -25,11 +26,10 @@ end
 
 function M.execute(options)
   local sam = open(options)
-  local trainer = mask_finetune.new(sam, options)
+  local trainer = mask_finetune.new(sam, options, console.say)
   local total, trained = trainer:parameter_counts()
   local line = "%s: %.3f M parameters, %.3f M trained; %d images a step, loss at %d px"
-  print(line:format(tostring(sam), total / 1e6,
-    trained / 1e6, options.images, trainer.side))
+  console.say(line:format(tostring(sam), total / 1e6, trained / 1e6, options.images, trainer.side))
   trainer:train()
 end
 

@@ -1,13 +1,13 @@
--- mask_iou.lua - masks as the reward (compute_score: mask_iou), 0 to 5: SAM2 turns the answer's box
--- and points into a mask, and its overlap with the true mask counts.
+-- mask_iou.lua - the mask reward (compute_score: mask_iou), 0 to 5: SAM2 turns the answer's box and
+-- points into a mask, which is compared with the true mask.
 --
 --   local reward = require "rewards.mask_iou"
 --   local score, parts = reward(response_text, ground_truth, sample)
 --
 -- parts: thinking_format and segmentation_format (0 or 1, as in seg_strict.lua) and mask_iou (0 to
 -- 1, in the image's pixels); score = thinking_format + segmentation_format + 3 * mask_iou, the
--- range of Seg-Zero's rewards. The two formats stay in because masks say nothing until an answer
--- can be read at all; the overlap has no threshold, so the better of two masks in a group always
+-- range of Seg-Zero's rewards. The format terms are included because there is no mask until an
+-- answer can be read. The overlap has no threshold, so the better of two masks in a group always
 -- wins. Answers are read as in evaluation (formats/answer.lua: looser than segmentation_format,
 -- thinking required). An answer that cannot be read, and an empty mask, have mask_iou 0.
 --

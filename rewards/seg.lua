@@ -4,7 +4,7 @@
 --   local reward = require "rewards.seg"
 --   local score, parts = reward(response_text, ground_truth, sample)
 --
--- Upper and lower case are the same. The box is the first key with "bbox". The format term asks for
+-- Keys ignore upper and lower case. The box is the first key with "bbox". The format term asks for
 -- two further keys with "point" (a second bbox key may be one of them) and looks only at lengths,
 -- so strings of 4 and 2 characters pass. The points term takes the first two keys with "points",
 -- and one of them may be the box's own key. parts and sample are those of seg_strict.lua, the terms

@@ -52,7 +52,6 @@ probe() {
     pkg-config --exists luajit 2>/dev/null || need libluajit-5.1-dev
     lua_has lyaml || need lua-yaml
     lua_has posix.unistd || need lua-posix
-    lua_has argparse || need lua-argparse
     has_line_editing || optional=" libreadline8"
 
     # One compiler run for the usual case: every header is found. stb needs stdio.h before it.

@@ -35,8 +35,8 @@
 
 typedef struct sz_tensor sz_tensor;
 
-enum { SZ_F32 = 0, SZ_BF16 = 1, SZ_I32 = 2, SZ_U8 = 3 };    /* dtypes */
-enum { SZ_CPU = 0, SZ_CUDA = 1 };                           /* devices */
+enum { SZ_F32 = 0, SZ_BF16 = 1, SZ_I32 = 2, SZ_U8 = 3 }; /* dtypes */
+enum { SZ_CPU = 0, SZ_CUDA = 1 };                        /* devices */
 
 /* ---- program ---- */
 const char *sz_version(void);
@@ -229,7 +229,7 @@ sz_tensor *sz_file_tensor(sz_file *f, const char *name, int dtype, int ndim, con
 enum { SZ_FILE_F16 = 16 };
 sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int ndim,
                            const int64_t *shape, int64_t begin, int64_t end);
-/* Writes header and tensors to path.tmp, syncs, renames: path never holds half a file. */
+/* Writes header and tensors to path.tmp, syncs, renames: path never holds a partial file. */
 int sz_safetensors_write(const char *path, const char *header, size_t header_len,
                          sz_tensor **tensors, int n);
 
@@ -289,10 +289,10 @@ int64_t sz_text_lower(const char *text, size_t len, char *to);
 
 /* ---- sampling ---- */
 typedef struct {
-    float temperature;          /* 0: greedy */
-    int top_k;                  /* < 1: off */
-    float top_p;                /* >= 1: off */
-    float repetition_penalty;   /* 1: off; applied to prompt and answer, in greedy mode too */
+    float temperature;        /* 0: greedy */
+    int top_k;                /* < 1: off */
+    float top_p;              /* >= 1: off */
+    float repetition_penalty; /* 1: off; applied to prompt and answer, in greedy mode too */
     uint64_t seed;
 } sz_sampling;
 /* Picks one token for each row of logits [rows, vocab] f32, which it does not change.

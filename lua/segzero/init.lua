@@ -17,14 +17,14 @@ M.tensor = setmetatable({}, {
 M.no_grad = tensor.no_grad
 M.step = tensor.step
 
--- What device = can name here: {"cpu"}, or {"cpu", "cuda:0"}.
+-- The devices of this machine: {"cpu"}, or {"cpu", "cuda:0"}.
 function M.devices()
   local devices = { "cpu" }
   if core.C.sz_device_count(core.C.SZ_CUDA) > 0 then devices[2] = "cuda:0" end
   return devices
 end
 
--- Modules that load on first use, so that starting costs nothing.
+-- Modules that load on first use, which keeps the start fast.
 local lazy = {
   -- registries: sz.losses:register(name, spec), :get(name), :names()
   advantages = "segzero.algorithms.advantages",

@@ -102,7 +102,7 @@ int sz_model_lora_enable(sz_model *m, int on)
 }
 
 /* ---- 8 bits ---- */
-/* The biases of the layers one after another. */
+/* The biases of the layers, joined. */
 static int join_biases(model_int8 *packed, model_layer *const layers[4])
 {
     const sz_tensor *first = layers[0]->b;

@@ -1,10 +1,10 @@
-/* model.c - the functions that every network has, passed on to its family's table.
+/* model.c - the functions that every network has; each calls the family's table.
  * Leaves out: weights (weights.c), adapters (linear.c), the cache itself
  * (runtime/sampling/cache.c). */
 #include "model.h"
 #include <stdlib.h>
 
-/* The message of a function that the family does not have. */
+/* Fails with the message that the family lacks a function. */
 static int missing(const sz_model *m, const char *what)
 {
     return sz_fail("%s: %s has no such function", what, m->family->name);
@@ -42,15 +42,15 @@ sz_tensor *sz_model_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grid
     return m->family->vision(m, pixel_values, grids, recompute);
 }
 
-/* Every weight set, and ids and positions those of one stream? */
+/* Are all weights set, and do ids and positions belong to one stream? */
 static int check_stream(const sz_model *m, const model_stream *s)
 {
     if (model_check(m) != 0) return -1;
     if (!sz_tensor_data(s->ids) || !sz_tensor_data(s->positions) || !sz_tensor_data(s->segments))
         return -1;
     const sz_tensor *p = s->positions;
-    if (s->ids->dtype != SZ_I32 || p->dtype != SZ_I32 || p->ndim != 2 || p->shape[0] != 3
-        || p->shape[1] != s->ids->numel)
+    if (s->ids->dtype != SZ_I32 || p->dtype != SZ_I32 || p->ndim != 2 || p->shape[0] != 3 ||
+        p->shape[1] != s->ids->numel)
         return sz_fail("hidden: ids must be i32 [T] and positions i32 [3, T]");
     return 0;
 }
@@ -61,9 +61,16 @@ sz_tensor *sz_model_hidden(sz_model *m, sz_tensor *ids, sz_tensor *positions, sz
                            int recompute)
 {
     const model_stream stream = {
-        .ids = ids, .positions = positions, .segments = segments,
-        .image_rows = image_rows, .features = features, .rows = rows,
-        .cache = cache, .cache_rows = cache_rows, .prefix = prefix, .recompute = recompute,
+        .ids = ids,
+        .positions = positions,
+        .segments = segments,
+        .image_rows = image_rows,
+        .features = features,
+        .rows = rows,
+        .cache = cache,
+        .cache_rows = cache_rows,
+        .prefix = prefix,
+        .recompute = recompute,
     };
     if (!m->family->hidden) {
         missing(m, "hidden");
@@ -110,13 +117,21 @@ int sz_model_decode(sz_model *m, sz_tensor *ids, sz_tensor *positions, sz_tensor
                     float *logprob)
 {
     const model_stream stream = {
-        .ids = ids, .positions = positions, .segments = segments,
-        .cache = cache, .cache_rows = cache_rows,
+        .ids = ids,
+        .positions = positions,
+        .segments = segments,
+        .cache = cache,
+        .cache_rows = cache_rows,
     };
     const model_draw draw = {
-        .sampling = s, .banned = banned, .seen = seen,
-        .row_id = row_id, .answer_id = answer_id, .position = position,
-        .token = token, .logprob = logprob,
+        .sampling = s,
+        .banned = banned,
+        .seen = seen,
+        .row_id = row_id,
+        .answer_id = answer_id,
+        .position = position,
+        .token = token,
+        .logprob = logprob,
     };
     if (!m->family->decode) return missing(m, "decode");
     if (check_stream(m, &stream) != 0) return -1;

@@ -1,4 +1,4 @@
-/* model.h - what a family of networks is written with: the model struct, the table of functions,
+/* model.h - the tools for writing a family of networks: the model struct, the table of functions,
  * the weight registry (weights.c) and the linear layer (linear.c). Included by families, not by
  * users.
  *
@@ -17,12 +17,12 @@
 
 /* ---- linear layers ---- */
 /* y = x w^T + b, and with an adapter + lora_scale (x lora_a^T) lora_b^T. b and the adapter may be
- * NULL; w is NULL where the layer exists in 8 bits only. */
+ * NULL; w is NULL if the layer exists in 8 bits only. */
 typedef struct {
     sz_tensor *w, *b;
-    sz_tensor *lora_a, *lora_b;         /* f32 [rank, in] and [rows, rank] */
+    sz_tensor *lora_a, *lora_b; /* f32 [rank, in] and [rows, rank] */
     double lora_scale;
-    int64_t rows;                       /* of w */
+    int64_t rows; /* of w */
 } model_layer;
 
 /* Up to three linear layers side by side in 8 bits (op quantize_int8); all NULL in a model that is
@@ -37,16 +37,16 @@ typedef struct {
     char name[96];
     int ndim;
     int64_t shape[SZ_MAX_DIMS];
-    sz_tensor **slot;                   /* where the network reads it */
-    model_layer *layer;                 /* the linear layer whose w this is, else NULL */
-    bool vision;                        /* part of the vision tower */
+    sz_tensor **slot;   /* where the network reads it */
+    model_layer *layer; /* the linear layer whose w this is, else NULL */
+    bool vision;        /* part of the vision tower */
 } model_weight;
 
 typedef struct {
     model_weight *items;
     int count, room;
-    bool vision;                        /* what is added now belongs to the vision tower */
-    bool failed;                        /* memory ran out while weights were added */
+    bool vision; /* weights added now belong to the vision tower */
+    bool failed; /* memory ran out while weights were added */
 } model_weights;
 
 /* ---- families ---- */
@@ -73,10 +73,10 @@ typedef struct {
 
 /* The functions of a family. An entry may be NULL: the family does not have that function. */
 typedef struct {
-    const char *name;                   /* in messages */
+    const char *name; /* in messages */
     /* Frees what the family's struct owns besides its weights and the struct itself. */
     void (*release)(sz_model *m);
-    /* The weight in this slot has another tensor now. */
+    /* Called after the tensor of the weight in this slot was replaced. */
     void (*weight_changed)(sz_model *m, sz_tensor *const *slot);
     sz_tensor *(*vision)(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);
     sz_tensor *(*hidden)(sz_model *m, const model_stream *stream);
@@ -91,32 +91,33 @@ typedef struct {
 struct sz_model {
     const model_family *family;
     model_weights weights;
-    bool quantized;                     /* the linear weights were released */
-    bool lora_off;                      /* adapters are switched off: the base model */
+    bool quantized; /* the linear weights were released */
+    bool lora_off;  /* adapters are switched off: the base model */
 };
 
 /* ---- weights.c ---- */
 /* Lists a weight. The dimensions of `shape` end at the first 0. */
-void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS],
-               const char *format, ...) __attribute__((format(printf, 4, 5)));
-#define MODEL_SHAPE(...) (const int64_t[SZ_MAX_DIMS]){ __VA_ARGS__ }
-/* Lists name.weight [rows, cols] and, where asked for, name.bias [rows] of a linear layer. */
+void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS], const char *format,
+               ...) __attribute__((format(printf, 4, 5)));
+#define MODEL_SHAPE(...) \
+    (const int64_t[SZ_MAX_DIMS]) { __VA_ARGS__ }
+/* Lists name.weight [rows, cols] of a linear layer, and name.bias [rows] if it has a bias. */
 void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t cols, bool bias,
                       const char *format, ...) __attribute__((format(printf, 6, 7)));
 /* Is every weight set? -1 with a message that names the first missing one. */
-int  model_check(const sz_model *m);
+int model_check(const sz_model *m);
 
 /* ---- linear.c ---- */
 /* y = layer(x), with its adapter. Returns a new reference; NULL for a NULL x. */
 sz_tensor *model_linear(const sz_model *m, sz_tensor *x, const model_layer *layer);
-/* x through up to three layers (the list ends with NULL), results side by side in one tensor, or
- * through their 8-bit form where packed has one; with their adapters. */
+/* x through up to three layers with their adapters (the list ends with NULL): the results side by
+ * side in one tensor. Uses the layers' 8-bit form if packed has one. */
 sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_int8 *packed,
                             const model_layer *const layers[4]);
 #define MODEL_LINEAR(m, x, packed, ...) \
     model_linear_cat(m, x, packed, (const model_layer *const[4]){ __VA_ARGS__ })
 /* Fills packed from up to three layers (the list ends with NULL). */
-int  model_quantize_layers(model_int8 *packed, model_layer *const layers[4]);
+int model_quantize_layers(model_int8 *packed, model_layer *const layers[4]);
 /* Releases a layer's weight and bias, and drops the pages of the file that held them. */
 void model_unload_layer(model_layer *layer);
 void model_release_int8(model_int8 *packed);
@@ -130,8 +131,8 @@ static inline void model_move(sz_tensor **t, sz_tensor *y)
     *t = y;
 }
 
-/* fn(context, x), as a checkpoint where asked for. Without gradients it is always a checkpoint: the
- * blocks of a network then use the same workspace one after another. */
+/* fn(context, x), as a checkpoint if wanted. Without gradients it is always a checkpoint, so that
+ * the blocks of a network reuse the same workspace. */
 static inline sz_tensor *model_run(sz_checkpoint_fn fn, const void *context, size_t size,
                                    int recompute, sz_tensor *x)
 {
@@ -141,7 +142,8 @@ static inline sz_tensor *model_run(sz_checkpoint_fn fn, const void *context, siz
 }
 
 /* Releases the tensors of a list. */
-#define MODEL_RELEASE(...) do { \
+#define MODEL_RELEASE(...) \
+    do { \
         sz_tensor *released_[] = { __VA_ARGS__ }; \
         for (size_t i_ = 0; i_ < sizeof released_ / sizeof *released_; i_++) \
             sz_tensor_release(released_[i_]); \

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 /* ---- listing ---- */
-/* A new entry, or NULL when memory is out. */
+/* A new entry, or NULL if memory runs out. */
 static model_weight *append(model_weights *list)
 {
     if (list->failed) return NULL;
@@ -27,8 +27,8 @@ static model_weight *append(model_weights *list)
     return w;
 }
 
-void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS],
-               const char *format, ...)
+void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS], const char *format,
+               ...)
 {
     model_weight *w = append(&m->weights);
     if (!w) return;

@@ -4,9 +4,9 @@
  *   ids [a], one token per answer -> keys and values into the cache, hidden states [a, h],
  *   logits [a, vocab] -> a token and its log-probability
  *
- * The ops are those of sz_model_hidden, sz_model_logits and sz_sample, and so are the numbers. But
- * all that the ops read from the host is known before the first one runs, so the backend can send
- * it in one copy. Leaves out: the CPU, where this gains nothing. */
+ * The ops and the numbers are those of sz_model_hidden, sz_model_logits and sz_sample. But all that
+ * the ops read from the host is known before the first one runs, so the backend sends it in one
+ * copy. Leaves out: the CPU, where this gains nothing. */
 #include "qwen_internal.h"
 #include "sampling/cache.h"
 #include "sampling/decode.h"
@@ -30,7 +30,7 @@ static int run(void *context, int (*sample)(sz_tensor *logits))
     return rc;
 }
 
-/* ---- what fixes the launches of a step ---- */
+/* ---- the key of a step's launches ---- */
 static uint64_t mix(uint64_t h, uint64_t v)
 {
     h = (h ^ v) * UINT64_C(0x9e3779b97f4a7c15);
@@ -74,8 +74,7 @@ static uint64_t mix_weight(uint64_t h, const model_weight *w)
     return mix_double(h, layer->lora_scale);
 }
 
-/* 64 bits of the shapes, settings and addresses of the model as it is now, its adapters and the
- * cache. */
+/* A 64-bit hash of the shapes, settings and addresses of the model, its adapters and the cache. */
 static uint64_t key_of(const qwen_model *m, sz_cache *cache)
 {
     const sz_qwen_config *c = &m->config;
@@ -103,8 +102,8 @@ static int check(const qwen_model *m, const model_stream *s, const model_draw *d
     if (m->embed->device == SZ_CPU)
         return sz_fail("decode: a step in one call is for a model on a device");
     const sz_tensor *rows = s->cache_rows;
-    if (!s->cache || !rows || !sz_tensor_data(s->cache_rows) || rows->dtype != SZ_I32
-        || rows->numel != s->ids->numel || s->ids->numel == 0)
+    if (!s->cache || !rows || !sz_tensor_data(s->cache_rows) || rows->dtype != SZ_I32 ||
+        rows->numel != s->ids->numel || s->ids->numel == 0)
         return sz_fail("decode: a cache needs one cache row for each token");
     if (!sz_decode_fits(s->ids, m->config.vocab, rows, s->segments, sz_cache_rows(s->cache)))
         return sz_fail("decode: an id is outside the vocabulary, or a cache row or a segment is "

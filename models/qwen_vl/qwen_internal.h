@@ -28,7 +28,7 @@ typedef struct {
     sz_tensor *embed, *norm, *lm_head;
     qwen_block *blocks;
     qwen_layer *layers;
-    model_int8 head;            /* of the logits; the bf16 head stays for the log-probabilities */
+    model_int8 head; /* of the logits; the bf16 head stays for the log-probabilities */
 } qwen_model;
 
 static inline qwen_model *qwen_of(sz_model *m) { return (qwen_model *)m; }
@@ -37,8 +37,8 @@ static inline qwen_model *qwen_of(sz_model *m) { return (qwen_model *)m; }
 sz_tensor *qwen_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);
 sz_tensor *qwen_hidden(sz_model *m, const model_stream *stream);
 sz_tensor *qwen_logits(sz_model *m, sz_tensor *hidden);
-sz_cache  *qwen_cache(sz_model *m, int64_t rows);
-int        qwen_decode(sz_model *m, const model_stream *stream, const model_draw *draw);
+sz_cache *qwen_cache(sz_model *m, int64_t rows);
+int qwen_decode(sz_model *m, const model_stream *stream, const model_draw *draw);
 
 /* cos and sin [T, head_dim / 2] of positions i32 [3, T]: two new tensors on the CPU, which the
  * caller releases, also after a failure. */

@@ -47,7 +47,8 @@ int sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, 
     }
     if (h < 1 || w < 1 || h > INT_MAX || w > INT_MAX)
         return sz_fail("an image of %d x %d (width x height) would be resized to %.0f x %.0f "
-                       "(min_pixels is %lld)", width, height, w, h, (long long)min_pixels);
+                       "(min_pixels is %lld)",
+                       width, height, w, h, (long long)min_pixels);
     *out_height = (int)h;
     *out_width = (int)w;
     return 0;
@@ -71,8 +72,8 @@ static patching patching_of(int patch, int temporal, int merge, double scale, co
 /* Where the rows of an image of this size go; NULL with a message. */
 static float *rows_for(const patching *p, int width, int height, sz_tensor *out, int64_t first_row)
 {
-    if (p->patch < 1 || p->temporal < 1 || p->merge < 1
-        || p->patch > 1024 || p->temporal > 64 || p->merge > 64)
+    if (p->patch < 1 || p->temporal < 1 || p->merge < 1 || p->patch > 1024 || p->temporal > 64 ||
+        p->merge > 64)
         return sz_null("image processor: patch_size %d, temporal_patch_size %d, merge_size %d",
                        p->patch, p->temporal, p->merge);
     int block = p->patch * p->merge;
@@ -81,8 +82,8 @@ static float *rows_for(const patching *p, int width, int height, sz_tensor *out,
                        block);
     int64_t columns = (int64_t)3 * p->temporal * p->patch * p->patch;
     int64_t rows = (int64_t)(height / p->patch) * (width / p->patch);
-    const bool right_shape = out && out->dtype == SZ_F32 && out->ndim == 2
-        && out->shape[1] == columns;
+    const bool right_shape = out && out->dtype == SZ_F32 && out->ndim == 2 &&
+                             out->shape[1] == columns;
     if (!right_shape || first_row < 0 || first_row + rows > out->shape[0])
         return sz_null("pixel values must be f32 [%lld or more, %lld]",
                        (long long)(first_row + rows), (long long)columns);
@@ -145,7 +146,7 @@ static int put_patches(const patching *p, sz_image *im, float *rows)
     const int blocks = blocks_x * (sz_image_height(im) / block);
     const size_t stride = (size_t)sz_image_width(im) * 3;
     const size_t columns = 3 * (size_t)p->temporal * (size_t)patch * (size_t)patch;
-    #pragma omp parallel for if (blocks * per_block > 64)
+#pragma omp parallel for if (blocks * per_block > 64)
     for (int b = 0; b < blocks; b++)
         for (int k = 0; k < per_block; k++) {
             int y0 = b / blocks_x * block + k / merge * patch;
@@ -167,12 +168,12 @@ int sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double sca
 
 /* ---- the same in a background thread ---- */
 typedef struct {
-    char *path;                 /* NULL: im is given */
-    sz_image *im;               /* given, or read by the job */
+    char *path;   /* NULL: im is given */
+    sz_image *im; /* given, or read by the job */
     int size[4], filter;
     patching how;
     sz_tensor *out;
-    float *rows;                /* in out */
+    float *rows; /* in out */
 } image_work;
 
 static int image_run(void *context)
@@ -253,8 +254,8 @@ static int positions_check(const int32_t *ids, int64_t n, const int32_t *grids, 
     int64_t wanted = 0;
     for (int k = 0; k < images; k++) {
         const int32_t *g = grids + 3 * k;
-        const bool divides = g[0] >= 1 && g[1] >= 1 && g[2] >= 1 && g[1] % merge == 0
-            && g[2] % merge == 0;
+        const bool divides = g[0] >= 1 && g[1] >= 1 && g[2] >= 1 && g[1] % merge == 0 &&
+                             g[2] % merge == 0;
         if (!divides || (int64_t)g[0] * g[1] > INT_MAX || (int64_t)g[0] * g[1] * g[2] > INT_MAX)
             return sz_fail("image %d has grid %d x %d x %d, which merge_size %d does not divide",
                            k + 1, g[0], g[1], g[2], merge);
@@ -281,7 +282,7 @@ sz_tensor *sz_qwen_positions(const int32_t *ids, int64_t n, const int32_t *grids
     int32_t *t = sz_i32(out);
     int32_t *h = t + n;
     int32_t *w = h + n;
-    int32_t base = 0;           /* the next free position */
+    int32_t base = 0; /* the next free position */
     int image = 0;
     for (int64_t i = 0; i < n;) {
         /* A text token has the same position on every axis. */

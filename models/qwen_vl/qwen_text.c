@@ -15,15 +15,15 @@
 /* What one layer reads besides x. */
 typedef struct {
     const qwen_model *m;
-    int index;                      /* of the layer */
-    sz_tensor *cosines, *sines;     /* [T, head_dim / 2] */
+    int index;                  /* of the layer */
+    sz_tensor *cosines, *sines; /* [T, head_dim / 2] */
     sz_tensor *segments;
     sz_cache *cache;
     sz_tensor *cache_rows;
-    sz_tensor *qkv_rotated;         /* of this layer, if computed already; else NULL */
-    sz_tensor *prefix;              /* qkv of the shared prefix [P, width], or NULL */
-    sz_tensor *positions;           /* i32 [T]: P, P + 1, ...: rows after the prefix */
-    sz_tensor *rows;                /* in the last layer: the wanted rows, if not all */
+    sz_tensor *qkv_rotated; /* of this layer, if computed already; else NULL */
+    sz_tensor *prefix;      /* qkv of the shared prefix [P, width], or NULL */
+    sz_tensor *positions;   /* i32 [T]: P, P + 1, ...: rows after the prefix */
+    sz_tensor *rows;        /* in the last layer: the wanted rows, if not all */
 } layer_ctx;
 
 /* ---- rotary tables ---- */
@@ -59,7 +59,7 @@ int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype,
     sz_tensor *cosines = angles[0];
     sz_tensor *sines = angles[1];
     const int32_t *position = sz_i32(positions);
-    #pragma omp parallel for schedule(static) if (t * half > 4096)
+#pragma omp parallel for schedule(static) if (t * half > 4096)
     for (int64_t i = 0; i < t; i++)
         for (int64_t j = 0; j < half; j++) {
             float angle = (float)position[axis[j] * t + i] * frequency[j];
@@ -212,9 +212,14 @@ sz_tensor *qwen_hidden_rotated(qwen_model *m, const model_stream *s, sz_tensor *
     /* Layers. After its attention the last one computes the wanted rows only, if they are fewer. */
     const bool fewer = s->rows && s->rows->numel < s->ids->numel;
     const layer_ctx k = {
-        .m = m, .cosines = cosines, .sines = sines, .segments = s->segments,
-        .cache = s->cache, .cache_rows = s->cache_rows,
-        .positions = positions, .rows = fewer ? s->rows : NULL,
+        .m = m,
+        .cosines = cosines,
+        .sines = sines,
+        .segments = s->segments,
+        .cache = s->cache,
+        .cache_rows = s->cache_rows,
+        .positions = positions,
+        .rows = fewer ? s->rows : NULL,
     };
     x = run_layers(k, s, x);
     if (x && s->rows && !fewer) model_move(&x, sz_gather_rows(x, s->rows));

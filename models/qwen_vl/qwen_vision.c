@@ -14,14 +14,14 @@
 #include <math.h>
 #include <stdlib.h>
 
-static const double NORM_EPS = 1e-6;        /* hard-coded in the reference; not rms_norm_eps */
+static const double NORM_EPS = 1e-6; /* hard-coded in the reference; not rms_norm_eps */
 
 /* ---- window order ---- */
 typedef struct {
-    sz_tensor *inverse;                     /* i32 [N / unit]: place of each token */
-    sz_tensor *patch_order;                 /* i32 [N]: patch at each place */
-    sz_tensor *cosines, *sines;             /* f32 [N, head_dim / 2], in window order */
-    sz_tensor *windows, *frames;            /* segments i32 [., 6] */
+    sz_tensor *inverse;          /* i32 [N / unit]: place of each token */
+    sz_tensor *patch_order;      /* i32 [N]: patch at each place */
+    sz_tensor *cosines, *sines;  /* f32 [N, head_dim / 2], in window order */
+    sz_tensor *windows, *frames; /* segments i32 [., 6] */
 } window_layout;
 
 static void layout_release(window_layout *p)
@@ -31,9 +31,9 @@ static void layout_release(window_layout *p)
 
 /* Sizes of a list of images; a window has side x side tokens. */
 typedef struct {
-    const int32_t *grids;                   /* t, h, w in patches of each image */
+    const int32_t *grids; /* t, h, w in patches of each image */
     int64_t images, merge, side;
-    int64_t frames, windows, patches;       /* of all images together */
+    int64_t frames, windows, patches; /* of all images together */
 } image_list;
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -49,8 +49,8 @@ static int measure(image_list *list, int64_t patches)
             return sz_fail("image %lld has a grid of %lld x %lld x %lld patches", (long long)i + 1,
                            (long long)t, (long long)h, (long long)w);
         list->frames += t;
-        list->windows += t * divide_up(h / list->merge, list->side)
-                           * divide_up(w / list->merge, list->side);
+        list->windows += t * divide_up(h / list->merge, list->side) *
+                         divide_up(w / list->merge, list->side);
         list->patches += t * h * w;
     }
     if (list->patches != patches)
@@ -95,8 +95,8 @@ static void put_angles(const window_layout *p, int64_t row, int64_t half, int64_
 
 /* Where the next entry of each table goes. */
 typedef struct {
-    int64_t place;                          /* tokens in window order so far */
-    int64_t first;                          /* first token of the frame */
+    int64_t place; /* tokens in window order so far */
+    int64_t first; /* first token of the frame */
     int64_t window, frame;
 } cursor;
 

@@ -10,7 +10,10 @@
 static int sizes_check(const sz_qwen_config *c)
 {
     const bool qwen2 = c->family == SZ_QWEN2_VL;
-    const struct { const char *name; int value; } positive[] = {
+    const struct {
+        const char *name;
+        int value;
+    } positive[] = {
         { "hidden_size", c->hidden },
         { "intermediate_size", c->intermediate },
         { "num_hidden_layers", c->layers },

@@ -11,7 +11,10 @@
 static int sizes_check(const sz_sam2_config *c)
 {
     int background = c->background[0] < c->background[1] ? c->background[0] : c->background[1];
-    const struct { const char *name; int value; } positive[] = {
+    const struct {
+        const char *name;
+        int value;
+    } positive[] = {
         { "image_size", c->image_size },
         { "patch_kernel_size", c->patch_kernel },
         { "patch_stride", c->patch_stride },
@@ -41,7 +44,8 @@ static int stages_check(const sz_sam2_config *c)
     for (int s = 0; s < SZ_SAM2_STAGES; s++) {
         if (c->width[s] <= 0 || c->heads[s] <= 0 || c->width[s] % c->heads[s])
             return sz_fail("config: embed_dim_per_stage %d over num_attention_heads_per_stage %d "
-                           "in stage %d", c->width[s], c->heads[s], s + 1);
+                           "in stage %d",
+                           c->width[s], c->heads[s], s + 1);
         if (c->blocks[s] <= 0 || c->windows[s] <= 0)
             return sz_fail("config: blocks_per_stage %d, window_size_per_stage %d in stage %d",
                            c->blocks[s], c->windows[s], s + 1);
@@ -59,10 +63,12 @@ static int maps_check(const sz_sam2_config *c)
     int side = (padded - c->patch_kernel) / c->patch_stride + 1;
     if (padded < c->patch_kernel || side * 4 != c->image_size || side % 8)
         return sz_fail("config: image_size %d gives %d patches a side; a quarter of it, and a "
-                       "multiple of 8, is needed", c->image_size, side);
+                       "multiple of 8, is needed",
+                       c->image_size, side);
     if (c->prompt_patch * side != c->image_size * 4)
         return sz_fail("config: prompt_encoder_config.patch_size %d does not fit the embedding's "
-                       "%d cells a side", c->prompt_patch, side / 4);
+                       "%d cells a side",
+                       c->prompt_patch, side / 4);
     /* There must be as many pooled windows as windows. */
     for (int s = 1; s < SZ_SAM2_STAGES; s++) {
         int in = side >> (s - 1);
@@ -82,9 +88,10 @@ static int decoder_check(const sz_sam2_config *c)
     int inner = d / c->downsample;
     if (d % 16 || d % c->decoder_heads || d % c->downsample || inner % c->decoder_heads)
         return sz_fail("config: hidden_size %d does not fit num_attention_heads %d and "
-                       "attention_downsample_rate %d", d, c->decoder_heads, c->downsample);
+                       "attention_downsample_rate %d",
+                       d, c->decoder_heads, c->downsample);
     if (c->mask_channels % 4)
-        return sz_fail("config: mask_input_channels %d is no multiple of 4", c->mask_channels);
+        return sz_fail("config: mask_input_channels %d is not a multiple of 4", c->mask_channels);
     return 0;
 }
 
@@ -249,7 +256,7 @@ static void list_decoder(sam2_model *m)
 }
 
 /* ---- the model ---- */
-/* What was computed from the frequencies is computed again when next needed. */
+/* Drops what was computed from the frequencies; it is computed again on its next use. */
 static void weight_changed(sz_model *base, sz_tensor *const *slot)
 {
     sam2_model *m = (sam2_model *)base;
@@ -301,7 +308,8 @@ sz_model *sz_sam2_new(const sz_sam2_config *config)
         if (m->blocks[i].pool && !m->blocks[i].window) {
             sz_model_free(&m->base);
             return sz_null("config: block %d of global_attention_blocks is the first of a stage, "
-                           "which needs windows", i);
+                           "which needs windows",
+                           i);
         }
     return &m->base;
 }

@@ -3,8 +3,8 @@
  *
  *   tokens of prompt p: object, iou, masks, points     [Q, D]
  *   image: embedding + mask prompt                     [P E, D], E = (S/16)^2
- *   layers: tokens see tokens, tokens see the image, MLP, the image sees the tokens; at the end the
- *   tokens see the image once more
+ *   layers: tokens see tokens, tokens see the image, MLP, the image sees the tokens; after the last
+ *   layer the tokens see the image once more
  *   image -> twice as fine + high1 -> twice as fine + high0 -> [P 16 E, D/8]; each mask token gives
  *   D/8 weights over it
  *
@@ -14,20 +14,20 @@
 #include "sam2_internal.h"
 #include <math.h>
 
-static const double TOKEN_EPS = 1e-5;       /* of the transformer's norms */
-static const double MAP_EPS = 1e-6;         /* of the norms over maps */
+static const double TOKEN_EPS = 1e-5; /* of the transformer's norms */
+static const double MAP_EPS = 1e-6;   /* of the norms over maps */
 
 /* What the layers share. */
 typedef struct {
     const sam2_model *m;
-    const sz_tensor *frequencies;               /* in host memory */
-    int64_t prompts, cells, tokens;             /* P, E, Q */
-    int64_t side, images;                       /* cells along one side of the embedding; B */
-    const int32_t *count, *image;               /* points and image of each prompt */
-    sz_tensor *first;                           /* the first tokens, also their position code */
+    const sz_tensor *frequencies;   /* in host memory */
+    int64_t prompts, cells, tokens; /* P, E, Q */
+    int64_t side, images;           /* cells along one side of the embedding; B */
+    const int32_t *count, *image;   /* points and image of each prompt */
+    sz_tensor *first;               /* the first tokens, also their position code */
     sz_tensor *grid;
-    sz_tensor *among_tokens, *to_shared, *to_image, *to_tokens;     /* segments */
-    sz_tensor *own_rows;                        /* i32 [P E]: the shared row of each prompt's row */
+    sz_tensor *among_tokens, *to_shared, *to_image, *to_tokens; /* segments */
+    sz_tensor *own_rows; /* i32 [P E]: the shared row of each prompt's row */
 } decode_ctx;
 
 static int fixed_tokens(const sam2_model *m) { return 2 + m->config.masks; }
@@ -40,8 +40,9 @@ static int64_t token_start(const decode_ctx *k, int64_t p)
     return start;
 }
 
-/* An i32 tensor [n] whose element i is `expression`; NULL when memory is out. */
-#define IDS(n, expression) __extension__({ \
+/* An i32 tensor [n] whose element i is `expression`; NULL if memory runs out. */
+#define IDS(n, expression) \
+    __extension__({ \
         sz_tensor *ids_ = sz_new1(SZ_I32, (n), SZ_CPU); \
         for (int64_t i = 0; ids_ && i < (n); i++) sz_i32(ids_)[i] = (int32_t)(expression); \
         ids_; \
@@ -91,7 +92,7 @@ static sz_tensor *grid(sam2_model *m, const sz_tensor *frequencies, int64_t side
     const int64_t shape[] = { side * side, d };
     sz_tensor *g = sz_tensor_new_heap(SZ_F32, 2, shape, SZ_CPU);
     if (!g) return NULL;
-    #pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < side * side; i++) {
         float x = ((float)(i % side) + 0.5f) / (float)side;
         float y = ((float)(i / side) + 0.5f) / (float)side;
@@ -132,9 +133,9 @@ static sz_tensor *put_weights(sz_tensor *x, sz_tensor *ids, sz_tensor *table, sz
 
 /* The point tokens of all prompts: those with a position and those that are padding. */
 typedef struct {
-    sz_tensor *codes;                   /* f32 [n, D]: position codes of the points */
-    sz_tensor *rows, *labels;           /* i32 [n]: their tokens and labels */
-    sz_tensor *padding_rows;            /* i32 [m]: the padding tokens */
+    sz_tensor *codes;         /* f32 [n, D]: position codes of the points */
+    sz_tensor *rows, *labels; /* i32 [n]: their tokens and labels */
+    sz_tensor *padding_rows;  /* i32 [m]: the padding tokens */
 } point_tokens;
 
 static int split_points(const decode_ctx *k, const sz_tensor *points, const sz_tensor *labels,
@@ -441,17 +442,17 @@ typedef struct {
 
 static int maps_check(const sam2_model *m, const decode_input *in)
 {
-    if (sz_tensor_alive(in->embedding) != 0 || !in->high1 || !in->high0 || !in->images
-        || !in->counts)
+    if (sz_tensor_alive(in->embedding) != 0 || !in->high1 || !in->high0 || !in->images ||
+        !in->counts)
         return sz_fail("sam2: maps, images and counts are needed");
     int64_t d = m->config.hidden;
     int64_t side = m->config.image_size / m->config.prompt_patch;
     int64_t cells = side * side;
     int64_t images = in->embedding->shape[0] / cells;
-    const bool embedding = in->embedding->ndim == 2 && in->embedding->shape[1] == d && images >= 1
-                           && in->embedding->shape[0] % cells == 0;
-    const bool fine = in->high1->numel == images * 4 * cells * d / 4
-                      && in->high0->numel == images * 16 * cells * d / 8;
+    const bool embedding = in->embedding->ndim == 2 && in->embedding->shape[1] == d &&
+                           images >= 1 && in->embedding->shape[0] % cells == 0;
+    const bool fine = in->high1->numel == images * 4 * cells * d / 4 &&
+                      in->high0->numel == images * 16 * cells * d / 8;
     if (!embedding || !fine)
         return sz_fail("sam2: the maps are not those of %lld images", (long long)images);
     return 0;
@@ -462,8 +463,8 @@ static int prompts_check(const sam2_model *m, const decode_input *in)
     int64_t side = m->config.image_size / m->config.prompt_patch;
     int64_t images = in->embedding->shape[0] / (side * side);
     int64_t prompts = in->images->numel;
-    if (in->images->dtype != SZ_I32 || in->counts->dtype != SZ_I32 || prompts < 1
-        || in->counts->numel != prompts)
+    if (in->images->dtype != SZ_I32 || in->counts->dtype != SZ_I32 || prompts < 1 ||
+        in->counts->numel != prompts)
         return sz_fail("sam2: images and counts must be i32, one element per prompt");
 
     /* Counts must add up to the labels. */
@@ -480,8 +481,8 @@ static int prompts_check(const sam2_model *m, const decode_input *in)
     }
     const sz_tensor *points = in->points;
     if (points && points->device != SZ_CPU) return sz_fail("sam2: points must be on the cpu");
-    const bool given = points && points->dtype == SZ_F32 && points->numel == 2 * n
-                       && in->labels && in->labels->dtype == SZ_I32;
+    const bool given = points && points->dtype == SZ_F32 && points->numel == 2 * n && in->labels &&
+                       in->labels->dtype == SZ_I32;
     if (total != n || (n && !given))
         return sz_fail("sam2: %lld points are counted, there are %lld labels", (long long)total,
                        (long long)n);
@@ -493,8 +494,8 @@ static int prompts_check(const sam2_model *m, const decode_input *in)
 
     const sz_tensor *masks = in->masks;
     int64_t fine = 4 * side;
-    if (masks && (masks->dtype != SZ_F32 || masks->ndim != 4 || masks->shape[0] != prompts
-                  || masks->shape[1] != fine || masks->shape[2] != fine || masks->shape[3] != 1))
+    if (masks && (masks->dtype != SZ_F32 || masks->ndim != 4 || masks->shape[0] != prompts ||
+                  masks->shape[1] != fine || masks->shape[2] != fine || masks->shape[3] != 1))
         return sz_fail("sam2: mask prompts must be f32 [prompts, %lld, %lld, 1]", (long long)fine,
                        (long long)fine);
     return 0;
@@ -518,7 +519,7 @@ static bool is_ready(const decode_ctx *k)
     return k->among_tokens && k->to_shared && k->to_image && k->to_tokens;
 }
 
-/* The layers and the tokens' last look at the image. False when something failed. */
+/* The layers, and the last attention of the tokens to the image. False if something failed. */
 static bool run_layers(const decode_ctx *k, decode_state *s)
 {
     const sam2_model *m = k->m;
@@ -547,10 +548,14 @@ int sz_sam2_decode(sz_model *base, sz_tensor *embedding, sz_tensor *high1, sz_te
 
     int64_t side = m->config.image_size / m->config.prompt_patch;
     decode_ctx k = {
-        .m = m, .frequencies = frequencies,
-        .prompts = images->numel, .cells = side * side, .side = side,
+        .m = m,
+        .frequencies = frequencies,
+        .prompts = images->numel,
+        .cells = side * side,
+        .side = side,
         .images = embedding->shape[0] / (side * side),
-        .count = sz_i32(counts), .image = sz_i32(images),
+        .count = sz_i32(counts),
+        .image = sz_i32(images),
     };
     prepare(&k, m, &in);
     decode_state s = {

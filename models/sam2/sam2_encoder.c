@@ -78,11 +78,11 @@ static sz_tensor *rearranged(sz_tensor *x, const layout *from, const layout *to)
 typedef struct {
     const sam2_model *m;
     const sam2_block *block;
-    int64_t rows;                   /* of the map */
-    int64_t padding;                /* zero rows after the map */
-    bool training;                  /* gradients are wanted: keep what their rules need */
-    sz_tensor *segments;            /* i32 [., 6] */
-    sz_tensor *query_cells, *shortcut_cells;    /* i32 [rows / 4, 4] where the block pools */
+    int64_t rows;                            /* of the map */
+    int64_t padding;                         /* zero rows after the map */
+    bool training;                           /* gradients are wanted: keep what their rules need */
+    sz_tensor *segments;                     /* i32 [., 6] */
+    sz_tensor *query_cells, *shortcut_cells; /* i32 [rows / 4, 4] where the block pools */
 } block_ctx;
 
 static void ctx_release(block_ctx *k)
@@ -315,7 +315,7 @@ static int run_stages(const sam2_model *m, sz_tensor *pixels, int recompute,
     layout l = { pixels->shape[0], m->config.image_size / 4, m->blocks[0].window };
     sz_tensor *x = embed(m, pixels, &l);
     block_ctx k = { .m = m, .training = sz_grad_enabled() };
-    bool whole = false;             /* the segments in k are those of a whole map */
+    bool whole = false; /* the segments in k are those of a whole map */
     for (int i = 0; x && i < m->block_count; i++) {
         const sam2_block *b = &m->blocks[i];
 
@@ -380,8 +380,8 @@ int sz_sam2_encode(sz_model *base, sz_tensor *pixels, int recompute, sz_tensor *
     const sam2_model *m = sam2_of(base);
     if (!m || sz_tensor_alive(pixels) != 0) return -1;
     int size = m->config.image_size;
-    const bool fits = pixels->ndim == 4 && pixels->shape[0] >= 1 && pixels->shape[1] == size
-                      && pixels->shape[2] == size && pixels->shape[3] == 3;
+    const bool fits = pixels->ndim == 4 && pixels->shape[0] >= 1 && pixels->shape[1] == size &&
+                      pixels->shape[2] == size && pixels->shape[3] == 3;
     if (!fits) return sz_fail("sam2: pixels must be [images, %d, %d, 3]", size, size);
 
     /* The pyramid, from the coarsest level down. */

@@ -15,10 +15,10 @@ typedef struct {
 typedef struct {
     sam2_pair norm1, norm2;
     model_layer qkv, out, up, down;
-    model_layer shortcut;           /* only where the width changes */
+    model_layer shortcut; /* only where the width changes */
     int stage;
-    int window;                     /* 0: the whole map */
-    bool pool;                      /* its queries and its shortcut are max-pooled 2x2 */
+    int window; /* 0: the whole map */
+    bool pool;  /* its queries and its shortcut are max-pooled 2x2 */
 } sam2_block;
 
 typedef struct {
@@ -42,7 +42,7 @@ typedef struct {
     sz_sam2_config config;
     int block_count;
     sam2_block *blocks;
-    sam2_pair patch, neck[4], high0, high1;                     /* neck[0] takes the coarsest map */
+    sam2_pair patch, neck[4], high0, high1; /* neck[0] takes the coarsest map */
     sz_tensor *position, *position_window, *no_memory;
     sz_tensor *frequencies, *point_embed, *not_a_point, *no_mask;
     sam2_pair mask_conv1, mask_norm1, mask_conv2, mask_norm2, mask_conv3;
@@ -52,8 +52,8 @@ typedef struct {
     sam2_pair final_norm, upscale1, upscale_norm, upscale2;
     sam2_head hyper[SZ_SAM2_MAX_MASKS], iou_head, object_head;
     /* Made when first needed; dropped when the frequencies change. */
-    sz_tensor *frequencies_copy;    /* in host memory, where the weight is on a device */
-    sz_tensor *grid;                /* position code of the embedding's cells [E, D] */
+    sz_tensor *frequencies_copy; /* in host memory, where the weight is on a device */
+    sz_tensor *grid;             /* position code of the embedding's cells [E, D] */
 } sam2_model;
 
 /* The model, checked to be a SAM2 model with all its weights; NULL with a message. */

@@ -21,7 +21,7 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
 int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype,
                    const float *bias, bool gelu, float *y, int64_t ldy);
 
-/* Bytes of workspace that such a product takes (workspace.c). */
+/* Bytes of workspace that such a product takes (ops/matmul.c). */
 int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype);
 
 enum { SZ_LOGPROB_ROWS = 128 }; /* rows whose logits exist at one time (logprob.c) */

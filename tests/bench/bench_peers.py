@@ -15,14 +15,14 @@ which the median is printed with the least and the greatest.
   prompt_seconds    the prompt of bench_model.json, 1000 tokens around an 840 x 840 picture, vision
                     tower included (not llama.cpp)
   decode_N          tokens per second of N answers over that text prompt's cache, all together
-  limits            not a program: decode_N beside the rate of reading memory, text_seconds and
-                    prompt_seconds beside the rate of a matrix product, both measured by ours right
+  limits            not a program: decode_N and the rate of reading memory, text_seconds and
+                    prompt_seconds and the rate of a matrix product, both measured by ours right
                     before and after the phase; of_limit 1 at best
   peak_bytes        the process' largest resident set, mapped weights included
 Prints one JSON object a line: {name, value, peer, unit, faster, least, greatest, processor}; faster
 above 1 is ours; processor: the same ratio by processor time, which a machine that others take time
 from does not spoil. llama.cpp gets the folder's own weights in a GGUF file (bf16; with --dtype int8
-its Q8_0), written beside the folder once. Left out: sampling on the peers' side (any token does),
+its Q8_0), written next to the folder once. Left out: sampling on the peers' side (any token does),
 several pictures, llama.cpp's vision tower. """
 import argparse
 import ctypes

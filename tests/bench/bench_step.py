@@ -18,7 +18,7 @@ as many threads, and `timed` where only part of the work was run and the seconds
                       --answers-timed: that many of the samples in these three; all are equal work.
                       On a device each is run once before, to warm up
   optimizer_seconds   clip_grad_norm_ and torch.optim.AdamW with its defaults (with bf16 its moments
-                      are bf16, ours f32 beside f32 masters)
+                      are bf16, ours f32 with f32 masters)
   step_seconds        the sum
   peak_bytes          the process' largest resident set; on a device torch's own count there,
                       device_memory in GiB

@@ -6,7 +6,7 @@ loss, log-probabilities, gradient norms.
 OUTPUT is check_step.lua's folder, MODEL the Hugging Face folder it ran on. Each answer is one
 sequence of its own (prompt and answer, no packing), in bf16 as the run was, or in f32 to see which
 of the two is nearer. --loss-only leaves the gradients out: for a model whose gradients do not fit
-beside its weights. Without KL loss (worker.actor.use_kl_loss=false). """
+next to its weights. Without KL loss (worker.actor.use_kl_loss=false). """
 import argparse
 import json
 

@@ -1,7 +1,7 @@
 """Golden file of generation: what transformers' generate answers with the settings a
 generation_config.json may have.
 
-Usage: python make_generate.py [OUT (default: generate.json beside this file)]
+Usage: python make_generate.py [OUT (default: generate.json next to this file)]
 
 Reads committed checkpoints, so make_qwen_vl.py need not run again: Q1, Q2, V1, V2 of qwen_vl/ and
 qwen2_vl/ with their recorded prompts (one with pictures each); and the tokenizer of

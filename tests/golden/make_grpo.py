@@ -1,7 +1,7 @@
 """Golden GRPO loss and gradient on configuration Q1: every (prompt, answer) pair run on its own,
 nothing shared or packed.
 
-Usage: python make_grpo.py [OUTDIR (default: grpo beside this file)]     (run make_qwen_vl.py first)
+Usage: python make_grpo.py [OUTDIR (default: grpo next to this file)]     (run make_qwen_vl.py first)
 
 Two prompts with pictures, four answers each, lengths 1 to 12. Per answer token t, with lp =
 log-prob under the policy:
@@ -43,7 +43,7 @@ def answer_terms(model, prompt, answer):
 
 
 def loss_terms(lp, entropy, old, ref, adv):
-    """All arguments [tokens of the batch]; returns the three means and what is reported beside
+    """All arguments [tokens of the batch]; returns the three means and what is also reported
     them."""
     ratio = torch.exp(lp - old)
     free, clipped = -adv * ratio, -adv * torch.clamp(ratio, 1 - CLIP, 1 + CLIP)

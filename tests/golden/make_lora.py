@@ -2,7 +2,7 @@
 
 Usage: python make_lora.py [OUTDIR (default: the folder of this file)] [CASE ...]
 
-Needs peft (requirements.txt) beside what make_qwen_vl.py needs, and its folders in OUTDIR. Writes
+Needs peft (requirements.txt) and what make_qwen_vl.py needs, and its folders in OUTDIR. Writes
 OUTDIR/lora/<id>/: the adapter folder as PEFT's save_pretrained writes it (adapter_config.json,
 adapter_model.safetensors; both parts random, so that both have gradients), and
 

@@ -1,7 +1,7 @@
 """Golden pixel values: what transformers' Pillow-based Qwen2-VL image processor makes of small
 pictures.
 
-Usage: python make_processor.py [OUTDIR (default: processor beside this file)]
+Usage: python make_processor.py [OUTDIR (default: processor next to this file)]
 
 OUTDIR gets the pictures (NAME.png), cases.json and cases.safetensors. A case of cases.json:
   {name, file, mode, height, width, min_pixels, max_pixels, grid: [t, h, w], stride, count, whole}

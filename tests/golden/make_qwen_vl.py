@@ -25,7 +25,7 @@ from transformers import (
 IMAGE, VIDEO, VSTART, VEND, EOS = 250, 251, 252, 253, 254
 SPECIAL = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VSTART,
                vision_end_token_id=VEND)
-LOGIT_ROWS = 16          # at most so many positions of a sequence have their logits stored
+LOGIT_ROWS = 16          # the most positions of a sequence have their logits stored
 LOSS_TERMS = 8
 # gradient sizes of the main sequence: whole up to, else sampled to about
 MAIN_WHOLE, MAIN_SAMPLE = 512, 300
@@ -42,7 +42,7 @@ FAMILIES = {
 # Picture sizes in pixels (h, w); a picture is 14 x 14 patches.
 PICTURES = [(28, 28), (56, 56), (112, 112), (140, 84), (84, 140), (112, 280), (28, 196), (140, 196)]
 
-# A sequence is a list of runs: an int is so many text tokens, a string a picture with its start and
+# A sequence is a list of runs: an int is a number of text tokens, a string an image with its start and
 # end markers.
 SEQUENCES = {
     "text": [13],

@@ -1,7 +1,7 @@
 """Golden resizes: Pillow's Image.resize with BILINEAR and BICUBIC, whole picture, no box, no
 reducing gap.
 
-Usage: python make_resize.py [OUTPUT (default: resize.safetensors beside this file)]
+Usage: python make_resize.py [OUTPUT (default: resize.safetensors next to this file)]
 
 OUTPUT holds u8 tensors [h, w, 3] (RGB) and [h, w] (L). For case k: "k.src", and "k.bilinear.HxW"
 and "k.bicubic.HxW" for each target size (height x width). Pillow rounds to u8 after each of its two

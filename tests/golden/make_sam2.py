@@ -34,7 +34,7 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2.utils.transforms import SAM2Transforms
 from transformers import Sam2Config, Sam2Model
 
-# about so many numbers are stored of a map, a prompt's masks, a gradient
+# about how many numbers are stored of a map, a prompt's masks, a gradient
 MAP_SAMPLE, MASK_SAMPLE, GRAD_SAMPLE = 500, 500, 28
 
 CONFIGS = {
@@ -145,7 +145,7 @@ def logit_map(channels, height, width):
 
 
 def exponent(name, shape, hyper0):
-    """e of the weight formula: values lie in (-2^-e, 2^-e)."""
+    """e of the weight formula: values are in (-2^-e, 2^-e)."""
     last = name.split(".")[-1]
     if last == "bias":
         return 3
@@ -481,7 +481,7 @@ def selection(decoder, masks, iou):
     for b in range(masks.shape[0]):
         index = next(i for i in range(4) if torch.equal(single[b, 0], masks[b, i]))
         assert (index == 0) == (stability[b].item() >= 0.98)
-        # The choice must not hang on rounding: shifted thresholds decide alike, and the best score
+        # The choice must not depend on rounding: shifted thresholds decide alike, and the best score
         # leads.
         flat = masks[b, 0].flatten()
         for eps in (-1e-4, 1e-4):

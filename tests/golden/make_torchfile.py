@@ -1,6 +1,6 @@
 """Golden torch.save files, and the names and shapes of SAM2 checkpoints in both namings.
 
-Usage: python make_torchfile.py [FOLDER (default: torchfile beside this file)]
+Usage: python make_torchfile.py [FOLDER (default: torchfile next to this file)]
 
 FOLDER/*.pt                 written by torch.save; some with features that are refused. legacy.pt holds a memory address and is
                             the one file that differs each time
@@ -10,7 +10,7 @@ FOLDER/sam2_names.json      original: {stem: {suffix: shape}} of SAM2.1 tiny, al
                             config: model -> that config (what of Sam2Config.to_dict() concerns the
                             network; but for tiny, vision_config only). "a.3-5.b" stands for a.3.b,
                             a.4.b and a.5.b, which have the same suffixes and shapes.
-Needs the sam2 package beside requirements.txt. Random values are small multiples of 1/8, exact in
+Needs the sam2 package and requirements.txt. Random values are small multiples of 1/8, exact in
 every floating type here. """
 import json
 import os

@@ -114,8 +114,12 @@ end
 
 -- ---- file names ----
 
--- my_reward.lua, NAME.lua, x.lua, test_x.lua, file.lua, .lua
-local EXAMPLES = { "^my_", "%u%u", "^%l%.", "_x%.", "^file%.", "^%." }
+-- A user's own files in the pages: my_reward.lua, rloo.lua, ...
+-- Placeholders: NAME.lua, x.lua, test_x.lua, file.lua, .lua
+local EXAMPLES = {
+  "^my_", "^rloo%.", "^sequence_ratio%.",
+  "%u%u", "^%l%.", "_x%.", "^file%.", "^%.",
+}
 
 local function is_placeholder(name)
   local base = name:match "[^/]+$"

@@ -224,8 +224,8 @@ blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 },
   { dtype = "u8" }) return y end)
 blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 },
   { dtype = "i32" }) return y end)
-blames("options are a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
-blames("options are a table", of, t, "to", "cuda")
+blames("options must be a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
+blames("options must be a table", of, t, "to", "cuda")
 blames("affine: scale is x", of, t, "affine", "x")
 blames("expected a tensor, got string", function() local y = "x" + t return y end)
 local gone = sz.tensor { 1 }
@@ -263,7 +263,7 @@ local blind = vl:process { { role = "user", content = { { type = "image",
 blind.pixel_values = nil
 blames("but pixel_values has 0 patches", of, vl, "forward", blind)
 local sam = sz.sam2(sz.core.root .. "/models/tiny/sam2")
-blames("set_image comes first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
+blames("call set_image first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
 blames("wants an image", of, sam, "set_image", "a.png")
 sam:set_image(sz.image.new(20, 10))
 blames("box must be 4 numbers", of, sam, "predict", { box = { 1, 2, 3 } })

@@ -202,7 +202,7 @@ check.case("YAML: later arguments override earlier ones", function()
 end)
 
 check.case("YAML: mistakes are one line with the file", function()
-  refused("/bad.yaml:%d+:%d+: did not find", "config=" .. yaml("bad.yaml", "worker: [1\nn: 2"))
+  refused("/bad.yaml: line %d+, column %d+: did not find", "config=" .. yaml("bad.yaml", "worker: [1\nn: 2"))
   refused("^config: .*/gone.yaml: No such file", "config=" .. place .. "/gone.yaml")
   refused("/list.yaml: expected keys with values", "config=" .. yaml("list.yaml", "- a\n- b"))
   refused("/range.yaml: worker.n is 0, expected a whole number from 1$",

@@ -1,11 +1,15 @@
--- test_docs.lua - runs every command and script of README.md and docs/: what a reader copies must work.
+-- test_docs.lua - runs every command and script of README.md and docs/: what a reader copies must
+-- work.
 --
---   ./segzero tests/system/test_docs.lua [PAGE]       from the repository's root; PAGE: a part of a page's name
+--   ./segzero tests/system/test_docs.lua [PAGE]     PAGE: a part of a page's name
 --
--- A page's fenced blocks run in order in a sandbox of its own, a folder that looks like a checkout with a user's data in it:
---   ```sh       given to sh -e. `make` is only asked whether it knows the targets. Recipes get settings that make them small.
---   ```lua      run by ./segzero; one that starts with the comment "-- NAME.lua: ..." is saved under that name first
---   ```python   not run here
+-- A page's fenced blocks run in order in a sandbox, a folder that looks like a checkout with a user's
+-- data in it:
+--   ```sh       run by sh -e. `make` only says whether it knows the targets, and recipes get settings
+--               that make them small.
+--   ```lua      run by ./segzero. A block that starts with the comment "-- NAME.lua: ..." is saved
+--               under that name first.
+--   ```python   not run
 -- Indented blocks are output and not run. Leaves out: whether the output is what the page says.
 
 local check = require "tests.support.check"
@@ -63,12 +67,13 @@ end
 
 -- ---- the sandbox ----
 local GRPO_SMALL = {
-  "data.rollout_batch_size=2", "worker.actor.global_batch_size=2", "worker.rollout.n=2", "data.max_response_length=16",
+  "data.rollout_batch_size=2", "worker.actor.global_batch_size=2", "worker.rollout.n=2",
+  "data.max_response_length=16",
   "data.val_batch_size=4", "data.refshapes_val_rows=4",
 }
 
--- Adds settings that make a run small, unless the command is not a run. A question about the photograph becomes one that
--- the embedded model can answer.
+-- Adds settings that make a run small, unless the command is not a run. A question about the
+-- photograph becomes one that the embedded model can answer.
 local WRAPPER = [[
 #!/bin/sh
 small=
@@ -92,7 +97,10 @@ local recipe = require "recipes.refcocog_grpo"
 local run = recipe.run
 function recipe.run(args, overrides)
   local all = {}
-  for _, a in ipairs(args) do all[#all + 1] = (a:gsub("trainer%%.max_steps=%%d+", "trainer.max_steps=1")) end
+  for _, a in ipairs(args) do
+    local short = a:gsub("trainer%%.max_steps=%%d+", "trainer.max_steps=1")
+    all[#all + 1] = short
+  end
   for a in ("%s"):gmatch "%%S+" do all[#all + 1] = a end
   return run(all, overrides)
 end
@@ -104,13 +112,15 @@ local function make_sandbox()
     shell(("ln -s %s %s"):format(quoted(ROOT .. "/" .. name), quoted(folder .. "/" .. name)))
   end
   local small = table.concat(GRPO_SMALL, " ")
-  -- The embedded model can answer a question about its own kind of image, so the photograph is one of those.
-  local photograph = refshapes.sample { seed = 1, split = "train", index = 1, size = 112, questions = 1 }
+  -- The embedded model can answer a question about its own kind of image, so the photograph is one.
+  local photograph = refshapes.sample {
+    seed = 1, split = "train", index = 1, size = 112, questions = 1,
+  }
   local question = photograph.questions[1].problem
   write(folder .. "/segzero", WRAPPER:format(small, question, quoted(host.executable)))
   write(folder .. "/preload.lua", PRELOAD:format(small))
   -- make says what it would do, which is an error for a target that does not exist
-  write(folder .. "/make", ("#!/bin/sh\nexec %s -n -C %s \"$@\"\n"):format("/usr/bin/make", quoted(ROOT)))
+  write(folder .. "/make", ("#!/bin/sh\nexec /usr/bin/make -n -C %s \"$@\"\n"):format(quoted(ROOT)))
   shell(("chmod +x %s/segzero %s/make"):format(quoted(folder), quoted(folder)))
 
   -- What a user has: a checkpoint, SAM2, two data sets and a photograph.
@@ -118,7 +128,8 @@ local function make_sandbox()
   shell(("ln -s models/tiny/sam2 %s/sam2.1-hiera"):format(quoted(folder)))
   shell(("mkdir -p %s/refcocog"):format(quoted(folder)))
   for _, split in ipairs { "train", "val" } do
-    refshapes.write_dataset(folder .. "/refcocog/" .. split, { n = 4, size = 112, seed = 1, split = "train" }, image.write_png)
+    local options = { n = 4, size = 112, seed = 1, split = "train" }
+    refshapes.write_dataset(folder .. "/refcocog/" .. split, options, image.write_png)
   end
   image.write_png(folder .. "/photo.png", photograph.width, photograph.height, 3, photograph.rgb)
   return folder
@@ -128,14 +139,17 @@ local runners = {}
 
 function runners.sh(folder, block)
   write(folder .. "/block.sh", block.text)
-  return shell(("cd %s && PATH=%s:$PATH sh -e block.sh </dev/null"):format(quoted(folder), quoted(folder)))
+  local place = quoted(folder)
+  return shell(("cd %s && PATH=%s:$PATH sh -e block.sh </dev/null"):format(place, place))
 end
 
 function runners.lua(folder, block)
   local name = block.text:match "^%-%- ([%w_]+%.lua):" or "block.lua"
   write(folder .. "/" .. name, block.text)
   local chunk = read(folder .. "/preload.lua")
-  return shell(("cd %s && %s -e %s %s </dev/null"):format(quoted(folder), quoted(host.executable), quoted(chunk), name))
+  local command = ("cd %s && %s -e %s %s </dev/null"):format(quoted(folder), quoted(host.executable),
+    quoted(chunk), name)
+  return shell(command)
 end
 
 local function run_page(page)

@@ -41,7 +41,7 @@ check.equal({ theirs.rows, theirs.skipped }, { 5, 1 }, "segzero leaves out what 
 local reasoner = metrics.summary(rows, "visionreasoner")
 check.near(values(reasoner), { 0.75 / 3, 80 / 360, 1 / 3 }, 1e-12, "visionreasoner")
 check.equal(reasoner.skipped, 2, "visionreasoner leaves out failures of SAM2, too")
-check.raises(function() metrics.summary(rows, "none") end, "no protocol 'none'",
+check.raises(function() metrics.summary(rows, "none") end, "unknown protocol 'none'",
   "an unknown protocol")
 check.equal(metrics.line(metrics.summary({}, "fixed")),
   "gIoU=none [none, none] cIoU=none [none, none] box=none [none, none] rows=0 failed=0 errors=0 skipped=0 protocol=fixed", "nothing to count")
@@ -247,7 +247,7 @@ with_stand_ins(function()
   check.ok(d.rows == 7 and d.gIoU[3] > 0 and d.gIoU[4] >= 0, "the truth is worse in no row")
   check.raises(function() run { ("compare=%s,%s"):format(whole, parts[1]) } end, "last is 7 in",
     "other rows")
-  check.raises(function() run { "compare=" .. whole } end, "two folders are expected, not 1",
+  check.raises(function() run { "compare=" .. whole } end, "compare: expected two folders, got 1",
     "one folder")
 
   -- Data without masks.
@@ -301,8 +301,8 @@ local before = mini.quoted(place .. "/bad")
 for _, case in ipairs {
   { "unknown setting 'row': did you mean 'rows'", "row=3" },
   { "protocol is 'theirs', expected one of: fixed, segzero, visionreasoner", "protocol=theirs" },
-  { "several=true does not go with it", "protocol=segzero", "several=true" },
-  { "part is 2: parts=2 has the parts 0 to 1", "parts=2", "part=2" },
+  { "protocol=segzero reads one object: set several=false", "protocol=segzero", "several=true" },
+  { "part is 2, expected 0 to 1 because parts=2", "parts=2", "part=2" },
   { "rows is 0, expected a whole number from 1", "rows=0" },
   { "dtype is 'f16'", "dtype=f16" },
   { "model_path: no model in /nowhere", "model_path=/nowhere" },

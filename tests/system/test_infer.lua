@@ -79,7 +79,7 @@ refused(2, "max_new_tokens is 0, expected a whole number from 1", "--demo", "--m
 refused(2, "dtype is 'f16', expected one of: f32, bf16, int8", "--demo", "--dtype=f16")
 refused(2, "leave %-%-image_path out", "--demo", "--image_path", "photo.png")
 refused(2, "must end in .png", "--demo", "--output_path", "a.gif")
-refused(1, "folder nowhere of %-%-output_path", "--demo", "--output_path", "nowhere/a.png")
+refused(1, "%-%-output_path: the folder nowhere does not exist", "--demo", "--output_path", "nowhere/a.png")
 refused(1, "missing.png: No such file", "--image_path", "missing.png", "--text", "x")
 refused(1, "text.png: not an? %a+", "--image_path", "text.png", "--text", "x")
 refused(1, "empty", "--image_path", "empty", "--text", "x")
@@ -92,7 +92,7 @@ refused(2, "both a.png", "--demo", "--sam2_path", SAM2, "--mask_path", "a.png", 
 refused(2, "multi is 'maybe', expected true or false", "--demo", "--multi=maybe")
 refused(2, "%-%-mask_path needs SAM2: .*%-%-sam2_path", "--image_path", "photo.png", "--text", "x",
   "--model_path", "nowhere", "--mask_path", "m.png")
-refused(1, "folder nowhere of %-%-mask_path", "--demo", "--sam2_path", SAM2, "--mask_path",
+refused(1, "%-%-mask_path: the folder nowhere does not exist", "--demo", "--sam2_path", SAM2, "--mask_path",
   "nowhere/m.png")
 -- SAM2's path is looked at before the policy's.
 for _, bad in ipairs { { "nowhere", "nowhere: No such file" },
@@ -265,7 +265,7 @@ else
   local output, status = ask("--image_path", "photo.png", "--text",
     scene.questions[1].problem .. ".")
   local box = judge(output, status, path, "photo")
-  check.ok(output:find "image: photo.png, 640 x 480, seen as ", "says the sizes")
+  check.ok(output:find "image: photo.png, 640 x 480, resized to ", "says the sizes")
   if box then
     local out = sz.image.load(path)
     check.equal({ out.width, out.height }, { 640, 480 }, "the image keeps its size")

@@ -1,4 +1,4 @@
--- test_overlap.lua - what runs beside a step changes no number: pictures read ahead, groups judged
+-- test_overlap.lua - background work changes no number: pictures read ahead, groups judged
 -- as they end, checkpoints written behind; errors come where they belong; the time table adds up;
 -- memory stays flat over hundreds of steps; a step that cannot fit is refused.
 
@@ -57,7 +57,7 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
     -- Two pictures in a message, one of them ahead.
     proc:take(proc:start(got))
     check.ok(bytes(vl:process(message(got, img)).pixel_values) == bytes(want.pixel_values),
-      "beside one that is not ahead")
+      "next to one that is not prefetched")
     -- Settings changed in between: what was cut is of no use.
     proc:take(proc:start(got))
     local most = proc.max_pixels
@@ -177,17 +177,17 @@ local function new(opts)
 end
 local plain = new { prefetch = false }
 local want = steps(plain, 4)
-local beside = new()
+local with_prefetch = new()
 local taken = 0
-local finish = beside.policy:processor().take
-beside.policy:processor().take = function(...)
+local finish = with_prefetch.policy:processor().take
+with_prefetch.policy:processor().take = function(...)
   taken = taken + 1
   return finish(...)
 end
-check.equal(steps(beside, 4), want, "pictures ahead: the same reports")
-check.equal(differing(state_of(beside), state_of(plain)), nil, "pictures ahead: the same bits")
+check.equal(steps(with_prefetch, 4), want, "pictures ahead: the same reports")
+check.equal(differing(state_of(with_prefetch), state_of(plain)), nil, "pictures ahead: the same bits")
 check.equal(taken, 3 * 2, "all but the first step's pictures were ahead")
-check.equal(tostring(beside.sampler.queue), "0 prefetched rows",
+check.equal(tostring(with_prefetch.sampler.queue), "0 prefetched rows",
   "nothing is read past the last step")
 
 -- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading

@@ -175,7 +175,7 @@ check.case("a script registers everything and trains with it", function()
   check.equal(log.closed, 1, "closed once")
   check.equal({ log.run.folder, log.run.total_steps }, { t.folder, 3 }, "open() is given the run")
   check.ok(files.read(t.folder .. "/metrics.jsonl"):find('"ratio":', 1, true),
-    "jsonl beside it has the loss's metric")
+    "jsonl also has the loss's metric")
 end)
 
 check.case("an estimator that needs the reference has one without a KL term", function()
@@ -397,6 +397,15 @@ check.case("a result that cannot be used is one line", function()
   sz.advantages:register("nan", { fn = function() return { { 0 / 0, 2, 3 }, { 1, 2, 3 } } end })
   sz.losses:register("mean", { fn = function(t) return t.logprob:sum() end })
   sz.losses:register("nothing", { fn = function() end })
+  sz.losses:register("constant", { fn = function(t) return t.old * 1 end })
+  sz.losses:register("metric", { fn = function(t) return t.logprob * 1, { a = "x" } end })
+  sz.losses:register("metrics", { fn = function(t) return t.logprob * 1, 3 end })
+  sz.kl:register("one", { fn = function() return 1 end })
+  sz.kl:register("mean", { fn = function(p, q) return (p - q):mean() end })
+  sz.aggregations:register("nothing", { fn = function() end })
+  sz.schedules:register("nothing", { fn = function() end })
+  sz.loggers:register("nothing", { open = function() end })
+  sz.loggers:register("misspelt", { open = function() return { scalar = print } end })
   local cases = {
     { { "algorithm.adv_estimator=short" },
       "the advantage estimator 'short' returned nil, expected a finite number .*answer 3 of row" },
@@ -407,6 +416,19 @@ check.case("a result that cannot be used is one line", function()
     { {}, "the reward returned %-?nan for row .*, expected a finite number",
       { reward = function() return 0 / 0 end } },
     { {}, "the reward returned table: ", { reward = function() return {} end } },
+    { {}, "the reward's second result for row .* is 2, expected names with numbers",
+      { reward = function() return 1, 2 end } },
+    { { "worker.actor.loss_type=constant" },
+      "the loss 'constant' returned a tensor without a gradient" },
+    { { "worker.actor.loss_type=metric" }, "the loss 'metric' returned x as metric a" },
+    { { "worker.actor.loss_type=metrics" }, "the loss 'metrics' returned 3 as metrics" },
+    { { "worker.actor.kl_loss_type=one" }, "the KL estimator 'one' returned number, expected" },
+    { { "worker.actor.kl_loss_type=mean" },
+      "the KL estimator 'mean' returned a tensor of 1 elements" },
+    { { "worker.actor.loss_avg_mode=nothing" }, "the loss average 'nothing' returned nil" },
+    { { "worker.actor.optim.lr_scheduler_type=nothing" }, "the schedule nothing returned nil" },
+    { { "trainer.logger=nothing" }, "the logger 'nothing' opened nil, expected an object with" },
+    { { "trainer.logger=misspelt" }, "the logger 'misspelt' opened table, expected an object" },
   }
   for _, case in ipairs(cases) do
     local message = failure(case[1], case[3])
@@ -429,6 +451,23 @@ end)
 check.case("an override that run() does not know names the nearest", function()
   check.raises(function() recipe.run({}, { rewards = mini.reward }) end,
     "unknown option 'rewards': did you mean 'reward'", "typo")
+end)
+
+check.case("an override of a wrong type is refused before anything is loaded", function()
+  local function refused(overrides, pattern)
+    check.raises(function() recipe.run({}, overrides) end, pattern, pattern)
+  end
+  refused({ on_step = "x" }, "run: on_step is x, expected a function")
+  refused({ reward = 5 }, "run: reward is 5, expected a function")
+  refused({ prompt = "find it" }, "run: prompt is find it, expected a function")
+  refused({ train = "refshapes" }, "run: train is refshapes, expected a data set")
+  refused({ held_out = {} }, "run: held_out is table: .*, expected a data set")
+end)
+
+check.case("settings are a list of words", function()
+  check.raises(function() recipe.run { max_steps = 3 } end, "write {'max_steps=3'}, not", "a name")
+  check.raises(function() recipe.run { 5 } end, "setting 1 is 5, not a word", "a number")
+  check.raises(function() recipe.run "trainer.max_steps=0" end, "settings are a list", "a text")
 end)
 
 mini.remove()

@@ -237,7 +237,7 @@ do
   os.rename(path, path .. ".old")
   check.equal(checkpoint.latest(target), path .. ".old", "the one put aside counts")
   os.execute("mkdir " .. path)
-  check.equal(checkpoint.latest(target), path .. ".old", "also beside a folder without DONE")
+  check.equal(checkpoint.latest(target), path .. ".old", "also next to a folder without DONE")
   os.execute("rmdir " .. path)
   t.folder = dir .. "/config.json"
   check.raises(function() t:save() end, "is not written", "no folder")
@@ -255,7 +255,7 @@ check.raises(function() t:resume(parts .. "/global_step_3") end,
 text, status = recipe { "trainer.load_checkpoint_path=" .. parts .. "/global_step_3" }
 check.ok(status ~= 0 and text:find("no file DONE", 1, true), "the program refuses it: " .. text)
 text, status = recipe { "trainer.load_checkpoint_path=" .. place .. "/model" }
-check.ok(status ~= 0 and text:find("is no checkpoint and has none", 1, true),
+check.ok(status ~= 0 and text:find("is not a checkpoint and holds no complete one", 1, true),
   "a folder without one: " .. text)
 
 local function damaged(name, change)

@@ -214,7 +214,7 @@ check.case("enlarging, joining and pasting images", function()
   check.raises(function() draw.enlarge(img, 1.5) end,
     "whole number from 1 is expected, got 1.5", "enlarged by 1.5")
 
-  local both = draw.beside({ img, big }, 5)
+  local both = draw.side_by_side({ img, big }, 5)
   check.equal({ both.width, both.height }, { 20, 8 }, "size of two images side by side")
   check.equal(pixels(both, { { 2, 4 }, { 16, 4 }, { 4, 4 } }), { RED, RED, WHITE },
     "pixels of both and of the gap")

@@ -321,7 +321,7 @@ check.case("stop strings and text need a tokenizer", function()
   local function refused(model, inputs, options, pattern, name)
     check.raises(function() rollout.generate(model, inputs, options) end, pattern, name)
   end
-  refused(vl, { input }, { stop_strings = { "" } }, "stop_strings are texts",
+  refused(vl, { input }, { stop_strings = { "" } }, "stop_strings must be texts",
     "an empty stop string")
   refused(bare, {}, { stop_strings = { "x" } }, "need a tokenizer",
     "stop strings without a tokenizer")

@@ -1,5 +1,6 @@
--- test_image.lua - reading, writing and resizing pictures. Resizes must equal Pillow's (tests/golden/resize.safetensors);
--- decoded colours are checked on pictures whose pixels are known by construction (tests/golden/processor).
+-- test_image.lua - reading, writing and resizing images. Resizes must equal Pillow's
+-- (tests/golden/resize.safetensors); decoded colours are checked on images whose pixels are known by
+-- construction (tests/golden/processor).
 
 local ffi = require "ffi"
 local check = require "tests.support.check"
@@ -53,7 +54,8 @@ do
   local img = image.load(PICTURES .. "alpha.png")
   check.equal({ img.width, img.height }, { 80, 64 }, "alpha.png: size")
   local p = img:pixels()
-  check.equal({ p[0], p[1], p[2], p[3], p[4], p[5] }, { 0, 0, 0, 3, 0, 3 }, "alpha is dropped, not blended")
+  check.equal({ p[0], p[1], p[2], p[3], p[4], p[5] }, { 0, 0, 0, 3, 0, 3 },
+    "alpha is dropped, not blended")
   local grey = image.load(PICTURES .. "grey.png")
   local g, equal = grey:pixels(), true
   for i = 0, grey.width * grey.height - 1 do equal = equal and g[3 * i] == g[3 * i + 1] and g[3 * i] == g[3 * i + 2] end
@@ -116,13 +118,15 @@ bad("head.jpg", jpeg:sub(1, 20), "header is damaged or cut off")
 bad("webp.webp", "RIFF\4\0\0\0WEBPVP8 ", "WebP")
 -- 60000 x 60000 in the header of a tiny file.
 bad("huge.png", png:sub(1, 16) .. "\0\0\234\96\0\0\234\96" .. png:sub(25), "limit")
-check.raises(function() image.load("no/such/file.png") end, "no/such/file%.png: No such file", "no file")
+check.raises(function() image.load("no/such/file.png") end,
+  "no/such/file%.png: No such file", "no file")
 check.raises(function() image.load(dir) end, "not a regular file", "a folder")
 check.raises(function() image.size(dir .. "/huge.png") end, "huge%.png.*limit", "size of huge.png")
 check.raises(function() image.size(dir .. "/text.png") end, "known format", "size of a text")
 check.raises(function() image.load(7) end, "file name", "a number for a name")
 check.raises(function() image.new(4, 4):save(dir .. "/x.gif") end, "x%.gif.*%.png", "saving as GIF")
-check.raises(function() image.new(4, 4):save("/no/such/folder/x.png") end, "No such file", "saving into no folder")
+check.raises(function() image.new(4, 4):save("/no/such/folder/x.png") end,
+  "No such file", "saving into no folder")
 check.raises(function() image.new(4, 4):resize(4, 0) end, "height.*0", "resize to 0")
 check.raises(function() image.new(4, 4):resize(4, 4, "box") end, "box", "unknown filter")
 check.raises(function() image.new(0, 4) end, "width", "no width")

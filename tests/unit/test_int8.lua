@@ -1,4 +1,4 @@
--- test_int8.lua - a model in 8 bits: its logits beside those of the whole model, answers that do not depend on their batch, the frozen
+-- test_int8.lua - a model in 8 bits: its logits and those of the whole model, answers that do not depend on their batch, the frozen
 -- reference's log-probabilities, what such a model refuses.
 
 local check = require "tests.support.check"
@@ -31,7 +31,11 @@ local function least_cosine(a, b)
   local x, y, least = tensor.data(a), tensor.data(b), 1
   for r = 0, rows - 1 do
     local xx, yy, xy = 0, 0, 0
-    for j = r * width, (r + 1) * width - 1 do xx, yy, xy = xx + x[j] * x[j], yy + y[j] * y[j], xy + x[j] * y[j] end
+    for j = r * width, (r + 1) * width - 1 do
+      xx = xx + x[j] * x[j]
+      yy = yy + y[j] * y[j]
+      xy = xy + x[j] * y[j]
+    end
     least = math.min(least, xy / math.sqrt(xx * yy))
   end
   return least
@@ -58,21 +62,24 @@ end
 local want, got = sums(whole), sums(small)
 for i in ipairs(lists) do
   -- 0.5 % of logits that are about 8: a few tenths a token at worst.
-  check.ok(math.abs(want[i] - got[i]) < 0.3 * #lists[i], ("log-probability %.3f beside %.3f"):format(got[i], want[i]))
+  local difference = math.abs(want[i] - got[i])
+  check.ok(difference < 0.3 * #lists[i],
+    ("log-probability %.3f, expected %.3f"):format(got[i], want[i]))
 end
 
--- ---- an answer does not depend on how many decode beside it ----
+-- ---- an answer does not depend on how many decode with it ----
 local opts = { n = 14, max_new_tokens = 6, seed = 5, row_ids = { 7 }, ignore_eos = true }
 local many = rollout.generate(small, { text() }, opts)[1]
 opts.n = 1
 local one = rollout.generate(small, { text() }, opts)[1][1]
-check.equal(many[1].ids, one.ids, "alone and beside 13 others")
+check.equal(many[1].ids, one.ids, "alone and with 13 others")
 check.equal(many[1].logprobs, one.logprobs, "with the same log-probabilities")
 
 -- ---- what it refuses ----
 local place = mini.folder()
 check.raises(function() small:save(place .. "/no") end, "save: this model is in 8 bits", "saving")
 check.raises(function() small:train() end, "train: this model is in 8 bits", "training")
-check.raises(function() small:parameters() end, "parameters: this model is in 8 bits", "its weights")
+check.raises(function() small:parameters() end, "parameters: this model is in 8 bits",
+  "its weights")
 
 check.finish()

@@ -1,5 +1,8 @@
--- test_lora.lua - low-rank adapters: PEFT's logits and gradients (tests/golden/lora), its files both ways, names of layers, merging, the base
--- as its own reference, refusals; GRPO of a miniature with them, resumed bit for bit; the memory plan.
+-- test_lora.lua - low-rank adapters: logits and gradients against PEFT's (tests/golden/lora),
+-- adapter files read and written, the choice of layers, merging, the base model as the reference,
+-- errors; GRPO of a miniature with adapters, resumed bit for bit; the memory plan.
+--
+--   ./segzero tests/unit/test_lora.lua
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -15,296 +18,547 @@ local tensor = require "segzero.core.tensor"
 
 local C = sz.core.C
 local ROOT = "tests/golden/"
+local BASE = ROOT .. "qwen_vl/Q1"
 local place = mini.folder()
 
--- f32: as in qwen_golden.lua (f32_noise in case.json says 3e-6 for logits, up to 5e-5 for one gradient). bf16 keeps 8 bits: only the
--- direction, which may be twice as far off as PEFT's under autocast is (the roundings are the same, their order is not).
-local LOGITS_TOL, GRAD_TOL, BF16_TIMES = golden.LOGITS_TOL, golden.GRAD_TOL, 2
-local flat, relative, cosine = golden.flat, golden.relative, golden.cosine
+-- In f32 the tolerances are those of qwen_golden.lua. f32_noise in case.json says 3e-6 for logits
+-- and up to 5e-5 for one gradient.
+local LOGITS_TOL = golden.LOGITS_TOL
+local GRAD_TOL = golden.GRAD_TOL
 
-local function sequence_of(case, label)
-  for _, s in ipairs(case.sequences) do
-    if s.label == label then return s end
-  end
+-- bf16 keeps 8 bits, so only the direction is compared. It may be twice as far off as PEFT's under
+-- autocast: the roundings are the same, their order is not.
+local BF16_TIMES = 2
+
+local flat = golden.flat
+local relative = golden.relative
+local cosine = golden.cosine
+
+local function no_grad_logits(vl, input)
+  return sz.no_grad(function() return flat(vl:forward(input)) end)
 end
 
 -- ---- against PEFT ----
-local function logits_at(vl, input, rows) return sz.no_grad(function() return flat(vl:forward(input):gather_rows(rows)) end) end
 
--- The sequence's scripted loss, its gradients left in the adapters.
-local function backward(vl, sequence, t, recompute)
-  return sz.step(function()
-    local loss, lp = golden.loss_of(vl, sequence, t, recompute)
-    loss:backward()
-    return lp:totable()
+-- What PEFT computed with the adapter `id`, and the input that it computed it from.
+local function peft_case(id)
+  local dir = ROOT .. "lora/" .. id
+  local case = model.read_json(dir .. "/case.json")
+  local folder, base, tensors = golden.case(case.model)
+  local sequence
+  for _, candidate in ipairs(base.sequences) do
+    if candidate.label == case.sequence then
+      sequence = candidate
+      break
+    end
+  end
+  local want = sz.safetensors.load(dir .. "/case.safetensors")
+  return {
+    dir = dir,
+    modules = case.modules,
+    bf16_cosine = case.bf16_cosine,
+    folder = folder,
+    tensors = tensors,
+    sequence = sequence,
+    input = golden.input_of(sequence, tensors),
+    rows = tensors[sequence.prefix .. "logit_rows"],
+    want = want,
+    logits = flat(want.logits),
+  }
+end
+
+local function load_adapted(peft, dtype, dir)
+  return sz.qwen_vl(peft.folder, { dtype = dtype, adapter = dir or peft.dir })
+end
+
+local function logits_of(vl, peft)
+  return sz.no_grad(function()
+    return flat(vl:forward(peft.input):gather_rows(peft.rows))
   end)
 end
 
+-- Runs backward from the golden sequence's loss. The adapters keep the gradients; returns the
+-- log-probabilities.
+local function backward(vl, peft, recompute)
+  return sz.step(function()
+    local loss, logprobs = golden.loss_of(vl, peft.sequence, peft.tensors, recompute)
+    loss:backward()
+    return logprobs:totable()
+  end)
+end
+
+-- Checks the gradient of each adapter tensor and resets it; returns the largest error.
+local function check_gradients(list, want, label)
+  local worst = 0
+  for _, parameter in ipairs(list) do
+    local expected = want["grad." .. parameter.name]
+    local err = math.huge
+    if expected then err = relative(flat(parameter.tensor:grad()), flat(expected)) end
+    worst = math.max(worst, err)
+    check.ok(err <= GRAD_TOL,
+      ("%s: gradient of %s within %g (%.2g)"):format(label, parameter.name, GRAD_TOL, err))
+    parameter.tensor:zero_grad()
+  end
+  return worst
+end
+
+local function check_base_is_frozen(vl, label)
+  for name, weight in pairs(vl:parameters()) do
+    if weight:grad() or weight:requires_grad() then
+      check.ok(false, label .. ": the base has a gradient: " .. name)
+    end
+  end
+end
+
+local function same_tensors(a, b)
+  for name, x in pairs(b) do
+    if a[name] == nil then return false end
+    if cjson.encode(flat(a[name])) ~= cjson.encode(flat(x)) then return false end
+  end
+  for name in pairs(a) do
+    if b[name] == nil then return false end
+  end
+  return true
+end
+
 for _, id in ipairs { "L1", "L2", "L3", "L4", "L5" } do
-  local dir = ROOT .. "lora/" .. id
-  local case, want = model.read_json(dir .. "/case.json"), sz.safetensors.load(dir .. "/case.safetensors")
-  local folder, base, t = golden.case(case.model)
-  local sequence = sequence_of(base, case.sequence)
-  local p, input = sequence.prefix, golden.input_of(sequence, t)
-  local rows, logits = t[p .. "logit_rows"], flat(want.logits)
+  check.case(id .. ": logits and gradients equal PEFT's", function()
+    local peft = peft_case(id)
+    local vl = load_adapted(peft, "f32")
+    check.equal(#vl.lora.list, peft.modules, "adapted layers")
+    local err = relative(logits_of(vl, peft), peft.logits)
+    check.ok(err <= LOGITS_TOL, ("logits within %g (%.2g)"):format(LOGITS_TOL, err))
 
-  local vl = sz.qwen_vl(folder, { dtype = "f32", adapter = dir })
-  check.equal(#vl.lora.list, case.modules, id .. ": adapted layers")
-  local got = logits_at(vl, input, rows)
-  local d = relative(got, logits)
-  check.ok(d <= LOGITS_TOL, ("%s: logits within %g (%.2g)"):format(id, LOGITS_TOL, d))
+    local list = vl:train()
+    check.equal(#list, 2 * peft.modules, "A and B of each layer are trained")
+    local worst = 0
+    for _, recompute in ipairs { false, true } do
+      local label = "recompute " .. tostring(recompute)
+      check.near(backward(vl, peft, recompute), peft.want.loss_logprobs:totable(), 1e-4,
+        label .. ": log-probabilities")
+      worst = math.max(worst, check_gradients(list, peft.want, label))
+      check_base_is_frozen(vl, label)
+    end
+    print(("%s: %d layers, logits %.1e, gradients %.1e"):format(id, peft.modules, err, worst))
+  end)
 
-  local list, worst = vl:train(), 0
-  check.equal(#list, 2 * case.modules, id .. ": two parts of each layer are trained")
-  for _, recompute in ipairs { false, true } do
-    check.near(backward(vl, sequence, t, recompute), want.loss_logprobs:totable(), 1e-4, id .. ": log-probabilities")
-    for _, x in ipairs(list) do
-      local g = want["grad." .. x.name]
-      local r = g and relative(flat(x.tensor:grad()), flat(g)) or math.huge
-      worst = math.max(worst, r)
-      check.ok(r <= GRAD_TOL, ("%s%s: gradient of %s within %g (%.2g)"):format(id, recompute and " recomputed" or "", x.name, GRAD_TOL, r))
-      x.tensor:zero_grad()
-    end
-    for name, w in pairs(vl:parameters()) do
-      if w:grad() or w:requires_grad() then check.ok(false, id .. ": the base has a gradient: " .. name) end
-    end
+  check.case(id .. ": the reference is the base model", function()
+    local peft = peft_case(id)
+    local vl = load_adapted(peft, "f32")
+    local adapted = logits_of(vl, peft)
+    local plain = logits_of(sz.qwen_vl(peft.folder, { dtype = "f32" }), peft)
+    vl:train()
+    local reference = lora.reference(vl)
+    check.ok(relative(plain, peft.logits) > 1e-3, "the adapters change the logits")
+    check.equal(logits_of(reference, peft), plain, "the reference equals the base, bit for bit")
+    check.equal(logits_of(vl, peft), adapted, "the adapters are on again afterwards")
+    check.raises(function() reference:forward(peft.input) end, "no gradients",
+      "the reference gives no gradients")
+  end)
+
+  check.case(id .. ": saved adapters have PEFT's names and give the same logits", function()
+    local peft = peft_case(id)
+    local vl = load_adapted(peft, "f32")
+    vl:train()
+    local saved = place .. "/" .. id
+    lora.save(vl, saved)
+    check.ok(same_tensors(lora.read(saved), lora.read(peft.dir)),
+      "the same tensors under the same names")
+    check.equal(logits_of(load_adapted(peft, "f32", saved), peft), logits_of(vl, peft),
+      "saved and loaded")
+  end)
+
+  check.case(id .. ": bf16 and merged weights", function()
+    local peft = peft_case(id)
+    local direction = cosine(logits_of(load_adapted(peft, "bf16"), peft), peft.logits)
+    check.ok(1 - direction <= BF16_TIMES * (1 - peft.bf16_cosine),
+      ("bf16 cosine %.6f, PEFT's %.6f"):format(direction, peft.bf16_cosine))
+
+    local vl = load_adapted(peft, "f32")
+    vl:train()
+    lora.merge(vl)
+    check.ok(not vl.lora, "no adapters are left after merging")
+    local err = relative(logits_of(vl, peft), peft.logits)
+    check.ok(err <= LOGITS_TOL, ("merged logits within %g (%.2g)"):format(LOGITS_TOL, err))
+    print(("%s: bf16 cosine %.6f, merged %.1e"):format(id, direction, err))
+  end)
+end
+
+-- ---- which layers, and how they start ----
+
+local function attach(changes, path)
+  local opts = { rank = 2, alpha = 4, target_modules = "all-linear", seed = 5 }
+  for key, value in pairs(changes) do opts[key] = value end
+  return lora.attach(sz.qwen_vl(path or BASE), opts)
+end
+
+-- Q1 has 4 vision blocks of 5 layers, 2 layers in the merger, and 3 language layers of 7. V1 has 3
+-- blocks of 4, 2 in the merger, and 2 layers of 7.
+check.case("which layers get adapters", function()
+  local function expect(opts, want, name, path)
+    check.equal(#attach(opts, path).lora.list, want, name)
   end
+  expect({}, 43, "all-linear")
+  expect({}, 28, "all-linear of Qwen2-VL", ROOT .. "qwen2_vl/V1")
+  expect({ exclude_modules = ".*visual.*" }, 21, "a pattern that excludes")
+  expect({ freeze_vision = true }, 21, "a frozen vision tower")
+  expect({ target_modules = "q_proj,v_proj" }, 6, "a list")
+  expect({ target_modules = "['gate_proj', 'up_proj']" }, 14,
+    "a list in brackets: both networks have these layers")
+  expect({ target_modules = "model.language_model.layers.1.mlp.up_proj" }, 1, "a whole name")
+  expect({ target_modules = [[.*layers\.[02]\.self_attn\.(q|k)_proj]] }, 4, "a pattern")
+  expect({ exclude_modules = "mlp.0,attn.proj" }, 38, "a list that excludes")
+end)
 
-  -- Off, the base; on again, the same.
-  local bare = sz.qwen_vl(folder, { dtype = "f32" })
-  local plain, reference = logits_at(bare, input, rows), lora.reference(vl)
-  check.ok(relative(plain, logits) > 1e-3, id .. ": the adapters change something")
-  check.equal(logits_at(reference, input, rows), plain, id .. ": the reference is the base, bit for bit")
-  check.equal(logits_at(vl, input, rows), got, id .. ": and the adapters are on afterwards")
-  check.raises(function() reference:forward(input) end, "no gradients", id .. ": the reference gives no gradients")
-
-  -- Files: the same tensors under PEFT's names; a second way round gives the same logits.
-  lora.save(vl, place .. "/" .. id)
-  local ours, theirs, same = lora.read(place .. "/" .. id), lora.read(dir), true
-  for name, x in pairs(theirs) do same = same and ours[name] ~= nil and cjson.encode(flat(ours[name])) == cjson.encode(flat(x)) end
-  for name in pairs(ours) do same = same and theirs[name] ~= nil end
-  check.ok(same, id .. ": the same tensors under the same names")
-  check.equal(logits_at(sz.qwen_vl(folder, { dtype = "f32", adapter = place .. "/" .. id }), input, rows), got, id .. ": saved and loaded")
-
-  local half = sz.qwen_vl(folder, { dtype = "bf16", adapter = dir })
-  local c = cosine(logits_at(half, input, rows), logits)
-  check.ok(1 - c <= BF16_TIMES * (1 - case.bf16_cosine), ("%s: bf16 cosine %.6f, PEFT's %.6f"):format(id, c, case.bf16_cosine))
-
-  lora.merge(vl)
-  check.ok(not vl.lora, id .. ": merged")
-  local m = relative(logits_at(vl, input, rows), logits)
-  check.ok(m <= LOGITS_TOL, ("%s: merged logits within %g (%.2g)"):format(id, LOGITS_TOL, m))
-  print(("%s: %d layers, logits %.1e, gradients %.1e, bf16 cosine %.6f, merged %.1e"):format(id, case.modules, d, worst, c, m))
-end
-
--- ---- which layers; how they start ----
-local folder = ROOT .. "qwen_vl/Q1"
-local function attach(opts, path)
-  local vl = sz.qwen_vl(path or folder)
-  local all = { rank = 2, alpha = 4, target_modules = "all-linear", seed = 5 }
-  for k, v in pairs(opts) do all[k] = v end
-  return lora.attach(vl, all)
-end
-local function count(opts, path) return #attach(opts, path).lora.list end
--- Q1: 4 blocks of 5 layers and 2 in the merger, 3 layers of 7. V1: 3 blocks of 4 and 2, 2 layers of 7.
-check.equal(count {}, 43, "all-linear")
-check.equal(count({}, ROOT .. "qwen2_vl/V1"), 28, "all-linear of Qwen2-VL")
-check.equal(count { exclude_modules = ".*visual.*" }, 21, "a pattern left out")
-check.equal(count { freeze_vision = true }, 21, "a frozen tower")
-check.equal(count { target_modules = "q_proj,v_proj" }, 6, "a list")
-check.equal(count { target_modules = "['gate_proj', 'up_proj']" }, 14, "a list in brackets: both networks have such")
-check.equal(count { target_modules = "model.language_model.layers.1.mlp.up_proj" }, 1, "a whole name")
-check.equal(count { target_modules = [[.*layers\.[02]\.self_attn\.(q|k)_proj]] }, 4, "a pattern")
-check.equal(count { exclude_modules = "mlp.0,attn.proj" }, 38, "a list left out")
-check.raises(function() attach { target_modules = "q_prj" } end, "means no layer", "no such layer")
-check.raises(function() attach { target_modules = "layers.*proj" } end, "means no layer", "a pattern must match whole names")
-check.raises(function() attach { target_modules = "proj" } end, "patch_embed%.proj, which is not a linear layer", "a convolution")
-check.raises(function() attach { target_modules = "lm_head", alpha = 4 } end, "means no layer", "a tied head is no layer")
-check.raises(function() attach { target_modules = "(" } end, "^lora.target_modules or lora.exclude_modules: the pattern .* does not compile", "a broken pattern")
-check.raises(function() attach { rank = 0 } end, "rank is 0", "rank 0")
-check.raises(function() attach { alpha = -1 } end, "alpha is %-1", "a negative alpha")
-check.raises(function() lora.attach(attach {}, { rank = 2, alpha = 4, target_modules = "all-linear" }) end, "adapters already", "twice")
-do
-  local vl, again, other = attach {}, attach {}, attach { seed = 6 }
-  local sum, n, largest = 0, 0, 0
-  for i, p in ipairs(vl.lora.list) do
-    local bound = 1 / math.sqrt(p.a:shape()[2])
-    for _, v in ipairs(flat(p.a)) do
-      sum, n, largest = sum + (v / bound) ^ 2, n + 1, math.max(largest, math.abs(v) / bound)
-    end
-    for _, v in ipairs(flat(p.b)) do if v ~= 0 then check.ok(false, "B starts with " .. v) end end
-    check.equal(flat(p.a), flat(again.lora.list[i].a), "the same seed, the same start")
-    check.ok(flat(p.a)[1] ~= flat(other.lora.list[i].a)[1], "another seed, another start")
+check.case("adapters that cannot be attached", function()
+  local function refused(opts, pattern, name)
+    check.raises(function() attach(opts) end, pattern, name)
   end
-  -- The mean square of uniform numbers in (-1, 1) is 1/3, with a deviation of 0.3 / sqrt(n): five of them.
-  check.ok(largest <= 1 and math.abs(sum / n - 1 / 3) < 1.5 / math.sqrt(n), ("A is uniform: mean square %.4f of %d"):format(sum / n, n))
-  vl.lora.list[1].b:copy_(tensor.zeros(vl.lora.list[1].b:shape()):affine(0, 1))
-end
+  refused({ target_modules = "q_prj" }, "selects no layer", "no such layer")
+  refused({ target_modules = "layers.*proj" }, "selects no layer",
+    "a pattern must match whole names")
+  refused({ target_modules = "proj" }, "patch_embed%.proj, which is not a linear layer",
+    "a convolution")
+  refused({ target_modules = "lm_head", alpha = 4 }, "selects no layer", "a tied head is no layer")
+  refused({ target_modules = "(" },
+    "^lora.target_modules or lora.exclude_modules: the pattern .* does not compile",
+    "a broken pattern")
+  refused({ rank = 0 }, "rank is 0", "rank 0")
+  refused({ alpha = -1 }, "alpha is %-1", "a negative alpha")
+  local adapted = attach {}
+  local opts = { rank = 2, alpha = 4, target_modules = "all-linear" }
+  check.raises(function() lora.attach(adapted, opts) end, "adapters already", "attached twice")
+end)
 
--- ---- layers of their own ranks (PEFT's rank_pattern): the shapes say which, and alpha / rank scales each ----
-do
-  local wide, tensors = mini.copy(ROOT .. "lora/L2", place .. "/wide"), lora.read(ROOT .. "lora/L2")
-  local name, json = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_", model.read_json(wide .. "/adapter_config.json")
-  local r = tensors[name .. "A.weight"]:shape()[1]
-  tensors[name .. "A.weight"], tensors[name .. "B.weight"] = tensor.zeros { r + 2, 64 }, tensor.zeros { 64, r + 2 }
+check.case("A starts uniform, B starts at zero", function()
+  local vl = attach {}
+  local again = attach {}
+  local other = attach { seed = 6 }
+  local sum = 0
+  local n = 0
+  local largest = 0
+  for i, pair in ipairs(vl.lora.list) do
+    local a = flat(pair.a)
+    local bound = 1 / math.sqrt(pair.a:shape()[2])
+    for _, value in ipairs(a) do
+      sum = sum + (value / bound) ^ 2
+      n = n + 1
+      largest = math.max(largest, math.abs(value) / bound)
+    end
+    for _, value in ipairs(flat(pair.b)) do
+      if value ~= 0 then check.ok(false, "B starts with " .. value) end
+    end
+    check.equal(a, flat(again.lora.list[i].a), "the same seed, the same start")
+    check.ok(a[1] ~= flat(other.lora.list[i].a)[1], "another seed, another start")
+  end
+  -- The mean square of uniform numbers in (-1, 1) is 1/3, with a standard deviation of
+  -- 0.3 / sqrt(n). Five deviations are allowed.
+  local off = math.abs(sum / n - 1 / 3)
+  check.ok(largest <= 1 and off < 1.5 / math.sqrt(n),
+    ("A is uniform: mean square %.4f of %d"):format(sum / n, n))
+  -- An adapter's weights can be overwritten.
+  local b = vl.lora.list[1].b
+  b:copy_(tensor.zeros(b:shape()):affine(0, 1))
+end)
+
+-- ---- files ----
+
+local Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
+
+-- The shapes in the file say which rank a layer has; alpha / rank scales each layer.
+check.case("layers of different ranks, PEFT's rank_pattern", function()
+  -- One layer gets two more ranks than the others.
+  local wide = mini.copy(ROOT .. "lora/L2", place .. "/wide")
+  local tensors = lora.read(ROOT .. "lora/L2")
+  local json = model.read_json(wide .. "/adapter_config.json")
+  local name = "base_model.model." .. Q_PROJ .. ".lora_"
+  local rank = tensors[name .. "A.weight"]:shape()[1]
+  tensors[name .. "A.weight"] = tensor.zeros { rank + 2, 64 }
+  tensors[name .. "B.weight"] = tensor.zeros { 64, rank + 2 }
   sz.safetensors.save(wide .. "/adapter_model.safetensors", tensors)
-  local vl = sz.qwen_vl(folder, { adapter = wide })
+
+  local vl = sz.qwen_vl(BASE, { adapter = wide })
   lora.save(vl, place .. "/wide-again")
-  check.equal(model.read_json(place .. "/wide-again/adapter_config.json").rank_pattern, { ["model.language_model.layers.0.self_attn.q_proj"] = r + 2 },
-    "the config names the layer whose rank is another")
-  for _, p in ipairs(vl.lora.list) do
-    check.equal(p.scale, json.lora_alpha / (p.module:find "layers.0.self_attn.q_proj" and r + 2 or r), p.module .. ": its scale")
+  local saved = model.read_json(place .. "/wide-again/adapter_config.json")
+  check.equal(saved.rank_pattern, { [Q_PROJ] = rank + 2 },
+    "the config names the layer that has another rank")
+  for _, pair in ipairs(vl.lora.list) do
+    local layer_rank = rank
+    if pair.module:find "layers.0.self_attn.q_proj" then layer_rank = rank + 2 end
+    check.equal(pair.scale, json.lora_alpha / layer_rank, pair.module .. ": its scale")
   end
-end
+end)
 
--- ---- bad files ----
-local function broken(change, wanted)
-  local dir = mini.copy(ROOT .. "lora/L2", place .. "/broken")
-  local json = model.read_json(dir .. "/adapter_config.json")
-  local tensors = lora.read(dir)
-  change(json, tensors)
-  files.write(dir .. "/adapter_config.json", cjson.encode(json))
-  sz.safetensors.save(dir .. "/adapter_model.safetensors", tensors, { format = "pt" })
-  check.raises(function() sz.qwen_vl(folder, { adapter = dir }) end, wanted, wanted)
-  os.execute("rm -r " .. mini.quoted(dir))
-end
-local Q = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_"
-broken(function(json) json.use_dora = true end, "use_dora is not supported")
-broken(function(json) json.peft_type = "LOHA" end, "peft_type is LOHA")
-broken(function(json) json.bias = "all" end, "trained biases")
-broken(function(json) json.lora_alpha = cjson.null end, "lora_alpha is nil")
-broken(function(_, x) x[Q .. "A.weight"] = nil end, "q_proj: lora_A is missing")
-broken(function(_, x) x[Q .. "B.weight"] = tensor.zeros { 3, 3 } end, "do not fit a layer %[64, 64%]")
-broken(function(_, x) x["base_model.model.lm_head.weight"] = tensor.zeros { 2 } end, "unexpected: base_model.model.lm_head.weight")
-broken(function(_, x) x["base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_A.weight"], x["base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_B.weight"] = tensor.zeros { 3, 64 }, tensor.zeros { 64, 3 } end,
-  "the model has no model.language_model.layers.9")
+check.case("bad adapter files", function()
+  -- Loads a copy of L2 after change(config, tensors).
+  local function broken(wanted, change)
+    local dir = mini.copy(ROOT .. "lora/L2", place .. "/broken")
+    local json = model.read_json(dir .. "/adapter_config.json")
+    local tensors = lora.read(dir)
+    change(json, tensors)
+    files.write(dir .. "/adapter_config.json", cjson.encode(json))
+    sz.safetensors.save(dir .. "/adapter_model.safetensors", tensors, { format = "pt" })
+    check.raises(function() sz.qwen_vl(BASE, { adapter = dir }) end, wanted, wanted)
+    os.execute("rm -r " .. mini.quoted(dir))
+  end
+  local layer = "base_model.model." .. Q_PROJ .. ".lora_"
+  local layer_9 = "base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_"
+  broken("use_dora is not supported", function(json) json.use_dora = true end)
+  broken("peft_type is LOHA", function(json) json.peft_type = "LOHA" end)
+  broken("trained biases", function(json) json.bias = "all" end)
+  broken("lora_alpha is nil", function(json) json.lora_alpha = cjson.null end)
+  broken("q_proj: lora_A is missing", function(_, tensors) tensors[layer .. "A.weight"] = nil end)
+  broken("do not fit a layer %[64, 64%]", function(_, tensors)
+    tensors[layer .. "B.weight"] = tensor.zeros { 3, 3 }
+  end)
+  broken("unexpected: base_model.model.lm_head.weight", function(_, tensors)
+    tensors["base_model.model.lm_head.weight"] = tensor.zeros { 2 }
+  end)
+  broken("the model has no model.language_model.layers.9", function(_, tensors)
+    tensors[layer_9 .. "A.weight"] = tensor.zeros { 3, 64 }
+    tensors[layer_9 .. "B.weight"] = tensor.zeros { 64, 3 }
+  end)
+end)
 
--- ---- 8 bits: for inference; training says that it cannot ----
-do
+-- ---- 8 bits ----
+
+check.case("adapters on a model in 8 bits are for inference only", function()
   local dir = "models/tiny/qwen2.5-vl"
   local vl = attach({ exclude_modules = ".*visual.*" }, dir)
-  for i, p in ipairs(vl.lora.list) do sz.core.check(C.sz_random_normal_(p.b.ptr, 3, i, 0, 0.3)) end
+  for i, pair in ipairs(vl.lora.list) do
+    sz.core.check(C.sz_random_normal_(pair.b.ptr, 3, i, 0, 0.3))
+  end
   lora.save(vl, place .. "/tiny")
-  local input = { input_ids = { 5, 9, 40, 77, 3 }, position_ids = tensor.new({ { 0, 1, 2, 3, 4 }, { 0, 1, 2, 3, 4 }, { 0, 1, 2, 3, 4 } }, { dtype = "i32" }),
-    next_position = 5, image_grid_thw = {} }
+
+  local positions = { 0, 1, 2, 3, 4 }
+  local input = {
+    input_ids = { 5, 9, 40, 77, 3 },
+    position_ids = tensor.new({ positions, positions, positions }, { dtype = "i32" }),
+    next_position = 5,
+    image_grid_thw = {},
+  }
   local small = sz.qwen_vl(dir, { dtype = "int8", adapter = place .. "/tiny" })
   local bare = sz.qwen_vl(dir, { dtype = "int8" })
-  local whole = sz.no_grad(function() return flat(vl:forward(input)) end)
-  local with, without = sz.no_grad(function() return flat(small:forward(input)) end), sz.no_grad(function() return flat(bare:forward(input)) end)
-  -- 8 bits move the logits' direction by some 1e-4 (test_int8.lua); leaving the adapters out moves it ten times further.
-  check.ok(1 - cosine(with, whole) < 0.1 * (1 - cosine(without, whole)), ("adapters on 8 bits: %.6f, without %.6f"):format(cosine(with, whole), cosine(without, whole)))
-  check.raises(function() small:train() end, "in 8 bits", "8 bits do not train")
-  check.raises(function() lora.merge(small) end, "in 8 bits", "nor take adapters in")
-end
+  local whole = no_grad_logits(vl, input)
+  local with = cosine(no_grad_logits(small, input), whole)
+  local without = cosine(no_grad_logits(bare, input), whole)
+  -- 8 bits move the logits' direction by about 1e-4 (test_int8.lua); leaving out the adapters moves
+  -- it ten times further.
+  check.ok(1 - with < 0.1 * (1 - without),
+    ("cosine with adapters on 8 bits: %.6f, without: %.6f"):format(with, without))
+  check.raises(function() small:train() end, "in 8 bits", "8 bits cannot be trained")
+  check.raises(function() lora.merge(small) end, "in 8 bits", "nor take in adapters")
+end)
 
--- ---- GRPO of a miniature: sampler and trainer agree, the base stays, 2 + 2 steps are 4 ----
+-- ---- GRPO of a miniature ----
+
 local dir = mini.write(place .. "/model")
 local bytes = mini.bytes
-local function state_of(t)
-  local out = {}
-  for name, x in pairs(lora.parameters(t.policy)) do out[name] = bytes(x) end
-  for name, x in pairs(t.optimizer:state()) do out[name] = bytes(x) end
-  return out
-end
-local function differing(a, b)
+
+local function count(t)
   local n = 0
-  for k, v in pairs(a) do n = n + (v ~= b[k] and 1 or 0) end
-  for k in pairs(b) do n = n + (a[k] == nil and 1 or 0) end
+  for _ in pairs(t) do n = n + 1 end
   return n
 end
 
-local variants = {
-  { name = "f32", args = {} },
-  { name = "tower", args = { "worker.actor.model.lora.exclude_modules=none", "worker.actor.model.enable_gradient_checkpointing=false" } },
-  { name = "bf16", dtype = "bf16", args = { "worker.actor.model.dtype=bf16", "worker.actor.model.lora.target_modules=q_proj,v_proj,down_proj",
-    "worker.actor.max_tokens_per_micro_batch=100", "worker.actor.optim.state_dtype=int8" } },
+local function state_of(trainer)
+  local out = {}
+  for name, x in pairs(lora.parameters(trainer.policy)) do out[name] = bytes(x) end
+  for name, x in pairs(trainer.optimizer:state()) do out[name] = bytes(x) end
+  return out
+end
+
+local function differing(a, b)
+  local n = 0
+  for k, v in pairs(a) do
+    if v ~= b[k] then n = n + 1 end
+  end
+  for k in pairs(b) do
+    if a[k] == nil then n = n + 1 end
+  end
+  return n
+end
+
+-- parts_per_weight: tensors of optimizer state for one weight. Moments in 8 bits have scales.
+local VARIANTS = {
+  { name = "f32", parts_per_weight = 2, args = {} },
+  {
+    name = "tower",
+    parts_per_weight = 2,
+    args = {
+      "worker.actor.model.lora.exclude_modules=none",
+      "worker.actor.model.enable_gradient_checkpointing=false",
+    },
+  },
+  {
+    name = "bf16",
+    dtype = "bf16",
+    parts_per_weight = 4,
+    args = {
+      "worker.actor.model.dtype=bf16",
+      "worker.actor.model.lora.target_modules=q_proj,v_proj,down_proj",
+      "worker.actor.max_tokens_per_micro_batch=100",
+      "worker.actor.optim.state_dtype=int8",
+    },
+  },
 }
-for _, v in ipairs(variants) do
-  local args = { "worker.actor.model.lora.rank=3", "worker.actor.model.lora.alpha=6", unpack(v.args) }
-  local function new(target)
-    if target then files.make_dir(target) end
-    return mini.trainer(mini.settings(args), { model = dir, dtype = v.dtype, reference = true, folder = target })
-  end
-  local a = new()
-  local base = {}
-  for name, x in pairs(a.policy:parameters()) do base[name] = bytes(x) end
-  local of_a = mini.steps(a, 4)
-  check.equal(of_a[1].kl, 0, v.name .. ": before the first update policy and base are the same")
-  check.ok(of_a[4].kl > 0, v.name .. ": and differ later")
-  for name, x in pairs(a.policy:parameters()) do
-    if base[name] ~= bytes(x) then check.ok(false, v.name .. ": the base has changed: " .. name) end
-    if x:grad() then check.ok(false, v.name .. ": the base has a gradient: " .. name) end
-  end
-  local trained = 0
-  for _ in pairs(a.optimizer:state()) do trained = trained + 1 end
-  check.equal(trained, (v.name == "bf16" and 4 or 2) * 2 * #a.policy.lora.list, v.name .. ": moments of the adapters alone, no masters")
 
-  local target = place .. "/resume-" .. v.name
-  local c = new(target)
-  mini.steps(c, 2)
-  local path = c:save()
-  check.ok(files.exists(path .. "/adapter_model.safetensors") and not files.exists(path .. "/model.safetensors"), v.name .. ": a checkpoint holds the adapters")
-  local d = new(target)
-  d:resume(path)
-  check.equal(mini.steps(d, 2), { of_a[3], of_a[4] }, v.name .. ": a resumed run reports what an unbroken one does")
-  check.equal(differing(state_of(a), state_of(d)), 0, v.name .. ": 2 + 2 steps are 4")
-  -- The checkpoint beside the model answers as the policy does.
-  local loaded = sz.qwen_vl(dir, { dtype = v.dtype, adapter = d:save() })
-  local input = mini.input(loaded, 1)
-  local opts = { temperature = 0, max_new_tokens = 6, ignore_eos = true }
-  check.equal(loaded:generate(input, opts)[1].ids, d.policy:generate(input, opts)[1].ids, v.name .. ": a checkpoint as an adapter")
-  local other = mini.settings(args)
-  other.worker.actor.model.lora.alpha = 7
-  local e = mini.trainer(other, { model = dir, dtype = v.dtype })
-  check.raises(function() e:resume(path) end, "lora%.alpha was 6, is 7", v.name .. ": another alpha")
-  if v.name == "f32" then
-    local function resumed(words) return function() mini.trainer(mini.settings(words), { model = dir }):resume(path) end end
-    local rank, alpha = "worker.actor.model.lora.rank=", "worker.actor.model.lora.alpha=6"
-    check.raises(resumed { rank .. 2, alpha }, "lora%.rank was 3, is 2", "another rank")
-    check.raises(resumed {}, "adapters alone: it was written with worker%.actor%.model%.lora%.rank=3", "no adapters any more")
-    check.raises(resumed { rank .. 3, alpha, "worker.actor.model.lora.target_modules=q_proj" }, "would not be used", "fewer layers than were trained")
-    check.raises(resumed { rank .. 3, alpha, "worker.actor.model.lora.exclude_modules=none" }, "missing base_model", "more layers than were trained")
-    local whole = mini.trainer(mini.settings(), { model = dir, folder = target })
-    check.raises(function() mini.trainer(mini.settings { rank .. 3, alpha }, { model = dir }):resume(whole:save()) end, "has no adapters", "adapters since")
+local function variant_args(variant)
+  return {
+    "worker.actor.model.lora.rank=3",
+    "worker.actor.model.lora.alpha=6",
+    unpack(variant.args),
+  }
+end
+
+local function new_trainer(variant, folder)
+  if folder then files.make_dir(folder) end
+  local opts = { model = dir, dtype = variant.dtype, reference = true, folder = folder }
+  return mini.trainer(mini.settings(variant_args(variant)), opts)
+end
+
+local function check_base_unchanged(trainer, before)
+  for name, x in pairs(trainer.policy:parameters()) do
+    if before[name] ~= bytes(x) then check.ok(false, "the base has changed: " .. name) end
+    if x:grad() then check.ok(false, "the base has a gradient: " .. name) end
   end
 end
 
--- ---- through the programs ----
-files.write(place .. "/reward.lua", mini.reward_source)
-local rank, run = "worker.actor.model.lora.rank=2", place .. "/run"
-local text, status = mini.recipe(dir, { rank, "worker.reward.compute_score=" .. place .. "/reward.lua", "trainer.max_steps=2",
-  "trainer.save_checkpoint_path=" .. run })
-check.equal(status, 0, "a run: " .. text:sub(-300))
-check.ok(text:find "LoRA of rank 2 on 14 layers", "it says so: " .. text:sub(1, 300))
-text, status = mini.run { "examples/merge_lora.lua", "in=" .. dir, "adapter=" .. run .. "/global_step_2", "out=" .. place .. "/merged" }
-check.equal(status, 0, "merged: " .. text)
-do
-  local merged, apart = sz.qwen_vl(place .. "/merged"), sz.qwen_vl(dir, { adapter = run .. "/global_step_2" })
-  local input = mini.input(apart, 2)
-  local got, want = sz.no_grad(function() return flat(merged:forward(input)) end), sz.no_grad(function() return flat(apart:forward(input)) end)
-  check.ok(relative(got, want) <= LOGITS_TOL, ("a merged folder computes the same (%.2g)"):format(relative(got, want)))
-end
-text, status = mini.run { "examples/infer.lua", "--demo", "1", "--model_path", run .. "/global_step_2" }
-check.ok(status ~= 0 and text:find("it has no config.json, but LoRA adapters", 1, true), "adapters are no model: " .. text)
-text, status = mini.recipe(dir, { rank, "worker.ref.model.dtype=int8" })
-check.ok(status ~= 0 and text:find("the reference is the policy without its adapters", 1, true), "a reference of its own: " .. text:sub(-200))
+for _, variant in ipairs(VARIANTS) do
+  check.case(variant.name .. ": GRPO trains the adapters and resumes bit for bit", function()
+    -- Four steps in one run.
+    local unbroken = new_trainer(variant)
+    local base = {}
+    for name, x in pairs(unbroken.policy:parameters()) do base[name] = bytes(x) end
+    local reports = mini.steps(unbroken, 4)
+    check.equal(reports[1].kl, 0, "policy and base are equal before the first update")
+    check.ok(reports[4].kl > 0, "policy and base differ later")
+    check_base_unchanged(unbroken, base)
+    check.equal(count(unbroken.optimizer:state()),
+      variant.parts_per_weight * 2 * #unbroken.policy.lora.list,
+      "moments of the adapters only, no masters")
 
--- ---- the plan: what lasts, against the tensors; the arena of a step ----
-do
-  local cfg = mini.settings { "worker.actor.model.model_path=" .. dir, "data.max_response_length=8", "worker.actor.model.lora.rank=3" }
-  local p = plan.of(cfg, { prompt = prompt.seg_zero })
-  check.equal(cfg.worker.actor.freeze_vision_tower, false, "a plan leaves the settings alone")
-  local t = mini.trainer(cfg, { model = dir, reference = true })
-  local adapters, moments = 0, 0
-  for _, x in ipairs(t.parameters) do adapters = adapters + 4 * x.tensor:numel() end
-  for _, x in pairs(t.optimizer:state()) do moments = moments + 4 * x:numel() end
-  check.equal({ p.parts.adapters, p.parts.moments, p.parts.gradients, p.parts.masters, p.parts.reference }, { adapters, moments, adapters, 0, 0 },
+    -- Two steps, a checkpoint, two more steps.
+    local folder = place .. "/resume-" .. variant.name
+    local first = new_trainer(variant, folder)
+    mini.steps(first, 2)
+    local path = first:save()
+    check.ok(files.exists(path .. "/adapter_model.safetensors")
+      and not files.exists(path .. "/model.safetensors"), "a checkpoint holds the adapters only")
+    local second = new_trainer(variant, folder)
+    second:resume(path)
+    check.equal(mini.steps(second, 2), { reports[3], reports[4] },
+      "a resumed run reports what an unbroken one does")
+    check.equal(differing(state_of(unbroken), state_of(second)), 0, "2 + 2 steps equal 4")
+
+    -- The model with the checkpoint as its adapter answers like the policy.
+    local loaded = sz.qwen_vl(dir, { dtype = variant.dtype, adapter = second:save() })
+    local input = mini.input(loaded, 1)
+    local opts = { temperature = 0, max_new_tokens = 6, ignore_eos = true }
+    check.equal(loaded:generate(input, opts)[1].ids, second.policy:generate(input, opts)[1].ids,
+      "a checkpoint as an adapter")
+
+    local settings = mini.settings(variant_args(variant))
+    settings.worker.actor.model.lora.alpha = 7
+    local other = mini.trainer(settings, { model = dir, dtype = variant.dtype })
+    check.raises(function() other:resume(path) end, "lora%.alpha was 6, is 7", "another alpha")
+  end)
+end
+
+check.case("a run with other adapters does not resume", function()
+  local folder = place .. "/resume-other"
+  local trained = new_trainer(VARIANTS[1], folder)
+  mini.steps(trained, 2)
+  local path = trained:save()
+  local function refused(words, pattern, name)
+    check.raises(function()
+      mini.trainer(mini.settings(words), { model = dir }):resume(path)
+    end, pattern, name)
+  end
+  local RANK = "worker.actor.model.lora.rank="
+  local ALPHA = "worker.actor.model.lora.alpha=6"
+  refused({ RANK .. 2, ALPHA }, "lora%.rank was 3, is 2", "another rank")
+  refused({}, "adapters alone: it was written with worker%.actor%.model%.lora%.rank=3",
+    "adapters in the checkpoint only")
+  refused({ RANK .. 3, ALPHA, "worker.actor.model.lora.target_modules=q_proj" },
+    "would not be used", "fewer layers than were trained")
+  refused({ RANK .. 3, ALPHA, "worker.actor.model.lora.exclude_modules=none" },
+    "missing base_model", "more layers than were trained")
+
+  local whole = mini.trainer(mini.settings(), { model = dir, folder = folder })
+  check.raises(function()
+    local adapted = mini.trainer(mini.settings { RANK .. 3, ALPHA }, { model = dir })
+    adapted:resume(whole:save())
+  end, "has no adapters", "adapters in the run only")
+end)
+
+-- ---- the programs ----
+
+check.case("the recipe trains adapters, merge_lora merges them", function()
+  files.write(place .. "/reward.lua", mini.reward_source)
+  local RANK = "worker.actor.model.lora.rank=2"
+  local run = place .. "/run"
+  local adapter = run .. "/global_step_2"
+  local text, status = mini.recipe(dir, {
+    RANK,
+    "worker.reward.compute_score=" .. place .. "/reward.lua",
+    "trainer.max_steps=2",
+    "trainer.save_checkpoint_path=" .. run,
+  })
+  check.equal(status, 0, "a run: " .. text:sub(-300))
+  check.ok(text:find "LoRA of rank 2 on 14 layers",
+    "the run prints its adapters: " .. text:sub(1, 300))
+
+  local merged_dir = place .. "/merged"
+  text, status = mini.run {
+    "examples/merge_lora.lua", "in=" .. dir, "adapter=" .. adapter, "out=" .. merged_dir,
+  }
+  check.equal(status, 0, "merged: " .. text)
+  local merged = sz.qwen_vl(merged_dir)
+  local adapted = sz.qwen_vl(dir, { adapter = adapter })
+  local input = mini.input(adapted, 2)
+  local err = relative(no_grad_logits(merged, input), no_grad_logits(adapted, input))
+  check.ok(err <= LOGITS_TOL, ("a merged folder computes the same (%.2g)"):format(err))
+
+  text, status = mini.run { "examples/infer.lua", "--demo", "1", "--model_path", adapter }
+  check.ok(status ~= 0 and text:find("it has no config.json, but LoRA adapters", 1, true),
+    "adapters are not a model: " .. text)
+  text, status = mini.recipe(dir, { RANK, "worker.ref.model.dtype=int8" })
+  check.ok(status ~= 0
+    and text:find("the reference is the policy without its adapters", 1, true),
+    "a reference of its own: " .. text:sub(-200))
+end)
+
+-- ---- the memory plan ----
+
+check.case("the plan counts the tensors and the arena of a step", function()
+  local cfg = mini.settings {
+    "worker.actor.model.model_path=" .. dir,
+    "data.max_response_length=8",
+    "worker.actor.model.lora.rank=3",
+  }
+  local planned = plan.of(cfg, { prompt = prompt.seg_zero })
+  check.equal(cfg.worker.actor.freeze_vision_tower, false, "a plan does not change the settings")
+
+  -- Tensors that live from step to step.
+  local trainer = mini.trainer(cfg, { model = dir, reference = true })
+  local adapters = 0
+  for _, x in ipairs(trainer.parameters) do adapters = adapters + 4 * x.tensor:numel() end
+  local moments = 0
+  for _, x in pairs(trainer.optimizer:state()) do moments = moments + 4 * x:numel() end
+  local parts = planned.parts
+  check.equal({ parts.adapters, parts.moments, parts.gradients, parts.masters, parts.reference },
+    { adapters, moments, adapters, 0, 0 },
     "adapters, moments, gradients; no masters, no reference")
+
+  -- The arena.
   C.sz_arena_used(1)
-  t:step()
-  local used, planned = tonumber(C.sz_arena_used(0)), math.max(p.arena.update, p.arena.sampling)
-  check.ok(math.abs(planned / used - 1) < 0.1, ("arena: planned %.2f MB, used %.2f MB"):format(planned / 1e6, used / 1e6))
-end
+  trainer:step()
+  local used = tonumber(C.sz_arena_used(0))
+  local arena = math.max(planned.arena.update, planned.arena.sampling)
+  check.ok(math.abs(arena / used - 1) < 0.1,
+    ("arena: planned %.2f MB, used %.2f MB"):format(arena / 1e6, used / 1e6))
+end)
 
 mini.remove()
 check.finish()

@@ -324,7 +324,7 @@ for _, case in ipairs { { "a set without masks", function() t.held_out,
 end
 
 -- ---- two runs of the same seed ----
--- Training text that hangs on the sampled tokens, so that the answers' boxes differ and are
+-- Training text that depends on the sampled tokens, so that the answers' boxes differ and are
 -- repeated exactly by a second run.
 local function train()
   local function rewrite(samples)
@@ -379,7 +379,7 @@ check.equal(status, 0, "mask_grpo runs: " .. text:sub(-400))
 local giou_line = "\nheld%-out gIoU: before=0%.000 after=0%.000 ceiling=0%.%d%d%d rows=3 seed=42\n"
 check.ok(text:find(giou_line), "gIoU's line: " .. text)
 check.ok(text:find "\nheld%-out reward: before=[%d.]+ after=[%d.]+ rows=3 seed=42\n",
-  "beside the reward's")
+  "next to the reward's")
 local metrics = {}
 for line in io.lines(place .. "/masks/metrics.jsonl") do
   metrics[#metrics + 1] = cjson.decode(line)

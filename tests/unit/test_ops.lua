@@ -492,7 +492,7 @@ local function check_numbers()
          function() x:affine { scal = 2 } end, "a misspelt name")
   raises("rmsnorm: the number eps is missing", function() x:rmsnorm(x) end, "a number without a default")
   raises("rmsnorm: the number eps is missing", function() x:rmsnorm(x, {}) end, "the same by name")
-  raises("affine: scale is x, it must be a number", function() x:affine("x") end, "no number")
+  raises("affine: scale is x, expected a number", function() x:affine("x") end, "no number")
   raises("exp: takes 1 tensor and no numbers; 0 is one",
          function() x:exp(0) end, "one argument too many")
   raises("attention: heads is 1.5, it must be a whole number",

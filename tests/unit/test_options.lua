@@ -82,7 +82,64 @@ refuses("a prompt of sam:decode", "image", function()
   return o
 end)
 
+check.case("sam:predict takes true or false for multimask", function()
+  check.raises(function()
+    local r = sam:predict { box = { 1, 2, 30, 40 }, multimask = "no" }
+    return r
+  end, "test_options%.lua:%d+: sam2: multimask is no, expected true or false", "a text")
+end)
+
+-- ---- data and optimizer ----
+local generated = { split = "train", size = 112, seed = 1, rows = 3 }
+refuses("sz.data.open", "split", function()
+  local set = sz.data.open("refshapes", { spilt = "train", size = 112, seed = 1, rows = 3 })
+  return set
+end)
+refuses("sz.refshapes.sample", "size", function()
+  local scene = sz.refshapes.sample { seed = 1, index = 1, sizes = 112 }
+  return scene
+end)
+refuses("sz.optim.adamw", "betas", function()
+  local o = sz.optim.adamw({}, { beta = 1 })
+  return o
+end)
+
+check.case("a data set that cannot be opened blames the caller", function()
+  local function opens(pattern, name, opts)
+    check.raises(function()
+      local set = sz.data.open(name, opts)
+      return set
+    end, "test_options%.lua:%d+: data.open: " .. pattern, pattern)
+  end
+  opens("a data set's name is expected, got nil")
+  opens("refshapes needs the option 'split'", "refshapes")
+  opens("split is test, expected train or heldout", "refshapes",
+    { split = "test", size = 112, seed = 1, rows = 3 })
+  check.equal(sz.data.open("refshapes", generated):count(), 3, "all options")
+end)
+
+check.case("an optimizer takes named parameters", function()
+  check.raises(function()
+    local o = sz.optim.adamw({ sz.tensor { 1 } }, { lr = 1 })
+    return o
+  end, "test_options%.lua:%d+: adamw: a list of {name =, tensor =}", "a list of tensors")
+end)
+
+check.case("a generation's top_p and top_k have limits", function()
+  check.raises(function() local a = vl:generate(input, { top_p = 2 }) return a end,
+    "top_p is 2, expected a number from 0 to 1", "top_p")
+  check.raises(function() local a = vl:generate(input, { top_k = -3 }) return a end,
+    "top_k is %-3, expected a whole number from %-1", "top_k")
+end)
+
 -- ---- the seam ----
+check.case("a registry takes functions", function()
+  check.raises(function() sz.losses:register("x", { fn = "abs" }) end,
+    "test_options%.lua:%d+: loss 'x': the field 'fn' is abs, expected a function", "a text")
+  check.raises(function() sz.losses.register("x", { fn = print }) end,
+    "test_options%.lua:%d+: register: write registry:register", "a dot")
+end)
+
 check.case("a family's spec", function()
   check.raises(function() sz.models:register("x", { laod = print, load = print }) end,
     "unknown option 'laod': did you mean 'load'", "register")

@@ -75,11 +75,12 @@ for _, case in ipairs(read_json(GOLDEN .. "processor/cases.json")) do
       for c = 0, columns - 1 do sum = sum + values[p * columns + c] end
       off = math.max(off, math.abs(sum - sums[p]))
     end
-    -- The sums are stored as f32: half a unit of about 2000.
+    -- The sums are stored as f32: an error of 0.5 units in about 2000.
     check.ok(off <= 2e-4, case.name .. ": patch sums, off by " .. off)
     local tokens = 0
     for _, id in ipairs(inp.input_ids) do if id == IMAGE then tokens = tokens + 1 end end
-    check.equal(tokens, case.grid[1] * case.grid[2] * case.grid[3] / 4, case.name .. ": picture tokens")
+    check.equal(tokens, case.grid[1] * case.grid[2] * case.grid[3] / 4,
+      case.name .. ": picture tokens")
     check.equal(inp.position_ids:shape(), { 3, #inp.input_ids }, case.name .. ": positions")
   end
 end
@@ -123,9 +124,12 @@ do
   check.equal(proc:plan(640, 480).resized_width, 644, "plan")
   check.ok(tostring(proc):find("patch 14"), "tostring")
 
-  check.raises(function() proc:process(ask("no/such.png"), toy, IDS) end, "message 1, item 1 %(image 1%).*no/such%.png", "missing image")
-  check.raises(function() proc:process(ask(a, 7), toy, IDS) end, "item 2 %(image 2%)", "a number as image")
-  check.raises(function() proc:process(ask(sz.image.new(500, 2)), toy, IDS) end, "image 1.*200", "a strip")
+  check.raises(function() proc:process(ask("no/such.png"), toy, IDS) end,
+    "message 1, item 1 %(image 1%).*no/such%.png", "missing image")
+  check.raises(function() proc:process(ask(a, 7), toy, IDS) end,
+    "item 2 %(image 2%)", "a number as image")
+  check.raises(function() proc:process(ask(sz.image.new(500, 2)), toy, IDS) end,
+    "image 1.*200", "a strip")
   check.raises(function() proc:process({ { role = "user", content = "see <|image_pad|>" } }, toy, IDS) end, "0 images.*1 image mark", "typed mark")
   check.raises(function() proc:process({ { role = "user", content = { { type = "video", video = "x" } } } }, toy, IDS) end, "video", "video")
   check.raises(function() proc:process({ { role = "user", content = { { type = "sound" } } } }, toy, IDS) end, "message 1, item 1", "unknown item")
@@ -133,8 +137,10 @@ do
   check.raises(function() proc:process(ask(a), toy, IDS) end, "freed", "freed picture")
   check.raises(function() processor.new{ patch_size = 0 } end, "patch_size is 0", "patch_size 0")
   check.raises(function() processor.new{ resample = 1 } end, "resample", "resample 1")
-  check.raises(function() processor.new{ min_pixels = 50, max_pixels = 40 } end, "min_pixels", "min over max")
-  check.equal(processor.new{ size = { shortest_edge = 100, longest_edge = 5000 } }.max_pixels, 5000, "size keys")
+  check.raises(function() processor.new{ min_pixels = 50, max_pixels = 40 } end,
+    "min_pixels", "min over max")
+  check.equal(processor.new{ size = { shortest_edge = 100, longest_edge = 5000 } }.max_pixels, 5000,
+    "size keys")
   check.equal(processor.new("tests/golden").max_pixels, 12845056, "a folder without settings")
 end
 
@@ -170,9 +176,12 @@ for i, case in ipairs(read_json(GOLDEN .. "qwen_vl/positions.json")) do
   check.equal(next_position - n, case.delta, "positions " .. i .. ": delta")
 end
 
-check.raises(function() processor.positions({ START, IMAGE, END }, { { 1, 4, 4 } }, IDS, 2) end, "1 image tokens.*need 4", "too few tokens")
-check.raises(function() processor.positions({ IMAGE, 5, IMAGE }, { { 1, 2, 4 } }, IDS, 2) end, "image 1 needs 2", "a gap")
-check.raises(function() processor.positions({ IMAGE }, { { 1, 3, 2 } }, IDS, 2) end, "grid 1 x 3 x 2", "odd grid")
+check.raises(function() processor.positions({ START, IMAGE, END }, { { 1, 4, 4 } }, IDS, 2) end,
+  "1 image tokens.*need 4", "too few tokens")
+check.raises(function() processor.positions({ IMAGE, 5, IMAGE }, { { 1, 2, 4 } }, IDS, 2) end,
+  "image 1 needs 2", "a gap")
+check.raises(function() processor.positions({ IMAGE }, { { 1, 3, 2 } }, IDS, 2) end,
+  "grid 1 x 3 x 2", "odd grid")
 check.raises(function() processor.positions({ IMAGE }, {}, IDS, 2) end, "need 0", "no picture")
 
 check.finish()

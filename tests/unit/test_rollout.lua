@@ -1,217 +1,343 @@
--- test_rollout.lua - sampling: an answer does not depend on its batch, the log-probabilities are the trainer's, when it stops, what is
--- never sampled, and what each setting does.
+-- test_rollout.lua - sampling: an answer does not depend on its batch, its log-probabilities are
+-- the trainer's, where it ends, tokens that are never sampled, and the effect of each setting.
+--
+--   ./segzero tests/unit/test_rollout.lua
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
+local packing = require "segzero.inference.packing"
 local rollout = require "segzero.inference.rollout"
 local tensor = require "segzero.core.tensor"
 
+local VISION_TOKENS = {
+  "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+}
+
 local place = mini.folder()
-local dir = mini.write(place .. "/model")
-local vl = sz.qwen_vl(dir)
+local vl = sz.qwen_vl(mini.write(place .. "/model"))
 local inputs = {}
 for i = 1, 4 do inputs[i] = mini.input(vl, i) end
 
 local function generate(list, opts, model) return rollout.generate(model or vl, list, opts) end
+
+-- The only answer to an input.
+local function generate_one(input, opts) return generate({ input }, opts)[1][1] end
+
+-- The ids of each answer as text.
 local function ids(answers)
   local out = {}
-  for i, a in ipairs(answers) do out[i] = table.concat(a.ids, " ") end
+  for i, answer in ipairs(answers) do out[i] = table.concat(answer.ids, " ") end
   return out
 end
 
--- ---- independence of the batch ----
-local base = { n = 3, max_new_tokens = 12, seed = 5, row_ids = { 11, 12, 13, 14 } }
-local function with(changes)
-  local o = {}
-  for k, v in pairs(base) do o[k] = v end
-  for k, v in pairs(changes or {}) do o[k] = v end
-  return o
-end
-local all = generate(inputs, with())
-local different = {}
-for i, answers in ipairs(all) do
-  check.equal(#answers, 3, "three answers")
-  for _, s in ipairs(ids(answers)) do different[s] = true end
-  check.equal(ids(generate({ inputs[i] }, with { row_ids = { 10 + i } })[1]), ids(answers), "row " .. i .. " alone")
-end
-local count = 0
-for _ in pairs(different) do count = count + 1 end
-check.ok(count >= 10, count .. " different answers of 12")
-for i, answers in ipairs(generate(inputs, with { n = 5 })) do
-  check.equal({ unpack(ids(answers), 1, 3) }, ids(all[i]), "with n = 5")
-end
-for i, answers in ipairs(generate(inputs, with { n = 1 })) do check.equal(ids(answers)[1], ids(all[i])[1], "with n = 1") end
-local turned = generate({ inputs[3], inputs[1] }, with { row_ids = { 13, 11 } })
-check.equal({ ids(turned[1]), ids(turned[2]) }, { ids(all[3]), ids(all[1]) }, "in another order")
-check.ok(ids(generate(inputs, with { seed = 6 })[1])[1] ~= ids(all[1])[1], "another seed, another answer")
-check.ok(ids(generate({ inputs[1] }, with { row_ids = { 99 } })[1])[1] ~= ids(all[1])[1], "another row id, another answer")
-
--- ---- log-probabilities ----
-for i, answers in ipairs(all) do
-  local lists = {}
-  for k, a in ipairs(answers) do lists[k] = a.ids end
-  for k, lp in ipairs(vl:logprobs(inputs[i], lists)) do
-    check.near(answers[k].logprobs, lp:totable(), 1e-4, ("log-probabilities %d/%d"):format(i, k))
-    check.equal(#answers[k].ids, #answers[k].logprobs, "one for each token")
-  end
+-- The ids of the vision tokens, as a set.
+local function vision_ids(tokenizer)
+  local set = {}
+  for _, name in ipairs(VISION_TOKENS) do set[tokenizer:id(name)] = true end
+  return set
 end
 
--- ---- when it ends ----
-local greedy = generate(inputs, { temperature = 0, max_new_tokens = 12 })
-for i, group in ipairs(generate(inputs, { temperature = 0, n = 3, max_new_tokens = 12 })) do
-  for k = 1, 3 do check.equal(group[k].ids, greedy[i][1].ids, "greedy answers of a group are the single one") end
-end
-local one = generate(inputs, { temperature = 0, max_new_tokens = 1 })
-for i = 1, 4 do
-  check.equal(one[i][1].ids, { greedy[i][1].ids[1] }, "one token")
-  check.equal(#one[i][1].logprobs, 1, "and its log-probability")
-end
-local long = greedy[1][1].ids
-check.ok(#long > 3, "the greedy answer has some tokens")
-local cut = generate({ inputs[1] }, { temperature = 0, max_new_tokens = 3 })[1][1]
-check.equal({ cut.finish, #cut.ids }, { "length", 3 }, "length")
-check.equal(cut.ids, { unpack(long, 1, 3) }, "the same tokens until then")
-local first_at = {}
-for i = #long, 1, -1 do first_at[long[i]] = i end
-local stop = long[3]
-local stopped = generate({ inputs[1] }, { temperature = 0, max_new_tokens = 12, stop_ids = { stop, 1 } })[1][1]
-check.equal({ stopped.finish, #stopped.ids }, { "stop", math.min(first_at[stop], first_at[1] or 99) }, "a stop token ends it and is kept")
-local ended = generate({ inputs[1] }, { temperature = 0, max_new_tokens = 5, stop_ids = { stop }, ignore_eos = true })[1][1]
-check.equal({ ended.finish, #ended.ids }, { "length", 5 }, "ignore_eos")
-local exact = generate({ inputs[1] }, { temperature = 0, max_new_tokens = first_at[stop], stop_ids = { stop } })[1][1]
-check.equal(exact.finish, "stop", "a stop token in the last place is a stop")
-check.raises(function() generate(inputs, { n = 0 }) end, "n and max_new_tokens must be whole numbers", "n = 0")
-check.raises(function() generate(inputs, { n = 1.5 }) end, "n and max_new_tokens must be whole numbers", "n = 1.5")
-check.raises(function() generate(inputs, { max_new_tokens = 0 }) end, "n and max_new_tokens must be whole numbers", "no tokens")
-check.raises(function() generate(inputs, { temperature = -1 }) end, "temperature is %-1", "a negative temperature")
-
--- Stops by default: generation_config.json's two.
-check.equal(vl:stop_ids(), { vl:tokenizer():id "<|im_end|>", vl:tokenizer():id "<|endoftext|>" }, "stop ids of the folder")
-
--- ---- repetition penalty, as transformers: a seen token's logit is divided by it, or multiplied when negative ----
-local function expected_greedy(inp, penalty, tokens)
-  local answer, seen = {}, {}
-  for _, id in ipairs(inp.input_ids) do seen[id] = true end
-  local banned = {}
-  for _, name in ipairs { "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>" } do banned[vl:tokenizer():id(name)] = true end
-  for _ = 1, tokens do
-    -- The answer so far as part of the prompt's text: what follows it is one row of logits.
-    local row = tensor.no_grad(function()
-      return tensor.step(function()
-        local packing = require "segzero.inference.packing"
-        local list = { unpack(answer) }
-        list[#list + 1] = 0      -- what is predicted; its value does not matter
-        local stream = packing.stream({ { input = inp, answers = { list } } }, vl.image_token_id)
-        local h = vl:hidden(stream, vl:vision { inp }, { rows = stream.rows })
-        local logits = vl:logits(h)
-        return logits:narrow(#list - 1, 1):totable()[1]
-      end)
-    end)
-    local best, at = -math.huge, nil
-    for id = 0, vl:tokenizer():size() - 1 do
-      local x = row[id + 1]
-      if seen[id] then x = x < 0 and x * penalty or x / penalty end
-      if not banned[id] and x > best then best, at = x, id end
+-- The largest of `count` numbers of a list, and its index from 0.
+local function largest(list, count)
+  local best = -math.huge
+  local index
+  for i = 1, count or #list do
+    if list[i] > best then
+      best = list[i]
+      index = i - 1
     end
-    answer[#answer + 1] = at
-    seen[at] = true
+  end
+  return best, index
+end
+
+local function count_keys(t)
+  local n = 0
+  for _ in pairs(t) do n = n + 1 end
+  return n
+end
+
+-- ---- independence of the batch ----
+
+local function with(changes)
+  local opts = { n = 3, max_new_tokens = 12, seed = 5, row_ids = { 11, 12, 13, 14 } }
+  for key, value in pairs(changes or {}) do opts[key] = value end
+  return opts
+end
+
+local all = generate(inputs, with())
+
+check.case("an answer does not depend on its batch", function()
+  local different = {}
+  for i, answers in ipairs(all) do
+    check.equal(#answers, 3, "three answers")
+    for _, text in ipairs(ids(answers)) do different[text] = true end
+    local alone = generate({ inputs[i] }, with { row_ids = { 10 + i } })[1]
+    check.equal(ids(alone), ids(answers), "row " .. i .. " alone")
+  end
+  local count = count_keys(different)
+  check.ok(count >= 10, count .. " different answers of 12")
+
+  for i, answers in ipairs(generate(inputs, with { n = 5 })) do
+    check.equal({ unpack(ids(answers), 1, 3) }, ids(all[i]), "with n = 5")
+  end
+  for i, answers in ipairs(generate(inputs, with { n = 1 })) do
+    check.equal(ids(answers)[1], ids(all[i])[1], "with n = 1")
+  end
+  local turned = generate({ inputs[3], inputs[1] }, with { row_ids = { 13, 11 } })
+  check.equal({ ids(turned[1]), ids(turned[2]) }, { ids(all[3]), ids(all[1]) },
+    "in another order")
+end)
+
+check.case("seed and row id choose the answer", function()
+  local first = ids(all[1])[1]
+  local other_seed = generate(inputs, with { seed = 6 })[1]
+  check.ok(ids(other_seed)[1] ~= first, "another seed, another answer")
+  local other_row = generate({ inputs[1] }, with { row_ids = { 99 } })[1]
+  check.ok(ids(other_row)[1] ~= first, "another row id, another answer")
+end)
+
+check.case("log-probabilities are the trainer's", function()
+  for i, answers in ipairs(all) do
+    local lists = {}
+    for k, answer in ipairs(answers) do lists[k] = answer.ids end
+    for k, logprobs in ipairs(vl:logprobs(inputs[i], lists)) do
+      check.near(answers[k].logprobs, logprobs:totable(), 1e-4,
+        ("log-probabilities %d/%d"):format(i, k))
+      check.equal(#answers[k].ids, #answers[k].logprobs, "one for each token")
+    end
+  end
+end)
+
+-- ---- where an answer ends ----
+
+local greedy = generate(inputs, { temperature = 0, max_new_tokens = 12 })
+local greedy_ids = greedy[1][1].ids
+
+check.case("greedy answers", function()
+  local groups = generate(inputs, { temperature = 0, n = 3, max_new_tokens = 12 })
+  for i, group in ipairs(groups) do
+    for k = 1, 3 do
+      check.equal(group[k].ids, greedy[i][1].ids, "a group's greedy answers equal the single one")
+    end
+  end
+  local one = generate(inputs, { temperature = 0, max_new_tokens = 1 })
+  for i = 1, 4 do
+    check.equal(one[i][1].ids, { greedy[i][1].ids[1] }, "one token")
+    check.equal(#one[i][1].logprobs, 1, "and its log-probability")
+  end
+end)
+
+check.case("length and stop tokens", function()
+  check.ok(#greedy_ids > 3, "the greedy answer has some tokens")
+  local function expect(opts, finish, length, name)
+    opts.temperature = 0
+    local answer = generate_one(inputs[1], opts)
+    check.equal({ answer.finish, #answer.ids }, { finish, length }, name)
+    return answer
+  end
+  local cut = expect({ max_new_tokens = 3 }, "length", 3, "length")
+  check.equal(cut.ids, { unpack(greedy_ids, 1, 3) }, "the same tokens until then")
+
+  local first_at = {}
+  for i = #greedy_ids, 1, -1 do first_at[greedy_ids[i]] = i end
+  local stop = greedy_ids[3]
+  local stop_at = math.min(first_at[stop], first_at[1] or 99)
+  expect({ max_new_tokens = 12, stop_ids = { stop, 1 } }, "stop", stop_at,
+    "a stop token ends the answer and is kept")
+  expect({ max_new_tokens = 5, stop_ids = { stop }, ignore_eos = true }, "length", 5,
+    "ignore_eos")
+  local exact = generate_one(inputs[1],
+    { temperature = 0, max_new_tokens = first_at[stop], stop_ids = { stop } })
+  check.equal(exact.finish, "stop", "a stop token in the last place is a stop")
+
+  local tokenizer = vl:tokenizer()
+  check.equal(vl:stop_ids(), { tokenizer:id "<|im_end|>", tokenizer:id "<|endoftext|>" },
+    "the default stop ids are generation_config.json's two")
+end)
+
+check.case("bad settings", function()
+  local function refused(opts, pattern, name)
+    check.raises(function() generate(inputs, opts) end, pattern, name)
+  end
+  local WHOLE = "n and max_new_tokens must be whole numbers"
+  refused({ n = 0 }, WHOLE, "n = 0")
+  refused({ n = 1.5 }, WHOLE, "n = 1.5")
+  refused({ max_new_tokens = 0 }, WHOLE, "no tokens")
+  refused({ temperature = -1 }, "temperature is %-1", "a negative temperature")
+end)
+
+-- ---- repetition penalty ----
+
+-- The logits of the token after the answer so far, computed without a cache.
+local function next_logits(input, answer)
+  return tensor.no_grad(function()
+    return tensor.step(function()
+      local list = { unpack(answer) }
+      list[#list + 1] = 0         -- the token to predict; its value does not matter
+      local stream = packing.stream({ { input = input, answers = { list } } }, vl.image_token_id)
+      local hidden = vl:hidden(stream, vl:vision { input }, { rows = stream.rows })
+      return vl:logits(hidden):narrow(#list - 1, 1):totable()[1]
+    end)
+  end)
+end
+
+-- A greedy answer with the penalty of transformers: a seen token's logit is divided by it, or
+-- multiplied by it if the logit is negative.
+local function expected_greedy(input, penalty, tokens)
+  local banned = vision_ids(vl:tokenizer())
+  local seen = {}
+  for _, id in ipairs(input.input_ids) do seen[id] = true end
+  local answer = {}
+  for _ = 1, tokens do
+    local row = next_logits(input, answer)
+    for id in pairs(seen) do
+      local x = row[id + 1]
+      if x < 0 then
+        row[id + 1] = x * penalty
+      else
+        row[id + 1] = x / penalty
+      end
+    end
+    for id in pairs(banned) do row[id + 1] = -math.huge end
+    local _, best = largest(row, vl:tokenizer():size())
+    answer[#answer + 1] = best
+    seen[best] = true
   end
   return answer
 end
-local changed = false
-for i = 1, 2 do
-  for _, penalty in ipairs { 1, 1.5, 0.25 } do
-    local got = generate({ inputs[i] }, { temperature = 0, max_new_tokens = 6, repetition_penalty = penalty, ignore_eos = true })[1][1].ids
-    check.equal(got, expected_greedy(inputs[i], penalty, 6), ("row %d, penalty %g"):format(i, penalty))
-    if penalty ~= 1 then
-      local plain = generate({ inputs[i] }, { temperature = 0, max_new_tokens = 6, ignore_eos = true })[1][1].ids
-      changed = changed or table.concat(plain, " ") ~= table.concat(got, " ")
+
+check.case("the repetition penalty is that of transformers", function()
+  local changed = false
+  for i = 1, 2 do
+    local plain = generate_one(inputs[i],
+      { temperature = 0, max_new_tokens = 6, ignore_eos = true })
+    for _, penalty in ipairs { 1, 1.5, 0.25 } do
+      local got = generate_one(inputs[i], {
+        temperature = 0, max_new_tokens = 6, repetition_penalty = penalty, ignore_eos = true,
+      })
+      check.equal(got.ids, expected_greedy(inputs[i], penalty, 6),
+        ("row %d, penalty %g"):format(i, penalty))
+      if penalty ~= 1 and ids({ plain })[1] ~= ids({ got })[1] then changed = true end
     end
   end
-end
-check.ok(changed, "the penalty changes something")
+  check.ok(changed, "the penalty changes something")
+end)
 
 -- ---- temperature, top-k, top-p ----
+
+local DRAWS = 300
+
+-- How often each token came first in 300 answers to the first input: {token -> count}.
 local function first_tokens(opts)
-  opts.n, opts.max_new_tokens = 300, 1
-  local seen, kinds = {}, 0
-  for _, a in ipairs(generate({ inputs[1] }, opts)[1]) do
-    local id = a.ids[1]
-    kinds = kinds + (seen[id] and 0 or 1)
+  opts.n = DRAWS
+  opts.max_new_tokens = 1
+  local seen = {}
+  for _, answer in ipairs(generate({ inputs[1] }, opts)[1]) do
+    local id = answer.ids[1]
     seen[id] = (seen[id] or 0) + 1
   end
-  return seen, kinds
+  return seen
 end
-local logits = vl:forward(inputs[1])
-local last = logits:narrow(logits:shape()[1] - 1, 1):totable()[1]
-local order, total = {}, 0
-for id, x in ipairs(last) do order[id] = { id - 1, math.exp(x) } end
-for _, o in ipairs(order) do total = total + o[2] end
-table.sort(order, function(a, b) return a[2] > b[2] end)
-local rank, mass, below = {}, 0, {}
-for i, o in ipairs(order) do
-  rank[o[1]], below[o[1]] = i, mass
-  mass = mass + o[2] / total
-end
-local free, kinds = first_tokens {}
-check.ok(kinds > 30, "temperature 1 is broad: " .. kinds)
--- 300 draws: the share of the most likely token within 4 standard deviations of its probability.
-local p = order[1][2] / total
-check.near((free[order[1][1]] or 0) / 300, p, 4 * math.sqrt(p * (1 - p) / 300), "the most likely token comes as often as it should")
-local _, cold = first_tokens { temperature = 0.25 }
-check.ok(cold < kinds / 2, ("a low temperature is narrow: %d of %d"):format(cold, kinds))
-local top_k = first_tokens { top_k = 4 }
-for id in pairs(top_k) do check.ok(rank[id] <= 4 + 5, "top-k keeps the most likely (" .. rank[id] .. ")") end     -- 5 banned may be above
-local n_k = 0
-for _ in pairs(top_k) do n_k = n_k + 1 end
-check.equal(n_k, 4, "all four of top_k = 4 come")
-for id in pairs(first_tokens { top_p = 0.3 }) do check.ok(below[id] < 0.3 + 0.05, ("top-p keeps the nucleus (%.2f)"):format(below[id])) end
-check.equal(first_tokens { top_k = 1 }, { [greedy[1][1].ids[1]] = 300 }, "top_k = 1 is greedy")
-check.equal(first_tokens { top_k = -1 }, free, "top_k = -1 is off")
 
--- ---- vision tokens are never sampled, nor rows of the vocabulary that no token has ----
--- Embedding rows of those tokens are made so large along the final state that they would win every time.
-local function loud(names, extra)
-  local path = place .. "/loud"
-  os.execute("rm -rf " .. path)
-  mini.write(path, { config = { tie_word_embeddings = false }, change = function(m)
-    local tok, head = m:tokenizer(), m:parameters()["lm_head.weight"]
-    local input = mini.input(m, 1)
-    local packing = require "segzero.inference.packing"
-    local stream = packing.stream({ { input = input, answers = { { 0 } } } }, m.image_token_id)
-    local state = m:hidden(stream, m:vision { input }, { rows = stream.rows }):totable()[1]
-    local data = tensor.data(head)
-    for _, name in ipairs(names) do
-      for k = 1, 32 do data[tok:id(name) * 32 + k - 1] = 3 * state[k] end
-    end
-    for id = tok:size(), extra and m.config.vocab - 1 or -1 do
-      for k = 1, 32 do data[id * 32 + k - 1] = 3 * state[k] end
-    end
-    local row = m:forward(input)
-    local n = row:shape()[1]
-    local best, at = -math.huge, nil
-    for id, x in ipairs(row:narrow(n - 1, 1):totable()[1]) do if x > best then best, at = x, id - 1 end end
-    check.ok(at >= tok:size() or m:tokenizer():token(at):find "^<|", "the model wants such a token")
-  end })
-  return sz.qwen_vl(path)
+-- The first token's distribution: a list of { id, p }, the most likely first.
+local function first_distribution()
+  local logits = vl:forward(inputs[1])
+  local row = logits:narrow(logits:shape()[1] - 1, 1):totable()[1]
+  local total = 0
+  for _, x in ipairs(row) do total = total + math.exp(x) end
+  local order = {}
+  for i, x in ipairs(row) do order[i] = { id = i - 1, p = math.exp(x) / total } end
+  table.sort(order, function(a, b) return a.p > b.p end)
+  return order
 end
-local names = { "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_pad|>" }
-local shout = loud(names, true)
-local bad = {}
-for _, name in ipairs(names) do bad[shout:tokenizer():id(name)] = true end
-check.ok(shout.config.vocab > shout:tokenizer():size(), "the vocabulary has rows without a token")
-for _, temperature in ipairs { 0, 1, 5 } do
-  local list = { mini.input(shout, 1), mini.input(shout, 2) }
-  for _, answers in ipairs(generate(list, { temperature = temperature, n = 4, max_new_tokens = 10 }, shout)) do
-    for _, a in ipairs(answers) do
-      local found
-      for _, id in ipairs(a.ids) do found = found or bad[id] or id >= shout:tokenizer():size() end
-      check.ok(not found, "no vision token at temperature " .. temperature)
-      for _, lp in ipairs(a.logprobs) do check.ok(lp <= 0 and lp > -math.huge, "its log-probability is finite") end
+
+check.case("temperature, top-k and top-p", function()
+  -- Of each token: its rank, and the probability of all that are more likely.
+  local order = first_distribution()
+  local rank = {}
+  local mass_above = {}
+  local mass = 0
+  for i, entry in ipairs(order) do
+    rank[entry.id] = i
+    mass_above[entry.id] = mass
+    mass = mass + entry.p
+  end
+
+  local free = first_tokens {}
+  local kinds = count_keys(free)
+  check.ok(kinds > 30, "temperature 1 is broad: " .. kinds)
+  -- The share of the most likely token is within 4 standard deviations of its probability.
+  local top = order[1]
+  check.near((free[top.id] or 0) / DRAWS, top.p, 4 * math.sqrt(top.p * (1 - top.p) / DRAWS),
+    "the share of the most likely token")
+  local cold = count_keys(first_tokens { temperature = 0.25 })
+  check.ok(cold < kinds / 2, ("a low temperature is narrow: %d of %d"):format(cold, kinds))
+
+  -- The 5 banned tokens may be more likely than the top 4.
+  local top_k = first_tokens { top_k = 4 }
+  for id in pairs(top_k) do
+    check.ok(rank[id] <= 4 + 5, "top-k keeps the most likely (" .. rank[id] .. ")")
+  end
+  check.equal(count_keys(top_k), 4, "all four of top_k = 4 come")
+  for id in pairs(first_tokens { top_p = 0.3 }) do
+    local above = mass_above[id]
+    check.ok(above < 0.3 + 0.05, ("top-p keeps the nucleus (%.2f)"):format(above))
+  end
+  check.equal(first_tokens { top_k = 1 }, { [greedy_ids[1]] = DRAWS }, "top_k = 1 is greedy")
+  check.equal(first_tokens { top_k = -1 }, free, "top_k = -1 is off")
+end)
+
+-- ---- tokens that are never sampled ----
+
+-- Makes the vision tokens, and the rows of the vocabulary without a token, so likely that they
+-- would win every time: their rows of the head point along the final state.
+local function favor_banned_tokens(model)
+  local tokenizer = model:tokenizer()
+  local input = mini.input(model, 1)
+  local stream = packing.stream({ { input = input, answers = { { 0 } } } }, model.image_token_id)
+  local hidden = model:hidden(stream, model:vision { input }, { rows = stream.rows })
+  local state = hidden:totable()[1]
+  local head = tensor.data(model:parameters()["lm_head.weight"])
+  local function favor(id)
+    for k = 1, 32 do head[id * 32 + k - 1] = 3 * state[k] end
+  end
+  for id in pairs(vision_ids(tokenizer)) do favor(id) end
+  for id = tokenizer:size(), model.config.vocab - 1 do favor(id) end
+
+  local logits = model:forward(input)
+  local _, best = largest(logits:narrow(logits:shape()[1] - 1, 1):totable()[1])
+  check.ok(best >= tokenizer:size() or tokenizer:token(best):find "^<|",
+    "the model prefers such a token")
+end
+
+check.case("vision tokens and rows without a token are never sampled", function()
+  local model = sz.qwen_vl(mini.write(place .. "/favored", {
+    config = { tie_word_embeddings = false },
+    change = favor_banned_tokens,
+  }))
+  local size = model:tokenizer():size()
+  local banned = vision_ids(model:tokenizer())
+  check.ok(model.config.vocab > size, "the vocabulary has rows without a token")
+
+  local list = { mini.input(model, 1), mini.input(model, 2) }
+  local function check_answer(answer, temperature)
+    local found = false
+    for _, id in ipairs(answer.ids) do
+      if banned[id] or id >= size then found = true end
+    end
+    check.ok(not found, "no such token at temperature " .. temperature)
+    for _, logprob in ipairs(answer.logprobs) do
+      check.ok(logprob <= 0 and logprob > -math.huge, "its log-probability is finite")
     end
   end
-end
+  for _, temperature in ipairs { 0, 1, 5 } do
+    local opts = { temperature = temperature, n = 4, max_new_tokens = 10 }
+    for _, answers in ipairs(generate(list, opts, model)) do
+      for _, answer in ipairs(answers) do check_answer(answer, temperature) end
+    end
+  end
+end)
 
 mini.remove()
 check.finish()

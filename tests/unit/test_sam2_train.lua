@@ -137,7 +137,7 @@ check.case("truths and prompts must be equally many", function()
     object = tensor.zeros { 1, 1 },
   }
   check.raises(function() mask_loss.sam2(output, tensor.zeros { 2, 2, 2 }) end,
-    "2 truths for 1 prompts", "too many truths")
+    "truth has 2 masks, out has 1 prompts", "too many truths")
 end)
 
 -- ---- a miniature learns one batch by heart ----

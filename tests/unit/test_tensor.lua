@@ -127,9 +127,9 @@ check.equal(ids[1], 3, "an element of i32")
 local row = m[1]
 row:copy_(T.new { 7, 8, 9 })
 check.equal(m:totable(), { { 7, 8, 9 }, { 4, 5, 6 } }, "a row is a view")
-check.raises(function() m[2] = 5 end, "test_tensor.lua:%d+: elements of a tensor are not assigned",
+check.raises(function() m[2] = 5 end, "test_tensor.lua:%d+: elements of a tensor cannot be assigned",
              "assignment")
-check.raises(function() m[{ 1, 1 }] = 5 end, "not assigned", "assignment by a list")
+check.raises(function() m[{ 1, 1 }] = 5 end, "cannot be assigned", "assignment by a list")
 check.raises(function() m.name = "x" end, "no field 'name'", "a new field")
 local sums = {}
 for i, each in ipairs(m) do sums[i] = each:sum():item() end
@@ -137,6 +137,11 @@ check.equal(sums, { 24, 15 }, "ipairs goes over the rows")
 
 -- ---- comparing by Lua's operators ----
 check.ok(m ~= nil and m == m and m ~= cube, "== asks whether it is the same object")
+check.raises(function() return tensor.new { 1, nil, 3 } end, "nil between its numbers", "a hole")
+check.raises(function() return tensor.new { 1, 2, x = 3 } end, "or names", "a list with a name")
+check.raises(function() local t = tensor.stack({ m, m }, 5) return t end,
+  "test_tensor.lua:%d+: stack: a dimension from", "stack along too late a dimension")
+check.raises(function() tensor.no_grad() end, "test_tensor.lua:%d+: no_grad: a function", "no_grad")
 check.raises(function() return m == 1 end, "use t:eq", "== with a number")
 check.raises(function() return m < cube end, "use a:lt", "<")
 check.raises(function() return m >= 1 end, "use a:lt", ">= with a number")
@@ -188,7 +193,7 @@ local REFUSED = {
   { "T.new({ 1 }, { dtpe = 'i32' })", "tensor: unknown option 'dtpe': did you mean 'dtype'" },
   { "T.zeros({ 1 }, { dvice = 'cpu' })", "did you mean 'device'" },
   { "m:to { dtyp = 'bf16' }", "did you mean 'dtype'" },
-  { "T.zeros({ 1 }, 'bf16')", "options are a table" },
+  { "T.zeros({ 1 }, 'bf16')", "options must be a table" },
   { "T.zeros(3)", "zeros: a shape is a list" },
   { "T.zeros { 2, -1 }", "size 2 of the shape is %-1" },
   { "T.zeros { 2, '3' }", "size 2" },
@@ -198,8 +203,8 @@ local REFUSED = {
   { "T.new 'abc'", "expected a number" },
   { "T.new(m)", "a tensor already" },
   { "T.arange()", "takes stop" },
-  { "T.arange(0, 5, -1)", "do not lead" },
-  { "T.arange(0, 5, 0)", "do not lead" },
+  { "T.arange(0, 5, -1)", "never reach" },
+  { "T.arange(0, 5, 0)", "never reach" },
   { "T.zeros({ 1 }, { device = 'cuda:1' })", "device cuda:1: .*CUDA_VISIBLE_DEVICES=1" },
   { "T.zeros({ 1 }, { device = 'gpu' })", "unknown device gpu" },
   { "T.rand({ 2 }, { dtype = 'i32' })", "f32 or bf16" },
@@ -209,37 +214,37 @@ local REFUSED = {
   { "m:sum(-3)", "no dimension %-3" },
   { "m:sum(0.5)", "whole number" },
   { "m:sum('0')", "whole number" },
-  { "m:sum(0, 1)", "keepdim is true or false" },
-  { "m:sum(0, true, 1)", "sum: arguments: at most 2, got 3" },
+  { "m:sum(0, 1)", "keepdim must be true or false" },
+  { "m:sum(0, true, 1)", "sum: takes at most 2 arguments, got 3" },
   { "m:mean(7)", "no dimension 7" },
   { "m:softmax(2)", "no dimension 2" },
   { "m:max(m)", "a:maximum%(b%)" },
   { "m:argmax('x')", "whole number" },
   { "m:exp(1)", "exp: takes 1 tensor and no numbers; 1 is one argument too many" },
-  { "m:item()", "takes a tensor of one element, this one has 6" },
-  { "m:shape(0, 1)", "at most 1, got 2" },
+  { "m:item()", "needs a tensor of one element, this one has 6" },
+  { "m:shape(0, 1)", "takes at most 1 argument, got 2" },
   { "m:numel(0)", "takes no argument, got 1" },
   { "m:clamp()", "one of them may be nil" },
   { "m:clamp('a', 1)", "a limit is a number" },
   { "m:add()", "expected a tensor or a number, got nil" },
   { "m + 'x'", "expected a tensor or a number, got string" },
   { "m + {}", "expected a tensor or a number, got table" },
-  { "m + T.ones { 2 }", "add: shapes %[2, 3%] and %[2%] do not go together" },
-  { "m:eq(T.ones { 4, 3 })", "eq: shapes %[2, 3%] and %[4, 3%] do not go together" },
+  { "m + T.ones { 2 }", "add: shapes %[2, 3%] and %[2%] do not broadcast" },
+  { "m:eq(T.ones { 4, 3 })", "eq: shapes %[2, 3%] and %[4, 3%] do not broadcast" },
   { "ids + ids", "f32 or bf16" },
   { "ids:sum()", "f32 or bf16" },
   { "ids:eq(0.5)", "whole numbers" },
   { "ids:eq(T.ones { 4 })", "two i32 tensors" },
   { "m:pow('2')", "expected a tensor or a number" },
   { "m:rmsnorm(T.ones { 3 })", "rmsnorm: the number eps is missing" },
-  { "m:rmsnorm(T.ones { 3 }, '1e-6')", "eps is 1e%-6, it must be a number" },
+  { "m:rmsnorm(T.ones { 3 }, '1e-6')", "eps is 1e%-6, expected a number" },
   { "m:rmsnorm(T.ones { 3 }, { epsilon = 1 })", "did you mean 'eps'" },
   { "m:matmul(m, 0, 1, 0)", "one argument too many" },
   { "m:narrow(0, 1, 2)", "one argument too many" },
   { "m:reshape(4, -1)", "6 elements do not fill" },
-  { "m:reshape(-1, -1)", "one may be %-1" },
-  { "m:reshape(2, 0)", "from 1 on" },
-  { "m:reshape()", "from 1 to 4 sizes" },
+  { "m:reshape(-1, -1)", "one size may be %-1" },
+  { "m:reshape(2, 0)", "a whole number from 1" },
+  { "m:reshape()", "takes 1 to 4 sizes" },
   { "m:transpose(0, 2)", "no dimension 2" },
   { "m:transpose(0)", "whole number" },
   { "cube:t()", "takes a matrix" },
@@ -257,7 +262,7 @@ local REFUSED = {
   { "T.cat({ m, m:t() })", "equal but for the dimension" },
   { "T.cat({ m, m:to { dtype = 'bf16' } })", "one dtype" },
   { "T.cat({ m }, 2)", "no dimension 2" },
-  { "T.where(m, 1, 2)", "a tensor is expected" },
+  { "T.where(m, 1, 2)", "a or b must be a tensor" },
   { "T.where(m, m)", "expected a tensor or a number, got nil" },
   { "m:cross_entropy({ 0, 3 })", "an id is outside" },
   { "m:cross_entropy({ 0 })", "one id for each row" },
@@ -265,7 +270,7 @@ local REFUSED = {
   { "m:cross_entropy({ 0, 1 }, { reduction = 'avg' })", "mean, sum or none" },
   { "m:requires_grad(1)", "true or false" },
   { "m:backward('x')", "recorded" },
-  { "m:to('cuda')", "options are a table" },
+  { "m:to('cuda')", "options must be a table" },
   { "m:to { dtype = 'f64' }", "unknown dtype f64" },
   { "m.sum()", "expected a tensor, got nil" },
 }

@@ -1,5 +1,5 @@
 -- test_tokenizer.lua - byte-level BPE on a small vocabulary made here, chat rendering and bad files; and, where a folder
--- with the released Qwen2.5-VL vocabulary is at hand (SEGZERO_QWEN_TOKENIZER), every case of
+-- with the released Qwen2.5-VL vocabulary is named (SEGZERO_QWEN_TOKENIZER), every case of
 -- tests/golden/tokenizer/qwen2.5-vl.jsonl, which Hugging Face tokenizers wrote.
 
 local cjson = require "cjson"
@@ -103,9 +103,12 @@ for _, n in ipairs{ 20, 23, 24, 25, 26, 31, 500 } do
 end
 
 check.equal(tok:decode({ 97, 300, 98 }), "a<|end|>b", "decode shows special tokens")
-check.equal(tok:decode({ 97, 300, 301, 98 }, { skip_special_tokens = true }), "a<|eb", "decode skips special tokens only")
-check.equal(tok:decode({ 226, 130, 172, 226, 130, 97, 240, 159 }), "€\239\191\189a\239\191\189", "broken bytes: one U+FFFD each")
-check.equal(tok:decode({ 237, 160, 128 }), ("\239\191\189"):rep(3), "a surrogate is three broken bytes")
+check.equal(tok:decode({ 97, 300, 301, 98 }, { skip_special_tokens = true }), "a<|eb",
+  "decode skips special tokens only")
+check.equal(tok:decode({ 226, 130, 172, 226, 130, 97, 240, 159 }), "€\239\191\189a\239\191\189",
+  "broken bytes: one U+FFFD each")
+check.equal(tok:decode({ 237, 160, 128 }), ("\239\191\189"):rep(3),
+  "a surrogate is three broken bytes")
 check.equal(tok:decode({ 280, 299, 5000 }), "", "ids without a token")
 check.equal(tok:decode({}), "", "no ids")
 check.equal({ tok:id("<|end|>"), tok:id("ab"), tok:id("a b"), tok:token(256), tok:token(299) }, { 300, 256, nil, "ab", nil }, "id and token")
@@ -120,13 +123,16 @@ local PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 check.equal(tok:chat({ { role = "user", content = "Hi" } }, { add_generation_prompt = true }),
   SYSTEM .. "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "one question")
 check.equal(tok:chat{ { role = "system", content = "Be brief." }, { role = "user", content = { { type = "image", image = "x.png" }, { type = "text", text = "Where?" } } } },
-  "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" .. PICTURE .. "Where?<|im_end|>\n", "own system message, a picture")
+  "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n" .. PICTURE .. "Where?<|im_end|>\n", "own system message, an image")
 check.equal(tok:chat({ { role = "user", content = { { image = "a" }, { image_url = "b" }, { type = "video" } } } }, { add_vision_id = true }),
-  SYSTEM .. "<|im_start|>user\nPicture 1: " .. PICTURE .. "Picture 2: " .. PICTURE .. "Video 1: <|vision_start|><|video_pad|><|vision_end|><|im_end|>\n", "numbered pictures")
+  SYSTEM .. "<|im_start|>user\nPicture 1: " .. PICTURE .. "Picture 2: " .. PICTURE .. "Video 1: <|vision_start|><|video_pad|><|vision_end|><|im_end|>\n", "numbered images")
 check.equal(tok:chat({}), "", "no messages")
-check.raises(function() tok:chat{ { content = "x" } } end, "test_tokenizer.lua.*message 1 has no role", "no role")
-check.raises(function() tok:chat{ { role = "user" } } end, "message 1: content is a nil", "no content")
-check.raises(function() tok:chat{ { role = "user", content = { { type = "text" } } } } end, "message 1, item 1", "an item without text")
+check.raises(function() tok:chat{ { content = "x" } } end,
+  "test_tokenizer.lua.*message 1 has no role", "no role")
+check.raises(function() tok:chat{ { role = "user" } } end,
+  "message 1: content is a nil", "no content")
+check.raises(function() tok:chat{ { role = "user", content = { { type = "text" } } } } end,
+  "message 1, item 1", "an item without text")
 
 tok:free()
 tok:free()
@@ -139,27 +145,34 @@ local function bad(name, pattern, change)
   save(json)
   check.raises(function() sz.tokenizer(dir) end, pattern, name)
 end
-bad("a merge of unknown parts", "merge 9 %('zq' 'a'%) has a part", function(j) table.insert(j.model.merges, { "zq", "a" }) end)
-bad("a merge to nothing", "merge 9 %('q' 'z'%) makes a token", function(j) table.insert(j.model.merges, "q z") end)
+bad("a merge of unknown parts", "merge 9 %('zq' 'a'%) has a part",
+  function(j) table.insert(j.model.merges, { "zq", "a" }) end)
+bad("a merge to nothing", "merge 9 %('q' 'z'%) makes a token",
+  function(j) table.insert(j.model.merges, "q z") end)
 bad("a merge of one", "entry 9 is not a pair", function(j) table.insert(j.model.merges, "qz") end)
 bad("an id twice", "id 97 is given twice", function(j) j.model.vocab.zz = 97 end)
 bad("half an id", "'zz' has id 1.5", function(j) j.model.vocab.zz = 1.5 end)
 bad("a huge id", "out of range", function(j) j.model.vocab.zz = 1e9 end)
-bad("a broken pattern", "does not compile", function(j) j.pre_tokenizer.pretokenizers[1].pattern.Regex = "(a" end)
+bad("a broken pattern", "does not compile",
+  function(j) j.pre_tokenizer.pretokenizers[1].pattern.Regex = "(a" end)
 bad("another model", "'Unigram' is not BPE", function(j) j.model.type = "Unigram" end)
-bad("another normaliser", "'Lowercase' is not handled", function(j) j.normalizer.type = "Lowercase" end)
-bad("another splitter", "'Digits' is not handled", function(j) j.pre_tokenizer.pretokenizers[1].type = "Digits" end)
+bad("another normaliser", "'Lowercase' is not handled",
+  function(j) j.normalizer.type = "Lowercase" end)
+bad("another splitter", "'Digits' is not handled",
+  function(j) j.pre_tokenizer.pretokenizers[1].type = "Digits" end)
 bad("no ByteLevel", "not ByteLevel", function(j) table.remove(j.pre_tokenizer.pretokenizers) end)
 bad("lstrip", "lstrip", function(j) j.added_tokens[1].lstrip = true end)
 bad("byte_fallback", "byte_fallback", function(j) j.model.byte_fallback = true end)
 do
   local json = description()
   json.model.vocab[letter[0]] = nil
-  check.raises(function() sz.tokenizer(save(json)):encode("\0") end, "no token for byte 0x00", "a vocabulary without byte 0")
+  check.raises(function() sz.tokenizer(save(json)):encode("\0") end,
+    "no token for byte 0x00", "a vocabulary without byte 0")
 end
 write_file(dir .. "/tokenizer.json", "{ no")
 check.raises(function() sz.tokenizer(dir) end, "tokenizer.json: not valid JSON", "no JSON")
-check.raises(function() sz.tokenizer(dir .. "/none") end, "none/tokenizer.json: No such file", "no folder")
+check.raises(function() sz.tokenizer(dir .. "/none") end,
+  "none/tokenizer.json: No such file", "no folder")
 os.execute("rm -rf " .. dir)
 
 -- ---- the released vocabulary ----
@@ -175,9 +188,11 @@ local seconds = os.clock() - started
 print(("loaded %d ids in %.2f s"):format(qwen:size(), seconds))
 check.equal(qwen.eos_id, 151645, "eos")
 check.equal(qwen:id("<|image_pad|>"), 151655, "image_pad")
-check.ok(tokenizer.template_sum(qwen.config.chat_template) == "1017:61244108", "the folder's chat template is the known one")
+check.ok(tokenizer.template_sum(qwen.config.chat_template) == "1017:61244108",
+  "the folder's chat template is the known one")
 
-local total, wrong = { encode = 0, encode_new = 0, decode = 0, chat = 0 }, { encode = 0, encode_new = 0, decode = 0, chat = 0 }
+local total = { encode = 0, encode_new = 0, decode = 0, chat = 0 }
+local wrong = { encode = 0, encode_new = 0, decode = 0, chat = 0 }
 local function same_ids(a, b)
   if #a ~= #b then return false end
   for i = 1, #a do if a[i] ~= b[i] then return false end end

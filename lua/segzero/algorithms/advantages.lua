@@ -9,8 +9,8 @@
 --             (tokens), finish ("stop" or "length"), ids, logprobs and, with a reference model,
 --             reference; the last three have one number for each token. See train/records.lua
 --   options   the run's numbers of this step: kl_coef, clip_low, ... (train/trainer.lua)
---   needs     {reference = true} when fn reads sample.reference: the reference model is then loaded
---             and run even if the loss has no KL term
+--   needs     {reference = true} if fn reads sample.reference: loads and runs the reference model
+--             even if the loss has no KL term
 --
 -- An estimator must not change the batch. Leaves out: estimators with a critic.
 
@@ -21,9 +21,9 @@ local M = registry.new("advantage estimator",
 
 local EPSILON = 1e-6
 
--- The advantages of one group from its scores: {5, 3, 3, 1} -> {1.2247, 0, 0, -1.2247}. (score -
--- mean) / (std + 1e-6) with the unbiased standard deviation, as in Seg-Zero. A single answer keeps
--- its score.
+-- The advantages of one group from its scores: {5, 3, 3, 1} -> {1.2247, 0, 0, -1.2247}. Computes
+-- (score - mean) / (std + 1e-6) with the unbiased standard deviation, as Seg-Zero does. A single
+-- answer keeps its score.
 function M.grpo(scores)
   local n = #scores
   if n == 1 then return { scores[1] / (1 + EPSILON) } end

@@ -1,4 +1,4 @@
--- aggregations.lua - the registry of loss averages: what each token weighs in the loss of an
+-- aggregations.lua - the registry of loss averages: the weight of each token in the loss of an
 -- update.
 --
 --   local function sum(length, totals) return 1 end
@@ -6,8 +6,8 @@
 --
 -- fn(length, totals) returns the weight of each token of an answer that has `length` tokens; the
 -- update's loss is the sum of weight * loss over all tokens. totals = {tokens =, answers =} counts
--- the whole update, whatever the micro-batches are, so the split does not change the loss.
--- Leaves out: weights that depend on the answer's content; an advantage may carry those.
+-- the whole update, so the split into micro-batches does not change the loss.
+-- Leaves out: weights that depend on the answer's content (an advantage can express those).
 
 local registry = require "segzero.core.registry"
 

@@ -1,4 +1,4 @@
--- loss.lua - the names of segzero 0.1 (sz.loss) for what the registries hold now.
+-- loss.lua - sz.loss of segzero 0.1: old names for functions that are now in registries.
 --
 --   sz.loss.policy(logprob, old, advantage, clip_low, clip_high) -> loss, ratio     (losses.lua)
 --   sz.loss.kl.low_var_kl(logprob, reference)                                       (kl.lua)

@@ -2,19 +2,20 @@
 --
 --   local loss = require "segzero.algorithms.mask_loss"
 --   local total, parts = loss.sam2(out, truth, { modes = {"both", ...}, weights = loss.WEIGHTS })
---   loss.focal(x, y), loss.dice(x, y)   logits x and truth y f32 [n, k] -> f32 [n, 1], one a row
+--   loss.focal(x, y), loss.dice(x, y)   logits x and truth y f32 [n, k] -> f32 [n, 1]
 --   loss.iou_of(x, y)                   the actual IoU of each row: logits above 0, truth above 0.5
 --
 -- out is what sam:decode returns: logits [P, m, s, s], iou [P, m], object [P, 1]. truth is f32
--- [P, h, w], 0 to 1. Logits are resized to h x w, bilinearly, as masks are made. modes[p] says
--- which masks prompt p trains: "single" the first, "multi" the best of the others, "both" (the
--- default).
--- Of "multi" only the mask with the least focal + dice gets those gradients; every trained mask's
--- predicted IoU is compared with its actual one. An empty truth trains the object score alone. All
--- terms are means over what is trained. total is one element to call backward() on; parts are
--- numbers: mask, dice, iou, object, total, actual (mean IoU of the masks picked), score_error.
+-- [P, h, w], 0 to 1. Logits are resized bilinearly to h x w, as the predictor does to make masks.
+-- modes[p] says which masks prompt p trains: "single" the first, "multi" the best of the others,
+-- "both" (the default).
+-- With "multi", only the mask with the smallest focal + dice loss gets gradients from these terms.
+-- The predicted IoU of every trained mask is compared with its actual IoU. An empty truth trains
+-- only the object score. All terms are means over what is trained. total is one element to call
+-- backward() on; parts are numbers: mask, dice, iou, object, total, actual (mean IoU of the picked
+-- masks), score_error.
 --
--- Leaves out: several clicks on one object in a row, frames of a video.
+-- Leaves out: several clicks on one object, frames of a video.
 
 local tensor = require "segzero.core.tensor"
 local core = require "segzero.core.ffi"
@@ -28,13 +29,13 @@ local TERMS = { "mask", "dice", "iou", "object" }
 local MODES = { single = true, multi = true, both = true }
 
 -- ---- terms ----
--- Sums of the rows [n, k] -> [n, 1], as a product, which has a gradient.
+-- Sums over the rows, [n, k] -> [n, 1]. A product with ones, because that has a gradient.
 local function row_sums(x)
   local ones = tensor.zeros({ 1, x:shape()[2] }, { device = x:device() }):affine(0, 1)
   return x:linear(ones)
 end
 
--- Cross entropy of logits without overflow; its gradient is sigmoid(x) - y.
+-- Cross entropy of logits, without overflow. Its gradient is sigmoid(x) - y.
 local function cross_entropy(x, y) return x:softplus():sub(x:mul(y)) end
 
 -- Cross entropy weighted by (1 - p_t)^2, where p_t is the probability of the truth, and by alpha
@@ -89,14 +90,15 @@ local function resized(rows, size)
   return rows:reshape(n, size.height * size.width)
 end
 
--- A group is what one prompt trains together: {prompt =, first =, last =}, numbers from 0.
+-- A group is the masks of one prompt of which the best is trained: {prompt =, first =, last =},
+-- counted from 0.
 local function groups_of(size, modes, level)
   local list = {}
   for p = 0, size.prompts - 1 do
     local mode = modes and modes[p + 1] or "both"
     if not MODES[mode] then
-      error(("mask_loss: mode %s of prompt %d, expected single, multi or both")
-        :format(tostring(mode), p + 1), level + 1)
+      error(("mask_loss: the mode of prompt %d is %s, expected single, multi or both")
+        :format(p + 1, tostring(mode)), level + 1)
     end
     if mode ~= "multi" or size.masks == 1 then
       list[#list + 1] = { prompt = p, first = 0, last = 0 }
@@ -108,8 +110,8 @@ local function groups_of(size, modes, level)
   return list
 end
 
--- Sets of each group `best`, the mask with the least loss, and `actual`, the IoU of each of its
--- masks. No gradients are recorded.
+-- Sets `best` of each group, the mask with the smallest loss, and `actual`, the IoU of each of its
+-- masks. Records no gradients.
 local function pick_best(rows, truth, list, weights, size)
   local mask_ids = {}
   local prompt_ids = {}
@@ -145,7 +147,7 @@ local function pick_best(rows, truth, list, weights, size)
   end)
 end
 
--- For each prompt 1 if its truth is not empty, else 0.
+-- A list: 1 for each prompt with an object in its truth, else 0.
 local function objects_present(truth, size)
   local host = truth:values()
   local data = tensor.data(host)
@@ -163,7 +165,7 @@ local function objects_present(truth, size)
   return present
 end
 
--- What the terms are computed of, from the groups:
+-- What the terms are computed from:
 --   picked, prompt, share   of each group: its best mask's row, its prompt, its part of the loss
 --   actual, weight          of every mask: its actual IoU, its part of the loss of predicted IoUs
 --   mean, score_error       means over the groups that have an object: IoU, and how far the
@@ -211,14 +213,16 @@ local function sizes(out, truth, level)
   local logits = out.logits:shape()
   local shape = truth:shape()
   if shape[1] ~= logits[1] then
-    error(("mask_loss: %d truths for %d prompts"):format(shape[1], logits[1]), level + 1)
+    local message = "mask_loss: truth has %d masks, out has %d prompts"
+    error(message:format(shape[1], logits[1]), level + 1)
   end
   return {
-    prompts = logits[1], masks = logits[2], side = logits[3], height = shape[2], width = shape[3],
+    prompts = logits[1], masks = logits[2], side = logits[3],
+    height = shape[2], width = shape[3],
   }
 end
 
--- Each term as one element with a gradient.
+-- The terms, each a tensor of one element with a gradient.
 local function terms_of(out, rows, truth, s, present, size)
   local device = { device = out.logits:device() }
   local x = resized(rows:gather_rows(ids(s.picked)), size)
@@ -244,12 +248,12 @@ function M.sam2(out, truth, opts)
   local y = truth:to { device = out.logits:device() }
   y = y:reshape(size.prompts, size.height * size.width)
 
-  -- Which mask of each group is trained, and what it is compared with.
+  -- Pick the mask of each group that is trained, and what it is compared with.
   pick_best(rows, y, list, weights, size)
   local present = objects_present(truth, size)
   local s = selection(list, present, out.iou, size)
 
-  -- The weighted sum of the terms.
+  -- Add up the weighted terms.
   local terms = terms_of(out, rows, y, s, present, size)
   local parts = { actual = s.mean, score_error = s.score_error }
   local total

@@ -1,20 +1,18 @@
--- arguments.lua - a command line as a list of settings: {key, raw value, where it was written}.
+-- arguments.lua - splits a command line into settings: {key, raw value, where it was written}.
 --
 --   key=value    --key=value    --key value    --flag    config=FILE.yaml
 --
--- A boolean written as --flag without a value is true, and any row may name the value of its bare
--- form (row.bare). A YAML file stands for its settings at the place where it is named, so that
--- later arguments override it.
--- Leaves out: what keys exist and what they take; that is asked of `find`, a function (key) -> row
--- or nil.
+-- A boolean written as --flag without a value is true. Other rows can name the value that a bare
+-- --key means (row.bare). The settings of a YAML file take its place on the command line, so later
+-- arguments override them.
+-- Leaves out: which keys exist and what they accept; the caller's find(key) -> row or nil knows.
 
 local values = require "segzero.config.values"
 local yaml = require "segzero.config.yaml"
 
 local M = {}
 
--- What a bare --key means, when the row has a bare form and the next word is not a value for it;
--- else nil.
+-- The value of a bare --key. nil if the row has no bare form, or if the next word is its value.
 local function bare_value(row, next_word)
   if not row then return nil end
   local bare = row.bare
@@ -42,6 +40,23 @@ local function read_word(args, i, find)
   return key, args[i + 1], 2
 end
 
+-- A script hands over a list of words; a table with names would be an empty list.
+local function check_words(args)
+  if type(args) ~= "table" then
+    error(("settings are a list such as {'trainer.max_steps=3'}, got %s"):format(tostring(args)), 0)
+  end
+  for key, word in pairs(args) do
+    if type(key) == "string" then
+      error(("settings are a list of words: write {'%s=%s'}, not {%s = ...}"):format(key,
+        tostring(word), key), 0)
+    end
+    if type(word) ~= "string" then
+      error(("setting %s is %s, not a word such as 'trainer.max_steps=3'"):format(tostring(key),
+        tostring(word)), 0)
+    end
+  end
+end
+
 -- Returns the list; origin is the YAML file's path, or nil for the command line itself.
 function M.list(args, find)
   local out = {}
@@ -58,8 +73,9 @@ function M.list(args, find)
   return out
 end
 
--- --help [PART] anywhere in the arguments: true and PART (or nil); else false.
+-- Looks for --help [PART] in the arguments. Returns true and PART (or nil), else false.
 function M.wants_help(args)
+  check_words(args)
   for i = 1, #args do
     if args[i] == "--help" or args[i] == "-h" then
       local part = args[i + 1]

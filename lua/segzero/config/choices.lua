@@ -1,8 +1,9 @@
--- choices.lua - names that a setting accepts and that are registered elsewhere: `choices =
--- choices.of "losses"`.
+-- choices.lua - the names that a setting accepts, read from a registry.
 --
--- They are asked when a value is read, so that a name that a script has registered counts, and the
--- registry's module is loaded only then.
+--   choices = choices.of "losses"       in a setting's row
+--
+-- The registry is loaded and read when a value is checked, so names that a script has registered
+-- are accepted too.
 
 local MODULES = {
   advantages = "segzero.algorithms.advantages",
@@ -13,24 +14,10 @@ local MODULES = {
   loggers = "segzero.log.loggers",
 }
 
--- Names for as long as the module is not there.
-local BUILT_IN = {
-  advantages = { "grpo" },
-  losses = { "ppo_clip" },
-  kl = { "abs", "kl", "low_var_kl", "mse" },
-  aggregations = { "seq", "token" },
-  schedules = { "constant" },
-  loggers = { "console", "jsonl" },
-}
-
 local M = {}
 
 function M.of(seam)
-  return function()
-    local ok, registry = pcall(require, MODULES[seam])
-    if not ok then return BUILT_IN[seam] end
-    return registry:names()
-  end
+  return function() return require(MODULES[seam]):names() end
 end
 
 return M

@@ -1,5 +1,5 @@
--- cli.lua - how a recipe or an example is started: silent at `require`, and run when it is the
--- script on the command line.
+-- cli.lua - starts a recipe or an example: runs it if it is the script on the command line, and
+-- does nothing if it is only required.
 --
 --   local M = {}
 --   M.schema = ...                                  what --help prints
@@ -9,9 +9,9 @@
 --   cli.main(M)                                     the last line but `return M`
 --   return M
 --
--- A mistake in the settings is printed as "NAME: message" and ends the program with status 2; an
--- error in the work, with status 1 (unless it was raised by usage_error, for a mistake that only
--- the work could find). A module without `execute` has run(args) only, whose errors go to the host
+-- A mistake in the settings is printed as "NAME: message" and ends the program with status 2. An
+-- error in the work ends it with status 1, unless usage_error raised it for a wrong option that
+-- shows up late. A module may have run(args) instead of `execute`; its errors go to the host
 -- program (status 1).
 -- Leaves out: parsing (schema.lua).
 
@@ -19,8 +19,8 @@ local arguments = require "segzero.config.arguments"
 
 local M = {}
 
--- True when `source` (as debug.getinfo gives it) is the file that the host program was told to run.
--- The host looks for a script in the current folder first, then among those that came with segzero.
+-- True if `source` (from debug.getinfo) is the script that the host program runs. The host looks
+-- for it in the current folder first, then among the scripts that came with segzero.
 local function is_script(source)
   local name = arg and arg[0]
   if not name then return false end
@@ -31,7 +31,7 @@ end
 
 local work_status = 1
 
--- Raises the message; the program then ends with status 2, as for any other wrong option.
+-- Raises the message and makes the program end with status 2, as for any other wrong option.
 function M.usage_error(message)
   work_status = 2
   error(message, 0)
@@ -64,7 +64,7 @@ function M.main(module)
   if required or not is_script(source) then return end
   local help, part = arguments.wants_help(arg)
   if help and module.schema then
-    print(module.schema:help(part))
+    io.write(module.schema:help(part), "\n")
     return
   end
   if not module.execute then

@@ -2,10 +2,11 @@
 --
 --   local cfg, given = require("segzero.config.evaluate").settings(arg)
 --
--- Besides checking, settings() fills in what follows from the model's config.json: its frame and
--- its dtype. With merge= or compare= nothing is filled in, because no model runs.
+-- settings() also takes the frame and the dtype from the model's config.json if they are not given.
+-- With merge= or compare= it does not, because no model runs.
 -- Leaves out: opening data and models.
 
+local console = require "segzero.log.console"
 local metrics = require "segzero.evaluation.metrics"
 local model = require "segzero.models.qwen_vl"
 local files = require "segzero.core.files"
@@ -14,7 +15,7 @@ local schema = require "segzero.config.schema"
 
 local M = {}
 
-local EMBEDDED_TOKENS = 110           -- what the embedded model's answers take
+local EMBEDDED_TOKENS = 110           -- enough for the embedded model's answers
 local REFSHAPES_ROWS = 128
 local SEG_ZERO_FRAME = 840
 
@@ -97,23 +98,23 @@ M.schema = schema.new {
 local function check_protocol(cfg, given)
   if cfg.protocol == "visionreasoner" then
     if given.several and not cfg.several then
-      error("protocol=visionreasoner reads lists of objects: several=false does not go with it", 0)
+      error("protocol=visionreasoner reads lists of objects: set several=true", 0)
     end
     cfg.several = true
   end
   if cfg.several and cfg.protocol == "segzero" then
-    error("protocol=segzero reads one object: several=true does not go with it", 0)
+    error("protocol=segzero reads one object: set several=false", 0)
   end
 end
 
 local function check_part(cfg)
   if cfg.part >= cfg.parts then
-    error(("part is %d: parts=%d has the parts 0 to %d"):format(cfg.part, cfg.parts, cfg.parts - 1),
-      0)
+    local message = "part is %d, expected 0 to %d because parts=%d"
+    error(message:format(cfg.part, cfg.parts - 1, cfg.parts), 0)
   end
 end
 
--- config.json of the policy. An oracle needs none.
+-- Reads config.json of the policy. An oracle needs none.
 local function read_policy(cfg)
   if files.exists(cfg.model_path .. "/config.json") then
     return model.read_json(cfg.model_path .. "/config.json")
@@ -127,7 +128,7 @@ local function find_policy(cfg, given)
   cfg.model_path = paths.policy(cfg.model_path)
   if embedded and not given.max_new_tokens then cfg.max_new_tokens = EMBEDDED_TOKENS end
   if embedded and not cfg.oracle then
-    print("no model named: using the embedded " .. cfg.model_path)
+    console.say("no model named: using the embedded " .. cfg.model_path)
   end
   local json = read_policy(cfg)
   cfg.frame = cfg.frame or tonumber(json.segzero_frame) or SEG_ZERO_FRAME
@@ -140,13 +141,15 @@ end
 local function find_sam2(cfg)
   local path, origin = paths.sam2(cfg.sam2_path, { model = cfg.model_path, data = cfg.data })
   cfg.sam2_path = path
-  if origin == "embedded" then print("no SAM2 named: using the embedded " .. path) end
+  if origin == "embedded" then
+    console.say("no SAM2 named: using the embedded " .. path)
+  end
   if cfg.oracle and path == "" then
     error("oracle=true needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0)
   end
 end
 
--- Returns the settings and {[key] = true} of those given.
+-- Returns the settings, and {[key] = true} for those that the user gave.
 function M.settings(args)
   local cfg, given = M.schema:read(args)
   check_protocol(cfg, given)

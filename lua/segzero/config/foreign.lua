@@ -56,7 +56,7 @@ local ignored = {
   ["trainer.val_generations_to_log_to_wandb"] = "all answers of a step are in rollouts.jsonl",
 }
 
--- Loggers that only Seg-Zero, EasyR1 and veRL have, and what takes their place.
+-- Loggers that only Seg-Zero, EasyR1 and veRL have, and what segzero uses instead.
 local loggers = {
   wandb = "jsonl",
   tensorboard = "jsonl",

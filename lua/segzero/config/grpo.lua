@@ -3,13 +3,13 @@
 --   local cfg = require("segzero.config.grpo").settings(arg)      cfg.worker.rollout.n, ...
 --
 -- The defaults are those of Seg-Zero's seg_zero_3b.yaml. Without a model the embedded one is used,
--- with the smaller settings of M.EMBEDDED. Nothing is loaded here, and every mistake is one line
--- before any weight is read.
--- Leaves out: opening the data and the models (the recipe), and whether rows have what a reward
--- needs.
+-- with the smaller settings of M.EMBEDDED. Nothing is loaded here: a mistake is reported in one
+-- line before any weight is read.
+-- Leaves out: opening data and models (the recipe does), and whether rows have what a reward needs.
 
 local choices = require "segzero.config.choices"
 local config = require "segzero.config"
+local console = require "segzero.log.console"
 local foreign = require "segzero.config.foreign"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
@@ -196,8 +196,8 @@ local trainer = {
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
 }
 
--- What the embedded model changes unless the user says otherwise: few tokens, and larger steps,
--- because it starts from minutes of pretraining.
+-- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of
+-- pretraining.
 M.EMBEDDED = {
   ["data.max_response_length"] = 110,
   ["data.refshapes_rows"] = 100000,
@@ -215,7 +215,7 @@ local function check_reference(cfg)
   local dtype = cfg.worker.ref.model.dtype
   if cfg.worker.ref.offload.param_offload and dtype == "int8" then
     error("worker.ref.offload.param_offload=true: a reference in 8 bits " ..
-      "(worker.ref.model.dtype=int8) stays on the device; set one of the two back", 0)
+      "(worker.ref.model.dtype=int8) stays on the device; use one of the two", 0)
   end
   local policy_dtype = cfg.worker.actor.model.dtype
   if cfg.worker.actor.model.lora.rank > 0 and dtype and dtype ~= policy_dtype then
@@ -264,7 +264,7 @@ M.schema = schema.new {
   checks = { check_reference, check_kl_coef, check_mask_reward },
 }
 
--- ---- what follows from the settings ----
+-- ---- derived settings ----
 local function use_embedded_model(cfg, given)
   local dir = paths.embedded_policy()
   cfg.worker.actor.model.model_path = dir
@@ -273,18 +273,18 @@ local function use_embedded_model(cfg, given)
   end
   local json = require("segzero.models.qwen_vl").read_json(dir .. "/config.json")
   if not given["data.refshapes_size"] then cfg.data.refshapes_size = json.segzero_frame or 840 end
-  print("no model named: using the embedded " .. dir)
+  console.say("no model named: using the embedded " .. dir)
 end
 
 local function use_refshapes(cfg)
   cfg.data.train_files = "refshapes"
   if cfg.data.val_files == "" then cfg.data.val_files = "refshapes" end
   local side = cfg.data.refshapes_size
-  print(("no data named: using RefShapes, generated images of %d pixels"):format(side))
+  console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end
 
--- The settings of these arguments, checked, and with what the embedded model changes. schema:
--- M.schema, or that of a recipe with the same keys.
+-- Reads and checks the settings, and fills in the embedded model and RefShapes where none is named.
+-- own_schema: a recipe's schema with the same keys; M.schema if nil.
 function M.settings(args, own_schema)
   local rules = own_schema or M.schema
   local cfg, given = rules:read(args)
@@ -299,7 +299,7 @@ function M.settings(args, own_schema)
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
   cfg.worker.reward.sam2_path = sam2
   if origin == "missing" then
-    print(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
+    console.say(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
   end
   if no_data then use_refshapes(cfg) end
   return rules:check(cfg)

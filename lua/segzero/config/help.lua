@@ -1,8 +1,7 @@
 -- help.lua - a schema as text: --help for a terminal, and a section of docs/settings.md.
 --
--- A row is shown as its key with the default, so that it can be copied, and a line with what it
--- means and takes.
--- Leaves out: wrapping. A row's help is one line by itself.
+-- Each setting takes two lines: key=default, which can be copied, then what it means and accepts.
+-- Leaves out: wrapping. A row's help fits on one line.
 
 local values = require "segzero.config.values"
 
@@ -39,7 +38,7 @@ local function row_lines(row, out)
   if row.also then out[#out + 1] = "      also: " .. table.concat(row.also, ", ") end
 end
 
--- part: nil for the whole help, or a piece of a key.
+-- part: shows only keys that contain it; nil shows all.
 function M.text(schema, part)
   local out = {}
   if not part then

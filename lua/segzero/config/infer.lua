@@ -2,9 +2,9 @@
 --
 --   local options = require("segzero.config.infer").settings(arg)
 --
--- settings checks everything that can be checked without reading the model: options, file endings,
--- and which of them exclude each other.
--- Leaves out: files and models (the script opens them, which may fail in other ways).
+-- settings() checks all that can be checked without reading the model: options, file endings, and
+-- options that exclude each other.
+-- Leaves out: opening files and models (the script does).
 
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
@@ -109,7 +109,7 @@ local function check_output(o)
   end
 end
 
--- options.model_path and options.sam2_path become what is meant; sam2_path is "" for none.
+-- Replaces options.model_path and options.sam2_path by real paths; sam2_path is "" without SAM2.
 local function find_models(o)
   o.embedded = o.model_path == ""
   o.model_path = paths.policy(o.model_path)

@@ -5,8 +5,8 @@
 --
 --   local cfg = config.read({ steps = 100, name = "run", limit = config.optional "number" }, arg)
 --
--- config.read is for a short script of one's own: the type of a default is the type of its key.
--- Recipes have a schema (schema.lua), which also knows ranges, choices and help.
+-- config.read is for short scripts: the type of a default is the type of its setting. Recipes have
+-- a schema (schema.lua), which also knows ranges, choices and help.
 
 local schema = require "segzero.config.schema"
 
@@ -14,7 +14,7 @@ local M = {}
 
 local optional_mt = {}
 
--- A default of nil that takes a value of this type ("number", "text", ...) or null.
+-- A setting without a default: takes a value of this type ("number", "text", ...) or null.
 function M.optional(kind) return setmetatable({ kind = kind }, optional_mt) end
 
 local function is_optional(value) return getmetatable(value) == optional_mt end
@@ -37,7 +37,7 @@ end
 -- Nested tables as {["a.b.c"] = value}.
 function M.flat(cfg) return flatten(cfg, "", {}) end
 
--- One setting by its dotted key; nil when it is not there.
+-- The setting with a dotted key, or nil.
 function M.get(cfg, key)
   local value = cfg
   for part in key:gmatch "[^.]+" do
@@ -61,15 +61,15 @@ local function row_of(key, default)
 end
 
 -- defaults: a nested table, or a schema. opts.ignored: {key = why it has no effect}.
--- Returns the settings and {[key] = true} of those that were given.
+-- Returns the settings, and {[key] = true} for those that the user gave.
 function M.read(defaults, args, opts)
   if schema.is(defaults) then return defaults:read(args) end
   local rows = {}
   for key, default in pairs(M.flat(defaults)) do rows[#rows + 1] = row_of(key, default) end
   table.sort(rows, function(a, b) return a.key < b.key end)
   local ignored = opts and opts.ignored
-  return schema.new({ name = "settings", groups = { { title = "Settings", rows = rows } },
-    ignored = ignored }):read(args)
+  local groups = { { title = "Settings", rows = rows } }
+  return schema.new({ name = "settings", groups = groups, ignored = ignored }):read(args)
 end
 
 return M

@@ -28,7 +28,7 @@ function M.settings(args)
     if cfg[key] == "" then error(("%s is missing: write %s=FOLDER"):format(key, key), 0) end
   end
   if files.exists(cfg.out .. "/config.json") then
-    error(("out: there is a model in %s already; name another folder"):format(cfg.out), 0)
+    error(("out: %s holds a model already; name another folder"):format(cfg.out), 0)
   end
   if not cfg.dtype then
     local model = require "segzero.models.qwen_vl"

@@ -1,18 +1,18 @@
--- paths.lua - which folders a setting means: the embedded models, and the newest checkpoint of a
+-- paths.lua - resolves the paths in settings: the embedded models, and the newest checkpoint of a
 -- run folder.
 --
 --   paths.policy ""                       the embedded policy
 --   paths.policy "runs/refshapes_grpo"    its newest complete checkpoint, .../global_step_110
 --   paths.sam2("", { model = dir })       the embedded SAM2 for the embedded policy, or "" for none
 --
--- infer, evaluate and the GRPO recipes all ask here. Nothing is loaded.
+-- infer, evaluate and the GRPO recipes all use it. Nothing is loaded.
 -- Leaves out: names on the Hugging Face hub.
 
 local files = require "segzero.core.files"
 
 local M = { POLICY = "models/tiny/qwen2.5-vl", SAM2 = "models/tiny/sam2" }
 
--- What is equal in the config.json of the embedded policy and of everything trained from it.
+-- Keys of config.json that are the same in the embedded policy and in every model trained from it.
 local SHAPE = { "model_type", "segzero_frame", "hidden_size", "num_hidden_layers", "vocab_size" }
 
 local function read_config(dir)
@@ -34,16 +34,16 @@ function M.is_embedded(dir)
   return true
 end
 
--- A run folder has a config.json of settings, which no model has, and checkpoints. Its newest
--- complete one, or nil.
+-- The newest complete checkpoint of a run folder, or nil. A run folder's config.json holds
+-- settings, which no model's does.
 local function newest_checkpoint(dir)
   local ok, json = pcall(read_config, dir)
   if not ok or (json and json.model_type) then return nil end
   return require("segzero.train.checkpoint").latest(dir)
 end
 
--- The policy's folder: "" is the embedded one, and a run folder its newest checkpoint. Whether a
--- model is there is asked by who loads it.
+-- The policy's folder: the embedded one for "", the newest checkpoint for a run folder. Does not
+-- check that it holds a model; the loader does.
 function M.policy(named)
   if named == "" then return M.embedded_policy() end
   local dir = named:gsub("(.)/+$", "%1")
@@ -52,9 +52,9 @@ end
 
 -- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none.
 -- options.model: the policy's folder; options.data: the data set that is evaluated. The embedded
--- SAM2 knows RefShapes images only, so it is the default for the embedded policy (and what was
+-- SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
 -- trained from it) and for evaluations on RefShapes. The second result says where a default came
--- from: "embedded", or "missing" when the embedded one is not installed.
+-- from: "embedded", or "missing" if the embedded one is not installed.
 function M.sam2(named, options)
   local lower = named:lower()
   if lower == "none" or lower == "null" then return "" end
@@ -65,9 +65,9 @@ function M.sam2(named, options)
   return embedded, "embedded"
 end
 
--- Where a recipe that makes a model writes it: a folder that the user named is taken as it is, even
--- if it holds a model; the default becomes -2, -3, ... so that nothing is overwritten unasked. The
--- folder is made later.
+-- The folder to which a recipe writes its model. A folder that the user named is used even if it
+-- holds a model; the default gets -2, -3, ... so that nothing is overwritten. Does not make the
+-- folder.
 function M.output(folder, is_given)
   if is_given then return folder end
   local free = folder

@@ -1,5 +1,5 @@
--- schema.lua - the settings of one program: a row for each, which yields parsing, checks, errors,
--- --help and documentation.
+-- schema.lua - the settings of one program: a row for each, from which parsing, checks, errors,
+-- --help and documentation follow.
 --
 --   local demo = schema.new {
 --     name = "my_recipe.lua", about = "One sentence.", usage = { "[key=value ...]" },
@@ -12,13 +12,13 @@
 --   }
 --   local cfg, given = demo:read(arg)    cfg.rollout.n; given["rollout.n"] when the user set it
 --   demo:check(cfg)                      the checks between settings
---   print(demo:help(part))               rows whose key contains part
+--   demo:help(part)                      text: the rows whose key contains part
 --
--- Row fields: key, type, default, help, and those of values.lua; also = other keys that mean the
--- same; unit, for the help; bare, what --key without a value means. A misspelt key is an error that
--- names the nearest one; a key in `ignored` is accepted with a note, once. All errors are one line
--- at level 0, because the reader of them is not a programmer.
--- Leaves out: what a recipe derives from the settings (config/grpo.lua and the others do).
+-- Row fields: key, type, default, help, and those of values.lua; also = other names of the key;
+-- unit, for the help; bare, the value of --key without a value. A misspelt key is an error that
+-- names the nearest one; a key in `ignored` is accepted and noted once. All errors are one line
+-- without a position, because they are the user's mistakes.
+-- Leaves out: what a recipe derives from the settings (config/grpo.lua and the others do that).
 
 local nearest = require "segzero.core.nearest"
 local options = require "segzero.core.options"
@@ -31,7 +31,7 @@ local ROW = options.set { "key", "type", "default", "help", "min", "max", "above
   "multiple", "choices", "elsewhere", "optional", "null", "joined", "also", "unit", "bare" }
 local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "checks" }
 
--- Options of the host program, which it reads only before the script's name.
+-- Options that the host program reads before the script's name only.
 local HOST_OPTIONS = { threads = true, device = true, version = true, e = true }
 
 local methods = {}
@@ -80,7 +80,7 @@ function M.new(spec)
   return self
 end
 
--- The same schema for another program.
+-- The same settings for another program.
 function methods:renamed(name, about, usage)
   local other = {}
   for field, value in pairs(self) do other[field] = value end
@@ -90,10 +90,10 @@ function methods:renamed(name, about, usage)
   return setmetatable(other, mt)
 end
 
--- The row of a key or of another name for it; nil.
+-- The row of a key or of one of its other names; nil if there is none.
 function methods:find(key) return self.by_key[key] end
 
--- Why a key has no effect here, or nil. "worker.critic.*" stands for all keys below worker.critic.
+-- Why a key is ignored, or nil. "worker.critic.*" stands for all keys below worker.critic.
 local function ignored_reason(self, key)
   if self.ignored[key] then return self.ignored[key] end
   local parent = key:match "^(.*)%.[^.]+$"
@@ -125,15 +125,15 @@ function methods:defaults()
   return cfg
 end
 
--- The settings of a command line (a list of words): nested tables, and {[key] = true} of those
--- given. Values are checked one by one; self:check(cfg) is the caller's to call. With --help among
--- the words it prints the help and ends the program.
+-- Reads a command line (a list of words). Returns the settings as nested tables, and
+-- {[key] = true} for those that were given. Each value is checked; the caller calls self:check(cfg)
+-- for the checks between settings. --help among the words prints the help and ends the program.
 function methods:read(args)
   args = args or {}
   local help, part = arguments.wants_help(args)
   if help then
-    print(self:help(part))
-    io.stdout:flush()
+    io.write(self:help(part), "\n")
+    io.flush()
     os.exit(0)
   end
   local cfg, given, noted = self:defaults(), {}, {}
@@ -161,13 +161,13 @@ function methods:read(args)
   return cfg, given
 end
 
--- The checks between settings. Each is a function (cfg) that raises one line.
+-- Runs the checks between settings. Each is a function (cfg) that raises one line.
 function methods:check(cfg)
   for _, check in ipairs(self.checks) do check(cfg) end
   return cfg
 end
 
--- Text for a terminal; part: only keys that contain it.
+-- Help for a terminal. part: shows only keys that contain it.
 function methods:help(part) return require("segzero.config.help").text(self, part) end
 
 -- A Markdown section for docs/settings.md.

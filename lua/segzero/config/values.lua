@@ -1,6 +1,6 @@
--- values.lua - the value of one setting: from text to Lua, checked, and described in words.
+-- values.lua - parses, checks and describes the value of one setting.
 --
--- A row says what a setting takes: {key =, type =, default =, ...}. Types and the fields that
+-- A row says what a setting accepts: {key =, type =, default =, ...}. Types, and the fields that
 -- narrow them:
 --
 --   number, integer   min or above (the lower bound, included or not), max or below, multiple
@@ -9,10 +9,10 @@
 --   text              choices; joined = true also takes a YAML list, as a,b,c
 --   list              of texts: a,b,c or [a, "b"]; choices; elsewhere = {name = "used instead"}
 --
--- optional = true also takes null, which is Lua's nil. null = V also takes null and means V.
--- choices is a list of names or a function that returns one, so that what a user's script registers
--- counts.
--- Leaves out: checks between settings (schema.lua calls them).
+-- optional = true accepts null, which becomes nil. null = V accepts null, which becomes V.
+-- choices is a list of names, or a function that returns one, so that it can include names that a
+-- script has registered.
+-- Leaves out: checks between settings (schema.lua).
 
 local nearest = require "segzero.core.nearest"
 
@@ -24,7 +24,7 @@ local NUMBERS = { number = true, integer = true, count = true }
 
 M.TYPES = { number = true, integer = true, count = true, boolean = true, text = true, list = true }
 
--- A number as a person would write it: whole ones without an exponent.
+-- A number as people write it: whole numbers have no exponent.
 local function number_text(n)
   if n == 2 ^ 53 then return "2^53" end
   if n == -2 ^ 53 then return "-2^53" end
@@ -32,7 +32,7 @@ local function number_text(n)
   return ("%.14g"):format(n)
 end
 
--- The names that a row accepts, or nil when any text will do.
+-- The names that a row accepts, or nil if it accepts any text.
 function M.choices(row)
   if type(row.choices) == "function" then return row.choices() end
   return row.choices
@@ -80,7 +80,7 @@ function M.expected(row)
   return text
 end
 
--- How a value is written on a command line.
+-- A value as it is written on a command line.
 function M.text(value)
   if value == nil then return "null" end
   if type(value) == "number" then return number_text(value) end
@@ -88,7 +88,7 @@ function M.text(value)
   return tostring(value)
 end
 
--- "KEY is VALUE, expected ...": text as the user wrote it.
+-- The error "KEY is VALUE, expected ...". text: the value as the user wrote it.
 local function refuse(row, text)
   local shown = text
   if not tonumber(text) then shown = "'" .. text .. "'" end
@@ -140,8 +140,8 @@ local function split(text)
   return list
 end
 
--- Items that only other programs have are replaced by row.elsewhere[item]; note is called with a
--- sentence for each.
+-- Replaces items that only other programs have by row.elsewhere[item], and calls note(sentence) for
+-- each of them.
 local function to_list(row, items, note)
   local names = M.choices(row)
   if not names then return items end
@@ -165,8 +165,8 @@ local function to_list(row, items, note)
   return list
 end
 
--- raw: text, or a list of texts (from YAML). Returns ok, value (nil for null); or false, the
--- error's message.
+-- raw: text, or a list of texts (from YAML). Returns true and the value (nil for null), or false
+-- and the error's message.
 function M.convert(row, raw, note)
   if type(raw) == "table" and row.joined then raw = table.concat(raw, ",") end
   if type(raw) == "table" and row.type ~= "list" then

@@ -1,22 +1,22 @@
--- yaml.lua - a YAML file of settings as a list of {key, value}, in which nesting has become dotted
--- keys.
+-- yaml.lua - reads a YAML file of settings as a list of {key, value} with dotted keys.
 --
 --   worker:                                worker.rollout.n     "4"
 --     rollout: { n: 4 }           ->       trainer.logger       {"console", "wandb"}
 --   trainer:
 --     logger: [console, wandb]
 --
--- Scalars stay text, so that a value means the same here and on the command line; an empty one is
+-- Scalars stay text, so a value means the same in a file and on the command line. An empty value is
 -- "null". Keys are sorted.
 -- Leaves out: several documents in a file (the first one counts), lists of anything but scalars.
 
+local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 
 local M = {}
 
 local lyaml
 
--- lyaml reads globals that are not there, which segzero's strict mode refuses while it is loaded.
+-- Loads lyaml with strict mode off, because lyaml reads undefined globals while it loads.
 local function load_library()
   if lyaml then return lyaml end
   local strict = require "segzero.core.strict"
@@ -38,7 +38,7 @@ local function is_list(value) return #value > 0 end
 local function flatten(path, value, prefix, out)
   local keys = {}
   for key in pairs(value) do
-    if type(key) ~= "string" then error(("%s: a key is not a text"):format(path), 0) end
+    if type(key) ~= "string" then error(("%s: a key is not a string"):format(path), 0) end
     keys[#keys + 1] = key
   end
   table.sort(keys)
@@ -63,18 +63,20 @@ local function flatten(path, value, prefix, out)
   end
 end
 
--- The settings of the file at `path`. A file that cannot be read or parsed is an error of one line.
+-- The settings of the file at `path`. A file that cannot be read or parsed raises one line.
 function M.read(path)
   local text, why = files.read(path)
   if not text then error("config: " .. why, 0) end
   local ok, found = pcall(load_library().load, text, { implicit_scalar = plain_scalar })
   if not ok then
-    error(("%s:%s"):format(path, (tostring(found):gsub("^[^\n]-%.lua:%d+: ", ""))), 0)
+    -- lyaml says "1:5: what is wrong"
+    local reason = core.plain(found):gsub("^(%d+):(%d+):%s*", "line %1, column %2: ")
+    error(("%s: %s"):format(path, reason), 0)
   end
   if found == nil then return {} end
   if type(found) ~= "table" or is_list(found) then
-    error(("%s: expected keys with values, such as 'worker: { rollout: { n: 8 } }'"):format(path),
-      0)
+    local message = "%s: expected keys with values, such as 'worker: { rollout: { n: 8 } }'"
+    error(message:format(path), 0)
   end
   local out = {}
   flatten(path, found, "", out)

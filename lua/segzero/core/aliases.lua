@@ -1,7 +1,8 @@
 -- aliases.lua - the module names of segzero 0.1, so that scripts written for it keep working.
 --
--- Requiring it adds a package loader; the host program does so before it runs anything. `require "segzero.tokenizer"`
--- then returns the module that `require "segzero.models.tokenizer"` does. New code uses the new names.
+-- Requiring it adds a package loader; the host program does so before it runs anything. After that,
+-- `require "segzero.tokenizer"` returns the same module as `require "segzero.models.tokenizer"`.
+-- New code uses the new names.
 
 local NEW_NAME = {
   ["advantage"] = "algorithms.advantages",

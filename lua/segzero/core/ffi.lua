@@ -1,14 +1,14 @@
--- ffi.lua - loads the core library and declares its functions from its own headers: the text between
--- the marks "ffi begin" and "ffi end" is what ffi.cdef reads, so no declaration is typed twice.
+-- ffi.lua - loads the core library and declares its functions. ffi.cdef reads the part of the C
+-- headers between the marks "ffi begin" and "ffi end", so no declaration is written twice.
 --
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
---   core.declare(header)          a header below core.root, once: a model family declares its own
---   core.check(x [, level])       x, or an error with the core's message when x is NULL/nil or -1;
+--   core.declare(header)          declares a header below core.root once, for a model family
+--   core.check(x [, level])       returns x; raises the core's message if x is NULL, nil or -1.
 --                                 level as for error()
---   core.call(x)                  the same without a position: for code inside core.guarded
---   core.guarded(f)               f as a public function: errors inside blame its caller
---   core.plain(message)           a message without the "file.lua:12: " in front of it
+--   core.call(x)                  the same without a position, for code inside core.guarded
+--   core.guarded(f)               wraps a public function: errors inside blame its caller
+--   core.plain(message)           the message without the "file.lua:12: " at its start
 --   core.root                     the folder with lua/, models/, runtime/*.h
 --
 -- runtime/sz.h and models/models.h are declared here. Leaves out: finding the backend (C does).
@@ -76,12 +76,12 @@ function M.call(x)
   return x
 end
 
--- Whether an error was raised by Ctrl-C. Code that continues after errors must raise this one
--- again, because it is reported only once.
+-- True if the error came from Ctrl-C. Code that continues after errors must raise this one again,
+-- because it is reported only once.
 function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
 
--- A message without the "file:line: " that error() puts in front. That position is in our own code,
--- so it does not help a user.
+-- Removes the "file:line: " that error() adds. The position is inside the library, so it does not
+-- help the user.
 function M.plain(why) return (tostring(why):gsub("^[^:%s]*%.lua:%d+: ", "")) end
 
 function M.guarded(f)

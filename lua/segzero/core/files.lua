@@ -1,5 +1,6 @@
--- files.lua - the file operations that plain Lua lacks: making folders, writing atomically, testing
--- for existence, JSON with sorted keys, the folder of a run and of an embedded model.
+-- files.lua - file operations that plain Lua lacks: making folders, atomic writes, tests for
+-- existence, JSON with sorted keys, new run folders, and the folders of the embedded models.
+--
 -- A file is written under a temporary name, flushed and renamed, so a half-written file never
 -- appears under its own name.
 
@@ -61,8 +62,8 @@ function M.write(path, text)
   end
 end
 
--- The Lua value of a JSON file; null is cjson.null. An error names the file. optional: nil when there
--- is no such file.
+-- The Lua value of a JSON file; null is cjson.null. Errors name the file. optional: returns nil if
+-- the file does not exist.
 function M.read_json(path, optional)
   local text, reason = M.read(path)
   if not text then
@@ -74,7 +75,7 @@ function M.read_json(path, optional)
   return value
 end
 
--- The same where the file must hold an object (or a list).
+-- The same for a file that must hold an object or a list.
 function M.read_json_object(path, optional)
   local value = M.read_json(path, optional)
   if value == nil then return nil end
@@ -82,7 +83,7 @@ function M.read_json_object(path, optional)
   return value
 end
 
--- JSON with sorted keys. cjson writes keys in hash order, which differs from process to process,
+-- JSON with sorted keys. cjson writes keys in hash order, which changes from process to process,
 -- but equal runs must write equal bytes.
 function M.json(value)
   if type(value) ~= "table" or next(value) == nil then return cjson.encode(value) end
@@ -98,7 +99,8 @@ function M.json(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
--- A new folder for each run: name, name-2, name-3, ... A folder that has a config.json is taken.
+-- A folder name that no run uses yet: name, name-2, name-3, ... A folder with a config.json is in
+-- use.
 function M.fresh_folder(wanted)
   local folder = wanted
   local n = 1
@@ -110,7 +112,8 @@ function M.fresh_folder(wanted)
   return folder
 end
 
--- The path of an embedded model: below the current folder if it is there, else in the installation.
+-- The path of an embedded model: in the current folder if it exists there, else in the
+-- installation.
 function M.embedded(path)
   if M.exists(path .. "/config.json") then return path end
   return core.root .. "/" .. path

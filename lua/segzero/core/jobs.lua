@@ -1,15 +1,19 @@
 -- jobs.lua - background jobs (runtime/io/jobs.c): a handle to wait for, and lists of files that a
 -- background thread writes.
 --
---   local j = jobs.wrap(ptr)              owns a C job;; j:done(), j:wait() -> true | nil,
---                                         message;; j:free()
---   local w = jobs.writing()              w:text(path, text), w:tensors(path, header, {tensor,
---                                         ...}), w:rename(from, to)
---   local j = w:start()                   in that order; nothing may write to the tensors until j
---                                         has ended
+--   local j = jobs.wrap(ptr)      owns a C job
+--   j:done()                      true when it has ended
+--   j:wait()                      -> true, or nil and a message
+--   j:free()
 --
--- The collector cancels or finishes a job that nothing refers to. When the program ends, it waits
--- for the jobs that have started.
+--   local w = jobs.writing()      collects what to write, in this order:
+--   w:text(path, text)
+--   w:tensors(path, header, {tensor, ...})
+--   w:rename(from, to)
+--   local j = w:start()           nothing may write to the tensors until j has ended
+--
+-- The collector cancels or finishes a job that nothing refers to. The program waits at its end for
+-- the jobs that have started.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -24,7 +28,7 @@ local Writing = {}
 Job.__index = Job
 Writing.__index = Writing
 
--- The threads run code of the library, so they must end before the Lua state unloads it.
+-- The threads run the library's code, so they must end before the Lua state unloads it.
 M.keeper = ffi.gc(ffi.new "int[1]", function() C.sz_jobs_end() end)
 
 function M.wrap(ptr) return setmetatable({ ptr = ffi.gc(ptr, C.sz_job_free) }, Job) end

@@ -1,9 +1,11 @@
--- nearest.lua - the known name that is closest to a misspelt one: for "did you mean".
+-- nearest.lua - finds the known name that is closest to a misspelt one, for "did you mean".
 --
 --   nearest("temprature", {"temperature", "top_p"})  ->  "temperature"
 --
--- Names may be dotted paths. A path whose last part is right counts as two edits away at most, because the last part is
--- what people remember; so does a name that was only begun ("image" for "image_path"). Leaves out: a limit. The closest name is returned however far away it is; nil for an empty list.
+-- Names may be dotted paths. A path whose last part is right counts as at most two edits away,
+-- because people remember the last part. So does a name of which only the beginning was typed
+-- ("image" for "image_path"). Returns nil for an empty list.
+-- Leaves out: a limit. The closest name is returned however far away it is.
 
 -- Levenshtein distance, one row of the table at a time.
 local function edit_distance(a, b)

@@ -1,12 +1,14 @@
--- registry.lua - named implementations of one seam: built-in ones and those that a user's script registers.
+-- registry.lua - named implementations of one seam: built-in ones, and those that a script
+-- registers.
 --
 --   local schedules = registry.new("schedule", { required = { "fn" }, optional = { "help" } })
---   schedules:register("cosine", { fn = f, help = "half a cosine from 1 to 0" })
---   schedules:get("cosine").fn       an unknown name is an error that lists the known ones and names the nearest
---   schedules:names()                sorted list; what a setting's choices are
+--   schedules:register("cosine", { fn = f, help = "a half cosine from 1 to 0" })
+--   schedules:get("cosine").fn       an unknown name is an error that lists the known names
+--   schedules:names()                sorted list: the choices of a setting
 --
--- Registering a name again replaces it, so that a script can be reloaded. A spec with unknown fields, or without the
--- required ones, is refused at the caller's line. Leaves out: removal.
+-- Registering a name again replaces it, so a script can be reloaded. A spec with an unknown field,
+-- or without a required one, is an error at the caller's line.
+-- Leaves out: removing a name.
 
 local nearest = require "segzero.core.nearest"
 local options = require "segzero.core.options"
@@ -20,18 +22,26 @@ function M.new(kind, fields)
   local all = {}
   for _, name in ipairs(fields.required) do all[#all + 1] = name end
   for _, name in ipairs(fields.optional or {}) do all[#all + 1] = name end
-  return setmetatable({ kind = kind, required = fields.required, fields = options.set(all), specs = {} }, mt)
+  local self = { kind = kind, required = fields.required, fields = options.set(all), specs = {} }
+  return setmetatable(self, mt)
 end
 
 function methods:register(name, spec)
+  if getmetatable(self) ~= mt then error("register: write registry:register(name, spec)", 2) end
   if type(name) ~= "string" or name == "" then
     error(("%s: a name is expected, got %s"):format(self.kind, tostring(name)), 2)
   end
   local where = ("%s '%s'"):format(self.kind, name)
-  if type(spec) ~= "table" then error(("%s: a table is expected, got %s"):format(where, type(spec)), 2) end
+  if type(spec) ~= "table" then
+    error(("%s: a table is expected, got %s"):format(where, type(spec)), 2)
+  end
   options.check(where, spec, self.fields, 2)
   for _, field in ipairs(self.required) do
     if spec[field] == nil then error(("%s: the field '%s' is missing"):format(where, field), 2) end
+    if type(spec[field]) ~= "function" then
+      error(("%s: the field '%s' is %s, expected a function"):format(where, field,
+        tostring(spec[field])), 2)
+    end
   end
   self.specs[name] = spec
 end
@@ -42,9 +52,10 @@ function methods:get(name, level)
   local spec = self.specs[name]
   if spec then return spec end
   local names = self:names()
-  local message = ("unknown %s '%s': did you mean '%s'? known: %s"):format(self.kind, tostring(name),
-    tostring(nearest(tostring(name), names)), table.concat(names, ", "))
-  error(message, (level or 1) + 1)
+  local wrong = tostring(name)
+  local guess = tostring(nearest(wrong, names))
+  local message = "unknown %s '%s': did you mean '%s'? known: %s"
+  error(message:format(self.kind, wrong, guess, table.concat(names, ", ")), (level or 1) + 1)
 end
 
 function methods:names()

@@ -2,9 +2,9 @@
 --
 -- Requiring it switches it on; ./segzero does so before it runs anything. Then
 --   reading a global that was never assigned is an error that names it;
---   assigning a new global is allowed in the main chunk of a file, of -e or of the REPL's prompt, and
---   from C; inside a function it is an error, because a `local` was forgotten.
--- A global that was once assigned may be nil. `rawget(_G, name)` asks without an error.
+--   assigning a new global is allowed in C and in a main chunk (of a file, of -e, of a line in the
+--   REPL); inside a function it is an error, because the `local` was probably forgotten.
+-- A global that was once assigned may be nil. `rawget(_G, name)` reads without an error.
 -- Left out: tables other than _G.
 
 local getinfo = debug.getinfo
@@ -25,8 +25,8 @@ end
 local function on_assign(globals, name, value)
   if not declared[name] then
     if caller_kind() == "Lua" then
-      error("assignment to undeclared global '" .. tostring(name)
-        .. "' inside a function (a local was meant?)", 2)
+      local message = "assignment to undeclared global '%s' inside a function (a local was meant?)"
+      error(message:format(tostring(name)), 2)
     end
     declared[name] = true
   end

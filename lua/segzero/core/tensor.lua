@@ -1,4 +1,4 @@
--- tensor.lua - tensors: a C tensor behind a Lua object, with the manners of PyTorch.
+-- tensor.lua - tensors: C tensors as Lua objects that behave like PyTorch's.
 --
 --   local t = tensor.new({{1, 2}, {3, 4}}, {dtype = "f32", device = "cpu"})
 --   (t * 2 + 1):exp():sum():item()
@@ -6,12 +6,12 @@
 --   t:requires_grad(true); loss:backward(); t:grad()
 --   t:to{device = "cuda"}      a copy there; item(), totable() and print read from every device
 --
--- Dimensions are counted from 0, as in PyTorch, and -1 is the last one. Elements are counted from
--- 1, as in t:totable() and all of Lua, and -1 is the last one. What is not supported is an error at
--- the caller's line.
+-- Dimensions are counted from 0, as in PyTorch, and elements from 1, as in Lua; -1 is the last one
+-- of either. Anything unsupported is an error at the caller's line.
 --
 -- A tensor holds one reference to its C object. free() drops it at once; otherwise the collector
--- does, which does not see how large C memory is, so loops should work inside tensor.step(f).
+-- does. The collector does not see how large C memory is, so loops should run inside
+-- tensor.step(f).
 --
 -- The parts, in core/tensor/:
 --   handle      the object, checks that all parts share       read        shape, elements, indexing
@@ -69,7 +69,7 @@ M.ops = ops.table
 M.methods = handle.methods         -- name -> function, to list them
 M.WIDTH = { f32 = 4, bf16 = 2, i32 = 4, u8 = 1 }       -- bytes of an element
 
--- The options table of a call, {} for nil; anything but a table is an error.
+-- The options table of a call, {} for nil. Anything else is an error.
 function M.options(opts, level) return handle.options(opts, level) end
 
 return M

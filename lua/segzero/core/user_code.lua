@@ -1,7 +1,7 @@
--- user_code.lua - calls of functions that a user wrote: a reward, a loss, a logger, a hook. If one
--- fails, the error shows the user's own traceback, once, without the frames of this library.
+-- user_code.lua - calls functions that a user wrote: a reward, a loss, a logger, a hook. If one
+-- fails, the error shows the user's own traceback once, without the frames of this library.
 --
---   user_code.call("the reward", f, ...)   what f returns, or the error "the reward failed: ..."
+--   user_code.call("the reward", f, ...)   f's results, or the error "the reward failed: ..."
 --   user_code.try(f, ...)                  true and f's results, or false and a failure
 --   user_code.text(failure)                the failure {message =, traceback =} as one text
 --
@@ -11,8 +11,7 @@ local core = require "segzero.core.ffi"
 
 local M = {}
 
--- The frames above the call made here, as text. They end where the traceback shows this file's
--- xpcall.
+-- The user's frames of a traceback: those before this file's xpcall.
 local function frames_of(traceback)
   local kept = {}
   for line in traceback:gmatch "[^\n]+" do
@@ -40,7 +39,7 @@ function M.try(f, ...)
   return finish(xpcall(f, describe, ...))
 end
 
--- The failure as one text. A message without a place in it was meant for the user: it needs no
+-- The failure as one text. A message without a position is meant for the user and gets no
 -- traceback.
 function M.text(failure)
   if failure.traceback == "" or not failure.message:find ":%d+:" then return failure.message end

@@ -2,9 +2,8 @@
 --
 --   local set = data.open("refshapes", { split = "train", size = 112, seed = 42, rows = 4096 })
 --   local set = data.open "path/to/folder"       data.jsonl and images in Seg-Zero's columns
---   set:count(), set:row(i), set:image(i)        sources.lua says what they return; a new kind of
---                                                data registers there
---   data.sources                                 their registry, sz.sources
+--   set:count(), set:row(i), set:image(i)        see sources.lua
+--   data.sources                                 sz.sources, the registry of kinds of data
 --   data.order(n, seed, epoch)                   a shuffled list of 1..n, the same on every machine
 --
 -- Leaves out: parquet and hub data sets.
@@ -19,7 +18,7 @@ M.open = sources.open
 M.sources = sources
 
 local bits = ffi.new "uint32_t[4]"
--- the random numbers of shuffling; other uses have other streams
+-- the stream of random numbers for shuffling
 local SHUFFLE_STREAM = 0xda7a
 
 -- Fisher-Yates with the counter-based generator.

@@ -4,9 +4,9 @@
 --
 -- Columns: problem, solution, image (a path relative to the folder), and optionally id and mask. A
 -- mask is an image as large as the row's image; its first channel is above 127 inside the object.
--- All rows have a mask or none has. Other columns are kept: see row.columns. A bad line, image or
--- mask is an error that names file and line. Leaves out: files larger than memory, several images
--- in a row.
+-- All rows have a mask or none has. Other columns are kept in row.columns. A bad line, image or
+-- mask is an error that names file and line.
+-- Leaves out: files larger than memory, several images in a row.
 
 local cjson = require "cjson"
 local image = require "segzero.formats.image"
@@ -30,7 +30,7 @@ local function load_image(folder, path, where)
   error(("%s: %s"):format(where, reason), 0)
 end
 
--- The mask as u8 [height, width] of 0 and 1.
+-- Loads a mask as u8 [height, width] of 0 and 1.
 local function load_mask(folder, path, where, width, height)
   local img = load_image(folder, path, where)
   if img.width ~= width or img.height ~= height then
@@ -109,7 +109,7 @@ function M.open(name)
 
   function set.image(_, i) return in_folder(folder, entries[i].columns.image) end
 
-  -- read: the row's image when prefetching has already read it.
+  -- read: the row's image if prefetching has read it already.
   function set.row(_, i, read)
     local columns = entries[i].columns
     local where = ("%s:%d"):format(file, entries[i].line)

@@ -1,5 +1,4 @@
--- mask_scenes.lua - images with the objects on them, as training SAM2 needs them: RefShapes, or
--- rows with masks.
+-- mask_scenes.lua - images and their objects for training SAM2: RefShapes, or rows with masks.
 --
 --   local train, held = mask_scenes.open(options)     options: lua/segzero/config/sam2_finetune.lua
 --   train.count()                                     math.huge for RefShapes
@@ -9,7 +8,7 @@
 --   object  {bbox = {x0, y0, x1, y1} with both corners inside, mask = uint8_t [h * w] of 0 and 1,
 --            points = two points of a true answer, or nil}
 --
--- A row has one object, the mask's; a row whose mask is empty has none.
+-- A row with a mask is a scene of one object, or of none if the mask is empty.
 -- Leaves out: prompts (train/mask_prompts.lua).
 
 local ffi = require "ffi"

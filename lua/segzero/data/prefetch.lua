@@ -1,10 +1,9 @@
--- prefetch.lua - rows before they are needed: background threads read their images, resize them and
--- cut them into patches.
+-- prefetch.lua - prepares rows before they are needed: background threads read their images, resize
+-- them and cut them into patches.
 --
 --   local p = prefetch.new(policy)       a model that has a processor
 --   p:request(set, i)                    starts row i of a data set
---   p:take(set, i)                       the row, as set:row(i) returns it; waits for what
---                                        request() started
+--   p:take(set, i)                       the row, as set:row(i) returns it; waits for its request
 --   p:cancel()                           drops every row that was requested and not taken
 --
 -- If the set has image(i) (the path of row i's image), the file is read in the background too, and
@@ -23,8 +22,7 @@ local mt = { __index = methods }
 
 function M.new(policy) return setmetatable({ policy = policy, requested = {} }, mt) end
 
--- Makes the row at once; what fails here fails again, with its message, in take(). Ctrl-C is not
--- kept for later.
+-- Makes the row at once. An error is kept and raised in take(); Ctrl-C is raised here.
 local function make_row(set, i)
   local ok, row = pcall(set.row, set, i)
   if not ok and core.is_interrupt(row) then error(row, 0) end

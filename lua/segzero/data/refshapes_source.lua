@@ -1,11 +1,10 @@
--- refshapes_source.lua - RefShapes (data/refshapes) as a data source: rows are generated when they
--- are asked for.
+-- refshapes_source.lua - RefShapes (data/refshapes) as a data source that generates rows on demand.
 --
 --   local set = source.open { split = "train", size = 112, seed = 42, rows = 4096, level = 3 }
 --
--- size: the side of the images in pixels. rows: how many the set has; the generator itself has no
--- end. level: 1 to 3, how hard the scenes are (data/refshapes); 3 if left out. Leaves out: writing
--- a data set to a folder (data/refshapes does that).
+-- size: side of the images in pixels. rows: how many rows the set has. level: how hard the scenes
+-- are, 1 to 3 (data/refshapes); default 3.
+-- Leaves out: writing a data set to a folder (data/refshapes does that).
 
 local ffi = require "ffi"
 local image = require "segzero.formats.image"

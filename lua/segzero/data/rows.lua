@@ -1,19 +1,18 @@
--- rows.lua - what a data source returns for one example. The whole record is described in
--- train/records.lua.
+-- rows.lua - makes the row that a data source returns. train/records.lua describes its fields.
 --
---   local row = rows.new { id =, index =, problem =, solution =, image =, mask = f | nil,
---       columns = {..} | nil }
+--   local row = rows.new {
+--     id =, index =, problem =, solution =, image =, mask = f | nil, columns = {..} | nil }
 --
 -- Adds `images`, `frame` and the user's own columns: columns.category is also row.category, unless
--- the row has a field of that name. Leaves out: reading files (jsonl.lua).
+-- the row has a field of that name.
+-- Leaves out: reading files (jsonl.lua).
 
 local M = {}
 
 -- The side of the square that Seg-Zero's prompts, answers and thresholds count in.
 local SEG_ZERO_FRAME = 840
 
--- Fields that the trainer sets while it works on a row. A column of the same name is found in
--- row.columns only.
+-- Fields that the trainer sets. A column of the same name is only in row.columns.
 local RESERVED = {
   columns = true, frame = true, image = true, images = true, index = true, input = true,
   mask = true, number = true,

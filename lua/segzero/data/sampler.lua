@@ -1,15 +1,15 @@
--- sampler.lua - which rows a step has, and loading the next step's rows ahead of time.
+-- sampler.lua - chooses the rows of each step, and prefetches those of the next step.
 --
 --   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead)
 --   s:indices(set, step)           the numbers of the step's rows
 --   s:rows(set, step)              the rows, each with row.number
 --   s:prefetch(set, step, last)    starts the images of a later step, unless it is after `last`;
---                                  drops what an earlier call started and nobody took
---   s:cancel()                     drops all of it
+--                                  drops images that an earlier call started and nobody took
+--   s:cancel()                     drops all prefetched images
 --
 -- ahead = false: nothing is prefetched. Each epoch is shuffled by (seed, epoch); its last,
--- incomplete batch is dropped. The set may be another one at each call: a curriculum changes it
--- between steps. Leaves out: sampling with replacement, weights of rows.
+-- incomplete batch is dropped. The set may change from call to call, as in a curriculum.
+-- Leaves out: sampling with replacement, weights of rows.
 
 local data = require "segzero.data"
 local prefetch = require "segzero.data.prefetch"
@@ -20,11 +20,11 @@ local methods = {}
 local mt = { __index = methods }
 
 function M.new(policy, options, ahead)
-  return setmetatable({ options = options, queue = prefetch.new(policy), ahead = ahead ~= false },
-    mt)
+  local self = { options = options, queue = prefetch.new(policy), ahead = ahead ~= false }
+  return setmetatable(self, mt)
 end
 
--- The shuffled order of an epoch, or nil for the order of the set. The last one is kept.
+-- The shuffled order of an epoch, or nil for the order of the set. Caches the last epoch's order.
 local function order_of(self, set, epoch)
   if not self.options.shuffle then return nil end
   local known = self.known

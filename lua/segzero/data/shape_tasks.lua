@@ -1,5 +1,5 @@
--- shape_tasks.lua - what a small model learns from RefShapes before GRPO: batches of questions with
--- their answers.
+-- shape_tasks.lua - supervised tasks on RefShapes that a small model learns before GRPO: batches of
+-- questions with answers.
 --
 --   local tasks = shape_tasks.new(options, { tokenizer = tok, model = vl })
 --   local groups, questions = tasks:batch(progress)      progress of the run, 0 to 1
@@ -7,9 +7,10 @@
 --     ids.first is the first token that is learnt
 --   tasks:level(progress, random)             how hard scenes are at this point: 1, 2 or 3
 --
--- Two tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches to look at a third of the cost;
--- Seg-Zero's own prompt with think and answer takes over. An image's questions share its pass: the
--- stream holds the image once and each question with its answer as a segment after it.
+-- There are two tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches the model to locate
+-- objects at a third of the cost; later Seg-Zero's own prompt with reasoning and answer takes over.
+-- The questions about an image share it: the stream holds the image once, followed by each question
+-- with its answer.
 -- Leaves out: packing the groups into a stream (inference/packing.lua).
 
 local ffi = require "ffi"
@@ -27,12 +28,13 @@ local LEVEL_STEP = 0.6180339887
 local LOOSE_STEP = 0.5698402910
 local HABIT_STEP = 0.7548776662
 
--- Of the questions that count for a step, a short one is a quarter.
+-- A short question counts as a quarter of a question.
 local SHORT_COST = 0.25
 
 function M.new(options, parts)
-  return setmetatable({ options = options, tokenizer = parts.tokenizer, model = parts.model,
-    processor = parts.model:processor(), drawn = 0 }, mt)
+  local self = { options = options, tokenizer = parts.tokenizer, model = parts.model, drawn = 0 }
+  self.processor = parts.model:processor()
+  return setmetatable(self, mt)
 end
 
 -- The image of a RefShapes scene. The caller frees it.
@@ -59,7 +61,7 @@ local function prefix_of(self, img)
   return input
 end
 
--- A question with its answer: the ids, of which those from `first` on are learnt.
+-- The ids of a question with its answer; those from `first` on are learnt.
 local function exchange(self, question, reply)
   local tok = self.tokenizer
   local ids = tok:encode(question .. "<|im_end|>\n<|im_start|>assistant\n")
@@ -84,10 +86,9 @@ local function loosened(options, box)
   }
 end
 
--- Two habits that GRPO has to break, each in a share of the images. Qwen2.5-VL's own is to call a
--- box "bbox_2d", whatever key the prompt asks for: seg_strict counts such a box as missing. The
--- other is to draw a box with room around the thing: it names the right one, and fails the reward's
--- IoU > 0.5.
+-- Two habits that GRPO has to break, each taught on a share of the images. Qwen2.5-VL itself calls
+-- a box "bbox_2d" whatever key the prompt names; seg_strict treats such a box as missing. The other
+-- habit is a box that is too wide: it is on the right object, but fails the reward's IoU > 0.5.
 local function full_task(self, question)
   local options = self.options
   local reply = question.answer
@@ -114,14 +115,13 @@ function methods:level(progress, random)
   return 3
 end
 
--- Most images of the first part of the run are short ones, and one in eight of the rest; one in
--- eight is never short.
+-- In the first part of the run seven of eight images have the short task, later one of eight.
 local function is_short(self, index, progress)
   if index % 8 == 1 then return true end
   return index % 8 ~= 0 and progress < self.options.short_until
 end
 
--- The groups of one step, and how many questions they have. The caller frees their inputs.
+-- The groups of one step, and how many questions they hold. The caller frees their inputs.
 function methods:batch(progress)
   local o = self.options
   local groups = {}

@@ -3,7 +3,7 @@
 --
 --   sz.sources:register("squares", { help = "generated squares", match = match, open = open })
 --
--- match(name)          whether this source reads `name`
+-- match(name)          true if this source reads `name`
 -- open(name, options)  a data set: an object with
 --     set:count()      how many rows there are
 --     set:row(i)       row i from 1 (train/records.lua says what a row is); the caller frees
@@ -12,14 +12,15 @@
 --                      a path, background threads read the image ahead of time, and
 --                      set:row(i, image) gets the image that was read
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source takes
--- what it understands.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source uses
+-- those that it knows.
 --
--- The sources are asked in the order of their names; "jsonl" takes what no other source wants.
+-- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
 -- Leaves out: parquet files and data sets of the Hugging Face hub.
 
 local registry = require "segzero.core.registry"
 local jsonl = require "segzero.data.jsonl"
+local options_of = require "segzero.core.options"
 local refshapes = require "segzero.data.refshapes_source"
 
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
@@ -45,9 +46,31 @@ local function matching(name)
   return FALLBACK
 end
 
+-- A source of the user's may have options of its own.
+local BUILT_IN = { refshapes = true, jsonl = true }
+local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level" }
+
+-- Generated images have no size, number or split of their own.
+local function check_generated(options, level)
+  for _, key in ipairs { "split", "size", "seed", "rows" } do
+    if options[key] == nil then
+      error(("data.open: refshapes needs the option '%s'"):format(key), level + 1)
+    end
+  end
+  if options.split ~= "train" and options.split ~= "heldout" then
+    error(("data.open: split is %s, expected train or heldout"):format(tostring(options.split)),
+      level + 1)
+  end
+end
+
 -- Opens a data set by the name that the settings give it.
 function M.open(name, options)
+  if type(name) ~= "string" then
+    error(("data.open: a data set's name is expected, got %s"):format(tostring(name)), 2)
+  end
   local source = matching(name)
+  if BUILT_IN[source] then options_of.check("data.open", options, OPTIONS, 2) end
+  if source == "refshapes" then check_generated(options or {}, 2) end
   local set = M:get(source).open(name, options or {})
   for _, method in ipairs { "count", "row" } do
     if type(set) ~= "table" or type(set[method]) ~= "function" then

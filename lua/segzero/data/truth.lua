@@ -1,16 +1,18 @@
 -- truth.lua - reads a row's solution: the true boxes and points.
 --
---   truth.read(solution)       -> box {x0, y0, x1, y1} | nil, points {{x, y}, {x, y}} | nil, of
---                              Seg-Zero's string
---   truth.prompt(solution)     -> {bbox =, points =} | nil, the same as an answer for SAM2
---   truth.objects(row, mask)   -> {{bbox =, points = {...}}, ...}, of Seg-Zero's string or
---                              VisionReasoner's list; without either, the box around the mask,
---                              which is u8 [height, width]
+--   truth.read(solution)       -> box {x0, y0, x1, y1} | nil, points {{x, y}, {x, y}} | nil
+--                              reads Seg-Zero's string
+--   truth.prompt(solution)     -> {bbox =, points =} | nil
+--                              the same in the form of an answer, for SAM2
+--   truth.objects(row, mask)   -> {{bbox =, points = {...}}, ...}
+--                              reads Seg-Zero's string or VisionReasoner's list; without either,
+--                              the box around the mask, which is u8 [height, width]
 --   truth.as_answer(objects, several)   what formats/answer.lua would parse from a perfect answer
 --
--- Seg-Zero: <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>. VisionReasoner: [{"bbox_2d":
--- [...], "point_2d": [x, y]}, ...]. Coordinates are in the row's own pixels. Leaves out: polygons
--- and masks in the solution.
+-- Seg-Zero's string        <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>
+-- VisionReasoner's list    [{"bbox_2d": [...], "point_2d": [x, y]}, ...]
+-- Coordinates are in the row's own pixels.
+-- Leaves out: polygons and masks in the solution.
 
 local cjson = require "cjson"
 local pytext = require "segzero.formats.pytext"

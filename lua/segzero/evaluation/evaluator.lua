@@ -4,10 +4,10 @@
 --   evaluator.run{set =, first =, last =, batch =, judge =, policy =, input =, generation =,
 --                 ahead =, tolerant =}
 --     judge(entry, is_batch_end)   is called for each row in order
---     policy        nil: nothing is asked, and no entry has an answer
+--     policy        nil: no model runs, and no entry has an answer
 --     input(row)    what vl:process returns for the row
---     generation    options of inference/rollout.lua
---     ahead         the images of this number of rows of the next batch are prefetched; nil: none
+--     generation    options of inference/generate.lua
+--     ahead         how many rows of the next batch are prefetched; nil: none
 --     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
 --                   row that cannot be read is {index =}. Otherwise the first failure is an error
 --   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, failure =, seconds =};
@@ -37,14 +37,15 @@ local M = {}
 
 local now = core.C.sz_seconds
 
--- An error's text without its place in this library and without a traceback. Ctrl-C passes through.
+-- An error's message without its position in this library and without a traceback. Ctrl-C is raised
+-- again.
 function M.reason(message)
   local text = tostring(message):gsub("\nstack traceback.*", "")
   if core.is_interrupt(text) then error(text, 0) end
   return (text:gsub("^[^\n]-%.lua:%d+: ", ""))
 end
 
--- f's result; when it fails, nil and the reason if e.tolerant, else the error.
+-- Returns f's result. If f fails, returns nil and the reason if e.tolerant, else raises the error.
 local function attempt(e, f, ...)
   if not e.tolerant then return f(...) end
   local ok, result = pcall(f, ...)
@@ -59,7 +60,7 @@ local function load_entry(e, queue, index)
   return entry
 end
 
--- Sets entry.answer. When a batch fails its rows are asked one by one, to find the one that fails.
+-- Sets entry.answer. If a batch fails, its rows are asked one by one to find the one that fails.
 local function ask(e, entries)
   local asked = {}
   local list = {}
@@ -180,7 +181,7 @@ function M.held_out(t, keep)
       temperature = 0, max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
       gpu_memory_utilization = o.gpu_memory_utilization,
     },
-    ahead = math.min(o.batch, t.options.rows.batch),        -- what the memory plan has room for
+    ahead = math.min(o.batch, t.options.rows.batch),        -- as many as the memory plan allows for
   }
   if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
   return {

@@ -124,8 +124,8 @@ function methods:write(path, title, set, options)
   local tiles = {}
   for _, entry in ipairs(self.entries) do tiles[#tiles + 1] = tile_of(entry, set, options) end
   if #tiles == 0 then return end
-  local sheet = require("segzero.tools.draw").sheet(tiles, COLUMNS,
-    { title = title, masks = options.masks })
+  local draw_options = { title = title, masks = options.masks }
+  local sheet = require("segzero.tools.draw").sheet(tiles, COLUMNS, draw_options)
   sheet:save(path)
   sheet:free()
   for _, tile in ipairs(tiles) do tile.image:free() end

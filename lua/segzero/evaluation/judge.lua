@@ -1,5 +1,5 @@
--- judge.lua - one evaluated row: the answer's boxes and points, its mask by SAM2, and how well both
--- fit.
+-- judge.lua - judges one evaluated row: the answer's boxes and points, its mask by SAM2, and how
+-- well both fit.
 --
 --   local record, mask = judge.row(entry, options)      entry: of evaluator.lua
 --
@@ -8,7 +8,7 @@
 --   several     true: VisionReasoner's lists of objects
 --   oracle      true: the true boxes and points instead of an answer
 --   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
---   box_iou     f(a, b): how Seg-Zero's boxes compare
+--   box_iou     f(a, b): IoU of two boxes, as Seg-Zero computes it
 -- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points),
 -- score (SAM2's own), intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure,
 -- failure_kind. A missing value is cjson.null. failure_kind is
@@ -16,8 +16,8 @@
 --   "sam2"      SAM2 gave no mask
 --   "iou"       the masks cannot be compared
 --   "picture"   the row could not be read, or the policy failed on it
--- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. Nothing is raised
--- for a bad row. Leaves out: averages (metrics.lua), drawing.
+-- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. A bad row raises
+-- nothing. Leaves out: averages (metrics.lua), drawing.
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
@@ -152,8 +152,8 @@ local function compare_masks(record, row, found, true_mask, segmenter)
   return result.mask
 end
 
--- The true mask and nil, or nil and why there is none. Sets the record's union: a failed row counts
--- its true area.
+-- Returns the true mask, or nil and why there is none. Sets the record's union to the true area,
+-- which a failed row keeps.
 local function read_true_mask(record, row)
   local ok, mask = pcall(row.mask)
   if not ok then return nil, reason(mask) end
@@ -182,7 +182,7 @@ function M.row(entry, options)
   local record = new_record(entry, options)
   if not row.image then return record end
 
-  -- What is true: the mask and the objects.
+  -- The truth: the mask and the objects.
   local true_mask, mask_failure
   if options.masks then true_mask, mask_failure = read_true_mask(record, row) end
   local ok, objects = pcall(truth.objects, row, true_mask)
@@ -191,11 +191,11 @@ function M.row(entry, options)
     objects = nil
   end
 
-  -- What was answered.
+  -- The answer.
   local found = find_answer(record, entry, objects, options)
   if found then write_answer(record, found, objects, options) end
 
-  -- How the masks compare.
+  -- The comparison of the masks.
   local mask
   if mask_failure then
     fail(record, "iou", mask_failure)

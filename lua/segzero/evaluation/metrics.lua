@@ -1,10 +1,10 @@
 -- metrics.lua - gIoU, cIoU and the share of good boxes over evaluated rows, with intervals, under
 -- three protocols.
 --
---   local s = metrics.summary(records, "fixed" | "segzero" | "visionreasoner", {masks = true,
---       resamples = 1000, seed = 0})
---   s.gIoU = {value, low, high}, s.cIoU, s.box    nil where nothing counts; s.rows, s.failed,
---                                                 s.errors, s.skipped
+--   local s = metrics.summary(records, protocol, { masks = true, resamples = 1000, seed = 0 })
+--       protocol: "fixed", "segzero" or "visionreasoner"
+--       s.gIoU = {value, low, high}, s.cIoU, s.box; nil if no row counts
+--       s.rows, s.failed, s.errors, s.skipped     numbers of rows
 --   metrics.line(s)                               the line that scripts read
 --   local d = metrics.difference(before, after, {masks =, resamples =, seed =})
 --       the same rows twice; all of them count
@@ -13,11 +13,11 @@
 --
 -- A record has intersection and union in pixels, box_hit (a box overlaps by more than half) and
 -- failure_kind, nil or one of
---   "answer"     the text cannot be read as an answer: counted as failed
+--   "answer"     the text cannot be read as an answer
 --   "sam2"       SAM2 gave no mask
 --   "iou"        the masks cannot be compared, or both are empty
---   "picture"    the row could not be read, or the policy failed on it; the last three are counted
---                as errors
+--   "picture"    the row could not be read, or the policy failed on it
+-- The first is counted in s.failed, the others in s.errors.
 -- The caller gives a failed row the intersection 0 and the area of its true mask as union. Which
 -- rows count:
 --   fixed            every row
@@ -39,14 +39,14 @@ M.protocols = { "fixed", "segzero", "visionreasoner" }
 local MEASURES = { "gIoU", "cIoU", "box" }
 local LOW = 0.025
 local HIGH = 0.975
--- the random numbers of resampling; other uses have other streams
+-- the stream of random numbers for resampling
 local BOOTSTRAP_STREAM = 0xb007
 
--- Whether a record counts under a protocol.
+-- True if a record counts under a protocol.
 function M.counts(record, protocol)
   local skipped = SKIPPED[protocol]
   if not skipped then
-    error(("metrics: there is no protocol '%s', expected one of: %s"):format(tostring(protocol),
+    error(("metrics: unknown protocol '%s', expected one of: %s"):format(tostring(protocol),
       table.concat(M.protocols, ", ")), 2)
   end
   return not skipped[record.failure_kind]
@@ -58,7 +58,7 @@ function M.iou(record)
 end
 
 -- ---- intervals ----
--- The value below which a share q of a sorted list is, linear between neighbours.
+-- The q-quantile of a sorted list, with linear interpolation.
 local function percentile(sorted, q)
   local place = 1 + (#sorted - 1) * q
   local low = math.floor(place)
@@ -164,7 +164,7 @@ function M.summary(records, protocol, opts)
   return summary
 end
 
--- A resample takes the same rows of both lists, so what the rows have in common does not widen the
+-- A resample takes the same rows from both lists, so differences between rows do not widen the
 -- interval.
 function M.difference(before, after, opts)
   opts = opts or {}

@@ -8,9 +8,9 @@
 --   results.compare(cfg, say) -> difference       cfg.compare: two folders over the same rows
 --
 -- A folder has config.json (the settings, total, first, last, masks), results.jsonl (a record a
--- line, judge.lua) and summary.json. say(text): where the results are said. given: the settings
--- that the user gave. Folders that do not fit together are an error that names the setting and both
--- values. Leaves out: the averages (metrics.lua).
+-- line, judge.lua) and summary.json. say(text) prints a line. given: the settings that the user
+-- gave. Folders that do not belong together are an error that names the setting and both values.
+-- Leaves out: the averages (metrics.lua).
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
@@ -35,7 +35,7 @@ local function value_or(v, default)
   return v
 end
 
--- Records as metrics.lua reads them.
+-- The records in the form that metrics.lua reads.
 local function for_metrics(records)
   local list = {}
   for i, record in ipairs(records) do
@@ -64,15 +64,15 @@ local function for_json(summary)
 end
 
 function M.finish(cfg, folder, records, masks, seconds, say)
-  local summary = metrics.summary(for_metrics(records), cfg.protocol,
-    { masks = masks, resamples = cfg.resamples })
+  local options = { masks = masks, resamples = cfg.resamples }
+  local summary = metrics.summary(for_metrics(records), cfg.protocol, options)
   summary.seconds = seconds
   summary.oracle = cfg.oracle
   summary.several = cfg.several
   files.write(folder .. "/summary.json", cjson.encode(for_json(summary)))
   if summary.skipped > 0 then
-    say(("%d of %d rows do not count under protocol=%s"):format(summary.skipped, summary.rows,
-      cfg.protocol))
+    local line = "protocol=%s skips %d of %d rows"
+    say(line:format(cfg.protocol, summary.skipped, summary.rows))
   end
   say("results: " .. folder)
   say(metrics.line(summary))
@@ -153,7 +153,7 @@ end
 function M.merge(cfg, given, say)
   local records, config, seconds = read_parts(cfg.merge)
   if given.protocol and config.several ~= cfg.several then
-    error(("merge: protocol=%s does not go with how the answers were read"):format(cfg.protocol), 0)
+    error(("merge: protocol=%s does not fit how the answers were read"):format(cfg.protocol), 0)
   end
   if not given.protocol then cfg.protocol = config.protocol end
   cfg.several = config.several
@@ -173,7 +173,7 @@ function M.merge(cfg, given, say)
   return M.finish(cfg, folder, records, config.masks, seconds, say)
 end
 
--- ---- one run against another ----
+-- ---- comparing two runs ----
 local function read_by_index(folder)
   local by_index = {}
   read_records(folder, "compare", function(record)
@@ -187,7 +187,7 @@ end
 
 function M.compare(cfg, say)
   local folders = cfg.compare
-  if #folders ~= 2 then error(("two folders are expected, not %d"):format(#folders), 0) end
+  if #folders ~= 2 then error(("compare: expected two folders, got %d"):format(#folders), 0) end
   local configs = {}
   local by_index = {}
   for i, folder in ipairs(folders) do

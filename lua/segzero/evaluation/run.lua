@@ -31,7 +31,7 @@ local null = cjson.null
 local now = sz.core.C.sz_seconds
 
 local PROGRESS_SECONDS = 10         -- at least between two lines of progress inside a batch
--- taken off both ends of a question that VisionReasoner is asked
+-- stripped from both ends of a question for VisionReasoner
 local QUESTION_MARKS = ".?!"
 local DEFAULT_PENALTY = 1
 
@@ -47,8 +47,8 @@ end
 local function check_frame(policy, frame)
   local plan = policy:processor():plan(frame, frame)
   if plan.resized_width ~= frame or plan.resized_height ~= frame then
-    error(("frame=%d: the model would resize it to %d x %d"):format(frame, plan.resized_width,
-      plan.resized_height), 0)
+    local message = "frame=%d: the model would resize it to %d x %d"
+    error(message:format(frame, plan.resized_width, plan.resized_height), 0)
   end
 end
 
@@ -64,8 +64,8 @@ local function load_policy(run)
   if cfg.repetition_penalty ~= DEFAULT_PENALTY then
     penalty = ", repetition penalty " .. cfg.repetition_penalty
   end
-  run.say(("policy %s, %s, images of %d pixels%s"):format(tostring(run.policy), cfg.dtype,
-    cfg.frame, penalty))
+  local policy = tostring(run.policy)
+  run.say(("policy %s, %s, images of %d pixels%s"):format(policy, cfg.dtype, cfg.frame, penalty))
 end
 
 local function load_segmenter(run)
@@ -79,7 +79,7 @@ local function load_segmenter(run)
 end
 
 -- ---- rows ----
--- What the model reads of a row: the image resized to frame x frame, and the question.
+-- The model's input for a row: the image resized to frame x frame, and the question.
 local function input_of(run, row)
   local cfg = run.config
   local img = row.image
@@ -121,7 +121,7 @@ local function judge_row(run, entry)
   run.worst:add(kept)
 end
 
--- Says how far the evaluation is, after each batch and every ten seconds while masks are made.
+-- Reports progress after each batch, and every ten seconds while masks are made.
 local function new_progress(run, total)
   local started = now()
   local last = started
@@ -144,7 +144,7 @@ local function new_progress(run, total)
   end
 end
 
--- Greedy answers, with what the folder's generation_config.json says, and every row judged.
+-- Asks for greedy answers, with the folder's generation_config.json, and judges every row.
 local function evaluate_rows(run, first, last)
   local cfg = run.config
   local progress = new_progress(run, last - first + 1)
@@ -172,7 +172,7 @@ local function evaluate_rows(run, first, last)
 end
 
 -- ---- the run ----
--- Whether masks are compared: there is a SAM2, and the first row has a mask.
+-- True if masks are compared: there is a SAM2 model, and the first row has a mask.
 local function compares_masks(cfg, set, first)
   local ok, row = pcall(set.row, set, first)
   if not ok then return false end
@@ -189,22 +189,24 @@ local function write_config(run, total, first, last)
   written.first = first
   written.last = last
   written.masks = run.masks
-  files.write(run.folder .. "/config.json", cjson.encode(written))
+  files.write(run.folder .. "/config.json", files.json(written))
 end
 
 local function introduce(run, total, first, last)
   local cfg = run.config
   local part = ""
   if cfg.parts > 1 then part = (" (%d to %d of %d)"):format(first, last, total) end
-  local oracle = cfg.oracle and ", SAM2 on the true boxes and points" or ""
+  local oracle = ""
+  if cfg.oracle then oracle = ", SAM2 on the true boxes and points" end
   run.say(("%s: %d rows%s, protocol %s%s"):format(run.set.name, last - first + 1, part,
     cfg.protocol, oracle))
 end
 
 function M.evaluate(cfg, options)
   local started = now()
-  local set = data.open(cfg.data,
-    { split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows })
+  local set = data.open(cfg.data, {
+    split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows,
+  })
   local total = math.min(set:count(), cfg.rows or math.huge)
   local first, last = M.part_of(total, cfg.part, cfg.parts)
   if last < first then

@@ -2,25 +2,25 @@
 -- VisionReasoner's inference scripts do.
 --
 --   local answer = require "segzero.formats.answer"
---   local a, why = answer.parse(text)            one object; the text is like
---     <think>..</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60],
---                                "points_2": [80,160]}</answer>
---     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}
---       in the frame the model saw
---   local b = answer.scale(a, width / frame, height / frame)
---       in the image's own pixels
+-- One object:
+--   <think>..</think><answer>{"bbox": [10,20,110,220], "points_1": [40,60], "points_2": [80,160]}
+--   </answer>           (without the line break)
+--   local a, why = answer.parse(text)
+--     a.think, a.bbox = {x0, y0, x1, y1}, a.points = {{x, y}, {x, y}}, in the model's frame
+--   local b = answer.scale(a, width / frame, height / frame)      in the image's own pixels
 --
---   local list, why = answer.parse_list(text)    several objects; <answer>[{"bbox_2d": [..],
---                                                "point_2d": [..]}, ..]</answer>
+-- Several objects:
+--   <think>..</think><answer>[{"bbox_2d": [..], "point_2d": [..]}, ..]</answer>
+--   local list, why = answer.parse_list(text)
 --     list.think, list[i].bbox, list[i].point
 --   local scaled = answer.scale_list(list, fx, fy)
 --
 -- parse and parse_list return nil and a sentence exactly where the Python scripts raise an error,
 -- which their evaluations count as IoU 0.
--- One object: the first {...} anywhere in the text counts, even inside the thinking. The box is the
--- first key that contains "bbox", the points are the first two keys that contain "points".
+-- One object: the first {...} anywhere in the text is read, even inside the thinking. The box is
+-- the first key that contains "bbox", the points are the first two keys that contain "points".
 -- Coordinates are cut to integers, then scaled and rounded half to even. The thinking is required.
--- Several objects: the first <answer> counts. Coordinates are scaled, then v + 0.5 is cut toward
+-- Several objects: the first <answer> is read. Coordinates are scaled, then v + 0.5 is cut toward
 -- zero. Missing thinking is an empty text.
 --
 -- Leaves out: whether the box makes sense (order of the corners, inside the image). The Python
@@ -43,7 +43,7 @@ end
 
 local function thinking(text) return text:match "<think>([^<]+)</think>" end
 
--- int(value) of a JSON value, nil if a double cannot hold it.
+-- int(value) of a JSON value; nil if a double cannot hold it.
 local function whole(value)
   local n = pyjson.int(value)
   if n and n < math.huge and n > -math.huge then return n end

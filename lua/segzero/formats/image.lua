@@ -1,15 +1,15 @@
 -- image.lua - images as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
 --
---   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF, PNM, told by content,
---                                                 not by name
+--   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF or PNM, recognised by
+--                                                 its content
 --   img.width, img.height
 --   img:resize(w, h, "bilinear" | "bicubic")      a new image, bit for bit as Pillow does
 --                                                 (default "bicubic")
---   img:save(path)                                .png, .jpg or .jpeg; whole or not at all
---   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) is the way back
+--   img:save(path)                                .png, .jpg or .jpeg; never a partial file
+--   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) does the reverse
 --   img:pixels() -> uint8_t *, valid while img is alive
---   img:free()                                    drops the memory at once; the collector is only
---                                                 the net
+--   img:free()                                    frees the memory at once; otherwise the collector
+--                                                 does
 --   image.size(path) -> w, h                      from the header, without decoding
 --   image.new(w, h)                               black
 --   image.write_png(path, w, h, channels, p)      any 8-bit pixels, 1 or 3 channels
@@ -94,8 +94,8 @@ function M.from_tensor(t)
   end
   local shape = t:shape()
   if t:dtype() ~= "u8" or #shape ~= 3 or shape[3] ~= 3 then
-    error(("an image is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(),
-      table.concat(shape, ", ")), 2)
+    local sizes = table.concat(shape, ", ")
+    error(("an image is made of a u8 tensor [h, w, 3], not %s [%s]"):format(t:dtype(), sizes), 2)
   end
   local img = M.new(shape[2], shape[1])
   ffi.copy(C.sz_image_pixels(img.ptr), tensor.data(t), shape[1] * shape[2] * 3)

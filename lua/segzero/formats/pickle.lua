@@ -1,5 +1,5 @@
--- pickle.lua - reads which tensors a torch.save file holds, without running any code that the file
--- names.
+-- pickle.lua - reads the list of tensors in a torch.save file, without running any code that the
+-- file names.
 --
 --   local list = pickle.tensors(path, text)       text: data.pkl, a pickle of protocol 2 to 5;
 --                                                 path: for messages
@@ -7,11 +7,11 @@
 --                             strides =, dtype =, untyped =}}, ...}
 --
 -- A pickle is a program. This reader can only build containers, numbers, texts, torch.Size,
--- OrderedDict, storages and tensors; any other name is an error that shows it.
+-- OrderedDict, storages and tensors. Any other name is an error.
 -- If the file holds a dict whose key 'model' is a dict with tensors, only that inner dict is read,
 -- else everything. Keys of nested dicts and indices of lists (from 0) are joined with '.'. Values
 -- that are not tensors are dropped.
--- Offset, shape and strides count elements. Here they are only known to be whole numbers;
+-- Offset, shape and strides are in elements. This file checks only that they are whole numbers;
 -- torchfile.lua checks them against the file.
 -- Leaves out: writing, classes, the text opcodes of protocols 0 and 1.
 
@@ -43,7 +43,7 @@ local LATE_DTYPES = {
 
 local function whole(x) return type(x) == "number" and x >= 0 and x <= MAX_WHOLE and x % 1 == 0 end
 
--- An error without a position in this code, because the file is wrong and not the caller.
+-- Raises without a position, because the file is wrong and not the caller.
 function M.fail(path, format, ...) error(path .. ": " .. format:format(...), 0) end
 
 -- A name from the file, made printable for a message.

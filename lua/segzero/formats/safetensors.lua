@@ -4,8 +4,8 @@
 --   local tensors, metadata = safetensors.load_folder(dir)
 --       model.safetensors, or the shards that model.safetensors.index.json names
 --   local folder = safetensors.open_folder(dir)
---       the same unread: folder.entries {name -> {dtype =, shape =, ...}}, folder.problems (texts),
---       folder:tensor(name, dtype), folder:close()
+--       reads only the headers: folder.entries {name -> {dtype =, shape =, ...}},
+--       folder.problems (texts), folder:tensor(name, dtype), folder:close()
 --   safetensors.save(path, tensors, metadata)
 --       metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
@@ -92,9 +92,10 @@ local function entry_of(path, name, e, data_bytes)
       name, first, stop, data_bytes)
   end
   if stop - first ~= numel * BYTES[e.dtype] then
-    fail(path, "tensor '%s' (%s [%s]) needs %.0f bytes, its data_offsets hold %.0f", name, e.dtype,
-      table.concat(e.shape, ", "),
-      numel * BYTES[e.dtype], stop - first)
+    local sizes = table.concat(e.shape, ", ")
+    local needed = numel * BYTES[e.dtype]
+    fail(path, "tensor '%s' (%s [%s]) needs %.0f bytes, its data_offsets hold %.0f",
+      name, e.dtype, sizes, needed, stop - first)
   end
   return { name = name, dtype = e.dtype, shape = e.shape, ndim = count, begin = first, stop = stop }
 end
@@ -382,9 +383,9 @@ local function write(path, names, tensors, metadata, later)
   for i, o in ipairs(order) do
     local t = tensors[o.name]
     local stop = at + bytes_of(t)
-    text[o.name] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(
-      cjson.encode(o.name), NAME[t:dtype()],
-      table.concat(t:shape(), ","), at, stop)
+    local sizes = table.concat(t:shape(), ",")
+    local entry = '%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'
+    text[o.name] = entry:format(cjson.encode(o.name), NAME[t:dtype()], sizes, at, stop)
     pointers[i - 1] = t.ptr
     list[i] = t
     at = stop
@@ -399,7 +400,7 @@ local function write(path, names, tensors, metadata, later)
   end
 end
 
--- later: a list of files (jobs.writing) that will write this one in the background.
+-- later: a list of files (jobs.writing) that writes this one in the background.
 M.save = guarded(function(path, tensors, metadata, later)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
   if type(tensors) ~= "table" then
@@ -411,8 +412,8 @@ M.save = guarded(function(path, tensors, metadata, later)
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
--- Writes one file, or numbered shards and then the index. The index comes last, because a folder
--- without one is not taken for a model. options.later: see save.
+-- Writes one file, or numbered shards and then the index. The index comes last, because shards
+-- without one are not read as a model. options.later: see save.
 M.save_folder = guarded(function(dir, tensors, options)
   options = options or {}
   local limit = options.max_shard_bytes or 5e9

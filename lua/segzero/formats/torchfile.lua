@@ -69,7 +69,7 @@ local function read_into(a, offset, p, n)
   end
 end
 
--- LONG1 0x1950a86a20f9469cfc6c, torch's magic number
+-- A pickled LONG1 0x1950a86a20f9469cfc6c, torch's old magic number
 local LEGACY = "\138\10\108\252\156\70\249\32\106\168\80\25"
 
 local function refuse_other_formats(a)
@@ -99,8 +99,9 @@ local function find_directory(a)
     fail(a.path,
       "the archive does not end as one: the file is cut short, or has bytes after its end")
   end
-  local entries, bytes, offset = number(tail, at + 10, 2), number(tail, at + 12, 4),
-    number(tail, at + 16, 4)
+  local entries = number(tail, at + 10, 2)
+  local bytes = number(tail, at + 12, 4)
+  local offset = number(tail, at + 16, 4)
   local stop = tail_at + at - 1
   if stop >= 20 then
     local locator = read(a, stop - 20, 20)
@@ -165,8 +166,9 @@ local function entries_of(a)
     if at + 45 > #d or d:sub(at, at + 3) ~= "PK\1\2" then
       fail(a.path, "entry %d of the archive's directory is damaged", i)
     end
-    local name_bytes, extra_bytes, comment_bytes = number(d, at + 28, 2), number(d, at + 30, 2),
-      number(d, at + 32, 2)
+    local name_bytes = number(d, at + 28, 2)
+    local extra_bytes = number(d, at + 30, 2)
+    local comment_bytes = number(d, at + 32, 2)
     local next_at = at + 46 + name_bytes + extra_bytes + comment_bytes
     if next_at > #d + 1 then fail(a.path, "entry %d of the archive's directory is damaged", i) end
     local e = { name = d:sub(at + 46, at + 45 + name_bytes), flags = number(d, at + 8, 2),
@@ -232,10 +234,9 @@ local function place(a, entries, prefix, e)
   local count = storage.count
   if t.untyped then count = math.floor(count / size) end
   if data.bytes < count * size then
-    fail(a.path,
-      "storage %s of tensor '%s' should have %.0f elements (%s), the file has %.0f bytes of it",
-      shown(storage.key), name, count,
-      t.dtype, data.bytes)
+    local message = "storage %s of tensor '%s' should have %.0f elements (%s), " ..
+      "the file has %.0f bytes of it"
+    fail(a.path, message, shown(storage.key), name, count, t.dtype, data.bytes)
   end
   local numel = 1
   local last = t.offset
@@ -248,9 +249,9 @@ local function place(a, entries, prefix, e)
     numel = numel * t.shape[i]
   end
   if numel > 0 and last >= count then
-    fail(a.path, "tensor '%s' [%s] reaches element %.0f of storage %s, which has %.0f", name,
-      table.concat(t.shape, ", "), last,
-      shown(storage.key), count)
+    local sizes = table.concat(t.shape, ", ")
+    fail(a.path, "tensor '%s' [%s] reaches element %.0f of storage %s, which has %.0f",
+      name, sizes, last, shown(storage.key), count)
   end
   e.entry, e.numel, e.size, e.out, e.contiguous = data, numel, size, dtype[2], contiguous
     or numel == 0

@@ -1,14 +1,14 @@
 -- answer_text.lua - the text of an answer while its tokens are sampled: stop strings, and whole
 -- characters for on_text.
 --
---   local texts = answer_text.stop_strings(vl, {"</answer>"})    checked; nil without any
---   answer_text.completes(vl, texts, a, id)      whether token id completes a stop string of answer
---   a
---   answer_text.show(vl, a, id, on_text)         calls on_text(index, piece, group number) with
---                                                what is whole
+--   local texts = answer_text.stop_strings(vl, {"</answer>"})     checked; nil if there are none
+--   answer_text.completes(vl, texts, a, id)
+--       true if token id completes a stop string of answer a
+--   answer_text.show(vl, a, id, on_text)
+--       calls on_text(index, piece, group number) with the whole characters so far
 --
--- As in transformers, a stop string ends the answer at the token that completes it and nothing is
--- cut off: the token may have more text, and the string may have begun in the prompt.
+-- As in transformers, a stop string ends the answer at the token that completes it, and the text is
+-- not cut: the token may have more text, and the string may have begun in the prompt.
 
 local M = {}
 
@@ -19,14 +19,14 @@ function M.stop_strings(vl, strings)
   local longest = 0
   for _, s in ipairs(strings) do
     if type(s) ~= "string" or s == "" then
-      error("generate: stop_strings are texts, got " .. tostring(s), 0)
+      error("generate: stop_strings must be texts, got " .. tostring(s), 0)
     end
     longest = math.max(longest, #s)
   end
   return { strings = strings, longest = longest }
 end
 
--- The last bytes before a token: as many as a stop string may have there.
+-- The last bytes before a token, as many as a stop string can have there.
 local function keep_tail(texts, bytes) return bytes:sub(math.max(1, #bytes - texts.longest + 2)) end
 
 local function prompt_tail(vl, texts, input_ids)
@@ -39,7 +39,7 @@ local function prompt_tail(vl, texts, input_ids)
   return keep_tail(texts, tail)
 end
 
--- A stop string counts if it ends inside the token's bytes.
+-- A stop string is complete if it ends inside the token's bytes.
 function M.completes(vl, texts, a, id)
   a.tail = a.tail or prompt_tail(vl, texts, a.group.input.input_ids)
   local before = #a.tail

@@ -1,10 +1,10 @@
--- cache_size.lua - how many rows of key-value cache a call of generate takes.
+-- cache_size.lua - how many rows of key-value cache a call of generate needs.
 --
 --   cache_size.row_bytes(vl)                   bytes of one token's keys and values in all layers
 --   cache_size.rows(vl, lengths, n, max_new_tokens, bytes)
---       rows for prompts of these lengths with n answers each: what they can use, within the limit
---   cache_size.limit(vl, opts)                 the limit in bytes: cache_gib on the CPU; on a
---                                              device gpu_memory_utilization of what was free there
+--       rows that prompts of these lengths with n answers each can use, within the limit
+--   cache_size.limit(vl, opts)                 the limit in bytes: cache_gib on the CPU; on a GPU
+--                                              gpu_memory_utilization of the memory that was free
 
 local tensor = require "segzero.core.tensor"
 local scheduler = require "segzero.inference.scheduler"

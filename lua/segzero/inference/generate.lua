@@ -10,27 +10,30 @@
 -- Options, with their defaults:
 --   n = 1, temperature = 1 (0 is greedy), top_k = 0, top_p = 1, repetition_penalty = 1,
 --   max_new_tokens = 512, seed = 0
---   row_ids              one number per input: the random number of a token depends on (seed, row
---                        id, answer number, position) only, so an answer does not depend on its
---                        batch
---   stop_ids, ignore_eos ids that end an answer; without stop_ids those of vl:stop_ids()
---   stop_strings         an answer ends with the token that completes one of them; nothing is cut
---   off on_token(answer, id) every token;   on_text(i, piece, input): answer i's text as it is
---                        made, whole characters only; the pieces together are its text
---   on_answer(input, answer, i)     a finished answer;   on_group(input, answers): the last of its
---                        group has finished; others still decode, and an error ends the call
---   cache_gib = 4, gpu_memory_utilization = 0.6     limit of the cache on the CPU; on a device, as
---                        a part of what was free there. There is always room for one prompt and one
---                        whole answer; scheduler.lua decides which answers are in it
---   keep_vision          image features stay in the vision cache (vision_cache.lua) for a caller
---                        that needs them again before the tower changes, and that frees them
+--   row_ids          one number per input. The random number of a token depends only on (seed, row
+--                    id, answer number, position), so an answer does not depend on its batch
+--   stop_ids         ids that end an answer; the default is vl:stop_ids()
+--   ignore_eos       answers do not end at stop_ids
+--   stop_strings     an answer ends with the token that completes one of them; the text is not cut
+--   cache_gib = 4    limit of the cache on the CPU, in GiB
+--   gpu_memory_utilization = 0.6    limit of the cache on a GPU, as a share of its free memory
+--   keep_vision      keeps image features in the vision cache (vision_cache.lua); the caller uses
+--                    them before the tower changes, and frees them
+-- Callbacks:
+--   on_token(answer, id)           every token
+--   on_text(i, piece, input)       text of answer i while it is generated, in whole characters; the
+--                                  pieces joined are its text
+--   on_answer(input, answer, i)    an answer has finished
+--   on_group(input, answers)       all answers of an input have finished, while others still decode
+-- An error in a callback ends the call.
 --
--- Of a folder's generation_config.json only the stop ids count (vl:generate reads the rest). ids
--- end with the stop token; text leaves special tokens out. Log-probabilities are those of
--- softmax(logits / temperature) over the whole vocabulary, as the trainer computes them. Vision
--- tokens are never sampled.
+-- The cache always has room for one prompt and one whole answer; scheduler.lua decides which
+-- answers are in it. Only the stop ids of a folder's generation_config.json are used here
+-- (vl:generate reads the rest). ids end with the stop token; text omits special tokens.
+-- Log-probabilities are those of softmax(logits / temperature) over the whole vocabulary, as the
+-- trainer computes them. Vision tokens are never sampled.
 --
---   rollout.count(vl, input, prompts, n)       for plans: runs what sampling runs, once
+--   rollout.count(vl, input, prompts, n)       for the memory plan: runs once what sampling runs
 --   rollout.release_cache(vl), rollout.row_bytes(vl), rollout.cache_rows(...)      cache_size.lua
 
 local ffi = require "ffi"
@@ -68,8 +71,9 @@ local BLOCK = scheduler.BLOCK
 local methods = {}
 local mt = { __index = methods }
 
--- Adds the time since `start` to a phase and returns now. Work on a device is waited for, or the
--- next phase would pay for it; complete: it has been.
+-- Adds the time since `start` to a phase and returns the time now. Waits for the device first, so
+-- that the next phase is not charged for this one's work; complete: the device has finished
+-- already.
 function methods:add_time(phase, start, complete)
   if self.vl.device ~= "cpu" and not complete then check(C.sz_device_synchronise()) end
   local now = C.sz_seconds()
@@ -94,7 +98,7 @@ local function advance(call, running)
   call.stats.steps = call.stats.steps + 1
 end
 
--- Hands out finished answers. Callbacks run between decode steps, in no scope of ours.
+-- Hands out finished answers. Callbacks run between decode steps, outside our scopes.
 local function deliver(call, ended)
   local vl = call.vl
   local opts = call.opts
@@ -139,7 +143,7 @@ end
 -- ---- the entry point ----
 local function is_count(v) return v >= 1 and v % 1 == 0 end
 
--- The options with defaults, checked.
+-- Checks the options and fills in defaults.
 local function read_options(vl, given, level)
   level = level + 1
   options.check("generate", given, OPTIONS, level)
@@ -195,7 +199,7 @@ function M.generate(vl, inputs, given)
   local stats = new_stats()
   if #inputs == 0 then return {}, stats end
 
-  -- The cache for these prompts, and the longest stream of prompts.
+  -- Size the cache for these prompts, and find the longest stream of prompts.
   local groups = new_groups(inputs, opts)
   local lengths = {}
   local tokens = 0
@@ -226,12 +230,12 @@ function M.generate(vl, inputs, given)
   return results, stats
 end
 
--- Gives the cache's memory back, for an update that follows. The next generate() takes it again.
+-- Frees the cache's memory, for instance before an update. The next generate() allocates it again.
 function M.release_cache(vl) vl:release_cache() end
 
 -- ---- for plans ----
--- Runs what sampling runs, once, under sz_dry_run: the longest stream of prompts, the first tokens,
--- and one token of every answer.
+-- Runs each part of sampling once, under sz_dry_run: the longest stream of prompts, the first
+-- tokens, and one token of every answer.
 function M.count(vl, input, prompts, n)
   local length = #input.input_ids
   local together = math.max(1, math.min(prompts, math.floor(PREFILL_TOKENS / length)))
@@ -256,8 +260,9 @@ function M.count(vl, input, prompts, n)
   end
   tensor.step(function()
     local stream = streams.stream_of(vl, pieces)
-    local hidden = vl:hidden(stream, vl:vision(inputs),
-      { rows = packing.list(last_rows), cache = cache, cache_rows = stream.cache_rows })
+    local hidden = vl:hidden(stream, vl:vision(inputs), {
+      rows = packing.list(last_rows), cache = cache, cache_rows = stream.cache_rows,
+    })
     vl:logits(hidden):gather_rows(packing.list(prompt_row))
   end)
   tensor.step(function()

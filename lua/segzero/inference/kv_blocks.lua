@@ -1,22 +1,21 @@
 -- kv_blocks.lua - the allocator of the key-value cache: ranges of whole blocks that grow, move and
 -- are removed.
 --
---   local pool = kv_blocks.new(total, move)  total blocks; move(to, from, blocks) copies what a
---   range holds
---   pool:insert(range, room)                 the first gap of that many blocks; false when there is
---   none
---   pool:grow(range, room)                   in place; false when the blocks after it are taken
+--   local pool = kv_blocks.new(total, move)
+--       total: blocks in all; move(to, from, blocks) copies blocks of the cache
+--   pool:insert(range, room)     takes the first gap of `room` blocks; false if there is none
+--   pool:grow(range, room)       grows in place; false if the blocks after it are taken
 --   pool:remove(range)
---   pool:arrange(new)                        every range gets range.wanted blocks, in the present
---                                            order, without gaps; the new ranges come last
---   pool.ranges, pool.moved                  in order of their start; blocks moved so far
+--   pool:arrange(new)            gives every range range.wanted blocks, in the present order and
+--                                without gaps; the new ranges come last
+--   pool.ranges, pool.moved      ranges by their start; how many blocks were moved so far
 --
--- A range is a table of the caller's with the fields
+-- A range is the caller's table with the fields
 --   start, room     its first block and how many it has; start is nil while it has none
---   used            blocks that hold something: what a move copies (kept by the caller)
--- Ranges are contiguous because attention reads them fastest that way, on either device. A block
--- table would let rows be anywhere; arrange() reaches the same by moving: a copy of the cache now
--- and then instead of an indirection in every read of it.
+--   used            blocks with contents, which a move copies (set by the caller)
+-- Ranges are contiguous because attention reads them fastest that way, on CPU and GPU. A block
+-- table would allow scattered rows, but every read would go through it; arrange() copies parts of
+-- the cache now and then instead.
 
 local M = {}
 

@@ -1,11 +1,11 @@
--- packing.lua - groups to one packed stream of tokens without padding, and the segment table that
--- says which tokens see which.
+-- packing.lua - packs groups into one stream of tokens without padding, and makes the segment table
+-- that says which tokens see which.
 --
 --   packing.stream(groups, image_token) -> {
 --     ids i32 [T], positions i32 [3, T], tokens = T,
 --     segments i32 [S, 6]         q_start, q_len, k_start, k_len, parent_start, parent_len
 --     image_rows i32 [n] | nil    rows of image tokens
---     rows i32 [k], targets i32 [k]   for every answer token the row that predicts it and the token
+--     rows i32 [k], targets i32 [k]   for each answer token, the row that predicts it and the token
 --     spans = {{{first, length}, ...answers}, ...groups} }   zero-based ranges of rows/targets
 --   packing.images(inputs) -> pixel_values, grids i32 [images, 3]; nil when there are none
 --   packing.ints(n, ...) -> i32 tensor, its C array          packing.list({1, 2}) -> i32 tensor
@@ -14,11 +14,11 @@
 -- A group is one prompt and its answers: {input = what vl:process returned, answers = {{ids}, ...}
 -- (may be empty)}. The prompt is in the stream once; each answer follows as a segment whose parent
 -- is the prompt. The last token of an answer is predicted but predicts nothing, so it is not in the
--- stream. An answer with a field `first` has its tokens from that place (1-based) on as targets;
--- those before are given. A group with `continues` is a continuation: its prompt was in an earlier
--- stream (the shared prefix of model:hidden). Its answers alone are in this stream, which has no
--- other group, and the segment table counts the prompt's rows first. Such answers have two tokens
--- or more and are predicted from the second token on.
+-- stream. If an answer has the field `first`, its targets start at that token (1-based). A group
+-- with `continues` is a continuation: its prompt was in an earlier stream (the shared prefix of
+-- model:hidden). Its answers alone are in this stream, which has no other group, and the segment
+-- table counts the prompt's rows first. Such answers have two tokens or more and are predicted from
+-- the second token on.
 
 local tensor = require "segzero.core.tensor"
 
@@ -77,7 +77,7 @@ local function measure(groups, image_token)
   return n
 end
 
--- A stream that is being filled: its C arrays, and how far each is filled.
+-- A stream under construction: its C arrays, and how far each is filled.
 local Filling = {}
 Filling.__index = Filling
 

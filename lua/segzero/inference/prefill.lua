@@ -1,8 +1,8 @@
--- prefill.lua - what enters the cache: prompts and the tokens of readmitted answers are computed,
--- image features included, and every new answer gets its first token.
+-- prefill.lua - fills the cache: computes prompts with their images and the tokens of readmitted
+-- answers, and samples the first token of every new answer.
 --
 --   prefill.run(call, chunk)      chunk: what the scheduler admits ({prompts, started, resumed})
---   prefill.release(call, groups) frees what groups and images still keep, at the end of a call
+--   prefill.release(call, groups) frees what groups and images still hold, at the end of a call
 --
 -- call is one call of generate (generate.lua): vl, opts, cache, stats, images, most. call.images is
 -- vision_cache.share(inputs): each image goes through the vision tower once per call. An entry has
@@ -22,7 +22,7 @@ local C = core.C
 local M = {}
 
 -- ---- image features ----
--- Entries of the inputs' images, and those that have to go through the tower now.
+-- The entries of the inputs' images, and those of them that must go through the tower now.
 local function entries_of(call, inputs)
   local entries = {}
   local fresh = {}
@@ -49,7 +49,7 @@ local function features_of(call, inputs)
   local entries, fresh = entries_of(call, inputs)
   if #entries == 0 then return nil end
 
-  -- The fresh images go through the tower together.
+  -- Run the new images through the tower together.
   local all
   if #fresh > 0 then
     local list = {}
@@ -74,7 +74,7 @@ local function features_of(call, inputs)
   return vision_cache.concatenate(parts)
 end
 
--- After a stream: keeps what other rows or the caller want, releases the rest.
+-- After a stream: keeps the features that other rows or the caller need, and releases the rest.
 local function keep_features(call, inputs)
   for _, input in ipairs(inputs) do
     local e = call.images[input]
@@ -111,8 +111,8 @@ local function by_group(started)
   return waiting
 end
 
--- What the prompts of a stream are wanted for: {inputs, groups, last_rows, answers, prompt_row}.
--- Answers that start now are taken out of `waiting`.
+-- The prompts of a stream and the answers that start from them: {inputs, groups, last_rows,
+-- answers, prompt_row}. Removes these answers from `waiting`.
 local function wanted_of(call, pieces, waiting)
   local w = { inputs = {}, groups = {}, last_rows = {}, answers = {}, prompt_row = {} }
   for _, p in ipairs(pieces) do
@@ -134,7 +134,7 @@ local function wanted_of(call, pieces, waiting)
   return w
 end
 
--- One stream of pieces.
+-- Computes one stream of pieces.
 local function run_stream(call, pieces, waiting)
   local start = C.sz_seconds()
   local stream = streams.stream_of(call.vl, pieces)
@@ -144,8 +144,9 @@ local function run_stream(call, pieces, waiting)
 
   local rows = wanted.last_rows
   if #rows == 0 then rows = { 0 } end
-  local hidden = call.vl:hidden(stream, features,
-    { rows = packing.list(rows), cache = call.cache, cache_rows = stream.cache_rows })
+  local hidden = call.vl:hidden(stream, features, {
+    rows = packing.list(rows), cache = call.cache, cache_rows = stream.cache_rows,
+  })
   keep_features(call, wanted.inputs)
   -- A group whose answers do not all start now needs its prompt's last state again.
   for i, g in ipairs(wanted.groups) do

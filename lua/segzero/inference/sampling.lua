@@ -1,9 +1,8 @@
--- sampling.lua - one token for each of several answers.
+-- sampling.lua - samples one token for each of several answers.
 --
 --   sampling.sample(call, answers, logits)            from logits f32 [answers, vocab]
---   sampling.decode(call, answers, stream)            on a device: the network over the stream of
---                                                     their last tokens and the draw in one call
---                                                     (vl:decode)
+--   sampling.decode(call, answers, stream)            on a GPU: runs the network on their last
+--                                                     tokens and samples in one call (vl:decode)
 --
 -- call is one call of generate (generate.lua): vl, opts, settings, stops, cache, stats. Tokens and
 -- log-probabilities are appended to the answers; those that end get a finish.
@@ -32,7 +31,7 @@ local function seen_tokens(vl, answers)
   return seen
 end
 
--- The arguments of a draw as C arrays.
+-- The arguments of sz_sample as C arrays.
 local function new_draw(call, answers)
   local count = #answers
   local draw = {
@@ -63,7 +62,7 @@ local function finish_of(call, a, id)
   if #a.ids >= call.opts.max_new_tokens then return "length" end
 end
 
--- Appends what was drawn to the answers.
+-- Appends the sampled tokens to the answers.
 local function take(call, answers, draw)
   local opts = call.opts
   for i, a in ipairs(answers) do

@@ -1,5 +1,4 @@
--- scheduler.lua - which answers are in the key-value cache, and where: groups in, rows of one cache
--- of fixed size out.
+-- scheduler.lua - decides which answers are in the key-value cache, and in which rows of it.
 --
 --   local s = scheduler.new(groups, {n =, max_new_tokens =, blocks =, move =})
 --                                move: as in kv_blocks.new
@@ -23,7 +22,7 @@ local kv_blocks = require "segzero.inference.kv_blocks"
 local M = {}
 
 M.BLOCK = 16                -- rows
-M.MAX_RUNNING = 256         -- answers: with more, a step only gets longer, and its logits larger
+M.MAX_RUNNING = 256         -- answers; more only make a step longer and its logits larger
 
 local methods = {}
 local mt = { __index = methods }
@@ -69,13 +68,14 @@ end
 
 function methods:finished() return self.left == 0 end
 
--- ---- how much an answer takes ----
+-- ---- sizes ----
 local function needs(a) return math.max(1, blocks_of(#a.ids)) end
 
--- With a block to grow into, so that a full cache is not arranged anew at every step.
+-- Blocks that an answer needs now, and one to grow into, so that a full cache is not rearranged at
+-- every step.
 function methods:needs_soon(a) return math.min(self.most, needs(a) + 1) end
 
--- What it will take in the end, as far as the finished answers tell.
+-- Blocks that an answer will probably need, judging by the finished answers.
 function methods:expected(a)
   local mean = math.ceil(self.most / 4)
   if self.ended_count > 0 then mean = math.ceil(self.ended_blocks / self.ended_count) end
@@ -100,8 +100,8 @@ local function measure(r)
   return needs(r.answer), used
 end
 
--- Every answer gets what it needs and an equal share of what is free, up to what is expected of it;
--- the rest stays for others.
+-- Gives every answer what it needs and an equal share of the free blocks, up to its expected size.
+-- The rest stays free.
 function methods:arrange(new)
   local spare = self.blocks
   local answers = {}
@@ -119,8 +119,7 @@ function methods:arrange(new)
   self.pool:arrange(new)
 end
 
--- First with room for a whole answer, which then never moves, if the cache has it; else with the
--- least.
+-- Tries room for a whole answer, which then never moves, and falls back to the minimum.
 local function insert(self, r)
   local least = r.used
   local most = r.used
@@ -169,7 +168,7 @@ function methods:next_answer()
   if g then return g.answers[g.started + 1] end
 end
 
--- Puts an answer, and its prompt if need be, on the lists of what enters.
+-- Adds an answer, and its prompt if necessary, to the chunk that enters the cache.
 local function enter(self, a, prompt_blocks, chunk, new)
   local g = a.group
   if prompt_blocks > 0 then
@@ -226,7 +225,7 @@ function methods:preempt()
   self.stats.preemptions = self.stats.preemptions + 1
 end
 
--- Has the answer room for its next token, or can it grow in place?
+-- True if the answer has room for its next token, or can grow in place.
 local function has_room(self, a)
   if needs(a) <= a.range.room then return true end
   return self.pool:grow(a.range, self:expected(a)) or self.pool:grow(a.range, needs(a))

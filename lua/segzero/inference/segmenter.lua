@@ -1,5 +1,5 @@
--- segmenter.lua - answers (boxes and points) to masks with SAM2, asked as Seg-Zero and
--- VisionReasoner ask it, and how masks compare.
+-- segmenter.lua - turns answers (boxes and points) into masks with SAM2, prompted as Seg-Zero and
+-- VisionReasoner do it, and compares masks.
 --
 --   local seg = segmenter.new(sam)                  sam = sz.sam2(...), borrowed
 --   local f = seg:embed(img)                    features of an image: f.width, f.height, f:free()
@@ -13,10 +13,10 @@
 --       one object: a single prompt of the box and the points
 --   {{bbox =, point = {x, y}}, ...}
 --       several: a prompt for each, their masks united; {} is an empty mask
--- Of each prompt's three masks the best-rated counts (of equal ones the last). The score of several
--- objects is the mean, of none 0. Boxes and points go to SAM2 as they are, also outside the image
--- or with corners in the wrong order: it computes on any number. Coordinates too large for f32 give
--- NaN, which is in no mask, as in the reference.
+-- The best-rated of each prompt's three masks is used (the last of equal ones). The score of
+-- several objects is their mean, and 0 without objects. Boxes and points go to SAM2 unchanged, even
+-- outside the image or with swapped corners. Coordinates too large for f32 become NaN, which is in
+-- no mask, as in the reference.
 --
 -- The caller frees masks and features; nothing is recorded for gradients. Leaves out: training
 -- SAM2, negative points.
@@ -114,7 +114,7 @@ local function best_masks(sam, f, prompts, first, last, take)
   end)
 end
 
--- n results with empty masks, which outlive the caller's step.
+-- n results with empty masks. They outlive the caller's step.
 local function empty_results(f, n)
   local list = {}
   tensor.step(function()
@@ -151,7 +151,7 @@ function methods:masks(f, answers)
 end
 
 -- ---- comparing ----
--- Anything but 0 is inside.
+-- Pixels other than 0 are inside a mask.
 local function count(a, b, n)
   local inside = 0
   local either = 0

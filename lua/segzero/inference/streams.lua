@@ -1,4 +1,4 @@
--- streams.lua - pieces of prompts and answers to the packed streams that run over the key-value
+-- streams.lua - makes packed streams from pieces of prompts and answers, with rows in the key-value
 -- cache.
 --
 -- A piece is some consecutive tokens of a prompt or of an answer, computed with the tokens before

@@ -1,5 +1,5 @@
--- vision_cache.lua - image features that are kept because they are wanted more than once: several
--- rows with one image, or a frozen vision tower whose features serve sampling and the update.
+-- vision_cache.lua - keeps image features that are used more than once: by several rows with the
+-- same image, or by sampling and the update if the vision tower is frozen.
 --
 --   local shared = vision_cache.share(inputs)  {[input] = entry}: inputs with equal images have one
 --                                              entry {input =, left = count}
@@ -16,8 +16,8 @@
 --                                              none is kept. Without gradients: a frozen tower's
 --   vision_cache.tokens(vl, input)             tokens of an input's images
 --
--- Images are equal when all patches of an input are, byte for byte. The state is here, keyed by
--- input and by model; neither is written to. Leaves out: one of several images of an input.
+-- Two inputs have equal images if all their patches are equal, byte for byte. The cache is keyed by
+-- input and by model and changes neither. Leaves out: one of several images of an input.
 
 local ffi = require "ffi"
 local tensor = require "segzero.core.tensor"

@@ -3,6 +3,7 @@
 --
 --   console.duration(171) -> "2:51"
 --   console.times({ decode = 3.1, ... }, phases) -> "  time: decode 41 %, ..."
+--   console.say "saved runs/x"              prints the line and flushes
 --
 -- The line of a step: reward, mean length, KL, entropy, gradient norm, the largest difference
 -- between the sampler's and the trainer's log-probabilities, seconds a step, and the estimated time
@@ -52,10 +53,13 @@ function M.times(spent, phases)
   return "  time: " .. table.concat(parts, ", ")
 end
 
-local function say(text)
+-- Prints a line at once. Recipes and settings use it for what they tell the user.
+function M.say(text)
   print(text)
   io.stdout:flush()
 end
+
+local say = M.say
 
 local STEP_LINE = "reward %.3f  length %.0f  kl %.4f  entropy %.3f  grad %.2f  sampler-trainer %.1e"
 

@@ -1,4 +1,4 @@
--- log - the records of a run, handed to every logger that the run has.
+-- log - passes the records of a run to all its loggers.
 --
 --   local log = log.open({ "console", "jsonl" }, run)     run: see loggers.lua
 --   log:scalars(step, { reward = 1.6, ... })
@@ -20,12 +20,27 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
+local METHODS = { "start", "scalars", "text", "image", "rows", "close" }
+
+-- What open(run) returned has at least one of the methods.
+local function check_logger(name, object)
+  local has_any = false
+  if type(object) == "table" then
+    for _, method in ipairs(METHODS) do has_any = has_any or type(object[method]) == "function" end
+  end
+  if has_any then return end
+  error(("the logger '%s' opened %s, expected an object with any of: %s"):format(name,
+    type(object), table.concat(METHODS, ", ")), 0)
+end
+
 -- names: registered names.
 function M.open(names, run)
   local log = setmetatable({ run = run, list = {} }, mt)
   for i, name in ipairs(names) do
     local open = loggers:get(name).open
-    log.list[i] = { name = name, object = user_code.call("the logger " .. name, open, run) }
+    local object = user_code.call("the logger " .. name, open, run)
+    check_logger(name, object)
+    log.list[i] = { name = name, object = object }
   end
   return log
 end
@@ -37,7 +52,7 @@ local function each(log, method, ...)
   end
 end
 
--- The first step begins. Loggers that estimate the time left start their clock.
+-- Tells the loggers that the first step begins, so that they start their clocks.
 function methods:start(first_step, total_steps)
   self.run.first_step = first_step
   self.run.total_steps = total_steps

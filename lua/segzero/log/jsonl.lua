@@ -1,5 +1,4 @@
--- jsonl.lua - the logger that writes JSON lines into the run folder: one object a line, flushed at
--- once.
+-- jsonl.lua - the logger that writes JSON lines into the run folder, and flushes each line.
 --
 --   metrics.jsonl     scalars: {"step": 3, "reward": 1.6, ...}, one line for each step and each
 --                     evaluation

@@ -3,14 +3,14 @@
 --
 --   timer.start(synchronise)                 all phases at 0, and "other" runs. synchronise: a
 --                                            function that waits for a device
---   local before = timer.enter "forward"     from now on time counts as forward; returns the phase
---                                            that ran until now
---   timer.move("decode", "vision", seconds)  part of decode was vision: for code that measured
---                                            itself
+--   local before = timer.enter "forward"     starts the phase forward; returns the phase that ran
+--                                            before
+--   timer.move("decode", "vision", seconds)  moves time from decode to vision, for code that
+--                                            measures itself
 --   timer.stop() -> {data = seconds, ...}, total
 --   timer.report() -> the same table, and its sums {rollout =, reward =, update =, total =}
 --
--- There is one timer: that of the step that runs. Outside a step enter() does nothing. A nested
+-- There is one timer, for the running step. Outside a step enter() does nothing. A nested
 -- phase, such as a reward while other answers decode, returns to the one it interrupted with
 -- timer.enter(before). Leaves out: timing single ops.
 

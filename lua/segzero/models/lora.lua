@@ -1,5 +1,5 @@
--- lora.lua - low-rank adapters of a policy: made, trained in place of the weights, loaded and saved
--- in PEFT's format, merged.
+-- lora.lua - low-rank adapters of a policy: makes them, trains them instead of the weights, loads
+-- and saves them in PEFT's format, and merges them.
 --
 --   lora.attach(vl, {rank = 16, alpha = 64, target_modules = "all-linear",
 --                    exclude_modules = ".*visual.*", seed = 42})
@@ -45,8 +45,8 @@ local function hold(vl, list, settings)
   return vl
 end
 
--- Position of the elements' random numbers: apart from the sampler's and from normal ones
--- (runtime/core/random.c).
+-- The stream of the elements' random numbers, separate from the sampler's and from the normal
+-- numbers (runtime/core/random.c).
 local PLACE = 0xC0000000
 
 local function uniform(rank, cols, seed, stream)
@@ -59,7 +59,7 @@ local function uniform(rank, cols, seed, stream)
   return t
 end
 
--- The tensor on the model's device; frees the one given where that is another.
+-- Moves a tensor to the model's device, and frees the original if that made a copy.
 local function on_device(vl, t)
   if vl.device == "cpu" then return t end
   local copy = t:to { device = vl.device }
@@ -96,8 +96,8 @@ function M.attach(vl, opts)
   local widest = 0
   for _, w in ipairs(layers) do widest = math.max(widest, w.shape[1], w.shape[2]) end
   if opts.rank > widest then
-    error(("lora.rank is %.0f, more than the %d rows or columns of any layer"):format(opts.rank,
-      widest), 0)
+    local message = "lora.rank is %.0f, more than the %d rows or columns of the widest layer"
+    error(message:format(opts.rank, widest), 0)
   end
   local list = {}
   for i, w in ipairs(layers) do
@@ -147,7 +147,7 @@ function M.load(vl, dir)
   return vl
 end
 
--- A run that continues from dir must scale its adapters as the run that wrote them.
+-- Checks that a resumed run scales its adapters like the run that wrote them.
 function M.same_settings(vl, dir)
   local json = M.read_config(dir)
   for ours, theirs in pairs { rank = "r", alpha = "lora_alpha" } do
@@ -182,9 +182,9 @@ end
 -- {name -> tensor}, as in PEFT's files.
 function M.parameters(vl) return lora_files.parameters(vl.lora) end
 
--- The model without its adapters, for log-probabilities: it shares everything, and its forward
--- passes leave the adapters out. It gives no gradients: what a backward pass computes again would
--- have them.
+-- The model without its adapters, for log-probabilities. It shares everything, and its forward
+-- passes skip the adapters. It gives no gradients, because recomputation in the backward pass would
+-- use the adapters.
 function M.reference(vl)
   local base = {}
   for _, name in ipairs { "vision", "hidden" } do
@@ -215,7 +215,7 @@ end
 function M.merge(vl)
   local lora = vl.lora or error("this model has no adapters", 2)
   if vl.quantized then
-    error("a model in 8 bits cannot take its adapters in: load it as bf16 or f32", 2)
+    error("cannot merge adapters into a model in 8 bits: load it as bf16 or f32", 2)
   end
   local weights = vl:parameters()
   for _, p in ipairs(lora.list) do

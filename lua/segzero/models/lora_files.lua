@@ -1,7 +1,7 @@
 -- lora_files.lua - adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 --
---   lora_files.save(policy, dir)               as PEFT reads them
---   local json = lora_files.read_config(dir)   checked: refuses what computes something else
+--   lora_files.save(policy, dir)               writes both files for PEFT
+--   local json = lora_files.read_config(dir)   checked: unsupported kinds of adapters are errors
 --   local tensors = lora_files.read(dir)       {PEFT's name -> tensor}
 --   local list = lora_files.fit(policy, dir, json, tensors)
 --       {{index, name, module, scale, a = loaded tensor, b = loaded tensor}, ...} in the model's
@@ -34,7 +34,7 @@ function M.parameters(lora)
 end
 
 -- ---- writing ----
--- One key a line, in order.
+-- JSON with one key per line, in order.
 local function json_text(t)
   local keys = {}
   local lines = {}
@@ -76,7 +76,7 @@ function M.value(json, key)
 end
 local value = M.value
 
--- Settings of PEFT that would compute something else.
+-- PEFT's settings that would change the computation.
 local UNSUPPORTED = {
   "use_dora", "modules_to_save", "alpha_pattern", "layer_replication", "target_parameters",
   "trainable_token_indices", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora",
@@ -143,7 +143,7 @@ local function by_weight(policy, path, loaded)
   return out
 end
 
--- What is wrong with a pair for this weight; nil when it fits.
+-- What is wrong with a pair for this weight; nil if it fits.
 local function mismatch(w, module, a, b)
   if not w.linear then return ("%s takes no adapter here"):format(module) end
   local fits = #a == 2 and #b == 2 and a[2] == w.shape[2] and b[1] == w.shape[1] and a[1] == b[2]

@@ -1,5 +1,5 @@
--- lora_targets.lua - which layers get adapters, said in PEFT's way about the names that
--- transformers has in memory (model.language_model.layers.0.self_attn.q_proj).
+-- lora_targets.lua - which layers get adapters, in PEFT's terms. Module names are those that
+-- transformers uses in memory (model.language_model.layers.0.self_attn.q_proj).
 --
 --   targets.chosen(policy, opts) -> list of weights      opts: target_modules, exclude_modules,
 --                                                        freeze_vision
@@ -7,8 +7,8 @@
 --                                                        exactly these adapters, for
 --                                                        adapter_config.json
 --
--- A setting is "all-linear", a list of names or of their ends (a, b or [a, b] in a text), or a text
--- with the marks of a regular expression, which must match whole names.
+-- A setting is "all-linear", a list of names or of their endings (a, b or [a, b] in a text), or a
+-- regular expression, which must match whole names.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -60,7 +60,7 @@ local function is_target(target, w, module)
   return matches(target, module)
 end
 
--- The weights that the settings mean, in the model's order.
+-- The weights that the settings select, in the model's order.
 function M.chosen(policy, opts)
   local target = read_setting(opts.target_modules)
   local exclude = read_setting(opts.exclude_modules)
@@ -71,7 +71,7 @@ function M.chosen(policy, opts)
     local frozen = opts.freeze_vision and policy:is_vision_weight(w.name)
     if is_target(target, w, module) and not matches(exclude, module) and not frozen then
       if not w.linear then
-        error(("lora.target_modules means %s, which is not a linear layer that takes adapters")
+        error(("lora.target_modules names %s, which is not a linear layer that can have adapters")
           :format(module), 0)
       end
       out[#out + 1] = w
@@ -85,7 +85,7 @@ function M.chosen(policy, opts)
         break
       end
     end
-    error(("lora: target_modules '%s' without exclude_modules '%s' means no layer; "
+    error(("lora: target_modules '%s' without exclude_modules '%s' selects no layer; "
       .. "names are like %s"):format(tostring(opts.target_modules), tostring(opts.exclude_modules),
       policy:module_name(example)), 0)
   end

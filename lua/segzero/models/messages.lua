@@ -1,9 +1,9 @@
--- messages.lua - chat messages: checked, rendered with Qwen-VL's chat template, their images
--- listed.
+-- messages.lua - checks chat messages, renders them with Qwen-VL's chat template, and lists their
+-- images.
 --
 --   messages = {{role = "user", content = "text" | {item, ...}}, ...}
---       item: {type = "text", text =}, or {type = "image", image = path or image object}, in which
---       the image may also be called image_url
+--       item: {type = "text", text =} or {type = "image", image = path or image object};
+--       image_url is another name for image
 --
 --   messages.render(list, {add_generation_prompt =, add_vision_id =}) -> prompt text
 --   messages.images(list) -> {{where = text for errors, source = path or image object}, ...}
@@ -11,6 +11,7 @@
 -- The template of Qwen2-VL and Qwen2.5-VL is written out here, because Jinja is not interpreted.
 -- Errors have no position. Leaves out: tools, video (rendered, but no processor reads it).
 
+local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
 local image = require "segzero.formats.image"
 
@@ -29,7 +30,7 @@ local RENDER = options.set { "add_generation_prompt", "add_vision_id" }
 -- Raises options.check's message without a position.
 local function check_fields(where, t, known)
   local ok, why = pcall(options.check, where, t, known, 1)
-  if not ok then error((why:gsub("^[^:%s]*%.lua:%d+: ", "")), 0) end
+  if not ok then error(core.plain(why), 0) end
 end
 
 -- What one item of a content list is: "image", "video" or "text"; nil for anything else.

@@ -125,7 +125,7 @@ end
 function methods:enable_adapters(on) return C.sz_model_lora_enable(self.c, flag(on)) == 1 end
 
 -- ---- the end ----
--- A freed model has no C object that a method could be given: every method but free says so.
+-- A freed model has no C object, so every method except free raises an error.
 function M.freed(name, all)
   return {
     __index = function(_, key)

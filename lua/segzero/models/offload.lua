@@ -2,12 +2,12 @@
 -- it is used.
 --
 --   sz.qwen_vl(dir, {offload = true})     vl.offloaded: the device that it works on; nil on the
---                                         CPU, where there is nothing to be saved
---   offload.using(vl, f)                  f() with vl's weights on the device; afterwards they are
---                                         released, also when f fails. Not inside a step: the
+--                                         CPU, where offloading saves nothing
+--   offload.using(vl, f)                  calls f() with vl's weights on the device, and releases
+--                                         them afterwards, even if f fails. Not inside a step: the
 --                                         copies would belong to its arena
 --
--- Copying costs the weights' bytes over the bus, each time. Leaves out: models in 8 bits (their
+-- Each call copies all weights over the bus. Leaves out: models in 8 bits (their
 -- layout is the device's), one layer at a time.
 
 local tensor = require "segzero.core.tensor"

@@ -1,5 +1,5 @@
--- opening.lua - opening a model by its folder: which family it is, and what every family checks
--- first.
+-- opening.lua - opens a model folder: finds its family, and makes the checks that all families
+-- share.
 --
 --   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
@@ -33,7 +33,7 @@ function M.check(name, path, opts, known, dtypes, level)
   return opts
 end
 
--- level as for error(): 0 leaves the place out, for a folder that a setting names.
+-- level as for error(); 0 for a folder that a setting names.
 function M.family(dir, level)
   if level ~= 0 then level = (level or 1) + 1 end
   if type(dir) ~= "string" then

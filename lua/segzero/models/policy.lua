@@ -1,8 +1,8 @@
--- policy.lua - what every policy does in the same way, built on the few functions that a family
+-- policy.lua - the methods that all policies share, built on the few functions that a family
 -- writes.
 --
 --   local methods = policy.methods(own)       own: the family's functions; the rest gets a default
---   policy.REQUIRED                           names that a family has to write
+--   policy.REQUIRED                           names of the functions that a family must have
 --
 -- The defaults are forward, logprobs, generate, the cache that a model keeps between calls, the
 -- tokenizer, the processor, and the answers of a model without images, adapters or 8 bits. What
@@ -41,8 +41,8 @@ function defaults:processor()
 end
 
 function defaults:process(messages)
-  return self:processor():process(messages, self:tokenizer(),
-    { image_token_id = self.image_token_id })
+  local ids = { image_token_id = self.image_token_id }
+  return self:processor():process(messages, self:tokenizer(), ids)
 end
 
 -- ---- images: none ----
@@ -71,7 +71,7 @@ function defaults:weight_bytes(dtype)
 end
 
 -- ---- generation ----
--- What generation_config.json says about answers.
+-- The generation settings of generation_config.json.
 function defaults:generation()
   if not self.dir then return {} end
   return generation.read(self.dir)
@@ -82,7 +82,7 @@ function defaults:stop_ids()
   return self:generation().eos_token_id or { self:tokenizer().eos_id }
 end
 
--- Ids that are never sampled besides those that no token has.
+-- Ids that are never sampled, in addition to ids without a token.
 function defaults:banned_ids() return {} end
 
 -- u8 [vocab], 1: never sampled. Kept with the model.
@@ -100,7 +100,7 @@ function defaults:banned_tokens()
   return banned
 end
 
--- Token ids must be whole and in the vocabulary, because C reads them as such.
+-- Token ids must be whole and in the vocabulary, because C does not check them.
 local function check_ids(policy, ids, what, level)
   if type(ids) ~= "table" then
     error(("%s is a %s, not a list of token ids"):format(what, type(ids)), level + 1)
@@ -114,7 +114,7 @@ local function check_ids(policy, ids, what, level)
   end
 end
 
--- An input that was made or changed by hand must fit together: C reads as many positions as ids.
+-- An input may have been made or changed by hand, and C reads as many positions as ids.
 local function check_input(policy, input, name, level)
   level = level + 1
   if type(input) ~= "table" or not input.input_ids or not tensor.is_tensor(input.position_ids) then
@@ -124,8 +124,8 @@ local function check_input(policy, input, name, level)
   check_ids(policy, ids, name .. ": input_ids", level)
   local positions = input.position_ids:shape()
   if #ids == 0 or positions[1] ~= 3 or positions[2] ~= #ids then
-    error(("%s: %d input_ids, but position_ids [%s]"):format(name, #ids, table.concat(positions,
-      ", ")), level)
+    local sizes = table.concat(positions, ", ")
+    error(("%s: %d input_ids, but position_ids [%s]"):format(name, #ids, sizes), level)
   end
   local image_tokens = 0
   for _, id in ipairs(ids) do
@@ -163,7 +163,7 @@ function defaults:logprobs(input, lists)
   return out
 end
 
--- The prompt of ./segzero shows a single answer as it is made.
+-- The REPL shows a single answer while it is generated.
 local function echo_to_prompt(policy, opts)
   if opts.on_text ~= nil or not generation.echo or (opts.n or 1) ~= 1 then return nil end
   if not policy:has_tokenizer() then return nil end
@@ -175,7 +175,7 @@ local function echo_to_prompt(policy, opts)
   return shown
 end
 
--- Like transformers' generate: what opts leave open, the folder's generation_config.json says.
+-- Like transformers' generate: generation_config.json supplies the options that opts leaves out.
 function defaults:generate(input, opts)
   check_input(self, input, "generate", 2)
   opts = options.check("generate", opts, generation.OPTIONS, 2)
@@ -188,8 +188,8 @@ function defaults:generate(input, opts)
 end
 
 -- ---- the cache ----
--- One cache is kept for each model and made anew when it is too small, with some room so that
--- prompts of other lengths fit it too: after a few training steps no cache is allocated any more.
+-- Each model keeps one cache, and allocates a new one if it is too small, with some extra room for
+-- longer prompts. After a few training steps no cache is allocated any more.
 function defaults:cache_for(rows)
   if self.kv and self.kv:rows() >= rows then return self.kv end
   if self.kv then self.kv:free() end
@@ -198,7 +198,7 @@ function defaults:cache_for(rows)
   return self.kv
 end
 
--- Gives the cache's memory back, for instance to an update. The next generate() takes it again.
+-- Frees the cache's memory, for instance before an update. The next generate() allocates it again.
 function defaults:release_cache()
   if not self.kv then return end
   if self.device == "cpu" then

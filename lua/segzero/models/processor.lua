@@ -1,4 +1,4 @@
--- processor.lua - chat messages with images -> what Qwen2-VL / Qwen2.5-VL read.
+-- processor.lua - turns chat messages with images into the inputs of Qwen2-VL and Qwen2.5-VL.
 --
 --     local proc = processor.new(dir)             a model folder, or a table with the keys of
 --                                                 preprocessor_config.json
@@ -15,12 +15,11 @@
 --         -> i32 tensor [3, T], next position
 --
 -- In the background (data/prefetch.lua):
---     local future = proc:start(source)           a path or an image object: a thread reads,
---                                                 resizes and converts it. nil when something is
---                                                 wrong with it or a scope is open: process() then
---                                                 reports it or does it
---     local img = proc:take(future)               waits; process() of a message with img finds its
---                                                 patches ready. nil when the job failed
+--     local future = proc:start(source)
+--         a thread reads, resizes and converts source (a path or an image object). nil if it is
+--         bad or a scope is open; process() then reports the error or does the work
+--     local img = proc:take(future)
+--         waits; process() finds the patches of img ready. nil if the job failed
 --     proc:cancel(future)
 --
 -- An image of a message is a file name or an image object (formats/image.lua). It is resized
@@ -63,7 +62,7 @@ local MOST = {
   min_pixels = 2 ^ 40, max_pixels = 2 ^ 40,
 }
 
--- Newer folders keep all processors' settings in one file.
+-- Newer folders have the settings of all processors in one file.
 local function read_config(dir)
   local path = dir .. "/preprocessor_config.json"
   local config = files.read_json_object(path, true)
@@ -232,7 +231,7 @@ function Processor:cancel(future)
 end
 
 -- ---- images of messages ----
--- What a future prepared for this image, if it is of the wanted size.
+-- The patches that a future prepared for this image, if they have the wanted size.
 local function prepared(self, img, s)
   local future = self.ready[img]
   if not future then return nil end

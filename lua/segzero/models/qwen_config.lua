@@ -145,8 +145,8 @@ function M.parse(json)
   if type(json) ~= "table" then fail "not a JSON object" end
   local kind = value(json, "model_type")
   if not VISION_DEFAULTS[kind] then
-    error(("model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"):format(tostring(kind)),
-      0)
+    local message = "model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"
+    error(message:format(tostring(kind)), 0)
   end
   local c = ffi.new "sz_qwen_config"
   parse_text(c, json)

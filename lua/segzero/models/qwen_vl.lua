@@ -1,5 +1,5 @@
--- qwen_vl.lua - Qwen2.5-VL and Qwen2-VL as scripts see them: a Hugging Face folder in; forward,
--- log-probabilities, generation; a folder out.
+-- qwen_vl.lua - Qwen2.5-VL and Qwen2-VL for scripts: loads a Hugging Face folder; forward passes,
+-- log-probabilities, generation; saves a folder.
 --
 --   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda",
 --                               adapter = a PEFT folder,
@@ -11,10 +11,10 @@
 --   vl:parameters()                         {name -> tensor}, names as Hugging Face writes them
 --   vl:save(dir)
 --
--- With adapters (vl.lora, lora.lua) they are what is trained and what save() writes, as PEFT does;
--- parameters() stays the base's. dtype int8 is for inference: bf16 with the language model's linear
--- layers in 8 bits (vl.quantized); such a model is not trained and not saved.
--- The methods that every model has are in README.md. Leaves out: videos.
+-- If the model has adapters (vl.lora, lora.lua), only they are trained, and save() writes them in
+-- PEFT's format; parameters() still returns the base weights. dtype int8 is for inference: bf16
+-- with the language model's linear layers in 8 bits (vl.quantized). Such a model cannot be trained
+-- or saved. The methods that every model has are in README.md. Leaves out: videos.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -70,13 +70,13 @@ local function quantize(vl)
   return vl
 end
 
--- Newer in-memory names to those of the hub's files.
+-- Turns the newer in-memory names into those of the files on the hub.
 local function hub_name(name)
   name = name:gsub("^model%.visual%.", "visual."):gsub("^model%.language_model%.", "model.")
   return name
 end
 
--- What is wrong with a folder that has no config.json.
+-- The error's message for a folder without config.json.
 function M.missing(dir)
   local hint = ""
   if files.exists(dir .. "/adapter_config.json") then
@@ -126,7 +126,7 @@ function M.is_norm(name)
   return false
 end
 
--- What a config table asks for: {{name =, shape = {...}}, ...} in the hub's names.
+-- The weights of a config table: {{name =, shape = {...}}, ...} in the hub's names.
 function M.weight_list(json)
   local c = check(C.sz_qwen_new(qwen_config.parse(json)), 2)
   local list = weights.list(c)
@@ -137,8 +137,8 @@ end
 local RANDOM = options.set { "dtype", "device", "seed", "std", "repeated" }
 
 -- A model of random weights (normal with deviation std, 0.02 without; norms 1, biases 0) from a
--- config table: for training from scratch and benchmarks. repeated: 16 million numbers over and
--- over, since drawing billions takes the CPU minutes.
+-- config table: for training from scratch and benchmarks. repeated: repeats 16 million numbers,
+-- because drawing billions takes the CPU minutes.
 function M.random(json, opts)
   opts = options.check("random", opts, RANDOM, 2)
   local vl = new(json, opts.dtype, tensor.model_device(opts.device, 2))

@@ -4,8 +4,8 @@
 --   random_weights.empty(model, w)            zeros of weight w's shape, in the model's dtype
 --   random_weights.place(model, w, t)         gives weight w the tensor t; frees t
 --
--- The numbers of a weight depend on the seed and its index only. repeated: one block of 16 million
--- numbers is copied over and over, since drawing billions takes the CPU minutes.
+-- The numbers of a weight depend on the seed and its index only. repeated: copies one block of 16
+-- million numbers again and again, because drawing billions takes the CPU minutes.
 
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"

@@ -1,5 +1,5 @@
--- sam2.lua - SAM2 as scripts see it: a checkpoint in, an image and prompts to masks, gradients, a
--- folder out.
+-- sam2.lua - SAM2 for scripts: loads a checkpoint, turns an image and prompts into masks, trains,
+-- and saves a folder.
 --
 --   local sam = sz.sam2(path, {dtype = "f32" | "bf16", device = "cpu" | "cuda"})
 --       path: a transformers folder, or an original .pt file
@@ -132,7 +132,7 @@ local function deviation(w, opts)
   return opts.embedding_std or 0.1
 end
 
--- Is this weight a bias, which begins as 0? The biases of embeddings are random numbers.
+-- True for a bias, which begins as 0. The biases of embeddings are random numbers.
 local function is_zero(name)
   if name:match "embed" or name:match "token%w*%.weight$" then return false end
   return name:match "%.bias$" ~= nil
@@ -155,7 +155,7 @@ function M.random(json, opts)
   return sam
 end
 
--- The frequencies of the position code are no parameter.
+-- The frequencies of the position code are not a parameter.
 function methods:train(filter)
   return weights.train(self, function(name)
     if name == SHARED then return false end
@@ -169,7 +169,7 @@ function methods:free()
 end
 
 -- ---- the parts ----
--- An image as the encoder wants it: f32 [1, side, side, 3], resized as torchvision does
+-- An image as input for the encoder: f32 [1, side, side, 3], resized as torchvision does it
 -- (antialiased, not rounded) and normalised.
 function M.pixels(img, side)
   return tensor.step(function()

@@ -1,8 +1,10 @@
 -- sam2_config.lua - config.json of SAM2 (transformers' Sam2Config): checked, with its defaults, as
 -- the C struct sz_sam2_config.
 --
---   local c, selection = sam2_config.parse(json)     raises a message that names the key and its
---       value selection: {dynamic =, delta =, threshold =}, how the predictor chooses a single mask
+--   local c, selection = sam2_config.parse(json)
+--       selection: {dynamic =, delta =, threshold =}, how the predictor chooses a single mask
+--
+-- A bad value is an error that names the key and the value.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -36,7 +38,7 @@ local DEFAULTS = {
     dynamic_multimask_stability_delta = 0.05, dynamic_multimask_stability_thresh = 0.98,
   },
 }
--- What is built in: another value in the file is refused.
+-- Values that the code assumes. Any other value in the file is an error.
 local FIXED = {
   backbone = { num_query_pool_stages = 3, hidden_act = "gelu", num_channels = 3 },
   vision = { fpn_kernel_size = 1, fpn_stride = 1, fpn_padding = 0, num_feature_levels = 3 },

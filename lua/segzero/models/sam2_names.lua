@@ -111,8 +111,8 @@ local function stacked_points(tensors)
     if not t then error(("the checkpoint lacks '%s'"):format(name), 0) end
     local shape = t:shape()
     if #shape ~= 2 or shape[1] ~= 1 then
-      error(("'%s' has shape [%s], [1, width] is expected"):format(name, table.concat(shape, ", ")),
-        0)
+      local sizes = table.concat(shape, ", ")
+      error(("'%s' has shape [%s], expected [1, width]"):format(name, sizes), 0)
     end
     if not first then
       first = { width = shape[2], dtype = t:dtype() }
@@ -178,8 +178,8 @@ M.config_of = core.guarded(function(tensors)
     if not t then error(("no original SAM2 checkpoint: it lacks '%s'"):format(name), 0) end
     local s = t:shape()
     if #s ~= ndim then
-      error(("'%s' has shape [%s], %d dimensions are expected"):format(name, table.concat(s, ", "),
-        ndim), 0)
+      local sizes = table.concat(s, ", ")
+      error(("'%s' has shape [%s], expected %d dimensions"):format(name, sizes, ndim), 0)
     end
     return s
   end

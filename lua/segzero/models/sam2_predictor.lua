@@ -2,15 +2,16 @@
 -- ask for masks any number of times.
 --
 --   sam:set_image(img)                                 embeds the image once
---   local r = sam:predict{box = {x0,y0,x1,y1}, points = {{x,y},..}, labels = {1,..}, multimask =
---       true} r.masks      u8 tensor [k, h, w] of 0 and 1
+--   local r = sam:predict{box = {x0, y0, x1, y1}, points = {{x, y}, ..}, labels = {1, ..},
+--                         multimask = true}
+--       r.masks      u8 tensor [k, h, w] of 0 and 1
 --       r.scores     {..}, the model's own estimate of IoU
 --       r.low_res    f32 [k, 4g, 4g], logits within +-32
 --   sam:predict{boxes = {{..}, ..}}                    one result for each box
 --   sam:predict_all({{box =, points =}, ..}, {multimask =})     unlike prompts
 --   mask_input = t [4g, 4g] in a prompt: the low_res of an earlier result
 --   sam.best(r) -> the index of the highest score
---   sam:embed(img) -> features; sam:use(features) brings them back; features:free()
+--   sam:embed(img) -> features; sam:use(features) makes them current again; features:free()
 --
 -- Coordinates are pixels of the image given. Nothing is recorded for gradients.
 
@@ -71,9 +72,9 @@ local function check_numbers(v, n, what, level)
   if not good then error(("sam2: %s must be %d numbers"):format(what, n), level + 1) end
 end
 
--- A box and points in pixels of the image of features f, as a prompt for decode: the box's corners
--- first, then the points (all with label 1 if there are no labels), then the padding point that the
--- reference always adds to points. Numbers are taken as they are.
+-- Turns a box and points, in pixels of the image of features f, into a prompt for decode: the box's
+-- corners, then the points (with label 1 if there are no labels), then the padding point that the
+-- reference always adds to points. Numbers are not checked against the image.
 function methods:prompt(f, box, points, labels)
   local kx = self.image_size / f.width
   local ky = self.image_size / f.height
@@ -102,7 +103,7 @@ end
 
 local PROMPT = options.set { "box", "boxes", "points", "labels", "mask_input", "multimask" }
 
--- A prompt as predict takes it, checked, in the form of decode.
+-- Checks a prompt of predict and turns it into one for decode.
 local function checked_prompt(sam, prompt, f, level)
   level = level + 1
   options.check("sam2", prompt, PROMPT, level)
@@ -125,7 +126,7 @@ local function checked_prompt(sam, prompt, f, level)
 end
 
 -- ---- which masks ----
--- Mask 0 when a small change of the threshold changes little of it, else the best-rated of the
+-- Mask 0 if it hardly changes with a small change of the threshold, else the best-rated of the
 -- others.
 local function single(sam, logits, iou, masks)
   if not sam.selection.dynamic then return 0 end
@@ -144,7 +145,7 @@ local function single(sam, logits, iou, masks)
   return best
 end
 
--- Which masks of one prompt are returned, as numbers from 0. logits: float * [masks, 4g, 4g]; iou:
+-- Which masks of one prompt are returned, counted from 0. logits: float * [masks, 4g, 4g]; iou:
 -- float * [masks].
 function methods:select(logits, iou, multimask)
   if not multimask then return { single(self, logits, iou, self.config.masks) } end
@@ -153,7 +154,7 @@ function methods:select(logits, iou, multimask)
   return list
 end
 
--- The index of the best-rated mask of a result; of equal ones the last, as in Seg-Zero's sorting.
+-- The index of the best-rated mask of a result; the last of equal ones, as in Seg-Zero's sorting.
 function M.best(result)
   local best = 1
   for i, v in ipairs(result.scores) do
@@ -188,7 +189,7 @@ end
 
 local function predict(sam, prompts, multimask, level)
   local f = sam.features
-  if not f then error("sam2: set_image comes first", level + 1) end
+  if not f then error("sam2: call set_image first", level + 1) end
   local given = {}
   for p, prompt in ipairs(prompts) do given[p] = checked_prompt(sam, prompt, f, level + 1) end
   if #given == 0 then return {} end
@@ -205,9 +206,15 @@ end
 
 local ALL = options.set { "multimask" }
 
+-- True unless it is given.
+local function wants_several(multimask, level)
+  if multimask == nil or type(multimask) == "boolean" then return multimask ~= false end
+  error(("sam2: multimask is %s, expected true or false"):format(tostring(multimask)), level + 1)
+end
+
 function methods:predict_all(prompts, opts)
   opts = options.check("sam2", opts, ALL, 2)
-  local results = predict(self, prompts, opts.multimask ~= false, 2)
+  local results = predict(self, prompts, wants_several(opts.multimask, 2), 2)
   return results
 end
 
@@ -221,7 +228,7 @@ function methods:predict(prompt)
     list = {}
     for i, box in ipairs(prompt.boxes) do list[i] = { box = box } end
   end
-  local results = predict(self, list, prompt.multimask ~= false, 2)
+  local results = predict(self, list, wants_several(prompt.multimask, 2), 2)
   if prompt.boxes then return results end
   return results[1]
 end

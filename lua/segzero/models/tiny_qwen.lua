@@ -1,5 +1,4 @@
--- tiny_qwen.lua - a small Qwen2.5-VL from nothing: its tokenizer, its configuration files, its
--- random weights.
+-- tiny_qwen.lua - makes a small Qwen2.5-VL: tokenizer, configuration files and random weights.
 --
 --   local vl, tokenizer = tiny_qwen.create(dir, options)      options: config/pretrain_shapes.lua
 --

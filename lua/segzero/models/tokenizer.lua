@@ -5,8 +5,9 @@
 --     tok:decode(ids, {skip_special_tokens=false}) -> text
 --     tok:chat(messages, {add_generation_prompt=false, add_vision_id=false}) -> text
 --     tok:id("<|im_end|>") -> id or nil            tok:token(id) -> text or nil
---     tok:size() -> largest id + 1                 tok:bytes(id) -> its bytes, perhaps no whole
---     character tok.eos_id, tok.pad_id, tok.bos_id (nil where the folder names none)
+--     tok:size() -> largest id + 1                 tok:bytes(id) -> its bytes, perhaps not a whole
+--                                                  character
+--     tok.eos_id, tok.pad_id, tok.bos_id           nil if the folder names none
 --     tok.special = {token -> id}                  tok:free()
 --
 -- Reads tokenizer.json (tokenizer_file.lua: byte-level BPE) and tokenizer_config.json. The chat
@@ -61,7 +62,7 @@ local function check_template(dir, config)
   if KNOWN_TEMPLATES[sum] or noticed[sum] then return end
   noticed[sum] = true
   io.stderr:write("segzero: ", dir,
-    " has a chat template that is not Qwen-VL's; prompts are rendered as Qwen-VL's all the same\n")
+    " has a chat template that is not Qwen-VL's; prompts use Qwen-VL's template anyway\n")
 end
 
 -- ---- opening ----
@@ -155,7 +156,7 @@ function Tokenizer:id(token)
   if #ids == 1 then return ids[1] end
 end
 
--- The text of one id; nil for an id without a token. Bytes that are no whole character come as
+-- The text of one id; nil for an id without a token. Bytes that are not a whole character become
 -- U+FFFD.
 function Tokenizer:token(id)
   local text = self:decode { id }

@@ -1,10 +1,10 @@
--- tokenizer_file.lua - tokenizer.json handed to the core: byte-level BPE with NFC or no normaliser,
--- a Split pattern and ByteLevel.
+-- tokenizer_file.lua - loads tokenizer.json into the core: byte-level BPE with NFC or no
+-- normaliser, a Split pattern and ByteLevel.
 --
---   local file = tokenizer_file.open(path, json)      {handle =, added = {token -> id}, special =
---   {..}}
+--   local file = tokenizer_file.open(path, json)
+--     -> {handle =, added = {token -> id}, special = {token -> id}}
 --
--- A file that asks for anything else is an error that names it.
+-- A file that needs anything else is an error that names it.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -18,8 +18,8 @@ local M = {}
 local function is_set(v) return v ~= nil and v ~= cjson.null and v ~= false and v ~= "" end
 
 -- ---- the pattern ----
--- Oniguruma, which Hugging Face uses, takes \s for the White_Space property. PCRE2's \s has U+180E
--- as well, so the class is spelt out.
+-- In Oniguruma, which Hugging Face uses, \s is the White_Space property. PCRE2's \s also has
+-- U+180E, so the class is spelt out.
 local SPACE = "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}"
   .. "\\x{205f}\\x{3000}"
 
@@ -40,7 +40,11 @@ local function to_pcre(pattern)
       out[#out + 1] = pcre_escape(pattern:sub(i, i + 1), in_set)
       i = i + 2
     else
-      if c == "[" then in_set = true elseif c == "]" then in_set = false end
+      if c == "[" then
+        in_set = true
+      elseif c == "]" then
+        in_set = false
+      end
       out[#out + 1] = c
       i = i + 1
     end

@@ -1,18 +1,16 @@
--- weights.lua - the weights of a network in C: listed, filled from loaded tensors, lent out,
--- trained.
+-- weights.lua - the weights of a network in C: lists, fills, lends and trains them.
 --
---   weights.list(c) -> {{index =, name =, shape = {...}, vision = true | false, linear = true |
---   false}, ...}
---   weights.set(model, loaded, where, stray)   hands tensors {name -> tensor} to C, in model.dtype
---                                              on model.device; stray(name): an extra name that is
---                                              no error
---   weights.load(model, folder, rename, stray) the same from an open folder of safetensors, mapped
---                                              where the dtype allows
---   weights.parameters(model) -> {name -> tensor}        weights.train(model, filter) -> trained
---   list
---   weights.meta(model)                        gives every weight a tensor without memory: for
---   counting weights.bytes(list, width) -> bytes        width: a number, or width(weight) in bytes
---   per element
+--   weights.list(c)
+--     -> {{index =, name =, shape = {...}, vision = true | false, linear = true | false}, ...}
+--   weights.set(model, loaded, where, stray)
+--       gives the tensors {name -> tensor} to C, in model.dtype on model.device; stray(name) is
+--       true for an extra name that is allowed
+--   weights.load(model, folder, rename, stray)
+--       the same from an open folder of safetensors, mapped from the file if the dtype allows
+--   weights.parameters(model)     -> {name -> tensor}
+--   weights.train(model, filter)  -> list of trained weights
+--   weights.meta(model)           gives every weight a tensor without memory, for counting
+--   weights.bytes(list, width)    -> bytes; width: bytes per element, or a function width(weight)
 --
 -- A model here has c (the C object), weights (the list), dtype, device. Leaves out: names (each
 -- family maps its own), files.
@@ -63,7 +61,7 @@ function M.bytes(list, width)
   return total
 end
 
--- ---- what fits ----
+-- ---- checks ----
 local function same_shape(a, b)
   if #a ~= #b then return false end
   for i = 1, #a do
@@ -72,8 +70,8 @@ local function same_shape(a, b)
   return true
 end
 
--- Adds to problems what does not fit the model's weights. have: {name -> shape}; excused:
--- {name -> true}, weights whose absence is no error.
+-- Adds to `problems` every mismatch with the model's weights. have: {name -> shape}; excused:
+-- {name -> true}, weights that may be missing.
 local function compare(model, have, problems, stray, excused)
   local wrong = {}
   local known = {}

@@ -1,5 +1,5 @@
--- masks.lua - what a reward sees of SAM2: row.segment(answer) is the mask of a parsed answer,
--- row.mask() the true one.
+-- masks.lua - masks for rewards: row.segment(answer) is SAM2's mask of a parsed answer, row.mask()
+-- the true one.
 --
 --   masks.lend(segmenter, row, expected)   before the rewards of a row; expected: the parsed
 --                                          answers to come
@@ -38,7 +38,7 @@ local function key_of(found)
   return table.concat(parts, " ")
 end
 
--- From the frame that answers count in to the image's own pixels.
+-- Scales an answer from its frame to the image's own pixels.
 local function to_image(row, found)
   local sx = row.image.width / row.frame
   local sy = row.image.height / row.frame
@@ -46,7 +46,7 @@ local function to_image(row, found)
   return answer.scale_list(found, sx, sy)
 end
 
--- Decodes the masks of those answers that have none yet.
+-- Decodes the masks of the answers that have none yet.
 local function decode(segmenter, row, lent, answers)
   local place = {}          -- key -> its number in `list`
   local list = {}

@@ -60,6 +60,10 @@ local function check_score(score, row, sample)
 end
 
 local function check_parts(parts, row)
+  if type(parts) ~= "table" then
+    error(("the reward's second result for row %s is %s, expected names with numbers")
+      :format(tostring(row.id), tostring(parts)), 0)
+  end
   for name, v in pairs(parts) do
     if type(name) ~= "string" or type(v) ~= "number" then
       error(("the reward's part %s of row %s is %s, expected names with numbers")
@@ -78,7 +82,7 @@ function M.score(reward, row, sample)
   check_score(score, row, sample)
   sample.score = score
   sample.parts = nil
-  if type(parts) == "table" then
+  if parts ~= nil then
     check_parts(parts, row)
     sample.parts = parts
   end

@@ -1,4 +1,4 @@
--- doctor.lua - `segzero doctor`: says what this machine has and which of it will be used. Changes
+-- doctor.lua - `segzero doctor`: prints what this machine has and what segzero will use. Changes
 -- nothing.
 --
 -- Leaves out: checks of models and data; benchmarks.

@@ -5,8 +5,8 @@
 --   draw.box(img, {x0, y0, x1, y1}, draw.RED)        corners are inclusive, as in Seg-Zero; clipped
 --   draw.point(img, {x, y}, draw.YELLOW)             a disc with a dark rim
 --   draw.text(img, x, y, "red circle", draw.INK, 2)  top left corner; 2 x 2 pixels for each dot
---   draw.answer(img, {bbox =, points =})             or {{bbox =, point =}, ...}: red boxes, yellow
---                                                    points
+--   draw.answer(img, {bbox =, points =})             red boxes, yellow points; several objects are
+--                                                    {{bbox =, point =}, ...}
 --   draw.mask(img, mask, draw.CYAN, 0.45)            overlays a u8 tensor [h, w] of img's size, or
 --                                                    of a whole fraction of it
 --   local fig, k = draw.figure(img, answer, {mask =, truth = box})
@@ -14,12 +14,12 @@
 --                                                    factor by which they are enlarged
 --   local big = draw.enlarge(img, 4)                 4 x 4 pixels for each; draw.enlarge_box and
 --                                                    draw.enlarge_point convert coordinates
---   local both = draw.beside({img, other}, 8)        side by side on white, 8 pixels apart
+--   local both = draw.side_by_side({ img, other }, 8)   on white, 8 pixels apart
 --   local sheet = draw.sheet(tiles, columns)         a tile: {image =, truth = box, bbox = box,
 --                                                    points =, truth_points =, label =, note =}
 --   draw.predictions(path, data_set, records)        writes a sheet of rows with a model's answers
 --
--- Colours are {r, g, b}, 0 to 255. The colours below can be told apart by colour-blind readers. The
+-- Colours are {r, g, b}, 0 to 255. Colour-blind readers can tell the colours below apart. The
 -- default line thickness follows the size of the image (draw.thickness). Functions that make an
 -- image return a new one, which the caller may free.
 -- Leaves out: rotated text, characters outside ASCII, transparency except for masks and the soft
@@ -296,7 +296,7 @@ function M.enlarge_point(p, k)
   return { p[1] * k + floor((k - 1) / 2), p[2] * k + floor((k - 1) / 2) }
 end
 
-function M.beside(list, gap)
+function M.side_by_side(list, gap)
   gap = gap or 8
   local width = gap * (#list - 1)
   local height = 1
@@ -340,7 +340,7 @@ function M.figure(img, found, opts)
   for i, object in ipairs(found) do marks[i] = larger(object) end
   M.answer(out, marks)
   if not opts.mask then return out, k end
-  local both = M.beside { plain, out }
+  local both = M.side_by_side { plain, out }
   plain:free()
   out:free()
   return both, k
@@ -399,7 +399,7 @@ end
 -- to the legend).
 function M.sheet(tiles, columns, opts)
   opts = opts or {}
-  if #tiles == 0 then error("draw.sheet: there is no tile", 2) end
+  if #tiles == 0 then error("draw.sheet: there are no tiles", 2) end
   columns = min(columns or 4, #tiles)
   local side = opts.side or 280
   local cards = {}

@@ -1,13 +1,14 @@
--- plan.lua - how much memory a training run will take, said before anything is loaded.
+-- plan.lua - computes how much memory a training run needs, before anything is loaded.
 --
 --   local p = plan.of(cfg, {prompt = f})     cfg: a recipe's settings. p.peak, p.fits, p.parts,
 --                                            p.phases, p.device (bytes)
---   plan.print(p) / plan.advise(cfg, p)      the table; what else fits, or the smallest change of
+--   plan.print(p)                            prints the table
+--   plan.advise(cfg, p)                      prints what else fits, or the smallest change of
 --                                            settings that would make it fit
 --   plan.longer(cfg, p, input)               the plan for a step with this longer prompt; an error
---                                            when it cannot fit; also as p.longer
---   plan.check(cfg)                          an error with the numbers when the run cannot fit (a
---                                            run on the CPU)
+--                                            if it cannot fit. Also p.longer
+--   plan.check(cfg)                          an error with the numbers if a run on the CPU cannot
+--                                            fit
 --
 -- Every prompt is taken to be as long as the longest of the first rows, and every answer as
 -- data.max_response_length: the most that a step can need. `./segzero plan RECIPE ...
@@ -16,6 +17,7 @@
 -- Leaves out: what other programs use, the file cache, CUDA.
 
 local config = require "segzero.config"
+local console = require "segzero.log.console"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local plan_count = require "segzero.tools.plan_count"
@@ -85,7 +87,7 @@ local function largest(cfg, state, key, least, most)
   return low
 end
 
--- Changes in the order in which they cost least: time, then what is trained, then accuracy.
+-- Changes of settings, cheapest first: they cost time, then trained weights, then accuracy.
 local function remedies(cfg, prompt)
   local a = cfg.worker.actor
   local list = {}
@@ -212,17 +214,17 @@ function M.check(cfg, opts)
   local plan = M.of(cfg, opts)
   if plan.fits then
     if plan.peak > plan.device.free then
-      print(("memory: the run will take %s, %s are free now"):format(gib(plan.peak),
-        gib(plan.device.free)))
+      local text = "memory: the run will take %s, and %s are free now"
+      console.say(text:format(gib(plan.peak), gib(plan.device.free)))
     end
     return plan
   end
   local text, p = M.remedy(cfg, plan)
   local cure = "No setting makes it fit"
   if text then cure = ("It would fit with %s (%s)"):format(text, gib(p.peak)) end
-  error(("the run would take %s of memory, this machine has %s (./segzero plan ... shows the "
-    .. "parts). %s. To run all the same: trainer.check_memory=false"):format(gib(plan.peak),
-    gib(plan.device.total), cure), 0)
+  local message = "the run would take %s of memory, this machine has %s (./segzero plan ... shows "
+    .. "the parts). %s. To run anyway: trainer.check_memory=false"
+  error(message:format(gib(plan.peak), gib(plan.device.total), cure), 0)
 end
 
 function M.longer(cfg, plan, input)
@@ -235,10 +237,9 @@ function M.longer(cfg, plan, input)
   end
   local p = total(cfg, state)
   if not p.fits then
-    error(("the prompt has %d tokens, a step with it would take %s of memory and this machine "
-      .. "has %s (to try all the same: trainer.check_memory=false)"):format(#input.input_ids,
-      gib(p.peak),
-      gib(p.device.total)), 0)
+    local message = "the prompt has %d tokens, a step with it would take %s of memory and this "
+      .. "machine has %s (to try anyway: trainer.check_memory=false)"
+    error(message:format(#input.input_ids, gib(p.peak), gib(p.device.total)), 0)
   end
   return p
 end
@@ -261,7 +262,7 @@ end
 function M.main(args)
   local path = args[1]
   if not path then
-    error("plan: which recipe? ./segzero plan recipes/refcocog_grpo.lua key=value ...", 0)
+    error("plan: name a recipe: ./segzero plan recipes/refcocog_grpo.lua key=value ...", 0)
   end
   local recipe = load_recipe(path)
   local settings = {}

@@ -8,7 +8,7 @@
 -- from config.json. Activations and workspace are not modelled but counted: the trainer's own step
 -- runs on a model without memory behind its weights, with kernels left out (sz_dry_run), and the
 -- arena says what it would have used. So which tensors the forward pass keeps is written in one
--- place only, the model code itself. What kernels ask for besides is in the workspace column of
+-- place only, the model code itself. The workspace of kernels is in the workspace column of
 -- runtime/ops/ops.def.
 
 local core = require "segzero.core.ffi"
@@ -51,7 +51,7 @@ local function groups_of(input, prompts, n, length)
   return groups
 end
 
--- Bytes of arena that f() uses; nothing is computed.
+-- Bytes of arena that f() uses, in a dry run.
 local function counted(f)
   check(C.sz_arena_release())
   C.sz_dry_run(1)
@@ -136,7 +136,7 @@ local function count_arena(cfg, state)
   return arena, describe(first)
 end
 
--- ---- what lasts ----
+-- ---- what lasts for the whole run ----
 -- Weights that are trained, or the adapters instead.
 local function trained_shapes(cfg, vl)
   local out = {}

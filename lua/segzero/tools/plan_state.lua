@@ -67,8 +67,9 @@ end
 -- The longest input of the first rows, and the bytes that a row's images take.
 local function longest_input(cfg, vl, train, prompt)
   local d = cfg.data
-  local set = train or data.open(d.train_files,
-    { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
+  local set = train or data.open(d.train_files, {
+    split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
+  })
   local processor = vl:processor()
   processor.min_pixels = d.min_pixels
   processor.max_pixels = d.max_pixels

@@ -25,6 +25,7 @@ local M = {}
 local PROMPT = "> "
 local PROMPT_MORE = "...> "
 local HISTORY_LINES = 1000
+local POLLIN = 1
 local TABLE_ENTRIES = 40        -- shown of a table; the rest is only counted
 local WIDTH = 96                -- columns of a printed table
 local TRACE_LINES = 6           -- frames shown of an error
@@ -49,7 +50,7 @@ local function is_name(s)
   return s:match("^[%a_][%w_]*$") ~= nil
 end
 
--- Numbers first, then names: a stable order for mixed keys.
+-- Sorts numbers before names, so that mixed keys have a stable order.
 local function key_less(a, b)
   local ta = type(a)
   local tb = type(b)
@@ -68,8 +69,7 @@ local function show_inner(v)
   return tostring(v)
 end
 
--- A value as text: a string as it is, a table one level deep, a value with __tostring as that shows
--- it.
+-- A value as text: a string unchanged, a table one level deep, any other value by tostring().
 function M.show(v)
   if type(v) ~= "table" or (getmetatable(v) or {}).__tostring then
     return tostring(v)
@@ -172,16 +172,40 @@ local function try(lib, name, ...)
   return pcall(function(...) return lib[name](...) end, ...)
 end
 
--- Uses readline's callback interface with our own poll(), so that Ctrl-C returns here; readline()
--- itself would continue to wait after the signal. Returns nil if there is no such library.
-local function line_reader(history)
+-- Loads readline, or libedit. Returns nil if neither is installed, or without FFI.
+local function load_library()
   local has_ffi, ffi = pcall(require, "ffi")
   if not has_ffi then return nil end
-  local C = ffi.C
   ffi.cdef(CDEF)
-  local has_lib, lib = pcall(ffi.load, "libreadline.so.8")
-  if not has_lib then has_lib, lib = pcall(ffi.load, "libedit.so.2") end
-  if not has_lib then return nil end
+  for _, name in ipairs { "libreadline.so.8", "libedit.so.2" } do
+    local loaded, lib = pcall(ffi.load, name)
+    if loaded then return lib, ffi end
+  end
+end
+
+-- Adds a line to the history, and to its file if there is one.
+local function remember(lib, line, history)
+  lib.add_history(line)
+  if not history then return end
+  local has_append, failed = try(lib, "append_history", 1, history)
+  if not has_append or failed ~= 0 then lib.write_history(history) end
+end
+
+-- Drops the line that is being typed and gives the terminal back.
+local function drop_line(lib)
+  io.write("^C\n")
+  io.flush()            -- first: giving the terminal back moves the cursor to the first column
+  try(lib, "rl_free_line_state")
+  try(lib, "rl_callback_sigcleanup")
+  lib.rl_callback_handler_remove()
+end
+
+-- Uses readline's callback interface with our own poll(), so that Ctrl-C returns here; readline()
+-- itself would keep waiting after the signal. Returns nil if there is no such library.
+local function line_reader(history)
+  local lib, ffi = load_library()
+  if not lib then return nil end
+  local C = ffi.C
 
   local complete, line
   local handler = ffi.cast("sz_line_fn *", function(text)
@@ -205,18 +229,12 @@ local function line_reader(history)
     complete = false
     lib.rl_callback_handler_install(prompt, handler)
     while not complete do
-      -- POLLIN
       fds[0].fd = 0
-      fds[0].events = 1
+      fds[0].events = POLLIN
       fds[0].revents = 0
       local ready = C.sz_poll(fds, 1, -1)
       if host.interrupted() then
-        io.write("^C\n")
-        -- before the terminal is given back: that moves the cursor to the first column
-        io.flush()
-        try(lib, "rl_free_line_state")
-        try(lib, "rl_callback_sigcleanup")
-        lib.rl_callback_handler_remove()
+        drop_line(lib)
         return false
       elseif ready > 0 then
         lib.rl_callback_read_char()
@@ -226,15 +244,11 @@ local function line_reader(history)
       io.write("\n")
     elseif line:find("%S") and line ~= last then
       last = line
-      lib.add_history(line)
-      if history then
-        local ok, failed = try(lib, "append_history", 1, history)
-        if not ok or failed ~= 0 then lib.write_history(history) end
-      end
+      remember(lib, line, history)
     end
     return line
   end
-  -- a C function that calls back into Lua must not be called from compiled code
+  -- Compiled code must not call a C function that calls back into Lua.
   jit.off(read, true)
   return read
 end
@@ -258,7 +272,7 @@ local function compile(text)
   local err
   chunk, err = loadstring(text, "=stdin")
   if chunk then return chunk end
-  -- no further line can close it
+  -- An unfinished string cannot continue on the next line.
   local hopeless = err:find("unfinished string", 1, true) and text:sub(-1) ~= "\\"
   if err:find("'<eof>'", 1, true) and not hopeless then return nil, nil end
   return nil, err
@@ -269,7 +283,7 @@ end
 local function read_chunk(read, out)
   local text = read(PROMPT)
   if not text then return text end
-  text = text:gsub("^%s*=", "return ")          -- lua 5.1's way to ask for a value
+  text = text:gsub("^%s*=", "return ")          -- Lua 5.1's way to print a value
   if text:match("^%s*help%s*%(?%s*%)?%s*$") and rawget(_G, "help") == nil then
     out(HELP)
     return false
@@ -331,7 +345,7 @@ function M.run(opts)
     if ok then
       rawset(_G, "sz", sz)
     else
-      out("sz is not there: " .. tostring(sz):match("[^\n]*"))
+      out("sz does not load: " .. tostring(sz):match("[^\n]*"))
     end
   end
   local has_generation, generation = host.call(require, "segzero.inference.generation_config")

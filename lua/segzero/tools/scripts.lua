@@ -1,10 +1,11 @@
--- scripts.lua - the scripts that come with segzero: lists them, and names the nearest to a mistyped one.
+-- scripts.lua - lists the scripts that come with segzero, and finds the nearest to a mistyped name.
 --
---   scripts.list()          -> {{path = "recipes/evaluate.lua", about = "a policy and SAM2 over ..."}, ...}
+--   scripts.list()          -> {{path = "recipes/evaluate.lua", about = "evaluates a ..."}, ...}
 --   scripts.print()         what `segzero --help` prints after the options
---   scripts.missing(name)   raises one line: the file that cannot be opened, the nearest script, how to list them
+--   scripts.missing(name)   raises one line: the file, the nearest script, how to list them all
 --
--- What a script is about is the first line of its file: "-- NAME.lua - what it does.". Only that line is read.
+-- What a script is about is the first line of its file: "-- NAME.lua - what it does.". Only that
+-- line is read.
 -- Leaves out: scripts in other folders than recipes/ and examples/.
 
 local host = require "segzero.host"
@@ -16,7 +17,7 @@ local FOLDERS = { "recipes", "examples" }
 local COMMANDS = { "plan", "doctor", "help" }
 local WIDTH = 100
 
--- What people type who come from programs with subcommands.
+-- Names that users of programs with subcommands type.
 local USUAL_NAMES = {
   train = "recipes/refcocog_grpo.lua",
   grpo = "recipes/refcocog_grpo.lua",
@@ -40,7 +41,7 @@ local function lua_files(folder)
   return names
 end
 
--- "a policy and SAM2 over a split" from the line "-- evaluate.lua - a policy and SAM2 over a split."
+-- "trains a model." from the first line "-- NAME.lua - trains a model."
 local function about(path)
   local file = io.open(path)
   if not file then return "" end
@@ -94,7 +95,8 @@ local function suggestion(name)
   end
   for _, command in ipairs(COMMANDS) do add(command, command) end
   for _, script in ipairs(scripts) do
-    -- With and without the folder, so that `infer`, `infer.lua` and `recipes/infer.lua` all find examples/infer.lua.
+    -- With and without the folder: `infer`, `infer.lua` and `examples/infer` find
+    -- examples/infer.lua.
     local path = script.path:gsub("%.lua$", "")
     add(path, script.path)
     add(path:match "[^/]+$", script.path)
@@ -106,7 +108,8 @@ function M.missing(name)
   local hint = ""
   local wanted = suggestion(name)
   if wanted then hint = (" did you mean %s?"):format(wanted) end
-  error(("cannot open %s: there is no such file;%s segzero --help lists the scripts"):format(name, hint), 0)
+  local message = "cannot open %s: there is no such file;%s segzero --help lists the scripts"
+  error(message:format(name, hint), 0)
 end
 
 return M

@@ -1,11 +1,10 @@
--- advantage.lua - runs the advantage estimator of a run on a scored batch and checks what it
--- returns.
+-- advantage.lua - runs the advantage estimator on a scored batch and checks its results.
 --
 --   advantage.estimate("grpo", batch, options)      sets sample.advantage of every sample
 --
 -- Estimators are registered in algorithms/advantages.lua. A result of the wrong shape, NaN or
--- infinity is an error that names the estimator, the row and the answer. Leaves out: the estimators
--- themselves.
+-- infinity is an error that names the estimator, the row and the answer.
+-- Leaves out: the estimators themselves.
 
 local advantages = require "segzero.algorithms.advantages"
 local user_code = require "segzero.core.user_code"
@@ -14,7 +13,8 @@ local M = {}
 
 local function is_finite(v) return type(v) == "number" and v == v and math.abs(v) ~= math.huge end
 
--- Why the value is no advantage for an answer of `length` tokens; nil when it is one.
+-- What is wrong with the value as an advantage of an answer with `length` tokens; nil if it is
+-- fine.
 local function problem_with(value, length)
   if type(value) ~= "table" then
     if is_finite(value) then return nil end
@@ -40,8 +40,8 @@ function M.estimate(name, batch, options)
     for i, sample in ipairs(group.samples) do
       local problem = problem_with(list[i], #sample.ids)
       if problem then
-        error(("%s returned %s for answer %d of row %s"):format(what, problem, i,
-          tostring(group.row.id)), 0)
+        local row = tostring(group.row.id)
+        error(("%s returned %s for answer %d of row %s"):format(what, problem, i, row), 0)
       end
       sample.advantage = list[i]
     end

@@ -1,17 +1,18 @@
 -- checkpoint.lua - a training state on disk: a loadable Hugging Face model (or PEFT adapter) plus
 -- what resuming needs.
 --
---   checkpoint.save(folder, step, vl, opt, state) -> path      folder/global_step_<step>/
---   checkpoint.finish(checkpoint.begin(...)) -> path           the same in two calls; a background
---                                                              thread writes in between
---   checkpoint.latest(folder) -> path | nil                    the newest one that is complete
---   checkpoint.load(path, vl, opt) -> state                    weights and optimizer, in place; opt
---                                                              may be nil
+--   checkpoint.save(folder, step, vl, opt, state) -> path     folder/global_step_<step>/
+--   checkpoint.finish(checkpoint.begin(...)) -> path
+--       the same in two calls; a background thread writes in between
+--   checkpoint.latest(folder) -> path | nil                   the newest complete checkpoint
+--   checkpoint.load(path, vl, opt) -> state
+--       loads weights and optimizer in place; opt may be nil
 --
 -- A checkpoint is written as global_step_<step>.tmp and renamed. Its file DONE is written last; a
--- folder without it does not count. A checkpoint of the same step is renamed to .old first and
--- removed afterwards; if the run ends in between, .old counts. Resuming gives the same bits as not
--- having stopped. Leaves out: deleting old checkpoints.
+-- folder without it is incomplete. An existing checkpoint of the same step is renamed to .old first
+-- and removed afterwards; if the run ends in between, .old is used. A resumed run gives the same
+-- bits as one that never stopped.
+-- Leaves out: deleting old checkpoints.
 
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
@@ -28,13 +29,13 @@ local function remove_tree(path) os.execute("rm -rf -- " .. quoted(path)) end
 local function is_complete(path) return files.exists(path .. "/DONE") end
 
 -- ---- writing ----
--- Removes what a failed write left: on a full disk its bytes are needed.
+-- Removes the files of a failed write, which may have filled the disk.
 local function give_up(final, reason)
   remove_tree(final .. ".tmp")
   error(("the checkpoint %s is not written: %s"):format(final, core.plain(reason)), 0)
 end
 
--- Everything that goes into the folder, in the order of writing. DONE is last.
+-- Adds the files of a checkpoint in the order of writing. DONE is last.
 local function add_files(writing, temporary, step, vl, opt, state)
   vl:save(temporary, { later = writing })
   if opt then
@@ -54,7 +55,7 @@ function M.begin(folder, step, vl, opt, state)
   local temporary = final .. ".tmp"
   local old = final .. ".old"
   remove_tree(temporary)
-  -- An .old next to an incomplete folder is what a run left that ended between the two renames.
+  -- An .old next to an incomplete folder comes from a run that ended between the two renames.
   if is_complete(final) then remove_tree(old) else os.rename(old, final) end
 
   local writing = jobs.writing()
@@ -79,14 +80,13 @@ end
 function M.save(...) return M.finish(M.begin(...)) end
 
 -- ---- finding ----
--- The step that a folder's name stands for, or nil.
+-- The step in a folder's name, or nil.
 local function step_of(name)
   local number, suffix = name:match "^global_step_(%d+)(.*)$"
   if suffix == "" or suffix == ".old" then return tonumber(number) end
 end
 
--- Looks at the folders, not at the file `latest`: that file is for people, and a run may end
--- between the two.
+-- Looks at the folders and not at the file `latest`: a run may end before that file is updated.
 function M.latest(folder)
   local newest = -1
   local path
@@ -119,8 +119,8 @@ local function compare(path, into, saved, same_dtype)
     local other = saved[name]
     if not other then error(("checkpoint %s: missing %s"):format(path, name), 0) end
     if shape_text(other) ~= shape_text(t) then
-      error(("checkpoint %s: %s has shape [%s], expected [%s]"):format(path, name,
-        shape_text(other), shape_text(t)), 0)
+      local message = "checkpoint %s: %s has shape [%s], expected [%s]"
+      error(message:format(path, name, shape_text(other), shape_text(t)), 0)
     end
     if same_dtype and other:dtype() ~= t:dtype() then
       error(("checkpoint %s: %s is %s, expected %s: worker.actor.optim.state_dtype was different")
@@ -143,8 +143,8 @@ local function check_adapters(path, vl)
       content = "adapters alone"
       rank = lora.read_config(path).r
     end
-    error(("checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"):format(path,
-      content, rank), 0)
+    local message = "checkpoint %s has %s: it was written with worker.actor.model.lora.rank=%s"
+    error(message:format(path, content, rank), 0)
   end
   if vl.lora then lora.same_settings(vl, path) end
 end

@@ -5,12 +5,11 @@
 --
 -- cfg: the settings of a recipe, in EasyR1's nesting (recipes/refcocog_grpo.lua: settings(args)).
 -- overrides, each optional:
---   reward, train, held_out, prompt      instead of what the settings name: functions and data sets
+--   reward, train, held_out, prompt      functions and data sets that replace those of the settings
 --   on_step(t, stats), on_evaluate(t, result), stop_when(t, stats)     hooks, see train/loop.lua
 -- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
 -- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
 
-local cjson = require "cjson"
 local sz = require "segzero"
 local advantages = require "segzero.algorithms.advantages"
 local checkpoint = require "segzero.train.checkpoint"
@@ -34,11 +33,12 @@ M.overrides = options.set {
 local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
 local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend on data.seed
 
--- ---- what a run is made of ----
+-- ---- the parts of a run ----
 local function open_train(cfg)
   local d = cfg.data
-  return data.open(d.train_files,
-    { split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows })
+  return data.open(d.train_files, {
+    split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
+  })
 end
 
 local function open_held_out(cfg)
@@ -60,8 +60,8 @@ local function load_policy(cfg)
   return policy
 end
 
--- The frozen model that the KL term or the estimator asks for, or nil. With LoRA it is the policy
--- without adapters.
+-- The frozen model, or nil if neither the KL term nor the estimator needs it. With LoRA it is the
+-- policy without adapters.
 local function load_reference(cfg, policy)
   local actor = cfg.worker.actor
   local ref = cfg.worker.ref
@@ -79,18 +79,18 @@ local function load_segmenter(cfg)
   return segmenter_of.new(sz.sam2(path))
 end
 
--- The checkpoint to resume from: the one named, or the newest complete one of the run folder named;
+-- The checkpoint to resume from: the named one, or the newest complete one of the named run folder;
 -- nil for a new run.
 local function checkpoint_to_resume(cfg)
   local path = cfg.trainer.load_checkpoint_path
   if not path or files.exists(path .. "/trainer_state.json") then return path end
   local latest = checkpoint.latest(path)
   if latest then return latest end
-  error(("trainer.load_checkpoint_path: %s is no checkpoint and has none that is complete")
+  error(("trainer.load_checkpoint_path: %s is not a checkpoint and holds no complete one")
     :format(path), 0)
 end
 
--- A resumed run continues in its own folder; a new one gets a folder of its own.
+-- A resumed run continues in its folder; a new run gets a new one.
 local function run_folder(cfg, resume)
   local wanted = cfg.trainer.save_checkpoint_path or "runs/" .. cfg.trainer.experiment_name
   local folder
@@ -100,7 +100,7 @@ local function run_folder(cfg, resume)
     folder = files.fresh_folder(wanted)
   end
   files.make_dir(folder)
-  if not resume then files.write(folder .. "/config.json", cjson.encode(cfg)) end
+  if not resume then files.write(folder .. "/config.json", files.json(cfg)) end
   return folder
 end
 
@@ -134,7 +134,7 @@ local function build(cfg, overrides)
   return t, resume
 end
 
--- ---- what a run says ----
+-- ---- messages of a run ----
 local function say(t, text, ...) t.log:text(t.global_step, "run", text:format(...)) end
 
 local function number(v)
@@ -144,7 +144,8 @@ end
 
 local function introduce(t, resume)
   local cfg = t.config
-  local resumed = resume and (", resumed at step %d"):format(t.global_step) or ""
+  local resumed = ""
+  if resume then resumed = (", resumed at step %d"):format(t.global_step) end
   say(t, "policy %s, %s", tostring(t.policy), cfg.worker.actor.model.dtype)
   say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
     t.total_steps,
@@ -152,8 +153,8 @@ local function introduce(t, resume)
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
--- The held-out answers as an image: ground truth, prediction and, where there is one, its mask,
--- which is freed here.
+-- Draws the held-out answers on one image: ground truth, prediction and the mask if there is one.
+-- Frees the masks.
 local function write_sheet(t, name, result)
   local draw = require "segzero.tools.draw"
   local mask_of = {}
@@ -166,8 +167,8 @@ local function write_sheet(t, name, result)
   end
 
   local path = ("%s/%s.png"):format(t.folder, name)
-  draw.predictions(path, shown, result.records,
-    { count = SHEET_ROWS, masks = next(mask_of) ~= nil })
+  local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
+  draw.predictions(path, shown, result.records, sheet)
   for _, record in ipairs(result.records) do
     if record.mask then record.mask:free() end
     record.mask = nil
@@ -210,8 +211,28 @@ local function save_at_end(t)
   if freq >= 0 and not is_saved then say(t, "saved %s", t:save()) end
 end
 
+local function check_overrides(overrides)
+  local message = "run: %s is %s, expected %s"
+  for _, name in ipairs { "reward", "prompt", "on_step", "on_evaluate", "stop_when" } do
+    local f = overrides[name]
+    if f ~= nil and type(f) ~= "function" then
+      error(message:format(name, tostring(f), "a function"), 0)
+    end
+  end
+  for _, name in ipairs { "train", "held_out" } do
+    local set = overrides[name]
+    local is_set = type(set) == "table" and type(set.count) == "function"
+      and type(set.row) == "function"
+    if set ~= nil and not is_set then
+      error(message:format(name, tostring(set), "a data set (sz.data.open) with count() and row()"),
+        0)
+    end
+  end
+end
+
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
+  check_overrides(overrides)
   local t, resume = build(cfg, overrides)
   introduce(t, resume)
   local before

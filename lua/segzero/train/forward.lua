@@ -1,5 +1,5 @@
--- forward.lua - runs a model over micro-batches: log-probability and entropy of every answer token,
--- whole answers at a time.
+-- forward.lua - runs a model over micro-batches of whole answers: log-probability and entropy of
+-- every answer token.
 --
 --   forward.run(model, batch, options, f)        batch: one of micro_batches.split
 --   forward.reference(model, batches, options)   sets sample.reference: a number for each token
@@ -7,10 +7,10 @@
 -- f(runs, logprob, entropy) -> loss, after     is called once; for a micro-batch with chunks, once
 -- for each chunk and once more for answers of one token.
 --   runs     {{sample =, first =, last =}, ...}: which answer tokens the tensors have, in this
---            order. Every call has whole answers; the tokens of an answer need not be neighbours
+--            order. Every call has whole answers, but an answer's tokens may be spread out
 --   logprob, entropy     f32 [tokens]
 --   loss     one element to call backward() on, or nil
---   after    nil, or a function to call when the gradients of the loss have been added
+--   after    nil, or a function that is called after the backward pass
 -- options = {temperature =, recompute =, frozen_vision =}
 --
 -- A micro-batch without chunks is one packed stream. With chunks the prompt is a stream of its own,
@@ -31,13 +31,14 @@ local function recording() return core.C.sz_grad_enabled() == 1 end
 
 local function run_stream(model, groups, features, options, prefix)
   local stream = packing.stream(groups, model.image_token_id)
-  local hidden = model:hidden(stream, features,
-    { rows = stream.rows, prefix = prefix, recompute = options.recompute })
+  local hidden = model:hidden(stream, features, {
+    rows = stream.rows, prefix = prefix, recompute = options.recompute,
+  })
   return model:logprob_of(hidden, stream.targets, options.temperature)
 end
 
--- The images of the micro-batch. A frozen tower is not recorded: recomputing it would find nothing
--- to give a gradient to.
+-- Features of the images in the micro-batch. A frozen tower runs without recording, because it has
+-- no gradients.
 local function run_vision(model, batch, options)
   local inputs = {}
   for i, group in ipairs(batch.groups) do inputs[i] = group.input end
@@ -95,7 +96,7 @@ local function read(t)
   return list
 end
 
--- A leaf with these values, which collects a gradient if gradients are recorded.
+-- A leaf with these values. It collects a gradient if gradients are recorded.
 local function leaf_of(values, device)
   local t = tensor.new(values, { device = device })
   if recording() then t:requires_grad(true) end

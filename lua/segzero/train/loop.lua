@@ -1,4 +1,4 @@
--- loop.lua - all steps of a run: logging, evaluation, checkpoints and the hooks of a script.
+-- loop.lua - runs all steps of a run, with logging, evaluation, checkpoints and a script's hooks.
 --
 --   loop.run(t)              t: trainer.new's object; until t.total_steps, or until a hook stops it
 --   loop.evaluate(t, keep)   evaluates the held-out rows, logs the result and calls on_evaluate
@@ -48,12 +48,13 @@ local function evaluate_if_due(t, step)
     return
   end
   local result = M.evaluate(t)
-  local giou = result.giou and (", gIoU %.3f"):format(result.giou) or ""
+  local giou = ""
+  if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
   say(t, "  held-out reward at step %d: %.3f (%s)%s", step, result.reward,
     records.parts_text(result.parts), giou)
 end
 
--- One step and everything after it. Returns true when the run is to end.
+-- One step and everything after it. Returns true to end the run.
 local function one_step(t)
   local stats = t:step()
   local step = stats.step
@@ -63,7 +64,8 @@ local function one_step(t)
   if is_due(step, t.options.run.save_freq) then say(t, "  saving %s", saving.start(t)) end
   local reason = call_hook(t, "stop_when", stats)
   if not reason then return false end
-  local because = type(reason) == "string" and ": " .. reason or ""
+  local because = ""
+  if type(reason) == "string" then because = ": " .. reason end
   say(t, "stopped after step %d%s", step, because)
   return true
 end
@@ -75,7 +77,7 @@ local function all_steps(t)
   end
 end
 
--- A message that names a place in the code gets a traceback, unless it has one.
+-- Adds a traceback to a message that has a position in the code, unless it has a traceback already.
 local function traced(message)
   if type(message) ~= "string" or message:find("\nstack traceback:", 1, true) then
     return message

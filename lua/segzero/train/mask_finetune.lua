@@ -1,8 +1,9 @@
 -- mask_finetune.lua - training SAM2 on images with masks: batches, a step, the evaluation, the
 -- loop.
 --
---   local t = mask_finetune.new(sam, options)     options: lua/segzero/config/sam2_finetune.lua
---   t:train()                                     prints, evaluates and saves to options.output
+--   local t = mask_finetune.new(sam, options, say)
+--       options: lua/segzero/config/sam2_finetune.lua; say(text) gets each line of progress
+--   t:train()       trains, evaluates and saves to options.output
 --
 -- An image is encoded once for all its prompts. Prompts train mask 0 and the best of the other
 -- three; a single point only the latter. The loss is taken at loss_size x loss_size, where logits
@@ -26,7 +27,7 @@ local mt = { __index = methods }
 local ANTIALIASED = 3         -- tensor:resize's number for antialiased bilinear
 local GOOD = 0.8              -- masks below this IoU are counted in the evaluation
 
--- What sam:encode computes with, the decoder's two convolutions of fine maps included.
+-- True for the weights that sam:encode uses, including the decoder's two convolutions of fine maps.
 local function is_encoder(name)
   return name:match "^vision_encoder%." or name == "no_memory_embedding" or
     name:match "^mask_decoder%.conv_s[01]%."
@@ -41,21 +42,26 @@ local function loss_side(sam, options)
   return sam.mask_side
 end
 
-function M.new(sam, options)
-  local self = setmetatable({ sam = sam, options = options, side = loss_side(sam, options),
-    drawn = 0, epoch = 0 }, mt)
+function M.new(sam, options, say)
+  local self = setmetatable({ sam = sam, options = options, say = say, drawn = 0, epoch = 0 }, mt)
+  self.side = loss_side(sam, options)
   self.train_set, self.held_set = mask_scenes.open(options)
   local filter
   if options.freeze_encoder then filter = is_decoder end
   self.parameters = sam:train(filter)
-  self.optimizer = optim.adamw(self.parameters,
-    { lr = options.lr, weight_decay = options.weight_decay, max_grad_norm = options.max_grad_norm })
-  self.weights = { mask = options.mask_weight, dice = options.dice_weight, iou = options.iou_weight,
-    object = options.object_weight }
+  self.optimizer = optim.adamw(self.parameters, {
+    lr = options.lr,
+    weight_decay = options.weight_decay,
+    max_grad_norm = options.max_grad_norm,
+  })
+  self.weights = {
+    mask = options.mask_weight, dice = options.dice_weight,
+    iou = options.iou_weight, object = options.object_weight,
+  }
   return self
 end
 
--- All numbers of the model, and those that are trained.
+-- How many parameters the model has, and how many of them are trained.
 function methods:parameter_counts()
   local total = 0
   local trained = 0
@@ -65,8 +71,8 @@ function methods:parameter_counts()
 end
 
 -- ---- a batch ----
--- The next scene of the training set: endless sets in order, others in a new random order for each
--- epoch.
+-- The next scene of the training set. Endless sets are read in order, others in a new random order
+-- each epoch.
 local function next_scene(self, progress)
   self.drawn = self.drawn + 1
   local n = self.train_set.count()
@@ -93,7 +99,7 @@ local function next_scene_with_objects(self, progress)
   return scene
 end
 
--- A mask as f32 [1, side, side], stretched to the side of the loss.
+-- A mask as f32 [1, side, side], resized to the side at which the loss compares.
 local function truth_of(object, scene, side)
   local whole = tensor.empty { 1, scene.height, scene.width, 1 }
   local out = tensor.data(whole)
@@ -146,8 +152,8 @@ local function accumulate(self, step, progress)
       features = encode()
     end
     local out = self.sam:decode(features, batch.prompts)
-    local loss, parts = mask_loss.sam2(out, batch.truth,
-      { modes = batch.modes, weights = self.weights })
+    local choice = { modes = batch.modes, weights = self.weights }
+    local loss, parts = mask_loss.sam2(out, batch.truth, choice)
     loss:backward()
     return parts, #batch.prompts
   end)
@@ -172,8 +178,8 @@ local KINDS = {
     ask = function(object) return { points = { object.points[1] } } end },
 }
 
--- Adds one prediction to the sums; of the kind that counts the scores, keeps the worst mask of the
--- scene for the sheet.
+-- Adds one prediction to the sums. For the kind of prompt that is scored, also keeps the scene's
+-- worst mask for the sheet.
 local function judge(sums, kind, scene, object, result, worst)
   local which = result.which
   local n = scene.width * scene.height
@@ -190,8 +196,8 @@ local function judge(sums, kind, scene, object, result, worst)
   worst.mask = result.masks:narrow(which - 1, 1):clone()
 end
 
--- Predictions of all kinds for a scene's objects. Returns the worst one: {iou, object, mask}, or {}
--- without objects.
+-- Predicts with every kind of prompt for each object of a scene. Returns the worst prediction,
+-- {iou, object, mask}, or {} if there are no objects.
 local function evaluate_scene(self, scene, r, sums)
   local worst = {}
   self.sam:set_image(scene.image)
@@ -250,21 +256,21 @@ function methods:evaluate(tiles)
     text[k] = ("%s %.3f"):format(kind.name, sums[kind.name] / sums.count)
   end
   local line = "held-out mean IoU: %s | of box+points %.1f%% below %g, score off by %.3f"
-  return line:format(table.concat(text, "  "),
-    100 * sums.low / sums.count, GOOD, sums.off / sums.count)
+  local low = 100 * sums.low / sums.count
+  return line:format(table.concat(text, "  "), low, GOOD, sums.off / sums.count)
 end
 
 -- ---- training ----
-local function log_step(s, mean, norm, prompts)
+-- The log line of a step: running means of the loss's parts, then the rates.
+local function step_line(s, mean, norm, prompts)
   local done, elapsed = s.now()
-  local line = "step %d  %4.1f%%  loss %.4f (mask %.4f dice %.4f iou %.4f)  " ..
-    "IoU %.3f  score off by %.3f"
-  local text = line:format(s.step,
-    100 * math.min(done, 1), mean.total, mean.mask, mean.dice, mean.iou, mean.actual,
-    mean.score_error)
-  print(text .. ("  norm %.2f  lr %.1e  %.0f prompts/s  ETA %s"):format(norm, s.lr,
-    prompts / elapsed, supervised.eta(done, elapsed)))
-  io.stdout:flush()
+  local percent = 100 * math.min(done, 1)
+  local losses = ("loss %.4f (mask %.4f dice %.4f iou %.4f)"):format(mean.total, mean.mask,
+    mean.dice, mean.iou)
+  local fit = ("IoU %.3f  score off by %.3f"):format(mean.actual, mean.score_error)
+  local rates = ("norm %.2f  lr %.1e  %.0f prompts/s"):format(norm, s.lr, prompts / elapsed)
+  return ("step %d  %4.1f%%  %s  %s  %s  ETA %s"):format(s.step, percent, losses, fit, rates,
+    supervised.eta(done, elapsed))
 end
 
 local function write_sheet(tiles, path)
@@ -274,8 +280,7 @@ end
 
 function methods:train()
   local o = self.options
-  print("before  " .. self:evaluate())
-  io.stdout:flush()
+  self.say("before  " .. self:evaluate())
   local mean = {}
   local prompts = 0
   local steps, elapsed = supervised.loop(o, function(s)
@@ -283,19 +288,18 @@ function methods:train()
     prompts = prompts + asked
     local norm = self.optimizer:step(s.lr)
     for name, value in pairs(parts) do mean[name] = supervised.smooth(mean[name], value) end
-    if s.step % o.log_every == 0 then log_step(s, mean, norm, prompts) end
+    if s.step % o.log_every == 0 then self.say(step_line(s, mean, norm, prompts)) end
     if o.eval_every > 0 and s.step % o.eval_every == 0 then
-      print(("step %d  %s"):format(s.step, self:evaluate()))
-      io.stdout:flush()
+      self.say(("step %d  %s"):format(s.step, self:evaluate()))
       self.sam:save(o.output)
     end
   end)
   local tiles = {}
-  print("after   " .. self:evaluate(tiles))
+  self.say("after   " .. self:evaluate(tiles))
   self.sam:save(o.output)
   write_sheet(tiles, o.output .. "/samples.png")
-  print(("saved %s after %d steps, %d prompts, %.1f minutes"):format(o.output, steps, prompts,
-    elapsed / 60))
+  local saved = "saved %s after %d steps, %d prompts, %.1f minutes"
+  self.say(saved:format(o.output, steps, prompts, elapsed / 60))
 end
 
 return M

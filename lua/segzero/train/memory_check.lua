@@ -1,6 +1,6 @@
 -- memory_check.lua - refuses a step that cannot fit into memory, before it starts.
 --
---   local plan = memory_check.rows(plan, cfg, rows)   a plan that covers these rows
+--   plan = memory_check.rows(plan, cfg, rows)      returns a plan that covers these rows
 --
 -- The memory plan (tools/plan.lua) was made for the longest prompt of the first rows; a step with a
 -- longer prompt is counted again. If that does not fit, the error names the row and the numbers.

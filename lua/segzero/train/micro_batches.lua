@@ -1,16 +1,16 @@
--- micro_batches.lua - groups to micro-batches whose activations fit into memory together.
+-- micro_batches.lua - splits groups into micro-batches whose activations fit into memory.
 --
 --   micro_batches.split(groups, max_tokens, max_answers)
 --     -> {{groups = {...}, chunks = nil | {{sample, ...}, ...}}, ...}
 --   micro_batches.parts(groups, size)     the groups of each update of a rollout
 --     -> {{group, ...}, ...}
 --
--- A micro-batch has as many whole groups as have at most max_tokens packed tokens and max_answers
--- answers together. A group that alone has more becomes a micro-batch of its own with chunks: the
--- prompt is computed once, and its answers follow chunk by chunk. A chunk is within the limits
--- together with the prompt, but has at least one answer; an answer is never split. An answer of one
--- token is predicted by the prompt alone and is in no chunk.
--- Leaves out: the order of groups, which stays.
+-- A micro-batch takes whole groups until the next one would exceed max_tokens packed tokens or
+-- max_answers answers. A group that is too large alone becomes a micro-batch with chunks: the
+-- prompt is computed once, and its answers follow chunk by chunk. The prompt and a chunk together
+-- stay within the limits, but a chunk has at least one answer, and an answer is never split. An
+-- answer of one token is predicted by the prompt and is in no chunk.
+-- Leaves out: reordering groups.
 
 local M = {}
 

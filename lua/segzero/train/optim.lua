@@ -17,6 +17,7 @@
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 
 local C = core.C
@@ -40,9 +41,25 @@ local function code_of(codes, name, option, expected, level)
   error(("%s is %s, expected %s"):format(option, tostring(name), expected), level + 1)
 end
 
+local OPTIONS = options.set {
+  "lr", "betas", "eps", "weight_decay", "max_grad_norm", "state_dtype", "grad_dtype",
+  "master_weights",
+}
+
+local function check_list(list, level)
+  local is_list = type(list) == "table"
+  for _, p in ipairs(is_list and list or {}) do
+    is_list = is_list and type(p) == "table" and tensor.is_tensor(p.tensor)
+  end
+  if is_list then return end
+  error("adamw: a list of {name =, tensor =} is expected, such as vl:train() returns", level + 1)
+end
+
 function M.adamw(list, opts)
+  opts = options.check("adamw", opts, OPTIONS, 2)
   local moments = code_of(M.state_dtypes, opts.state_dtype, "state_dtype", "f32, bf16 or int8", 2)
   local gradients = code_of(M.grad_dtypes, opts.grad_dtype, "grad_dtype", "f32 or bf16", 2)
+  check_list(list, 2)
   local pointers = ffi.new("sz_tensor *[?]", #list)
   for i, p in ipairs(list) do
     pointers[i - 1] = p.tensor.ptr

@@ -7,7 +7,7 @@
 -- Returns one table for each component:
 --   rows           batch (prompts a step), seed, shuffle
 --   input          system_prompt, max_tokens (of a prompt)
---   rollout        what inference/rollout.lua takes: n, top_p, top_k, max_new_tokens, seed,
+--   rollout        what inference/generate.lua takes: n, top_p, top_k, max_new_tokens, seed,
 --                  cache_gib, ...
 --   forward        recompute (gradient checkpointing), frozen_vision
 --   micro_batches  max_tokens, and the most answers in one: update, experience (math.huge: no
@@ -16,7 +16,8 @@
 --   update         groups (prompts an update), loss, kl, aggregation (registered names), use_kl
 --   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high: what schedules and
 --                  hooks may change
---   schedules      number -> registered schedule;  warmup_ratio: part of the run that warms up
+--   schedules      name of a number -> registered schedule
+--   warmup_ratio   share of the run that warms up
 --   optimizer      what train/optim.lua takes, without lr
 --   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization
 --   run            test_freq, save_freq, loggers (registered names)

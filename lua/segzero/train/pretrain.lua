@@ -1,12 +1,13 @@
 -- pretrain.lua - supervised training of a small Qwen-VL on RefShapes: the loss of a step, and how
 -- good its answers are.
 --
---   local t = pretrain.new(vl, tok, options, { reward = f, box_iou = f })
---                                                options: config/pretrain_shapes.lua
---   t:train()                                    prints, evaluates and saves to vl.dir
+--   local t = pretrain.new(vl, tok, options, { reward = f, box_iou = f, say = f })
+--       options: config/pretrain_shapes.lua
+--   t:train()       trains, evaluates and saves to vl.dir
 --
 -- reward(text, solution, row) is rewards/seg_strict.lua, box_iou(a, b) is in rewards/geometry.lua:
--- the recipe passes them, because the library does not depend on rewards/.
+-- the recipe passes them, because the library does not depend on rewards/. say(text) gets each line
+-- of progress.
 -- Loss: the mean negative log-probability of the answers' tokens, in which coordinates weigh
 -- options.digit_weight.
 -- Leaves out: resuming.
@@ -28,13 +29,15 @@ local mt = { __index = methods }
 local ANSWER_TOKENS = 110
 local BOX_TOKENS = 20
 
-function M.new(vl, tok, options, judge)
-  local self = setmetatable({ model = vl, options = options, judge = judge, digits = {} }, mt)
+function M.new(vl, tok, options, given)
+  local self = setmetatable({ model = vl, options = options, judge = given, digits = {} }, mt)
+  self.say = given.say
   for d = 0, 9 do self.digits[tok:encode(tostring(d))[1]] = true end
   self.tasks = shape_tasks.new(options, { tokenizer = tok, model = vl })
   self.parameters = vl:train()
-  self.optimizer = optim.adamw(self.parameters, { lr = options.lr, betas = { 0.9, 0.98 },
-    weight_decay = options.weight_decay, max_grad_norm = 1 })
+  self.optimizer = optim.adamw(self.parameters, {
+    lr = options.lr, betas = { 0.9, 0.98 }, weight_decay = options.weight_decay, max_grad_norm = 1,
+  })
   return self
 end
 
@@ -45,26 +48,29 @@ function methods:parameter_count()
 end
 
 -- ---- evaluation: greedy answers on held-out scenes ----
--- Asks one question about each of the scenes of a level; ask(problem) is the prompt. Returns the
--- texts and the questions.
+-- Asks one question about each held-out scene of a level. ask(problem) returns the prompt. Returns
+-- the answers' texts and the questions.
 local function answers_of(self, level, ask, max_new_tokens)
   local o = self.options
   local inputs = {}
   local questions = {}
   for i = 1, o.eval_rows do
-    local scene = refshapes.sample { seed = o.seed, split = "heldout", index = i, size = o.size,
-      level = level, questions = 1 }
+    local scene = refshapes.sample {
+      seed = o.seed, split = "heldout", index = i, size = o.size, level = level, questions = 1,
+    }
     local question = scene.questions[1]
     local img = shape_tasks.image_of(scene)
-    local content = { { type = "image", image = img },
-      { type = "text", text = ask(question.problem) } }
+    local content = {
+      { type = "image", image = img },
+      { type = "text", text = ask(question.problem) },
+    }
     inputs[i] = self.model:process { { role = "user", content = content } }
     questions[i] = question
     img:free()
   end
   local texts = {}
-  local groups = rollout.generate(self.model, inputs,
-    { temperature = 0, max_new_tokens = max_new_tokens })
+  local greedy = { temperature = 0, max_new_tokens = max_new_tokens }
+  local groups = rollout.generate(self.model, inputs, greedy)
   for i, samples in ipairs(groups) do texts[i] = samples[1].text end
   return texts, questions
 end
@@ -87,20 +93,20 @@ function methods:evaluate(level)
   local total = 0
   local boxes = 0
   local sums = {}
+  local row = { frame = self.options.size }
   for i, text in ipairs(texts) do
     local found = answer.parse(text)
     if found and self.judge.box_iou(found.bbox, questions[i].bbox) > 0.5 then boxes = boxes + 1 end
-    local score, parts = self.judge.reward(text, questions[i].solution,
-      { frame = self.options.size })
+    local score, parts = self.judge.reward(text, questions[i].solution, row)
     total = total + score
     for name, value in pairs(parts) do sums[name] = (sums[name] or 0) + value end
   end
   local n = #texts
-  local form = "any key iou %.2f | format %.2f json %.2f iou %.2f points %.2f l1 %.2f | %s"
-  local line = form:format(boxes / n,
-    sums.thinking_format / n, sums.segmentation_format / n, sums.iou / n, sums.points / n,
-    sums.box_l1 / n, texts[1])
-  return total / n, line
+  local formats = ("format %.2f json %.2f"):format(sums.thinking_format / n,
+    sums.segmentation_format / n)
+  local fit = ("iou %.2f points %.2f l1 %.2f"):format(sums.iou / n, sums.points / n,
+    sums.box_l1 / n)
+  return total / n, ("any key iou %.2f | %s %s | %s"):format(boxes / n, formats, fit, texts[1])
 end
 
 -- ---- a step ----
@@ -142,21 +148,22 @@ local function free_inputs(groups)
   end
 end
 
-local function log_step(s, seen)
+-- The log line of a step.
+local function step_line(s, seen)
   local done, elapsed = s.now()
-  local line = "step %d  %4.1f%%  loss %.4f  norm %.2f  lr %.2e  questions %d " ..
-    "(%.0f/s, %.0f tokens/s)  ETA %s"
-  print(line:format(s.step,
-    100 * s.progress, seen.loss, seen.norm, s.lr, seen.questions, seen.questions / elapsed,
-    seen.tokens / elapsed, supervised.eta(done, elapsed)))
-  io.stdout:flush()
+  local head = ("step %d  %4.1f%%  loss %.4f  norm %.2f  lr %.2e"):format(s.step, 100 * s.progress,
+    seen.loss, seen.norm, s.lr)
+  local rates = ("%.0f/s, %.0f tokens/s"):format(seen.questions / elapsed, seen.tokens / elapsed)
+  return ("%s  questions %d (%s)  ETA %s"):format(head, seen.questions, rates,
+    supervised.eta(done, elapsed))
 end
 
 local function evaluate_and_save(self, s)
   local level = self.tasks:level(s.progress, 0.9)
   local line = "step %d  level %d held-out: short boxes %.2f (level 1: %.2f), seg_strict %.3f  %s"
-  print(line:format(s.step, level,
-    self:evaluate_boxes(level), self:evaluate_boxes(1), self:evaluate(level)))
+  local hits = self:evaluate_boxes(level)
+  local easy_hits = self:evaluate_boxes(1)
+  self.say(line:format(s.step, level, hits, easy_hits, self:evaluate(level)))
   self.model:save(self.model.dir)
 end
 
@@ -171,13 +178,13 @@ function methods:train()
     seen.loss = supervised.smooth(seen.loss, loss)
     seen.questions = seen.questions + questions
     seen.tokens = seen.tokens + tokens
-    if s.step % o.log_every == 0 then log_step(s, seen) end
+    if s.step % o.log_every == 0 then self.say(step_line(s, seen)) end
     if s.step % o.eval_every == 0 then evaluate_and_save(self, s) end
   end)
-  print(("held-out seg_strict %.3f  %s"):format(self:evaluate()))
+  self.say(("held-out seg_strict %.3f  %s"):format(self:evaluate()))
   self.model:save(self.model.dir)
-  print(("saved %s after %d questions, %.1f minutes"):format(self.model.dir, seen.questions,
-    elapsed / 60))
+  local saved = "saved %s after %d questions, %.1f minutes"
+  self.say(saved:format(self.model.dir, seen.questions, elapsed / 60))
 end
 
 return M

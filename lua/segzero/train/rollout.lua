@@ -1,9 +1,9 @@
--- rollout.lua - the first stages of a step: prompts of rows to answers, scored as they end.
+-- rollout.lua - the first stages of a step: samples answers to the prompts and scores them.
 --
 --   rollout.groups(t, rows) -> groups             rows as the model reads them; t: a trainer
 --   rollout.answer(t, groups, temperature)        sets group.samples of every group, with scores
---   rollout.rest(policy, plan)                    gives the key-value cache's memory back if the
---                                                 update needs it
+--   rollout.rest(policy, plan)                    frees the key-value cache if the update needs its
+--                                                 memory
 --
 -- A group that has all its answers is scored while others still decode. Leaves out: advantages,
 -- which need the whole batch.

@@ -2,11 +2,11 @@
 -- cosine rate, the ETA.
 --
 --   local steps, seconds = supervised.loop(options, function(s)
---     s.step, s.progress (0 to 1), s.lr               of the step that f shall make
+--     s.step, s.progress (0 to 1), s.lr      of the step that f runs
 --     local done, elapsed = s.now()          share of the run that is over, seconds since the start
 --   end)
 --
--- options: steps, minutes (above 0: the run follows the clock and ends after as many minutes), lr,
+-- options: steps, minutes (above 0: the run follows the clock and ends after this time), lr,
 -- warmup (steps), final_lr (the last rate, as a share of lr).
 -- Leaves out: everything that a step does.
 
@@ -16,7 +16,8 @@ local seconds = core.C.sz_seconds
 
 local M = {}
 
--- The rate rises over options.warmup steps, then falls along a cosine to options.final_lr of its peak.
+-- The rate rises over options.warmup steps, then falls along a cosine to options.final_lr of its
+-- peak.
 local function rate(options, step, progress)
   local rise = math.min(1, step / options.warmup)
   local fall = options.final_lr + (1 - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -43,7 +44,7 @@ function M.loop(options, f)
   return steps, seconds() - started
 end
 
--- "1.5 min": the time that is left, when `done` of the run took `elapsed` seconds.
+-- The remaining time as text, "1.5 min". `done` of the run took `elapsed` seconds.
 function M.eta(done, elapsed)
   return ("%.1f min"):format(elapsed / math.max(done, 1e-9) * (1 - math.min(done, 1)) / 60)
 end

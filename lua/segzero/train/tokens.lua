@@ -1,13 +1,13 @@
--- tokens.lua - the answer tokens of one micro-batch as tensors: what a registered loss gets.
+-- tokens.lua - the answer tokens of one micro-batch as tensors: the argument of a registered loss.
 --
 --   local t = tokens.new(runs, logprob, entropy, device)   runs: see forward.lua
 --   t.logprob, t.entropy            as given, with gradients
---   t.old, t.advantage, t.reference made of the samples; t.reference is nil if they have none
+--   t.old, t.advantage, t.reference from the samples; t.reference is nil if they have none
 --   t:sequence_mean(x)              the mean of x over each answer, at each of its tokens; has a
 --                                   gradient
 --   t:weights(f)                    f(length of the answer) for each token
 --
--- All are f32 [tokens] on `device`. Leaves out: padding, of which there is none.
+-- All are f32 [tokens] on `device`, without padding.
 
 local tensor = require "segzero.core.tensor"
 local packing = require "segzero.inference.packing"
@@ -61,8 +61,8 @@ local function owners(runs)
   return owner, count
 end
 
--- The means are a product with a matrix [answers, tokens] that has 1 / length where a token belongs
--- to an answer.
+-- The matrix [answers, tokens] that averages over answers: 1 / length where a token belongs to an
+-- answer, else 0.
 local function averaging(runs, owner, count, device)
   local matrix = tensor.zeros { count, #owner }
   local data = tensor.data(matrix)

@@ -1,10 +1,14 @@
 -- trainer.lua - GRPO: a step samples groups of answers, scores them and makes one exact
 -- policy-gradient update.
 --
---   local t = trainer.new{config = cfg, policy = vl, reference = vl | nil, reward = f, train = set,
---     held_out = set | nil, prompt = f(problem) -> text, segmenter = segmenter.new(sam) | nil,
---     plan = plan.check(cfg) | nil, folder = path | nil, total_steps = n,
---     hooks = {on_step =, on_evaluate =, stop_when =} | nil, prefetch = false | nil}
+--   local t = trainer.new {
+--     config = cfg, policy = vl, reward = f, train = set, total_steps = n,
+--     prompt = f,              f(problem) -> text
+--     reference = vl,          this and the rest are optional
+--     held_out = set, segmenter = segmenter.new(sam), plan = plan.check(cfg), folder = path,
+--     hooks = { on_step =, on_evaluate =, stop_when = },
+--     prefetch = false,        loads images only when they are needed
+--   }
 --   t:run()               all steps, with evaluation, checkpoints and hooks (train/loop.lua)
 --   t:step() -> stats     one step
 --   t:evaluate(keep)      -> mean reward, parts, records, gIoU of the held-out rows
@@ -20,8 +24,8 @@
 -- step's images are prefetched, a group is scored while others decode, and a checkpoint is written
 -- while the next step samples. stats.time says where the time went.
 --
--- The records that stages exchange are described in train/records.lua. Leaves out: what settings
--- mean by default (the recipe), rewards, prompts.
+-- train/records.lua describes the records that stages exchange.
+-- Leaves out: defaults of settings (the recipe has them), rewards, prompts.
 
 local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
@@ -47,7 +51,7 @@ local M = { sorted_parts = records.parts_text }
 local methods = {}
 local mt = { __index = methods }
 
--- What computing a step takes: no optimizer, data or folder. The memory plan counts a step with it.
+-- A trainer that can only compute a step: no optimizer, data or folder. For the memory plan.
 function M.bare(opts)
   local t = setmetatable(opts, mt)
   t.options = t.config and options_of(t.config) or {}
@@ -56,8 +60,8 @@ function M.bare(opts)
   return t
 end
 
--- A frozen vision tower runs once a step: sampling keeps its features for the update, and for a
--- reference that has the same tower.
+-- A frozen vision tower runs once per step: sampling keeps its features for the update and for a
+-- reference with the same tower.
 local function share_vision(t)
   local frozen = t.options.forward.frozen_vision
   if t.reference and not t.policy.lora and frozen then vision_cache.adopt(t.policy, t.reference) end
@@ -78,8 +82,9 @@ function M.new(opts)
   t.global_step = 0
   t.hooks = t.hooks or {}
   t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch)
-  t.log = log.open(t.options.run.loggers,
-    { folder = t.folder, config = t.config, total_steps = t.total_steps })
+  t.log = log.open(t.options.run.loggers, {
+    folder = t.folder, config = t.config, total_steps = t.total_steps,
+  })
   return t
 end
 
@@ -158,8 +163,7 @@ function methods:step()
   stats.tokens = stats.length * #groups * #groups[1].samples
   self.log:rows(step, "rollouts", records.rollout_rows(step, groups))
   inputs.release(rows)
-  -- Handles that nobody refers to hold objects of the core: collecting them here keeps their number
-  -- the same each step.
+  -- Collect unreferenced handles here, so that every step starts with as many C objects.
   collectgarbage()
   self.global_step = step
   stats.time, stats.seconds = timer.report()

@@ -1,11 +1,11 @@
 -- update.lua - the gradient of one update: the registered loss, the KL term and the entropy bonus,
 -- weighted over the update.
 --
---   local u = update.new(t)              t: a trainer, or its policy, reference, options, numbers
---   u:gradient(batches, totals)          adds the gradients of all micro-batches; -> stats
---   u:accumulate(batch, totals)          of one micro-batch; -> stats
---   update.mean(list, parts, aggregation, into)     several updates' statistics as one
---   update.forward_options(t)            what forward.lua takes
+--   local u = update.new(t)                        t: a trainer
+--   u:gradient(batches, totals) -> stats           adds the gradients of all micro-batches
+--   u:accumulate(batch, totals) -> stats           adds the gradients of one micro-batch
+--   update.mean(list, parts, aggregation, into)    averages the statistics of several updates
+--   update.forward_options(t)                      the options of forward.lua
 --
 -- loss = sum over tokens of weight * (loss + kl_coef * kl - entropy_coef * entropy). The weights
 -- come from the aggregation and the totals of the whole update (records.totals), so the micro-batch
@@ -45,14 +45,15 @@ function M.new(t)
     loss = losses:get(o.loss).fn,
     kl_name = kl_name,
     kl = kl_name and kl_estimators:get(kl_name).fn,
+    aggregation_name = o.aggregation,
     aggregation = aggregations:get(o.aggregation).fn,
   }, mt)
 end
 
 local function add(stats, name, v) stats[name] = (stats[name] or 0) + v end
 
--- The largest distance of the log-probabilities from those of the sampler, at most as large as
--- before or larger.
+-- The largest difference between the policy's and the sampler's log-probabilities, or `least` if
+-- that is larger.
 local function largest_mismatch(t, least)
   local logprob = t.logprob:values()
   local old = t.old:values()
@@ -68,28 +69,62 @@ local function weighted(metric, weights)
   return (metric:to { device = weights:device() } * weights):sum():item()
 end
 
-local function check_loss(self, loss, n)
-  local good = tensor.is_tensor(loss) and loss:numel() == n
-  if good then return end
-  local got = type(loss)
-  if tensor.is_tensor(loss) then got = ("a tensor of %d elements"):format(loss:numel()) end
-  error(("the loss '%s' returned %s, expected a tensor with one element for each of %d tokens")
-    :format(self.loss_name, got, n), 0)
+-- what: the user's function and its name. Its result must be a tensor with n elements that the
+-- policy's gradient passes.
+local function check_per_token(what, result, n)
+  local is_tensor = tensor.is_tensor(result)
+  if is_tensor and result:numel() == n then
+    if result:requires_grad() then return end
+    error(("%s returned a tensor without a gradient: it must depend on the policy's logprob")
+      :format(what), 0)
+  end
+  local got = type(result)
+  if is_tensor then got = ("a tensor of %d elements"):format(result:numel()) end
+  error(("%s returned %s, expected a tensor with one element for each of %d tokens")
+    :format(what, got, n), 0)
 end
 
--- The loss of some answers and a function that adds its numbers to stats.
+local function check_weight(self, weight)
+  if type(weight) == "number" and weight == weight then return weight end
+  error(("the loss average '%s' returned %s, expected a number"):format(self.aggregation_name,
+    tostring(weight)), 0)
+end
+
+-- The metrics that a loss returned: names with numbers or tensors, or nil.
+local function check_metrics(self, metrics, n)
+  if metrics == nil then return end
+  if type(metrics) ~= "table" then
+    error(("the loss '%s' returned %s as metrics, expected names with numbers or tensors")
+      :format(self.loss_name, tostring(metrics)), 0)
+  end
+  for name, v in pairs(metrics) do
+    local is_scalar = type(v) == "number"
+    local is_tensor = tensor.is_tensor(v) and (v:numel() == n or v:numel() == 1)
+    if not is_scalar and not is_tensor then
+      error(("the loss '%s' returned %s as metric %s, expected a number or a tensor [%d]")
+        :format(self.loss_name, tostring(v), tostring(name), n), 0)
+    end
+  end
+end
+
+-- Returns the loss of some answers, and a function that adds its numbers to stats.
 function methods:loss_of(t, totals, stats)
   local numbers = self.numbers
-  local weights = t:weights(function(length) return self.aggregation(length, totals) end)
+  local weights = t:weights(function(length)
+    return check_weight(self, self.aggregation(length, totals))
+  end)
+  local n = weights:numel()
   local per_token, metrics = user_code.call("the loss " .. self.loss_name, self.loss, t, numbers)
-  check_loss(self, per_token, weights:numel())
+  check_per_token(("the loss '%s'"):format(self.loss_name), per_token, n)
+  check_metrics(self, metrics, n)
   local policy_loss = (per_token * weights):sum()
   local entropy = (t.entropy * weights):sum()
   local loss = policy_loss - entropy * numbers.entropy_coef
   local kl
   if self.kl and t.reference then
-    local estimate = user_code.call("the KL estimator " .. self.kl_name, self.kl, t.logprob,
-      t.reference)
+    local what = "the KL estimator " .. self.kl_name
+    local estimate = user_code.call(what, self.kl, t.logprob, t.reference)
+    check_per_token(("the KL estimator '%s'"):format(self.kl_name), estimate, n)
     kl = (estimate * weights):sum()
     loss = loss + kl * numbers.kl_coef
   end
@@ -125,9 +160,10 @@ function methods:gradient(batches, totals)
   return sums
 end
 
--- Several updates of one rollout, as one update over all of it would report them: each counts by
--- the weight that its tokens would have there. grad_norm is the plain mean; mismatch is the first
--- update's, whose weights sampled. list: the statistics; parts: the groups of each update.
+-- Averages the statistics of several updates of one rollout, each with the weight that its tokens
+-- would have in a single update. grad_norm is the plain mean. mismatch is that of the first update,
+-- because its weights are the ones that sampled. list: the statistics; parts: the groups of each
+-- update.
 function M.mean(list, parts, aggregation, into)
   local weight = aggregations:get(aggregation).fn
   local whole = { tokens = 0, answers = 0 }

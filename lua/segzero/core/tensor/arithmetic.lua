@@ -4,16 +4,16 @@
 --   a:minimum(b), a:maximum(b), a:clamp(lo, hi)   b may be a number; either limit may be nil
 --   a:eq(b) ne lt le gt ge                        1 where it holds, else 0, in f32; no gradient
 --   tensor.where(condition, a, b)                 a where the condition is not 0, else b
---   a:where(condition, b)                         the same, as PyTorch's method has it
+--   a:where(condition, b)                         the same, like PyTorch's method
 --   a:sqrt(), a:pow(b), a:abs()
 --   a:broadcast_to({4, 3})
 --
--- Two shapes go together when, counted from the last, their dimensions are equal or one of them is
--- 1; the result has the larger of each. Gradients are summed over what was repeated. The result has
--- the first tensor's dtype. Comparisons are f32 and not u8, because only floating tensors can be
--- added up and multiplied: a:eq(b):mean() is an accuracy. Lua's == and < cannot return a tensor: a
--- == 1 and a < b are errors that name eq and lt. Leaves out: u8 and i32 arithmetic, which only
--- comparisons take.
+-- Two shapes broadcast if, counted from the last, their dimensions are equal or one of them is 1;
+-- the result has the larger of each. Gradients are summed over repeated elements. The result has
+-- the first tensor's dtype. Comparisons return f32 and not u8, because only floating tensors can be
+-- summed and multiplied: a:eq(b):mean() is an accuracy. Lua's == and < cannot return a tensor, so a
+-- == 1 and a < b are errors that name eq and lt.
+-- Leaves out: u8 and i32 arithmetic (comparisons accept both).
 
 local core = require "segzero.core.ffi"
 local create = require "segzero.core.tensor.create"
@@ -31,9 +31,9 @@ local metatable = handle.metatable
 
 local M = {}
 
--- ---- shapes that go together ----
--- Whether b has a's shape, or is its trailing part, or one element: what the rows take by
--- themselves.
+-- ---- broadcasting ----
+-- True if b has a's shape, or its trailing part, or one element: the cases that the ops themselves
+-- handle.
 local function fits(a, b)
   local a_dims = C.sz_tensor_ndim(a.ptr)
   local b_dims = C.sz_tensor_ndim(b.ptr)
@@ -54,7 +54,7 @@ local function same_shape(a, b)
     and fits(a, b)
 end
 
--- The shape of both together, or an error.
+-- The broadcast shape of both, or an error.
 local function common_shape(name, a, b, level)
   local x = handle.sizes(a)
   local y = handle.sizes(b)
@@ -64,7 +64,7 @@ local function common_shape(name, a, b, level)
     local p = x[#x - i] or 1
     local q = y[#y - i] or 1
     if p ~= q and p ~= 1 and q ~= 1 then
-      local format = "%s: shapes [%s] and [%s] do not go together: sizes must be equal, or one is 1"
+      local format = "%s: shapes [%s] and [%s] do not broadcast: sizes must be equal or one 1"
       fail(level + 1, format, name, handle.shape_text(a), handle.shape_text(b))
     end
     shape[ndim - i] = p
@@ -104,7 +104,8 @@ local function refuse(name, x, level)
   fail(level + 1, "%s: expected a tensor or a number, got %s", name, type(x))
 end
 
--- A row of two tensors with shapes made to fit. Reached by tail calls: level 2 is the user's line.
+-- Runs an op on two tensors after broadcasting. Reached by tail calls, so level 2 is the user's
+-- line.
 local function pair(row, a, b)
   handle.pointer(a, 2)
   if kind_of(b) ~= "tensor" then refuse(row.name, b, 2) end
@@ -117,7 +118,7 @@ local function pair(row, a, b)
   return quick(row, 2, a, b)
 end
 
--- The same for rows that take equal shapes only (or one element as the second).
+-- The same for ops that need equal shapes (or one element as the second tensor).
 local function equal_pair(name, row, a, b, number)
   handle.pointer(a, 2)
   if kind_of(b) ~= "tensor" then refuse(name, b, 2) end
@@ -150,7 +151,7 @@ local function mul(a, b)
   return pair(rows.mul, a, b)
 end
 
--- A tensor of one element, for a number in a call with t.
+-- A number as a tensor of one element, for an op with t.
 local function constant(t, number, dtype)
   return create.new({ number }, { dtype = dtype or "f32", device = t:device() })
 end
@@ -174,7 +175,7 @@ method("sub", 1, sub)
 method("mul", 1, mul)
 method("div", 1, div)
 
--- A number as the second is a limit, which clamp computes without another tensor.
+-- If b is a number, clamp computes the result without another tensor.
 method("minimum", 1, function(a, b)
   if type(b) == "number" then return apply(rows.clamp, 2, a, -math.huge, b) end
   return equal_pair("minimum", rows.minimum, a, b)
@@ -196,7 +197,7 @@ method("clamp", 2, function(t, lo, hi)
   return apply(rows.clamp, 2, t, lo or -math.huge, hi or math.huge)
 end)
 
--- Exact, and 0 has slope 0: one of the two terms is 0.
+-- Exact, because one of the two terms is 0. The gradient at 0 is 0.
 method("abs", 0, function(t)
   local positive = apply(rows.relu, 3, t)
   local negative = apply(rows.relu, 3, apply(rows.affine, 3, t, -1, 0))
@@ -204,7 +205,7 @@ method("abs", 0, function(t)
 end)
 
 -- ---- powers ----
--- Exponents that need no logarithm are computed without one, as PyTorch does.
+-- Exponents that need no logarithm are computed without one, as in PyTorch.
 local function power(a, b)
   if type(a) == "number" then
     handle.pointer(b, 2)
@@ -223,7 +224,7 @@ metatable.__pow = power
 method("pow", 1, power)
 
 -- ---- comparisons ----
--- A comparison has no slope anywhere, so what is recorded ends here, as in PyTorch.
+-- A comparison has no gradient, so nothing is recorded past this point, as in PyTorch.
 local function compare(name, kind, a, b)
   handle.pointer(a, 2)
   if type(b) == "number" then
@@ -243,8 +244,8 @@ for kind, name in pairs { [0] = "eq", "ne", "lt", "le", "gt", "ge" } do
   method(name, 1, function(a, b) return compare(name, kind, a, b) end)
 end
 
--- Comparing with nil is how Lua code asks whether there is a tensor at all; two handles are equal
--- when they are the same object.
+-- Lua code compares with nil to test whether there is a tensor. Two handles are equal if they are
+-- the same object.
 function metatable.__eq(a, b)
   if type(a) == "number" or type(b) == "number" then
     error("a tensor is never == a number: use t:eq(number), or t:item() == number", 2)
@@ -265,7 +266,7 @@ local function where(condition, a, b)
   local example = a
   if kind_of(a) ~= "tensor" then example = b end
   if kind_of(example) ~= "tensor" then
-    error("where: a tensor is expected for one of the two that are chosen from", 2)
+    error("where: a or b must be a tensor, got two numbers", 2)
   end
   handle.pointer(example, 2)
   if type(a) == "number" then a = constant(example, a, example:dtype()) end
@@ -273,7 +274,7 @@ local function where(condition, a, b)
   if kind_of(a) ~= "tensor" then refuse("where", a, 2) end
   if kind_of(b) ~= "tensor" then refuse("where", b, 2) end
 
-  -- All three get the shape that they have together.
+  -- Broadcast all three to one shape.
   local shape = common_shape("where", a, b, 2)
   if not has_shape(condition, shape) then
     local whole = broadcast(a, shape, 2)

@@ -1,6 +1,6 @@
--- arrange.lua - other shapes for the same elements, and several tensors as one.
+-- arrange.lua - changes the shape or order of elements, and joins tensors.
 --
---   t:reshape(2, -1)  t:reshape({2, -1})       a view; one size may be -1: what is left
+--   t:reshape(2, -1)  t:reshape({2, -1})       a view; one size may be -1 and is computed
 --   t:unsqueeze(dim)  t:squeeze(dim)  t:flatten()
 --   t:transpose(dim0, dim1)  t:t()             a copy; transpose() changes the last two
 --   t:permute(2, 0, 1)                         a copy
@@ -8,7 +8,7 @@
 --   tensor.cat({a, b}, dim)  tensor.stack({a, b}, dim)
 --
 -- Dimensions and start are counted from 0, as in PyTorch; -1 is the last dimension. All of these
--- have gradients. t:narrow(start, length) is the row of ops.def: a view of the outermost dimension.
+-- have gradients. t:narrow(start, length), an op of ops.def, is a view of the outermost dimension.
 -- Leaves out: views that are not contiguous.
 
 local core = require "segzero.core.ffi"
@@ -25,9 +25,9 @@ local methods = handle.methods
 local M = {}
 
 -- ---- views ----
-local MOST = 4                    -- dimensions that the row reshape takes
+local MOST = 4                    -- dimensions that the op reshape takes
 
--- Replaces the size -1, if there is one, by what is left of `numel` elements.
+-- Replaces a size of -1 by the one that makes `numel` elements.
 local function completed(sizes, numel, level)
   local known = 1
   local open = nil
@@ -35,7 +35,7 @@ local function completed(sizes, numel, level)
     if n == -1 and not open then
       open = i
     elseif not handle.is_whole(n) or n < 1 then
-      fail(level + 1, "reshape: size %d is %s; sizes are whole numbers from 1 on, one may be -1",
+      fail(level + 1, "reshape: size %d is %s, expected a whole number from 1 (one size may be -1)",
         i, tostring(n))
     else
       known = known * n
@@ -52,7 +52,7 @@ local function completed(sizes, numel, level)
   return sizes
 end
 
--- Four numbers may end in zeros, which are no dimensions: the row's own form.
+-- The op itself takes four numbers, of which trailing zeros mean no dimension.
 local function without_zeros(sizes)
   if #sizes ~= MOST then return sizes end
   while #sizes > 1 and sizes[#sizes] == 0 do sizes[#sizes] = nil end
@@ -68,7 +68,7 @@ methods.reshape = function(t, ...)
     sizes = without_zeros(sizes)
   end
   if #sizes == 0 or #sizes > MOST then
-    fail(2, "reshape: takes from 1 to %d sizes, got %d", MOST, #sizes)
+    fail(2, "reshape: takes 1 to %d sizes, got %d", MOST, #sizes)
   end
   return apply(rows.reshape, 2, t, unpack(completed(sizes, t:numel(), 2)))
 end
@@ -91,7 +91,7 @@ method("unsqueeze", 1, function(t, dim)
   return methods.reshape(t, sizes)
 end)
 
--- Takes away a dimension of size 1; all of them without an argument.
+-- Removes a dimension of size 1; without an argument, all of them.
 method("squeeze", 1, function(t, dim)
   handle.pointer(t, 2)
   local sizes = handle.sizes(t)
@@ -128,7 +128,7 @@ method("t", 0, function(t)
   return apply(rows.transpose, 2, t, 0, 1)
 end)
 
--- The new order of the dimensions, each once: as swaps of two, each of which is a copy.
+-- Takes the new order of all dimensions. Done as swaps of two dimensions, each of which is a copy.
 methods.permute = function(t, ...)
   handle.pointer(t, 2)
   local order = { ... }
@@ -142,7 +142,7 @@ methods.permute = function(t, ...)
   end
   if #order ~= ndim then fail(2, "permute: takes all %d dimensions, got %d", ndim, #order) end
 
-  -- place[i]: which dimension of the original is at i now.
+  -- place[i] is the original dimension that is now at i.
   local place = {}
   for i = 1, ndim do place[i] = i - 1 end
   local result = t
@@ -167,8 +167,8 @@ method("slice", 3, function(t, dim, start, length)
   return apply(rows.slice, 2, t, handle.dimension(t, dim, "slice", 2), start, length)
 end)
 
--- ---- several as one ----
-local MOST_TOGETHER = 8           -- inputs of the row cat
+-- ---- joining ----
+local MOST_TOGETHER = 8           -- inputs of the op cat
 
 local function check_list(name, list, level)
   if type(list) ~= "table" or #list == 0 then
@@ -182,7 +182,7 @@ local function check_list(name, list, level)
   end
 end
 
--- Groups of eight become one tensor each, until one is left.
+-- Joins groups of eight until one tensor is left.
 local function joined(list, dim, level)
   repeat
     local groups = {}
@@ -197,23 +197,27 @@ local function joined(list, dim, level)
   return list[1]
 end
 
--- Shapes are equal but for dimension dim (0 unless given), dtypes and devices are equal.
+-- Joins tensors along dimension dim (default 0). All other sizes, dtypes and devices must be equal.
 function M.cat(list, dim)
   check_list("cat", list, 2)
   dim = handle.dimension(list[1], dim or 0, "cat", 2)
   return joined(list, dim, 2)
 end
 
--- Tensors of one shape along a new dimension dim.
+-- Joins tensors of one shape along a new dimension dim.
 function M.stack(list, dim)
   check_list("stack", list, 2)
   local parts = {}
-  for i, t in ipairs(list) do parts[i] = methods.unsqueeze(t, dim or 0) end
+  for i, t in ipairs(list) do
+    local good, part = pcall(methods.unsqueeze, t, dim or 0)
+    if not good then error((part:gsub("^.-unsqueeze:", "stack:")), 2) end
+    parts[i] = part
+  end
   dim = handle.dimension(parts[1], dim or 0, "stack", 2)
   return joined(parts, dim, 2)
 end
 
--- The row's method would take eight tensors before its number.
+-- The op's own method would take eight tensors before its number.
 methods.cat = function() error("cat is a function: tensor.cat({a, b}, dim)", 2) end
 
 return M

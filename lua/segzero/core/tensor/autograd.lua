@@ -6,7 +6,7 @@
 --   tensor.no_grad(f, ...)     runs f without recording
 --   tensor.step(f, ...)        releases all tensors that f made when f returns
 --
--- Leaves out: gradients of gradients, retain_graph: backward() takes the tape back.
+-- Leaves out: gradients of gradients, retain_graph (backward() clears the tape).
 
 local core = require "segzero.core.ffi"
 local handle = require "segzero.core.tensor.handle"
@@ -19,7 +19,7 @@ local pointer = handle.pointer
 
 local M = {}
 
--- With an argument it sets, and returns the tensor; without one it tells.
+-- requires_grad(on) sets it and returns the tensor; requires_grad() returns it.
 method("requires_grad", 1, function(t, on)
   local p = pointer(t, 2)
   if on == nil then return C.sz_tensor_requires_grad(p) == 1 end
@@ -30,8 +30,8 @@ method("requires_grad", 1, function(t, on)
   return t
 end)
 
--- from: what tensor.recorded() returned before the loss's own work, to leave what came before it
--- for a later backward(); runtime/sz.h says when that is allowed.
+-- from: a tape position from tensor.recorded(). The ops before it stay on the tape for a later
+-- backward(); runtime/sz.h says when that is allowed.
 method("backward", 1, function(t, from)
   local p = pointer(t, 2)
   if from ~= nil and type(from) ~= "number" then
@@ -42,7 +42,7 @@ end)
 
 function M.recorded() return C.sz_tape_length() end
 
--- nil when there is none yet.
+-- The gradient; nil if there is none yet.
 method("grad", 0, function(t)
   local g = C.sz_tensor_grad(pointer(t, 2))
   if g == nil then return nil end
@@ -51,16 +51,23 @@ end)
 
 method("zero_grad", 0, function(t) check(C.sz_tensor_zero_grad(pointer(t, 2)), 2) end)
 
--- For xpcall: the message with its traceback. Within nested scopes the innermost traceback stays. A message that names no
--- place in the code is meant for the user and stays as it is.
+-- For xpcall: adds the traceback to the message. In nested scopes the innermost traceback is kept.
+-- A message without a position in the code is meant for the user and is not changed.
 local function traced(e)
   if type(e) ~= "string" or e:find("\nstack traceback:", 1, true) then return e end
   if not e:find "^[^\n]-:%d+:" then return e end
   return debug.traceback(e, 2)
 end
 
+local function check_function(name, f)
+  if type(f) ~= "function" then
+    fail(3, "%s: a function to run is expected, got %s", name, tostring(f))
+  end
+end
+
 -- Runs f with recording off and returns what it returns.
 function M.no_grad(f, ...)
+  check_function("no_grad", f)
   local before = C.sz_set_grad_enabled(0)
   local function finish(ok, ...)
     C.sz_set_grad_enabled(before)
@@ -70,9 +77,10 @@ function M.no_grad(f, ...)
   return finish(xpcall(f, traced, ...))
 end
 
--- Runs f in a scope: every tensor made inside is released when it returns. Results that must
--- outlive it are cloned.
+-- Runs f in a scope: every tensor made inside is released when f returns. Clone results that must
+-- outlive it.
 function M.step(f, ...)
+  check_function("step", f)
   local depth = C.sz_scope_push()
   local function finish(ok, ...)
     while C.sz_scope_depth() >= depth do C.sz_scope_pop() end

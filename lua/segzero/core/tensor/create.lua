@@ -5,11 +5,11 @@
 --   tensor.arange(5)      {0, 1, 2, 3, 4};  tensor.arange(1, 2, 0.25)    start, stop, step
 --   tensor.randn({2, 3})  tensor.rand({2, 3})  tensor.manual_seed(7)
 --
--- A shape is a list of whole numbers. Each function takes {dtype =, device =} last; the dtype is
--- f32 unless it is given, also for whole numbers. The numbers of a whole dtype (i32, u8) must be
--- whole and fit. Random numbers depend on the seed (0 unless set) and on how many random tensors
--- were made since manual_seed, on nothing else: a script gives the same numbers each time. Leaves
--- out: f16, i64, f64.
+-- A shape is a list of whole numbers. Each function takes {dtype =, device =} last; the default
+-- dtype is f32, also for whole numbers. Numbers for i32 and u8 must be whole and in range. Random
+-- numbers depend only on the seed (default 0) and on how many random tensors were made since
+-- manual_seed, so a script gets the same numbers each time.
+-- Leaves out: f16, i64, f64.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -25,7 +25,7 @@ local M = {}
 local OPTIONS = options.set { "dtype", "device" }
 
 -- ---- shapes ----
--- The sizes as an int64_t array, and their number.
+-- The sizes as an int64_t array, and how many there are.
 local function dims(shape, name, level)
   level = level + 1
   if type(shape) ~= "table" then
@@ -37,7 +37,7 @@ local function dims(shape, name, level)
   local sizes = ffi.new("int64_t[?]", handle.MAX_DIMS)
   for i, n in ipairs(shape) do
     if not handle.is_whole(n) or n < 0 then
-      fail(level, "%s: size %d of the shape is %s, not a whole number from 0 on",
+      fail(level, "%s: size %d of the shape is %s, expected a whole number from 0",
         name, i, tostring(n))
     end
     sizes[i - 1] = n
@@ -45,8 +45,8 @@ local function dims(shape, name, level)
   return sizes, #shape
 end
 
--- f: sz_tensor_new or sz_tensor_zeros. Level 1 blames the caller of the function that ends in this
--- call: a tail call leaves no frame.
+-- f: sz_tensor_new or sz_tensor_zeros. Always a tail call, which leaves no frame, so level 1 blames
+-- the caller of the function that ends in it.
 local function make(name, f, shape, opts, level)
   level = level + 1
   opts = handle.options(opts, level, name, OPTIONS)
@@ -59,7 +59,7 @@ end
 function M.zeros(shape, opts) return make("zeros", C.sz_tensor_zeros, shape, opts, 1) end
 function M.empty(shape, opts) return make("empty", C.sz_tensor_new, shape, opts, 1) end
 
--- A meta tensor: it has no memory behind it and serves for counting.
+-- A meta tensor: it has a shape and no memory, and is used for counting.
 function M.meta(shape, dtype)
   local sizes, ndim = dims(shape, "meta", 2)
   return handle.wrap(check(C.sz_tensor_meta(handle.dtype_code(dtype or "f32", 2), ndim, sizes), 2))
@@ -68,13 +68,14 @@ end
 -- ---- elements ----
 local LIMITS = { i32 = { -2 ^ 31, 2 ^ 31 - 1 }, u8 = { 0, 255 } }
 
--- A function that turns a Lua number into an element of dtype; it raises for what does not fit.
+-- Returns a function that turns a Lua number into an element of dtype, and raises if it does not
+-- fit.
 local function converter(dtype)
   if dtype == "bf16" then return handle.to_bf16 end
   local limits = LIMITS[dtype]
   if not limits then return function(v) return v end end
   return function(v)
-    if not (v >= limits[1] and v <= limits[2]) then          -- not: NaN fits nothing
+    if not (v >= limits[1] and v <= limits[2]) then          -- written so that NaN is refused
       fail(0, "%s does not fit %s (%.0f to %.0f)", tostring(v), dtype, limits[1], limits[2])
     end
     if v % 1 ~= 0 then fail(0, "%s is not a whole number, dtype is %s", tostring(v), dtype) end
@@ -82,7 +83,7 @@ local function converter(dtype)
   end
 end
 
--- A tensor on the CPU with element(i), i from 0, as its elements; then moved to opts.device.
+-- Makes a tensor with the elements element(i), i from 0, on the CPU, and moves it to opts.device.
 local function filled(name, shape, opts, level, element)
   level = level + 1
   opts = handle.options(opts, level, name, OPTIONS)
@@ -98,7 +99,7 @@ local function filled(name, shape, opts, level, element)
   return handle.wrap(check(C.sz_tensor_to(t.ptr, C.SZ_CUDA), level))
 end
 
--- The shape of nested lists, by their first elements; {1} for a number.
+-- The shape of nested lists, judged by their first elements; {1} for a number.
 local function shape_of(values, level)
   local shape = {}
   if type(values) == "number" then return { 1 } end
@@ -115,7 +116,7 @@ local function shape_of(values, level)
   return shape
 end
 
--- The numbers of nested lists one after the other; lists that do not have the shape are an error.
+-- The numbers of nested lists in one list. Lists that do not have the shape are an error.
 local function flattened(values, shape, level)
   local flat = {}
   local function walk(v, depth)
@@ -129,6 +130,11 @@ local function flattened(values, shape, level)
     if type(v) ~= "table" or #v ~= shape[depth] then
       fail(0, "ragged table: expected %d elements at depth %d", shape[depth], depth)
     end
+    local count = 0
+    for _ in pairs(v) do count = count + 1 end
+    if count ~= #v then
+      fail(0, "a list at depth %d has a nil between its numbers, or names", depth)
+    end
     for k = 1, #v do walk(v[k], depth + 1) end
   end
   local good, why = pcall(walk, values, 1)
@@ -139,7 +145,7 @@ end
 -- A number, a list of numbers, or nested lists.
 function M.new(values, opts)
   if handle.is_tensor(values) then
-    error("this is a tensor already; clone() copies it, to{} changes dtype or device", 2)
+    error("tensor: this is a tensor already; clone() copies it, to{} changes dtype or device", 2)
   end
   local shape = shape_of(values, 2)
   local flat = { values }
@@ -149,7 +155,7 @@ end
 
 local function expect_number(name, what, v, level)
   if type(v) ~= "number" then
-    fail(level + 1, "%s: %s is a number, got %s", name, what, tostring(v))
+    fail(level + 1, "%s: %s must be a number, got %s", name, what, tostring(v))
   end
 end
 
@@ -162,8 +168,8 @@ function M.ones(shape, opts)
   return filled("ones", shape, opts, 1, function() return 1 end)
 end
 
--- arange(stop), arange(start, stop) or arange(start, stop, step), then options. From start on, in
--- steps, as long as stop is not reached. f32 unless a dtype is given.
+-- arange(stop), arange(start, stop) or arange(start, stop, step), then options. Counts from start
+-- in steps and stops before stop. The default dtype is f32.
 function M.arange(...)
   local numbers = { ... }
   local opts = nil
@@ -178,14 +184,14 @@ function M.arange(...)
   local step = numbers[3] or 1
   local count = math.ceil((stop - start) / step)
   if step == 0 or not (count >= 0 and count < math.huge) then
-    fail(2, "arange: steps of %g do not lead from %g to %g", step, start, stop)
+    fail(2, "arange: steps of %g never reach %g from %g", step, stop, start)
   end
   return filled("arange", { count }, opts, 1, function(i) return start + i * step end)
 end
 
 -- ---- random numbers ----
 local seed = 0
-local stream = 0                  -- how many random tensors were made since the seed was set
+local stream = 0                  -- random tensors made since the seed was set
 
 function M.manual_seed(n)
   if not handle.is_whole(n) or n < 0 or n >= 2 ^ 53 then
@@ -200,15 +206,15 @@ local function next_stream()
   return stream
 end
 
--- Normal numbers of mean 0 and deviation 1.
+-- Normal numbers with mean 0 and standard deviation 1.
 function M.randn(shape, opts)
   local t = make("randn", C.sz_tensor_new, shape, opts, 2)
   check(C.sz_random_normal_(t.ptr, seed, next_stream(), 0, 1), 2)
   return t
 end
 
-local UNIFORM = 0x40000000        -- keeps these random bits apart from those of randn
-local FRACTION = { f32 = 24, bf16 = 8 }    -- bits: what the dtype holds of numbers in [0.5, 1)
+local UNIFORM = 0x40000000        -- separates these random bits from those of randn
+local FRACTION = { f32 = 24, bf16 = 8 }    -- bits that the dtype has for numbers in [0.5, 1)
 
 -- Uniform numbers in [0, 1).
 function M.rand(shape, opts)

@@ -6,9 +6,8 @@
 --   handle.method("relu6", 0, f)         a method f(t) without arguments
 --   local p = handle.pointer(t, 2)       the sz_tensor, or an error at the caller's line
 --
--- A method is called directly by its user's code: `method` wraps it so that it leaves no frame, and
--- level 2 of error() in it is the user's line.
--- Leaves out: what a tensor can do, which the other files of this folder add to `methods` and to
+-- `method` wraps a method so that it leaves no frame: level 2 of error() in it is the user's line.
+-- Leaves out: the methods themselves, which the other files of this folder add to `methods` and to
 -- `metatable` before seal() is called.
 
 local ffi = require "ffi"
@@ -32,7 +31,7 @@ M.DTYPE_NAME = { [0] = "f32", "bf16", "i32", "u8" }
 M.DEVICE_NAME = { [0] = "cpu", "cuda:0" }
 local POINTER = { [0] = "float *", "uint16_t *", "int32_t *", "uint8_t *" }
 
--- error() with a format; level is as for error() in the function that calls this, 0 for no place.
+-- error() with a format. level as for error() in the calling function; 0 for no position.
 local function fail(level, format, ...)
   if level > 0 then level = level + 1 end
   error(format:format(...), level)
@@ -40,7 +39,7 @@ end
 M.fail = fail
 
 -- ---- making handles ----
--- After this the metatable is final: LuaJIT does not allow changes.
+-- Sets the metatable, which LuaJIT does not allow to change afterwards.
 function M.seal()
   M.metatable.__gc = function(t)
     if t.ptr ~= nil then C.sz_tensor_release(t.ptr) end
@@ -48,10 +47,10 @@ function M.seal()
   ffi.metatype(Handle, M.metatable)
 end
 
--- Takes over one reference to a C tensor.
+-- A handle that takes over one reference to a C tensor.
 function M.wrap(ptr) return Handle(ptr) end
 
--- A handle to a tensor that C lends.
+-- A handle to a borrowed C tensor; takes a reference of its own.
 function M.borrow(ptr) return Handle(C.sz_tensor_retain(ptr)) end
 
 function M.is_tensor(x) return ffi.istype(Handle, x) end
@@ -82,7 +81,7 @@ function M.dtype_code(name, level)
   return code
 end
 
--- The code of a device that can be used here; anything else is an error.
+-- The code of a device. A device that cannot be used on this machine is an error.
 function M.device_code(name, level)
   level = (level or 1) + 1
   if name == nil or name == "cpu" then return C.SZ_CPU end
@@ -92,13 +91,13 @@ function M.device_code(name, level)
   end
   local number = tostring(name):match "^cuda:(%d+)$"
   if number then
-    fail(level, "device %s: segzero uses one GPU, called cuda; CUDA_VISIBLE_DEVICES=%s picks which",
-      name, number)
+    local cure = "segzero uses one GPU, called cuda; choose it with CUDA_VISIBLE_DEVICES="
+    fail(level, "device %s: %s%s", name, cure, number)
   end
   fail(level, "unknown device %s (cpu or cuda)", tostring(name))
 end
 
--- The name of the device that loaders use: the one given, else SEGZERO_DEVICE, else the CPU.
+-- The name of the device that models are loaded on: the given one, else SEGZERO_DEVICE, else cpu.
 function M.model_device(name, level)
   return M.DEVICE_NAME[M.device_code(name or os.getenv "SEGZERO_DEVICE", (level or 1) + 1)]
 end
@@ -107,7 +106,7 @@ end
 function M.options(opts, level, where, set)
   level = level + 1
   if opts ~= nil and type(opts) ~= "table" then
-    fail(level, "options are a table such as {dtype = \"bf16\"}, got %s", tostring(opts))
+    fail(level, "options must be a table such as {dtype = \"bf16\"}, got %s", tostring(opts))
   end
   if set then return options.check(where, opts, set, level - 1) end     -- a tail call
   return opts or {}
@@ -115,11 +114,11 @@ end
 
 function M.is_whole(x) return type(x) == "number" and x % 1 == 0 end
 
--- A dimension of t, counted from 0, or from the end where it is negative; returned from 0.
+-- Checks a dimension of t, counted from 0, or from the end if negative. Returns it counted from 0.
 function M.dimension(t, dim, name, level)
   local ndim = C.sz_tensor_ndim(t.ptr)
   if not M.is_whole(dim) then
-    fail(level + 1, "%s: a dimension is a whole number, counted from 0, got %s",
+    fail(level + 1, "%s: a dimension must be a whole number, counted from 0, got %s",
       name, tostring(dim))
   end
   if dim < -ndim or dim >= ndim then
@@ -139,13 +138,14 @@ end
 
 function M.shape_text(t) return table.concat(M.sizes(t), ", ") end
 
--- Defines a method that takes at most `most` arguments after the tensor.
+-- Defines a method with at most `most` arguments after the tensor.
 function M.method(name, most, f)
   M.methods[name] = function(...)
     local given = select("#", ...) - 1
     if given > most then
       local takes = "takes no argument"
-      if most > 0 then takes = "arguments: at most " .. most end
+      if most == 1 then takes = "takes at most 1 argument" end
+      if most > 1 then takes = ("takes at most %d arguments"):format(most) end
       fail(2, "%s: %s, got %d", name, takes, given)
     end
     return f(...)
@@ -153,7 +153,7 @@ function M.method(name, most, f)
 end
 
 -- ---- bytes ----
--- The typed data pointer of a tensor on the CPU. It is valid as long as the tensor (and its step).
+-- The typed data pointer of a tensor on the CPU. Valid as long as the tensor and its step are.
 function M.data(t)
   local p = check(C.sz_tensor_data(pointer(t, 2)), 2)
   return ffi.cast(POINTER[C.sz_tensor_dtype(t.ptr)], p)

@@ -1,17 +1,15 @@
--- ops.lua - one method for each row of runtime/ops/ops.def: the op's tensors, then its numbers.
+-- ops.lua - one method for each op of runtime/ops/ops.def, with its tensors, then its numbers.
 --
---   x:rmsnorm(w, 1e-6)              numbers in the order of the row
+--   x:rmsnorm(w, 1e-6)              numbers in the order of ops.def
 --   x:rmsnorm(w, { eps = 1e-6 })    or by name, in one table
 --
--- A tensor that an op can do without may be nil. A number may be left out where the row has a
--- default for it. Anything else - an argument too many, a name that the row does not have, another
--- type - is an error.
+-- An optional tensor may be nil, and a number with a default may be left out. Extra arguments,
+-- unknown names and wrong types are errors.
 --
---   ops.apply(ops.table.sum, 2, x)  the row itself, with errors blamed on a level
+--   ops.apply(ops.table.sum, 2, x)  runs the op itself; errors blame a level
 --
--- Some of these methods are replaced by friendlier ones with the same name in the other files of
--- this folder (sum, softmax, reshape, ...); ops.table keeps the rows as they are. docs/ops.md lists
--- them.
+-- The other files of this folder replace some of these methods by friendlier ones of the same name
+-- (sum, softmax, reshape, ...); ops.table keeps the ops themselves. docs/ops.md lists them.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -31,7 +29,7 @@ local numbers = ffi.new("double[?]", MAX_NUMBERS)
 local outputs = ffi.new("sz_tensor *[?]", MAX_OUT)
 
 -- name -> { id, name, inputs, outputs, args, gradient, numbers, call }. args is how many numbers
--- the op takes; numbers is a list of { name, default }, default nil where the number must be given.
+-- the op takes; numbers is a list of { name, default }, without a default for a required number.
 M.table = {}
 
 -- "heads sign=1" -> { { name = "heads" }, { name = "sign", default = 1 } }
@@ -50,8 +48,8 @@ local function number_names(op)
   return names
 end
 
--- ---- arguments; level is as for error() in the function that has it ----
--- Writes number i of a call. value may be a boolean, or nil where there is a default.
+-- ---- arguments; level is as for error() in the function that takes it ----
+-- Sets number i of a call. value may be a boolean, or nil if there is a default.
 local function put_number(op, i, value, level)
   local number = op.numbers[i]
   if value == nil then value = number.default end
@@ -63,7 +61,7 @@ local function put_number(op, i, value, level)
     local names = table.concat(number_names(op), ", ")
     fail(level, "%s: the number %s is missing; the numbers are %s", op.name, number.name, names)
   else
-    fail(level, "%s: %s is %s, it must be a number", op.name, number.name, tostring(value))
+    fail(level, "%s: %s is %s, expected a number", op.name, number.name, tostring(value))
   end
 end
 
@@ -122,7 +120,7 @@ local function put_arguments(op, level, ...)
   for i = 1, op.args do put_number(op, i, (select(op.inputs + i, ...)), level + 1) end
 end
 
--- Runs a row with the inputs and numbers that were put. Always a tail call of a function that was
+-- Runs an op with the collected inputs and numbers. Always a tail call from a function that was
 -- called with this level.
 local function run(op, level)
   check(C.sz_op_apply(op.id, inputs, numbers, outputs), level)
@@ -131,7 +129,7 @@ local function run(op, level)
   return handle.wrap(outputs[0]), handle.wrap(outputs[1]), handle.wrap(outputs[2])
 end
 
--- Runs a row: its tensors, then its numbers. level is as for error(): 2 blames the caller of apply.
+-- Runs an op on its tensors, then its numbers. level as for error(): 2 blames the caller of apply.
 function M.apply(op, level, ...)
   put_arguments(op, level + 1, ...)
   return run(op, level)
@@ -143,8 +141,8 @@ local function pointer_or_nil(t, level)
   return handle.pointer(t, level)
 end
 
--- The same for a row of up to three tensors and up to two numbers, which the caller has checked.
--- Without a loop over arguments, so that LuaJIT compiles it into the caller's loop.
+-- The same for an op with up to three tensors and two numbers, which the caller has checked. It has
+-- no loop over arguments, so LuaJIT compiles it into the caller's loop.
 function M.quick(op, level, a, b, c, first, second)
   inputs[0] = pointer_or_nil(a, level)
   inputs[1] = pointer_or_nil(b, level)
@@ -155,12 +153,12 @@ function M.quick(op, level, a, b, c, first, second)
 end
 local quick = M.quick
 
--- ---- the rows ----
+-- ---- the ops ----
 local function method_of_any(op)
   return function(...) return apply(op, 2, ...) end
 end
 
--- Of up to three tensors and no numbers.
+-- The method of an op with up to three tensors and no numbers.
 local function method_of_tensors(op)
   return function(a, b, c, d)
     local surplus = d

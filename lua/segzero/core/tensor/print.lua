@@ -4,9 +4,10 @@
 --   {{1, 2, 3},
 --    {4, 5, 6}}
 --
--- A vector stands on one line with its head. Of a tensor with more than 1000 elements the first and
--- last three of each dimension are shown. All numbers have one format and one width: whole numbers
--- without decimals, others with four, and exponents where four decimals would hide a number.
+-- A vector is printed on one line with its head. If a tensor has more than 1000 elements, only the
+-- first and last three of each dimension are shown. All numbers have one format and one width:
+-- whole numbers without decimals, others with four, or exponents if four decimals would hide a
+-- number.
 -- Leaves out: settings for the number of digits.
 
 local core = require "segzero.core.ffi"
@@ -15,11 +16,11 @@ local read = require "segzero.core.tensor.read"
 
 local C = core.C
 
-local MOST = 1000                -- elements that are shown without a gap
-local EDGE = 3                   -- elements at each end when there is a gap
-local COLUMNS = 90               -- where a long row goes on in the next line
+local MOST = 1000                -- elements shown without a gap
+local EDGE = 3                   -- elements shown at each end of a gap
+local COLUMNS = 90               -- where a long row is broken
 
--- The indices, from 0, of a dimension that are shown; false stands for the gap.
+-- The indices of a dimension that are shown, from 0; false stands for the gap.
 local function shown(size, gaps)
   local list = {}
   for i = 0, size - 1 do
@@ -34,7 +35,7 @@ end
 
 local function is_finite(v) return v == v and math.abs(v) < math.huge end
 
--- One format for all numbers.
+-- The format for all numbers of a tensor.
 local function format_of(numbers)
   local whole = true
   local largest = 0
@@ -58,7 +59,7 @@ local function number_text(v, format)
   return format:format(v)
 end
 
--- The innermost dimension: cells, right-aligned when there are several rows, broken at COLUMNS.
+-- The innermost dimension as text: right-aligned if there are several rows, broken at COLUMNS.
 local function row_text(cells, width, indent)
   local lines = {}
   local line = ""
@@ -75,7 +76,7 @@ local function row_text(cells, width, indent)
   return "{" .. table.concat(lines, "\n" .. (" "):rep(indent + 1)) .. "}"
 end
 
--- The shown elements as nested lists of indices into the tensor, rows as lists of numbers.
+-- The shown elements as nested lists; a row is a list of numbers.
 local function collect(at, shape, gaps)
   local numbers = {}
   local function walk(depth, offset)

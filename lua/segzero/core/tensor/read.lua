@@ -1,11 +1,11 @@
--- read.lua - what a tensor is and what is in it: shape, elements, copies.
+-- read.lua - reads tensors: shape, elements, copies.
 --
 --   t:shape() -> {2, 3}     t:shape(-1) -> 3     #t -> 2, the first dimension
 --   t:dtype()  t:device()  t:numel()
 --   t:item()                the number in a tensor of one element
 --   t:totable()             nested lists, indices from 1 as in all of Lua
 --   t[i], t[{i, j}]         a number, or the tensor without those dimensions
---   for i, row in ipairs(t)  the same one after the other
+--   for i, row in ipairs(t)  t[1], t[2], ...
 --
 -- Elements are counted from 1, as in t:totable(); dimensions are counted from 0, as in PyTorch.
 -- Negative numbers count from the end in both. A row t[i] of a matrix is a view of the same bytes,
@@ -26,7 +26,7 @@ local pointer = handle.pointer
 
 local M = {}
 
--- ---- what it is ----
+-- ---- shape and dtype ----
 method("shape", 1, function(t, dim)
   pointer(t, 2)
   local sizes = handle.sizes(t)
@@ -38,12 +38,12 @@ method("device", 0, function(t) return handle.DEVICE_NAME[C.sz_tensor_device(poi
 method("numel", 0, function(t) return tonumber(C.sz_tensor_numel(pointer(t, 2))) end)
 
 function metatable.__len(t)
-  if C.sz_tensor_ndim(pointer(t, 2)) == 0 then error("#t: this tensor has no dimension", 2) end
+  if C.sz_tensor_ndim(pointer(t, 2)) == 0 then error("#t: this tensor has no dimensions", 2) end
   return tonumber(C.sz_tensor_dim(t.ptr, 0))
 end
 
--- ---- what is in it ----
--- A function of i, from 0, that gives element i of a tensor on the CPU.
+-- ---- elements ----
+-- Returns a function that reads element i, from 0, of a tensor on the CPU.
 local function reader(t)
   local p = handle.data(t)
   if C.sz_tensor_dtype(t.ptr) == C.SZ_BF16 then
@@ -52,8 +52,8 @@ local function reader(t)
   return function(i) return tonumber(p[i]) end
 end
 
--- f(at, n): at(i) gives element i of n, from 0, of a tensor on any device. The reader holds no
--- tensor, because compiled traces keep alive what closures hold.
+-- Calls f(at, n) for a tensor on any device: at(i) reads element i, from 0, of n. The reader holds
+-- no tensor, because compiled traces keep alive what closures hold.
 function M.reading(t, f, level)
   level = (level or 1) + 1
   if C.sz_tensor_device(pointer(t, level)) == C.SZ_CPU then
@@ -74,7 +74,7 @@ local function first(at) return at(0) end
 method("item", 0, function(t)
   pointer(t, 2)
   if t:numel() ~= 1 then
-    fail(2, "item: takes a tensor of one element, this one has %d", t:numel())
+    fail(2, "item: needs a tensor of one element, this one has %d", t:numel())
   end
   return reading(t, first)
 end)
@@ -102,10 +102,10 @@ method("totable", 0, function(t)
 end)
 
 -- ---- indexing ----
--- Index i of a dimension of that size, from 1 or from the end, as an offset from 0.
+-- Turns index i of a dimension, from 1 or from the end, into an offset from 0.
 local function offset_of(i, size, place, level)
   if not handle.is_whole(i) then
-    fail(level + 1, "index %d is %s, a whole number is expected", place, tostring(i))
+    fail(level + 1, "index %d is %s, expected a whole number", place, tostring(i))
   end
   if i == 0 then
     error("elements are counted from 1 (dimensions from 0), got index 0", level + 1)
@@ -128,8 +128,8 @@ local function element(t, offset, level)
   return reading(methods.narrow(flat, offset, 1), first, level)
 end
 
--- t[{i, j, ...}]: the first #indices dimensions are chosen from. Like element() and reading() it is
--- reached by tail calls only, so level 1 blames the user's line.
+-- t[{i, j, ...}]: indexes the first #indices dimensions. Like element() and reading() it is reached
+-- by tail calls only, so level 1 blames the user's line.
 local function pick(t, indices, level)
   pointer(t, level + 1)
   local sizes = handle.sizes(t)
@@ -169,10 +169,10 @@ end
 
 function metatable.__newindex(_, key)
   if type(key) == "string" then
-    fail(2, "a tensor has no field '%s' that could be set", key)
+    fail(2, "a tensor has no field '%s' to set", key)
   end
-  error("elements of a tensor are not assigned: t:copy_(x) replaces all of them, "
-    .. "t:index_copy(ids, rows) copies with other rows, tensor.where(condition, a, b) chooses", 2)
+  error("elements of a tensor cannot be assigned: t:copy_(x) replaces all of them, "
+    .. "t:index_copy(ids, rows) replaces rows of a copy, tensor.where(condition, a, b) chooses", 2)
 end
 
 -- for i, row in ipairs(t): the numbers or views t[1], t[2], ...
@@ -194,8 +194,8 @@ end)
 
 local TO = options.set { "dtype", "device" }
 
--- The tensor in opts.dtype and on opts.device; itself where nothing changes. A change of device has
--- no gradient.
+-- The tensor in opts.dtype and on opts.device; the tensor itself if nothing changes. A change of
+-- device has no gradient.
 method("to", 1, function(t, opts)
   pointer(t, 2)
   opts = handle.options(opts, 2, "to", TO)
@@ -206,8 +206,8 @@ method("to", 1, function(t, opts)
   return handle.wrap(check(C.sz_tensor_to(t.ptr, device), 2))
 end)
 
--- A tensor on the CPU, f32 where this one is bf16, without history, for data(). It is this tensor
--- itself where it is such already.
+-- The tensor on the CPU, as f32 if it is bf16, without history: for data(). Returns the tensor
+-- itself if nothing changes.
 method("values", 0, function(t)
   pointer(t, 2)
   if t:dtype() == "bf16" then

@@ -5,15 +5,15 @@
 --   t:sum(dim, keepdim)  t:mean(dim, keepdim)           f32, also of bf16
 --   t:max()  t:min()                  of all elements: [1], in t's dtype
 --   t:max(dim, keepdim) -> values, indices              the same for min
---   t:argmax(dim, keepdim)  t:argmin(dim, keepdim)      indices; without dim of the flat tensor
---   t:softmax(dim)                    over the last dimension unless told otherwise
+--   t:argmax(dim, keepdim)  t:argmin(dim, keepdim)      indices; without dim, of the flat tensor
+--   t:softmax(dim)                    dim is the last dimension by default
 --   logits:cross_entropy(ids, {reduction = "mean", ignore_index = -100})
 --
--- Dimensions are counted from 0, as in PyTorch, and -1 is the last. keepdim = true leaves the
--- dimension in the result with size 1. Where the only dimension goes, the result is [1]. Indices
--- are counted from 0, as ids are everywhere in segzero, and are on the CPU, where index tensors
--- belong. Of equal elements the first one is found, and it alone receives the gradient. NaN counts
--- as the extreme. Leaves out: several dimensions at once, products, sorting.
+-- Dimensions are counted from 0, as in PyTorch, and -1 is the last. keepdim = true keeps the
+-- dimension with size 1. Reducing the only dimension gives [1]. Indices are counted from 0, like
+-- ids everywhere in segzero, and are on the CPU, like all index tensors. Of equal elements the
+-- first one is found, and only that one receives the gradient. NaN is treated as the extreme.
+-- Leaves out: several dimensions at once, products, sorting.
 
 local core = require "segzero.core.ffi"
 local create = require "segzero.core.tensor.create"
@@ -30,17 +30,16 @@ local method = handle.method
 
 local M = {}
 
--- dim and keepdim of a call, checked: dim from 0, keepdim as 1 or 0.
+-- Checks dim and keepdim of a call. Returns dim counted from 0, and keepdim as 1 or 0.
 local function chosen(t, name, dim, keepdim, level)
   handle.pointer(t, level + 1)
   if keepdim ~= nil and type(keepdim) ~= "boolean" then
-    fail(level + 1, "%s: keepdim is true or false, got %s", name, tostring(keepdim))
+    fail(level + 1, "%s: keepdim must be true or false, got %s", name, tostring(keepdim))
   end
   return handle.dimension(t, dim, name, level + 1), keepdim and 1 or 0
 end
 
--- Level 3 in a call that is not the last blames the line of the user's call, as 2 does in a tail
--- call.
+-- In a call that is not a tail call, level 3 blames the user's line, as 2 does in a tail call.
 local function flat(t) return apply(rows.reshape, 3, t, t:numel()) end
 
 -- ---- sums and means ----
@@ -62,14 +61,14 @@ method("mean", 2, function(t, dim, keepdim)
 end)
 
 -- ---- extremes ----
--- Index tensors are on the CPU, whatever the device of the values.
+-- Index tensors are always on the CPU.
 local function on_cpu(indices)
   return handle.wrap(check(C.sz_tensor_to(indices.ptr, C.SZ_CPU), 2))
 end
 
 local function refuse_tensor(name, dim, level)
   if not handle.is_tensor(dim) then return end
-  fail(level + 1, "%s: takes a dimension; of two tensors, use a:maximum(b) or a:minimum(b)", name)
+  fail(level + 1, "%s: takes a dimension; for two tensors use a:maximum(b) or a:minimum(b)", name)
 end
 
 local function extreme(name, row, t, dim, keepdim)
@@ -120,7 +119,7 @@ end)
 local CROSS_ENTROPY = options.set { "reduction", "ignore_index" }
 local REDUCTIONS = { mean = true, sum = true, none = true }
 
--- How many of the ids count.
+-- How many ids are not ignored.
 local function counted(ids, ignored)
   local p = handle.data(ids)
   local n = 0
@@ -131,17 +130,17 @@ local function counted(ids, ignored)
 end
 
 -- logits [n, v], f32 or bf16; ids: n class indices from 0, an i32 tensor or a list. f32 [1]; [n]
--- with reduction = "none". Rows whose id is ignore_index have loss 0 and are left out of the mean.
+-- with reduction = "none". Rows whose id is ignore_index have loss 0 and do not enter the mean.
 local function cross_entropy(logits, ids, opts)
   handle.pointer(logits, 2)
   opts = handle.options(opts, 2, "cross_entropy", CROSS_ENTROPY)
   local reduction = opts.reduction or "mean"
   local ignored = opts.ignore_index or -100
   if not REDUCTIONS[reduction] then
-    fail(2, "cross_entropy: reduction is mean, sum or none, got %s", tostring(reduction))
+    fail(2, "cross_entropy: reduction must be mean, sum or none, got %s", tostring(reduction))
   end
   if not handle.is_whole(ignored) then
-    fail(2, "cross_entropy: ignore_index is a whole number, got %s", tostring(ignored))
+    fail(2, "cross_entropy: ignore_index must be a whole number, got %s", tostring(ignored))
   end
   if type(ids) == "table" then ids = create.new(ids, { dtype = "i32" }) end
   handle.pointer(ids, 2)

@@ -23,6 +23,7 @@
 
 local ffi = require "ffi"
 local files = require "segzero.core.files"
+local options = require "segzero.core.options"
 local rng = require "segzero.data.refshapes.rng"
 local scene = require "segzero.data.refshapes.scene"
 local raster = require "segzero.data.refshapes.raster"
@@ -57,7 +58,12 @@ end
 
 local BIG = 2 ^ 53
 
+local OPTIONS = options.set {
+  "seed", "index", "size", "level", "questions", "split", "background",
+}
+
 local function read_options(opts)
+  options.check("refshapes.sample", opts, OPTIONS, 3)
   local o = {
     seed = integer(opts, "seed", 0, -BIG, BIG, 4),
     index = integer(opts, "index", 0, -BIG, BIG, 4),

@@ -77,25 +77,35 @@ function M.background(rgb, w, h, r, style)
   return state
 end
 
+-- The shape of scene object o in pixels, and the rows and columns that it touches.
+local function in_pixels(o, px)
+  local k = px / scene.UNIT
+  local shape = { code = o.code, down = o.down, cx = o.cx * k, cy = o.cy * k }
+  shape.hw = o.hw * k
+  shape.hh = o.hh * k
+  shape.arm = o.arm * k
+  shape.left = floor(shape.cx - shape.hw)
+  shape.right = floor(shape.cx + shape.hw)
+  shape.top = floor(shape.cy - shape.hh)
+  shape.bottom = floor(shape.cy + shape.hh)
+  return shape
+end
+
 -- The mask runs and the box of scene object o in an image whose side has px pixels.
 function M.runs(o, px)
-  local k = px / scene.UNIT
-  local cx = o.cx * k
-  local cy = o.cy * k
-  local hw = o.hw * k
-  local hh = o.hh * k
-  local arm = o.arm * k
-  local top = floor(cy - hh)
-  local bottom = floor(cy + hh)
+  local shape = in_pixels(o, px)
+  local top = shape.top
+  local bottom = shape.bottom
   local runs = ffi.new("int32_t[?]", 2 * (bottom - top + 1))
   local n = 0
   local y0 = -1
   local x0 = px
   local x1 = -1
   for y = top, bottom do
-    local half = half_width(o.code, hw, hh, arm, o.down, y + 0.5 - cy)
-    local a = ceil(cx - half - 0.5)
-    local b = floor(cx + half - 0.5)
+    local dy = y + 0.5 - shape.cy
+    local half = half_width(shape.code, shape.hw, shape.hh, shape.arm, shape.down, dy)
+    local a = ceil(shape.cx - half - 0.5)
+    local b = floor(shape.cx + half - 0.5)
     if half >= 0 and a <= b then
       if y0 < 0 then y0 = y end
       runs[2 * n] = a
@@ -108,68 +118,78 @@ function M.runs(o, px)
   return runs, { x0, y0, x1, y0 + n - 1 }
 end
 
--- Draws o in colour {r, g, b}, a little lighter at the top than at the bottom. state continues the
--- noise (nil: no noise). Returns the new state.
+-- Fills cover[] for row y of a shape. The running sum of cover[0 .. x] is the covered part of the
+-- pixel in column left + x, 0 to 1.
+local function cover_row(shape, y)
+  local weight = 1 / SUB
+  local left = shape.left
+  local cx = shape.cx
+  local cy = shape.cy
+  local code = shape.code
+  local hw = shape.hw
+  local hh = shape.hh
+  local arm = shape.arm
+  local down = shape.down
+  for x = 0, shape.right - left + 2 do cover[x] = 0 end
+  for s = 0, SUB - 1 do
+    local dy = y + (s + 0.5) / SUB - cy
+    local half = half_width(code, hw, hh, arm, down, dy)
+    if half > 0 then
+      -- The sub-row enters the shape at xl and leaves it at xr.
+      local xl = cx - half - left
+      local xr = cx + half - left
+      local il = floor(xl)
+      local ir = floor(xr)
+      local fl = (il + 1 - xl) * weight
+      local fr = (ir + 1 - xr) * weight
+      cover[il] = cover[il] + fl
+      cover[il + 1] = cover[il + 1] + weight - fl
+      cover[ir] = cover[ir] - fr
+      cover[ir + 1] = cover[ir + 1] - weight + fr
+    end
+  end
+end
+
+-- Blends the colour sr, sg, sb into `columns` pixels from byte i of rgb on, by cover[]. noise is
+-- the state of the noise and amp its amplitude. Returns the new state.
+local function blend_row(rgb, i, columns, sr, sg, sb, noise, amp)
+  local a = 0
+  for x = 0, columns - 1 do
+    a = a + cover[x]
+    if a > 0.002 then
+      noise = bxor(noise, lshift(noise, 13))
+      noise = bxor(noise, rshift(noise, 17))
+      noise = bxor(noise, lshift(noise, 5))
+      local grain = (band(noise, 65535) - 32768) * amp
+      local r = rgb[i] + (sr + grain - rgb[i]) * a + 0.5
+      local g = rgb[i + 1] + (sg + grain - rgb[i + 1]) * a + 0.5
+      local b = rgb[i + 2] + (sb + grain - rgb[i + 2]) * a + 0.5
+      rgb[i] = max(0, min(r, 255))
+      rgb[i + 1] = max(0, min(g, 255))
+      rgb[i + 2] = max(0, min(b, 255))
+    end
+    i = i + 3
+  end
+  return noise
+end
+
+-- Draws o in colour {r, g, b}, a little lighter at the top than at the bottom. state is the state
+-- of the noise, or nil for no noise. Returns the new state.
 function M.draw(rgb, px, o, colour, state)
-  local k = px / scene.UNIT
-  local code = o.code
-  local down = o.down
-  local cx = o.cx * k
-  local cy = o.cy * k
-  local hw = o.hw * k
-  local hh = o.hh * k
-  local arm = o.arm * k
-  local left = floor(cx - hw)
-  local right = floor(cx + hw)
-  local top = floor(cy - hh)
-  local bottom = floor(cy + hh)
-  local cr = colour[1]
-  local cg = colour[2]
-  local cb = colour[3]
+  local shape = in_pixels(o, px)
+  local left = shape.left
+  local top = shape.top
+  local columns = shape.right - left + 1
+  local rows = shape.bottom - top + 1
+  local noise = state or 1
   local amp = 0
   if state then amp = 1 / 8192 end
-  local noise = state or 1
-  local weight = 1 / SUB
-  for y = top, bottom do
-    for x = 0, right - left + 2 do cover[x] = 0 end
-    for s = 0, SUB - 1 do
-      local half = half_width(code, hw, hh, arm, down, y + (s + 0.5) / SUB - cy)
-      if half > 0 then
-        -- coverage as differences: one enters at xl, one leaves at xr
-        local xl = cx - half - left
-        local xr = cx + half - left
-        local il = floor(xl)
-        local ir = floor(xr)
-        local fl = (il + 1 - xl) * weight
-        local fr = (ir + 1 - xr) * weight
-        cover[il] = cover[il] + fl
-        cover[il + 1] = cover[il + 1] + weight - fl
-        cover[ir] = cover[ir] - fr
-        cover[ir + 1] = cover[ir + 1] - weight + fr
-      end
-    end
-    local shade = 1.05 - 0.1 * (y - top) / (bottom - top + 1)
-    local sr = cr * shade
-    local sg = cg * shade
-    local sb = cb * shade
-    local a = 0
-    local i = (y * px + left) * 3
-    for x = 0, right - left do
-      a = a + cover[x]
-      if a > 0.002 then
-        noise = bxor(noise, lshift(noise, 13))
-        noise = bxor(noise, rshift(noise, 17))
-        noise = bxor(noise, lshift(noise, 5))
-        local grain = (band(noise, 65535) - 32768) * amp
-        local r = rgb[i] + (sr + grain - rgb[i]) * a + 0.5
-        local g = rgb[i + 1] + (sg + grain - rgb[i + 1]) * a + 0.5
-        local b = rgb[i + 2] + (sb + grain - rgb[i + 2]) * a + 0.5
-        rgb[i] = max(0, min(r, 255))
-        rgb[i + 1] = max(0, min(g, 255))
-        rgb[i + 2] = max(0, min(b, 255))
-      end
-      i = i + 3
-    end
+  for y = top, shape.bottom do
+    cover_row(shape, y)
+    local shade = 1.05 - 0.1 * (y - top) / rows
+    local first = (y * px + left) * 3
+    noise = blend_row(rgb, first, columns, colour[1] * shade, colour[2] * shade, colour[3] * shade,
+      noise, amp)
   end
   return state and noise
 end

@@ -1,7 +1,7 @@
--- random_weights.lua - safetensors shards of random weights, written piece by piece: nothing is
--- ever whole in memory.
+-- random_shards.lua - writes safetensors shards of random weights piece by piece, so that no whole
+-- tensor is in memory.
 --
---   random_weights.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
+--   random_shards.write(dir, weights, { dtype = "bf16", seed = 0, shard = 5e9, on_shard = f })
 --     weights   list of {name =, shape = {..}, written = the name in the file}
 --     -> bytes written, number of tensors; model.safetensors, or shards and their index
 --
@@ -158,9 +158,8 @@ end
 
 local function write_index(dir, map, total)
   table.sort(map)
-  files.write(dir .. "/model.safetensors.index.json",
-    ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(total,
-      table.concat(map, ",\n")))
+  local index = '{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'
+  files.write(dir .. "/model.safetensors.index.json", index:format(total, table.concat(map, ",\n")))
 end
 
 -- options.on_shard(file_name, tensors) is called after each file.
