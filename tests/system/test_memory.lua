@@ -128,19 +128,25 @@ end
 for _, recompute in ipairs { false, true } do
   local loss = gradients(recompute)
   local want = all_gradients()
-  local name = recompute and "recomputing pass" or "pass"
-  local failures = sweep(name, recompute and 3 or 1, function() return gradients(recompute) end,
-    function()
+  local name = "pass"
+  local stride = 1
+  if recompute then
+    name = "recomputing pass"
+    stride = 3
+  end
+  local function pass() return gradients(recompute) end
+  local function clear()
     for _, p in ipairs(list) do p.tensor:zero_grad() end
-  end)
+  end
+  local failures = sweep(name, stride, pass, clear)
   check.equal(gradients(recompute), loss, name .. ": the loss after " .. failures .. " failures")
   check.equal(differing(want, all_gradients()), nil, name .. ": the gradients")
 end
 
 local function sampled()
   local out = {}
-  for i, answers in ipairs(sz.rollout.generate(vl, inputs,
-    { n = 2, max_new_tokens = 4, seed = 3, top_p = 0.9, repetition_penalty = 1.2 })) do
+  local options = { n = 2, max_new_tokens = 4, seed = 3, top_p = 0.9, repetition_penalty = 1.2 }
+  for i, answers in ipairs(sz.rollout.generate(vl, inputs, options)) do
     for k, a in ipairs(answers) do
       out[#out + 1] = ("%d.%d %s"):format(i, k, table.concat(a.ids, " "))
     end
@@ -162,8 +168,10 @@ sweep("optimizer", 1, function()
   local norm = opt:step()
   if norm ~= norm then error("the norm is NaN") end
 end)
-sweep("model", 1, function() sz.tensor.zeros({ 3,
-  3 }); require("segzero.models.qwen_vl").random(vl.json, { seed = 1 }):free() end)
+sweep("model", 1, function()
+  sz.tensor.zeros { 3, 3 }
+  require("segzero.models.qwen_vl").random(vl.json, { seed = 1 }):free()
+end)
 
 -- A trainer's step that fails can be done again.
 for _, n in ipairs { 3, 50, 200, 500, 1000, 1500 } do

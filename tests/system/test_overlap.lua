@@ -1,6 +1,6 @@
--- test_overlap.lua - background work changes no number: pictures read ahead, groups judged
--- as they end, checkpoints written behind; errors come where they belong; the time table adds up;
--- memory stays flat over hundreds of steps; a step that cannot fit is refused.
+-- test_overlap.lua - background work changes no number: images prefetched, groups judged as they
+-- end, checkpoints written in the background. Errors name the row that caused them, the time table
+-- adds up, memory stays flat over hundreds of steps, and a step that cannot fit is refused.
 
 local cjson = require "cjson"
 local ffi = require "ffi"
@@ -26,7 +26,7 @@ local dir = mini.write(place .. "/model")
 local bytes = mini.bytes
 local function pixels_of(img) return ffi.string(img:pixels(), img.width * img.height * 3) end
 
--- ---- one picture ahead ----
+-- ---- prefetching one image ----
 local vl = sz.qwen_vl(dir)
 local proc = vl:processor()
 local function message(...)
@@ -43,10 +43,10 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
   local path = ("%s/%d.png"):format(place, i)
   img:save(path)
   local want = vl:process(message(img, img))
-  for name, source in pairs { path = path, picture = img } do
+  for name, source in pairs { path = path, image = img } do
     local ticket = proc:start(source)
     local got = proc:take(ticket)
-    check.ok(image.is_image(got), "a picture, from a " .. name)
+    check.ok(image.is_image(got), "an image, from a source of kind " .. name)
     check.equal(pixels_of(got), pixels_of(img), "its pixels")
     local one = vl:process(message(got))
     check.ok(tensor.data(one.pixel_values) == tensor.data(ticket.values),
@@ -54,7 +54,7 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
     check.ok(bytes(one.pixel_values) == bytes(vl:process(message(img)).pixel_values),
       "and the bits are the same")
     check.equal(one.input_ids, vl:process(message(img)).input_ids, "and so are the tokens")
-    -- Two pictures in a message, one of them ahead.
+    -- Two images in a message, one of them prefetched.
     proc:take(proc:start(got))
     check.ok(bytes(vl:process(message(got, img)).pixel_values) == bytes(want.pixel_values),
       "next to one that is not prefetched")
@@ -70,14 +70,15 @@ for i, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
   end
 end
 files.write(place .. "/broken.png", files.read(place .. "/1.png"):sub(1, 200))
-files.write(place .. "/text.png", "no picture at all")
+files.write(place .. "/text.png", "no image at all")
 check.equal(proc:start(place .. "/none.png"), nil,
   "a file that is not there is left to the one who needs it")
-check.equal(proc:start(place .. "/text.png"), nil, "so is one that is no picture")
+check.equal(proc:start(place .. "/text.png"), nil, "so is one that is no image")
 check.equal(proc:take(proc:start(place .. "/broken.png")), nil, "and one that is cut off")
 check.equal(proc:start(image.new(400, 1)), nil, "and a strip")
-tensor.step(function() check.equal(proc:start(place .. "/1.png"), nil,
-  "inside a step nothing is begun") end)
+tensor.step(function()
+  check.equal(proc:start(place .. "/1.png"), nil, "inside a step nothing is begun")
+end)
 
 -- Freed at once, while the thread may be at it.
 for _ = 1, 20 do
@@ -94,7 +95,7 @@ collectgarbage()
 -- ---- rows ahead ----
 local set = place .. "/set"
 refshapes.write_dataset(set, { n = 6, size = 84, seed = 1 }, image.write_png)
-files.write(set .. "/images/train_1_000003.png", "no picture at all")
+files.write(set .. "/images/train_1_000003.png", "no image at all")
 local folder = data.open(set)
 local function outcome(f, ...)
   local ok, row = pcall(f, ...)
@@ -103,8 +104,13 @@ local function outcome(f, ...)
     row.mask and bytes(row.mask()) }
 end
 local drawn = mini.rows(mini.settings())
-local failing = { row = function(_, i) if i == 2 then error("row 2 is not there",
-  0) end return drawn:row(i) end, count = function() return 4 end }
+local failing = {
+  row = function(_, i)
+    if i == 2 then error("row 2 is not there", 0) end
+    return drawn:row(i)
+  end,
+  count = function() return 4 end,
+}
 for name, s in pairs { folder = folder, drawn = drawn, ["a set of one's own"] = failing } do
   local a = prefetch.new(vl)
   for i = 1, s:count() do a:request(s, i) end
@@ -129,7 +135,7 @@ do
   local ok, why = pcall(a.request, a, folder, 1)
   image.size = size
   check.equal({ ok, why }, { false, "image.lua:1: interrupted!" },
-    "an interrupt while a file's picture is begun")
+    "an interrupt while a file's image is begun")
   local set = { row = function() error("data.lua:1: interrupted!", 0) end }
   check.raises(function() a:request(set, 1) end, "interrupted!$", "and while a row is made")
   a:cancel()
@@ -172,7 +178,9 @@ refshapes.write_dataset(set, { n = 6, size = 84, seed = 1 }, image.write_png)
 local cfg = mini.settings { "data.train_files=" .. set }
 local function new(opts)
   opts = opts or {}
-  opts.model, opts.reference, opts.train = dir, true, opts.train or data.open(set)
+  opts.model = dir
+  opts.reference = true
+  opts.train = opts.train or data.open(set)
   return mini.trainer(cfg, opts)
 end
 local plain = new { prefetch = false }
@@ -184,19 +192,20 @@ with_prefetch.policy:processor().take = function(...)
   taken = taken + 1
   return finish(...)
 end
-check.equal(steps(with_prefetch, 4), want, "pictures ahead: the same reports")
-check.equal(differing(state_of(with_prefetch), state_of(plain)), nil, "pictures ahead: the same bits")
-check.equal(taken, 3 * 2, "all but the first step's pictures were ahead")
+check.equal(steps(with_prefetch, 4), want, "prefetched images: the same reports")
+check.equal(differing(state_of(with_prefetch), state_of(plain)), nil,
+  "prefetched images: the same bits")
+check.equal(taken, 3 * 2, "all but the first step's images were prefetched")
 check.equal(tostring(with_prefetch.sampler.queue), "0 prefetched rows",
   "nothing is read past the last step")
 
--- A broken picture of step 2: step 1 is done, step 2 fails and says what it says without reading
--- ahead.
+-- A broken image of step 2: step 1 succeeds, step 2 fails with the message that it gives without
+-- prefetching.
 local order = plain.sampler:indices(plain.train, 2)
-files.write(("%s/images/train_1_%06d.png"):format(set, order[1] - 1), "no picture at all")
+files.write(("%s/images/train_1_%06d.png"):format(set, order[1] - 1), "no image at all")
 local messages = {}
 for i, t in ipairs { new { prefetch = false }, new() } do
-  check.ok(pcall(t.step, t), "step 1 does not need the broken picture")
+  check.ok(pcall(t.step, t), "step 1 does not need the broken image")
   messages[i] = select(2, pcall(t.step, t))
   check.equal(t.global_step, 1, "step 2 fails")
 end
@@ -219,9 +228,16 @@ local function with_order(order_of, f)
   rollout.generate = generate
   if not ok then error(why, 0) end
 end
-for name, order_of in pairs { forward = function(n) return n == 2 and { 1, 2 } or { 1 } end,
+local ORDERS = {
+  forward = function(n)
+    if n == 2 then return { 1, 2 } end
+    return { 1 }
+  end,
   backward = function() return { 2, 1 } end,
-  ["the last only"] = function() return { 2 } end, none = function() return {} end } do
+  ["the last only"] = function() return { 2 } end,
+  none = function() return {} end,
+}
+for name, order_of in pairs(ORDERS) do
   with_order(order_of, function()
     local t = new()
     check.equal(steps(t, 4), want, "judged in another order (" .. name .. "): the same reports")
@@ -247,7 +263,8 @@ with_order(function() return { 1 } end, function()
 end)
 
 -- ---- checkpoints behind ----
-local sync, behind = place .. "/sync", place .. "/behind"
+local sync = place .. "/sync"
+local behind = place .. "/behind"
 files.make_dir(sync)
 files.make_dir(behind)
 local a, b = new { folder = sync }, new { folder = behind }
