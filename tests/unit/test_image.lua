@@ -1,136 +1,227 @@
 -- test_image.lua - reading, writing and resizing images. Resizes must equal Pillow's
--- (tests/golden/resize.safetensors); decoded colours are checked on images whose pixels are known by
--- construction (tests/golden/processor).
+-- (tests/golden/resize.safetensors). Decoded colours are checked on images whose pixels follow from
+-- how they were made (tests/golden/processor).
+--
+--   ./segzero tests/unit/test_image.lua
 
 local ffi = require "ffi"
 local check = require "tests.support.check"
 local sz = require "segzero"
-local tensor = require "segzero.core.tensor"
-local image = sz.image
-
-local PICTURES = "tests/golden/processor/"
-
 local files = require "segzero.core.files"
-local write_file, read_file, exists = files.write, files.read, files.exists
+local tensor = require "segzero.core.tensor"
+
+local image = sz.image
+local exists = files.exists
+local read_file = files.read
+local write_file = files.write
+
+local IMAGES = "tests/golden/processor/"
 
 local dir = os.tmpname()
 os.remove(dir)
-assert(os.execute("mkdir " .. dir))
+files.make_dir(dir)
 
 -- ---- resize against Pillow ----
-local golden = sz.safetensors.load("tests/golden/resize.safetensors")
 
--- A picture of a golden tensor; grey [h, w] becomes three equal channels.
-local function picture_of(t)
-  local s, p = t:shape(), tensor.data(t)
-  local img, channels = image.new(s[2], s[1]), s[3] or 1
-  local q = img:pixels()
-  for i = 0, s[1] * s[2] - 1 do
-    for c = 0, 2 do q[3 * i + c] = p[channels * i + (channels == 3 and c or 0)] end
+-- The image of a golden tensor [h, w, 3]; grey [h, w] becomes three equal channels.
+local function image_of(t)
+  local shape = t:shape()
+  local from = tensor.data(t)
+  local img = image.new(shape[2], shape[1])
+  local to = img:pixels()
+  local grey = shape[3] ~= 3
+  local channels = shape[3] or 1
+  for i = 0, shape[1] * shape[2] - 1 do
+    for c = 0, 2 do
+      local source = channels * i
+      if not grey then source = source + c end
+      to[3 * i + c] = from[source]
+    end
   end
   return img
 end
 
-local cases, wrong = 0, {}
-for name, want in pairs(golden) do
-  local k, filter, h, w = name:match("^(%d+)%.(%a+)%.(%d+)x(%d+)$")
-  if k then
-    cases = cases + 1
-    local from, expected = picture_of(golden[k .. ".src"]), picture_of(want)
-    local got = from:resize(tonumber(w), tonumber(h), filter)
-    if ffi.string(got:pixels(), w * h * 3) ~= ffi.string(expected:pixels(), w * h * 3) then wrong[#wrong + 1] = name end
-    from:free()
-    expected:free()
-    got:free()
+-- The pixels of an image as a string.
+local function pixels_of(img) return ffi.string(img:pixels(), img.width * img.height * 3) end
+
+check.case("resizes equal Pillow's", function()
+  local golden = sz.safetensors.load("tests/golden/resize.safetensors")
+  local count = 0
+  local wrong = {}
+  for name, want in pairs(golden) do
+    local k, filter, h, w = name:match("^(%d+)%.(%a+)%.(%d+)x(%d+)$")
+    if k then
+      count = count + 1
+      local from = image_of(golden[k .. ".src"])
+      local expected = image_of(want)
+      local got = from:resize(tonumber(w), tonumber(h), filter)
+      if pixels_of(got) ~= pixels_of(expected) then wrong[#wrong + 1] = name end
+      from:free()
+      expected:free()
+      got:free()
+    end
   end
-end
-table.sort(wrong)
-check.equal(wrong, {}, cases .. " resizes equal Pillow's")
-check.ok(cases > 50, "golden resizes found")
+  table.sort(wrong)
+  check.equal(wrong, {}, count .. " resizes equal Pillow's")
+  check.ok(count > 50, "golden resizes found")
+end)
 
 -- ---- colours ----
-do
-  -- The gradient of make_processor.py, where no shape was drawn over it: at x = 0 or 1 of the first row.
-  local img = image.load(PICTURES .. "alpha.png")
+
+check.case("alpha is dropped, not blended", function()
+  -- make_processor.py draws a gradient, and no shape over x = 0 or 1 of its first row.
+  local img = image.load(IMAGES .. "alpha.png")
   check.equal({ img.width, img.height }, { 80, 64 }, "alpha.png: size")
   local p = img:pixels()
   check.equal({ p[0], p[1], p[2], p[3], p[4], p[5] }, { 0, 0, 0, 3, 0, 3 },
     "alpha is dropped, not blended")
-  local grey = image.load(PICTURES .. "grey.png")
-  local g, equal = grey:pixels(), true
-  for i = 0, grey.width * grey.height - 1 do equal = equal and g[3 * i] == g[3 * i + 1] and g[3 * i] == g[3 * i + 2] end
+end)
+
+check.case("grey is repeated in three channels", function()
+  local grey = image.load(IMAGES .. "grey.png")
+  local p = grey:pixels()
+  local equal = true
+  for i = 0, grey.width * grey.height - 1 do
+    local red = p[3 * i]
+    if p[3 * i + 1] ~= red or p[3 * i + 2] ~= red then equal = false end
+  end
   check.ok(equal, "grey is repeated")
-  check.equal({ image.size(PICTURES .. "palette.png") }, { 75, 58 }, "size from the header")
-end
+end)
+
+check.case("the size is read from the header", function()
+  check.equal({ image.size(IMAGES .. "palette.png") }, { 75, 58 }, "size from the header")
+end)
 
 -- ---- writing ----
-do
-  local img = image.new(13, 7)
-  check.equal(tostring(img), "image 13 x 7", "tostring")
+
+local WIDTH = 13
+local HEIGHT = 7
+local BYTES = WIDTH * HEIGHT * 3
+
+-- A small image of known pixels.
+local function small_image()
+  local img = image.new(WIDTH, HEIGHT)
   local p = img:pixels()
-  for i = 0, 13 * 7 * 3 - 1 do p[i] = (i * 37 + check.seed) % 256 end
-  img:save(dir .. "/a.png")
-  local back = image.load(dir .. "/a.png")
-  check.equal(ffi.string(back:pixels(), 273), ffi.string(p, 273), "PNG gives back every pixel")
-  check.ok(not exists(dir .. "/a.png.tmp"), "no temporary file is left")
-
-  -- Content counts, not the name.
-  write_file(dir .. "/b.jpg", read_file(dir .. "/a.png"))
-  check.equal(image.load(dir .. "/b.jpg").width, 13, "a PNG named .jpg")
-
-  -- A smooth picture survives JPEG at quality 92 within a few levels.
-  local smooth = image.new(64, 48)
-  local s = smooth:pixels()
-  for y = 0, 47 do for x = 0, 63 do for c = 0, 2 do s[(y * 64 + x) * 3 + c] = 40 + 2 * x + y + 10 * c end end end
-  smooth:save(dir .. "/c.JPEG")
-  local again, worst = image.load(dir .. "/c.JPEG"), 0
-  for i = 0, 64 * 48 * 3 - 1 do worst = math.max(worst, math.abs(again:pixels()[i] - s[i])) end
-  check.ok(worst <= 6, "JPEG stays close, off by " .. worst)
-
-  local t = img:totensor()
-  check.equal(t:shape(), { 7, 13, 3 }, "totensor: shape")
-  check.equal(t:dtype(), "u8", "totensor: dtype")
-  check.equal(t:totable()[7][13][3], p[272], "totensor: last value")
-  local from = image.from_tensor(t)
-  check.equal(ffi.string(from:pixels(), 273), ffi.string(p, 273), "from_tensor")
-
-  image.write_png(dir .. "/mask.png", 4, 2, 1, ffi.new("uint8_t[8]", { 0, 255, 0, 255, 9, 9, 9, 9 }))
-  local mask = image.load(dir .. "/mask.png")
-  check.equal({ mask:pixels()[3], mask:pixels()[14] }, { 255, 9 }, "a grey PNG")
-
-  img:free()
-  img:free()
-  check.raises(function() img:resize(2, 2) end, "freed", "a freed picture")
+  for i = 0, BYTES - 1 do p[i] = (i * 37 + check.seed) % 256 end
+  return img
 end
 
+-- A smooth image.
+local function smooth_image()
+  local img = image.new(64, 48)
+  local p = img:pixels()
+  for y = 0, 47 do
+    for x = 0, 63 do
+      for c = 0, 2 do p[(y * 64 + x) * 3 + c] = 40 + 2 * x + y + 10 * c end
+    end
+  end
+  return img
+end
+
+local small = small_image()
+local smooth = smooth_image()
+local png_path = dir .. "/a.png"
+local jpeg_path = dir .. "/c.JPEG"
+small:save(png_path)
+smooth:save(jpeg_path)
+
+check.case("PNG gives back every pixel", function()
+  check.equal(tostring(small), "image 13 x 7", "tostring")
+  local back = image.load(png_path)
+  check.equal(pixels_of(back), pixels_of(small), "PNG gives back every pixel")
+  check.ok(not exists(png_path .. ".tmp"), "no temporary file is left")
+end)
+
+check.case("the content decides the format, not the name", function()
+  write_file(dir .. "/b.jpg", read_file(png_path))
+  check.equal(image.load(dir .. "/b.jpg").width, WIDTH, "a PNG named .jpg")
+end)
+
+check.case("JPEG at quality 92 keeps a smooth image within a few levels", function()
+  local before = smooth:pixels()
+  local again = image.load(jpeg_path):pixels()
+  local worst = 0
+  for i = 0, 64 * 48 * 3 - 1 do worst = math.max(worst, math.abs(again[i] - before[i])) end
+  check.ok(worst <= 6, "JPEG stays close, off by " .. worst)
+end)
+
+check.case("images to tensors and back", function()
+  local t = small:totensor()
+  check.equal(t:shape(), { HEIGHT, WIDTH, 3 }, "totensor: shape")
+  check.equal(t:dtype(), "u8", "totensor: dtype")
+  check.equal(t:totable()[HEIGHT][WIDTH][3], small:pixels()[BYTES - 1], "totensor: last value")
+  local from = image.from_tensor(t)
+  check.equal(pixels_of(from), pixels_of(small), "from_tensor")
+end)
+
+check.case("write_png writes one channel", function()
+  local levels = ffi.new("uint8_t[8]", { 0, 255, 0, 255, 9, 9, 9, 9 })
+  image.write_png(dir .. "/mask.png", 4, 2, 1, levels)
+  local p = image.load(dir .. "/mask.png"):pixels()
+  check.equal({ p[3], p[14] }, { 255, 9 }, "a grey PNG")
+end)
+
+check.case("an image may be freed twice but not used after that", function()
+  local img = small_image()
+  img:free()
+  img:free()
+  check.raises(function() img:resize(2, 2) end, "freed", "a freed image")
+end)
+
 -- ---- bad input: one clear error each ----
-local png, jpeg = read_file(dir .. "/a.png"), read_file(dir .. "/c.JPEG")
+
+local png = read_file(png_path)
+local jpeg = read_file(jpeg_path)
+
+-- Loading a file with this text fails; the message has the file's name and the pattern.
 local function bad(name, text, pattern)
   local path = dir .. "/" .. name
   write_file(path, text)
   check.raises(function() image.load(path) end, name:gsub("%p", "%%%0") .. ".*" .. pattern, name)
 end
-bad("empty.png", "", "empty")
-bad("text.png", "this is no picture at all", "known format")
-bad("half.png", png:sub(1, math.floor(#png / 2)), "cannot decode")
-bad("half.jpg", jpeg:sub(1, math.floor(#jpeg / 2)), "cut off")
-bad("head.jpg", jpeg:sub(1, 20), "header is damaged or cut off")
-bad("webp.webp", "RIFF\4\0\0\0WEBPVP8 ", "WebP")
--- 60000 x 60000 in the header of a tiny file.
-bad("huge.png", png:sub(1, 16) .. "\0\0\234\96\0\0\234\96" .. png:sub(25), "limit")
-check.raises(function() image.load("no/such/file.png") end,
-  "no/such/file%.png: No such file", "no file")
-check.raises(function() image.load(dir) end, "not a regular file", "a folder")
-check.raises(function() image.size(dir .. "/huge.png") end, "huge%.png.*limit", "size of huge.png")
-check.raises(function() image.size(dir .. "/text.png") end, "known format", "size of a text")
-check.raises(function() image.load(7) end, "file name", "a number for a name")
-check.raises(function() image.new(4, 4):save(dir .. "/x.gif") end, "x%.gif.*%.png", "saving as GIF")
-check.raises(function() image.new(4, 4):save("/no/such/folder/x.png") end,
-  "No such file", "saving into no folder")
-check.raises(function() image.new(4, 4):resize(4, 0) end, "height.*0", "resize to 0")
-check.raises(function() image.new(4, 4):resize(4, 4, "box") end, "box", "unknown filter")
-check.raises(function() image.new(0, 4) end, "width", "no width")
-check.raises(function() image.new(100000, 100000) end, "limit", "too many pixels")
+
+-- The first half of a text.
+local function half(text) return text:sub(1, math.floor(#text / 2)) end
+
+-- The small PNG with 60000 x 60000 in its header.
+local huge_png = png:sub(1, 16) .. "\0\0\234\96\0\0\234\96" .. png:sub(25)
+
+check.case("damaged files and unknown formats", function()
+  bad("empty.png", "", "empty")
+  bad("text.png", "this is not an image at all", "known format")
+  bad("half.png", half(png), "cannot decode")
+  bad("half.jpg", half(jpeg), "cut off")
+  bad("head.jpg", jpeg:sub(1, 20), "header is damaged or cut off")
+  bad("webp.webp", "RIFF\4\0\0\0WEBPVP8 ", "WebP")
+  bad("huge.png", huge_png, "limit")
+end)
+
+check.case("sizes of bad files", function()
+  local huge_path = dir .. "/size_huge.png"
+  local text_path = dir .. "/size_text.png"
+  write_file(huge_path, huge_png)
+  write_file(text_path, "this is not an image at all")
+  check.raises(function() image.size(huge_path) end, "size_huge%.png.*limit", "size of a huge PNG")
+  check.raises(function() image.size(text_path) end, "known format", "size of a text")
+end)
+
+check.case("bad paths", function()
+  local function save(path) image.new(4, 4):save(path) end
+  check.raises(function() image.load("no/such/file.png") end, "no/such/file%.png: No such file",
+    "no file")
+  check.raises(function() image.load(dir) end, "not a regular file", "a folder")
+  check.raises(function() image.load(7) end, "file name", "a number for a name")
+  check.raises(function() save(dir .. "/x.gif") end, "x%.gif.*%.png", "saving as GIF")
+  check.raises(function() save("/no/such/folder/x.png") end, "No such file",
+    "saving to a folder that does not exist")
+end)
+
+check.case("bad sizes and filters", function()
+  check.raises(function() image.new(4, 4):resize(4, 0) end, "height.*0", "resize to 0")
+  check.raises(function() image.new(4, 4):resize(4, 4, "box") end, "box", "unknown filter")
+  check.raises(function() image.new(0, 4) end, "width", "no width")
+  check.raises(function() image.new(100000, 100000) end, "limit", "too many pixels")
+end)
 
 os.execute("rm -rf " .. dir)
 check.finish()

@@ -1,5 +1,8 @@
--- test_int8.lua - a model in 8 bits: its logits and those of the whole model, answers that do not depend on their batch, the frozen
--- reference's log-probabilities, what such a model refuses.
+-- test_int8.lua - a model in 8 bits: its logits against those of the whole model, answers that do
+-- not depend on their batch, the frozen reference's log-probabilities, and what such a model
+-- refuses.
+--
+--   ./segzero tests/unit/test_int8.lua
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
@@ -11,6 +14,10 @@ local tensor = require "segzero.core.tensor"
 local TINY = "models/tiny/qwen2.5-vl"
 local TOKENS = 96
 
+local whole = sz.qwen_vl(TINY, { dtype = "bf16" })
+local small = sz.qwen_vl(TINY, { dtype = "int8" })
+
+-- A model's input of TOKENS text tokens.
 local function text()
   local ids = {}
   for i = 1, TOKENS do ids[i] = (i * 79 + 13) % 570 end
@@ -21,6 +28,8 @@ local function text()
   return { input_ids = ids, position_ids = positions, next_position = TOKENS }
 end
 
+-- ---- logits and log-probabilities ----
+
 local function logits(vl)
   return tensor.no_grad(function() return vl:forward(text()) end)
 end
@@ -28,9 +37,13 @@ end
 -- The smallest cosine of two rows of logits.
 local function least_cosine(a, b)
   local rows, width = unpack(a:shape())
-  local x, y, least = tensor.data(a), tensor.data(b), 1
+  local x = tensor.data(a)
+  local y = tensor.data(b)
+  local least = 1
   for r = 0, rows - 1 do
-    local xx, yy, xy = 0, 0, 0
+    local xx = 0
+    local yy = 0
+    local xy = 0
     for j = r * width, (r + 1) * width - 1 do
       xx = xx + x[j] * x[j]
       yy = yy + y[j] * y[j]
@@ -41,45 +54,61 @@ local function least_cosine(a, b)
   return least
 end
 
-local whole, small = sz.qwen_vl(TINY, { dtype = "bf16" }), sz.qwen_vl(TINY, { dtype = "int8" })
-check.ok(tostring(small):find("int8", 1, true), "the model says that it is in 8 bits")
+check.case("the model names its 8 bits", function()
+  check.ok(tostring(small):find("int8", 1, true), "the model says that it is in 8 bits")
+end)
 
--- Rounding to 127 steps of the largest of 128 numbers is off by 0.5 % of a typical one, in weights and in x, independently for
--- each product; measured 0.9993. A scale or block in the wrong place gives less than 0.9.
-local cosine = least_cosine(logits(whole), logits(small))
-check.ok(cosine > 0.998, ("the logits' least cosine with the whole model is %.5f"):format(cosine))
-check.ok(cosine < 1, "the logits are those of rounded weights")
+check.case("logits are close to those of the whole model", function()
+  -- Rounding to 127 steps of the largest of 128 numbers is off by 0.5 % of a typical one, in
+  -- weights and in x, independently for each product; measured 0.9993. A scale or block in the
+  -- wrong place gives less than 0.9.
+  local cosine = least_cosine(logits(whole), logits(small))
+  check.ok(cosine > 0.998, ("the least cosine with the whole model is %.5f"):format(cosine))
+  check.ok(cosine < 1, "the logits are those of rounded weights")
+end)
 
--- Log-probabilities, as the trainer's reference gives them: no gradient, many answers packed behind one prompt.
-local lists = { { 5, 6, 7 }, { 100, 101 } }
-local function sums(vl)
-  return tensor.no_grad(function()
-    local out = {}
-    for i, t in ipairs(vl:logprobs(text(), lists)) do out[i] = tensor.data(t:sum())[0] end
-    return out
-  end)
-end
-local want, got = sums(whole), sums(small)
-for i in ipairs(lists) do
-  -- 0.5 % of logits that are about 8: a few tenths a token at worst.
-  local difference = math.abs(want[i] - got[i])
-  check.ok(difference < 0.3 * #lists[i],
-    ("log-probability %.3f, expected %.3f"):format(got[i], want[i]))
-end
+check.case("log-probabilities are close to those of the whole model", function()
+  -- As the trainer's reference computes them: no gradient, many answers packed after one prompt.
+  local lists = { { 5, 6, 7 }, { 100, 101 } }
+  local function sums(vl)
+    return tensor.no_grad(function()
+      local out = {}
+      for i, t in ipairs(vl:logprobs(text(), lists)) do out[i] = tensor.data(t:sum())[0] end
+      return out
+    end)
+  end
+  local want = sums(whole)
+  local got = sums(small)
+  for i in ipairs(lists) do
+    -- 0.5 % of logits of about 8 is a few tenths per token at worst.
+    local difference = math.abs(want[i] - got[i])
+    check.ok(difference < 0.3 * #lists[i],
+      ("log-probability %.3f, expected %.3f"):format(got[i], want[i]))
+  end
+end)
 
--- ---- an answer does not depend on how many decode with it ----
-local opts = { n = 14, max_new_tokens = 6, seed = 5, row_ids = { 7 }, ignore_eos = true }
-local many = rollout.generate(small, { text() }, opts)[1]
-opts.n = 1
-local one = rollout.generate(small, { text() }, opts)[1][1]
-check.equal(many[1].ids, one.ids, "alone and with 13 others")
-check.equal(many[1].logprobs, one.logprobs, "with the same log-probabilities")
+-- ---- answers ----
+
+check.case("an answer does not depend on how many decode with it", function()
+  local function generate(n)
+    local opts = { n = n, max_new_tokens = 6, seed = 5, row_ids = { 7 }, ignore_eos = true }
+    return rollout.generate(small, { text() }, opts)[1]
+  end
+  local many = generate(14)
+  local one = generate(1)
+  check.equal(many[1].ids, one[1].ids, "alone and with 13 others")
+  check.equal(many[1].logprobs, one[1].logprobs, "with the same log-probabilities")
+end)
 
 -- ---- what it refuses ----
-local place = mini.folder()
-check.raises(function() small:save(place .. "/no") end, "save: this model is in 8 bits", "saving")
-check.raises(function() small:train() end, "train: this model is in 8 bits", "training")
-check.raises(function() small:parameters() end, "parameters: this model is in 8 bits",
-  "its weights")
+
+check.case("a model in 8 bits is neither saved nor trained", function()
+  local path = mini.folder() .. "/no"
+  check.raises(function() small:save(path) end, "save: this model is in 8 bits", "saving")
+  check.raises(function() small:train() end, "train: this model is in 8 bits", "training")
+  check.raises(function() small:parameters() end, "parameters: this model is in 8 bits",
+    "its weights")
+  mini.remove()
+end)
 
 check.finish()
