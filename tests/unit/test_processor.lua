@@ -147,7 +147,7 @@ for _, case in ipairs(read_json(GOLDEN .. "processor/cases.json")) do
   end)
 end
 
--- Calls f(c, y, x, column) for each column of a patch of 3 channels, 3 equal frames and 2 x 2 pixels.
+-- Calls f(c, y, x, column) for each column of a patch: 3 channels, 3 equal frames, 2 x 2 pixels.
 local function each_column(f)
   for column = 0, 35 do
     local c = math.floor(column / 12)
