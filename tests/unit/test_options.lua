@@ -132,6 +132,14 @@ check.case("a generation's top_p and top_k have limits", function()
     "top_k is %-3, expected a whole number from %-1", "top_k")
 end)
 
+check.case("what is saved has options, too", function()
+  check.raises(function() vl:save("/tmp/none", { shrad = 1 }) end,
+    "test_options%.lua:%d+: save: unknown option 'shrad'", "vl:save")
+  check.raises(function() sz.safetensors.save_folder("/tmp/none", {}, { max_shard = 1 }) end,
+    "test_options%.lua:%d+: save_folder: unknown option 'max_shard': did you mean 'max_shard_byt",
+    "save_folder")
+end)
+
 -- ---- the seam ----
 check.case("a registry takes functions", function()
   check.raises(function() sz.losses:register("x", { fn = "abs" }) end,

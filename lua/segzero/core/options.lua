@@ -4,7 +4,8 @@
 --   local options = require "segzero.core.options"
 --   local GENERATE = options.set { "n", "temperature", "seed" }
 --   function methods:generate(input, opts)
---     opts = options.check("generate", opts, GENERATE, 2)     level as for error(): 2 is the caller
+--     opts = options.check("generate", opts, GENERATE, 2)     level as for error(): 2 is the caller,
+--                                                             0 leaves the place out
 --
 -- An unknown option raises
 --   generate: unknown option 'max_tokens': did you mean 'max_new_tokens'?
@@ -23,7 +24,7 @@ function M.set(names)
 end
 
 function M.check(where, opts, set, level)
-  level = (level or 1) + 1
+  if level ~= 0 then level = (level or 1) + 1 end
   if opts == nil then return {} end
   if type(opts) ~= "table" then
     error(("%s: options must be a table, got %s"):format(where, type(opts)), level)

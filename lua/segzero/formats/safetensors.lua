@@ -23,6 +23,7 @@
 local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
+local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 
 local C = core.C
@@ -412,11 +413,13 @@ M.save = guarded(function(path, tensors, metadata, later)
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
+local SAVE_FOLDER = options.set { "max_shard_bytes", "metadata", "later" }
+
 -- Writes one file, or numbered shards and then the index. The index comes last, because shards
--- without one are not read as a model. options.later: see save.
-M.save_folder = guarded(function(dir, tensors, options)
-  options = options or {}
-  local limit = options.max_shard_bytes or 5e9
+-- without one are not read as a model. opts.later: see save.
+M.save_folder = guarded(function(dir, tensors, opts)
+  opts = options.check("save_folder", opts, SAVE_FOLDER, 0)
+  local limit = opts.max_shard_bytes or 5e9
   if type(limit) ~= "number" or not (limit >= 1) then
     error("max_shard_bytes is " .. tostring(limit), 0)
   end
@@ -434,26 +437,26 @@ M.save_folder = guarded(function(dir, tensors, options)
     size = size + n
     total = total + n
   end
-  local metadata = options.metadata or { format = "pt" }
+  local metadata = opts.metadata or { format = "pt" }
   local single = dir .. "/model.safetensors"
   local index_path = dir .. "/model.safetensors.index.json"
   if #shards <= 1 then
-    write(single, names, tensors, metadata, options.later)
+    write(single, names, tensors, metadata, opts.later)
     os.remove(index_path)      -- a left-over index would be read first
     return
   end
   local map = {}
   for i, shard in ipairs(shards) do
     local file = ("model-%05d-of-%05d.safetensors"):format(i, #shards)
-    write(dir .. "/" .. file, shard, tensors, metadata, options.later)
+    write(dir .. "/" .. file, shard, tensors, metadata, opts.later)
     for _, name in ipairs(shard) do
       map[#map + 1] = ("    %s: %s"):format(cjson.encode(name), cjson.encode(file))
     end
   end
   local index = ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(
     total, table.concat(map, ",\n"))
-  if options.later then
-    options.later:text(index_path, index)
+  if opts.later then
+    opts.later:text(index_path, index)
     return
   end
   local file, why = io.open(index_path .. ".tmp", "wb")

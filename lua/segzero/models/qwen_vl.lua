@@ -239,10 +239,13 @@ local function write_chat_template(dir)
   end
 end
 
+local SAVE = options.set { "later" }
+
 -- Writes a folder that transformers and segzero load: config, weights, and the companion files that
 -- the model came with. A model with adapters writes only these, in PEFT's format. opts.later: a
 -- list of files to write in the background (jobs.writing) instead.
 own.save = full_precision_only(function(self, dir, opts)
+  opts = options.check("save", opts, SAVE, 2)
   if type(dir) ~= "string" then error("save: a folder name is expected, got " .. type(dir), 3) end
   if self.lora then return lora.save(self, dir) end
   files.make_dir(dir)
