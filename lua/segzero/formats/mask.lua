@@ -2,7 +2,10 @@
 --
 --   mask.read(value, { folder =, width =, height = }) -> tensor that the caller frees
 --   mask.form(value) -> "file", "run lengths", "polygons" or "pixels"; else nil and what it is
+--   mask.fault(value, { width =, height = }) -> nil, or why reading it would fail; for other forms
+--                                            than files, and mostly without drawing
 --   mask.file(value) -> the path if it is a file's, else nil
+--   mask.facts(path) -> {width =, height =, empty =} of a mask's file
 --
 -- value, of the column `mask`:
 --   "masks/a.png"                        an image; whatever is not 0 is inside
@@ -113,11 +116,20 @@ local function are_rows(value, options)
   return true
 end
 
-function draw.polygons(value, options, out)
+-- The polygons of a value; nil if it holds rows of pixels.
+local function polygons_of(value, options)
   if type(value[1]) == "number" then value = { value } end
-  if are_rows(value, options) then return draw.pixels(value, options, out) end
+  if are_rows(value, options) then return nil end
   for i, points in ipairs(value) do
     if type(points) ~= "table" then fail("polygon %d is a %s", i, type(points)) end
+  end
+  return value
+end
+
+function draw.polygons(value, options, out)
+  local polygons = polygons_of(value, options)
+  if not polygons then return draw.pixels(value, options, out) end
+  for _, points in ipairs(polygons) do
     rle.draw_polygon(points, options.width, options.height, out)
   end
 end
@@ -155,6 +167,45 @@ function M.read(value, options)
   reason = tostring(reason):gsub("^[^:%s]*%.lua:%d+: ", "")
   if reason:sub(1, #name) ~= name and kind ~= "file" then reason = name .. ": " .. reason end
   error(reason, 0)
+end
+
+-- ---- without drawing ----
+local holds = {}
+
+holds["run lengths"] = function(value, options)
+  local counts = value.counts
+  if type(counts) == "string" then counts = rle.counts(counts) end
+  return rle.area(counts, options.width, options.height) > 0
+end
+
+function holds.polygons(value, options)
+  local found = false
+  for _, points in ipairs(polygons_of(value, options)) do
+    local is_empty_one = rle.is_empty_polygon(points, options.width, options.height)
+    found = found or not is_empty_one
+  end
+  return found
+end
+
+-- Reads the mask after all if it seems to be at fault, for the message.
+function M.fault(value, options)
+  value = decoded(value)
+  local ok, is_good = pcall(function() return holds[form(value)](value, options) end)
+  local is_sized = value.size == nil
+    or (value.size[1] == options.height and value.size[2] == options.width)
+  if ok and is_good and is_sized then return nil end
+  local read, t = pcall(M.read, value, options)
+  if not read then return t end
+  t:free()
+end
+
+function M.facts(path)
+  local img = image.load(path)
+  local pixels = img:pixels()
+  local facts = { width = img.width, height = img.height,
+    empty = is_empty(pixels, 3 * img.width * img.height) }
+  img:free()
+  return facts
 end
 
 return M

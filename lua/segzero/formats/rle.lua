@@ -3,6 +3,8 @@
 --   rle.counts(text) -> {n, ...}                  run lengths of a compressed string
 --   rle.draw_counts(counts, width, height, out)   run lengths, column by column, first outside
 --   rle.draw_polygon(points, width, height, out)  points: {x, y, x, y, ...} in pixels
+--   rle.area(counts, width, height)               pixels inside
+--   rle.is_empty_polygon(points, width, height)   the same question without drawing
 --   rle.draw_rows(rows, width, height, out)       lists of true, false or numbers; 0 is outside
 --
 -- out: uint8_t [height * width], row by row; pixels inside become 1, others are left as they are,
@@ -32,6 +34,7 @@ function M.counts(text)
   local value = 0
   local shift = 0
   for i = 1, #text do
+    -- One character: five bits of the number, and whether it goes on.
     local c = text:byte(i) - 48
     if c < 0 or c > 63 or shift > 30 then
       fail("the run lengths are damaged at character %d", i)
@@ -51,16 +54,22 @@ function M.counts(text)
   return counts
 end
 
+-- Returns how many pixels are inside.
 local function check_counts(counts, pixels)
   local sum = 0
+  local inside = 0
   for i, n in ipairs(counts) do
     if type(n) ~= "number" or n < 0 or n % 1 ~= 0 then
       fail("run length %d is %s, expected a whole number from 0", i, tostring(n))
     end
     sum = sum + n
+    if i % 2 == 0 then inside = inside + n end
   end
   if sum ~= pixels then fail("the run lengths cover %.0f pixels of %.0f", sum, pixels) end
+  return inside
 end
+
+function M.area(counts, width, height) return check_counts(counts, width * height) end
 
 function M.draw_counts(counts, width, height, out)
   check_counts(counts, width * height)
@@ -135,8 +144,8 @@ local function walk(points, visit)
   end
 end
 
--- Sets flips[column * height + row] where a column's parity changes.
-local function find_crossings(points, width, height, flips)
+-- Calls cross(column * height + row) where a column's parity changes.
+local function find_crossings(points, width, height, cross)
   local u0, v0
   walk(points, function(u, v)
     if u0 and u ~= u0 then
@@ -145,8 +154,7 @@ local function find_crossings(points, width, height, flips)
       local x = (left + 0.5) / 5 - 0.5
       if floor(x) == x and x >= 0 and x <= width - 1 then
         local y = (math.min(v, v0) + 0.5) / 5 - 0.5
-        local at = x * height + math.ceil(math.max(0, math.min(height, y)))
-        flips[at] = 1 - flips[at]
+        cross(x * height + math.ceil(math.max(0, math.min(height, y))))
       end
     end
     u0 = u
@@ -157,7 +165,7 @@ end
 function M.draw_polygon(points, width, height, out)
   check_points(points)
   local flips = ffi.new("uint8_t[?]", width * height + 1)
-  find_crossings(points, width, height, flips)
+  find_crossings(points, width, height, function(at) flips[at] = 1 - flips[at] end)
   local inside = 0
   local at = 0
   for x = 0, width - 1 do
@@ -167,6 +175,17 @@ function M.draw_polygon(points, width, height, out)
       if inside == 1 then out[y * width + x] = 1 end
     end
   end
+end
+
+-- A pixel is inside wherever an odd number of crossings meet.
+function M.is_empty_polygon(points, width, height)
+  check_points(points)
+  local odd = {}
+  find_crossings(points, width, height, function(at) odd[at] = not odd[at] end)
+  for at, is_odd in pairs(odd) do
+    if is_odd and at < width * height then return false end
+  end
+  return true
 end
 
 -- ---- rows of pixels ----
