@@ -5,7 +5,7 @@
 --   mask.fault(value, { width =, height = }) -> nil, or why reading it would fail; for other forms
 --                                            than files, and mostly without drawing
 --   mask.file(value) -> the path if it is a file's, else nil
---   mask.facts(path) -> {width =, height =, empty =} of a mask's file
+--   mask.facts(path) -> width, height, whether it is empty, of a mask's file
 --
 -- value, of the column `mask`:
 --   "masks/a.png"                        an image; whatever is not 0 is inside
@@ -201,11 +201,9 @@ end
 
 function M.facts(path)
   local img = image.load(path)
-  local pixels = img:pixels()
-  local facts = { width = img.width, height = img.height,
-    empty = is_empty(pixels, 3 * img.width * img.height) }
+  local empty = is_empty(img:pixels(), 3 * img.width * img.height)
   img:free()
-  return facts
+  return img.width, img.height, empty
 end
 
 return M
