@@ -266,6 +266,9 @@ int sz_image_size(const char *path, int *width, int *height);
  * Turned upright as an image. NULL with a message; freed by sz_mask_free. */
 uint8_t *sz_mask_load(const char *path, int *width, int *height);
 void sz_mask_free(uint8_t *mask);
+/* Whether a mask has anything inside: 1 or 0, and its size; -1 with a message. Decodes it only if
+ * the start of its data does not show it (runtime/io/image/mask_peek.c). */
+int sz_mask_peek(const char *path, int *width, int *height);
 
 /* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
 typedef struct sz_tokenizer sz_tokenizer;

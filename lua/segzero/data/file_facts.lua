@@ -7,9 +7,9 @@
 --   facts:save()                                writes the cache if enough is new
 --
 -- The cache is $XDG_CACHE_HOME/segzero/files-HASH.tsv, or below ~/.cache; a line for each file:
--- hash of the path, kind, width, height, bytes, time of change. A file whose size or time differs is
--- read again. Processes may share a cache: it is replaced as a whole, and one that cannot be read is
--- ignored. Memory: 52 bytes a file.
+-- hash of path and kind, width, height, bytes, time of change, whether it is an empty mask. A file
+-- whose size or time differs is read again. Processes may share a cache: it is replaced as a whole,
+-- and one that cannot be read is ignored. Memory: 52 bytes a file.
 -- Leaves out: deleting old caches.
 
 local bit = require "bit"

@@ -41,7 +41,7 @@ local function check_id(self, i, meta)
   if meta.id == nil then return end
   local number, is_new = self.ids:add(meta.id)
   if is_new then
-    -- The rows with ids are those of the numbers unless some before had none, or one that was taken.
+    -- A number is its row's unless a row before had no id, or one that was taken.
     if number ~= i then self.rows[number] = i end
     return
   end
