@@ -239,6 +239,18 @@ check.case("masks", function()
     "masks that nobody reads")
 end)
 
+check.case("SAM2 is trained on masks that hold something", function()
+  local mask_scenes = require "segzero.data.mask_scenes"
+  local path = write { row(1, { mask = "mask.png" }), row(2, { mask = "empty.png" }),
+    row(3, { mask = "mask.png" }) }
+  local options = { train_files = path, val_files = "" }
+  check.raises(function() mask_scenes.open(options) end, ":2: the mask empty.png is empty", "error")
+  options.on_bad_row = "skip"
+  local said = {}
+  local train, held = mask_scenes.open(options, function(text) said[#said + 1] = text end)
+  check.equal({ train.count(), held.count(), #said }, { 1, 1, 1 }, "left out, and said")
+end)
+
 -- ---- all of them at once ----
 local MANY = {
   row(1), row(2, { image = "a.png" }), "no JSON", row(4, { image = "b.png" }),
@@ -399,6 +411,12 @@ check.case("a set that returns no row is one line", function()
     local ok, why = pcall(sources.read_row, set(result or nil), 2)
     check.ok(not ok and not why:find "%.lua:", "no place in our sources")
     finds(why, want, "the message")
+  end
+  for _, count in ipairs { 0, 2.5, "3", false } do
+    local counted = set {}
+    counted.count = function() return count end
+    check.raises(function() data_sets.open(settings(place), { train = counted }) end,
+      "the data set dots: count%(%) returned " .. tostring(count), "a count")
   end
   local bare = sources.read_row(set { problem = "p", solution = "s", image = img }, 2)
   check.equal({ bare.frame, #bare.images }, { 84, 1 }, "a table with all fields becomes a row")

@@ -108,8 +108,11 @@ local function decide(set, faults, options)
   return faults_of.new()
 end
 
+local function silent() end
+
 function M.rows(set, options)
   if not set.meta then return set end
+  options.say = options.say or silent
   local faults = faults_of.new()
   walk(set, options, faults)
   if options.prompt then faults:note("prompt", options.prompt:cure()) end

@@ -64,9 +64,21 @@ local function checked(set, setting, cfg, overrides)
   })
 end
 
+-- A set of a script may return anything.
+local function check_count(set, setting)
+  if not set then return end
+  local n = set:count()
+  local is_count = type(n) == "number" and n >= 1 and n % 1 == 0
+  if is_count then return end
+  error(("%s: the data set %s: count() returned %s, expected how many rows there are"):format(
+    setting, set.name or "of the script", tostring(n)), 0)
+end
+
 function M.open(cfg, overrides)
   local train = overrides.train or open_train(cfg)
   local held_out = overrides.held_out or open_held_out(cfg)
+  check_count(train, "data.train_files")
+  check_count(held_out, "data.val_files")
   train = checked(train, "data.train_files", cfg, overrides)
   held_out = checked(held_out, "data.val_files", cfg, overrides)
   return train, held_out
