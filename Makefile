@@ -25,8 +25,8 @@ SCRIPT_BENCH    := tests/bench/bench.lua
 SCRIPT_BENCH_SAM2 := tests/bench/bench_sam2.lua
 SCRIPT_BENCH_STEP := tests/bench/bench_step.lua
 
-ifneq ($(filter-out address undefined thread,$(SANITIZER)),)
-$(error SANITIZER=$(SANITIZER): expected address, undefined or thread)
+ifneq ($(filter-out address undefined thread fuzz,$(SANITIZER)),)
+$(error SANITIZER=$(SANITIZER): expected address, undefined, thread or fuzz)
 endif
 
 .SUFFIXES:
@@ -61,6 +61,13 @@ OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=address
 else ifeq ($(SANITIZER),undefined)
 OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer \
        -fsanitize=undefined -fno-sanitize-recover=undefined
+else ifeq ($(SANITIZER),fuzz)
+# For libFuzzer's targets (tests/fuzz), which are linked with the objects and not with the library.
+OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer \
+       -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+ifeq ($(origin CC),default)
+CC := clang
+endif
 else ifeq ($(SANITIZER),thread)
 OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=thread
 # ThreadSanitizer cannot see how gcc's libgomp passes memory between threads, so it would report
@@ -126,7 +133,7 @@ OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
 .PHONY: all setup test suite lint format run do-run bench do-bench pretrain do-pretrain
-.PHONY: cuda-emulated bundle install uninstall docs clean help FORCE
+.PHONY: fuzz fuzz-targets cuda-emulated bundle install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
@@ -267,6 +274,22 @@ suite: $(LIB) $(HOST) $(if $(NVCC),$(B)/tests/cudnn_plans)
 suite: $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua
 
+# ---- fuzzing -------------------------------------------------------------------------------------
+# One program for each tests/fuzz/fuzz_NAME.c, built by clang. `make fuzz` runs the corpus of each
+# and then TIME seconds of new inputs (0: the corpus alone), and the mutator of what Lua reads.
+FUZZ_NAMES := $(patsubst tests/fuzz/fuzz_%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
+TIME ?= 60
+
+fuzz: $(LIB) $(HOST)
+	@$(MAKE) SANITIZER=fuzz fuzz-targets
+	@TIME=$(TIME) sh tests/fuzz/run.sh $(FUZZ_NAMES)
+
+fuzz-targets: $(FUZZ_NAMES:%=$(B)/fuzz_%)
+
+$(B)/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/fuzz.h $(OBJ_LIB)
+	$(call quiet,  link  $@)$(CC) $(CFLAGS_ALL) -fsanitize=fuzzer,address,undefined -fopenmp -o $@ $< \
+	  $(OBJ_LIB) $(LIBS_LIB)
+
 # ---- lint and format -----------------------------------------------------------------------------
 C_FILES = $(shell find runtime models tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \
                   -o -name '*.cc')
@@ -351,6 +374,7 @@ make setup           install missing packages (apt-get), or print the command th
 make test            set-up, build, all tests; SEED=n sets the seed
                      FILTER=text runs the files whose name contains it (several texts: any of them)
                      CASE=text runs the cases whose name contains it
+make fuzz            feed damaged files and texts to every reader; TIME=seconds for each (60)
 make lint            luacheck, clang-format in check mode, file names in comments, links
 make format          clang-format over all C, C++ and CUDA files
 make run             set-up, build, segzero $(SCRIPT_RUN)

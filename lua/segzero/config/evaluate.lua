@@ -38,6 +38,8 @@ local data = {
     help = "a folder with data.jsonl, or refshapes" },
   { key = "rows", type = "count", optional = true,
     help = "only the first rows; null: all (RefShapes: 128)" },
+  { key = "on_bad_row", type = "text", default = "count", choices = { "count", "error", "skip" },
+    help = "rows that cannot be used: count them as failed, refuse the run, or leave them out" },
   { key = "split", type = "text", default = "heldout", choices = { "train", "heldout" },
     help = "of RefShapes" },
   { key = "seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
