@@ -19,7 +19,6 @@ local sz = require "segzero"
 
 local LIBRARY = "build/tests/faults.so"
 local KINDS = { alloc = 0, write = 1, name = 2 }
-local NEVER = 2 ^ 40
 local TIMEOUT = 600
 
 -- ---- the child: one sweep ----
