@@ -201,6 +201,11 @@ $(B)/tests/cudnn_plans: tests/cuda_emulator/cudnn_plans.cc $(CUDNN_PLANS_PARTS) 
 	$(call quiet,  nvcc  $<)$(NVCC) -std=c++17 -O1 -x cu -Xcompiler -Wall,-Wno-unknown-pragmas \
 	  $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Iruntime -o $@ $< -ldl
 
+# Makes the n-th allocation, write or rename of a test fail; it is preloaded.
+$(B)/tests/faults.so: tests/support/faults.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $<)$(CC) $(CFLAGS_ALL) -fPIC -shared -o $@ $< -ldl
+
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
 -include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d)
 
@@ -272,7 +277,7 @@ export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
 # The tests do not need the CUDA library, which takes minutes to compile. RUNNER goes before the
 # command, for example RUNNER='setarch -R', which ThreadSanitizer needs on some kernels.
-suite: $(LIB) $(HOST) $(if $(NVCC),$(B)/tests/cudnn_plans)
+suite: $(LIB) $(HOST) $(B)/tests/faults.so $(if $(NVCC),$(B)/tests/cudnn_plans)
 suite: $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua
 
