@@ -286,7 +286,7 @@ end)
 check.case("on_bad_row=count keeps rows that can be named", function()
   local set, said = checked(write { row(1), row(2, { image = "a.png" }) }, { on_bad_row = "count" })
   check.equal(set:count(), 2, "both rows")
-  finds(said, "counted as failed", "it is said")
+  finds(said, "what cannot be read counts as failed", "it is said")
   finds(refused({ row(1), "no JSON" }, { on_bad_row = "count" }), ":2: not a JSON object", "a line")
 end)
 

@@ -103,8 +103,8 @@ local function decide(set, faults, options)
     if fatal:count() == 1 then cure = options.key .. "=skip leaves it out" end
     error(fatal:text(name, total, cure), 0)
   end
-  options.say(faults:text(name, total, "counted as failed; " .. options.key
-    .. "=skip leaves them out"))
+  options.say(faults:text(name, total, "what cannot be read counts as failed; " .. options.key
+    .. "=skip leaves these rows out"))
   return faults_of.new()
 end
 

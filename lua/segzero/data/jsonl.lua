@@ -22,6 +22,7 @@ local rows = require "segzero.data.rows"
 local M = {}
 
 local KEPT = 256                -- decoded lines
+local LONG_LINE = 2 ^ 16        -- bytes; such lines, with masks in them, are decoded each time
 
 local function plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
 
@@ -68,11 +69,13 @@ function methods:meta(i)
   local known = self.known[i]
   if known then return known end
   local where = self:where(i)
-  local columns, id = json_line.columns(self.lines:text(i), where)
+  local text = self.lines:text(i)
+  local columns, id = json_line.columns(text, where)
   check_mask(self, columns, where)
   known = { where = where, index = i, id = id, problem = columns.problem, solution = columns.solution,
     image = mask_of.in_folder(self.folder, columns.image), mask = columns.mask,
     folder = self.folder, columns = columns }
+  if #text > LONG_LINE then return known end
   -- A step asks for a row two or three times: for its image's path, and for itself.
   if self.n_known == KEPT then
     self.known = {}
