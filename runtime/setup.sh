@@ -56,13 +56,14 @@ probe() {
 
     # One compiler run for the usual case: every header is found. stb needs stdio.h before it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h stb/stb_image.h stb/stb_image_write.h \
-            utf8proc.h webp/decode.h && headers_pcre2 && return
+            utf8proc.h webp/decode.h xxhash.h && headers_pcre2 && return
     headers stdio.h || need libc6-dev
     headers stdio.h oneapi/dnnl/dnnl.h || need libdnnl-dev
     headers stdio.h stb/stb_image.h stb/stb_image_write.h || need libstb-dev
     headers_pcre2 || need libpcre2-dev
     headers stdio.h utf8proc.h || need libutf8proc-dev
     headers stdio.h webp/decode.h || need libwebp-dev
+    headers xxhash.h || need libxxhash-dev
 }
 
 versions() {

@@ -107,6 +107,13 @@ function M.open(name)
 
   function set.count() return #entries end
 
+  -- What tells this row from others: its id, question, answer and image.
+  function set.identity(_, i)
+    local columns = entries[i].columns
+    return table.concat({ tostring(columns.id or i), columns.problem, columns.solution,
+      columns.image }, "\0")
+  end
+
   function set.image(_, i) return in_folder(folder, entries[i].columns.image) end
 
   -- read: the row's image if prefetching has read it already.

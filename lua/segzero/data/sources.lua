@@ -11,6 +11,8 @@
 --     set:image(i)     the path of row i's image, or nil when the row makes its image itself. With
 --                      a path, background threads read the image ahead of time, and
 --                      set:row(i, image) gets the image that was read
+--     set:identity(i)  a text that tells row i from others; optional. A resumed run compares a hash
+--                      of all rows, so this must not read images
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source uses
 -- those that it knows.
