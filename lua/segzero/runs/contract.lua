@@ -6,7 +6,7 @@
 --   contract.check(changes, where)      refuses those that are not free, in one line
 --   contract.line(change)               "changed at the resume: KEY: OLD -> NEW"
 --   contract.identity(set) -> {name =, rows =, hash =}
---       hash: of all rows' identity(i), 16 hexadecimal digits; nil if the set has no such method
+--       hash: the set's fingerprint(); nil if it has none
 --   contract.same_rows(identity, state) -> false if the data set is not the checkpoint's
 --
 -- What changes no result, and what a schedule may change anyway, is free: the learning rate, the
@@ -15,10 +15,8 @@
 -- they lead to the same file or folder, and a data set that was moved is the same if its rows are.
 -- Leaves out: what a fork may change (anything; experiment.lua).
 
-local ffi = require "ffi"
 local cjson = require "cjson"
 local config = require "segzero.config"
-local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 
@@ -50,7 +48,8 @@ local PATHS = {
   "worker.reward.compute_score",
 }
 
-local TRAIN_FILES = "data.train_files"
+-- These only choose the rows, and the rows themselves are compared.
+local CHOOSE_ROWS = { "data.train_files", "data.on_bad_row", "data.filter_overlong_prompts" }
 
 local function set_of(list)
   local set = {}
@@ -61,18 +60,13 @@ end
 local is_free = set_of(FREE)
 local is_silent = set_of(SILENT)
 local is_path = set_of(PATHS)
+local chooses_rows = set_of(CHOOSE_ROWS)
 
 -- ---- the data set ----
 function M.identity(set)
-  local identity = { name = set.name, rows = set:count() }
-  if not set.identity then return identity end
-  local hash = ffi.new("uint64_t", 0)
-  for i = 1, identity.rows do
-    local text = set:identity(i)
-    hash = core.C.sz_checksum(text, #text, hash)
-  end
-  identity.hash = bit.tohex(hash)
-  return identity
+  local hash
+  if set.fingerprint then hash = set:fingerprint() end
+  return { name = set.name, rows = set:count(), hash = hash }
 end
 
 -- state.data is absent in checkpoints of segzero 0.1.
@@ -136,7 +130,7 @@ function M.changes(old, new, identity, state)
     if not is_silent[key] and not same(key, a, now[key]) then
       local free = is_free[key] or false
       -- Rows that are known to be the same may have moved.
-      if key == TRAIN_FILES and same_rows and state.data and state.data.hash then free = true end
+      if chooses_rows[key] and same_rows and state.data and state.data.hash then free = true end
       list[#list + 1] = { key = key, old = show(a), new = show(now[key]), free = free }
     end
   end

@@ -13,7 +13,7 @@
 local sz = require "segzero"
 local advantages = require "segzero.algorithms.advantages"
 local contract = require "segzero.runs.contract"
-local data = require "segzero.data"
+local data_sets = require "segzero.train.data_sets"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local loop = require "segzero.train.loop"
@@ -35,24 +35,8 @@ M.overrides = options.set {
 }
 
 local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
-local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend on data.seed
 
 -- ---- the parts of a run ----
-local function open_train(cfg)
-  local d = cfg.data
-  return data.open(d.train_files, {
-    split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
-  })
-end
-
-local function open_held_out(cfg)
-  local d = cfg.data
-  if d.val_files == "" then return nil end
-  return data.open(d.val_files, {
-    split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
-  })
-end
-
 local function load_policy(cfg)
   local actor = cfg.worker.actor
   local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype })
@@ -107,10 +91,8 @@ end
 
 -- What can be checked before the folder is taken and a weight is read.
 local function prepare(cfg, overrides)
-  local parts = {
-    reward = overrides.reward or runner.load(cfg.worker.reward.compute_score),
-    train = overrides.train or open_train(cfg), held_out = overrides.held_out or open_held_out(cfg),
-  }
+  local parts = { reward = overrides.reward or runner.load(cfg.worker.reward.compute_score) }
+  parts.train, parts.held_out = data_sets.open(cfg, overrides)
   local source = resuming.source(cfg)
   if not source or not source.in_place then
     folders.check(wanted_folder(cfg), run_folder.SETTING)
