@@ -184,6 +184,9 @@ local trainer = {
     help = "resume from this global_step_N, or from the newest one of a run folder" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
+  { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
+    help = "end the run when so many of the last 10 updates had a gradient that is not finite; " ..
+      "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
     also = { "trainer.val_freq" },
     help = "steps between two evaluations; 0 or -1: only before and after training" },

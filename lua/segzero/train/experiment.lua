@@ -22,6 +22,7 @@ local prompts = require "segzero.data.prompt"
 local records = require "segzero.train.records"
 local runner = require "segzero.reward.runner"
 local segmenter_of = require "segzero.inference.segmenter"
+local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
 
 local M = {}
@@ -230,9 +231,7 @@ local function check_overrides(overrides)
   end
 end
 
-function M.run(cfg, overrides)
-  overrides = options.check("run", overrides, M.overrides, 2)
-  check_overrides(overrides)
+local function run(cfg, overrides)
   local t, resume = build(cfg, overrides)
   introduce(t, resume)
   local before
@@ -244,6 +243,12 @@ function M.run(cfg, overrides)
   end
   t.log:close()
   return t
+end
+
+function M.run(cfg, overrides)
+  overrides = options.check("run", overrides, M.overrides, 2)
+  check_overrides(overrides)
+  return stop.run(run, cfg, overrides)
 end
 
 return M
