@@ -25,8 +25,8 @@ SCRIPT_BENCH    := tests/bench/bench.lua
 SCRIPT_BENCH_SAM2 := tests/bench/bench_sam2.lua
 SCRIPT_BENCH_STEP := tests/bench/bench_step.lua
 
-ifneq ($(filter-out address undefined thread,$(SANITIZER)),)
-$(error SANITIZER=$(SANITIZER): expected address, undefined or thread)
+ifneq ($(filter-out address undefined thread fuzz,$(SANITIZER)),)
+$(error SANITIZER=$(SANITIZER): expected address, undefined, thread or fuzz)
 endif
 
 .SUFFIXES:
@@ -61,6 +61,13 @@ OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=address
 else ifeq ($(SANITIZER),undefined)
 OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer \
        -fsanitize=undefined -fno-sanitize-recover=undefined
+else ifeq ($(SANITIZER),fuzz)
+# For libFuzzer's targets (tests/fuzz), which are linked with the objects and not with the library.
+OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer \
+       -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+ifeq ($(origin CC),default)
+CC := clang
+endif
 else ifeq ($(SANITIZER),thread)
 OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=thread
 # ThreadSanitizer cannot see how gcc's libgomp passes memory between threads, so it would report
@@ -81,7 +88,8 @@ CFLAGS_ALL := -std=gnu11 -g $(OPT) -fno-math-errno -fno-trapping-math -Wall -Wex
               -Iruntime -Imodels $(CFLAGS)
 CFLAGS_LIB  := $(CFLAGS_ALL) -fPIC -fvisibility=hidden -fopenmp
 CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
-LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -lwebp -lpthread -lm
+LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -ljpeg -lpng16 -lz -lwebp -lwebpdemux \
+               -lpthread -lm
 LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
 LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # A kernel that a table names but nobody wrote is a link error. Sanitizers take their own symbols
@@ -114,7 +122,8 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # ---- sources -------------------------------------------------------------------------------------
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
-               runtime/cpu/reference runtime/io runtime/sampling models models/*)))
+               runtime/cpu/reference runtime/io runtime/io/image \
+               runtime/sampling models models/*)))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
@@ -126,7 +135,7 @@ OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
 .PHONY: all setup test suite lint format run do-run bench do-bench pretrain do-pretrain
-.PHONY: cuda-emulated bundle install uninstall docs clean help FORCE
+.PHONY: fuzz fuzz-targets cuda-emulated bundle install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
@@ -191,6 +200,11 @@ $(B)/tests/cudnn_plans: tests/cuda_emulator/cudnn_plans.cc $(CUDNN_PLANS_PARTS) 
 	@mkdir -p $(@D)
 	$(call quiet,  nvcc  $<)$(NVCC) -std=c++17 -O1 -x cu -Xcompiler -Wall,-Wno-unknown-pragmas \
 	  $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Iruntime -o $@ $< -ldl
+
+# Makes the n-th allocation, write or rename of a test fail; it is preloaded.
+$(B)/tests/faults.so: tests/support/faults.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $<)$(CC) $(CFLAGS_ALL) -fPIC -shared -o $@ $< -ldl
 
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
 -include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d)
@@ -263,9 +277,25 @@ export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
 # The tests do not need the CUDA library, which takes minutes to compile. RUNNER goes before the
 # command, for example RUNNER='setarch -R', which ThreadSanitizer needs on some kernels.
-suite: $(LIB) $(HOST) $(if $(NVCC),$(B)/tests/cudnn_plans)
+suite: $(LIB) $(HOST) $(B)/tests/faults.so $(if $(NVCC),$(B)/tests/cudnn_plans)
 suite: $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua
+
+# ---- fuzzing -------------------------------------------------------------------------------------
+# One program for each tests/fuzz/fuzz_NAME.c, built by clang. `make fuzz` runs the corpus of each
+# and then TIME seconds of new inputs (0: the corpus alone), and the mutator of what Lua reads.
+FUZZ_NAMES := $(patsubst tests/fuzz/fuzz_%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
+TIME ?= 60
+
+fuzz: $(LIB) $(HOST)
+	@$(MAKE) SANITIZER=fuzz fuzz-targets
+	@TIME=$(TIME) sh tests/fuzz/run.sh $(FUZZ_NAMES)
+
+fuzz-targets: $(FUZZ_NAMES:%=$(B)/fuzz_%)
+
+$(B)/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/fuzz.h $(OBJ_LIB)
+	$(call quiet,  link  $@)$(CC) $(CFLAGS_ALL) -fsanitize=fuzzer,address,undefined -fopenmp -o $@ $< \
+	  $(OBJ_LIB) $(LIBS_LIB)
 
 # ---- lint and format -----------------------------------------------------------------------------
 C_FILES = $(shell find runtime models tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \
@@ -351,6 +381,7 @@ make setup           install missing packages (apt-get), or print the command th
 make test            set-up, build, all tests; SEED=n sets the seed
                      FILTER=text runs the files whose name contains it (several texts: any of them)
                      CASE=text runs the cases whose name contains it
+make fuzz            feed damaged files and texts to every reader; TIME=seconds for each (60)
 make lint            luacheck, clang-format in check mode, file names in comments, links
 make format          clang-format over all C, C++ and CUDA files
 make run             set-up, build, segzero $(SCRIPT_RUN)

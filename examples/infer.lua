@@ -19,6 +19,7 @@ local sz = require "segzero"
 local cli = require "segzero.config.cli"
 local infer = require "segzero.config.infer"
 local model = require "segzero.models.qwen_vl"
+local opening = require "segzero.models.opening"
 local files = require "segzero.core.files"
 local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
@@ -56,10 +57,7 @@ end
 local function open_policy(o)
   local dtype = o.dtype
   if not dtype then
-    dtype = "f32"
-    if model.read_json(o.model_path .. "/config.json").torch_dtype == "bfloat16" then
-      dtype = "bf16"
-    end
+    dtype = opening.dtype(model.read_json(o.model_path .. "/config.json"))
   end
   local vl = sz.qwen_vl(o.model_path, { dtype = dtype, device = o.device, adapter = o.adapter })
   vl:tokenizer()            -- fails now if its files are missing or bad

@@ -247,7 +247,8 @@ int sz_safetensors_write(const char *path, const char *header, size_t header_len
 
 /* ---- images: 8-bit RGB, row-major [h, w, 3] ---- */
 typedef struct sz_image sz_image;
-/* Reads PNG, JPEG, WebP and others; RGB as Pillow's convert("RGB") makes it. */
+/* Reads PNG, JPEG, WebP, GIF, BMP, PNM: turned upright as EXIF says, RGB, what is transparent on
+ * white, as the processors of transformers 5 do. NULL with a message. */
 sz_image *sz_image_load(const char *path);
 /* A black image. */
 sz_image *sz_image_new(int width, int height);
@@ -263,8 +264,20 @@ int sz_image_save(const sz_image *im, const char *path);
 /* Any 8-bit pixels [h, w, channels], 1 or 3 channels, as PNG. */
 int sz_image_write_png(const char *path, int width, int height, int channels,
                        const uint8_t *pixels);
-/* From the file's header, without decoding. */
+/* What a file's header says, without decoding: the size of the upright image, its EXIF orientation
+ * (1 to 8; from 5 on the stored rows are the columns), and "png", "jpeg", "webp", "gif", "bmp" or
+ * "pnm", a constant. Returns 0, or -1 with a message. */
+typedef struct {
+    int width, height, orientation;
+    const char *format;
+} sz_image_header;
+int sz_image_info(const char *path, sz_image_header *out);
+/* Only the size. */
 int sz_image_size(const char *path, int *width, int *height);
+/* A mask, u8 [height, width], 1 inside and 0 outside; the rules are in runtime/io/image/mask.c.
+ * Turned upright as an image. NULL with a message; freed by sz_mask_free. */
+uint8_t *sz_mask_load(const char *path, int *width, int *height);
+void sz_mask_free(uint8_t *mask);
 
 /* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
 typedef struct sz_tokenizer sz_tokenizer;

@@ -36,8 +36,24 @@ static uint8_t axis_of(const sz_qwen_config *c, int64_t j)
     return j < c->mrope_section[0] + c->mrope_section[1] ? 1 : 2;
 }
 
-/* Pair j rotates by its axis' position times theta^(-2j / head_dim). The tables have the weights'
- * dtype: the reference rounds them to it before it rotates. */
+/* The angle of pair j at position 1: theta^(-2j / head_dim), or a fraction of it. The steps and
+ * their order are the reference's. */
+static float frequency_of(const sz_qwen_config *c, int64_t j)
+{
+    float wave = powf((float)c->rope_theta, (float)(2 * j) / (float)c->head_dim);
+    float plain = 1.0f / wave;
+    if (c->rope_type == SZ_ROPE_LINEAR) return plain / (float)c->rope_factor;
+    if (c->rope_type != SZ_ROPE_YARN) return plain;
+
+    /* How far pair j is on the way from rope_low to rope_high. */
+    float stretched = 1.0f / ((float)c->rope_factor * wave);
+    float place = ((float)j - (float)c->rope_low) / (float)(c->rope_high - c->rope_low);
+    float keep = 1.0f - fminf(fmaxf(place, 0.0f), 1.0f);
+    return stretched * (1.0f - keep) + plain * keep;
+}
+
+/* Pair j rotates by its axis' position times its frequency. The tables have the weights' dtype: the
+ * reference rounds them to it before it rotates. */
 int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype,
                 sz_tensor *angles[2])
 {
@@ -52,19 +68,20 @@ int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype,
     uint8_t axis[MAX_PAIRS];
     SZ_ASSERT(half <= MAX_PAIRS, "head_dim is over 1024");
     for (int64_t j = 0; j < half; j++) {
-        frequency[j] = 1.0f / powf((float)c->rope_theta, (float)(2 * j) / (float)c->head_dim);
+        frequency[j] = frequency_of(c, j);
         axis[j] = axis_of(c, j);
     }
 
     sz_tensor *cosines = angles[0];
     sz_tensor *sines = angles[1];
     const int32_t *position = sz_i32(positions);
+    const float scale = c->rope_type == SZ_ROPE_YARN ? (float)c->rope_attention : 1.0f;
 #pragma omp parallel for schedule(static) if (t * half > 4096)
     for (int64_t i = 0; i < t; i++)
         for (int64_t j = 0; j < half; j++) {
             float angle = (float)position[axis[j] * t + i] * frequency[j];
-            sz_put(cosines, i * half + j, cosf(angle));
-            sz_put(sines, i * half + j, sinf(angle));
+            sz_put(cosines, i * half + j, cosf(angle) * scale);
+            sz_put(sines, i * half + j, sinf(angle) * scale);
         }
     return 0;
 }

@@ -34,6 +34,7 @@ typedef struct {
     const int32_t *grids; /* t, h, w in patches of each image */
     int64_t images, merge, side;
     int64_t frames, windows, patches; /* of all images together */
+    float theta;                      /* of the rotary angles */
 } image_list;
 
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -81,12 +82,13 @@ static void put_segment(int32_t *s, int64_t start, int64_t length)
 
 /* Rotary angles of one row, whose patch is at (y, x) of its frame: the first quarter of the pairs
  * rotates with y, the second with x. */
-static void put_angles(const window_layout *p, int64_t row, int64_t half, int64_t y, int64_t x)
+static void put_angles(const window_layout *p, const image_list *list, int64_t row, int64_t half,
+                       int64_t y, int64_t x)
 {
     int64_t quarter = half / 2;
     const float position[2] = { (float)y, (float)x };
     for (int64_t j = 0; j < half; j++) {
-        float frequency = 1.0f / powf(10000.0f, (float)(2 * (j % quarter)) / (float)half);
+        float frequency = 1.0f / powf(list->theta, (float)(2 * (j % quarter)) / (float)half);
         float angle = position[j / quarter] * frequency;
         sz_f32(p->cosines)[row * half + j] = cosf(angle);
         sz_f32(p->sines)[row * half + j] = sinf(angle);
@@ -111,7 +113,7 @@ static void put_token(const window_layout *p, const image_list *list, cursor *at
     for (int64_t u = 0; u < unit; u++) {
         int64_t row = at->place * unit + u;
         sz_i32(p->patch_order)[row] = (int32_t)(token * unit + u);
-        put_angles(p, row, half, y * merge + u / merge, x * merge + u % merge);
+        put_angles(p, list, row, half, y * merge + u / merge, x * merge + u % merge);
     }
     at->place++;
 }
@@ -144,6 +146,7 @@ static int make_layout(const sz_qwen_config *c, const sz_tensor *grids, int64_t 
         .images = grids->numel / 3,
         .merge = c->v_merge,
         .side = c->family == SZ_QWEN2_VL ? INT32_MAX : c->v_window / c->v_merge / c->v_patch,
+        .theta = (float)c->v_rope_theta,
     };
     int64_t half = c->v_hidden / c->v_heads / 2;
     if (measure(&list, patches) != 0 || layout_allocate(p, &list, half) != 0) return -1;

@@ -13,15 +13,22 @@
 
 enum { SZ_QWEN_MAX_DEPTH = 128 };
 enum { SZ_QWEN2_VL, SZ_QWEN2_5_VL };
+enum { SZ_ROPE_DEFAULT, SZ_ROPE_LINEAR, SZ_ROPE_YARN };
 typedef struct {
     int family; /* SZ_QWEN2_VL or SZ_QWEN2_5_VL */
     /* language model */
     int hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, tied;
     double rms_eps, rope_theta;
+    /* linear: frequencies are divided by rope_factor. yarn: those of the pairs from rope_high on
+     * are, those up to rope_low are not, and between both are mixed; cos and sin are multiplied by
+     * rope_attention. */
+    int rope_type;
+    double rope_factor, rope_low, rope_high, rope_attention;
     /* Pairs of a head that rotate with the temporal, height and width id: head_dim / 2 together. */
     int mrope_section[3];
     /* Vision tower: v_hidden is its own width, v_out that of the features it returns. */
     int v_depth, v_hidden, v_intermediate, v_heads, v_channels, v_patch, v_merge, v_temporal, v_out;
+    double v_rope_theta;
     int v_window;                      /* in pixels; Qwen2-VL has none, nor v_full */
     uint8_t v_full[SZ_QWEN_MAX_DEPTH]; /* 1: this block attends over the whole image */
 } sz_qwen_config;

@@ -34,7 +34,7 @@ void sz_writer_abort(sz_writer *w); /* removes the temporary file; harmless afte
 sz_job *sz_job_start(int (*run)(void *), void (*dispose)(void *), void *context, bool at_once);
 void *sz_job_context(sz_job *j);
 
-/* ---- image.c, resize.c ---- */
+/* ---- image/ ---- */
 
 struct sz_image {
     int refs; /* sz_image_free drops one; belongs to the main thread, as for tensors */

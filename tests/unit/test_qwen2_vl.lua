@@ -110,9 +110,9 @@ check.case("impossible vision configs are refused", function()
   end
   refused("vision_config%.hidden_size 16 differs from hidden_size 32", { hidden_size = 16 })
   refused("vision_config%.embed_dim 36 over 2 heads is not a multiple of 4", { embed_dim = 36 })
-  refused("vision_config%.mlp_ratio %* embed_dim is 0", { mlp_ratio = 0.01 })
+  refused("vision_config%.mlp_ratio is 0%.01", { mlp_ratio = 0.01 })
   refused("vision_config%.mlp_ratio is 1000000000000", { mlp_ratio = 1e12 })
-  refused("vision_config%.hidden_act is gelu, expected quick_gelu", { hidden_act = "gelu" })
+  refused("vision_config%.hidden_act is 'gelu', expected 'quick_gelu'", { hidden_act = "gelu" })
   refused("weights do not fit the config", { mlp_ratio = 3 })
 end)
 

@@ -325,4 +325,26 @@ for name in pairs(tensor.ops) do
 end
 check.ok(rows > 80, "all rows of ops.def are known")
 
+-- LuaJIT stores types in the bits of NaNs, so these would read as nil, a table or a crash.
+check.case("NaNs of any bits are read as NaN", function()
+  local ffi = require "ffi"
+  local words = { 0xffffffff, 0xfffe0000, 0xffc00001, 0xfff80123, 0x7fffffff, 0x7f800001 }
+  local t = T.zeros { #words }
+  local p = ffi.cast("uint32_t *", tensor.data(t))
+  for i, word in ipairs(words) do p[i - 1] = word end
+  local half = T.zeros({ 2 }, { dtype = "bf16" })
+  local h = ffi.cast("uint16_t *", tensor.data(half))
+  h[0] = 0xffff
+  h[1] = 0x7fff
+
+  local values = t:totable()
+  check.equal(#values, #words, "all elements are there")
+  for i, v in ipairs(values) do
+    check.ok(type(v) == "number" and v ~= v, ("0x%08x is NaN"):format(words[i]))
+    check.ok(t[i] ~= t[i], "t[i] is NaN")
+  end
+  check.ok(half[1] ~= half[1] and half[2] ~= half[2], "bf16")
+  check.equal(tostring(half), "tensor bf16 [2] {nan, nan}", "printed")
+end)
+
 check.finish()

@@ -427,6 +427,22 @@ for _, file in ipairs { "training.pt", "views.pt", "module5.pt" } do
   end)
 end
 
+-- A NaN with other bits than the usual ones must not become a Lua value of another type.
+check.case("NaNs of any bits are read as NaN", function()
+  local text = files.read(GOLDEN .. "dtypes.pt")
+  local all_ones = ("\255"):rep(8)
+  -- float64 begins with 0.875 = 0x3fec000000000000, float16 with 3.375 and -5 = 0x42c0, 0xc500.
+  for name, first in pairs { float64 = "\0\0\0\0\0\0\236\63", float16 = "\192\66\0\197" } do
+    local from, to = text:find(first, 1, true)
+    local path = dir .. "/nan.pt"
+    files.write(path, text:sub(1, from - 1) .. all_ones:sub(1, #first) .. text:sub(to + 1))
+    local t = tf.load(path)[name]
+    local values = t:reshape(t:numel()):totable()
+    check.ok(type(values[1]) == "number" and values[1] ~= values[1], name .. " is NaN")
+    check.equal(#values, t:numel(), name .. ": all elements are there")
+  end
+end)
+
 check.case("every failed allocation is an error and leaks nothing", function()
   C.sz_set_threads(1)
   collectgarbage()

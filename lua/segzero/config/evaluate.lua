@@ -10,6 +10,7 @@ local console = require "segzero.log.console"
 local metrics = require "segzero.evaluation.metrics"
 local model = require "segzero.models.qwen_vl"
 local files = require "segzero.core.files"
+local opening = require "segzero.models.opening"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
 
@@ -24,7 +25,7 @@ local models = {
     help = "Qwen2-VL or Qwen2.5-VL: a folder, or a run (its newest checkpoint); empty: embedded" },
   { key = "adapter", type = "text", optional = true, help = "a folder of LoRA adapters for it" },
   { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
-    help = "of the model's weights; null: torch_dtype of its config.json" },
+    help = "of the model's weights; null: the dtype of its config.json" },
   { key = "sam2_path", type = "text", default = "", null = "none",
     also = { "segmentation_model_path" },
     help = "a folder or a .pt file; empty: embedded, with that policy or RefShapes; none" },
@@ -37,6 +38,8 @@ local data = {
     help = "a folder with data.jsonl, or refshapes" },
   { key = "rows", type = "count", optional = true,
     help = "only the first rows; null: all (RefShapes: 128)" },
+  { key = "on_bad_row", type = "text", default = "count", choices = { "count", "error", "skip" },
+    help = "rows that cannot be used: count them as failed, refuse the run, or leave them out" },
   { key = "split", type = "text", default = "heldout", choices = { "train", "heldout" },
     help = "of RefShapes" },
   { key = "seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
@@ -133,8 +136,7 @@ local function find_policy(cfg, given)
   local json = read_policy(cfg)
   cfg.frame = cfg.frame or tonumber(json.segzero_frame) or SEG_ZERO_FRAME
   if not cfg.dtype then
-    cfg.dtype = "f32"
-    if json.torch_dtype == "bfloat16" then cfg.dtype = "bf16" end
+    cfg.dtype = opening.dtype(json)
   end
 end
 

@@ -2,6 +2,7 @@
 -- Leaves out: reading the model, beyond its config.json.
 
 local files = require "segzero.core.files"
+local opening = require "segzero.models.opening"
 local schema = require "segzero.config.schema"
 
 local M = {}
@@ -36,8 +37,7 @@ function M.settings(args)
       error("in: " .. model.missing(cfg["in"]), 0)
     end
     local json = model.read_json(cfg["in"] .. "/config.json")
-    cfg.dtype = "f32"
-    if json.torch_dtype == "bfloat16" or json.dtype == "bfloat16" then cfg.dtype = "bf16" end
+    cfg.dtype = opening.dtype(json)
   end
   if not files.exists(cfg.adapter .. "/adapter_config.json") then
     error(("adapter: %s holds no adapters (adapter_config.json)"):format(cfg.adapter), 0)

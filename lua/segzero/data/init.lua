@@ -5,6 +5,8 @@
 --   set:count(), set:row(i), set:image(i)        see sources.lua
 --   data.sources                                 sz.sources, the registry of kinds of data
 --   data.order(n, seed, epoch)                   a shuffled list of 1..n, the same on every machine
+--   data.permutation(n, seed, epoch)             the same as int32_t [n + 1], from 1: no table that
+--                                                the collector walks in each step
 --
 -- Leaves out: parquet and hub data sets.
 
@@ -22,14 +24,21 @@ local bits = ffi.new "uint32_t[4]"
 local SHUFFLE_STREAM = 0xda7a
 
 -- Fisher-Yates with the counter-based generator.
-function M.order(n, seed, epoch)
-  local list = {}
+function M.permutation(n, seed, epoch)
+  local list = ffi.new("int32_t[?]", n + 1)
   for i = 1, n do list[i] = i end
   for i = n, 2, -1 do
     core.C.sz_random_bits(seed, i, SHUFFLE_STREAM, epoch, bits)
     local j = 1 + math.floor(tonumber(bits[0]) / 2 ^ 32 * i)
     list[i], list[j] = list[j], list[i]
   end
+  return list
+end
+
+function M.order(n, seed, epoch)
+  local permutation = M.permutation(n, seed, epoch)
+  local list = {}
+  for i = 1, n do list[i] = permutation[i] end
   return list
 end
 

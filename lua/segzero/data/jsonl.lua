@@ -1,133 +1,132 @@
 -- jsonl.lua - a folder with data.jsonl and images, in Seg-Zero's columns, as a data source.
 --
 --   local set = jsonl.open "path/to/folder"        or "path/to/file.jsonl"
+--   local set = jsonl.open(name, { check = false })   lines are read when they are needed;
+--                                                  otherwise the first bad line is an error now
+--   set:meta(i)    what is known of row i without its image, for checking all rows:
+--                  {where = "file:line", id =, problem =, solution =, image = path, mask = value,
+--                  folder =, columns =}. The id is nil if the row states none
 --
--- Columns: problem, solution, image (a path relative to the folder), and optionally id and mask. A
--- mask is an image as large as the row's image; its first channel is above 127 inside the object.
--- All rows have a mask or none has. Other columns are kept in row.columns. A bad line, image or
--- mask is an error that names file and line.
--- Leaves out: files larger than memory, several images in a row.
+-- Columns: problem, solution, image (a path relative to the folder), and optionally id and mask
+-- (any form that formats/mask.lua reads). All rows have a mask or none has. Other columns are kept
+-- in row.columns. A bad line, image or mask is an error that names file and line.
+-- Memory: 16 bytes a row; lines are read and decoded again when they are needed.
+-- Leaves out: several images in a row.
 
-local cjson = require "cjson"
 local image = require "segzero.formats.image"
+local json_line = require "segzero.data.json_line"
+local lines_of = require "segzero.data.lines"
+local mask_of = require "segzero.formats.mask"
 local rows = require "segzero.data.rows"
-local tensor = require "segzero.core.tensor"
 
 local M = {}
 
-local REQUIRED = { "problem", "solution", "image" }
+local KEPT = 256                -- decoded lines
 
-local function in_folder(folder, path)
-  if path:sub(1, 1) == "/" then return path end
-  return folder .. "/" .. path
-end
+local function plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
 
--- where: "file:line", for the message when the image cannot be read.
-local function load_image(folder, path, where)
-  local ok, img = pcall(image.load, in_folder(folder, path))
-  if ok then return img end
-  local reason = img:gsub("^[^:]*%.lua:%d+: ", "")
-  error(("%s: %s"):format(where, reason), 0)
-end
-
--- Loads a mask as u8 [height, width] of 0 and 1.
-local function load_mask(folder, path, where, width, height)
-  local img = load_image(folder, path, where)
-  if img.width ~= width or img.height ~= height then
-    error(("%s: the mask %s has %d x %d pixels, the image %d x %d"):format(where, path, img.width,
-      img.height, width, height), 0)
-  end
-  local t = tensor.empty({ height, width }, { dtype = "u8" })
-  local mask = tensor.data(t)
-  local pixels = img:pixels()
-  for i = 0, height * width - 1 do
-    mask[i] = pixels[3 * i] > 127 and 1 or 0
-  end
-  img:free()
-  return t
-end
-
--- ---- reading the file ----
-local function wrong_type(where, column, value, expected)
-  error(("%s: the column '%s' is %s, expected %s"):format(where, column, type(value), expected), 0)
-end
-
-local function check_mask(where, columns, first)
-  if columns.mask ~= nil and type(columns.mask) ~= "string" then
-    wrong_type(where, "mask", columns.mask, "a string")
-  end
-  if not first or (columns.mask == nil) == (first.columns.mask == nil) then return end
-  if columns.mask then
-    error(("%s: the column 'mask' is present, but line %d has none"):format(where, first.line), 0)
-  end
-  error(("%s: the column 'mask' is missing, but line %d has one"):format(where, first.line), 0)
-end
-
--- One line's columns, checked. first: the first entry of the file, or nil.
-local function parse_line(text, where, first)
-  local ok, columns = pcall(cjson.decode, text)
-  if not ok or type(columns) ~= "table" then error(where .. ": not a JSON object", 0) end
-  for name, value in pairs(columns) do
-    if value == cjson.null then columns[name] = nil end
-  end
-  for _, column in ipairs(REQUIRED) do
-    if type(columns[column]) ~= "string" then
-      wrong_type(where, column, columns[column], "a string")
-    end
-  end
-  check_mask(where, columns, first)
-  return columns
-end
-
--- All lines as {{columns =, line = number}, ...}.
-local function read_entries(name, file)
-  local handle, reason = io.open(file, "r")
-  if not handle then error(("data set %s: %s"):format(name, reason), 0) end
-  local entries = {}
-  local number = 0
-  for text in handle:lines() do
-    number = number + 1
-    if text:match "%S" then
-      local columns = parse_line(text, ("%s:%d"):format(file, number), entries[1])
-      entries[#entries + 1] = { columns = columns, line = number }
-    end
-  end
-  handle:close()
-  if #entries == 0 then error(file .. " has no rows", 0) end
-  return entries
+local function read_lines(name, file)
+  local ok, list = pcall(lines_of.open, file)
+  if not ok then error(("data set %s: %s"):format(name, plain(list)), 0) end
+  if list:count() == 0 then error(file .. " has no rows", 0) end
+  return list
 end
 
 -- ---- the set ----
-function M.open(name)
+local methods = {}
+local mt = { __index = methods }
+
+function methods:count() return self.lines:count() end
+
+function methods:where(i) return ("%s:%d"):format(self.file, self.lines:number(i)) end
+
+-- Whether rows have masks, as the first row that can be read says, and its line.
+local function first_mask(self)
+  if self.masks ~= nil then return self.masks, self.first_line end
+  self.masks = false
+  for i = 1, self:count() do
+    local ok, columns = pcall(json_line.columns, self.lines:text(i), "")
+    if ok then
+      self.masks = columns.mask ~= nil
+      self.first_line = self.lines:number(i)
+      break
+    end
+  end
+  return self.masks, self.first_line
+end
+
+local function check_mask(self, columns, where)
+  local has_masks, line = first_mask(self)
+  if has_masks == (columns.mask ~= nil) then return end
+  if columns.mask then
+    error(("%s: the column 'mask' is present, but line %d has none"):format(where, line), 0)
+  end
+  error(("%s: the column 'mask' is missing, but line %d has one"):format(where, line), 0)
+end
+
+function methods:meta(i)
+  local known = self.known[i]
+  if known then return known end
+  local where = self:where(i)
+  local columns, id = json_line.columns(self.lines:text(i), where)
+  check_mask(self, columns, where)
+  known = { where = where, id = id, problem = columns.problem, solution = columns.solution,
+    image = mask_of.in_folder(self.folder, columns.image), mask = columns.mask,
+    folder = self.folder, columns = columns }
+  -- A step asks for a row two or three times: for its image's path, and for itself.
+  if self.n_known == KEPT then
+    self.known = {}
+    self.n_known = 0
+  end
+  self.known[i] = known
+  self.n_known = self.n_known + 1
+  return known
+end
+
+function methods:image(i) return self:meta(i).image end
+
+local function load_image(path, where)
+  local ok, img = pcall(image.load, path)
+  if ok then return img end
+  error(("%s: %s"):format(where, plain(img)), 0)
+end
+
+-- A function that makes the true mask.
+local function mask_maker(meta, width, height)
+  return function()
+    local options = { folder = meta.folder, width = width, height = height }
+    local ok, t = pcall(mask_of.read, meta.mask, options)
+    if ok then return t end
+    error(("%s: %s"):format(meta.where, plain(t)), 0)
+  end
+end
+
+-- read: the row's image if prefetching has read it already.
+function methods:row(i, read)
+  local meta = self:meta(i)
+  local img = read or load_image(meta.image, meta.where)
+  local mask
+  if meta.mask ~= nil then mask = mask_maker(meta, img.width, img.height) end
+  local columns = {}
+  for name, value in pairs(meta.columns) do columns[name] = value end
+  return rows.new {
+    id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
+    image = img, mask = mask, columns = columns,
+  }
+end
+
+function mt:__tostring() return ("data set %s (%d rows)"):format(self.name, self:count()) end
+
+function M.open(name, options)
   local file = name
   if not name:match "%.jsonl$" then file = name .. "/data.jsonl" end
-  local folder = file:match "^(.*)/[^/]*$" or "."
-  local entries = read_entries(name, file)
-  local set = { name = name }
-
-  function set.count() return #entries end
-
-  function set.image(_, i) return in_folder(folder, entries[i].columns.image) end
-
-  -- read: the row's image if prefetching has read it already.
-  function set.row(_, i, read)
-    local columns = entries[i].columns
-    local where = ("%s:%d"):format(file, entries[i].line)
-    local img = read or load_image(folder, columns.image, where)
-    local width = img.width
-    local height = img.height
-    local mask
-    if columns.mask then
-      mask = function() return load_mask(folder, columns.mask, where, width, height) end
-    end
-    return rows.new {
-      id = tostring(columns.id or i), index = i,
-      problem = columns.problem, solution = columns.solution,
-      image = img, mask = mask, columns = columns,
-    }
+  local self = { name = name, file = file, folder = file:match "^(.*)/[^/]*$" or ".",
+    lines = read_lines(name, file), known = {}, n_known = 0 }
+  setmetatable(self, mt)
+  if not options or options.check ~= false then
+    for i = 1, self:count() do self:meta(i) end
   end
-
-  return set
+  return self
 end
 
 return M

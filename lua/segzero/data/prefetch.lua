@@ -14,6 +14,7 @@
 
 local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"
+local sources = require "segzero.data.sources"
 
 local M = {}
 
@@ -24,7 +25,7 @@ function M.new(policy) return setmetatable({ policy = policy, requested = {} }, 
 
 -- Makes the row at once. An error is kept and raised in take(); Ctrl-C is raised here.
 local function make_row(set, i)
-  local ok, row = pcall(set.row, set, i)
+  local ok, row = pcall(sources.read_row, set, i)
   if not ok and core.is_interrupt(row) then error(row, 0) end
   return { made = ok, row = row }
 end
@@ -46,10 +47,10 @@ end
 function methods:take(set, i)
   local by_index = self.requested[set]
   local entry = by_index and by_index[i]
-  if not entry then return set:row(i) end
+  if not entry then return sources.read_row(set, i) end
   by_index[i] = nil
   local read = entry.future and self.policy:processor():take(entry.future)
-  if entry.made == nil then return set:row(i, read) end
+  if entry.made == nil then return sources.read_row(set, i, read) end
   if not entry.made then error(entry.row, 0) end
   return entry.row
 end

@@ -29,7 +29,8 @@ local function order_of(self, set, epoch)
   if not self.options.shuffle then return nil end
   local known = self.known
   if not known or known.set ~= set or known.epoch ~= epoch then
-    known = { set = set, epoch = epoch, order = data.order(set:count(), self.options.seed, epoch) }
+    local order = data.permutation(set:count(), self.options.seed, epoch)
+    known = { set = set, epoch = epoch, order = order }
     self.known = known
   end
   return known.order

@@ -11,17 +11,23 @@
 --     set:image(i)     the path of row i's image, or nil when the row makes its image itself. With
 --                      a path, background threads read the image ahead of time, and
 --                      set:row(i, image) gets the image that was read
+--     set:meta(i)      what is known of row i without decoding anything, so that all rows can be
+--                      checked before the first step (data/jsonl.lua); optional
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =}. A source uses
--- those that it knows.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, check = false if
+-- data/check.lua follows}. A source uses those that it knows.
+--
+--   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
 -- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
 -- Leaves out: parquet files and data sets of the Hugging Face hub.
 
-local registry = require "segzero.core.registry"
+local image = require "segzero.formats.image"
 local jsonl = require "segzero.data.jsonl"
 local options_of = require "segzero.core.options"
 local refshapes = require "segzero.data.refshapes_source"
+local registry = require "segzero.core.registry"
+local rows = require "segzero.data.rows"
 
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
 
@@ -36,8 +42,30 @@ M:register("refshapes", {
 M:register(FALLBACK, {
   help = "a folder with data.jsonl and images, or a .jsonl file",
   match = function(name) return type(name) == "string" end,
-  open = function(name) return jsonl.open(name) end,
+  open = function(name, options) return jsonl.open(name, options) end,
 })
+
+-- Row i of a set, checked: a source of the user's may return anything. read: see above.
+function M.read_row(set, i, read)
+  local row = set:row(i, read)
+  local name = set.name or "of the script"
+  local message = "the data set %s: row(%d) %s; make it with segzero.data.rows.new"
+  if type(row) ~= "table" then
+    error(message:format(name, i, "returned " .. tostring(row)), 0)
+  end
+  for _, field in ipairs { "problem", "solution" } do
+    if type(row[field]) ~= "string" then
+      local what = ("has the %s %s, expected a string"):format(field, tostring(row[field]))
+      error(message:format(name, i, what), 0)
+    end
+  end
+  if not image.is_image(row.image) then
+    local what = ("has the image %s, expected an image"):format(tostring(row.image))
+    error(message:format(name, i, what), 0)
+  end
+  if not row.images then rows.new(row) end
+  return row
+end
 
 local function matching(name)
   for _, source in ipairs(M:names()) do
@@ -48,7 +76,7 @@ end
 
 -- A source of the user's may have options of its own.
 local BUILT_IN = { refshapes = true, jsonl = true }
-local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level" }
+local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check" }
 
 -- Generated images have no size, number or split of their own.
 local function check_generated(options, level)

@@ -14,6 +14,7 @@
 -- out: continuing an evaluation that was stopped (evaluate in parts instead).
 
 local cjson = require "cjson"
+local check = require "segzero.data.check"
 local sz = require "segzero"
 local data = require "segzero.data"
 local evaluator = require "segzero.evaluation.evaluator"
@@ -202,11 +203,22 @@ local function introduce(run, total, first, last)
     cfg.protocol, oracle))
 end
 
+-- The rows, checked before a model is loaded.
+local function open_set(cfg, say)
+  local set = data.open(cfg.data, {
+    split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
+  })
+  local last
+  if cfg.on_bad_row ~= "skip" then last = cfg.rows end
+  return check.rows(set, {
+    last = last, name = "data", key = "on_bad_row", on_bad_row = cfg.on_bad_row, reward = "",
+    masks = cfg.sam2_path ~= "", say = say,
+  })
+end
+
 function M.evaluate(cfg, options)
   local started = now()
-  local set = data.open(cfg.data, {
-    split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows,
-  })
+  local set = open_set(cfg, options.say)
   local total = math.min(set:count(), cfg.rows or math.huge)
   local first, last = M.part_of(total, cfg.part, cfg.parts)
   if last < first then

@@ -24,6 +24,7 @@
 -- 1.6, TorchScript.
 
 local ffi = require "ffi"
+local bit = require "bit"
 local core = require "segzero.core.ffi"
 local pickle = require "segzero.formats.pickle"
 local tensor = require "segzero.core.tensor"
@@ -285,6 +286,7 @@ local function gather(e, from, to)
 end
 
 local bits = ffi.new("union { uint32_t u; float f; }")
+local NAN = 0 / 0
 
 local function half(h)
   local exponent = math.floor(h / 1024) % 32
@@ -296,7 +298,8 @@ local function half(h)
     if negative then return -value end
     return value
   end
-  -- The exponent's bias is 15 in a half and 127 in a float; all ones is infinity or NaN in both.
+  if exponent == 31 and fraction ~= 0 then return NAN end
+  -- The exponent's bias is 15 in a half and 127 in a float; all ones is infinity in both.
   local wide_exponent = exponent + 112
   if exponent == 31 then wide_exponent = 255 end
   local word = wide_exponent * 2 ^ 23 + fraction * 2 ^ 13
@@ -311,8 +314,16 @@ local CONVERT = {
     for i = 0, e.numel - 1 do out[i] = half(source[i]) end
   end,
   float64 = function(_, e, from, out)
+    -- A NaN must not become a Lua number as it is (see from_bits in core/tensor/handle.lua).
     local source = ffi.cast("double *", from)
-    for i = 0, e.numel - 1 do out[i] = source[i] end
+    local words = ffi.cast("uint64_t *", from)
+    for i = 0, e.numel - 1 do
+      if bit.band(words[i], 0x7fffffffffffffffULL) > 0x7ff0000000000000ULL then
+        out[i] = NAN
+      else
+        out[i] = source[i]
+      end
+    end
   end,
   int64 = function(a, e, from, out)
     local source = ffi.cast("int64_t *", from)

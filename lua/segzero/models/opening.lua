@@ -4,6 +4,8 @@
 --   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
+--   opening.missing(dir)                       the error's text for a folder without config.json
+--   opening.dtype(json)                        "bf16" or "f32": the dtype of a config.json's weights
 --
 -- check(): the path must be a string, every option known, the dtype one of those given.
 
@@ -33,6 +35,34 @@ function M.check(name, path, opts, known, dtypes, level)
   return opts
 end
 
+-- A name on the hub: owner/name, each part without a dot in front.
+local function is_hub_id(name) return name:match "^[%w][%w_.%-]*/[%w][%w_.%-]*$" ~= nil end
+
+function M.missing(dir)
+  if files.exists(dir .. "/adapter_config.json") then
+    return ("no model in %s: it has no config.json, but LoRA adapters: name their model there, and "
+      .. "this folder as adapter"):format(dir)
+  end
+  if files.exists(dir .. "/.") then return ("no model in %s: it has no config.json"):format(dir) end
+  local text = ("no model in %s: it is not a folder"):format(dir)
+  if not is_hub_id(dir) then return text end
+  return ("%s, and nothing is downloaded; if it is a name on the hub: huggingface-cli download %s "
+    .. "--local-dir %s"):format(text, dir, dir:match "[^/]+$")
+end
+
+-- transformers writes dtype, and wrote torch_dtype before 4.56. With text_config it may be there.
+function M.dtype(json)
+  for _, t in ipairs { json, type(json.text_config) == "table" and json.text_config or {} } do
+    for _, key in ipairs { "dtype", "torch_dtype" } do
+      local v = t[key]
+      if type(v) == "string" then
+        return v:find "bfloat16" and "bf16" or "f32"
+      end
+    end
+  end
+  return "f32"
+end
+
 -- level as for error(); 0 for a folder that a setting names.
 function M.family(dir, level)
   if level ~= 0 then level = (level or 1) + 1 end
@@ -41,7 +71,7 @@ function M.family(dir, level)
   end
   local path = dir .. "/config.json"
   if not files.exists(path) then
-    error(("no model in %s: it has no config.json"):format(dir), level)
+    error(M.missing(dir), level)
   end
   local ok, json = pcall(files.read_json_object, path)
   if not ok then error(json, level) end

@@ -20,6 +20,7 @@ local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
+local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
@@ -30,6 +31,8 @@ local policy = require "segzero.models.policy"
 local qwen_config = require "segzero.models.qwen_config"
 local random_weights = require "segzero.models.random_weights"
 local weights = require "segzero.models.weights"
+
+ffi.cdef "int memcmp(const void *a, const void *b, size_t n);"
 
 local C = core.C
 local check = core.check
@@ -46,8 +49,11 @@ local own = network.methods()
 local methods, mt, freed        -- set below, when all functions of `own` are there
 
 -- A model without weights.
-local function new(json, dtype, device)
-  local config = qwen_config.parse(json)
+-- path: config.json's, for messages. own_head: the head is not the embedding, whatever the config
+-- says.
+local function new(json, dtype, device, path, own_head)
+  local config = qwen_config.parse(json, path)
+  if own_head then config.tied = 0 end
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_model_free)
   local quantized = dtype == "int8"
   if quantized then dtype = "bf16" end
@@ -61,7 +67,8 @@ local function new(json, dtype, device)
     head_dim = config.head_dim, vocab = config.vocab, patches_per_token = config.v_merge ^ 2,
   }
   vl.weights = weights.list(c)
-  for name, id in pairs(qwen_config.token_ids(json)) do vl[name] = id end
+  for name, id in pairs(qwen_config.token_ids(json, path)) do vl[name] = id end
+  vl.config_stop_ids = qwen_config.stop_ids(json, path)
   return vl
 end
 
@@ -76,22 +83,66 @@ local function hub_name(name)
   return name
 end
 
--- The error's message for a folder without config.json.
-function M.missing(dir)
-  local hint = ""
-  if files.exists(dir .. "/adapter_config.json") then
-    hint = ", but LoRA adapters: name their model there, and this folder as adapter"
-  end
-  return ("no model in %s: it has no config.json%s"):format(dir, hint)
-end
+M.missing = opening.missing
 
 local OPEN = options.set { "dtype", "device", "adapter", "offload" }
 
--- A tied checkpoint may carry a stray lm_head, for which the embedding is used. Old checkpoints
--- carry the rotary tables, which are computed here.
+local HEAD = "lm_head.weight"
+local EMBEDDING = "model.embed_tokens.weight"
+
+-- A tied checkpoint may carry the embedding a second time, as the head. Old checkpoints carry the
+-- rotary tables, which are computed here.
 local function is_stray(vl, name)
-  if vl.config.tied == 1 and name == "lm_head.weight" then return true end
+  if vl.config.tied == 1 and name == HEAD then return true end
   return name:find "%.inv_freq$" ~= nil
+end
+
+-- Whether a folder whose config ties the head to the embedding has a head of its own: transformers
+-- 5 uses it then. Both are compared byte by byte.
+local function has_own_head(folder)
+  local found = {}
+  for name in pairs(folder.entries) do found[hub_name(name)] = name end
+  if not found[HEAD] or not found[EMBEDDING] then return false end
+  local head = folder.entries[found[HEAD]]
+  local embedding = folder.entries[found[EMBEDDING]]
+  if #head.shape ~= #embedding.shape then return true end
+  for i, d in ipairs(head.shape) do
+    if embedding.shape[i] ~= d then return true end
+  end
+  local dtype
+  if head.dtype ~= embedding.dtype then dtype = "f32" end
+  local a = folder:tensor(found[HEAD], dtype)
+  local b = folder:tensor(found[EMBEDDING], dtype)
+  local bytes = a:numel() * tensor.WIDTH[a:dtype()]
+  local same = ffi.C.memcmp(tensor.data(a), tensor.data(b), bytes) == 0
+  a:free()
+  b:free()
+  return not same
+end
+
+-- Opens a folder; errors have no position.
+local function open(dir, opts, device, offload)
+  local path = dir .. "/config.json"
+  if not files.exists(path) then error(M.missing(dir), 0) end
+  local json = files.read_json_object(path)
+  local config = qwen_config.parse(json, path)      -- before any weight file is opened
+  local folder = safetensors.open_folder(dir)
+  local own_head = false
+  if config.tied == 1 then own_head = has_own_head(folder) end
+  if own_head then
+    notes.say(("%s: tie_word_embeddings is true, but lm_head.weight in the weights differs from the "
+      .. "embedding: the head of the weights is used, as in transformers 5"):format(path))
+  end
+  local target = device
+  if offload then target = "cpu" end
+  local vl = new(json, opts.dtype, target, path, own_head)
+  vl.own_head = own_head
+  vl.dir = dir
+  if offload then vl.offloaded = device end
+  weights.load(vl, folder, hub_name, function(name) return is_stray(vl, name) end)
+  quantize(vl)
+  if opts.adapter then lora.load(vl, opts.adapter) end
+  return vl
 end
 
 function M.qwen_vl(dir, opts)
@@ -101,22 +152,11 @@ function M.qwen_vl(dir, opts)
   if offload and (opts.dtype == "int8" or opts.adapter) then
     error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2)
   end
-  local json = files.read_json(dir .. "/config.json")
-  local ok, vl = pcall(new, json, opts.dtype, offload and "cpu" or device)
-  if not ok then
-    local why = core.plain(vl):gsub("^config%.json: ", ""):gsub("^config: ", "")
-    error(("%s/config.json: %s"):format(dir, why), 2)
-  end
-  vl.dir = dir
-  if offload then vl.offloaded = device end
-  local function stray(name) return is_stray(vl, name) end
-  weights.load(vl, safetensors.open_folder(dir), hub_name, stray)
-  quantize(vl)
-  if opts.adapter then
-    local fits, why = pcall(lora.load, vl, opts.adapter)
-    if not fits then error(core.plain(why), 2) end
-  end
-  return vl
+  local ok, vl = pcall(open, dir, opts, device, offload)
+  if ok then return vl end
+  if core.is_interrupt(vl) then error(vl, 0) end
+  local why = core.plain(vl):gsub("^config: ", dir:gsub("%%", "%%%%") .. "/config.json: ")
+  error(why, 2)
 end
 
 function M.is_norm(name)
@@ -150,7 +190,9 @@ end
 -- The model of a folder with no memory behind its weights: for counting (plan.lua). Only
 -- config.json is read.
 function M.meta(dir, dtype)
-  local vl = new(files.read_json(dir .. "/config.json"), dtype, "cpu")
+  local path = dir .. "/config.json"
+  if not files.exists(path) then error(M.missing(dir), 0) end
+  local vl = new(files.read_json_object(path), dtype, "cpu", path)
   vl.dir = dir
   weights.meta(vl)
   return vl
@@ -203,10 +245,7 @@ end
 -- Tokens that end an answer: generation_config.json's, else config.json's, else the tokenizer's end
 -- of turn.
 function own:stop_ids()
-  local ids = self:generation().eos_token_id or value(self.json, "eos_token_id")
-    or value(value(self.json, "text_config"), "eos_token_id")
-  if type(ids) == "number" then return { ids } end
-  return ids or { self:tokenizer().eos_id }
+  return self:generation().eos_token_id or self.config_stop_ids or { self:tokenizer().eos_id }
 end
 
 -- ---- saving ----

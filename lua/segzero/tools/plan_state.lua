@@ -76,7 +76,7 @@ local function longest_input(cfg, vl, train, prompt)
   local longest
   local most = 0
   for i = 1, math.min(ROWS_READ, set:count()) do
-    local row = set:row(i)
+    local row = data.sources.read_row(set, i)
     local ok, input = pcall(vl.process, vl, messages(row, cfg, prompt))
     if not ok then error(("row %s: %s"):format(tostring(row.id), core.plain(input)), 0) end
     local patches = 0

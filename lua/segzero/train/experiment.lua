@@ -13,7 +13,7 @@
 local sz = require "segzero"
 local advantages = require "segzero.algorithms.advantages"
 local checkpoint = require "segzero.train.checkpoint"
-local data = require "segzero.data"
+local data_sets = require "segzero.train.data_sets"
 local files = require "segzero.core.files"
 local loop = require "segzero.train.loop"
 local lora = require "segzero.models.lora"
@@ -32,24 +32,8 @@ M.overrides = options.set {
 }
 
 local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
-local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend on data.seed
 
 -- ---- the parts of a run ----
-local function open_train(cfg)
-  local d = cfg.data
-  return data.open(d.train_files, {
-    split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
-  })
-end
-
-local function open_held_out(cfg)
-  local d = cfg.data
-  if d.val_files == "" then return nil end
-  return data.open(d.val_files, {
-    split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
-  })
-end
-
 local function load_policy(cfg)
   local actor = cfg.worker.actor
   local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype })
@@ -112,8 +96,7 @@ end
 
 local function build(cfg, overrides)
   local reward = overrides.reward or runner.load(cfg.worker.reward.compute_score)
-  local train = overrides.train or open_train(cfg)
-  local held_out = overrides.held_out or open_held_out(cfg)
+  local train, held_out = data_sets.open(cfg, overrides)
   local plan
   if cfg.trainer.check_memory then
     plan = require("segzero.tools.plan").check(cfg, { prompt = overrides.prompt, train = train })

@@ -12,14 +12,15 @@ local M = {}
 
 local function without_place(message) return (tostring(message):gsub("^[^:]*%.lua:%d+: ", "")) end
 
-local function messages(row, prompt, system_prompt)
+-- What is asked about a row, as chat messages.
+function M.messages(row, prompt, system_prompt)
   local question = { { type = "image", image = row.image },
     { type = "text", text = prompt(row.problem) } }
   return { { role = "system", content = system_prompt }, { role = "user", content = question } }
 end
 
 function M.prepare(row, policy, prompt, options)
-  local ok, input = pcall(policy.process, policy, messages(row, prompt, options.system_prompt))
+  local ok, input = pcall(policy.process, policy, M.messages(row, prompt, options.system_prompt))
   if not ok then error(("row %s: %s"):format(tostring(row.id), without_place(input)), 0) end
   row.input = input
   local length = #input.input_ids

@@ -11,6 +11,7 @@
 -- `metatable` before seal() is called.
 
 local ffi = require "ffi"
+local bit = require "bit"
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
 
@@ -160,6 +161,7 @@ function M.data(t)
 end
 
 local bits = ffi.new "union { float f; uint32_t u; }"
+local NAN = 0 / 0
 
 -- A Lua number as the bits of a bf16, rounded to nearest even, and back.
 function M.to_bf16(x)
@@ -169,9 +171,14 @@ function M.to_bf16(x)
   return math.floor((u + 0x7fff + math.floor(u / 65536) % 2) / 65536) % 65536
 end
 
-function M.from_bf16(h)
-  bits.u = h * 65536
+-- The float with these 32 bits. LuaJIT stores the type of every other value in the bits of a NaN,
+-- so a NaN from a file must not become a Lua number as it is: it would read as nil or as a pointer.
+function M.from_bits(u)
+  if bit.band(u, 0x7fffffff) > 0x7f800000 then return NAN end
+  bits.u = u
   return tonumber(bits.f)
 end
+
+function M.from_bf16(h) return M.from_bits(h * 65536) end
 
 return M

@@ -12,6 +12,7 @@
 -- and gradients flow through it; a number has no gradient.
 -- Leaves out: assignment to elements, ranges (t:slice).
 
+local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local handle = require "segzero.core.tensor.handle"
 local options = require "segzero.core.options"
@@ -48,6 +49,10 @@ local function reader(t)
   local p = handle.data(t)
   if C.sz_tensor_dtype(t.ptr) == C.SZ_BF16 then
     return function(i) return handle.from_bf16(p[i]) end
+  end
+  if C.sz_tensor_dtype(t.ptr) == C.SZ_F32 then
+    local words = ffi.cast("uint32_t *", p)
+    return function(i) return handle.from_bits(words[i]) end
   end
   return function(i) return tonumber(p[i]) end
 end

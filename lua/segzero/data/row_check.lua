@@ -1,0 +1,199 @@
+-- row_check.lua - the checks of one row that need no pixels of its image.
+--
+--   local checker = row_check.new { faults = list, facts = file_facts.open(folder),
+--     reward = "seg_strict", prompt = counter,        these two are optional
+--     masks = true }                                  whether masks will be read
+--   checker:row(i, meta)                  meta: what set:meta(i) returns (data/jsonl.lua)
+--
+-- reward: a name in rewards/; its solutions must be readable. "" judges a row that needs a solution
+-- or a mask, as evaluation does; nil judges none, because only a user's own reward knows its
+-- solutions. prompt: train/prompt_length.lua. What is wrong is added to `faults`.
+--
+-- A solution's coordinates may be anywhere in the image or, if it is not square, in Seg-Zero's
+-- 840 x 840. width and height state the image's size; img_width and img_height do too, unless the
+-- image is 840 x 840: then they are the size before Seg-Zero's resizing.
+-- Leaves out: decoding images, what a user's own reward needs.
+
+local cjson = require "cjson"
+local mask_of = require "segzero.formats.mask"
+local truth = require "segzero.data.truth"
+
+local M = {}
+
+local SEG_ZERO_SIDE = 840
+-- Rewards that read Seg-Zero's string; mask_iou reads the mask alone.
+local READS_STRING = { seg = true, seg_strict = true }
+
+local methods = {}
+local mt = { __index = methods }
+
+function M.new(options) return setmetatable({ options = options, ids = {} }, mt) end
+
+local function fault(self, kind, meta, message, ...)
+  self.options.faults:add(kind, meta.where, message:format(...))
+end
+
+-- ---- the id ----
+local function check_id(self, i, meta)
+  if meta.id == nil then return end
+  local first = self.ids[meta.id]
+  if not first then
+    self.ids[meta.id] = i
+    return
+  end
+  local place = self.options.where(first)
+  fault(self, "id", meta, "the id '%s' is also that of %s", meta.id, place:match "[^/]*$")
+end
+
+-- ---- sizes ----
+-- The size that two columns state, or nil.
+local function stated(columns, width, height)
+  local w = tonumber(columns[width])
+  local h = tonumber(columns[height])
+  if not w or not h then return nil end
+  return w, h
+end
+
+local function check_stated(self, meta, fact, width, height)
+  local w, h = stated(meta.columns, width, height)
+  if not w or (w == fact.width and h == fact.height) then return end
+  fault(self, "size", meta, "the image %s has %d x %d pixels, the columns %s and %s say %g x %g",
+    meta.columns.image, fact.width, fact.height, width, height, w, h)
+end
+
+local function check_sizes(self, meta, fact)
+  check_stated(self, meta, fact, "width", "height")
+  local is_resized = fact.width == SEG_ZERO_SIDE and fact.height == SEG_ZERO_SIDE
+  if not is_resized then check_stated(self, meta, fact, "img_width", "img_height") end
+end
+
+-- ---- the solution ----
+-- Its objects as {{bbox =, points =}, ...}, or nil and what is missing.
+local function objects_of(solution)
+  local box, points = truth.read(solution)
+  if box or points then return { { bbox = box, points = points or {} } }, box and points end
+  local ok, list = pcall(cjson.decode, solution)
+  if not ok or type(list) ~= "table" or list[1] == nil then return nil end
+  local objects = {}
+  for i, entry in ipairs(list) do
+    local bbox = type(entry) == "table" and entry.bbox_2d
+    if type(bbox) ~= "table" or #bbox ~= 4 then return nil end
+    local point = entry.point_2d
+    objects[i] = { bbox = bbox, points = type(point) == "table" and { point } or {} }
+  end
+  return objects, false
+end
+
+local function check_readable(self, meta, objects, is_string)
+  local reward = self.options.reward
+  if READS_STRING[reward] and not is_string then
+    fault(self, "solution", meta, "the reward %s reads <box>(x,y),(x,y)</box><points>(x,y),(x,y)"
+      .. "</points>, and the solution is %q", reward, meta.solution:sub(1, 60))
+  elseif reward == "" and not objects and meta.mask == nil then
+    fault(self, "solution", meta, "the row has no mask and its solution no box: %q",
+      meta.solution:sub(1, 60))
+  elseif reward == "mask_iou" and meta.mask == nil then
+    fault(self, "mask", meta, "the reward mask_iou needs the column 'mask'")
+  end
+end
+
+local function are_numbers(list, n)
+  if #list ~= n then return false end
+  for _, v in ipairs(list) do
+    if type(v) ~= "number" then return false end
+  end
+  return true
+end
+
+-- Why the box is none inside width x height; nil if it is.
+local function box_fault(box, width, height)
+  if not are_numbers(box, 4) then return "is no box of four numbers" end
+  local x0, y0, x1, y1 = unpack(box, 1, 4)
+  if x0 >= x1 or y0 >= y1 then return "has its corners in the wrong order" end
+  if x0 < 0 or y0 < 0 or x1 > width or y1 > height then
+    return ("leaves the %d x %d pixels"):format(width, height)
+  end
+end
+
+local function point_fault(point, width, height)
+  if not are_numbers(point, 2) then return "is no point of two numbers" end
+  local x, y = unpack(point, 1, 2)
+  if x < 0 or y < 0 or x > width or y > height then
+    return ("leaves the %d x %d pixels"):format(width, height)
+  end
+end
+
+local function text_of(list)
+  local parts = {}
+  for i, v in ipairs(list) do parts[i] = tostring(v) end
+  return "[" .. table.concat(parts, ",") .. "]"
+end
+
+local function check_object(self, meta, object, width, height)
+  if object.bbox then
+    local why = box_fault(object.bbox, width, height)
+    if why then return fault(self, "box", meta, "the box %s %s", text_of(object.bbox), why) end
+  end
+  for _, point in ipairs(object.points) do
+    local why = point_fault(point, width, height)
+    if why then return fault(self, "box", meta, "the point %s %s", text_of(point), why) end
+  end
+end
+
+-- The frame that a solution's coordinates are in.
+local function bounds(fact)
+  if fact.width == fact.height then return fact.width, fact.height end
+  return math.max(fact.width, SEG_ZERO_SIDE), math.max(fact.height, SEG_ZERO_SIDE)
+end
+
+local function check_solution(self, meta, fact)
+  if self.options.reward == nil then return end
+  local objects, is_string = objects_of(meta.solution)
+  check_readable(self, meta, objects, is_string)
+  if not fact then return end
+  local width, height = bounds(fact)
+  for _, object in ipairs(objects or {}) do check_object(self, meta, object, width, height) end
+end
+
+-- ---- the mask ----
+local function file_mask_fault(self, meta, fact, path)
+  local name = "the mask " .. path
+  local found, why = self.options.facts:mask(mask_of.in_folder(meta.folder, path))
+  if not found then return why end
+  local ok, reason = pcall(mask_of.check_size, name, found.width, found.height, fact)
+  if not ok then return reason end
+  if found.empty then return mask_of.empty(name) end
+end
+
+local function check_mask(self, meta, fact)
+  if meta.mask == nil or not self.options.masks then return end
+  local path = mask_of.file(meta.mask)
+  local why
+  if path then
+    why = file_mask_fault(self, meta, fact, path)
+  else
+    why = mask_of.fault(meta.mask, fact)
+  end
+  if why then fault(self, "mask", meta, "%s", why) end
+end
+
+-- ---- the prompt ----
+local function check_prompt(self, meta, fact)
+  local prompt = self.options.prompt
+  if not prompt then return end
+  local why, kind = prompt:fault(meta, fact)
+  if why then fault(self, kind, meta, "%s", why) end
+end
+
+-- ---- one row ----
+function methods:row(i, meta)
+  check_id(self, i, meta)
+  local fact, why = self.options.facts:image(meta.image)
+  check_solution(self, meta, fact)
+  if not fact then return fault(self, "image", meta, "%s", why) end
+  check_sizes(self, meta, fact)
+  check_mask(self, meta, fact)
+  check_prompt(self, meta, fact)
+end
+
+return M
