@@ -93,12 +93,14 @@ static void wait_until_writable(int fd)
 
 int sz_print(const char *text, size_t len)
 {
-    /* stdio would drop what it cannot write, and would not always say so. */
+    /* stdio would drop what it cannot write, and would not always say so. A closed pipe is no
+     * failure of the caller: SIGPIPE has ended the process, or will end the run. */
     fflush(stdout);
     while (len > 0) {
         ssize_t n = write(STDOUT_FILENO, text, len);
         if (n < 0 && errno == EAGAIN) wait_until_writable(STDOUT_FILENO);
         if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+        if (n < 0 && errno == EPIPE) return 0;
         if (n < 0) return fail("standard output", "write");
         text += n;
         len -= (size_t)n;
