@@ -15,8 +15,9 @@
 --   row.image and input after judge().
 --
 --   evaluator.held_out(t, keep)    the held-out rows of a trainer
---     -> {reward =, parts =, records =, giou =, ceiling =}
+--     -> {reward =, reward_errors =, parts =, records =, giou =, ceiling =}
 --     reward, parts   means over all rows
+--     reward_errors   with worker.reward.on_error=zero: answers that the reward failed on
 --     records         id, index, problem, solution, text, reward, parts, iou, mask of each row; the
 --                     first `keep` records have a mask, which the caller frees
 --     giou            nil without a SAM2 model or masks; the mean over all rows of intersection /
@@ -138,7 +139,7 @@ local function judge_row(t, row, sample, sums, keep_mask)
     expected[#expected + 1] = true_prompt
     masks.lend(t.segmenter, row, expected)
   end
-  runner.score(t.reward, row, sample)
+  runner.score(t.reward, row, sample, t.scoring)
   sums.reward = sums.reward + sample.score
   for name, v in pairs(sample.parts or {}) do
     sums.parts[name] = (sums.parts[name] or 0) + v / sums.rows
@@ -185,6 +186,7 @@ function M.held_out(t, keep)
   }
   if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
   return {
+    reward_errors = t.scoring and runner.take_errors(t.scoring),
     reward = sums.reward / rows, parts = sums.parts, records = records,
     giou = sums.with_masks and sums.iou / rows or nil, ceiling = t.ceiling,
   }

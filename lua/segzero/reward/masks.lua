@@ -15,6 +15,7 @@
 -- its file only once. Equal answers share a mask. Leaves out: masks of several images in a row.
 
 local answer = require "segzero.formats.answer"
+local guard = require "segzero.reward.guard"
 local metrics = require "segzero.evaluation.metrics"
 local segmenter_of = require "segzero.inference.segmenter"
 
@@ -71,7 +72,10 @@ function M.lend(segmenter, row, expected)
       error("row.segment takes a parsed answer, got " .. type(found), 2)
     end
     local key = key_of(found)
-    if not lent.masks[key] then decode(segmenter, row, lent, { found, unpack(expected) }) end
+    if not lent.masks[key] then
+      -- SAM2's time is not the reward's.
+      guard.pause(decode, segmenter, row, lent, { found, unpack(expected) })
+    end
     return lent.masks[key]
   end
 

@@ -28,6 +28,7 @@ local runner = require "segzero.reward.runner"
 local segmenter_of = require "segzero.inference.segmenter"
 local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
+local user_code = require "segzero.core.user_code"
 
 local M = {}
 
@@ -228,6 +229,7 @@ local function check_overrides(overrides)
     if f ~= nil and type(f) ~= "function" then
       error(message:format(name, tostring(f), "a function"), 0)
     end
+    user_code.interpret(f)
   end
   for _, name in ipairs { "train", "held_out" } do
     local set = overrides[name]
