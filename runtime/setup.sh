@@ -56,7 +56,7 @@ probe() {
 
     # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h jpeglib.h png.h zlib.h utf8proc.h \
-            webp/decode.h webp/demux.h snappy-c.h lz4.h zstd.h brotli/decode.h && \
+            webp/decode.h webp/demux.h xxhash.h snappy-c.h lz4.h zstd.h brotli/decode.h && \
             headers_pcre2 && return
     headers stdio.h || need libc6-dev
     headers stdio.h oneapi/dnnl/dnnl.h || need libdnnl-dev
@@ -70,6 +70,7 @@ probe() {
     headers stdio.h lz4.h || need liblz4-dev
     headers stdio.h zstd.h || need libzstd-dev
     headers stdio.h brotli/decode.h || need libbrotli-dev
+    headers xxhash.h || need libxxhash-dev
 }
 
 versions() {
