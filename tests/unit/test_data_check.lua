@@ -395,6 +395,27 @@ check.case("what was found is kept as long as size and time stay", function()
   check.equal(checked(path):count(), 80, "without it")
 end)
 
+-- ---- what a checkpoint remembers ----
+check.case("a fingerprint is of the ids in their order", function()
+  local fingerprint = require "segzero.data.fingerprint"
+  local path = write { row(1), row(2), row(3, { id = "none" }) }
+  local set = data.open(path)
+  local known = fingerprint.of(set)
+  check.equal({ known.name, known.rows, #known.ids }, { path, 3, 16 }, "its fields")
+  check.equal(checked(path).ids_hash, known.ids, "the check knows it")
+  check.equal(fingerprint.of(data.open(write { row(1, { problem = "?" }), row(2), row(3) })).ids
+    == known.ids, false, "another id")
+  check.equal(fingerprint.of(data.open(write { row(2), row(1), row(3, { id = "3" }) })).ids
+    == known.ids, false, "another order")
+  check.equal(fingerprint.of(data.open(write { row(1, { problem = "?" }), row(2),
+    row(3, { id = "3" }) })).ids, known.ids, "another question")
+  local rest = checked(write { row(1), row(7, { image = "gone.png" }), row(2),
+    row(3, { id = "3" }) }, { on_bad_row = "skip" })
+  check.equal(fingerprint.of(rest).ids, known.ids, "of the rows that are left")
+  check.equal(fingerprint.of { name = "dots", count = function() return 4 end },
+    { name = "dots", rows = 4 }, "a set without ids")
+end)
+
 -- ---- sets of a script ----
 check.case("a set that returns no row is one line", function()
   local img = image.new(84, 84)
