@@ -207,8 +207,21 @@ int sz_writing_rename(sz_writing *w, const char *path, const char *to);
 /* Retains the tensors. */
 int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size_t header_len,
                        sz_tensor **tensors, int n);
+/* Syncs a file that exists and takes a checksum of each of n ranges of bytes [begin, end). */
+int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin,
+                    const int64_t *end);
+/* Writes a text in which each '%' stands for the next checksum of what was done before: one for a
+ * text, 1 + n for n tensors (the first is of the header with its length), n for n ranges. */
+int sz_writing_manifest(sz_writing *w, const char *path, const char *text, size_t len);
 /* Takes over w, also when it fails. */
 sz_job *sz_writing_start(sz_writing *w);
+
+/* ---- checksums: XXH3, 64 bits ---- */
+uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);
+/* The checksums of n ranges of bytes [begin, end) of a regular file, read by all threads; with sync
+ * the file is synced to the disk, too. 0, or -1 with a message that names the file. */
+int sz_file_sums(const char *path, int n, const int64_t *begin, const int64_t *end, int sync,
+                 uint64_t *sums);
 
 /* ---- safetensors: mapping and writing; Lua reads and makes the JSON header ---- */
 typedef struct sz_file sz_file;

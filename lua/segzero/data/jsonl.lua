@@ -13,6 +13,7 @@
 -- Memory: 16 bytes a row; lines are read and decoded again when they are needed.
 -- Leaves out: several images in a row.
 
+local checksum = require "segzero.core.checksum"
 local image = require "segzero.formats.image"
 local json_line = require "segzero.data.json_line"
 local lines_of = require "segzero.data.lines"
@@ -85,6 +86,9 @@ function methods:meta(i)
   self.n_known = self.n_known + 1
   return known
 end
+
+-- Changes with the lines, not with the place of the file.
+function methods:fingerprint() return checksum.file(self.file) end
 
 function methods:image(i) return self:meta(i).image end
 

@@ -14,6 +14,7 @@
 
 local evaluator = require "segzero.evaluation.evaluator"
 local records = require "segzero.train.records"
+local retention = require "segzero.runs.retention"
 local rollout = require "segzero.train.rollout"
 local saving = require "segzero.train.saving"
 local user_code = require "segzero.core.user_code"
@@ -32,6 +33,7 @@ function M.evaluate(t, keep)
   local result = evaluator.held_out(t, keep)
   rollout.rest(t.policy, t.plan)
   result.step = t.global_step
+  retention.evaluated(t, result)
   t.log:scalars(t.global_step, {
     step = t.global_step, held_out_reward = result.reward, held_out_parts = result.parts,
     held_out_giou = result.giou,
@@ -85,6 +87,8 @@ local function traced(message)
   if not message:find "^[^\n]-:%d+:" then return message end
   return debug.traceback(message, 2)
 end
+
+M.traced = traced
 
 function M.run(t)
   local ok, reason = xpcall(all_steps, traced, t)
