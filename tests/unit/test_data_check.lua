@@ -395,25 +395,23 @@ check.case("what was found is kept as long as size and time stay", function()
   check.equal(checked(path):count(), 80, "without it")
 end)
 
--- ---- what a checkpoint remembers ----
-check.case("a fingerprint is of the ids in their order", function()
-  local fingerprint = require "segzero.data.fingerprint"
-  local path = write { row(1), row(2), row(3, { id = "none" }) }
-  local set = data.open(path)
-  local known = fingerprint.of(set)
-  check.equal({ known.name, known.rows, #known.ids }, { path, 3, 16 }, "its fields")
-  check.equal(checked(path).ids_hash, known.ids, "the check knows it")
-  check.equal(fingerprint.of(data.open(write { row(1, { problem = "?" }), row(2), row(3) })).ids
-    == known.ids, false, "another id")
-  check.equal(fingerprint.of(data.open(write { row(2), row(1), row(3, { id = "3" }) })).ids
-    == known.ids, false, "another order")
-  check.equal(fingerprint.of(data.open(write { row(1, { problem = "?" }), row(2),
-    row(3, { id = "3" }) })).ids, known.ids, "another question")
-  local rest = checked(write { row(1), row(7, { image = "gone.png" }), row(2),
-    row(3, { id = "3" }) }, { on_bad_row = "skip" })
-  check.equal(fingerprint.of(rest).ids, known.ids, "of the rows that are left")
-  check.equal(fingerprint.of { name = "dots", count = function() return 4 end },
-    { name = "dots", rows = 4 }, "a set without ids")
+check.case("a script's set with meta(i) is checked; a long check says how far it is", function()
+  local now = require("segzero").core.C.sz_seconds
+  local slow = { name = "slow", count = function() return 3 end,
+    where = function(_, i) return "row " .. i end }
+  function slow.meta(_, i)
+    local started = now()
+    while i == 2 and now() - started < 1.1 do end
+    if i == 3 then error("row 3: it is gone", 0) end
+    return { where = "row " .. i, index = i, problem = "p", solution = SOLUTION, columns = {},
+      image = place .. "/square.png" }
+  end
+  local said = {}
+  local ok, why = pcall(check_rows, slow, { name = "train", key = "data.on_bad_row",
+    on_bad_row = "error", reward = "seg_strict", say = function(text) said[#said + 1] = text end })
+  check.equal({ ok, why }, { false,
+    "row 3: it is gone (1 of 3 rows; data.on_bad_row=skip leaves it out)" }, "the error")
+  check.equal(said, { "checking slow: row 2 of 3" }, "the progress")
 end)
 
 -- ---- sets of a script ----

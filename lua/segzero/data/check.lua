@@ -11,7 +11,7 @@
 --     skip_long = true,              prompts that are too long are left out in any case
 --     last = 100,                    only the rows up to this one; nil: all
 --     say = f(text) })
---   -> the set, or what is left of it; set.ids_hash is known then (fingerprint.lua)
+--   -> the set, or what is left of it
 --
 -- Only a set with meta(i) is checked (data/jsonl.lua): others would have to make every row. Images
 -- are judged by their headers, masks by their pixels (file_facts.lua keeps what was found). A check
@@ -21,7 +21,6 @@
 local core = require "segzero.core.ffi"
 local faults_of = require "segzero.data.faults"
 local file_facts = require "segzero.data.file_facts"
-local fingerprint = require "segzero.data.fingerprint"
 local row_check = require "segzero.data.row_check"
 local subset = require "segzero.data.subset"
 
@@ -57,29 +56,20 @@ local function add_line_fault(faults, set, i, message)
   faults:add("line", where, text)
 end
 
--- Checks each row, and notes the ids.
 local function walk(set, options, faults)
   local total = math.min(set:count(), options.last or math.huge)
   local facts = file_facts.open(set.folder or ".")
   local checker = row_check.new { faults = faults, facts = facts, reward = options.reward,
     prompt = options.prompt, masks = options.masks, where = function(i) return set:where(i) end }
   local progress = new_progress(set.name, total, options.say)
-  local ids = fingerprint.new()
   for i = 1, total do
     stop_if_interrupted()
     faults:row(i)
     local ok, meta = pcall(set.meta, set, i)
-    if ok then
-      checker:row(i, meta)
-      ids:add(meta.id or tostring(i))
-    else
-      add_line_fault(faults, set, i, meta)
-      ids:add ""
-    end
+    if ok then checker:row(i, meta) else add_line_fault(faults, set, i, meta) end
     progress(i)
   end
   facts:save()
-  if total == set:count() then set.ids_hash = ids:text() end
 end
 
 -- ---- what follows ----
