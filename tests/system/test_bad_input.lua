@@ -154,6 +154,13 @@ fails("the data set has 6 rows, data.rollout_batch_size is 8",
   { "data.train_files=" .. set, "data.rollout_batch_size=8" }, nil, true)
 fails("/gone/data.jsonl:2: ", { data_set("gone",
   function(t) t[2] = t[2]:gsub("train_1_000001%.png", "nothing.png") end), in_order })
+local skipping, skipping_status = mini.recipe(dir, { "data.train_files=" .. place .. "/gone",
+  "data.val_files=None", "data.on_bad_row=skip", "trainer.max_steps=1", "trainer.save_freq=-1",
+  "trainer.save_checkpoint_path=" .. place .. "/skipping",
+  "worker.reward.compute_score=" .. place .. "/reward.lua" })
+check.equal(skipping_status, 0, "the row is left out: " .. skipping:sub(-300))
+check.ok(skipping:find("(1 of 6 rows; left out: data.on_bad_row=skip)", 1, true),
+  "and that is said")
 fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order })
 fails("/picture/data.jsonl:1: ", { data_set("picture",
   function(_, p) files.write(p .. "/images/train_1_000000.png", "no image at all") end),
