@@ -67,6 +67,7 @@ end
 function methods:meta(i)
   local known = self.known[i]
   if known then return known end
+  rows.check_number(self, i, 2)
   local where = self:where(i)
   local columns, id = json_line.columns(self.lines:text(i), where)
   check_mask(self, columns, where)
@@ -83,7 +84,10 @@ function methods:meta(i)
   return known
 end
 
-function methods:image(i) return self:meta(i).image end
+function methods:image(i)
+  rows.check_number(self, i, 2)
+  return self:meta(i).image
+end
 
 local function load_image(path, where)
   local ok, img = pcall(image.load, path)
@@ -103,6 +107,7 @@ end
 
 -- read: the row's image if prefetching has read it already.
 function methods:row(i, read)
+  rows.check_number(self, i, 2)
   local meta = self:meta(i)
   local img = read or load_image(meta.image, meta.where)
   local mask

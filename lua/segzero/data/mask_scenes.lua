@@ -110,7 +110,7 @@ function M.open(options)
   if options.train_files == "refshapes" then
     train = shapes_for_training(options)
   else
-    local set = data.open(options.train_files, {})
+    local set = data.sources.open(options.train_files, {})
     local last = set:count()
     if options.val_files == "" then last = math.max(1, math.floor(set:count() * TRAINED)) end
     train = of_rows(set, options.train_files, 1, last)
@@ -119,7 +119,7 @@ function M.open(options)
     end
   end
   if options.val_files ~= "" and options.val_files ~= "refshapes" then
-    local set = data.open(options.val_files, {})
+    local set = data.sources.open(options.val_files, {})
     held = of_rows(set, options.val_files, 1, set:count())
   end
   return train, held or held_out_shapes(options)

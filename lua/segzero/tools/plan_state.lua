@@ -67,7 +67,7 @@ end
 -- The longest input of the first rows, and the bytes that a row's images take.
 local function longest_input(cfg, vl, train, prompt)
   local d = cfg.data
-  local set = train or data.open(d.train_files, {
+  local set = train or data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
   })
   local processor = vl:processor()
