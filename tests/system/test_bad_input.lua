@@ -155,7 +155,7 @@ fails("the data set has 6 rows, data.rollout_batch_size is 8",
 fails("/gone/data.jsonl:2: ", { data_set("gone",
   function(t) t[2] = t[2]:gsub("train_1_000001%.png", "nothing.png") end), in_order }, nil, true)
 fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order }, nil, true)
-fails("/picture/data.jsonl:1: ", { data_set("picture",
+fails("/image/data.jsonl:1: ", { data_set("image",
   function(_, p) files.write(p .. "/images/train_1_000000.png", "no image at all") end),
   in_order }, nil, true)
 local long = fails("data.max_prompt_length is 60",
