@@ -116,8 +116,7 @@ sz_tensor *sz_tensor_detach(sz_tensor *t);
 int sz_tensor_copy(sz_tensor *dst, sz_tensor *src);
 /* A copy on that device (no history), or t itself, retained, when it is there already. */
 sz_tensor *sz_tensor_to(sz_tensor *t, int device);
-/* All bytes, to or from host memory. */
-int sz_tensor_read(sz_tensor *t, void *to);
+/* Writes all bytes from host memory. */
 int sz_tensor_write(sz_tensor *t, const void *from);
 int sz_tensor_set_requires_grad(sz_tensor *t, int on);
 int sz_tensor_requires_grad(const sz_tensor *t);
