@@ -223,6 +223,52 @@ M.QWEN_VISION = {
   noted = { attention_dropout = DROPOUT, hidden_dropout = DROPOUT },
 }
 
+-- ---- tokenizers ----
+local function is_false(v) return v == false end
+
+M.TOKENIZER = {
+  read = set "added_tokens normalizer pre_tokenizer post_processor decoder model",
+  ignored = set "version truncation padding",      -- a call decides about the last two
+  only = {},
+  noted = {},
+}
+M.TOKENIZER_MODEL = {
+  read = set "type vocab merges",
+  ignored = set "unk_token fuse_unk",      -- every byte has a token
+  only = {
+    dropout = { 0 },
+    continuing_subword_prefix = { "" },
+    end_of_word_suffix = { "" },
+    byte_fallback = { false },
+    ignore_merges = { false },
+  },
+  noted = {},
+}
+local ADDS = { good = is_false, text = "no token is added to a text here, as in transformers 5" }
+M.TOKENIZER_CONFIG = {
+  read = set [[
+    added_tokens_decoder chat_template additional_special_tokens extra_special_tokens
+    bos_token eos_token unk_token sep_token pad_token cls_token mask_token
+  ]],
+  ignored = set [[
+    auto_map backend errors image_token is_local local_files_only legacy max_length
+    max_pixels min_pixels model_input_names model_max_length model_specific_special_tokens
+    name_or_path pad_to_multiple_of pad_token_type_id padding_side processor_class
+    special_tokens_map_file stride tokenizer_class tokenizer_file truncation_side
+    truncation_strategy trust_remote_code use_fast video_token vision_bos_token vision_eos_token
+    return_token_type_ids response_schema add_eod_token extra_ids from_slow unk_token_id
+    revision token_type_ids_pattern fix_mistral_regex _commit_hash merges_file vocab_file
+  ]],
+  only = { add_prefix_space = { false }, split_special_tokens = { false } },
+  noted = {
+    add_bos_token = ADDS,
+    add_eos_token = ADDS,
+    clean_up_tokenization_spaces = {
+      good = is_false, text = "no space is removed from a decoded text, as in transformers 5",
+    },
+  },
+}
+
 -- ---- SAM2 ----
 local SAM2_COMMON = union(COMMON, set "model_type")
 

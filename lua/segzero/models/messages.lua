@@ -5,7 +5,8 @@
 --       item: {type = "text", text =} or {type = "image", image = path or image object};
 --       image_url is another name for image
 --
---   messages.render(list, {add_generation_prompt =, add_vision_id =}) -> prompt text
+--   messages.render(list, {add_generation_prompt =, add_vision_id =}, system) -> prompt text
+--       system: the default system message; false for none, nil for Qwen-VL's
 --   messages.images(list) -> {{where = text for errors, source = path or image object}, ...}
 --
 -- The template of Qwen2-VL and Qwen2.5-VL is written out here, because Jinja is not interpreted.
@@ -76,18 +77,19 @@ local function render_message(out, seen, message, where, opts)
   out[#out + 1] = "<|im_end|>\n"
 end
 
-function M.render(list, opts)
+function M.render(list, opts, system)
   check_fields("chat", opts, RENDER)
   opts = opts or {}
   if type(list) ~= "table" then error("chat: messages is a " .. type(list) .. ", not a list", 0) end
   if list.role ~= nil then
     error("chat: messages is one message, not a list of them: write {{role =, content =}}", 0)
   end
+  if system == nil then system = "You are a helpful assistant." end
   local out = {}
   local seen = { image = 0, video = 0 }
   for i, message in ipairs(list) do
-    if i == 1 and type(message) == "table" and message.role ~= "system" then
-      out[#out + 1] = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    if i == 1 and system and type(message) == "table" and message.role ~= "system" then
+      out[#out + 1] = "<|im_start|>system\n" .. system .. "<|im_end|>\n"
     end
     render_message(out, seen, message, "chat: message " .. i, opts)
   end

@@ -351,7 +351,7 @@ local function process(self, messages, tokenizer, image_id, inp, list)
     inp.images[#inp.images + 1] = r.size
     inp.image_grid_thw[#inp.image_grid_thw + 1] = r.size.grid
   end
-  inp.text = messages_of.render(messages, { add_generation_prompt = true })
+  inp.text = messages_of.render(messages, { add_generation_prompt = true }, tokenizer.system)
   inp.input_ids = expand(tokenizer:encode(inp.text), image_id, list)
   local ids = { image_token_id = image_id }
   inp.position_ids, inp.next_position = positions(inp.input_ids, inp.image_grid_thw, ids,

@@ -34,7 +34,7 @@ end
 local function render(self, problem)
   local row = { problem = problem, image = "image" }
   local messages = inputs.messages(row, self.prompt, self.system_prompt)
-  return messages_of.render(messages, { add_generation_prompt = true })
+  return messages_of.render(messages, { add_generation_prompt = true }, self.tokenizer.system)
 end
 
 -- The image is one token of the text.
