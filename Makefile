@@ -88,7 +88,8 @@ CFLAGS_ALL := -std=gnu11 -g $(OPT) -fno-math-errno -fno-trapping-math -Wall -Wex
               -Iruntime -Imodels $(CFLAGS)
 CFLAGS_LIB  := $(CFLAGS_ALL) -fPIC -fvisibility=hidden -fopenmp
 CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
-LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -lwebp -lpthread -lm
+LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -ljpeg -lpng16 -lz -lwebp -lwebpdemux \
+               -lpthread -lm
 LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
 LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # A kernel that a table names but nobody wrote is a link error. Sanitizers take their own symbols
@@ -121,7 +122,8 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # ---- sources -------------------------------------------------------------------------------------
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
-               runtime/cpu/reference runtime/io runtime/sampling models models/*)))
+               runtime/cpu/reference runtime/io runtime/io/image \
+               runtime/sampling models models/*)))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
@@ -199,6 +201,11 @@ $(B)/tests/cudnn_plans: tests/cuda_emulator/cudnn_plans.cc $(CUDNN_PLANS_PARTS) 
 	$(call quiet,  nvcc  $<)$(NVCC) -std=c++17 -O1 -x cu -Xcompiler -Wall,-Wno-unknown-pragmas \
 	  $(if $(filter 1,$(WERROR)),-Werror all-warnings) -Iruntime -o $@ $< -ldl
 
+# Makes the n-th allocation, write or rename of a test fail; it is preloaded.
+$(B)/tests/faults.so: tests/support/faults.c $(B)/flags
+	@mkdir -p $(@D)
+	$(call quiet,  cc    $<)$(CC) $(CFLAGS_ALL) -fPIC -shared -o $@ $< -ldl
+
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
 -include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d)
 
@@ -270,7 +277,7 @@ export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
 # The tests do not need the CUDA library, which takes minutes to compile. RUNNER goes before the
 # command, for example RUNNER='setarch -R', which ThreadSanitizer needs on some kernels.
-suite: $(LIB) $(HOST) $(if $(NVCC),$(B)/tests/cudnn_plans)
+suite: $(LIB) $(HOST) $(B)/tests/faults.so $(if $(NVCC),$(B)/tests/cudnn_plans)
 suite: $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua
 

@@ -54,15 +54,18 @@ probe() {
     lua_has posix.unistd || need lua-posix
     has_line_editing || optional=" libreadline8"
 
-    # One compiler run for the usual case: every header is found. stb needs stdio.h before it.
-    headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h stb/stb_image.h stb/stb_image_write.h \
-            utf8proc.h webp/decode.h && headers_pcre2 && return
+    # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
+    headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h jpeglib.h png.h zlib.h utf8proc.h \
+            webp/decode.h webp/demux.h xxhash.h && headers_pcre2 && return
     headers stdio.h || need libc6-dev
     headers stdio.h oneapi/dnnl/dnnl.h || need libdnnl-dev
-    headers stdio.h stb/stb_image.h stb/stb_image_write.h || need libstb-dev
+    headers stdio.h jpeglib.h || need libjpeg-dev
+    headers stdio.h png.h || need libpng-dev
+    headers stdio.h zlib.h || need zlib1g-dev
     headers_pcre2 || need libpcre2-dev
     headers stdio.h utf8proc.h || need libutf8proc-dev
-    headers stdio.h webp/decode.h || need libwebp-dev
+    headers stdio.h webp/decode.h webp/demux.h || need libwebp-dev
+    headers xxhash.h || need libxxhash-dev
 }
 
 versions() {
@@ -73,7 +76,8 @@ versions() {
     cjson=$(luajit -e "print(require('cjson')._VERSION)" 2>/dev/null)
     echo "found: $($CC --version 2>/dev/null | sed -n 1p)"
     echo "found: LuaJIT $(mod luajit), oneDNN ${dnnl:-?}, PCRE2 $(mod libpcre2-8)," \
-         "utf8proc $(mod libutf8proc), libwebp $(mod libwebp), lua-cjson ${cjson:-?}"
+         "utf8proc $(mod libutf8proc), libjpeg $(mod libjpeg), libpng $(mod libpng)," \
+         "libwebp $(mod libwebp), lua-cjson ${cjson:-?}"
     nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
     if [ -n "$nvcc" ]; then
         release=$("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p')

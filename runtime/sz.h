@@ -174,6 +174,8 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
+/* The same of the parameters' values. */
+double sz_adamw_weight_norm(sz_adamw *o);
 /* One update with the gradients multiplied by grad_scale; then the gradients are cleared. */
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
                   double weight_decay, double grad_scale);
@@ -207,8 +209,30 @@ int sz_writing_rename(sz_writing *w, const char *path, const char *to);
 /* Retains the tensors. */
 int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size_t header_len,
                        sz_tensor **tensors, int n);
+/* Syncs a file that exists and takes a checksum of each of n ranges of bytes [begin, end). */
+int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin,
+                    const int64_t *end);
+/* Writes a text in which each '%' stands for the next checksum of what was done before: one for a
+ * text, 1 + n for n tensors (the first is of the header with its length), n for n ranges. */
+int sz_writing_manifest(sz_writing *w, const char *path, const char *text, size_t len);
 /* Takes over w, also when it fails. */
 sz_job *sz_writing_start(sz_writing *w);
+
+/* ---- checksums: XXH3, 64 bits ---- */
+uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);
+/* The checksums of n ranges of bytes [begin, end) of a regular file, read by all threads; with sync
+ * the file is synced to the disk, too. 0, or -1 with a message that names the file. */
+int sz_file_sums(const char *path, int n, const int64_t *begin, const int64_t *end, int sync,
+                 uint64_t *sums);
+/* Files of text lines that grow (lua/segzero/core/lines.lua). path is for messages. */
+/* Opens or makes a file and cuts off an unfinished last line; empty != 0: removes what it holds.
+ * Returns a descriptor for the others, or -1. */
+int sz_lines_open(const char *path, int empty);
+/* Appends len bytes of whole lines: all of them, or none and -1. */
+int sz_lines_write(int fd, const char *path, const char *text, size_t len);
+int sz_lines_close(int fd, const char *path);
+/* Writes len bytes to standard output, after what stdio holds for it. */
+int sz_print(const char *text, size_t len);
 
 /* ---- safetensors: mapping and writing; Lua reads and makes the JSON header ---- */
 typedef struct sz_file sz_file;
@@ -235,7 +259,8 @@ int sz_safetensors_write(const char *path, const char *header, size_t header_len
 
 /* ---- images: 8-bit RGB, row-major [h, w, 3] ---- */
 typedef struct sz_image sz_image;
-/* Reads PNG, JPEG, WebP and others; RGB as Pillow's convert("RGB") makes it. */
+/* Reads PNG, JPEG, WebP, GIF, BMP, PNM: turned upright as EXIF says, RGB, what is transparent on
+ * white, as the processors of transformers 5 do. NULL with a message. */
 sz_image *sz_image_load(const char *path);
 /* A black image. */
 sz_image *sz_image_new(int width, int height);
@@ -251,8 +276,23 @@ int sz_image_save(const sz_image *im, const char *path);
 /* Any 8-bit pixels [h, w, channels], 1 or 3 channels, as PNG. */
 int sz_image_write_png(const char *path, int width, int height, int channels,
                        const uint8_t *pixels);
-/* From the file's header, without decoding. */
+/* What a file's header says, without decoding: the size of the upright image, its EXIF orientation
+ * (1 to 8; from 5 on the stored rows are the columns), and "png", "jpeg", "webp", "gif", "bmp" or
+ * "pnm", a constant. Returns 0, or -1 with a message. */
+typedef struct {
+    int width, height, orientation;
+    const char *format;
+} sz_image_header;
+int sz_image_info(const char *path, sz_image_header *out);
+/* Only the size. */
 int sz_image_size(const char *path, int *width, int *height);
+/* A mask, u8 [height, width], 1 inside and 0 outside; the rules are in runtime/io/image/mask.c.
+ * Turned upright as an image. NULL with a message; freed by sz_mask_free. */
+uint8_t *sz_mask_load(const char *path, int *width, int *height);
+void sz_mask_free(uint8_t *mask);
+/* Whether a mask has anything inside: 1 or 0, and its size; -1 with a message. Decodes it only if
+ * the start of its data does not show it (runtime/io/image/mask_peek.c). */
+int sz_mask_peek(const char *path, int *width, int *height);
 
 /* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
 typedef struct sz_tokenizer sz_tokenizer;

@@ -29,7 +29,8 @@ static uint8_t *allocate_for(int fd, const char *path, size_t max, size_t *size)
 
 uint8_t *sz_io_read(const char *path, size_t max, size_t *len)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Opening a named pipe would wait for its writer without O_NONBLOCK. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return sz_null("%s: %s", path, strerror(errno));
 
     /* A read may return less than asked for. */

@@ -1,8 +1,9 @@
 -- files.lua - file operations that plain Lua lacks: making folders, atomic writes, tests for
 -- existence, JSON with sorted keys, new run folders, and the folders of the embedded models.
 --
--- A file is written under a temporary name, flushed and renamed, so a half-written file never
--- appears under its own name.
+-- A file is written under a temporary name, synced and renamed, and its folder is synced, so a
+-- half-written file never appears under its own name.
+-- Leaves out: listing and removing (folders.lua).
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -61,9 +62,13 @@ function M.write(path, text)
   if not file then error(reason, 2) end
   local ok, why = file:write(text)
   if ok then ok, why = file:flush() end
-  if ok then ffi.C.fsync(ffi.C.fileno(file)) end
+  if ok and ffi.C.fsync(ffi.C.fileno(file)) ~= 0 then
+    ok = nil
+    why = ffi.string(ffi.C.strerror(ffi.errno()))
+  end
   file:close()
   if ok then ok, why = os.rename(temporary, path) end
+  if ok then require("segzero.core.folders").sync(path:match "^(.*)/[^/]*$" or ".") end
   if not ok then
     os.remove(temporary)
     error(("cannot write %s: %s"):format(path, tostring(why)), 2)
@@ -111,17 +116,10 @@ function M.json(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
--- A folder name that no run uses yet: name, name-2, name-3, ... A folder with a config.json is in
--- use.
+-- A folder for what a program writes: `wanted` if it does not exist or is empty, else wanted-2,
+-- wanted-3, ... The config.json that the caller writes marks it as taken.
 function M.fresh_folder(wanted)
-  local folder = wanted
-  local n = 1
-  while M.exists(folder .. "/config.json") do
-    n = n + 1
-    folder = wanted .. "-" .. n
-  end
-  M.make_dir(folder)
-  return folder
+  return require("segzero.core.folders").claim(wanted, "config.json", "{}\n", wanted).path
 end
 
 -- The path of an embedded model: in the current folder if it exists there, else in the

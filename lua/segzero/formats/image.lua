@@ -1,4 +1,4 @@
--- image.lua - images as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory.
+-- image.lua - images as Lua objects: 8-bit RGB, row-major [h, w, 3], held in C memory; masks.
 --
 --   local img = image.load(path)                  PNG, JPEG, WebP, BMP, GIF or PNM, recognised by
 --                                                 its content
@@ -10,11 +10,20 @@
 --   img:pixels() -> uint8_t *, valid while img is alive
 --   img:free()                                    frees the memory at once; otherwise the collector
 --                                                 does
---   image.size(path) -> w, h                      from the header, without decoding
+--   image.info(path) -> {width=, height=, format=, orientation=}
+--                                                 from the header, without decoding: the upright
+--                                                 image's size; "png", "jpeg", "webp", "gif", "bmp"
+--                                                 or "pnm"; EXIF's orientation, 1 to 8 (from 5 on
+--                                                 the stored rows are the columns)
+--   image.size(path) -> w, h                      the same size
+--   image.load_mask(path) -> u8 tensor [h, w]     1 inside, 0 outside; anything but 0 in the file
+--                                                 is inside. The rules for palettes, alpha and lossy
+--                                                 files are in runtime/io/image/mask.c
 --   image.new(w, h)                               black
 --   image.write_png(path, w, h, channels, p)      any 8-bit pixels, 1 or 3 channels
 --
--- Leaves out: alpha, drawing, cropping, colour profiles, EXIF rotation.
+-- An image is turned upright as EXIF says, and what is transparent is put on white, as the
+-- processors of transformers 5 do. Leaves out: alpha, drawing, cropping, colour profiles.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -80,6 +89,29 @@ local side = ffi.new("int[2]")
 function M.size(path)
   check(C.sz_image_size(path_of(path, 2), side, side + 1), 2)
   return side[0], side[1]
+end
+
+local header
+
+function M.info(path)
+  header = header or ffi.new "sz_image_header"
+  check(C.sz_image_info(path_of(path, 2), header), 2)
+  return {
+    width = header.width, height = header.height, format = ffi.string(header.format),
+    orientation = header.orientation,
+  }
+end
+
+function M.load_mask(path)
+  local tensor = require "segzero.core.tensor"
+  local mask = check(C.sz_mask_load(path_of(path, 2), side, side + 1), 2)
+  local width = side[0]
+  local height = side[1]
+  local ok, t = pcall(tensor.empty, { height, width }, { dtype = "u8" })
+  if ok then ffi.copy(tensor.data(t), mask, width * height) end
+  C.sz_mask_free(mask)
+  if not ok then error(t, 0) end
+  return t
 end
 
 function M.write_png(path, width, height, channels, pixels)

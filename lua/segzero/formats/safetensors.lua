@@ -6,6 +6,7 @@
 --   local folder = safetensors.open_folder(dir)
 --       reads only the headers: folder.entries {name -> {dtype =, shape =, ...}},
 --       folder.problems (texts), folder:tensor(name, dtype), folder:close()
+--   safetensors.layout(path)               where the header and each tensor are, in bytes
 --   safetensors.save(path, tensors, metadata)
 --       metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
@@ -198,6 +199,22 @@ local function open(path)
 end
 
 local function close(file) C.sz_file_close(ffi.gc(file, nil)) end
+
+-- The parts of a file in bytes from its start, for checksums: {{name =, begin =, stop =}, ...}; the
+-- first is the header, named "", with its 8 bytes of length. Second result: the file's size.
+M.layout = guarded(function(path)
+  local file, list = open(path)
+  local data = tonumber(C.sz_file_data_bytes(file))
+  local len = ffi.new("size_t[1]")
+  C.sz_file_header(file, len)
+  close(file)
+  local first = 8 + tonumber(len[0])
+  local parts = { { name = "", begin = 0, stop = first } }
+  for _, e in ipairs(list) do
+    parts[#parts + 1] = { name = e.name, begin = first + e.begin, stop = first + e.stop }
+  end
+  return parts, first + data
+end)
 
 M.load = guarded(function(path)
   local file, list, metadata = open(path)
@@ -417,8 +434,10 @@ local function write(path, names, tensors, metadata, later)
   end)
   local pointers = ffi.new("sz_tensor *[?]", #order + 1)
   local list = {}
+  local in_file = {}
   local text = {}
   for i, o in ipairs(order) do
+    in_file[i] = o.name
     local t = tensors[o.name]
     local stop = at + bytes_of(t)
     local sizes = table.concat(t:shape(), ",")
@@ -432,7 +451,7 @@ local function write(path, names, tensors, metadata, later)
   local header = "{" .. table.concat(parts, ",") .. "}"
   header = header .. (" "):rep(-#header % 8)
   if later then
-    later:tensors(path, header, list)
+    later:tensors(path, header, list, in_file)
   else
     call(C.sz_safetensors_write(path, header, #header, pointers, #order))
   end

@@ -7,7 +7,7 @@
  * to 22-bit fixed point, so that sums stay inside 32 bits.
  * Leaves out: other filters, boxes, alpha, resizing of float tensors.
  */
-#include "io.h"
+#include "io/io.h"
 #include <math.h>
 #include <stdlib.h>
 

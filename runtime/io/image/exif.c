@@ -1,0 +1,121 @@
+/* exif.c - the orientation that a camera wrote into an image file, and turning the pixels upright,
+ * as Pillow's ImageOps.exif_transpose does.
+ *
+ * EXIF is a TIFF directory; tag 0x0112 holds 1 to 8. Without it an XMP text may have
+ * tiff:Orientation. A damaged block counts as no orientation.
+ * Leaves out: everything else in EXIF and XMP.
+ */
+#define _GNU_SOURCE /* memmem */
+#include "image.h"
+#include <stdlib.h>
+
+enum { ORIENTATION = 0x0112, ENTRY_SIZE = 12, TYPE_BYTE = 1, TYPE_SHORT = 3, TYPE_LONG = 4 };
+
+typedef uint32_t (*get_number)(const uint8_t *p);
+
+/* The value of a directory entry with one whole number, or 0. */
+static uint32_t entry_value(const uint8_t *entry, get_number get16, get_number get32)
+{
+    if (get32(entry + 4) != 1) return 0;
+    switch (get16(entry + 2)) {
+    case TYPE_BYTE: return entry[8];
+    case TYPE_SHORT: return get16(entry + 8);
+    case TYPE_LONG: return get32(entry + 8);
+    default: return 0;
+    }
+}
+
+int sz_exif_orientation(const uint8_t *p, size_t n)
+{
+    /* The TIFF header. */
+    while (n >= 6 && memcmp(p, "Exif\0\0", 6) == 0) {
+        p += 6;
+        n -= 6;
+    }
+    if (n < 8) return 0;
+    bool little = memcmp(p, "II\x2a\0", 4) == 0;
+    if (!little && memcmp(p, "MM\0\x2a", 4) != 0) return 0;
+    get_number get16 = little ? sz_le16 : sz_be16;
+    get_number get32 = little ? sz_le32 : sz_be32;
+
+    /* The first directory. */
+    size_t at = get32(p + 4);
+    if (at > n || n - at < 2) return 0;
+    size_t count = get16(p + at);
+    at += 2;
+    for (size_t i = 0; i < count && n - at >= ENTRY_SIZE; i++, at += ENTRY_SIZE) {
+        if (get16(p + at) != ORIENTATION) continue;
+        uint32_t value = entry_value(p + at, get16, get32);
+        return value >= 1 && value <= 8 ? (int)value : 1;
+    }
+    return 0;
+}
+
+int sz_xmp_orientation(const uint8_t *p, size_t n)
+{
+    static const char NAME[] = "tiff:Orientation";
+    const size_t length = sizeof NAME - 1;
+    const uint8_t *end = p + n;
+    while ((p = memmem(p, (size_t)(end - p), NAME, length))) {
+        p += length;
+        if (end - p >= 3 && memcmp(p, "=\"", 2) == 0) p += 2;
+        else if (end - p >= 2 && *p == '>') p += 1;
+        else continue;
+        if (*p >= '0' && *p <= '9') return *p >= '1' && *p <= '8' ? *p - '0' : 1;
+    }
+    return 0;
+}
+
+int sz_orientation(int exif, int xmp)
+{
+    if (exif) return exif;
+    return xmp ? xmp : 1;
+}
+
+/* ---- turning ---- */
+
+/* Where the upright image's pixel (0, 0) comes from, and how far to go for the next one. */
+typedef struct {
+    ptrdiff_t start, right, down;
+} walk;
+
+static walk walk_of(int orientation, ptrdiff_t w, ptrdiff_t h)
+{
+    const ptrdiff_t last_column = w - 1;
+    const ptrdiff_t last_row = (h - 1) * w;
+    switch (orientation) {
+    case 2: return (walk){ last_column, -1, w };
+    case 3: return (walk){ last_row + last_column, -1, -w };
+    case 4: return (walk){ last_row, 1, -w };
+    case 5: return (walk){ 0, w, 1 };
+    case 6: return (walk){ last_row, -w, 1 };
+    case 7: return (walk){ last_row + last_column, -w, -1 };
+    case 8: return (walk){ last_column, w, -1 };
+    default: return (walk){ 0, 1, w };
+    }
+}
+
+uint8_t *sz_exif_turn(uint8_t *pixels, int *width, int *height, int channels, int orientation)
+{
+    if (orientation <= 1) return pixels;
+    const int w = orientation >= 5 ? *height : *width;
+    const int h = orientation >= 5 ? *width : *height;
+    uint8_t *turned = malloc((size_t)w * (size_t)h * (size_t)channels);
+    if (!turned) {
+        free(pixels);
+        return sz_null("out of memory for an image of %d x %d", w, h);
+    }
+
+    /* Copy pixel by pixel in the order of the result. */
+    const walk from = walk_of(orientation, *width, *height);
+    uint8_t *to = turned;
+    for (int y = 0; y < h; y++) {
+        const uint8_t *p = pixels + (from.start + y * from.down) * channels;
+        for (int x = 0; x < w; x++, p += from.right * channels)
+            for (int c = 0; c < channels; c++) *to++ = p[c];
+    }
+    free(pixels);
+    *width = w;
+    *height = h;
+    return turned;
+}
