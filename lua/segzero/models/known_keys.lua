@@ -269,6 +269,45 @@ M.TOKENIZER_CONFIG = {
   },
 }
 
+-- ---- image processors ----
+-- processor_config.json
+M.PROCESSOR = {
+  read = set "image_processor chat_template",
+  ignored = set [[
+    processor_class video_processor feature_extractor tokenizer auto_map image_token video_token
+    audio_tokenizer num_additional_image_tokens vision_feature_select_strategy _commit_hash
+  ]],
+  only = {},
+  noted = {},
+}
+
+-- preprocessor_config.json, or image_processor of the above.
+M.IMAGE_PROCESSOR = {
+  read = set [[
+    size min_pixels max_pixels patch_size temporal_patch_size merge_size image_mean image_std
+    rescale_factor resample do_resize do_rescale do_normalize
+  ]],
+  ignored = set [[
+    _valid_processor_keys auto_map crop_size data_format default_to_square device
+    disable_grouping feature_extractor_type image_seq_length input_data_format pad_size processor_class
+    return_tensors size_divisor spatial_merge_size
+    do_sample_frames fps num_frames min_frames max_frames video_metadata return_metadata
+  ]],
+  only = {
+    image_processor_type = {
+      "Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil",
+      "Qwen2_5_VLImageProcessor",
+    },
+    do_center_crop = { false },
+    do_pad = { false },
+  },
+  noted = {
+    do_convert_rgb = {
+      good = function(v) return v == true end, text = "every image has three channels here",
+    },
+  },
+}
+
 -- ---- SAM2 ----
 local SAM2_COMMON = union(COMMON, set "model_type")
 
