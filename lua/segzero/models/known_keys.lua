@@ -37,6 +37,7 @@ function M.show(v)
     return text
   end
   if type(v) ~= "table" then return tostring(v) end
+  if next(v) == nil then return "empty" end
   local ok, text = pcall(cjson.encode, v)
   if not ok or #text > SHOWN then
     if #v > 0 then return ("a list of %d"):format(#v) end
@@ -266,6 +267,63 @@ M.TOKENIZER_CONFIG = {
     clean_up_tokenization_spaces = {
       good = is_false, text = "no space is removed from a decoded text, as in transformers 5",
     },
+  },
+}
+
+-- ---- generation_config.json ----
+local function noted_unless(text, good) return { good = good, text = text } end
+local function is_one(v) return v == 1 end
+local NO_EFFECT = "it has no effect here"
+local function without_effect(good) return noted_unless(NO_EFFECT, good) end
+
+M.GENERATION = {
+  read = set [[
+    do_sample temperature top_k top_p repetition_penalty max_new_tokens eos_token_id stop_strings
+  ]],
+  -- About other ways to decode that this file does not switch on by itself, caches, and results.
+  ignored = set [[
+    _from_model_config _commit_hash attn_implementation assistant_confidence_threshold
+    assistant_early_exit assistant_ensemble_weight assistant_lookbehind bos_token_id cache_config
+    cache_implementation chat_format compile_config continuous_batching_config
+    decoder_start_token_id disable_compile diversity_penalty early_stopping
+    encoder_no_repeat_ngram_size encoder_repetition_penalty is_assistant
+    length_penalty low_memory max_cache_len max_matching_ngram_size max_window_size
+    num_assistant_tokens num_assistant_tokens_schedule output_attentions output_hidden_states
+    output_logits output_scores pad_token_id prefill_chunk_size renormalize_logits
+    return_dict_in_generate speculation_type target_lookbehind trust_remote_code
+    transformers_version use_cache use_mtp
+  ]],
+  only = {},
+  noted = {
+    begin_suppress_tokens = without_effect(is_empty),
+    bad_words_ids = without_effect(is_empty),
+    constraints = without_effect(is_empty),
+    dola_layers = without_effect(is_empty),
+    epsilon_cutoff = without_effect(is_off),
+    eta_cutoff = without_effect(is_off),
+    exponential_decay_length_penalty = without_effect(is_empty),
+    force_words_ids = without_effect(is_empty),
+    forced_bos_token_id = without_effect(is_empty),
+    forced_eos_token_id = without_effect(is_empty),
+    guidance_scale = without_effect(is_one),
+    max_length = noted_unless("it has no effect here; max_new_tokens is the limit", is_empty),
+    max_time = without_effect(is_empty),
+    min_length = without_effect(is_off),
+    min_new_tokens = without_effect(is_off),
+    min_p = without_effect(is_off),
+    no_repeat_ngram_size = without_effect(is_off),
+    num_beam_groups = without_effect(is_one),
+    num_beams = noted_unless("there are no beams here; answers are greedy or sampled", is_one),
+    num_return_sequences = noted_unless("it has no effect here; n is a setting", is_one),
+    penalty_alpha = without_effect(is_off),
+    prompt_lookup_num_tokens = without_effect(is_empty),
+    remove_invalid_values = without_effect(is_off),
+    sequence_bias = without_effect(is_empty),
+    suppress_tokens = without_effect(is_empty),
+    token_healing = without_effect(is_off),
+    top_h = without_effect(is_empty),
+    typical_p = without_effect(is_one),
+    watermarking_config = without_effect(is_empty),
   },
 }
 
