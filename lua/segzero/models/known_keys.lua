@@ -327,6 +327,46 @@ M.GENERATION = {
   },
 }
 
+-- ---- adapter_config.json ----
+local function refused(why) return { good = is_empty, expected = "none", why = why } end
+local NOT_COMPUTED = refused "adapters of this kind are not computed"
+
+M.ADAPTER = {
+  read = set [[
+    peft_type r lora_alpha rank_pattern alpha_pattern use_rslora target_modules exclude_modules
+    layers_to_transform
+  ]],
+  -- Configs of initialisations are of no use after it.
+  ignored = set [[
+    auto_mapping base_model_name_or_path base_model_class corda_config ensure_weight_tying
+    eva_config inference_mode layers_pattern loftq_config lora_ga_config megatron_core
+    parent_library peft_version qalora_group_size revision runtime_config task_type velora_config
+    base_model_revision
+  ]],
+  only = {
+    bias = { "none" },
+    -- pissa, olora, corda and loftq change the base model, also when PEFT loads them.
+    init_lora_weights = { true, false, "gaussian", "eva", "orthogonal", "lora_ga", "mica",
+      why = "another initialisation changes the base model: convert the adapter with PEFT's "
+        .. "save_pretrained(path_initial_model_for_weight_conversion=...)" },
+    alora_invocation_tokens = NOT_COMPUTED,
+    arrow_config = NOT_COMPUTED,
+    fan_in_fan_out = NOT_COMPUTED,
+    kasa_config = NOT_COMPUTED,
+    layer_replication = NOT_COMPUTED,
+    lora_bias = NOT_COMPUTED,
+    megatron_config = NOT_COMPUTED,
+    modules_to_save = refused "trained copies of whole modules are not read",
+    monteclora_config = NOT_COMPUTED,
+    target_parameters = NOT_COMPUTED,
+    trainable_token_indices = NOT_COMPUTED,
+    use_bdlora = NOT_COMPUTED,
+    use_dora = NOT_COMPUTED,
+    use_qalora = NOT_COMPUTED,
+  },
+  noted = { lora_dropout = DROPOUT },
+}
+
 -- ---- image processors ----
 -- processor_config.json
 M.PROCESSOR = {
