@@ -343,8 +343,10 @@ int sz_tokenizer_add_token(sz_tokenizer *t, const char *token, size_t len, int i
 /* In the order of their ranks. */
 int sz_tokenizer_add_merge(sz_tokenizer *t, const char *left, size_t left_len, const char *right,
                            size_t right_len);
-/* An added token. */
-int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int id, int special);
+/* An added token. flags: SZ_TOKEN_SPECIAL: decoding may leave it out; SZ_TOKEN_NORMALIZED: it is
+ * found in the normalised text, after all others were found in the raw text. */
+enum { SZ_TOKEN_SPECIAL = 1, SZ_TOKEN_NORMALIZED = 2 };
+int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int id, int flags);
 /* Ends the additions. nfc: texts are normalised first. */
 int sz_tokenizer_finish(sz_tokenizer *t, int nfc);
 /* Returns the count, or -1. The tokenizer owns ids until its next call. */
