@@ -20,7 +20,7 @@ local stat = require "posix.sys.stat"
 local COLUMNS = 100
 local LONG_LINES = 0.01         -- the share of longer lines that is accepted
 
-local SKIPPED_FOLDERS = { [".git"] = true, build = true, runs = true }
+local SKIPPED_FOLDERS = { ["./.git"] = true, ["./build"] = true, ["./runs"] = true }
 
 -- Files of other projects that comments and pages may name.
 local EXTERNAL = {}
@@ -51,7 +51,7 @@ local function list_files(folder, found)
     local path = folder .. "/" .. name
     local mode = name ~= "." and name ~= ".." and stat.lstat(path).st_mode
     if mode and stat.S_ISDIR(mode) ~= 0 then
-      if not SKIPPED_FOLDERS[name] then list_files(path, found) end
+      if not SKIPPED_FOLDERS[path] then list_files(path, found) end
     elseif mode and stat.S_ISREG(mode) ~= 0 then
       found[#found + 1] = path:sub(3)         -- without "./"
     end
