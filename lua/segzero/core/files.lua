@@ -13,6 +13,7 @@ int mkdir(const char *path, unsigned int mode);
 int fsync(int fd);
 int fileno(void *stream);
 char *strerror(int code);
+int access(const char *path, int mode);
 ]]
 
 local core = require "segzero.core.ffi"
@@ -34,10 +35,17 @@ function M.make_dir(path)
   end
 end
 
+-- Opens nothing: a pipe would wait for its writer.
 function M.exists(path)
-  local file = io.open(path, "r")
-  if file then file:close() end
-  return file ~= nil
+  local READABLE = 4
+  return ffi.C.access(path, READABLE) == 0
+end
+
+-- Raises an error for what is there and not a file of bytes: a folder, a pipe, a device.
+function M.check_regular(path)
+  local stat = require "posix.sys.stat"
+  local found = stat.stat(path)
+  if found and stat.S_ISREG(found.st_mode) == 0 then error(path .. ": not a regular file", 0) end
 end
 
 function M.read(path)
@@ -70,10 +78,14 @@ end
 -- The Lua value of a JSON file; null is cjson.null. Errors name the file. optional: returns nil if
 -- the file does not exist.
 function M.read_json(path, optional)
+  M.check_regular(path)
   local text, reason = M.read(path)
   if not text then
     if optional then return nil end
     error(reason, 0)
+  end
+  if text:sub(1, 3) == "\239\187\191" then
+    error(path .. ": begins with a byte order mark, which JSON does not have: save it without", 0)
   end
   local ok, value = pcall(cjson.decode, text)
   if not ok then error(("%s: not valid JSON: %s"):format(path, tostring(value)), 0) end
