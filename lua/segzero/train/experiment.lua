@@ -14,6 +14,7 @@ local sz = require "segzero"
 local advantages = require "segzero.algorithms.advantages"
 local checkpoint = require "segzero.train.checkpoint"
 local data_sets = require "segzero.train.data_sets"
+local ending = require "segzero.train.ending"
 local files = require "segzero.core.files"
 local loop = require "segzero.train.loop"
 local lora = require "segzero.models.lora"
@@ -214,9 +215,9 @@ local function check_overrides(overrides)
   end
 end
 
-local function run(cfg, overrides)
-  local t, resume = build(cfg, overrides)
+local function all(t, resume)
   introduce(t, resume)
+  local cfg = t.config
   local before
   if t.held_out and cfg.trainer.val_before_train then before = evaluate_before(t) end
   if not cfg.trainer.val_only then
@@ -225,6 +226,11 @@ local function run(cfg, overrides)
     if t.held_out then evaluate_after(t, before) end
   end
   t.log:close()
+end
+
+local function run(cfg, overrides)
+  local t, resume = build(cfg, overrides)
+  ending.guard(t, all, t, resume)
   return t
 end
 
