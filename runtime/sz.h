@@ -209,9 +209,21 @@ int sz_writing_rename(sz_writing *w, const char *path, const char *to);
 /* Retains the tensors. */
 int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size_t header_len,
                        sz_tensor **tensors, int n);
+/* Syncs a file that exists and takes a checksum of each of n ranges of bytes [begin, end). */
+int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin,
+                    const int64_t *end);
+/* Writes a text in which each '%' stands for the next checksum of what was done before: one for a
+ * text, 1 + n for n tensors (the first is of the header with its length), n for n ranges. */
+int sz_writing_manifest(sz_writing *w, const char *path, const char *text, size_t len);
 /* Takes over w, also when it fails. */
 sz_job *sz_writing_start(sz_writing *w);
 
+/* ---- checksums: XXH3, 64 bits ---- */
+uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);
+/* The checksums of n ranges of bytes [begin, end) of a regular file, read by all threads; with sync
+ * the file is synced to the disk, too. 0, or -1 with a message that names the file. */
+int sz_file_sums(const char *path, int n, const int64_t *begin, const int64_t *end, int sync,
+                 uint64_t *sums);
 /* Files of text lines that grow (lua/segzero/core/lines.lua). path is for messages. */
 /* Opens or makes a file and cuts off an unfinished last line; empty != 0: removes what it holds.
  * Returns a descriptor for the others, or -1. */
@@ -278,6 +290,9 @@ int sz_image_size(const char *path, int *width, int *height);
  * Turned upright as an image. NULL with a message; freed by sz_mask_free. */
 uint8_t *sz_mask_load(const char *path, int *width, int *height);
 void sz_mask_free(uint8_t *mask);
+/* Whether a mask has anything inside: 1 or 0, and its size; -1 with a message. Decodes it only if
+ * the start of its data does not show it (runtime/io/image/mask_peek.c). */
+int sz_mask_peek(const char *path, int *width, int *height);
 
 /* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
 typedef struct sz_tokenizer sz_tokenizer;

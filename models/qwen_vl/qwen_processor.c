@@ -4,8 +4,8 @@
  * Arithmetic follows the Pillow-based processor of transformers: x = f32(f64(u8) * scale), then
  * (x - mean) / std in f32, so values are equal to the last bit. The row order of patches is in
  * qwen_vl.h. A background thread (runtime/io/jobs.c) can read, resize and convert an image with the
- * same functions, and so with the same bits. Leaves out: the resize itself (runtime/io/image/resize.c),
- * video, messages (lua/segzero/models/processor.lua). */
+ * same functions, and so with the same bits. Leaves out: the resize itself
+ * (runtime/io/image/resize.c), video, messages (lua/segzero/models/processor.lua). */
 #include "graph.h"
 #include "io/io.h"
 #include "qwen_vl/qwen_vl.h"

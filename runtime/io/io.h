@@ -26,6 +26,13 @@ int sz_writer_put(sz_writer *w, const void *bytes, size_t len);
 int sz_writer_commit(sz_writer *w); /* syncs file and folder, renames */
 void sz_writer_abort(sz_writer *w); /* removes the temporary file; harmless after commit */
 
+/* ---- safetensors.c ---- */
+
+/* sz_safetensors_write that also returns checksums, n + 1 of them: of the header with its 8 bytes
+ * of length, and of each tensor. sums: NULL for none. */
+int sz_safetensors_write_sums(const char *path, const char *header, size_t header_len,
+                              sz_tensor **tensors, int n, uint64_t *sums);
+
 /* ---- jobs.c ---- */
 
 /* Runs run(context) on a background thread; it returns 0, or -1 with a message. dispose(context)

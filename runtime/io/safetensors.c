@@ -12,6 +12,7 @@
  * speed, not a page fault's.
  * Leaves out: big-endian machines.
  */
+#define XXH_INLINE_ALL
 #include "core/device.h"
 #include "io.h"
 #include <errno.h>
@@ -23,6 +24,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "safetensors data is little endian and is used in place");
@@ -303,14 +305,20 @@ sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int n
 
 /* ---- writing ---- */
 
+/* Writes bytes and, if sum is not NULL, adds them to a checksum. */
+static int put(sz_writer *w, XXH3_state_t *sum, const void *bytes, size_t len)
+{
+    if (sum) XXH3_64bits_update(sum, bytes, len);
+    return sz_writer_put(w, bytes, len);
+}
+
 /* A device tensor is copied to the host in pieces. */
-static int put_tensor(sz_writer *w, const sz_tensor *t)
+static int put_tensor(sz_writer *w, XXH3_state_t *sum, const sz_tensor *t)
 {
     enum { PIECE = 4 << 20 };
-    if (t->device == SZ_CPU) return sz_writer_put(w, t->data, sz_bytes(t));
     size_t total = sz_bytes(t);
-    char *piece = malloc(PIECE);
-    if (!piece) {
+    char *piece = NULL;
+    if (t->device != SZ_CPU && !(piece = malloc(PIECE))) {
         sz_writer_abort(w);
         return sz_fail("out of memory");
     }
@@ -319,19 +327,40 @@ static int put_tensor(sz_writer *w, const sz_tensor *t)
     int rc = 0;
     for (size_t first = 0; rc == 0 && first < total; first += PIECE) {
         size_t n = total - first < PIECE ? total - first : PIECE;
-        if (sz_bytes_copy(SZ_CPU, piece, t->device, (char *)t->data + first, n) == 0) {
-            rc = sz_writer_put(w, piece, n);
-        } else {
+        char *bytes = (char *)t->data + first;
+        if (piece && sz_bytes_copy(SZ_CPU, piece, t->device, bytes, n) != 0) {
             sz_writer_abort(w);
             rc = -1;
+        } else {
+            rc = put(w, sum, piece ? piece : bytes, n);
         }
     }
     free(piece);
     return rc;
 }
 
-int sz_safetensors_write(const char *path, const char *header, size_t header_len,
-                         sz_tensor **tensors, int n)
+/* Header and tensors, with their checksums if sums is not NULL. */
+static int put_all(sz_writer *w, const char *header, size_t header_len, sz_tensor **tensors, int n,
+                   uint64_t *sums)
+{
+    XXH3_state_t state;
+    XXH3_INITSTATE(&state);
+    XXH3_state_t *sum = sums ? &state : NULL;
+    uint64_t length = header_len;
+    XXH3_64bits_reset(&state);
+    if (put(w, sum, &length, 8) != 0) return -1;
+    if (put(w, sum, header, header_len) != 0) return -1;
+    if (sums) sums[0] = XXH3_64bits_digest(&state);
+    for (int i = 0; i < n; i++) {
+        XXH3_64bits_reset(&state);
+        if (put_tensor(w, sum, tensors[i]) != 0) return -1;
+        if (sums) sums[i + 1] = XXH3_64bits_digest(&state);
+    }
+    return 0;
+}
+
+int sz_safetensors_write_sums(const char *path, const char *header, size_t header_len,
+                              sz_tensor **tensors, int n, uint64_t *sums)
 {
     /* Check everything before the file is opened. */
     if (header_len > MAX_HEADER)
@@ -343,11 +372,13 @@ int sz_safetensors_write(const char *path, const char *header, size_t header_len
     }
 
     sz_writer w;
-    uint64_t length = header_len;
     if (sz_writer_open(&w, path) != 0) return -1;
-    if (sz_writer_put(&w, &length, 8) != 0) return -1;
-    if (sz_writer_put(&w, header, header_len) != 0) return -1;
-    for (int i = 0; i < n; i++)
-        if (put_tensor(&w, tensors[i]) != 0) return -1;
+    if (put_all(&w, header, header_len, tensors, n, sums) != 0) return -1;
     return sz_writer_commit(&w);
+}
+
+int sz_safetensors_write(const char *path, const char *header, size_t header_len,
+                         sz_tensor **tensors, int n)
+{
+    return sz_safetensors_write_sums(path, header, header_len, tensors, n, NULL);
 }

@@ -1,35 +1,51 @@
-/* writing.c - a list of files to write and of renames, done in order by a background thread
+/* writing.c - a list of files to write, to sync and to rename, done in order by a background thread
  * (jobs.c); or at once if a tensor is on a device, whose stream belongs to the main thread. The
  * first failure ends the list.
  *
  * Tensors are written in place, without a copy: nothing may write to them until the job has ended.
- * Each file is written under a temporary name and renamed.
+ * Each file is written under a temporary name, synced and renamed, and its folder is synced. A
+ * rename syncs the folder of the new name.
+ *
+ * The list computes checksums on the way, for a manifest that is written near its end: one for each
+ * text; for tensors one of the header (with its 8 bytes of length) and then one for each tensor;
+ * for a synced file one for each of its ranges.
  * Leaves out: what the files mean (lua/segzero/formats/safetensors.lua, checkpoint.lua).
  */
 #include "io.h"
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
+
+enum kind { TEXT, TENSORS, RENAME, SYNC, MANIFEST };
 
 typedef struct {
+    enum kind kind;
     char *path;
-    char *new_path; /* not NULL: rename path to this */
-    char *text;
+    char *new_path; /* RENAME */
+    char *text;     /* the file, the tensors' header, or the manifest's template */
     size_t text_len;
-    sz_tensor **tensors; /* NULL: the text is the file; otherwise it is their header */
-    int count;
+    sz_tensor **tensors;
+    int64_t *ranges; /* SYNC: count begins, then count ends */
+    int count;       /* of tensors or ranges */
 } action;
 
 struct sz_writing {
     int count, room;
     bool on_device;
     action *actions;
+    uint64_t *sums; /* of what has been done */
+    int sum_count, sum_room;
 };
 
 static void action_free(action *a)
 {
-    for (int i = 0; i < a->count; i++) sz_tensor_release(a->tensors[i]);
+    for (int i = 0; a->tensors && i < a->count; i++) sz_tensor_release(a->tensors[i]);
     free(a->tensors);
+    free(a->ranges);
     free(a->text);
     free(a->path);
     free(a->new_path);
@@ -46,11 +62,12 @@ void sz_writing_free(sz_writing *w)
     if (!w) return;
     for (int i = 0; i < w->count; i++) action_free(&w->actions[i]);
     free(w->actions);
+    free(w->sums);
     free(w);
 }
 
 /* Appends an action with copies of its texts to the list; NULL with a message on failure. */
-static action *append(sz_writing *w, const char *path, const char *text, size_t len)
+static action *append(sz_writing *w, enum kind kind, const char *path, const char *text, size_t len)
 {
     /* Room in the list. */
     if (w->count == w->room) {
@@ -63,7 +80,9 @@ static action *append(sz_writing *w, const char *path, const char *text, size_t 
 
     /* The action counts once it is complete. */
     action *a = &w->actions[w->count];
-    *a = (action){ .path = strdup(path), .text = malloc(len ? len : 1), .text_len = len };
+    *a = (action){
+        .kind = kind, .path = strdup(path), .text = malloc(len ? len : 1), .text_len = len
+    };
     if (!a->path || !a->text) {
         action_free(a);
         return sz_null("%s: out of memory", path);
@@ -75,15 +94,34 @@ static action *append(sz_writing *w, const char *path, const char *text, size_t 
 
 int sz_writing_text(sz_writing *w, const char *path, const char *text, size_t len)
 {
-    return append(w, path, text, len) ? 0 : -1;
+    return append(w, TEXT, path, text, len) ? 0 : -1;
+}
+
+int sz_writing_manifest(sz_writing *w, const char *path, const char *text, size_t len)
+{
+    return append(w, MANIFEST, path, text, len) ? 0 : -1;
 }
 
 int sz_writing_rename(sz_writing *w, const char *path, const char *to)
 {
-    action *a = append(w, path, "", 0);
+    action *a = append(w, RENAME, path, "", 0);
     if (!a) return -1;
     a->new_path = strdup(to);
     return a->new_path ? 0 : sz_fail("%s: out of memory", path);
+}
+
+int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin,
+                    const int64_t *end)
+{
+    action *a = append(w, SYNC, path, "", 0);
+    if (!a) return -1;
+    size_t bytes = (size_t)n * sizeof *a->ranges;
+    a->ranges = malloc(2 * bytes + 1);
+    if (!a->ranges) return sz_fail("%s: out of memory", path);
+    a->count = n;
+    if (n) memcpy(a->ranges, begin, bytes);
+    if (n) memcpy(a->ranges + n, end, bytes);
+    return 0;
 }
 
 int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size_t header_len,
@@ -97,7 +135,7 @@ int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size
     }
 
     /* They stay alive until the action is freed. */
-    action *a = append(w, path, header, header_len);
+    action *a = append(w, TENSORS, path, header, header_len);
     if (!a) return -1;
     a->tensors = calloc((size_t)n + 1, sizeof(sz_tensor *));
     if (!a->tensors) return sz_fail("%s: out of memory", path);
@@ -108,31 +146,105 @@ int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size
     return 0;
 }
 
-static int write_text(const action *a)
+/* ---- doing it ---- */
+
+/* Room for n more checksums; NULL with a message. */
+static uint64_t *more_sums(sz_writing *w, int n)
+{
+    if (w->sum_count + n > w->sum_room) {
+        int room = 2 * w->sum_room + n;
+        uint64_t *more = realloc(w->sums, (size_t)room * sizeof *more);
+        if (!more) return sz_null("out of memory");
+        w->sums = more;
+        w->sum_room = room;
+    }
+    uint64_t *place = w->sums + w->sum_count;
+    w->sum_count += n;
+    return place;
+}
+
+static int write_bytes(const char *path, const char *text, size_t len)
 {
     sz_writer f;
-    if (sz_writer_open(&f, a->path) != 0 || sz_writer_put(&f, a->text, a->text_len) != 0) return -1;
+    if (sz_writer_open(&f, path) != 0 || sz_writer_put(&f, text, len) != 0) return -1;
     return sz_writer_commit(&f);
 }
 
-static int rename_file(const action *a)
+static int write_text(sz_writing *w, const action *a)
 {
-    if (rename(a->path, a->new_path) == 0) return 0;
-    return sz_fail("%s: cannot rename to %s: %s", a->path, a->new_path, strerror(errno));
+    uint64_t *sum = more_sums(w, 1);
+    if (!sum) return -1;
+    *sum = sz_checksum(a->text, a->text_len, 0);
+    return write_bytes(a->path, a->text, a->text_len);
 }
 
-static int run_action(const action *a)
+/* The template with each '%' replaced by the next checksum, 16 hexadecimal digits. */
+static int write_manifest(const sz_writing *w, const action *a)
 {
-    if (a->new_path) return rename_file(a);
-    if (!a->tensors) return write_text(a);
-    return sz_safetensors_write(a->path, a->text, a->text_len, a->tensors, a->count);
+    enum { DIGITS = 16 };
+    char *text = malloc(a->text_len + (size_t)w->sum_count * DIGITS + 1);
+    if (!text) return sz_fail("%s: out of memory", a->path);
+    size_t len = 0;
+    int next = 0;
+    for (size_t i = 0; i < a->text_len; i++) {
+        if (a->text[i] != '%') {
+            text[len++] = a->text[i];
+        } else if (next < w->sum_count) {
+            len += (size_t)sprintf(text + len, "%016" PRIx64, w->sums[next++]);
+        }
+    }
+    int rc = write_bytes(a->path, text, len);
+    free(text);
+    return rc;
+}
+
+/* The new name is durable once its folder is; some file systems cannot sync a folder, which is not
+ * a failure. */
+static int rename_file(const action *a)
+{
+    if (rename(a->path, a->new_path) != 0)
+        return sz_fail("%s: cannot rename to %s: %s", a->path, a->new_path, strerror(errno));
+    char *copy = strdup(a->new_path);
+    int folder = copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+    if (folder >= 0) {
+        fsync(folder);
+        close(folder);
+    }
+    free(copy);
+    return 0;
+}
+
+static int sync_file(sz_writing *w, const action *a)
+{
+    uint64_t *sums = more_sums(w, a->count);
+    if (a->count && !sums) return -1;
+    return sz_file_sums(a->path, a->count, a->ranges, a->ranges + a->count, 1, sums);
+}
+
+static int write_tensors(sz_writing *w, const action *a)
+{
+    uint64_t *sums = more_sums(w, a->count + 1);
+    if (!sums) return -1;
+    return sz_safetensors_write_sums(a->path, a->text, a->text_len, a->tensors, a->count, sums);
+}
+
+static int run_action(sz_writing *w, const action *a)
+{
+    switch (a->kind) {
+    case TEXT: return write_text(w, a);
+    case TENSORS: return write_tensors(w, a);
+    case RENAME: return rename_file(a);
+    case SYNC: return sync_file(w, a);
+    case MANIFEST: return write_manifest(w, a);
+    }
+    return 0;
 }
 
 static int run_all(void *context)
 {
     sz_writing *w = context;
     int rc = 0;
-    for (int i = 0; rc == 0 && i < w->count; i++) rc = run_action(&w->actions[i]);
+    for (int i = 0; rc == 0 && i < w->count; i++) rc = run_action(w, &w->actions[i]);
     return rc;
 }
 

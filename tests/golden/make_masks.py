@@ -1,15 +1,18 @@
-"""Writes masks.json: masks as pycocotools decodes run lengths and polygons.
+"""Writes masks.json: masks as pycocotools decodes run lengths and polygons, and mask files.
 
-    python3 tests/golden/make_masks.py        pycocotools 2.0.11, numpy 2.4.6
+    python3 tests/golden/make_masks.py        pycocotools 2.0.11, numpy 2.4.6, Pillow 13.0.0
 
 Each case has width, height, the column `mask` as a data set would have it, and the pixels inside as
-run lengths of the rows (row by row, first outside), which any reader expands in a few lines.
+run lengths of the rows (row by row, first outside), which any reader expands in a few lines. A mask
+file has `file`, its bytes in hexadecimal, instead of `mask`.
 """
+import io
 import json
 import pathlib
 import random
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as coco
 
 
@@ -77,8 +80,65 @@ def run_lengths(rng):
                    "mask": value, "rows": rows_of(mask)}
 
 
+def file_case(name, image, inside, **options):
+    out = io.BytesIO()
+    image.save(out, "PNG", **options)
+    return {"name": name, "width": image.width, "height": image.height,
+            "file": out.getvalue().hex(), "rows": rows_of(inside)}
+
+
+def with_palette(indexes, colours):
+    image = Image.fromarray(indexes, "P")
+    image.putpalette([v for colour in colours for v in colour])
+    return image
+
+
+def files():
+    inside = np.zeros((16, 24), np.uint8)
+    inside[3:9, 5:17] = 1
+    inside[12, 20] = 1
+    none = np.zeros_like(inside)
+    grey = Image.fromarray
+
+    # Values.
+    yield file_case("0 and 1", grey(inside), inside)
+    yield file_case("0 and 255", grey(inside * 255), inside)
+    yield file_case("one bit", grey(inside * 255).convert("1"), inside)
+    yield file_case("16 bit, small values", grey(inside.astype(np.uint16) * 3), inside)
+    yield file_case("16 bit, large values", grey(inside.astype(np.uint16) * 65280), inside)
+    yield file_case("labels", grey(inside * (np.arange(24, dtype=np.uint8) + 1)), inside)
+
+    # Colours.
+    for channel, name in enumerate(("red", "green", "blue")):
+        colour = np.zeros((16, 24, 3), np.uint8)
+        colour[..., channel] = inside * 7
+        yield file_case(name, grey(colour), inside)
+
+    # Alpha.
+    black = np.zeros((16, 24, 4), np.uint8)
+    black[..., 3] = inside * 255
+    yield file_case("alpha over black", grey(black), inside)
+    white = np.full((16, 24, 4), 255, np.uint8)
+    white[..., 3] = inside * 255
+    yield file_case("alpha over white", grey(white), inside)
+    flat = np.full((16, 24, 4), 255, np.uint8)
+    flat[..., :3] = inside[..., None] * 255
+    yield file_case("alpha that is the same everywhere", grey(flat), inside)
+
+    # Palettes.
+    labels = with_palette(inside * 2, [(0, 0, 0), (9, 9, 9), (0, 0, 0)])
+    yield file_case("a palette of labels", labels, inside)
+    sorted_colours = with_palette(1 - inside, [(255, 0, 0), (0, 0, 0)])
+    yield file_case("a palette with black last", sorted_colours, inside)
+
+    # Empty ones.
+    yield file_case("empty", grey(none), none)
+    yield file_case("empty, one bit", grey(none).convert("1"), none)
+    yield file_case("empty, colour", grey(np.zeros((16, 24, 3), np.uint8)), none)
+
+
 rng = random.Random(15)
-cases = list(polygons(rng)) + list(run_lengths(rng))
+cases = list(polygons(rng)) + list(run_lengths(rng)) + list(files())
 path = pathlib.Path(__file__).parent / "masks.json"
 path.write_text("[\n" + ",\n".join(json.dumps(c) for c in cases) + "\n]\n")
 print(len(cases), "cases,", path.stat().st_size, "bytes")

@@ -138,13 +138,13 @@ check.case("a long set needs 20 bytes a row", function()
 end)
 
 check.case("a file that changes is noticed", function()
-  local path = write { row(1), row(2) }
+  local path = write { row(1), row(2), row(3) }
   local set = data.open(path, { check = false })
   check.equal(set:row(1).id, "r1", "before")
   local file = io.open(path, "a")
   file:write(row(3), "\n")
   file:close()
-  check.raises(function() set:row(2) end, "has changed since it was opened", "longer")
+  check.raises(function() set:row(3) end, "has changed since it was opened", "longer")
 end)
 
 -- ---- the order of an epoch ----
@@ -239,6 +239,18 @@ check.case("masks", function()
     "masks that nobody reads")
 end)
 
+check.case("SAM2 is trained on masks that hold something", function()
+  local mask_scenes = require "segzero.data.mask_scenes"
+  local path = write { row(1, { mask = "mask.png" }), row(2, { mask = "empty.png" }),
+    row(3, { mask = "mask.png" }) }
+  local options = { train_files = path, val_files = "" }
+  check.raises(function() mask_scenes.open(options) end, ":2: the mask empty.png is empty", "error")
+  options.on_bad_row = "skip"
+  local said = {}
+  local train, held = mask_scenes.open(options, function(text) said[#said + 1] = text end)
+  check.equal({ train.count(), held.count(), #said }, { 1, 1, 1 }, "left out, and said")
+end)
+
 -- ---- all of them at once ----
 local MANY = {
   row(1), row(2, { image = "a.png" }), "no JSON", row(4, { image = "b.png" }),
@@ -274,7 +286,7 @@ end)
 check.case("on_bad_row=count keeps rows that can be named", function()
   local set, said = checked(write { row(1), row(2, { image = "a.png" }) }, { on_bad_row = "count" })
   check.equal(set:count(), 2, "both rows")
-  finds(said, "counted as failed", "it is said")
+  finds(said, "what cannot be read counts as failed", "it is said")
   finds(refused({ row(1), "no JSON" }, { on_bad_row = "count" }), ":2: not a JSON object", "a line")
 end)
 
@@ -343,10 +355,11 @@ check.case("held-out rows are checked as well", function()
 end)
 
 -- ---- the cache ----
+local START = os.time()
+
 local function age(path, seconds)
-  local times = require "posix.utime"
-  local at = os.time() - seconds
-  times.utime(path, at, at)
+  local at = START - seconds
+  require("posix.utime").utime(path, at, at)
 end
 
 check.case("what was found is kept as long as size and time stay", function()
@@ -398,6 +411,12 @@ check.case("a set that returns no row is one line", function()
     local ok, why = pcall(sources.read_row, set(result or nil), 2)
     check.ok(not ok and not why:find "%.lua:", "no place in our sources")
     finds(why, want, "the message")
+  end
+  for _, count in ipairs { 0, 2.5, "3", false } do
+    local counted = set {}
+    counted.count = function() return count end
+    check.raises(function() data_sets.open(settings(place), { train = counted }) end,
+      "the data set dots: count%(%) returned " .. tostring(count), "a count")
   end
   local bare = sources.read_row(set { problem = "p", solution = "s", image = img }, 2)
   check.equal({ bare.frame, #bare.images }, { 84, 1 }, "a table with all fields becomes a row")

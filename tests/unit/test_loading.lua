@@ -266,7 +266,7 @@ check.case("damaged indexes", function()
       map["model.layers.9.mlp.up_proj.weight"] = map[A]
       return true
     end)
-  refused("an index that is not JSON", { "index%.json: the header is not valid JSON" },
+  refused("an index that is not JSON", { "index%.json: not valid JSON" },
     function(dir) files.write(index_path(dir), "{") end)
   refused("a shard outside the folder", { "is said to be in '%.%./" }, function(_, map)
     map[A] = "../" .. map[A]

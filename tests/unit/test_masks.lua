@@ -38,7 +38,11 @@ local function read(value, width, height)
 end
 
 -- ---- COCO ----
-local golden = files.read_json "tests/golden/masks.json"
+local golden = {}
+local pngs = {}
+for _, case in ipairs(files.read_json "tests/golden/masks.json") do
+  if case.file then pngs[#pngs + 1] = case else golden[#golden + 1] = case end
+end
 
 check.case("run lengths and polygons are pycocotools' pixels", function()
   check.equal(#golden, 58, "cases")
@@ -80,6 +84,61 @@ check.case("a file: anything but 0 is inside", function()
   p[3 * 5 + 2] = 1
   image.write_png(place .. "/colour.png", 4, 2, 3, p)
   check.equal(read("colour.png", 4, 2), { 2, 1, 2, 1, 2 }, "green and blue")
+end)
+
+local function bytes_of(hex)
+  return (hex:gsub("%x%x", function(pair) return string.char(tonumber(pair, 16)) end))
+end
+
+check.case("files of Pillow: depths, colours, alpha, palettes", function()
+  check.equal(#pngs, 17, "files")
+  local empty = 0
+  for i, c in ipairs(pngs) do
+    local name = ("file%d.png"):format(i)
+    files.write(place .. "/" .. name, bytes_of(c.file))
+    local ok, rows = pcall(read, name, c.width, c.height)
+    local is_empty = #c.rows == 1
+    if is_empty then
+      empty = empty + 1
+      check.ok(not ok and rows:find "is empty", c.name)
+    else
+      check.equal(rows, c.rows, c.name)
+    end
+    check.equal({ mask_of.facts(place .. "/" .. name) }, { c.width, c.height, is_empty }, c.name)
+  end
+  check.equal(empty, 3, "empty ones")
+end)
+
+-- Masks of a few pixels of any value: what a look at the file says is what decoding it says.
+check.case("a look at a file agrees with decoding it", function()
+  math.randomseed(check.seed)
+  local some = 0
+  for i = 1, 300 do
+    local width = math.random(1, 70)
+    local height = math.random(1, 70)
+    local values = {}
+    for _ = 1, math.random(0, 2) do
+      values[math.random(0, width * height - 1)] = math.random(0, 3) * math.random(0, 85)
+    end
+    local path = place .. "/" .. grey("any.png", width, height, values)
+    local _, _, is_empty = mask_of.facts(path)
+    local t = image.load_mask(path)
+    check.equal(is_empty, #rows_of(t) == 1, ("mask %d"):format(i))
+    if not is_empty then some = some + 1 end
+  end
+  check.ok(some > 100 and some < 300, ("%d of 300 have something inside"):format(some))
+end)
+
+check.case("a damaged file is noticed", function()
+  local bytes = bytes_of(pngs[2].file)
+  local path = place .. "/damaged.png"
+  for _, cut in ipairs { 1, 20, 40 } do
+    files.write(path, bytes:sub(1, #bytes - 12 - cut))
+    check.raises(function() mask_of.facts(path) end, "damaged.png", ("%d bytes less"):format(cut))
+  end
+  local at = bytes:find "IDAT" + 10
+  files.write(path, bytes:sub(1, at - 1) .. string.char(255 - bytes:byte(at)) .. bytes:sub(at + 1))
+  check.raises(function() mask_of.facts(path) end, "damaged.png", "another byte")
 end)
 
 -- ---- what is wrong is said ----

@@ -51,6 +51,7 @@ local ignored = {
   ["trainer.nnodes"] = ONE_PROCESS,
   ["trainer.project_name"] = "runs are folders, named by trainer.experiment_name",
   ["trainer.critic_warmup"] = "GRPO has no critic",
+  ["trainer.max_critic_ckpt_to_keep"] = "GRPO has no critic",
   ["trainer.ray_timeline"] = "there is no Ray",
   ["trainer.val_generations_to_log"] = "all answers of a step are in rollouts.jsonl",
   ["trainer.val_generations_to_log_to_wandb"] = "all answers of a step are in rollouts.jsonl",

@@ -181,13 +181,25 @@ local trainer = {
   { key = "trainer.max_steps", type = "integer", optional = true, min = 0, unit = "optimizer steps",
     help = "length of the run; null: trainer.total_episodes decides" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
-    help = "the run folder is runs/NAME; one that holds a run already gets -2, -3, ..." },
+    help = "the run folder is runs/NAME; NAME-2, NAME-3, ... if that one holds anything" },
   { key = "trainer.save_checkpoint_path", type = "text", optional = true,
     help = "another run folder" },
   { key = "trainer.load_checkpoint_path", type = "text", optional = true,
-    help = "resume from this global_step_N, or from the newest one of a run folder" },
+    help = "go on from this global_step_N, or from the newest one of a run folder; in the same " ..
+      "folder, or in a new one that trainer.save_checkpoint_path names" },
+  { key = "trainer.resume_changes", type = "boolean", default = false,
+    help = "go on in the same run although settings that change its results are different" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
+  { key = "trainer.save_limit", type = "integer", default = -1, min = -1, null = -1,
+    also = { "trainer.max_actor_ckpt_to_keep" },
+    help = "keep this many of the newest checkpoints; 0 or -1: all" },
+  { key = "trainer.remove_previous_ckpt", type = "boolean", default = false,
+    also = { "trainer.remove_previous_ckpt_in_save" },
+    help = "keep the newest checkpoint alone, as trainer.save_limit=1" },
+  { key = "trainer.save_best", type = "text", default = "held_out_reward",
+    choices = { "held_out_reward", "held_out_giou", "none" },
+    help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
     help = "end the run when so many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
@@ -248,6 +260,14 @@ local function check_mask_reward(cfg)
   end
 end
 
+local function check_save_limit(cfg)
+  local limit = cfg.trainer.save_limit
+  if cfg.trainer.remove_previous_ckpt and limit > 1 then
+    error(("trainer.remove_previous_ckpt=true keeps one checkpoint and trainer.save_limit=%d " ..
+      "keeps %d: give one of the two"):format(limit, limit), 0)
+  end
+end
+
 M.schema = schema.new {
   name = "recipes/refcocog_grpo.lua",
   about = "Trains a Qwen-VL policy by GRPO to reason and to answer with a box and two points.",
@@ -268,7 +288,7 @@ M.schema = schema.new {
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
   ignored = foreign.ignored,
-  checks = { check_reference, check_kl_coef, check_mask_reward },
+  checks = { check_reference, check_kl_coef, check_mask_reward, check_save_limit },
 }
 
 -- ---- derived settings ----

@@ -14,6 +14,8 @@ local run = {
     help = "refshapes, or a folder with data.jsonl whose rows have image and mask" },
   { key = "val_files", type = "text", default = "",
     help = "held-out rows; empty: RefShapes' held-out scenes, or the folder's last tenth" },
+  { key = "on_bad_row", type = "text", default = "error", choices = { "error", "skip" },
+    help = "rows that cannot be used, found before step 1: refuse the run, or leave them out" },
   { key = "dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
     help = "of the weights" },
   { key = "freeze_encoder", type = "boolean", default = false,

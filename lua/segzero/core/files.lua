@@ -1,8 +1,9 @@
 -- files.lua - file operations that plain Lua lacks: making folders, atomic writes, tests for
 -- existence, JSON with sorted keys, new run folders, and the folders of the embedded models.
 --
--- A file is written under a temporary name, flushed and renamed, so a half-written file never
--- appears under its own name.
+-- A file is written under a temporary name, synced and renamed, and its folder is synced, so a
+-- half-written file never appears under its own name.
+-- Leaves out: listing and removing (folders.lua).
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -12,6 +13,7 @@ int mkdir(const char *path, unsigned int mode);
 int fsync(int fd);
 int fileno(void *stream);
 char *strerror(int code);
+int access(const char *path, int mode);
 ]]
 
 local core = require "segzero.core.ffi"
@@ -33,10 +35,17 @@ function M.make_dir(path)
   end
 end
 
+-- Opens nothing: a pipe would wait for its writer.
 function M.exists(path)
-  local file = io.open(path, "r")
-  if file then file:close() end
-  return file ~= nil
+  local READABLE = 4
+  return ffi.C.access(path, READABLE) == 0
+end
+
+-- Raises an error for what is there and not a file of bytes: a folder, a pipe, a device.
+function M.check_regular(path)
+  local stat = require "posix.sys.stat"
+  local found = stat.stat(path)
+  if found and stat.S_ISREG(found.st_mode) == 0 then error(path .. ": not a regular file", 0) end
 end
 
 function M.read(path)
@@ -53,9 +62,13 @@ function M.write(path, text)
   if not file then error(reason, 2) end
   local ok, why = file:write(text)
   if ok then ok, why = file:flush() end
-  if ok then ffi.C.fsync(ffi.C.fileno(file)) end
+  if ok and ffi.C.fsync(ffi.C.fileno(file)) ~= 0 then
+    ok = nil
+    why = ffi.string(ffi.C.strerror(ffi.errno()))
+  end
   file:close()
   if ok then ok, why = os.rename(temporary, path) end
+  if ok then require("segzero.core.folders").sync(path:match "^(.*)/[^/]*$" or ".") end
   if not ok then
     os.remove(temporary)
     error(("cannot write %s: %s"):format(path, tostring(why)), 2)
@@ -65,10 +78,14 @@ end
 -- The Lua value of a JSON file; null is cjson.null. Errors name the file. optional: returns nil if
 -- the file does not exist.
 function M.read_json(path, optional)
+  M.check_regular(path)
   local text, reason = M.read(path)
   if not text then
     if optional then return nil end
     error(reason, 0)
+  end
+  if text:sub(1, 3) == "\239\187\191" then
+    error(path .. ": begins with a byte order mark, which JSON does not have: save it without", 0)
   end
   local ok, value = pcall(cjson.decode, text)
   if not ok then error(("%s: not valid JSON: %s"):format(path, tostring(value)), 0) end
@@ -99,17 +116,10 @@ function M.json(value)
   return "{" .. table.concat(parts, ",") .. "}"
 end
 
--- A folder name that no run uses yet: name, name-2, name-3, ... A folder with a config.json is in
--- use.
+-- A folder for what a program writes: `wanted` if it does not exist or is empty, else wanted-2,
+-- wanted-3, ... The config.json that the caller writes marks it as taken.
 function M.fresh_folder(wanted)
-  local folder = wanted
-  local n = 1
-  while M.exists(folder .. "/config.json") do
-    n = n + 1
-    folder = wanted .. "-" .. n
-  end
-  M.make_dir(folder)
-  return folder
+  return require("segzero.core.folders").claim(wanted, "config.json", "{}\n", wanted).path
 end
 
 -- The path of an embedded model: in the current folder if it exists there, else in the

@@ -8,8 +8,12 @@
 --
 --   local w = jobs.writing()      collects what to write, in this order:
 --   w:text(path, text)
---   w:tensors(path, header, {tensor, ...})
+--   w:tensors(path, header, {tensor, ...}, {name, ...})
 --   w:rename(from, to)
+--   w:sync(path, parts)           a file that exists; parts: {{name =, begin =, stop =}, ...}
+--   w:manifest(path, text)        each '%' in text is the checksum of the next part of w.parts
+--   w.parts                       what was added so far: {{path =, name = tensor | "" for the
+--                                 header | nil for a whole text, bytes =}, ...}
 --   local j = w:start()           nothing may write to the tensors until j has ended
 --
 -- The collector cancels or finishes a job that nothing refers to. The program waits at its end for
@@ -17,6 +21,7 @@
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local tensor = require "segzero.core.tensor"
 
 local C = core.C
 local call = core.call
@@ -46,15 +51,48 @@ function Job:free()
 end
 
 function M.writing()
-  return setmetatable({ ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free) }, Writing)
+  local ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free)
+  return setmetatable({ ptr = ptr, parts = {} }, Writing)
 end
 
-function Writing:text(path, text) call(C.sz_writing_text(self.ptr, path, text, #text)) end
+local function add_part(writing, path, name, bytes)
+  local parts = writing.parts
+  parts[#parts + 1] = { path = path, name = name, bytes = bytes }
+end
+
+function Writing:text(path, text)
+  call(C.sz_writing_text(self.ptr, path, text, #text))
+  add_part(self, path, nil, #text)
+end
+
 function Writing:rename(from, to) call(C.sz_writing_rename(self.ptr, from, to)) end
-function Writing:tensors(path, header, list)
+
+function Writing:manifest(path, text)
+  call(C.sz_writing_manifest(self.ptr, path, text, #text))
+end
+
+local LENGTH_BYTES = 8          -- before the header of a file of tensors
+
+function Writing:tensors(path, header, list, names)
   local pointers = ffi.new("sz_tensor *[?]", #list + 1)
   for i, t in ipairs(list) do pointers[i - 1] = t.ptr end
   call(C.sz_writing_tensors(self.ptr, path, header, #header, pointers, #list))
+  add_part(self, path, "", LENGTH_BYTES + #header)
+  for i, t in ipairs(list) do
+    local bytes = t:numel() * tensor.WIDTH[t:dtype()]
+    add_part(self, path, names and names[i] or tostring(i), bytes)
+  end
+end
+
+function Writing:sync(path, parts)
+  local begin = ffi.new("int64_t[?]", #parts + 1)
+  local stop = ffi.new("int64_t[?]", #parts + 1)
+  for i, part in ipairs(parts) do
+    begin[i - 1] = part.begin
+    stop[i - 1] = part.stop
+    add_part(self, path, part.name, part.stop - part.begin)
+  end
+  call(C.sz_writing_sync(self.ptr, path, #parts, begin, stop))
 end
 
 function Writing:start()

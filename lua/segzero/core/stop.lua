@@ -11,6 +11,7 @@
 --                                     hold needs no release: the end of the outermost run() ends it
 --   stop.check()                      raises if a signal has come and its error was swallowed
 --   stop.signal() -> "SIGTERM" | nil  the first signal that came
+--   stop.traced                       a message handler for xpcall
 --
 -- A second signal within two seconds ends the process at once. The host program turns the error
 -- into the exit status 128 + n. A script that continues after a stopped run cannot start another
@@ -36,6 +37,8 @@ local function traced(message)
   if core.is_interrupt(message) or not message:find "^[^\n]-:%d+:" then return message end
   return debug.traceback(message, 2)
 end
+
+M.traced = traced
 
 function M.signal()
   if not has_host or depth == 0 then return nil end

@@ -103,13 +103,16 @@ local function decide(set, faults, options)
     if fatal:count() == 1 then cure = options.key .. "=skip leaves it out" end
     error(fatal:text(name, total, cure), 0)
   end
-  options.say(faults:text(name, total, "counted as failed; " .. options.key
-    .. "=skip leaves them out"))
+  options.say(faults:text(name, total, "what cannot be read counts as failed; " .. options.key
+    .. "=skip leaves these rows out"))
   return faults_of.new()
 end
 
+local function silent() end
+
 function M.rows(set, options)
   if not set.meta then return set end
+  options.say = options.say or silent
   local faults = faults_of.new()
   walk(set, options, faults)
   if options.prompt then faults:note("prompt", options.prompt:cure()) end

@@ -20,17 +20,17 @@ local function fail(where, message, ...) error(where .. ": " .. message:format(.
 
 -- ---- decoding ----
 -- Why cjson refuses the line.
-local function reason_of(text)
+local function reason_of(text, message)
   local escape = utf8.lone_surrogate(text)
   if escape then return ("has a lone surrogate: %s without its other half"):format(escape) end
-  return "not a JSON object"
+  return ("not a JSON object: %s"):format((tostring(message):gsub("^%u", string.lower)))
 end
 
 local function decode(text, where)
   local at, reason = utf8.fault(text)
   if at then fail(where, "not UTF-8: %s", (reason:gsub(" is not UTF%-8$", ""))) end
   local ok, columns = pcall(cjson.decode, text)
-  if not ok then fail(where, "%s", reason_of(text)) end
+  if not ok then fail(where, "%s", reason_of(text, columns)) end
   if type(columns) ~= "table" or text:find "^%s*%[" then fail(where, "not a JSON object") end
   for name, value in pairs(columns) do
     if value == cjson.null then columns[name] = nil end

@@ -4,8 +4,8 @@
 --   local set = jsonl.open(name, { check = false })   lines are read when they are needed;
 --                                                  otherwise the first bad line is an error now
 --   set:meta(i)    what is known of row i without its image, for checking all rows:
---                  {where = "file:line", id =, problem =, solution =, image = path, mask = value,
---                  folder =, columns =}. The id is nil if the row states none
+--                  {where = "file:line", index = i, id =, problem =, solution =, image = path,
+--                  mask = value, folder =, columns =}. The id is nil if the row states none
 --
 -- Columns: problem, solution, image (a path relative to the folder), and optionally id and mask
 -- (any form that formats/mask.lua reads). All rows have a mask or none has. Other columns are kept
@@ -13,6 +13,7 @@
 -- Memory: 16 bytes a row; lines are read and decoded again when they are needed.
 -- Leaves out: several images in a row.
 
+local checksum = require "segzero.core.checksum"
 local image = require "segzero.formats.image"
 local json_line = require "segzero.data.json_line"
 local lines_of = require "segzero.data.lines"
@@ -22,6 +23,7 @@ local rows = require "segzero.data.rows"
 local M = {}
 
 local KEPT = 256                -- decoded lines
+local LONG_LINE = 2 ^ 16        -- bytes; such lines, with masks in them, are decoded each time
 
 local function plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
 
@@ -68,11 +70,13 @@ function methods:meta(i)
   local known = self.known[i]
   if known then return known end
   local where = self:where(i)
-  local columns, id = json_line.columns(self.lines:text(i), where)
+  local text = self.lines:text(i)
+  local columns, id = json_line.columns(text, where)
   check_mask(self, columns, where)
-  known = { where = where, id = id, problem = columns.problem, solution = columns.solution,
+  known = { where = where, index = i, id = id, problem = columns.problem, solution = columns.solution,
     image = mask_of.in_folder(self.folder, columns.image), mask = columns.mask,
     folder = self.folder, columns = columns }
+  if #text > LONG_LINE then return known end
   -- A step asks for a row two or three times: for its image's path, and for itself.
   if self.n_known == KEPT then
     self.known = {}
@@ -82,6 +86,9 @@ function methods:meta(i)
   self.n_known = self.n_known + 1
   return known
 end
+
+-- Changes with the lines, not with the place of the file.
+function methods:fingerprint() return checksum.file(self.file) end
 
 function methods:image(i) return self:meta(i).image end
 

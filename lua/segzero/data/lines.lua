@@ -107,12 +107,20 @@ function methods:count() return self.n end
 
 function methods:number(i) return self.numbers[i - 1] end
 
+local function changed(self) error(self.path .. " has changed since it was opened", 0) end
+
+-- Lines that follow each other are read without seeking.
 function methods:text(i)
-  if self.handle:seek "end" ~= self.size then
-    error(self.path .. " has changed since it was opened", 0)
+  local start = self.starts[i - 1]
+  if start ~= self.position then
+    if self.handle:seek "end" ~= self.size then changed(self) end
+    self.handle:seek("set", start)
   end
-  self.handle:seek("set", self.starts[i - 1])
-  return self.handle:read(self.lengths[i - 1])
+  local text = self.handle:read(self.lengths[i - 1])
+  if #(text or "") ~= self.lengths[i - 1] then changed(self) end
+  self.handle:read(1)
+  self.position = start + self.lengths[i - 1] + 1
+  return text
 end
 
 function mt:__tostring() return ("%d lines of %s"):format(self.n, self.path) end

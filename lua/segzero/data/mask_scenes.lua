@@ -1,6 +1,7 @@
 -- mask_scenes.lua - images and their objects for training SAM2: RefShapes, or rows with masks.
 --
---   local train, held = mask_scenes.open(options)     options: lua/segzero/config/sam2_finetune.lua
+--   local train, held = mask_scenes.open(options, say)    options: config/sam2_finetune.lua;
+--                                                     say(text) for what the check of rows finds
 --   train.count()                                     math.huge for RefShapes
 --   local scene = train.scene(i, progress)            progress of the run: scenes get harder
 --
@@ -8,10 +9,11 @@
 --   object  {bbox = {x0, y0, x1, y1} with both corners inside, mask = uint8_t [h * w] of 0 and 1,
 --            points = two points of a true answer, or nil}
 --
--- A row with a mask is a scene of one object, or of none if the mask is empty.
+-- A row with a mask is a scene of one object.
 -- Leaves out: prompts (train/mask_prompts.lua).
 
 local ffi = require "ffi"
+local check = require "segzero.data.check"
 local data = require "segzero.data"
 local distance = require "segzero.data.refshapes.distance"
 local raster = require "segzero.data.refshapes.raster"
@@ -104,13 +106,20 @@ local function held_out_shapes(options)
   return endless(function(i) return shapes_scene(options, "heldout", i, 3) end)
 end
 
+-- A folder's rows, all checked.
+local function open_rows(options, setting, say)
+  local set = data.open(options[setting], { check = false })
+  return check.rows(set, { name = setting, key = "on_bad_row", on_bad_row = options.on_bad_row,
+    masks = true, say = say })
+end
+
 -- Sets for training and for evaluation.
-function M.open(options)
+function M.open(options, say)
   local train, held
   if options.train_files == "refshapes" then
     train = shapes_for_training(options)
   else
-    local set = data.open(options.train_files, {})
+    local set = open_rows(options, "train_files", say)
     local last = set:count()
     if options.val_files == "" then last = math.max(1, math.floor(set:count() * TRAINED)) end
     train = of_rows(set, options.train_files, 1, last)
@@ -119,7 +128,7 @@ function M.open(options)
     end
   end
   if options.val_files ~= "" and options.val_files ~= "refshapes" then
-    local set = data.open(options.val_files, {})
+    local set = open_rows(options, "val_files", say)
     held = of_rows(set, options.val_files, 1, set:count())
   end
   return train, held or held_out_shapes(options)

@@ -15,6 +15,7 @@
 -- Leaves out: decoding images, what a user's own reward needs.
 
 local cjson = require "cjson"
+local key_set = require "segzero.data.key_set"
 local mask_of = require "segzero.formats.mask"
 local truth = require "segzero.data.truth"
 
@@ -27,7 +28,9 @@ local READS_STRING = { seg = true, seg_strict = true }
 local methods = {}
 local mt = { __index = methods }
 
-function M.new(options) return setmetatable({ options = options, ids = {} }, mt) end
+function M.new(options)
+  return setmetatable({ options = options, ids = key_set.new(), rows = {} }, mt)
+end
 
 local function fault(self, kind, meta, message, ...)
   self.options.faults:add(kind, meta.where, message:format(...))
@@ -36,12 +39,13 @@ end
 -- ---- the id ----
 local function check_id(self, i, meta)
   if meta.id == nil then return end
-  local first = self.ids[meta.id]
-  if not first then
-    self.ids[meta.id] = i
+  local number, is_new = self.ids:add(meta.id)
+  if is_new then
+    -- A number is its row's unless a row before had no id, or one that was taken.
+    if number ~= i then self.rows[number] = i end
     return
   end
-  local place = self.options.where(first)
+  local place = self.options.where(self.rows[number] or number)
   fault(self, "id", meta, "the id '%s' is also that of %s", meta.id, place:match "[^/]*$")
 end
 
@@ -162,7 +166,7 @@ local function file_mask_fault(self, meta, fact, path)
   if not found then return why end
   local ok, reason = pcall(mask_of.check_size, name, found.width, found.height, fact)
   if not ok then return reason end
-  if found.empty then return mask_of.empty(name) end
+  if found.empty ~= 0 then return mask_of.empty(name) end
 end
 
 local function check_mask(self, meta, fact)

@@ -1,6 +1,7 @@
 -- sampler.lua - chooses the rows of each step, and prefetches those of the next step.
 --
 --   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead)
+--   s.since                        where counting begins (position.lua); a resumed run may set it
 --   s:indices(set, step)           the numbers of the step's rows
 --   s:rows(set, step)              the rows, each with row.number
 --   s:prefetch(set, step, last)    starts the images of a later step, unless it is after `last`;
@@ -12,6 +13,7 @@
 -- Leaves out: sampling with replacement, weights of rows.
 
 local data = require "segzero.data"
+local position = require "segzero.data.position"
 local prefetch = require "segzero.data.prefetch"
 
 local M = {}
@@ -20,7 +22,8 @@ local methods = {}
 local mt = { __index = methods }
 
 function M.new(policy, options, ahead)
-  local self = { options = options, queue = prefetch.new(policy), ahead = ahead ~= false }
+  local self = { options = options, queue = prefetch.new(policy), ahead = ahead ~= false,
+    since = position.START }
   return setmetatable(self, mt)
 end
 
@@ -36,28 +39,38 @@ local function order_of(self, set, epoch)
   return known.order
 end
 
-function methods:indices(set, step)
+-- The place of a step's rows in the run.
+function methods:place(set, step)
   local batch = self.options.batch
-  local per_epoch = math.floor(set:count() / batch)
-  if per_epoch < 1 then
+  if set:count() < batch then
     error(("the data set has %d rows, data.rollout_batch_size is %d"):format(set:count(), batch), 0)
   end
-  local order = order_of(self, set, math.floor((step - 1) / per_epoch))
-  local before = (step - 1) % per_epoch * batch
+  return position.at(self.since, batch, set:count(), step)
+end
+
+-- The place behind a step's rows.
+function methods:place_after(set, step)
+  return position.after(self.since, self.options.batch, set:count(), step)
+end
+
+function methods:indices(set, step)
+  local place = self:place(set, step)
+  local order = order_of(self, set, place.epoch)
   local indices = {}
-  for i = 1, batch do
-    indices[i] = before + i
-    if order then indices[i] = order[before + i] end
+  for i = 1, self.options.batch do
+    indices[i] = place.before + i
+    if order then indices[i] = order[place.before + i] end
   end
   return indices
 end
 
 function methods:rows(set, step)
   local indices = self:indices(set, step)
+  local number = self:place(set, step).number
   local rows = {}
   for i, index in ipairs(indices) do
     rows[i] = self.queue:take(set, index)
-    rows[i].number = (step - 1) * #indices + i
+    rows[i].number = number + i
   end
   return rows
 end

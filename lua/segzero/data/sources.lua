@@ -13,6 +13,8 @@
 --                      set:row(i, image) gets the image that was read
 --     set:meta(i)      what is known of row i without decoding anything, so that all rows can be
 --                      checked before the first step (data/jsonl.lua); optional
+--     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it, so it
+--                      must not read images
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, check = false if
 -- data/check.lua follows}. A source uses those that it knows.

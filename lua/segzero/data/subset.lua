@@ -6,6 +6,7 @@
 -- Leaves out: another order of the rows (sampler.lua).
 
 local ffi = require "ffi"
+local checksum = require "segzero.core.checksum"
 
 local M = {}
 
@@ -27,6 +28,12 @@ function M.new(base, leave_out)
   for _, method in ipairs(PASSED) do
     if base[method] then
       set[method] = function(_, i, ...) return base[method](base, kept[i], ...) end
+    end
+  end
+  if base.fingerprint then
+    function set.fingerprint()
+      local indices = ffi.string(ffi.cast("char *", kept + 1), 4 * n)
+      return base:fingerprint() .. "-" .. checksum.text(indices)
     end
   end
   return set

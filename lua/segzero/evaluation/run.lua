@@ -176,10 +176,12 @@ end
 -- ---- the run ----
 -- True if masks are compared: there is a SAM2 model, and the first row has a mask.
 local function compares_masks(cfg, set, first)
+  if cfg.sam2_path == "" then return false end
+  if set.meta then return set:meta(first).mask ~= nil end
   local ok, row = pcall(set.row, set, first)
   if not ok then return false end
   row.image:free()
-  return cfg.sam2_path ~= "" and row.mask ~= nil
+  return row.mask ~= nil
 end
 
 local function write_config(run, total, first, last)

@@ -5,10 +5,11 @@
 --   mask.fault(value, { width =, height = }) -> nil, or why reading it would fail; for other forms
 --                                            than files, and mostly without drawing
 --   mask.file(value) -> the path if it is a file's, else nil
---   mask.facts(path) -> {width =, height =, empty =} of a mask's file
+--   mask.facts(path) -> width, height, whether it is empty, of a mask's file
 --
 -- value, of the column `mask`:
 --   "masks/a.png"                        an image; whatever is not 0 is inside
+--                                        (runtime/io/image/mask.c)
 --   {size = {h, w}, counts = text}       COCO's run lengths, compressed or as a list
 --   {{x, y, x, y, ...}, ...}             COCO's polygons, united; or the points of one polygon
 --   {{false, true, ...}, ...}            rows of pixels; numbers too if they fit the image's size
@@ -18,11 +19,15 @@
 -- Leaves out: several objects in one mask (label maps count as one), writing masks.
 
 local cjson = require "cjson"
-local image = require "segzero.formats.image"
+local core = require "segzero.core.ffi"
+local ffi = require "ffi"
 local rle = require "segzero.formats.rle"
 local tensor = require "segzero.core.tensor"
 
 local M = {}
+
+local C = core.C
+local side = ffi.new "int[2]"
 
 local function fail(message, ...) error(message:format(...), 0) end
 
@@ -86,14 +91,11 @@ M.check_size = check_size
 local draw = {}
 
 function draw.file(path, options, out, name)
-  local img = image.load(M.in_folder(options.folder, path))
-  check_size(name, img.width, img.height, options)
-  local pixels = img:pixels()
-  for i = 0, options.width * options.height - 1 do
-    local sum = pixels[3 * i] + pixels[3 * i + 1] + pixels[3 * i + 2]
-    if sum ~= 0 then out[i] = 1 end
-  end
-  img:free()
+  local pixels = core.call(C.sz_mask_load(M.in_folder(options.folder, path), side, side + 1))
+  local ok, why = pcall(check_size, name, side[0], side[1], options)
+  if ok then ffi.copy(out, pixels, options.width * options.height) end
+  C.sz_mask_free(pixels)
+  if not ok then error(why, 0) end
 end
 
 draw["run lengths"] = function(value, options, out, name)
@@ -200,12 +202,8 @@ function M.fault(value, options)
 end
 
 function M.facts(path)
-  local img = image.load(path)
-  local pixels = img:pixels()
-  local facts = { width = img.width, height = img.height,
-    empty = is_empty(pixels, 3 * img.width * img.height) }
-  img:free()
-  return facts
+  local inside = core.call(C.sz_mask_peek(path, side, side + 1))
+  return side[0], side[1], inside == 0
 end
 
 return M

@@ -2,10 +2,11 @@
 --
 --   local tensors, metadata = safetensors.load(path)              {name -> tensor}, {key -> text}
 --   local tensors, metadata = safetensors.load_folder(dir)
---       model.safetensors, or the shards that model.safetensors.index.json names
+--       model.safetensors, or else the shards that model.safetensors.index.json names
 --   local folder = safetensors.open_folder(dir)
 --       reads only the headers: folder.entries {name -> {dtype =, shape =, ...}},
 --       folder.problems (texts), folder:tensor(name, dtype), folder:close()
+--   safetensors.layout(path)               where the header and each tensor are, in bytes
 --   safetensors.save(path, tensors, metadata)
 --       metadata {format = "pt"} unless given
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
@@ -23,6 +24,8 @@
 local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
+local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 
@@ -45,16 +48,12 @@ local function whole(x) return type(x) == "number" and x >= 0 and x <= MAX_WHOLE
 local function fail(path, format, ...) error(path .. ": " .. format:format(...), 0) end
 
 
-local function read(path)
-  local file, why = io.open(path, "rb")
-  if not file then return nil, why end
-  local text, reason = file:read("*a")
-  file:close()
-  return text, reason
-end
+-- A reader without NaN, Infinity and hexadecimal numbers, which JSON does not have.
+local strict = cjson.new()
+strict.decode_invalid_numbers(false)
 
 local function decode(path, text)
-  local ok, value = pcall(cjson.decode, text)
+  local ok, value = pcall(strict.decode, text)
   if not ok then fail(path, "the header is not valid JSON: %s", value) end
   if type(value) ~= "table" then fail(path, "the header is not a JSON object") end
   return value
@@ -101,6 +100,23 @@ local function entry_of(path, name, e, data_bytes)
   return { name = name, dtype = e.dtype, shape = e.shape, ndim = count, begin = first, stop = stop }
 end
 
+-- list: sorted by place. A name that the header has twice leaves a hole where its first tensor is.
+local function check_cover(path, list, data_bytes)
+  local covered = 0
+  for i, e in ipairs(list) do
+    if e.begin < covered then
+      fail(path, "tensors '%s' and '%s' overlap", list[i - 1].name, e.name)
+    end
+    if e.begin > covered then
+      fail(path, "no tensor has bytes %.0f to %.0f, before '%s'", covered, e.begin, e.name)
+    end
+    covered = e.stop
+  end
+  if covered < data_bytes then
+    fail(path, "%.0f bytes follow the last tensor", data_bytes - covered)
+  end
+end
+
 local function entries_of(path, header, data_bytes)
   local list = {}
   local metadata = {}
@@ -120,11 +136,7 @@ local function entries_of(path, header, data_bytes)
     if a.stop ~= b.stop then return a.stop < b.stop end
     return a.name < b.name
   end)
-  for i = 2, #list do
-    if list[i].begin < list[i - 1].stop then
-      fail(path, "tensors '%s' and '%s' overlap", list[i - 1].name, list[i].name)
-    end
-  end
+  check_cover(path, list, data_bytes)
   return list, metadata
 end
 
@@ -188,6 +200,22 @@ end
 
 local function close(file) C.sz_file_close(ffi.gc(file, nil)) end
 
+-- The parts of a file in bytes from its start, for checksums: {{name =, begin =, stop =}, ...}; the
+-- first is the header, named "", with its 8 bytes of length. Second result: the file's size.
+M.layout = guarded(function(path)
+  local file, list = open(path)
+  local data = tonumber(C.sz_file_data_bytes(file))
+  local len = ffi.new("size_t[1]")
+  C.sz_file_header(file, len)
+  close(file)
+  local first = 8 + tonumber(len[0])
+  local parts = { { name = "", begin = 0, stop = first } }
+  for _, e in ipairs(list) do
+    parts[#parts + 1] = { name = e.name, begin = first + e.begin, stop = first + e.stop }
+  end
+  return parts, first + data
+end)
+
 M.load = guarded(function(path)
   local file, list, metadata = open(path)
   local tensors = {}
@@ -203,16 +231,28 @@ M.load = guarded(function(path)
 end)
 
 -- ---- folders ----
+local SINGLE = "model.safetensors"
+local INDEX = "model.safetensors.index.json"
+
+-- Weights in other formats, by the names of their files.
+local OTHER_WEIGHTS = {
+  ["^pytorch_model.*%.bin$"] = "a PyTorch file", ["^consolidated.*%.pth$"] = "a PyTorch file",
+  ["%.gguf$"] = "a llama.cpp file", ["^tf_model%.h5$"] = "a TensorFlow file",
+  ["^flax_model%.msgpack$"] = "a Flax file",
+}
+local CONVERT = "save the model as safetensors (in Python: "
+  .. "AutoModelForImageTextToText.from_pretrained(FOLDER).save_pretrained(NEW))"
+
 local Folder = {}
 Folder.__index = Folder
 
 -- Returns {shard -> {tensor names}}, the sorted names of the shards and {tensor name -> shard}; nil
 -- for a folder of one file.
 local function read_index(dir)
-  local path = dir .. "/model.safetensors.index.json"
-  local text = read(path)
-  if not text then return nil end
-  local map = decode(path, text).weight_map
+  local path = dir .. "/" .. INDEX
+  local json = files.read_json_object(path, true)
+  if not json then return nil end
+  local map = json.weight_map
   if type(map) ~= "table" then fail(path, "there is no weight_map") end
   local wanted = {}
   local shards = {}
@@ -230,21 +270,35 @@ local function read_index(dir)
   return wanted, shards, map
 end
 
+-- What to say of a folder without weights that are read: it names those that are there.
+local function without_weights(dir)
+  local none = ("%s has neither %s nor %s"):format(dir, SINGLE, INDEX)
+  local ok, names = pcall(require("posix.dirent").dir, dir)
+  if not ok then return none end
+  table.sort(names)
+  for _, name in ipairs(names) do
+    for pattern, what in pairs(OTHER_WEIGHTS) do
+      if name:find(pattern) then
+        return ("%s, but %s, %s, which is not read: %s"):format(none, name, what, CONVERT)
+      end
+    end
+  end
+  return none
+end
+
 -- Maps every shard and reads its header. Problems of files and of the index are collected in
 -- folder.problems; only an unreadable index or folder raises. folder.lost has the names that a
 -- shard should hold but does not, or that belong to a shard which cannot be read.
 local function open_folder(dir)
   if type(dir) ~= "string" then error("a folder name is expected, got " .. type(dir), 0) end
-  local wanted, shards, map = read_index(dir)
-  if not wanted then
-    local file = io.open(dir .. "/model.safetensors", "rb")
-    if not file then
-      error(dir .. " has neither model.safetensors nor model.safetensors.index.json", 0)
-    end
-    file:close()
-    wanted = {}
-    shards = { "model.safetensors" }
+  local wanted, shards, map = {}, { SINGLE }, nil
+  local is_single = files.exists(dir .. "/" .. SINGLE)
+  if not is_single then
+    wanted, shards, map = read_index(dir)
+  elseif files.exists(dir .. "/" .. INDEX) then
+    notes.say(("%s has %s and %s: the first is read, as in transformers"):format(dir, SINGLE, INDEX))
   end
+  if not wanted then error(without_weights(dir), 0) end
   local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {},
     files = {} }, Folder)
   local function problem(...)
@@ -380,8 +434,10 @@ local function write(path, names, tensors, metadata, later)
   end)
   local pointers = ffi.new("sz_tensor *[?]", #order + 1)
   local list = {}
+  local in_file = {}
   local text = {}
   for i, o in ipairs(order) do
+    in_file[i] = o.name
     local t = tensors[o.name]
     local stop = at + bytes_of(t)
     local sizes = table.concat(t:shape(), ",")
@@ -395,7 +451,7 @@ local function write(path, names, tensors, metadata, later)
   local header = "{" .. table.concat(parts, ",") .. "}"
   header = header .. (" "):rep(-#header % 8)
   if later then
-    later:tensors(path, header, list)
+    later:tensors(path, header, list, in_file)
   else
     call(C.sz_safetensors_write(path, header, #header, pointers, #order))
   end
@@ -438,8 +494,8 @@ M.save_folder = guarded(function(dir, tensors, opts)
     total = total + n
   end
   local metadata = opts.metadata or { format = "pt" }
-  local single = dir .. "/model.safetensors"
-  local index_path = dir .. "/model.safetensors.index.json"
+  local single = dir .. "/" .. SINGLE
+  local index_path = dir .. "/" .. INDEX
   if #shards <= 1 then
     write(single, names, tensors, metadata, opts.later)
     os.remove(index_path)      -- a left-over index would be read first

@@ -93,6 +93,22 @@ local function say_unknown(path, unknown)
     table.concat(names, ", "), more))
 end
 
+-- False for an unknown key.
+local function check_key(path, name, key, value, known)
+  local rule = known.only[key]
+  local remark = known.noted[key]
+  if rule then
+    check_only(path, name, value, rule)
+  elseif remark then
+    if not remark.good(value) then
+      notes.say(("%s: %s is %s: %s"):format(path, name, M.show(value), remark.text))
+    end
+  else
+    return known.read[key] or known.ignored[key] or false
+  end
+  return true
+end
+
 function M.check(path, json, known, prefix)
   prefix = prefix or ""
   local unknown = {}
@@ -100,19 +116,11 @@ function M.check(path, json, known, prefix)
   for key in pairs(json) do keys[#keys + 1] = tostring(key) end
   table.sort(keys)
   for _, key in ipairs(keys) do
+    -- null is as good as absent
     local value = json[key]
+    if value == cjson.null then value = nil end
     local name = prefix .. key
-    local rule = known.only[key]
-    local remark = known.noted[key]
-    if value == cjson.null or value == nil then
-      -- null is as good as absent
-    elseif rule then
-      check_only(path, name, value, rule)
-    elseif remark then
-      if not remark.good(value) then
-        notes.say(("%s: %s is %s: %s"):format(path, name, M.show(value), remark.text))
-      end
-    elseif not known.read[key] and not known.ignored[key] then
+    if value ~= nil and not check_key(path, name, key, value, known) then
       unknown[#unknown + 1] = name:sub(1, SHOWN):gsub("%c", "?")
     end
   end
@@ -213,6 +221,75 @@ M.QWEN_VISION = {
     head_dim = { good = is_empty, expected = "none" },
   },
   noted = { attention_dropout = DROPOUT, hidden_dropout = DROPOUT },
+}
+
+-- ---- SAM2 ----
+local SAM2_COMMON = union(COMMON, set "model_type")
+
+M.SAM2 = {
+  read = set "vision_config prompt_encoder_config mask_decoder_config",
+  -- Of the video model, which single images do not need.
+  ignored = union(SAM2_COMMON, set [[
+    image_size num_maskmem sigmoid_scale_for_mem_enc sigmoid_bias_for_mem_enc
+    enable_occlusion_spatial_embedding enable_temporal_pos_encoding_for_object_pointers
+    multimask_output_in_sam multimask_min_pt_num multimask_max_pt_num
+    multimask_output_for_tracking max_object_pointers_in_encoder max_cond_frame_num
+    project_temporal_pos_encoding_in_object_pointers preserve_temporal_direction_in_object_pointers
+    memory_attention_hidden_size memory_attention_num_layers memory_attention_num_attention_heads
+    memory_attention_downsample_rate memory_attention_feed_forward_hidden_size
+    memory_attention_feed_forward_hidden_act memory_attention_mlp_hidden_size
+    memory_attention_mlp_hidden_act memory_attention_dropout memory_attention_rope_theta
+    memory_attention_rope_feat_sizes memory_attention_rope_dropout memory_encoder_hidden_size
+    memory_encoder_output_channels rope_parameters mask_downsampler_embed_dim
+    mask_downsampler_kernel_size mask_downsampler_stride mask_downsampler_padding
+    mask_downsampler_total_stride mask_downsampler_hidden_act memory_fuser_num_layers
+    memory_fuser_embed_dim memory_fuser_intermediate_dim memory_fuser_kernel_size
+    memory_fuser_padding memory_fuser_layer_scale_init_value memory_fuser_hidden_act
+  ]]),
+  only = { quantization_config = QUANTISED },
+  noted = {},
+}
+
+-- The parts of SAM2's config. Shapes of the weights decide about what is ignored in the backbone.
+M.SAM2_SECTIONS = {
+  backbone = {
+    read = set [[
+      image_size patch_kernel_size patch_stride patch_padding embed_dim_per_stage
+      num_attention_heads_per_stage blocks_per_stage window_size_per_stage
+      global_attention_blocks window_positional_embedding_background_size mlp_ratio
+      layer_norm_eps num_query_pool_stages query_stride hidden_act num_channels
+    ]],
+    ignored = union(SAM2_COMMON, set "hidden_size num_attention_heads"),
+    only = {},
+    noted = {},
+  },
+  vision = {
+    read = set [[
+      backbone_config fpn_hidden_size fpn_top_down_levels fpn_kernel_size fpn_stride fpn_padding
+      num_feature_levels
+    ]],
+    ignored = union(SAM2_COMMON, set [[
+      backbone_channel_list backbone_feature_sizes hidden_act layer_norm_eps
+    ]]),
+    only = {},
+    noted = {},
+  },
+  prompt = {
+    read = set "hidden_size patch_size mask_input_channels num_point_embeddings image_size",
+    ignored = SAM2_COMMON,
+    only = { hidden_act = { "gelu" }, layer_norm_eps = { 1e-6 }, scale = { 1 } },
+    noted = {},
+  },
+  decoder = {
+    read = set [[
+      hidden_size mlp_dim num_hidden_layers num_attention_heads attention_downsample_rate
+      num_multimask_outputs iou_head_depth iou_head_hidden_dim dynamic_multimask_via_stability
+      dynamic_multimask_stability_delta dynamic_multimask_stability_thresh
+    ]],
+    ignored = union(SAM2_COMMON, set "hidden_act"),      -- not read: the layers have relu
+    only = {},
+    noted = {},
+  },
 }
 
 return M

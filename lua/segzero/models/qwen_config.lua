@@ -274,6 +274,19 @@ local function parse_vision(c, path, json, kind)
 end
 
 -- ---- all ----
+-- AWQ, GPTQ, bitsandbytes, fp8, compressed-tensors: all have this key.
+local function check_quantised(path, json)
+  for _, key in ipairs { "quantization_config", "compression_config" } do
+    local q = value(json, key) or value(value(json, "text_config"), key)
+    if type(q) == "table" and next(q) ~= nil then
+      local method = value(q, "quant_method") or value(q, "format") or "a method without a name"
+      error(("%s: %s says that the weights are quantised (quant_method %s), which is not read: take "
+        .. "the folder in bf16; dtype int8 of segzero quantises it"):format(path, key,
+        tostring(method)), 0)
+    end
+  end
+end
+
 function M.parse(json, path)
   path = path or "config.json"
   if type(json) ~= "table" then error(path .. ": not a JSON object", 0) end
@@ -282,6 +295,7 @@ function M.parse(json, path)
     local message = "model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"
     error(("%s: %s"):format(path, message:format(tostring(kind))), 0)
   end
+  check_quantised(path, json)
   known_keys.check(path, json, known_keys.QWEN)
   local c = ffi.new "sz_qwen_config"
   parse_text(c, path, json)

@@ -74,8 +74,9 @@ end
 local SHARED = "shared_image_embedding.positional_embedding"
 local COPY = "prompt_encoder.shared_embedding.positional_embedding"
 
-local function new(json, dtype, device)
-  local config, selection = sam2_config.parse(json)
+-- path: config.json's, for messages.
+local function new(json, dtype, device, path)
+  local config, selection = sam2_config.parse(json, path)
   local c = ffi.gc(check(C.sz_sam2_new(config)), C.sz_model_free)
   local sam = setmetatable({
     c = c, config = config, selection = selection, json = json, dtype = dtype or "f32",
@@ -90,32 +91,52 @@ end
 -- An original checkpoint: config.json's table and the tensors in transformers' names.
 local function read_original(path)
   local names = require "segzero.models.sam2_names"
-  local ok, found = pcall(require("segzero.formats.torchfile").load, path)
-  if not ok then error(core.plain(found), 3) end
+  local found = require("segzero.formats.torchfile").load(path)
   return names.config_of(found), (names.from_original(found))
 end
 
 local OPEN = options.set { "dtype", "device" }
 
-function M.sam2(path, opts)
-  opts = opening.check("sam2", path, opts, OPEN, { "bf16", "f32" }, 2)
-  local device = tensor.model_device(opts.device, 2)
-  local json, loaded
-  if files.exists(path .. "/config.json") then
-    json = files.read_json(path .. "/config.json")
-    loaded = safetensors.load_folder(path)
-  elseif files.exists(path .. "/.") then
-    error(("no SAM2 model in %s: it has no config.json"):format(path), 2)
-  else
-    json, loaded = read_original(path)
+-- The config is checked before any weight is read.
+local function open_folder(path, opts, device)
+  local config = path .. "/config.json"
+  local json = files.read_json_object(config)
+  local ok, sam = pcall(new, json, opts.dtype, device, config)
+  if not ok then
+    local why = core.plain(sam):gsub("^config: ", "")
+    if why:sub(1, #path) ~= path then why = config .. ": " .. why end
+    error(why, 0)
   end
-  local ok, sam = pcall(new, json, opts.dtype, device)
-  if not ok then error(("%s: %s"):format(path, (core.plain(sam):gsub("^config: ", ""))), 2) end
+  return sam, safetensors.load_folder(path)
+end
+
+local function open(path, opts, device)
+  local sam, loaded
+  if files.exists(path .. "/config.json") then
+    sam, loaded = open_folder(path, opts, device)
+  elseif files.exists(path .. "/.") then
+    error(("no SAM2 model in %s: it has no config.json"):format(path), 0)
+  else
+    if not files.exists(path) then error(opening.missing(path), 0) end
+    files.check_regular(path)
+    local json
+    json, loaded = read_original(path)
+    sam = new(json, opts.dtype, device, path)
+  end
   sam.dir = path
   loaded[SHARED] = loaded[SHARED] or loaded[COPY]
   loaded[COPY] = nil
   weights.set(sam, loaded, path, is_video_weight)
   return sam
+end
+
+function M.sam2(path, opts)
+  opts = opening.check("sam2", path, opts, OPEN, { "bf16", "f32" }, 2)
+  local device = tensor.model_device(opts.device, 2)
+  local ok, sam = pcall(open, path, opts, device)
+  if ok then return sam end
+  if core.is_interrupt(sam) then error(sam, 0) end
+  error(core.plain(sam), 2)
 end
 
 -- ---- random weights ----

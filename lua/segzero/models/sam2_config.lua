@@ -1,14 +1,17 @@
 -- sam2_config.lua - config.json of SAM2 (transformers' Sam2Config): checked, with its defaults, as
 -- the C struct sz_sam2_config.
 --
---   local c, selection = sam2_config.parse(json)
+--   local c, selection = sam2_config.parse(json, path)
 --       selection: {dynamic =, delta =, threshold =}, how the predictor chooses a single mask
 --
--- A bad value is an error that names the key and the value.
+-- A bad value is an error that names the key and the value. Every number has a range, so that
+-- nothing is allocated for an impossible one. Which keys are read, ignored or refused:
+-- known_keys.lua.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
+local known_keys = require "segzero.models.known_keys"
 
 core.declare "models/sam2/sam2.h"
 local C = core.C
@@ -55,53 +58,83 @@ local ANY_LENGTH = { global_attention_blocks = true, fpn_top_down_levels = true 
 
 local function fail(...) error(string.format(...), 0) end
 
-local function section(json, name)
+local function section(path, json, name, known)
   local t = json[name]
-  return type(t) == "table" and t or {}
+  if t == nil or t == cjson.null then t = {} end
+  if type(t) ~= "table" then known_keys.bad(path, name, t, "an object") end
+  known_keys.check(path, t, known, name .. ".")
+  return t
 end
 
-local function is_list_of_whole_numbers(v)
-  for _, x in ipairs(v) do
-    if type(x) ~= "number" or x % 1 ~= 0 or math.abs(x) >= 2 ^ 31 then return false end
-  end
-  return true
+-- The largest value of a number; 2 ^ 16 for a key that is not here. They are far over any released
+-- model.
+local MOST = {
+  image_size = 4096, num_hidden_layers = 64, num_attention_heads = 4096, mlp_ratio = 64,
+  blocks_per_stage = C.SZ_SAM2_MAX_BLOCKS, layer_norm_eps = 1, patch_kernel_size = 256,
+  num_multimask_outputs = 64, mlp_dim = 2 ^ 20, embed_dim_per_stage = 2 ^ 15,
+  window_size_per_stage = 4096, window_positional_embedding_background_size = 4096,
+}
+local FRACTIONS = { mlp_ratio = true, layer_norm_eps = true,
+  dynamic_multimask_stability_delta = true, dynamic_multimask_stability_thresh = true }
+
+local function is_in_range(v, key)
+  if type(v) ~= "number" or not FRACTIONS[key] and v % 1 ~= 0 then return false end
+  return v >= 0 and v <= (MOST[key] or 2 ^ 16)
 end
 
 local function is_like(v, default, key)
   if type(v) ~= type(default) then return false end
+  if type(v) == "number" then return is_in_range(v, key) end
   if type(v) ~= "table" then return true end
   if not ANY_LENGTH[key] and #v ~= #default then return false end
-  return is_list_of_whole_numbers(v)
+  for _, x in pairs(v) do
+    if not is_in_range(x, key) then return false end
+  end
+  return true
+end
+
+-- What a key may be, for messages.
+local function expected(default, key)
+  if type(default) == "boolean" then return "true or false" end
+  if type(default) == "string" then return "a text" end
+  local kind = "a whole number"
+  if FRACTIONS[key] then kind = "a number" end
+  local range = ("from 0 to %g"):format(MOST[key] or 2 ^ 16)
+  if type(default) == "number" then return kind .. " " .. range end
+  if ANY_LENGTH[key] then return "a list of whole numbers " .. range end
+  return ("a list of %d whole numbers %s"):format(#default, range)
 end
 
 -- read(key): a key of a section, or its default. A single number stands for a square.
-local function reader(name, t)
+local function reader(path, name, t)
   return function(key)
     local v = t[key]
     local default = DEFAULTS[name][key]
     if v == nil or v == cjson.null then v = default end
     if type(default) == "table" and type(v) == "number" then v = { v, v } end
     if not is_like(v, default, key) then
-      fail("%s.%s is %s", SECTION[name], key, type(v) == "table" and cjson.encode(v) or tostring(v))
+      known_keys.bad(path, SECTION[name] .. "." .. key, v, expected(default, key))
     end
     return v
   end
 end
 
 -- Readers of all sections, with the built-in values checked.
-local function readers(json)
-  local vision = section(json, "vision_config")
+local function readers(path, json)
+  local known = known_keys.SAM2_SECTIONS
+  local vision = section(path, json, "vision_config", known.vision)
   local tables = {
-    backbone = section(vision, "backbone_config"), vision = vision,
-    prompt = section(json, "prompt_encoder_config"), decoder = section(json, "mask_decoder_config"),
+    backbone = section(path, vision, "backbone_config", known.backbone), vision = vision,
+    prompt = section(path, json, "prompt_encoder_config", known.prompt),
+    decoder = section(path, json, "mask_decoder_config", known.decoder),
   }
   local read = {}
   for name, t in pairs(tables) do
-    read[name] = reader(name, t)
+    read[name] = reader(path, name, t)
     for key, wanted in pairs(FIXED[name]) do
       local v = read[name](key)
       if v ~= wanted then
-        fail("%s is %s, only %s is supported", key, tostring(v), tostring(wanted))
+        fail("%s.%s is %s, only %s is supported", SECTION[name], key, tostring(v), tostring(wanted))
       end
     end
   end
@@ -163,15 +196,24 @@ local function parse_heads(c, read)
   c.iou_hidden = read.decoder "iou_head_hidden_dim"
 end
 
-function M.parse(json)
+function M.parse(json, path)
+  path = path or "config.json"
+  if type(json) ~= "table" then fail("%s: not a JSON object", path) end
   local kind = json.model_type
   if kind ~= "sam2" and kind ~= "sam2_video" then
     fail("model_type %s is not supported (sam2 is)", tostring(kind))
   end
-  local read = readers(json)
+  known_keys.check(path, json, known_keys.SAM2)
+  local read = readers(path, json)
   local c = ffi.new "sz_sam2_config"
   parse_backbone(c, read.backbone)
   parse_heads(c, read)
+  local side = section(path, json, "prompt_encoder_config", known_keys.SAM2_SECTIONS.prompt).image_size
+  if type(side) == "table" then side = side[1] end
+  if side ~= nil and side ~= cjson.null and side ~= c.image_size then
+    known_keys.bad(path, "prompt_encoder_config.image_size", side,
+      ("%d, as in vision_config.backbone_config"):format(c.image_size))
+  end
   return c, {
     dynamic = read.decoder "dynamic_multimask_via_stability",
     delta = read.decoder "dynamic_multimask_stability_delta",

@@ -2,6 +2,7 @@
 --
 --     local tok = require("segzero.models.tokenizer")(dir)
 --     tok:encode(text) -> {ids}                    no token is added at either end
+--     tok:count(text) -> how many
 --     tok:decode(ids, {skip_special_tokens=false}) -> text
 --     tok:chat(messages, {add_generation_prompt=false, add_vision_id=false}) -> text
 --     tok:id("<|im_end|>") -> id or nil            tok:token(id) -> text or nil
@@ -117,6 +118,11 @@ function Tokenizer:encode(text, opts)
   local p = out_ids[0]
   for i = 1, n do ids[i] = p[i - 1] end
   return ids
+end
+
+-- How many ids encode() gives, without the list.
+function Tokenizer:count(text)
+  return tonumber(check(C.sz_tokenizer_encode(live(self, 2), text, #text, out_ids), 2))
 end
 
 local function is_id(id) return type(id) == "number" and id % 1 == 0 and math.abs(id) < 2 ^ 31 end

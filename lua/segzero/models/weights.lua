@@ -145,13 +145,70 @@ local function match_entries(model, folder, rename, stray, problems)
   return source
 end
 
+-- ---- what else a folder may hold ----
+-- Ends of names that quantised weights have, with the programs that write them.
+local QUANTISED = {
+  { "%.qweight$", "AWQ or GPTQ" }, { "%.qzeros$", "AWQ or GPTQ" }, { "%.SCB$", "bitsandbytes" },
+  { "%.weight%.quant_state%.", "bitsandbytes" }, { "%.weight%.absmax$", "bitsandbytes" },
+  { "%.weight_packed$", "compressed-tensors" }, { "%.weight_scale$", "fp8 or compressed-tensors" },
+  { "%.weight_scale_inv$", "fp8" },
+}
+
+local function quantised_by(names)
+  for _, name in ipairs(names) do
+    for _, row in ipairs(QUANTISED) do
+      if name:find(row[1]) then return row[2], name end
+    end
+  end
+end
+
+-- Names that become the model's when the front is cut off: the front, such a name, and the model's.
+local function front_of(model, names, rename)
+  local wanted = {}
+  for _, w in ipairs(model.weights) do wanted[w.name] = true end
+  for _, name in ipairs(names) do
+    local rest = name
+    while rest and not wanted[rename(rest)] do rest = rest:match "^[^.]+%.(.+)$" end
+    if rest and rest ~= name then return name:sub(1, #name - #rest), name, rest end
+  end
+end
+
+-- One line for a folder whose weights have other names than the model's throughout; nil otherwise.
+local function check_names(model, folder, rename)
+  local names = {}
+  for name in pairs(folder.entries) do names[#names + 1] = name end
+  table.sort(names)
+  local method, example = quantised_by(names)
+  if method then
+    error(("%s: the weights are quantised (%s: there is '%s'), which is not read: take the folder in "
+      .. "bf16; dtype int8 of segzero quantises it"):format(folder.dir, method, example), 0)
+  end
+  local own = {}
+  for _, name in ipairs(names) do own[rename(name)] = true end
+  local found = 0
+  for _, w in ipairs(model.weights) do
+    if own[w.name] then found = found + 1 end
+  end
+  if #names == 0 or 2 * found >= #model.weights then return end
+  local front, name, rest = front_of(model, names, rename)
+  if front then
+    error(("%s: the names of the weights begin with '%s': '%s' instead of '%s'; save them without it")
+      :format(folder.dir, front, name, rest), 0)
+  end
+  if found == 0 then
+    error(("%s: these are another model's weights: there is '%s', and no '%s'"):format(folder.dir,
+      names[1], model.weights[1].name), 0)
+  end
+end
+
 -- folder: of safetensors.open_folder; it is closed. rename(name): the file's name to the model's.
 -- Files, index and tensors are all checked before the first tensor is made. Weights of model.dtype
 -- are used where they are mapped; others are converted one by one.
 function M.load(model, folder, rename, stray)
   local problems = folder.problems
-  local source = match_entries(model, folder, rename, stray, problems)
   local ok, why = pcall(function()
+    if #problems == 0 then check_names(model, folder, rename) end
+    local source = match_entries(model, folder, rename, stray, problems)
     if #problems > 0 then
       safetensors.refuse(folder.dir, "weights do not fit the config", problems)
     end

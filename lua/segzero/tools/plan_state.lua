@@ -9,6 +9,7 @@
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local data = require "segzero.data"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
@@ -42,10 +43,9 @@ end
 
 local function folder_bytes(dir)
   local sum = 0
-  local quoted = "'" .. dir:gsub("'", "'\\''") .. "'"
-  local listing = io.popen("ls -d " .. quoted .. "/*.safetensors 2>/dev/null")
-  for path in listing:lines() do sum = sum + M.file_bytes(path) end
-  listing:close()
+  for _, name in ipairs(folders.list(dir) or {}) do
+    if name:match "%.safetensors$" then sum = sum + M.file_bytes(dir .. "/" .. name) end
+  end
   return sum
 end
 

@@ -1,79 +1,142 @@
 -- checkpoint.lua - a training state on disk: a loadable Hugging Face model (or PEFT adapter) plus
 -- what resuming needs.
 --
---   checkpoint.save(folder, step, vl, opt, state) -> path     folder/global_step_<step>/
+--   checkpoint.save(folder, step, vl, opt, state, settings) -> path     folder/global_step_<step>/
 --   checkpoint.finish(checkpoint.begin(...)) -> path
 --       the same in two calls; a background thread writes in between
---   checkpoint.latest(folder) -> path | nil                   the newest complete checkpoint
+--   checkpoint.latest(folder) -> path | nil           the newest complete checkpoint of this run
+--   checkpoint.list(folder) -> {{step =, name =, path =}, ...}     all of them, in order
 --   checkpoint.load(path, vl, opt) -> state
 --       loads weights and optimizer in place; opt may be nil
 --
--- A checkpoint is written as global_step_<step>.tmp and renamed. Its file DONE is written last; a
--- folder without it is incomplete. An existing checkpoint of the same step is renamed to .old first
--- and removed afterwards; if the run ends in between, .old is used. A resumed run gives the same
--- bits as one that never stopped.
--- Leaves out: deleting old checkpoints.
+-- state: see runs/trainer_state.lua. settings: the text of settings.json, or nil.
+--
+-- The order of writing, so that DONE is there only when everything else is on the disk:
+--   1. global_step_N.tmp is made, with UNFINISHED, which says whose it is;
+--   2. the model's companion files are written, and UNFINISHED lists all files to come;
+--   3. in the background: the logs are synced; tensors and state are written, each under a
+--      temporary name, synced, renamed, its folder synced; the companion files are synced; then
+--      manifest.json;
+--   4. UNFINISHED is renamed to DONE, and the folder is synced;
+--   5. an older checkpoint of the same step is renamed to .old, then .tmp to its final name, and
+--      the run folder is synced after each;
+--   6. `latest` names it; the .old one is removed.
+-- A run may end at any point: a folder without DONE does not count, and .old counts while the new
+-- one is not in its place. Only files that a manifest lists are removed (runs/manifest.lua).
+-- A resumed run gives the same bits as one that never stopped.
+-- Leaves out: which checkpoints are kept (runs/retention.lua).
 
 local safetensors = require "segzero.formats.safetensors"
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local core = require "segzero.core.ffi"
 local lora = require "segzero.models.lora"
 local jobs = require "segzero.core.jobs"
+local manifest = require "segzero.runs.manifest"
+local run_folder = require "segzero.runs.run_folder"
+local trainer_state = require "segzero.runs.trainer_state"
 
 local M = {}
 
-local function quoted(path) return "'" .. path:gsub("'", "'\\''") .. "'" end
-
-local function remove_tree(path) os.execute("rm -rf -- " .. quoted(path)) end
+local LOGS = { "metrics.jsonl", "rollouts.jsonl" }
 
 local function is_complete(path) return files.exists(path .. "/DONE") end
 
+-- The run that owns a folder; "" if it has no mark.
+local function run_of(folder) return run_folder.id(folder) or "" end
+
+-- ---- room for the new folder ----
+-- A name that is not used: path, path-2, ...
+local function free_name(path)
+  local name = path
+  local n = 1
+  while folders.kind(name) do
+    n = n + 1
+    name = ("%s-%d"):format(path, n)
+  end
+  return name
+end
+
+-- Removes a folder that this run has written; another one stays. Returns false if it stays.
+local function remove_own(path, run)
+  if not folders.kind(path) then return true end
+  local owner = manifest.owner(path)
+  if owner and owner ~= run then return false end
+  return (manifest.remove(path))
+end
+
+-- Makes room at the final name. An .old next to no complete checkpoint comes from a run that ended
+-- between two renames: it is put back.
+local function make_room(final, run)
+  local old = final .. ".old"
+  local owner = manifest.owner(final)
+  local foreign = owner and owner ~= run
+  if not is_complete(final) or foreign then
+    if foreign or not remove_own(final, run) then
+      error(("%s holds files that this run did not write; move it away"):format(final), 0)
+    end
+    if is_complete(old) then os.rename(old, final) end
+  end
+  if not remove_own(old, run) then os.rename(old, free_name(old)) end
+end
+
 -- ---- writing ----
 -- Removes the files of a failed write, which may have filled the disk.
-local function give_up(final, reason)
-  remove_tree(final .. ".tmp")
+local function give_up(final, temporary, reason)
+  if temporary then manifest.remove(temporary) end
   error(("the checkpoint %s is not written: %s"):format(final, core.plain(reason)), 0)
 end
 
--- Adds the files of a checkpoint in the order of writing. DONE is last.
-local function add_files(writing, temporary, step, vl, opt, state)
+-- Adds the files of a checkpoint in the order of writing.
+local function add_files(writing, temporary, run, step, vl, opt, state, settings)
+  manifest.begin(temporary, run, step)
   vl:save(temporary, { later = writing })
   if opt then
     safetensors.save(temporary .. "/optimizer.safetensors", opt:state(), { format = "pt" }, writing)
     state.optimizer_steps = opt:steps()
   end
   state.global_step = step
-  writing:text(temporary .. "/trainer_state.json", files.json(state))
-  writing:text(temporary .. "/DONE", "")
+  trainer_state.write(writing, temporary, state)
+  if settings then writing:text(temporary .. "/settings.json", settings) end
+  manifest.add(writing, temporary, run, step)
 end
 
--- Starts writing. Returns what finish() takes: the final path, the job, and the path of a replaced
--- checkpoint or false. Tensors are written from their own memory: nothing may change them until
--- finish() returns.
-function M.begin(folder, step, vl, opt, state)
+-- Starts writing. Returns what finish() takes: the final path, the job, the temporary path, and the
+-- path of a replaced checkpoint or false. Tensors are written from their own memory: nothing may
+-- change them until finish() returns.
+function M.begin(folder, step, vl, opt, state, settings)
   local final = ("%s/global_step_%d"):format(folder, step)
-  local temporary = final .. ".tmp"
   local old = final .. ".old"
-  remove_tree(temporary)
-  -- An .old next to an incomplete folder comes from a run that ended between the two renames.
-  if is_complete(final) then remove_tree(old) else os.rename(old, final) end
-
+  local temporary = final .. ".tmp"
+  local run = run_of(folder)
   local writing = jobs.writing()
-  local ok, reason = pcall(add_files, writing, temporary, step, vl, opt, state)
-  if not ok then give_up(final, reason) end
+
+  -- Room, then everything that is written at once.
+  local ok, reason = pcall(function()
+    make_room(final, run)
+    if not remove_own(temporary, run) then temporary = free_name(temporary) end
+  end)
+  if not ok then give_up(final, nil, reason) end
+  for _, name in ipairs(LOGS) do
+    if files.exists(folder .. "/" .. name) then writing:sync(folder .. "/" .. name, {}) end
+  end
+  ok, reason = pcall(add_files, writing, temporary, run, step, vl, opt, state, settings)
+  if not ok then give_up(final, temporary, reason) end
+
+  -- The rest is the background thread's.
   local replaces = is_complete(final)
-  if replaces then writing:rename(final, old) else remove_tree(final) end
+  if replaces then writing:rename(final, old) end
   writing:rename(temporary, final)
   writing:text(folder .. "/latest", ("global_step_%d\n"):format(step))
-  return final, writing:start(), replaces and old
+  return final, writing:start(), temporary, replaces and old
 end
 
 -- Waits for what begin() started.
-function M.finish(final, job, old)
+function M.finish(final, job, temporary, old)
   local ok, message = job:wait()
   job:free()
-  if not ok then give_up(final, message) end
-  if old then remove_tree(old) end
+  if not ok then give_up(final, temporary, message) end
+  if old then manifest.remove(old) end
   return final
 end
 
@@ -83,23 +146,34 @@ function M.save(...) return M.finish(M.begin(...)) end
 -- The step in a folder's name, or nil.
 local function step_of(name)
   local number, suffix = name:match "^global_step_(%d+)(.*)$"
-  if suffix == "" or suffix == ".old" then return tonumber(number) end
+  local step = tonumber(number)
+  if (suffix == "" or suffix == ".old") and step <= 2 ^ 53 then return step end
 end
 
--- Looks at the folders and not at the file `latest`: a run may end before that file is updated.
-function M.latest(folder)
-  local newest = -1
-  local path
-  local listing = io.popen("ls " .. quoted(folder) .. " 2>/dev/null")
-  for name in listing:lines() do       -- sorted, so a step's own folder comes before its .old
+-- Looks at the folders and not at the file `latest`: a run may end before that file is updated. A
+-- checkpoint that was copied from another run is not this run's.
+function M.list(folder)
+  local run = run_folder.id(folder)
+  local list = {}
+  local seen = {}
+  for _, name in ipairs(folders.list(folder) or {}) do    -- a step's own folder before its .old
     local step = step_of(name)
-    if step and step > newest and is_complete(folder .. "/" .. name) then
-      newest = step
-      path = folder .. "/" .. name
+    local path = folder .. "/" .. name
+    if step and not seen[step] and is_complete(path) then
+      local owner = manifest.owner(path)
+      if not run or not owner or owner == run or owner == "" then
+        seen[step] = true
+        list[#list + 1] = { step = step, name = name, path = path }
+      end
     end
   end
-  listing:close()
-  return path
+  table.sort(list, function(a, b) return a.step < b.step end)
+  return list
+end
+
+function M.latest(folder)
+  local list = M.list(folder)
+  return list[#list] and list[#list].path
 end
 
 -- ---- loading ----
@@ -159,11 +233,17 @@ local function check_unused(path, vl, parameters, saved)
   end
 end
 
+-- Loads the optimizer's state, if there is an optimizer, and then calls then_copy. The checksums
+-- come last among the checks, because they read every byte.
 local function load_optimizer(path, opt, then_copy)
-  if not opt then return then_copy() end
-  path = path .. "/optimizer.safetensors"
-  with(safetensors.load(path), function(saved)
-    compare(path, opt:state(), saved, true)
+  if not opt then
+    manifest.check(path)
+    return then_copy()
+  end
+  local file = path .. "/optimizer.safetensors"
+  with(safetensors.load(file), function(saved)
+    compare(file, opt:state(), saved, true)
+    manifest.check(path)
     copy(opt:state(), saved)
     then_copy()
   end)
@@ -173,10 +253,7 @@ function M.load(path, vl, opt)
   if not is_complete(path) then
     error(("%s is not a complete checkpoint (no file DONE)"):format(path), 2)
   end
-  local state = files.read_json(path .. "/trainer_state.json")
-  if type(state) ~= "table" or type(state.global_step) ~= "number" then
-    error(("checkpoint %s: trainer_state.json has no global_step"):format(path), 2)
-  end
+  local state = trainer_state.read(path, opt ~= nil)
   check_adapters(path, vl)
   local parameters, saved_weights
   if vl.lora then

@@ -11,6 +11,8 @@
 local check = require "segzero.data.check"
 local console = require "segzero.log.console"
 local data = require "segzero.data"
+local opening = require "segzero.models.opening"
+local prompt_length = require "segzero.train.prompt_length"
 local prompts = require "segzero.data.prompt"
 
 local M = {}
@@ -36,11 +38,12 @@ local function open_held_out(cfg)
   })
 end
 
--- Counts tokens with the tokenizer and the processor of the policy's folder; no weights are read.
-local function counter_of(cfg, prompt)
-  local plan_state = require "segzero.tools.plan_state"
-  local policy = plan_state.meta_policy(cfg, cfg.worker.actor.model.model_path)
-  return require("segzero.train.prompt_length").new(policy, cfg, prompt or prompts.seg_zero)
+-- A policy for counting tokens: its tokenizer and processor, without weights. nil if the family has
+-- none such.
+local function counting_policy(cfg)
+  local model = cfg.worker.actor.model
+  local family = opening.family(model.model_path, 0)
+  return family.meta and family.meta(model.model_path, model.dtype)
 end
 
 local function reward_of(cfg, overrides)
@@ -54,22 +57,41 @@ local function reads_masks(cfg, reward)
   return cfg.worker.reward.sam2_path ~= "" or reward == "mask_iou" or reward == nil
 end
 
-local function checked(set, setting, cfg, overrides)
-  if not set or not set.meta then return set end
+local function checked(set, setting, cfg, overrides, policy)
   local reward = reward_of(cfg, overrides)
+  local prompt = overrides.prompt or prompts.seg_zero
   return check.rows(set, {
     name = setting, key = "data.on_bad_row", on_bad_row = cfg.data.on_bad_row,
     skip_long = cfg.data.filter_overlong_prompts, reward = reward,
-    masks = reads_masks(cfg, reward), prompt = counter_of(cfg, overrides.prompt), say = console.say,
+    masks = reads_masks(cfg, reward), prompt = policy and prompt_length.new(policy, cfg, prompt),
+    say = console.say,
   })
+end
+
+-- A set of a script may return anything.
+local function check_count(set, setting)
+  if not set then return end
+  local n = set:count()
+  local is_count = type(n) == "number" and n >= 1 and n % 1 == 0
+  if is_count then return end
+  error(("%s: the data set %s: count() returned %s, expected how many rows there are"):format(
+    setting, set.name or "of the script", tostring(n)), 0)
 end
 
 function M.open(cfg, overrides)
   local train = overrides.train or open_train(cfg)
   local held_out = overrides.held_out or open_held_out(cfg)
-  train = checked(train, "data.train_files", cfg, overrides)
-  held_out = checked(held_out, "data.val_files", cfg, overrides)
-  return train, held_out
+  check_count(train, "data.train_files")
+  check_count(held_out, "data.val_files")
+
+  -- One tokenizer for both.
+  local policy
+  local function check_set(set, setting)
+    if not set or not set.meta then return set end
+    policy = policy or counting_policy(cfg)
+    return checked(set, setting, cfg, overrides, policy)
+  end
+  return check_set(train, "data.train_files"), check_set(held_out, "data.val_files")
 end
 
 return M

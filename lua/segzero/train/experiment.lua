@@ -12,15 +12,19 @@
 
 local sz = require "segzero"
 local advantages = require "segzero.algorithms.advantages"
-local checkpoint = require "segzero.train.checkpoint"
+local contract = require "segzero.runs.contract"
 local data_sets = require "segzero.train.data_sets"
 local ending = require "segzero.train.ending"
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local loop = require "segzero.train.loop"
 local lora = require "segzero.models.lora"
 local options = require "segzero.core.options"
+local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local records = require "segzero.train.records"
+local resuming = require "segzero.runs.resuming"
+local run_folder = require "segzero.runs.run_folder"
 local runner = require "segzero.reward.runner"
 local segmenter_of = require "segzero.inference.segmenter"
 local stop = require "segzero.core.stop"
@@ -65,58 +69,74 @@ local function load_segmenter(cfg)
   return segmenter_of.new(sz.sam2(path))
 end
 
--- The checkpoint to resume from: the named one, or the newest complete one of the named run folder;
--- nil for a new run.
-local function checkpoint_to_resume(cfg)
-  local path = cfg.trainer.load_checkpoint_path
-  if not path or files.exists(path .. "/trainer_state.json") then return path end
-  local latest = checkpoint.latest(path)
-  if latest then return latest end
-  error(("trainer.load_checkpoint_path: %s is not a checkpoint and holds no complete one")
-    :format(path), 0)
-end
-
--- A resumed run continues in its folder; a new run gets a new one.
-local function run_folder(cfg, resume)
-  local wanted = cfg.trainer.save_checkpoint_path or "runs/" .. cfg.trainer.experiment_name
-  local folder
-  if resume then
-    folder = resume:match "^(.*)/global_step_%d+/?$" or wanted
-  else
-    folder = files.fresh_folder(wanted)
+-- Where a new run should be.
+local function wanted_folder(cfg)
+  local named = cfg.trainer.save_checkpoint_path
+  if named then return named end
+  if cfg.trainer.experiment_name == "" then
+    error("trainer.experiment_name is empty; it is the name of the run folder", 0)
   end
-  files.make_dir(folder)
-  if not resume then files.write(folder .. "/config.json", files.json(cfg)) end
-  return folder
+  return "runs/" .. cfg.trainer.experiment_name
 end
 
-local function number_of_steps(cfg, train)
+-- A run that goes on keeps its folder; a new run and a fork get a new one.
+local function take_folder(cfg, source)
+  if source and source.in_place then return run_folder.open(source.run) end
+  return run_folder.create(wanted_folder(cfg))
+end
+
+local function number_of_steps(cfg, train, since)
   if cfg.trainer.max_steps then return cfg.trainer.max_steps end
-  return math.floor(train:count() / cfg.data.rollout_batch_size) * cfg.trainer.total_episodes
+  return position.last(since or position.START, cfg.data.rollout_batch_size, train:count(),
+    cfg.trainer.total_episodes)
 end
 
-local function build(cfg, overrides)
-  local reward = overrides.reward or runner.load(cfg.worker.reward.compute_score)
-  local train, held_out = data_sets.open(cfg, overrides)
-  local plan
-  if cfg.trainer.check_memory then
-    plan = require("segzero.tools.plan").check(cfg, { prompt = overrides.prompt, train = train })
+-- What can be checked before the folder is taken and a weight is read.
+local function prepare(cfg, overrides)
+  local parts = { reward = overrides.reward or runner.load(cfg.worker.reward.compute_score) }
+  parts.train, parts.held_out = data_sets.open(cfg, overrides)
+  local source = resuming.source(cfg)
+  if not source or not source.in_place then
+    folders.check(wanted_folder(cfg), run_folder.SETTING)
   end
+  parts.identity = contract.identity(parts.train)
+  if source then
+    resuming.check(source, cfg, parts.identity)
+    parts.since = resuming.since(source, cfg, parts.identity)
+  end
+  parts.source = source
+  if cfg.trainer.check_memory then
+    local known = { prompt = overrides.prompt, train = parts.train }
+    parts.plan = require("segzero.tools.plan").check(cfg, known)
+  end
+  return parts
+end
+
+-- Loads the models, and the checkpoint into them.
+local function load(cfg, overrides, parts, folder)
   local policy = load_policy(cfg)
   local reference = load_reference(cfg, policy)
   local segmenter = load_segmenter(cfg)
-
-  local resume = checkpoint_to_resume(cfg)
+  local source = parts.source
+  local notes = {}
+  local function loaded(t)
+    if source then
+      notes = resuming.begin(source, t)
+    else
+      files.write(folder .. "/config.json", files.json(cfg))
+    end
+  end
   local t = trainer.new {
-    config = cfg, policy = policy, reference = reference, segmenter = segmenter, plan = plan,
-    reward = reward, train = train, held_out = held_out,
-    prompt = overrides.prompt or prompts.seg_zero, folder = run_folder(cfg, resume),
-    total_steps = number_of_steps(cfg, train),
+    config = cfg, policy = policy, reference = reference, segmenter = segmenter,
+    plan = parts.plan, reward = parts.reward, train = parts.train, held_out = parts.held_out,
+    prompt = overrides.prompt or prompts.seg_zero, folder = folder,
+    identity = parts.identity, since = parts.since, loaded = loaded,
+    resume_path = source and source.path,
+    total_steps = number_of_steps(cfg, parts.train, parts.since),
     hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate,
       stop_when = overrides.stop_when },
   }
-  if resume then t:resume(resume) end
-  return t, resume
+  return t, notes
 end
 
 -- ---- messages of a run ----
@@ -127,10 +147,14 @@ local function number(v)
   return ("%.3f"):format(v)
 end
 
-local function introduce(t, resume)
+local function introduce(t, run, source, notes)
   local cfg = t.config
   local resumed = ""
-  if resume then resumed = (", resumed at step %d"):format(t.global_step) end
+  if source then resumed = (", resumed at step %d"):format(t.global_step) end
+  if run.path ~= run.wanted then
+    say(t, "%s is taken, so this run writes into %s", run.wanted, run.path)
+  end
+  for _, text in ipairs(notes) do say(t, "%s", text) end
   say(t, "policy %s, %s", tostring(t.policy), cfg.worker.actor.model.dtype)
   say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
     t.total_steps,
@@ -189,10 +213,12 @@ local function evaluate_after(t, before)
   end
 end
 
--- trainer.save_freq: 0 saves at the end only, -1 never.
-local function save_at_end(t)
+-- trainer.save_freq: 0 saves at the end only, -1 never. A run that went on without a step is saved
+-- already.
+local function save_at_end(t, source)
   local freq = t.config.trainer.save_freq
   local is_saved = freq > 0 and t.global_step % freq == 0
+  if source and source.in_place and source.state.global_step == t.global_step then return end
   if freq >= 0 and not is_saved then say(t, "saved %s", t:save()) end
 end
 
@@ -215,22 +241,32 @@ local function check_overrides(overrides)
   end
 end
 
-local function all(t, resume)
-  introduce(t, resume)
+local function all(t, run, source, notes)
+  introduce(t, run, source, notes)
   local cfg = t.config
   local before
   if t.held_out and cfg.trainer.val_before_train then before = evaluate_before(t) end
   if not cfg.trainer.val_only then
     t:run()
-    save_at_end(t)
+    save_at_end(t, source)
     if t.held_out then evaluate_after(t, before) end
   end
   t.log:close()
 end
 
 local function run(cfg, overrides)
-  local t, resume = build(cfg, overrides)
-  ending.guard(t, all, t, resume)
+  local parts = prepare(cfg, overrides)
+  local folder = take_folder(cfg, parts.source)
+
+  -- A run that fails before it begins leaves no folder behind.
+  local ok, t, notes = xpcall(load, stop.traced, cfg, overrides, parts, folder.path)
+  if not ok then
+    run_folder.cancel(folder)
+    error(t, 0)
+  end
+  local ended, reason = pcall(ending.guard, t, all, t, folder, parts.source, notes)
+  run_folder.close(folder)
+  if not ended then error(reason, 0) end
   return t
 end
 

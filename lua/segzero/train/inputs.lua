@@ -1,6 +1,8 @@
 -- inputs.lua - rows as the model reads them: the image and the prompt as tokens and patches.
 --
 --   inputs.prepare(row, policy, prompt, { system_prompt =, max_tokens = }) -> row, with row.input
+--   inputs.cure(worst, limit, processor) -> text        the settings that take prompts which are too
+--                             long; worst = {tokens =, text = tokens without the image's}
 --   inputs.release(rows)      frees their images, patches and cached vision features
 --
 -- prompt(problem) -> the text of the question. A row that cannot be read is an error that names the
@@ -19,17 +21,27 @@ function M.messages(row, prompt, system_prompt)
   return { { role = "system", content = system_prompt }, { role = "user", content = question } }
 end
 
+function M.cure(worst, limit, processor)
+  local text = ("set data.max_prompt_length=%d"):format(worst.tokens)
+  local block = processor.patch_size * processor.merge_size
+  local pixels = (limit - worst.text) * block ^ 2
+  if pixels < math.max(processor.min_pixels, 1) then return text end
+  return text .. (" or data.max_pixels=%d"):format(pixels)
+end
+
+local function too_long(row, policy, limit)
+  local length = #row.input.input_ids
+  local of_image = length - #policy:tokenizer():encode(row.input.text)
+  local cure = M.cure({ tokens = length, text = length - of_image }, limit, policy:processor())
+  error(("row %s: the prompt has %d tokens (%d of them image), data.max_prompt_length is %d; %s")
+    :format(tostring(row.id), length, of_image, limit, cure), 0)
+end
+
 function M.prepare(row, policy, prompt, options)
   local ok, input = pcall(policy.process, policy, M.messages(row, prompt, options.system_prompt))
   if not ok then error(("row %s: %s"):format(tostring(row.id), without_place(input)), 0) end
   row.input = input
-  local length = #input.input_ids
-  if length > options.max_tokens then
-    local of_image = length - #policy:tokenizer():encode(input.text)
-    error(("row %s: the prompt has %d tokens (%d of them image), data.max_prompt_length is %d; " ..
-      "raise it, or lower data.max_pixels"):format(tostring(row.id), length, of_image,
-      options.max_tokens), 0)
-  end
+  if #input.input_ids > options.max_tokens then too_long(row, policy, options.max_tokens) end
   return row
 end
 

@@ -17,6 +17,7 @@ local ending = require "segzero.train.ending"
 local evaluator = require "segzero.evaluation.evaluator"
 local health = require "segzero.train.health"
 local records = require "segzero.train.records"
+local retention = require "segzero.runs.retention"
 local rollout = require "segzero.train.rollout"
 local saving = require "segzero.train.saving"
 local stop = require "segzero.core.stop"
@@ -36,6 +37,7 @@ function M.evaluate(t, keep)
   local result = evaluator.held_out(t, keep)
   rollout.rest(t.policy, t.plan)
   result.step = t.global_step
+  retention.evaluated(t, result)
   t.log:scalars(t.global_step, {
     step = t.global_step, held_out_reward = result.reward, held_out_parts = result.parts,
     held_out_giou = result.giou,

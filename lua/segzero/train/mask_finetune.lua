@@ -45,7 +45,7 @@ end
 function M.new(sam, options, say)
   local self = setmetatable({ sam = sam, options = options, say = say, drawn = 0, epoch = 0 }, mt)
   self.side = loss_side(sam, options)
-  self.train_set, self.held_set = mask_scenes.open(options)
+  self.train_set, self.held_set = mask_scenes.open(options, say)
   local filter
   if options.freeze_encoder then filter = is_decoder end
   self.parameters = sam:train(filter)

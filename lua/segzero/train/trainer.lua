@@ -8,6 +8,8 @@
 --     held_out = set, segmenter = segmenter.new(sam), plan = plan.check(cfg), folder = path,
 --     hooks = { on_step =, on_evaluate =, stop_when = },
 --     prefetch = false,        loads images only when they are needed
+--     resume_path = path,      goes on from this checkpoint
+--     loaded = f,              f(t): the weights are there, and no log has been opened
 --   }
 --   t:run()               all steps, with evaluation, checkpoints and hooks (train/loop.lua)
 --   t:step(log) -> stats  one step; log(stats), if given, belongs to it: no signal comes in between
@@ -84,6 +86,8 @@ function M.new(opts)
   t.global_step = 0
   t.hooks = t.hooks or {}
   t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch)
+  if t.resume_path then t:resume(t.resume_path) end
+  if t.loaded then t:loaded() end
   t.log = log.open(t.options.run.loggers, {
     folder = t.folder, config = t.config, total_steps = t.total_steps,
   })

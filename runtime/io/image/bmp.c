@@ -272,7 +272,7 @@ static void describe(const sz_source *b, const header *h, sz_layout *l)
 
     /* Blue comes first. */
     l->samples = SZ_INDEX;
-    sz_layout_grey_palette(l);
+    sz_layout_clear_palette(l);
     for (int i = 0; i < h->colours; i++) {
         uint8_t p[3];
         if (!sz_source_get(b, h->palette + (size_t)(i * h->entry), p, 3)) break;

@@ -208,12 +208,24 @@ static int row_of(int i, int height, bool interlaced)
     return 0;
 }
 
+/* Without a palette, or with one of (0, 0, 0), (1, 1, 1), ..., an index is a grey. */
+static bool is_grey(const header *h)
+{
+    for (size_t i = 0; i < 3 * h->colours; i++)
+        if (h->palette[i] != i / 3) return false;
+    return true;
+}
+
 static void describe(const header *h, sz_layout *l)
 {
     *l = (sz_layout){ .width = h->width, .height = h->height, .bytes = 1, .samples = SZ_INDEX };
     l->index_is_flat = true;
-    sz_layout_grey_palette(l);
-    for (size_t i = 0; i < h->colours; i++) memcpy(l->palette[i], h->palette + 3 * i, 3);
+    sz_layout_clear_palette(l);
+    const bool grey = is_grey(h);
+    for (size_t i = 0; i < 256; i++) {
+        if (grey) memset(l->palette[i], (int)i, 3);
+        else if (i < h->colours) memcpy(l->palette[i], h->palette + 3 * i, 3);
+    }
     if (h->transparent >= 0) l->palette[h->transparent][3] = 0;
 }
 

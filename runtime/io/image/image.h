@@ -61,9 +61,8 @@ typedef struct {
 
 /* Samples of one pixel: 1 to 4. */
 int sz_layout_channels(const sz_layout *l);
-/* Makes index i the grey (i, i, i): the colour of indexes that a file's palette does not have, as
- * in Pillow. */
-void sz_layout_grey_palette(sz_layout *l);
+/* Makes all indexes black and opaque, as Pillow has those that are not in a file's palette. */
+void sz_layout_clear_palette(sz_layout *l);
 
 /* Where rows go. begin is called once, before the rows; put, once for each row. */
 typedef struct sz_target sz_target;

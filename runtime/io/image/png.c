@@ -104,7 +104,7 @@ static void read_palette(decoder *d, sz_layout *l)
 {
     png_colorp colours = NULL;
     int count = 0;
-    sz_layout_grey_palette(l);
+    sz_layout_clear_palette(l);
     png_get_PLTE(d->png, d->info, &colours, &count);
     for (int i = 0; i < count && i < 256; i++) {
         l->palette[i][0] = colours[i].red;

@@ -183,7 +183,8 @@ static int read_text(const plan *p, const sz_source *b, size_t *at, uint8_t *row
     const size_t n = (size_t)p->h.width * (size_t)p->h.channels;
     for (size_t i = 0; i < n; i++) {
         const int64_t value = read_sample(p, b, at);
-        if (value < 0) return sz_image_fail(b, "a number is missing or damaged");
+        if (value < 0 && *at >= b->size) return sz_image_cut_off(b);
+        if (value < 0) return sz_image_fail(b, "a number is damaged");
         if (value > p->h.maximum) return sz_image_fail(b, "a value is above the largest");
         store(p, row, i, (unsigned)value);
     }

@@ -18,12 +18,10 @@ int sz_layout_channels(const sz_layout *l)
     }
 }
 
-void sz_layout_grey_palette(sz_layout *l)
+void sz_layout_clear_palette(sz_layout *l)
 {
-    for (int i = 0; i < 256; i++) {
-        memset(l->palette[i], i, 3);
-        l->palette[i][3] = 255;
-    }
+    memset(l->palette, 0, sizeof l->palette);
+    for (int i = 0; i < 256; i++) l->palette[i][3] = 255;
 }
 
 /* One sample on white, with 7 bits after the point and a rounded division by 255, as Pillow. */

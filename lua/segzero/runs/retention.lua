@@ -1,0 +1,81 @@
+-- retention.lua - which checkpoints of a run are kept: the newest ones, and the best by a figure of
+-- the held-out rows.
+--
+--   retention.evaluated(t, result)      an evaluation at the step t.global_step has ended
+--   retention.saved(t)                  a checkpoint is complete: removes those that are too many
+--
+-- t: trainer.new's object. Options (t.options.run): save_limit, how many of the newest are kept
+-- (math.huge: all); save_best, "held_out_reward", "held_out_giou" or "none". The best one is kept
+-- in addition; the file `best` of the run folder names it: {"checkpoint": "global_step_4",
+-- "held_out_reward": 0.7}. A checkpoint counts for it if the rows were evaluated at its step.
+--
+-- Only checkpoints with a manifest of this run are removed (manifest.lua), and only after the new
+-- one is complete. Leaves out: removing half-written checkpoints (train/checkpoint.lua).
+
+local checkpoint = require "segzero.train.checkpoint"
+local files = require "segzero.core.files"
+local manifest = require "segzero.runs.manifest"
+local run_folder = require "segzero.runs.run_folder"
+
+local M = {}
+
+local FIGURES = { held_out_reward = "reward", held_out_giou = "giou" }
+
+-- What the file `best` says: step and value; nil if there is none, or of another figure.
+local function read_best(t, figure)
+  local ok, json = pcall(files.read_json, t.folder .. "/best", true)
+  if not ok or type(json) ~= "table" or type(json[figure]) ~= "number" then return nil end
+  local step = tostring(json.checkpoint):match "^global_step_(%d+)$"
+  if not step or not files.exists(("%s/global_step_%s/DONE"):format(t.folder, step)) then
+    return nil
+  end
+  return tonumber(step), json[figure]
+end
+
+-- Writes the file `best` if the newest evaluation beats it and its checkpoint is complete.
+local function update_best(t)
+  local figure = t.options.run.save_best
+  local seen = t.evaluated
+  if not FIGURES[figure] or not seen then return end
+  local value = seen[FIGURES[figure]]
+  local name = ("global_step_%d"):format(seen.step)
+  local is_number = type(value) == "number" and value == value
+  if not is_number or not files.exists(("%s/%s/DONE"):format(t.folder, name)) then return end
+  local step, best = read_best(t, figure)
+  if best and step ~= seen.step and best >= value then return end
+  files.write(t.folder .. "/best", files.json { checkpoint = name, [figure] = value } .. "\n")
+end
+
+function M.evaluated(t, result)
+  t.evaluated = { step = t.global_step, reward = result.reward, giou = result.giou }
+  if t.folder then update_best(t) end
+end
+
+-- The checkpoints that this run may remove, oldest first.
+local function own_checkpoints(t)
+  local id = run_folder.id(t.folder)
+  local own = {}
+  for _, entry in ipairs(checkpoint.list(t.folder)) do
+    if id and manifest.owner(entry.path) == id then own[#own + 1] = entry end
+  end
+  return own
+end
+
+function M.saved(t)
+  update_best(t)
+  local limit = t.options.run.save_limit
+  if not limit or limit == math.huge then return end
+  local best = read_best(t, t.options.run.save_best)
+  local own = own_checkpoints(t)
+  for i = 1, #own - limit do
+    local entry = own[i]
+    if entry.step ~= best and entry.step < t.global_step then
+      local ok, reason = manifest.remove(entry.path)
+      if not ok then
+        t.log:text(t.global_step, "run", ("  %s stays: %s"):format(entry.path, reason))
+      end
+    end
+  end
+end
+
+return M
