@@ -195,10 +195,10 @@ end
 
 check.case("a stopped evaluation says what it has", function()
   local folder = place .. "/evaluation"
-  local output, status = stopped_when({ "recipes/evaluate.lua", "oracle=true", "rows=2000",
+  local output, status = stopped_when({ "recipes/evaluate.lua", "oracle=true", "rows=400",
     "output_path=" .. folder }, "[ -s " .. folder .. "/results.jsonl ]", "TERM")
   check.equal(status, 143, "status")
-  local done = output:match("\nevaluate: stopped by SIGTERM after (%d+) of 2000 rows, which are in "
+  local done = output:match("\nevaluate: stopped by SIGTERM after (%d+) of 400 rows, which are in "
     .. folder .. "/results.jsonl\n$")
   check.ok(done, output:sub(-300))
   local written = files.read(folder .. "/results.jsonl")
