@@ -7,10 +7,10 @@
  *     segzero                               the REPL on a terminal; a script from standard input
  *                                           otherwise
  *
- * A file named plan, doctor or help in the current folder is run instead of the command.
+ * A file named plan, doctor or help in the current folder is run as ./plan, ./doctor or ./help.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
- * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, interrupt.c (Ctrl-C) and
- * module.c (what scripts see as "segzero.host").
+ * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, streams.c,
+ * interrupt.c (Ctrl-C and stops) and module.c (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
 #include "host/host.h"
@@ -20,26 +20,58 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { EXIT_SCRIPT = 1, EXIT_USAGE = 2 };
+/* Appends `list` to the search path on top of the stack, less the entries of the current folder. */
+static void append_path(luaL_Buffer *b, const char *list)
+{
+    static const char *const unsafe[] = { "./?.lua", "./?/init.lua", "./?.so" };
+    while (*list) {
+        size_t n = strcspn(list, ";");
+        bool keep = n > 0;
+        for (int i = 0; i < 3; i++)
+            if (n == strlen(unsafe[i]) && memcmp(list, unsafe[i], n) == 0) keep = false;
+        if (keep) {
+            luaL_addlstring(b, list, n);
+            luaL_addchar(b, ';');
+        }
+        list += n;
+        if (*list) list++;
+    }
+}
 
-/* Searches the current folder first, then what came with segzero, then LuaJIT's own path, where
- * lua-cjson is. */
+/* Sets package[key] to `first` and what LuaJIT had there. Stack: package. */
+static void set_path(lua_State *L, const char *key, const char *first)
+{
+    luaL_Buffer b;
+
+    lua_getfield(L, -1, key);
+    lua_insert(L, -2); /* the buffer uses the top of the stack */
+    const char *before = lua_tostring(L, -2);
+    luaL_buffinit(L, &b);
+    append_path(&b, first);
+    append_path(&b, before);
+    luaL_pushresult(&b);
+    lua_setfield(L, -2, key);
+    lua_remove(L, -2);
+}
+
+/* Searches what came with segzero, then LuaJIT's own path, where lua-cjson is. The current folder is
+ * not in it: a folder from elsewhere may hold a file that is named like one of these modules.
+ * lua/segzero/core/user_modules.lua finds a user's own modules. */
 static void set_paths(lua_State *L)
 {
     const char *root = sz_paths.root;
 
     lua_getglobal(L, "package");
-    lua_getfield(L, -1, "path");
-    lua_pushfstring(L, "./?.lua;./?/init.lua;%s/?.lua;%s/lua/?.lua;%s/lua/?/init.lua;", root, root,
-                    root);
+    const char *ours = lua_pushfstring(L, "%s/?.lua;%s/lua/?.lua;%s/lua/?/init.lua", root, root,
+                                       root);
     lua_insert(L, -2);
-    lua_concat(L, 2);
-    lua_setfield(L, -2, "path");
+    set_path(L, "path", ours);
+    set_path(L, "cpath", "");
 
     lua_getfield(L, -1, "preload");
     lua_pushcfunction(L, sz_host_open);
     lua_setfield(L, -2, "segzero.host");
-    lua_pop(L, 2);
+    lua_pop(L, 3);
 }
 
 /* arg[0] is the script, arg[1..] what follows it, and negative indices what comes before. Without
@@ -94,10 +126,9 @@ static int print_help(lua_State *L)
     return sz_run_with_args(L, "require('segzero.tools.scripts').print()", NULL, 0);
 }
 
-/* Whether the script's name is the command, and no file has this name. */
 static bool is_command(const char *script, const char *command)
 {
-    return strcmp(script, command) == 0 && access(command, F_OK) != 0;
+    return strcmp(script, command) == 0;
 }
 
 /* Runs what follows the options. */
@@ -124,8 +155,11 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
 
 int main(int argc, char **argv)
 {
-    static const char prelude[] = "require 'segzero.core.strict' require 'segzero.core.aliases'";
+    static const char prelude[] = "require 'segzero.core.strict' require 'segzero.core.aliases' "
+                                  "require 'segzero.core.user_modules'";
     host_options o;
+
+    sz_streams_prepare();
 
     /* Read and check the options before anything is loaded. */
     if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;
@@ -149,5 +183,8 @@ int main(int argc, char **argv)
         signal(SIGINT, SIG_DFL);
     }
     lua_close(L);
-    return status ? EXIT_SCRIPT : 0;
+    if (sz_streams_finish() != 0 && status == 0) status = EXIT_SCRIPT;
+    /* A pipe that was closed ends the program as it ends any other. */
+    if (sz_stop_signal() == SIGPIPE) raise(SIGPIPE);
+    return status;
 }

@@ -174,6 +174,8 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
+/* The same of the parameters' values. */
+double sz_adamw_weight_norm(sz_adamw *o);
 /* One update with the gradients multiplied by grad_scale; then the gradients are cleared. */
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
                   double weight_decay, double grad_scale);
@@ -222,6 +224,15 @@ uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);
  * the file is synced to the disk, too. 0, or -1 with a message that names the file. */
 int sz_file_sums(const char *path, int n, const int64_t *begin, const int64_t *end, int sync,
                  uint64_t *sums);
+/* Files of text lines that grow (lua/segzero/core/lines.lua). path is for messages. */
+/* Opens or makes a file and cuts off an unfinished last line; empty != 0: removes what it holds.
+ * Returns a descriptor for the others, or -1. */
+int sz_lines_open(const char *path, int empty);
+/* Appends len bytes of whole lines: all of them, or none and -1. */
+int sz_lines_write(int fd, const char *path, const char *text, size_t len);
+int sz_lines_close(int fd, const char *path);
+/* Writes len bytes to standard output, after what stdio holds for it. */
+int sz_print(const char *text, size_t len);
 
 /* ---- safetensors: mapping and writing; Lua reads and makes the JSON header ---- */
 typedef struct sz_file sz_file;

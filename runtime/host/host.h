@@ -4,11 +4,15 @@
 
 #include <limits.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 #include <lauxlib.h>
 #include <lua.h>
 #include <luajit.h>
 #include <lualib.h>
+
+/* Exit statuses. A signal that ends the program makes it 128 + its number. */
+enum { EXIT_SCRIPT = 1, EXIT_USAGE = 2 };
 
 /* ---- paths.c ---- */
 
@@ -33,9 +37,33 @@ void sz_interrupt_set_core(void (*set)(int));
 /* Whether Ctrl-C was pressed outside sz_call_protected since the last call of this function. */
 bool sz_interrupt_noted(void);
 
+/* A training run begins or ends: SIGTERM, SIGHUP and SIGPIPE are noted meanwhile, as is SIGINT, and
+ * raise "interrupted!". The end also ends all holds. */
+void sz_stop_arm(bool on);
+/* Begins or ends a hold, in which signals are noted and do not raise. Calls nest; without an armed
+ * run they do nothing. */
+void sz_stop_hold(bool on);
+/* The first signal that was noted, or 0. It stays until the next outermost protected call. */
+int sz_stop_signal(void);
+
+/* Prints "NAME: message" to stderr with control characters escaped; an interrupt is one line without
+ * its place, and after SIGPIPE nothing is printed. Returns the exit status: `status`, or 128 + n for
+ * an interrupt or a stop by signal n. */
+int sz_report(const char *name, const char *message, int status);
+
 /* lua_pcall with a traceback; Ctrl-C raises "interrupted!" meanwhile. Stack: a function and its
  * nargs arguments -> its results, or one message. Returns lua_pcall's status. */
 int sz_call_protected(lua_State *L, int nargs, int nresults);
+
+/* ---- streams.c ---- */
+
+/* Opens /dev/null in place of each of descriptors 0-2 that is closed, so that no file of ours gets
+ * such a number, and makes stdout flush each line. To be called before anything is opened. */
+void sz_streams_prepare(void);
+/* Flushes stdout. Returns 0, or -1 with a message printed if any write to it has failed. */
+int sz_streams_finish(void);
+/* Prints text with its control characters, except newline and tab, as \\xNN. */
+void sz_print_visible(FILE *stream, const char *text);
 
 /* ---- module.c ---- */
 
@@ -56,10 +84,11 @@ typedef struct {
 extern const char sz_usage[];
 
 /* Reads the options that come before the script. With L it also runs the -e chunks in order.
- * Returns 0, or -1 with a message printed. */
+ * Returns 0, -1 for a bad option or the exit status of a chunk that failed; the message has been
+ * printed. */
 int sz_options_read(host_options *o, char **argv, int argc, lua_State *L);
 
-/* ---- run.c: each prints its error and returns 0 or Lua's status ---- */
+/* ---- run.c: each prints its error and returns 0 or the exit status ---- */
 
 int sz_run_chunk(lua_State *L, const char *chunk);
 /* Runs `chunk` with args as its `...`; for calls of segzero's own modules. */

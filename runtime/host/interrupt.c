@@ -1,18 +1,29 @@
-/* interrupt.c - Ctrl-C, and the protected calls that it interrupts.
+/* interrupt.c - Ctrl-C, the signals that stop a training run, and the protected calls that they
+ * interrupt.
  *
- * The signal handler arms a debug hook that raises "interrupted!" and sets the core's flag, which
- * long C loops poll. Debug hooks do not fire inside loops that LuaJIT has compiled, so a loop that
- * calls no C keeps running; a second Ctrl-C within two seconds ends the process. The REPL does not
- * compile what is typed into it (see lua/segzero/tools/repl.lua).
+ * SIGINT arms a debug hook that raises "interrupted!" and sets the core's flag, which makes the next
+ * op fail. Debug hooks do not fire inside loops that LuaJIT has compiled, so a loop that calls no C
+ * keeps running; a second Ctrl-C within two seconds ends the process. The REPL does not compile what
+ * is typed into it (see lua/segzero/tools/repl.lua).
+ *
+ * While a run is armed (lua/segzero/core/stop.lua), SIGTERM, SIGHUP and SIGPIPE do the same, and the
+ * first signal is noted, so that the run can save and say so. Inside a hold, such as an optimizer
+ * step, a signal is noted only; the release at the end of the hold raises. A second signal within
+ * two seconds ends the process at once. A SIGHUP that the parent ignores (nohup) stays ignored.
  */
 #include "host.h"
 #include <pthread.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { SECOND_PRESS_MS = 2000 }; /* two presses within this time end the process */
+enum {
+    SECOND_PRESS_MS = 2000, /* two signals within this time end the process */
+    SAME_PRESS_MS = 50,     /* closer ones count as one: a signal to the process and its group */
+    SIGNAL_STATUS = 128     /* exit status of a program that signal n ended: 128 + n */
+};
 
 static lua_State *main_state;
 static pthread_t main_thread;
@@ -21,6 +32,9 @@ static volatile sig_atomic_t call_depth;        /* > 0: user code runs, so Ctrl-
 static volatile sig_atomic_t interrupt_noted;   /* pressed while no user code ran */
 static volatile sig_atomic_t interrupt_pending; /* pressed, and nothing has answered yet */
 static volatile long interrupt_time;            /* the last press, CLOCK_MONOTONIC milliseconds */
+static volatile sig_atomic_t armed;             /* a training run notes signals */
+static volatile sig_atomic_t held;              /* > 0: a noted signal does not raise */
+static volatile sig_atomic_t stop_signal;       /* the first signal of an armed run; 0: none */
 
 void sz_interrupt_set_core(void (*set)(int)) { core_interrupt = set; }
 
@@ -50,17 +64,25 @@ static void interrupt_hook(lua_State *L, lua_Debug *ar)
     lua_error(L);
 }
 
+/* Stops both C loops and Lua code at the next opportunity. */
+static void raise_soon(void)
+{
+    interrupt_pending = 1;
+    if (core_interrupt) core_interrupt(1);
+    lua_sethook(main_state, interrupt_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+}
+
 /* Dies of the signal, so that a shell loop around this process stops too. */
-static void leave(void)
+static void leave(int sig)
 {
     static const char message[] = "\nsegzero: interrupted twice without an answer, leaving\n";
     ssize_t ignored = write(STDERR_FILENO, message, sizeof message - 1);
     (void)ignored;
-    signal(SIGINT, SIG_DFL);
-    raise(SIGINT);
+    signal(sig, SIG_DFL);
+    raise(sig);
 }
 
-static void on_sigint(int sig)
+static void on_signal(int sig)
 {
     struct timespec now;
 
@@ -74,30 +96,114 @@ static void on_sigint(int sig)
         return;
     }
 
-    /* A second press shortly after an unanswered one. */
+    /* Each write to a closed pipe sends another SIGPIPE; only the first one counts. */
+    if (sig == SIGPIPE && stop_signal) return;
+
+    /* A second signal shortly after an unanswered one. */
     clock_gettime(CLOCK_MONOTONIC, &now);
     long ms = (long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-    if (interrupt_pending && ms - interrupt_time <= SECOND_PRESS_MS) {
-        leave();
+    long since = ms - interrupt_time;
+    bool answered = !interrupt_pending && !stop_signal;
+    interrupt_time = ms;
+    if (!answered && since <= SAME_PRESS_MS) return;
+    if (!answered && since <= SECOND_PRESS_MS) {
+        leave(sig);
         return;
     }
 
-    /* Stop both C loops and Lua code at the next opportunity. */
-    interrupt_pending = 1;
-    interrupt_time = ms;
-    if (core_interrupt) core_interrupt(1);
-    lua_sethook(main_state, interrupt_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+    if (armed && !stop_signal) stop_signal = sig;
+    if (!held) raise_soon();
 }
 
 /* Without SA_RESTART a blocked read returns, so Ctrl-C also ends a wait for input. */
+static void handle(int sig)
+{
+    struct sigaction action = { .sa_handler = on_signal };
+    sigemptyset(&action.sa_mask);
+    sigaction(sig, &action, NULL);
+}
+
 void sz_interrupt_install(lua_State *L)
 {
-    struct sigaction action = { .sa_handler = on_sigint };
-
     main_state = L;
     main_thread = pthread_self();
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
+    handle(SIGINT);
+    /* A parent that ignores SIGPIPE would make a run go on without its output. */
+    signal(SIGPIPE, SIG_DFL);
+    /* A write past `ulimit -f` is an error of this write, not the end of the process. */
+    signal(SIGXFSZ, SIG_IGN);
+}
+
+/* ---- stopping a training run ---- */
+static const int stopping[] = { SIGTERM, SIGHUP, SIGPIPE };
+enum { STOPPING = sizeof stopping / sizeof stopping[0] };
+
+void sz_stop_arm(bool on)
+{
+    static struct sigaction before[STOPPING];
+
+    armed = on;
+    for (int i = 0; i < STOPPING; i++) {
+        if (!on) {
+            sigaction(stopping[i], &before[i], NULL);
+            continue;
+        }
+        sigaction(stopping[i], NULL, &before[i]);
+        if (before[i].sa_handler != SIG_IGN) handle(stopping[i]);
+    }
+
+    /* The end of a run ends its holds, and has answered what was pending. */
+    if (on) return;
+    held = 0;
+    lua_sethook(main_state, NULL, 0, 0);
+    interrupt_answered();
+}
+
+void sz_stop_hold(bool on)
+{
+    if (!armed) return;
+    if (!on) {
+        if (held > 0) held--;
+        if (!held && stop_signal) raise_soon();
+        return;
+    }
+
+    /* What has been noted waits for the release. */
+    held++;
+    if (!interrupt_pending) return;
+    lua_sethook(main_state, NULL, 0, 0);
+    interrupt_answered();
+}
+
+int sz_stop_signal(void) { return stop_signal; }
+
+/* Whether the first line of a message ends with what an interrupt raises. */
+static bool is_interrupt(const char *message)
+{
+    static const char *const endings[] = { "interrupted!", "interrupted" };
+    size_t n = strcspn(message, "\n");
+    for (int i = 0; i < 2; i++) {
+        size_t length = strlen(endings[i]);
+        if (n >= length && memcmp(message + n - length, endings[i], length) == 0) return true;
+    }
+    return false;
+}
+
+int sz_report(const char *name, const char *message, int status)
+{
+    int sig = stop_signal;
+    if (sig == 0 && is_interrupt(message)) {
+        message = "interrupted";
+        sig = SIGINT;
+    }
+    fflush(stdout);
+    /* Nobody reads what a closed pipe would get. */
+    if (sig != SIGPIPE) {
+        fprintf(stderr, "%s: ", name);
+        sz_print_visible(stderr, message);
+        fputc('\n', stderr);
+    }
+    return sig ? SIGNAL_STATUS + sig : status;
 }
 
 /* ---- protected calls ---------------------------------------------------------------- */
@@ -139,7 +245,10 @@ int sz_call_protected(lua_State *L, int nargs, int nresults)
     lua_pushcfunction(L, add_traceback);
     lua_insert(L, base);
 
-    if (call_depth == 0) interrupt_answered();
+    if (call_depth == 0) {
+        interrupt_answered();
+        stop_signal = 0;
+    }
     call_depth++;
     int status = lua_pcall(L, nargs, nresults, base);
     call_depth--;

@@ -8,8 +8,15 @@
  *     host.call(f, ...)       -> true, results  or  false, message with traceback. Ctrl-C stops f
  *     host.interrupted()      whether Ctrl-C was pressed outside host.call since the last question
  *     host.isatty()           whether standard input is a terminal
+ *     host.arm(on), host.hold(on), host.stop_signal() -> number | 0
+ *                             signals that stop a training run; see lua/segzero/core/stop.lua
+ *     host.fail(name, message, status)
+ *                             prints "NAME: message" and ends the program; with 128 + n if signal n
+ *                             was the reason
  */
 #include "host.h"
+#include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -36,6 +43,31 @@ static int host_isatty(lua_State *L)
     return 1;
 }
 
+static int host_arm(lua_State *L)
+{
+    sz_stop_arm(lua_toboolean(L, 1));
+    return 0;
+}
+
+static int host_hold(lua_State *L)
+{
+    sz_stop_hold(lua_toboolean(L, 1));
+    return 0;
+}
+
+static int host_stop_signal(lua_State *L)
+{
+    lua_pushinteger(L, sz_stop_signal());
+    return 1;
+}
+
+static int host_fail(lua_State *L)
+{
+    int status = sz_report(luaL_checkstring(L, 1), luaL_checkstring(L, 2), luaL_checkint(L, 3));
+    if (sz_stop_signal() == SIGPIPE) raise(SIGPIPE);
+    exit(status);
+}
+
 /* The payload of a function's cdata, whether pointer or symbol, is its address. */
 static int host_on_interrupt(lua_State *L)
 {
@@ -57,10 +89,14 @@ static void set_string(lua_State *L, const char *key, const char *value)
 
 int sz_host_open(lua_State *L)
 {
-    static const luaL_Reg functions[] = { { "call", host_call },
+    static const luaL_Reg functions[] = { { "arm", host_arm },
+                                          { "call", host_call },
+                                          { "fail", host_fail },
+                                          { "hold", host_hold },
                                           { "interrupted", host_interrupted },
                                           { "isatty", host_isatty },
                                           { "on_interrupt", host_on_interrupt },
+                                          { "stop_signal", host_stop_signal },
                                           { NULL, NULL } };
 
     /* The functions. */

@@ -8,15 +8,13 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Prints and pops the message if status says that there is one. Returns status. */
+/* Prints and pops the message if status says that there is one. Returns 0 or the exit status. */
 static int report(lua_State *L, int status)
 {
-    if (status) {
-        const char *message = lua_tostring(L, -1);
-        fflush(stdout);
-        fprintf(stderr, "segzero: %s\n", message ? message : "(an error without a message)");
-        lua_pop(L, 1);
-    }
+    if (status == 0) return 0;
+    const char *message = lua_tostring(L, -1);
+    status = sz_report("segzero", message ? message : "(an error without a message)", EXIT_SCRIPT);
+    lua_pop(L, 1);
     return status;
 }
 

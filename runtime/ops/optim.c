@@ -151,11 +151,11 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
     return NULL;
 }
 
-/* ---- the gradient norm ---- */
-/* Sum of squares of parameter i's gradient into sums[i], on the parameters' device. */
-static int square_sum(sz_adamw *o, int i, sz_tensor *sums)
+/* ---- norms ---- */
+/* Sum of squares of x into sums[i], on the parameters' device. */
+static int square_sum(sz_tensor *x, int i, sz_tensor *sums)
 {
-    sz_tensor *sum = sz_run(SZ_OP_sum_squares, (sz_call){ .in = { o->params[i]->grad } });
+    sz_tensor *sum = sz_run(SZ_OP_sum_squares, (sz_call){ .in = { x } });
     if (!sum) return -1;
     const int64_t one = 1;
     sz_tensor *place = sz_tensor_view(sums, 1, &one, i);
@@ -165,7 +165,8 @@ static int square_sum(sz_adamw *o, int i, sz_tensor *sums)
     return rc;
 }
 
-double sz_adamw_grad_norm(sz_adamw *o)
+/* The norm over all parameters, of their values or of their gradients. */
+static double norm(sz_adamw *o, bool gradients)
 {
     if (!o->n) return 0;
     /* The sums are arena tensors, so a step asks the system for nothing. They are read once for all
@@ -175,8 +176,10 @@ double sz_adamw_grad_norm(sz_adamw *o)
     sz_tensor *sums = sz_tensor_zeros(SZ_F32, 1, &count, o->params[0]->device);
     sz_tensor *read = NULL;
     int rc = sums ? 0 : -1;
-    for (int i = 0; rc == 0 && i < o->n; i++)
-        if (o->params[i]->grad) rc = square_sum(o, i, sums);
+    for (int i = 0; rc == 0 && i < o->n; i++) {
+        sz_tensor *x = gradients ? o->params[i]->grad : o->params[i];
+        if (x) rc = square_sum(x, i, sums);
+    }
     if (rc == 0) {
         read = sz_tensor_to(sums, SZ_CPU);
         rc = read ? 0 : -1;
@@ -188,6 +191,16 @@ double sz_adamw_grad_norm(sz_adamw *o)
     sz_tensor_release(sums);
     sz_scope_pop();
     return rc == 0 ? sqrt(total) : -1;
+}
+
+double sz_adamw_grad_norm(sz_adamw *o) { return norm(o, true); }
+
+double sz_adamw_weight_norm(sz_adamw *o)
+{
+    const int before = sz_set_grad_enabled(0);
+    double result = norm(o, false);
+    sz_set_grad_enabled(before);
+    return result;
 }
 
 /* ---- an update ---- */

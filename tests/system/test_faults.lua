@@ -62,6 +62,7 @@ function works.step(place)
     { model = dir, reference = true, total_steps = 1e6 })
   t:step()
   return { run = function()
+    t.sampler:cancel()          -- images whose prefetching failed
     t.optimizer:zero_grad()
     t:step()
   end }

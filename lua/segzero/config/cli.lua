@@ -11,8 +11,8 @@
 --
 -- A mistake in the settings is printed as "NAME: message" and ends the program with status 2. An
 -- error in the work ends it with status 1, unless usage_error raised it for a wrong option that
--- shows up late. A module may have run(args) instead of `execute`; its errors go to the host
--- program (status 1).
+-- shows up late, or a signal was the reason: then the status is 128 + its number. A module may have
+-- run(args) instead of `execute`; its errors go to the host program (status 1).
 -- Leaves out: parsing (schema.lua).
 
 local arguments = require "segzero.config.arguments"
@@ -44,8 +44,11 @@ local function call(f, ...)
 end
 
 local function fail(status, why)
+  local name = arg[0]:match "([^/]+)$":gsub("%.lua$", "")
+  local found, host = pcall(require, "segzero.host")
+  if found then host.fail(name, tostring(why), status) end
   io.stdout:flush()
-  io.stderr:write(arg[0]:match "([^/]+)$":gsub("%.lua$", ""), ": ", tostring(why), "\n")
+  io.stderr:write(name, ": ", tostring(why), "\n")
   os.exit(status)
 end
 

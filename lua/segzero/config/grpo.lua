@@ -200,6 +200,9 @@ local trainer = {
   { key = "trainer.save_best", type = "text", default = "held_out_reward",
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
+  { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
+    help = "end the run when so many of the last 10 updates had a gradient that is not finite; " ..
+      "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
     also = { "trainer.val_freq" },
     help = "steps between two evaluations; 0 or -1: only before and after training" },

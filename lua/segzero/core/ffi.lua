@@ -78,7 +78,9 @@ end
 
 -- True if the error came from Ctrl-C. Code that continues after errors must raise this one again,
 -- because it is reported only once.
-function M.is_interrupt(why) return type(why) == "string" and why:find "interrupted!?$" ~= nil end
+function M.is_interrupt(why)
+  return type(why) == "string" and why:match "^[^\n]*":find "interrupted!?$" ~= nil
+end
 
 -- Removes the "file:line: " that error() adds. The position is inside the library, so it does not
 -- help the user.

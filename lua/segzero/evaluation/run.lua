@@ -21,6 +21,7 @@ local evaluator = require "segzero.evaluation.evaluator"
 local files = require "segzero.core.files"
 local gallery = require "segzero.evaluation.gallery"
 local judge = require "segzero.evaluation.judge"
+local lines = require "segzero.core.lines"
 local log = require "segzero.log"
 local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
@@ -106,8 +107,7 @@ local function judge_row(run, entry)
   local record, mask = judge.row(entry, run.judging)
   record.seconds = entry.seconds + now() - started
   run.records[#run.records + 1] = record
-  run.results:write(files.json(record), "\n")
-  run.results:flush()
+  run.results:write(files.json(record) .. "\n")
 
   local kept = { record = record, mask = mask, held = 2 }
   if run.masks then
@@ -240,9 +240,7 @@ function M.evaluate(cfg, options)
   -- The folder exists once everything that it needs has been loaded.
   run.folder = files.fresh_folder(cfg.output_path)
   write_config(run, total, first, last)
-  local reason
-  run.results, reason = io.open(run.folder .. "/results.jsonl", "w")
-  if not run.results then error(reason, 0) end
+  run.results = lines.create(run.folder .. "/results.jsonl")
   introduce(run, total, first, last)
 
   evaluate_rows(run, first, last)

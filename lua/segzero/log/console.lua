@@ -3,7 +3,7 @@
 --
 --   console.duration(171) -> "2:51"
 --   console.times({ decode = 3.1, ... }, phases) -> "  time: decode 41 %, ..."
---   console.say "saved runs/x"              prints the line and flushes
+--   console.say "saved runs/x"              prints the line at once, with control characters shown
 --
 -- The line of a step: reward, mean length, KL, entropy, gradient norm, the largest difference
 -- between the sampler's and the trainer's log-probabilities, seconds a step, and the estimated time
@@ -11,6 +11,7 @@
 
 local core = require "segzero.core.ffi"
 local timer = require "segzero.log.timer"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -53,10 +54,11 @@ function M.times(spent, phases)
   return "  time: " .. table.concat(parts, ", ")
 end
 
--- Prints a line at once. Recipes and settings use it for what they tell the user.
+-- Prints a line at once; control characters in it are shown (core/visible.lua). Recipes and settings
+-- use it for what they tell the user. A line that cannot be written is an error.
 function M.say(text)
-  print(text)
-  io.stdout:flush()
+  text = visible.text(text) .. "\n"
+  core.call(core.C.sz_print(text, #text))
 end
 
 local say = M.say

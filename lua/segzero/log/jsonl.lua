@@ -1,4 +1,5 @@
--- jsonl.lua - the logger that writes JSON lines into the run folder, and flushes each line.
+-- jsonl.lua - the logger that writes JSON lines into the run folder (core/lines.lua: each line is in
+-- the file at once, whole, and a failed write is an error).
 --
 --   metrics.jsonl     scalars: {"step": 3, "reward": 1.6, ...}, one line for each step and each
 --                     evaluation
@@ -10,6 +11,7 @@
 -- are not records.
 
 local files = require "segzero.core.files"
+local lines = require "segzero.core.lines"
 
 local M = {}
 
@@ -31,12 +33,6 @@ local function writable(t)
   return out
 end
 
-local function append(path)
-  local file, reason = io.open(path, "a")
-  if not file then error(reason, 0) end
-  return file
-end
-
 function M.open(run)
   local log = setmetatable({ folder = run.folder, open_files = {} }, mt)
   -- Both files exist from the start, so that a run that failed in its first step has empty ones.
@@ -49,17 +45,16 @@ end
 
 function methods:file(name)
   if not self.open_files[name] then
-    self.open_files[name] = append(("%s/%s.jsonl"):format(self.folder, name))
+    self.open_files[name] = lines.append(("%s/%s.jsonl"):format(self.folder, name))
   end
   return self.open_files[name]
 end
 
 function methods:write(name, list)
-  if not self.folder then return end
-  local file = self:file(name)
-  for _, record in ipairs(list) do file:write(files.json(writable(record)), "\n") end
-  local ok, reason = file:flush()
-  if not ok then error(("cannot write %s/%s.jsonl: %s"):format(self.folder, name, reason), 0) end
+  if not self.folder or #list == 0 then return end
+  local text = {}
+  for i, record in ipairs(list) do text[i] = files.json(writable(record)) .. "\n" end
+  self:file(name):write(table.concat(text))
 end
 
 function methods:scalars(_, t) self:write("metrics", { t }) end

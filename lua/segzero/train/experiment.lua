@@ -26,6 +26,7 @@ local resuming = require "segzero.runs.resuming"
 local run_folder = require "segzero.runs.run_folder"
 local runner = require "segzero.reward.runner"
 local segmenter_of = require "segzero.inference.segmenter"
+local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
 
 local M = {}
@@ -252,22 +253,26 @@ local function all(t, run, source, notes)
   t.log:close()
 end
 
+local function run(cfg, overrides)
+  local parts = prepare(cfg, overrides)
+  local folder = take_folder(cfg, parts.source)
+
+  -- A run that fails before it begins leaves no folder behind.
+  local ok, t, notes = xpcall(load, stop.traced, cfg, overrides, parts, folder.path)
+  if not ok then
+    run_folder.cancel(folder)
+    error(t, 0)
+  end
+  local ended, reason = xpcall(all, stop.traced, t, folder, parts.source, notes)
+  run_folder.close(folder)
+  if not ended then error(reason, 0) end
+  return t
+end
+
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
   check_overrides(overrides)
-  local parts = prepare(cfg, overrides)
-  local run = take_folder(cfg, parts.source)
-
-  -- A run that fails before it begins leaves no folder behind.
-  local ok, t, notes = xpcall(load, loop.traced, cfg, overrides, parts, run.path)
-  if not ok then
-    run_folder.cancel(run)
-    error(t, 0)
-  end
-  local ended, reason = xpcall(all, loop.traced, t, run, parts.source, notes)
-  run_folder.close(run)
-  if not ended then error(reason, 0) end
-  return t
+  return stop.run(run, cfg, overrides)
 end
 
 return M

@@ -10,13 +10,17 @@
 --   on_evaluate(t, result)   after each evaluation
 --   stop_when(t, stats)      true, or a reason as text, ends the run after this step
 -- A hook that fails ends the run with its own traceback. However the run ends, a checkpoint that is
--- being written is finished first. Leaves out: saving when the run is interrupted.
+-- being written is finished first. A run that a signal or an error ends saves its last finished step
+-- (ending.lua). Leaves out: signals (core/stop.lua).
 
+local ending = require "segzero.train.ending"
 local evaluator = require "segzero.evaluation.evaluator"
+local health = require "segzero.train.health"
 local records = require "segzero.train.records"
 local retention = require "segzero.runs.retention"
 local rollout = require "segzero.train.rollout"
 local saving = require "segzero.train.saving"
+local stop = require "segzero.core.stop"
 local user_code = require "segzero.core.user_code"
 
 local M = {}
@@ -56,14 +60,23 @@ local function evaluate_if_due(t, step)
     records.parts_text(result.parts), giou)
 end
 
+-- A checkpoint that is due waits for a step whose gradient is finite, because the weights of a
+-- skipped update may be ruined.
+local function save_if_due(t, step)
+  if is_due(step, t.options.run.save_freq) then t.save_is_due = true end
+  if not t.save_is_due or health.in_doubt(t) and step < t.total_steps then return end
+  t.save_is_due = false
+  say(t, "  saving %s", t:begin_save())
+end
+
 -- One step and everything after it. Returns true to end the run.
 local function one_step(t)
-  local stats = t:step()
+  local stats = t:step(function(stats) t.log:scalars(stats.step, stats) end)
   local step = stats.step
-  t.log:scalars(step, stats)
+  health.check(t)
   call_hook(t, "on_step", stats)
   evaluate_if_due(t, step)
-  if is_due(step, t.options.run.save_freq) then say(t, "  saving %s", saving.start(t)) end
+  save_if_due(t, step)
   local reason = call_hook(t, "stop_when", stats)
   if not reason then return false end
   local because = ""
@@ -75,30 +88,21 @@ end
 local function all_steps(t)
   t.log:start(t.global_step, t.total_steps)
   while t.global_step < t.total_steps do
+    stop.check()
     if one_step(t) then return end
   end
 end
 
--- Adds a traceback to a message that has a position in the code, unless it has a traceback already.
-local function traced(message)
-  if type(message) ~= "string" or message:find("\nstack traceback:", 1, true) then
-    return message
-  end
-  if not message:find "^[^\n]-:%d+:" then return message end
-  return debug.traceback(message, 2)
-end
-
-M.traced = traced
-
-function M.run(t)
-  local ok, reason = xpcall(all_steps, traced, t)
-  local saved, save_reason = pcall(saving.wait, t)
+local function run(t)
+  t.first_step = t.global_step
+  health.begin(t)
+  local ok, reason = stop.try(all_steps, t)
+  if not ok or stop.signal() then ending.early(t, reason) end
+  saving.wait(t)
   t.sampler:cancel()
-  if not ok then
-    if not saved then io.stderr:write(tostring(save_reason), "\n") end
-    error(reason, 0)
-  end
-  if not saved then error(save_reason, 0) end
+  stop.release()
 end
+
+function M.run(t) return stop.run(run, t) end
 
 return M

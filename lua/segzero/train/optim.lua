@@ -10,6 +10,8 @@
 --   local norm, updated = opt:step(lr)     lr: of this step; without it, options.lr. If the norm is
 --                                          not finite, the update is skipped: updated is false, the
 --                                          gradients are cleared, opt.skipped counts it
+--   opt:bad_updates() -> n, window         how many of the last `window` updates were skipped
+--   opt:weight_norm()                      the norm of all parameters together
 --   opt:state() -> {name -> tensor}        borrowed; checkpoints read them and write into them
 --   opt:steps(), opt:set_steps(n)          optimizer steps so far
 --
@@ -33,6 +35,7 @@ M.state_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16, int8 = C.SZ_U8 }
 M.grad_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16 }
 
 local DEFAULT_BETAS = { 0.9, 0.999 }
+local WINDOW = 10               -- updates that bad_updates() counts over
 
 -- The C code of a dtype's name; f32 when there is none.
 local function code_of(codes, name, option, expected, level)
@@ -72,13 +75,28 @@ function M.adamw(list, opts)
     c = ffi.gc(handle, C.sz_adamw_free), list = list, lr = opts.lr, beta1 = betas[1],
     beta2 = betas[2],
     eps = opts.eps or 1e-8, weight_decay = opts.weight_decay or 0.01,
-    max_grad_norm = opts.max_grad_norm, skipped = 0,
+    max_grad_norm = opts.max_grad_norm, skipped = 0, recent = {},
   }, mt)
 end
+
+-- The last updates, newest first: whether each was skipped.
+local function remember(self, was_skipped)
+  table.insert(self.recent, 1, was_skipped)
+  self.recent[WINDOW + 1] = nil
+end
+
+function methods:bad_updates()
+  local n = 0
+  for _, was_skipped in ipairs(self.recent) do if was_skipped then n = n + 1 end end
+  return n, WINDOW
+end
+
+function methods:weight_norm() return check(C.sz_adamw_weight_norm(self.c), 2) end
 
 function methods:step(lr)
   local norm = check(C.sz_adamw_grad_norm(self.c), 2)
   local is_finite = norm == norm and norm < math.huge
+  remember(self, not is_finite)
   if not is_finite then
     self.skipped = self.skipped + 1
     C.sz_adamw_zero_grad(self.c)

@@ -20,7 +20,8 @@
 --   warmup_ratio   share of the run that warms up
 --   optimizer      what train/optim.lua takes, without lr
 --   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization
---   run            test_freq, save_freq, save_limit, save_best, loggers (registered names)
+--   run            test_freq, save_freq, save_limit, save_best, max_bad_updates, loggers
+--                  (registered names)
 -- Leaves out: defaults and checks (config/grpo.lua).
 
 local M = {}
@@ -106,6 +107,7 @@ function M.of(cfg)
     run = {
       test_freq = cfg.trainer.test_freq, save_freq = cfg.trainer.save_freq,
       save_limit = save_limit(cfg.trainer), save_best = cfg.trainer.save_best or "none",
+      max_bad_updates = cfg.trainer.max_bad_updates,
       loggers = name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
     },
   }

@@ -12,7 +12,7 @@
 --     loaded = f,              f(t): the weights are there, and no log has been opened
 --   }
 --   t:run()               all steps, with evaluation, checkpoints and hooks (train/loop.lua)
---   t:step() -> stats     one step
+--   t:step(log) -> stats  one step; log(stats), if given, belongs to it: no signal comes in between
 --   t:evaluate(keep)      -> mean reward, parts, records, gIoU of the held-out rows
 --   t:save() -> path      a checkpoint; t:begin_save() writes in the background, t:saved() waits
 --   t:resume(path)
@@ -33,6 +33,7 @@ local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
 local evaluator = require "segzero.evaluation.evaluator"
 local forward = require "segzero.train.forward"
+local health = require "segzero.train.health"
 local inputs = require "segzero.train.inputs"
 local log = require "segzero.log"
 local memory_check = require "segzero.train.memory_check"
@@ -44,6 +45,7 @@ local rollout = require "segzero.train.rollout"
 local sampler = require "segzero.data.sampler"
 local saving = require "segzero.train.saving"
 local schedules = require "segzero.algorithms.schedules"
+local stop = require "segzero.core.stop"
 local timer = require "segzero.log.timer"
 local update = require "segzero.train.update"
 local vision_cache = require "segzero.inference.vision_cache"
@@ -130,6 +132,9 @@ function methods:update(groups, lr)
   local stats = update.new(self):gradient(self:micro_batches(groups, "update"),
     records.totals(groups))
   saving.wait(self)
+  -- From here to the end of the step the weights are of no finished step: signals wait.
+  if not self.changing then stop.hold() end
+  self.changing = true
   timer.enter "optimizer"
   stats.grad_norm = self.optimizer:step(lr)
   timer.enter "forward"
@@ -137,7 +142,7 @@ function methods:update(groups, lr)
 end
 
 -- ---- the step ----
-function methods:step()
+function methods:step(write_log)
   local step = self.global_step + 1
   timer.start(self.policy.device ~= "cpu" and core.C.sz_device_synchronise or nil)
   self.now = schedules.numbers(self, step)
@@ -157,6 +162,8 @@ function methods:step()
   -- One optimizer step for each part.
   local updates = {}
   for i, part in ipairs(parts) do updates[i] = self:update(part, self.now.lr) end
+  self.global_step = step
+  self.changing = false
   update.mean(updates, parts, self.options.update.aggregation, stats)
 
   -- The record.
@@ -169,8 +176,9 @@ function methods:step()
   inputs.release(rows)
   -- Collect unreferenced handles here, so that every step starts with as many C objects.
   collectgarbage()
-  self.global_step = step
   stats.time, stats.seconds = timer.report()
+  if write_log then write_log(stats) end
+  stop.release()
   return stats
 end
 
@@ -182,11 +190,17 @@ function methods:evaluate(keep)
   return result.reward, result.parts, result.records, result.giou
 end
 
-function methods:begin_save() return saving.start(self) end
+function methods:begin_save()
+  health.check_weights(self)
+  return saving.start(self)
+end
 
 function methods:saved() saving.wait(self) end
 
-function methods:save() return saving.now(self) end
+function methods:save()
+  health.check_weights(self)
+  return saving.now(self)
+end
 
 function methods:resume(path)
   self.sampler:cancel()

@@ -1,0 +1,90 @@
+-- stop.lua - ends a run in order when a signal asks for it: SIGTERM, SIGINT, SIGHUP, or a closed
+-- pipe (SIGPIPE).
+--
+--   stop.run(f, ...)                  f's results. While f runs, these signals raise an error that
+--                                     core.is_interrupt knows; what f does not explain is explained
+--                                     as "stopped by SIGTERM". Calls nest
+--   local ok, ... = stop.try(f, ...)  pcall(f, ...) inside run(). Afterwards a hold is on, so that
+--                                     the caller can save
+--   stop.hold()  ...  stop.release()  signals in between are noted and raise at the release. hold()
+--                                     itself raises if one has come already. An error in a hold
+--                                     needs no release: the end of the outermost run() ends it
+--   stop.check()                      raises if a signal has come and its error was swallowed
+--   stop.signal() -> "SIGTERM" | nil  the first signal that came
+--   stop.traced                       a message handler for xpcall
+--
+-- A second signal within two seconds ends the process at once. The host program turns the error
+-- into the exit status 128 + n. A script that continues after a stopped run cannot start another
+-- one. Outside run() nothing here has an effect, nor without the host program. Leaves out: what to
+-- save (train/ending.lua).
+
+local core = require "segzero.core.ffi"
+
+local has_host, host = pcall(require, "segzero.host")
+
+local M = {}
+
+local NAMES = { [1] = "SIGHUP", [2] = "SIGINT", [13] = "SIGPIPE", [15] = "SIGTERM" }
+
+local depth = 0
+
+-- For xpcall: adds a traceback to a message that has a position in the code, unless it has one.
+local function traced(message)
+  if type(message) ~= "string" or message:find("\nstack traceback:", 1, true) then
+    return message
+  end
+  if core.is_interrupt(message) or not message:find "^[^\n]-:%d+:" then return message end
+  return debug.traceback(message, 2)
+end
+
+M.traced = traced
+
+function M.signal()
+  if not has_host or depth == 0 then return nil end
+  return NAMES[host.stop_signal()]
+end
+
+local function interrupt() error("interrupted!", 0) end
+
+function M.check()
+  if M.signal() then interrupt() end
+end
+
+function M.hold()
+  M.check()
+  if depth > 0 then host.hold(true) end
+end
+
+function M.release()
+  if depth > 0 then host.hold(false) end
+end
+
+function M.try(f, ...)
+  local function finish(...)
+    if depth > 0 then host.hold(true) end
+    return ...
+  end
+  return finish(xpcall(f, traced, ...))
+end
+
+function M.run(f, ...)
+  if not has_host then return f(...) end
+  if depth == 0 then host.arm(true) end
+  depth = depth + 1
+  local function finish(ok, ...)
+    local name = M.signal()
+    depth = depth - 1
+    if depth == 0 then host.arm(false) end
+    if ok then return ... end
+    local reason = ...
+    if name and core.is_interrupt(reason) then reason = "stopped by " .. name end
+    error(reason, 0)
+  end
+  -- An earlier stop ends this run too, where its script went on.
+  return finish(xpcall(function(...)
+    M.check()
+    return f(...)
+  end, traced, ...))
+end
+
+return M

@@ -1,0 +1,271 @@
+-- test_stops.lua - a run that is stopped by a signal or an error loses no finished step: it saves,
+-- says how to go on, and the resumed run ends with the same bits as one that was never stopped.
+--
+--   ./segzero tests/system/test_stops.lua             signals at random moments of a miniature run
+--   STOPS=200 ./segzero tests/system/test_stops.lua   more of them
+--
+-- Leaves out: SIGKILL (test_train.lua: only complete checkpoints count).
+
+local check = require "tests.support.check"
+local mini = require "tests.support.miniature"
+local process = require "tests.support.process"
+local host = require "segzero.host"
+local files = require "segzero.core.files"
+
+local STOPS = tonumber(os.getenv "STOPS" or "") or 12
+local STEPS = 12
+local TIMEOUT = 120
+
+local place = mini.folder()
+local model = mini.write(place .. "/model")
+files.write(place .. "/reward.lua", mini.reward_source)
+
+-- The words of a run of STEPS steps; extra: more settings.
+local function command(folder, extra)
+  local words = { host.executable, "--threads", "1", "recipes/refcocog_grpo.lua",
+    "worker.actor.model.model_path=" .. model }
+  for _, a in ipairs(mini.arguments) do words[#words + 1] = a end
+  for _, a in ipairs { "data.val_files=None", "worker.reward.sam2_path=none",
+    "worker.reward.compute_score=" .. place .. "/reward.lua", "trainer.max_steps=" .. STEPS,
+    "trainer.save_freq=5", "trainer.save_checkpoint_path=" .. folder } do
+    words[#words + 1] = a
+  end
+  for _, a in ipairs(extra or {}) do words[#words + 1] = a end
+  return words
+end
+
+local function run(folder, extra)
+  return process.run(command(folder, extra), { timeout = TIMEOUT })
+end
+
+-- Runs a shell command that starts the run in the background, as $p, and ends with its status.
+local function run_and(folder, signals, extra)
+  local quoted = {}
+  for i, word in ipairs(command(folder, extra)) do quoted[i] = mini.quoted(word) end
+  local text = table.concat(quoted, " ") .. " & p=$!; " .. signals .. "; wait $p"
+  return process.run({ "bash", "-c", text }, { timeout = TIMEOUT })
+end
+
+-- What a run leaves: the bytes of its last weights and moments.
+local function result_of(folder)
+  local path = ("%s/global_step_%d/"):format(folder, STEPS)
+  return files.read(path .. "model.safetensors"), files.read(path .. "optimizer.safetensors")
+end
+
+local function steps_in_log(folder)
+  local steps = {}
+  for line in (files.read(folder .. "/metrics.jsonl") or ""):gmatch "[^\n]+" do
+    steps[#steps + 1] = tonumber(line:match '"step":(%d+)')
+  end
+  return steps
+end
+
+local ALL_STEPS = {}
+for i = 1, STEPS do ALL_STEPS[i] = i end
+
+-- The run that nothing stops.
+local started = process.now()
+local whole = place .. "/whole"
+check.equal(select(2, run(whole)), 0, "the whole run")
+local seconds = process.now() - started
+local weights, moments = result_of(whole)
+
+-- Goes on with a stopped run and compares its end with that of the whole run.
+local function expect_same_end(folder, name)
+  local output, status = run(folder, { "trainer.load_checkpoint_path=" .. folder })
+  check.equal(status, 0, name .. ": the resumed run: " .. output)
+  local w, m = result_of(folder)
+  check.ok(w == weights, name .. ": the same weights")
+  check.ok(m == moments, name .. ": the same moments")
+  check.equal(steps_in_log(folder), ALL_STEPS, name .. ": each step is logged once")
+end
+
+-- ---- signals ----
+local SIGNALS = { { "TERM", 143 }, { "INT", 130 }, { "HUP", 129 } }
+
+check.case("a signal at any moment loses no finished step", function()
+  math.randomseed(check.seed)
+  local saved = 0
+  local in_training = 0
+  for i = 1, STOPS do
+    local signal, expected = unpack(SIGNALS[i % #SIGNALS + 1])
+    local folder = ("%s/stopped-%d"):format(place, i)
+    local wait = 0.1 + math.random() * seconds
+    local output, status = run_and(folder, ("sleep %.4f; kill -%s $p"):format(wait, signal))
+    local name = ("SIG%s after %.3f s"):format(signal, wait)
+    check.ok(not output:find "stack traceback", name .. ": no traceback: " .. output)
+
+    local step, rest = output:match "stopped by SIG%u+ after step (%d+); ([^\n]+)\n$"
+    if step then
+      in_training = in_training + 1
+      check.equal(status, expected, name .. ": status")
+      check.equal(#steps_in_log(folder), tonumber(step), name .. ": the finished steps are logged")
+    end
+    if step and step ~= "0" then
+      saved = saved + 1
+      check.equal(rest, ("saved %s/global_step_%s; go on with: trainer.load_checkpoint_path=%s")
+        :format(folder, step, folder), name .. ": the line")
+      expect_same_end(folder, name)
+    end
+  end
+  check.ok(saved >= STOPS / 4, ("%d of %d runs were stopped after a step"):format(saved, STOPS))
+  check.ok(in_training >= saved, "stops before the first step")
+end)
+
+-- A reward that waits in its n-th call until it is told that a signal was sent.
+local function slow_reward(calls, then_do)
+  local path = ("%s/slow-%d.lua"):format(place, calls)
+  files.write(path, ([[
+    local calls = 0
+    local reward = dofile %q
+    return function(text)
+      calls = calls + 1
+      if calls == %d then %s end
+      return reward(text)
+    end]]):format(place .. "/reward.lua", calls, then_do))
+  return "worker.reward.compute_score=" .. path
+end
+
+local WAIT = "for _ = 1, 300 do os.execute 'sleep 0.1' end"
+local ANSWERS = 6               -- of a step: 2 prompts x 3 answers
+
+check.case("a signal during a reward", function()
+  local folder = place .. "/in-reward"
+  local mark = place .. "/waiting"
+  local reward = slow_reward(2 * ANSWERS + 2, ("io.open(%q, 'w'):close() jit.off(true, true) "
+    .. "while true do end"):format(mark))
+  local output, status = run_and(folder, ("while [ ! -e %s ]; do sleep 0.02; done; kill -TERM $p")
+    :format(mark), { reward })
+  check.equal(status, 143, "status")
+  check.ok(output:find("stopped by SIGTERM after step 2; saved " .. folder .. "/global_step_2; ", 1,
+    true), output)
+  expect_same_end(folder, "a stop in a reward")
+end)
+
+check.case("trainer.save_freq=-1 saves nothing and says so", function()
+  local folder = place .. "/never"
+  local reward = slow_reward(ANSWERS + 2, "os.execute 'kill -TERM $PPID'")
+  local output, status = run(folder, { reward, "trainer.save_freq=-1" })
+  check.equal(status, 143, "status")
+  check.ok(output:find("stopped by SIGTERM after step 1; trainer.save_freq=-1 saves no checkpoint\n",
+    1, true), output)
+  check.ok(not files.exists(folder .. "/latest"), "no checkpoint")
+end)
+
+check.case("a second signal ends the process at once", function()
+  local mark = place .. "/twice"
+  local reward = slow_reward(ANSWERS + 3, ("io.open(%q, 'w'):close() %s"):format(mark, WAIT))
+  local began = process.now()
+  local _, status = run_and(place .. "/second", ("while [ ! -e %s ]; do sleep 0.02; done; "
+    .. "kill -TERM $p; sleep 0.2; kill -TERM $p"):format(mark), { reward })
+  check.equal(status, 143, "status")
+  check.ok(process.now() - began < 20, "it does not wait for the reward")
+end)
+
+check.case("nohup's SIGHUP is ignored", function()
+  local folder = place .. "/nohup"
+  local reward = slow_reward(ANSWERS + 4, "os.execute 'kill -HUP $PPID'")
+  local quoted = {}
+  for i, word in ipairs(command(folder, { reward })) do quoted[i] = mini.quoted(word) end
+  local output, status = process.run({ "bash", "-c", "trap '' HUP; " .. table.concat(quoted, " ") },
+    { timeout = TIMEOUT })
+  check.equal(status, 0, "the run goes on to its end: " .. output:sub(-200))
+end)
+
+check.case("a closed pipe saves and ends the run quietly", function()
+  local folder = place .. "/pipe"
+  local quoted = {}
+  for i, word in ipairs(command(folder)) do quoted[i] = mini.quoted(word) end
+  local output = process.run({ "bash", "-c", table.concat(quoted, " ")
+    .. " | grep -m 1 '^ 6/' >/dev/null; echo ${PIPESTATUS[0]}" }, { timeout = TIMEOUT })
+  check.equal(output, "141\n", "SIGPIPE's status and no words")
+  expect_same_end(folder, "a closed pipe")
+end)
+
+-- ---- errors ----
+check.case("an error saves the last finished step", function()
+  local folder = place .. "/error"
+  local output, status = run(folder, { slow_reward(3 * ANSWERS + 1, "error 'no such answer'") })
+  check.equal(status, 1, "status")
+  local line = ("ended by an error after step 3; saved %s/global_step_3; "
+    .. "go on with: trainer.load_checkpoint_path=%s\n"):format(folder, folder)
+  check.ok(output:find(line, 1, true), "the line: " .. output)
+  check.ok(output:find("segzero: the reward failed", 1, true), "the error")
+  expect_same_end(folder, "an error")
+end)
+
+check.case("an error before the first step saves nothing", function()
+  local folder = place .. "/early"
+  local output, status = run(folder, { slow_reward(1, "error 'no such answer'") })
+  check.equal(status, 1, "status")
+  check.ok(output:find("ended by an error after step 0; no step was finished\n", 1, true), output)
+end)
+
+check.case("a checkpoint that cannot be written leaves the older ones", function()
+  local folder = place .. "/disk"
+  local size = #weights + 4096
+  local limit = ("require 'ffi'.cdef 'int setrlimit(int, const uint64_t *);' "
+    .. "require 'ffi'.C.setrlimit(1, require 'ffi'.new('uint64_t[2]', %d, %d))"):format(size / 2,
+    size / 2)
+  local output, status = run(folder, { slow_reward(6 * ANSWERS + 1, limit .. " error 'late'") })
+  check.equal(status, 1, "status")
+  check.ok(output:find("ended by an error after step 6; [^\n]*global_step_6[^\n]*File too large"),
+    output)
+  check.ok(output:find("go on with: trainer.load_checkpoint_path=" .. folder, 1, true), "how to go on")
+  check.ok(files.exists(folder .. "/global_step_5/DONE"), "the older checkpoint")
+  check.ok(not files.exists(folder .. "/global_step_6/DONE"), "no incomplete one")
+end)
+
+-- ---- divergence ----
+check.case("a run that has diverged ends and saves no ruined weights", function()
+  for _, case in ipairs {
+    { "worker.actor.optim.lr=1e30", "the learning rate %(worker.actor.optim.lr=1e%+30%)" },
+    { "worker.actor.optim.weight_decay=1e6", "worker.actor.optim.weight_decay=1e%+06" },
+  } do
+    local folder = place .. "/" .. case[1]:match "([%w_]+)="
+    local extra = { case[1], "trainer.save_freq=1" }
+    if case[1]:find "decay" then extra[3] = "worker.actor.optim.lr=1e-4" end
+    local output, status = run(folder, extra)
+    check.equal(status, 1, case[1] .. ": status")
+    check.ok(output:find("segzero: diverged after step %d+: [^\n]*likely cause: " .. case[2]),
+      case[1] .. ": " .. output)
+    check.ok(output:find("its weights are not saved", 1, true), case[1] .. ": what is not saved")
+    check.ok(not files.exists(folder .. "/latest"), case[1] .. ": no checkpoint")
+  end
+end)
+
+check.case("gradients that are not finite end a run", function()
+  local script = place .. "/bad.lua"
+  files.write(script, [[
+    local losses = require("segzero").losses
+    local ppo = losses:get("ppo_clip").fn
+    local calls = 0
+    losses:register("bad_later", { fn = function(t, numbers)
+      calls = calls + 1
+      local loss, metrics = ppo(t, numbers)
+      if calls > tonumber(arg[1]) then loss = loss * (0 / 0) end
+      return loss, metrics
+    end })
+    local args = { unpack(arg, 2) }
+    require("recipes.refcocog_grpo").run(args)
+  ]])
+  local function train(good, folder, extra)
+    local words = { host.executable, "--threads", "1", script, tostring(good) }
+    local all = command(folder, { "worker.actor.loss_type=bad_later", unpack(extra) })
+    for i = 5, #all do words[#words + 1] = all[i] end
+    return process.run(words, { timeout = TIMEOUT })
+  end
+  local folder = place .. "/bad"
+  -- The memory plan calls the loss once, so the gradients of the steps 4, 5 and 6 are bad.
+  local output, status = train(4, folder, {})
+  check.equal(status, 1, "status")
+  check.ok(output:find "diverged after step 6: 3 of the last 6 updates had a gradient that is not ",
+    output)
+  check.ok(output:find "ended by an error after step 6; its weights are not saved\n", output)
+  check.ok(not files.exists(folder .. "/global_step_5"), "a checkpoint that was due then")
+  local _, allowed = train(4, place .. "/bad-allowed", { "trainer.max_bad_updates=0" })
+  check.equal(allowed, 0, "trainer.max_bad_updates=0 lets it go on")
+end)
+
+mini.remove()
+check.finish()
