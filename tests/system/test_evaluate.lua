@@ -210,6 +210,13 @@ with_stand_ins(function()
   check.equal({ third.failed, third.skipped }, { 1, 3 }, "visionreasoner's counts")
   check.equal(results(lists)[1].bbox, { { 20, 10, 58, 29 } }, "lists of boxes")
 
+  -- Rows that cannot be used: refused, or left out.
+  check.raises(function() run { "on_bad_row=error" } end,
+    "data=.*/set: 3 of 7 rows cannot be used: the image cannot be read in 1, "
+    .. "the mask cannot be used in 2", "on_bad_row=error")
+  local rest = run { "on_bad_row=skip" }
+  check.equal({ rest.rows, rest.errors }, { 4, 1 }, "on_bad_row=skip; SAM2's own failure stays")
+
   -- The oracle's box is the true one.
   local best = run { "oracle=true", "rows=3" }
   check.near(values(best), { 1, 1, 1 }, 0, "oracle")

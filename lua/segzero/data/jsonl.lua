@@ -74,9 +74,9 @@ function methods:meta(i)
   local text = self.lines:text(i)
   local columns, id = json_line.columns(text, where)
   check_mask(self, columns, where)
-  known = { where = where, index = i, id = id, problem = columns.problem, solution = columns.solution,
-    image = mask_of.in_folder(self.folder, columns.image), mask = columns.mask,
-    folder = self.folder, columns = columns }
+  known = { where = where, index = i, id = id, problem = columns.problem,
+    solution = columns.solution, image = mask_of.in_folder(self.folder, columns.image),
+    mask = columns.mask, folder = self.folder, columns = columns }
   if #text > LONG_LINE then return known end
   -- A step asks for a row two or three times: for its image's path, and for itself.
   if self.n_known == KEPT then

@@ -13,8 +13,8 @@
 --                      set:row(i, image) gets the image that was read
 --     set:meta(i)      what is known of row i without decoding anything, so that all rows can be
 --                      checked before the first step (data/jsonl.lua); optional
---     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it, so it
---                      must not read images
+--     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
+--                      so it must not read images
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, check = false if
 -- data/check.lua follows}. A source uses those that it knows.
@@ -56,12 +56,11 @@ function M.read_row(set, i, read)
   if type(row) ~= "table" then
     error(message:format(name, i, "returned " .. tostring(row)), 0)
   end
-  for _, field in ipairs { "problem", "solution" } do
-    if type(row[field]) ~= "string" then
-      local what = ("has the %s %s, expected a string"):format(field, tostring(row[field]))
-      error(message:format(name, i, what), 0)
-    end
+  if type(row.problem) ~= "string" then
+    local what = ("has the problem %s, expected a string"):format(tostring(row.problem))
+    error(message:format(name, i, what), 0)
   end
+  if row.solution == nil then error(message:format(name, i, "has no solution"), 0) end
   if not image.is_image(row.image) then
     local what = ("has the image %s, expected an image"):format(tostring(row.image))
     error(message:format(name, i, what), 0)

@@ -13,6 +13,7 @@
 local sz = require "segzero"
 local contract = require "segzero.runs.contract"
 local data_sets = require "segzero.train.data_sets"
+local ending = require "segzero.train.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local loop = require "segzero.train.loop"
@@ -261,7 +262,7 @@ local function run(cfg, overrides)
     run_folder.cancel(folder)
     error(t, 0)
   end
-  local ended, reason = xpcall(all, stop.traced, t, folder, parts.source, notes)
+  local ended, reason = pcall(ending.guard, t, all, t, folder, parts.source, notes)
   run_folder.close(folder)
   if not ended then error(reason, 0) end
   return t
