@@ -27,11 +27,11 @@ local works = {}
 
 function works.load(place)
   local dir = mini.write(place .. "/model")
-  local picture = place .. "/x.png"
-  sz.image.new(60, 40):save(picture)
+  local photo = place .. "/x.png"
+  sz.image.new(60, 40):save(photo)
   return { run = function()
     local vl = sz.qwen_vl(dir)
-    local item = { type = "image", image = picture }
+    local item = { type = "image", image = photo }
     vl:process { { role = "user", content = { item, { type = "text", text = "a" } } } }
     vl:free()
     sz.sam2("models/tiny/sam2"):free()

@@ -3,7 +3,7 @@
  *
  * All bytes are in memory. A file that ends before its last row is refused; damage that libjpeg
  * can read past is read past, as Pillow does. A file without Huffman tables is refused.
- * Leaves out: 12 bits a sample, lossless JPEG, colour profiles, pictures after the first.
+ * Leaves out: 12 bits a sample, lossless JPEG, colour profiles, images after the first.
  */
 #include "image.h"
 #include <setjmp.h>
