@@ -23,6 +23,7 @@ local opening = require "segzero.models.opening"
 local files = require "segzero.core.files"
 local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
+local visible = require "segzero.core.visible"
 
 local M = { schema = infer.schema, settings = infer.settings }
 
@@ -102,7 +103,7 @@ local function generation_options(o, vl)
   local do_sample = o.do_sample
   if do_sample == nil then do_sample = o.temperature ~= nil and o.temperature > 0 end
   local function print_piece(_, piece)
-    io.write(piece)
+    io.write(visible.text(piece))
     io.flush()
   end
   return { do_sample = do_sample, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
@@ -232,7 +233,7 @@ function M.execute(o)
   end
   local sizes = ("%d x %d, resized to %d x %d"):format(img.width, img.height, frame, frame)
   print(("image: %s, %s"):format(source or o.image_path, sizes))
-  print("question: " .. text)
+  print("question: " .. visible.text(text))
   io.write "\n"
 
   -- The answer, its mask, and the image that shows them.

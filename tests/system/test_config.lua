@@ -137,6 +137,7 @@ check.case("values say the key, the value and what is expected", function()
   refused("^worker.kind is 'three', expected one of: one, two$", "worker.kind=three")
   refused("^trainer.logger has 'consol', expected a list of: console, jsonl: did you mean 'console'%?$",
     "trainer.logger=consol,jsonl")
+  refused("^trainer.logger is empty, expected a list of: console, jsonl$", "trainer.logger=")
 end)
 
 check.case("words that are no settings", function()
