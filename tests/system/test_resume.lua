@@ -124,6 +124,17 @@ check.case("what changes no result may change, and is said with both values", fu
   check.ok(not said:find("changed at the resume", 1, true), "the new ones are the run's now")
 end)
 
+check.case("a mended reward goes on", function()
+  local N = copy_of_a "N"
+  local other = place .. "/mended.lua"
+  files.write(other, mini.reward_source)
+  local said, rc = recipe(load_from(N), "trainer.max_steps=3",
+    "worker.reward.compute_score=" .. other)
+  check.equal(rc, 0, said:sub(-300))
+  check.ok(said:find(("worker.reward.compute_score: %s/reward.lua -> %s"):format(place, other), 1,
+    true), "and is said: " .. said)
+end)
+
 check.case("trainer.resume_changes goes on all the same, behind the last row", function()
   local C = copy_of_a "C"
   local said, rc = recipe(load_from(C), "trainer.max_steps=4", "data.rollout_batch_size=4",
