@@ -116,8 +116,7 @@ sz_tensor *sz_tensor_detach(sz_tensor *t);
 int sz_tensor_copy(sz_tensor *dst, sz_tensor *src);
 /* A copy on that device (no history), or t itself, retained, when it is there already. */
 sz_tensor *sz_tensor_to(sz_tensor *t, int device);
-/* All bytes, to or from host memory. */
-int sz_tensor_read(sz_tensor *t, void *to);
+/* Writes all bytes from host memory. */
 int sz_tensor_write(sz_tensor *t, const void *from);
 int sz_tensor_set_requires_grad(sz_tensor *t, int on);
 int sz_tensor_requires_grad(const sz_tensor *t);
@@ -344,8 +343,10 @@ int sz_tokenizer_add_token(sz_tokenizer *t, const char *token, size_t len, int i
 /* In the order of their ranks. */
 int sz_tokenizer_add_merge(sz_tokenizer *t, const char *left, size_t left_len, const char *right,
                            size_t right_len);
-/* An added token. */
-int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int id, int special);
+/* An added token. flags: SZ_TOKEN_SPECIAL: decoding may leave it out; SZ_TOKEN_NORMALIZED: it is
+ * found in the normalised text, after all others were found in the raw text. */
+enum { SZ_TOKEN_SPECIAL = 1, SZ_TOKEN_NORMALIZED = 2 };
+int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int id, int flags);
 /* Ends the additions. nfc: texts are normalised first. */
 int sz_tokenizer_finish(sz_tokenizer *t, int nfc);
 /* Returns the count, or -1. The tokenizer owns ids until its next call. */

@@ -162,7 +162,7 @@ check.equal(skipping_status, 0, "the row is left out: " .. skipping:sub(-300))
 check.ok(skipping:find("(1 of 6 rows; left out: data.on_bad_row=skip)", 1, true),
   "and that is said")
 fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order })
-fails("/picture/data.jsonl:1: ", { data_set("picture",
+fails("/image/data.jsonl:1: ", { data_set("image",
   function(_, p) files.write(p .. "/images/train_1_000000.png", "no image at all") end),
   in_order })
 local long = fails("data.max_prompt_length is 60",

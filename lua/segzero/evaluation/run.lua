@@ -208,7 +208,7 @@ end
 
 -- The rows, checked before a model is loaded.
 local function open_set(cfg, say)
-  local set = data.open(cfg.data, {
+  local set = data.sources.open(cfg.data, {
     split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
   })
   local last
