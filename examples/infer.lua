@@ -25,6 +25,7 @@ local files = require "segzero.core.files"
 local frame = require "segzero.data.frame"
 local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
+local visible = require "segzero.core.visible"
 
 local M = { schema = infer.schema, settings = infer.settings }
 
@@ -111,7 +112,7 @@ local function generation_options(o, vl)
   local do_sample = o.do_sample
   if do_sample == nil then do_sample = o.temperature ~= nil and o.temperature > 0 end
   local function print_piece(_, piece)
-    io.write(piece)
+    io.write(visible.text(piece))
     io.flush()
   end
   return { do_sample = do_sample, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
@@ -241,7 +242,7 @@ function M.execute(o)
     sizes = ("%s, resized to %d x %d"):format(sizes, frames.resize.width, frames.resize.height)
   end
   print(("image: %s, %s"):format(source or o.image_path, sizes))
-  print("question: " .. text)
+  print("question: " .. visible.text(text))
   io.write "\n"
 
   -- The answer, its mask, and the image that shows them.

@@ -153,19 +153,25 @@ fails("/empty/data.jsonl has no rows", { data_set("empty", function(t) for i = #
 fails("the data set has 6 rows, data.rollout_batch_size is 8",
   { "data.train_files=" .. set, "data.rollout_batch_size=8" }, nil, true)
 fails("/gone/data.jsonl:2: ", { data_set("gone",
-  function(t) t[2] = t[2]:gsub("train_1_000001%.png", "nothing.png") end), in_order }, nil, true)
-fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order }, nil, true)
-fails("/picture/data.jsonl:1: ", { data_set("picture",
+  function(t) t[2] = t[2]:gsub("train_1_000001%.png", "nothing.png") end), in_order })
+local skipping, skipping_status = mini.recipe(dir, { "data.train_files=" .. place .. "/gone",
+  "data.val_files=None", "data.on_bad_row=skip", "trainer.max_steps=1", "trainer.save_freq=-1",
+  "trainer.save_checkpoint_path=" .. place .. "/skipping",
+  "worker.reward.compute_score=" .. place .. "/reward.lua" })
+check.equal(skipping_status, 0, "the row is left out: " .. skipping:sub(-300))
+check.ok(skipping:find("(1 of 6 rows; left out: data.on_bad_row=skip)", 1, true),
+  "and that is said")
+fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order })
+fails("/image/data.jsonl:1: ", { data_set("image",
   function(_, p) files.write(p .. "/images/train_1_000000.png", "no image at all") end),
-  in_order }, nil, true)
+  in_order })
 local long = fails("data.max_prompt_length is 60",
-  { "data.train_files=" .. set, in_order, "data.max_prompt_length=60" }, nil, true)
+  { "data.train_files=" .. set, in_order, "data.max_prompt_length=60" })
 check.ok(long:find("row train_1_000000_1: the prompt has %d+ tokens %(%d+ of them image%)"),
   "it names the row: " .. long)
 -- An image only one pixel high is too narrow for the processor: the row is named too.
 fails("row train_1_000000_1: ", { data_set("narrow",
-  function(_, p) sz.image.new(400, 1):save(p .. "/images/train_1_000000.png") end), in_order }, nil,
-  true)
+  function(_, p) sz.image.new(400, 1):save(p .. "/images/train_1_000000.png") end), in_order })
 
 -- ---- rewards ----
 local function reward(name, source)

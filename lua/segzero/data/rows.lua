@@ -37,4 +37,12 @@ function M.new(row)
   return row
 end
 
+-- Row i must be one of the set's. Level as for error().
+function M.check_number(set, i, level)
+  local last = set:count()
+  if type(i) == "number" and i % 1 == 0 and i >= 1 and i <= last then return end
+  error(("row %s: the data set %s has the rows 1 to %d"):format(tostring(i), set.name, last),
+    level + 1)
+end
+
 return M

@@ -33,6 +33,7 @@ local coordinates = require "segzero.data.coordinates"
 local inputs = require "segzero.train.inputs"
 local masks = require "segzero.reward.masks"
 local prefetch = require "segzero.data.prefetch"
+local progress = require "segzero.log.progress"
 local rollout = require "segzero.inference.rollout"
 local runner = require "segzero.reward.runner"
 local truth = require "segzero.data.truth"
@@ -188,12 +189,14 @@ function M.held_out(t, keep)
   local records = {}
   local sums = { rows = rows, reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
 
+  local tick = progress.new(t, "evaluation", rows, "rows")
   local function judge(entry)
     if sums.with_masks == nil then
       sums.with_masks = t.segmenter ~= nil and entry.row.mask ~= nil
     end
     local keep_mask = #records < (keep or 0)
     records[#records + 1] = judge_row(t, entry.row, entry.answer, sums, keep_mask)
+    tick(#records)
   end
 
   M.run {

@@ -15,9 +15,10 @@
 --   "answer"    the text cannot be read
 --   "sam2"      SAM2 gave no mask
 --   "iou"       the masks cannot be compared
---   "picture"   the row could not be read, or the policy failed on it
+--   "image"     the row could not be read, or the policy failed on it
 -- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. objects: the true ones
--- in the image's pixels, or nil. A bad row raises nothing. Leaves out: averages (metrics.lua), drawing.
+-- in the image's pixels, or nil. A bad row raises nothing. Leaves out: averages (metrics.lua),
+-- drawing.
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
@@ -92,7 +93,7 @@ local function find_answer(record, entry, objects, options)
   if options.oracle and objects then
     local ok, found = pcall(truth.as_answer, objects, options.several)
     if ok then return found end
-    fail(record, "picture", reason(found))
+    fail(record, "image", reason(found))
     return nil
   end
   if not entry.answer then return nil end
@@ -170,7 +171,7 @@ local function new_record(entry, options)
     record.union = 0
     record.iou = 0
   end
-  if entry.failure then fail(record, "picture", entry.failure) end
+  if entry.failure then fail(record, "image", entry.failure) end
   return record
 end
 
@@ -185,7 +186,7 @@ function M.row(entry, options)
   if options.masks then true_mask, mask_failure = read_true_mask(record, row) end
   local ok, objects = pcall(truth.objects, row, true_mask)
   if not ok then
-    fail(record, "picture", reason(objects))
+    fail(record, "image", reason(objects))
     objects = nil
   end
 

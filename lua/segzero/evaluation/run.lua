@@ -28,6 +28,7 @@ local log = require "segzero.log"
 local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
 local segmenter_of = require "segzero.inference.segmenter"
+local stop = require "segzero.core.stop"
 
 local M = {}
 
@@ -218,7 +219,7 @@ end
 
 -- The rows, checked before a model is loaded.
 local function open_set(cfg, say)
-  local set = data.open(cfg.data, {
+  local set = data.sources.open(cfg.data, {
     split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
   })
   local last
@@ -229,7 +230,20 @@ local function open_set(cfg, say)
   })
 end
 
-function M.evaluate(cfg, options)
+-- Judges the rows. A stop is an error that says what results.jsonl has.
+local function judge_all(run, first, last)
+  local ok, reason = stop.try(evaluate_rows, run, first, last)
+  local name = stop.signal()
+  if name then
+    run.results:close()
+    reason = ("stopped by %s after %d of %d rows, which are in %s/results.jsonl"):format(name,
+      #run.records, last - first + 1, run.folder)
+  end
+  if name or not ok then error(reason, 0) end
+  stop.release()
+end
+
+local function evaluate(cfg, options)
   local started = now()
   local set = open_set(cfg, options.say)
   local total = math.min(set:count(), cfg.rows or math.huge)
@@ -254,7 +268,7 @@ function M.evaluate(cfg, options)
   run.results = lines.create(run.folder .. "/results.jsonl")
   introduce(run, total, first, last)
 
-  evaluate_rows(run, first, last)
+  judge_all(run, first, last)
   run.results:close()
   for _, name in ipairs { "worst", "best" } do
     run[name]:write(("%s/%s.png"):format(run.folder, name), ("%s of %s"):format(name, set.name),
@@ -263,5 +277,7 @@ function M.evaluate(cfg, options)
   end
   return results.finish(cfg, run.folder, run.records, run.masks, now() - started, run.say)
 end
+
+function M.evaluate(cfg, options) return stop.run(evaluate, cfg, options) end
 
 return M

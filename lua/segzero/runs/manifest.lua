@@ -258,11 +258,12 @@ function M.remove(folder)
     return nil, "it has no manifest, so it is not known what segzero wrote"
   end
   local half_written = files.exists(folder .. "/" .. UNFINISHED)
-  local names = own_names(json)
-  table.insert(names, 1, DONE)
-  for _, name in ipairs(names) do
+  local ok, reason = folders.remove_file(folder .. "/" .. DONE)
+  if not ok then return nil, reason end
+  folders.sync(folder)
+  for _, name in ipairs(own_names(json)) do
     local path = folder .. "/" .. name
-    local ok, reason = folders.remove_file(path)
+    ok, reason = folders.remove_file(path)
     if not ok then return nil, reason end
     if half_written then folders.remove_file(path .. ".tmp") end
   end

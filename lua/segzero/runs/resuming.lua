@@ -228,6 +228,17 @@ local function write_settings(source, t)
   files.write(path, text)
 end
 
+-- What a killed run left half-written. Another program's folder stays.
+local function remove_half_written(run)
+  local id = run_folder.id(run)
+  for _, name in ipairs(folders.list(run) or {}) do
+    local path = run .. "/" .. name
+    if name:match "^global_step_%d+%.tmp$" and manifest.owner(path) == id then
+      manifest.remove(path)
+    end
+  end
+end
+
 function M.begin(source, t)
   local texts = {}
   for i, change in ipairs(source.changes) do texts[i] = contract.line(change) end
@@ -246,6 +257,7 @@ function M.begin(source, t)
     return texts
   end
   write_settings(source, t)
+  remove_half_written(source.run)
 
   -- A run that only evaluates, or has no steps left, abandons nothing.
   local cfg = t.config.trainer

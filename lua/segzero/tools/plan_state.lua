@@ -2,7 +2,7 @@
 -- memory, the longest prompt, and which parts a run has.
 --
 --   local state = plan_state.read(cfg, opts, device)     opts: train, prompt, answer (tokens)
---       {dir, device, vl, input, image_bytes, kl, evaluates, val_rows, sam2 = bytes, answer}
+--       {dir, device, vl, input, image_bytes, reference, evaluates, val_rows, sam2 = bytes, answer}
 --   plan_state.device() -> {total =, free =} in bytes
 --   plan_state.meta_policy(cfg, dir)                     cfg is the caller's own copy: adapters may
 --                                                        freeze the vision tower in it
@@ -16,6 +16,7 @@ local frame = require "segzero.data.frame"
 local inputs = require "segzero.train.inputs"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
+local train_options = require "segzero.train.options"
 
 local M = {}
 
@@ -71,7 +72,7 @@ end
 -- The longest input of the first rows, and the bytes that a row's images take.
 local function longest_input(cfg, vl, train, prompt)
   local d = cfg.data
-  local set = train or data.open(d.train_files, {
+  local set = train or data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
   })
   local processor = vl:processor()
@@ -92,11 +93,6 @@ local function longest_input(cfg, vl, train, prompt)
 end
 
 -- ---- which parts a run has ----
-function M.uses_kl(cfg)
-  local actor = cfg.worker.actor
-  return actor.use_kl_loss and actor.kl_loss_coef ~= 0
-end
-
 local function evaluates(cfg)
   if cfg.data.val_files == "" then return false end
   local t = cfg.trainer
@@ -116,7 +112,7 @@ function M.read(cfg, opts, device)
   state.vl = M.meta_policy(cfg, state.dir)
   local prompt = opts.prompt or require("segzero.data.prompt").seg_zero
   state.input, state.image_bytes = longest_input(cfg, state.vl, opts.train, prompt)
-  state.kl = M.uses_kl(cfg)
+  state.reference = train_options.uses_reference(cfg)
   state.evaluates = evaluates(cfg)
   state.val_rows = d.val_batch_size
   if d.val_files == "refshapes" then state.val_rows = d.refshapes_val_rows end

@@ -25,7 +25,7 @@ local OWN_REWARDS = { seg = true, seg_strict = true, mask_iou = true }
 
 local function open_train(cfg)
   local d = cfg.data
-  return data.open(d.train_files, {
+  return data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
   })
 end
@@ -33,7 +33,7 @@ end
 local function open_held_out(cfg)
   local d = cfg.data
   if d.val_files == "" then return nil end
-  return data.open(d.val_files, {
+  return data.sources.open(d.val_files, {
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false,
   })

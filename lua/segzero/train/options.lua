@@ -24,6 +24,7 @@
 --                  (registered names)
 -- Leaves out: defaults and checks (config/grpo.lua).
 
+local advantages = require "segzero.algorithms.advantages"
 local frame = require "segzero.data.frame"
 
 local M = {}
@@ -114,6 +115,14 @@ function M.of(cfg)
       loggers = name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
     },
   }
+end
+
+-- True if a run has a frozen reference model: for the KL term, or for its estimator.
+function M.uses_reference(cfg)
+  local actor = cfg.worker.actor
+  if actor.use_kl_loss and actor.kl_loss_coef ~= 0 then return true end
+  local needs = advantages:get(cfg.algorithm.adv_estimator).needs
+  return needs ~= nil and needs.reference == true
 end
 
 return M

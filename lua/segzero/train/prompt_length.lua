@@ -32,7 +32,7 @@ end
 local function render(self, problem)
   local row = { problem = problem, image = "image" }
   local messages = inputs.messages(row, self.prompt, self.system_prompt)
-  return messages_of.render(messages, { add_generation_prompt = true })
+  return messages_of.render(messages, { add_generation_prompt = true }, self.tokenizer.system)
 end
 
 -- The tokens of an image, or nil and why the model cannot take it. Sizes repeat from row to row.
