@@ -12,6 +12,7 @@
 
 local sz = require "segzero"
 local contract = require "segzero.runs.contract"
+local coordinates = require "segzero.data.coordinates"
 local data_sets = require "segzero.train.data_sets"
 local ending = require "segzero.train.ending"
 local files = require "segzero.core.files"
@@ -157,6 +158,7 @@ local function introduce(t, run, source, notes)
   say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
     t.total_steps,
     cfg.data.rollout_batch_size, cfg.worker.rollout.n, t.folder, resumed)
+  say(t, "%s", coordinates.sentence(t.options.input.frames, t.train, t.policy))
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 

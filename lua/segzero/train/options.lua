@@ -6,7 +6,7 @@
 --
 -- Returns one table for each component:
 --   rows           batch (prompts a step), seed, shuffle
---   input          system_prompt, max_tokens (of a prompt)
+--   input          system_prompt, max_tokens (of a prompt), frames (data/frame.lua)
 --   rollout        what inference/generate.lua takes: n, top_p, top_k, max_new_tokens, seed,
 --                  cache_gib, ...
 --   forward        recompute (gradient checkpointing), frozen_vision
@@ -25,6 +25,7 @@
 -- Leaves out: defaults and checks (config/grpo.lua).
 
 local advantages = require "segzero.algorithms.advantages"
+local frame = require "segzero.data.frame"
 
 local M = {}
 
@@ -83,7 +84,8 @@ function M.of(cfg)
   local rollout = cfg.worker.rollout
   return {
     rows = { batch = data.rollout_batch_size, seed = data.seed, shuffle = data.shuffle },
-    input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length },
+    input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length,
+      frames = frame.settings(data, "data.") },
     rollout = rollout_options(cfg),
     forward = { recompute = actor.model.enable_gradient_checkpointing,
       frozen_vision = actor.freeze_vision_tower },
