@@ -104,15 +104,17 @@ int sz_writer_commit(sz_writer *w)
     /* The new name is durable once its folder is; some file systems cannot sync a folder, which is
      * not a failure. */
     int dir = open(dirname(w->tmp), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = 0;
     if (dir >= 0) {
-        fsync(dir);
+        if (fsync(dir) != 0 && errno != EINVAL && errno != ENOTSUP)
+            rc = sz_fail("%s: cannot sync its folder: %s", w->path, strerror(errno));
         close(dir);
     }
     free(w->tmp);
     free(w->path);
     w->tmp = NULL;
     w->path = NULL;
-    return 0;
+    return rc;
 }
 
 void sz_writer_abort(sz_writer *w)

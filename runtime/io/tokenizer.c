@@ -2,10 +2,11 @@
  * style vocabularies.
  *
  * Encode: bytes that are not UTF-8 become U+FFFD; added tokens are found in the raw text (leftmost,
- * then longest); the text between them is normalised (NFC) and split by the pattern; bpe.c encodes
- * each piece. Vocabulary strings come in the byte-to-unicode alphabet (0x21-0x7E, 0xA1-0xAC,
- * 0xAE-0xFF stand for themselves, the other 68 bytes for U+0100 and up) and are stored here as the
- * bytes that they stand for. A tokenizer serves one thread at a time.
+ * then longest); the text between them is normalised (nfc.c) and searched for the added tokens that
+ * are marked so; what is left is split by the pattern; bpe.c encodes each piece. Vocabulary strings
+ * come in the byte-to-unicode alphabet (0x21-0x7E, 0xA1-0xAC, 0xAE-0xFF stand for themselves, the
+ * other 68 bytes for U+0100 and up) and are stored here as the bytes that they stand for. A
+ * tokenizer serves one thread at a time.
  * Leaves out: JSON (lua/segzero/models/tokenizer.lua hands everything over), prefix spaces, unknown
  * tokens, dropout, added tokens with strip flags.
  */
@@ -222,7 +223,8 @@ void sz_tokenizer_free(sz_tokenizer *t)
     free(t->entries);
     free(t->words);
     free(t->merges);
-    free(t->added);
+    free(t->added.ids);
+    free(t->late.ids);
     free(t->cache);
     free(t->symbols);
     free(t->heap);
@@ -311,21 +313,27 @@ int sz_tokenizer_add_merge(sz_tokenizer *t, const char *left, size_t left_len, c
     return sz_bpe_add_merge(t, left_id, right_id, id);
 }
 
-int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int id, int special)
+/* Keeps the list sorted, the longest first. */
+static int list_added(sz_tokenizer *t, added_list *list, int32_t id)
+{
+    size_t room = (size_t)list->room;
+    size_t need = (size_t)list->count + 1;
+    if (sz_tokenizer_reserve(&list->ids, &room, need, sizeof *list->ids) != 0) return -1;
+    list->room = (int)room;
+    const entry *e = &t->entries[id];
+    int i = list->count++;
+    for (; i > 0 && t->entries[list->ids[i - 1]].len < e->len; i--) list->ids[i] = list->ids[i - 1];
+    list->ids[i] = id;
+    list->first[(uint8_t)t->pool.p[e->start]] = 1;
+    return 0;
+}
+
+int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int id, int flags)
 {
     if (len == 0) return sz_fail("added token %d is empty", id);
-    size_t room = (size_t)t->added_room;
-    size_t need = (size_t)t->added_count + 1;
-    if (sz_tokenizer_reserve(&t->added, &room, need, sizeof *t->added) != 0) return -1;
-    t->added_room = (int)room;
-    if (set_entry(t, text, len, id, special ? SPECIAL : ADDED) != 0) return -1;
-
-    /* Keep the list sorted, the longest first. */
-    int i = t->added_count++;
-    for (; i > 0 && t->entries[t->added[i - 1]].len < len; i--) t->added[i] = t->added[i - 1];
-    t->added[i] = id;
-    t->added_first[(uint8_t)text[0]] = 1;
-    return 0;
+    int kind = flags & SZ_TOKEN_SPECIAL ? SPECIAL : ADDED;
+    if (set_entry(t, text, len, id, kind) != 0) return -1;
+    return list_added(t, flags & SZ_TOKEN_NORMALIZED ? &t->late : &t->added, id);
 }
 
 int sz_tokenizer_finish(sz_tokenizer *t, int nfc)
@@ -359,32 +367,56 @@ static int encode_pieces(sz_tokenizer *t, const char *text, size_t len)
     return done < len ? sz_bpe_encode(t, text + done, len - done) : 0;
 }
 
-/* Encodes valid UTF-8 without added tokens: normalises it if that may change it. */
+/* The longest token of the list at p, -1: none. */
+static int32_t added_at(const sz_tokenizer *t, const added_list *list, const char *p, size_t n)
+{
+    if (!list->first[(uint8_t)*p]) return -1;
+    for (int i = 0; i < list->count; i++) {
+        const entry *e = &t->entries[list->ids[i]];
+        if (e->len <= n && !memcmp(t->pool.p + e->start, p, e->len)) return list->ids[i];
+    }
+    return -1;
+}
+
+/* Encodes the list's tokens in valid UTF-8, and by `rest` the text between them. */
+static int encode_added(sz_tokenizer *t, const added_list *list, const char *p, size_t n,
+                        int (*rest)(sz_tokenizer *, const char *, size_t))
+{
+    size_t done = 0;
+    for (size_t i = 0; i < n;) {
+        int32_t id = added_at(t, list, p + i, n - i);
+        if (id < 0) {
+            i++;
+            continue;
+        }
+        if (i > done && rest(t, p + done, i - done) != 0) return -1;
+        if (sz_tokenizer_put_id(&t->ids, id) != 0) return -1;
+        i += t->entries[id].len;
+        done = i;
+    }
+    return done < n ? rest(t, p + done, n - done) : 0;
+}
+
+static int encode_normalised(sz_tokenizer *t, const char *text, size_t len)
+{
+    if (!t->late.count) return encode_pieces(t, text, len);
+    return encode_added(t, &t->late, text, len, encode_pieces);
+}
+
+/* Encodes valid UTF-8 without the tokens of the raw text: normalises it if that may change it. */
 static int encode_plain(sz_tokenizer *t, const char *text, size_t len)
 {
     /* Code points under U+0300, whose UTF-8 starts with a byte under 0xCC, are always in NFC. */
     bool stable = true;
     for (size_t i = 0; i < len && stable; i++) stable = (uint8_t)text[i] < 0xcc;
-    if (!t->nfc || stable) return encode_pieces(t, text, len);
+    if (!t->nfc || stable) return encode_normalised(t, text, len);
 
-    utf8proc_uint8_t *composed = NULL;
-    utf8proc_ssize_t n = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)len,
-                                      &composed, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    if (n < 0) return sz_fail("the text cannot be normalised: %s", utf8proc_errmsg(n));
-    int rc = encode_pieces(t, (const char *)composed, (size_t)n);
+    char *composed;
+    int64_t n = sz_nfc(text, len, &composed);
+    if (n < 0) return -1;
+    int rc = encode_normalised(t, composed, (size_t)n);
     free(composed);
     return rc;
-}
-
-/* The longest added token at p, -1: none. */
-static int32_t added_at(const sz_tokenizer *t, const char *p, size_t n)
-{
-    if (!t->added_first[(uint8_t)*p]) return -1;
-    for (int i = 0; i < t->added_count; i++) {
-        const entry *e = &t->entries[t->added[i]];
-        if (e->len <= n && !memcmp(t->pool.p + e->start, p, e->len)) return t->added[i];
-    }
-    return -1;
 }
 
 int64_t sz_tokenizer_encode(sz_tokenizer *t, const char *text, size_t len, const int32_t **ids)
@@ -393,23 +425,7 @@ int64_t sz_tokenizer_encode(sz_tokenizer *t, const char *text, size_t len, const
     t->ids.len = 0;
     t->clean.len = 0;
     if (put_repaired(&t->clean, text, len) != 0) return -1;
-
-    /* Added tokens, and the text between them. */
-    const char *p = t->clean.p;
-    size_t n = t->clean.len;
-    size_t done = 0;
-    for (size_t i = 0; i < n;) {
-        int32_t id = added_at(t, p + i, n - i);
-        if (id < 0) {
-            i++;
-            continue;
-        }
-        if (i > done && encode_plain(t, p + done, i - done) != 0) return -1;
-        if (sz_tokenizer_put_id(&t->ids, id) != 0) return -1;
-        i += t->entries[id].len;
-        done = i;
-    }
-    if (done < n && encode_plain(t, p + done, n - done) != 0) return -1;
+    if (encode_added(t, &t->added, t->clean.p, t->clean.len, encode_plain) != 0) return -1;
     *ids = t->ids.p;
     return (int64_t)t->ids.len;
 }

@@ -50,6 +50,13 @@ typedef struct {
     int32_t rank, at, left, right;
 } candidate;
 
+/* Added tokens. */
+typedef struct {
+    int32_t *ids; /* longest first */
+    int count, room;
+    uint8_t first[256]; /* 1: one of them starts with this byte */
+} added_list;
+
 struct sz_tokenizer {
     pcre2_code *pattern;
     pcre2_match_data *match;
@@ -65,9 +72,8 @@ struct sz_tokenizer {
     merge *merges; /* hash by pair */
     size_t merge_slots, merge_count;
     int32_t byte_id[256]; /* -1: no such token */
-    int32_t *added;       /* ids of added tokens, longest first */
-    int added_count, added_room;
-    uint8_t added_first[256]; /* 1: some added token starts with this byte */
+    added_list added;     /* found in the raw text */
+    added_list late;      /* found in the normalised text between those */
 
     cached *cache;   /* direct mapped */
     symbol *symbols; /* workspace of a long word */
@@ -83,6 +89,12 @@ int sz_tokenizer_no_memory(void); /* leaves a message; returns -1 */
 /* Grows the array at *pointer (elements of `size` bytes) to hold `need` elements. 0, or -1. */
 int sz_tokenizer_reserve(void *pointer, size_t *room, size_t need, size_t size);
 int sz_tokenizer_put_id(id_list *l, int32_t id);
+
+/* ---- nfc.c ---- */
+
+/* Normalises valid UTF-8 to form C. Returns the length of *out, which the caller frees; -1 with a
+ * message. */
+int64_t sz_nfc(const char *text, size_t len, char **out);
 
 /* ---- bpe.c ---- */
 

@@ -236,8 +236,8 @@ end)
 check.case("a bad file is refused, and a missing one means greedy", function()
   local greedy = greedy_answer()
   local BAD = {
-    { '{"temperature": "hot"}', ".*temperature is hot, expected a number" },
-    { '{"eos_token_id": []}', ".*eos_token_id is a list" },
+    { '{"temperature": "hot"}', ".*temperature is 'hot', expected a number" },
+    { '{"eos_token_id": []}', ".*eos_token_id is empty, expected a token id" },
     { '{"max_new_tokens": 0}', ".*max_new_tokens is 0" },
     { "[", ".*" },
     { "7", ".*not a JSON object" },

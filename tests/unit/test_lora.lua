@@ -265,8 +265,8 @@ end)
 
 local Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 
--- The shapes in the file say which rank a layer has; alpha / rank scales each layer.
-check.case("layers of different ranks, PEFT's rank_pattern", function()
+-- PEFT's patterns say which rank and alpha a layer has; alpha / rank scales each layer.
+check.case("layers of different ranks and alphas, PEFT's patterns", function()
   -- One layer gets two more ranks than the others.
   local wide = mini.copy(ROOT .. "lora/L2", place .. "/wide")
   local tensors = lora.read(ROOT .. "lora/L2")
@@ -276,16 +276,25 @@ check.case("layers of different ranks, PEFT's rank_pattern", function()
   tensors[name .. "A.weight"] = tensor.zeros { rank + 2, 64 }
   tensors[name .. "B.weight"] = tensor.zeros { 64, rank + 2 }
   sz.safetensors.save(wide .. "/adapter_model.safetensors", tensors)
+  check.raises(function() sz.qwen_vl(BASE, { adapter = wide }) end,
+    "the rank of the tensors is %d+, adapter_config.json says " .. rank, "a rank without its pattern")
 
+  json.rank_pattern = { ["layers.0.self_attn.q_proj"] = rank + 2 }
+  json.alpha_pattern = { [".*layers.0.self_attn.q_proj"] = 5 }
+  files.write(wide .. "/adapter_config.json", cjson.encode(json))
   local vl = sz.qwen_vl(BASE, { adapter = wide })
   lora.save(vl, place .. "/wide-again")
   local saved = model.read_json(place .. "/wide-again/adapter_config.json")
   check.equal(saved.rank_pattern, { [Q_PROJ] = rank + 2 },
     "the config names the layer that has another rank")
-  for _, pair in ipairs(vl.lora.list) do
-    local layer_rank = rank
-    if pair.module:find "layers.0.self_attn.q_proj" then layer_rank = rank + 2 end
-    check.equal(pair.scale, json.lora_alpha / layer_rank, pair.module .. ": its scale")
+  check.equal(saved.alpha_pattern, { [Q_PROJ] = 5 }, "and another alpha")
+  local again = sz.qwen_vl(BASE, { adapter = place .. "/wide-again" })
+  for _, list in ipairs { vl.lora.list, again.lora.list } do
+    for _, pair in ipairs(list) do
+      local scale = json.lora_alpha / rank
+      if pair.module:find "layers.0.self_attn.q_proj" then scale = 5 / (rank + 2) end
+      check.equal(pair.scale, scale, pair.module .. ": its scale")
+    end
   end
 end)
 
@@ -303,10 +312,20 @@ check.case("bad adapter files", function()
   end
   local layer = "base_model.model." .. Q_PROJ .. ".lora_"
   local layer_9 = "base_model.model.model.language_model.layers.9.self_attn.q_proj.lora_"
-  broken("use_dora is not supported", function(json) json.use_dora = true end)
-  broken("peft_type is LOHA", function(json) json.peft_type = "LOHA" end)
-  broken("trained biases", function(json) json.bias = "all" end)
-  broken("lora_alpha is nil", function(json) json.lora_alpha = cjson.null end)
+  broken("use_dora is true", function(json) json.use_dora = true end)
+  broken("peft_type is 'LOHA'", function(json) json.peft_type = "LOHA" end)
+  broken("bias is 'all', expected 'none'", function(json) json.bias = "all" end)
+  broken("lora_alpha is missing", function(json) json.lora_alpha = cjson.null end)
+  broken("modules_to_save is %[\"lm_head\"%]", function(json) json.modules_to_save = { "lm_head" } end)
+  for _, way in ipairs { "pissa", "pissa_niter_4", "olora", "corda", "loftq" } do
+    broken("init_lora_weights is '" .. way .. "'", function(json) json.init_lora_weights = way end)
+  end
+  broken("adapter_config.json does not select model.language_model.layers.0", function(json)
+    json.exclude_modules = { "layers.0.self_attn.q_proj" }
+  end)
+  broken("adapter_config.json does not select model.language_model.layers.1", function(json)
+    json.layers_to_transform = { 0 }
+  end)
   broken("q_proj: lora_A is missing", function(_, tensors) tensors[layer .. "A.weight"] = nil end)
   broken("do not fit a layer %[64, 64%]", function(_, tensors)
     tensors[layer .. "B.weight"] = tensor.zeros { 3, 3 }

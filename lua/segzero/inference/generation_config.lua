@@ -2,7 +2,7 @@
 -- transformers' generate reads it.
 --
 --   local file = generation.read(dir)             the known keys of generation_config.json,
---                                                 checked; {} without the file
+--                                                 checked; without the file those of config.json
 --   local opts = generation.options(file, given)  options of rollout.generate: what is given, else
 --                                                 the file's, else the default
 --   generation.echo = function(i, piece) end      set by the prompt of ./segzero: shows the answer
@@ -13,12 +13,13 @@
 -- top_p 1; but max_new_tokens is 512, not max_length 20. A given temperature decides by itself: 0
 -- is greedy, above it is sampling. n > 1 means sampling too, which transformers refuses when
 -- greedy: several answers are asked for because they differ.
--- Leaves out: beams, min_p, max_length, n-gram bans and the other processors; the file may name
--- them, they have no effect.
+-- Leaves out: beams, min_p, max_length, n-gram bans and the other processors; if the file names one
+-- of them, a note says that it has no effect (known_keys.lua).
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
 local options = require "segzero.core.options"
+local known_keys = require "segzero.models.known_keys"
 
 local M = {}
 
@@ -74,20 +75,36 @@ local KEYS = {
 }
 
 -- ---- the file ----
+-- The keys of config.json that are about generation: older folders have them there.
+local function from_config(path)
+  local json = files.read_json_object(path, true)
+  if not json then return nil end
+  local known = known_keys.GENERATION
+  local out = {}
+  for _, t in ipairs { type(json.text_config) == "table" and json.text_config or {}, json } do
+    for key, v in pairs(t) do
+      if known.read[key] or known.noted[key] then out[key] = v end
+    end
+  end
+  return out
+end
+
+-- config.json is read where there is no generation_config.json, as in transformers.
 function M.read(dir)
   local path = dir .. "/generation_config.json"
   local json = files.read_json_object(path, true)
+  if not json then
+    path = dir .. "/config.json"
+    json = from_config(path)
+  end
   if not json then return {} end
+  known_keys.check(path, json, known_keys.GENERATION)
   local out = {}
   for _, k in ipairs(KEYS) do
     local key, expected, good = unpack(k)
     local v = json[key]
     if v == cjson.null or k.call then v = nil end
-    if v ~= nil and not good(v) then
-      local shown = tostring(v)
-      if type(v) == "table" then shown = "a list or object" end
-      error(("%s: %s is %s, expected %s"):format(path, key, shown, expected), 0)
-    end
+    if v ~= nil and not good(v) then known_keys.bad(path, key, v, expected) end
     out[key] = v
   end
   out.eos_token_id = list_of(out.eos_token_id)

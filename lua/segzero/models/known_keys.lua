@@ -37,6 +37,7 @@ function M.show(v)
     return text
   end
   if type(v) ~= "table" then return tostring(v) end
+  if next(v) == nil then return "empty" end
   local ok, text = pcall(cjson.encode, v)
   if not ok or #text > SHOWN then
     if #v > 0 then return ("a list of %d"):format(#v) end
@@ -221,6 +222,188 @@ M.QWEN_VISION = {
     head_dim = { good = is_empty, expected = "none" },
   },
   noted = { attention_dropout = DROPOUT, hidden_dropout = DROPOUT },
+}
+
+-- ---- tokenizers ----
+local function is_false(v) return v == false end
+
+M.TOKENIZER = {
+  read = set "added_tokens normalizer pre_tokenizer post_processor decoder model",
+  ignored = set "version truncation padding",      -- a call decides about the last two
+  only = {},
+  noted = {},
+}
+M.TOKENIZER_MODEL = {
+  read = set "type vocab merges",
+  ignored = set "unk_token fuse_unk",      -- every byte has a token
+  only = {
+    dropout = { 0 },
+    continuing_subword_prefix = { "" },
+    end_of_word_suffix = { "" },
+    byte_fallback = { false },
+    ignore_merges = { false },
+  },
+  noted = {},
+}
+local ADDS = { good = is_false, text = "no token is added to a text here, as in transformers 5" }
+M.TOKENIZER_CONFIG = {
+  read = set [[
+    added_tokens_decoder chat_template additional_special_tokens extra_special_tokens
+    bos_token eos_token unk_token sep_token pad_token cls_token mask_token
+  ]],
+  ignored = set [[
+    auto_map backend errors image_token is_local local_files_only legacy max_length
+    max_pixels min_pixels model_input_names model_max_length model_specific_special_tokens
+    name_or_path pad_to_multiple_of pad_token_type_id padding_side processor_class
+    special_tokens_map_file stride tokenizer_class tokenizer_file truncation_side
+    truncation_strategy trust_remote_code use_fast video_token vision_bos_token vision_eos_token
+    return_token_type_ids response_schema add_eod_token extra_ids from_slow unk_token_id
+    revision token_type_ids_pattern fix_mistral_regex _commit_hash merges_file vocab_file
+  ]],
+  only = { add_prefix_space = { false }, split_special_tokens = { false } },
+  noted = {
+    add_bos_token = ADDS,
+    add_eos_token = ADDS,
+    clean_up_tokenization_spaces = {
+      good = is_false, text = "no space is removed from a decoded text, as in transformers 5",
+    },
+  },
+}
+
+-- ---- generation_config.json ----
+local function noted_unless(text, good) return { good = good, text = text } end
+local function is_one(v) return v == 1 end
+local NO_EFFECT = "it has no effect here"
+local function without_effect(good) return noted_unless(NO_EFFECT, good) end
+
+M.GENERATION = {
+  read = set [[
+    do_sample temperature top_k top_p repetition_penalty max_new_tokens eos_token_id stop_strings
+  ]],
+  -- About other ways to decode that this file does not switch on by itself, caches, and results.
+  ignored = set [[
+    _from_model_config _commit_hash attn_implementation assistant_confidence_threshold
+    assistant_early_exit assistant_ensemble_weight assistant_lookbehind bos_token_id cache_config
+    cache_implementation chat_format compile_config continuous_batching_config
+    decoder_start_token_id disable_compile diversity_penalty early_stopping
+    encoder_no_repeat_ngram_size encoder_repetition_penalty is_assistant
+    length_penalty low_memory max_cache_len max_matching_ngram_size max_window_size
+    num_assistant_tokens num_assistant_tokens_schedule output_attentions output_hidden_states
+    output_logits output_scores pad_token_id prefill_chunk_size renormalize_logits
+    return_dict_in_generate speculation_type target_lookbehind trust_remote_code
+    transformers_version use_cache use_mtp
+  ]],
+  only = {},
+  noted = {
+    begin_suppress_tokens = without_effect(is_empty),
+    bad_words_ids = without_effect(is_empty),
+    constraints = without_effect(is_empty),
+    dola_layers = without_effect(is_empty),
+    epsilon_cutoff = without_effect(is_off),
+    eta_cutoff = without_effect(is_off),
+    exponential_decay_length_penalty = without_effect(is_empty),
+    force_words_ids = without_effect(is_empty),
+    forced_bos_token_id = without_effect(is_empty),
+    forced_eos_token_id = without_effect(is_empty),
+    guidance_scale = without_effect(is_one),
+    max_length = noted_unless("it has no effect here; max_new_tokens is the limit", is_empty),
+    max_time = without_effect(is_empty),
+    min_length = without_effect(is_off),
+    min_new_tokens = without_effect(is_off),
+    min_p = without_effect(is_off),
+    no_repeat_ngram_size = without_effect(is_off),
+    num_beam_groups = without_effect(is_one),
+    num_beams = noted_unless("there are no beams here; answers are greedy or sampled", is_one),
+    num_return_sequences = noted_unless("it has no effect here; n is a setting", is_one),
+    penalty_alpha = without_effect(is_off),
+    prompt_lookup_num_tokens = without_effect(is_empty),
+    remove_invalid_values = without_effect(is_off),
+    sequence_bias = without_effect(is_empty),
+    suppress_tokens = without_effect(is_empty),
+    token_healing = without_effect(is_off),
+    top_h = without_effect(is_empty),
+    typical_p = without_effect(is_one),
+    watermarking_config = without_effect(is_empty),
+  },
+}
+
+-- ---- adapter_config.json ----
+local function refused(why) return { good = is_empty, expected = "none", why = why } end
+local NOT_COMPUTED = refused "adapters of this kind are not computed"
+
+M.ADAPTER = {
+  read = set [[
+    peft_type r lora_alpha rank_pattern alpha_pattern use_rslora target_modules exclude_modules
+    layers_to_transform
+  ]],
+  -- Configs of initialisations are of no use after it.
+  ignored = set [[
+    auto_mapping base_model_name_or_path base_model_class corda_config ensure_weight_tying
+    eva_config inference_mode layers_pattern loftq_config lora_ga_config megatron_core
+    parent_library peft_version qalora_group_size revision runtime_config task_type velora_config
+    base_model_revision
+  ]],
+  only = {
+    bias = { "none" },
+    -- pissa, olora, corda and loftq change the base model, also when PEFT loads them.
+    init_lora_weights = { true, false, "gaussian", "eva", "orthogonal", "lora_ga", "mica",
+      why = "another initialisation changes the base model: convert the adapter with PEFT's "
+        .. "save_pretrained(path_initial_model_for_weight_conversion=...)" },
+    alora_invocation_tokens = NOT_COMPUTED,
+    arrow_config = NOT_COMPUTED,
+    fan_in_fan_out = NOT_COMPUTED,
+    kasa_config = NOT_COMPUTED,
+    layer_replication = NOT_COMPUTED,
+    lora_bias = NOT_COMPUTED,
+    megatron_config = NOT_COMPUTED,
+    modules_to_save = refused "trained copies of whole modules are not read",
+    monteclora_config = NOT_COMPUTED,
+    target_parameters = NOT_COMPUTED,
+    trainable_token_indices = NOT_COMPUTED,
+    use_bdlora = NOT_COMPUTED,
+    use_dora = NOT_COMPUTED,
+    use_qalora = NOT_COMPUTED,
+  },
+  noted = { lora_dropout = DROPOUT },
+}
+
+-- ---- image processors ----
+-- processor_config.json
+M.PROCESSOR = {
+  read = set "image_processor chat_template",
+  ignored = set [[
+    processor_class video_processor feature_extractor tokenizer auto_map image_token video_token
+    audio_tokenizer num_additional_image_tokens vision_feature_select_strategy _commit_hash
+  ]],
+  only = {},
+  noted = {},
+}
+
+-- preprocessor_config.json, or image_processor of the above.
+M.IMAGE_PROCESSOR = {
+  read = set [[
+    size min_pixels max_pixels patch_size temporal_patch_size merge_size image_mean image_std
+    rescale_factor resample do_resize do_rescale do_normalize
+  ]],
+  ignored = set [[
+    _valid_processor_keys auto_map crop_size data_format default_to_square device
+    disable_grouping feature_extractor_type image_seq_length input_data_format pad_size processor_class
+    return_tensors size_divisor spatial_merge_size
+    do_sample_frames fps num_frames min_frames max_frames video_metadata return_metadata
+  ]],
+  only = {
+    image_processor_type = {
+      "Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil",
+      "Qwen2_5_VLImageProcessor",
+    },
+    do_center_crop = { false },
+    do_pad = { false },
+  },
+  noted = {
+    do_convert_rgb = {
+      good = function(v) return v == true end, text = "every image has three channels here",
+    },
+  },
 }
 
 -- ---- SAM2 ----

@@ -8,11 +8,15 @@
 --       order; one error names every mismatch
 --   lora_files.parameters(lora) -> {PEFT's name -> tensor}, borrowed
 --
+-- A setting of PEFT's that changes the result is computed (use_rslora, rank_pattern, alpha_pattern,
+-- layers_to_transform) or refused by name (known_keys.ADAPTER); an initialisation that changes the
+-- base model too. Ranks of the file must be those of the config.
 -- Leaves out: dropout, DoRA, trained biases, adapters of embeddings and of the head.
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
 local safetensors = require "segzero.formats.safetensors"
+local known_keys = require "segzero.models.known_keys"
 local targets = require "segzero.models.lora_targets"
 
 local M = {}
@@ -51,16 +55,18 @@ function M.save(policy, dir)
   local lora = policy.lora or error("this model has no adapters", 2)
   files.make_dir(dir)
   local modules, exclude = targets.describe(policy, lora)
-  -- Loaded adapters may have a rank of their own.
+  -- Loaded adapters may have a rank and an alpha of their own.
   local ranks = {}
+  local alphas = {}
   for _, p in ipairs(lora.list) do
     local rank = p.a:shape()[1]
     if rank ~= lora.rank then ranks[p.module] = rank end
+    if p.alpha and p.alpha ~= lora.alpha then alphas[p.module] = p.alpha end
   end
   files.write(dir .. CONFIG, json_text {
     peft_type = "LORA", task_type = "CAUSAL_LM", inference_mode = true,
     base_model_name_or_path = policy.dir or cjson.null,
-    r = lora.rank, rank_pattern = ranks, lora_alpha = lora.alpha,
+    r = lora.rank, rank_pattern = ranks, lora_alpha = lora.alpha, alpha_pattern = alphas,
     target_modules = modules, exclude_modules = exclude or cjson.null, modules_to_save = cjson.null,
     bias = "none", lora_dropout = 0, fan_in_fan_out = false, init_lora_weights = true,
     use_dora = false, use_rslora = lora.rslora or false,
@@ -76,32 +82,27 @@ function M.value(json, key)
 end
 local value = M.value
 
--- PEFT's settings that would change the computation.
-local UNSUPPORTED = {
-  "use_dora", "modules_to_save", "alpha_pattern", "layer_replication", "target_parameters",
-  "trainable_token_indices", "lora_bias", "fan_in_fan_out", "use_qalora", "use_bdlora",
-  "alora_invocation_tokens",
-}
-
-local function is_set(v)
-  if v == nil or v == false or v == "" then return false end
-  return type(v) ~= "table" or next(v) ~= nil
-end
-
 local function check_config(path, json)
-  local function fail(...) error(path .. ": " .. string.format(...), 0) end
   if value(json, "peft_type") ~= "LORA" then
-    fail("peft_type is %s, expected LORA", tostring(value(json, "peft_type")))
+    known_keys.bad(path, "peft_type", value(json, "peft_type"), "'LORA'")
   end
-  if (value(json, "bias") or "none") ~= "none" then
-    fail("bias is %s; trained biases are not supported", tostring(json.bias))
+  known_keys.check(path, json, known_keys.ADAPTER)
+  local r = value(json, "r")
+  if type(r) ~= "number" or r % 1 ~= 0 or r < 1 or r > 2 ^ 17 then
+    known_keys.bad(path, "r", r, "a whole number from 1 to 131072")
   end
-  for _, key in ipairs(UNSUPPORTED) do
-    if is_set(value(json, key)) then fail("%s is not supported", key) end
+  local alpha = value(json, "lora_alpha")
+  if type(alpha) ~= "number" or not (alpha > 0 and alpha < 1e9) then
+    known_keys.bad(path, "lora_alpha", alpha, "a number over 0")
   end
-  for _, key in ipairs { "r", "lora_alpha" } do
-    local v = value(json, key)
-    if type(v) ~= "number" or not (v > 0) then fail("%s is %s", key, tostring(v)) end
+  for _, key in ipairs { "rank_pattern", "alpha_pattern" } do
+    local patterns = value(json, key) or {}
+    if type(patterns) ~= "table" then known_keys.bad(path, key, patterns, "an object") end
+    for name, v in pairs(patterns) do
+      if type(name) ~= "string" or type(v) ~= "number" or not (v > 0 and v < 1e9) then
+        known_keys.bad(path, ("%s['%s']"):format(key, tostring(name)), v, "a number over 0")
+      end
+    end
   end
 end
 
@@ -111,7 +112,13 @@ function M.read_config(dir)
   return json
 end
 
-function M.read(dir) return safetensors.load(dir .. WEIGHTS) end
+function M.read(dir)
+  if not files.exists(dir .. WEIGHTS) and files.exists(dir .. "/adapter_model.bin") then
+    error(("%s: adapter_model.bin is a PyTorch file, which is not read: save the adapter as "
+      .. "safetensors (in Python: PeftModel.save_pretrained(NEW))"):format(dir), 0)
+  end
+  return safetensors.load(dir .. WEIGHTS)
+end
 
 -- {weight's name -> {A = tensor, B = tensor}} of a loaded file. Older files have ".default" in
 -- names.
@@ -127,7 +134,7 @@ local function by_weight(policy, path, loaded)
       problems[#problems + 1] = "unexpected: " .. name
     else
       local weight = policy:weight_name(module)
-      out[weight] = out[weight] or {}
+      out[weight] = out[weight] or { module = module }
       out[weight][part] = loaded[name]
     end
   end
@@ -152,6 +159,67 @@ local function mismatch(w, module, a, b)
     table.concat(a, ", "), table.concat(b, ", "), table.concat(w.shape, ", "))
 end
 
+-- ---- the settings of one module ----
+-- The value of rank_pattern or alpha_pattern for a module, which has a name in memory and one in
+-- the file; the default where no pattern matches.
+local function of_pattern(path, json, key, names, default)
+  local found, by
+  for pattern, v in pairs(value(json, key) or {}) do
+    local matched = targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[1])
+      or targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[2])
+    if matched and found and found ~= v then
+      error(("%s: %s: '%s' and '%s' both match %s and differ"):format(path, key, by, pattern,
+        names[1]), 0)
+    end
+    if matched then found, by = v, pattern end
+  end
+  return found or default
+end
+
+-- Whether the config selects this module, by target_modules, exclude_modules, layers_to_transform.
+local function is_selected(json, name)
+  local target = value(json, "target_modules")
+  if target == "all-linear" then return true end
+  local function setting(v)
+    if type(v) == "string" then return { pattern = v } end
+    if type(v) == "table" and next(v) ~= nil then return { list = v } end
+  end
+  if targets.matches(setting(value(json, "exclude_modules")), name) then return false end
+  if not targets.matches(setting(target), name) then return false end
+  local layers = value(json, "layers_to_transform")
+  if layers == nil or type(target) == "string" then return true end
+  if type(layers) ~= "table" then layers = { layers } end
+  if #layers == 0 then return true end
+  local index = tonumber(name:match "%.[^.]*%.(%d+)%." or "")
+  for _, layer in ipairs(layers) do
+    if layer == index then return true end
+  end
+  return false
+end
+
+-- The adapter of weight w, or nil and what is wrong with it.
+local function adapter_of(policy, path, json, w, pair)
+  local module = policy:module_name(w.name)
+  local names = { module, pair.module }
+  local problem = mismatch(w, module, pair.A:shape(), pair.B:shape())
+  if problem then return nil, problem end
+  if not is_selected(json, names[1]) and not is_selected(json, names[2]) then
+    return nil, ("adapter_config.json does not select %s (target_modules, exclude_modules, "
+      .. "layers_to_transform)"):format(module)
+  end
+  local rank = pair.A:shape()[1]
+  local expected = of_pattern(path, json, "rank_pattern", names, json.r)
+  if rank ~= expected then
+    return nil, ("%s: the rank of the tensors is %d, adapter_config.json says %g"):format(module, rank,
+      expected)
+  end
+  local alpha = of_pattern(path, json, "alpha_pattern", names, json.lora_alpha)
+  local scale = alpha / rank
+  if value(json, "use_rslora") then scale = alpha / math.sqrt(rank) end
+  return { index = w.index, name = w.name, module = module, scale = scale, alpha = alpha,
+    a = pair.A, b = pair.B }
+end
+
 function M.fit(policy, dir, json, loaded)
   local path = dir .. WEIGHTS
   local found = by_weight(policy, path, loaded)
@@ -159,18 +227,11 @@ function M.fit(policy, dir, json, loaded)
   local problems = {}
   for _, w in ipairs(policy.weights) do
     local pair = found[w.name]
+    found[w.name] = nil
     if pair then
-      found[w.name] = nil
-      local module = policy:module_name(w.name)
-      local rank = pair.A:shape()[1]
-      local problem = mismatch(w, module, pair.A:shape(), pair.B:shape())
-      if problem then
-        problems[#problems + 1] = problem
-      else
-        if value(json, "use_rslora") then rank = math.sqrt(rank) end
-        list[#list + 1] = { index = w.index, name = w.name, module = module,
-          scale = json.lora_alpha / rank, a = pair.A, b = pair.B }
-      end
+      local adapter, problem = adapter_of(policy, dir .. CONFIG, json, w, pair)
+      list[#list + 1] = adapter
+      problems[#problems + 1] = problem
     end
   end
   for weight in pairs(found) do

@@ -7,6 +7,8 @@
 --                                                        exactly these adapters, for
 --                                                        adapter_config.json
 --
+--   targets.matches({list = {...}} | {pattern = text} | nil, module) -> true | false
+--
 -- A setting is "all-linear", a list of names or of their endings (a, b or [a, b] in a text), or a
 -- regular expression, which must match whole names.
 
@@ -53,6 +55,8 @@ local function matches(setting, module)
   end
   return false
 end
+
+M.matches = matches
 
 local function is_target(target, w, module)
   if w.name:match "%.bias$" then return false end

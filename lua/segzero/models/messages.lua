@@ -3,10 +3,14 @@
 --
 --   messages = {{role = "user", content = "text" | {item, ...}}, ...}
 --       item: {type = "text", text =} or {type = "image", image = path or image object};
---       image_url is another name for image
+--       image_url is another name for image. An image may have min_pixels and max_pixels, or
+--       resized_height and resized_width, as for qwen_vl_utils
 --
---   messages.render(list, {add_generation_prompt =, add_vision_id =}) -> prompt text
---   messages.images(list) -> {{where = text for errors, source = path or image object}, ...}
+--   messages.render(list, {add_generation_prompt =, add_vision_id =}, system) -> prompt text
+--       system: the default system message; false for none, nil for Qwen-VL's
+--   messages.images(list)
+--       -> {{where = text for errors, source = path, data URL or image object,
+--            limits = {min_pixels =, ...} or nil}, ...}
 --
 -- The template of Qwen2-VL and Qwen2.5-VL is written out here, because Jinja is not interpreted.
 -- Errors have no position. Leaves out: tools, video (rendered, but no processor reads it).
@@ -24,7 +28,8 @@ local VISION = {
 local LABEL = { image = "Picture ", video = "Video " }      -- the template's own words
 
 local MESSAGE = options.set { "role", "content" }
-local ITEM = options.set { "type", "text", "image", "image_url", "video" }
+local LIMITS = { "min_pixels", "max_pixels", "resized_height", "resized_width" }
+local ITEM = options.set { "type", "text", "image", "image_url", "video", unpack(LIMITS) }
 local RENDER = options.set { "add_generation_prompt", "add_vision_id" }
 
 -- Raises options.check's message without a position.
@@ -76,18 +81,19 @@ local function render_message(out, seen, message, where, opts)
   out[#out + 1] = "<|im_end|>\n"
 end
 
-function M.render(list, opts)
+function M.render(list, opts, system)
   check_fields("chat", opts, RENDER)
   opts = opts or {}
   if type(list) ~= "table" then error("chat: messages is a " .. type(list) .. ", not a list", 0) end
   if list.role ~= nil then
     error("chat: messages is one message, not a list of them: write {{role =, content =}}", 0)
   end
+  if system == nil then system = "You are a helpful assistant." end
   local out = {}
   local seen = { image = 0, video = 0 }
   for i, message in ipairs(list) do
-    if i == 1 and type(message) == "table" and message.role ~= "system" then
-      out[#out + 1] = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    if i == 1 and system and type(message) == "table" and message.role ~= "system" then
+      out[#out + 1] = "<|im_start|>system\n" .. system .. "<|im_end|>\n"
     end
     render_message(out, seen, message, "chat: message " .. i, opts)
   end
@@ -96,12 +102,40 @@ function M.render(list, opts)
 end
 
 -- ---- images ----
+local MOST_PIXELS = 2 ^ 40
+
 local function source_of(item, where)
   local source = item.image or item.image_url
   if type(source) == "table" and not image.is_image(source) then source = source.url end
-  if type(source) == "string" then return (source:gsub("^file://", "")) end
+  if type(source) == "string" then
+    if source:find "^%a+://" and not source:find "^file://" then
+      error(("%s: %s is not a file, and nothing is downloaded: save it and name the file"):format(
+        where, source:sub(1, 80)), 0)
+    end
+    return (source:gsub("^file://", ""))
+  end
   if not image.is_image(source) then error(where .. ": neither a file name nor an image", 0) end
   return source
+end
+
+-- The limits of an item, checked; nil without any.
+local function limits_of(item, where)
+  local out
+  for _, key in ipairs(LIMITS) do
+    local v = item[key]
+    if v ~= nil then
+      if type(v) ~= "number" or v % 1 ~= 0 or v < 1 or v > MOST_PIXELS then
+        error(("%s: %s is %s, expected a whole number from 1 to %.0f"):format(where, key, tostring(v),
+          MOST_PIXELS), 0)
+      end
+      out = out or {}
+      out[key] = v
+    end
+  end
+  if out and (out.resized_height == nil) ~= (out.resized_width == nil) then
+    error(where .. ": resized_height and resized_width come together", 0)
+  end
+  return out
 end
 
 function M.images(list)
@@ -114,7 +148,8 @@ function M.images(list)
       if kind == "video" then error(where .. ": video is not handled", 0) end
       if kind == "image" then
         where = ("%s (image %d)"):format(where, #found + 1)
-        found[#found + 1] = { where = where, source = source_of(item, where) }
+        found[#found + 1] = { where = where, source = source_of(item, where),
+          limits = limits_of(item, where) }
       end
     end
   end

@@ -5,6 +5,7 @@
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json
+--   opening.is_hub_id(name)                    could it be a name on the hub: owner/name?
 --   opening.dtype(json)                        "bf16" or "f32": the dtype of a config.json's weights
 --
 -- check(): the path must be a string, every option known, the dtype one of those given.
@@ -36,7 +37,7 @@ function M.check(name, path, opts, known, dtypes, level)
 end
 
 -- A name on the hub: owner/name, each part without a dot in front.
-local function is_hub_id(name) return name:match "^[%w][%w_.%-]*/[%w][%w_.%-]*$" ~= nil end
+function M.is_hub_id(name) return name:match "^[%w][%w_.%-]*/[%w][%w_.%-]*$" ~= nil end
 
 function M.missing(dir)
   if files.exists(dir .. "/adapter_config.json") then
@@ -45,7 +46,7 @@ function M.missing(dir)
   end
   if files.exists(dir .. "/.") then return ("no model in %s: it has no config.json"):format(dir) end
   local text = ("no model in %s: it is not a folder"):format(dir)
-  if not is_hub_id(dir) then return text end
+  if not M.is_hub_id(dir) then return text end
   return ("%s, and nothing is downloaded; if it is a name on the hub: huggingface-cli download %s "
     .. "--local-dir %s"):format(text, dir, dir:match "[^/]+$")
 end

@@ -22,21 +22,24 @@
 --         waits; process() finds the patches of img ready. nil if the job failed
 --     proc:cancel(future)
 --
--- An image of a message is a file name or an image object (formats/image.lua). It is resized
--- (Pillow's bicubic) only if its size is not already one that smart_resize gives.
+-- An image of a message is a file name, a data URL or an image object (formats/image.lua). It is
+-- resized (Pillow's bicubic) only if its size is not already one that smart_resize gives. A
+-- message's item may have limits of its own, as for qwen_vl_utils, which take the place of these.
 -- Settings that the config lacks: patch_size 14, temporal_patch_size 2, merge_size 2, CLIP's mean
--- and std, rescale_factor 1/255, min_pixels 3136 and max_pixels 12845056. The last is what the
--- released folders have; transformers' class has 1003520, which matters only for a folder without
--- the file.
--- Leaves out: video, images by URL or base64, other resampling filters.
+-- and std, rescale_factor 1/255, min_pixels 3136 and max_pixels 1003520, as in transformers' class.
+-- A folder without any config has 12845056, as in the released folders.
+-- Leaves out: video, other resampling filters.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local jobs = require "segzero.core.jobs"
+local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local image = require "segzero.formats.image"
+local data_url = require "segzero.models.data_url"
+local known_keys = require "segzero.models.known_keys"
 local messages_of = require "segzero.models.messages"
 
 core.declare "models/qwen_vl/qwen_vl.h"
@@ -50,28 +53,42 @@ local mt = { __index = Processor }
 
 -- ---- settings ----
 local DEFAULT = {
-  min_pixels = 3136, max_pixels = 12845056,
+  min_pixels = 3136, max_pixels = 1003520,
   patch_size = 14, temporal_patch_size = 2, merge_size = 2,
   image_mean = { 0.48145466, 0.4578275, 0.40821073 },
   image_std = { 0.26862954, 0.26130258, 0.27577711 },
   rescale_factor = 1 / 255, resample = 3,
 }
+local RELEASED_MAX_PIXELS = 12845056
 local FILTER = { [2] = "bilinear", [3] = "bicubic" }      -- Pillow's numbers
 local MOST = {
   patch_size = 1024, temporal_patch_size = 64, merge_size = 64,
   min_pixels = 2 ^ 40, max_pixels = 2 ^ 40,
 }
 
--- Newer folders have the settings of all processors in one file.
+-- processor_config.json of newer folders has the settings of all processors; its image_processor
+-- comes first, as in transformers 5. The second result names the file and object.
 local function read_config(dir)
-  local path = dir .. "/preprocessor_config.json"
-  local config = files.read_json_object(path, true)
-  if config then return config, path end
-  path = dir .. "/processor_config.json"
+  local path = dir .. "/processor_config.json"
   local all = files.read_json_object(path, true)
-  local nested = all and all.image_processor
-  if type(nested) ~= "table" then nested = {} end
-  return nested, path
+  local nested
+  if all then
+    known_keys.check(path, all, known_keys.PROCESSOR)
+    nested = all.image_processor
+    if nested == cjson.null then nested = nil end
+    if nested ~= nil and type(nested) ~= "table" then
+      known_keys.bad(path, "image_processor", nested, "an object")
+    end
+  end
+  if nested then
+    known_keys.check(path, nested, known_keys.IMAGE_PROCESSOR, "image_processor.")
+    return nested, path .. ": image_processor"
+  end
+  path = dir .. "/preprocessor_config.json"
+  local config = files.read_json_object(path, true)
+  if not config then return { max_pixels = RELEASED_MAX_PIXELS }, path end
+  known_keys.check(path, config, known_keys.IMAGE_PROCESSOR)
+  return config, path
 end
 
 -- A reader of one config: get(key) is nil for null, bad(key, value) raises.
@@ -81,31 +98,52 @@ local function reader(config, where)
     if v == cjson.null then return nil end
     return v
   end
-  local function bad(key, value) error(("%s: %s is %s"):format(where, key, tostring(value)), 0) end
+  local function bad(key, value, expected) known_keys.bad(where, key, value, expected) end
   return get, bad
 end
 
+local SIZE_KEYS = { shortest_edge = true, longest_edge = true, min_pixels = true,
+  max_pixels = true }
+
 -- min_pixels and max_pixels are also written as size = {shortest_edge, longest_edge}; the plain
 -- keys win.
-local function pixel_limits(get)
+local function pixel_limits(get, bad)
   local size = get "size"
-  if type(size) ~= "table" then size = {} end
-  return {
-    min_pixels = get "min_pixels" or size.shortest_edge or size.min_pixels,
-    max_pixels = get "max_pixels" or size.longest_edge or size.max_pixels,
+  if size == nil then return { min_pixels = get "min_pixels", max_pixels = get "max_pixels" } end
+  local expected = "an object with shortest_edge and longest_edge"
+  if type(size) ~= "table" then bad("size", size, expected) end
+  local function value(key)
+    if size[key] ~= cjson.null then return size[key] end
+  end
+  for key in pairs(size) do
+    if not SIZE_KEYS[key] and value(key) ~= nil then bad("size", size, expected) end
+  end
+  local limits = {
+    min_pixels = get "min_pixels" or value "shortest_edge" or value "min_pixels",
+    max_pixels = get "max_pixels" or value "longest_edge" or value "max_pixels",
   }
+  if not limits.min_pixels or not limits.max_pixels then bad("size", size, expected) end
+  return limits
 end
 
 local function read_sizes(self, get, bad)
-  local limits = pixel_limits(get)
+  local limits = pixel_limits(get, bad)
   for key, most in pairs(MOST) do
     local v = limits[key] or get(key)
     if v == nil or v == cjson.null then v = DEFAULT[key] end
-    if type(v) ~= "number" or v % 1 ~= 0 or v < 1 or v > most then bad(key, v) end
+    if type(v) == "table" and v[1] ~= nil and #v <= 3 then
+      for i = 2, #v do
+        if v[i] ~= v[1] then bad(key, v, "equal numbers") end
+      end
+      v = v[1]
+    end
+    if type(v) ~= "number" or v % 1 ~= 0 or v < 1 or v > most then
+      bad(key, v, ("a whole number from 1 to %.0f"):format(most))
+    end
     self[key] = v
   end
   if self.min_pixels > self.max_pixels then
-    bad("min_pixels", self.min_pixels .. ", more than max_pixels " .. self.max_pixels)
+    bad("min_pixels", self.min_pixels, ("at most max_pixels, %.0f"):format(self.max_pixels))
   end
 end
 
@@ -115,10 +153,11 @@ local function read_normalisation(self, get, bad)
   for key, neutral in pairs { image_mean = 0, image_std = 1 } do
     local v = get(key) or DEFAULT[key]
     if type(v) == "number" then v = { v, v, v } end
-    if type(v) ~= "table" or #v ~= 3 then bad(key, "not three numbers") end
+    if type(v) ~= "table" or #v ~= 3 then bad(key, v, "three numbers") end
     self[key] = ffi.new "double[3]"
     for c = 1, 3 do
-      if type(v[c]) ~= "number" then bad(key, "not three numbers") end
+      if type(v[c]) ~= "number" then bad(key, v, "three numbers") end
+      if key == "image_std" and v[c] == 0 then bad(key, v, "numbers other than 0") end
       self[key][c - 1] = normalise and v[c] or neutral
     end
   end
@@ -141,12 +180,12 @@ M.new = guarded(function(source)
   local resample = get "resample" or DEFAULT.resample
   self.filter = FILTER[resample]
   if not self.filter then
-    bad("resample", tostring(resample) .. " (2 bilinear and 3 bicubic are handled)")
+    bad("resample", resample, "2 or 3 (bilinear, bicubic)")
   end
   self.resize = get "do_resize" ~= false
   self.scale = get "rescale_factor" or DEFAULT.rescale_factor
   if get "do_rescale" == false then self.scale = 1 end
-  if type(self.scale) ~= "number" then bad("rescale_factor", self.scale) end
+  if type(self.scale) ~= "number" then bad("rescale_factor", self.scale, "a number") end
   return self
 end)
 
@@ -158,11 +197,54 @@ end
 -- ---- sizes ----
 local out_size = ffi.new "int[2]"
 
-local function size_of(self, width, height)
+-- As Python rounds: halves go to the even number.
+local function round(x)
+  local low = math.floor(x)
+  if x - low ~= 0.5 then return math.floor(x + 0.5) end
+  return low + low % 2
+end
+
+-- qwen_vl_utils' smart_resize, which differs from transformers': a side never rounds to 0.
+local function resize_item(self, width, height, limits)
+  local block = self.patch_size * self.merge_size
+  local least = limits.min_pixels or self.min_pixels
+  local most = limits.max_pixels or self.max_pixels
+  if limits.resized_width then
+    width, height = limits.resized_width, limits.resized_height
+    least, most = 4 * block ^ 2, 16384 * block ^ 2      -- its own limits
+  end
+  if least > most then
+    error(("min_pixels %.0f is more than max_pixels %.0f"):format(least, most), 0)
+  end
+  if math.max(width, height) > 200 * math.min(width, height) then
+    error(("one side of %d x %d is more than 200 times the other"):format(width, height), 0)
+  end
+  local h = math.max(block, round(height / block) * block)
+  local w = math.max(block, round(width / block) * block)
+  if h * w > most then
+    local beta = math.sqrt(height * width / most)
+    h = math.floor(height / beta / block) * block
+    w = math.floor(width / beta / block) * block
+  elseif h * w < least then
+    local beta = math.sqrt(least / (height * width))
+    h = math.ceil(height * beta / block) * block
+    w = math.ceil(width * beta / block) * block
+  end
+  if h < block or w < block then
+    error(("max_pixels %.0f leaves no whole block of %d for %d x %d pixels"):format(most, block,
+      width, height), 0)
+  end
+  return w, h
+end
+
+-- limits: of a message's item, or nil.
+local function size_of(self, width, height, limits)
   local h = height
   local w = width
   local block = self.patch_size * self.merge_size
-  if self.resize then
+  if limits then
+    w, h = resize_item(self, width, height, limits)
+  elseif self.resize then
     call(C.sz_qwen_smart_resize(height, width, block, self.min_pixels, self.max_pixels, out_size,
       out_size + 1))
     h, w = out_size[0], out_size[1]
@@ -177,7 +259,7 @@ local function size_of(self, width, height)
   }
 end
 
-Processor.plan = guarded(size_of)
+Processor.plan = guarded(function(self, width, height) return size_of(self, width, height) end)
 
 local function columns_of(self) return 3 * self.temporal_patch_size * self.patch_size ^ 2 end
 
@@ -249,12 +331,20 @@ local function prepare(self, item)
   local img = item.source
   local own = false
   if type(img) == "string" then
-    img = image.load(img)
+    if data_url.is(img) then
+      img = data_url.load(img)
+    else
+      img = image.load(img)
+    end
     own = true
   elseif img.ptr == nil then
     error("this image has been freed", 0)
   end
-  local s = size_of(self, img.width, img.height)
+  local ok, s = pcall(size_of, self, img.width, img.height, item.limits)
+  if not ok then
+    if own then img:free() end
+    error(s, 0)
+  end
   local values = prepared(self, img, s)
   if values then return { values = values, size = s } end
   if s.resized_width ~= img.width or s.resized_height ~= img.height then
@@ -351,7 +441,7 @@ local function process(self, messages, tokenizer, image_id, inp, list)
     inp.images[#inp.images + 1] = r.size
     inp.image_grid_thw[#inp.image_grid_thw + 1] = r.size.grid
   end
-  inp.text = messages_of.render(messages, { add_generation_prompt = true })
+  inp.text = messages_of.render(messages, { add_generation_prompt = true }, tokenizer.system)
   inp.input_ids = expand(tokenizer:encode(inp.text), image_id, list)
   local ids = { image_token_id = image_id }
   inp.position_ids, inp.next_position = positions(inp.input_ids, inp.image_grid_thw, ids,
@@ -374,5 +464,8 @@ Processor.process = guarded(function(self, messages, tokenizer, ids)
   if not ok then error(core.plain(why), 0) end
   return inp
 end)
+
+options.limit(Processor, { process = 3, plan = 2, start = 1, take = 1, cancel = 1 })
+M.new = options.at_most("processor.new", 1, M.new)
 
 return M

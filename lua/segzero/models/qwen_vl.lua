@@ -249,27 +249,52 @@ function own:stop_ids()
 end
 
 -- ---- saving ----
+-- Every file that transformers reads beside the weights.
 local COMPANIONS = {
-  "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json",
-  "chat_template.json", "chat_template.jinja", "vocab.json", "merges.txt",
-  "special_tokens_map.json",
-  "added_tokens.json",
+  "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+  "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+  "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+  "chat_template.json", "chat_template.jinja",
 }
+local TEMPLATES = "additional_chat_templates"
 
 local function copy_file(from, to)
-  local source = io.open(from, "rb")
-  if not source then return end
-  local text = source:read "*a"
-  source:close()
-  local target = assert(io.open(to, "wb"))
-  assert(target:write(text))
-  assert(target:close())
+  if not files.exists(from) then return end
+  files.check_regular(from)
+  local text, why = files.read(from)
+  if not text then error(why, 0) end
+  files.write(to, text)
+end
+
+-- The config says what the weights of the folder are: a model with a head of its own is not tied.
+local function write_config(model, dir)
+  local path = model.dir .. "/config.json"
+  local text = files.read(path)
+  if not text then error(path .. " is gone, and the saved folder needs it", 0) end
+  if model.own_head then
+    text = text:gsub('("tie_word_embeddings"%s*:%s*)true', "%1false")
+  end
+  files.write(dir .. "/config.json", text)
+end
+
+local function copy_companions(model, dir)
+  for _, name in ipairs(COMPANIONS) do copy_file(model.dir .. "/" .. name, dir .. "/" .. name) end
+  write_config(model, dir)
+  local ok, names = pcall(require("posix.dirent").dir, model.dir .. "/" .. TEMPLATES)
+  if not ok then return end
+  for _, name in ipairs(names) do
+    if name:find "%.jinja$" then
+      files.make_dir(dir .. "/" .. TEMPLATES)
+      local part = "/" .. TEMPLATES .. "/" .. name
+      copy_file(model.dir .. part, dir .. part)
+    end
+  end
 end
 
 -- transformers' processor wants the chat template in a file of its own, as in the released folders.
 local function write_chat_template(dir)
-  if files.exists(dir .. "/chat_template.json") or files.exists(dir .. "/chat_template.jinja") then
-    return
+  for _, name in ipairs { "chat_template.json", "chat_template.jinja", "processor_config.json" } do
+    if files.exists(dir .. "/" .. name) then return end
   end
   local template = value(files.read_json(dir .. "/tokenizer_config.json", true), "chat_template")
   if type(template) == "string" then
@@ -289,8 +314,7 @@ own.save = full_precision_only(function(self, dir, opts)
   if self.lora then return lora.save(self, dir) end
   files.make_dir(dir)
   if self.dir then
-    for _, name in ipairs(COMPANIONS) do copy_file(self.dir .. "/" .. name, dir .. "/" .. name) end
-    copy_file(self.dir .. "/config.json", dir .. "/config.json")
+    copy_companions(self, dir)
   else
     files.write(dir .. "/config.json", cjson.encode(self.json))
   end

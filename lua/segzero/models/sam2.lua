@@ -117,7 +117,10 @@ local function open(path, opts, device)
   elseif files.exists(path .. "/.") then
     error(("no SAM2 model in %s: it has no config.json"):format(path), 0)
   else
-    if not files.exists(path) then error(opening.missing(path), 0) end
+    if not files.exists(path) then
+      if opening.is_hub_id(path) then error(opening.missing(path), 0) end
+      error(path .. ": No such file or directory", 0)
+    end
     files.check_regular(path)
     local json
     json, loaded = read_original(path)
@@ -299,6 +302,9 @@ function methods:save(dir)
   all[COPY] = all[SHARED]
   safetensors.save_folder(dir, all)
 end
+
+options.limit(methods, { set_image = 1, embed = 1, use = 1, predict = 1, predict_all = 2,
+  parameters = 0, save = 1, free = 0, pixels = 1, train = 1 })
 
 function mt.__tostring(sam)
   local c = sam.config

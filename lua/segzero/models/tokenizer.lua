@@ -11,16 +11,20 @@
 --     tok.eos_id, tok.pad_id, tok.bos_id           nil if the folder names none
 --     tok.special = {token -> id}                  tok:free()
 --
--- Reads tokenizer.json (tokenizer_file.lua: byte-level BPE) and tokenizer_config.json. The chat
--- template of Qwen2-VL / Qwen2.5-VL is built in (messages.lua); a folder with another one gets a
--- notice, once. Leaves out: truncation, padding, offsets, prefix spaces, added tokens that strip
--- the space around them.
+-- Reads tokenizer.json (tokenizer_file.lua: byte-level BPE), tokenizer_config.json and the older
+-- files of added tokens (added_tokens.lua). The chat template of Qwen2-VL / Qwen2.5-VL is built in
+-- (messages.lua), with the folder's own default system message (chat_template.lua); a folder with
+-- another template gets a notice, once. Leaves out: truncation, padding, offsets, prefix spaces,
+-- added tokens that strip the space around them.
 
 local ffi = require "ffi"
-local bit = require "bit"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
+local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
+local added_tokens = require "segzero.models.added_tokens"
+local chat_template = require "segzero.models.chat_template"
+local known_keys = require "segzero.models.known_keys"
 local messages_of = require "segzero.models.messages"
 local tokenizer_file = require "segzero.models.tokenizer_file"
 
@@ -31,59 +35,43 @@ local M = {}
 local Tokenizer = {}
 Tokenizer.__index = Tokenizer
 
--- ---- the chat template ----
--- Lengths and FNV-1a sums of the chat templates that messages.render follows.
-local KNOWN_TEMPLATES = { ["1017:61244108"] = true }
-local noticed = {}
-
-function M.template_sum(text)
-  local h = 2166136261
-  for i = 1, #text do
-    h = bit.bxor(h, text:byte(i))
-    -- times 16777619 modulo 2^32, in halves so that doubles stay exact
-    local low = bit.band(h, 0xffff)
-    local high = bit.rshift(h, 16)
-    h = bit.tobit((low * 16777619) % 4294967296 + (high * 403 % 65536) * 65536)
-  end
-  return #text .. ":" .. bit.tohex(h)
-end
-
--- The template's text from whichever file has it; nil without one.
-local function template_of(dir, config)
-  if type(config.chat_template) == "string" then return config.chat_template end
-  local ok, json = pcall(files.read_json_object, dir .. "/chat_template.json", true)
-  if ok and json and json.chat_template then return json.chat_template end
-  return (files.read(dir .. "/chat_template.jinja"))
-end
-
-local function check_template(dir, config)
-  local template = template_of(dir, config)
-  if type(template) ~= "string" then return end
-  local sum = M.template_sum((template:gsub("%s+$", "")))
-  if KNOWN_TEMPLATES[sum] or noticed[sum] then return end
-  noticed[sum] = true
-  io.stderr:write("segzero: ", dir,
-    " has a chat template that is not Qwen-VL's; prompts use Qwen-VL's template anyway\n")
-end
-
 -- ---- opening ----
--- tokenizer_config.json gives a token as a string or as {content =}.
-local function named_token(self, key)
-  local t = self.config[key]
-  if type(t) == "table" then t = t.content end
-  if type(t) == "string" then return self:id(t) end
+-- What Qwen2Tokenizer takes where no file names a token.
+local DEFAULT_TOKEN = { eos_token = "<|endoftext|>", pad_token = "<|endoftext|>" }
+
+-- How the folder's chat template differs from Qwen-VL's.
+local function read_template(self, dir)
+  local kind, name = chat_template.read(dir, self.config)
+  if kind then
+    self.system = kind.system
+    return
+  end
+  notes.say(("%s/%s: this chat template is not Qwen-VL's; prompts use Qwen-VL's template anyway")
+    :format(dir, name))
 end
 
 local function open(dir)
   local path = dir .. "/tokenizer.json"
-  local file = tokenizer_file.open(path, files.read_json_object(path))
+  if not files.exists(path) and files.exists(dir .. "/vocab.json") then
+    error(("%s is missing; vocab.json and merges.txt are not read: write it with "
+      .. "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"):format(path), 0)
+  end
+  local json = files.read_json_object(path)
+  local config_path = dir .. "/tokenizer_config.json"
+  local config = files.read_json_object(config_path, true) or {}
+  known_keys.check(config_path, config, known_keys.TOKENIZER_CONFIG)
+  local file = tokenizer_file.open(dir, json, config)
   local self = setmetatable({ dir = dir, handle = file.handle, added = file.added,
-    special = file.special }, Tokenizer)
-  self.config = files.read_json_object(dir .. "/tokenizer_config.json", true) or {}
-  self.eos_id = named_token(self, "eos_token")
-  self.pad_id = named_token(self, "pad_token")
-  self.bos_id = named_token(self, "bos_token")
-  check_template(dir, self.config)
+    special = file.special, config = config }, Tokenizer)
+
+  local named = added_tokens.named(dir, config)
+  for _, name in ipairs { "eos", "pad", "bos" } do
+    local key = name .. "_token"
+    local text = named[key]
+    if config[key] == nil then text = text or DEFAULT_TOKEN[key] end
+    if text then self[name .. "_id"] = self:id(text) end
+  end
+  read_template(self, dir)
   return self
 end
 
@@ -170,7 +158,7 @@ function Tokenizer:token(id)
 end
 
 function Tokenizer:chat(messages, opts)
-  local ok, text = pcall(messages_of.render, messages, opts)
+  local ok, text = pcall(messages_of.render, messages, opts, self.system)
   if not ok then error(core.plain(text), 2) end
   return text
 end
@@ -188,9 +176,12 @@ function Tokenizer:free()
   self.handle = nil
 end
 
+options.limit(Tokenizer, { encode = 2, decode = 2, chat = 2, id = 1, token = 1, bytes = 1, size = 0 })
+M.new = options.at_most("tokenizer", 1, M.new)
+
 function Tokenizer:__tostring()
   if self.handle == nil then return "tokenizer (freed)" end
   return string.format("tokenizer %s (%d ids)", self.dir, self:size())
 end
 
-return setmetatable(M, { __call = function(_, dir) return M.new(dir) end })
+return setmetatable(M, { __call = function(_, ...) return M.new(...) end })

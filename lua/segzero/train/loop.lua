@@ -89,18 +89,15 @@ local function all_steps(t)
   t.log:start(t.global_step, t.total_steps)
   while t.global_step < t.total_steps do
     stop.check()
-    if one_step(t) then return end
+    if one_step(t) then break end
   end
+  saving.wait(t)
 end
 
 local function run(t)
-  t.first_step = t.global_step
   health.begin(t)
-  local ok, reason = stop.try(all_steps, t)
-  if not ok or stop.signal() then ending.early(t, reason) end
-  saving.wait(t)
+  ending.guard(t, all_steps, t)
   t.sampler:cancel()
-  stop.release()
 end
 
 function M.run(t) return stop.run(run, t) end

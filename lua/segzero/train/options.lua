@@ -6,7 +6,7 @@
 --
 -- Returns one table for each component:
 --   rows           batch (prompts a step), seed, shuffle
---   input          system_prompt, max_tokens (of a prompt)
+--   input          system_prompt, max_tokens (of a prompt), frames (data/frame.lua)
 --   rollout        what inference/generate.lua takes: n, top_p, top_k, max_new_tokens, seed,
 --                  cache_gib, ...
 --   forward        recompute (gradient checkpointing), frozen_vision
@@ -24,6 +24,9 @@
 --   run            test_freq, save_freq, save_limit, save_best, max_bad_updates, loggers
 --                  (registered names)
 -- Leaves out: defaults and checks (config/grpo.lua).
+
+local advantages = require "segzero.algorithms.advantages"
+local frame = require "segzero.data.frame"
 
 local M = {}
 
@@ -82,7 +85,8 @@ function M.of(cfg)
   local rollout = cfg.worker.rollout
   return {
     rows = { batch = data.rollout_batch_size, seed = data.seed, shuffle = data.shuffle },
-    input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length },
+    input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length,
+      frames = frame.settings(data, "data.") },
     rollout = rollout_options(cfg),
     forward = { recompute = actor.model.enable_gradient_checkpointing,
       frozen_vision = actor.freeze_vision_tower },
@@ -114,6 +118,14 @@ function M.of(cfg)
       loggers = name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
     },
   }
+end
+
+-- True if a run has a frozen reference model: for the KL term, or for its estimator.
+function M.uses_reference(cfg)
+  local actor = cfg.worker.actor
+  if actor.use_kl_loss and actor.kl_loss_coef ~= 0 then return true end
+  local needs = advantages:get(cfg.algorithm.adv_estimator).needs
+  return needs ~= nil and needs.reference == true
 end
 
 return M

@@ -8,6 +8,7 @@
 -- nil from new() if the policy's processor cannot plan an image (models of a user's own).
 -- Leaves out: several images in a row.
 
+local frame = require "segzero.data.frame"
 local core = require "segzero.core.ffi"
 local inputs = require "segzero.train.inputs"
 local messages_of = require "segzero.models.messages"
@@ -24,13 +25,14 @@ function M.new(policy, cfg, prompt)
   processor.max_pixels = cfg.data.max_pixels
   return setmetatable({ plans = {}, processor = processor, tokenizer = policy:tokenizer(),
     prompt = prompt, system_prompt = cfg.data.system_prompt,
+    resize = frame.settings(cfg.data, "data.").resize,
     limit = cfg.data.max_prompt_length }, mt)
 end
 
 local function render(self, problem)
   local row = { problem = problem, image = "image" }
   local messages = inputs.messages(row, self.prompt, self.system_prompt)
-  return messages_of.render(messages, { add_generation_prompt = true })
+  return messages_of.render(messages, { add_generation_prompt = true }, self.tokenizer.system)
 end
 
 -- The tokens of an image, or nil and why the model cannot take it. Sizes repeat from row to row.
@@ -45,7 +47,8 @@ local function image_tokens(self, width, height)
 end
 
 function methods:fault(meta, fact)
-  local of_image, why = image_tokens(self, fact.width, fact.height)
+  local size = self.resize or fact
+  local of_image, why = image_tokens(self, size.width, size.height)
   if not of_image then return ("row %s: %s"):format(meta.id or meta.index, why), "image" end
   local text = render(self, meta.problem)
   -- A token of plain ASCII has at least one byte.

@@ -31,6 +31,7 @@
 
 local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
+local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
 local forward = require "segzero.train.forward"
 local health = require "segzero.train.health"
@@ -82,11 +83,15 @@ function M.new(opts)
   local copy = {}
   for name, v in pairs(opts) do copy[name] = v end
   local t = M.bare(copy)
+  local input = t.options.input
+  input.frames = coordinates.for_policy(input.frames, t.policy)
   t.parameters = trained_parameters(t)
   t.optimizer = optim.adamw(t.parameters, t.options.optimizer)
   share_vision(t)
   t.global_step = 0
   t.hooks = t.hooks or {}
+  -- Images are prefetched as they are stored.
+  if input.frames.resize then t.prefetch = false end
   t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch)
   if t.resume_path then t:resume(t.resume_path) end
   if t.loaded then t:loaded() end

@@ -102,15 +102,16 @@ uint8_t *sz_mask_decode(const sz_source *b, int *width, int *height);
 int sz_png_write(const char *path, int width, int height, int channels, const uint8_t *pixels);
 int sz_jpeg_write(const char *path, int width, int height, const uint8_t *pixels);
 
-/* The orientation in a PNG's chunks, 1 to 8 (png_orientation.c). */
+/* The orientation in a PNG's chunks, 1 to 8, or -1 with a message (png_orientation.c). */
 int sz_png_orientation(const sz_source *b);
 
 /* ---- exif.c ---- */
 
-/* The orientation in an EXIF block (TIFF, with or without "Exif\0\0"), or 0 if it has none. */
-int sz_exif_orientation(const uint8_t *p, size_t n);
+/* The orientation in n bytes of EXIF (TIFF, with or without "Exif\0\0" in front) that begin at `at`,
+ * or 0 if there is none. */
+int sz_exif_orientation(const sz_source *b, size_t at, size_t n);
 /* The same for XMP text. */
-int sz_xmp_orientation(const uint8_t *p, size_t n);
+int sz_xmp_orientation(const sz_source *b, size_t at, size_t n);
 /* The orientation of both, EXIF's first: 1 to 8. Either may be 0. */
 int sz_orientation(int exif, int xmp);
 /* Turns pixels [h, w, channels] upright. Takes over `pixels` and returns them or a new array, and
