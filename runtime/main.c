@@ -183,7 +183,6 @@ int main(int argc, char **argv)
         signal(SIGINT, SIG_DFL);
     }
     lua_close(L);
-    if (sz_streams_finish() != 0 && status == 0) status = EXIT_SCRIPT;
     /* A pipe that was closed ends the program as it ends any other. */
     if (sz_stop_signal() == SIGPIPE) raise(SIGPIPE);
     return status;

@@ -58,10 +58,9 @@ int sz_call_protected(lua_State *L, int nargs, int nresults);
 /* ---- streams.c ---- */
 
 /* Opens /dev/null in place of each of descriptors 0-2 that is closed, so that no file of ours gets
- * such a number, and makes stdout flush each line. To be called before anything is opened. */
+ * such a number, makes stdout flush each line, and sees to it that a failed write to it is reported
+ * at the end. To be called before anything is opened. */
 void sz_streams_prepare(void);
-/* Flushes stdout. Returns 0, or -1 with a message printed if any write to it has failed. */
-int sz_streams_finish(void);
 /* Prints text with its control characters, except newline and tab, as \\xNN. */
 void sz_print_visible(FILE *stream, const char *text);
 

@@ -84,12 +84,10 @@ check.case("a changed setting of the experiment is refused by name", function()
     { "worker.rollout.temperature=0.7", "worker.rollout.temperature was 1 and is 0.7" },
     { "worker.actor.kl_loss_coef=0.1", "worker.actor.kl_loss_coef was 0.005 and is 0.1" },
     { "worker.actor.optim.state_dtype=bf16", "worker.actor.optim.state_dtype was f32" },
-    { "worker.reward.compute_score=" .. place .. "/other.lua", "worker.reward.compute_score was " },
     { "worker.actor.model.model_path=" .. other, "worker.actor.model.model_path was " },
     { "data.max_response_length=9", "data.max_response_length was 8 and is 9" },
     { "data.system_prompt=", "data.system_prompt was You are a helpful assistant. and is (empty)" },
   }
-  files.write(place .. "/other.lua", mini.reward_source)
   local before = files.read(A .. "/metrics.jsonl")
   for _, row in ipairs(table_of) do
     local said, rc = recipe(load_from(A), "trainer.max_steps=3", row[1])
@@ -104,22 +102,37 @@ end)
 
 check.case("what changes no result may change, and is said with both values", function()
   local B = copy_of_a "B"
+  -- A reward that failed is mended in another file.
+  files.write(place .. "/other.lua", mini.reward_source)
+  local reward = "worker.reward.compute_score=" .. place .. "/other.lua"
   local said, rc = recipe(load_from(B), "trainer.max_steps=3", "worker.actor.optim.lr=1e-3",
-    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false")
+    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false", reward)
   check.equal(rc, 0, said:sub(-300))
+  check.ok(said:find("changed at the resume: worker.reward.compute_score: ", 1, true), "reward")
   for _, line in ipairs { "worker.actor.optim.lr: 0.01 -> 0.001", "trainer.save_freq: 1 -> 2",
     "trainer.max_steps: 2 -> 3", "worker.rollout.cache_gib: 4 -> 1",
     "trainer.check_memory: true -> false" } do
     check.ok(said:find("changed at the resume: " .. line .. "\n", 1, true), line .. ": " .. said)
   end
   local _, count = said:gsub("changed at the resume", "")
-  check.equal(count, 5, "and nothing else")
+  check.equal(count, 6, "and nothing else")
   check.equal(config_of(B).worker.actor.optim.lr, 1e-3, "config.json has what is used")
   local old = cjson.decode(files.read(B .. "/config_step_2.json"))
   check.equal(old.worker.actor.optim.lr, 1e-2, "config_step_2.json has what was")
   said = recipe(load_from(B), "trainer.max_steps=3", "worker.actor.optim.lr=1e-3",
-    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false")
+    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false", reward)
   check.ok(not said:find("changed at the resume", 1, true), "the new ones are the run's now")
+end)
+
+check.case("a mended reward goes on", function()
+  local N = copy_of_a "N"
+  local other = place .. "/mended.lua"
+  files.write(other, mini.reward_source)
+  local said, rc = recipe(load_from(N), "trainer.max_steps=3",
+    "worker.reward.compute_score=" .. other)
+  check.equal(rc, 0, said:sub(-300))
+  check.ok(said:find(("worker.reward.compute_score: %s/reward.lua -> %s"):format(place, other), 1,
+    true), "and is said: " .. said)
 end)
 
 check.case("trainer.resume_changes goes on all the same, behind the last row", function()

@@ -69,12 +69,16 @@ function M.remove_file(path) return removed(posix("unistd").unlink(path)) end
 
 function M.remove_empty(path) return removed(posix("unistd").rmdir(path)) end
 
--- Some file systems cannot sync a folder, which is not a failure.
+-- Some file systems cannot sync a folder, which is not a failure; any other reason is an error.
+local CANNOT_SYNC = { [22] = true, [95] = true }        -- EINVAL, ENOTSUP
+
 function M.sync(path)
   local fd = posix("fcntl").open(path, posix("fcntl").O_RDONLY)
   if not fd then return end
-  posix("unistd").fsync(fd)
+  local ok, reason, code = posix("unistd").fsync(fd)
   posix("unistd").close(fd)
+  if ok or CANNOT_SYNC[code] then return end
+  error(("cannot sync the folder %s: %s"):format(path, (reason:gsub("^.*: ", ""))), 0)
 end
 
 -- ---- taking a folder ----

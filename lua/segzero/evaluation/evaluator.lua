@@ -36,6 +36,7 @@ local prefetch = require "segzero.data.prefetch"
 local progress = require "segzero.log.progress"
 local rollout = require "segzero.inference.rollout"
 local runner = require "segzero.reward.runner"
+local stop = require "segzero.core.stop"
 local truth = require "segzero.data.truth"
 
 local M = {}
@@ -103,6 +104,7 @@ end
 function M.run(e)
   local queue = prefetch.new(e.policy)
   for first = e.first, e.last, e.batch do
+    stop.check()
     local started = now()
     local last = math.min(first + e.batch - 1, e.last)
     local entries = {}

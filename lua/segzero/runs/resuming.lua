@@ -25,6 +25,7 @@ local folders = require "segzero.core.folders"
 local logs = require "segzero.runs.logs"
 local manifest = require "segzero.runs.manifest"
 local position = require "segzero.data.position"
+local retention = require "segzero.runs.retention"
 local run_folder = require "segzero.runs.run_folder"
 local trainer_state = require "segzero.runs.trainer_state"
 
@@ -233,9 +234,10 @@ local function remove_half_written(run)
   local id = run_folder.id(run)
   for _, name in ipairs(folders.list(run) or {}) do
     local path = run .. "/" .. name
-    if name:match "^global_step_%d+%.tmp$" and manifest.owner(path) == id then
-      manifest.remove(path)
-    end
+    local is_left = name:match "^global_step_%d+%.tmp$"
+    local is_old = name:match "^global_step_%d+%.old$" and not files.exists(path .. "/DONE")
+    local is_own = manifest.owner(path) == id or manifest.is_bare(path)
+    if (is_left or is_old) and is_own then manifest.remove(path) end
   end
 end
 
@@ -258,6 +260,7 @@ function M.begin(source, t)
   end
   write_settings(source, t)
   remove_half_written(source.run)
+  retention.finish_removals(t)
 
   -- A run that only evaluates, or has no steps left, abandons nothing.
   local cfg = t.config.trainer
