@@ -37,6 +37,11 @@ void sz_interrupt_set_core(void (*set)(int));
 /* Whether Ctrl-C was pressed outside sz_call_protected since the last call of this function. */
 bool sz_interrupt_noted(void);
 
+/* Whether Ctrl-C or a stop has not been raised yet. */
+bool sz_interrupt_is_pending(void);
+/* Raises it from L; does not return. For the watchdog. */
+void sz_interrupt_raise(lua_State *L);
+
 /* A training run begins or ends: SIGTERM, SIGHUP and SIGPIPE are noted meanwhile, as is SIGINT, and
  * raise "interrupted!". The end also ends all holds. */
 void sz_stop_arm(bool on);
@@ -54,6 +59,17 @@ int sz_report(const char *name, const char *message, int status);
 /* lua_pcall with a traceback; Ctrl-C raises "interrupted!" meanwhile. Stack: a function and its
  * nargs arguments -> its results, or one message. Returns lua_pcall's status. */
 int sz_call_protected(lua_State *L, int nargs, int nresults);
+
+/* ---- watchdog.c ---- */
+
+/* To be called once, before any limit. */
+void sz_watchdog_install(lua_State *L);
+/* Sets the limit of what runs next: "time limit reached!" is raised `left` seconds from now. The
+ * other arguments are for the message of a reward that cannot be stopped: the limit in seconds, the
+ * row's name and the answer. The two texts must stay valid until the end. */
+void sz_limit_begin(lua_State *L, double seconds, double left, const char *row, const char *answer);
+/* Takes the limit away. Returns the seconds that were left, below 0 if it was over. */
+double sz_limit_end(lua_State *L);
 
 /* ---- streams.c ---- */
 

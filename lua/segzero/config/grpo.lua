@@ -181,6 +181,10 @@ local reward = {
     help = "a name in rewards/, or a .lua file that returns a function" },
   { key = "worker.reward.reward_type", type = "text", default = "function",
     choices = { "function" }, help = "how the reward is called" },
+  { key = "worker.reward.timeout", type = "number", default = 10, min = 0, unit = "seconds",
+    help = "time limit of the reward for one answer; 0: none" },
+  { key = "worker.reward.on_error", type = "text", default = "stop", choices = { "stop", "zero" },
+    help = "a reward that fails ends the run, or scores 0 and counts as reward_errors" },
   { key = "worker.reward.sam2_path", type = "text", default = "",
     help = "SAM2 for masks: a folder or a .pt file; empty: embedded, with that policy; none" },
 }

@@ -15,8 +15,9 @@
 --   row.image and input after judge().
 --
 --   evaluator.held_out(t, keep)    the held-out rows of a trainer
---     -> {reward =, parts =, records =, giou =, ceiling =}
+--     -> {reward =, reward_errors =, parts =, records =, giou =, ceiling =}
 --     reward, parts   means over all rows
+--     reward_errors   with worker.reward.on_error=zero: answers that the reward failed on
 --     records         id, index, problem, solution, text, reward, parts, iou, mask of each row, and
 --                     in the image's pixels found (the answer, nil if it cannot be read) and truth
 --                     (a list of objects); the first `keep` records have a mask, which the caller
@@ -162,7 +163,7 @@ local function judge_row(t, row, sample, sums, keep_mask)
     if needs_ceiling and objects then true_prompt = prompt_of(objects) end
     masks.lend(t.segmenter, row, { found }, true_prompt)
   end
-  runner.score(t.reward, row, sample)
+  runner.score(t.reward, row, sample, t.scoring)
   sums.reward = sums.reward + sample.score
   for name, v in pairs(sample.parts or {}) do
     sums.parts[name] = (sums.parts[name] or 0) + v / sums.rows
@@ -215,6 +216,7 @@ function M.held_out(t, keep)
   }
   if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
   return {
+    reward_errors = t.scoring and runner.take_errors(t.scoring),
     reward = sums.reward / rows, parts = sums.parts, records = records,
     giou = sums.with_masks and sums.iou / rows or nil, ceiling = t.ceiling,
   }

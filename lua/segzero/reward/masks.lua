@@ -17,6 +17,7 @@
 -- its file only once. Equal answers share a mask. Leaves out: masks of several images in a row.
 
 local coordinates = require "segzero.data.coordinates"
+local guard = require "segzero.reward.guard"
 local metrics = require "segzero.evaluation.metrics"
 local segmenter_of = require "segzero.inference.segmenter"
 
@@ -65,7 +66,7 @@ local function mask_of(lent, found)
       answers[#answers + 1] = coordinates.to_image(lent.row, other)
     end
     answers[#answers + 1] = lent.true_answer
-    decode(lent, answers)
+    guard.pause(decode, lent, answers)          -- SAM2's time is not the reward's
   end
   return lent.masks[key]
 end

@@ -30,6 +30,7 @@ local segmenter_of = require "segzero.inference.segmenter"
 local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
 local train_options = require "segzero.train.options"
+local user_code = require "segzero.core.user_code"
 
 local M = {}
 
@@ -229,6 +230,7 @@ local function check_overrides(overrides)
     if f ~= nil and type(f) ~= "function" then
       error(message:format(name, tostring(f), "a function"), 0)
     end
+    user_code.interpret(f)
   end
   for _, name in ipairs { "train", "held_out" } do
     local set = overrides[name]

@@ -19,6 +19,7 @@
 --   schedules      name of a number -> registered schedule
 --   warmup_ratio   share of the run that warms up
 --   optimizer      what train/optim.lua takes, without lr
+--   reward         timeout (seconds an answer), on_error (stop, zero)
 --   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization
 --   run            test_freq, save_freq, save_limit, save_best, max_bad_updates, loggers
 --                  (registered names)
@@ -104,6 +105,8 @@ function M.of(cfg)
     schedules = { lr = actor.optim.lr_scheduler_type or "constant" },
     warmup_ratio = actor.optim.lr_warmup_steps_ratio,
     optimizer = optimizer_options(actor),
+    reward = { timeout = cfg.worker.reward.timeout or 10,
+      on_error = cfg.worker.reward.on_error or "stop" },
     evaluation = {
       batch = data.val_batch_size, max_new_tokens = data.max_response_length,
       cache_gib = rollout.cache_gib, gpu_memory_utilization = rollout.gpu_memory_utilization,

@@ -42,7 +42,7 @@ end
 local function score_group(t, group)
   if group.scored then return end
   for _, sample in ipairs(group.samples) do sample.length = #sample.ids end
-  runner.score_group(t.reward, group, t.segmenter)
+  runner.score_group(t.reward, group, t.segmenter, t.scoring)
   group.scored = true
 end
 

@@ -43,6 +43,7 @@ local optim = require "segzero.train.optim"
 local options_of = require("segzero.train.options").of
 local records = require "segzero.train.records"
 local rollout = require "segzero.train.rollout"
+local runner = require "segzero.reward.runner"
 local sampler = require "segzero.data.sampler"
 local saving = require "segzero.train.saving"
 local schedules = require "segzero.algorithms.schedules"
@@ -62,6 +63,7 @@ function M.bare(opts)
   t.options = t.config and options_of(t.config) or {}
   t.numbers = t.options.numbers
   t.schedules = t.options.schedules
+  t.scoring = t.options.reward and runner.rules(t.options.reward)
   return t
 end
 
@@ -157,6 +159,7 @@ function methods:step(write_log)
   local rows = self.sampler:rows(self.train, step)
   local groups = self:rollout(rows)
   local stats = records.means(groups)
+  stats.reward_errors = runner.take_errors(self.scoring)
 
   -- Advantages see the whole batch, and the reference's log-probabilities.
   timer.enter "forward"
