@@ -199,7 +199,12 @@ local function ask(o, vl, img, text, frames)
   if o.multi then prompt = sz.prompt.vision_reasoner(text) end
   local content = { { type = "image", image = shown }, { type = "text", text = prompt } }
   local input = vl:process { { role = "user", content = content } }
-  local answer_frame = frame.answers(frames.answer, img, coordinates.seen(input, shown))
+  local seen = coordinates.seen(input, shown)
+  local answer_frame = frame.answers(frames.answer, img, seen)
+  if not frame.equal(answer_frame, shown) then
+    local line = "the model sees %s, and its answer counts in %s\n"
+    print(line:format(frame.text(seen), frame.text(answer_frame)))
+  end
   local started = seconds()
   local out = vl:generate(input, generation_options(o, vl))[1]
   local line = "\n\n%d tokens in %.1f s; the image and the prompt have %d tokens"

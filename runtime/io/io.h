@@ -13,6 +13,10 @@
  * names the path and the reason. */
 uint8_t *sz_io_read(const char *path, size_t max, size_t *len);
 
+/* Makes the names in the folder of `path` durable: 0, or -1 with a message. A folder that cannot be
+ * opened, or a file system that cannot sync one, is not a failure. */
+int sz_io_sync_folder_of(const char *path);
+
 /* A file under construction: bytes go to "path.tmp", which is renamed to path on commit. */
 typedef struct {
     int fd;           /* -1: closed */

@@ -131,6 +131,47 @@ for i, case in ipairs(CASES) do
   end)
 end
 
+-- VisionReasoner's lists, and a row whose truth is its mask alone.
+check.case("lists of objects: training and evaluation agree", function()
+  local folder = write_folder("lists", size(320, 240), size(320, 240))
+  local lines = {}
+  for line in io.lines(folder .. "/data.jsonl") do lines[#lines + 1] = cjson.decode(line) end
+  local b, p = truth.read(lines[1].solution)
+  local object = ('{"bbox_2d": [%d,%d,%d,%d], "point_2d": [%d,%d]}'):format(b[1], b[2], b[3], b[4],
+    p[1][1], p[1][2])
+  lines[1].solution = ("[%s, %s]"):format(object,
+    '{"bbox_2d": [5, 5, 60, 60], "point_2d": [30, 30]}')
+  lines[2].solution = ("[%s]"):format(object)
+  lines[3] = {}
+  for name, value in pairs(lines[1]) do lines[3][name] = value end
+  lines[3].id = "row3"
+  lines[3].solution = "where the mask is"
+  for i, line in ipairs(lines) do lines[i] = cjson.encode(line) end
+  files.write(folder .. "/data.jsonl", table.concat(lines, "\n") .. "\n")
+
+  local result
+  runs = runs + 1
+  recipe.run({ "data.train_files=" .. folder, "data.val_files=" .. folder,
+    "data.rollout_batch_size=1", "data.max_response_length=4", "trainer.val_only=true",
+    "data.max_pixels=20000", "trainer.logger=jsonl", "trainer.check_memory=false",
+    ("trainer.save_checkpoint_path=%s/train%d"):format(place, runs) },
+    { reward = function() return 0 end, on_evaluate = function(_, r) result = r end })
+  local records = {}
+  for _, several in ipairs { "true", "false" } do
+    oracle(folder, { "several=" .. several })
+    local n = 0
+    for line in io.lines(("%s/oracle%d/results.jsonl"):format(place, runs)) do
+      n = n + 1
+      local record = cjson.decode(line)
+      -- Two objects need several=true; a mask's box has no point, so it needs several=false.
+      if record.failure == cjson.null then records[n] = record.iou end
+    end
+    check.equal(n, 3, "rows of several=" .. several)
+  end
+  check.equal(#records, 3, "each row can be judged")
+  check.near(result.ceiling, (records[1] + records[2] + records[3]) / 3, 1e-12, "the ceiling")
+end)
+
 -- ---- what is said ----
 local policy = mini.write(place .. "/policy")
 

@@ -215,7 +215,7 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
-    help = "end the run when so many of the last 10 updates had a gradient that is not finite; " ..
+    help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
     also = { "trainer.val_freq" },

@@ -7,7 +7,7 @@
 --   folders.absolute(path)       the real path, or nil if there is nothing
 --   folders.remove_file(path)    true, also if there was none; or nil and the reason
 --   folders.remove_empty(path)   a folder; true, or nil and the reason
---   folders.sync(path)           makes the names in a folder durable
+--   folders.sync(path)           makes the names in a folder durable, or raises an error
 --   folders.create(path, text, name)   a new file, synced; false if there is one already
 --   folders.check(path, name)    refuses a path that cannot be a new folder; name: of the setting
 --   folders.check_free(path, name, cure)   refuses also one that holds anything; the text `cure` goes
@@ -69,16 +69,15 @@ function M.remove_file(path) return removed(posix("unistd").unlink(path)) end
 
 function M.remove_empty(path) return removed(posix("unistd").rmdir(path)) end
 
--- Some file systems cannot sync a folder, which is not a failure; any other reason is an error.
-local CANNOT_SYNC = { [22] = true, [95] = true }        -- EINVAL, ENOTSUP
-
+-- A folder that may not be read, and a file system that cannot sync one, are not a failure.
 function M.sync(path)
   local fd = posix("fcntl").open(path, posix("fcntl").O_RDONLY)
   if not fd then return end
   local ok, reason, code = posix("unistd").fsync(fd)
   posix("unistd").close(fd)
-  if ok or CANNOT_SYNC[code] then return end
-  error(("cannot sync the folder %s: %s"):format(path, (reason:gsub("^.*: ", ""))), 0)
+  local errno = posix "errno"
+  if ok or code == errno.EINVAL or code == errno.ENOTSUP then return end
+  error(("cannot sync the folder %s: %s"):format(path, reason), 0)
 end
 
 -- ---- taking a folder ----

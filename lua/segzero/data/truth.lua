@@ -2,8 +2,6 @@
 --
 --   truth.read(solution)       -> box {x0, y0, x1, y1} | nil, points {{x, y}, {x, y}} | nil
 --                              reads Seg-Zero's string
---   truth.prompt(solution)     -> {bbox =, points =} | nil
---                              the same in the form of an answer, for SAM2
 --   truth.convert(solution, from, to)   the solution in another frame: its boxes and points become
 --                              whole numbers there, the rest of the text stays. Unchanged if the
 --                              frames are equal or it has no coordinates
@@ -63,11 +61,6 @@ function M.read(solution)
   local p = read_four(solution, "points")
   local points = p and { { p[1], p[2] }, { p[3], p[4] } }
   return (read_four(solution, "box")), points
-end
-
-function M.prompt(solution)
-  local box, points = M.read(solution)
-  if box and points then return { bbox = box, points = points } end
 end
 
 -- ---- another frame ----

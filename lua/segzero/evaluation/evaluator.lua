@@ -202,6 +202,9 @@ function M.held_out(t, keep)
     tick(#records)
   end
 
+  -- As many as the memory plan allows for. Images are prefetched as they are stored.
+  local ahead = math.min(o.batch, t.options.rows.batch)
+  if t.options.input.frames.resize then ahead = nil end
   M.run {
     set = t.held_out, first = 1, last = rows, batch = o.batch, policy = t.policy, judge = judge,
     input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
@@ -209,7 +212,7 @@ function M.held_out(t, keep)
       temperature = 0, max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
       gpu_memory_utilization = o.gpu_memory_utilization,
     },
-    ahead = math.min(o.batch, t.options.rows.batch),        -- as many as the memory plan allows for
+    ahead = ahead,
   }
   if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
   return {

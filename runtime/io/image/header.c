@@ -40,14 +40,26 @@ static size_t read_at(int fd, size_t offset, void *to, size_t n)
     return got;
 }
 
+/* n bytes of the file at offset, n at most a window: they are in the window, unless fewer are
+ * left. */
+static const uint8_t *in_window(const sz_source *b, size_t offset, size_t *n)
+{
+    sz_window *w = b->window;
+    if (offset < w->start || offset - w->start > w->size || *n > w->size - (offset - w->start)) {
+        w->start = offset;
+        w->size = read_at(b->fd, offset, w->bytes, sizeof w->bytes);
+        if (*n > w->size) *n = w->size;
+    }
+    return w->bytes + (offset - w->start);
+}
+
 size_t sz_source_read(const sz_source *b, size_t offset, void *to, size_t n)
 {
     if (offset >= b->size) return 0;
     if (n > b->size - offset) n = b->size - offset;
-    const uint8_t *memory = b->memory;
-    if (!memory && n <= b->head_size && offset <= b->head_size - n) memory = b->head;
-    if (!memory) return read_at(b->fd, offset, to, n);
-    memcpy(to, memory + offset, n);
+    if (!b->memory && n > sizeof b->window->bytes) return read_at(b->fd, offset, to, n);
+    const uint8_t *from = b->memory ? b->memory + offset : in_window(b, offset, &n);
+    memcpy(to, from, n);
     return n;
 }
 
@@ -136,10 +148,10 @@ static int open_file(const char *path, size_t *size)
 
 int sz_image_info(const char *path, sz_image_header *out)
 {
-    sz_source b = { .path = path };
+    sz_window window = { 0 };
+    sz_source b = { .path = path, .window = &window };
     b.fd = open_file(path, &b.size);
     if (b.fd < 0) return -1;
-    b.head_size = read_at(b.fd, 0, b.head, sizeof b.head);
 
     /* The size as stored. */
     sz_size size;
