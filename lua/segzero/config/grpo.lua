@@ -341,6 +341,7 @@ function M.settings(args, own_schema)
   end
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
   cfg.worker.reward.sam2_path = sam2
+  paths.check_sam2("worker.reward.sam2_path", sam2)
   if origin == "missing" then
     console.say(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
   end

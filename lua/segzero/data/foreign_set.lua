@@ -56,8 +56,7 @@ function M.describe(name)
     kind = kind_of_folder(name)
     if not kind then return nil end
   elseif files.exists(name) then
-    kind = FILES[(name:match "%.(%w+)$" or ""):lower()]
-    if not kind then return nil end
+    kind = FILES[(name:match "%.(%w+)$" or ""):lower()] or "a file whose name does not end in .jsonl"
   elseif name:match "^[%w_.-]+/[%w_.-]+$" or name:match "^[%w_.-]+/[%w_.-]+@[%w_.:%[%]%%-]+$" then
     kind = "no folder; if it is a name on the Hugging Face hub: nothing is downloaded"
   else

@@ -66,7 +66,9 @@ end
 local function load_segmenter(cfg)
   local path = cfg.worker.reward.sam2_path
   if path == "" then return nil end
-  return segmenter_of.new(sz.sam2(path))
+  local ok, sam = pcall(sz.sam2, path)
+  if not ok then error("worker.reward.sam2_path: " .. sz.core.plain(sam), 0) end
+  return segmenter_of.new(sam)
 end
 
 -- Where a new run should be.
