@@ -266,6 +266,7 @@ function M.begin(source, t)
   local cfg = t.config.trainer
   if cfg.val_only or t.total_steps <= t.global_step then return texts end
   texts[#texts + 1] = put_aside(source, cfg.val_before_train and t.held_out ~= nil)
+  retention.recall(t)
   local latest = ("global_step_%d\n"):format(t.global_step)
   if source.path:match "global_step_%d+$" then files.write(t.folder .. "/latest", latest) end
   return texts
