@@ -41,6 +41,7 @@ local lazy = {
   checkpoint = "segzero.train.checkpoint",
   config = "segzero.config",
   data = "segzero.data",
+  frame = "segzero.data.frame",
   generation = "segzero.inference.generation_config",
   image = "segzero.formats.image",
   log = "segzero.log",

@@ -80,7 +80,8 @@ static int check_room(void)
     const size_t room = (size_t)16 << 20;
     void *p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                    -1, 0);
-    if (p == MAP_FAILED) return sz_fail("out of memory: room for oneDNN's kernels (%zu bytes)", room);
+    if (p == MAP_FAILED)
+        return sz_fail("out of memory: room for oneDNN's kernels (%zu bytes)", room);
     munmap(p, room);
     return 0;
 }

@@ -1,17 +1,19 @@
 /* fuzz_image.c - an image file of any format: its header, its pixels, and the same file as a mask.
  *
- * The header and the pixels must agree on the size, and a mask has the image's size.
+ * The header and the pixels must agree on the size, a mask has the image's size, and a look at the
+ * mask's data must agree with the mask.
  */
 #include "fuzz.h"
 
 /* Stores the pixels' sum, so that all of them are read. */
 static volatile unsigned seen;
 
-static void touch(const uint8_t *p, size_t n)
+static unsigned touch(const uint8_t *p, size_t n)
 {
     unsigned sum = 0;
     for (size_t i = 0; i < n; i++) sum += p[i];
     seen = sum;
+    return sum;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -33,11 +35,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     int width;
     int height;
+    const int inside = sz_mask_peek(path, &width, &height);
     uint8_t *mask = sz_mask_load(path, &width, &height);
     if ((mask != NULL) != (im != NULL)) abort();
     if (mask) {
         if (width != header.width || height != header.height) abort();
-        touch(mask, (size_t)width * (size_t)height);
+        const unsigned sum = touch(mask, (size_t)width * (size_t)height);
+        if (inside != (sum > 0)) abort();
         sz_mask_free(mask);
     }
     return 0;

@@ -27,7 +27,7 @@ local SKIPPED_FOLDERS = { ["./.git"] = true, ["./build"] = true, ["./runs"] = tr
 -- Files of other projects that comments and pages may name.
 local EXTERNAL = {}
 for name in ([[
-  run_seg_zero_3b.sh modeling_qwen2_5_vl.py modeling_qwen2_vl.py core_algos.py
+  cjson.lua run_seg_zero_3b.sh modeling_qwen2_5_vl.py modeling_qwen2_vl.py core_algos.py
   pcre2.h jpeglib.h png.h lua.h lauxlib.h cuda_runtime.h cudnn.h nccl.h mpi.h
   stdio.h math.h time.h
 ]]):gmatch "%S+" do EXTERNAL[name] = true end

@@ -102,21 +102,25 @@ end)
 
 check.case("what changes no result may change, and is said with both values", function()
   local B = copy_of_a "B"
+  -- A reward that failed is mended in another file.
+  files.write(place .. "/other.lua", mini.reward_source)
+  local reward = "worker.reward.compute_score=" .. place .. "/other.lua"
   local said, rc = recipe(load_from(B), "trainer.max_steps=3", "worker.actor.optim.lr=1e-3",
-    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false")
+    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false", reward)
   check.equal(rc, 0, said:sub(-300))
+  check.ok(said:find("changed at the resume: worker.reward.compute_score: ", 1, true), "reward")
   for _, line in ipairs { "worker.actor.optim.lr: 0.01 -> 0.001", "trainer.save_freq: 1 -> 2",
     "trainer.max_steps: 2 -> 3", "worker.rollout.cache_gib: 4 -> 1",
     "trainer.check_memory: true -> false" } do
     check.ok(said:find("changed at the resume: " .. line .. "\n", 1, true), line .. ": " .. said)
   end
   local _, count = said:gsub("changed at the resume", "")
-  check.equal(count, 5, "and nothing else")
+  check.equal(count, 6, "and nothing else")
   check.equal(config_of(B).worker.actor.optim.lr, 1e-3, "config.json has what is used")
   local old = cjson.decode(files.read(B .. "/config_step_2.json"))
   check.equal(old.worker.actor.optim.lr, 1e-2, "config_step_2.json has what was")
   said = recipe(load_from(B), "trainer.max_steps=3", "worker.actor.optim.lr=1e-3",
-    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false")
+    "trainer.save_freq=2", "worker.rollout.cache_gib=1", "trainer.check_memory=false", reward)
   check.ok(not said:find("changed at the resume", 1, true), "the new ones are the run's now")
 end)
 

@@ -46,12 +46,6 @@ local function run_and(folder, signals, extra)
   return process.run({ "bash", "-c", text }, { timeout = TIMEOUT })
 end
 
--- What a run leaves: the bytes of its last weights and moments.
-local function result_of(folder)
-  local path = ("%s/global_step_%d/"):format(folder, STEPS)
-  return files.read(path .. "model.safetensors"), files.read(path .. "optimizer.safetensors")
-end
-
 local function steps_in_log(folder)
   local steps = {}
   for line in (files.read(folder .. "/metrics.jsonl") or ""):gmatch "[^\n]+" do
@@ -63,37 +57,49 @@ end
 local ALL_STEPS = {}
 for i = 1, STEPS do ALL_STEPS[i] = i end
 
--- The run that nothing stops.
-local started = process.now()
-local whole = place .. "/whole"
-check.equal(select(2, run(whole)), 0, "the whole run")
-local seconds = process.now() - started
-local weights, moments = result_of(whole)
+-- A run that nothing stops: its folder, how long it takes, and the bytes of its end.
+local function result_of(folder)
+  local path = ("%s/global_step_%d/"):format(folder, STEPS)
+  return files.read(path .. "model.safetensors"), files.read(path .. "optimizer.safetensors")
+end
 
--- Goes on with a stopped run and compares its end with that of the whole run.
-local function expect_same_end(folder, name)
+local function whole_run_in(folder, extra)
+  local started = process.now()
+  local output, status = run(folder, extra)
+  check.equal(status, 0, "a whole run: " .. output)
+  local weights, moments = result_of(folder)
+  return { folder = folder, seconds = process.now() - started, weights = weights,
+    moments = moments }
+end
+
+local whole = whole_run_in(place .. "/whole")
+
+-- Goes on with a stopped run and compares its end with that of a whole run.
+local function expect_same_end(folder, name, whole_run, extra)
   -- Some of the stopped runs had a slower reward with the same scores.
-  local output, status = run(folder, { "trainer.load_checkpoint_path=" .. folder,
-    "trainer.resume_changes=true" })
+  local words = { "trainer.load_checkpoint_path=" .. folder, "trainer.resume_changes=true" }
+  for _, word in ipairs(extra or {}) do words[#words + 1] = word end
+  local output, status = run(folder, words)
   check.equal(status, 0, name .. ": the resumed run: " .. output)
-  local w, m = result_of(folder)
-  check.ok(w == weights, name .. ": the same weights")
-  check.ok(m == moments, name .. ": the same moments")
+  local weights, moments = result_of(folder)
+  whole_run = whole_run or whole
+  check.ok(weights == whole_run.weights, name .. ": the same weights")
+  check.ok(moments == whole_run.moments, name .. ": the same moments")
   check.equal(steps_in_log(folder), ALL_STEPS, name .. ": each step is logged once")
 end
 
 -- ---- signals ----
 local SIGNALS = { { "TERM", 143 }, { "INT", 130 }, { "HUP", 129 } }
 
-check.case("a signal at any moment loses no finished step", function()
-  math.randomseed(check.seed)
+-- Stops `count` runs at random moments. whole: the folder of the run that nothing stops.
+local function stop_at_random(count, whole_run, extra)
   local saved = 0
   local in_training = 0
-  for i = 1, STOPS do
+  for i = 1, count do
     local signal, expected = unpack(SIGNALS[i % #SIGNALS + 1])
-    local folder = ("%s/stopped-%d"):format(place, i)
-    local wait = 0.1 + math.random() * seconds
-    local output, status = run_and(folder, ("sleep %.4f; kill -%s $p"):format(wait, signal))
+    local folder = ("%s-stopped-%d"):format(whole_run.folder, i)
+    local wait = 0.1 + math.random() * whole_run.seconds
+    local output, status = run_and(folder, ("sleep %.4f; kill -%s $p"):format(wait, signal), extra)
     local name = ("SIG%s after %.3f s"):format(signal, wait)
     check.ok(not output:find "stack traceback", name .. ": no traceback: " .. output)
 
@@ -107,11 +113,25 @@ check.case("a signal at any moment loses no finished step", function()
       saved = saved + 1
       check.equal(rest, ("saved %s/global_step_%s; go on with: trainer.load_checkpoint_path=%s")
         :format(folder, step, folder), name .. ": the line")
-      expect_same_end(folder, name)
+      expect_same_end(folder, name, whole_run, extra)
     end
   end
+  return saved, in_training
+end
+
+check.case("a signal at any moment loses no finished step", function()
+  math.randomseed(check.seed)
+  local saved, in_training = stop_at_random(STOPS, whole)
   check.ok(saved >= STOPS / 4, ("%d of %d runs were stopped after a step"):format(saved, STOPS))
   check.ok(in_training >= saved, "stops before the first step")
+end)
+
+check.case("a stop between two updates of a step waits for the second", function()
+  math.randomseed(check.seed + 1)
+  local extra = { "worker.actor.global_batch_size=1", "worker.actor.max_tokens_per_micro_batch=100" }
+  local other = whole_run_in(place .. "/two-updates", extra)
+  check.ok(other.weights ~= whole.weights, "two updates are another run")
+  check.ok(stop_at_random(STOPS / 2, other, extra) > 0, "runs were stopped after a step")
 end)
 
 -- A reward that waits in its n-th call until it is told that a signal was sent.
@@ -247,7 +267,7 @@ end)
 
 check.case("a checkpoint that cannot be written leaves the older ones", function()
   local folder = place .. "/disk"
-  local size = #weights + 4096
+  local size = #whole.weights + 4096
   local limit = ("require 'ffi'.cdef 'int setrlimit(int, const uint64_t *);' "
     .. "require 'ffi'.C.setrlimit(1, require 'ffi'.new('uint64_t[2]', %d, %d))"):format(size / 2,
     size / 2)

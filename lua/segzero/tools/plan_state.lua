@@ -7,10 +7,13 @@
 --   plan_state.meta_policy(cfg, dir)                     cfg is the caller's own copy: adapters may
 --                                                        freeze the vision tower in it
 
+local coordinates = require "segzero.data.coordinates"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local data = require "segzero.data"
+local frame = require "segzero.data.frame"
+local inputs = require "segzero.train.inputs"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
 local train_options = require "segzero.train.options"
@@ -57,12 +60,13 @@ function M.meta_policy(cfg, dir)
   return lora.configure(family.meta(dir, cfg.worker.actor.model.dtype), cfg, true)
 end
 
-local function messages(row, cfg, prompt)
-  return {
-    { role = "system", content = cfg.data.system_prompt },
-    { role = "user", content = {
-      { type = "image", image = row.image }, { type = "text", text = prompt(row.problem) } } },
-  }
+local function input_of(row, cfg, vl, prompt)
+  local img, own = coordinates.resized(row.image, frame.settings(cfg.data, "data."))
+  local messages = inputs.messages(row, prompt, cfg.data.system_prompt, img)
+  local ok, input = pcall(vl.process, vl, messages)
+  if own then img:free() end
+  if not ok then error(("row %s: %s"):format(tostring(row.id), core.plain(input)), 0) end
+  return input
 end
 
 -- The longest input of the first rows, and the bytes that a row's images take.
@@ -78,8 +82,7 @@ local function longest_input(cfg, vl, train, prompt)
   local most = 0
   for i = 1, math.min(ROWS_READ, set:count()) do
     local row = data.sources.read_row(set, i)
-    local ok, input = pcall(vl.process, vl, messages(row, cfg, prompt))
-    if not ok then error(("row %s: %s"):format(tostring(row.id), core.plain(input)), 0) end
+    local input = input_of(row, cfg, vl, prompt)
     local patches = 0
     if input.pixel_values then patches = input.pixel_values:numel() end
     most = math.max(most, row.image.width * row.image.height * 3 + patches * 4)

@@ -11,6 +11,7 @@
 local check = require "segzero.data.check"
 local console = require "segzero.log.console"
 local data = require "segzero.data"
+local frame = require "segzero.data.frame"
 local opening = require "segzero.models.opening"
 local prompt_length = require "segzero.train.prompt_length"
 local prompts = require "segzero.data.prompt"
@@ -63,6 +64,7 @@ local function checked(set, setting, cfg, overrides, policy)
   return check.rows(set, {
     name = setting, key = "data.on_bad_row", on_bad_row = cfg.data.on_bad_row,
     skip_long = cfg.data.filter_overlong_prompts, reward = reward,
+    solution_frame = frame.settings(cfg.data, "data.").solution,
     masks = reads_masks(cfg, reward), prompt = policy and prompt_length.new(policy, cfg, prompt),
     say = console.say,
   })

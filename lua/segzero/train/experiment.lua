@@ -12,6 +12,7 @@
 
 local sz = require "segzero"
 local contract = require "segzero.runs.contract"
+local coordinates = require "segzero.data.coordinates"
 local data_sets = require "segzero.train.data_sets"
 local ending = require "segzero.train.ending"
 local files = require "segzero.core.files"
@@ -29,6 +30,7 @@ local segmenter_of = require "segzero.inference.segmenter"
 local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
 local train_options = require "segzero.train.options"
+local user_code = require "segzero.core.user_code"
 
 local M = {}
 
@@ -157,6 +159,7 @@ local function introduce(t, run, source, notes)
   say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
     t.total_steps,
     cfg.data.rollout_batch_size, cfg.worker.rollout.n, t.folder, resumed)
+  say(t, "%s", coordinates.sentence(t.options.input.frames, t.train, t.policy))
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
@@ -227,6 +230,7 @@ local function check_overrides(overrides)
     if f ~= nil and type(f) ~= "function" then
       error(message:format(name, tostring(f), "a function"), 0)
     end
+    user_code.interpret(f)
   end
   for _, name in ipairs { "train", "held_out" } do
     local set = overrides[name]

@@ -40,7 +40,7 @@ function M.evaluate(t, keep)
   retention.evaluated(t, result)
   t.log:scalars(t.global_step, {
     step = t.global_step, held_out_reward = result.reward, held_out_parts = result.parts,
-    held_out_giou = result.giou,
+    held_out_giou = result.giou, held_out_reward_errors = result.reward_errors,
     held_out_ceiling_giou = result.giou and result.ceiling,
   })
   call_hook(t, "on_evaluate", result)

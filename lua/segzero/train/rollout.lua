@@ -12,6 +12,7 @@ local inference = require "segzero.inference.rollout"
 local inputs_of = require "segzero.train.inputs"
 local progress = require "segzero.log.progress"
 local runner = require "segzero.reward.runner"
+local stop = require "segzero.core.stop"
 local timer = require "segzero.log.timer"
 
 local M = {}
@@ -41,7 +42,7 @@ end
 local function score_group(t, group)
   if group.scored then return end
   for _, sample in ipairs(group.samples) do sample.length = #sample.ids end
-  runner.score_group(t.reward, group, t.segmenter)
+  runner.score_group(t.reward, group, t.segmenter, t.scoring)
   group.scored = true
 end
 
@@ -53,6 +54,7 @@ local function generation_options(t, groups, temperature)
   local tick = progress.new(t, ("step %d"):format((t.global_step or 0) + 1), #groups, "prompts answered")
   local answered = 0
   function options.on_group(i, answers)
+    stop.check()
     answered = answered + 1
     tick(answered)
     local before = timer.enter "reward"

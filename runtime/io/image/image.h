@@ -18,14 +18,19 @@
 
 /* ---- the bytes of a file ---- */
 
+/* The part of an open file that was read last, so that many small reads are few calls. */
+typedef struct {
+    size_t start, size;
+    uint8_t bytes[4096];
+} sz_window;
+
 /* A file in memory, or an open one of which only the header is read. */
 typedef struct {
     const char *path;
-    const uint8_t *memory; /* NULL: read from fd */
+    const uint8_t *memory; /* NULL: read from fd, through the window */
     int fd;
+    sz_window *window;
     size_t size;
-    uint8_t head[4096]; /* the first bytes of fd */
-    size_t head_size;
 } sz_source;
 
 /* Copies up to n bytes that begin at offset; returns how many there were. */

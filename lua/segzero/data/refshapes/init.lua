@@ -134,6 +134,11 @@ local function complete(q, objects, size)
   }
 end
 
+-- The largest size of a sample up to `side`.
+function M.nearest_size(side)
+  return math.max(84, math.min(840, math.floor(side / 28) * 28))
+end
+
 -- opts: seed, index, split, size (a multiple of 28 from 84 to 840), level (1: one large object; 2:
 -- two or three that differ in attributes; 3: everything), questions (the maximum number),
 -- background ("gradient" or "plain").
