@@ -86,10 +86,11 @@ end)
 
 check.case("paths that cannot be a run folder are refused in one line", function()
   local file = place .. "/reward.lua"
+  os.execute("ln -s nowhere " .. place .. "/link")
   local table_of = {
     { "", "the path is empty" }, { "/", "is the root folder" }, { "///", "is the root folder" },
     { ".", "has no name of its own" }, { "a/..", "has no name of its own" },
-    { file, "exists and is not a folder" }, { file .. "/below", "is not a folder" },
+    { place .. "/link", "is a link to nothing" }, { file, "exists and is not a folder" }, { file .. "/below", "is not a folder" },
     { "/proc/no/such", "cannot make the folder" },
   }
   for _, row in ipairs(table_of) do

@@ -4,6 +4,7 @@
 --       {path = the checkpoint, run = the run folder that it belongs to or nil, in_place = boolean,
 --        state = trainer_state.json, settings = of the run at that checkpoint, or nil}
 --   resuming.check(source, cfg, identity)   refuses what cannot go on; sets source.changes
+--   resuming.check_current(source, cfg)     once the folder is locked: refuses if it went on
 --   resuming.since(source, cfg, identity)   where the rows are counted from (data/position.lua)
 --   resuming.begin(source, t)               the checkpoint has been loaded into t: puts later
 --                                           checkpoints aside, cuts the logs, writes config.json
@@ -87,6 +88,13 @@ function M.source(cfg)
   source.state = trainer_state.read(path, true)
   source.in_place = run ~= nil and goes_on_in(cfg, run, settings)
   return source
+end
+
+-- Another process may have gone on with the run before this one had the lock on its folder.
+function M.check_current(source, cfg)
+  local now = find(cfg.trainer.load_checkpoint_path)
+  if now == source.path then return end
+  error(("%s went on to %s while this run was starting; start it again"):format(source.run, now), 0)
 end
 
 -- ---- refusing ----
