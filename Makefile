@@ -89,7 +89,7 @@ CFLAGS_ALL := -std=gnu11 -g $(OPT) -fno-math-errno -fno-trapping-math -Wall -Wex
 CFLAGS_LIB  := $(CFLAGS_ALL) -fPIC -fvisibility=hidden -fopenmp
 CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
 LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -ljpeg -lpng16 -lz -lwebp -lwebpdemux \
-               -lpthread -lm
+               -lsnappy -llz4 -lzstd -lbrotlidec -lpthread -lm
 LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
 LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # A kernel that a table names but nobody wrote is a link error. Sanitizers take their own symbols
@@ -122,7 +122,7 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # ---- sources -------------------------------------------------------------------------------------
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
-               runtime/cpu/reference runtime/io runtime/io/image \
+               runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
                runtime/sampling models models/*)))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))

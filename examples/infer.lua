@@ -5,7 +5,7 @@
 --   segzero examples/infer.lua --help        all options (lua/segzero/config/infer.lua)
 --
 -- A Qwen-VL model answers with a box and points, SAM2 turns them into a mask, and both are drawn.
--- Follows Seg-Zero's inference script: an RGB image resized with Pillow's bilinear filter, its
+-- Follows Seg-Zero's inference script: an RGB image resized with Pillow's bilinear filter (resize), its
 -- prompt, greedy decoding, its way of reading the answer and of prompting SAM2
 -- (inference/segmenter.lua; here in f32). One difference: the sentence is lower-cased, as in
 -- training and evaluation. do_sample, or a temperature above 0, samples instead of decoding
@@ -16,13 +16,16 @@
 
 local ffi = require "ffi"
 local sz = require "segzero"
+local coordinates = require "segzero.data.coordinates"
 local cli = require "segzero.config.cli"
 local infer = require "segzero.config.infer"
 local model = require "segzero.models.qwen_vl"
 local opening = require "segzero.models.opening"
 local files = require "segzero.core.files"
+local frame = require "segzero.data.frame"
 local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
+local visible = require "segzero.core.visible"
 
 local M = { schema = infer.schema, settings = infer.settings }
 
@@ -83,18 +86,25 @@ local function load_policy(o)
   return vl
 end
 
--- The side of the square that the model sees.
-local function frame_of(o, vl)
-  local frame = o.frame or tonumber(vl.json.segzero_frame) or 840
-  local processor = vl:processor()
-  local ok, plan = pcall(processor.plan, processor, frame, frame)
-  if not ok then fail("frame %s: %s", frame, reason(plan)) end
-  if plan.resized_width ~= frame or plan.resized_height ~= frame then
-    local message = "--frame %d: the model would resize it to %d x %d; use a multiple of %d"
-    local block = processor.patch_size * processor.merge_size
-    cli.usage_error(message:format(frame, plan.resized_width, plan.resized_height, block))
+-- A square of the frame's side is what the model sees.
+local function check_frame(side, processor)
+  local ok, plan = pcall(processor.plan, processor, side, side)
+  if not ok then fail("frame %s: %s", side, reason(plan)) end
+  if plan.resized_width == side and plan.resized_height == side then return end
+  local message = "--frame %d: the model would resize it to %d x %d; use a multiple of %d"
+  local block = processor.patch_size * processor.merge_size
+  cli.usage_error(message:format(side, plan.resized_width, plan.resized_height, block))
+end
+
+-- How the image is resized and what answers count in (data/frame.lua); and the model's own side.
+local function frames_of(o, vl)
+  local side = o.frame or frame.side_of_model(vl.json)
+  local frames = coordinates.for_policy(frame.settings(o), vl)
+  if not o.resize then
+    check_frame(side, vl:processor())
+    frames.resize = frame.square(side)
   end
-  return frame
+  return frames, side
 end
 
 -- Options for vl:generate. The answer is printed while it is generated.
@@ -102,7 +112,7 @@ local function generation_options(o, vl)
   local do_sample = o.do_sample
   if do_sample == nil then do_sample = o.temperature ~= nil and o.temperature > 0 end
   local function print_piece(_, piece)
-    io.write(piece)
+    io.write(visible.text(piece))
     io.flush()
   end
   return { do_sample = do_sample, temperature = o.temperature, top_k = o.top_k, top_p = o.top_p,
@@ -112,10 +122,10 @@ local function generation_options(o, vl)
 end
 
 -- ---- the image and its question ----
--- Draws a held-out scene at the size of the frame, which is what the small model was trained on.
+-- Draws a held-out scene of the model's own side, which is what the small model was trained on.
 -- Returns the image, the sentence, and the true object if the sentence is the scene's own.
-local function demo_scene(o, frame)
-  local size = math.max(84, math.min(840, math.floor(frame / 28) * 28))
+local function demo_scene(o, side)
+  local size = sz.refshapes.nearest_size(side)
   local scene = sz.refshapes.sample { seed = 2026, split = "heldout", index = o.demo, size = size,
     level = 3, questions = 1 }
   local img = sz.image.new(scene.width, scene.height)
@@ -136,15 +146,11 @@ local function box_text(b) return ("[%d, %d, %d, %d]"):format(b[1], b[2], b[3], 
 local function point_text(p) return ("[%d, %d]"):format(p[1], p[2]) end
 
 -- The answer in the image's own pixels, as inference/segmenter.lua takes it.
-local function read_answer(o, out, fx, fy)
+local function read_answer(o, out, answer_frame, img)
   local parse = sz.answer.parse
-  local scale = sz.answer.scale
-  if o.multi then
-    parse = sz.answer.parse_list
-    scale = sz.answer.scale_list
-  end
+  if o.multi then parse = sz.answer.parse_list end
   local parsed, why = parse(out.text)
-  if parsed then return scale(parsed, fx, fy) end
+  if parsed then return frame.answer(parsed, answer_frame, img) end
   local hint = ""
   if out.finish == "length" then hint = " (it was cut off at --max_new_tokens)" end
   fail("the answer above cannot be read: %s%s", why, hint)
@@ -186,18 +192,24 @@ local function save_mask(mask, path)
 end
 
 -- ---- the run ----
-local function ask(o, vl, img, text, frame)
-  local seen = img
-  if img.width ~= frame or img.height ~= frame then seen = img:resize(frame, frame, "bilinear") end
+-- Returns the answer, and the frame that it counts in.
+local function ask(o, vl, img, text, frames)
+  local shown = coordinates.resized(img, frames)
   local prompt = sz.prompt.seg_zero(text)
   if o.multi then prompt = sz.prompt.vision_reasoner(text) end
-  local content = { { type = "image", image = seen }, { type = "text", text = prompt } }
+  local content = { { type = "image", image = shown }, { type = "text", text = prompt } }
   local input = vl:process { { role = "user", content = content } }
+  local seen = coordinates.seen(input, shown)
+  local answer_frame = frame.answers(frames.answer, img, seen)
+  if not frame.equal(answer_frame, shown) then
+    local line = "the model sees %s, and its answer counts in %s\n"
+    print(line:format(frame.text(seen), frame.text(answer_frame)))
+  end
   local started = seconds()
   local out = vl:generate(input, generation_options(o, vl))[1]
   local line = "\n\n%d tokens in %.1f s; the image and the prompt have %d tokens"
   print(line:format(#out.ids, seconds() - started, #input.input_ids))
-  return out
+  return out, answer_frame
 end
 
 local function write_images(o, img, found, mask, truth)
@@ -223,21 +235,24 @@ function M.execute(o)
   local vl = load_policy(o)
 
   -- The question.
-  local frame = frame_of(o, vl)
+  local frames, side = frames_of(o, vl)
   local text = o.text
   local truth, source
   if o.demo then
-    img, text, truth = demo_scene(o, frame)
+    img, text, truth = demo_scene(o, side)
     source = "RefShapes, held-out scene " .. o.demo
   end
-  local sizes = ("%d x %d, resized to %d x %d"):format(img.width, img.height, frame, frame)
+  local sizes = ("%d x %d"):format(img.width, img.height)
+  if frames.resize then
+    sizes = ("%s, resized to %d x %d"):format(sizes, frames.resize.width, frames.resize.height)
+  end
   print(("image: %s, %s"):format(source or o.image_path, sizes))
-  print("question: " .. text)
+  print("question: " .. visible.text(text))
   io.write "\n"
 
   -- The answer, its mask, and the image that shows them.
-  local out = ask(o, vl, img, text, frame)
-  local found = read_answer(o, out, img.width / frame, img.height / frame)
+  local out, answer_frame = ask(o, vl, img, text, frames)
+  local found = read_answer(o, out, answer_frame, img)
   print_answer(o, found)
   if truth then print("truth:  " .. box_text(truth.bbox) .. " (green in the image)") end
   local mask

@@ -1,7 +1,8 @@
 -- pretrain_shapes.lua - trains the embedded model from scratch on RefShapes.
 --
 --   segzero recipes/pretrain_shapes.lua [key=value ...]                 to runs/pretrain_shapes
---   segzero recipes/pretrain_shapes.lua output=models/tiny/qwen2.5-vl   the embedded model again
+--   segzero recipes/pretrain_shapes.lua output=models/tiny/qwen2.5-vl overwrite=true
+--                                                       the embedded model again
 --   segzero recipes/pretrain_shapes.lua --help                          all settings
 --
 -- Training is supervised, on reasoning and answers. Scenes get harder over time, and the short task

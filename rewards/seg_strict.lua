@@ -5,8 +5,8 @@
 --   local score, parts = reward(response_text, ground_truth, sample)
 --
 -- parts: thinking_format, segmentation_format, iou, points, box_l1, each 0 or 1. sample may be nil;
--- sample.frame is the side in pixels of the square that the coordinates refer to (840). The terms
--- are in seg_terms.lua.
+-- sample.frame is the frame that the coordinates of both texts count in: the side of a square, or
+-- {width =, height =} (840 x 840). The terms are in seg_terms.lua.
 
 local terms = require "rewards.seg_terms"
 

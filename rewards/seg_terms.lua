@@ -12,6 +12,8 @@
 -- too far away to score.
 -- Leaves out: several objects (vision_reasoner).
 
+local coordinates = require "segzero.data.coordinates"
+local frame = require "segzero.data.frame"
 local geometry = require "rewards.geometry"
 local pyjson = require "segzero.formats.pyjson"
 local pytext = require "segzero.formats.pytext"
@@ -22,8 +24,8 @@ local M = {}
 local find = string.find
 local sub = string.sub
 
--- Side in pixels of the square that prompts and answers count in, and the thresholds at that side.
-M.FRAME = 840
+-- Side in pixels of the square that Seg-Zero's answers count in, and the thresholds at that side.
+M.FRAME = frame.SEG_ZERO_SIDE
 M.MIN_IOU = 0.5
 M.MAX_BOX_L1 = 10
 M.MAX_POINT_DISTANCE = 100
@@ -92,35 +94,54 @@ local function one(condition)
   return 0
 end
 
+-- ---- distances in another frame than 840 x 840 ----
+-- In a square only the thresholds scale; elsewhere x and y scale by themselves, so the coordinates
+-- are stretched to 840 x 840. -> {scale = of the thresholds, stretch = f(values)}
+local function same(values) return values end
+
+local function space_of(f)
+  local side = frame.side(f)
+  if side then return { scale = side / M.FRAME, stretch = same } end
+  return { scale = 1,
+    stretch = function(values) return frame.stretched(values, f, frame.SEG_ZERO) end }
+end
+
 -- Sets the terms of the box: its overlap with the true one, and how far its sides are off.
-local function judge_box(parts, box, true_box, scale)
+local function judge_box(parts, box, true_box, space)
   if not box or not true_box then return end
   parts.iou = one(geometry.box_iou(box, true_box) > M.MIN_IOU)
-  parts.box_l1 = one(geometry.box_l1(box, true_box) < M.MAX_BOX_L1 * scale)
+  local off = geometry.box_l1(space.stretch(box), space.stretch(true_box))
+  parts.box_l1 = one(off < M.MAX_BOX_L1 * space.scale)
 end
 
 -- Sets the term of the points: both are in the answered box, and near the true ones.
-local function judge_points(parts, box, p1, p2, true_points, scale)
+local function judge_points(parts, box, p1, p2, true_points, space)
   if not (box and p1 and p2 and true_points) then return end
   if not geometry.point_in_box(p1, box) or not geometry.point_in_box(p2, box) then return end
-  local distance = geometry.pair_distance(p1, p2, true_points[1], true_points[2])
-  parts.points = one(distance < M.MAX_POINT_DISTANCE * scale)
+  local stretch = space.stretch
+  local distance = geometry.pair_distance(stretch(p1), stretch(p2), stretch(true_points[1]),
+    stretch(true_points[2]))
+  parts.points = one(distance < M.MAX_POINT_DISTANCE * space.scale)
 end
 
 -- The score, 0 to 5, and its parts. select(object) returns whether the answer has the reward's
--- format, and the raw values of the box and the two points (nil where there is none). sample.frame
--- scales the two distances that are in pixels. Errors blame the caller of the reward.
+-- format, and the raw values of the box and the two points (nil where there is none). The frame of
+-- answers, sample.answer_frame or sample.frame, scales the two distances that are in pixels. Errors
+-- blame the caller of the reward.
 function M.compute(text, ground_truth, sample, select)
   if type(text) ~= "string" then error("response_text must be a string, got " .. type(text), 3) end
   if type(ground_truth) ~= "string" then
     error("ground_truth must be a string, got " .. type(ground_truth), 3)
   end
-  local frame = M.FRAME
-  if sample and sample.frame then frame = sample.frame end
-  if type(frame) ~= "number" or not (frame > 0 and frame < math.huge) then
-    error("sample.frame must be a positive number of pixels, got " .. tostring(frame), 3)
+  local f = frame.SEG_ZERO
+  if sample and (sample.answer_frame or sample.frame) then
+    f = coordinates.answer_frame(sample)
   end
-  local scale = frame / M.FRAME
+  if not f then
+    error("sample.frame must be a positive number of pixels or {width =, height =}, got "
+      .. tostring(sample.frame), 3)
+  end
+  local space = space_of(f)
 
   local parts = { thinking_format = 0, segmentation_format = 0, iou = 0, points = 0, box_l1 = 0 }
   parts.thinking_format = one(M.has_thinking_format(text))
@@ -130,8 +151,8 @@ function M.compute(text, ground_truth, sample, select)
     local box = M.to_box(bbox)
     local true_box, true_points = M.read_truth(ground_truth)
     parts.segmentation_format = one(format_ok)
-    judge_box(parts, box, true_box, scale)
-    judge_points(parts, box, M.to_point(point_1), M.to_point(point_2), true_points, scale)
+    judge_box(parts, box, true_box, space)
+    judge_points(parts, box, M.to_point(point_1), M.to_point(point_2), true_points, space)
   end
   local score = parts.thinking_format + parts.segmentation_format + parts.iou + parts.points
   return score + parts.box_l1, parts

@@ -1,5 +1,6 @@
-/* graph.h - all that models/ may include of the core: tensors and their fields, typed op
- * wrappers, recomputation, sharing, scopes, errors. sz.h has the rest of the public calls.
+/* graph.h - the only header of the runtime that models/ includes: tensors and their fields, typed
+ * op wrappers, recomputation, sharing, scopes, errors, background work, the key-value cache, the
+ * decode step. It brings sz.h, the public calls, with it.
  *
  *     sz_tensor *h = sz_rmsnorm(x, w->norm, eps);
  *     sz_tensor *y = sz_linear(h, w->proj, NULL);     NULL if either failed: check once, at the end
@@ -9,8 +10,6 @@
  * Shapes are in ops/ops.def. Every wrapper borrows its arguments and returns a new reference, or
  * NULL with a message; an argument that is NULL means "an earlier call failed" and keeps that
  * call's message, unless ops.def says that it may be NULL.
- * A language model also includes sampling/cache.h and sampling/decode.h, an image processor
- * io/io.h.
  * Leaves out: op calls by number, the tape, storage (core/core.h), and anything that names a
  * model.
  */
@@ -203,5 +202,18 @@ sz_tensor *sz_resize(sz_tensor *x, int64_t height, int64_t width, int mode);
  * [n]. 0, or -1 with a message. */
 int sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temperature,
                sz_tensor **logprob, sz_tensor **entropy);
+
+/* ---- background work ---- */
+/* Runs run(context) on a background thread; it returns 0, or -1 with a message. dispose(context)
+ * runs on the main thread when the job is freed, or at once if the job cannot be made (NULL with a
+ * message). at_once: the job has ended when this function returns. */
+sz_job *sz_job_start(int (*run)(void *), void (*dispose)(void *), void *context, bool at_once);
+void *sz_job_context(sz_job *j);
+/* Another reference to an image, which sz_image_free drops. On the main thread only. */
+sz_image *sz_image_retain(sz_image *im);
+
+/* ---- sampling ---- */
+#include "sampling/cache.h"
+#include "sampling/decode.h"
 
 #endif

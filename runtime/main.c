@@ -10,7 +10,8 @@
  * A file named plan, doctor or help in the current folder is run as ./plan, ./doctor or ./help.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops) and module.c (what scripts see as "segzero.host").
+ * interrupt.c (Ctrl-C and stops), watchdog.c (time limits) and module.c (what scripts see as
+ * "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
 #include "host/host.h"
@@ -176,6 +177,7 @@ int main(int argc, char **argv)
     } else {
         /* The second reading of the options runs the -e chunks. */
         sz_interrupt_install(L);
+        sz_watchdog_install(L);
         status = sz_run_chunk(L, prelude);
         if (status == 0) status = sz_options_read(&o, argv, argc, L);
         if (status == 0) status = run(L, &o, argv, argc);
@@ -183,7 +185,6 @@ int main(int argc, char **argv)
         signal(SIGINT, SIG_DFL);
     }
     lua_close(L);
-    if (sz_streams_finish() != 0 && status == 0) status = EXIT_SCRIPT;
     /* A pipe that was closed ends the program as it ends any other. */
     if (sz_stop_signal() == SIGPIPE) raise(SIGPIPE);
     return status;

@@ -116,8 +116,7 @@ sz_tensor *sz_tensor_detach(sz_tensor *t);
 int sz_tensor_copy(sz_tensor *dst, sz_tensor *src);
 /* A copy on that device (no history), or t itself, retained, when it is there already. */
 sz_tensor *sz_tensor_to(sz_tensor *t, int device);
-/* All bytes, to or from host memory. */
-int sz_tensor_read(sz_tensor *t, void *to);
+/* Writes all bytes from host memory. */
 int sz_tensor_write(sz_tensor *t, const void *from);
 int sz_tensor_set_requires_grad(sz_tensor *t, int on);
 int sz_tensor_requires_grad(const sz_tensor *t);
@@ -293,6 +292,46 @@ void sz_mask_free(uint8_t *mask);
 /* Whether a mask has anything inside: 1 or 0, and its size; -1 with a message. Decodes it only if
  * the start of its data does not show it (runtime/io/image/mask_peek.c). */
 int sz_mask_peek(const char *path, int *width, int *height);
+
+/* ---- Parquet: rows of a mapped file; Lua puts nested values together ---- */
+typedef struct sz_parquet sz_parquet;
+/* A node of the schema, in preorder; node 0 is the root. type: 0 BOOLEAN, 1 INT32, 2 INT64, 3 INT96,
+ * 4 FLOAT, 5 DOUBLE, 6 BYTE_ARRAY, 7 FIXED_LEN_BYTE_ARRAY, 8 a group of other nodes. repetition: 0
+ * required, 1 optional, 2 repeated. */
+typedef struct {
+    const char *name; /* borrowed from the file */
+    int type;
+    int width; /* bytes of a value, 0 for byte arrays */
+    int repetition;
+    int children;         /* nodes directly below a group */
+    int converted;        /* ConvertedType, -1: none */
+    int logical;          /* field id in LogicalType, 0: none */
+    int leaf;             /* index for sz_parquet_read, -1 for a group */
+    int max_def, max_rep; /* of the levels below */
+} sz_parquet_node;
+/* Values of one leaf column: an entry of def and rep for each level, a value where def is the
+ * column's max_def. */
+typedef struct {
+    int64_t levels;
+    const uint8_t *def, *rep;
+    int64_t count;          /* of values */
+    int type, width;        /* as in the node */
+    const uint8_t *data;    /* numbers of `width` bytes, a boolean is one; or bytes of all values */
+    const int64_t *offsets; /* byte arrays: value i has bytes [offsets[i], offsets[i + 1]); NULL */
+} sz_parquet_values;
+/* Reads the metadata alone. */
+sz_parquet *sz_parquet_open(const char *path);
+void sz_parquet_close(sz_parquet *f);
+int64_t sz_parquet_rows(const sz_parquet *f);
+int sz_parquet_groups(const sz_parquet *f);
+int64_t sz_parquet_group_rows(const sz_parquet *f, int group);
+int sz_parquet_nodes(const sz_parquet *f);
+int sz_parquet_node_at(const sz_parquet *f, int i, sz_parquet_node *to);
+/* The value of a key of the file's metadata, or NULL; borrowed. */
+const char *sz_parquet_pair(const sz_parquet *f, const char *key);
+/* Rows [first, first + count) of a leaf column. */
+sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count);
+void sz_parquet_values_free(sz_parquet_values *v);
 
 /* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
 typedef struct sz_tokenizer sz_tokenizer;

@@ -151,7 +151,7 @@ if [ -n "$quick" ]; then
     curve_args="$curve_args worker.reward.sam2_path=none"
     model="model=tests/bench/bench_mini.json side=64"
     sam2="sizes=mini side=64 best=1"
-    step="$model prompts=2 n=2 tokens=4 picture=112 prompt_tokens=40"
+    step="$model prompts=2 n=2 tokens=4 image=112 prompt_tokens=40"
     step_torch="--prompts-timed 1 --answers-timed 2"
 else
     budget=${BUDGET:-570}

@@ -3,6 +3,7 @@
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 
 local M = {}
@@ -11,7 +12,7 @@ M.version = ffi.string(core.C.sz_version())
 M.core = core
 
 M.tensor = setmetatable({}, {
-  __call = function(_, values, opts) return tensor.new(values, opts) end,
+  __call = options.at_most("tensor", 2, function(_, ...) return tensor.new(...) end, 1),
   __index = tensor,
 })
 M.no_grad = tensor.no_grad
@@ -40,6 +41,7 @@ local lazy = {
   checkpoint = "segzero.train.checkpoint",
   config = "segzero.config",
   data = "segzero.data",
+  frame = "segzero.data.frame",
   generation = "segzero.inference.generation_config",
   image = "segzero.formats.image",
   log = "segzero.log",
@@ -58,11 +60,15 @@ local lazy = {
   loss = "segzero.algorithms.loss",
 }
 
-function M.tokenizer(dir) return require("segzero.models.tokenizer").new(dir) end
+function M.tokenizer(...) return require("segzero.models.tokenizer").new(...) end
 -- The family that dir/config.json names opens the folder (sz.models).
 function M.model(dir, opts) return require("segzero.models.opening").open(dir, opts) end
 function M.qwen_vl(dir, opts) return require("segzero.models.qwen_vl").qwen_vl(dir, opts) end
 function M.sam2(path, opts) return require("segzero.models.sam2").sam2(path, opts) end
+
+for name, most in pairs { devices = 0, model = 2, qwen_vl = 2, sam2 = 2 } do
+  M[name] = options.at_most(name, most, M[name])
+end
 
 return setmetatable(M, {
   __index = function(t, name)

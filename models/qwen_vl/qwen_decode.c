@@ -8,8 +8,6 @@
  * the ops read from the host is known before the first one runs, so the backend sends it in one
  * copy. Leaves out: the CPU, where this gains nothing. */
 #include "qwen_internal.h"
-#include "sampling/cache.h"
-#include "sampling/decode.h"
 
 typedef struct {
     qwen_model *m;

@@ -7,7 +7,6 @@
  * same functions, and so with the same bits. Leaves out: the resize itself
  * (runtime/io/image/resize.c), video, messages (lua/segzero/models/processor.lua). */
 #include "graph.h"
-#include "io/io.h"
 #include "qwen_vl/qwen_vl.h"
 #include <limits.h>
 #include <math.h>
@@ -225,10 +224,7 @@ sz_job *sz_qwen_image_start(const char *path, sz_image *im, const int *size, int
     w->how = how;
     w->rows = rows;
     w->out = sz_tensor_retain(out);
-    if (!path) {
-        w->im = im;
-        im->refs++;
-    }
+    if (!path) w->im = sz_image_retain(im);
     return sz_job_start(image_run, image_dispose, w, false);
 }
 

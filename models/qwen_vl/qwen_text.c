@@ -9,7 +9,6 @@
  * the prefix and then those of its own stream. Leaves out: sliding windows (off in every
  * release). */
 #include "qwen_internal.h"
-#include "sampling/cache.h"
 #include <math.h>
 
 /* What one layer reads besides x. */

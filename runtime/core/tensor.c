@@ -239,12 +239,6 @@ int sz_tensor_move(sz_tensor **t, int device)
     return 0;
 }
 
-int sz_tensor_read(sz_tensor *t, void *to)
-{
-    if (sz_tensor_alive(t) != 0) return -1;
-    return sz_bytes_copy(SZ_CPU, to, t->device, t->data, sz_bytes(t));
-}
-
 int sz_tensor_write(sz_tensor *t, const void *from)
 {
     if (sz_tensor_alive(t) != 0) return -1;

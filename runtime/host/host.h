@@ -37,6 +37,11 @@ void sz_interrupt_set_core(void (*set)(int));
 /* Whether Ctrl-C was pressed outside sz_call_protected since the last call of this function. */
 bool sz_interrupt_noted(void);
 
+/* Whether Ctrl-C or a stop has not been raised yet. */
+bool sz_interrupt_is_pending(void);
+/* Raises it from L; does not return. For the watchdog. */
+void sz_interrupt_raise(lua_State *L);
+
 /* A training run begins or ends: SIGTERM, SIGHUP and SIGPIPE are noted meanwhile, as is SIGINT, and
  * raise "interrupted!". The end also ends all holds. */
 void sz_stop_arm(bool on);
@@ -55,13 +60,23 @@ int sz_report(const char *name, const char *message, int status);
  * nargs arguments -> its results, or one message. Returns lua_pcall's status. */
 int sz_call_protected(lua_State *L, int nargs, int nresults);
 
+/* ---- watchdog.c ---- */
+
+/* To be called once, before any limit. */
+void sz_watchdog_install(lua_State *L);
+/* Sets the limit of what runs next: "time limit reached!" is raised `left` seconds from now. The
+ * other arguments are for the message of a reward that cannot be stopped: the limit in seconds, the
+ * row's name and the answer. The two texts must stay valid until the end. */
+void sz_limit_begin(lua_State *L, double seconds, double left, const char *row, const char *answer);
+/* Takes the limit away. Returns the seconds that were left, below 0 if it was over. */
+double sz_limit_end(lua_State *L);
+
 /* ---- streams.c ---- */
 
 /* Opens /dev/null in place of each of descriptors 0-2 that is closed, so that no file of ours gets
- * such a number, and makes stdout flush each line. To be called before anything is opened. */
+ * such a number, makes stdout flush each line, and sees to it that a failed write to it is reported
+ * at the end. To be called before anything is opened. */
 void sz_streams_prepare(void);
-/* Flushes stdout. Returns 0, or -1 with a message printed if any write to it has failed. */
-int sz_streams_finish(void);
 /* Prints text with its control characters, except newline and tab, as \\xNN. */
 void sz_print_visible(FILE *stream, const char *text);
 

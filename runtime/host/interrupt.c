@@ -3,7 +3,7 @@
  *
  * SIGINT arms a debug hook that raises "interrupted!" and sets the core's flag, which makes the next
  * op fail. Debug hooks do not fire inside loops that LuaJIT has compiled, so a loop that calls no C
- * keeps running; a second Ctrl-C within two seconds ends the process. The REPL does not compile what
+ * keeps running (rewards and hooks are not compiled for this reason); a second Ctrl-C within two seconds ends the process. The REPL does not compile what
  * is typed into it (see lua/segzero/tools/repl.lua).
  *
  * While a run is armed (lua/segzero/core/stop.lua), SIGTERM, SIGHUP and SIGPIPE do the same, and the
@@ -63,6 +63,10 @@ static void interrupt_hook(lua_State *L, lua_Debug *ar)
     lua_concat(L, 2);
     lua_error(L);
 }
+
+bool sz_interrupt_is_pending(void) { return interrupt_pending; }
+
+void sz_interrupt_raise(lua_State *L) { interrupt_hook(L, NULL); }
 
 /* Stops both C loops and Lua code at the next opportunity. */
 static void raise_soon(void)

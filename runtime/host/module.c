@@ -10,6 +10,8 @@
  *     host.isatty()           whether standard input is a terminal
  *     host.arm(on), host.hold(on), host.stop_signal() -> number | 0
  *                             signals that stop a training run; see lua/segzero/core/stop.lua
+ *     host.limit(seconds, left, row, answer), host.limit() -> seconds left
+ *                             the time limit of a reward; see lua/segzero/reward/guard.lua
  *     host.fail(name, message, status)
  *                             prints "NAME: message" and ends the program; with 128 + n if signal n
  *                             was the reason
@@ -61,6 +63,17 @@ static int host_stop_signal(lua_State *L)
     return 1;
 }
 
+static int host_limit(lua_State *L)
+{
+    if (lua_isnoneornil(L, 1)) {
+        lua_pushnumber(L, sz_limit_end(L));
+        return 1;
+    }
+    sz_limit_begin(L, luaL_checknumber(L, 1), luaL_checknumber(L, 2), luaL_checkstring(L, 3),
+                   luaL_checkstring(L, 4));
+    return 0;
+}
+
 static int host_fail(lua_State *L)
 {
     int status = sz_report(luaL_checkstring(L, 1), luaL_checkstring(L, 2), luaL_checkint(L, 3));
@@ -95,6 +108,7 @@ int sz_host_open(lua_State *L)
                                           { "hold", host_hold },
                                           { "interrupted", host_interrupted },
                                           { "isatty", host_isatty },
+                                          { "limit", host_limit },
                                           { "on_interrupt", host_on_interrupt },
                                           { "stop_signal", host_stop_signal },
                                           { NULL, NULL } };

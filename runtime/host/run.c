@@ -1,11 +1,13 @@
 /* run.c - runs chunks and scripts and prints their errors.
  *
  * A name that is not a file here is looked up in the folder that came with segzero; if it is not
- * there either, one line names the nearest script (lua/segzero/tools/scripts.lua).
+ * there either, one line names the nearest script (lua/segzero/tools/scripts.lua). If two different
+ * files have the name, one line asks which is meant.
  */
 #include "host.h"
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Prints and pops the message if status says that there is one. Returns 0 or the exit status. */
@@ -51,20 +53,42 @@ int sz_run_module(lua_State *L, const char *module, const char *field)
     return report(L, status);
 }
 
+/* Sets `installed` to the file `name` of those that came with segzero. Returns whether there is one;
+ * a name that begins with / or . is a path of the user's. */
+static bool find_installed(const char *name, char *installed)
+{
+    if (name[0] == '/' || name[0] == '.') return false;
+    int n = snprintf(installed, PATH_MAX, "%s/%s", sz_paths.root, name);
+    return n > 0 && n < PATH_MAX && access(installed, R_OK) == 0;
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat of_a, of_b;
+    if (stat(a, &of_a) != 0 || stat(b, &of_b) != 0) return false;
+    return of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino;
+}
+
 int sz_run_script(lua_State *L, const char *name, char **args, int nargs)
 {
     char installed[PATH_MAX];
 
     if (name && strcmp(name, "-") == 0) name = NULL;
-    if (name && access(name, F_OK) != 0) {
-        /* Not here: one that came with segzero, or an error that names the nearest. */
-        int n = -1;
-        if (name[0] != '/') n = snprintf(installed, sizeof installed, "%s/%s", sz_paths.root, name);
-        if (n < 0 || n >= PATH_MAX || access(installed, R_OK) != 0) {
-            char *missing[] = { (char *)name };
-            return sz_run_with_args(L, "require('segzero.tools.scripts').missing(...)", missing, 1);
-        }
-        name = installed;
+    if (!name) return run_loaded(L, luaL_loadfile(L, NULL), args, nargs);
+
+    /* A file here, or one that came with segzero. A downloaded folder may hold a file that is named
+     * like one of ours, so the user says which is meant. */
+    bool is_ours = find_installed(name, installed);
+    bool is_here = access(name, F_OK) == 0;
+    if (is_ours && is_here && !same_file(name, installed)) {
+        fprintf(stderr, "segzero: %s is in this folder and came with segzero: say ./%s or %s\n",
+                name, name, installed);
+        return EXIT_USAGE;
     }
-    return run_loaded(L, luaL_loadfile(L, name), args, nargs);
+    if (is_here) return run_loaded(L, luaL_loadfile(L, name), args, nargs);
+    if (is_ours) return run_loaded(L, luaL_loadfile(L, installed), args, nargs);
+
+    /* Neither: an error that names the nearest. */
+    char *missing[] = { (char *)name };
+    return sz_run_with_args(L, "require('segzero.tools.scripts').missing(...)", missing, 1);
 }

@@ -8,26 +8,31 @@
 #include "host.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+/* Runs at exit, also after os.exit: a program whose output is incomplete has not succeeded. */
+static void finish(int status, void *unused)
+{
+    (void)unused;
+    bool failed_before = ferror(stdout) != 0;
+    bool failed_now = fflush(stdout) != 0;
+    if (!failed_before && !failed_now) return;
+
+    const char *reason = failed_now ? strerror(errno) : "an earlier write failed";
+    fprintf(stderr, "segzero: cannot write standard output: %s\n", reason);
+    if (status == 0) _exit(EXIT_SCRIPT);
+}
 
 void sz_streams_prepare(void)
 {
     /* open() returns the lowest free number, which is the one that was found closed. */
     for (int fd = 0; fd <= STDERR_FILENO; fd++)
-        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDWR) < 0) _exit(1);
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDWR) < 0)
+            _exit(EXIT_SCRIPT);
     setvbuf(stdout, NULL, _IOLBF, BUFSIZ);
-}
-
-int sz_streams_finish(void)
-{
-    bool failed_before = ferror(stdout) != 0;
-    bool failed_now = fflush(stdout) != 0;
-    const char *reason = failed_now ? strerror(errno) : "an earlier write failed";
-
-    if (failed_before || failed_now)
-        fprintf(stderr, "segzero: cannot write standard output: %s\n", reason);
-    return failed_before || failed_now ? -1 : 0;
+    on_exit(finish, NULL);
 }
 
 void sz_print_visible(FILE *stream, const char *text)

@@ -1,7 +1,7 @@
 /* checksum.c - XXH3 checksums (64 bits) of bytes in memory and of parts of a file. The manifest of
  * a checkpoint holds one for each tensor; `xxhsum -H3` prints the same number for a whole file.
  *
- * XXH3 runs at the speed of memory, so that checking costs little beside reading.
+ * XXH3 runs at the speed of memory, so that checking costs little next to reading.
  * Leaves out: protection against somebody who changes file and checksum together.
  */
 #define XXH_INLINE_ALL

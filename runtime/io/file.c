@@ -92,6 +92,21 @@ int sz_writer_put(sz_writer *w, const void *bytes, size_t len)
     return 0;
 }
 
+int sz_io_sync_folder_of(const char *path)
+{
+    char *copy = strdup(path);
+    if (!copy) return sz_fail("%s: out of memory", path);
+    int folder = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int rc = 0;
+    if (folder >= 0) {
+        if (fsync(folder) != 0 && errno != EINVAL && errno != ENOTSUP)
+            rc = sz_fail("%s: cannot sync its folder: %s", path, strerror(errno));
+        close(folder);
+    }
+    free(copy);
+    return rc;
+}
+
 int sz_writer_commit(sz_writer *w)
 {
     /* The bytes are durable before the name changes. */
@@ -101,18 +116,13 @@ int sz_writer_commit(sz_writer *w)
     if (close(fd) != 0) return writer_fail(w, "close");
     if (rename(w->tmp, w->path) != 0) return writer_fail(w, "rename its temporary file");
 
-    /* The new name is durable once its folder is; some file systems cannot sync a folder, which is
-     * not a failure. */
-    int dir = open(dirname(w->tmp), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir >= 0) {
-        fsync(dir);
-        close(dir);
-    }
+    /* The new name is durable once its folder is. */
+    int rc = sz_io_sync_folder_of(w->path);
     free(w->tmp);
     free(w->path);
     w->tmp = NULL;
     w->path = NULL;
-    return 0;
+    return rc;
 }
 
 void sz_writer_abort(sz_writer *w)

@@ -1,5 +1,5 @@
 /* io.h - what the files of runtime/io share: reading a whole file, writing one whole or not at all,
- * background jobs, images.
+ * images. graph.h has the background jobs of jobs.c.
  * Leaves out: anything that depends on a file format.
  */
 #ifndef SZ_IO_H
@@ -12,6 +12,10 @@
 /* Reads a regular file of 1 to max bytes; the caller frees the result. NULL with a message that
  * names the path and the reason. */
 uint8_t *sz_io_read(const char *path, size_t max, size_t *len);
+
+/* Makes the names in the folder of `path` durable: 0, or -1 with a message. A folder that cannot be
+ * opened, or a file system that cannot sync one, is not a failure. */
+int sz_io_sync_folder_of(const char *path);
 
 /* A file under construction: bytes go to "path.tmp", which is renamed to path on commit. */
 typedef struct {
@@ -32,14 +36,6 @@ void sz_writer_abort(sz_writer *w); /* removes the temporary file; harmless afte
  * of length, and of each tensor. sums: NULL for none. */
 int sz_safetensors_write_sums(const char *path, const char *header, size_t header_len,
                               sz_tensor **tensors, int n, uint64_t *sums);
-
-/* ---- jobs.c ---- */
-
-/* Runs run(context) on a background thread; it returns 0, or -1 with a message. dispose(context)
- * runs on the main thread when the job is freed, or at once if the job cannot be made (NULL with a
- * message). at_once: the job has ended when this function returns. */
-sz_job *sz_job_start(int (*run)(void *), void (*dispose)(void *), void *context, bool at_once);
-void *sz_job_context(sz_job *j);
 
 /* ---- image/ ---- */
 

@@ -13,12 +13,9 @@
  */
 #include "io.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 enum kind { TEXT, TENSORS, RENAME, SYNC, MANIFEST };
 
@@ -198,20 +195,12 @@ static int write_manifest(const sz_writing *w, const action *a)
     return rc;
 }
 
-/* The new name is durable once its folder is; some file systems cannot sync a folder, which is not
- * a failure. */
+/* The new name is durable once its folder is. */
 static int rename_file(const action *a)
 {
     if (rename(a->path, a->new_path) != 0)
         return sz_fail("%s: cannot rename to %s: %s", a->path, a->new_path, strerror(errno));
-    char *copy = strdup(a->new_path);
-    int folder = copy ? open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (folder >= 0) {
-        fsync(folder);
-        close(folder);
-    }
-    free(copy);
-    return 0;
+    return sz_io_sync_folder_of(a->new_path);
 }
 
 static int sync_file(sz_writing *w, const action *a)

@@ -125,7 +125,7 @@ local vl = json and model.random(json,
   { dtype = opts.dtype, device = opts.device, seed = 1, repeated = opts.device ~= "cpu" })
   or model.qwen_vl(opts.model, { dtype = opts.dtype, device = opts.device })
 local counts = bench.counts(vl)
-local input = bench.input(vl, { picture = work.image_size, before = work.text_tokens_before,
+local input = bench.input(vl, { image = work.image_size, before = work.text_tokens_before,
   after = work.text_tokens_after })
 local grid_h, grid_w = unpack(input.image_grid_thw[1], 2)
 local prompt = #input.input_ids

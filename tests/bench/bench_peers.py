@@ -3,7 +3,7 @@ decoding, memory.
 
 Usage: python bench_peers.py MODEL_DIR [--peers limits,transformers,llama] [--dtype bf16|int8]
 [--rounds N] [--steps K] [--answers 1,8]
-                             [--pictures N] [--gguf FILE] [--threads N] [--segzero COMMAND]
+                             [--images N] [--gguf FILE] [--threads N] [--segzero COMMAND]
        a peer that this Python lacks is left out: torch and transformers; gguf, llama_cpp and torch
        (LLAMA_CPP_LIB_PATH names another build of its library)
 
@@ -12,7 +12,7 @@ times, since a shared machine's speed changes within minutes; what counts is the
 which the median is printed with the least and the greatest.
   text_seconds      a prompt of 1000 random tokens to the first token (also what llama.cpp does: its
                     part is the language model only)
-  prompt_seconds    the prompt of bench_model.json, 1000 tokens around an 840 x 840 picture, vision
+  prompt_seconds    the prompt of bench_model.json, 1000 tokens around an 840 x 840 image, vision
                     tower included (not llama.cpp)
   decode_N          tokens per second of N answers over that text prompt's cache, all together
   limits            not a program: decode_N and the rate of reading memory, text_seconds and
@@ -23,7 +23,7 @@ Prints one JSON object a line: {name, value, peer, unit, faster, least, greatest
 above 1 is ours; processor: the same ratio by processor time, which a machine that others take time
 from does not spoil. llama.cpp gets the folder's own weights in a GGUF file (bf16; with --dtype int8
 its Q8_0), written next to the folder once. Left out: sampling on the peers' side (any token does),
-several pictures, llama.cpp's vision tower. """
+several images, llama.cpp's vision tower. """
 import argparse
 import ctypes
 import glob
@@ -68,12 +68,12 @@ class Transformers:
         ids = word(WORK["text_tokens_before"]) + [config.vision_start_token_id] + [image] * (
             h * w // 4) + [config.vision_end_token_id]
         ids = torch.tensor([ids + word(WORK["text_tokens_after"])])
-        self.picture = dict(input_ids=ids, mm_token_type_ids=(ids == image).int(),
+        self.image = dict(input_ids=ids, mm_token_type_ids=(ids == image).int(),
                             image_grid_thw=torch.tensor([[1, h, w]]),
                             pixel_values=torch.randn(h * w, 1176).to(torch.bfloat16))
 
     def prompt(self, _):
-        self.model(**self.picture, use_cache=True, logits_to_keep=1)
+        self.model(**self.image, use_cache=True, logits_to_keep=1)
 
     def answers(self, n):
         out = self.model(input_ids=self.text, use_cache=True, logits_to_keep=1)
@@ -273,10 +273,10 @@ def run_pair(args, name, ours, peer):
                  for _ in range(args.rounds)]
         compare(f"decode_{n}", pairs, "tokens/s", n * args.steps)
     compare("text_seconds", prompts[-1:], "s")            # the first one also reads the file
-    if name != "llama" and args.pictures > 0:
+    if name != "llama" and args.images > 0:
         compare("prompt_seconds",
-                [(ours.ask("prompt picture"), peer.ask("prompt picture"))
-                 for _ in range(args.pictures)], "s")
+                [(ours.ask("prompt image"), peer.ask("prompt image"))
+                 for _ in range(args.images)], "s")
     a, b = ours.ask("peak")["bytes"], peer.ask("peak")["bytes"]
     print(json.dumps(dict(name="peak_bytes", value=a, peer=b, unit="bytes",
                           smaller=round(b / a, 2))), flush=True)
@@ -307,7 +307,7 @@ def run_limits(args, ours):
         show(f"decode_{n}", ratios)
     show("text_seconds", [first["operations"] / first["seconds"] / rate])
     show("prompt_seconds", [r["operations"] / r["seconds"] / m for r,
-                            m in [around(ours, "matmul", "prompt picture")]])
+                            m in [around(ours, "matmul", "prompt image")]])
 
 
 def main():
@@ -318,7 +318,7 @@ def main():
     args.add_argument("--rounds", type=int, default=8)
     args.add_argument("--steps", type=int, default=4)
     args.add_argument("--answers", default="1,8")
-    args.add_argument("--pictures", type=int, default=1)
+    args.add_argument("--images", type=int, default=1)
     args.add_argument("--gguf")
     args.add_argument("--threads", type=int, default=WORK["threads"])
     args.add_argument("--segzero", default=os.path.join(HERE, "..", "segzero"))

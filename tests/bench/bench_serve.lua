@@ -28,8 +28,8 @@ local opts = bench.options({ dtype = "bf16", threads = work.threads },
 if not opts.model then error("bench_serve: model=FOLDER", 0) end
 bench.clock(opts)
 local vl = model.qwen_vl(opts.model, { dtype = opts.dtype })
-local with_picture = bench.input(vl,
-  { picture = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
+local with_image = bench.input(vl,
+  { image = work.image_size, before = work.text_tokens_before, after = work.text_tokens_after })
 
 local function text_input(n)
   local ids, positions, p = {}, packing.ints(3, n)
@@ -39,7 +39,7 @@ local function text_input(n)
   end
   return { input_ids = ids, position_ids = positions, next_position = n }
 end
-local text = text_input(#with_picture.input_ids)
+local text = text_input(#with_image.input_ids)
 
 local function reply(line)
   print(line)
@@ -118,7 +118,7 @@ reply '{"ready": true}'
 local command = read_command()
 while command.verb ~= "quit" do
   local follows
-  if command.verb == "prompt" then prompt(with_picture)
+  if command.verb == "prompt" then prompt(with_image)
   elseif command.verb == "answers" then follows = answers(tonumber(command.word))
   elseif command.verb == "peak" then reply(
     ('{"bytes": %d}'):format(tonumber(

@@ -2,7 +2,7 @@
 -- the same run, shows how it grows with its size, and saves the same work for a peer.
 --
 --   ./segzero tests/bench/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0]
---       [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [picture=840] [dtype=f32|bf16]
+--       [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [image=840] [dtype=f32|bf16]
 --       [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
 --       [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
 --   python tests/bench/bench_step.py DIR
@@ -12,7 +12,7 @@
 -- config.json works too, and 3b is the whole release. The reference is a second model with other
 -- weights, as after some training, so that the KL term has a gradient.
 -- The step is the trainer's own. Only the rows are made here: random patches of an image of
--- picture= pixels a side in a prompt of prompt_tokens= tokens. There is no stop token, so every
+-- image= pixels a side in a prompt of prompt_tokens= tokens. There is no stop token, so every
 -- answer has tokens= tokens, and the reward is a pattern. A micro-batch holds one such group.
 -- Settings with dots are the recipe's (recipes/refcocog_grpo.lua).
 --
@@ -63,14 +63,14 @@ local C = core.C
 
 local opts = bench.options({ model = core.root
   .. "/tests/bench/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000,
-  picture = 840,
+  image = 840,
   dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true",
     device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },
-  { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, picture = true,
+  { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, image = true,
     dtype = true, recompute = true, threads = true,
     clock = true, sweep = true, save = true, save_weights = true, device = true, side = true,
       warm = true })
-for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "picture", "warm" } do
+for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "image", "warm" } do
   opts[key] = tonumber(opts[key]) or error(("bench_step: %s is not a number"):format(key), 0)
 end
 if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then
@@ -99,13 +99,13 @@ end
 
 -- ---- rows: text of any length around an image ----
 local BEFORE = 15
-local side = opts.picture / policy.config.v_patch
-local picture_tokens = (side / policy.config.v_merge) ^ 2
+local side = opts.image / policy.config.v_patch
+local image_tokens = (side / policy.config.v_merge) ^ 2
 local prompt_tokens
 
 local function rows_with(length)
-  if length < BEFORE + picture_tokens + 3 then
-    error(("bench_step: prompt_tokens below %d"):format(BEFORE + picture_tokens + 3), 0)
+  if length < BEFORE + image_tokens + 3 then
+    error(("bench_step: prompt_tokens below %d"):format(BEFORE + image_tokens + 3), 0)
   end
   prompt_tokens = length
 end
@@ -118,8 +118,8 @@ local drawn = {}
 function policy.process(vl, messages)
   local number = tonumber(messages[#messages].content[2].text)
   local place = number % opts.prompts
-  local input = bench.input(vl, { picture = { opts.picture, opts.picture }, before = BEFORE,
-    after = prompt_tokens - picture_tokens - BEFORE - 2,
+  local input = bench.input(vl, { image = { opts.image, opts.image }, before = BEFORE,
+    after = prompt_tokens - image_tokens - BEFORE - 2,
     seed = number, pixels = drawn[place] })
   drawn[place] = drawn[place] or input.pixel_values:clone()
   return input

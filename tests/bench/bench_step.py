@@ -4,7 +4,7 @@ written straightforwardly.
 Usage: python bench_step.py DIR [--check] [--trl] [--dtype f32|bf16] [--threads N] [--micro-batch N]
                                 [--prompts-timed N] [--answers-timed N] [--device cpu|cuda]
 
-DIR is what `./segzero tests/bench/bench_step.lua save=DIR ...` wrote: both models, pictures,
+DIR is what `./segzero tests/bench/bench_step.lua save=DIR ...` wrote: both models, images,
 prompts, the answers it sampled, advantages, gradients. One JSON object a line: {name, value, unit},
 with `ours` and `faster` (bytes: `times`) where DIR/step.json has our figure in this dtype and with
 as many threads, and `timed` where only part of the work was run and the seconds are multiplied.
@@ -13,7 +13,7 @@ as many threads, and `timed` where only part of the work was run and the seconds
                       batch decodes less efficiently, so the scaled time is an upper bound
   old_seconds, reference_seconds
                       log-probabilities of the answers by full forward passes over prompt + answer;
-                      each sample has its own copy of prompt and picture, logits only of the answer
+                      each sample has its own copy of prompt and image, logits only of the answer
   update_seconds      forward and backward of the loss, micro-batches of --micro-batch samples
                       --answers-timed: that many of the samples in these three; all are equal work.
                       On a device each is run once before, to warm up
@@ -26,7 +26,7 @@ Where DIR/model has no weights (save_weights=false) both models get random ones,
 The log-probabilities are those of our answers, so that --check can compare; the ones generate()
 made are thrown away. --check: no timing; loss, log-probabilities and the gradient of every
 parameter against ours, in f32; fails above the tolerances below. --trl: one step of TRL's
-GRPOTrainer on the same model and sizes (random words and picture, a reward that is a pattern);
+GRPOTrainer on the same model and sizes (random words and image, a reward that is a pattern);
 --prompts-timed scales everything but the optimizer. TRL takes the old log-probabilities from the
 update's own forward when there is one update a rollout. Needs torch, transformers; --trl also trl
 (tried with 1.16), pillow. Left out: prompts of different lengths, padding. """
@@ -51,7 +51,7 @@ LOSS_TOLERANCE = 1e-5
 
 
 class Case:
-    """The saved step. samples: (ids of prompt and answer, picture number, answer) in order."""
+    """The saved step. samples: (ids of prompt and answer, image number, answer) in order."""
 
     def __init__(self, folder, device):
         self.device = device
@@ -85,7 +85,7 @@ class Case:
                                                            attn_implementation="sdpa")
 
     def inputs(self, model, parts, with_answers):
-        """Model inputs of samples, each with its own copy of the prompt and picture."""
+        """Model inputs of samples, each with its own copy of the prompt and image."""
         ids = torch.tensor([g["input_ids"] + (a["ids"] if with_answers else []) for g, _,
                             a in parts])
         made = dict(input_ids=ids, attention_mask=torch.ones_like(ids),
@@ -358,12 +358,12 @@ def word_processor(config, side):
                 "{{ c.text }}{% endif %}"
                 "{% endfor %}{% endif %}{% endfor %}")
     vision, pixels = config.vision_config, side * side
-    pictures = transformers.Qwen2VLImageProcessor(patch_size=vision.patch_size,
+    images = transformers.Qwen2VLImageProcessor(patch_size=vision.patch_size,
                                                   merge_size=vision.spatial_merge_size,
                                                   temporal_patch_size=vision.temporal_patch_size,
                                                   min_pixels=pixels, max_pixels=pixels)
     videos = transformers.Qwen2VLVideoProcessor()
-    return transformers.Qwen2_5_VLProcessor(image_processor=pictures, tokenizer=tokenizer,
+    return transformers.Qwen2_5_VLProcessor(image_processor=images, tokenizer=tokenizer,
                                             video_processor=videos, chat_template=template)
 
 

@@ -13,7 +13,7 @@ device_memory is torch's peak.
 --model: a checkpoint folder (Qwen2-VL or Qwen2.5-VL) instead of bench_model.json's random one; the
 work stays the same.
 
-The prompt is text_tokens_before + start marker + 900 picture tokens + end marker +
+The prompt is text_tokens_before + start marker + 900 image tokens + end marker +
 text_tokens_after = 1000 tokens. Prints one JSON object a line: {name, value, unit}.
   matmul_f32, matmul_bf16    GFLOP/s of a square product, --side wide
   prefill_seconds            vision tower and prompt, logits of the last position only, best of two
@@ -23,7 +23,7 @@ text_tokens_after = 1000 tokens. Prints one JSON object a line: {name, value, un
                              batch of 1 and of n (work.decode_answers, else work.answers); the cache
                              is filled once and repeated, so prefill is not in it
   train_tokens_per_second    answer tokens / seconds of forward + backward of the mean log-prob,
-                             each answer with its prompt and picture on its own; the answers are
+                             each answer with its prompt and image on its own; the answers are
                              equal work, and --train-timed says how many of them are run (default:
                              all)
   train_positions_per_second the same, counting prompt tokens too

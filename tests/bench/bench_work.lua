@@ -26,7 +26,7 @@
 --       GFLOP/s, GB/s, GFLOP/s
 --   bench.counts(vl)
 --       .vision(h, w), .text(tokens, pairs, rows): operations of the products of a forward pass
---   bench.input(vl, {picture = {h, w}, before =, after =, seed =, pixels =})
+--   bench.input(vl, {image = {h, w}, before =, after =, seed =, pixels =})
 --       what vl:process would return for an image of h x w pixels between `before` and `after` text
 --       tokens; pixels: patches to copy (default: random)
 --
@@ -237,12 +237,12 @@ function M.word(vl, i) return (i * 7919 + 13) % vl.image_token_id end
 
 function M.input(vl, opts)
   local c = vl.config
-  local grid_h = opts.picture[1] / c.v_patch
-  local grid_w = opts.picture[2] / c.v_patch
+  local grid_h = opts.image[1] / c.v_patch
+  local grid_w = opts.image[2] / c.v_patch
   local merged_h = grid_h / c.v_merge
   local merged_w = grid_w / c.v_merge
   if merged_h % 1 ~= 0 or merged_w % 1 ~= 0 then
-    error(("%s: the picture's sides are multiples of %d"):format(arg[0], c.v_patch * c.v_merge), 0)
+    error(("%s: the image's sides are multiples of %d"):format(arg[0], c.v_patch * c.v_merge), 0)
   end
   local shift = 100000 * (opts.seed or 0)
   local ids = {}

@@ -36,12 +36,12 @@ tokens = sum(len(a["ids"]) for g in case["groups"] for a in g["answers"])
 total, worst, sums = 0.0, 0.0, [0.0, 0]
 for i, g in enumerate(case["groups"]):
     grid = torch.tensor(g["grid"])
-    picture = pixels[f"pixels.{i}"].to(dtype)
+    image = pixels[f"pixels.{i}"].to(dtype)
     for a in g["answers"]:
         ids = torch.tensor([g["input_ids"] + a["ids"]])
         kinds = (ids == model.config.image_token_id).int()
         out = model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=kinds,
-                    pixel_values=picture, image_grid_thw=grid,
+                    pixel_values=image, image_grid_thw=grid,
                     use_cache=False, logits_to_keep=len(a["ids"]) + 1)
         logits = out.logits[0, :-1].float() / temperature
         log_p = torch.log_softmax(logits, -1)

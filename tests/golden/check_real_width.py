@@ -9,7 +9,7 @@ For example
     ./segzero examples/random_checkpoint.lua size=3b layers=2 v_depth=4 out=w3 tokenizer=DIR
     python tests/golden/check_real_width.py w3
 
-For each FOLDER (it needs a tokenizer) segzero draws a picture of --side pixels, makes the prompt,
+For each FOLDER (it needs a tokenizer) segzero draws an image of --side pixels, makes the prompt,
 and writes the logits of 16 rows and a greedy continuation of --tokens tokens; then transformers
 computes the same from the same ids and pixel values. One after the other, so memory holds one model
 at a time.

@@ -1,7 +1,7 @@
 """Checks by hand that transformers and segzero agree on a SAM2 folder, and times PyTorch on the
 released sizes.
 
-Usage: python check_sam2.py FOLDER [--results FILE (default: FOLDER/check.safetensors)] [--picture
+Usage: python check_sam2.py FOLDER [--results FILE (default: FOLDER/check.safetensors)] [--image
 FILE] [--tolerance 1e-4]
        python check_sam2.py --bench tiny|small|base_plus|large [--threads N] [--best 3] [--no-train]
        [--device cuda] [--dtype bf16] [--compile]
@@ -9,7 +9,7 @@ FILE] [--tolerance 1e-4]
 Check: FOLDER is what segzero saved in transformers' format; the results file is what segzero
 computed with it, in f32:
   pixel_values  f32 [S, S, 3]            the model's input
-  picture       u8 [H, W, 3] optional (or --picture): pixel_values must be the predictor's transform
+  image         u8 [H, W, 3] optional (or --image): pixel_values must be the predictor's transform
                 of it
   image_embed   f32 [S/16, S/16, d]      optional; with no_mem_embed
   feat_s0, feat_s1                       optional; f32 [S/4, S/4, d/8], [S/8, S/8, d/4]
@@ -54,10 +54,10 @@ def last(x):
     return x[0].permute(1, 2, 0)
 
 
-def transform(picture, size):
+def transform(image, size):
     """u8 [H, W, 3] -> f32 [size, size, 3], what SAM2ImagePredictor feeds its model."""
     from torchvision.transforms import Normalize, Resize
-    x = picture.permute(2, 0, 1).float() / 255
+    x = image.permute(2, 0, 1).float() / 255
     return Normalize(MEAN, STD)(Resize((size, size))(x)).permute(1, 2, 0)
 
 
@@ -115,12 +115,12 @@ def check(args):
                                        list(want.shape), far))
 
     pixels = r["pixel_values"]
-    if args.picture:
+    if args.image:
         import numpy as np
         from PIL import Image
-        r["picture"] = torch.from_numpy(np.array(Image.open(args.picture).convert("RGB")))
-    if "picture" in r:
-        compare("pixel_values", pixels, transform(r["picture"], pixels.shape[0]))
+        r["image"] = torch.from_numpy(np.array(Image.open(args.image).convert("RGB")))
+    if "image" in r:
+        compare("pixel_values", pixels, transform(r["image"], pixels.shape[0]))
     with torch.no_grad():
         maps = list(model.get_image_features(pixels.permute(2, 0, 1)[None]).fpn_hidden_states)
         maps[2] = maps[2] + model.no_memory_embedding
@@ -211,7 +211,7 @@ def check(args):
 
 
 def bench(args):
-    from make_sam2 import CONFIGS, decode as sam2_decode, encode, hf_name, picture, prompt_inputs, sam2_model
+    from make_sam2 import CONFIGS, decode as sam2_decode, encode, hf_name, sample_image, prompt_inputs, sam2_model
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     spec = CONFIGS[SIZES[args.bench]]
@@ -222,7 +222,7 @@ def bench(args):
     on_device = args.device == "cuda"
     if args.compile:
         model.image_encoder = torch.compile(model.image_encoder, dynamic=False)
-    pixels = ((torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64).to(
+    pixels = ((torch.from_numpy(sample_image(size, size)).permute(2, 0, 1)[None].float() - 128) / 64).to(
         args.device)
     prompt = [x if x is None else x.to(args.device) for x in prompt_inputs("box_points", size)]
     side = size // 4
@@ -270,7 +270,7 @@ def main():
     p = argparse.ArgumentParser()
     p.add_argument("folder", nargs="?")
     p.add_argument("--results")
-    p.add_argument("--picture")
+    p.add_argument("--image")
     p.add_argument("--tolerance", type=float, default=1e-4)
     p.add_argument("--bench", choices=SIZES)
     p.add_argument("--threads", type=int, default=1)

@@ -3,7 +3,7 @@
 Usage, from the repository's root: python tests/golden/check_transformers.py FOLDER [--rows 4]
 [--tokens 110] [--segzero ./segzero]
 
-segzero loads FOLDER, saves it again into a temporary folder, draws --rows RefShapes pictures, and
+segzero loads FOLDER, saves it again into a temporary folder, draws --rows RefShapes images, and
 answers each question greedily in f32. transformers loads what was saved (processor, tokenizer,
 model) and does the same from the PNG files. Compared for each row: token ids of the prompt, pixel
 values (equal to 1e-6), greedy token ids and text. Exits 1 on a difference. Not part of the suite,

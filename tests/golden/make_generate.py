@@ -4,7 +4,7 @@ generation_config.json may have.
 Usage: python make_generate.py [OUT (default: generate.json next to this file)]
 
 Reads committed checkpoints, so make_qwen_vl.py need not run again: Q1, Q2, V1, V2 of qwen_vl/ and
-qwen2_vl/ with their recorded prompts (one with pictures each); and the tokenizer of
+qwen2_vl/ with their recorded prompts (one with images each); and the tokenizer of
 models/tiny/qwen2.5-vl, not its weights, which may change.
 
 A list of two kinds of cases. {model, sequence, settings, ids, lead}: greedy in f32; `settings` are
@@ -32,7 +32,7 @@ RANDOM = [("qwen_vl/Q1", Qwen2_5_VLForConditionalGeneration),
           ("qwen_vl/Q2", Qwen2_5_VLForConditionalGeneration),
           ("qwen2_vl/V1", Qwen2VLForConditionalGeneration),
           ("qwen2_vl/V2", Qwen2VLForConditionalGeneration)]
-PICTURE_TOKEN = 250                # of the random checkpoints (make_qwen_vl.py)
+IMAGE_TOKEN = 250                # of the random checkpoints (make_qwen_vl.py)
 # never sampled by segzero, so transformers gets them as suppress_tokens
 VISION = [250, 251, 252, 253]
 
@@ -65,11 +65,11 @@ def random_cases(folder, cls):
     pixels = load_file(os.path.join(HERE, "qwen_vl", "pixels.safetensors"))
     number, sequence = next((i, s) for i, s in enumerate(case["sequences"]) if s.get("greedy"))
     ids = tensors[sequence["prefix"] + "input_ids"].long()[None]
-    inputs = dict(input_ids=ids, mm_token_type_ids=(ids == PICTURE_TOKEN).int(),
+    inputs = dict(input_ids=ids, mm_token_type_ids=(ids == IMAGE_TOKEN).int(),
                   attention_mask=torch.ones_like(ids),
                   image_grid_thw=tensors[sequence["prefix"] + "image_grid_thw"].long(),
                   pixel_values=torch.cat([(pixels[n].float() - 128) / 64
-                                          for n in sequence["pictures"]]))
+                                          for n in sequence["images"]]))
     plain = sequence["greedy"]["ids"]
     settings = [dict(repetition_penalty=p, max_new_tokens=16) for p in (1.05, 1.3, 0.8)]
     settings.append(dict(repetition_penalty=1.3, max_new_tokens=3))

@@ -3,7 +3,7 @@ nothing shared or packed.
 
 Usage: python make_grpo.py [OUTDIR (default: grpo next to this file)]     (run make_qwen_vl.py first)
 
-Two prompts with pictures, four answers each, lengths 1 to 12. Per answer token t, with lp =
+Two prompts with images, four answers each, lengths 1 to 12. Per answer token t, with lp =
 log-prob under the policy:
   ratio = exp(lp - old)      pg = max(-A * ratio, -A * clamp(ratio, 1 - 0.2, 1 + 0.2))
   d = ref - lp               kl = clamp(exp(d) - d - 1, -10, 10) (no gradient where clamped)
@@ -105,9 +105,9 @@ def main():
     gen = torch.Generator().manual_seed(556)
     prompts, names = [], []
     for i, runs in enumerate(PROMPTS):
-        q_inputs, pictures = q.build_inputs(runs, pixels, gen)
+        q_inputs, images = q.build_inputs(runs, pixels, gen)
         prompts.append(q_inputs)
-        names.append(pictures)
+        names.append(images)
     answers = []
     for group in LENGTHS:
         answers.append([torch.randint(0, 250, (n,), generator=gen) for n in group])
@@ -172,7 +172,7 @@ def main():
                                            transformers=transformers.__version__),
                 clip=CLIP, kl_coef=KL_COEF, entropy_coef=ENTROPY_COEF, kl_clamp=KL_CLAMP,
                 temperature=1.0,
-                runs=PROMPTS, pictures=names, lengths=LENGTHS, tokens=sum(map(sum, LENGTHS)),
+                runs=PROMPTS, images=names, lengths=LENGTHS, tokens=sum(map(sum, LENGTHS)),
                 loss=loss.item(),
                 parts={n: t.item() for n, t in terms.items()}, gradient_norm=norm,
                 f32_noise=dict(gradients=noise),

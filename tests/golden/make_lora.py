@@ -72,10 +72,10 @@ def make(name, outdir):
 
     ids = t[key + "input_ids"].long()[None]
     inputs = dict(input_ids=ids, mm_token_type_ids=(ids == IMAGE).int())
-    if sequence["pictures"]:
+    if sequence["images"]:
         inputs["image_grid_thw"] = t[key + "image_grid_thw"].long()
         inputs["pixel_values"] = torch.cat(
-            [(pixels[n].float() - 128) / 64 for n in sequence["pictures"]])
+            [(pixels[n].float() - 128) / 64 for n in sequence["images"]])
 
     model = peft.get_peft_model(base(torch.float32), peft.LoraConfig(**spec))
     gen = torch.Generator().manual_seed(int(name[1:]))

@@ -1,9 +1,9 @@
 """Golden pixel values: what transformers' Pillow-based Qwen2-VL image processor makes of small
-pictures.
+images.
 
 Usage: python make_processor.py [OUTDIR (default: processor next to this file)]
 
-OUTDIR gets the pictures (NAME.png), cases.json and cases.safetensors. A case of cases.json:
+OUTDIR gets the images (NAME.png), cases.json and cases.safetensors. A case of cases.json:
   {name, file, mode, height, width, min_pixels, max_pixels, grid: [t, h, w], stride, count, whole}
 and in cases.safetensors NAME.sample = flat pixel_values [patches * 1176] at 0, stride, 2 stride,
 ... (f32), and NAME.sums = per patch sum (f64 sum, stored f32) [patches]. whole = the sample is all
@@ -41,11 +41,11 @@ CASES = [
     ("alpha", "RGBA", 64, 80, LOW, HIGH),
     ("palette", "P", 58, 75, LOW, HIGH),
 ]
-WHOLE_PATCHES = 16       # pictures of so few patches are stored whole
+WHOLE_PATCHES = 16       # images of so few patches are stored whole
 SAMPLE = 2500
 
 
-def picture(mode, h, w, rng):
+def drawn(mode, h, w, rng):
     """Gradients with a few shapes: smooth parts, hard edges, and small files."""
     y, x = np.mgrid[0:h, 0:w]
     base = np.stack([x * 255 // max(1, w - 1), y * 255 // max(1, h - 1), (x + 2 * y) * 3 % 256],
@@ -100,7 +100,7 @@ def main():
     cases, tensors = [], {}
     for name, mode, h, w, low, high in CASES:
         file = name + ".png"
-        picture(mode, h, w, rng).save(os.path.join(outdir, file), optimize=True)
+        drawn(mode, h, w, rng).save(os.path.join(outdir, file), optimize=True)
         img = Image.open(os.path.join(outdir, file))
         assert img.mode == mode and img.size == (w, h)
         proc = Qwen2VLImageProcessorPil(size={"shortest_edge": low, "longest_edge": high})

@@ -3,7 +3,7 @@ gives for them.
 
 Usage: python make_qwen_vl.py [OUTDIR (default: the folder of this file)] [CONFIG ...]
 
-Writes OUTDIR/qwen_vl/pixels.safetensors (pictures shared by all configurations, u8 [patches, 1176];
+Writes OUTDIR/qwen_vl/pixels.safetensors (images shared by all configurations, u8 [patches, 1176];
 the value fed to the model is (u8 - 128) / 64, which bf16 holds exactly),
 OUTDIR/qwen_vl/positions.json, OUTDIR/qwen_vl/windows.json and, per configuration, a folder (in
 qwen_vl for Q, Qwen2.5-VL; in qwen2_vl for V, Qwen2-VL) with config.json, generation_config.json,
@@ -39,8 +39,8 @@ FAMILIES = {
     "qwen2_vl": ("qwen2_vl", Qwen2VLConfig, Qwen2VLForConditionalGeneration),
 }
 
-# Picture sizes in pixels (h, w); a picture is 14 x 14 patches.
-PICTURES = [(28, 28), (56, 56), (112, 112), (140, 84), (84, 140), (112, 280), (28, 196), (140, 196)]
+# Image sizes in pixels (h, w); an image is 14 x 14 patches.
+IMAGE_SIZES = [(28, 28), (56, 56), (112, 112), (140, 84), (84, 140), (112, 280), (28, 196), (140, 196)]
 
 # A sequence is a list of runs: an int is a number of text tokens, a string an image with its start and
 # end markers.
@@ -109,7 +109,7 @@ CONFIGS = {
         section=[16, 24, 24], theta=1e6, tie=True, config="nested", names="new", shards=1,
         sequences=["adjacent", "wide", "end"], generate=None),
     "Q6": dict(
-        purpose="window remainders over several pictures; keys that equal the class defaults are "
+        purpose="window remainders over several images; keys that equal the class defaults are "
                 "missing; two shards",
         vision=dict(depth=8, hidden_size=64, intermediate_size=20, num_heads=16,
                     fullatt_block_indexes=[7, 15, 23, 31],
@@ -150,11 +150,11 @@ SPARSE_TEXT = ["num_key_value_heads", "rms_norm_eps", "hidden_act", "max_positio
                "use_sliding_window", "pad_token_id", "bos_token_id"]
 
 
-def picture_bytes():
-    """u8 [patches, 1176] per picture size, from one fixed random stream."""
+def image_bytes():
+    """u8 [patches, 1176] per image size, from one fixed random stream."""
     gen = torch.Generator().manual_seed(7001)
     out = {}
-    for h, w in PICTURES:
+    for h, w in IMAGE_SIZES:
         x = torch.randn((h // 14) * (w // 14), 1176, generator=gen) * 64 + 128
         out[f"{h}x{w}"] = x.round().clamp(0, 255).to(torch.uint8)
     return out
@@ -274,7 +274,7 @@ def write_weights(spec, weights, folder):
         f.write("\n")
 
 
-def build_inputs(runs, pictures, gen):
+def build_inputs(runs, images, gen):
     ids, names = [], []
     for run in runs:
         if isinstance(run, int):
@@ -287,7 +287,7 @@ def build_inputs(runs, pictures, gen):
     inputs = dict(input_ids=ids, mm_token_type_ids=(ids == IMAGE).int())
     if names:
         inputs["image_grid_thw"] = torch.tensor([grid_of(n) for n in names])
-        inputs["pixel_values"] = torch.cat([(pictures[n].float() - 128) / 64 for n in names])
+        inputs["pixel_values"] = torch.cat([(images[n].float() - 128) / 64 for n in names])
     return inputs, names
 
 
@@ -326,11 +326,11 @@ def relative(a, b):
     return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
 
 
-def run_sequence(models, label, index, main, small, pictures, seed):
+def run_sequence(models, label, index, main, small, images, seed):
     """Runs one sequence through the f32, f64 and bf16 models; returns its tensors and its entry for
     case.json."""
     gen = torch.Generator().manual_seed(seed)
-    inputs, names = build_inputs(SEQUENCES[label], pictures, gen)
+    inputs, names = build_inputs(SEQUENCES[label], images, gen)
     f32, f64, bf16 = models
     length = inputs["input_ids"].shape[1]
     stages = {}
@@ -420,7 +420,7 @@ def run_sequence(models, label, index, main, small, pictures, seed):
         picked_rows = evenly(feats.shape[0], 2 * LOGIT_ROWS)
         tensors["image_rows"] = torch.tensor(picked_rows).int()
         tensors["image_embeds"] = feats[picked_rows]
-    entry = dict(label=label, prefix=key, main=main, runs=SEQUENCES[label], pictures=names,
+    entry = dict(label=label, prefix=key, main=main, runs=SEQUENCES[label], images=names,
                  length=length,
                  rope_delta=delta, loss=loss.item(),
                  f32_noise=dict(logits=relative(logits.detach(), logits64.detach()),
@@ -446,7 +446,7 @@ def greedy(model, inputs, steps):
     return ids, lead
 
 
-def make_config(name, outdir, pictures):
+def make_config(name, outdir, images):
     spec = CONFIGS[name]
     folder = os.path.join(outdir, family(spec)[0], name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -481,7 +481,7 @@ def make_config(name, outdir, pictures):
     tensors, entries = {}, []
     for i, label in enumerate(spec["sequences"]):
         small = "family" in spec
-        t, entry, inputs = run_sequence(models, label, i, i == 0 and not small, small, pictures,
+        t, entry, inputs = run_sequence(models, label, i, i == 0 and not small, small, images,
                                         seed + i + 1)
         if label == spec["generate"]:
             ids, lead = greedy(f32, inputs, 12)
@@ -572,10 +572,10 @@ def main():
     outdir = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
     shared = os.path.join(outdir, "qwen_vl")
     os.makedirs(shared, exist_ok=True)
-    pictures = picture_bytes()
-    save_file(pictures, os.path.join(shared, "pixels.safetensors"))
+    images = image_bytes()
+    save_file(images, os.path.join(shared, "pixels.safetensors"))
     for name in sys.argv[2:] or CONFIGS:
-        model = make_config(name, outdir, pictures)
+        model = make_config(name, outdir, images)
     # The positions of both families follow the same rule.
     make_positions(model, os.path.join(shared, "positions.json"))
     make_windows(os.path.join(shared, "windows.json"))

@@ -1,4 +1,4 @@
-"""Golden resizes: Pillow's Image.resize with BILINEAR and BICUBIC, whole picture, no box, no
+"""Golden resizes: Pillow's Image.resize with BILINEAR and BICUBIC, whole image, no box, no
 reducing gap.
 
 Usage: python make_resize.py [OUTPUT (default: resize.safetensors next to this file)]

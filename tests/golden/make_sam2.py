@@ -28,7 +28,7 @@ from transformers import Sam2Config, Sam2Model
 
 from sam2_models import (BR, CONFIGS, decode, encode, formula_weights, give_weights, GRADIENT_PROMPTS,
                          hf_config, hf_decode, hf_encode, hf_name, in_double, last, logit_map,
-                         MAIN_PROMPT, P1, P3, picture, prompt_inputs, PROMPTS, sam2_model, TL)
+                         MAIN_PROMPT, P1, P3, sample_image, prompt_inputs, PROMPTS, sam2_model, TL)
 
 # about how many numbers are stored of a map, a prompt's masks, a gradient
 MAP_SAMPLE, MASK_SAMPLE, GRAD_SAMPLE = 500, 500, 28
@@ -171,12 +171,12 @@ def run_prompts(record, model, hf, model64, enc, enc_hf, enc64, size, names, sam
 
 
 def run_predictor(record, model, spec):
-    """SAM2ImagePredictor itself on a picture of another size; coordinates in that picture's
+    """SAM2ImagePredictor itself on an image of another size; coordinates in that image's
     pixels."""
-    height, width = spec["picture"]
+    height, width = spec["original"]
     predictor = SAM2ImagePredictor(model)
     predictor._bb_feat_sizes = [(spec["image"] // s,) * 2 for s in (4, 8, 16)]
-    predictor.set_image(picture(height, width))
+    predictor.set_image(sample_image(height, width))
     side = np.array([width, height])
     box = np.concatenate([np.array(TL) * side, np.array(BR) * side]).round(1).astype(np.float32)
     points = np.stack([np.array(P1) * side, np.array(P3) * side]).round(1).astype(np.float32)
@@ -280,7 +280,7 @@ def make_tiny(name, outdir):
     give_weights(model64, weights)
     model64 = in_double(model64)
 
-    pixels = (torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64
+    pixels = (torch.from_numpy(sample_image(size, size)).permute(2, 0, 1)[None].float() - 128) / 64
     record = Record()
     with torch.no_grad():
         enc, enc_hf, enc64 = encode(model, pixels), hf_encode(hf, pixels), encode(model64,
@@ -354,7 +354,7 @@ def make_real(name, outdir):
     config, started = hf_config(spec), time.time()
     weights = formula_weights(shapes_of(config))
     write_folder(spec, config, None, folder)
-    pixels = (torch.from_numpy(picture(size, size)).permute(2, 0, 1)[None].float() - 128) / 64
+    pixels = (torch.from_numpy(sample_image(size, size)).permute(2, 0, 1)[None].float() - 128) / 64
     with torch.device("meta"):
         hf = Sam2Model(config)
     hf.load_state_dict({n: w.clone() for n, w in weights.items()}, assign=True)
@@ -399,14 +399,14 @@ def make_real(name, outdir):
 def make_resize(outdir):
     """The predictor's antialiased resize with normalisation, and the plain bilinear resize of
     logits with the mask."""
-    record, tensors = Record(), []
+    record = Record()
     resize = SAM2Transforms(resolution=1024, mask_threshold=0.0)
     for h, w in [(1024, 1024), (480, 640), (1080, 1920), (777, 333), (333, 777), (60, 100),
                  (2048, 2048), (1, 1000), (1000, 1), (1500, 700)]:
-        record.put(f"in.{h}x{w}", resize(picture(h, w)).permute(1, 2, 0), 1500)
+        record.put(f"in.{h}x{w}", resize(sample_image(h, w)).permute(1, 2, 0), 1500)
     small = SAM2Transforms(resolution=64, mask_threshold=0.0)
     for h, w in [(50, 70), (64, 64), (640, 31)]:
-        record.put(f"in64.{h}x{w}", small(picture(h, w)).permute(1, 2, 0), 1500)
+        record.put(f"in64.{h}x{w}", small(sample_image(h, w)).permute(1, 2, 0), 1500)
     low, masks = logit_map(2, 256, 256), {}
     for h, w in [(256, 256), (480, 640), (37, 53), (1080, 1920), (300, 100), (1, 1000)]:
         up = F.interpolate(low[None], (h, w), mode="bilinear", align_corners=False)[0]
@@ -429,7 +429,7 @@ def main():
     here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "sam2")
     outdir = args.pop(0) if args and args[0] not in CONFIGS and args[0] != "resize" else here
     os.makedirs(outdir, exist_ok=True)
-    save_file({f"{s}x{s}": torch.from_numpy(picture(s, s)) for s in (64, 128)},
+    save_file({f"{s}x{s}": torch.from_numpy(sample_image(s, s)) for s in (64, 128)},
               os.path.join(outdir, "pixels.safetensors"))
     for name in args or list(CONFIGS) + ["resize"]:
         if name == "resize":

@@ -5,7 +5,7 @@ Usage: python make_torchfile.py [FOLDER (default: torchfile next to this file)]
 FOLDER/*.pt                 written by torch.save; some with features that are refused. legacy.pt holds a memory address and is
                             the one file that differs each time
 FOLDER/expected.json        file -> tensor name -> {dtype, shape, values (flat, row-major)} as they should be read
-FOLDER/sam2_names.json      original: {stem: {suffix: shape}} of SAM2.1 tiny, all of it; transformers: the same for the picture
+FOLDER/sam2_names.json      original: {stem: {suffix: shape}} of SAM2.1 tiny, all of it; transformers: the same for the image
                             part; sizes: model -> the shapes that its config is derived from;
                             config: model -> that config (what of Sam2Config.to_dict() concerns the
                             network; but for tiny, vision_config only). "a.3-5.b" stands for a.3.b,
@@ -179,8 +179,8 @@ def sam2_names():
         with torch.device("meta"):
             other = Sam2Model(config).state_dict()
         # The four point rows become one matrix, the Fourier matrix gets a second name.
-        picture = [n for n in state if n.startswith(("image_encoder.", "sam_", "no_mem_embed"))]
-        assert len(other) == len(picture) - 3 + 1, (size, len(other), len(picture))
+        image = [n for n in state if n.startswith(("image_encoder.", "sam_", "no_mem_embed"))]
+        assert len(other) == len(image) - 3 + 1, (size, len(other), len(image))
         out["config"][size] = concerning(config.to_dict())
         if size != "tiny":
             assert all(v == out["config"]["tiny"][k] for k,

@@ -15,30 +15,30 @@ from transformers import Sam2Config
 CONFIGS = {
     "S1": dict(purpose="no padding", image=128, embed=8, heads=1, stages=[1, 2, 3, 1], glob=[4],
                windows=[8, 4, 4, 2],
-               background=[7, 7], picture=(90, 61), salt=7, hyper0=1),
+               background=[7, 7], original=(90, 61), salt=7, hyper0=1),
     "S2": dict(
         purpose="padding in stages 3 and 4, even window at a pooling block, two blocks in stage "
                 "1; the file lacks the prompt "
                "encoder's copy of the positional matrix", image=128, embed=8, heads=2,
                stages=[2, 1, 3, 2], glob=[4],
-               windows=[8, 4, 6, 3], background=[14, 14], picture=(40, 170), salt=3, hyper0=0,
+               windows=[8, 4, 6, 3], background=[14, 14], original=(40, 170), salt=3, hyper0=0,
                one_matrix=True),
     "S3": dict(
         purpose="the released tiny model's windows, 16 x 16 tokens padded to 28; widths 10, 20, "
                 "40, 80", image=256, embed=10,
                heads=1, stages=[1, 2, 4, 2], glob=[4, 6], windows=[8, 4, 14, 7], background=[7, 7],
-               picture=(256, 256), salt=6,
+               original=(256, 256), salt=6,
                hyper0=2),
     "S4": dict(
         purpose="odd window at a pooling block, oblong background; the config lacks what equals "
                 "the class defaults", image=128,
                embed=8, heads=1, stages=[1, 1, 2, 1], glob=[3], windows=[8, 4, 7, 3],
-               background=[5, 9], picture=(200, 333),
+               background=[5, 9], original=(200, 333),
                salt=3, hyper0=0, sparse=True),
     "S5": dict(purpose="smallest; the same weights as an original .pt with video keys", image=64,
                embed=8, heads=1,
                stages=[1, 1, 2, 1], glob=[3], windows=[8, 4, 4, 2], background=[7, 7],
-               picture=(50, 70), salt=4, hyper0=1, pt=True),
+               original=(50, 70), salt=4, hyper0=1, pt=True),
     "S6": dict(purpose="tiny as released", image=1024, embed=96, heads=1, stages=[1, 2, 7, 2],
                glob=[5, 7, 9],
                windows=[8, 4, 14, 7], background=[7, 7], real=True),
@@ -53,7 +53,7 @@ CONFIGS = {
                windows=[8, 4, 16, 8], background=[7, 7], real=True),
 }
 
-# Points as fractions of the picture's side, rounded to quarter pixels; label 2 and 3 are a box's
+# Points as fractions of the image's side, rounded to quarter pixels; label 2 and 3 are a box's
 # corners.
 TL, BR, P1, P2, P3 = (0.21, 0.17), (0.72, 0.66), (0.40, 0.35), (0.58, 0.44), (0.83, 0.90)
 PROMPTS = {
@@ -100,7 +100,7 @@ def hashes(text, count):
     return mix(np.arange(count, dtype=np.uint32) + np.uint32(fnv1a(text)))
 
 
-def picture(height, width):
+def sample_image(height, width):
     """u8 [height, width, 3]: a triangle wave of period 256 plus noise of 0..63, at most 191."""
     y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(3), indexing="ij")
     wave = np.abs((5 * y + 3 * x + 64 * c) % 256 - 128)

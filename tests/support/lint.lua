@@ -1,5 +1,5 @@
--- lint.lua - what no compiler looks at: file names in comments and pages, links between pages, the
--- length of lines.
+-- lint.lua - what no compiler looks at: file names in comments and pages, links between pages, what
+-- models/ includes, the length of lines.
 --
 --   luajit tests/support/lint.lua         from the repository's root; `make lint` does this,
 --                                         luacheck and clang-format
@@ -10,6 +10,8 @@
 --   are allowed.
 -- * A file whose first line says "NAME - what it is" must have that name.
 -- * A relative link on a page must lead to a file.
+-- * A file in models/ includes graph.h, files of models/common and of its own family's folder, and
+-- the C library; nothing else.
 -- * At most 1 % of a language's lines may be longer than 100 columns.
 -- Prints one line for each finding and `lint: N findings`; exits 1 if there are any.
 -- Left out: names that code builds at run time, links into the web, anchors within a page.
@@ -20,12 +22,12 @@ local stat = require "posix.sys.stat"
 local COLUMNS = 100
 local LONG_LINES = 0.01         -- the share of longer lines that is accepted
 
-local SKIPPED_FOLDERS = { [".git"] = true, build = true, runs = true }
+local SKIPPED_FOLDERS = { ["./.git"] = true, ["./build"] = true, ["./runs"] = true }
 
 -- Files of other projects that comments and pages may name.
 local EXTERNAL = {}
 for name in ([[
-  run_seg_zero_3b.sh modeling_qwen2_5_vl.py modeling_qwen2_vl.py core_algos.py
+  cjson.lua run_seg_zero_3b.sh modeling_qwen2_5_vl.py modeling_qwen2_vl.py core_algos.py
   pcre2.h jpeglib.h png.h lua.h lauxlib.h cuda_runtime.h cudnn.h nccl.h mpi.h
   stdio.h math.h time.h
 ]]):gmatch "%S+" do EXTERNAL[name] = true end
@@ -51,7 +53,7 @@ local function list_files(folder, found)
     local path = folder .. "/" .. name
     local mode = name ~= "." and name ~= ".." and stat.lstat(path).st_mode
     if mode and stat.S_ISDIR(mode) ~= 0 then
-      if not SKIPPED_FOLDERS[name] then list_files(path, found) end
+      if not SKIPPED_FOLDERS[path] then list_files(path, found) end
     elseif mode and stat.S_ISREG(mode) ~= 0 then
       found[#found + 1] = path:sub(3)         -- without "./"
     end
@@ -164,6 +166,23 @@ local function check_links(path, number, line)
   end
 end
 
+-- ---- what models/ includes ----
+
+local MODEL_HEADERS = { ["graph.h"] = true, ["sz.h"] = true, ["models.h"] = true }
+
+-- The same seam as between folders: the runtime reaches a model through graph.h alone.
+local function check_include(path, number, line, known)
+  local header = line:match '^%s*#%s*include%s*"([^"]+)"'
+  local folder = path:match "^models/([^/]*)/" or "common"
+  if not header or not path:find "^models/" or MODEL_HEADERS[header] then return end
+  local is_own = known["models/" .. header] and header:match "^([^/]*)/" == folder
+  local is_near = known["models/" .. folder .. "/" .. header]
+  local is_common = known["models/" .. header] and header:find "^common/"
+  if not is_own and not is_near and not is_common then
+    report(path, number, ("models/ includes graph.h and its own headers, not '%s'"):format(header))
+  end
+end
+
 -- ---- line lengths ----
 
 local GROUPS = {
@@ -211,6 +230,7 @@ for _, path in ipairs(paths) do
       check_names(path, number, text, known)
       if number == 1 and not language.page then check_header(path, line) end
       count_length(path, number, line)
+      check_include(path, number, line, known)
       if language.page then check_links(path, number, line) end
     end
   end

@@ -14,7 +14,7 @@
 --       a ./segzero of its own, one thread
 --   mini.remove()                             all folders made
 --
--- Pictures are RefShapes of 84 pixels (9 tokens). Weights are wide enough (std 0.3) that answers
+-- Images are RefShapes of 84 pixels (9 tokens). Weights are wide enough (std 0.3) that answers
 -- differ between prompts. Left out: anything a trained model would say; rewards here count letters.
 
 local ffi = require "ffi"
@@ -196,7 +196,7 @@ function M.bytes(t)
   return ffi.string(ffi.cast("char *", tensor.data(t)), t:numel() * tensor.WIDTH[t:dtype()])
 end
 
--- A prompt with the picture of one RefShapes row.
+-- A prompt with the image of one RefShapes row.
 function M.input(vl, index, text)
   local row = data.open("refshapes",
     { split = "train", size = M.size, seed = 3, rows = 100 }):row(index)

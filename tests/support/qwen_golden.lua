@@ -76,7 +76,7 @@ function M.input_of(sequence, t)
     input_ids = t[p .. "input_ids"]:totable(),
     position_ids = positions,
     next_position = highest + 1,
-    pixel_values = pixel_values(sequence.pictures),
+    pixel_values = pixel_values(sequence.images),
     image_grid_thw = grids,
   }
 end

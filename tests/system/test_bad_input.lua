@@ -64,59 +64,74 @@ local function refused(wanted, path)
   check.ok(ok or not tostring(message):find("\nstack traceback", 1, true), "without a traceback")
 end
 
-refused("/no-such: it is not a folder", place .. "/no-such")
-refused("/no-config: it has no config.json",
-  broken("no-config", function(p) os.remove(p .. "/config.json") end))
-refused("/bad-json/config.json: ", broken("bad-json",
-  function(p) files.write(p .. "/config.json", "{\"model_type\": ") end))
-refused("/number/config.json: not a JSON object",
-  broken("number", function(p) files.write(p .. "/config.json", "3") end))
-refused("/kind/config.json: model_type llama is not supported",
-  with_config("kind", { model_type = "llama" }))
-refused("/mrope/config.json: mrope_section adds up to 7, head_dim / 2 is 8",
-  with_config("mrope", { rope_scaling = { type = "mrope", mrope_section = { 2, 3, 2 } } }))
-refused([[mrope_section is [2,"3",3], expected three whole numbers]],
-  with_config("mrope2", { rope_scaling = { type = "mrope", mrope_section = { 2, "3", 3 } } }))
-refused("mrope_section adds up to 64, head_dim / 2 is 8",
-  with_config("mrope3", { rope_scaling = cjson.null }))
-refused("/layers/config.json: num_hidden_layers is 1.5, expected a whole number",
-  with_config("layers", { num_hidden_layers = 1.5 }))
-refused("num_attention_heads is 0", with_config("heads", { num_attention_heads = 0 }))
-refused("num_key_value_heads 3 does not divide num_attention_heads 2",
-  with_config("kv", { num_key_value_heads = 3 }))
-refused("hidden_size is 'text', expected a whole number", with_config("text", { hidden_size = "text" }))
-refused("vision_config.out_hidden_size 16 differs from hidden_size 32",
-  with_config("out", nil, { out_hidden_size = 16 }))
-refused("vision_config.depth is -1", with_config("depth", nil, { depth = -1 }))
-refused("weights do not fit the config", with_config("vocab",
-  { vocab_size = base.vocab_size + 16 }))
+check.case("a model folder without a config that can be read", function()
+  refused("/no-such: it is not a folder", place .. "/no-such")
+  refused("/no-config: it has no config.json",
+    broken("no-config", function(p) os.remove(p .. "/config.json") end))
+  refused("/bad-json/config.json: ", broken("bad-json",
+    function(p) files.write(p .. "/config.json", "{\"model_type\": ") end))
+  refused("/number/config.json: not a JSON object",
+    broken("number", function(p) files.write(p .. "/config.json", "3") end))
+  refused("/kind/config.json: model_type llama is not supported",
+    with_config("kind", { model_type = "llama" }))
+end)
 
-refused("has neither model.safetensors nor model.safetensors.index.json",
-  broken("no-weights", function(p) os.remove(p .. "/model.safetensors") end))
-local raw = files.read(dir .. "/model.safetensors")
-for _, n in ipairs { 0, 7, 100, #raw / 2 - #raw / 2 % 1, #raw - 1 } do
-  refused(("/cut-%d/model.safetensors: "):format(n),
-    broken("cut-" .. n, function(p) files.write(p .. "/model.safetensors", raw:sub(1, n)) end))
-end
-refused("missing: model.layers.1.mlp.up_proj.weight",
-  with_weights("missing", { ["model.layers.1.mlp.up_proj.weight"] = false }))
-refused("model.norm.weight: shape [31], expected [32]",
-  with_weights("shape", { ["model.norm.weight"] = tensor.zeros { 31 } }))
-refused("unexpected: model.extra.weight", with_weights("extra",
-  { ["model.extra.weight"] = tensor.zeros { 3 } }))
-local embedding = sz.safetensors.load(dir .. "/model.safetensors")["model.embed_tokens.weight"]
-check.ok(pcall(sz.qwen_vl, with_weights("tied", { ["lm_head.weight"] = embedding })),
-  "a tied model may carry the embedding as lm_head")
-refused("lm_head.weight: shape [3], expected [",
-  with_weights("head", { ["lm_head.weight"] = tensor.zeros { 3 } }))
+check.case("a config with numbers that do not fit", function()
+  refused("/mrope/config.json: mrope_section adds up to 7, head_dim / 2 is 8",
+    with_config("mrope", { rope_scaling = { type = "mrope", mrope_section = { 2, 3, 2 } } }))
+  refused([[mrope_section is [2,"3",3], expected three whole numbers]],
+    with_config("mrope2", { rope_scaling = { type = "mrope", mrope_section = { 2, "3", 3 } } }))
+  refused("mrope_section adds up to 64, head_dim / 2 is 8",
+    with_config("mrope3", { rope_scaling = cjson.null }))
+  refused("/layers/config.json: num_hidden_layers is 1.5, expected a whole number",
+    with_config("layers", { num_hidden_layers = 1.5 }))
+  refused("num_attention_heads is 0", with_config("heads", { num_attention_heads = 0 }))
+  refused("num_key_value_heads 3 does not divide num_attention_heads 2",
+    with_config("kv", { num_key_value_heads = 3 }))
+  refused("hidden_size is 'text', expected a whole number",
+    with_config("text", { hidden_size = "text" }))
+  refused("vision_config.out_hidden_size 16 differs from hidden_size 32",
+    with_config("out", nil, { out_hidden_size = 16 }))
+  refused("vision_config.depth is -1", with_config("depth", nil, { depth = -1 }))
+  refused("weights do not fit the config", with_config("vocab",
+    { vocab_size = base.vocab_size + 16 }))
+end)
 
-fails("no model in " .. place .. "/model-gone: it is not a folder", nil, place .. "/model-gone")
-fails("model.norm.weight: shape [31], expected [32]", nil, place .. "/shape")
-fails("/kind/config.json: unknown model family 'llama'", nil, place .. "/kind")
-fails("tokenizer.json", nil, broken("no-tokenizer",
-  function(p) os.remove(p .. "/tokenizer.json") end))
-fails("preprocessor_config.json", nil, broken("bad-processor",
-  function(p) files.write(p .. "/preprocessor_config.json", "{") end))
+check.case("weights that are cut off or do not fit", function()
+  refused("has neither model.safetensors nor model.safetensors.index.json",
+    broken("no-weights", function(p) os.remove(p .. "/model.safetensors") end))
+  local raw = files.read(dir .. "/model.safetensors")
+  for _, n in ipairs { 0, 7, 100, #raw / 2 - #raw / 2 % 1, #raw - 1 } do
+    refused(("/cut-%d/model.safetensors: "):format(n),
+      broken("cut-" .. n, function(p) files.write(p .. "/model.safetensors", raw:sub(1, n)) end))
+  end
+  refused("missing: model.layers.1.mlp.up_proj.weight",
+    with_weights("missing", { ["model.layers.1.mlp.up_proj.weight"] = false }))
+  refused("model.norm.weight: shape [31], expected [32]",
+    with_weights("shape", { ["model.norm.weight"] = tensor.zeros { 31 } }))
+  refused("unexpected: model.extra.weight", with_weights("extra",
+    { ["model.extra.weight"] = tensor.zeros { 3 } }))
+end)
+
+check.case("a tied model that carries a head", function()
+  local embedding = sz.safetensors.load(dir .. "/model.safetensors")["model.embed_tokens.weight"]
+  check.ok(pcall(sz.qwen_vl, with_weights("tied", { ["lm_head.weight"] = embedding })),
+    "a tied model may carry the embedding as lm_head")
+  refused("lm_head.weight: shape [3], expected [",
+    with_weights("head", { ["lm_head.weight"] = tensor.zeros { 3 } }))
+end)
+
+check.case("broken model folders through the program", function()
+  fails("no model in " .. place .. "/model-gone: it is not a folder", nil, place .. "/model-gone")
+  fails("model.norm.weight: shape [31], expected [32]", nil,
+    with_weights("shape2", { ["model.norm.weight"] = tensor.zeros { 31 } }))
+  fails("/kind2/config.json: unknown model family 'llama'", nil,
+    with_config("kind2", { model_type = "llama" }))
+  fails("tokenizer.json", nil, broken("no-tokenizer",
+    function(p) os.remove(p .. "/tokenizer.json") end))
+  fails("preprocessor_config.json", nil, broken("bad-processor",
+    function(p) files.write(p .. "/preprocessor_config.json", "{") end))
+end)
 
 -- ---- data sets ----
 local refshapes = require "segzero.data.refshapes"
@@ -133,39 +148,54 @@ local function data_set(name, change)
 end
 local in_order = "data.shuffle=false"
 
-local good, good_status = mini.recipe(dir, { "data.train_files=" .. set, "data.val_files=None",
-  "trainer.max_steps=1", "trainer.save_freq=-1",
-  "trainer.save_checkpoint_path=" .. place .. "/good",
-  "worker.reward.compute_score=" .. place .. "/reward.lua" })
-check.equal(good_status, 0, "the data set itself is fine: " .. good:sub(-300))
+check.case("the data set itself is fine", function()
+  local good, good_status = mini.recipe(dir, { "data.train_files=" .. set, "data.val_files=None",
+    "trainer.max_steps=1", "trainer.save_freq=-1",
+    "trainer.save_checkpoint_path=" .. place .. "/good",
+    "worker.reward.compute_score=" .. place .. "/reward.lua" })
+  check.equal(good_status, 0, "the data set itself is fine: " .. good:sub(-300))
+end)
 
-fails("data set " .. place .. "/nowhere: " .. place .. "/nowhere/data.jsonl: No such file",
-  { "data.train_files=" .. place .. "/nowhere" })
-fails("data set " .. place .. "/nowhere: ", { "data.val_files=" .. place .. "/nowhere" })
-fails("/json/data.jsonl:3: not a JSON object",
-  { data_set("json", function(t) t[3] = "{'id': 3}" end) })
-fails("/column/data.jsonl:2: the column 'solution' is nil, expected a string",
-  { data_set("column", function(t) t[2] = t[2]:gsub('"solution"', '"answer"') end) })
-fails("/kinds/data.jsonl:4: the column 'problem' is number, expected a string",
-  { data_set("kinds", function(t) t[4] = t[4]:gsub('"problem": "[^"]*"', '"problem": 5') end) })
-fails("/empty/data.jsonl has no rows", { data_set("empty", function(t) for i = #t, 1,
-  -1 do t[i] = nil end end) })
-fails("the data set has 6 rows, data.rollout_batch_size is 8",
-  { "data.train_files=" .. set, "data.rollout_batch_size=8" }, nil, true)
-fails("/gone/data.jsonl:2: ", { data_set("gone",
-  function(t) t[2] = t[2]:gsub("train_1_000001%.png", "nothing.png") end), in_order }, nil, true)
-fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order }, nil, true)
-fails("/picture/data.jsonl:1: ", { data_set("picture",
-  function(_, p) files.write(p .. "/images/train_1_000000.png", "no image at all") end),
-  in_order }, nil, true)
-local long = fails("data.max_prompt_length is 60",
-  { "data.train_files=" .. set, in_order, "data.max_prompt_length=60" }, nil, true)
-check.ok(long:find("row train_1_000000_1: the prompt has %d+ tokens %(%d+ of them image%)"),
-  "it names the row: " .. long)
--- An image only one pixel high is too narrow for the processor: the row is named too.
-fails("row train_1_000000_1: ", { data_set("narrow",
-  function(_, p) sz.image.new(400, 1):save(p .. "/images/train_1_000000.png") end), in_order }, nil,
-  true)
+check.case("data sets that cannot be read", function()
+  fails("data set " .. place .. "/nowhere: " .. place .. "/nowhere/data.jsonl: No such file",
+    { "data.train_files=" .. place .. "/nowhere" })
+  fails("data set " .. place .. "/nowhere: ", { "data.val_files=" .. place .. "/nowhere" })
+  fails("/json/data.jsonl:3: not a JSON object",
+    { data_set("json", function(t) t[3] = "{'id': 3}" end) })
+  fails("/column/data.jsonl:2: the column 'solution' is nil, expected a string",
+    { data_set("column", function(t) t[2] = t[2]:gsub('"solution"', '"answer"') end) })
+  fails("/kinds/data.jsonl:4: the column 'problem' is number, expected a string",
+    { data_set("kinds", function(t) t[4] = t[4]:gsub('"problem": "[^"]*"', '"problem": 5') end) })
+  fails("/empty/data.jsonl has no rows", { data_set("empty", function(t)
+    for i = #t, 1, -1 do t[i] = nil end
+  end) })
+end)
+
+check.case("rows that cannot be used", function()
+  fails("the data set has 6 rows, data.rollout_batch_size is 8",
+    { "data.train_files=" .. set, "data.rollout_batch_size=8" }, nil, true)
+  fails("/gone/data.jsonl:2: ", { data_set("gone",
+    function(t) t[2] = t[2]:gsub("train_1_000001%.png", "nothing.png") end), in_order })
+  local skipping, skipping_status = mini.recipe(dir, { "data.train_files=" .. place .. "/gone",
+    "data.val_files=None", "data.on_bad_row=skip", "trainer.max_steps=1", "trainer.save_freq=-1",
+    "trainer.save_checkpoint_path=" .. place .. "/skipping",
+    "worker.reward.compute_score=" .. place .. "/reward.lua" })
+  check.equal(skipping_status, 0, "the row is left out: " .. skipping:sub(-300))
+  check.ok(skipping:find("(1 of 6 rows; left out: data.on_bad_row=skip)", 1, true),
+    "and that is said")
+  fails("images/nothing.png", { "data.train_files=" .. place .. "/gone", in_order })
+  fails("/image/data.jsonl:1: ", { data_set("image",
+    function(_, p) files.write(p .. "/images/train_1_000000.png", "no image at all") end),
+    in_order })
+  local long = fails("data.max_prompt_length is 60",
+    { "data.train_files=" .. set, in_order, "data.max_prompt_length=60" })
+  check.ok(long:find("row train_1_000000_1: the prompt has %d+ tokens %(%d+ of them image%)"),
+    "it names the row: " .. long)
+  -- An image only one pixel high is too narrow for the processor: the row is named too.
+  fails("row train_1_000000_1: ", { data_set("narrow",
+    function(_, p) sz.image.new(400, 1):save(p .. "/images/train_1_000000.png") end),
+    in_order })
+end)
 
 -- ---- rewards ----
 local function reward(name, source)
@@ -173,37 +203,44 @@ local function reward(name, source)
   return { "worker.reward.compute_score=" .. place .. "/" .. name .. ".lua",
     "data.train_files=" .. set, in_order }
 end
-fails("the reward does not load: " .. place .. "/syntax.lua:1: ",
-  reward("syntax", "return function( end"))
-fails("there is nothing here", reward("load", "error 'there is nothing here'"))
-fails("returns a table, expected a function", reward("kind", "return {}"))
-fails("cannot open " .. place .. "/absent.lua",
-  { "worker.reward.compute_score=" .. place .. "/absent.lua" })
 
-local text, runs = fails("the reward failed on row train_1_000000_1", reward("throws", [[
-local function judge(text, truth)
-  if #truth > 0 then error "no judgement today" end
-end
-return function(text, truth) return (judge(text, truth)) end
-]]), nil, true)
-local problem, solution = cjson.decode(lines[1]).problem, cjson.decode(lines[1]).solution
-for _, part in ipairs { "question: " .. problem, "ground truth: " .. solution, "answer: ",
-  "no judgement today", "throws.lua:2: ", "in function 'judge'" } do
-  check.ok(text:find(part, 1, true), "the error has '" .. part .. "'")
-end
-check.equal(files.read(runs .. "/metrics.jsonl"), "", "no metrics of a step that failed")
-check.equal(files.read(runs .. "/rollouts.jsonl"), "", "no rollouts of it")
-check.ok(not files.exists(runs .. "/global_step_1/config.json"), "no checkpoint of it")
+check.case("rewards that do not load", function()
+  fails("the reward does not load: " .. place .. "/syntax.lua:1: ",
+    reward("syntax", "return function( end"))
+  fails("there is nothing here", reward("load", "error 'there is nothing here'"))
+  fails("returns a table, expected a function", reward("kind", "return {}"))
+  fails("cannot open " .. place .. "/absent.lua",
+    { "worker.reward.compute_score=" .. place .. "/absent.lua" })
+end)
 
-for value, wanted in pairs { ["nil"] = "nil", ["0/0"] = "nan", ["1/0"] = "inf", ["'3'"] = "3",
-  ["true"] = "true" } do
-  local out = fails("for row train_1_000000_1, expected a finite number",
-    reward("value", "return function() return " .. value .. " end"), nil, true)
-  check.ok(out:find("the reward returned %-?" .. wanted), "it shows " .. wanted)
-end
-fails("the reward's part tidy of row train_1_000000_1 is nil, expected names with numbers",
-  reward("parts", "return function() return 1, setmetatable({}, nil) and {tidy = 'nil'} end"), nil,
-  true)
+check.case("a reward that raises an error", function()
+  local text, runs = fails("the reward failed on row train_1_000000_1", reward("throws", [[
+  local function judge(text, truth)
+    if #truth > 0 then error "no judgement today" end
+  end
+  return function(text, truth) return (judge(text, truth)) end
+  ]]), nil, true)
+  local row = cjson.decode(lines[1])
+  for _, part in ipairs { "question: " .. row.problem, "ground truth: " .. row.solution, "answer: ",
+    "no judgement today", "throws.lua:2: ", "in function 'judge'" } do
+    check.ok(text:find(part, 1, true), "the error has '" .. part .. "'")
+  end
+  check.equal(files.read(runs .. "/metrics.jsonl"), "", "no metrics of a step that failed")
+  check.equal(files.read(runs .. "/rollouts.jsonl"), "", "no rollouts of it")
+  check.ok(not files.exists(runs .. "/global_step_1/config.json"), "no checkpoint of it")
+end)
+
+check.case("rewards that are no numbers", function()
+  for value, wanted in pairs { ["nil"] = "nil", ["0/0"] = "nan", ["1/0"] = "inf", ["'3'"] = "3",
+    ["true"] = "true" } do
+    local out = fails("for row train_1_000000_1, expected a finite number",
+      reward("value", "return function() return " .. value .. " end"), nil, true)
+    check.ok(out:find("the reward returned %-?" .. wanted), "it shows " .. wanted)
+  end
+  fails("the reward's part tidy of row train_1_000000_1 is nil, expected names with numbers",
+    reward("parts", "return function() return 1, setmetatable({}, nil) and {tidy = 'nil'} end"),
+    nil, true)
+end)
 
 -- ---- a caller's mistakes in a script: each blames this file, none reaches C ----
 local function blames(wanted, f, ...)
@@ -217,70 +254,82 @@ local function of(object, method, ...)
   local a, b = object[method](object, ...)
   return a, b
 end
-local t = sz.tensor { 1, 2 }
-check.equal((1 / sz.tensor { 1 / 0, 4 }):totable()[1], 0, "a number over infinity is 0")
-local x = sz.tensor { 2, 4 }:requires_grad(true);
-(3 / x):sum():backward()
-check.equal(x:grad():totable()[1], -0.75, "and has its gradient")
-blames("a tensor already", function() local y = sz.tensor(t) return y end)
-blames("a table with names", function() local y = sz.tensor { a = 1 } return y end)
-blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 },
-  { dtype = "u8" }) return y end)
-blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 },
-  { dtype = "i32" }) return y end)
-blames("options must be a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
-blames("options must be a table", of, t, "to", "cuda")
-blames("affine: scale is x", of, t, "affine", "x")
-blames("expected a tensor, got string", function() local y = "x" + t return y end)
-local gone = sz.tensor { 1 }
-gone:free()
-for _, method in ipairs { "item", "totable", "values", "mean", "to" } do
-  blames("has been freed", of, gone, method)
-end
-local nested = select(2, pcall(sz.step, function() sz.no_grad(function() error "inside" end) end))
-check.equal(select(2, nested:gsub("stack traceback:", "")), 1,
-  "scopes within scopes: one traceback")
-blames("over the limit", of, sz.image.new(2, 2), "resize", 2 ^ 30, 2 ^ 30)
-blames("not a table of texts", function() sz.safetensors.save(place .. "/m.safetensors", { t = t },
-  "pt") end)
 
-local vl = sz.qwen_vl(dir)
-local inp = vl:process { { role = "user", content = "where?" } }
-blames("a folder name is expected", function() local m = sz.qwen_vl() return m end)
-blames("dtype is f16, expected one of", function() local m = sz.qwen_vl(dir,
-  { dtype = "f16" }) return m end)
-blames("one message, not a list", of, vl, "process", { role = "user", content = "where?" })
-for _, method in ipairs { "forward", "generate", "logprobs" } do
-  blames("vl:process(messages) returned", of, vl, method, {})
-end
-blames("generate: n is 1.5", of, vl, "generate", inp, { n = 1.5, max_new_tokens = 2 })
-blames("generate: seed is 0.5", of, vl, "generate", inp, { seed = 0.5 })
-blames("logprobs: list 1 is a number", of, vl, "logprobs", inp, { 1, 2 })
-blames("logprobs: list 1[2] is -1", of, vl, "logprobs", inp, { { 1, -1 } })
-local longer = {}
-for k, v in pairs(inp) do longer[k] = v end
-longer.input_ids = { unpack(inp.input_ids) }
-table.insert(longer.input_ids, 1)
-blames("but position_ids [3, " .. #inp.input_ids .. "]", of, vl, "forward", longer)
-local blind = vl:process { { role = "user", content = { { type = "image",
-  image = sz.image.new(56, 56) } } } }
-blind.pixel_values = nil
-blames("but pixel_values has 0 patches", of, vl, "forward", blind)
-local sam = sz.sam2(sz.core.root .. "/models/tiny/sam2")
-blames("call set_image first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
-blames("wants an image", of, sam, "set_image", "a.png")
-sam:set_image(sz.image.new(20, 10))
-blames("box must be 4 numbers", of, sam, "predict", { box = { 1, 2, 3 } })
-blames("mask_input must be a tensor", of, sam, "predict", { mask_input = t })
-check.equal(#sam:predict { boxes = {} }, 0, "no boxes: no results")
-vl:free()
-sam:free()
-for _, method in ipairs { "forward", "generate", "logprobs", "process", "parameters", "save" } do
-  blames("this model has been freed", of, vl, method, inp)
-end
-for _, method in ipairs { "set_image", "predict", "embed", "parameters" } do
-  blames("this model has been freed", of, sam, method, {})
-end
+check.case("a number over a tensor", function()
+  check.equal((1 / sz.tensor { 1 / 0, 4 }):totable()[1], 0, "a number over infinity is 0")
+  local x = sz.tensor { 2, 4 }:requires_grad(true);
+  (3 / x):sum():backward()
+  check.equal(x:grad():totable()[1], -0.75, "and has its gradient")
+end)
+
+check.case("mistakes with tensors and images", function()
+  local t = sz.tensor { 1, 2 }
+  blames("a tensor already", function() local y = sz.tensor(t) return y end)
+  blames("a table with names", function() local y = sz.tensor { a = 1 } return y end)
+  blames("300 does not fit u8", function() local y = sz.tensor({ 1, 300 },
+    { dtype = "u8" }) return y end)
+  blames("nan does not fit i32", function() local y = sz.tensor({ 0 / 0 },
+    { dtype = "i32" }) return y end)
+  blames("options must be a table", function() local y = sz.tensor({ 1 }, "bf16") return y end)
+  blames("options must be a table", of, t, "to", "cuda")
+  blames("affine: scale is x", of, t, "affine", "x")
+  blames("expected a tensor, got string", function() local y = "x" + t return y end)
+  local gone = sz.tensor { 1 }
+  gone:free()
+  for _, method in ipairs { "item", "totable", "values", "mean", "to" } do
+    blames("has been freed", of, gone, method)
+  end
+  local nested = select(2, pcall(sz.step, function() sz.no_grad(function() error "inside" end) end))
+  check.equal(select(2, nested:gsub("stack traceback:", "")), 1,
+    "scopes within scopes: one traceback")
+  blames("over the limit", of, sz.image.new(2, 2), "resize", 2 ^ 30, 2 ^ 30)
+  blames("not a table of texts", function()
+    sz.safetensors.save(place .. "/m.safetensors", { t = t }, "pt")
+  end)
+end)
+
+check.case("mistakes with a policy", function()
+  local vl = sz.qwen_vl(dir)
+  local inp = vl:process { { role = "user", content = "where?" } }
+  blames("a folder name is expected", function() local m = sz.qwen_vl() return m end)
+  blames("dtype is f16, expected one of", function() local m = sz.qwen_vl(dir,
+    { dtype = "f16" }) return m end)
+  blames("one message, not a list", of, vl, "process", { role = "user", content = "where?" })
+  for _, method in ipairs { "forward", "generate", "logprobs" } do
+    blames("vl:process(messages) returned", of, vl, method, {})
+  end
+  blames("generate: n is 1.5", of, vl, "generate", inp, { n = 1.5, max_new_tokens = 2 })
+  blames("generate: seed is 0.5", of, vl, "generate", inp, { seed = 0.5 })
+  blames("logprobs: list 1 is a number", of, vl, "logprobs", inp, { 1, 2 })
+  blames("logprobs: list 1[2] is -1", of, vl, "logprobs", inp, { { 1, -1 } })
+  local longer = {}
+  for k, v in pairs(inp) do longer[k] = v end
+  longer.input_ids = { unpack(inp.input_ids) }
+  table.insert(longer.input_ids, 1)
+  blames("but position_ids [3, " .. #inp.input_ids .. "]", of, vl, "forward", longer)
+  local blind = vl:process { { role = "user", content = { { type = "image",
+    image = sz.image.new(56, 56) } } } }
+  blind.pixel_values = nil
+  blames("but pixel_values has 0 patches", of, vl, "forward", blind)
+  vl:free()
+  for _, method in ipairs { "forward", "generate", "logprobs", "process", "parameters", "save" } do
+    blames("this model has been freed", of, vl, method, inp)
+  end
+end)
+
+check.case("mistakes with SAM2", function()
+  local sam = sz.sam2(sz.core.root .. "/models/tiny/sam2")
+  blames("call set_image first", of, sam, "predict", { box = { 1, 2, 3, 4 } })
+  blames("wants an image", of, sam, "set_image", "a.png")
+  sam:set_image(sz.image.new(20, 10))
+  blames("box must be 4 numbers", of, sam, "predict", { box = { 1, 2, 3 } })
+  blames("mask_input must be a tensor", of, sam, "predict", { mask_input = sz.tensor { 1, 2 } })
+  check.equal(#sam:predict { boxes = {} }, 0, "no boxes: no results")
+  sam:free()
+  for _, method in ipairs { "set_image", "predict", "embed", "parameters" } do
+    blames("this model has been freed", of, sam, method, {})
+  end
+end)
 
 mini.remove()
 check.finish()

@@ -137,6 +137,7 @@ check.case("values say the key, the value and what is expected", function()
   refused("^worker.kind is 'three', expected one of: one, two$", "worker.kind=three")
   refused("^trainer.logger has 'consol', expected a list of: console, jsonl: did you mean 'console'%?$",
     "trainer.logger=consol,jsonl")
+  refused("^trainer.logger is empty, expected a list of: console, jsonl$", "trainer.logger=")
 end)
 
 check.case("words that are no settings", function()
@@ -434,12 +435,15 @@ check.case("a recipe runs only when it is the script", function()
   end
 end)
 
-check.case("the default output does not write over a model", function()
+check.case("an output folder that holds anything is not written into", function()
   local paths = require "segzero.config.paths"
   files.make_dir(place .. "/out")
   files.write(place .. "/out/config.json", "{}")
   check.equal(paths.output(place .. "/out", false), place .. "/out-2", "a default moves on")
-  check.equal(paths.output(place .. "/out", true), place .. "/out", "a named folder is taken")
+  check.raises(function() paths.output(place .. "/out", true) end,
+    "output: .*/out holds files already; name another folder, or overwrite=true", "a named one")
+  check.equal(paths.output(place .. "/out", true, true), place .. "/out", "if it must be")
+  check.equal(paths.output(place .. "/new", true), place .. "/new", "a new one is taken")
   for _, name in ipairs { "pretrain_shapes", "sam2_finetune" } do
     local row = require("segzero.config." .. name).schema:find "output"
     check.ok(row.default:find "^runs/", name .. " does not write to models/")

@@ -93,7 +93,7 @@ local function write_mask(name, w, h, x0, y0, x1, y1)
   end
   sz.image.write_png(folder .. "/" .. name, w, h, 1, p)
 end
-sz.image.write_png(folder .. "/picture.png", W, H, 3, ffi.new("uint8_t[?]", W * H * 3))
+sz.image.write_png(folder .. "/photo.png", W, H, 3, ffi.new("uint8_t[?]", W * H * 3))
 write_mask("mask.png", W, H, 20, 10, 59, 29)
 write_mask("empty.png", W, H, 1, 1, 0, 0)
 write_mask("small.png", 84, 84, 20, 10, 59, 29)
@@ -108,7 +108,7 @@ local lines = {}
 for i, case in ipairs(CASES) do
   lines[i] = cjson.encode { id = "row" .. i, problem = "Row " .. i .. ".",
     solution = "<box>(20,10),(59,29)</box><points>(30,15),(40,20)</points>",
-    image = case[3] or "picture.png", mask = case[1] }
+    image = case[3] or "photo.png", mask = case[1] }
 end
 files.write(folder .. "/data.jsonl", table.concat(lines, "\n"))
 
@@ -182,7 +182,7 @@ with_stand_ins(function()
     { 780, 800, 0.975, 0.5, cjson.null }, "row 1")
   check.ok(r[1].seconds >= 0 and r[1].text:find("points_2", 1, true), "text and seconds")
   for i, kind in pairs { [3] = "answer", [4] = "sam2", [5] = "iou", [6] = "iou",
-    [7] = "picture" } do
+    [7] = "image" } do
     check.equal({ r[i].failure_kind, r[i].iou, r[i].intersection }, { kind, 0, 0 }, "row " .. i)
     check.ok(#r[i].failure > 5, "a reason")
   end
@@ -209,6 +209,13 @@ with_stand_ins(function()
     "protocol=visionreasoner")
   check.equal({ third.failed, third.skipped }, { 1, 3 }, "visionreasoner's counts")
   check.equal(results(lists)[1].bbox, { { 20, 10, 58, 29 } }, "lists of boxes")
+
+  -- Rows that cannot be used: refused, or left out.
+  check.raises(function() run { "on_bad_row=error" } end,
+    "data=.*/set: 3 of 7 rows cannot be used: the image cannot be read in 1, "
+    .. "the mask cannot be used in 2", "on_bad_row=error")
+  local rest = run { "on_bad_row=skip" }
+  check.equal({ rest.rows, rest.errors }, { 4, 1 }, "on_bad_row=skip; SAM2's own failure stays")
 
   -- The oracle's box is the true one.
   local best = run { "oracle=true", "rows=3" }
@@ -254,7 +261,7 @@ with_stand_ins(function()
   local bare = place .. "/bare"
   files.make_dir(bare)
   files.write(bare .. "/data.jsonl", (lines[1]:gsub(',?"mask":"mask.png"', ""):gsub("{,",
-    "{"):gsub("picture.png", "../set/picture.png")))
+    "{"):gsub("photo.png", "../set/photo.png")))
   local boxes, where = run { "data=" .. bare }
   check.equal({ boxes.gIoU == nil, boxes.box[1], results(where)[1].iou }, { true, 1, cjson.null },
     "boxes alone")
@@ -270,7 +277,7 @@ with_stand_ins(function()
   end
   local s, out = run { "rows=3" }
   check.equal({ s.failed, s.errors, results(out)[2].failure_kind, results(out)[2].failure },
-    { 1, 1, "picture", "no luck" }, "one bad row costs one row")
+    { 1, 1, "image", "no luck" }, "one bad row costs one row")
   check.near(s.gIoU[1], 0.975 / 3, 1e-12, "and the others count")
 end)
 

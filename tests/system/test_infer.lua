@@ -204,6 +204,28 @@ local output, status = infer("--image_path", "photo.png", "--text", "x", "--mode
 check.equal({ status, sz.image.size(dir .. "/o.png") }, { 0, 640, 480 },
   "without SAM2 the image with its marks, as large as it is")
 check.ok(output:find "\nno mask: [^\n]*%-%-sam2_path", "and a line that says so")
+
+-- The frame of answers, in the image's 640 x 480.
+for _, case in ipairs {
+  { { "--resize", "none" }, "[20, 16, 50, 61]", "the model sees 644x476, and its answer counts in 644x476" },
+  { { "--resize", "112x84" }, "[114, 91, 286, 343]" },
+  { { "--data.resize", "100x80" }, "[114, 91, 286, 343]",
+    "the model sees 112x84, and its answer counts in 112x84" },
+  { { "--answer_frame", "1000" }, "[13, 8, 32, 29]",
+    "the model sees 84x84, and its answer counts in 1000x1000" },
+  { { "--answer_frame=image" }, "[20, 16, 50, 60]",
+    "the model sees 84x84, and its answer counts in 640x480" },
+} do
+  local said = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE,
+    "--sam2_path", "none", "--output_path", "o.png", unpack(case[1]))
+  local name = table.concat(case[1], " ")
+  check.ok(said:find("\nbox:    " .. case[2], 1, true), name .. ": " .. said)
+  check.equal(said:match "the model sees [^\n]*", case[3], name .. ": the frame is said")
+end
+refused(2, "answer_frame is '8x', expected auto, model, image or a size", "--demo",
+  "--answer_frame", "8x")
+refused(2, "both say how the image is resized", "--demo", "--frame", "84", "--resize", "none")
+
 output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE, "--multi",
   "--sam2_path", SAM2, "--mask_path", "m.png")
 check.equal({ status, files.exists(dir .. "/m.png") }, { 1, false },

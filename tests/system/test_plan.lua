@@ -52,6 +52,25 @@ check.case("the plan's sizes are those of a training step", function()
   check.ok(math.abs(planned / used - 1) < 0.1, name)
 end)
 
+check.case("a reference that only the estimator needs is counted", function()
+  local function planned(...)
+    return plan.of(mini.settings { "worker.actor.model.model_path=" .. dir,
+      "data.max_response_length=8", "worker.actor.use_kl_loss=false", ... },
+      { prompt = prompt.seg_zero })
+  end
+  sz.advantages:register("with_reference", {
+    help = "a test's estimator",
+    needs = { reference = true },
+    fn = function(batch) return sz.advantages:get("grpo").fn(batch, {}) end,
+  })
+  local without = planned()
+  local with = planned "algorithm.adv_estimator=with_reference"
+  check.equal({ without.parts.reference, without.arena.reference }, { 0, 0 }, "no KL, no reference")
+  check.equal(with.parts.reference, with.parts.weights, "the reference's weights")
+  check.ok(with.arena.reference > 0, "and its forward pass")
+  check.ok(with.peak >= without.peak + with.parts.reference, "both are in the peak")
+end)
+
 check.case("a run that cannot fit is refused with the numbers", function()
   local p = make_plan()
   local device = plan.device

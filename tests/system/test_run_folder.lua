@@ -265,6 +265,24 @@ check.case("what a killed run left half-written is removed, but only what is lis
   check.equal(folders.kind(G .. "/global_step_3"), nil, "a whole checkpoint is removed by its list")
 end)
 
+check.case("a removal that was cut short is finished", function()
+  local half = place .. "/half"
+  recipe(save_to(half), "trainer.max_steps=4")
+  os.remove(half .. "/global_step_1/DONE")
+  os.remove(half .. "/global_step_1/model.safetensors")
+  for _, name in ipairs(folders.list(half .. "/global_step_2")) do
+    os.remove(half .. "/global_step_2/" .. name)
+  end
+  files.make_dir(half .. "/global_step_3.tmp")
+  files.write(half .. "/global_step_3.tmp/UNFINISHED.tmp", "{")
+  local said, rc = recipe(load_from(half), "trainer.max_steps=4", "trainer.save_limit=2")
+  check.equal(rc, 0, said:sub(-300))
+  check.equal(steps_in(half), { 3, 4 }, "the complete ones stay")
+  for _, name in ipairs { "global_step_1", "global_step_2", "global_step_3.tmp" } do
+    check.equal(folders.kind(half .. "/" .. name), nil, name .. " is gone")
+  end
+end)
+
 -- ---- manifests ----
 local function flip(path, offset)
   local bytes = assert(files.read(path))

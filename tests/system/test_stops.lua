@@ -12,7 +12,7 @@ local process = require "tests.support.process"
 local host = require "segzero.host"
 local files = require "segzero.core.files"
 
-local STOPS = tonumber(os.getenv "STOPS" or "") or 12
+local STOPS = tonumber(os.getenv "STOPS" or "") or 6
 local STEPS = 12
 local TIMEOUT = 120
 
@@ -46,12 +46,6 @@ local function run_and(folder, signals, extra)
   return process.run({ "bash", "-c", text }, { timeout = TIMEOUT })
 end
 
--- What a run leaves: the bytes of its last weights and moments.
-local function result_of(folder)
-  local path = ("%s/global_step_%d/"):format(folder, STEPS)
-  return files.read(path .. "model.safetensors"), files.read(path .. "optimizer.safetensors")
-end
-
 local function steps_in_log(folder)
   local steps = {}
   for line in (files.read(folder .. "/metrics.jsonl") or ""):gmatch "[^\n]+" do
@@ -63,35 +57,49 @@ end
 local ALL_STEPS = {}
 for i = 1, STEPS do ALL_STEPS[i] = i end
 
--- The run that nothing stops.
-local started = process.now()
-local whole = place .. "/whole"
-check.equal(select(2, run(whole)), 0, "the whole run")
-local seconds = process.now() - started
-local weights, moments = result_of(whole)
+-- A run that nothing stops: its folder, how long it takes, and the bytes of its end.
+local function result_of(folder)
+  local path = ("%s/global_step_%d/"):format(folder, STEPS)
+  return files.read(path .. "model.safetensors"), files.read(path .. "optimizer.safetensors")
+end
 
--- Goes on with a stopped run and compares its end with that of the whole run.
-local function expect_same_end(folder, name)
-  local output, status = run(folder, { "trainer.load_checkpoint_path=" .. folder })
+local function whole_run_in(folder, extra)
+  local started = process.now()
+  local output, status = run(folder, extra)
+  check.equal(status, 0, "a whole run: " .. output)
+  local weights, moments = result_of(folder)
+  return { folder = folder, seconds = process.now() - started, weights = weights,
+    moments = moments }
+end
+
+local whole = whole_run_in(place .. "/whole")
+
+-- Goes on with a stopped run and compares its end with that of a whole run.
+local function expect_same_end(folder, name, whole_run, extra)
+  -- Some of the stopped runs had a slower reward with the same scores.
+  local words = { "trainer.load_checkpoint_path=" .. folder, "trainer.resume_changes=true" }
+  for _, word in ipairs(extra or {}) do words[#words + 1] = word end
+  local output, status = run(folder, words)
   check.equal(status, 0, name .. ": the resumed run: " .. output)
-  local w, m = result_of(folder)
-  check.ok(w == weights, name .. ": the same weights")
-  check.ok(m == moments, name .. ": the same moments")
+  local weights, moments = result_of(folder)
+  whole_run = whole_run or whole
+  check.ok(weights == whole_run.weights, name .. ": the same weights")
+  check.ok(moments == whole_run.moments, name .. ": the same moments")
   check.equal(steps_in_log(folder), ALL_STEPS, name .. ": each step is logged once")
 end
 
 -- ---- signals ----
 local SIGNALS = { { "TERM", 143 }, { "INT", 130 }, { "HUP", 129 } }
 
-check.case("a signal at any moment loses no finished step", function()
-  math.randomseed(check.seed)
+-- Stops `count` runs at random moments. whole: the folder of the run that nothing stops.
+local function stop_at_random(count, whole_run, extra)
   local saved = 0
   local in_training = 0
-  for i = 1, STOPS do
+  for i = 1, count do
     local signal, expected = unpack(SIGNALS[i % #SIGNALS + 1])
-    local folder = ("%s/stopped-%d"):format(place, i)
-    local wait = 0.1 + math.random() * seconds
-    local output, status = run_and(folder, ("sleep %.4f; kill -%s $p"):format(wait, signal))
+    local folder = ("%s-stopped-%d"):format(whole_run.folder, i)
+    local wait = 0.1 + math.random() * whole_run.seconds
+    local output, status = run_and(folder, ("sleep %.4f; kill -%s $p"):format(wait, signal), extra)
     local name = ("SIG%s after %.3f s"):format(signal, wait)
     check.ok(not output:find "stack traceback", name .. ": no traceback: " .. output)
 
@@ -105,11 +113,25 @@ check.case("a signal at any moment loses no finished step", function()
       saved = saved + 1
       check.equal(rest, ("saved %s/global_step_%s; go on with: trainer.load_checkpoint_path=%s")
         :format(folder, step, folder), name .. ": the line")
-      expect_same_end(folder, name)
+      expect_same_end(folder, name, whole_run, extra)
     end
   end
+  return saved, in_training
+end
+
+check.case("a signal at any moment loses no finished step", function()
+  math.randomseed(check.seed)
+  local saved, in_training = stop_at_random(STOPS, whole)
   check.ok(saved >= STOPS / 4, ("%d of %d runs were stopped after a step"):format(saved, STOPS))
   check.ok(in_training >= saved, "stops before the first step")
+end)
+
+check.case("a stop between two updates of a step waits for the second", function()
+  math.randomseed(check.seed + 1)
+  local extra = { "worker.actor.global_batch_size=1", "worker.actor.max_tokens_per_micro_batch=100" }
+  local other = whole_run_in(place .. "/two-updates", extra)
+  check.ok(other.weights ~= whole.weights, "two updates are another run")
+  check.ok(stop_at_random(STOPS / 2, other, extra) > 0, "runs were stopped after a step")
 end)
 
 -- A reward that waits in its n-th call until it is told that a signal was sent.
@@ -182,6 +204,48 @@ check.case("a closed pipe saves and ends the run quietly", function()
   expect_same_end(folder, "a closed pipe")
 end)
 
+-- ---- evaluations and the supervised recipes ----
+-- Starts the program with these words, sends it the signal once `ready` (a shell test) holds.
+local function stopped_when(words, ready, signal)
+  local quoted = { mini.quoted(host.executable), "--threads 1" }
+  for _, word in ipairs(words) do quoted[#quoted + 1] = mini.quoted(word) end
+  local text = table.concat(quoted, " ") .. " & p=$!; until " .. ready
+    .. "; do sleep 0.02; kill -0 $p 2>/dev/null || break; done; kill -" .. signal
+    .. " $p; wait $p"
+  return process.run({ "bash", "-c", text }, { timeout = TIMEOUT })
+end
+
+check.case("a stopped evaluation says what it has", function()
+  local folder = place .. "/evaluation"
+  local output, status = stopped_when({ "recipes/evaluate.lua", "oracle=true", "rows=400",
+    "output_path=" .. folder }, "[ -s " .. folder .. "/results.jsonl ]", "TERM")
+  check.equal(status, 143, "status")
+  local done = output:match("\nevaluate: stopped by SIGTERM after (%d+) of 400 rows, which are in "
+    .. folder .. "/results.jsonl\n$")
+  check.ok(done, output:sub(-300))
+  local written = files.read(folder .. "/results.jsonl")
+  check.equal(select(2, written:gsub("{[^\n]*}\n", "")), tonumber(done), "the rows of the file")
+end)
+
+check.case("a signal in the evaluation before the first step", function()
+  local folder = place .. "/before"
+  local words = { "recipes/refcocog_grpo.lua", "trainer.save_checkpoint_path=" .. folder }
+  local output, status = stopped_when(words, "[ -e " .. folder .. "/metrics.jsonl ]", "INT")
+  check.equal(status, 130, "status")
+  check.ok(output:find "segzero: stopped by SIGINT after step 0; no step was finished\n$",
+    output:sub(-300))
+end)
+
+check.case("a supervised recipe saves its model", function()
+  local folder = place .. "/sam2"
+  local output, status = stopped_when({ "recipes/sam2_finetune.lua", "output=" .. folder,
+    "log_every=1", "images=1", "eval_images=1", "minutes=5" }, "sleep 1.5", "HUP")
+  check.equal(status, 129, "status")
+  check.ok(output:find("sam2_finetune: stopped by SIGHUP in step %d+; saved " .. folder .. "\n$"),
+    output:sub(-300))
+  check.ok(files.exists(folder .. "/model.safetensors"), "the model")
+end)
+
 -- ---- errors ----
 check.case("an error saves the last finished step", function()
   local folder = place .. "/error"
@@ -203,7 +267,7 @@ end)
 
 check.case("a checkpoint that cannot be written leaves the older ones", function()
   local folder = place .. "/disk"
-  local size = #weights + 4096
+  local size = #whole.weights + 4096
   local limit = ("require 'ffi'.cdef 'int setrlimit(int, const uint64_t *);' "
     .. "require 'ffi'.C.setrlimit(1, require 'ffi'.new('uint64_t[2]', %d, %d))"):format(size / 2,
     size / 2)

@@ -90,23 +90,23 @@ end
 -- Its results are made once a step. Without what is kept they are made again for the reference and
 -- the update, by the same products over another number of rows.
 do
-  local cfg, pictures = mini.settings { "worker.actor.freeze_vision_tower=true",
+  local cfg, images = mini.settings { "worker.actor.freeze_vision_tower=true",
     "worker.actor.max_tokens_per_micro_batch=100" }, 0
-  local pictures_of = packing.images
+  local images_of = packing.images
   local lend = vision_cache.adopt
   function packing.images(inputs)
-    pictures = pictures + #inputs
-    return pictures_of(inputs)
+    images = images + #inputs
+    return images_of(inputs)
   end
   local function run(change)
-    pictures = 0
+    images = 0
     local t = mini.trainer(cfg, { model = dir, reference = true })
     if change then change(t) end
     local s = t:step()
-    return s, pictures, t.reference
+    return s, images, t.reference
   end
   local once, computed, reference = run()
-  check.equal(computed, 2, "two pictures go through a frozen tower once")
+  check.equal(computed, 2, "two images go through a frozen tower once")
   check.ok(vision_cache.adopted(reference), "the reference has the policy's tower")
   local again, twice = run(function(t) vision_cache.forget(t.reference) end)
   check.equal(twice, 4, "a reference of its own computes them, too")
@@ -121,7 +121,7 @@ do
   function vision_cache.put() end
   local never, all = run()
   check.equal(all, 6, "nothing kept")
-  packing.images = pictures_of
+  packing.images = images_of
   vision_cache.adopt = lend
   vision_cache.put = hold
   for _, key in ipairs { "loss", "kl", "grad_norm", "reward" } do

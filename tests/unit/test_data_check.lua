@@ -395,6 +395,25 @@ check.case("what was found is kept as long as size and time stay", function()
   check.equal(checked(path):count(), 80, "without it")
 end)
 
+check.case("a script's set with meta(i) is checked; a long check says how far it is", function()
+  local now = require("segzero").core.C.sz_seconds
+  local slow = { name = "slow", count = function() return 3 end,
+    where = function(_, i) return "row " .. i end }
+  function slow.meta(_, i)
+    local started = now()
+    while i == 2 and now() - started < 1.1 do end
+    if i == 3 then error("row 3: it is gone", 0) end
+    return { where = "row " .. i, index = i, problem = "p", solution = SOLUTION, columns = {},
+      image = place .. "/square.png" }
+  end
+  local said = {}
+  local ok, why = pcall(check_rows, slow, { name = "train", key = "data.on_bad_row",
+    on_bad_row = "error", reward = "seg_strict", say = function(text) said[#said + 1] = text end })
+  check.equal({ ok, why }, { false,
+    "row 3: it is gone (1 of 3 rows; data.on_bad_row=skip leaves it out)" }, "the error")
+  check.equal(said, { "checking slow: row 2 of 3" }, "the progress")
+end)
+
 -- ---- sets of a script ----
 check.case("a set that returns no row is one line", function()
   local img = image.new(84, 84)
@@ -404,7 +423,7 @@ check.case("a set that returns no row is one line", function()
   for want, result in pairs {
     ["the data set dots: row(2) returned nil"] = false,
     ["row(2) has the problem nil, expected a string"] = {},
-    ["row(2) has the solution 7, expected a string"] = { problem = "p", solution = 7, image = img },
+    ["row(2) has no solution"] = { problem = "p", image = img },
     ["row(2) has the image a.png, expected an image"] = { problem = "p", solution = "s",
       image = "a.png" },
   } do

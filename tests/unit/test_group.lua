@@ -51,8 +51,8 @@ end
 local prompts = {
   prompt_of(1, "the red circle"),
   prompt_of(0, "two"),
-  prompt_of(2, "what differs between these two pictures, and where is it to be seen?"),
-  prompt_of(0, ("a longer text without a picture "):rep(4)),
+  prompt_of(2, "what differs between these two images, and where is it to be seen?"),
+  prompt_of(0, ("a longer text without an image "):rep(4)),
 }
 
 -- Tokens of the k-th answer of a group: at the limit, 1, 2, then any number.

@@ -26,7 +26,7 @@ local GRAD_TOL = 1e-4
 
 local function groups_of(vl)
   local groups = {}
-  for p, pictures in ipairs(case.pictures) do
+  for p, images in ipairs(case.images) do
     local prefix = "p" .. (p - 1) .. "."
     local input = { input_ids = t[prefix .. "input_ids"]:totable(),
       image_grid_thw = t[prefix .. "image_grid_thw"]:totable() }
@@ -34,7 +34,7 @@ local function groups_of(vl)
       input.image_grid_thw, vl, 2)
     local parts = {}
     local rows = 0
-    for i, name in ipairs(pictures) do
+    for i, name in ipairs(images) do
       parts[i] = pixels[name]:cast(0):affine(1 / 64, -2)
       rows = rows + parts[i]:shape()[1]
     end

@@ -108,7 +108,7 @@ local counted = {
 }
 local function reset() calls = { embed = 0, masks = {} } end
 
--- IoU of what the predictor makes of a box and two points, in the picture's pixels, with the row's
+-- IoU of what the predictor makes of a box and two points, in the image's pixels, with the row's
 -- true mask.
 local function expected_iou(row, box, p1, p2)
   sam:set_image(row.image)
@@ -137,7 +137,7 @@ local dir = mini.write(place .. "/model")
 local cfg = mini.settings {}
 local t = mini.trainer(cfg, { model = dir, reward = mask_iou, segmenter = counted })
 
--- A picture of another size than the frame that answers count in: 126 x 84 seen as 840 x 840.
+-- An image of another size than the frame that answers count in: 126 x 84 seen as 840 x 840.
 local function wide_row()
   local row = made:row(1)
   local img = row.image:resize(126, 84)
@@ -183,7 +183,7 @@ end
 score { g }
 local sums = records.means { g }
 check.equal(calls, { embed = 1, masks = { 2 } },
-  "one picture embedded, one decoder call of the different answers")
+  "one image embedded, one decoder call of the different answers")
 local iou, iou_other = expected_iou(row, box, p1, p2), expected_iou(row, other, p3, p3)
 check.ok(iou > 0.05 and iou_other > 0.05 and iou ~= iou_other,
   ("the two masks are worth %.3f and %.3f"):format(iou, iou_other))
@@ -218,7 +218,7 @@ score { far }
 check.ok(far.samples[1].score >= 2 and far.samples[2].score >= 2,
   "boxes far away or inside out are wrong answers, no errors")
 
--- Several rows: each its own picture; a reward that asks for none costs none; nothing is left.
+-- Several rows: each its own image; a reward that asks for none costs none; nothing is left.
 reset()
 local function two()
   return { group(made:row(1), texts), group(made:row(2), { texts[1], texts[6] }) }
@@ -313,7 +313,7 @@ check.near(again, want_giou, 1e-12, "again")
 check.equal({ kept[1].mask:shape(), kept[2].mask, kept[3].mask }, { { 84, 84 }, nil, nil },
   "two records keep their masks, if they have one")
 check.equal(calls, { embed = 2, masks = { 1, 1 } },
-  "the ceiling is computed once, and a picture without an answer is not embedded")
+  "the ceiling is computed once, and an image without an answer is not embedded")
 for _, case in ipairs { { "a set without masks", function() t.held_out,
   t.reward = data.open(bare, {}), mini.reward end },
   { "no SAM2", function() t.held_out, t.segmenter = made, nil end } } do
@@ -388,7 +388,8 @@ check.equal({ #metrics, metrics[1].held_out_giou, metrics[3].held_out_giou,
   metrics[2]["reward/mask_iou"] }, { 3, 0, 0, 0 }, "metrics.jsonl")
 check.ok(metrics[1].held_out_ceiling_giou > 0, "with the ceiling")
 check.equal(cjson.decode(files.read(place .. "/masks/config.json")).worker.reward,
-  { reward_type = "function", compute_score = "mask_iou", sam2_path = SAM2 },
+  { reward_type = "function", compute_score = "mask_iou", sam2_path = SAM2,
+    timeout = 10, on_error = "stop" },
   "config.json names them")
 
 text, status = recipe("recipes/refcocog_grpo.lua", "boxes",

@@ -196,13 +196,13 @@ end)
 
 -- ---- in a data set ----
 check.case("a data set takes every form", function()
-  image.new(20, 16):save(place .. "/picture.png")
+  image.new(20, 16):save(place .. "/photo.png")
   local lines = {}
   for i = 1, 3 do
-    lines[i] = cjson.encode { problem = "p", solution = "s", image = "picture.png",
+    lines[i] = cjson.encode { problem = "p", solution = "s", image = "photo.png",
       mask = golden[i].mask }
   end
-  lines[4] = cjson.encode { problem = "p", solution = "s", image = "picture.png",
+  lines[4] = cjson.encode { problem = "p", solution = "s", image = "photo.png",
     mask = grey("set.png", 20, 16, { [7] = 1 }) }
   files.write(place .. "/data.jsonl", table.concat(lines, "\n"))
   local set = data.open(place)

@@ -150,9 +150,9 @@ local scratch_status
 local function make_scratch()
   if scratch_text then return end
   scratch_text, scratch_status = mini.run {
-    RECIPE, "output=" .. scratch, "steps=2", "log_every=1", "size=" .. SIDE, "eval_pictures=2",
+    RECIPE, "output=" .. scratch, "steps=2", "log_every=1", "size=" .. SIDE, "eval_images=2",
     "samples=2", "image_size=64", "width=8", "hidden=32", "mlp=32", "decoder_heads=2",
-    "blocks=1,1,2,1", "global_blocks=3", "windows=8,4,4,2", "pictures=2", "prompts=2",
+    "blocks=1,1,2,1", "global_blocks=3", "windows=8,4,4,2", "images=2", "prompts=2",
   }
 end
 
@@ -300,7 +300,7 @@ check.case("the recipe fine-tunes on a folder", function()
   local function tune(output)
     return mini.run {
       RECIPE, "model_path=" .. scratch, "train_files=" .. folder, "output=" .. output,
-      "freeze_encoder=true", "steps=2", "pictures=2", "eval_pictures=1", "samples=0",
+      "freeze_encoder=true", "steps=2", "images=2", "eval_images=1", "samples=0",
     }
   end
   local text, status = tune(tuned)

@@ -129,9 +129,9 @@ local inputs = {
   mini.input(vl, 2),
   mini.input(vl, 3),
   vl:process { { role = "user", content = "Where is it?" } },
-  text_prompt(("a longer question, without a picture "):rep(6)),
+  text_prompt(("a longer question, without an image "):rep(6)),
   mini.input(vl, 6,
-    "and a picture with other words that make this prompt longer than the others are"),
+    "and an image with other words that make this prompt longer than the others are"),
 }
 local ROW_IDS = { 21, 22, 23, 24, 25, 26 }
 

@@ -347,4 +347,14 @@ check.case("NaNs of any bits are read as NaN", function()
   check.equal(tostring(half), "tensor bf16 [2] {nan, nan}", "printed")
 end)
 
+check.case("a tensor without elements has no extreme", function()
+  for _, name in ipairs { "max", "min", "argmax", "argmin" } do
+    check.raises(function()
+      local empty = tensor.zeros { 0, 3 }
+      local r = empty[name](empty)
+      return r
+    end, "test_tensor%.lua:%d+: " .. name .. ": the tensor has no elements", name)
+  end
+end)
+
 check.finish()

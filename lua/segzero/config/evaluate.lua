@@ -6,6 +6,7 @@
 -- With merge= or compare= it does not, because no model runs.
 -- Leaves out: opening data and models.
 
+local frame = require "segzero.data.frame"
 local console = require "segzero.log.console"
 local metrics = require "segzero.evaluation.metrics"
 local model = require "segzero.models.qwen_vl"
@@ -18,7 +19,6 @@ local M = {}
 
 local EMBEDDED_TOKENS = 110           -- enough for the embedded model's answers
 local REFSHAPES_ROWS = 128
-local SEG_ZERO_FRAME = 840
 
 local models = {
   { key = "model_path", type = "text", default = "", null = "", also = { "reasoning_model_path" },
@@ -50,7 +50,21 @@ local data = {
 
 local answers = {
   { key = "frame", type = "count", optional = true, unit = "pixels",
-    help = "side of the resized image; null: segzero_frame of the model's config.json, or 840" },
+    help = "side of the square that images are resized to, as in Seg-Zero; null: segzero_frame of "
+      .. "the model's config.json, or 840" },
+  { key = "resize", type = "text", optional = true, also = { "data.resize" },
+    help = "another size to resize images to, such as 640x480, or none: as they are stored; null: "
+      .. "frame x frame" },
+  { key = "solution_frame", type = "text", default = "auto", also = { "data.solution_frame" },
+    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
+      .. "image" },
+  { key = "answer_frame", type = "text", default = "auto", also = { "data.answer_frame" },
+    help = "what answers count in: model (the size it sees), image, a size, or 1000; auto: as the "
+      .. "model's family does" },
+  { key = "max_pixels", type = "count", optional = true, also = { "data.max_pixels" },
+    unit = "pixels", help = "a larger image is reduced for the model; null: as its folder says" },
+  { key = "min_pixels", type = "count", optional = true, also = { "data.min_pixels" },
+    unit = "pixels", help = "a smaller image is enlarged for the model; null: as its folder says" },
   { key = "several", type = "boolean", default = false,
     help = "ask and read as VisionReasoner does: lists of objects" },
   { key = "max_new_tokens", type = "count", default = 1024, unit = "tokens",
@@ -134,7 +148,15 @@ local function find_policy(cfg, given)
     console.say("no model named: using the embedded " .. cfg.model_path)
   end
   local json = read_policy(cfg)
-  cfg.frame = cfg.frame or tonumber(json.segzero_frame) or SEG_ZERO_FRAME
+  local side = cfg.frame or frame.side_of_model(json)
+  if cfg.resize and cfg.frame then
+    error("frame and resize both say how images are resized: give one of them", 0)
+  end
+  if not cfg.resize then
+    cfg.frame = side
+    cfg.resize = frame.text(frame.square(side))
+  end
+  if cfg.data == "refshapes" then cfg.refshapes_size = cfg.refshapes_size or side end
   if not cfg.dtype then
     cfg.dtype = opening.dtype(json)
   end
@@ -156,11 +178,11 @@ function M.settings(args)
   local cfg, given = M.schema:read(args)
   check_protocol(cfg, given)
   check_part(cfg)
+  frame.settings(cfg)
   if #cfg.merge > 0 or #cfg.compare > 0 then return cfg, given end
   find_policy(cfg, given)
   if cfg.data == "refshapes" then
     cfg.rows = cfg.rows or REFSHAPES_ROWS
-    cfg.refshapes_size = cfg.refshapes_size or cfg.frame
   end
   find_sam2(cfg)
   return cfg, given

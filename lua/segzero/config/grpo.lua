@@ -10,6 +10,7 @@
 local choices = require "segzero.config.choices"
 local config = require "segzero.config"
 local console = require "segzero.log.console"
+local frame = require "segzero.data.frame"
 local foreign = require "segzero.config.foreign"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
@@ -41,6 +42,15 @@ local data = {
     help = "a larger image is reduced for the model" },
   { key = "data.min_pixels", type = "count", default = 3136, unit = "pixels",
     help = "a smaller image is enlarged for the model" },
+  { key = "data.solution_frame", type = "text", default = "auto",
+    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
+      .. "image" },
+  { key = "data.answer_frame", type = "text", default = "auto",
+    help = "what answers count in: model (the size it sees), image, a size, or 1000; auto: as the "
+      .. "model's family does" },
+  { key = "data.resize", type = "text", optional = true,
+    help = "resize every image to this size first, such as 840x840 (bilinear, as in Seg-Zero's "
+      .. "inference)" },
   { key = "data.system_prompt", type = "text", default = "You are a helpful assistant.",
     help = "the system message of every prompt" },
 }
@@ -171,6 +181,10 @@ local reward = {
     help = "a name in rewards/, or a .lua file that returns a function" },
   { key = "worker.reward.reward_type", type = "text", default = "function",
     choices = { "function" }, help = "how the reward is called" },
+  { key = "worker.reward.timeout", type = "number", default = 10, min = 0, unit = "seconds",
+    help = "time limit of the reward for one answer; 0: none" },
+  { key = "worker.reward.on_error", type = "text", default = "stop", choices = { "stop", "zero" },
+    help = "a reward that fails ends the run, or scores 0 and counts as reward_errors" },
   { key = "worker.reward.sam2_path", type = "text", default = "",
     help = "SAM2 for masks: a folder or a .pt file; empty: embedded, with that policy; none" },
 }
@@ -201,7 +215,7 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
-    help = "end the run when so many of the last 10 updates had a gradient that is not finite; " ..
+    help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
     also = { "trainer.val_freq" },
@@ -268,6 +282,8 @@ local function check_save_limit(cfg)
   end
 end
 
+local function check_frames(cfg) frame.settings(cfg.data, "data.") end
+
 M.schema = schema.new {
   name = "recipes/refcocog_grpo.lua",
   about = "Trains a Qwen-VL policy by GRPO to reason and to answer with a box and two points.",
@@ -288,7 +304,7 @@ M.schema = schema.new {
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
   ignored = foreign.ignored,
-  checks = { check_reference, check_kl_coef, check_mask_reward, check_save_limit },
+  checks = { check_frames, check_reference, check_kl_coef, check_mask_reward, check_save_limit },
 }
 
 -- ---- derived settings ----
@@ -299,7 +315,7 @@ local function use_embedded_model(cfg, given)
     if not given[key] then config.set(cfg, key, value) end
   end
   local json = require("segzero.models.qwen_vl").read_json(dir .. "/config.json")
-  if not given["data.refshapes_size"] then cfg.data.refshapes_size = json.segzero_frame or 840 end
+  if not given["data.refshapes_size"] then cfg.data.refshapes_size = frame.side_of_model(json) end
   console.say("no model named: using the embedded " .. dir)
 end
 

@@ -6,6 +6,7 @@
 -- options that exclude each other.
 -- Leaves out: opening files and models (the script does).
 
+local frame = require "segzero.data.frame"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
 
@@ -20,7 +21,13 @@ local question = {
   { key = "multi", type = "boolean", default = false,
     help = "several objects in one answer: VisionReasoner's prompt and answers" },
   { key = "frame", type = "count", optional = true, unit = "pixels",
-    help = "side of the resized image; null: segzero_frame of the model's config.json, or 840" },
+    help = "side of the square that the image is resized to, as in Seg-Zero; null: segzero_frame of "
+      .. "the model's config.json, or 840" },
+  { key = "resize", type = "text", optional = true, also = { "data.resize" },
+    help = "another size to resize it to, such as 640x480, or none: as it is; null: frame x frame" },
+  { key = "answer_frame", type = "text", default = "auto", also = { "data.answer_frame" },
+    help = "what the answer counts in: model (the size it sees), image, a size, or 1000; auto: as "
+      .. "the model's family does" },
 }
 
 local models = {
@@ -122,6 +129,10 @@ end
 function M.settings(args)
   local options = M.schema:read(args)
   check_question(options)
+  frame.settings(options)
+  if options.frame and options.resize then
+    error("--frame and --resize both say how the image is resized: give one of them", 0)
+  end
   check_output(options)
   find_models(options)
   return options

@@ -2,6 +2,7 @@
 -- Leaves out: reading the model, beyond its config.json.
 
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local opening = require "segzero.models.opening"
 local schema = require "segzero.config.schema"
 
@@ -28,9 +29,7 @@ function M.settings(args)
   for _, key in ipairs { "in", "adapter", "out" } do
     if cfg[key] == "" then error(("%s is missing: write %s=FOLDER"):format(key, key), 0) end
   end
-  if files.exists(cfg.out .. "/config.json") then
-    error(("out: %s holds a model already; name another folder"):format(cfg.out), 0)
-  end
+  folders.check_free(cfg.out, "out")
   if not cfg.dtype then
     local model = require "segzero.models.qwen_vl"
     if not files.exists(cfg["in"] .. "/config.json") then

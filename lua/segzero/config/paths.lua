@@ -9,6 +9,7 @@
 -- Leaves out: names on the Hugging Face hub.
 
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 
 local M = { POLICY = "models/tiny/qwen2.5-vl", SAM2 = "models/tiny/sam2" }
 
@@ -65,14 +66,16 @@ function M.sam2(named, options)
   return embedded, "embedded"
 end
 
--- The folder to which a recipe writes its model. A folder that the user named is used even if it
--- holds a model; the default gets -2, -3, ... so that nothing is overwritten. Does not make the
--- folder.
-function M.output(folder, is_given)
-  if is_given then return folder end
+-- The folder to which a recipe writes its model. A default gets -2, -3, ... if it holds anything; a
+-- folder that the user named is refused then, unless overwrite is true. Does not make the folder.
+function M.output(folder, is_given, overwrite)
+  if is_given then
+    if not overwrite then folders.check_free(folder, "output", ", or overwrite=true") end
+    return folder
+  end
   local free = folder
   local n = 1
-  while files.exists(free .. "/config.json") do
+  while #(folders.list(free) or {}) > 0 do
     n = n + 1
     free = ("%s-%d"):format(folder, n)
   end

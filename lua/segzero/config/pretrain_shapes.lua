@@ -8,7 +8,9 @@ local M = {}
 
 local run = {
   { key = "output", type = "text", default = "runs/pretrain_shapes",
-    help = "the folder to write; the default becomes -2, -3, ... when it holds a model already" },
+    help = "the folder to write; the default becomes -2, -3, ... when it holds anything" },
+  { key = "overwrite", type = "boolean", default = false,
+    help = "write over the files of a model in the folder named by output" },
   { key = "init", type = "text", default = "",
     help = "a model folder to go on from; empty: random weights" },
   { key = "seed", type = "integer", default = 1, min = 0, max = 2 ^ 53,
@@ -95,7 +97,7 @@ function M.settings(args)
     error(("hidden is %d, expected an even multiple of heads=%d"):format(options.hidden,
       options.heads), 0)
   end
-  options.output = paths.output(options.output, given.output)
+  options.output = paths.output(options.output, given.output, options.overwrite)
   return options
 end
 

@@ -1,6 +1,7 @@
 -- random_checkpoint.lua - the settings of examples/random_checkpoint.lua. Nothing is written here.
 
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local released = require "segzero.models.released"
 local schema = require "segzero.config.schema"
 
@@ -37,9 +38,7 @@ function M.settings(args)
     error("size is missing, expected one of: " .. table.concat(released.sizes, ", "), 0)
   end
   if cfg.out == "" then error("out is missing: write out=DIR", 0) end
-  if files.exists(cfg.out .. "/config.json") then
-    error(("out: %s holds a model already; name another folder"):format(cfg.out), 0)
-  end
+  folders.check_free(cfg.out, "out")
   if cfg.tokenizer and not files.exists(cfg.tokenizer .. "/tokenizer.json") then
     error(("tokenizer: %s has no tokenizer.json"):format(cfg.tokenizer), 0)
   end

@@ -9,7 +9,9 @@ local run = {
   { key = "model_path", type = "text", default = "",
     help = "a transformers folder or an original .pt file; empty: random weights" },
   { key = "output", type = "text", default = "runs/sam2_finetune",
-    help = "the folder to write; the default becomes -2, -3, ... when it holds a model already" },
+    help = "the folder to write; the default becomes -2, -3, ... when it holds anything" },
+  { key = "overwrite", type = "boolean", default = false,
+    help = "write over the files of a model in the folder named by output" },
   { key = "train_files", type = "text", default = "refshapes",
     help = "refshapes, or a folder with data.jsonl whose rows have image and mask" },
   { key = "val_files", type = "text", default = "",
@@ -107,7 +109,7 @@ function M.settings(args)
     error(message:format(options.box,
       options.box_points), 0)
   end
-  options.output = paths.output(options.output, given.output)
+  options.output = paths.output(options.output, given.output, options.overwrite)
   return options
 end
 

@@ -145,6 +145,9 @@ end
 local function to_list(row, items, note)
   local names = M.choices(row)
   if not names then return items end
+  if #items == 0 then
+    return nil, ("%s is empty, expected %s"):format(row.key, M.expected(row))
+  end
   local known = {}
   local list = {}
   local taken = {}

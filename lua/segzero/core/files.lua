@@ -41,7 +41,7 @@ function M.exists(path)
   return ffi.C.access(path, READABLE) == 0
 end
 
--- Raises an error for what is there and not a file of bytes: a folder, a pipe, a device.
+-- Raises an error for a path that is not a file of bytes: a folder, a pipe, a device.
 function M.check_regular(path)
   local stat = require "posix.sys.stat"
   local found = stat.stat(path)

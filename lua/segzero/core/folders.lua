@@ -7,9 +7,11 @@
 --   folders.absolute(path)       the real path, or nil if there is nothing
 --   folders.remove_file(path)    true, also if there was none; or nil and the reason
 --   folders.remove_empty(path)   a folder; true, or nil and the reason
---   folders.sync(path)           makes the names in a folder durable
+--   folders.sync(path)           makes the names in a folder durable, or raises an error
 --   folders.create(path, text, name)   a new file, synced; false if there is one already
 --   folders.check(path, name)    refuses a path that cannot be a new folder; name: of the setting
+--   folders.check_free(path, name, cure)   refuses also one that holds anything; the text `cure` goes
+--                                          to the end of the error
 --   folders.claim(path, mark, text, name) -> {path = the folder, wanted =, made = {folders}}
 --   folders.cancel(claimed)      removes the mark and the folders that claim() made, if empty
 --
@@ -67,12 +69,15 @@ function M.remove_file(path) return removed(posix("unistd").unlink(path)) end
 
 function M.remove_empty(path) return removed(posix("unistd").rmdir(path)) end
 
--- Some file systems cannot sync a folder, which is not a failure.
+-- A folder that may not be read, and a file system that cannot sync one, are not a failure.
 function M.sync(path)
   local fd = posix("fcntl").open(path, posix("fcntl").O_RDONLY)
   if not fd then return end
-  posix("unistd").fsync(fd)
+  local ok, reason, code = posix("unistd").fsync(fd)
   posix("unistd").close(fd)
+  local errno = posix "errno"
+  if ok or code == errno.EINVAL or code == errno.ENOTSUP then return end
+  error(("cannot sync the folder %s: %s"):format(path, reason), 0)
 end
 
 -- ---- taking a folder ----
@@ -94,6 +99,15 @@ function M.check(path, name)
   if path:find("\0", 1, true) then refuse(name, "the path has a zero byte in it") end
   local kind = M.kind(short)
   if kind and kind ~= "folder" then refuse(name, "%s exists and is not a folder", path) end
+end
+
+-- Refuses a path that is not free for a new folder.
+function M.check_free(path, name, cure)
+  M.check(path, name)
+  local names = M.list(path)
+  if names and #names > 0 then
+    refuse(name, "%s holds files already; name another folder%s", path, cure or "")
+  end
 end
 
 -- Makes a folder and those above it. Adds to `made` what was not there.

@@ -7,8 +7,15 @@
 --     opts = options.check("generate", opts, GENERATE, 2)     level as for error(): 2 is the caller,
 --                                                             0 leaves the place out
 --
+--   M.load = options.at_most("image.load", 1, M.load)        a function without options: refuses
+--                                                            a second argument
+--   options.limit(methods, { forward = 1, logprobs = 2 })    the same for methods; self not counted
+--
 -- An unknown option raises
 --   generate: unknown option 'max_tokens': did you mean 'max_new_tokens'?
+-- and an argument too many
+--   forward: unknown option 'temperature': forward takes at most 1 argument
+--   save: takes at most 1 argument, got 90 as well
 -- nil stands for an empty table. Anything else that is not a table is an error.
 -- Leaves out: types and ranges of the values, which the function itself checks.
 
@@ -39,6 +46,50 @@ function M.check(where, opts, set, level)
     end
   end
   return opts
+end
+
+-- ---- functions without options ----
+local function arguments(most)
+  if most == 0 then return "no argument" end
+  if most == 1 then return "at most 1 argument" end
+  return ("at most %d arguments"):format(most)
+end
+
+-- Raises for the first of these arguments that is not nil. Level as for error().
+local function refuse(where, most, level, ...)
+  for i = 1, select("#", ...) do
+    local extra = select(i, ...)
+    local key
+    if type(extra) == "table" then key = next(extra) end
+    if type(key) == "string" then
+      error(("%s: unknown option '%s': %s takes %s"):format(where, key, where, arguments(most)),
+        level + 1)
+    end
+    if extra ~= nil then
+      local what = tostring(extra)
+      if type(extra) == "table" then what = "a table" end
+      error(("%s: takes %s, got %s as well"):format(where, arguments(most), what), level + 1)
+    end
+  end
+end
+
+-- f, which raises at the caller's line if it gets more than `most` arguments. hidden: how many come
+-- before those (1 for a method's self). f is called in tail position, so that its own errors still
+-- blame the caller.
+function M.at_most(where, most, f, hidden)
+  local limit = most + (hidden or 0)
+  return function(...)
+    if select("#", ...) > limit then refuse(where, most, 2, select(limit + 1, ...)) end
+    return f(...)
+  end
+end
+
+-- limits: {method's name -> number of arguments}. Names that the table lacks are left out.
+function M.limit(methods, limits)
+  for name, most in pairs(limits) do
+    if methods[name] then methods[name] = M.at_most(name, most, methods[name], 1) end
+  end
+  return methods
 end
 
 return M

@@ -6,9 +6,9 @@
 --                                     as "stopped by SIGTERM". Calls nest
 --   local ok, ... = stop.try(f, ...)  pcall(f, ...) inside run(). Afterwards a hold is on, so that
 --                                     the caller can save
---   stop.hold()  ...  stop.release()  signals in between are noted and raise at the release. hold()
---                                     itself raises if one has come already. An error in a hold
---                                     needs no release: the end of the outermost run() ends it
+--   stop.hold()  ...  stop.release()  signals in between are noted and raise at the release. The
+--                                     outermost hold() raises if one has come already. An error in a
+--                                     hold needs no release: the end of the outermost run() ends it
 --   stop.check()                      raises if a signal has come and its error was swallowed
 --   stop.signal() -> "SIGTERM" | nil  the first signal that came
 --   stop.traced                       a message handler for xpcall
@@ -26,7 +26,8 @@ local M = {}
 
 local NAMES = { [1] = "SIGHUP", [2] = "SIGINT", [13] = "SIGPIPE", [15] = "SIGTERM" }
 
-local depth = 0
+local depth = 0         -- of nested run() calls
+local holds = 0
 
 -- For xpcall: adds a traceback to a message that has a position in the code, unless it has one.
 local function traced(message)
@@ -50,18 +51,22 @@ function M.check()
   if M.signal() then interrupt() end
 end
 
-function M.hold()
-  M.check()
-  if depth > 0 then host.hold(true) end
+local function set_hold(on)
+  if depth == 0 then return end
+  holds = math.max(0, holds + (on and 1 or -1))
+  host.hold(on)
 end
 
-function M.release()
-  if depth > 0 then host.hold(false) end
+function M.hold()
+  if holds == 0 then M.check() end
+  set_hold(true)
 end
+
+function M.release() set_hold(false) end
 
 function M.try(f, ...)
   local function finish(...)
-    if depth > 0 then host.hold(true) end
+    set_hold(true)
     return ...
   end
   return finish(xpcall(f, traced, ...))
@@ -74,7 +79,10 @@ function M.run(f, ...)
   local function finish(ok, ...)
     local name = M.signal()
     depth = depth - 1
-    if depth == 0 then host.arm(false) end
+    if depth == 0 then
+      host.arm(false)
+      holds = 0
+    end
     if ok then return ... end
     local reason = ...
     if name and core.is_interrupt(reason) then reason = "stopped by " .. name end

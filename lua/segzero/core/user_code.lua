@@ -3,20 +3,68 @@
 --
 --   user_code.call("the reward", f, ...)   f's results, or the error "the reward failed: ..."
 --   user_code.try(f, ...)                  true and f's results, or false and a failure
+--   user_code.try_until(ended, f, ...)     the same; ended() runs as soon as f has ended, before
+--                                          anything else is done with its error
 --   user_code.text(failure)                the failure {message =, traceback =} as one text
+--   user_code.interpret(f)                 keeps a user's function from being compiled; returns f
 --
--- Ctrl-C passes through unchanged. Leaves out: time limits.
+-- Ctrl-C passes through unchanged, and works at once: it needs a debug hook, which does not fire in
+-- loops that LuaJIT has compiled, so a user's function and what it refers to are interpreted.
+-- os.exit inside such a call is an error, because it would end a run as if it had succeeded.
+-- Leaves out: time limits (reward/guard.lua).
 
 local core = require "segzero.core.ffi"
 
 local M = {}
 
--- The user's frames of a traceback: those before this file's xpcall.
+-- ---- interpreted, not compiled ----
+local seen = setmetatable({}, { __mode = "k" })
+
+local OUR_FOLDERS = { "/lua/segzero/", "/rewards/", "/recipes/" }
+
+local function is_ours(f)
+  local source = debug.getinfo(f, "S").source
+  for _, folder in ipairs(OUR_FOLDERS) do
+    local prefix = "@" .. core.root .. folder
+    if source:sub(1, #prefix) == prefix then return true end
+  end
+  return source == "=[C]"
+end
+
+-- Follows upvalues, and the functions in tables that are upvalues, such as a required module.
+function M.interpret(f)
+  if type(f) ~= "function" or seen[f] then return f end
+  seen[f] = true
+  if is_ours(f) then return f end
+  jit.off(f, true)
+  for i = 1, math.huge do
+    local name, value = debug.getupvalue(f, i)
+    if not name then break end
+    M.interpret(value)
+    if type(value) == "table" and value ~= _G and not seen[value] then
+      seen[value] = true
+      for _, member in next, value do M.interpret(member) end
+    end
+  end
+  return f
+end
+
+-- ---- os.exit ----
+local inside = 0                  -- calls of user code that have not ended
+local exit = os.exit
+
+function os.exit(...)             -- luacheck: ignore 122
+  if inside > 0 then error("os.exit was called; raise an error to end the run", 2) end
+  exit(...)
+end
+
+-- ---- calls ----
+-- The user's frames of a traceback: those before this file's xpcall, without this file's own.
 local function frames_of(traceback)
   local kept = {}
   for line in traceback:gmatch "[^\n]+" do
     if line:find("[C]: in function 'xpcall'", 1, true) then break end
-    kept[#kept + 1] = line
+    if not line:find("core/user_code.lua:", 1, true) then kept[#kept + 1] = line end
   end
   return table.concat(kept, "\n")
 end
@@ -29,14 +77,30 @@ local function describe(message)
     traceback = frames_of((debug.traceback("", 2):gsub("^%s*stack traceback:\n", ""))) }
 end
 
-function M.try(f, ...)
+local function run(handler, f, ...)
   local function finish(ok, failure, ...)
+    inside = inside - 1
     if ok then return true, failure, ... end
     if type(failure) ~= "table" or not failure.traceback then error(failure, 0) end
     if core.is_interrupt(failure.message) then error(failure.message, 0) end
     return false, failure
   end
-  return finish(xpcall(f, describe, ...))
+  inside = inside + 1
+  return finish(xpcall(M.interpret(f), handler, ...))
+end
+
+function M.try(f, ...) return run(describe, f, ...) end
+
+function M.try_until(ended, f, ...)
+  local function handler(message)
+    ended()
+    return describe(message)
+  end
+  local function finish(...)
+    ended()
+    return ...
+  end
+  return finish(run(handler, f, ...))
 end
 
 -- The failure as one text. A message without a position is meant for the user and gets no

@@ -38,7 +38,8 @@ typedef struct { double bytes, time; int32_t width, height; uint8_t empty; } seg
 
 local M = {}
 
-local HEADER = "segzero file facts 2"
+-- Another version may read files in another way.
+local HEADER = "segzero file facts 2, " .. ffi.string(core.C.sz_version())
 local WORTH_SAVING = 64         -- new facts
 
 local AT_FDCWD = -100

@@ -69,13 +69,14 @@ end
 function methods:meta(i)
   local known = self.known[i]
   if known then return known end
+  rows.check_number(self, i, 2)
   local where = self:where(i)
   local text = self.lines:text(i)
   local columns, id = json_line.columns(text, where)
   check_mask(self, columns, where)
-  known = { where = where, index = i, id = id, problem = columns.problem, solution = columns.solution,
-    image = mask_of.in_folder(self.folder, columns.image), mask = columns.mask,
-    folder = self.folder, columns = columns }
+  known = { where = where, index = i, id = id, problem = columns.problem,
+    solution = columns.solution, image = mask_of.in_folder(self.folder, columns.image),
+    mask = columns.mask, folder = self.folder, columns = columns }
   if #text > LONG_LINE then return known end
   -- A step asks for a row two or three times: for its image's path, and for itself.
   if self.n_known == KEPT then
@@ -90,7 +91,10 @@ end
 -- Changes with the lines, not with the place of the file.
 function methods:fingerprint() return checksum.file(self.file) end
 
-function methods:image(i) return self:meta(i).image end
+function methods:image(i)
+  rows.check_number(self, i, 2)
+  return self:meta(i).image
+end
 
 local function load_image(path, where)
   local ok, img = pcall(image.load, path)
@@ -110,6 +114,7 @@ end
 
 -- read: the row's image if prefetching has read it already.
 function methods:row(i, read)
+  rows.check_number(self, i, 2)
   local meta = self:meta(i)
   local img = read or load_image(meta.image, meta.where)
   local mask

@@ -38,6 +38,7 @@ function M.open(options)
   function set.image() return nil end
 
   function set.row(_, i)
+    rows.check_number(set, i, 2)
     local scene = refshapes.sample {
       seed = options.seed, split = options.split, index = i, size = options.size,
       level = options.level or 3, questions = 1,

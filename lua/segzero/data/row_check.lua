@@ -2,26 +2,29 @@
 --
 --   local checker = row_check.new { faults = list, facts = file_facts.open(folder),
 --     reward = "seg_strict", prompt = counter,        these two are optional
---     masks = true }                                  whether masks will be read
+--     masks = true,                                   whether masks will be read
+--     solution_frame = spec }                         of frame.settings; nil: "auto"
 --   checker:row(i, meta)                  meta: what set:meta(i) returns (data/jsonl.lua)
 --
 -- reward: a name in rewards/; its solutions must be readable. "" judges a row that needs a solution
 -- or a mask, as evaluation does; nil judges none, because only a user's own reward knows its
 -- solutions. prompt: train/prompt_length.lua. What is wrong is added to `faults`.
 --
--- A solution's coordinates may be anywhere in the image or, if it is not square, in Seg-Zero's
--- 840 x 840. width and height state the image's size; img_width and img_height do too, unless the
+-- A solution's coordinates may be anywhere in its frame (data/frame.lua). width and height state the image's size; img_width and img_height do too, unless the
 -- image is 840 x 840: then they are the size before Seg-Zero's resizing.
 -- Leaves out: decoding images, what a user's own reward needs.
 
 local cjson = require "cjson"
+local frame = require "segzero.data.frame"
 local key_set = require "segzero.data.key_set"
 local mask_of = require "segzero.formats.mask"
 local truth = require "segzero.data.truth"
 
 local M = {}
 
-local SEG_ZERO_SIDE = 840
+local SEG_ZERO_SIDE = frame.SEG_ZERO_SIDE
+-- Frames that other programs write, for the hint at a box that leaves its own.
+local KNOWN_FRAMES = { "840x840", "1000" }
 -- Rewards that read Seg-Zero's string; mask_iou reads the mask alone.
 local READS_STRING = { seg = true, seg_strict = true }
 
@@ -133,21 +136,35 @@ local function text_of(list)
   return "[" .. table.concat(parts, ",") .. "]"
 end
 
-local function check_object(self, meta, object, width, height)
-  if object.bbox then
-    local why = box_fault(object.bbox, width, height)
-    if why then return fault(self, "box", meta, "the box %s %s", text_of(object.bbox), why) end
+-- The setting that may be meant if all coordinates fit into its frame but not into their own.
+local function hint(self, object)
+  local setting = self.options.solution_frame or "auto"
+  if setting ~= "auto" then return "" end
+  for _, name in ipairs(KNOWN_FRAMES) do
+    local f = frame.settings { solution_frame = name }.solution
+    local fits = not object.bbox or not box_fault(object.bbox, f.width, f.height)
+    for _, point in ipairs(object.points) do
+      fits = fits and not point_fault(point, f.width, f.height)
+    end
+    if fits then return (", or data.solution_frame=%s is meant"):format(name) end
   end
-  for _, point in ipairs(object.points) do
-    local why = point_fault(point, width, height)
-    if why then return fault(self, "box", meta, "the point %s %s", text_of(point), why) end
-  end
+  return ""
 end
 
--- The frame that a solution's coordinates are in.
-local function bounds(fact)
-  if fact.width == fact.height then return fact.width, fact.height end
-  return math.max(fact.width, SEG_ZERO_SIDE), math.max(fact.height, SEG_ZERO_SIDE)
+local function check_object(self, meta, object, f)
+  local function bad(what, list, why)
+    local meant = ""
+    if why:find "^leaves" then meant = hint(self, object) end
+    fault(self, "box", meta, "the %s %s %s%s", what, text_of(list), why, meant)
+  end
+  if object.bbox then
+    local why = box_fault(object.bbox, f.width, f.height)
+    if why then return bad("box", object.bbox, why) end
+  end
+  for _, point in ipairs(object.points) do
+    local why = point_fault(point, f.width, f.height)
+    if why then return bad("point", point, why) end
+  end
 end
 
 local function check_solution(self, meta, fact)
@@ -155,8 +172,8 @@ local function check_solution(self, meta, fact)
   local objects, is_string = objects_of(meta.solution)
   check_readable(self, meta, objects, is_string)
   if not fact then return end
-  local width, height = bounds(fact)
-  for _, object in ipairs(objects or {}) do check_object(self, meta, object, width, height) end
+  local f = frame.solution(self.options.solution_frame or "auto", fact)
+  for _, object in ipairs(objects or {}) do check_object(self, meta, object, f) end
 end
 
 -- ---- the mask ----

@@ -1,38 +1,48 @@
 -- rows.lua - makes the row that a data source returns. train/records.lua describes its fields.
 --
 --   local row = rows.new {
---     id =, index =, problem =, solution =, image =, mask = f | nil, columns = {..} | nil }
+--     id =, index =, problem =, solution =, image =, mask = f | nil, columns = {..} | nil,
+--     solution_frame = {width =, height =} | nil }
 --
 -- Adds `images`, `frame` and the user's own columns: columns.category is also row.category, unless
--- the row has a field of that name.
--- Leaves out: reading files (jsonl.lua).
+-- the row has a field of that name. Until the row is given to a model, `frame` is the frame of the
+-- solution: the image's own pixels, unless the source states another one.
+-- Leaves out: reading files (jsonl.lua), the frame of answers (coordinates.lua).
+
+local frame = require "segzero.data.frame"
 
 local M = {}
 
--- The side of the square that Seg-Zero's prompts, answers and thresholds count in.
-local SEG_ZERO_FRAME = 840
-
 -- Fields that the trainer sets. A column of the same name is only in row.columns.
 local RESERVED = {
-  columns = true, frame = true, image = true, images = true, index = true, input = true,
-  mask = true, number = true,
-  segment = true,
+  answer_frame = true, columns = true, frame = true, image = true, images = true, index = true,
+  input = true, mask = true, number = true, segment = true, solution_frame = true,
+  stored_solution = true,
 }
 
--- The side of the coordinate frame that a row's solution and answers count in.
-function M.frame(img)
-  if img.width == img.height then return img.width end
-  return SEG_ZERO_FRAME
+-- A frame as scripts read it: a square's side as a number, else {width =, height =}.
+function M.frame(size)
+  local f = frame.of(size)
+  return frame.side(f) or f
 end
 
 function M.new(row)
   row.images = { row.image }
-  row.frame = row.frame or M.frame(row.image)
+  row.solution_frame = row.solution_frame or frame.of(row.frame)
+  row.frame = row.frame or M.frame(row.solution_frame or row.image)
   row.columns = row.columns or { problem = row.problem, solution = row.solution }
   for name, value in pairs(row.columns) do
     if row[name] == nil and not RESERVED[name] then row[name] = value end
   end
   return row
+end
+
+-- Row i must be one of the set's. Level as for error().
+function M.check_number(set, i, level)
+  local last = set:count()
+  if type(i) == "number" and i % 1 == 0 and i >= 1 and i <= last then return end
+  error(("row %s: the data set %s has the rows 1 to %d"):format(tostring(i), set.name, last),
+    level + 1)
 end
 
 return M

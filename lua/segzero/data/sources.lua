@@ -13,8 +13,8 @@
 --                      set:row(i, image) gets the image that was read
 --     set:meta(i)      what is known of row i without decoding anything, so that all rows can be
 --                      checked before the first step (data/jsonl.lua); optional
---     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it, so it
---                      must not read images
+--     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
+--                      so it must not read images
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, check = false if
 -- data/check.lua follows}. A source uses those that it knows.
@@ -24,6 +24,7 @@
 -- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
 -- Leaves out: parquet files and data sets of the Hugging Face hub.
 
+local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"
 local jsonl = require "segzero.data.jsonl"
 local options_of = require "segzero.core.options"
@@ -55,12 +56,11 @@ function M.read_row(set, i, read)
   if type(row) ~= "table" then
     error(message:format(name, i, "returned " .. tostring(row)), 0)
   end
-  for _, field in ipairs { "problem", "solution" } do
-    if type(row[field]) ~= "string" then
-      local what = ("has the %s %s, expected a string"):format(field, tostring(row[field]))
-      error(message:format(name, i, what), 0)
-    end
+  if type(row.problem) ~= "string" then
+    local what = ("has the problem %s, expected a string"):format(tostring(row.problem))
+    error(message:format(name, i, what), 0)
   end
+  if row.solution == nil then error(message:format(name, i, "has no solution"), 0) end
   if not image.is_image(row.image) then
     local what = ("has the image %s, expected an image"):format(tostring(row.image))
     error(message:format(name, i, what), 0)
@@ -80,28 +80,50 @@ end
 local BUILT_IN = { refshapes = true, jsonl = true }
 local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check" }
 
--- Generated images have no size, number or split of their own.
+-- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)
   for _, key in ipairs { "split", "size", "seed", "rows" } do
     if options[key] == nil then
-      error(("data.open: refshapes needs the option '%s'"):format(key), level + 1)
+      error(("data.open: refshapes needs the option '%s'"):format(key), level)
     end
   end
   if options.split ~= "train" and options.split ~= "heldout" then
     error(("data.open: split is %s, expected train or heldout"):format(tostring(options.split)),
-      level + 1)
+      level)
   end
 end
 
--- Opens a data set by the name that the settings give it.
-function M.open(name, options)
+-- A level of error() as the function below sees it; 0 leaves the place out.
+local function above(level)
+  if level == 0 then return 0 end
+  return level + 1
+end
+
+-- What a source of ours finds wrong blames the caller that level says, as for error().
+local function open_own(source, name, options, level)
+  local ok, set = pcall(M:get(source).open, name, options)
+  if ok then return set end
+  if core.is_interrupt(set) then error(set, 0) end
+  error(core.plain(set), above(level))
+end
+
+-- Opens a data set by the name that the settings give it. level: as for error(); without it, errors
+-- have no place, for a name in the settings.
+function M.open(name, options, level)
+  level = level or 0
   if type(name) ~= "string" then
-    error(("data.open: a data set's name is expected, got %s"):format(tostring(name)), 2)
+    error(("data.open: a data set's name is expected, got %s"):format(tostring(name)), level)
   end
   local source = matching(name)
-  if BUILT_IN[source] then options_of.check("data.open", options, OPTIONS, 2) end
-  if source == "refshapes" then check_generated(options or {}, 2) end
-  local set = M:get(source).open(name, options or {})
+  options = options or {}
+  local set
+  if BUILT_IN[source] then
+    options_of.check("data.open", options, OPTIONS, level)
+    if source == "refshapes" then check_generated(options, above(level)) end
+    set = open_own(source, name, options, level)
+  else
+    set = M:get(source).open(name, options)
+  end
   for _, method in ipairs { "count", "row" } do
     if type(set) ~= "table" or type(set[method]) ~= "function" then
       error(("the data source '%s' opened '%s' as something without %s()"):format(source, name,

@@ -15,22 +15,29 @@
 --   row.image and input after judge().
 --
 --   evaluator.held_out(t, keep)    the held-out rows of a trainer
---     -> {reward =, parts =, records =, giou =, ceiling =}
+--     -> {reward =, reward_errors =, parts =, records =, giou =, ceiling =}
 --     reward, parts   means over all rows
---     records         id, index, problem, solution, text, reward, parts, iou, mask of each row; the
---                     first `keep` records have a mask, which the caller frees
+--     reward_errors   with worker.reward.on_error=zero: answers that the reward failed on
+--     records         id, index, problem, solution, text, reward, parts, iou, mask of each row, and
+--                     in the image's pixels found (the answer, nil if it cannot be read) and truth
+--                     (a list of objects); the first `keep` records have a mask, which the caller
+--                     frees
 --     giou            nil without a SAM2 model or masks; the mean over all rows of intersection /
 --                     union, 0 for an answer that cannot be read
---     ceiling         the gIoU of the true boxes and points; computed once
+--     ceiling         the gIoU of the true boxes and points, as recipes/evaluate.lua oracle=true
+--                     finds it; computed once
 -- Leaves out: sampling several answers to a row.
 
 local core = require "segzero.core.ffi"
 local answer = require "segzero.formats.answer"
+local coordinates = require "segzero.data.coordinates"
 local inputs = require "segzero.train.inputs"
 local masks = require "segzero.reward.masks"
 local prefetch = require "segzero.data.prefetch"
+local progress = require "segzero.log.progress"
 local rollout = require "segzero.inference.rollout"
 local runner = require "segzero.reward.runner"
+local stop = require "segzero.core.stop"
 local truth = require "segzero.data.truth"
 
 local M = {}
@@ -98,6 +105,7 @@ end
 function M.run(e)
   local queue = prefetch.new(e.policy)
   for first = e.first, e.last, e.batch do
+    stop.check()
     local started = now()
     local last = math.min(first + e.batch - 1, e.last)
     local entries = {}
@@ -114,15 +122,32 @@ function M.run(e)
 end
 
 -- ---- the held-out rows of a training run ----
--- The mask of the answer and, where a truth is given, the mask of the truth: their IoU with the
--- true mask.
+-- The true objects in the image's pixels; the box around the mask if the solution names none and a
+-- mask may be read. nil if there are none.
+local function true_objects(row, reads_mask)
+  local mask
+  if reads_mask and row.mask and not truth.has_objects(row) then mask = row.mask() end
+  local ok, objects = pcall(truth.objects, row, mask)
+  if mask then mask:free() end
+  if ok then return objects end
+  return nil
+end
+
+-- SAM2's prompt of these objects, or nil.
+local function prompt_of(objects)
+  local ok, prompt = pcall(truth.as_answer, objects, #objects ~= 1)
+  if ok then return prompt end
+  return nil
+end
+
+-- The IoU of the answer's mask with the true one and, with a true prompt, that of its mask.
 local function judge_mask(row, found, true_prompt)
   if not row.mask then
     error(("row %s has no mask, but other held-out rows have one"):format(tostring(row.id)), 0)
   end
   local iou = 0
   if found then iou = masks.iou(row, found) end
-  local ceiling = true_prompt and masks.iou(row, true_prompt)
+  local ceiling = true_prompt and masks.true_iou(row)
   return iou, ceiling
 end
 
@@ -130,15 +155,15 @@ end
 -- record.
 local function judge_row(t, row, sample, sums, keep_mask)
   local with_masks = sums.with_masks
-  local found, true_prompt
+  local found = answer.parse(sample.text)
+  local needs_ceiling = with_masks and not t.ceiling
+  local objects = true_objects(row, needs_ceiling)
+  local true_prompt
   if t.segmenter then
-    found = answer.parse(sample.text)
-    if with_masks and not t.ceiling then true_prompt = truth.prompt(row.solution) end
-    local expected = { found }
-    expected[#expected + 1] = true_prompt
-    masks.lend(t.segmenter, row, expected)
+    if needs_ceiling and objects then true_prompt = prompt_of(objects) end
+    masks.lend(t.segmenter, row, { found }, true_prompt)
   end
-  runner.score(t.reward, row, sample)
+  runner.score(t.reward, row, sample, t.scoring)
   sums.reward = sums.reward + sample.score
   for name, v in pairs(sample.parts or {}) do
     sums.parts[name] = (sums.parts[name] or 0) + v / sums.rows
@@ -147,6 +172,7 @@ local function judge_row(t, row, sample, sums, keep_mask)
   local record = {
     id = row.id, index = row.index, problem = row.problem, solution = row.solution,
     text = sample.text, reward = sample.score, parts = sample.parts,
+    found = found and coordinates.to_image(row, found), truth = objects,
   }
   if with_masks then
     local ceiling
@@ -166,14 +192,19 @@ function M.held_out(t, keep)
   local records = {}
   local sums = { rows = rows, reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
 
+  local tick = progress.new(t, "evaluation", rows, "rows")
   local function judge(entry)
     if sums.with_masks == nil then
       sums.with_masks = t.segmenter ~= nil and entry.row.mask ~= nil
     end
     local keep_mask = #records < (keep or 0)
     records[#records + 1] = judge_row(t, entry.row, entry.answer, sums, keep_mask)
+    tick(#records)
   end
 
+  -- As many as the memory plan allows for. Images are prefetched as they are stored.
+  local ahead = math.min(o.batch, t.options.rows.batch)
+  if t.options.input.frames.resize then ahead = nil end
   M.run {
     set = t.held_out, first = 1, last = rows, batch = o.batch, policy = t.policy, judge = judge,
     input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
@@ -181,10 +212,11 @@ function M.held_out(t, keep)
       temperature = 0, max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
       gpu_memory_utilization = o.gpu_memory_utilization,
     },
-    ahead = math.min(o.batch, t.options.rows.batch),        -- as many as the memory plan allows for
+    ahead = ahead,
   }
   if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
   return {
+    reward_errors = t.scoring and runner.take_errors(t.scoring),
     reward = sums.reward / rows, parts = sums.parts, records = records,
     giou = sums.with_masks and sums.iou / rows or nil, ceiling = t.ceiling,
   }

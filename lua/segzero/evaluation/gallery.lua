@@ -1,7 +1,8 @@
 -- gallery.lua - the best or the worst rows of an evaluation as one image: worst.png and best.png.
 --
 --   local g = gallery.new(-1)                 1: best first, -1: worst first
---   g:add{record =, mask = u8 [h, w] | nil, value = number, shown = bool, held = n}
+--   g:add{record =, mask = u8 [h, w] | nil, objects = true ones | nil, value = number,
+--         shown = bool, held = n}
 --   g:write(path, title, set, { masks = bool, several = bool })
 --
 -- The first 12 rows are kept with their masks. An entry may be in several galleries: `held` counts
@@ -11,7 +12,6 @@
 
 local cjson = require "cjson"
 local tensor = require "segzero.core.tensor"
-local truth_of = require "segzero.data.truth"
 
 local M = {}
 
@@ -108,8 +108,8 @@ local function tile_of(entry, set, options)
   if options.masks then
     note = draw_masks(row, entry, true_mask)
   else
-    local readable, objects = pcall(truth_of.objects, row, true_mask)
-    if readable and objects[1] then tile.truth = objects[1].bbox end
+    local object = entry.objects and entry.objects[1]
+    if object then tile.truth = object.bbox end
     note = ("box IoU %.3f"):format(value_or(record.box_iou, 0))
   end
   if true_mask then true_mask:free() end

@@ -1,10 +1,10 @@
 -- judge.lua - judges one evaluated row: the answer's boxes and points, its mask by SAM2, and how
 -- well both fit.
 --
---   local record, mask = judge.row(entry, options)      entry: of evaluator.lua
+--   local record, mask, objects = judge.row(entry, options)      entry: of evaluator.lua
 --
 -- options:
---   frame       side of the square that answers count in
+--   frames      of frame.settings; a row that a model has seen knows its frames already
 --   several     true: VisionReasoner's lists of objects
 --   oracle      true: the true boxes and points instead of an answer
 --   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
@@ -15,12 +15,14 @@
 --   "answer"    the text cannot be read
 --   "sam2"      SAM2 gave no mask
 --   "iou"       the masks cannot be compared
---   "picture"   the row could not be read, or the policy failed on it
--- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. A bad row raises
--- nothing. Leaves out: averages (metrics.lua), drawing.
+--   "image"     the row could not be read, or the policy failed on it
+-- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. objects: the true ones
+-- in the image's pixels, or nil. A bad row raises nothing. Leaves out: averages (metrics.lua),
+-- drawing.
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
+local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
 local segmenter_of = require "segzero.inference.segmenter"
 local truth = require "segzero.data.truth"
@@ -64,16 +66,12 @@ end
 
 -- ---- the answer ----
 -- An answer in the image's own pixels, or nil and why it cannot be read.
-local function read_answer(text, img, options)
+local function read_answer(text, row, options)
   local parse = answers.parse
-  local scale = answers.scale
-  if options.several then
-    parse = answers.parse_list
-    scale = answers.scale_list
-  end
+  if options.several then parse = answers.parse_list end
   local found, why = parse(text)
   if not found then return nil, why end
-  return scale(found, img.width / options.frame, img.height / options.frame)
+  return coordinates.to_image(row, found)
 end
 
 -- The values of a key of all objects; null for none, since JSON would write an empty list as an
@@ -95,11 +93,11 @@ local function find_answer(record, entry, objects, options)
   if options.oracle and objects then
     local ok, found = pcall(truth.as_answer, objects, options.several)
     if ok then return found end
-    fail(record, "picture", reason(found))
+    fail(record, "image", reason(found))
     return nil
   end
   if not entry.answer then return nil end
-  local found, why = read_answer(entry.answer.text, entry.row.image, options)
+  local found, why = read_answer(entry.answer.text, entry.row, options)
   if not found then fail(record, "answer", why) end
   return found
 end
@@ -173,7 +171,7 @@ local function new_record(entry, options)
     record.union = 0
     record.iou = 0
   end
-  if entry.failure then fail(record, "picture", entry.failure) end
+  if entry.failure then fail(record, "image", entry.failure) end
   return record
 end
 
@@ -181,13 +179,14 @@ function M.row(entry, options)
   local row = entry.row
   local record = new_record(entry, options)
   if not row.image then return record end
+  coordinates.locate(row, options.frames)
 
   -- The truth: the mask and the objects.
   local true_mask, mask_failure
   if options.masks then true_mask, mask_failure = read_true_mask(record, row) end
   local ok, objects = pcall(truth.objects, row, true_mask)
   if not ok then
-    fail(record, "picture", reason(objects))
+    fail(record, "image", reason(objects))
     objects = nil
   end
 
@@ -203,7 +202,7 @@ function M.row(entry, options)
     mask = compare_masks(record, row, found, true_mask, options.segmenter)
   end
   if true_mask then true_mask:free() end
-  return record, mask
+  return record, mask, objects
 end
 
 return M

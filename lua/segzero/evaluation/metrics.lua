@@ -16,7 +16,7 @@
 --   "answer"     the text cannot be read as an answer
 --   "sam2"       SAM2 gave no mask
 --   "iou"        the masks cannot be compared, or both are empty
---   "picture"    the row could not be read, or the policy failed on it
+--   "image"    the row could not be read, or the policy failed on it
 -- The first is counted in s.failed, the others in s.errors.
 -- The caller gives a failed row the intersection 0 and the area of its true mask as union. Which
 -- rows count:

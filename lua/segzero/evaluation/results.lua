@@ -22,8 +22,9 @@ local null = cjson.null
 
 -- Settings that parts of one evaluation share.
 local SAME_RUN = {
-  "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "several",
-  "oracle", "masks", "total", "max_new_tokens",
+  "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "resize",
+  "solution_frame", "answer_frame", "max_pixels", "min_pixels", "several", "oracle", "masks", "total",
+  "max_new_tokens",
 }
 
 -- Settings that make two runs evaluate the same rows; the models and the ways to answer may differ.

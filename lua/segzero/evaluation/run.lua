@@ -6,9 +6,9 @@
 --   local first, last = run.part_of(total, part, parts)
 --       the rows of a part, from 1
 --
--- The image is resized to frame x frame, decoding is greedy, the first {...} of the text is read,
--- box and points are scaled back to the image's own pixels, and SAM2's best-rated mask is compared
--- with the true one. cfg.several asks and reads as VisionReasoner does. Under cfg.output_path:
+-- The image is resized to cfg.resize, decoding is greedy, the first {...} of the text is read, box
+-- and points are converted to the image's own pixels, and SAM2's best-rated mask is compared with the
+-- true one. cfg.several asks and reads as VisionReasoner does. Under cfg.output_path:
 -- config.json, results.jsonl (a line for each row as soon as it is judged), summary.json,
 -- worst.png, best.png. Without SAM2, or on data without masks, boxes alone are evaluated. Leaves
 -- out: continuing an evaluation that was stopped (evaluate in parts instead).
@@ -16,9 +16,11 @@
 local cjson = require "cjson"
 local check = require "segzero.data.check"
 local sz = require "segzero"
+local coordinates = require "segzero.data.coordinates"
 local data = require "segzero.data"
 local evaluator = require "segzero.evaluation.evaluator"
 local files = require "segzero.core.files"
+local frame = require "segzero.data.frame"
 local gallery = require "segzero.evaluation.gallery"
 local judge = require "segzero.evaluation.judge"
 local lines = require "segzero.core.lines"
@@ -26,6 +28,7 @@ local log = require "segzero.log"
 local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
 local segmenter_of = require "segzero.inference.segmenter"
+local stop = require "segzero.core.stop"
 
 local M = {}
 
@@ -34,7 +37,7 @@ local now = sz.core.C.sz_seconds
 
 local PROGRESS_SECONDS = 10         -- at least between two lines of progress inside a batch
 -- stripped from both ends of a question for VisionReasoner
-local QUESTION_MARKS = ".?!"
+local QUESTION_MARKS = '."?!'
 local DEFAULT_PENALTY = 1
 
 -- Equal parts; the last one takes the rest.
@@ -46,12 +49,19 @@ function M.part_of(total, part, parts)
 end
 
 -- ---- models ----
-local function check_frame(policy, frame)
-  local plan = policy:processor():plan(frame, frame)
-  if plan.resized_width ~= frame or plan.resized_height ~= frame then
-    local message = "frame=%d: the model would resize it to %d x %d"
-    error(message:format(frame, plan.resized_width, plan.resized_height), 0)
+-- A frame that is given, or is the model's own, is the size that the model sees.
+local function check_frame(policy, side)
+  if not side then return end
+  local plan = policy:processor():plan(side, side)
+  if plan.resized_width ~= side or plan.resized_height ~= side then
+    local message = "frame=%d: the model would resize it to %d x %d; resize=%dx%d allows that"
+    error(message:format(side, plan.resized_width, plan.resized_height, side, side), 0)
   end
+end
+
+local function limit_pixels(processor, cfg)
+  processor.max_pixels = cfg.max_pixels or processor.max_pixels
+  processor.min_pixels = cfg.min_pixels or processor.min_pixels
 end
 
 local function load_policy(run)
@@ -59,7 +69,9 @@ local function load_policy(run)
   if cfg.oracle then return end
   run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter })
   run.policy:tokenizer()
+  limit_pixels(run.policy:processor(), cfg)
   check_frame(run.policy, cfg.frame)
+  run.frames = coordinates.for_policy(run.frames, run.policy)
   local folder = run.policy:generation()
   cfg.repetition_penalty = cfg.repetition_penalty or folder.repetition_penalty or DEFAULT_PENALTY
   local penalty = ""
@@ -67,7 +79,7 @@ local function load_policy(run)
     penalty = ", repetition penalty " .. cfg.repetition_penalty
   end
   local policy = tostring(run.policy)
-  run.say(("policy %s, %s, images of %d pixels%s"):format(policy, cfg.dtype, cfg.frame, penalty))
+  run.say(("policy %s, %s%s"):format(policy, cfg.dtype, penalty))
 end
 
 local function load_segmenter(run)
@@ -81,35 +93,34 @@ local function load_segmenter(run)
 end
 
 -- ---- rows ----
--- The model's input for a row: the image resized to frame x frame, and the question.
+-- The model's input for a row: the image, resized if cfg.resize says so, and the question.
 local function input_of(run, row)
   local cfg = run.config
-  local img = row.image
-  local is_resized = img.width ~= cfg.frame or img.height ~= cfg.frame
-  local seen = img
-  if is_resized then seen = img:resize(cfg.frame, cfg.frame, "bilinear") end
+  local img, own = coordinates.resized(row.image, run.frames)
   local text
   if cfg.several then
     text = prompts.vision_reasoner(row.problem, QUESTION_MARKS)
   else
     text = prompts.seg_zero(row.problem)
   end
-  local content = { { type = "image", image = seen }, { type = "text", text = text } }
+  local content = { { type = "image", image = img }, { type = "text", text = text } }
   local ok, input = pcall(run.policy.process, run.policy, { { role = "user", content = content } })
-  if is_resized then seen:free() end
+  local seen = ok and coordinates.seen(input, img)
+  if own then img:free() end
   if not ok then error(input, 0) end
+  coordinates.place(row, run.frames, seen)
   return input
 end
 
 -- Judges a row, writes its record, and keeps the row if it is one of the best or the worst.
 local function judge_row(run, entry)
   local started = now()
-  local record, mask = judge.row(entry, run.judging)
+  local record, mask, objects = judge.row(entry, run.judging)
   record.seconds = entry.seconds + now() - started
   run.records[#run.records + 1] = record
   run.results:write(files.json(record) .. "\n")
 
-  local kept = { record = record, mask = mask, held = 2 }
+  local kept = { record = record, mask = mask, objects = objects, held = 2 }
   if run.masks then
     kept.shown = mask ~= nil
     kept.value = record.iou
@@ -150,7 +161,7 @@ local function evaluate_rows(run, first, last)
   local cfg = run.config
   local progress = new_progress(run, last - first + 1)
   run.judging = {
-    frame = cfg.frame, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter,
+    frames = run.frames, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter,
     masks = run.masks,
     box_iou = run.box_iou,
   }
@@ -203,22 +214,36 @@ local function introduce(run, total, first, last)
   if cfg.oracle then oracle = ", SAM2 on the true boxes and points" end
   run.say(("%s: %d rows%s, protocol %s%s"):format(run.set.name, last - first + 1, part,
     cfg.protocol, oracle))
+  if run.policy then run.say(coordinates.sentence(run.frames, run.set, run.policy)) end
 end
 
 -- The rows, checked before a model is loaded.
 local function open_set(cfg, say)
-  local set = data.open(cfg.data, {
+  local set = data.sources.open(cfg.data, {
     split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
   })
   local last
   if cfg.on_bad_row ~= "skip" then last = cfg.rows end
   return check.rows(set, {
     last = last, name = "data", key = "on_bad_row", on_bad_row = cfg.on_bad_row, reward = "",
-    masks = cfg.sam2_path ~= "", say = say,
+    solution_frame = frame.settings(cfg).solution, masks = cfg.sam2_path ~= "", say = say,
   })
 end
 
-function M.evaluate(cfg, options)
+-- Judges the rows. A stop is an error that says what results.jsonl has.
+local function judge_all(run, first, last)
+  local ok, reason = stop.try(evaluate_rows, run, first, last)
+  local name = stop.signal()
+  if name then
+    run.results:close()
+    reason = ("stopped by %s after %d of %d rows, which are in %s/results.jsonl"):format(name,
+      #run.records, last - first + 1, run.folder)
+  end
+  if name or not ok then error(reason, 0) end
+  stop.release()
+end
+
+local function evaluate(cfg, options)
   local started = now()
   local set = open_set(cfg, options.say)
   local total = math.min(set:count(), cfg.rows or math.huge)
@@ -228,7 +253,7 @@ function M.evaluate(cfg, options)
   end
   local run = {
     config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1),
-    say = options.say,
+    say = options.say, frames = frame.settings(cfg),
     box_iou = options.box_iou, masks = compares_masks(cfg, set, first),
   }
   if cfg.oracle and not run.masks then
@@ -243,7 +268,7 @@ function M.evaluate(cfg, options)
   run.results = lines.create(run.folder .. "/results.jsonl")
   introduce(run, total, first, last)
 
-  evaluate_rows(run, first, last)
+  judge_all(run, first, last)
   run.results:close()
   for _, name in ipairs { "worst", "best" } do
     run[name]:write(("%s/%s.png"):format(run.folder, name), ("%s of %s"):format(name, set.name),
@@ -252,5 +277,7 @@ function M.evaluate(cfg, options)
   end
   return results.finish(cfg, run.folder, run.records, run.masks, now() - started, run.say)
 end
+
+function M.evaluate(cfg, options) return stop.run(evaluate, cfg, options) end
 
 return M

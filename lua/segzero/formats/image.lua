@@ -27,6 +27,7 @@
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local options = require "segzero.core.options"
 
 local C = core.C
 local check = core.check
@@ -136,9 +137,10 @@ end
 
 function Image:resize(width, height, filter)
   local ptr = live(self, 2)
-  local code = FILTER[filter or "bicubic"]
+  local code = FILTER[filter == nil and "bicubic" or filter]
   if not code then
-    error(("resize: filter %s is neither bilinear nor bicubic"):format(tostring(filter)), 2)
+    local given = type(filter) == "string" and filter or "a " .. type(filter)
+    error(("resize: the filter is %s, expected bilinear or bicubic"):format(given), 2)
   end
   return wrap(check(C.sz_image_resize(ptr, whole(width, "width", 2), whole(height, "height", 2),
     code), 2))
@@ -163,6 +165,11 @@ function Image:free()
   C.sz_image_free(ffi.gc(self.ptr, nil))
   self.ptr = nil
 end
+
+for name, most in pairs { load = 1, new = 2, size = 1, info = 1, load_mask = 1, from_tensor = 1 } do
+  M[name] = options.at_most("image." .. name, most, M[name])
+end
+options.limit(Image, { resize = 3, save = 1, pixels = 0, totensor = 0, free = 0 })
 
 function mt:__tostring()
   local text = ("image %d x %d"):format(self.width, self.height)

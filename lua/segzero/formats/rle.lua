@@ -22,7 +22,8 @@ local floor = math.floor
 local abs = math.abs
 
 -- A boundary is walked point by point, so coordinates are bounded.
-local MOST_COORDINATE = 1e6
+local MOST_SIDES = 10           -- of the image
+local ALWAYS_ALLOWED = 1000     -- pixels
 
 local function fail(message, ...) error(message:format(...), 0) end
 
@@ -102,14 +103,16 @@ local function whole(v)
   return -floor(-v)
 end
 
-local function check_points(points)
+local function check_points(points, width, height)
+  local most = math.max(ALWAYS_ALLOWED, MOST_SIDES * math.max(width, height))
   local n = #points
   if n < 6 or n % 2 == 1 then
     fail("a polygon has %d numbers, expected x, y of at least three points", n)
   end
   for i, v in ipairs(points) do
-    if type(v) ~= "number" or not (abs(v) <= MOST_COORDINATE) then
-      fail("number %d of a polygon is %s, expected a coordinate in pixels", i, tostring(v))
+    if type(v) ~= "number" or not (abs(v) <= most) then
+      fail("number %d of a polygon is %s, expected a coordinate in pixels of the %d x %d image", i,
+        tostring(v), width, height)
     end
   end
 end
@@ -163,7 +166,7 @@ local function find_crossings(points, width, height, cross)
 end
 
 function M.draw_polygon(points, width, height, out)
-  check_points(points)
+  check_points(points, width, height)
   local flips = ffi.new("uint8_t[?]", width * height + 1)
   find_crossings(points, width, height, function(at) flips[at] = 1 - flips[at] end)
   local inside = 0
@@ -179,7 +182,7 @@ end
 
 -- A pixel is inside wherever an odd number of crossings meet.
 function M.is_empty_polygon(points, width, height)
-  check_points(points)
+  check_points(points, width, height)
   local odd = {}
   find_crossings(points, width, height, function(at) odd[at] = not odd[at] end)
   for at, is_odd in pairs(odd) do

@@ -466,6 +466,9 @@ M.save = guarded(function(path, tensors, metadata, later)
   if metadata ~= nil and type(metadata) ~= "table" then
     error("metadata is a " .. type(metadata) .. ", not a table of texts", 0)
   end
+  if later ~= nil and not later.tensors then
+    error("save: the fourth argument is a list of files (jobs.writing), not a table of options", 0)
+  end
   write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
 end)
 
@@ -525,5 +528,9 @@ M.save_folder = guarded(function(dir, tensors, opts)
   if not moved then error(cause, 0) end
   os.remove(single)
 end)
+
+for name, most in pairs { load = 1, save = 4, load_folder = 1, open_folder = 1, save_folder = 3 } do
+  M[name] = options.at_most("safetensors." .. name, most, M[name])
+end
 
 return M

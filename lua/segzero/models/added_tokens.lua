@@ -1,5 +1,5 @@
 -- added_tokens.lua - the added tokens of a tokenizer folder, from tokenizer.json and from the files
--- beside it that transformers reads as well.
+-- next to it that transformers reads as well.
 --
 --   local list = added_tokens.collect(dir, json, config)
 --       json: of tokenizer.json, with its vocabulary checked; config: of tokenizer_config.json

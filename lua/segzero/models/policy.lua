@@ -215,6 +215,10 @@ function defaults:free_device_bytes()
   return math.max(0, self.free_bytes)
 end
 
+-- Arguments of the methods without options: an options table given to one of them is an error.
+local LIMITS = { process = 1, forward = 1, logprobs = 2, generate = 2, parameters = 0, free = 0,
+  tokenizer = 0, processor = 0, vision_tokens = 1 }
+
 function M.methods(own)
   local all = {}
   for name, f in pairs(defaults) do all[name] = f end
@@ -224,7 +228,7 @@ function M.methods(own)
       error(("policy.methods: a family needs the function '%s'"):format(name), 2)
     end
   end
-  return all
+  return options.limit(all, LIMITS)
 end
 
 return M

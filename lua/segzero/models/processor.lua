@@ -35,6 +35,7 @@ local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local jobs = require "segzero.core.jobs"
+local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local image = require "segzero.formats.image"
 local data_url = require "segzero.models.data_url"
@@ -463,5 +464,8 @@ Processor.process = guarded(function(self, messages, tokenizer, ids)
   if not ok then error(core.plain(why), 0) end
   return inp
 end)
+
+options.limit(Processor, { process = 3, plan = 2, start = 1, take = 1, cancel = 1 })
+M.new = options.at_most("processor.new", 1, M.new)
 
 return M

@@ -249,7 +249,7 @@ function own:stop_ids()
 end
 
 -- ---- saving ----
--- Every file that transformers reads beside the weights.
+-- Every file that transformers reads next to the weights.
 local COMPANIONS = {
   "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
   "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",

@@ -8,6 +8,8 @@
 --   meta(dir, dtype) -> policy    the same without memory behind the weights, for counting
 --                                 (plan.lua); only families that can be trained as a policy have it
 --   random(json, opts) -> object  random weights from a config table
+--   answer_frame                  what its answers count in: "model" (the size it sees, the default)
+--                                 or a size such as "1000" (data/frame.lua)
 --   help                          one line
 -- What an object has to do is the contract in README.md. sz.model(dir) picks the family
 -- (opening.lua).
@@ -16,13 +18,15 @@
 local registry = require "segzero.core.registry"
 
 local families = registry.new("model family",
-  { required = { "load" }, optional = { "meta", "random", "help" } })
+  { required = { "load" }, optional = { "answer_frame", "meta", "random", "help" } })
 
 -- The built-in families load their modules on first use.
 local function qwen(name, help)
   local function module() return require "segzero.models.qwen_vl" end
   families:register(name, {
     help = help,
+    -- Released Qwen2-VL counts to 1000, but Seg-Zero trains it in pixels.
+    answer_frame = "model",
     load = function(dir, opts) return module().qwen_vl(dir, opts) end,
     meta = function(dir, dtype) return module().meta(dir, dtype) end,
     random = function(json, opts) return module().random(json, opts) end,

@@ -303,6 +303,9 @@ function methods:save(dir)
   safetensors.save_folder(dir, all)
 end
 
+options.limit(methods, { set_image = 1, embed = 1, use = 1, predict = 1, predict_all = 2,
+  parameters = 0, save = 1, free = 0, pixels = 1, train = 1 })
+
 function mt.__tostring(sam)
   local c = sam.config
   local blocks = {}

@@ -72,6 +72,15 @@ local function check_numbers(v, n, what, level)
   if not good then error(("sam2: %s must be %d numbers"):format(what, n), level + 1) end
 end
 
+-- A box is four numbers: left, top, right, bottom.
+local function check_box(box, what, level)
+  check_numbers(box, 4, what, level + 1)
+  if box[1] > box[3] or box[2] > box[4] then
+    error(("sam2: %s is {%g, %g, %g, %g}, expected {left, top, right, bottom}"):format(what, box[1],
+      box[2], box[3], box[4]), level + 1)
+  end
+end
+
 -- Turns a box and points, in pixels of the image of features f, into a prompt for decode: the box's
 -- corners, then the points (with label 1 if there are no labels), then the padding point that the
 -- reference always adds to points. Numbers are not checked against the image.
@@ -117,7 +126,10 @@ local function checked_prompt(sam, prompt, f, level)
     error(("sam2: mask_input must be a tensor [%d, %d]"):format(sam.mask_side, sam.mask_side),
       level)
   end
-  if prompt.box then check_numbers(prompt.box, 4, "box", level) end
+  if prompt.box == nil and #points == 0 and mask == nil then
+    error("sam2: the prompt is empty, expected box, points or mask_input", level)
+  end
+  if prompt.box ~= nil then check_box(prompt.box, "box", level) end
   for i, p in ipairs(points) do check_numbers(p, 2, "point " .. i, level) end
   if labels then check_labels(labels, points, level) end
   local out = sam:prompt(f, prompt.box, points, labels)
@@ -218,15 +230,33 @@ function methods:predict_all(prompts, opts)
   return results
 end
 
+-- One prompt for each of a prompt's boxes.
+local function prompts_of_boxes(prompt, level)
+  level = level + 1
+  if type(prompt.boxes) ~= "table" then
+    error("sam2: boxes is a " .. type(prompt.boxes) .. ", expected a list of boxes", level)
+  end
+  for _, other in ipairs { "box", "points", "labels", "mask_input" } do
+    if prompt[other] ~= nil then
+      error(("sam2: boxes and %s cannot be given together"):format(other), level)
+    end
+  end
+  local list = {}
+  for i, box in ipairs(prompt.boxes) do
+    check_box(box, "box " .. i, level)
+    list[i] = { box = box }
+  end
+  return list
+end
+
 function methods:predict(prompt)
   if type(prompt) ~= "table" then
     error("sam2: a prompt is a table {box =, points =, labels =}, got " .. type(prompt), 2)
   end
   options.check("sam2", prompt, PROMPT, 2)
   local list = { prompt }
-  if prompt.boxes then
-    list = {}
-    for i, box in ipairs(prompt.boxes) do list[i] = { box = box } end
+  if prompt.boxes ~= nil then
+    list = prompts_of_boxes(prompt, 2)
   end
   local results = predict(self, list, wants_several(prompt.multimask, 2), 2)
   if prompt.boxes then return results end

@@ -176,9 +176,12 @@ function Tokenizer:free()
   self.handle = nil
 end
 
+options.limit(Tokenizer, { encode = 2, decode = 2, chat = 2, id = 1, token = 1, bytes = 1, size = 0 })
+M.new = options.at_most("tokenizer", 1, M.new)
+
 function Tokenizer:__tostring()
   if self.handle == nil then return "tokenizer (freed)" end
   return string.format("tokenizer %s (%d ids)", self.dir, self:size())
 end
 
-return setmetatable(M, { __call = function(_, dir) return M.new(dir) end })
+return setmetatable(M, { __call = function(_, ...) return M.new(...) end })

@@ -1,20 +1,23 @@
 -- masks.lua - masks for rewards: row.segment(answer) is SAM2's mask of a parsed answer, row.mask()
 -- the true one.
 --
---   masks.lend(segmenter, row, expected)   before the rewards of a row; expected: the parsed
---                                          answers to come
---   row.segment(found)                     -> u8 [height, width]. found is in row.frame's
---                                          coordinates, as formats/answer.lua parses it. The mask
---                                          belongs to the row: copy it to keep it
+--   masks.lend(segmenter, row, expected, true_answer)
+--                                          before the rewards of a row; expected: the parsed answers
+--                                          to come; true_answer: nil, or one in the image's pixels
+--   row.segment(found)                     -> u8 [height, width]. found is in the frame of answers,
+--                                          as formats/answer.lua parses it. The mask belongs to the
+--                                          row: copy it to keep it
 --   masks.iou(row, found)                  intersection over union of the answer's mask and the
 --                                          true one
+--   masks.true_iou(row)                    the same for true_answer
 --   masks.take_back(row)                   frees the masks and removes row.segment
 --
 -- The image is embedded once, at the first call, and that call decodes all expected answers
 -- together. While masks are lent row.mask() still returns a tensor that the caller frees, but reads
 -- its file only once. Equal answers share a mask. Leaves out: masks of several images in a row.
 
-local answer = require "segzero.formats.answer"
+local coordinates = require "segzero.data.coordinates"
+local guard = require "segzero.reward.guard"
 local metrics = require "segzero.evaluation.metrics"
 local segmenter_of = require "segzero.inference.segmenter"
 
@@ -38,41 +41,46 @@ local function key_of(found)
   return table.concat(parts, " ")
 end
 
--- Scales an answer from its frame to the image's own pixels.
-local function to_image(row, found)
-  local sx = row.image.width / row.frame
-  local sy = row.image.height / row.frame
-  if found.bbox then return answer.scale(found, sx, sy) end
-  return answer.scale_list(found, sx, sy)
-end
-
--- Decodes the masks of the answers that have none yet.
-local function decode(segmenter, row, lent, answers)
+-- Decodes the masks of the answers that have none yet. answers: in the image's pixels.
+local function decode(lent, answers)
   local place = {}          -- key -> its number in `list`
   local list = {}
   for _, found in ipairs(answers) do
     local key = key_of(found)
     if not lent.masks[key] and not place[key] then
-      list[#list + 1] = to_image(row, found)
+      list[#list + 1] = found
       place[key] = #list
     end
   end
-  lent.features = lent.features or segmenter:embed(row.image)
-  local results = segmenter:masks(lent.features, list)
+  lent.features = lent.features or lent.segmenter:embed(lent.row.image)
+  local results = lent.segmenter:masks(lent.features, list)
   for key, i in pairs(place) do lent.masks[key] = results[i].mask end
 end
 
-function M.lend(segmenter, row, expected)
-  local lent = { masks = {}, read = row.mask }
+-- The mask of an answer in the image's pixels.
+local function mask_of(lent, found)
+  local key = key_of(found)
+  if not lent.masks[key] then
+    local answers = { found }
+    for _, other in ipairs(lent.expected) do
+      answers[#answers + 1] = coordinates.to_image(lent.row, other)
+    end
+    answers[#answers + 1] = lent.true_answer
+    guard.pause(decode, lent, answers)          -- SAM2's time is not the reward's
+  end
+  return lent.masks[key]
+end
+
+function M.lend(segmenter, row, expected, true_answer)
+  local lent = { masks = {}, read = row.mask, row = row, segmenter = segmenter,
+    expected = expected, true_answer = true_answer }
   row.lent = lent
 
   function row.segment(found)
     if type(found) ~= "table" then
       error("row.segment takes a parsed answer, got " .. type(found), 2)
     end
-    local key = key_of(found)
-    if not lent.masks[key] then decode(segmenter, row, lent, { found, unpack(expected) }) end
-    return lent.masks[key]
+    return mask_of(lent, coordinates.to_image(row, found))
   end
 
   if row.mask then
@@ -94,11 +102,16 @@ function M.take_back(row)
   row.lent = nil
 end
 
-function M.iou(row, found)
+-- The IoU of a mask and the true one.
+local function iou(row, mask)
   local truth = row.mask()
-  local intersection, union = segmenter_of.compare(row.segment(found), truth)
+  local intersection, union = segmenter_of.compare(mask, truth)
   truth:free()
   return metrics.iou { intersection = intersection, union = union }
 end
+
+function M.iou(row, found) return iou(row, row.segment(found)) end
+
+function M.true_iou(row) return iou(row, mask_of(row.lent, row.lent.true_answer)) end
 
 return M

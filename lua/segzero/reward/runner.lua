@@ -2,17 +2,25 @@
 --
 --   local reward = runner.load "seg_strict"         a module in rewards/, a file that ends in .lua,
 --                                                   or a function
---   runner.score(reward, row, sample)               sets sample.score and sample.parts
---   runner.score_group(reward, group, segmenter)    all samples of a group; segmenter may be nil
+--   runner.score(reward, row, sample, rules)        sets sample.score and sample.parts
+--   runner.score_group(reward, group, segmenter, rules)
+--                                                   all samples of a group; segmenter may be nil
 --                                                   (reward/masks.lua)
+--   runner.rules{timeout = seconds, on_error = "stop" | "zero"}
+--                                                   of a run; without rules: 10 s, stop
+--   runner.take_errors(rules) -> count              since the last call; nil with "stop"
 --
--- A reward is f(text, ground_truth, row) -> number, nil or {name = number}. If it fails, the error
--- shows the row, the answer and the reward's own traceback. A result of another type, NaN or
--- infinity is one line. Leaves out: time limits.
+-- A reward is f(text, ground_truth, row) -> number, nil or {name = number}. A failure, a result of
+-- another type, NaN, infinity or the time limit (guard.lua) is an error that shows the row, the
+-- answer and the reward's own traceback. With on_error = "zero" such an answer scores 0 and counts
+-- as an error, which one line for each kind says. Leaves out: processes of their own for rewards.
 
 local answer = require "segzero.formats.answer"
+local guard = require "segzero.reward.guard"
 local masks = require "segzero.reward.masks"
+local notes = require "segzero.core.notes"
 local user_code = require "segzero.core.user_code"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -49,46 +57,109 @@ function M.load(name)
   return reward
 end
 
--- ---- running ----
-local function is_finite(v) return type(v) == "number" and v == v and math.abs(v) ~= math.huge end
+-- ---- rules ----
+local RULES = { timeout = 10, on_error = "stop" }
 
-local function check_score(score, row, sample)
-  -- One infinite score would make every advantage of its group NaN.
-  if is_finite(score) then return end
-  error(("the reward returned %s for row %s, expected a finite number\n  answer: %s")
-    :format(tostring(score), tostring(row.id), tostring(sample.text)), 0)
+function M.rules(options)
+  return { timeout = options.timeout, on_error = options.on_error, errors = 0,
+    said = {} }
 end
 
-local function check_parts(parts, row)
+-- The errors since the last call; nil where an error ends the run.
+function M.take_errors(rules)
+  if rules.on_error ~= "zero" then return nil end
+  local errors = rules.errors
+  rules.errors = 0
+  return errors
+end
+
+local function is_finite(v) return type(v) == "number" and v == v and math.abs(v) ~= math.huge end
+
+-- ---- what goes wrong ----
+-- A problem is {headline =, cure =, reason = its message in one line, details = more lines}.
+local function problem_of_results(row, score, parts)
+  local id = visible.line(row.id)
+  -- One infinite score would make every advantage of its group NaN.
+  if not is_finite(score) then
+    local message = "the reward returned %s for row %s, expected a finite number"
+    return { headline = message:format(visible.line(score), id) }
+  end
+  if parts == nil then return nil end
   if type(parts) ~= "table" then
-    error(("the reward's second result for row %s is %s, expected names with numbers")
-      :format(tostring(row.id), tostring(parts)), 0)
+    local message = "the reward's second result for row %s is %s, expected names with numbers"
+    return { headline = message:format(id, visible.line(parts)) }
   end
   for name, v in pairs(parts) do
     if type(name) ~= "string" or type(v) ~= "number" then
-      error(("the reward's part %s of row %s is %s, expected names with numbers")
-        :format(tostring(name), tostring(row.id), tostring(v)), 0)
+      local message = "the reward's part %s of row %s is %s, expected names with numbers"
+      return { headline = message:format(visible.line(name), id, visible.line(v)) }
     end
   end
+  return nil
 end
 
-function M.score(reward, row, sample)
-  local ok, score, parts = user_code.try(reward, sample.text, row.solution, row)
-  if not ok then
-    local text = "the reward failed on row %s\n  question: %s\n  ground truth: %s\n  answer: %s\n%s"
-    error(text:format(tostring(row.id), row.problem, row.solution, tostring(sample.text),
-      user_code.text(score)), 0)
+local LATE_CURE = ": worker.reward.timeout=SECONDS is the limit, and worker.reward.on_error=zero " ..
+  "scores such answers 0"
+
+local function problem_of_failure(row, failure, rules)
+  local id = visible.line(row.id)
+  local text = user_code.text(failure)
+  local headline = ("the reward failed on row %s"):format(id)
+  local cure = ""
+  if failure.late then
+    headline = ("the reward did not end within %g s on row %s"):format(rules.timeout, id)
+    cure = LATE_CURE
   end
-  check_score(score, row, sample)
-  sample.score = score
+  return { headline = headline, cure = cure, reason = text:match "^[^\n]*", details = visible.text(text) }
+end
+
+-- An error that ends the run.
+local function stop(row, sample, problem)
+  local lines = {
+    problem.headline .. (problem.cure or ""),
+    "  question: " .. visible.text(row.problem),
+    "  ground truth: " .. visible.text(row.solution),
+    "  answer: " .. visible.text(sample.text),
+    problem.details,
+  }
+  error(table.concat(lines, "\n"), 0)
+end
+
+-- A score of 0, and one line for each kind: errors of one kind differ in numbers and names only.
+local function score_zero(rules, sample, problem)
+  sample.score = 0
   sample.parts = nil
-  if parts ~= nil then
-    check_parts(parts, row)
+  rules.errors = rules.errors + 1
+  local text = problem.headline
+  if problem.reason then text = text .. ": " .. visible.line(problem.reason, 400) end
+  local kind = (problem.reason or text):gsub("%d+", "0"):gsub("'[^']*'", "''")
+  if rules.said[kind] then return end
+  rules.said[kind] = true
+  notes.say(text .. "; such answers score 0, and reward_errors counts them")
+end
+
+-- ---- running ----
+function M.score(reward, row, sample, rules)
+  rules = rules or RULES
+  local ok, score, parts = guard.call(rules.timeout, tostring(row.id), tostring(sample.text), reward,
+    sample.text, row.solution, row)
+  local problem
+  if ok then
+    problem = problem_of_results(row, score, parts)
+  else
+    problem = problem_of_failure(row, score, rules)
+  end
+  if not problem then
+    sample.score = score
     sample.parts = parts
+  elseif rules.on_error == "zero" then
+    score_zero(rules, sample, problem)
+  else
+    stop(row, sample, problem)
   end
 end
 
-function M.score_group(reward, group, segmenter)
+function M.score_group(reward, group, segmenter, rules)
   local row = group.row
   if segmenter then
     local expected = {}
@@ -97,7 +168,7 @@ function M.score_group(reward, group, segmenter)
     end
     masks.lend(segmenter, row, expected)
   end
-  for _, sample in ipairs(group.samples) do M.score(reward, row, sample) end
+  for _, sample in ipairs(group.samples) do M.score(reward, row, sample, rules) end
   masks.take_back(row)
 end
 

@@ -10,7 +10,8 @@
 --   contract.same_rows(identity, state) -> false if the data set is not the checkpoint's
 --
 -- What changes no result, and what a schedule may change anyway, is free: the learning rate, the
--- length of the run, how often it saves and evaluates, loggers, memory. Everything else is the
+-- length of the run, how often it saves and evaluates, loggers, memory. The reward is free as well,
+-- because a run that its failing reward ended goes on with a mended one. Everything else is the
 -- experiment itself. A setting that the old run did not know had its default. Paths are the same if
 -- they lead to the same file or folder, and a data set that was moved is the same if its rows are.
 -- Leaves out: what a fork may change (anything; experiment.lua).
@@ -34,7 +35,8 @@ local FREE = {
   "worker.actor.micro_batch_size_per_device_for_update",
   "worker.actor.micro_batch_size_per_device_for_experience",
   "worker.rollout.cache_gib", "worker.rollout.gpu_memory_utilization",
-  "worker.ref.offload.param_offload", "worker.reward.timeout",
+  "worker.ref.offload.param_offload", "worker.reward.compute_score", "worker.reward.timeout",
+  "worker.reward.on_error", "trainer.max_bad_updates",
 }
 
 -- Different in every run, and not said.

@@ -9,8 +9,9 @@
 --
 -- The part "" of a file of tensors is its header. xxh3: XXH3 with 64 bits (xxhsum -H3).
 --
---   manifest.begin(folder, run, step)        makes the folder of a checkpoint, with the file
---                                            UNFINISHED that says whose it is
+--   manifest.begin(folder, run, step, names) makes the folder of a checkpoint, with the file
+--                                            UNFINISHED that says whose it is, and which files may
+--                                            be written at once
 --   manifest.add(writing, folder, run, step) adds to a list of files (jobs.writing): syncing those
 --                                            that are in the folder, manifest.json, and UNFINISHED
 --                                            becomes DONE
@@ -19,6 +20,7 @@
 --                                            file and tensor
 --   manifest.owner(folder) -> id             of the run that wrote it; "" for a run without an id,
 --                                            nil if nothing says that segzero wrote it
+--   manifest.is_bare(folder)                 nothing is in it, or a record that was being written
 --   manifest.remove(folder) -> true, or nil and the reason    removes what the manifest (or
 --                                            UNFINISHED) lists, and the folder if it is empty then
 --
@@ -44,9 +46,9 @@ local function unfinished(folder, run, step, names)
   files.write(folder .. "/" .. UNFINISHED, cjson.encode(record) .. "\n")
 end
 
-function M.begin(folder, run, step)
+function M.begin(folder, run, step, names)
   files.make_dir(folder)
-  unfinished(folder, run, step)
+  unfinished(folder, run, step, names)
 end
 
 -- The checksummed parts of a file that is in the folder already.
@@ -249,20 +251,29 @@ local function others(folder)
   return left
 end
 
+-- A folder that a kill left at the very beginning or at the end of its life.
+function M.is_bare(folder)
+  local names = folders.list(folder)
+  if not names then return false end
+  return #names == 0 or (#names == 1 and names[1] == UNFINISHED .. ".tmp")
+end
+
 -- DONE goes first, so that a folder in the middle of this is no checkpoint; what lists the files
 -- goes last, so that a removal that was interrupted can go on.
 function M.remove(folder)
   local json = record_of(folder)
   if not json then
+    if M.is_bare(folder) then folders.remove_file(folder .. "/" .. UNFINISHED .. ".tmp") end
     if folders.remove_empty(folder) then return true end
     return nil, "it has no manifest, so it is not known what segzero wrote"
   end
   local half_written = files.exists(folder .. "/" .. UNFINISHED)
-  local names = own_names(json)
-  table.insert(names, 1, DONE)
-  for _, name in ipairs(names) do
+  local ok, reason = folders.remove_file(folder .. "/" .. DONE)
+  if not ok then return nil, reason end
+  folders.sync(folder)
+  for _, name in ipairs(own_names(json)) do
     local path = folder .. "/" .. name
-    local ok, reason = folders.remove_file(path)
+    ok, reason = folders.remove_file(path)
     if not ok then return nil, reason end
     if half_written then folders.remove_file(path .. ".tmp") end
   end

@@ -25,6 +25,7 @@ local folders = require "segzero.core.folders"
 local logs = require "segzero.runs.logs"
 local manifest = require "segzero.runs.manifest"
 local position = require "segzero.data.position"
+local retention = require "segzero.runs.retention"
 local run_folder = require "segzero.runs.run_folder"
 local trainer_state = require "segzero.runs.trainer_state"
 
@@ -228,6 +229,18 @@ local function write_settings(source, t)
   files.write(path, text)
 end
 
+-- What a killed run left half-written. Another program's folder stays.
+local function remove_half_written(run)
+  local id = run_folder.id(run)
+  for _, name in ipairs(folders.list(run) or {}) do
+    local path = run .. "/" .. name
+    local is_left = name:match "^global_step_%d+%.tmp$"
+    local is_old = name:match "^global_step_%d+%.old$" and not files.exists(path .. "/DONE")
+    local is_own = manifest.owner(path) == id or manifest.is_bare(path)
+    if (is_left or is_old) and is_own then manifest.remove(path) end
+  end
+end
+
 function M.begin(source, t)
   local texts = {}
   for i, change in ipairs(source.changes) do texts[i] = contract.line(change) end
@@ -246,6 +259,8 @@ function M.begin(source, t)
     return texts
   end
   write_settings(source, t)
+  remove_half_written(source.run)
+  retention.finish_removals(t)
 
   -- A run that only evaluates, or has no steps left, abandons nothing.
   local cfg = t.config.trainer

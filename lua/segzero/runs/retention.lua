@@ -3,6 +3,7 @@
 --
 --   retention.evaluated(t, result)      an evaluation at the step t.global_step has ended
 --   retention.saved(t)                  a checkpoint is complete: removes those that are too many
+--   retention.finish_removals(t)        removes the rest of a checkpoint whose removal was cut short
 --
 -- t: trainer.new's object. Options (t.options.run): save_limit, how many of the newest are kept
 -- (math.huge: all); save_best, "held_out_reward", "held_out_giou" or "none". The best one is kept
@@ -14,6 +15,7 @@
 
 local checkpoint = require "segzero.train.checkpoint"
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local manifest = require "segzero.runs.manifest"
 local run_folder = require "segzero.runs.run_folder"
 
@@ -61,11 +63,25 @@ local function own_checkpoints(t)
   return own
 end
 
+-- A removal that a kill interrupted has left a folder without DONE.
+function M.finish_removals(t)
+  if t.options.run.save_limit == math.huge then return end
+  local id = run_folder.id(t.folder)
+  for _, name in ipairs(folders.list(t.folder) or {}) do
+    local step = tonumber(name:match "^global_step_(%d+)$")
+    local path = t.folder .. "/" .. name
+    local is_left = step and step < t.global_step and not files.exists(path .. "/DONE")
+    local is_own = id and manifest.owner(path) == id or manifest.is_bare(path)
+    if is_left and is_own then manifest.remove(path) end
+  end
+end
+
 function M.saved(t)
   update_best(t)
   local limit = t.options.run.save_limit
   if not limit or limit == math.huge then return end
   local best = read_best(t, t.options.run.save_best)
+  M.finish_removals(t)
   local own = own_checkpoints(t)
   for i = 1, #own - limit do
     local entry = own[i]

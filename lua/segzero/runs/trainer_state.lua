@@ -3,7 +3,7 @@
 --
 --   {"global_step": 4, "optimizer_steps": 4, "skipped_updates": 0, "seed": 42,
 --    "rows": {"epoch": 1, "before": 2, "number": 8}, "rows_since": {"step": 0, ...},
---    "data": {"name": "shapes/train", "rows": 24, "ids": "16 hexadecimal digits"}}
+--    "data": {"name": "shapes/train", "rows": 24, "hash": "16 hexadecimal digits"}}
 --
 --   local state = trainer_state.read(folder, needs_optimizer)
 --   trainer_state.write(writing, folder, state)       writing: a list of files (jobs.writing)
@@ -52,7 +52,7 @@ local function check_data(folder, set)
   if set == nil then return end
   if type(set) ~= "table" then refuse(folder, "data", set, "an object") end
   check_count(folder, "data.rows", set.rows, MOST_ROWS)
-  for _, key in ipairs { "name", "ids" } do
+  for _, key in ipairs { "name", "hash" } do
     if set[key] ~= nil and type(set[key]) ~= "string" then
       refuse(folder, "data." .. key, set[key], "a text")
     end

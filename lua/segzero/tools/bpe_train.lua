@@ -21,6 +21,8 @@
 -- Leaves out: encoding at run time (tokenizer.lua), training on large corpora (every merge counts
 -- all pairs again).
 
+local files = require "segzero.core.files"
+
 local M = {}
 
 local byte = string.byte
@@ -245,13 +247,6 @@ function M.corpus(n)
   return texts
 end
 
-local function save(path, text)
-  local f, err = io.open(path, "w")
-  if not f then error("bpe_train: cannot write " .. tostring(err), 3) end
-  f:write(text)
-  f:close()
-end
-
 -- cjson would write the tables in another order than the ids, so it encodes only the strings.
 local function quote(s)
   return (require("cjson").encode(s):gsub("\\/", "/"))
@@ -301,8 +296,8 @@ end
 
 -- Writes tokenizer.json and tokenizer_config.json into an existing folder.
 function M.write(dir, model)
-  save(dir .. "/tokenizer.json", tokenizer_json(model))
-  save(dir .. "/tokenizer_config.json", tokenizer_config_json(model))
+  files.write(dir .. "/tokenizer.json", tokenizer_json(model))
+  files.write(dir .. "/tokenizer_config.json", tokenizer_config_json(model))
 end
 
 return M

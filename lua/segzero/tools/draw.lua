@@ -30,6 +30,7 @@ local image = require "segzero.formats.image"
 local font = require "segzero.tools.font"
 local answer = require "segzero.formats.answer"
 local tensor = require "segzero.core.tensor"
+local truth_of = require "segzero.data.truth"
 
 local M = {}
 
@@ -452,8 +453,15 @@ function M.sheet(tiles, columns, opts)
   return sheet
 end
 
+-- The true box of a record, or nil.
+local function true_box(record)
+  if record.truth then return record.truth[1] and record.truth[1].bbox end
+  return (truth_of.read(record.solution))
+end
+
 -- Writes a sheet of the first rows of a data set with the answers of a model. records: as returned
--- by trainer:evaluate, {{index =, problem =, solution =, text =, reward =}, ...}. opts: count (12),
+-- by trainer:evaluate, {{index =, problem =, text =, reward =, found =, truth =}, ...}; without the
+-- last two, text and solution are in the image's pixels. opts: count (12),
 -- columns (4), side, title (default: the name of the set), masks (as in sheet).
 function M.predictions(path, set, records, opts)
   opts = opts or {}
@@ -461,13 +469,11 @@ function M.predictions(path, set, records, opts)
   for i = 1, min(opts.count or 12, #records) do
     local r = records[i]
     local row = set:row(r.index)
-    local found = answer.parse(r.text)
+    local found = r.found or answer.parse(r.text)
     tiles[i] = { image = row.image, label = r.problem, bbox = found and found.bbox, points = found
       and found.points,
       note = ("reward %.3g%s"):format(r.reward, found and "" or ", no answer") }
-    local truth = { r.solution:match "<box>%((%d+),(%d+)%),%((%d+),(%d+)%)</box>" }
-    for k = 1, #truth do truth[k] = tonumber(truth[k]) end
-    if #truth == 4 then tiles[i].truth = truth end
+    tiles[i].truth = true_box(r)
   end
   local sheet = M.sheet(tiles, opts.columns
     or 4, { side = opts.side, title = opts.title or set.name, masks = opts.masks })

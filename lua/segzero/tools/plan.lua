@@ -22,6 +22,7 @@ local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local plan_count = require "segzero.tools.plan_count"
 local plan_state = require "segzero.tools.plan_state"
+local train_options = require "segzero.train.options"
 
 local M = {}
 
@@ -66,7 +67,7 @@ local function with(cfg, state, changes)
   for _, change in ipairs(changes) do config.set(changed, change[1], change[2]) end
   local s = shallow(state)
   s.vl = plan_state.meta_policy(changed, state.dir)
-  s.kl = plan_state.uses_kl(changed)
+  s.reference = train_options.uses_reference(changed)
   return total(changed, s)
 end
 
@@ -93,13 +94,14 @@ local function remedies(cfg, prompt)
   local list = {}
   local function add(...) list[#list + 1] = { ... } end
   local adapted = a.model.lora.rank > 0
+  local has_reference = train_options.uses_reference(cfg)
   if not a.model.enable_gradient_checkpointing then
     add { "worker.actor.model.enable_gradient_checkpointing", true }
   end
   if not a.freeze_vision_tower and not adapted then
     add { "worker.actor.freeze_vision_tower", true }
   end
-  if a.use_kl_loss and not adapted and cfg.worker.ref.model.dtype ~= "int8" then
+  if has_reference and not adapted and cfg.worker.ref.model.dtype ~= "int8" then
     add { "worker.ref.model.dtype", "int8" }
   end
   if a.use_kl_loss then add { "worker.actor.use_kl_loss", false } end

@@ -83,7 +83,7 @@ local function trained_list(cfg, vl)
 end
 
 local function reference_of(vl, state)
-  if not state.kl then return nil end
+  if not state.reference then return nil end
   if vl.lora then return require("segzero.models.lora").reference(vl) end
   return vl
 end
@@ -195,7 +195,7 @@ local function sizes(cfg, state)
   local p = { adapters = 0, reference = 0, masters = 0 }
   p.weights = vl:weight_bytes(dtype)
   if vl.lora then p.adapters = weights.bytes(trained, 4) end
-  if state.kl and not vl.lora then
+  if state.reference and not vl.lora then
     p.reference = vl:weight_bytes(cfg.worker.ref.model.dtype or dtype)
   end
   if dtype == "bf16" and optim.master_weights and not vl.lora then

@@ -2,17 +2,21 @@
 -- memory, the longest prompt, and which parts a run has.
 --
 --   local state = plan_state.read(cfg, opts, device)     opts: train, prompt, answer (tokens)
---       {dir, device, vl, input, image_bytes, kl, evaluates, val_rows, sam2 = bytes, answer}
+--       {dir, device, vl, input, image_bytes, reference, evaluates, val_rows, sam2 = bytes, answer}
 --   plan_state.device() -> {total =, free =} in bytes
 --   plan_state.meta_policy(cfg, dir)                     cfg is the caller's own copy: adapters may
 --                                                        freeze the vision tower in it
 
+local coordinates = require "segzero.data.coordinates"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local data = require "segzero.data"
+local frame = require "segzero.data.frame"
+local inputs = require "segzero.train.inputs"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
+local train_options = require "segzero.train.options"
 
 local M = {}
 
@@ -56,18 +60,19 @@ function M.meta_policy(cfg, dir)
   return lora.configure(family.meta(dir, cfg.worker.actor.model.dtype), cfg, true)
 end
 
-local function messages(row, cfg, prompt)
-  return {
-    { role = "system", content = cfg.data.system_prompt },
-    { role = "user", content = {
-      { type = "image", image = row.image }, { type = "text", text = prompt(row.problem) } } },
-  }
+local function input_of(row, cfg, vl, prompt)
+  local img, own = coordinates.resized(row.image, frame.settings(cfg.data, "data."))
+  local messages = inputs.messages(row, prompt, cfg.data.system_prompt, img)
+  local ok, input = pcall(vl.process, vl, messages)
+  if own then img:free() end
+  if not ok then error(("row %s: %s"):format(tostring(row.id), core.plain(input)), 0) end
+  return input
 end
 
 -- The longest input of the first rows, and the bytes that a row's images take.
 local function longest_input(cfg, vl, train, prompt)
   local d = cfg.data
-  local set = train or data.open(d.train_files, {
+  local set = train or data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
   })
   local processor = vl:processor()
@@ -77,8 +82,7 @@ local function longest_input(cfg, vl, train, prompt)
   local most = 0
   for i = 1, math.min(ROWS_READ, set:count()) do
     local row = data.sources.read_row(set, i)
-    local ok, input = pcall(vl.process, vl, messages(row, cfg, prompt))
-    if not ok then error(("row %s: %s"):format(tostring(row.id), core.plain(input)), 0) end
+    local input = input_of(row, cfg, vl, prompt)
     local patches = 0
     if input.pixel_values then patches = input.pixel_values:numel() end
     most = math.max(most, row.image.width * row.image.height * 3 + patches * 4)
@@ -89,11 +93,6 @@ local function longest_input(cfg, vl, train, prompt)
 end
 
 -- ---- which parts a run has ----
-function M.uses_kl(cfg)
-  local actor = cfg.worker.actor
-  return actor.use_kl_loss and actor.kl_loss_coef ~= 0
-end
-
 local function evaluates(cfg)
   if cfg.data.val_files == "" then return false end
   local t = cfg.trainer
@@ -113,7 +112,7 @@ function M.read(cfg, opts, device)
   state.vl = M.meta_policy(cfg, state.dir)
   local prompt = opts.prompt or require("segzero.data.prompt").seg_zero
   state.input, state.image_bytes = longest_input(cfg, state.vl, opts.train, prompt)
-  state.kl = M.uses_kl(cfg)
+  state.reference = train_options.uses_reference(cfg)
   state.evaluates = evaluates(cfg)
   state.val_rows = d.val_batch_size
   if d.val_files == "refshapes" then state.val_rows = d.refshapes_val_rows end

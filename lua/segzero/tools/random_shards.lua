@@ -152,7 +152,8 @@ local function write_shard(path, shard, seed, stored, source)
   put(ffi.new("uint64_t[1]", #header), 8)
   put(header, #header)
   for _, w in ipairs(shard) do write_weight(put, w, seed, stored, source) end
-  file:close()
+  local closed, reason = file:close()
+  if not closed then error(("cannot write %s: %s"):format(path, reason), 0) end
   assert(os.rename(path .. ".tmp", path))
 end
 

@@ -15,6 +15,7 @@
 -- Left out: completion, editing a multi-line entry, a history for each project.
 
 local host = require "segzero.host"
+local visible = require "segzero.core.visible"
 
 local concat = table.concat
 local sort = table.sort
@@ -28,6 +29,7 @@ local HISTORY_LINES = 1000
 local POLLIN = 1
 local TABLE_ENTRIES = 40        -- shown of a table; the rest is only counted
 local WIDTH = 96                -- columns of a printed table
+local SIGINT = 2
 local TRACE_LINES = 6           -- frames shown of an error
 
 local HELP = [[
@@ -315,6 +317,9 @@ local function run_chunk(chunk, out)
     for i = 1, results.n do results[i] = (select(i, ...)) end
   end
   keep(host.call(chunk))
+  -- SIGTERM during a training run ends the prompt too.
+  local signal = host.stop_signal()
+  if signal ~= 0 and signal ~= SIGINT then error(results[2], 0) end
   if not results[1] then
     out(short_error(results[2]))
     return
@@ -334,7 +339,7 @@ end
 -- write, the same without a newline, for the text of answers; quiet, no banner.
 function M.run(opts)
   opts = opts or {}
-  local out = opts.print or function(text) io.write(text, "\n") end
+  local out = opts.print or function(text) io.write(visible.text(text), "\n") end
   local read = opts.read or line_reader(history_file()) or plain_reader
   rawset(_G, "_", nil)
   if not opts.quiet then
@@ -350,7 +355,7 @@ function M.run(opts)
   end
   local has_generation, generation = host.call(require, "segzero.inference.generation_config")
   local write = opts.write or function(text)
-    io.write(text)
+    io.write(visible.text(text))
     io.flush()
   end
   if has_generation then generation.echo = function(_, piece) write(piece) end end

@@ -87,9 +87,21 @@ local function give_up(final, temporary, reason)
   error(("the checkpoint %s is not written: %s"):format(final, core.plain(reason)), 0)
 end
 
+-- Files that a model writes in addition to those that it came with.
+local MODEL_FILES = { "config.json", "chat_template.json", "adapter_config.json",
+  "adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json" }
+
+-- The files that vl:save may write at once: if the program is killed then, they are removed later.
+local function names_of(vl)
+  local names = {}
+  for _, name in ipairs(MODEL_FILES) do names[#names + 1] = name end
+  for _, name in ipairs(vl.dir and folders.list(vl.dir) or {}) do names[#names + 1] = name end
+  return names
+end
+
 -- Adds the files of a checkpoint in the order of writing.
 local function add_files(writing, temporary, run, step, vl, opt, state, settings)
-  manifest.begin(temporary, run, step)
+  manifest.begin(temporary, run, step, names_of(vl))
   vl:save(temporary, { later = writing })
   if opt then
     safetensors.save(temporary .. "/optimizer.safetensors", opt:state(), { format = "pt" }, writing)

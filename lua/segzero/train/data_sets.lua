@@ -11,6 +11,7 @@
 local check = require "segzero.data.check"
 local console = require "segzero.log.console"
 local data = require "segzero.data"
+local frame = require "segzero.data.frame"
 local opening = require "segzero.models.opening"
 local prompt_length = require "segzero.train.prompt_length"
 local prompts = require "segzero.data.prompt"
@@ -24,7 +25,7 @@ local OWN_REWARDS = { seg = true, seg_strict = true, mask_iou = true }
 
 local function open_train(cfg)
   local d = cfg.data
-  return data.open(d.train_files, {
+  return data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
   })
 end
@@ -32,7 +33,7 @@ end
 local function open_held_out(cfg)
   local d = cfg.data
   if d.val_files == "" then return nil end
-  return data.open(d.val_files, {
+  return data.sources.open(d.val_files, {
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false,
   })
@@ -63,6 +64,7 @@ local function checked(set, setting, cfg, overrides, policy)
   return check.rows(set, {
     name = setting, key = "data.on_bad_row", on_bad_row = cfg.data.on_bad_row,
     skip_long = cfg.data.filter_overlong_prompts, reward = reward,
+    solution_frame = frame.settings(cfg.data, "data.").solution,
     masks = reads_masks(cfg, reward), prompt = policy and prompt_length.new(policy, cfg, prompt),
     say = console.say,
   })

@@ -1,7 +1,9 @@
 -- ending.lua - the end of a run that a signal or an error cuts short: the last finished step is saved,
 -- and one line says how to go on.
 --
---   ending.early(t, reason)    raises; t: a trainer; reason: the error, or nil for a signal alone
+--   ending.guard(t, f, ...)    f's results; if f fails or a signal comes, ending.early. Inside
+--                              stop.run; guards nest. t: a trainer
+--   ending.early(t, reason)    raises; reason: the error, or nil for a signal alone
 --   ending.saved(t) -> text    saves what is not saved yet: "saved runs/x/global_step_12; go on with:
 --                              trainer.load_checkpoint_path=runs/x", or why nothing is saved
 --
@@ -73,7 +75,20 @@ function M.early(t, reason)
     if not pcall(t.log.text, t.log, step, "run", line) then io.stderr:write(line, "\n") end
   end
   pcall(t.log.close, t.log)
+  t.ended = reason
   error(reason, 0)
+end
+
+function M.guard(t, f, ...)
+  t.first_step = t.first_step or t.global_step
+  t.ended = nil
+  local function finish(ok, ...)
+    if not ok and t.ended then error(t.ended, 0) end
+    if not ok or stop.signal() then M.early(t, (not ok) and (...) or nil) end
+    stop.release()
+    return ...
+  end
+  return finish(stop.try(f, ...))
 end
 
 return M

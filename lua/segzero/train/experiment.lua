@@ -11,9 +11,10 @@
 -- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
 
 local sz = require "segzero"
-local advantages = require "segzero.algorithms.advantages"
 local contract = require "segzero.runs.contract"
+local coordinates = require "segzero.data.coordinates"
 local data_sets = require "segzero.train.data_sets"
+local ending = require "segzero.train.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local loop = require "segzero.train.loop"
@@ -28,6 +29,8 @@ local runner = require "segzero.reward.runner"
 local segmenter_of = require "segzero.inference.segmenter"
 local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
+local train_options = require "segzero.train.options"
+local user_code = require "segzero.core.user_code"
 
 local M = {}
 
@@ -54,9 +57,7 @@ end
 local function load_reference(cfg, policy)
   local actor = cfg.worker.actor
   local ref = cfg.worker.ref
-  local needs = advantages:get(cfg.algorithm.adv_estimator).needs or {}
-  local has_kl = actor.use_kl_loss and actor.kl_loss_coef ~= 0
-  if not has_kl and not needs.reference then return nil end
+  if not train_options.uses_reference(cfg) then return nil end
   if policy.lora then return lora.reference(policy) end
   local dtype = ref.model.dtype or actor.model.dtype
   return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
@@ -158,6 +159,7 @@ local function introduce(t, run, source, notes)
   say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
     t.total_steps,
     cfg.data.rollout_batch_size, cfg.worker.rollout.n, t.folder, resumed)
+  say(t, "%s", coordinates.sentence(t.options.input.frames, t.train, t.policy))
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
@@ -228,6 +230,7 @@ local function check_overrides(overrides)
     if f ~= nil and type(f) ~= "function" then
       error(message:format(name, tostring(f), "a function"), 0)
     end
+    user_code.interpret(f)
   end
   for _, name in ipairs { "train", "held_out" } do
     local set = overrides[name]
@@ -263,7 +266,7 @@ local function run(cfg, overrides)
     run_folder.cancel(folder)
     error(t, 0)
   end
-  local ended, reason = xpcall(all, stop.traced, t, folder, parts.source, notes)
+  local ended, reason = pcall(ending.guard, t, all, t, folder, parts.source, notes)
   run_folder.close(folder)
   if not ended then error(reason, 0) end
   return t

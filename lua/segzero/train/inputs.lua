@@ -1,6 +1,8 @@
 -- inputs.lua - rows as the model reads them: the image and the prompt as tokens and patches.
 --
---   inputs.prepare(row, policy, prompt, { system_prompt =, max_tokens = }) -> row, with row.input
+--   inputs.prepare(row, policy, prompt, { system_prompt =, max_tokens =, frames = })
+--                             -> row, with row.input and its frames (data/coordinates.lua)
+--   inputs.messages(row, prompt, system_prompt, img)    img: what the model sees; nil: row.image
 --   inputs.cure(worst, limit, processor) -> text        the settings that take prompts which are too
 --                             long; worst = {tokens =, text = tokens without the image's}
 --   inputs.release(rows)      frees their images, patches and cached vision features
@@ -8,6 +10,7 @@
 -- prompt(problem) -> the text of the question. A row that cannot be read is an error that names the
 -- row. Leaves out: several images in a row.
 
+local coordinates = require "segzero.data.coordinates"
 local vision_cache = require "segzero.inference.vision_cache"
 
 local M = {}
@@ -15,8 +18,8 @@ local M = {}
 local function without_place(message) return (tostring(message):gsub("^[^:]*%.lua:%d+: ", "")) end
 
 -- What is asked about a row, as chat messages.
-function M.messages(row, prompt, system_prompt)
-  local question = { { type = "image", image = row.image },
+function M.messages(row, prompt, system_prompt, img)
+  local question = { { type = "image", image = img or row.image },
     { type = "text", text = prompt(row.problem) } }
   return { { role = "system", content = system_prompt }, { role = "user", content = question } }
 end
@@ -38,9 +41,14 @@ local function too_long(row, policy, limit)
 end
 
 function M.prepare(row, policy, prompt, options)
-  local ok, input = pcall(policy.process, policy, M.messages(row, prompt, options.system_prompt))
+  local img, own = coordinates.resized(row.image, options.frames)
+  local messages = M.messages(row, prompt, options.system_prompt, img)
+  local ok, input = pcall(policy.process, policy, messages)
+  local seen = ok and coordinates.seen(input, img)
+  if own then img:free() end
   if not ok then error(("row %s: %s"):format(tostring(row.id), without_place(input)), 0) end
   row.input = input
+  coordinates.place(row, options.frames, seen)
   if #input.input_ids > options.max_tokens then too_long(row, policy, options.max_tokens) end
   return row
 end

@@ -40,7 +40,7 @@ function M.evaluate(t, keep)
   retention.evaluated(t, result)
   t.log:scalars(t.global_step, {
     step = t.global_step, held_out_reward = result.reward, held_out_parts = result.parts,
-    held_out_giou = result.giou,
+    held_out_giou = result.giou, held_out_reward_errors = result.reward_errors,
     held_out_ceiling_giou = result.giou and result.ceiling,
   })
   call_hook(t, "on_evaluate", result)
@@ -89,18 +89,15 @@ local function all_steps(t)
   t.log:start(t.global_step, t.total_steps)
   while t.global_step < t.total_steps do
     stop.check()
-    if one_step(t) then return end
+    if one_step(t) then break end
   end
+  saving.wait(t)
 end
 
 local function run(t)
-  t.first_step = t.global_step
   health.begin(t)
-  local ok, reason = stop.try(all_steps, t)
-  if not ok or stop.signal() then ending.early(t, reason) end
-  saving.wait(t)
+  ending.guard(t, all_steps, t)
   t.sampler:cancel()
-  stop.release()
 end
 
 function M.run(t) return stop.run(run, t) end

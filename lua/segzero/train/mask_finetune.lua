@@ -283,7 +283,11 @@ function methods:train()
   self.say("before  " .. self:evaluate())
   local mean = {}
   local prompts = 0
-  local steps, elapsed = supervised.loop(o, function(s)
+  local function save()
+    self.sam:save(o.output)
+    return o.output
+  end
+  local steps, elapsed = supervised.loop(o, save, function(s)
     local parts, asked = accumulate(self, s.step, s.progress)
     prompts = prompts + asked
     local norm = self.optimizer:step(s.lr)

@@ -35,10 +35,12 @@ local function moved(r, scene, box, options)
   local function move(v, extent, limit)
     return math.min(math.max(v + (2 * r:uniform() - 1) * much * extent, 0), limit)
   end
-  return {
-    move(box[1], w, scene.width - 1), move(box[2], h, scene.height - 1),
-    move(box[3], w, scene.width - 1), move(box[4], h, scene.height - 1),
-  }
+  local x0 = move(box[1], w, scene.width - 1)
+  local y0 = move(box[2], h, scene.height - 1)
+  local x1 = move(box[3], w, scene.width - 1)
+  local y1 = move(box[4], h, scene.height - 1)
+  -- A jitter over 0.5 may turn the box around.
+  return { math.min(x0, x1), math.min(y0, y1), math.max(x0, x1), math.max(y0, y1) }
 end
 
 -- Adds a point to a prompt, unless none was found.

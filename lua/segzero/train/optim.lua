@@ -20,6 +20,7 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
+local stop = require "segzero.core.stop"
 local tensor = require "segzero.core.tensor"
 
 local C = core.C
@@ -102,12 +103,15 @@ function methods:step(lr)
     C.sz_adamw_zero_grad(self.c)
     return norm, false
   end
+  -- A stop must not come between two parameters.
+  stop.hold()
   local scale = 1
   if self.max_grad_norm and norm > self.max_grad_norm then
     scale = self.max_grad_norm / (norm + 1e-6)
   end
   check(C.sz_adamw_step(self.c, lr or self.lr, self.beta1, self.beta2, self.eps, self.weight_decay,
     scale), 2)
+  stop.release()
   return norm, true
 end
 

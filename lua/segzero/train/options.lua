@@ -6,7 +6,7 @@
 --
 -- Returns one table for each component:
 --   rows           batch (prompts a step), seed, shuffle
---   input          system_prompt, max_tokens (of a prompt)
+--   input          system_prompt, max_tokens (of a prompt), frames (data/frame.lua)
 --   rollout        what inference/generate.lua takes: n, top_p, top_k, max_new_tokens, seed,
 --                  cache_gib, ...
 --   forward        recompute (gradient checkpointing), frozen_vision
@@ -19,10 +19,14 @@
 --   schedules      name of a number -> registered schedule
 --   warmup_ratio   share of the run that warms up
 --   optimizer      what train/optim.lua takes, without lr
+--   reward         timeout (seconds an answer), on_error (stop, zero)
 --   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization
 --   run            test_freq, save_freq, save_limit, save_best, max_bad_updates, loggers
 --                  (registered names)
 -- Leaves out: defaults and checks (config/grpo.lua).
+
+local advantages = require "segzero.algorithms.advantages"
+local frame = require "segzero.data.frame"
 
 local M = {}
 
@@ -81,7 +85,8 @@ function M.of(cfg)
   local rollout = cfg.worker.rollout
   return {
     rows = { batch = data.rollout_batch_size, seed = data.seed, shuffle = data.shuffle },
-    input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length },
+    input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length,
+      frames = frame.settings(data, "data.") },
     rollout = rollout_options(cfg),
     forward = { recompute = actor.model.enable_gradient_checkpointing,
       frozen_vision = actor.freeze_vision_tower },
@@ -100,6 +105,8 @@ function M.of(cfg)
     schedules = { lr = actor.optim.lr_scheduler_type or "constant" },
     warmup_ratio = actor.optim.lr_warmup_steps_ratio,
     optimizer = optimizer_options(actor),
+    reward = { timeout = cfg.worker.reward.timeout or 10,
+      on_error = cfg.worker.reward.on_error or "stop" },
     evaluation = {
       batch = data.val_batch_size, max_new_tokens = data.max_response_length,
       cache_gib = rollout.cache_gib, gpu_memory_utilization = rollout.gpu_memory_utilization,
@@ -111,6 +118,14 @@ function M.of(cfg)
       loggers = name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
     },
   }
+end
+
+-- True if a run has a frozen reference model: for the KL term, or for its estimator.
+function M.uses_reference(cfg)
+  local actor = cfg.worker.actor
+  if actor.use_kl_loss and actor.kl_loss_coef ~= 0 then return true end
+  local needs = advantages:get(cfg.algorithm.adv_estimator).needs
+  return needs ~= nil and needs.reference == true
 end
 
 return M

@@ -170,7 +170,11 @@ end
 function methods:train()
   local o = self.options
   local seen = { questions = 0, tokens = 0 }
-  local _, elapsed = supervised.loop(o, function(s)
+  local function save()
+    self.model:save(self.model.dir)
+    return self.model.dir
+  end
+  local _, elapsed = supervised.loop(o, save, function(s)
     local groups, questions = self.tasks:batch(s.progress)
     local loss, tokens = accumulate(self, groups)
     free_inputs(groups)

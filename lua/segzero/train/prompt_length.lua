@@ -8,6 +8,7 @@
 -- nil from new() if the policy's processor cannot plan an image (models of a user's own).
 -- Leaves out: several images in a row.
 
+local frame = require "segzero.data.frame"
 local core = require "segzero.core.ffi"
 local inputs = require "segzero.train.inputs"
 local messages_of = require "segzero.models.messages"
@@ -24,6 +25,7 @@ function M.new(policy, cfg, prompt)
   processor.max_pixels = cfg.data.max_pixels
   return setmetatable({ plans = {}, processor = processor, tokenizer = policy:tokenizer(),
     prompt = prompt, system_prompt = cfg.data.system_prompt,
+    resize = frame.settings(cfg.data, "data.").resize,
     limit = cfg.data.max_prompt_length }, mt)
 end
 
@@ -45,7 +47,8 @@ local function image_tokens(self, width, height)
 end
 
 function methods:fault(meta, fact)
-  local of_image, why = image_tokens(self, fact.width, fact.height)
+  local size = self.resize or fact
+  local of_image, why = image_tokens(self, size.width, size.height)
   if not of_image then return ("row %s: %s"):format(meta.id or meta.index, why), "image" end
   local text = render(self, meta.problem)
   -- A token of plain ASCII has at least one byte.

@@ -5,15 +5,17 @@
 --   id, index          its name and its number in the set, from 1
 --   problem, solution  the question and the ground truth, as text
 --   image, images      the image (the trainer frees it), and a list with it
---   frame              side in pixels of the square that the solution's and the answers'
---                      coordinates count in
+--   frame              the frame that answers count in: the side of a square in pixels, or {width =,
+--                      height =}. Until a model sees the row, the frame of the solution
+--   solution_frame     what the solution as stored counts in, if the source states it
 --   mask               nil, or a function that returns the true mask: u8 [height, width] of 0 and
 --                      1, freed by the caller
 --   columns            every column of the user's data; each is also a field of the row unless a
 --                      field has its name
 --   The trainer adds number (which row of the run; keys the random numbers), input (what the model
---   reads; see vl:process) and, while rewards run and there is a SAM2 model, segment
---   (reward/masks.lua).
+--   reads; see vl:process), the frames of data/coordinates.lua (solution_frame, answer_frame,
+--   stored_solution; solution is in the frame of answers from then on) and, while rewards run and
+--   there is a SAM2 model, segment (reward/masks.lua).
 --
 -- Sample: one answer.
 --   ids, text          its tokens, and its text without special tokens

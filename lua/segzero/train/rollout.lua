@@ -10,7 +10,9 @@
 
 local inference = require "segzero.inference.rollout"
 local inputs_of = require "segzero.train.inputs"
+local progress = require "segzero.log.progress"
 local runner = require "segzero.reward.runner"
+local stop = require "segzero.core.stop"
 local timer = require "segzero.log.timer"
 
 local M = {}
@@ -40,7 +42,7 @@ end
 local function score_group(t, group)
   if group.scored then return end
   for _, sample in ipairs(group.samples) do sample.length = #sample.ids end
-  runner.score_group(t.reward, group, t.segmenter)
+  runner.score_group(t.reward, group, t.segmenter, t.scoring)
   group.scored = true
 end
 
@@ -49,7 +51,12 @@ local function generation_options(t, groups, temperature)
   for name, v in pairs(t.options.rollout) do options[name] = v end
   for i, group in ipairs(groups) do options.row_ids[i] = group.row.number end
 
+  local tick = progress.new(t, ("step %d"):format((t.global_step or 0) + 1), #groups, "prompts answered")
+  local answered = 0
   function options.on_group(i, answers)
+    stop.check()
+    answered = answered + 1
+    tick(answered)
     local before = timer.enter "reward"
     groups[i].samples = answers
     in_table(score_group, t, groups[i])

@@ -31,6 +31,7 @@
 
 local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
+local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
 local forward = require "segzero.train.forward"
 local health = require "segzero.train.health"
@@ -42,6 +43,7 @@ local optim = require "segzero.train.optim"
 local options_of = require("segzero.train.options").of
 local records = require "segzero.train.records"
 local rollout = require "segzero.train.rollout"
+local runner = require "segzero.reward.runner"
 local sampler = require "segzero.data.sampler"
 local saving = require "segzero.train.saving"
 local schedules = require "segzero.algorithms.schedules"
@@ -61,6 +63,7 @@ function M.bare(opts)
   t.options = t.config and options_of(t.config) or {}
   t.numbers = t.options.numbers
   t.schedules = t.options.schedules
+  t.scoring = t.options.reward and runner.rules(t.options.reward)
   return t
 end
 
@@ -80,11 +83,15 @@ function M.new(opts)
   local copy = {}
   for name, v in pairs(opts) do copy[name] = v end
   local t = M.bare(copy)
+  local input = t.options.input
+  input.frames = coordinates.for_policy(input.frames, t.policy)
   t.parameters = trained_parameters(t)
   t.optimizer = optim.adamw(t.parameters, t.options.optimizer)
   share_vision(t)
   t.global_step = 0
   t.hooks = t.hooks or {}
+  -- Images are prefetched as they are stored.
+  if input.frames.resize then t.prefetch = false end
   t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch)
   if t.resume_path then t:resume(t.resume_path) end
   if t.loaded then t:loaded() end
@@ -152,6 +159,7 @@ function methods:step(write_log)
   local rows = self.sampler:rows(self.train, step)
   local groups = self:rollout(rows)
   local stats = records.means(groups)
+  stats.reward_errors = runner.take_errors(self.scoring)
 
   -- Advantages see the whole batch, and the reference's log-probabilities.
   timer.enter "forward"

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 enum { ORIENTATION = 0x0112, ENTRY_SIZE = 12, TYPE_BYTE = 1, TYPE_SHORT = 3, TYPE_LONG = 4 };
+enum { PIECE = 4096, OVERLAP = 32 };
 
 typedef uint32_t (*get_number)(const uint8_t *p);
 
@@ -25,43 +26,59 @@ static uint32_t entry_value(const uint8_t *entry, get_number get16, get_number g
     }
 }
 
-int sz_exif_orientation(const uint8_t *p, size_t n)
+int sz_exif_orientation(const sz_source *b, size_t at, size_t n)
 {
-    /* The TIFF header. */
-    while (n >= 6 && memcmp(p, "Exif\0\0", 6) == 0) {
-        p += 6;
+    /* The TIFF header. Its offsets count from its own start. */
+    uint8_t p[ENTRY_SIZE];
+    while (n >= 6 && sz_source_get(b, at, p, 6) && memcmp(p, "Exif\0\0", 6) == 0) {
+        at += 6;
         n -= 6;
     }
-    if (n < 8) return 0;
-    bool little = memcmp(p, "II\x2a\0", 4) == 0;
+    if (n < 8 || !sz_source_get(b, at, p, 8)) return 0;
+    const bool little = memcmp(p, "II\x2a\0", 4) == 0;
     if (!little && memcmp(p, "MM\0\x2a", 4) != 0) return 0;
-    get_number get16 = little ? sz_le16 : sz_be16;
-    get_number get32 = little ? sz_le32 : sz_be32;
+    const get_number get16 = little ? sz_le16 : sz_be16;
+    const get_number get32 = little ? sz_le32 : sz_be32;
 
     /* The first directory. */
-    size_t at = get32(p + 4);
-    if (at > n || n - at < 2) return 0;
-    size_t count = get16(p + at);
-    at += 2;
-    for (size_t i = 0; i < count && n - at >= ENTRY_SIZE; i++, at += ENTRY_SIZE) {
-        if (get16(p + at) != ORIENTATION) continue;
-        uint32_t value = entry_value(p + at, get16, get32);
+    size_t entry = get32(p + 4);
+    if (entry > n - 2 || !sz_source_get(b, at + entry, p, 2)) return 0;
+    size_t count = get16(p);
+    entry += 2;
+    for (; count > 0 && n - entry >= ENTRY_SIZE; count--, entry += ENTRY_SIZE) {
+        if (!sz_source_get(b, at + entry, p, ENTRY_SIZE)) return 0;
+        if (get16(p) != ORIENTATION) continue;
+        const uint32_t value = entry_value(p, get16, get32);
         return value >= 1 && value <= 8 ? (int)value : 1;
     }
     return 0;
 }
 
-int sz_xmp_orientation(const uint8_t *p, size_t n)
+/* The digit after a name that ends at p, or 0. */
+static int digit_after(const uint8_t *p, const uint8_t *end)
 {
+    if (end - p >= 3 && memcmp(p, "=\"", 2) == 0) p += 2;
+    else if (end - p >= 2 && *p == '>') p += 1;
+    else return 0;
+    if (*p < '0' || *p > '9') return 0;
+    return *p >= '1' && *p <= '8' ? *p - '0' : 1;
+}
+
+int sz_xmp_orientation(const sz_source *b, size_t at, size_t n)
+{
+    /* Pieces of the text overlap by more than the name and its value. */
     static const char NAME[] = "tiff:Orientation";
     const size_t length = sizeof NAME - 1;
-    const uint8_t *end = p + n;
-    while ((p = memmem(p, (size_t)(end - p), NAME, length))) {
-        p += length;
-        if (end - p >= 3 && memcmp(p, "=\"", 2) == 0) p += 2;
-        else if (end - p >= 2 && *p == '>') p += 1;
-        else continue;
-        if (*p >= '0' && *p <= '9') return *p >= '1' && *p <= '8' ? *p - '0' : 1;
+    uint8_t piece[PIECE];
+    for (size_t from = 0; from < n; from += PIECE - OVERLAP) {
+        const size_t most = n - from < PIECE ? n - from : PIECE;
+        const uint8_t *end = piece + sz_source_read(b, at + from, piece, most);
+        const uint8_t *p = piece;
+        while ((p = memmem(p, (size_t)(end - p), NAME, length))) {
+            p += length;
+            const int value = digit_after(p, end);
+            if (value) return value;
+        }
     }
     return 0;
 }

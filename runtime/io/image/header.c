@@ -40,14 +40,26 @@ static size_t read_at(int fd, size_t offset, void *to, size_t n)
     return got;
 }
 
+/* n bytes of the file at offset, n at most a window: they are in the window, unless fewer are
+ * left. */
+static const uint8_t *in_window(const sz_source *b, size_t offset, size_t *n)
+{
+    sz_window *w = b->window;
+    if (offset < w->start || offset - w->start > w->size || *n > w->size - (offset - w->start)) {
+        w->start = offset;
+        w->size = read_at(b->fd, offset, w->bytes, sizeof w->bytes);
+        if (*n > w->size) *n = w->size;
+    }
+    return w->bytes + (offset - w->start);
+}
+
 size_t sz_source_read(const sz_source *b, size_t offset, void *to, size_t n)
 {
     if (offset >= b->size) return 0;
     if (n > b->size - offset) n = b->size - offset;
-    const uint8_t *memory = b->memory;
-    if (!memory && n <= b->head_size && offset <= b->head_size - n) memory = b->head;
-    if (!memory) return read_at(b->fd, offset, to, n);
-    memcpy(to, memory + offset, n);
+    if (!b->memory && n > sizeof b->window->bytes) return read_at(b->fd, offset, to, n);
+    const uint8_t *from = b->memory ? b->memory + offset : in_window(b, offset, &n);
+    memcpy(to, from, n);
     return n;
 }
 
@@ -65,13 +77,46 @@ int sz_image_cut_off(const sz_source *b) { return sz_image_fail(b, "the file is 
 
 /* ---- formats ---- */
 
+/* Files that are often met where an image was expected. */
+typedef struct {
+    size_t at;
+    const char *magic;
+    size_t length;
+    const char *name;
+} stranger;
+static const stranger STRANGERS[] = {
+    { 0, "II*\0", 4, "a TIFF file; convert it to PNG" },
+    { 0, "MM\0*", 4, "a TIFF file; convert it to PNG" },
+    { 4, "ftypavif", 8, "an AVIF file; convert it to PNG" },
+    { 4, "ftyphei", 7, "an HEIC file; convert it to PNG" },
+    { 4, "ftypmif1", 8, "an HEIC file; convert it to PNG" },
+    { 4, "jP  ", 4, "a JPEG 2000 file; convert it to PNG" },
+    { 0, "%PDF", 4, "a PDF file; convert it to PNG" },
+    { 0, "<svg", 4, "an SVG file; convert it to PNG" },
+    { 0, "<!DOCTYPE html", 14, "a web page, perhaps of a failed download" },
+    { 0, "<!doctype html", 14, "a web page, perhaps of a failed download" },
+    { 0, "<html", 5, "a web page, perhaps of a failed download" },
+    { 0, "version https://", 16, "a pointer of Git LFS; git lfs pull gets the image" },
+};
+
+/* The message for a file that no reader knows. */
+static const sz_format *unknown(const sz_source *b, const uint8_t *head, size_t n)
+{
+    for (size_t i = 0; i < sizeof STRANGERS / sizeof *STRANGERS; i++) {
+        const stranger *s = &STRANGERS[i];
+        if (n >= s->at + s->length && memcmp(head + s->at, s->magic, s->length) == 0)
+            return sz_null("%s: not an image in a known format: it is %s", b->path, s->name);
+    }
+    return sz_null("%s: not an image in a known format (PNG, JPEG, WebP, BMP, GIF, PNM)", b->path);
+}
+
 const sz_format *sz_format_find(const sz_source *b)
 {
     uint8_t head[16] = { 0 };
     size_t n = sz_source_read(b, 0, head, sizeof head);
     for (size_t i = 0; i < sizeof FORMATS / sizeof *FORMATS; i++)
         if (FORMATS[i]->match(head, n)) return FORMATS[i];
-    return sz_null("%s: not an image in a known format (PNG, JPEG, WebP, BMP, GIF, PNM)", b->path);
+    return unknown(b, head, n);
 }
 
 int sz_format_size(const sz_format *f, const sz_source *b, sz_size *out)
@@ -103,10 +148,10 @@ static int open_file(const char *path, size_t *size)
 
 int sz_image_info(const char *path, sz_image_header *out)
 {
-    sz_source b = { .path = path };
+    sz_window window = { 0 };
+    sz_source b = { .path = path, .window = &window };
     b.fd = open_file(path, &b.size);
     if (b.fd < 0) return -1;
-    b.head_size = read_at(b.fd, 0, b.head, sizeof b.head);
 
     /* The size as stored. */
     sz_size size;

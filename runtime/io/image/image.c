@@ -29,6 +29,12 @@ sz_image *sz_image_new(int width, int height)
     return wrap(width, height, pixels);
 }
 
+sz_image *sz_image_retain(sz_image *im)
+{
+    im->refs++;
+    return im;
+}
+
 void sz_image_free(sz_image *im)
 {
     if (!im || --im->refs > 0) return;

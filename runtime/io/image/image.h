@@ -18,14 +18,19 @@
 
 /* ---- the bytes of a file ---- */
 
+/* The part of an open file that was read last, so that many small reads are few calls. */
+typedef struct {
+    size_t start, size;
+    uint8_t bytes[4096];
+} sz_window;
+
 /* A file in memory, or an open one of which only the header is read. */
 typedef struct {
     const char *path;
-    const uint8_t *memory; /* NULL: read from fd */
+    const uint8_t *memory; /* NULL: read from fd, through the window */
     int fd;
+    sz_window *window;
     size_t size;
-    uint8_t head[4096]; /* the first bytes of fd */
-    size_t head_size;
 } sz_source;
 
 /* Copies up to n bytes that begin at offset; returns how many there were. */
@@ -102,15 +107,16 @@ uint8_t *sz_mask_decode(const sz_source *b, int *width, int *height);
 int sz_png_write(const char *path, int width, int height, int channels, const uint8_t *pixels);
 int sz_jpeg_write(const char *path, int width, int height, const uint8_t *pixels);
 
-/* The orientation in a PNG's chunks, 1 to 8 (png_orientation.c). */
+/* The orientation in a PNG's chunks, 1 to 8, or -1 with a message (png_orientation.c). */
 int sz_png_orientation(const sz_source *b);
 
 /* ---- exif.c ---- */
 
-/* The orientation in an EXIF block (TIFF, with or without "Exif\0\0"), or 0 if it has none. */
-int sz_exif_orientation(const uint8_t *p, size_t n);
+/* The orientation in n bytes of EXIF (TIFF, with or without "Exif\0\0" in front) that begin at `at`,
+ * or 0 if there is none. */
+int sz_exif_orientation(const sz_source *b, size_t at, size_t n);
 /* The same for XMP text. */
-int sz_xmp_orientation(const uint8_t *p, size_t n);
+int sz_xmp_orientation(const sz_source *b, size_t at, size_t n);
 /* The orientation of both, EXIF's first: 1 to 8. Either may be 0. */
 int sz_orientation(int exif, int xmp);
 /* Turns pixels [h, w, channels] upright. Takes over `pixels` and returns them or a new array, and

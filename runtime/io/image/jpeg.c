@@ -3,7 +3,7 @@
  *
  * All bytes are in memory. A file that ends before its last row is refused; damage that libjpeg
  * can read past is read past, as Pillow does. A file without Huffman tables is refused.
- * Leaves out: 12 bits a sample, lossless JPEG, colour profiles, pictures after the first.
+ * Leaves out: 12 bits a sample, lossless JPEG, colour profiles, images after the first.
  */
 #include "image.h"
 #include <setjmp.h>
@@ -15,8 +15,11 @@
 enum {
     QUALITY = 92,
     BUFFER = 1 << 16,
-    /* A progressive file has about 10 scans. Each costs a pass over the image. */
-    MAX_SCANS = 100,
+    /* A progressive file has about 10 scans. Each costs a pass over the image, so a large image may
+     * have fewer of them. */
+    MOST_SCANS = 100,
+    FEWEST_SCANS = 20,
+    PIXELS_OF_ALL_SCANS = 1 << 28,
     /* An 8 x 8 block takes at least one bit, so a byte holds at most 512 pixels. */
     PIXELS_OF_BYTE = 512,
     /* Arithmetic coding may take less. */
@@ -66,18 +69,15 @@ static bool is_frame(uint8_t marker)
     return marker >= SOF0 && marker <= SOF15 && marker != DHT && marker != JPG && marker != DAC;
 }
 
-/* Looks for an orientation in an APP1 segment. */
+/* Looks for an orientation in an APP1 segment of n bytes. */
 static void read_app1(const sz_source *b, size_t at, size_t n, int *exif, int *xmp)
 {
     static const char XMP[] = "http://ns.adobe.com/xap/1.0/";
-    uint8_t *p = malloc(n ? n : 1);
-    if (!p || !sz_source_get(b, at, p, n)) {
-        free(p);
-        return;
-    }
-    if (n >= 6 && memcmp(p, "Exif\0\0", 6) == 0 && *exif == 0) *exif = sz_exif_orientation(p, n);
-    if (n >= sizeof XMP && memcmp(p, XMP, sizeof XMP) == 0) *xmp = sz_xmp_orientation(p, n);
-    free(p);
+    uint8_t p[sizeof XMP];
+    const size_t got = sz_source_read(b, at, p, n < sizeof p ? n : sizeof p);
+    if (got >= 6 && memcmp(p, "Exif\0\0", 6) == 0 && *exif == 0)
+        *exif = sz_exif_orientation(b, at, n);
+    if (got == sizeof p && memcmp(p, XMP, sizeof p) == 0) *xmp = sz_xmp_orientation(b, at, n);
 }
 
 /* The size in a frame header of n bytes. */
@@ -180,11 +180,20 @@ static void source_skip(j_decompress_ptr c, long n)
     c->src->bytes_in_buffer -= step;
 }
 
+/* How many scans an image of this size may have. */
+static int scan_limit(const struct jpeg_decompress_struct *c)
+{
+    const int64_t limit = PIXELS_OF_ALL_SCANS / ((int64_t)c->image_width * c->image_height);
+    if (limit < FEWEST_SCANS) return FEWEST_SCANS;
+    return limit > MOST_SCANS ? MOST_SCANS : (int)limit;
+}
+
 static void count_scans(j_common_ptr common)
 {
     decoder *d = (decoder *)common;
-    if (d->c.input_scan_number <= MAX_SCANS) return;
-    snprintf(d->faults.reason, sizeof d->faults.reason, "it has more than %d scans", MAX_SCANS);
+    const int limit = scan_limit(&d->c);
+    if (d->c.input_scan_number <= limit) return;
+    snprintf(d->faults.reason, sizeof d->faults.reason, "it has more than %d scans", limit);
     longjmp(d->faults.jump, 1);
 }
 

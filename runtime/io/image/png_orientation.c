@@ -2,13 +2,13 @@
  * exif" as older programs wrote it (tEXt, zTXt), or XMP (iTXt).
  *
  * Walks over all chunks, because eXIf may come after the pixels.
- * Leaves out: compressed iTXt; checksums, which png.c checks.
+ * Leaves out: compressed iTXt; a raw profile's bytes after the first 16 KB, which are pictures;
+ * checksums, which png.c checks.
  */
 #include "image.h"
-#include <stdlib.h>
 #include <zlib.h>
 
-enum { LIMIT = 1 << 20 }; /* bytes of a chunk or text that are looked at */
+enum { HEAD = 1 << 14, TEXT = 2 * HEAD + 1024 };
 
 static int digit(uint8_t c)
 {
@@ -18,8 +18,8 @@ static int digit(uint8_t c)
     return -1;
 }
 
-/* A raw profile: "\nexif\n    LENGTH\n", then the bytes in hexadecimal digits. Decodes in place. */
-static int raw_profile(uint8_t *p, size_t n)
+/* A raw profile: "\nexif\n    LENGTH\n", then the bytes in hexadecimal digits. */
+static int raw_profile(const uint8_t *p, size_t n)
 {
     /* Skip three lines. */
     size_t at = 0;
@@ -27,70 +27,72 @@ static int raw_profile(uint8_t *p, size_t n)
         if (p[at] == '\n') lines++;
 
     /* Two digits a byte. */
+    uint8_t bytes[HEAD];
     size_t count = 0;
     int high = -1;
-    for (; at < n; at++) {
+    for (; at < n && count < HEAD; at++) {
         const int value = digit(p[at]);
         if (value < 0) continue;
         if (high < 0) {
             high = value;
             continue;
         }
-        p[count++] = (uint8_t)(16 * high + value);
+        bytes[count++] = (uint8_t)(16 * high + value);
         high = -1;
     }
-    return sz_exif_orientation(p, count);
+    const sz_source profile = { .path = "", .memory = bytes, .size = count };
+    return sz_exif_orientation(&profile, 0, count);
 }
 
-static int packed_profile(const uint8_t *p, size_t n)
+/* The same for a compressed text: -1 with a message if memory is out. A damaged text gives what
+ * could be read of it. */
+static int packed_profile(const sz_source *b, const uint8_t *p, size_t n)
 {
-    /* A damaged text gives what could be read of it. */
-    uint8_t *text = malloc(LIMIT);
-    if (!text) return 0;
+    uint8_t text[TEXT];
     z_stream z = { .next_in = (Bytef *)p, .avail_in = (uInt)n };
-    int found = 0;
-    if (inflateInit(&z) == Z_OK) {
-        z.next_out = text;
-        z.avail_out = LIMIT;
-        inflate(&z, Z_FINISH);
-        found = raw_profile(text, LIMIT - z.avail_out);
-        inflateEnd(&z);
-    }
-    free(text);
-    return found;
+    if (inflateInit(&z) != Z_OK) return sz_fail("%s: out of memory", b->path);
+    z.next_out = text;
+    z.avail_out = sizeof text;
+    const int rc = inflate(&z, Z_FINISH);
+    inflateEnd(&z);
+    if (rc == Z_MEM_ERROR) return sz_fail("%s: out of memory", b->path);
+    return raw_profile(text, sizeof text - z.avail_out);
 }
 
 typedef struct {
     int exif, profile, xmp; /* 0: not found */
 } orientations;
 
-/* Whether the chunk begins with this keyword and the zero after it. */
+/* Whether the n bytes begin with this keyword and the zero after it. */
 static bool keyword(const uint8_t *p, size_t n, const char *word)
 {
     const size_t length = strlen(word) + 1;
     return n >= length && memcmp(p, word, length) == 0;
 }
 
-static void read_chunk(const uint8_t *type, uint8_t *p, size_t n, orientations *o)
+/* A chunk with a text: 0, or -1 with a message. */
+static int read_text(const sz_source *b, const uint8_t *type, size_t at, size_t n, orientations *o)
 {
     static const char PROFILE[] = "Raw profile type exif";
     static const char XMP[] = "XML:com.adobe.xmp";
-    if (memcmp(type, "eXIf", 4) == 0) o->exif = sz_exif_orientation(p, n);
-    if (memcmp(type, "iTXt", 4) == 0 && keyword(p, n, XMP)) o->xmp = sz_xmp_orientation(p, n);
-    if (!keyword(p, n, PROFILE)) return;
-    p += sizeof PROFILE;
-    n -= sizeof PROFILE;
-    if (memcmp(type, "tEXt", 4) == 0) o->profile = raw_profile(p, n);
-    if (memcmp(type, "zTXt", 4) == 0 && n > 1) o->profile = packed_profile(p + 1, n - 1);
+    uint8_t p[TEXT];
+    size_t got = sz_source_read(b, at, p, n < sizeof p ? n : sizeof p);
+    if (memcmp(type, "iTXt", 4) == 0) {
+        if (keyword(p, got, XMP)) o->xmp = sz_xmp_orientation(b, at, n);
+        return 0;
+    }
+    if (!keyword(p, got, PROFILE)) return 0;
+    const uint8_t *text = p + sizeof PROFILE;
+    got -= sizeof PROFILE;
+    if (memcmp(type, "tEXt", 4) == 0) o->profile = raw_profile(text, got);
+    else if (got > 1) o->profile = packed_profile(b, text + 1, got - 1);
+    return o->profile < 0 ? -1 : 0;
 }
 
-/* Whether a chunk of this type can hold an orientation. */
-static bool matters(const uint8_t *type)
+static bool is_text(const uint8_t *type)
 {
-    static const char *const TYPES[] = { "eXIf", "iTXt", "tEXt", "zTXt" };
-    for (size_t i = 0; i < sizeof TYPES / sizeof *TYPES; i++)
-        if (memcmp(type, TYPES[i], 4) == 0) return true;
-    return false;
+    return memcmp(type, "iTXt", 4) == 0 || memcmp(type, "tEXt", 4) == 0 ||
+           memcmp(type, "zTXt", 4) == 0;
 }
 
 int sz_png_orientation(const sz_source *b)
@@ -100,11 +102,9 @@ int sz_png_orientation(const sz_source *b)
     size_t at = 8;
     while (sz_source_get(b, at, head, sizeof head) && memcmp(head + 4, "IEND", 4) != 0) {
         const size_t n = sz_be32(head);
-        if (n <= LIMIT && matters(head + 4)) {
-            uint8_t *p = malloc(n + 1);
-            if (p && sz_source_get(b, at + 8, p, n)) read_chunk(head + 4, p, n, &o);
-            free(p);
-        }
+        const uint8_t *type = head + 4;
+        if (memcmp(type, "eXIf", 4) == 0) o.exif = sz_exif_orientation(b, at + 8, n);
+        if (is_text(type) && read_text(b, type, at + 8, n, &o) != 0) return -1;
         at += 12 + n;
     }
     return sz_orientation(o.exif ? o.exif : o.profile, o.xmp);

@@ -7,7 +7,7 @@
 #include <webp/decode.h>
 #include <webp/demux.h>
 
-enum { LOSSY = 1, HEADER = 64, CHUNK_LIMIT = 1 << 20 };
+enum { LOSSY = 1, HEADER = 64 };
 
 static bool match(const uint8_t *head, size_t n)
 {
@@ -28,15 +28,8 @@ static int orientation_of(const sz_source *b)
     size_t at = 12;
     while (sz_source_get(b, at, head, sizeof head)) {
         const size_t n = sz_le32(head + 4);
-        const bool is_exif = memcmp(head, "EXIF", 4) == 0;
-        if (n <= CHUNK_LIMIT && (is_exif || memcmp(head, "XMP ", 4) == 0)) {
-            uint8_t *p = malloc(n + 1);
-            if (p && sz_source_get(b, at + 8, p, n)) {
-                if (is_exif) exif = sz_exif_orientation(p, n);
-                else xmp = sz_xmp_orientation(p, n);
-            }
-            free(p);
-        }
+        if (memcmp(head, "EXIF", 4) == 0) exif = sz_exif_orientation(b, at + 8, n);
+        if (memcmp(head, "XMP ", 4) == 0) xmp = sz_xmp_orientation(b, at + 8, n);
         at += 8 + n + n % 2;
     }
     return sz_orientation(exif, xmp);

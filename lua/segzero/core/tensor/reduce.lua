@@ -40,7 +40,11 @@ local function chosen(t, name, dim, keepdim, level)
 end
 
 -- In a call that is not a tail call, level 3 blames the user's line, as 2 does in a tail call.
-local function flat(t) return apply(rows.reshape, 3, t, t:numel()) end
+local function flat(t, name)
+  if t:numel() == 0 then fail(3, "%s: the tensor has no elements", name) end
+  local whole = apply(rows.reshape, 4, t, t:numel())
+  return whole
+end
 
 -- ---- sums and means ----
 method("sum", 2, function(t, dim, keepdim)
@@ -75,7 +79,7 @@ local function extreme(name, row, t, dim, keepdim)
   handle.pointer(t, 2)
   refuse_tensor(name, dim, 2)
   if dim == nil and keepdim == nil then
-    local value = apply(row, 3, flat(t), 0, 0)
+    local value = apply(row, 3, flat(t, name), 0, 0)
     return value
   end
   dim, keepdim = chosen(t, name, dim, keepdim, 2)
@@ -87,7 +91,7 @@ local function extreme_index(name, row, t, dim, keepdim)
   handle.pointer(t, 2)
   t = t:detach()
   if dim == nil and keepdim == nil then
-    t = flat(t)
+    t = flat(t, name)
     dim = 0
   end
   dim, keepdim = chosen(t, name, dim, keepdim, 2)

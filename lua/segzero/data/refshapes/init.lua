@@ -134,6 +134,11 @@ local function complete(q, objects, size)
   }
 end
 
+-- The largest size of a sample up to `side`.
+function M.nearest_size(side)
+  return math.max(84, math.min(840, math.floor(side / 28) * 28))
+end
+
 -- opts: seed, index, split, size (a multiple of 28 from 84 to 840), level (1: one large object; 2:
 -- two or three that differ in attributes; 3: everything), questions (the maximum number),
 -- background ("gradient" or "plain").
@@ -153,12 +158,6 @@ function M.sample(opts)
   return setmetatable(s, Sample)
 end
 
-local function open_for_writing(path)
-  local f, err = io.open(path, "w")
-  if not f then error("refshapes: cannot write " .. tostring(err), 3) end
-  return f
-end
-
 -- Writes a data set in Seg-Zero's columns and returns its number of rows.
 --   dir/data.jsonl       one row for each question: id, problem, solution, image and mask (paths
 --                        relative to dir), img_height, img_width
@@ -176,7 +175,7 @@ function M.write_dataset(dir, opts, save_png)
   local first = integer(opts, "first", 0, -BIG, BIG, 3)
   files.make_dir(dir .. "/images")
   files.make_dir(dir .. "/masks")
-  local out = open_for_writing(dir .. "/data.jsonl")
+  local out = require("segzero.core.lines").create(dir .. "/data.jsonl")
   local rows = 0
   for i = first, first + n - 1 do
     local s = M.sample {
