@@ -3,8 +3,8 @@ transformers, PEFT and tokenizers make of them.
 
 Usage: python make_folders.py [OUTFILE (default: folders.json beside this file)]
 
-Needs torch, transformers, peft, safetensors (requirements.txt; transformers 5.24.0). Writes lists of
-cases; a case has the edits that the test repeats, and the numbers:
+Needs torch, transformers, peft, safetensors (requirements.txt; transformers 5.24.0), and
+torchvision for the processors. Writes lists of cases; a case has the edits that the test repeats, and the numbers:
 
   logits      {name, remove: [key], set: {key: value}, vision: {key: value}, image: bool, logits}
               edits of config.json (top level, and vision_config); logits: the first 8 of the last
@@ -107,7 +107,8 @@ CONFIGS = [
     ("rope_type default", [], rope(rope_type="default"), {}, False),
     ("no type", [], rope(), {}, False),
     ("yarn", [], rope(type="yarn", factor=4, original_max_position_embeddings=32), {}, False),
-    ("yarn, an image", [], rope(type="yarn", factor=4, original_max_position_embeddings=32), {}, True),
+    ("yarn, an image", [], rope(type="yarn", factor=4, original_max_position_embeddings=32), {},
+     True),
     ("yarn, factor 2.5", [], rope(rope_type="yarn", factor=2.5,
                                   original_max_position_embeddings=100), {}, False),
     ("yarn from max_position_embeddings", [], rope(rope_type="yarn", factor=8), {}, False),
@@ -239,12 +240,14 @@ TOKENS = [
     ("two of them", {"added_tokens_decoder": more(("600", token("<b>")), ("599", token("<seg>")))},
      {}, "<b><seg><seg"),
     ("found in the normalised text",
-     {"added_tokens_decoder": more(("599", token("<seg>", False, True)))}, {}, "a<seg>\u0338b<seg>"),
+     {"added_tokens_decoder": more(("599", token("<seg>", False, True)))}, {},
+     "a<seg>\u0338b<seg>"),
     ("found in the raw text", {"added_tokens_decoder": more(("599", token("<seg>")))}, {},
      "a<seg>\u0338b<seg>"),
-    ("added_tokens.json beside added_tokens_decoder", {}, {"added_tokens.json": {"<seg>": 599}}, SEG),
-    ("added_tokens.json alone", {"added_tokens_decoder": None}, {"added_tokens.json": {"<seg>": 599}},
+    ("added_tokens.json beside added_tokens_decoder", {}, {"added_tokens.json": {"<seg>": 599}},
      SEG),
+    ("added_tokens.json alone", {"added_tokens_decoder": None},
+     {"added_tokens.json": {"<seg>": 599}}, SEG),
     ("additional_special_tokens", {"additional_special_tokens": ["<seg>", "<|im_end|>"]}, {}, SEG),
     ("extra_special_tokens", {"extra_special_tokens": {"seg_token": "<seg>"}}, {}, SEG),
     ("an end that is new", {"eos_token": "<seg>"}, {}, SEG),
@@ -293,7 +296,8 @@ IMAGE = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 14, "mer
 GRIDS = [
     ("as it is", {}, []),
     ("size", {"preprocessor_config.json": dict(IMAGE, size=SIZE)}, []),
-    ("size and max_pixels", {"preprocessor_config.json": dict(IMAGE, size=SIZE, max_pixels=7000)}, []),
+    ("size and max_pixels",
+     {"preprocessor_config.json": dict(IMAGE, size=SIZE, max_pixels=7000)}, []),
     ("no limits", {"preprocessor_config.json": IMAGE}, []),
     ("processor_config.json alone", {"processor_config.json": {"image_processor": dict(
         IMAGE, size=SIZE)}}, ["preprocessor_config.json"]),
@@ -339,7 +343,8 @@ def main():
     import tokenizers
     import transformers
     out = sys.argv[1] if len(sys.argv) > 1 else os.path.join(HERE, "folders.json")
-    result = {"versions": {m.__name__: m.__version__ for m in (torch, transformers, peft, tokenizers)},
+    packages = (torch, transformers, peft, tokenizers)
+    result = {"versions": {m.__name__: m.__version__ for m in packages},
               "logits": logits(), "nested": nested(), "adapters": adapters(), "tokens": tokens(),
               "chats": chats(), "grids": grids()}
     lines = []

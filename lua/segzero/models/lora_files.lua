@@ -17,6 +17,7 @@ local cjson = require "cjson"
 local files = require "segzero.core.files"
 local safetensors = require "segzero.formats.safetensors"
 local known_keys = require "segzero.models.known_keys"
+local opening = require "segzero.models.opening"
 local targets = require "segzero.models.lora_targets"
 
 local M = {}
@@ -107,6 +108,9 @@ local function check_config(path, json)
 end
 
 function M.read_config(dir)
+  if not files.exists(dir .. CONFIG) and opening.is_hub_id(dir) and not files.exists(dir .. "/.") then
+    error((opening.missing(dir):gsub("^no model in", "no adapter in")), 0)
+  end
   local json = files.read_json_object(dir .. CONFIG)
   check_config(dir .. CONFIG, json)
   return json
