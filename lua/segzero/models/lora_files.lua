@@ -172,8 +172,8 @@ local function of_pattern(path, json, key, names, default)
     local matched = targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[1])
       or targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[2])
     if matched and found and found ~= v then
-      error(("%s: %s: '%s' and '%s' both match %s and differ"):format(path, key, by, pattern,
-        names[1]), 0)
+      error(("%s: %s: '%s' and '%s' both match %s and differ"):format(path, key, known_keys.name(by),
+        known_keys.name(pattern), names[1]), 0)
     end
     if matched then found, by = v, pattern end
   end

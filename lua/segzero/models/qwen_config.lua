@@ -265,7 +265,7 @@ local function check_quantised(path, json)
       local method = value(q, "quant_method") or value(q, "format") or "a method without a name"
       error(("%s: %s says that the weights are quantised (quant_method %s), which is not read: take "
         .. "the folder in bf16; dtype int8 of segzero quantises it"):format(path, key,
-        tostring(method)), 0)
+        known_keys.name(method)), 0)
     end
   end
 end
@@ -276,7 +276,7 @@ function M.parse(json, path)
   local kind = value(json, "model_type")
   if not VISION_DEFAULTS[kind] then
     local message = "model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"
-    error(("%s: %s"):format(path, message:format(tostring(kind))), 0)
+    error(("%s: %s"):format(path, message:format(known_keys.name(kind))), 0)
   end
   check_quantised(path, json)
   known_keys.check(path, json, known_keys.QWEN)
