@@ -45,7 +45,10 @@ local MAX_WHOLE = 2 ^ 53
 
 local function whole(x) return type(x) == "number" and x >= 0 and x <= MAX_WHOLE and x % 1 == 0 end
 
-local function fail(path, format, ...) error(path .. ": " .. format:format(...), 0) end
+-- Names in a file may hold anything: control characters are not shown.
+local function plain_text(text) return (text:gsub("%c", "?")) end
+
+local function fail(path, format, ...) error(path .. ": " .. plain_text(format:format(...)), 0) end
 
 
 -- A reader without NaN, Infinity and hexadecimal numbers, which JSON does not have.
@@ -364,9 +367,11 @@ end
 
 -- Raises all problems of a folder, or of a request to it, as one error that shows the first ones.
 function M.refuse(where, what, problems)
-  local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
-  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..."
-    or ""), 0)
+  local shown = {}
+  for i = 1, math.min(#problems, 12) do shown[i] = plain_text(problems[i]) end
+  if #problems > 12 then shown[13] = "..." end
+  local text = table.concat(shown, "\n  ")
+  error(("%s: %d %s:\n  %s"):format(where, #problems, what, text), 0)
 end
 
 M.load_folder = guarded(function(dir)
