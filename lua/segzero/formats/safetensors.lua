@@ -299,7 +299,8 @@ local function open_folder(dir)
   if not is_single then
     wanted, shards, map = read_index(dir)
   elseif files.exists(dir .. "/" .. INDEX) then
-    notes.say(("%s has %s and %s: the first is read, as in transformers"):format(dir, SINGLE, INDEX))
+    notes.say(("%s has %s and %s: the first is read, as in transformers"):format(dir, SINGLE,
+      INDEX))
   end
   if not wanted then error(without_weights(dir), 0) end
   local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {},
