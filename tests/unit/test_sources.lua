@@ -43,6 +43,14 @@ local function inside(row)
   return sum
 end
 
+-- The checked set; options change those of check.rows.
+local function checked(set, options)
+  local all = { name = "data.train_files", key = "data.on_bad_row", on_bad_row = "error",
+    reward = "seg_strict", masks = true }
+  for name, value in pairs(options or {}) do all[name] = value end
+  return check_rows(set, all)
+end
+
 -- ---- images from bytes ----
 check.case("image.decode gives what image.load gives", function()
   local count = 0
@@ -113,6 +121,25 @@ check.case("an evaluation set as ReasonSeg is on the hub", function()
   check_masks(set)
 end)
 
+check.case("what save_to_disk writes, with splits and without", function()
+  local set = open "saved"
+  check.equal(set:count(), 4, "train, in two files")
+  check.equal(set:row(4).id, "refcocog_9007199254740993_0", "the last row")
+  check.equal(set:where(3), SETS .. "saved/train/data-00001-of-00002.arrow row 1", "place")
+  check.equal(set:row(1).image.width, 84, "an image")
+  check.equal(open("saved", { split = "heldout" }).name:match "@(%w+)$", "test", "held out")
+  check.equal(open("saved/train"):count(), 4, "one split's folder")
+  check.equal(checked(open "saved@test"):count(), 3, "checked")
+  check_masks(open "saved_masks")
+  check.raises(function() open "saved@validation" end,
+    "^tests/golden/sources/saved has no split 'validation'; there is: test, train$", "no split")
+end)
+
+check.case("an Arrow file with a footer", function()
+  local set = open "file.arrow"
+  for i = 1, 2 do check.equal(inside(set:row(i)), expected.inside[i], "row " .. i) end
+end)
+
 check.case("EasyR1's columns: a list of images, answer", function()
   local set = open "easyr1"
   check.equal(set:count(), 2, "train is chosen for training")
@@ -157,14 +184,6 @@ check.case("files, patterns and folders by name", function()
 end)
 
 -- ---- checks ----
--- The checked set; options change those of check.rows.
-local function checked(set, options)
-  local all = { name = "data.train_files", key = "data.on_bad_row", on_bad_row = "error",
-    reward = "seg_strict", masks = true }
-  for name, value in pairs(options or {}) do all[name] = value end
-  return check_rows(set, all)
-end
-
 check.case("all rows are checked", function()
   check.equal(checked(open "refcocog"):count(), 3, "good rows")
   local masks = checked(open("reasonseg", { split = "heldout" }), { reward = "mask_iou" })
@@ -188,10 +207,11 @@ local function write(name, text)
   return path
 end
 
--- Reads everything; returns the error, or nil.
+-- Reads everything; returns the error or what the set notes of itself, or nil.
 local function fault_of(path)
+  local set
   local ok, why = pcall(function()
-    local set = sources.open(path, { split = "train" })
+    set = sources.open(path, { split = "train" })
     for i = 1, set:count() do
       local row = set:row(i)
       if row.mask then row.mask():free() end
@@ -199,6 +219,7 @@ local function fault_of(path)
     end
   end)
   if not ok then return tostring(why) end
+  return set.notes[1]
 end
 
 -- A file cut at many places, and with bytes changed, is read or refused in one line that names it.
@@ -228,6 +249,12 @@ end
 
 check.case("damaged Parquet files", function()
   check_damage("reasonseg/data/test-00000-of-00001.parquet", "parquet", 61)
+end)
+
+check.case("damaged Arrow files", function()
+  check_damage("saved/test/data-00000-of-00001.arrow", "arrow", 31)
+  check_damage("saved_masks/data-00000-of-00001.arrow", "arrow", 97)
+  check_damage("file.arrow", "arrow", 41)
 end)
 
 check.case("an image that is none, in one line", function()

@@ -294,6 +294,7 @@ function M.open(name, options)
   local first = self.files[1]
   self.roles = columns_of.roles(first, options)
   self.notes = self.roles.notes
+  for _, file in ipairs(self.files) do self.notes[#self.notes + 1] = file.note end
   local kind = first:kind(self.roles.image)
   if kind.form == "list" then kind = kind.element end
   self.has_paths = kind.fields ~= nil and kind.fields.path ~= nil
