@@ -95,8 +95,9 @@ local function is_element(list, child)
 end
 
 -- ---- leaf values ----
-local function exact(v)
-  if v > -MAX_EXACT and v < MAX_EXACT then return tonumber(v) end
+-- least: the smallest exact number; as a uint64_t, a negative one would be large.
+local function exact(v, least)
+  if v >= least and v < MAX_EXACT then return tonumber(v) end
   return (tostring(v):gsub("U?LL$", ""))
 end
 
@@ -111,8 +112,8 @@ READ[INT32] = function(s, i, node)
 end
 
 READ[INT64] = function(s, i, node)
-  if node.converted == UINT_64 then return exact(ffi.cast("uint64_t *", s.data)[i]) end
-  return exact(ffi.cast("int64_t *", s.data)[i])
+  if node.converted == UINT_64 then return exact(ffi.cast("uint64_t *", s.data)[i], 0) end
+  return exact(ffi.cast("int64_t *", s.data)[i], 1 - MAX_EXACT)
 end
 
 -- A NaN must not become a Lua number as it is (see from_bits in core/tensor/handle.lua).

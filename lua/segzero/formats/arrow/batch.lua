@@ -224,7 +224,9 @@ local function integer(array, i)
   local types = array.field.signed and SIGNED or UNSIGNED
   local v = ffi.cast(types[array.field.width], array.data)[i]
   if array.field.width < 8 then return tonumber(v) end
-  if v > -MAX_EXACT and v < MAX_EXACT then return tonumber(v) end
+  -- As a uint64_t, a negative limit would be a large number.
+  local above = not array.field.signed or v > -MAX_EXACT
+  if above and v < MAX_EXACT then return tonumber(v) end
   return (tostring(v):gsub("U?LL$", ""))
 end
 
