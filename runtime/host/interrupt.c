@@ -212,22 +212,6 @@ int sz_report(const char *name, const char *message, int status)
 
 /* ---- protected calls ---------------------------------------------------------------- */
 
-/* Whether a message gets a traceback: yes if it begins with a place, "file:line: ", as Lua's own
- * do, or comes from Ctrl-C. Other messages are addressed to the user. */
-static bool wants_traceback(const char *message)
-{
-    if (strcmp(message, "interrupted!") == 0) return true;
-    if (strstr(message, "\nstack traceback:")) return false;
-
-    /* Look for ":digits:" in the first line. */
-    for (const char *p = message; *p && *p != '\n'; p++) {
-        const char *end = p + 1;
-        while (*end >= '0' && *end <= '9') end++;
-        if (*p == ':' && end > p + 1 && *end == ':') return true;
-    }
-    return false;
-}
-
 /* Turns an error value into text, and adds the traceback where one is wanted. */
 static int add_traceback(lua_State *L)
 {
@@ -237,8 +221,7 @@ static int add_traceback(lua_State *L)
         lua_replace(L, 1);
         lua_settop(L, 1);
     }
-    if (wants_traceback(lua_tostring(L, 1))) luaL_traceback(L, L, lua_tostring(L, 1), 1);
-    return 1;
+    return sz_explain(L);
 }
 
 int sz_call_protected(lua_State *L, int nargs, int nresults)

@@ -303,7 +303,6 @@ check.case("a YAML file and the same keys on the command line are the same run",
   add("worker.actor.model.model_path", model)
   add("worker.reward.compute_score", place .. "/reward.lua")
   add("trainer.max_steps", "1")
-  add("trainer.save_freq", "-1")
   local path = yaml("run.yaml", table.concat(lines, "\n") .. "\n")
   local first = { "trainer.save_checkpoint_path=" .. place .. "/by_words" }
   local second = { "trainer.save_checkpoint_path=" .. place .. "/by_file" }

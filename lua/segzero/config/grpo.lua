@@ -303,7 +303,7 @@ M.schema = schema.new {
     { title = "Memory and speed", rows = memory },
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
-  ignored = foreign.ignored,
+  ignored = foreign.ignored, means = foreign.means, hints = foreign.hints,
   checks = { check_frames, check_reference, check_kl_coef, check_mask_reward, check_save_limit },
 }
 
@@ -341,10 +341,13 @@ function M.settings(args, own_schema)
   end
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
   cfg.worker.reward.sam2_path = sam2
+  paths.check_sam2("worker.reward.sam2_path", sam2)
   if origin == "missing" then
     console.say(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
   end
   if no_data then use_refshapes(cfg) end
+  -- Seg-Zero's YAML has val_before_train=false; an evaluation is all that is asked for.
+  if cfg.trainer.val_only then cfg.trainer.val_before_train = true end
   return rules:check(cfg)
 end
 

@@ -52,7 +52,8 @@ local function read_token(path, where, t)
   end
   for _, key in ipairs(FLAGS) do
     if get(t, key) then
-      error(("%s: %s: '%s' has %s, which is not handled"):format(path, where, t.content, key), 0)
+      error(("%s: %s: '%s' has %s, which is not handled"):format(path, known_keys.name(where),
+        known_keys.name(t.content), key), 0)
     end
   end
   local special = get(t, "special") or false
@@ -90,7 +91,7 @@ function List:put(path, where, token, wanted)
   token.id = self.vocab[token.content] or self:free_id()
   if wanted and wanted ~= token.id then
     notes.say(("%s: %s: '%s' has id %s; it gets the next free one, %d, as in transformers"):format(
-      path, where, token.content:gsub("%c", "?"), known_keys.show(wanted), token.id))
+      path, known_keys.name(where), known_keys.name(token.content), known_keys.show(wanted), token.id))
   end
   self.largest = math.max(self.largest, token.id)
   self.by_content[token.content] = token

@@ -3,7 +3,7 @@
 --   known_keys.check(path, json, known_keys.CONFIG)
 --       raises one line for a key with a value that is refused; says the unknown keys once
 --   known_keys.check(path, json.vision_config, known_keys.QWEN_VISION, "vision_config.")
---   known_keys.show(value) -> a short text of a JSON value, for messages
+--   known_keys.show(value), .name(key) -> a short text of a JSON value or of a key, for messages
 --   known_keys.bad(path, key, value, expected)      raises "PATH: KEY is VALUE, expected EXPECTED"
 --
 -- A table has four parts. A key is in exactly one of them:
@@ -46,8 +46,15 @@ function M.show(v)
   return text
 end
 
+-- A key of a file, or a name in it, in a message.
+function M.name(key)
+  local text = tostring(key):gsub("%c", "?")
+  if #text > 2 * SHOWN then text = text:sub(1, 2 * SHOWN) .. "..." end
+  return text
+end
+
 function M.bad(path, key, value, expected)
-  error(("%s: %s is %s, expected %s"):format(path, key, M.show(value), expected), 0)
+  error(("%s: %s is %s, expected %s"):format(path, M.name(key), M.show(value), expected), 0)
 end
 
 -- ---- checking ----

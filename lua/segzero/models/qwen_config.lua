@@ -204,22 +204,6 @@ local function parse_text(c, path, json)
 end
 
 -- ---- the vision tower ----
--- Sizes of patches are also written as a list of equal numbers.
-local function plain_sizes(path, vision)
-  local out = {}
-  for key, v in pairs(vision) do out[key] = v end
-  for _, key in ipairs { "patch_size", "temporal_patch_size" } do
-    local v = vision[key]
-    if type(v) == "table" then
-      for i = 2, #v do
-        if v[i] ~= v[1] then known_keys.bad(path, "vision_config." .. key, v, "equal numbers") end
-      end
-      out[key] = v[1]
-    end
-  end
-  return out
-end
-
 local function parse_blocks(c, path, vision, defaults)
   local full = first(value(vision, "fullatt_block_indexes"), defaults.fullatt_block_indexes)
   if type(full) ~= "table" then
@@ -237,7 +221,6 @@ local function parse_vision(c, path, json, kind)
   local vision = first(value(json, "vision_config"), {})
   if type(vision) ~= "table" then known_keys.bad(path, "vision_config", vision, "an object") end
   known_keys.check(path, vision, known_keys.QWEN_VISION, "vision_config.")
-  vision = plain_sizes(path, vision)
   local defaults = VISION_DEFAULTS[kind]
   local size = reader(path, vision, defaults, "vision_config.")
   local act = first(value(vision, "hidden_act"), defaults.hidden_act)
@@ -282,7 +265,7 @@ local function check_quantised(path, json)
       local method = value(q, "quant_method") or value(q, "format") or "a method without a name"
       error(("%s: %s says that the weights are quantised (quant_method %s), which is not read: take "
         .. "the folder in bf16; dtype int8 of segzero quantises it"):format(path, key,
-        tostring(method)), 0)
+        known_keys.name(method)), 0)
     end
   end
 end
@@ -293,7 +276,7 @@ function M.parse(json, path)
   local kind = value(json, "model_type")
   if not VISION_DEFAULTS[kind] then
     local message = "model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"
-    error(("%s: %s"):format(path, message:format(tostring(kind))), 0)
+    error(("%s: %s"):format(path, message:format(known_keys.name(kind))), 0)
   end
   check_quantised(path, json)
   known_keys.check(path, json, known_keys.QWEN)

@@ -201,7 +201,7 @@ function M.parse(json, path)
   if type(json) ~= "table" then fail("%s: not a JSON object", path) end
   local kind = json.model_type
   if kind ~= "sam2" and kind ~= "sam2_video" then
-    fail("model_type %s is not supported (sam2 is)", tostring(kind))
+    fail("model_type %s is not supported (sam2 is)", known_keys.name(kind))
   end
   known_keys.check(path, json, known_keys.SAM2)
   local read = readers(path, json)

@@ -40,8 +40,9 @@ local function load_module(name)
   local ok, reward = pcall(require, module)
   if ok then return reward end
   if reward:find("module '" .. module .. "' not found", 1, true) then
-    error(("worker.reward.compute_score: there is no reward '%s' (rewards/%s.lua)"):format(name,
-      name), 0)
+    local cure = (" (rewards/%s.lua)"):format(name)
+    if name:find "%.py" then cure = "; a reward is a Lua file: docs/guide/rewards.md" end
+    error(("worker.reward.compute_score: there is no reward '%s'%s"):format(name, cure), 0)
   end
   error(("the reward %s does not load: %s"):format(name, reward), 0)
 end

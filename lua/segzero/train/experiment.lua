@@ -66,7 +66,9 @@ end
 local function load_segmenter(cfg)
   local path = cfg.worker.reward.sam2_path
   if path == "" then return nil end
-  return segmenter_of.new(sz.sam2(path))
+  local ok, sam = pcall(sz.sam2, path)
+  if not ok then error("worker.reward.sam2_path: " .. sz.core.plain(sam), 0) end
+  return segmenter_of.new(sam)
 end
 
 -- Where a new run should be.
@@ -81,8 +83,12 @@ end
 
 -- A run that goes on keeps its folder; a new run and a fork get a new one.
 local function take_folder(cfg, source)
-  if source and source.in_place then return run_folder.open(source.run) end
-  return run_folder.create(wanted_folder(cfg))
+  if not source or not source.in_place then return run_folder.create(wanted_folder(cfg)) end
+  local folder = run_folder.open(source.run)
+  local ok, reason = pcall(resuming.check_current, source, cfg)
+  if ok then return folder end
+  run_folder.close(folder)
+  error(reason, 0)
 end
 
 local function number_of_steps(cfg, train, since)
@@ -95,6 +101,9 @@ end
 local function prepare(cfg, overrides)
   local parts = { reward = overrides.reward or runner.load(cfg.worker.reward.compute_score) }
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
+  if cfg.trainer.val_only and not parts.held_out then
+    error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
+  end
   local source = resuming.source(cfg)
   if not source or not source.in_place then
     folders.check(wanted_folder(cfg), run_folder.SETTING)
