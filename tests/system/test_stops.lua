@@ -154,7 +154,7 @@ local ANSWERS = 6               -- of a step: 2 prompts x 3 answers
 check.case("a signal during a reward", function()
   local folder = place .. "/in-reward"
   local mark = place .. "/waiting"
-  local reward = slow_reward(2 * ANSWERS + 2, ("io.open(%q, 'w'):close() jit.off(true, true) "
+  local reward = slow_reward(2 * ANSWERS + 2, ("io.open(%q, 'w'):close() "
     .. "while true do end"):format(mark))
   local output, status = run_and(folder, ("while [ ! -e %s ]; do sleep 0.02; done; kill -TERM $p")
     :format(mark), { reward })

@@ -144,5 +144,24 @@ check.case("state of another kind is refused, and nothing is changed", function(
                "an unknown kind")
 end)
 
+check.case("skipped updates are counted, and the norm of the weights", function()
+  local a = sz.tensor({ 1, 2, 2 }):requires_grad(true)
+  local b = sz.tensor({ 0, 4 }):requires_grad(true)
+  local opt = optim.adamw({ { name = "a", tensor = a }, { name = "b", tensor = b } }, { lr = 0 })
+  check.equal(opt:weight_norm(), 5, "the norm of all parameters")
+  for i = 1, 14 do
+    local factor = 1
+    if i > 9 then factor = 0 / 0 end
+    ((a * a):sum() * factor + (b * b):sum()):backward()
+    local _, updated = opt:step()
+    check.equal(updated, i <= 9, "update " .. i)
+  end
+  check.equal({ opt:bad_updates() }, { 5, 10 }, "bad ones among the last ten")
+  check.equal(opt.skipped, 5, "bad ones in all")
+  local c = sz.tensor({ 1e30 }):requires_grad(true)
+  local huge = optim.adamw({ { name = "c", tensor = c } }, { lr = 0 })
+  check.equal(huge:weight_norm(), math.huge, "a norm that is not finite comes through")
+end)
+
 mini.remove()
 check.finish()

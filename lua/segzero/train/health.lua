@@ -64,7 +64,7 @@ function M.check_weights(t)
   if not first then return end
   local norm = t.optimizer:weight_norm()
   local is_finite = norm == norm and norm < math.huge
-  if is_finite and norm <= MOST_GROWTH * first then return end
+  if is_finite and (first == 0 or norm <= MOST_GROWTH * first) then return end
   diverged(t, ("the weights' norm is %.3g, it was %.3g at the start"):format(norm, first))
 end
 
