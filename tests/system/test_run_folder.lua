@@ -90,7 +90,8 @@ check.case("paths that cannot be a run folder are refused in one line", function
   local table_of = {
     { "", "the path is empty" }, { "/", "is the root folder" }, { "///", "is the root folder" },
     { ".", "has no name of its own" }, { "a/..", "has no name of its own" },
-    { place .. "/link", "is a link to nothing" }, { file, "exists and is not a folder" }, { file .. "/below", "is not a folder" },
+    { place .. "/link", "is a link to nothing" }, { file, "exists and is not a folder" },
+    { file .. "/below", "is not a folder" },
     { "/proc/no/such", "cannot make the folder" },
   }
   for _, row in ipairs(table_of) do
@@ -336,6 +337,23 @@ check.case("a manifest lists every file, with the checksum of each tensor", func
   local saved = require("segzero").safetensors.load(step .. "/model.safetensors")
   check.equal(tensors, count(saved), "each tensor has a checksum")
   check.ok(manifest.check(step), "and all agree")
+end)
+
+check.case("adapters have checksums of each tensor, too", function()
+  local folder = place .. "/lora"
+  local rank = "worker.actor.model.lora.rank=2"
+  local said, rc = recipe(save_to(folder), rank)
+  check.equal(rc, 0, said:sub(-300))
+  local json = cjson.decode(files.read(folder .. "/global_step_1/manifest.json"))
+  local parts = json.files["adapter_model.safetensors"].parts
+  check.ok(#parts > 10 and parts[2].tensor:find "lora_A", "a part for each tensor")
+  local path = folder .. "/global_step_1/adapter_model.safetensors"
+  flip(path, #files.read(path) - 2)
+  said, rc = recipe(load_from(folder), rank, "trainer.max_steps=2")
+  check.ok(rc == 1 and said:find "adapter_model.safetensors .* in the tensor [%w_.]+lora_", said)
+  flip(path, #files.read(path) - 2)
+  said, rc = recipe(load_from(folder), rank, "trainer.max_steps=2")
+  check.equal(rc, 0, "mended, it goes on: " .. said:sub(-300))
 end)
 
 check.case("checksums are XXH3 with 64 bits", function()

@@ -10,8 +10,8 @@
 --   folders.sync(path)           makes the names in a folder durable, or raises an error
 --   folders.create(path, text, name)   a new file, synced; false if there is one already
 --   folders.check(path, name)    refuses a path that cannot be a new folder; name: of the setting
---   folders.check_free(path, name, cure)   refuses also one that holds anything; the text `cure` goes
---                                          to the end of the error
+--   folders.check_free(path, name, cure)   refuses also one that holds anything; the error ends
+--                                          with the text `cure`
 --   folders.claim(path, mark, text, name) -> {path = the folder, wanted =, made = {folders}}
 --   folders.cancel(claimed)      removes the mark and the folders that claim() made, if empty
 --
