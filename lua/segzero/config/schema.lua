@@ -23,6 +23,7 @@
 local foreign_key = require "segzero.config.foreign_key"
 local options = require "segzero.core.options"
 local arguments = require "segzero.config.arguments"
+local visible = require "segzero.core.visible"
 local values = require "segzero.config.values"
 
 local M = {}
@@ -123,7 +124,7 @@ function methods:read(args)
   end
   local cfg, given, noted = self:defaults(), {}, {}
   local function note(text)
-    if not noted[text] then io.stderr:write("note: ", text, "\n") end
+    if not noted[text] then io.stderr:write("note: ", visible.line(text, 400), "\n") end
     noted[text] = true
   end
   local function find(key) return self.by_key[key] end
