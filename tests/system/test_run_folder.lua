@@ -92,7 +92,8 @@ check.case("paths that cannot be a run folder are refused in one line", function
     { ".", "has no name of its own" }, { "a/..", "has no name of its own" },
     { place .. "/link", "is a link to nothing" }, { file, "exists and is not a folder" },
     { file .. "/below", "is not a folder" },
-    { "/proc/no/such", "cannot make the folder" },
+    { "/proc/no/such", "cannot make the folder" }, { "  ", "the path is empty" },
+    { "~/runs/a", "~ is not expanded" }, { A .. "/global_step_2/a/b", "is inside the checkpoint" },
   }
   for _, row in ipairs(table_of) do
     local said, rc = recipe(save_to(row[1]))
@@ -374,6 +375,13 @@ check.case("a flipped byte, a short file and a missing one are found and named",
       files.write(path, files.read(path) .. " ")
     end },
     { "tokenizer_config.json", "is missing", function(path) os.remove(path) end },
+    { "settings.json", "has other bytes", function(path)
+      files.write(path, (files.read(path):gsub('"lora"', '"lorb"')))
+    end },
+    { "model.safetensors", "bytes, %d+ were written", function(path)
+      files.write(path, files.read(path):sub(1, -100))
+    end },
+    { "optimizer.safetensors", "is missing", function(path) os.remove(path) end },
   }
   for i, row in ipairs(table_of) do
     local H = copy_of_a("H" .. i)

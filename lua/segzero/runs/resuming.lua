@@ -140,6 +140,8 @@ end
 
 function M.check(source, cfg, identity)
   check_seed(source)
+  -- Before the settings are compared: damaged ones are no change.
+  manifest.check_sizes(source.path)
   source.changes = {}
   if source.settings then
     source.changes = contract.changes(source.settings, cfg, identity, source.state)
