@@ -144,23 +144,13 @@ end
 -- ---- several objects ----
 -- The text between the first <answer> and its </answer>, without the white space around it: what
 -- the regular expression <answer>\s*(.*?)\s*</answer> captures. nil if there is none.
-local function answer_body(text)
+function M.body(text)
   local _, open = find(text, "<answer>", 1, true)
   if not open then return nil end
   local first = pytext.skip_space(text, open + 1)
   local close = find(text, "</answer>", first, true)
   if not close then return nil end
-  local last = first - 1
-  local i = first
-  while i < close do
-    local after = pytext.skip_space(text, i)
-    if after == i then
-      _, after = pytext.codepoint(text, i)
-      last = after - 1
-    end
-    i = after
-  end
-  return sub(text, first, last)
+  return pytext.strip(sub(text, first, close - 1))
 end
 
 -- The first `count` numbers of a JSON list, or nil where Python could not multiply or cut them.
@@ -179,7 +169,7 @@ end
 
 function M.parse_list(text)
   text_of(text, 2)
-  local body = answer_body(text)
+  local body = M.body(text)
   if not body then return nil, "no <answer>...</answer>" end
   local value, why = pyjson.decode(body)
   if value == nil then return nil, "the answer is not JSON: " .. why end
