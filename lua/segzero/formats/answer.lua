@@ -14,6 +14,7 @@
 --   local list, why = answer.parse_list(text)
 --     list.think, list[i].bbox, list[i].point
 --   local scaled = answer.scale_list(list, fx, fy)
+--   local either, why = answer.read(text, several)
 --
 -- parse and parse_list return nil and a sentence exactly where the Python scripts raise an error,
 -- which their evaluations count as IoU 0.
@@ -190,6 +191,12 @@ function M.parse_list(text)
     list[i] = { bbox = bbox, point = point }
   end
   return list
+end
+
+-- parse_list of an answer to a question with several objects, else parse.
+function M.read(text, several)
+  if several then return M.parse_list(text) end
+  return M.parse(text)
 end
 
 local function half_up(x) return cut(x + 0.5) end

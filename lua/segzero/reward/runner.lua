@@ -18,6 +18,7 @@
 local answer = require "segzero.formats.answer"
 local guard = require "segzero.reward.guard"
 local masks = require "segzero.reward.masks"
+local truth = require "segzero.data.truth"
 local notes = require "segzero.core.notes"
 local user_code = require "segzero.core.user_code"
 local visible = require "segzero.core.visible"
@@ -164,7 +165,7 @@ function M.score_group(reward, group, segmenter, rules)
   if segmenter then
     local expected = {}
     for _, sample in ipairs(group.samples) do
-      expected[#expected + 1] = answer.parse(sample.text)
+      expected[#expected + 1] = answer.read(sample.text, truth.is_list(row.solution))
     end
     masks.lend(segmenter, row, expected)
   end
