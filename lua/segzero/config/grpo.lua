@@ -44,7 +44,7 @@ local data = {
   { key = "data.min_pixels", type = "count", default = 3136, max = 2 ^ 40, unit = "pixels",
     help = "a smaller image is enlarged for the model" },
   { key = "data.solution_frame", type = "text", default = "auto",
-   
+
     help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
       .. "image" },
   { key = "data.answer_frame", type = "text", default = "auto",
@@ -228,7 +228,7 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
-   
+
     help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,

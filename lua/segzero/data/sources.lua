@@ -98,6 +98,7 @@ end
 
 -- A source of the user's may have options of its own.
 local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true }
+local GENERATED = { refshapes = true, refshapes_multi = true }
 local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
   "prompt_key", "answer_key", "image_key" }
 
@@ -140,7 +141,7 @@ function M.open(name, options, level)
   local set
   if BUILT_IN[source] then
     options_of.check("data.open", options, OPTIONS, level)
-    if source ~= FALLBACK then check_generated(options, above(level)) end
+    if GENERATED[source] then check_generated(options, above(level)) end
     set = open_own(source, name, options, level)
   else
     set = M:get(source).open(name, options)
