@@ -210,6 +210,14 @@ check.case("YAML: mistakes are one line with the file", function()
     "config=" .. yaml("range.yaml", "worker: {n: 0}"))
   refused("/type.yaml: worker.n is a list, expected a whole number",
     "config=" .. yaml("type.yaml", "worker: {n: [1]}"))
+  refused("/loop.yaml: line 2: %*w is inside what it stands for",
+    "config=" .. yaml("loop.yaml", "worker: &w\n  n: *w"))
+  refused("/two.yaml: line 2: a second document begins",
+    "config=" .. yaml("two.yaml", "worker: {n: 1}\n---\nworker: {n: 2}"))
+  refused("/deep.yaml: line 1: more than 50 levels",
+    "config=" .. yaml("deep.yaml", ("["):rep(100000)))
+  refused("^config: /dev/zero: not a regular file", "config=/dev/zero")
+  refused("^config: the path is empty", "config=")
   refused("unknown setting 'worker.m'", "config=" .. yaml("key.yaml", "worker: {m: 1}"))
   check.equal(read("config=" .. yaml("empty.yaml", "")).worker.n, 8,
     "an empty file changes nothing")
