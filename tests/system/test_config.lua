@@ -379,6 +379,7 @@ check.case("ranges and choices of the recipe", function()
     ["data.max_pixels=1e300"] = "is 1e300, expected a whole number from 1 to 1099511627776",
     ["trainer.max_steps=1e18"] = "is 1e18, expected a whole number from 0 to 2147483648",
     ["data.max_pixels=1"] = "=1 is below data.min_pixels=3136",
+    ["trainer.save_freq=1e300"] = "is 1e300, expected a whole number from -1, at most 2^53",
     ["trainer.save_freq=-2"] = "is -2, expected a whole number from -1",
     ["worker.actor.model.lora.rank=1.5"] = "is 1.5, expected a whole number from 0",
     ["worker.actor.model.lora.alpha=0"] = "is 0, expected a number above 0",
