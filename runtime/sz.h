@@ -338,6 +338,18 @@ const char *sz_parquet_pair(const sz_parquet *f, const char *key);
 sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count);
 void sz_parquet_values_free(sz_parquet_values *v);
 
+/* ---- Arrow: a map of a file, which Lua reads; compressed buffers ---- */
+typedef struct sz_map sz_map;
+/* A regular file that is not empty; NULL with a message. */
+sz_map *sz_map_open(const char *path);
+void sz_map_close(sz_map *m);
+const uint8_t *sz_map_bytes(const sz_map *m);
+int64_t sz_map_size(const sz_map *m);
+/* Unpacks len bytes into exactly room bytes; codec: 0 a frame of LZ4, 1 zstd. NULL with the reason
+ * as the message; freed by sz_arrow_free. */
+uint8_t *sz_arrow_unpack(int codec, const uint8_t *from, int64_t len, int64_t room);
+void sz_arrow_free(uint8_t *bytes);
+
 /* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
 typedef struct sz_tokenizer sz_tokenizer;
 /* split_pattern is in PCRE2's syntax; NULL with a message when it does not compile. */

@@ -13,13 +13,14 @@ local console = require "segzero.log.console"
 local frame = require "segzero.data.frame"
 local foreign = require "segzero.config.foreign"
 local paths = require "segzero.config.paths"
+local prompts = require "segzero.data.prompt"
 local schema = require "segzero.config.schema"
 
 local M = {}
 
 local data = {
   { key = "data.train_files", type = "text", default = "", null = "",
-    help = "a folder with data.jsonl, or refshapes; empty: RefShapes" },
+    help = "a folder with data.jsonl, refshapes, or refshapes_multi; empty: RefShapes" },
   { key = "data.val_files", type = "text", default = "", null = "",
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
   { key = "data.max_prompt_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
@@ -43,7 +44,7 @@ local data = {
   { key = "data.min_pixels", type = "count", default = 3136, max = 2 ^ 40, unit = "pixels",
     help = "a smaller image is enlarged for the model" },
   { key = "data.solution_frame", type = "text", default = "auto",
-   
+
     help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
       .. "image" },
   { key = "data.answer_frame", type = "text", default = "auto",
@@ -52,6 +53,10 @@ local data = {
   { key = "data.resize", type = "text", optional = true,
     help = "resize every image to this size first, such as 840x840 (bilinear, as in Seg-Zero's "
       .. "inference)" },
+  { key = "data.prompt", type = "text", default = "auto",
+    choices = { "auto", "seg_zero", "vision_reasoner" },
+    help = "seg_zero asks for one object, vision_reasoner for a list; auto: what the reward " ..
+      "reads" },
   { key = "data.system_prompt", type = "text", default = "You are a helpful assistant.",
     help = "the system message of every prompt" },
 }
@@ -64,6 +69,8 @@ local refshapes = {
     help = "generated rows for training" },
   { key = "data.refshapes_val_rows", type = "count", default = 200, max = 2 ^ 31,
     help = "generated rows for evaluation" },
+  { key = "data.refshapes_empty", type = "number", default = 0.1, min = 0, max = 1,
+    help = "refshapes_multi: share of the questions about objects that the image does not show" },
 }
 
 local algorithm = {
@@ -221,7 +228,7 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
-   
+
     help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
@@ -248,6 +255,12 @@ M.EMBEDDED = {
   ["trainer.test_freq"] = 0,
   ["trainer.save_freq"] = 0,
   ["trainer.experiment_name"] = "refshapes_grpo",
+}
+
+-- The same for the prompt vision_reasoner: answers are lists, the model is the one that knows them.
+M.EMBEDDED_SEVERAL = {
+  ["data.max_response_length"] = 320,
+  ["trainer.experiment_name"] = "refshapes_multi_grpo",
 }
 
 -- ---- checks between settings ----
@@ -325,19 +338,26 @@ M.schema = schema.new {
 
 -- ---- derived settings ----
 local function use_embedded_model(cfg, given)
-  local dir = paths.embedded_policy()
+  local several = prompts.style(cfg).several
+  local dir = paths.embedded_policy(several)
   cfg.worker.actor.model.model_path = dir
-  for key, value in pairs(M.EMBEDDED) do
-    if not given[key] then config.set(cfg, key, value) end
+  local function use(defaults)
+    for key, value in pairs(defaults) do
+      if not given[key] then config.set(cfg, key, value) end
+    end
   end
+  use(M.EMBEDDED)
+  if several then use(M.EMBEDDED_SEVERAL) end
   local json = require("segzero.models.qwen_vl").read_json(dir .. "/config.json")
   if not given["data.refshapes_size"] then cfg.data.refshapes_size = frame.side_of_model(json) end
   console.say("no model named: using the embedded " .. dir)
 end
 
 local function use_refshapes(cfg)
-  cfg.data.train_files = "refshapes"
-  if cfg.data.val_files == "" then cfg.data.val_files = "refshapes" end
+  local name = "refshapes"
+  if prompts.style(cfg).several then name = "refshapes_multi" end
+  cfg.data.train_files = name
+  if cfg.data.val_files == "" then cfg.data.val_files = name end
   local side = cfg.data.refshapes_size
   console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end

@@ -157,6 +157,23 @@ function M.decode_mask(bytes, name)
   return mask_tensor(check(C.sz_mask_load_bytes(bytes, #bytes, name, side, side + 1), 2))
 end
 
+-- The same of `count` bytes at a pointer, for readers of tables. Errors have no position.
+M.memory = {}
+
+function M.memory.decode(pointer, count, name)
+  return wrap(core.call(C.sz_image_load_bytes(pointer, count, name)))
+end
+
+function M.memory.size(pointer, count, name)
+  header = header or ffi.new "sz_image_header"
+  core.call(C.sz_image_info_bytes(pointer, count, name, header))
+  return header.width, header.height
+end
+
+function M.memory.decode_mask(pointer, count, name)
+  return mask_tensor(core.call(C.sz_mask_load_bytes(pointer, count, name, side, side + 1)))
+end
+
 function M.write_png(path, width, height, channels, pixels)
   check(C.sz_image_write_png(path_of(path, 2), whole(width, "width", 2), whole(height, "height", 2),
     channels, pixels), 2)

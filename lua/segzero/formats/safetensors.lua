@@ -307,7 +307,8 @@ local function open_folder(dir)
   if not is_single then
     wanted, shards, map = read_index(dir)
   elseif files.exists(dir .. "/" .. INDEX) then
-    notes.say(("%s has %s and %s: the first is read, as in transformers"):format(dir, SINGLE, INDEX))
+    notes.say(("%s has %s and %s: the first is read, as in transformers"):format(dir, SINGLE,
+      INDEX))
   end
   if not wanted then error(without_weights(dir), 0) end
   local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {},
@@ -377,9 +378,9 @@ end
 function M.refuse(where, what, problems)
   local lines = {}
   for i = 1, math.min(#problems, 12) do lines[i] = visible.line(problems[i], SHOWN_LINE) end
-  local shown = table.concat(lines, "\n  ")
-  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..."
-    or ""), 0)
+  if #problems > 12 then lines[13] = "..." end
+  local text = table.concat(lines, "\n  ")
+  error(("%s: %d %s:\n  %s"):format(where, #problems, what, text), 0)
 end
 
 M.load_folder = guarded(function(dir)

@@ -21,6 +21,7 @@ local folders = require "segzero.core.folders"
 local guard = require "segzero.reward.guard"
 local masks = require "segzero.reward.masks"
 local nearest = require "segzero.core.nearest"
+local truth = require "segzero.data.truth"
 local notes = require "segzero.core.notes"
 local user_code = require "segzero.core.user_code"
 local visible = require "segzero.core.visible"
@@ -181,7 +182,7 @@ function M.score_group(reward, group, segmenter, rules)
   if segmenter then
     local expected = {}
     for _, sample in ipairs(group.samples) do
-      expected[#expected + 1] = answer.parse(sample.text)
+      expected[#expected + 1] = answer.read(sample.text, truth.is_list(row.solution))
     end
     masks.lend(segmenter, row, expected)
   end

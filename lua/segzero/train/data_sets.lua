@@ -22,12 +22,13 @@ local M = {}
 local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend on data.seed
 
 -- Rewards whose solutions are known.
-local OWN_REWARDS = { seg = true, seg_strict = true, mask_iou = true }
+local OWN_REWARDS = { seg = true, seg_strict = true, mask_iou = true, vision_reasoner = true }
 
 local function open_train(cfg)
   local d = cfg.data
   return data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
+    empty = d.refshapes_empty,
   })
 end
 
@@ -36,7 +37,7 @@ local function open_held_out(cfg)
   if d.val_files == "" then return nil end
   return data.sources.open(d.val_files, {
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
-    check = false,
+    check = false, empty = d.refshapes_empty,
   })
 end
 
@@ -61,7 +62,7 @@ end
 
 local function checked(set, setting, cfg, overrides, policy)
   local reward = reward_of(cfg, overrides)
-  local prompt = overrides.prompt or prompts.seg_zero
+  local prompt = overrides.prompt or prompts.style(cfg).ask
   return check.rows(set, {
     name = setting, key = "data.on_bad_row", on_bad_row = cfg.data.on_bad_row,
     skip_long = cfg.data.filter_overlong_prompts, reward = reward,

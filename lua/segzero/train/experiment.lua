@@ -142,7 +142,7 @@ local function load(cfg, overrides, parts, folder)
   local t = trainer.new {
     config = cfg, policy = policy, reference = reference, segmenter = segmenter,
     plan = parts.plan, reward = parts.reward, train = parts.train, held_out = parts.held_out,
-    prompt = overrides.prompt or prompts.seg_zero, folder = folder,
+    prompt = overrides.prompt or prompts.style(cfg).ask, folder = folder,
     settings = parts.settings, identity = parts.identity, since = parts.since, loaded = loaded,
     resume_path = source and source.path,
     total_steps = number_of_steps(cfg, parts.train, parts.since),
