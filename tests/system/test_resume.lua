@@ -300,12 +300,13 @@ check.case("a run without steps left, or that only evaluates, abandons nothing",
   local H = copy_of_a "H"
   local said, rc = recipe(load_from(H .. "/global_step_1"), "trainer.max_steps=1")
   check.equal(rc, 0, said:sub(-300))
+  check.equal(steps_of(H), { 1, 2 }, "the log is as it was")
   said, rc = recipe(load_from(H .. "/global_step_1"), "trainer.max_steps=5",
-    "trainer.val_only=true")
+    "trainer.val_only=true", "data.val_files=" .. data)
   check.equal(rc, 0, said:sub(-300))
   check.equal(#checkpoint.list(H), 2, "both checkpoints are there")
   check.equal(files.read(H .. "/latest"), "global_step_2\n", "latest")
-  check.equal(steps_of(H), { 1, 2 }, "the log is as it was")
+  check.equal(steps_of(H), { 1, 2, 1 }, "the log has the evaluation of step 1 in addition")
 end)
 
 -- ---- logs ----
