@@ -198,7 +198,7 @@ check.case("the fingerprint changes with the rows", function()
   check.ok(open("multi"):fingerprint() ~= a, "other rows")
 end)
 
--- ---- damage ----
+-- ---- JSON ----
 local function write(name, text)
   local path = place .. "/" .. name
   local file = assert(io.open(path, "wb"))
@@ -207,6 +207,90 @@ local function write(name, text)
   return path
 end
 
+-- Bytes in base64, by hand.
+local function base64(bytes)
+  local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+  local out = {}
+  for i = 1, #bytes, 3 do
+    local a, b, c = bytes:byte(i, i + 2)
+    local n = a * 65536 + (b or 0) * 256 + (c or 0)
+    for k = 3, 0, -1 do
+      local digit = math.floor(n / 64 ^ k) % 64 + 1
+      out[#out + 1] = alphabet:sub(digit, digit)
+    end
+    if not b then out[#out - 1] = "=" end
+    if not c then out[#out] = "=" end
+  end
+  return table.concat(out)
+end
+
+local SOLUTION = "<box>(16,26),(44,54)</box><points>(30,40),(30,37)</points>"
+
+-- A row with this image, and the columns in `more`.
+local function json_row(i, img, more)
+  local columns = { id = "r" .. i, problem = "the circle", solution = SOLUTION, image = img }
+  for name, value in pairs(more or {}) do columns[name] = value end
+  return columns
+end
+
+check.case("images in JSON: a path, {path}, base64, a list of one", function()
+  local bytes = files.read(SETS .. "paths/images/0.png")
+  write("a.png", bytes)
+  local text = base64(bytes)
+  local images = { "a.png", { path = "a.png" }, { bytes = text, path = "b.png" },
+    "data:image/png;base64," .. text, { "a.png" }, { { bytes = text } } }
+  local lines = {}
+  local objects = {}
+  for i, img in ipairs(images) do
+    objects[i] = json_row(i, img)
+    lines[i] = cjson.encode(objects[i])
+  end
+  local list = cjson.encode(objects):gsub("},{", "},\n  {")
+  for _, path in ipairs { write("rows.jsonl", table.concat(lines, "\n")), write("rows.json", list),
+    write("lines.json", table.concat(lines, "\n")) } do
+    local set = checked(sources.open(path, { check = false }))
+    check.equal(set:count(), #images, path)
+    for i = 1, #images do
+      local row = set:row(i)
+      check.equal({ row.id, row.image.width, row.image.height }, { "r" .. i, 84, 84 }, "row " .. i)
+      row.image:free()
+    end
+    check.equal(set:where(3), path .. ":3", "place")
+  end
+end)
+
+check.case("columns of JSON by the names of the settings, and EasyR1's", function()
+  local bytes = files.read(SETS .. "paths/images/0.png")
+  write("a.png", bytes)
+  local path = write("named.jsonl", cjson.encode { ask = "q", truth = SOLUTION, photo = "a.png" })
+  local set = sources.open(path, { prompt_key = "ask", answer_key = "truth", image_key = "photo" })
+  local row = set:row(1)
+  check.equal({ row.problem, row.solution, row.image.width }, { "q", SOLUTION, 84 }, "renamed")
+  check.raises(function() sources.open(path, { prompt_key = "what" }) end,
+    "named.jsonl:1: the column 'what' is nil, expected a string", "no such column")
+  path = write("easyr1.jsonl", cjson.encode { problem = "q", answer = SOLUTION,
+    images = { "a.png" } })
+  check.equal(sources.open(path):row(1).solution, SOLUTION, "images and answer")
+end)
+
+check.case("what is wrong with JSON is one line", function()
+  local function refused(name, value, pattern)
+    local path = write("bad.jsonl", cjson.encode(value))
+    check.raises(function() sources.open(path) end, "bad.jsonl:1: " .. pattern, name)
+  end
+  refused("two images", json_row(1, { "a.png", "b.png" }), "the column 'image' has 2 images")
+  refused("a number", json_row(1, { 7 }), "the column 'image' is number, expected a path")
+  refused("an empty object", json_row(1, { other = 1 }), "the column 'image' is an object without")
+  local path = write("bad.jsonl", cjson.encode(json_row(1, { bytes = "!!!" })))
+  check.raises(function() checked(sources.open(path)) end, "is not base64", "no base64")
+  path = write("cut.json", "[{\"id\": \"]\"}, {")
+  check.raises(function() sources.open(path) end,
+    "cut.json: the list has no end: the file is cut off", "cut off")
+  path = write("empty.json", " [ ] ")
+  check.raises(function() sources.open(path) end, "empty.json has no rows", "no rows")
+end)
+
+-- ---- damage ----
 -- Reads everything; returns the error or what the set notes of itself, or nil.
 local function fault_of(path)
   local set

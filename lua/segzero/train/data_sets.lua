@@ -27,6 +27,7 @@ local function open_train(cfg)
   local d = cfg.data
   return data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
+    prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
   })
 end
 
@@ -35,7 +36,7 @@ local function open_held_out(cfg)
   if d.val_files == "" then return nil end
   return data.sources.open(d.val_files, {
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
-    check = false,
+    check = false, prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
   })
 end
 
