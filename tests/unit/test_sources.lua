@@ -8,6 +8,7 @@ local check = require "tests.support.check"
 local check_rows = require("segzero.data.check").rows
 local files = require "segzero.core.files"
 local image = require "segzero.formats.image"
+local parquet = require "segzero.formats.parquet"
 local names = require "segzero.data.tables.names"
 local sources = require "segzero.data.sources"
 local tensor = require "segzero.core.tensor"
@@ -181,6 +182,49 @@ check.case("files, patterns and folders by name", function()
   check.raises(function() sources.open(place, { split = "train" }) end, "data.jsonl: No such file",
     "the message for an empty folder")
   check.raises(function() open "multi/data/none.parquet" end, "No such file", "a missing file")
+end)
+
+-- ---- large values ----
+-- As make_sources.py makes them; rows from 0.
+local function large(i)
+  if i == 2 then return nil end
+  if i == 5 then return "" end
+  local out = {}
+  for j = 0, 180000 + 1000 * i - 1 do
+    local byte = (math.floor(j / 1000) + i) % 256
+    if j < 1000 then byte = (math.floor(j * j / 7) + i) % 251 end
+    out[j + 1] = string.char(byte)
+  end
+  return table.concat(out)
+end
+
+check.case("large values are read without their pages", function()
+  for _, name in ipairs { "dictionary", "plain", "v2" } do
+    local path = SETS .. "large_" .. name .. ".parquet"
+    local f = parquet.open(path)
+    for _, row in ipairs { 8, 1, 3, 5, 6, 2, 7, 4, 4, 8 } do
+      check.ok(f:value(row, "value") == large(row - 1), ("%s, row %d"):format(name, row))
+    end
+    f:close()
+  end
+end)
+
+check.case("large values of damaged files", function()
+  for _, name in ipairs { "dictionary", "plain", "v2" } do
+    local text = files.read(SETS .. "large_" .. name .. ".parquet")
+    local path = place .. "/large.parquet"
+    for n = 5, #text - 700, 1501 do
+      local file = assert(io.open(path, "wb"))
+      file:write(text:sub(1, n - 1), string.char((text:byte(n) + 85) % 256), text:sub(n + 1))
+      file:close()
+      local ok, why = pcall(function()
+        local f = parquet.open(path)
+        for row = 8, 1, -1 do f:value(row, "value") end
+        f:close()
+      end)
+      check.ok(ok or (why:find(path, 1, true) and not why:find "\n"), tostring(why))
+    end
+  end
 end)
 
 -- ---- checks ----

@@ -134,7 +134,8 @@ local function load_image(meta, where)
   end
   if ok then return img end
   if core.is_interrupt(img) then error(img, 0) end
-  error(("%s: %s"):format(where, plain(img)), 0)
+  -- The path is the row's, and may hold anything.
+  error(("%s: %s"):format(where, (plain(img):gsub("%c", "?"))), 0)
 end
 
 -- A function that makes the true mask.
