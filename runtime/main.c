@@ -10,8 +10,8 @@
  * A file named plan, doctor or help in the current folder is run as ./plan, ./doctor or ./help.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops), watchdog.c (time limits) and module.c (what scripts see as
- * "segzero.host").
+ * interrupt.c (Ctrl-C and stops), message.c (errors), watchdog.c (time limits) and module.c
+ * (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
 #include "host/host.h"

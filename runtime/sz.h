@@ -261,6 +261,8 @@ typedef struct sz_image sz_image;
 /* Reads PNG, JPEG, WebP, GIF, BMP, PNM: turned upright as EXIF says, RGB, what is transparent on
  * white, as the processors of transformers 5 do. NULL with a message. */
 sz_image *sz_image_load(const char *path);
+/* The same of a file's bytes in memory; `name` stands for the path in messages. */
+sz_image *sz_image_load_bytes(const uint8_t *bytes, size_t n, const char *name);
 /* A black image. */
 sz_image *sz_image_new(int width, int height);
 void sz_image_free(sz_image *im);
@@ -283,11 +285,14 @@ typedef struct {
     const char *format;
 } sz_image_header;
 int sz_image_info(const char *path, sz_image_header *out);
+int sz_image_info_bytes(const uint8_t *bytes, size_t n, const char *name, sz_image_header *out);
 /* Only the size. */
 int sz_image_size(const char *path, int *width, int *height);
 /* A mask, u8 [height, width], 1 inside and 0 outside; the rules are in runtime/io/image/mask.c.
  * Turned upright as an image. NULL with a message; freed by sz_mask_free. */
 uint8_t *sz_mask_load(const char *path, int *width, int *height);
+uint8_t *sz_mask_load_bytes(const uint8_t *bytes, size_t n, const char *name, int *width,
+                            int *height);
 void sz_mask_free(uint8_t *mask);
 /* Whether a mask has anything inside: 1 or 0, and its size; -1 with a message. Decodes it only if
  * the start of its data does not show it (runtime/io/image/mask_peek.c). */
@@ -332,6 +337,18 @@ const char *sz_parquet_pair(const sz_parquet *f, const char *key);
 /* Rows [first, first + count) of a leaf column. */
 sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count);
 void sz_parquet_values_free(sz_parquet_values *v);
+
+/* ---- Arrow: a map of a file, which Lua reads; compressed buffers ---- */
+typedef struct sz_map sz_map;
+/* A regular file that is not empty; NULL with a message. */
+sz_map *sz_map_open(const char *path);
+void sz_map_close(sz_map *m);
+const uint8_t *sz_map_bytes(const sz_map *m);
+int64_t sz_map_size(const sz_map *m);
+/* Unpacks len bytes into exactly room bytes; codec: 0 a frame of LZ4, 1 zstd. NULL with the reason
+ * as the message; freed by sz_arrow_free. */
+uint8_t *sz_arrow_unpack(int codec, const uint8_t *from, int64_t len, int64_t room);
+void sz_arrow_free(uint8_t *bytes);
 
 /* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
 typedef struct sz_tokenizer sz_tokenizer;

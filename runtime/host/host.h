@@ -60,6 +60,12 @@ int sz_report(const char *name, const char *message, int status);
  * nargs arguments -> its results, or one message. Returns lua_pcall's status. */
 int sz_call_protected(lua_State *L, int nargs, int nresults);
 
+/* ---- message.c ---- */
+
+/* A lua_CFunction: an error's message -> what the user sees of it, with a traceback where the user's
+ * own code failed. To be called as, or inside, a message handler. */
+int sz_explain(lua_State *L);
+
 /* ---- watchdog.c ---- */
 
 /* To be called once, before any limit. */

@@ -12,6 +12,8 @@
  *                             signals that stop a training run; see lua/segzero/core/stop.lua
  *     host.limit(seconds, left, row, answer), host.limit() -> seconds left
  *                             the time limit of a reward; see lua/segzero/reward/guard.lua
+ *     host.explain(message) -> text
+ *                             in a message handler: what the user sees of the error (message.c)
  *     host.fail(name, message, status)
  *                             prints "NAME: message" and ends the program; with 128 + n if signal n
  *                             was the reason
@@ -104,6 +106,7 @@ int sz_host_open(lua_State *L)
 {
     static const luaL_Reg functions[] = { { "arm", host_arm },
                                           { "call", host_call },
+                                          { "explain", sz_explain },
                                           { "fail", host_fail },
                                           { "hold", host_hold },
                                           { "interrupted", host_interrupted },

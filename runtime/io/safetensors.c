@@ -139,7 +139,8 @@ static mapping *mapping_new(void *base, size_t bytes, int fd, const char *path)
 
 sz_file *sz_file_map(const char *path)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* Opening a pipe does not wait for its writer; it is refused with all that is no file. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) return sz_null("%s: %s", path, strerror(errno));
     uint64_t header = 0;
     size_t bytes = 0;

@@ -52,7 +52,7 @@ end
 -- An op that does not exist would test nothing.
 local function require_op(name)
   if not name or tensor.ops[name] then return end
-  print(("no op is called %s; did you mean %s?"):format(name, nearest(name, op_names())))
+  print(("no op is called '%s'%s"):format(name, nearest.question(name, op_names())))
   os.exit(2)
 end
 

@@ -3,11 +3,11 @@
 --
 --   ./segzero tests/unit/test_parquet.lua [folder=FOLDER]     another set by the same script
 
-local cjson = require "cjson"
 local dirent = require "posix.dirent"
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
 local parquet = require "segzero.formats.parquet"
+local values_of = require "tests.support.table_values"
 
 local folder = "tests/golden/parquet"
 for _, word in ipairs(arg or {}) do folder = word:match "^folder=(.+)$" or folder end
@@ -16,45 +16,9 @@ local place = os.tmpname()
 os.remove(place)
 files.make_dir(place)
 
--- ---- expected values ----
-local function from_hex(text)
-  return (text:gsub("%x%x", function(two) return string.char(tonumber(two, 16)) end))
-end
-
-local same
-
-local function same_fields(want, got)
-  if type(got) ~= "table" then return false end
-  for name, v in pairs(want) do
-    if not same(v, got[name]) then return false end
-  end
-  for name in pairs(got) do
-    if want[name] == nil then return false end
-  end
-  return true
-end
-
-function same(want, got)
-  if want == cjson.null then return got == nil or got == cjson.null end
-  if type(want) ~= "table" then return want == got end
-  if want.b then return from_hex(want.b) == got end
-  if want.f == "nan" then return type(got) == "number" and got ~= got end
-  if want.f then return got == tonumber(want.f) end
-  if want.s then return same_fields(want.s, got) end
-  if type(got) ~= "table" or #got ~= #want then return false end
-  for i, v in ipairs(want) do
-    if not same(v, got[i]) then return false end
-  end
-  return true
-end
-
-local function rows_of(name)
-  local rows = {}
-  for line in io.lines(("%s/%s.jsonl"):format(folder, name)) do
-    rows[#rows + 1] = cjson.decode(line)
-  end
-  return rows
-end
+local same = values_of.same
+local same_fields = values_of.same_fields
+local function rows_of(name) return values_of.rows(("%s/%s.jsonl"):format(folder, name)) end
 
 local names = {}
 for _, entry in ipairs(dirent.dir(folder)) do
@@ -62,22 +26,8 @@ for _, entry in ipairs(dirent.dir(folder)) do
 end
 table.sort(names)
 
--- The rows 1..n in an order that jumps.
-local function jumping(n)
-  local order = {}
-  local at = 1
-  for i = 1, n do
-    order[i] = at
-    at = (at + 7) % n + 1
-  end
-  return order
-end
-
-local function backwards(n)
-  local order = {}
-  for i = 1, n do order[i] = n + 1 - i end
-  return order
-end
+local jumping = values_of.jumping
+local backwards = values_of.backwards
 
 -- ---- values ----
 for _, name in ipairs(names) do

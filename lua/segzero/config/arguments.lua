@@ -30,6 +30,9 @@ local function read_word(args, i, find)
   key = word:match "^%-%-([%w_.]+)$"
   if not key then
     local message = "'%s' is not a setting: write key=value or --key value (--help lists the keys)"
+    if word:match "^[+~]+[%w_.]+" then
+      message = "'%s' is Hydra's way to write a setting: write key=value, without + and ~"
+    end
     error(message:format(word), 0)
   end
   local bare = bare_value(find(key), args[i + 1])

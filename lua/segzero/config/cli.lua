@@ -58,13 +58,13 @@ local function execute(module, ok, ...)
   if not done then fail(work_status, why) end
 end
 
--- Runs the calling file's module if the file is the script that was started. Call it from the
--- file's main chunk.
+-- Runs the calling file's module if the file is the script that was started, or if a script runs it
+-- by dofile() with an `arg` of its own. Call it from the file's main chunk.
 function M.main(module)
   local source = debug.getinfo(2, "S").source
   local caller = debug.getinfo(3, "f")
-  local required = caller ~= nil and caller.func == require
-  if required or not is_script(source) then return end
+  local by = caller and caller.func
+  if by == require or (by ~= dofile and not is_script(source)) then return end
   local help, part = arguments.wants_help(arg)
   if help and module.schema then
     io.write(module.schema:help(part), "\n")

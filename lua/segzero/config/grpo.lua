@@ -23,27 +23,28 @@ local data = {
     help = "a folder with data.jsonl, refshapes, or refshapes_multi; empty: RefShapes" },
   { key = "data.val_files", type = "text", default = "", null = "",
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
-  { key = "data.max_prompt_length", type = "count", default = 1300, unit = "tokens",
+  { key = "data.max_prompt_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "a longer prompt is an error that names the row" },
   { key = "data.on_bad_row", type = "text", default = "error", choices = { "error", "skip" },
     help = "rows that cannot be used, found before step 1: refuse the run, or leave them out" },
   { key = "data.filter_overlong_prompts", type = "boolean", default = false,
     help = "leave out rows whose prompt is longer than data.max_prompt_length" },
-  { key = "data.max_response_length", type = "count", default = 1300, unit = "tokens",
+  { key = "data.max_response_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "an answer is cut off here" },
-  { key = "data.rollout_batch_size", type = "count", default = 16, unit = "prompts",
+  { key = "data.rollout_batch_size", type = "count", default = 16, max = 2 ^ 20, unit = "prompts",
     help = "prompts that are sampled together, with n answers each" },
-  { key = "data.val_batch_size", type = "count", default = 64, unit = "prompts",
+  { key = "data.val_batch_size", type = "count", default = 64, max = 2 ^ 20, unit = "prompts",
     help = "prompts that an evaluation answers together" },
   { key = "data.shuffle", type = "boolean", default = true,
     help = "draw the rows in a random order" },
   { key = "data.seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
     help = "fixes the order of the rows and every sampled token" },
-  { key = "data.max_pixels", type = "count", default = 12845056, unit = "pixels",
+  { key = "data.max_pixels", type = "count", default = 12845056, max = 2 ^ 40, unit = "pixels",
     help = "a larger image is reduced for the model" },
-  { key = "data.min_pixels", type = "count", default = 3136, unit = "pixels",
+  { key = "data.min_pixels", type = "count", default = 3136, max = 2 ^ 40, unit = "pixels",
     help = "a smaller image is enlarged for the model" },
   { key = "data.solution_frame", type = "text", default = "auto",
+
     help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
       .. "image" },
   { key = "data.answer_frame", type = "text", default = "auto",
@@ -64,9 +65,9 @@ local refshapes = {
   { key = "data.refshapes_size", type = "integer", default = 840, min = 84, max = 840,
     multiple = 28, unit = "pixels",
     help = "side of the generated images; the embedded model takes its own frame" },
-  { key = "data.refshapes_rows", type = "count", default = 2000,
+  { key = "data.refshapes_rows", type = "count", default = 2000, max = 2 ^ 31,
     help = "generated rows for training" },
-  { key = "data.refshapes_val_rows", type = "count", default = 200,
+  { key = "data.refshapes_val_rows", type = "count", default = 200, max = 2 ^ 31,
     help = "generated rows for evaluation" },
   { key = "data.refshapes_empty", type = "number", default = 0.1, min = 0, max = 1,
     help = "refshapes_multi: share of the questions about objects that the image does not show" },
@@ -110,7 +111,7 @@ local model = {
   { key = "worker.actor.freeze_vision_tower", type = "boolean", default = false,
     also = { "worker.actor.model.freeze_vision_tower" },
     help = "do not train the vision tower; saves its training state" },
-  { key = "worker.actor.model.lora.rank", type = "integer", default = 0, min = 0,
+  { key = "worker.actor.model.lora.rank", type = "integer", default = 0, max = 2 ^ 16, min = 0,
     help = "train low-rank adapters of this rank instead of the weights; 0: train the weights" },
   { key = "worker.actor.model.lora.alpha", type = "number", default = 64, above = 0,
     help = "adapters are scaled by alpha / rank" },
@@ -128,7 +129,8 @@ local model = {
 }
 
 local optimizer = {
-  { key = "worker.actor.global_batch_size", type = "count", default = 16, unit = "prompts",
+  { key = "worker.actor.global_batch_size", type = "count", default = 16, max = 2 ^ 20,
+    unit = "prompts",
     help = "prompts in one optimizer step" },
   { key = "worker.actor.optim.lr", type = "number", default = 1e-6, min = 0,
     help = "AdamW's learning rate" },
@@ -157,14 +159,15 @@ local optimizer = {
 }
 
 local memory = {
-  { key = "worker.actor.max_tokens_per_micro_batch", type = "count", default = 16384,
+  { key = "worker.actor.max_tokens_per_micro_batch", type = "count", default = 16384, max = 2 ^ 31,
     unit = "tokens",
     help = "packed tokens whose activations are in memory together; does not change the result" },
   { key = "worker.actor.micro_batch_size_per_device_for_update", type = "count", optional = true,
-    unit = "answers",
+    max = 2 ^ 20, unit = "answers",
     help = "most answers in a micro-batch of the update; null: as the tokens allow" },
   { key = "worker.actor.micro_batch_size_per_device_for_experience", type = "count",
-    optional = true, unit = "answers", help = "the same for the reference's log-probabilities" },
+    optional = true, max = 2 ^ 20, unit = "answers",
+    help = "the same for the reference's log-probabilities" },
   { key = "worker.rollout.cache_gib", type = "number", default = 4, above = 0, unit = "GiB",
     help = "key-value cache on the CPU; a smaller one is slower, with the same result" },
   { key = "worker.rollout.gpu_memory_utilization", type = "number", default = 0.6, above = 0,
@@ -174,12 +177,13 @@ local memory = {
 }
 
 local sampling = {
-  { key = "worker.rollout.n", type = "count", default = 8, help = "answers for each prompt" },
+  { key = "worker.rollout.n", type = "count", default = 8, max = 2 ^ 16,
+    help = "answers for each prompt" },
   { key = "worker.rollout.temperature", type = "number", default = 1, above = 0,
     help = "sampling temperature in training; evaluation is greedy" },
   { key = "worker.rollout.top_p", type = "number", default = 1, above = 0, max = 1,
     help = "nucleus sampling; 1: all tokens" },
-  { key = "worker.rollout.top_k", type = "integer", default = -1, min = -1,
+  { key = "worker.rollout.top_k", type = "integer", default = -1, max = 2 ^ 31, min = -1,
     help = "sample from the k likeliest tokens; -1 or 0: from all" },
 }
 
@@ -197,9 +201,11 @@ local reward = {
 }
 
 local trainer = {
-  { key = "trainer.total_episodes", type = "count", default = 1, also = { "trainer.total_epochs" },
+  { key = "trainer.total_episodes", type = "count", default = 1, max = 2 ^ 31,
+    also = { "trainer.total_epochs" },
     help = "passes over the data" },
-  { key = "trainer.max_steps", type = "integer", optional = true, min = 0, unit = "optimizer steps",
+  { key = "trainer.max_steps", type = "integer", optional = true, max = 2 ^ 31, min = 0,
+    unit = "optimizer steps",
     help = "length of the run; null: trainer.total_episodes decides" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
     help = "the run folder is runs/NAME; NAME-2, NAME-3, ... if that one holds anything" },
@@ -222,6 +228,7 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
+
     help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
@@ -295,6 +302,14 @@ local function check_save_limit(cfg)
   end
 end
 
+local function check_pixels(cfg)
+  local least = cfg.data.min_pixels
+  local most = cfg.data.max_pixels
+  if least <= most then return end
+  error(("data.max_pixels=%d is below data.min_pixels=%d: raise the one or lower the other")
+    :format(most, least), 0)
+end
+
 local function check_frames(cfg) frame.settings(cfg.data, "data.") end
 
 M.schema = schema.new {
@@ -316,8 +331,9 @@ M.schema = schema.new {
     { title = "Memory and speed", rows = memory },
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
-  ignored = foreign.ignored,
-  checks = { check_frames, check_reference, check_kl_coef, check_mask_reward, check_save_limit },
+  ignored = foreign.ignored, means = foreign.means, hints = foreign.hints,
+  checks = { check_frames, check_pixels, check_reference, check_kl_coef, check_mask_reward,
+    check_save_limit },
 }
 
 -- ---- derived settings ----
@@ -361,10 +377,13 @@ function M.settings(args, own_schema)
   end
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
   cfg.worker.reward.sam2_path = sam2
+  paths.check_sam2("worker.reward.sam2_path", sam2)
   if origin == "missing" then
     console.say(("no SAM2 model in %s, so masks are not computed"):format(paths.SAM2))
   end
   if no_data then use_refshapes(cfg) end
+  -- Seg-Zero's YAML has val_before_train=false; an evaluation is all that is asked for.
+  if cfg.trainer.val_only then cfg.trainer.val_before_train = true end
   return rules:check(cfg)
 end
 

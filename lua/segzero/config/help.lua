@@ -3,6 +3,7 @@
 -- Each setting takes two lines: key=default, which can be copied, then what it means and accepts.
 -- Leaves out: wrapping. A row's help fits on one line.
 
+local foreign_key = require "segzero.config.foreign_key"
 local values = require "segzero.config.values"
 
 local M = {}
@@ -97,7 +98,7 @@ function M.markdown(schema)
     out[#out + 1] = "| key | why |"
     out[#out + 1] = "| --- | --- |"
     for _, key in ipairs(ignored) do
-      out[#out + 1] = ("| `%s` | %s |"):format(key, cell(schema.ignored[key]))
+      out[#out + 1] = ("| `%s` | %s |"):format(key, cell(foreign_key.describe(schema, key)))
     end
   end
   return table.concat(out, "\n") .. "\n"

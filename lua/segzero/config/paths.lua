@@ -73,6 +73,17 @@ function M.sam2(named, options)
   return embedded, "embedded"
 end
 
+-- Raises the error of a SAM2 that is not there. setting: its key; path: as M.sam2 returns it.
+function M.check_sam2(setting, path)
+  if path == "" or path:find "%.pth?$" and files.exists(path) then return end
+  if not files.exists(path) then
+    error(("%s: %s: there is no such file or folder"):format(setting, path), 0)
+  end
+  if files.exists(path .. "/.") and not files.exists(path .. "/config.json") then
+    error(("%s: no SAM2 in %s: it has no config.json"):format(setting, path), 0)
+  end
+end
+
 -- The folder to which a recipe writes its model. A default gets -2, -3, ... if it holds anything; a
 -- folder that the user named is refused then, unless overwrite is true. Does not make the folder.
 function M.output(folder, is_given, overwrite)

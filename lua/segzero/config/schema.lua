@@ -16,20 +16,22 @@
 --
 -- Row fields: key, type, default, help, and those of values.lua; also = other names of the key;
 -- unit, for the help; bare, the value of --key without a value. A misspelt key is an error that
--- names the nearest one; a key in `ignored` is accepted and noted once. All errors are one line
+-- names the nearest one; keys in `ignored`, `means` and `hints` are as foreign.lua describes. All errors are one line
 -- without a position, because they are the user's mistakes.
 -- Leaves out: what a recipe derives from the settings (config/grpo.lua and the others do that).
 
-local nearest = require "segzero.core.nearest"
+local foreign_key = require "segzero.config.foreign_key"
 local options = require "segzero.core.options"
 local arguments = require "segzero.config.arguments"
+local visible = require "segzero.core.visible"
 local values = require "segzero.config.values"
 
 local M = {}
 
 local ROW = options.set { "key", "type", "default", "help", "min", "max", "above", "below",
   "multiple", "choices", "elsewhere", "optional", "null", "joined", "also", "unit", "bare" }
-local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "checks" }
+local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "means",
+  "hints", "checks" }
 
 -- Options that the host program reads before the script's name only.
 local HOST_OPTIONS = { threads = true, device = true, version = true, e = true }
@@ -73,7 +75,7 @@ function M.new(spec)
   local self = setmetatable({ name = spec.name, about = spec.about or "",
     usage = spec.usage or { "[key=value ...]" },
     notes = spec.notes or {}, groups = spec.groups, ignored = spec.ignored or {},
-    checks = spec.checks or {}, rows = {}, by_key = {} }, mt)
+    means = spec.means or {}, hints = spec.hints or {}, checks = spec.checks or {}, rows = {}, by_key = {} }, mt)
   for _, group in ipairs(spec.groups) do
     for _, row in ipairs(group.rows) do add_row(self, row) end
   end
@@ -101,29 +103,13 @@ end
 -- The row of a key or of one of its other names; nil if there is none.
 function methods:find(key) return self.by_key[key] end
 
--- Why a key is ignored, or nil. "worker.critic.*" stands for all keys below worker.critic.
-local function ignored_reason(self, key)
-  if self.ignored[key] then return self.ignored[key] end
-  local parent = key:match "^(.*)%.[^.]+$"
-  while parent do
-    if self.ignored[parent .. ".*"] then return self.ignored[parent .. ".*"] end
-    parent = parent:match "^(.*)%.[^.]+$"
-  end
-  return nil
-end
-
 local function unknown(self, key, raw)
   if HOST_OPTIONS[key] then
     local message = "--%s is an option of segzero itself and must stand before the script: " ..
       "segzero --%s %s %s ..."
     error(message:format(key, key, tostring(raw), self.name), 0)
   end
-  local candidates = {}
-  for name in pairs(self.by_key) do candidates[#candidates + 1] = name end
-  for name in pairs(self.ignored) do candidates[#candidates + 1] = name end
-  table.sort(candidates)
-  error(("unknown setting '%s': did you mean '%s'? (--help lists all)"):format(key,
-    tostring(nearest(key, candidates))), 0)
+  error(foreign_key.unknown(self, key), 0)
 end
 
 -- The defaults as nested tables.
@@ -146,24 +132,30 @@ function methods:read(args)
   end
   local cfg, given, noted = self:defaults(), {}, {}
   local function note(text)
-    if not noted[text] then io.stderr:write("note: ", text, "\n") end
+    if not noted[text] then io.stderr:write("note: ", visible.line(text, 400), "\n") end
     noted[text] = true
   end
   local function find(key) return self.by_key[key] end
+  local function set(row, raw, origin)
+    local ok, value = values.convert(row, raw, note)
+    if not ok and origin then value = origin .. ": " .. value end
+    if not ok then error(value, 0) end
+    M.put(cfg, row.key, value)
+    given[row.key] = true
+  end
   for _, entry in ipairs(arguments.list(args, find)) do
     local key, raw, origin = unpack(entry, 1, 3)
     local row = self.by_key[key]
-    local reason = not row and ignored_reason(self, key)
+    local other = not row and foreign_key.read(self, key, raw)
     if row then
-      local ok, value = values.convert(row, raw, note)
-      if not ok and origin then value = origin .. ": " .. value end
-      if not ok then error(value, 0) end
-      M.put(cfg, row.key, value)
-      given[row.key] = true
-    elseif reason then
-      note(("%s has no effect here: %s"):format(key, reason))
-    else
+      set(row, raw, origin)
+    elseif not other then
       unknown(self, key, raw)
+    elseif other.refused then
+      error(other.refused, 0)
+    else
+      note(other.note)
+      for _, setting in ipairs(other.settings or {}) do set(self.by_key[setting[1]], setting[2]) end
     end
   end
   return cfg, given

@@ -159,8 +159,8 @@ local function to_list(row, items, note)
       note(("%s: '%s' is not available here, '%s' is used instead"):format(row.key, item, instead))
       name = instead
     elseif not known[item] then
-      return nil, ("%s has '%s', expected %s: did you mean '%s'?"):format(row.key, item,
-        M.expected(row), tostring(nearest(item, names)))
+      return nil, ("%s has '%s', expected %s%s"):format(row.key, item, M.expected(row),
+        nearest.question(item, names))
     end
     if not taken[name] then list[#list + 1] = name end
     taken[name] = true

@@ -6,7 +6,7 @@
 --     logger: [console, wandb]
 --
 -- Scalars stay text, so a value means the same in a file and on the command line. An empty value is
--- "null". Keys are sorted.
+-- "null". Keys are sorted. A key that a mapping has twice is an error.
 -- Leaves out: several documents in a file (the first one counts), lists of anything but scalars.
 
 local core = require "segzero.core.ffi"
@@ -31,6 +31,44 @@ end
 local function plain_scalar(text)
   if text == "" then return "null" end
   return text
+end
+
+-- Raises an error if a mapping has a key twice: lyaml keeps the last one and says nothing. Broken
+-- files end here without a word, and load() says why.
+local function check_duplicates(path, text)
+  local open = {}             -- the mappings and sequences that are open, innermost last
+  -- A node begins: in a mapping every second one is a key.
+  local function node(event)
+    local top = open[#open]
+    if not top or not top.lines then return end
+    top.is_key = not top.is_key
+    local key = event.value
+    if not top.is_key or event.type ~= "SCALAR" then return end
+    local line = event.start_mark.line + 1
+    if top.lines[key] then
+      error(("%s: the key '%s' is in line %d and again in line %d"):format(path, key,
+        top.lines[key], line), 0)
+    end
+    top.lines[key] = line
+  end
+  local next_event = require("yaml").parser(text)
+  while true do
+    local ok, event = pcall(next_event)
+    if not ok or not event then return end
+    if event.type == "SCALAR" or event.type == "ALIAS" then
+      node(event)
+    elseif event.type == "MAPPING_START" then
+      node(event)
+      open[#open + 1] = { lines = {} }
+    elseif event.type == "SEQUENCE_START" then
+      node(event)
+      open[#open + 1] = {}
+    elseif event.type == "MAPPING_END" or event.type == "SEQUENCE_END" then
+      open[#open] = nil
+    elseif event.type == "DOCUMENT_END" or event.type == "STREAM_END" then
+      return
+    end
+  end
 end
 
 local function is_list(value) return #value > 0 end
@@ -67,7 +105,9 @@ end
 function M.read(path)
   local text, why = files.read(path)
   if not text then error("config: " .. why, 0) end
-  local ok, found = pcall(load_library().load, text, { implicit_scalar = plain_scalar })
+  local library = load_library()
+  check_duplicates(path, text)
+  local ok, found = pcall(library.load, text, { implicit_scalar = plain_scalar })
   if not ok then
     -- lyaml says "1:5: what is wrong"
     local reason = core.plain(found):gsub("^(%d+):(%d+):%s*", "line %1, column %2: ")
@@ -80,6 +120,12 @@ function M.read(path)
   end
   local out = {}
   flatten(path, found, "", out)
+  -- "a.b: 1" and "a: { b: 1 }" are the same key.
+  local seen = {}
+  for _, pair in ipairs(out) do
+    if seen[pair[1]] then error(("%s: the key '%s' is there twice"):format(path, pair[1]), 0) end
+    seen[pair[1]] = true
+  end
   return out
 end
 

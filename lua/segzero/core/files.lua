@@ -51,8 +51,9 @@ end
 function M.read(path)
   local file, reason = io.open(path, "rb")
   if not file then return nil, reason end
-  local text = file:read "*a"
+  local text, why = file:read "*a"
   file:close()
+  if not text then return nil, ("%s: %s"):format(path, why or "cannot be read") end
   return text
 end
 

@@ -39,9 +39,8 @@ function M.check(where, opts, set, level)
   for key in pairs(opts) do
     if not set.known[key] then
       local name = tostring(key)
-      local hint = nearest(name, set.names)
-      local question = ""
-      if hint then question = (": did you mean '%s'?"):format(hint) end
+      local question = nearest.question(name, set.names)
+      if question == "" then question = "; options: " .. table.concat(set.names, ", ") end
       error(("%s: unknown option '%s'%s"):format(where, name, question), level)
     end
   end

@@ -53,9 +53,10 @@ function methods:get(name, level)
   if spec then return spec end
   local names = self:names()
   local wrong = tostring(name)
-  local guess = tostring(nearest(wrong, names))
-  local message = "unknown %s '%s': did you mean '%s'? known: %s"
-  error(message:format(self.kind, wrong, guess, table.concat(names, ", ")), (level or 1) + 1)
+  local message = "unknown %s '%s'%s known: %s"
+  local question = nearest.question(wrong, names)
+  if question == "" then question = ";" end
+  error(message:format(self.kind, wrong, question, table.concat(names, ", ")), (level or 1) + 1)
 end
 
 function methods:names()

@@ -29,13 +29,13 @@ local NAMES = { [1] = "SIGHUP", [2] = "SIGINT", [13] = "SIGPIPE", [15] = "SIGTER
 local depth = 0         -- of nested run() calls
 local holds = 0
 
--- For xpcall: adds a traceback to a message that has a position in the code, unless it has one.
+-- For xpcall: the message as the user sees it, with a traceback where the user's own code failed.
 local function traced(message)
   if type(message) ~= "string" or message:find("\nstack traceback:", 1, true) then
     return message
   end
-  if core.is_interrupt(message) or not message:find "^[^\n]-:%d+:" then return message end
-  return debug.traceback(message, 2)
+  if core.is_interrupt(message) or not has_host then return message end
+  return host.explain(message)
 end
 
 M.traced = traced

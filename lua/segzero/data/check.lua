@@ -15,7 +15,7 @@
 --
 -- Only a set with meta(i) is checked (data/jsonl.lua): others would have to make every row. Images
 -- are judged by their headers, masks by their pixels (file_facts.lua keeps what was found). A check
--- that lasts over a second says how far it is.
+-- that lasts over a second says how far it is. What a set notes of itself (set.notes) is said.
 -- Leaves out: how rows are checked (row_check.lua), the summary's form (faults.lua).
 
 local core = require "segzero.core.ffi"
@@ -114,6 +114,7 @@ local function silent() end
 function M.rows(set, options)
   if not set.meta then return set end
   options.say = options.say or silent
+  for _, note in ipairs(set.notes or {}) do options.say(note) end
   local faults = faults_of.new()
   walk(set, options, faults)
   if options.prompt then faults:note("prompt", options.prompt:cure()) end

@@ -14,6 +14,7 @@
 -- Leaves out: several images in a row.
 
 local checksum = require "segzero.core.checksum"
+local file_exists = require("segzero.core.files").exists
 local image = require "segzero.formats.image"
 local json_line = require "segzero.data.json_line"
 local lines_of = require "segzero.data.lines"
@@ -29,7 +30,10 @@ local function plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+:
 
 local function read_lines(name, file)
   local ok, list = pcall(lines_of.open, file)
-  if not ok then error(("data set %s: %s"):format(name, plain(list)), 0) end
+  if not ok then
+    local other = not file_exists(file) and require("segzero.data.foreign_set").describe(name)
+    error(other or ("data set %s: %s"):format(name, plain(list)), 0)
+  end
   if list:count() == 0 then error(file .. " has no rows", 0) end
   return list
 end

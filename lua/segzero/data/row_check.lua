@@ -212,9 +212,15 @@ local function check_prompt(self, meta, fact)
 end
 
 -- ---- one row ----
+-- The image's size; nil and why it cannot be read.
+local function image_fact(self, meta)
+  if meta.size then return meta.size() end
+  return self.options.facts:image(meta.image)
+end
+
 function methods:row(i, meta)
   check_id(self, i, meta)
-  local fact, why = self.options.facts:image(meta.image)
+  local fact, why = image_fact(self, meta)
   check_solution(self, meta, fact)
   if not fact then return fault(self, "image", meta, "%s", why) end
   check_sizes(self, meta, fact)

@@ -16,13 +16,14 @@
 --     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
 --                      so it must not read images
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =, check =
--- false if data/check.lua follows}. A source uses those that it knows.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =, prompt_key =,
+-- answer_key =, image_key = names of columns, check = false if data/check.lua follows}. A source
+-- uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
 -- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
--- Leaves out: parquet files and data sets of the Hugging Face hub.
+-- Leaves out: data sets that are on the Hugging Face hub alone.
 
 local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"
@@ -31,6 +32,8 @@ local options_of = require "segzero.core.options"
 local refshapes = require "segzero.data.refshapes_source"
 local registry = require "segzero.core.registry"
 local rows = require "segzero.data.rows"
+local table_names = require "segzero.data.tables.names"
+local table_source = require "segzero.data.tables.source"
 
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
 
@@ -40,6 +43,12 @@ M:register("refshapes", {
   help = "RefShapes: generated images of coloured shapes with referring sentences and masks",
   match = function(name) return name == "refshapes" end,
   open = function(_, options) return refshapes.open(options) end,
+})
+
+M:register("tables", {
+  help = "Parquet or Arrow: a file, a pattern, a folder as the hub has it or save_to_disk writes it",
+  match = table_names.matches,
+  open = table_source.open,
 })
 
 local EMPTY = 0.1               -- share of questions about nothing in the image
@@ -88,8 +97,10 @@ local function matching(name)
 end
 
 -- A source of the user's may have options of its own.
-local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true }
-local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty" }
+local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true }
+local GENERATED = { refshapes = true, refshapes_multi = true }
+local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
+  "prompt_key", "answer_key", "image_key" }
 
 -- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)
@@ -130,7 +141,7 @@ function M.open(name, options, level)
   local set
   if BUILT_IN[source] then
     options_of.check("data.open", options, OPTIONS, level)
-    if source ~= FALLBACK then check_generated(options, above(level)) end
+    if GENERATED[source] then check_generated(options, above(level)) end
     set = open_own(source, name, options, level)
   else
     set = M:get(source).open(name, options)

@@ -19,6 +19,9 @@
 --   image.load_mask(path) -> u8 tensor [h, w]     1 inside, 0 outside; anything but 0 in the file
 --                                                 is inside. The rules for palettes, alpha and lossy
 --                                                 files are in runtime/io/image/mask.c
+--   image.decode(bytes [, name])                  the same of a file's bytes: a string. `name`
+--   image.decode_info(bytes [, name])             stands for the path in messages; default
+--   image.decode_mask(bytes [, name])             "image bytes"
 --   image.new(w, h)                               black
 --   image.write_png(path, w, h, channels, p)      any 8-bit pixels, 1 or 3 channels
 --
@@ -94,18 +97,22 @@ end
 
 local header
 
-function M.info(path)
-  header = header or ffi.new "sz_image_header"
-  check(C.sz_image_info(path_of(path, 2), header), 2)
+local function info_of(raw)
   return {
-    width = header.width, height = header.height, format = ffi.string(header.format),
-    orientation = header.orientation,
+    width = raw.width, height = raw.height, format = ffi.string(raw.format),
+    orientation = raw.orientation,
   }
 end
 
-function M.load_mask(path)
+function M.info(path)
+  header = header or ffi.new "sz_image_header"
+  check(C.sz_image_info(path_of(path, 2), header), 2)
+  return info_of(header)
+end
+
+-- A tensor of the mask whose size is in `side`; frees the mask.
+local function mask_tensor(mask)
   local tensor = require "segzero.core.tensor"
-  local mask = check(C.sz_mask_load(path_of(path, 2), side, side + 1), 2)
   local width = side[0]
   local height = side[1]
   local ok, t = pcall(tensor.empty, { height, width }, { dtype = "u8" })
@@ -113,6 +120,58 @@ function M.load_mask(path)
   C.sz_mask_free(mask)
   if not ok then error(t, 0) end
   return t
+end
+
+function M.load_mask(path)
+  return mask_tensor(check(C.sz_mask_load(path_of(path, 2), side, side + 1), 2))
+end
+
+-- ---- from bytes in memory ----
+local DEFAULT_NAME = "image bytes"
+
+-- The name for messages; checks both arguments.
+local function name_of(bytes, name, level)
+  if type(bytes) ~= "string" then
+    error("the bytes of an image file are expected, got " .. type(bytes), level + 1)
+  end
+  if name ~= nil and type(name) ~= "string" then
+    error("the image's name must be a string, got " .. type(name), level + 1)
+  end
+  return name or DEFAULT_NAME
+end
+
+function M.decode(bytes, name)
+  name = name_of(bytes, name, 2)
+  return wrap(check(C.sz_image_load_bytes(bytes, #bytes, name), 2))
+end
+
+function M.decode_info(bytes, name)
+  name = name_of(bytes, name, 2)
+  header = header or ffi.new "sz_image_header"
+  check(C.sz_image_info_bytes(bytes, #bytes, name, header), 2)
+  return info_of(header)
+end
+
+function M.decode_mask(bytes, name)
+  name = name_of(bytes, name, 2)
+  return mask_tensor(check(C.sz_mask_load_bytes(bytes, #bytes, name, side, side + 1), 2))
+end
+
+-- The same of `count` bytes at a pointer, for readers of tables. Errors have no position.
+M.memory = {}
+
+function M.memory.decode(pointer, count, name)
+  return wrap(core.call(C.sz_image_load_bytes(pointer, count, name)))
+end
+
+function M.memory.size(pointer, count, name)
+  header = header or ffi.new "sz_image_header"
+  core.call(C.sz_image_info_bytes(pointer, count, name, header))
+  return header.width, header.height
+end
+
+function M.memory.decode_mask(pointer, count, name)
+  return mask_tensor(core.call(C.sz_mask_load_bytes(pointer, count, name, side, side + 1)))
 end
 
 function M.write_png(path, width, height, channels, pixels)
@@ -166,7 +225,9 @@ function Image:free()
   self.ptr = nil
 end
 
-for name, most in pairs { load = 1, new = 2, size = 1, info = 1, load_mask = 1, from_tensor = 1 } do
+local MOST = { load = 1, new = 2, size = 1, info = 1, load_mask = 1, from_tensor = 1,
+  decode = 2, decode_info = 2, decode_mask = 2 }
+for name, most in pairs(MOST) do
   M[name] = options.at_most("image." .. name, most, M[name])
 end
 options.limit(Image, { resize = 3, save = 1, pixels = 0, totensor = 0, free = 0 })

@@ -1,7 +1,7 @@
 -- mask.lua - a mask in any form that a data set may have, as u8 [height, width] of 0 and 1.
 --
 --   mask.read(value, { folder =, width =, height = }) -> tensor that the caller frees
---   mask.form(value) -> "file", "run lengths", "polygons" or "pixels"; else nil and what it is
+--   mask.form(value) -> "file", "run lengths", "polygons", "pixels" or "stored"; else nil and what it is
 --   mask.fault(value, { width =, height = }) -> nil, or why reading it would fail; for other forms
 --                                            than files, and mostly without drawing
 --   mask.file(value) -> the path if it is a file's, else nil
@@ -13,7 +13,9 @@
 --   {size = {h, w}, counts = text}       COCO's run lengths, compressed or as a list
 --   {{x, y, x, y, ...}, ...}             COCO's polygons, united; or the points of one polygon
 --   {{false, true, ...}, ...}            rows of pixels; numbers too if they fit the image's size
--- or one of the last three as JSON in a string. folder: where a relative path starts. width and
+--   {draw = f(out, width, height)}       a mask that its source draws into u8 [height, width] of
+--                                        zeros; raises why it cannot
+-- or one of the three before it as JSON in a string. folder: where a relative path starts. width and
 -- height: the image's; a mask of another size is an error, and so is one with nothing inside.
 -- Errors have no position.
 -- Leaves out: several objects in one mask (label maps count as one), writing masks.
@@ -55,6 +57,7 @@ local function form(value)
   if type(value) ~= "table" then
     return nil, type(value) .. ", expected a string, an object or a list"
   end
+  if type(value.draw) == "function" then return "stored" end
   if value.counts ~= nil or value.size ~= nil then
     local kind = type(value.counts)
     if kind ~= "string" and kind ~= "table" then return nil, "an object without counts" end
@@ -97,6 +100,8 @@ function draw.file(path, options, out, name)
   C.sz_mask_free(pixels)
   if not ok then error(why, 0) end
 end
+
+function draw.stored(value, options, out) value.draw(out, options.width, options.height) end
 
 draw["run lengths"] = function(value, options, out, name)
   check_size(name, value.size[2], value.size[1], options)
@@ -147,6 +152,7 @@ end
 -- What a message calls a mask.
 local function name_of(value, kind)
   if kind == "file" then return "the mask " .. value end
+  if kind == "stored" then return "the mask" end
   return ("the mask (%s)"):format(kind)
 end
 

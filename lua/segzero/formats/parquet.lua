@@ -5,6 +5,12 @@
 --   f.columns                   {{name =, node =}, ...} in the file's order
 --   f:row(i)                    {column -> value}, i from 1
 --   f:value(i, name)            one column of a row
+--   f:kind(name)                {form = "bool" | "number" | "bytes" | "list" | "struct" | "map",
+--                               element = of a list, fields = {name -> kind} of a struct}, or nil
+--   f:bytes(i, {name, ...}, use)      use(pointer, count) of the bytes of a column, of a struct's
+--                               field or of a list's first element; they are freed after it. Returns
+--                               what it returns; nil without calling it for a null
+--   f:mask(i, name, use)        use(mask) of a column list<list<bool>>; see bool_rows.lua
 --   f:pair("huggingface")       a text of the file's metadata, or nil
 --   f:close()
 --
@@ -19,6 +25,7 @@
 
 local bit = require "bit"
 local ffi = require "ffi"
+local bool_rows = require "segzero.formats.bool_rows"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local handle = require "segzero.core.tensor.handle"
@@ -88,8 +95,9 @@ local function is_element(list, child)
 end
 
 -- ---- leaf values ----
-local function exact(v)
-  if v > -MAX_EXACT and v < MAX_EXACT then return tonumber(v) end
+-- least: the smallest exact number; as a uint64_t, a negative one would be large.
+local function exact(v, least)
+  if v >= least and v < MAX_EXACT then return tonumber(v) end
   return (tostring(v):gsub("U?LL$", ""))
 end
 
@@ -104,8 +112,8 @@ READ[INT32] = function(s, i, node)
 end
 
 READ[INT64] = function(s, i, node)
-  if node.converted == UINT_64 then return exact(ffi.cast("uint64_t *", s.data)[i]) end
-  return exact(ffi.cast("int64_t *", s.data)[i])
+  if node.converted == UINT_64 then return exact(ffi.cast("uint64_t *", s.data)[i], 0) end
+  return exact(ffi.cast("int64_t *", s.data)[i], 1 - MAX_EXACT)
 end
 
 -- A NaN must not become a Lua number as it is (see from_bits in core/tensor/handle.lua).
@@ -249,7 +257,10 @@ local function value(file, i, node)
   local streams = {}
   for _, leaf in ipairs(node.leaves) do streams[leaf] = stream_of(file, leaf, i - 1, 1) end
   if #node.leaves == 0 then return {} end
-  return assemble(streams, node)
+  local result = assemble(streams, node)
+  -- The collector does not see C memory.
+  for _, stream in pairs(streams) do C.sz_parquet_values_free(ffi.gc(stream.values, nil)) end
+  return result
 end
 
 function methods:value(i, name)
@@ -264,6 +275,79 @@ function methods:row(i)
   local out = {}
   for _, column in ipairs(self.columns) do out[column.name] = value(self, i, column.node) end
   return out
+end
+
+-- ---- what the columns are ----
+local FORMS = { [BOOLEAN] = "bool", [INT32] = "number", [INT64] = "number", [FLOAT] = "number",
+  [DOUBLE] = "number" }
+
+-- The element of a list.
+local function element_of(list)
+  local child = list.children[1]
+  if is_element(list, child) then return child end
+  return child.children[1]
+end
+
+local function kind_of(node)
+  if node.leaf >= 0 then return { form = FORMS[node.type] or "bytes" } end
+  if is_list(node) then return { form = "list", element = kind_of(element_of(node)) } end
+  if is_map(node) then return { form = "map" } end
+  local fields = {}
+  for _, child in ipairs(node.children) do fields[child.name] = kind_of(child) end
+  return { form = "struct", fields = fields }
+end
+
+function methods:kind(name)
+  local node = self.by_name[name]
+  return node and kind_of(node)
+end
+
+-- ---- without Lua values ----
+-- The values of the one leaf that a path of names leads to, and its node.
+local function leaf_values(file, i, path)
+  check_row(file, i)
+  local node = file.by_name[path[1]]
+  for k = 2, #path + 1 do
+    while node and is_list(node) do node = element_of(node) end
+    local found
+    for _, child in ipairs(node and node.children or {}) do
+      if child.name == path[k] then found = child end
+    end
+    if path[k] then node = found end
+  end
+  if not node or node.leaf < 0 then
+    error(("%s: there is no column '%s'"):format(file.path, table.concat(path, ".")), 0)
+  end
+  local values = core.call(C.sz_parquet_read(file.handle, node.leaf, i - 1, 1))
+  return ffi.gc(values, C.sz_parquet_values_free), node
+end
+
+-- The collector does not see C memory, so values are freed at once.
+local function free(values) C.sz_parquet_values_free(ffi.gc(values, nil)) end
+
+-- use(...), after which the values are freed.
+local function use_and_free(values, use, ...)
+  local ok, result = pcall(use, ...)
+  free(values)
+  if not ok then error(result, 0) end
+  return result
+end
+
+function methods:bytes(i, path, use)
+  local values, node = leaf_values(self, i, path)
+  if values.count == 0 then return free(values) end
+  if values.offsets == nil then return use_and_free(values, use, values.data, node.width) end
+  local first = values.offsets[0]
+  local count = tonumber(values.offsets[1] - first)
+  return use_and_free(values, use, values.data + first, count)
+end
+
+function methods:mask(i, name, use)
+  local values, node = leaf_values(self, i, { name })
+  if values.levels == 1 and values.def[0] < self.by_name[name].max_def then return free(values) end
+  return use_and_free(values, function()
+    return use(bool_rows.of_levels(values, node.max_def))
+  end)
 end
 
 function methods:pair(key)

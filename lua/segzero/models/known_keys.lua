@@ -3,16 +3,16 @@
 --   known_keys.check(path, json, known_keys.CONFIG)
 --       raises one line for a key with a value that is refused; says the unknown keys once
 --   known_keys.check(path, json.vision_config, known_keys.QWEN_VISION, "vision_config.")
---   known_keys.show(value) -> a short text of a JSON value, for messages
+--   known_keys.show(value), .name(key) -> a short text of a JSON value or of a key, for messages
 --   known_keys.bad(path, key, value, expected)      raises "PATH: KEY is VALUE, expected EXPECTED"
 --
 -- A table has four parts. A key is in exactly one of them:
 --   read      the reader uses it and checks its value
 --   ignored   it cannot change a result here: it is about training elsewhere, videos, or the past
---   only      {key -> {value, ...}}: null, or one of these values; any other is an error. A function
---             instead of a list says which values are good, and `why` is added to the error
---   noted     {key -> {good, text}}: used as if it were absent; if good(value) is false, a note says
---             the text
+--   only      {key -> {value, ...}}: null, or one of these values; any other is an error. A
+--             function `good` instead of a list says which values are; `why` is added to the error
+--   noted     {key -> {good, text}}: used as if it were absent; if good(value) is false, a note
+--             says the text
 -- A key in none of them is unknown: a note names it.
 -- Leaves out: the values of the keys that are read.
 
@@ -46,8 +46,15 @@ function M.show(v)
   return text
 end
 
+-- A key of a file, or a name in it, in a message.
+function M.name(key)
+  local text = tostring(key):gsub("%c", "?")
+  if #text > 2 * SHOWN then text = text:sub(1, 2 * SHOWN) .. "..." end
+  return text
+end
+
 function M.bad(path, key, value, expected)
-  error(("%s: %s is %s, expected %s"):format(path, key, M.show(value), expected), 0)
+  error(("%s: %s is %s, expected %s"):format(path, M.name(key), M.show(value), expected), 0)
 end
 
 -- ---- checking ----
@@ -168,7 +175,7 @@ local COMMON = set [[
 local QUANTISED = {
   good = is_empty,
   expected = "no quantisation",
-  why = "quantised weights are not read: take the folder in bf16; dtype int8 of segzero quantises it",
+  why = "quantised weights are not read: take the folder in bf16",
 }
 
 -- What attention dropout, or dropout of any kind, means here.
@@ -387,8 +394,8 @@ M.IMAGE_PROCESSOR = {
   ]],
   ignored = set [[
     _valid_processor_keys auto_map crop_size data_format default_to_square device
-    disable_grouping feature_extractor_type image_seq_length input_data_format pad_size processor_class
-    return_tensors size_divisor spatial_merge_size
+    disable_grouping feature_extractor_type image_seq_length input_data_format pad_size
+    processor_class return_tensors size_divisor spatial_merge_size
     do_sample_frames fps num_frames min_frames max_frames video_metadata return_metadata
   ]],
   only = {

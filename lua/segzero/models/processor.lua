@@ -35,6 +35,7 @@ local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local jobs = require "segzero.core.jobs"
+local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local image = require "segzero.formats.image"
@@ -86,7 +87,11 @@ local function read_config(dir)
   end
   path = dir .. "/preprocessor_config.json"
   local config = files.read_json_object(path, true)
-  if not config then return { max_pixels = RELEASED_MAX_PIXELS }, path end
+  if not config then
+    notes.say(("%s has neither processor_config.json nor preprocessor_config.json: images are "
+      .. "processed as for the released folders"):format(dir))
+    return { max_pixels = RELEASED_MAX_PIXELS }, path
+  end
   known_keys.check(path, config, known_keys.IMAGE_PROCESSOR)
   return config, path
 end

@@ -1,7 +1,7 @@
 -- qwen_config.lua - config.json of Qwen2-VL and Qwen2.5-VL: checked, with transformers' defaults,
 -- as the C struct sz_qwen_config.
 --
---   local c = qwen_config.parse(json, path)    raises one line: path, key, value and what is expected
+--   local c = qwen_config.parse(json, path)    raises one line: path, key, value, expected
 --   qwen_config.token_ids(json, path) -> {image_token_id =, ...}
 --   qwen_config.stop_ids(json, path) -> list of ids or nil: eos_token_id
 --   qwen_config.value(t, key)                  t[key] of a JSON table; nil for null
@@ -129,7 +129,9 @@ local function check_windows(path, text, prefix, layers)
   end
   local types = value(text, "layer_types")
   if types ~= nil then
-    if type(types) ~= "table" then known_keys.bad(path, prefix .. "layer_types", types, "a list") end
+    if type(types) ~= "table" then
+      known_keys.bad(path, prefix .. "layer_types", types, "a list")
+    end
     for i, kind in ipairs(types) do
       if kind ~= "full_attention" then
         known_keys.bad(path, ("%slayer_types[%d]"):format(prefix, i - 1), kind,
@@ -204,22 +206,6 @@ local function parse_text(c, path, json)
 end
 
 -- ---- the vision tower ----
--- Sizes of patches are also written as a list of equal numbers.
-local function plain_sizes(path, vision)
-  local out = {}
-  for key, v in pairs(vision) do out[key] = v end
-  for _, key in ipairs { "patch_size", "temporal_patch_size" } do
-    local v = vision[key]
-    if type(v) == "table" then
-      for i = 2, #v do
-        if v[i] ~= v[1] then known_keys.bad(path, "vision_config." .. key, v, "equal numbers") end
-      end
-      out[key] = v[1]
-    end
-  end
-  return out
-end
-
 local function parse_blocks(c, path, vision, defaults)
   local full = first(value(vision, "fullatt_block_indexes"), defaults.fullatt_block_indexes)
   if type(full) ~= "table" then
@@ -237,7 +223,6 @@ local function parse_vision(c, path, json, kind)
   local vision = first(value(json, "vision_config"), {})
   if type(vision) ~= "table" then known_keys.bad(path, "vision_config", vision, "an object") end
   known_keys.check(path, vision, known_keys.QWEN_VISION, "vision_config.")
-  vision = plain_sizes(path, vision)
   local defaults = VISION_DEFAULTS[kind]
   local size = reader(path, vision, defaults, "vision_config.")
   local act = first(value(vision, "hidden_act"), defaults.hidden_act)
@@ -260,7 +245,8 @@ local function parse_vision(c, path, json, kind)
     local ratio = first(value(vision, "mlp_ratio"), defaults.mlp_ratio)
     local inner = type(ratio) == "number" and math.floor(c.v_hidden * ratio)
     if not is_whole(inner, 1, MOST.intermediate_size) then
-      known_keys.bad(path, "vision_config.mlp_ratio", ratio, "a number that makes a width with embed_dim")
+      known_keys.bad(path, "vision_config.mlp_ratio", ratio,
+        "a number that makes a width with embed_dim")
     end
     c.v_intermediate = inner
     return
@@ -280,9 +266,9 @@ local function check_quantised(path, json)
     local q = value(json, key) or value(value(json, "text_config"), key)
     if type(q) == "table" and next(q) ~= nil then
       local method = value(q, "quant_method") or value(q, "format") or "a method without a name"
-      error(("%s: %s says that the weights are quantised (quant_method %s), which is not read: take "
-        .. "the folder in bf16; dtype int8 of segzero quantises it"):format(path, key,
-        tostring(method)), 0)
+      error(("%s: %s says that the weights are quantised (quant_method %s), which is not read: "
+        .. "take the folder in bf16; dtype int8 of segzero quantises it"):format(path, key,
+        known_keys.name(method)), 0)
     end
   end
 end
@@ -293,7 +279,7 @@ function M.parse(json, path)
   local kind = value(json, "model_type")
   if not VISION_DEFAULTS[kind] then
     local message = "model_type %s is not supported (qwen2_vl and qwen2_5_vl are)"
-    error(("%s: %s"):format(path, message:format(tostring(kind))), 0)
+    error(("%s: %s"):format(path, message:format(known_keys.name(kind))), 0)
   end
   check_quantised(path, json)
   known_keys.check(path, json, known_keys.QWEN)

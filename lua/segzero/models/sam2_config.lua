@@ -201,14 +201,15 @@ function M.parse(json, path)
   if type(json) ~= "table" then fail("%s: not a JSON object", path) end
   local kind = json.model_type
   if kind ~= "sam2" and kind ~= "sam2_video" then
-    fail("model_type %s is not supported (sam2 is)", tostring(kind))
+    fail("model_type %s is not supported (sam2 is)", known_keys.name(kind))
   end
   known_keys.check(path, json, known_keys.SAM2)
   local read = readers(path, json)
   local c = ffi.new "sz_sam2_config"
   parse_backbone(c, read.backbone)
   parse_heads(c, read)
-  local side = section(path, json, "prompt_encoder_config", known_keys.SAM2_SECTIONS.prompt).image_size
+  local prompt = json.prompt_encoder_config
+  local side = type(prompt) == "table" and prompt.image_size or nil
   if type(side) == "table" then side = side[1] end
   if side ~= nil and side ~= cjson.null and side ~= c.image_size then
     known_keys.bad(path, "prompt_encoder_config.image_size", side,

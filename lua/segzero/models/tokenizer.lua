@@ -26,6 +26,7 @@ local added_tokens = require "segzero.models.added_tokens"
 local chat_template = require "segzero.models.chat_template"
 local known_keys = require "segzero.models.known_keys"
 local messages_of = require "segzero.models.messages"
+local opening = require "segzero.models.opening"
 local tokenizer_file = require "segzero.models.tokenizer_file"
 
 local C = core.C
@@ -55,6 +56,9 @@ local function open(dir)
   if not files.exists(path) and files.exists(dir .. "/vocab.json") then
     error(("%s is missing; vocab.json and merges.txt are not read: write it with "
       .. "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"):format(path), 0)
+  end
+  if not files.exists(dir .. "/.") and opening.is_hub_id(dir) then
+    error((opening.missing(dir):gsub("^no model in", "no tokenizer in")), 0)
   end
   local json = files.read_json_object(path)
   local config_path = dir .. "/tokenizer_config.json"

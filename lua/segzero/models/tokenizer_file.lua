@@ -195,7 +195,9 @@ end
 
 function M.open(dir, json, config)
   local path = dir .. "/tokenizer.json"
-  local function bad(where, why) error(("%s: %s: %s"):format(path, where, why), 0) end
+  local function bad(where, why)
+    error(("%s: %s: %s"):format(path, where, why:gsub("%c", "?")), 0)
+  end
   known_keys.check(path, json, known_keys.TOKENIZER)
   local pattern = split_pattern(json, bad)
   local nfc = uses_nfc(json, bad)
@@ -212,7 +214,7 @@ function M.open(dir, json, config)
     call(C.sz_tokenizer_finish(file.handle, nfc and 1 or 0))
   end)
   if ok then return file end
-  why = core.plain(why)
+  why = core.plain(why):gsub("%c", "?")      -- it may show tokens
   if why:sub(1, #dir) ~= dir then why = ("%s: %s"):format(path, why) end
   error(why, 0)
 end

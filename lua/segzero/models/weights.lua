@@ -19,6 +19,7 @@ local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
+local known_keys = require "segzero.models.known_keys"
 
 local C = core.C
 local check = core.check
@@ -180,8 +181,9 @@ local function check_names(model, folder, rename)
   table.sort(names)
   local method, example = quantised_by(names)
   if method then
-    error(("%s: the weights are quantised (%s: there is '%s'), which is not read: take the folder in "
-      .. "bf16; dtype int8 of segzero quantises it"):format(folder.dir, method, example), 0)
+    error(("%s: the weights are quantised (%s: there is '%s'), which is not read: take the folder "
+      .. "in bf16; dtype int8 of segzero quantises it"):format(folder.dir, method,
+      known_keys.name(example)), 0)
   end
   local own = {}
   for _, name in ipairs(names) do own[rename(name)] = true end
@@ -192,12 +194,12 @@ local function check_names(model, folder, rename)
   if #names == 0 or 2 * found >= #model.weights then return end
   local front, name, rest = front_of(model, names, rename)
   if front then
-    error(("%s: the names of the weights begin with '%s': '%s' instead of '%s'; save them without it")
-      :format(folder.dir, front, name, rest), 0)
+    error(("%s: the names of the weights begin with '%s': '%s' instead of '%s'; save them without")
+      :format(folder.dir, known_keys.name(front), known_keys.name(name), rest), 0)
   end
   if found == 0 then
     error(("%s: these are another model's weights: there is '%s', and no '%s'"):format(folder.dir,
-      names[1], model.weights[1].name), 0)
+      known_keys.name(names[1]), model.weights[1].name), 0)
   end
 end
 

@@ -14,6 +14,7 @@ local data = require "segzero.data"
 local frame = require "segzero.data.frame"
 local opening = require "segzero.models.opening"
 local prompt_length = require "segzero.train.prompt_length"
+local sampler = require "segzero.data.sampler"
 local prompts = require "segzero.data.prompt"
 
 local M = {}
@@ -94,7 +95,10 @@ function M.open(cfg, overrides)
     policy = policy or counting_policy(cfg)
     return checked(set, setting, cfg, overrides, policy)
   end
-  return check_set(train, "data.train_files"), check_set(held_out, "data.val_files")
+  train = check_set(train, "data.train_files")
+  held_out = check_set(held_out, "data.val_files")
+  if not cfg.trainer.val_only then sampler.check_batch(train, cfg.data.rollout_batch_size) end
+  return train, held_out
 end
 
 return M

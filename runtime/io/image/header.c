@@ -146,19 +146,13 @@ static int open_file(const char *path, size_t *size)
     return -1;
 }
 
-int sz_image_info(const char *path, sz_image_header *out)
+/* What the header of an open source says. */
+static int read_header(const sz_source *b, sz_image_header *out)
 {
-    sz_window window = { 0 };
-    sz_source b = { .path = path, .window = &window };
-    b.fd = open_file(path, &b.size);
-    if (b.fd < 0) return -1;
-
     /* The size as stored. */
     sz_size size;
-    const sz_format *format = sz_format_find(&b);
-    int rc = format ? sz_format_size(format, &b, &size) : -1;
-    close(b.fd);
-    if (rc != 0) return -1;
+    const sz_format *format = sz_format_find(b);
+    if (!format || sz_format_size(format, b, &size) != 0) return -1;
 
     /* Orientations from 5 on swap the sides. */
     bool swapped = size.orientation >= 5;
@@ -166,6 +160,32 @@ int sz_image_info(const char *path, sz_image_header *out)
     int64_t height = swapped ? size.width : size.height;
     *out = (sz_image_header){ (int)width, (int)height, size.orientation, format->name };
     return 0;
+}
+
+int sz_image_info(const char *path, sz_image_header *out)
+{
+    sz_window window = { 0 };
+    sz_source b = { .path = path, .window = &window };
+    b.fd = open_file(path, &b.size);
+    if (b.fd < 0) return -1;
+    int rc = read_header(&b, out);
+    close(b.fd);
+    return rc;
+}
+
+int sz_image_check_bytes(size_t n, const char *name)
+{
+    if (n == 0) return sz_fail("%s: the file is empty", name);
+    if (n > SZ_IMAGE_MAX_FILE)
+        return sz_fail("%s: %zu bytes, more than the limit of %zu", name, n, SZ_IMAGE_MAX_FILE);
+    return 0;
+}
+
+int sz_image_info_bytes(const uint8_t *bytes, size_t n, const char *name, sz_image_header *out)
+{
+    if (sz_image_check_bytes(n, name) != 0) return -1;
+    sz_source b = { .path = name, .memory = bytes, .size = n };
+    return read_header(&b, out);
 }
 
 int sz_image_size(const char *path, int *width, int *height)

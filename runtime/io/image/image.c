@@ -78,6 +78,13 @@ sz_image *sz_image_load(const char *path)
     return im;
 }
 
+sz_image *sz_image_load_bytes(const uint8_t *bytes, size_t n, const char *name)
+{
+    if (sz_image_check_bytes(n, name) != 0) return NULL;
+    sz_source b = { .path = name, .memory = bytes, .size = n };
+    return sz_image_decode(&b);
+}
+
 /* ---- writing ---- */
 
 int sz_image_save(const sz_image *im, const char *path)

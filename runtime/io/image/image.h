@@ -38,6 +38,9 @@ size_t sz_source_read(const sz_source *b, size_t offset, void *to, size_t n);
 /* Whether n bytes were there. */
 bool sz_source_get(const sz_source *b, size_t offset, void *to, size_t n);
 
+/* Whether so many bytes may be an image: 0, or -1 with a message that begins with `name`. */
+int sz_image_check_bytes(size_t n, const char *name);
+
 /* "PATH: cannot decode the image: REASON"; returns -1. */
 int sz_image_fail(const sz_source *b, const char *reason);
 /* The same for a file that ends too early. */

@@ -160,4 +160,12 @@ uint8_t *sz_mask_load(const char *path, int *width, int *height)
     return mask;
 }
 
+uint8_t *sz_mask_load_bytes(const uint8_t *bytes, size_t n, const char *name, int *width,
+                            int *height)
+{
+    if (sz_image_check_bytes(n, name) != 0) return NULL;
+    sz_source b = { .path = name, .memory = bytes, .size = n };
+    return sz_mask_decode(&b, width, height);
+}
+
 void sz_mask_free(uint8_t *mask) { free(mask); }

@@ -69,7 +69,7 @@ local function refuse_name(op, key, level)
   local names = number_names(op)
   if #names == 0 then fail(level, "%s: takes no numbers, got %s", op.name, key) end
   local nearest = require "segzero.core.nearest"
-  fail(level, "%s: unknown number '%s': did you mean '%s'?", op.name, key, nearest(key, names))
+  fail(level, "%s: unknown number '%s'%s", op.name, key, nearest.question(key, names))
 end
 
 local function has_number(op, name)

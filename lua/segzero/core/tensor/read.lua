@@ -160,8 +160,7 @@ local function unknown(name, level)
   local names = {}
   for known in pairs(methods) do names[#names + 1] = known end
   table.sort(names)
-  fail(level + 1, "a tensor has no field or method '%s': did you mean '%s'?",
-    name, nearest(name, names))
+  fail(level + 1, "a tensor has no field or method '%s'%s", name, nearest.question(name, names))
 end
 
 function metatable.__index(t, key)

@@ -1,0 +1,121 @@
+-- columns.lua - which column of a table is the problem, the solution, the image, the mask, the id.
+--
+--   local roles = columns.roles(file, { prompt_key =, answer_key =, image_key = })
+--   roles.problem, roles.solution, roles.mask, roles.id      names; nil where there is none
+--   roles.image                     a name
+--   roles.image_form                "bytes": the file's bytes, or a path; "struct": {bytes, path}
+--   roles.others                    {name, ...}, all that may be a row's columns
+--   roles.notes                     {text, ...}: columns that are not read
+--
+-- file: an open Parquet or Arrow file. The defaults are Seg-Zero's and EasyR1's names: problem,
+-- solution, image or images; ReasonSeg's text; else the only column that holds images. A key of the
+-- user's must exist.
+-- Leaves out: values (source.lua).
+
+local M = {}
+
+-- The names that each default stands for.
+local DEFAULTS = {
+  prompt_key = { "problem", "text" },
+  answer_key = { "solution", "answer" },
+  image_key = { "image", "images" },
+}
+
+local function names_of(file)
+  local list = {}
+  for i, column in ipairs(file.columns) do list[i] = column.name end
+  return table.concat(list, ", ")
+end
+
+local function is_default(key, name)
+  if name == nil then return true end
+  for _, default in ipairs(DEFAULTS[key]) do
+    if name == default then return true end
+  end
+  return false
+end
+
+-- A column by its key. Returns nil if none of the default's names exists.
+local function find(file, key, name)
+  if name and file:kind(name) then return name end
+  if not is_default(key, name) then
+    error(("%s: there is no column '%s' (data.%s); there is: %s"):format(file.path, name, key,
+      names_of(file)), 0)
+  end
+  for _, default in ipairs(DEFAULTS[key]) do
+    if file:kind(default) then return default end
+  end
+  return nil
+end
+
+-- "bytes" or "struct" for a column that may hold images; nil for another.
+local function form_of(kind)
+  if kind.form == "list" then kind = kind.element end
+  if kind.form == "bytes" then return "bytes" end
+  local bytes = kind.form == "struct" and kind.fields.bytes
+  return bytes and bytes.form == "bytes" and "struct" or nil
+end
+
+local function find_image(file, name)
+  local found = find(file, "image_key", name)
+  if found then return found end
+  for _, column in ipairs(file.columns) do
+    if form_of(file:kind(column.name)) == "struct" then
+      if found then
+        error(("%s: '%s' and '%s' hold images: choose one with data.image_key"):format(file.path,
+          found, column.name), 0)
+      end
+      found = column.name
+    end
+  end
+  return found
+end
+
+local function need(file, key, name, what)
+  if name then return name end
+  error(("%s: there is no column for the %s: name it with data.%s; there is: %s"):format(file.path,
+    what, key, names_of(file)), 0)
+end
+
+-- A list of lists, as of pixels, would be a Lua value for each of them.
+local function is_heavy(kind)
+  if kind.form == "list" and kind.element.form == "list" then return true end
+  return form_of(kind) == "struct"
+end
+
+function M.is_pixels(kind)
+  local row = kind.form == "list" and kind.element
+  return row and row.form == "list" and row.element.form == "bool"
+end
+
+function M.roles(file, options)
+  local roles = { others = {}, notes = {} }
+  roles.problem = need(file, "prompt_key", find(file, "prompt_key", options.prompt_key), "problem")
+  roles.image = need(file, "image_key", find_image(file, options.image_key), "image")
+  roles.solution = find(file, "answer_key", options.answer_key)
+  if file:kind "mask" then roles.mask = "mask" end
+  if file:kind "id" then roles.id = "id" end
+  if not roles.mask then need(file, "answer_key", roles.solution, "solution") end
+
+  roles.image_form = form_of(file:kind(roles.image))
+  if not roles.image_form then
+    error(("%s: the column '%s' (data.image_key) holds no images, but a %s"):format(file.path,
+      roles.image, file:kind(roles.image).form), 0)
+  end
+
+  -- The rest.
+  for _, column in ipairs(file.columns) do
+    local name = column.name
+    if name ~= roles.image and name ~= roles.mask then
+      if is_heavy(file:kind(name)) then
+        roles.notes[#roles.notes + 1] = ("%s: the column '%s' is not read; a row has one image, '%s'")
+          :format(file.path, name, roles.image)
+      else
+        roles.others[#roles.others + 1] = name
+      end
+    end
+  end
+  return roles
+end
+
+return M

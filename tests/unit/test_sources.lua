@@ -1,0 +1,271 @@
+-- test_sources.lua - data sets in the exact schemas of Seg-Zero's, VisionReasoner's and EasyR1's
+-- sets (tests/golden/make_sources.py): their splits, columns, images, masks, checks; images from
+-- bytes; damaged files.
+
+local cjson = require "cjson"
+local ffi = require "ffi"
+local check = require "tests.support.check"
+local check_rows = require("segzero.data.check").rows
+local files = require "segzero.core.files"
+local image = require "segzero.formats.image"
+local names = require "segzero.data.tables.names"
+local sources = require "segzero.data.sources"
+local tensor = require "segzero.core.tensor"
+
+local SETS = "tests/golden/sources/"
+local expected = cjson.decode(files.read(SETS .. "expected.json"))
+
+local place = os.tmpname()
+os.remove(place)
+files.make_dir(place)
+
+local function open(name, options)
+  options = options or { split = "train" }
+  return sources.open(SETS .. name, options)
+end
+
+local function sum_of(img)
+  local pixels = img:pixels()
+  local sum = 0
+  for i = 0, img.width * img.height * 3 - 1 do sum = sum + pixels[i] end
+  return sum
+end
+
+-- How many pixels of a row's mask are inside.
+local function inside(row)
+  local mask = row.mask()
+  local shape = mask:shape()
+  check.equal(shape, { row.image.height, row.image.width }, "the mask has the image's size")
+  local data = tensor.data(mask)
+  local sum = 0
+  for i = 0, shape[1] * shape[2] - 1 do sum = sum + data[i] end
+  mask:free()
+  return sum
+end
+
+-- The checked set; options change those of check.rows.
+local function checked(set, options)
+  local all = { name = "data.train_files", key = "data.on_bad_row", on_bad_row = "error",
+    reward = "seg_strict", masks = true }
+  for name, value in pairs(options or {}) do all[name] = value end
+  return check_rows(set, all)
+end
+
+-- ---- images from bytes ----
+check.case("image.decode gives what image.load gives", function()
+  local count = 0
+  for _, name in ipairs { "420_17x13.jpg", "exif_6.png", "lossless_alpha_17x13.webp", "animated.gif",
+    "bmp8_13x9.bmp", "p3_13x9_7.pnm" } do
+    local path = "tests/golden/images/" .. name
+    if files.exists(path) then
+      local bytes = files.read(path)
+      local a = image.load(path)
+      local b = image.decode(bytes, name)
+      local size = a.width * a.height * 3
+      check.ok(ffi.string(a:pixels(), size) == ffi.string(b:pixels(), size), name)
+      check.equal(image.decode_info(bytes), image.info(path), "header of " .. name)
+      check.equal(image.decode_mask(bytes):totable(), image.load_mask(path):totable(),
+        "mask of " .. name)
+      count = count + 1
+    end
+  end
+  check.ok(count >= 4, "files were compared")
+  check.raises(function() image.decode("abc", "x.parquet row 3") end,
+    ": x.parquet row 3: not an image in a known format", "no image")
+  check.raises(function() image.decode "" end, ": image bytes: the file is empty", "no bytes")
+  check.raises(function() image.decode(7) end, "bytes of an image file are expected, got number",
+    "a number")
+  local png = files.read "tests/golden/images/exif_6.png"
+  check.raises(function() image.decode(png:sub(1, #png - 40), "row 1") end, ": row 1: ", "cut off")
+end)
+
+-- ---- the hub's schemas ----
+check.case("a training set as Seg-Zero has it on the hub", function()
+  local set = open "refcocog"
+  check.equal(set:count(), 3, "rows")
+  check.equal(set.name, SETS .. "refcocog@train", "name")
+  local row = set:row(2)
+  check.equal(row.id, "refcocog_9007199254740991_0", "the id keeps its digits")
+  check.equal(row.problem, "the green circle", "problem")
+  check.ok(row.solution:find "^<box>%(20,22%),%(50,52%)</box><points>", "solution " .. row.solution)
+  check.equal({ row.image.width, row.image.height, row.img_width, row.img_height },
+    { 84, 84, 84, 84 }, "sizes")
+  check.equal(row.mask, nil, "no mask")
+  check.equal(row.columns.img_width, 84, "columns are kept")
+end)
+
+check.case("lists of objects in two shards", function()
+  local set = open "multi"
+  check.equal(set:count(), 4, "rows")
+  local list = cjson.decode(set:row(3).solution)
+  check.equal(#list[1].bbox_2d, 4, "a box")
+  check.equal(set:where(3), SETS .. "multi/data/train-00001-of-00002.parquet row 1", "place")
+  check.raises(function() set:row(5) end, "row 5: the data set .* has the rows 1 to 4", "too far")
+end)
+
+local function check_masks(set)
+  check.equal(set:count(), #expected.reasonseg, "rows")
+  for i, want in ipairs(expected.reasonseg) do
+    local row = set:row(i)
+    check.equal({ row.image.width, row.image.height }, { want.width, want.height }, "size")
+    check.equal(sum_of(row.image), want.pixels, "pixels")
+    check.equal(inside(row), want.inside, "inside of the mask")
+    check.equal(row.problem:match " (%w+)$", "circle", "the text is the problem")
+    check.equal({ row.image_id, row.ann_id }, { "image_" .. i - 1, "00" .. i - 1 }, "ids")
+  end
+end
+
+check.case("an evaluation set as ReasonSeg is on the hub", function()
+  local set = open("reasonseg", { split = "heldout" })
+  check.equal(set.name:match "@(%w+)$", "test", "its only split")
+  check_masks(set)
+end)
+
+check.case("what save_to_disk writes, with splits and without", function()
+  local set = open "saved"
+  check.equal(set:count(), 4, "train, in two files")
+  check.equal(set:row(4).id, "refcocog_9007199254740993_0", "the last row")
+  check.equal(set:where(3), SETS .. "saved/train/data-00001-of-00002.arrow row 1", "place")
+  check.equal(set:row(1).image.width, 84, "an image")
+  check.equal(open("saved", { split = "heldout" }).name:match "@(%w+)$", "test", "held out")
+  check.equal(open("saved/train"):count(), 4, "one split's folder")
+  check.equal(checked(open "saved@test"):count(), 3, "checked")
+  check_masks(open "saved_masks")
+  check.raises(function() open "saved@validation" end,
+    "^tests/golden/sources/saved has no split 'validation'; there is: test, train$", "no split")
+end)
+
+check.case("an Arrow file with a footer", function()
+  local set = open "file.arrow"
+  for i = 1, 2 do check.equal(inside(set:row(i)), expected.inside[i], "row " .. i) end
+end)
+
+check.case("EasyR1's columns: a list of images, answer", function()
+  local set = open "easyr1"
+  check.equal(set:count(), 2, "train is chosen for training")
+  check.equal(set:row(1).problem, "<image>the red circle", "problem")
+  check.ok(set:row(1).solution:find "^<box>", "answer is the solution")
+  check.equal(open("easyr1", { split = "heldout" }).name:match "@(%w+)$", "test", "held out")
+  check.equal(open("easyr1@test", { split = "train" }):row(1).problem, "<image>the blue circle",
+    "a split by name")
+  check.raises(function() open "easyr1@val" end,
+    "^tests/golden/sources/easyr1 has no split 'val'; there is: test, train$", "no such split")
+end)
+
+check.case("columns by the names of the settings; images as paths, masks as PNG bytes", function()
+  local keys = { split = "train", prompt_key = "question", image_key = "picture" }
+  local set = open("paths", keys)
+  local row = set:row(2)
+  check.equal(row.id, "1152921504606846977", "a number beyond 2^53 keeps its digits")
+  check.equal(row.problem, "the green circle", "problem")
+  check.equal(inside(row), expected.inside[2], "mask")
+  check.raises(function() open "paths" end, "rows.parquet: there is no column for the problem: "
+    .. "name it with data.prompt_key; there is: id, question, picture, solution, mask$", "no problem")
+  check.raises(function() open("paths", { split = "train", prompt_key = "ask" }) end,
+    "there is no column 'ask' %(data.prompt_key%); there is: id", "no such column")
+end)
+
+check.case("masks as run lengths", function()
+  local set = sources.open(SETS .. "mask_forms.parquet", { split = "train" })
+  for i = 1, 2 do check.equal(inside(set:row(i)), expected.inside[i], "row " .. i) end
+end)
+
+check.case("files, patterns and folders by name", function()
+  check.equal(#names.find(SETS .. "multi/data/*.parquet", "train").files, 2, "a pattern")
+  check.equal(#names.find(SETS .. "multi/data/train-00001-of-00002.parquet", "train").files, 1,
+    "a file")
+  check.equal(#names.find(SETS .. "multi/data", "train").files, 2, "the inner folder")
+  check.raises(function() names.find(place .. "/none*.parquet", "train") end,
+    "none%*.parquet: no .parquet or .arrow file has a name like this", "nothing found")
+  check.ok(not names.matches(place), "an empty folder is no table")
+  check.raises(function() sources.open(place, { split = "train" }) end, "data.jsonl: No such file",
+    "the message for an empty folder")
+  check.raises(function() open "multi/data/none.parquet" end, "No such file", "a missing file")
+end)
+
+-- ---- checks ----
+check.case("all rows are checked", function()
+  check.equal(checked(open "refcocog"):count(), 3, "good rows")
+  local masks = checked(open("reasonseg", { split = "heldout" }), { reward = "mask_iou" })
+  check.equal(masks:count(), 3, "good masks")
+  check.raises(function() checked(open "multi") end, "the reward seg_strict reads <box>",
+    "another form of solution")
+end)
+
+check.case("the fingerprint changes with the rows", function()
+  local a = open("refcocog"):fingerprint()
+  check.equal(open("refcocog"):fingerprint(), a, "the same")
+  check.ok(open("multi"):fingerprint() ~= a, "other rows")
+end)
+
+-- ---- damage ----
+local function write(name, text)
+  local path = place .. "/" .. name
+  local file = assert(io.open(path, "wb"))
+  file:write(text)
+  file:close()
+  return path
+end
+
+-- Reads everything; returns the error or what the set notes of itself, or nil.
+local function fault_of(path)
+  local set
+  local ok, why = pcall(function()
+    set = sources.open(path, { split = "train" })
+    for i = 1, set:count() do
+      local row = set:row(i)
+      if row.mask then row.mask():free() end
+      row.image:free()
+    end
+  end)
+  if not ok then return tostring(why) end
+  return set.notes[1]
+end
+
+-- A file cut at many places, and with bytes changed, is read or refused in one line that names it.
+local function check_damage(name, extension, step)
+  local text = files.read(SETS .. name)
+  local refused = 0
+  local function try(damaged, what)
+    local path = write("damaged." .. extension, damaged)
+    local why = fault_of(path)
+    if not why then return end
+    refused = refused + 1
+    check.ok(not why:find "\n" and why:find(path, 1, true) ~= nil,
+      ("%s of %s: %s"):format(what, name, why))
+  end
+  local cuts = 0
+  for n = 0, #text - 1, step do
+    try(text:sub(1, n), "cut at " .. n)
+    cuts = cuts + 1
+  end
+  check.equal(refused, cuts, "every cut is noticed")
+  for n = 1, #text, step do
+    try(text:sub(1, n - 1) .. string.char((text:byte(n) + 128) % 256) .. text:sub(n + 1),
+      "changed byte " .. n)
+  end
+  check.equal(fault_of(write("whole." .. extension, text)), nil, "the whole file")
+end
+
+check.case("damaged Parquet files", function()
+  check_damage("reasonseg/data/test-00000-of-00001.parquet", "parquet", 61)
+end)
+
+check.case("damaged Arrow files", function()
+  check_damage("saved/test/data-00000-of-00001.arrow", "arrow", 31)
+  check_damage("saved_masks/data-00000-of-00001.arrow", "arrow", 97)
+  check_damage("file.arrow", "arrow", 41)
+end)
+
+check.case("an image that is none, in one line", function()
+  local text = files.read(SETS .. "refcocog/data/train-00000-of-00001.parquet")
+  local at = text:find("\137PNG", 1, true)
+  local path = write("no_image.parquet", text:sub(1, at - 1) .. "?" .. text:sub(at + 1))
+  local set = sources.open(path, { split = "train" })
+  local ok, why = pcall(function() checked(set) end)
+  check.ok(not ok, "refused")
+  check.ok(why:find("no_image.parquet row 1", 1, true) ~= nil, why)
+  check.ok(why:find("column 'image'", 1, true) ~= nil, why)
+end)
+
+check.finish()
