@@ -268,6 +268,7 @@ M.EMBEDDED = {
 -- The same for the prompt vision_reasoner: answers are lists, the model is the one that knows them.
 M.EMBEDDED_SEVERAL = {
   ["data.max_response_length"] = 320,
+  ["worker.actor.optim.lr"] = 2e-4,
   ["trainer.experiment_name"] = "refshapes_multi_grpo",
 }
 
