@@ -21,10 +21,10 @@
 #include <unistd.h>
 
 enum {
-    SECOND_PRESS_MS = 2000, /* two signals within this time end the process */
-    SAME_PRESS_MS = 50,     /* closer ones count as one: a signal to the process and its group */
+    SECOND_PRESS_MS = 2000,   /* two signals within this time end the process */
+    SAME_PRESS_MS = 50,       /* closer ones count as one: a signal to the process and its group */
     SIGNAL_STACK = 256 << 10, /* bytes: registers with AMX take 11 KB, raising an error some more */
-    SIGNAL_STATUS = 128     /* exit status of a program that signal n ended: 128 + n */
+    SIGNAL_STATUS = 128       /* exit status of a program that signal n ended: 128 + n */
 };
 
 static lua_State *main_state;

@@ -40,7 +40,7 @@ local function fault_of(message)
     or message:find "not enough memory" or message:find "stack overflow"
   if internal then return "an error of Lua's own" end
   if message:find "^[^\n]*%.lua:%d+:" then return "a place in our sources" end
-  if message:find "[%z\1-\9\11-\31\127]" then return "control characters" end
+  if message:find "[%z\1-\8\11-\31\127]" then return "control characters" end
   if #message > MAX_MESSAGE then return "a message of " .. #message .. " bytes" end
   return nil
 end
@@ -60,7 +60,7 @@ local function keep(reader, text, number)
 end
 
 local function report(reader, seen, text, number, fault, message)
-  local shown = tostring(message):sub(1, 300):gsub("[%z\1-\9\11-\31\127]", "?")
+  local shown = tostring(message):sub(1, 300):gsub("[%z\1-\8\11-\31\127]", "?")
   local kind = fault:gsub("%d+", "0") .. kind_of(shown):sub(1, 40)
   if seen[kind] then return end
   seen[kind] = true

@@ -11,6 +11,7 @@
 -- raw: the value as text, or a list from YAML. Leaves out: the tables (foreign.lua).
 
 local nearest = require "segzero.core.nearest"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -95,14 +96,15 @@ end
 
 function M.unknown(schema, key)
   local hint = find(schema.hints, key)
-  if hint then return ("unknown setting '%s': %s (--help lists all)"):format(key, hint) end
+  local shown = visible.line(key)
+  if hint then return ("unknown setting '%s': %s (--help lists all)"):format(shown, hint) end
   if is_group(schema, key) then
     return ("unknown setting '%s': it is a group; --help %s lists its settings"):format(key, key)
   end
   local candidates = {}
   for name in pairs(schema.by_key) do candidates[#candidates + 1] = name end
   table.sort(candidates)
-  return ("unknown setting '%s'%s (--help lists all)"):format(key,
+  return ("unknown setting '%s'%s (--help lists all)"):format(shown,
     nearest.question(key, candidates))
 end
 

@@ -15,6 +15,7 @@
 -- Leaves out: checks between settings (schema.lua).
 
 local nearest = require "segzero.core.nearest"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -91,7 +92,7 @@ end
 -- The error "KEY is VALUE, expected ...". text: the value as the user wrote it.
 local function refuse(row, text)
   local shown = text
-  if not tonumber(text) then shown = "'" .. text .. "'" end
+  if not tonumber(text) then shown = "'" .. visible.line(text) .. "'" end
   local expected = M.expected(row)
   local n = tonumber(text)
   if row.type ~= "number" and not row.max and n and n > 2 ^ 53 then
@@ -165,7 +166,8 @@ local function to_list(row, items, note)
       note(("%s: '%s' is not available here, '%s' is used instead"):format(row.key, item, instead))
       name = instead
     elseif not known[item] then
-      return nil, ("%s has '%s', expected %s%s"):format(row.key, item, M.expected(row),
+      return nil, ("%s has '%s', expected %s%s"):format(row.key, visible.line(item),
+        M.expected(row),
         nearest.question(item, names))
     end
     if not taken[name] then list[#list + 1] = name end
