@@ -21,16 +21,13 @@
 #include <string.h>
 #include <unistd.h>
 
-/* Appends `list` to the search path on top of the stack, less the entries of the current folder. */
+/* Appends `list` to the search path on top of the stack, less the entries that depend on the current
+ * folder. LUA_PATH often has such entries: `luarocks path` writes ./?.lua. */
 static void append_path(luaL_Buffer *b, const char *list)
 {
-    static const char *const unsafe[] = { "./?.lua", "./?/init.lua", "./?.so" };
     while (*list) {
         size_t n = strcspn(list, ";");
-        bool keep = n > 0;
-        for (int i = 0; i < 3; i++)
-            if (n == strlen(unsafe[i]) && memcmp(list, unsafe[i], n) == 0) keep = false;
-        if (keep) {
+        if (*list == '/') {
             luaL_addlstring(b, list, n);
             luaL_addchar(b, ';');
         }

@@ -210,6 +210,14 @@ check.case("YAML: mistakes are one line with the file", function()
     "config=" .. yaml("range.yaml", "worker: {n: 0}"))
   refused("/type.yaml: worker.n is a list, expected a whole number",
     "config=" .. yaml("type.yaml", "worker: {n: [1]}"))
+  refused("/loop.yaml: line 2: %*w is inside what it stands for",
+    "config=" .. yaml("loop.yaml", "worker: &w\n  n: *w"))
+  refused("/two.yaml: line 2: a second document begins",
+    "config=" .. yaml("two.yaml", "worker: {n: 1}\n---\nworker: {n: 2}"))
+  refused("/deep.yaml: line 1: more than 50 levels",
+    "config=" .. yaml("deep.yaml", ("["):rep(100000)))
+  refused("^config: /dev/zero: not a regular file", "config=/dev/zero")
+  refused("^config: the path is empty", "config=")
   refused("unknown setting 'worker.m'", "config=" .. yaml("key.yaml", "worker: {m: 1}"))
   check.equal(read("config=" .. yaml("empty.yaml", "")).worker.n, 8,
     "an empty file changes nothing")
@@ -371,6 +379,7 @@ check.case("ranges and choices of the recipe", function()
     ["data.max_pixels=1e300"] = "is 1e300, expected a whole number from 1 to 1099511627776",
     ["trainer.max_steps=1e18"] = "is 1e18, expected a whole number from 0 to 2147483648",
     ["data.max_pixels=1"] = "=1 is below data.min_pixels=3136",
+    ["trainer.save_freq=1e300"] = "is 1e300, expected a whole number from -1, at most 2^53",
     ["trainer.save_freq=-2"] = "is -2, expected a whole number from -1",
     ["worker.actor.model.lora.rank=1.5"] = "is 1.5, expected a whole number from 0",
     ["worker.actor.model.lora.alpha=0"] = "is 0, expected a number above 0",

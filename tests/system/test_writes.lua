@@ -151,8 +151,10 @@ check.case("code of the current folder does not run in place of ours", function(
   check.ok(not output:find "not ours", "doctor")
   for _, name in ipairs { "cjson", "segzero", "rewards.seg_strict", "posix.unistd",
     "segzero.unknown" } do
-    output = sh(inside .. EXE .. "-e 'pcall(require, \"" .. name .. "\")'")
-    check.equal(output, "", name)
+    for _, path in ipairs { "", "LUA_PATH='./?.lua;;' ", "LUA_PATH='?.lua;../downloaded/?.lua;;' " } do
+      output = sh(inside .. path .. EXE .. "-e 'pcall(require, \"" .. name .. "\")'")
+      check.equal(output, "", path .. name)
+    end
   end
 end)
 
@@ -169,6 +171,8 @@ check.case("a user's own modules are found", function()
   local inside = "cd " .. mini.quoted(folder) .. " && " .. EXE
   check.equal(sh(inside .. "-e 'print(require \"rewards.mine\")'"), "a reward\n",
     "in the current folder")
+  local by_path = "cd " .. mini.quoted(folder) .. " && LUA_PATH='rewards/?.lua;;' " .. EXE
+  check.equal(sh(by_path .. "-e 'print(require \"mine\")'"), "a reward\n", "by LUA_PATH")
   check.ok(sh(inside .. "-e 'require \"broken\"'"):find("broken.lua:1:", 1, true),
     "a module that does not compile")
   local output = sh(inside .. "-e 'require \"absent\"'")

@@ -318,6 +318,15 @@ check.case("a prompt that is too long is found, and its cure is one", function()
   check.equal(ok, false, "one less is not")
 end)
 
+check.case("an empty question and a path with a zero byte are found", function()
+  for _, problem in ipairs { "", "  \t" } do
+    local why = opened(write { row(1), row(2, { problem = problem }) })
+    finds(why, ":2: the column 'problem' is empty", "no question")
+  end
+  local why = opened(write { row(1), row(2, { image = "square.png\0.txt" }) })
+  finds(why, ":2: the column 'image' has a zero byte in it", "a path")
+end)
+
 check.case("fewer pixels are a cure too", function()
   local path = write { row(1, { image = "seg_zero.png" }), row(2) }
   local why = opened(path, "data.max_prompt_length=700")

@@ -37,7 +37,7 @@ local models = {
 local data = {
   { key = "data", type = "text", default = "refshapes", also = { "test_data_path" },
     help = "a folder with data.jsonl, refshapes, or refshapes_multi (several=true)" },
-  { key = "rows", type = "count", optional = true,
+  { key = "rows", type = "count", optional = true, max = 2 ^ 31,
     help = "only the first rows; null: all (RefShapes: 128)" },
   { key = "on_bad_row", type = "text", default = "count", choices = { "count", "error", "skip" },
     help = "rows that cannot be used: count them as failed, refuse the run, or leave them out" },
@@ -45,12 +45,12 @@ local data = {
     help = "of RefShapes" },
   { key = "seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
     help = "of RefShapes" },
-  { key = "refshapes_size", type = "count", optional = true, unit = "pixels",
+  { key = "refshapes_size", type = "count", optional = true, max = 2 ^ 16, unit = "pixels",
     help = "side of RefShapes images; null: the frame" },
 }
 
 local answers = {
-  { key = "frame", type = "count", optional = true, unit = "pixels",
+  { key = "frame", type = "count", optional = true, max = 2 ^ 16, unit = "pixels",
     help = "side of the square that images are resized to, as in Seg-Zero; null: segzero_frame of "
       .. "the model's config.json, or 840" },
   { key = "resize", type = "text", optional = true, also = { "data.resize" },
@@ -62,15 +62,15 @@ local answers = {
   { key = "answer_frame", type = "text", default = "auto", also = { "data.answer_frame" },
     help = "what answers count in: model (the size it sees), image, a size, or 1000; auto: as the "
       .. "model's family does" },
-  { key = "max_pixels", type = "count", optional = true, also = { "data.max_pixels" },
+  { key = "max_pixels", type = "count", optional = true, max = 2 ^ 40, also = { "data.max_pixels" },
     unit = "pixels", help = "a larger image is reduced for the model; null: as its folder says" },
-  { key = "min_pixels", type = "count", optional = true, also = { "data.min_pixels" },
+  { key = "min_pixels", type = "count", optional = true, max = 2 ^ 40, also = { "data.min_pixels" },
     unit = "pixels", help = "a smaller image is enlarged for the model; null: as its folder says" },
   { key = "several", type = "boolean", default = false,
     help = "ask and read as VisionReasoner does: lists of objects" },
-  { key = "max_new_tokens", type = "count", default = 1024, unit = "tokens",
+  { key = "max_new_tokens", type = "count", default = 1024, max = 2 ^ 24, unit = "tokens",
     help = "an answer is cut off here; 110 for the embedded model" },
-  { key = "val_batch_size", type = "count", default = 64, also = { "batch_size" },
+  { key = "val_batch_size", type = "count", default = 64, max = 2 ^ 20, also = { "batch_size" },
     help = "rows answered together" },
   { key = "repetition_penalty", type = "number", optional = true, above = 0,
     help = "null: as the model's generation_config.json says" },
@@ -81,11 +81,11 @@ local answers = {
 local scores = {
   { key = "protocol", type = "text", default = "fixed", choices = metrics.protocols,
     help = "which failures count; fixed keeps every row" },
-  { key = "resamples", type = "count", default = 1000,
+  { key = "resamples", type = "count", default = 1000, max = 1e6,
     help = "bootstrap resamples of the intervals" },
   { key = "output_path", type = "text", default = "runs/evaluate",
     help = "the folder to write; one that holds a run already gets -2, -3, ..." },
-  { key = "parts", type = "count", default = 1, also = { "num_parts" },
+  { key = "parts", type = "count", default = 1, max = 2 ^ 20, also = { "num_parts" },
     help = "divide the rows into this many runs" },
   { key = "part", type = "integer", default = 0, min = 0, also = { "idx" },
     help = "the part of this run, from 0" },

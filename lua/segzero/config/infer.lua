@@ -20,7 +20,7 @@ local question = {
     help = "number of a generated RefShapes image with its own question, instead of image_path" },
   { key = "multi", type = "boolean", default = false,
     help = "several objects in one answer: VisionReasoner's prompt and answers" },
-  { key = "frame", type = "count", optional = true, unit = "pixels",
+  { key = "frame", type = "count", optional = true, max = 2 ^ 16, unit = "pixels",
     help = "side of the square that the image is resized to, as in Seg-Zero; null: segzero_frame of "
       .. "the model's config.json, or 840" },
   { key = "resize", type = "text", optional = true, also = { "data.resize" },
@@ -63,7 +63,7 @@ local sampling = {
     help = "nucleus sampling; " .. FROM_FOLDER },
   { key = "repetition_penalty", type = "number", optional = true, above = 0,
     help = "of greedy answers too; " .. FROM_FOLDER },
-  { key = "max_new_tokens", type = "count", optional = true, unit = "tokens",
+  { key = "max_new_tokens", type = "count", optional = true, max = 2 ^ 24, unit = "tokens",
     help = FROM_FOLDER .. ", else 1024" },
   { key = "seed", type = "integer", optional = true, min = 0, help = "of sampled tokens" },
 }

@@ -92,13 +92,19 @@ end
 local function refuse(row, text)
   local shown = text
   if not tonumber(text) then shown = "'" .. text .. "'" end
-  return nil, ("%s is %s, expected %s"):format(row.key, shown, M.expected(row))
+  local expected = M.expected(row)
+  local n = tonumber(text)
+  if row.type ~= "number" and not row.max and n and n > 2 ^ 53 then
+    expected = expected .. ", at most 2^53"
+  end
+  return nil, ("%s is %s, expected %s"):format(row.key, shown, expected)
 end
 
 local function in_range(row, n)
   local least = row.min
   if row.type == "count" then least = row.min or 1 end
-  if row.type ~= "number" and n % 1 ~= 0 then return false end
+  -- Above 2^53 a double is not every whole number.
+  if row.type ~= "number" and (n % 1 ~= 0 or math.abs(n) > 2 ^ 53) then return false end
   if least and n < least then return false end
   if row.max and n > row.max then return false end
   if row.above and n <= row.above then return false end

@@ -6,11 +6,13 @@
 --     logger: [console, wandb]
 --
 -- Scalars stay text, so a value means the same in a file and on the command line. An empty value is
--- "null". Keys are sorted. A key that a mapping has twice is an error.
--- Leaves out: several documents in a file (the first one counts), lists of anything but scalars.
+-- "null". Keys are sorted. A key that a mapping has twice is an error, and so are a second document,
+-- an alias inside what it stands for, and more than MOST_LEVELS levels.
+-- Leaves out: lists of anything but scalars.
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 
 local M = {}
 
@@ -33,10 +35,23 @@ local function plain_scalar(text)
   return text
 end
 
--- Raises an error if a mapping has a key twice: lyaml keeps the last one and says nothing. Broken
--- files end here without a word, and load() says why.
-local function check_duplicates(path, text)
+local MOST_LEVELS = 50
+
+local function refuse(path, event, ...)
+  local line = event.start_mark.line + 1
+  error(("%s: line %d: %s"):format(path, line, (...):format(select(2, ...))), 0)
+end
+
+-- Raises an error for what lyaml passes over without a word: a key that a mapping has twice, an
+-- alias inside what it stands for, a second document. Broken files end here, and load() says why.
+local function check_events(path, text)
   local open = {}             -- the mappings and sequences that are open, innermost last
+  local ended = false
+  local function begin(event, node)
+    open[#open + 1] = node
+    node.anchor = event.anchor
+    if #open > MOST_LEVELS then refuse(path, event, "more than %d levels", MOST_LEVELS) end
+  end
   -- A node begins: in a mapping every second one is a key.
   local function node(event)
     local top = open[#open]
@@ -55,17 +70,28 @@ local function check_duplicates(path, text)
   while true do
     local ok, event = pcall(next_event)
     if not ok or not event then return end
+    if event.type == "ALIAS" then
+      for _, outer in ipairs(open) do
+        if outer.anchor == event.anchor then
+          refuse(path, event, "*%s is inside what it stands for", event.anchor)
+        end
+      end
+    end
     if event.type == "SCALAR" or event.type == "ALIAS" then
       node(event)
     elseif event.type == "MAPPING_START" then
       node(event)
-      open[#open + 1] = { lines = {} }
+      begin(event, { lines = {} })
     elseif event.type == "SEQUENCE_START" then
       node(event)
-      open[#open + 1] = {}
+      begin(event, {})
     elseif event.type == "MAPPING_END" or event.type == "SEQUENCE_END" then
       open[#open] = nil
-    elseif event.type == "DOCUMENT_END" or event.type == "STREAM_END" then
+    elseif event.type == "DOCUMENT_START" and ended then
+      refuse(path, event, "a second document begins; a file of settings has one")
+    elseif event.type == "DOCUMENT_END" then
+      ended = true
+    elseif event.type == "STREAM_END" then
       return
     end
   end
@@ -103,10 +129,13 @@ end
 
 -- The settings of the file at `path`. A file that cannot be read or parsed raises one line.
 function M.read(path)
+  if path == "" then error("config: the path is empty", 0) end
+  local kind = folders.kind(path)
+  if kind == "other" then error(("config: %s: not a regular file"):format(path), 0) end
   local text, why = files.read(path)
   if not text then error("config: " .. why, 0) end
   local library = load_library()
-  check_duplicates(path, text)
+  check_events(path, text)
   local ok, found = pcall(library.load, text, { implicit_scalar = plain_scalar })
   if not ok then
     -- lyaml says "1:5: what is wrong"

@@ -1,5 +1,5 @@
--- user_modules.lua - lets `require` find a user's own modules: in the script's folder, then in the
--- current folder.
+-- user_modules.lua - lets `require` find a user's own modules: in the script's folder, in the
+-- current folder, then where relative entries of LUA_PATH say.
 --
 -- Requiring it adds a package loader; the host program does so before it runs anything. The loader
 -- comes after all others, so a module of segzero or of an installed package always wins. A name that
@@ -30,6 +30,10 @@ local function search(name)
     local path, reason = package.searchpath(name, pattern)
     if path then return assert(loadfile(path)) end
     tried[folder] = reason
+  end
+  for entry in (os.getenv "LUA_PATH" or ""):gmatch "[^;]+" do
+    local path = not entry:find "^/" and package.searchpath(name, entry)
+    if path then return assert(loadfile(path)) end
   end
   return tried["."]
 end

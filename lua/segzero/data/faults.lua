@@ -14,7 +14,8 @@ local M = {}
 local SHOWN = 3
 
 -- In the order of the summary.
-local KINDS = { "line", "id", "solution", "box", "image", "size", "mask", "prompt" }
+local KINDS = { "line", "id", "solution", "box", "image", "size", "mask", "problem",
+  "prompt" }
 local TITLES = {
   line = "the line cannot be read",
   id = "the id is not unique",
@@ -23,6 +24,7 @@ local TITLES = {
   image = "the image cannot be read",
   size = "the image does not have the size that the row states",
   mask = "the mask cannot be used",
+  problem = "the question is empty",
   prompt = "the prompt is too long",
 }
 M.KINDS = KINDS

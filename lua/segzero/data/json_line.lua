@@ -93,6 +93,7 @@ local function check_types(columns, where)
       fail(where, "the column '%s' is %s, expected a string", column, kind)
     end
   end
+  if columns.image:find "%z" then fail(where, "the column 'image' has a zero byte in it") end
   local kind = type(columns.id)
   if kind ~= "string" and kind ~= "number" and kind ~= "nil" then
     fail(where, "the column 'id' is %s, expected a string or a number", kind)

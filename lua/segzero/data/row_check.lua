@@ -207,6 +207,9 @@ end
 local function check_prompt(self, meta, fact)
   local prompt = self.options.prompt
   if not prompt then return end
+  if not meta.columns.problem:find "%S" then
+    return fault(self, "problem", meta, "the column 'problem' is empty")
+  end
   local why, kind = prompt:fault(meta, fact)
   if why then fault(self, kind, meta, "%s", why) end
 end

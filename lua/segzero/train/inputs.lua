@@ -11,6 +11,7 @@
 -- row. Leaves out: several images in a row.
 
 local coordinates = require "segzero.data.coordinates"
+local user_code = require "segzero.core.user_code"
 local vision_cache = require "segzero.inference.vision_cache"
 
 local M = {}
@@ -19,8 +20,12 @@ local function without_place(message) return (tostring(message):gsub("^[^:]*%.lu
 
 -- What is asked about a row, as chat messages.
 function M.messages(row, prompt, system_prompt, img)
-  local question = { { type = "image", image = img or row.image },
-    { type = "text", text = prompt(row.problem) } }
+  local text = user_code.call("the prompt", prompt, row.problem)
+  if type(text) ~= "string" then
+    local message = "row %s: the prompt returned %s, expected text"
+    error(message:format(tostring(row.id), tostring(text)), 0)
+  end
+  local question = { { type = "image", image = img or row.image }, { type = "text", text = text } }
   return { { role = "system", content = system_prompt }, { role = "user", content = question } }
 end
 
