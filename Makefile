@@ -91,6 +91,8 @@ CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
 LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -ljpeg -lpng16 -lz -lwebp -lwebpdemux \
                -lsnappy -llz4 -lzstd -lbrotlidec -lpthread -lm
 LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
+# runtime/host/threads.c replaces it for every library.
+EXPORT_HOST := $(if $(SANITIZER),,-Wl,--export-dynamic-symbol=pthread_create)
 LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # A kernel that a table names but nobody wrote is a link error. Sanitizers take their own symbols
 # from the host program, so their builds cannot ask for this.
@@ -145,7 +147,7 @@ $(LIB): $(OBJ_LIB) $(B)/objects
 	$(call quiet,  link  $@)$(CC) $(SHARED_FLAGS) $(LINK_FLAGS) -o $@ $(OBJ_LIB) $(LIBS_LIB)
 
 $(HOST): $(OBJ_HOST)
-	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) -o $@ $(OBJ_HOST) $(LIBS_HOST)
+	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) $(EXPORT_HOST) -o $@ $(OBJ_HOST) $(LIBS_HOST)
 
 $(OBJ_HOST): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)

@@ -10,7 +10,7 @@
 -- first. Numbers are doubles where Python has exact integers: the terms agree while the ground
 -- truth stays below 2^25, since an answer that is too large for a double to hold exactly is then
 -- too far away to score.
--- Leaves out: several objects (vision_reasoner).
+-- Leaves out: several objects (vision_reasoner.lua).
 
 local coordinates = require "segzero.data.coordinates"
 local frame = require "segzero.data.frame"
@@ -96,13 +96,15 @@ end
 
 -- ---- distances in another frame than 840 x 840 ----
 -- In a square only the thresholds scale; elsewhere x and y scale by themselves, so the coordinates
--- are stretched to 840 x 840. -> {scale = of the thresholds, stretch = f(values)}
+-- are stretched to 840 x 840.
 local function same(values) return values end
 
 local function space_of(f)
   local side = frame.side(f)
-  if side then return { scale = side / M.FRAME, stretch = same } end
-  return { scale = 1,
+  if side then
+    return { scale = side / M.FRAME, stretch = same, original = side == M.FRAME }
+  end
+  return { scale = 1, original = false,
     stretch = function(values) return frame.stretched(values, f, frame.SEG_ZERO) end }
 end
 
@@ -124,14 +126,14 @@ local function judge_points(parts, box, p1, p2, true_points, space)
   parts.points = one(distance < M.MAX_POINT_DISTANCE * space.scale)
 end
 
--- The score, 0 to 5, and its parts. select(object) returns whether the answer has the reward's
--- format, and the raw values of the box and the two points (nil where there is none). The frame of
--- answers, sample.answer_frame or sample.frame, scales the two distances that are in pixels. Errors
--- blame the caller of the reward.
-function M.compute(text, ground_truth, sample, select)
-  if type(text) ~= "string" then error("response_text must be a string, got " .. type(text), 3) end
+-- Checks a reward's arguments. -> {scale = of distances, stretch = f(values), original = whether
+-- answers count in 840 x 840}. Level as for error().
+function M.space(text, ground_truth, sample, level)
+  if type(text) ~= "string" then
+    error("response_text must be a string, got " .. type(text), level + 1)
+  end
   if type(ground_truth) ~= "string" then
-    error("ground_truth must be a string, got " .. type(ground_truth), 3)
+    error("ground_truth must be a string, got " .. type(ground_truth), level + 1)
   end
   local f = frame.SEG_ZERO
   if sample and (sample.answer_frame or sample.frame) then
@@ -139,9 +141,17 @@ function M.compute(text, ground_truth, sample, select)
   end
   if not f then
     error("sample.frame must be a positive number of pixels or {width =, height =}, got "
-      .. tostring(sample.frame), 3)
+      .. tostring(sample.frame), level + 1)
   end
-  local space = space_of(f)
+  return space_of(f)
+end
+
+-- The score, 0 to 5, and its parts. select(object) returns whether the answer has the reward's
+-- format, and the raw values of the box and the two points (nil where there is none). The frame of
+-- answers, sample.answer_frame or sample.frame, scales the two distances that are in pixels. Errors
+-- blame the caller of the reward.
+function M.compute(text, ground_truth, sample, select)
+  local space = M.space(text, ground_truth, sample, 3)
 
   local parts = { thinking_format = 0, segmentation_format = 0, iou = 0, points = 0, box_l1 = 0 }
   parts.thinking_format = one(M.has_thinking_format(text))

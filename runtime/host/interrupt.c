@@ -3,8 +3,9 @@
  *
  * SIGINT arms a debug hook that raises "interrupted!" and sets the core's flag, which makes the next
  * op fail. Debug hooks do not fire inside loops that LuaJIT has compiled, so a loop that calls no C
- * keeps running (rewards and hooks are not compiled for this reason); a second Ctrl-C within two seconds ends the process. The REPL does not compile what
- * is typed into it (see lua/segzero/tools/repl.lua).
+ * keeps running (rewards and hooks are not compiled for this reason); a second Ctrl-C within two
+ * seconds ends the process. The REPL does not compile what is typed into it (see
+ * lua/segzero/tools/repl.lua).
  *
  * While a run is armed (lua/segzero/core/stop.lua), SIGTERM, SIGHUP and SIGPIPE do the same, and the
  * first signal is noted, so that the run can save and say so. Inside a hold, such as an optimizer
@@ -22,6 +23,7 @@
 enum {
     SECOND_PRESS_MS = 2000, /* two signals within this time end the process */
     SAME_PRESS_MS = 50,     /* closer ones count as one: a signal to the process and its group */
+    SIGNAL_STACK = 256 << 10, /* bytes: registers with AMX take 11 KB, raising an error some more */
     SIGNAL_STATUS = 128     /* exit status of a program that signal n ended: 128 + n */
 };
 
@@ -119,10 +121,18 @@ static void on_signal(int sig)
     if (!held) raise_soon();
 }
 
+/* Handlers run on a stack of their own: see threads.c. It is never freed. */
+static void make_stack(void)
+{
+    static char memory[SIGNAL_STACK] __attribute__((aligned(64)));
+    stack_t stack = { .ss_sp = memory, .ss_size = sizeof memory };
+    sigaltstack(&stack, NULL);
+}
+
 /* Without SA_RESTART a blocked read returns, so Ctrl-C also ends a wait for input. */
 static void handle(int sig)
 {
-    struct sigaction action = { .sa_handler = on_signal };
+    struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_ONSTACK };
     sigemptyset(&action.sa_mask);
     sigaction(sig, &action, NULL);
 }
@@ -131,6 +141,7 @@ void sz_interrupt_install(lua_State *L)
 {
     main_state = L;
     main_thread = pthread_self();
+    make_stack();
     handle(SIGINT);
     /* A parent that ignores SIGPIPE would make a run go on without its output. */
     signal(SIGPIPE, SIG_DFL);

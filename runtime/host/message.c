@@ -9,6 +9,7 @@
  */
 #include "host.h"
 #include <string.h>
+#include <sys/stat.h>
 
 /* Whether a running function comes from the file or chunk of this name, as messages show it. */
 static bool is_running(lua_State *L, const char *name, size_t n)
@@ -37,6 +38,15 @@ static size_t place_length(lua_State *L, const char *s)
     return 0;
 }
 
+/* Whether the current folder is that of segzero. */
+static bool is_root_here(void)
+{
+    struct stat here;
+    struct stat root;
+    if (stat(".", &here) || stat(sz_paths.root, &root)) return false;
+    return here.st_dev == root.st_dev && here.st_ino == root.st_ino;
+}
+
 /* Whether the text of n bytes names a file of ours. Lua shortens a long path to "...its end". */
 static bool is_our_file(const char *s, size_t n)
 {
@@ -47,6 +57,9 @@ static bool is_our_file(const char *s, size_t n)
     if (n > root && strncmp(s, sz_paths.root, root) == 0)
         for (int i = 0; i < 4; i++)
             if (strncmp(s + root, folders[i], strlen(folders[i])) == 0) return true;
+    /* A name without a folder, when the current folder is ours. */
+    for (int i = 0; i < 4; i++)
+        if (strncmp(s, folders[i] + 1, strlen(folders[i]) - 1) == 0 && is_root_here()) return true;
     const char *found = strstr(s, folders[0]);
     return strncmp(s, "...", 3) == 0 && found && found < s + n;
 }

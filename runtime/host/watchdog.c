@@ -238,7 +238,7 @@ static void find_matchers(lua_State *L)
 /* Starts the thread. It takes no signals, so that they reach the main thread at once. */
 static int start(lua_State *L)
 {
-    struct sigaction action = { .sa_handler = on_limit, .sa_flags = SA_NODEFER };
+    struct sigaction action = { .sa_handler = on_limit, .sa_flags = SA_NODEFER | SA_ONSTACK };
     pthread_condattr_t attributes;
     pthread_t thread;
     sigset_t all;

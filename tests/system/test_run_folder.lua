@@ -90,8 +90,10 @@ check.case("paths that cannot be a run folder are refused in one line", function
   local table_of = {
     { "", "the path is empty" }, { "/", "is the root folder" }, { "///", "is the root folder" },
     { ".", "has no name of its own" }, { "a/..", "has no name of its own" },
-    { place .. "/link", "is a link to nothing" }, { file, "exists and is not a folder" }, { file .. "/below", "is not a folder" },
-    { "/proc/no/such", "cannot make the folder" },
+    { place .. "/link", "is a link to nothing" }, { file, "exists and is not a folder" },
+    { file .. "/below", "is not a folder" },
+    { "/proc/no/such", "cannot make the folder" }, { "  ", "the path is empty" },
+    { "~/runs/a", "~ is not expanded" }, { A .. "/global_step_2/a/b", "is inside the checkpoint" },
   }
   for _, row in ipairs(table_of) do
     local said, rc = recipe(save_to(row[1]))
@@ -338,6 +340,23 @@ check.case("a manifest lists every file, with the checksum of each tensor", func
   check.ok(manifest.check(step), "and all agree")
 end)
 
+check.case("adapters have checksums of each tensor, too", function()
+  local folder = place .. "/lora"
+  local rank = "worker.actor.model.lora.rank=2"
+  local said, rc = recipe(save_to(folder), rank)
+  check.equal(rc, 0, said:sub(-300))
+  local json = cjson.decode(files.read(folder .. "/global_step_1/manifest.json"))
+  local parts = json.files["adapter_model.safetensors"].parts
+  check.ok(#parts > 10 and parts[2].tensor:find "lora_A", "a part for each tensor")
+  local path = folder .. "/global_step_1/adapter_model.safetensors"
+  flip(path, #files.read(path) - 2)
+  said, rc = recipe(load_from(folder), rank, "trainer.max_steps=2")
+  check.ok(rc == 1 and said:find "adapter_model.safetensors .* in the tensor [%w_.]+lora_", said)
+  flip(path, #files.read(path) - 2)
+  said, rc = recipe(load_from(folder), rank, "trainer.max_steps=2")
+  check.equal(rc, 0, "mended, it goes on: " .. said:sub(-300))
+end)
+
 check.case("checksums are XXH3 with 64 bits", function()
   -- From `printf segzero | xxhsum -H3` of xxHash 0.8.1, and of the empty input.
   local C = require("segzero.core.ffi").C
@@ -356,6 +375,13 @@ check.case("a flipped byte, a short file and a missing one are found and named",
       files.write(path, files.read(path) .. " ")
     end },
     { "tokenizer_config.json", "is missing", function(path) os.remove(path) end },
+    { "settings.json", "has other bytes", function(path)
+      files.write(path, (files.read(path):gsub('"lora"', '"lorb"')))
+    end },
+    { "model.safetensors", "bytes, %d+ were written", function(path)
+      files.write(path, files.read(path):sub(1, -100))
+    end },
+    { "optimizer.safetensors", "is missing", function(path) os.remove(path) end },
   }
   for i, row in ipairs(table_of) do
     local H = copy_of_a("H" .. i)

@@ -26,7 +26,8 @@ local NAMES = { "config.json", "generation_config.json", "preprocessor_config.js
   "tokenizer.json", "tokenizer_config.json", "chat_template.json", "model.safetensors" }
 local made = 0
 
--- A folder of links to the embedded model, without some files, with others: {name -> text or table}.
+-- A folder of links to the embedded model, without some files, with others: {name -> text or
+-- table}.
 local function folder(others, without)
   made = made + 1
   local dir = place .. "/" .. made
@@ -197,7 +198,8 @@ check.case("numbers of a config are bounded before anything is allocated", funct
   check.raises(function() sz.sam2(place .. "/sam2") end,
     "config%.json: mask_decoder_config%.num_hidden_layers is 16777216", "SAM2's layers")
   files.write(place .. "/sam2/config.json", "5")
-  check.raises(function() sz.sam2(place .. "/sam2") end, "config%.json: not a JSON object", "a number")
+  check.raises(function() sz.sam2(place .. "/sam2") end, "config%.json: not a JSON object",
+    "a number")
 end)
 
 -- ---- what a folder is ----
@@ -211,8 +213,8 @@ check.case("folders are named for what they are", function()
       "quantised %(quant_method " .. method:gsub("%-", "%%-"), method)
   end
   local bin = folder({ ["pytorch_model.bin"] = "x" }, { "model.safetensors" })
-  check.raises(function() sz.qwen_vl(bin) end, "pytorch_model%.bin, a PyTorch file, which is not read",
-    "a PyTorch file")
+  check.raises(function() sz.qwen_vl(bin) end,
+    "pytorch_model%.bin, a PyTorch file, which is not read", "a PyTorch file")
 
   local weights = sz.safetensors.load(TINY .. "/model.safetensors")
   for _, front in ipairs { "module.", "base_model.model.", "_orig_mod.", "actor.module." } do
@@ -303,7 +305,8 @@ check.case("added tokens and normal forms are transformers'", function()
     end
     local others = { ["tokenizer_config.json"] = json }
     for name, v in pairs(c.files) do others[name] = v end
-    check.equal(tokenizer.new(folder(others, { "model.safetensors" })):encode(c.text), c.ids, c.name)
+    local dir = folder(others, { "model.safetensors" })
+    check.equal(tokenizer.new(dir):encode(c.text), c.ids, c.name)
   end
 end)
 
@@ -312,7 +315,8 @@ check.case("tokenizers that are not computed are refused by name", function()
     local json = read(name)
     change(json)
     local dir = folder({ [name] = json }, { "model.safetensors" })
-    check.raises(function() tokenizer.new(dir) end, name:gsub("%.", "%%.") .. ": " .. wanted, wanted)
+    local full = name:gsub("%.", "%%.") .. ": " .. wanted
+    check.raises(function() tokenizer.new(dir) end, full, wanted)
   end
   local FILE = "tokenizer.json"
   refused("post_processor: TemplateProcessing adds '<|endoftext|>'", FILE, function(t)
@@ -322,7 +326,9 @@ check.case("tokenizers that are not computed are refused by name", function()
   refused("post_processor: type 'RobertaProcessing'", FILE, function(t)
     t.post_processor = { type = "RobertaProcessing" }
   end)
-  refused("normalizer: type 'Lowercase'", FILE, function(t) t.normalizer = { type = "Lowercase" } end)
+  refused("normalizer: type 'Lowercase'", FILE, function(t)
+    t.normalizer = { type = "Lowercase" }
+  end)
   refused("decoder: type 'Strip'", FILE, function(t) t.decoder = { type = "Strip" } end)
   refused("model: it is 5", FILE, function(t) t.model = 5 end)
   refused("pre_tokenizer: it is 5", FILE, function(t) t.pre_tokenizer = 5 end)
@@ -357,7 +363,8 @@ check.case("the chat template is the processor's", function()
     local t = tokenizer.new(dir)
     check.equal(t:chat(question, { add_generation_prompt = true }), c.text, c.name)
     local image = sz.image.new(56, 56)
-    local inp = processor.new(dir):process({ { role = "user", content = { { image = image } } } }, t)
+    local with_image = { { role = "user", content = { { image = image } } } }
+    local inp = processor.new(dir):process(with_image, t)
     check.equal(inp.text:match "^(.-)<|im_start|>user", c.text:match "^(.-)<|im_start|>user",
       c.name .. ": the processor's prompt")
   end
@@ -380,7 +387,8 @@ check.case("processor settings that are not computed are refused by name", funct
     local dir = folder({ ["preprocessor_config.json"] = json }, { "model.safetensors" })
     check.raises(function() processor.new(dir) end, "preprocessor_config%.json: " .. wanted, wanted)
   end
-  refused("image_processor_type is 'CLIPImageProcessor'", { image_processor_type = "CLIPImageProcessor" })
+  refused("image_processor_type is 'CLIPImageProcessor'",
+    { image_processor_type = "CLIPImageProcessor" })
   refused("size is .*, expected an object with shortest_edge", { size = { height = 5, width = 5 } })
   refused("size is 448", { size = 448 })
   refused("resample is 1", { resample = 1 })
@@ -442,7 +450,8 @@ check.case("data URLs are decoded", function()
   local url = "data:image/png;base64," .. base64(files.read(path))
   check.equal(grid_of { type = "image", image = url }, grid_of { type = "image", image = path },
     "an image in the text")
-  check.equal(grid_of { type = "image_url", image_url = { url = url } }, { 1, 6, 4 }, "as image_url")
+  check.equal(grid_of { type = "image_url", image_url = { url = url } }, { 1, 6, 4 },
+    "as image_url")
   local function refused(wanted, source)
     local ok, why = pcall(grid_of, { type = "image", image = source })
     check.ok(not ok and tostring(why):find(wanted), wanted .. ": " .. tostring(why):sub(1, 200))
@@ -457,8 +466,10 @@ end)
 -- ---- saving ----
 check.case("a saved folder keeps every companion file", function()
   local others = {
-    ["processor_config.json"] = { image_processor = { image_processor_type = "Qwen2VLImageProcessor",
-      size = { shortest_edge = 3136, longest_edge = 6272 } } },
+    ["processor_config.json"] = { image_processor = {
+      image_processor_type = "Qwen2VLImageProcessor",
+      size = { shortest_edge = 3136, longest_edge = 6272 },
+    } },
     ["video_preprocessor_config.json"] = { video_processor_type = "Qwen2VLVideoProcessor" },
     ["special_tokens_map.json"] = { eos_token = "<|im_end|>" }, ["added_tokens.json"] = {},
     ["vocab.json"] = { a = 0 }, ["merges.txt"] = "#version: 0.2\n",

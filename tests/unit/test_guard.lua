@@ -126,6 +126,30 @@ check.case("os.exit is an error", function()
   check.ok(why:find "^the hook on_step failed: .*os.exit was called", why)
 end)
 
+check.case("an error of any type names the row", function()
+  local bodies = { "error { 1 }", "error()", "error(newproxy())", "error(true)",
+    "error(setmetatable({}, { __tostring = function() error 'deep' end }))",
+    "local function f(x) return 1 + f(x) end return f(1)" }
+  for _, body in ipairs(bodies) do
+    local ok, why = score(body)
+    check.equal(ok, false, body)
+    check.ok(why:find("the reward failed on row r\\x1b[31m7", 1, true), body .. ": " .. why)
+    local rules = runner.rules { timeout = LIMIT, on_error = "zero" }
+    local zero, _, sample = score(body, rules)
+    check.equal({ zero, sample.score, runner.take_errors(rules) }, { true, 0, 1 }, body)
+  end
+  local _, why = score "error(setmetatable({}, { __tostring = function() return 'mine' end }))"
+  check.ok(why:find("\nmine", 1, true), why)
+end)
+
+check.case("a reward that changes the row changes its own copy", function()
+  local one = row()
+  local body = "for k in pairs(row) do row[k] = nil end return 1"
+  local reward = runner.load(reward_file("changes", body))
+  for _ = 1, 2 do runner.score(reward, one, { text = "" }) end
+  check.equal({ one.id, one.category, one.image.width }, { "r\27[31m7", "cat", 4 }, "the row")
+end)
+
 check.case("on_error=zero scores 0 and counts", function()
   local rules = runner.rules { timeout = LIMIT, on_error = "zero" }
   local bodies = { "error('no ' .. text)", "while true do end", "return 0 / 0", "return 'x'",

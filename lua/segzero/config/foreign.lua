@@ -145,6 +145,7 @@ M.hints = {
   ["worker.reward.score_function"] = "a reward is a Lua file: worker.reward.compute_score=FILE.lua",
   ["actor_rollout_ref.model.path"] = "the policy is worker.actor.model.model_path",
   ["data.train_batch_size"] = "prompts of a step are data.rollout_batch_size",
+  ["trainer.default_local_dir"] = "the run folder is trainer.save_checkpoint_path",
   ["trainer.resume_mode"] = "trainer.load_checkpoint_path=RUN goes on with a run",
   ["trainer.resume_from_path"] = "trainer.load_checkpoint_path=RUN goes on with a run",
 }

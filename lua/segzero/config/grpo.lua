@@ -13,14 +13,15 @@ local console = require "segzero.log.console"
 local frame = require "segzero.data.frame"
 local foreign = require "segzero.config.foreign"
 local paths = require "segzero.config.paths"
+local prompts = require "segzero.data.prompt"
 local schema = require "segzero.config.schema"
 
 local M = {}
 
 local data = {
   { key = "data.train_files", type = "text", default = "", null = "",
-    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), or refshapes; empty: "
-      .. "RefShapes" },
+    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes, or "
+      .. "refshapes_multi; empty: RefShapes" },
   { key = "data.val_files", type = "text", default = "", null = "",
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
   { key = "data.prompt_key", type = "text", default = "problem",
@@ -30,27 +31,28 @@ local data = {
   { key = "data.image_key", type = "text", default = "image",
     help = "the column of the image; the default also stands for images, and for the only column "
       .. "that holds some" },
-  { key = "data.max_prompt_length", type = "count", default = 1300, unit = "tokens",
+  { key = "data.max_prompt_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "a longer prompt is an error that names the row" },
   { key = "data.on_bad_row", type = "text", default = "error", choices = { "error", "skip" },
     help = "rows that cannot be used, found before step 1: refuse the run, or leave them out" },
   { key = "data.filter_overlong_prompts", type = "boolean", default = false,
     help = "leave out rows whose prompt is longer than data.max_prompt_length" },
-  { key = "data.max_response_length", type = "count", default = 1300, unit = "tokens",
+  { key = "data.max_response_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "an answer is cut off here" },
-  { key = "data.rollout_batch_size", type = "count", default = 16, unit = "prompts",
+  { key = "data.rollout_batch_size", type = "count", default = 16, max = 2 ^ 20, unit = "prompts",
     help = "prompts that are sampled together, with n answers each" },
-  { key = "data.val_batch_size", type = "count", default = 64, unit = "prompts",
+  { key = "data.val_batch_size", type = "count", default = 64, max = 2 ^ 20, unit = "prompts",
     help = "prompts that an evaluation answers together" },
   { key = "data.shuffle", type = "boolean", default = true,
     help = "draw the rows in a random order" },
   { key = "data.seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
     help = "fixes the order of the rows and every sampled token" },
-  { key = "data.max_pixels", type = "count", default = 12845056, unit = "pixels",
+  { key = "data.max_pixels", type = "count", default = 12845056, max = 2 ^ 40, unit = "pixels",
     help = "a larger image is reduced for the model" },
-  { key = "data.min_pixels", type = "count", default = 3136, unit = "pixels",
+  { key = "data.min_pixels", type = "count", default = 3136, max = 2 ^ 40, unit = "pixels",
     help = "a smaller image is enlarged for the model" },
   { key = "data.solution_frame", type = "text", default = "auto",
+
     help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
       .. "image" },
   { key = "data.answer_frame", type = "text", default = "auto",
@@ -59,6 +61,10 @@ local data = {
   { key = "data.resize", type = "text", optional = true,
     help = "resize every image to this size first, such as 840x840 (bilinear, as in Seg-Zero's "
       .. "inference)" },
+  { key = "data.prompt", type = "text", default = "auto",
+    choices = { "auto", "seg_zero", "vision_reasoner" },
+    help = "seg_zero asks for one object, vision_reasoner for a list; auto: what the reward " ..
+      "reads" },
   { key = "data.system_prompt", type = "text", default = "You are a helpful assistant.",
     help = "the system message of every prompt" },
 }
@@ -67,10 +73,12 @@ local refshapes = {
   { key = "data.refshapes_size", type = "integer", default = 840, min = 84, max = 840,
     multiple = 28, unit = "pixels",
     help = "side of the generated images; the embedded model takes its own frame" },
-  { key = "data.refshapes_rows", type = "count", default = 2000,
+  { key = "data.refshapes_rows", type = "count", default = 2000, max = 2 ^ 31,
     help = "generated rows for training" },
-  { key = "data.refshapes_val_rows", type = "count", default = 200,
+  { key = "data.refshapes_val_rows", type = "count", default = 200, max = 2 ^ 31,
     help = "generated rows for evaluation" },
+  { key = "data.refshapes_empty", type = "number", default = 0.1, min = 0, max = 1,
+    help = "refshapes_multi: share of the questions about objects that the image does not show" },
 }
 
 local algorithm = {
@@ -111,7 +119,7 @@ local model = {
   { key = "worker.actor.freeze_vision_tower", type = "boolean", default = false,
     also = { "worker.actor.model.freeze_vision_tower" },
     help = "do not train the vision tower; saves its training state" },
-  { key = "worker.actor.model.lora.rank", type = "integer", default = 0, min = 0,
+  { key = "worker.actor.model.lora.rank", type = "integer", default = 0, max = 2 ^ 16, min = 0,
     help = "train low-rank adapters of this rank instead of the weights; 0: train the weights" },
   { key = "worker.actor.model.lora.alpha", type = "number", default = 64, above = 0,
     help = "adapters are scaled by alpha / rank" },
@@ -129,7 +137,8 @@ local model = {
 }
 
 local optimizer = {
-  { key = "worker.actor.global_batch_size", type = "count", default = 16, unit = "prompts",
+  { key = "worker.actor.global_batch_size", type = "count", default = 16, max = 2 ^ 20,
+    unit = "prompts",
     help = "prompts in one optimizer step" },
   { key = "worker.actor.optim.lr", type = "number", default = 1e-6, min = 0,
     help = "AdamW's learning rate" },
@@ -158,14 +167,15 @@ local optimizer = {
 }
 
 local memory = {
-  { key = "worker.actor.max_tokens_per_micro_batch", type = "count", default = 16384,
+  { key = "worker.actor.max_tokens_per_micro_batch", type = "count", default = 16384, max = 2 ^ 31,
     unit = "tokens",
     help = "packed tokens whose activations are in memory together; does not change the result" },
   { key = "worker.actor.micro_batch_size_per_device_for_update", type = "count", optional = true,
-    unit = "answers",
+    max = 2 ^ 20, unit = "answers",
     help = "most answers in a micro-batch of the update; null: as the tokens allow" },
   { key = "worker.actor.micro_batch_size_per_device_for_experience", type = "count",
-    optional = true, unit = "answers", help = "the same for the reference's log-probabilities" },
+    optional = true, max = 2 ^ 20, unit = "answers",
+    help = "the same for the reference's log-probabilities" },
   { key = "worker.rollout.cache_gib", type = "number", default = 4, above = 0, unit = "GiB",
     help = "key-value cache on the CPU; a smaller one is slower, with the same result" },
   { key = "worker.rollout.gpu_memory_utilization", type = "number", default = 0.6, above = 0,
@@ -175,12 +185,13 @@ local memory = {
 }
 
 local sampling = {
-  { key = "worker.rollout.n", type = "count", default = 8, help = "answers for each prompt" },
+  { key = "worker.rollout.n", type = "count", default = 8, max = 2 ^ 16,
+    help = "answers for each prompt" },
   { key = "worker.rollout.temperature", type = "number", default = 1, above = 0,
     help = "sampling temperature in training; evaluation is greedy" },
   { key = "worker.rollout.top_p", type = "number", default = 1, above = 0, max = 1,
     help = "nucleus sampling; 1: all tokens" },
-  { key = "worker.rollout.top_k", type = "integer", default = -1, min = -1,
+  { key = "worker.rollout.top_k", type = "integer", default = -1, max = 2 ^ 31, min = -1,
     help = "sample from the k likeliest tokens; -1 or 0: from all" },
 }
 
@@ -198,9 +209,11 @@ local reward = {
 }
 
 local trainer = {
-  { key = "trainer.total_episodes", type = "count", default = 1, also = { "trainer.total_epochs" },
+  { key = "trainer.total_episodes", type = "count", default = 1, max = 2 ^ 31,
+    also = { "trainer.total_epochs" },
     help = "passes over the data" },
-  { key = "trainer.max_steps", type = "integer", optional = true, min = 0, unit = "optimizer steps",
+  { key = "trainer.max_steps", type = "integer", optional = true, max = 2 ^ 31, min = 0,
+    unit = "optimizer steps",
     help = "length of the run; null: trainer.total_episodes decides" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
     help = "the run folder is runs/NAME; NAME-2, NAME-3, ... if that one holds anything" },
@@ -223,6 +236,7 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
+
     help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
@@ -249,6 +263,12 @@ M.EMBEDDED = {
   ["trainer.test_freq"] = 0,
   ["trainer.save_freq"] = 0,
   ["trainer.experiment_name"] = "refshapes_grpo",
+}
+
+-- The same for the prompt vision_reasoner: answers are lists, the model is the one that knows them.
+M.EMBEDDED_SEVERAL = {
+  ["data.max_response_length"] = 320,
+  ["trainer.experiment_name"] = "refshapes_multi_grpo",
 }
 
 -- ---- checks between settings ----
@@ -290,6 +310,14 @@ local function check_save_limit(cfg)
   end
 end
 
+local function check_pixels(cfg)
+  local least = cfg.data.min_pixels
+  local most = cfg.data.max_pixels
+  if least <= most then return end
+  error(("data.max_pixels=%d is below data.min_pixels=%d: raise the one or lower the other")
+    :format(most, least), 0)
+end
+
 local function check_frames(cfg) frame.settings(cfg.data, "data.") end
 
 M.schema = schema.new {
@@ -312,24 +340,32 @@ M.schema = schema.new {
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
   ignored = foreign.ignored, means = foreign.means, hints = foreign.hints,
-  checks = { check_frames, check_reference, check_kl_coef, check_mask_reward, check_save_limit },
+  checks = { check_frames, check_pixels, check_reference, check_kl_coef, check_mask_reward,
+    check_save_limit },
 }
 
 -- ---- derived settings ----
 local function use_embedded_model(cfg, given)
-  local dir = paths.embedded_policy()
+  local several = prompts.style(cfg).several
+  local dir = paths.embedded_policy(several)
   cfg.worker.actor.model.model_path = dir
-  for key, value in pairs(M.EMBEDDED) do
-    if not given[key] then config.set(cfg, key, value) end
+  local function use(defaults)
+    for key, value in pairs(defaults) do
+      if not given[key] then config.set(cfg, key, value) end
+    end
   end
+  use(M.EMBEDDED)
+  if several then use(M.EMBEDDED_SEVERAL) end
   local json = require("segzero.models.qwen_vl").read_json(dir .. "/config.json")
   if not given["data.refshapes_size"] then cfg.data.refshapes_size = frame.side_of_model(json) end
   console.say("no model named: using the embedded " .. dir)
 end
 
 local function use_refshapes(cfg)
-  cfg.data.train_files = "refshapes"
-  if cfg.data.val_files == "" then cfg.data.val_files = "refshapes" end
+  local name = "refshapes"
+  if prompts.style(cfg).several then name = "refshapes_multi" end
+  cfg.data.train_files = name
+  if cfg.data.val_files == "" then cfg.data.val_files = name end
   local side = cfg.data.refshapes_size
   console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end

@@ -11,7 +11,8 @@
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 
-local M = { POLICY = "models/tiny/qwen2.5-vl", SAM2 = "models/tiny/sam2" }
+local M = { POLICY = "models/tiny/qwen2.5-vl", SEVERAL = "models/tiny/qwen2.5-vl-several",
+  SAM2 = "models/tiny/sam2" }
 
 -- Keys of config.json that are the same in the embedded policy and in every model trained from it.
 local SHAPE = { "model_type", "segzero_frame", "hidden_size", "num_hidden_layers", "vocab_size" }
@@ -22,7 +23,12 @@ local function read_config(dir)
   return require("segzero.models.qwen_vl").read_json(path)
 end
 
-function M.embedded_policy() return files.embedded(M.POLICY) end
+-- several: the policy that knows VisionReasoner's lists of objects, if it is installed.
+function M.embedded_policy(several)
+  local dir = files.embedded(M.SEVERAL)
+  if several and files.exists(dir .. "/config.json") then return dir end
+  return files.embedded(M.POLICY)
+end
 
 -- True when the folder holds the embedded policy, or a model trained from it.
 function M.is_embedded(dir)
@@ -60,7 +66,8 @@ function M.sam2(named, options)
   local lower = named:lower()
   if lower == "none" or lower == "null" then return "" end
   if named ~= "" then return named end
-  if options.data ~= "refshapes" and not M.is_embedded(options.model) then return "" end
+  local is_refshapes = options.data == "refshapes" or options.data == "refshapes_multi"
+  if not is_refshapes and not M.is_embedded(options.model) then return "" end
   local embedded = files.embedded(M.SAM2)
   if not files.exists(embedded .. "/config.json") then return "", "missing" end
   return embedded, "embedded"

@@ -49,6 +49,7 @@ local tasks = {
   { key = "size", type = "integer", default = 112, min = 84, max = 840, multiple = 28,
     unit = "pixels", help = "side of the images, which becomes the model's frame" },
   share_row("short_until", 0.7, "share of the run in which most images have the short task"),
+  share_row("several", 0, "share of the images with VisionReasoner's prompt and lists of objects"),
   share_row("level2", 0.06, "share of the run after which two or three shapes appear"),
   share_row("level3", 0.15, "share of the run after which everything appears"),
   share_row("easy", 0.25, "share of easy scenes after that"),

@@ -23,6 +23,7 @@
 local foreign_key = require "segzero.config.foreign_key"
 local options = require "segzero.core.options"
 local arguments = require "segzero.config.arguments"
+local visible = require "segzero.core.visible"
 local values = require "segzero.config.values"
 
 local M = {}
@@ -81,14 +82,22 @@ function M.new(spec)
   return self
 end
 
--- The same settings for another program.
-function methods:renamed(name, about, usage)
-  local other = {}
-  for field, value in pairs(self) do other[field] = value end
-  other.name = name
-  other.about = about
-  other.usage = usage or self.usage
-  return setmetatable(other, mt)
+-- The same settings for another program. defaults, optional: {[key] = value} that differ.
+function methods:renamed(name, about, usage, defaults)
+  local groups = {}
+  for g, group in ipairs(self.groups) do
+    groups[g] = { title = group.title, rows = {} }
+    for i, row in ipairs(group.rows) do
+      local value = (defaults or {})[row.key]
+      if value ~= nil then
+        row = copy(row)
+        row.default = value
+      end
+      groups[g].rows[i] = row
+    end
+  end
+  return M.new { name = name, about = about, usage = usage or self.usage, notes = self.notes,
+    groups = groups, ignored = self.ignored, checks = self.checks }
 end
 
 -- The row of a key or of one of its other names; nil if there is none.
@@ -123,7 +132,7 @@ function methods:read(args)
   end
   local cfg, given, noted = self:defaults(), {}, {}
   local function note(text)
-    if not noted[text] then io.stderr:write("note: ", text, "\n") end
+    if not noted[text] then io.stderr:write("note: ", visible.line(text, 400), "\n") end
     noted[text] = true
   end
   local function find(key) return self.by_key[key] end

@@ -10,8 +10,8 @@
 --   folders.sync(path)           makes the names in a folder durable, or raises an error
 --   folders.create(path, text, name)   a new file, synced; false if there is one already
 --   folders.check(path, name)    refuses a path that cannot be a new folder; name: of the setting
---   folders.check_free(path, name, cure)   refuses also one that holds anything; the text `cure` goes
---                                          to the end of the error
+--   folders.check_free(path, name, cure)   refuses also one that holds anything; the error ends
+--                                          with the text `cure`
 --   folders.claim(path, mark, text, name) -> {path = the folder, wanted =, made = {folders}}
 --   folders.cancel(claimed)      removes the mark and the folders that claim() made, if empty
 --
@@ -88,8 +88,25 @@ function M.parent(path) return trimmed(path):match "^(.*)/[^/]*$" or "." end
 
 local function refuse(name, ...) error(("%s: %s"):format(name, (...):format(select(2, ...))), 0) end
 
+-- A checkpoint above the path, or nil: nothing else belongs into one.
+local function checkpoint_above(path)
+  local parent = M.parent(path)
+  while parent ~= "." and parent ~= "" do
+    local is_checkpoint = M.kind(parent .. "/DONE") and M.kind(parent .. "/trainer_state.json")
+    if is_checkpoint then return parent end
+    parent = M.parent(parent)
+  end
+  return nil
+end
+
 function M.check(path, name)
-  if path == "" then refuse(name, "the path is empty; name a folder such as runs/first") end
+  if not path:find "%S" then
+    refuse(name, "the path is empty; name a folder such as runs/first")
+  end
+  -- A shell does not expand it in the middle of a word.
+  if path:find "^~" then
+    refuse(name, "%s: ~ is not expanded; write $HOME or the whole path", path)
+  end
   local short = trimmed(path)
   local last = short:match "[^/]*$"
   if short == "" then refuse(name, "%s is the root folder; name a folder below it", path) end
@@ -101,6 +118,10 @@ function M.check(path, name)
   if kind and kind ~= "folder" then refuse(name, "%s exists and is not a folder", path) end
   if not kind and posix("sys.stat").lstat(short) then
     refuse(name, "%s is a link to nothing", path)
+  end
+  local checkpoint = checkpoint_above(short)
+  if checkpoint then
+    refuse(name, "%s is inside the checkpoint %s; name a folder outside it", path, checkpoint)
   end
 end
 

@@ -50,7 +50,7 @@ local function distance_of(name, candidate)
   local distance = edit_distance(name, candidate)
   if begins(name, candidate) or begins(candidate, name) then return math.min(distance, 2) end
   local longer = math.max(#name, #candidate)
-  if distance <= math.max(1, NEAR * longer) then return distance end
+  if distance < longer and distance <= math.max(1, NEAR * longer) then return distance end
   if common_beginning(name, candidate) > longer / 2 then return distance end
   return nil
 end

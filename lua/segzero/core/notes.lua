@@ -5,6 +5,8 @@
 --
 -- Leaves out: errors, and the notes on settings (config/schema.lua).
 
+local visible = require "segzero.core.visible"
+
 local M = {}
 
 local said = {}
@@ -12,7 +14,7 @@ local said = {}
 function M.say(text)
   if said[text] then return end
   said[text] = true
-  io.stderr:write("note: ", text, "\n")
+  io.stderr:write("note: ", visible.text(text), "\n")
 end
 
 return M

@@ -69,8 +69,17 @@ local function frames_of(traceback)
   return table.concat(kept, "\n")
 end
 
+-- An error may be any value: its text, and nil has none.
+local function text_of(value)
+  local ok, text = pcall(tostring, value)
+  local has_text = type(value) ~= "table" and type(value) ~= "userdata"
+  if not has_text then has_text = ok and debug.getmetatable(value) ~= nil end
+  if ok and type(text) == "string" and value ~= nil and has_text then return text end
+  return ("(the error is a %s, not a message)"):format(type(value))
+end
+
 local function describe(message)
-  if type(message) ~= "string" then return message end
+  if type(message) ~= "string" then message = text_of(message) end
   local text, traced = message:match "^(.-)\nstack traceback:\n(.*)$"
   if text then return { message = text, traceback = frames_of(traced) } end
   return { message = message,
@@ -81,7 +90,10 @@ local function run(handler, f, ...)
   local function finish(ok, failure, ...)
     inside = inside - 1
     if ok then return true, failure, ... end
-    if type(failure) ~= "table" or not failure.traceback then error(failure, 0) end
+    -- A failure of the handler itself, after a stack overflow for example.
+    if type(failure) ~= "table" then
+      failure = { message = tostring(failure), traceback = "" }
+    end
     if core.is_interrupt(failure.message) then error(failure.message, 0) end
     return false, failure
   end

@@ -4,11 +4,13 @@
 --   local prompt = require "segzero.data.prompt"
 --   prompt.seg_zero("The red circle.")          one object; text without the image marker
 --   prompt.vision_reasoner("the red circles")   several objects
+--   prompt.style(cfg)       {ask = f(problem), several = whether it asks for a list}: the prompt of
+--                           data.prompt; auto: of the reward
 --   prompt.response(think, answer)              "<think>..</think><answer>..</answer>"
 --
 -- The sentences are joined without spaces and the single-object example has single quotes (so it is
 -- not JSON): both are part of what released checkpoints were trained on. A chat template puts the
--- image before this text; for VisionReasoner training put one "\n" between the two.
+-- image before this text; VisionReasoner's training has one "\n" between the two, which the style has.
 --
 -- Leaves out: the chat template (processor.lua), reading answers (answer.lua).
 
@@ -57,6 +59,25 @@ end
 
 function M.vision_reasoner(question, set)
   return M.fill(M.multi_template, M.normalize(question, set), M.multi_example)
+end
+
+-- ---- the prompt of a run ----
+M.styles = {
+  seg_zero = { ask = M.seg_zero, several = false },
+  vision_reasoner = {
+    ask = function(question) return "\n" .. M.vision_reasoner(question) end,
+    several = true,
+  },
+}
+
+-- cfg: the settings of a GRPO recipe.
+function M.style(cfg)
+  local name = cfg.data.prompt or "auto"
+  if name == "auto" then
+    name = "seg_zero"
+    if cfg.worker.reward.compute_score == "vision_reasoner" then name = "vision_reasoner" end
+  end
+  return M.styles[name]
 end
 
 -- A response in the format that the prompts ask for.

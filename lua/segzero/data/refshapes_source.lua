@@ -2,6 +2,7 @@
 --
 --   local set = source.open { split = "train", size = 112, seed = 42, rows = 4096, level = 3 }
 --
+-- several = {empty = share} asks about any number of objects, also none: refshapes_multi.
 -- size: side of the images in pixels. rows: how many rows the set has. level: how hard the scenes
 -- are, 1 to 3 (data/refshapes); default 3.
 -- Leaves out: writing a data set to a folder (data/refshapes does that).
@@ -31,7 +32,9 @@ local function mask_maker(question, width, height)
 end
 
 function M.open(options)
-  local set = { name = ("RefShapes (%s, %d px)"):format(options.split, options.size) }
+  local name = "RefShapes"
+  if options.several then name = "RefShapes with several objects" end
+  local set = { name = ("%s (%s, %d px)"):format(name, options.split, options.size) }
 
   function set.count() return options.rows end
 
@@ -41,7 +44,7 @@ function M.open(options)
     rows.check_number(set, i, 2)
     local scene = refshapes.sample {
       seed = options.seed, split = options.split, index = i, size = options.size,
-      level = options.level or 3, questions = 1,
+      level = options.level or 3, questions = 1, several = options.several,
     }
     local question = scene.questions[1]
     return rows.new {

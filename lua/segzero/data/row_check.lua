@@ -80,7 +80,9 @@ local function objects_of(solution)
   local box, points = truth.read(solution)
   if box or points then return { { bbox = box, points = points or {} } }, box and points end
   local ok, list = pcall(cjson.decode, solution)
-  if not ok or type(list) ~= "table" or list[1] == nil then return nil end
+  if not ok or type(list) ~= "table" then return nil end
+  if next(list) == nil and truth.is_list(solution) then return {}, false end
+  if list[1] == nil then return nil end
   local objects = {}
   for i, entry in ipairs(list) do
     local bbox = type(entry) == "table" and entry.bbox_2d
@@ -96,6 +98,9 @@ local function check_readable(self, meta, objects, is_string)
   if READS_STRING[reward] and not is_string then
     fault(self, "solution", meta, "the reward %s reads <box>(x,y),(x,y)</box><points>(x,y),(x,y)"
       .. "</points>, and the solution is %q", reward, meta.solution:sub(1, 60))
+  elseif reward == "vision_reasoner" and (is_string or not objects) then
+    fault(self, "solution", meta, "the reward vision_reasoner reads [{\"bbox_2d\": [...], "
+      .. "\"point_2d\": [x,y]}, ...], and the solution is %q", meta.solution:sub(1, 60))
   elseif reward == "" and not objects and meta.mask == nil then
     fault(self, "solution", meta, "the row has no mask and its solution no box: %q",
       meta.solution:sub(1, 60))

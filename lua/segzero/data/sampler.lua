@@ -39,12 +39,18 @@ local function order_of(self, set, epoch)
   return known.order
 end
 
+-- A step takes its rows from one epoch.
+function M.check_batch(set, batch)
+  local count = set:count()
+  if count >= batch then return end
+  error(("the data set %s has %d rows, data.rollout_batch_size is %d: set it to at most %d")
+    :format(set.name or "of the script", count, batch, count), 0)
+end
+
 -- The place of a step's rows in the run.
 function methods:place(set, step)
   local batch = self.options.batch
-  if set:count() < batch then
-    error(("the data set has %d rows, data.rollout_batch_size is %d"):format(set:count(), batch), 0)
-  end
+  M.check_batch(set, batch)
   return position.at(self.since, batch, set:count(), step)
 end
 

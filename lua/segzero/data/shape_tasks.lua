@@ -7,8 +7,9 @@
 --     ids.first is the first token that is learnt
 --   tasks:level(progress, random)             how hard scenes are at this point: 1, 2 or 3
 --
--- There are two tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches the model to locate
--- objects at a third of the cost; later Seg-Zero's own prompt with reasoning and answer takes over.
+-- There are three tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches the model to locate
+-- objects at a third of the cost; later Seg-Zero's own prompt with reasoning and answer takes over. A share of the images
+-- (options.several) has VisionReasoner's prompt and its lists of objects instead.
 -- The questions about an image share it: the stream holds the image once, followed by each question
 -- with its answer.
 -- Leaves out: packing the groups into a stream (inference/packing.lua).
@@ -27,6 +28,10 @@ local mt = { __index = methods }
 local LEVEL_STEP = 0.6180339887
 local LOOSE_STEP = 0.5698402910
 local HABIT_STEP = 0.7548776662
+local SEVERAL_STEP = 0.8191725134
+
+-- Share of the questions about several objects that have no target.
+local EMPTY = 0.1
 
 -- A short question counts as a quarter of a question.
 local SHORT_COST = 0.25
@@ -102,6 +107,24 @@ local function full_task(self, question)
   return exchange(self, prompt.seg_zero(question.problem), prompt.response(question.think, reply))
 end
 
+-- The same habits the other way round: here the key is "bbox_2d".
+local function several_task(self, question)
+  local options = self.options
+  local reply = question.answer
+  if (self.drawn * LOOSE_STEP) % 1 < options.loose then
+    reply = reply:gsub('("bbox_2d": )%[(%d+),(%d+),(%d+),(%d+)%]', function(key, ...)
+      local box = { ... }
+      for k, v in ipairs(box) do box[k] = tonumber(v) end
+      return key .. "[" .. table.concat(loosened(options, box), ",") .. "]"
+    end)
+  end
+  if (self.drawn * HABIT_STEP) % 1 < options.habit then
+    reply = reply:gsub('"bbox_2d"', '"bbox"')
+  end
+  local ask = prompt.styles.vision_reasoner.ask
+  return exchange(self, ask(question.problem), prompt.response(question.think, reply))
+end
+
 -- random: a number in [0, 1) that mixes easier scenes in.
 function methods:level(progress, random)
   local o = self.options
@@ -133,14 +156,18 @@ function methods:batch(progress)
     local level = self:level(progress, (index * LEVEL_STEP) % 1)
     local most = o.questions
     if level == 1 then most = 1 end
+    local several
+    if (index * SEVERAL_STEP) % 1 < o.several then several = { empty = EMPTY } end
     local scene = refshapes.sample { seed = o.seed, index = index, size = o.size, level = level,
-      questions = most }
+      questions = most, several = several }
     local img = M.image_of(scene)
     local group = { input = prefix_of(self, img), answers = {} }
     img:free()
     local task = full_task
     local each = 1
-    if is_short(self, index, progress) then
+    if several then
+      task = several_task
+    elseif is_short(self, index, progress) then
       task = short_task
       each = SHORT_COST
     end

@@ -16,8 +16,9 @@
 --     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
 --                      so it must not read images
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, prompt_key =,
--- answer_key =, image_key = names of columns, check = false if data/check.lua follows}. A source uses those that it knows.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
+-- prompt_key =, answer_key =, image_key = names of columns, check = false if data/check.lua
+-- follows}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
@@ -48,6 +49,17 @@ M:register("tables", {
   help = "Parquet or Arrow: a file, a pattern, a folder as the hub has it or save_to_disk writes it",
   match = table_names.matches,
   open = table_source.open,
+})
+
+local EMPTY = 0.1               -- share of questions about nothing in the image
+
+M:register("refshapes_multi", {
+  help = "RefShapes with any number of objects in a question, also none, for vision_reasoner",
+  match = function(name) return name == "refshapes_multi" end,
+  open = function(_, options)
+    local own = { several = { empty = options.empty or EMPTY } }
+    return refshapes.open(setmetatable(own, { __index = options }))
+  end,
 })
 
 M:register(FALLBACK, {
@@ -85,9 +97,10 @@ local function matching(name)
 end
 
 -- A source of the user's may have options of its own.
-local BUILT_IN = { refshapes = true, jsonl = true, tables = true }
-local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "prompt_key",
-  "answer_key", "image_key" }
+local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true }
+local GENERATED = { refshapes = true, refshapes_multi = true }
+local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
+  "prompt_key", "answer_key", "image_key" }
 
 -- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)
@@ -128,7 +141,7 @@ function M.open(name, options, level)
   local set
   if BUILT_IN[source] then
     options_of.check("data.open", options, OPTIONS, level)
-    if source == "refshapes" then check_generated(options, above(level)) end
+    if GENERATED[source] then check_generated(options, above(level)) end
     set = open_own(source, name, options, level)
   else
     set = M:get(source).open(name, options)

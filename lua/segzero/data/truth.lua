@@ -8,7 +8,9 @@
 --   truth.objects(row, mask)   -> {{bbox =, points = {...}}, ...} in the image's own pixels
 --                              reads Seg-Zero's string or VisionReasoner's list; without either,
 --                              the box around the mask, which is u8 [height, width]
---   truth.has_objects(row)     whether the solution names any, so that no mask is needed
+--   truth.has_objects(row)     whether the solution names any, or an empty list, so that no mask is
+--                              needed
+--   truth.is_list(solution)    whether it is VisionReasoner's list, so that answers are lists too
 --   truth.as_answer(objects, several)   what formats/answer.lua would parse from a perfect answer
 --
 -- Seg-Zero's string        <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>
@@ -133,12 +135,18 @@ local function box_around(mask)
   return box
 end
 
--- The objects that a solution names, in its own frame; nil if it names none.
+-- Whether a solution is VisionReasoner's list, which may be empty.
+function M.is_list(solution)
+  return type(solution) == "string" and solution:find "^%s*%[" ~= nil
+end
+
+-- The objects that a solution names, in its own frame: {} for an empty list, nil if it names none.
 local function named(solution)
   local box, points = M.read(solution)
   if box then return { { bbox = box, points = points or {} } } end
   local ok, list = pcall(cjson.decode, solution)
-  if not ok or type(list) ~= "table" or not list[1] then return nil end
+  if not ok or type(list) ~= "table" then return nil end
+  if not list[1] and not (next(list) == nil and M.is_list(solution)) then return nil end
   local objects = {}
   for i, entry in ipairs(list) do objects[i] = object_of(entry, i) end
   return objects

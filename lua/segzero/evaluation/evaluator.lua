@@ -155,7 +155,7 @@ end
 -- record.
 local function judge_row(t, row, sample, sums, keep_mask)
   local with_masks = sums.with_masks
-  local found = answer.parse(sample.text)
+  local found = answer.read(sample.text, truth.is_list(row.solution))
   local needs_ceiling = with_masks and not t.ceiling
   local objects = true_objects(row, needs_ceiling)
   local true_prompt

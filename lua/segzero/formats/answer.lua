@@ -14,6 +14,7 @@
 --   local list, why = answer.parse_list(text)
 --     list.think, list[i].bbox, list[i].point
 --   local scaled = answer.scale_list(list, fx, fy)
+--   local either, why = answer.read(text, several)
 --
 -- parse and parse_list return nil and a sentence exactly where the Python scripts raise an error,
 -- which their evaluations count as IoU 0.
@@ -144,23 +145,13 @@ end
 -- ---- several objects ----
 -- The text between the first <answer> and its </answer>, without the white space around it: what
 -- the regular expression <answer>\s*(.*?)\s*</answer> captures. nil if there is none.
-local function answer_body(text)
+function M.body(text)
   local _, open = find(text, "<answer>", 1, true)
   if not open then return nil end
   local first = pytext.skip_space(text, open + 1)
   local close = find(text, "</answer>", first, true)
   if not close then return nil end
-  local last = first - 1
-  local i = first
-  while i < close do
-    local after = pytext.skip_space(text, i)
-    if after == i then
-      _, after = pytext.codepoint(text, i)
-      last = after - 1
-    end
-    i = after
-  end
-  return sub(text, first, last)
+  return pytext.strip(sub(text, first, close - 1))
 end
 
 -- The first `count` numbers of a JSON list, or nil where Python could not multiply or cut them.
@@ -179,7 +170,7 @@ end
 
 function M.parse_list(text)
   text_of(text, 2)
-  local body = answer_body(text)
+  local body = M.body(text)
   if not body then return nil, "no <answer>...</answer>" end
   local value, why = pyjson.decode(body)
   if value == nil then return nil, "the answer is not JSON: " .. why end
@@ -200,6 +191,12 @@ function M.parse_list(text)
     list[i] = { bbox = bbox, point = point }
   end
   return list
+end
+
+-- parse_list of an answer to a question with several objects, else parse.
+function M.read(text, several)
+  if several then return M.parse_list(text) end
+  return M.parse(text)
 end
 
 local function half_up(x) return cut(x + 0.5) end

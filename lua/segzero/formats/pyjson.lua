@@ -17,8 +17,8 @@
 -- integers of more than 4300 digits; a byte order mark; text after the value.
 -- Nesting: Python stops at about 1000 levels minus the depth of its call stack (measured: 995 from
 -- the top of a script). The limit here is fixed.
--- Left out: exact integers (beyond 2^53 the nearest double, beyond 1e308 infinity), floats with a
--- mantissa of a million digits.
+-- Left out: exact integers (beyond 2^53 the nearest double, beyond 1e308 infinity; decode's second
+-- argument can keep their digits), floats with a mantissa of a million digits.
 
 local pytext = require "segzero.formats.pytext"
 
@@ -107,6 +107,9 @@ local function far_float(token)
   return value
 end
 
+-- What decode's caller makes of a number; nil: a double.
+local make_number
+
 -- The longest number at i. The caller reports what follows it, such as the 1 of 01 or the point of
 -- "1.".
 local function read_number(s, i)
@@ -132,7 +135,9 @@ local function read_number(s, i)
   if is_int and digits > pytext.MAX_INT_DIGITS then
     return fail("integer with too many digits", i)
   end
-  return stop + 1, tonumber(token) or far_float(token)
+  local value = tonumber(token) or far_float(token)
+  if make_number then value = make_number(token, is_int, value) end
+  return stop + 1, value
 end
 
 local read_value
@@ -226,8 +231,11 @@ function M.item(value, i)
 end
 
 -- decode(text) -> value, or nil and a message. The text "false" yields false, so compare with nil.
-function M.decode(text)
+-- number(token, is_int, value), optional: returns what stands for a number in the result.
+function M.decode(text, number)
+  make_number = number
   local after, value = read_value(text, skip(text, 1), 0)
+  make_number = nil
   if not after then return nil, value end
   after = skip(text, after)
   if after <= #text then return fail("something after the value", after) end

@@ -98,6 +98,22 @@ function M.skip_space(s, i)
   end
 end
 
+-- The text without the white space around it: str.strip().
+function M.strip(s)
+  local first = M.skip_space(s, 1)
+  local last = first - 1
+  local i = first
+  while i <= #s do
+    local after = M.skip_space(s, i)
+    if after == i then
+      after = select(2, codepoint(s, i))
+      last = after - 1
+    end
+    i = after
+  end
+  return sub(s, first, last)
+end
+
 -- The decimal digits of s, in any script, as ASCII. nil if s is empty or contains anything else, so
 -- that \d+ would not match all of it.
 function M.ascii_digits(s)

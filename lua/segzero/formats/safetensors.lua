@@ -28,6 +28,7 @@ local files = require "segzero.core.files"
 local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
+local visible = require "segzero.core.visible"
 
 local C = core.C
 local call = core.call
@@ -45,7 +46,17 @@ local MAX_WHOLE = 2 ^ 53
 
 local function whole(x) return type(x) == "number" and x >= 0 and x <= MAX_WHOLE and x % 1 == 0 end
 
-local function fail(path, format, ...) error(path .. ": " .. format:format(...), 0) end
+local SHOWN = 120               -- bytes of a file's text that a message shows
+local SHOWN_LINE = 400          -- bytes of one of several problems
+
+-- The error of a file. Its texts are shown without control characters, and not at any length.
+local function fail(path, format, ...)
+  local values = { ... }
+  for i, v in ipairs(values) do
+    if type(v) == "string" then values[i] = visible.line(v, SHOWN) end
+  end
+  error(path .. ": " .. format:format(unpack(values)), 0)
+end
 
 
 -- A reader without NaN, Infinity and hexadecimal numbers, which JSON does not have.
@@ -296,7 +307,8 @@ local function open_folder(dir)
   if not is_single then
     wanted, shards, map = read_index(dir)
   elseif files.exists(dir .. "/" .. INDEX) then
-    notes.say(("%s has %s and %s: the first is read, as in transformers"):format(dir, SINGLE, INDEX))
+    notes.say(("%s has %s and %s: the first is read, as in transformers"):format(dir, SINGLE,
+      INDEX))
   end
   if not wanted then error(without_weights(dir), 0) end
   local folder = setmetatable({ dir = dir, entries = {}, problems = {}, lost = {}, metadata = {},
@@ -364,9 +376,11 @@ end
 
 -- Raises all problems of a folder, or of a request to it, as one error that shows the first ones.
 function M.refuse(where, what, problems)
-  local shown = table.concat(problems, "\n  ", 1, math.min(#problems, 12))
-  error(("%s: %d %s:\n  %s%s"):format(where, #problems, what, shown, #problems > 12 and "\n  ..."
-    or ""), 0)
+  local lines = {}
+  for i = 1, math.min(#problems, 12) do lines[i] = visible.line(problems[i], SHOWN_LINE) end
+  if #problems > 12 then lines[13] = "..." end
+  local text = table.concat(lines, "\n  ")
+  error(("%s: %d %s:\n  %s"):format(where, #problems, what, text), 0)
 end
 
 M.load_folder = guarded(function(dir)

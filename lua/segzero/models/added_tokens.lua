@@ -7,10 +7,10 @@
 --   added_tokens.content(value) -> the text of a token in a config: "<x>" or {content = "<x>"}
 --   added_tokens.named(dir, config) -> {eos_token = "<x>", ...}
 --
--- Order: tokenizer.json's list, by id; added_tokens_decoder of tokenizer_config.json (without that key:
--- added_tokens.json); then the tokens that the config names (eos_token, extra_special_tokens, ...).
--- A token that is there already takes the later flags. A new one gets the next free id, whatever the
--- file says, as in transformers.
+-- Order: tokenizer.json's list, by id; added_tokens_decoder of tokenizer_config.json (without that
+-- key: added_tokens.json); then the tokens that the config names (eos_token, extra_special_tokens,
+-- ...). A token that is there already takes the later flags. A new one gets the next free id,
+-- whatever the file says, as in transformers.
 -- Leaves out: tokens that strip the space around them or match whole words only: an error.
 
 local cjson = require "cjson"
@@ -91,7 +91,8 @@ function List:put(path, where, token, wanted)
   token.id = self.vocab[token.content] or self:free_id()
   if wanted and wanted ~= token.id then
     notes.say(("%s: %s: '%s' has id %s; it gets the next free one, %d, as in transformers"):format(
-      path, known_keys.name(where), known_keys.name(token.content), known_keys.show(wanted), token.id))
+      path, known_keys.name(where), known_keys.name(token.content), known_keys.show(wanted),
+      token.id))
   end
   self.largest = math.max(self.largest, token.id)
   self.by_content[token.content] = token

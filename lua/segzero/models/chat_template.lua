@@ -1,5 +1,5 @@
--- chat_template.lua - the chat templates that messages.lua renders without Jinja: Qwen-VL's, and the
--- same with another default system message or with none.
+-- chat_template.lua - the chat templates that messages.lua renders without Jinja: Qwen-VL's, and
+-- the same with another default system message or with none.
 --
 --   local kind = chat_template.read(dir, config)      config: tokenizer_config.json's table
 --     -> {system = text | false}, or nil, path for a template that is not Qwen-VL's
@@ -34,7 +34,8 @@ local TAIL = [[<|im_start|>{{ message['role'] }}]]
   .. [[{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant]]
   .. "\n"
   .. [[{% endif %}]]
-local BEFORE_SYSTEM = [[{% if loop.first and message['role'] != 'system' %}<|im_start|>system]] .. "\n"
+local BEFORE_SYSTEM = [[{% if loop.first and message['role'] != 'system' %}]]
+  .. "<|im_start|>system\n"
 local AFTER_SYSTEM = "<|im_end|>\n{% endif %}"
 local SYSTEM = "You are a helpful assistant."
 

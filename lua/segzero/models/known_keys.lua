@@ -9,10 +9,10 @@
 -- A table has four parts. A key is in exactly one of them:
 --   read      the reader uses it and checks its value
 --   ignored   it cannot change a result here: it is about training elsewhere, videos, or the past
---   only      {key -> {value, ...}}: null, or one of these values; any other is an error. A function
---             instead of a list says which values are good, and `why` is added to the error
---   noted     {key -> {good, text}}: used as if it were absent; if good(value) is false, a note says
---             the text
+--   only      {key -> {value, ...}}: null, or one of these values; any other is an error. A
+--             function `good` instead of a list says which values are; `why` is added to the error
+--   noted     {key -> {good, text}}: used as if it were absent; if good(value) is false, a note
+--             says the text
 -- A key in none of them is unknown: a note names it.
 -- Leaves out: the values of the keys that are read.
 
@@ -175,7 +175,7 @@ local COMMON = set [[
 local QUANTISED = {
   good = is_empty,
   expected = "no quantisation",
-  why = "quantised weights are not read: take the folder in bf16; dtype int8 of segzero quantises it",
+  why = "quantised weights are not read: take the folder in bf16",
 }
 
 -- What attention dropout, or dropout of any kind, means here.
@@ -394,8 +394,8 @@ M.IMAGE_PROCESSOR = {
   ]],
   ignored = set [[
     _valid_processor_keys auto_map crop_size data_format default_to_square device
-    disable_grouping feature_extractor_type image_seq_length input_data_format pad_size processor_class
-    return_tensors size_divisor spatial_merge_size
+    disable_grouping feature_extractor_type image_seq_length input_data_format pad_size
+    processor_class return_tensors size_divisor spatial_merge_size
     do_sample_frames fps num_frames min_frames max_frames video_metadata return_metadata
   ]],
   only = {

@@ -108,7 +108,7 @@ local function check_config(path, json)
 end
 
 function M.read_config(dir)
-  if not files.exists(dir .. CONFIG) and opening.is_hub_id(dir) and not files.exists(dir .. "/.") then
+  if opening.is_hub_id(dir) and not files.exists(dir .. "/.") then
     error((opening.missing(dir):gsub("^no model in", "no adapter in")), 0)
   end
   local json = files.read_json_object(dir .. CONFIG)
@@ -172,8 +172,8 @@ local function of_pattern(path, json, key, names, default)
     local matched = targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[1])
       or targets.matches({ pattern = ("(.*\\.)?(%s)"):format(pattern) }, names[2])
     if matched and found and found ~= v then
-      error(("%s: %s: '%s' and '%s' both match %s and differ"):format(path, key, known_keys.name(by),
-        known_keys.name(pattern), names[1]), 0)
+      error(("%s: %s: '%s' and '%s' both match %s and differ"):format(path, key,
+        known_keys.name(by), known_keys.name(pattern), names[1]), 0)
     end
     if matched then found, by = v, pattern end
   end
@@ -214,8 +214,8 @@ local function adapter_of(policy, path, json, w, pair)
   local rank = pair.A:shape()[1]
   local expected = of_pattern(path, json, "rank_pattern", names, json.r)
   if rank ~= expected then
-    return nil, ("%s: the rank of the tensors is %d, adapter_config.json says %g"):format(module, rank,
-      expected)
+    return nil, ("%s: the rank of the tensors is %d, adapter_config.json says %g"):format(module,
+      rank, expected)
   end
   local alpha = of_pattern(path, json, "alpha_pattern", names, json.lora_alpha)
   local scale = alpha / rank

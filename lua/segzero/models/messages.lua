@@ -125,8 +125,8 @@ local function limits_of(item, where)
     local v = item[key]
     if v ~= nil then
       if type(v) ~= "number" or v % 1 ~= 0 or v < 1 or v > MOST_PIXELS then
-        error(("%s: %s is %s, expected a whole number from 1 to %.0f"):format(where, key, tostring(v),
-          MOST_PIXELS), 0)
+        error(("%s: %s is %s, expected a whole number from 1 to %.0f"):format(where, key,
+          tostring(v), MOST_PIXELS), 0)
       end
       out = out or {}
       out[key] = v

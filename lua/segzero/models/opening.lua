@@ -6,7 +6,7 @@
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json
 --   opening.is_hub_id(name)                    could it be a name on the hub: owner/name?
---   opening.dtype(json)                        "bf16" or "f32": the dtype of a config.json's weights
+--   opening.dtype(json)                        "bf16" or "f32": what a config.json says
 --
 -- check(): the path must be a string, every option known, the dtype one of those given.
 

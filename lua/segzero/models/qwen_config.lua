@@ -1,7 +1,7 @@
 -- qwen_config.lua - config.json of Qwen2-VL and Qwen2.5-VL: checked, with transformers' defaults,
 -- as the C struct sz_qwen_config.
 --
---   local c = qwen_config.parse(json, path)    raises one line: path, key, value and what is expected
+--   local c = qwen_config.parse(json, path)    raises one line: path, key, value, expected
 --   qwen_config.token_ids(json, path) -> {image_token_id =, ...}
 --   qwen_config.stop_ids(json, path) -> list of ids or nil: eos_token_id
 --   qwen_config.value(t, key)                  t[key] of a JSON table; nil for null
@@ -129,7 +129,9 @@ local function check_windows(path, text, prefix, layers)
   end
   local types = value(text, "layer_types")
   if types ~= nil then
-    if type(types) ~= "table" then known_keys.bad(path, prefix .. "layer_types", types, "a list") end
+    if type(types) ~= "table" then
+      known_keys.bad(path, prefix .. "layer_types", types, "a list")
+    end
     for i, kind in ipairs(types) do
       if kind ~= "full_attention" then
         known_keys.bad(path, ("%slayer_types[%d]"):format(prefix, i - 1), kind,
@@ -243,7 +245,8 @@ local function parse_vision(c, path, json, kind)
     local ratio = first(value(vision, "mlp_ratio"), defaults.mlp_ratio)
     local inner = type(ratio) == "number" and math.floor(c.v_hidden * ratio)
     if not is_whole(inner, 1, MOST.intermediate_size) then
-      known_keys.bad(path, "vision_config.mlp_ratio", ratio, "a number that makes a width with embed_dim")
+      known_keys.bad(path, "vision_config.mlp_ratio", ratio,
+        "a number that makes a width with embed_dim")
     end
     c.v_intermediate = inner
     return
@@ -263,8 +266,8 @@ local function check_quantised(path, json)
     local q = value(json, key) or value(value(json, "text_config"), key)
     if type(q) == "table" and next(q) ~= nil then
       local method = value(q, "quant_method") or value(q, "format") or "a method without a name"
-      error(("%s: %s says that the weights are quantised (quant_method %s), which is not read: take "
-        .. "the folder in bf16; dtype int8 of segzero quantises it"):format(path, key,
+      error(("%s: %s says that the weights are quantised (quant_method %s), which is not read: "
+        .. "take the folder in bf16; dtype int8 of segzero quantises it"):format(path, key,
         known_keys.name(method)), 0)
     end
   end

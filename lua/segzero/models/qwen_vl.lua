@@ -130,8 +130,8 @@ local function open(dir, opts, device, offload)
   local own_head = false
   if config.tied == 1 then own_head = has_own_head(folder) end
   if own_head then
-    notes.say(("%s: tie_word_embeddings is true, but lm_head.weight in the weights differs from the "
-      .. "embedding: the head of the weights is used, as in transformers 5"):format(path))
+    notes.say(("%s: tie_word_embeddings is true, but lm_head.weight in the weights differs from "
+      .. "the embedding: the head of the weights is used, as in transformers 5"):format(path))
   end
   local target = device
   if offload then target = "cpu" end

@@ -208,7 +208,8 @@ function M.parse(json, path)
   local c = ffi.new "sz_sam2_config"
   parse_backbone(c, read.backbone)
   parse_heads(c, read)
-  local side = section(path, json, "prompt_encoder_config", known_keys.SAM2_SECTIONS.prompt).image_size
+  local prompt = json.prompt_encoder_config
+  local side = type(prompt) == "table" and prompt.image_size or nil
   if type(side) == "table" then side = side[1] end
   if side ~= nil and side ~= cjson.null and side ~= c.image_size then
     known_keys.bad(path, "prompt_encoder_config.image_size", side,

@@ -181,8 +181,8 @@ local function check_names(model, folder, rename)
   table.sort(names)
   local method, example = quantised_by(names)
   if method then
-    error(("%s: the weights are quantised (%s: there is '%s'), which is not read: take the folder in "
-      .. "bf16; dtype int8 of segzero quantises it"):format(folder.dir, method,
+    error(("%s: the weights are quantised (%s: there is '%s'), which is not read: take the folder "
+      .. "in bf16; dtype int8 of segzero quantises it"):format(folder.dir, method,
       known_keys.name(example)), 0)
   end
   local own = {}
@@ -194,7 +194,7 @@ local function check_names(model, folder, rename)
   if #names == 0 or 2 * found >= #model.weights then return end
   local front, name, rest = front_of(model, names, rename)
   if front then
-    error(("%s: the names of the weights begin with '%s': '%s' instead of '%s'; save them without it")
+    error(("%s: the names of the weights begin with '%s': '%s' instead of '%s'; save them without")
       :format(folder.dir, known_keys.name(front), known_keys.name(name), rest), 0)
   end
   if found == 0 then

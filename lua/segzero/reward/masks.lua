@@ -102,11 +102,12 @@ function M.take_back(row)
   row.lent = nil
 end
 
--- The IoU of a mask and the true one.
+-- The IoU of a mask and the true one; 1 if both are empty.
 local function iou(row, mask)
   local truth = row.mask()
   local intersection, union = segmenter_of.compare(mask, truth)
   truth:free()
+  if union == 0 then return 1 end
   return metrics.iou { intersection = intersection, union = union }
 end
 

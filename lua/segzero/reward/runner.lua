@@ -16,8 +16,12 @@
 -- as an error, which one line for each kind says. Leaves out: processes of their own for rewards.
 
 local answer = require "segzero.formats.answer"
+local core = require "segzero.core.ffi"
+local folders = require "segzero.core.folders"
 local guard = require "segzero.reward.guard"
 local masks = require "segzero.reward.masks"
+local nearest = require "segzero.core.nearest"
+local truth = require "segzero.data.truth"
 local notes = require "segzero.core.notes"
 local user_code = require "segzero.core.user_code"
 local visible = require "segzero.core.visible"
@@ -35,12 +39,22 @@ local function load_file(path)
   return reward
 end
 
+-- The rewards that come with segzero.
+function M.names()
+  local names = {}
+  for _, file in ipairs(folders.list(core.root .. "/rewards") or {}) do
+    names[#names + 1] = file:match "^(.*)%.lua$"
+  end
+  return names
+end
+
 local function load_module(name)
   local module = "rewards." .. name
   local ok, reward = pcall(require, module)
   if ok then return reward end
   if reward:find("module '" .. module .. "' not found", 1, true) then
-    local cure = (" (rewards/%s.lua)"):format(name)
+    local cure = (" (rewards/%s.lua)"):format(name) .. nearest.question(name, M.names())
+    if name:find "/" then cure = ": a reward is a name in rewards/, or a file that ends in .lua" end
     if name:find "%.py" then cure = "; a reward is a Lua file: docs/guide/rewards.md" end
     error(("worker.reward.compute_score: there is no reward '%s'%s"):format(name, cure), 0)
   end
@@ -142,8 +156,11 @@ end
 -- ---- running ----
 function M.score(reward, row, sample, rules)
   rules = rules or RULES
+  -- A reward that changes the row changes its own copy.
+  local copy = setmetatable({}, getmetatable(row))
+  for name, value in pairs(row) do copy[name] = value end
   local ok, score, parts = guard.call(rules.timeout, tostring(row.id), tostring(sample.text), reward,
-    sample.text, row.solution, row)
+    sample.text, row.solution, copy)
   local problem
   if ok then
     problem = problem_of_results(row, score, parts)
@@ -165,7 +182,7 @@ function M.score_group(reward, group, segmenter, rules)
   if segmenter then
     local expected = {}
     for _, sample in ipairs(group.samples) do
-      expected[#expected + 1] = answer.parse(sample.text)
+      expected[#expected + 1] = answer.read(sample.text, truth.is_list(row.solution))
     end
     masks.lend(segmenter, row, expected)
   end

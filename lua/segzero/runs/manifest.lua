@@ -18,6 +18,9 @@
 --   manifest.check(folder) -> true, or nil if there is no manifest
 --                                            reads every file; a damaged one is an error that names
 --                                            file and tensor
+--   manifest.check_sizes(folder)             all files are there with their sizes, and the small ones
+--                                            that resuming reads first have the bytes that were
+--                                            written. Fast: before anything is loaded
 --   manifest.owner(folder) -> id             of the run that wrote it; "" for a run without an id,
 --                                            nil if nothing says that segzero wrote it
 --   manifest.is_bare(folder)                 nothing is in it, or a record that was being written
@@ -171,15 +174,19 @@ local function number_of(text)
   return tonumber(text:sub(1, 8), 16) * 0x100000000ULL + tonumber(text:sub(9), 16)
 end
 
-local function check_file(folder, name, entry)
-  local path = folder .. "/" .. name
-  local file = io.open(path, "rb")
+local function check_size(folder, name, entry)
+  local file = io.open(folder .. "/" .. name, "rb")
   if not file then damaged(folder, "%s is missing", name) end
   local size = file:seek "end"
   file:close()
   if size ~= entry.bytes then
     damaged(folder, "%s has %.0f bytes, %.0f were written", name, size or -1, entry.bytes)
   end
+end
+
+local function check_file(folder, name, entry)
+  local path = folder .. "/" .. name
+  check_size(folder, name, entry)
 
   -- The parts follow each other.
   local parts = check_entry(folder, name, entry)
@@ -205,14 +212,26 @@ local function check_file(folder, name, entry)
   end
 end
 
-function M.check(folder)
+-- Calls check(folder, name, entry) for the files of the manifest in the order of their names.
+local function check_all(folder, check)
   local json = read(folder)
   if not json then return nil end
   local names = {}
   for name in pairs(json.files) do names[#names + 1] = name end
   table.sort(names)
-  for _, name in ipairs(names) do check_file(folder, name, json.files[name]) end
+  for _, name in ipairs(names) do check(folder, name, json.files[name]) end
   return true
+end
+
+function M.check(folder) return check_all(folder, check_file) end
+
+local READ_FIRST = { ["settings.json"] = true, ["trainer_state.json"] = true }
+
+function M.check_sizes(folder)
+  return check_all(folder, function(_, name, entry)
+    local check = READ_FIRST[name] and check_file or check_size
+    check(folder, name, entry)
+  end)
 end
 
 -- ---- whose it is, and removing ----

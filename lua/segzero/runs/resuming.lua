@@ -3,7 +3,8 @@
 --   local source = resuming.source(cfg)     nil for a new run; else
 --       {path = the checkpoint, run = the run folder that it belongs to or nil, in_place = boolean,
 --        state = trainer_state.json, settings = of the run at that checkpoint, or nil}
---   resuming.check(source, cfg, identity)   refuses what cannot go on; sets source.changes
+--   resuming.check(source, cfg, identity)   refuses what cannot go on; sets source.changes. cfg: as
+--                                           the user gave it
 --   resuming.check_current(source, cfg)     once the folder is locked: refuses if it went on
 --   resuming.since(source, cfg, identity)   where the rows are counted from (data/position.lua)
 --   resuming.begin(source, t)               the checkpoint has been loaded into t: puts later
@@ -139,6 +140,8 @@ end
 
 function M.check(source, cfg, identity)
   check_seed(source)
+  -- Before the settings are compared: damaged ones are no change.
+  manifest.check_sizes(source.path)
   source.changes = {}
   if source.settings then
     source.changes = contract.changes(source.settings, cfg, identity, source.state)
@@ -220,7 +223,6 @@ end
 -- The settings of the run are in config.json; those before a change stay in config_step_N.json.
 local function write_settings(source, t)
   local path = t.folder .. "/config.json"
-  local text = files.json(t.config)
   local old = files.read(path)
   local is_changed = not source.settings or #source.changes > 0
   if old and not is_changed then return end
@@ -234,7 +236,7 @@ local function write_settings(source, t)
     end
     files.write(name, old)
   end
-  files.write(path, text)
+  files.write(path, t.settings)
 end
 
 -- What a killed run left half-written. Another program's folder stays.
@@ -263,7 +265,7 @@ function M.begin(source, t)
   end
   if not source.in_place then
     table.insert(texts, 1, ("a new run from %s, which stays as it is"):format(source.path))
-    files.write(t.folder .. "/config.json", files.json(t.config))
+    files.write(t.folder .. "/config.json", t.settings)
     return texts
   end
   write_settings(source, t)

@@ -5,7 +5,7 @@
 --   retention.saved(t)                  a checkpoint is complete: removes those that are too many
 --   retention.recall(t)                 the logs have been cut back: if the best checkpoint is no
 --                                       longer there, finds the best of the others
---   retention.finish_removals(t)        removes the rest of a checkpoint whose removal was cut short
+--   retention.finish_removals(t)        removes the rest of checkpoints that a kill left half gone
 --
 -- t: trainer.new's object. Options (t.options.run): save_limit, how many of the newest are kept
 -- (math.huge: all); save_best, "held_out_reward", "held_out_giou" or "none". The best one is kept

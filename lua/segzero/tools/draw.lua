@@ -459,6 +459,12 @@ local function true_box(record)
   return (truth_of.read(record.solution))
 end
 
+-- The first object of a list of several, as an answer of one.
+local function first_object(list)
+  local object = list[1]
+  return object and { bbox = object.bbox, points = { object.point } }
+end
+
 -- Writes a sheet of the first rows of a data set with the answers of a model. records: as returned
 -- by trainer:evaluate, {{index =, problem =, text =, reward =, found =, truth =}, ...}; without the
 -- last two, text and solution are in the image's pixels. opts: count (12),
@@ -470,8 +476,10 @@ function M.predictions(path, set, records, opts)
     local r = records[i]
     local row = set:row(r.index)
     local found = r.found or answer.parse(r.text)
-    tiles[i] = { image = row.image, label = r.problem, bbox = found and found.bbox, points = found
-      and found.points,
+    local first = found
+    if found and not found.bbox then first = first_object(found) end
+    tiles[i] = { image = row.image, label = r.problem, bbox = first and first.bbox,
+      points = first and first.points,
       note = ("reward %.3g%s"):format(r.reward, found and "" or ", no answer") }
     tiles[i].truth = true_box(r)
   end

@@ -111,12 +111,12 @@ function M.read(cfg, opts, device)
   local d = cfg.data
   local state = { dir = cfg.worker.actor.model.model_path, device = device, answer = opts.answer }
   state.vl = M.meta_policy(cfg, state.dir)
-  local prompt = opts.prompt or require("segzero.data.prompt").seg_zero
+  local prompt = opts.prompt or require("segzero.data.prompt").style(cfg).ask
   state.input, state.image_bytes = longest_input(cfg, state.vl, opts.train, prompt)
   state.reference = train_options.uses_reference(cfg)
   state.evaluates = evaluates(cfg)
   state.val_rows = d.val_batch_size
-  if d.val_files == "refshapes" then state.val_rows = d.refshapes_val_rows end
+  if d.val_files:match "^refshapes" then state.val_rows = d.refshapes_val_rows end
   state.sam2 = sam2_bytes(cfg.worker.reward.sam2_path)
   return state
 end

@@ -30,8 +30,8 @@ setting overrides an earlier one, also across files and the command line, so put
 and a misspelt key is an error that names the nearest. `--threads N` and `--device D` belong to
 `segzero` itself and stand before the script.
 
-The settings of `recipes/mask_grpo.lua` and `examples/custom_reward.lua` are those of
-`recipes/refcocog_grpo.lua`.
+The settings of `recipes/mask_grpo.lua`, `recipes/vision_reasoner_grpo.lua` and
+`examples/custom_reward.lua` are those of `recipes/refcocog_grpo.lua`.
 ]]
 
 -- What the embedded model changes.

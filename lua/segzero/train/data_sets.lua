@@ -14,6 +14,7 @@ local data = require "segzero.data"
 local frame = require "segzero.data.frame"
 local opening = require "segzero.models.opening"
 local prompt_length = require "segzero.train.prompt_length"
+local sampler = require "segzero.data.sampler"
 local prompts = require "segzero.data.prompt"
 
 local M = {}
@@ -21,13 +22,14 @@ local M = {}
 local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend on data.seed
 
 -- Rewards whose solutions are known.
-local OWN_REWARDS = { seg = true, seg_strict = true, mask_iou = true }
+local OWN_REWARDS = { seg = true, seg_strict = true, mask_iou = true, vision_reasoner = true }
 
 local function open_train(cfg)
   local d = cfg.data
   return data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    empty = d.refshapes_empty,
   })
 end
 
@@ -37,6 +39,7 @@ local function open_held_out(cfg)
   return data.sources.open(d.val_files, {
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false, prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    empty = d.refshapes_empty,
   })
 end
 
@@ -61,7 +64,7 @@ end
 
 local function checked(set, setting, cfg, overrides, policy)
   local reward = reward_of(cfg, overrides)
-  local prompt = overrides.prompt or prompts.seg_zero
+  local prompt = overrides.prompt or prompts.style(cfg).ask
   return check.rows(set, {
     name = setting, key = "data.on_bad_row", on_bad_row = cfg.data.on_bad_row,
     skip_long = cfg.data.filter_overlong_prompts, reward = reward,
@@ -94,7 +97,10 @@ function M.open(cfg, overrides)
     policy = policy or counting_policy(cfg)
     return checked(set, setting, cfg, overrides, policy)
   end
-  return check_set(train, "data.train_files"), check_set(held_out, "data.val_files")
+  train = check_set(train, "data.train_files")
+  held_out = check_set(held_out, "data.val_files")
+  if not cfg.trainer.val_only then sampler.check_batch(train, cfg.data.rollout_batch_size) end
+  return train, held_out
 end
 
 return M

@@ -10,6 +10,7 @@
 -- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
 -- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
 
+local cjson = require "cjson"
 local sz = require "segzero"
 local contract = require "segzero.runs.contract"
 local coordinates = require "segzero.data.coordinates"
@@ -99,7 +100,10 @@ end
 
 -- What can be checked before the folder is taken and a weight is read.
 local function prepare(cfg, overrides)
-  local parts = { reward = overrides.reward or runner.load(cfg.worker.reward.compute_score) }
+  -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
+  local parts = { settings = files.json(cfg) }
+  local asked = cjson.decode(parts.settings)
+  parts.reward = overrides.reward or runner.load(cfg.worker.reward.compute_score)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
@@ -110,8 +114,8 @@ local function prepare(cfg, overrides)
   end
   parts.identity = contract.identity(parts.train)
   if source then
-    resuming.check(source, cfg, parts.identity)
-    parts.since = resuming.since(source, cfg, parts.identity)
+    resuming.check(source, asked, parts.identity)
+    parts.since = resuming.since(source, asked, parts.identity)
   end
   parts.source = source
   if cfg.trainer.check_memory then
@@ -132,14 +136,14 @@ local function load(cfg, overrides, parts, folder)
     if source then
       notes = resuming.begin(source, t)
     else
-      files.write(folder .. "/config.json", files.json(cfg))
+      files.write(folder .. "/config.json", parts.settings)
     end
   end
   local t = trainer.new {
     config = cfg, policy = policy, reference = reference, segmenter = segmenter,
     plan = parts.plan, reward = parts.reward, train = parts.train, held_out = parts.held_out,
-    prompt = overrides.prompt or prompts.seg_zero, folder = folder,
-    identity = parts.identity, since = parts.since, loaded = loaded,
+    prompt = overrides.prompt or prompts.style(cfg).ask, folder = folder,
+    settings = parts.settings, identity = parts.identity, since = parts.since, loaded = loaded,
     resume_path = source and source.path,
     total_steps = number_of_steps(cfg, parts.train, parts.since),
     hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate,

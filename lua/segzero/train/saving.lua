@@ -8,7 +8,7 @@
 --
 -- t: trainer.new's object; t.pending is what is being written, t.identity the data set's
 -- (runs/contract.lua) or nil, t.since where the rows are counted from if the checkpoint does not
--- say it.
+-- say it, t.settings the text of settings.json (nil: t.config).
 -- Leaves out: which checkpoints are kept (runs/retention.lua).
 
 local checkpoint = require "segzero.train.checkpoint"
@@ -24,7 +24,7 @@ function M.start(t)
     seed = t.options.rows.seed, skipped_updates = t.optimizer.skipped, data = t.identity,
     rows = t.sampler:place_after(t.train, t.global_step), rows_since = t.sampler.since,
   }
-  local settings = files.json(t.config)
+  local settings = t.settings or files.json(t.config)
   t.pending = { checkpoint.begin(t.folder, t.global_step, t.policy, t.optimizer, state, settings) }
   return t.pending[1]
 end

@@ -18,8 +18,11 @@
 -- centres of the two largest inscribed circles (see refshapes/distance.lua). `solution` is
 -- Seg-Zero's ground-truth string, `answer` the JSON that a model should write.
 --
--- Leaves out: writing images (the caller of write_dataset passes a function for it), several
--- objects in one answer.
+-- With several = {empty = share} the one question is about any number of objects
+-- (refshapes/several.lua): {problem=, targets=, solution=, answer=, think=, mask=}, with
+-- VisionReasoner's list as the solution and the union as the mask.
+--
+-- Leaves out: writing images (the caller of write_dataset passes a function for it).
 
 local ffi = require "ffi"
 local files = require "segzero.core.files"
@@ -28,6 +31,7 @@ local rng = require "segzero.data.refshapes.rng"
 local scene = require "segzero.data.refshapes.scene"
 local raster = require "segzero.data.refshapes.raster"
 local distance = require "segzero.data.refshapes.distance"
+local several = require "segzero.data.refshapes.several"
 local sentence = require "segzero.data.refshapes.sentence"
 
 local M = {}
@@ -59,7 +63,7 @@ end
 local BIG = 2 ^ 53
 
 local OPTIONS = options.set {
-  "seed", "index", "size", "level", "questions", "split", "background",
+  "seed", "index", "size", "level", "questions", "split", "background", "several",
 }
 
 local function read_options(opts)
@@ -72,6 +76,7 @@ local function read_options(opts)
     questions = integer(opts, "questions", 4, 0, 64, 4),
     split = opts.split or "train",
     background = opts.background or "gradient",
+    several = opts.several,
   }
   if o.size % 28 ~= 0 then error("refshapes: size must be a multiple of 28, got " .. o.size, 3) end
   if o.split ~= "train" and o.split ~= "heldout" then
@@ -113,12 +118,36 @@ local function paint(rgb, objects, size, r, style)
   end
 end
 
+local function find_points(o)
+  if o.points then return end
+  local p1, p2 = distance.two_circles(o.bbox, o.runs)
+  o.points = { p1, p2 }
+end
+
+-- The union of the objects' masks.
+local function union_mask(objects, targets, size, value)
+  local union = ffi.new("uint8_t[?]", size * size)
+  for _, k in ipairs(targets) do
+    local mask = raster.mask(objects[k].runs, objects[k].bbox, size, size, value)
+    for i = 0, size * size - 1 do
+      if mask[i] ~= 0 then union[i] = value end
+    end
+  end
+  return union
+end
+
+local function complete_several(q, objects, size)
+  for _, k in ipairs(q.targets) do find_points(objects[k]) end
+  local list = several.solution(objects, q.targets)
+  return {
+    problem = q.text, think = q.think, targets = q.targets, solution = list, answer = list,
+    mask = function(value) return union_mask(objects, q.targets, size, value or 1) end,
+  }
+end
+
 local function complete(q, objects, size)
   local o = objects[q.target]
-  if not o.points then
-    local p1, p2 = distance.two_circles(o.bbox, o.runs)
-    o.points = { p1, p2 }
-  end
+  find_points(o)
   local b = o.bbox
   local p = o.points
   return {
@@ -141,7 +170,7 @@ end
 
 -- opts: seed, index, split, size (a multiple of 28 from 84 to 840), level (1: one large object; 2:
 -- two or three that differ in attributes; 3: everything), questions (the maximum number),
--- background ("gradient" or "plain").
+-- background ("gradient" or "plain"), several ({empty = share of the questions without a target}).
 function M.sample(opts)
   local o = read_options(opts or {})
   local size = o.size
@@ -153,9 +182,15 @@ function M.sample(opts)
     seed = o.seed, index = o.index, split = o.split, level = o.level,
     width = size, height = size, rgb = rgb, objects = objects, questions = {},
   }
+  setmetatable(s, Sample)
+  if o.several then
+    local q = several.compose(objects, r, { level = o.level, empty = o.several.empty })
+    s.questions[1] = complete_several(q, objects, size)
+    return s
+  end
   local asked = sentence.compose(objects, o.questions, o.level, r)
   for k = 1, #asked do s.questions[k] = complete(asked[k], objects, size) end
-  return setmetatable(s, Sample)
+  return s
 end
 
 -- Writes a data set in Seg-Zero's columns and returns its number of rows.

@@ -32,12 +32,14 @@ local ODD = { "the odd one out", "the unusual shape", "the shape that is differe
 local function plural(kind)
   return PLURAL[kind] or kind .. "s"
 end
+M.plural = plural
 
 local function matches(np, o)
   if np.size and np.size ~= o.size then return false end
   if np.colour and np.colour ~= o.colour then return false end
   return not np.kind or np.kind == o.kind
 end
+M.matches = matches
 
 local function count(np, objects)
   local n = 0

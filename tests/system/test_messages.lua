@@ -1,0 +1,230 @@
+-- test_messages.lua - what the program says about a user's mistakes: one line, with the name, the
+-- value and the cure, and without a traceback or a place of ours.
+--
+-- Each row of the tables is a command line of the real program. A row is cheap: what is wrong is
+-- found before weights are read, or the embedded model is used.
+-- Leaves out: bad model folders (test_loading.lua), bad rows and images (test_bad_input.lua,
+-- test_data_check.lua), settings of every kind (test_config.lua).
+
+local check = require "tests.support.check"
+local process = require "tests.support.process"
+local files = require "segzero.core.files"
+local host = require "segzero.host"
+
+local place = os.tmpname()
+os.remove(place)
+files.make_dir(place)
+
+local function put(name, text)
+  files.write(place .. "/" .. name, text)
+  return place .. "/" .. name
+end
+
+files.make_dir(place .. "/folder")
+for _, name in ipairs { "/disk", "/disk/train", "/parquet", "/parquet/data", "/empty" } do
+  files.make_dir(place .. name)
+end
+put("disk/dataset_dict.json", '{"splits": ["train"]}')
+put("disk/train/data-00000-of-00001.arrow", "")
+put("parquet/data/train-00000-of-00001.parquet", "PAR1....PAR1")
+put("empty/data.jsonl", "")
+put("set.csv", "a,b\n")
+put("number.jsonl", '{"problem": 1}\n')
+put("words.jsonl", "not json\n")
+put("text.png", "hello")
+put("five.lua", "return 5\n")
+put("syntax.lua", "x = = 1\n")
+put("broken.lua", "return function( end\n")
+put("open.yaml", "a: [1\n")
+put("twice.yaml", "data:\n  seed: 1\nworker:\n  rollout: { n: 2 }\ndata:\n  seed: 2\n")
+put("nested.yaml", "worker:\n  rollout:\n    n: 2\n    top_k: 1\n    n: 4\n")
+put("dotted.yaml", "data.seed: 1\ndata: { seed: 2 }\n")
+
+local GRPO = "recipes/refcocog_grpo.lua"
+local EVALUATE = "recipes/evaluate.lua"
+local INFER = "examples/infer.lua"
+local SCORE = "worker.reward.compute_score="
+local TRAIN = "data.train_files="
+local POLICY = "worker.actor.model.model_path="
+local SAM2 = "worker.reward.sam2_path="
+local SAVE = "trainer.save_checkpoint_path="
+local AT = place .. "/"
+
+-- {the words, what the line contains, ...}
+local ROWS = {
+  options = {
+    { { "--device", "tpu" }, "--device expects cpu or cuda, got 'tpu'" },
+    { { "--threads", "0" }, "--threads expects a number from 1 to 4096, got '0'" },
+    { { "--nosuch" }, "unknown option '--nosuch'" },
+    { { "-e" }, "a value is missing after '-e'" },
+  },
+  scripts = {
+    { { "nosuch.lua" }, "cannot open nosuch.lua: there is no such file" },
+    { { "recipes/nosuch.lua" }, "cannot open recipes/nosuch.lua" },
+    { { "recipes/evalute.lua" }, "did you mean recipes/evaluate.lua?" },
+    { { AT .. "folder" }, "folder: Is a directory" },
+    { { AT .. "syntax.lua" }, "syntax.lua:1: unexpected symbol near '='" },
+    { { "-e", "x =" }, "(command line):1: unexpected symbol near '<eof>'" },
+    { { "plan" }, "plan: name a recipe" },
+    { { "plan", GRPO, "nosuchkey=1" }, "unknown setting 'nosuchkey'" },
+  },
+  settings = {
+    { { GRPO, "word" }, "'word' is not a setting: write key=value" },
+    { { GRPO, "worker.rollout.n=two" }, "worker.rollout.n is 'two', expected a whole number" },
+    { { GRPO, "worker.rollout.n=1.5" }, "worker.rollout.n is 1.5, expected a whole number" },
+    { { GRPO, "worker.reward.timeout=-1" }, "worker.reward.timeout is -1, expected a number from 0" },
+    { { GRPO, "worker.reward.on_error=skip" }, "expected one of: stop, zero" },
+    { { GRPO, "trainer.logger=nosuch" }, "trainer.logger has 'nosuch', expected a list of" },
+    { { GRPO, "config=" .. AT .. "nosuch.yaml" }, "nosuch.yaml: No such file or directory" },
+    { { GRPO, "config=" .. AT .. "folder" }, "folder: Is a directory" },
+    { { GRPO, "config=" .. AT .. "open.yaml" }, "open.yaml: line 1, column 5" },
+    { { GRPO, "config=" .. AT .. "twice.yaml" },
+      "twice.yaml: the key 'data' is in line 1 and again in line 5" },
+    { { GRPO, "config=" .. AT .. "nested.yaml" },
+      "nested.yaml: the key 'n' is in line 3 and again in line 5" },
+    { { GRPO, "config=" .. AT .. "dotted.yaml" }, "the key 'data.seed' is there twice" },
+    { { EVALUATE, "rows=-1" }, "rows is -1, expected a whole number from 1" },
+    { { INFER, "--demo", "--temperature", "hot" }, "temperature is 'hot', expected a number" },
+    { { INFER }, "no image: --image_path FILE --text SENTENCE, or --demo" },
+  },
+  rewards = {
+    { { GRPO, SCORE .. "nosuch" }, "there is no reward 'nosuch' (rewards/nosuch.lua)" },
+    { { GRPO, SCORE .. "my.py:f" }, "there is no reward 'my.py:f'; a reward is a Lua file" },
+    { { GRPO, SCORE .. AT .. "nosuch.lua" }, "the reward does not load: cannot open" },
+    { { GRPO, SCORE .. AT .. "broken.lua" }, "the reward does not load: ", "broken.lua:1: " },
+    { { GRPO, SCORE .. AT .. "five.lua" }, "returns a number, expected a function" },
+    { { "recipes/mask_grpo.lua", SAM2 .. "none" }, "give worker.reward.sam2_path" },
+  },
+  data = {
+    { { GRPO, TRAIN .. "nosuch" }, "data set nosuch: nosuch/data.jsonl: No such file or directory" },
+    { { GRPO, TRAIN .. "Ricky06662/refCOCOg_2k_840" }, "a name on the Hugging Face hub",
+      "nothing is downloaded", "docs/guide/data.md" },
+    { { GRPO, TRAIN .. "hiyouga/geometry3k@train" }, "a name on the Hugging Face hub" },
+    { { GRPO, TRAIN .. AT .. "disk" }, "a folder of datasets' save_to_disk", "docs/guide/data.md" },
+    { { GRPO, TRAIN .. AT .. "parquet" }, "a folder of Parquet files", "docs/guide/data.md" },
+    { { GRPO, TRAIN .. AT .. "parquet/data/train-00000-of-00001.parquet" }, "a Parquet file" },
+    { { GRPO, TRAIN .. AT .. "disk/train/data-00000-of-00001.arrow" }, "an Arrow file" },
+    { { GRPO, TRAIN .. AT .. "set.csv" }, "a .csv file" },
+    { { GRPO, TRAIN .. AT .. "text.png" }, "a file whose name does not end in .jsonl" },
+    { { GRPO, TRAIN .. AT .. "empty" }, "empty/data.jsonl has no rows" },
+    { { GRPO, TRAIN .. AT .. "folder" }, "folder/data.jsonl: No such file or directory" },
+    { { GRPO, TRAIN .. AT .. "number.jsonl" },
+      "number.jsonl:1: the column 'problem' is number, expected a string" },
+    { { GRPO, TRAIN .. AT .. "words.jsonl" }, "words.jsonl:1: not a JSON object" },
+    { { GRPO, "data.val_files=nosuch" }, "data set nosuch" },
+    { { GRPO, TRAIN .. "refshapes", "trainer.val_only=true", "data.val_files=None" },
+      "trainer.val_only=true has nothing to evaluate: name the rows with data.val_files" },
+    { { EVALUATE, "data=nosuch" }, "data set nosuch" },
+    { { INFER, "--image_path", AT .. "nosuch.png", "--text", "x" }, "nosuch.png: No such file" },
+    { { INFER, "--image_path", AT .. "text.png", "--text", "x" }, "text.png: not an image" },
+    { { INFER, "--image_path", AT .. "folder", "--text", "x" }, "folder: not a regular file" },
+  },
+  models = {
+    { { GRPO, POLICY .. "nosuch" }, "no model in nosuch: it is not a folder" },
+    { { GRPO, POLICY .. AT .. "folder" }, "it has no config.json" },
+    { { GRPO, POLICY .. "Qwen/Qwen2.5-VL-3B-Instruct" }, "nothing is downloaded" },
+    { { GRPO, SAM2 .. "nosuch" }, "worker.reward.sam2_path: nosuch: there is no such file" },
+    { { GRPO, SAM2 .. AT .. "folder" }, "worker.reward.sam2_path: no SAM2 in " },
+    { { GRPO, SAM2 .. AT .. "text.png" }, "worker.reward.sam2_path: ", "text.png: " },
+    { { EVALUATE, "model_path=nosuch" }, "model_path: no model in nosuch" },
+    { { EVALUATE, "reasoning_model_path=nosuch" }, "model_path: no model in nosuch" },
+    { { EVALUATE, "segmentation_model_path=nosuch", "rows=1" }, "sam2_path: nosuch: No such file" },
+    { { INFER, "--demo", "--model_path", "nosuch" }, "no model in nosuch" },
+    { { INFER, "--demo", "--sam2_path", "nosuch" }, "SAM2: nosuch: No such file" },
+    { { "recipes/sam2_finetune.lua", "model_path=nosuch" }, "nosuch: No such file" },
+  },
+  folders = {
+    { { GRPO, SAVE .. "/" }, "trainer.save_checkpoint_path: / is the root folder" },
+    { { GRPO, SAVE .. "/proc/x" }, "trainer.save_checkpoint_path: cannot make the folder /proc/x" },
+    { { GRPO, SAVE .. AT .. "text.png" }, "text.png exists and is not a folder" },
+    { { GRPO, "trainer.load_checkpoint_path=nosuch" }, "nosuch is not a checkpoint" },
+    { { EVALUATE, "merge=nosuch" }, "merge: nosuch holds no evaluation" },
+    { { INFER, "--demo", "--output_path", AT .. "nodir/x.png" }, "nodir does not exist" },
+  },
+}
+
+-- Without the driver; with one these commands would work.
+local NO_CUDA = {
+  { { "--device", "cuda", GRPO, "trainer.max_steps=0", SAVE .. AT .. "cuda" }, "device cuda: " },
+  { { "--device", "cuda", EVALUATE, "rows=1" }, "device cuda: " },
+  { { "--device", "cuda", INFER, "--demo" }, "device cuda: " },
+  { { "--device", "cuda", "recipes/pretrain_shapes.lua", "steps=1" }, "device cuda: " },
+  { { "--device", "cuda", "recipes/sam2_finetune.lua", "steps=1" }, "device cuda: " },
+}
+
+-- The lines of the output that are the error: all after those that say what is used.
+local function error_lines(output)
+  local lines = {}
+  for line in output:gmatch "[^\n]+" do
+    local is_said = line:find "^no %w+ named" or line:find "^model: " or line:find "^  %(small"
+      or line:find "^SAM2: " or line:find "^policy " or line:find "^note: "
+    if not is_said then lines[#lines + 1] = line end
+  end
+  return lines
+end
+
+local function refuses(row)
+  local words = { host.executable, "--threads", "1" }
+  for _, word in ipairs(row[1]) do words[#words + 1] = word end
+  local name = table.concat(row[1], " "):gsub(place, "")
+  local output, status = process.run(words, { timeout = 60 })
+  check.ok(status == 1 or status == 2, ("%s: status %d"):format(name, status))
+  local lines = error_lines(output)
+  check.equal(#lines, 1, name .. ": one line: " .. output)
+  local line = lines[1] or ""
+  for i = 2, #row do check.ok(line:find(row[i], 1, true), name .. ": " .. line) end
+  check.ok(not line:find "/lua/segzero/", name .. ": no place of ours: " .. line)
+  check.ok(not output:find "traceback", name .. ": no traceback")
+end
+
+for _, group in ipairs { "options", "scripts", "settings", "rewards", "data", "models", "folders" } do
+  check.case("one line: " .. group, function()
+    for _, row in ipairs(ROWS[group]) do refuses(row) end
+  end)
+end
+
+check.case("one line: --device cuda without one", function()
+  local devices = table.concat(require("segzero").devices(), " ")
+  if devices:find "cuda" then
+    check.skip "a machine without a GPU"
+    return
+  end
+  for _, row in ipairs(NO_CUDA) do refuses(row) end
+end)
+
+local function run_script(text)
+  local path = put("script.lua", text)
+  local output, status = process.run({ host.executable, "--threads", "1", path }, { timeout = 30 })
+  return output:gsub(place, ""), status
+end
+
+check.case("a failing script shows its own functions only", function()
+  local output, status = run_script [[
+local sz = require "segzero"
+local function open() sz.qwen_vl "nosuch" end
+open()]]
+  check.equal(status, 1, "its status")
+  check.equal(output, "segzero: /script.lua:2: no model in nosuch: it is not a folder\n"
+    .. "stack traceback:\n\t/script.lua:2: in function 'open'\n\t/script.lua:3: in main chunk\n",
+    "a mistake in a call of ours")
+  output = run_script "local x\nprint(x.y)"
+  check.ok(output:find("/script.lua:2: attempt to index local 'x' (a nil value)", 1, true), output)
+  check.ok(output:find("\t/script.lua:2: in main chunk", 1, true), output)
+end)
+
+check.case("a fault of ours shows everything", function()
+  local output = run_script [[require("segzero.log.console").duration {}]]
+  check.ok(output:find "console.lua:%d+: attempt to perform arithmetic", output)
+  check.ok(output:find "stack traceback:\n.*console.lua:%d+: in function", output)
+end)
+
+check.case("val_only evaluates, even with val_before_train=false", function()
+  local output, status = process.run({ host.executable, "--threads", "1", GRPO,
+    "trainer.val_only=true", "trainer.val_before_train=false", "data.refshapes_val_rows=2",
+    SAM2 .. "none", SAVE .. AT .. "val_only" }, { timeout = 60 })
+  check.equal(status, 0, output)
+  check.ok(output:find "held%-out reward before: [%d.]+ of 2 rows", output)
+end)
+
+os.execute("rm -r " .. place)
+check.finish()
