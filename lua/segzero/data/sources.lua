@@ -16,9 +16,9 @@
 --     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
 --                      so it must not read images
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =, prompt_key =,
--- answer_key =, image_key = names of columns, check = false if data/check.lua follows}. A source
--- uses those that it knows.
+-- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
+-- prompt_key =, answer_key =, image_key = names of columns, check = false if data/check.lua
+-- follows}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
