@@ -345,6 +345,8 @@ sz_map *sz_map_open(const char *path);
 void sz_map_close(sz_map *m);
 const uint8_t *sz_map_bytes(const sz_map *m);
 int64_t sz_map_size(const sz_map *m);
+/* Gives back the resident pages; the map stays valid. */
+void sz_map_forget(sz_map *m);
 /* Unpacks len bytes into exactly room bytes; codec: 0 a frame of LZ4, 1 zstd. NULL with the reason
  * as the message; freed by sz_arrow_free. */
 uint8_t *sz_arrow_unpack(int codec, const uint8_t *from, int64_t len, int64_t room);

@@ -63,6 +63,53 @@ add { name = "torchfile", seeds = torch_seeds,
     free((require("segzero.formats.torchfile").load(scratch .. "/x.pt")))
   end }
 
+local arrow_seeds = {}
+for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced" } do
+  arrow_seeds[i] = read("tests/golden/arrow/" .. name .. ".arrow")
+end
+add { name = "arrow", seeds = arrow_seeds,
+  run = function(text, scratch)
+    write(scratch .. "/x.arrow", text)
+    local f = require("segzero.formats.arrow").open(scratch .. "/x.arrow")
+    for i = 1, math.min(f.count, 4) do f:row(i) end
+    if f.count > 4 then f:row(f.count) end
+    f:close()
+  end }
+
+-- Data sets: every row, its image and its mask.
+local function read_rows(path)
+  local set = sz.sources.open(path, { split = "train" })
+  for i = 1, math.min(set:count(), 4) do
+    local row = set:row(i)
+    if row.mask then row.mask():free() end
+    row.image:free()
+  end
+end
+
+local SETS = "tests/golden/sources/"
+add { name = "table_arrow", seeds = { read(SETS .. "saved_masks/data-00000-of-00001.arrow"),
+  read(SETS .. "saved/test/data-00000-of-00001.arrow"), read(SETS .. "file.arrow") },
+  run = function(text, scratch)
+    write(scratch .. "/x.arrow", text)
+    read_rows(scratch .. "/x.arrow")
+  end }
+add { name = "table_parquet", seeds = { read(SETS .. "reasonseg/data/test-00000-of-00001.parquet"),
+  read(SETS .. "easyr1/train.parquet"), read(SETS .. "refcocog/data/train-00000-of-00001.parquet") },
+  run = function(text, scratch)
+    write(scratch .. "/x.parquet", text)
+    read_rows(scratch .. "/x.parquet")
+  end }
+
+local IMAGE = SETS .. "paths/images/0.png"
+if IMAGE:sub(1, 1) ~= "/" then IMAGE = require("posix.unistd").getcwd() .. "/" .. IMAGE end
+add { name = "json_list", seeds = {
+  ('[{"id":"]","problem":"p","solution":"s","image":["%s"]},\n {"problem":"p","answer":"s",'
+    .. '"images":{"path":"%s"}}]'):format(IMAGE, IMAGE) },
+  run = function(text, scratch)
+    write(scratch .. "/x.json", text)
+    read_rows(scratch .. "/x.json")
+  end }
+
 -- data.pkl of the files above: a zip stores it uncompressed after its name.
 local function pickle_of(text)
   local _, at = text:find "data%.pkl[^\128]*\128"

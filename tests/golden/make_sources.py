@@ -10,6 +10,8 @@ easyr1/{train,test}.parquet            images (a list), problem, answer
 paths/rows.parquet                     images as paths; masks as PNG bytes
 mask_forms.parquet                     masks as run lengths
 file.arrow                             an Arrow file with a footer
+large_*.parquet                        byte arrays of 150 KB by a formula, which test_sources.lua has
+                                       too: with a dictionary, plain, and in pages of version 2
 expected.json                          sizes, boxes and pixel sums that the tests compare
 
 Written with datasets 5.2.0, pyarrow 26.0.1, Pillow 13.0.0, numpy 2.4.6. The fingerprints in
@@ -139,6 +141,20 @@ table = pa.Table.from_pylist(lengths)
 pq.write_table(table, os.path.join(OUT, "mask_forms.parquet"))
 with pa.ipc.new_file(os.path.join(OUT, "file.arrow"), table.schema) as writer:
     writer.write_table(table)
+
+
+
+def large(i):
+    if i in (2, 5):
+        return None if i == 2 else b""
+    return bytes((j * j // 7 + i) % 251 if j < 1000 else (j // 1000 + i) % 256
+                 for j in range(180000 + 1000 * i))
+
+
+values = pa.table({"value": pa.array([large(i) for i in range(8)], pa.binary())})
+for name, options in (("dictionary", {}), ("plain", {"use_dictionary": False}),
+                      ("v2", {"use_dictionary": False, "data_page_version": "2.0"})):
+    pq.write_table(values, os.path.join(OUT, f"large_{name}.parquet"), **options)
 
 with open(os.path.join(OUT, "expected.json"), "w") as file:
     json.dump({"reasonseg": expected,

@@ -163,7 +163,7 @@ check.case("data sets that cannot be read", function()
   fails("/json/data.jsonl:3: not a JSON object",
     { data_set("json", function(t) t[3] = "{'id': 3}" end) })
   fails("/column/data.jsonl:2: the column 'solution' is nil, expected a string",
-    { data_set("column", function(t) t[2] = t[2]:gsub('"solution"', '"answer"') end) })
+    { data_set("column", function(t) t[2] = t[2]:gsub('"solution"', '"truth"') end) })
   fails("/kinds/data.jsonl:4: the column 'problem' is number, expected a string",
     { data_set("kinds", function(t) t[4] = t[4]:gsub('"problem": "[^"]*"', '"problem": 5') end) })
   fails("/empty/data.jsonl has no rows", { data_set("empty", function(t)

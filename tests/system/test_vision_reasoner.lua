@@ -5,8 +5,10 @@
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
+local evaluate = require "recipes.evaluate"
 local files = require "segzero.core.files"
 local mini = require "tests.support.miniature"
+local objects = require "segzero.evaluation.objects"
 local prompt = require "segzero.data.prompt"
 local recipe = require "recipes.vision_reasoner_grpo"
 local single = require "recipes.refcocog_grpo"
@@ -81,6 +83,41 @@ check.case("data without lists is refused before the model is loaded", function(
       "worker.reward.compute_score=vision_reasoner" })
   end, "the reward vision_reasoner reads", "one object for each row")
   check.ok(not files.exists(place .. "/refused/config.json"), "no run folder is left")
+end)
+
+check.case("evaluation counts objects, and rightly empty rows have IoU 1", function()
+  local summary = evaluate.run { "oracle=true", "data=refshapes_multi", "several=true", "rows=24",
+    "output_path=" .. place .. "/oracle" }
+  check.equal(summary.rows, 24, "rows")
+  check.equal(summary.failed + summary.errors, 0, "failures")
+  local o = summary.objects
+  check.equal({ o.counting, o.count_error, o.precision, o.recall, o.n_acc }, { 1, 0, 1, 1, 1 },
+    "the true objects")
+  check.ok(o.no_target >= 1, o.no_target .. " rows without a target")
+  local empty = 0
+  for line in io.lines(place .. "/oracle/results.jsonl") do
+    local record = cjson.decode(line)
+    if record.true_objects == 0 then
+      empty = empty + 1
+      check.equal({ record.iou, record.union }, { 1, 0 }, "a row without a target")
+    end
+  end
+  check.equal(empty, o.no_target, "rows without a target in results.jsonl")
+end)
+
+check.case("counting, matched boxes and N-Acc of records", function()
+  local null = cjson.null
+  local s = objects.summary {
+    { true_objects = 2, found_objects = 2, matched = 1 },
+    { true_objects = 3, found_objects = 1, matched = 1 },
+    { true_objects = 1, found_objects = null, matched = null },
+    { true_objects = 0, found_objects = 0, matched = 0 },
+    { true_objects = 0, found_objects = 1, matched = 0 },
+  }
+  check.equal(s, { counting = 2 / 5, count_error = 4 / 5, precision = 2 / 4, recall = 2 / 6,
+    no_target = 2, n_acc = 1 / 2 }, "summary")
+  check.equal(objects.line(objects.summary {}),
+    "counting=0.000 count_error=0.000 precision=0.000 recall=0.000 N-Acc=none no_target=0", "line")
 end)
 
 mini.remove()

@@ -8,6 +8,7 @@ local check = require "tests.support.check"
 local check_rows = require("segzero.data.check").rows
 local files = require "segzero.core.files"
 local image = require "segzero.formats.image"
+local parquet = require "segzero.formats.parquet"
 local names = require "segzero.data.tables.names"
 local sources = require "segzero.data.sources"
 local tensor = require "segzero.core.tensor"
@@ -183,6 +184,49 @@ check.case("files, patterns and folders by name", function()
   check.raises(function() open "multi/data/none.parquet" end, "No such file", "a missing file")
 end)
 
+-- ---- large values ----
+-- As make_sources.py makes them; rows from 0.
+local function large(i)
+  if i == 2 then return nil end
+  if i == 5 then return "" end
+  local out = {}
+  for j = 0, 180000 + 1000 * i - 1 do
+    local byte = (math.floor(j / 1000) + i) % 256
+    if j < 1000 then byte = (math.floor(j * j / 7) + i) % 251 end
+    out[j + 1] = string.char(byte)
+  end
+  return table.concat(out)
+end
+
+check.case("large values are read without their pages", function()
+  for _, name in ipairs { "dictionary", "plain", "v2" } do
+    local path = SETS .. "large_" .. name .. ".parquet"
+    local f = parquet.open(path)
+    for _, row in ipairs { 8, 1, 3, 5, 6, 2, 7, 4, 4, 8 } do
+      check.ok(f:value(row, "value") == large(row - 1), ("%s, row %d"):format(name, row))
+    end
+    f:close()
+  end
+end)
+
+check.case("large values of damaged files", function()
+  for _, name in ipairs { "dictionary", "plain", "v2" } do
+    local text = files.read(SETS .. "large_" .. name .. ".parquet")
+    local path = place .. "/large.parquet"
+    for n = 5, #text - 700, 1501 do
+      local file = assert(io.open(path, "wb"))
+      file:write(text:sub(1, n - 1), string.char((text:byte(n) + 85) % 256), text:sub(n + 1))
+      file:close()
+      local ok, why = pcall(function()
+        local f = parquet.open(path)
+        for row = 8, 1, -1 do f:value(row, "value") end
+        f:close()
+      end)
+      check.ok(ok or (why:find(path, 1, true) and not why:find "\n"), tostring(why))
+    end
+  end
+end)
+
 -- ---- checks ----
 check.case("all rows are checked", function()
   check.equal(checked(open "refcocog"):count(), 3, "good rows")
@@ -198,7 +242,7 @@ check.case("the fingerprint changes with the rows", function()
   check.ok(open("multi"):fingerprint() ~= a, "other rows")
 end)
 
--- ---- damage ----
+-- ---- JSON ----
 local function write(name, text)
   local path = place .. "/" .. name
   local file = assert(io.open(path, "wb"))
@@ -207,6 +251,90 @@ local function write(name, text)
   return path
 end
 
+-- Bytes in base64, by hand.
+local function base64(bytes)
+  local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+  local out = {}
+  for i = 1, #bytes, 3 do
+    local a, b, c = bytes:byte(i, i + 2)
+    local n = a * 65536 + (b or 0) * 256 + (c or 0)
+    for k = 3, 0, -1 do
+      local digit = math.floor(n / 64 ^ k) % 64 + 1
+      out[#out + 1] = alphabet:sub(digit, digit)
+    end
+    if not b then out[#out - 1] = "=" end
+    if not c then out[#out] = "=" end
+  end
+  return table.concat(out)
+end
+
+local SOLUTION = "<box>(16,26),(44,54)</box><points>(30,40),(30,37)</points>"
+
+-- A row with this image, and the columns in `more`.
+local function json_row(i, img, more)
+  local columns = { id = "r" .. i, problem = "the circle", solution = SOLUTION, image = img }
+  for name, value in pairs(more or {}) do columns[name] = value end
+  return columns
+end
+
+check.case("images in JSON: a path, {path}, base64, a list of one", function()
+  local bytes = files.read(SETS .. "paths/images/0.png")
+  write("a.png", bytes)
+  local text = base64(bytes)
+  local images = { "a.png", { path = "a.png" }, { bytes = text, path = "b.png" },
+    "data:image/png;base64," .. text, { "a.png" }, { { bytes = text } } }
+  local lines = {}
+  local objects = {}
+  for i, img in ipairs(images) do
+    objects[i] = json_row(i, img)
+    lines[i] = cjson.encode(objects[i])
+  end
+  local list = cjson.encode(objects):gsub("},{", "},\n  {")
+  for _, path in ipairs { write("rows.jsonl", table.concat(lines, "\n")), write("rows.json", list),
+    write("lines.json", table.concat(lines, "\n")) } do
+    local set = checked(sources.open(path, { check = false }))
+    check.equal(set:count(), #images, path)
+    for i = 1, #images do
+      local row = set:row(i)
+      check.equal({ row.id, row.image.width, row.image.height }, { "r" .. i, 84, 84 }, "row " .. i)
+      row.image:free()
+    end
+    check.equal(set:where(3), path .. ":3", "place")
+  end
+end)
+
+check.case("columns of JSON by the names of the settings, and EasyR1's", function()
+  local bytes = files.read(SETS .. "paths/images/0.png")
+  write("a.png", bytes)
+  local path = write("named.jsonl", cjson.encode { ask = "q", truth = SOLUTION, photo = "a.png" })
+  local set = sources.open(path, { prompt_key = "ask", answer_key = "truth", image_key = "photo" })
+  local row = set:row(1)
+  check.equal({ row.problem, row.solution, row.image.width }, { "q", SOLUTION, 84 }, "renamed")
+  check.raises(function() sources.open(path, { prompt_key = "what" }) end,
+    "named.jsonl:1: the column 'what' is nil, expected a string", "no such column")
+  path = write("easyr1.jsonl", cjson.encode { problem = "q", answer = SOLUTION,
+    images = { "a.png" } })
+  check.equal(sources.open(path):row(1).solution, SOLUTION, "images and answer")
+end)
+
+check.case("what is wrong with JSON is one line", function()
+  local function refused(name, value, pattern)
+    local path = write("bad.jsonl", cjson.encode(value))
+    check.raises(function() sources.open(path) end, "bad.jsonl:1: " .. pattern, name)
+  end
+  refused("two images", json_row(1, { "a.png", "b.png" }), "the column 'image' has 2 images")
+  refused("a number", json_row(1, { 7 }), "the column 'image' is number, expected a path")
+  refused("an empty object", json_row(1, { other = 1 }), "the column 'image' is an object without")
+  local path = write("bad.jsonl", cjson.encode(json_row(1, { bytes = "!!!" })))
+  check.raises(function() checked(sources.open(path)) end, "is not base64", "no base64")
+  path = write("cut.json", "[{\"id\": \"]\"}, {")
+  check.raises(function() sources.open(path) end,
+    "cut.json: the list has no end: the file is cut off", "cut off")
+  path = write("empty.json", " [ ] ")
+  check.raises(function() sources.open(path) end, "empty.json has no rows", "no rows")
+end)
+
+-- ---- damage ----
 -- Reads everything; returns the error or what the set notes of itself, or nil.
 local function fault_of(path)
   local set

@@ -18,6 +18,7 @@ local schema = require "segzero.config.schema"
 local M = {}
 
 local EMBEDDED_TOKENS = 110           -- enough for the embedded model's answers
+local EMBEDDED_SEVERAL_TOKENS = 320
 local REFSHAPES_ROWS = 128
 
 local models = {
@@ -35,7 +36,14 @@ local models = {
 
 local data = {
   { key = "data", type = "text", default = "refshapes", also = { "test_data_path" },
-    help = "a folder with data.jsonl, or refshapes" },
+    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
+      .. "refshapes_multi (several=true)" },
+  { key = "prompt_key", type = "text", default = "problem", also = { "data.prompt_key" },
+    help = "the column of the question; the default also stands for text" },
+  { key = "answer_key", type = "text", default = "solution", also = { "data.answer_key" },
+    help = "the column of the ground truth; the default also stands for answer" },
+  { key = "image_key", type = "text", default = "image", also = { "data.image_key" },
+    help = "the column of the image; the default also stands for images" },
   { key = "rows", type = "count", optional = true, max = 2 ^ 31,
     help = "only the first rows; null: all (RefShapes: 128)" },
   { key = "on_bad_row", type = "text", default = "count", choices = { "count", "error", "skip" },
@@ -140,10 +148,17 @@ local function read_policy(cfg)
   return {}
 end
 
+local function is_refshapes(cfg)
+  return cfg.data == "refshapes" or cfg.data == "refshapes_multi"
+end
+
 local function find_policy(cfg, given)
   local embedded = cfg.model_path == ""
-  cfg.model_path = paths.policy(cfg.model_path)
-  if embedded and not given.max_new_tokens then cfg.max_new_tokens = EMBEDDED_TOKENS end
+  cfg.model_path = paths.policy(cfg.model_path, cfg.several)
+  if embedded and not given.max_new_tokens then
+    cfg.max_new_tokens = EMBEDDED_TOKENS
+    if cfg.several then cfg.max_new_tokens = EMBEDDED_SEVERAL_TOKENS end
+  end
   if embedded and not cfg.oracle then
     console.say("no model named: using the embedded " .. cfg.model_path)
   end
@@ -156,7 +171,7 @@ local function find_policy(cfg, given)
     cfg.frame = side
     cfg.resize = frame.text(frame.square(side))
   end
-  if cfg.data == "refshapes" then cfg.refshapes_size = cfg.refshapes_size or side end
+  if is_refshapes(cfg) then cfg.refshapes_size = cfg.refshapes_size or side end
   if not cfg.dtype then
     cfg.dtype = opening.dtype(json)
   end
@@ -181,7 +196,7 @@ function M.settings(args)
   frame.settings(cfg)
   if #cfg.merge > 0 or #cfg.compare > 0 then return cfg, given end
   find_policy(cfg, given)
-  if cfg.data == "refshapes" then
+  if is_refshapes(cfg) then
     cfg.rows = cfg.rows or REFSHAPES_ROWS
   end
   find_sam2(cfg)

@@ -24,14 +24,7 @@ local M = {}
 -- `only` these values are noted.
 local function only(why, ...) return { why, only = { ... } } end
 
-local function column(name)
-  return only(("the column is named '%s' here"):format(name), name)
-end
-
 M.ignored = {
-  ["data.prompt_key"] = column "problem",
-  ["data.answer_key"] = column "solution",
-  ["data.image_key"] = column "image",
   ["data.video_key"] = NO_VIDEO,
   ["data.video_fps"] = NO_VIDEO,
   ["data.image_dir"] = only("paths of images are relative to the data set's folder", "null"),

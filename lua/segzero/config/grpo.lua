@@ -20,9 +20,17 @@ local M = {}
 
 local data = {
   { key = "data.train_files", type = "text", default = "", null = "",
-    help = "a folder with data.jsonl, refshapes, or refshapes_multi; empty: RefShapes" },
+    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
+      .. "refshapes_multi; empty: RefShapes" },
   { key = "data.val_files", type = "text", default = "", null = "",
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
+  { key = "data.prompt_key", type = "text", default = "problem",
+    help = "the column of the question; the default also stands for text" },
+  { key = "data.answer_key", type = "text", default = "solution",
+    help = "the column of the ground truth; the default also stands for answer" },
+  { key = "data.image_key", type = "text", default = "image",
+    help = "the column of the image; the default also stands for images, and for the only column "
+      .. "that holds some" },
   { key = "data.max_prompt_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "a longer prompt is an error that names the row" },
   { key = "data.on_bad_row", type = "text", default = "error", choices = { "error", "skip" },
@@ -260,6 +268,7 @@ M.EMBEDDED = {
 -- The same for the prompt vision_reasoner: answers are lists, the model is the one that knows them.
 M.EMBEDDED_SEVERAL = {
   ["data.max_response_length"] = 320,
+  ["worker.actor.optim.lr"] = 2e-4,
   ["trainer.experiment_name"] = "refshapes_multi_grpo",
 }
 

@@ -50,9 +50,9 @@ local function newest_checkpoint(dir)
 end
 
 -- The policy's folder: the embedded one for "", the newest checkpoint for a run folder. Does not
--- check that it holds a model; the loader does.
-function M.policy(named)
-  if named == "" then return M.embedded_policy() end
+-- check that it holds a model; the loader does. several: as in embedded_policy.
+function M.policy(named, several)
+  if named == "" then return M.embedded_policy(several) end
   local dir = named:gsub("(.)/+$", "%1")
   return newest_checkpoint(dir) or dir
 end

@@ -1,22 +1,29 @@
 -- jsonl.lua - a folder with data.jsonl and images, in Seg-Zero's columns, as a data source.
 --
---   local set = jsonl.open "path/to/folder"        or "path/to/file.jsonl"
+--   local set = jsonl.open "path/to/folder"        or "path/to/file.jsonl"; also data.json or a
+--                                                  .json file: a list of objects, or lines
 --   local set = jsonl.open(name, { check = false })   lines are read when they are needed;
 --                                                  otherwise the first bad line is an error now
 --   set:meta(i)    what is known of row i without its image, for checking all rows:
 --                  {where = "file:line", index = i, id =, problem =, solution =, image = path,
 --                  mask = value, folder =, columns =}. The id is nil if the row states none
 --
--- Columns: problem, solution, image (a path relative to the folder), and optionally id and mask
--- (any form that formats/mask.lua reads). All rows have a mask or none has. Other columns are kept
+-- Columns: problem, solution, image (a path relative to the folder, or bytes in base64: see
+-- json_line.lua), and optionally id and mask (any form that formats/mask.lua reads); options has
+-- prompt_key, answer_key and image_key if they are named otherwise. A row whose image is no file
+-- has meta.size (tables/source.lua). All rows have a mask or none has. Other columns are kept
 -- in row.columns. A bad line, image or mask is an error that names file and line.
 -- Memory: 16 bytes a row; lines are read and decoded again when they are needed.
 -- Leaves out: several images in a row.
 
 local checksum = require "segzero.core.checksum"
+local core = require "segzero.core.ffi"
 local file_exists = require("segzero.core.files").exists
 local image = require "segzero.formats.image"
+local data_url = require "segzero.models.data_url"
+local files = require "segzero.core.files"
 local json_line = require "segzero.data.json_line"
+local json_list = require "segzero.data.json_list"
 local lines_of = require "segzero.data.lines"
 local mask_of = require "segzero.formats.mask"
 local rows = require "segzero.data.rows"
@@ -29,7 +36,9 @@ local LONG_LINE = 2 ^ 16        -- bytes; such lines, with masks in them, are de
 local function plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
 
 local function read_lines(name, file)
-  local ok, list = pcall(lines_of.open, file)
+  local open = lines_of.open
+  if file:find "%.json$" and json_list.is_list(file) then open = json_list.open end
+  local ok, list = pcall(open, file)
   if not ok then
     local other = not file_exists(file) and require("segzero.data.foreign_set").describe(name)
     error(other or ("data set %s: %s"):format(name, plain(list)), 0)
@@ -51,7 +60,7 @@ local function first_mask(self)
   if self.masks ~= nil then return self.masks, self.first_line end
   self.masks = false
   for i = 1, self:count() do
-    local ok, columns = pcall(json_line.columns, self.lines:text(i), "")
+    local ok, columns = pcall(json_line.columns, self.lines:text(i), "", self.keys)
     if ok then
       self.masks = columns.mask ~= nil
       self.first_line = self.lines:number(i)
@@ -70,17 +79,33 @@ local function check_mask(self, columns, where)
   error(("%s: the column 'mask' is missing, but line %d has one"):format(where, line), 0)
 end
 
+-- The size of an image that is no file, as row_check.lua reads facts.
+local function size_of_url(url)
+  return function()
+    local ok, img = pcall(data_url.load, url)
+    if not ok then
+      if core.is_interrupt(img) then error(img, 0) end
+      return nil, core.plain(img)
+    end
+    local size = { width = img.width, height = img.height }
+    img:free()
+    return size
+  end
+end
+
 function methods:meta(i)
   local known = self.known[i]
   if known then return known end
   rows.check_number(self, i, 2)
   local where = self:where(i)
   local text = self.lines:text(i)
-  local columns, id = json_line.columns(text, where)
+  local columns, id = json_line.columns(text, where, self.keys)
   check_mask(self, columns, where)
+  local path, url = json_line.image(columns, where)
   known = { where = where, index = i, id = id, problem = columns.problem,
-    solution = columns.solution, image = mask_of.in_folder(self.folder, columns.image),
-    mask = columns.mask, folder = self.folder, columns = columns }
+    solution = columns.solution, image = path and mask_of.in_folder(self.folder, path), url = url,
+    size = url and size_of_url(url), mask = columns.mask, folder = self.folder, columns = columns }
+  columns.image = path or "in base64"
   if #text > LONG_LINE then return known end
   -- A step asks for a row two or three times: for its image's path, and for itself.
   if self.n_known == KEPT then
@@ -100,10 +125,17 @@ function methods:image(i)
   return self:meta(i).image
 end
 
-local function load_image(path, where)
-  local ok, img = pcall(image.load, path)
+local function load_image(meta, where)
+  local ok, img
+  if meta.url then
+    ok, img = pcall(data_url.load, meta.url)
+  else
+    ok, img = pcall(image.load, meta.image)
+  end
   if ok then return img end
-  error(("%s: %s"):format(where, plain(img)), 0)
+  if core.is_interrupt(img) then error(img, 0) end
+  -- The path is the row's, and may hold anything.
+  error(("%s: %s"):format(where, (plain(img):gsub("%c", "?"))), 0)
 end
 
 -- A function that makes the true mask.
@@ -120,7 +152,7 @@ end
 function methods:row(i, read)
   rows.check_number(self, i, 2)
   local meta = self:meta(i)
-  local img = read or load_image(meta.image, meta.where)
+  local img = read or load_image(meta, meta.where)
   local mask
   if meta.mask ~= nil then mask = mask_maker(meta, img.width, img.height) end
   local columns = {}
@@ -135,9 +167,14 @@ function mt:__tostring() return ("data set %s (%d rows)"):format(self.name, self
 
 function M.open(name, options)
   local file = name
-  if not name:match "%.jsonl$" then file = name .. "/data.jsonl" end
+  if not name:match "%.jsonl?$" then
+    file = name .. "/data.jsonl"
+    if not files.exists(file) and files.exists(name .. "/data.json") then
+      file = name .. "/data.json"
+    end
+  end
   local self = { name = name, file = file, folder = file:match "^(.*)/[^/]*$" or ".",
-    lines = read_lines(name, file), known = {}, n_known = 0 }
+    lines = read_lines(name, file), known = {}, n_known = 0, keys = options or {} }
   setmetatable(self, mt)
   if not options or options.check ~= false then
     for i = 1, self:count() do self:meta(i) end

@@ -10,8 +10,9 @@
 --   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
 --   box_iou     f(a, b): IoU of two boxes, as Seg-Zero computes it
 -- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points),
--- score (SAM2's own), intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure,
--- failure_kind. A missing value is cjson.null. failure_kind is
+-- true_objects, found_objects and matched (several: numbers of objects, and of boxes that fit one to
+-- one), score (SAM2's own), intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure,
+-- failure_kind. With several, a rightly empty list has iou 1. A missing value is cjson.null. failure_kind is
 --   "answer"    the text cannot be read
 --   "sam2"      SAM2 gave no mask
 --   "iou"       the masks cannot be compared
@@ -22,6 +23,7 @@
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
+local assignment = require "segzero.core.assignment"
 local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
 local segmenter_of = require "segzero.inference.segmenter"
@@ -36,6 +38,7 @@ local FIELDS = {
   "id", "problem", "text", "think", "bbox", "points", "score", "intersection", "union", "iou",
   "box_iou", "failure", "failure_kind",
 }
+local SEVERAL_FIELDS = { "true_objects", "found_objects", "matched" }
 
 local BOX_HIT = 0.5
 
@@ -62,6 +65,20 @@ local function best_box_iou(list, objects, box_iou)
     for _, object in ipairs(objects) do best = math.max(best, box_iou(found.bbox, object.bbox)) end
   end
   return best
+end
+
+-- How many answered boxes overlap a true one by more than half, matched one to one.
+local function matches(list, objects)
+  local costs = {}
+  for i, found in ipairs(list) do
+    costs[i] = {}
+    for j, object in ipairs(objects) do
+      costs[i][j] = 0
+      if exclusive_iou(found.bbox, object.bbox) > BOX_HIT then costs[i][j] = -1 end
+    end
+  end
+  local _, total = assignment.solve(costs, #list, #objects)
+  return -total
 end
 
 -- ---- the answer ----
@@ -114,6 +131,8 @@ local function write_answer(record, found, objects, options)
   if not objects then return end
   if options.several then
     record.box_iou = best_box_iou(found, objects, exclusive_iou)
+    record.found_objects = #found
+    record.matched = matches(found, objects)
   else
     record.box_iou = best_box_iou({ found }, objects, options.box_iou)
   end
@@ -130,8 +149,8 @@ local function decode(segmenter, img, found)
 end
 
 -- Compares the answer's mask with the true one; returns the answer's mask, or nil.
-local function compare_masks(record, row, found, true_mask, segmenter)
-  local ok, result = pcall(decode, segmenter, row.image, found)
+local function compare_masks(record, row, found, true_mask, options)
+  local ok, result = pcall(decode, options.segmenter, row.image, found)
   if not ok then
     fail(record, "sam2", reason(result))
     return nil
@@ -140,6 +159,8 @@ local function compare_masks(record, row, found, true_mask, segmenter)
   local compared, intersection, union = pcall(segmenter_of.compare, result.mask, true_mask)
   if not compared then
     fail(record, "iou", reason(intersection))
+  elseif union == 0 and options.several and #found == 0 then
+    record.iou = 1
   elseif union == 0 then
     fail(record, "iou", "the mask and the true mask are both empty")
   else
@@ -163,6 +184,9 @@ end
 local function new_record(entry, options)
   local record = { index = entry.index, box_hit = false }
   for _, field in ipairs(FIELDS) do record[field] = null end
+  if options.several then
+    for _, field in ipairs(SEVERAL_FIELDS) do record[field] = null end
+  end
   record.id = entry.row.id or null
   record.problem = entry.row.problem or null
   if entry.answer then record.text = entry.answer.text or null end
@@ -189,6 +213,7 @@ function M.row(entry, options)
     fail(record, "image", reason(objects))
     objects = nil
   end
+  if options.several and objects then record.true_objects = #objects end
 
   -- The answer.
   local found = find_answer(record, entry, objects, options)
@@ -199,7 +224,7 @@ function M.row(entry, options)
   if mask_failure then
     fail(record, "iou", mask_failure)
   elseif found and options.masks and record.failure == null then
-    mask = compare_masks(record, row, found, true_mask, options.segmenter)
+    mask = compare_masks(record, row, found, true_mask, options)
   end
   if true_mask then true_mask:free() end
   return record, mask, objects

@@ -23,7 +23,7 @@
 --   fixed            every row
 --   segzero          all but "iou": Seg-Zero's script drops those rows, so its denominator shrinks
 --   visionreasoner   all but "iou" and "sam2": its script only fines answers that cannot be read
--- gIoU is the mean of intersection / union (0 where the union is empty), cIoU is the ratio of the
+-- gIoU is the mean of intersection / union (where the union is empty: 1 if rightly_empty, else 0), cIoU is the ratio of the
 -- sums. An interval is the 2.5 and 97.5 percentiles over resamples of rows. Leaves out: intervals
 -- over images that several rows share.
 
@@ -54,6 +54,7 @@ end
 
 function M.iou(record)
   if record.union > 0 then return record.intersection / record.union end
+  if record.rightly_empty then return 1 end
   return 0
 end
 

@@ -15,6 +15,7 @@
 local cjson = require "cjson"
 local files = require "segzero.core.files"
 local metrics = require "segzero.evaluation.metrics"
+local objects = require "segzero.evaluation.objects"
 
 local M = {}
 
@@ -45,6 +46,7 @@ local function for_metrics(records)
       intersection = value_or(record.intersection, 0),
       union = value_or(record.union, 0),
       box_hit = record.box_hit == true,
+      rightly_empty = record.iou == 1 and record.union == 0,
       failure_kind = value_or(record.failure_kind, nil),
     }
   end
@@ -70,6 +72,7 @@ function M.finish(cfg, folder, records, masks, seconds, say)
   summary.seconds = seconds
   summary.oracle = cfg.oracle
   summary.several = cfg.several
+  if cfg.several then summary.objects = objects.summary(records) end
   files.write(folder .. "/summary.json", cjson.encode(for_json(summary)))
   if summary.skipped > 0 then
     local line = "protocol=%s skips %d of %d rows"
@@ -77,6 +80,7 @@ function M.finish(cfg, folder, records, masks, seconds, say)
   end
   say("results: " .. folder)
   say(metrics.line(summary))
+  if summary.objects then say(objects.line(summary.objects)) end
   return summary
 end
 

@@ -30,6 +30,7 @@ local DICTIONARY = 2
 local BATCH = 3
 local FILE_MARK = "ARROW1\0\0"
 local FILE_END = "ARROW1"
+local MOST_TOUCHED = 64 * 2 ^ 20        -- bytes
 local CONTINUES = 0xffffffff
 
 local function fail(file, message, ...) error(file.path .. ": " .. message:format(...), 0) end
@@ -226,6 +227,14 @@ local function descend(array, i, path)
   end
 end
 
+-- Gives back the map's resident pages after some bytes. They stay in the page cache.
+local function forget(file, count)
+  file.touched = file.touched + count
+  if file.touched < MOST_TOUCHED then return end
+  C.sz_map_forget(file.map)
+  file.touched = 0
+end
+
 function methods:bytes(i, path, use)
   local column, row = column_at(self, i, path[1])
   local function read()
@@ -234,6 +243,7 @@ function methods:bytes(i, path, use)
     local kind = array.field.type
     if kind ~= "bytes" and kind ~= "fixed" then error("it holds no bytes, but " .. kind, 0) end
     local pointer, count = batch_of.bytes(array, index)
+    forget(self, count)
     return use(ffi.cast("const uint8_t *", pointer), count, elements)
   end
   return named(self, (" row %d, column '%s'"):format(i, path[1]), read)
@@ -287,7 +297,7 @@ function methods:pair(key) return self.schema.pairs[key] end
 function M.open(path)
   local map = ffi.gc(core.call(C.sz_map_open(path)), C.sz_map_close)
   local file = setmetatable({ path = path, map = map, p = C.sz_map_bytes(map),
-    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, batches = {}, dictionaries = {},
+    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, touched = 0, batches = {}, dictionaries = {},
     columns = {}, numbers = {} }, mt)
   named(file, "", read_messages, file)
   for i, field in ipairs(file.schema.fields) do

@@ -236,7 +236,9 @@ end
 
 -- ---- the file ----
 function M.open(path)
-  local opened = core.call(C.sz_parquet_open(path))
+  local ok, opened = pcall(core.call, C.sz_parquet_open(path))
+  -- The names of columns, which messages have, are the file's.
+  if not ok then error((core.plain(opened):gsub("%c", "?")), 0) end
   local file = setmetatable({ path = path, columns = {}, by_name = {} }, mt)
   file.handle = ffi.gc(opened, C.sz_parquet_close)
   file.count = tonumber(C.sz_parquet_rows(opened))

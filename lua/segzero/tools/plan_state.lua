@@ -74,6 +74,7 @@ local function longest_input(cfg, vl, train, prompt)
   local d = cfg.data
   local set = train or data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
+    prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
   })
   local processor = vl:processor()
   processor.min_pixels = d.min_pixels

@@ -35,18 +35,25 @@ The settings of `recipes/mask_grpo.lua`, `recipes/vision_reasoner_grpo.lua` and
 ]]
 
 -- What the embedded model changes.
-local function embedded_defaults()
-  local grpo = require "segzero.config.grpo"
+local function add_table(lines, defaults)
   local values = require "segzero.config.values"
   local keys = {}
-  for key in pairs(grpo.EMBEDDED) do keys[#keys + 1] = key end
+  for key in pairs(defaults) do keys[#keys + 1] = key end
   table.sort(keys)
-  local lines = { "### Defaults of the embedded model\n",
-    "Without `worker.actor.model.model_path`, these defaults differ:\n", "| key | default |",
-    "| --- | --- |" }
+  lines[#lines + 1] = "| key | default |"
+  lines[#lines + 1] = "| --- | --- |"
   for _, key in ipairs(keys) do
-    lines[#lines + 1] = ("| `%s` | `%s` |"):format(key, values.text(grpo.EMBEDDED[key]))
+    lines[#lines + 1] = ("| `%s` | `%s` |"):format(key, values.text(defaults[key]))
   end
+end
+
+local function embedded_defaults()
+  local grpo = require "segzero.config.grpo"
+  local lines = { "### Defaults of the embedded model\n",
+    "Without `worker.actor.model.model_path`, these defaults differ:\n" }
+  add_table(lines, grpo.EMBEDDED)
+  lines[#lines + 1] = "\nWith the prompt `vision_reasoner` these, too:\n"
+  add_table(lines, grpo.EMBEDDED_SEVERAL)
   return table.concat(lines, "\n") .. "\n"
 end
 

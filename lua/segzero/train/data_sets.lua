@@ -29,6 +29,7 @@ local function open_train(cfg)
   return data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
     empty = d.refshapes_empty,
+    prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
   })
 end
 
@@ -38,6 +39,7 @@ local function open_held_out(cfg)
   return data.sources.open(d.val_files, {
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false, empty = d.refshapes_empty,
+    prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
   })
 end
 

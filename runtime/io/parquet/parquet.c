@@ -4,7 +4,8 @@
  * group it is in, the pages met so far with their first rows, the dictionary, and the last page
  * decoded. Reading one row after the other decodes each page once. Going back within a row group
  * decodes the page again, and no other. Where pages do not state their rows (version 1 with
- * repeated columns), they are decoded in order once to find out.
+ * repeated columns), they are decoded in order once to find out. A single value of a large chunk is
+ * read without its page where that works (peek.c).
  * Leaves out: writing, encryption, page indexes, Bloom filters, several threads on one handle.
  */
 #include "parquet.h"
@@ -41,6 +42,11 @@ struct sz_parquet {
     int64_t bytes;
     parquet_metadata meta;
     cursor *cursors; /* [leaves] */
+    /* [leaves] for large chunks: [groups] of parquet_peek; NULL until they are wanted. */
+    parquet_peek ***peeks;
+    uint8_t **no_peek; /* [leaves][groups] whether a chunk cannot be peeked into */
+    parquet_file file; /* what the peeks read */
+    size_t touched;    /* bytes read since the map's pages were given back */
 };
 
 /* ---- opening ---- */
@@ -86,8 +92,12 @@ static int open_file(sz_parquet *f)
     if (parquet_metadata_read(&f->meta, f->path, end - 8 - len, (size_t)len, f->bytes) != 0)
         return -1;
 
-    f->cursors = calloc((size_t)f->meta.leaves + 1, sizeof *f->cursors);
-    if (!f->cursors) return sz_fail("%s: out of memory for its columns", f->path);
+    const size_t leaves = (size_t)f->meta.leaves + 1;
+    f->cursors = calloc(leaves, sizeof *f->cursors);
+    f->peeks = calloc(leaves, sizeof(parquet_peek **));
+    f->no_peek = calloc(leaves, sizeof *f->no_peek);
+    if (!f->cursors || !f->peeks || !f->no_peek)
+        return sz_fail("%s: out of memory for its columns", f->path);
     for (int i = 0; i < f->meta.leaves; i++) f->cursors[i].group = -1;
     return 0;
 }
@@ -113,9 +123,22 @@ static void cursor_reset(cursor *c)
     *c = (cursor){ .group = -1, .decoded = -1 };
 }
 
+static void close_peeks(sz_parquet *f)
+{
+    for (int i = 0; f->peeks && i < f->meta.leaves; i++) {
+        for (int g = 0; f->peeks[i] && g < f->meta.group_count; g++)
+            parquet_peek_close(f->peeks[i][g]);
+        free(f->peeks[i]);
+    }
+    for (int i = 0; f->no_peek && i < f->meta.leaves; i++) free(f->no_peek[i]);
+    free(f->peeks);
+    free(f->no_peek);
+}
+
 void sz_parquet_close(sz_parquet *f)
 {
     if (!f) return;
+    close_peeks(f);
     for (int i = 0; f->cursors && i < f->meta.leaves; i++) cursor_reset(&f->cursors[i]);
     free(f->cursors);
     parquet_metadata_release(&f->meta);
@@ -429,6 +452,62 @@ static int read_groups(sz_parquet *f, int leaf, int64_t first, int64_t count, re
     return 0;
 }
 
+/* ---- one value of a large chunk ---- */
+
+enum { LARGE_CHUNK = 1 << 20, MOST_TOUCHED = 64 << 20 };
+
+/* Gives back the map's resident pages now and then. They stay in the page cache. */
+static void give_back(sz_parquet *f, const result *r)
+{
+    f->touched += (size_t)r->head.levels + r->used;
+    if (f->touched < MOST_TOUCHED) return;
+    madvise(f->base, (size_t)f->bytes, MADV_DONTNEED);
+    f->touched = 0;
+}
+
+/* The peek of a chunk, or NULL if there is none. */
+static parquet_peek *peek_of(sz_parquet *f, int leaf, int group)
+{
+    if (!f->peeks[leaf]) {
+        const size_t groups = (size_t)f->meta.group_count;
+        f->peeks[leaf] = calloc(groups, sizeof(parquet_peek *));
+        f->no_peek[leaf] = calloc(groups, 1);
+        if (!f->peeks[leaf] || !f->no_peek[leaf]) return NULL;
+    }
+    if (f->peeks[leaf][group] || f->no_peek[leaf][group]) return f->peeks[leaf][group];
+    const parquet_node *node = &f->meta.nodes[f->meta.leaf_nodes[leaf]];
+    const parquet_chunk *chunk = &f->meta.groups[group].chunks[leaf];
+    f->file = (parquet_file){ f->path, f->base, f->bytes };
+    parquet_peek *p = parquet_peek_open(&f->file, chunk, node);
+    f->peeks[leaf][group] = p;
+    f->no_peek[leaf][group] = !p;
+    return p;
+}
+
+/* Reads one row; false if that must go the usual way. */
+static bool read_one(sz_parquet *f, int leaf, int64_t row, result *r)
+{
+    int g = 0;
+    while (g < f->meta.group_count && row >= f->meta.groups[g].first + f->meta.groups[g].rows) g++;
+    if (g == f->meta.group_count || f->meta.groups[g].chunks[leaf].unpacked < LARGE_CHUNK)
+        return false;
+    parquet_peek *p = peek_of(f, leaf, g);
+    if (!p || result_levels(r, 1) != 0) return false;
+    const int got = parquet_peek_read(p, row - f->meta.groups[g].first, &r->values);
+    if (got < 0) {
+        const parquet_values empty = { .type = r->values.type, .width = r->values.width };
+        parquet_values_release(&r->values);
+        r->values = empty;
+        return false;
+    }
+    /* A null's level is not known any more, and 0 says as much. */
+    const parquet_node *node = &f->meta.nodes[f->meta.leaf_nodes[leaf]];
+    r->def[0] = (uint8_t)(got ? node->max_def : 0);
+    r->rep[0] = 0;
+    r->head.levels = 1;
+    return true;
+}
+
 sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count)
 {
     if (leaf < 0 || leaf >= f->meta.leaves)
@@ -441,7 +520,8 @@ sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64
     if (!r) return sz_null("%s: out of memory", f->path);
     r->values = (parquet_values){ .type = node->type, .width = node->width };
 
-    if (read_groups(f, leaf, first, count, r) != 0) {
+    const bool is_one = count == 1 && node->max_rep == 0 && read_one(f, leaf, first, r);
+    if (!is_one && read_groups(f, leaf, first, count, r) != 0) {
         char reason[256];
         snprintf(reason, sizeof reason, "%s", sz_last_error());
         cursor_reset(&f->cursors[leaf]);
@@ -449,6 +529,8 @@ sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64
         return sz_null("%s: column '%s', row %lld: %s", f->path, node->name, (long long)first + 1,
                        reason);
     }
+    if (is_one && r->values.count) r->used = (size_t)r->values.offsets[1];
+    give_back(f, r);
     r->head.def = r->def;
     r->head.rep = r->rep;
     r->head.count = r->values.count;

@@ -196,4 +196,21 @@ int parquet_page_decode(parquet_piece *piece, const parquet_page *page, const ui
 int parquet_page_dictionary(parquet_values *v, const parquet_page *page, const uint8_t *file,
                             const parquet_node *node, int codec);
 
+/* ---- peek.c ---- */
+
+/* Reads single values of a chunk without unpacking its pages. NULL without a message: the chunk is
+ * not of a kind for which that works. file and node outlive it. */
+typedef struct parquet_peek parquet_peek;
+typedef struct {
+    const char *path;
+    const uint8_t *base; /* the map of the file */
+    int64_t bytes;
+} parquet_file;
+parquet_peek *parquet_peek_open(const parquet_file *file, const parquet_chunk *chunk,
+                                const parquet_node *node);
+void parquet_peek_close(parquet_peek *p);
+/* The value of a row of the chunk's group, allocated in v: 1; 0 for a null; -1 without a message
+ * if it cannot be read. */
+int parquet_peek_read(parquet_peek *p, int64_t row, parquet_values *v);
+
 #endif

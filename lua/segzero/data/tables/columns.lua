@@ -1,6 +1,7 @@
 -- columns.lua - which column of a table is the problem, the solution, the image, the mask, the id.
 --
 --   local roles = columns.roles(file, { prompt_key =, answer_key =, image_key = })
+--   columns.accepted(key, name) -> {name, ...}     what a setting's value stands for
 --   roles.problem, roles.solution, roles.mask, roles.id      names; nil where there is none
 --   roles.image                     a name
 --   roles.image_form                "bytes": the file's bytes, or a path; "struct": {bytes, path}
@@ -24,26 +25,28 @@ local DEFAULTS = {
 local function names_of(file)
   local list = {}
   for i, column in ipairs(file.columns) do list[i] = column.name end
-  return table.concat(list, ", ")
+  return (table.concat(list, ", "):gsub("%c", "?"))
 end
 
-local function is_default(key, name)
-  if name == nil then return true end
-  for _, default in ipairs(DEFAULTS[key]) do
-    if name == default then return true end
+function M.accepted(key, name)
+  local defaults = DEFAULTS[key]
+  if name == nil then return defaults end
+  for _, default in ipairs(defaults) do
+    if name == default then return defaults end
   end
-  return false
+  return { name }
 end
 
 -- A column by its key. Returns nil if none of the default's names exists.
 local function find(file, key, name)
   if name and file:kind(name) then return name end
-  if not is_default(key, name) then
+  local accepted = M.accepted(key, name)
+  for _, one in ipairs(accepted) do
+    if file:kind(one) then return one end
+  end
+  if accepted ~= DEFAULTS[key] then
     error(("%s: there is no column '%s' (data.%s); there is: %s"):format(file.path, name, key,
       names_of(file)), 0)
-  end
-  for _, default in ipairs(DEFAULTS[key]) do
-    if file:kind(default) then return default end
   end
   return nil
 end
