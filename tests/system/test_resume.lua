@@ -199,7 +199,8 @@ end)
 check.case("a run that began in segzero's folder goes on in another one", function()
   local old = { worker = { actor = { model = { model_path = "models/tiny/qwen2.5-vl" } } } }
   local root = require("segzero.host").root
-  local new = { worker = { actor = { model = { model_path = root .. "/models/tiny/qwen2.5-vl" } } } }
+  local path = root .. "/models/tiny/qwen2.5-vl"
+  local new = { worker = { actor = { model = { model_path = path } } } }
   local function changed()
     local list = contract.changes(old, new, { rows = 1 }, {})
     for _, change in ipairs(list) do
