@@ -6,6 +6,7 @@ local cjson = require "cjson"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
+local contract = require "segzero.runs.contract"
 local checkpoint = require "segzero.train.checkpoint"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -195,6 +196,29 @@ check.case("a checkpoint of segzero 0.1 goes on", function()
 end)
 
 -- ---- the data set ----
+check.case("a run that began in segzero's folder goes on in another one", function()
+  local old = { worker = { actor = { model = { model_path = "models/tiny/qwen2.5-vl" } } } }
+  local root = require("segzero.host").root
+  local path = root .. "/models/tiny/qwen2.5-vl"
+  local new = { worker = { actor = { model = { model_path = path } } } }
+  local function changed()
+    local list = contract.changes(old, new, { rows = 1 }, {})
+    for _, change in ipairs(list) do
+      if change.key == "worker.actor.model.model_path" then return true end
+    end
+    return false
+  end
+  local unistd = require "posix.unistd"
+  local here = unistd.getcwd()
+  unistd.chdir "/"
+  local elsewhere = changed()
+  new.worker.actor.model.model_path = root .. "/models/tiny/sam2"
+  local other = changed()
+  unistd.chdir(here)
+  check.equal(elsewhere, false, "the same model")
+  check.equal(other, true, "another one")
+end)
+
 check.case("another data set is refused, one that was moved is not", function()
   local F = copy_of_a "F"
   local moved = mini.copy(data, place .. "/moved")

@@ -18,6 +18,7 @@
 
 local cjson = require "cjson"
 local config = require "segzero.config"
+local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 
@@ -91,6 +92,11 @@ local function show(value)
 end
 
 -- JSON has fewer digits than a number; both sides are compared as JSON would hold them.
+-- What came with segzero is named from its own folder, and the run may go on in another one.
+local function real(path)
+  return folders.absolute(path) or folders.absolute(core.root .. "/" .. path)
+end
+
 local function same(key, a, b)
   if a == cjson.null then a = nil end
   if b == cjson.null then b = nil end
@@ -98,8 +104,8 @@ local function same(key, a, b)
   if a == nil or b == nil then return false end
   if files.json(a) == files.json(b) then return true end
   if not is_path[key] or type(a) ~= "string" or type(b) ~= "string" then return false end
-  local real = folders.absolute(a)
-  return real ~= nil and real == folders.absolute(b)
+  local path = real(a)
+  return path ~= nil and path == real(b)
 end
 
 -- The defaults of all settings, for keys that an older run did not have.
