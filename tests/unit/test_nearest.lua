@@ -53,7 +53,6 @@ local REFUSED = {
   ["algorithm.kl_penalty=low_var_kl"] = "worker.actor.kl_loss_type",
   ["algorithm.gamma=0.9"] = "not discounted",
   ["data.format_prompt=math.jinja"] = "a script's prompt=",
-  ["data.prompt_key=question"] = "the column is named 'problem'",
   ["data.train_batch_size=4"] = "data.rollout_batch_size",
   ["data.truncation=left"] = "data.filter_overlong_prompts",
   ["trainer.find_last_checkpoint=true"] = "trainer.load_checkpoint_path=RUN",

@@ -96,15 +96,15 @@ end
 
 function M.unknown(schema, key)
   local hint = find(schema.hints, key)
-  local shown = visible.line(key)
-  if hint then return ("unknown setting '%s': %s (--help lists all)"):format(shown, hint) end
+  local written = visible.line(key)
+  if hint then return ("unknown setting '%s': %s (--help lists all)"):format(written, hint) end
   if is_group(schema, key) then
     return ("unknown setting '%s': it is a group; --help %s lists its settings"):format(key, key)
   end
   local candidates = {}
   for name in pairs(schema.by_key) do candidates[#candidates + 1] = name end
   table.sort(candidates)
-  return ("unknown setting '%s'%s (--help lists all)"):format(shown,
+  return ("unknown setting '%s'%s (--help lists all)"):format(written,
     nearest.question(key, candidates))
 end
 
