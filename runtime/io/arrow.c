@@ -86,7 +86,10 @@ static bool unpack_lz4(const uint8_t *from, size_t len, uint8_t *to, size_t room
 
 uint8_t *sz_arrow_unpack(int codec, const uint8_t *from, int64_t len, int64_t room)
 {
-    if (len < 0 || room < 0) return sz_null("a compressed buffer of %lld bytes", (long long)room);
+    enum { MOST = 1 << 30 };
+    if (len < 0 || room < 0 || room > MOST)
+        return sz_null("a compressed buffer of %lld bytes, more than the limit of %d",
+                       (long long)room, MOST);
     uint8_t *to = malloc((size_t)room + 1);
     if (!to) return sz_null("out of memory for a buffer of %lld bytes", (long long)room);
     bool good = false;

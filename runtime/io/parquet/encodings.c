@@ -7,6 +7,8 @@
 #include "parquet.h"
 #include <stdlib.h>
 
+enum { MOST_BYTES = 1 << 30 }; /* of the values of a page */
+
 static int cut_off(const char *encoding)
 {
     return sz_fail("the page ends inside its values (%s)", encoding);
@@ -32,8 +34,9 @@ int parquet_values_make(parquet_values *v, int type, int width, int64_t count, s
 {
     *v = (parquet_values){ .type = type, .width = width, .count = 0 };
     size_t room = bytes;
-    if (width && __builtin_mul_overflow((size_t)count, (size_t)width, &room))
-        return sz_fail("%lld values are too many", (long long)count);
+    if (width && __builtin_mul_overflow((size_t)count, (size_t)width, &room)) room = SIZE_MAX;
+    if (room > MOST_BYTES)
+        return sz_fail("%lld values of a page have over %d bytes", (long long)count, MOST_BYTES);
     /* Some bytes more: bit-packed groups are written whole. */
     v->room = room + 64;
     v->data = malloc(v->room);
@@ -46,9 +49,9 @@ int parquet_values_make(parquet_values *v, int type, int width, int64_t count, s
 /* Room for `more` bytes after the first `used` of the byte arrays. */
 static int values_grow(parquet_values *v, size_t used, size_t more)
 {
-    enum { MOST = 1 << 29 };
     if (more <= v->room - used) return 0;
-    if (used + more > MOST) return sz_fail("the values of a page have over %d bytes", MOST);
+    if (more > MOST_BYTES - used)
+        return sz_fail("the values of a page have over %d bytes", MOST_BYTES);
     size_t room = v->room * 2;
     if (room < used + more) room = used + more;
     uint8_t *data = realloc(v->data, room);
