@@ -288,9 +288,10 @@ suite: $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda
 # and then TIME seconds of new inputs (0: the corpus alone), and the mutator of what Lua reads.
 FUZZ_NAMES := $(patsubst tests/fuzz/fuzz_%.c,%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 TIME ?= 60
+FUZZ_CC ?= clang
 
 fuzz: $(LIB) $(HOST)
-	@$(MAKE) SANITIZER=fuzz fuzz-targets
+	@$(MAKE) SANITIZER=fuzz CC='$(FUZZ_CC)' fuzz-targets
 	@TIME=$(TIME) sh tests/fuzz/run.sh $(FUZZ_NAMES)
 
 fuzz-targets: $(FUZZ_NAMES:%=$(B)/fuzz_%)

@@ -56,7 +56,8 @@ probe() {
 
     # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h jpeglib.h png.h zlib.h utf8proc.h \
-            webp/decode.h webp/demux.h xxhash.h snappy-c.h lz4.h zstd.h brotli/decode.h && \
+            webp/decode.h webp/demux.h xxhash.h snappy-c.h lz4.h zstd.h brotli/decode.h \
+            stb/stb_image.h && \
             headers_pcre2 && return
     headers stdio.h || need libc6-dev
     headers stdio.h oneapi/dnnl/dnnl.h || need libdnnl-dev
@@ -66,6 +67,7 @@ probe() {
     headers_pcre2 || need libpcre2-dev
     headers stdio.h utf8proc.h || need libutf8proc-dev
     headers stdio.h webp/decode.h webp/demux.h || need libwebp-dev
+    headers stdio.h stb/stb_image.h || need libstb-dev
     headers stdio.h snappy-c.h || need libsnappy-dev
     headers stdio.h lz4.h || need liblz4-dev
     headers stdio.h zstd.h || need libzstd-dev

@@ -224,4 +224,39 @@ check.case("bad sizes and filters", function()
 end)
 
 os.execute("rm -rf " .. dir)
+-- ---- what stb_image reads ----
+local function bytes(...) return string.char(...) end
+
+local function decoded(text, name)
+  local img = sz.image.decode(text, name)
+  local p = img:pixels()
+  local list = {}
+  for k = 0, img.width * img.height * 3 - 1 do list[k + 1] = p[k] end
+  img:free()
+  return list
+end
+
+check.case("TGA and PSD are read by stb_image, and a cut-off file is refused", function()
+  -- 2 x 1, blue-green-red: a red and a blue pixel; then the same pixel twice as one packet.
+  local head = bytes(0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 24, 0x20)
+  local plain = head .. bytes(0, 0, 255, 255, 0, 0)
+  check.equal(decoded(plain, "x.tga"), { 255, 0, 0, 0, 0, 255 }, "TGA")
+  local packed = head:gsub("^(..).", "%1\10") .. bytes(0x81, 10, 20, 30)
+  check.equal(decoded(packed, "x.tga"), { 30, 20, 10, 30, 20, 10 }, "TGA, packed")
+
+  local psd = "8BPS\0\1\0\0\0\0\0\0\0\3\0\0\0\1\0\0\0\2\0\8\0\3" .. ("\0"):rep(12)
+    .. "\0\0" .. bytes(1, 2, 3, 4, 5, 6)
+  check.equal(decoded(psd, "x.psd"), { 1, 3, 5, 2, 4, 6 }, "PSD: one plane after the other")
+
+  for name, text in pairs { tga = plain, packed = packed, psd = psd } do
+    for n = 1, 3 do
+      check.raises(function() sz.image.decode(text:sub(1, -1 - n), "cut") end,
+        "cut: cannot decode the image: the file is cut off", name)
+    end
+  end
+  local huge = head:sub(1, 12) .. ("\255"):rep(4) .. head:sub(17)
+  check.raises(function() sz.image.decode(huge, "x") end,
+    "over the limit", "a large size is refused first")
+end)
+
 check.finish()

@@ -13,7 +13,8 @@
 static const int64_t MAX_PIXELS = (int64_t)1 << 26;
 
 static const sz_format *const FORMATS[] = { &sz_format_jpeg, &sz_format_png, &sz_format_webp,
-                                            &sz_format_gif,  &sz_format_bmp, &sz_format_pnm };
+                                            &sz_format_gif,  &sz_format_bmp, &sz_format_pnm,
+                                            &sz_format_psd,  &sz_format_tga };
 
 int sz_image_check_size(const char *path, int64_t w, int64_t h)
 {
@@ -107,13 +108,15 @@ static const sz_format *unknown(const sz_source *b, const uint8_t *head, size_t 
         if (n >= s->at + s->length && memcmp(head + s->at, s->magic, s->length) == 0)
             return sz_null("%s: not an image in a known format: it is %s", b->path, s->name);
     }
-    return sz_null("%s: not an image in a known format (PNG, JPEG, WebP, BMP, GIF, PNM)", b->path);
+    return sz_null("%s: not an image in a known format (PNG, JPEG, WebP, BMP, GIF, PNM, TGA, PSD)",
+                   b->path);
 }
 
 const sz_format *sz_format_find(const sz_source *b)
 {
     uint8_t head[16] = { 0 };
     size_t n = sz_source_read(b, 0, head, sizeof head);
+    /* TGA, which has no signature, is the last one. */
     for (size_t i = 0; i < sizeof FORMATS / sizeof *FORMATS; i++)
         if (FORMATS[i]->match(head, n)) return FORMATS[i];
     return unknown(b, head, n);

@@ -95,7 +95,7 @@ typedef struct {
 } sz_format;
 
 extern const sz_format sz_format_png, sz_format_jpeg, sz_format_webp, sz_format_gif, sz_format_bmp,
-    sz_format_pnm;
+    sz_format_pnm, sz_format_psd, sz_format_tga;
 
 /* The format that the first bytes show, or NULL with a message. */
 const sz_format *sz_format_find(const sz_source *b);

@@ -7,7 +7,7 @@
 #include "parquet.h"
 #include <stdlib.h>
 
-enum { MOST_BYTES = 1 << 30 }; /* of the values of a page */
+enum { MOST_BYTES = 1 << 29 }; /* of the values of a page */
 
 static int cut_off(const char *encoding)
 {
