@@ -28,7 +28,7 @@ enum {
     AGAIN_MS = 50,     /* between two signals for one limit */
     MATCHING_MS = 200, /* a hook that has not fired for so long waits behind C code */
     LEAVE_MS = 3000,   /* C code that has not ended so long after the limit ends the process */
-    QUIET_POLLS = 20,  /* the thread sleeps after so many looks without a limit */
+    QUIET_POLLS = 20,  /* the thread sleeps after this many looks without a limit */
     SHOWN = 200        /* bytes of the answer that the last message shows */
 };
 

@@ -34,7 +34,7 @@ extern void *__libc_memalign(size_t, size_t);
 static atomic_int armed = -1;
 static atomic_long left, seen;
 
-/* Where the code lies whose allocations may fail. */
+/* The code whose allocations may fail. */
 static struct {
     char *from, *to;
 } ranges[MAX_RANGES];

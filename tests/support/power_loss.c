@@ -7,7 +7,7 @@
  *
  *     create PATH    mkdir PATH    rename FROM TO    remove PATH    sync PATH N    syncdir PATH
  *
- * The C library's own calls are invisible to it, so fopen and remove stand here beside open and
+ * The C library's own calls are invisible to it, so fopen and remove stand here with open and
  * unlink. Leaves out: links, truncation, writes through a mapping.
  */
 #define _GNU_SOURCE

@@ -38,7 +38,7 @@ size_t sz_source_read(const sz_source *b, size_t offset, void *to, size_t n);
 /* Whether n bytes were there. */
 bool sz_source_get(const sz_source *b, size_t offset, void *to, size_t n);
 
-/* Whether so many bytes may be an image: 0, or -1 with a message that begins with `name`. */
+/* Whether n bytes may be an image: 0, or -1 with a message that begins with `name`. */
 int sz_image_check_bytes(size_t n, const char *name);
 
 /* "PATH: cannot decode the image: REASON"; returns -1. */
