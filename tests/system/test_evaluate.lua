@@ -327,5 +327,24 @@ for _, case in ipairs {
 end
 check.equal(os.execute("test -e " .. before) == 0, false, "no run folder is left behind")
 
+-- ---- an image that is damaged behind its header ----
+check.case("a row that cannot be read is counted and named", function()
+  local dir = place .. "/damaged"
+  files.make_dir(dir)
+  local img = sz.image.new(84, 84)
+  img:save(dir .. "/whole.png")
+  img:free()
+  local whole = files.read(dir .. "/whole.png")
+  files.write(dir .. "/cut.png", whole:sub(1, -40))
+  local line = '{"id": "%s", "problem": "it", "image": "%s.png", "solution": '
+    .. '"<box>(1,2),(30,40)</box><points>(5,6),(7,8)</points>"}\n'
+  files.write(dir .. "/data.jsonl", line:format("first", "whole") .. line:format("second", "cut"))
+  local said, rc = mini.run { "recipes/evaluate.lua", "model_path=" .. policy, "data=" .. dir,
+    "sam2_path=none", "max_new_tokens=4", "resamples=2", "output_path=" .. place .. "/damaged_out" }
+  check.equal(rc, 0, said)
+  check.ok(said:find("row 2 is an error: [^\n]*cut.png: cannot decode the image"), said)
+  check.ok(said:find("rows=2 failed=1 errors=1", 1, true), said)
+end)
+
 mini.remove()
 check.finish()

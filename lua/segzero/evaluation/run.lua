@@ -29,6 +29,7 @@ local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
 local segmenter_of = require "segzero.inference.segmenter"
 local stop = require "segzero.core.stop"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -112,6 +113,21 @@ local function input_of(run, row)
   return input
 end
 
+local SHOWN_ERRORS = 3
+
+-- Says which row could not be evaluated, for the first ones. A lack of memory is no row's fault and
+-- ends the evaluation.
+local function report_error(run, entry, record)
+  if not entry.failure then return end
+  if entry.failure:find("out of memory", 1, true) then error(entry.failure, 0) end
+  run.errors = (run.errors or 0) + 1
+  if run.errors > SHOWN_ERRORS then return end
+  local name = record.id
+  if name == cjson.null then name = entry.index end
+  run.say(("row %s is an error: %s"):format(visible.line(tostring(name)),
+    visible.line(entry.failure)))
+end
+
 -- Judges a row, writes its record, and keeps the row if it is one of the best or the worst.
 local function judge_row(run, entry)
   local started = now()
@@ -119,6 +135,7 @@ local function judge_row(run, entry)
   record.seconds = entry.seconds + now() - started
   run.records[#run.records + 1] = record
   run.results:write(files.json(record) .. "\n")
+  report_error(run, entry, record)
 
   local kept = { record = record, mask = mask, objects = objects, held = 2 }
   if run.masks then
