@@ -397,6 +397,17 @@ check.case("trainer_state.json is checked: key and value are named", function()
   check.ok(not files.exists(K .. "/abandoned_1/metrics.jsonl"), "nothing was done")
 end)
 
+check.case("a run that went on while this one was starting is not turned back", function()
+  local resuming = require "segzero.runs.resuming"
+  local O = copy_of_a "O"
+  local cfg = { trainer = { load_checkpoint_path = O, experiment_name = "refcocog_grpo" } }
+  local source = resuming.source(cfg)
+  resuming.check_current(source, cfg)
+  recipe(load_from(O), "trainer.max_steps=3")
+  check.raises(function() resuming.check_current(source, cfg) end,
+    "/O went on to .*/global_step_3 while this run was starting", "it went on")
+end)
+
 check.case("settings.json and run.json are checked", function()
   local L = copy_of_a "L"
   files.write(L .. "/global_step_2/settings.json", "[1")

@@ -86,10 +86,11 @@ end)
 
 check.case("paths that cannot be a run folder are refused in one line", function()
   local file = place .. "/reward.lua"
+  os.execute("ln -s nowhere " .. place .. "/link")
   local table_of = {
     { "", "the path is empty" }, { "/", "is the root folder" }, { "///", "is the root folder" },
     { ".", "has no name of its own" }, { "a/..", "has no name of its own" },
-    { file, "exists and is not a folder" }, { file .. "/below", "is not a folder" },
+    { place .. "/link", "is a link to nothing" }, { file, "exists and is not a folder" }, { file .. "/below", "is not a folder" },
     { "/proc/no/such", "cannot make the folder" },
   }
   for _, row in ipairs(table_of) do
@@ -235,6 +236,27 @@ check.case("the best checkpoint by a held-out figure is kept in addition", funct
   folder = place .. "/best_none"
   run "trainer.save_best=none"
   check.equal(steps_in(folder), { 4 }, "none")
+end)
+
+check.case("after a return to an earlier step, the best of the rest counts", function()
+  -- The reward rises, so each evaluation is the best so far.
+  local folder = place .. "/rising"
+  files.write(place .. "/rising.lua", "local n = 0 return function() n = n + 1 return n end")
+  local function run(...)
+    return recipe("data.val_files=refshapes", "trainer.test_freq=1",
+      "worker.reward.compute_score=" .. place .. "/rising.lua", ...)
+  end
+  local function best() return cjson.decode(files.read(folder .. "/best")) end
+  run(save_to(folder), "trainer.max_steps=4")
+  check.equal(best().checkpoint, "global_step_4", "the last one")
+  local said, rc = run(load_from(folder .. "/global_step_2"), "trainer.max_steps=3",
+    "trainer.test_freq=0", "trainer.save_freq=0")
+  check.equal(rc, 0, said:sub(-300))
+  local text_of = files.read(folder .. "/metrics.jsonl")
+  local value = tonumber(text_of:match '"held_out_reward":([%d.e+-]+)[^\n]*"step":2}')
+  -- The new process counts from 1 again, so that step 3 is worse than step 2 was.
+  check.ok(value and value > 0, "step 2 was evaluated")
+  check.equal(best(), { checkpoint = "global_step_2", held_out_reward = value }, "step 2")
 end)
 
 check.case("a checkpoint with a foreign file in it keeps that file", function()

@@ -99,6 +99,9 @@ function M.check(path, name)
   if path:find("\0", 1, true) then refuse(name, "the path has a zero byte in it") end
   local kind = M.kind(short)
   if kind and kind ~= "folder" then refuse(name, "%s exists and is not a folder", path) end
+  if not kind and posix("sys.stat").lstat(short) then
+    refuse(name, "%s is a link to nothing", path)
+  end
 end
 
 -- Refuses a path that is not free for a new folder.

@@ -4,6 +4,7 @@
 --       {path = the checkpoint, run = the run folder that it belongs to or nil, in_place = boolean,
 --        state = trainer_state.json, settings = of the run at that checkpoint, or nil}
 --   resuming.check(source, cfg, identity)   refuses what cannot go on; sets source.changes
+--   resuming.check_current(source, cfg)     once the folder is locked: refuses if it went on
 --   resuming.since(source, cfg, identity)   where the rows are counted from (data/position.lua)
 --   resuming.begin(source, t)               the checkpoint has been loaded into t: puts later
 --                                           checkpoints aside, cuts the logs, writes config.json
@@ -87,6 +88,13 @@ function M.source(cfg)
   source.state = trainer_state.read(path, true)
   source.in_place = run ~= nil and goes_on_in(cfg, run, settings)
   return source
+end
+
+-- Another process may have gone on with the run before this one had the lock on its folder.
+function M.check_current(source, cfg)
+  local now = find(cfg.trainer.load_checkpoint_path)
+  if now == source.path then return end
+  error(("%s went on to %s while this run was starting; start it again"):format(source.run, now), 0)
 end
 
 -- ---- refusing ----
@@ -266,6 +274,7 @@ function M.begin(source, t)
   local cfg = t.config.trainer
   if cfg.val_only or t.total_steps <= t.global_step then return texts end
   texts[#texts + 1] = put_aside(source, cfg.val_before_train and t.held_out ~= nil)
+  retention.recall(t)
   local latest = ("global_step_%d\n"):format(t.global_step)
   if source.path:match "global_step_%d+$" then files.write(t.folder .. "/latest", latest) end
   return texts

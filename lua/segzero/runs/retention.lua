@@ -3,6 +3,8 @@
 --
 --   retention.evaluated(t, result)      an evaluation at the step t.global_step has ended
 --   retention.saved(t)                  a checkpoint is complete: removes those that are too many
+--   retention.recall(t)                 the logs have been cut back: if the best checkpoint is no
+--                                       longer there, finds the best of the others
 --   retention.finish_removals(t)        removes the rest of a checkpoint whose removal was cut short
 --
 -- t: trainer.new's object. Options (t.options.run): save_limit, how many of the newest are kept
@@ -13,6 +15,7 @@
 -- Only checkpoints with a manifest of this run are removed (manifest.lua), and only after the new
 -- one is complete. Leaves out: removing half-written checkpoints (train/checkpoint.lua).
 
+local cjson = require "cjson"
 local checkpoint = require "segzero.train.checkpoint"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -46,6 +49,40 @@ local function update_best(t)
   local step, best = read_best(t, figure)
   if best and step ~= seen.step and best >= value then return end
   files.write(t.folder .. "/best", files.json { checkpoint = name, [figure] = value } .. "\n")
+end
+
+local function complete(t, step)
+  return files.exists(("%s/global_step_%d/DONE"):format(t.folder, step))
+end
+
+-- The best evaluation in metrics.jsonl whose checkpoint is there: step and value, or nil.
+local function best_of_log(t, figure)
+  local file = io.open(t.folder .. "/metrics.jsonl", "rb")
+  if not file then return nil end
+  local key = ('"%s":'):format(figure)
+  local best, value
+  for line in file:lines() do
+    local ok, record = pcall(function()
+      return line:find(key, 1, true) and cjson.decode(line) or nil
+    end)
+    local found = ok and record and tonumber(record[figure])
+    local step = found and tonumber(record.step)
+    if step and (not value or found > value) and complete(t, step) then
+      best = step
+      value = found
+    end
+  end
+  file:close()
+  return best, value
+end
+
+function M.recall(t)
+  local figure = t.options.run.save_best
+  if not FIGURES[figure] or read_best(t, figure) then return end
+  local step, value = best_of_log(t, figure)
+  if not step then return end
+  local record = { checkpoint = ("global_step_%d"):format(step), [figure] = value }
+  files.write(t.folder .. "/best", files.json(record) .. "\n")
 end
 
 function M.evaluated(t, result)

@@ -81,8 +81,12 @@ end
 
 -- A run that goes on keeps its folder; a new run and a fork get a new one.
 local function take_folder(cfg, source)
-  if source and source.in_place then return run_folder.open(source.run) end
-  return run_folder.create(wanted_folder(cfg))
+  if not source or not source.in_place then return run_folder.create(wanted_folder(cfg)) end
+  local folder = run_folder.open(source.run)
+  local ok, reason = pcall(resuming.check_current, source, cfg)
+  if ok then return folder end
+  run_folder.close(folder)
+  error(reason, 0)
 end
 
 local function number_of_steps(cfg, train, since)
