@@ -50,6 +50,8 @@ void sz_stop_arm(bool on);
 void sz_stop_hold(bool on);
 /* The first signal that was noted, or 0. It stays until the next outermost protected call. */
 int sz_stop_signal(void);
+/* The exit status for it, 128 + the signal, or 0. */
+int sz_stop_status(void);
 
 /* Prints "NAME: message" to stderr with control characters escaped; an interrupt is one line without
  * its place, and after SIGPIPE nothing is printed. Returns the exit status: `status`, or 128 + n for

@@ -191,6 +191,7 @@ void sz_stop_hold(bool on)
 }
 
 int sz_stop_signal(void) { return stop_signal; }
+int sz_stop_status(void) { return stop_signal ? SIGNAL_STATUS + stop_signal : 0; }
 
 /* Whether the first line of a message ends with what an interrupt raises. */
 static bool is_interrupt(const char *message)

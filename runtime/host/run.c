@@ -26,7 +26,9 @@ static int run_loaded(lua_State *L, int load_status, char **args, int nargs)
     if (load_status) return report(L, load_status);
     luaL_checkstack(L, nargs + 2, "too many script arguments");
     for (int i = 0; i < nargs; i++) lua_pushstring(L, args[i]);
-    return report(L, sz_call_protected(L, nargs, 0));
+    int status = report(L, sz_call_protected(L, nargs, 0));
+    /* A script may go on after a run of its that was stopped; it has not succeeded. */
+    return status ? status : sz_stop_status();
 }
 
 int sz_run_chunk(lua_State *L, const char *chunk)

@@ -204,6 +204,29 @@ check.case("a closed pipe saves and ends the run quietly", function()
   expect_same_end(folder, "a closed pipe")
 end)
 
+check.case("a script that goes on after a stop cannot start another run", function()
+  local script = place .. "/sweep.lua"
+  files.write(script, [[
+    local recipe = require "recipes.refcocog_grpo"
+    for i = 1, 2 do
+      local args = { unpack(arg, 2) }
+      args[#args + 1] = "trainer.save_checkpoint_path=" .. arg[1] .. i
+      print(pcall(recipe.run, args))
+    end
+  ]])
+  local reward = slow_reward(ANSWERS + 5, "os.execute 'kill -TERM $PPID'")
+  local words = { host.executable, "--threads", "1", script, place .. "/sweep" }
+  local all = command("unused", { reward })
+  for i = 5, #all do
+    if not all[i]:find "save_checkpoint_path" then words[#words + 1] = all[i] end
+  end
+  local output, status = process.run(words, { timeout = TIMEOUT })
+  check.equal(status, 143, "status")
+  check.ok(output:find "false\tstopped by SIGTERM after step 1; saved ", output)
+  check.ok(output:find "\nfalse\tstopped by SIGTERM\n$", "the second run: " .. output:sub(-200))
+  check.ok(not files.exists(place .. "/sweep2/config.json"), "it has no folder")
+end)
+
 -- ---- evaluations and the supervised recipes ----
 -- Starts the program with these words, sends it the signal once `ready` (a shell test) holds.
 local function stopped_when(words, ready, signal)
