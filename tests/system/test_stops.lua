@@ -15,6 +15,8 @@ local files = require "segzero.core.files"
 local STOPS = tonumber(os.getenv "STOPS" or "") or 6
 local STEPS = 12
 local TIMEOUT = 120
+-- A SIGHUP that is ignored, as under nohup, would stay so.
+local AS_USUAL = "env --default-signal=HUP "
 
 local place = mini.folder()
 local model = mini.write(place .. "/model")
@@ -42,7 +44,7 @@ end
 local function run_and(folder, signals, extra)
   local quoted = {}
   for i, word in ipairs(command(folder, extra)) do quoted[i] = mini.quoted(word) end
-  local text = table.concat(quoted, " ") .. " & p=$!; " .. signals .. "; wait $p"
+  local text = AS_USUAL .. table.concat(quoted, " ") .. " & p=$!; " .. signals .. "; wait $p"
   return process.run({ "bash", "-c", text }, { timeout = TIMEOUT })
 end
 
@@ -230,7 +232,7 @@ end)
 -- ---- evaluations and the supervised recipes ----
 -- Starts the program with these words, sends it the signal once `ready` (a shell test) holds.
 local function stopped_when(words, ready, signal)
-  local quoted = { mini.quoted(host.executable), "--threads 1" }
+  local quoted = { AS_USUAL, mini.quoted(host.executable), "--threads 1" }
   for _, word in ipairs(words) do quoted[#quoted + 1] = mini.quoted(word) end
   local text = table.concat(quoted, " ") .. " & p=$!; until " .. ready
     .. "; do sleep 0.02; kill -0 $p 2>/dev/null || break; done; kill -" .. signal
