@@ -1,5 +1,5 @@
--- foreign_set.lua - recognises data sets that are not read, so that the error says what they are and
--- what to do.
+-- foreign_set.lua - recognises data sets that are not read, so that the error says what they are
+-- and what to do.
 --
 --   foreign_set.describe(name)    one sentence, or nil if the name looks like none of these:
 --                                 a name on the Hugging Face hub, CSV, a file of another kind
