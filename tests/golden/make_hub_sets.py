@@ -1,20 +1,26 @@
-"""Miniature sets in the exact schemas of the sets on the hub that Seg-Zero, VisionReasoner and EasyR1 train and evaluate on.
+"""Miniature sets in the exact schemas of the sets on the hub that Seg-Zero, VisionReasoner and
+EasyR1 train and evaluate on.
 
 Usage: python make_hub_sets.py [FOLDER (default: hub_sets next to this file)]
 
-refCOCOg_2k_840/data/train-*.parquet       id, problem, solution (one box, two points), image (840x840 PNG), img_height, img_width
-VisionReasoner_multi_object/               the same columns, solutions are JSON lists: data/train-*.parquet as on the hub,
-VisionReasoner_multi_object_saved/         and dataset_dict.json with train/*.arrow as download_dataset.py leaves it
-ReasonSeg_val, ReasonSeg_test              image (JPEG), text, mask list<list<bool>>, image_id, ann_id, img_height, img_width; split test
-refcoco_val/                               the same and bbox, four numbers
-coco_val/                                  no mask: cat_id, and bbox, a list of boxes
-counting/                                  no mask: count
-geometry3k/                                images (a list), problem, answer; splits train and test
-expected.json                              rows, boxes and pixel counts that the tests compare
+refCOCOg_2k_840/data/train-*.parquet   id, problem, solution (one box, two points),
+                                       image (840x840 PNG), img_height, img_width
+VisionReasoner_multi_object/           the same columns, solutions are JSON lists:
+                                       data/train-*.parquet as on the hub
+VisionReasoner_multi_object_saved/     the same as save_to_disk leaves it: dataset_dict.json and
+                                       train/*.arrow
+ReasonSeg_val, ReasonSeg_test          image (JPEG), text, mask list<list<bool>>, image_id, ann_id,
+                                       img_height, img_width; split test
+refcoco_val/                           the same and bbox, four numbers
+coco_val/                              no mask: cat_id, and bbox, a list of boxes
+counting/                              no mask: count
+geometry3k/                            images (a list), problem, answer; splits train and test
+expected.json                          rows, boxes and pixel counts that the tests compare
 
-Every set has the card (README.md) that push_to_hub writes, with its splits and features. Column names and types are those of
-the published cards and of the scripts that make the sets; the types of bbox, cat_id and count come from the code that reads them.
-The sets on the hub were written by versions that call a list Sequence; datasets 5 calls it List, in the metadata alone.
+Every set has the card (README.md) that push_to_hub writes, with its splits and features. Column
+names and types are those of the published cards and of the scripts that make the sets; the types
+of bbox, cat_id and count come from the code that reads them. The sets on the hub were written by
+versions that call a list Sequence; datasets 5 calls it List, in the metadata alone.
 Written with datasets 5.2.0, pyarrow 26.0.1, Pillow 13.0.0, numpy 2.4.6. The same bytes each time.
 """
 import io
@@ -60,7 +66,8 @@ def box_of(mask):
 
 def encoded(pixels, kind):
     out = io.BytesIO()
-    Pillow.fromarray(pixels).save(out, kind, **({"optimize": True} if kind == "PNG" else {"quality": 90}))
+    options = {"optimize": True} if kind == "PNG" else {"quality": 90}
+    Pillow.fromarray(pixels).save(out, kind, **options)
     return out.getvalue()
 
 
@@ -109,13 +116,15 @@ for i, (colour, x, y, side) in enumerate([("red", 100, 60, 300), ("blue", 420, 4
 publish("refCOCOg_2k_840", {"train": rows(single, TRAINING, "a" * 16)})
 
 several = []
-for i, squares in enumerate([[("red", 80, 500, 200), ("green", 500, 90, 260)], [("blue", 300, 300, 220)]]):
+SCENES = [[("red", 80, 500, 200), ("green", 500, 90, 260)], [("blue", 300, 300, 220)]]
+for i, squares in enumerate(SCENES):
     image, boxes = training_image(squares)
     sentences = [f"the {colour} square" for colour, _, _, _ in squares]
+    objects = [{"bbox_2d": b, "point_2d": [(b[0] + b[2]) // 2, (b[1] + b[3]) // 2]} for b in boxes]
     several.append({
         "id": "refcocog_" + "_".join(str(51000 + 10 * i + k) for k in range(len(squares))),
         "problem": "'" + "' and '".join(sentences) + "'",
-        "solution": json.dumps([{"bbox_2d": b, "point_2d": [(b[0] + b[2]) // 2, (b[1] + b[3]) // 2]} for b in boxes]),
+        "solution": json.dumps(objects),
         "image": image, "img_height": 640, "img_width": 427})
 multi = rows(several, TRAINING, "b" * 16)
 publish("VisionReasoner_multi_object", {"train": multi})
@@ -134,7 +143,8 @@ def evaluation_row(i, grey=False):
     """Landscape, portrait, landscape, ...; the mask is the first square."""
     width, height = ((128, 96), (90, 120))[i % 2]
     colours = list(COLOURS)
-    pixels, masks = paint(width, height, [(colours[i % 3], 10 + 5 * i, 8 + 4 * i, 30), (colours[(i + 1) % 3], 60, 60, 20)])
+    target = (colours[i % 3], 10 + 5 * i, 8 + 4 * i, 30)
+    pixels, masks = paint(width, height, [target, (colours[(i + 1) % 3], 60, 60, 20)])
     if grey:
         pixels = np.asarray(Pillow.fromarray(pixels).convert("L"))
     row = {"image": {"bytes": encoded(pixels, "JPEG"), "path": f"{i:06d}.jpg"},
@@ -151,8 +161,8 @@ def masked(name, n, box=False, fingerprint="c" * 16):
         if box:
             row["bbox"] = box_of(masks[0])
         table.append(row)
-        facts.append({"width": row["img_width"], "height": row["img_height"], "box": box_of(masks[0]),
-                      "inside": int(masks[0].sum())})
+        facts.append({"width": row["img_width"], "height": row["img_height"],
+                      "box": box_of(masks[0]), "inside": int(masks[0].sum())})
     features = {**HEAD, **MASK, **TAIL}
     if box:
         features["bbox"] = Sequence(Value("int64"))
@@ -168,10 +178,11 @@ boxes, counts = [], []
 for i in range(2):
     row, masks = evaluation_row(i)
     found = [box_of(m) for m in masks]
-    boxes.append({**row, "text": "square", "cat_id": 1, "bbox": [[float(v) for v in b] for b in found[:2 - i]]})
+    boxes.append({**row, "text": "square", "cat_id": 1,
+                  "bbox": [[float(v) for v in b] for b in found[:2 - i]]})
     counts.append({**row, "text": "how many squares are there?", "count": len(found)})
-publish("coco_val", {"test": rows(boxes, {**HEAD, **TAIL, "bbox": Sequence(Sequence(Value("float64"))),
-                                          "cat_id": Value("int64")}, "d" * 16)})
+BOXES = {"bbox": Sequence(Sequence(Value("float64"))), "cat_id": Value("int64")}
+publish("coco_val", {"test": rows(boxes, {**HEAD, **TAIL, **BOXES}, "d" * 16)})
 publish("counting", {"test": rows(counts, {**HEAD, **TAIL, "count": Value("int64")}, "e" * 16)})
 expected["coco_val"] = [row["bbox"] for row in boxes]
 expected["counting"] = [row["count"] for row in counts]
@@ -183,7 +194,8 @@ for i in range(2):
     geometry.append({"images": [{"bytes": encoded(pixels, "PNG"), "path": None}],
                      "problem": "<image>Find the side of the square.", "answer": str(30 + 10 * i)})
 EASY = {"images": Sequence(Image()), "problem": Value("string"), "answer": Value("string")}
-publish("geometry3k", {"train": rows(geometry, EASY, "f" * 16), "test": rows(geometry[:1], EASY, "f" * 16)})
+publish("geometry3k", {"train": rows(geometry, EASY, "f" * 16),
+                       "test": rows(geometry[:1], EASY, "f" * 16)})
 
 with open(os.path.join(OUT, "expected.json"), "w") as file:
     json.dump(expected, file, indent=1)
