@@ -270,7 +270,7 @@ int sz_image_width(const sz_image *im);
 int sz_image_height(const sz_image *im);
 /* Borrowed, [h, w, 3]. */
 uint8_t *sz_image_pixels(sz_image *im);
-/* filter: 0 bilinear, 1 bicubic, as Pillow resizes. */
+/* filter: 0 bilinear, 1 bicubic, as Pillow resizes; 2 area, as OpenCV does. */
 sz_image *sz_image_resize(const sz_image *im, int width, int height, int filter);
 /* The extension chooses the format: .png .jpg .jpeg. Writes the whole file or none. */
 int sz_image_save(const sz_image *im, const char *path);
