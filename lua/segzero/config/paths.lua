@@ -46,7 +46,7 @@ end
 local function newest_checkpoint(dir)
   local ok, json = pcall(read_config, dir)
   if not ok or (json and json.model_type) then return nil end
-  return require("segzero.train.checkpoint").latest(dir)
+  return require("segzero.train.run.checkpoint").latest(dir)
 end
 
 -- The policy's folder: the embedded one for "", the newest checkpoint for a run folder. Does not
