@@ -7,11 +7,12 @@
  * Leaves out: checksums, which peek.c checks.
  */
 #include "parquet.h"
+#include <fcntl.h>
 #include <stdlib.h>
-#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-enum { PIECE = 1 << 16, AROUND = 1 << 16 };
+enum { PIECE = 1 << 16, WINDOW = 512, LONGEST_HEAD = 5 };
 
 /* ---- snappy's tags ---- */
 
@@ -54,22 +55,67 @@ static bool read_tag(const uint8_t *p, size_t left, snappy_tag *t)
     return t->back > 0;
 }
 
-/* ---- pieces ---- */
+/* ---- walking ---- */
 
-/* A walk reads few bytes of each 64 KB. Without advice the kernel would make all of them resident.
- */
-static void advise(const uint8_t *from, size_t len, int advice)
+/* A walk reads a few bytes of each 64 KB of a page. It reads the file: in the map, the kernel would
+ * make all 64 KB resident. */
+typedef struct {
+    const parquet_body *body;
+    int fd; /* -1: the map is read */
+    size_t start, size;
+    uint8_t bytes[WINDOW];
+} walk;
+
+static void walk_open(walk *w, const parquet_body *b)
 {
-    const uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE);
-    const uintptr_t first = (uintptr_t)from / size * size;
-    madvise((void *)first, (uintptr_t)from + len - first, advice);
+    const parquet_file *file = b->file;
+    struct stat st;
+    *w = (walk){ .body = b, .fd = -1 };
+    if (b->owned || b->is_spooled) return;
+    w->fd = open(file->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (w->fd < 0) return;
+    /* It must be the file that is mapped. */
+    if (fstat(w->fd, &st) == 0 && st.st_size == file->bytes && st.st_dev == file->device &&
+        st.st_ino == file->number)
+        return;
+    close(w->fd);
+    w->fd = -1;
 }
+
+static void walk_close(walk *w)
+{
+    if (w->fd >= 0) close(w->fd);
+}
+
+/* The packed bytes at `at`, which is inside the page. *left: how many can be read, as many as a
+ * tag's head has unless the page ends. NULL if the file cannot be read. */
+static const uint8_t *walk_to(walk *w, size_t at, size_t *left)
+{
+    const parquet_body *b = w->body;
+    if (w->fd < 0) {
+        *left = b->len - at;
+        return b->from + at;
+    }
+    if (at < w->start || at + LONGEST_HEAD > w->start + w->size) {
+        size_t n = b->len - at;
+        if (n > WINDOW) n = WINDOW;
+        const off_t place = (off_t)(b->from - b->file->base) + (off_t)at;
+        w->size = 0;
+        if (pread(w->fd, w->bytes, n, place) != (ssize_t)n) return NULL;
+        w->start = at;
+        w->size = n;
+    }
+    *left = w->start + w->size - at;
+    return w->bytes + (at - w->start);
+}
+
+/* ---- pieces ---- */
 
 static size_t pieces_of(const parquet_body *b) { return (b->room + PIECE - 1) / PIECE; }
 
 /* Finds where the pieces up to `piece` begin; false if the data are damaged, or not packed piece by
  * piece. */
-static bool walk_pieces(parquet_body *b, size_t piece)
+static bool walk_pieces(parquet_body *b, walk *w, size_t piece)
 {
     while (b->known <= piece) {
         size_t at = b->next;
@@ -77,7 +123,10 @@ static bool walk_pieces(parquet_body *b, size_t piece)
         if (size > PIECE) size = PIECE;
         for (size_t made = 0; made < size;) {
             snappy_tag t;
-            if (!read_tag(b->from + at, b->len - at, &t)) return false;
+            size_t left;
+            if (at >= b->len) return false;
+            const uint8_t *p = walk_to(w, at, &left);
+            if (!p || !read_tag(p, left, &t)) return false;
             if (t.takes > b->len - at || t.makes > size - made) return false;
             made += t.makes;
             at += t.takes;
@@ -86,6 +135,17 @@ static bool walk_pieces(parquet_body *b, size_t piece)
         b->next = at;
     }
     return b->known < pieces_of(b) || b->next == b->len;
+}
+
+/* The same, if that is not done yet. */
+static bool find_pieces(parquet_body *b, size_t piece)
+{
+    if (b->known > piece) return b->known < pieces_of(b) || b->next == b->len;
+    walk w;
+    walk_open(&w, b);
+    const bool good = walk_pieces(b, &w, piece);
+    walk_close(&w);
+    return good;
 }
 
 /* The unpacked length comes first. */
@@ -141,7 +201,7 @@ static bool read_packed(parquet_body *b, size_t at, size_t n, uint8_t *to)
 {
     const size_t first = at / PIECE;
     if (n == 0) return true;
-    if (!walk_pieces(b, (at + n - 1) / PIECE)) return false;
+    if (!find_pieces(b, (at + n - 1) / PIECE)) return false;
     while (n > 0) {
         const size_t in_piece = at % PIECE;
         size_t part = PIECE - in_piece;
@@ -216,21 +276,25 @@ bool parquet_body_read(parquet_body *b, size_t at, size_t n, uint8_t *to)
 
 /* ---- lengths ---- */
 
-/* The four unpacked bytes at `at`, which is inside the page with them. */
-static bool packed_length(parquet_body *b, size_t at, uint32_t *length)
+/* Reads the four unpacked bytes at `at`, which are inside the page. */
+static bool packed_length(parquet_body *b, walk *w, size_t at, uint32_t *length)
 {
-    if (!walk_pieces(b, (at + 3) / PIECE)) return false;
+    if (!walk_pieces(b, w, (at + 3) / PIECE)) return false;
     size_t place = b->starts[at / PIECE];
     size_t made = at - at % PIECE;
     for (;;) {
         snappy_tag t;
-        if (place >= b->len || !read_tag(b->from + place, b->len - place, &t)) return false;
-        if (t.takes > b->len - place) return false;
+        size_t left;
+        if (place >= b->len) return false;
+        const uint8_t *p = walk_to(w, place, &left);
+        if (!p || !read_tag(p, left, &t) || t.takes > b->len - place) return false;
         if (at < made + t.makes) {
             /* One literal has them all as a rule. Otherwise the piece is unpacked. */
             if (t.back != 0 || at + 4 > made + t.makes)
                 return read_packed(b, at, 4, (uint8_t *)length);
-            memcpy(length, b->from + place + t.head + (at - made), 4);
+            p = walk_to(w, place + t.head + (at - made), &left);
+            if (!p || left < 4) return false;
+            memcpy(length, p, 4);
             return true;
         }
         made += t.makes;
@@ -238,33 +302,31 @@ static bool packed_length(parquet_body *b, size_t at, uint32_t *length)
     }
 }
 
-static bool find_lengths(parquet_body *b, int64_t *starts, int64_t *known, int64_t until)
-{
-    while (*known < until) {
-        const size_t at = (size_t)starts[*known];
-        uint32_t n;
-        if (at > b->room || b->room - at < 4) return false;
-        if (b->is_packed) {
-            if (!packed_length(b, at, &n)) return false;
-        } else {
-            memcpy(&n, b->from + at, 4);
-        }
-        if (n > b->room - at - 4) return false;
-        starts[++*known] = (int64_t)(at + 4 + n);
-    }
-    return true;
-}
-
 bool parquet_body_lengths(parquet_body *b, int64_t *starts, int64_t *known, int64_t until)
 {
+    walk w;
+    bool good = true;
     if (*known >= until) return true;
-    const uint8_t *from = b->from + starts[*known];
-    if (b->is_packed) from = b->from + b->next;
-    const size_t len = (size_t)(b->from + b->len - from);
-    if (len < AROUND || b->owned) return find_lengths(b, starts, known, until);
-    advise(from, len, MADV_RANDOM);
-    const bool good = find_lengths(b, starts, known, until);
-    advise(from, len, MADV_NORMAL);
-    advise(from, len, MADV_DONTNEED);
+    const size_t first = (size_t)starts[*known];
+    walk_open(&w, b);
+    while (good && *known < until) {
+        const size_t at = (size_t)starts[*known];
+        uint32_t n = 0;
+        size_t left;
+        good = at <= b->room && b->room - at >= 4;
+        if (!good) break;
+        if (b->is_packed) {
+            good = packed_length(b, &w, at, &n);
+        } else {
+            const uint8_t *p = walk_to(&w, at, &left);
+            good = p && left >= 4;
+            if (good) memcpy(&n, p, 4);
+        }
+        good = good && n <= b->room - at - 4;
+        if (good) starts[++*known] = (int64_t)(at + 4 + n);
+    }
+    walk_close(&w);
+    if (b->is_spooled)
+        parquet_forget(b->from, b->room, b->from + first, (size_t)starts[*known] - first);
     return good;
 }

@@ -51,6 +51,8 @@ static int map_file(sz_parquet *f)
     else if (st.st_size < 12) result = sz_fail("%s: not a Parquet file", f->path);
     if (result == 0) {
         f->bytes = st.st_size;
+        f->file.device = st.st_dev;
+        f->file.number = st.st_ino;
         f->base = mmap(NULL, (size_t)f->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
         if (f->base == MAP_FAILED) {
             f->base = NULL;
@@ -77,7 +79,9 @@ static int open_file(sz_parquet *f)
     parquet_forget(f->base, (size_t)f->bytes, end - 8 - len, (size_t)len);
 
     const size_t leaves = (size_t)f->meta.leaves + 1;
-    f->file = (parquet_file){ .path = f->path, .base = f->base, .bytes = f->bytes };
+    f->file.path = f->path;
+    f->file.base = f->base;
+    f->file.bytes = f->bytes;
     f->cursors = calloc(leaves, sizeof *f->cursors);
     f->chunks = calloc(leaves, sizeof *f->chunks);
     if (!f->cursors || !f->chunks) return sz_fail("%s: out of memory for its columns", f->path);

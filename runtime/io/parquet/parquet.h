@@ -207,6 +207,7 @@ typedef struct {
     const char *path;
     const uint8_t *base;
     int64_t bytes;
+    uint64_t device, number; /* of the file that is mapped */
     uint8_t *piece;          /* owned */
     const void *piece_owner; /* the parquet_body that the piece belongs to */
     size_t piece_number;

@@ -11,6 +11,9 @@
 #include <stdlib.h>
 #include <zlib.h>
 
+/* Values that are shorter on average are not worth it. */
+enum { LEAST_VALUE = 256 };
+
 enum { MOST_SMALL = 16 << 20, SUM_PART = 8 << 20 };
 
 /* A list of PLAIN byte arrays. */
@@ -42,9 +45,8 @@ struct parquet_peek {
 
 static bool open_values(value_list *l, int64_t at, int64_t count)
 {
-    /* A value has a length of four bytes. */
     if (at < 0 || (size_t)at > l->body.room || count < 0) return false;
-    if ((size_t)count > (l->body.room - (size_t)at) / 4) return false;
+    if ((size_t)count > (l->body.room - (size_t)at) / LEAST_VALUE) return false;
     l->starts = malloc((size_t)(count + 1) * sizeof *l->starts);
     if (!l->starts) return false;
     l->starts[0] = at;
