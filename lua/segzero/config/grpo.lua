@@ -24,6 +24,12 @@ local DTYPES = { bfloat16 = "bf16", float32 = "f32", fp32 = "f32", float = "f32"
 -- EasyR1's words for "as many as there are".
 local ALL = { ["-1"] = "1048576" }
 
+-- Estimators of Seg-Zero and EasyR1 that are not available, and why.
+local NO_ESTIMATOR = { gae = "it needs a critic",
+  remax = "it needs a greedy answer to each prompt; rloo compares answers, too" }
+local NO_KL = { full = "it needs the reference's whole distribution for each token" }
+local ONE_EPOCH = { ["*"] = "for more updates of a rollout lower worker.actor.global_batch_size" }
+
 local data = {
   { key = "data.train_files", type = "text", default = "", null = "", path = true,
     help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
@@ -96,13 +102,13 @@ local refshapes = {
 
 local algorithm = {
   { key = "algorithm.adv_estimator", type = "text", default = "grpo",
-    choices = choices.of "advantages", help = "how scores become advantages" },
+    choices = choices.of "advantages", refusals = NO_ESTIMATOR, help = "how scores become advantages" },
   { key = "algorithm.gamma", type = "number", default = 1, min = 0, max = 1,
     help = "reinforce_plus_plus: discount of a later token's reward" },
   { key = "algorithm.kl_coef", type = "number", default = 0, min = 0,
     help = "weight of a KL term in the reward, with worker.actor.use_kl_loss=false" },
   { key = "algorithm.kl_penalty", type = "text", default = "kl", choices = choices.of "kl",
-    help = "the estimator of the KL term in the reward" },
+    refusals = NO_KL, help = "the estimator of the KL term in the reward" },
   { key = "algorithm.online_filtering", type = "boolean", default = false,
     help = "leave out groups whose answers are all good or all bad, and draw more (DAPO)" },
   { key = "algorithm.filter_key", type = "text", default = "overall",
@@ -136,8 +142,8 @@ local algorithm = {
   { key = "worker.actor.kl_loss_coef", type = "number", default = 5e-3, min = 0,
     help = "weight of the KL term" },
   { key = "worker.actor.kl_loss_type", type = "text", default = "low_var_kl",
-    choices = choices.of "kl", help = "the estimator of the KL term" },
-  { key = "worker.actor.ppo_epochs", type = "count", default = 1, max = 1,
+    choices = choices.of "kl", refusals = NO_KL, help = "the estimator of the KL term" },
+  { key = "worker.actor.ppo_epochs", type = "count", default = 1, max = 1, refusals = ONE_EPOCH,
     help = "passes over a rollout's answers; only 1 is supported" },
 }
 

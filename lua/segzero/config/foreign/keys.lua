@@ -83,7 +83,8 @@ note("there is no PyTorch", "worker.actor.use_torch_compile")
 note(FSDP, "worker.actor.strategy")
 add { key = "worker.actor.fsdp.torch_dtype", only = { "null" },
   reads = dtypes "worker.actor.model.dtype",
-  note = "weights are f32 and computed with in f32; worker.actor.model.dtype=bf16 computes in bf16",
+  note = "weights and computation are f32; worker.actor.model.dtype=bf16 computes in bf16 and " ..
+    "keeps f32 copies of the weights",
   refuse = "worker.actor.model.dtype is f32 or bf16" }
 add { key = "worker.actor.fsdp.mp_param_dtype", reads = dtypes "worker.actor.model.dtype",
   refuse = "worker.actor.model.dtype is f32 or bf16" }
@@ -178,8 +179,8 @@ named("actor_rollout_ref.actor.ppo_mini_batch_size", "worker.actor.global_batch_
 named("actor_rollout_ref.actor.kl_loss_coef", "worker.actor.kl_loss_coef")
 named("actor_rollout_ref.actor.*", "the same under worker.actor")
 named("actor_rollout_ref.rollout.n", "worker.rollout.n")
-named("actor_rollout_ref.rollout.tensor_model_parallel_size",
-  "nothing: " .. ONE_PROCESS)
+add { key = "actor_rollout_ref.rollout.tensor_model_parallel_size",
+  refuse = "it is veRL's name of a setting without meaning here; leave it out" }
 named("actor_rollout_ref.rollout.*", "the same under worker.rollout")
 named("actor_rollout_ref.*", "the same under worker")
 named("reward_model.*", "worker.reward.compute_score=FILE.lua")
