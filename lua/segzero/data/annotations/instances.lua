@@ -16,7 +16,7 @@
 
 local cjson = require "cjson"
 local ffi = require "ffi"
-local scan = require "segzero.data.json_scan"
+local scan = require "segzero.data.jsonl.scan"
 
 local M = {}
 

@@ -18,7 +18,7 @@
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
-local scan = require "segzero.data.json_scan"
+local scan = require "segzero.data.jsonl.scan"
 
 local M = {}
 

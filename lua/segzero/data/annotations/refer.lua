@@ -15,7 +15,7 @@
 local cjson = require "cjson"
 local image_folder = require "segzero.data.annotations.image_folder"
 local instances = require "segzero.data.annotations.instances"
-local json_list = require "segzero.data.json_list"
+local json_list = require "segzero.data.jsonl.list"
 local objects = require "segzero.data.annotations.objects"
 local pickle_plain = require "segzero.formats.pickle_plain"
 
