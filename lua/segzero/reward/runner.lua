@@ -1,7 +1,8 @@
 -- runner.lua - loads a reward and runs it on answers.
 --
---   local reward = runner.load "seg_strict"         a module in rewards/, a file that ends in .lua,
---                                                   or a function
+--   local reward = runner.load("seg_strict", seconds)   a module in rewards/, a file that ends in
+--                                                   .lua, or a function. A file's modules are found
+--                                                   beside it; `seconds` (10) limits its loading
 --   runner.score(reward, row, sample, rules)        sets sample.score and sample.parts
 --   runner.score_group(reward, group, segmenter, rules)
 --                                                   all samples of a group; segmenter may be nil
@@ -24,19 +25,26 @@ local nearest = require "segzero.core.nearest"
 local truth = require "segzero.data.truth"
 local notes = require "segzero.core.notes"
 local user_code = require "segzero.core.user_code"
+local user_modules = require "segzero.core.user_modules"
 local visible = require "segzero.core.visible"
 
 local M = {}
 
 -- ---- loading ----
-local function load_file(path)
+local LIMIT = 10                -- seconds
+
+local LOAD_CURE = " (worker.reward.timeout=SECONDS is the limit)"
+
+local function load_file(path, seconds)
   local chunk, reason = loadfile(path)
   if not chunk then error("the reward does not load: " .. reason, 0) end
-  local ok, reward = user_code.try(chunk)
-  if not ok then
-    error(("the reward %s does not load: %s"):format(path, user_code.text(reward)), 0)
-  end
-  return reward
+  user_modules.look_beside(path)
+  local what = "loading the reward " .. path
+  local ok, reward = guard.call(seconds, what, "", chunk)
+  if ok then return reward end
+  local text = user_code.text(reward)
+  if reward.late then text = text:gsub("\n", LOAD_CURE .. "\n", 1) end
+  error(("the reward %s does not load: %s"):format(path, text), 0)
 end
 
 -- The rewards that come with segzero.
@@ -61,11 +69,11 @@ local function load_module(name)
   error(("the reward %s does not load: %s"):format(name, reward), 0)
 end
 
-function M.load(name)
+function M.load(name, seconds)
   if type(name) == "function" then return name end
   local load = load_module
   if name:match "%.lua$" then load = load_file end
-  local reward = load(name)
+  local reward = load(name, seconds or LIMIT)
   if type(reward) ~= "function" then
     error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0)
   end
@@ -73,7 +81,7 @@ function M.load(name)
 end
 
 -- ---- rules ----
-local RULES = { timeout = 10, on_error = "stop" }
+local RULES = { timeout = LIMIT, on_error = "stop" }
 
 function M.rules(options)
   return { timeout = options.timeout, on_error = options.on_error, errors = 0,
@@ -159,8 +167,8 @@ function M.score(reward, row, sample, rules)
   -- A reward that changes the row changes its own copy.
   local copy = setmetatable({}, getmetatable(row))
   for name, value in pairs(row) do copy[name] = value end
-  local ok, score, parts = guard.call(rules.timeout, tostring(row.id), tostring(sample.text), reward,
-    sample.text, row.solution, copy)
+  local ok, score, parts = guard.call(rules.timeout, "the reward of row " .. tostring(row.id),
+    tostring(sample.text), reward, sample.text, row.solution, copy)
   local problem
   if ok then
     problem = problem_of_results(row, score, parts)
