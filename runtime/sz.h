@@ -338,6 +338,30 @@ const char *sz_parquet_pair(const sz_parquet *f, const char *key);
 sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count);
 void sz_parquet_values_free(sz_parquet_values *v);
 
+/* ---- Parquet: writing; Lua makes the schema and the levels ---- */
+typedef struct sz_parquet_writer sz_parquet_writer;
+/* Writes to path.tmp; snappy != 0: pages are packed. A row group ends after group_rows rows, or
+ * earlier when it is large. */
+sz_parquet_writer *sz_parquet_writer_new(const char *path, int snappy, int64_t group_rows);
+/* Adds a node of the schema, in preorder, the root first; all nodes come before the first row. Of
+ * `node` leaf is not read, and max_def and max_rep are read of leaves. */
+int sz_parquet_writer_node(sz_parquet_writer *w, const sz_parquet_node *node);
+/* A text of the file's metadata. */
+int sz_parquet_writer_pair(sz_parquet_writer *w, const char *key, const char *value);
+/* An entry of a leaf column, counted in the order of the nodes: its levels, and the value's bytes
+ * (numbers as in memory, a boolean is one byte), or NULL if def says that there is none. */
+int sz_parquet_writer_put(sz_parquet_writer *w, int leaf, int rep, int def, const void *bytes,
+                          size_t len);
+/* The entries of one row of a column list<list<bool>>: mask is u8 [height, width]. */
+int sz_parquet_writer_mask(sz_parquet_writer *w, int leaf, const uint8_t *mask, int height,
+                           int width);
+/* Ends a row, after the entries of all columns. */
+int sz_parquet_writer_row(sz_parquet_writer *w);
+/* Writes the metadata, syncs, renames. After it or a failure only free may be called. */
+int sz_parquet_writer_commit(sz_parquet_writer *w);
+/* Without a commit, the temporary file is removed. */
+void sz_parquet_writer_free(sz_parquet_writer *w);
+
 /* ---- Arrow: a map of a file, which Lua reads; compressed buffers ---- */
 typedef struct sz_map sz_map;
 /* A regular file that is not empty; NULL with a message. */

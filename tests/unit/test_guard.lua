@@ -122,7 +122,7 @@ local function load_error(name, text)
   local path = ("%s/%s.lua"):format(folder, name)
   files.write(path, text)
   local started = seconds()
-  local ok, why = pcall(runner.load, path, LIMIT)
+  local ok, why = pcall(runner.load, path, nil, LIMIT)
   check.equal(ok, false, name .. ": an error")
   return path, why, seconds() - started
 end

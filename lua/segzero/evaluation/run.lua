@@ -179,7 +179,7 @@ local function evaluate_rows(run, first, last)
   local progress = new_progress(run, last - first + 1)
   run.judging = {
     frames = run.frames, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter,
-    masks = run.masks,
+    masks = run.masks, ignore = "target",
     box_iou = run.box_iou,
   }
   local generation
@@ -198,6 +198,7 @@ local function evaluate_rows(run, first, last)
       progress(is_batch_end)
     end,
   }
+  judge.done(run.judging)
 end
 
 -- ---- the run ----

@@ -1,8 +1,7 @@
 -- runner.lua - loads a reward and runs it on answers.
 --
---   local reward = runner.load("seg_strict", seconds)   a module in rewards/, a file that ends in
---                                                   .lua, or a function. A file's modules are found
---                                                   beside it; `seconds` (10) limits its loading
+--   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua, FILE.lua:NAME, or
+--                                                   a function (reward/loading.lua)
 --   runner.score(reward, row, sample, rules)        sets sample.score and sample.parts
 --   runner.score_group(reward, group, segmenter, rules)
 --                                                   all samples of a group; segmenter may be nil
@@ -17,71 +16,21 @@
 -- as an error, which one line for each kind says. Leaves out: processes of their own for rewards.
 
 local answer = require "segzero.formats.answer"
-local core = require "segzero.core.ffi"
-local folders = require "segzero.core.folders"
 local guard = require "segzero.reward.guard"
+local loading = require "segzero.reward.loading"
 local masks = require "segzero.reward.masks"
-local nearest = require "segzero.core.nearest"
 local truth = require "segzero.data.truth"
 local notes = require "segzero.core.notes"
 local user_code = require "segzero.core.user_code"
-local user_modules = require "segzero.core.user_modules"
 local visible = require "segzero.core.visible"
 
 local M = {}
 
--- ---- loading ----
-local LIMIT = 10                -- seconds
-
-local LOAD_CURE = " (worker.reward.timeout=SECONDS is the limit)"
-
-local function load_file(path, seconds)
-  local chunk, reason = loadfile(path)
-  if not chunk then error("the reward does not load: " .. reason, 0) end
-  user_modules.look_beside(path)
-  local what = "loading the reward " .. path
-  local ok, reward = guard.call(seconds, what, "", chunk)
-  if ok then return reward end
-  local text = user_code.text(reward)
-  if reward.late then text = text:gsub("\n", LOAD_CURE .. "\n", 1) end
-  error(("the reward %s does not load: %s"):format(path, text), 0)
-end
-
--- The rewards that come with segzero.
-function M.names()
-  local names = {}
-  for _, file in ipairs(folders.list(core.root .. "/rewards") or {}) do
-    names[#names + 1] = file:match "^(.*)%.lua$"
-  end
-  return names
-end
-
-local function load_module(name)
-  local module = "rewards." .. name
-  local ok, reward = pcall(require, module)
-  if ok then return reward end
-  if reward:find("module '" .. module .. "' not found", 1, true) then
-    local cure = (" (rewards/%s.lua)"):format(name) .. nearest.question(name, M.names())
-    if name:find "/" then cure = ": a reward is a name in rewards/, or a file that ends in .lua" end
-    if name:find "%.py" then cure = "; a reward is a Lua file: docs/guide/rewards.md" end
-    error(("worker.reward.compute_score: there is no reward '%s'%s"):format(name, cure), 0)
-  end
-  error(("the reward %s does not load: %s"):format(name, reward), 0)
-end
-
-function M.load(name, seconds)
-  if type(name) == "function" then return name end
-  local load = load_module
-  if name:match "%.lua$" then load = load_file end
-  local reward = load(name, seconds or LIMIT)
-  if type(reward) ~= "function" then
-    error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0)
-  end
-  return reward
-end
+M.names = loading.names
+M.load = loading.load
 
 -- ---- rules ----
-local RULES = { timeout = LIMIT, on_error = "stop" }
+local RULES = { timeout = 10, on_error = "stop" }
 
 function M.rules(options)
   return { timeout = options.timeout, on_error = options.on_error, errors = 0,

@@ -42,6 +42,7 @@ local micro_batches = require "segzero.train.micro_batches"
 local optim = require "segzero.train.optim"
 local options_of = require("segzero.train.options").of
 local records = require "segzero.train.records"
+local reward_kl = require "segzero.train.reward_kl"
 local rollout = require "segzero.train.rollout"
 local runner = require "segzero.reward.runner"
 local sampler = require "segzero.data.sampler"
@@ -165,7 +166,11 @@ function methods:step(write_log)
   timer.enter "forward"
   local parts = micro_batches.parts(groups, self.options.update.groups)
   for _, part in ipairs(parts) do self:reference_log_probs(part) end
-  advantage.estimate(self.options.estimator, { groups = groups }, self.now)
+  local seen
+  if self.options.reward_kl then
+    seen, stats.reward_kl = reward_kl.apply(groups, self.options.reward_kl)
+  end
+  advantage.estimate(self.options.estimator, { groups = groups }, self.now, seen)
 
   -- One optimizer step for each part.
   local updates = {}

@@ -7,7 +7,7 @@
 --                                    "count": they stay and are listed; lines that cannot be read
 --                                    are an error
 --     key = "data.on_bad_row",       the setting that holds on_bad_row
---     reward =, prompt =, masks =, solution_frame =,     see row_check.lua
+--     reward =, prompt =, masks =, empty_masks =, solution_frame =,      see row_check.lua
 --     skip_long = true,              prompts that are too long are left out in any case
 --     last = 100,                    only the rows up to this one; nil: all
 --     say = f(text) })
@@ -60,7 +60,8 @@ local function walk(set, options, faults)
   local total = math.min(set:count(), options.last or math.huge)
   local facts = file_facts.open(set.folder or ".")
   local checker = row_check.new { faults = faults, facts = facts, reward = options.reward,
-    prompt = options.prompt, masks = options.masks, solution_frame = options.solution_frame,
+    prompt = options.prompt, masks = options.masks, empty_masks = options.empty_masks,
+    solution_frame = options.solution_frame,
     where = function(i) return set:where(i) end }
   local progress = new_progress(set.name, total, options.say)
   for i = 1, total do

@@ -3,6 +3,8 @@
 --   local checker = row_check.new { faults = list, facts = file_facts.open(folder),
 --     reward = "seg_strict", prompt = counter,        these two are optional
 --     masks = true,                                   whether masks will be read
+--     empty_masks = true,                             one with nothing inside is no fault: the
+--                                                     question has no target
 --     solution_frame = spec }                         of frame.settings; nil: "auto"
 --   checker:row(i, meta)                  meta: what set:meta(i) returns (data/jsonl/source.lua)
 --
@@ -93,6 +95,11 @@ local function objects_of(solution)
   return objects, false
 end
 
+-- Whether a row without a solution has something to compare an answer with.
+local function states_truth(meta)
+  return meta.mask ~= nil or meta.columns.bbox ~= nil or meta.columns.count ~= nil
+end
+
 local function check_readable(self, meta, objects, is_string)
   local reward = self.options.reward
   if READS_STRING[reward] and not is_string then
@@ -101,7 +108,7 @@ local function check_readable(self, meta, objects, is_string)
   elseif reward == "vision_reasoner" and (is_string or not objects) then
     fault(self, "solution", meta, "the reward vision_reasoner reads [{\"bbox_2d\": [...], "
       .. "\"point_2d\": [x,y]}, ...], and the solution is %q", meta.solution:sub(1, 60))
-  elseif reward == "" and not objects and meta.mask == nil then
+  elseif reward == "" and not objects and not states_truth(meta) then
     fault(self, "solution", meta, "the row has no mask and its solution no box: %q",
       meta.solution:sub(1, 60))
   elseif reward == "mask_iou" and meta.mask == nil then
@@ -188,7 +195,7 @@ local function file_mask_fault(self, meta, fact, path)
   if not found then return why end
   local ok, reason = pcall(mask_of.check_size, name, found.width, found.height, fact)
   if not ok then return reason end
-  if found.empty ~= 0 then return mask_of.empty(name) end
+  if found.empty ~= 0 and not self.options.empty_masks then return mask_of.empty(name) end
 end
 
 local function check_mask(self, meta, fact)
@@ -198,7 +205,8 @@ local function check_mask(self, meta, fact)
   if path then
     why = file_mask_fault(self, meta, fact, path)
   else
-    why = mask_of.fault(meta.mask, fact)
+    local size = { width = fact.width, height = fact.height, empty = self.options.empty_masks }
+    why = mask_of.fault(meta.mask, size)
   end
   if why then fault(self, "mask", meta, "%s", why) end
 end

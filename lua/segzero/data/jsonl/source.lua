@@ -138,11 +138,11 @@ local function load_image(meta, where)
   error(("%s: %s"):format(where, (plain(img):gsub("%c", "?"))), 0)
 end
 
--- A function that makes the true mask.
-local function mask_maker(meta, width, height)
-  return function()
-    local options = { folder = meta.folder, width = width, height = height }
-    local ok, t = pcall(mask_of.read, meta.mask, options)
+-- A function that makes the mask `value`: f(empty), where empty = true allows one with nothing inside.
+local function mask_maker(meta, value, width, height)
+  return function(empty)
+    local options = { folder = meta.folder, width = width, height = height, empty = empty }
+    local ok, t = pcall(mask_of.read, value, options)
     if ok then return t end
     error(("%s: %s"):format(meta.where, plain(t)), 0)
   end
@@ -154,12 +154,14 @@ function methods:row(i, read)
   local meta = self:meta(i)
   local img = read or load_image(meta, meta.where)
   local mask
-  if meta.mask ~= nil then mask = mask_maker(meta, img.width, img.height) end
+  if meta.mask ~= nil then mask = mask_maker(meta, meta.mask, img.width, img.height) end
+  local ignored = meta.columns.ignore_mask
+  if ignored ~= nil then ignored = mask_maker(meta, ignored, img.width, img.height) end
   local columns = {}
   for name, value in pairs(meta.columns) do columns[name] = value end
   return rows.new {
     id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
-    image = img, mask = mask, columns = columns,
+    image = img, mask = mask, ignore_mask = ignored, columns = columns,
   }
 end
 
