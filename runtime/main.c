@@ -11,7 +11,7 @@
  * A file named plan, fetch, doctor or help in the current folder is run as ./plan and so on.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops), message.c (errors), watchdog.c (time limits) and module.c
+ * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors), watchdog.c (time limits) and module.c
  * (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
@@ -161,6 +161,7 @@ int main(int argc, char **argv)
     host_options o;
 
     sz_streams_prepare();
+    sz_exits_watch();
 
     /* Read and check the options before anything is loaded. */
     if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;

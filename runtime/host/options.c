@@ -111,6 +111,7 @@ int sz_options_read(host_options *o, char **argv, int argc, lua_State *L)
         if (read_option(o, argv, argc, &i, &chunk)) return -1;
         if (chunk) {
             o->chunks++;
+            if (L) sz_compiled_prepare(L);
             int status = L ? sz_run_chunk(L, chunk) : 0;
             if (status) return status;
         }
