@@ -16,7 +16,7 @@
 -- A second signal within two seconds ends the process at once. The host program turns the error
 -- into the exit status 128 + n. A script that continues after a stopped run cannot start another
 -- one. Outside run() nothing here has an effect, nor without the host program. Leaves out: what to
--- save (train/ending.lua).
+-- save (train/run/ending.lua).
 
 local core = require "segzero.core.ffi"
 

@@ -1,7 +1,8 @@
 -- rows.lua - makes the row that a data source returns. train/records.lua describes its fields.
 --
 --   local row = rows.new {
---     id =, index =, problem =, solution =, image =, mask = f | nil, columns = {..} | nil,
+--     id =, index =, problem =, solution =, image =, mask = f | nil, ignore_mask = f | nil,
+--     columns = {..} | nil,
 --     solution_frame = {width =, height =} | nil }
 --
 -- Adds `images`, `frame` and the user's own columns: columns.category is also row.category, unless
@@ -15,8 +16,8 @@ local M = {}
 
 -- Fields that the trainer sets. A column of the same name is only in row.columns.
 local RESERVED = {
-  answer_frame = true, columns = true, frame = true, image = true, images = true, index = true,
-  input = true, mask = true, number = true, segment = true, solution_frame = true,
+  answer_frame = true, columns = true, frame = true, ignore_mask = true, image = true,
+  images = true, index = true, input = true, mask = true, number = true, segment = true, solution_frame = true,
   stored_solution = true,
 }
 

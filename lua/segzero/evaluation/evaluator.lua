@@ -67,6 +67,14 @@ local function load_entry(e, queue, index)
   return entry
 end
 
+-- The options with the rows' numbers, which key the sampled tokens.
+local function sampled(generation, entries)
+  local options = { row_ids = {} }
+  for name, value in pairs(generation) do options[name] = value end
+  for i, entry in ipairs(entries) do options.row_ids[i] = entry.index end
+  return options
+end
+
 -- Sets entry.answer. If a batch fails, its rows are asked one by one to find the one that fails.
 local function ask(e, entries)
   local asked = {}
@@ -78,7 +86,9 @@ local function ask(e, entries)
     end
   end
   if #list == 0 then return end
-  local answers, failure = attempt(e, rollout.generate, e.policy, list, e.generation)
+  local generation = e.generation
+  if (generation.temperature or 1) > 0 then generation = sampled(generation, asked) end
+  local answers, failure = attempt(e, rollout.generate, e.policy, list, generation)
   for i, entry in ipairs(asked) do
     local one = answers and answers[i]
     if not answers then
@@ -209,7 +219,8 @@ function M.held_out(t, keep)
     set = t.held_out, first = 1, last = rows, batch = o.batch, policy = t.policy, judge = judge,
     input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
     generation = {
-      temperature = 0, max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
+      temperature = o.temperature or 0, top_p = o.top_p, top_k = o.top_k, seed = o.seed,
+      max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
       gpu_memory_utilization = o.gpu_memory_utilization,
     },
     ahead = ahead,

@@ -14,7 +14,7 @@
 -- out: continuing an evaluation that was stopped (evaluate in parts instead).
 
 local cjson = require "cjson"
-local check = require "segzero.data.check"
+local check = require "segzero.data.checks.check"
 local sz = require "segzero"
 local coordinates = require "segzero.data.coordinates"
 local data = require "segzero.data"
@@ -179,7 +179,7 @@ local function evaluate_rows(run, first, last)
   local progress = new_progress(run, last - first + 1)
   run.judging = {
     frames = run.frames, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter,
-    masks = run.masks,
+    masks = run.masks, ignore = "target",
     box_iou = run.box_iou,
   }
   local generation
@@ -198,6 +198,7 @@ local function evaluate_rows(run, first, last)
       progress(is_batch_end)
     end,
   }
+  judge.done(run.judging)
 end
 
 -- ---- the run ----

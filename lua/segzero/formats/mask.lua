@@ -1,6 +1,7 @@
 -- mask.lua - a mask in any form that a data set may have, as u8 [height, width] of 0 and 1.
 --
---   mask.read(value, { folder =, width =, height = }) -> tensor that the caller frees
+--   mask.read(value, { folder =, width =, height =, empty = }) -> tensor that the caller frees;
+--                                            empty = true: a mask with nothing inside is no error
 --   mask.form(value) -> "file", "run lengths", "polygons", "pixels" or "stored"; else nil and what it is
 --   mask.fault(value, { width =, height = }) -> nil, or why reading it would fail; for other forms
 --                                            than files, and mostly without drawing
@@ -166,7 +167,7 @@ function M.read(value, options)
   local t = tensor.zeros({ options.height, options.width }, { dtype = "u8" })
   local out = tensor.data(t)
   local ok, reason = pcall(draw[kind], value, options, out, name)
-  if ok and is_empty(out, options.width * options.height) then
+  if ok and not options.empty and is_empty(out, options.width * options.height) then
     ok = false
     reason = M.empty(name)
   end

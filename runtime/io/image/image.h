@@ -113,6 +113,11 @@ int sz_jpeg_write(const char *path, int width, int height, const uint8_t *pixels
 /* The orientation in a PNG's chunks, 1 to 8, or -1 with a message (png_orientation.c). */
 int sz_png_orientation(const sz_source *b);
 
+/* ---- resize_area.c ---- */
+
+/* A new image as OpenCV's INTER_AREA makes it; NULL with a message. */
+sz_image *sz_image_resize_area(const sz_image *im, int width, int height);
+
 /* ---- exif.c ---- */
 
 /* The orientation in n bytes of EXIF (TIFF, with or without "Exif\0\0" in front) that begin at `at`,

@@ -2,7 +2,8 @@
 --
 --   local roles = columns.roles(file, { prompt_key =, answer_key =, image_key = })
 --   columns.accepted(key, name) -> {name, ...}     what a setting's value stands for
---   roles.problem, roles.solution, roles.mask, roles.id      names; nil where there is none
+--   roles.problem, roles.solution, roles.mask, roles.ignore_mask, roles.id
+--                                   names; nil where there is none
 --   roles.image                     a name
 --   roles.image_form                "bytes": the file's bytes, or a path; "struct": {bytes, path}
 --   roles.others                    {name, ...}, all that may be a row's columns
@@ -91,14 +92,20 @@ function M.is_pixels(kind)
   return row and row.form == "list" and row.element.form == "bool"
 end
 
+-- VisionReasoner's sets of detection and counting have no solution, but boxes or a number.
+local function states_truth(file) return file:kind "bbox" ~= nil or file:kind "count" ~= nil end
+
 function M.roles(file, options)
   local roles = { others = {}, notes = {} }
   roles.problem = need(file, "prompt_key", find(file, "prompt_key", options.prompt_key), "problem")
   roles.image = need(file, "image_key", find_image(file, options.image_key), "image")
   roles.solution = find(file, "answer_key", options.answer_key)
   if file:kind "mask" then roles.mask = "mask" end
+  if file:kind "ignore_mask" then roles.ignore_mask = "ignore_mask" end
   if file:kind "id" then roles.id = "id" end
-  if not roles.mask then need(file, "answer_key", roles.solution, "solution") end
+  if not roles.mask and not states_truth(file) then
+    need(file, "answer_key", roles.solution, "solution")
+  end
 
   roles.image_form = form_of(file:kind(roles.image))
   if not roles.image_form then
@@ -109,8 +116,8 @@ function M.roles(file, options)
   -- The rest.
   for _, column in ipairs(file.columns) do
     local name = column.name
-    if name ~= roles.image and name ~= roles.mask then
-      if is_heavy(file:kind(name)) then
+    if name ~= roles.image and name ~= roles.mask and name ~= roles.ignore_mask then
+      if name ~= "bbox" and is_heavy(file:kind(name)) then
         roles.notes[#roles.notes + 1] = ("%s: the column '%s' is not read; a row has one image, '%s'")
           :format(file.path, name, roles.image)
       else

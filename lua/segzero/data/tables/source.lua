@@ -14,7 +14,7 @@ local checksum = require "segzero.core.checksum"
 local cjson = require "cjson"
 local columns_of = require "segzero.data.tables.columns"
 local core = require "segzero.core.ffi"
-local data_url = require "segzero.models.data_url"
+local data_url = require "segzero.models.qwen_vl.data_url"
 local ffi = require "ffi"
 local image = require "segzero.formats.image"
 local mask_of = require "segzero.formats.mask"
@@ -184,9 +184,8 @@ local function draw_file(file, row, path)
   end
 end
 
--- The mask of a row in a form of formats/mask.lua, or nil.
-local function mask_value(self, file, row)
-  local column = self.roles.mask
+-- The mask of a row in a form of formats/mask.lua, or nil. column: its name, or nil.
+local function mask_value(file, row, column)
   if not column then return nil end
   local kind = file:kind(column)
   if columns_of.is_pixels(kind) then return { draw = draw_pixels(file, row, column) } end
@@ -233,14 +232,16 @@ function methods:meta(i)
   meta.image = ("in the column '%s'"):format(roles.image)
   meta.columns.image = meta.image
   meta.size = size_reader(self, file, row)
-  meta.mask = mask_value(self, file, row)
+  meta.mask = mask_value(file, row, self.roles.mask)
+  meta.ignore_mask = mask_value(file, row, self.roles.ignore_mask)
   return meta
 end
 
-local function mask_maker(self, meta, width, height)
-  return function()
-    local options = { folder = self.folder, width = width, height = height }
-    local ok, t = pcall(mask_of.read, meta.mask, options)
+-- f(empty) makes the mask `value`; empty = true allows one with nothing inside.
+local function mask_maker(self, meta, value, width, height)
+  return function(empty)
+    local options = { folder = self.folder, width = width, height = height, empty = empty }
+    local ok, t = pcall(mask_of.read, value, options)
     if ok then return t end
     if core.is_interrupt(t) then error(t, 0) end
     error(("%s: %s"):format(meta.where, core.plain(t)), 0)
@@ -253,12 +254,14 @@ function methods:row(i, read)
   local meta = self:meta(i)
   local file, row = place_of(self, i)
   local img = read or with_image(self, file, row, LOAD)[1]
-  local mask
-  if meta.mask ~= nil then mask = mask_maker(self, meta, img.width, img.height) end
+  local function maker(value)
+    if value ~= nil then return mask_maker(self, meta, value, img.width, img.height) end
+  end
   meta.columns.image = nil
   return rows.new {
     id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
-    image = img, mask = mask, columns = meta.columns,
+    image = img, mask = maker(meta.mask), ignore_mask = maker(meta.ignore_mask),
+    columns = meta.columns,
   }
 end
 
