@@ -455,10 +455,11 @@ function M.settings(args, own_schema)
   if no_model then
     use_embedded_model(cfg, given)
   else
-    actor.model_path = paths.policy(actor.model_path)
+    actor.model_path = paths.policy(actor.model_path, nil, "worker.actor.model.model_path")
   end
   find_last_checkpoint(cfg)
-  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
+  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path,
+    label = "worker.reward.sam2_path" })
   cfg.worker.reward.sam2_path = sam2
   paths.check_sam2("worker.reward.sam2_path", sam2)
   if origin == "missing" then

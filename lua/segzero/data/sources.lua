@@ -25,9 +25,11 @@
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
 -- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
--- Leaves out: data sets that are on the Hugging Face hub alone.
+-- A name on the Hugging Face hub that no other source knows becomes a folder of its cache first.
+-- Leaves out: reading rows from the hub without storing them.
 
 local core = require "segzero.core.ffi"
+local hub = require "segzero.hub"
 local image = require "segzero.formats.image"
 local jsonl = require "segzero.data.jsonl.source"
 local options_of = require "segzero.core.options"
@@ -131,6 +133,14 @@ local function open_own(source, name, options, level)
   error(core.plain(set), above(level))
 end
 
+-- The folder of a name on the hub; another name stays.
+local function from_hub(name, options, level)
+  local ok, path = pcall(hub.data, name, { purpose = options.split, label = "data set" })
+  if ok then return path end
+  if core.is_interrupt(path) then error(path, 0) end
+  error(core.plain(path), above(level))
+end
+
 -- Opens a data set by the name that the settings give it. level: as for error(); without it, errors
 -- have no place, for a name in the settings.
 function M.open(name, options, level)
@@ -138,8 +148,13 @@ function M.open(name, options, level)
   if type(name) ~= "string" then
     error(("data.open: a data set's name is expected, got %s"):format(tostring(name)), level)
   end
-  local source = matching(name)
   options = options or {}
+  local given = name
+  local source = matching(name)
+  if source == FALLBACK then
+    name = from_hub(name, options, level)
+    source = matching(name)
+  end
   local set
   if BUILT_IN[source] then
     options_of.check("data.open", options, OPTIONS, level)
@@ -155,6 +170,7 @@ function M.open(name, options, level)
     end
   end
   set.name = set.name or name
+  if name ~= given then set.name = given end
   return set
 end
 
