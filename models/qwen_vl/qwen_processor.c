@@ -5,7 +5,7 @@
  * (x - mean) / std in f32, so values are equal to the last bit. The row order of patches is in
  * qwen_vl.h. A background thread (runtime/io/jobs.c) can read, resize and convert an image with the
  * same functions, and so with the same bits. Leaves out: the resize itself
- * (runtime/io/image/resize.c), video, messages (lua/segzero/models/processor.lua). */
+ * (runtime/io/image/resize.c), video, messages (lua/segzero/models/qwen_vl/processor.lua). */
 #include "graph.h"
 #include "qwen_vl/qwen_vl.h"
 #include <limits.h>

@@ -169,7 +169,7 @@ local function use(dir)
 end
 
 local function process_image(dir)
-  local processor = require("segzero.models.processor").new(dir)
+  local processor = require("segzero.models.qwen_vl.processor").new(dir)
   local tokenizer = sz.tokenizer(POLICY)
   local item = { type = "image", image = sz.image.new(56, 84) }
   processor:process({ { role = "user", content = { item } } }, tokenizer)

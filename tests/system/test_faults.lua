@@ -69,7 +69,7 @@ function works.step(place)
 end
 
 function works.checkpoint(place)
-  local checkpoint = require "segzero.train.checkpoint"
+  local checkpoint = require "segzero.train.run.checkpoint"
   local dir = mini.write(place .. "/model")
   local run = place .. "/run"
   files.make_dir(run)

@@ -5,7 +5,7 @@
 local cjson = require "cjson"
 local ffi = require "ffi"
 local check = require "tests.support.check"
-local check_rows = require("segzero.data.check").rows
+local check_rows = require("segzero.data.checks.check").rows
 local files = require "segzero.core.files"
 local image = require "segzero.formats.image"
 local parquet = require "segzero.formats.parquet"

@@ -8,7 +8,7 @@ local cjson = require "cjson"
 local check = require "tests.support.check"
 local sz = require "segzero"
 local files = require "segzero.core.files"
-local names = require "segzero.models.sam2_names"
+local names = require "segzero.models.sam2.names"
 local tensor = require "segzero.core.tensor"
 local tf = sz.torchfile
 

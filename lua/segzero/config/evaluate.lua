@@ -8,7 +8,6 @@
 -- models.
 
 local frame = require "segzero.data.frame"
-local names = require "segzero.config.evaluate_names"
 local console = require "segzero.log.console"
 local metrics = require "segzero.evaluation.metrics"
 local model = require "segzero.models.qwen_vl"
@@ -16,6 +15,7 @@ local files = require "segzero.core.files"
 local opening = require "segzero.models.opening"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
+local scripts = require "segzero.config.foreign.scripts"
 
 local M = {}
 
@@ -24,15 +24,16 @@ local EMBEDDED_SEVERAL_TOKENS = 320
 local REFSHAPES_ROWS = 128
 
 local models = {
-  { key = "model_path", type = "text", default = "", null = "", also = { "reasoning_model_path" },
+  { key = "model_path", type = "text", default = "", null = "", path = true,
+    also = { "reasoning_model_path" },
     help = "Qwen2-VL or Qwen2.5-VL: a folder, or a run (its newest checkpoint); empty: embedded; "
       .. "A,B,C: each of them, with one table" },
   { key = "checkpoints", type = "text", default = "newest", choices = { "newest", "all" },
     help = "of a run in model_path: all evaluates each, with one table and plots" },
-  { key = "adapter", type = "text", optional = true, help = "a folder of LoRA adapters for it" },
+  { key = "adapter", type = "text", path = true, optional = true, help = "a folder of LoRA adapters for it" },
   { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
     help = "of the model's weights; null: the dtype of its config.json" },
-  { key = "sam2_path", type = "text", default = "", null = "none",
+  { key = "sam2_path", type = "text", default = "", null = "none", path = true,
     also = { "segmentation_model_path" },
     help = "a folder or a .pt file; empty: embedded, with that policy or RefShapes; none" },
   { key = "sam2_dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
@@ -40,7 +41,7 @@ local models = {
 }
 
 local data = {
-  { key = "data", type = "text", default = "refshapes", also = { "test_data_path" },
+  { key = "data", type = "text", default = "refshapes", path = true, also = { "test_data_path" },
     help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
       .. "refshapes_multi (several=true)" },
   { key = "prompt_key", type = "text", default = "problem", also = { "data.prompt_key" },
@@ -69,8 +70,8 @@ local answers = {
     help = "another size to resize images to, such as 640x480, or none: as they are stored; null: "
       .. "frame x frame" },
   { key = "solution_frame", type = "text", default = "auto", also = { "data.solution_frame" },
-    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
-      .. "image" },
+    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; "
+      .. "auto: image" },
   { key = "answer_frame", type = "text", default = "auto", also = { "data.answer_frame" },
     help = "what answers count in: model (the size it sees), image, a size, or 1000; auto: as the "
       .. "model's family does" },
@@ -97,13 +98,13 @@ local answers = {
 local scores = {
   { key = "ignore_regions", type = "text", default = "target", choices = { "target", "left_out" },
     help = "pixels of the data's ignore masks: target, as in Seg-Zero's sets; left_out, as LISA" },
-  { key = "gt_json_path", type = "text", optional = true,
+  { key = "gt_json_path", type = "text", path = true, optional = true,
     help = "COCO's instances_*.json, for the average precision of boxes; null: the data's boxes" },
   { key = "protocol", type = "text", default = "fixed", choices = metrics.protocols,
     help = "which failures count; fixed keeps every row" },
   { key = "resamples", type = "count", default = 1000, max = 1e6,
     help = "bootstrap resamples of the intervals" },
-  { key = "output_path", type = "text", default = "runs/evaluate",
+  { key = "output_path", type = "text", path = true, default = "runs/evaluate",
     help = "the folder to write; one that holds a run already gets -2, -3, ..." },
   { key = "parts", type = "count", default = 1, max = 2 ^ 20, also = { "num_parts" },
     help = "divide the rows into this many runs" },
@@ -111,7 +112,7 @@ local scores = {
   { key = "idx", type = "integer", optional = true, min = 0,
     help = "the part, as in Seg-Zero's scripts: all parts share output_path, and each writes "
       .. "output_IDX.json there" },
-  { key = "output_dir", type = "text", optional = true,
+  { key = "output_dir", type = "text", path = true, optional = true,
     help = "sums up the output_*.json of a folder, as calculate_iou.py; no model runs" },
   { key = "merge", type = "list", default = {},
     help = "folders of parts: one summary of all, no model runs" },
@@ -136,8 +137,7 @@ M.schema = schema.new {
     { title = "Answers", rows = answers },
     { title = "Scores and files", rows = scores },
   },
-  ignored = names.ignored,
-  means = names.means,
+  foreign = scripts.evaluate,
 }
 
 -- VisionReasoner's protocol reads lists of objects, Seg-Zero's one object.

@@ -12,12 +12,14 @@
 --                      a path, background threads read the image ahead of time, and
 --                      set:row(i, image) gets the image that was read
 --     set:meta(i)      what is known of row i without decoding anything, so that all rows can be
---                      checked before the first step (data/jsonl.lua); optional
+--                      checked before the first step (data/jsonl/source.lua); optional
 --     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
 --                      so it must not read images
+--     set:paths()      {path, ...}: the files that the rows are read from; optional. The outcome of
+--                      the check of all rows is kept while they and the images stay the same
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
--- prompt_key =, answer_key =, image_key = names of columns, check = false if data/check.lua
+-- prompt_key =, answer_key =, image_key = names of columns, check = false if data/checks/check.lua
 -- follows}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
@@ -27,9 +29,9 @@
 
 local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"
-local jsonl = require "segzero.data.jsonl"
+local jsonl = require "segzero.data.jsonl.source"
 local options_of = require "segzero.core.options"
-local refshapes = require "segzero.data.refshapes_source"
+local refshapes = require "segzero.data.refshapes.source"
 local registry = require "segzero.core.registry"
 local rows = require "segzero.data.rows"
 local table_names = require "segzero.data.tables.names"

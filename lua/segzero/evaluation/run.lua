@@ -16,7 +16,7 @@
 -- evaluated. Leaves out: continuing an evaluation that was stopped (evaluate in parts instead).
 
 local cjson = require "cjson"
-local check = require "segzero.data.check"
+local check = require "segzero.data.checks.check"
 local sz = require "segzero"
 local coordinates = require "segzero.data.coordinates"
 local data = require "segzero.data"

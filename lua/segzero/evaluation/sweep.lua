@@ -13,7 +13,7 @@
 -- change. Leaves out: parts; runs that trained adapters.
 
 local cjson = require "cjson"
-local checkpoint = require "segzero.train.checkpoint"
+local checkpoint = require "segzero.train.run.checkpoint"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local metrics = require "segzero.evaluation.metrics"

@@ -27,7 +27,8 @@
 --   manifest.remove(folder) -> true, or nil and the reason    removes what the manifest (or
 --                                            UNFINISHED) lists, and the folder if it is empty then
 --
--- Errors are one line without a position. Leaves out: the order of writing (train/checkpoint.lua).
+-- Errors are one line without a position. Leaves out: the order of writing
+-- (train/run/checkpoint.lua).
 
 local ffi = require "ffi"
 local cjson = require "cjson"

@@ -20,7 +20,7 @@
 -- settings are kept as config_step_N.json.
 -- Errors are one line without a position. Leaves out: loading weights (checkpoint.lua).
 
-local checkpoint = require "segzero.train.checkpoint"
+local checkpoint = require "segzero.train.run.checkpoint"
 local contract = require "segzero.runs.contract"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
