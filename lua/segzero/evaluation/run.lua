@@ -260,7 +260,10 @@ local function differences(cfg)
     if ours ~= theirs then list[#list + 1] = ("%s %s instead of %s"):format(name, ours, theirs) end
   end
   compare("images", cfg.resize, "840x840")
-  compare("max_new_tokens", cfg.max_new_tokens, 1024)
+  -- VisionReasoner's own scripts take 2048.
+  if not cfg.several or cfg.max_new_tokens ~= 2048 then
+    compare("max_new_tokens", cfg.max_new_tokens, 1024)
+  end
   if not cfg.oracle then compare("the model in", cfg.dtype, "bf16") end
   if cfg.sam2_path ~= "" then compare("SAM2 in", cfg.sam2_dtype, "bf16") end
   local script = cfg.several and "evaluation_visionreasoner.py" or "evaluation.py"
