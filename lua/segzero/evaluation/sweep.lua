@@ -129,9 +129,10 @@ local function places(members)
     labels[i] = member.name
     if member.step then labels[i] = tostring(member.step) end
   end
-  local rises = #at == #members
-  for i = 2, #at do rises = rises and at[i] > at[i - 1] end
-  if not rises then return labels, nil end
+  for i = 1, #members do
+    local is_placed = at[i] and (i == 1 or at[i - 1] and at[i] > at[i - 1])
+    if not is_placed then return labels, nil end
+  end
   return labels, at
 end
 
