@@ -11,6 +11,7 @@ local mini = require "tests.support.miniature"
 local sz = require "segzero"
 local evaluate = require "recipes.evaluate"
 local vision_reasoner = require "recipes.evaluate_vision_reasoner"
+local sweep = require "segzero.evaluation.sweep"
 local tally = require "segzero.evaluation.tally"
 
 local place = mini.folder()
@@ -83,6 +84,16 @@ check.case("Seg-Zero's loop over parts", function()
   check.equal(#json(place .. "/loop2/output_0.json"), 1, "part 0 of 2")
   check.equal(#json(place .. "/loop2/output_1.json"), 2, "part 1 of 2")
   check.equal(files.read(place .. "/loop8/output_0.json"), "[]", "an empty part")
+
+  -- A part that failed, and one of another evaluation.
+  local function sum_up() tally.run({ output_dir = place .. "/loop8", resamples = 2 }, print) end
+  os.remove(place .. "/loop8/output_3.json")
+  check.raises(sum_up, "output_dir: .*/loop8 lacks output_3.json: run that part again "
+    .. "%(%-%-idx 3 %-%-num_parts 8%)", "a part is missing")
+  mini.copy(place .. "/loop2/part_1", place .. "/loop8/part_3-2")
+  mini.copy(place .. "/loop2/output_1.json", place .. "/loop8/output_3.json")
+  check.raises(sum_up, "output_dir: .*output_3.json is of 2 parts and .*output_0.json of 8: they are "
+    .. "not one evaluation", "another evaluation")
 end)
 
 -- ---- VisionReasoner's own scripts ----
@@ -293,6 +304,12 @@ check.case("a sweep over the checkpoints of a run", function()
   check.equal({ result.members[1].name, result.members[2].name, result.members[2].path },
     { "qwen2.5-vl", "run", run .. "/global_step_10" }, "a list; a run stands for its newest")
   check.ok(files.exists(out .. "-2/qwen2.5-vl/results.jsonl"), "a folder of its own")
+  -- Adapters stand for their model and themselves.
+  files.make_dir(place .. "/adapters")
+  files.write(place .. "/adapters/adapter_config.json",
+    '{"base_model_name_or_path": "some/base"}')
+  check.equal(sweep.members(place .. "/adapters," .. POLICY, "newest")[1].words,
+    { "model_path=some/base", "adapter=" .. place .. "/adapters" }, "adapters")
   check.raises(function()
     evaluate.run { ("model_path=%s,%s"):format(POLICY, run), "parts=2", "rows=2" }
   end, "several checkpoints are evaluated whole", "parts")

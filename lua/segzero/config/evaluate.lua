@@ -232,7 +232,7 @@ local function read_members(cfg, args)
   for _, member in ipairs(members) do
     local words = {}
     for i, word in ipairs(args) do words[i] = word end
-    words[#words + 1] = "model_path=" .. member.path
+    for _, word in ipairs(member.words) do words[#words + 1] = word end
     words[#words + 1] = "checkpoints=newest"
     member.settings = M.settings(words)
   end

@@ -325,6 +325,7 @@ local function finish_empty(cfg, total, say)
   local text = ("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total)
   if not cfg.idx then error(text, 0) end
   local own = shared_folder.claim(cfg.output_path, cfg.idx, say)
+  files.write(own.path .. "/config.json", files.json { idx = cfg.idx, parts = cfg.parts })
   files.write(own.path .. "/results.jsonl", "")
   shared_folder.write(own, output_rows.text {})
   say(text)

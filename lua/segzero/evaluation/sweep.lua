@@ -1,16 +1,18 @@
 -- sweep.lua - evaluates several checkpoints on the same rows: one table, a plot, and what changed
 -- between each two.
 --
---   sweep.members(model_path, checkpoints) -> {{name =, path =, step = number | nil}, ...}
+--   sweep.members(model_path, checkpoints)
+--       -> {{name =, path =, step = number | nil, words = {"model_path=...", ...}}, ...}
 --       nil if model_path is a single model. model_path: "A,B,C"; checkpoints = "all" stands for
---       every checkpoint of a run folder
+--       every checkpoint of a run folder. words: the settings that open it. An adapter's model is
+--       the one that it names
 --   sweep.run(cfg, members, options) -> {members = {{name =, path =, summary =, folder =}, ...},
 --                                         pairs = {{from =, to =, gIoU =, cIoU =, box =}, ...}}
 --       members[i].settings: the settings of its evaluation; options: of run.evaluate
 --
 -- Under cfg.output_path: a folder for each member (run.lua), sweep.json, the table as Markdown and
 -- sweep.png. A pair is compared row by row (metrics.difference), so its interval is that of the
--- change. Leaves out: parts; runs that trained adapters.
+-- change. Leaves out: parts.
 
 local cjson = require "cjson"
 local checkpoint = require "segzero.train.run.checkpoint"
@@ -27,8 +29,21 @@ local M = {}
 local MEASURES = { "gIoU", "cIoU", "box" }
 
 -- ---- members ----
+-- The settings that open a checkpoint.
+local function words_of(path)
+  local adapter = path .. "/adapter_config.json"
+  if files.exists(path .. "/config.json") or not files.exists(adapter) then
+    return { "model_path=" .. path }
+  end
+  local base = files.read_json_object(adapter).base_model_name_or_path
+  if type(base) ~= "string" then
+    error(("model_path: %s names no model (base_model_name_or_path)"):format(adapter), 0)
+  end
+  return { "model_path=" .. base, "adapter=" .. path }
+end
+
 local function add_member(members, path, label)
-  members[#members + 1] = { path = path, label = label,
+  members[#members + 1] = { path = path, label = label, words = words_of(path),
     step = tonumber(path:match "global_step_(%d+)$") }
 end
 
@@ -179,6 +194,7 @@ function M.run(cfg, members, options)
       box_iou = options.box_iou })
     member.rows = report.for_metrics(records)
     member.settings = nil
+    member.words = nil
   end
 
   local has_masks = members[1].summary.gIoU ~= nil

@@ -16,6 +16,7 @@
 
 local cjson = require "cjson"
 local coco_ap = require "segzero.evaluation.coco_ap"
+local files = require "segzero.core.files"
 local metrics = require "segzero.evaluation.metrics"
 local output_rows = require "segzero.evaluation.output_rows"
 local report = require "segzero.evaluation.report"
@@ -27,7 +28,7 @@ local M = {}
 local function fail(message, ...) error(message:format(...), 0) end
 
 -- ---- reading ----
--- The rows of all files, their task, and the folders of the parts that have rows.
+-- The rows of all files, their task, and the files that segzero wrote.
 local function read(path)
   local rows = {}
   local parts = {}
@@ -46,17 +47,38 @@ local function read(path)
     if (output.part ~= nil) ~= (outputs[1].part ~= nil) then
       fail("output_dir: %s was written by segzero and %s was not", output.path, outputs[1].path)
     end
-    parts[#parts + 1] = output.part
+    if output.part then parts[#parts + 1] = output end
   end
   return rows, task, parts
+end
+
+-- Files that segzero wrote must be all the parts of one evaluation. parts: as shared_folder.outputs.
+local function check_parts(parts, path)
+  local number
+  local found = {}
+  for _, one in ipairs(parts) do
+    local own = files.read_json_object(one.part .. "/config.json").parts
+    number = number or own
+    if own ~= number then
+      fail("output_dir: %s is of %s parts and %s of %s: they are not one evaluation", one.path,
+        tostring(own), parts[1].path, tostring(number))
+    end
+    found[one.idx] = true
+  end
+  for idx = 0, (number or 0) - 1 do
+    if not found[idx] then
+      fail("output_dir: %s lacks output_%d.json: run that part again (--idx %d --num_parts %d)", path,
+        idx, idx, number)
+    end
+  end
 end
 
 -- The records and the settings of all parts; nil for files of the Python scripts.
 local function read_records(parts)
   local used = {}
-  for _, part in ipairs(parts) do
-    local file = io.open(part .. "/results.jsonl")
-    if file and file:read(0) then used[#used + 1] = part end
+  for _, one in ipairs(parts) do
+    local file = io.open(one.part .. "/results.jsonl")
+    if file and file:read(0) then used[#used + 1] = one.part end
     if file then file:close() end
   end
   if #used == 0 then return nil end
@@ -177,6 +199,7 @@ end
 -- ---- all ----
 function M.run(cfg, say)
   local rows, task, parts = read(cfg.output_dir)
+  check_parts(parts, cfg.output_dir)
   local records, config = read_records(parts)
   task = task or config and config.task
   if #rows == 0 and task ~= "detection" then
