@@ -26,8 +26,8 @@ local ALL = { ["-1"] = "1048576" }
 
 local data = {
   { key = "data.train_files", type = "text", default = "", null = "", path = true,
-    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
-      .. "refshapes_multi; empty: RefShapes" },
+    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), annotations of COCO, "
+      .. "refer or ReasonSeg, refshapes or refshapes_multi; empty: RefShapes" },
   { key = "data.val_files", type = "text", default = "", null = "", path = true,
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
   { key = "data.prompt_key", type = "text", default = "problem",
@@ -37,6 +37,9 @@ local data = {
   { key = "data.image_key", type = "text", default = "image",
     help = "the column of the image; the default also stands for images, and for the only column "
       .. "that holds some" },
+  { key = "data.image_dir", type = "text", default = "", null = "", path = true,
+    help = "the folder that relative paths of images start from; empty: the data set's own, or where "
+      .. "its layout has them" },
   { key = "data.max_prompt_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "a longer prompt is an error that names the row" },
   { key = "data.on_bad_row", type = "text", default = "error", choices = { "error", "skip" },

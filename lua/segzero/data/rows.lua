@@ -38,6 +38,13 @@ function M.new(row)
   return row
 end
 
+-- The folder that relative paths of images start from. folder: the set's own.
+function M.image_dir(options, folder)
+  local stated = options and options.image_dir
+  if stated == nil or stated == "" then return folder end
+  return stated
+end
+
 -- Row i must be one of the set's. Level as for error().
 function M.check_number(set, i, level)
   local last = set:count()

@@ -17,14 +17,16 @@
 --                      so it must not read images
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
--- prompt_key =, answer_key =, image_key = names of columns, check = false if data/checks/check.lua
--- follows}. A source uses those that it knows.
+-- prompt_key =, answer_key =, image_key = names of columns, image_dir = where relative paths of
+-- images start, several = whether solutions are lists of objects, check = false if
+-- data/checks/check.lua follows}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
 -- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
 -- Leaves out: data sets that are on the Hugging Face hub alone.
 
+local annotation_source = require "segzero.data.annotations.source"
 local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"
 local jsonl = require "segzero.data.jsonl.source"
@@ -38,6 +40,12 @@ local table_source = require "segzero.data.tables.source"
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
 
 local FALLBACK = "jsonl"
+
+M:register("annotations", {
+  help = "annotations of COCO, refer, gRefCOCO or ReasonSeg, with their folder of images",
+  match = annotation_source.matches,
+  open = annotation_source.open,
+})
 
 M:register("refshapes", {
   help = "RefShapes: generated images of coloured shapes with referring sentences and masks",
@@ -97,10 +105,11 @@ local function matching(name)
 end
 
 -- A source of the user's may have options of its own.
-local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true }
+local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true,
+  annotations = true }
 local GENERATED = { refshapes = true, refshapes_multi = true }
 local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
-  "prompt_key", "answer_key", "image_key" }
+  "prompt_key", "answer_key", "image_key", "image_dir", "several" }
 
 -- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)

@@ -129,7 +129,7 @@ function methods:meta(i)
     image = self.image_folder .. "/" .. image.file_name, width = image.width,
     height = image.height, texts = { name }, raw = { name }, objects = list,
     ignore = objects.union(crowds), image_id = ("%.17g"):format(image.id),
-    ann_id = table.concat(ids, ","), category = name,
+    ann_id = table.concat(ids, ","), category = name, cat_id = category,
   }
 end
 

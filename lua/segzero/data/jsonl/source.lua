@@ -8,7 +8,7 @@
 --                  {where = "file:line", index = i, id =, problem =, solution =, image = path,
 --                  mask = value, folder =, columns =}. The id is nil if the row states none
 --
--- Columns: problem, solution, image (a path relative to the folder, or bytes in base64: see
+-- Columns: problem, solution, image (a path relative to the folder or to options.image_dir, or bytes in base64: see
 -- line.lua), and optionally id and mask (any form that formats/mask.lua reads); options has
 -- prompt_key, answer_key and image_key if they are named otherwise. A row whose image is no file
 -- has meta.size (tables/source.lua). All rows have a mask or none has. Other columns are kept
@@ -103,7 +103,7 @@ function methods:meta(i)
   check_mask(self, columns, where)
   local path, url = json_line.image(columns, where)
   known = { where = where, index = i, id = id, problem = columns.problem,
-    solution = columns.solution, image = path and mask_of.in_folder(self.folder, path), url = url,
+    solution = columns.solution, image = path and mask_of.in_folder(self.image_dir, path), url = url,
     size = url and size_of_url(url), mask = columns.mask, folder = self.folder, columns = columns }
   columns.image = path or "in base64"
   if #text > LONG_LINE then return known end
@@ -177,6 +177,7 @@ function M.open(name, options)
   end
   local self = { name = name, file = file, folder = file:match "^(.*)/[^/]*$" or ".",
     lines = read_lines(name, file), known = {}, n_known = 0, keys = options or {} }
+  self.image_dir = rows.image_dir(options, self.folder)
   setmetatable(self, mt)
   if not options or options.check ~= false then
     for i = 1, self:count() do self:meta(i) end

@@ -6,7 +6,7 @@
 --   set.notes           {text, ...}: what of the files is not used
 --
 -- Files are mapped and read a row at a time; opening reads their metadata alone. A row's image is
--- bytes in the table, or a path relative to the file. Without a solution, the box around the mask is
+-- bytes in the table, or a path relative to options.image_dir, else to the file. Without a solution, the box around the mask is
 -- the truth. Errors name file, row and column.
 -- Leaves out: several images in a row; rows of files whose columns differ.
 
@@ -115,7 +115,7 @@ end
 
 local function from_path(self, text, of_file, of_url)
   if data_url.is(text) then return of_url(text) end
-  return of_file(mask_of.in_folder(self.folder, text))
+  return of_file(mask_of.in_folder(self.image_dir, text))
 end
 
 -- What `f` makes of a row's image: f.bytes(pointer, count, name), f.file(path), f.url(text).
@@ -293,6 +293,7 @@ function M.open(name, options)
   if found.split and not name:find("@", 1, true) then shown = name .. "@" .. found.split end
   local self = setmetatable({ name = shown, folder = found.folder, files = {}, starts = {},
     total = 0 }, mt)
+  self.image_dir = rows.image_dir(options, self.folder)
   open_files(self, found.files)
   local first = self.files[1]
   self.roles = columns_of.roles(first, options)
