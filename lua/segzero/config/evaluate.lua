@@ -46,8 +46,8 @@ local data = {
     help = "the column of the image; the default also stands for images" },
   { key = "image_dir", type = "text", default = "", null = "", path = true,
     also = { "data.image_dir" },
-    help = "the folder that relative paths of images start from; empty: the data set's own, or where "
-      .. "its layout has them" },
+    help = "the folder that relative paths of images start from; empty: the data set's own, or "
+      .. "where its layout has them" },
   { key = "rows", type = "count", optional = true, max = 2 ^ 31,
     help = "only the first rows; null: all (RefShapes: 128)" },
   { key = "on_bad_row", type = "text", default = "count", choices = { "count", "error", "skip" },

@@ -35,8 +35,8 @@ function M.text(objects, several)
   for i, object in ipairs(objects) do
     local b = object.bbox
     local p = object.points[1]
-    parts[i] = ('{"bbox_2d": [%d, %d, %d, %d], "point_2d": [%d, %d]}'):format(b[1], b[2], b[3], b[4],
-      p[1], p[2])
+    local form = '{"bbox_2d": [%d, %d, %d, %d], "point_2d": [%d, %d]}'
+    parts[i] = form:format(b[1], b[2], b[3], b[4], p[1], p[2])
   end
   return "[" .. table.concat(parts, ", ") .. "]"
 end
