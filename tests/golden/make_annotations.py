@@ -199,7 +199,8 @@ def expect_refer(title, refs, data, split):
         out.append({"id": f"{title}_{one['ref_id']}",
                     "texts": [s["sent"] for s in one["sentences"]],
                     "objects": len(found), "mask": union(data, found),
-                    "pixel_boxes": [pixel_box(decode(a["segmentation"], *size_of(data, a["image_id"])))
+                    "pixel_boxes": [pixel_box(decode(a["segmentation"],
+                                                     *size_of(data, a["image_id"])))
                                     for a in found],
                     "ann_id": ",".join(str(a["id"]) for a in found) or "-1"})
     return out
@@ -288,7 +289,8 @@ def reasonseg():
 
 def pickles():
     value = {"text": "it's \"q\" \n \u00e9 \u2603 \U0001f600 \\", "tuple": ("a", 2, 3.5, -7),
-             "none": None, "yes": True, "no": False, "big": 2 ** 40, "negative": -2 ** 40, "int64": np.int64(77),
+             "none": None, "yes": True, "no": False, "big": 2 ** 40, "negative": -2 ** 40,
+             "int64": np.int64(77),
              "float32": np.float32(1.5), "uint8": np.uint8(200), "bool": np.bool_(True),
              "bytes": b"\xff\x00a\xc3\xa9", "kind": "a key", "n": "another", 3: "three",
              True: "yes",

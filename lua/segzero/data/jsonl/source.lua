@@ -8,9 +8,9 @@
 --                  {where = "file:line", index = i, id =, problem =, solution =, image = path,
 --                  mask = value, folder =, columns =}. The id is nil if the row states none
 --
--- Columns: problem, solution, image (a path relative to the folder or to options.image_dir, or bytes in base64: see
--- line.lua), and optionally id and mask (any form that formats/mask.lua reads); options has
--- prompt_key, answer_key and image_key if they are named otherwise. A row whose image is no file
+-- Columns: problem, solution, image (a path relative to the folder or to options.image_dir, or bytes
+-- in base64: see line.lua), and optionally id and mask (any form that formats/mask.lua reads); options
+-- has prompt_key, answer_key and image_key if they are named otherwise. A row whose image is no file
 -- has meta.size (tables/source.lua). All rows have a mask or none has. Other columns are kept
 -- in row.columns. A bad line, image or mask is an error that names file and line.
 -- Memory: 16 bytes a row; lines are read and decoded again when they are needed.
@@ -103,7 +103,8 @@ function methods:meta(i)
   check_mask(self, columns, where)
   local path, url = json_line.image(columns, where)
   known = { where = where, index = i, id = id, problem = columns.problem,
-    solution = columns.solution, image = path and mask_of.in_folder(self.image_dir, path), url = url,
+    solution = columns.solution, url = url,
+    image = path and mask_of.in_folder(self.image_dir, path),
     size = url and size_of_url(url), mask = columns.mask, folder = self.folder, columns = columns }
   columns.image = path or "in base64"
   if #text > LONG_LINE then return known end
