@@ -39,9 +39,10 @@ local data = {
     help = "a folder with data.jsonl, Parquet or Arrow files (name@split), annotations of COCO, "
       .. "refer or ReasonSeg, refshapes or refshapes_multi (several=true)" },
   { key = "prompt_key", type = "text", default = "problem", also = { "data.prompt_key" },
-    help = "the column of the question; the default also stands for text" },
+    help = "the column of the question; the default also stands for text, prompt, messages and "
+      .. "conversations" },
   { key = "answer_key", type = "text", default = "solution", also = { "data.answer_key" },
-    help = "the column of the ground truth; the default also stands for answer" },
+    help = "the column of the ground truth; the default also stands for answer and reward_model" },
   { key = "image_key", type = "text", default = "image", also = { "data.image_key" },
     help = "the column of the image; the default also stands for images" },
   { key = "image_dir", type = "text", default = "", null = "", path = true,

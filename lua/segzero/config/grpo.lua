@@ -37,9 +37,10 @@ local data = {
   { key = "data.val_files", type = "text", default = "", null = "", path = true,
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
   { key = "data.prompt_key", type = "text", default = "problem",
-    help = "the column of the question; the default also stands for text" },
+    help = "the column of the question; the default also stands for text, prompt, messages and "
+      .. "conversations" },
   { key = "data.answer_key", type = "text", default = "solution",
-    help = "the column of the ground truth; the default also stands for answer" },
+    help = "the column of the ground truth; the default also stands for answer and reward_model" },
   { key = "data.image_key", type = "text", default = "image",
     help = "the column of the image; the default also stands for images, and for the only column "
       .. "that holds some" },
