@@ -19,8 +19,9 @@
 --                      the check of all rows is kept while they and the images stay the same
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
--- prompt_key =, answer_key =, image_key = names of columns, check = false if data/checks/check.lua
--- follows}. A source uses those that it knows.
+-- prompt_key =, answer_key =, image_key = names of columns, image_dir = where relative paths of
+-- images start, several = whether solutions are lists of objects, check = false if
+-- data/checks/check.lua follows}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
@@ -28,6 +29,7 @@
 -- A name on the Hugging Face hub that no other source knows becomes a folder of its cache first.
 -- Leaves out: reading rows from the hub without storing them.
 
+local annotation_source = require "segzero.data.annotations.source"
 local core = require "segzero.core.ffi"
 local hub = require "segzero.hub"
 local image = require "segzero.formats.image"
@@ -42,6 +44,12 @@ local table_source = require "segzero.data.tables.source"
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
 
 local FALLBACK = "jsonl"
+
+M:register("annotations", {
+  help = "annotations of COCO, refer, gRefCOCO or ReasonSeg, with their folder of images",
+  match = annotation_source.matches,
+  open = annotation_source.open,
+})
 
 M:register("refshapes", {
   help = "RefShapes: generated images of coloured shapes with referring sentences and masks",
@@ -101,10 +109,11 @@ local function matching(name)
 end
 
 -- A source of the user's may have options of its own.
-local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true }
+local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true,
+  annotations = true }
 local GENERATED = { refshapes = true, refshapes_multi = true }
 local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
-  "prompt_key", "answer_key", "image_key" }
+  "prompt_key", "answer_key", "image_key", "image_dir", "several" }
 
 -- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)
