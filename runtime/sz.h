@@ -342,6 +342,10 @@ const char *sz_parquet_pair(const sz_parquet *f, const char *key);
 /* Rows [first, first + count) of a leaf column. */
 sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count);
 void sz_parquet_values_free(sz_parquet_values *v);
+/* From how many bytes on a column chunk of byte arrays is large: its rows are read without decoding
+ * their pages, and pages four times as large are unpacked into a temporary file where their codec
+ * cannot be entered. 1 MB at first; tests set it. Files that are open keep to what they had. */
+void sz_parquet_set_large(int64_t bytes);
 
 /* ---- Parquet: writing; Lua makes the schema and the levels ---- */
 typedef struct sz_parquet_writer sz_parquet_writer;
