@@ -216,6 +216,35 @@ check.case("a run that stopped goes on and ends in the same bytes", function()
   end
 end)
 
+check.case("a run that stopped before its first part starts again", function()
+  local image = place .. "/refer_seg/images/train2014/COCO_train2014_000000000002.jpg"
+  os.rename(image, image .. ".away")
+  for _, format in ipairs { "parquet", "jsonl" } do
+    local args = { "data=" .. place .. "/refer_seg/refcocog@train", "size=84",
+      "format=" .. format }
+    local text, status, folder = prepare("first_" .. format, args)
+    check.equal(status, 1, text)
+    check.ok(not files.exists(folder .. "/."), format .. ": nothing is left")
+    os.rename(image .. ".away", image)
+    prepared("first_" .. format, args)
+    os.rename(image, image .. ".away")
+  end
+  os.rename(image .. ".away", image)
+end)
+
+check.case("a part of other rows is not gone on with", function()
+  local image = place .. "/refer_seg/images/train2014/COCO_train2014_000000000002.jpg"
+  os.rename(image, image .. ".away")
+  local args = { "data=" .. place .. "/refer_seg/refcocog@train", "rows_per_file=1", "size=84" }
+  local text, status = prepare("other_rows", args)
+  check.ok(status == 1 and text:find("%d of 4 parts are kept: the same command goes on") ~= nil,
+    text)
+  os.rename(image .. ".away", image)
+  args[3] = "size=112"
+  text, status = prepare("other_rows", args)
+  check.ok(status == 1 and text:find("it holds a part of other rows", 1, true) ~= nil, text)
+end)
+
 -- ---- SAM2 ----
 check.case("objects that SAM2 does not find are left out", function()
   sz.refshapes.write_dataset(place .. "/filter", { n = 8, size = 224 }, sz.image.write_png)

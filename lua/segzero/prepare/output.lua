@@ -2,9 +2,10 @@
 --
 --   local out = output.open(cfg, state)     state: a text; the same state means the same rows
 --   out.folder, out.found                   the folder, and how many parts were there already
---   out:has(k)                              whether part k is done
+--   out:has(k), out:kept()                  whether part k is done; how many are
 --   out:begin(k)  out:row(row)  out:finish_part()
---   out:cancel()                            drops the part that was begun; without any part, all
+--   local n = out:cancel()                  drops the part that was begun, and without any part
+--                                           the folder; how many parts are kept
 --   local n = out:finish()                  rows in all; the set appears under its name now
 --
 -- cfg: the settings of recipes/prepare_data.lua; cfg.parts = how many parts there are. row: {id =,
@@ -83,9 +84,7 @@ function M.open(cfg, state)
   files.make_dir(self.partial)
   if self.format == "jsonl" then files.make_dir(folder .. "/images") end
   files.write(folder .. "/" .. STATE, state)
-  for k = 1, self.parts do
-    if self:has(k) then self.found = self.found + 1 end
-  end
+  self.found = self:kept()
   return self
 end
 
@@ -96,6 +95,14 @@ local function path_of(self, k)
 end
 
 function methods:has(k) return files.exists(path_of(self, k)) end
+
+function methods:kept()
+  local count = 0
+  for k = 1, self.parts do
+    if self:has(k) then count = count + 1 end
+  end
+  return count
+end
 
 function methods:begin(k)
   self.part = k
@@ -133,22 +140,19 @@ function methods:finish_part()
   self.lines = nil
 end
 
-local function has_any(self)
-  for k = 1, self.parts do
-    if self:has(k) then return true end
-  end
-  return false
-end
-
 function methods:cancel()
   if self.writer then self.writer:cancel() end
   self.writer = nil
   self.lines = nil
-  if has_any(self) then return end
+  local kept = self:kept()
+  if kept > 0 then return kept end
+  -- Images that were written are written again by the next run, which the state lets in.
+  local images = self.folder .. "/images"
+  if self.format == "jsonl" and not folders.remove_empty(images) then return 0 end
   folders.remove_file(self.folder .. "/" .. STATE)
-  for _, name in ipairs { "/.partial", "/images", "" } do
-    folders.remove_empty(self.folder .. name)
-  end
+  folders.remove_empty(self.partial)
+  folders.remove_empty(self.folder)
+  return 0
 end
 
 -- ---- the end ----

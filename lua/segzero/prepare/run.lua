@@ -192,7 +192,10 @@ function M.run(cfg, say)
   introduce(run)
   local ok, why = pcall(prepare_parts, run)
   if not ok then
-    run.out:cancel()
+    local kept = run.out:cancel()
+    if kept > 0 then
+      pcall(say, ("  %d of %d parts are kept: the same command goes on"):format(kept, cfg.parts))
+    end
     error(why, 0)
   end
   return summarize(run, run.out:finish())
