@@ -82,6 +82,7 @@ function M.settings(args)
     if cfg.sam2_path == "" then
       error("sam2_filter needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0)
     end
+    cfg.sam2_path = paths.sam2(cfg.sam2_path, { label = "sam2_path" })
     paths.check_sam2("sam2_path", cfg.sam2_path)
   end
   cfg.named_output = given.output ~= nil

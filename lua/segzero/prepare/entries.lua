@@ -19,6 +19,7 @@
 
 local annotations = require "segzero.data.annotations"
 local checksum = require "segzero.core.checksum"
+local files = require "segzero.core.files"
 local image = require "segzero.formats.image"
 local mask_of = require "segzero.formats.mask"
 local prompt = require "segzero.data.prompt"
@@ -223,7 +224,9 @@ local function open_rows(self, cfg)
   local options = { split = "train", prompt_key = cfg.prompt_key, image_key = cfg.image_key,
     check = false }
   -- Solutions are not read; lines of JSON need the column, so it may be any.
-  if not table_names.matches(cfg.data) then options.answer_key = cfg.prompt_key end
+  if files.exists(cfg.data) and not table_names.matches(cfg.data) then
+    options.answer_key = cfg.prompt_key
+  end
   self.set = sources.open(cfg.data, options)
   if type(self.set.meta) ~= "function" then
     error(("%s: this kind of data has no masks to prepare"):format(cfg.data), 0)
