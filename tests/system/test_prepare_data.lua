@@ -245,6 +245,21 @@ check.case("a part of other rows is not gone on with", function()
   check.ok(status == 1 and text:find("it holds a part of other rows", 1, true) ~= nil, text)
 end)
 
+check.case("two runs do not write to one folder", function()
+  local args = { "data=" .. SETS .. "refer_seg/refcocog@train", "rows_per_file=1", "size=600" }
+  local words = { "recipes/prepare_data.lua", "output=" .. place .. "/both" }
+  for _, word in ipairs(args) do words[#words + 1] = word end
+  local command = ("'%s' '%s'"):format(host.executable, table.concat(words, "' '"))
+  local pipe = io.popen(("{ %s & %s & wait; } 2>&1"):format(command, command))
+  local text = pipe:read "*a"
+  pipe:close()
+  local done = select(2, text:gsub("4 rows of 4 in", ""))
+  local _, refused = text:gsub("both: another run is writing there; name another folder", "")
+  local _, late = text:gsub("both: it holds a finished set already", "")
+  check.equal({ done, refused + late }, { 1, 1 }, text)
+  check.equal(bytes_of(place .. "/both"), bytes_of(prepared("alone", args)), "the rows")
+end)
+
 -- ---- SAM2 ----
 check.case("objects that SAM2 does not find are left out", function()
   sz.refshapes.write_dataset(place .. "/filter", { n = 8, size = 224 }, sz.image.write_png)

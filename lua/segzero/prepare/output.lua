@@ -16,8 +16,9 @@
 --   parquet   train-00000-of-00003.parquet, ...; finish() renames .partial to `data`
 --   jsonl     rows-00000.jsonl, ...; finish() writes data.jsonl. Images are in images/
 -- FOLDER/.prepare.json holds the state: a later run with the same one goes on, another one is
--- refused. A part is written under another name and renamed, so it is whole or not there.
--- Leaves out: two runs at once in one folder.
+-- refused. A run holds a lock on it, so two never write to one folder. A part is written under
+-- another name and renamed, so it is whole or not there.
+-- Leaves out: dividing the parts among several runs.
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -30,6 +31,7 @@ local methods = {}
 local mt = { __index = methods }
 
 local STATE = ".prepare.json"
+local PARTIAL = ".partial"
 local COLUMNS = { { "id", "string" }, { "problem", "string" }, { "solution", "string" },
   { "image", "image" }, { "img_height", "int64" }, { "img_width", "int64" } }
 
@@ -54,7 +56,7 @@ end
 -- Whether the folder may be used: true, or nil and why not.
 local function usable(folder, state)
   local names = folders.list(folder) or {}
-  if #names == 0 then return true end
+  if #names == 0 or (#names == 1 and names[1] == PARTIAL) then return true end
   if is_finished(folder) then return nil, "it holds a finished set already" end
   local found = files.read(folder .. "/" .. STATE)
   if not found then return nil, "it holds other files" end
@@ -64,12 +66,32 @@ local function usable(folder, state)
   return true
 end
 
+-- Locks the state's file, which is made if there is none: its descriptor; or nil and why not.
+local function lock(folder, state)
+  local path = folder .. "/" .. STATE
+  folders.create(path, state, "output")
+  local descriptor, why = folders.lock(path)
+  if descriptor == nil then fail("output: %s: %s", path, why) end
+  if not descriptor then return nil, "another run is writing there" end
+
+  -- Another run may have finished, or taken the folder for other rows, a moment ago.
+  local good, reason = usable(folder, state)
+  if good and files.exists(path) then return descriptor end
+  require("posix.unistd").close(descriptor)
+  return nil, reason or "another run was writing there"
+end
+
+-- The folder and the descriptor of its lock.
 local function choose(cfg, state)
   local folder = cfg.output
   local n = 1
   while true do
     local good, why = usable(folder, state)
-    if good then return folder end
+    if good then
+      files.make_dir(folder .. "/" .. PARTIAL)
+      good, why = lock(folder, state)
+    end
+    if good then return folder, good end
     if cfg.named_output then fail("output=%s: %s; name another folder", folder, why) end
     n = n + 1
     folder = ("%s-%d"):format(cfg.output, n)
@@ -78,14 +100,18 @@ end
 
 function M.open(cfg, state)
   folders.check(cfg.output, "output")
-  local folder = choose(cfg, state)
-  local self = setmetatable({ folder = folder, partial = folder .. "/.partial",
-    format = cfg.format, parts = cfg.parts, found = 0 }, mt)
-  files.make_dir(self.partial)
+  local folder, descriptor = choose(cfg, state)
+  local self = setmetatable({ folder = folder, partial = folder .. "/" .. PARTIAL,
+    format = cfg.format, parts = cfg.parts, found = 0, descriptor = descriptor }, mt)
   if self.format == "jsonl" then files.make_dir(folder .. "/images") end
-  files.write(folder .. "/" .. STATE, state)
   self.found = self:kept()
   return self
+end
+
+-- Lets another run take the folder.
+local function unlock(self)
+  if self.descriptor then require("posix.unistd").close(self.descriptor) end
+  self.descriptor = nil
 end
 
 -- ---- parts ----
@@ -140,19 +166,24 @@ function methods:finish_part()
   self.lines = nil
 end
 
+-- Removes the folder of a run that wrote nothing.
+local function leave(self)
+  -- Images that were written are written again by the next run, which the state lets in.
+  local images = self.folder .. "/images"
+  if self.format == "jsonl" and not folders.remove_empty(images) then return end
+  folders.remove_empty(self.partial)
+  folders.remove_file(self.folder .. "/" .. STATE)
+  folders.remove_empty(self.folder)
+end
+
 function methods:cancel()
   if self.writer then self.writer:cancel() end
   self.writer = nil
   self.lines = nil
   local kept = self:kept()
-  if kept > 0 then return kept end
-  -- Images that were written are written again by the next run, which the state lets in.
-  local images = self.folder .. "/images"
-  if self.format == "jsonl" and not folders.remove_empty(images) then return 0 end
-  folders.remove_file(self.folder .. "/" .. STATE)
-  folders.remove_empty(self.partial)
-  folders.remove_empty(self.folder)
-  return 0
+  if kept == 0 then leave(self) end
+  unlock(self)
+  return kept
 end
 
 -- ---- the end ----
@@ -198,6 +229,7 @@ function methods:finish()
   local count = finish(self)
   if count == 0 or self.format == "jsonl" then remove_parts(self) end
   folders.remove_file(self.folder .. "/" .. STATE)
+  unlock(self)
   return count
 end
 
