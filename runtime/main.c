@@ -3,6 +3,7 @@
  *     segzero [options] SCRIPT ARGS...      a script, with `arg` set as lua does
  *     segzero plan RECIPE key=value...      require("segzero.tools.plan").main{RECIPE, ...}
  *     segzero doctor                        require("segzero.tools.doctor").run()
+ *     segzero model_merger ...              examples/model_merger.lua
  *     segzero help                          the same as --help
  *     segzero                               the REPL on a terminal; a script from standard input
  *                                           otherwise
@@ -129,6 +130,17 @@ static bool is_command(const char *script, const char *command)
     return strcmp(script, command) == 0;
 }
 
+/* The script that a command stands for; other names stay. A path that ends in model_merger.py is the
+ * program of Seg-Zero and EasyR1 that does the same. */
+static char *script_of(char *name)
+{
+    static char merger[] = "examples/model_merger.lua";
+    const char *last = strrchr(name, '/');
+
+    if (is_command(name, "model_merger")) return merger;
+    return is_command(last ? last + 1 : name, "model_merger.py") ? merger : name;
+}
+
 /* Runs what follows the options. */
 static int run(lua_State *L, const host_options *o, char **argv, int argc)
 {
@@ -161,6 +173,7 @@ int main(int argc, char **argv)
 
     /* Read and check the options before anything is loaded. */
     if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;
+    if (o.script < argc) argv[o.script] = script_of(argv[o.script]);
     set_environment(&o);
     if (sz_paths_find()) return EXIT_SCRIPT;
     if (o.version) return print_version();
