@@ -3,9 +3,9 @@
 --   segzero model_merger --local_dir RUN/global_step_N/actor [--target_dir FOLDER]
 --
 -- Reads actor/model_world_size_W_rank_R.pt without running anything that they name, and writes
--- safetensors in bf16 to actor/huggingface, where the run left its config and tokenizer. LoRA adapters
--- are added to the weights. Memory stays far below the model's size. Checkpoints of segzero are whole
--- models already: for them it says where the model is.
+-- safetensors in bf16 to actor/huggingface, where the run left its config and tokenizer. LoRA
+-- adapters are added to the weights. Memory stays far below the model's size. Checkpoints of
+-- segzero are whole models already: for them it says where the model is.
 -- Leaves out: optimizers, uploading.
 
 local byte_progress = require "segzero.log.byte_progress"
@@ -29,8 +29,8 @@ function M.execute(cfg)
   end
   local started = core.C.sz_seconds()
   local tick = byte_progress.new "merging"
-  local ok, result = pcall(merge.run, { dir = cfg.local_dir, out = cfg.target_dir, dtype = cfg.dtype,
-    start = say_start, progress = tick })
+  local ok, result = pcall(merge.run, { dir = cfg.local_dir, out = cfg.target_dir,
+    dtype = cfg.dtype, start = say_start, progress = tick })
   tick.finish()
   if not ok then error(result, 0) end
   for _, note in ipairs(result.notes) do print("note: " .. note) end

@@ -130,8 +130,8 @@ static bool is_command(const char *script, const char *command)
     return strcmp(script, command) == 0;
 }
 
-/* The script that a command stands for; other names stay. A path that ends in model_merger.py is the
- * program of Seg-Zero and EasyR1 that does the same. */
+/* The script that a command stands for; other names stay. Seg-Zero and EasyR1 have a program of the
+ * same name in Python, which users call by its path. */
 static char *script_of(char *name)
 {
     static char merger[] = "examples/model_merger.lua";

@@ -1,5 +1,5 @@
--- model_merger.lua - the settings of examples/model_merger.lua: those of Seg-Zero's and EasyR1's script
--- of this name, and of verl's `python -m verl.model_merger merge`.
+-- model_merger.lua - the settings of examples/model_merger.lua: those of Seg-Zero's and EasyR1's
+-- script of this name, and of verl's `python -m verl.model_merger merge`.
 --
 --   local cfg = require("segzero.config.model_merger").settings(arg)
 --   cfg.local_dir            the folder with the ranks' files, whatever was named: that folder, the
@@ -17,7 +17,7 @@ local M = {}
 
 M.schema = schema.new {
   name = "model_merger",
-  about = "Merges the torch files of a Seg-Zero, EasyR1 or verl run into a folder that loads anywhere.",
+  about = "Merges the torch files of a Seg-Zero, EasyR1 or verl run into one model.",
   usage = { "--local_dir RUN/global_step_N/actor [--target_dir FOLDER]" },
   groups = { { title = "Folders", rows = {
     { key = "local_dir", type = "text", default = "", path = true,
@@ -41,8 +41,8 @@ local function own_checkpoint(path)
     return ("nothing to merge: %s is a whole model, which loads as it is"):format(path)
   end
   if files.exists(path .. "/adapter_config.json") then
-    return ("%s holds LoRA adapters: segzero examples/merge_lora.lua in=MODEL adapter=%s out=FOLDER "
-      .. "adds them to their model"):format(path, path)
+    return ("%s holds LoRA adapters: segzero examples/merge_lora.lua in=MODEL adapter=%s "
+      .. "out=FOLDER adds them to their model"):format(path, path)
   end
 end
 
@@ -61,8 +61,8 @@ local function find(cfg)
     cfg.local_dir = actor
     local merged = locate.merged(actor)
     if merged and not cfg.target_dir then
-      cfg.ready = ("nothing to merge: %s holds the merged weights already; to merge again, name a new "
-        .. "--target_dir"):format(merged)
+      cfg.ready = ("nothing to merge: %s holds the merged weights already; to merge again, name a "
+        .. "new --target_dir"):format(merged)
     end
     return
   end

@@ -1,5 +1,5 @@
--- safetensors_stream.lua - writes a model folder's safetensors files piece by piece, so that no whole
--- tensor need be in memory.
+-- safetensors_stream.lua - writes a model folder's safetensors files piece by piece, so that no
+-- whole tensor need be in memory.
 --
 --   local bytes, names = stream.write(dir, weights, {
 --     shard = 5e9,                          most bytes of a file; a larger tensor is alone
@@ -8,9 +8,9 @@
 --   weights: {{name =, shape = {..}, dtype = "f32" | "bf16"}, ...}, in the order of the files
 --   -> all bytes of the tensors, the files' names: model.safetensors, or shards and their index
 --
--- The files are written under names that end in .tmp, synced, and renamed when all are complete; the
--- index comes last. After an error the temporary files are removed, and nothing else has changed.
--- Leaves out: other types, metadata besides {format = "pt"}.
+-- The files are written under names that end in .tmp, synced, and renamed when all are complete;
+-- the index comes last. After an error the temporary files are removed, and nothing else has
+-- changed. Leaves out: other types, metadata besides {format = "pt"}.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -51,13 +51,16 @@ local function divide(weights, limit)
   return shards, total
 end
 
+local function quoted(name) return (cjson.encode(name):gsub("\\/", "/")) end
+
 local function header_of(shard)
   local parts = { '"__metadata__":{"format":"pt"}' }
   local offset = 0
   for i, w in ipairs(shard) do
     local stop = offset + bytes_of(w)
-    parts[i + 1] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(
-      cjson.encode(w.name):gsub("\\/", "/"), NAMES[w.dtype], table.concat(w.shape, ","), offset, stop)
+    local sizes = table.concat(w.shape, ",")
+    local entry = '%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'
+    parts[i + 1] = entry:format(quoted(w.name), NAMES[w.dtype], sizes, offset, stop)
     offset = stop
   end
   local header = "{" .. table.concat(parts, ",") .. "}"
@@ -86,10 +89,12 @@ local function write_file(path, shard, fill)
       written = 0
       fill(w, put)
       if written ~= bytes_of(w) then
-        error(("%s: tensor '%s' got %.0f bytes of %.0f"):format(path, w.name, written, bytes_of(w)), 0)
+        error(("%s: tensor '%s' got %.0f bytes of %.0f"):format(path, w.name, written,
+          bytes_of(w)), 0)
       end
     end
-    if ffi.C.fflush(file) ~= 0 or ffi.C.fsync(ffi.C.fileno(file)) ~= 0 then refuse(system_error()) end
+    local is_flushed = ffi.C.fflush(file) == 0
+    if not is_flushed or ffi.C.fsync(ffi.C.fileno(file)) ~= 0 then refuse(system_error()) end
   end)
   local closed, cause = file:close()
   if not ok then error(reason, 0) end
@@ -100,8 +105,7 @@ local function index_text(shards, names, total)
   local map = {}
   for i, shard in ipairs(shards) do
     for _, w in ipairs(shard) do
-      local key = cjson.encode(w.name):gsub("\\/", "/")
-      map[#map + 1] = ('    %s: "%s"'):format(key, names[i])
+      map[#map + 1] = ('    %s: "%s"'):format(quoted(w.name), names[i])
     end
   end
   table.sort(map)

@@ -461,8 +461,8 @@ end
 
 function Archive:pickle() return read_pickle(self) end
 
--- Checks {name =, tensor = of pickle.lua} against the file, and adds numel, size (bytes of an element)
--- and is_plain: whether read() takes it.
+-- Checks {name =, tensor = of pickle.lua} against the file, and adds numel, size (bytes of an
+-- element) and is_plain: whether read() takes it.
 function Archive:place(e)
   place(self, self.entries, self.prefix, e)
   e.is_plain = e.contiguous and not CONVERT[e.tensor.dtype]

@@ -1,9 +1,9 @@
--- byte_progress.lua - one line about bytes that are being written or fetched: how many, how fast, how
--- long it still takes.
+-- byte_progress.lua - one line about bytes that are being written or fetched: how many, how fast,
+-- how long it still takes.
 --
 --   local tick = byte_progress.new("merging")
---   tick(done, total)        on a terminal the line is replaced twice a second; elsewhere there is a
---                            line every 30 seconds
+--   tick(done, total)        on a terminal the line is replaced twice a second; elsewhere there is
+--                            a line every 30 seconds
 --   tick.finish()            ends the terminal's line, also after an error
 --
 -- The line: "  merging: 3.2 of 16.6 GB, 1.10 GB/s, 0:12 left". Leaves out: several lines at once.

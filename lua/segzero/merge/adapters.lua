@@ -1,5 +1,5 @@
--- adapters.lua - LoRA adapters in the shards of a run: EasyR1's checkpoints hold PEFT's model, the base
--- weights and the adapters together.
+-- adapters.lua - LoRA adapters in the shards of a run: EasyR1's checkpoints hold PEFT's model, the
+-- base weights and the adapters together.
 --
 --   adapters.base_name(name)           PEFT's name of a base weight -> the model's: without
 --                                      base_model.model. and .base_layer
@@ -56,8 +56,8 @@ end
 function M.load(set, found, model)
   local dir = set.dir .. "/lora_adapter"
   if not files.exists(dir .. "/adapter_config.json") then
-    error(("%s: the shards hold LoRA adapters, but there is no %s/adapter_config.json, which says how "
-      .. "they are scaled: EasyR1 writes it with the checkpoint"):format(set.dir, dir), 0)
+    error(("%s: the shards hold LoRA adapters, but there is no %s/adapter_config.json, which says "
+      .. "how they are scaled: EasyR1 writes it with the checkpoint"):format(set.dir, dir), 0)
   end
   local json = lora_files.read_config(dir)
   local loaded = {}

@@ -1,18 +1,19 @@
--- dtensor.lua - reads the pickle of a rank's torch file: its tensors, and how DTensors are divided over
--- the ranks. Nothing that the file names is run.
+-- dtensor.lua - reads the pickle of a rank's torch file: its tensors, and how DTensors are divided
+-- over the ranks. Nothing that the file names is run.
 --
 --   local list = dtensor.list(path, text)          text: data.pkl; path: for messages
 --     -> {{name =, tensor = what pickle.lua gives for a tensor: this rank's part,
---          shape = {n =, ...} of the whole tensor, mesh =, placements = {{kind =, dim =}, ...}}, ...}
+--          shape = {n =, ...} of the whole tensor, mesh =,
+--          placements = {{kind =, dim =}, ...}}, ...}
 --        a plain tensor has no shape, mesh and placements
 --     mesh: {names = {"ddp", "fsdp"}, ranks = a tensor as above, sizes = {2, 2} or nil,
 --            strides = or nil}; tensors of one file share it
 --     placements: one for each dimension of the mesh, with kind "Shard" (dim from 0), "Replicate",
 --            "Partial" or "_StridedShard"
 --
--- The names are those of torch 2.2 to 2.15. A mesh is pickled in two ways: up to torch 2.9 as a tensor
--- of ranks in the mesh's shape; later as a flat map of ranks with a layout (sizes and strides).
--- Leaves out: reading the mesh's ranks (checkpoint.lua), ShardedTensor.
+-- The names are those of torch 2.2 to 2.15. A mesh is pickled in two ways: up to torch 2.9 as a
+-- tensor of ranks in the mesh's shape; later as a flat map of ranks with a layout (sizes and
+-- strides). Leaves out: reading the mesh's ranks (checkpoint.lua), ShardedTensor.
 
 local machine = require "segzero.formats.pickle_machine"
 local pickle = require "segzero.formats.pickle"

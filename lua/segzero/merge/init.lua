@@ -1,17 +1,18 @@
--- init.lua - merges the torch files of a run's ranks into a folder that transformers and segzero load.
+-- init.lua - merges the torch files of a run's ranks into a folder that transformers and segzero
+-- load.
 --
 --   local result = merge.run { dir = "P/global_step_50/actor", out = nil, dtype = "bf16",
 --                              shard = 5e9, start = f, progress = f }
---     out        a new folder; nil: the folder huggingface in dir, which has the config and tokenizer
+--     out        a new folder; nil: the folder huggingface in dir, which has config and tokenizer
 --     start      called as f(set of shards.lua, list of weights, all bytes) before the first file
 --     progress   called as f(bytes done, all bytes)
 --     -> {folder =, bytes =, tensors =, files = {names}, adapters = how many, notes = {texts},
 --         world =, mesh = text}
 --
 -- Weights get the names that save_pretrained writes (visual.*, model.layers.*), sorted. Numbers are
--- rounded once to dtype. A copy of the embedding as lm_head.weight is dropped if config.json ties them.
--- Adapters (EasyR1's LoRA: lora_A and lora_B next to base_layer) are added in f32 before the rounding,
--- with the settings of dir/lora_adapter/adapter_config.json.
+-- rounded once to dtype. A copy of the embedding as lm_head.weight is dropped if config.json ties
+-- them. Adapters (EasyR1's LoRA: lora_A and lora_B next to base_layer) are added in f32 before the
+-- rounding, with the settings of dir/lora_adapter/adapter_config.json.
 -- Names and shapes are checked against config.json before anything is written, if segzero knows the
 -- model_type; other models keep their names.
 -- Leaves out: the optimizer's state (optim_*.pt), value models, uploading.
@@ -116,8 +117,8 @@ end
 local function check_plain(plan, set)
   for _, t in pairs(plan.weights) do
     if t.is_plain and set.world > 1 then
-      error(("%s: '%s' is a plain tensor on each of %d ranks, and segzero does not know this model, so "
-        .. "it cannot tell a copy from a part: merge it with its trainer's model_merger.py"):format(
+      error(("%s: '%s' is a plain tensor on each of %d ranks, and segzero does not know the model: "
+        .. "it cannot tell copies from parts; merge it with its trainer's model_merger.py"):format(
         set.dir, visible.line(t.name), set.world), 0)
     end
   end
@@ -134,11 +135,11 @@ local function make_plan(set, config_dir)
   local found = adapters.find(set)
   plan.weights = named(model, set, found.names)
   if not model then
-    plan.notes[1] = ("model_type '%s' is none that segzero loads: the weights keep their names, and "
-      .. "their shapes are not checked"):format(visible.line(model_type))
+    plan.notes[1] = ("model_type '%s' is none that segzero loads: the weights keep their names, "
+      .. "and their shapes are not checked"):format(visible.line(model_type))
     if next(found.names) then
-      error(("%s: adapters of model_type '%s' are not merged: it is none that segzero loads"):format(
-        set.dir, visible.line(model_type)), 0)
+      error(("%s: adapters of model_type '%s' are not merged: it is none that segzero loads")
+        :format(set.dir, visible.line(model_type)), 0)
     end
     check_plain(plan, set)
     return plan

@@ -1,14 +1,16 @@
--- locate.lua - recognises checkpoints of Seg-Zero, EasyR1 and verl, whose weights are one torch file for
--- each rank, and says what to do with them.
+-- locate.lua - recognises checkpoints of Seg-Zero, EasyR1 and verl, whose weights are one torch
+-- file for each rank, and says what to do with them.
 --
---   locate.actor(path)       the folder with the ranks' files, for that folder, the global_step_N above
---                            it or the huggingface folder in it; nil for anything else
+--   locate.actor(path)       the folder with the ranks' files or with what was made of them, for
+--                            that folder, the global_step_N above it or the huggingface folder in
+--                            it; nil for anything else
 --   locate.merged(actor)     its folder huggingface, if it holds weights; nil otherwise
---   locate.advice(path)      one sentence for a path that was named as a model; nil if it is none of
---                            these checkpoints
+--   locate.resuming(path)    the same for a path that a run should go on from
+--   locate.advice(path)      one sentence for a path that was named as a model; nil if it is none
+--                            of these checkpoints
 --
--- A run of theirs: P/global_step_N/actor/model_world_size_W_rank_R.pt, actor/huggingface with the config
--- and the tokenizer, P/latest_checkpointed_iteration.txt.
+-- A run of theirs: P/global_step_N/actor/model_world_size_W_rank_R.pt, actor/huggingface with the
+-- config and the tokenizer, P/latest_checkpointed_iteration.txt.
 -- Leaves out: reading the files (shards.lua).
 
 local files = require "segzero.core.files"
@@ -25,6 +27,13 @@ end
 
 local function trimmed(path) return (path:gsub("(.)/+$", "%1")) end
 
+function M.merged(actor)
+  local dir = actor .. "/huggingface"
+  for _, name in ipairs { "model.safetensors", "model.safetensors.index.json" } do
+    if files.exists(dir .. "/" .. name) and files.exists(dir .. "/config.json") then return dir end
+  end
+end
+
 function M.actor(path)
   path = trimmed(path)
   local candidates = { path, path .. "/actor" }
@@ -32,14 +41,7 @@ function M.actor(path)
     candidates[3] = path:match "^(.*)/huggingface$" or "."
   end
   for _, dir in ipairs(candidates) do
-    if has_shards(dir) then return dir end
-  end
-end
-
-function M.merged(actor)
-  local dir = actor .. "/huggingface"
-  for _, name in ipairs { "model.safetensors", "model.safetensors.index.json" } do
-    if files.exists(dir .. "/" .. name) and files.exists(dir .. "/config.json") then return dir end
+    if has_shards(dir) or M.merged(dir) then return dir end
   end
 end
 
@@ -66,10 +68,18 @@ function M.advice(path)
   end
   local merged = M.merged(actor)
   if merged then
-    return ("%s holds one torch file for each rank; they are merged: name %s"):format(actor, merged)
+    return ("%s is a checkpoint that is merged: name %s"):format(actor, merged)
   end
-  return ("%s holds one torch file for each rank (%s), which are not merged yet: segzero model_merger "
-    .. "--local_dir %s"):format(actor, has_shards(actor), actor)
+  return ("%s holds one torch file for each rank (%s), which are not merged yet: segzero "
+    .. "model_merger --local_dir %s"):format(actor, has_shards(actor), actor)
+end
+
+-- A sentence for such a path that was named to go on with the run; nil for anything else.
+function M.resuming(path)
+  local advice = M.advice(path)
+  if not advice then return nil end
+  return ("the optimizer's state of another trainer (optim_world_size_W_rank_R.pt) is not read; "
+    .. "name its weights as worker.actor.model.model_path instead: %s"):format(advice)
 end
 
 return M

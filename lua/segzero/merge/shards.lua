@@ -1,22 +1,24 @@
--- shards.lua - the torch files that the ranks of a run with FSDP left, as one list of whole tensors.
+-- shards.lua - the torch files that the ranks of a run with FSDP left, as one list of whole
+-- tensors.
 --
---   local found = shards.find(dir)          {world = 8, paths = {[rank] = path}}; nil if there is none
+--   local found = shards.find(dir)          {world = 8, paths = {[rank] = path}}; nil for none
 --   local set = shards.open(dir)            opens the files that are needed and checks them
 --   set.world, set.mesh                     8; "ddp 2 x fsdp 4", or "" for plain tensors
 --   set.tensors                             {name -> t}, t = {name =, shape = {..}, numel =,
 --                                           dtype = "f32" | "bf16": how it is read}
 --   set:stream(t, sink)                     calls sink(piece, count) for all elements in row-major
---                                           order: tensors [count] of t.dtype, valid during the call
+--                                           order: tensors [count] of t.dtype, for the call only
 --   set:equal(t, u)                         whether two tensors have the same bits
 --   set:close()
 --
 -- Files: model_world_size_W_rank_R.pt. A DTensor is read if all dimensions of the mesh but one are
--- Replicate: rank by rank along that one, which may divide any dimension of the tensor. Parts have the
--- sizes of torch.chunk: ceil(size / ranks), the last ones less or nothing. With Replicate dimensions
--- only the ranks of their first place are read. A plain tensor is the same on every rank, or a part of
--- dimension 0 where the caller's shape says so (set:settle).
--- At most PIECE elements are in memory, or a rank's part of types that are converted. Errors are one line.
--- Leaves out: Partial, _StridedShard, several dimensions of the mesh that divide one tensor.
+-- Replicate: rank by rank along that one, which may divide any dimension of the tensor. Parts have
+-- the sizes of torch.chunk: ceil(size / ranks), the last ones less or nothing. With Replicate
+-- dimensions only the ranks of their first place are read. A plain tensor is the same on every
+-- rank, or a part of dimension 0 where the caller's shape says so (set:settle).
+-- At most PIECE elements are in memory, or a rank's part of types that are converted. Errors are
+-- one line. Leaves out: Partial, _StridedShard, several dimensions of the mesh that divide one
+-- tensor.
 
 local ffi = require "ffi"
 local folders = require "segzero.core.folders"
@@ -174,8 +176,8 @@ local function dividing(file, e)
     end
     if kind == "Shard" then
       if found then
-        fail(file.path, "tensor '%s' is divided along two dimensions of the mesh (%s), as by tensor "
-          .. "parallelism, which is not read", shown(e.name), mesh_text(mesh))
+        fail(file.path, "tensor '%s' is divided along two dimensions of the mesh (%s), as by "
+          .. "tensor parallelism, which is not read", shown(e.name), mesh_text(mesh))
       end
       if placement.dim >= e.shape.n then
         fail(file.path, "tensor '%s' with %d dimensions is divided along dimension %.0f",
@@ -214,7 +216,7 @@ local function check_alike(file, e, first)
   if e.tensor.dtype ~= first.tensor.dtype then
     what = ("is %s, on rank 0 %s"):format(e.tensor.dtype, first.tensor.dtype)
   elseif (e.shape == nil) ~= (first.shape == nil) then
-    what = "is a DTensor on one of them, and a plain tensor on rank 0"
+    what = "is a DTensor on one of this rank and rank 0, and a plain tensor on the other"
   elseif e.shape and not same(e.shape, first.shape) then
     what = ("is %s, on rank 0 %s"):format(text_of(e.shape), text_of(first.shape))
   end
@@ -234,8 +236,8 @@ local function part_of(set, rank, first)
   local file = open_rank(set, rank)
   local e = file.by_name[first.name]
   if not e then
-    fail(file.path, "there is no tensor '%s', which rank 0 has: the files are not of one checkpoint",
-      shown(first.name))
+    fail(file.path, "there is no tensor '%s', which rank 0 has: the files are not of one "
+      .. "checkpoint", shown(first.name))
   end
   if e ~= first then check_alike(file, e, first) end
   return { archive = file.archive, path = file.path, e = e }
@@ -279,8 +281,8 @@ local function distributed(set, file, e)
 end
 
 local function plain(set, e)
-  local t = { name = e.name, is_plain = true, shape = { unpack(e.tensor.shape, 1, e.tensor.shape.n) },
-    parts = { part_of(set, 0, e) } }
+  local shape = { unpack(e.tensor.shape, 1, e.tensor.shape.n) }
+  local t = { name = e.name, is_plain = true, shape = shape, parts = { part_of(set, 0, e) } }
   lay_out(t)
   return t
 end
@@ -298,8 +300,8 @@ local function add(set, file, e)
   set.tensors[t.name] = t
 end
 
--- A plain tensor of a run with several ranks: `shape` is the whole tensor's. The parts along dimension
--- 0 are put together if the shape says so.
+-- A plain tensor of a run with several ranks: `shape` is the whole tensor's. The parts along
+-- dimension 0 are put together if the shape says so.
 function Set:settle(t, shape)
   if not t.is_plain or self.world == 1 or t.is_settled then return end
   t.is_settled = true
@@ -327,8 +329,8 @@ local function buffer(set, dtype, at)
   return set.buffers[key]
 end
 
--- The elements of a part as get(first, count, at) -> a tensor [count], which the caller frees; and a
--- function that ends it.
+-- The elements of a part as get(first, count, at) -> a tensor [count], which the caller frees; and
+-- a function that ends it.
 local function reader(set, part, dtype)
   local e = part.e
   if e.is_plain then
