@@ -91,8 +91,9 @@ CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
 LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -ljpeg -lpng16 -lz -lwebp -lwebpdemux \
                -lsnappy -llz4 -lzstd -lbrotlidec -lpthread -ldl -lm
 LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
-# runtime/host/threads.c replaces it for every library.
-EXPORT_HOST := $(if $(SANITIZER),,-Wl,--export-dynamic-symbol=pthread_create)
+comma := ,
+# runtime/host/threads.c and exits.c replace these for every library.
+EXPORT_HOST := $(if $(SANITIZER),,$(addprefix -Wl$(comma)--export-dynamic-symbol=,pthread_create _exit _Exit))
 LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # A kernel that a table names but nobody wrote is a link error. Sanitizers take their own symbols
 # from the host program, so their builds cannot ask for this.

@@ -16,7 +16,7 @@ local schema = require "segzero.config.schema"
 local M = {}
 
 M.schema = schema.new {
-  name = "model_merger",
+  name = "examples/model_merger.lua",
   about = "Merges the torch files of a Seg-Zero, EasyR1 or verl run into one model.",
   usage = { "--local_dir RUN/global_step_N/actor [--target_dir FOLDER]" },
   groups = { { title = "Folders", rows = {

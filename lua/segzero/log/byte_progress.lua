@@ -1,12 +1,12 @@
--- byte_progress.lua - one line about bytes that are being written or fetched: how many, how fast,
--- how long it still takes.
+-- byte_progress.lua - one line on standard error about bytes that are being written: how many, how
+-- fast, how long it still takes.
 --
 --   local tick = byte_progress.new("merging")
 --   tick(done, total)        on a terminal the line is replaced twice a second; elsewhere there is
 --                            a line every 30 seconds
 --   tick.finish()            ends the terminal's line, also after an error
 --
--- The line: "  merging: 3.2 of 16.6 GB, 1.10 GB/s, 0:12 left". Leaves out: several lines at once.
+-- The line: "  merging: 3.2 of 16.6 GB, 1.10 GB/s, 0:12 left". Leaves out: downloads (hub/progress.lua).
 
 local console = require "segzero.log.console"
 local core = require "segzero.core.ffi"
@@ -34,7 +34,7 @@ end
 
 local function is_terminal()
   local ok, unistd = pcall(require, "posix.unistd")
-  return ok and unistd.isatty(1) == 1
+  return ok and unistd.isatty(2) == 1
 end
 
 local function line(what, done, total, seconds)
@@ -53,8 +53,7 @@ function M.new(what)
   local tick = {}
   function tick.finish()
     if not shown then return end
-    io.stdout:write "\r\27[K"
-    io.stdout:flush()
+    io.stderr:write "\r\27[K"
     shown = false
   end
   return setmetatable(tick, { __call = function(_, done, total)
@@ -62,9 +61,12 @@ function M.new(what)
     if now - last < every or done >= total then return end
     last = now
     local text = line(what, done, total, now - started)
-    if not terminal then return console.say(text) end
-    io.stdout:write("\r", text, "\27[K")
-    io.stdout:flush()
+    if not terminal then
+      io.stderr:write(text, "\n")
+      return
+    end
+    io.stderr:write("\r", text, "\27[K")
+    io.stderr:flush()
     shown = true
   end })
 end
