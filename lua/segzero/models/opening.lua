@@ -64,6 +64,8 @@ function M.missing(dir)
     return ("no model in %s: it has no config.json, but LoRA adapters: name their model there, and "
       .. "this folder as adapter"):format(dir)
   end
+  local advice = require("segzero.merge.locate").advice(dir)
+  if advice then return advice end
   if files.exists(dir .. "/.") then return ("no model in %s: it has no config.json"):format(dir) end
   local text = ("no model in %s: it is not a folder"):format(dir)
   local guess = names.guess(dir)
