@@ -64,7 +64,8 @@ add { name = "torchfile", seeds = torch_seeds,
   end }
 
 local arrow_seeds = {}
-for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced" } do
+for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced", "views",
+  "views_zstd" } do
   arrow_seeds[i] = read("tests/golden/arrow/" .. name .. ".arrow")
 end
 add { name = "arrow", seeds = arrow_seeds,

@@ -6,10 +6,11 @@
 --   f:mask(i, name, use), f:pair(key), f:close()         as in parquet.lua
 --
 -- A stream is messages: a length, metadata (a FlatBuffer), a body. Opening reads the metadata's
--- heads alone; f.note is a text if the stream has no end mark. The last batch used is kept, with its buffers unpacked if they are compressed. What
--- `datasets` writes is a stream; the file format is a stream between two marks, and read as one.
+-- heads alone; f.note is a text if the stream has no end mark. The last batch used is kept, with its
+-- buffers unpacked if they are compressed. What `datasets` writes is a stream; the file format is a stream between two marks, and read as one.
 -- Source: the Arrow columnar format, 1.5.
--- Leaves out: writing; the footer of a file; big-endian values; views, unions, run ends, intervals.
+-- Leaves out: writing; the footer of a file; big-endian values; views of lists, unions, run ends,
+-- intervals.
 
 local batch_of = require "segzero.formats.arrow.batch"
 local bool_rows = require "segzero.formats.bool_rows"
@@ -200,6 +201,10 @@ function methods:row(i)
   return out
 end
 
+-- ---- what the columns are ----
+local FORMS = { int = "number", float = "number", bytes = "bytes", fixed = "bytes", view = "bytes",
+  fixed_list = "list" }
+
 -- ---- without Lua values ----
 -- Goes down to the array that holds the bytes: through structs by name, through lists to their
 -- first element. Returns the array, the index and how many elements the list has; nil for a null.
@@ -241,7 +246,7 @@ function methods:bytes(i, path, use)
     local array, index, elements = descend(column, row, path)
     if not array then return nil end
     local kind = array.field.type
-    if kind ~= "bytes" and kind ~= "fixed" then error("it holds no bytes, but " .. kind, 0) end
+    if FORMS[kind] ~= "bytes" then error("it holds no bytes, but " .. kind, 0) end
     local pointer, count = batch_of.bytes(array, index)
     forget(self, count)
     return use(ffi.cast("const uint8_t *", pointer), count, elements)
@@ -272,9 +277,7 @@ function methods:mask(i, name, use)
   end)
 end
 
--- ---- what the columns are ----
-local FORMS = { int = "number", float = "number", fixed = "bytes", fixed_list = "list" }
-
+-- ---- kinds ----
 local function kind_of(field)
   if field.type == "dictionary" then return kind_of(field.values) end
   local kind = { form = FORMS[field.type] or field.type }
@@ -297,8 +300,8 @@ function methods:pair(key) return self.schema.pairs[key] end
 function M.open(path)
   local map = ffi.gc(core.call(C.sz_map_open(path)), C.sz_map_close)
   local file = setmetatable({ path = path, map = map, p = C.sz_map_bytes(map),
-    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, touched = 0, batches = {}, dictionaries = {},
-    columns = {}, numbers = {} }, mt)
+    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, touched = 0, batches = {},
+    dictionaries = {}, columns = {}, numbers = {} }, mt)
   named(file, "", read_messages, file)
   for i, field in ipairs(file.schema.fields) do
     file.columns[i] = { name = field.name }
