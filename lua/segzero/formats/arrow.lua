@@ -6,11 +6,11 @@
 --   f:mask(i, name, use), f:pair(key), f:close()         as in parquet.lua
 --
 -- A stream is messages: a length, metadata (a FlatBuffer), a body. Opening reads the metadata's
--- heads alone; f.note is a text if the stream has no end mark. The last batch used is kept, with its
--- buffers unpacked if they are compressed. What `datasets` writes is a stream; the file format is a stream between two marks, and read as one.
+-- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream. Of
+-- the file format the footer is read, which says where all batches are. The last batch used is kept,
+-- with its buffers unpacked if they are compressed.
 -- Source: the Arrow columnar format, 1.5.
--- Leaves out: writing; the footer of a file; big-endian values; views of lists, unions, run ends,
--- intervals.
+-- Leaves out: writing; big-endian values; views of lists, unions, run ends, intervals.
 
 local batch_of = require "segzero.formats.arrow.batch"
 local bool_rows = require "segzero.formats.bool_rows"
@@ -31,6 +31,7 @@ local DICTIONARY = 2
 local BATCH = 3
 local FILE_MARK = "ARROW1\0\0"
 local FILE_END = "ARROW1"
+local BLOCK = 24                -- bytes of an entry of the footer
 local MOST_TOUCHED = 64 * 2 ^ 20        -- bytes
 local CONTINUES = 0xffffffff
 
@@ -96,32 +97,68 @@ local function add_dictionary(file, message)
   if not list[#list].place then fail(file, "a dictionary has no values") end
 end
 
-local function read_messages(file)
+-- Adds a message that is no schema.
+local function add_message(file, message)
+  file.order = file.order + 1
+  if not message.place then fail(file, "a message has no header") end
+  if message.kind == BATCH then add_batch(file, message) end
+  if message.kind == DICTIONARY then add_dictionary(file, message) end
+end
+
+-- The messages of a stream, one after the other.
+local function read_stream(file)
   local at = 0
-  if file.size >= #FILE_MARK and ffi.string(file.p, #FILE_MARK) == FILE_MARK then
-    at = #FILE_MARK
-    if ffi.string(file.p + file.size - #FILE_END, #FILE_END) ~= FILE_END then
-      fail(file, "an Arrow file that does not end as one: it is cut off")
-    end
-  end
   while true do
     local message, next_at = read_message(file, at)
     if not message then break end
-    file.order = file.order + 1
-    if not message.place then fail(file, "a message has no header") end
     if message.kind == SCHEMA then
       if file.schema then fail(file, "it has two schemas") end
+      if not message.place then fail(file, "a message has no header") end
       file.schema = schema_of.read(message.b, message.place)
     elseif not file.schema then
       fail(file, "not an Arrow file: it does not begin with a schema")
-    elseif message.kind == BATCH then
-      add_batch(file, message)
-    elseif message.kind == DICTIONARY then
-      add_dictionary(file, message)
+    else
+      add_message(file, message)
     end
     at = next_at
   end
   if not file.schema then fail(file, "not an Arrow file: it has no schema") end
+end
+
+-- The messages that a list of the footer's names.
+local function read_blocks(file, b, at, n, kind)
+  for i = 0, n - 1 do
+    local place = b:i64_at(at + BLOCK * i)
+    if place < #FILE_MARK or place >= file.size then fail(file, "a batch is outside of the file") end
+    local message = read_message(file, place)
+    if not message or message.kind ~= kind then fail(file, "the footer is damaged") end
+    add_message(file, message)
+  end
+end
+
+-- The schema and the messages that the footer of a file names.
+local function read_footer(file)
+  local last = file.size - #FILE_END - 4
+  if last < #FILE_MARK or ffi.string(file.p + last + 4, #FILE_END) ~= FILE_END then
+    fail(file, "an Arrow file that does not end as one: it is cut off")
+  end
+  local length = u32(file, last)
+  if length == 0 or length > last - #FILE_MARK then fail(file, "the footer is damaged") end
+  local b = flatbuffer.new(file.p + last - length, length)
+  local footer = b:root()
+  local schema = b:table(footer, 1)
+  if not schema then fail(file, "it has no schema") end
+  file.schema = schema_of.read(b, schema)
+  local at, n = b:vector(footer, 2, BLOCK)
+  read_blocks(file, b, at, n, DICTIONARY)
+  at, n = b:vector(footer, 3, BLOCK)
+  read_blocks(file, b, at, n, BATCH)
+end
+
+local function read_messages(file)
+  local is_file = file.size >= #FILE_MARK and ffi.string(file.p, #FILE_MARK) == FILE_MARK
+  if is_file then return read_footer(file) end
+  read_stream(file)
 end
 
 -- ---- batches ----
