@@ -79,7 +79,8 @@ add { name = "shards", seeds = { read(SHARDS:format(0)), read(SHARDS:format(2)) 
   end }
 
 local arrow_seeds = {}
-for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced" } do
+for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced", "views",
+  "views_zstd" } do
   arrow_seeds[i] = read("tests/golden/arrow/" .. name .. ".arrow")
 end
 add { name = "arrow", seeds = arrow_seeds,
