@@ -9,7 +9,7 @@
  *
  * A file named plan, doctor or help in the current folder is run as ./plan, ./doctor or ./help.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
- * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, streams.c,
+ * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
  * interrupt.c (Ctrl-C and stops), message.c (errors), watchdog.c (time limits) and module.c
  * (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
@@ -164,6 +164,10 @@ int main(int argc, char **argv)
     set_environment(&o);
     if (sz_paths_find()) return EXIT_SCRIPT;
     if (o.version) return print_version();
+    if (o.ranks && !sz_ranks_launched()) {
+        int refused = sz_ranks_start(&o, argv, argc);
+        if (refused) return refused;
+    }
 
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;

@@ -98,6 +98,7 @@ int sz_host_open(lua_State *L);
 typedef struct {
     const char *device; /* NULL: not given */
     const char *threads;
+    const char *ranks;
     int script; /* index in argv of the script; argc when there is none */
     int chunks; /* number of -e options */
     bool version;
@@ -110,6 +111,14 @@ extern const char sz_usage[];
  * Returns 0, -1 for a bad option or the exit status of a chunk that failed; the message has been
  * printed. */
 int sz_options_read(host_options *o, char **argv, int argc, lua_State *L);
+
+/* ---- ranks.c ---- */
+
+/* Whether mpirun or srun started this process. */
+bool sz_ranks_launched(void);
+/* Replaces this process by mpirun with o->ranks processes of it, unless that is 1. Returns 0 for 1
+ * rank, or an exit status with a message printed. */
+int sz_ranks_start(const host_options *o, char **argv, int argc);
 
 /* ---- run.c: each prints its error and returns 0 or the exit status ---- */
 
