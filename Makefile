@@ -92,10 +92,11 @@ CFLAGS_ALL := -std=gnu11 -g $(OPT) -fno-math-errno -fno-trapping-math -Wall -Wex
 CFLAGS_LIB  := $(CFLAGS_ALL) -fPIC -fvisibility=hidden -fopenmp
 CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
 LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -ljpeg -lpng16 -lz -lwebp -lwebpdemux \
-               -lsnappy -llz4 -lzstd -lbrotlidec -lpthread -lm
+               -lsnappy -llz4 -lzstd -lbrotlidec -lpthread -ldl -lm
 LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
-# runtime/host/threads.c replaces it for every library.
-EXPORT_HOST := $(if $(SANITIZER),,-Wl,--export-dynamic-symbol=pthread_create)
+comma := ,
+# runtime/host/threads.c and exits.c replace these for every library.
+EXPORT_HOST := $(if $(SANITIZER),,$(addprefix -Wl$(comma)--export-dynamic-symbol=,pthread_create _exit _Exit))
 LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # A kernel that a table names but nobody wrote is a link error. Sanitizers take their own symbols
 # from the host program, so their builds cannot ask for this.
@@ -133,7 +134,7 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
-               runtime/sampling models models/*)) runtime/comm/comm.c)
+               runtime/net runtime/sampling models models/*)) runtime/comm/comm.c)
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
@@ -358,8 +359,8 @@ do-pretrain: $(LIB) $(HOST)
 # bin/segzero finds ../lib/segzero/libsegzero.so and ../share/segzero relative to itself, so the
 # installation can be moved. The headers are installed because Lua reads its declarations from them.
 SHARE := $(DESTDIR)$(PREFIX)/share/segzero
-SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/comm/comm.h \
-                runtime/ops/ops.def models/*.h models/*/*.h
+SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/net/net.h \
+                runtime/comm/comm.h runtime/ops/ops.def models/*.h models/*/*.h
 
 install: all
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)

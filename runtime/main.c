@@ -2,15 +2,17 @@
  *
  *     segzero [options] SCRIPT ARGS...      a script, with `arg` set as lua does
  *     segzero plan RECIPE key=value...      require("segzero.tools.plan").main{RECIPE, ...}
+ *     segzero fetch OWNER/NAME              require("segzero.hub.command").main{OWNER/NAME, ...}
  *     segzero doctor                        require("segzero.tools.doctor").run()
  *     segzero help                          the same as --help
  *     segzero                               the REPL on a terminal; a script from standard input
  *                                           otherwise
  *
- * A file named plan, doctor or help in the current folder is run as ./plan, ./doctor or ./help.
+ * A file named plan, fetch, doctor or help in the current folder is run as ./plan and so on.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops), message.c (errors), watchdog.c (time limits) and module.c
+ * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors),
+ * watchdog.c (time limits) and module.c
  * (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
@@ -140,6 +142,8 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
 
         if (is_command(script, "plan"))
             return sz_run_with_args(L, "require('segzero.tools.plan').main {...}", args, nargs);
+        if (is_command(script, "fetch"))
+            return sz_run_with_args(L, "require('segzero.hub.command').main {...}", args, nargs);
         if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
         if (is_command(script, "help")) return print_help(L);
         return sz_run_script(L, script, args, nargs);
@@ -158,6 +162,7 @@ int main(int argc, char **argv)
     host_options o;
 
     sz_streams_prepare();
+    sz_exits_watch();
 
     /* Read and check the options before anything is loaded. */
     if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;

@@ -11,6 +11,7 @@
 const char sz_usage[] =
     "usage: segzero [options] [SCRIPT [ARGS...]]\n"
     "       segzero [options] plan RECIPE [key=value ...]    memory that a recipe needs\n"
+    "       segzero fetch OWNER/NAME                         a model or data set from the hub\n"
     "       segzero doctor                                   what this machine has\n"
     "  -e CHUNK        run CHUNK (before the script; may be repeated)\n"
     "  --device D      where models are loaded by default: cpu or cuda\n"
@@ -112,6 +113,7 @@ int sz_options_read(host_options *o, char **argv, int argc, lua_State *L)
         if (read_option(o, argv, argc, &i, &chunk)) return -1;
         if (chunk) {
             o->chunks++;
+            if (L) sz_compiled_prepare(L);
             int status = L ? sz_run_chunk(L, chunk) : 0;
             if (status) return status;
         }

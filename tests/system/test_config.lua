@@ -66,7 +66,7 @@ end)
 
 check.case("booleans and bare keys", function()
   local words = { ["true"] = true, True = true, ["1"] = true, ["false"] = false, False = false,
-    ["0"] = false }
+    ["0"] = false, yes = true, on = true, Y = true, no = false, OFF = false, ["'yes'"] = true }
   for text, value in pairs(words) do
     check.equal(read("worker.recompute=" .. text).worker.recompute, value, "boolean " .. text)
   end
@@ -133,7 +133,7 @@ check.case("values say the key, the value and what is expected", function()
     "data.side=100")
   refused("^trainer.max_steps is 'x', expected a whole number from 0 %(or null%)$",
     "trainer.max_steps=x")
-  refused("^worker.recompute is 'yes', expected true or false$", "worker.recompute=yes")
+  refused("^worker.recompute is 'maybe', expected true or false$", "worker.recompute=maybe")
   refused("^worker.kind is 'three', expected one of: one, two$", "worker.kind=three")
   refused("^trainer.logger has 'consol', expected a list of: console, jsonl: did you mean 'console'%?$",
     "trainer.logger=consol,jsonl")
@@ -193,11 +193,11 @@ trainer:
   check.equal(read("--config", path).worker.n, 4, "--config FILE")
 end)
 
-check.case("YAML: later arguments override earlier ones", function()
+check.case("YAML: the command line overrides files, later files earlier ones", function()
   local one = yaml("one.yaml", "worker: { n: 2, temperature: 2 }")
   local two = yaml("two.yaml", "worker.n: 3")
   check.equal(read("config=" .. one, "worker.n=5").worker.n, 5, "the command line after a file")
-  check.equal(read("worker.n=5", "config=" .. one).worker.n, 2, "a file after the command line")
+  check.equal(read("worker.n=5", "config=" .. one).worker.n, 5, "wherever the file stands")
   local cfg = read("config=" .. one, "config=" .. two)
   check.equal({ cfg.worker.n, cfg.worker.temperature }, { 3, 2 }, "two files")
 end)

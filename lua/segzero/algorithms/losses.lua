@@ -14,7 +14,8 @@
 --   t.advantage          the advantage of each token
 --   t:sequence_mean(x)   the mean of x [tokens] over each answer, at each of its tokens; has a
 --                        gradient
---   options              the run's numbers of this step: clip_low, clip_high, kl_coef, ...
+--   options              the run's numbers of this step: clip_low, clip_high, kl_coef, ...;
+--                        clip_dual is nil without a dual clip
 -- All tensors are f32 [tokens] on the policy's device.
 --
 -- A micro-batch holds whole answers, so a loss that couples the tokens of one answer does not
@@ -49,13 +50,84 @@ local function is_clipped(ratio, clip_low, clip_high)
   return flags
 end
 
+local HUGE = 3e38               -- more than any loss, and finite in f32
+
+-- A tensor with f(advantage) for each token, without a gradient.
+local function of_advantage(t, f)
+  local host = t.advantage:values()
+  local values = tensor.data(host)
+  local list = {}
+  for i = 0, host:numel() - 1 do list[i + 1] = f(values[i]) end
+  return tensor.new(list, { device = t.advantage:device() })
+end
+
+-- The dual clip: where the advantage is negative, the loss is at most -A * clip_dual.
+local function with_dual_clip(t, loss, clip_dual)
+  if not clip_dual then return loss end
+  return loss:minimum(of_advantage(t, function(advantage)
+    if advantage < 0 then return -advantage * clip_dual end
+    return HUGE
+  end))
+end
+
 M:register("ppo_clip", {
   help = "the clipped policy gradient of PPO; clip_low and clip_high bound the ratio",
   fn = function(t, options)
     local low = options.clip_low
     local high = options.clip_high
     local loss, ratio = M.clipped(t.logprob, t.old, t.advantage, low, high)
-    return loss, { clipped = is_clipped(ratio, low, high) }
+    return with_dual_clip(t, loss, options.clip_dual), { clipped = is_clipped(ratio, low, high) }
+  end,
+})
+
+-- ---- the other losses of EasyR1 ----
+-- The clipped policy gradient with the ratio exp(log_ratio).
+local function clipped_by(t, log_ratio, options)
+  local low = options.clip_low
+  local high = options.clip_high
+  local ratio = log_ratio:clamp(-20, 20):exp()
+  local clipped = ratio:clamp(1 - low, 1 + high)
+  local loss = (ratio * t.advantage * -1):maximum(clipped * t.advantage * -1)
+  return with_dual_clip(t, loss, options.clip_dual), { clipped = is_clipped(ratio, low, high) }
+end
+
+M:register("gspo", {
+  help = "GSPO: ppo_clip with the ratio of the whole answer, exp of the mean of its logarithms",
+  fn = function(t, options) return clipped_by(t, t:sequence_mean(t.logprob - t.old), options) end,
+})
+
+M:register("gspo_token", {
+  help = "GSPO with each token's own gradient: the ratio's value is that of the whole answer",
+  fn = function(t, options)
+    local mean = t:sequence_mean(t.logprob - t.old):detach()
+    return clipped_by(t, mean + (t.logprob - t.logprob:detach()), options)
+  end,
+})
+
+M:register("cispo", {
+  help = "CISPO: -A log p, weighted with the clipped ratio, which has no gradient",
+  fn = function(t, options)
+    local low = options.clip_low
+    local high = options.clip_high
+    local ratio = (t.logprob - t.old):detach():clamp(-20, 20):exp()
+    local weight = ratio:clamp(1 - low, 1 + high)
+    return t.logprob * (t.advantage * weight) * -1, { clipped = is_clipped(ratio, low, high) }
+  end,
+})
+
+M:register("sapo", {
+  help = "SAPO: a smooth gate instead of the clip; tau_positive and tau_negative are its slopes",
+  fn = function(t, options)
+    local ratio = (t.logprob - t.old):clamp(-20, 20):exp()
+    -- tau of each token's advantage, and the weight -A * 4 / tau.
+    local function tau(advantage)
+      if advantage < 0 then return options.tau_negative end
+      return options.tau_positive
+    end
+    local slope = of_advantage(t, tau)
+    local weight = of_advantage(t, function(advantage) return -advantage * 4 / tau(advantage) end)
+    local gate = ((ratio - 1) * slope):sigmoid()
+    return gate * weight, { clipped = is_clipped(ratio, options.clip_low, options.clip_high) }
   end,
 })
 

@@ -7,6 +7,7 @@
 -- fn(progress) returns a factor; a step uses the configured number times this factor.
 --   progress.step     the step that is about to run, from 1
 --   progress.total    steps of the whole run
+--   progress.least    the smallest factor that the run wants (cosine ends there); nil: 0
 --   progress.warmup   steps of warm-up (may be a fraction). During the warm-up the factor is
 --                     step / warmup, and fn is not called.
 
@@ -17,10 +18,13 @@ local M = registry.new("schedule", { required = { "fn" }, optional = { "help" } 
 M:register("constant", { help = "no change after the warm-up", fn = function() return 1 end })
 
 M:register("cosine", {
-  help = "a half cosine from 1 at the first step after the warm-up towards 0 after the last step",
+  help = "a half cosine from 1 at the first step after the warm-up towards min_lr_ratio (0) " ..
+    "after the last step",
   fn = function(p)
     local done = (p.step - 1 - p.warmup) / math.max(1, p.total - p.warmup)
-    return 0.5 * (1 + math.cos(math.pi * math.max(0, math.min(1, done))))
+    local wave = 0.5 * (1 + math.cos(math.pi * math.max(0, math.min(1, done))))
+    local least = p.least or 0
+    return least + (1 - least) * wave
   end,
 })
 
@@ -37,10 +41,14 @@ function M.value(number, schedule, progress)
 end
 
 -- The numbers of a step by name: t.numbers, multiplied by the factor of the schedule that
--- t.schedules names, if any. t: {numbers =, schedules =, total_steps =, options = {warmup_ratio =}}
+-- t.schedules names, if any. t: {numbers =, schedules =, total_steps =, options = {warmup_ratio =,
+-- warmup_steps =, least_ratio =}}; the last two may be nil.
 function M.numbers(t, step)
   local total = t.total_steps or step
-  local progress = { step = step, total = total, warmup = t.options.warmup_ratio * total }
+  local least = t.options.least_ratio
+  if least == 0 then least = nil end
+  local progress = { step = step, total = total, least = least,
+    warmup = t.options.warmup_steps or t.options.warmup_ratio * total }
   local values = {}
   for name, number in pairs(t.numbers) do
     local schedule = t.schedules[name]

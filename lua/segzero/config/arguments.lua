@@ -3,10 +3,12 @@
 --   key=value    --key=value    --key value    --flag    config=FILE.yaml
 --
 -- A boolean written as --flag without a value is true. Other rows can name the value that a bare
--- --key means (row.bare). The settings of a YAML file take its place on the command line, so later
--- arguments override them.
+-- --key means (row.bare). A value is read as OmegaConf reads it (scalar.lua). The command line
+-- overrides files, wherever config= stands, and a later file or argument an earlier one.
 -- Leaves out: which keys exist and what they accept; the caller's find(key) -> row or nil knows.
 
+local paths = require "segzero.config.paths"
+local scalar = require "segzero.config.scalar"
 local values = require "segzero.config.values"
 local yaml = require "segzero.config.yaml"
 
@@ -60,19 +62,35 @@ local function check_words(args)
   end
 end
 
+-- Adds key and value. A mapping in braces is one entry for each of its keys, unless the setting is
+-- a text.
+local function add_word(out, key, value, find)
+  local row = find(key)
+  local parts = not (row and row.type == "text") and scalar.pairs(key, value)
+  if not parts then
+    out[#out + 1] = { key, scalar.read(value) }
+    return
+  end
+  if #parts == 0 then out[#out + 1] = { key, "{}" } end
+  for _, part in ipairs(parts) do out[#out + 1] = { key .. "." .. part[1], part[2] } end
+end
+
 -- Returns the list; origin is the YAML file's path, or nil for the command line itself.
 function M.list(args, find)
   local out = {}
+  local written = {}
   local i = 1
   while i <= #args do
     local key, value, words = read_word(args, i, find)
     if key == "config" and not find "config" then
+      value = paths.expand(scalar.read(value))
       for _, pair in ipairs(yaml.read(value)) do out[#out + 1] = { pair[1], pair[2], value } end
     else
-      out[#out + 1] = { key, value }
+      add_word(written, key, value, find)
     end
     i = i + words
   end
+  for _, entry in ipairs(written) do out[#out + 1] = entry end
   return out
 end
 

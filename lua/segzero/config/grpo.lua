@@ -10,19 +10,31 @@
 local choices = require "segzero.config.choices"
 local config = require "segzero.config"
 local console = require "segzero.log.console"
+local dialects = require "segzero.config.foreign.dialects"
+local foreign = require "segzero.config.foreign.keys"
 local frame = require "segzero.data.frame"
-local foreign = require "segzero.config.foreign"
 local paths = require "segzero.config.paths"
 local prompts = require "segzero.data.prompt"
 local schema = require "segzero.config.schema"
 
 local M = {}
 
+-- Other programs' words for a dtype.
+local DTYPES = { bfloat16 = "bf16", float32 = "f32", fp32 = "f32", float = "f32" }
+-- EasyR1's words for "as many as there are".
+local ALL = { ["-1"] = "1048576" }
+
+-- Estimators of Seg-Zero and EasyR1 that are not available, and why.
+local NO_ESTIMATOR = { gae = "it needs a critic",
+  remax = "it needs a greedy answer to each prompt; rloo compares answers, too" }
+local NO_KL = { full = "it needs the reference's whole distribution for each token" }
+local ONE_EPOCH = { ["*"] = "for more updates of a rollout lower worker.actor.global_batch_size" }
+
 local data = {
-  { key = "data.train_files", type = "text", default = "", null = "",
+  { key = "data.train_files", type = "text", default = "", null = "", path = true,
     help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
       .. "refshapes_multi; empty: RefShapes" },
-  { key = "data.val_files", type = "text", default = "", null = "",
+  { key = "data.val_files", type = "text", default = "", null = "", path = true,
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
   { key = "data.prompt_key", type = "text", default = "problem",
     help = "the column of the question; the default also stands for text" },
@@ -41,18 +53,22 @@ local data = {
     help = "an answer is cut off here" },
   { key = "data.rollout_batch_size", type = "count", default = 16, max = 2 ^ 20, unit = "prompts",
     help = "prompts that are sampled together, with n answers each" },
+  { key = "data.mini_rollout_batch_size", type = "count", optional = true, max = 2 ^ 20,
+    unit = "prompts",
+    help = "with algorithm.online_filtering: drawn at a time; null: data.rollout_batch_size" },
   { key = "data.val_batch_size", type = "count", default = 64, max = 2 ^ 20, unit = "prompts",
-    help = "prompts that an evaluation answers together" },
+    spellings = ALL, help = "prompts that an evaluation answers together; -1: all" },
   { key = "data.shuffle", type = "boolean", default = true,
     help = "draw the rows in a random order" },
   { key = "data.seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
     help = "fixes the order of the rows and every sampled token" },
   { key = "data.max_pixels", type = "count", default = 12845056, max = 2 ^ 40, unit = "pixels",
+    null = 12845056,
     help = "a larger image is reduced for the model" },
   { key = "data.min_pixels", type = "count", default = 3136, max = 2 ^ 40, unit = "pixels",
+    null = 3136,
     help = "a smaller image is enlarged for the model" },
   { key = "data.solution_frame", type = "text", default = "auto",
-
     help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
       .. "image" },
   { key = "data.answer_frame", type = "text", default = "auto",
@@ -62,10 +78,13 @@ local data = {
     help = "resize every image to this size first, such as 840x840 (bilinear, as in Seg-Zero's "
       .. "inference)" },
   { key = "data.prompt", type = "text", default = "auto",
-    choices = { "auto", "seg_zero", "vision_reasoner" },
-    help = "seg_zero asks for one object, vision_reasoner for a list; auto: what the reward " ..
-      "reads" },
+    choices = { "auto", "seg_zero", "vision_reasoner", "plain" },
+    help = "seg_zero asks for one object, vision_reasoner for a list, plain only what the row " ..
+      "says; auto: what the reward reads" },
+  { key = "data.format_prompt", type = "text", optional = true, path = true,
+    help = "a file whose text is the prompt, with {{ content }} for the row's question" },
   { key = "data.system_prompt", type = "text", default = "You are a helpful assistant.",
+    null = "",
     help = "the system message of every prompt" },
 }
 
@@ -83,20 +102,39 @@ local refshapes = {
 
 local algorithm = {
   { key = "algorithm.adv_estimator", type = "text", default = "grpo",
-    choices = choices.of "advantages", help = "how scores become advantages" },
-  { key = "algorithm.kl_coef", type = "number", default = 0,
-    help = "a KL term in the reward; only 0 is supported, see worker.actor.kl_loss_coef" },
+    choices = choices.of "advantages", refusals = NO_ESTIMATOR, help = "how scores become advantages" },
+  { key = "algorithm.gamma", type = "number", default = 1, min = 0, max = 1,
+    help = "reinforce_plus_plus: discount of a later token's reward" },
+  { key = "algorithm.kl_coef", type = "number", default = 0, min = 0,
+    help = "weight of a KL term in the reward, with worker.actor.use_kl_loss=false" },
+  { key = "algorithm.kl_penalty", type = "text", default = "kl", choices = choices.of "kl",
+    refusals = NO_KL, help = "the estimator of the KL term in the reward" },
+  { key = "algorithm.online_filtering", type = "boolean", default = false,
+    help = "leave out groups whose answers are all good or all bad, and draw more (DAPO)" },
+  { key = "algorithm.filter_key", type = "text", default = "overall",
+    help = "the part of the reward that decides about a group; overall: the score" },
+  { key = "algorithm.filter_low", type = "number", default = 0.01,
+    help = "a group stays if its mean is above this" },
+  { key = "algorithm.filter_high", type = "number", default = 0.99,
+    help = "a group stays if its mean is below this" },
   { key = "worker.actor.loss_type", type = "text", default = "ppo_clip",
+    spellings = { default = "ppo_clip" },
     choices = choices.of "losses", help = "the loss of each token" },
   { key = "worker.actor.loss_avg_mode", type = "text", default = "token",
     choices = choices.of "aggregations",
     help = "token: mean over all tokens; seq: mean over answers of the mean over their tokens" },
   { key = "worker.actor.clip_ratio", type = "number", default = 0.2, above = 0,
     help = "how far the probability ratio may move before its gradient is cut" },
-  { key = "worker.actor.clip_ratio_low", type = "number", optional = true, above = 0,
-    help = "the lower bound alone; null: clip_ratio" },
-  { key = "worker.actor.clip_ratio_high", type = "number", optional = true, above = 0,
+  { key = "worker.actor.clip_ratio_low", type = "number", optional = true, min = 0,
+    max = 1, help = "the lower bound alone; null: clip_ratio" },
+  { key = "worker.actor.clip_ratio_high", type = "number", optional = true, min = 0,
     help = "the upper bound alone; null: clip_ratio" },
+  { key = "worker.actor.clip_ratio_dual", type = "number", optional = true, above = 1,
+    help = "most that the ratio counts for an answer worse than its group; null: no bound" },
+  { key = "worker.actor.tau_positive", type = "number", default = 1, above = 0,
+    help = "sapo: how fast the gradient fades for an answer better than its group" },
+  { key = "worker.actor.tau_negative", type = "number", default = 1.05, above = 0,
+    help = "sapo: the same for a worse answer" },
   { key = "worker.actor.entropy_coeff", type = "number", default = 1e-3,
     help = "weight of the entropy bonus" },
   { key = "worker.actor.use_kl_loss", type = "boolean", default = true,
@@ -104,16 +142,16 @@ local algorithm = {
   { key = "worker.actor.kl_loss_coef", type = "number", default = 5e-3, min = 0,
     help = "weight of the KL term" },
   { key = "worker.actor.kl_loss_type", type = "text", default = "low_var_kl",
-    choices = choices.of "kl", help = "the estimator of the KL term" },
-  { key = "worker.actor.ppo_epochs", type = "count", default = 1, max = 1,
+    choices = choices.of "kl", refusals = NO_KL, help = "the estimator of the KL term" },
+  { key = "worker.actor.ppo_epochs", type = "count", default = 1, max = 1, refusals = ONE_EPOCH,
     help = "passes over a rollout's answers; only 1 is supported" },
 }
 
 local model = {
-  { key = "worker.actor.model.model_path", type = "text", default = "",
+  { key = "worker.actor.model.model_path", type = "text", default = "", path = true,
     help = "Qwen2-VL or Qwen2.5-VL: a folder, or a run (its newest checkpoint); empty: embedded" },
   { key = "worker.actor.model.dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
-    help = "of the weights and activations" },
+    spellings = DTYPES, help = "of the weights and activations" },
   { key = "worker.actor.model.enable_gradient_checkpointing", type = "boolean", default = true,
     help = "compute activations again in the backward pass instead of keeping them" },
   { key = "worker.actor.freeze_vision_tower", type = "boolean", default = false,
@@ -127,9 +165,9 @@ local model = {
     joined = true,
     help = "layers with adapters: all-linear, names or their ends (q_proj,v_proj), or a pattern" },
   { key = "worker.actor.model.lora.exclude_modules", type = "text", default = ".*visual.*",
-    joined = true, help = "layers without adapters, named in the same way; none: no exception" },
+    null = "none", joined = true, help = "layers without adapters, named in the same way; none: no exception" },
   { key = "worker.ref.model.dtype", type = "text", optional = true,
-    choices = { "f32", "bf16", "int8" },
+    choices = { "f32", "bf16", "int8" }, spellings = DTYPES,
     help = "of the reference; null: as the policy. int8 halves its memory" },
   { key = "worker.ref.offload.param_offload", type = "boolean", default = false,
     also = { "worker.ref.offload.offload_params" },
@@ -143,10 +181,16 @@ local optimizer = {
   { key = "worker.actor.optim.lr", type = "number", default = 1e-6, min = 0,
     help = "AdamW's learning rate" },
   { key = "worker.actor.optim.lr_scheduler_type", type = "text", default = "constant",
+    also = { "worker.actor.optim.warmup_style" },
     choices = choices.of "schedules", help = "how the learning rate changes after the warm-up" },
+  { key = "worker.actor.optim.min_lr_ratio", type = "number", default = 0, null = 0, min = 0,
+    max = 1, help = "cosine: the learning rate ends at this share of worker.actor.optim.lr" },
   { key = "worker.actor.optim.lr_warmup_steps_ratio", type = "number", default = 0, min = 0,
     max = 1, also = { "worker.actor.optim.lr_warmup_ratio" },
     help = "share of the steps in which the learning rate rises from 0" },
+  { key = "worker.actor.optim.lr_warmup_steps", type = "integer", optional = true, min = 0,
+    max = 2 ^ 31, spellings = { ["-1"] = "null" }, unit = "steps",
+    help = "steps in which the learning rate rises from 0; null: lr_warmup_steps_ratio" },
   { key = "worker.actor.optim.weight_decay", type = "number", default = 1e-2, min = 0,
     help = "AdamW's weight decay" },
   { key = "worker.actor.optim.beta1", type = "number", default = 0.9, min = 0, below = 1,
@@ -193,18 +237,33 @@ local sampling = {
     help = "nucleus sampling; 1: all tokens" },
   { key = "worker.rollout.top_k", type = "integer", default = -1, max = 2 ^ 31, min = -1,
     help = "sample from the k likeliest tokens; -1 or 0: from all" },
+  { key = "worker.rollout.seed", type = "integer", optional = true, min = -2 ^ 53, max = 2 ^ 53,
+    help = "fixes the sampled tokens alone; null: data.seed" },
+  { key = "worker.rollout.val_override_config.n", type = "count", default = 1, null = 1,
+    max = 2 ^ 16, help = "answers to each row in evaluation, whose rewards are averaged" },
+  { key = "worker.rollout.val_override_config.temperature", type = "number", default = 0, min = 0,
+    null = 0, help = "sampling temperature in evaluation; 0: greedy" },
+  { key = "worker.rollout.val_override_config.top_p", type = "number", default = 1, above = 0,
+    null = 1, max = 1, help = "nucleus sampling in evaluation; 1: all tokens" },
+  { key = "worker.rollout.val_override_config.top_k", type = "integer", default = -1, min = -1,
+    null = -1, max = 2 ^ 31, help = "top-k sampling in evaluation; -1 or 0: from all" },
 }
 
 local reward = {
-  { key = "worker.reward.compute_score", type = "text", default = "seg_strict",
-    help = "a name in rewards/, or a .lua file that returns a function" },
+  { key = "worker.reward.compute_score", type = "text", default = "seg_strict", path = true,
+    also = { "worker.reward.reward_function", "worker.reward.score_function" },
+    help = "a name in rewards/, FILE.lua that returns a function, or FILE.lua:NAME" },
+  { key = "worker.reward.reward_function_kwargs", type = "mapping", default = {},
+    also = { "worker.reward.score_function_kwargs" },
+    help = "the reward's fourth argument, a table: {name: value}, or ..._kwargs.name=value" },
   { key = "worker.reward.reward_type", type = "text", default = "function",
-    choices = { "function" }, help = "how the reward is called" },
+    spellings = { batch = "function", sequential = "function" },
+    choices = { "function" }, help = "how the reward is called: once for each answer" },
   { key = "worker.reward.timeout", type = "number", default = 10, min = 0, unit = "seconds",
     help = "time limit of the reward for one answer; 0: none" },
   { key = "worker.reward.on_error", type = "text", default = "stop", choices = { "stop", "zero" },
     help = "a reward that fails ends the run, or scores 0 and counts as reward_errors" },
-  { key = "worker.reward.sam2_path", type = "text", default = "",
+  { key = "worker.reward.sam2_path", type = "text", default = "", path = true,
     help = "SAM2 for masks: a folder or a .pt file; empty: embedded, with that policy; none" },
 }
 
@@ -215,13 +274,17 @@ local trainer = {
   { key = "trainer.max_steps", type = "integer", optional = true, max = 2 ^ 31, min = 0,
     unit = "optimizer steps",
     help = "length of the run; null: trainer.total_episodes decides" },
+  { key = "trainer.max_try_make_batch", type = "integer", default = 20, min = -1, max = 2 ^ 31,
+    help = "with algorithm.online_filtering: most draws for a step; 0 or -1: no limit" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
     help = "the run folder is runs/NAME; NAME-2, NAME-3, ... if that one holds anything" },
-  { key = "trainer.save_checkpoint_path", type = "text", optional = true,
+  { key = "trainer.save_checkpoint_path", type = "text", optional = true, path = true,
     help = "another run folder" },
-  { key = "trainer.load_checkpoint_path", type = "text", optional = true,
+  { key = "trainer.load_checkpoint_path", type = "text", optional = true, path = true,
     help = "go on from this global_step_N, or from the newest one of a run folder; in the same " ..
       "folder, or in a new one that trainer.save_checkpoint_path names" },
+  { key = "trainer.find_last_checkpoint", type = "boolean", default = false,
+    help = "go on from the newest checkpoint in the run folder, if there is one" },
   { key = "trainer.resume_changes", type = "boolean", default = false,
     help = "go on in the same run although settings that change its results are different" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
@@ -236,7 +299,6 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
-
     help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
       "0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
@@ -289,9 +351,9 @@ end
 
 local function check_kl_coef(cfg)
   local coef = cfg.algorithm.kl_coef
-  if coef ~= 0 then
+  if coef ~= 0 and cfg.worker.actor.use_kl_loss then
     local message = "algorithm.kl_coef is %g: the KL term is in the loss here, use " ..
-      "worker.actor.kl_loss_coef"
+      "worker.actor.kl_loss_coef, or worker.actor.use_kl_loss=false for one in the reward"
     error(message:format(coef), 0)
   end
 end
@@ -340,7 +402,7 @@ M.schema = schema.new {
     { title = "Memory and speed", rows = memory },
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
-  ignored = foreign.ignored, means = foreign.means, hints = foreign.hints,
+  foreign = foreign.rows, derive = dialects.derive,
   checks = { check_frames, check_pixels, check_reference, check_kl_coef, check_mask_reward,
     check_save_limit },
 }
@@ -371,6 +433,17 @@ local function use_refshapes(cfg)
   console.say(("no data named: using RefShapes, generated images of %d pixels"):format(side))
 end
 
+-- EasyR1's scripts go on with a run that is there.
+local function find_last_checkpoint(cfg)
+  local t = cfg.trainer
+  if not t.find_last_checkpoint or t.load_checkpoint_path then return end
+  local folder = t.save_checkpoint_path or "runs/" .. t.experiment_name
+  local latest = require("segzero.train.checkpoint").latest(folder)
+  if not latest then return end
+  t.load_checkpoint_path = folder
+  console.say("trainer.find_last_checkpoint: going on from " .. latest)
+end
+
 -- Reads and checks the settings, and fills in the embedded model and RefShapes where none is named.
 -- own_schema: a recipe's schema with the same keys; M.schema if nil.
 function M.settings(args, own_schema)
@@ -384,6 +457,7 @@ function M.settings(args, own_schema)
   else
     actor.model_path = paths.policy(actor.model_path)
   end
+  find_last_checkpoint(cfg)
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
   cfg.worker.reward.sam2_path = sam2
   paths.check_sam2("worker.reward.sam2_path", sam2)

@@ -3,7 +3,7 @@
 -- Each setting takes two lines: key=default, which can be copied, then what it means and accepts.
 -- Leaves out: wrapping. A row's help fits on one line.
 
-local foreign_key = require "segzero.config.foreign_key"
+local foreign_key = require "segzero.config.foreign.reading"
 local values = require "segzero.config.values"
 
 local M = {}
@@ -86,21 +86,29 @@ local function group_table(group, out)
   end
 end
 
+-- The keys of other programs, sorted.
+local function foreign_table(schema, out)
+  local keys = {}
+  for key in pairs(schema.foreign) do keys[#keys + 1] = key end
+  if #keys == 0 then return end
+  table.sort(keys)
+  out[#out + 1] = "\n### Keys of other programs\n"
+  out[#out + 1] = "Seg-Zero's, VisionReasoner's, EasyR1's and veRL's keys that are no settings here."
+  out[#out + 1] = "Accepted without effect means a note; a refused value is an error.\n"
+  out[#out + 1] = "| key | read as | accepted without effect: why | refused: why, and what to write |"
+  out[#out + 1] = "| --- | --- | --- | --- |"
+  for _, key in ipairs(keys) do
+    local read_as, accepted, refused = foreign_key.describe(schema.foreign[key])
+    out[#out + 1] = ("| `%s` | %s | %s | %s |"):format(key, cell(read_as), cell(accepted),
+      cell(refused))
+  end
+end
+
 function M.markdown(schema)
   local out = { ("## %s\n"):format(schema.name), schema.about }
   for _, line in ipairs(schema.notes) do out[#out + 1] = line end
   for _, group in ipairs(schema.groups) do group_table(group, out) end
-  local ignored = {}
-  for key in pairs(schema.ignored) do ignored[#ignored + 1] = key end
-  if #ignored > 0 then
-    table.sort(ignored)
-    out[#out + 1] = "\n### Accepted without effect\n"
-    out[#out + 1] = "| key | why |"
-    out[#out + 1] = "| --- | --- |"
-    for _, key in ipairs(ignored) do
-      out[#out + 1] = ("| `%s` | %s |"):format(key, cell(foreign_key.describe(schema, key)))
-    end
-  end
+  foreign_table(schema, out)
   return table.concat(out, "\n") .. "\n"
 end
 

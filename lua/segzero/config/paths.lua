@@ -5,6 +5,8 @@
 --   paths.policy "runs/refshapes_grpo"    its newest complete checkpoint, .../global_step_110
 --   paths.sam2("", { model = dir })       the embedded SAM2 for the embedded policy, or "" for none
 --
+--   paths.expand "~/data/$SET"            ~ and variables as the shell reads them
+--
 -- infer, evaluate and the GRPO recipes all use it. Nothing is loaded.
 -- Leaves out: names on the Hugging Face hub.
 
@@ -16,6 +18,14 @@ local M = { POLICY = "models/tiny/qwen2.5-vl", SEVERAL = "models/tiny/qwen2.5-vl
 
 -- Keys of config.json that are the same in the embedded policy and in every model trained from it.
 local SHAPE = { "model_type", "segzero_frame", "hidden_size", "num_hidden_layers", "vocab_size" }
+
+-- ~/x and $NAME/x, which the shell expands only at the beginning of a word and outside of single
+-- quotes. A variable that is not set stays.
+function M.expand(path)
+  local home = os.getenv "HOME"
+  if home and path:match "^~$" or home and path:match "^~/" then path = home .. path:sub(2) end
+  return (path:gsub("%$([%a_][%w_]*)", os.getenv))
+end
 
 local function read_config(dir)
   local path = dir .. "/config.json"

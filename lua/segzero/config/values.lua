@@ -6,24 +6,33 @@
 --   number, integer   min or above (the lower bound, included or not), max or below, multiple
 --   count             an integer from 1
 --   boolean
---   text              choices; joined = true also takes a YAML list, as a,b,c
+--   text              choices; joined = true also takes a YAML list, as a,b,c; path = true expands
+--                     ~ and $NAME
 --   list              of texts: a,b,c or [a, "b"]; choices; elsewhere = {name = "used instead"}
 --
+--   mapping           names with values, written as key.name=value or as {name: value}; a value is a
+--                     number, a boolean or a text as it looks
+--
 -- optional = true accepts null, which becomes nil. null = V accepts null, which becomes V.
+-- refusals = {value = why}: what the error about a value adds; "*" is any.
+-- spellings = {other = V}: other words, in small letters, for a value.
 -- choices is a list of names, or a function that returns one, so that it can include names that a
 -- script has registered.
 -- Leaves out: checks between settings (schema.lua).
 
 local nearest = require "segzero.core.nearest"
+local paths = require "segzero.config.paths"
 local visible = require "segzero.core.visible"
 
 local M = {}
 
 local IS_NULL = { null = true, None = true, ["~"] = true }
-local BOOLEANS = { ["true"] = true, ["1"] = true, ["false"] = false, ["0"] = false }
+local BOOLEANS = { ["true"] = true, ["1"] = true, yes = true, on = true, y = true,
+  ["false"] = false, ["0"] = false, no = false, off = false, n = false }
 local NUMBERS = { number = true, integer = true, count = true }
 
-M.TYPES = { number = true, integer = true, count = true, boolean = true, text = true, list = true }
+M.TYPES = { number = true, integer = true, count = true, boolean = true, text = true, list = true,
+  mapping = true }
 
 -- A number as people write it: whole numbers have no exponent.
 local function number_text(n)
@@ -68,6 +77,8 @@ function M.expected(row)
     text = "true or false"
   elseif NUMBERS[row.type] then
     text = expected_number(row)
+  elseif row.type == "mapping" then
+    text = "names with values"
   elseif row.type == "list" and names then
     text = "a list of: " .. table.concat(names, ", ")
   elseif row.type == "list" then
@@ -98,6 +109,8 @@ local function refuse(row, text)
   if row.type ~= "number" and not row.max and n and n > 2 ^ 53 then
     expected = expected .. ", at most 2^53"
   end
+  local reason = row.refusals and (row.refusals[text] or row.refusals["*"])
+  if reason then expected = ("%s (%s)"):format(expected, reason) end
   return nil, ("%s is %s, expected %s"):format(row.key, shown, expected)
 end
 
@@ -113,8 +126,9 @@ local function in_range(row, n)
   return not row.multiple or n % row.multiple == 0
 end
 
+-- 1_000 is YAML's way to write 1000.
 local function to_number(row, text)
-  local n = tonumber(text)
+  local n = tonumber(text) or tonumber((text:gsub("(%d)_(%f[%d])", "%1%2")))
   if not n or n ~= n or math.abs(n) == math.huge or not in_range(row, n) then
     return refuse(row, text)
   end
@@ -128,6 +142,7 @@ local function to_boolean(row, text)
 end
 
 local function to_choice(row, text)
+  if row.path then text = paths.expand(text) end
   local names = M.choices(row)
   if not names then return text end
   for _, name in ipairs(names) do
@@ -183,9 +198,16 @@ function M.convert(row, raw, note)
   if type(raw) == "table" and row.type ~= "list" then
     return false, ("%s is a list, expected %s"):format(row.key, M.expected(row))
   end
+  if row.spellings and type(raw) == "string" then raw = row.spellings[raw:lower()] or raw end
   local takes_null = row.optional or row.null ~= nil
   if takes_null and IS_NULL[raw] then return true, row.null end
   local value, why
+  if row.type == "mapping" then
+    if raw == "{}" or raw == "" or IS_NULL[raw] then return true, {} end
+    if type(raw) == "table" and #raw == 0 then return true, {} end
+    return false, ("%s is '%s', expected names with values: {name: value, ...}"):format(row.key,
+      visible.line(tostring(raw)))
+  end
   if row.type == "list" then
     local items = raw
     if type(raw) == "string" then items = split(raw) end

@@ -4,6 +4,7 @@
 --     rollout: { n: 4 }           ->       trainer.logger       {"console", "wandb"}
 --   trainer:
 --     logger: [console, wandb]
+--   yaml.read(path), yaml.parse(path, text)      path: where the text is from, for errors
 --
 -- Scalars stay text, so a value means the same in a file and on the command line. An empty value is
 -- "null". Keys are sorted. A key that a mapping has twice is an error, and so are a second document,
@@ -134,6 +135,11 @@ function M.read(path)
   if kind == "other" then error(("config: %s: not a regular file"):format(path), 0) end
   local text, why = files.read(path)
   if not text then error("config: " .. why, 0) end
+  return M.parse(path, text)
+end
+
+-- The settings of a text; path: for errors.
+function M.parse(path, text)
   local library = load_library()
   check_events(path, text)
   local ok, found = pcall(library.load, text, { implicit_scalar = plain_scalar })

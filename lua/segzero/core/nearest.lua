@@ -7,7 +7,7 @@
 -- part; paths break ties. A name is near if few letters differ for its length, or if one of the two
 -- is the beginning of the other ("image" for "image_path", "epsilon" for "eps"). No name is better
 -- than a wrong one. Case does not count.
--- Leaves out: meanings; names that other programs use are in config/foreign.lua.
+-- Leaves out: meanings; names that other programs use are in config/foreign/keys.lua.
 
 local M = {}
 

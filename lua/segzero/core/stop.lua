@@ -1,5 +1,5 @@
--- stop.lua - ends a run in order when a signal asks for it: SIGTERM, SIGINT, SIGHUP, or a closed
--- pipe (SIGPIPE).
+-- stop.lua - ends a run in order when a signal asks for it: SIGTERM, SIGINT, SIGHUP, a closed pipe
+-- (SIGPIPE), or the warning of a batch system (SIGUSR1, SIGUSR2, SIGXCPU).
 --
 --   stop.run(f, ...)                  f's results. While f runs, these signals raise an error that
 --                                     core.is_interrupt knows; what f does not explain is explained
@@ -24,7 +24,8 @@ local has_host, host = pcall(require, "segzero.host")
 
 local M = {}
 
-local NAMES = { [1] = "SIGHUP", [2] = "SIGINT", [13] = "SIGPIPE", [15] = "SIGTERM" }
+local NAMES = { [1] = "SIGHUP", [2] = "SIGINT", [10] = "SIGUSR1", [12] = "SIGUSR2",
+  [13] = "SIGPIPE", [15] = "SIGTERM", [24] = "SIGXCPU" }
 
 local depth = 0         -- of nested run() calls
 local holds = 0

@@ -5,7 +5,8 @@
 --   prompt.seg_zero("The red circle.")          one object; text without the image marker
 --   prompt.vision_reasoner("the red circles")   several objects
 --   prompt.style(cfg)       {ask = f(problem), several = whether it asks for a list}: the prompt of
---                           data.prompt; auto: of the reward
+--                           data.format_prompt or data.prompt; auto: of the reward. plain is the
+--                           row's own text
 --   prompt.response(think, answer)              "<think>..</think><answer>..</answer>"
 --
 -- The sentences are joined without spaces and the single-object example has single quotes (so it is
@@ -70,8 +71,24 @@ M.styles = {
   },
 }
 
+-- A row's own text says with <image> where the image is: {text before it, text after it}. Without
+-- the marker, the text alone, and the image comes first.
+local function around_image(text)
+  local before, after = text:match "^(.-)<image>(.*)$"
+  if not before then return text end
+  if not after:find("<image>", 1, true) then return { before, after } end
+  error("the prompt has <image> twice, and a row has one image", 0)
+end
+
+M.styles.plain = { ask = around_image, several = false }
+
 -- cfg: the settings of a GRPO recipe.
 function M.style(cfg)
+  local path = cfg.data.format_prompt
+  if path then
+    local ask = require("segzero.data.format_prompt").open(path)
+    return { ask = function(question) return around_image(ask(question)) end, several = false }
+  end
   local name = cfg.data.prompt or "auto"
   if name == "auto" then
     name = "seg_zero"

@@ -15,6 +15,8 @@
 --                      checked before the first step (data/jsonl/source.lua); optional
 --     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
 --                      so it must not read images
+--     set:paths()      {path, ...}: the files that the rows are read from; optional. The outcome of
+--                      the check of all rows is kept while they and the images stay the same
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
 -- prompt_key =, answer_key =, image_key = names of columns, check = false if data/checks/check.lua

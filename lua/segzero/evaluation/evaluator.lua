@@ -10,13 +10,14 @@
 --     ahead         how many rows of the next batch are prefetched; nil: none
 --     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
 --                   row that cannot be read is {index =}. Otherwise the first failure is an error
---   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, failure =, seconds =};
+--   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, answers = all of
+--   generation.n, failure =, seconds =};
 --   seconds is the row's share of the time that asking its batch took. The evaluator frees
 --   row.image and input after judge().
 --
 --   evaluator.held_out(t, keep)    the held-out rows of a trainer
 --     -> {reward =, reward_errors =, parts =, records =, giou =, ceiling =}
---     reward, parts   means over all rows
+--     reward, parts   means over all rows, and over the answers of a row if there are several
 --     reward_errors   with worker.reward.on_error=zero: answers that the reward failed on
 --     records         id, index, problem, solution, text, reward, parts, iou, mask of each row, and
 --                     in the image's pixels found (the answer, nil if it cannot be read) and truth
@@ -67,6 +68,14 @@ local function load_entry(e, queue, index)
   return entry
 end
 
+-- The options with the rows' numbers, which key the sampled tokens.
+local function sampled(generation, entries)
+  local options = { row_ids = {} }
+  for name, value in pairs(generation) do options[name] = value end
+  for i, entry in ipairs(entries) do options.row_ids[i] = entry.index end
+  return options
+end
+
 -- Sets entry.answer. If a batch fails, its rows are asked one by one to find the one that fails.
 local function ask(e, entries)
   local asked = {}
@@ -78,7 +87,9 @@ local function ask(e, entries)
     end
   end
   if #list == 0 then return end
-  local answers, failure = attempt(e, rollout.generate, e.policy, list, e.generation)
+  local generation = e.generation
+  if generation.temperature and generation.temperature > 0 then generation = sampled(generation, asked) end
+  local answers, failure = attempt(e, rollout.generate, e.policy, list, generation)
   for i, entry in ipairs(asked) do
     local one = answers and answers[i]
     if not answers then
@@ -89,6 +100,7 @@ local function ask(e, entries)
         one = alone and alone[1]
       end
     end
+    entry.answers = one
     entry.answer = one and one[1]
   end
 end
@@ -190,7 +202,7 @@ function M.held_out(t, keep)
   local o = t.options.evaluation
   local rows = t.held_out:count()
   local records = {}
-  local sums = { rows = rows, reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
+  local sums = { rows = rows * o.n, reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
 
   local tick = progress.new(t, "evaluation", rows, "rows")
   local function judge(entry)
@@ -198,7 +210,12 @@ function M.held_out(t, keep)
       sums.with_masks = t.segmenter ~= nil and entry.row.mask ~= nil
     end
     local keep_mask = #records < (keep or 0)
-    records[#records + 1] = judge_row(t, entry.row, entry.answer, sums, keep_mask)
+    local record
+    for k, one in ipairs(entry.answers) do
+      local judged = judge_row(t, entry.row, one, sums, keep_mask and k == 1)
+      record = record or judged
+    end
+    records[#records + 1] = record
     tick(#records)
   end
 
@@ -209,16 +226,18 @@ function M.held_out(t, keep)
     set = t.held_out, first = 1, last = rows, batch = o.batch, policy = t.policy, judge = judge,
     input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
     generation = {
-      temperature = 0, max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
+      n = o.n, temperature = o.temperature, top_p = o.top_p, top_k = o.top_k, seed = o.seed,
+      max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
       gpu_memory_utilization = o.gpu_memory_utilization,
     },
     ahead = ahead,
   }
-  if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
+  local answers = sums.rows
+  if sums.readable > 0 then t.ceiling = sums.ceiling / answers end
   return {
     reward_errors = t.scoring and runner.take_errors(t.scoring),
-    reward = sums.reward / rows, parts = sums.parts, records = records,
-    giou = sums.with_masks and sums.iou / rows or nil, ceiling = t.ceiling,
+    reward = sums.reward / answers, parts = sums.parts, records = records,
+    giou = sums.with_masks and sums.iou / answers or nil, ceiling = t.ceiling,
   }
 end
 

@@ -1,7 +1,7 @@
 -- runner.lua - loads a reward and runs it on answers.
 --
---   local reward = runner.load "seg_strict"         a module in rewards/, a file that ends in .lua,
---                                                   or a function
+--   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua, FILE.lua:NAME, or
+--                                                   a function (reward/loading.lua)
 --   runner.score(reward, row, sample, rules)        sets sample.score and sample.parts
 --   runner.score_group(reward, group, segmenter, rules)
 --                                                   all samples of a group; segmenter may be nil
@@ -16,11 +16,9 @@
 -- as an error, which one line for each kind says. Leaves out: processes of their own for rewards.
 
 local answer = require "segzero.formats.answer"
-local core = require "segzero.core.ffi"
-local folders = require "segzero.core.folders"
 local guard = require "segzero.reward.guard"
+local loading = require "segzero.reward.loading"
 local masks = require "segzero.reward.masks"
-local nearest = require "segzero.core.nearest"
 local truth = require "segzero.data.truth"
 local notes = require "segzero.core.notes"
 local user_code = require "segzero.core.user_code"
@@ -28,49 +26,8 @@ local visible = require "segzero.core.visible"
 
 local M = {}
 
--- ---- loading ----
-local function load_file(path)
-  local chunk, reason = loadfile(path)
-  if not chunk then error("the reward does not load: " .. reason, 0) end
-  local ok, reward = user_code.try(chunk)
-  if not ok then
-    error(("the reward %s does not load: %s"):format(path, user_code.text(reward)), 0)
-  end
-  return reward
-end
-
--- The rewards that come with segzero.
-function M.names()
-  local names = {}
-  for _, file in ipairs(folders.list(core.root .. "/rewards") or {}) do
-    names[#names + 1] = file:match "^(.*)%.lua$"
-  end
-  return names
-end
-
-local function load_module(name)
-  local module = "rewards." .. name
-  local ok, reward = pcall(require, module)
-  if ok then return reward end
-  if reward:find("module '" .. module .. "' not found", 1, true) then
-    local cure = (" (rewards/%s.lua)"):format(name) .. nearest.question(name, M.names())
-    if name:find "/" then cure = ": a reward is a name in rewards/, or a file that ends in .lua" end
-    if name:find "%.py" then cure = "; a reward is a Lua file: docs/guide/rewards.md" end
-    error(("worker.reward.compute_score: there is no reward '%s'%s"):format(name, cure), 0)
-  end
-  error(("the reward %s does not load: %s"):format(name, reward), 0)
-end
-
-function M.load(name)
-  if type(name) == "function" then return name end
-  local load = load_module
-  if name:match "%.lua$" then load = load_file end
-  local reward = load(name)
-  if type(reward) ~= "function" then
-    error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0)
-  end
-  return reward
-end
+M.names = loading.names
+M.load = loading.load
 
 -- ---- rules ----
 local RULES = { timeout = 10, on_error = "stop" }
@@ -159,8 +116,8 @@ function M.score(reward, row, sample, rules)
   -- A reward that changes the row changes its own copy.
   local copy = setmetatable({}, getmetatable(row))
   for name, value in pairs(row) do copy[name] = value end
-  local ok, score, parts = guard.call(rules.timeout, tostring(row.id), tostring(sample.text), reward,
-    sample.text, row.solution, copy)
+  local ok, score, parts = guard.call(rules.timeout, "the reward of row " .. tostring(row.id),
+    tostring(sample.text), reward, sample.text, row.solution, copy)
   local problem
   if ok then
     problem = problem_of_results(row, score, parts)

@@ -27,8 +27,11 @@ local M = {}
 -- Said when they change, and allowed.
 local FREE = {
   "worker.actor.optim.lr", "worker.actor.optim.lr_scheduler_type",
-  "worker.actor.optim.lr_warmup_steps_ratio",
-  "trainer.total_episodes", "trainer.max_steps", "trainer.save_freq", "trainer.test_freq",
+  "worker.actor.optim.lr_warmup_steps_ratio", "worker.actor.optim.lr_warmup_steps",
+  "worker.actor.optim.min_lr_ratio", "worker.rollout.val_override_config.n",
+  "worker.rollout.val_override_config.temperature",
+  "worker.rollout.val_override_config.top_p", "worker.rollout.val_override_config.top_k",
+  "trainer.total_episodes", "trainer.max_steps", "trainer.max_try_make_batch", "trainer.save_freq", "trainer.test_freq",
   "trainer.save_limit", "trainer.remove_previous_ckpt", "trainer.save_best",
   "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.check_memory",
   "data.val_files", "data.val_batch_size", "data.refshapes_val_rows",
@@ -43,7 +46,7 @@ local FREE = {
 -- Different in every run, and not said.
 local SILENT = {
   "trainer.load_checkpoint_path", "trainer.save_checkpoint_path", "trainer.experiment_name",
-  "trainer.resume_changes",
+  "trainer.resume_changes", "trainer.find_last_checkpoint",
 }
 
 local PATHS = {

@@ -24,8 +24,10 @@ same, and `--help lora` only the keys that contain "lora".
     segzero recipes/refcocog_grpo.lua config=my_run.yaml worker.rollout.n=4 --data.seed 7
 
 Settings are `key=value`, `--key value` or `--key=value`; a boolean may be `--key` alone.
-`config=FILE.yaml` reads a YAML file in which nesting stands for the dots of the keys. A later
-setting overrides an earlier one, also across files and the command line, so put `config=` first.
+`config=FILE.yaml` reads a YAML file in which nesting stands for the dots of the keys. The command
+line overrides files, wherever `config=` stands, a later setting an earlier one, and a later file an
+earlier one. Values are read as OmegaConf reads them: quotes, `[lists]`, `{mappings}`, `null`, `yes`
+and `no`, `1_000`, `${other.key}`, `${oc.env:NAME,default}`. In paths, `~` and `$NAME` are filled in.
 `null` unsets a value where the table says so. Every mistake is one line, before any weight is read,
 and a misspelt key is an error that names the nearest. `--threads N` and `--device D` belong to
 `segzero` itself and stand before the script.

@@ -1,6 +1,7 @@
 -- advantage.lua - runs the advantage estimator on a scored batch and checks its results.
 --
 --   advantage.estimate("grpo", batch, options)      sets sample.advantage of every sample
+--   advantage.estimate("grpo", batch, options, seen)     seen: what the estimator gets instead
 --
 -- Estimators are registered in algorithms/advantages.lua. A result of the wrong shape, NaN or
 -- infinity is an error that names the estimator, the row and the answer.
@@ -28,10 +29,10 @@ local function problem_with(value, length)
   end
 end
 
-function M.estimate(name, batch, options)
+function M.estimate(name, batch, options, seen)
   local estimator = advantages:get(name)
   local what = ("the advantage estimator '%s'"):format(name)
-  local all = user_code.call(what, estimator.fn, batch, options)
+  local all = user_code.call(what, estimator.fn, seen or batch, options)
   for g, group in ipairs(batch.groups) do
     local list = type(all) == "table" and all[g]
     if type(list) ~= "table" then

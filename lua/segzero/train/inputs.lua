@@ -7,7 +7,7 @@
 --                             long; worst = {tokens =, text = tokens without the image's}
 --   inputs.release(rows)      frees their images, patches and cached vision features
 --
--- prompt(problem) -> the text of the question. A row that cannot be read is an error that names the
+-- prompt(problem) -> the text of the question, or {text before the image, text after it}. A row that cannot be read is an error that names the
 -- row. Leaves out: several images in a row.
 
 local coordinates = require "segzero.data.coordinates"
@@ -18,9 +18,18 @@ local M = {}
 
 local function without_place(message) return (tostring(message):gsub("^[^:]*%.lua:%d+: ", "")) end
 
+-- The image stands between two texts.
+local function around(texts, row, system_prompt, img)
+  local question = { { type = "image", image = img or row.image } }
+  if texts[1] ~= "" then table.insert(question, 1, { type = "text", text = texts[1] }) end
+  if texts[2] ~= "" then question[#question + 1] = { type = "text", text = texts[2] } end
+  return { { role = "system", content = system_prompt }, { role = "user", content = question } }
+end
+
 -- What is asked about a row, as chat messages.
 function M.messages(row, prompt, system_prompt, img)
   local text = user_code.call("the prompt", prompt, row.problem)
+  if type(text) == "table" and #text == 2 then return around(text, row, system_prompt, img) end
   if type(text) ~= "string" then
     local message = "row %s: the prompt returned %s, expected text"
     error(message:format(tostring(row.id), tostring(text)), 0)

@@ -5,7 +5,8 @@
 --   local options = options.of(cfg)       cfg: what a recipe's settings(args) returns
 --
 -- Returns one table for each component:
---   rows           batch (prompts a step), seed, shuffle
+--   rows           batch (prompts that are drawn together), seed, shuffle
+--   filter         nil, or {key =, low =, high =, tries =, batch = prompts a step} of filtering.lua
 --   input          system_prompt, max_tokens (of a prompt), frames (data/frame.lua)
 --   rollout        what inference/generate.lua takes: n, top_p, top_k, max_new_tokens, seed,
 --                  cache_gib, ...
@@ -13,14 +14,17 @@
 --   micro_batches  max_tokens, and the most answers in one: update, experience (math.huge: no
 --                  limit)
 --   estimator      the name of the advantage estimator
+--   reward_kl      {coef =, kl = a registered estimator}: the KL term in the reward; nil without one
 --   update         groups (prompts an update), loss, kl, aggregation (registered names), use_kl
---   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high: what schedules and
---                  hooks may change
+--   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high, clip_dual (nil: none),
+--                  tau_positive, tau_negative, gamma: what schedules and hooks may change
 --   schedules      name of a number -> registered schedule
---   warmup_ratio   share of the run that warms up
+--   warmup_ratio   share of the run that warms up; warmup_steps, if not nil: how many steps
+--   least_ratio    the share of a number that the schedule cosine ends at
 --   optimizer      what train/optim.lua takes, without lr
 --   reward         timeout (seconds an answer), on_error (stop, zero)
---   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization
+--   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization, n (answers
+--                  to a row), temperature (0: greedy), top_p, top_k, seed
 --   run            test_freq, save_freq, save_limit, save_best, max_bad_updates, loggers
 --                  (registered names)
 -- Leaves out: defaults and checks (config/grpo.lua).
@@ -44,7 +48,7 @@ local function rollout_options(cfg)
   local rollout = cfg.worker.rollout
   return {
     n = rollout.n, top_p = rollout.top_p, top_k = rollout.top_k,
-    max_new_tokens = cfg.data.max_response_length, seed = cfg.data.seed,
+    max_new_tokens = cfg.data.max_response_length, seed = rollout.seed or cfg.data.seed,
     cache_gib = rollout.cache_gib, gpu_memory_utilization = rollout.gpu_memory_utilization,
     keep_vision = cfg.worker.actor.freeze_vision_tower,
   }
@@ -56,7 +60,9 @@ local function numbers(cfg)
     lr = actor.optim.lr, temperature = cfg.worker.rollout.temperature,
     kl_coef = actor.kl_loss_coef, entropy_coef = actor.entropy_coeff,
     clip_low = actor.clip_ratio_low or actor.clip_ratio,
-    clip_high = actor.clip_ratio_high or actor.clip_ratio,
+    clip_high = actor.clip_ratio_high or actor.clip_ratio, clip_dual = actor.clip_ratio_dual,
+    tau_positive = actor.tau_positive, tau_negative = actor.tau_negative,
+    gamma = cfg.algorithm.gamma,
   }
 end
 
@@ -72,6 +78,30 @@ local function optimizer_options(actor)
   }
 end
 
+local function evaluation_options(cfg)
+  local rollout = cfg.worker.rollout
+  local own = rollout.val_override_config or {}
+  return {
+    batch = cfg.data.val_batch_size, max_new_tokens = cfg.data.max_response_length,
+    cache_gib = rollout.cache_gib, gpu_memory_utilization = rollout.gpu_memory_utilization,
+    temperature = own.temperature or 0, top_p = own.top_p, top_k = own.top_k, n = own.n or 1,
+    seed = rollout.seed or cfg.data.seed,
+  }
+end
+
+local function filter_options(cfg)
+  local a = cfg.algorithm
+  if not a.online_filtering then return nil end
+  return { key = a.filter_key, low = a.filter_low, high = a.filter_high,
+    tries = cfg.trainer.max_try_make_batch, batch = cfg.data.rollout_batch_size }
+end
+
+-- The KL term in the reward, or nil.
+local function reward_kl(cfg)
+  if cfg.worker.actor.use_kl_loss or cfg.algorithm.kl_coef == 0 then return nil end
+  return { coef = cfg.algorithm.kl_coef, kl = cfg.algorithm.kl_penalty }
+end
+
 -- How many of the newest checkpoints are kept.
 local function save_limit(trainer)
   if trainer.remove_previous_ckpt then return 1 end
@@ -81,10 +111,12 @@ end
 
 function M.of(cfg)
   local data = cfg.data
+  local filter = filter_options(cfg)
   local actor = cfg.worker.actor
-  local rollout = cfg.worker.rollout
   return {
-    rows = { batch = data.rollout_batch_size, seed = data.seed, shuffle = data.shuffle },
+    rows = { batch = filter and data.mini_rollout_batch_size or data.rollout_batch_size,
+      seed = data.seed, shuffle = data.shuffle },
+    filter = filter,
     input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length,
       frames = frame.settings(data, "data.") },
     rollout = rollout_options(cfg),
@@ -95,7 +127,7 @@ function M.of(cfg)
       update = actor.micro_batch_size_per_device_for_update or math.huge,
       experience = actor.micro_batch_size_per_device_for_experience or math.huge,
     },
-    estimator = cfg.algorithm.adv_estimator,
+    estimator = cfg.algorithm.adv_estimator, reward_kl = reward_kl(cfg),
     update = {
       groups = actor.global_batch_size, loss = actor.loss_type or "ppo_clip",
       kl = actor.kl_loss_type,
@@ -104,13 +136,12 @@ function M.of(cfg)
     numbers = numbers(cfg),
     schedules = { lr = actor.optim.lr_scheduler_type or "constant" },
     warmup_ratio = actor.optim.lr_warmup_steps_ratio,
+    warmup_steps = actor.optim.lr_warmup_steps,
+    least_ratio = actor.optim.min_lr_ratio,
     optimizer = optimizer_options(actor),
     reward = { timeout = cfg.worker.reward.timeout or 10,
       on_error = cfg.worker.reward.on_error or "stop" },
-    evaluation = {
-      batch = data.val_batch_size, max_new_tokens = data.max_response_length,
-      cache_gib = rollout.cache_gib, gpu_memory_utilization = rollout.gpu_memory_utilization,
-    },
+    evaluation = evaluation_options(cfg),
     run = {
       test_freq = cfg.trainer.test_freq, save_freq = cfg.trainer.save_freq,
       save_limit = save_limit(cfg.trainer), save_best = cfg.trainer.save_best or "none",
@@ -124,6 +155,7 @@ end
 function M.uses_reference(cfg)
   local actor = cfg.worker.actor
   if actor.use_kl_loss and actor.kl_loss_coef ~= 0 then return true end
+  if reward_kl(cfg) then return true end
   local needs = advantages:get(cfg.algorithm.adv_estimator).needs
   return needs ~= nil and needs.reference == true
 end

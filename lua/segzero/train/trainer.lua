@@ -33,6 +33,7 @@ local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
 local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
+local filtering = require "segzero.train.filtering"
 local forward = require "segzero.train.forward"
 local health = require "segzero.train.run.health"
 local inputs = require "segzero.train.inputs"
@@ -42,6 +43,7 @@ local micro_batches = require "segzero.train.micro_batches"
 local optim = require "segzero.train.optim"
 local options_of = require("segzero.train.options").of
 local records = require "segzero.train.records"
+local reward_kl = require "segzero.train.reward_kl"
 local rollout = require "segzero.train.rollout"
 local runner = require "segzero.reward.runner"
 local sampler = require "segzero.data.sampler"
@@ -112,6 +114,13 @@ function methods:rollout(rows)
   return groups
 end
 
+-- The scored groups of a step.
+function methods:sample(step)
+  local filter = self.options.filter
+  if filter then return filtering.groups(self, step, filter) end
+  return self:rollout(self.sampler:rows(self.train, step))
+end
+
 -- kind: "update" or "experience" (log-probabilities only).
 function methods:micro_batches(groups, kind)
   local limits = self.options.micro_batches
@@ -156,16 +165,20 @@ function methods:step(write_log)
 
   -- Rows to answers, and their scores.
   timer.enter "data"
-  local rows = self.sampler:rows(self.train, step)
-  local groups = self:rollout(rows)
+  local groups, filtered = self:sample(step)
   local stats = records.means(groups)
+  for name, count in pairs(filtered or {}) do stats[name] = count end
   stats.reward_errors = runner.take_errors(self.scoring)
 
   -- Advantages see the whole batch, and the reference's log-probabilities.
   timer.enter "forward"
   local parts = micro_batches.parts(groups, self.options.update.groups)
   for _, part in ipairs(parts) do self:reference_log_probs(part) end
-  advantage.estimate(self.options.estimator, { groups = groups }, self.now)
+  local seen
+  if self.options.reward_kl then
+    seen, stats.reward_kl = reward_kl.apply(groups, self.options.reward_kl)
+  end
+  advantage.estimate(self.options.estimator, { groups = groups }, self.now, seen)
 
   -- One optimizer step for each part.
   local updates = {}
@@ -181,7 +194,7 @@ function methods:step(write_log)
   stats.skipped_updates = self.optimizer.skipped
   stats.tokens = stats.length * #groups * #groups[1].samples
   self.log:rows(step, "rollouts", records.rollout_rows(step, groups))
-  inputs.release(rows)
+  for _, group in ipairs(groups) do inputs.release { group.row } end
   -- Collect unreferenced handles here, so that every step starts with as many C objects.
   collectgarbage()
   stats.time, stats.seconds = timer.report()

@@ -117,6 +117,8 @@ function methods:meta(i)
   return known
 end
 
+function methods:paths() return { self.file } end
+
 -- Changes with the lines, not with the place of the file.
 function methods:fingerprint() return checksum.file(self.file) end
 

@@ -149,6 +149,10 @@ local function in_folder(folder)
   return #collect(folder, DEPTH, {}) > 0
 end
 
+-- For names on the hub (hub/wanted.lua).
+M.by_split = by_split
+M.choose = choose
+
 function M.matches(name)
   local path = divided(name)
   if is_table(path) or is_pattern(path) then return true end

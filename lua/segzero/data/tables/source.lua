@@ -150,7 +150,16 @@ local function size_of_url(text)
   return width, height
 end
 
-local SIZE = { bytes = image.memory.size, file = image.size, url = size_of_url }
+-- How an image's size is read. facts: file_facts.lua, which keeps sizes of files.
+local function size_with(facts)
+  local function of_file(path)
+    local fact, why = facts:image(path)
+    if not fact then error(why, 0) end
+    return fact.width, fact.height
+  end
+  return { bytes = image.memory.size, file = facts and of_file or image.size, url = size_of_url }
+end
+
 local LOAD = { bytes = image.memory.decode, file = image.load, url = data_url.load }
 
 -- ---- masks ----
@@ -204,8 +213,8 @@ function methods:count() return self.total end
 
 -- The image's size, as row_check.lua reads facts.
 local function size_reader(self, file, row)
-  return function()
-    local ok, size = pcall(with_image, self, file, row, SIZE)
+  return function(facts)
+    local ok, size = pcall(with_image, self, file, row, size_with(facts))
     if ok then return { width = size[1], height = size[2] } end
     if core.is_interrupt(size) then error(size, 0) end
     local why = core.plain(size)
@@ -276,6 +285,12 @@ local function edges(path)
   local last = file:read(EDGE) or ""
   file:close()
   return ("%d %s %s"):format(size, checksum.text(first), checksum.text(last))
+end
+
+function methods:paths()
+  local list = {}
+  for i, file in ipairs(self.files) do list[i] = file.path end
+  return list
 end
 
 function methods:fingerprint()

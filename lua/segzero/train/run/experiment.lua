@@ -103,7 +103,9 @@ local function prepare(cfg, overrides)
   -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
-  parts.reward = overrides.reward or runner.load(cfg.worker.reward.compute_score)
+  local reward = cfg.worker.reward
+  parts.reward = overrides.reward
+    or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)

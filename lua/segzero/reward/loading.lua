@@ -1,0 +1,159 @@
+-- loading.lua - finds the function of a reward by the name that the settings give it.
+--
+--   local reward = loading.load("seg_strict", kwargs)     a module in rewards/
+--                  loading.load "my_reward.lua"           a file that returns the function
+--                  loading.load "my_reward.lua:score"     a file that returns {score = function}
+--                  loading.load(f)                        a function is itself
+--
+-- kwargs: a table that becomes the fourth argument of the reward, after text, ground truth and row;
+-- without any the reward has three. A function that FILE.lua:NAME names may return one table, as
+-- EasyR1's do: `overall` is the score, the rest are parts.
+-- FILE.py:NAME, from a launch script of EasyR1, is read as FILE.lua:NAME if that file is there.
+-- A third argument limits the loading of a file, in seconds (10; 0: no limit). `require` in the file
+-- finds modules beside it.
+-- A name that leads nowhere is an error in one line. Leaves out: running a reward (runner.lua).
+
+local console = require "segzero.log.console"
+local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
+local guard = require "segzero.reward.guard"
+local nearest = require "segzero.core.nearest"
+local user_code = require "segzero.core.user_code"
+local user_modules = require "segzero.core.user_modules"
+local visible = require "segzero.core.visible"
+
+local M = {}
+
+local SETTING = "worker.reward.compute_score"
+
+-- Rewards of Seg-Zero that are not available.
+local SYMBOLIC = { math = true, r1v = true }
+
+local function refuse(name, why, ...)
+  error(("%s=%s: %s"):format(SETTING, visible.line(name), why:format(...)), 0)
+end
+
+-- The rewards that come with segzero.
+function M.names()
+  local names = {}
+  for _, file in ipairs(folders.list(core.root .. "/rewards") or {}) do
+    names[#names + 1] = file:match "^(.*)%.lua$"
+  end
+  return names
+end
+
+local LIMIT = 10                -- seconds
+
+local LOAD_CURE = " (worker.reward.timeout=SECONDS is the limit)"
+
+local function run_file(path, seconds)
+  local chunk, reason = loadfile(path)
+  if not chunk then error("the reward does not load: " .. reason, 0) end
+  user_modules.look_beside(path)
+  local what = "loading the reward " .. path
+  local ok, reward = guard.call(seconds, what, "", chunk)
+  if ok then return reward end
+  local text = user_code.text(reward)
+  if reward.late then text = text:gsub("\n", LOAD_CURE .. "\n", 1) end
+  error(("the reward %s does not load: %s"):format(path, text), 0)
+end
+
+local function run_module(name)
+  if SYMBOLIC[name] then
+    refuse(name, "it compares formulas by symbolic algebra (mathruler, sympy), which is not " ..
+      "available; write the comparison as FILE.lua (docs/guide/rewards.md)")
+  end
+  local module = "rewards." .. name
+  local ok, reward = pcall(require, module)
+  if ok then return reward end
+  if reward:find("module '" .. module .. "' not found", 1, true) then
+    local cure = (" (rewards/%s.lua)"):format(name) .. nearest.question(name, M.names())
+    if name:find "/" then cure = ": a reward is a name in rewards/, or a file that ends in .lua" end
+    error(("%s: there is no reward '%s'%s"):format(SETTING, visible.line(name), cure), 0)
+  end
+  error(("the reward %s does not load: %s"):format(name, reward), 0)
+end
+
+-- A Python file's counterpart next to it. It has to be written; nothing is translated.
+local function of_python(name)
+  local path, member = name:match "^(.*)%.py:?([^:/]*)$"
+  local lua = path .. ".lua"
+  if member == "" then member = "main" end
+  if not files.exists(lua) then
+    local message = "%s: there is no reward '%s'; a reward is a Lua file: write %s that ends with " ..
+      "return { %s = function(text, ground_truth, row, kwargs) ... end } (docs/guide/rewards.md)"
+    error(message:format(SETTING, visible.line(name), lua, member), 0)
+  end
+  console.say(("%s.py is Python: the reward is %s of %s"):format(path, member, lua))
+  return lua, member
+end
+
+-- "FILE.lua:NAME" -> "FILE.lua", "NAME"
+local function split(name)
+  if name:match "%.py$" or name:match "%.py:[^:/]*$" then return of_python(name) end
+  local path, member = name:match "^(.*%.lua):([^:/]*)$"
+  if path then return path, member end
+  return name, nil
+end
+
+local function member_of(name, path, member, seconds)
+  local found = run_file(path, seconds)
+  local f = found
+  if type(found) == "table" then f = found[member] end
+  if type(found) == "table" and type(f) == "function" then return f end
+  if type(found) == "function" then
+    refuse(name, "%s returns a function; write it without :%s, or let the file return { %s = " ..
+      "function }", path, member, member)
+  end
+  local names = {}
+  if type(found) == "table" then
+    for key in pairs(found) do names[#names + 1] = tostring(key) end
+  end
+  table.sort(names)
+  refuse(name, "%s has no function %s%s; it ends with return { %s = function }", path, member,
+    nearest.question(member, names), member)
+end
+
+-- The score and the parts of a result like EasyR1's: {overall = 1, format = 0.5, ...}
+local function of_table(result, ...)
+  if type(result) ~= "table" then return result, ... end
+  local parts = {}
+  for key, value in pairs(result) do
+    if key ~= "overall" then parts[key] = value end
+  end
+  return result.overall, parts
+end
+
+local function has_any(kwargs) return kwargs ~= nil and next(kwargs) ~= nil end
+
+-- The reward is not in the wrapper's upvalues as user_code sees them, so it is told about it.
+local function wrapped(f, member, kwargs)
+  if not member and not has_any(kwargs) then return f end
+  user_code.interpret(f)
+  local extra
+  if has_any(kwargs) then extra = kwargs end
+  if not member then
+    return function(text, truth, row) return f(text, truth, row, extra) end
+  end
+  return function(text, truth, row) return of_table(f(text, truth, row, extra)) end
+end
+
+function M.load(name, kwargs, seconds)
+  if type(name) == "function" then return name end
+  local path, member = split(name)
+  local reward
+  if member then
+    reward = member_of(name, path, member, seconds or LIMIT)
+  elseif path:match "%.lua$" then
+    reward = run_file(path, seconds or LIMIT)
+  else
+    reward = run_module(path)
+  end
+  if type(reward) ~= "function" then
+    error(("the reward %s returns a %s, expected a function"):format(name, type(reward)), 0)
+  end
+  return wrapped(reward, member, kwargs)
+end
+
+return M
