@@ -169,10 +169,8 @@ int main(int argc, char **argv)
     set_environment(&o);
     if (sz_paths_find()) return EXIT_SCRIPT;
     if (o.version) return print_version();
-    if (o.ranks && !sz_ranks_launched()) {
-        int refused = sz_ranks_start(&o, argv, argc);
-        if (refused) return refused;
-    }
+    int job = 0;
+    if (o.ranks && !sz_ranks_launched() && sz_ranks_start(&o, argv, argc, &job)) return job;
 
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;

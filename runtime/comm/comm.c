@@ -319,6 +319,13 @@ int sz_comm_all_reduce(sz_comm *c, sz_tensor *t)
     return to_tensor(t, host, reduce_bytes(c, t->dtype, host, t->numel));
 }
 
+int sz_comm_sum_gradient(sz_comm *c, sz_tensor *parameter)
+{
+    if (!sz_needs_grad(parameter)) return sz_fail("sum_gradient: this tensor takes no gradient");
+    sz_tensor *grad = sz_grad_buffer(parameter);
+    return grad ? sz_comm_all_reduce(c, grad) : -1;
+}
+
 /* ---- reduce_scatter ---- */
 /* whole: this rank's elements for all ranks, n for each; out [n]: this rank's sums. */
 static int scatter_bytes(sz_comm *c, int dtype, char *whole, char *out, int64_t n)

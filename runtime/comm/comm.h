@@ -54,6 +54,8 @@ int sz_comm_all_gather(sz_comm *c, sz_tensor *part, sz_tensor *whole);
 int sz_comm_reduce_scatter(sz_comm *c, sz_tensor *whole, sz_tensor *part);
 /* t = the sum of all ranks' t; f32, bf16 or i32. */
 int sz_comm_all_reduce(sz_comm *c, sz_tensor *t);
+/* The same for the gradient of a parameter, which counts as zeros where there is none yet. */
+int sz_comm_sum_gradient(sz_comm *c, sz_tensor *parameter);
 /* The same for n numbers in host memory, summed in double precision. */
 int sz_comm_sum(sz_comm *c, double *numbers, int n);
 /* sizes [size] = n of each rank. */

@@ -132,9 +132,9 @@ int sz_options_read(host_options *o, char **argv, int argc, lua_State *L);
 
 /* Whether mpirun or srun started this process. */
 bool sz_ranks_launched(void);
-/* Replaces this process by mpirun with o->ranks processes of it, unless that is 1. Returns 0 for 1
- * rank, or an exit status with a message printed. */
-int sz_ranks_start(const host_options *o, char **argv, int argc);
+/* Runs o->ranks processes of this program and waits for them. False for 1 rank: this process is it.
+ * Sets *status to the job's exit status. */
+bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status);
 
 /* ---- run.c: each prints its error and returns 0 or the exit status ---- */
 

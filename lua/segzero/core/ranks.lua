@@ -4,6 +4,7 @@
 --   world:rank(), world:size()           from 0; the number of ranks
 --   world:split(colour) -> a group       the ranks that give the same number
 --   world:all_reduce(t)                  t becomes the sum over all ranks
+--   world:sum_gradient(t)                the gradient of parameter t, zeros where it has none
 --   world:broadcast(t, root)             t of rank `root` becomes t of all
 --   world:all_gather(part, whole)        whole = the parts of all ranks, in their order
 --   world:reduce_scatter(whole, part)    part = this rank's part of the sum
@@ -54,6 +55,10 @@ function methods:split(colour) return wrap(C.sz_comm_split(self.pointer, colour)
 
 -- ---- tensors ----
 function methods:all_reduce(t) check(C.sz_comm_all_reduce(self.pointer, handle.pointer(t, 2))) end
+
+function methods:sum_gradient(t)
+  check(C.sz_comm_sum_gradient(self.pointer, handle.pointer(t, 2)))
+end
 
 function methods:broadcast(t, root)
   check(C.sz_comm_broadcast(self.pointer, handle.pointer(t, 2), root))
