@@ -6,18 +6,23 @@
 --     faults = { ["GET /org/name/resolve"] = { { status = 503 }, { cut = 1000 } } },
 --   }
 --   server.url                  the hub;  server.cdn: another origin, with the large files
---   server:requests()           -> { { method, path, token | "", range | "", "hub" | "cdn" }, ... }
+--   server:requests()           -> { { method =, path =, token =, range =, origin = "hub" | "cdn",
+--                                      proxied = the host that a proxy was asked for }, ... }
 --   server:stop()
 --   hub_server.sum(bytes, is_blob), hub_server.etag(name, bytes), hub_server.COMMIT
 --
--- A repository: folder or files {name -> bytes}; refs {revision -> commit} besides main; token = one
--- that may read it; gated = true. Large files (by their endings) have their SHA-256 as ETag and lead to
--- the other origin; the others have git's sum.
+-- A repository: folder and files {name -> bytes}, or one of them; refs {revision -> commit} besides
+-- main; token = one that may read it; gated = true. Large files (by their endings) have their SHA-256
+-- as ETag and lead to the other origin; the others have git's sum.
+--
 -- faults: a text -> what happens to the first, second, ... request whose line "METHOD /path" contains
--- it; false: nothing. What may happen, one of: status (with headers), cut = bytes of the body, then the
--- connection breaks; slow = seconds before the body; flip = true, a wrong byte; whole = true, 200 instead of a part;
--- size = a false X-Linked-Size; stall = true, no answer; to = where a redirect leads. Each connection is a
--- process; all end with stop(). Leaves out: TLS, keeping connections open.
+-- it; of the other origin "CDN METHOD /path". An empty table: nothing. Else one of
+--   status = number, headers =    this answer           stall = true     none
+--   cut = bytes of the body, then the connection ends   part = bytes, and then nothing more
+--   slow = seconds before the body                      flip = true      a wrong byte
+--   whole = true, 200 instead of a part                 size =           a false X-Linked-Size
+--   to = where a redirect leads
+-- Each answer is a process; all end with stop(). Leaves out: TLS, connections that stay open.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -72,9 +77,12 @@ local function reply(connection, status, headers, body, fault)
     require("posix.time").nanosleep { tv_sec = math.floor(fault.slow),
       tv_nsec = fault.slow % 1 * 1e9 }
   end
-  if fault.flip then body = body:gsub("^(.)", function(c) return string.char(255 - c:byte()) end) end
-  if fault.cut then body = body:sub(1, fault.cut) end
+  if fault.flip then
+    body = body:gsub("^.", function(c) return string.char(255 - c:byte()) end)
+  end
+  if fault.cut or fault.part then body = body:sub(1, fault.cut or fault.part) end
   send(connection, body)
+  if fault.part then unistd.sleep(60) end
 end
 
 -- ---- what the hub answers ----
@@ -84,21 +92,32 @@ local function refuse(connection, status, code, message)
 end
 
 local function content(repository, name)
-  if repository.files then return repository.files[name] end
-  return files.read(repository.folder .. "/" .. name)
+  local own = repository.files and repository.files[name]
+  if own or not repository.folder then return own end
+  return (files.read(repository.folder .. "/" .. name))
 end
 
 local function names_of(repository)
-  if repository.folder then return folders.list(repository.folder) end
   local list = {}
-  for name in pairs(repository.files) do list[#list + 1] = name end
+  local function collect(folder, front)
+    for _, name in ipairs(folders.list(folder)) do
+      local path = folder .. "/" .. name
+      if folders.kind(path) == "folder" then collect(path, front .. name .. "/")
+      else list[#list + 1] = front .. name end
+    end
+  end
+  if repository.folder then collect(repository.folder, "") end
+  for name in pairs(repository.files or {}) do list[#list + 1] = name end
   table.sort(list)
   return list
 end
 
 local function commit_of(repository, revision)
   if revision == "main" or revision == M.COMMIT then return repository.commit or M.COMMIT end
-  return (repository.refs or {})[revision]
+  for name, commit in pairs(repository.refs or {}) do
+    if revision == name or revision == commit then return commit end
+  end
+  return nil
 end
 
 local function file_entry(repository, name)
@@ -157,7 +176,7 @@ end
 local function find(self, path)
   local kind, id, rest = path:match "^/api/(%w+)/([^/]+/[^/]+)/(.*)$"
   if kind then return self[kind] and self[kind][id], id, rest end
-  id, rest = path:match "^/datasets/([^/]+/[^/]+)(/.*)$"
+  id = path:match "^/datasets/([^/]+/[^/]+)/"
   if id then return self.datasets[id], id end
   id = path:match "^/([^/]+/[^/]+)/"
   return id and self.models[id], id
@@ -193,9 +212,12 @@ local function read_request(connection, origin)
     text = text .. more
   end
   local method, path = text:match "^(%u+) (%S+)"
+  path = path:gsub("%?.*$", "")
+  local host = path:match "^http://[^/]+"        -- a client that takes this server for a proxy
+  if host then path = path:sub(#host + 1) end
   return { method = method, path = path, origin = origin,
     token = text:match "[Aa]uthorization: Bearer ([^\r]*)" or "",
-    range = text:match "[Rr]ange: ([^\r]*)" or "" }
+    range = text:match "[Rr]ange: ([^\r]*)" or "", proxied = host or "" }
 end
 
 -- What is to go wrong with this request.
@@ -214,10 +236,12 @@ end
 local function serve(self, listener, origin)
   local connection = socket.accept(listener)
   if not connection then return end
+  socket.setsockopt(connection, socket.SOL_SOCKET, socket.SO_RCVTIMEO, 2, 0)
   local request = read_request(connection, origin)
   if request then
     local log = io.open(self.log, "a")
-    log:write(cjson.encode { request.method, request.path, request.token, request.range, origin },
+    log:write(cjson.encode { method = request.method, path = request.path, token = request.token,
+      range = request.range, origin = origin, proxied = request.proxied },
       "\n")
     log:close()
     local fault = fault_of(self, request)
@@ -239,9 +263,10 @@ end
 local function loop(self, hub, cdn)
   local list = { [hub] = { events = { IN = true } }, [cdn] = { events = { IN = true } } }
   while true do
-    poll.poll(list, 200)
-    if list[hub].revents and list[hub].revents.IN then serve(self, hub, "hub") end
-    if list[cdn].revents and list[cdn].revents.IN then serve(self, cdn, "cdn") end
+    -- What poll says is old unless something is ready.
+    local ready = poll.poll(list, 200) or 0
+    if ready > 0 and list[hub].revents.IN then serve(self, hub, "hub") end
+    if ready > 0 and list[cdn].revents.IN then serve(self, cdn, "cdn") end
     while (wait.wait(-1, wait.WNOHANG) or 0) > 0 do end       -- luacheck: ignore
     if unistd.getppid() ~= self.parent then unistd._exit(0) end
   end
@@ -252,7 +277,9 @@ local mt = { __index = methods }
 
 function methods:requests()
   local list = {}
-  for line in (files.read(self.log) or ""):gmatch "[^\n]+" do list[#list + 1] = cjson.decode(line) end
+  for line in (files.read(self.log) or ""):gmatch "[^\n]+" do
+    list[#list + 1] = cjson.decode(line)
+  end
   return list
 end
 

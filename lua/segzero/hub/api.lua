@@ -5,9 +5,9 @@
 --   api.file(session, repository, commit, name) -> { name =, url =, etag =, size = | nil }
 --   api.url(session, repository, commit, name)
 --
--- Called inside a task of pool.lua. A refusal is an error of one line that says what to do; an error
--- of the network is a table { unreachable = text }, because a cache may still help. Names, commits
--- and sums come from outside: those that could leave the cache's folders are refused.
+-- Called inside a task of pool.lua. A refusal is an error of one line that says what to do. Two are
+-- tables: { unreachable = text }, because a cache may still help, and { absent = true, text = }. Names,
+-- commits and sums come from outside: those that could leave the cache's folders are refused.
 -- Leaves out: spaces, writing.
 
 local cjson = require "cjson"
@@ -16,6 +16,7 @@ local visible = require "segzero.core.visible"
 local M = {}
 
 local MOST_FILES = 200000
+local LIST_TRIES = 3            -- a cache may serve instead, so the user does not wait long
 local KINDS = { model = { api = "models", path = "" }, dataset = { api = "datasets",
   path = "datasets/" } }
 
@@ -94,7 +95,8 @@ function M.is_commit(text) return type(text) == "string" and text:find "^%x+$" a
 
 -- A name that stays inside the folder of a snapshot.
 function M.is_safe(name)
-  if type(name) ~= "string" or name == "" or #name > 1000 or name:find "[%c\\]" then return false end
+  if type(name) ~= "string" or name == "" or #name > 1000 then return false end
+  if name:find "[%c\\]" then return false end
   if name:sub(1, 1) == "/" or name:sub(-1) == "/" then return false end
   for part in (name .. "/"):gmatch "([^/]*)/" do
     if part == "" or part == "." or part == ".." then return false end
@@ -105,7 +107,7 @@ end
 function M.list(session, repository)
   local url = ("%s/api/%s/%s/revision/%s"):format(session.endpoint, repository.api, repository.id,
     encoded(repository.revision))
-  local reply = session:ask("GET", url)
+  local reply = session:ask("GET", url, { tries = LIST_TRIES })
   local ok = not reply.error and reply.status == 200
   if not ok then refuse(session, repository, reply, url) end
   local decoded, info = pcall(cjson.decode, reply.body)

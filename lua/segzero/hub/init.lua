@@ -7,11 +7,11 @@
 --   hub.data("Ricky06662/refCOCOg_2k_840@train", { label =, purpose = "train" | "heldout" })
 --                                          a folder with the files of this split, and @train
 --   hub.fetch{ id =, kind = "model" | "dataset", revision =, split = } -> folder
---                                          asks the hub for the newest commit, whatever the cache has
+--                                          asks the hub for the newest commit
 --
--- A path that exists wins, and a name that cannot be a repository's is returned unchanged: the one
--- who opens it knows what to say. Otherwise the Hugging Face cache is asked, and if that has not all
--- files that segzero reads, they are downloaded there. label: the setting's name, which begins the
+-- A path that exists wins, and a name that cannot be a repository's is returned unchanged: whoever
+-- opens it knows what to say. Otherwise the Hugging Face cache is asked. If it lacks any of the files
+-- that segzero reads, they are downloaded there. label: the setting's name, which begins the
 -- messages. Errors are one line without a position. Leaves out: writing to the hub.
 
 local api = require "segzero.hub.api"
@@ -26,8 +26,9 @@ local wanted = require "segzero.hub.wanted"
 local M = {}
 
 -- ---- what is taken of a repository ----
--- select(names) -> { files =, path = | nil, split = | nil };  guess(names): the same for a cache that
--- does not know its listing, or nil if files may be missing.
+-- select(names) -> { files =, path = | nil, split = | nil }, of all names of the repository.
+-- guess(names): the same of the names in a cache that has no list; nil if files may be missing.
+-- usable(names): the same, nil if files are missing that nothing works without.
 local MODEL = {
   select = wanted.model,
   guess = function(present)
@@ -127,19 +128,21 @@ local function absent_text(label, name, kind, why)
   local cure = ("name a %s, or a repository as owner/name"):format(
     kind == "model" and "folder" or "folder or file")
   if guess then cure = cure .. (": %s?"):format(guess) end
-  return ("%sthere is no such %s here, and %s; %s"):format(front(label, name), what(kind), why, cure)
+  local text = "%sthere is no such %s here, and %s; %s"
+  return text:format(front(label, name), what(kind), why, cure)
 end
 
 local function offline_text(label, name, kind, cached, variable)
-  return ("%sthere is no such %s here, the cache %s has not all of its files, and %s is set, so "
-    .. "nothing is downloaded: unset it, or name a folder"):format(front(label, name), what(kind),
-    cached.root, variable)
+  local text = "%sthere is no such %s here, the cache %s has not all of its files, and %s is set, "
+    .. "so nothing is downloaded: unset it, or name a folder"
+  return text:format(front(label, name), what(kind), cached.root, variable)
 end
 
 local function unreachable_text(label, name, kind, cached, why)
-  return ("%sthere is no such %s here, the cache %s has not all of its files, and they could not be "
-    .. "downloaded: %s. Try again (what has come is kept), or check the network, https_proxy and "
-    .. "HF_ENDPOINT"):format(front(label, name), what(kind), cached.root, why)
+  local text = "%sthere is no such %s here, the cache %s has not all of its files, and they could "
+    .. "not be downloaded: %s. Try again (what has come is kept), or check the network, https_proxy "
+    .. "and HF_ENDPOINT"
+  return text:format(front(label, name), what(kind), cached.root, why)
 end
 
 -- ---- both ----
