@@ -8,7 +8,12 @@
 --   server.url                  the hub;  server.cdn: another origin, with the large files
 --   server:requests()           -> { { method =, path =, token =, range =, origin = "hub" | "cdn",
 --                                      proxied = the host that a proxy was asked for }, ... }
+--   server:run({ "fetch", "org/name" }, home, { HF_TOKEN = "x" }) -> output, status
+--                               segzero with this hub, and a cache in the folder `home`
+--   server:environment(home, more)          its variables
 --   server:stop()
+--   hub_server.with(world, f)               start(world), f(server), stop()
+--   hub_server.nowhere()                    a server that does not answer
 --   hub_server.sum(bytes, is_blob), hub_server.etag(name, bytes), hub_server.COMMIT
 --
 -- A repository: folder and files {name -> bytes}, or one of them; refs {revision -> commit} besides
@@ -30,6 +35,7 @@ local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local poll = require "posix.poll"
+local process = require "tests.support.process"
 local signal = require "posix.signal"
 local socket = require "posix.sys.socket"
 local unistd = require "posix.unistd"
@@ -39,6 +45,7 @@ local M = { COMMIT = ("0123456789abcdef"):rep(3):sub(1, 40) }
 
 local LARGE = { safetensors = true, parquet = true, arrow = true, pt = true, png = true }
 local PIECE = 16384
+local LONGEST = 60              -- seconds for a program
 
 core.declare "runtime/net/net.h"
 
@@ -283,6 +290,18 @@ function methods:requests()
   return list
 end
 
+function methods:environment(home, more)
+  local env = { HF_HUB_OFFLINE = "", HF_ENDPOINT = self.url, HF_HOME = home }
+  for name, value in pairs(more or {}) do env[name] = value end
+  return env
+end
+
+function methods:run(words, home, more)
+  local argv = { "./segzero", "--threads", "1" }
+  for _, word in ipairs(words) do argv[#argv + 1] = word end
+  return process.run(argv, { timeout = LONGEST, env = self:environment(home, more) })
+end
+
 function methods:stop()
   signal.kill(-self.pid, signal.SIGKILL)
   wait.wait(self.pid)
@@ -307,6 +326,15 @@ function M.start(options)
   unistd.close(hub)
   unistd.close(cdn)
   return self
+end
+
+function M.nowhere() return setmetatable({ url = "http://127.0.0.1:1" }, mt) end
+
+function M.with(world, f)
+  local server = M.start(world)
+  local ok, why = pcall(f, server)
+  server:stop()
+  if not ok then error(why, 0) end
 end
 
 -- As a program, `segzero tests/support/hub_server.lua KIND ID FOLDER`: serves a folder until it is

@@ -2,8 +2,8 @@
 -- Face hub (tests/support/hub_server.lua) and fails in many ways.
 --
 -- Each case has a cache of its own. What is shown: the layout, resuming, sums, tries, tokens,
--- refusals, two processes, kill -9, Ctrl-C, and that infer and a recipe run by names alone.
--- Leaves out: the real hub, TLS, huggingface_hub's view of the cache (tests/golden/check_hub.py).
+-- refusals, two processes, kill -9 and Ctrl-C. Leaves out: the real hub, TLS, huggingface_hub's view
+-- of the cache (tests/golden/check_hub.py), whole programs (test_hub_programs.lua).
 
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
@@ -19,8 +19,6 @@ os.remove(place)
 files.make_dir(place)
 
 local COMMIT = hub_server.COMMIT
-local POLICY = "models/tiny/qwen2.5-vl"
-local SAM2 = "models/tiny/sam2"
 local SIZE = 300000                     -- of the weights below
 
 -- Bytes that look random and are the same in every run.
@@ -33,6 +31,8 @@ local function noise(n)
   end
   return table.concat(parts)
 end
+
+local nowhere = hub_server.nowhere()
 
 local WEIGHTS = noise(SIZE)
 local ETAG = hub_server.sum(WEIGHTS)
@@ -47,26 +47,7 @@ local function new_home()
   return ("%s/home%d"):format(place, count)
 end
 
-local function environment(server, home, more)
-  local env = { HF_HUB_OFFLINE = "", HF_ENDPOINT = server and server.url or "http://127.0.0.1:1",
-    HF_HOME = home }
-  for name, value in pairs(more or {}) do env[name] = value end
-  return env
-end
-
--- segzero's output and status; the server's faults and repositories are `world`.
-local function run(words, server, home, more)
-  local argv = { "./segzero", "--threads", "1" }
-  for _, word in ipairs(words) do argv[#argv + 1] = word end
-  return process.run(argv, { timeout = 60, env = environment(server, home, more) })
-end
-
-local function with_server(world, f)
-  local server = hub_server.start(world)
-  local ok, why = pcall(f, server)
-  server:stop()
-  if not ok then error(why, 0) end
-end
+local with_server = hub_server.with
 
 local function repository(home, name, kind)
   return ("%s/hub/%ss--%s"):format(home, kind or "model", name:gsub("/", "--"))
@@ -96,7 +77,7 @@ local function one_line(text, name) check.equal(select(2, text:gsub("\n", "")), 
 local function arrives(faults, name, more, inspect)
   with_server({ models = { ["org/name"] = SMALL }, faults = faults }, function(server)
     local home = new_home()
-    local text, status = run({ "fetch", "org/name" }, server, home, more)
+    local text, status = server:run({ "fetch", "org/name" }, home, more)
     check.equal(status, 0, name .. ": " .. text)
     check.ok(files.read(blob(home)) == WEIGHTS, name .. ": the weights")
     if inspect then inspect(server, text, home) end
@@ -108,7 +89,7 @@ local function fails(world, words, parts, more)
   world.models = world.models or { ["org/name"] = SMALL }
   with_server(world, function(server)
     local home = new_home()
-    local text, status = run(words, server, home, more)
+    local text, status = server:run(words, home, more)
     check.equal(status, 1, words[2] .. ": " .. text)
     local last = text:match "([^\n]*)\n$" or ""
     for _, part in ipairs(parts) do
@@ -149,7 +130,7 @@ end)
 check.case("the cache's layout, and no request when it is full", function()
   with_server({ models = { ["org/name"] = SMALL } }, function(server)
     local home = new_home()
-    local text, status = run({ "fetch", "org/name" }, server, home)
+    local text, status = server:run({ "fetch", "org/name" }, home)
     check.equal(status, 0, text)
     check.ok(text:find("downloading 2 files, 300.0 kB", 1, true) ~= nil, "the size first: " .. text)
     check.equal(text:match "([^\n]*)\n$", snapshot(home), "the folder")
@@ -163,11 +144,11 @@ check.case("the cache's layout, and no request when it is full", function()
     -- By name, in a script and from a full cache.
     local before = #server:requests()
     local chunk = 'print(require("segzero.hub").model "org/name")'
-    text, status = run({ "-e", chunk }, server, home)
+    text, status = server:run({ "-e", chunk }, home)
     check.equal(text, snapshot(home) .. "\n", "from the cache")
     check.equal(status, 0, "from the cache")
     check.equal(#server:requests(), before, "no request")
-    run({ "fetch", "org/name" }, server, home)
+    server:run({ "fetch", "org/name" }, home)
     check.equal(#asked(server, { method = "GET", path = "resolve" }), 3, "files are fetched once")
   end)
 end)
@@ -177,7 +158,7 @@ check.case("a path that exists wins", function()
   with_server({ models = { ["org/name"] = SMALL } }, function(server)
     local chunk = 'require("posix.unistd").chdir %q print(require("segzero.hub").model "org/name")'
     chunk = chunk:format(place .. "/work")
-    check.equal((run({ "-e", chunk }, server, new_home())), "org/name\n", "the folder")
+    check.equal((server:run({ "-e", chunk }, new_home())), "org/name\n", "the folder")
     check.equal(#server:requests(), 0, "no request")
   end)
 end)
@@ -193,7 +174,7 @@ check.case("variables that say where the cache is", function()
       { { HF_HOME = "~/x", HOME = home }, home .. "/x/hub" },
     }
     for _, row in ipairs(rows) do
-      local text = run({ "fetch", "org/name" }, server, home, row[1])
+      local text = server:run({ "fetch", "org/name" }, home, row[1])
       check.ok(files.exists(row[2] .. "/models--org--name/refs/main"), row[2] .. ": " .. text)
     end
   end)
@@ -204,13 +185,13 @@ check.case("a revision, and older files when the hub does not answer", function(
   local world = { models = { ["org/name"] = { files = SMALL.files, refs = { ["v1/x"] = other } } } }
   with_server(world, function(server)
     local home = new_home()
-    run({ "fetch", "org/name@v1/x" }, server, home)
+    server:run({ "fetch", "org/name@v1/x" }, home)
     check.equal(files.read(repository(home, "org/name") .. "/refs/v1/x"), other, "the ref")
-    local text, status = run({ "fetch", "org/name", "--revision", "v1/x" }, nil, home)
+    local text, status = nowhere:run({ "fetch", "org/name", "--revision", "v1/x" }, home)
     check.equal(status, 0, text)
     check.ok(text:find("the cached files are used", 1, true) ~= nil, text)
     check.ok(text:find("snapshots/" .. other, 1, true) ~= nil, text)
-    text, status = run({ "fetch", "org/name@" .. other }, nil, home, { HF_HUB_OFFLINE = "1" })
+    text, status = nowhere:run({ "fetch", "org/name@" .. other }, home, { HF_HUB_OFFLINE = "1" })
     check.equal(status, 0, "by its commit: " .. text)
   end)
 end)
@@ -256,7 +237,7 @@ check.case("the token goes to the hub and not to another host", function()
       headers = { Location = "/org/name/resolve/" .. COMMIT .. "/config.json?again=1" } } } } }
   with_server(world, function(server)
     local home = new_home()
-    local text, status = run({ "fetch", "org/name" }, server, home, { HF_TOKEN = " hf_secret\n" })
+    local text, status = server:run({ "fetch", "org/name" }, home, { HF_TOKEN = " hf_secret\n" })
     check.equal(status, 0, text)
     local cdn = asked(server, { origin = "cdn" })
     check.equal(#cdn, 1, "the weights")
@@ -269,7 +250,7 @@ check.case("the token goes to the hub and not to another host", function()
     -- From the file.
     files.make_dir(home .. "/other")
     files.write(home .. "/other/token", "hf_secret\n")
-    text, status = run({ "fetch", "org/name" }, server, home .. "/other")
+    text, status = server:run({ "fetch", "org/name" }, home .. "/other")
     check.equal(status, 0, text)
   end)
 end)
@@ -338,7 +319,7 @@ check.case("two processes download one file once", function()
   with_server(world, function(server)
     local home = new_home()
     local argv = { "./segzero", "fetch", "org/name" }
-    local env = environment(server, home)
+    local env = server:environment(home)
     local first = process.start(argv, { env = env, output = place .. "/first.txt" })
     local second = process.start(argv, { env = env, output = place .. "/second.txt" })
     check.equal(process.wait(first), 0, files.read(place .. "/first.txt"))
@@ -356,7 +337,7 @@ local function interrupted(number, status)
     local home = new_home()
     local output = place .. "/interrupted.txt"
     local child = process.start({ "./segzero", "fetch", "org/name" },
-      { env = environment(server, home), output = output })
+      { env = server:environment(home), output = output })
     local path = blob(home) .. ".incomplete"
     check.ok(wait_for(function() return bytes_of(path) == 200000 end, 10), "the first part")
     local started = process.now()
@@ -364,7 +345,7 @@ local function interrupted(number, status)
     check.equal(process.wait(child), status, "status")
     check.ok(process.now() - started < 1, "at once")
     check.equal(bytes_of(path), 200000, "what came is kept")
-    local text = run({ "fetch", "org/name" }, server, home)
+    local text = server:run({ "fetch", "org/name" }, home)
     check.ok(text:find("200.0 kB of it are here from before", 1, true) ~= nil, text)
     check.ok(files.read(blob(home)) == WEIGHTS, "the weights")
     check.equal(asked(server, { origin = "cdn" })[2].range, "bytes=200000-", "the rest alone")
@@ -380,9 +361,9 @@ check.case("Ctrl-C in the middle, then continued", function() interrupted(2, 130
 check.case("a damaged cache", function()
   with_server({ models = { ["org/name"] = SMALL } }, function(server)
     local home = new_home()
-    run({ "fetch", "org/name" }, server, home)
+    server:run({ "fetch", "org/name" }, home)
     files.write(blob(home), "cut")
-    local text, status = run({ "fetch", "org/name" }, server, home)
+    local text, status = server:run({ "fetch", "org/name" }, home)
     check.equal(status, 0, text)
     local note = "note: model.safetensors in the cache has 3 bytes instead of 300000"
     check.ok(text:find(note, 1, true) ~= nil, text)
@@ -391,11 +372,11 @@ check.case("a damaged cache", function()
     -- What an earlier try left is no part of the file.
     os.remove(blob(home))
     files.write(blob(home) .. ".incomplete", ("x"):rep(1000))
-    text, status = run({ "fetch", "org/name" }, server, home)
+    text, status = server:run({ "fetch", "org/name" }, home)
     check.equal(status, 0, "a wrong beginning: " .. text)
     check.ok(files.read(blob(home)) == WEIGHTS, "whole again")
     files.write(repository(home, "org/name") .. "/refs/main", "garbage")
-    text, status = run({ "fetch", "org/name" }, server, home)
+    text, status = server:run({ "fetch", "org/name" }, home)
     check.equal(status, 1, text)
     one_line(text, "a damaged ref: ")
     check.ok(text:find("refs/main holds no commit; remove this file", 1, true) ~= nil, text)
@@ -404,84 +385,37 @@ end)
 
 check.case("a cache that cannot be written, and a full disk", function()
   with_server({ models = { ["org/name"] = SMALL } }, function(server)
-    local text, status = run({ "fetch", "org/name" }, server, "/dev/null/x")
+    local text, status = server:run({ "fetch", "org/name" }, "/dev/null/x")
     check.equal(status, 1, text)
     check.ok(text:find("the cache cannot be written: ", 1, true) ~= nil, text)
     local home = new_home()
     local argv = { "sh", "-c", "ulimit -f 200; exec ./segzero fetch org/name" }
-    text, status = process.run(argv, { timeout = 20, env = environment(server, home) })
+    text, status = process.run(argv, { timeout = 20, env = server:environment(home) })
     check.equal(status, 1, text)
     check.ok(text:find("model.safetensors cannot be written: File too large", 1, true) ~= nil, text)
-    text, status = run({ "fetch", "org/name" }, server, home)
+    text, status = server:run({ "fetch", "org/name" }, home)
     check.equal(status, 0, "with space: " .. text)
   end)
 end)
 
 check.case("offline", function()
-  local text, status = run({ "fetch", "org/name" }, nil, new_home(), { HF_HUB_OFFLINE = "1" })
+  local text, status = nowhere:run({ "fetch", "org/name" }, new_home(), { HF_HUB_OFFLINE = "1" })
   check.equal(status, 1, text)
   one_line(text, "offline: ")
   check.ok(text:find("HF_HUB_OFFLINE is set, so nothing is downloaded", 1, true) ~= nil, text)
-  text = run({ "fetch", "org/name" }, nil, new_home())
+  text = nowhere:run({ "fetch", "org/name" }, new_home())
   one_line(text, "no network: ")
-  check.ok(text:find("check the network, https_proxy and HF_ENDPOINT", 1, true) ~= nil, text)
+  check.ok(text:find("Check the network, https_proxy and HF_ENDPOINT", 1, true) ~= nil, text)
 end)
 
 check.case("a proxy", function()
   with_server({ models = { ["org/name"] = SMALL } }, function(server)
-    local text, status = run({ "fetch", "org/name" }, server, new_home(),
+    local text, status = server:run({ "fetch", "org/name" }, new_home(),
       { HF_ENDPOINT = "http://hub.invalid/", http_proxy = server.url, no_proxy = "127.0.0.1" })
     check.equal(status, 0, text)
     check.equal(server:requests()[1].proxied, "http://hub.invalid", "through the proxy")
   end)
 end)
 
--- ---- programs ----
-check.case("infer from an empty cache to an answer, by names alone", function()
-  local world = { models = { ["org/name"] = { folder = POLICY }, ["org/sam"] = { folder = SAM2 } } }
-  with_server(world, function(server)
-    local home = new_home()
-    local words = { "examples/infer.lua", "--demo", "--model_path", "org/name",
-      "--segmentation_model_path", "org/sam", "--output_path", place .. "/answer.png",
-      "--max_new_tokens", "160" }
-    local text, status = run(words, server, home)
-    check.equal(status, 0, text)
-    check.ok(text:find("mask: ", 1, true) ~= nil, text)
-    check.ok(files.exists(place .. "/answer.png"), "the image")
-    local before = #server:requests()
-    local again = run(words, server, home)
-    check.equal(#server:requests(), before, "the second run asks nothing")
-    check.equal(again:match "answer>[^\n]*", text:match "answer>[^\n]*", "the same answer")
-  end)
-end)
-
-check.case("a step on org/set@train", function()
-  local world = {
-    models = { ["org/name"] = { folder = POLICY } },
-    datasets = { ["org/set"] = { folder = "tests/golden/hub_sets/refCOCOg_2k_840",
-      files = { ["data/test-00000-of-00001.parquet"] = "not fetched" } } },
-  }
-  with_server(world, function(server)
-    local home = new_home()
-    local text, status = run({ "recipes/refcocog_grpo.lua", "data.train_files=org/set@train",
-      "worker.actor.model.model_path=org/name", "data.val_files=", "data.rollout_batch_size=2",
-      "worker.actor.global_batch_size=2", "worker.rollout.n=2", "data.max_response_length=8",
-      "data.resize=224x224", "trainer.max_steps=1", "trainer.save_freq=-1",
-      "trainer.save_checkpoint_path=" .. place .. "/run" }, server, home)
-    check.equal(status, 0, text)
-    check.ok(files.exists(place .. "/run/rollouts.jsonl"), "answers")
-    check.equal(folders.list(snapshot(home, "org/set", "dataset") .. "/data"),
-      { "train-00000-of-00001.parquet" }, "this split alone")
-
-    -- The weights come after the data have been checked, and plan needs none.
-    home = new_home()
-    text, status = run({ "recipes/refcocog_grpo.lua", "data.train_files=org/none",
-      "worker.actor.model.model_path=org/name" }, server, home)
-    check.equal(status, 1, text)
-    check.ok(text:find("has no data set org/none", 1, true) ~= nil, text)
-    check.equal(files.exists(snapshot(home) .. "/config.json"), true, "the model's description")
-    check.equal(files.exists(snapshot(home) .. "/model.safetensors"), false, "not its weights")
-  end)
-end)
-
+process.run { "rm", "-rf", place }
 check.finish()

@@ -6,11 +6,13 @@
 --   api.url(session, repository, commit, name)
 --
 -- Called inside a task of pool.lua. A refusal is an error of one line that says what to do. Two are
--- tables: { unreachable = text }, because a cache may still help, and { absent = true, text = }. Names,
--- commits and sums come from outside: those that could leave the cache's folders are refused.
+-- tables: { unreachable = text, has_begun = true after the list of files }, because a cache may still
+-- help, and { absent = true, text = }. Names, commits and sums come from outside: those that could
+-- leave the cache's folders are refused.
 -- Leaves out: spaces, writing.
 
 local cjson = require "cjson"
+local requests = require "segzero.hub.requests"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -68,7 +70,8 @@ local function refuse(session, repository, reply, what)
       .. "folder on another disk"):format(what, reply.error), 0)
   end
   if reply.error then
-    error({ unreachable = ("%s: %s"):format(what, visible.line(reply.error)) }, 0)
+    error({ unreachable = ("%s: %s"):format(what, visible.line(reply.error)),
+      has_begun = not what:find "^https?://" }, 0)
   end
   if code == "GatedRepo" then error(gated(session, repository), 0) end
   if code == "RevisionNotFound" then
@@ -140,8 +143,11 @@ end
 function M.file(session, repository, commit, name)
   local url = M.url(session, repository, commit, name)
   -- A redirect to the storage of large files is not followed: the hub has said all already.
-  local reply = session:ask("HEAD", url, {
-    stop = function(r) return r.headers["x-linked-etag"] ~= nil end })
+  local function stop(reply)
+    local is_elsewhere = requests.origin(reply.redirect) ~= requests.origin(reply.url)
+    return is_elsewhere and reply.headers["x-linked-etag"] ~= nil
+  end
+  local reply = session:ask("HEAD", url, { stop = stop })
   local is_redirect = reply.status >= 300 and reply.status < 400
   local ok = not reply.error and (reply.status == 200 or is_redirect)
   if not ok then refuse(session, repository, reply, name) end

@@ -10,8 +10,8 @@
 --                                          asks the hub for the newest commit
 --
 -- A path that exists wins, and a name that cannot be a repository's is returned unchanged: whoever
--- opens it knows what to say. Otherwise the Hugging Face cache is asked. If it lacks any of the files
--- that segzero reads, they are downloaded there. label: the setting's name, which begins the
+-- opens it knows what to say. Otherwise the Hugging Face cache is asked. If it lacks any of the
+-- files that segzero reads, they are downloaded there. label: the setting's name, which begins the
 -- messages. Errors are one line without a position. Leaves out: writing to the hub.
 
 local api = require "segzero.hub.api"
@@ -98,6 +98,7 @@ end
 local function download(repository, cached, kind)
   local pool = require "segzero.hub.pool"
   local session = require("segzero.hub.requests").new()
+  function session.say(text) io.stderr:write(text, "\n") end
   local listing
   pool.run { function() listing = api.list(session, repository) end }
   local found = kind.select(listing.names)
@@ -138,10 +139,17 @@ local function offline_text(label, name, kind, cached, variable)
   return text:format(front(label, name), what(kind), cached.root, variable)
 end
 
-local function unreachable_text(label, name, kind, cached, why)
+-- Nothing could be asked, or a download broke off.
+local function unreachable_text(label, name, kind, cached, failure)
+  local why = failure.unreachable
+  if failure.has_begun then
+    return ("%sthe download broke off at %s; what has come is kept, so start again to continue it")
+      :format(front(label, name), why)
+  end
+  local guess = names.guess(name:gsub("@.*$", ""))
+  if guess then why = ("%s (the hub has %s)"):format(why, guess) end
   local text = "%sthere is no such %s here, the cache %s has not all of its files, and they could "
-    .. "not be downloaded: %s. Try again (what has come is kept), or check the network, https_proxy "
-    .. "and HF_ENDPOINT"
+    .. "not be downloaded: %s. Check the network, https_proxy and HF_ENDPOINT, or name a folder"
   return text:format(front(label, name), what(kind), cached.root, why)
 end
 
@@ -181,7 +189,7 @@ local function obtain(name, repository, kind, label, refresh)
   if why.absent then error(absent_text(label, name, repository.kind, why.text), 0) end
   path = fallback(cached, commit, kind, repository, why.unreachable)
   if path then return path end
-  error(unreachable_text(label, name, repository.kind, cached, why.unreachable), 0)
+  error(unreachable_text(label, name, repository.kind, cached, why), 0)
 end
 
 function M.model(name, label, options)
