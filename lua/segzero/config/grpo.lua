@@ -278,9 +278,9 @@ local trainer = {
     help = "with algorithm.online_filtering: most draws for a step; 0 or -1: no limit" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
     help = "the run folder is runs/NAME; NAME-2, NAME-3, ... if that one holds anything" },
-  { key = "trainer.save_checkpoint_path", type = "text", optional = true, path = true,
+  { key = "trainer.save_checkpoint_path", type = "text", optional = true,
     help = "another run folder" },
-  { key = "trainer.load_checkpoint_path", type = "text", optional = true, path = true,
+  { key = "trainer.load_checkpoint_path", type = "text", optional = true,
     help = "go on from this global_step_N, or from the newest one of a run folder; in the same " ..
       "folder, or in a new one that trainer.save_checkpoint_path names" },
   { key = "trainer.find_last_checkpoint", type = "boolean", default = false,
