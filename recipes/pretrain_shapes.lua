@@ -6,15 +6,15 @@
 --   segzero recipes/pretrain_shapes.lua --help                          all settings
 --
 -- Training is supervised, on reasoning and answers. Scenes get harder over time, and the short task
--- gives way to Seg-Zero's prompt (data/shape_tasks.lua). The loss and the loop are in
--- train/pretrain.lua. Writes a Hugging Face folder.
+-- gives way to Seg-Zero's prompt (data/refshapes/tasks.lua). The loss and the loop are in
+-- train/supervised/pretrain.lua. Writes a Hugging Face folder.
 -- Leaves out: resuming a run that was stopped (init=FOLDER starts from its weights).
 
 local cli = require "segzero.config.cli"
 local console = require "segzero.log.console"
-local pretrain = require "segzero.train.pretrain"
+local pretrain = require "segzero.train.supervised.pretrain"
 local pretrain_shapes = require "segzero.config.pretrain_shapes"
-local tiny_qwen = require "segzero.models.tiny_qwen"
+local tiny_qwen = require "segzero.models.tiny.qwen"
 local geometry = require "rewards.geometry"
 local seg_strict = require "rewards.seg_strict"
 

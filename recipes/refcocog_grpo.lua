@@ -11,7 +11,7 @@
 -- examples/custom_reward.lua and examples/experiment.lua.
 
 local cli = require "segzero.config.cli"
-local experiment = require "segzero.train.experiment"
+local experiment = require "segzero.train.run.experiment"
 local grpo = require "segzero.config.grpo"
 local options = require "segzero.core.options"
 
@@ -19,7 +19,7 @@ local options = require "segzero.core.options"
 local M = { schema = grpo.schema, settings = grpo.settings }
 
 -- Trains with these arguments and returns the trainer. overrides, each optional: reward, train,
--- held_out, prompt, on_step, on_evaluate, stop_when (train/experiment.lua).
+-- held_out, prompt, on_step, on_evaluate, stop_when (train/run/experiment.lua).
 function M.run(args, overrides)
   overrides = options.check("run", overrides, experiment.overrides, 2)
   local t = experiment.run(M.settings(args), overrides)

@@ -6,16 +6,16 @@
 --
 -- Fine-tunes a checkpoint, or trains the embedded model from scratch. model_path is a transformers
 -- folder or an original .pt file. train_files is "refshapes", or a folder with data.jsonl whose
--- rows have `image` and `mask`. The loop is in train/mask_finetune.lua; the random model comes from
--- models/tiny_sam2.lua. Writes a transformers folder and samples.png.
--- Leaves out: corrective clicks, mask prompts.
+-- rows have `image` and `mask`. The loop is in train/supervised/mask_finetune.lua; the random model
+-- comes from models/tiny/sam2.lua. Writes a transformers folder and samples.png. Leaves out:
+-- corrective clicks, mask prompts.
 
 local sz = require "segzero"
 local cli = require "segzero.config.cli"
 local console = require "segzero.log.console"
-local mask_finetune = require "segzero.train.mask_finetune"
+local mask_finetune = require "segzero.train.supervised.mask_finetune"
 local sam2_finetune = require "segzero.config.sam2_finetune"
-local tiny_sam2 = require "segzero.models.tiny_sam2"
+local tiny_sam2 = require "segzero.models.tiny.sam2"
 
 local M = { schema = sam2_finetune.schema, settings = sam2_finetune.settings }
 

@@ -10,7 +10,7 @@
 -- and run folder are those of refcocog_grpo.lua, with the defaults of visionreasoner_7b.yaml.
 
 local cli = require "segzero.config.cli"
-local experiment = require "segzero.train.experiment"
+local experiment = require "segzero.train.run.experiment"
 local grpo = require "segzero.config.grpo"
 local options = require "segzero.core.options"
 

@@ -57,7 +57,7 @@ probe() {
     # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h jpeglib.h png.h zlib.h utf8proc.h \
             webp/decode.h webp/demux.h xxhash.h snappy-c.h lz4.h zstd.h brotli/decode.h \
-            stb/stb_image.h && \
+            stb/stb_image.h curl/curl.h && \
             headers_pcre2 && return
     headers stdio.h || need libc6-dev
     headers stdio.h oneapi/dnnl/dnnl.h || need libdnnl-dev
@@ -73,6 +73,7 @@ probe() {
     headers stdio.h zstd.h || need libzstd-dev
     headers stdio.h brotli/decode.h || need libbrotli-dev
     headers xxhash.h || need libxxhash-dev
+    headers curl/curl.h || need libcurl4-openssl-dev
 }
 
 versions() {

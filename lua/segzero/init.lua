@@ -38,7 +38,7 @@ local lazy = {
   models = "segzero.models.registry",
   -- modules
   answer = "segzero.formats.answer",
-  checkpoint = "segzero.train.checkpoint",
+  checkpoint = "segzero.train.run.checkpoint",
   config = "segzero.config",
   data = "segzero.data",
   frame = "segzero.data.frame",
@@ -47,7 +47,7 @@ local lazy = {
   log = "segzero.log",
   lora = "segzero.models.lora",
   optim = "segzero.train.optim",
-  processor = "segzero.models.processor",
+  processor = "segzero.models.qwen_vl.processor",
   prompt = "segzero.data.prompt",
   refshapes = "segzero.data.refshapes",
   rollout = "segzero.inference.generate",
@@ -60,7 +60,7 @@ local lazy = {
   loss = "segzero.algorithms.loss",
 }
 
-function M.tokenizer(...) return require("segzero.models.tokenizer").new(...) end
+function M.tokenizer(...) return require("segzero.models.text.tokenizer").new(...) end
 -- The family that dir/config.json names opens the folder (sz.models).
 function M.model(dir, opts) return require("segzero.models.opening").open(dir, opts) end
 function M.qwen_vl(dir, opts) return require("segzero.models.qwen_vl").qwen_vl(dir, opts) end

@@ -7,8 +7,8 @@
  * come in the byte-to-unicode alphabet (0x21-0x7E, 0xA1-0xAC, 0xAE-0xFF stand for themselves, the
  * other 68 bytes for U+0100 and up) and are stored here as the bytes that they stand for. A
  * tokenizer serves one thread at a time.
- * Leaves out: JSON (lua/segzero/models/tokenizer.lua hands everything over), prefix spaces, unknown
- * tokens, dropout, added tokens with strip flags.
+ * Leaves out: JSON (lua/segzero/models/text/tokenizer.lua hands everything over), prefix spaces,
+ * unknown tokens, dropout, added tokens with strip flags.
  */
 #include "tokenizer.h"
 #include <stdlib.h>

@@ -1,12 +1,12 @@
 -- test_data_check.lua - data sets are checked before the first step: lines, ids, solutions, boxes,
--- images, masks and prompts (data/check.lua, train/data_sets.lua), and what is left out.
+-- images, masks and prompts (data/checks/check.lua, train/run/data_sets.lua), and what is left out.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
-local check_rows = require("segzero.data.check").rows
+local check_rows = require("segzero.data.checks.check").rows
 local data = require "segzero.data"
-local data_sets = require "segzero.train.data_sets"
+local data_sets = require "segzero.train.run.data_sets"
 local files = require "segzero.core.files"
 local image = require "segzero.formats.image"
 local rows_of = require "segzero.data.rows"
@@ -240,7 +240,7 @@ check.case("masks", function()
 end)
 
 check.case("SAM2 is trained on masks that hold something", function()
-  local mask_scenes = require "segzero.data.mask_scenes"
+  local mask_scenes = require "segzero.data.refshapes.mask_scenes"
   local path = write { row(1, { mask = "mask.png" }), row(2, { mask = "empty.png" }),
     row(3, { mask = "mask.png" }) }
   local options = { train_files = path, val_files = "" }

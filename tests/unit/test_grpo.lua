@@ -11,7 +11,7 @@ local advantage = require "segzero.algorithms.advantages"
 local records = require "segzero.train.records"
 local update = require "segzero.train.update"
 local optim = require "segzero.train.optim"
-local processor = require "segzero.models.processor"
+local processor = require "segzero.models.qwen_vl.processor"
 local files = require "segzero.core.files"
 local recipe = require "recipes.refcocog_grpo"
 

@@ -214,7 +214,7 @@ check.case("other arguments too many", function()
   check.raises(function() local p = vl:parameters { "norm" } return p end,
     BLAMES .. "parameters: takes no argument, got a table as well", "a list")
   check.raises(function() local i = image:resize(2, 3, { filter = "bilinear" }) return i end,
-    BLAMES .. "resize: the filter is a table, expected bilinear or bicubic", "a table as filter")
+    BLAMES .. "resize: the filter is a table, expected bilinear, bicubic or area", "a table as filter")
   check.raises(function() sz.safetensors.save(place .. "/t", {}, nil, { shards = 2 }) end,
     BLAMES .. "save: the fourth argument is a list of files", "a table as list of files")
   image:save(place .. "/a.png", nil)

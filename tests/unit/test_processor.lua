@@ -10,7 +10,7 @@ local check = require "tests.support.check"
 local sz = require "segzero"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
-local processor = require "segzero.models.processor"
+local processor = require "segzero.models.qwen_vl.processor"
 local tensor = require "segzero.core.tensor"
 
 local GOLDEN = "tests/golden/"

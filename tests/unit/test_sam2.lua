@@ -308,7 +308,7 @@ end)
 
 -- An original checkpoint file holds no config, so the comparison uses the folder's.
 check.case("an original .pt file holds the same weights", function()
-  local names = require "segzero.models.sam2_names"
+  local names = require "segzero.models.sam2.names"
   local torchfile = require "segzero.formats.torchfile"
   local folder = sz.safetensors.load_folder(golden.root .. "S5")
   local converted = names.from_original(torchfile.load(golden.root .. "S5.pt"))

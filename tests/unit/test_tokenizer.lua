@@ -6,10 +6,10 @@
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
-local chat_template = require "segzero.models.chat_template"
+local chat_template = require "segzero.models.text.chat_template"
 local sz = require "segzero"
 local files = require "segzero.core.files"
-local tokenizer = require "segzero.models.tokenizer"
+local tokenizer = require "segzero.models.text.tokenizer"
 
 local GOLDEN = "tests/golden/tokenizer/qwen2.5-vl.jsonl"
 

@@ -1,8 +1,8 @@
 -- aliases.lua - the module names of segzero 0.1, so that scripts written for it keep working.
 --
 -- Requiring it adds a package loader; the host program does so before it runs anything. After that,
--- `require "segzero.tokenizer"` returns the same module as `require "segzero.models.tokenizer"`.
--- New code uses the new names.
+-- `require "segzero.tokenizer"` returns the same module as `require
+-- "segzero.models.text.tokenizer"`. New code uses the new names.
 
 local NEW_NAME = {
   ["advantage"] = "algorithms.advantages",

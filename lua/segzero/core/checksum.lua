@@ -1,6 +1,7 @@
 -- checksum.lua - XXH3 checksums with 64 bits (runtime/io/checksum.c), as 16 hexadecimal digits.
 --
 --   checksum.text "abc"
+--   checksum.bytes(pointer, count)
 --   checksum.file(path)      of all bytes of a regular file; an error names it
 --
 -- Leaves out: protection against somebody who changes file and checksum together.
@@ -12,6 +13,8 @@ local core = require "segzero.core.ffi"
 local M = {}
 
 function M.text(text) return bit.tohex(core.C.sz_checksum(text, #text, 0)) end
+
+function M.bytes(pointer, count) return bit.tohex(core.C.sz_checksum(pointer, count, 0)) end
 
 function M.file(path)
   local file, reason = io.open(path, "rb")

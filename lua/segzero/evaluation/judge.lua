@@ -6,27 +6,34 @@
 -- options:
 --   frames      of frame.settings; a row that a model has seen knows its frames already
 --   several     true: VisionReasoner's lists of objects
+--   task        of target.lua: in detection and counting a point may be missing
+--   ignore      of target.lua
 --   oracle      true: the true boxes and points instead of an answer
 --   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
 --   box_iou     f(a, b): IoU of two boxes, as Seg-Zero computes it
--- record: index, id, problem, text, think, bbox, points (several: lists of boxes and of points),
--- true_objects, found_objects and matched (several: numbers of objects, and of boxes that fit one to
--- one), score (SAM2's own), intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure,
--- failure_kind. With several, a rightly empty list has iou 1. A missing value is cjson.null. failure_kind is
+-- judge.done(options) frees what SAM2 has of the last image, which rows of one image share. record:
+-- index, id, image_id, ann_id, category, problem, text, think, bbox, points (several: lists of
+-- boxes and of points), true_objects, found_objects and matched (several: numbers of objects, and
+-- of boxes that fit one to one), true_boxes and box_scores (detection: lists), box_stated (whether
+-- the column bbox is the truth), score (SAM2's own), intersection, union, iou (pixels), box_iou,
+-- box_hit (over 0.5), failure, failure_kind. With several, a rightly empty list has iou 1. A
+-- missing value is cjson.null. failure_kind is
 --   "answer"    the text cannot be read
 --   "sam2"      SAM2 gave no mask
 --   "iou"       the masks cannot be compared
 --   "image"     the row could not be read, or the policy failed on it
--- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. objects: the true ones
--- in the image's pixels, or nil. A bad row raises nothing. Leaves out: averages (metrics.lua),
+-- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. objects: the true
+-- ones in the image's pixels, or nil. A bad row raises nothing. Leaves out: averages (metrics.lua),
 -- drawing.
 
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
 local assignment = require "segzero.core.assignment"
+local checksum = require "segzero.core.checksum"
 local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
 local segmenter_of = require "segzero.inference.segmenter"
+local target_of = require "segzero.evaluation.target"
 local truth = require "segzero.data.truth"
 
 local M = {}
@@ -35,10 +42,11 @@ local null = cjson.null
 local reason = evaluator.reason
 
 local FIELDS = {
-  "id", "problem", "text", "think", "bbox", "points", "score", "intersection", "union", "iou",
-  "box_iou", "failure", "failure_kind",
+  "id", "image_id", "ann_id", "category", "problem", "text", "think", "bbox", "points", "score",
+  "intersection", "union", "iou", "box_iou", "failure", "failure_kind",
 }
 local SEVERAL_FIELDS = { "true_objects", "found_objects", "matched" }
+local DETECTION_FIELDS = { "true_boxes", "box_scores" }
 
 local BOX_HIT = 0.5
 
@@ -86,6 +94,8 @@ end
 local function read_answer(text, row, options)
   local parse = answers.parse
   if options.several then parse = answers.parse_list end
+  local needs_points = options.task == nil or options.task == "segmentation"
+  if options.several and not needs_points then parse = answers.parse_boxes end
   local found, why = parse(text)
   if not found then return nil, why end
   return coordinates.to_image(row, found)
@@ -124,6 +134,7 @@ local function write_answer(record, found, objects, options)
   if options.several then
     record.bbox = column(found, "bbox")
     record.points = column(found, "point")
+    record.found_objects = #found
   else
     record.bbox = found.bbox
     if #found.points > 0 then record.points = found.points end
@@ -131,7 +142,6 @@ local function write_answer(record, found, objects, options)
   if not objects then return end
   if options.several then
     record.box_iou = best_box_iou(found, objects, exclusive_iou)
-    record.found_objects = #found
     record.matched = matches(found, objects)
   else
     record.box_iou = best_box_iou({ found }, objects, options.box_iou)
@@ -139,29 +149,55 @@ local function write_answer(record, found, objects, options)
   record.box_hit = record.box_iou > BOX_HIT
 end
 
+-- VisionReasoner's score of a box is its share of the image, and 0 where nothing is to be found.
+local function write_detection(record, img, found, objects)
+  local scores = {}
+  for i, one in ipairs(found or {}) do
+    scores[i] = 0
+    if objects and #objects > 0 then scores[i] = area(one.bbox) / (img.width * img.height) end
+  end
+  record.true_boxes = column(objects or {}, "bbox")
+  if #scores > 0 then record.box_scores = scores end
+end
+
 -- ---- the mask ----
-local function decode(segmenter, img, found)
-  local features = segmenter:embed(img)
-  local ok, list = pcall(segmenter.masks, segmenter, features, { found })
-  features:free()
-  if not ok then error(list, 0) end
-  return list[1]
+-- SAM2's features of an image, kept until another image comes.
+local function features_of(options, img)
+  local bytes = img.width * img.height * 3
+  local key = ("%d %d %s"):format(img.width, img.height, checksum.bytes(img:pixels(), bytes))
+  local last = options.last
+  if last and last.key == key then return last.features end
+  M.done(options)
+  options.last = { key = key, features = options.segmenter:embed(img) }
+  return options.last.features
+end
+
+function M.done(options)
+  if options.last then options.last.features:free() end
+  options.last = nil
+end
+
+local function decode(options, img, found)
+  return options.segmenter:masks(features_of(options, img), { found })[1]
 end
 
 -- Compares the answer's mask with the true one; returns the answer's mask, or nil.
-local function compare_masks(record, row, found, true_mask, options)
-  local ok, result = pcall(decode, options.segmenter, row.image, found)
+local function compare_masks(record, row, found, target, options)
+  local ok, result = pcall(decode, options, row.image, found)
   if not ok then
     fail(record, "sam2", reason(result))
     return nil
   end
   if result.score == result.score then record.score = result.score end      -- JSON has no NaN
-  local compared, intersection, union = pcall(segmenter_of.compare, result.mask, true_mask)
+  local compared, intersection, union = pcall(segmenter_of.compare, result.mask, target.mask,
+    target.ignored)
   if not compared then
     fail(record, "iou", reason(intersection))
   elseif union == 0 and options.several and #found == 0 then
+    record.union = 0
     record.iou = 1
   elseif union == 0 then
+    record.union = 0
     fail(record, "iou", "the mask and the true mask are both empty")
   else
     record.intersection = intersection
@@ -169,15 +205,6 @@ local function compare_masks(record, row, found, true_mask, options)
     record.iou = intersection / union
   end
   return result.mask
-end
-
--- Returns the true mask, or nil and why there is none. Sets the record's union to the true area,
--- which a failed row keeps.
-local function read_true_mask(record, row)
-  local ok, mask = pcall(row.mask)
-  if not ok then return nil, reason(mask) end
-  record.union = segmenter_of.compare(mask, mask)
-  return mask
 end
 
 -- ---- one row ----
@@ -188,8 +215,12 @@ local function new_record(entry, options)
     for _, field in ipairs(SEVERAL_FIELDS) do record[field] = null end
   end
   record.id = entry.row.id or null
+  if entry.row.id then record.image_id, record.ann_id = target_of.ids(entry.row) end
   record.problem = entry.row.problem or null
   if entry.answer then record.text = entry.answer.text or null end
+  if options.task == "detection" then
+    for _, field in ipairs(DETECTION_FIELDS) do record[field] = null end
+  end
   if options.masks then
     record.intersection = 0
     record.union = 0
@@ -205,28 +236,30 @@ function M.row(entry, options)
   if not row.image then return record end
   coordinates.locate(row, options.frames)
 
-  -- The truth: the mask and the objects.
-  local true_mask, mask_failure
-  if options.masks then true_mask, mask_failure = read_true_mask(record, row) end
-  local ok, objects = pcall(truth.objects, row, true_mask)
-  if not ok then
-    fail(record, "image", reason(objects))
-    objects = nil
+  -- The truth. A failed row keeps the true area as its union.
+  local target, failure, kind = target_of.of(row, options)
+  if failure and kind == "image" then fail(record, kind, failure) end
+  if target.mask then
+    record.union = segmenter_of.compare(target.mask, target.mask, target.ignored)
   end
-  if options.several and objects then record.true_objects = #objects end
+  record.category = target.category or null
+  record.box_stated = target_of.has_box(row)
+  if options.several then record.true_objects = target.count or null end
 
   -- The answer.
+  local objects = target.objects
   local found = find_answer(record, entry, objects, options)
   if found then write_answer(record, found, objects, options) end
+  if options.task == "detection" then write_detection(record, row.image, found, objects) end
 
   -- The comparison of the masks.
   local mask
-  if mask_failure then
-    fail(record, "iou", mask_failure)
+  if failure and kind == "iou" then
+    fail(record, kind, failure)
   elseif found and options.masks and record.failure == null then
-    mask = compare_masks(record, row, found, true_mask, options)
+    mask = compare_masks(record, row, found, target, options)
   end
-  if true_mask then true_mask:free() end
+  target_of.release(target)
   return record, mask, objects
 end
 

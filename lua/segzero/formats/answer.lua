@@ -13,6 +13,8 @@
 --   <think>..</think><answer>[{"bbox_2d": [..], "point_2d": [..]}, ..]</answer>
 --   local list, why = answer.parse_list(text)
 --     list.think, list[i].bbox, list[i].point
+--   local list, why = answer.parse_boxes(text)     the same, but a point may be missing, as where
+--                                                  VisionReasoner counts and detects
 --   local scaled = answer.scale_list(list, fx, fy)
 --   local either, why = answer.read(text, several)
 --
@@ -168,8 +170,7 @@ local function numbers(value, count)
   return out
 end
 
-function M.parse_list(text)
-  text_of(text, 2)
+local function parse_list(text, needs_points)
   local body = M.body(text)
   if not body then return nil, "no <answer>...</answer>" end
   local value, why = pyjson.decode(body)
@@ -185,12 +186,22 @@ function M.parse_list(text)
     if not bbox then
       return nil, ("object %d of the answer has no \"bbox_2d\" of 4 numbers"):format(i)
     end
-    if not point then
+    if not point and needs_points then
       return nil, ("object %d of the answer has no \"point_2d\" of 2 numbers"):format(i)
     end
     list[i] = { bbox = bbox, point = point }
   end
   return list
+end
+
+function M.parse_list(text)
+  text_of(text, 2)
+  return parse_list(text, true)
+end
+
+function M.parse_boxes(text)
+  text_of(text, 2)
+  return parse_list(text, false)
 end
 
 -- parse_list of an answer to a question with several objects, else parse.
@@ -205,7 +216,8 @@ function M.scale_list(list, fx, fy)
   fx, fy = factors(fx, fy, 2)
   local out = { think = list.think }
   for i, o in ipairs(list) do
-    out[i] = { bbox = scaled(o.bbox, fx, fy, half_up), point = scaled(o.point, fx, fy, half_up) }
+    out[i] = { bbox = scaled(o.bbox, fx, fy, half_up) }
+    if o.point then out[i].point = scaled(o.point, fx, fy, half_up) end
   end
   return out
 end

@@ -4,7 +4,8 @@
 --                                                 its content
 --   img.width, img.height
 --   img:resize(w, h, "bilinear" | "bicubic")      a new image, bit for bit as Pillow does
---                                                 (default "bicubic")
+--                                                 (default "bicubic"); "area": as OpenCV's
+--                                                 INTER_AREA does
 --   img:save(path)                                .png, .jpg or .jpeg; never a partial file
 --   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) does the reverse
 --   img:pixels() -> uint8_t *, valid while img is alive
@@ -39,7 +40,7 @@ local M = {}
 local Image = {}
 local mt = { __index = Image }
 
-local FILTER = { bilinear = 0, bicubic = 1 }
+local FILTER = { bilinear = 0, bicubic = 1, area = 2 }
 -- A full collection starts after this many bytes of new images.
 local COLLECT_AFTER = 256 * 2 ^ 20
 
@@ -199,7 +200,7 @@ function Image:resize(width, height, filter)
   local code = FILTER[filter == nil and "bicubic" or filter]
   if not code then
     local given = type(filter) == "string" and filter or "a " .. type(filter)
-    error(("resize: the filter is %s, expected bilinear or bicubic"):format(given), 2)
+    error(("resize: the filter is %s, expected bilinear, bicubic or area"):format(given), 2)
   end
   return wrap(check(C.sz_image_resize(ptr, whole(width, "width", 2), whole(height, "height", 2),
     code), 2))

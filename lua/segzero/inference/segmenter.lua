@@ -5,8 +5,10 @@
 --   local f = seg:embed(img)                    features of an image: f.width, f.height, f:free()
 --   local list = seg:masks(f, {answer, ...})    answers about that image
 --       -> {{mask = u8 tensor [h, w] of 0 and 1, score = number}, ...}
---   local inside, either = segmenter.compare(mask, truth)   pixels of the intersection and of the
---                                                           union of two u8 tensors [h, w]
+--   local inside, either = segmenter.compare(mask, truth, ignored)
+--                                               pixels of the intersection and of the union of two
+--                                               u8 tensors [h, w]; ignored, optional: a third one,
+--                                               whose pixels are in neither
 --
 -- An answer, in the image's own pixels (answer.scale, answer.scale_list):
 --   {bbox = {x0, y0, x1, y1}, points = {{x, y}, ...}}
@@ -164,20 +166,44 @@ local function count(a, b, n)
   return inside, either
 end
 
-function M.compare(mask, truth)
-  local names = { "mask", "truth" }
+-- The same without the pixels of c.
+local function count_outside(a, b, c, n)
+  local inside = 0
+  local either = 0
+  for i = 0, n - 1 do
+    if c[i] == 0 then
+      local x = math.min(a[i], 1)
+      local y = math.min(b[i], 1)
+      inside = inside + bit.band(x, y)
+      either = either + bit.bor(x, y)
+    end
+  end
+  return inside, either
+end
+
+function M.compare(mask, truth, ignored)
+  local names = { "mask", "truth", "ignored" }
+  local list = { mask, truth }
+  if ignored ~= nil then list[3] = ignored end
   local shapes = {}
-  for i, t in ipairs { mask, truth } do
+  for i = 1, math.max(2, #list) do
+    local t = list[i]
     if not tensor.is_tensor(t) or t:dtype() ~= "u8" or #t:shape() ~= 2 then
       error(("segment.compare: %s must be a u8 tensor [h, w]"):format(names[i]), 2)
     end
     shapes[i] = t:shape()
   end
   local a = shapes[1]
-  local b = shapes[2]
-  if a[1] ~= b[1] or a[2] ~= b[2] then
-    error(("segment.compare: mask is %d x %d and truth %d x %d (height x width)"):format(a[1], a[2],
-      b[1], b[2]), 2)
+  for i = 2, #shapes do
+    local b = shapes[i]
+    if a[1] ~= b[1] or a[2] ~= b[2] then
+      error(("segment.compare: mask is %d x %d and %s %d x %d (height x width)"):format(a[1], a[2],
+        names[i], b[1], b[2]), 2)
+    end
+  end
+  if ignored then
+    return count_outside(tensor.data(mask), tensor.data(truth), tensor.data(ignored),
+      mask:numel())
   end
   return count(tensor.data(mask), tensor.data(truth), mask:numel())
 end

@@ -26,7 +26,7 @@ local defaults = {}
 
 -- ---- inputs ----
 function defaults:tokenizer()
-  if not self.tok then self.tok = require("segzero.models.tokenizer").new(self.dir) end
+  if not self.tok then self.tok = require("segzero.models.text.tokenizer").new(self.dir) end
   return self.tok
 end
 
@@ -36,7 +36,7 @@ function defaults:has_tokenizer()
 end
 
 function defaults:processor()
-  if not self.proc then self.proc = require("segzero.models.processor").new(self.dir) end
+  if not self.proc then self.proc = require("segzero.models.qwen_vl.processor").new(self.dir) end
   return self.proc
 end
 

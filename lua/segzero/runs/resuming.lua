@@ -20,7 +20,7 @@
 -- settings are kept as config_step_N.json.
 -- Errors are one line without a position. Leaves out: loading weights (checkpoint.lua).
 
-local checkpoint = require "segzero.train.checkpoint"
+local checkpoint = require "segzero.train.run.checkpoint"
 local contract = require "segzero.runs.contract"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -44,6 +44,8 @@ local function find(named)
   if files.exists(path .. "/trainer_state.json") then return path end
   local latest = checkpoint.latest(path)
   if latest then return latest end
+  local foreign = require("segzero.merge.locate").resuming(path)
+  if foreign then error(("%s: %s"):format(SETTING, foreign), 0) end
   error(("%s: %s is not a checkpoint and holds no complete one"):format(SETTING, named), 0)
 end
 

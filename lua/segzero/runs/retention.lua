@@ -13,10 +13,10 @@
 -- "held_out_reward": 0.7}. A checkpoint counts for it if the rows were evaluated at its step.
 --
 -- Only checkpoints with a manifest of this run are removed (manifest.lua), and only after the new
--- one is complete. Leaves out: removing half-written checkpoints (train/checkpoint.lua).
+-- one is complete. Leaves out: removing half-written checkpoints (train/run/checkpoint.lua).
 
 local cjson = require "cjson"
-local checkpoint = require "segzero.train.checkpoint"
+local checkpoint = require "segzero.train.run.checkpoint"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local manifest = require "segzero.runs.manifest"

@@ -108,10 +108,17 @@ uint8_t *sz_mask_decode(const sz_source *b, int *width, int *height);
 
 /* Encoders: pixels [h, w, channels]. */
 int sz_png_write(const char *path, int width, int height, int channels, const uint8_t *pixels);
+/* The same into memory that the caller frees; NULL with a message. */
+uint8_t *sz_png_encode(int width, int height, int channels, const uint8_t *pixels, size_t *len);
 int sz_jpeg_write(const char *path, int width, int height, const uint8_t *pixels);
 
 /* The orientation in a PNG's chunks, 1 to 8, or -1 with a message (png_orientation.c). */
 int sz_png_orientation(const sz_source *b);
+
+/* ---- resize_area.c ---- */
+
+/* A new image as OpenCV's INTER_AREA makes it; NULL with a message. */
+sz_image *sz_image_resize_area(const sz_image *im, int width, int height);
 
 /* ---- exif.c ---- */
 

@@ -7,7 +7,7 @@
  * to 22-bit fixed point, so that sums stay inside 32 bits.
  * Leaves out: other filters, boxes, alpha, resizing of float tensors.
  */
-#include "io/io.h"
+#include "image.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -182,8 +182,9 @@ static sz_image *resize_rows(const sz_image *im, int width, int cubic)
 sz_image *sz_image_resize(const sz_image *im, int width, int height, int filter)
 {
     /* Check the size before the filter's tables take memory. */
-    if (filter != 0 && filter != 1) return sz_null("resize: unknown filter %d", filter);
+    if (filter < 0 || filter > 2) return sz_null("resize: unknown filter %d", filter);
     if (sz_image_check_size("resize", width, height) != 0) return NULL;
+    if (filter == 2) return sz_image_resize_area(im, width, height);
 
     /* The passes that are needed, in Pillow's order. */
     int64_t rows_lost = im->height - height;

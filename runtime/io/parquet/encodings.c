@@ -27,6 +27,7 @@ void parquet_values_release(parquet_values *v)
 {
     free(v->data);
     free(v->offsets);
+    free(v->index);
     *v = (parquet_values){ 0 };
 }
 
@@ -177,21 +178,6 @@ static int plain(parquet_values *v, const uint8_t *p, size_t len, int64_t count)
 
 /* ---- dictionary ---- */
 
-static int place_bytes(parquet_values *v, const uint32_t *index, int64_t count,
-                       const parquet_values *d)
-{
-    size_t used = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const int64_t from = d->offsets[index[i]];
-        const size_t n = (size_t)(d->offsets[index[i] + 1] - from);
-        if (values_grow(v, used, n) != 0) return -1;
-        memcpy(v->data + used, d->data + from, n);
-        used += n;
-        v->offsets[i + 1] = (int64_t)used;
-    }
-    return 0;
-}
-
 static int from_dictionary(parquet_values *v, const uint8_t *p, size_t len, int64_t count,
                            const parquet_values *d)
 {
@@ -210,10 +196,12 @@ static int from_dictionary(parquet_values *v, const uint8_t *p, size_t len, int6
                              (long long)d->count);
     if (result == 0) {
         const size_t width = (size_t)v->width;
-        if (!width) result = place_bytes(v, index, count, d);
-        else
-            for (int64_t i = 0; i < count; i++)
-                memcpy(v->data + (size_t)i * width, d->data + index[i] * width, width);
+        if (!width) {
+            v->index = index;
+            return 0;
+        }
+        for (int64_t i = 0; i < count; i++)
+            memcpy(v->data + (size_t)i * width, d->data + index[i] * width, width);
     }
     free(index);
     return result;

@@ -3,7 +3,7 @@
  *
  * The schema is a tree in preorder. A leaf column's max_def counts the optional and repeated nodes
  * on the way to it, max_rep the repeated ones.
- * Leaves out: statistics, page indexes, Bloom filters, encryption.
+ * Leaves out: statistics, column indexes, Bloom filters, encryption.
  */
 #include "parquet.h"
 #include <stdio.h>
@@ -161,6 +161,10 @@ static int chunk_read(thrift *t, parquet_chunk *c, int64_t file_bytes)
         if (id == 3 && type == THRIFT_STRUCT) {
             chunk_metadata(t, c);
             found = true;
+        } else if (id == 4 && type == THRIFT_I64) {
+            c->index = thrift_int(t);
+        } else if (id == 5 && type == THRIFT_I32) {
+            c->index_bytes = thrift_int(t);
         } else thrift_skip(t, type);
     }
     if (elsewhere) return sz_fail("a column is in another file");

@@ -87,7 +87,9 @@ typedef struct {
     int64_t start; /* of its first page, in the file */
     int64_t bytes; /* of all its pages, as stored */
     int64_t values;
-    int64_t unpacked; /* bytes of all its pages */
+    int64_t unpacked;    /* bytes of all its pages */
+    int64_t index;       /* where the list of its pages is, in the file; 0: there is none */
+    int64_t index_bytes; /* of that list */
 } parquet_chunk;
 
 typedef struct {
@@ -136,12 +138,14 @@ enum {
 };
 
 /* Values of one leaf column: numbers of `width` bytes each, or byte arrays, whose bytes follow one
- * another, with count + 1 offsets. */
+ * another, with count + 1 offsets. Byte arrays of a page with a dictionary are numbers of its
+ * values, so that a page needs no copies of them. */
 typedef struct {
     int type, width; /* width 0: byte arrays. A boolean is a byte of 0 or 1 */
     int64_t count;
     uint8_t *data;    /* owned */
     int64_t *offsets; /* owned; NULL unless width is 0 */
+    uint32_t *index;  /* owned; [count] of byte arrays in the dictionary, or NULL */
     size_t room;      /* bytes allocated at data */
 } parquet_values;
 
@@ -196,21 +200,147 @@ int parquet_page_decode(parquet_piece *piece, const parquet_page *page, const ui
 int parquet_page_dictionary(parquet_values *v, const parquet_page *page, const uint8_t *file,
                             const parquet_node *node, int codec);
 
-/* ---- peek.c ---- */
+/* ---- pages.c ---- */
 
-/* Reads single values of a chunk without unpacking its pages. NULL without a message: the chunk is
- * not of a kind for which that works. file and node outlive it. */
-typedef struct parquet_peek parquet_peek;
+/* The map of a file, and the unpacked 64 KB that were used last. */
 typedef struct {
     const char *path;
-    const uint8_t *base; /* the map of the file */
+    const uint8_t *base;
     int64_t bytes;
+    uint64_t device, number; /* of the file that is mapped */
+    uint8_t *piece;          /* owned */
+    const void *piece_owner; /* the parquet_body that the piece belongs to */
+    size_t piece_number;
 } parquet_file;
-parquet_peek *parquet_peek_open(const parquet_file *file, const parquet_chunk *chunk,
-                                const parquet_node *node);
+
+/* Gives back the resident pages of a range of a map, which begins at `map` and has `size` bytes. They
+ * stay in the page cache. */
+void parquet_forget(const uint8_t *map, size_t size, const uint8_t *from, size_t len);
+/* The same for the map of a file. */
+void parquet_file_forget(const parquet_file *file, const uint8_t *from, size_t len);
+
+typedef struct parquet_entry parquet_entry;
+
+typedef struct {
+    parquet_page page;
+    bool is_read;  /* whether page has more than its place */
+    int64_t first; /* rows of the group that start before it */
+    int64_t rows;  /* rows that start in it; -1: not known yet */
+    parquet_entry *entry;
+} parquet_place;
+
+/* The data pages of a column chunk. They are listed as they are met, or all at once from the page
+ * index. */
+typedef struct {
+    const parquet_file *file;
+    const parquet_node *node;
+    const parquet_chunk *chunk;
+    int64_t rows; /* of the row group */
+    parquet_place *places;
+    int count, room;
+    bool is_whole;  /* whether all pages are listed */
+    int64_t next;   /* where the next header is */
+    int64_t values; /* levels in the pages met so far */
+    bool has_dictionary;
+    parquet_page dictionary;
+    parquet_entry *dictionary_entry;
+} parquet_pages;
+
+/* NULL with a message. */
+parquet_pages *parquet_pages_open(const parquet_file *file, const parquet_node *node,
+                                  const parquet_chunk *chunk, int64_t rows);
+void parquet_pages_close(parquet_pages *p);
+/* Lists the next page. 1: there is one; 0: the chunk has ended; -1: a message. */
+int parquet_pages_next(parquet_pages *p);
+/* Reads the header of page i if that has not been done; 0, or -1 with a message. */
+int parquet_pages_header(parquet_pages *p, int i);
+/* Sets the rows of page i; -1 with a message if other ones were stated. */
+int parquet_pages_set_rows(parquet_pages *p, int i, int64_t rows);
+/* The page in which row `row` of the group starts; -1 with a message. count_rows(context, i) sets
+ * the rows of page i; 0, or -1 with a message. */
+int parquet_pages_find(parquet_pages *p, int64_t row, int (*count_rows)(void *context, int i),
+                       void *context);
+
+/* ---- cache.c ---- */
+
+/* Page i of the list, decoded; NULL with a message. It is kept until it is old and memory is
+ * wanted, but not less long than until parquet_cache_next. */
+const parquet_piece *parquet_cache_page(parquet_pages *p, int i);
+/* The dictionary of the list, likewise; NULL with a message. */
+const parquet_values *parquet_cache_dictionary(parquet_pages *p);
+/* Nothing that was asked for before is needed any more. */
+void parquet_cache_next(void);
+void parquet_cache_drop(parquet_pages *p);
+
+/* ---- rows.c ---- */
+
+/* Where a leaf column was read last. */
+typedef struct {
+    int group, page;
+    int64_t row, level, value; /* row `row` of the group starts at level `level` of the page */
+} parquet_cursor;
+
+typedef struct {
+    sz_parquet_values head;
+    uint8_t *def, *rep; /* owned */
+    parquet_values values;
+    size_t level_room;
+    int64_t value_room;
+    size_t used; /* bytes of byte arrays */
+} parquet_result;
+
+/* Appends rows [row, row + rows) of a row group; 0, or -1 with a message. */
+int parquet_rows_read(parquet_pages *pages, parquet_cursor *c, int64_t row, int64_t rows,
+                      parquet_result *r);
+
+/* ---- body.c ---- */
+
+/* See sz_parquet_set_large. */
+int64_t parquet_large_chunk(void);
+/* Pages up to this size are unpacked in memory where a codec cannot be entered in the middle. */
+int64_t parquet_small_page(void);
+
+/* The unpacked bytes of a page, of which any part can be read without the rest. */
+typedef struct {
+    const parquet_file *file;
+    const uint8_t *from;
+    size_t len, room; /* packed and unpacked bytes */
+    bool is_packed;   /* by snappy, 64 KB after 64 KB; otherwise `from` has them unpacked */
+    bool is_spooled;  /* `from` is in a temporary file */
+    uint8_t *owned;   /* `from` is memory of the body, or NULL */
+    uint64_t *starts; /* [pieces] where each piece's tags begin */
+    size_t known;     /* pieces of which that is known */
+    size_t next;      /* where the tags of the next piece begin */
+} parquet_body;
+
+/* Opens `len` bytes at `at` of the file, which the codec unpacks to `room`. False without a message
+ * if that is not possible. */
+bool parquet_body_open(parquet_body *b, const parquet_file *file, int64_t at, int64_t len,
+                       int64_t room, int codec);
+void parquet_body_close(parquet_body *b);
+/* Copies n unpacked bytes from `at` on; false if there are fewer, or they are damaged. */
+bool parquet_body_read(parquet_body *b, size_t at, size_t n, uint8_t *to);
+/* Finds out where PLAIN byte arrays begin: starts[*known] is known, and more follow up to `until`.
+ * False if a length is damaged. */
+bool parquet_body_lengths(parquet_body *b, int64_t *starts, int64_t *known, int64_t until);
+
+/* ---- spool.c ---- */
+
+/* Unpacks a page into a temporary file without a name, and maps it. NULL without a message: there
+ * is no room, or the data are damaged. */
+const uint8_t *parquet_spool(int codec, const parquet_file *file, const uint8_t *from, size_t len,
+                             size_t room);
+void parquet_spool_drop(const uint8_t *map, size_t room);
+
+/* ---- peek.c ---- */
+
+/* Reads single values of a chunk without decoding its pages. NULL without a message: the chunk is
+ * not of a kind for which that works. pages outlives it. */
+typedef struct parquet_peek parquet_peek;
+parquet_peek *parquet_peek_open(parquet_pages *pages);
 void parquet_peek_close(parquet_peek *p);
-/* The value of a row of the chunk's group, allocated in v: 1; 0 for a null; -1 without a message
- * if it cannot be read. */
-int parquet_peek_read(parquet_peek *p, int64_t row, parquet_values *v);
+/* Appends a row of the chunk's group; -1 without a message if it cannot be read, and r is then
+ * released. */
+int parquet_peek_read(parquet_peek *p, int64_t row, parquet_result *r);
 
 #endif

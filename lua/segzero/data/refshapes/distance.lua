@@ -17,6 +17,8 @@ local M = {}
 local floor = math.floor
 local max = math.max
 
+local LONGEST = 12000           -- pixels of a side: squared distances stay below 2^31
+
 local cap = 0
 local side_cap = 0
 local inside, column, dist -- u8, i32, i32 [h+2][w+2]: the box with a rim of background
@@ -36,16 +38,18 @@ local function reserve(w, h)
   end
 end
 
--- Fills dist[0 .. w*h) with the squared distances of inside[]. The rim must be background.
+-- Fills dist[0 .. w*h) with the squared distances of inside[], which must have some background.
+-- What is outside of the array counts for nothing.
 local function transform(w, h)
+  local far = w + h             -- more than any distance within the array
   for x = 0, w - 1 do
-    local run = 0
+    local run = far
     for y = 0, h - 1 do
       local i = y * w + x
       if inside[i] ~= 0 then run = run + 1 else run = 0 end
       column[i] = run
     end
-    run = 0
+    run = far
     for y = h - 1, 0, -1 do
       local i = y * w + x
       if column[i] == 0 then run = 0 else run = run + 1 end
@@ -135,6 +139,21 @@ local function load(bbox, runs)
     sy = sy + len * (i + 1)
   end
   return w, h, sx / n, sy / n
+end
+
+-- The squared distances of a part of a mask: width x height pixels from (x0, y0) on, of u8 rows that
+-- are `stride` long; 0 is background, of which the part must have some. What is outside of the part
+-- counts for nothing. Returns int32_t [height, width], good until the next call.
+function M.squared(mask, stride, x0, y0, width, height)
+  if width > LONGEST or height > LONGEST then
+    error(("a mask of %d x %d pixels, the most is %d"):format(width, height, LONGEST), 0)
+  end
+  reserve(width, height)
+  for y = 0, height - 1 do
+    ffi.copy(inside + y * width, mask + (y0 + y) * stride + x0, width)
+  end
+  transform(width, height)
+  return dist
 end
 
 -- Two points {x, y} in the image's pixels for the object with this box and these runs. The second

@@ -6,15 +6,16 @@
 --   set.notes           {text, ...}: what of the files is not used
 --
 -- Files are mapped and read a row at a time; opening reads their metadata alone. A row's image is
--- bytes in the table, or a path relative to the file. Without a solution, the box around the mask is
+-- bytes in the table, or a path relative to options.image_dir, else to the file. Without a solution, the box around the mask is
 -- the truth. Errors name file, row and column.
 -- Leaves out: several images in a row; rows of files whose columns differ.
 
+local chat = require "segzero.data.chat"
 local checksum = require "segzero.core.checksum"
 local cjson = require "cjson"
 local columns_of = require "segzero.data.tables.columns"
 local core = require "segzero.core.ffi"
-local data_url = require "segzero.models.data_url"
+local data_url = require "segzero.models.qwen_vl.data_url"
 local ffi = require "ffi"
 local image = require "segzero.formats.image"
 local mask_of = require "segzero.formats.mask"
@@ -85,7 +86,7 @@ end
 
 -- ---- values ----
 local function text_of(file, row, column)
-  local value = at(file, row, column, file.value, file, row, column)
+  local value = columns_of.truth(at(file, row, column, file.value, file, row, column))
   local kind = type(value)
   if kind == "string" then return value end
   if kind == "number" then return ("%.17g"):format(value) end
@@ -115,7 +116,7 @@ end
 
 local function from_path(self, text, of_file, of_url)
   if data_url.is(text) then return of_url(text) end
-  return of_file(mask_of.in_folder(self.folder, text))
+  return of_file(mask_of.in_folder(self.image_dir, text))
 end
 
 -- What `f` makes of a row's image: f.bytes(pointer, count, name), f.file(path), f.url(text).
@@ -150,7 +151,24 @@ local function size_of_url(text)
   return width, height
 end
 
-local SIZE = { bytes = image.memory.size, file = image.size, url = size_of_url }
+-- How an image's size is read. facts: file_facts.lua, which keeps sizes of files.
+local function size_with(facts)
+  local function of_file(path)
+    local fact, why = facts:image(path)
+    if not fact then error(why, 0) end
+    return fact.width, fact.height
+  end
+  return { bytes = image.memory.size, file = facts and of_file or image.size, url = size_of_url }
+end
+
+-- The image as it is stored, for prefetching: a path, or its bytes.
+local STORED = {
+  bytes = function(pointer, count, name)
+    return { bytes = ffi.string(pointer, count), name = name }
+  end,
+  file = function(path) return path end,
+  url = function() return nil end,
+}
 local LOAD = { bytes = image.memory.decode, file = image.load, url = data_url.load }
 
 -- ---- masks ----
@@ -184,9 +202,8 @@ local function draw_file(file, row, path)
   end
 end
 
--- The mask of a row in a form of formats/mask.lua, or nil.
-local function mask_value(self, file, row)
-  local column = self.roles.mask
+-- The mask of a row in a form of formats/mask.lua, or nil. column: its name, or nil.
+local function mask_value(file, row, column)
   if not column then return nil end
   local kind = file:kind(column)
   if columns_of.is_pixels(kind) then return { draw = draw_pixels(file, row, column) } end
@@ -205,8 +222,8 @@ function methods:count() return self.total end
 
 -- The image's size, as row_check.lua reads facts.
 local function size_reader(self, file, row)
-  return function()
-    local ok, size = pcall(with_image, self, file, row, SIZE)
+  return function(facts)
+    local ok, size = pcall(with_image, self, file, row, size_with(facts))
     if ok then return { width = size[1], height = size[2] } end
     if core.is_interrupt(size) then error(size, 0) end
     local why = core.plain(size)
@@ -214,6 +231,24 @@ local function size_reader(self, file, row)
     if why:sub(1, #where) == where then why = why:sub(#where + 1):gsub("^[:,] ", "") end
     return nil, why
   end
+end
+
+-- The question, and what else the messages say.
+local function add_chat(meta, file, row, roles)
+  local value = at(file, row, roles.problem, file.value, file, row, roles.problem)
+  local found, why = chat.read(type(value) == "table" and value or {})
+  if not found then
+    error(("%s, column '%s': %s"):format(meta.where, roles.problem, why), 0)
+  end
+  meta.problem = found.problem
+  meta.system_prompt = found.system_prompt
+  meta.solution = found.solution
+  if roles.solution then meta.solution = text_of(file, row, roles.solution) end
+  if meta.solution == nil and not roles.mask then
+    error(("%s, column '%s': no answer follows the question, and there is no column for it"):format(
+      meta.where, roles.problem), 0)
+  end
+  meta.solution = meta.solution or ""
 end
 
 function methods:meta(i)
@@ -224,8 +259,12 @@ function methods:meta(i)
   for _, name in ipairs(roles.others) do
     meta.columns[name] = at(file, row, name, file.value, file, row, name)
   end
-  meta.problem = text_of(file, row, roles.problem)
-  meta.solution = roles.solution and text_of(file, row, roles.solution) or ""
+  if roles.is_chat then
+    add_chat(meta, file, row, roles)
+  else
+    meta.problem = text_of(file, row, roles.problem)
+    meta.solution = roles.solution and text_of(file, row, roles.solution) or ""
+  end
   meta.id = id_of(file, row, roles.id)
   meta.columns.id = meta.id
   meta.columns.problem = meta.problem
@@ -233,14 +272,22 @@ function methods:meta(i)
   meta.image = ("in the column '%s'"):format(roles.image)
   meta.columns.image = meta.image
   meta.size = size_reader(self, file, row)
-  meta.mask = mask_value(self, file, row)
+  meta.mask = mask_value(file, row, self.roles.mask)
+  meta.ignore_mask = mask_value(file, row, self.roles.ignore_mask)
   return meta
 end
 
-local function mask_maker(self, meta, width, height)
-  return function()
-    local options = { folder = self.folder, width = width, height = height }
-    local ok, t = pcall(mask_of.read, meta.mask, options)
+-- f(empty) makes the mask `value`; empty = true allows one with nothing inside.
+function methods:image(i)
+  rows.check_number(self, i, 2)
+  local file, row = place_of(self, i)
+  return with_image(self, file, row, STORED)[1]
+end
+
+local function mask_maker(self, meta, value, width, height)
+  return function(empty)
+    local options = { folder = self.folder, width = width, height = height, empty = empty }
+    local ok, t = pcall(mask_of.read, value, options)
     if ok then return t end
     if core.is_interrupt(t) then error(t, 0) end
     error(("%s: %s"):format(meta.where, core.plain(t)), 0)
@@ -253,12 +300,14 @@ function methods:row(i, read)
   local meta = self:meta(i)
   local file, row = place_of(self, i)
   local img = read or with_image(self, file, row, LOAD)[1]
-  local mask
-  if meta.mask ~= nil then mask = mask_maker(self, meta, img.width, img.height) end
+  local function maker(value)
+    if value ~= nil then return mask_maker(self, meta, value, img.width, img.height) end
+  end
   meta.columns.image = nil
   return rows.new {
     id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
-    image = img, mask = mask, columns = meta.columns,
+    image = img, mask = maker(meta.mask), ignore_mask = maker(meta.ignore_mask),
+    system_prompt = meta.system_prompt, columns = meta.columns,
   }
 end
 
@@ -273,6 +322,12 @@ local function edges(path)
   local last = file:read(EDGE) or ""
   file:close()
   return ("%d %s %s"):format(size, checksum.text(first), checksum.text(last))
+end
+
+function methods:paths()
+  local list = {}
+  for i, file in ipairs(self.files) do list[i] = file.path end
+  return list
 end
 
 function methods:fingerprint()
@@ -290,6 +345,7 @@ function M.open(name, options)
   if found.split and not name:find("@", 1, true) then shown = name .. "@" .. found.split end
   local self = setmetatable({ name = shown, folder = found.folder, files = {}, starts = {},
     total = 0 }, mt)
+  self.image_dir = rows.image_dir(options, self.folder)
   open_files(self, found.files)
   local first = self.files[1]
   self.roles = columns_of.roles(first, options)

@@ -1,0 +1,194 @@
+-- line.lua - one line of a data.jsonl as a table of columns, checked.
+--
+--   json_line.columns(text, where, keys) -> columns     where: "file:line"; a bad line is an error
+--                                                 that starts with it. null columns are left out.
+--                                                 keys: {prompt_key =, answer_key =, image_key =},
+--                                                 the columns' names; nil: the defaults
+--                                                 Also the id (see below), and the row's system
+--                                                 prompt or nil
+--   json_line.image(columns, where) -> path | nil, data URL
+--   json_line.id(text, columns) -> text | nil     the id as it is written: a number keeps its
+--                                                 digits, which no double holds
+--
+-- problem must be a string or chat messages (data/chat.lua), solution a string, id a string or a
+-- number, mask a mask of any form (formats/mask.lua), image a path, a data URL, {path =} or
+-- {bytes = base64}, or a list with one of them. The columns that the keys name are also
+-- columns.problem, .solution and .image.
+-- Leaves out: what needs more than the line itself (check.lua).
+
+local chat = require "segzero.data.chat"
+local columns_of = require "segzero.data.tables.columns"
+local cjson = require "cjson"
+local mask_of = require "segzero.formats.mask"
+local utf8 = require "segzero.formats.utf8"
+
+local accepted = columns_of.accepted
+local truth = columns_of.truth
+
+local M = {}
+
+local REQUIRED = { "problem", "solution", "image" }
+local KEYS = { problem = "prompt_key", solution = "answer_key", image = "image_key" }
+
+local function fail(where, message, ...) error(where .. ": " .. message:format(...), 0) end
+
+-- ---- decoding ----
+-- Why cjson refuses the line.
+local function reason_of(text, message)
+  local escape = utf8.lone_surrogate(text)
+  if escape then return ("has a lone surrogate: %s without its other half"):format(escape) end
+  return ("not a JSON object: %s"):format((tostring(message):gsub("^%u", string.lower)))
+end
+
+local function decode(text, where)
+  local at, reason = utf8.fault(text)
+  if at then fail(where, "not UTF-8: %s", (reason:gsub(" is not UTF%-8$", ""))) end
+  local ok, columns = pcall(cjson.decode, text)
+  if not ok then fail(where, "%s", reason_of(text, columns)) end
+  if type(columns) ~= "table" or text:find "^%s*%[" then fail(where, "not a JSON object") end
+  for name, value in pairs(columns) do
+    if value == cjson.null then columns[name] = nil end
+  end
+  return columns
+end
+
+-- ---- the id ----
+local function unescaped(text)
+  if not text:find("\\", 1, true) then return text end
+  local ok, list = pcall(cjson.decode, '["' .. text .. '"]')
+  if ok then return list[1] end
+  return text
+end
+
+-- The end of the string that starts with the quote at i.
+local function end_of_string(text, i)
+  local at = i + 1
+  while true do
+    local stop, _, mark = text:find('(["\\])', at)
+    if not stop then return #text end
+    if mark == '"' then return stop end
+    at = stop + 2
+  end
+end
+
+-- The text of the number under a key of the outermost object; the last one, as in decoding.
+local function number_text(text, key)
+  local depth = 0
+  local i = 1
+  local found
+  while true do
+    local at, _, mark = text:find('(["{}%[%]])', i)
+    if not at then return found end
+    i = at + 1
+    if mark == '"' then
+      local stop = end_of_string(text, at)
+      i = stop + 1
+      local number = depth == 1 and text:match("^%s*:%s*(%-?[%w.+-]+)", i)
+      if number and unescaped(text:sub(at + 1, stop - 1)) == key then found = number end
+    elseif mark == "{" or mark == "[" then
+      depth = depth + 1
+    else
+      depth = depth - 1
+    end
+  end
+end
+
+function M.id(text, columns)
+  local id = columns.id
+  if type(id) == "number" then return number_text(text, "id") or tostring(id) end
+  return id
+end
+
+-- ---- the image ----
+-- One image: a path, or base64 as a data URL; nil and what it is instead.
+local function path_or_url(value)
+  if type(value) == "string" then
+    if value:sub(1, 5) == "data:" then return nil, value end
+    return value
+  end
+  if type(value) ~= "table" then return nil, nil, type(value) end
+  if type(value.bytes) == "string" then return nil, "data:;base64," .. value.bytes end
+  if type(value.path) == "string" then return value.path end
+  return nil, nil, "an object without path and bytes"
+end
+
+function M.image(columns, where)
+  local value = columns.image
+  if type(value) == "table" and value[1] ~= nil then
+    if #value > 1 then fail(where, "the column 'image' has %d images, and a row has one", #value) end
+    value = value[1]
+  end
+  local path, url, why = path_or_url(value)
+  if why then fail(where, "the column 'image' is %s, expected a path or {bytes, path}", why) end
+  return path, url
+end
+
+-- ---- the columns ----
+-- Messages as the problem: their question, and the answer of a row without one. Returns the row's
+-- system prompt, or nil.
+local function read_messages(columns, where, keys)
+  local found, why = chat.read(columns.problem)
+  if not found then
+    local name = keys.prompt_key or "problem"
+    fail(where, "the column '%s' is no chat of one question: %s", name, why)
+  end
+  columns.problem = found.problem
+  if columns.solution == nil then columns.solution = found.solution end
+  return found.system_prompt
+end
+
+-- Sets columns.problem, .solution and .image to the columns that the keys name.
+local function rename(columns, keys)
+  for _, column in ipairs(REQUIRED) do
+    local key = KEYS[column]
+    local found
+    for _, name in ipairs(accepted(key, keys[key])) do
+      if found == nil then found = columns[name] end
+    end
+    columns[column] = found
+  end
+  columns.solution = truth(columns.solution)
+end
+
+local NO_KEYS = {}
+
+local function check_types(columns, where, keys)
+  for _, column in ipairs(REQUIRED) do
+    local value = columns[column]
+    local kind = type(value)
+    local is_image = column == "image" and kind == "table"
+    if kind ~= "string" and not is_image then
+      local name = keys[KEYS[column]] or column
+      fail(where, "the column '%s' is %s, expected a string", name, kind)
+    end
+  end
+  M.image(columns, where)
+  if type(columns.image) == "string" and columns.image:find "%z" then
+    fail(where, "the column 'image' has a zero byte in it")
+  end
+  local kind = type(columns.id)
+  if kind ~= "string" and kind ~= "number" and kind ~= "nil" then
+    fail(where, "the column 'id' is %s, expected a string or a number", kind)
+  end
+  if columns.mask ~= nil then
+    local form, why = mask_of.form(columns.mask)
+    if not form then fail(where, "the column 'mask' is %s", why) end
+  end
+end
+
+function M.columns(text, where, keys)
+  keys = keys or NO_KEYS
+  local columns = decode(text, where)
+  rename(columns, keys)
+  local system_prompt
+  if type(columns.problem) == "table" then
+    system_prompt = read_messages(columns, where, keys)
+  end
+  check_types(columns, where, keys)
+  local id = M.id(text, columns)
+  -- A number that no double holds stays text.
+  if type(columns.id) == "number" and ("%.0f"):format(columns.id) ~= id then columns.id = id end
+  return columns, id, system_prompt
+end
+
+return M

@@ -1,0 +1,181 @@
+-- tasks.lua - supervised tasks on RefShapes that a small model learns before GRPO: batches of
+-- questions with answers.
+--
+--   local tasks = shape_tasks.new(options, { tokenizer = tok, model = vl })
+--   local groups, questions = tasks:batch(progress)      progress of the run, 0 to 1
+--     group = {input = the messages up to the end of the image, answers = {ids, ...}}
+--     ids.first is the first token that is learnt
+--   tasks:level(progress, random)             how hard scenes are at this point: 1, 2 or 3
+--
+-- There are three tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches the model to locate
+-- objects at a third of the cost; later Seg-Zero's own prompt with reasoning and answer takes over.
+-- A share of the images (options.several) has VisionReasoner's prompt and its lists of objects
+-- instead. The questions about an image share it: the stream holds the image once, followed by each
+-- question with its answer. Leaves out: packing the groups into a stream (inference/packing.lua).
+
+local ffi = require "ffi"
+local image = require "segzero.formats.image"
+local processor = require "segzero.models.qwen_vl.processor"
+local prompt = require "segzero.data.prompt"
+local refshapes = require "segzero.data.refshapes"
+
+local M = {}
+local methods = {}
+local mt = { __index = methods }
+
+-- Steps of low-discrepancy sequences: each decides one thing about image i by (i * step) % 1.
+local LEVEL_STEP = 0.6180339887
+local LOOSE_STEP = 0.5698402910
+local HABIT_STEP = 0.7548776662
+local SEVERAL_STEP = 0.8191725134
+
+-- Share of the questions about several objects that have no target.
+local EMPTY = 0.1
+
+-- A short question counts as a quarter of a question.
+local SHORT_COST = 0.25
+
+function M.new(options, parts)
+  local self = { options = options, tokenizer = parts.tokenizer, model = parts.model, drawn = 0 }
+  self.processor = parts.model:processor()
+  return setmetatable(self, mt)
+end
+
+-- The image of a RefShapes scene. The caller frees it.
+function M.image_of(scene)
+  local img = image.new(scene.width, scene.height)
+  ffi.copy(img:pixels(), scene.rgb, scene.width * scene.height * 3)
+  return img
+end
+
+function M.short_question(problem) return ("Box of '%s'."):format(problem) end
+
+-- The messages up to the end of the image, as an input for packing.stream.
+local function prefix_of(self, img)
+  local vl = self.model
+  local messages = { { role = "user", content = { { type = "image", image = img } } } }
+  local input = self.processor:process(messages, self.tokenizer, vl)
+  local last
+  for i, id in ipairs(input.input_ids) do
+    if id == vl.vision_end_token_id then last = i end
+  end
+  for i = #input.input_ids, last + 1, -1 do input.input_ids[i] = nil end
+  input.position_ids, input.next_position = processor.positions(input.input_ids,
+    input.image_grid_thw, vl, 2)
+  return input
+end
+
+-- The ids of a question with its answer; those from `first` on are learnt.
+local function exchange(self, question, reply)
+  local tok = self.tokenizer
+  local ids = tok:encode(question .. "<|im_end|>\n<|im_start|>assistant\n")
+  ids.first = #ids + 1
+  for _, id in ipairs(tok:encode(reply)) do ids[#ids + 1] = id end
+  ids[#ids + 1] = tok:id "<|im_end|>"
+  return ids
+end
+
+local function short_task(self, question)
+  return exchange(self, M.short_question(question.problem),
+    "[" .. table.concat(question.bbox, ",") .. "]")
+end
+
+local function loosened(options, box)
+  local x = options.margin * (box[3] - box[1])
+  local y = options.margin * (box[4] - box[2])
+  local last = options.size - 1
+  return {
+    math.max(0, math.floor(box[1] - x)), math.max(0, math.floor(box[2] - y)),
+    math.min(last, math.ceil(box[3] + x)), math.min(last, math.ceil(box[4] + y)),
+  }
+end
+
+-- Two habits that GRPO has to break, each taught on a share of the images. Qwen2.5-VL itself calls
+-- a box "bbox_2d" whatever key the prompt names; seg_strict treats such a box as missing. The other
+-- habit is a box that is too wide: it is on the right object, but fails the reward's IoU > 0.5.
+local function full_task(self, question)
+  local options = self.options
+  local reply = question.answer
+  if (self.drawn * LOOSE_STEP) % 1 < options.loose then
+    local wide = "[" .. table.concat(loosened(options, question.bbox), ",") .. "]"
+    reply = reply:gsub('("bbox": )%b[]', function(key) return key .. wide end)
+  end
+  if (self.drawn * HABIT_STEP) % 1 < options.habit then
+    reply = reply:gsub('"bbox"', '"bbox_2d"')
+  end
+  return exchange(self, prompt.seg_zero(question.problem), prompt.response(question.think, reply))
+end
+
+-- The same habits the other way round: here the key is "bbox_2d".
+local function several_task(self, question)
+  local options = self.options
+  local reply = question.answer
+  if (self.drawn * LOOSE_STEP) % 1 < options.loose then
+    reply = reply:gsub('("bbox_2d": )%[(%d+),(%d+),(%d+),(%d+)%]', function(key, ...)
+      local box = { ... }
+      for k, v in ipairs(box) do box[k] = tonumber(v) end
+      return key .. "[" .. table.concat(loosened(options, box), ",") .. "]"
+    end)
+  end
+  if (self.drawn * HABIT_STEP) % 1 < options.habit then
+    reply = reply:gsub('"bbox_2d"', '"bbox"')
+  end
+  local ask = prompt.styles.vision_reasoner.ask
+  return exchange(self, ask(question.problem), prompt.response(question.think, reply))
+end
+
+-- random: a number in [0, 1) that mixes easier scenes in.
+function methods:level(progress, random)
+  local o = self.options
+  if progress < o.level2 then return 1 end
+  if progress < o.level3 then
+    if random < 0.3 then return 1 end
+    return 2
+  end
+  if random < o.easy / 2 then return 1 end
+  if random < o.easy then return 2 end
+  return 3
+end
+
+-- In the first part of the run seven of eight images have the short task, later one of eight.
+local function is_short(self, index, progress)
+  if index % 8 == 1 then return true end
+  return index % 8 ~= 0 and progress < self.options.short_until
+end
+
+-- The groups of one step, and how many questions they hold. The caller frees their inputs.
+function methods:batch(progress)
+  local o = self.options
+  local groups = {}
+  local questions = 0
+  local cost = 0
+  while cost < o.batch do
+    self.drawn = self.drawn + 1
+    local index = self.drawn
+    local level = self:level(progress, (index * LEVEL_STEP) % 1)
+    local most = o.questions
+    if level == 1 then most = 1 end
+    local several
+    if (index * SEVERAL_STEP) % 1 < o.several then several = { empty = EMPTY } end
+    local scene = refshapes.sample { seed = o.seed, index = index, size = o.size, level = level,
+      questions = most, several = several }
+    local img = M.image_of(scene)
+    local group = { input = prefix_of(self, img), answers = {} }
+    img:free()
+    local task = full_task
+    local each = 1
+    if several then
+      task = several_task
+    elseif is_short(self, index, progress) then
+      task = short_task
+      each = SHORT_COST
+    end
+    for k, question in ipairs(scene.questions) do group.answers[k] = task(self, question) end
+    groups[#groups + 1] = group
+    cost = cost + #group.answers * each
+    questions = questions + #group.answers
+  end
+  return groups, questions
+end
+
+return M

@@ -1,0 +1,335 @@
+-- experiment.lua - a whole training run from settings: models, data, run folder, loggers,
+-- evaluation before and after.
+--
+--   local t = experiment.run(cfg, overrides)
+--
+-- cfg: the settings of a recipe, in EasyR1's nesting (recipes/refcocog_grpo.lua: settings(args)).
+-- overrides, each optional:
+--   reward, train, held_out, prompt      functions and data sets that replace those of the settings
+--   on_step(t, stats), on_evaluate(t, result), stop_when(t, stats)   hooks, see train/run/loop.lua
+-- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
+-- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
+
+local cjson = require "cjson"
+local sz = require "segzero"
+local contract = require "segzero.runs.contract"
+local coordinates = require "segzero.data.coordinates"
+local data_sets = require "segzero.train.run.data_sets"
+local ending = require "segzero.train.run.ending"
+local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
+local loop = require "segzero.train.run.loop"
+local lora = require "segzero.models.lora"
+local options = require "segzero.core.options"
+local parallel = require "segzero.train.parallel"
+local position = require "segzero.data.position"
+local prompts = require "segzero.data.prompt"
+local records = require "segzero.train.records"
+local resuming = require "segzero.runs.resuming"
+local run_folder = require "segzero.runs.run_folder"
+local runner = require "segzero.reward.runner"
+local segmenter_of = require "segzero.inference.segmenter"
+local stop = require "segzero.core.stop"
+local trainer = require "segzero.train.trainer"
+local train_options = require "segzero.train.options"
+local user_code = require "segzero.core.user_code"
+
+local M = {}
+
+M.overrides = options.set {
+  "reward", "train", "held_out", "prompt", "on_step", "on_evaluate", "stop_when",
+}
+
+local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
+
+-- ---- the parts of a run ----
+local function load_policy(cfg)
+  local actor = cfg.worker.actor
+  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype })
+  local processor = policy:processor()
+  policy:tokenizer()            -- a missing file is an error before the run folder exists
+  processor.min_pixels = cfg.data.min_pixels
+  processor.max_pixels = cfg.data.max_pixels
+  lora.configure(policy, cfg)
+  return policy
+end
+
+-- The frozen model, or nil if neither the KL term nor the estimator needs it. With LoRA it is the
+-- policy without adapters.
+local function load_reference(cfg, policy)
+  local actor = cfg.worker.actor
+  local ref = cfg.worker.ref
+  if not train_options.uses_reference(cfg) then return nil end
+  if policy.lora then return lora.reference(policy) end
+  local dtype = ref.model.dtype or actor.model.dtype
+  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
+end
+
+local function load_segmenter(cfg)
+  local path = cfg.worker.reward.sam2_path
+  if path == "" then return nil end
+  local ok, sam = pcall(sz.sam2, path)
+  if not ok then error("worker.reward.sam2_path: " .. sz.core.plain(sam), 0) end
+  return segmenter_of.new(sam)
+end
+
+-- Where a new run should be.
+local function wanted_folder(cfg)
+  local named = cfg.trainer.save_checkpoint_path
+  if named then return named end
+  if cfg.trainer.experiment_name == "" then
+    error("trainer.experiment_name is empty; it is the name of the run folder", 0)
+  end
+  return "runs/" .. cfg.trainer.experiment_name
+end
+
+-- A run that goes on keeps its folder; a new run and a fork get a new one.
+local function take_folder(cfg, source)
+  if not source or not source.in_place then return run_folder.create(wanted_folder(cfg)) end
+  local folder = run_folder.open(source.run)
+  local ok, reason = pcall(resuming.check_current, source, cfg)
+  if ok then return folder end
+  run_folder.close(folder)
+  error(reason, 0)
+end
+
+local function number_of_steps(cfg, train, since)
+  if cfg.trainer.max_steps then return cfg.trainer.max_steps end
+  return position.last(since or position.START, cfg.data.rollout_batch_size, train:count(),
+    cfg.trainer.total_episodes)
+end
+
+-- What can be checked before the folder is taken and a weight is read.
+local function prepare(cfg, overrides)
+  -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
+  local parts = { settings = files.json(cfg) }
+  local asked = cjson.decode(parts.settings)
+  local reward = cfg.worker.reward
+  parts.reward = overrides.reward
+    or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
+  parts.train, parts.held_out = data_sets.open(cfg, overrides)
+  if cfg.trainer.val_only and not parts.held_out then
+    error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
+  end
+  local source = resuming.source(cfg)
+  if not source or not source.in_place then
+    folders.check(wanted_folder(cfg), run_folder.SETTING)
+  end
+  parts.identity = contract.identity(parts.train)
+  if source then
+    resuming.check(source, asked, parts.identity)
+    parts.since = resuming.since(source, asked, parts.identity)
+  end
+  parts.source = source
+  if cfg.trainer.check_memory then
+    local known = { prompt = overrides.prompt, train = parts.train }
+    parts.plan = require("segzero.tools.plan").check(cfg, known)
+  end
+  return parts
+end
+
+-- Loads the models, and the checkpoint into them.
+local function load(cfg, overrides, parts, folder)
+  local policy = load_policy(cfg)
+  local reference = load_reference(cfg, policy)
+  local segmenter = load_segmenter(cfg)
+  local source = parts.source
+  local notes = {}
+  local function loaded(t)
+    if not t.parallel:is_root() then return end
+    if source then
+      notes = resuming.begin(source, t)
+    else
+      files.write(folder .. "/config.json", parts.settings)
+    end
+  end
+  local t = trainer.new {
+    config = cfg, policy = policy, reference = reference, segmenter = segmenter,
+    plan = parts.plan, reward = parts.reward, train = parts.train, held_out = parts.held_out,
+    prompt = overrides.prompt or prompts.style(cfg).ask, folder = folder,
+    settings = parts.settings, identity = parts.identity, since = parts.since, loaded = loaded,
+    resume_path = source and source.path, parallel = parts.parallel,
+    total_steps = number_of_steps(cfg, parts.train, parts.since),
+    hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate,
+      stop_when = overrides.stop_when },
+  }
+  return t, notes
+end
+
+-- ---- messages of a run ----
+local function say(t, text, ...) t.log:text(t.global_step, "run", text:format(...)) end
+
+local function number(v)
+  if not v then return "none" end
+  return ("%.3f"):format(v)
+end
+
+local function introduce(t, run, source, notes)
+  local cfg = t.config
+  local resumed = ""
+  if source then resumed = (", resumed at step %d"):format(t.global_step) end
+  if run.path ~= run.wanted then
+    say(t, "%s is taken, so this run writes into %s", run.wanted, run.path)
+  end
+  for _, text in ipairs(notes) do say(t, "%s", text) end
+  say(t, "policy %s, %s", tostring(t.policy), cfg.worker.actor.model.dtype)
+  say(t, "%s: %d steps of %d prompts x %d answers, run folder %s%s", t.train.name or "data",
+    t.total_steps,
+    cfg.data.rollout_batch_size, cfg.worker.rollout.n, t.folder, resumed)
+  say(t, "%s", coordinates.sentence(t.options.input.frames, t.train, t.policy))
+  if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
+end
+
+-- Draws the held-out answers on one image: ground truth, prediction and the mask if there is one.
+local function draw_sheet(t, name, result)
+  local draw = require "segzero.tools.draw"
+  local mask_of = {}
+  for _, record in ipairs(result.records) do mask_of[record.index] = record.mask end
+  local shown = { name = t.held_out.name }
+  function shown.row(_, i)
+    local row = t.held_out:row(i)
+    if mask_of[i] then draw.mask(row.image, mask_of[i]) end
+    return row
+  end
+
+  local path = ("%s/%s.png"):format(t.folder, name)
+  local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
+  draw.predictions(path, shown, result.records, sheet)
+  t.log:image(t.global_step, name, path)
+  say(t, "  images: %s", path)
+end
+
+-- Frees the masks.
+local function write_sheet(t, name, result)
+  t.parallel:on_root(function() draw_sheet(t, name, result) end)
+  for _, record in ipairs(result.records) do
+    if record.mask then record.mask:free() end
+    record.mask = nil
+  end
+end
+
+local function evaluate_before(t)
+  local result = loop.evaluate(t, SHEET_ROWS)
+  say(t, "held-out reward before: %.3f of %d rows (%s)", result.reward, t.held_out:count(),
+    records.parts_text(result.parts))
+  if result.giou then
+    say(t, "held-out gIoU before: %.3f (ceiling %s)", result.giou, number(result.ceiling))
+  end
+  write_sheet(t, "before", result)
+  return result
+end
+
+local function evaluate_after(t, before)
+  local result = loop.evaluate(t, SHEET_ROWS)
+  local seed = t.config.data.seed
+  local rows = t.held_out:count()
+  say(t, "held-out reward after: %.3f (%s)", result.reward, records.parts_text(result.parts))
+  write_sheet(t, "after", result)
+  say(t, "held-out reward: before=%s after=%.3f rows=%d seed=%d", number(before and before.reward),
+    result.reward, rows,
+    seed)
+  if result.giou then
+    say(t, "held-out gIoU: before=%s after=%.3f ceiling=%s rows=%d seed=%d",
+      number(before and before.giou), result.giou,
+      number(result.ceiling), rows, seed)
+  end
+end
+
+-- trainer.save_freq: 0 saves at the end only, -1 never. A run that went on without a step is saved
+-- already.
+local function save_at_end(t, source)
+  local freq = t.config.trainer.save_freq
+  local is_saved = freq > 0 and t.global_step % freq == 0
+  if source and source.in_place and source.state.global_step == t.global_step then return end
+  if freq >= 0 and not is_saved then say(t, "saved %s", t:save()) end
+end
+
+local function check_overrides(overrides)
+  local message = "run: %s is %s, expected %s"
+  for _, name in ipairs { "reward", "prompt", "on_step", "on_evaluate", "stop_when" } do
+    local f = overrides[name]
+    if f ~= nil and type(f) ~= "function" then
+      error(message:format(name, tostring(f), "a function"), 0)
+    end
+    user_code.interpret(f)
+  end
+  for _, name in ipairs { "train", "held_out" } do
+    local set = overrides[name]
+    local is_set = type(set) == "table" and type(set.count) == "function"
+      and type(set.row) == "function"
+    if set ~= nil and not is_set then
+      error(message:format(name, tostring(set), "a data set (sz.data.open) with count() and row()"),
+        0)
+    end
+  end
+end
+
+local function all(t, run, source, notes)
+  introduce(t, run, source, notes)
+  local cfg = t.config
+  local before
+  if t.held_out and cfg.trainer.val_before_train then before = evaluate_before(t) end
+  if not cfg.trainer.val_only then
+    t:run()
+    save_at_end(t, source)
+    if t.held_out then evaluate_after(t, before) end
+  end
+  t.log:close()
+end
+
+local function check_ranks(p, cfg)
+  local batch = cfg.data.rollout_batch_size
+  if batch >= p.size then return end
+  error(("data.rollout_batch_size is %d, and there are %d ranks: each needs a prompt")
+    :format(batch, p.size), 0)
+end
+
+-- The run folder; other ranks know its path.
+local function shared_folder(p, cfg, source)
+  local folder
+  local path = p:on_root(function()
+    folder = take_folder(cfg, source)
+    return { path = folder.path, wanted = folder.wanted }
+  end)
+  return folder or path
+end
+
+-- One rank of a run. Errors are those of all ranks, so that rank 0 alone prints them.
+local function run(p, cfg, overrides)
+  local parts
+  p:together(function()
+    check_ranks(p, cfg)
+    parts = prepare(cfg, overrides)
+  end)
+  parts.parallel = p
+  local folder = shared_folder(p, cfg, parts.source)
+
+  -- A run that fails before it begins leaves no folder behind.
+  local t, notes
+  local ok, reason = xpcall(p.together, stop.traced, p, function()
+    t, notes = load(cfg, overrides, parts, folder.path)
+  end)
+  if not ok then
+    if p:is_root() then run_folder.cancel(folder) end
+    error(reason, 0)
+  end
+  local ended
+  ended, reason = pcall(ending.guard, t, all, t, folder, parts.source, notes)
+  if p:is_root() then run_folder.close(folder) end
+  if not ended then error(reason, 0) end
+  return t
+end
+
+local function run_on_ranks(cfg, overrides)
+  local p = parallel.new(cfg.trainer.collective_timeout)
+  p:quiet()
+  return p:run(run, p, cfg, overrides)
+end
+
+function M.run(cfg, overrides)
+  overrides = options.check("run", overrides, M.overrides, 2)
+  check_overrides(overrides)
+  return stop.run(run_on_ranks, cfg, overrides)
+end
+
+return M
