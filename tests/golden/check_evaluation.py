@@ -1,4 +1,4 @@
-"""Checks by hand that segzero's evaluation and the evaluation scripts of Seg-Zero write the same rows.
+"""Checks by hand that segzero and the evaluation scripts of Seg-Zero write the same rows.
 
     git clone https://github.com/dvlab-research/Seg-Zero        (42a3345)
     python3 tests/golden/check_evaluation.py Seg-Zero evaluation.py POLICY SAM2 SET OUT [--side 112]
