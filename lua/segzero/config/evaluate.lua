@@ -42,14 +42,19 @@ local models = {
 
 local data = {
   { key = "data", type = "text", default = "refshapes", path = true, also = { "test_data_path" },
-    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
-      .. "refshapes_multi (several=true)" },
+    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), annotations of COCO, "
+      .. "refer or ReasonSeg, refshapes or refshapes_multi (several=true)" },
   { key = "prompt_key", type = "text", default = "problem", also = { "data.prompt_key" },
-    help = "the column of the question; the default also stands for text" },
+    help = "the column of the question; the default also stands for text, prompt, messages and "
+      .. "conversations" },
   { key = "answer_key", type = "text", default = "solution", also = { "data.answer_key" },
-    help = "the column of the ground truth; the default also stands for answer" },
+    help = "the column of the ground truth; the default also stands for answer and reward_model" },
   { key = "image_key", type = "text", default = "image", also = { "data.image_key" },
     help = "the column of the image; the default also stands for images" },
+  { key = "image_dir", type = "text", default = "", null = "", path = true,
+    also = { "data.image_dir" },
+    help = "the folder that relative paths of images start from; empty: the data set's own, or "
+      .. "where its layout has them" },
   { key = "rows", type = "count", optional = true, max = 2 ^ 31,
     help = "only the first rows; null: all (RefShapes: 128)" },
   { key = "on_bad_row", type = "text", default = "count", choices = { "count", "error", "skip" },

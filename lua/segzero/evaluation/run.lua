@@ -297,6 +297,7 @@ local function open_set(cfg, say)
   local set = data.sources.open(cfg.data, {
     split = split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
     prompt_key = cfg.prompt_key, answer_key = cfg.answer_key, image_key = cfg.image_key,
+    image_dir = cfg.image_dir, several = cfg.several,
   })
   local last
   if cfg.on_bad_row ~= "skip" then last = cfg.rows end
