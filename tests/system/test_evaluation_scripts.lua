@@ -258,6 +258,36 @@ check.case("both conventions for ignore regions", function()
     "the true area of an answer that cannot be read, and the name in the summary")
 end)
 
+check.case("both conventions on LISA's own folder of ReasonSeg", function()
+  local expected = json("tests/golden/annotations/expected.json").ReasonSeg
+  -- Pixels inside run lengths.
+  local function area(runs)
+    local n = 0
+    for i = 2, runs == cjson.null and 0 or #runs, 2 do n = n + runs[i] end
+    return n
+  end
+  for _, name in ipairs { "target", "left_out" } do
+    local out = ("%s/lisa_%s"):format(place, name)
+    with_answers(function() return "nothing" end, function()
+      evaluate.run { "data=tests/golden/annotations/ReasonSeg@val", "ignore_regions=" .. name,
+        "output_path=" .. out, SHORT, "sam2_path=" .. SAM2 }
+    end)
+    local seen = 0
+    for line in io.lines(out .. "/results.jsonl") do
+      local record = cjson.decode(line)
+      local want = expected[record.image_id]
+      local inside = area(want.mask)
+      if name == "target" then inside = inside + area(want.ignore) end
+      check.equal(record.union, inside, name .. " " .. record.image_id)
+      seen = seen + 1
+    end
+    check.equal(seen, 3, "images")
+  end
+  check.raises(function()
+    evaluate.run { ("compare=%s/lisa_target,%s/lisa_left_out"):format(place, place) }
+  end, "ignore_regions is target in .* and left_out in", "two conventions are not compared")
+end)
+
 -- ---- a sweep ----
 check.case("a sweep over the checkpoints of a run", function()
   local run = place .. "/run"

@@ -43,7 +43,7 @@ local models = {
 local data = {
   { key = "data", type = "text", default = "refshapes", path = true, also = { "test_data_path" },
     help = "a folder with data.jsonl, Parquet or Arrow files (name@split), annotations of COCO, "
-      .. "refer or ReasonSeg, refshapes or refshapes_multi (several=true)" },
+      .. "refer or ReasonSeg, a name on the hub, refshapes or refshapes_multi (several=true)" },
   { key = "prompt_key", type = "text", default = "problem", also = { "data.prompt_key" },
     help = "the column of the question; the default also stands for text, prompt, messages and "
       .. "conversations" },

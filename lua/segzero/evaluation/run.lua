@@ -226,11 +226,8 @@ local function look_at(run, first)
   if not ok then row = {} end
   run.masks = cfg.sam2_path ~= "" and row.mask ~= nil
   if cfg.task == "auto" then cfg.task = target_of.task(row) end
-  if cfg.task ~= "segmentation" then
-    run.masks = false
-    if not cfg.several then
-      error(("task=%s reads lists of objects: set several=true"):format(cfg.task), 0)
-    end
+  if cfg.task ~= "segmentation" and not cfg.several then
+    error(("task=%s reads lists of objects: set several=true"):format(cfg.task), 0)
   end
   local columns = row.columns or {}
   cfg.has_ignored = set.ignore_masks == true or row.ignore_mask ~= nil

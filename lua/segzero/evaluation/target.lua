@@ -6,11 +6,11 @@
 --     t.objects    {{bbox =, points = {...}}, ...} in the image's pixels; nil if nothing states any
 --     t.count      how many objects there are; nil if only a mask states the target
 --     t.category   the column cat_id, or nil
+--     t.is_stated  whether the solution or the column bbox states the objects
 --   target.release(t)                frees both masks
 --   target.task(row)                 "counting" with a column count, "detection" with cat_id, else
 --                                    "segmentation"
 --   target.ids(row)                  image_id and ann_id as the set has them; else the row's id
---   target.has_box(row)              whether the row has the column bbox
 --
 -- ignore: what the pixels of row.ignore_mask are. "target": they belong to the target, as in the
 -- sets that Seg-Zero put on the hub; "left_out": they are neither target nor background, as in
@@ -45,8 +45,6 @@ function M.ids(row)
   local ann_id = column(row, "ann_id")
   return image_id or row.id, ann_id or row.id
 end
-
-function M.has_box(row) return column(row, "bbox") ~= nil end
 
 local function is_box(v)
   if type(v) ~= "table" or #v ~= 4 then return false end
@@ -107,6 +105,7 @@ local function add_objects(t, row)
   if t.mask and not truth.has_objects(row) and is_empty(t.mask) then objects = {} end
   t.objects = objects
   t.count = tonumber(column(row, "count"))
+  t.is_stated = objects ~= nil and not is_around
   if t.count or not objects then return end
   if not is_around or #objects == 0 then t.count = #objects end
 end
