@@ -100,7 +100,7 @@ end)
 local function reasoner_words(set, folder)
   return { "--model", "vision_reasoner", "--output_path", folder, "--test_data_path",
     HUB .. "/" .. set, "--idx", "0", "--num_parts", "1", "--batch_size", "16",
-    "--segmentation_model_path", SAM2, "--task_router_model_path", "TaskRouter-1.5B", SHORT }
+    "--model_path", POLICY, "--segmentation_model_path", SAM2, "--task_router_model_path", "TaskRouter-1.5B", SHORT }
 end
 
 local function lines_of(folder)
@@ -227,6 +227,18 @@ check.case("errors name the setting", function()
     "part is 1, expected 0 to 0", "no such part")
   check.raises(function() evaluate.run { "idx=1", "part=0", "parts=2" } end,
     "idx=1 and part=0 both name the part", "two names")
+  -- The scripts' own default models, which are not in an empty cache.
+  for words, name in pairs {
+    [{ "--idx", "0" }] = "Ricky06662/Seg%-Zero%-7B",
+    [{ "--idx", "0", "--model", "vision_reasoner" }] = "Ricky06662/VisionReasoner%-7B",
+    [{ "--idx", "0", "--model_path", mini.write(place .. "/other") }] = "facebook/sam2%-hiera%-large",
+  } do
+    words[#words + 1] = "--test_data_path"
+    words[#words + 1] = HUB .. "/refcoco_val"
+    local said, status = shell(("HF_HUB_OFFLINE=1 HF_HOME=%s ./segzero recipes/evaluate.lua %s\n")
+      :format(place .. "/no_cache", table.concat(words, " ")))
+    check.ok(status ~= 0 and said:find("taking the script's default, " .. name) ~= nil, said)
+  end
   check.raises(function() evaluate.run { "--model", "qwen" } end,
     "model=qwen is not supported: only VisionReasoner's questions", "Qwen's own prompts")
 end)
