@@ -293,6 +293,8 @@ local trainer = {
     help = "go on in the same run although settings that change its results are different" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
+  { key = "trainer.collective_timeout", type = "number", default = 600, min = 1,
+    help = "with several ranks: seconds that one waits for another before the run ends" },
   { key = "trainer.save_limit", type = "integer", default = -1, min = -1, null = -1,
     also = { "trainer.max_actor_ckpt_to_keep" },
     help = "keep this many of the newest checkpoints; 0 or -1: all" },

@@ -8,9 +8,9 @@
 --     set:count()      how many rows there are
 --     set:row(i)       row i from 1 (train/records.lua says what a row is); the caller frees
 --                      row.image
---     set:image(i)     the path of row i's image, or nil when the row makes its image itself. With
---                      a path, background threads read the image ahead of time, and
---                      set:row(i, image) gets the image that was read
+--     set:image(i)     the path of row i's image, {bytes = of an image file, name = for messages},
+--                      or nil when the row makes its image itself. Background threads read a path
+--                      or bytes ahead of time, and set:row(i, image) gets the image that was read
 --     set:meta(i)      what is known of row i without decoding anything, so that all rows can be
 --                      checked before the first step (data/jsonl/source.lua); optional
 --     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,

@@ -25,6 +25,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local frame = require "segzero.data.frame"
 local gallery = require "segzero.evaluation.gallery"
+local integrity = require "segzero.runs.integrity"
 local judge = require "segzero.evaluation.judge"
 local lines = require "segzero.core.lines"
 local log = require "segzero.log"
@@ -75,6 +76,7 @@ local function load_policy(run)
   if cfg.oracle then return end
   run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter })
   run.policy:tokenizer()
+  integrity.settle(run.policy)  -- a damaged checkpoint is no error of a row
   limit_pixels(run.policy:processor(), cfg)
   check_frame(run.policy, cfg.frame)
   run.frames = coordinates.for_policy(run.frames, run.policy)
