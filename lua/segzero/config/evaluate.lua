@@ -203,7 +203,8 @@ local function script_policy(cfg)
 end
 
 local function find_policy(cfg, given)
-  if cfg.model_path == "" and not given.model_path and has_script_models(cfg) then
+  local has_default = has_script_models(cfg) and not cfg.oracle
+  if cfg.model_path == "" and not given.model_path and has_default then
     cfg.model_path = script_policy(cfg)
     console.say("no model named: taking the script's default, " .. cfg.model_path)
   end

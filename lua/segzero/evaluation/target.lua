@@ -16,8 +16,8 @@
 -- sets that Seg-Zero put on the hub; "left_out": they are neither target nor background, as in
 -- LISA's evaluation. Objects are those of the solution, else of the column bbox (four numbers, a
 -- list of such, or either as JSON), else the box around the mask. A mask with nothing inside is a
--- row without a target. why: a mask that cannot be read, which leaves t.mask nil; or objects that
--- cannot. Leaves out: answers.
+-- row without a target, and so is an empty list in the column bbox with a null for the mask. why: a
+-- mask that cannot be read, which leaves t.mask nil; or objects that cannot. Leaves out: answers.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
@@ -119,8 +119,18 @@ local function unite(mask, other)
   end
 end
 
+-- The true mask. A row whose column bbox is an empty list has no target, and may have no mask.
+local function read_mask(row)
+  local ok, mask = pcall(row.mask, true)
+  if ok then return mask end
+  if core.is_interrupt(mask) then error(mask, 0) end
+  local boxes = stated_boxes(row)
+  if not boxes or #boxes > 0 then error(mask, 0) end
+  return tensor.zeros({ row.image.height, row.image.width }, { dtype = "u8" })
+end
+
 local function add_masks(t, row, options)
-  t.mask = row.mask(true)
+  t.mask = read_mask(row)
   if not row.ignore_mask then return end
   local ignored = row.ignore_mask(true)
   if options.ignore == "left_out" then
