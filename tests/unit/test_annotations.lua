@@ -150,6 +150,24 @@ check.case("names and splits", function()
   end
 end)
 
+check.case("a folder by a link, and from inside", function()
+  local unistd = require "posix.unistd"
+  local here = unistd.getcwd()
+  unistd.link(here .. "/" .. SETS .. "refer_seg", place .. "/linked", true)
+  unistd.link(here .. "/" .. SETS .. "refer_seg/refcocog", place .. "/mine", true)
+  local linked = annotations.open(place .. "/linked/refcocog@val")
+  check.equal(linked:meta(1).id, "refcocog_3", "a link above")
+  local folder = here .. "/" .. SETS .. "refer_seg/images/train2014"
+  local set = annotations.open(place .. "/mine@val", { image_dir = folder })
+  check.equal(set:meta(1).id, "mine_3", "named by the link")
+  for from, name in pairs { ["refer_seg"] = "refcocog@val", ["refer_seg/refcocog"] = ".@val" } do
+    unistd.chdir(here .. "/" .. SETS .. from)
+    local ok, entry = pcall(function() return annotations.open(name):meta(1) end)
+    unistd.chdir(here)
+    check.equal(ok and entry.id, "refcocog_3", name .. " in " .. from)
+  end
+end)
+
 check.case("where the images are", function()
   os.execute("mkdir -p " .. place .. "/moved")
   mini.copy(SETS .. "refer_seg/refcocog", place .. "/moved/")
@@ -235,6 +253,9 @@ check.case("refs that are cut off or hostile are one line", function()
     ["(lp0\nI1\na."] = "ref 1 has no split",
     ["(lp0\n(dp1\nS'split'\nS'val'\nsS'ann_id'\nI3\nsa."] = "ref 1 has no image_id",
     ["(lp0\n(dp1\nS'split'\nS'val'\nsa."] = "ref 1 has no ann_id",
+    ["(lp0\n(dp1\nS'split'\nS'val'\nsS'ann_id'\nI3\nsS'image_id'\nI3\nsa."] = "ref 1 has no ref_id",
+    ["(lp0\n(dp1\nS'split'\nS'val'\nsS'ann_id'\nI3\nsS'image_id'\nI3\nsS'ref_id'\nI4\n"
+      .. "sS'sentences'\n(l(dS'sent'\nS'caf\\xe9'\nsasa."] = "sentence 1 of ref 1 is not UTF%-8",
     ["(l."] = "there are no refs",
   } do
     write(path, text)

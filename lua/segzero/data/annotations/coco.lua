@@ -137,7 +137,7 @@ end
 function M.open(options)
   local path = options.file
   local folder = path:match "^(.*)/[^/]*$" or "."
-  local above = folder:match "^(.+)/[^/]*$" or folder .. "/.."
+  local above = image_folder.above(folder)
   local part = path:match "([^/]*)%.json$":match "_([%w]+)$"
   local self = setmetatable({ path = path, n = 0, crowds = 0, several = true, notes = {},
     files = { path } }, mt)

@@ -11,7 +11,7 @@
 --   set:count()         how many entries there are
 --   set:meta(i)         entry i from 1; reads its annotations now, and no image:
 --     id                text, once in the set
---     where             "file ref 12", for messages
+--     where             "file ref_id 12", for messages
 --     image             the path of its image, which may not exist
 --     width, height     of the image in pixels as stated; ReasonSeg: of the image's file, or
 --                       nil if it cannot be read

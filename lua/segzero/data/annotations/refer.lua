@@ -18,6 +18,7 @@ local instances = require "segzero.data.annotations.instances"
 local json_list = require "segzero.data.jsonl.list"
 local objects = require "segzero.data.annotations.objects"
 local pickle_plain = require "segzero.formats.pickle_plain"
+local utf8 = require "segzero.formats.utf8"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -71,14 +72,17 @@ local function compact(path, k, ref)
   local list = annotations_of(ref)
   if not list then fail(path, "ref %d has no ann_id that is a number or a list of them", k) end
   if not whole(ref.image_id) then fail(path, "ref %d has no image_id that is a number", k) end
+  if not whole(ref.ref_id) then fail(path, "ref %d has no ref_id that is a number", k) end
   if type(ref.sentences) ~= "table" or #ref.sentences == 0 then
     fail(path, "ref %d has no sentences", k)
   end
-  local kept = { ref_id = ref.ref_id or k, image_id = ref.image_id, annotations = list, texts = {},
+  local kept = { ref_id = ref.ref_id, image_id = ref.image_id, annotations = list, texts = {},
     raw = {}, sent_ids = {} }
   for i, sentence in ipairs(ref.sentences) do
     local text = type(sentence) == "table" and (sentence.sent or sentence.raw)
     if type(text) ~= "string" then fail(path, "sentence %d of ref %d has no text", i, k) end
+    local at = utf8.fault(text)
+    if at then fail(path, "sentence %d of ref %d is not UTF-8", i, k) end
     kept.texts[i] = text
     kept.raw[i] = type(sentence.raw) == "string" and sentence.raw or text
     kept.sent_ids[i] = sentence.sent_id
@@ -138,7 +142,7 @@ end
 -- ---- the set ----
 function methods:count() return #self.refs end
 
-function methods:where(i) return ("%s ref %d"):format(self.path, self.refs[i].number) end
+function methods:where(i) return ("%s ref_id %.17g"):format(self.path, self.refs[i].ref_id) end
 
 function methods:texts(i) return #self.refs[i].texts end
 
@@ -199,9 +203,7 @@ function M.open(options)
   self.several = options.file:match "([^/]*)$":find "^grefs" ~= nil
   self.files = { options.file, self.instances.path }
 
-  local root = folder .. "/.."
-  local parent = folder:match "^(.+)/[^/]*$"
-  if parent then root = parent end
+  local root = image_folder.above(folder)
   local places = candidates(root, title)
   for _, place in ipairs(candidates(folder, title)) do places[#places + 1] = place end
   places[#places + 1] = root .. "/../train2014"
