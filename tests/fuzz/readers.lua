@@ -63,8 +63,24 @@ add { name = "torchfile", seeds = torch_seeds,
     free((require("segzero.formats.torchfile").load(scratch .. "/x.pt")))
   end }
 
+-- Rank 0 of a checkpoint; the other ranks' files are as they were.
+local SHARDS = "tests/golden/dtensor/easyr1/actor/model_world_size_4_rank_%d.pt"
+add { name = "shards", seeds = { read(SHARDS:format(0)), read(SHARDS:format(2)) },
+  run = function(text, scratch)
+    local shards = require "segzero.merge.shards"
+    write(scratch .. "/model_world_size_4_rank_0.pt", text)
+    write(scratch .. "/model_world_size_4_rank_1.pt", read(SHARDS:format(1)))
+    local set = shards.open(scratch)
+    local ok, why = pcall(function()
+      for _, t in pairs(set.tensors) do set:stream(t, function() end) end
+    end)
+    set:close()
+    if not ok then error(why, 0) end
+  end }
+
 local arrow_seeds = {}
-for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced" } do
+for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced", "views",
+  "views_zstd" } do
   arrow_seeds[i] = read("tests/golden/arrow/" .. name .. ".arrow")
 end
 add { name = "arrow", seeds = arrow_seeds,

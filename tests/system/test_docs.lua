@@ -86,6 +86,7 @@ case " $* " in
 *" recipes/evaluate.lua "*)
     small='max_new_tokens=8'
     case "$*" in *rows=*) ;; *) small="$small rows=4" ;; esac ;;
+*" examples/infer.lua "*--query*) ;;
 *" examples/infer.lua "*--image_path*) set -- "$@" --text '%s' ;;
 esac
 exec %s "$@" $small

@@ -293,6 +293,8 @@ local trainer = {
     help = "go on in the same run although settings that change its results are different" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
+  { key = "trainer.collective_timeout", type = "number", default = 600, min = 1,
+    help = "with several ranks: seconds that one waits for another before the run ends" },
   { key = "trainer.save_limit", type = "integer", default = -1, min = -1, null = -1,
     also = { "trainer.max_actor_ckpt_to_keep" },
     help = "keep this many of the newest checkpoints; 0 or -1: all" },
@@ -459,10 +461,11 @@ function M.settings(args, own_schema)
   if no_model then
     use_embedded_model(cfg, given)
   else
-    actor.model_path = paths.policy(actor.model_path)
+    actor.model_path = paths.policy(actor.model_path, nil, "worker.actor.model.model_path")
   end
   find_last_checkpoint(cfg)
-  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
+  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path,
+    label = "worker.reward.sam2_path" })
   cfg.worker.reward.sam2_path = sam2
   paths.check_sam2("worker.reward.sam2_path", sam2)
   if origin == "missing" then

@@ -56,7 +56,8 @@ local function too_long(row, policy, limit)
 end
 
 function M.prepare(row, policy, prompt, options)
-  local img, own = coordinates.resized(row.image, options.frames)
+  local img, own = coordinates.resized(row.image, options.frames, row.resized)
+  row.resized = nil
   local messages = M.messages(row, prompt, options.system_prompt, img)
   local ok, input = pcall(policy.process, policy, messages)
   local seen = ok and coordinates.seen(input, img)
@@ -77,6 +78,7 @@ end
 function M.release(rows)
   for _, row in ipairs(rows) do
     row.image:free()
+    if row.resized then row.resized:free() end
     if row.input then release_input(row.input) end
   end
 end

@@ -161,6 +161,14 @@ local function size_with(facts)
   return { bytes = image.memory.size, file = facts and of_file or image.size, url = size_of_url }
 end
 
+-- The image as it is stored, for prefetching: a path, or its bytes.
+local STORED = {
+  bytes = function(pointer, count, name)
+    return { bytes = ffi.string(pointer, count), name = name }
+  end,
+  file = function(path) return path end,
+  url = function() return nil end,
+}
 local LOAD = { bytes = image.memory.decode, file = image.load, url = data_url.load }
 
 -- ---- masks ----
@@ -270,6 +278,12 @@ function methods:meta(i)
 end
 
 -- f(empty) makes the mask `value`; empty = true allows one with nothing inside.
+function methods:image(i)
+  rows.check_number(self, i, 2)
+  local file, row = place_of(self, i)
+  return with_image(self, file, row, STORED)[1]
+end
+
 local function mask_maker(self, meta, value, width, height)
   return function(empty)
     local options = { folder = self.folder, width = width, height = height, empty = empty }
