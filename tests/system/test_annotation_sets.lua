@@ -101,6 +101,23 @@ check.case("an evaluation of each set", function()
   end
 end)
 
+check.case("both conventions for ReasonSeg's ignored regions", function()
+  local union = {}
+  for _, convention in ipairs { "target", "left_out" } do
+    local folder = place .. "/ignore_" .. convention
+    local text, status = mini.run { "recipes/evaluate.lua", "data=" .. SETS .. "ReasonSeg@val",
+      "oracle=true", "sam2_path=tests/golden/sam2/S5", "frame=84", "output_path=" .. folder,
+      "ignore_regions=" .. convention }
+    check.equal(status, 0, text)
+    check.ok(text:find("ignore=" .. convention, 1, true), "it is named: " .. text)
+    local first = cjson.decode(files.read(folder .. "/results.jsonl"):match "^[^\n]*")
+    check.equal(first.id, "c_3", "the first row")
+    union[convention] = first.union
+  end
+  -- All of this row's ignored square of 21 x 21 pixels is in the union of the one and not the other.
+  check.equal(union.target - union.left_out, 21 * 21, "pixels")
+end)
+
 -- ---- damaged sets ----
 -- A copy of the sets of refer with a change of instances.json.
 local function damaged(from, to)

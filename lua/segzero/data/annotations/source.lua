@@ -122,7 +122,8 @@ end
 
 -- The files that the rows come from.
 function methods:paths()
-  local list = { unpack(self.entries.files) }
+  local list = {}
+  for i, path in ipairs(self.entries.files) do list[i] = path end
   list[#list + 1] = self.entries.image_folder
   return list
 end
