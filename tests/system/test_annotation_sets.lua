@@ -89,8 +89,9 @@ check.case("an evaluation of each set", function()
     local folder = ("%s/eval_%d"):format(place, runs)
     local words = { "recipes/evaluate.lua", "data=" .. SETS .. set, "output_path=" .. folder,
       unpack(oracle) }
-    if set:find "grefcoco" or set:find "coco@val$" and not set:find "refer" then
+    if set:find "grefcoco" or set == "coco@val" then
       words[#words + 1] = "several=true"
+      words[#words + 1] = "task=segmentation"
     end
     local text, status = mini.run(words)
     check.equal(status, 0, set .. ": " .. text)
