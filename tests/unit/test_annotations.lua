@@ -136,6 +136,9 @@ check.case("names and splits", function()
   check.equal(count "refer_seg/refcoco+@testB", 2, "testB and testAB")
   check.equal(count "refer_seg/refcoco+@test", 3, "all that have test in their name")
   check.equal(count "ReasonSeg/val", 3, "a folder of a split")
+  check.equal(count("ReasonSeg", { purpose = "train" }), 2, "training takes train")
+  check.equal(count("ReasonSeg", { purpose = "heldout" }), 3, "held-out rows are val")
+  check.equal(count("coco", { purpose = "heldout" }), 6, "of COCO as well")
   for name, message in pairs {
     ["refer_seg/refcocog@minival"] = "refs%(umd%)%.p: there is no split 'minival'; there is: test, "
       .. "train, val$",

@@ -142,19 +142,36 @@ local function boundary(points, width, height, out, value)
   return edges
 end
 
--- Fills the row y between each odd crossing and the next one.
+-- Fills the row y between each odd crossing of these edges and the next one.
 local function fill_row(edges, y, width, out, value)
   local crossings = {}
-  for _, edge in ipairs(edges) do
-    if edge.y0 <= y and y < edge.y1 then
-      crossings[#crossings + 1] = edge.x + (y - edge.y0) * edge.dx
-    end
-  end
+  for i, edge in ipairs(edges) do crossings[i] = edge.x + (y - edge.y0) * edge.dx end
   table.sort(crossings)
   for i = 1, #crossings - 1, 2 do
     local first = math.max(0, ceil(crossings[i] / ONE))
     local last = math.min(width - 1, floor(crossings[i + 1] / ONE))
     if first <= last then ffi.fill(out + y * width + first, last - first + 1, value) end
+  end
+end
+
+-- Fills all rows. The edges of a row are those of the row before that go on, and new ones.
+local function fill(edges, width, height, out, value)
+  table.sort(edges, function(a, b) return a.y0 < b.y0 end)
+  local active = {}
+  local bottom = 0
+  for _, edge in ipairs(edges) do bottom = math.max(bottom, edge.y1) end
+  local added = 0
+  for y = math.max(0, edges[1].y0), math.min(height, bottom) - 1 do
+    local going = {}
+    for _, edge in ipairs(active) do
+      if y < edge.y1 then going[#going + 1] = edge end
+    end
+    while added < #edges and edges[added + 1].y0 <= y do
+      added = added + 1
+      if y < edges[added].y1 then going[#going + 1] = edges[added] end
+    end
+    active = going
+    fill_row(active, y, width, out, value)
   end
 end
 
@@ -166,15 +183,7 @@ function M.draw(points, width, height, out, value)
     end
   end
   local edges = boundary(points, width, height, out, value)
-  local top = height
-  local bottom = 0
-  for _, edge in ipairs(edges) do
-    top = math.min(top, edge.y0)
-    bottom = math.max(bottom, edge.y1)
-  end
-  for y = math.max(0, top), math.min(height, bottom) - 1 do
-    fill_row(edges, y, width, out, value)
-  end
+  if #edges > 0 then fill(edges, width, height, out, value) end
 end
 
 return M
