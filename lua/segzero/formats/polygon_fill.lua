@@ -90,15 +90,18 @@ end
 -- Bresenham's line between two pixels of the image, from left to right.
 local function line(x1, y1, x2, y2, width, out, value)
   if x2 < x1 then x1, y1, x2, y2 = x2, y2, x1, y1 end
+  -- The long direction is walked; now and then a step to the side is added.
   local dx = x2 - x1
   local dy = math.abs(y2 - y1)
-  local down = y2 < y1 and -width or width
+  local down = width
+  if y2 < y1 then down = -width end
   local long_step = 1
   local side_step = down
   if dy > dx then
     dx, dy = dy, dx
     long_step, side_step = side_step, long_step
   end
+  -- The error decides when.
   local err = dx - 2 * dy
   local at = y1 * width + x1
   for _ = 0, dx do
@@ -162,6 +165,7 @@ local function fill(edges, width, height, out, value)
   for _, edge in ipairs(edges) do bottom = math.max(bottom, edge.y1) end
   local added = 0
   for y = math.max(0, edges[1].y0), math.min(height, bottom) - 1 do
+    -- Edges that go on, then those that begin.
     local going = {}
     for _, edge in ipairs(active) do
       if y < edge.y1 then going[#going + 1] = edge end

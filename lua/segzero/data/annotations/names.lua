@@ -64,6 +64,8 @@ local function coco_root(path, split)
     if part then list[#list + 1] = { split = part, file = folder .. "/" .. name } end
   end
   if #list == 0 then return nil end
+
+  -- The split by its whole name, or without the year.
   local names = {}
   local fitting = {}
   for i, one in ipairs(list) do
@@ -150,6 +152,7 @@ local function reasonseg(path, split)
   if not split and has_shapes(path) then
     return { layout = "reasonseg", folder = path, split = title_of(path), title = title_of(path) }
   end
+  -- The root of several splits.
   local names = {}
   for _, name in ipairs { "train", "val", "test" } do
     local below = path .. "/" .. name

@@ -68,11 +68,14 @@ end
 
 -- The parts of a ref that are kept.
 local function compact(path, k, ref)
+  -- The ids.
   if type(ref) ~= "table" then fail(path, "ref %d is a %s", k, type(ref)) end
   local list = annotations_of(ref)
   if not list then fail(path, "ref %d has no ann_id that is a number or a list of them", k) end
   if not whole(ref.image_id) then fail(path, "ref %d has no image_id that is a number", k) end
   if not whole(ref.ref_id) then fail(path, "ref %d has no ref_id that is a number", k) end
+
+  -- The sentences.
   if type(ref.sentences) ~= "table" or #ref.sentences == 0 then
     fail(path, "ref %d has no sentences", k)
   end
@@ -101,6 +104,7 @@ end
 
 -- The refs of the wanted split, else of the first split that suits the purpose.
 local function choose(path, by_split, wanted, purpose)
+  -- Which split is meant.
   local names = {}
   for name in pairs(by_split) do names[#names + 1] = name end
   table.sort(names)
@@ -110,6 +114,7 @@ local function choose(path, by_split, wanted, purpose)
   end
   if not wanted and #names == 1 then wanted = names[1] end
 
+  -- Its refs, in the order of the file.
   local refs = {}
   for _, name in ipairs(names) do
     if wanted and in_split(name, wanted) then
@@ -120,6 +125,7 @@ local function choose(path, by_split, wanted, purpose)
     table.sort(refs, function(a, b) return a.number < b.number end)
     return refs, wanted
   end
+  -- There are none.
   local all = visible.line(table.concat(names, ", ", 1, math.min(#names, SHOWN_SPLITS)))
   if wanted then fail(path, "there is no split '%s'; there is: %s", wanted, all) end
   fail(path, "choose a split: %s", all)
@@ -170,6 +176,7 @@ function methods:meta(i)
   if not k then
     error(("%s: %s has no image %.17g"):format(where, self.instances.path, ref.image_id), 0)
   end
+  -- What the two files say of it.
   local image = self.instances:image(k)
   local list, ids = objects_of(self, ref, where)
   if #list == 0 then ids = "-1" end
@@ -203,6 +210,7 @@ function M.open(options)
   self.several = options.file:match "([^/]*)$":find "^grefs" ~= nil
   self.files = { options.file, self.instances.path }
 
+  -- The images.
   local root = image_folder.above(folder)
   local places = candidates(root, title)
   for _, place in ipairs(candidates(folder, title)) do places[#places + 1] = place end
