@@ -4,6 +4,7 @@
  *     segzero plan RECIPE key=value...      require("segzero.tools.plan").main{RECIPE, ...}
  *     segzero fetch OWNER/NAME              require("segzero.hub.command").main{OWNER/NAME, ...}
  *     segzero doctor                        require("segzero.tools.doctor").run()
+ *     segzero model_merger ...              examples/model_merger.lua
  *     segzero help                          the same as --help
  *     segzero                               the REPL on a terminal; a script from standard input
  *                                           otherwise
@@ -130,6 +131,17 @@ static bool is_command(const char *script, const char *command)
     return strcmp(script, command) == 0;
 }
 
+/* The script that a command stands for; other names stay. Seg-Zero and EasyR1 have a program of the
+ * same name in Python, which users call by its path. */
+static char *script_of(char *name)
+{
+    static char merger[] = "examples/model_merger.lua";
+    const char *last = strrchr(name, '/');
+
+    if (is_command(name, "model_merger")) return merger;
+    return is_command(last ? last + 1 : name, "model_merger.py") ? merger : name;
+}
+
 /* Runs what follows the options. */
 static int run(lua_State *L, const host_options *o, char **argv, int argc)
 {
@@ -165,6 +177,7 @@ int main(int argc, char **argv)
 
     /* Read and check the options before anything is loaded. */
     if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;
+    if (o.script < argc) argv[o.script] = script_of(argv[o.script]);
     set_environment(&o);
     if (sz_paths_find()) return EXIT_SCRIPT;
     if (o.version) return print_version();

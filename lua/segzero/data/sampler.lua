@@ -1,6 +1,6 @@
 -- sampler.lua - chooses the rows of each step, and prefetches those of the next step.
 --
---   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead)
+--   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead, resize)
 --   s.since                        where counting begins (position.lua); a resumed run may set it
 --   s:indices(set, step)           the numbers of the step's rows
 --   s:rows(set, step)              the rows, each with row.number
@@ -8,7 +8,7 @@
 --                                  drops images that an earlier call started and nobody took
 --   s:cancel()                     drops all prefetched images
 --
--- ahead = false: nothing is prefetched. Each epoch is shuffled by (seed, epoch); its last,
+-- ahead = false: nothing is prefetched. resize: as in prefetch.lua. Each epoch is shuffled by (seed, epoch); its last,
 -- incomplete batch is dropped. The set may change from call to call, as in a curriculum.
 -- Leaves out: sampling with replacement, weights of rows.
 
@@ -21,8 +21,8 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-function M.new(policy, options, ahead)
-  local self = { options = options, queue = prefetch.new(policy), ahead = ahead ~= false,
+function M.new(policy, options, ahead, resize)
+  local self = { options = options, queue = prefetch.new(policy, resize), ahead = ahead ~= false,
     since = position.START }
   return setmetatable(self, mt)
 end

@@ -8,6 +8,7 @@
 --     input(row)    what vl:process returns for the row
 --     generation    options of inference/generate.lua
 --     ahead         how many rows of the next batch are prefetched; nil: none
+--     resize        the size that input() resizes their images to first; nil: none
 --     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
 --                   row that cannot be read is {index =}. Otherwise the first failure is an error
 --   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, answers = all of
@@ -115,7 +116,7 @@ local function release(entries)
 end
 
 function M.run(e)
-  local queue = prefetch.new(e.policy)
+  local queue = prefetch.new(e.policy, e.resize)
   for first = e.first, e.last, e.batch do
     stop.check()
     local started = now()
@@ -219,9 +220,6 @@ function M.held_out(t, keep)
     tick(#records)
   end
 
-  -- As many as the memory plan allows for. Images are prefetched as they are stored.
-  local ahead = math.min(o.batch, t.options.rows.batch)
-  if t.options.input.frames.resize then ahead = nil end
   M.run {
     set = t.held_out, first = 1, last = rows, batch = o.batch, policy = t.policy, judge = judge,
     input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
@@ -230,7 +228,8 @@ function M.held_out(t, keep)
       max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
       gpu_memory_utilization = o.gpu_memory_utilization,
     },
-    ahead = ahead,
+    -- As many as the memory plan allows for.
+    ahead = math.min(o.batch, t.options.rows.batch), resize = t.options.input.frames.resize,
   }
   local answers = sums.rows
   if sums.readable > 0 then t.ceiling = sums.ceiling / answers end

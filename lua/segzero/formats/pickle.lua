@@ -13,6 +13,7 @@
 -- that are not tensors are dropped.
 -- Offset, shape and strides are in elements. This file checks only that they are whole numbers;
 -- torchfile.lua checks them against the file.
+-- pickle.READER is what it gives to pickle_machine.lua, for readers that know more names.
 -- Leaves out: writing, classes, the text opcodes of protocols 0 and 1.
 
 local machine = require "segzero.formats.pickle_machine"
@@ -132,6 +133,7 @@ end
 
 local READER = { what = "data.pkl", lowest = 2, globals = GLOBALS, methods = methods,
   refused = "only tensors and plain containers are" }
+M.READER = READER
 
 -- ---- from containers to names ----
 -- {{name, tensor}, ...} in the order of the file. A shared container is walked each time it is met,

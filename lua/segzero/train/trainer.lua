@@ -92,9 +92,7 @@ function M.new(opts)
   share_vision(t)
   t.global_step = 0
   t.hooks = t.hooks or {}
-  -- Images are prefetched as they are stored.
-  if input.frames.resize then t.prefetch = false end
-  t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch)
+  t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch, input.frames.resize)
   if t.resume_path then t:resume(t.resume_path) end
   if t.loaded then t:loaded() end
   t.log = log.open(t.options.run.loggers, {
