@@ -50,8 +50,8 @@ static void dispose(void *context)
     free(p);
 }
 
-sz_job *sz_image_png_start(const char *path, const uint8_t *bytes, size_t n, sz_image *im, int width,
-                           int height)
+sz_job *sz_image_png_start(const char *path, const uint8_t *bytes, size_t n, sz_image *im,
+                           int width, int height)
 {
     if (sz_image_check_size("resize", width, height) != 0) return NULL;
     png_job *p = calloc(1, sizeof *p);
