@@ -11,8 +11,9 @@
  *
  * A file named plan, fetch, doctor or help in the current folder is run as ./plan and so on.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
- * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors), watchdog.c (time limits) and module.c
+ * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
+ * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors),
+ * watchdog.c (time limits) and module.c
  * (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
@@ -181,6 +182,8 @@ int main(int argc, char **argv)
     set_environment(&o);
     if (sz_paths_find()) return EXIT_SCRIPT;
     if (o.version) return print_version();
+    int job = 0;
+    if (o.ranks && !sz_ranks_launched() && sz_ranks_start(&o, argv, argc, &job)) return job;
 
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;

@@ -223,6 +223,10 @@ uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);
  * the file is synced to the disk, too. 0, or -1 with a message that names the file. */
 int sz_file_sums(const char *path, int n, const int64_t *begin, const int64_t *end, int sync,
                  uint64_t *sums);
+/* The same in a background thread. sums must stay until the job is freed; what it holds counts once
+ * sz_job_wait has returned 0. NULL with a message if there is no memory. */
+sz_job *sz_file_sums_start(const char *path, int n, const int64_t *begin, const int64_t *end,
+                           uint64_t *sums);
 /* Files of text lines that grow (lua/segzero/core/lines.lua). path is for messages. */
 /* Opens or makes a file and cuts off an unfinished last line; empty != 0: removes what it holds.
  * Returns a descriptor for the others, or -1. */

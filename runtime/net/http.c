@@ -57,21 +57,21 @@ struct sz_http {
 };
 
 /* ---- libcurl ---- */
-#define FUNCTIONS(X)                                                                               \
-    X(easy_init)                                                                                   \
-    X(easy_setopt)                                                                                 \
-    X(easy_getinfo)                                                                                \
-    X(easy_strerror)                                                                               \
-    X(easy_cleanup)                                                                                \
-    X(slist_append)                                                                                \
-    X(slist_free_all)                                                                              \
-    X(multi_init)                                                                                  \
-    X(multi_setopt)                                                                                \
-    X(multi_add_handle)                                                                            \
-    X(multi_remove_handle)                                                                         \
-    X(multi_perform)                                                                               \
-    X(multi_poll)                                                                                  \
-    X(multi_info_read)                                                                             \
+#define FUNCTIONS(X) \
+    X(easy_init) \
+    X(easy_setopt) \
+    X(easy_getinfo) \
+    X(easy_strerror) \
+    X(easy_cleanup) \
+    X(slist_append) \
+    X(slist_free_all) \
+    X(multi_init) \
+    X(multi_setopt) \
+    X(multi_add_handle) \
+    X(multi_remove_handle) \
+    X(multi_perform) \
+    X(multi_poll) \
+    X(multi_info_read) \
     X(multi_cleanup)
 
 /* curl.h makes macros of two of these names, which check the types of their arguments. */
@@ -95,11 +95,12 @@ static int open_curl(void)
     if (!lib)
         return sz_fail("nothing can be downloaded: libcurl.so.4 does not load (Debian's package "
                        "libcurl4)");
-#define FIND(name)                                                                                 \
-    *(void **)&curl.name = dlsym(lib, "curl_" #name);                                              \
+#define FIND(name) \
+    *(void **)&curl.name = dlsym(lib, "curl_" #name); \
     if (!curl.name) absent = "curl_" #name;
     FUNCTIONS(FIND)
-    if (absent) return sz_fail("libcurl is too old: it has no %s (7.66 or later is needed)", absent);
+    if (absent)
+        return sz_fail("libcurl is too old: it has no %s (7.66 or later is needed)", absent);
     curl.is_open = 1;
     return 0;
 }

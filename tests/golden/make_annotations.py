@@ -33,6 +33,12 @@ def rows_of(mask):
     return runs + [count]
 
 
+def pixel_box(mask):
+    """The first and last column and row with a pixel inside: left, top, right, bottom."""
+    ys, xs = np.where(mask)
+    return [int(xs.min()), int(ys.min()), int(xs.max()), int(ys.max())]
+
+
 def write_json(path, value, encoding="utf-8"):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(json.dumps(value, ensure_ascii=False).encode(encoding))
@@ -193,6 +199,9 @@ def expect_refer(title, refs, data, split):
         out.append({"id": f"{title}_{one['ref_id']}",
                     "texts": [s["sent"] for s in one["sentences"]],
                     "objects": len(found), "mask": union(data, found),
+                    "pixel_boxes": [pixel_box(decode(a["segmentation"],
+                                                     *size_of(data, a["image_id"])))
+                                    for a in found],
                     "ann_id": ",".join(str(a["id"]) for a in found) or "-1"})
     return out
 
@@ -272,6 +281,7 @@ def reasonseg():
             draw_image(HERE / "ReasonSeg" / split / (stem + ".jpg"), size, drawn)
             mask = lisa_mask(shapes, *size)
             expected[stem] = {"texts": texts, "is_sentence": is_sentence, "size": size,
+                              "pixel_box": pixel_box(mask == 1),
                               "mask": rows_of(mask == 1),
                               "ignore": rows_of(mask == 255) if (mask == 255).any() else None}
     return expected
@@ -279,7 +289,8 @@ def reasonseg():
 
 def pickles():
     value = {"text": "it's \"q\" \n \u00e9 \u2603 \U0001f600 \\", "tuple": ("a", 2, 3.5, -7),
-             "none": None, "yes": True, "no": False, "big": 2 ** 40, "negative": -2 ** 40, "int64": np.int64(77),
+             "none": None, "yes": True, "no": False, "big": 2 ** 40, "negative": -2 ** 40,
+             "int64": np.int64(77),
              "float32": np.float32(1.5), "uint8": np.uint8(200), "bool": np.bool_(True),
              "bytes": b"\xff\x00a\xc3\xa9", "kind": "a key", "n": "another", 3: "three",
              True: "yes",

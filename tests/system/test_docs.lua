@@ -86,6 +86,7 @@ case " $* " in
 *" recipes/evaluate.lua "*)
     small='max_new_tokens=8'
     case "$*" in *rows=*) ;; *) small="$small rows=4" ;; esac ;;
+*" examples/infer.lua "*--query*) ;;
 *" examples/infer.lua "*--image_path*) set -- "$@" --text '%s' ;;
 esac
 exec %s "$@" $small
@@ -123,9 +124,10 @@ local function make_sandbox()
   write(folder .. "/make", ("#!/bin/sh\nexec /usr/bin/make -n -C %s \"$@\"\n"):format(quoted(ROOT)))
   shell(("chmod +x %s/segzero %s/make"):format(quoted(folder), quoted(folder)))
 
-  -- What a user has: a checkpoint, SAM2, two data sets, a photograph, a run of Seg-Zero.
+  -- What a user has: a checkpoint, SAM2, data sets, annotations, a photograph, a run of Seg-Zero.
   shell(("ln -s models/tiny/qwen2.5-vl %s/Qwen2.5-VL-3B-Instruct"):format(quoted(folder)))
   shell(("ln -s models/tiny/sam2 %s/sam2.1-hiera"):format(quoted(folder)))
+  shell(("ln -s tests/golden/annotations %s/data"):format(quoted(folder)))
   shell(("mkdir -p %s/refcocog"):format(quoted(folder)))
   local step = quoted(folder .. "/seg_zero_run/global_step_50")
   local golden = quoted(ROOT .. "/tests/golden/dtensor/seg_zero/actor")

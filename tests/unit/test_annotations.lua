@@ -182,6 +182,7 @@ check.case("a COCO file that is cut off anywhere, or damaged, is one line", func
   end
   check.ok(refused > 300, "many places")
   for from, to in pairs {
+    ['"id": 1,'] = '"id": NaN,', ['"id": 102'] = '"id": NaN',
     ['"id": 5003'] = '"id": "x"', ['"image_id": 101'] = '"image_id": 1.5',
     ['"annotations"'] = '"other"', ['"id": 101'] = '"id": 100', ['"images": ['] = '"images": [3, ',
   } do
@@ -299,6 +300,7 @@ check.case("pickles that are no plain values are refused", function()
       "a scalar of numpy without its type or bytes$",
     ["(ios\nsystem\n."] = "the file calls os%.system",
     ["P12\n."] = "opcode PERSID is not read$",
+    ["I1\nQ."] = "a persistent id, which is not read$",
   } do
     check.raises(function() pickle_plain.read("x.p", text) end, "^x%.p: .*" .. message, message)
   end

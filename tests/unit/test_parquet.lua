@@ -59,7 +59,7 @@ for _, name in ipairs(names) do
   end)
 end
 
-check.case("the set is complete", function() check.ok(#names >= 13, #names .. " files") end)
+check.case("the set is complete", function() check.ok(#names >= 24, #names .. " files") end)
 
 -- ---- refusals ----
 check.case("what is no Parquet file, and rows and columns that are not there", function()

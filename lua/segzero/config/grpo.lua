@@ -32,17 +32,21 @@ local ONE_EPOCH = { ["*"] = "for more updates of a rollout lower worker.actor.gl
 
 local data = {
   { key = "data.train_files", type = "text", default = "", null = "", path = true,
-    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
-      .. "refshapes_multi; empty: RefShapes" },
+    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), annotations of COCO, "
+      .. "refer or ReasonSeg, refshapes or refshapes_multi; empty: RefShapes" },
   { key = "data.val_files", type = "text", default = "", null = "", path = true,
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
   { key = "data.prompt_key", type = "text", default = "problem",
-    help = "the column of the question; the default also stands for text" },
+    help = "the column of the question; the default also stands for text, prompt, messages and "
+      .. "conversations" },
   { key = "data.answer_key", type = "text", default = "solution",
-    help = "the column of the ground truth; the default also stands for answer" },
+    help = "the column of the ground truth; the default also stands for answer and reward_model" },
   { key = "data.image_key", type = "text", default = "image",
     help = "the column of the image; the default also stands for images, and for the only column "
       .. "that holds some" },
+  { key = "data.image_dir", type = "text", default = "", null = "", path = true,
+    help = "the folder that relative paths of images start from; empty: the data set's own, or "
+      .. "where its layout has them" },
   { key = "data.max_prompt_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "a longer prompt is an error that names the row" },
   { key = "data.on_bad_row", type = "text", default = "error", choices = { "error", "skip" },
@@ -289,6 +293,8 @@ local trainer = {
     help = "go on in the same run although settings that change its results are different" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
+  { key = "trainer.collective_timeout", type = "number", default = 600, min = 1,
+    help = "with several ranks: seconds that one waits for another before the run ends" },
   { key = "trainer.save_limit", type = "integer", default = -1, min = -1, null = -1,
     also = { "trainer.max_actor_ckpt_to_keep" },
     help = "keep this many of the newest checkpoints; 0 or -1: all" },
@@ -455,10 +461,11 @@ function M.settings(args, own_schema)
   if no_model then
     use_embedded_model(cfg, given)
   else
-    actor.model_path = paths.policy(actor.model_path)
+    actor.model_path = paths.policy(actor.model_path, nil, "worker.actor.model.model_path")
   end
   find_last_checkpoint(cfg)
-  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
+  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path,
+    label = "worker.reward.sam2_path" })
   cfg.worker.reward.sam2_path = sam2
   paths.check_sam2("worker.reward.sam2_path", sam2)
   if origin == "missing" then

@@ -132,6 +132,9 @@ function P:tuple(n)
   self:push(t)
 end
 
+-- Only files of torch have objects outside the pickle.
+function P:storage() self:fail("a persistent id, which is not read") end
+
 function P:dict() return self:object { kind = "dict", keys = {}, values = {}, at = {} } end
 
 function P:set(d, k, v)

@@ -2,6 +2,8 @@
 --
 --   hub.model("Qwen/Qwen2.5-VL-3B-Instruct", "model_path")      the folder with its files
 --   hub.model("facebook/sam2-hiera-large@main")                 the same; a .pt file if it is one
+--   hub.model(name, label, { weights = false })                 the small files alone
+--   hub.complete(path)                     fetches the weights of such a folder if they are missing
 --   hub.data("Ricky06662/refCOCOg_2k_840@train", { label =, purpose = "train" | "heldout" })
 --                                          a folder with the files of this split, and @train
 --   hub.fetch{ id =, kind = "model" | "dataset", revision =, split = } -> folder
@@ -35,6 +37,22 @@ local MODEL = {
   usable = function(present)
     if wanted.has_weights(present) then return wanted.model(present) end
     return nil
+  end,
+}
+
+-- The same without weights, where they are files of their own.
+local DESCRIPTION = {
+  select = function(list)
+    local found = wanted.model(list)
+    if found.weights ~= "safetensors" then return found end
+    return { files = found.texts }
+  end,
+  guess = MODEL.guess,
+  usable = function(present)
+    for _, name in ipairs(present) do
+      if name == "config.json" then return {} end
+    end
+    return MODEL.usable(present)
   end,
 }
 
@@ -163,11 +181,23 @@ local function obtain(name, repository, kind, label, refresh)
   error(unreachable_text(label, name, repository.kind, cached, why.unreachable), 0)
 end
 
-function M.model(name, label)
+function M.model(name, label, options)
   if type(name) ~= "string" or name == "" or files.exists(name) then return name end
   local named = names.model((name:gsub("/$", "")))
   if not named then return name end
-  return obtain(visible.line(name), api.repository("model", named), MODEL, label)
+  local kind = MODEL
+  if options and options.weights == false then kind = DESCRIPTION end
+  return obtain(visible.line(name), api.repository("model", named), kind, label)
+end
+
+function M.complete(path)
+  local root, folder, commit = path:match "^(.*)/models%-%-([^/]+)/snapshots/(%x+)/*$"
+  if not root or root ~= environment.cache() then return end
+  local id = folder:gsub("%-%-", "/")
+  local repository = api.repository("model", { id = id, revision = commit })
+  local cached = cache.open(repository)
+  if wanted.has_weights(cached:present(commit)) then return end
+  obtain(id, repository, MODEL, nil)
 end
 
 function M.data(name, options)

@@ -11,6 +11,11 @@
 
 local M = { MAIN = "main" }
 
+-- A name that ends like a file is a file's.
+local FILES = { json = true, jsonl = true, parquet = true, arrow = true, pt = true, pth = true,
+  csv = true, tsv = true, txt = true, safetensors = true, bin = true, lua = true, yaml = true,
+  yml = true, png = true, jpg = true, jpeg = true, zip = true, p = true }
+
 local MOST = 96                 -- the hub's limit for the length of owner/name
 local MOST_REVISION = 200
 
@@ -23,7 +28,7 @@ end
 function M.is_id(name)
   local owner, rest = name:match "^([^/]+)/([^/]+)$"
   return owner ~= nil and #name <= MOST and is_part(owner) and is_part(rest)
-    and not rest:find "%.git$"
+    and not rest:find "%.git$" and not FILES[(rest:match "%.(%w+)$" or ""):lower()]
 end
 
 -- It becomes a part of a path and of an address.

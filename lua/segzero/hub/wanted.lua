@@ -1,8 +1,8 @@
 -- wanted.lua - which files of a repository segzero reads, so that only they are fetched.
 --
---   wanted.model(names) -> { files = {name, ...}, weights =, path = }
+--   wanted.model(names) -> { files = {name, ...}, weights =, path =, texts = }
 --       names: all files of the repository. weights: "safetensors", "adapter", "pt" or nil. path: the
---       one file that is the model (an original SAM2 .pt); nil: the folder is
+--       one file that is the model (an original SAM2 .pt); nil: the folder is. texts: without weights
 --   wanted.data(names, { split =, purpose =, shown = }) -> { files =, split = | nil }
 --   wanted.has_weights(names)  whether these are all files of a model's weights
 --   wanted.is_whole(names)     whether these look like all that a model needs
@@ -71,7 +71,7 @@ function M.model(names)
   end
   local weights = safetensors_of(names, has)
   if has["config.json"] and #weights > 0 then
-    return { files = add(texts, weights), weights = "safetensors" }
+    return { files = add(add({}, texts), weights), texts = texts, weights = "safetensors" }
   end
   if has["adapter_config.json"] then
     local adapter = {}

@@ -54,13 +54,13 @@ function M.groups(t, step, options)
   while #kept < options.batch do
     if options.tries > 0 and draws >= options.tries then too_few(options, #kept, draws) end
     draws = draws + 1
-    for _, group in ipairs(t:rollout(t.sampler:rows(t.train, step + draws - 1))) do
+    for _, group in ipairs(t:draw(step + draws - 1)) do
       local mean = mean_of(group, options.key)
       if mean > options.low and mean < options.high and #kept < options.batch then
         kept[#kept + 1] = group
       else
         left_out = left_out + 1
-        inputs.release { group.row }
+        if not group.is_elsewhere then inputs.release { group.row } end
       end
     end
   end

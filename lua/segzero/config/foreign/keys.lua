@@ -48,8 +48,6 @@ end
 
 -- ---- data ----
 note(NO_VIDEO, "data.video_key", "data.video_fps")
-only("data.image_dir", { "null" }, "paths of images are relative to the data set's folder",
-  "paths of images are relative to the data set's folder: put the images there, or a link to them")
 only("data.override_chat_template", { "null" }, "the model's own chat template is used",
   "the chat template is the model's: put the file into its folder as chat_template.jinja")
 only("data.truncation", { "error" }, "a prompt that is too long is an error",

@@ -109,7 +109,7 @@ function methods:meta(i)
   for at = self.first[i], self.last[i] - 1 do
     local k = self.order[at]
     local annotation = file:annotation(k)
-    category = annotation.category_id
+    category = file.category[k]
     name = file.names[category]
     local place = ("%s annotation %.17g"):format(self.path, annotation.id)
     local object = objects.new(annotation, name, place)
@@ -121,7 +121,7 @@ function methods:meta(i)
     end
   end
   if not name then
-    error(("%s: there is no category %s"):format(where, tostring(category)), 0)
+    error(("%s: there is no category %.17g"):format(where, category), 0)
   end
   local image = file:image(file.of_image[self.order[self.first[i]]])
   return {
@@ -129,7 +129,7 @@ function methods:meta(i)
     image = self.image_folder .. "/" .. image.file_name, width = image.width,
     height = image.height, texts = { name }, raw = { name }, objects = list,
     ignore = objects.union(crowds), image_id = ("%.17g"):format(image.id),
-    ann_id = table.concat(ids, ","), category = name,
+    ann_id = table.concat(ids, ","), category = name, cat_id = category,
   }
 end
 

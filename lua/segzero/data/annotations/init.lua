@@ -13,7 +13,8 @@
 --     id                text, once in the set
 --     where             "file ref 12", for messages
 --     image             the path of its image, which may not exist
---     width, height     of the image in pixels as stated; nil for ReasonSeg
+--     width, height     of the image in pixels as stated; ReasonSeg: of the image's file, or
+--                       nil if it cannot be read
 --     texts             {text, ...}, expressions that mean the same objects; raw: as typed
 --     objects           {{ id =, box = {x0, y0, x1, y1} | nil, mask = value | nil, category =,
 --                       crowd = }, ...}: box in pixels of the image, as stated, with fractions;
@@ -22,15 +23,15 @@
 --                       (gRefCOCO)
 --     ignore            a value of the same kind: pixels that no answer is judged by; nil for none
 --     image_id, ann_id  as text; ann_id of several objects is joined with ",", "-1" for none
---     ref_id, sent_ids, category, split, is_sentence      where the layout has them
+--     ref_id, sent_ids, category, cat_id, split, is_sentence      where the layout has them
 --     An entry that cannot be read is an error that starts with set:where(i).
 --   set:where(i)        its place
 --   set:texts(i)        how many texts entry i has, without reading more than that
 --   set.several         whether entries may have no, one or several objects; false: exactly one
 --   set.name, set.files, set.notes      for messages, for a fingerprint, what is left out
 --
---   annotations.mask(entry)      the mask of all its objects, a value for formats/mask.lua; also for
---                                no object
+--   annotations.mask(entry)      the mask of all its objects, a value for formats/mask.lua; also
+--                                for no object
 --
 -- An entry is a ref (refer), an image and a category (COCO), an image (ReasonSeg).
 -- Leaves out: rows with a question and a solution (source.lua), reading images.

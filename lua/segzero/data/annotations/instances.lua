@@ -25,6 +25,7 @@ local mt = { __index = methods }
 
 local FIRST_ROOM = 1024
 local NO_IMAGE = 0
+local MOST_PIXELS = 65536       -- along a side
 
 -- ---- reading ----
 local NUMBERS = { id = true, image_id = true, category_id = true, iscrowd = true }
@@ -39,7 +40,6 @@ local function grow(self)
     if self[name] then ffi.copy(new, self[name], ffi.sizeof(kind) * (self.n + 1)) end
     self[name] = new
   end
-  self.image_ids = self.image_ids or nil
   self.room = room
 end
 
@@ -64,12 +64,14 @@ local function read_annotation(self, start, image_ids)
   return stop
 end
 
+local function is_whole(v) return type(v) == "number" and v % 1 == 0 end
+
 local function read_image(self, start)
   local k = #self.image_starts + 1
   local stop = scan.stop(self.json, start)
   local value = scan.value(self.json, start, stop)
   if type(value) ~= "table" then bad(self, "image %d is no object", k) end
-  if type(value.id) ~= "number" then bad(self, "image %d has no id that is a number", k) end
+  if not is_whole(value.id) then bad(self, "image %d has no id that is a whole number", k) end
   if self.by_image_id[value.id] then bad(self, "two images have the id %.17g", value.id) end
   self.image_starts[k] = start
   self.by_image_id[value.id] = k
@@ -80,7 +82,7 @@ local function read_categories(self, start)
   local list = scan.value(self.json, start)
   if type(list) ~= "table" then bad(self, "categories is no list") end
   for i, one in ipairs(list) do
-    if type(one) ~= "table" or type(one.id) ~= "number" or type(one.name) ~= "string" then
+    if type(one) ~= "table" or not is_whole(one.id) or type(one.name) ~= "string" then
       bad(self, "category %d has no id or no name", i)
     end
     self.names[one.id] = one.name
@@ -134,12 +136,22 @@ local function file_of(value)
   return type(value.coco_url) == "string" and value.coco_url:match "([^/]+)$" or nil
 end
 
+-- A side of an image in pixels; nil if the file does not state it.
+local function side_of(self, value, key)
+  local side = value[key]
+  if side == nil or side == cjson.null then return nil end
+  if type(side) ~= "number" or side < 1 or side > MOST_PIXELS or side % 1 ~= 0 then
+    bad(self, "the %s of image %.17g is no number of pixels", key, value.id)
+  end
+  return side
+end
+
 function methods:image(k)
   local value = scan.value(self.json, self.image_starts[k])
   local name = file_of(value)
-  if not name or name:find "%z" then bad(self, "image %.17g has no file_name", value.id) end
-  return { id = value.id, file_name = name, width = tonumber(value.width),
-    height = tonumber(value.height) }
+  if not name or name:find "%c" then bad(self, "image %.17g has no file_name", value.id) end
+  return { id = value.id, file_name = name, width = side_of(self, value, "width"),
+    height = side_of(self, value, "height") }
 end
 
 function methods:annotation_number(id)

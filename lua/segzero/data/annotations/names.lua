@@ -23,6 +23,7 @@ local scan = require "segzero.data.jsonl.scan"
 local M = {}
 
 local LOOKED_AT = 3             -- JSON files of a folder
+local HEAD = 2 ^ 20             -- bytes of each; ReasonSeg's are smaller
 
 -- "path@split" -> path, split; a path that exists keeps its @.
 local function divided(name)
@@ -114,13 +115,21 @@ local function refer(path, split)
 end
 
 -- ---- ReasonSeg ----
--- Whether the first JSON files of a folder have shapes, and an image beside one of them.
+local function head_of(path)
+  local file = io.open(path, "rb")
+  if not file then return "" end
+  local text = file:read(HEAD) or ""
+  file:close()
+  return text
+end
+
+-- Whether one of the first JSON files of a folder has shapes and a text.
 local function has_shapes(folder)
   local names = folders.list(folder)
   local seen = 0
   for _, name in ipairs(names or {}) do
     if name:find "%.json$" then
-      local text = files.read(folder .. "/" .. name) or ""
+      local text = head_of(folder .. "/" .. name)
       local is_object = text:find "^\239?\187?\191?%s*{" ~= nil
       if is_object and text:find('"shapes"', 1, true) and text:find('"text"', 1, true) then
         return true

@@ -15,10 +15,12 @@
 
 local bit = require "bit"
 local cjson = require "cjson"
+local core = require "segzero.core.ffi"
 local ffi = require "ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local fill = require "segzero.formats.polygon_fill"
+local image = require "segzero.formats.image"
 local utf8 = require "segzero.formats.utf8"
 
 local M = {}
@@ -132,8 +134,8 @@ local function has_ignore(shapes)
   return false
 end
 
--- The box around the target polygons, corners inside; nil without one.
-local function box_of(shapes)
+-- The box around the target polygons, as far as it is in the image; nil without one.
+local function box_of(shapes, width, height)
   local box
   for _, shape in ipairs(shapes) do
     local label = shape.label:lower()
@@ -147,6 +149,11 @@ local function box_of(shapes)
       end
     end
   end
+  if not box or not width then return box end
+  for i = 1, 4 do
+    local side = i % 2 == 1 and width or height
+    box[i] = math.max(0, math.min(side, box[i]))
+  end
   return box
 end
 
@@ -158,9 +165,11 @@ function methods:where(i) return ("%s/%s.json"):format(self.path, self.stems[i])
 -- How many texts entry i has; 1 if its file cannot be read, so that meta(i) says why.
 function methods:texts(i)
   if self.purpose ~= "train" then return 1 end
-  local ok, value = pcall(read, self:where(i))
-  if ok then return #value.text end
-  return 1
+  if not self.counts[i] then
+    local ok, value = pcall(read, self:where(i))
+    self.counts[i] = ok and #value.text or 1
+  end
+  return self.counts[i]
 end
 
 -- The image of a stem, whether it exists or not.
@@ -172,20 +181,30 @@ local function image_of(self, stem)
   return base .. ".jpg"
 end
 
+-- The image's size; nil if it cannot be read.
+local function size_of(path)
+  local ok, width, height = pcall(image.size, path)
+  if ok then return width, height end
+  if core.is_interrupt(width) then error(width, 0) end
+end
+
 function methods:meta(i)
   local where = self:where(i)
   local stem = self.stems[i]
   local value = read(where)
+  local path = image_of(self, stem)
+  local width, height = size_of(path)
   local texts = value.text
   if self.purpose ~= "train" then texts = { texts[1] } end
-  local object = { id = stem, box = box_of(value.shapes), crowd = false,
+  local object = { id = stem, box = box_of(value.shapes, width, height), crowd = false,
     mask = { draw = drawer(value.shapes, TARGET) } }
   local ignore
   if has_ignore(value.shapes) then ignore = { draw = drawer(value.shapes, IGNORE) } end
   local is_sentence = value.is_sentence
   if type(is_sentence) ~= "boolean" then is_sentence = nil end
   return {
-    id = stem, where = where, image = image_of(self, stem), texts = texts, raw = texts,
+    id = stem, where = where, image = path, width = width, height = height, texts = texts,
+    raw = texts,
     objects = object.box and { object } or {}, ignore = ignore, image_id = stem, ann_id = stem,
     is_sentence = is_sentence, split = self.split,
   }
@@ -207,7 +226,8 @@ function M.open(options)
   local image_folder = options.folder
   if options.image_dir and options.image_dir ~= "" then image_folder = options.image_dir end
   local self = setmetatable({ path = options.folder, stems = stems, split = options.split,
-    purpose = options.purpose, image_folder = image_folder, several = false, files = {} }, mt)
+    purpose = options.purpose, image_folder = image_folder, several = false, files = {},
+    counts = {} }, mt)
   for i in ipairs(stems) do self.files[i] = self:where(i) end
   return self
 end

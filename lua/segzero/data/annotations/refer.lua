@@ -18,6 +18,7 @@ local instances = require "segzero.data.annotations.instances"
 local json_list = require "segzero.data.jsonl.list"
 local objects = require "segzero.data.annotations.objects"
 local pickle_plain = require "segzero.formats.pickle_plain"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -115,7 +116,7 @@ local function choose(path, by_split, wanted, purpose)
     table.sort(refs, function(a, b) return a.number < b.number end)
     return refs, wanted
   end
-  local all = table.concat(names, ", ", 1, math.min(#names, SHOWN_SPLITS))
+  local all = visible.line(table.concat(names, ", ", 1, math.min(#names, SHOWN_SPLITS)))
   if wanted then fail(path, "there is no split '%s'; there is: %s", wanted, all) end
   fail(path, "choose a split: %s", all)
 end

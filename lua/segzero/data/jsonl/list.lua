@@ -5,8 +5,8 @@
 --   local list = json_list.open(path)   raises one line if the file cannot be read
 --   list:count(), list:number(i), list:text(i)     an object's text, and the line it begins in
 --
--- The file is mapped (scan.lua); where each object begins is in memory, 16 bytes each. What is inside
--- an object is checked where it is decoded.
+-- The file is mapped (scan.lua); where each object begins is in memory, 16 bytes each. What is
+-- inside an object is checked where it is decoded.
 -- Leaves out: lists inside an object, such as {"data": [...]}.
 
 local ffi = require "ffi"

@@ -115,10 +115,7 @@ local function open(path, opts, device)
   local original = path
   if files.exists(path .. "/.") then original = sam2_names.file_in(path) end
   if original then
-    if not files.exists(original) then
-      if opening.is_hub_id(path) then error(opening.missing(path), 0) end
-      error(path .. ": No such file or directory", 0)
-    end
+    if not files.exists(original) then error(path .. ": No such file or directory", 0) end
     files.check_regular(original)
     local json
     json, loaded = read_original(original)
@@ -138,6 +135,7 @@ end
 function M.sam2(path, opts)
   opts = opening.check("sam2", path, opts, OPEN, { "bf16", "f32" }, 2)
   local device = tensor.model_device(opts.device, 2)
+  path = opening.resolve(path, 2)
   local ok, sam = pcall(open, path, opts, device)
   if ok then return sam end
   if core.is_interrupt(sam) then error(sam, 0) end
