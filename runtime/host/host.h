@@ -114,6 +114,7 @@ int sz_host_open(lua_State *L);
 typedef struct {
     const char *device; /* NULL: not given */
     const char *threads;
+    const char *ranks;
     int script; /* index in argv of the script; argc when there is none */
     int chunks; /* number of -e options */
     bool version;
@@ -126,6 +127,14 @@ extern const char sz_usage[];
  * Returns 0, -1 for a bad option or the exit status of a chunk that failed; the message has been
  * printed. */
 int sz_options_read(host_options *o, char **argv, int argc, lua_State *L);
+
+/* ---- ranks.c ---- */
+
+/* Whether mpirun or srun started this process. */
+bool sz_ranks_launched(void);
+/* Runs o->ranks processes of this program and waits for them. False for 1 rank: this process is it.
+ * Sets *status to the job's exit status. */
+bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status);
 
 /* ---- run.c: each prints its error and returns 0 or the exit status ---- */
 

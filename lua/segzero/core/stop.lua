@@ -9,6 +9,8 @@
 --   stop.hold()  ...  stop.release()  signals in between are noted and raise at the release. The
 --                                     outermost hold() raises if one has come already. An error in a
 --                                     hold needs no release: the end of the outermost run() ends it
+--   local ok, ... = stop.lifted(f, ...)   pcall(f, ...) inside a hold, which is lifted meanwhile:
+--                                     signals raise in f and nowhere else
 --   stop.check()                      raises if a signal has come and its error was swallowed
 --   stop.signal() -> "SIGTERM" | nil  the first signal that came
 --   stop.traced                       a message handler for xpcall
@@ -71,6 +73,18 @@ function M.try(f, ...)
     return ...
   end
   return finish(xpcall(f, traced, ...))
+end
+
+function M.lifted(f, ...)
+  local function finish(...)
+    set_hold(true)
+    return ...
+  end
+  return finish(xpcall(function(...)
+    set_hold(false)
+    if holds == 0 then M.check() end
+    return f(...)
+  end, traced, ...))
 end
 
 function M.run(f, ...)

@@ -5,13 +5,16 @@
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json
---   opening.is_hub_id(name)                    could it be a name on the hub: owner/name?
+--   opening.resolve(name, level, options)      a path: the name itself, or the folder of a name on the
+--                                              Hugging Face hub, downloaded if need be (segzero.hub)
 --   opening.dtype(json)                        "bf16" or "f32": what a config.json says
 --
 -- check(): the path must be a string, every option known, the dtype one of those given.
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
+local hub = require "segzero.hub"
+local names = require "segzero.hub.names"
 local integrity = require "segzero.runs.integrity"
 local options = require "segzero.core.options"
 
@@ -37,19 +40,38 @@ function M.check(name, path, opts, known, dtypes, level)
   return opts
 end
 
--- A name on the hub: owner/name, each part without a dot in front.
-function M.is_hub_id(name) return name:match "^[%w][%w_.%-]*/[%w][%w_.%-]*$" ~= nil end
+-- A level of error() as a function that was called sees it; 0 leaves the place out.
+local function above(level)
+  if level == 0 then return 0 end
+  return (level or 1) + 1
+end
+
+-- level: as for error(). A value that is no string is returned: others say what they expect.
+-- options.weights = false: without the weights.
+function M.resolve(name, level, options)
+  if type(name) ~= "string" then return name end
+  local ok, path = pcall(function()
+    local found = hub.model(name, nil, options)
+    if not options then hub.complete(found) end
+    return found
+  end)
+  if ok then return path end
+  if core.is_interrupt(path) then error(path, 0) end
+  error(core.plain(path), above(level))
+end
 
 function M.missing(dir)
   if files.exists(dir .. "/adapter_config.json") then
     return ("no model in %s: it has no config.json, but LoRA adapters: name their model there, and "
       .. "this folder as adapter"):format(dir)
   end
+  local advice = require("segzero.merge.locate").advice(dir)
+  if advice then return advice end
   if files.exists(dir .. "/.") then return ("no model in %s: it has no config.json"):format(dir) end
   local text = ("no model in %s: it is not a folder"):format(dir)
-  if not M.is_hub_id(dir) then return text end
-  return ("%s, and nothing is downloaded; if it is a name on the hub: huggingface-cli download %s "
-    .. "--local-dir %s"):format(text, dir, dir:match "[^/]+$")
+  local guess = names.guess(dir)
+  if not guess then return text end
+  return ("%s; the hub has it as %s"):format(text, guess)
 end
 
 -- transformers writes dtype, and wrote torch_dtype before 4.56. With text_config it may be there.
@@ -86,6 +108,9 @@ function M.family(dir, level)
   return spec
 end
 
-function M.open(dir, opts) return M.family(dir, 2).load(dir, opts) end
+function M.open(dir, opts)
+  dir = M.resolve(dir, 2)
+  return M.family(dir, 2).load(dir, opts)
+end
 
 return M

@@ -14,7 +14,7 @@ local nearest = require "segzero.core.nearest"
 local M = {}
 
 local FOLDERS = { "recipes", "examples" }
-local COMMANDS = { "plan", "doctor", "help" }
+local COMMANDS = { "plan", "fetch", "model_merger", "doctor", "help" }
 local WIDTH = 100
 
 -- Names that users of programs with subcommands type.
@@ -25,6 +25,7 @@ local USUAL_NAMES = {
   eval = "recipes/evaluate.lua",
   predict = "examples/infer.lua",
   generate = "examples/infer.lua",
+  download = "fetch",
 }
 
 -- The names of the Lua files in a folder, in order; none if the folder cannot be read.

@@ -109,7 +109,7 @@ local function check_config(path, json)
 end
 
 function M.read_config(dir)
-  if opening.is_hub_id(dir) and not files.exists(dir .. "/.") then
+  if not files.exists(dir .. "/.") then
     error((opening.missing(dir):gsub("^no model in", "no adapter in")), 0)
   end
   integrity.file(dir, "adapter_config.json")

@@ -147,7 +147,7 @@ local function open(dir, opts, device, offload)
   if offload then vl.offloaded = device end
   weights.load(vl, folder, hub_name, function(name) return is_stray(vl, name) end)
   quantize(vl)
-  if opts.adapter then lora.load(vl, opts.adapter) end
+  if opts.adapter then lora.load(vl, opening.resolve(opts.adapter, 0)) end
   return vl
 end
 
@@ -158,6 +158,7 @@ function M.qwen_vl(dir, opts)
   if offload and (opts.dtype == "int8" or opts.adapter) then
     error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2)
   end
+  dir = opening.resolve(dir, 2)
   local ok, vl = pcall(open, dir, opts, device, offload)
   if ok then return vl end
   if core.is_interrupt(vl) then error(vl, 0) end

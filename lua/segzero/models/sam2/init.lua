@@ -117,10 +117,7 @@ local function open(path, opts, device)
   elseif files.exists(path .. "/.") then
     error(("no SAM2 model in %s: it has no config.json"):format(path), 0)
   else
-    if not files.exists(path) then
-      if opening.is_hub_id(path) then error(opening.missing(path), 0) end
-      error(path .. ": No such file or directory", 0)
-    end
+    if not files.exists(path) then error(path .. ": No such file or directory", 0) end
     files.check_regular(path)
     local json
     json, loaded = read_original(path)
@@ -136,6 +133,7 @@ end
 function M.sam2(path, opts)
   opts = opening.check("sam2", path, opts, OPEN, { "bf16", "f32" }, 2)
   local device = tensor.model_device(opts.device, 2)
+  path = opening.resolve(path, 2)
   local ok, sam = pcall(open, path, opts, device)
   if ok then return sam end
   if core.is_interrupt(sam) then error(sam, 0) end
