@@ -167,30 +167,49 @@ int sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double sca
 
 /* ---- the same in a background thread ---- */
 typedef struct {
-    char *path;   /* NULL: im is given */
-    sz_image *im; /* given, or read by the job */
-    int size[4], filter;
+    char *name;     /* NULL: im is given */
+    uint8_t *bytes; /* NULL: the file is read */
+    size_t count;
+    sz_image *im;      /* given, or read by the job */
+    sz_image *resized; /* to size[2], size[3]; NULL where im has that size */
+    int size[6], filter;
     patching how;
     sz_tensor *out;
     float *rows; /* in out */
 } image_work;
 
+static int image_read(image_work *w)
+{
+    if (!w->name) return 0;
+    if (w->bytes) w->im = sz_image_load_bytes(w->bytes, w->count, w->name);
+    else w->im = sz_image_load(w->name);
+    free(w->bytes);
+    w->bytes = NULL;
+    return w->im ? 0 : -1;
+}
+
+static bool has_size(const sz_image *im, const int *size)
+{
+    return sz_image_width(im) == size[0] && sz_image_height(im) == size[1];
+}
+
 static int image_run(void *context)
 {
     image_work *w = context;
-    if (w->path) {
-        w->im = sz_image_load(w->path);
-        if (!w->im) return -1;
+    if (image_read(w) != 0) return -1;
+    sz_image *im = w->im;
+    if (!has_size(im, w->size))
+        return sz_fail("the image has %d x %d pixels, not %d x %d", sz_image_width(im),
+                       sz_image_height(im), w->size[0], w->size[1]);
+    if (!has_size(im, w->size + 2)) {
+        w->resized = sz_image_resize(im, w->size[2], w->size[3], 0);
+        im = w->resized;
+        if (!im) return -1;
     }
-    int width = sz_image_width(w->im);
-    int height = sz_image_height(w->im);
-    if (width != w->size[0] || height != w->size[1])
-        return sz_fail("the image has %d x %d pixels, not %d x %d", width, height, w->size[0],
-                       w->size[1]);
-    if (width == w->size[2] && height == w->size[3]) return put_patches(&w->how, w->im, w->rows);
-    sz_image *resized = sz_image_resize(w->im, w->size[2], w->size[3], w->filter);
-    int rc = resized ? put_patches(&w->how, resized, w->rows) : -1;
-    sz_image_free(resized);
+    if (has_size(im, w->size + 4)) return put_patches(&w->how, im, w->rows);
+    sz_image *last = sz_image_resize(im, w->size[4], w->size[5], w->filter);
+    int rc = last ? put_patches(&w->how, last, w->rows) : -1;
+    sz_image_free(last);
     return rc;
 }
 
@@ -198,25 +217,42 @@ static void image_dispose(void *context)
 {
     image_work *w = context;
     sz_image_free(w->im);
+    sz_image_free(w->resized);
     sz_tensor_release(w->out);
-    free(w->path);
+    free(w->bytes);
+    free(w->name);
     free(w);
 }
 
-sz_job *sz_qwen_image_start(const char *path, sz_image *im, const int *size, int filter, int patch,
-                            int temporal, int merge, double scale, const double *mean,
+/* Copies the name and the bytes; false when memory is out. */
+static bool copy_source(image_work *w, const sz_qwen_image_source *source)
+{
+    if (source->image) {
+        w->im = sz_image_retain(source->image);
+        return true;
+    }
+    w->name = strdup(source->name);
+    if (!source->bytes) return w->name != NULL;
+    w->count = source->count;
+    w->bytes = malloc(w->count + 1);
+    if (w->bytes) memcpy(w->bytes, source->bytes, w->count);
+    return w->name && w->bytes;
+}
+
+sz_job *sz_qwen_image_start(const sz_qwen_image_source *source, const int *size, int filter,
+                            int patch, int temporal, int merge, double scale, const double *mean,
                             const double *std, sz_tensor *out)
 {
     const patching how = patching_of(patch, temporal, merge, scale, mean, std);
-    float *rows = rows_for(&how, size[2], size[3], out, 0);
+    float *rows = rows_for(&how, size[4], size[5], out, 0);
     if (!rows) return NULL;
     if (!out->storage)
         return sz_null("a background thread needs a tensor that outlives the step for an image's "
                        "patches");
     image_work *w = calloc(1, sizeof *w);
     if (!w) return sz_null("out of memory");
-    if (path && !(w->path = strdup(path))) {
-        free(w);
+    if (!copy_source(w, source)) {
+        image_dispose(w);
         return sz_null("out of memory");
     }
     memcpy(w->size, size, sizeof w->size);
@@ -224,16 +260,23 @@ sz_job *sz_qwen_image_start(const char *path, sz_image *im, const int *size, int
     w->how = how;
     w->rows = rows;
     w->out = sz_tensor_retain(out);
-    if (!path) w->im = sz_image_retain(im);
     return sz_job_start(image_run, image_dispose, w, false);
 }
 
 sz_image *sz_qwen_image_take(sz_job *j)
 {
     image_work *w = sz_job_context(j);
-    if (!w->path) return NULL;
+    if (!w->name) return NULL;
     sz_image *im = w->im;
     w->im = NULL;
+    return im;
+}
+
+sz_image *sz_qwen_image_take_resized(sz_job *j)
+{
+    image_work *w = sz_job_context(j);
+    sz_image *im = w->resized;
+    w->resized = NULL;
     return im;
 }
 

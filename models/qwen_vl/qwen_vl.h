@@ -49,16 +49,25 @@ int sz_qwen_smart_resize(int height, int width, int factor, int64_t min_pixels, 
  * `temporal` times. Its sides must be multiples of patch * merge. */
 int sz_qwen_patches(sz_image *im, int patch, int temporal, int merge, double scale,
                     const double *mean, const double *std, sz_tensor *out, int64_t first_row);
+/* Where a background job's image comes from. */
+typedef struct {
+    const char *name;     /* the path; with bytes, what messages call them */
+    const uint8_t *bytes; /* [count] of an image file, which are copied; NULL: the file is read */
+    size_t count;
+    sz_image *image; /* instead of all that; retained */
+} sz_qwen_image_source;
 /* The same in a background thread, into the first rows of out (a heap tensor, retained). The job
- * reads the image from path, or takes im (retained; path is NULL), and resizes it with
- * sz_image_resize's filter if size = {width, height, resized width, resized height} says so. The
- * job fails where any of the steps would, or when the image does not have the width and height in
- * size. */
-sz_job *sz_qwen_image_start(const char *path, sz_image *im, const int *size, int filter, int patch,
-                            int temporal, int merge, double scale, const double *mean,
+ * reads the image or takes the given one. size = {width, height of the image; width, height that
+ * it is resized to first, by the bilinear filter; width, height of the patches}, which it is
+ * resized to by sz_image_resize's filter; a resize to the same size is none. The job fails where
+ * any of the steps would, or when the image does not have the width and height in size. */
+sz_job *sz_qwen_image_start(const sz_qwen_image_source *source, const int *size, int filter,
+                            int patch, int temporal, int merge, double scale, const double *mean,
                             const double *std, sz_tensor *out);
-/* The image that a finished job read; the caller frees it. A second call returns NULL. */
+/* The image that a finished job read, or the one that it was resized to first; the caller frees
+ * it. A second call returns NULL. */
 sz_image *sz_qwen_image_take(sz_job *j);
+sz_image *sz_qwen_image_take_resized(sz_job *j);
 /* Rotary position ids i32 [3, n] (temporal, height, width) of ids [n]. Text counts up; the tokens
  * of image k (grids + 3 * k = t, h, w in patches) have their place in the merged grid. *next is the
  * id of the token after the last one. Every image must have exactly its t * h * w / merge^2 tokens

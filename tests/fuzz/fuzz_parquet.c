@@ -1,4 +1,5 @@
-/* fuzz_parquet.c - Parquet files: every column of the first and last rows, forwards and backwards.
+/* fuzz_parquet.c - Parquet files: every column of the first and last rows, forwards and backwards,
+ * from decoded pages and from pages that are entered in the middle.
  * Leaves out: putting nested values together, which Lua does (mutate.lua).
  */
 #include "fuzz.h"
@@ -18,10 +19,11 @@ static void use(sz_parquet_values *v)
     sz_parquet_values_free(v);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+static void read_file(const char *path, int64_t large)
 {
-    sz_parquet *f = sz_parquet_open(fuzz_file(data, size));
-    if (!f) return 0;
+    sz_parquet_set_large(large);
+    sz_parquet *f = sz_parquet_open(path);
+    if (!f) return;
     int64_t rows = sz_parquet_rows(f);
     sz_parquet_pair(f, "huggingface");
     for (int i = 0; i < sz_parquet_nodes(f) && i < LEAVES; i++) {
@@ -33,5 +35,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (rows > 0) use(sz_parquet_read(f, node.leaf, 0, 1));
     }
     sz_parquet_close(f);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    const char *path = fuzz_file(data, size);
+    read_file(path, 1 << 20);
+    read_file(path, 0);
     return 0;
 }

@@ -125,7 +125,24 @@ write("delta", grown, emit_dictionary_deltas=True)
 write("replaced", pa.table({"words": pa.chunked_array(
     [pa.array(words).dictionary_encode() for words in (WORDS[:2], WORDS[3:], WORDS[1:3])])}))
 
+# Views, of which some are stored inside and some in buffers.
+texts = [r.choice(WORDS + [None, "y" * 12, "z" * 13]) for _ in range(3 * ROWS)]
+views = pa.table({"view": pa.array(texts, pa.string_view()), "bytes": pa.array(
+    [t and t.encode() for t in reversed(texts)], pa.binary_view()),
+    "list": pa.array([texts[:k % 5] for k in range(3 * ROWS)], pa.list_(pa.string_view()))})
+write("views", views, batch=9)
+write("views_zstd", views, "file", batch=9, compression="zstd")
+
 # What is not read.
-views = pa.table({"view": pa.array(WORDS, pa.string_view())})
-with pa.ipc.new_stream(os.path.join(OUT, "unread_view.arrow"), views.schema) as writer:
-    writer.write_table(views)
+number = pa.array([1, 2, 3])
+UNREAD = {
+    "Union": pa.UnionArray.from_sparse(pa.array([0, 0, 0], pa.int8()), [number]),
+    "RunEndEncoded": pa.RunEndEncodedArray.from_arrays([3], number[:1]),
+    "ListView": pa.array([[1], [2], []], pa.list_view(pa.int8())),
+    "LargeListView": pa.array([[1], [2], []], pa.large_list_view(pa.int8())),
+    "Interval": pa.array([(1, 2, 3)] * 3, pa.month_day_nano_interval()),
+}
+for kind, values in UNREAD.items():
+    table = pa.table({"x": number, "odd": values})
+    with pa.ipc.new_stream(os.path.join(OUT, f"unread_{kind}.arrow"), table.schema) as writer:
+        writer.write_table(table)

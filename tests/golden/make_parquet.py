@@ -5,7 +5,7 @@ Usage: python make_parquet.py [FOLDER (default: parquet next to this file)] [ROW
 FOLDER/NAME.parquet    small files
 FOLDER/NAME.jsonl      their rows: bytes are {"b": hex}, structs {"s": {...}}, numbers that JSON lacks {"f": "nan"},
                        integers from 2^53 on are texts
-Written with pyarrow 25.0.0. Values come from a fixed seed. With more rows and a folder elsewhere the same script makes a
+Written with pyarrow 25.0.0, image_lists* with 26.0.1. Values come from a fixed seed. With more rows and a folder elsewhere the same script makes a
 larger set, which tests/unit/test_parquet.lua reads with folder=FOLDER.
 """
 import json
@@ -103,3 +103,15 @@ write("all_null", empty, compression="SNAPPY")
 write("page_index", holes.select(["s", "mask"]), write_page_index=True, data_page_size=30)
 write("old_lists", holes.select(["li", "los"]), use_compliant_nested_type=False)
 write("no_rows", full.slice(0, 0))
+
+# Lists of images, on several pages: rows that go on in the next page, and a page index.
+lists = holes.select(["s"]).append_column("images", pa.array(
+    [None if r.random() < .2 else [{"bytes": some_bytes(r.randrange(60)), "path": None} for _ in range(r.randrange(4))]
+     for _ in range(ROWS)], pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))))
+pages = dict(data_page_size=100, write_batch_size=2)
+write("image_lists", lists, compression="SNAPPY", **pages)
+write("image_lists_plain", lists, compression="GZIP", use_dictionary=False, write_page_checksum=True, **pages)
+write("image_lists_index", lists, compression="ZSTD", write_page_index=True, **pages)
+write("image_lists_v2", lists, compression="BROTLI", data_page_version="2.0", use_dictionary=False, **pages)
+write("image_lists_chunks", lists, compression="LZ4", use_content_defined_chunking={
+    "min_chunk_size": 100, "max_chunk_size": 300, "norm_level": 0})

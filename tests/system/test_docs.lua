@@ -88,6 +88,7 @@ case " $* " in
 *" recipes/evaluate.lua "*)
     small='max_new_tokens=8'
     case "$*" in *rows=*) ;; *) small="$small rows=4" ;; esac ;;
+*" examples/infer.lua "*--query*) ;;
 *" examples/infer.lua "*--image_path*) set -- "$@" --text '%s' ;;
 esac
 exec %s "$@" $small
@@ -125,9 +126,10 @@ local function make_sandbox()
   write(folder .. "/make", ("#!/bin/sh\nexec /usr/bin/make -n -C %s \"$@\"\n"):format(quoted(ROOT)))
   shell(("chmod +x %s/segzero %s/make"):format(quoted(folder), quoted(folder)))
 
-  -- What a user has: a checkpoint, SAM2, two data sets and a photograph.
+  -- What a user has: a checkpoint, SAM2, data sets, annotations and a photograph.
   shell(("ln -s models/tiny/qwen2.5-vl %s/Qwen2.5-VL-3B-Instruct"):format(quoted(folder)))
   shell(("ln -s models/tiny/sam2 %s/sam2.1-hiera"):format(quoted(folder)))
+  shell(("ln -s tests/golden/annotations %s/data"):format(quoted(folder)))
   shell(("mkdir -p %s/refcocog"):format(quoted(folder)))
   for _, split in ipairs { "train", "val" } do
     local options = { n = 4, size = 112, seed = 1, split = "train" }

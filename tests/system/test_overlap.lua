@@ -77,14 +77,35 @@ end
 
 -- Sides that are resized, and that are not.
 for _, side in ipairs { { 84, 84 }, { 150, 97 }, { 168, 168 } } do
-  for _, kind in ipairs { "path", "image" } do
+  for _, kind in ipairs { "path", "image", "bytes" } do
     local name = ("a prefetched %s of %d x %d"):format(kind, side[1], side[2])
     check.case(name, function()
       local img, path = drawn_image(side[1], side[2])
-      check_prefetched(img, kind == "path" and path or img)
+      local source = { path = path, image = img }
+      source.bytes = { bytes = files.read(path), name = "row 1" }
+      check_prefetched(img, source[kind])
     end)
   end
 end
+
+check.case("a prefetched image that is resized first", function()
+  local img, path = drawn_image(150, 97)
+  local first = { width = 140, height = 112 }
+  local want = img:resize(140, 112, "bilinear")
+  for kind, source in pairs { path = path, image = img,
+    bytes = { bytes = files.read(path), name = "row 1" } } do
+    local future = proc:start(source, first)
+    local got, resized = proc:take(future)
+    check.equal(pixels_of(got), pixels_of(img), kind .. ": as it is stored")
+    check.equal(pixels_of(resized), pixels_of(want), kind .. ": resized")
+    local one = vl:process(message(resized))
+    check.ok(tensor.data(one.pixel_values) == tensor.data(future.values), kind .. ": its patches")
+    check.ok(bytes(one.pixel_values) == bytes(vl:process(message(want)).pixel_values),
+      kind .. ": the same bits")
+  end
+  local _, same = proc:take(proc:start(img, { width = 150, height = 97 }))
+  check.ok(same == img, "an image of that size is not resized")
+end)
 
 check.case("images that cannot be prefetched", function()
   local _, good = drawn_image(84, 84)
@@ -174,6 +195,27 @@ check.case("rows that are drawn ahead", function() check_rows(mini.rows(mini.set
 check.case("rows of a script's own set ahead", function() check_rows(failing_set()) end)
 
 -- Ctrl-C comes once and may come here: it is not one of the failures that are left for later.
+check.case("rows of a table", function()
+  local set = sz.sources.open("tests/golden/sources/refcocog", { split = "train" })
+  for _, resize in ipairs { { width = 84, height = 84 }, { width = 112, height = 56 } } do
+    local a = prefetch.new(vl, resize)
+    for i = 1, set:count() do a:request(set, i) end
+    for i = 1, set:count() do
+      local row = a:take(set, i)
+      local plain = set:row(i)
+      check.equal({ row.id, row.solution }, { plain.id, plain.solution }, "row " .. i)
+      check.equal(pixels_of(row.image), pixels_of(plain.image), "its image")
+      local is_resized = resize.height ~= 84
+      check.equal(row.resized ~= nil, is_resized, "whether it is resized")
+      if is_resized then
+        local want = plain.image:resize(resize.width, resize.height, "bilinear")
+        check.equal(pixels_of(row.resized), pixels_of(want), "resized")
+      end
+    end
+    check.equal(tostring(a), "0 prefetched rows", "all taken")
+  end
+end)
+
 check.case("an interrupt while prefetching", function()
   local folder = broken_set()
   local a = prefetch.new(vl)
@@ -229,12 +271,12 @@ end
 local set = write_set "set"
 local cfg = mini.settings { "data.train_files=" .. set }
 
-local function new(opts)
+local function new(opts, settings)
   opts = opts or {}
   opts.model = dir
   opts.reference = true
   opts.train = opts.train or data.open(set)
-  return mini.trainer(cfg, opts)
+  return mini.trainer(settings or cfg, opts)
 end
 
 -- The run without background work: its trainer, and the reports of its four steps.
@@ -246,6 +288,14 @@ local function without()
   end
   return plain, want
 end
+
+check.case("prefetched images that are resized first change no number", function()
+  local resized = mini.settings { "data.train_files=" .. set, "data.resize=112x84" }
+  local one = new({ prefetch = false }, resized)
+  local other = new({}, resized)
+  check.equal(steps(one, 2), steps(other, 2), "what is reported")
+  check.equal(differing(state_of(one), state_of(other)), nil, "the weights")
+end)
 
 check.case("prefetched images change no number", function()
   local other, reports = without()

@@ -3,6 +3,7 @@
 --
 --   paths.policy ""                       the embedded policy
 --   paths.policy "runs/refshapes_grpo"    its newest complete checkpoint, .../global_step_110
+--   paths.policy "run/global_step_5/actor"  of Seg-Zero: its folder huggingface, if it is merged
 --   paths.sam2("", { model = dir })       the embedded SAM2 for the embedded policy, or "" for none
 --
 --   paths.expand "~/data/$SET"            ~ and variables as the shell reads them
@@ -61,6 +62,17 @@ local function newest_checkpoint(dir)
   return require("segzero.train.run.checkpoint").latest(dir)
 end
 
+-- The merged model of a checkpoint of Seg-Zero or EasyR1 (merge/locate.lua), nil for another
+-- folder. A checkpoint that is not merged yet is an error.
+local function merged_shards(dir)
+  if files.exists(dir .. "/config.json") and not dir:find "huggingface$" then return nil end
+  local locate = require "segzero.merge.locate"
+  local advice = locate.advice(dir)
+  if not advice then return nil end
+  local actor = locate.actor(dir)
+  return actor and locate.merged(actor) or error(advice, 0)
+end
+
 -- The policy's folder: the embedded one for "", the newest checkpoint for a run folder, the cache's
 -- for a name on the hub. Does not check that it holds a model; the loader does. several: as in
 -- embedded_policy; label: the setting's name, for messages.
@@ -68,7 +80,7 @@ function M.policy(named, several, label)
   if named == "" then return M.embedded_policy(several) end
   named = hub.model(named, label or "model_path", { weights = false })
   local dir = named:gsub("(.)/+$", "%1")
-  return newest_checkpoint(dir) or dir
+  return newest_checkpoint(dir) or merged_shards(dir) or dir
 end
 
 -- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none.

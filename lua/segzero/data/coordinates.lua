@@ -7,8 +7,9 @@
 --                                            on row.solution is in the frame of answers. seen: the
 --                                            size of the image as the model sees it
 --   coordinates.seen(input, img)             that size; input: what policy:process(img ...) returned
---   coordinates.resized(img, frames)         the image that goes to the model, and whether it is a
---                                            new one for the caller to free
+--   coordinates.resized(img, frames, made)   the image that goes to the model, and whether it is a
+--                                            new one for the caller to free; made: one that was
+--                                            resized ahead of time (data/prefetch.lua), or nil
 --   coordinates.for_policy(frames, policy)   frames, with the answer frame of the policy's family
 --   coordinates.answer_frame(row)            of a row or of a table that a script gives to a reward
 --   coordinates.to_image(row, found)         a parsed answer in the image's pixels
@@ -57,8 +58,9 @@ function M.seen(input, img)
   return { width = plan.resized_width, height = plan.resized_height }
 end
 
-function M.resized(img, frames)
+function M.resized(img, frames, made)
   local size = frames and frames.resize
+  if made and size and frame.equal(size, made) then return made, true end
   if not size or frame.equal(size, img) then return img, false end
   return img:resize(size.width, size.height, "bilinear"), true
 end
@@ -77,7 +79,10 @@ end
 local function first_size(set)
   local path
   if set.image then path = set:image(1) end
-  if path then
+  if type(path) == "table" then
+    local width, height = image.memory.size(path.bytes, #path.bytes, path.name)
+    return { width = width, height = height }
+  elseif path then
     local width, height = image.size(path)
     return { width = width, height = height }
   end

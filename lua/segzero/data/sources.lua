@@ -8,17 +8,20 @@
 --     set:count()      how many rows there are
 --     set:row(i)       row i from 1 (train/records.lua says what a row is); the caller frees
 --                      row.image
---     set:image(i)     the path of row i's image, or nil when the row makes its image itself. With
---                      a path, background threads read the image ahead of time, and
---                      set:row(i, image) gets the image that was read
+--     set:image(i)     the path of row i's image, {bytes = of an image file, name = for messages},
+--                      or nil when the row makes its image itself. Background threads read a path
+--                      or bytes ahead of time, and set:row(i, image) gets the image that was read
 --     set:meta(i)      what is known of row i without decoding anything, so that all rows can be
 --                      checked before the first step (data/jsonl/source.lua); optional
 --     set:fingerprint()   a text that changes with the rows; optional. A resumed run compares it,
 --                      so it must not read images
+--     set:paths()      {path, ...}: the files that the rows are read from; optional. The outcome of
+--                      the check of all rows is kept while they and the images stay the same
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
--- prompt_key =, answer_key =, image_key = names of columns, check = false if data/checks/check.lua
--- follows}. A source uses those that it knows.
+-- prompt_key =, answer_key =, image_key = names of columns, image_dir = where relative paths of
+-- images start, several = whether solutions are lists of objects, check = false if
+-- data/checks/check.lua follows}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
@@ -26,6 +29,7 @@
 -- A name on the Hugging Face hub that no other source knows becomes a folder of its cache first.
 -- Leaves out: reading rows from the hub without storing them.
 
+local annotation_source = require "segzero.data.annotations.source"
 local core = require "segzero.core.ffi"
 local hub = require "segzero.hub"
 local image = require "segzero.formats.image"
@@ -40,6 +44,12 @@ local table_source = require "segzero.data.tables.source"
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
 
 local FALLBACK = "jsonl"
+
+M:register("annotations", {
+  help = "annotations of COCO, refer, gRefCOCO or ReasonSeg, with their folder of images",
+  match = annotation_source.matches,
+  open = annotation_source.open,
+})
 
 M:register("refshapes", {
   help = "RefShapes: generated images of coloured shapes with referring sentences and masks",
@@ -99,10 +109,11 @@ local function matching(name)
 end
 
 -- A source of the user's may have options of its own.
-local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true }
+local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true,
+  annotations = true }
 local GENERATED = { refshapes = true, refshapes_multi = true }
 local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
-  "prompt_key", "answer_key", "image_key" }
+  "prompt_key", "answer_key", "image_key", "image_dir", "several" }
 
 -- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)

@@ -3,21 +3,21 @@
 --   local t, why = target.of(row, { masks = true, ignore = "target", several = true })
 --     t.mask       u8 [height, width]: the target's pixels; nil without masks
 --     t.ignored    u8 [height, width]: pixels that count for nothing; nil if there are none
---     t.objects    {{bbox =, points = {...}}, ...} in the image's pixels; nil if nothing states them
+--     t.objects    {{bbox =, points = {...}}, ...} in the image's pixels; nil if nothing states any
 --     t.count      how many objects there are; nil if only a mask states the target
 --     t.category   the column cat_id, or nil
 --   target.release(t)                frees both masks
 --   target.task(row)                 "counting" with a column count, "detection" with cat_id, else
 --                                    "segmentation"
---   target.ids(row)                  image_id and ann_id as the set has them; else the row's id twice
+--   target.ids(row)                  image_id and ann_id as the set has them; else the row's id
 --   target.has_box(row)              whether the row has the column bbox
 --
--- ignore: what the pixels of row.ignore_mask are. "target": they belong to the target, as in the sets
--- that Seg-Zero put on the hub; "left_out": they are neither target nor background, as in LISA's
--- evaluation. Objects are those of the solution, else of the column bbox (four numbers, a list of
--- such, or either as JSON), else the box around the mask. A mask with nothing inside is a row without
--- a target. why: a mask that cannot be read, which leaves t.mask nil; or objects that cannot.
--- Leaves out: answers.
+-- ignore: what the pixels of row.ignore_mask are. "target": they belong to the target, as in the
+-- sets that Seg-Zero put on the hub; "left_out": they are neither target nor background, as in
+-- LISA's evaluation. Objects are those of the solution, else of the column bbox (four numbers, a
+-- list of such, or either as JSON), else the box around the mask. A mask with nothing inside is a
+-- row without a target. why: a mask that cannot be read, which leaves t.mask nil; or objects that
+-- cannot. Leaves out: answers.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
@@ -61,14 +61,18 @@ local function stated_boxes(row)
   local value = column(row, "bbox")
   if type(value) == "string" then
     local ok, list = pcall(cjson.decode, value)
-    if not ok then error(("the column bbox is %q, no list of numbers"):format(value:sub(1, 60)), 0) end
+    if not ok then
+      error(("the column bbox is %q, no list of numbers"):format(value:sub(1, 60)), 0)
+    end
     value = list
   end
   if value == nil then return nil end
   if is_box(value) then return { value } end
   local boxes = {}
   for i, box in ipairs(type(value) == "table" and value or { value }) do
-    if not is_box(box) then error(("box %d of the column bbox is no list of 4 numbers"):format(i), 0) end
+    if not is_box(box) then
+      error(("box %d of the column bbox is no list of 4 numbers"):format(i), 0)
+    end
     boxes[i] = box
   end
   return boxes
@@ -89,9 +93,18 @@ local function objects_of(row, mask)
   return frame.objects(objects, row.solution_frame or own, own)
 end
 
+local function is_empty(mask)
+  local data = tensor.data(mask)
+  for i = 0, mask:numel() - 1 do
+    if data[i] ~= 0 then return false end
+  end
+  return true
+end
+
 -- Sets the objects and their number. One box around a mask says nothing about how many there are.
 local function add_objects(t, row)
   local objects, is_around = objects_of(row, t.mask)
+  if t.mask and not truth.has_objects(row) and is_empty(t.mask) then objects = {} end
   t.objects = objects
   t.count = tonumber(column(row, "count"))
   if t.count or not objects then return end

@@ -6,10 +6,11 @@
 --   f:mask(i, name, use), f:pair(key), f:close()         as in parquet.lua
 --
 -- A stream is messages: a length, metadata (a FlatBuffer), a body. Opening reads the metadata's
--- heads alone; f.note is a text if the stream has no end mark. The last batch used is kept, with its buffers unpacked if they are compressed. What
--- `datasets` writes is a stream; the file format is a stream between two marks, and read as one.
+-- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream. Of
+-- the file format the footer is read, which says where all batches are. The last batch used is kept,
+-- with its buffers unpacked if they are compressed.
 -- Source: the Arrow columnar format, 1.5.
--- Leaves out: writing; the footer of a file; big-endian values; views, unions, run ends, intervals.
+-- Leaves out: writing; big-endian values; views of lists, unions, run ends, intervals.
 
 local batch_of = require "segzero.formats.arrow.batch"
 local bool_rows = require "segzero.formats.bool_rows"
@@ -30,6 +31,7 @@ local DICTIONARY = 2
 local BATCH = 3
 local FILE_MARK = "ARROW1\0\0"
 local FILE_END = "ARROW1"
+local BLOCK = 24                -- bytes of an entry of the footer
 local MOST_TOUCHED = 64 * 2 ^ 20        -- bytes
 local CONTINUES = 0xffffffff
 
@@ -95,32 +97,68 @@ local function add_dictionary(file, message)
   if not list[#list].place then fail(file, "a dictionary has no values") end
 end
 
-local function read_messages(file)
+-- Adds a message that is no schema.
+local function add_message(file, message)
+  file.order = file.order + 1
+  if not message.place then fail(file, "a message has no header") end
+  if message.kind == BATCH then add_batch(file, message) end
+  if message.kind == DICTIONARY then add_dictionary(file, message) end
+end
+
+-- The messages of a stream, one after the other.
+local function read_stream(file)
   local at = 0
-  if file.size >= #FILE_MARK and ffi.string(file.p, #FILE_MARK) == FILE_MARK then
-    at = #FILE_MARK
-    if ffi.string(file.p + file.size - #FILE_END, #FILE_END) ~= FILE_END then
-      fail(file, "an Arrow file that does not end as one: it is cut off")
-    end
-  end
   while true do
     local message, next_at = read_message(file, at)
     if not message then break end
-    file.order = file.order + 1
-    if not message.place then fail(file, "a message has no header") end
     if message.kind == SCHEMA then
       if file.schema then fail(file, "it has two schemas") end
+      if not message.place then fail(file, "a message has no header") end
       file.schema = schema_of.read(message.b, message.place)
     elseif not file.schema then
       fail(file, "not an Arrow file: it does not begin with a schema")
-    elseif message.kind == BATCH then
-      add_batch(file, message)
-    elseif message.kind == DICTIONARY then
-      add_dictionary(file, message)
+    else
+      add_message(file, message)
     end
     at = next_at
   end
   if not file.schema then fail(file, "not an Arrow file: it has no schema") end
+end
+
+-- The messages that a list of the footer's names.
+local function read_blocks(file, b, at, n, kind)
+  for i = 0, n - 1 do
+    local place = b:i64_at(at + BLOCK * i)
+    if place < #FILE_MARK or place >= file.size then fail(file, "a batch is outside of the file") end
+    local message = read_message(file, place)
+    if not message or message.kind ~= kind then fail(file, "the footer is damaged") end
+    add_message(file, message)
+  end
+end
+
+-- The schema and the messages that the footer of a file names.
+local function read_footer(file)
+  local last = file.size - #FILE_END - 4
+  if last < #FILE_MARK or ffi.string(file.p + last + 4, #FILE_END) ~= FILE_END then
+    fail(file, "an Arrow file that does not end as one: it is cut off")
+  end
+  local length = u32(file, last)
+  if length == 0 or length > last - #FILE_MARK then fail(file, "the footer is damaged") end
+  local b = flatbuffer.new(file.p + last - length, length)
+  local footer = b:root()
+  local schema = b:table(footer, 1)
+  if not schema then fail(file, "it has no schema") end
+  file.schema = schema_of.read(b, schema)
+  local at, n = b:vector(footer, 2, BLOCK)
+  read_blocks(file, b, at, n, DICTIONARY)
+  at, n = b:vector(footer, 3, BLOCK)
+  read_blocks(file, b, at, n, BATCH)
+end
+
+local function read_messages(file)
+  local is_file = file.size >= #FILE_MARK and ffi.string(file.p, #FILE_MARK) == FILE_MARK
+  if is_file then return read_footer(file) end
+  read_stream(file)
 end
 
 -- ---- batches ----
@@ -200,6 +238,10 @@ function methods:row(i)
   return out
 end
 
+-- ---- what the columns are ----
+local FORMS = { int = "number", float = "number", bytes = "bytes", fixed = "bytes", view = "bytes",
+  fixed_list = "list" }
+
 -- ---- without Lua values ----
 -- Goes down to the array that holds the bytes: through structs by name, through lists to their
 -- first element. Returns the array, the index and how many elements the list has; nil for a null.
@@ -241,7 +283,7 @@ function methods:bytes(i, path, use)
     local array, index, elements = descend(column, row, path)
     if not array then return nil end
     local kind = array.field.type
-    if kind ~= "bytes" and kind ~= "fixed" then error("it holds no bytes, but " .. kind, 0) end
+    if FORMS[kind] ~= "bytes" then error("it holds no bytes, but " .. kind, 0) end
     local pointer, count = batch_of.bytes(array, index)
     forget(self, count)
     return use(ffi.cast("const uint8_t *", pointer), count, elements)
@@ -272,9 +314,7 @@ function methods:mask(i, name, use)
   end)
 end
 
--- ---- what the columns are ----
-local FORMS = { int = "number", float = "number", fixed = "bytes", fixed_list = "list" }
-
+-- ---- kinds ----
 local function kind_of(field)
   if field.type == "dictionary" then return kind_of(field.values) end
   local kind = { form = FORMS[field.type] or field.type }
@@ -297,8 +337,8 @@ function methods:pair(key) return self.schema.pairs[key] end
 function M.open(path)
   local map = ffi.gc(core.call(C.sz_map_open(path)), C.sz_map_close)
   local file = setmetatable({ path = path, map = map, p = C.sz_map_bytes(map),
-    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, touched = 0, batches = {}, dictionaries = {},
-    columns = {}, numbers = {} }, mt)
+    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, touched = 0, batches = {},
+    dictionaries = {}, columns = {}, numbers = {} }, mt)
   named(file, "", read_messages, file)
   for i, field in ipairs(file.schema.fields) do
     file.columns[i] = { name = field.name }

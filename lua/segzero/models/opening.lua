@@ -15,6 +15,7 @@ local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local hub = require "segzero.hub"
 local names = require "segzero.hub.names"
+local integrity = require "segzero.runs.integrity"
 local options = require "segzero.core.options"
 
 local M = {}
@@ -64,6 +65,8 @@ function M.missing(dir)
     return ("no model in %s: it has no config.json, but LoRA adapters: name their model there, and "
       .. "this folder as adapter"):format(dir)
   end
+  local advice = require("segzero.merge.locate").advice(dir)
+  if advice then return advice end
   if files.exists(dir .. "/.") then return ("no model in %s: it has no config.json"):format(dir) end
   local text = ("no model in %s: it is not a folder"):format(dir)
   local guess = names.guess(dir)
@@ -94,6 +97,8 @@ function M.family(dir, level)
   if not files.exists(path) then
     error(M.missing(dir), level)
   end
+  local sound, damage = pcall(integrity.file, dir, "config.json")
+  if not sound then error(damage, level) end
   local ok, json = pcall(files.read_json_object, path)
   if not ok then error(json, level) end
   if type(json.model_type) ~= "string" then error(path .. ": model_type is missing", level) end

@@ -16,6 +16,7 @@ local frame = require "segzero.data.frame"
 local inputs = require "segzero.train.inputs"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
+local prompts = require "segzero.data.prompt"
 local train_options = require "segzero.train.options"
 
 local M = {}
@@ -75,6 +76,7 @@ local function longest_input(cfg, vl, train, prompt)
   local set = train or data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    image_dir = d.image_dir, several = prompts.style(cfg).several,
   })
   local processor = vl:processor()
   processor.min_pixels = d.min_pixels

@@ -12,8 +12,8 @@ local files = require "segzero.core.files"
 local M = {}
 
 -- In the order of the page. mask_grpo and custom_reward have the settings of refcocog_grpo.
-local MODULES = { "grpo", "evaluate", "infer", "sam2_finetune", "pretrain_shapes", "merge_lora",
-  "random_checkpoint" }
+local MODULES = { "grpo", "evaluate", "infer", "prepare_data", "sam2_finetune", "pretrain_shapes",
+  "merge_lora", "model_merger", "random_checkpoint" }
 
 local INTRODUCTION = [[
 # Settings

@@ -26,8 +26,9 @@ local function around(texts, row, system_prompt, img)
   return { { role = "system", content = system_prompt }, { role = "user", content = question } }
 end
 
--- What is asked about a row, as chat messages.
+-- What is asked about a row, as chat messages. A row may have a system prompt of its own.
 function M.messages(row, prompt, system_prompt, img)
+  system_prompt = row.system_prompt or system_prompt
   local text = user_code.call("the prompt", prompt, row.problem)
   if type(text) == "table" and #text == 2 then return around(text, row, system_prompt, img) end
   if type(text) ~= "string" then
@@ -55,7 +56,8 @@ local function too_long(row, policy, limit)
 end
 
 function M.prepare(row, policy, prompt, options)
-  local img, own = coordinates.resized(row.image, options.frames)
+  local img, own = coordinates.resized(row.image, options.frames, row.resized)
+  row.resized = nil
   local messages = M.messages(row, prompt, options.system_prompt, img)
   local ok, input = pcall(policy.process, policy, messages)
   local seen = ok and coordinates.seen(input, img)
@@ -76,6 +78,7 @@ end
 function M.release(rows)
   for _, row in ipairs(rows) do
     row.image:free()
+    if row.resized then row.resized:free() end
     if row.input then release_input(row.input) end
   end
 end

@@ -1,4 +1,5 @@
-/* resize_area.c - OpenCV's INTER_AREA resize of 8-bit RGB [h, w, 3], byte for byte.
+/* resize_area.c - OpenCV's INTER_AREA resize of 8-bit RGB [h, w, 3], byte for byte (4.9, 4.11 and
+ * 5.0 on x86).
  *
  * Three cases, as OpenCV 4 has them:
  *   both sides shrink by whole numbers    the mean of each block in integers; of 2 x 2 blocks

@@ -14,6 +14,12 @@
 
 enum { PIECE = 1 << 16, WINDOW = 512, LONGEST_HEAD = 5 };
 
+static int64_t large = 1 << 20;
+
+void sz_parquet_set_large(int64_t bytes) { large = bytes; }
+int64_t parquet_large_chunk(void) { return large; }
+int64_t parquet_small_page(void) { return 4 * large; }
+
 /* ---- snappy's tags ---- */
 
 /* A tag: the bytes it makes, and those it takes in the packed data, of which `head` are before a
@@ -246,7 +252,7 @@ bool parquet_body_open(parquet_body *b, const parquet_file *file, int64_t at, in
         b->is_packed = true;
         return start_walk(b);
     }
-    if (room <= PARQUET_SMALL_PAGE) return unpack_small(b, codec);
+    if (room <= parquet_small_page()) return unpack_small(b, codec);
     b->from = parquet_spool(codec, file, b->from, b->len, b->room);
     b->len = b->room;
     b->is_spooled = b->from != NULL;

@@ -295,8 +295,10 @@ int parquet_rows_read(parquet_pages *pages, parquet_cursor *c, int64_t row, int6
 
 /* ---- body.c ---- */
 
+/* See sz_parquet_set_large. */
+int64_t parquet_large_chunk(void);
 /* Pages up to this size are unpacked in memory where a codec cannot be entered in the middle. */
-enum { PARQUET_SMALL_PAGE = 4 << 20 };
+int64_t parquet_small_page(void);
 
 /* The unpacked bytes of a page, of which any part can be read without the rest. */
 typedef struct {

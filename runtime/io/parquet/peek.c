@@ -11,9 +11,6 @@
 #include <stdlib.h>
 #include <zlib.h>
 
-/* Values that are shorter on average are not worth it. */
-enum { LEAST_VALUE = 256 };
-
 enum { MOST_SMALL = 16 << 20, SUM_PART = 8 << 20 };
 
 /* A list of PLAIN byte arrays. */
@@ -46,7 +43,10 @@ struct parquet_peek {
 static bool open_values(value_list *l, int64_t at, int64_t count)
 {
     if (at < 0 || (size_t)at > l->body.room || count < 0) return false;
-    if ((size_t)count > (l->body.room - (size_t)at) / LEAST_VALUE) return false;
+    /* Short values are not worth it, and each has a length of four bytes. */
+    const int64_t bytes = (int64_t)l->body.room - at;
+    if (count > 0 && (bytes / count < 4 || bytes / count < parquet_large_chunk() >> 12))
+        return false;
     l->starts = malloc((size_t)(count + 1) * sizeof *l->starts);
     if (!l->starts) return false;
     l->starts[0] = at;
@@ -190,7 +190,7 @@ static bool is_small(const parquet_pages *list, const peek_page *k, const parque
     const int codec = list->chunk->codec;
     if (codec == CODEC_NONE || codec == CODEC_SNAPPY) return false;
     const int64_t bytes = k->in_dictionary ? list->dictionary.unpacked : page->unpacked;
-    return bytes <= PARQUET_SMALL_PAGE;
+    return bytes <= parquet_small_page();
 }
 
 static bool read_page(parquet_pages *list, int i, peek_page *k)
@@ -347,10 +347,9 @@ static bool read_row(parquet_peek *p, int64_t row, parquet_result *r)
 
 parquet_peek *parquet_peek_open(parquet_pages *pages)
 {
-    enum { LARGE_CHUNK = 1 << 20, LARGE_VALUE = 1 << 10 };
     const parquet_chunk *c = pages->chunk;
-    if (pages->node->type != PARQUET_BYTE_ARRAY || c->unpacked < LARGE_CHUNK) return NULL;
-    if (c->values < 1 || c->unpacked / c->values < LARGE_VALUE) return NULL;
+    if (pages->node->type != PARQUET_BYTE_ARRAY || c->unpacked < parquet_large_chunk()) return NULL;
+    if (c->values < 1 || c->unpacked / c->values < parquet_large_chunk() >> 10) return NULL;
     parquet_peek *p = calloc(1, sizeof *p);
     if (p) p->list = pages;
     return p;

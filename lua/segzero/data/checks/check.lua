@@ -10,8 +10,10 @@
 --     reward =, prompt =, masks =, empty_masks =, solution_frame =,      see row_check.lua
 --     skip_long = true,              prompts that are too long are left out in any case
 --     last = 100,                    only the rows up to this one; nil: all
+--     depends = text,                all that the outcome depends on apart from files and the
+--                                    options above: it is then kept from run to run (outcome.lua)
 --     say = f(text) })
---   -> the set, or what is left of it
+--   -> the set, or what is left of it; whether the outcome was kept from an earlier run
 --
 -- Only a set with meta(i) is checked (data/jsonl/source.lua): others would have to make every row.
 -- Images are judged by their headers, masks by their pixels (file_facts.lua keeps what was found).
@@ -20,7 +22,9 @@
 
 local core = require "segzero.core.ffi"
 local faults_of = require "segzero.data.checks.faults"
+local frame = require "segzero.data.frame"
 local file_facts = require "segzero.data.checks.file_facts"
+local outcome = require "segzero.data.checks.outcome"
 local row_check = require "segzero.data.checks.row_check"
 local subset = require "segzero.data.checks.subset"
 
@@ -56,9 +60,10 @@ local function add_line_fault(faults, set, i, message)
   faults:add("line", where, text)
 end
 
-local function walk(set, options, faults)
+local function walk(set, options, faults, kept)
   local total = math.min(set:count(), options.last or math.huge)
   local facts = file_facts.open(set.folder or ".")
+  if kept then facts.on_file = function(...) kept:file(...) end end
   local checker = row_check.new { faults = faults, facts = facts, reward = options.reward,
     prompt = options.prompt, masks = options.masks, empty_masks = options.empty_masks,
     solution_frame = options.solution_frame,
@@ -112,14 +117,38 @@ end
 
 local function silent() end
 
+-- ---- the outcome of an earlier run ----
+-- What the options add to the text that the outcome depends on.
+local function key_of(options)
+  local parts = { options.depends, options.reward or "", tostring(options.masks),
+    options.solution_frame or "", tostring(options.last) }
+  for i, part in ipairs(parts) do
+    if type(part) == "table" then parts[i] = frame.text(part) end
+  end
+  return table.concat(parts, "\n")
+end
+
+-- The faults of all rows, and whether they are those of an earlier run.
+local function find_faults(set, options)
+  local kept = options.depends and outcome.open(set, key_of(options))
+  local found = kept and kept:read()
+  if found then return faults_of.from(found), true end
+  local faults = faults_of.new()
+  local ok, why = pcall(walk, set, options, faults, kept)
+  if not ok then
+    if kept then kept:drop() end
+    error(why, 0)
+  end
+  if options.prompt then faults:note("prompt", options.prompt:cure()) end
+  if kept then kept:write(faults:stored()) end
+  return faults, false
+end
+
 function M.rows(set, options)
   if not set.meta then return set end
   options.say = options.say or silent
   for _, note in ipairs(set.notes or {}) do options.say(note) end
-  local faults = faults_of.new()
-  walk(set, options, faults)
-  if options.prompt then faults:note("prompt", options.prompt:cure()) end
-
+  local faults, was_kept = find_faults(set, options)
   local others, long = split_long(faults, options)
   if long:count() > 0 then
     options.say(long:text(name_of(set, options), set:count(),
@@ -127,8 +156,9 @@ function M.rows(set, options)
   end
   local gone = faults_of.new()
   if others:count() > 0 then gone = decide(set, others, options) end
-  if gone:count() + long:count() == 0 then return set end
-  return left_out(set, { bad = function(_, i) return gone:bad(i) or long:bad(i) end }, options)
+  if gone:count() + long:count() == 0 then return set, was_kept end
+  local bad = function(_, i) return gone:bad(i) or long:bad(i) end
+  return left_out(set, { bad = bad }, options), was_kept
 end
 
 return M

@@ -5,6 +5,7 @@
 --   list:count() -> rows with a fault; list:bad(i), after list:row(i) before the faults of row i
 --   list:text(total, cure) -> the summary
 --   list:only(kinds), list:without(kinds) -> the faults of these kinds, or of all others
+--   list:stored() -> faults, notes      for JSON; faults.from { faults =, notes = } is the list again
 --
 -- One fault is one line. Of several, the first line says each kind and how often, and the first
 -- three places of each kind follow. Leaves out: finding faults (check.lua, row_check.lua).
@@ -51,6 +52,18 @@ function methods:count()
   local n = 0
   for _ in pairs(self.rows) do n = n + 1 end
   return n
+end
+
+function methods:stored() return self.faults, self.notes end
+
+function M.from(stored)
+  local list = M.new()
+  for _, fault in ipairs(stored.faults) do
+    list:row(fault.row)
+    list:add(fault.kind, fault.where, fault.what)
+  end
+  list.notes = stored.notes
+  return list
 end
 
 local function chosen(self, wanted)

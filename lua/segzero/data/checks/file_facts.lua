@@ -5,6 +5,10 @@
 --   facts:image(path) -> {width =, height =}            or nil and why it cannot be read
 --   facts:mask(path)  -> {width =, height =, empty =}   or nil and why
 --   facts:save()                                writes the cache if enough is new
+--   facts.on_file = f(path, bytes, time)        is called when a file is first asked for; bytes -1:
+--                                               it is not there
+--   file_facts.stat() -> f(path) -> bytes, time of change, or nil and why
+--   file_facts.cache_folder(), file_facts.absolute(path, current)
 --
 -- The cache is $XDG_CACHE_HOME/segzero/files-HASH.tsv, or below ~/.cache; a line for each file:
 -- hash of path and kind, width, height, bytes, time of change, whether it is an empty mask. A file
@@ -33,7 +37,11 @@ typedef struct {
   uint64_t rest[32];
 } segzero_statx;
 int statx(int dirfd, const char *path, int flags, unsigned int mask, segzero_statx *out);
-typedef struct { double bytes, time; int32_t width, height; uint8_t empty; } segzero_file_fact;
+typedef struct {
+  double bytes, time;
+  int32_t width, height;
+  uint8_t empty, seen;
+} segzero_file_fact;
 ]]
 
 local M = {}
@@ -51,7 +59,7 @@ local methods = {}
 local mt = { __index = methods }
 
 -- ---- where the cache is ----
-local function cache_folder()
+function M.cache_folder()
   local base = os.getenv "XDG_CACHE_HOME"
   if base and base:sub(1, 1) == "/" then return base .. "/segzero" end
   local home = os.getenv "HOME"
@@ -59,7 +67,7 @@ local function cache_folder()
   return nil
 end
 
-local function absolute(path, current)
+function M.absolute(path, current)
   if path:sub(1, 1) == "/" then return path end
   return current .. "/" .. path
 end
@@ -135,38 +143,45 @@ local function write_cache(self)
 end
 
 -- ---- the facts ----
+-- Bytes and time of change; nil and why for what is no file.
+function M.stat()
+  local stat = ffi.new "segzero_statx"
+  return function(path)
+    if ffi.C.statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, stat) ~= 0 then
+      return nil, ("%s: %s"):format(path, ffi.string(ffi.C.strerror(ffi.errno())))
+    end
+    if bit.band(stat.mode, S_IFMT) ~= S_IFREG then return nil, path .. ": not a file" end
+    local time = tonumber(stat.mtime.sec) + tonumber(stat.mtime.nsec) * 1e-9
+    return tonumber(stat.size), math.floor(time * 1e6 + 0.5) * 1e-6
+  end
+end
+
 function M.open(folder)
-  local self = setmetatable({ new = 0, stat = ffi.new "segzero_statx" }, mt)
+  local self = setmetatable({ new = 0, stat = M.stat() }, mt)
   forget(self)
   self.current = require("posix.unistd").getcwd() or "."
-  self.place = cache_folder()
+  self.place = M.cache_folder()
   if self.place then
-    local a, b = key_set.hash(absolute(folder, self.current))
+    local a, b = key_set.hash(M.absolute(folder, self.current))
     self.path = ("%s/files-%s%s.tsv"):format(self.place, bit.tohex(a), bit.tohex(b))
     read_cache(self)
   end
   return self
 end
 
--- Bytes and time of change; nil and why for what is no file.
-local function stat_of(self, path)
-  local stat = self.stat
-  if ffi.C.statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, stat) ~= 0 then
-    return nil, ("%s: %s"):format(path, ffi.string(ffi.C.strerror(ffi.errno())))
-  end
-  if bit.band(stat.mode, S_IFMT) ~= S_IFREG then return nil, path .. ": not a file" end
-  local time = tonumber(stat.mtime.sec) + tonumber(stat.mtime.nsec) * 1e-9
-  return tonumber(stat.size), math.floor(time * 1e6 + 0.5) * 1e-6
-end
-
 -- The fact under this kind of `path`: the known one if the file has not changed, else what read()
 -- returns. It stays valid until the next call.
 local function fact_of(self, kind, path, read)
-  local bytes, time = stat_of(self, path)
-  if not bytes then return nil, time end
-  local number, is_new = self.keys:add(kind .. absolute(path, self.current))
+  local bytes, time = self.stat(path)
+  if not bytes then
+    if self.on_file then self.on_file(path, -1, 0) end
+    return nil, time
+  end
+  local number, is_new = self.keys:add(kind .. M.absolute(path, self.current))
   room_for(self, number)
   local known = self.facts[number]
+  if self.on_file and known.seen == 0 then self.on_file(path, bytes, time) end
+  known.seen = 1
   local is_same = math.abs(known.time - time) < 1e-6 and known.bytes == bytes
   if not is_new and is_same then return known end
 

@@ -225,7 +225,7 @@ end
 -- ---- one row ----
 -- The image's size; nil and why it cannot be read.
 local function image_fact(self, meta)
-  if meta.size then return meta.size() end
+  if meta.size then return meta.size(self.options.facts) end
   return self.options.facts:image(meta.image)
 end
 

@@ -11,9 +11,9 @@
 -- source: {b = flatbuffer, place = of the RecordBatch, body = pointer, size = of the body,
 -- dictionary = f(id) -> {array, ...}: the chunks of its values}.
 -- array: {field =, length =, valid = bits or nil, data =, size =, offsets =, count = of offsets,
--- children =, chunks =}. A buffer's size is checked when the array is made, an offset where it is
+-- children =, chunks =, buffers = {{pointer, size}, ...} of views}. A buffer's size is checked when the array is made, an offset where it is
 -- used. Errors have no position.
--- Leaves out: views, unions, run ends.
+-- Leaves out: views of lists, unions, run ends.
 
 local bit = require "bit"
 local cjson = require "cjson"
@@ -37,7 +37,17 @@ local function reader(source)
   local nodes, node_count = b:vector(source.place, 1, 16)
   local buffers, buffer_count = b:vector(source.place, 2, 16)
   local compression = b:table(source.place, 3)
-  local r = { node = 0, buffer = 0 }
+  local counts, count_count = b:vector(source.place, 4, 8)
+  local r = { node = 0, buffer = 0, view = 0 }
+
+  -- How many buffers the next column of views has.
+  function r.next_count()
+    if r.view >= count_count then fail "a batch has too few counts of buffers" end
+    local n = b:i64_at(counts + 8 * r.view)
+    r.view = r.view + 1
+    if n < 0 or n > buffer_count then fail("a column of views has %.0f buffers", n) end
+    return n
+  end
 
   function r.next_node()
     if r.node >= node_count then fail "a batch has too few nodes" end
@@ -127,6 +137,19 @@ function MAKE.bytes(array, r)
   array.data, array.size = r.next_buffer(0, true)
 end
 
+-- 16 bytes a value: the length, and the bytes themselves or where they are.
+local VIEW = 16
+local MOST_INSIDE = 12
+
+function MAKE.view(array, r)
+  array.data, array.size = r.next_buffer(array.length * VIEW, array.length == 0)
+  array.buffers = {}
+  for k = 1, r.next_count() do
+    local pointer, size = r.next_buffer(0, true)
+    array.buffers[k] = { pointer, size }
+  end
+end
+
 function MAKE.list(array, r, source)
   make_offsets(array, r)
   make_children(array, r, source)
@@ -196,8 +219,23 @@ function M.range(array, i)
   return span(array, i, array.children[1].length)
 end
 
+local function viewed(array, i)
+  local view = array.data + VIEW * i
+  local words = ffi.cast("const int32_t *", view)
+  local count = words[0]
+  if count < 0 then fail("a length of the column '%s' is damaged", array.field.name) end
+  if count <= MOST_INSIDE then return view + 4, count end
+  local buffer = array.buffers[words[2] + 1]
+  local first = words[3]
+  if not buffer or first < 0 or first + count > buffer[2] then
+    fail("a view of the column '%s' is damaged", array.field.name)
+  end
+  return buffer[1] + first, count
+end
+
 function M.bytes(array, i)
   local width = array.field.width
+  if array.field.type == "view" then return viewed(array, i) end
   if array.field.type == "fixed" then return array.data + i * width, width end
   local first, count = span(array, i, array.size)
   if count == 0 then return array.offsets, 0 end
@@ -267,6 +305,7 @@ local function text(array, i) return ffi.string(M.bytes(array, i)) end
 
 VALUE.bytes = text
 VALUE.fixed = text
+VALUE.view = text
 
 function VALUE.dictionary(array, i) return M.value(M.resolve(array, i)) end
 

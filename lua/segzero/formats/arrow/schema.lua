@@ -5,10 +5,10 @@
 --   schema.pairs        {key -> text}
 --   schema.by_dictionary   {id -> field}: what the values of a dictionary are
 --
--- field: {name =, type = "int", "float", "bool", "bytes", "fixed", "list", "fixed_list", "struct",
+-- field: {name =, type = "int", "float", "bool", "bytes", "view" (of bytes), "fixed", "list", "fixed_list", "struct",
 -- "map" or "null"; width = bytes of a value; signed = of an int; offsets = bytes of an offset, 4 or
 -- 8; count = of a fixed list; children = {...}; dictionary = {id =, width =, signed =} or nil}
--- Leaves out: views, unions, run ends, intervals: an error names the column.
+-- Leaves out: views of lists, unions, run ends, intervals: an error names the column.
 
 local M = {}
 
@@ -71,6 +71,11 @@ SET.Binary = bytes(4)
 SET.Utf8 = bytes(4)
 SET.LargeBinary = bytes(8)
 SET.LargeUtf8 = bytes(8)
+
+local function view(f) f.type = "view" end
+
+SET.BinaryView = view
+SET.Utf8View = view
 
 local function list(offsets)
   return function(f)

@@ -24,6 +24,7 @@ local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
+local integrity = require "segzero.runs.integrity"
 local lora = require "segzero.models.lora"
 local network = require "segzero.models.network"
 local opening = require "segzero.models.opening"
@@ -73,7 +74,10 @@ local function new(json, dtype, device, path, own_head)
 end
 
 local function quantize(vl)
-  if vl.quantized then check(C.sz_model_quantize(vl.c), 3) end
+  if vl.quantized then
+    integrity.settle(vl)
+    check(C.sz_model_quantize(vl.c), 3)
+  end
   return vl
 end
 
@@ -124,6 +128,7 @@ end
 local function open(dir, opts, device, offload)
   local path = dir .. "/config.json"
   if not files.exists(path) then error(M.missing(dir), 0) end
+  local check_of_files = integrity.begin(dir)
   local json = files.read_json_object(path)
   local config = qwen_config.parse(json, path)      -- before any weight file is opened
   local folder = safetensors.open_folder(dir)
@@ -138,6 +143,7 @@ local function open(dir, opts, device, offload)
   local vl = new(json, opts.dtype, target, path, own_head)
   vl.own_head = own_head
   vl.dir = dir
+  vl.integrity = check_of_files
   if offload then vl.offloaded = device end
   weights.load(vl, folder, hub_name, function(name) return is_stray(vl, name) end)
   quantize(vl)

@@ -15,11 +15,14 @@
 --         -> i32 tensor [3, T], next position
 --
 -- In the background (data/prefetch.lua):
---     local future = proc:start(source)
---         a thread reads, resizes and converts source (a path or an image object). nil if it is
---         bad or a scope is open; process() then reports the error or does the work
---     local img = proc:take(future)
---         waits; process() finds the patches of img ready. nil if the job failed
+--     local future = proc:start(source, first)
+--         a thread reads, resizes and converts source: a path, {bytes = of an image file, name =}
+--         or an image object. first: {width =, height =} to resize it to before, bilinear; or nil.
+--         nil if the source is bad or a scope is open; process() then reports the error or does the
+--         work
+--     local img, resized = proc:take(future)
+--         waits; process() finds the patches of `resized` ready: img itself, or the image that it
+--         was resized to first. nil if the job failed
 --     proc:cancel(future)
 --
 -- An image of a message is a file name, a data URL or an image object (formats/image.lua). It is
@@ -269,30 +272,41 @@ Processor.plan = guarded(function(self, width, height) return size_of(self, widt
 local function columns_of(self) return 3 * self.temporal_patch_size * self.patch_size ^ 2 end
 
 -- ---- in the background ----
-local size = ffi.new "int[4]"
+local size = ffi.new "int[6]"
 
-local function start(self, source)
-  local path, img, width, height
+-- The size of a source, and it as C takes it. The strings live as long as `source`.
+local function describe(source)
   if type(source) == "string" then
-    path = source
-    width, height = image.size(path)
-  else
-    img = source
-    width, height = img.width, img.height
+    local width, height = image.size(source)
+    return width, height, ffi.new("sz_qwen_image_source", { name = source })
   end
-  local s = size_of(self, width, height)
+  if not source.bytes then
+    return source.width, source.height, ffi.new("sz_qwen_image_source", { image = source.ptr })
+  end
+  local bytes = ffi.cast("const uint8_t *", source.bytes)
+  local width, height = image.memory.size(bytes, #source.bytes, source.name)
+  return width, height, ffi.new("sz_qwen_image_source", { name = source.name, bytes = bytes,
+    count = #source.bytes })
+end
+
+local function start(self, source, first)
+  local width, height, raw = describe(source)
+  first = first or { width = width, height = height }
+  local s = size_of(self, first.width, first.height)
   local values = tensor.empty({ s.grid[2] * s.grid[3], columns_of(self) }, { dtype = "f32" })
-  size[0], size[1], size[2], size[3] = width, height, s.resized_width, s.resized_height
+  size[0], size[1], size[2], size[3] = width, height, first.width, first.height
+  size[4], size[5] = s.resized_width, s.resized_height
   local filter = self.filter == "bicubic" and 1 or 0
-  local job = call(C.sz_qwen_image_start(path, img and img.ptr, size, filter, self.patch_size,
+  local job = call(C.sz_qwen_image_start(raw, size, filter, self.patch_size,
     self.temporal_patch_size, self.merge_size, self.scale, self.image_mean, self.image_std,
       values.ptr))
+  local img = image.is_image(source) and source or nil
   return { job = jobs.wrap(job), values = values, size = s, image = img }
 end
 
-function Processor:start(source)
+function Processor:start(source, first)
   if C.sz_scope_depth() > 0 then return nil end
-  local ok, future = pcall(start, self, source)
+  local ok, future = pcall(start, self, source, first)
   if ok then return future end
   if core.is_interrupt(future) then error(future, 0) end
   return nil
@@ -301,15 +315,20 @@ end
 function Processor:take(future)
   local good = future.job:wait()
   local img = future.image
-  if good and not img then img = image.wrap(C.sz_qwen_image_take(future.job.ptr)) end
+  local resized
+  if good then
+    if not img then img = image.wrap(C.sz_qwen_image_take(future.job.ptr)) end
+    local made = C.sz_qwen_image_take_resized(future.job.ptr)
+    resized = made ~= nil and image.wrap(made) or img
+  end
   future.job:free()
   future.image = nil         -- else the weak table would hold its own key
   if not good then
     future.values:free()
     return nil
   end
-  self.ready[img] = future
-  return img
+  self.ready[resized] = future
+  return img, resized
 end
 
 function Processor:cancel(future)
@@ -470,7 +489,7 @@ Processor.process = guarded(function(self, messages, tokenizer, ids)
   return inp
 end)
 
-options.limit(Processor, { process = 3, plan = 2, start = 1, take = 1, cancel = 1 })
+options.limit(Processor, { process = 3, plan = 2, start = 2, take = 1, cancel = 1 })
 M.new = options.at_most("processor.new", 1, M.new)
 
 return M

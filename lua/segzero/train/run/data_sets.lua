@@ -30,6 +30,7 @@ local function open_train(cfg)
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
     empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    image_dir = d.image_dir, several = prompts.style(cfg).several,
   })
 end
 
@@ -40,6 +41,7 @@ local function open_held_out(cfg)
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false, empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    image_dir = d.image_dir, several = prompts.style(cfg).several,
   })
 end
 
@@ -62,14 +64,24 @@ local function reads_masks(cfg, reward)
   return cfg.worker.reward.sam2_path ~= "" or reward == "mask_iou" or reward == nil
 end
 
+-- What the check's outcome depends on apart from the files of the set. nil if that cannot be said:
+-- a script's own prompt may depend on anything.
+local function depends(cfg, overrides, counter)
+  if overrides.prompt then return nil end
+  local d = cfg.data
+  return table.concat({ counter and counter:key() or "", d.prompt_key, d.answer_key, d.image_key },
+    "\n")
+end
+
 local function checked(set, setting, cfg, overrides, policy)
   local reward = reward_of(cfg, overrides)
   local prompt = overrides.prompt or prompts.style(cfg).ask
+  local counter = policy and prompt_length.new(policy, cfg, prompt)
   return check.rows(set, {
     name = setting, key = "data.on_bad_row", on_bad_row = cfg.data.on_bad_row,
     skip_long = cfg.data.filter_overlong_prompts, reward = reward,
     solution_frame = frame.settings(cfg.data, "data.").solution,
-    masks = reads_masks(cfg, reward), prompt = policy and prompt_length.new(policy, cfg, prompt),
+    masks = reads_masks(cfg, reward), prompt = counter, depends = depends(cfg, overrides, counter),
     say = console.say,
   })
 end

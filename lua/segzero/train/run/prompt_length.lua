@@ -2,6 +2,7 @@
 --
 --   local counter = prompt_length.new(policy, cfg, prompt)    policy: may be without weights
 --   counter:fault(meta, fact) -> nil, or why and its kind     for data/checks/row_check.lua
+--   counter:key() -> text                                     all that faults depend on apart from rows
 --   counter:cure() -> text                                    settings that take every prompt that
 --                                                             fault() found too long; or nil
 --
@@ -9,7 +10,9 @@
 -- Leaves out: several images in a row.
 
 local frame = require "segzero.data.frame"
+local checksum = require "segzero.core.checksum"
 local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
 local inputs = require "segzero.train.inputs"
 local messages_of = require "segzero.models.qwen_vl.messages"
 
@@ -24,13 +27,13 @@ function M.new(policy, cfg, prompt)
   processor.min_pixels = cfg.data.min_pixels
   processor.max_pixels = cfg.data.max_pixels
   return setmetatable({ plans = {}, processor = processor, tokenizer = policy:tokenizer(),
-    prompt = prompt, system_prompt = cfg.data.system_prompt,
+    dir = policy.dir, prompt = prompt, system_prompt = cfg.data.system_prompt,
     resize = frame.settings(cfg.data, "data.").resize,
     limit = cfg.data.max_prompt_length }, mt)
 end
 
-local function render(self, problem)
-  local row = { problem = problem, image = "image" }
+local function render(self, meta)
+  local row = { problem = meta.problem, image = "image", system_prompt = meta.system_prompt }
   local messages = inputs.messages(row, self.prompt, self.system_prompt)
   return messages_of.render(messages, { add_generation_prompt = true }, self.tokenizer.system)
 end
@@ -50,7 +53,7 @@ function methods:fault(meta, fact)
   local size = self.resize or fact
   local of_image, why = image_tokens(self, size.width, size.height)
   if not of_image then return ("row %s: %s"):format(meta.id or meta.index, why), "image" end
-  local text = render(self, meta.problem)
+  local text = render(self, meta)
   -- A token of plain ASCII has at least one byte.
   if #text + of_image <= self.limit and not text:find "[\128-\255]" then return nil end
   -- The image is one token of the text.
@@ -62,6 +65,22 @@ function methods:fault(meta, fact)
   worst.text = math.max(worst.text, tokens - of_image)
   return ("row %s: the prompt has %d tokens (%d of them image), data.max_prompt_length is %d")
     :format(meta.id or meta.index, tokens, of_image, self.limit), "prompt"
+end
+
+-- The files of the policy that say how a text and an image are counted.
+local FILES = { "config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
+  "chat_template.json", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json" }
+
+function methods:key()
+  local size = self.resize and frame.text(self.resize) or ""
+  local processor = self.processor
+  local parts = { render(self, { problem = "a question" }), size, self.limit, processor.min_pixels,
+    processor.max_pixels, self.dir or "" }
+  for _, name in ipairs(FILES) do
+    local path = self.dir and self.dir .. "/" .. name
+    if path and files.exists(path) then parts[#parts + 1] = checksum.file(path) end
+  end
+  return table.concat(parts, "\n")
 end
 
 function methods:cure()
