@@ -188,8 +188,16 @@ check.case("segmentation, as eval_segmentation.sh calls it", function()
     return '<think>hm</think><answer>[{"bbox_2d": [9, 9, 35, 44], "point_2d": [20, 25]}]</answer>'
   end
   with_answers(answer, function()
-    vision_reasoner.run(reasoner_words("refcoco_val", folder))
+    local words = reasoner_words("refcoco_val", folder)
+    words[#words + 1] = "visual_results=true"
+    vision_reasoner.run(words)
   end)
+  local visual = folder .. "/part_0/visual_results"
+  check.equal(folders.list(visual), { "90.png", "90.txt", "91.png", "91.txt" }, "visual results")
+  check.ok(files.read(visual .. "/90.txt"):find "^0%.%d+\nhm$", "the IoU and the thinking")
+  local img = sz.image.load(visual .. "/90.png")
+  check.ok(img.width > 2 * 128, "the image twice")
+  img:free()
   local rows = json(folder .. "/output_0.json")
   check.equal({ #rows, rows[1].think, rows[1].bbox_iou }, { 2, "hm", 1 }, "rows; the box is right")
   local s, text = lines_of(folder)

@@ -113,6 +113,8 @@ local scores = {
     help = "bootstrap resamples of the intervals" },
   { key = "output_path", type = "text", path = true, default = "runs/evaluate",
     help = "the folder to write; one that holds a run already gets -2, -3, ..." },
+  { key = "visual_results", type = "boolean", default = false,
+    help = "also an image and a text of every answer, in visual_results/ of the results' folder" },
   { key = "parts", type = "count", default = 1, max = 2 ^ 20, also = { "num_parts" },
     help = "divide the rows into this many runs" },
   { key = "part", type = "integer", default = 0, min = 0, help = "the part of this run, from 0" },
