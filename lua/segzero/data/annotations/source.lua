@@ -120,6 +120,14 @@ function methods:fingerprint()
   return checksum.text(table.concat(list, " "))
 end
 
+-- The files that the rows come from.
+function methods:paths()
+  local list = {}
+  for i, path in ipairs(self.entries.files) do list[i] = path end
+  list[#list + 1] = self.entries.image_folder
+  return list
+end
+
 function mt:__tostring() return ("data set %s (%d rows)"):format(self.name, self.n) end
 
 -- Numbers the rows: of which entry, and which of its texts.
