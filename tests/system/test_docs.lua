@@ -10,11 +10,13 @@
 --   ```lua      run by ./segzero. A block that starts with the comment "-- NAME.lua: ..." is saved
 --               under that name first.
 --   ```python   not run
+-- Names on the hub are those of a server on loopback with small models and sets under them.
 -- Indented blocks are output and not run. Leaves out: whether the output is what the page says.
 
 local check = require "tests.support.check"
 local host = require "segzero.host"
 local image = require "segzero.formats.image"
+local hub_server = require "tests.support.hub_server"
 local refshapes = require "segzero.data.refshapes"
 
 local ROOT = host.root
@@ -140,6 +142,25 @@ local function make_sandbox()
   return folder
 end
 
+-- What the pages name on the hub.
+local POLICY = { folder = "models/tiny/qwen2.5-vl" }
+local SETS = "tests/golden/hub_sets/"
+local function start_hub()
+  local server = hub_server.start {
+    models = { ["Qwen/Qwen2.5-VL-3B-Instruct"] = POLICY, ["Ricky06662/Seg-Zero-7B"] = POLICY,
+      ["facebook/sam2-hiera-large"] = { folder = "models/tiny/sam2" } },
+    datasets = { ["Ricky06662/refCOCOg_2k_840"] = { folder = SETS .. "refCOCOg_2k_840" },
+      ["Ricky06662/ReasonSeg_test"] = { folder = SETS .. "ReasonSeg_test" } },
+  }
+  local home = shell("mktemp -d"):gsub("%s+$", "")
+  local variables = { HF_HUB_OFFLINE = "", HF_ENDPOINT = server.url, HF_HOME = home }
+  for name, value in pairs(variables) do require("posix.stdlib").setenv(name, value) end
+  return function()
+    server:stop()
+    shell("rm -rf " .. quoted(home))
+  end
+end
+
 local runners = {}
 
 function runners.sh(folder, block)
@@ -177,6 +198,7 @@ end
 
 local wanted = arg[1] or ""
 local count = 0
+local stop_hub = start_hub()
 local list = shell("cd " .. quoted(ROOT) .. " && ls README.md docs/*.md docs/*/*.md")
 for page in list:gmatch "%S+" do
   if page:find(wanted, 1, true) then
@@ -184,5 +206,6 @@ for page in list:gmatch "%S+" do
     run_page(page)
   end
 end
+stop_hub()
 check.ok(count > 0, "a page has '" .. wanted .. "' in its name")
 check.finish()

@@ -9,8 +9,8 @@
 --   paths.expand "~/data/$SET"            ~ and variables as the shell reads them
 --
 -- infer, evaluate and the GRPO recipes all use it. Nothing is loaded.
--- Names on the Hugging Face hub become folders of its cache; of a policy the small files are fetched
--- alone, so that data can be checked before gigabytes are downloaded.
+-- Names on the Hugging Face hub become folders of its cache; of a policy the small files alone are
+-- fetched here, so that data can be checked before gigabytes are downloaded.
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -84,8 +84,8 @@ function M.policy(named, several, label)
 end
 
 -- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none.
--- options.label: the setting's name; options.model: the policy's folder; options.data: the data set that is evaluated. The embedded
--- SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
+-- options.label: the setting's name; options.model: the policy's folder; options.data: the data set
+-- that is evaluated. The embedded SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
 -- trained from it) and for evaluations on RefShapes. The second result says where a default came
 -- from: "embedded", or "missing" if the embedded one is not installed.
 function M.sam2(named, options)

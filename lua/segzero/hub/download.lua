@@ -3,7 +3,7 @@
 --
 --   download.get(session, repository, cached, listing, names)
 --
--- listing: api.list's; names: those that are wanted. Files that the cache has whole are not fetched.
+-- listing: api.list's; names: those that are wanted. What the cache has whole is not fetched.
 -- A file grows as blobs/ETAG.incomplete, whoever began it, under a lock that the system drops with
 -- its process; then its size and its sum are compared with what the hub said, and it becomes
 -- blobs/ETAG. An ETag of 64 digits is the SHA-256, one of 40 the sum that git gives.
