@@ -6,7 +6,8 @@
 # A plain build makes build/ and ./segzero; with SANITIZER=x everything is under build/x/. The
 # compiler flags are stored in build/flags and the list of objects in build/objects: a change in
 # either rebuilds what depends on it. The CUDA backend is a library of its own,
-# build/libsegzero_cuda.so. It is built if nvcc is found, unless CUDA=0. The tests run its kernels
+# build/libsegzero_cuda.so. It is built if nvcc is found, unless CUDA=0. So is what several ranks talk
+# over, build/libsegzero_mpi.so, where Open MPI is, unless MPI=0. The tests run the CUDA kernels
 # compiled for the CPU, build/libsegzero_cuda_emulated.so, so they need neither nvcc nor a GPU.
 
 VERSION   := 0.1.0
@@ -18,6 +19,7 @@ WERROR    ?=
 V         ?=
 ARGS      ?=
 CUDA      ?= 1
+MPI       ?= 1
 CUDA_ARCH ?= 80 89 90
 SCRIPT_RUN      := recipes/refcocog_grpo.lua
 SCRIPT_PRETRAIN := recipes/pretrain_shapes.lua
@@ -45,6 +47,7 @@ HOST := $(if $(SANITIZER),$(B)/segzero,segzero)
 LIB  := $(B)/libsegzero.so
 CUDA_LIB      := $(B)/libsegzero_cuda.so
 CUDA_EMULATED := $(B)/libsegzero_cuda_emulated.so
+MPI_LIB       := $(B)/libsegzero_mpi.so
 
 # ---- flags ---------------------------------------------------------------------------------------
 # pkg-config finds nothing before the first set-up, so `test` and `run` start a second make after
@@ -91,8 +94,9 @@ CFLAGS_HOST := $(CFLAGS_ALL) $(LUAJIT_CFLAGS)
 LIBS_LIB    := -fopenmp -ldnnl -lpcre2-8 -lutf8proc -ljpeg -lpng16 -lz -lwebp -lwebpdemux \
                -lsnappy -llz4 -lzstd -lbrotlidec -lpthread -ldl -lm
 LIBS_HOST   := $(LUAJIT_LIBS) -ldl -lpthread
-# runtime/host/threads.c replaces it for every library.
-EXPORT_HOST := $(if $(SANITIZER),,-Wl,--export-dynamic-symbol=pthread_create)
+comma := ,
+# runtime/host/threads.c and exits.c replace these for every library.
+EXPORT_HOST := $(if $(SANITIZER),,$(addprefix -Wl$(comma)--export-dynamic-symbol=,pthread_create _exit _Exit))
 LINK_FLAGS  := $(filter -fsanitize% -fno-sanitize%,$(OPT)) $(LDFLAGS)
 # A kernel that a table names but nobody wrote is a link error. Sanitizers take their own symbols
 # from the host program, so their builds cannot ask for this.
@@ -117,6 +121,11 @@ EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math
                   -Wall -Wextra -Wshadow -Wno-unknown-pragmas \
                   $(if $(filter 1,$(WERROR)),-Werror) -DSZ_EMULATE -Iruntime -Itests/cuda_emulator
 
+# ---- MPI -----------------------------------------------------------------------------------------
+# The transport between ranks, a library of its own that is built where Open MPI is, unless MPI=0.
+MPI_CFLAGS := $(if $(filter 1,$(MPI)),$(shell pkg-config --cflags ompi-c 2>/dev/null))
+MPI_LIBS   := $(if $(filter 1,$(MPI)),$(shell pkg-config --libs ompi-c 2>/dev/null))
+
 # -march=native depends on the machine, so a tree that is moved to another CPU must be rebuilt.
 CPU_LINE := /^\(model name\|CPU part\)/{s/.*: //p;q;}
 CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpuinfo 2>/dev/null))
@@ -125,7 +134,7 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
-               runtime/net runtime/sampling models models/*)))
+               runtime/net runtime/sampling models models/*)) runtime/comm/comm.c)
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
@@ -140,11 +149,15 @@ quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 .PHONY: fuzz fuzz-targets cuda-emulated bundle install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
-all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB))
+all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB)) $(if $(MPI_LIBS),$(MPI_LIB))
 cuda-emulated: $(CUDA_EMULATED)
 
 $(LIB): $(OBJ_LIB) $(B)/objects
 	$(call quiet,  link  $@)$(CC) $(SHARED_FLAGS) $(LINK_FLAGS) -o $@ $(OBJ_LIB) $(LIBS_LIB)
+
+$(MPI_LIB): runtime/comm/mpi.c runtime/comm/transport.h $(B)/flags
+	$(call quiet,  link  $@)$(CC) $(CFLAGS_ALL) $(MPI_CFLAGS) -fPIC -fvisibility=hidden -shared \
+	  $(LINK_FLAGS) -o $@ $< $(MPI_LIBS)
 
 $(HOST): $(OBJ_HOST)
 	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) $(EXPORT_HOST) -o $@ $(OBJ_HOST) $(LIBS_HOST)
@@ -279,7 +292,7 @@ export TSAN_OPTIONS  ?= ignore_noninstrumented_modules=1
 
 # The tests do not need the CUDA library, which takes minutes to compile. RUNNER goes before the
 # command, for example RUNNER='setarch -R', which ThreadSanitizer needs on some kernels.
-suite: $(LIB) $(HOST) $(B)/tests/faults.so $(if $(NVCC),$(B)/tests/cudnn_plans)
+suite: $(LIB) $(HOST) $(if $(MPI_LIBS),$(MPI_LIB)) $(B)/tests/faults.so $(if $(NVCC),$(B)/tests/cudnn_plans)
 suite: $(if $(EMULATOR),$(CUDA_EMULATED) $(B)/tests/cuda_emulate $(B)/tests/cuda_attention)
 	@$(RUNNER) ./$(HOST) tests/run.lua
 
@@ -346,7 +359,8 @@ do-pretrain: $(LIB) $(HOST)
 # bin/segzero finds ../lib/segzero/libsegzero.so and ../share/segzero relative to itself, so the
 # installation can be moved. The headers are installed because Lua reads its declarations from them.
 SHARE := $(DESTDIR)$(PREFIX)/share/segzero
-SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/net/net.h runtime/ops/ops.def models/*.h models/*/*.h
+SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/net/net.h \
+                runtime/comm/comm.h runtime/ops/ops.def models/*.h models/*/*.h
 
 install: all
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
@@ -354,6 +368,8 @@ install: all
 	@install -m 755 $(LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero.so
 	@if [ -f $(CUDA_LIB) ]; then \
 	  install -m 755 $(CUDA_LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero_cuda.so; fi
+	@if [ -f $(MPI_LIB) ]; then \
+	  install -m 755 $(MPI_LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero_mpi.so; fi
 	@for f in $$(find $(SHARED_FILES) -type f 2>/dev/null); do \
 	  mkdir -p "$(SHARE)/$${f%/*}" && install -m 644 "$$f" "$(SHARE)/$$f" || exit 1; done
 	@echo "installed under $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"

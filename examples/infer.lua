@@ -10,7 +10,8 @@
 -- (inference/segmenter.lua; here in f32). One difference: the sentence is lower-cased, as in
 -- training and evaluation. do_sample, or a temperature above 0, samples instead of decoding
 -- greedily. The image written shows the original and, to its right, the mask, box and points;
--- without SAM2 it shows the box and points only. Exit status: 0 done; 1 no answer could be read, or
+-- without SAM2 it shows the box and points only. With --query it follows VisionReasoner's script:
+-- lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit status: 0 done; 1 no answer could be read, or
 -- a file or model is bad; 2 wrong options. An image is written only with status 0.
 -- Leaves out: batches.
 
@@ -30,6 +31,9 @@ local visible = require "segzero.core.visible"
 local M = { schema = infer.schema, settings = infer.settings }
 
 local seconds = sz.core.C.sz_seconds
+
+-- stripped from both ends of a question by VisionReasoner's script
+local QUERY_MARKS = '."?!'
 
 local function fail(message, ...) error(message:format(...), 0) end
 
@@ -149,6 +153,7 @@ local function point_text(p) return ("[%d, %d]"):format(p[1], p[2]) end
 local function read_answer(o, out, answer_frame, img)
   local parse = sz.answer.parse
   if o.multi then parse = sz.answer.parse_list end
+  if not o.shows_mask then parse = sz.answer.parse_boxes end
   local parsed, why = parse(out.text)
   if parsed then return frame.answer(parsed, answer_frame, img) end
   local hint = ""
@@ -163,9 +168,12 @@ local function print_answer(o, found)
     return
   end
   if #found == 0 then print "the answer names no object" end
+  if o.task == "counting" then print(("count:  %d"):format(#found)) end
   for i, object in ipairs(found) do
     local box = box_text(object.bbox)
-    print(("object %d: box %s, point %s"):format(i, box, point_text(object.point)))
+    local point = "none"
+    if object.point then point = point_text(object.point) end
+    print(("object %d: box %s, point %s"):format(i, box, point))
   end
 end
 
@@ -196,7 +204,8 @@ end
 local function ask(o, vl, img, text, frames)
   local shown = coordinates.resized(img, frames)
   local prompt = sz.prompt.seg_zero(text)
-  if o.multi then prompt = sz.prompt.vision_reasoner(text) end
+  if o.multi then prompt = sz.prompt.vision_reasoner(text, o.query and QUERY_MARKS) end
+  if o.task == "vqa" then prompt = text end
   local content = { { type = "image", image = shown }, { type = "text", text = prompt } }
   local input = vl:process { { role = "user", content = content } }
   local seen = coordinates.seen(input, shown)
@@ -252,13 +261,14 @@ function M.execute(o)
 
   -- The answer, its mask, and the image that shows them.
   local out, answer_frame = ask(o, vl, img, text, frames)
+  if o.task == "vqa" then return out.text end
   local found = read_answer(o, out, answer_frame, img)
   print_answer(o, found)
   if truth then print("truth:  " .. box_text(truth.bbox) .. " (green in the image)") end
   local mask
   if sam then
     mask = cut_out(sam, img, found)
-  else
+  elseif o.shows_mask then
     print "no mask: it needs SAM2; name a folder or an original .pt file with --sam2_path"
   end
   write_images(o, img, found, mask, truth)

@@ -209,6 +209,8 @@ int sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temper
  * message). at_once: the job has ended when this function returns. */
 sz_job *sz_job_start(int (*run)(void *), void (*dispose)(void *), void *context, bool at_once);
 void *sz_job_context(sz_job *j);
+/* Whether the program ends: a job whose result is for the main thread only may stop. */
+bool sz_jobs_are_leaving(void);
 /* Another reference to an image, which sz_image_free drops. On the main thread only. */
 sz_image *sz_image_retain(sz_image *im);
 

@@ -2,15 +2,18 @@
  *
  *     segzero [options] SCRIPT ARGS...      a script, with `arg` set as lua does
  *     segzero plan RECIPE key=value...      require("segzero.tools.plan").main{RECIPE, ...}
+ *     segzero fetch OWNER/NAME              require("segzero.hub.command").main{OWNER/NAME, ...}
  *     segzero doctor                        require("segzero.tools.doctor").run()
+ *     segzero model_merger ...              examples/model_merger.lua
  *     segzero help                          the same as --help
  *     segzero                               the REPL on a terminal; a script from standard input
  *                                           otherwise
  *
- * A file named plan, doctor or help in the current folder is run as ./plan, ./doctor or ./help.
+ * A file named plan, fetch, doctor or help in the current folder is run as ./plan and so on.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
- * milliseconds. The parts are in runtime/host: paths.c, options.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops), message.c (errors), watchdog.c (time limits) and module.c
+ * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
+ * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors),
+ * watchdog.c (time limits) and module.c
  * (what scripts see as "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
@@ -129,6 +132,17 @@ static bool is_command(const char *script, const char *command)
     return strcmp(script, command) == 0;
 }
 
+/* The script that a command stands for; other names stay. Seg-Zero and EasyR1 have a program of the
+ * same name in Python, which users call by its path. */
+static char *script_of(char *name)
+{
+    static char merger[] = "examples/model_merger.lua";
+    const char *last = strrchr(name, '/');
+
+    if (is_command(name, "model_merger")) return merger;
+    return is_command(last ? last + 1 : name, "model_merger.py") ? merger : name;
+}
+
 /* Runs what follows the options. */
 static int run(lua_State *L, const host_options *o, char **argv, int argc)
 {
@@ -140,6 +154,8 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
 
         if (is_command(script, "plan"))
             return sz_run_with_args(L, "require('segzero.tools.plan').main {...}", args, nargs);
+        if (is_command(script, "fetch"))
+            return sz_run_with_args(L, "require('segzero.hub.command').main {...}", args, nargs);
         if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
         if (is_command(script, "help")) return print_help(L);
         return sz_run_script(L, script, args, nargs);
@@ -158,12 +174,16 @@ int main(int argc, char **argv)
     host_options o;
 
     sz_streams_prepare();
+    sz_exits_watch();
 
     /* Read and check the options before anything is loaded. */
     if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;
+    if (o.script < argc) argv[o.script] = script_of(argv[o.script]);
     set_environment(&o);
     if (sz_paths_find()) return EXIT_SCRIPT;
     if (o.version) return print_version();
+    int job = 0;
+    if (o.ranks && !sz_ranks_launched() && sz_ranks_start(&o, argv, argc, &job)) return job;
 
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;

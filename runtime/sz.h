@@ -223,6 +223,10 @@ uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);
  * the file is synced to the disk, too. 0, or -1 with a message that names the file. */
 int sz_file_sums(const char *path, int n, const int64_t *begin, const int64_t *end, int sync,
                  uint64_t *sums);
+/* The same in a background thread. sums must stay until the job is freed; what it holds counts once
+ * sz_job_wait has returned 0. NULL with a message if there is no memory. */
+sz_job *sz_file_sums_start(const char *path, int n, const int64_t *begin, const int64_t *end,
+                           uint64_t *sums);
 /* Files of text lines that grow (lua/segzero/core/lines.lua). path is for messages. */
 /* Opens or makes a file and cuts off an unfinished last line; empty != 0: removes what it holds.
  * Returns a descriptor for the others, or -1. */
@@ -288,6 +292,13 @@ int sz_image_info(const char *path, sz_image_header *out);
 int sz_image_info_bytes(const uint8_t *bytes, size_t n, const char *name, sz_image_header *out);
 /* Only the size. */
 int sz_image_size(const char *path, int *width, int *height);
+/* In the background: reads the file `path`; or n bytes of a file, which are copied and which path
+ * names in messages; or takes the image `im` if both are NULL. Resizes it as OpenCV's INTER_AREA
+ * does and encodes it as PNG. */
+sz_job *sz_image_png_start(const char *path, const uint8_t *bytes, size_t n, sz_image *im,
+                           int width, int height);
+/* The PNG of a job that ended well, borrowed until sz_job_free, and the size of the image before. */
+const uint8_t *sz_image_png_of(sz_job *j, size_t *len, int *width, int *height);
 /* A mask, u8 [height, width], 1 inside and 0 outside; the rules are in runtime/io/image/mask.c.
  * Turned upright as an image. NULL with a message; freed by sz_mask_free. */
 uint8_t *sz_mask_load(const char *path, int *width, int *height);

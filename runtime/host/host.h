@@ -42,8 +42,8 @@ bool sz_interrupt_is_pending(void);
 /* Raises it from L; does not return. For the watchdog. */
 void sz_interrupt_raise(lua_State *L);
 
-/* A training run begins or ends: SIGTERM, SIGHUP and SIGPIPE are noted meanwhile, as is SIGINT, and
- * raise "interrupted!". The end also ends all holds. */
+/* A training run begins or ends: SIGINT and the those in `stopping` (interrupt.c) are noted meanwhile
+ * and raise "interrupted!". The end also ends all holds. */
 void sz_stop_arm(bool on);
 /* Begins or ends a hold, in which signals are noted and do not raise. Calls nest; without an armed
  * run they do nothing. */
@@ -62,6 +62,20 @@ int sz_report(const char *name, const char *message, int status);
  * nargs arguments -> its results, or one message. Returns lua_pcall's status. */
 int sz_call_protected(lua_State *L, int nargs, int nresults);
 
+/* ---- compiled.c ---- */
+
+/* What LuaJIT compiles from now on can be left. Calls after the first one do nothing. */
+void sz_compiled_prepare(lua_State *L);
+/* Makes compiled code that runs, if any, go on in the interpreter. For signal handlers. */
+void sz_compiled_leave(void);
+
+/* ---- exits.c ---- */
+
+/* To be called once, after sz_streams_prepare. */
+void sz_exits_watch(void);
+/* A run begins or ends: exit() with status 0 is an error meanwhile. */
+void sz_exits_refuse(bool on);
+
 /* ---- message.c ---- */
 
 /* A lua_CFunction: an error's message -> what the user sees of it, with a traceback where the user's
@@ -73,9 +87,11 @@ int sz_explain(lua_State *L);
 /* To be called once, before any limit. */
 void sz_watchdog_install(lua_State *L);
 /* Sets the limit of what runs next: "time limit reached!" is raised `left` seconds from now. The
- * other arguments are for the message of a reward that cannot be stopped: the limit in seconds, the
- * row's name and the answer. The two texts must stay valid until the end. */
-void sz_limit_begin(lua_State *L, double seconds, double left, const char *row, const char *answer);
+ * other arguments are for the message of code that cannot be stopped: the limit in seconds, what it
+ * is, such as "the reward of row 7", and the answer or "". The two texts must stay valid until the
+ * end. */
+void sz_limit_begin(lua_State *L, double seconds, double left, const char *what,
+                    const char *answer);
 /* Takes the limit away. Returns the seconds that were left, below 0 if it was over. */
 double sz_limit_end(lua_State *L);
 
@@ -98,6 +114,7 @@ int sz_host_open(lua_State *L);
 typedef struct {
     const char *device; /* NULL: not given */
     const char *threads;
+    const char *ranks;
     int script; /* index in argv of the script; argc when there is none */
     int chunks; /* number of -e options */
     bool version;
@@ -110,6 +127,14 @@ extern const char sz_usage[];
  * Returns 0, -1 for a bad option or the exit status of a chunk that failed; the message has been
  * printed. */
 int sz_options_read(host_options *o, char **argv, int argc, lua_State *L);
+
+/* ---- ranks.c ---- */
+
+/* Whether mpirun or srun started this process. */
+bool sz_ranks_launched(void);
+/* Runs o->ranks processes of this program and waits for them. False for 1 rank: this process is it.
+ * Sets *status to the job's exit status. */
+bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status);
 
 /* ---- run.c: each prints its error and returns 0 or the exit status ---- */
 

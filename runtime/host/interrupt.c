@@ -2,15 +2,14 @@
  * interrupt.
  *
  * SIGINT arms a debug hook that raises "interrupted!" and sets the core's flag, which makes the next
- * op fail. Debug hooks do not fire inside loops that LuaJIT has compiled, so a loop that calls no C
- * keeps running (rewards and hooks are not compiled for this reason); a second Ctrl-C within two
- * seconds ends the process. The REPL does not compile what is typed into it (see
- * lua/segzero/tools/repl.lua).
+ * op fail. Debug hooks do not fire inside loops that LuaJIT has compiled: compiled.c leaves those of
+ * a user's script; rewards and hooks are not compiled, nor is what is typed into the REPL
+ * (lua/segzero/tools/repl.lua).
  *
- * While a run is armed (lua/segzero/core/stop.lua), SIGTERM, SIGHUP and SIGPIPE do the same, and the
+ * While a run is armed (lua/segzero/core/stop.lua), the signals in `stopping` do the same, and the
  * first signal is noted, so that the run can save and say so. Inside a hold, such as an optimizer
  * step, a signal is noted only; the release at the end of the hold raises. A second signal within
- * two seconds ends the process at once. A SIGHUP that the parent ignores (nohup) stays ignored.
+ * two seconds ends the process at once. A signal that the parent ignores (nohup) stays ignored.
  */
 #include "host.h"
 #include <pthread.h>
@@ -76,6 +75,7 @@ static void raise_soon(void)
     interrupt_pending = 1;
     if (core_interrupt) core_interrupt(1);
     lua_sethook(main_state, interrupt_hook, LUA_MASKCALL | LUA_MASKRET | LUA_MASKCOUNT, 1);
+    sz_compiled_leave();
 }
 
 /* Dies of the signal, so that a shell loop around this process stops too. */
@@ -102,8 +102,9 @@ static void on_signal(int sig)
         return;
     }
 
-    /* Each write to a closed pipe sends another SIGPIPE; only the first one counts. */
-    if (sig == SIGPIPE && stop_signal) return;
+    /* Each write to a closed pipe sends another SIGPIPE, and each second of processor time beyond
+     * the limit another SIGXCPU; only the first one counts. */
+    if ((sig == SIGPIPE || sig == SIGXCPU) && stop_signal) return;
 
     /* A second signal shortly after an unanswered one. */
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -150,7 +151,9 @@ void sz_interrupt_install(lua_State *L)
 }
 
 /* ---- stopping a training run ---- */
-static const int stopping[] = { SIGTERM, SIGHUP, SIGPIPE };
+/* Batch systems warn a job of its end by SIGUSR1 or SIGUSR2 (Slurm's --signal, Grid Engine's -notify)
+ * or SIGXCPU (a limit of processor time). */
+static const int stopping[] = { SIGTERM, SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2, SIGXCPU };
 enum { STOPPING = sizeof stopping / sizeof stopping[0] };
 
 void sz_stop_arm(bool on)
@@ -158,6 +161,7 @@ void sz_stop_arm(bool on)
     static struct sigaction before[STOPPING];
 
     armed = on;
+    sz_exits_refuse(on);
     for (int i = 0; i < STOPPING; i++) {
         if (!on) {
             sigaction(stopping[i], &before[i], NULL);

@@ -10,7 +10,7 @@
  *     host.isatty()           whether standard input is a terminal
  *     host.arm(on), host.hold(on), host.stop_signal() -> number | 0
  *                             signals that stop a training run; see lua/segzero/core/stop.lua
- *     host.limit(seconds, left, row, answer), host.limit() -> seconds left
+ *     host.limit(seconds, left, what, answer), host.limit() -> seconds left
  *                             the time limit of a reward; see lua/segzero/reward/guard.lua
  *     host.explain(message) -> text
  *                             in a message handler: what the user sees of the error (message.c)

@@ -11,10 +11,13 @@
 const char sz_usage[] =
     "usage: segzero [options] [SCRIPT [ARGS...]]\n"
     "       segzero [options] plan RECIPE [key=value ...]    memory that a recipe needs\n"
+    "       segzero fetch OWNER/NAME                         a model or data set from the hub\n"
+    "       segzero model_merger --local_dir DIR             merge the shards of a Seg-Zero run\n"
     "       segzero doctor                                   what this machine has\n"
     "  -e CHUNK        run CHUNK (before the script; may be repeated)\n"
     "  --device D      where models are loaded by default: cpu or cuda\n"
     "  --threads N     threads of the CPU kernels (default: all cores)\n"
+    "  --ranks N       N processes that work on one run, with Open MPI\n"
     "  --version       versions and paths\n"
     "  --help          this text\n"
     "  --              end of options\n"
@@ -88,6 +91,7 @@ static int read_option(host_options *o, char **argv, int argc, int *i, const cha
     int found = option_value(argv, argc, i, "-e", chunk);
     if (found == 0) found = option_value(argv, argc, i, "--device", &o->device);
     if (found == 0) found = option_value(argv, argc, i, "--threads", &o->threads);
+    if (found == 0) found = option_value(argv, argc, i, "--ranks", &o->ranks);
 
     if (found < 0) return -1;
     if (found == 0) return bad_option("unknown option", argv[*i], list_options);
@@ -110,6 +114,7 @@ int sz_options_read(host_options *o, char **argv, int argc, lua_State *L)
         if (read_option(o, argv, argc, &i, &chunk)) return -1;
         if (chunk) {
             o->chunks++;
+            if (L) sz_compiled_prepare(L);
             int status = L ? sz_run_chunk(L, chunk) : 0;
             if (status) return status;
         }

@@ -6,6 +6,7 @@
  */
 #include "host.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -44,6 +45,7 @@ int sz_run_with_args(lua_State *L, const char *chunk, char **args, int nargs)
 
 int sz_run_module(lua_State *L, const char *module, const char *field)
 {
+    sz_compiled_prepare(L);
     lua_getglobal(L, "require");
     lua_pushstring(L, module);
     int status = sz_call_protected(L, 1, 1);
@@ -71,12 +73,28 @@ static bool same_file(const char *a, const char *b)
     return of_a.st_dev == of_b.st_dev && of_a.st_ino == of_b.st_ino;
 }
 
+/* Whether the file is one of segzero's own recipes or examples, whose loops end. */
+static bool is_own_script(const char *name)
+{
+    static const char *const folders[] = { "/recipes/", "/examples/" };
+    size_t root = strlen(sz_paths.root);
+    char path[PATH_MAX];
+
+    if (!realpath(name, path) || strncmp(path, sz_paths.root, root) != 0) return false;
+    for (int i = 0; i < 2; i++)
+        if (strncmp(path + root, folders[i], strlen(folders[i])) == 0) return true;
+    return false;
+}
+
 int sz_run_script(lua_State *L, const char *name, char **args, int nargs)
 {
     char installed[PATH_MAX];
 
     if (name && strcmp(name, "-") == 0) name = NULL;
-    if (!name) return run_loaded(L, luaL_loadfile(L, NULL), args, nargs);
+    if (!name) {
+        sz_compiled_prepare(L);
+        return run_loaded(L, luaL_loadfile(L, NULL), args, nargs);
+    }
 
     /* A file here, or one that came with segzero. A downloaded folder may hold a file that is named
      * like one of ours, so the user says which is meant. */
@@ -87,7 +105,10 @@ int sz_run_script(lua_State *L, const char *name, char **args, int nargs)
                 name, name, installed);
         return EXIT_USAGE;
     }
-    if (is_here) return run_loaded(L, luaL_loadfile(L, name), args, nargs);
+    if (is_here) {
+        if (!is_own_script(name)) sz_compiled_prepare(L);
+        return run_loaded(L, luaL_loadfile(L, name), args, nargs);
+    }
     if (is_ours) return run_loaded(L, luaL_loadfile(L, installed), args, nargs);
 
     /* Neither: an error that names the nearest. */

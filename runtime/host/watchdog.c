@@ -39,7 +39,7 @@ static pthread_cond_t wake;
 static atomic_bool asleep;
 static _Atomic int64_t deadline;       /* CLOCK_MONOTONIC nanoseconds; 0: no limit is set */
 static _Atomic int64_t interrupt_seen; /* when the thread first saw an unanswered Ctrl-C; 0 */
-static const char *volatile row_name;  /* Lua's strings, which the caller keeps */
+static const char *volatile subject;   /* Lua's strings, which the caller keeps */
 static const char *volatile answer_text;
 static double limit_seconds;
 static int64_t hook_time; /* when the hook was armed, or raised last */
@@ -151,20 +151,21 @@ static void leave(bool interrupted)
     char seconds[32];
 
     snprintf(seconds, sizeof seconds, "%g", limit_seconds);
-    char *p = append(text, end, "segzero: the reward of row ", SHOWN);
-    p = append(p, end, row_name, SHOWN);
+    char *p = append(text, end, "segzero: ", SHOWN);
+    p = append(p, end, subject, SHOWN);
     if (interrupted) {
         p = append(p, end, " does not answer Ctrl-C, leaving", SHOWN);
     } else {
         p = append(p, end, " took longer than ", SHOWN);
         p = append(p, end, seconds, sizeof seconds);
-        p = append(p, end,
-                   " s (worker.reward.timeout) and cannot be stopped, leaving; answer: ", SHOWN);
+        p = append(p, end, " s (worker.reward.timeout) and cannot be stopped, leaving", SHOWN);
+        if (answer_text[0]) p = append(p, end, "; answer: ", SHOWN);
         p = append(p, end, answer_text, SHOWN);
     }
     *p++ = '\n';
     ssize_t ignored = write(STDERR_FILENO, text, (size_t)(p - text));
     (void)ignored;
+    sz_exits_refuse(false);
     if (interrupted) _exit(128 + SIGINT);
     _exit(EXIT_SCRIPT);
 }
@@ -263,7 +264,7 @@ static int start(lua_State *L)
 
 void sz_watchdog_install(lua_State *L) { main_state = L; }
 
-void sz_limit_begin(lua_State *L, double seconds, double left, const char *row, const char *answer)
+void sz_limit_begin(lua_State *L, double seconds, double left, const char *what, const char *answer)
 {
     static bool started;
 
@@ -272,7 +273,7 @@ void sz_limit_begin(lua_State *L, double seconds, double left, const char *row, 
         if (code) luaL_error(L, "the thread of worker.reward.timeout: %s", strerror(code));
         started = true;
     }
-    row_name = row;
+    subject = what;
     answer_text = answer;
     limit_seconds = seconds;
     deadline = now_ns() + (int64_t)(left * 1000) * MS;

@@ -20,6 +20,9 @@ uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed)
 
 enum { PIECE = 1 << 20 };
 
+/* In a thread that only checks: nobody waits for the result when the program ends. */
+static _Thread_local bool is_unneeded_at_end;
+
 /* The checksum of bytes [begin, end) of fd through a buffer of PIECE bytes: 0, or an errno; -1 if
  * the file is too short, -2 if the user interrupts. */
 static int sum_range(int fd, int64_t begin, int64_t end, char *buffer, uint64_t *sum)
@@ -33,7 +36,7 @@ static int sum_range(int fd, int64_t begin, int64_t end, char *buffer, uint64_t 
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return errno;
         if (n == 0) return -1;
-        if (sz_interrupt_pending()) return -2;
+        if (sz_interrupt_pending() || (is_unneeded_at_end && sz_jobs_are_leaving())) return -2;
         XXH3_64bits_update(&state, buffer, (size_t)n);
         begin += n;
     }
@@ -92,4 +95,49 @@ int sz_file_sums(const char *path, int n, const int64_t *begin, const int64_t *e
     if (code == -1) return sz_fail("%s: %lld bytes are too few", path, (long long)bytes);
     if (code == -2) return sz_fail("interrupted");
     return code ? sz_fail("%s: %s", path, strerror(code)) : 0;
+}
+
+/* ---- in the background ---- */
+struct sums_job {
+    char *path;
+    int count;
+    int64_t *ranges; /* count begins, then count ends */
+    uint64_t *sums;
+};
+
+static int run_sums(void *context)
+{
+    struct sums_job *s = context;
+    is_unneeded_at_end = true;
+    int code = sz_file_sums(s->path, s->count, s->ranges, s->ranges + s->count, 0, s->sums);
+    is_unneeded_at_end = false;
+    return code;
+}
+
+static void free_sums(void *context)
+{
+    struct sums_job *s = context;
+    free(s->path);
+    free(s->ranges);
+    free(s);
+}
+
+sz_job *sz_file_sums_start(const char *path, int n, const int64_t *begin, const int64_t *end,
+                           uint64_t *sums)
+{
+    struct sums_job *s = calloc(1, sizeof *s);
+    if (!s) return sz_null("out of memory");
+    s->path = strdup(path);
+    s->ranges = malloc((2 * (size_t)n + 1) * sizeof *s->ranges);
+    s->sums = sums;
+    s->count = n;
+    if (!s->path || !s->ranges) {
+        free_sums(s);
+        return sz_null("out of memory");
+    }
+    for (int i = 0; i < n; i++) {
+        s->ranges[i] = begin[i];
+        s->ranges[n + i] = end[i];
+    }
+    return sz_job_start(run_sums, free_sums, s, false);
 }

@@ -15,6 +15,7 @@
 #include <omp.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -39,7 +40,7 @@ static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
 static sz_job *oldest, *newest;
 static pthread_t threads[THREADS];
 static int started, idle;
-static bool leaving;
+static atomic_bool leaving;
 
 /* Takes `wanted`, or the oldest job if it is NULL, out of the queue; NULL if it is not there. The
  * caller holds the lock. */
@@ -169,6 +170,8 @@ void sz_job_free(sz_job *j)
     j->dispose(j->context);
     free(j);
 }
+
+bool sz_jobs_are_leaving(void) { return leaving; }
 
 void sz_jobs_end(void)
 {

@@ -35,7 +35,8 @@ struct sz_transfer {
     text headers;
     text body;
     char *redirect;
-    char error[CURL_ERROR_SIZE];
+    char error[CURL_ERROR_SIZE];  /* what the user is told */
+    char detail[CURL_ERROR_SIZE]; /* libcurl's words */
     int has_failed;
     int is_local;
     int is_over;
@@ -57,24 +58,24 @@ struct sz_http {
 };
 
 /* ---- libcurl ---- */
-#define FUNCTIONS(X)                                                                               \
-    X(easy_init)                                                                                   \
-    X(easy_setopt)                                                                                 \
-    X(easy_getinfo)                                                                                \
-    X(easy_strerror)                                                                               \
-    X(easy_cleanup)                                                                                \
-    X(slist_append)                                                                                \
-    X(slist_free_all)                                                                              \
-    X(multi_init)                                                                                  \
-    X(multi_setopt)                                                                                \
-    X(multi_add_handle)                                                                            \
-    X(multi_remove_handle)                                                                         \
-    X(multi_perform)                                                                               \
-    X(multi_poll)                                                                                  \
-    X(multi_info_read)                                                                             \
+#define FUNCTIONS(X) \
+    X(easy_init) \
+    X(easy_setopt) \
+    X(easy_getinfo) \
+    X(easy_strerror) \
+    X(easy_cleanup) \
+    X(slist_append) \
+    X(slist_free_all) \
+    X(multi_init) \
+    X(multi_setopt) \
+    X(multi_add_handle) \
+    X(multi_remove_handle) \
+    X(multi_perform) \
+    X(multi_poll) \
+    X(multi_info_read) \
     X(multi_cleanup)
 
-/* curl.h makes macros of two of these names, which check the types of their arguments. */
+/* libcurl's header makes macros of these names, which check the types of their arguments. */
 #undef curl_easy_setopt
 #undef curl_easy_getinfo
 #undef curl_multi_setopt
@@ -95,11 +96,12 @@ static int open_curl(void)
     if (!lib)
         return sz_fail("nothing can be downloaded: libcurl.so.4 does not load (Debian's package "
                        "libcurl4)");
-#define FIND(name)                                                                                 \
-    *(void **)&curl.name = dlsym(lib, "curl_" #name);                                              \
+#define FIND(name) \
+    *(void **)&curl.name = dlsym(lib, "curl_" #name); \
     if (!curl.name) absent = "curl_" #name;
     FUNCTIONS(FIND)
-    if (absent) return sz_fail("libcurl is too old: it has no %s (7.66 or later is needed)", absent);
+    if (absent)
+        return sz_fail("libcurl is too old: it has no %s (7.66 or later is needed)", absent);
     curl.is_open = 1;
     return 0;
 }
@@ -232,8 +234,9 @@ static int set_options(sz_transfer *t, const char *method, const char *url, int 
     SET(PROTOCOLS_STR, "http,https");
     SET(HTTPHEADER, t->request);
     SET(NOBODY, strcmp(method, "HEAD") == 0 ? 1L : 0L);
+    SET(HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1); /* a connection for each file */
     SET(NOSIGNAL, 1L);
-    SET(ERRORBUFFER, t->error);
+    SET(ERRORBUFFER, t->detail);
     SET(PRIVATE, t);
     SET(CONNECTTIMEOUT_MS, (long)connect_ms);
     SET(LOW_SPEED_LIMIT, 1L);
@@ -314,8 +317,8 @@ static void note_end(CURLMsg *message)
     if (redirect) t->redirect = strdup(redirect);
     if (message->data.result == CURLE_OK || t->has_failed) return;
     t->has_failed = 1;
-    if (!t->error[0])
-        snprintf(t->error, sizeof t->error, "%s", curl.easy_strerror(message->data.result));
+    const char *words = t->detail[0] ? t->detail : curl.easy_strerror(message->data.result);
+    snprintf(t->error, sizeof t->error, "%s", words);
 }
 
 int sz_http_poll(sz_http *h, int ms)

@@ -60,13 +60,13 @@ sz_transfer *sz_http_finished(sz_http *h);
 void sz_transfer_free(sz_transfer *t);
 
 /* What came of it. Strings are borrowed and live as long as the transfer. */
-int sz_transfer_status(sz_transfer *t);                /* of HTTP; 0 without a reply */
-const char *sz_transfer_error(sz_transfer *t);         /* NULL if the reply is whole */
-int sz_transfer_is_local(sz_transfer *t);              /* 1: the error is of our file, as a full disk */
-const char *sz_transfer_headers(sz_transfer *t);       /* lines of the last reply */
-const char *sz_transfer_redirect(sz_transfer *t);      /* where a 3xx leads, absolute; or NULL */
+int sz_transfer_status(sz_transfer *t);           /* of HTTP; 0 without a reply */
+const char *sz_transfer_error(sz_transfer *t);    /* NULL if the reply is whole */
+int sz_transfer_is_local(sz_transfer *t);         /* 1: the error is of our file, as a full disk */
+const char *sz_transfer_headers(sz_transfer *t);  /* lines of the last reply */
+const char *sz_transfer_redirect(sz_transfer *t); /* where a 3xx leads, absolute; or NULL */
 const char *sz_transfer_body(sz_transfer *t, size_t *len); /* what did not go into the file */
-int64_t sz_transfer_position(sz_transfer *t);          /* bytes that the file has so far */
+int64_t sz_transfer_position(sz_transfer *t);              /* bytes that the file has so far */
 
 /* ---- files ---- */
 /* Takes the exclusive lock of an open file (flock). Returns 0, or 1 if somebody else has it. */

@@ -63,6 +63,21 @@ add { name = "torchfile", seeds = torch_seeds,
     free((require("segzero.formats.torchfile").load(scratch .. "/x.pt")))
   end }
 
+-- Rank 0 of a checkpoint; the other ranks' files are as they were.
+local SHARDS = "tests/golden/dtensor/easyr1/actor/model_world_size_4_rank_%d.pt"
+add { name = "shards", seeds = { read(SHARDS:format(0)), read(SHARDS:format(2)) },
+  run = function(text, scratch)
+    local shards = require "segzero.merge.shards"
+    write(scratch .. "/model_world_size_4_rank_0.pt", text)
+    write(scratch .. "/model_world_size_4_rank_1.pt", read(SHARDS:format(1)))
+    local set = shards.open(scratch)
+    local ok, why = pcall(function()
+      for _, t in pairs(set.tensors) do set:stream(t, function() end) end
+    end)
+    set:close()
+    if not ok then error(why, 0) end
+  end }
+
 local arrow_seeds = {}
 for i, name in ipairs { "stream", "file", "lz4", "zstd", "old", "delta", "replaced", "views",
   "views_zstd" } do
@@ -110,6 +125,49 @@ add { name = "json_list", seeds = {
     write(scratch .. "/x.json", text)
     read_rows(scratch .. "/x.json")
   end }
+
+-- Annotations: every entry and its masks. One file of a copy of the set is the damaged one.
+local NOTES = "tests/golden/annotations/"
+local function read_entries(name)
+  local options = { image_dir = NOTES .. "refer_seg/images/train2014", purpose = "train" }
+  local set = require("segzero.data.annotations").open(name, options)
+  for i = 1, set:count() do
+    local entry = set:meta(i)
+    local size = { width = entry.width or 84, height = entry.height or 84, empty = true }
+    local mask_of = require "segzero.formats.mask"
+    mask_of.read(require("segzero.data.annotations").mask(entry), size):free()
+    if entry.ignore then mask_of.read(entry.ignore, size):free() end
+  end
+end
+
+local instances = read(NOTES .. "refer_seg/refcocog/instances.json")
+add { name = "annotations_coco", seeds = { instances },
+  run = function(text, scratch)
+    write(scratch .. "/instances_val.json", text)
+    read_entries(scratch .. "/instances_val.json")
+  end }
+for name, file in pairs { pickle0 = "refcoco+/refs(unc).p", pickle2 = "refcocog/refs(umd).p",
+  json = "grefcoco/grefs(unc).json" } do
+  add { name = "annotations_refs_" .. name, seeds = { read(NOTES .. "refer_seg/" .. file) },
+    run = function(text, scratch)
+      local place = scratch .. "/refs_" .. name
+      files.make_dir(place)
+      write(place .. "/instances.json", instances)
+      write(place .. "/" .. file:match "[^/]*$", text)
+      read_entries(place .. "/" .. file:match "[^/]*$")
+    end }
+end
+add { name = "annotations_reasonseg", seeds = { read(NOTES .. "ReasonSeg/val/c_3.json"),
+  read(NOTES .. "ReasonSeg/train/a_1.json"), read(NOTES .. "ReasonSeg/val/d_4.json") },
+  run = function(text, scratch)
+    files.make_dir(scratch .. "/shapes")
+    write(scratch .. "/shapes/a.json", text)
+    read_entries(scratch .. "/shapes")
+  end }
+local plain_seeds = {}
+for i = 1, 6 do plain_seeds[i] = read(("%spickles/plain%d.p"):format(NOTES, i - 1)) end
+add { name = "pickle_plain", seeds = plain_seeds,
+  run = function(text) require("segzero.formats.pickle_plain").read("x.p", text) end }
 
 -- data.pkl of the files above: a zip stores it uncompressed after its name.
 local function pickle_of(text)

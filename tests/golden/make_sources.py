@@ -7,6 +7,7 @@ multi/data/train-*.parquet             the same; solutions are JSON lists of obj
 reasonseg/data/test-*.parquet          image, text, mask list<list<bool>>, image_id, ann_id, sizes
 saved, saved_multi                     what save_to_disk writes: with and without splits
 easyr1/{train,test}.parquet            images (a list), problem, answer
+verl.parquet                           prompt (messages), images, reward_model.ground_truth
 paths/rows.parquet                     images as paths; masks as PNG bytes
 mask_forms.parquet                     masks as run lengths
 file.arrow                             an Arrow file with a footer
@@ -116,6 +117,15 @@ for split, first in ("train", 0), ("test", 2):
         features=Features({"images": Sequence(Image()), "problem": Value("string"),
                            "answer": Value("string")}))
     table.to_parquet(os.path.join(OUT, "easyr1", split + ".parquet"))
+
+# veRL: messages, and a struct that holds the ground truth.
+messages = [[{"content": "Be brief.", "role": "system"}], []]
+pq.write_table(pa.Table.from_pylist([
+    {"data_source": "miniature", "images": [{"bytes": png(scene(i)[0]), "path": None}],
+     "prompt": messages[i] + [{"content": f"<image>the {scene(i)[3]} circle", "role": "user"}],
+     "ability": "seg", "extra_info": {"index": i, "split": "train"},
+     "reward_model": {"ground_truth": training_row(i, False)["solution"], "style": "rule"}}
+    for i in range(2)]), os.path.join(OUT, "verl.parquet"))
 
 # Images as paths, masks as PNG.
 os.makedirs(os.path.join(OUT, "paths", "images"))

@@ -29,6 +29,17 @@
 -- 1 failed, 3 no case has the text.
 -- Left out: fixtures, set-up and tear-down, nested cases, random order.
 
+-- No test asks the hub itself, nor a cache of the user's.
+local function keep_offline()
+  local set = require("posix.stdlib").setenv
+  if not os.getenv "HF_ENDPOINT" then set("HF_HUB_OFFLINE", "1") end
+  set("HF_HOME", "/nonexistent/huggingface")
+  for _, name in ipairs { "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN" } do
+    set(name, nil)
+  end
+end
+keep_offline()
+
 local M = {}
 
 M.NO_SUCH_CASE = 3

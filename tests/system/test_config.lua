@@ -416,7 +416,8 @@ end)
 -- ---- help and documentation ----
 local SCRIPTS = { "recipes/refcocog_grpo.lua", "recipes/mask_grpo.lua", "recipes/evaluate.lua",
   "recipes/sam2_finetune.lua",
-  "recipes/pretrain_shapes.lua", "examples/infer.lua", "examples/merge_lora.lua",
+  "recipes/pretrain_shapes.lua", "recipes/prepare_data.lua", "examples/infer.lua",
+  "examples/merge_lora.lua", "examples/model_merger.lua",
   "examples/random_checkpoint.lua", "examples/custom_reward.lua" }
 
 check.case("--help of every recipe and example", function()

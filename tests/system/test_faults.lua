@@ -102,6 +102,30 @@ function works.evaluation(place)
   end }
 end
 
+-- Rows to prepare, as Parquet: a set that has its name is whole.
+function works.prepare(place)
+  local count = 0
+  local parquet = require "segzero.formats.parquet"
+  local recipe = require "recipes.prepare_data"
+  local data = "data=tests/golden/annotations/refer_seg/refcocog@train"
+  local path
+  return {
+    run = function()
+      count = count + 1
+      path = ("%s/out%d"):format(place, count)
+      recipe.run { data, "size=28", "rows_per_file=2", "output=" .. path }
+    end,
+    intact = function()
+      if not files.exists(path .. "/data") then return end
+      for k = 0, 1 do
+        local file = parquet.open(("%s/data/train-%05d-of-00002.parquet"):format(path, k))
+        for i = 1, 2 do sz.image.decode(file:value(i, "image").bytes):free() end
+        file:close()
+      end
+    end,
+  }
+end
+
 -- A message that a user can act on.
 local function is_clear(message)
   if type(message) ~= "string" then return false end
@@ -167,6 +191,7 @@ local SWEEPS = {
   { "images", "write", 1 }, { "step", "alloc", 1 },
   { "checkpoint", "alloc", 1 }, { "checkpoint", "write", 7 }, { "checkpoint", "name", 1 },
   { "evaluation", "alloc", 3 }, { "evaluation", "write", 1 }, { "evaluation", "name", 1 },
+  { "prepare", "alloc", 9 }, { "prepare", "write", 1 }, { "prepare", "name", 1 },
 }
 -- Loading writes nothing: its sweep must end at once.
 local LEAST = { ["load write"] = 0 }

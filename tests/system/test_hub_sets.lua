@@ -3,8 +3,7 @@
 --
 --   ./segzero tests/system/test_hub_sets.lua
 --
--- Leaves out: sets without masks or solutions (coco_val, counting), of which only the values are
--- compared here.
+-- Leaves out: what a trained model would score.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -76,6 +75,16 @@ check.case("an evaluation of each set with masks", function()
     -- The true box in, the square out; a blank mask or a swap of width and height gives next to 0.
     local giou = tonumber(text:match "gIoU=(%d%.%d+)")
     check.ok(giou and giou > 0.5, set .. ": " .. text)
+  end
+end)
+
+check.case("an evaluation of each set with boxes or numbers alone", function()
+  for _, set in ipairs { "coco_val", "counting" } do
+    local text, status = mini.run { "recipes/evaluate.lua", "data=" .. SETS .. set, "several=true",
+      "max_new_tokens=8", "output_path=" .. place .. "/eval_" .. set }
+    check.equal(status, 0, set .. ": " .. text)
+    check.ok(text:find "rows=2 failed=%d errors=0 skipped=0" ~= nil, set .. ": " .. text)
+    check.ok(text:find "counting=%d%.%d+ count_error=" ~= nil, set .. ": " .. text)
   end
 end)
 

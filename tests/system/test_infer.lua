@@ -225,6 +225,15 @@ end
 refused(2, "answer_frame is '8x', expected auto, model, image or a size", "--demo",
   "--answer_frame", "8x")
 refused(2, "both say how the image is resized", "--demo", "--frame", "84", "--resize", "none")
+-- VisionReasoner's arguments
+refused(2, "%-%-query and %-%-text both name the question", "--demo", "--query", "x", "--text", "x")
+refused(2, "%-%-hybrid_mode: there is no YOLO%-World", "--query", "x", "--hybrid_mode", "--demo")
+refused(2, "image_prompt=Draw a dog is not supported: segzero does not generate images",
+  "--image_prompt", "Draw a dog", "--generation_mode")
+refused(2, "task is 'generation', expected one of: auto, segmentation", "--demo", "--task",
+  "generation")
+refused(2, "%-%-mask_path: %-%-task counting makes no mask", "--demo", "--task", "counting",
+  "--mask_path", "m.png")
 
 output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE, "--multi",
   "--sam2_path", SAM2, "--mask_path", "m.png")
@@ -320,6 +329,15 @@ else
     "unicode.jpg", "--dtype", "bf16")
   check.ok(output:find("question: das größte Dreieck ▲ 三角形", 1, true), "any Unicode text")
   judge(output, status, dir .. "/unicode.jpg", "unicode")
+
+  -- VisionReasoner's script: a question as it is, no image; and the lists that it asks for.
+  output, status = ask("--demo", "--query", "What is it?", "--task", "vqa",
+    "--task_router_model_path", "TaskRouter-1.5B", "--output_path", "vqa.png")
+  check.equal({ status, files.exists(dir .. "/vqa.png") }, { 0, false }, output)
+  check.ok(output:find "task_router_model_path has no effect here", "the router is noted")
+  output, status = ask("--demo", "--query", "How many?", "--task", "auto", "--output_path", "q.png")
+  check.equal(status, 1, "one object's answer is none of several")
+  check.ok(output:find "task=auto is read as segmentation", "and auto is explained")
 end
 
 os.execute("rm -r " .. quoted(dir))

@@ -97,9 +97,9 @@ local ROWS = {
   },
   data = {
     { { GRPO, TRAIN .. "nosuch" }, "data set nosuch: nosuch/data.jsonl: No such file or directory" },
-    { { GRPO, TRAIN .. "Ricky06662/refCOCOg_2k_840" }, "a name on the Hugging Face hub",
-      "nothing is downloaded", "docs/guide/data.md" },
-    { { GRPO, TRAIN .. "hiyouga/geometry3k@train" }, "a name on the Hugging Face hub" },
+    { { GRPO, TRAIN .. "Ricky06662/refCOCOg_2k_840" }, "there is no such file, folder or",
+      "nothing is downloaded" },
+    { { GRPO, TRAIN .. "hiyouga/geometry3k@train" }, "hiyouga/geometry3k@train: there is no such" },
     { { GRPO, TRAIN .. AT .. "disk" }, "disk/train/state.json: No such file or directory" },
     { { GRPO, TRAIN .. AT .. "parquet" }, "00000-of-00001.parquet: the metadata are outside" },
     { { GRPO, TRAIN .. AT .. "parquet/data/train-00000-of-00001.parquet" },

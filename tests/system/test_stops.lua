@@ -91,7 +91,8 @@ local function expect_same_end(folder, name, whole_run, extra)
 end
 
 -- ---- signals ----
-local SIGNALS = { { "TERM", 143 }, { "INT", 130 }, { "HUP", 129 } }
+local SIGNALS = { { "TERM", 143 }, { "INT", 130 }, { "HUP", 129 },
+  { "USR1", 138 }, { "USR2", 140 }, { "XCPU", 152 } }
 
 -- Stops `count` runs at random moments. whole: the folder of the run that nothing stops.
 local function stop_at_random(count, whole_run, extra)
@@ -105,7 +106,7 @@ local function stop_at_random(count, whole_run, extra)
     local name = ("SIG%s after %.3f s"):format(signal, wait)
     check.ok(not output:find "stack traceback", name .. ": no traceback: " .. output)
 
-    local step, rest = output:match "stopped by SIG%u+ after step (%d+); ([^\n]+)\n$"
+    local step, rest = output:match "stopped by SIG[%u%d]+ after step (%d+); ([^\n]+)\n$"
     if step then
       in_training = in_training + 1
       check.equal(status, expected, name .. ": status")
@@ -184,6 +185,21 @@ check.case("a second signal ends the process at once", function()
     .. "kill -TERM $p; sleep 0.2; kill -TERM $p"):format(mark), { reward })
   check.equal(status, 143, "status")
   check.ok(process.now() - began < 20, "it does not wait for the reward")
+end)
+
+-- The kernel sends SIGXCPU again for each second beyond the limit; only the first one counts.
+check.case("the limit of processor time saves once", function()
+  local folder = place .. "/cpu"
+  local reward = slow_reward(ANSWERS + 2, [[
+    local ffi = require "ffi"
+    ffi.cdef "int setrlimit(int, const uint64_t *);"
+    local limit = math.ceil(os.clock()) + 1
+    ffi.C.setrlimit(0, ffi.new("uint64_t[2]", limit, 1000))
+    pcall(function() while true do end end)
+    while os.clock() < limit + 1.5 do end]])
+  local output, status = run(folder, { reward })
+  check.equal(status, 152, "status")
+  check.ok(output:find("stopped by SIGXCPU after step %d; saved "), output)
 end)
 
 check.case("nohup's SIGHUP is ignored", function()

@@ -114,10 +114,13 @@ check.case("counting, matched boxes and N-Acc of records", function()
     { true_objects = 0, found_objects = 0, matched = 0 },
     { true_objects = 0, found_objects = 1, matched = 0 },
   }
-  check.equal(s, { counting = 2 / 5, count_error = 4 / 5, precision = 2 / 4, recall = 2 / 6,
-    no_target = 2, n_acc = 1 / 2 }, "summary")
+  check.near(s.count_rmse, math.sqrt(6 / 5), 1e-12, "root mean square")
+  s.count_rmse = nil
+  check.equal(s, { counted = 5, counting = 2 / 5, count_error = 4 / 5, precision = 2 / 4,
+    recall = 2 / 6, no_target = 2, n_acc = 1 / 2, t_acc = 2 / 3 }, "summary")
   check.equal(objects.line(objects.summary {}),
-    "counting=0.000 count_error=0.000 precision=0.000 recall=0.000 N-Acc=none no_target=0", "line")
+    "counting=none count_error=none precision=none recall=none N-Acc=none T-Acc=none no_target=0",
+    "line")
 end)
 
 mini.remove()

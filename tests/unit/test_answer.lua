@@ -136,4 +136,14 @@ check.case("lists of objects that the Python scripts refuse", function()
   refused(object '{"bbox_2d": [1,2,3,4], "point_2d": [NaN,2]}', "point_2d", "NaN in a point")
 end)
 
+check.case("lists of boxes whose points may be missing", function()
+  local list = answer.parse_boxes('<answer>[{"bbox_2d": [1,2,3,4]}, '
+    .. '{"bbox_2d": [5,6,7,8], "point_2d": [6,7]}]</answer>')
+  check.equal(answer.scale_list(list, 2, 10), { think = "", { bbox = { 2, 20, 6, 40 } },
+    { bbox = { 10, 60, 14, 80 }, point = { 12, 70 } } }, "scaled")
+  local none, why = answer.parse_boxes '<answer>[{"point_2d": [6,7]}]</answer>'
+  check.equal({ none, why }, { nil, 'object 1 of the answer has no "bbox_2d" of 4 numbers' },
+    "a box may not")
+end)
+
 check.finish()

@@ -117,6 +117,63 @@ check.case("paused time does not count", function()
   check.equal({ raised, message.message }, { false, "no mask" }, "an error in it")
 end)
 
+-- A reward file whose top level is `text`.
+local function load_error(name, text)
+  local path = ("%s/%s.lua"):format(folder, name)
+  files.write(path, text)
+  local started = seconds()
+  local ok, why = pcall(runner.load, path, nil, LIMIT)
+  check.equal(ok, false, name .. ": an error")
+  return path, why, seconds() - started
+end
+
+check.case("a file that never ends loading", function()
+  files.write(folder .. "/endless_helper.lua", "while true do end")
+  local tops = { top = "local i = 0\nwhile true do i = i + 1 end",
+    catching = "\nwhile true do pcall(function() while true do end end) end",
+    module = "\nrequire 'endless_helper' return function() return 1 end" }
+  for name, text in pairs(tops) do
+    local path, why, spent = load_error(name, text)
+    local at = path .. ":2:"
+    if name == "module" then at = folder .. "/endless_helper.lua:1:" end
+    check.equal(why:match "^[^\n]*", ("the reward %s does not load: %s it took longer than 0.3 s "
+      .. "(worker.reward.timeout=SECONDS is the limit)"):format(path, at), name)
+    check.ok(spent < LIMIT + SLACK, ("%s: %.2f s"):format(name, spent))
+  end
+end)
+
+check.case("os.exit while a file loads", function()
+  local path, why = load_error("leaves", "os.exit(0)")
+  check.ok(why:find(("the reward %s does not load: %s:1: os.exit was called"):format(path, path), 1,
+    true), why)
+end)
+
+check.case("modules beside a reward file", function()
+  files.make_dir(folder .. "/rewards")
+  files.make_dir(folder .. "/rewards/parts")
+  files.make_dir(folder .. "/here")
+  files.write(folder .. "/rewards/r.lua", "local helper = require 'helper' "
+    .. "return function() return helper.n + require 'late' + require 'parts.deep' end")
+  files.write(folder .. "/rewards/helper.lua", "return { n = 1 }")
+  files.write(folder .. "/rewards/late.lua", "return 10")
+  files.write(folder .. "/rewards/parts/deep.lua", "return 100")
+  -- What must not run: the current folder's module of that name, and replacements of ours.
+  files.write(folder .. "/here/helper.lua", "error 'the module of the current folder'")
+  for _, name in ipairs { "cjson", "segzero", "posix" } do
+    files.write(("%s/rewards/%s.lua"):format(folder, name), "error 'in place of ours'")
+  end
+  for _, path in ipairs { folder .. "/rewards/r.lua", "../rewards/r.lua" } do
+    local out, status = process.run({ "sh", "-c", [[cd "$1" && exec "$0" --threads 1 -e "$2"]],
+      host.executable, folder .. "/here", ([[
+      local runner = require "segzero.reward.runner"
+      local sample = { text = "" }
+      runner.score(runner.load %q, { id = 1, problem = "", solution = "" }, sample)
+      require "cjson" require "posix.unistd" require "segzero.data"
+      print(sample.score)]]):format(path) }, { timeout = 10 })
+    check.equal({ out, status }, { "111\n", 0 }, path)
+  end
+end)
+
 check.case("os.exit is an error", function()
   local ok, why = score "os.exit(0)"
   check.equal(ok, false, "the program goes on")

@@ -317,6 +317,94 @@ check.case("columns of JSON by the names of the settings, and EasyR1's", functio
   check.equal(sources.open(path):row(1).solution, SOLUTION, "images and answer")
 end)
 
+check.case("the few rows with a mask, or without, are the ones at fault", function()
+  local function places(masks)
+    local lines = {}
+    for i, has_mask in ipairs(masks) do
+      local row = json_row(i, "a.png")
+      if has_mask then row.mask = { 1, 1, 9, 1, 9, 9 } end
+      lines[i] = cjson.encode(row)
+    end
+    local set = sources.open(write("mixed.jsonl", table.concat(lines, "\n")), { check = false })
+    local found = {}
+    for i = 1, set:count() do
+      local ok, why = pcall(set.meta, set, i)
+      if not ok then found[#found + 1] = why:match ":(%d+: the column 'mask' is .*)$" end
+    end
+    return found
+  end
+  check.equal(places { true, false, false, false }, {
+    "1: the column 'mask' is present, but line 2 has none" }, "the first one has a mask")
+  check.equal(places { true, true, false, true }, {
+    "3: the column 'mask' is missing, but line 1 has one" }, "one has none")
+  check.equal(places { false, true }, { "2: the column 'mask' is present, but line 1 has none" },
+    "as many with as without")
+end)
+
+check.case("rows of veRL, ms-swift and LLaVA", function()
+  local image_part = { type = "image" }
+  local function text_part(text) return { type = "text", text = text } end
+  -- What the row says: problem, solution, system prompt.
+  local function read(row, options)
+    local found = sources.open(write("chat.jsonl", cjson.encode(row)), options):row(1)
+    found.image:free()
+    return { found.problem, found.solution, found.system_prompt }
+  end
+  local user = { role = "user", content = "<image>the dog" }
+  check.equal(read { prompt = { user }, images = { "a.png" },
+    reward_model = { style = "rule", ground_truth = SOLUTION } }, { "<image>the dog", SOLUTION },
+    "veRL")
+  check.equal(read { messages = { { role = "system", content = "Be brief." }, user,
+    { role = "assistant", content = SOLUTION } }, images = { "a.png" } },
+    { "<image>the dog", SOLUTION, "Be brief." }, "ms-swift")
+  check.equal(read { image = "a.png", conversations = { { from = "human",
+    value = "<image>\nthe dog" }, { from = "gpt", value = SOLUTION } } },
+    { "<image>\nthe dog", SOLUTION }, "LLaVA")
+  check.equal(read { image = "a.png", solution = SOLUTION, messages = { { role = "user",
+    content = { image_part, text_part "the ", text_part "dog" } } } },
+    { "<image>the dog", SOLUTION }, "parts")
+  check.equal(read({ image = "a.png", problem = "another", answer = SOLUTION, prompt = { user } },
+    { prompt_key = "prompt" }), { "<image>the dog", SOLUTION }, "data.prompt_key=prompt")
+end)
+
+check.case("the prompts place the image, so a question's marker is left out", function()
+  local prompt = require "segzero.data.prompt"
+  check.equal(prompt.seg_zero "<image>\nThe dog.", prompt.seg_zero "The dog.", "in front")
+  check.equal(prompt.vision_reasoner "The dog<image>", prompt.vision_reasoner "The dog", "behind")
+  check.equal(prompt.normalize "the <image> dog", "the dog", "in the middle")
+end)
+
+check.case("chats that are no row are refused by name", function()
+  local function refused(messages, pattern)
+    local path = write("chat.jsonl", cjson.encode { messages = messages, image = "a.png",
+      solution = SOLUTION })
+    check.raises(function() sources.open(path) end, "chat.jsonl:1: the column 'problem' is no chat "
+      .. "of one question: " .. pattern, pattern)
+  end
+  local user = { role = "user", content = "a" }
+  local answer = { role = "assistant", content = "b" }
+  refused({ user, answer, user }, "several questions, and a row has one$")
+  refused({ answer }, "an answer without a question$")
+  refused({ user, { role = "system", content = "x" } }, "a system message that is not the first$")
+  refused({ { role = "tool", content = "x" } }, "a message of 'tool'$")
+  refused({ { role = "user", content = { { type = "video" } } } }, "a part of type 'video' in a")
+  refused({ { role = "user" } }, "a message without text$")
+  refused({ "text" }, "a message that is a string$")
+end)
+
+check.case("a table of veRL: messages and reward_model", function()
+  local set = sources.open(SETS .. "verl.parquet", { split = "train" })
+  check.equal(set:count(), 2, "rows")
+  local row = set:row(1)
+  check.equal(row.problem, "<image>the red circle", "the question")
+  check.equal(row.system_prompt, "Be brief.", "the system prompt")
+  check.ok(row.solution:find "^<box>" ~= nil, row.solution)
+  row.image:free()
+  row = set:row(2)
+  check.equal({ row.problem, row.system_prompt }, { "<image>the green circle" }, "without one")
+  row.image:free()
+end)
+
 check.case("what is wrong with JSON is one line", function()
   local function refused(name, value, pattern)
     local path = write("bad.jsonl", cjson.encode(value))

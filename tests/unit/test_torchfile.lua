@@ -5,6 +5,7 @@
 --   ./segzero tests/unit/test_torchfile.lua
 
 local cjson = require "cjson"
+local archive = require "tests.support.torch_archive"
 local check = require "tests.support.check"
 local sz = require "segzero"
 local files = require "segzero.core.files"
@@ -13,6 +14,12 @@ local tensor = require "segzero.core.tensor"
 local tf = sz.torchfile
 
 local C = sz.core.C
+local le = archive.le
+local zip = archive.zip
+local zip_end = archive.zip_end
+local zip64_field = archive.zip64_field
+local text = archive.text
+local a_tensor = archive.tensor
 local GOLDEN = "tests/golden/torchfile/"
 
 local dir = os.tmpname()
@@ -77,54 +84,7 @@ end)
 
 -- ---- archives written by this test ----
 
--- n as a little-endian number of some bytes.
-local function le(n, bytes)
-  local out = {}
-  for i = 1, bytes do
-    out[i] = string.char(n % 256)
-    n = math.floor(n / 256)
-  end
-  return table.concat(out)
-end
-
 local ALL_32 = 2 ^ 32 - 1         -- "see the zip64 field"
-
--- The end record of a zip archive.
-local function zip_end(entries, directory_bytes, directory_offset)
-  return "PK\5\6" .. le(0, 4) .. le(entries, 2) .. le(entries, 2) .. le(directory_bytes, 4)
-    .. le(directory_offset, 4) .. le(0, 2)
-end
-
--- The zip64 extra field with these 8-byte numbers.
-local function zip64_field(...)
-  local out = {}
-  for i, n in ipairs { ... } do out[i] = le(n, 8) end
-  return "\1\0" .. le(8 * #out, 2) .. table.concat(out)
-end
-
--- A zip archive. entries: { name, text, method =, flags =, packed =, bytes =, offset =, extra = };
--- the named fields are written to the directory as they are. tail replaces the end record.
-local function zip(entries, tail)
-  local parts = {}
-  local directory = {}
-  local offset = 0
-  for _, e in ipairs(entries) do
-    local name = e[1]
-    local text = e[2]
-    local extra = e.extra or ""
-    local head = "PK\3\4" .. le(20, 2) .. le(0, 2) .. le(0, 2) .. le(0, 8) .. le(#text, 4)
-      .. le(#text, 4) .. le(#name, 2) .. le(0, 2) .. name
-    directory[#directory + 1] = "PK\1\2" .. le(20, 2) .. le(20, 2) .. le(e.flags or 0, 2)
-      .. le(e.method or 0, 2) .. le(0, 8) .. le(e.packed or #text, 4) .. le(e.bytes or #text, 4)
-      .. le(#name, 2) .. le(#extra, 2) .. le(0, 2) .. le(0, 8) .. le(e.offset or offset, 4)
-      .. name .. extra
-    parts[#parts + 1] = head .. text
-    offset = offset + #head + #text
-  end
-  local directory_text = table.concat(directory)
-  return table.concat(parts) .. directory_text
-    .. (tail or zip_end(#entries, #directory_text, offset))
-end
 
 local written = 0
 
@@ -143,28 +103,7 @@ end
 
 -- ---- pickles written by this test ----
 
-local function text(s) return "X" .. le(#s, 4) .. s end
-
-local function int(n)
-  if n < 2 ^ 31 then return "J" .. le(n % 2 ^ 32, 4) end
-  return "\138\8" .. le(n, 8)
-end
-
-local function ints(list)
-  local out = {}
-  for i, n in ipairs(list) do out[i] = int(n) end
-  return "(" .. table.concat(out) .. "t"
-end
-
--- A tensor of a storage with this key and number of elements.
-local function a_tensor(key, count, offset, shape, strides, class)
-  local storage = text "storage" .. "ctorch\n" .. (class or "FloatStorage") .. "\n" .. text(key)
-    .. text "cpu" .. int(count)
-  return "ctorch._utils\n_rebuild_tensor_v2\n((" .. storage .. "tQ" .. int(offset) .. ints(shape)
-    .. ints(strides) .. "\137ccollections\nOrderedDict\n)RtR"
-end
-
-local function dict_of(name, value) return "\128\2}" .. text(name) .. value .. "s." end
+local function dict_of(name, value) return archive.dict { { name, value } } end
 
 local FLOATS = "\0\0\128\63\0\0\0\64\0\0\64\64\0\0\128\64"         -- 1, 2, 3, 4
 local VECTOR = a_tensor("0", 4, 0, { 4 }, { 1 })

@@ -24,19 +24,29 @@ local DTYPES = { bfloat16 = "bf16", float32 = "f32", fp32 = "f32", float = "f32"
 -- EasyR1's words for "as many as there are".
 local ALL = { ["-1"] = "1048576" }
 
+-- Estimators of Seg-Zero and EasyR1 that are not available, and why.
+local NO_ESTIMATOR = { gae = "it needs a critic",
+  remax = "it needs a greedy answer to each prompt; rloo compares answers, too" }
+local NO_KL = { full = "it needs the reference's whole distribution for each token" }
+local ONE_EPOCH = { ["*"] = "for more updates of a rollout lower worker.actor.global_batch_size" }
+
 local data = {
   { key = "data.train_files", type = "text", default = "", null = "", path = true,
-    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), refshapes or "
-      .. "refshapes_multi; empty: RefShapes" },
+    help = "a folder with data.jsonl, Parquet or Arrow files (name@split), annotations of COCO, "
+      .. "refer or ReasonSeg, refshapes or refshapes_multi; empty: RefShapes" },
   { key = "data.val_files", type = "text", default = "", null = "", path = true,
     help = "held-out rows, named in the same way; empty: no evaluation of your own data" },
   { key = "data.prompt_key", type = "text", default = "problem",
-    help = "the column of the question; the default also stands for text" },
+    help = "the column of the question; the default also stands for text, prompt, messages and "
+      .. "conversations" },
   { key = "data.answer_key", type = "text", default = "solution",
-    help = "the column of the ground truth; the default also stands for answer" },
+    help = "the column of the ground truth; the default also stands for answer and reward_model" },
   { key = "data.image_key", type = "text", default = "image",
     help = "the column of the image; the default also stands for images, and for the only column "
       .. "that holds some" },
+  { key = "data.image_dir", type = "text", default = "", null = "", path = true,
+    help = "the folder that relative paths of images start from; empty: the data set's own, or "
+      .. "where its layout has them" },
   { key = "data.max_prompt_length", type = "count", default = 1300, max = 2 ^ 24, unit = "tokens",
     help = "a longer prompt is an error that names the row" },
   { key = "data.on_bad_row", type = "text", default = "error", choices = { "error", "skip" },
@@ -47,6 +57,9 @@ local data = {
     help = "an answer is cut off here" },
   { key = "data.rollout_batch_size", type = "count", default = 16, max = 2 ^ 20, unit = "prompts",
     help = "prompts that are sampled together, with n answers each" },
+  { key = "data.mini_rollout_batch_size", type = "count", optional = true, max = 2 ^ 20,
+    unit = "prompts",
+    help = "with algorithm.online_filtering: drawn at a time; null: data.rollout_batch_size" },
   { key = "data.val_batch_size", type = "count", default = 64, max = 2 ^ 20, unit = "prompts",
     spellings = ALL, help = "prompts that an evaluation answers together; -1: all" },
   { key = "data.shuffle", type = "boolean", default = true,
@@ -93,13 +106,21 @@ local refshapes = {
 
 local algorithm = {
   { key = "algorithm.adv_estimator", type = "text", default = "grpo",
-    choices = choices.of "advantages", help = "how scores become advantages" },
+    choices = choices.of "advantages", refusals = NO_ESTIMATOR, help = "how scores become advantages" },
   { key = "algorithm.gamma", type = "number", default = 1, min = 0, max = 1,
     help = "reinforce_plus_plus: discount of a later token's reward" },
   { key = "algorithm.kl_coef", type = "number", default = 0, min = 0,
     help = "weight of a KL term in the reward, with worker.actor.use_kl_loss=false" },
   { key = "algorithm.kl_penalty", type = "text", default = "kl", choices = choices.of "kl",
-    help = "the estimator of the KL term in the reward" },
+    refusals = NO_KL, help = "the estimator of the KL term in the reward" },
+  { key = "algorithm.online_filtering", type = "boolean", default = false,
+    help = "leave out groups whose answers are all good or all bad, and draw more (DAPO)" },
+  { key = "algorithm.filter_key", type = "text", default = "overall",
+    help = "the part of the reward that decides about a group; overall: the score" },
+  { key = "algorithm.filter_low", type = "number", default = 0.01,
+    help = "a group stays if its mean is above this" },
+  { key = "algorithm.filter_high", type = "number", default = 0.99,
+    help = "a group stays if its mean is below this" },
   { key = "worker.actor.loss_type", type = "text", default = "ppo_clip",
     spellings = { default = "ppo_clip" },
     choices = choices.of "losses", help = "the loss of each token" },
@@ -125,8 +146,8 @@ local algorithm = {
   { key = "worker.actor.kl_loss_coef", type = "number", default = 5e-3, min = 0,
     help = "weight of the KL term" },
   { key = "worker.actor.kl_loss_type", type = "text", default = "low_var_kl",
-    choices = choices.of "kl", help = "the estimator of the KL term" },
-  { key = "worker.actor.ppo_epochs", type = "count", default = 1, max = 1,
+    choices = choices.of "kl", refusals = NO_KL, help = "the estimator of the KL term" },
+  { key = "worker.actor.ppo_epochs", type = "count", default = 1, max = 1, refusals = ONE_EPOCH,
     help = "passes over a rollout's answers; only 1 is supported" },
 }
 
@@ -222,6 +243,8 @@ local sampling = {
     help = "sample from the k likeliest tokens; -1 or 0: from all" },
   { key = "worker.rollout.seed", type = "integer", optional = true, min = -2 ^ 53, max = 2 ^ 53,
     help = "fixes the sampled tokens alone; null: data.seed" },
+  { key = "worker.rollout.val_override_config.n", type = "count", default = 1, null = 1,
+    max = 2 ^ 16, help = "answers to each row in evaluation, whose rewards are averaged" },
   { key = "worker.rollout.val_override_config.temperature", type = "number", default = 0, min = 0,
     null = 0, help = "sampling temperature in evaluation; 0: greedy" },
   { key = "worker.rollout.val_override_config.top_p", type = "number", default = 1, above = 0,
@@ -255,11 +278,13 @@ local trainer = {
   { key = "trainer.max_steps", type = "integer", optional = true, max = 2 ^ 31, min = 0,
     unit = "optimizer steps",
     help = "length of the run; null: trainer.total_episodes decides" },
+  { key = "trainer.max_try_make_batch", type = "integer", default = 20, min = -1, max = 2 ^ 31,
+    help = "with algorithm.online_filtering: most draws for a step; 0 or -1: no limit" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
     help = "the run folder is runs/NAME; NAME-2, NAME-3, ... if that one holds anything" },
-  { key = "trainer.save_checkpoint_path", type = "text", optional = true, path = true,
+  { key = "trainer.save_checkpoint_path", type = "text", optional = true,
     help = "another run folder" },
-  { key = "trainer.load_checkpoint_path", type = "text", optional = true, path = true,
+  { key = "trainer.load_checkpoint_path", type = "text", optional = true,
     help = "go on from this global_step_N, or from the newest one of a run folder; in the same " ..
       "folder, or in a new one that trainer.save_checkpoint_path names" },
   { key = "trainer.find_last_checkpoint", type = "boolean", default = false,
@@ -268,6 +293,8 @@ local trainer = {
     help = "go on in the same run although settings that change its results are different" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
+  { key = "trainer.collective_timeout", type = "number", default = 600, min = 1,
+    help = "with several ranks: seconds that one waits for another before the run ends" },
   { key = "trainer.save_limit", type = "integer", default = -1, min = -1, null = -1,
     also = { "trainer.max_actor_ckpt_to_keep" },
     help = "keep this many of the newest checkpoints; 0 or -1: all" },
@@ -417,7 +444,7 @@ local function find_last_checkpoint(cfg)
   local t = cfg.trainer
   if not t.find_last_checkpoint or t.load_checkpoint_path then return end
   local folder = t.save_checkpoint_path or "runs/" .. t.experiment_name
-  local latest = require("segzero.train.checkpoint").latest(folder)
+  local latest = require("segzero.train.run.checkpoint").latest(folder)
   if not latest then return end
   t.load_checkpoint_path = folder
   console.say("trainer.find_last_checkpoint: going on from " .. latest)
@@ -434,10 +461,11 @@ function M.settings(args, own_schema)
   if no_model then
     use_embedded_model(cfg, given)
   else
-    actor.model_path = paths.policy(actor.model_path)
+    actor.model_path = paths.policy(actor.model_path, nil, "worker.actor.model.model_path")
   end
   find_last_checkpoint(cfg)
-  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path })
+  local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path,
+    label = "worker.reward.sam2_path" })
   cfg.worker.reward.sam2_path = sam2
   paths.check_sam2("worker.reward.sam2_path", sam2)
   if origin == "missing" then

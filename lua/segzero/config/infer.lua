@@ -9,13 +9,22 @@
 local frame = require "segzero.data.frame"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
+local scripts = require "segzero.config.foreign.scripts"
 
 local M = {}
 
+local QUERY_TOKENS = 2048       -- of an answer in VisionReasoner's script
+
 local question = {
-  { key = "image_path", type = "text", optional = true, help = "the image" },
+  { key = "image_path", type = "text", path = true, optional = true, help = "the image" },
   { key = "text", type = "text", optional = true,
     help = "what to find, such as \"the unusual object in the image\"" },
+  { key = "query", type = "text", optional = true,
+    help = "VisionReasoner's name of text; sets multi and task as its script does" },
+  { key = "task", type = "text", optional = true,
+    choices = { "auto", "segmentation", "detection", "counting", "vqa" },
+    help = "detection and counting need no SAM2, vqa asks the question as it is; null and auto: "
+      .. "segmentation" },
   { key = "demo", type = "integer", optional = true, min = 0, bare = "0",
     help = "number of a generated RefShapes image with its own question, instead of image_path" },
   { key = "multi", type = "boolean", default = false,
@@ -31,11 +40,12 @@ local question = {
 }
 
 local models = {
-  { key = "model_path", type = "text", default = "", null = "", also = { "reasoning_model_path" },
+  { key = "model_path", type = "text", default = "", null = "", path = true,
+    also = { "reasoning_model_path" },
     help = "Qwen2-VL or Qwen2.5-VL: a folder, or a run (its newest checkpoint); empty: embedded" },
   { key = "adapter", type = "text", optional = true,
     help = "a folder of LoRA adapters for it, in PEFT's format" },
-  { key = "sam2_path", type = "text", default = "", null = "none",
+  { key = "sam2_path", type = "text", default = "", null = "none", path = true,
     also = { "segmentation_model_path" },
     help = "SAM2: a folder or an original .pt file; empty: embedded, with that model; none" },
   { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
@@ -44,8 +54,15 @@ local models = {
     help = "cpu or cuda; null: what segzero --device says" },
 }
 
+local refused = {
+  { key = "hybrid_mode", type = "boolean", default = false,
+    help = "VisionReasoner's, refused: there is no YOLO-World" },
+  { key = "generation_mode", type = "boolean", default = false,
+    help = "VisionReasoner's, refused: segzero does not generate images" },
+}
+
 local output = {
-  { key = "output_path", type = "text", optional = true,
+  { key = "output_path", type = "text", path = true, optional = true,
     help = "a .png or .jpg to write; null: NAME_segzero.png in the current folder" },
   { key = "mask_path", type = "text", optional = true,
     help = "a .png for the bare mask: one channel, 0 and 255, as large as the image" },
@@ -77,8 +94,38 @@ M.schema = schema.new {
     { title = "Models", rows = models },
     { title = "Output", rows = output },
     { title = "Sampling", rows = sampling },
+    { title = "Refused", rows = refused },
   },
+  foreign = scripts.infer,
 }
+
+-- VisionReasoner's script asks for lists of objects.
+local function read_query(o, given)
+  if not o.query then return end
+  if o.text then error("--query and --text both name the question: give one", 0) end
+  o.text = o.query
+  if not given.multi then o.multi = true end
+  o.max_new_tokens = o.max_new_tokens or QUERY_TOKENS
+end
+
+local function check_task(o, given)
+  for flag, why in pairs(scripts.flags) do
+    if o[flag] then error(("--%s: %s"):format(flag, why), 0) end
+  end
+  if o.task == "auto" then
+    io.stderr:write("note: task=auto is read as segmentation: there is no task router\n")
+  end
+  if o.task == "detection" or o.task == "counting" then
+    if given.multi and not o.multi then
+      error(("--task %s reads lists of objects: leave out --multi false"):format(o.task), 0)
+    end
+    o.multi = true
+  end
+  o.shows_mask = o.task == nil or o.task == "auto" or o.task == "segmentation"
+  if o.mask_path and not o.shows_mask then
+    error(("--mask_path: --task %s makes no mask"):format(o.task), 0)
+  end
+end
 
 local function check_question(o)
   if o.demo and o.image_path then error("--demo makes its own image; leave --image_path out", 0) end
@@ -119,15 +166,18 @@ end
 -- Replaces options.model_path and options.sam2_path by real paths; sam2_path is "" without SAM2.
 local function find_models(o)
   o.embedded = o.model_path == ""
-  o.model_path = paths.policy(o.model_path)
+  o.model_path = paths.policy(o.model_path, o.multi)
   o.sam2_path = paths.sam2(o.sam2_path, { model = o.model_path }):gsub("(.)/+$", "%1")
+  if not o.shows_mask then o.sam2_path = "" end
   if o.mask_path and o.sam2_path == "" then
     error("--mask_path needs SAM2: name a folder or an original .pt file with --sam2_path", 0)
   end
 end
 
 function M.settings(args)
-  local options = M.schema:read(args)
+  local options, given = M.schema:read(args)
+  read_query(options, given)
+  check_task(options, given)
   check_question(options)
   frame.settings(options)
   if options.frame and options.resize then

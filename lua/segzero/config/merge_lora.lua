@@ -3,6 +3,7 @@
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local hub = require "segzero.hub"
 local opening = require "segzero.models.opening"
 local schema = require "segzero.config.schema"
 
@@ -30,6 +31,8 @@ function M.settings(args)
     if cfg[key] == "" then error(("%s is missing: write %s=FOLDER"):format(key, key), 0) end
   end
   folders.check_free(cfg.out, "out")
+  cfg["in"] = hub.model(cfg["in"], "in")
+  cfg.adapter = hub.model(cfg.adapter, "adapter")
   if not cfg.dtype then
     local model = require "segzero.models.qwen_vl"
     if not files.exists(cfg["in"] .. "/config.json") then

@@ -3,15 +3,18 @@
 --
 --   paths.policy ""                       the embedded policy
 --   paths.policy "runs/refshapes_grpo"    its newest complete checkpoint, .../global_step_110
+--   paths.policy "run/global_step_5/actor"  of Seg-Zero: its folder huggingface, if it is merged
 --   paths.sam2("", { model = dir })       the embedded SAM2 for the embedded policy, or "" for none
 --
 --   paths.expand "~/data/$SET"            ~ and variables as the shell reads them
 --
 -- infer, evaluate and the GRPO recipes all use it. Nothing is loaded.
--- Leaves out: names on the Hugging Face hub.
+-- Names on the Hugging Face hub become folders of its cache; of a policy the small files alone are
+-- fetched here, so that data can be checked before gigabytes are downloaded.
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local hub = require "segzero.hub"
 
 local M = { POLICY = "models/tiny/qwen2.5-vl", SEVERAL = "models/tiny/qwen2.5-vl-several",
   SAM2 = "models/tiny/sam2" }
@@ -59,23 +62,36 @@ local function newest_checkpoint(dir)
   return require("segzero.train.run.checkpoint").latest(dir)
 end
 
--- The policy's folder: the embedded one for "", the newest checkpoint for a run folder. Does not
--- check that it holds a model; the loader does. several: as in embedded_policy.
-function M.policy(named, several)
+-- The merged model of a checkpoint of Seg-Zero or EasyR1 (merge/locate.lua), nil for another
+-- folder. A checkpoint that is not merged yet is an error.
+local function merged_shards(dir)
+  if files.exists(dir .. "/config.json") and not dir:find "huggingface$" then return nil end
+  local locate = require "segzero.merge.locate"
+  local advice = locate.advice(dir)
+  if not advice then return nil end
+  local actor = locate.actor(dir)
+  return actor and locate.merged(actor) or error(advice, 0)
+end
+
+-- The policy's folder: the embedded one for "", the newest checkpoint for a run folder, the cache's
+-- for a name on the hub. Does not check that it holds a model; the loader does. several: as in
+-- embedded_policy; label: the setting's name, for messages.
+function M.policy(named, several, label)
   if named == "" then return M.embedded_policy(several) end
+  named = hub.model(named, label or "model_path", { weights = false })
   local dir = named:gsub("(.)/+$", "%1")
-  return newest_checkpoint(dir) or dir
+  return newest_checkpoint(dir) or merged_shards(dir) or dir
 end
 
 -- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none.
--- options.model: the policy's folder; options.data: the data set that is evaluated. The embedded
--- SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
+-- options.label: the setting's name; options.model: the policy's folder; options.data: the data set
+-- that is evaluated. The embedded SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
 -- trained from it) and for evaluations on RefShapes. The second result says where a default came
 -- from: "embedded", or "missing" if the embedded one is not installed.
 function M.sam2(named, options)
   local lower = named:lower()
   if lower == "none" or lower == "null" then return "" end
-  if named ~= "" then return named end
+  if named ~= "" then return hub.model(named, options.label or "sam2_path") end
   local is_refshapes = options.data == "refshapes" or options.data == "refshapes_multi"
   if not is_refshapes and not M.is_embedded(options.model) then return "" end
   local embedded = files.embedded(M.SAM2)
@@ -89,9 +105,11 @@ function M.check_sam2(setting, path)
   if not files.exists(path) then
     error(("%s: %s: there is no such file or folder"):format(setting, path), 0)
   end
-  if files.exists(path .. "/.") and not files.exists(path .. "/config.json") then
-    error(("%s: no SAM2 in %s: it has no config.json"):format(setting, path), 0)
-  end
+  if not files.exists(path .. "/.") or files.exists(path .. "/config.json") then return end
+  local ok, original = pcall(require("segzero.models.sam2.names").file_in, path)
+  if not ok then error(("%s: %s"):format(setting, original), 0) end
+  if original then return end
+  error(("%s: no SAM2 in %s: it has no config.json and no .pt file"):format(setting, path), 0)
 end
 
 -- The folder to which a recipe writes its model. A default gets -2, -3, ... if it holds anything; a

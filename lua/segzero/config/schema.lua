@@ -35,7 +35,7 @@ local M = {}
 
 local ROW = options.set { "key", "type", "default", "help", "min", "max", "above", "below",
   "multiple", "choices", "elsewhere", "optional", "null", "joined", "also", "unit", "bare", "path",
-  "spellings" }
+  "spellings", "refusals" }
 local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "foreign",
   "derive", "checks" }
 
@@ -157,6 +157,26 @@ function reader:note(text)
   self.noted[text] = true
 end
 
+-- Keys without effect are said at the end, those of one reason together.
+function reader:note_without_effect(key, why)
+  local keys = self.reasons[why]
+  if not keys then
+    keys = {}
+    self.reasons[why] = keys
+    self.reasons[#self.reasons + 1] = why
+  end
+  if not keys[key] then keys[#keys + 1] = key end
+  keys[key] = true
+end
+
+function reader:say_without_effect()
+  for _, why in ipairs(self.reasons) do
+    local keys = self.reasons[why]
+    local has = #keys == 1 and "has" or "have"
+    self:note(("%s %s no effect here: %s"):format(table.concat(keys, ", "), has, why))
+  end
+end
+
 function reader:set(row, raw, origin)
   local ok, value = values.convert(row, raw, function(text) self:note(text) end)
   if not ok and origin then value = origin .. ": " .. value end
@@ -176,6 +196,7 @@ function reader:set_foreign(entry)
     error(place .. found.refused, 0)
   end
   if found.note then self:note(found.note) end
+  if found.why then self:note_without_effect(key, found.why) end
   if found.kept ~= nil then self.kept[key] = found.kept end
   for _, setting in ipairs(found.settings or {}) do
     self:set(self.schema:find(setting[1]), setting[2], origin)
@@ -224,7 +245,7 @@ function methods:read(args)
   end
   local entries, last = entries_of(self, args)
   local state = setmetatable({ schema = self, cfg = self:defaults(), given = {}, noted = {},
-    raw = {}, kept = {}, files = {}, last = last }, reader_mt)
+    raw = {}, kept = {}, files = {}, last = last, reasons = {} }, reader_mt)
   for _, entry in ipairs(entries) do state:read(entry) end
   if self.derive then
     self.derive {
@@ -234,6 +255,7 @@ function methods:read(args)
       note = function(text) state:note(text) end,
     }
   end
+  state:say_without_effect()
   return state.cfg, state.given
 end
 

@@ -14,6 +14,7 @@
 --                     number, a boolean or a text as it looks
 --
 -- optional = true accepts null, which becomes nil. null = V accepts null, which becomes V.
+-- refusals = {value = why}: what the error about a value adds; "*" is any.
 -- spellings = {other = V}: other words, in small letters, for a value.
 -- choices is a list of names, or a function that returns one, so that it can include names that a
 -- script has registered.
@@ -108,6 +109,8 @@ local function refuse(row, text)
   if row.type ~= "number" and not row.max and n and n > 2 ^ 53 then
     expected = expected .. ", at most 2^53"
   end
+  local reason = row.refusals and (row.refusals[text] or row.refusals["*"])
+  if reason then expected = ("%s (%s)"):format(expected, reason) end
   return nil, ("%s is %s, expected %s"):format(row.key, shown, expected)
 end
 

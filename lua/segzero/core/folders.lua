@@ -9,6 +9,8 @@
 --   folders.remove_empty(path)   a folder; true, or nil and the reason
 --   folders.sync(path)           makes the names in a folder durable, or raises an error
 --   folders.create(path, text, name)   a new file, synced; false if there is one already
+--   folders.lock(path) -> a descriptor that holds a file's lock until it is closed or the process
+--                                ends; false: another process has it; nil and the reason
 --   folders.check(path, name)    refuses a path that cannot be a new folder; name: of the setting
 --   folders.check_free(path, name, cure)   refuses also one that holds anything; the error ends
 --                                          with the text `cure`
@@ -20,9 +22,16 @@
 -- creates a file for one process only, so starts in the same moment get folders of their own.
 -- Errors are one line without a position. Leaves out: removing trees; see runs/manifest.lua.
 
+local ffi = require "ffi"
+
+ffi.cdef "int flock(int fd, int operation);"
+
 local M = {}
 
 local EEXIST = 17
+local EWOULDBLOCK = 11
+local LOCK_EX = 2
+local LOCK_NB = 4
 local MOST_NAMES = 100000
 
 -- lua-posix is loaded when it is needed, so that the program starts quickly.
@@ -168,6 +177,19 @@ function M.create(path, text, name)
   end
   M.sync(M.parent(path))
   return true
+end
+
+-- Where a file system has no locks, everybody gets one.
+function M.lock(path)
+  local fcntl = posix "fcntl"
+  local fd, reason = fcntl.open(path, fcntl.O_RDWR + fcntl.O_CLOEXEC)
+  if not fd then return nil, reason end
+  local failed = ffi.C.flock(fd, LOCK_EX + LOCK_NB) ~= 0
+  if failed and ffi.errno() == EWOULDBLOCK then
+    posix("unistd").close(fd)
+    return false
+  end
+  return fd
 end
 
 -- Whether nobody has put anything into the folder; the reason if it cannot be read.

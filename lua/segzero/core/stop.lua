@@ -1,5 +1,5 @@
--- stop.lua - ends a run in order when a signal asks for it: SIGTERM, SIGINT, SIGHUP, or a closed
--- pipe (SIGPIPE).
+-- stop.lua - ends a run in order when a signal asks for it: SIGTERM, SIGINT, SIGHUP, a closed pipe
+-- (SIGPIPE), or the warning of a batch system (SIGUSR1, SIGUSR2, SIGXCPU).
 --
 --   stop.run(f, ...)                  f's results. While f runs, these signals raise an error that
 --                                     core.is_interrupt knows; what f does not explain is explained
@@ -9,6 +9,8 @@
 --   stop.hold()  ...  stop.release()  signals in between are noted and raise at the release. The
 --                                     outermost hold() raises if one has come already. An error in a
 --                                     hold needs no release: the end of the outermost run() ends it
+--   local ok, ... = stop.lifted(f, ...)   pcall(f, ...) inside a hold, which is lifted meanwhile:
+--                                     signals raise in f and nowhere else
 --   stop.check()                      raises if a signal has come and its error was swallowed
 --   stop.signal() -> "SIGTERM" | nil  the first signal that came
 --   stop.traced                       a message handler for xpcall
@@ -24,7 +26,8 @@ local has_host, host = pcall(require, "segzero.host")
 
 local M = {}
 
-local NAMES = { [1] = "SIGHUP", [2] = "SIGINT", [13] = "SIGPIPE", [15] = "SIGTERM" }
+local NAMES = { [1] = "SIGHUP", [2] = "SIGINT", [10] = "SIGUSR1", [12] = "SIGUSR2",
+  [13] = "SIGPIPE", [15] = "SIGTERM", [24] = "SIGXCPU" }
 
 local depth = 0         -- of nested run() calls
 local holds = 0
@@ -70,6 +73,18 @@ function M.try(f, ...)
     return ...
   end
   return finish(xpcall(f, traced, ...))
+end
+
+function M.lifted(f, ...)
+  local function finish(...)
+    set_hold(true)
+    return ...
+  end
+  return finish(xpcall(function(...)
+    set_hold(false)
+    if holds == 0 then M.check() end
+    return f(...)
+  end, traced, ...))
 end
 
 function M.run(f, ...)

@@ -10,7 +10,8 @@
 --
 -- Ctrl-C passes through unchanged, and works at once: it needs a debug hook, which does not fire in
 -- loops that LuaJIT has compiled, so a user's function and what it refers to are interpreted.
--- os.exit inside such a call is an error, because it would end a run as if it had succeeded.
+-- os.exit inside such a call is an error, because it would end a run as if it had succeeded; so is
+-- C's exit() in a run (runtime/host/exits.c).
 -- Leaves out: time limits (reward/guard.lua).
 
 local core = require "segzero.core.ffi"

@@ -1,5 +1,8 @@
--- user_modules.lua - lets `require` find a user's own modules: in the script's folder, in the
--- current folder, then where relative entries of LUA_PATH say.
+-- user_modules.lua - lets `require` find a user's own modules: beside a file that a setting names,
+-- such as a reward, in the script's folder, in the current folder, then where relative entries of
+-- LUA_PATH say.
+--
+--   user_modules.look_beside(path)     from now on also in the folder of this file, before the others
 --
 -- Requiring it adds a package loader; the host program does so before it runs anything. The loader
 -- comes after all others, so a module of segzero or of an installed package always wins. A name that
@@ -7,8 +10,6 @@
 -- a model or data folder from elsewhere may hold files of such names, and its code must not run
 -- because a program was started in that folder.
 -- Leaves out: C modules (set package.cpath).
-
-local PATTERN = "/?.lua;%s/?/init.lua"
 
 local RESERVED = {}
 for name in ("segzero cjson lyaml yaml argparse posix ffi bit jit table string"):gmatch "%S+" do
@@ -22,22 +23,46 @@ local function script_folder()
   return script:match "^(.*)/[^/]*$"
 end
 
+local named = {}                -- the folders of look_beside, the latest first
+
+local function look_beside(path)
+  local folder = path:match "^(.*)/[^/]*$" or "."
+  for i, other in ipairs(named) do
+    if other == folder then table.remove(named, i) end
+  end
+  table.insert(named, 1, folder)
+end
+
+-- The folders to search, each once.
+local function folders()
+  local list = { unpack(named) }
+  list[#list + 1] = script_folder()
+  list[#list + 1] = "."
+  local seen = {}
+  local unique = {}
+  for _, folder in ipairs(list) do
+    if not seen[folder] then unique[#unique + 1] = folder end
+    seen[folder] = true
+  end
+  return unique
+end
+
 local function search(name)
   if RESERVED[name:match "^[^.]*"] then return nil end
   local tried = {}
-  for _, folder in ipairs { script_folder() or ".", "." } do
-    local pattern = (folder .. PATTERN):format(folder)
+  for i, folder in ipairs(folders()) do
+    local pattern = folder .. "/?.lua;" .. folder .. "/?/init.lua"
     local path, reason = package.searchpath(name, pattern)
     if path then return assert(loadfile(path)) end
-    tried[folder] = reason
+    tried[i] = reason
   end
   for entry in (os.getenv "LUA_PATH" or ""):gmatch "[^;]+" do
     local path = not entry:find "^/" and package.searchpath(name, entry)
     if path then return assert(loadfile(path)) end
   end
-  return tried["."]
+  return table.concat(tried)
 end
 
 package.loaders[#package.loaders + 1] = search
 
-return { search = search }
+return { search = search, look_beside = look_beside }

@@ -2,7 +2,7 @@
 -- and what to do.
 --
 --   foreign_set.describe(name)    one sentence, or nil if the name looks like none of these:
---                                 a name on the Hugging Face hub, CSV, a file of another kind
+--                                 CSV, a file of another kind
 --
 -- Called after a data.jsonl could not be opened. Leaves out: reading them.
 
@@ -21,8 +21,6 @@ function M.describe(name)
   if files.exists(name) then
     kind = FILES[(name:match "%.(%w+)$" or ""):lower()]
       or "a file whose name does not end in .jsonl, .json, .parquet or .arrow"
-  elseif name:match "^[%w_.-]+/[%w_.-]+$" or name:match "^[%w_.-]+/[%w_.-]+@[%w_.:%[%]%%-]+$" then
-    kind = "no folder; if it is a name on the Hugging Face hub: nothing is downloaded"
   else
     return nil
   end

@@ -37,12 +37,20 @@ M.multi_template = 'Please find "{Question}" with bboxs and points.'
   .. "Output the bbox(es) and point(s) inside the interested object(s) in JSON format."
   .. "i.e., <think> thinking process here </think><answer>{Answer}</answer>"
 
+-- The question without the marker <image>, which sets of other programs have: the prompts place the
+-- image themselves.
+local function without_marker(question)
+  if not question:find("<image>", 1, true) then return question end
+  return question:gsub("%s*<image>%s*", " "):match "^ ?(.-) ?$"
+end
+
 -- Lower-cases as Python does, and strips the characters of `set` (a Lua character class) from both
 -- ends. The default is the full stop, as in Seg-Zero; evaluating VisionReasoner uses '."?!'.
 function M.normalize(question, set)
   if type(question) ~= "string" then
     error("prompt: question must be a string, got " .. type(question), 2)
   end
+  question = without_marker(question)
   local class = "[" .. (set or "%.") .. "]"
   local room = ffi.new("char[?]", 2 * #question + 1)
   local text = ffi.string(room, C.sz_text_lower(question, #question, room))

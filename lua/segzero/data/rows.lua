@@ -2,12 +2,17 @@
 --
 --   local row = rows.new {
 --     id =, index =, problem =, solution =, image =, mask = f | nil, ignore_mask = f | nil,
---     columns = {..} | nil,
+--     system_prompt = text | nil, columns = {..} | nil,
 --     solution_frame = {width =, height =} | nil }
 --
 -- Adds `images`, `frame` and the user's own columns: columns.category is also row.category, unless
 -- the row has a field of that name. Until the row is given to a model, `frame` is the frame of the
 -- solution: the image's own pixels, unless the source states another one.
+--
+-- mask(empty) and ignore_mask(empty) make u8 [height, width] that the caller frees; with empty = true
+-- a mask with nothing inside is no error. ignore_mask: pixels that are neither right nor wrong, as
+-- ReasonSeg's "ignore" polygons and COCO's crowds; they do not belong to `mask`. What they count as is
+-- the evaluation's choice (evaluation/target.lua).
 -- Leaves out: reading files (jsonl.lua), the frame of answers (coordinates.lua).
 
 local frame = require "segzero.data.frame"
@@ -17,8 +22,8 @@ local M = {}
 -- Fields that the trainer sets. A column of the same name is only in row.columns.
 local RESERVED = {
   answer_frame = true, columns = true, frame = true, ignore_mask = true, image = true,
-  images = true, index = true, input = true, mask = true, number = true, segment = true, solution_frame = true,
-  stored_solution = true,
+  images = true, index = true, input = true, mask = true, number = true, segment = true,
+  solution_frame = true, stored_solution = true, system_prompt = true,
 }
 
 -- A frame as scripts read it: a square's side as a number, else {width =, height =}.
@@ -36,6 +41,13 @@ function M.new(row)
     if row[name] == nil and not RESERVED[name] then row[name] = value end
   end
   return row
+end
+
+-- The folder that relative paths of images start from. folder: the set's own.
+function M.image_dir(options, folder)
+  local stated = options and options.image_dir
+  if stated == nil or stated == "" then return folder end
+  return stated
 end
 
 -- Row i must be one of the set's. Level as for error().

@@ -3,7 +3,8 @@
 --   local s = sampler.new(policy, { batch = 16, seed = 42, shuffle = true }, ahead, resize)
 --   s.since                        where counting begins (position.lua); a resumed run may set it
 --   s:indices(set, step)           the numbers of the step's rows
---   s:rows(set, step)              the rows, each with row.number
+--   s:rows(set, step)              the rows, each with row.number, and row.place in the step
+--   s.owns                         nil, or f(place): whether this process takes the row
 --   s:prefetch(set, step, last)    starts the images of a later step, unless it is after `last`;
 --                                  drops images that an earlier call started and nobody took
 --   s:cancel()                     drops all prefetched images
@@ -70,13 +71,19 @@ function methods:indices(set, step)
   return indices
 end
 
+local function owns(self, place) return not self.owns or self.owns(place) end
+
 function methods:rows(set, step)
   local indices = self:indices(set, step)
   local number = self:place(set, step).number
   local rows = {}
-  for i, index in ipairs(indices) do
-    rows[i] = self.queue:take(set, index)
-    rows[i].number = number + i
+  for place, index in ipairs(indices) do
+    if owns(self, place) then
+      local row = self.queue:take(set, index)
+      row.number = number + place
+      row.place = place
+      rows[#rows + 1] = row
+    end
   end
   return rows
 end
@@ -84,7 +91,9 @@ end
 function methods:prefetch(set, step, last)
   self.queue:cancel()
   if not self.ahead or (last and step > last) then return end
-  for _, index in ipairs(self:indices(set, step)) do self.queue:request(set, index) end
+  for place, index in ipairs(self:indices(set, step)) do
+    if owns(self, place) then self.queue:request(set, index) end
+  end
 end
 
 function methods:cancel() self.queue:cancel() end

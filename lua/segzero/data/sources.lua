@@ -17,17 +17,22 @@
 --                      so it must not read images
 --     set:paths()      {path, ...}: the files that the rows are read from; optional. The outcome of
 --                      the check of all rows is kept while they and the images stay the same
+--     set.ignore_masks true if its rows may have ignore_mask; optional
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout", size = pixels, seed =, rows =, level =, empty =,
--- prompt_key =, answer_key =, image_key = names of columns, check = false if data/checks/check.lua
--- follows}. A source uses those that it knows.
+-- options: {split = "train" | "heldout" | "test" (not RefShapes), size = pixels, seed =, rows =, level =, empty =,
+-- prompt_key =, answer_key =, image_key = names of columns, image_dir = where relative paths of
+-- images start, several = whether solutions are lists of objects, check = false if
+-- data/checks/check.lua follows}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
 -- The sources are tried in the order of their names; "jsonl" comes last and reads any name.
--- Leaves out: data sets that are on the Hugging Face hub alone.
+-- A name on the Hugging Face hub that no other source knows becomes a folder of its cache first.
+-- Leaves out: reading rows from the hub without storing them.
 
+local annotation_source = require "segzero.data.annotations.source"
 local core = require "segzero.core.ffi"
+local hub = require "segzero.hub"
 local image = require "segzero.formats.image"
 local jsonl = require "segzero.data.jsonl.source"
 local options_of = require "segzero.core.options"
@@ -40,6 +45,12 @@ local table_source = require "segzero.data.tables.source"
 local M = registry.new("data source", { required = { "match", "open" }, optional = { "help" } })
 
 local FALLBACK = "jsonl"
+
+M:register("annotations", {
+  help = "annotations of COCO, refer, gRefCOCO or ReasonSeg, with their folder of images",
+  match = annotation_source.matches,
+  open = annotation_source.open,
+})
 
 M:register("refshapes", {
   help = "RefShapes: generated images of coloured shapes with referring sentences and masks",
@@ -99,10 +110,11 @@ local function matching(name)
 end
 
 -- A source of the user's may have options of its own.
-local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true }
+local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, tables = true,
+  annotations = true }
 local GENERATED = { refshapes = true, refshapes_multi = true }
 local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
-  "prompt_key", "answer_key", "image_key" }
+  "prompt_key", "answer_key", "image_key", "image_dir", "several" }
 
 -- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)
@@ -131,6 +143,14 @@ local function open_own(source, name, options, level)
   error(core.plain(set), above(level))
 end
 
+-- The folder of a name on the hub; another name stays.
+local function from_hub(name, options, level)
+  local ok, path = pcall(hub.data, name, { purpose = options.split, label = "data set" })
+  if ok then return path end
+  if core.is_interrupt(path) then error(path, 0) end
+  error(core.plain(path), above(level))
+end
+
 -- Opens a data set by the name that the settings give it. level: as for error(); without it, errors
 -- have no place, for a name in the settings.
 function M.open(name, options, level)
@@ -138,8 +158,13 @@ function M.open(name, options, level)
   if type(name) ~= "string" then
     error(("data.open: a data set's name is expected, got %s"):format(tostring(name)), level)
   end
-  local source = matching(name)
   options = options or {}
+  local given = name
+  local source = matching(name)
+  if source == FALLBACK then
+    name = from_hub(name, options, level)
+    source = matching(name)
+  end
   local set
   if BUILT_IN[source] then
     options_of.check("data.open", options, OPTIONS, level)
@@ -155,6 +180,7 @@ function M.open(name, options, level)
     end
   end
   set.name = set.name or name
+  if name ~= given then set.name = given end
   return set
 end
 

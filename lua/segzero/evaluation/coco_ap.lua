@@ -1,5 +1,5 @@
--- coco_ap.lua - average precision and recall of boxes, as pycocotools' COCOeval computes them (bbox,
--- the default parameters): the order of ties, crowds and the sizes of objects are as there.
+-- coco_ap.lua - average precision and recall of boxes, as pycocotools' COCOeval computes them
+-- (bbox, the default parameters): the order of ties, crowds and the sizes of objects are as there.
 --
 --   local truth = coco_ap.read(path)          COCO's instances_*.json
 --   local s = coco_ap.summary(truth, found)
@@ -54,7 +54,8 @@ end
 local function annotation_of(a, path, i)
   local b = a.bbox
   if type(b) ~= "table" or #b ~= 4 or a.image_id == nil or a.category_id == nil then
-    error(("%s: annotation %d has no image_id, category_id and bbox of 4 numbers"):format(path, i), 0)
+    error(("%s: annotation %d has no image_id, category_id and bbox of 4 numbers"):format(path,
+      i), 0)
   end
   return { image = a.image_id, category = a.category_id, box = b, area = a.area or b[3] * b[4],
     crowd = a.iscrowd == 1 }

@@ -11,13 +11,14 @@
 --     resize        the size that input() resizes their images to first; nil: none
 --     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
 --                   row that cannot be read is {index =}. Otherwise the first failure is an error
---   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, failure =, seconds =};
+--   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, answers = all of
+--   generation.n, failure =, seconds =};
 --   seconds is the row's share of the time that asking its batch took. The evaluator frees
 --   row.image and input after judge().
 --
 --   evaluator.held_out(t, keep)    the held-out rows of a trainer
 --     -> {reward =, reward_errors =, parts =, records =, giou =, ceiling =}
---     reward, parts   means over all rows
+--     reward, parts   means over all rows, and over the answers of a row if there are several
 --     reward_errors   with worker.reward.on_error=zero: answers that the reward failed on
 --     records         id, index, problem, solution, text, reward, parts, iou, mask of each row, and
 --                     in the image's pixels found (the answer, nil if it cannot be read) and truth
@@ -88,7 +89,7 @@ local function ask(e, entries)
   end
   if #list == 0 then return end
   local generation = e.generation
-  if (generation.temperature or 1) > 0 then generation = sampled(generation, asked) end
+  if generation.temperature and generation.temperature > 0 then generation = sampled(generation, asked) end
   local answers, failure = attempt(e, rollout.generate, e.policy, list, generation)
   for i, entry in ipairs(asked) do
     local one = answers and answers[i]
@@ -100,6 +101,7 @@ local function ask(e, entries)
         one = alone and alone[1]
       end
     end
+    entry.answers = one
     entry.answer = one and one[1]
   end
 end
@@ -162,10 +164,8 @@ local function judge_mask(row, found, true_prompt)
   return iou, ceiling
 end
 
--- Judges one row; adds to `sums` = {reward, parts, iou, ceiling, readable} and returns the row's
--- record.
-local function judge_row(t, row, sample, sums, keep_mask)
-  local with_masks = sums.with_masks
+-- Judges one answer to a row; returns the row's record, and the IoU of the true prompt's mask.
+local function judge_row(t, row, sample, with_masks, keep_mask)
   local found = answer.read(sample.text, truth.is_list(row.solution))
   local needs_ceiling = with_masks and not t.ceiling
   local objects = true_objects(row, needs_ceiling)
@@ -175,60 +175,87 @@ local function judge_row(t, row, sample, sums, keep_mask)
     masks.lend(t.segmenter, row, { found }, true_prompt)
   end
   runner.score(t.reward, row, sample, t.scoring)
-  sums.reward = sums.reward + sample.score
-  for name, v in pairs(sample.parts or {}) do
-    sums.parts[name] = (sums.parts[name] or 0) + v / sums.rows
-  end
 
   local record = {
     id = row.id, index = row.index, problem = row.problem, solution = row.solution,
     text = sample.text, reward = sample.score, parts = sample.parts,
     found = found and coordinates.to_image(row, found), truth = objects,
   }
+  local ceiling
   if with_masks then
-    local ceiling
     record.iou, ceiling = judge_mask(row, found, true_prompt)
-    sums.iou = sums.iou + record.iou
-    sums.ceiling = sums.ceiling + (ceiling or 0)
-    if ceiling then sums.readable = sums.readable + 1 end
     if found and keep_mask then record.mask = row.segment(found):clone() end
   end
   masks.take_back(row)
-  return record
+  return record, ceiling
 end
 
-function M.held_out(t, keep)
-  local o = t.options.evaluation
-  local rows = t.held_out:count()
-  local records = {}
-  local sums = { rows = rows, reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
+-- Adds a judged answer to the sums. rows: how many answers there are in all.
+local function add(sums, record, ceiling, rows)
+  sums.reward = sums.reward + record.reward
+  for name, v in pairs(record.parts or {}) do
+    sums.parts[name] = (sums.parts[name] or 0) + v / rows
+  end
+  sums.iou = sums.iou + (record.iou or 0)
+  sums.ceiling = sums.ceiling + (ceiling or 0)
+  if ceiling then sums.readable = sums.readable + 1 end
+end
 
-  local tick = progress.new(t, "evaluation", rows, "rows")
+-- Evaluates this rank's share of the held-out rows -> {{record =, ceiling =}, ...}, an entry for
+-- each answer, and whether rows have masks.
+local function judge_share(t, first, last, keep)
+  local o = t.options.evaluation
+  local judged = {}
+  local with_masks
+
+  local tick = progress.new(t, "evaluation", last - first + 1, "rows")
   local function judge(entry)
-    if sums.with_masks == nil then
-      sums.with_masks = t.segmenter ~= nil and entry.row.mask ~= nil
+    if with_masks == nil then with_masks = t.segmenter ~= nil and entry.row.mask ~= nil end
+    local keep_mask = entry.index <= (keep or 0)
+    for k, one in ipairs(entry.answers) do
+      local record, ceiling = judge_row(t, entry.row, one, with_masks, keep_mask and k == 1)
+      judged[#judged + 1] = { record = record, ceiling = ceiling, is_first = k == 1 }
     end
-    local keep_mask = #records < (keep or 0)
-    records[#records + 1] = judge_row(t, entry.row, entry.answer, sums, keep_mask)
-    tick(#records)
+    tick(entry.index - first + 1)
   end
 
   M.run {
-    set = t.held_out, first = 1, last = rows, batch = o.batch, policy = t.policy, judge = judge,
+    set = t.held_out, first = first, last = last, batch = o.batch, policy = t.policy,
+    judge = judge,
     input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
     generation = {
-      temperature = o.temperature or 0, top_p = o.top_p, top_k = o.top_k, seed = o.seed,
+      n = o.n, temperature = o.temperature, top_p = o.top_p, top_k = o.top_k, seed = o.seed,
       max_new_tokens = o.max_new_tokens, cache_gib = o.cache_gib,
       gpu_memory_utilization = o.gpu_memory_utilization,
     },
     -- As many as the memory plan allows for.
     ahead = math.min(o.batch, t.options.rows.batch), resize = t.options.input.frames.resize,
   }
-  if sums.readable > 0 then t.ceiling = sums.ceiling / rows end
+  return judged, with_masks
+end
+
+function M.held_out(t, keep)
+  local rows = t.held_out:count()
+  local shares = t.parallel:join_judged(function()
+    local first, last = t.parallel:share_of(rows)
+    local judged, with_masks = judge_share(t, first, last, keep)
+    return { judged = judged, with_masks = with_masks,
+      errors = t.scoring and runner.take_errors(t.scoring) }
+  end)
+
+  -- Sums in the order of the rows, whoever judged them.
+  local records = {}
+  local answers = rows * t.options.evaluation.n
+  local sums = { reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }
+  for _, one in ipairs(shares.judged) do
+    add(sums, one.record, one.ceiling, answers)
+    if one.is_first then records[#records + 1] = one.record end
+  end
+  if sums.readable > 0 then t.ceiling = sums.ceiling / answers end
   return {
-    reward_errors = t.scoring and runner.take_errors(t.scoring),
-    reward = sums.reward / rows, parts = sums.parts, records = records,
-    giou = sums.with_masks and sums.iou / rows or nil, ceiling = t.ceiling,
+    reward_errors = shares.errors,
+    reward = sums.reward / answers, parts = sums.parts, records = records,
+    giou = shares.with_masks and sums.iou / answers or nil, ceiling = t.ceiling,
   }
 end
 

@@ -6,22 +6,24 @@
 -- options:
 --   frames      of frame.settings; a row that a model has seen knows its frames already
 --   several     true: VisionReasoner's lists of objects
---   task        of target.lua: in detection and counting a point may be missing
+--   task        of target.lua: in detection and counting without masks a point may be missing
 --   ignore      of target.lua
 --   oracle      true: the true boxes and points instead of an answer
 --   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
 --   box_iou     f(a, b): IoU of two boxes, as Seg-Zero computes it
--- judge.done(options) frees what SAM2 has of the last image, which rows of one image share.
--- record: index, id, image_id, ann_id, category, problem, text, think, bbox, points (several: lists of boxes and of points),
--- true_objects, found_objects and matched (several: numbers of objects, and of boxes that fit one to
--- one), score (SAM2's own), intersection, union, iou (pixels), box_iou, box_hit (over 0.5), failure,
--- failure_kind. With several, a rightly empty list has iou 1. A missing value is cjson.null. failure_kind is
+-- judge.done(options) frees what SAM2 has of the last image, which rows of one image share. record:
+-- index, id, image_id, ann_id, category, problem, text, think, bbox, points (several: lists of
+-- boxes and of points), true_objects, found_objects and matched (several: numbers of objects, and
+-- of boxes that fit one to one), true_boxes and box_scores (detection: lists), box_stated (whether
+-- the set states boxes), score (SAM2's own), intersection, union, iou (pixels), box_iou,
+-- box_hit (over 0.5), failure, failure_kind. With several, a rightly empty list has iou 1. A
+-- missing value is cjson.null. failure_kind is
 --   "answer"    the text cannot be read
 --   "sam2"      SAM2 gave no mask
 --   "iou"       the masks cannot be compared
 --   "image"     the row could not be read, or the policy failed on it
--- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. objects: the true ones
--- in the image's pixels, or nil. A bad row raises nothing. Leaves out: averages (metrics.lua),
+-- mask: u8 [height, width] in the image's pixels, freed by the caller, or nil. objects: the true
+-- ones in the image's pixels, or nil. A bad row raises nothing. Leaves out: averages (metrics.lua),
 -- drawing.
 
 local cjson = require "cjson"
@@ -44,6 +46,7 @@ local FIELDS = {
   "intersection", "union", "iou", "box_iou", "failure", "failure_kind",
 }
 local SEVERAL_FIELDS = { "true_objects", "found_objects", "matched" }
+local DETECTION_FIELDS = { "true_boxes", "box_scores" }
 
 local BOX_HIT = 0.5
 
@@ -91,7 +94,7 @@ end
 local function read_answer(text, row, options)
   local parse = answers.parse
   if options.several then parse = answers.parse_list end
-  local needs_points = options.task == nil or options.task == "segmentation"
+  local needs_points = options.masks or options.task == "segmentation"
   if options.several and not needs_points then parse = answers.parse_boxes end
   local found, why = parse(text)
   if not found then return nil, why end
@@ -144,6 +147,17 @@ local function write_answer(record, found, objects, options)
     record.box_iou = best_box_iou({ found }, objects, options.box_iou)
   end
   record.box_hit = record.box_iou > BOX_HIT
+end
+
+-- VisionReasoner's score of a box is its share of the image, and 0 where nothing is to be found.
+local function write_detection(record, img, found, objects)
+  local scores = {}
+  for i, one in ipairs(found or {}) do
+    scores[i] = 0
+    if objects and #objects > 0 then scores[i] = area(one.bbox) / (img.width * img.height) end
+  end
+  record.true_boxes = column(objects or {}, "bbox")
+  if #scores > 0 then record.box_scores = scores end
 end
 
 -- ---- the mask ----
@@ -204,6 +218,9 @@ local function new_record(entry, options)
   if entry.row.id then record.image_id, record.ann_id = target_of.ids(entry.row) end
   record.problem = entry.row.problem or null
   if entry.answer then record.text = entry.answer.text or null end
+  if options.task == "detection" then
+    for _, field in ipairs(DETECTION_FIELDS) do record[field] = null end
+  end
   if options.masks then
     record.intersection = 0
     record.union = 0
@@ -226,12 +243,14 @@ function M.row(entry, options)
     record.union = segmenter_of.compare(target.mask, target.mask, target.ignored)
   end
   record.category = target.category or null
+  record.box_stated = target.is_stated == true
   if options.several then record.true_objects = target.count or null end
 
   -- The answer.
   local objects = target.objects
   local found = find_answer(record, entry, objects, options)
   if found then write_answer(record, found, objects, options) end
+  if options.task == "detection" then write_detection(record, row.image, found, objects) end
 
   -- The comparison of the masks.
   local mask

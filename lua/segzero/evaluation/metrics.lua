@@ -1,8 +1,9 @@
 -- metrics.lua - gIoU, cIoU and the share of good boxes over evaluated rows, with intervals, under
 -- three protocols.
 --
---   local s = metrics.summary(records, protocol, { masks = true, resamples = 1000, seed = 0 })
---       protocol: "fixed", "segzero" or "visionreasoner"
+--   local s = metrics.summary(records, protocol, { masks = true, boxes = true, resamples = 1000,
+--                                                  seed = 0 })
+--       protocol: "fixed", "segzero" or "visionreasoner"; masks or boxes false: there are none
 --       s.gIoU = {value, low, high}, s.cIoU, s.box; nil if no row counts
 --       s.rows, s.failed, s.errors, s.skipped     numbers of rows
 --   metrics.line(s)                               the line that scripts read
@@ -10,22 +11,23 @@
 --       the same rows twice; all of them count
 --   d.gIoU = {before, after, difference, low, high}, d.cIoU, d.box, d.rows;
 --       metrics.difference_line(d)
+--   metrics.mean(values, {resamples =, seed =})     {mean, low, high} of a list of numbers, or nil
 --
 -- A record has intersection and union in pixels, box_hit (a box overlaps by more than half) and
 -- failure_kind, nil or one of
 --   "answer"     the text cannot be read as an answer
 --   "sam2"       SAM2 gave no mask
 --   "iou"        the masks cannot be compared, or both are empty
---   "image"    the row could not be read, or the policy failed on it
+--   "image"      the row could not be read, or the policy failed on it
 -- The first is counted in s.failed, the others in s.errors.
 -- The caller gives a failed row the intersection 0 and the area of its true mask as union. Which
 -- rows count:
 --   fixed            every row
 --   segzero          all but "iou": Seg-Zero's script drops those rows, so its denominator shrinks
 --   visionreasoner   all but "iou" and "sam2": its script only fines answers that cannot be read
--- gIoU is the mean of intersection / union (where the union is empty: 1 if rightly_empty, else 0), cIoU is the ratio of the
--- sums. An interval is the 2.5 and 97.5 percentiles over resamples of rows. Leaves out: intervals
--- over images that several rows share.
+-- gIoU is the mean of intersection / union (where the union is empty: 1 if rightly_empty, else 0),
+-- cIoU is the ratio of the sums. An interval is the 2.5 and 97.5 percentiles over resamples of
+-- rows. Leaves out: intervals over images that several rows share.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -128,6 +130,24 @@ local function intervals(n, opts, value)
   return limits
 end
 
+function M.mean(values, opts)
+  local n = #values
+  if n == 0 then return nil end
+  local function mean(pick)
+    local sum = 0
+    for i = 1, n do sum = sum + values[pick[i]] end
+    return sum / n
+  end
+  local all = {}
+  for i = 1, n do all[i] = i end
+  local list = {}
+  resample(n, opts.resamples or 1000, opts.seed or 0, function(pick)
+    list[#list + 1] = mean(pick)
+  end)
+  table.sort(list)
+  return { mean(all), percentile(list, LOW), percentile(list, HIGH) }
+end
+
 local function everything(n)
   local all = {}
   for i = 1, n do all[i] = i end
@@ -160,7 +180,9 @@ function M.summary(records, protocol, opts)
   local values = { measures(rows, everything(#rows)) }
   local limits = intervals(#rows, opts, function(pick) return measures(rows, pick) end)
   for k, name in ipairs(MEASURES) do
-    if masks or name == "box" then summary[name] = { values[k], limits[k][1], limits[k][2] } end
+    local is_known = masks
+    if name == "box" then is_known = opts.boxes ~= false end
+    if is_known then summary[name] = { values[k], limits[k][1], limits[k][2] } end
   end
   return summary
 end

@@ -5,6 +5,9 @@
 --       writes summary.json; says the summary's line
 --   results.merge(cfg, given, say) -> summary     cfg.merge: folders of parts 0 to n - 1 of one
 --                                                 evaluation -> a new folder
+--   results.report(cfg, records, masks) -> summary     of report.lua
+--   results.read_parts(list, what) -> records, config, seconds     of folders that are the parts of
+--                                                 one evaluation; what: the setting, for errors
 --   results.compare(cfg, say) -> difference       cfg.compare: two folders over the same rows
 --
 -- A folder has config.json (the settings, total, first, last, masks), results.jsonl (a record a
@@ -14,73 +17,43 @@
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local metrics = require "segzero.evaluation.metrics"
-local objects = require "segzero.evaluation.objects"
+local report = require "segzero.evaluation.report"
 
 local M = {}
-
-local null = cjson.null
 
 -- Settings that parts of one evaluation share.
 local SAME_RUN = {
   "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "resize",
-  "solution_frame", "answer_frame", "max_pixels", "min_pixels", "several", "oracle", "masks", "total",
-  "max_new_tokens",
+  "solution_frame", "answer_frame", "max_pixels", "min_pixels", "several", "oracle", "masks",
+  "total", "max_new_tokens", "ignore_regions", "task",
 }
 
 -- Settings that make two runs evaluate the same rows; the models and the ways to answer may differ.
-local SAME_ROWS = { "data", "split", "seed", "refshapes_size", "masks", "total", "first", "last" }
+local SAME_ROWS = { "data", "split", "seed", "refshapes_size", "masks", "total", "first", "last",
+  "ignore_regions" }
 
 -- ---- the summary ----
-local function value_or(v, default)
-  if v == null then return default end
-  return v
+-- What the data's ignore regions are; nil if it has none.
+local function ignore_of(cfg)
+  if cfg.has_ignored then return cfg.ignore_regions end
+  return nil
 end
 
--- The records in the form that metrics.lua reads.
-local function for_metrics(records)
-  local list = {}
-  for i, record in ipairs(records) do
-    list[i] = {
-      index = record.index,
-      intersection = value_or(record.intersection, 0),
-      union = value_or(record.union, 0),
-      box_hit = record.box_hit == true,
-      rightly_empty = record.iou == 1 and record.union == 0,
-      failure_kind = value_or(record.failure_kind, nil),
-    }
-  end
-  return list
-end
-
--- {value, low, high} with names, for JSON.
-local function named_interval(v)
-  if not v then return null end
-  return { value = v[1], low = v[2], high = v[3] }
-end
-
-local function for_json(summary)
-  local out = {}
-  for name, v in pairs(summary) do out[name] = v end
-  for _, name in ipairs { "gIoU", "cIoU", "box" } do out[name] = named_interval(summary[name]) end
-  return out
+function M.report(cfg, records, masks)
+  return report.of(records, { masks = masks, several = cfg.several, task = cfg.task,
+    protocol = cfg.protocol, resamples = cfg.resamples, ignore = ignore_of(cfg),
+    gt_json_path = cfg.gt_json_path })
 end
 
 function M.finish(cfg, folder, records, masks, seconds, say)
-  local options = { masks = masks, resamples = cfg.resamples }
-  local summary = metrics.summary(for_metrics(records), cfg.protocol, options)
+  local summary = M.report(cfg, records, masks)
   summary.seconds = seconds
   summary.oracle = cfg.oracle
-  summary.several = cfg.several
-  if cfg.several then summary.objects = objects.summary(records) end
-  files.write(folder .. "/summary.json", cjson.encode(for_json(summary)))
-  if summary.skipped > 0 then
-    local line = "protocol=%s skips %d of %d rows"
-    say(line:format(cfg.protocol, summary.skipped, summary.rows))
-  end
+  files.write(folder .. "/summary.json", report.json(summary))
   say("results: " .. folder)
-  say(metrics.line(summary))
-  if summary.objects then say(objects.line(summary.objects)) end
+  for _, line in ipairs(report.lines(summary)) do say(line) end
   return summary
 end
 
@@ -114,13 +87,13 @@ local function read_records(folder, what, add)
   file:close()
 end
 
-local function check_same(what, keys, configs, folders, i)
+local function check_same(what, keys, configs, list, i)
   for _, key in ipairs(keys) do
     local a = configs[1][key]
     local b = configs[i][key]
     if a ~= b then
-      error(("%s: %s is %s in %s and %s in %s"):format(what, key, tostring(a), folders[1],
-        tostring(b), folders[i]), 0)
+      error(("%s: %s is %s in %s and %s in %s"):format(what, key, tostring(a), list[1],
+        tostring(b), list[i]), 0)
     end
   end
 end
@@ -128,17 +101,17 @@ end
 -- ---- merging parts ----
 -- All records of the parts in the order of their rows, the first part's settings, and the seconds
 -- of all rows.
-local function read_parts(folders)
+function M.read_parts(list, what)
   local configs = {}
   local by_index = {}
   local records = {}
   local seconds = 0
-  for i, folder in ipairs(folders) do
-    configs[i] = read_config(folder, "merge")
-    check_same("merge", SAME_RUN, configs, folders, i)
-    read_records(folder, "merge", function(record, path)
+  for i, folder in ipairs(list) do
+    configs[i] = read_config(folder, what)
+    check_same(what, SAME_RUN, configs, list, i)
+    read_records(folder, what, function(record, path)
       if by_index[record.index] then
-        error(("merge: row %d is in %s twice or in two folders"):format(record.index, path), 0)
+        error(("%s: row %d is in %s twice or in two folders"):format(what, record.index, path), 0)
       end
       by_index[record.index] = record
       records[#records + 1] = record
@@ -147,8 +120,8 @@ local function read_parts(folders)
   end
   for i = 1, configs[1].total do
     if not by_index[i] then
-      error(("merge: the folders hold %d of %d rows; row %d is the first that is missing")
-        :format(#records, configs[1].total, i), 0)
+      error(("%s: the folders hold %d of %d rows; row %d is the first that is missing")
+        :format(what, #records, configs[1].total, i), 0)
     end
   end
   table.sort(records, function(a, b) return a.index < b.index end)
@@ -156,18 +129,18 @@ local function read_parts(folders)
 end
 
 function M.merge(cfg, given, say)
-  local records, config, seconds = read_parts(cfg.merge)
+  local records, config, seconds = M.read_parts(cfg.merge, "merge")
   if given.protocol and config.several ~= cfg.several then
     error(("merge: protocol=%s does not fit how the answers were read"):format(cfg.protocol), 0)
   end
   if not given.protocol then cfg.protocol = config.protocol end
-  cfg.several = config.several
-  cfg.oracle = config.oracle
+  for _, key in ipairs { "several", "oracle", "task", "ignore_regions", "has_ignored" } do
+    cfg[key] = config[key]
+  end
 
-  local folder = files.fresh_folder(cfg.output_path)
+  local folder = folders.claim(cfg.output_path, "config.json", "{}\n", "output_path").path
   config.merged = cfg.merge
-  config.part = nil
-  config.parts = nil
+  for _, key in ipairs { "part", "parts", "idx" } do config[key] = nil end
   config.first = 1
   config.last = config.total
   config.protocol = cfg.protocol
@@ -191,25 +164,26 @@ local function read_by_index(folder)
 end
 
 function M.compare(cfg, say)
-  local folders = cfg.compare
-  if #folders ~= 2 then error(("compare: expected two folders, got %d"):format(#folders), 0) end
+  local both = cfg.compare
+  if #both ~= 2 then error(("compare: expected two folders, got %d"):format(#both), 0) end
   local configs = {}
   local by_index = {}
-  for i, folder in ipairs(folders) do
+  for i, folder in ipairs(both) do
     configs[i] = read_config(folder, "compare")
-    check_same("compare", SAME_ROWS, configs, folders, i)
+    check_same("compare", SAME_ROWS, configs, both, i)
     by_index[i] = read_by_index(folder)
   end
 
   local lists = { {}, {} }
   for index = configs[1].first, configs[1].last do
-    for i, folder in ipairs(folders) do
+    for i, folder in ipairs(both) do
       local record = by_index[i][index]
       if not record then error(("compare: %s lacks row %d"):format(folder, index), 0) end
       table.insert(lists[i], record)
     end
   end
   local options = { masks = configs[1].masks, resamples = cfg.resamples, seed = cfg.seed }
+  for i, list in ipairs(lists) do lists[i] = report.for_metrics(list) end
   local difference = metrics.difference(lists[1], lists[2], options)
   say(metrics.difference_line(difference))
   return difference

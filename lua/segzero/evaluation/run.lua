@@ -1,17 +1,19 @@
 -- run.lua - evaluates a policy and SAM2 over a split of a data set, as Seg-Zero does, and writes
 -- the results.
 --
---   local summary = run.evaluate(cfg, { box_iou = f(a, b), say = f(text) })
---       cfg: settings of recipes/evaluate.lua
+--   local summary, folder, records = run.evaluate(cfg, { box_iou = f(a, b), say = f(text) })
+--       cfg: settings of recipes/evaluate.lua. Nothing is returned for a part without rows.
+--       options.kept, a table, keeps SAM2 from one call to the next
 --   local first, last = run.part_of(total, part, parts)
 --       the rows of a part, from 1
 --
 -- The image is resized to cfg.resize, decoding is greedy, the first {...} of the text is read, box
--- and points are converted to the image's own pixels, and SAM2's best-rated mask is compared with the
--- true one. cfg.several asks and reads as VisionReasoner does. Under cfg.output_path:
+-- and points are converted to the image's own pixels, and SAM2's best-rated mask is compared with
+-- the true one. cfg.several asks and reads as VisionReasoner does. Under cfg.output_path:
 -- config.json, results.jsonl (a line for each row as soon as it is judged), summary.json,
--- worst.png, best.png. Without SAM2, or on data without masks, boxes alone are evaluated. Leaves
--- out: continuing an evaluation that was stopped (evaluate in parts instead).
+-- worst.png, best.png; with cfg.idx these are in a folder of the part, and output_{idx}.json is
+-- written too (shared_folder.lua). Without SAM2, or on data without masks, boxes alone are
+-- evaluated. Leaves out: continuing an evaluation that was stopped (evaluate in parts instead).
 
 local cjson = require "cjson"
 local check = require "segzero.data.checks.check"
@@ -20,17 +22,21 @@ local coordinates = require "segzero.data.coordinates"
 local data = require "segzero.data"
 local evaluator = require "segzero.evaluation.evaluator"
 local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local frame = require "segzero.data.frame"
 local gallery = require "segzero.evaluation.gallery"
+local integrity = require "segzero.runs.integrity"
 local judge = require "segzero.evaluation.judge"
 local lines = require "segzero.core.lines"
 local log = require "segzero.log"
+local output_rows = require "segzero.evaluation.output_rows"
 local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
 local segmenter_of = require "segzero.inference.segmenter"
+local shared_folder = require "segzero.evaluation.shared_folder"
 local stop = require "segzero.core.stop"
+local target_of = require "segzero.evaluation.target"
 local visible = require "segzero.core.visible"
-
 local M = {}
 
 local null = cjson.null
@@ -70,6 +76,7 @@ local function load_policy(run)
   if cfg.oracle then return end
   run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter })
   run.policy:tokenizer()
+  integrity.settle(run.policy)  -- a damaged checkpoint is no error of a row
   limit_pixels(run.policy:processor(), cfg)
   check_frame(run.policy, cfg.frame)
   run.frames = coordinates.for_policy(run.frames, run.policy)
@@ -87,9 +94,14 @@ local function load_segmenter(run)
   local cfg = run.config
   if cfg.sam2_path == "" then return run.say "no SAM2 (sam2_path): only boxes are evaluated" end
   if not run.masks then return run.say "the data has no masks: only boxes are evaluated" end
+  if run.kept.segmenter then
+    run.segmenter = run.kept.segmenter
+    return
+  end
   local ok, sam = pcall(sz.sam2, cfg.sam2_path, { dtype = cfg.sam2_dtype })
   if not ok then error("sam2_path: " .. evaluator.reason(sam), 0) end
   run.segmenter = segmenter_of.new(sam)
+  run.kept.segmenter = run.segmenter
   run.say(("%s, %s"):format(tostring(run.segmenter.sam), cfg.sam2_dtype))
 end
 
@@ -179,8 +191,7 @@ local function evaluate_rows(run, first, last)
   local progress = new_progress(run, last - first + 1)
   run.judging = {
     frames = run.frames, several = cfg.several, oracle = cfg.oracle, segmenter = run.segmenter,
-    masks = run.masks, ignore = "target",
-    box_iou = run.box_iou,
+    masks = run.masks, ignore = cfg.ignore_regions, task = cfg.task, box_iou = run.box_iou,
   }
   local generation
   if run.policy then
@@ -202,14 +213,31 @@ local function evaluate_rows(run, first, last)
 end
 
 -- ---- the run ----
--- True if masks are compared: there is a SAM2 model, and the first row has a mask.
-local function compares_masks(cfg, set, first)
-  if cfg.sam2_path == "" then return false end
-  if set.meta then return set:meta(first).mask ~= nil end
-  local ok, row = pcall(set.row, set, first)
-  if not ok then return false end
-  row.image:free()
-  return row.mask ~= nil
+-- What the first row says of the set: masks are compared if there is a SAM2 model and the row has a
+-- mask; the task; whether there are ignore masks.
+local function look_at(run, first)
+  local cfg = run.config
+  local set = run.set
+  local ok, row
+  if set.meta then
+    ok, row = pcall(set.meta, set, first)
+  else
+    ok, row = pcall(set.row, set, first)
+    if ok then row.image:free() end
+  end
+  if not ok then row = {} end
+  run.masks = cfg.sam2_path ~= "" and row.mask ~= nil
+  if cfg.task == "auto" then cfg.task = target_of.task(row) end
+  if cfg.task ~= "segmentation" and not cfg.several then
+    error(("task=%s reads lists of objects: set several=true"):format(cfg.task), 0)
+  end
+  local columns = row.columns or {}
+  cfg.has_ignored = set.ignore_masks == true or row.ignore_mask ~= nil
+    or columns.ignore_mask ~= nil
+  if cfg.ignore_regions == "left_out" and not cfg.has_ignored then
+    error(("ignore_regions=left_out needs ignore masks (the column ignore_mask, or LISA's own "
+      .. "files), and %s has none"):format(set.name), 0)
+  end
 end
 
 local function write_config(run, total, first, last)
@@ -224,6 +252,25 @@ local function write_config(run, total, first, last)
   files.write(run.folder .. "/config.json", files.json(written))
 end
 
+-- How an evaluation with Seg-Zero's arguments differs from its script.
+local function differences(cfg)
+  local list = {}
+  local function compare(name, ours, theirs)
+    if ours ~= theirs then list[#list + 1] = ("%s %s instead of %s"):format(name, ours, theirs) end
+  end
+  compare("images", cfg.resize, "840x840")
+  -- VisionReasoner's own scripts take 2048.
+  if not cfg.several or cfg.max_new_tokens ~= 2048 then
+    compare("max_new_tokens", cfg.max_new_tokens, 1024)
+  end
+  if not cfg.oracle then compare("the model in", cfg.dtype, "bf16") end
+  if cfg.sam2_path ~= "" then compare("SAM2 in", cfg.sam2_dtype, "bf16") end
+  local script = cfg.several and "evaluation_visionreasoner.py" or "evaluation.py"
+  local text = ("as Seg-Zero's %s: greedy, one prompt a row"):format(script)
+  if #list == 0 then return text end
+  return text .. "; other than there: " .. table.concat(list, ", ")
+end
+
 local function introduce(run, total, first, last)
   local cfg = run.config
   local part = ""
@@ -232,21 +279,48 @@ local function introduce(run, total, first, last)
   if cfg.oracle then oracle = ", SAM2 on the true boxes and points" end
   run.say(("%s: %d rows%s, protocol %s%s"):format(run.set.name, last - first + 1, part,
     cfg.protocol, oracle))
+  if cfg.has_ignored then
+    local meanings = { target = "part of the target, as in Seg-Zero's sets",
+      left_out = "left out, as LISA does" }
+    run.say("ignore regions: " .. meanings[cfg.ignore_regions])
+  end
+  if cfg.idx then run.say(differences(cfg)) end
   if run.policy then run.say(coordinates.sentence(run.frames, run.set, run.policy)) end
 end
 
--- The rows, checked before a model is loaded.
-local function open_set(cfg, say)
-  local set = data.sources.open(cfg.data, {
-    split = cfg.split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
+-- The set as it is stored.
+local function open_set(cfg)
+  local is_generated = cfg.data == "refshapes" or cfg.data == "refshapes_multi"
+  local split = cfg.split
+  if cfg.idx and not is_generated then split = "test" end
+  return data.sources.open(cfg.data, {
+    split = split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
     prompt_key = cfg.prompt_key, answer_key = cfg.answer_key, image_key = cfg.image_key,
+    image_dir = cfg.image_dir, several = cfg.several,
   })
-  local last
-  if cfg.on_bad_row ~= "skip" then last = cfg.rows end
-  return check.rows(set, {
-    last = last, name = "data", key = "on_bad_row", on_bad_row = cfg.on_bad_row, reward = "",
-    solution_frame = frame.settings(cfg).solution, masks = cfg.sam2_path ~= "", say = say,
-  })
+end
+
+-- How many rows there are, and the first and last one of this part.
+local function divide(cfg, set)
+  local total = math.min(set:count(), cfg.rows or math.huge)
+  return total, M.part_of(total, cfg.part, cfg.parts)
+end
+
+-- The set, checked before a model is loaded, and what divide() returns. A part checks its own rows.
+-- If bad ones are left out, all are checked, so that all parts leave out the same.
+local function open_part(cfg, say)
+  local set = open_set(cfg)
+  local options = {
+    name = "data", key = "on_bad_row", on_bad_row = cfg.on_bad_row, reward = "",
+    solution_frame = frame.settings(cfg).solution, masks = cfg.sam2_path ~= "",
+    empty_masks = cfg.several, say = say,
+  }
+  if cfg.on_bad_row ~= "skip" then
+    local _
+    _, options.first, options.last = divide(cfg, set)
+  end
+  set = check.rows(set, options)
+  return set, divide(cfg, set)
 end
 
 -- Judges the rows. A stop is an error that says what results.jsonl has.
@@ -262,19 +336,47 @@ local function judge_all(run, first, last)
   stop.release()
 end
 
+-- Seg-Zero's scripts write an empty file for a part without rows.
+local function finish_empty(cfg, total, say)
+  local text = ("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total)
+  if not cfg.idx then error(text, 0) end
+  local own = shared_folder.claim(cfg.output_path, cfg.idx, say)
+  files.write(own.path .. "/config.json", files.json { idx = cfg.idx, parts = cfg.parts })
+  files.write(own.path .. "/results.jsonl", "")
+  shared_folder.write(own, output_rows.text {})
+  say(text)
+end
+
+-- The folder for results; with Seg-Zero's arguments it is inside one that all parts share.
+local function claim_folder(run)
+  local cfg = run.config
+  if cfg.idx then
+    run.own = shared_folder.claim(cfg.output_path, cfg.idx, run.say)
+    return run.own.path
+  end
+  return folders.claim(cfg.output_path, "config.json", "{}\n", "output_path").path
+end
+
+local function write_outputs(run)
+  if not run.own then return end
+  local cfg = run.config
+  local rows = output_rows.of(run.records, { task = cfg.task, protocol = cfg.protocol })
+  shared_folder.write(run.own, output_rows.text(rows))
+  run.say(("rows: %s (%d)"):format(run.own.output, #rows))
+end
+
 local function evaluate(cfg, options)
   local started = now()
-  local set = open_set(cfg, options.say)
-  local total = math.min(set:count(), cfg.rows or math.huge)
-  local first, last = M.part_of(total, cfg.part, cfg.parts)
-  if last < first then
-    error(("part %d of %d is empty: there are %d rows"):format(cfg.part, cfg.parts, total), 0)
-  end
+  folders.check(cfg.output_path, "output_path")
+  if cfg.idx then shared_folder.check(cfg.output_path, cfg.idx) end
+  local set, total, first, last = open_part(cfg, options.say)
+  if last < first then return finish_empty(cfg, total, options.say) end
   local run = {
     config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1),
-    say = options.say, frames = frame.settings(cfg),
-    box_iou = options.box_iou, masks = compares_masks(cfg, set, first),
+    say = options.say, frames = frame.settings(cfg), box_iou = options.box_iou,
+    kept = options.kept or {},
   }
+  look_at(run, first)
   if cfg.oracle and not run.masks then
     error(("oracle=true compares masks, and %s has none (first row)"):format(set.name), 0)
   end
@@ -282,7 +384,7 @@ local function evaluate(cfg, options)
   load_segmenter(run)
 
   -- The folder exists once everything that it needs has been loaded.
-  run.folder = files.fresh_folder(cfg.output_path)
+  run.folder = claim_folder(run)
   write_config(run, total, first, last)
   run.results = lines.create(run.folder .. "/results.jsonl")
   introduce(run, total, first, last)
@@ -294,7 +396,10 @@ local function evaluate(cfg, options)
       set,
       { masks = run.masks, several = cfg.several })
   end
-  return results.finish(cfg, run.folder, run.records, run.masks, now() - started, run.say)
+  write_outputs(run)
+  if run.policy then run.policy:free() end
+  local summary = results.finish(cfg, run.folder, run.records, run.masks, now() - started, run.say)
+  return summary, run.folder, run.records
 end
 
 function M.evaluate(cfg, options) return stop.run(evaluate, cfg, options) end

@@ -2,7 +2,8 @@
 --
 --   mask.read(value, { folder =, width =, height =, empty = }) -> tensor that the caller frees;
 --                                            empty = true: a mask with nothing inside is no error
---   mask.form(value) -> "file", "run lengths", "polygons", "pixels" or "stored"; else nil and what it is
+--   mask.form(value) -> "file", "run lengths", "polygons", "pixels", "stored", "union" or
+--                       "nothing"; else nil and what it is
 --   mask.fault(value, { width =, height = }) -> nil, or why reading it would fail; for other forms
 --                                            than files, and mostly without drawing
 --   mask.file(value) -> the path if it is a file's, else nil
@@ -14,10 +15,14 @@
 --   {size = {h, w}, counts = text}       COCO's run lengths, compressed or as a list
 --   {{x, y, x, y, ...}, ...}             COCO's polygons, united; or the points of one polygon
 --   {{false, true, ...}, ...}            rows of pixels; numbers too if they fit the image's size
+--   {{size =, counts =}, ...}            several run lengths, united
 --   {draw = f(out, width, height)}       a mask that its source draws into u8 [height, width] of
 --                                        zeros; raises why it cannot
--- or one of the three before it as JSON in a string. folder: where a relative path starts. width and
--- height: the image's; a mask of another size is an error, and so is one with nothing inside.
+--   {union = {value, ...}}               the masks of several objects, united
+--   {nothing = true}                     no pixel, of a row whose question names nothing
+-- or one of the first that are lists or objects as JSON in a string. folder: where a relative path
+-- starts. width and height: the image's; a mask of another size is an error, and so is one with
+-- nothing inside but the last form.
 -- Errors have no position.
 -- Leaves out: several objects in one mask (label maps count as one), writing masks.
 
@@ -50,6 +55,7 @@ local function list_form(value)
     return nil, ("a list of %s, expected polygons or rows of pixels"):format(type(first))
   end
   if type(first[1]) == "boolean" then return "pixels" end
+  if first.counts ~= nil then return "union" end
   return "polygons"
 end
 
@@ -59,6 +65,8 @@ local function form(value)
     return nil, type(value) .. ", expected a string, an object or a list"
   end
   if type(value.draw) == "function" then return "stored" end
+  if type(value.union) == "table" then return "union" end
+  if value.nothing == true then return "nothing" end
   if value.counts ~= nil or value.size ~= nil then
     local kind = type(value.counts)
     if kind ~= "string" and kind ~= "table" then return nil, "an object without counts" end
@@ -142,6 +150,16 @@ function draw.polygons(value, options, out)
   end
 end
 
+function draw.union(value, options, out, name)
+  for _, part in ipairs(value.union or value) do
+    local kind, why = form(part)
+    if not kind then fail("a part of the mask is %s", why) end
+    draw[kind](part, options, out, name)
+  end
+end
+
+function draw.nothing() end
+
 -- ---- reading ----
 local function is_empty(data, pixels)
   for i = 0, pixels - 1 do
@@ -153,7 +171,7 @@ end
 -- What a message calls a mask.
 local function name_of(value, kind)
   if kind == "file" then return "the mask " .. value end
-  if kind == "stored" then return "the mask" end
+  if kind == "stored" or kind == "union" then return "the mask" end
   return ("the mask (%s)"):format(kind)
 end
 
@@ -167,7 +185,8 @@ function M.read(value, options)
   local t = tensor.zeros({ options.height, options.width }, { dtype = "u8" })
   local out = tensor.data(t)
   local ok, reason = pcall(draw[kind], value, options, out, name)
-  if ok and not options.empty and is_empty(out, options.width * options.height) then
+  local may_be_empty = options.empty or kind == "nothing"
+  if ok and not may_be_empty and is_empty(out, options.width * options.height) then
     ok = false
     reason = M.empty(name)
   end
@@ -195,6 +214,19 @@ function holds.polygons(value, options)
   end
   return found
 end
+
+function holds.union(value, options)
+  local found = false
+  for _, part in ipairs(value.union or value) do
+    local size = part.size
+    if size then check_size("the mask", size[2], size[1], options) end
+    local is_full = holds[form(part)](part, options)
+    found = found or is_full
+  end
+  return found
+end
+
+function holds.nothing() return true end
 
 -- Reads the mask after all if it seems to be at fault, for the message.
 function M.fault(value, options)

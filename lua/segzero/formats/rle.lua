@@ -27,6 +27,12 @@ local ALWAYS_ALLOWED = 1000     -- pixels
 
 local function fail(message, ...) error(message:format(...), 0) end
 
+-- A value in a message: a number, or what it is instead.
+local function shown(v)
+  if type(v) == "number" then return tostring(v) end
+  return "a " .. type(v)
+end
+
 -- ---- run lengths ----
 -- Five bits in each character, the sixth says that more follow; the last one's fifth bit is the
 -- sign. From the fourth number on, a number is the difference to the one before the last.
@@ -61,7 +67,7 @@ local function check_counts(counts, pixels)
   local inside = 0
   for i, n in ipairs(counts) do
     if type(n) ~= "number" or n < 0 or n % 1 ~= 0 then
-      fail("run length %d is %s, expected a whole number from 0", i, tostring(n))
+      fail("run length %d is %s, expected a whole number from 0", i, shown(n))
     end
     sum = sum + n
     if i % 2 == 0 then inside = inside + n end
@@ -112,7 +118,7 @@ local function check_points(points, width, height)
   for i, v in ipairs(points) do
     if type(v) ~= "number" or not (abs(v) <= most) then
       fail("number %d of a polygon is %s, expected a coordinate in pixels of the %d x %d image", i,
-        tostring(v), width, height)
+        shown(v), width, height)
     end
   end
 end

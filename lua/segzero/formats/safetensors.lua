@@ -287,6 +287,8 @@ local function without_weights(dir)
   local ok, names = pcall(require("posix.dirent").dir, dir)
   if not ok then return none end
   table.sort(names)
+  local advice = require("segzero.merge.locate").advice(dir)
+  if advice then return ("%s: %s"):format(none, advice) end
   for _, name in ipairs(names) do
     for pattern, what in pairs(OTHER_WEIGHTS) do
       if name:find(pattern) then

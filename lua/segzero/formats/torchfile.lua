@@ -2,6 +2,9 @@
 -- any code that the file names.
 --
 --   local tensors = torchfile.load(path)          {name -> tensor}
+--   local a = torchfile.archive(path)             a file that is read in pieces (merge/):
+--   a:pickle()                                    the text of data.pkl
+--   a:place(e)   a:read(e, first, count, to)   a:tensor(e)   a:close()
 --
 -- File: a zip archive, entries stored as they are (torch uses zip64 records and pads each entry to
 -- 64 bytes):
@@ -390,11 +393,11 @@ local function read_storage(a, group, tensors)
   end)
 end
 
-local function load_from(a, tensors)
-  refuse_other_formats(a)
-  local entries = entries_of(a)
+-- ---- files ----
+-- The folder inside the archive that holds data.pkl, with a slash.
+local function find_prefix(a)
   local prefix
-  for name in pairs(entries) do
+  for name in pairs(a.entries) do
     local folder = name:match("^([^/]*/)data%.pkl$")
     if folder and prefix then
       fail(a.path, "it holds two archives, %s and %s", shown(prefix), shown(folder))
@@ -402,26 +405,97 @@ local function load_from(a, tensors)
     prefix = prefix or folder
   end
   if not prefix then fail(a.path, "a zip archive, but not of torch.save: it has no data.pkl") end
-  if entries[prefix .. "constants.pkl"] then
+  if a.entries[prefix .. "constants.pkl"] then
     fail(a.path, "a TorchScript program, which is not read; save its state_dict() with torch.save")
   end
-  local order = entries[prefix .. "byteorder"]
-  if order then
-    local text = read(a, order.begin, math.min(order.bytes, 16))
-    if text ~= "little" then
-      fail(a.path, "its byte order is '%s', only little endian is read", shown(text))
-    end
+  return prefix
+end
+
+local function check_byte_order(a)
+  local order = a.entries[a.prefix .. "byteorder"]
+  if not order then return end
+  local text = read(a, order.begin, math.min(order.bytes, 16))
+  if text ~= "little" then
+    fail(a.path, "its byte order is '%s', only little endian is read", shown(text))
   end
-  local described = entries[prefix .. "data.pkl"]
+end
+
+-- data.pkl
+local function read_pickle(a)
+  local described = a.entries[a.prefix .. "data.pkl"]
   if described.bytes > MAX_PICKLE then
     fail(a.path, "data.pkl has %.0f bytes, at most %d are read", described.bytes, MAX_PICKLE)
   end
-  local list = pickle.tensors(a.path, read(a, described.begin, described.bytes))
+  return read(a, described.begin, described.bytes)
+end
+
+local Archive = {}
+Archive.__index = Archive
+
+-- Opens a file and reads its directory. The caller closes a.file, also after an error.
+local function open_into(a)
+  local some, cause = a.file:read(1)
+  if not some then fail(a.path, "%s", cause or "the file is empty") end
+  a.size = a.file:seek "end"
+  refuse_other_formats(a)
+  a.entries = entries_of(a)
+  a.prefix = find_prefix(a)
+  check_byte_order(a)
+end
+
+local function new_archive(path)
+  if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
+  local file, why = io.open(path, "rb")
+  if not file then error(why, 0) end
+  return setmetatable({ path = path, file = file }, Archive)
+end
+
+-- A file whose tensors are read in pieces. Errors name the file; the caller closes it.
+function M.archive(path)
+  local a = new_archive(path)
+  local ok, reason = pcall(open_into, a)
+  if ok then return a end
+  a:close()
+  error(reason, 0)
+end
+
+function Archive:pickle() return read_pickle(self) end
+
+-- Checks {name =, tensor = of pickle.lua} against the file, and adds numel, size (bytes of an
+-- element) and is_plain: whether read() takes it.
+function Archive:place(e)
+  place(self, self.entries, self.prefix, e)
+  e.is_plain = e.contiguous and not CONVERT[e.tensor.dtype]
+end
+
+-- Elements first .. first + count - 1 (from 0) of a placed tensor with is_plain, as stored.
+function Archive:read(e, first, count, to)
+  assert(e.is_plain and first >= 0 and first + count <= e.numel)
+  read_into(self, e.entry.begin + (e.tensor.offset + first) * e.size, to, count * e.size)
+end
+
+-- Any placed tensor as a whole, converted as load() does. The caller frees it.
+function Archive:tensor(e)
+  local tensors = {}
+  local ok, why = pcall(read_storage, self, { e }, tensors)
+  if ok then return tensors[e.name] end
+  for _, t in pairs(tensors) do t:free() end
+  error(why, 0)
+end
+
+function Archive:close()
+  if self.file then self.file:close() end
+  self.file = nil
+end
+
+local function load_from(a, tensors)
+  open_into(a)
+  local list = pickle.tensors(a.path, read_pickle(a))
   local total = 0
   local groups = {}
   local order_of = {}
   for _, e in ipairs(list) do
-    total = total + place(a, entries, prefix, e)
+    total = total + place(a, a.entries, a.prefix, e)
     if total > 8 * a.size then
       fail(a.path, "its tensors need more than 8 times the file's %.0f bytes", a.size)
     end
@@ -439,16 +513,10 @@ local function load_from(a, tensors)
 end
 
 M.load = core.guarded(function(path)
-  if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
-  local file, why = io.open(path, "rb")
-  if not file then error(why, 0) end
+  local a = new_archive(path)
   local tensors = {}
-  local ok, reason = pcall(function()
-    local some, cause = file:read(1)
-    if not some then fail(path, "%s", cause or "the file is empty") end
-    load_from({ path = path, file = file, size = file:seek("end") }, tensors)
-  end)
-  file:close()
+  local ok, reason = pcall(load_from, a, tensors)
+  a:close()
   if not ok then
     for _, t in pairs(tensors) do t:free() end
     error(reason, 0)

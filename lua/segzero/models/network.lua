@@ -11,6 +11,7 @@ local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
+local integrity = require "segzero.runs.integrity"
 local packing = require "segzero.inference.packing"
 local vision_cache = require "segzero.inference.vision_cache"
 local weights = require "segzero.models.weights"
@@ -143,9 +144,20 @@ function M.free(model, freed)
   setmetatable(model, freed)
 end
 
+-- These need weights whose checksums have been compared.
+local NEED_WEIGHTS = { "vision", "hidden", "logits" }
+
+local function after_check(f)
+  return function(self, ...)
+    if self.integrity then integrity.settle(self) end
+    return f(self, ...)
+  end
+end
+
 function M.methods()
   local copy = {}
   for name, f in pairs(methods) do copy[name] = f end
+  for _, name in ipairs(NEED_WEIGHTS) do copy[name] = after_check(copy[name]) end
   return copy
 end
 

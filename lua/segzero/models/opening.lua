@@ -5,13 +5,17 @@
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json
---   opening.is_hub_id(name)                    could it be a name on the hub: owner/name?
+--   opening.resolve(name, level, how)          a path: the name itself, or the folder of a name on
+--                                              the hub, downloaded if need be (segzero.hub)
 --   opening.dtype(json)                        "bf16" or "f32": what a config.json says
 --
 -- check(): the path must be a string, every option known, the dtype one of those given.
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
+local hub = require "segzero.hub"
+local names = require "segzero.hub.names"
+local integrity = require "segzero.runs.integrity"
 local options = require "segzero.core.options"
 
 local M = {}
@@ -36,19 +40,38 @@ function M.check(name, path, opts, known, dtypes, level)
   return opts
 end
 
--- A name on the hub: owner/name, each part without a dot in front.
-function M.is_hub_id(name) return name:match "^[%w][%w_.%-]*/[%w][%w_.%-]*$" ~= nil end
+-- A level of error() as a function that was called sees it; 0 leaves the place out.
+local function above(level)
+  if level == 0 then return 0 end
+  return (level or 1) + 1
+end
+
+-- level: as for error(). A value that is no string is returned: others say what they expect.
+-- how.weights = false: without the weights.
+function M.resolve(name, level, how)
+  if type(name) ~= "string" then return name end
+  local ok, path = pcall(function()
+    local found = hub.model(name, nil, how)
+    if not how then hub.complete(found) end
+    return found
+  end)
+  if ok then return path end
+  if core.is_interrupt(path) then error(path, 0) end
+  error(core.plain(path), above(level))
+end
 
 function M.missing(dir)
   if files.exists(dir .. "/adapter_config.json") then
     return ("no model in %s: it has no config.json, but LoRA adapters: name their model there, and "
       .. "this folder as adapter"):format(dir)
   end
+  local advice = require("segzero.merge.locate").advice(dir)
+  if advice then return advice end
   if files.exists(dir .. "/.") then return ("no model in %s: it has no config.json"):format(dir) end
   local text = ("no model in %s: it is not a folder"):format(dir)
-  if not M.is_hub_id(dir) then return text end
-  return ("%s, and nothing is downloaded; if it is a name on the hub: huggingface-cli download %s "
-    .. "--local-dir %s"):format(text, dir, dir:match "[^/]+$")
+  local guess = names.guess(dir)
+  if not guess then return text end
+  return ("%s; the hub has it as %s"):format(text, guess)
 end
 
 -- transformers writes dtype, and wrote torch_dtype before 4.56. With text_config it may be there.
@@ -74,6 +97,8 @@ function M.family(dir, level)
   if not files.exists(path) then
     error(M.missing(dir), level)
   end
+  local sound, damage = pcall(integrity.file, dir, "config.json")
+  if not sound then error(damage, level) end
   local ok, json = pcall(files.read_json_object, path)
   if not ok then error(json, level) end
   if type(json.model_type) ~= "string" then error(path .. ": model_type is missing", level) end
@@ -83,6 +108,9 @@ function M.family(dir, level)
   return spec
 end
 
-function M.open(dir, opts) return M.family(dir, 2).load(dir, opts) end
+function M.open(dir, opts)
+  dir = M.resolve(dir, 2)
+  return M.family(dir, 2).load(dir, opts)
+end
 
 return M

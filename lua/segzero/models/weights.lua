@@ -17,6 +17,7 @@
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local integrity = require "segzero.runs.integrity"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
 local known_keys = require "segzero.models.known_keys"
@@ -243,6 +244,7 @@ local function borrowed(model, w)
 end
 
 function M.parameters(model)
+  integrity.settle(model)
   local out = {}
   for _, w in ipairs(model.weights) do out[w.name] = borrowed(model, w) end
   return out
@@ -251,6 +253,7 @@ end
 -- Turns gradients on for every weight whose name filter(name) accepts (all without a filter), off
 -- for the others. Returns the trained ones in the model's order: {{name =, tensor =}, ...}.
 function M.train(model, filter)
+  integrity.settle(model)
   local list = {}
   for _, w in ipairs(model.weights) do
     local t = borrowed(model, w)

@@ -6,8 +6,8 @@
 --                                      long
 --
 -- mask: uint8_t * [height, width]; whatever is not 0 is inside. Pixels count from 0.
--- The first point is the centre of the largest inscribed circle: the pixel that is farthest from the
--- background; what is outside of the image is no background. The second is the same among the
+-- The first point is the centre of the largest inscribed circle: the pixel that is farthest from
+-- the background; what is outside of the image is no background. The second is the same among the
 -- pixels that are farther from the first point than their median. Of equals the first in scan order
 -- wins. Squared distances are whole numbers, so the points equal those of scipy's floats.
 -- Leaves out: what Seg-Zero does where two polygons of one object overlap. It leaves these pixels

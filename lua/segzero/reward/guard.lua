@@ -1,16 +1,16 @@
 -- guard.lua - runs a reward under a time limit, so that an endless loop ends with an error.
 --
---   guard.call(seconds, row_name, answer, f, ...)    user_code.try(f, ...), or false and a failure
---                                          with late = true when it took longer than `seconds`
---                                          (0: no limit). The two texts are for the message of a
---                                          reward that cannot be stopped
+--   guard.call(seconds, what, answer, f, ...)    user_code.try(f, ...), or false and a failure with
+--                                          late = true when it took longer than `seconds` (0: no
+--                                          limit). The two texts are for the message of code that
+--                                          cannot be stopped: "the reward of row 7", and the answer
 --   guard.pause(f, ...)                    f's results; its time does not count. For work of ours
 --                                          that a reward asks for, such as SAM2's
 --
 -- The limit is raised by a debug hook, which does not fire in compiled code, so nothing is compiled
 -- meanwhile. That costs the rewards in rewards/ nothing that can be measured: their time goes to
 -- string functions. An exponential string pattern is left too; a C function that does not return
--- ends the process after three more seconds, with a line that names row and answer
+-- ends the process after three more seconds, with a line that names the row and the answer
 -- (runtime/host/watchdog.c). Without the host program there is no limit.
 -- Leaves out: limits of other code of the user's.
 
@@ -20,14 +20,14 @@ local has_host, host = pcall(require, "segzero.host")
 
 local M = {}
 
--- The call that runs: {seconds =, row =, answer =, left =, jit = whether the compiler was on}.
+-- The call that runs: {seconds =, what =, answer =, left =, jit = whether the compiler was on}.
 -- It also keeps the texts alive that the host points to.
 local running
 
 local function begin(call)
   call.jit = jit.status()
   jit.off()
-  if call.seconds > 0 then host.limit(call.seconds, call.left, call.row, call.answer) end
+  if call.seconds > 0 then host.limit(call.seconds, call.left, call.what, call.answer) end
 end
 
 local function suspend(call)
@@ -41,9 +41,9 @@ local function ended()
   running = nil
 end
 
-function M.call(seconds, row_name, answer, f, ...)
+function M.call(seconds, what, answer, f, ...)
   if running or not has_host then return user_code.try(f, ...) end
-  local call = { seconds = seconds, left = seconds, row = row_name, answer = answer }
+  local call = { seconds = seconds, left = seconds, what = what, answer = answer }
   local function finish(ok, failure, ...)
     if call.left >= 0 then return ok, failure, ... end
     if ok then failure = { message = "", traceback = "" } end

@@ -9,14 +9,18 @@
 -- without any the reward has three. A function that FILE.lua:NAME names may return one table, as
 -- EasyR1's do: `overall` is the score, the rest are parts.
 -- FILE.py:NAME, from a launch script of EasyR1, is read as FILE.lua:NAME if that file is there.
+-- A third argument limits the loading of a file, in seconds (10; 0: no limit). `require` in the file
+-- finds modules beside it.
 -- A name that leads nowhere is an error in one line. Leaves out: running a reward (runner.lua).
 
 local console = require "segzero.log.console"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local guard = require "segzero.reward.guard"
 local nearest = require "segzero.core.nearest"
 local user_code = require "segzero.core.user_code"
+local user_modules = require "segzero.core.user_modules"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -39,14 +43,20 @@ function M.names()
   return names
 end
 
-local function run_file(path)
+local LIMIT = 10                -- seconds
+
+local LOAD_CURE = " (worker.reward.timeout=SECONDS is the limit)"
+
+local function run_file(path, seconds)
   local chunk, reason = loadfile(path)
   if not chunk then error("the reward does not load: " .. reason, 0) end
-  local ok, reward = user_code.try(chunk)
-  if not ok then
-    error(("the reward %s does not load: %s"):format(path, user_code.text(reward)), 0)
-  end
-  return reward
+  user_modules.look_beside(path)
+  local what = "loading the reward " .. path
+  local ok, reward = guard.call(seconds, what, "", chunk)
+  if ok then return reward end
+  local text = user_code.text(reward)
+  if reward.late then text = text:gsub("\n", LOAD_CURE .. "\n", 1) end
+  error(("the reward %s does not load: %s"):format(path, text), 0)
 end
 
 local function run_module(name)
@@ -87,8 +97,8 @@ local function split(name)
   return name, nil
 end
 
-local function member_of(name, path, member)
-  local found = run_file(path)
+local function member_of(name, path, member, seconds)
+  local found = run_file(path, seconds)
   local f = found
   if type(found) == "table" then f = found[member] end
   if type(found) == "table" and type(f) == "function" then return f end
@@ -129,14 +139,14 @@ local function wrapped(f, member, kwargs)
   return function(text, truth, row) return of_table(f(text, truth, row, extra)) end
 end
 
-function M.load(name, kwargs)
+function M.load(name, kwargs, seconds)
   if type(name) == "function" then return name end
   local path, member = split(name)
   local reward
   if member then
-    reward = member_of(name, path, member)
+    reward = member_of(name, path, member, seconds or LIMIT)
   elseif path:match "%.lua$" then
-    reward = run_file(path)
+    reward = run_file(path, seconds or LIMIT)
   else
     reward = run_module(path)
   end

@@ -28,9 +28,10 @@ local M = {}
 local FREE = {
   "worker.actor.optim.lr", "worker.actor.optim.lr_scheduler_type",
   "worker.actor.optim.lr_warmup_steps_ratio", "worker.actor.optim.lr_warmup_steps",
-  "worker.actor.optim.min_lr_ratio", "worker.rollout.val_override_config.temperature",
+  "worker.actor.optim.min_lr_ratio", "worker.rollout.val_override_config.n",
+  "worker.rollout.val_override_config.temperature",
   "worker.rollout.val_override_config.top_p", "worker.rollout.val_override_config.top_k",
-  "trainer.total_episodes", "trainer.max_steps", "trainer.save_freq", "trainer.test_freq",
+  "trainer.total_episodes", "trainer.max_steps", "trainer.max_try_make_batch", "trainer.save_freq", "trainer.test_freq",
   "trainer.save_limit", "trainer.remove_previous_ckpt", "trainer.save_best",
   "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.check_memory",
   "data.val_files", "data.val_batch_size", "data.refshapes_val_rows",

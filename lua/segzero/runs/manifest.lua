@@ -21,6 +21,11 @@
 --   manifest.check_sizes(folder)             all files are there with their sizes, and the small ones
 --                                            that resuming reads first have the bytes that were
 --                                            written. Fast: before anything is loaded
+--   manifest.list(folder) -> {{name =, bytes =, parts = {{tensor =, bytes =, xxh3 =}, ..}}, ..} by
+--                                            name, or nil if there is no manifest
+--   manifest.wrong_size(folder, file), manifest.wrong_bytes(file, sums) -> text or nil
+--                                            what is wrong with a file of the list
+--   manifest.ranges(file) -> begin, stop     C arrays of its parts
 --   manifest.owner(folder) -> id             of the run that wrote it; "" for a run without an id,
 --                                            nil if nothing says that segzero wrote it
 --   manifest.is_bare(folder)                 nothing is in it, or a record that was being written
@@ -36,12 +41,14 @@ local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local safetensors = require "segzero.formats.safetensors"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
 local MANIFEST = "manifest.json"
 local UNFINISHED = "UNFINISHED"
 local DONE = "DONE"
+local SHOWN = 120               -- bytes of a tensor's name that a message shows
 local VERSION = 1
 
 -- ---- writing ----
@@ -164,10 +171,10 @@ local function read(folder)
 end
 
 -- ---- checking ----
-local function damaged(folder, ...)
+local function damaged(folder, problem)
   local message = "checkpoint %s is damaged: %s; resume from another one " ..
     "(trainer.load_checkpoint_path=.../global_step_N)"
-  error(message:format(folder, (...):format(select(2, ...))), 0)
+  error(message:format(folder, problem), 0)
 end
 
 -- The number in 16 hexadecimal digits.
@@ -175,53 +182,72 @@ local function number_of(text)
   return tonumber(text:sub(1, 8), 16) * 0x100000000ULL + tonumber(text:sub(9), 16)
 end
 
-local function check_size(folder, name, entry)
-  local file = io.open(folder .. "/" .. name, "rb")
-  if not file then damaged(folder, "%s is missing", name) end
-  local size = file:seek "end"
-  file:close()
-  if size ~= entry.bytes then
-    damaged(folder, "%s has %.0f bytes, %.0f were written", name, size or -1, entry.bytes)
-  end
+function M.wrong_size(folder, file)
+  local opened = io.open(folder .. "/" .. file.name, "rb")
+  if not opened then return file.name .. " is missing" end
+  local size = opened:seek "end"
+  opened:close()
+  if size == file.bytes then return nil end
+  return ("%s has %.0f bytes, %.0f were written"):format(file.name, size or -1, file.bytes)
 end
 
-local function check_file(folder, name, entry)
-  local path = folder .. "/" .. name
-  check_size(folder, name, entry)
-
-  -- The parts follow each other.
-  local parts = check_entry(folder, name, entry)
-  local begin = ffi.new("int64_t[?]", #parts)
-  local stop = ffi.new("int64_t[?]", #parts)
-  local sums = ffi.new("uint64_t[?]", #parts)
+-- The parts follow each other.
+function M.ranges(file)
+  local begin = ffi.new("int64_t[?]", #file.parts)
+  local stop = ffi.new("int64_t[?]", #file.parts)
   local place = 0
-  for i, part in ipairs(parts) do
+  for i, part in ipairs(file.parts) do
     begin[i - 1] = place
     place = place + part.bytes
     stop[i - 1] = place
   end
-  core.call(core.C.sz_file_sums(path, #parts, begin, stop, 0, sums))
-  for i, part in ipairs(parts) do
+  return begin, stop
+end
+
+-- sums: a C array with the checksum of each part.
+function M.wrong_bytes(file, sums)
+  for i, part in ipairs(file.parts) do
     if sums[i - 1] ~= number_of(part.xxh3) then
       local where = ""
       if part.tensor == "" then where = " in its header" end
       if type(part.tensor) == "string" and part.tensor ~= "" then
-        where = " in the tensor " .. part.tensor
+        where = " in the tensor " .. visible.line(part.tensor, SHOWN)
       end
-      damaged(folder, "%s has other bytes than were written%s", name, where)
+      return ("%s has other bytes than were written%s"):format(file.name, where)
     end
   end
 end
 
--- Calls check(folder, name, entry) for the files of the manifest in the order of their names.
-local function check_all(folder, check)
+local function check_size(folder, file)
+  local problem = M.wrong_size(folder, file)
+  if problem then damaged(folder, problem) end
+end
+
+local function check_file(folder, file)
+  check_size(folder, file)
+  local sums = ffi.new("uint64_t[?]", #file.parts)
+  local begin, stop = M.ranges(file)
+  core.call(core.C.sz_file_sums(folder .. "/" .. file.name, #file.parts, begin, stop, 0, sums))
+  local problem = M.wrong_bytes(file, sums)
+  if problem then damaged(folder, problem) end
+end
+
+function M.list(folder)
   local json = read(folder)
   if not json then return nil end
-  local names = {}
-  for name in pairs(json.files) do names[#names + 1] = name end
-  table.sort(names)
-  for _, name in ipairs(names) do check(folder, name, json.files[name]) end
-  return true
+  local list = {}
+  for name, entry in pairs(json.files) do
+    list[#list + 1] = { name = name, bytes = entry.bytes, parts = check_entry(folder, name, entry) }
+  end
+  table.sort(list, function(a, b) return a.name < b.name end)
+  return list
+end
+
+-- Calls check(folder, file) for the files of the manifest in the order of their names.
+local function check_all(folder, check)
+  local list = M.list(folder)
+  for _, file in ipairs(list or {}) do check(folder, file) end
+  return list and true
 end
 
 function M.check(folder) return check_all(folder, check_file) end
@@ -229,9 +255,9 @@ function M.check(folder) return check_all(folder, check_file) end
 local READ_FIRST = { ["settings.json"] = true, ["trainer_state.json"] = true }
 
 function M.check_sizes(folder)
-  return check_all(folder, function(_, name, entry)
-    local check = READ_FIRST[name] and check_file or check_size
-    check(folder, name, entry)
+  return check_all(folder, function(_, file)
+    local check = READ_FIRST[file.name] and check_file or check_size
+    check(folder, file)
   end)
 end
 

@@ -44,6 +44,8 @@ local function find(named)
   if files.exists(path .. "/trainer_state.json") then return path end
   local latest = checkpoint.latest(path)
   if latest then return latest end
+  local foreign = require("segzero.merge.locate").resuming(path)
+  if foreign then error(("%s: %s"):format(SETTING, foreign), 0) end
   error(("%s: %s is not a checkpoint and holds no complete one"):format(SETTING, named), 0)
 end
 

@@ -17,20 +17,14 @@
 -- process ends, however it ends. File systems without locks go without.
 -- Errors are one line without a position. Leaves out: what is in the folder.
 
-local ffi = require "ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
-
-ffi.cdef "int flock(int fd, int operation);"
 
 local M = {}
 
 M.SETTING = "trainer.save_checkpoint_path"
 
 local MARK = "run.json"
-local EWOULDBLOCK = 11
-local LOCK_EX = 2
-local LOCK_NB = 4
 
 local function new_id()
   local source = assert(io.open("/dev/urandom", "rb"))
@@ -56,13 +50,10 @@ end
 
 -- Locks run.json. Without one the run is not ours to write.
 local function lock(run)
-  local fcntl = require "posix.fcntl"
-  local path = run.path .. "/" .. MARK
-  local fd, reason = fcntl.open(path, fcntl.O_RDWR + fcntl.O_CLOEXEC)
-  if not fd then error(("%s: cannot go on in this folder: %s"):format(M.SETTING, reason), 0) end
-  local failed = ffi.C.flock(fd, LOCK_EX + LOCK_NB) ~= 0
-  if failed and ffi.errno() == EWOULDBLOCK then
-    require("posix.unistd").close(fd)
+  local fd, reason = folders.lock(run.path .. "/" .. MARK)
+  if fd == nil then
+    error(("%s: cannot go on in this folder: %s"):format(M.SETTING, reason), 0)
+  elseif not fd then
     error(("%s is in use: another process is training in it; give %s to write elsewhere")
       :format(run.path, M.SETTING), 0)
   end

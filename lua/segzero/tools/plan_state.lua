@@ -16,6 +16,8 @@ local frame = require "segzero.data.frame"
 local inputs = require "segzero.train.inputs"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
+local prompts = require "segzero.data.prompt"
+local sam2_names = require "segzero.models.sam2.names"
 local train_options = require "segzero.train.options"
 
 local M = {}
@@ -75,6 +77,7 @@ local function longest_input(cfg, vl, train, prompt)
   local set = train or data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    image_dir = d.image_dir, several = prompts.style(cfg).several,
   })
   local processor = vl:processor()
   processor.min_pixels = d.min_pixels
@@ -103,8 +106,10 @@ end
 -- SAM2's weights in f32, and as much again for an image's features and its arena.
 local function sam2_bytes(path)
   if path == "" then return 0 end
-  if files.exists(path .. "/config.json") then return 2 * folder_bytes(path) end
-  return 2 * M.file_bytes(path)
+  local original = path
+  if files.exists(path .. "/.") then original = sam2_names.file_in(path) end
+  if original then return 2 * M.file_bytes(original) end
+  return 2 * folder_bytes(path)
 end
 
 function M.read(cfg, opts, device)

@@ -13,13 +13,11 @@
 local bit = require "bit"
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
-local files = require "segzero.core.files"
 local model = require "segzero.models.qwen_vl"
 local tensor = require "segzero.core.tensor"
+local safetensors_stream = require "segzero.formats.safetensors_stream"
 
 local C = core.C
-
-ffi.cdef "size_t fwrite(const void *data, size_t size, size_t count, void *stream);"
 
 local M = {}
 
@@ -27,11 +25,10 @@ local STD = 0.02
 local QUANTILES = 65536
 local PIECE = 8 * 1048576           -- values made at a time; a multiple of 4
 
--- How the two types are stored: bytes of a value, the C type of a buffer, the value 1, the name in
--- the file's header.
+-- How the two types are stored: bytes of a value, the C type of a buffer, the value 1.
 local STORED = {
-  f32 = { bytes = 4, buffer = "float[?]", one = 1, name = "F32" },
-  bf16 = { bytes = 2, buffer = "uint16_t[?]", one = 0x3f80, name = "BF16" },
+  f32 = { bytes = 4, buffer = "float[?]", one = 1 },
+  bf16 = { bytes = 2, buffer = "uint16_t[?]", one = 0x3f80 },
 }
 
 -- Quantiles of the normal distribution, from as many of the core's own normal numbers: sorted, made
@@ -90,45 +87,13 @@ local function count(weight)
   return n
 end
 
--- Divides the weights into lists of at most `limit` bytes each (a larger weight is alone). Returns
--- the lists, all bytes.
-local function divide(weights, width, limit)
-  local shards = {}
-  local total = 0
-  local room = 0
-  for _, w in ipairs(weights) do
-    local bytes = count(w) * width
-    if #shards == 0 or bytes > room then
-      shards[#shards + 1] = {}
-      room = limit
-    end
-    table.insert(shards[#shards], w)
-    room = room - bytes
-    total = total + bytes
-  end
-  return shards, total
-end
-
-local function header_of(shard, stored)
-  local parts = { '"__metadata__":{"format":"pt"}' }
-  local offset = 0
-  for i, w in ipairs(shard) do
-    local stop = offset + count(w) * stored.bytes
-    parts[i + 1] = ('"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'):format(w.written,
-      stored.name, table.concat(w.shape, ","), offset, stop)
-    offset = stop
-  end
-  local header = "{" .. table.concat(parts, ",") .. "}"
-  return header .. (" "):rep(-#header % 8)
-end
-
 local function write_weight(put, w, seed, stored, source)
   local left = count(w)
   local first = 0
-  local key = key_of(seed, w.name)
+  local key = key_of(seed, w.own_name)
   while left > 0 do
     local n = math.min(left, PIECE)
-    if model.is_norm(w.name) then
+    if model.is_norm(w.own_name) then
       for i = 0, n - 1 do source.piece[i] = stored.one end
     else
       fill(source.piece, source.quantiles, key, first, n)
@@ -139,45 +104,19 @@ local function write_weight(put, w, seed, stored, source)
   end
 end
 
-local function write_shard(path, shard, seed, stored, source)
-  local file, why = io.open(path .. ".tmp", "wb")
-  if not file then error(why, 0) end
-  local function put(data, bytes)
-    if tonumber(ffi.C.fwrite(data, 1, bytes, file)) ~= bytes then
-      error(("%s: cannot write: is the disk full?"):format(path), 0)
-    end
-  end
-  file:setvbuf "no"
-  local header = header_of(shard, stored)
-  put(ffi.new("uint64_t[1]", #header), 8)
-  put(header, #header)
-  for _, w in ipairs(shard) do write_weight(put, w, seed, stored, source) end
-  local closed, reason = file:close()
-  if not closed then error(("cannot write %s: %s"):format(path, reason), 0) end
-  assert(os.rename(path .. ".tmp", path))
-end
-
-local function write_index(dir, map, total)
-  table.sort(map)
-  local index = '{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'
-  files.write(dir .. "/model.safetensors.index.json", index:format(total, table.concat(map, ",\n")))
-end
-
 -- options.on_shard(file_name, tensors) is called after each file.
 function M.write(dir, weights, options)
   local stored = STORED[options.dtype]
   local quantile_table = quantiles(options.dtype)         -- kept alive while its data is read
   local source = { piece = ffi.new(stored.buffer, PIECE), quantiles = tensor.data(quantile_table) }
-  local shards, total = divide(weights, stored.bytes, options.shard)
-  local map = {}
-  for i, shard in ipairs(shards) do
-    local name = "model.safetensors"
-    if #shards > 1 then name = ("model-%05d-of-%05d.safetensors"):format(i, #shards) end
-    write_shard(dir .. "/" .. name, shard, options.seed, stored, source)
-    for _, w in ipairs(shard) do map[#map + 1] = ('    "%s": "%s"'):format(w.written, name) end
-    options.on_shard(name, #shard)
+  local list = {}
+  for i, w in ipairs(weights) do
+    list[i] = { name = w.written, own_name = w.name, shape = w.shape, dtype = options.dtype }
   end
-  if #shards > 1 then write_index(dir, map, total) end
+  local total = safetensors_stream.write(dir, list, {
+    shard = options.shard, on_shard = options.on_shard,
+    fill = function(w, put) write_weight(put, w, options.seed, stored, source) end,
+  })
   quantile_table:free()
   return total
 end

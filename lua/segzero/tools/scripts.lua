@@ -14,7 +14,7 @@ local nearest = require "segzero.core.nearest"
 local M = {}
 
 local FOLDERS = { "recipes", "examples" }
-local COMMANDS = { "plan", "doctor", "help" }
+local COMMANDS = { "plan", "fetch", "model_merger", "doctor", "help" }
 local WIDTH = 100
 
 -- Names that users of programs with subcommands type.
@@ -23,8 +23,10 @@ local USUAL_NAMES = {
   grpo = "recipes/refcocog_grpo.lua",
   test = "recipes/evaluate.lua",
   eval = "recipes/evaluate.lua",
+  prepare = "recipes/prepare_data.lua",
   predict = "examples/infer.lua",
   generate = "examples/infer.lua",
+  download = "fetch",
 }
 
 -- The names of the Lua files in a folder, in order; none if the folder cannot be read.

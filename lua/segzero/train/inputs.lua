@@ -26,8 +26,9 @@ local function around(texts, row, system_prompt, img)
   return { { role = "system", content = system_prompt }, { role = "user", content = question } }
 end
 
--- What is asked about a row, as chat messages.
+-- What is asked about a row, as chat messages. A row may have a system prompt of its own.
 function M.messages(row, prompt, system_prompt, img)
+  system_prompt = row.system_prompt or system_prompt
   local text = user_code.call("the prompt", prompt, row.problem)
   if type(text) == "table" and #text == 2 then return around(text, row, system_prompt, img) end
   if type(text) ~= "string" then

@@ -5,7 +5,8 @@
 --   local options = options.of(cfg)       cfg: what a recipe's settings(args) returns
 --
 -- Returns one table for each component:
---   rows           batch (prompts a step), seed, shuffle
+--   rows           batch (prompts that are drawn together), seed, shuffle
+--   filter         nil, or {key =, low =, high =, tries =, batch = prompts a step} of filtering.lua
 --   input          system_prompt, max_tokens (of a prompt), frames (data/frame.lua)
 --   rollout        what inference/generate.lua takes: n, top_p, top_k, max_new_tokens, seed,
 --                  cache_gib, ...
@@ -22,8 +23,8 @@
 --   least_ratio    the share of a number that the schedule cosine ends at
 --   optimizer      what train/optim.lua takes, without lr
 --   reward         timeout (seconds an answer), on_error (stop, zero)
---   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization, temperature (0:
---                  greedy), top_p, top_k, seed
+--   evaluation     batch (rows), max_new_tokens, cache_gib, gpu_memory_utilization, n (answers
+--                  to a row), temperature (0: greedy), top_p, top_k, seed
 --   run            test_freq, save_freq, save_limit, save_best, max_bad_updates, loggers
 --                  (registered names)
 -- Leaves out: defaults and checks (config/grpo.lua).
@@ -83,9 +84,16 @@ local function evaluation_options(cfg)
   return {
     batch = cfg.data.val_batch_size, max_new_tokens = cfg.data.max_response_length,
     cache_gib = rollout.cache_gib, gpu_memory_utilization = rollout.gpu_memory_utilization,
-    temperature = own.temperature or 0, top_p = own.top_p, top_k = own.top_k,
+    temperature = own.temperature or 0, top_p = own.top_p, top_k = own.top_k, n = own.n or 1,
     seed = rollout.seed or cfg.data.seed,
   }
+end
+
+local function filter_options(cfg)
+  local a = cfg.algorithm
+  if not a.online_filtering then return nil end
+  return { key = a.filter_key, low = a.filter_low, high = a.filter_high,
+    tries = cfg.trainer.max_try_make_batch, batch = cfg.data.rollout_batch_size }
 end
 
 -- The KL term in the reward, or nil.
@@ -103,9 +111,12 @@ end
 
 function M.of(cfg)
   local data = cfg.data
+  local filter = filter_options(cfg)
   local actor = cfg.worker.actor
   return {
-    rows = { batch = data.rollout_batch_size, seed = data.seed, shuffle = data.shuffle },
+    rows = { batch = filter and data.mini_rollout_batch_size or data.rollout_batch_size,
+      seed = data.seed, shuffle = data.shuffle },
+    filter = filter,
     input = { system_prompt = data.system_prompt, max_tokens = data.max_prompt_length,
       frames = frame.settings(data, "data.") },
     rollout = rollout_options(cfg),

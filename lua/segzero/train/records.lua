@@ -11,6 +11,7 @@
 --   mask               nil, or a function that returns the true mask: u8 [height, width] of 0 and
 --                      1, freed by the caller
 --   ignore_mask        nil, or such a function for the pixels that an evaluation may leave out
+--   system_prompt      nil, or the row's own, instead of data.system_prompt
 --   columns            every column of the user's data; each is also a field of the row unless a
 --                      field has its name
 --   The trainer adds number (which row of the run; keys the random numbers), input (what the model

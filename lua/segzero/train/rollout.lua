@@ -28,7 +28,7 @@ function M.groups(t, rows)
   local groups = {}
   for i, row in ipairs(rows) do
     inputs_of.prepare(row, t.policy, t.prompt, t.options.input)
-    groups[i] = { row = row, input = row.input }
+    groups[i] = { row = row, input = row.input, place = row.place }
   end
   return groups
 end

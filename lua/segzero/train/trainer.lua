@@ -10,6 +10,7 @@
 --     prefetch = false,        loads images only when they are needed
 --     resume_path = path,      goes on from this checkpoint
 --     loaded = f,              f(t): the weights are there, and no log has been opened
+--     parallel = p,            who does what on several ranks (parallel.lua)
 --   }
 --   t:run()               all steps, with evaluation, checkpoints and hooks (train/run/loop.lua)
 --   t:step(log) -> stats  one step; log(stats), if given, belongs to it: no signal comes in between
@@ -33,6 +34,7 @@ local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
 local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
+local filtering = require "segzero.train.filtering"
 local forward = require "segzero.train.forward"
 local health = require "segzero.train.run.health"
 local inputs = require "segzero.train.inputs"
@@ -40,6 +42,7 @@ local log = require "segzero.log"
 local memory_check = require "segzero.train.run.memory_check"
 local micro_batches = require "segzero.train.micro_batches"
 local optim = require "segzero.train.optim"
+local parallel = require "segzero.train.parallel"
 local options_of = require("segzero.train.options").of
 local records = require "segzero.train.records"
 local reward_kl = require "segzero.train.reward_kl"
@@ -65,6 +68,7 @@ function M.bare(opts)
   t.numbers = t.options.numbers
   t.schedules = t.options.schedules
   t.scoring = t.options.reward and runner.rules(t.options.reward)
+  t.parallel = t.parallel or parallel.alone()
   return t
 end
 
@@ -92,9 +96,12 @@ function M.new(opts)
   t.global_step = 0
   t.hooks = t.hooks or {}
   t.sampler = sampler.new(t.policy, t.options.rows, t.prefetch, input.frames.resize)
+  function t.sampler.owns(i) return t.parallel:owns(i) end
   if t.resume_path then t:resume(t.resume_path) end
   if t.loaded then t:loaded() end
-  t.log = log.open(t.options.run.loggers, {
+  local loggers = t.options.run.loggers
+  if not t.parallel:is_root() then loggers = {} end
+  t.log = log.open(loggers, {
     folder = t.folder, config = t.config, total_steps = t.total_steps,
   })
   return t
@@ -109,6 +116,20 @@ function methods:rollout(rows)
   self.sampler:prefetch(self.train, self.global_step + 2, self.total_steps)
   rollout.answer(self, groups, (self.now or self.numbers).temperature)
   return groups
+end
+
+-- The same for the rows that are drawn at a step, with the groups of the other ranks.
+function methods:draw(step)
+  return self.parallel:join(function()
+    return self:rollout(self.sampler:rows(self.train, step))
+  end)
+end
+
+-- The scored groups of a step.
+function methods:sample(step)
+  local filter = self.options.filter
+  if filter then return filtering.groups(self, step, filter) end
+  return self:draw(step)
 end
 
 -- kind: "update" or "experience" (log-probabilities only).
@@ -134,14 +155,18 @@ function methods:accumulate(batch, totals) return update.new(self):accumulate(ba
 
 -- One optimizer step on some groups; returns its statistics.
 function methods:update(groups, lr)
-  self:reference_log_probs(groups)
-  local stats = update.new(self):gradient(self:micro_batches(groups, "update"),
-    records.totals(groups))
+  local p = self.parallel
+  local stats = p:sum_statistics(function()
+    local own = p:own(groups)
+    self:reference_log_probs(own)
+    return update.new(self):gradient(self:micro_batches(own, "update"), records.totals(groups))
+  end)
   saving.wait(self)
   -- From here to the end of the step the weights are of no finished step: signals wait.
   if not self.changing then stop.hold() end
   self.changing = true
   timer.enter "optimizer"
+  p:sum_gradients(self.parameters)
   stats.grad_norm = self.optimizer:step(lr)
   timer.enter "forward"
   return stats
@@ -155,15 +180,17 @@ function methods:step(write_log)
 
   -- Rows to answers, and their scores.
   timer.enter "data"
-  local rows = self.sampler:rows(self.train, step)
-  local groups = self:rollout(rows)
+  local groups, filtered = self:sample(step)
   local stats = records.means(groups)
+  for name, count in pairs(filtered or {}) do stats[name] = count end
   stats.reward_errors = runner.take_errors(self.scoring)
 
   -- Advantages see the whole batch, and the reference's log-probabilities.
   timer.enter "forward"
   local parts = micro_batches.parts(groups, self.options.update.groups)
-  for _, part in ipairs(parts) do self:reference_log_probs(part) end
+  self.parallel:join_references(groups, function()
+    for _, part in ipairs(parts) do self:reference_log_probs(self.parallel:own(part)) end
+  end)
   local seen
   if self.options.reward_kl then
     seen, stats.reward_kl = reward_kl.apply(groups, self.options.reward_kl)
@@ -184,7 +211,7 @@ function methods:step(write_log)
   stats.skipped_updates = self.optimizer.skipped
   stats.tokens = stats.length * #groups * #groups[1].samples
   self.log:rows(step, "rollouts", records.rollout_rows(step, groups))
-  inputs.release(rows)
+  for _, group in ipairs(self.parallel:own(groups)) do inputs.release { group.row } end
   -- Collect unreferenced handles here, so that every step starts with as many C objects.
   collectgarbage()
   stats.time, stats.seconds = timer.report()

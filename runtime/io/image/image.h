@@ -108,6 +108,8 @@ uint8_t *sz_mask_decode(const sz_source *b, int *width, int *height);
 
 /* Encoders: pixels [h, w, channels]. */
 int sz_png_write(const char *path, int width, int height, int channels, const uint8_t *pixels);
+/* The same into memory that the caller frees; NULL with a message. */
+uint8_t *sz_png_encode(int width, int height, int channels, const uint8_t *pixels, size_t *len);
 int sz_jpeg_write(const char *path, int width, int height, const uint8_t *pixels);
 
 /* The orientation in a PNG's chunks, 1 to 8, or -1 with a message (png_orientation.c). */

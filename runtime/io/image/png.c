@@ -231,16 +231,34 @@ const sz_format sz_format_png = { "png", match, size, decode };
 
 typedef struct {
     faults faults;
-    sz_writer file;
-    bool write_failed; /* the writer has closed itself and left its message */
+    sz_writer *file;   /* NULL: to memory */
+    bool write_failed; /* the sink has closed itself and left its message */
+    uint8_t *memory;
+    size_t len, room;
     png_structp png;
     png_infop info;
 } encoder;
 
+/* Adds bytes to the memory: 0, or -1 with a message. */
+static int keep(encoder *e, const uint8_t *bytes, size_t n)
+{
+    if (n > e->room - e->len) {
+        size_t room = 2 * e->room + n + BUFFER;
+        uint8_t *more = realloc(e->memory, room);
+        if (!more) return sz_fail("out of memory for a PNG");
+        e->memory = more;
+        e->room = room;
+    }
+    memcpy(e->memory + e->len, bytes, n);
+    e->len += n;
+    return 0;
+}
+
 static void sink_put(png_structp png, png_bytep bytes, size_t n)
 {
     encoder *e = png_get_io_ptr(png);
-    if (sz_writer_put(&e->file, bytes, n) == 0) return;
+    int rc = e->file ? sz_writer_put(e->file, bytes, n) : keep(e, bytes, n);
+    if (rc == 0) return;
     e->write_failed = true;
     longjmp(e->faults.jump, 1);
 }
@@ -278,13 +296,26 @@ static bool encode(encoder *e, int width, int height, int channels, const uint8_
 
 int sz_png_write(const char *path, int width, int height, int channels, const uint8_t *pixels)
 {
-    encoder e = { .write_failed = false };
-    if (sz_writer_open(&e.file, path) != 0) return -1;
+    sz_writer file;
+    encoder e = { .file = &file };
+    if (sz_writer_open(&file, path) != 0) return -1;
     const bool good = encode(&e, width, height, channels, pixels);
     if (e.png) png_destroy_write_struct(&e.png, &e.info);
-    if (good) return sz_writer_commit(&e.file);
+    if (good) return sz_writer_commit(&file);
     if (e.write_failed) return -1;
-    sz_writer_abort(&e.file);
+    sz_writer_abort(&file);
     return sz_fail("%s: cannot encode an image of %d x %d: %s", path, width, height,
                    e.faults.reason);
+}
+
+uint8_t *sz_png_encode(int width, int height, int channels, const uint8_t *pixels, size_t *len)
+{
+    encoder e = { .file = NULL };
+    const bool good = encode(&e, width, height, channels, pixels);
+    if (e.png) png_destroy_write_struct(&e.png, &e.info);
+    *len = e.len;
+    if (good) return e.memory;
+    free(e.memory);
+    if (e.write_failed) return NULL;
+    return sz_null("cannot encode an image of %d x %d: %s", width, height, e.faults.reason);
 }

@@ -109,6 +109,15 @@ local function use_easy_r1(state, path)
     table.concat(words, " ")))
 end
 
+-- EasyR1 shows a progress bar whatever the loggers are; ours is part of console.
+local function show_progress(state)
+  local loggers = state.cfg.trainer.logger
+  for _, name in ipairs(loggers) do
+    if name == "console" then return end
+  end
+  loggers[#loggers + 1] = "console"
+end
+
 local function compare_with_seg_zero(state, path)
   local config = require "segzero.config"
   local words = {}
@@ -145,8 +154,12 @@ local function read_kl(state, is_easy_r1)
     words[1] = "worker.actor.use_kl_loss=false"
   elseif use then
     set("worker.actor.use_kl_loss", true)
-    set("worker.actor.kl_loss_coef", algorithm.kl_coef)
-    set("worker.actor.kl_loss_type", algorithm.kl_penalty)
+    if state.given["algorithm.kl_coef"] then
+      set("worker.actor.kl_loss_coef", algorithm.kl_coef)
+    end
+    if state.given["algorithm.kl_penalty"] then
+      set("worker.actor.kl_loss_type", algorithm.kl_penalty)
+    end
     algorithm.kl_coef = 0
   else
     set("worker.actor.use_kl_loss", false)
@@ -167,6 +180,7 @@ function M.derive(state)
   local easy_r1 = file_with(state, EASY_R1_KEYS)
   if easy_r1 then
     use_easy_r1(state, easy_r1)
+    show_progress(state)
   else
     local seg_zero = file_with(state, SEG_ZERO_KEYS)
     if seg_zero then compare_with_seg_zero(state, seg_zero) end

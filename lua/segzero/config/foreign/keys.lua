@@ -48,13 +48,10 @@ end
 
 -- ---- data ----
 note(NO_VIDEO, "data.video_key", "data.video_fps")
-only("data.image_dir", { "null" }, "paths of images are relative to the data set's folder",
-  "paths of images are relative to the data set's folder: put the images there, or a link to them")
 only("data.override_chat_template", { "null" }, "the model's own chat template is used",
   "the chat template is the model's: put the file into its folder as chat_template.jinja")
 only("data.truncation", { "error" }, "a prompt that is too long is an error",
   "a prompt is never cut: it is an error, or left out with data.filter_overlong_prompts=true")
-note("answers are sampled as the cache has room", "data.mini_rollout_batch_size")
 note(ONE_PROCESS, "data.return_raw_input_ids", "data.return_raw_prompt",
   "data.filter_overlong_prompts_workers")
 named("data.train_batch_size", "data.rollout_batch_size")
@@ -73,11 +70,6 @@ note("the weight of the KL term is fixed", "algorithm.kl_horizon", "algorithm.kl
 only("algorithm.use_kl_in_reward", { "false" }, "the KL term is in the loss",
   "it is veRL's name: write worker.actor.use_kl_loss=false algorithm.kl_coef=NUMBER")
 
-only("algorithm.online_filtering", { "false" }, "all groups are trained on",
-  "groups are not sampled again: one whose answers are equally good has no gradient here")
-note("groups are not filtered", "algorithm.filter_key", "algorithm.filter_low",
-  "algorithm.filter_high", "trainer.max_try_make_batch")
-
 -- ---- the actor ----
 note(ONE_PROCESS, "worker.hybrid_engine", "worker.actor.ulysses_sequence_parallel_size",
   "worker.actor.ulysses_size")
@@ -89,7 +81,8 @@ note("there is no PyTorch", "worker.actor.use_torch_compile")
 note(FSDP, "worker.actor.strategy")
 add { key = "worker.actor.fsdp.torch_dtype", only = { "null" },
   reads = dtypes "worker.actor.model.dtype",
-  note = "weights are f32 and computed with in f32; worker.actor.model.dtype=bf16 computes in bf16",
+  note = "weights and computation are f32; worker.actor.model.dtype=bf16 computes in bf16 and " ..
+    "keeps f32 copies of the weights",
   refuse = "worker.actor.model.dtype is f32 or bf16" }
 add { key = "worker.actor.fsdp.mp_param_dtype", reads = dtypes "worker.actor.model.dtype",
   refuse = "worker.actor.model.dtype is f32 or bf16" }
@@ -151,11 +144,8 @@ note("it is only a limit of vLLM's", "worker.rollout.limit_images")
 only("worker.rollout.val_override_config", { "null", "{}", "" },
   "evaluation is greedy",
   "write {temperature: T, top_p: P}, or worker.rollout.val_override_config.temperature=T")
-add { key = "worker.rollout.val_override_config.n", only = { "1", "1.0" },
-  note = "an evaluation asks once for each row",
-  refuse = "an evaluation asks once for each row; give a larger data.val_files, or n=1" }
 add { key = "worker.rollout.val_override_config.*",
-  refuse = "only temperature, top_p, top_k and n=1 are read" }
+  refuse = "only n, temperature, top_p and top_k are read" }
 
 -- ---- the reward ----
 note(ONE_PROCESS, "worker.reward.num_cpus")
@@ -187,8 +177,8 @@ named("actor_rollout_ref.actor.ppo_mini_batch_size", "worker.actor.global_batch_
 named("actor_rollout_ref.actor.kl_loss_coef", "worker.actor.kl_loss_coef")
 named("actor_rollout_ref.actor.*", "the same under worker.actor")
 named("actor_rollout_ref.rollout.n", "worker.rollout.n")
-named("actor_rollout_ref.rollout.tensor_model_parallel_size",
-  "nothing: " .. ONE_PROCESS)
+add { key = "actor_rollout_ref.rollout.tensor_model_parallel_size",
+  refuse = "it is veRL's name of a setting without meaning here; leave it out" }
 named("actor_rollout_ref.rollout.*", "the same under worker.rollout")
 named("actor_rollout_ref.*", "the same under worker")
 named("reward_model.*", "worker.reward.compute_score=FILE.lua")

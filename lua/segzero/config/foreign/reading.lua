@@ -1,6 +1,7 @@
 -- reading.lua - what becomes of a key that the schema has no row for, by the table of keys.lua.
 --
 --   local found = reading.read(schema, key, raw)     nil if no row knows the key
+--     found.why           accepted without effect: the reason
 --     found.note          accepted: what to tell the user
 --     found.settings      {{key, value}, ...} that it means
 --     found.kept          the value, for dialects.lua
@@ -91,7 +92,7 @@ function M.read(schema, key, raw)
     return as_settings(key, value, found)
   end
   if row.note and (not row.only or is_one_of(value, row.only)) then
-    return { note = ("%s has no effect here: %s"):format(key, row.note) }
+    return { why = row.note }
   end
   return refused(key, raw, row.refuse)
 end

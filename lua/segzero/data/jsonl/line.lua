@@ -4,19 +4,26 @@
 --                                                 that starts with it. null columns are left out.
 --                                                 keys: {prompt_key =, answer_key =, image_key =},
 --                                                 the columns' names; nil: the defaults
+--                                                 Also the id (see below), and the row's system
+--                                                 prompt or nil
 --   json_line.image(columns, where) -> path | nil, data URL
 --   json_line.id(text, columns) -> text | nil     the id as it is written: a number keeps its
 --                                                 digits, which no double holds
 --
--- problem and solution must be strings, id a string or a number, mask a mask of any form
--- (formats/mask.lua), image a path, a data URL, {path =} or {bytes = base64}, or a list with one of
--- them. The columns that the keys name are also columns.problem, .solution and .image.
+-- problem must be a string or chat messages (data/chat.lua), solution a string, id a string or a
+-- number, mask a mask of any form (formats/mask.lua), image a path, a data URL, {path =} or
+-- {bytes = base64}, or a list with one of them. The columns that the keys name are also
+-- columns.problem, .solution and .image.
 -- Leaves out: what needs more than the line itself (check.lua).
 
-local accepted = require("segzero.data.tables.columns").accepted
+local chat = require "segzero.data.chat"
+local columns_of = require "segzero.data.tables.columns"
 local cjson = require "cjson"
 local mask_of = require "segzero.formats.mask"
 local utf8 = require "segzero.formats.utf8"
+
+local accepted = columns_of.accepted
+local truth = columns_of.truth
 
 local M = {}
 
@@ -117,6 +124,19 @@ function M.image(columns, where)
 end
 
 -- ---- the columns ----
+-- Messages as the problem: their question, and the answer of a row without one. Returns the row's
+-- system prompt, or nil.
+local function read_messages(columns, where, keys)
+  local found, why = chat.read(columns.problem)
+  if not found then
+    local name = keys.prompt_key or "problem"
+    fail(where, "the column '%s' is no chat of one question: %s", name, why)
+  end
+  columns.problem = found.problem
+  if columns.solution == nil then columns.solution = found.solution end
+  return found.system_prompt
+end
+
 -- Sets columns.problem, .solution and .image to the columns that the keys name.
 local function rename(columns, keys)
   for _, column in ipairs(REQUIRED) do
@@ -127,6 +147,7 @@ local function rename(columns, keys)
     end
     columns[column] = found
   end
+  columns.solution = truth(columns.solution)
 end
 
 local NO_KEYS = {}
@@ -159,11 +180,15 @@ function M.columns(text, where, keys)
   keys = keys or NO_KEYS
   local columns = decode(text, where)
   rename(columns, keys)
+  local system_prompt
+  if type(columns.problem) == "table" then
+    system_prompt = read_messages(columns, where, keys)
+  end
   check_types(columns, where, keys)
   local id = M.id(text, columns)
   -- A number that no double holds stays text.
   if type(columns.id) == "number" and ("%.0f"):format(columns.id) ~= id then columns.id = id end
-  return columns, id
+  return columns, id, system_prompt
 end
 
 return M

@@ -8,9 +8,9 @@
 --                  {where = "file:line", index = i, id =, problem =, solution =, image = path,
 --                  mask = value, folder =, columns =}. The id is nil if the row states none
 --
--- Columns: problem, solution, image (a path relative to the folder, or bytes in base64: see
--- line.lua), and optionally id and mask (any form that formats/mask.lua reads); options has
--- prompt_key, answer_key and image_key if they are named otherwise. A row whose image is no file
+-- Columns: problem, solution, image (a path relative to the folder or to options.image_dir, or bytes
+-- in base64: see line.lua), and optionally id and mask (any form that formats/mask.lua reads); options
+-- has prompt_key, answer_key and image_key if they are named otherwise. A row whose image is no file
 -- has meta.size (tables/source.lua). All rows have a mask or none has. Other columns are kept
 -- in row.columns. A bad line, image or mask is an error that names file and line.
 -- Memory: 16 bytes a row; lines are read and decoded again when they are needed.
@@ -31,6 +31,7 @@ local rows = require "segzero.data.rows"
 local M = {}
 
 local KEPT = 256                -- decoded lines
+local ASKED = 64                -- rows that say whether rows have masks
 local LONG_LINE = 2 ^ 16        -- bytes; such lines, with masks in them, are decoded each time
 
 local function plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
@@ -55,23 +56,31 @@ function methods:count() return self.lines:count() end
 
 function methods:where(i) return ("%s:%d"):format(self.file, self.lines:number(i)) end
 
--- Whether rows have masks, as the first row that can be read says, and its line.
-local function first_mask(self)
-  if self.masks ~= nil then return self.masks, self.first_line end
-  self.masks = false
-  for i = 1, self:count() do
+-- Whether rows have masks, as most of those that are asked say, and the first line that says so.
+local function most_masks(self)
+  if self.masks ~= nil then return self.masks, self.masks_line end
+  local counts = { [true] = 0, [false] = 0 }
+  local lines = {}
+  local total = self:count()
+  local asked = math.min(ASKED, total)
+  for n = 0, asked - 1 do
+    local i = 1 + math.floor(n * total / asked)
     local ok, columns = pcall(json_line.columns, self.lines:text(i), "", self.keys)
     if ok then
-      self.masks = columns.mask ~= nil
-      self.first_line = self.lines:number(i)
-      break
+      local has_mask = columns.mask ~= nil
+      counts[has_mask] = counts[has_mask] + 1
+      lines[has_mask] = lines[has_mask] or self.lines:number(i)
     end
   end
-  return self.masks, self.first_line
+  -- Of as many with as without, the first row decides.
+  self.masks = counts[true] > counts[false]
+  if counts[true] == counts[false] and lines[true] then self.masks = lines[true] < lines[false] end
+  self.masks_line = lines[self.masks]
+  return self.masks, self.masks_line
 end
 
 local function check_mask(self, columns, where)
-  local has_masks, line = first_mask(self)
+  local has_masks, line = most_masks(self)
   if has_masks == (columns.mask ~= nil) then return end
   if columns.mask then
     error(("%s: the column 'mask' is present, but line %d has none"):format(where, line), 0)
@@ -99,11 +108,12 @@ function methods:meta(i)
   rows.check_number(self, i, 2)
   local where = self:where(i)
   local text = self.lines:text(i)
-  local columns, id = json_line.columns(text, where, self.keys)
+  local columns, id, system_prompt = json_line.columns(text, where, self.keys)
   check_mask(self, columns, where)
   local path, url = json_line.image(columns, where)
   known = { where = where, index = i, id = id, problem = columns.problem,
-    solution = columns.solution, image = path and mask_of.in_folder(self.folder, path), url = url,
+    solution = columns.solution, url = url, system_prompt = system_prompt,
+    image = path and mask_of.in_folder(self.image_dir, path),
     size = url and size_of_url(url), mask = columns.mask, folder = self.folder, columns = columns }
   columns.image = path or "in base64"
   if #text > LONG_LINE then return known end
@@ -163,7 +173,8 @@ function methods:row(i, read)
   for name, value in pairs(meta.columns) do columns[name] = value end
   return rows.new {
     id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
-    image = img, mask = mask, ignore_mask = ignored, columns = columns,
+    image = img, mask = mask, ignore_mask = ignored, system_prompt = meta.system_prompt,
+    columns = columns,
   }
 end
 
@@ -179,6 +190,7 @@ function M.open(name, options)
   end
   local self = { name = name, file = file, folder = file:match "^(.*)/[^/]*$" or ".",
     lines = read_lines(name, file), known = {}, n_known = 0, keys = options or {} }
+  self.image_dir = rows.image_dir(options, self.folder)
   setmetatable(self, mt)
   if not options or options.check ~= false then
     for i = 1, self:count() do self:meta(i) end

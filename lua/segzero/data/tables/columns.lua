@@ -2,24 +2,26 @@
 --
 --   local roles = columns.roles(file, { prompt_key =, answer_key =, image_key = })
 --   columns.accepted(key, name) -> {name, ...}     what a setting's value stands for
+--   columns.truth(value)            the answer in a value of its column
 --   roles.problem, roles.solution, roles.mask, roles.ignore_mask, roles.id
 --                                   names; nil where there is none
+--   roles.is_chat                   whether the problem is a list of messages (data/chat.lua)
 --   roles.image                     a name
 --   roles.image_form                "bytes": the file's bytes, or a path; "struct": {bytes, path}
 --   roles.others                    {name, ...}, all that may be a row's columns
 --   roles.notes                     {text, ...}: columns that are not read
 --
 -- file: an open Parquet or Arrow file. The defaults are Seg-Zero's and EasyR1's names: problem,
--- solution, image or images; ReasonSeg's text; else the only column that holds images. A key of the
--- user's must exist.
+-- solution, image or images; ReasonSeg's text; veRL's prompt and reward_model, ms-swift's messages,
+-- LLaVA's conversations; else the only column that holds images. A key of the user's must exist.
 -- Leaves out: values (source.lua).
 
 local M = {}
 
 -- The names that each default stands for.
 local DEFAULTS = {
-  prompt_key = { "problem", "text" },
-  answer_key = { "solution", "answer" },
+  prompt_key = { "problem", "text", "prompt", "messages", "conversations" },
+  answer_key = { "solution", "answer", "reward_model" },
   image_key = { "image", "images" },
 }
 
@@ -31,11 +33,18 @@ end
 
 function M.accepted(key, name)
   local defaults = DEFAULTS[key]
-  if name == nil then return defaults end
+  if name == nil or name == defaults[1] then return defaults end
+  -- The default of another program: its own name first.
   for _, default in ipairs(defaults) do
-    if name == default then return defaults end
+    if name == default then return { name, unpack(defaults) } end
   end
   return { name }
+end
+
+-- The ground truth in a value of the answer's column: veRL's reward_model holds it.
+function M.truth(value)
+  if type(value) == "table" and value.ground_truth ~= nil then return value.ground_truth end
+  return value
 end
 
 -- A column by its key. Returns nil if none of the default's names exists.
@@ -45,7 +54,7 @@ local function find(file, key, name)
   for _, one in ipairs(accepted) do
     if file:kind(one) then return one end
   end
-  if accepted ~= DEFAULTS[key] then
+  if name and #accepted == 1 then
     error(("%s: there is no column '%s' (data.%s); there is: %s"):format(file.path, name, key,
       names_of(file)), 0)
   end
@@ -103,7 +112,9 @@ function M.roles(file, options)
   if file:kind "mask" then roles.mask = "mask" end
   if file:kind "ignore_mask" then roles.ignore_mask = "ignore_mask" end
   if file:kind "id" then roles.id = "id" end
-  if not roles.mask and not states_truth(file) then
+  roles.is_chat = file:kind(roles.problem).form == "list"
+  -- An answer may follow the question in the messages.
+  if not roles.mask and not states_truth(file) and not roles.is_chat then
     need(file, "answer_key", roles.solution, "solution")
   end
 

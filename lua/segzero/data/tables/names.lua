@@ -6,9 +6,9 @@
 -- name: a .parquet or .arrow file; a pattern, data/*.parquet; a folder with such files in it or in
 -- its folders, as the hub has them (data/train-00000-of-00002.parquet); a folder of save_to_disk
 -- (dataset_dict.json with one folder a split, or state.json with its files). name@split chooses a
--- split. Without it: for the purpose "train" the split train, for "heldout" validation, val or test,
--- for "test" test first, and always the only split there is. A file's name or its folder's says its split.
--- Leaves out: reading the files (source.lua), names on the hub.
+-- split. Without it: for the purpose "train" the split train, for "heldout" validation, val or
+-- test, for "test" test first, and always the only split there is. A file's name or its folder's
+-- says its split. Leaves out: reading the files (source.lua), names on the hub.
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -148,6 +148,10 @@ local function in_folder(folder)
   end
   return #collect(folder, DEPTH, {}) > 0
 end
+
+-- For names on the hub (hub/wanted.lua).
+M.by_split = by_split
+M.choose = choose
 
 function M.matches(name)
   local path = divided(name)

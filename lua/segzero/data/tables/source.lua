@@ -6,10 +6,11 @@
 --   set.notes           {text, ...}: what of the files is not used
 --
 -- Files are mapped and read a row at a time; opening reads their metadata alone. A row's image is
--- bytes in the table, or a path relative to the file. Without a solution, the box around the mask is
+-- bytes in the table, or a path relative to options.image_dir, else to the file. Without a solution, the box around the mask is
 -- the truth. Errors name file, row and column.
 -- Leaves out: several images in a row; rows of files whose columns differ.
 
+local chat = require "segzero.data.chat"
 local checksum = require "segzero.core.checksum"
 local cjson = require "cjson"
 local columns_of = require "segzero.data.tables.columns"
@@ -85,7 +86,7 @@ end
 
 -- ---- values ----
 local function text_of(file, row, column)
-  local value = at(file, row, column, file.value, file, row, column)
+  local value = columns_of.truth(at(file, row, column, file.value, file, row, column))
   local kind = type(value)
   if kind == "string" then return value end
   if kind == "number" then return ("%.17g"):format(value) end
@@ -115,7 +116,7 @@ end
 
 local function from_path(self, text, of_file, of_url)
   if data_url.is(text) then return of_url(text) end
-  return of_file(mask_of.in_folder(self.folder, text))
+  return of_file(mask_of.in_folder(self.image_dir, text))
 end
 
 -- What `f` makes of a row's image: f.bytes(pointer, count, name), f.file(path), f.url(text).
@@ -232,6 +233,24 @@ local function size_reader(self, file, row)
   end
 end
 
+-- The question, and what else the messages say.
+local function add_chat(meta, file, row, roles)
+  local value = at(file, row, roles.problem, file.value, file, row, roles.problem)
+  local found, why = chat.read(type(value) == "table" and value or {})
+  if not found then
+    error(("%s, column '%s': %s"):format(meta.where, roles.problem, why), 0)
+  end
+  meta.problem = found.problem
+  meta.system_prompt = found.system_prompt
+  meta.solution = found.solution
+  if roles.solution then meta.solution = text_of(file, row, roles.solution) end
+  if meta.solution == nil and not roles.mask then
+    error(("%s, column '%s': no answer follows the question, and there is no column for it"):format(
+      meta.where, roles.problem), 0)
+  end
+  meta.solution = meta.solution or ""
+end
+
 function methods:meta(i)
   rows.check_number(self, i, 2)
   local file, row = place_of(self, i)
@@ -240,8 +259,12 @@ function methods:meta(i)
   for _, name in ipairs(roles.others) do
     meta.columns[name] = at(file, row, name, file.value, file, row, name)
   end
-  meta.problem = text_of(file, row, roles.problem)
-  meta.solution = roles.solution and text_of(file, row, roles.solution) or ""
+  if roles.is_chat then
+    add_chat(meta, file, row, roles)
+  else
+    meta.problem = text_of(file, row, roles.problem)
+    meta.solution = roles.solution and text_of(file, row, roles.solution) or ""
+  end
   meta.id = id_of(file, row, roles.id)
   meta.columns.id = meta.id
   meta.columns.problem = meta.problem
@@ -284,7 +307,7 @@ function methods:row(i, read)
   return rows.new {
     id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
     image = img, mask = maker(meta.mask), ignore_mask = maker(meta.ignore_mask),
-    columns = meta.columns,
+    system_prompt = meta.system_prompt, columns = meta.columns,
   }
 end
 
@@ -322,6 +345,7 @@ function M.open(name, options)
   if found.split and not name:find("@", 1, true) then shown = name .. "@" .. found.split end
   local self = setmetatable({ name = shown, folder = found.folder, files = {}, starts = {},
     total = 0 }, mt)
+  self.image_dir = rows.image_dir(options, self.folder)
   open_files(self, found.files)
   local first = self.files[1]
   self.roles = columns_of.roles(first, options)

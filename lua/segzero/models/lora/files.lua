@@ -15,6 +15,7 @@
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"
+local integrity = require "segzero.runs.integrity"
 local safetensors = require "segzero.formats.safetensors"
 local known_keys = require "segzero.models.known_keys"
 local opening = require "segzero.models.opening"
@@ -108,9 +109,10 @@ local function check_config(path, json)
 end
 
 function M.read_config(dir)
-  if opening.is_hub_id(dir) and not files.exists(dir .. "/.") then
+  if not files.exists(dir .. "/.") then
     error((opening.missing(dir):gsub("^no model in", "no adapter in")), 0)
   end
+  integrity.file(dir, "adapter_config.json")
   local json = files.read_json_object(dir .. CONFIG)
   check_config(dir .. CONFIG, json)
   return json
@@ -121,6 +123,7 @@ function M.read(dir)
     error(("%s: adapter_model.bin is a PyTorch file, which is not read: save the adapter as "
       .. "safetensors (in Python: PeftModel.save_pretrained(NEW))"):format(dir), 0)
   end
+  integrity.file(dir, "adapter_model.safetensors")
   return safetensors.load(dir .. WEIGHTS)
 end
 

@@ -24,6 +24,7 @@ local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
+local integrity = require "segzero.runs.integrity"
 local lora = require "segzero.models.lora"
 local network = require "segzero.models.network"
 local opening = require "segzero.models.opening"
@@ -73,7 +74,10 @@ local function new(json, dtype, device, path, own_head)
 end
 
 local function quantize(vl)
-  if vl.quantized then check(C.sz_model_quantize(vl.c), 3) end
+  if vl.quantized then
+    integrity.settle(vl)
+    check(C.sz_model_quantize(vl.c), 3)
+  end
   return vl
 end
 
@@ -124,6 +128,7 @@ end
 local function open(dir, opts, device, offload)
   local path = dir .. "/config.json"
   if not files.exists(path) then error(M.missing(dir), 0) end
+  local check_of_files = integrity.begin(dir)
   local json = files.read_json_object(path)
   local config = qwen_config.parse(json, path)      -- before any weight file is opened
   local folder = safetensors.open_folder(dir)
@@ -138,10 +143,11 @@ local function open(dir, opts, device, offload)
   local vl = new(json, opts.dtype, target, path, own_head)
   vl.own_head = own_head
   vl.dir = dir
+  vl.integrity = check_of_files
   if offload then vl.offloaded = device end
   weights.load(vl, folder, hub_name, function(name) return is_stray(vl, name) end)
   quantize(vl)
-  if opts.adapter then lora.load(vl, opts.adapter) end
+  if opts.adapter then lora.load(vl, opening.resolve(opts.adapter, 0)) end
   return vl
 end
 
@@ -152,6 +158,7 @@ function M.qwen_vl(dir, opts)
   if offload and (opts.dtype == "int8" or opts.adapter) then
     error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2)
   end
+  dir = opening.resolve(dir, 2)
   local ok, vl = pcall(open, dir, opts, device, offload)
   if ok then return vl end
   if core.is_interrupt(vl) then error(vl, 0) end

@@ -57,9 +57,6 @@ local function open(dir)
     error(("%s is missing; vocab.json and merges.txt are not read: write it with "
       .. "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"):format(path), 0)
   end
-  if not files.exists(dir .. "/.") and opening.is_hub_id(dir) then
-    error((opening.missing(dir):gsub("^no model in", "no tokenizer in")), 0)
-  end
   local json = files.read_json_object(path)
   local config_path = dir .. "/tokenizer_config.json"
   local config = files.read_json_object(config_path, true) or {}
@@ -83,6 +80,7 @@ function M.new(dir)
   if type(dir) ~= "string" then
     error("tokenizer: a folder name is expected, got " .. type(dir), 2)
   end
+  dir = opening.resolve(dir, 2, { weights = false })
   local ok, self = pcall(open, dir)
   if not ok then error(core.plain(self), 2) end
   return self

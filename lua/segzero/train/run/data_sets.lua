@@ -30,6 +30,7 @@ local function open_train(cfg)
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
     empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    image_dir = d.image_dir, several = prompts.style(cfg).several,
   })
 end
 
@@ -40,6 +41,7 @@ local function open_held_out(cfg)
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false, empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
+    image_dir = d.image_dir, several = prompts.style(cfg).several,
   })
 end
 
@@ -67,8 +69,8 @@ end
 local function depends(cfg, overrides, counter)
   if overrides.prompt then return nil end
   local d = cfg.data
-  return table.concat({ counter and counter:key() or "", d.prompt_key, d.answer_key, d.image_key },
-    "\n")
+  return table.concat({ counter and counter:key() or "", d.prompt_key, d.answer_key, d.image_key,
+    d.image_dir }, "\n")
 end
 
 local function checked(set, setting, cfg, overrides, policy)

@@ -30,7 +30,7 @@ end
 
 local function save(t)
   health.check_weights(t)
-  return saving.now(t)
+  return saving.alone(t)
 end
 
 -- What becomes of step t.global_step.
@@ -64,7 +64,7 @@ function M.early(t, reason)
   end
 
   local step = t.global_step
-  local text = M.saved(t)
+  local text = t.parallel:on_root(function() return M.saved(t) end)
   if not waited then text = core.plain(failure) .. "; " .. text end
   local name = stop.signal()
   local is_stop = name and (reason == nil or core.is_interrupt(reason))

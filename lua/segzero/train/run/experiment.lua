@@ -21,6 +21,7 @@ local folders = require "segzero.core.folders"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
 local options = require "segzero.core.options"
+local parallel = require "segzero.train.parallel"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local records = require "segzero.train.records"
@@ -105,7 +106,7 @@ local function prepare(cfg, overrides)
   local asked = cjson.decode(parts.settings)
   local reward = cfg.worker.reward
   parts.reward = overrides.reward
-    or runner.load(reward.compute_score, reward.reward_function_kwargs)
+    or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
@@ -135,6 +136,7 @@ local function load(cfg, overrides, parts, folder)
   local source = parts.source
   local notes = {}
   local function loaded(t)
+    if not t.parallel:is_root() then return end
     if source then
       notes = resuming.begin(source, t)
     else
@@ -146,7 +148,7 @@ local function load(cfg, overrides, parts, folder)
     plan = parts.plan, reward = parts.reward, train = parts.train, held_out = parts.held_out,
     prompt = overrides.prompt or prompts.style(cfg).ask, folder = folder,
     settings = parts.settings, identity = parts.identity, since = parts.since, loaded = loaded,
-    resume_path = source and source.path,
+    resume_path = source and source.path, parallel = parts.parallel,
     total_steps = number_of_steps(cfg, parts.train, parts.since),
     hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate,
       stop_when = overrides.stop_when },
@@ -179,8 +181,7 @@ local function introduce(t, run, source, notes)
 end
 
 -- Draws the held-out answers on one image: ground truth, prediction and the mask if there is one.
--- Frees the masks.
-local function write_sheet(t, name, result)
+local function draw_sheet(t, name, result)
   local draw = require "segzero.tools.draw"
   local mask_of = {}
   for _, record in ipairs(result.records) do mask_of[record.index] = record.mask end
@@ -194,12 +195,17 @@ local function write_sheet(t, name, result)
   local path = ("%s/%s.png"):format(t.folder, name)
   local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
   draw.predictions(path, shown, result.records, sheet)
+  t.log:image(t.global_step, name, path)
+  say(t, "  images: %s", path)
+end
+
+-- Frees the masks.
+local function write_sheet(t, name, result)
+  t.parallel:on_root(function() draw_sheet(t, name, result) end)
   for _, record in ipairs(result.records) do
     if record.mask then record.mask:free() end
     record.mask = nil
   end
-  t.log:image(t.global_step, name, path)
-  say(t, "  images: %s", path)
 end
 
 local function evaluate_before(t)
@@ -271,26 +277,58 @@ local function all(t, run, source, notes)
   t.log:close()
 end
 
-local function run(cfg, overrides)
-  local parts = prepare(cfg, overrides)
-  local folder = take_folder(cfg, parts.source)
+local function check_ranks(p, cfg)
+  local batch = cfg.data.rollout_batch_size
+  if batch >= p.size then return end
+  error(("data.rollout_batch_size is %d, and there are %d ranks: each needs a prompt")
+    :format(batch, p.size), 0)
+end
+
+-- The run folder; other ranks know its path.
+local function shared_folder(p, cfg, source)
+  local folder
+  local path = p:on_root(function()
+    folder = take_folder(cfg, source)
+    return { path = folder.path, wanted = folder.wanted }
+  end)
+  return folder or path
+end
+
+-- One rank of a run. Errors are those of all ranks, so that rank 0 alone prints them.
+local function run(p, cfg, overrides)
+  local parts
+  p:together(function()
+    check_ranks(p, cfg)
+    parts = prepare(cfg, overrides)
+  end)
+  parts.parallel = p
+  local folder = shared_folder(p, cfg, parts.source)
 
   -- A run that fails before it begins leaves no folder behind.
-  local ok, t, notes = xpcall(load, stop.traced, cfg, overrides, parts, folder.path)
+  local t, notes
+  local ok, reason = xpcall(p.together, stop.traced, p, function()
+    t, notes = load(cfg, overrides, parts, folder.path)
+  end)
   if not ok then
-    run_folder.cancel(folder)
-    error(t, 0)
+    if p:is_root() then run_folder.cancel(folder) end
+    error(reason, 0)
   end
-  local ended, reason = pcall(ending.guard, t, all, t, folder, parts.source, notes)
-  run_folder.close(folder)
+  local ended
+  ended, reason = pcall(ending.guard, t, all, t, folder, parts.source, notes)
+  if p:is_root() then run_folder.close(folder) end
   if not ended then error(reason, 0) end
   return t
+end
+
+local function run_on_ranks(cfg, overrides)
+  local p = parallel.new(cfg.trainer.collective_timeout)
+  return p:run(run, p, cfg, overrides)
 end
 
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
   check_overrides(overrides)
-  return stop.run(run, cfg, overrides)
+  return stop.run(run_on_ranks, cfg, overrides)
 end
 
 return M

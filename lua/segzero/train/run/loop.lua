@@ -28,7 +28,10 @@ local M = {}
 local function call_hook(t, name, argument)
   local hook = t.hooks[name]
   if not hook then return nil end
-  return user_code.call("the hook " .. name, hook, t, argument)
+  -- Every rank runs it, since it may change the trainer; what rank 0's returns counts.
+  return t.parallel:together(function()
+    return user_code.call("the hook " .. name, hook, t, argument)
+  end)[1]
 end
 
 local function say(t, ...) t.log:text(t.global_step, "run", (...):format(select(2, ...))) end
@@ -37,7 +40,7 @@ function M.evaluate(t, keep)
   local result = evaluator.held_out(t, keep)
   rollout.rest(t.policy, t.plan)
   result.step = t.global_step
-  retention.evaluated(t, result)
+  t.parallel:on_root(function() retention.evaluated(t, result) end)
   t.log:scalars(t.global_step, {
     step = t.global_step, held_out_reward = result.reward, held_out_parts = result.parts,
     held_out_giou = result.giou, held_out_reward_errors = result.reward_errors,

@@ -32,8 +32,8 @@ function M.new(policy, cfg, prompt)
     limit = cfg.data.max_prompt_length }, mt)
 end
 
-local function render(self, problem)
-  local row = { problem = problem, image = "image" }
+local function render(self, meta)
+  local row = { problem = meta.problem, image = "image", system_prompt = meta.system_prompt }
   local messages = inputs.messages(row, self.prompt, self.system_prompt)
   return messages_of.render(messages, { add_generation_prompt = true }, self.tokenizer.system)
 end
@@ -53,7 +53,7 @@ function methods:fault(meta, fact)
   local size = self.resize or fact
   local of_image, why = image_tokens(self, size.width, size.height)
   if not of_image then return ("row %s: %s"):format(meta.id or meta.index, why), "image" end
-  local text = render(self, meta.problem)
+  local text = render(self, meta)
   -- A token of plain ASCII has at least one byte.
   if #text + of_image <= self.limit and not text:find "[\128-\255]" then return nil end
   -- The image is one token of the text.
@@ -74,7 +74,7 @@ local FILES = { "config.json", "tokenizer.json", "tokenizer_config.json", "prepr
 function methods:key()
   local size = self.resize and frame.text(self.resize) or ""
   local processor = self.processor
-  local parts = { render(self, "a question"), size, self.limit, processor.min_pixels,
+  local parts = { render(self, { problem = "a question" }), size, self.limit, processor.min_pixels,
     processor.max_pixels, self.dir or "" }
   for _, name in ipairs(FILES) do
     local path = self.dir and self.dir .. "/" .. name

@@ -1,0 +1,237 @@
+-- hub: what a name of a model or a data set means: a path, or a repository on the Hugging Face hub.
+--
+--   hub.model("Qwen/Qwen2.5-VL-3B-Instruct", "model_path")      the folder with its files
+--   hub.model("facebook/sam2-hiera-large@main")                 the same; a .pt file if it is one
+--   hub.model(name, label, { weights = false })                 the small files alone
+--   hub.complete(path)                     fetches the weights of such a folder if they are missing
+--   hub.data("Ricky06662/refCOCOg_2k_840@train", { label =, purpose = "train" | "heldout" })
+--                                          a folder with the files of this split, and @train
+--   hub.fetch{ id =, kind = "model" | "dataset", revision =, split = } -> folder
+--                                          asks the hub for the newest commit
+--
+-- A path that exists wins, and a name that cannot be a repository's is returned unchanged: whoever
+-- opens it knows what to say. Otherwise the Hugging Face cache is asked. If it lacks any of the
+-- files that segzero reads, they are downloaded there. label: the setting's name, which begins the
+-- messages. Errors are one line without a position. Leaves out: writing to the hub.
+
+local api = require "segzero.hub.api"
+local cache = require "segzero.hub.cache"
+local core = require "segzero.core.ffi"
+local environment = require "segzero.hub.environment"
+local files = require "segzero.core.files"
+local names = require "segzero.hub.names"
+local visible = require "segzero.core.visible"
+local wanted = require "segzero.hub.wanted"
+
+local M = {}
+
+-- ---- what is taken of a repository ----
+-- select(names) -> { files =, path = | nil, split = | nil }, of all names of the repository.
+-- guess(names): the same of the names in a cache that has no list; nil if files may be missing.
+-- usable(names): the same, nil if files are missing that nothing works without.
+local MODEL = {
+  select = wanted.model,
+  guess = function(present)
+    if wanted.is_whole(present) then return wanted.model(present) end
+    return nil
+  end,
+  usable = function(present)
+    if wanted.has_weights(present) then return wanted.model(present) end
+    return nil
+  end,
+}
+
+-- The same without weights, where they are files of their own.
+local DESCRIPTION = {
+  select = function(list)
+    local found = wanted.model(list)
+    if found.weights ~= "safetensors" then return found end
+    return { files = found.texts }
+  end,
+  guess = MODEL.guess,
+  usable = function(present)
+    for _, name in ipairs(present) do
+      if name == "config.json" then return {} end
+    end
+    return MODEL.usable(present)
+  end,
+}
+
+local function data_kind(options)
+  local function select(list) return wanted.data(list, options) end
+  local function guess(present)
+    local ok, found = pcall(select, present)
+    if ok and #found.files > 0 and wanted.are_tables_whole(found.files) then return found end
+    return nil
+  end
+  return { select = select, guess = guess, usable = guess }
+end
+
+-- ---- the cache ----
+local function path_of(cached, commit, found)
+  local path = cached:snapshot(commit)
+  if found.path then return path .. "/" .. found.path end
+  if found.split then return path .. "@" .. found.split end
+  return path
+end
+
+local function has_all(cached, commit, list)
+  for _, name in ipairs(list) do
+    if not cached:has(commit, name) then return false end
+  end
+  return #list > 0
+end
+
+-- The path, if the cache has all files.
+local function from_cache(cached, commit, kind)
+  local listing = cached:listing(commit)
+  if listing then
+    local found = kind.select(listing)
+    return has_all(cached, commit, found.files) and path_of(cached, commit, found) or nil
+  end
+  if cached:is_unfinished() then return nil end
+  local found = kind.guess(cached:present(commit))
+  return found and path_of(cached, commit, found)
+end
+
+-- ---- the hub ----
+local function download(repository, cached, kind)
+  local pool = require "segzero.hub.pool"
+  local session = require("segzero.hub.requests").new()
+  function session.say(text) io.stderr:write(text, "\n") end
+  local listing
+  pool.run { function() listing = api.list(session, repository) end }
+  local found = kind.select(listing.names)
+  if #found.files == 0 then
+    error(("%s has no files that segzero reads: no %s"):format(repository.shown,
+      repository.kind == "model" and "config.json with .safetensors, and no .pt"
+      or "Parquet, Arrow or JSON"), 0)
+  end
+  require("segzero.hub.download").get(session, repository, cached, listing, found.files)
+  cached:note_listing(listing.commit, listing.names)
+  cached:note_commit(listing.commit)
+  return path_of(cached, listing.commit, found)
+end
+
+-- ---- failures ----
+local function front(label, name)
+  if not label then return name .. ": " end
+  return ("%s: %s: "):format(label, name)
+end
+
+local function what(kind)
+  return kind == "model" and "file or folder" or "file, folder or built-in data set"
+end
+
+-- There is no such repository: what the user may have meant.
+local function absent_text(label, name, kind, why)
+  local guess = names.guess(name:gsub("@.*$", ""))
+  local cure = ("name a %s, or a repository as owner/name"):format(
+    kind == "model" and "folder" or "folder or file")
+  if guess then cure = cure .. (": %s?"):format(guess) end
+  local text = "%sthere is no such %s here, and %s; %s"
+  return text:format(front(label, name), what(kind), why, cure)
+end
+
+local function offline_text(label, name, kind, cached, variable)
+  local text = "%sthere is no such %s here, the cache %s has not all of its files, and %s is set, "
+    .. "so nothing is downloaded: unset it, or name a folder"
+  return text:format(front(label, name), what(kind), cached.root, variable)
+end
+
+-- Nothing could be asked, or a download broke off.
+local function unreachable_text(label, name, kind, cached, failure)
+  local why = failure.unreachable
+  if failure.has_begun then
+    return ("%sthe download broke off at %s; what has come is kept, so start again to continue it")
+      :format(front(label, name), why)
+  end
+  local guess = names.guess(name:gsub("@.*$", ""))
+  if guess then why = ("%s (the hub has %s)"):format(why, guess) end
+  local text = "%sthere is no such %s here, the cache %s has not all of its files, and they could "
+    .. "not be downloaded: %s. Check the network, https_proxy and HF_ENDPOINT, or name a folder"
+  return text:format(front(label, name), what(kind), cached.root, why)
+end
+
+-- ---- both ----
+-- Older files serve when the hub does not answer.
+local function fallback(cached, commit, kind, repository, why)
+  local found = commit and kind.usable(cached:present(commit))
+  if not found then return nil end
+  require("segzero.core.notes").say(("%s: the cached files are used, because the hub did not "
+    .. "answer: %s"):format(repository.shown, why))
+  return path_of(cached, commit, found)
+end
+
+-- refresh: ask the hub also when the cache has everything.
+local function obtain(name, repository, kind, label, refresh)
+  local cached = cache.open(repository)
+  local commit = cached:commit()
+  local offline = environment.offline()
+  if commit and (offline or not refresh) then
+    local path = from_cache(cached, commit, kind)
+    if path then return path end
+  end
+  if offline then
+    local found = commit and kind.usable(cached:present(commit))
+    if found then return path_of(cached, commit, found) end
+    error(offline_text(label, name, repository.kind, cached, offline), 0)
+  end
+
+  -- Ask the hub.
+  local ok, path = pcall(download, repository, cached, kind)
+  if ok then return path end
+  local why = path
+  if core.is_interrupt(why) then error(why, 0) end
+  if type(why) ~= "table" then
+    error((label and label .. ": " or "") .. core.plain(why), 0)
+  end
+  if why.absent then error(absent_text(label, name, repository.kind, why.text), 0) end
+  path = fallback(cached, commit, kind, repository, why.unreachable)
+  if path then return path end
+  error(unreachable_text(label, name, repository.kind, cached, why), 0)
+end
+
+function M.model(name, label, options)
+  if type(name) ~= "string" or name == "" or files.exists(name) then return name end
+  local named = names.model((name:gsub("/$", "")))
+  if not named then return name end
+  local kind = MODEL
+  if options and options.weights == false then kind = DESCRIPTION end
+  return obtain(visible.line(name), api.repository("model", named), kind, label)
+end
+
+function M.complete(path)
+  local root, folder, commit = path:match "^(.*)/models%-%-([^/]+)/snapshots/(%x+)/*$"
+  if not root or root ~= environment.cache() then return end
+  local id = folder:gsub("%-%-", "/")
+  local repository = api.repository("model", { id = id, revision = commit })
+  local cached = cache.open(repository)
+  if wanted.has_weights(cached:present(commit)) then return end
+  obtain(id, repository, MODEL, nil)
+end
+
+function M.data(name, options)
+  options = options or {}
+  if type(name) ~= "string" or name == "" or files.exists(name) then return name end
+  local path = name:match "^([^@]*)@"
+  if path and files.exists(path) then return name end
+  local named = names.data((name:gsub("/$", "")))
+  if not named then return name end
+  local repository = api.repository("dataset", named)
+  local kind = data_kind { split = named.split, purpose = options.purpose,
+    shown = repository.shown }
+  return obtain(visible.line(name), repository, kind, options.label)
+end
+
+function M.fetch(options)
+  local named = { id = options.id, revision = options.revision or names.MAIN }
+  local repository = api.repository(options.kind or "model", named)
+  local kind = MODEL
+  if repository.kind == "dataset" then
+    kind = data_kind { split = options.split, purpose = "train", shown = repository.shown }
+  end
+  return obtain(options.id, repository, kind, nil, true)
+end
+
+return M

@@ -1,0 +1,74 @@
+-- byte_progress.lua - one line on standard error about bytes that are being written: how many, how
+-- fast, how long it still takes.
+--
+--   local tick = byte_progress.new("merging")
+--   tick(done, total)        on a terminal the line is replaced twice a second; elsewhere there is
+--                            a line every 30 seconds
+--   tick.finish()            ends the terminal's line, also after an error
+--
+-- The line: "  merging: 3.2 of 16.6 GB, 1.10 GB/s, 0:12 left". Leaves out: downloads (hub/progress.lua).
+
+local console = require "segzero.log.console"
+local core = require "segzero.core.ffi"
+
+local M = {}
+
+local ON_TERMINAL = 0.5         -- seconds between lines
+local ELSEWHERE = 30
+
+local UNITS = { { 1e9, "GB" }, { 1e6, "MB" }, { 1e3, "kB" }, { 1, "B" } }
+
+local function unit_of(bytes)
+  for _, unit in ipairs(UNITS) do
+    if bytes >= unit[1] then return unit[1], unit[2] end
+  end
+  return 1, "B"
+end
+
+-- "16.6 GB"
+function M.size(bytes)
+  local factor, name = unit_of(bytes)
+  if factor == 1 then return ("%.0f B"):format(bytes) end
+  return ("%.1f %s"):format(bytes / factor, name)
+end
+
+local function is_terminal()
+  local ok, unistd = pcall(require, "posix.unistd")
+  return ok and unistd.isatty(2) == 1
+end
+
+local function line(what, done, total, seconds)
+  local rate = done / math.max(seconds, 1e-3)
+  local factor, name = unit_of(total)
+  return ("  %s: %.1f of %.1f %s, %s/s, %s left"):format(what, done / factor, total / factor, name,
+    M.size(rate), console.duration((total - done) / math.max(rate, 1)))
+end
+
+function M.new(what)
+  local started = core.C.sz_seconds()
+  local last = started
+  local terminal = is_terminal()
+  local every = terminal and ON_TERMINAL or ELSEWHERE
+  local shown = false
+  local tick = {}
+  function tick.finish()
+    if not shown then return end
+    io.stderr:write "\r\27[K"
+    shown = false
+  end
+  return setmetatable(tick, { __call = function(_, done, total)
+    local now = core.C.sz_seconds()
+    if now - last < every or done >= total then return end
+    last = now
+    local text = line(what, done, total, now - started)
+    if not terminal then
+      io.stderr:write(text, "\n")
+      return
+    end
+    io.stderr:write("\r", text, "\27[K")
+    io.stderr:flush()
+    shown = true
+  end })
+end
+
+return M

@@ -1,0 +1,68 @@
+/* comm.h - ranks: processes that work on one job, and the collectives between them.
+ *
+ *     sz_comm *world = sz_comm_world();                one rank, or those of mpirun or srun
+ *     sz_comm_all_reduce(world, gradient);             the sum over all ranks, on all ranks
+ *     sz_comm *half = sz_comm_split(world, rank % 2);  the ranks with the same colour
+ *
+ * Every rank of a group makes the same calls in the same order, with tensors of the same shape and
+ * dtype. Sums are computed in f32, in the order of the ranks: the same ranks give the same bits.
+ * Tensors may be on a device; they then pass through host memory.
+ * A call fails with a message when a rank does not answer within the time limit. The group cannot
+ * be used after that: the caller prints the message and calls sz_comm_abort.
+ *
+ * Without a launcher there is one rank, and nothing is opened. Under one, libsegzero_mpi.so, which
+ * is in the folder of the core's library, does the talking (transport.h).
+ * LuaJIT's ffi.cdef reads the part between the two "ffi" marks (see sz.h).
+ * Leaves out: NCCL; differentiable collectives.
+ */
+#ifndef SZ_COMM_H
+#define SZ_COMM_H
+
+#include "sz.h"
+
+#pragma GCC visibility push(default)
+/* ffi begin */
+typedef struct sz_comm sz_comm;
+
+/* All ranks of the job; borrowed, and the same object each time. NULL with a message. */
+sz_comm *sz_comm_world(void);
+/* A new group of the ranks of c that give the same colour, in the order of c. Collective. */
+sz_comm *sz_comm_split(sz_comm *c, int colour);
+void sz_comm_free(sz_comm *c); /* not for the world */
+
+int sz_comm_rank(const sz_comm *c);
+int sz_comm_size(const sz_comm *c);
+/* "3 (host b)", for messages; borrowed until the next call. rank: of c. */
+const char *sz_comm_name(const sz_comm *c, int rank);
+/* The rank among those on the same machine, and how many there are. */
+int sz_comm_local_rank(void);
+int sz_comm_local_size(void);
+/* How long a collective waits for the slowest rank; at first 600 seconds. */
+void sz_comm_set_timeout(double seconds);
+/* Bytes that this rank has sent to others since the program began. */
+int64_t sz_comm_bytes_sent(void);
+/* Ends all ranks with this exit status. Returns only if there is one rank. */
+void sz_comm_abort(int status);
+
+/* Each returns 0, or -1 with a message. */
+int sz_comm_barrier(sz_comm *c);
+/* t of rank `root`, any dtype, becomes t of all. */
+int sz_comm_broadcast(sz_comm *c, sz_tensor *t, int root);
+/* whole [size * n] = the parts [n] of all ranks, in their order; any dtype. */
+int sz_comm_all_gather(sz_comm *c, sz_tensor *part, sz_tensor *whole);
+/* part [n] = elements rank * n ... of the sum of all ranks' whole [size * n]; f32, bf16 or i32. */
+int sz_comm_reduce_scatter(sz_comm *c, sz_tensor *whole, sz_tensor *part);
+/* t = the sum of all ranks' t; f32, bf16 or i32. */
+int sz_comm_all_reduce(sz_comm *c, sz_tensor *t);
+/* The same for the gradient of a parameter, which counts as zeros where there is none yet. */
+int sz_comm_sum_gradient(sz_comm *c, sz_tensor *parameter);
+/* The same for n numbers in host memory, summed in double precision. */
+int sz_comm_sum(sz_comm *c, double *numbers, int n);
+/* sizes [size] = n of each rank. */
+int sz_comm_sizes(sz_comm *c, int64_t n, int64_t *sizes);
+/* all = the bytes of all ranks, one after another; rank r has sizes[r] of them. */
+int sz_comm_all_gather_bytes(sz_comm *c, const void *bytes, const int64_t *sizes, void *all);
+/* ffi end */
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,200 @@
+/* mpi.c - the transport over MPI, a library of its own: libsegzero_mpi.so.
+ *
+ * Messages are MPI_Isend and MPI_Irecv with one tag; a long one is several of MPI's. The wait polls
+ * for all of them, so that it can end by time. Nothing else of MPI is used but starting and ending.
+ * Source: the MPI 3.1 standard, chapters 3 and 8.
+ */
+#define _GNU_SOURCE
+#include "comm/transport.h"
+#include <mpi.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { TAG = 1 };
+static const size_t LONGEST = (size_t)1 << 30; /* bytes of one MPI message; their count is an int */
+
+static const sz_transport_core *core;
+static sz_transport self;
+static char (*hosts)[SZ_HOST_NAME];
+
+static MPI_Request *requests;
+static int *peers; /* of each request */
+static int room;
+static double patience = 60; /* seconds that the end of the program waits for the other ranks */
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int fail_mpi(const char *what, int code)
+{
+    char reason[MPI_MAX_ERROR_STRING] = "";
+    char text[MPI_MAX_ERROR_STRING + 64];
+    int length = 0;
+    MPI_Error_string(code, reason, &length);
+    snprintf(text, sizeof text, "%s: %s", what, reason);
+    return core->fail(text);
+}
+
+/* ---- an exchange ---- */
+static int reserve(int count)
+{
+    if (count <= room) return 0;
+    MPI_Request *r = realloc(requests, sizeof *r * (size_t)count);
+    if (r) requests = r;
+    int *p = realloc(peers, sizeof *p * (size_t)count);
+    if (p) peers = p;
+    if (!r || !p) return core->fail("no memory for messages between ranks");
+    room = count;
+    return 0;
+}
+
+/* How many MPI messages one of ours is. */
+static int pieces(size_t bytes) { return (int)((bytes + LONGEST - 1) / LONGEST); }
+
+/* Starts all messages: those to receive first, so that none arrives unexpected. Returns the number
+ * of requests, or -1 with a message; what was started then stays, for the end of the program. */
+static int start(const sz_message *messages, int count, bool send, int used)
+{
+    for (int i = 0; i < count; i++) {
+        const sz_message *m = &messages[i];
+        if (m->send != send) continue;
+        for (size_t at = 0; at < m->bytes; at += LONGEST) {
+            const size_t left = m->bytes - at;
+            const int n = (int)(left < LONGEST ? left : LONGEST);
+            char *p = (char *)m->data + at;
+            int code;
+            if (send)
+                code = MPI_Isend(p, n, MPI_BYTE, m->peer, TAG, MPI_COMM_WORLD, &requests[used]);
+            else code = MPI_Irecv(p, n, MPI_BYTE, m->peer, TAG, MPI_COMM_WORLD, &requests[used]);
+            if (code != MPI_SUCCESS)
+                return fail_mpi(send ? "a message to a rank" : "a message", code);
+            peers[used++] = m->peer;
+        }
+    }
+    return used;
+}
+
+/* Gives the processor to others more and more often, so that ranks can share one. */
+static void pause_a_little(int turn)
+{
+    enum { SPIN = 200, YIELD = 2000 };
+    if (turn < SPIN) return;
+    if (turn < YIELD) {
+        sched_yield();
+        return;
+    }
+    const struct timespec t = { 0, 50 * 1000 };
+    nanosleep(&t, NULL);
+}
+
+static int first_unfinished(int count)
+{
+    for (int i = 0; i < count; i++) {
+        int done = 0;
+        if (requests[i] == MPI_REQUEST_NULL) continue;
+        if (MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !done)
+            return peers[i];
+    }
+    return -1;
+}
+
+static int exchange(const sz_message *messages, int count, double seconds, int *late)
+{
+    *late = -1;
+    patience = seconds;
+    int total = 0;
+    for (int i = 0; i < count; i++) total += pieces(messages[i].bytes);
+    if (reserve(total) != 0) return -1;
+    int used = start(messages, count, false, 0);
+    if (used >= 0) used = start(messages, count, true, used);
+    if (used < 0) return -1;
+
+    const double end = now() + seconds;
+    for (int turn = 0;; turn++) {
+        int done = 0;
+        const int code = MPI_Testall(used, requests, &done, MPI_STATUSES_IGNORE);
+        if (code != MPI_SUCCESS) return fail_mpi("messages between ranks", code);
+        if (done) return 0;
+        if (core->interrupted()) return core->fail("interrupted");
+        if (turn % 64 == 63 && now() > end) {
+            *late = first_unfinished(used);
+            return core->fail("a rank does not answer");
+        }
+        pause_a_little(turn);
+    }
+}
+
+/* ---- the job ---- */
+static void abort_all(int status) { MPI_Abort(MPI_COMM_WORLD, status); }
+
+/* The end of the program. A rank that never comes must not keep the others: MPI_Finalize would. */
+static void finish(void)
+{
+    int over = 0;
+    MPI_Finalized(&over);
+    if (over) return;
+    MPI_Request all;
+    if (MPI_Ibarrier(MPI_COMM_WORLD, &all) != MPI_SUCCESS) return abort_all(1);
+    const double end = now() + patience;
+    for (int turn = 0, done = 0; !done; turn++) {
+        if (MPI_Test(&all, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) return abort_all(1);
+        if (!done && now() > end) return abort_all(1);
+        pause_a_little(turn);
+    }
+    MPI_Finalize();
+}
+
+/* Ranks on one machine share memory, which is how MPI tells them. */
+static int find_local(void)
+{
+    MPI_Comm local;
+    const int code = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, self.rank,
+                                         MPI_INFO_NULL, &local);
+    if (code != MPI_SUCCESS) return fail_mpi("the ranks of this machine", code);
+    MPI_Comm_rank(local, &self.local_rank);
+    MPI_Comm_size(local, &self.local_size);
+    MPI_Comm_free(&local);
+    return 0;
+}
+
+static int find_hosts(void)
+{
+    char own[MPI_MAX_PROCESSOR_NAME] = "";
+    int length = 0;
+    hosts = calloc((size_t)self.size, SZ_HOST_NAME);
+    if (!hosts) return core->fail("no memory for the names of hosts");
+    MPI_Get_processor_name(own, &length);
+    own[SZ_HOST_NAME - 1] = 0;
+    const int code = MPI_Allgather(own, SZ_HOST_NAME, MPI_CHAR, hosts, SZ_HOST_NAME, MPI_CHAR,
+                                   MPI_COMM_WORLD);
+    if (code != MPI_SUCCESS) return fail_mpi("the names of hosts", code);
+    self.hosts = (const char(*)[SZ_HOST_NAME])hosts;
+    return 0;
+}
+
+const sz_transport *sz_transport_open(const sz_transport_core *given)
+{
+    core = given;
+    int have = 0;
+    const int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &have);
+    if (code != MPI_SUCCESS) {
+        fail_mpi("MPI does not start", code);
+        return NULL;
+    }
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(MPI_COMM_WORLD, &self.rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &self.size);
+    self.version = SZ_TRANSPORT_VERSION;
+    self.exchange = exchange;
+    self.abort = abort_all;
+    if (find_local() != 0 || find_hosts() != 0) return NULL;
+    atexit(finish);
+    return &self;
+}

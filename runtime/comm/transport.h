@@ -1,0 +1,48 @@
+/* transport.h - the contract between comm.c and a library that carries bytes between ranks. It is
+ * opened at run time, exports one function and refers to no symbol of the core.
+ *
+ * Only one thread calls it. Leaves out: sums and groups, which comm.c makes of messages.
+ */
+#ifndef SZ_TRANSPORT_H
+#define SZ_TRANSPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { SZ_TRANSPORT_VERSION = 1, SZ_HOST_NAME = 64 };
+
+/* A message to or from a rank. Messages between two ranks arrive in the order in which both sides
+ * list them, so both must list the same sizes. */
+typedef struct {
+    void *data;
+    size_t bytes;
+    int peer;
+    bool send;
+} sz_message;
+
+/* What the library may use of the core. */
+typedef struct {
+    /* Leaves the message for sz_last_error; returns -1. */
+    int (*fail)(const char *message);
+    /* Whether Ctrl-C was pressed. */
+    int (*interrupted)(void);
+} sz_transport_core;
+
+typedef struct {
+    int version; /* SZ_TRANSPORT_VERSION */
+    int rank, size;
+    int local_rank, local_size;        /* among the ranks of this machine */
+    const char (*hosts)[SZ_HOST_NAME]; /* [size] */
+
+    /* Sends and receives all messages; returns when all are done. 0; -1 with a message after an
+     * error, an interrupt, or `seconds`; then *late is the peer that did not answer, or -1. */
+    int (*exchange)(const sz_message *messages, int count, double seconds, int *late);
+    /* Ends all ranks. */
+    void (*abort)(int status);
+} sz_transport;
+
+/* What the library exports: joins the job, waits for all ranks. NULL with a message. */
+__attribute__((visibility("default"))) const sz_transport *sz_transport_open(
+    const sz_transport_core *core);
+
+#endif
