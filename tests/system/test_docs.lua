@@ -126,11 +126,14 @@ local function make_sandbox()
   write(folder .. "/make", ("#!/bin/sh\nexec /usr/bin/make -n -C %s \"$@\"\n"):format(quoted(ROOT)))
   shell(("chmod +x %s/segzero %s/make"):format(quoted(folder), quoted(folder)))
 
-  -- What a user has: a checkpoint, SAM2, data sets, annotations and a photograph.
+  -- What a user has: a checkpoint, SAM2, data sets, annotations, a photograph, a run of Seg-Zero.
   shell(("ln -s models/tiny/qwen2.5-vl %s/Qwen2.5-VL-3B-Instruct"):format(quoted(folder)))
   shell(("ln -s models/tiny/sam2 %s/sam2.1-hiera"):format(quoted(folder)))
   shell(("ln -s tests/golden/annotations %s/data"):format(quoted(folder)))
   shell(("mkdir -p %s/refcocog"):format(quoted(folder)))
+  local step = quoted(folder .. "/seg_zero_run/global_step_50")
+  local golden = quoted(ROOT .. "/tests/golden/dtensor/seg_zero/actor")
+  shell(("mkdir -p %s && cp -r %s %s"):format(step, golden, step))
   for _, split in ipairs { "train", "val" } do
     local options = { n = 4, size = 112, seed = 1, split = "train" }
     refshapes.write_dataset(folder .. "/refcocog/" .. split, options, image.write_png)

@@ -100,7 +100,7 @@ end)
 local function reasoner_words(set, folder)
   return { "--model", "vision_reasoner", "--output_path", folder, "--test_data_path",
     HUB .. "/" .. set, "--idx", "0", "--num_parts", "1", "--batch_size", "16",
-    "--segmentation_model_path", SAM2, "--task_router_model_path", "TaskRouter-1.5B", SHORT }
+    "--model_path", POLICY, "--segmentation_model_path", SAM2, "--task_router_model_path", "TaskRouter-1.5B", SHORT }
 end
 
 local function lines_of(folder)
@@ -227,6 +227,18 @@ check.case("errors name the setting", function()
     "part is 1, expected 0 to 0", "no such part")
   check.raises(function() evaluate.run { "idx=1", "part=0", "parts=2" } end,
     "idx=1 and part=0 both name the part", "two names")
+  -- The scripts' own default models, which are not in an empty cache.
+  for words, name in pairs {
+    [{ "--idx", "0" }] = "Ricky06662/Seg%-Zero%-7B",
+    [{ "--idx", "0", "--model", "vision_reasoner" }] = "Ricky06662/VisionReasoner%-7B",
+    [{ "--idx", "0", "--model_path", mini.write(place .. "/other") }] = "facebook/sam2%-hiera%-large",
+  } do
+    words[#words + 1] = "--test_data_path"
+    words[#words + 1] = HUB .. "/refcoco_val"
+    local said, status = shell(("HF_HUB_OFFLINE=1 HF_HOME=%s ./segzero recipes/evaluate.lua %s\n")
+      :format(place .. "/no_cache", table.concat(words, " ")))
+    check.ok(status ~= 0 and said:find("taking the script's default, " .. name) ~= nil, said)
+  end
   check.raises(function() evaluate.run { "--model", "qwen" } end,
     "model=qwen is not supported: only VisionReasoner's questions", "Qwen's own prompts")
 end)
@@ -256,6 +268,36 @@ check.case("both conventions for ignore regions", function()
   end
   check.equal(unions, { target = { 3200, "target" }, left_out = { 1600, "left_out" } },
     "the true area of an answer that cannot be read, and the name in the summary")
+end)
+
+check.case("both conventions on LISA's own folder of ReasonSeg", function()
+  local expected = json("tests/golden/annotations/expected.json").ReasonSeg
+  -- Pixels inside run lengths.
+  local function area(runs)
+    local n = 0
+    for i = 2, runs == cjson.null and 0 or #runs, 2 do n = n + runs[i] end
+    return n
+  end
+  for _, name in ipairs { "target", "left_out" } do
+    local out = ("%s/lisa_%s"):format(place, name)
+    with_answers(function() return "nothing" end, function()
+      evaluate.run { "data=tests/golden/annotations/ReasonSeg@val", "ignore_regions=" .. name,
+        "output_path=" .. out, SHORT, "sam2_path=" .. SAM2 }
+    end)
+    local seen = 0
+    for line in io.lines(out .. "/results.jsonl") do
+      local record = cjson.decode(line)
+      local want = expected[record.image_id]
+      local inside = area(want.mask)
+      if name == "target" then inside = inside + area(want.ignore) end
+      check.equal(record.union, inside, name .. " " .. record.image_id)
+      seen = seen + 1
+    end
+    check.equal(seen, 3, "images")
+  end
+  check.raises(function()
+    evaluate.run { ("compare=%s/lisa_target,%s/lisa_left_out"):format(place, place) }
+  end, "ignore_regions is target in .* and left_out in", "two conventions are not compared")
 end)
 
 -- ---- a sweep ----

@@ -105,9 +105,11 @@ function M.check_sam2(setting, path)
   if not files.exists(path) then
     error(("%s: %s: there is no such file or folder"):format(setting, path), 0)
   end
-  if files.exists(path .. "/.") and not files.exists(path .. "/config.json") then
-    error(("%s: no SAM2 in %s: it has no config.json"):format(setting, path), 0)
-  end
+  if not files.exists(path .. "/.") or files.exists(path .. "/config.json") then return end
+  local ok, original = pcall(require("segzero.models.sam2.names").file_in, path)
+  if not ok then error(("%s: %s"):format(setting, original), 0) end
+  if original then return end
+  error(("%s: no SAM2 in %s: it has no config.json and no .pt file"):format(setting, path), 0)
 end
 
 -- The folder to which a recipe writes its model. A default gets -2, -3, ... if it holds anything; a
