@@ -22,7 +22,8 @@ SEGZERO = sys.argv[1] if len(sys.argv) > 1 else "./segzero"
 FILES = int(sys.argv[2]) if len(sys.argv) > 2 else 40
 COLUMNS = [("s", "string"), ("bin", "binary"), ("n", "int64"), ("d", "double"), ("b", "bool"),
            ("image", "image"), ("mask", "list<list<bool>>"), ("bbox", "list<double>"),
-           ("images", "list<image>"), ("deep", "list<list<list<int64>>>"), ("names", "list<string>")]
+           ("images", "list<image>"), ("deep", "list<list<list<int64>>>"),
+           ("names", "list<string>")]
 
 # Bytes are hexadecimal in the JSON.
 LUA = r"""
@@ -93,7 +94,8 @@ def check_datasets(path, rows, folder):
     assert list(data.features) == [name for name, _ in COLUMNS]
     for row, want in zip(data, rows):
         if want["image"] and want["image"]["bytes"]:
-            assert row["image"].tobytes() == Image.open(io.BytesIO(want["image"]["bytes"])).tobytes()
+            image = Image.open(io.BytesIO(want["image"]["bytes"]))
+            assert row["image"].tobytes() == image.tobytes()
         assert row["mask"] == want["mask"] and row["bbox"] == want["bbox"]
         assert row["n"] == want["n"] and row["s"] == want["s"]
 

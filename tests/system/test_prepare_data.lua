@@ -191,11 +191,17 @@ check.case("threads change nothing", function()
   end
 end)
 
+-- A copy of refer_seg, and the one of its images that tests take away.
+local function copy_refer()
+  local folder = place .. "/refer_seg"
+  if not files.exists(folder .. "/.") then mini.copy(SETS .. "refer_seg", folder) end
+  local image = folder .. "/images/train2014/COCO_train2014_000000000002.jpg"
+  return "data=" .. folder .. "/refcocog@train", image
+end
+
 check.case("a run that stopped goes on and ends in the same bytes", function()
-  mini.copy(SETS .. "refer_seg", place .. "/refer_seg")
-  local data = "data=" .. place .. "/refer_seg/refcocog@train"
+  local data, image = copy_refer()
   local whole = bytes_of(prepared("whole", { data, "rows_per_file=1", "size=84" }))
-  local image = place .. "/refer_seg/images/train2014/COCO_train2014_000000000002.jpg"
   for _, format in ipairs { "parquet", "jsonl" } do
     local args = { data, "rows_per_file=1", "size=84", "format=" .. format }
     local clean = bytes_of(prepared("clean_" .. format, args))
@@ -217,11 +223,10 @@ check.case("a run that stopped goes on and ends in the same bytes", function()
 end)
 
 check.case("a run that stopped before its first part starts again", function()
-  local image = place .. "/refer_seg/images/train2014/COCO_train2014_000000000002.jpg"
+  local data, image = copy_refer()
   os.rename(image, image .. ".away")
   for _, format in ipairs { "parquet", "jsonl" } do
-    local args = { "data=" .. place .. "/refer_seg/refcocog@train", "size=84",
-      "format=" .. format }
+    local args = { data, "size=84", "format=" .. format }
     local text, status, folder = prepare("first_" .. format, args)
     check.equal(status, 1, text)
     check.ok(not files.exists(folder .. "/."), format .. ": nothing is left")
@@ -233,9 +238,9 @@ check.case("a run that stopped before its first part starts again", function()
 end)
 
 check.case("a part of other rows is not gone on with", function()
-  local image = place .. "/refer_seg/images/train2014/COCO_train2014_000000000002.jpg"
+  local data, image = copy_refer()
   os.rename(image, image .. ".away")
-  local args = { "data=" .. place .. "/refer_seg/refcocog@train", "rows_per_file=1", "size=84" }
+  local args = { data, "rows_per_file=1", "size=84" }
   local text, status = prepare("other_rows", args)
   check.ok(status == 1 and text:find("%d of 4 parts are kept: the same command goes on") ~= nil,
     text)

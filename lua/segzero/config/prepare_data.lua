@@ -16,7 +16,7 @@ local input = {
   { key = "image_key", type = "text", default = "image", also = { "data.image_key" },
     help = "its column of the image; the default also stands for images" },
   { key = "rows", type = "count", optional = true, max = 2 ^ 31,
-    help = "only this many; null: all" },
+    help = "only this many entries; null: all" },
   { key = "shuffle", type = "boolean", default = false,
     help = "in an order drawn from the seed, so that `rows` is a sample" },
   { key = "seed", type = "integer", default = 42, min = 0, max = 2 ^ 53, help = "of the order" },

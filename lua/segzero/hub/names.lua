@@ -3,7 +3,7 @@
 --   names.is_id "Qwen/Qwen2.5-VL-3B-Instruct"        true: owner/name
 --   names.model "owner/name@v1.0"     -> { id = "owner/name", revision = "v1.0" }, or nil
 --   names.data "owner/name@train@v1"  -> { id =, split = "train", revision = "v1" }, or nil
---   names.guess "pretrained_models/Qwen2.5-VL-7B-Instruct"   -> "Qwen/Qwen2.5-VL-7B-Instruct", or nil
+--   names.guess "pretrained_models/Qwen2.5-VL-7B-Instruct"  -> "Qwen/Qwen2.5-VL-7B-Instruct" | nil
 --
 -- The revision is a branch, a tag or a commit; without one it is "main". A data set's split may be
 -- empty: owner/name@@v1.

@@ -1,15 +1,16 @@
 -- wanted.lua - which files of a repository segzero reads, so that only they are fetched.
 --
 --   wanted.model(names) -> { files = {name, ...}, weights =, path =, texts = }
---       names: all files of the repository. weights: "safetensors", "adapter", "pt" or nil. path: the
---       one file that is the model (an original SAM2 .pt); nil: the folder is. texts: without weights
+--       names: all files of the repository. weights: "safetensors", "adapter", "pt" or nil. path:
+--       the one file that is the model (an original SAM2 .pt); nil: the folder is. texts: the files
+--       without weights, where both are apart
 --   wanted.data(names, { split =, purpose =, shown = }) -> { files =, split = | nil }
 --   wanted.has_weights(names)  whether these are all files of a model's weights
 --   wanted.is_whole(names)     whether these look like all that a model needs
 --   wanted.are_tables_whole(names)      the same for Parquet and Arrow files
 --
--- A model: config.json with its .safetensors, else adapter_config.json with theirs, else a .pt file.
--- Of all texts in the repository's own folder, those of JSON, .txt, .model and .jinja are taken.
+-- A model: config.json with its .safetensors, else adapter_config.json with theirs, else a .pt
+-- file. With it come JSON, .txt, .model and .jinja files of the repository's own folder.
 -- Data: the Parquet or Arrow files of one split, else JSON with its images.
 -- Leaves out: a repository's subfolders with other models, weights in other formats.
 

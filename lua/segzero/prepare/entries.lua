@@ -5,7 +5,8 @@
 --   list:count()
 --   list:get(i) -> {
 --     id = text, problem = text, where = place for messages,
---     image = path, or load = f() -> image that the caller frees,
+--     image = path or {bytes = of an image file, name =}, or nil,
+--     load = f() -> the image, which the caller frees,
 --     size = f() -> width, height,
 --     masks = { f(width, height) -> u8 tensor [height, width] that the caller frees, ... } }
 --   list:fingerprint()                     a text that changes with the annotations or rows
@@ -52,8 +53,20 @@ local function drawing(value, folder)
   end
 end
 
-local function size_of_file(path)
-  return function() return image.size(path) end
+-- ---- images ----
+-- Gives an entry an image that is stored as a file, or as the bytes of one.
+local function set_stored(entry, source)
+  entry.image = source
+  if type(source) == "string" then
+    entry.size = function() return image.size(source) end
+    entry.load = function() return image.load(source) end
+    return
+  end
+  entry.size = function()
+    local info = image.decode_info(source.bytes, source.name)
+    return info.width, info.height
+  end
+  entry.load = function() return image.decode(source.bytes, source.name) end
 end
 
 -- ---- annotations ----
@@ -101,9 +114,10 @@ local function annotated(self, place)
     texts[n] = cleaned(meta.raw[place.sentence or 1])
     add_masks(self, masks, meta)
   end
-  local path = metas[1].image
-  return { id = id_of(self, metas, place.sentence), problem = problem_of(self, texts),
-    where = metas[1].where, image = path, size = size_of_file(path), masks = masks }
+  local entry = { id = id_of(self, metas, place.sentence), problem = problem_of(self, texts),
+    where = metas[1].where, masks = masks }
+  set_stored(entry, metas[1].image)
+  return entry
 end
 
 -- Which entries of the set make which of ours: {{members = {i, ...}, sentence = k | nil}, ...}.
@@ -161,12 +175,8 @@ local function add_row(self, entry, i)
 end
 
 local function image_of(self, entry, meta, i)
-  local path = self.set.image and self.set:image(i)
-  if path then
-    entry.image = path
-    entry.size = size_of_file(path)
-    return
-  end
+  local stored = self.set.image and self.set:image(i)
+  if stored then return set_stored(entry, stored) end
   entry.load = function() return sources.read_row(self.set, i).image end
   entry.size = function()
     local size, why = meta.size()
@@ -200,6 +210,11 @@ local function of_rows(self, place)
   return entry
 end
 
+local function path_of(set, i)
+  local source = set.image and set:image(i)
+  return type(source) == "string" and source or nil
+end
+
 -- Rows with the same image_id, or the same image file, belong together.
 local function places_of_rows(set, several)
   local places = {}
@@ -207,7 +222,7 @@ local function places_of_rows(set, several)
   for i = 1, set:count() do
     local image_id
     if several then
-      image_id = set:meta(i).columns.image_id or (set.image and set:image(i))
+      image_id = set:meta(i).columns.image_id or path_of(set, i)
     end
     local place = image_id and by_image[image_id]
     if not place then

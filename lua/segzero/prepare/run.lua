@@ -52,6 +52,20 @@ local function order_of(cfg, list)
 end
 
 -- ---- one row ----
+-- The background job that makes an entry's PNG.
+local function start_image(entry, size)
+  local source = entry.image
+  if type(source) == "string" then
+    return C.sz_image_png_start(source, nil, 0, nil, size, size)
+  elseif source then
+    return C.sz_image_png_start(source.name, source.bytes, #source.bytes, nil, size, size)
+  end
+  local img = entry.load()
+  local job = C.sz_image_png_start(nil, nil, 0, img.ptr, size, size)
+  img:free()
+  return job
+end
+
 -- The row of an entry with its image in work, or nil and why there is none.
 local function start_row(run, i)
   local entry = run.list:get(run.number(i))
@@ -63,13 +77,7 @@ local function start_row(run, i)
   local size = run.cfg.size
   local row = { index = i, id = entry.id, problem = entry.problem, solution = text,
     where = entry.where }
-  if entry.image then
-    row.job = jobs.wrap(core.call(C.sz_image_png_start(entry.image, nil, size, size)))
-  else
-    local img = entry.load()
-    row.job = jobs.wrap(core.call(C.sz_image_png_start(nil, img.ptr, size, size)))
-    img:free()
-  end
+  row.job = jobs.wrap(core.call(start_image(entry, size)))
   return row
 end
 

@@ -13,6 +13,7 @@
 
 local points = require "segzero.prepare.points"
 local tensor = require "segzero.core.tensor"
+local text_of = require("segzero.data.annotations.solution").text
 
 local M = {}
 
@@ -56,31 +57,20 @@ local function scaled(numbers, width, height, size)
   return out
 end
 
-local function as_string(object, width, height, size)
-  local b = scaled(object.box, width, height, size)
-  local p = scaled(object.points[1], width, height, size)
-  local q = scaled(object.points[2], width, height, size)
-  return ("<box>(%d,%d),(%d,%d)</box><points>(%d,%d),(%d,%d)</points>"):format(b[1], b[2], b[3],
-    b[4], p[1], p[2], q[1], q[2])
-end
-
-local function as_list(objects, width, height, size)
+local function in_frame(objects, width, height, size)
   local list = {}
   for i, object in ipairs(objects) do
-    local b = scaled(object.box, width, height, size)
-    local p = scaled(object.points[1], width, height, size)
-    list[i] = ('{"bbox_2d": [%d, %d, %d, %d], "point_2d": [%d, %d]}'):format(b[1], b[2], b[3], b[4],
-      p[1], p[2])
+    list[i] = { bbox = scaled(object.box, width, height, size), points = {} }
+    for k, p in ipairs(object.points) do list[i].points[k] = scaled(p, width, height, size) end
   end
-  return "[" .. table.concat(list, ", ") .. "]"
+  return list
 end
 
 function M.make(entry, options)
   if #entry.masks == 0 and not options.no_target then return nil, "nothing" end
   local objects, reason, width, height = objects_of(entry, options.judge)
   if #entry.masks > 0 and #objects == 0 then return nil, reason end
-  if options.several then return as_list(objects, width, height, options.size) end
-  return as_string(objects[1], width, height, options.size)
+  return text_of(in_frame(objects, width, height, options.size), options.several)
 end
 
 return M
