@@ -10,16 +10,17 @@
 --     size = f() -> width, height,
 --     parts = { { text = question, ids = { annotation, ... }, masks = { f, ... } }, ... },
 --     id = f(parts) -> text, problem = f(parts) -> text }      of those parts that stay
---   f(width, height) -> u8 tensor [height, width] that the caller frees; of an object without a mask
---                       it is all zeros
+--   f(width, height) -> u8 tensor [height, width] that the caller frees; all zeros for an object
+--                       without a mask
 --   list:fingerprint()                     a text that changes with the annotations or rows
 --   list.name, list.notes                  for messages
 --
 -- One object: a row for each expression, with the mask of all that it means. cfg.several: a list of
 -- objects. Refs of refer and rows of a data set about the same image are then one entry with a part
--- each, and its problem is 'a' and 'b'; an expression of gRefCOCO, a category of COCO and a question
--- of ReasonSeg are an entry of one part. Sentences are stripped and lower-cased as Seg-Zero's script
--- does. Errors are one line that starts with the place. Leaves out: which parts stay (solution.lua).
+-- each, and its problem is 'a' and 'b'; an expression of gRefCOCO, a category of COCO and a
+-- question of ReasonSeg are an entry of one part. Sentences are stripped and lower-cased as
+-- Seg-Zero's script does. Errors are one line that starts with the place.
+-- Leaves out: which parts stay (solution.lua).
 
 local annotations = require "segzero.data.annotations"
 local checksum = require "segzero.core.checksum"
