@@ -6,8 +6,8 @@
 --
 -- A row is an image of size x size pixels (OpenCV's INTER_AREA), a question, and a solution in the
 -- frame of that image: a box and the two points of prepare/points.lua, or with several=true a list
--- of objects with a box and the first point. Columns and layout are those of Ricky06662's sets on the
--- hub. The same settings and data write the same bytes.
+-- of objects with a box and the first point. Columns and layout are those of Ricky06662's sets on
+-- the hub. The same settings and data write the same bytes.
 -- Leaves out: uploading.
 
 local cli = require "segzero.config.cli"

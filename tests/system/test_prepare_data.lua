@@ -95,7 +95,7 @@ check.case("ids, sentences and questions about nothing", function()
     "size=84" }), 5, "a row for each sentence")
   local ids, text = ids_of("nothing", { "data=" .. SETS .. "refer_seg/grefcoco@train", "size=84" })
   check.equal(ids, { "grefcoco_5000_5001_210", "grefcoco_5003_230" }, "with a target")
-  check.ok(text:find("2 rows of 3 entries in .*; left out: 1 about nothing in the image") ~= nil, text)
+  check.ok(text:find "2 rows of 3 entries in .*; left out: 1 about nothing in the image", text)
   check.equal(#ids_of("coco", { "several=true", "size=84",
     "data=" .. SETS .. "coco/annotations/instances_val2017.json" }), 6, "COCO")
   check.equal(#ids_of("reasonseg", { "data=" .. SETS .. "ReasonSeg/train", "size=84",
@@ -127,7 +127,7 @@ check.case("a sentence goes with its object, and an expression with any of its o
     else
       check.equal(first.problem, "'the star'", "the expression about both goes")
     end
-    check.ok(output:find("1 about an object whose mask is empty or missing", 1, true) ~= nil, output)
+    check.ok(output:find "1 about an object whose mask is empty or missing", output)
   end
 end)
 
@@ -306,7 +306,7 @@ check.case("objects that SAM2 does not find are left out", function()
     if least == 1 then check.ok(text:find("8 about an object below sam2_filter", 1, true), text) end
   end
   check.equal({ kept[1], kept[3] }, { 8, 0 }, "the ends")
-  check.ok(kept[2] >= 6, kept[2] .. " of 8 with an IoU of 0.6: the embedded SAM2 knows these shapes")
+  check.ok(kept[2] >= 6, kept[2] .. " of 8 with an IoU of 0.6: the embedded SAM2 knows shapes")
 end)
 
 -- ---- mistakes ----
