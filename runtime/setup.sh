@@ -38,6 +38,15 @@ has_line_editing() {
 # What several ranks need: mpirun, and headers for libsegzero_mpi.so.
 has_mpi() { have mpirun && pkg-config --exists ompi-c 2>/dev/null; }
 
+# Without them no download over https can be checked.
+has_certificates() {
+    for f in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt \
+             /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem; do
+        [ -e "$f" ] && return
+    done
+    return 1
+}
+
 missing=
 optional=
 need() { missing="$missing $1"; }
@@ -57,6 +66,7 @@ probe() {
     lua_has posix.unistd || need lua-posix
     has_line_editing || optional=" libreadline8"
     has_mpi || optional="$optional openmpi-bin libopenmpi-dev"
+    has_certificates || optional="$optional ca-certificates"
 
     # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h jpeglib.h png.h zlib.h utf8proc.h \
@@ -103,8 +113,7 @@ versions() {
 # Ends the program: 0 if all that the build needs is there.
 finish() {
     [ -z "$optional" ] ||
-        echo "packages that are not installed, for line editing in the REPL (libreadline8) and" \
-             "for several ranks (openmpi-bin, libopenmpi-dev):$optional" >&2
+        echo "for line editing in the REPL, downloads or several ranks, install:$optional" >&2
     [ -z "$missing" ]
     exit
 }

@@ -84,7 +84,7 @@ static int start(const sz_message *messages, int count, bool send, int used)
 /* Gives the processor to others more and more often, so that ranks can share one. */
 static void pause_a_little(int turn)
 {
-    enum { SPIN = 200, YIELD = 2000 };
+    enum { SPIN = 200, YIELD = 100000 };
     if (turn < SPIN) return;
     if (turn < YIELD) {
         sched_yield();

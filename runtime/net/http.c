@@ -225,6 +225,18 @@ static size_t on_body(char *bytes, size_t size, size_t count, void *user)
 }
 
 /* ---- transfers ---- */
+/* A file of certificates that the user names, for a proxy that has its own; or NULL. */
+static const char *certificates(void)
+{
+    static const char *const names[] = { "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE" };
+
+    for (int i = 0; i < 3; i++) {
+        const char *path = getenv(names[i]);
+        if (path && *path) return path;
+    }
+    return NULL;
+}
+
 static int set_options(sz_transfer *t, const char *method, const char *url, int connect_ms,
                        int idle_seconds)
 {
@@ -246,6 +258,7 @@ static int set_options(sz_transfer *t, const char *method, const char *url, int 
     SET(HEADERDATA, t);
     SET(WRITEFUNCTION, on_body);
     SET(WRITEDATA, t);
+    if (certificates()) SET(CAINFO, certificates());
     return code;
 }
 

@@ -34,6 +34,7 @@ local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local host = require "segzero.host"
 local poll = require "posix.poll"
 local process = require "tests.support.process"
 local signal = require "posix.signal"
@@ -297,7 +298,7 @@ function methods:environment(home, more)
 end
 
 function methods:run(words, home, more)
-  local argv = { "./segzero", "--threads", "1" }
+  local argv = { host.executable, "--threads", "1" }
   for _, word in ipairs(words) do argv[#argv + 1] = word end
   return process.run(argv, { timeout = LONGEST, env = self:environment(home, more) })
 end

@@ -9,6 +9,7 @@ local check = require "tests.support.check"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local hub_server = require "tests.support.hub_server"
+local host = require "segzero.host"
 local names = require "segzero.hub.names"
 local process = require "tests.support.process"
 local stat = require "posix.sys.stat"
@@ -318,7 +319,7 @@ check.case("two processes download one file once", function()
   local world = { models = { ["org/name"] = SMALL }, faults = { ["CDN GET"] = { { slow = 0.7 } } } }
   with_server(world, function(server)
     local home = new_home()
-    local argv = { "./segzero", "fetch", "org/name" }
+    local argv = { host.executable, "fetch", "org/name" }
     local env = server:environment(home)
     local first = process.start(argv, { env = env, output = place .. "/first.txt" })
     local second = process.start(argv, { env = env, output = place .. "/second.txt" })
@@ -336,7 +337,7 @@ local function interrupted(number, status)
   with_server(world, function(server)
     local home = new_home()
     local output = place .. "/interrupted.txt"
-    local child = process.start({ "./segzero", "fetch", "org/name" },
+    local child = process.start({ host.executable, "fetch", "org/name" },
       { env = server:environment(home), output = output })
     local path = blob(home) .. ".incomplete"
     check.ok(wait_for(function() return bytes_of(path) == 200000 end, 10), "the first part")
@@ -389,7 +390,7 @@ check.case("a cache that cannot be written, and a full disk", function()
     check.equal(status, 1, text)
     check.ok(text:find("the cache cannot be written: ", 1, true) ~= nil, text)
     local home = new_home()
-    local argv = { "sh", "-c", "ulimit -f 200; exec ./segzero fetch org/name" }
+    local argv = { "sh", "-c", "ulimit -f 200; exec " .. host.executable .. " fetch org/name" }
     text, status = process.run(argv, { timeout = 20, env = server:environment(home) })
     check.equal(status, 1, text)
     check.ok(text:find("model.safetensors cannot be written: File too large", 1, true) ~= nil, text)

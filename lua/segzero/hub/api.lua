@@ -69,6 +69,7 @@ local function refuse(session, repository, reply, what)
     error(("%s cannot be written: %s; what has come is kept. Free some space, or set HF_HOME to a "
       .. "folder on another disk"):format(what, reply.error), 0)
   end
+  if reply.is_final then error(("%s: %s"):format(what, reply.error), 0) end
   if reply.error then
     error({ unreachable = ("%s: %s"):format(what, visible.line(reply.error)),
       has_begun = not what:find "^https?://" }, 0)

@@ -241,7 +241,10 @@ function M.get(session, repository, cached, listing, names)
     commit = listing.commit, done = 0, own = {} }
   function self.say(text) io.stderr:write(text, "\n") end
   local missing, total, kept = plan(self, names)
-  if #missing == 0 then return end
+  if #missing == 0 then
+    self.say(("%s: all %d files are in the cache"):format(repository.shown, #names))
+    return
+  end
   cached:prepare(listing.commit)
   check_space(self, total - kept)
   fetch_all(self, missing, total, kept)

@@ -149,8 +149,12 @@ local function unreachable_text(label, name, kind, cached, failure)
   local guess = names.guess(name:gsub("@.*$", ""))
   if guess then why = ("%s (the hub has %s)"):format(why, guess) end
   local text = "%sthere is no such %s here, the cache %s has not all of its files, and they could "
-    .. "not be downloaded: %s. Check the network, https_proxy and HF_ENDPOINT, or name a folder"
-  return text:format(front(label, name), what(kind), cached.root, why)
+    .. "not be downloaded: %s. %s"
+  local cure = "Check the network, https_proxy and HF_ENDPOINT, or name a folder"
+  if why:find("certificate", 1, true) then
+    cure = "Install ca-certificates, or name your proxy's file of certificates with SSL_CERT_FILE"
+  end
+  return text:format(front(label, name), what(kind), cached.root, why, cure)
 end
 
 -- ---- both ----
