@@ -56,7 +56,8 @@ static const sz_transport *open_transport(void)
 
     if (access(path, R_OK) != 0)
         return sz_null("several ranks: there is no %s (make builds it where Open MPI is: apt-get "
-                       "install libopenmpi-dev openmpi-bin)", path);
+                       "install libopenmpi-dev openmpi-bin)",
+                       path);
     /* Global, because MPI opens parts of itself that look for its symbols. */
     void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
     if (!library) return sz_null("several ranks: %s", dlerror());

@@ -70,9 +70,11 @@ static int start(const sz_message *messages, int count, bool send, int used)
             const int n = (int)(left < LONGEST ? left : LONGEST);
             char *p = (char *)m->data + at;
             int code;
-            if (send) code = MPI_Isend(p, n, MPI_BYTE, m->peer, TAG, MPI_COMM_WORLD, &requests[used]);
+            if (send)
+                code = MPI_Isend(p, n, MPI_BYTE, m->peer, TAG, MPI_COMM_WORLD, &requests[used]);
             else code = MPI_Irecv(p, n, MPI_BYTE, m->peer, TAG, MPI_COMM_WORLD, &requests[used]);
-            if (code != MPI_SUCCESS) return fail_mpi(send ? "a message to a rank" : "a message", code);
+            if (code != MPI_SUCCESS)
+                return fail_mpi(send ? "a message to a rank" : "a message", code);
             peers[used++] = m->peer;
         }
     }
@@ -97,7 +99,8 @@ static int first_unfinished(int count)
     for (int i = 0; i < count; i++) {
         int done = 0;
         if (requests[i] == MPI_REQUEST_NULL) continue;
-        if (MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !done) return peers[i];
+        if (MPI_Test(&requests[i], &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && !done)
+            return peers[i];
     }
     return -1;
 }

@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     int version; /* SZ_TRANSPORT_VERSION */
     int rank, size;
-    int local_rank, local_size;      /* among the ranks of this machine */
+    int local_rank, local_size;        /* among the ranks of this machine */
     const char (*hosts)[SZ_HOST_NAME]; /* [size] */
 
     /* Sends and receives all messages; returns when all are done. 0; -1 with a message after an
@@ -42,7 +42,7 @@ typedef struct {
 } sz_transport;
 
 /* What the library exports: joins the job, waits for all ranks. NULL with a message. */
-__attribute__((visibility("default"))) const sz_transport *
-sz_transport_open(const sz_transport_core *core);
+__attribute__((visibility("default"))) const sz_transport *sz_transport_open(
+    const sz_transport_core *core);
 
 #endif
