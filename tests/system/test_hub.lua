@@ -253,6 +253,9 @@ check.case("the token goes to the hub and not to another host", function()
     files.write(home .. "/other/token", "hf_secret\n")
     text, status = server:run({ "fetch", "org/name" }, home .. "/other")
     check.equal(status, 0, text)
+    text, status = server:run({ "fetch", "org/name" }, new_home(),
+      { HF_TOKEN_PATH = home .. "/other/token" })
+    check.equal(status, 0, text)
   end)
 end)
 
@@ -300,6 +303,20 @@ check.case("names of files that would leave the folder", function()
   end
 end)
 
+check.case("answers that are no hub's", function()
+  local bodies = { "<html>", "[]", '{"sha": 5, "siblings": []}', ('{"sha": "../x", "siblings": []}'),
+    '{"sha": "' .. COMMIT .. '", "siblings": [5]}' }
+  for _, body in ipairs(bodies) do
+    local faults = { ["GET /api"] = { { status = 200, body = body } } }
+    fails({ faults = faults }, { "fetch", "org/name" }, { "org/name" })
+  end
+  local head = "HEAD /org/name/resolve/" .. COMMIT .. "/config.json"
+  for _, etag in ipairs { "", '"../../evil"', '"/tmp/evil"', '".."', ("x"):rep(300) } do
+    local faults = { [head] = { { status = 200, headers = { ETag = etag } } } }
+    fails({ faults = faults }, { "fetch", "org/name" }, { "config.json has no usable ETag" })
+  end
+end)
+
 -- ---- processes ----
 local function wait_for(f, seconds)
   local stop = process.now() + seconds
@@ -326,6 +343,29 @@ check.case("two processes download one file once", function()
     check.equal(process.wait(first), 0, files.read(place .. "/first.txt"))
     check.equal(process.wait(second), 0, files.read(place .. "/second.txt"))
     check.equal(#asked(server, { origin = "cdn" }), 1, "one download")
+    check.ok(files.read(blob(home)) == WEIGHTS, "the weights")
+  end)
+end)
+
+check.case("a process takes over from one that was killed", function()
+  local faults = { ["CDN GET"] = { { part = 200000 } } }
+  with_server({ models = { ["org/name"] = SMALL }, faults = faults }, function(server)
+    local home = new_home()
+    local argv = { host.executable, "fetch", "org/name" }
+    local env = server:environment(home)
+    local first = process.start(argv, { env = env, output = place .. "/first.txt" })
+    local path = blob(home) .. ".incomplete"
+    check.ok(wait_for(function() return bytes_of(path) == 200000 end, 10), "the first part")
+    local second = process.start(argv, { env = env, output = place .. "/second.txt" })
+    local function is_waiting()
+      local text = files.read(place .. "/second.txt") or ""
+      return text:find("another process downloads", 1, true) ~= nil
+    end
+    check.ok(wait_for(is_waiting, 10), "the second one waits")
+    process.signal(first, 9)
+    check.equal(process.wait(first), 137, "killed")
+    check.equal(process.wait(second), 0, files.read(place .. "/second.txt"))
+    check.equal(asked(server, { origin = "cdn" })[2].range, "bytes=200000-", "the rest alone")
     check.ok(files.read(blob(home)) == WEIGHTS, "the weights")
   end)
 end)
