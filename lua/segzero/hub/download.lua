@@ -153,7 +153,7 @@ end
 local function fetch_locked(self, file)
   if has_blob(self, file) then return end
   local path = self.cached:blob(file.etag) .. ".incomplete"
-  local fd = pool.keep(self.cached:open_file(path, path))
+  local fd = pool.keep(self.cached:open_file(path))
   for i = 1, WRONG_SUMS do
     local ok, why = fetch_bytes(self, file, fd)
     if ok then break end

@@ -9,9 +9,12 @@
 --
 -- Leaves out: single files.
 
+local ffi = require "ffi"
 local console = require "segzero.log.console"
 local core = require "segzero.core.ffi"
 local environment = require "segzero.hub.environment"
+
+ffi.cdef "int ioctl(int fd, unsigned long request, ...);"
 
 local M = {}
 
@@ -29,6 +32,14 @@ function M.size(bytes)
     if bytes >= unit[1] then return ("%.1f %s"):format(bytes / unit[1], unit[2]) end
   end
   return ("%d bytes"):format(bytes)
+end
+
+-- Of the terminal on standard error.
+local function columns()
+  local TIOCGWINSZ = 0x5413
+  local size = ffi.new "unsigned short[4]"          -- rows, columns, pixels
+  if ffi.C.ioctl(2, TIOCGWINSZ, size) == 0 and size[1] > 20 then return size[1] end
+  return 80
 end
 
 function M.new(name, total)
@@ -62,7 +73,9 @@ local function rate(self, now, bytes)
 end
 
 local function state(self, now, bytes, done)
-  local parts = { ("%s: %s of %s"):format(self.name, M.size(bytes), M.size(self.total.bytes)) }
+  local name = self.name
+  if self.is_terminal then name = name:match "[^/]*$" end
+  local parts = { ("%s: %s of %s"):format(name, M.size(bytes), M.size(self.total.bytes)) }
   local speed = rate(self, now, bytes)
   if speed then parts[#parts + 1] = M.size(speed) .. "/s" end
   if speed and speed > 0 then
@@ -83,6 +96,8 @@ function methods:tick(bytes, done)
     io.stderr:write(text, "\n")
     return
   end
+  -- A line that wraps cannot be overwritten.
+  text = text:sub(1, columns() - 1)
   clear(self)
   io.stderr:write(text)
   io.stderr:flush()
