@@ -2,8 +2,8 @@
 -- Face hub (tests/support/hub_server.lua) and fails in many ways.
 --
 -- Each case has a cache of its own. What is shown: the layout, resuming, sums, tries, tokens,
--- refusals, two processes, kill -9 and Ctrl-C. Leaves out: the real hub, TLS, huggingface_hub's view
--- of the cache (tests/golden/check_hub.py), whole programs (test_hub_programs.lua).
+-- refusals, two processes, kill -9 and Ctrl-C. Leaves out: the real hub, TLS, how huggingface_hub
+-- sees the cache (tests/golden/check_hub.py), whole programs (test_hub_programs.lua).
 
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
@@ -278,7 +278,10 @@ check.case("refusals say what to do", function()
   local absent = { status = 404, headers = { ["X-Error-Code"] = "RepoNotFound" } }
   fails({ faults = { ["GET /api"] = { absent } } }, fetch, { "has no repository org/name" })
   fails({ models = { ["org/name"] = { files = { ["model.h5"] = "x" } } } }, fetch,
-    { "has no files that segzero reads" })
+    { "org/name has no weights that segzero reads: neither .safetensors nor a .pt file" })
+  local bin = { files = { ["config.json"] = "{}", ["a.bin"] = "x" } }
+  fails({ models = { ["org/name"] = bin } }, fetch,
+    { "but a .bin file: save the model as safetensors" })
 end)
 
 check.case("faults that stay are one line, and nothing half-done is stored", function()
@@ -299,12 +302,13 @@ end)
 check.case("names of files that would leave the folder", function()
   for _, name in ipairs { "../evil.json", "/tmp/evil.json", "a/../../evil.json", "a//b.json" } do
     local repo = { files = { ["config.json"] = "{}", [name] = "x" } }
-    fails({ models = { ["org/name"] = repo } }, { "fetch", "org/name" }, { "not a path inside the repository" })
+    fails({ models = { ["org/name"] = repo } }, { "fetch", "org/name" },
+      { "not a path inside the repository" })
   end
 end)
 
 check.case("answers that are no hub's", function()
-  local bodies = { "<html>", "[]", '{"sha": 5, "siblings": []}', ('{"sha": "../x", "siblings": []}'),
+  local bodies = { "<html>", "[]", '{"sha": 5, "siblings": []}', '{"sha": "../x", "siblings": []}',
     '{"sha": "' .. COMMIT .. '", "siblings": [5]}' }
   for _, body in ipairs(bodies) do
     local faults = { ["GET /api"] = { { status = 200, body = body } } }
