@@ -244,7 +244,7 @@ end
 function M.get(session, repository, cached, listing, names)
   local self = { session = session, repository = repository, cached = cached,
     commit = listing.commit, done = 0, own = {} }
-  function self.say(text) io.stderr:write(text, "\n") end
+  self.say = progress.say
   local missing, total, kept = plan(self, names)
   if #missing == 0 then
     self.say(("%s: all %d files are in the cache"):format(repository.shown, #names))

@@ -99,7 +99,7 @@ end
 local function download(repository, cached, kind)
   local pool = require "segzero.hub.pool"
   local session = require("segzero.hub.requests").new()
-  function session.say(text) io.stderr:write(text, "\n") end
+  session.say = require("segzero.hub.progress").say
   local listing
   pool.run { function() listing = api.list(session, repository) end }
   local found = kind.select(listing.names)
@@ -210,6 +210,7 @@ function M.complete(path)
   if not root or root ~= environment.cache() then return end
   local id = folder:gsub("%-%-", "/")
   local repository = api.repository("model", { id = id, revision = commit })
+  repository.shown = id
   local cached = cache.open(repository)
   local present = cached:present(commit)
   if wanted.has_weights(present) or wanted.has_other_weights(present) then return end

@@ -5,9 +5,10 @@
 --   p:tick(bytes so far, files done)
 --   p:finish(bytes so far)
 --   p:say(text)                    a line of its own
+--   progress.say(text)             a line without a download
 --   progress.size(7.5e9) -> "7.5 GB"
 --
--- Leaves out: single files.
+-- Of several ranks only the first one prints. Leaves out: single files.
 
 local ffi = require "ffi"
 local console = require "segzero.log.console"
@@ -42,6 +43,18 @@ local function columns()
   return 80
 end
 
+-- Whether another rank of the job prints.
+local function is_silent()
+  for _, name in ipairs { "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK" } do
+    if (tonumber(os.getenv(name) or "") or 0) > 0 then return true end
+  end
+  return false
+end
+
+function M.say(text)
+  if not is_silent() then io.stderr:write(text, "\n") end
+end
+
 function M.new(name, total)
   local now = core.C.sz_seconds()
   local is_terminal = require("posix.unistd").isatty(2) == 1 and not environment.is_quiet()
@@ -59,7 +72,7 @@ end
 
 function methods:say(text)
   clear(self)
-  io.stderr:write(text, "\n")
+  M.say(text)
 end
 
 -- Bytes a second over the last seconds; nil at first.
@@ -89,7 +102,7 @@ end
 function methods:tick(bytes, done)
   local now = core.C.sz_seconds()
   local every = self.is_terminal and SHOWN or EVERY
-  if now - self.last < every then return end
+  if now - self.last < every or is_silent() then return end
   self.last = now
   local text = state(self, now, bytes, done)
   if not self.is_terminal then
