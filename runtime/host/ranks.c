@@ -111,16 +111,19 @@ static int run_launcher(char **list)
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(EXIT_SCRIPT);
     execvp(list[0], list);
-    fprintf(stderr, "segzero: --ranks needs Open MPI's mpirun: %s (apt-get install openmpi-bin "
-                    "libopenmpi-dev, then make)\n", strerror(errno));
+    fprintf(stderr,
+            "segzero: --ranks needs Open MPI's mpirun: %s (apt-get install openmpi-bin "
+            "libopenmpi-dev, then make)\n",
+            strerror(errno));
     _exit(EXIT_SCRIPT);
 }
 
 /* ---- starting ---- */
 bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status)
 {
-    static char *const first[] = { "mpirun", "--quiet", "--oversubscribe", "--bind-to", "none",
-                                   "-n" };
+    static char *const first[] = {
+        "mpirun", "--quiet", "--oversubscribe", "--bind-to", "none", "-n"
+    };
     enum { FIRST = sizeof first / sizeof *first };
     char *end;
     const long ranks = strtol(o->ranks, &end, 10);

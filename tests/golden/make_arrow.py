@@ -2,38 +2,23 @@
 
 Usage: python make_arrow.py [FOLDER (default: arrow next to this file)] [ROWS (default: 11)]
 
-FOLDER/NAME.arrow, FOLDER/NAME.jsonl    as make_parquet.py has them
+FOLDER/NAME.arrow, FOLDER/NAME.jsonl    rows as table_rows.py has them
 Written with pyarrow 26.0.1. Values come from a fixed seed. With more rows and a folder elsewhere
 the same script makes a larger set, which tests/unit/test_arrow.lua reads with folder=FOLDER.
 """
-import json
-import math
 import os
 import random
 import sys
 
 import pyarrow as pa
 
+from table_rows import WORDS, write_rows
+
 OUT = sys.argv[1] if len(sys.argv) > 1 else os.path.join(
     os.path.dirname(os.path.abspath(__file__)), "arrow")
 ROWS = int(sys.argv[2]) if len(sys.argv) > 2 else 11
 os.makedirs(OUT, exist_ok=True)
 r = random.Random(5)
-WORDS = ["red", "blue", "green circle", "caf\u00e9", "", "x" * 30]
-
-
-def json_value(v):
-    if isinstance(v, bytes):
-        return {"b": v.hex()}
-    if isinstance(v, float) and not math.isfinite(v):
-        return {"f": str(v)}
-    if isinstance(v, list):
-        return [json_value(x) for x in v]
-    if isinstance(v, dict):
-        return {"s": {k: json_value(x) for k, x in v.items()}}
-    if isinstance(v, int) and not isinstance(v, bool) and abs(v) >= 2 ** 53:
-        return str(v)
-    return v
 
 
 def integer(bits, signed):
@@ -100,9 +85,7 @@ def write(name, table, kind="stream", batch=None, **options):
         if column in table.column_names:
             at = table.column_names.index(column)
             table = table.set_column(at, column, table[column].cast(stored))
-    with open(os.path.join(OUT, name + ".jsonl"), "w") as file:
-        for row in table.to_pylist():
-            file.write(json.dumps({k: json_value(v) for k, v in row.items()}) + "\n")
+    write_rows(os.path.join(OUT, name + ".jsonl"), table.to_pylist())
 
 
 full = pa.table(columns(.2))

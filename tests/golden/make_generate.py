@@ -75,6 +75,10 @@ def random_cases(folder, cls):
     settings.append(dict(repetition_penalty=1.3, max_new_tokens=3))
     # Several stop tokens, of which the plain answer has one in the middle.
     settings.append(dict(eos_token_id=[254, plain[5]], max_new_tokens=16))
+    # Stop tokens that come too early.
+    settings.append(dict(eos_token_id=[254, plain[5]], min_new_tokens=9, max_new_tokens=16))
+    settings.append(dict(eos_token_id=[plain[1], plain[7]], min_length=ids.shape[1] + 5,
+                         max_new_tokens=16))
     for s in settings:
         got, lead = run(model, inputs, s, VISION)
         yield dict(model="tests/golden/" + folder, sequence=number, settings=s, ids=got, lead=lead)

@@ -2,10 +2,9 @@
 
 Usage: python make_other_tables.py [FOLDER (default: next to this file)] [ROWS (default: 19)]
 
-FOLDER/parquet/NAME.parquet, FOLDER/arrow/NAME.arrow and NAME.jsonl    as make_parquet.py has them
+FOLDER/parquet/NAME.parquet, FOLDER/arrow/NAME.arrow and NAME.jsonl    rows as table_rows.py has them
 Written with duckdb 2.0.1, polars 2.1.0, fastparquet 2026.9.0, pyarrow 26.0.1, pandas 3.1.1. Values come from a fixed seed.
 """
-import json
 import math
 import os
 import random
@@ -17,24 +16,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from table_rows import WORDS, write_rows
+
 OUT = sys.argv[1] if len(sys.argv) > 1 else os.path.dirname(os.path.abspath(__file__))
 ROWS = int(sys.argv[2]) if len(sys.argv) > 2 else 19
 r = random.Random(7)
-WORDS = ["red", "blue", "green circle", "caf\u00e9", "", "x" * 30]
-
-
-def json_value(v):
-    if isinstance(v, bytes):
-        return {"b": v.hex()}
-    if isinstance(v, float) and not math.isfinite(v):
-        return {"f": str(v)}
-    if isinstance(v, list):
-        return [json_value(x) for x in v]
-    if isinstance(v, dict):
-        return {"s": {k: json_value(x) for k, x in v.items()}}
-    if isinstance(v, int) and not isinstance(v, bool) and abs(v) >= 2 ** 53:
-        return str(v)
-    return v
 
 
 def column(make, kind, nulls=.25):
@@ -57,9 +43,7 @@ table = pa.table({
 
 
 def rows_of(name, rows):
-    with open(os.path.join(OUT, name + ".jsonl"), "w") as f:
-        for row in rows:
-            f.write(json.dumps({k: json_value(v) for k, v in row.items()}) + "\n")
+    write_rows(os.path.join(OUT, name + ".jsonl"), rows)
 
 
 def place(name):

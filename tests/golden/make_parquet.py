@@ -3,12 +3,10 @@
 Usage: python make_parquet.py [FOLDER (default: parquet next to this file)] [ROWS (default: 23)]
 
 FOLDER/NAME.parquet    small files
-FOLDER/NAME.jsonl      their rows: bytes are {"b": hex}, structs {"s": {...}}, numbers that JSON lacks {"f": "nan"},
-                       integers from 2^53 on are texts
+FOLDER/NAME.jsonl      their rows, as table_rows.py has them
 Written with pyarrow 25.0.0, image_lists* with 26.0.1. Values come from a fixed seed. With more rows and a folder elsewhere the same script makes a
 larger set, which tests/unit/test_parquet.lua reads with folder=FOLDER.
 """
-import json
 import math
 import os
 import random
@@ -17,26 +15,13 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from table_rows import WORDS, write_rows
+
 OUT = sys.argv[1] if len(sys.argv) > 1 else os.path.join(
     os.path.dirname(os.path.abspath(__file__)), "parquet")
 ROWS = int(sys.argv[2]) if len(sys.argv) > 2 else 23
 os.makedirs(OUT, exist_ok=True)
 r = random.Random(3)
-WORDS = ["red", "blue", "green circle", "caf\u00e9", "", "x" * 30]
-
-
-def json_value(v):
-    if isinstance(v, bytes):
-        return {"b": v.hex()}
-    if isinstance(v, float) and not math.isfinite(v):
-        return {"f": str(v)}
-    if isinstance(v, list):
-        return [json_value(x) for x in v]
-    if isinstance(v, dict):
-        return {"s": {k: json_value(x) for k, x in v.items()}}
-    if isinstance(v, int) and not isinstance(v, bool) and abs(v) >= 2 ** 53:
-        return str(v)
-    return v
 
 
 def some_bytes(n):
@@ -80,9 +65,7 @@ def table(nulls):
 def write(name, t, **options):
     options.setdefault("write_statistics", False)
     pq.write_table(t, os.path.join(OUT, name + ".parquet"), **options)
-    with open(os.path.join(OUT, name + ".jsonl"), "w") as f:
-        for row in t.to_pylist():
-            f.write(json.dumps({k: json_value(v) for k, v in row.items()}) + "\n")
+    write_rows(os.path.join(OUT, name + ".jsonl"), t.to_pylist())
 
 
 full, holes, empty = table(0), table(.3), table(1)

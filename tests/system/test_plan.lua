@@ -82,5 +82,38 @@ check.case("a run that cannot fit is refused with the numbers", function()
   check.ok(plan.check(cfg).fits, "and accepted on this machine")
 end)
 
+-- A number far beyond any memory must not be allocated in order to find out. Real token tables of
+-- this length would take 800 MB.
+check.case("answers of millions of tokens are planned in little memory", function()
+  local function planned(length, micro)
+    return plan.of(mini.settings { "worker.actor.model.model_path=" .. dir,
+      "data.max_response_length=" .. length, "worker.actor.max_tokens_per_micro_batch=" .. micro },
+      { prompt = prompt.seg_zero })
+  end
+  collectgarbage()
+  local before = collectgarbage "count"
+  local huge = planned(2 ^ 24, 100000)
+  local grown = (collectgarbage "count" - before) / 1024
+  check.ok(not huge.fits and huge.peak > 2 ^ 36, ("%.0f GiB"):format(huge.peak / 2 ^ 30))
+  check.ok(grown < 100, ("%.0f MiB for planning"):format(grown))
+
+  -- The last length that is counted and the first ones that are not. The micro-batches hold one
+  -- answer, or all of them.
+  for _, micro in ipairs { 1000, 2 ^ 31 } do
+    local counted = planned(2 ^ 16, micro).arena
+    local twice = planned(2 ^ 17, micro).arena
+    for name, bytes in pairs(counted) do
+      local ratio = twice[name] / bytes
+      local limits = name == "sampling" and { 0.99, 2.01 } or { 1.8, 2.2 }
+      check.ok(ratio > limits[1] and ratio < limits[2], ("%s, %g: %.3f"):format(name, micro, ratio))
+    end
+  end
+  local settings = mini.settings { "worker.actor.model.model_path=" .. dir,
+    "data.max_response_length=16777216" }
+  check.raises(function() plan.check(settings, { prompt = prompt.seg_zero }) end,
+    "^the run would take %d+.%d%d GiB of memory.* It would fit with data.max_response_length=%d+%. ",
+    "the cure")
+end)
+
 mini.remove()
 check.finish()

@@ -91,6 +91,8 @@ local function check_greedy(c, i)
     do_sample = false,
     repetition_penalty = s.repetition_penalty,
     max_new_tokens = s.max_new_tokens,
+    min_new_tokens = s.min_new_tokens,
+    min_length = s.min_length,
     stop_ids = s.eos_token_id or {},
   })[1]
   local name = ("case %d (%s %s)"):format(i, c.model, cjson.encode(s))
@@ -158,13 +160,23 @@ end)
 check.case("bad options are refused", function()
   local BAD = {
     { "temperature", -1 }, { "top_k", 1.5 }, { "repetition_penalty", 0 }, { "max_new_tokens", 0 },
-    { "do_sample", 1 }, { "stop_strings", "" },
+    { "do_sample", 1 }, { "stop_strings", "" }, { "max_new_tokens", 2 ^ 25 }, { "n", 2 ^ 21 },
   }
   for _, bad in ipairs(BAD) do
     local key = bad[1]
     local value = bad[2]
     check.raises(function() generation.options({}, { [key] = value }) end, "generate: " .. key, key)
   end
+end)
+
+check.case("the least length of a call or of the file", function()
+  local function least(file, given)
+    local o = generation.options(file, given)
+    return { o.min_new_tokens or "none", o.min_length or "none" }
+  end
+  check.equal(least({}, {}), { "none", "none" }, "nothing is said")
+  check.equal(least({ min_new_tokens = 3, min_length = 9 }, {}), { 3, 9 }, "the file's")
+  check.equal(least({ min_new_tokens = 3 }, { min_new_tokens = 0 }), { 0, "none" }, "the call's")
 end)
 
 -- ---- a miniature with a generation_config.json ----
@@ -224,6 +236,43 @@ check.case("greedy is the default, with the file's penalty", function()
   os.remove(config_path)
 end)
 
+check.case("some answers of a batch may not end yet", function()
+  -- Stop tokens that come often, and prompts of two lengths, so that min_length parts the batch.
+  local long = mini.input(vl, 2)
+  local inputs = { input, long }
+  local least = math.max(#input.input_ids, #long.input_ids) + 3
+  local stops = {}
+  for id = 20, 45 do stops[#stops + 1] = id end
+  local function answers(list, row_ids, extra)
+    local opts = { n = 6, temperature = 1, max_new_tokens = 10, seed = 5, stop_ids = stops,
+      row_ids = row_ids }
+    for k, v in pairs(extra) do opts[k] = v end
+    return rollout.generate(vl, list, opts)
+  end
+  local function is_stop(id) return id >= 20 and id <= 45 end
+  local stopped = 0
+  for _, extra in ipairs { { min_new_tokens = 4 }, { min_length = least } } do
+    local together = answers(inputs, { 0, 1 }, extra)
+    for g, group in ipairs(together) do
+      local first = extra.min_new_tokens or least - #inputs[g].input_ids
+      local alone = answers({ inputs[g] }, { g - 1 }, extra)[1]
+      for k, a in ipairs(group) do
+        for i = 1, first do check.ok(not is_stop(a.ids[i]), "no stop token") end
+        check.equal(a.ids, alone[k].ids, "the same answer in a batch of its own")
+        if a.finish == "stop" then stopped = stopped + 1 end
+      end
+    end
+  end
+  local early = 0
+  for _, group in ipairs(answers(inputs, { 0, 1 }, {})) do
+    for _, a in ipairs(group) do
+      if #a.ids <= 3 and a.finish == "stop" then early = early + 1 end
+    end
+  end
+  check.ok(early >= 2, early .. " would end too early")
+  check.ok(stopped >= 4, stopped .. " end later")
+end)
+
 check.case("rollout.generate takes only the file's stop tokens", function()
   local greedy = greedy_answer()
   local file = { eos_token_id = EOS, repetition_penalty = 1.5, do_sample = true }
@@ -239,6 +288,7 @@ check.case("a bad file is refused, and a missing one means greedy", function()
     { '{"temperature": "hot"}', ".*temperature is 'hot', expected a number" },
     { '{"eos_token_id": []}', ".*eos_token_id is empty, expected a token id" },
     { '{"max_new_tokens": 0}', ".*max_new_tokens is 0" },
+    { '{"max_new_tokens": 1e300}', ".*max_new_tokens is 1e%+300, expected a whole number from 1 to" },
     { "[", ".*" },
     { "7", ".*not a JSON object" },
   }

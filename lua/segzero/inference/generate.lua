@@ -10,6 +10,7 @@
 -- Options, with their defaults:
 --   n = 1, temperature = 1 (0 is greedy), top_k = 0, top_p = 1, repetition_penalty = 1,
 --   max_new_tokens = 512, seed = 0
+--   min_new_tokens   no stop id is sampled before; or min_length, which counts the prompt too
 --   row_ids          one number per input. The random number of a token depends only on (seed, row
 --                    id, answer number, position), so an answer does not depend on its batch
 --   stop_ids         ids that end an answer; the default is vl:stop_ids()
@@ -85,7 +86,8 @@ end
 local function advance(call, running)
   local start = C.sz_seconds()
   local stream = streams.decode(call.vl, running)
-  if call.vl.device ~= "cpu" and call.vl.decode then
+  local has_decode = call.vl.device ~= "cpu" and call.vl.decode
+  if has_decode and sampling.decodes_together(call, running) then
     call:add_time("decode", start, true)
     sampling.decode(call, running, stream)
   else

@@ -8,8 +8,8 @@
 --   generation.echo = function(i, piece) end      set by the prompt of ./segzero: shows the answer
 --                                                 of a call that has no on_text
 --
--- Keys: do_sample, temperature, top_k, top_p, repetition_penalty, max_new_tokens, eos_token_id,
--- stop_strings. Defaults are transformers': greedy, and when sampling temperature 1, top_k 50,
+-- Keys: do_sample, temperature, top_k, top_p, repetition_penalty, max_new_tokens, min_new_tokens,
+-- min_length, eos_token_id, stop_strings. Defaults are transformers': greedy, and when sampling temperature 1, top_k 50,
 -- top_p 1; but max_new_tokens is 512, not max_length 20. A given temperature decides by itself: 0
 -- is greedy, above it is sampling. n > 1 means sampling too, which transformers refuses when
 -- greedy: several answers are asked for because they differ.
@@ -28,7 +28,8 @@ local SAMPLING = { temperature = 1, top_k = 50, top_p = 1 }
 
 -- Options of rollout.generate; vl:generate has two more.
 M.ROLLOUT = {
-  "n", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "seed", "row_ids",
+  "n", "temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "min_new_tokens",
+  "min_length", "seed", "row_ids",
   "stop_ids", "stop_strings", "ignore_eos", "on_token", "on_text", "on_answer", "on_group",
   "cache_gib",
   "gpu_memory_utilization", "keep_vision",
@@ -42,7 +43,9 @@ local function is_number(v) return type(v) == "number" and v == v end
 local function is_whole(v) return is_number(v) and v % 1 == 0 end
 local function is_text(v) return type(v) == "string" and v ~= "" end
 local function is_token_id(v) return is_whole(v) and v >= 0 end
-local function is_count(v) return is_whole(v) and v >= 1 end
+local function is_count(most)
+  return function(v) return is_whole(v) and v >= 1 and v <= most end
+end
 
 -- One value, or a list of them.
 local function one_or_more(good)
@@ -62,14 +65,16 @@ end
 
 -- What a call and generation_config.json may say, in the order of checking; call: only a call.
 local KEYS = {
-  { "n", "a whole number from 1", is_count, call = true },
+  { "n", "a whole number from 1 to 1048576", is_count(2 ^ 20), call = true },
   { "seed", "a whole number", is_whole, call = true },
   { "do_sample", "true or false", function(v) return type(v) == "boolean" end },
   { "temperature", "a number from 0", function(v) return is_number(v) and v >= 0 end },
   { "top_k", "a whole number from -1", function(v) return is_whole(v) and v >= -1 end },
   { "top_p", "a number from 0 to 1", function(v) return is_number(v) and v >= 0 and v <= 1 end },
   { "repetition_penalty", "a number over 0", function(v) return is_number(v) and v > 0 end },
-  { "max_new_tokens", "a whole number from 1", is_count },
+  { "max_new_tokens", "a whole number from 1 to 16777216", is_count(2 ^ 24) },
+  { "min_new_tokens", "a whole number from 0", is_token_id },
+  { "min_length", "a whole number from 0", is_token_id },
   { "eos_token_id", "a token id or a list of them", one_or_more(is_token_id) },
   { "stop_strings", "a text or a list of texts", one_or_more(is_text) },
 }
@@ -145,6 +150,7 @@ function M.options(file, given)
     opts.top_p = nil
   end
   for key, default in pairs(DEFAULTS) do opts[key] = opts[key] or file[key] or default end
+  for _, key in ipairs { "min_new_tokens", "min_length" } do opts[key] = opts[key] or file[key] end
   opts.stop_strings = list_of(opts.stop_strings) or file.stop_strings
   opts.stop_ids = opts.stop_ids or list_of(opts.eos_token_id) or file.eos_token_id
   opts.do_sample = nil

@@ -2,16 +2,20 @@
 --
 --   sampling.sample(call, answers, logits)            from logits f32 [answers, vocab]
 --   sampling.decode(call, answers, stream)            on a GPU: runs the network on their last
---                                                     tokens and samples in one call (vl:decode)
+--                                                     tokens and samples in one call (vl:decode);
+--                                                     if sampling.decodes_together(call, answers)
 --
 -- call is one call of generate (generate.lua): vl, opts, settings, stops, cache, stats. Tokens and
 -- log-probabilities are appended to the answers; those that end get a finish.
+-- An answer with fewer tokens than min_new_tokens (or a prompt with it than min_length) gets no stop
+-- token: transformers gives those -inf, too.
 -- The random number of a token depends on (seed, row id, answer number, position) only.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local answer_text = require "segzero.inference.answer_text"
+local packing = require "segzero.inference.packing"
 
 local C = core.C
 local check = core.check
@@ -31,12 +35,57 @@ local function seen_tokens(vl, answers)
   return seen
 end
 
+-- Whether an answer may not end yet.
+local function is_short(call, a)
+  local least = call.opts.min_new_tokens
+  if not least and call.opts.min_length then
+    least = call.opts.min_length - #a.group.input.input_ids
+  end
+  return least ~= nil and #a.ids < least
+end
+
+-- {{answers =, places = in the list, is_short =}, ...}: those that may end and those that may not.
+local function by_length(call, answers)
+  if not call.opts.min_new_tokens and not call.opts.min_length then
+    return { { answers = answers } }
+  end
+  local may_end = { answers = {}, places = {}, is_short = false }
+  local short = { answers = {}, places = {}, is_short = true }
+  for i, a in ipairs(answers) do
+    local part = may_end
+    if is_short(call, a) then part = short end
+    table.insert(part.answers, a)
+    table.insert(part.places, i - 1)
+  end
+  local parts = {}
+  for _, part in ipairs { may_end, short } do
+    if #part.answers > 0 then parts[#parts + 1] = part end
+  end
+  return parts
+end
+
+-- The model's banned tokens, with the stop tokens for answers that may not end.
+local function banned_tokens(call, without_stops)
+  local banned = call.vl:banned_tokens()
+  if not without_stops then return banned end
+  if not call.banned_with_stops then
+    local vocab = call.vl.dims.vocab
+    local copy = ffi.new("uint8_t[?]", vocab)
+    ffi.copy(copy, banned, vocab)
+    for id in pairs(call.stops.ids) do
+      if id >= 0 and id < vocab then copy[id] = 1 end
+    end
+    call.banned_with_stops = copy
+  end
+  return call.banned_with_stops
+end
+
 -- The arguments of sz_sample as C arrays.
-local function new_draw(call, answers)
+local function new_draw(call, answers, without_stops)
   local count = #answers
   local draw = {
     sampling = call.settings,
-    banned = call.vl:banned_tokens(),
+    banned = banned_tokens(call, without_stops),
     row_id = ffi.new("int64_t[?]", count),
     answer_id = ffi.new("int32_t[?]", count),
     position = ffi.new("int32_t[?]", count),
@@ -77,18 +126,30 @@ local function take(call, answers, draw)
   call.stats.tokens = call.stats.tokens + #answers
 end
 
-function M.sample(call, answers, logits)
-  local start = C.sz_seconds()
-  local draw = new_draw(call, answers)
+local function draw_from(call, part, logits)
+  local draw = new_draw(call, part.answers, part.is_short)
   check(C.sz_sample(logits.ptr, draw.sampling, draw.banned, draw.seen, draw.row_id, draw.answer_id,
     draw.position, draw.token, draw.logprob))
-  take(call, answers, draw)
+  take(call, part.answers, draw)
+end
+
+function M.sample(call, answers, logits)
+  local start = C.sz_seconds()
+  local parts = by_length(call, answers)
+  for _, part in ipairs(parts) do
+    local rows = logits
+    if #parts > 1 then rows = logits:gather_rows(packing.list(part.places)) end
+    draw_from(call, part, rows)
+  end
   call:add_time("sampling", start, true)
 end
 
+-- Whether one call of decode can sample for all of them.
+function M.decodes_together(call, answers) return #by_length(call, answers) == 1 end
+
 function M.decode(call, answers, stream)
   local start = C.sz_seconds()
-  local draw = new_draw(call, answers)
+  local draw = new_draw(call, answers, is_short(call, answers[1]))
   call.vl:decode(stream, call.cache, draw)
   start = call:add_time("decode", start, true)
   take(call, answers, draw)

@@ -286,6 +286,7 @@ local function without_effect(good) return noted_unless(NO_EFFECT, good) end
 M.GENERATION = {
   read = set [[
     do_sample temperature top_k top_p repetition_penalty max_new_tokens eos_token_id stop_strings
+    min_new_tokens min_length
   ]],
   -- About other ways to decode that this file does not switch on by itself, caches, and results.
   ignored = set [[
@@ -315,8 +316,6 @@ M.GENERATION = {
     guidance_scale = without_effect(is_one),
     max_length = noted_unless("it has no effect here; max_new_tokens is the limit", is_empty),
     max_time = without_effect(is_empty),
-    min_length = without_effect(is_off),
-    min_new_tokens = without_effect(is_off),
     min_p = without_effect(is_off),
     no_repeat_ngram_size = without_effect(is_off),
     num_beam_groups = without_effect(is_one),

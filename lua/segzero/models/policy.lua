@@ -194,8 +194,13 @@ function defaults:cache_for(rows)
   if self.kv and self.kv:rows() >= rows then return self.kv end
   if self.kv then self.kv:free() end
   self.kv = nil
-  self.kv = self:new_cache(math.ceil(rows * 1.0625 / 256) * 256)
-  return self.kv
+  local ok, cache = pcall(self.new_cache, self, math.ceil(rows * 1.0625 / 256) * 256)
+  if not ok then
+    error(("a key-value cache of %d tokens (prompts and max_new_tokens): %s"):format(rows,
+      core.plain(cache)), 0)
+  end
+  self.kv = cache
+  return cache
 end
 
 -- Frees the cache's memory, for instance before an update. The next generate() allocates it again.

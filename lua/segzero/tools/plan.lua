@@ -27,6 +27,7 @@ local train_options = require "segzero.train.options"
 local M = {}
 
 local GIB = 2 ^ 30
+local ANSWER = "data.max_response_length"
 
 local function gib(bytes) return ("%.2f GiB"):format(bytes / GIB) end
 M.gib = gib
@@ -196,7 +197,7 @@ function M.advise(cfg, plan)
   if plan.fits then
     local tokens = "worker.actor.max_tokens_per_micro_batch"
     print_largest(cfg, plan, "micro-batch (tokens)", tokens, plan.prompt, 262144)
-    print_largest(cfg, plan, "answer (tokens)", "data.max_response_length", 1, 16384)
+    print_largest(cfg, plan, "answer (tokens)", ANSWER, 1, 16384)
     print_largest(cfg, plan, "rollout batch (prompts)", "data.rollout_batch_size", 1, 1024)
     print(("the run fits: %s of %s"):format(gib(plan.peak), machine))
     return
@@ -206,6 +207,8 @@ function M.advise(cfg, plan)
   if text then
     print(("it fits with %s: %s"):format(text, gib(p.peak)))
   else
+    local longest = largest(cfg, plan.state, ANSWER, 1, cfg.data.max_response_length)
+    if longest then print(("it fits with %s=%d"):format(ANSWER, longest)) end
     print(("even with every memory-saving setting the run needs %s"):format(gib(p.peak)))
   end
 end
@@ -223,7 +226,12 @@ function M.check(cfg, opts)
   end
   local text, p = M.remedy(cfg, plan)
   local cure = "No setting makes it fit"
-  if text then cure = ("It would fit with %s (%s)"):format(text, gib(p.peak)) end
+  if text then
+    cure = ("It would fit with %s (%s)"):format(text, gib(p.peak))
+  else
+    local longest = largest(cfg, plan.state, ANSWER, 1, cfg.data.max_response_length)
+    if longest then cure = ("It would fit with %s=%d"):format(ANSWER, longest) end
+  end
   local message = "the run would take %s of memory, this machine has %s (./segzero plan ... shows "
     .. "the parts). %s. To run anyway: trainer.check_memory=false"
   error(message:format(gib(plan.peak), gib(plan.device.total), cure), 0)

@@ -93,17 +93,19 @@ local function describe(batch)
   return ("up to %d group%s"):format(#batch.groups, #batch.groups == 1 and "" or "s")
 end
 
--- Arena of sampling, of the reference's pass and of the update; and what a micro-batch holds.
-local function count_arena(cfg, state)
+-- Arena of sampling, of the reference's pass and of the update with answers of `length` tokens; and
+-- what a micro-batch holds. share: of the limit of tokens in a micro-batch.
+local function count_arena_of(cfg, state, length, share)
   local actor = cfg.worker.actor
   local d = cfg.data
   local n = cfg.worker.rollout.n
   local vl = plan_state.meta_policy(cfg, state.dir)
-  local length = state.answer or d.max_response_length
   local list = trained_list(cfg, vl)
   local prompts = math.min(d.rollout_batch_size, actor.global_batch_size)
   local groups = groups_of(state.input, prompts, n, length)
   local bare = trainer.bare { config = cfg, policy = vl, reference = reference_of(vl, state) }
+  local limits = bare.options.micro_batches
+  limits.max_tokens = math.max(1, math.floor(limits.max_tokens * share))
   local first = bare:micro_batches(groups, "update")[1]      -- the largest
   local arena = {}
 
@@ -134,6 +136,22 @@ local function count_arena(cfg, state)
   for _, p in ipairs(list) do p.tensor:free() end
   vl:free()
   return arena, describe(first)
+end
+
+-- Longer answers are not counted token by token: what they take grows by as much for each token, if
+-- a micro-batch holds as many answers.
+local COUNTED = 2 ^ 16
+
+local function count_arena(cfg, state)
+  local length = state.answer or cfg.data.max_response_length
+  if length <= COUNTED then return count_arena_of(cfg, state, length, 1) end
+  local half = count_arena_of(cfg, state, COUNTED / 2, COUNTED / 2 / length)
+  local arena, largest = count_arena_of(cfg, state, COUNTED, COUNTED / length)
+  for name, bytes in pairs(arena) do
+    local slope = math.max(0, bytes - half[name]) / (COUNTED / 2)
+    arena[name] = bytes + slope * (length - COUNTED)
+  end
+  return arena, largest
 end
 
 -- ---- what lasts for the whole run ----

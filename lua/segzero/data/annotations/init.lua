@@ -29,6 +29,7 @@
 --   set:where(i)        its place
 --   set:texts(i)        how many texts entry i has, without reading more than that
 --   set.several         whether entries may have no, one or several objects; false: exactly one
+--   set.ignore_masks    true if entries may have ignore
 --   set.name, set.files, set.notes      for messages, for a fingerprint, what is left out
 --
 --   annotations.mask(entry)      the mask of all its objects, a value for formats/mask.lua; also

@@ -231,7 +231,7 @@ function M.open(options)
   if options.image_dir and options.image_dir ~= "" then image_folder = options.image_dir end
   local self = setmetatable({ path = options.folder, stems = stems, split = options.split,
     purpose = options.purpose, image_folder = image_folder, several = false, files = {},
-    counts = {} }, mt)
+    ignore_masks = true, counts = {} }, mt)
   for i in ipairs(stems) do self.files[i] = self:where(i) end
   return self
 end

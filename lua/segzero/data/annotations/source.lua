@@ -167,7 +167,7 @@ function M.open(name, options)
   if several == nil then several = entries.several end
   local folder = entries.path:match "^(.*)/[^/]*$" or "."
   local self = setmetatable({ name = name, entries = entries, several = several, folder = folder,
-    notes = entries.notes, n = 0 }, mt)
+    notes = entries.notes, ignore_masks = entries.ignore_masks, n = 0 }, mt)
   number_rows(self)
   return self
 end
