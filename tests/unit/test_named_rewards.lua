@@ -18,7 +18,7 @@ local function write(name, text)
 end
 
 local function score(reward, text)
-  local sample = { text = text }
+  local sample = { text = text, ids = { 1, 2, 3 } }
   runner.score(reward, { id = "1", problem = "p", solution = "truth" }, sample)
   return sample.score, sample.parts
 end
@@ -44,6 +44,8 @@ end)
 check.case("a file that returns a function gets the arguments, too", function()
   local path = write("one.lua", "return function(text, _, _, kwargs) return kwargs.a + #text end")
   check.equal((score(loading.load(path, { a = 10 }), "four")), 14, "the fourth argument")
+  local length = write("length.lua", "return function(_, _, row) return row.response_length end")
+  check.equal((score(loading.load(length), "")), 3, "the row says how many tokens the answer has")
   local plain = write("plain.lua", "return function(...) return select('#', ...) end")
   check.equal((score(loading.load(plain, {}), "")), 3, "without any, three")
 end)

@@ -21,8 +21,10 @@ local M = {}
 
 -- Other programs' words for a dtype.
 local DTYPES = { bfloat16 = "bf16", float32 = "f32", fp32 = "f32", float = "f32" }
--- EasyR1's words for "as many as there are".
-local ALL = { ["-1"] = "1048576" }
+-- EasyR1's words for all rows together (which needs no setting here, because the result is the same),
+-- and for no limit.
+local NONE = { ["-1"] = "null" }
+local ALL = { ["-1"] = "64" }
 
 -- Estimators of Seg-Zero and EasyR1 that are not available, and why.
 local NO_ESTIMATOR = { gae = "it needs a critic",
@@ -61,7 +63,7 @@ local data = {
     unit = "prompts",
     help = "with algorithm.online_filtering: drawn at a time; null: data.rollout_batch_size" },
   { key = "data.val_batch_size", type = "count", default = 64, max = 2 ^ 20, unit = "prompts",
-    spellings = ALL, help = "prompts that an evaluation answers together; -1: all" },
+    spellings = ALL, help = "prompts that an evaluation answers together, with the same result" },
   { key = "data.shuffle", type = "boolean", default = true,
     help = "draw the rows in a random order" },
   { key = "data.seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
@@ -193,7 +195,7 @@ local optimizer = {
     max = 1, also = { "worker.actor.optim.lr_warmup_ratio" },
     help = "share of the steps in which the learning rate rises from 0" },
   { key = "worker.actor.optim.lr_warmup_steps", type = "integer", optional = true, min = 0,
-    max = 2 ^ 31, spellings = { ["-1"] = "null" }, unit = "steps",
+    max = 2 ^ 31, spellings = NONE, unit = "steps",
     help = "steps in which the learning rate rises from 0; null: lr_warmup_steps_ratio" },
   { key = "worker.actor.optim.weight_decay", type = "number", default = 1e-2, min = 0,
     help = "AdamW's weight decay" },
@@ -219,9 +221,11 @@ local memory = {
     unit = "tokens",
     help = "packed tokens whose activations are in memory together; does not change the result" },
   { key = "worker.actor.micro_batch_size_per_device_for_update", type = "count", optional = true,
+    spellings = NONE,
     max = 2 ^ 20, unit = "answers",
     help = "most answers in a micro-batch of the update; null: as the tokens allow" },
   { key = "worker.actor.micro_batch_size_per_device_for_experience", type = "count",
+    spellings = NONE,
     optional = true, max = 2 ^ 20, unit = "answers",
     help = "the same for the reference's log-probabilities" },
   { key = "worker.rollout.cache_gib", type = "number", default = 4, above = 0, unit = "GiB",
@@ -387,6 +391,16 @@ local function check_pixels(cfg)
     :format(most, least), 0)
 end
 
+-- A data set has one name, which a list is not.
+local function check_names(cfg)
+  for _, key in ipairs { "train_files", "val_files" } do
+    if cfg.data[key]:find "^[%[(]" then
+      error(("data.%s=%s is a list; it names one data set: a folder, a file, or a pattern such as " ..
+        "'data/*.parquet'"):format(key, cfg.data[key]), 0)
+    end
+  end
+end
+
 local function check_frames(cfg) frame.settings(cfg.data, "data.") end
 
 M.schema = schema.new {
@@ -409,7 +423,7 @@ M.schema = schema.new {
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
   foreign = foreign.rows, derive = dialects.derive,
-  checks = { check_frames, check_pixels, check_reference, check_kl_coef, check_mask_reward,
+  checks = { check_names, check_frames, check_pixels, check_reference, check_kl_coef, check_mask_reward,
     check_save_limit },
 }
 

@@ -26,7 +26,7 @@ local visible = require "segzero.core.visible"
 
 local M = {}
 
-local IS_NULL = { null = true, None = true, ["~"] = true }
+local IS_NULL = { null = true, Null = true, NULL = true, None = true, ["~"] = true }
 local BOOLEANS = { ["true"] = true, ["1"] = true, yes = true, on = true, y = true,
   ["false"] = false, ["0"] = false, no = false, off = false, n = false }
 local NUMBERS = { number = true, integer = true, count = true }

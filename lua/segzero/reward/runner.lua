@@ -116,6 +116,7 @@ function M.score(reward, row, sample, rules)
   -- A reward that changes the row changes its own copy.
   local copy = setmetatable({}, getmetatable(row))
   for name, value in pairs(row) do copy[name] = value end
+  copy.response_length = sample.ids and #sample.ids
   local ok, score, parts = guard.call(rules.timeout, "the reward of row " .. tostring(row.id),
     tostring(sample.text), reward, sample.text, row.solution, copy)
   local problem

@@ -19,6 +19,7 @@ local ONE_PROCESS = "there is one process and one copy of the weights"
 local FSDP = "there is no FSDP: one process holds the weights"
 local VLLM = "sampling uses the weights that are trained; there is no second engine"
 local NO_VIDEO = "there are no videos"
+local FOLLOWS = "it follows from other settings"
 local NO_CRITIC = "GRPO has no critic"
 local ALL_ANSWERS = "all answers of a step are in rollouts.jsonl"
 
@@ -97,6 +98,10 @@ add { key = "worker.actor.model.override_config.*", refuse = "change the model's
 only("worker.actor.model.tokenizer_path", { "null" }, "the tokenizer is in the model's folder",
   "the tokenizer is in the model's folder: put its files there")
 
+note("EasyR1 takes it from algorithm.disable_kl, kl_penalty and kl_coef", "worker.actor.disable_kl",
+  "worker.actor.kl_penalty", "worker.actor.kl_coef")
+note(FOLLOWS, "worker.actor.global_batch_size_per_device")
+
 -- ---- the optimizer ----
 -- bf16 weights without f32 copies, and bf16 moments
 add { key = "worker.actor.optim.strategy", only = { "adamw" }, note = "the optimizer is AdamW",
@@ -112,6 +117,7 @@ add { key = "worker.actor.optim.betas",
   end }
 add { key = "worker.actor.optim.total_training_steps", only = { "-1", "null" },
   note = "the run's length decides", refuse = "write trainer.max_steps" }
+note(FOLLOWS, "worker.actor.optim.training_steps")
 
 -- ---- the reference ----
 note(FSDP, "worker.ref.strategy")
@@ -126,7 +132,12 @@ note("the reference has no optimizer", "worker.ref.offload.optimizer_offload",
 note("worker.actor.micro_batch_size_per_device_for_experience is used",
   "worker.ref.micro_batch_size_per_device_for_experience")
 
+note("it is that of the actor", "worker.ref.padding_free", "worker.ref.dynamic_batching",
+  "worker.ref.ulysses_size", "worker.ref.use_torch_compile")
+
 -- ---- sampling ----
+note(FOLLOWS, "worker.rollout.prompt_length", "worker.rollout.response_length",
+  "worker.rollout.trust_remote_code")
 note(VLLM, "worker.rollout.name", "worker.rollout.enable_chunked_prefill",
   "worker.rollout.enforce_eager", "worker.rollout.free_cache_engine",
   "worker.rollout.max_num_batched_tokens", "worker.rollout.max_num_seqs",
@@ -151,6 +162,9 @@ add { key = "worker.rollout.val_override_config.*",
 note(ONE_PROCESS, "worker.reward.num_cpus")
 only("worker.reward.skip_special_tokens", { "true" },
   "a reward reads the text without special tokens")
+
+note("it is the part of worker.reward.reward_function behind the colon",
+  "worker.reward.reward_function_name")
 
 -- ---- the run ----
 note(ONE_PROCESS, "trainer.n_gpus_per_node", "trainer.nnodes")
