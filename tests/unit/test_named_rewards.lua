@@ -35,7 +35,8 @@ return M
 
 check.case("FILE.lua:NAME", function()
   check.equal({ score(loading.load(FILE .. ":length"), "four") }, { 4, { half = 2 } }, "a number")
-  check.equal({ score(loading.load(FILE .. ":like_easy_r1"), "four") }, { 4, { truth = 5, id = 1 } },
+  local like_easy_r1 = loading.load(FILE .. ":like_easy_r1")
+  check.equal({ score(like_easy_r1, "four") }, { 4, { truth = 5, id = 1 } },
     "a table with overall")
   local weighted = loading.load(FILE .. ":like_easy_r1", { weight = 0.5 })
   check.equal((score(weighted, "four")), 2, "arguments")
@@ -93,8 +94,8 @@ check.case("the rest of Jinja is refused with the line", function()
   } do
     check.raises(function() ask(text, "q") end, "t.jinja: " .. shown, text)
   end
-  check.raises(function() format_prompt.open(place .. "/none.jinja") end, "data.format_prompt: .*none",
-    "no such file")
+  check.raises(function() format_prompt.open(place .. "/none.jinja") end,
+    "data.format_prompt: .*none", "no such file")
 end)
 
 local function contents(cfg, problem)

@@ -21,8 +21,7 @@ local M = {}
 
 -- Other programs' words for a dtype.
 local DTYPES = { bfloat16 = "bf16", float32 = "f32", fp32 = "f32", float = "f32" }
--- EasyR1's words for all rows together (which needs no setting here, because the result is the same),
--- and for no limit.
+-- EasyR1's words for no limit, and for all rows together (the result is the same).
 local NONE = { ["-1"] = "null" }
 local ALL = { ["-1"] = "64" }
 
@@ -75,8 +74,8 @@ local data = {
     null = 3136,
     help = "a smaller image is enlarged for the model" },
   { key = "data.solution_frame", type = "text", default = "auto",
-    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
-      .. "image" },
+    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; "
+      .. "auto: image" },
   { key = "data.answer_frame", type = "text", default = "auto",
     help = "what answers count in: model (the size it sees), image, a size, or 1000; auto: as the "
       .. "model's family does" },
@@ -108,7 +107,8 @@ local refshapes = {
 
 local algorithm = {
   { key = "algorithm.adv_estimator", type = "text", default = "grpo",
-    choices = choices.of "advantages", refusals = NO_ESTIMATOR, help = "how scores become advantages" },
+    choices = choices.of "advantages", refusals = NO_ESTIMATOR,
+    help = "how scores become advantages" },
   { key = "algorithm.gamma", type = "number", default = 1, min = 0, max = 1,
     help = "reinforce_plus_plus: discount of a later token's reward" },
   { key = "algorithm.kl_coef", type = "number", default = 0, min = 0,
@@ -171,7 +171,8 @@ local model = {
     joined = true,
     help = "layers with adapters: all-linear, names or their ends (q_proj,v_proj), or a pattern" },
   { key = "worker.actor.model.lora.exclude_modules", type = "text", default = ".*visual.*",
-    null = "none", joined = true, help = "layers without adapters, named in the same way; none: no exception" },
+    null = "none", joined = true,
+    help = "layers without adapters, named in the same way; none: no exception" },
   { key = "worker.ref.model.dtype", type = "text", optional = true,
     choices = { "f32", "bf16", "int8" }, spellings = DTYPES,
     help = "of the reference; null: as the policy. int8 halves its memory" },
@@ -309,8 +310,8 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
-    help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
-      "0: never" },
+    help = "end the run when this many of the last 10 updates had a gradient that is not finite" ..
+      "; 0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
     also = { "trainer.val_freq" },
     help = "steps between two evaluations; 0 or -1: only before and after training" },
@@ -395,8 +396,9 @@ end
 local function check_names(cfg)
   for _, key in ipairs { "train_files", "val_files" } do
     if cfg.data[key]:find "^[%[(]" then
-      error(("data.%s=%s is a list; it names one data set: a folder, a file, or a pattern such as " ..
-        "'data/*.parquet'"):format(key, cfg.data[key]), 0)
+      local message = "data.%s=%s is a list; it names one data set: a folder, a file, or a " ..
+        "pattern such as 'data/*.parquet'"
+      error(message:format(key, cfg.data[key]), 0)
     end
   end
 end
@@ -423,8 +425,8 @@ M.schema = schema.new {
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
   foreign = foreign.rows, derive = dialects.derive,
-  checks = { check_names, check_frames, check_pixels, check_reference, check_kl_coef, check_mask_reward,
-    check_save_limit },
+  checks = { check_names, check_frames, check_pixels, check_reference, check_kl_coef,
+    check_mask_reward, check_save_limit },
 }
 
 -- ---- derived settings ----

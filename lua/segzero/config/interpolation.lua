@@ -1,4 +1,4 @@
--- interpolation.lua - fills ${...} in the values of a YAML file or of the command line, as OmegaConf
+-- interpolation.lua - fills ${...} in values of a YAML file or of the command line, as OmegaConf
 -- does.
 --
 --   ${trainer.project_name}      the value of another key, as it is after all files and arguments
@@ -61,8 +61,9 @@ function methods:resolve(entry, inside, level)
     return value
   end
   if resolver and resolver ~= "oc.select" then
-    fail(entry, "${%s} is not supported: write the value (${oc.env:NAME} and ${other.key} are read)",
-      visible.line(inside))
+    local message = "${%s} is not supported: write the value (${oc.env:NAME} and ${other.key} " ..
+      "are read)"
+    fail(entry, message, visible.line(inside))
   end
   local reference, default = inside, nil
   if resolver then reference, default = with_default(argument) end

@@ -17,10 +17,10 @@
 --
 -- Row fields: key, type, default, help, and those of values.lua; also = other names of the key;
 -- unit, for the help; bare, the value of --key without a value. A misspelt key is an error that
--- names the nearest one. Keys of other programs have rows in `foreign` (foreign/keys.lua); `ignored`
--- is short for rows with a note. derive sets what follows from all settings together
--- (foreign/dialects.lua says what it gets). All errors are one line without a position, because they
--- are the user's mistakes.
+-- names the nearest one. Keys of other programs have rows in `foreign` (foreign/keys.lua);
+-- `ignored` is short for rows with a note. derive sets what follows from all settings together
+-- (foreign/dialects.lua says what it gets). All errors are one line without a position, because
+-- they are the user's mistakes.
 -- Leaves out: what a recipe derives from the settings (config/grpo.lua and the others do that).
 
 local foreign_key = require "segzero.config.foreign.reading"

@@ -10,8 +10,8 @@
 --                     ~ and $NAME
 --   list              of texts: a,b,c or [a, "b"]; choices; elsewhere = {name = "used instead"}
 --
---   mapping           names with values, written as key.name=value or as {name: value}; a value is a
---                     number, a boolean or a text as it looks
+--   mapping           names with values, written as key.name=value or as {name: value}; a value is
+--                     a number, a boolean or a text as it looks
 --
 -- optional = true accepts null, which becomes nil. null = V accepts null, which becomes V.
 -- refusals = {value = why}: what the error about a value adds; "*" is any.

@@ -1,7 +1,7 @@
 -- runner.lua - loads a reward and runs it on answers.
 --
---   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua, FILE.lua:NAME, or
---                                                   a function (reward/loading.lua)
+--   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua,
+--                                                   FILE.lua:NAME, or a function (loading.lua)
 --   runner.score(reward, row, sample, rules)        sets sample.score and sample.parts
 --   runner.score_group(reward, group, segmenter, rules)
 --                                                   all samples of a group; segmenter may be nil

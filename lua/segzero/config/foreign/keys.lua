@@ -1,7 +1,7 @@
 -- keys.lua - keys of Seg-Zero's, VisionReasoner's, EasyR1's and veRL's command lines and YAML files
 -- that are no settings here: one row for each key, with what becomes of it and why.
 --
---   keys.rows       {{key =, ...}, ...}; "a.b.*" stands for all keys below a.b. The fields of a row:
+--   keys.rows       {{key =, ...}, ...}; "a.b.*" stands for all keys below a.b. Fields of a row:
 --     note          accepted with this note: why it needs no setting here
 --     only          with note or kept: only these values are accepted, others end in `refuse`
 --     reads         {[value] = {{key of ours, value}, ...}}: these values are settings of ours
