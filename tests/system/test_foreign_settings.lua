@@ -213,6 +213,7 @@ check.case("quotes that reach the program", function()
   check.equal(read("data.system_prompt='it''s'").data.system_prompt, "it's", "a quote inside")
   check.equal(read([[data.system_prompt='a' and "b"]]).data.system_prompt, [['a' and "b"]],
     "quotes that are part of the text")
+  check.equal(read("data.shuffle='no'").data.shuffle, false, "a boolean")
   check.equal(read("worker.actor.optim.lr=1_000").worker.actor.optim.lr, 1000, "1_000")
   check.equal(read("trainer.experiment_name={x}").trainer.experiment_name, "{x}",
     "braces in a text")

@@ -424,7 +424,7 @@ M.schema = schema.new {
     { title = "Memory and speed", rows = memory },
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
-  foreign = foreign.rows, derive = dialects.derive,
+  foreign = foreign.rows, derive = dialects.derive, yaml_words = true,
   checks = { check_names, check_frames, check_pixels, check_reference, check_kl_coef,
     check_mask_reward, check_save_limit },
 }

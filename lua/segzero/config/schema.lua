@@ -10,6 +10,7 @@
 --     ignored = { ["trainer.nnodes"] = "one process", ["worker.critic.*"] = "there is no critic" },
 --     foreign = { {key =, ...}, ... }, derive = function(state) ... end,
 --     checks = { function(cfg) ... end },
+--     yaml_words = true,               values of the command line are read as OmegaConf reads them
 --   }
 --   local cfg, given = demo:read(arg)    cfg.rollout.n; given["rollout.n"] when the user set it
 --   demo:check(cfg)                      the checks between settings
@@ -37,7 +38,7 @@ local ROW = options.set { "key", "type", "default", "help", "min", "max", "above
   "multiple", "choices", "elsewhere", "optional", "null", "joined", "also", "unit", "bare", "path",
   "spellings", "refusals" }
 local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "foreign",
-  "derive", "checks" }
+  "derive", "checks", "yaml_words" }
 
 -- Options that the host program reads before the script's name only.
 local HOST_OPTIONS = { threads = true, device = true, version = true, e = true }
@@ -115,7 +116,7 @@ function methods:renamed(name, about, usage, defaults)
   end
   return M.new { name = name, about = about, usage = usage or self.usage, notes = self.notes,
     groups = groups, ignored = self.spec.ignored, foreign = self.spec.foreign,
-    derive = self.derive, checks = self.checks }
+    derive = self.derive, checks = self.checks, yaml_words = self.spec.yaml_words }
 end
 
 -- The row of a key or of one of its other names; nil if there is none.
@@ -222,8 +223,9 @@ end
 
 -- The entries with ${...} filled in, and the last one of each key.
 local function entries_of(self, args)
-  local entries = arguments.list(args, function(key) return self:find(key) end)
-  interpolation.fill(entries, function(key)
+  local is_yaml = self.spec.yaml_words
+  local entries = arguments.list(args, function(key) return self:find(key) end, is_yaml)
+  interpolation.fill(entries, is_yaml, function(key)
     local row = self:find(key)
     return row and values.text(row.default)
   end)
