@@ -213,5 +213,22 @@ check.case("SIGTERM ends all ranks and saves the last finished step", function()
   expect(text, "stopped by SIG%w+ after step %d+; saved [^;]+; go on with: ")
 end)
 
+check.case("a rank that is killed is named at once", function()
+  local script = place .. "/killed.lua"
+  files.write(script, [[
+    local ranks = require "segzero.core.ranks"
+    local world = ranks.world()
+    world:barrier()
+    local unistd = require "posix.unistd"
+    if world:rank() == 2 then require("posix.signal").kill(unistd.getpid(), 9) end
+    local ok, why = pcall(world.barrier, world)
+    if not ok then io.stderr:write(why, "\n") ranks.abort(3) end]])
+  local before = process.now()
+  local text, status = ranks(3, { script })
+  check.ok(process.now() - before < 20, "within seconds")
+  check.ok(status ~= 0, "the status")
+  expect(text, "rank 2 %(host [^)]+%) is gone %(barrier%)")
+end)
+
 mini.remove()
 check.finish()

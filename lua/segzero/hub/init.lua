@@ -71,6 +71,7 @@ end
 local function path_of(cached, commit, found)
   local path = cached:snapshot(commit)
   if found.path then return path .. "/" .. found.path end
+  if found.folder then path = path .. "/" .. found.folder end
   if found.split then return path .. "@" .. found.split end
   return path
 end
