@@ -265,6 +265,16 @@ check.case("~ and variables in paths", function()
   check.equal(paths.expand "a~b", "a~b", "only at the beginning")
 end)
 
+check.case("groups without settings, Hydra's lists", function()
+  local cfg = read(yaml("e.yaml", [[
+worker: { critic: , rollout: , actor: { optim: { lr: 2 }, model: } }
+hydra: { run: { dir: x } }
+]]))
+  check.equal(cfg.worker.actor.optim.lr, 2, "empty groups change nothing")
+  check.raises(function() read(yaml("g.yaml", "defaults: [ppo_trainer, _self_]")) end,
+    "defaults=.*is not supported: Hydra's list of files is not read", "defaults")
+end)
+
 -- ---- whole files ----
 check.case("EasyR1's defaults for what its file leaves out", function()
   local file = yaml("easy.yaml", "algorithm: { use_kl_loss: true }\ndata: { seed: 9 }")

@@ -190,6 +190,10 @@ end
 function reader:set_foreign(entry)
   local key, raw, origin = unpack(entry, 1, 3)
   local found = foreign_key.read(self.schema, key, raw)
+  -- A group without settings in a YAML file.
+  if not found and origin and raw == "null" and foreign_key.is_group(self.schema, key) then
+    return
+  end
   if not found then return unknown(self.schema, key, raw) end
   if self.last[key] ~= entry then return end
   if found.refused then

@@ -199,6 +199,12 @@ named("reward_model.*", "worker.reward.compute_score=FILE.lua")
 named("custom_reward_function.*", "worker.reward.reward_function=FILE.lua:NAME")
 note(NO_CRITIC, "critic.*")
 
+-- ---- Hydra ----
+note("there is no Hydra", "hydra.*")
+note("there is no Ray", "ray_init.*", "ray_kwargs.*")
+add { key = "defaults",
+  refuse = "Hydra's list of files is not read; name each file: config=ONE.yaml config=TWO.yaml" }
+
 -- Loggers that only Seg-Zero, EasyR1 and veRL have, and what segzero uses instead.
 M.loggers = {
   wandb = "jsonl",
