@@ -58,6 +58,8 @@ function M.groups(t, step, options)
       local mean = mean_of(group, options.key)
       if mean > options.low and mean < options.high and #kept < options.batch then
         kept[#kept + 1] = group
+        -- Ranks know a group by its place in the step, and each draw counts from 1.
+        group.place = #kept
       else
         left_out = left_out + 1
         if not group.is_elsewhere then inputs.release { group.row } end
