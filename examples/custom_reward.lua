@@ -30,7 +30,8 @@ local records = require "segzero.train.records"
 local ABOUT = "Trains as recipes/refcocog_grpo.lua does, with the reward of this file."
 local USAGE = { "[key=value ...]", "--score ANSWER TRUTH" }
 
-local M = { schema = grpo.schema:renamed("examples/custom_reward.lua", ABOUT, USAGE) }
+local M = { on_ranks = true,
+  schema = grpo.schema:renamed("examples/custom_reward.lua", ABOUT, USAGE) }
 
 local BRIEF = 40        -- words of thinking that are free
 

@@ -12,7 +12,7 @@ local grpo = require "recipes.refcocog_grpo"
 
 local ABOUT = "Trains with a curriculum and an early stop."
 
-local M = { schema = grpo.schema:renamed("examples/experiment.lua", ABOUT) }
+local M = { schema = grpo.schema:renamed("examples/experiment.lua", ABOUT), on_ranks = true }
 
 local function rows(level)
   local options = { split = "train", size = 112, seed = 1, rows = 10000, level = level }

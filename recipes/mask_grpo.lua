@@ -12,7 +12,7 @@ local grpo = require "recipes.refcocog_grpo"
 
 local ABOUT = "Trains as refcocog_grpo does, with the IoU of SAM2's mask as the reward."
 
-local M = { schema = grpo.schema:renamed("recipes/mask_grpo.lua", ABOUT) }
+local M = { schema = grpo.schema:renamed("recipes/mask_grpo.lua", ABOUT), on_ranks = true }
 
 -- These come first, so that the command line can override them.
 local function with_defaults(args)

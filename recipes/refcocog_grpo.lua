@@ -16,7 +16,7 @@ local grpo = require "segzero.config.grpo"
 local options = require "segzero.core.options"
 
 -- settings(args) -> the checked settings as nested tables, cfg.worker.rollout.n. Nothing is loaded.
-local M = { schema = grpo.schema, settings = grpo.settings }
+local M = { schema = grpo.schema, settings = grpo.settings, on_ranks = true }
 
 -- Trains with these arguments and returns the trainer. overrides, each optional: reward, train,
 -- held_out, prompt, on_step, on_evaluate, stop_when (train/run/experiment.lua).

@@ -26,7 +26,8 @@ local DEFAULTS = {
   ["trainer.save_freq"] = 100,
 }
 
-local M = { schema = grpo.schema:renamed("recipes/vision_reasoner_grpo.lua", ABOUT, nil, DEFAULTS) }
+local M = { on_ranks = true,
+  schema = grpo.schema:renamed("recipes/vision_reasoner_grpo.lua", ABOUT, nil, DEFAULTS) }
 
 function M.settings(args) return grpo.settings(args, M.schema) end
 

@@ -295,9 +295,11 @@ int sz_image_info(const char *path, sz_image_header *out);
 int sz_image_info_bytes(const uint8_t *bytes, size_t n, const char *name, sz_image_header *out);
 /* Only the size. */
 int sz_image_size(const char *path, int *width, int *height);
-/* In the background: reads the file `path`, or takes the image `im` if path is NULL, resizes it as
- * OpenCV's INTER_AREA does and encodes it as PNG. */
-sz_job *sz_image_png_start(const char *path, sz_image *im, int width, int height);
+/* In the background: reads the file `path`; or n bytes of a file, which are copied and which path
+ * names in messages; or takes the image `im` if both are NULL. Resizes it as OpenCV's INTER_AREA
+ * does and encodes it as PNG. */
+sz_job *sz_image_png_start(const char *path, const uint8_t *bytes, size_t n, sz_image *im,
+                           int width, int height);
 /* The PNG of a job that ended well, borrowed until sz_job_free, and the size of the image before. */
 const uint8_t *sz_image_png_of(sz_job *j, size_t *len, int *width, int *height);
 /* A mask, u8 [height, width], 1 inside and 0 outside; the rules are in runtime/io/image/mask.c.

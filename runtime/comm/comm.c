@@ -138,8 +138,11 @@ static int exchange(sz_comm *c, int count, const char *what)
 {
     int late = -1;
     if (count == 0) return 0;
-    if (transport->exchange(c->messages, count, timeout, &late) == 0) return 0;
+    const int status = transport->exchange(c->messages, count, timeout, &late);
+    if (status == 0) return 0;
     if (late < 0) return -1;
+    if (status == -2)
+        return sz_fail("rank %d (host %s) is gone (%s)", late, transport->hosts[late], what);
     return sz_fail("rank %d (host %s) has not answered for %g s (%s): it has stalled or is gone",
                    late, transport->hosts[late], timeout, what);
 }

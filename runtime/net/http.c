@@ -35,7 +35,8 @@ struct sz_transfer {
     text headers;
     text body;
     char *redirect;
-    char error[CURL_ERROR_SIZE];
+    char error[CURL_ERROR_SIZE];  /* what the user is told */
+    char detail[CURL_ERROR_SIZE]; /* libcurl's words */
     int has_failed;
     int is_local;
     int is_over;
@@ -74,7 +75,7 @@ struct sz_http {
     X(multi_info_read) \
     X(multi_cleanup)
 
-/* curl.h makes macros of two of these names, which check the types of their arguments. */
+/* libcurl's header makes macros of these names, which check the types of their arguments. */
 #undef curl_easy_setopt
 #undef curl_easy_getinfo
 #undef curl_multi_setopt
@@ -224,6 +225,18 @@ static size_t on_body(char *bytes, size_t size, size_t count, void *user)
 }
 
 /* ---- transfers ---- */
+/* A file of certificates that the user names, for a proxy that has its own; or NULL. */
+static const char *certificates(void)
+{
+    static const char *const names[] = { "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE" };
+
+    for (int i = 0; i < 3; i++) {
+        const char *path = getenv(names[i]);
+        if (path && *path) return path;
+    }
+    return NULL;
+}
+
 static int set_options(sz_transfer *t, const char *method, const char *url, int connect_ms,
                        int idle_seconds)
 {
@@ -233,8 +246,9 @@ static int set_options(sz_transfer *t, const char *method, const char *url, int 
     SET(PROTOCOLS_STR, "http,https");
     SET(HTTPHEADER, t->request);
     SET(NOBODY, strcmp(method, "HEAD") == 0 ? 1L : 0L);
+    SET(HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1); /* a connection for each file */
     SET(NOSIGNAL, 1L);
-    SET(ERRORBUFFER, t->error);
+    SET(ERRORBUFFER, t->detail);
     SET(PRIVATE, t);
     SET(CONNECTTIMEOUT_MS, (long)connect_ms);
     SET(LOW_SPEED_LIMIT, 1L);
@@ -244,6 +258,7 @@ static int set_options(sz_transfer *t, const char *method, const char *url, int 
     SET(HEADERDATA, t);
     SET(WRITEFUNCTION, on_body);
     SET(WRITEDATA, t);
+    if (certificates()) SET(CAINFO, certificates());
     return code;
 }
 
@@ -315,8 +330,8 @@ static void note_end(CURLMsg *message)
     if (redirect) t->redirect = strdup(redirect);
     if (message->data.result == CURLE_OK || t->has_failed) return;
     t->has_failed = 1;
-    if (!t->error[0])
-        snprintf(t->error, sizeof t->error, "%s", curl.easy_strerror(message->data.result));
+    const char *words = t->detail[0] ? t->detail : curl.easy_strerror(message->data.result);
+    snprintf(t->error, sizeof t->error, "%s", words);
 }
 
 int sz_http_poll(sz_http *h, int ms)

@@ -2,8 +2,10 @@
 
 Usage: python check_parquet.py [SEGZERO (default: ./segzero)] [FILES (default: 40)]
 
-Writes random rows of all types, with nulls at every level, values of megabytes, one to many row
-groups, packed and not, and compares all values, the features, and that images decode.
+Run it from the root of the tree. Writes random rows of all types, with nulls at every level, values
+of megabytes, one to many row groups, packed and not, and compares all values, the features, and
+that images decode. Then `datasets` loads a folder that recipes/prepare_data.lua wrote, whose rows
+and pixels are those of prepare_rows.json.
 Ran with pyarrow 26.0.1, datasets 5.2.0, Pillow 13.0.0.
 """
 import io
@@ -13,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import zlib
 
 import datasets
 import pyarrow.parquet as pq
@@ -22,7 +25,8 @@ SEGZERO = sys.argv[1] if len(sys.argv) > 1 else "./segzero"
 FILES = int(sys.argv[2]) if len(sys.argv) > 2 else 40
 COLUMNS = [("s", "string"), ("bin", "binary"), ("n", "int64"), ("d", "double"), ("b", "bool"),
            ("image", "image"), ("mask", "list<list<bool>>"), ("bbox", "list<double>"),
-           ("images", "list<image>"), ("deep", "list<list<list<int64>>>"), ("names", "list<string>")]
+           ("images", "list<image>"), ("deep", "list<list<list<int64>>>"),
+           ("names", "list<string>")]
 
 # Bytes are hexadecimal in the JSON.
 LUA = r"""
@@ -93,9 +97,26 @@ def check_datasets(path, rows, folder):
     assert list(data.features) == [name for name, _ in COLUMNS]
     for row, want in zip(data, rows):
         if want["image"] and want["image"]["bytes"]:
-            assert row["image"].tobytes() == Image.open(io.BytesIO(want["image"]["bytes"])).tobytes()
+            image = Image.open(io.BytesIO(want["image"]["bytes"]))
+            assert row["image"].tobytes() == image.tobytes()
         assert row["mask"] == want["mask"] and row["bbox"] == want["bbox"]
         assert row["n"] == want["n"] and row["s"] == want["s"]
+
+
+def check_prepared(folder):
+    out = os.path.join(folder, "prepared")
+    subprocess.check_call([SEGZERO, "recipes/prepare_data.lua", "output=" + out, "several=true",
+                           "rows_per_file=2",
+                           "data=tests/golden/annotations/refer_seg/refcocog@train"])
+    data = datasets.load_dataset(out, split="train", cache_dir=folder)
+    with open("tests/golden/prepare_rows.json") as file:
+        want = json.load(file)["refcocog several"]
+    assert len(data) == len(want)
+    for row, w in zip(data, want):
+        assert (row["problem"], row["solution"]) == (w["problem"], w["solution"])
+        assert (row["img_height"], row["img_width"]) == (w["height"], w["width"])
+        assert row["image"].mode == "RGB" and zlib.crc32(row["image"].tobytes()) == w["sum"]
+    print(f"prepared: {len(data)} rows, equal")
 
 
 def main():
@@ -125,6 +146,7 @@ def main():
             if n and nulls == 0:
                 check_datasets(path, rows, folder)
             print(f"file {i}: {n} rows, {file.metadata.num_row_groups} groups, equal")
+        check_prepared(folder)
 
 
 main()

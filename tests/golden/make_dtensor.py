@@ -1,22 +1,23 @@
-"""Checkpoints as Seg-Zero and EasyR1 leave them: one torch file for each rank, with DTensors of FSDP.
+"""Checkpoints as Seg-Zero and EasyR1 leave them: one torch file for each rank, with DTensors.
 
 Usage: python make_dtensor.py CASE [FOLDER (default: dtensor next to this file)]
 
 CASE, and the versions it was run with:
-  seg_zero   torch 2.6.0, transformers 4.51.3 (Seg-Zero's own pins): f32, untied, three ranks, so that
-             sizes are not divisible; FSDP's sharded state dict
+  seg_zero   torch 2.6.0, transformers 4.51.3 (Seg-Zero's own pins): f32, untied, three ranks, so
+             that sizes are not divisible; FSDP's sharded state dict
   one        the same versions: f32, tied, one rank, whose tensors are plain
   easyr1     torch 2.15.0, transformers 5.24.0: bf16, tied, a mesh ("ddp", "fsdp") of 2 x 2;
              get_model_state_dict
   lora       the same versions, peft 0.21.2: base bf16, adapters f32, two ranks
 
-Writes FOLDER/CASE/actor/model_world_size_W_rank_R.pt, actor/huggingface/ (config and generation config,
-as save_pretrained writes them), for lora actor/lora_adapter/adapter_config.json, and
-  expected.safetensors   the merged weights in bf16: the whole model before it was sharded, under the
-                         names that save_pretrained gives; for lora the base and the adapters added in
-                         f32 and rounded once
-  case.safetensors       s0.input_ids, s0.image_grid_thw, s0.position_ids, s0.pixel_values, and s0.logits
-                         [T, vocab] f32 of transformers on the merged bf16 weights, computed in f32
+Writes FOLDER/CASE/actor/model_world_size_W_rank_R.pt, actor/huggingface/ (config and generation
+config, as save_pretrained writes them), for lora actor/lora_adapter/adapter_config.json, and
+  expected.safetensors   the merged weights in bf16: the whole model before it was sharded, under
+                         the names that save_pretrained gives; for lora the base and the adapters
+                         added in f32 and rounded once
+  case.safetensors       s0.input_ids, s0.image_grid_thw, s0.position_ids, s0.pixel_values, and
+                         s0.logits [T, vocab] f32 of transformers on the merged bf16 weights,
+                         computed in f32
 
 FSDP runs on the CPU with gloo. Weights are random; norms near 1. """
 import functools
@@ -60,7 +61,8 @@ PATCHES = (1, 4, 4)
 
 def build_config(case):
     common = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VSTART,
-                  vision_end_token_id=VEND, tie_word_embeddings=case["tie"], vision_config=dict(VISION),
+                  vision_end_token_id=VEND, tie_word_embeddings=case["tie"],
+                  vision_config=dict(VISION),
                   architectures=["Qwen2_5_VLForConditionalGeneration"])
     import transformers
     if transformers.__version__ < "4.52":
@@ -208,7 +210,8 @@ def logits(name, folder):
         find = model.model.get_rope_index
     else:
         find = model.get_rope_index
-    positions = find(input_ids=ids, image_grid_thw=grid, attention_mask=torch.ones_like(ids), **extra)[0]
+    mask = torch.ones_like(ids)
+    positions = find(input_ids=ids, image_grid_thw=grid, attention_mask=mask, **extra)[0]
     with torch.no_grad():
         out = model(input_ids=ids, pixel_values=pixels, image_grid_thw=grid, position_ids=positions)
     save_file({"s0.input_ids": ids[0].int(), "s0.image_grid_thw": grid.int(),

@@ -148,8 +148,8 @@ def evaluation_row(i, grey=False):
     if grey:
         pixels = np.asarray(Pillow.fromarray(pixels).convert("L"))
     row = {"image": {"bytes": encoded(pixels, "JPEG"), "path": f"{i:06d}.jpg"},
-           "text": f"The {colours[i % 3]} square.", "image_id": f"{4000 + i}", "ann_id": f"{90 + i}",
-           "img_height": height, "img_width": width}
+           "text": f"The {colours[i % 3]} square.", "image_id": f"{4000 + i}",
+           "ann_id": f"{90 + i}", "img_height": height, "img_width": width}
     return row, masks
 
 

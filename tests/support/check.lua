@@ -34,7 +34,9 @@ local function keep_offline()
   local set = require("posix.stdlib").setenv
   if not os.getenv "HF_ENDPOINT" then set("HF_HUB_OFFLINE", "1") end
   set("HF_HOME", "/nonexistent/huggingface")
-  for _, name in ipairs { "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN" } do set(name, nil) end
+  for _, name in ipairs { "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN" } do
+    set(name, nil)
+  end
 end
 keep_offline()
 

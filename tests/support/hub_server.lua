@@ -6,25 +6,37 @@
 --     faults = { ["GET /org/name/resolve"] = { { status = 503 }, { cut = 1000 } } },
 --   }
 --   server.url                  the hub;  server.cdn: another origin, with the large files
---   server:requests()           -> { { method, path, token | "", range | "", "hub" | "cdn" }, ... }
+--   server:requests()           -> { { method =, path =, token =, range =, origin = "hub" | "cdn",
+--                                      proxied = the host that a proxy was asked for }, ... }
+--   server:run({ "fetch", "org/name" }, home, { HF_TOKEN = "x" }) -> output, status
+--                               segzero with this hub, and a cache in the folder `home`
+--   server:environment(home, more)          its variables
 --   server:stop()
+--   hub_server.with(world, f)               start(world), f(server), stop()
+--   hub_server.nowhere()                    a server that does not answer
 --   hub_server.sum(bytes, is_blob), hub_server.etag(name, bytes), hub_server.COMMIT
 --
--- A repository: folder or files {name -> bytes}; refs {revision -> commit} besides main; token = one
--- that may read it; gated = true. Large files (by their endings) have their SHA-256 as ETag and lead to
--- the other origin; the others have git's sum.
+-- A repository: folder and files {name -> bytes}, or one of them; refs {revision -> commit} besides
+-- main; token = one that may read it; gated = true. Large files (by their endings) have their SHA-256
+-- as ETag and lead to the other origin; the others have git's sum.
+--
 -- faults: a text -> what happens to the first, second, ... request whose line "METHOD /path" contains
--- it; false: nothing. What may happen, one of: status (with headers), cut = bytes of the body, then the
--- connection breaks; slow = seconds before the body; flip = true, a wrong byte; whole = true, 200 instead of a part;
--- size = a false X-Linked-Size; stall = true, no answer; to = where a redirect leads. Each connection is a
--- process; all end with stop(). Leaves out: TLS, keeping connections open.
+-- it; of the other origin "CDN METHOD /path". An empty table: nothing. Else one of
+--   status = number, headers =    this answer           stall = true     none
+--   cut = bytes of the body, then the connection ends   part = bytes, and then nothing more
+--   slow = seconds before the body                      flip = true      a wrong byte
+--   whole = true, 200 instead of a part                 size =           a false X-Linked-Size
+--   to = where a redirect leads
+-- Each answer is a process; all end with stop(). Leaves out: TLS, connections that stay open.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local host = require "segzero.host"
 local poll = require "posix.poll"
+local process = require "tests.support.process"
 local signal = require "posix.signal"
 local socket = require "posix.sys.socket"
 local unistd = require "posix.unistd"
@@ -34,6 +46,7 @@ local M = { COMMIT = ("0123456789abcdef"):rep(3):sub(1, 40) }
 
 local LARGE = { safetensors = true, parquet = true, arrow = true, pt = true, png = true }
 local PIECE = 16384
+local LONGEST = 60              -- seconds for a program
 
 core.declare "runtime/net/net.h"
 
@@ -72,9 +85,12 @@ local function reply(connection, status, headers, body, fault)
     require("posix.time").nanosleep { tv_sec = math.floor(fault.slow),
       tv_nsec = fault.slow % 1 * 1e9 }
   end
-  if fault.flip then body = body:gsub("^(.)", function(c) return string.char(255 - c:byte()) end) end
-  if fault.cut then body = body:sub(1, fault.cut) end
+  if fault.flip then
+    body = body:gsub("^.", function(c) return string.char(255 - c:byte()) end)
+  end
+  if fault.cut or fault.part then body = body:sub(1, fault.cut or fault.part) end
   send(connection, body)
+  if fault.part then unistd.sleep(60) end
 end
 
 -- ---- what the hub answers ----
@@ -84,21 +100,32 @@ local function refuse(connection, status, code, message)
 end
 
 local function content(repository, name)
-  if repository.files then return repository.files[name] end
-  return files.read(repository.folder .. "/" .. name)
+  local own = repository.files and repository.files[name]
+  if own or not repository.folder then return own end
+  return (files.read(repository.folder .. "/" .. name))
 end
 
 local function names_of(repository)
-  if repository.folder then return folders.list(repository.folder) end
   local list = {}
-  for name in pairs(repository.files) do list[#list + 1] = name end
+  local function collect(folder, front)
+    for _, name in ipairs(folders.list(folder)) do
+      local path = folder .. "/" .. name
+      if folders.kind(path) == "folder" then collect(path, front .. name .. "/")
+      else list[#list + 1] = front .. name end
+    end
+  end
+  if repository.folder then collect(repository.folder, "") end
+  for name in pairs(repository.files or {}) do list[#list + 1] = name end
   table.sort(list)
   return list
 end
 
 local function commit_of(repository, revision)
   if revision == "main" or revision == M.COMMIT then return repository.commit or M.COMMIT end
-  return (repository.refs or {})[revision]
+  for name, commit in pairs(repository.refs or {}) do
+    if revision == name or revision == commit then return commit end
+  end
+  return nil
 end
 
 local function file_entry(repository, name)
@@ -157,7 +184,7 @@ end
 local function find(self, path)
   local kind, id, rest = path:match "^/api/(%w+)/([^/]+/[^/]+)/(.*)$"
   if kind then return self[kind] and self[kind][id], id, rest end
-  id, rest = path:match "^/datasets/([^/]+/[^/]+)(/.*)$"
+  id = path:match "^/datasets/([^/]+/[^/]+)/"
   if id then return self.datasets[id], id end
   id = path:match "^/([^/]+/[^/]+)/"
   return id and self.models[id], id
@@ -193,9 +220,12 @@ local function read_request(connection, origin)
     text = text .. more
   end
   local method, path = text:match "^(%u+) (%S+)"
+  path = path:gsub("%?.*$", "")
+  local host = path:match "^http://[^/]+"        -- a client that takes this server for a proxy
+  if host then path = path:sub(#host + 1) end
   return { method = method, path = path, origin = origin,
     token = text:match "[Aa]uthorization: Bearer ([^\r]*)" or "",
-    range = text:match "[Rr]ange: ([^\r]*)" or "" }
+    range = text:match "[Rr]ange: ([^\r]*)" or "", proxied = host or "" }
 end
 
 -- What is to go wrong with this request.
@@ -214,10 +244,12 @@ end
 local function serve(self, listener, origin)
   local connection = socket.accept(listener)
   if not connection then return end
+  socket.setsockopt(connection, socket.SOL_SOCKET, socket.SO_RCVTIMEO, 2, 0)
   local request = read_request(connection, origin)
   if request then
     local log = io.open(self.log, "a")
-    log:write(cjson.encode { request.method, request.path, request.token, request.range, origin },
+    log:write(cjson.encode { method = request.method, path = request.path, token = request.token,
+      range = request.range, origin = origin, proxied = request.proxied },
       "\n")
     log:close()
     local fault = fault_of(self, request)
@@ -239,9 +271,10 @@ end
 local function loop(self, hub, cdn)
   local list = { [hub] = { events = { IN = true } }, [cdn] = { events = { IN = true } } }
   while true do
-    poll.poll(list, 200)
-    if list[hub].revents and list[hub].revents.IN then serve(self, hub, "hub") end
-    if list[cdn].revents and list[cdn].revents.IN then serve(self, cdn, "cdn") end
+    -- What poll says is old unless something is ready.
+    local ready = poll.poll(list, 200) or 0
+    if ready > 0 and list[hub].revents.IN then serve(self, hub, "hub") end
+    if ready > 0 and list[cdn].revents.IN then serve(self, cdn, "cdn") end
     while (wait.wait(-1, wait.WNOHANG) or 0) > 0 do end       -- luacheck: ignore
     if unistd.getppid() ~= self.parent then unistd._exit(0) end
   end
@@ -252,8 +285,22 @@ local mt = { __index = methods }
 
 function methods:requests()
   local list = {}
-  for line in (files.read(self.log) or ""):gmatch "[^\n]+" do list[#list + 1] = cjson.decode(line) end
+  for line in (files.read(self.log) or ""):gmatch "[^\n]+" do
+    list[#list + 1] = cjson.decode(line)
+  end
   return list
+end
+
+function methods:environment(home, more)
+  local env = { HF_HUB_OFFLINE = "", HF_ENDPOINT = self.url, HF_HOME = home }
+  for name, value in pairs(more or {}) do env[name] = value end
+  return env
+end
+
+function methods:run(words, home, more)
+  local argv = { host.executable, "--threads", "1" }
+  for _, word in ipairs(words) do argv[#argv + 1] = word end
+  return process.run(argv, { timeout = LONGEST, env = self:environment(home, more) })
 end
 
 function methods:stop()
@@ -280,6 +327,15 @@ function M.start(options)
   unistd.close(hub)
   unistd.close(cdn)
   return self
+end
+
+function M.nowhere() return setmetatable({ url = "http://127.0.0.1:1" }, mt) end
+
+function M.with(world, f)
+  local server = M.start(world)
+  local ok, why = pcall(f, server)
+  server:stop()
+  if not ok then error(why, 0) end
 end
 
 -- As a program, `segzero tests/support/hub_server.lua KIND ID FOLDER`: serves a folder until it is

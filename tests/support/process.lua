@@ -4,6 +4,8 @@
 --   local process = require "tests.support.process"
 --   local output, status = process.run({ "./segzero", "-e", "print(1)" },
 --                                      { timeout = 60, env = { SEED = "2" } })
+--   local child = process.start(argv, { env =, output = path })      goes on beside the caller
+--   process.wait(child) -> status            process.signal(child, 9)
 --   process.now()                            seconds of a clock that only goes forward
 --
 -- output: stdout and stderr as they came. status: the exit status, 128 + n when signal n ended the
@@ -57,6 +59,29 @@ local function read_all(read_end, deadline)
   end
 end
 
+-- Output goes into a file.
+function M.start(argv, options)
+  io.flush()
+  local child = assert(unistd.fork())
+  if child ~= 0 then return child end
+  local fcntl = require "posix.fcntl"
+  local flags = fcntl.O_WRONLY + fcntl.O_CREAT + fcntl.O_TRUNC
+  become(argv, options.env or {}, assert(fcntl.open(options.output, flags, 420)))
+end
+
+-- The exit status, or 128 + n when signal n ended the program.
+local function status_of(how, status)
+  if how == "killed" then return 128 + status end
+  return status
+end
+
+function M.signal(child, number) signal.kill(child, number) end
+
+function M.wait(child)
+  local _, how, status = wait.wait(child)
+  return status_of(how, status)
+end
+
 function M.run(argv, options)
   options = options or {}
   io.flush()            -- else the child would print what is still buffered here once more
@@ -73,8 +98,7 @@ function M.run(argv, options)
   if not ended then signal.kill(child, signal.SIGKILL) end
   local _, how, status = wait.wait(child)
   if not ended then return output, M.TIMED_OUT end
-  if how == "killed" then return output, 128 + status end
-  return output, status
+  return output, status_of(how, status)
 end
 
 return M

@@ -89,8 +89,9 @@ check.case("an evaluation of each set", function()
     local folder = ("%s/eval_%d"):format(place, runs)
     local words = { "recipes/evaluate.lua", "data=" .. SETS .. set, "output_path=" .. folder,
       unpack(oracle) }
-    if set:find "grefcoco" or set:find "coco@val$" and not set:find "refer" then
+    if set:find "grefcoco" or set == "coco@val" then
       words[#words + 1] = "several=true"
+      words[#words + 1] = "task=segmentation"
     end
     local text, status = mini.run(words)
     check.equal(status, 0, set .. ": " .. text)
@@ -99,6 +100,23 @@ check.case("an evaluation of each set", function()
     for _ in io.lines(folder .. "/results.jsonl") do n = n + 1 end
     check.equal(n, rows, set .. ": rows")
   end
+end)
+
+check.case("both conventions for ReasonSeg's ignored regions", function()
+  local union = {}
+  for _, convention in ipairs { "target", "left_out" } do
+    local folder = place .. "/ignore_" .. convention
+    local text, status = mini.run { "recipes/evaluate.lua", "data=" .. SETS .. "ReasonSeg@val",
+      "oracle=true", "sam2_path=tests/golden/sam2/S5", "frame=84", "output_path=" .. folder,
+      "ignore_regions=" .. convention }
+    check.equal(status, 0, text)
+    check.ok(text:find("ignore=" .. convention, 1, true), "it is named: " .. text)
+    local first = cjson.decode(files.read(folder .. "/results.jsonl"):match "^[^\n]*")
+    check.equal(first.id, "c_3", "the first row")
+    union[convention] = first.union
+  end
+  -- All of this row's ignored square of 21 x 21 pixels is in the union of the one and not the other.
+  check.equal(union.target - union.left_out, 21 * 21, "pixels")
 end)
 
 -- ---- damaged sets ----
@@ -118,34 +136,34 @@ check.case("bad boxes, masks and images are named with file and id before step 1
   local name = damaged('("bbox": )%[[%d., ]+%]', "%1[10, 10, -4, 5]")
   local text, status, folder = train(name)
   check.ok(status ~= 0 and text:find("a box or a point is not in the image in 5", 1, true), text)
-  check.ok(text:find("refs(umd).p ref 1 text 1: the box [10,10,6,15] has its corners in", 1, true),
+  check.ok(text:find("refs(umd).p ref_id 1 text 1: the box [10,10,6,15] has its corners in", 1, true),
     text)
-  check.ok(text:find("refs(umd).p ref 2: the box [10,10,6,15]", 1, true), text)
+  check.ok(text:find("refs(umd).p ref_id 2: the box [10,10,6,15]", 1, true), text)
   check.ok(text:find("and 2 more", 1, true), "three places: " .. text)
   check.ok(not files.exists(folder), "no run folder")
 
   name = damaged('"segmentation": %[%[60.0, 10.0[^%]]*%]%]', '"segmentation": [[1, 1, 1, 1, 1, 1]]')
   text, status = train(name, { "worker.reward.compute_score=mask_iou",
     "worker.reward.sam2_path=tests/golden/sam2/S5" })
-  check.ok(status ~= 0 and text:find("ref 2: the mask (polygons) is empty", 1, true), text)
+  check.ok(status ~= 0 and text:find("ref_id 2: the mask (polygons) is empty", 1, true), text)
 
   local root
   name, root = damaged("miniature", "miniature")
   os.remove(root .. "/images/train2014/COCO_train2014_000000000002.jpg")
   text, status = train(name)
-  check.ok(status ~= 0 and text:find("refs%(umd%).p ref 4: .*000000000002.jpg: No such file"), text)
+  check.ok(status ~= 0 and text:find("refs%(umd%).p ref_id 4: .*000000000002.jpg: No such file"), text)
   text, status = train(name, { "data.on_bad_row=skip" })
   check.equal(status, 0, "left out: " .. text)
 
   name = damaged('"id": 5001', '"id": 5901')
   text, status = train(name)
-  check.ok(status ~= 0 and text:find("ref 2: .*instances.json has no annotation 5001"), text)
+  check.ok(status ~= 0 and text:find("ref_id 2: .*instances.json has no annotation 5001"), text)
 end)
 
 check.case("a set of several objects needs the prompt that asks for a list", function()
   local text, status = train(SETS .. "refer_seg/grefcoco")
   check.ok(status ~= 0 and text:find("the reward seg_strict reads <box>", 1, true), text)
-  check.ok(text:find("grefs(unc).json ref 1 text 1", 1, true), "the place: " .. text)
+  check.ok(text:find("grefs(unc).json ref_id 21 text 1", 1, true), "the place: " .. text)
 end)
 
 check.case("data.image_dir: images elsewhere", function()

@@ -10,11 +10,13 @@
 --   ```lua      run by ./segzero. A block that starts with the comment "-- NAME.lua: ..." is saved
 --               under that name first.
 --   ```python   not run
+-- Names on the hub are those of a server on loopback with small models and sets under them.
 -- Indented blocks are output and not run. Leaves out: whether the output is what the page says.
 
 local check = require "tests.support.check"
 local host = require "segzero.host"
 local image = require "segzero.formats.image"
+local hub_server = require "tests.support.hub_server"
 local refshapes = require "segzero.data.refshapes"
 
 local ROOT = host.root
@@ -124,17 +126,39 @@ local function make_sandbox()
   write(folder .. "/make", ("#!/bin/sh\nexec /usr/bin/make -n -C %s \"$@\"\n"):format(quoted(ROOT)))
   shell(("chmod +x %s/segzero %s/make"):format(quoted(folder), quoted(folder)))
 
-  -- What a user has: a checkpoint, SAM2, data sets, annotations and a photograph.
+  -- What a user has: a checkpoint, SAM2, data sets, annotations, a photograph, a run of Seg-Zero.
   shell(("ln -s models/tiny/qwen2.5-vl %s/Qwen2.5-VL-3B-Instruct"):format(quoted(folder)))
   shell(("ln -s models/tiny/sam2 %s/sam2.1-hiera"):format(quoted(folder)))
   shell(("ln -s tests/golden/annotations %s/data"):format(quoted(folder)))
   shell(("mkdir -p %s/refcocog"):format(quoted(folder)))
+  local step = quoted(folder .. "/seg_zero_run/global_step_50")
+  local golden = quoted(ROOT .. "/tests/golden/dtensor/seg_zero/actor")
+  shell(("mkdir -p %s && cp -r %s %s"):format(step, golden, step))
   for _, split in ipairs { "train", "val" } do
     local options = { n = 4, size = 112, seed = 1, split = "train" }
     refshapes.write_dataset(folder .. "/refcocog/" .. split, options, image.write_png)
   end
   image.write_png(folder .. "/photo.png", photograph.width, photograph.height, 3, photograph.rgb)
   return folder
+end
+
+-- What the pages name on the hub.
+local POLICY = { folder = "models/tiny/qwen2.5-vl" }
+local SETS = "tests/golden/hub_sets/"
+local function start_hub()
+  local server = hub_server.start {
+    models = { ["Qwen/Qwen2.5-VL-3B-Instruct"] = POLICY, ["Ricky06662/Seg-Zero-7B"] = POLICY,
+      ["facebook/sam2-hiera-large"] = { folder = "models/tiny/sam2" } },
+    datasets = { ["Ricky06662/refCOCOg_2k_840"] = { folder = SETS .. "refCOCOg_2k_840" },
+      ["Ricky06662/ReasonSeg_test"] = { folder = SETS .. "ReasonSeg_test" } },
+  }
+  local home = shell("mktemp -d"):gsub("%s+$", "")
+  local variables = { HF_HUB_OFFLINE = "", HF_ENDPOINT = server.url, HF_HOME = home }
+  for name, value in pairs(variables) do require("posix.stdlib").setenv(name, value) end
+  return function()
+    server:stop()
+    shell("rm -rf " .. quoted(home))
+  end
 end
 
 local runners = {}
@@ -174,6 +198,7 @@ end
 
 local wanted = arg[1] or ""
 local count = 0
+local stop_hub = start_hub()
 local list = shell("cd " .. quoted(ROOT) .. " && ls README.md docs/*.md docs/*/*.md")
 for page in list:gmatch "%S+" do
   if page:find(wanted, 1, true) then
@@ -181,5 +206,6 @@ for page in list:gmatch "%S+" do
     run_page(page)
   end
 end
+stop_hub()
 check.ok(count > 0, "a page has '" .. wanted .. "' in its name")
 check.finish()

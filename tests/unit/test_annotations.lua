@@ -136,6 +136,9 @@ check.case("names and splits", function()
   check.equal(count "refer_seg/refcoco+@testB", 2, "testB and testAB")
   check.equal(count "refer_seg/refcoco+@test", 3, "all that have test in their name")
   check.equal(count "ReasonSeg/val", 3, "a folder of a split")
+  check.equal(count("ReasonSeg", { purpose = "train" }), 2, "training takes train")
+  check.equal(count("ReasonSeg", { purpose = "heldout" }), 3, "held-out rows are val")
+  check.equal(count("coco", { purpose = "heldout" }), 6, "of COCO as well")
   for name, message in pairs {
     ["refer_seg/refcocog@minival"] = "refs%(umd%)%.p: there is no split 'minival'; there is: test, "
       .. "train, val$",
@@ -147,6 +150,24 @@ check.case("names and splits", function()
     ["coco/annotations/instances_val2017.json@val"] = "is one file and has no splits, so no 'val'$",
   } do
     check.raises(function() count(name) end, message, name)
+  end
+end)
+
+check.case("a folder by a link, and from inside", function()
+  local unistd = require "posix.unistd"
+  local here = unistd.getcwd()
+  unistd.link(here .. "/" .. SETS .. "refer_seg", place .. "/linked", true)
+  unistd.link(here .. "/" .. SETS .. "refer_seg/refcocog", place .. "/mine", true)
+  local linked = annotations.open(place .. "/linked/refcocog@val")
+  check.equal(linked:meta(1).id, "refcocog_3", "a link above")
+  local folder = here .. "/" .. SETS .. "refer_seg/images/train2014"
+  local set = annotations.open(place .. "/mine@val", { image_dir = folder })
+  check.equal(set:meta(1).id, "mine_3", "named by the link")
+  for from, name in pairs { ["refer_seg"] = "refcocog@val", ["refer_seg/refcocog"] = ".@val" } do
+    unistd.chdir(here .. "/" .. SETS .. from)
+    local ok, entry = pcall(function() return annotations.open(name):meta(1) end)
+    unistd.chdir(here)
+    check.equal(ok and entry.id, "refcocog_3", name .. " in " .. from)
   end
 end)
 
@@ -235,6 +256,9 @@ check.case("refs that are cut off or hostile are one line", function()
     ["(lp0\nI1\na."] = "ref 1 has no split",
     ["(lp0\n(dp1\nS'split'\nS'val'\nsS'ann_id'\nI3\nsa."] = "ref 1 has no image_id",
     ["(lp0\n(dp1\nS'split'\nS'val'\nsa."] = "ref 1 has no ann_id",
+    ["(lp0\n(dp1\nS'split'\nS'val'\nsS'ann_id'\nI3\nsS'image_id'\nI3\nsa."] = "ref 1 has no ref_id",
+    ["(lp0\n(dp1\nS'split'\nS'val'\nsS'ann_id'\nI3\nsS'image_id'\nI3\nsS'ref_id'\nI4\n"
+      .. "sS'sentences'\n(l(dS'sent'\nS'caf\\xe9'\nsasa."] = "sentence 1 of ref 1 is not UTF%-8",
     ["(l."] = "there are no refs",
   } do
     write(path, text)

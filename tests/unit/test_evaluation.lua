@@ -262,6 +262,17 @@ check.case("a mask with nothing inside is a row without a target", function()
   check.equal({ why, t.count, #t.objects }, { nil, 0, 0 }, "no objects")
 end)
 
+check.case("an empty list of boxes needs no mask", function()
+  local row = { id = "1", solution = "", image = { width = 2, height = 1 },
+    columns = { bbox = {} } }
+  function row.mask() error("the mask is null", 0) end
+  local t, why = target_of.of(row, { masks = true, ignore = "target" })
+  check.equal({ why, t.count, t.mask:totable() }, { nil, 0, { { 0, 0 } } }, "nothing to find")
+  row.columns.bbox = { 1, 2, 3, 4 }
+  t, why = target_of.of(row, { masks = true, ignore = "target" })
+  check.equal({ t.mask, why }, { nil, "the mask is null" }, "a box, so there should be a mask")
+end)
+
 check.case("boxes of other forms", function()
   local row = { id = "1", solution = "", image = { width = 20, height = 10 }, columns = {} }
   for text, count in pairs { ["[1, 2, 3, 4]"] = 1, ["[[1, 2, 3, 4], [5, 6, 7, 8]]"] = 2,

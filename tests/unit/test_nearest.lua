@@ -3,7 +3,7 @@
 -- Leaves out: the programs' messages (tests/system/test_messages.lua).
 
 local check = require "tests.support.check"
-local foreign = require "segzero.config.foreign"
+local foreign = require "segzero.config.foreign.keys"
 local grpo = require "segzero.config.grpo"
 local nearest = require "segzero.core.nearest"
 local values = require "segzero.config.values"
@@ -117,11 +117,10 @@ check.case("torch_dtype and adamw_bf16 mean bf16", function()
 end)
 
 check.case("the tables fit the schema", function()
-  for key in pairs(foreign.ignored) do
+  for _, foreign_row in ipairs(foreign.rows) do
+    local key = foreign_row.key
     check.equal(grpo.schema:find(key), nil, key .. " is no setting of ours")
-  end
-  for key, meanings in pairs(foreign.means) do
-    for value, settings in pairs(meanings) do
+    for value, settings in pairs(foreign_row.reads or {}) do
       for _, setting in ipairs(settings) do
         local row = grpo.schema:find(setting[1])
         check.ok(row and values.convert(row, setting[2], print), key .. "=" .. value)

@@ -6,13 +6,15 @@
 --   function M.settings(args) ... return cfg end    reads and checks; raises the user's mistakes
 --   function M.execute(cfg) ... end                 does the work
 --   M.run = cli.runner(M)                           run(args): both, for scripts that call it
+--   M.on_ranks = true                               several ranks can share the work
 --   cli.main(M)                                     the last line but `return M`
 --   return M
 --
 -- A mistake in the settings is printed as "NAME: message" and ends the program with status 2. An
 -- error in the work ends it with status 1, unless usage_error raised it for a wrong option that
 -- shows up late, or a signal was the reason: then the status is 128 + its number. A module may have
--- run(args) instead of `execute`; its errors go to the host program (status 1).
+-- run(args) instead of `execute`; its errors go to the host program (status 1). With several ranks
+-- the first one alone prints.
 -- Leaves out: parsing (schema.lua).
 
 local arguments = require "segzero.config.arguments"
@@ -43,7 +45,10 @@ local function call(f, ...)
   return pcall(f, ...)
 end
 
+local follower = false          -- a rank that does not print
+
 local function fail(status, why)
+  if follower then require("segzero.train.parallel").mute() end
   local name = arg[0]:match "([^/]+)$":gsub("%.lua$", "")
   local found, host = pcall(require, "segzero.host")
   if found then host.fail(name, tostring(why), status) end
@@ -58,6 +63,17 @@ local function execute(module, ok, ...)
   if not done then fail(work_status, why) end
 end
 
+-- With several ranks: refuses what one process does alone.
+local function join_ranks(module)
+  local ranks = require "segzero.core.ranks"
+  if not ranks.launched() then return end
+  local world = ranks.world()
+  if world:size() == 1 then return end
+  follower = world:rank() > 0
+  if follower then require("segzero.train.parallel").quiet() end
+  if not module.on_ranks then fail(2, "it works on one rank: leave out --ranks, mpirun and srun") end
+end
+
 -- Runs the calling file's module if the file is the script that was started, or if a script runs it
 -- by dofile() with an `arg` of its own. Call it from the file's main chunk.
 function M.main(module)
@@ -70,6 +86,7 @@ function M.main(module)
     io.write(module.schema:help(part), "\n")
     return
   end
+  join_ranks(module)
   if not module.execute then
     module.run(arg)
     return

@@ -22,6 +22,7 @@ local M = {}
 local EMBEDDED_TOKENS = 110           -- enough for the embedded model's answers
 local EMBEDDED_SEVERAL_TOKENS = 320
 local REFSHAPES_ROWS = 128
+local SCRIPT_SAM2 = "facebook/sam2-hiera-large"
 
 local models = {
   { key = "model_path", type = "text", default = "", null = "", path = true,
@@ -30,7 +31,8 @@ local models = {
       .. "A,B,C: each of them, with one table" },
   { key = "checkpoints", type = "text", default = "newest", choices = { "newest", "all" },
     help = "of a run in model_path: all evaluates each, with one table and plots" },
-  { key = "adapter", type = "text", path = true, optional = true, help = "a folder of LoRA adapters for it" },
+  { key = "adapter", type = "text", path = true, optional = true,
+    help = "a folder of LoRA adapters for it" },
   { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
     help = "of the model's weights; null: the dtype of its config.json" },
   { key = "sam2_path", type = "text", default = "", null = "none", path = true,
@@ -43,7 +45,7 @@ local models = {
 local data = {
   { key = "data", type = "text", default = "refshapes", path = true, also = { "test_data_path" },
     help = "a folder with data.jsonl, Parquet or Arrow files (name@split), annotations of COCO, "
-      .. "refer or ReasonSeg, refshapes or refshapes_multi (several=true)" },
+      .. "refer or ReasonSeg, a name on the hub, refshapes or refshapes_multi (several=true)" },
   { key = "prompt_key", type = "text", default = "problem", also = { "data.prompt_key" },
     help = "the column of the question; the default also stands for text, prompt, messages and "
       .. "conversations" },
@@ -111,6 +113,8 @@ local scores = {
     help = "bootstrap resamples of the intervals" },
   { key = "output_path", type = "text", path = true, default = "runs/evaluate",
     help = "the folder to write; one that holds a run already gets -2, -3, ..." },
+  { key = "visual_results", type = "boolean", default = false,
+    help = "also an image and a text of every answer, in visual_results/ of the results' folder" },
   { key = "parts", type = "count", default = 1, max = 2 ^ 20, also = { "num_parts" },
     help = "divide the rows into this many runs" },
   { key = "part", type = "integer", default = 0, min = 0, help = "the part of this run, from 0" },
@@ -190,7 +194,23 @@ local function is_refshapes(cfg)
   return cfg.data == "refshapes" or cfg.data == "refshapes_multi"
 end
 
+-- With Seg-Zero's arguments their scripts' default models hold, too; the embedded ones know
+-- RefShapes only.
+local function has_script_models(cfg) return cfg.idx ~= nil and not is_refshapes(cfg) end
+
+local function script_policy(cfg)
+  if not cfg.several then return "Ricky06662/Seg-Zero-7B" end
+  local folder = "pretrained_models/VisionReasoner-7B"
+  if files.exists(folder .. "/config.json") then return folder end
+  return "Ricky06662/VisionReasoner-7B"
+end
+
 local function find_policy(cfg, given)
+  local has_default = has_script_models(cfg) and not cfg.oracle
+  if cfg.model_path == "" and not given.model_path and has_default then
+    cfg.model_path = script_policy(cfg)
+    console.say("no model named: taking the script's default, " .. cfg.model_path)
+  end
   local embedded = cfg.model_path == ""
   cfg.model_path = paths.policy(cfg.model_path, cfg.several)
   if embedded and not given.max_new_tokens then
@@ -215,8 +235,13 @@ local function find_policy(cfg, given)
   end
 end
 
-local function find_sam2(cfg)
-  local path, origin = paths.sam2(cfg.sam2_path, { model = cfg.model_path, data = cfg.data })
+local function find_sam2(cfg, given)
+  local options = { model = cfg.model_path, data = cfg.data }
+  local path, origin = paths.sam2(cfg.sam2_path, options)
+  if path == "" and not given.sam2_path and has_script_models(cfg) then
+    console.say("no SAM2 named: taking the script's default, " .. SCRIPT_SAM2)
+    path = paths.sam2(SCRIPT_SAM2, options)
+  end
   cfg.sam2_path = path
   if origin == "embedded" then
     console.say("no SAM2 named: using the embedded " .. path)
@@ -258,7 +283,7 @@ function M.settings(args)
   if is_refshapes(cfg) then
     cfg.rows = cfg.rows or REFSHAPES_ROWS
   end
-  find_sam2(cfg)
+  find_sam2(cfg, given)
   return cfg, given
 end
 

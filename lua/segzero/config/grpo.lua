@@ -282,9 +282,9 @@ local trainer = {
     help = "with algorithm.online_filtering: most draws for a step; 0 or -1: no limit" },
   { key = "trainer.experiment_name", type = "text", default = "refcocog_grpo",
     help = "the run folder is runs/NAME; NAME-2, NAME-3, ... if that one holds anything" },
-  { key = "trainer.save_checkpoint_path", type = "text", optional = true, path = true,
+  { key = "trainer.save_checkpoint_path", type = "text", optional = true,
     help = "another run folder" },
-  { key = "trainer.load_checkpoint_path", type = "text", optional = true, path = true,
+  { key = "trainer.load_checkpoint_path", type = "text", optional = true,
     help = "go on from this global_step_N, or from the newest one of a run folder; in the same " ..
       "folder, or in a new one that trainer.save_checkpoint_path names" },
   { key = "trainer.find_last_checkpoint", type = "boolean", default = false,
@@ -444,7 +444,7 @@ local function find_last_checkpoint(cfg)
   local t = cfg.trainer
   if not t.find_last_checkpoint or t.load_checkpoint_path then return end
   local folder = t.save_checkpoint_path or "runs/" .. t.experiment_name
-  local latest = require("segzero.train.checkpoint").latest(folder)
+  local latest = require("segzero.train.run.checkpoint").latest(folder)
   if not latest then return end
   t.load_checkpoint_path = folder
   console.say("trainer.find_last_checkpoint: going on from " .. latest)

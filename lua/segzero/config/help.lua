@@ -45,7 +45,7 @@ function M.text(schema, part)
   if not part then
     usage_lines(schema, out)
     out[#out + 1] = schema.about
-    out[#out + 1] = "Also: --key value, --key=value, config=FILE.yaml (the last wins), --help PART."
+    out[#out + 1] = "Also: --key value, --key=value, config=FILE.yaml (below the command line), --help PART."
     for _, line in ipairs(schema.notes) do out[#out + 1] = line end
   end
   local shown = 0

@@ -9,8 +9,8 @@
 --   paths.expand "~/data/$SET"            ~ and variables as the shell reads them
 --
 -- infer, evaluate and the GRPO recipes all use it. Nothing is loaded.
--- Names on the Hugging Face hub become folders of its cache; of a policy the small files are fetched
--- alone, so that data can be checked before gigabytes are downloaded.
+-- Names on the Hugging Face hub become folders of its cache; of a policy the small files alone are
+-- fetched here, so that data can be checked before gigabytes are downloaded.
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -84,8 +84,8 @@ function M.policy(named, several, label)
 end
 
 -- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none.
--- options.label: the setting's name; options.model: the policy's folder; options.data: the data set that is evaluated. The embedded
--- SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
+-- options.label: the setting's name; options.model: the policy's folder; options.data: the data set
+-- that is evaluated. The embedded SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
 -- trained from it) and for evaluations on RefShapes. The second result says where a default came
 -- from: "embedded", or "missing" if the embedded one is not installed.
 function M.sam2(named, options)
@@ -105,9 +105,11 @@ function M.check_sam2(setting, path)
   if not files.exists(path) then
     error(("%s: %s: there is no such file or folder"):format(setting, path), 0)
   end
-  if files.exists(path .. "/.") and not files.exists(path .. "/config.json") then
-    error(("%s: no SAM2 in %s: it has no config.json"):format(setting, path), 0)
-  end
+  if not files.exists(path .. "/.") or files.exists(path .. "/config.json") then return end
+  local ok, original = pcall(require("segzero.models.sam2.names").file_in, path)
+  if not ok then error(("%s: %s"):format(setting, original), 0) end
+  if original then return end
+  error(("%s: no SAM2 in %s: it has no config.json and no .pt file"):format(setting, path), 0)
 end
 
 -- The folder to which a recipe writes its model. A default gets -2, -3, ... if it holds anything; a

@@ -16,7 +16,7 @@ local input = {
   { key = "image_key", type = "text", default = "image", also = { "data.image_key" },
     help = "its column of the image; the default also stands for images" },
   { key = "rows", type = "count", optional = true, max = 2 ^ 31,
-    help = "only this many; null: all" },
+    help = "only this many entries; null: all" },
   { key = "shuffle", type = "boolean", default = false,
     help = "in an order drawn from the seed, so that `rows` is a sample" },
   { key = "seed", type = "integer", default = 42, min = 0, max = 2 ^ 53, help = "of the order" },
@@ -72,8 +72,8 @@ M.schema = schema.new {
 function M.settings(args)
   local cfg, given = M.schema:read(args)
   if cfg.data == "" then
-    error("data is missing: name annotations or a data set with masks, data=refer_seg/refcocog@train",
-      0)
+    error("data is missing: name annotations or a data set with masks, "
+      .. "data=refer_seg/refcocog@train", 0)
   end
   if cfg.no_target and not cfg.several then
     error("no_target=true needs several=true: one object's row always has a box", 0)

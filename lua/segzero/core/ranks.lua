@@ -1,5 +1,6 @@
 -- ranks.lua - the processes of one job and what they exchange (runtime/comm/comm.h).
 --
+--   ranks.launched()                     whether mpirun or srun started this process
 --   local world = ranks.world()          all ranks; one if no launcher started this process
 --   world:rank(), world:size()           from 0; the number of ranks
 --   world:split(colour) -> a group       the ranks that give the same number
@@ -35,6 +36,13 @@ local mt = { __index = methods }
 local function wrap(pointer, owned)
   if owned then pointer = ffi.gc(check(pointer), C.sz_comm_free) end
   return setmetatable({ pointer = check(pointer) }, mt)
+end
+
+local VARIABLES = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK" }
+
+function M.launched()
+  for _, name in ipairs(VARIABLES) do if os.getenv(name) then return true end end
+  return false
 end
 
 local world

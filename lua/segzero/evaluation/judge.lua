@@ -6,7 +6,7 @@
 -- options:
 --   frames      of frame.settings; a row that a model has seen knows its frames already
 --   several     true: VisionReasoner's lists of objects
---   task        of target.lua: in detection and counting a point may be missing
+--   task        of target.lua: in detection and counting without masks a point may be missing
 --   ignore      of target.lua
 --   oracle      true: the true boxes and points instead of an answer
 --   masks       whether the data has masks to compare with; segmenter: segmenter.new(sam), if so
@@ -15,7 +15,7 @@
 -- index, id, image_id, ann_id, category, problem, text, think, bbox, points (several: lists of
 -- boxes and of points), true_objects, found_objects and matched (several: numbers of objects, and
 -- of boxes that fit one to one), true_boxes and box_scores (detection: lists), box_stated (whether
--- the column bbox is the truth), score (SAM2's own), intersection, union, iou (pixels), box_iou,
+-- the set states boxes), score (SAM2's own), intersection, union, iou (pixels), box_iou,
 -- box_hit (over 0.5), failure, failure_kind. With several, a rightly empty list has iou 1. A
 -- missing value is cjson.null. failure_kind is
 --   "answer"    the text cannot be read
@@ -94,7 +94,7 @@ end
 local function read_answer(text, row, options)
   local parse = answers.parse
   if options.several then parse = answers.parse_list end
-  local needs_points = options.task == nil or options.task == "segmentation"
+  local needs_points = options.masks or options.task == "segmentation"
   if options.several and not needs_points then parse = answers.parse_boxes end
   local found, why = parse(text)
   if not found then return nil, why end
@@ -243,7 +243,7 @@ function M.row(entry, options)
     record.union = segmenter_of.compare(target.mask, target.mask, target.ignored)
   end
   record.category = target.category or null
-  record.box_stated = target_of.has_box(row)
+  record.box_stated = target.is_stated == true
   if options.several then record.true_objects = target.count or null end
 
   -- The answer.

@@ -7,8 +7,8 @@
 --
 -- A row is a list of {key, value} in their order; read() returns plain tables. By task:
 --   segmentation   image_id, ann_id, think, intersection, union, bbox_iou: 1.0 if a box of the
---                  answer overlaps the column bbox by more than half, else 0.0, also without that
---                  column
+--                  answer overlaps a true one by more than half, else 0.0, also if only a mask
+--                  states the truth
 --   detection      a row for each box of an answer: image_id, ann_id, think, category_id, bbox (the
 --                  corners in the image's pixels), score (the box's share of the image)
 --   counting       image_id, ann_id, think, pred_count, gt_count; an answer that cannot be read

@@ -37,6 +37,7 @@ local shared_folder = require "segzero.evaluation.shared_folder"
 local stop = require "segzero.core.stop"
 local target_of = require "segzero.evaluation.target"
 local visible = require "segzero.core.visible"
+local visual_results = require "segzero.evaluation.visual_results"
 local M = {}
 
 local null = cjson.null
@@ -148,6 +149,7 @@ local function judge_row(run, entry)
   run.records[#run.records + 1] = record
   run.results:write(files.json(record) .. "\n")
   report_error(run, entry, record)
+  if run.write_visual then run.write_visual(entry.row, record, mask) end
 
   local kept = { record = record, mask = mask, objects = objects, held = 2 }
   if run.masks then
@@ -228,11 +230,8 @@ local function look_at(run, first)
   if not ok then row = {} end
   run.masks = cfg.sam2_path ~= "" and row.mask ~= nil
   if cfg.task == "auto" then cfg.task = target_of.task(row) end
-  if cfg.task ~= "segmentation" then
-    run.masks = false
-    if not cfg.several then
-      error(("task=%s reads lists of objects: set several=true"):format(cfg.task), 0)
-    end
+  if cfg.task ~= "segmentation" and not cfg.several then
+    error(("task=%s reads lists of objects: set several=true"):format(cfg.task), 0)
   end
   local columns = row.columns or {}
   cfg.has_ignored = set.ignore_masks == true or row.ignore_mask ~= nil
@@ -291,23 +290,39 @@ local function introduce(run, total, first, last)
   if run.policy then run.say(coordinates.sentence(run.frames, run.set, run.policy)) end
 end
 
--- The rows, checked before a model is loaded.
-local function open_set(cfg, say)
+-- The set as it is stored.
+local function open_set(cfg)
   local is_generated = cfg.data == "refshapes" or cfg.data == "refshapes_multi"
   local split = cfg.split
   if cfg.idx and not is_generated then split = "test" end
-  local set = data.sources.open(cfg.data, {
+  return data.sources.open(cfg.data, {
     split = split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
     prompt_key = cfg.prompt_key, answer_key = cfg.answer_key, image_key = cfg.image_key,
     image_dir = cfg.image_dir, several = cfg.several,
   })
-  local last
-  if cfg.on_bad_row ~= "skip" then last = cfg.rows end
-  return check.rows(set, {
-    last = last, name = "data", key = "on_bad_row", on_bad_row = cfg.on_bad_row, reward = "",
+end
+
+-- How many rows there are, and the first and last one of this part.
+local function divide(cfg, set)
+  local total = math.min(set:count(), cfg.rows or math.huge)
+  return total, M.part_of(total, cfg.part, cfg.parts)
+end
+
+-- The set, checked before a model is loaded, and what divide() returns. A part checks its own rows.
+-- If bad ones are left out, all are checked, so that all parts leave out the same.
+local function open_part(cfg, say)
+  local set = open_set(cfg)
+  local options = {
+    name = "data", key = "on_bad_row", on_bad_row = cfg.on_bad_row, reward = "",
     solution_frame = frame.settings(cfg).solution, masks = cfg.sam2_path ~= "",
     empty_masks = cfg.several, say = say,
-  })
+  }
+  if cfg.on_bad_row ~= "skip" then
+    local _
+    _, options.first, options.last = divide(cfg, set)
+  end
+  set = check.rows(set, options)
+  return set, divide(cfg, set)
 end
 
 -- Judges the rows. A stop is an error that says what results.jsonl has.
@@ -356,9 +371,7 @@ local function evaluate(cfg, options)
   local started = now()
   folders.check(cfg.output_path, "output_path")
   if cfg.idx then shared_folder.check(cfg.output_path, cfg.idx) end
-  local set = open_set(cfg, options.say)
-  local total = math.min(set:count(), cfg.rows or math.huge)
-  local first, last = M.part_of(total, cfg.part, cfg.parts)
+  local set, total, first, last = open_part(cfg, options.say)
   if last < first then return finish_empty(cfg, total, options.say) end
   local run = {
     config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1),
@@ -376,6 +389,9 @@ local function evaluate(cfg, options)
   run.folder = claim_folder(run)
   write_config(run, total, first, last)
   run.results = lines.create(run.folder .. "/results.jsonl")
+  if cfg.visual_results then
+    run.write_visual = visual_results.writer(run.folder .. "/visual_results")
+  end
   introduce(run, total, first, last)
 
   judge_all(run, first, last)

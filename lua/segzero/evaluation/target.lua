@@ -6,18 +6,18 @@
 --     t.objects    {{bbox =, points = {...}}, ...} in the image's pixels; nil if nothing states any
 --     t.count      how many objects there are; nil if only a mask states the target
 --     t.category   the column cat_id, or nil
+--     t.is_stated  whether the solution or the column bbox states the objects
 --   target.release(t)                frees both masks
 --   target.task(row)                 "counting" with a column count, "detection" with cat_id, else
 --                                    "segmentation"
 --   target.ids(row)                  image_id and ann_id as the set has them; else the row's id
---   target.has_box(row)              whether the row has the column bbox
 --
 -- ignore: what the pixels of row.ignore_mask are. "target": they belong to the target, as in the
 -- sets that Seg-Zero put on the hub; "left_out": they are neither target nor background, as in
 -- LISA's evaluation. Objects are those of the solution, else of the column bbox (four numbers, a
 -- list of such, or either as JSON), else the box around the mask. A mask with nothing inside is a
--- row without a target. why: a mask that cannot be read, which leaves t.mask nil; or objects that
--- cannot. Leaves out: answers.
+-- row without a target, and so is an empty list in the column bbox with a null for the mask. why: a
+-- mask that cannot be read, which leaves t.mask nil; or objects that cannot. Leaves out: answers.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
@@ -45,8 +45,6 @@ function M.ids(row)
   local ann_id = column(row, "ann_id")
   return image_id or row.id, ann_id or row.id
 end
-
-function M.has_box(row) return column(row, "bbox") ~= nil end
 
 local function is_box(v)
   if type(v) ~= "table" or #v ~= 4 then return false end
@@ -107,6 +105,7 @@ local function add_objects(t, row)
   if t.mask and not truth.has_objects(row) and is_empty(t.mask) then objects = {} end
   t.objects = objects
   t.count = tonumber(column(row, "count"))
+  t.is_stated = objects ~= nil and not is_around
   if t.count or not objects then return end
   if not is_around or #objects == 0 then t.count = #objects end
 end
@@ -120,8 +119,18 @@ local function unite(mask, other)
   end
 end
 
+-- The true mask. A row whose column bbox is an empty list has no target, and may have no mask.
+local function read_mask(row)
+  local ok, mask = pcall(row.mask, true)
+  if ok then return mask end
+  if core.is_interrupt(mask) then error(mask, 0) end
+  local boxes = stated_boxes(row)
+  if not boxes or #boxes > 0 then error(mask, 0) end
+  return tensor.zeros({ row.image.height, row.image.width }, { dtype = "u8" })
+end
+
 local function add_masks(t, row, options)
-  t.mask = row.mask(true)
+  t.mask = read_mask(row)
   if not row.ignore_mask then return end
   local ignored = row.ignore_mask(true)
   if options.ignore == "left_out" then

@@ -301,9 +301,16 @@ local function pixels_of(column, row)
     if not batch_of.is_valid(list, y) then error("the mask has a null for a row", 0) end
     batch_of.range(list, y)
   end
+  local offsets = list.offsets
+  if not offsets then
+    -- Lists of a fixed size have none.
+    offsets = ffi.new("int64_t[?]", count + 1)
+    for y = 0, count do offsets[y] = (first + y) * list.field.count end
+    first = 0
+  end
   local valid
   if bits.valid then valid = function(p) return batch_of.is_valid(bits, p) end end
-  return bool_rows.of_offsets(first, count, list.offsets, bits.data, 0, valid)
+  return bool_rows.of_offsets(first, count, offsets, bits.data, 0, valid)
 end
 
 function methods:mask(i, name, use)

@@ -7,9 +7,10 @@
 --   f:value(i, name)            one column of a row
 --   f:kind(name)                {form = "bool" | "number" | "bytes" | "list" | "struct" | "map",
 --                               element = of a list, fields = {name -> kind} of a struct}, or nil
---   f:bytes(i, {name, ...}, use)      use(pointer, count) of the bytes of a column, of a struct's
---                               field or of a list's first element; they are freed after it. Returns
---                               what it returns; nil without calling it for a null
+--   f:bytes(i, {name, ...}, use)      use(pointer, count, elements) of the bytes of a column, of a
+--                               struct's field or of a list's first element, with the list's length;
+--                               they are freed after it. Returns what it returns; nil without
+--                               calling it for a null
 --   f:mask(i, name, use)        use(mask) of a column list<list<bool>>; see bool_rows.lua
 --   f:pair("huggingface")       a text of the file's metadata, or nil
 --   f:close()
@@ -338,10 +339,14 @@ end
 function methods:bytes(i, path, use)
   local values, node = leaf_values(self, i, path)
   if values.count == 0 then return free(values) end
-  if values.offsets == nil then return use_and_free(values, use, values.data, node.width) end
+  local length
+  if node.max_rep > 0 then length = tonumber(values.levels) end
+  if values.offsets == nil then
+    return use_and_free(values, use, values.data, node.width, length)
+  end
   local first = values.offsets[0]
   local count = tonumber(values.offsets[1] - first)
-  return use_and_free(values, use, values.data + first, count)
+  return use_and_free(values, use, values.data + first, count, length)
 end
 
 function methods:mask(i, name, use)

@@ -319,6 +319,7 @@ function M.run(path, text, reader)
     memoized = 0, objects = 0, what = reader.what, lowest = reader.lowest, globals = reader.globals,
     refused = reader.refused, most = reader.most or MAX_OBJECTS,
   }
+  -- The reader's own methods and opcodes come first.
   local methods = setmetatable(reader.methods or {}, P)
   setmetatable(p, { __index = methods })
   local own = reader.ops or {}
@@ -331,6 +332,7 @@ function M.run(path, text, reader)
     if not f then p:fail("opcode %s is not read", name_of(op)) end
     f(p)
   end
+  -- One value is left, and nothing after it.
   local root = p:pop()
   if p.n ~= 0 or #p.marks ~= 0 then p:fail("it ends in the middle") end
   if p.at ~= #text + 1 then p:fail("%d bytes after its end", #text + 1 - p.at) end

@@ -90,15 +90,18 @@ end
 -- Bresenham's line between two pixels of the image, from left to right.
 local function line(x1, y1, x2, y2, width, out, value)
   if x2 < x1 then x1, y1, x2, y2 = x2, y2, x1, y1 end
+  -- The long direction is walked; now and then a step to the side is added.
   local dx = x2 - x1
   local dy = math.abs(y2 - y1)
-  local down = y2 < y1 and -width or width
+  local down = width
+  if y2 < y1 then down = -width end
   local long_step = 1
   local side_step = down
   if dy > dx then
     dx, dy = dy, dx
     long_step, side_step = side_step, long_step
   end
+  -- The error decides when.
   local err = dx - 2 * dy
   local at = y1 * width + x1
   for _ = 0, dx do
@@ -142,19 +145,37 @@ local function boundary(points, width, height, out, value)
   return edges
 end
 
--- Fills the row y between each odd crossing and the next one.
+-- Fills the row y between each odd crossing of these edges and the next one.
 local function fill_row(edges, y, width, out, value)
   local crossings = {}
-  for _, edge in ipairs(edges) do
-    if edge.y0 <= y and y < edge.y1 then
-      crossings[#crossings + 1] = edge.x + (y - edge.y0) * edge.dx
-    end
-  end
+  for i, edge in ipairs(edges) do crossings[i] = edge.x + (y - edge.y0) * edge.dx end
   table.sort(crossings)
   for i = 1, #crossings - 1, 2 do
     local first = math.max(0, ceil(crossings[i] / ONE))
     local last = math.min(width - 1, floor(crossings[i + 1] / ONE))
     if first <= last then ffi.fill(out + y * width + first, last - first + 1, value) end
+  end
+end
+
+-- Fills all rows. The edges of a row are those of the row before that go on, and new ones.
+local function fill(edges, width, height, out, value)
+  table.sort(edges, function(a, b) return a.y0 < b.y0 end)
+  local active = {}
+  local bottom = 0
+  for _, edge in ipairs(edges) do bottom = math.max(bottom, edge.y1) end
+  local added = 0
+  for y = math.max(0, edges[1].y0), math.min(height, bottom) - 1 do
+    -- Edges that go on, then those that begin.
+    local going = {}
+    for _, edge in ipairs(active) do
+      if y < edge.y1 then going[#going + 1] = edge end
+    end
+    while added < #edges and edges[added + 1].y0 <= y do
+      added = added + 1
+      if y < edges[added].y1 then going[#going + 1] = edges[added] end
+    end
+    active = going
+    fill_row(active, y, width, out, value)
   end
 end
 
@@ -166,15 +187,7 @@ function M.draw(points, width, height, out, value)
     end
   end
   local edges = boundary(points, width, height, out, value)
-  local top = height
-  local bottom = 0
-  for _, edge in ipairs(edges) do
-    top = math.min(top, edge.y0)
-    bottom = math.max(bottom, edge.y1)
-  end
-  for y = math.max(0, top), math.min(height, bottom) - 1 do
-    fill_row(edges, y, width, out, value)
-  end
+  if #edges > 0 then fill(edges, width, height, out, value) end
 end
 
 return M

@@ -5,17 +5,20 @@
 --   api.file(session, repository, commit, name) -> { name =, url =, etag =, size = | nil }
 --   api.url(session, repository, commit, name)
 --
--- Called inside a task of pool.lua. A refusal is an error of one line that says what to do; an error
--- of the network is a table { unreachable = text }, because a cache may still help. Names, commits
--- and sums come from outside: those that could leave the cache's folders are refused.
+-- Called inside a task of pool.lua. A refusal is an error of one line that says what to do. Two are
+-- tables: { unreachable = text, has_begun = true once the list of files is known }, because a cache
+-- may still help, and { absent = true, text = }. Names, commits and sums come from outside: those
+-- that could leave the cache's folders are refused.
 -- Leaves out: spaces, writing.
 
 local cjson = require "cjson"
+local requests = require "segzero.hub.requests"
 local visible = require "segzero.core.visible"
 
 local M = {}
 
 local MOST_FILES = 200000
+local LIST_TRIES = 3            -- a cache may serve instead, so the user does not wait long
 local KINDS = { model = { api = "models", path = "" }, dataset = { api = "datasets",
   path = "datasets/" } }
 
@@ -66,8 +69,10 @@ local function refuse(session, repository, reply, what)
     error(("%s cannot be written: %s; what has come is kept. Free some space, or set HF_HOME to a "
       .. "folder on another disk"):format(what, reply.error), 0)
   end
+  if reply.is_final then error(("%s: %s"):format(what, reply.error), 0) end
   if reply.error then
-    error({ unreachable = ("%s: %s"):format(what, visible.line(reply.error)) }, 0)
+    error({ unreachable = ("%s: %s"):format(what, visible.line(reply.error)),
+      has_begun = not what:find "^https?://" }, 0)
   end
   if code == "GatedRepo" then error(gated(session, repository), 0) end
   if code == "RevisionNotFound" then
@@ -94,7 +99,8 @@ function M.is_commit(text) return type(text) == "string" and text:find "^%x+$" a
 
 -- A name that stays inside the folder of a snapshot.
 function M.is_safe(name)
-  if type(name) ~= "string" or name == "" or #name > 1000 or name:find "[%c\\]" then return false end
+  if type(name) ~= "string" or name == "" or #name > 1000 then return false end
+  if name:find "[%c\\]" then return false end
   if name:sub(1, 1) == "/" or name:sub(-1) == "/" then return false end
   for part in (name .. "/"):gmatch "([^/]*)/" do
     if part == "" or part == "." or part == ".." then return false end
@@ -105,7 +111,7 @@ end
 function M.list(session, repository)
   local url = ("%s/api/%s/%s/revision/%s"):format(session.endpoint, repository.api, repository.id,
     encoded(repository.revision))
-  local reply = session:ask("GET", url)
+  local reply = session:ask("GET", url, { tries = LIST_TRIES })
   local ok = not reply.error and reply.status == 200
   if not ok then refuse(session, repository, reply, url) end
   local decoded, info = pcall(cjson.decode, reply.body)
@@ -138,8 +144,11 @@ end
 function M.file(session, repository, commit, name)
   local url = M.url(session, repository, commit, name)
   -- A redirect to the storage of large files is not followed: the hub has said all already.
-  local reply = session:ask("HEAD", url, {
-    stop = function(r) return r.headers["x-linked-etag"] ~= nil end })
+  local function stop(reply)
+    local is_elsewhere = requests.origin(reply.redirect) ~= requests.origin(reply.url)
+    return is_elsewhere and reply.headers["x-linked-etag"] ~= nil
+  end
+  local reply = session:ask("HEAD", url, { stop = stop })
   local is_redirect = reply.status >= 300 and reply.status < 400
   local ok = not reply.error and (reply.status == 200 or is_redirect)
   if not ok then refuse(session, repository, reply, name) end

@@ -11,10 +11,10 @@
 --   cached:lock(etag) -> fd | nil               one downloader a file; nil: another one has it
 --
 --   CACHE/models--owner--name/refs/main                    the commit, 40 digits
---                            /blobs/ETAG                   the bytes, .incomplete until they are whole
+--                            /blobs/ETAG                   the bytes; ETAG.incomplete at first
 --                            /snapshots/COMMIT/config.json -> ../../blobs/ETAG
---                            /trees/COMMIT.json            all its files, if a newer tool has them all
---                            /.segzero/COMMIT.json         the same, as segzero notes them: it has some
+--                            /trees/COMMIT.json            names of all files, of newer tools
+--                            /.segzero/COMMIT.json         the same, of segzero: it stores some
 --   CACHE/.locks/models--owner--name/ETAG.lock             locked by flock
 --
 -- Errors are one line without a position. Leaves out: removing (hf cache does), other kinds than

@@ -3,7 +3,7 @@
 --
 --   download.get(session, repository, cached, listing, names)
 --
--- listing: api.list's; names: those that are wanted. Files that the cache has whole are not fetched.
+-- listing: api.list's; names: those that are wanted. What the cache has whole is not fetched.
 -- A file grows as blobs/ETAG.incomplete, whoever began it, under a lock that the system drops with
 -- its process; then its size and its sum are compared with what the hub said, and it becomes
 -- blobs/ETAG. An ETag of 64 digits is the SHA-256, one of 40 the sum that git gives.
@@ -241,7 +241,10 @@ function M.get(session, repository, cached, listing, names)
     commit = listing.commit, done = 0, own = {} }
   function self.say(text) io.stderr:write(text, "\n") end
   local missing, total, kept = plan(self, names)
-  if #missing == 0 then return end
+  if #missing == 0 then
+    self.say(("%s: all %d files are in the cache"):format(repository.shown, #names))
+    return
+  end
   cached:prepare(listing.commit)
   check_space(self, total - kept)
   fetch_all(self, missing, total, kept)

@@ -7,10 +7,10 @@
 --   hub.data("Ricky06662/refCOCOg_2k_840@train", { label =, purpose = "train" | "heldout" })
 --                                          a folder with the files of this split, and @train
 --   hub.fetch{ id =, kind = "model" | "dataset", revision =, split = } -> folder
---                                          asks the hub for the newest commit, whatever the cache has
+--                                          asks the hub for the newest commit
 --
--- A path that exists wins, and a name that cannot be a repository's is returned unchanged: the one
--- who opens it knows what to say. Otherwise the Hugging Face cache is asked, and if that has not all
+-- A path that exists wins, and a name that cannot be a repository's is returned unchanged: whoever
+-- opens it knows what to say. Otherwise the Hugging Face cache is asked. If it lacks any of the
 -- files that segzero reads, they are downloaded there. label: the setting's name, which begins the
 -- messages. Errors are one line without a position. Leaves out: writing to the hub.
 
@@ -26,8 +26,9 @@ local wanted = require "segzero.hub.wanted"
 local M = {}
 
 -- ---- what is taken of a repository ----
--- select(names) -> { files =, path = | nil, split = | nil };  guess(names): the same for a cache that
--- does not know its listing, or nil if files may be missing.
+-- select(names) -> { files =, path = | nil, split = | nil }, of all names of the repository.
+-- guess(names): the same of the names in a cache that has no list; nil if files may be missing.
+-- usable(names): the same, nil if files are missing that nothing works without.
 local MODEL = {
   select = wanted.model,
   guess = function(present)
@@ -70,6 +71,7 @@ end
 local function path_of(cached, commit, found)
   local path = cached:snapshot(commit)
   if found.path then return path .. "/" .. found.path end
+  if found.folder then path = path .. "/" .. found.folder end
   if found.split then return path .. "@" .. found.split end
   return path
 end
@@ -97,6 +99,7 @@ end
 local function download(repository, cached, kind)
   local pool = require "segzero.hub.pool"
   local session = require("segzero.hub.requests").new()
+  function session.say(text) io.stderr:write(text, "\n") end
   local listing
   pool.run { function() listing = api.list(session, repository) end }
   local found = kind.select(listing.names)
@@ -127,19 +130,32 @@ local function absent_text(label, name, kind, why)
   local cure = ("name a %s, or a repository as owner/name"):format(
     kind == "model" and "folder" or "folder or file")
   if guess then cure = cure .. (": %s?"):format(guess) end
-  return ("%sthere is no such %s here, and %s; %s"):format(front(label, name), what(kind), why, cure)
+  local text = "%sthere is no such %s here, and %s; %s"
+  return text:format(front(label, name), what(kind), why, cure)
 end
 
 local function offline_text(label, name, kind, cached, variable)
-  return ("%sthere is no such %s here, the cache %s has not all of its files, and %s is set, so "
-    .. "nothing is downloaded: unset it, or name a folder"):format(front(label, name), what(kind),
-    cached.root, variable)
+  local text = "%sthere is no such %s here, the cache %s has not all of its files, and %s is set, "
+    .. "so nothing is downloaded: unset it, or name a folder"
+  return text:format(front(label, name), what(kind), cached.root, variable)
 end
 
-local function unreachable_text(label, name, kind, cached, why)
-  return ("%sthere is no such %s here, the cache %s has not all of its files, and they could not be "
-    .. "downloaded: %s. Try again (what has come is kept), or check the network, https_proxy and "
-    .. "HF_ENDPOINT"):format(front(label, name), what(kind), cached.root, why)
+-- Nothing could be asked, or a download broke off.
+local function unreachable_text(label, name, kind, cached, failure)
+  local why = failure.unreachable
+  if failure.has_begun then
+    return ("%sthe download broke off at %s; what has come is kept, so start again to continue it")
+      :format(front(label, name), why)
+  end
+  local guess = names.guess(name:gsub("@.*$", ""))
+  if guess then why = ("%s (the hub has %s)"):format(why, guess) end
+  local text = "%sthere is no such %s here, the cache %s has not all of its files, and they could "
+    .. "not be downloaded: %s. %s"
+  local cure = "Check the network, https_proxy and HF_ENDPOINT, or name a folder"
+  if why:find("certificate", 1, true) then
+    cure = "Install ca-certificates, or name your proxy's file of certificates with SSL_CERT_FILE"
+  end
+  return text:format(front(label, name), what(kind), cached.root, why, cure)
 end
 
 -- ---- both ----
@@ -178,7 +194,7 @@ local function obtain(name, repository, kind, label, refresh)
   if why.absent then error(absent_text(label, name, repository.kind, why.text), 0) end
   path = fallback(cached, commit, kind, repository, why.unreachable)
   if path then return path end
-  error(unreachable_text(label, name, repository.kind, cached, why.unreachable), 0)
+  error(unreachable_text(label, name, repository.kind, cached, why), 0)
 end
 
 function M.model(name, label, options)

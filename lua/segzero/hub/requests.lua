@@ -7,7 +7,7 @@
 -- reply: of pool.lua; its error is nil, and its status is one that stays: not 408, 429 or 5xx. When
 -- tries run out, reply.error says so in words. options.stop(reply): a redirect that is not
 -- followed. options.file: as in pool.lua; a try that brings new bytes gives back all tries, and the
--- next one continues behind them. options.tries: default 6.
+-- next one continues behind them. options.tries: default 8.
 --
 -- The token goes to the endpoint's own host only: never to the hosts of other redirects, and never
 -- from https to http. Leaves out: what the hub's refusals mean (api.lua).
@@ -21,7 +21,7 @@ local visible = require "segzero.core.visible"
 local M = {}
 
 local MOST_REDIRECTS = 10
-local TRIES = 6
+local TRIES = 8
 local TRIES_UNHEARD = 2         -- while the hub has never answered
 local FIRST_WAIT = 0.5          -- seconds, doubled for each further try
 local LONGEST_WAIT = 16
@@ -62,8 +62,11 @@ local function try(self, method, url, options)
     reply.commit = commit
     local is_redirect = reply.status >= 300 and reply.status < 400 and reply.redirect
     if reply.error or not is_redirect or options.stop and options.stop(reply) then return reply end
-    if url:find "^https:" and not reply.redirect:find "^https:" then
-      reply.error = "a redirect from https to " .. visible.line(reply.redirect)
+    local is_safe = reply.redirect:find "^https://"
+      or url:find "^http://" and reply.redirect:find "^http://"
+    if not is_safe then
+      reply.error = ("the redirect to %s is refused, because it is less safe"):format(
+        visible.line(reply.redirect))
       reply.is_final = true
       return reply
     end

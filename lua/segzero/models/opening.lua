@@ -5,8 +5,8 @@
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json
---   opening.resolve(name, level, options)      a path: the name itself, or the folder of a name on the
---                                              Hugging Face hub, downloaded if need be (segzero.hub)
+--   opening.resolve(name, level, how)          a path: the name itself, or the folder of a name on
+--                                              the hub, downloaded if need be (segzero.hub)
 --   opening.dtype(json)                        "bf16" or "f32": what a config.json says
 --
 -- check(): the path must be a string, every option known, the dtype one of those given.
@@ -47,12 +47,12 @@ local function above(level)
 end
 
 -- level: as for error(). A value that is no string is returned: others say what they expect.
--- options.weights = false: without the weights.
-function M.resolve(name, level, options)
+-- how.weights = false: without the weights.
+function M.resolve(name, level, how)
   if type(name) ~= "string" then return name end
   local ok, path = pcall(function()
-    local found = hub.model(name, nil, options)
-    if not options then hub.complete(found) end
+    local found = hub.model(name, nil, how)
+    if not how then hub.complete(found) end
     return found
   end)
   if ok then return path end

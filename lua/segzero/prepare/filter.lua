@@ -6,7 +6,6 @@
 --
 -- SAM2 sees the image at its own size, once for all objects of an entry, and gives one mask.
 
-local image = require "segzero.formats.image"
 local sam2 = require "segzero.models.sam2"
 local segmenter = require "segzero.inference.segmenter"
 
@@ -25,7 +24,7 @@ function methods:judge(entry)
   local is_set = false
   return function(mask, object)
     if not is_set then
-      local img = entry.image and image.load(entry.image) or entry.load()
+      local img = entry.load()
       self.sam:set_image(img)
       img:free()
       is_set = true

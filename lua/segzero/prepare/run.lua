@@ -52,24 +52,31 @@ local function order_of(cfg, list)
 end
 
 -- ---- one row ----
--- The row of an entry with its image in work, or nil and why there is none.
+-- The background job that makes an entry's PNG.
+local function start_image(entry, size)
+  local source = entry.image
+  if type(source) == "string" then
+    return C.sz_image_png_start(source, nil, 0, nil, size, size)
+  elseif source then
+    return C.sz_image_png_start(source.name, source.bytes, #source.bytes, nil, size, size)
+  end
+  local img = entry.load()
+  local job = C.sz_image_png_start(nil, nil, 0, img.ptr, size, size)
+  img:free()
+  return job
+end
+
+-- The row of an entry with its image in work, or nil if nothing of the entry stays.
 local function start_row(run, i)
   local entry = run.list:get(run.number(i))
   local options = run.options
   if run.filter then options.judge = run.filter:judge(entry) end
-  local text, why = solution.make(entry, options)
-  if not text then return nil, why end
-
-  local size = run.cfg.size
-  local row = { index = i, id = entry.id, problem = entry.problem, solution = text,
-    where = entry.where }
-  if entry.image then
-    row.job = jobs.wrap(core.call(C.sz_image_png_start(entry.image, nil, size, size)))
-  else
-    local img = entry.load()
-    row.job = jobs.wrap(core.call(C.sz_image_png_start(nil, img.ptr, size, size)))
-    img:free()
-  end
+  local row, dropped = solution.make(entry, options)
+  for why, count in pairs(dropped) do run.dropped[why] = (run.dropped[why] or 0) + count end
+  if not row then return nil end
+  row.index = i
+  row.where = entry.where
+  row.job = jobs.wrap(core.call(start_image(entry, run.cfg.size)))
   return row
 end
 
@@ -99,8 +106,8 @@ end
 
 -- f(...), whose error is a fault of the row.
 local function try(run, f, ...)
-  local ok, result, why = pcall(f, ...)
-  if ok then return result, why end
+  local ok, result = pcall(f, ...)
+  if ok then return result end
   if core.is_interrupt(result) then error(result, 0) end
   note_fault(run, core.plain(result))
   return nil
@@ -129,9 +136,8 @@ end
 
 local function prepare_part(run, first, last)
   for i = first, last do
-    local row, why = try(run, start_row, run, i)
+    local row = try(run, start_row, run, i)
     if row then run.queue[#run.queue + 1] = row end
-    if why then run.without[why] = (run.without[why] or 0) + 1 end
     if #run.queue >= AHEAD then write_oldest(run) end
     run.read = run.read + 1
     tell(run)
@@ -158,12 +164,13 @@ end
 local function summarize(run, count)
   local parts = {}
   for why, text in pairs(solution.REASONS) do
-    if run.without[why] then parts[#parts + 1] = ("%d %s"):format(run.without[why], text) end
+    local dropped = run.dropped[why]
+    if dropped then parts[#parts + 1] = ("%d %s"):format(dropped, text) end
   end
   table.sort(parts)
-  if run.faults > 0 then parts[#parts + 1] = ("%d cannot be read"):format(run.faults) end
+  if run.faults > 0 then parts[#parts + 1] = ("%d that cannot be read"):format(run.faults) end
   local tail = #parts > 0 and "; left out: " .. table.concat(parts, ", ") or ""
-  run.say(("%d rows of %d in %s%s"):format(count, run.total, run.out.folder, tail))
+  run.say(("%d rows of %d entries in %s%s"):format(count, run.total, run.out.folder, tail))
   if count == 0 then error("no row could be made of " .. run.list.name, 0) end
   return { rows = count, read = run.total, skipped = run.faults, folder = run.out.folder }
 end
@@ -187,7 +194,7 @@ function M.run(cfg, say)
   local filter = filters.open(cfg)
   local run = { cfg = cfg, say = say, list = list, total = total, number = number, filter = filter,
     out = outputs.open(cfg, state_of(cfg, list)), queue = {}, read = 0, done = 0, rows = 0,
-    faults = 0, without = {}, started = C.sz_seconds(), told = C.sz_seconds(),
+    faults = 0, dropped = {}, started = C.sz_seconds(), told = C.sz_seconds(),
     options = { several = cfg.several, size = cfg.size, no_target = cfg.no_target } }
   introduce(run)
   local ok, why = pcall(prepare_parts, run)

@@ -17,6 +17,7 @@ local inputs = require "segzero.train.inputs"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
 local prompts = require "segzero.data.prompt"
+local sam2_names = require "segzero.models.sam2.names"
 local train_options = require "segzero.train.options"
 
 local M = {}
@@ -105,8 +106,10 @@ end
 -- SAM2's weights in f32, and as much again for an image's features and its arena.
 local function sam2_bytes(path)
   if path == "" then return 0 end
-  if files.exists(path .. "/config.json") then return 2 * folder_bytes(path) end
-  return 2 * M.file_bytes(path)
+  local original = path
+  if files.exists(path .. "/.") then original = sam2_names.file_in(path) end
+  if original then return 2 * M.file_bytes(original) end
+  return 2 * folder_bytes(path)
 end
 
 function M.read(cfg, opts, device)

@@ -23,6 +23,7 @@ local USUAL_NAMES = {
   grpo = "recipes/refcocog_grpo.lua",
   test = "recipes/evaluate.lua",
   eval = "recipes/evaluate.lua",
+  prepare = "recipes/prepare_data.lua",
   predict = "examples/infer.lua",
   generate = "examples/infer.lua",
   download = "fetch",

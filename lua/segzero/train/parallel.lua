@@ -16,7 +16,8 @@
 --   p:sum_statistics(f) -> stats       f computes this rank's gradients and sums
 --   p:sum_gradients(parameters)        each gradient becomes the sum over all ranks
 --   p:join_judged(f) -> shares         f judges this rank's held-out rows; those of all
---   p:quiet()                          only rank 0 prints from now on
+--   parallel.quiet()                   this rank prints nothing from now on but errors
+--   parallel.mute()                    nor errors: another rank prints them
 --
 -- Ranks must agree on what comes next, so everything that can fail or be stopped on one rank alone
 -- runs inside together(): if f fails on any rank, all ranks raise the same error, which names the
@@ -61,6 +62,7 @@ local STDOUT = 1
 local STDERR = 2
 
 local function silence(descriptor)
+  io.flush()
   local fcntl = require "posix.fcntl"
   local unistd = require "posix.unistd"
   local null = fcntl.open("/dev/null", fcntl.O_WRONLY)
@@ -69,10 +71,14 @@ local function silence(descriptor)
   unistd.close(null)
 end
 
-function methods:quiet()
-  if self:is_root() then return end
+function M.quiet()
   notes.silence()
   silence(STDOUT)
+end
+
+function M.mute()
+  M.quiet()
+  silence(STDERR)
 end
 
 -- ---- agreeing ----
@@ -88,10 +94,11 @@ end
 
 function methods:run(f, ...)
   if self.size == 1 then return f(...) end
+  if not self:is_root() then M.quiet() end
   stop.hold()
   local function finish(ok, ...)
     if not ok then
-      if not self:is_root() then silence(STDERR) end
+      if not self:is_root() then M.mute() end
       error(..., 0)
     end
     stop.release()

@@ -30,6 +30,12 @@ static inline uint8_t to_byte(float v)
 
 /* ---- blocks of whole pixels ---- */
 
+/* The mean of a sum over a block. */
+static inline uint8_t mean(int sum, float scale, bool quarters)
+{
+    return quarters ? (uint8_t)((sum + 2) >> 2) : to_byte((float)sum * scale);
+}
+
 static void blocks(const sz_image *im, sz_image *out, int kx, int ky)
 {
     const float scale = 1.0f / (float)(kx * ky);
@@ -39,13 +45,21 @@ static void blocks(const sz_image *im, sz_image *out, int kx, int ky)
     for (int y = 0; y < out->height; y++) {
         uint8_t *to = out->pixels + (size_t)y * (size_t)out->width * CHANNELS;
         const uint8_t *from = im->pixels + (size_t)y * (size_t)ky * stride;
-        for (int i = 0; i < out->width * CHANNELS; i++) {
-            /* The block's sum of one channel. */
-            const uint8_t *p = from + (size_t)(i / CHANNELS) * (size_t)kx * CHANNELS + i % CHANNELS;
-            int sum = 0;
-            for (int b = 0; b < ky; b++)
-                for (int a = 0; a < kx; a++) sum += p[(size_t)b * stride + (size_t)a * CHANNELS];
-            to[i] = quarters ? (uint8_t)((sum + 2) >> 2) : to_byte((float)sum * scale);
+        for (int x = 0; x < out->width; x++, from += (size_t)kx * CHANNELS) {
+            int r = 0;
+            int g = 0;
+            int b = 0;
+            for (int v = 0; v < ky; v++) {
+                const uint8_t *p = from + (size_t)v * stride;
+                for (int u = 0; u < kx; u++, p += CHANNELS) {
+                    r += p[0];
+                    g += p[1];
+                    b += p[2];
+                }
+            }
+            *to++ = mean(r, scale, quarters);
+            *to++ = mean(g, scale, quarters);
+            *to++ = mean(b, scale, quarters);
         }
     }
 }
@@ -205,39 +219,77 @@ static blend *blends_make(int n_in, int n_out)
     return list;
 }
 
-/* A blend of two channels' values of a row. */
-static inline int blended(const uint8_t *row, const blend *b, int c)
+/* Rows of the input, blended along x: the last two that an output row needed. */
+typedef struct {
+    int number[2]; /* of the input's rows; -1: none */
+    int32_t *values[2];
+} blended_rows;
+
+/* Row `number` of the input, blended; computed unless it is held. keep: a row that stays. */
+static const int32_t *row_of(blended_rows *r, const sz_image *im, const blend *across, int width,
+                             int number, int keep)
 {
-    return row[b->first * CHANNELS + c] * b->weight + row[b->second * CHANNELS + c] * b->other;
+    for (int k = 0; k < 2; k++)
+        if (r->number[k] == number) return r->values[k];
+    int k = r->number[0] == keep ? 1 : 0;
+    r->number[k] = number;
+    const uint8_t *row = im->pixels + (size_t)number * (size_t)im->width * CHANNELS;
+    int32_t *to = r->values[k];
+    for (int x = 0; x < width; x++) {
+        const uint8_t *p = row + (size_t)across[x].first * CHANNELS;
+        const uint8_t *q = row + (size_t)across[x].second * CHANNELS;
+        for (int c = 0; c < CHANNELS; c++)
+            *to++ = (p[c] * across[x].weight + q[c] * across[x].other) >> 4;
+    }
+    return r->values[k];
 }
 
 static void blend_output(const sz_image *im, sz_image *out, const blend *across, const blend *down,
-                         int y)
+                         int y, blended_rows *rows)
 {
-    const size_t stride = (size_t)im->width * CHANNELS;
-    const uint8_t *upper = im->pixels + (size_t)down[y].first * stride;
-    const uint8_t *lower = im->pixels + (size_t)down[y].second * stride;
-    uint8_t *to = out->pixels + (size_t)y * (size_t)out->width * CHANNELS;
-    for (int x = 0; x < out->width; x++) {
-        for (int c = 0; c < CHANNELS; c++) {
-            int a = (down[y].weight * (blended(upper, &across[x], c) >> 4)) >> 16;
-            int b = (down[y].other * (blended(lower, &across[x], c) >> 4)) >> 16;
-            *to++ = (uint8_t)((a + b + 2) >> 2);
+    const blend *b = &down[y];
+    const int32_t *upper = row_of(rows, im, across, out->width, b->first, b->second);
+    const int32_t *lower = row_of(rows, im, across, out->width, b->second, b->first);
+    const int n = out->width * CHANNELS;
+    const int32_t weight = b->weight;
+    const int32_t other = b->other;
+    uint8_t *to = out->pixels + (size_t)y * (size_t)n;
+    for (int i = 0; i < n; i++)
+        to[i] = (uint8_t)(((weight * upper[i] >> 16) + (other * lower[i] >> 16) + 2) >> 2);
+}
+
+/* All output rows; false if memory is out. */
+static bool blend_rows(const sz_image *im, sz_image *out, const blend *across, const blend *down)
+{
+    bool failed = false;
+    size_t bytes = (size_t)out->width * CHANNELS * sizeof(int32_t);
+#pragma omp parallel
+    {
+        blended_rows rows = { { -1, -1 }, { malloc(bytes), malloc(bytes) } };
+        const bool ready = rows.values[0] && rows.values[1];
+#pragma omp for schedule(static)
+        for (int y = 0; y < out->height; y++) {
+            if (ready) blend_output(im, out, across, down, y, &rows);
         }
+        if (!ready) {
+#pragma omp atomic write
+            failed = true;
+        }
+        free(rows.values[0]);
+        free(rows.values[1]);
     }
+    return !failed;
 }
 
 static int blends(const sz_image *im, sz_image *out)
 {
     blend *across = blends_make(im->width, out->width);
     blend *down = across ? blends_make(im->height, out->height) : NULL;
-    if (down) {
-#pragma omp parallel for
-        for (int y = 0; y < out->height; y++) blend_output(im, out, across, down, y);
-    }
+    int rc = down ? 0 : -1;
+    if (down && !blend_rows(im, out, across, down)) rc = sz_fail("out of memory while resizing");
     free(across);
     free(down);
-    return down ? 0 : -1;
+    return rc;
 }
 
 /* ---- which case ---- */

@@ -24,6 +24,7 @@ local mt = { __index = methods }
 -- Numbers of annotations, grouped by their images in the order of the file. Returns the numbers and
 -- where each image's begin.
 local function by_image(file)
+  -- How many annotations each image has, and where its numbers begin.
   local images = file:images()
   local starts = ffi.new("int32_t[?]", images + 2)
   for k = 1, file:annotations() do
@@ -31,6 +32,7 @@ local function by_image(file)
     starts[image + 1] = starts[image + 1] + 1
   end
   for image = 1, images + 1 do starts[image] = starts[image] + starts[image - 1] end
+  -- The numbers, each in the next place of its image.
   local order = ffi.new("int32_t[?]", file:annotations() + 1)
   local place = ffi.new("int32_t[?]", images + 2)
   ffi.copy(place, starts, ffi.sizeof(starts))
@@ -74,6 +76,7 @@ local function find_entries(self)
   self.order = order
   self.first = ffi.new("int32_t[?]", file:annotations() + 1)
   self.last = ffi.new("int32_t[?]", file:annotations() + 1)
+  -- An entry ends where the category changes.
   for image = 1, file:images() do
     local last = starts[image + 1]
     sort_by_category(file, order, starts[image], last)
@@ -101,6 +104,7 @@ function methods.texts() return 1 end
 function methods:meta(i)
   local file = self.file
   local where = self:where(i)
+  -- Its annotations: objects and crowds.
   local list = {}
   local crowds = {}
   local ids = {}
@@ -120,6 +124,7 @@ function methods:meta(i)
       ids[#ids + 1] = ("%.17g"):format(annotation.id)
     end
   end
+  -- The image that they are in.
   if not name then
     error(("%s: there is no category %.17g"):format(where, category), 0)
   end
@@ -137,7 +142,7 @@ end
 function M.open(options)
   local path = options.file
   local folder = path:match "^(.*)/[^/]*$" or "."
-  local above = folder:match "^(.+)/[^/]*$" or folder .. "/.."
+  local above = image_folder.above(folder)
   local part = path:match "([^/]*)%.json$":match "_([%w]+)$"
   local self = setmetatable({ path = path, n = 0, crowds = 0, several = true, notes = {},
     files = { path } }, mt)
@@ -149,6 +154,7 @@ function M.open(options)
     self.notes[1] = note:format(path, self.crowds)
   end
 
+  -- The images.
   local places = {}
   for _, base in ipairs { above, folder } do
     if part then

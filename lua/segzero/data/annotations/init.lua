@@ -5,13 +5,14 @@
 --       name: see names.lua, such as "data/refer_seg/refcocog@val" or "data/ReasonSeg@val". A name
 --       that means no annotations, a missing file or a damaged one is an error of one line.
 --       image_dir: where the images are, if they are not where the layout has them.
---       purpose "train": all texts of ReasonSeg, and the split train where the name has none
+--       purpose: "train" means all texts of ReasonSeg, and the split train where the name has none;
+--       "heldout" the split val
 --   annotations.matches(name)    whether `name` means annotations
 --
 --   set:count()         how many entries there are
 --   set:meta(i)         entry i from 1; reads its annotations now, and no image:
 --     id                text, once in the set
---     where             "file ref 12", for messages
+--     where             "file ref_id 12", for messages
 --     image             the path of its image, which may not exist
 --     width, height     of the image in pixels as stated; ReasonSeg: of the image's file, or
 --                       nil if it cannot be read
@@ -28,6 +29,7 @@
 --   set:where(i)        its place
 --   set:texts(i)        how many texts entry i has, without reading more than that
 --   set.several         whether entries may have no, one or several objects; false: exactly one
+--   set.ignore_masks    true if entries may have ignore
 --   set.name, set.files, set.notes      for messages, for a fingerprint, what is left out
 --
 --   annotations.mask(entry)      the mask of all its objects, a value for formats/mask.lua; also
@@ -48,13 +50,25 @@ function M.mask(entry)
   return objects.union(entry.objects)
 end
 
+-- The splits of ReasonSeg and COCO that are meant where a name has none.
+local USUAL = { train = { "train" }, heldout = { "val" } }
+
+local function usual_split(choice, purpose)
+  local usual = not choice.split and not choice.below and USUAL[purpose] or {}
+  for _, split in ipairs(usual) do
+    local found = names.find(choice.path .. "@" .. split)
+    if found and found.layout ~= "choice" then return found end
+  end
+  names.fail(choice)
+end
+
 function M.open(name, options)
   options = options or {}
   local found = names.find(name)
   if not found then
     error(("%s: these are no annotations of COCO, refer or ReasonSeg"):format(name), 0)
   end
-  if found.layout == "choice" then names.fail(found) end
+  if found.layout == "choice" then found = usual_split(found, options.purpose) end
   found.image_dir = options.image_dir
   found.purpose = options.purpose
   local set = require("segzero.data.annotations." .. found.layout).open(found)

@@ -51,10 +51,12 @@ local function read_annotation(self, start, image_ids)
   local stop = scan.members(self.json, start, function(key, at)
     if NUMBERS[key] then found[key] = scan.number(self.json, at) end
   end)
+  -- Both ids must be there.
   local k = self.n + 1
   if not found.id or not found.image_id then
     bad(self, "annotation %d has no %s that is a whole number", k, found.id and "image_id" or "id")
   end
+  -- What the index keeps.
   self.n = k
   self.starts[k] = start
   self.ids[k] = found.id
@@ -98,6 +100,7 @@ function M.open(path)
   local json = scan.open(path)
   local self = setmetatable({ path = path, json = json, n = 0, room = 0, names = {},
     image_starts = {}, by_image_id = {} }, mt)
+  -- How each of the three lists is read.
   local image_ids = {}
   local read = {
     images = function(at)
@@ -110,6 +113,7 @@ function M.open(path)
     end,
     categories = function(at) read_categories(self, at) end,
   }
+  -- One walk over the file.
   local seen = {}
   scan.members(json, scan.first(json), function(key, at)
     if not read[key] then return nil end

@@ -64,6 +64,8 @@ local function coco_root(path, split)
     if part then list[#list + 1] = { split = part, file = folder .. "/" .. name } end
   end
   if #list == 0 then return nil end
+
+  -- The split by its whole name, or without the year.
   local names = {}
   local fitting = {}
   for i, one in ipairs(list) do
@@ -84,13 +86,17 @@ local function refs_name(name)
   return name:match "^g?refs%(([%w_]+)%)%.p$" or name:match "^g?refs%(([%w_]+)%)%.json$"
 end
 
--- What the folder of a data set is called: the last part of its path.
-local function title_of(folder) return folder:match "([^/]+)/*$" or folder end
+-- What the folder of a data set is called: the last part of its path, also where it is a link.
+local function title_of(folder)
+  local last = folder:match "([^/]+)/*$"
+  if last and not last:find "^%.%.?$" then return last end
+  return (folders.absolute(folder) or folder):match "([^/]*)$"
+end
 
 local function refer(path, split)
   local last = path:match "[^/]*$"
   if refs_name(last) and folders.kind(path) == "file" then
-    local folder = folders.absolute(path:match "^(.*)/[^/]*$" or ".")
+    local folder = path:match "^(.*)/[^/]*$" or "."
     return { layout = "refer", file = path, title = title_of(folder), split = split }
   end
   if folders.kind(path) ~= "folder" then return nil end
@@ -105,7 +111,7 @@ local function refer(path, split)
     end
   end
   if #list == 0 then return nil end
-  local title = title_of(folders.absolute(path) or path)
+  local title = title_of(path)
   local who = list[1]
   if #list > 1 then
     who = title == "refcocog" and "umd" or "unc"
@@ -146,6 +152,7 @@ local function reasonseg(path, split)
   if not split and has_shapes(path) then
     return { layout = "reasonseg", folder = path, split = title_of(path), title = title_of(path) }
   end
+  -- The root of several splits.
   local names = {}
   for _, name in ipairs { "train", "val", "test" } do
     local below = path .. "/" .. name

@@ -136,6 +136,7 @@ end
 
 -- The box around the target polygons, as far as it is in the image; nil without one.
 local function box_of(shapes, width, height)
+  -- All corners of the targets.
   local box
   for _, shape in ipairs(shapes) do
     local label = shape.label:lower()
@@ -149,6 +150,7 @@ local function box_of(shapes, width, height)
       end
     end
   end
+  -- Polygons may leave the image.
   if not box or not width then return box end
   for i = 1, 4 do
     local side = i % 2 == 1 and width or height
@@ -194,6 +196,8 @@ function methods:meta(i)
   local value = read(where)
   local path = image_of(self, stem)
   local width, height = size_of(path)
+
+  -- The target, what is ignored, the questions.
   local texts = value.text
   if self.purpose ~= "train" then texts = { texts[1] } end
   local object = { id = stem, box = box_of(value.shapes, width, height), crowd = false,
@@ -227,7 +231,7 @@ function M.open(options)
   if options.image_dir and options.image_dir ~= "" then image_folder = options.image_dir end
   local self = setmetatable({ path = options.folder, stems = stems, split = options.split,
     purpose = options.purpose, image_folder = image_folder, several = false, files = {},
-    counts = {} }, mt)
+    ignore_masks = true, counts = {} }, mt)
   for i in ipairs(stems) do self.files[i] = self:where(i) end
   return self
 end

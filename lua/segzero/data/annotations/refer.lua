@@ -18,6 +18,7 @@ local instances = require "segzero.data.annotations.instances"
 local json_list = require "segzero.data.jsonl.list"
 local objects = require "segzero.data.annotations.objects"
 local pickle_plain = require "segzero.formats.pickle_plain"
+local utf8 = require "segzero.formats.utf8"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -67,18 +68,24 @@ end
 
 -- The parts of a ref that are kept.
 local function compact(path, k, ref)
+  -- The ids.
   if type(ref) ~= "table" then fail(path, "ref %d is a %s", k, type(ref)) end
   local list = annotations_of(ref)
   if not list then fail(path, "ref %d has no ann_id that is a number or a list of them", k) end
   if not whole(ref.image_id) then fail(path, "ref %d has no image_id that is a number", k) end
+  if not whole(ref.ref_id) then fail(path, "ref %d has no ref_id that is a number", k) end
+
+  -- The sentences.
   if type(ref.sentences) ~= "table" or #ref.sentences == 0 then
     fail(path, "ref %d has no sentences", k)
   end
-  local kept = { ref_id = ref.ref_id or k, image_id = ref.image_id, annotations = list, texts = {},
+  local kept = { ref_id = ref.ref_id, image_id = ref.image_id, annotations = list, texts = {},
     raw = {}, sent_ids = {} }
   for i, sentence in ipairs(ref.sentences) do
     local text = type(sentence) == "table" and (sentence.sent or sentence.raw)
     if type(text) ~= "string" then fail(path, "sentence %d of ref %d has no text", i, k) end
+    local at = utf8.fault(text)
+    if at then fail(path, "sentence %d of ref %d is not UTF-8", i, k) end
     kept.texts[i] = text
     kept.raw[i] = type(sentence.raw) == "string" and sentence.raw or text
     kept.sent_ids[i] = sentence.sent_id
@@ -97,6 +104,7 @@ end
 
 -- The refs of the wanted split, else of the first split that suits the purpose.
 local function choose(path, by_split, wanted, purpose)
+  -- Which split is meant.
   local names = {}
   for name in pairs(by_split) do names[#names + 1] = name end
   table.sort(names)
@@ -106,6 +114,7 @@ local function choose(path, by_split, wanted, purpose)
   end
   if not wanted and #names == 1 then wanted = names[1] end
 
+  -- Its refs, in the order of the file.
   local refs = {}
   for _, name in ipairs(names) do
     if wanted and in_split(name, wanted) then
@@ -116,6 +125,7 @@ local function choose(path, by_split, wanted, purpose)
     table.sort(refs, function(a, b) return a.number < b.number end)
     return refs, wanted
   end
+  -- There are none.
   local all = visible.line(table.concat(names, ", ", 1, math.min(#names, SHOWN_SPLITS)))
   if wanted then fail(path, "there is no split '%s'; there is: %s", wanted, all) end
   fail(path, "choose a split: %s", all)
@@ -138,7 +148,7 @@ end
 -- ---- the set ----
 function methods:count() return #self.refs end
 
-function methods:where(i) return ("%s ref %d"):format(self.path, self.refs[i].number) end
+function methods:where(i) return ("%s ref_id %.17g"):format(self.path, self.refs[i].ref_id) end
 
 function methods:texts(i) return #self.refs[i].texts end
 
@@ -166,6 +176,7 @@ function methods:meta(i)
   if not k then
     error(("%s: %s has no image %.17g"):format(where, self.instances.path, ref.image_id), 0)
   end
+  -- What the two files say of it.
   local image = self.instances:image(k)
   local list, ids = objects_of(self, ref, where)
   if #list == 0 then ids = "-1" end
@@ -199,9 +210,8 @@ function M.open(options)
   self.several = options.file:match "([^/]*)$":find "^grefs" ~= nil
   self.files = { options.file, self.instances.path }
 
-  local root = folder .. "/.."
-  local parent = folder:match "^(.+)/[^/]*$"
-  if parent then root = parent end
+  -- The images.
+  local root = image_folder.above(folder)
   local places = candidates(root, title)
   for _, place in ipairs(candidates(folder, title)) do places[#places + 1] = place end
   places[#places + 1] = root .. "/../train2014"

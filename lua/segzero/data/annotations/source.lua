@@ -120,6 +120,14 @@ function methods:fingerprint()
   return checksum.text(table.concat(list, " "))
 end
 
+-- The files that the rows come from.
+function methods:paths()
+  local list = {}
+  for i, path in ipairs(self.entries.files) do list[i] = path end
+  list[#list + 1] = self.entries.image_folder
+  return list
+end
+
 function mt:__tostring() return ("data set %s (%d rows)"):format(self.name, self.n) end
 
 -- Numbers the rows: of which entry, and which of its texts.
@@ -145,7 +153,7 @@ function M.open(name, options)
   if several == nil then several = entries.several end
   local folder = entries.path:match "^(.*)/[^/]*$" or "."
   local self = setmetatable({ name = name, entries = entries, several = several, folder = folder,
-    notes = entries.notes, n = 0 }, mt)
+    notes = entries.notes, ignore_masks = entries.ignore_masks, n = 0 }, mt)
   number_rows(self)
   return self
 end

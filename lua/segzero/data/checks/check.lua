@@ -9,7 +9,7 @@
 --     key = "data.on_bad_row",       the setting that holds on_bad_row
 --     reward =, prompt =, masks =, empty_masks =, solution_frame =,      see row_check.lua
 --     skip_long = true,              prompts that are too long are left out in any case
---     last = 100,                    only the rows up to this one; nil: all
+--     first = 1, last = 100,         only these rows; nil: all
 --     depends = text,                all that the outcome depends on apart from files and the
 --                                    options above: it is then kept from run to run (outcome.lua)
 --     say = f(text) })
@@ -69,7 +69,7 @@ local function walk(set, options, faults, kept)
     solution_frame = options.solution_frame,
     where = function(i) return set:where(i) end }
   local progress = new_progress(set.name, total, options.say)
-  for i = 1, total do
+  for i = options.first or 1, total do
     stop_if_interrupted()
     faults:row(i)
     local ok, meta = pcall(set.meta, set, i)
@@ -121,7 +121,8 @@ local function silent() end
 -- What the options add to the text that the outcome depends on.
 local function key_of(options)
   local parts = { options.depends, options.reward or "", tostring(options.masks),
-    options.solution_frame or "", tostring(options.last) }
+    tostring(options.empty_masks), options.solution_frame or "",
+    tostring(options.first), tostring(options.last) }
   for i, part in ipairs(parts) do
     if type(part) == "table" then parts[i] = frame.text(part) end
   end

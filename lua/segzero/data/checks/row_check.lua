@@ -198,8 +198,14 @@ local function file_mask_fault(self, meta, fact, path)
   if found.empty ~= 0 and not self.options.empty_masks then return mask_of.empty(name) end
 end
 
+-- A row with an empty list of boxes has no target, and needs no mask.
+local function names_nothing(self, meta)
+  local boxes = meta.columns.bbox
+  return self.options.empty_masks and type(boxes) == "table" and next(boxes) == nil
+end
+
 local function check_mask(self, meta, fact)
-  if meta.mask == nil or not self.options.masks then return end
+  if meta.mask == nil or not self.options.masks or names_nothing(self, meta) then return end
   local path = mask_of.file(meta.mask)
   local why
   if path then

@@ -85,6 +85,7 @@ local function after_brackets(file, i)
   local depth = 0
   while i < size do
     local c = p[i]
+    -- Brackets in strings do not count.
     if c == QUOTE then
       i = after_string(file, i)
     else

@@ -2,7 +2,7 @@
 -- and saves a folder.
 --
 --   local sam = sz.sam2(path, {dtype = "f32" | "bf16", device = "cpu" | "cuda"})
---       path: a transformers folder, or an original .pt file
+--       path: a transformers folder, an original .pt file, or a folder that holds one
 --   sam:set_image(img), sam:predict{box =, points =}         the predictor: predictor.lua
 --
 -- Training and rewards use the parts:
@@ -30,6 +30,7 @@ local opening = require "segzero.models.opening"
 local predictor = require "segzero.models.sam2.predictor"
 local random_weights = require "segzero.models.random_weights"
 local sam2_config = require "segzero.models.sam2.config"
+local sam2_names = require "segzero.models.sam2.names"
 local weights = require "segzero.models.weights"
 
 local C = core.C
@@ -90,9 +91,8 @@ end
 
 -- An original checkpoint: config.json's table and the tensors in transformers' names.
 local function read_original(path)
-  local names = require "segzero.models.sam2.names"
   local found = require("segzero.formats.torchfile").load(path)
-  return names.config_of(found), (names.from_original(found))
+  return sam2_names.config_of(found), (sam2_names.from_original(found))
 end
 
 local OPEN = options.set { "dtype", "device" }
@@ -112,16 +112,18 @@ end
 
 local function open(path, opts, device)
   local sam, loaded
-  if files.exists(path .. "/config.json") then
-    sam, loaded = open_folder(path, opts, device)
-  elseif files.exists(path .. "/.") then
-    error(("no SAM2 model in %s: it has no config.json"):format(path), 0)
-  else
-    if not files.exists(path) then error(path .. ": No such file or directory", 0) end
-    files.check_regular(path)
+  local original = path
+  if files.exists(path .. "/.") then original = sam2_names.file_in(path) end
+  if original then
+    if not files.exists(original) then error(path .. ": No such file or directory", 0) end
+    files.check_regular(original)
     local json
-    json, loaded = read_original(path)
-    sam = new(json, opts.dtype, device, path)
+    json, loaded = read_original(original)
+    sam = new(json, opts.dtype, device, original)
+  elseif files.exists(path .. "/config.json") then
+    sam, loaded = open_folder(path, opts, device)
+  else
+    error(("no SAM2 model in %s: it has no config.json and no .pt file"):format(path), 0)
   end
   sam.dir = path
   loaded[SHARED] = loaded[SHARED] or loaded[COPY]

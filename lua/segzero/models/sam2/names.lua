@@ -1,6 +1,8 @@
 -- names.lua - SAM2 checkpoints under the original package's names, turned into transformers'
 -- names and config.
 --
+--   names.file_in(dir)              the .pt file of a folder without transformers' weights, as the
+--                                   original package leaves one on disk; nil if there is none
 --   names.is_original(tensors)      whether the table {name -> tensor} uses the original names
 --   local new, ignored = names.from_original(tensors)
 --       new: {transformers name -> tensor}; ignored: sorted list of the video-only names left out
@@ -21,6 +23,8 @@
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local tensor = require "segzero.core.tensor"
 
 local M = {}
@@ -76,6 +80,22 @@ local VIDEO_ONLY = {
   "occlusion_spatial_embedding_parameter",
   "object_pointer_proj.", "temporal_positional_encoding_projection_layer.",
 }
+
+-- A folder with several .pt files, such as the original package's checkpoints, is an error.
+function M.file_in(dir)
+  for _, name in ipairs { "model.safetensors", "model.safetensors.index.json" } do
+    if files.exists(dir .. "/config.json") and files.exists(dir .. "/" .. name) then return nil end
+  end
+  local found = {}
+  for _, name in ipairs(folders.list(dir) or {}) do
+    if name:find "%.pth?$" then found[#found + 1] = name end
+  end
+  if #found > 1 then
+    error(("%s holds several checkpoints (%s): name one of them"):format(dir,
+      table.concat(found, ", "):sub(1, 200)), 0)
+  end
+  return found[1] and dir .. "/" .. found[1]
+end
 
 function M.is_video_only(name)
   for _, known in ipairs(VIDEO_ONLY) do

@@ -69,8 +69,8 @@ end
 local function depends(cfg, overrides, counter)
   if overrides.prompt then return nil end
   local d = cfg.data
-  return table.concat({ counter and counter:key() or "", d.prompt_key, d.answer_key, d.image_key },
-    "\n")
+  return table.concat({ counter and counter:key() or "", d.prompt_key, d.answer_key, d.image_key,
+    d.image_dir }, "\n")
 end
 
 local function checked(set, setting, cfg, overrides, policy)

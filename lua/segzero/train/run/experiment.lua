@@ -325,7 +325,6 @@ end
 
 local function run_on_ranks(cfg, overrides)
   local p = parallel.new(cfg.trainer.collective_timeout)
-  p:quiet()
   return p:run(run, p, cfg, overrides)
 end
 
