@@ -102,6 +102,9 @@ void sz_tensor_release(sz_tensor *t);
 int sz_tensor_alive(const sz_tensor *t);
 /* Borrowed. NULL with a message when the step has ended or the tensor is not on the CPU. */
 void *sz_tensor_data(sz_tensor *t);
+/* Gives every NaN of an f32 tensor on the CPU the same bits, for Lua: LuaJIT stores the type of every
+ * other value in the bits of a NaN. 0, or -1 for another tensor. */
+int sz_tensor_plain_nans(sz_tensor *t);
 int sz_tensor_dtype(const sz_tensor *t);
 int sz_tensor_device(const sz_tensor *t);
 int sz_tensor_ndim(const sz_tensor *t);

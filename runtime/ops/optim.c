@@ -190,6 +190,8 @@ static double norm(sz_adamw *o, bool gradients)
     sz_tensor_release(read);
     sz_tensor_release(sums);
     sz_scope_pop();
+    /* Lua reads only a NaN without other bits. */
+    if (isnan(total)) return NAN;
     return rc == 0 ? sqrt(total) : -1;
 }
 
