@@ -9,7 +9,7 @@
 --   local w = jobs.writing()      collects what to write, in this order:
 --   w:text(path, text)
 --   w:tensors(path, header, {tensor, ...}, {name, ...})
---   w:parts(path, {tensor, ...}, {place, ...})     into a file of jobs.shared_file; place: of the
+--   w:pieces(path, {tensor, ...}, {place, ...})     into a file of jobs.shared_file; place: of the
 --                                                  first byte, from the start of the file
 --   w:rename(from, to)
 --   w:sync(path, parts)           a file that exists; parts: {{name =, begin =, stop =}, ...}
@@ -19,7 +19,7 @@
 --   local j = w:start()           nothing may write to the tensors until j has ended
 --   local j = w:start_first()     the same; when j has ended, more can be added and started
 --
---   jobs.shared_file(path, header, bytes)     makes a safetensors file of this length for w:parts
+--   jobs.shared_file(path, header, bytes)     makes a safetensors file of this length for w:pieces
 --
 -- The collector cancels or finishes a job that nothing refers to. The program waits at its end for
 -- the jobs that have started.
@@ -76,7 +76,7 @@ function Writing:manifest(path, text)
   call(C.sz_writing_manifest(self.ptr, path, text, #text))
 end
 
-function Writing:parts(path, list, places)
+function Writing:pieces(path, list, places)
   local pointers = ffi.new("sz_tensor *[?]", #list + 1)
   local offsets = ffi.new("int64_t[?]", #list + 1)
   for i, t in ipairs(list) do

@@ -129,7 +129,7 @@ local function add_own_parts(writing, temporary, order, described)
       places[#places + 1] = one.begin + whole.first * tensor.WIDTH[whole:dtype()]
     end
   end
-  writing:parts(("%s/%s.tmp"):format(temporary, OPTIMIZER), list, places)
+  writing:pieces(("%s/%s.tmp"):format(temporary, OPTIMIZER), list, places)
 end
 
 -- The parts of the file that have a checksum, as if one rank had written it.
