@@ -142,6 +142,12 @@ check.case("a file that never ends loading", function()
   end
 end)
 
+check.case("a pipe is no reward", function()
+  local path = folder .. "/pipe.lua"
+  check.equal(os.execute("mkfifo " .. path), 0, "made")
+  check.raises(function() runner.load(path) end, "pipe.lua: not a regular file", "refused")
+end)
+
 check.case("os.exit while a file loads", function()
   local path, why = load_error("leaves", "os.exit(0)")
   check.ok(why:find(("the reward %s does not load: %s:1: os.exit was called"):format(path, path), 1,
@@ -210,7 +216,7 @@ end)
 check.case("on_error=zero scores 0 and counts", function()
   local rules = runner.rules { timeout = LIMIT, on_error = "zero" }
   local bodies = { "error('no ' .. text)", "while true do end", "return 0 / 0", "return 'x'",
-    "return 1, 2", "return 1, { part = 'x' }", "os.exit(0)", "return nil" }
+    "return 1, 2", "return 1, { part = 'x' }", "os.exit(0)", "return nil", "return -1e31" }
   for _, body in ipairs(bodies) do
     local ok, why, sample = score(body, rules)
     check.equal({ ok, sample.score, sample.parts }, { true, 0 }, body .. ": " .. tostring(why))

@@ -48,6 +48,7 @@ local LIMIT = 10                -- seconds
 local LOAD_CURE = " (worker.reward.timeout=SECONDS is the limit)"
 
 local function run_file(path, seconds)
+  if files.exists(path) then files.check_regular(path) end    -- a pipe would wait for ever
   local chunk, reason = loadfile(path)
   if not chunk then error("the reward does not load: " .. reason, 0) end
   user_modules.look_beside(path)
