@@ -173,10 +173,17 @@ int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean,
  * without it they are updated in place and rounded stochastically. */
 typedef struct sz_adamw sz_adamw;
 sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
+/* The same for a part of each parameter: elements [first[i], first[i] + count[i]), where first[i] is
+ * a multiple of 512. It has state of these parts, as [count[i]], and updates them with the numbers
+ * that the whole would get. */
+sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
+                             const int64_t *first, const int64_t *count);
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
-/* The same of the parameters' values. */
+/* Its square; of the parts alone, if there are parts. Negative with a message on failure. */
+double sz_adamw_grad_squares(sz_adamw *o);
+/* The norm of the parameters' values, of whole parameters. */
 double sz_adamw_weight_norm(sz_adamw *o);
 /* One update with the gradients multiplied by grad_scale; then the gradients are cleared. */
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
@@ -187,6 +194,10 @@ void sz_adamw_set_steps(sz_adamw *o, int64_t steps);
 /* A state tensor of parameter i, borrowed; NULL when there is none. which: 0 first moment, 1 second
  * moment, 2 f32 master, 3 and 4 the moments' scales. */
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which);
+/* Element `first` of the parameter's whole state is the first of the part's. */
+int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which);
+/* The state becomes the part that belongs to it of `whole`, the state of the whole parameter. */
+int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole);
 
 /* ---- jobs: work in background threads ---- */
 typedef struct sz_job sz_job;
@@ -350,6 +361,9 @@ int sz_parquet_node_at(const sz_parquet *f, int i, sz_parquet_node *to);
 const char *sz_parquet_pair(const sz_parquet *f, const char *key);
 /* Rows [first, first + count) of a leaf column. */
 sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count);
+/* One row likewise, from 0. Of byte arrays that are read without their page, only the first `most`
+ * bytes of each are read: for the header of an image. */
+sz_parquet_values *sz_parquet_read_front(sz_parquet *f, int leaf, int64_t row, int64_t most);
 void sz_parquet_values_free(sz_parquet_values *v);
 /* From how many bytes on a column chunk of byte arrays is large: its rows are read without decoding
  * their pages, and pages four times as large are unpacked into a temporary file where their codec
@@ -387,8 +401,8 @@ sz_map *sz_map_open(const char *path);
 void sz_map_close(sz_map *m);
 const uint8_t *sz_map_bytes(const sz_map *m);
 int64_t sz_map_size(const sz_map *m);
-/* Gives back the resident pages; the map stays valid. */
-void sz_map_forget(sz_map *m);
+/* Gives back the resident pages around a range; the map stays valid. */
+void sz_map_forget(sz_map *m, const uint8_t *from, int64_t len);
 /* Unpacks len bytes into exactly room bytes; codec: 0 a frame of LZ4, 1 zstd. NULL with the reason
  * as the message; freed by sz_arrow_free. */
 uint8_t *sz_arrow_unpack(int codec, const uint8_t *from, int64_t len, int64_t room);

@@ -7,6 +7,8 @@
 --   wanted.data(names, { split =, purpose =, shown = }) -> { files =, split =, path =, folder = }
 --       split: to be named behind the folder, or nil; path: the one file that the set is, or nil;
 --       folder: the one with the files, or nil
+--   wanted.lack_of_weights(names)        what is said of a repository without any
+--   wanted.has_other_weights(names)      whether there are weights that are not read
 --   wanted.has_weights(names)  whether these are all files of a model's weights
 --   wanted.is_whole(names)     whether these look like all that a model needs
 --   wanted.are_tables_whole(names)      the same for Parquet and Arrow files
@@ -106,6 +108,27 @@ function M.has_weights(names)
   if found.weights == "pt" then return true end
   if found.weights == "adapter" then return has["adapter_model.safetensors"] == true end
   return found.weights == "safetensors" and are_parts_here(safetensors_of(names, has))
+end
+
+-- What a repository without weights that are read has instead.
+function M.lack_of_weights(names)
+  local checkpoints = checkpoints_of(names)
+  if #checkpoints > 1 then
+    return ("several checkpoints, %s: download one and name its path"):format(
+      table.concat(checkpoints, ", "))
+  end
+  local text = "no weights that segzero reads: neither .safetensors nor a .pt file"
+  if not M.has_other_weights(names) then return text end
+  return text .. ", but a .bin file: save the model as safetensors (in Python: "
+    .. "from_pretrained(NAME).save_pretrained(FOLDER))"
+end
+
+-- PyTorch's, which are not read: whoever opens the folder says so.
+function M.has_other_weights(names)
+  for _, name in ipairs(names) do
+    if name:find "%.bin$" then return true end
+  end
+  return false
 end
 
 -- A policy with its tokenizer, an adapter, or a SAM2; for a cache that does not know its listing.

@@ -7,26 +7,10 @@
  */
 #include "parquet.h"
 #include <stdlib.h>
-#include <sys/mman.h>
-
-/* ---- maps ---- */
-
-/* The kernel makes the pages around one that is read resident as well: 64 KB, aligned. */
-enum { AROUND = 64 << 10 };
-
-void parquet_forget(const uint8_t *map, size_t size, const uint8_t *from, size_t len)
-{
-    const uintptr_t start = (uintptr_t)map;
-    uintptr_t first = (uintptr_t)from / AROUND * AROUND;
-    uintptr_t end = ((uintptr_t)from + len + AROUND - 1) / AROUND * AROUND;
-    if (first < start) first = start;
-    if (end > start + size) end = start + size;
-    if (first < end) madvise((void *)first, end - first, MADV_DONTNEED);
-}
 
 void parquet_file_forget(const parquet_file *file, const uint8_t *from, size_t len)
 {
-    parquet_forget(file->base, (size_t)file->bytes, from, len);
+    sz_io_forget(file->base, (size_t)file->bytes, from, len);
 }
 
 /* ---- the list ---- */
