@@ -92,6 +92,11 @@ check.case("the limit is for one answer and leaves nothing behind", function()
   check.equal(debug.gethook(), nil, "no hook")
 end)
 
+check.case("a limit beyond all time is no shorter one", function()
+  local ok, why, sample = score("return 1", runner.rules { timeout = 1e300, on_error = "stop" })
+  check.equal({ ok, sample.score }, { true, 1 }, tostring(why))
+end)
+
 check.case("0 is no limit", function()
   local ok, _, sample = score("local t = os.clock() + 0.6 while os.clock() < t do end return 1",
     runner.rules { timeout = 0, on_error = "stop" })

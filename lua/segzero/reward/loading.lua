@@ -56,7 +56,7 @@ local function run_file(path, seconds)
   local ok, reward = guard.call(seconds, what, "", chunk)
   if ok then return reward end
   local text = user_code.text(reward)
-  if reward.late then text = text:gsub("\n", LOAD_CURE .. "\n", 1) end
+  if reward.late then text = text:gsub("^[^\n]*", "%0" .. LOAD_CURE, 1) end
   error(("the reward %s does not load: %s"):format(path, text), 0)
 end
 
