@@ -35,6 +35,15 @@ has_line_editing() {
         >/dev/null 2>&1
 }
 
+# Without them no download over https can be checked.
+has_certificates() {
+    for f in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt \
+             /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem; do
+        [ -e "$f" ] && return
+    done
+    return 1
+}
+
 # What several ranks need: mpirun, and headers for libsegzero_mpi.so.
 has_mpi() { have mpirun && pkg-config --exists ompi-c 2>/dev/null; }
 
@@ -56,6 +65,7 @@ probe() {
     lua_has lyaml || need lua-yaml
     lua_has posix.unistd || need lua-posix
     has_line_editing || optional=" libreadline8"
+    has_certificates || optional="$optional ca-certificates"
     has_mpi || optional="$optional openmpi-bin libopenmpi-dev"
 
     # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
@@ -103,7 +113,8 @@ versions() {
 # Ends the program: 0 if all that the build needs is there.
 finish() {
     [ -z "$optional" ] ||
-        echo "packages that are not installed, for line editing in the REPL (libreadline8) and" \
+        echo "packages that are not installed, for line editing in the REPL (libreadline8)," \
+             "for downloads (ca-certificates) and" \
              "for several ranks (openmpi-bin, libopenmpi-dev):$optional" >&2
     [ -z "$missing" ]
     exit

@@ -102,6 +102,9 @@ void sz_tensor_release(sz_tensor *t);
 int sz_tensor_alive(const sz_tensor *t);
 /* Borrowed. NULL with a message when the step has ended or the tensor is not on the CPU. */
 void *sz_tensor_data(sz_tensor *t);
+/* Gives every NaN of an f32 tensor on the CPU the same bits, for Lua: LuaJIT stores the type of every
+ * other value in the bits of a NaN. 0, or -1 for another tensor. */
+int sz_tensor_plain_nans(sz_tensor *t);
 int sz_tensor_dtype(const sz_tensor *t);
 int sz_tensor_device(const sz_tensor *t);
 int sz_tensor_ndim(const sz_tensor *t);
@@ -170,10 +173,17 @@ int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean,
  * without it they are updated in place and rounded stochastically. */
 typedef struct sz_adamw sz_adamw;
 sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
+/* The same for a part of each parameter: elements [first[i], first[i] + count[i]), where first[i] is
+ * a multiple of 512. It has state of these parts, as [count[i]], and updates them with the numbers
+ * that the whole would get. */
+sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
+                             const int64_t *first, const int64_t *count);
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
-/* The same of the parameters' values. */
+/* Its square; of the parts alone, if there are parts. Negative with a message on failure. */
+double sz_adamw_grad_squares(sz_adamw *o);
+/* The norm of the parameters' values, of whole parameters. */
 double sz_adamw_weight_norm(sz_adamw *o);
 /* One update with the gradients multiplied by grad_scale; then the gradients are cleared. */
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
@@ -184,6 +194,10 @@ void sz_adamw_set_steps(sz_adamw *o, int64_t steps);
 /* A state tensor of parameter i, borrowed; NULL when there is none. which: 0 first moment, 1 second
  * moment, 2 f32 master, 3 and 4 the moments' scales. */
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which);
+/* Element `first` of the parameter's whole state is the first of the part's. */
+int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which);
+/* The state becomes the part that belongs to it of `whole`, the state of the whole parameter. */
+int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole);
 
 /* ---- jobs: work in background threads ---- */
 typedef struct sz_job sz_job;

@@ -22,7 +22,7 @@
 --
 -- faults: a text -> what happens to the first, second, ... request whose line "METHOD /path" contains
 -- it; of the other origin "CDN METHOD /path". An empty table: nothing. Else one of
---   status = number, headers =    this answer           stall = true     none
+--   status =, headers =, body =   this answer           stall = true     none
 --   cut = bytes of the body, then the connection ends   part = bytes, and then nothing more
 --   slow = seconds before the body                      flip = true      a wrong byte
 --   whole = true, 200 instead of a part                 size =           a false X-Linked-Size
@@ -34,6 +34,7 @@ local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local host = require "segzero.host"
 local poll = require "posix.poll"
 local process = require "tests.support.process"
 local signal = require "posix.signal"
@@ -194,7 +195,9 @@ local function answer(self, connection, request, fault)
     unistd.sleep(60)
     return
   end
-  if fault.status then return reply(connection, fault.status, fault.headers or {}, "", fault) end
+  if fault.status then
+    return reply(connection, fault.status, fault.headers or {}, fault.body or "", fault)
+  end
   local repository, id, rest = find(self, request.path)
   if not repository then return refuse(connection, 401, "RepoNotFound") end
   local is_known = request.token == repository.token
@@ -297,7 +300,7 @@ function methods:environment(home, more)
 end
 
 function methods:run(words, home, more)
-  local argv = { "./segzero", "--threads", "1" }
+  local argv = { host.executable, "--threads", "1" }
   for _, word in ipairs(words) do argv[#argv + 1] = word end
   return process.run(argv, { timeout = LONGEST, env = self:environment(home, more) })
 end

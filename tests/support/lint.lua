@@ -30,6 +30,7 @@ for name in ([[
   cjson.lua run_seg_zero_3b.sh modeling_qwen2_5_vl.py modeling_qwen2_vl.py core_algos.py
   calculate_iou.py calculate_iou_with_bbox.py calculate_counting.py calculate_coco_ap.py
   evaluation.py evaluation_visionreasoner.py eval_reasonseg.sh inference.py
+  evaluation_visionreasoner_visualization.py
   pcre2.h jpeglib.h png.h lua.h lauxlib.h cuda_runtime.h cudnn.h nccl.h mpi.h
   stdio.h math.h time.h
 ]]):gmatch "%S+" do EXTERNAL[name] = true end

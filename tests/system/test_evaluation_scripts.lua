@@ -1,7 +1,7 @@
--- test_evaluation_scripts.lua - the evaluation scripts of Seg-Zero and VisionReasoner with only their
--- program changed, on the miniature sets of the hub and the embedded models: the loop over parts,
--- output_{idx}.json, calculate_iou.py; their arguments of inference; a sweep over checkpoints; output
--- folders that exist.
+-- test_evaluation_scripts.lua - the evaluation scripts of Seg-Zero and VisionReasoner with only
+-- their program changed, on the miniature sets of the hub and the embedded models: the loop over
+-- parts, output_{idx}.json, calculate_iou.py; their arguments of inference; a sweep over
+-- checkpoints; output folders that exist.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -92,15 +92,16 @@ check.case("Seg-Zero's loop over parts", function()
     .. "%(%-%-idx 3 %-%-num_parts 8%)", "a part is missing")
   mini.copy(place .. "/loop2/part_1", place .. "/loop8/part_3-2")
   mini.copy(place .. "/loop2/output_1.json", place .. "/loop8/output_3.json")
-  check.raises(sum_up, "output_dir: .*output_3.json is of 2 parts and .*output_0.json of 8: they are "
-    .. "not one evaluation", "another evaluation")
+  check.raises(sum_up, "output_dir: .*output_3.json is of 2 parts and .*output_0.json of 8: they "
+    .. "are not one evaluation", "another evaluation")
 end)
 
 -- ---- VisionReasoner's own scripts ----
 local function reasoner_words(set, folder)
   return { "--model", "vision_reasoner", "--output_path", folder, "--test_data_path",
     HUB .. "/" .. set, "--idx", "0", "--num_parts", "1", "--batch_size", "16",
-    "--model_path", POLICY, "--segmentation_model_path", SAM2, "--task_router_model_path", "TaskRouter-1.5B", SHORT }
+    "--model_path", POLICY, "--segmentation_model_path", SAM2,
+    "--task_router_model_path", "TaskRouter-1.5B", SHORT }
 end
 
 local function lines_of(folder)
@@ -146,7 +147,8 @@ check.case("counting, as eval_count.sh calls it", function()
   }, "rows; a point may be missing")
   local s, text = lines_of(folder)
   check.equal({ s.mae, s.correct_count }, { 1, 0.5 }, "sums")
-  check.ok(text:find("test len: 2\nmae: 1.0000\nrmse: 1.4142\ncorrect_count: 0.5000", 1, true), text)
+  check.ok(text:find("test len: 2\nmae: 1.0000\nrmse: 1.4142\ncorrect_count: 0.5000", 1, true),
+    text)
   local summary = json(folder .. "/part_0/summary.json")
   check.near({ summary.objects.counting, summary.objects.count_error }, { 0.5, 1 }, 0, "summary")
   check.equal(summary.box, cjson.null, "no boxes are compared")
@@ -186,8 +188,16 @@ check.case("segmentation, as eval_segmentation.sh calls it", function()
     return '<think>hm</think><answer>[{"bbox_2d": [9, 9, 35, 44], "point_2d": [20, 25]}]</answer>'
   end
   with_answers(answer, function()
-    vision_reasoner.run(reasoner_words("refcoco_val", folder))
+    local words = reasoner_words("refcoco_val", folder)
+    words[#words + 1] = "visual_results=true"
+    vision_reasoner.run(words)
   end)
+  local visual = folder .. "/part_0/visual_results"
+  check.equal(folders.list(visual), { "90.png", "90.txt", "91.png", "91.txt" }, "visual results")
+  check.ok(files.read(visual .. "/90.txt"):find "^0%.%d+\nhm$", "the IoU and the thinking")
+  local img = sz.image.load(visual .. "/90.png")
+  check.ok(img.width > 2 * 128, "the image twice")
+  img:free()
   local rows = json(folder .. "/output_0.json")
   check.equal({ #rows, rows[1].think, rows[1].bbox_iou }, { 2, "hm", 1 }, "rows; the box is right")
   local s, text = lines_of(folder)
@@ -231,7 +241,8 @@ check.case("errors name the setting", function()
   for words, name in pairs {
     [{ "--idx", "0" }] = "Ricky06662/Seg%-Zero%-7B",
     [{ "--idx", "0", "--model", "vision_reasoner" }] = "Ricky06662/VisionReasoner%-7B",
-    [{ "--idx", "0", "--model_path", mini.write(place .. "/other") }] = "facebook/sam2%-hiera%-large",
+    [{ "--idx", "0", "--model_path", mini.write(place .. "/other") }] =
+      "facebook/sam2%-hiera%-large",
   } do
     words[#words + 1] = "--test_data_path"
     words[#words + 1] = HUB .. "/refcoco_val"
@@ -317,8 +328,8 @@ check.case("a sweep over the checkpoints of a run", function()
     if calls <= 4 then return "nothing" end
     return '<think>x</think>{"bbox": [10,10,60,60], "points_1": [20,20], "points_2": [30,30]}'
   end, function()
-    result = evaluate.run { "model_path=" .. run, "checkpoints=all", "rows=4", "output_path=" .. out,
-      SHORT }
+    result = evaluate.run { "model_path=" .. run, "checkpoints=all", "rows=4",
+      "output_path=" .. out, SHORT }
   end)
   check.equal(#result.members, 2, "members")
   check.equal({ result.members[1].name, result.members[2].name },

@@ -7,7 +7,9 @@ local check = require "tests.support.check"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local hub_server = require "tests.support.hub_server"
+local image = require "segzero.formats.image"
 local process = require "tests.support.process"
+local refshapes = require "segzero.data.refshapes"
 
 local place = os.tmpname()
 os.remove(place)
@@ -76,6 +78,30 @@ check.case("a step on org/set@train", function()
       "worker.actor.model.model_path=org/name" }, home)
     check.equal(status, 0, text)
     check.equal(files.exists(snapshot(home) .. "/model.safetensors"), false, "plan needs none")
+  end)
+end)
+
+check.case("a set of JSON files", function()
+  local folder = place .. "/json"
+  local options = { n = 3, size = 112, seed = 1, split = "train" }
+  refshapes.write_dataset(folder, options, image.write_png)
+  local rows = files.read(folder .. "/data.jsonl")
+  local one = rows:match "^[^\n]*\n"
+  os.remove(folder .. "/data.jsonl")
+  local world = { datasets = { ["org/json"] = { folder = folder,
+    files = { ["train.jsonl"] = rows, ["test.jsonl"] = one, ["README.md"] = "no" } } } }
+  hub_server.with(world, function(server)
+    local home = new_home()
+    local chunk = [[local data = require "segzero.data"
+      for _, name in ipairs { "org/json", "org/json@test" } do
+        local set = data.open(name, { split = "train" })
+        print(name, set:count(), set:row(1).image.width)
+      end]]
+    local text, status = server:run({ "-e", chunk }, home)
+    check.equal(status, 0, text)
+    check.ok(text:find("org/json\t3\t112\n", 1, true) ~= nil, text)
+    check.ok(text:find("org/json@test\t1\t112\n", 1, true) ~= nil, text)
+    check.equal(files.exists(snapshot(home, "org/json", "dataset") .. "/README.md"), false, "README")
   end)
 end)
 

@@ -97,7 +97,7 @@ refused(1, "%-%-mask_path: the folder nowhere does not exist", "--demo", "--sam2
 -- SAM2's path is looked at before the policy's.
 for _, bad in ipairs { { "nowhere", "nowhere: No such file" },
   { "empty", "no SAM2 model in empty" }, { "text.png", "text.png: not a file of torch.save" },
-  { sz.core.root .. "/tests/golden/sam2", "no config.json" } } do
+  { sz.core.root .. "/tests/golden/grpo", "no config.json and no .pt" } } do
   for _, name in ipairs { "--sam2_path", "--segmentation_model_path" } do
     refused(1, "SAM2: .*" .. bad[2], "--demo", "--model_path", "nowhere", name, bad[1])
   end

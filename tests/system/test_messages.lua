@@ -132,7 +132,12 @@ local ROWS = {
     { { EVALUATE, "segmentation_model_path=nosuch", "rows=1" }, "sam2_path: nosuch: No such file" },
     { { INFER, "--demo", "--model_path", "nosuch" }, "no model in nosuch" },
     { { INFER, "--demo", "--sam2_path", "nosuch" }, "SAM2: nosuch: No such file" },
-    { { "recipes/sam2_finetune.lua", "model_path=nosuch" }, "nosuch: No such file" },
+    { { "recipes/sam2_finetune.lua", "model_path=nosuch" }, "model_path: nosuch: No such file" },
+    -- What is written at the end is tried at the beginning.
+    { { "recipes/sam2_finetune.lua", "output=/proc/x" },
+      "output: cannot make the folder /proc/x: No such file or directory" },
+    { { "recipes/pretrain_shapes.lua", "output=/proc/x" },
+      "output: cannot make the folder /proc/x: No such file or directory" },
   },
   folders = {
     { { GRPO, SAVE .. "/" }, "trainer.save_checkpoint_path: / is the root folder" },

@@ -2,7 +2,7 @@
 -- and what to do.
 --
 --   foreign_set.describe(name)    one sentence, or nil if the name looks like none of these:
---                                 CSV, a file of another kind
+--                                 CSV, a file of another kind, a folder of refer without refs
 --
 -- Called after a data.jsonl could not be opened. Leaves out: reading them.
 
@@ -17,6 +17,11 @@ local FILES = { csv = "a .csv file, which is not read", tsv = "a .tsv file, whic
 
 function M.describe(name)
   local kind
+  local folder = name:match "^(.*)@[^@/]+$" or name
+  if files.exists(folder .. "/instances.json") then
+    return ("data set %s: there is instances.json, but no refs(*).p or grefs(*).json next to it")
+      :format(visible.line(name))
+  end
   if files.exists(name .. "/.") then return nil end
   if files.exists(name) then
     kind = FILES[(name:match "%.(%w+)$" or ""):lower()]

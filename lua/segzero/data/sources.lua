@@ -19,7 +19,8 @@
 --                      the check of all rows is kept while they and the images stay the same
 --     set.ignore_masks true if its rows may have ignore_mask; optional
 --     set.name         what messages call it; optional
--- options: {split = "train" | "heldout" | "test" (not RefShapes), size = pixels, seed =, rows =, level =, empty =,
+-- options: {split = "train" | "heldout" | "test" (not RefShapes), size = pixels, seed =, rows =,
+-- level =, empty =,
 -- prompt_key =, answer_key =, image_key = names of columns, image_dir = where relative paths of
 -- images start, several = whether solutions are lists of objects, check = false if
 -- data/checks/check.lua follows}. A source uses those that it knows.

@@ -37,6 +37,7 @@ local shared_folder = require "segzero.evaluation.shared_folder"
 local stop = require "segzero.core.stop"
 local target_of = require "segzero.evaluation.target"
 local visible = require "segzero.core.visible"
+local visual_results = require "segzero.evaluation.visual_results"
 local M = {}
 
 local null = cjson.null
@@ -148,6 +149,7 @@ local function judge_row(run, entry)
   run.records[#run.records + 1] = record
   run.results:write(files.json(record) .. "\n")
   report_error(run, entry, record)
+  if run.write_visual then run.write_visual(entry.row, record, mask) end
 
   local kept = { record = record, mask = mask, objects = objects, held = 2 }
   if run.masks then
@@ -387,6 +389,9 @@ local function evaluate(cfg, options)
   run.folder = claim_folder(run)
   write_config(run, total, first, last)
   run.results = lines.create(run.folder .. "/results.jsonl")
+  if cfg.visual_results then
+    run.write_visual = visual_results.writer(run.folder .. "/visual_results")
+  end
   introduce(run, total, first, last)
 
   judge_all(run, first, last)

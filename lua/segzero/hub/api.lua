@@ -6,9 +6,9 @@
 --   api.url(session, repository, commit, name)
 --
 -- Called inside a task of pool.lua. A refusal is an error of one line that says what to do. Two are
--- tables: { unreachable = text, has_begun = true after the list of files }, because a cache may still
--- help, and { absent = true, text = }. Names, commits and sums come from outside: those that could
--- leave the cache's folders are refused.
+-- tables: { unreachable = text, has_begun = true once the list of files is known }, because a cache
+-- may still help, and { absent = true, text = }. Names, commits and sums come from outside: those
+-- that could leave the cache's folders are refused.
 -- Leaves out: spaces, writing.
 
 local cjson = require "cjson"
@@ -69,6 +69,7 @@ local function refuse(session, repository, reply, what)
     error(("%s cannot be written: %s; what has come is kept. Free some space, or set HF_HOME to a "
       .. "folder on another disk"):format(what, reply.error), 0)
   end
+  if reply.is_final then error(("%s: %s"):format(what, reply.error), 0) end
   if reply.error then
     error({ unreachable = ("%s: %s"):format(what, visible.line(reply.error)),
       has_begun = not what:find "^https?://" }, 0)

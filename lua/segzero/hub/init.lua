@@ -71,6 +71,7 @@ end
 local function path_of(cached, commit, found)
   local path = cached:snapshot(commit)
   if found.path then return path .. "/" .. found.path end
+  if found.folder then path = path .. "/" .. found.folder end
   if found.split then return path .. "@" .. found.split end
   return path
 end
@@ -98,15 +99,14 @@ end
 local function download(repository, cached, kind)
   local pool = require "segzero.hub.pool"
   local session = require("segzero.hub.requests").new()
-  function session.say(text) io.stderr:write(text, "\n") end
+  session.say = require("segzero.hub.progress").say
   local listing
   pool.run { function() listing = api.list(session, repository) end }
   local found = kind.select(listing.names)
-  if #found.files == 0 then
-    error(("%s has no files that segzero reads: no %s"):format(repository.shown,
-      repository.kind == "model" and "config.json with .safetensors, and no .pt"
-      or "Parquet, Arrow or JSON"), 0)
-  end
+  local lack
+  if #found.files == 0 then lack = "no files that segzero reads" end
+  if kind == MODEL and not found.weights then lack = wanted.lack_of_weights(listing.names) end
+  if lack then error(("%s has %s"):format(repository.shown, lack), 0) end
   require("segzero.hub.download").get(session, repository, cached, listing, found.files)
   cached:note_listing(listing.commit, listing.names)
   cached:note_commit(listing.commit)
@@ -149,8 +149,12 @@ local function unreachable_text(label, name, kind, cached, failure)
   local guess = names.guess(name:gsub("@.*$", ""))
   if guess then why = ("%s (the hub has %s)"):format(why, guess) end
   local text = "%sthere is no such %s here, the cache %s has not all of its files, and they could "
-    .. "not be downloaded: %s. Check the network, https_proxy and HF_ENDPOINT, or name a folder"
-  return text:format(front(label, name), what(kind), cached.root, why)
+    .. "not be downloaded: %s. %s"
+  local cure = "Check the network, https_proxy and HF_ENDPOINT, or name a folder"
+  if why:find("certificate", 1, true) then
+    cure = "Install ca-certificates, or name your proxy's file of certificates with SSL_CERT_FILE"
+  end
+  return text:format(front(label, name), what(kind), cached.root, why, cure)
 end
 
 -- ---- both ----
@@ -206,8 +210,10 @@ function M.complete(path)
   if not root or root ~= environment.cache() then return end
   local id = folder:gsub("%-%-", "/")
   local repository = api.repository("model", { id = id, revision = commit })
+  repository.shown = id
   local cached = cache.open(repository)
-  if wanted.has_weights(cached:present(commit)) then return end
+  local present = cached:present(commit)
+  if wanted.has_weights(present) or wanted.has_other_weights(present) then return end
   obtain(id, repository, MODEL, nil)
 end
 

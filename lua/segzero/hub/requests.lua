@@ -65,7 +65,8 @@ local function try(self, method, url, options)
     local is_safe = reply.redirect:find "^https://"
       or url:find "^http://" and reply.redirect:find "^http://"
     if not is_safe then
-      reply.error = "a redirect to " .. visible.line(reply.redirect)
+      reply.error = ("the redirect to %s is refused, because it is less safe"):format(
+        visible.line(reply.redirect))
       reply.is_final = true
       return reply
     end

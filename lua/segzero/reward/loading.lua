@@ -81,8 +81,8 @@ local function of_python(name)
   local lua = path .. ".lua"
   if member == "" then member = "main" end
   if not files.exists(lua) then
-    local message = "%s: there is no reward '%s'; a reward is a Lua file: write %s that ends with " ..
-      "return { %s = function(text, ground_truth, row, kwargs) ... end } (docs/guide/rewards.md)"
+    local message = "%s: there is no reward '%s'; a reward is a Lua file: write %s that ends " ..
+      "with return { %s = function(text, ground_truth, row, kwargs) ... end } (docs/guide/rewards.md)"
     error(message:format(SETTING, visible.line(name), lua, member), 0)
   end
   console.say(("%s.py is Python: the reward is %s of %s"):format(path, member, lua))

@@ -1,7 +1,7 @@
 -- runner.lua - loads a reward and runs it on answers.
 --
---   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua, FILE.lua:NAME, or
---                                                   a function (reward/loading.lua)
+--   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua,
+--                                                   FILE.lua:NAME, or a function (loading.lua)
 --   runner.score(reward, row, sample, rules)        sets sample.score and sample.parts
 --   runner.score_group(reward, group, segmenter, rules)
 --                                                   all samples of a group; segmenter may be nil
@@ -116,6 +116,7 @@ function M.score(reward, row, sample, rules)
   -- A reward that changes the row changes its own copy.
   local copy = setmetatable({}, getmetatable(row))
   for name, value in pairs(row) do copy[name] = value end
+  copy.response_length = sample.ids and #sample.ids
   local ok, score, parts = guard.call(rules.timeout, "the reward of row " .. tostring(row.id),
     tostring(sample.text), reward, sample.text, row.solution, copy)
   local problem

@@ -49,6 +49,9 @@ local SILENT = {
   "trainer.resume_changes", "trainer.find_last_checkpoint",
 }
 
+-- The reward's arguments are as free as the reward.
+local REWARD_ARGUMENT = "^worker%.reward%.reward_function_kwargs"
+
 local PATHS = {
   "worker.actor.model.model_path", "data.train_files", "data.val_files", "worker.reward.sam2_path",
   "worker.reward.compute_score",
@@ -139,7 +142,7 @@ function M.changes(old, new, identity, state)
     local a = before[key]
     if a == nil then a = default_of(key) end
     if not is_silent[key] and not same(key, a, now[key]) then
-      local free = is_free[key] or false
+      local free = is_free[key] or key:find(REWARD_ARGUMENT) ~= nil
       -- Rows that are known to be the same may have moved.
       if chooses_rows[key] and same_rows and state.data and state.data.hash then free = true end
       list[#list + 1] = { key = key, old = show(a), new = show(now[key]), free = free }

@@ -1,7 +1,8 @@
 -- doctor.lua - `segzero doctor`: prints what this machine has and what segzero will use. Changes
 -- nothing.
 --
--- Leaves out: checks of models and data; benchmarks.
+-- With several ranks it compares them instead (doctor_ranks.lua). Leaves out: checks of models and
+-- data; benchmarks.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -27,7 +28,18 @@ local function field(path, key)
   file:close()
 end
 
+-- Whether there are several ranks, which have been compared.
+local function compare_ranks()
+  local ranks = require "segzero.core.ranks"
+  if not ranks.launched() then return false end
+  local world = ranks.world()
+  if world:size() == 1 then return false end
+  require("segzero.tools.doctor_ranks").run(world)
+  return true
+end
+
 function M.run()
+  if compare_ranks() then return end
   local memory = plan.device()
   line("segzero", ffi.string(C.sz_version()) .. ", core library loaded")
   line("processor", ("%s, %d threads"):format(field("/proc/cpuinfo", "model name")

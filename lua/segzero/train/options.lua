@@ -14,10 +14,10 @@
 --   micro_batches  max_tokens, and the most answers in one: update, experience (math.huge: no
 --                  limit)
 --   estimator      the name of the advantage estimator
---   reward_kl      {coef =, kl = a registered estimator}: the KL term in the reward; nil without one
+--   reward_kl      {coef =, kl = a registered estimator}: the KL term in the reward, or nil
 --   update         groups (prompts an update), loss, kl, aggregation (registered names), use_kl
---   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high, clip_dual (nil: none),
---                  tau_positive, tau_negative, gamma: what schedules and hooks may change
+--   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high, clip_dual (nil:
+--                  none), tau_positive, tau_negative, gamma: what schedules and hooks may change
 --   schedules      name of a number -> registered schedule
 --   warmup_ratio   share of the run that warms up; warmup_steps, if not nil: how many steps
 --   least_ratio    the share of a number that the schedule cosine ends at

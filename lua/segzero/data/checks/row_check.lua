@@ -198,6 +198,20 @@ local function file_mask_fault(self, meta, fact, path)
   if found.empty ~= 0 and not self.options.empty_masks then return mask_of.empty(name) end
 end
 
+-- Rows about the same object may share its mask, one after the other.
+local function stored_mask_fault(self, mask, fact)
+  local last = self.last
+  local is_same = type(mask) == "table" and last and last.mask == mask
+    and last.width == fact.width and last.height == fact.height
+  if not is_same then
+    last = { mask = mask, width = fact.width, height = fact.height,
+      empty = self.options.empty_masks }
+    last.why = mask_of.fault(mask, last)
+    self.last = last
+  end
+  return last.why
+end
+
 -- A row with an empty list of boxes has no target, and needs no mask.
 local function names_nothing(self, meta)
   local boxes = meta.columns.bbox
@@ -211,8 +225,7 @@ local function check_mask(self, meta, fact)
   if path then
     why = file_mask_fault(self, meta, fact, path)
   else
-    local size = { width = fact.width, height = fact.height, empty = self.options.empty_masks }
-    why = mask_of.fault(meta.mask, size)
+    why = stored_mask_fault(self, meta.mask, fact)
   end
   if why then fault(self, "mask", meta, "%s", why) end
 end

@@ -8,7 +8,8 @@
 --   reward, train, held_out, prompt      functions and data sets that replace those of the settings
 --   on_step(t, stats), on_evaluate(t, result), stop_when(t, stats)   hooks, see train/run/loop.lua
 -- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
--- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
+-- before.png and after.png if there are held-out rows (before_step_5.png where a run goes on and has
+-- one). Leaves out: parsing and checking settings.
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -73,10 +74,11 @@ local function load_segmenter(cfg)
   return segmenter_of.new(sam)
 end
 
--- Where a new run should be.
-local function wanted_folder(cfg)
+-- Where a new run should be. An evaluation of a run's checkpoint is next to the run.
+local function wanted_folder(cfg, source)
   local named = cfg.trainer.save_checkpoint_path
   if named then return named end
+  if cfg.trainer.val_only and source and source.run then return source.run .. "-eval" end
   if cfg.trainer.experiment_name == "" then
     error("trainer.experiment_name is empty; it is the name of the run folder", 0)
   end
@@ -85,7 +87,7 @@ end
 
 -- A run that goes on keeps its folder; a new run and a fork get a new one.
 local function take_folder(cfg, source)
-  if not source or not source.in_place then return run_folder.create(wanted_folder(cfg)) end
+  if not source or not source.in_place then return run_folder.create(wanted_folder(cfg, source)) end
   local folder = run_folder.open(source.run)
   local ok, reason = pcall(resuming.check_current, source, cfg)
   if ok then return folder end
@@ -113,7 +115,7 @@ local function prepare(cfg, overrides)
   end
   local source = resuming.source(cfg)
   if not source or not source.in_place then
-    folders.check(wanted_folder(cfg), run_folder.SETTING)
+    folders.check(wanted_folder(cfg, source), run_folder.SETTING)
   end
   parts.identity = contract.identity(parts.train)
   if source then
@@ -193,6 +195,7 @@ local function draw_sheet(t, name, result)
   end
 
   local path = ("%s/%s.png"):format(t.folder, name)
+  if files.exists(path) then path = ("%s/%s_step_%d.png"):format(t.folder, name, t.global_step) end
   local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
   draw.predictions(path, shown, result.records, sheet)
   t.log:image(t.global_step, name, path)

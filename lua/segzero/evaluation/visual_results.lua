@@ -1,0 +1,63 @@
+-- visual_results.lua - an image and a text for each answered row, as
+-- evaluation_visionreasoner_visualization.py writes them.
+--
+--   local write = visual_results.writer(folder)      makes the folder
+--   write(row, record, mask)         folder/ANN_ID.png and folder/ANN_ID.txt; record: of judge.lua,
+--                                    mask: u8 [height, width] or nil
+--
+-- The image shows the original and, to its right, the mask, boxes and points; the text has the IoU
+-- and the thinking. Rows whose answer cannot be read have neither. Two rows of one ann_id: the second
+-- gets -2. Leaves out: the true masks (gallery.lua).
+
+local cjson = require "cjson"
+local draw = require "segzero.tools.draw"
+local files = require "segzero.core.files"
+
+local M = {}
+
+local null = cjson.null
+
+local function value_or(v, default)
+  if v == nil or v == null then return default end
+  return v
+end
+
+-- The answer as tools/draw.lua takes it; nil if there is none.
+local function answer_of(record)
+  local boxes = value_or(record.bbox, nil)
+  if not boxes then
+    if value_or(record.found_objects, nil) == 0 then return {} end
+    return nil
+  end
+  local points = value_or(record.points, {})
+  if type(boxes[1]) == "number" then return { bbox = boxes, points = points } end
+  local list = {}
+  for i, box in ipairs(boxes) do list[i] = { bbox = box, point = points[i] } end
+  return list
+end
+
+-- A file's name that no other row has.
+local function name_of(record, taken)
+  local name = tostring(record.ann_id):gsub("[/%c]", "_"):gsub("^%.", "_")
+  local n = (taken[name] or 0) + 1
+  taken[name] = n
+  if n > 1 then name = ("%s-%d"):format(name, n) end
+  return name
+end
+
+function M.writer(folder)
+  files.make_dir(folder)
+  local taken = {}
+  return function(row, record, mask)
+    local found = answer_of(record)
+    if not found or not row.image then return end
+    local path = folder .. "/" .. name_of(record, taken)
+    local figure = draw.figure(row.image, found, { mask = mask })
+    figure:save(path .. ".png")
+    figure:free()
+    files.write(path .. ".txt", ("%s\n%s"):format(tostring(value_or(record.iou, "none")),
+      value_or(record.think, "")))
+  end
+end
+
+return M
