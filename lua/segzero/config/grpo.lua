@@ -324,6 +324,8 @@ local trainer = {
   { key = "trainer.logger", type = "list", default = { "console", "jsonl" },
     choices = choices.of "loggers",
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
+  { key = "trainer.report", type = "boolean", default = true,
+    help = "keep report.html in the run folder up to date, from what the logger jsonl writes" },
 }
 
 -- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of

@@ -109,6 +109,19 @@ local function save_limit(trainer)
   return trainer.save_limit
 end
 
+-- trainer.report is a logger of its own: it comes after jsonl, whose files it reads.
+local function with_report(names, report)
+  local has_lines = false
+  local list = {}
+  for i, name in ipairs(names) do
+    list[i] = name
+    has_lines = has_lines or name == "jsonl"
+    if name == "report" then return names end
+  end
+  if report and has_lines then list[#list + 1] = "report" end
+  return list
+end
+
 function M.of(cfg)
   local data = cfg.data
   local filter = filter_options(cfg)
@@ -146,7 +159,8 @@ function M.of(cfg)
       test_freq = cfg.trainer.test_freq, save_freq = cfg.trainer.save_freq,
       save_limit = save_limit(cfg.trainer), save_best = cfg.trainer.save_best or "none",
       max_bad_updates = cfg.trainer.max_bad_updates,
-      loggers = name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
+      loggers = with_report(name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
+        cfg.trainer.report),
     },
   }
 end
