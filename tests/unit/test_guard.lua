@@ -185,6 +185,22 @@ check.case("modules beside a reward file", function()
   end
 end)
 
+check.case("two rewards with a module of the same name", function()
+  local rewards = {}
+  for i = 1, 2 do
+    local own = ("%s/reward-%d"):format(folder, i)
+    files.make_dir(own)
+    files.write(own .. "/shared_name.lua", "return " .. i)
+    files.write(own .. "/only_later.lua", "return " .. 10 * i)
+    files.write(own .. "/r.lua", "local n = require 'shared_name' "
+      .. "return function() return n + require 'only_later' end")
+    rewards[i] = runner.load(own .. "/r.lua")
+  end
+  check.equal(rewards[1](), 11, "the first one's modules")
+  package.loaded.only_later = nil
+  check.equal(rewards[2](), 22, "the second one's")
+end)
+
 check.case("os.exit is an error", function()
   local ok, why = score "os.exit(0)"
   check.equal(ok, false, "the program goes on")
