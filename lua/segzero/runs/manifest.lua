@@ -14,7 +14,8 @@
 --                                            be written at once
 --   manifest.add(writing, folder, run, step) adds to a list of files (jobs.writing): syncing those
 --                                            that are in the folder, manifest.json, and UNFINISHED
---                                            becomes DONE
+--                                            becomes DONE. Files that the list has written
+--                                            already are not synced again
 --   manifest.check(folder) -> true, or nil if there is no manifest
 --                                            reads every file; a damaged one is an error that names
 --                                            file and tensor
@@ -111,9 +112,11 @@ end
 
 function M.add(writing, folder, run, step)
   -- The files that the model has written at once, such as its tokenizer.
+  local known = { [UNFINISHED] = true }
+  for _, file in ipairs(by_file(folder, writing.parts)) do known[file.name] = true end
   for _, name in ipairs(assert(folders.list(folder))) do
     local path = folder .. "/" .. name
-    if name ~= UNFINISHED then writing:sync(path, parts_of(path)) end
+    if not known[name:gsub("%.tmp$", "")] then writing:sync(path, parts_of(path)) end
   end
 
   -- If the run ends before the manifest is there, UNFINISHED says what may be removed.
