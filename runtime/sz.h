@@ -214,7 +214,7 @@ void sz_jobs_end(void);
  * write to its tensors. */
 typedef struct sz_writing sz_writing;
 sz_writing *sz_writing_new(void);
-/* Of a list that was not started. */
+/* Of a list that was not started, or whose beginning was. */
 void sz_writing_free(sz_writing *w);
 /* Copies the text. */
 int sz_writing_text(sz_writing *w, const char *path, const char *text, size_t len);
@@ -228,8 +228,17 @@ int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin
 /* Writes a text in which each '%' stands for the next checksum of what was done before: one for a
  * text, 1 + n for n tensors (the first is of the header with its length), n for n ranges. */
 int sz_writing_manifest(sz_writing *w, const char *path, const char *text, size_t len);
+/* Writes each of n tensors at its place, in bytes from the start, of a file that
+ * sz_shared_file_begin has made, and syncs it. It has no checksum. Retains the tensors. */
+int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const int64_t *places,
+                     int n);
+/* Makes a safetensors file with this header and of this length in all, whose data is zeros. */
+int sz_shared_file_begin(const char *path, const char *header, size_t header_len, int64_t bytes);
 /* Takes over w, also when it fails. */
 sz_job *sz_writing_start(sz_writing *w);
+/* Starts what the list has so far. When that job has ended more can be added, and the list started
+ * again or freed. */
+sz_job *sz_writing_start_first(sz_writing *w);
 
 /* ---- checksums: XXH3, 64 bits ---- */
 uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);

@@ -188,10 +188,7 @@ static int to_tensor(sz_tensor *t, void *host, int status)
 }
 
 /* ---- sums ---- */
-bool sz_comm_can_sum(int dtype)
-{
-    return dtype == SZ_F32 || dtype == SZ_BF16 || dtype == SZ_I32;
-}
+bool sz_comm_can_sum(int dtype) { return dtype == SZ_F32 || dtype == SZ_BF16 || dtype == SZ_I32; }
 
 static void sum_f32(float *out, const float *const *parts, int count, int64_t n)
 {
@@ -379,7 +376,8 @@ static int check_parts(const sz_comm *c, const char *what, const sz_tensor *whol
 
 int sz_comm_reduce_scatter(sz_comm *c, sz_tensor *whole, sz_tensor *part)
 {
-    if (!sz_comm_can_sum(whole->dtype)) return sz_fail("reduce_scatter: only f32, bf16 and i32 have a sum");
+    if (!sz_comm_can_sum(whole->dtype))
+        return sz_fail("reduce_scatter: only f32, bf16 and i32 have a sum");
     if (check_parts(c, "reduce_scatter", whole, part) != 0) return -1;
     if (part->numel == 0) return 0;
     if (c->size == 1)

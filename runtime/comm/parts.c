@@ -25,14 +25,14 @@ typedef struct {
 
 typedef struct {
     sz_comm *comm;
-    bool sums;    /* sums to the owner; false: sends from the owner */
-    int count;    /* of segments */
-    size_t used;  /* of the space, at most; while the messages are made: so far */
+    bool sums;   /* sums to the owner; false: sends from the owner */
+    int count;   /* of segments */
+    size_t used; /* of the space, at most; while the messages are made: so far */
     segment segments[SEGMENTS];
-    char *space;          /* SZ_COMM_PIECE bytes and the alignment of each piece */
-    char **pieces;        /* [SEGMENTS, size]: this rank's elements of each rank's range */
+    char *space;           /* SZ_COMM_PIECE bytes and the alignment of each piece */
+    char **pieces;         /* [SEGMENTS, size]: this rank's elements of each rank's range */
     const void **received; /* [SEGMENTS, size]: each rank's elements of this rank's range */
-    sz_message *messages; /* [SEGMENTS * size * 2] */
+    sz_message *messages;  /* [SEGMENTS * size * 2] */
 } bucket;
 
 static void bucket_free(bucket *b)
@@ -219,8 +219,9 @@ static int check_bounds(const sz_comm *c, const sz_tensor *t, const int64_t *bou
 {
     bool fits = bounds[0] == 0 && bounds[c->size] == t->numel;
     for (int r = 0; r < c->size; r++) fits = fits && bounds[r] <= bounds[r + 1];
-    return fits ? 0 : sz_fail("parts: the ranges do not cover a tensor of %lld elements",
-                              (long long)t->numel);
+    return fits ? 0
+                : sz_fail("parts: the ranges do not cover a tensor of %lld elements",
+                          (long long)t->numel);
 }
 
 int sz_comm_sum_gradient_parts(sz_comm *c, sz_tensor **parameters, int n, const int64_t *bounds)

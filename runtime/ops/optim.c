@@ -162,7 +162,7 @@ static int set_parts(sz_adamw *o, sz_tensor **params, const int64_t *first, cons
     for (int i = 0; i < o->n; i++) {
         const int64_t end = first[i] + count[i];
         if (first[i] < 0 || count[i] < 0 || end > params[i]->numel ||
-            first[i] % SZ_ROUNDING_BLOCK != 0)
+            (count[i] > 0 && first[i] % SZ_ROUNDING_BLOCK != 0))
             return sz_fail("adamw: part [%lld, %lld) of parameter %d is not one of its blocks",
                            (long long)first[i], (long long)end, i + 1);
         o->first[i] = first[i];
