@@ -121,7 +121,8 @@ local ROWS = {
     { { INFER, "--image_path", AT .. "folder", "--text", "x" }, "folder: not a regular file" },
   },
   models = {
-    { { GRPO, POLICY .. "nosuch" }, "no model in nosuch: it is not a folder" },
+    { { GRPO, POLICY .. "nosuch" },
+      "worker.actor.model.model_path: no model in nosuch: it is not a folder" },
     { { GRPO, POLICY .. AT .. "folder" }, "it has no config.json" },
     { { GRPO, POLICY .. "Qwen/Qwen2.5-VL-3B-Instruct" }, "nothing is downloaded" },
     { { GRPO, SAM2 .. "nosuch" }, "worker.reward.sam2_path: nosuch: there is no such file" },

@@ -92,6 +92,11 @@ check.case("the limit is for one answer and leaves nothing behind", function()
   check.equal(debug.gethook(), nil, "no hook")
 end)
 
+check.case("a limit beyond all time is no shorter one", function()
+  local ok, why, sample = score("return 1", runner.rules { timeout = 1e300, on_error = "stop" })
+  check.equal({ ok, sample.score }, { true, 1 }, tostring(why))
+end)
+
 check.case("0 is no limit", function()
   local ok, _, sample = score("local t = os.clock() + 0.6 while os.clock() < t do end return 1",
     runner.rules { timeout = 0, on_error = "stop" })
@@ -140,6 +145,12 @@ check.case("a file that never ends loading", function()
       .. "(worker.reward.timeout=SECONDS is the limit)"):format(path, at), name)
     check.ok(spent < LIMIT + SLACK, ("%s: %.2f s"):format(name, spent))
   end
+end)
+
+check.case("a pipe is no reward", function()
+  local path = folder .. "/pipe.lua"
+  check.equal(os.execute("mkfifo " .. path), 0, "made")
+  check.raises(function() runner.load(path) end, "pipe.lua: not a regular file", "refused")
 end)
 
 check.case("os.exit while a file loads", function()
@@ -210,7 +221,7 @@ end)
 check.case("on_error=zero scores 0 and counts", function()
   local rules = runner.rules { timeout = LIMIT, on_error = "zero" }
   local bodies = { "error('no ' .. text)", "while true do end", "return 0 / 0", "return 'x'",
-    "return 1, 2", "return 1, { part = 'x' }", "os.exit(0)", "return nil" }
+    "return 1, 2", "return 1, { part = 'x' }", "os.exit(0)", "return nil", "return -1e31" }
   for _, body in ipairs(bodies) do
     local ok, why, sample = score(body, rules)
     check.equal({ ok, sample.score, sample.parts }, { true, 0 }, body .. ": " .. tostring(why))

@@ -39,16 +39,21 @@ local CONTINUES = 0xffffffff
 local open_files = setmetatable({}, { __mode = "k" })
 local touched = 0               -- bytes of all of them
 
-local function fail(file, message, ...) error(file.path .. ": " .. message:format(...), 0) end
+-- The names of columns, which messages have, are the file's.
+local function shown(message) return (message:gsub("%c", "?")) end
+
+local function fail(file, message, ...)
+  error(file.path .. ": " .. shown(message:format(...)), 0)
+end
 
 -- f(...) with the file's name, and what was read, in front of an error.
 local function named(file, what, f, ...)
   local ok, a, b = pcall(f, ...)
   if ok then return a, b end
   if core.is_interrupt(a) then error(a, 0) end
-  local why = core.plain(a)
+  local why = shown(core.plain(a))
   if why:sub(1, #file.path) == file.path then error(why, 0) end
-  error(("%s%s: %s"):format(file.path, what, why), 0)
+  error(("%s%s: %s"):format(file.path, shown(what), why), 0)
 end
 
 -- ---- messages ----

@@ -74,7 +74,7 @@ local function optimizer_options(actor)
     betas = { o.beta1, o.beta2 }, eps = o.eps,
     weight_decay = o.weight_decay, max_grad_norm = actor.max_grad_norm,
     state_dtype = o.state_dtype, master_weights = o.master_weights,
-    grad_dtype = grad_dtype,
+    grad_dtype = grad_dtype, shard_state = o.shard_state,
   }
 end
 
