@@ -20,6 +20,22 @@ function M.new(path)
   return setmetatable({ path = path, offset = 0, line = 0, bad = 0 }, mt)
 end
 
+local BLOCK = 2 ^ 20
+
+-- Calls f for the whole lines of a text; returns the rest behind the last one. (The line reader of
+-- the standard library would end a line at a zero byte.)
+local function split(self, text, f)
+  local from = 1
+  while true do
+    local stop = text:find("\n", from, true)
+    if not stop then return text:sub(from) end
+    self.offset = self.offset + stop - from + 1
+    self.line = self.line + 1
+    f(text:sub(from, stop - 1))
+    from = stop + 1
+  end
+end
+
 function methods:each(f)
   local file = io.open(self.path, "rb")
   if not file then return nil end
@@ -29,11 +45,11 @@ function methods:each(f)
     return "cut"
   end
   file:seek("set", self.offset)
-  for line in file:lines "*L" do
-    if line:sub(-1) ~= "\n" then break end
-    self.offset = self.offset + #line
-    self.line = self.line + 1
-    f(line:sub(1, -2))
+  local rest = ""
+  while true do
+    local block = file:read(BLOCK)
+    if not block then break end
+    rest = split(self, rest .. block, f)
   end
   file:close()
   return nil

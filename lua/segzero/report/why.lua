@@ -57,10 +57,18 @@ end
 
 local function box_of(found) return found and found.boxes[1] end
 
+-- Why there is nothing to compare, or nil.
+local function missing(found, true_marks)
+  if not box_of(true_marks) then return "the solution has no box" end
+  if not found then return "there is no JSON object in the answer" end
+  if not box_of(found) then return "the answer has no box of 4 numbers under the key asked for" end
+end
+
 local function iou_words(found, true_marks)
   local box = box_of(found)
   local true_box = box_of(true_marks)
-  if not box or not true_box then return nil end
+  local nothing = missing(found, true_marks)
+  if nothing then return nothing end
   local overlap = geometry.box_iou(box, true_box)
   return ("the boxes overlap by %.2f; more than %.1f is asked"):format(overlap, terms.MIN_IOU)
 end
@@ -68,7 +76,8 @@ end
 local function distance_words(found, true_marks, known)
   local box = box_of(found)
   local true_box = box_of(true_marks)
-  if not box or not true_box then return nil end
+  local nothing = missing(found, true_marks)
+  if nothing then return nothing end
   local off = geometry.box_l1(stretched(box, known), stretched(true_box, known))
   return ("the sides of the box are %.0f off on average"):format(off)
     .. limit_words(known, terms.MAX_BOX_L1)
@@ -76,7 +85,10 @@ end
 
 local function points_words(found, true_marks, known)
   local box = box_of(found)
-  if not box or not found.points[2] or not true_marks.points[2] then return nil end
+  local nothing = missing(found, true_marks)
+  if nothing then return nothing end
+  if not true_marks.points[2] then return "the solution has no two points" end
+  if not found.points[2] then return "the answer has no two points under the keys asked for" end
   for i = 1, 2 do
     if not geometry.point_in_box(found.points[i], box) then
       return ("point %d is outside the answer's box"):format(i)
@@ -122,7 +134,12 @@ function M.zeros(answer)
   if not words_of or type(answer.parts) ~= "table" then return {} end
   local words = words_of(answer.reward, answer.text)
   local true_marks = marks.solution(answer.solution)
-  local found, unread = marks.answer(answer.text, answer.reward == "vision_reasoner")
+  local found, unread
+  if answer.reward == "vision_reasoner" then
+    found, unread = marks.answer(answer.text, true)
+  else
+    found = marks.judged(answer.text, answer.reward == "seg_strict")
+  end
   local out = {}
   for name, value in pairs(answer.parts) do
     if value == 0 and words[name] then

@@ -81,7 +81,7 @@ function cardOf(answer, url) {
     element("div", null, ...tags, element("strong", null, `reward ${short(answer.reward)}`)),
     element("p", { class: "problem" }, answer.problem || ""),
     figureOf(answer, url),
-    answer.unread ? element("p", { class: "zero" }, `not readable: ${answer.unread}`) : null,
+    answer.unread ? element("p", { class: "zero" }, `infer cannot read it: ${answer.unread}`) : null,
     partsOf(answer), ...wordsOf(answer),
     element("p", { class: "quiet" }, about),
     element("p", { class: "quiet" }, `rewards of this prompt's answers: ${group}`),

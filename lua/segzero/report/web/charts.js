@@ -99,8 +99,10 @@ function drawDots(svg, line, s) {
   line.steps.forEach((step, i) => {
     const x = s.x(step);
     if (line.low) {
-      svg.append(drawn("line", { class: "whisker", x1: x, x2: x, y1: s.y(line.low[i]),
-        y2: s.y(line.high[i]), stroke: line.colour }));
+      const low = s.y(line.low[i]).toFixed(1);
+      const high = s.y(line.high[i]).toFixed(1);
+      svg.append(drawn("path", { class: "whisker", stroke: line.colour,
+        d: `M${x - 4} ${low}h8m-4 0V${high}m-4 0h8` }));
     }
     svg.append(drawn("circle", { cx: x, cy: s.y(line.values[i]), r: 3.5, fill: line.colour }));
   });
@@ -241,9 +243,8 @@ function newTimeChart(run, title) {
   let below = new Array(count).fill(0);
   phases.forEach((phase, k) => {
     const above = below.map((b, i) => b + 100 * (phase.values[i] || 0) / totals[i]);
-    const x = (i) => (count === 1 ? i : i);
-    const upper = above.map((v, i) => `${x(i)} ${100 - v}`);
-    const lower = below.map((v, i) => `${x(i)} ${100 - v}`).reverse();
+    const upper = above.map((v, i) => `${i} ${100 - v}`);
+    const lower = below.map((v, i) => `${i} ${100 - v}`).reverse();
     if (count === 1) { upper.push(`1 ${100 - above[0]}`); lower.unshift(`1 ${100 - below[0]}`); }
     svg.append(drawn("path", { d: `M${upper.concat(lower).join("L")}Z`, fill: colourOf(k) }));
     legend.append(element("span", null,

@@ -3,19 +3,19 @@ const view = { smoothing: 0.8, step: last.step };
 
 /* ---- which charts ---- */
 const TITLES = {
-  reward: "reward, with the lowest and highest answer", length: "answer length, tokens",
-  stopped: "share of answers that ended by themselves", kl: "KL to the reference",
+  reward: report.runs.length > 1 ? "reward" : "reward (band: all answers)", length: "answer length, tokens",
+  stopped: "share that ended by itself", kl: "KL to the reference",
   entropy: "entropy", clipped: "share of clipped tokens", grad_norm: "gradient norm",
-  mismatch: "sampler and trainer: largest difference", lr: "learning rate", loss: "loss",
+  mismatch: "sampler-trainer difference", lr: "learning rate", loss: "loss",
   policy_loss: "policy loss", "seconds/total": "seconds a step", reward_kl: "KL in the reward",
   "spread/reward_std": "standard deviation of the rewards",
   "spread/no_signal": "share of prompts without a signal", skipped_updates: "skipped updates",
   reward_errors: "answers whose reward failed", "held_out/reward": "held-out reward",
-  "held_out/giou": "held-out gIoU (dashed: best possible)",
+  "held_out/giou": "held-out gIoU (dashed: ceiling)",
 };
 const SECTIONS = [
-  { title: "Held-out rows", match: (name) => name.startsWith("held_out/") },
   { title: "Reward", match: (name) => /^(reward$|reward\/|reward_|spread\/)/.test(name) },
+  { title: "Held-out rows", match: (name) => name.startsWith("held_out/") },
   { title: "Policy", match: (name) =>
     /^(length|stopped|kl|entropy|clipped|grad_norm|mismatch)$|^(actor|response_length|critic)/
       .test(name) },
@@ -41,6 +41,7 @@ function sortedNames() {
 
 /* The lowest and highest answer of each step, where every step has them. */
 function bandOf(run, series) {
+  if (report.runs.length > 1) return {};
   const low = run.series["spread/reward_min"];
   const high = run.series["spread/reward_max"];
   if (!low || low.steps.length !== series.steps.length) return {};
@@ -71,13 +72,13 @@ function linesOf(name) {
     if (run.series[name]) lines.push(lineOf(run, r, name));
     const ceiling = run.series["held_out/ceiling_giou"];
     if (name === "held_out/giou" && ceiling) {
-      lines.push({ ...ceiling, colour: colourOf(r), limit: true, label: "best possible" });
+      lines.push({ ...ceiling, colour: colourOf(r), limit: true, label: "ceiling" });
     }
   });
   return lines;
 }
 
-const FROM_ZERO = /length|^time|^seconds|grad_norm|stopped|clipped|no_signal|^reward\/|parts\//;
+const FROM_ZERO = /skipped|errors|^time|^seconds|grad_norm|stopped|clipped|no_signal|^reward\/|parts\//;
 
 function addCharts() {
   const body = document.getElementById("curves");

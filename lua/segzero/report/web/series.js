@@ -28,7 +28,7 @@ function colourOf(run) { return `var(--run${run % 12})`; }
 function short(v) {
   if (v === null || v === undefined) return "";
   const size = Math.abs(v);
-  if (size !== 0 && (size < 0.001 || size >= 1e6)) return v.toExponential(2);
+  if (size !== 0 && (size < 0.001 || size >= 1e6)) return v.toExponential(2).replace(/\.?0+e/, "e");
   if (size >= 100) return v.toFixed(size >= 1000 ? 0 : 1).replace(/\.0$/, "");
   return String(Number(v.toFixed(size >= 10 ? 2 : 4)));
 }

@@ -272,6 +272,12 @@ local function check_overrides(overrides)
   end
 end
 
+local function name_report(t)
+  for _, name in ipairs(t.options.run.loggers) do
+    if name == "report" then say(t, "  report: %s/report.html", t.folder) end
+  end
+end
+
 local function all(t, run, source, notes)
   introduce(t, run, source, notes)
   local cfg = t.config
@@ -282,6 +288,7 @@ local function all(t, run, source, notes)
     save_at_end(t, source)
     if t.held_out then evaluate_after(t, before) end
   end
+  name_report(t)
   t.log:close()
 end
 
