@@ -8,11 +8,13 @@
 
 local sz = require "segzero"
 local cli = require "segzero.config.cli"
+local folders = require "segzero.core.folders"
 local merge_lora = require "segzero.config.merge_lora"
 
 local M = { schema = merge_lora.schema, settings = merge_lora.settings }
 
 function M.execute(cfg)
+  folders.check_writable(cfg.out, "out")
   local vl = sz.qwen_vl(cfg["in"], { dtype = cfg.dtype, adapter = cfg.adapter })
   print(tostring(vl))
   sz.lora.merge(vl)

@@ -1,13 +1,13 @@
--- prepare_data.lua - makes training rows out of masks, as Seg-Zero's and VisionReasoner's scripts do.
+-- prepare_data.lua - makes training rows out of masks, as Seg-Zero and VisionReasoner do.
 --
 --   segzero recipes/prepare_data.lua data=refer_seg/refcocog@train output=data/refcocog_840
 --   segzero recipes/prepare_data.lua data=FOLDER several=true ...    lists of objects
 --   segzero recipes/prepare_data.lua --help                          all settings
 --
 -- A row is an image of size x size pixels (OpenCV's INTER_AREA), a question, and a solution in the
--- frame of that image: a box and the two points of prepare/points.lua, or with several=true a list of
--- objects with a box and the first point. Columns and layout are those of Ricky06662's sets on the
--- hub. The same settings and data write the same bytes.
+-- frame of that image: a box and the two points of prepare/points.lua, or with several=true a list
+-- of objects with a box and the first point. Columns and layout are those of Ricky06662's sets on
+-- the hub. The same settings and data write the same bytes.
 -- Leaves out: uploading.
 
 local cli = require "segzero.config.cli"

@@ -12,6 +12,7 @@
 
 local cli = require "segzero.config.cli"
 local console = require "segzero.log.console"
+local folders = require "segzero.core.folders"
 local pretrain = require "segzero.train.supervised.pretrain"
 local pretrain_shapes = require "segzero.config.pretrain_shapes"
 local tiny_qwen = require "segzero.models.tiny.qwen"
@@ -21,6 +22,7 @@ local seg_strict = require "rewards.seg_strict"
 local M = { schema = pretrain_shapes.schema, settings = pretrain_shapes.settings }
 
 function M.execute(options)
+  folders.check_writable(options.output, "output")
   local vl, tok = tiny_qwen.create(options.output, options)
   local given = { reward = seg_strict, box_iou = geometry.box_iou, say = console.say }
   local trainer = pretrain.new(vl, tok, options, given)

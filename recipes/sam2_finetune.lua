@@ -13,6 +13,7 @@
 local sz = require "segzero"
 local cli = require "segzero.config.cli"
 local console = require "segzero.log.console"
+local folders = require "segzero.core.folders"
 local mask_finetune = require "segzero.train.supervised.mask_finetune"
 local sam2_finetune = require "segzero.config.sam2_finetune"
 local tiny_sam2 = require "segzero.models.tiny.sam2"
@@ -21,10 +22,13 @@ local M = { schema = sam2_finetune.schema, settings = sam2_finetune.settings }
 
 local function open(options)
   if options.model_path == "" then return tiny_sam2.create(options) end
-  return sz.sam2(options.model_path, { dtype = options.dtype })
+  local ok, sam = pcall(sz.sam2, options.model_path, { dtype = options.dtype })
+  if not ok then error("model_path: " .. sz.core.plain(sam), 0) end
+  return sam
 end
 
 function M.execute(options)
+  folders.check_writable(options.output, "output")
   local sam = open(options)
   local trainer = mask_finetune.new(sam, options, console.say)
   local total, trained = trainer:parameter_counts()

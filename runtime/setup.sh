@@ -35,9 +35,6 @@ has_line_editing() {
         >/dev/null 2>&1
 }
 
-# What several ranks need: mpirun, and headers for libsegzero_mpi.so.
-has_mpi() { have mpirun && pkg-config --exists ompi-c 2>/dev/null; }
-
 # Without them no download over https can be checked.
 has_certificates() {
     for f in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt \
@@ -46,6 +43,9 @@ has_certificates() {
     done
     return 1
 }
+
+# What several ranks need: mpirun, and headers for libsegzero_mpi.so.
+has_mpi() { have mpirun && pkg-config --exists ompi-c 2>/dev/null; }
 
 missing=
 optional=
@@ -65,8 +65,8 @@ probe() {
     lua_has lyaml || need lua-yaml
     lua_has posix.unistd || need lua-posix
     has_line_editing || optional=" libreadline8"
-    has_mpi || optional="$optional openmpi-bin libopenmpi-dev"
     has_certificates || optional="$optional ca-certificates"
+    has_mpi || optional="$optional openmpi-bin libopenmpi-dev"
 
     # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h jpeglib.h png.h zlib.h utf8proc.h \
@@ -113,7 +113,9 @@ versions() {
 # Ends the program: 0 if all that the build needs is there.
 finish() {
     [ -z "$optional" ] ||
-        echo "for line editing in the REPL, downloads or several ranks, install:$optional" >&2
+        echo "packages that are not installed, for line editing in the REPL (libreadline8)," \
+             "for downloads (ca-certificates) and" \
+             "for several ranks (openmpi-bin, libopenmpi-dev):$optional" >&2
     [ -z "$missing" ]
     exit
 }

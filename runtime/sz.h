@@ -102,6 +102,9 @@ void sz_tensor_release(sz_tensor *t);
 int sz_tensor_alive(const sz_tensor *t);
 /* Borrowed. NULL with a message when the step has ended or the tensor is not on the CPU. */
 void *sz_tensor_data(sz_tensor *t);
+/* Gives every NaN of an f32 tensor on the CPU the same bits, for Lua: LuaJIT stores the type of every
+ * other value in the bits of a NaN. 0, or -1 for another tensor. */
+int sz_tensor_plain_nans(sz_tensor *t);
 int sz_tensor_dtype(const sz_tensor *t);
 int sz_tensor_device(const sz_tensor *t);
 int sz_tensor_ndim(const sz_tensor *t);
@@ -367,6 +370,9 @@ int sz_parquet_node_at(const sz_parquet *f, int i, sz_parquet_node *to);
 const char *sz_parquet_pair(const sz_parquet *f, const char *key);
 /* Rows [first, first + count) of a leaf column. */
 sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count);
+/* One row likewise, from 0. Of byte arrays that are read without their page, only the first `most`
+ * bytes of each are read: for the header of an image. */
+sz_parquet_values *sz_parquet_read_front(sz_parquet *f, int leaf, int64_t row, int64_t most);
 void sz_parquet_values_free(sz_parquet_values *v);
 /* From how many bytes on a column chunk of byte arrays is large: its rows are read without decoding
  * their pages, and pages four times as large are unpacked into a temporary file where their codec
@@ -404,8 +410,8 @@ sz_map *sz_map_open(const char *path);
 void sz_map_close(sz_map *m);
 const uint8_t *sz_map_bytes(const sz_map *m);
 int64_t sz_map_size(const sz_map *m);
-/* Gives back the resident pages; the map stays valid. */
-void sz_map_forget(sz_map *m);
+/* Gives back the resident pages around a range; the map stays valid. */
+void sz_map_forget(sz_map *m, const uint8_t *from, int64_t len);
 /* Unpacks len bytes into exactly room bytes; codec: 0 a frame of LZ4, 1 zstd. NULL with the reason
  * as the message; freed by sz_arrow_free. */
 uint8_t *sz_arrow_unpack(int codec, const uint8_t *from, int64_t len, int64_t room);

@@ -143,8 +143,11 @@ int sz_comm_exchange(const sz_message *messages, int count, const char *what)
     if (fails_for_test(what)) return -1;
     for (int i = 0; i < count; i++)
         if (messages[i].send) bytes_sent += (int64_t)messages[i].bytes;
-    if (transport->exchange(messages, count, timeout, &late) == 0) return 0;
+    const int status = transport->exchange(messages, count, timeout, &late);
+    if (status == 0) return 0;
     if (late < 0) return -1;
+    if (status == -2)
+        return sz_fail("rank %d (host %s) is gone (%s)", late, transport->hosts[late], what);
     return sz_fail("rank %d (host %s) has not answered for %g s (%s): it has stalled or is gone",
                    late, transport->hosts[late], timeout, what);
 }

@@ -1,17 +1,22 @@
 /* mpi.c - the transport over MPI, a library of its own: libsegzero_mpi.so.
  *
  * Messages are MPI_Isend and MPI_Irecv with one tag; a long one is several of MPI's. The wait polls
- * for all of them, so that it can end by time. Nothing else of MPI is used but starting and ending.
+ * for all of them, so that it can end by time, or when a process on this machine is gone: mpirun
+ * kills the others soon, and prints nothing that names it. Nothing else of MPI is used but starting
+ * and ending.
  * Source: the MPI 3.1 standard, chapters 3 and 8.
  */
 #define _GNU_SOURCE
 #include "comm/transport.h"
+#include <errno.h>
 #include <mpi.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { TAG = 1 };
 static const size_t LONGEST = (size_t)1 << 30; /* bytes of one MPI message; their count is an int */
@@ -19,6 +24,8 @@ static const size_t LONGEST = (size_t)1 << 30; /* bytes of one MPI message; thei
 static const sz_transport_core *core;
 static sz_transport self;
 static char (*hosts)[SZ_HOST_NAME];
+
+static int *pids; /* [size] process of each rank on this machine; 0: on another one */
 
 static MPI_Request *requests;
 static int *peers; /* of each request */
@@ -105,6 +112,17 @@ static int first_unfinished(int count)
     return -1;
 }
 
+/* A rank of this machine that has not answered and whose process does not exist; -1: none. */
+static int first_gone(int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (requests[i] == MPI_REQUEST_NULL) continue;
+        const int pid = pids[peers[i]];
+        if (pid && kill(pid, 0) != 0 && errno == ESRCH) return peers[i];
+    }
+    return -1;
+}
+
 static int exchange(const sz_message *messages, int count, double seconds, int *late)
 {
     *late = -1;
@@ -116,7 +134,9 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
     if (used >= 0) used = start(messages, count, true, used);
     if (used < 0) return -1;
 
+    static const double EVERY = 0.2; /* seconds between looks at the processes */
     const double end = now() + seconds;
+    double look = now() + EVERY;
     for (int turn = 0;; turn++) {
         int done = 0;
         const int code = MPI_Testall(used, requests, &done, MPI_STATUSES_IGNORE);
@@ -126,6 +146,11 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
         if (turn % 64 == 63 && now() > end) {
             *late = first_unfinished(used);
             return core->fail("a rank does not answer");
+        }
+        if (turn % 64 == 63 && now() > look) {
+            look = now() + EVERY;
+            *late = first_gone(used);
+            if (*late >= 0) return -2;
         }
         pause_a_little(turn);
     }
@@ -179,6 +204,19 @@ static int find_hosts(void)
     return 0;
 }
 
+/* hosts is known. */
+static int find_processes(void)
+{
+    const int own = getpid();
+    pids = calloc((size_t)self.size, sizeof *pids);
+    if (!pids) return core->fail("no memory for the processes of the ranks");
+    const int code = MPI_Allgather(&own, 1, MPI_INT, pids, 1, MPI_INT, MPI_COMM_WORLD);
+    if (code != MPI_SUCCESS) return fail_mpi("the processes of the ranks", code);
+    for (int i = 0; i < self.size; i++)
+        if (strcmp(hosts[i], hosts[self.rank]) != 0) pids[i] = 0;
+    return 0;
+}
+
 const sz_transport *sz_transport_open(const sz_transport_core *given)
 {
     core = given;
@@ -194,7 +232,7 @@ const sz_transport *sz_transport_open(const sz_transport_core *given)
     self.version = SZ_TRANSPORT_VERSION;
     self.exchange = exchange;
     self.abort = abort_all;
-    if (find_local() != 0 || find_hosts() != 0) return NULL;
+    if (find_local() != 0 || find_hosts() != 0 || find_processes() != 0) return NULL;
     atexit(finish);
     return &self;
 }

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { SZ_TRANSPORT_VERSION = 1, SZ_HOST_NAME = 64 };
+enum { SZ_TRANSPORT_VERSION = 2, SZ_HOST_NAME = 64 };
 
 /* A message to or from a rank. Messages between two ranks arrive in the order in which both sides
  * list them, so both must list the same sizes. */
@@ -35,7 +35,8 @@ typedef struct {
     const char (*hosts)[SZ_HOST_NAME]; /* [size] */
 
     /* Sends and receives all messages; returns when all are done. 0; -1 with a message after an
-     * error, an interrupt, or `seconds`; then *late is the peer that did not answer, or -1. */
+     * error, an interrupt, or `seconds`; then *late is the peer that did not answer, or -1. -2 when
+     * *late, a rank on this machine, has ended. */
     int (*exchange)(const sz_message *messages, int count, double seconds, int *late);
     /* Ends all ranks. */
     void (*abort)(int status);

@@ -54,7 +54,10 @@ sz_map *sz_map_open(const char *path)
 const uint8_t *sz_map_bytes(const sz_map *m) { return m->bytes; }
 int64_t sz_map_size(const sz_map *m) { return m->size; }
 
-void sz_map_forget(sz_map *m) { madvise((void *)m->bytes, (size_t)m->size, MADV_DONTNEED); }
+void sz_map_forget(sz_map *m, const uint8_t *from, int64_t len)
+{
+    sz_io_forget(m->bytes, (size_t)m->size, from, (size_t)len);
+}
 
 void sz_map_close(sz_map *m)
 {

@@ -8,6 +8,7 @@
 #include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -90,6 +91,19 @@ int sz_writer_put(sz_writer *w, const void *bytes, size_t len)
         len -= (size_t)n;
     }
     return 0;
+}
+
+void sz_io_forget(const uint8_t *map, size_t size, const uint8_t *from, size_t len)
+{
+    /* The kernel makes the pages around one that is read resident as well: 64 KB, or 2 MB of a
+     * large page of its cache, aligned. */
+    enum { AROUND = 2 << 20 };
+    const uintptr_t start = (uintptr_t)map;
+    uintptr_t first = (uintptr_t)from / AROUND * AROUND;
+    uintptr_t end = ((uintptr_t)from + len + AROUND - 1) / AROUND * AROUND;
+    if (first < start) first = start;
+    if (end > start + size) end = start + size;
+    if (first < end) madvise((void *)first, end - first, MADV_DONTNEED);
 }
 
 int sz_io_sync_folder_of(const char *path)

@@ -98,10 +98,10 @@ int sz_digest_add(sz_digest *d, const void *bytes, size_t len)
     return sz_fail("libcrypto cannot add to a sum");
 }
 
-int sz_digest_add_file(sz_digest *d, int fd, int64_t end)
+int sz_digest_add_file(sz_digest *d, int fd, int64_t begin, int64_t end)
 {
     char *buffer = malloc(PIECE);
-    int64_t done = 0;
+    int64_t done = begin;
     int code = 0;
 
     if (!buffer) return sz_fail("out of memory");

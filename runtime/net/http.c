@@ -5,11 +5,13 @@
  * followed: the caller decides what a request to another host may carry.
  * Leaves out: what requests mean, retries, redirects (lua/segzero/hub).
  */
+#define _GNU_SOURCE
 #include "graph.h"
 #include "net.h"
 #include <curl/curl.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +21,8 @@
 enum {
     MOST_BODY = 64 << 20,   /* bytes of a body in memory: lists of files are the longest */
     MOST_HEADERS = 1 << 18, /* bytes of a reply's headers */
-    RECEIVE = 256 << 10     /* bytes of libcurl's buffer */
+    RECEIVE = 256 << 10,    /* bytes of libcurl's buffer */
+    WRITTEN = 64 << 20      /* bytes between two requests to write a file */
 };
 
 typedef struct {
@@ -46,6 +49,7 @@ struct sz_transfer {
     int fd; /* -1: the body stays in memory */
     int is_checked;
     int64_t position;
+    int64_t written; /* up to where the system has been asked to write */
     int64_t most;
     int64_t begins; /* the first byte of a partial reply, -1: none stated */
     sz_digest *digest;
@@ -187,9 +191,18 @@ static int check_start(sz_transfer *t)
 
     /* The server sends the whole file, so it starts again. */
     t->position = 0;
+    t->written = 0;
     if (ftruncate(t->fd, 0) == 0) return t->digest ? sz_digest_reset(t->digest) : 0;
     refuse(t, 1, strerror(errno));
     return -1;
+}
+
+/* The system begins to write what has come, so that the sync at the end does not take long. */
+static void begin_writing(sz_transfer *t)
+{
+    if (t->position - t->written < WRITTEN) return;
+    sync_file_range(t->fd, t->written, t->position - t->written, SYNC_FILE_RANGE_WRITE);
+    t->written = t->position;
 }
 
 static size_t write_file(sz_transfer *t, const char *bytes, size_t len)
@@ -207,6 +220,7 @@ static size_t write_file(sz_transfer *t, const char *bytes, size_t len)
         done += (size_t)n;
         t->position += n;
     }
+    begin_writing(t);
     return len;
 }
 
@@ -309,6 +323,7 @@ void sz_transfer_to_file(sz_transfer *t, int fd, int64_t offset, int64_t most, s
 
     t->fd = fd;
     t->position = offset;
+    t->written = offset;
     t->most = most;
     t->digest = d;
     if (offset == 0) return;

@@ -33,8 +33,8 @@ void sz_digest_free(sz_digest *d);
 int sz_digest_add(sz_digest *d, const void *bytes, size_t len);
 /* Forgets what was added. */
 int sz_digest_reset(sz_digest *d);
-/* Adds bytes [0, end) of a file; fails with "interrupted" on Ctrl-C. */
-int sz_digest_add_file(sz_digest *d, int fd, int64_t end);
+/* Adds bytes [begin, end) of a file; fails with "interrupted" on Ctrl-C. */
+int sz_digest_add_file(sz_digest *d, int fd, int64_t begin, int64_t end);
 /* The sum in hexadecimal digits, borrowed. Nothing may be added afterwards. */
 const char *sz_digest_hex(sz_digest *d);
 

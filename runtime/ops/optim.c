@@ -240,6 +240,8 @@ static double squares(sz_adamw *o, bool gradients)
     sz_tensor_release(read);
     sz_tensor_release(sums);
     sz_scope_pop();
+    /* Lua reads only a NaN without other bits. */
+    if (isnan(total)) return NAN;
     return rc == 0 ? total : -1;
 }
 

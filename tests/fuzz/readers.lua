@@ -194,6 +194,11 @@ add { name = "data_rows", seeds = {
   '{"id": "a", "problem": "the red circle", "solution": "<box>(1,2),(30,40)</box>'
     .. '<points>(5,6),(7,8)</points>", "image": "x.png"}\n'
     .. '{"id": 7, "problem": "caf\195\169", "solution": "s", "image": "x.png"}\n',
+  '{"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": '
+    .. '"image"}, {"type": "text", "text": "q"}]}, {"role": "assistant", "content": "s"}], '
+    .. '"images": ["x.png"]}\n'
+    .. '{"conversations": [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "s"}], '
+    .. '"image": "x.png", "reward_model": {"ground_truth": "t"}}\n',
 },
   run = function(text, scratch)
     if not files.exists(scratch .. "/x.png") then

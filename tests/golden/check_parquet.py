@@ -2,8 +2,10 @@
 
 Usage: python check_parquet.py [SEGZERO (default: ./segzero)] [FILES (default: 40)]
 
-Writes random rows of all types, with nulls at every level, values of megabytes, one to many row
-groups, packed and not, and compares all values, the features, and that images decode.
+Run it from the root of the tree. Writes random rows of all types, with nulls at every level, values
+of megabytes, one to many row groups, packed and not, and compares all values, the features, and
+that images decode. Then `datasets` loads a folder that recipes/prepare_data.lua wrote, whose rows
+and pixels are those of prepare_rows.json.
 Ran with pyarrow 26.0.1, datasets 5.2.0, Pillow 13.0.0.
 """
 import io
@@ -13,6 +15,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import zlib
 
 import datasets
 import pyarrow.parquet as pq
@@ -100,6 +103,22 @@ def check_datasets(path, rows, folder):
         assert row["n"] == want["n"] and row["s"] == want["s"]
 
 
+def check_prepared(folder):
+    out = os.path.join(folder, "prepared")
+    subprocess.check_call([SEGZERO, "recipes/prepare_data.lua", "output=" + out, "several=true",
+                           "rows_per_file=2",
+                           "data=tests/golden/annotations/refer_seg/refcocog@train"])
+    data = datasets.load_dataset(out, split="train", cache_dir=folder)
+    with open("tests/golden/prepare_rows.json") as file:
+        want = json.load(file)["refcocog several"]
+    assert len(data) == len(want)
+    for row, w in zip(data, want):
+        assert (row["problem"], row["solution"]) == (w["problem"], w["solution"])
+        assert (row["img_height"], row["img_width"]) == (w["height"], w["width"])
+        assert row["image"].mode == "RGB" and zlib.crc32(row["image"].tobytes()) == w["sum"]
+    print(f"prepared: {len(data)} rows, equal")
+
+
 def main():
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
@@ -127,6 +146,7 @@ def main():
             if n and nulls == 0:
                 check_datasets(path, rows, folder)
             print(f"file {i}: {n} rows, {file.metadata.num_row_groups} groups, equal")
+        check_prepared(folder)
 
 
 main()

@@ -10,7 +10,7 @@ Two groups of three answers with lengths 1 to 5. losses.json has
   logprob, old, reference, advantage   one number for each token, answer after answer
   losses[name]                 options, the loss of the update and its gradient by logprob
   advantages[name]             [group][answer][token]
-  penalised                    the same for reinforce_plus_plus and grpo with a KL term in the reward
+  penalised                    the same for two of them with a KL term in the reward
   cosine                       factors of get_cosine_schedule_with_warmup by step from 0
 Left out: padding, which the answers do not have here; gae and remax.
 """

@@ -73,7 +73,8 @@ def two_points(mask):
 
 def masks(rng, out, n, largest):
     special = [np.ones((5, 7)), np.eye(1, 1), np.pad(np.ones((1, 1)), 3),
-               np.pad(np.ones((1, 2)), 2), np.ones((20, 9)), np.pad(np.ones((12, 30)), ((0, 4), (0, 0)))]
+               np.pad(np.ones((1, 2)), 2), np.ones((20, 9)),
+               np.pad(np.ones((12, 30)), ((0, 4), (0, 0)))]
     for k in range(n):
         if k < len(special):
             mask = special[k].astype(np.uint8)

@@ -249,18 +249,18 @@ int rmdir(const char *path)
 
 /* open and open64 differ in a flag that 64-bit systems do not have. mode: read only where a file may
  * be made. */
-#define OPEN(name)                                                                                 \
-    int name(const char *path, int flags, ...)                                                     \
-    {                                                                                              \
-        mode_t mode = 0;                                                                           \
-        if (flags & O_CREAT) {                                                                     \
-            va_list rest;                                                                          \
-            va_start(rest, flags);                                                                 \
-            mode = va_arg(rest, mode_t);                                                           \
-            va_end(rest);                                                                          \
-            if (fails(FAULT_NAME)) return full();                                                  \
-        }                                                                                          \
-        return REAL(name)(path, flags, mode);                                                      \
+#define OPEN(name) \
+    int name(const char *path, int flags, ...) \
+    { \
+        mode_t mode = 0; \
+        if (flags & O_CREAT) { \
+            va_list rest; \
+            va_start(rest, flags); \
+            mode = va_arg(rest, mode_t); \
+            va_end(rest); \
+            if (fails(FAULT_NAME)) return full(); \
+        } \
+        return REAL(name)(path, flags, mode); \
     }
 
 OPEN(open)

@@ -22,7 +22,7 @@
 --
 -- faults: a text -> what happens to the first, second, ... request whose line "METHOD /path" contains
 -- it; of the other origin "CDN METHOD /path". An empty table: nothing. Else one of
---   status = number, headers =    this answer           stall = true     none
+--   status =, headers =, body =   this answer           stall = true     none
 --   cut = bytes of the body, then the connection ends   part = bytes, and then nothing more
 --   slow = seconds before the body                      flip = true      a wrong byte
 --   whole = true, 200 instead of a part                 size =           a false X-Linked-Size
@@ -195,7 +195,9 @@ local function answer(self, connection, request, fault)
     unistd.sleep(60)
     return
   end
-  if fault.status then return reply(connection, fault.status, fault.headers or {}, "", fault) end
+  if fault.status then
+    return reply(connection, fault.status, fault.headers or {}, fault.body or "", fault)
+  end
   local repository, id, rest = find(self, request.path)
   if not repository then return refuse(connection, 401, "RepoNotFound") end
   local is_known = request.token == repository.token

@@ -1,7 +1,7 @@
 -- launch_scripts.lua - what the training scripts of Seg-Zero and EasyR1 pass to their program, as
 -- facts: the keys and values of their YAML files, and the arguments of each script.
 --
---   scripts.yaml[path]      {"key=value", ...}: the settings of a file, named as the scripts name it
+--   scripts.yaml[path]      {"key=value", ...}: the settings of a file, by the scripts' name of it
 --   scripts.seg_zero, scripts.easy_r1
 --                           {{name =, commit =, arguments = {...}}, ...} in the scripts' order
 --   scripts.as_yaml(list)   the list as the text of a YAML file

@@ -1,6 +1,7 @@
 -- test_faults.lua - faults in a loop: the n-th allocation, the n-th write and the n-th change of a
--- folder fail (and all writes after it, as on a full disk), for every n until none does, while a model is loaded, a step is trained, a checkpoint
--- is written and an evaluation runs. The outcome must be a clear error or a success: never a crash,
+-- folder fail (and all writes after it, as on a full disk), for every n until none does, while a
+-- model is loaded, a step is trained, a checkpoint is written, an evaluation runs or a model is
+-- downloaded. The outcome must be a clear error or a success: never a crash,
 -- a hang, or a damaged older checkpoint.
 --
 --   ./segzero tests/system/test_faults.lua               strides keep it short
@@ -126,6 +127,36 @@ function works.prepare(place)
   }
 end
 
+-- A model from a hub on loopback into an empty cache. What has the name of a whole file is whole.
+function works.download(place)
+  local hub = require "segzero.hub"
+  local hub_server = require "tests.support.hub_server"
+  local set = require("posix.stdlib").setenv
+  local weights = ("weights "):rep(1000)
+  local server = hub_server.start { models = { ["org/name"] = {
+    files = { ["config.json"] = "{}", ["model.safetensors"] = weights } } } }
+  set("HF_ENDPOINT", server.url)
+  set("HF_HUB_OFFLINE", "")
+  local count = 0
+  local home
+  return {
+    run = function()
+      count = count + 1
+      home = ("%s/home%d"):format(place, count)
+      set("HF_HOME", home)
+      hub.fetch { id = "org/name" }
+    end,
+    intact = function()
+      local blob = ("%s/hub/models--org--name/blobs/%s"):format(home, hub_server.sum(weights))
+      if files.exists(blob) and files.read(blob) ~= weights then
+        error(blob .. " is not whole", 0)
+      end
+      local folder = hub.fetch { id = "org/name" }
+      assert(files.read(folder .. "/model.safetensors") == weights)
+    end,
+  }
+end
+
 -- A message that a user can act on.
 local function is_clear(message)
   if type(message) ~= "string" then return false end
@@ -192,6 +223,7 @@ local SWEEPS = {
   { "checkpoint", "alloc", 1 }, { "checkpoint", "write", 7 }, { "checkpoint", "name", 1 },
   { "evaluation", "alloc", 3 }, { "evaluation", "write", 1 }, { "evaluation", "name", 1 },
   { "prepare", "alloc", 9 }, { "prepare", "write", 1 }, { "prepare", "name", 1 },
+  { "download", "alloc", 1 }, { "download", "write", 1 }, { "download", "name", 3 },
 }
 -- Loading writes nothing: its sweep must end at once.
 local LEAST = { ["load write"] = 0 }

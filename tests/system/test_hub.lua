@@ -2,8 +2,8 @@
 -- Face hub (tests/support/hub_server.lua) and fails in many ways.
 --
 -- Each case has a cache of its own. What is shown: the layout, resuming, sums, tries, tokens,
--- refusals, two processes, kill -9 and Ctrl-C. Leaves out: the real hub, TLS, huggingface_hub's view
--- of the cache (tests/golden/check_hub.py), whole programs (test_hub_programs.lua).
+-- refusals, two processes, kill -9 and Ctrl-C. Leaves out: the real hub, TLS, how huggingface_hub
+-- sees the cache (tests/golden/check_hub.py), whole programs (test_hub_programs.lua).
 
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
@@ -253,6 +253,9 @@ check.case("the token goes to the hub and not to another host", function()
     files.write(home .. "/other/token", "hf_secret\n")
     text, status = server:run({ "fetch", "org/name" }, home .. "/other")
     check.equal(status, 0, text)
+    text, status = server:run({ "fetch", "org/name" }, new_home(),
+      { HF_TOKEN_PATH = home .. "/other/token" })
+    check.equal(status, 0, text)
   end)
 end)
 
@@ -275,7 +278,10 @@ check.case("refusals say what to do", function()
   local absent = { status = 404, headers = { ["X-Error-Code"] = "RepoNotFound" } }
   fails({ faults = { ["GET /api"] = { absent } } }, fetch, { "has no repository org/name" })
   fails({ models = { ["org/name"] = { files = { ["model.h5"] = "x" } } } }, fetch,
-    { "has no files that segzero reads" })
+    { "org/name has no weights that segzero reads: neither .safetensors nor a .pt file" })
+  local bin = { files = { ["config.json"] = "{}", ["a.bin"] = "x" } }
+  fails({ models = { ["org/name"] = bin } }, fetch,
+    { "but a .bin file: save the model as safetensors" })
 end)
 
 check.case("faults that stay are one line, and nothing half-done is stored", function()
@@ -296,7 +302,22 @@ end)
 check.case("names of files that would leave the folder", function()
   for _, name in ipairs { "../evil.json", "/tmp/evil.json", "a/../../evil.json", "a//b.json" } do
     local repo = { files = { ["config.json"] = "{}", [name] = "x" } }
-    fails({ models = { ["org/name"] = repo } }, { "fetch", "org/name" }, { "not a path inside the repository" })
+    fails({ models = { ["org/name"] = repo } }, { "fetch", "org/name" },
+      { "not a path inside the repository" })
+  end
+end)
+
+check.case("answers that are no hub's", function()
+  local bodies = { "<html>", "[]", '{"sha": 5, "siblings": []}', '{"sha": "../x", "siblings": []}',
+    '{"sha": "' .. COMMIT .. '", "siblings": [5]}' }
+  for _, body in ipairs(bodies) do
+    local faults = { ["GET /api"] = { { status = 200, body = body } } }
+    fails({ faults = faults }, { "fetch", "org/name" }, { "org/name" })
+  end
+  local head = "HEAD /org/name/resolve/" .. COMMIT .. "/config.json"
+  for _, etag in ipairs { "", '"../../evil"', '"/tmp/evil"', '".."', ("x"):rep(300) } do
+    local faults = { [head] = { { status = 200, headers = { ETag = etag } } } }
+    fails({ faults = faults }, { "fetch", "org/name" }, { "config.json has no usable ETag" })
   end
 end)
 
@@ -326,6 +347,29 @@ check.case("two processes download one file once", function()
     check.equal(process.wait(first), 0, files.read(place .. "/first.txt"))
     check.equal(process.wait(second), 0, files.read(place .. "/second.txt"))
     check.equal(#asked(server, { origin = "cdn" }), 1, "one download")
+    check.ok(files.read(blob(home)) == WEIGHTS, "the weights")
+  end)
+end)
+
+check.case("a process takes over from one that was killed", function()
+  local faults = { ["CDN GET"] = { { part = 200000 } } }
+  with_server({ models = { ["org/name"] = SMALL }, faults = faults }, function(server)
+    local home = new_home()
+    local argv = { host.executable, "fetch", "org/name" }
+    local env = server:environment(home)
+    local first = process.start(argv, { env = env, output = place .. "/first.txt" })
+    local path = blob(home) .. ".incomplete"
+    check.ok(wait_for(function() return bytes_of(path) == 200000 end, 10), "the first part")
+    local second = process.start(argv, { env = env, output = place .. "/second.txt" })
+    local function is_waiting()
+      local text = files.read(place .. "/second.txt") or ""
+      return text:find("another process downloads", 1, true) ~= nil
+    end
+    check.ok(wait_for(is_waiting, 10), "the second one waits")
+    process.signal(first, 9)
+    check.equal(process.wait(first), 137, "killed")
+    check.equal(process.wait(second), 0, files.read(place .. "/second.txt"))
+    check.equal(asked(server, { origin = "cdn" })[2].range, "bytes=200000-", "the rest alone")
     check.ok(files.read(blob(home)) == WEIGHTS, "the weights")
   end)
 end)

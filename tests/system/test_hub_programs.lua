@@ -7,7 +7,9 @@ local check = require "tests.support.check"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local hub_server = require "tests.support.hub_server"
+local image = require "segzero.formats.image"
 local process = require "tests.support.process"
+local refshapes = require "segzero.data.refshapes"
 
 local place = os.tmpname()
 os.remove(place)
@@ -79,6 +81,30 @@ check.case("a step on org/set@train", function()
   end)
 end)
 
+check.case("a set of JSON files", function()
+  local folder = place .. "/json"
+  local options = { n = 3, size = 112, seed = 1, split = "train" }
+  refshapes.write_dataset(folder, options, image.write_png)
+  local rows = files.read(folder .. "/data.jsonl")
+  local one = rows:match "^[^\n]*\n"
+  os.remove(folder .. "/data.jsonl")
+  local world = { datasets = { ["org/json"] = { folder = folder,
+    files = { ["train.jsonl"] = rows, ["test.jsonl"] = one, ["README.md"] = "no" } } } }
+  hub_server.with(world, function(server)
+    local home = new_home()
+    local chunk = [[local data = require "segzero.data"
+      for _, name in ipairs { "org/json", "org/json@test" } do
+        local set = data.open(name, { split = "train" })
+        print(name, set:count(), set:row(1).image.width)
+      end]]
+    local text, status = server:run({ "-e", chunk }, home)
+    check.equal(status, 0, text)
+    check.ok(text:find("org/json\t3\t112\n", 1, true) ~= nil, text)
+    check.ok(text:find("org/json@test\t1\t112\n", 1, true) ~= nil, text)
+    check.equal(files.exists(snapshot(home, "org/json", "dataset") .. "/README.md"), false, "README")
+  end)
+end)
+
 local ADAPTER = [[
 local sz = require "segzero"
 local vl = sz.qwen_vl "models/tiny/qwen2.5-vl"
@@ -118,6 +144,27 @@ check.case("scripts, the prompt and adapters", function()
       "out=" .. place .. "/merged" }, home)
     check.equal(status, 0, text)
     check.ok(files.exists(place .. "/merged/model.safetensors"), "merged")
+  end)
+end)
+
+check.case("a data set as a model, and a model as a data set", function()
+  local world = { models = { ["org/name"] = { folder = POLICY } },
+    datasets = { ["org/set"] = { files = { ["data.jsonl"] = "{}" } } } }
+  hub_server.with(world, function(server)
+    local grpo = "recipes/refcocog_grpo.lua"
+    local model = "worker.actor.model.model_path"
+    local cases = {
+      { { grpo, model .. "=org/set" }, model .. ": org/set is a data set on the hub, and a model" },
+      { { grpo, "data.train_files=org/name" },
+        "data.train_files: org/name is a model on the hub, and a data set is needed here" },
+      { { "fetch", "org/set" }, "org/set is a data set on the hub" },
+      { { "fetch", "--dataset", "org/name" }, "org/name is a model on the hub" },
+    }
+    for _, case in ipairs(cases) do
+      local text, status = server:run(case[1], new_home())
+      check.ok(status ~= 0 and text:find(case[2], 1, true) ~= nil, text)
+      check.ok(not text:find "stack traceback", "no traceback")
+    end
   end)
 end)
 

@@ -1,5 +1,6 @@
--- test_hub_sets.lua - miniature sets in the exact schemas of the hub's (tests/golden/make_hub_sets.py)
--- train and evaluate with the embedded models, as a user starts them.
+-- test_hub_sets.lua - miniature sets in the exact schemas of the hub's
+-- (tests/golden/make_hub_sets.py) train and evaluate with the embedded models, as a user starts
+-- them.
 --
 --   ./segzero tests/system/test_hub_sets.lua
 --
@@ -56,7 +57,9 @@ end)
 
 check.case("a step on EasyR1's geometry3k, with a reward of the user's", function()
   local reward = place .. "/equal.lua"
-  files.write(reward, "return function(text, truth) return text:find(truth, 1, true) and 1 or 0 end")
+  files.write(reward, [[
+    return function(text, truth) return text:find(truth, 1, true) and 1 or 0 end
+  ]])
   for _, row in ipairs(train("recipes/refcocog_grpo.lua", "geometry3k",
       { "data.prompt_key=problem", "data.answer_key=answer", "data.image_key=images",
         "worker.reward.compute_score=" .. reward })) do

@@ -95,11 +95,40 @@ check.case("ids, sentences and questions about nothing", function()
     "size=84" }), 5, "a row for each sentence")
   local ids, text = ids_of("nothing", { "data=" .. SETS .. "refer_seg/grefcoco@train", "size=84" })
   check.equal(ids, { "grefcoco_5000_5001_210", "grefcoco_5003_230" }, "with a target")
-  check.ok(text:find("2 rows of 3 in .*; left out: 1 mean nothing in the image") ~= nil, text)
+  check.ok(text:find "2 rows of 3 entries in .*; left out: 1 about nothing in the image", text)
   check.equal(#ids_of("coco", { "several=true", "size=84",
     "data=" .. SETS .. "coco/annotations/instances_val2017.json" }), 6, "COCO")
   check.equal(#ids_of("reasonseg", { "data=" .. SETS .. "ReasonSeg/train", "size=84",
     "sentences=all" }), 3, "ReasonSeg")
+end)
+
+check.case("a sentence goes with its object, and an expression with any of its objects", function()
+  local folder = place .. "/without"
+  mini.copy(SETS .. "refer_seg", folder)
+  for _, set in ipairs { "refcocog", "grefcoco" } do
+    local path = ("%s/%s/instances.json"):format(folder, set)
+    local json = files.read_json(path)
+    local count = 0
+    for _, annotation in ipairs(json.annotations) do
+      if annotation.id == 5001 then
+        annotation.segmentation = {}
+        count = count + 1
+      end
+    end
+    check.equal(count, 1, "the annotation")
+    files.write(path, cjson.encode(json))
+    local made, output = prepared("without_" .. set, { "several=true", "size=84",
+      ("data=%s/%s@train"):format(folder, set) })
+    local first = sources.open(made, { split = "train" }):meta(1)
+    if set == "refcocog" then
+      check.equal({ first.id, first.problem, #cjson.decode(first.solution) },
+        { "refcocog_5000", "'the left shape'", 1 }, "the other sentence stays")
+      check.ok(output:find("3 rows of 3 entries in", 1, true) ~= nil, output)
+    else
+      check.equal(first.problem, "'the star'", "the expression about both goes")
+    end
+    check.ok(output:find "1 about an object whose mask is empty or missing", output)
+  end
 end)
 
 -- ---- what it makes trains ----
@@ -258,7 +287,7 @@ check.case("two runs do not write to one folder", function()
   local pipe = io.popen(("{ %s & %s & wait; } 2>&1"):format(command, command))
   local text = pipe:read "*a"
   pipe:close()
-  local done = select(2, text:gsub("4 rows of 4 in", ""))
+  local done = select(2, text:gsub("4 rows of 4 entries in", ""))
   local _, refused = text:gsub("both: another run is writing there; name another folder", "")
   local _, late = text:gsub("both: it holds a finished set already", "")
   check.equal({ done, refused + late }, { 1, 1 }, text)
@@ -273,11 +302,11 @@ check.case("objects that SAM2 does not find are left out", function()
   for _, least in ipairs { 0.01, 0.6, 1 } do
     args[4] = "sam2_filter=" .. least
     local text = prepare("filter_" .. least, args)
-    kept[#kept + 1] = tonumber(text:match "(%d+) rows of 8 in") or -1
-    if least == 1 then check.ok(text:find("are below sam2_filter", 1, true), text) end
+    kept[#kept + 1] = tonumber(text:match "(%d+) rows of 8 entries in") or -1
+    if least == 1 then check.ok(text:find("8 about an object below sam2_filter", 1, true), text) end
   end
   check.equal({ kept[1], kept[3] }, { 8, 0 }, "the ends")
-  check.ok(kept[2] >= 6, kept[2] .. " of 8 with an IoU of 0.6: the embedded SAM2 knows these shapes")
+  check.ok(kept[2] >= 6, kept[2] .. " of 8 with an IoU of 0.6: the embedded SAM2 knows shapes")
 end)
 
 -- ---- mistakes ----
@@ -315,7 +344,7 @@ check.case("rows that cannot be read may be left out", function()
   check.ok(text:find("on_bad_row=skip leaves such rows out", 1, true) ~= nil, text)
   text, status = prepare("bad_skip", { "data=" .. place .. "/bad", "on_bad_row=skip", "size=84" })
   check.equal(status, 0, text)
-  check.ok(text:find("3 rows of 4 in .*; left out: 1 cannot be read") ~= nil, text)
+  check.ok(text:find("3 rows of 4 entries in .*; left out: 1 that cannot be read") ~= nil, text)
 end)
 
 mini.remove()

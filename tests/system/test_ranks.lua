@@ -95,7 +95,7 @@ local function records(name, log)
 end
 
 local COMPARED = { "step", "reward", "length", "loss", "kl", "entropy", "grad_norm", "tokens",
-  "held_out_reward" }
+  "held_out_reward", "draws", "filtered", "reward_kl" }
 
 -- The sums have another order, so the last digits of f32 differ. The first update spreads that to
 -- the weights, and random weights this wide (std 0.3) enlarge it: 2e-5 was seen at step 3.
@@ -131,6 +131,12 @@ local KINDS = {
   { name = "frozen_tower", ranks = { 2 }, "worker.actor.model.freeze_vision_tower=true" },
   { name = "updates", ranks = { 2, 4 }, "worker.actor.global_batch_size=2" },
   { name = "int8_reference", ranks = { 2 }, "worker.ref.model.dtype=int8" },
+  -- Several draws to a step. One step, because a token that differs later may change which group
+  -- stays. Then the reference's penalties in the advantages.
+  { name = "filtered", ranks = { 2 }, "algorithm.online_filtering=true", "algorithm.filter_low=4",
+    "algorithm.filter_high=100", "data.mini_rollout_batch_size=3", "trainer.max_steps=1" },
+  { name = "reward_kl", ranks = { 2 }, "worker.actor.use_kl_loss=false", "algorithm.kl_coef=0.5",
+    "algorithm.adv_estimator=reinforce_plus_plus", "worker.actor.loss_type=gspo_token" },
 }
 
 for _, kind in ipairs(KINDS) do
@@ -193,6 +199,23 @@ check.case("SIGTERM ends all ranks and saves the last finished step", function()
   local text, status = process.run({ "bash", "-c", command }, { timeout = TIMEOUT })
   check.equal(status, 128 + 15, "the status: " .. text:sub(-400))
   expect(text, "stopped by SIG%w+ after step %d+; saved [^;]+; go on with: ")
+end)
+
+check.case("a rank that is killed is named at once", function()
+  local script = place .. "/killed.lua"
+  files.write(script, [[
+    local ranks = require "segzero.core.ranks"
+    local world = ranks.world()
+    world:barrier()
+    local unistd = require "posix.unistd"
+    if world:rank() == 2 then require("posix.signal").kill(unistd.getpid(), 9) end
+    local ok, why = pcall(world.barrier, world)
+    if not ok then io.stderr:write(why, "\n") ranks.abort(3) end]])
+  local before = process.now()
+  local text, status = ranks(3, { script })
+  check.ok(process.now() - before < 20, "within seconds")
+  check.ok(status ~= 0, "the status")
+  expect(text, "rank 2 %(host [^)]+%) is gone %(barrier%)")
 end)
 
 mini.remove()

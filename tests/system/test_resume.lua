@@ -326,9 +326,21 @@ check.case("a run without steps left, or that only evaluates, abandons nothing",
   local H = copy_of_a "H"
   local said, rc = recipe(load_from(H .. "/global_step_1"), "trainer.max_steps=1")
   check.equal(rc, 0, said:sub(-300))
-  said, rc = recipe(load_from(H .. "/global_step_1"), "trainer.max_steps=5",
-    "trainer.val_only=true", "data.val_files=refshapes", "data.refshapes_val_rows=2")
-  check.equal(rc, 0, said:sub(-300))
+
+  -- Each evaluation has a folder of its own, and one line; the run has the files that it had.
+  local metrics = files.read(H .. "/metrics.jsonl")
+  local names = folders.list(H)
+  for i, folder in ipairs { H .. "-eval", H .. "-eval-2" } do
+    said, rc = recipe(load_from(H .. "/global_step_1"), "trainer.max_steps=5",
+      "trainer.val_only=true", "data.val_files=refshapes", "data.refshapes_val_rows=2")
+    check.equal(rc, 0, said:sub(-300))
+    local lines = files.read(folder .. "/metrics.jsonl")
+    check.equal(select(2, lines:gsub("\n", "")), 1, "one line: " .. lines)
+    check.ok(lines:find('"step":1', 1, true) and lines:find "held_out_reward", lines)
+    check.ok(files.exists(folder .. "/before.png"), "the images of evaluation " .. i)
+  end
+  check.equal(folders.list(H), names, "the run's files")
+  check.equal(files.read(H .. "/metrics.jsonl"), metrics, "the run's log")
   check.equal(#checkpoint.list(H), 2, "both checkpoints are there")
   check.equal(files.read(H .. "/latest"), "global_step_2\n", "latest")
   check.equal(steps_of(H), { 1, 2 }, "the log is as it was")

@@ -171,6 +171,16 @@ check.case("a folder by a link, and from inside", function()
   end
 end)
 
+check.case("a folder of refer without its refs says so", function()
+  os.execute("mkdir -p " .. place .. "/bare")
+  mini.copy(SETS .. "refer_seg/refcocog/instances.json", place .. "/bare/instances.json")
+  local sources = require "segzero.data.sources"
+  for _, name in ipairs { "/bare", "/bare@val" } do
+    check.raises(function() sources.open(place .. name, { split = "train" }) end,
+      "data set .*" .. name .. ": there is instances%.json, but no refs%(%*%)%.p or grefs", name)
+  end
+end)
+
 check.case("where the images are", function()
   os.execute("mkdir -p " .. place .. "/moved")
   mini.copy(SETS .. "refer_seg/refcocog", place .. "/moved/")

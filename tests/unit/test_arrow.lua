@@ -85,11 +85,18 @@ local function try_all(path)
   return type(why) == "string" and why:find("x.arrow", 1, true) and not why:find "\n", why
 end
 
+-- Without files.write, which waits for the disk.
+local function put(path, text)
+  local file = assert(io.open(path, "wb"))
+  file:write(text)
+  file:close()
+end
+
 local function check_damaged(name, damage)
   local path = place .. "/x.arrow"
   local text = files.read(("%s/%s.arrow"):format(folder, name))
-  for n = 1, #text, math.max(1, math.floor(#text / 400)) do
-    files.write(path, damage(text, n))
+  for n = 1, #text, math.max(1, math.floor(#text / 200)) do
+    put(path, damage(text, n))
     local good, why = try_all(path)
     check.ok(good, ("%s, byte %d: %s"):format(name, n, tostring(why)))
   end

@@ -18,7 +18,7 @@ local function write(name, text)
 end
 
 local function score(reward, text)
-  local sample = { text = text }
+  local sample = { text = text, ids = { 1, 2, 3 } }
   runner.score(reward, { id = "1", problem = "p", solution = "truth" }, sample)
   return sample.score, sample.parts
 end
@@ -35,7 +35,8 @@ return M
 
 check.case("FILE.lua:NAME", function()
   check.equal({ score(loading.load(FILE .. ":length"), "four") }, { 4, { half = 2 } }, "a number")
-  check.equal({ score(loading.load(FILE .. ":like_easy_r1"), "four") }, { 4, { truth = 5, id = 1 } },
+  local like_easy_r1 = loading.load(FILE .. ":like_easy_r1")
+  check.equal({ score(like_easy_r1, "four") }, { 4, { truth = 5, id = 1 } },
     "a table with overall")
   local weighted = loading.load(FILE .. ":like_easy_r1", { weight = 0.5 })
   check.equal((score(weighted, "four")), 2, "arguments")
@@ -44,6 +45,8 @@ end)
 check.case("a file that returns a function gets the arguments, too", function()
   local path = write("one.lua", "return function(text, _, _, kwargs) return kwargs.a + #text end")
   check.equal((score(loading.load(path, { a = 10 }), "four")), 14, "the fourth argument")
+  local length = write("length.lua", "return function(_, _, row) return row.response_length end")
+  check.equal((score(loading.load(length), "")), 3, "the row says how many tokens the answer has")
   local plain = write("plain.lua", "return function(...) return select('#', ...) end")
   check.equal((score(loading.load(plain, {}), "")), 3, "without any, three")
 end)
@@ -91,8 +94,8 @@ check.case("the rest of Jinja is refused with the line", function()
   } do
     check.raises(function() ask(text, "q") end, "t.jinja: " .. shown, text)
   end
-  check.raises(function() format_prompt.open(place .. "/none.jinja") end, "data.format_prompt: .*none",
-    "no such file")
+  check.raises(function() format_prompt.open(place .. "/none.jinja") end,
+    "data.format_prompt: .*none", "no such file")
 end)
 
 local function contents(cfg, problem)

@@ -4,6 +4,7 @@
 --   ./segzero tests/unit/test_parquet.lua [folder=FOLDER]     another set by the same script
 
 local dirent = require "posix.dirent"
+local ffi = require "ffi"
 local check = require "tests.support.check"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
@@ -60,6 +61,20 @@ for _, name in ipairs(names) do
 end
 
 check.case("the set is complete", function() check.ok(#names >= 24, #names .. " files") end)
+
+check.case("the front of a long value", function()
+  for _, name in ipairs { "large_dictionary", "large_plain", "large_v2" } do
+    local f = parquet.open(("tests/golden/sources/%s.parquet"):format(name))
+    local whole = f:value(1, "value")
+    check.ok(#whole > 100000, "a long value")
+    for _, most in ipairs { 0, 1, 4096, #whole - 1, #whole, #whole + 1 } do
+      local front = f:bytes(1, { "value" }, ffi.string, most)
+      check.equal(#front, math.min(most, #whole), name .. ": as many bytes as are wanted")
+      check.ok(front == whole:sub(1, most), name .. ": its front")
+    end
+    f:close()
+  end
+end)
 
 -- ---- refusals ----
 check.case("what is no Parquet file, and rows and columns that are not there", function()

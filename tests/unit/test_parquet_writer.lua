@@ -142,7 +142,8 @@ check.case("nothing has the name until the file is whole", function()
   w:cancel()
   check.ok(not files.exists(path) and not files.exists(path .. ".tmp"), "nothing stays")
   check.raises(function() w:row { s = "b" } end, "has been finished or cancelled", "a row after it")
-  check.raises(function() return writer.create(place .. "/none/a.parquet", { { "s", "string" } }) end,
+  local columns = { { "s", "string" } }
+  check.raises(function() return writer.create(place .. "/none/a.parquet", columns) end,
     "none/a.parquet: cannot create its temporary file: No such file", "no folder")
 end)
 

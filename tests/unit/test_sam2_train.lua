@@ -326,6 +326,36 @@ check.case("the recipe fine-tunes on a folder", function()
   check.ok(one == other, "the same run gives the same file")
 end)
 
+-- Each step's first lines of numbers say what was trained, so equal prompts give equal files.
+check.case("points of solutions count in solution_frame", function()
+  make_scratch()
+  local folder = write_folder()
+  local doubled = place .. "/doubled"
+  mini.copy(folder, doubled)
+  local lines = {}
+  for line in io.lines(folder .. "/data.jsonl") do
+    local row = cjson.decode(line)
+    row.solution = row.solution:gsub("%d+", function(n) return tostring(2 * tonumber(n)) end)
+    lines[#lines + 1] = cjson.encode(row)
+  end
+  files.write(doubled .. "/data.jsonl", table.concat(lines, "\n") .. "\n")
+  local function tune(name, from, ...)
+    local output = place .. "/frame-" .. name
+    local text, status = mini.run { RECIPE, "model_path=" .. scratch, "train_files=" .. from,
+      "output=" .. output, "freeze_encoder=true", "steps=2", "images=3", "eval_images=1",
+      "samples=0", "box=0", "box_points=1", ... }
+    check.equal(status, 0, name .. ": " .. text:sub(-300))
+    return files.read(output .. "/model.safetensors"), text
+  end
+  local plain = tune("plain", folder)
+  local size = ("%dx%d"):format(2 * SIDE, 2 * SIDE)
+  check.ok(tune("stated", doubled, "solution_frame=" .. size) == plain, "the same points")
+  local other, said = tune("auto", doubled)
+  check.ok(other ~= plain, "without it they are other points")
+  check.equal(select(2, said:gsub("solution_frame=840x840 if they count in that", "")), 1,
+    "said once: " .. said)
+end)
+
 check.case("the recipe refuses an unknown setting", function()
   local text, status = mini.run { RECIPE, "nothing=1" }
   local named = text:find("unknown setting 'nothing'", 1, true)

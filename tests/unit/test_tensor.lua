@@ -345,6 +345,31 @@ check.case("NaNs of any bits are read as NaN", function()
   end
   check.ok(half[1] ~= half[1] and half[2] ~= half[2], "bf16")
   check.equal(tostring(half), "tensor bf16 [2] {nan, nan}", "printed")
+
+  -- What Lua reads through data(), as the trainer does; a garbage collection visits the list.
+  for _, x in ipairs { t, half, t:clone() } do
+    local host = x:values()
+    local data = tensor.data(host)
+    local list = {}
+    for i = 1, host:numel() do list[i] = data[i - 1] end
+    collectgarbage()
+    for i, v in ipairs(list) do check.ok(type(v) == "number" and v ~= v, "values(), " .. i) end
+    check.equal(#list, x:numel(), "all of them")
+  end
+  check.equal(tensor.new({ 1, -2, 0 }):values():totable(), { 1, -2, 0 }, "other numbers stay")
+end)
+
+check.case("a norm of NaNs of any bits is NaN", function()
+  local ffi = require "ffi"
+  local optim = require "segzero.train.optim"
+  for _, word in ipairs { 0xffffffff, 0xfffe0000, 0x7fffffff } do
+    local t = T.zeros { 4 }
+    ffi.cast("uint32_t *", tensor.data(t))[2] = word
+    t:requires_grad(true)
+    local optimizer = optim.adamw({ { name = "w", tensor = t } }, { lr = 1 })
+    local norm = optimizer:weight_norm()
+    check.ok(type(norm) == "number" and norm ~= norm, ("0x%08x"):format(word))
+  end
 end)
 
 check.case("a tensor without elements has no extreme", function()

@@ -3,8 +3,8 @@
 --   key=value    --key=value    --key value    --flag    config=FILE.yaml
 --
 -- A boolean written as --flag without a value is true. Other rows can name the value that a bare
--- --key means (row.bare). A value is read as OmegaConf reads it (scalar.lua). The command line
--- overrides files, wherever config= stands, and a later file or argument an earlier one.
+-- --key means (row.bare). With is_yaml a value is read as OmegaConf reads it (scalar.lua), else it is
+-- the text as it stands. The command line overrides files, wherever config= stands, and a later file or argument an earlier one.
 -- Leaves out: which keys exist and what they accept; the caller's find(key) -> row or nil knows.
 
 local paths = require "segzero.config.paths"
@@ -62,9 +62,9 @@ local function check_words(args)
   end
 end
 
--- Adds key and value. A mapping in braces is one entry for each of its keys, unless the setting is
--- a text.
-local function add_word(out, key, value, find)
+-- Adds key and value, a YAML value. A mapping in braces is one entry for each of its keys, unless the
+-- setting is a text.
+local function add_yaml(out, key, value, find)
   local row = find(key)
   local parts = not (row and row.type == "text") and scalar.pairs(key, value)
   if not parts then
@@ -76,17 +76,19 @@ local function add_word(out, key, value, find)
 end
 
 -- Returns the list; origin is the YAML file's path, or nil for the command line itself.
-function M.list(args, find)
+function M.list(args, find, is_yaml)
   local out = {}
   local written = {}
   local i = 1
   while i <= #args do
     local key, value, words = read_word(args, i, find)
     if key == "config" and not find "config" then
-      value = paths.expand(scalar.read(value))
+      value = paths.expand(value)
       for _, pair in ipairs(yaml.read(value)) do out[#out + 1] = { pair[1], pair[2], value } end
+    elseif is_yaml then
+      add_yaml(written, key, value, find)
     else
-      add_word(written, key, value, find)
+      written[#written + 1] = { key, value }
     end
     i = i + words
   end

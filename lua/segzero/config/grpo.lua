@@ -21,8 +21,9 @@ local M = {}
 
 -- Other programs' words for a dtype.
 local DTYPES = { bfloat16 = "bf16", float32 = "f32", fp32 = "f32", float = "f32" }
--- EasyR1's words for "as many as there are".
-local ALL = { ["-1"] = "1048576" }
+-- EasyR1's words for no limit, and for all rows together (the result is the same).
+local NONE = { ["-1"] = "null" }
+local ALL = { ["-1"] = "64" }
 
 -- Estimators of Seg-Zero and EasyR1 that are not available, and why.
 local NO_ESTIMATOR = { gae = "it needs a critic",
@@ -61,7 +62,7 @@ local data = {
     unit = "prompts",
     help = "with algorithm.online_filtering: drawn at a time; null: data.rollout_batch_size" },
   { key = "data.val_batch_size", type = "count", default = 64, max = 2 ^ 20, unit = "prompts",
-    spellings = ALL, help = "prompts that an evaluation answers together; -1: all" },
+    spellings = ALL, help = "prompts that an evaluation answers together, with the same result" },
   { key = "data.shuffle", type = "boolean", default = true,
     help = "draw the rows in a random order" },
   { key = "data.seed", type = "integer", default = 42, min = -2 ^ 53, max = 2 ^ 53,
@@ -73,8 +74,8 @@ local data = {
     null = 3136,
     help = "a smaller image is enlarged for the model" },
   { key = "data.solution_frame", type = "text", default = "auto",
-    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; auto: "
-      .. "image" },
+    help = "what solutions count in: image (its own pixels), a size such as 840x840, or 1000; "
+      .. "auto: image" },
   { key = "data.answer_frame", type = "text", default = "auto",
     help = "what answers count in: model (the size it sees), image, a size, or 1000; auto: as the "
       .. "model's family does" },
@@ -106,7 +107,8 @@ local refshapes = {
 
 local algorithm = {
   { key = "algorithm.adv_estimator", type = "text", default = "grpo",
-    choices = choices.of "advantages", refusals = NO_ESTIMATOR, help = "how scores become advantages" },
+    choices = choices.of "advantages", refusals = NO_ESTIMATOR,
+    help = "how scores become advantages" },
   { key = "algorithm.gamma", type = "number", default = 1, min = 0, max = 1,
     help = "reinforce_plus_plus: discount of a later token's reward" },
   { key = "algorithm.kl_coef", type = "number", default = 0, min = 0,
@@ -169,7 +171,8 @@ local model = {
     joined = true,
     help = "layers with adapters: all-linear, names or their ends (q_proj,v_proj), or a pattern" },
   { key = "worker.actor.model.lora.exclude_modules", type = "text", default = ".*visual.*",
-    null = "none", joined = true, help = "layers without adapters, named in the same way; none: no exception" },
+    null = "none", joined = true,
+    help = "layers without adapters, named in the same way; none: no exception" },
   { key = "worker.ref.model.dtype", type = "text", optional = true,
     choices = { "f32", "bf16", "int8" }, spellings = DTYPES,
     help = "of the reference; null: as the policy. int8 halves its memory" },
@@ -193,7 +196,7 @@ local optimizer = {
     max = 1, also = { "worker.actor.optim.lr_warmup_ratio" },
     help = "share of the steps in which the learning rate rises from 0" },
   { key = "worker.actor.optim.lr_warmup_steps", type = "integer", optional = true, min = 0,
-    max = 2 ^ 31, spellings = { ["-1"] = "null" }, unit = "steps",
+    max = 2 ^ 31, spellings = NONE, unit = "steps",
     help = "steps in which the learning rate rises from 0; null: lr_warmup_steps_ratio" },
   { key = "worker.actor.optim.weight_decay", type = "number", default = 1e-2, min = 0,
     help = "AdamW's weight decay" },
@@ -221,9 +224,11 @@ local memory = {
     unit = "tokens",
     help = "packed tokens whose activations are in memory together; does not change the result" },
   { key = "worker.actor.micro_batch_size_per_device_for_update", type = "count", optional = true,
+    spellings = NONE,
     max = 2 ^ 20, unit = "answers",
     help = "most answers in a micro-batch of the update; null: as the tokens allow" },
   { key = "worker.actor.micro_batch_size_per_device_for_experience", type = "count",
+    spellings = NONE,
     optional = true, max = 2 ^ 20, unit = "answers",
     help = "the same for the reference's log-probabilities" },
   { key = "worker.rollout.cache_gib", type = "number", default = 4, above = 0, unit = "GiB",
@@ -307,8 +312,8 @@ local trainer = {
     choices = { "held_out_reward", "held_out_giou", "none" },
     help = "the best checkpoint by this figure is kept in addition to trainer.save_limit" },
   { key = "trainer.max_bad_updates", type = "integer", default = 3, min = 0,
-    help = "end the run when this many of the last 10 updates had a gradient that is not finite; " ..
-      "0: never" },
+    help = "end the run when this many of the last 10 updates had a gradient that is not finite" ..
+      "; 0: never" },
   { key = "trainer.test_freq", type = "integer", default = 100000, min = -1,
     also = { "trainer.val_freq" },
     help = "steps between two evaluations; 0 or -1: only before and after training" },
@@ -319,6 +324,8 @@ local trainer = {
   { key = "trainer.logger", type = "list", default = { "console", "jsonl" },
     choices = choices.of "loggers",
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
+  { key = "trainer.report", type = "boolean", default = true,
+    help = "keep report.html in the run folder up to date, from what the logger jsonl writes" },
 }
 
 -- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of
@@ -389,6 +396,17 @@ local function check_pixels(cfg)
     :format(most, least), 0)
 end
 
+-- A data set has one name, which a list is not.
+local function check_names(cfg)
+  for _, key in ipairs { "train_files", "val_files" } do
+    if cfg.data[key]:find "^[%[(]" then
+      local message = "data.%s=%s is a list; it names one data set: a folder, a file, or a " ..
+        "pattern such as 'data/*.parquet'"
+      error(message:format(key, cfg.data[key]), 0)
+    end
+  end
+end
+
 local function check_frames(cfg) frame.settings(cfg.data, "data.") end
 
 M.schema = schema.new {
@@ -410,9 +428,9 @@ M.schema = schema.new {
     { title = "Memory and speed", rows = memory },
     { title = "Generated images (RefShapes)", rows = refshapes },
   },
-  foreign = foreign.rows, derive = dialects.derive,
-  checks = { check_frames, check_pixels, check_reference, check_kl_coef, check_mask_reward,
-    check_save_limit },
+  foreign = foreign.rows, derive = dialects.derive, yaml_words = true,
+  checks = { check_names, check_frames, check_pixels, check_reference, check_kl_coef,
+    check_mask_reward, check_save_limit },
 }
 
 -- ---- derived settings ----
@@ -463,7 +481,9 @@ function M.settings(args, own_schema)
   if no_model then
     use_embedded_model(cfg, given)
   else
-    actor.model_path = paths.policy(actor.model_path, nil, "worker.actor.model.model_path")
+    local setting = "worker.actor.model.model_path"
+    actor.model_path = paths.policy(actor.model_path, nil, setting)
+    paths.check_policy(setting, actor.model_path)
   end
   find_last_checkpoint(cfg)
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path,

@@ -45,7 +45,8 @@ function M.text(schema, part)
   if not part then
     usage_lines(schema, out)
     out[#out + 1] = schema.about
-    out[#out + 1] = "Also: --key value, --key=value, config=FILE.yaml (below the command line), --help PART."
+    out[#out + 1] = "Also: --key value, --key=value, --help PART, config=FILE.yaml (the command " ..
+      "line overrides it)."
     for _, line in ipairs(schema.notes) do out[#out + 1] = line end
   end
   local shown = 0
@@ -93,9 +94,9 @@ local function foreign_table(schema, out)
   if #keys == 0 then return end
   table.sort(keys)
   out[#out + 1] = "\n### Keys of other programs\n"
-  out[#out + 1] = "Seg-Zero's, VisionReasoner's, EasyR1's and veRL's keys that are no settings here."
+  out[#out + 1] = "Keys of Seg-Zero, VisionReasoner, EasyR1 and veRL that are no settings here."
   out[#out + 1] = "Accepted without effect means a note; a refused value is an error.\n"
-  out[#out + 1] = "| key | read as | accepted without effect: why | refused: why, and what to write |"
+  out[#out + 1] = "| key | read as | accepted without effect: why | refused: what to write |"
   out[#out + 1] = "| --- | --- | --- | --- |"
   for _, key in ipairs(keys) do
     local read_as, accepted, refused = foreign_key.describe(schema.foreign[key])

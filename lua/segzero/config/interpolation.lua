@@ -1,4 +1,4 @@
--- interpolation.lua - fills ${...} in the values of a YAML file or of the command line, as OmegaConf
+-- interpolation.lua - fills ${...} in values of a YAML file or of the command line, as OmegaConf
 -- does.
 --
 --   ${trainer.project_name}      the value of another key, as it is after all files and arguments
@@ -7,8 +7,9 @@
 --   ${oc.select:key,default}     another key, or the default if it is not set
 --   \${x}                        stays ${x}
 --
---   interpolation.fill(entries, default_of)     changes the values of entries = {{key, value,
---                                               origin}, ...}; default_of(key) -> text or nil
+--   interpolation.fill(entries, in_words, default_of)    changes the values of entries = {{key,
+--       value, origin}, ...}; those without an origin are words of the command line, and are left
+--       as they are unless in_words is true; default_of(key) -> text or nil
 --
 -- A key that nothing sets, a variable that is not set and a circle are errors in one line with the
 -- place. Leaves out: other resolvers of Hydra (${now:...}), which are refused.
@@ -61,8 +62,9 @@ function methods:resolve(entry, inside, level)
     return value
   end
   if resolver and resolver ~= "oc.select" then
-    fail(entry, "${%s} is not supported: write the value (${oc.env:NAME} and ${other.key} are read)",
-      visible.line(inside))
+    local message = "${%s} is not supported: write the value (${oc.env:NAME} and ${other.key} " ..
+      "are read)"
+    fail(entry, message, visible.line(inside))
   end
   local reference, default = inside, nil
   if resolver then reference, default = with_default(argument) end
@@ -92,6 +94,7 @@ end
 
 function methods:filled(entry, level)
   local value = entry[2]
+  if not entry[3] and not self.in_words then return value end
   if type(value) == "string" then
     if not value:find("${", 1, true) then return value end
     return self:fill_text(entry, value, level)
@@ -101,10 +104,10 @@ function methods:filled(entry, level)
   return list
 end
 
-function M.fill(entries, default_of)
+function M.fill(entries, in_words, default_of)
   local last = {}
   for _, entry in ipairs(entries) do last[entry[1]] = entry end
-  local self = setmetatable({ last = last, default_of = default_of }, mt)
+  local self = setmetatable({ last = last, in_words = in_words, default_of = default_of }, mt)
   local values = {}
   for i, entry in ipairs(entries) do values[i] = self:filled(entry, 0) end
   for i, entry in ipairs(entries) do entry[2] = values[i] end

@@ -72,8 +72,8 @@ M.schema = schema.new {
 function M.settings(args)
   local cfg, given = M.schema:read(args)
   if cfg.data == "" then
-    error("data is missing: name annotations or a data set with masks, data=refer_seg/refcocog@train",
-      0)
+    error("data is missing: name annotations or a data set with masks, "
+      .. "data=refer_seg/refcocog@train", 0)
   end
   if cfg.no_target and not cfg.several then
     error("no_target=true needs several=true: one object's row always has a box", 0)

@@ -1,5 +1,6 @@
 -- sam2_finetune.lua - the settings of recipes/sam2_finetune.lua.
 
+local frame = require "segzero.data.frame"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
 
@@ -16,6 +17,9 @@ local run = {
     help = "refshapes, or a folder with data.jsonl whose rows have image and mask" },
   { key = "val_files", type = "text", default = "",
     help = "held-out rows; empty: RefShapes' held-out scenes, or the folder's last tenth" },
+  { key = "solution_frame", type = "text", default = "auto", also = { "data.solution_frame" },
+    help = "what the points of solutions count in: image (its own pixels), a size such as 840x840, "
+      .. "or 1000; auto: image" },
   { key = "on_bad_row", type = "text", default = "error", choices = { "error", "skip" },
     help = "rows that cannot be used, found before step 1: refuse the run, or leave them out" },
   { key = "dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
@@ -109,6 +113,7 @@ function M.settings(args)
     error(message:format(options.box,
       options.box_points), 0)
   end
+  options.frames = frame.settings(options)
   options.output = paths.output(options.output, given.output, options.overwrite)
   return options
 end

@@ -10,6 +10,7 @@
 --     ignored = { ["trainer.nnodes"] = "one process", ["worker.critic.*"] = "there is no critic" },
 --     foreign = { {key =, ...}, ... }, derive = function(state) ... end,
 --     checks = { function(cfg) ... end },
+--     yaml_words = true,               values of the command line are read as OmegaConf reads them
 --   }
 --   local cfg, given = demo:read(arg)    cfg.rollout.n; given["rollout.n"] when the user set it
 --   demo:check(cfg)                      the checks between settings
@@ -17,10 +18,10 @@
 --
 -- Row fields: key, type, default, help, and those of values.lua; also = other names of the key;
 -- unit, for the help; bare, the value of --key without a value. A misspelt key is an error that
--- names the nearest one. Keys of other programs have rows in `foreign` (foreign/keys.lua); `ignored`
--- is short for rows with a note. derive sets what follows from all settings together
--- (foreign/dialects.lua says what it gets). All errors are one line without a position, because they
--- are the user's mistakes.
+-- names the nearest one. Keys of other programs have rows in `foreign` (foreign/keys.lua);
+-- `ignored` is short for rows with a note. derive sets what follows from all settings together
+-- (foreign/dialects.lua says what it gets). All errors are one line without a position, because
+-- they are the user's mistakes.
 -- Leaves out: what a recipe derives from the settings (config/grpo.lua and the others do that).
 
 local foreign_key = require "segzero.config.foreign.reading"
@@ -37,7 +38,7 @@ local ROW = options.set { "key", "type", "default", "help", "min", "max", "above
   "multiple", "choices", "elsewhere", "optional", "null", "joined", "also", "unit", "bare", "path",
   "spellings", "refusals" }
 local SPEC = options.set { "name", "about", "usage", "notes", "groups", "ignored", "foreign",
-  "derive", "checks" }
+  "derive", "checks", "yaml_words" }
 
 -- Options that the host program reads before the script's name only.
 local HOST_OPTIONS = { threads = true, device = true, version = true, e = true }
@@ -115,7 +116,7 @@ function methods:renamed(name, about, usage, defaults)
   end
   return M.new { name = name, about = about, usage = usage or self.usage, notes = self.notes,
     groups = groups, ignored = self.spec.ignored, foreign = self.spec.foreign,
-    derive = self.derive, checks = self.checks }
+    derive = self.derive, checks = self.checks, yaml_words = self.spec.yaml_words }
 end
 
 -- The row of a key or of one of its other names; nil if there is none.
@@ -189,6 +190,10 @@ end
 function reader:set_foreign(entry)
   local key, raw, origin = unpack(entry, 1, 3)
   local found = foreign_key.read(self.schema, key, raw)
+  -- A group without settings in a YAML file.
+  if not found and origin and raw == "null" and foreign_key.is_group(self.schema, key) then
+    return
+  end
   if not found then return unknown(self.schema, key, raw) end
   if self.last[key] ~= entry then return end
   if found.refused then
@@ -222,8 +227,9 @@ end
 
 -- The entries with ${...} filled in, and the last one of each key.
 local function entries_of(self, args)
-  local entries = arguments.list(args, function(key) return self:find(key) end)
-  interpolation.fill(entries, function(key)
+  local is_yaml = self.spec.yaml_words
+  local entries = arguments.list(args, function(key) return self:find(key) end, is_yaml)
+  interpolation.fill(entries, is_yaml, function(key)
     local row = self:find(key)
     return row and values.text(row.default)
   end)

@@ -10,8 +10,8 @@
 --                     ~ and $NAME
 --   list              of texts: a,b,c or [a, "b"]; choices; elsewhere = {name = "used instead"}
 --
---   mapping           names with values, written as key.name=value or as {name: value}; a value is a
---                     number, a boolean or a text as it looks
+--   mapping           names with values, written as key.name=value or as {name: value}; a value is
+--                     a number, a boolean or a text as it looks
 --
 -- optional = true accepts null, which becomes nil. null = V accepts null, which becomes V.
 -- refusals = {value = why}: what the error about a value adds; "*" is any.
@@ -26,7 +26,7 @@ local visible = require "segzero.core.visible"
 
 local M = {}
 
-local IS_NULL = { null = true, None = true, ["~"] = true }
+local IS_NULL = { null = true, Null = true, NULL = true, None = true, ["~"] = true }
 local BOOLEANS = { ["true"] = true, ["1"] = true, yes = true, on = true, y = true,
   ["false"] = false, ["0"] = false, no = false, off = false, n = false }
 local NUMBERS = { number = true, integer = true, count = true }

@@ -14,6 +14,8 @@
 --   folders.check(path, name)    refuses a path that cannot be a new folder; name: of the setting
 --   folders.check_free(path, name, cure)   refuses also one that holds anything; the error ends
 --                                          with the text `cure`
+--   folders.check_writable(path, name)   makes the folder and a file in it, and removes what it made: a
+--                                program that writes at its end finds out at its beginning
 --   folders.claim(path, mark, text, name) -> {path = the folder, wanted =, made = {folders}}
 --   folders.cancel(claimed)      removes the mark and the folders that claim() made, if empty
 --
@@ -177,6 +179,17 @@ function M.create(path, text, name)
   end
   M.sync(M.parent(path))
   return true
+end
+
+function M.check_writable(path, name)
+  M.check(path, name)
+  local made = {}
+  make(trimmed(path), made, name)
+  local probe = ("%s/.segzero-%d"):format(trimmed(path), posix("unistd").getpid())
+  local ok, reason = pcall(M.create, probe, "", name)
+  M.remove_file(probe)
+  for i = #made, 1, -1 do M.remove_empty(made[i]) end
+  if not ok then error(reason, 0) end
 end
 
 -- Where a file system has no locks, everybody gets one.

@@ -9,10 +9,16 @@
 -- in the problem. An answer after the question is the solution of a set that has no column for it.
 -- Leaves out: several questions in a row (each error says so), tools, videos.
 
+local visible = require "segzero.core.visible"
+
 local M = {}
+
+local MOST_SHOWN = 40           -- bytes of a name in a message
 
 local ROLES = { system = "system", user = "user", human = "user", assistant = "assistant",
   gpt = "assistant" }
+
+local function shown(v) return visible.line(tostring(v), MOST_SHOWN) end
 
 -- Parts of a message as one text; nil and why.
 local function text_of(content)
@@ -26,7 +32,7 @@ local function text_of(content)
     elseif kind == "image" or kind == "image_url" then
       texts[i] = "<image>"
     else
-      return nil, ("a part of type '%s' in a message"):format(tostring(kind or type(part)))
+      return nil, ("a part of type '%s' in a message"):format(shown(kind or type(part)))
     end
   end
   return table.concat(texts)
@@ -36,7 +42,7 @@ local function message_of(entry)
   if type(entry) ~= "table" then return nil, "a message that is a " .. type(entry) end
   local name = entry.role or entry.from
   local role = ROLES[type(name) == "string" and name or ""]
-  if not role then return nil, ("a message of '%s'"):format(tostring(name):sub(1, 40)) end
+  if not role then return nil, ("a message of '%s'"):format(shown(name)) end
   local content = entry.content
   if content == nil then content = entry.value end
   local text, why = text_of(content)

@@ -1,8 +1,7 @@
--- foreign_set.lua - recognises data sets that are not read, so that the error says what they are
--- and what to do.
+-- foreign_set.lua - says why a name is no data set that is read, and what to do.
 --
---   foreign_set.describe(name)    one sentence, or nil if the name looks like none of these:
---                                 CSV, a file of another kind
+--   foreign_set.describe(name)    one sentence: there is nothing of this name, it is a CSV file, a
+--                                 folder of refer without refs, a model, a folder without rows ...
 --
 -- Called after a data.jsonl could not be opened. Leaves out: reading them.
 

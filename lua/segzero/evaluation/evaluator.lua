@@ -89,7 +89,8 @@ local function ask(e, entries)
   end
   if #list == 0 then return end
   local generation = e.generation
-  if generation.temperature and generation.temperature > 0 then generation = sampled(generation, asked) end
+  local temperature = generation.temperature
+  if temperature and temperature > 0 then generation = sampled(generation, asked) end
   local answers, failure = attempt(e, rollout.generate, e.policy, list, generation)
   for i, entry in ipairs(asked) do
     local one = answers and answers[i]

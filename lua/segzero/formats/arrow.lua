@@ -6,9 +6,9 @@
 --   f:mask(i, name, use), f:pair(key), f:close()         as in parquet.lua
 --
 -- A stream is messages: a length, metadata (a FlatBuffer), a body. Opening reads the metadata's
--- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream. Of
--- the file format the footer is read, which says where all batches are. The last batch used is kept,
--- with its buffers unpacked if they are compressed.
+-- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream.
+-- Of the file format the footer is read, which says where all batches are. The last batch used is
+-- kept, with its buffers unpacked if they are compressed.
 -- Source: the Arrow columnar format, 1.5.
 -- Leaves out: writing; big-endian values; views of lists, unions, run ends, intervals.
 
@@ -32,19 +32,28 @@ local BATCH = 3
 local FILE_MARK = "ARROW1\0\0"
 local FILE_END = "ARROW1"
 local BLOCK = 24                -- bytes of an entry of the footer
-local MOST_TOUCHED = 64 * 2 ^ 20        -- bytes
+local AROUND = 2 ^ 16           -- bytes that a read makes resident around it
+local MOST_TOUCHED = 32 * 2 ^ 20
 local CONTINUES = 0xffffffff
 
-local function fail(file, message, ...) error(file.path .. ": " .. message:format(...), 0) end
+local open_files = setmetatable({}, { __mode = "k" })
+local touched = 0               -- bytes of all of them
+
+-- The names of columns, which messages have, are the file's.
+local function shown(message) return (message:gsub("%c", "?")) end
+
+local function fail(file, message, ...)
+  error(file.path .. ": " .. shown(message:format(...)), 0)
+end
 
 -- f(...) with the file's name, and what was read, in front of an error.
 local function named(file, what, f, ...)
   local ok, a, b = pcall(f, ...)
   if ok then return a, b end
   if core.is_interrupt(a) then error(a, 0) end
-  local why = core.plain(a)
+  local why = shown(core.plain(a))
   if why:sub(1, #file.path) == file.path then error(why, 0) end
-  error(("%s%s: %s"):format(file.path, what, why), 0)
+  error(("%s%s: %s"):format(file.path, shown(what), why), 0)
 end
 
 -- ---- messages ----
@@ -129,7 +138,9 @@ end
 local function read_blocks(file, b, at, n, kind)
   for i = 0, n - 1 do
     local place = b:i64_at(at + BLOCK * i)
-    if place < #FILE_MARK or place >= file.size then fail(file, "a batch is outside of the file") end
+    if place < #FILE_MARK or place >= file.size then
+      fail(file, "a batch is outside of the file")
+    end
     local message = read_message(file, place)
     if not message or message.kind ~= kind then fail(file, "the footer is damaged") end
     add_message(file, message)
@@ -227,9 +238,31 @@ local function column_at(file, i, name)
 end
 
 -- ---- values ----
+-- The bytes of a value that were read from the map.
+local function bytes_of(value)
+  if type(value) == "string" then return #value end
+  local sum = 0
+  if type(value) == "table" then
+    for _, one in pairs(value) do sum = sum + bytes_of(one) end
+  end
+  return sum
+end
+
+-- Gives the resident pages of all open files back after some bytes.
+local function count_touched(value)
+  touched = touched + bytes_of(value) + AROUND
+  if touched < MOST_TOUCHED then return end
+  touched = 0
+  for file in pairs(open_files) do
+    if file.map then C.sz_map_forget(file.map, file.p, file.size) end
+  end
+end
+
 function methods:value(i, name)
   local array, index = column_at(self, i, name)
-  return named(self, (" row %d, column '%s'"):format(i, name), batch_of.value, array, index)
+  local value = named(self, (" row %d, column '%s'"):format(i, name), batch_of.value, array, index)
+  count_touched(value)
+  return value
 end
 
 function methods:row(i)
@@ -269,12 +302,10 @@ local function descend(array, i, path)
   end
 end
 
--- Gives back the map's resident pages after some bytes. They stay in the page cache.
-local function forget(file, count)
-  file.touched = file.touched + count
-  if file.touched < MOST_TOUCHED then return end
-  C.sz_map_forget(file.map)
-  file.touched = 0
+-- Gives resident pages of the map back. What was unpacked is not in it.
+local function forget(file, pointer, count)
+  local is_inside = pointer >= file.p and pointer < file.p + file.size
+  if is_inside then C.sz_map_forget(file.map, pointer, count) end
 end
 
 function methods:bytes(i, path, use)
@@ -285,8 +316,10 @@ function methods:bytes(i, path, use)
     local kind = array.field.type
     if FORMS[kind] ~= "bytes" then error("it holds no bytes, but " .. kind, 0) end
     local pointer, count = batch_of.bytes(array, index)
-    forget(self, count)
-    return use(ffi.cast("const uint8_t *", pointer), count, elements)
+    pointer = ffi.cast("const uint8_t *", pointer)
+    local result = use(pointer, count, elements)
+    forget(self, pointer, count)
+    return result
   end
   return named(self, (" row %d, column '%s'"):format(i, path[1]), read)
 end
@@ -344,9 +377,11 @@ function methods:pair(key) return self.schema.pairs[key] end
 function M.open(path)
   local map = ffi.gc(core.call(C.sz_map_open(path)), C.sz_map_close)
   local file = setmetatable({ path = path, map = map, p = C.sz_map_bytes(map),
-    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, touched = 0, batches = {},
+    size = tonumber(C.sz_map_size(map)), count = 0, order = 0, batches = {},
     dictionaries = {}, columns = {}, numbers = {} }, mt)
   named(file, "", read_messages, file)
+  C.sz_map_forget(map, file.p, file.size)
+  open_files[file] = true
   for i, field in ipairs(file.schema.fields) do
     file.columns[i] = { name = field.name }
     file.numbers[field.name] = i

@@ -7,10 +7,11 @@
 --   f:value(i, name)            one column of a row
 --   f:kind(name)                {form = "bool" | "number" | "bytes" | "list" | "struct" | "map",
 --                               element = of a list, fields = {name -> kind} of a struct}, or nil
---   f:bytes(i, {name, ...}, use)      use(pointer, count, elements) of the bytes of a column, of a
---                               struct's field or of a list's first element, with the list's length;
+--   f:bytes(i, {name, ...}, use, most)      use(pointer, count, elements) of the bytes of a column,
+--                               of a struct's field or of a list's first element, with its length;
 --                               they are freed after it. Returns what it returns; nil without
---                               calling it for a null
+--                               calling it for a null. most: how many of the bytes are wanted; use
+--                               gets that many or all
 --   f:mask(i, name, use)        use(mask) of a column list<list<bool>>; see bool_rows.lua
 --   f:pair("huggingface")       a text of the file's metadata, or nil
 --   f:close()
@@ -307,7 +308,7 @@ end
 
 -- ---- without Lua values ----
 -- The values of the one leaf that a path of names leads to, and its node.
-local function leaf_values(file, i, path)
+local function leaf_values(file, i, path, most)
   check_row(file, i)
   local node = file.by_name[path[1]]
   for k = 2, #path + 1 do
@@ -321,8 +322,10 @@ local function leaf_values(file, i, path)
   if not node or node.leaf < 0 then
     error(("%s: there is no column '%s'"):format(file.path, table.concat(path, ".")), 0)
   end
-  local values = core.call(C.sz_parquet_read(file.handle, node.leaf, i - 1, 1))
-  return ffi.gc(values, C.sz_parquet_values_free), node
+  local values
+  if most then values = C.sz_parquet_read_front(file.handle, node.leaf, i - 1, most)
+  else values = C.sz_parquet_read(file.handle, node.leaf, i - 1, 1) end
+  return ffi.gc(core.call(values), C.sz_parquet_values_free), node
 end
 
 -- The collector does not see C memory, so values are freed at once.
@@ -336,8 +339,8 @@ local function use_and_free(values, use, ...)
   return result
 end
 
-function methods:bytes(i, path, use)
-  local values, node = leaf_values(self, i, path)
+function methods:bytes(i, path, use, most)
+  local values, node = leaf_values(self, i, path, most)
   if values.count == 0 then return free(values) end
   local length
   if node.max_rep > 0 then length = tonumber(values.levels) end

@@ -6,9 +6,9 @@
 --   api.url(session, repository, commit, name)
 --
 -- Called inside a task of pool.lua. A refusal is an error of one line that says what to do. Two are
--- tables: { unreachable = text, has_begun = true after the list of files }, because a cache may still
--- help, and { absent = true, text = }. Names, commits and sums come from outside: those that could
--- leave the cache's folders are refused.
+-- tables: { unreachable = text, has_begun = true once the list of files is known }, because a cache
+-- may still help, and { absent = true, text = }. Names, commits and sums come from outside: those
+-- that could leave the cache's folders are refused.
 -- Leaves out: spaces, writing.
 
 local cjson = require "cjson"

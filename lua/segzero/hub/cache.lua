@@ -53,6 +53,7 @@ function methods:commit()
   local path = self.path .. "/refs/" .. self.revision
   if not files.exists(path) or files.exists(path .. "/.") then return nil end
   local text = (files.read(path) or ""):match "^%s*(.-)%s*$"
+  if text == "" then return nil end       -- a crash of an older tool
   if is_commit(text) then return text end
   fail("the cache is damaged: %s holds no commit; remove this file", path)
 end
@@ -126,8 +127,13 @@ local function put(path, text)
   if file then
     local ok
     ok, why = file:write(text)
-    file:close()
-    if ok and os.rename(temporary, path) then return end
+    local closed, reason = file:close()
+    if ok then
+      ok = closed
+      why = reason
+    end
+    if ok then ok, why = os.rename(temporary, path) end
+    if ok then return end
     os.remove(temporary)
   end
   fail("the cache cannot be written: %s; set HF_HOME to a folder that can be", tostring(why))
@@ -161,19 +167,19 @@ end
 local LOCK_MODE = 438           -- rw-rw-rw-, less the umask
 
 -- Opens or makes a file for reading and writing.
-function methods:open_file(path, what)
+function methods:open_file(path)
   local fcntl = posix "fcntl"
   local flags = fcntl.O_RDWR + fcntl.O_CREAT + (fcntl.O_CLOEXEC or 0)
   local fd, why = fcntl.open(path, flags, LOCK_MODE)
   if not fd then
-    fail("the cache cannot be written: %s: %s; set HF_HOME to a folder that can be", what, why)
+    fail("the cache cannot be written: %s; set HF_HOME to a folder that can be", why)
   end
   return fd
 end
 
 function methods:lock(etag)
   local path = ("%s/.locks/%s/%s.lock"):format(self.root, self.folder, etag)
-  local fd = self:open_file(path, path)
+  local fd = self:open_file(path)
   local taken = core.call(core.C.sz_lock_file(fd))
   if taken == 0 then return fd end
   posix("unistd").close(fd)

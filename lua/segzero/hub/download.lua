@@ -24,6 +24,7 @@ local M = {}
 local AT_ONCE = 8
 local MOST_BYTES = 2 ^ 50       -- of a file whose size the hub does not say
 local LOCK_EVERY = 0.2          -- seconds between two tries for a lock
+local PIECE = 2 ^ 26            -- bytes of a file whose sum is taken at a time
 local WRONG_SUMS = 2            -- tries of a file whose sum is wrong
 
 local function posix(name) return require("posix." .. name) end
@@ -94,7 +95,11 @@ local function digest_for(file, fd, have)
   if #file.etag == 40 and file.etag:find "^%x+$" and file.size then blob = file.size end
   if not blob then return nil end
   local digest = ffi.gc(core.call(C.sz_digest_new(blob)), C.sz_digest_free)
-  core.call(C.sz_digest_add_file(digest, fd, have))
+  -- In pieces: the other files' transfers go on in between.
+  for first = 0, have - 1, PIECE do
+    core.call(C.sz_digest_add_file(digest, fd, first, math.min(first + PIECE, have)))
+    pool.sleep(0)
+  end
   return digest
 end
 
@@ -148,7 +153,7 @@ end
 local function fetch_locked(self, file)
   if has_blob(self, file) then return end
   local path = self.cached:blob(file.etag) .. ".incomplete"
-  local fd = pool.keep(self.cached:open_file(path, path))
+  local fd = pool.keep(self.cached:open_file(path))
   for i = 1, WRONG_SUMS do
     local ok, why = fetch_bytes(self, file, fd)
     if ok then break end
@@ -239,7 +244,7 @@ end
 function M.get(session, repository, cached, listing, names)
   local self = { session = session, repository = repository, cached = cached,
     commit = listing.commit, done = 0, own = {} }
-  function self.say(text) io.stderr:write(text, "\n") end
+  self.say = progress.say
   local missing, total, kept = plan(self, names)
   if #missing == 0 then
     self.say(("%s: all %d files are in the cache"):format(repository.shown, #names))

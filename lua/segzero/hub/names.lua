@@ -6,7 +6,7 @@
 --   names.guess "pretrained_models/Qwen2.5-VL-7B-Instruct"  -> "Qwen/Qwen2.5-VL-7B-Instruct" | nil
 --
 -- The revision is a branch, a tag or a commit; without one it is "main". A data set's split may be
--- empty: owner/name@@v1.
+-- empty, owner/name@@v1, and have its folder in front, owner/name@folder/train.
 -- Leaves out: whether there is such a repository.
 
 local M = { MAIN = "main" }
@@ -50,7 +50,7 @@ function M.data(name)
   if not M.is_id(id) then return nil end
   local split, revision = (rest or ""):match "^([^@]*)@?(.*)$"
   if revision ~= "" and not M.is_revision(revision) then return nil end
-  if split:find "[^%w_.:%[%]%%%-]" then return nil end
+  if split:find "[^%w_./%-]" or split:find("..", 1, true) then return nil end
   local found = { id = id, revision = M.MAIN }
   if split ~= "" then found.split = split end
   if revision ~= "" then found.revision = revision end

@@ -131,12 +131,22 @@ local function answer_tasks(self)
   end
 end
 
+-- Milliseconds until a task's sleep is over.
+local function time_left(self)
+  local left = POLL
+  local now = C.sz_seconds()
+  for task in pairs(self.active) do
+    if task.wake then left = math.min(left, math.ceil((task.wake - now) * 1000)) end
+  end
+  return math.max(0, left)
+end
+
 -- libcurl's poll returns at once when nothing runs.
 local function poll(self)
-  local running = core.call(C.sz_http_poll(self.http, POLL))
-  if running > 0 or next(self.waiting) ~= nil then return end
-  local time = require "posix.time"
-  time.nanosleep { tv_sec = 0, tv_nsec = POLL / 4 * 1e6 }
+  local left = time_left(self)
+  local running = core.call(C.sz_http_poll(self.http, left))
+  if left == 0 or running > 0 or next(self.waiting) ~= nil then return end
+  require("posix.time").nanosleep { tv_sec = 0, tv_nsec = left * 1e6 }
 end
 
 -- Tells the files of running requests how far they are.

@@ -5,13 +5,17 @@
 --   p:tick(bytes so far, files done)
 --   p:finish(bytes so far)
 --   p:say(text)                    a line of its own
+--   progress.say(text)             a line without a download
 --   progress.size(7.5e9) -> "7.5 GB"
 --
--- Leaves out: single files.
+-- Of several ranks only the first one prints. Leaves out: single files.
 
+local ffi = require "ffi"
 local console = require "segzero.log.console"
 local core = require "segzero.core.ffi"
 local environment = require "segzero.hub.environment"
+
+ffi.cdef "int ioctl(int fd, unsigned long request, ...);"
 
 local M = {}
 
@@ -31,6 +35,26 @@ function M.size(bytes)
   return ("%d bytes"):format(bytes)
 end
 
+-- Of the terminal on standard error.
+local function columns()
+  local TIOCGWINSZ = 0x5413
+  local size = ffi.new "unsigned short[4]"          -- rows, columns, pixels
+  if ffi.C.ioctl(2, TIOCGWINSZ, size) == 0 and size[1] > 20 then return size[1] end
+  return 80
+end
+
+-- Whether another rank of the job prints.
+local function is_silent()
+  for _, name in ipairs { "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK" } do
+    if (tonumber(os.getenv(name) or "") or 0) > 0 then return true end
+  end
+  return false
+end
+
+function M.say(text)
+  if not is_silent() then io.stderr:write(text, "\n") end
+end
+
 function M.new(name, total)
   local now = core.C.sz_seconds()
   local is_terminal = require("posix.unistd").isatty(2) == 1 and not environment.is_quiet()
@@ -48,7 +72,7 @@ end
 
 function methods:say(text)
   clear(self)
-  io.stderr:write(text, "\n")
+  M.say(text)
 end
 
 -- Bytes a second over the last seconds; nil at first.
@@ -62,7 +86,9 @@ local function rate(self, now, bytes)
 end
 
 local function state(self, now, bytes, done)
-  local parts = { ("%s: %s of %s"):format(self.name, M.size(bytes), M.size(self.total.bytes)) }
+  local name = self.name
+  if self.is_terminal then name = name:match "[^/]*$" end
+  local parts = { ("%s: %s of %s"):format(name, M.size(bytes), M.size(self.total.bytes)) }
   local speed = rate(self, now, bytes)
   if speed then parts[#parts + 1] = M.size(speed) .. "/s" end
   if speed and speed > 0 then
@@ -76,13 +102,15 @@ end
 function methods:tick(bytes, done)
   local now = core.C.sz_seconds()
   local every = self.is_terminal and SHOWN or EVERY
-  if now - self.last < every then return end
+  if now - self.last < every or is_silent() then return end
   self.last = now
   local text = state(self, now, bytes, done)
   if not self.is_terminal then
     io.stderr:write(text, "\n")
     return
   end
+  -- A line that wraps cannot be overwritten.
+  text = text:sub(1, columns() - 1)
   clear(self)
   io.stderr:write(text)
   io.stderr:flush()

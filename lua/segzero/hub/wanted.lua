@@ -4,14 +4,18 @@
 --       names: all files of the repository. weights: "safetensors", "adapter", "pt" or nil. path:
 --       the one file that is the model (an original SAM2 .pt); nil: the folder is. texts: the files
 --       without weights, where both are apart
---   wanted.data(names, { split =, purpose =, shown = }) -> { files =, split = | nil }
+--   wanted.data(names, { split =, purpose =, shown = }) -> { files =, split =, path =, folder = }
+--       split: to be named behind the folder, or nil; path: the one file that the set is, or nil;
+--       folder: the one with the files, or nil
+--   wanted.lack_of_weights(names)        what is said of a repository without any
+--   wanted.has_other_weights(names)      whether there are weights that are not read
 --   wanted.has_weights(names)  whether these are all files of a model's weights
 --   wanted.is_whole(names)     whether these look like all that a model needs
 --   wanted.are_tables_whole(names)      the same for Parquet and Arrow files
 --
 -- A model: config.json with its .safetensors, else adapter_config.json with theirs, else a .pt
 -- file. With it come JSON, .txt, .model and .jinja files of the repository's own folder.
--- Data: the Parquet or Arrow files of one split, else JSON with its images.
+-- Data: the Parquet or Arrow files of one split, else its JSON and all images.
 -- Leaves out: a repository's subfolders with other models, weights in other formats.
 
 local table_names = require "segzero.data.tables.names"
@@ -19,6 +23,7 @@ local table_names = require "segzero.data.tables.names"
 local M = {}
 
 local TEXTS = { json = true, txt = true, model = true, jinja = true }
+local MOST_SPLITS = 10          -- more JSON files are annotations of single images
 local IMAGES = { png = true, jpg = true, jpeg = true, webp = true, gif = true, bmp = true }
 
 local function ending(name) return (name:match "%.([%w]+)$" or ""):lower() end
@@ -105,6 +110,27 @@ function M.has_weights(names)
   return found.weights == "safetensors" and are_parts_here(safetensors_of(names, has))
 end
 
+-- What a repository without weights that are read has instead.
+function M.lack_of_weights(names)
+  local checkpoints = checkpoints_of(names)
+  if #checkpoints > 1 then
+    return ("several checkpoints, %s: download one and name its path"):format(
+      table.concat(checkpoints, ", "))
+  end
+  local text = "no weights that segzero reads: neither .safetensors nor a .pt file"
+  if not M.has_other_weights(names) then return text end
+  return text .. ", but a .bin file: save the model as safetensors (in Python: "
+    .. "from_pretrained(NAME).save_pretrained(FOLDER))"
+end
+
+-- PyTorch's, which are not read: whoever opens the folder says so.
+function M.has_other_weights(names)
+  for _, name in ipairs(names) do
+    if name:find "%.bin$" then return true end
+  end
+  return false
+end
+
 -- A policy with its tokenizer, an adapter, or a SAM2; for a cache that does not know its listing.
 function M.is_whole(names)
   local has = set_of(names)
@@ -132,19 +158,76 @@ local function is_row_file(name)
   return kind == "json" or kind == "jsonl" or IMAGES[kind] == true
 end
 
+-- ---- data in several folders ----
+local function below(tables, folder)
+  if not folder then return tables end
+  local list = {}
+  for _, name in ipairs(tables) do
+    if name:sub(1, #folder + 1) == folder .. "/" then list[#list + 1] = name end
+  end
+  return list
+end
+
+-- The folders of tables that have the names of no splits: configurations of the hub's.
+local function configurations(tables)
+  local list = {}
+  local seen = {}
+  for _, name in ipairs(tables) do
+    local folder = name:match "^(.*)/" or ""
+    local is_split = table_names.is_split(folder:match "[^/]*$")
+    if not is_split and not seen[folder] then list[#list + 1] = folder end
+    seen[folder] = true
+  end
+  return list
+end
+
+-- The folder to take, or nil for all, and the split that the user wants there, or nil.
+local function folder_of(tables, options)
+  local folder, split = (options.split or ""):match "^(.+)/([^/]*)$"
+  if folder then
+    if #below(tables, folder) == 0 then
+      error(("%s has no folder '%s' with Parquet or Arrow files"):format(options.shown, folder), 0)
+    end
+    if split == "" then split = nil end
+    return folder, split
+  end
+  local list = configurations(tables)
+  if #list < 2 then return nil, options.split end
+  for _, usual in ipairs { "data", "default", "main" } do
+    for _, found in ipairs(list) do
+      if found == usual then return usual, options.split end
+    end
+  end
+  error(("%s has data in the folders %s: choose one, with its split, as %s@%s/train"):format(
+    options.shown, table.concat(list, ", "), options.shown, list[1]), 0)
+end
+
+-- A folder with data.jsonl, data.json or many JSON files is taken whole; of train.json and
+-- test.json the split's, with the images.
+local function json_data(names, has, options)
+  local images = {}
+  local rows = {}
+  for _, name in ipairs(names) do
+    local list = IMAGES[ending(name)] and images or rows
+    if is_row_file(name) then list[#list + 1] = name end
+  end
+  local is_folder = has["data.jsonl"] or has["data.json"] or #rows == 0 or #rows > MOST_SPLITS
+  if not is_folder then
+    local splits = table_names.by_split(rows)
+    local split = table_names.choose(splits, options.split, options.purpose, options.shown)
+    local own = splits[split]
+    if #own == 1 then return { files = add({ own[1] }, images), path = own[1] } end
+  end
+  return { files = add(rows, images) }
+end
+
 function M.data(names, options)
   local has = set_of(names)
   local tables = {}
   for _, name in ipairs(names) do
     if is_table(name) then tables[#tables + 1] = name end
   end
-  if #tables == 0 or has["data.jsonl"] then
-    local list = {}
-    for _, name in ipairs(names) do
-      if is_row_file(name) then list[#list + 1] = name end
-    end
-    return { files = list }
-  end
+  if #tables == 0 or has["data.jsonl"] then return json_data(names, has, options) end
 
   -- What save_to_disk wrote lists its files itself.
   if has["dataset_dict.json"] or has["state.json"] then
@@ -155,9 +238,10 @@ function M.data(names, options)
     end
     return { files = list, split = options.split }
   end
-  local splits = table_names.by_split(tables)
-  local split = table_names.choose(splits, options.split, options.purpose, options.shown)
-  return { files = splits[split], split = split }
+  local folder, wanted_split = folder_of(tables, options)
+  local splits = table_names.by_split(below(tables, folder))
+  local split = table_names.choose(splits, wanted_split, options.purpose, options.shown)
+  return { files = splits[split], split = split, folder = folder }
 end
 
 -- Whether files such as train-00000-of-00002.parquet are all there.

@@ -4,19 +4,23 @@
 --   local list = entries.open(cfg)         cfg: the settings of recipes/prepare_data.lua
 --   list:count()
 --   list:get(i) -> {
---     id = text, problem = text, where = place for messages,
+--     where = place for messages,
 --     image = path or {bytes = of an image file, name =}, or nil,
 --     load = f() -> the image, which the caller frees,
 --     size = f() -> width, height,
---     masks = { f(width, height) -> u8 tensor [height, width] that the caller frees, ... } }
+--     parts = { { text = question, ids = { annotation, ... }, masks = { f, ... } }, ... },
+--     id = f(parts) -> text, problem = f(parts) -> text }      of those parts that stay
+--   f(width, height) -> u8 tensor [height, width] that the caller frees; all zeros for an object
+--                       without a mask
 --   list:fingerprint()                     a text that changes with the annotations or rows
 --   list.name, list.notes                  for messages
 --
 -- One object: a row for each expression, with the mask of all that it means. cfg.several: a list of
--- objects. Refs of refer and rows of a data set about the same image are then one entry, with the
--- sentences 'a' and 'b'; an expression of gRefCOCO, a category of COCO and a question of ReasonSeg
--- are an entry each. Sentences are stripped and lower-cased as Seg-Zero's script does.
--- Errors are one line that starts with the place. Leaves out: objects without a mask.
+-- objects. Refs of refer and rows of a data set about the same image are then one entry with a part
+-- each, and its problem is 'a' and 'b'; an expression of gRefCOCO, a category of COCO and a
+-- question of ReasonSeg are an entry of one part. Sentences are stripped and lower-cased as
+-- Seg-Zero's script does. Errors are one line that starts with the place.
+-- Leaves out: which parts stay (solution.lua).
 
 local annotations = require "segzero.data.annotations"
 local checksum = require "segzero.core.checksum"
@@ -26,6 +30,7 @@ local mask_of = require "segzero.formats.mask"
 local prompt = require "segzero.data.prompt"
 local sources = require "segzero.data.sources"
 local table_names = require "segzero.data.tables.names"
+local tensor = require "segzero.core.tensor"
 
 local M = {}
 
@@ -39,15 +44,34 @@ local function cleaned(text)
   return prompt.normalize((text:gsub("^%s+", ""):gsub("%s+$", "")), ".?!")
 end
 
-local function quoted(texts) return "'" .. table.concat(texts, "' and '") .. "'" end
+-- f(parts): their sentences as one question.
+local function problem_maker(self)
+  if not self.several then return function(parts) return parts[1].text end end
+  return function(parts)
+    local texts = {}
+    for n, part in ipairs(parts) do texts[n] = part.text end
+    return "'" .. table.concat(texts, "' and '") .. "'"
+  end
+end
 
-local function problem_of(self, texts)
-  if self.several then return quoted(texts) end
-  return texts[1]
+-- The first ids of the parts.
+local function first_ids(parts)
+  local list = {}
+  for _, part in ipairs(parts) do
+    for _, id in ipairs(part.ids) do
+      if #list < IDS_SHOWN then list[#list + 1] = id end
+    end
+  end
+  return table.concat(list, "_")
 end
 
 -- ---- masks ----
+local function nothing(width, height)
+  return tensor.zeros({ height, width }, { dtype = "u8" })
+end
+
 local function drawing(value, folder)
+  if value == nil then return nothing end
   return function(width, height)
     return mask_of.read(value, { folder = folder, width = width, height = height, empty = true })
   end
@@ -70,53 +94,46 @@ local function set_stored(entry, source)
 end
 
 -- ---- annotations ----
-local function first_ids(metas)
-  local list = {}
-  for _, meta in ipairs(metas) do
-    for id in meta.ann_id:gmatch "[^,]+" do
-      if #list < IDS_SHOWN then list[#list + 1] = id end
-    end
-  end
-  return table.concat(list, "_")
-end
-
--- The id of an entry; k: its sentence, nil for several refs in one.
-local function id_of(self, metas, k)
-  local meta = metas[1]
+-- f(parts): the id of an entry; k: its sentence, nil for several refs in one.
+local function id_maker(self, meta, k)
   if not meta.ref_id then
     local id = ("%s_%s"):format(meta.category and "coco" or "reasonseg", meta.id)
-    return k > 1 and ("%s_%d"):format(id, k) or id
+    if k > 1 then id = ("%s_%d"):format(id, k) end
+    return function() return id end
   end
-  local id = ("%s_%s"):format(self.set.title, first_ids(metas))
-  if not k then return id end
-  local sentence = meta.sent_ids and meta.sent_ids[k]
-  return ("%s_%s"):format(id, sentence or ("%.17g_%d"):format(meta.ref_id, k))
+  local tail = ""
+  if k then
+    local sentence = meta.sent_ids and meta.sent_ids[k]
+    tail = "_" .. (sentence or ("%.17g_%d"):format(meta.ref_id, k))
+  end
+  return function(parts) return ("%s_%s%s"):format(self.set.title, first_ids(parts), tail) end
 end
 
-local function add_masks(self, list, meta)
+local function masks_of(self, meta)
+  local list = {}
   if not self.several then
     if #meta.objects > 0 then list[1] = drawing(annotations.mask(meta)) end
-    return
+    return list
   end
-  for _, object in ipairs(meta.objects) do
-    if object.mask then list[#list + 1] = drawing(object.mask) end
-  end
+  for n, object in ipairs(meta.objects) do list[n] = drawing(object.mask) end
+  return list
 end
 
 -- An entry of annotations: one sentence of one of the set's, or several about an image.
 local function annotated(self, place)
-  local metas = {}
-  local texts = {}
-  local masks = {}
+  local entry = { parts = {}, problem = problem_maker(self) }
   for n, i in ipairs(place.members) do
     local meta = self.set:meta(i)
-    metas[n] = meta
-    texts[n] = cleaned(meta.raw[place.sentence or 1])
-    add_masks(self, masks, meta)
+    local ids = {}
+    for id in meta.ann_id:gmatch "[^,]+" do ids[#ids + 1] = id end
+    entry.parts[n] = { text = cleaned(meta.raw[place.sentence or 1]), ids = ids,
+      masks = masks_of(self, meta) }
+    if n == 1 then
+      entry.where = meta.where
+      entry.id = id_maker(self, meta, place.sentence)
+      set_stored(entry, meta.image)
+    end
   end
-  local entry = { id = id_of(self, metas, place.sentence), problem = problem_of(self, texts),
-    where = metas[1].where, masks = masks }
-  set_stored(entry, metas[1].image)
   return entry
 end
 
@@ -166,14 +183,6 @@ local function open_annotations(self, cfg)
 end
 
 -- ---- data sets ----
--- The mask of row i, read with the whole row only if the table holds the image.
-local function add_row(self, entry, i)
-  local meta = self.set:meta(i)
-  if meta.mask == nil then error(meta.where .. ": the row has no mask", 0) end
-  entry.masks[#entry.masks + 1] = drawing(meta.mask, meta.folder)
-  return meta
-end
-
 local function image_of(self, entry, meta, i)
   local stored = self.set.image and self.set:image(i)
   if stored then return set_stored(entry, stored) end
@@ -193,20 +202,17 @@ local function row_id(meta, i)
 end
 
 local function of_rows(self, place)
-  local entry = { masks = {} }
-  local texts = {}
-  local ids = {}
+  local entry = { parts = {}, problem = problem_maker(self), id = first_ids }
   for n, i in ipairs(place.members) do
-    local meta = add_row(self, entry, i)
-    texts[n] = cleaned(meta.problem)
-    if n <= IDS_SHOWN then ids[n] = row_id(meta, i) end
+    local meta = self.set:meta(i)
+    if meta.mask == nil then error(meta.where .. ": the row has no mask", 0) end
+    entry.parts[n] = { text = cleaned(meta.problem), ids = { row_id(meta, i) },
+      masks = { drawing(meta.mask, meta.folder) } }
     if n == 1 then
       entry.where = meta.where
       image_of(self, entry, meta, i)
     end
   end
-  entry.id = table.concat(ids, "_")
-  entry.problem = problem_of(self, texts)
   return entry
 end
 
@@ -237,7 +243,7 @@ end
 
 local function open_rows(self, cfg)
   local options = { split = "train", prompt_key = cfg.prompt_key, image_key = cfg.image_key,
-    check = false }
+    check = false, label = "data" }
   -- Solutions are not read; lines of JSON need the column, so it may be any.
   if files.exists(cfg.data) and not table_names.matches(cfg.data) then
     options.answer_key = cfg.prompt_key

@@ -60,23 +60,36 @@ local function usable(folder, state)
   if is_finished(folder) then return nil, "it holds a finished set already" end
   local found = files.read(folder .. "/" .. STATE)
   if not found then return nil, "it holds other files" end
-  if found ~= state then
+  if found ~= state and found ~= "" then
     return nil, "it holds a part of other rows: the settings, the data or segzero were others"
   end
   return true
 end
 
+-- Writes the state into its file, which is empty and locked. It must keep its place on the disk.
+local function put_state(descriptor, path, state)
+  local unistd = require "posix.unistd"
+  local written, why = unistd.write(descriptor, state)
+  if written == #state and unistd.fsync(descriptor) then return end
+  unistd.close(descriptor)
+  folders.remove_file(path)
+  fail("output: cannot write %s: %s", path, why or "the disk is full")
+end
+
 -- Locks the state's file, which is made if there is none: its descriptor; or nil and why not.
 local function lock(folder, state)
   local path = folder .. "/" .. STATE
-  folders.create(path, state, "output")
+  folders.create(path, "", "output")
   local descriptor, why = folders.lock(path)
   if descriptor == nil then fail("output: %s: %s", path, why) end
   if not descriptor then return nil, "another run is writing there" end
 
   -- Another run may have finished, or taken the folder for other rows, a moment ago.
   local good, reason = usable(folder, state)
-  if good and files.exists(path) then return descriptor end
+  if good and files.exists(path) then
+    if files.read(path) == "" then put_state(descriptor, path, state) end
+    return descriptor
+  end
   require("posix.unistd").close(descriptor)
   return nil, reason or "another run was writing there"
 end

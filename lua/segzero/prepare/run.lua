@@ -66,18 +66,17 @@ local function start_image(entry, size)
   return job
 end
 
--- The row of an entry with its image in work, or nil and why there is none.
+-- The row of an entry with its image in work, or nil if nothing of the entry stays.
 local function start_row(run, i)
   local entry = run.list:get(run.number(i))
   local options = run.options
   if run.filter then options.judge = run.filter:judge(entry) end
-  local text, why = solution.make(entry, options)
-  if not text then return nil, why end
-
-  local size = run.cfg.size
-  local row = { index = i, id = entry.id, problem = entry.problem, solution = text,
-    where = entry.where }
-  row.job = jobs.wrap(core.call(start_image(entry, size)))
+  local row, dropped = solution.make(entry, options)
+  for why, count in pairs(dropped) do run.dropped[why] = (run.dropped[why] or 0) + count end
+  if not row then return nil end
+  row.index = i
+  row.where = entry.where
+  row.job = jobs.wrap(core.call(start_image(entry, run.cfg.size)))
   return row
 end
 
@@ -107,8 +106,8 @@ end
 
 -- f(...), whose error is a fault of the row.
 local function try(run, f, ...)
-  local ok, result, why = pcall(f, ...)
-  if ok then return result, why end
+  local ok, result = pcall(f, ...)
+  if ok then return result end
   if core.is_interrupt(result) then error(result, 0) end
   note_fault(run, core.plain(result))
   return nil
@@ -137,9 +136,8 @@ end
 
 local function prepare_part(run, first, last)
   for i = first, last do
-    local row, why = try(run, start_row, run, i)
+    local row = try(run, start_row, run, i)
     if row then run.queue[#run.queue + 1] = row end
-    if why then run.without[why] = (run.without[why] or 0) + 1 end
     if #run.queue >= AHEAD then write_oldest(run) end
     run.read = run.read + 1
     tell(run)
@@ -166,12 +164,13 @@ end
 local function summarize(run, count)
   local parts = {}
   for why, text in pairs(solution.REASONS) do
-    if run.without[why] then parts[#parts + 1] = ("%d %s"):format(run.without[why], text) end
+    local dropped = run.dropped[why]
+    if dropped then parts[#parts + 1] = ("%d %s"):format(dropped, text) end
   end
   table.sort(parts)
-  if run.faults > 0 then parts[#parts + 1] = ("%d cannot be read"):format(run.faults) end
+  if run.faults > 0 then parts[#parts + 1] = ("%d that cannot be read"):format(run.faults) end
   local tail = #parts > 0 and "; left out: " .. table.concat(parts, ", ") or ""
-  run.say(("%d rows of %d in %s%s"):format(count, run.total, run.out.folder, tail))
+  run.say(("%d rows of %d entries in %s%s"):format(count, run.total, run.out.folder, tail))
   if count == 0 then error("no row could be made of " .. run.list.name, 0) end
   return { rows = count, read = run.total, skipped = run.faults, folder = run.out.folder }
 end
@@ -195,7 +194,7 @@ function M.run(cfg, say)
   local filter = filters.open(cfg)
   local run = { cfg = cfg, say = say, list = list, total = total, number = number, filter = filter,
     out = outputs.open(cfg, state_of(cfg, list)), queue = {}, read = 0, done = 0, rows = 0,
-    faults = 0, without = {}, started = C.sz_seconds(), told = C.sz_seconds(),
+    faults = 0, dropped = {}, started = C.sz_seconds(), told = C.sz_seconds(),
     options = { several = cfg.several, size = cfg.size, no_target = cfg.no_target } }
   introduce(run)
   local ok, why = pcall(prepare_parts, run)

@@ -1,15 +1,16 @@
 -- solution.lua - an entry's masks as the solution of a training row.
 --
---   local text, why = solution.make(entry, { several =, size =, no_target =, judge = f | nil })
---       entry: see entries.lua. The text, or nil and why there is none, one of solution.REASONS
+--   local row, dropped = solution.make(entry, { several =, size =, no_target =, judge = f | nil })
+--       entry: see entries.lua
+--       row: {id =, problem =, solution =}, or nil if no part of the entry stays
+--       dropped: {reason -> how many parts}; solution.REASONS has a text for each reason
 --
 -- One object     <box>(x0,y0),(x1,y1)</box><points>(x,y),(x,y)</points>
 -- several        [{"bbox_2d": [x0, y0, x1, y1], "point_2d": [x, y]}, ...], or [] for no target
 --
--- Numbers are whole, in an image of size x size pixels. judge(mask, object) says whether an object
--- stays (filter.lua); object = {box =, points =} in the image's own pixels; mask: u8 [height,
--- width].
--- Objects whose mask has nothing inside are left out.
+-- Numbers are whole, in an image of size x size pixels. A part stays if all its objects do: its
+-- question is about all of them. judge(mask, object) says whether one does (filter.lua); object =
+-- {box =, points =} in the image's own pixels; mask: u8 [height, width].
 
 local points = require "segzero.prepare.points"
 local tensor = require "segzero.core.tensor"
@@ -17,8 +18,11 @@ local text_of = require("segzero.data.annotations.solution").text
 
 local M = {}
 
-M.REASONS = { nothing = "mean nothing in the image", empty = "have an empty mask",
-  filtered = "are below sam2_filter" }
+M.REASONS = {
+  nothing = "about nothing in the image",
+  empty = "about an object whose mask is empty or missing",
+  filtered = "about an object below sam2_filter",
+}
 
 -- The object of a mask, or nil and why not.
 local function object_of(mask, judge)
@@ -32,23 +36,23 @@ local function object_of(mask, judge)
   return object
 end
 
--- The objects that stay, and why the last one that does not was left out.
-local function objects_of(entry, judge)
+-- The objects of a part, or nil and why it does not stay.
+local function objects_of(part, width, height, options)
   local list = {}
-  local reason = "nothing"
-  local width, height = entry.size()
-  for _, draw in ipairs(entry.masks) do
+  if #part.masks == 0 and not options.no_target then return nil, "nothing" end
+  for i, draw in ipairs(part.masks) do
     local mask = draw(width, height)
-    local ok, object, why = pcall(object_of, mask, judge)
+    local ok, object, why = pcall(object_of, mask, options.judge)
     mask:free()
     if not ok then error(object, 0) end
-    list[#list + 1] = object
-    reason = why or reason
+    if not object then return nil, why end
+    list[i] = object
   end
-  return list, reason, width, height
+  return list
 end
 
--- x, y, x, y, ... in the frame of the row's image.
+-- ---- the frame of the row's image ----
+-- x, y, x, y, ...
 local function scaled(numbers, width, height, size)
   local out = {}
   for i, v in ipairs(numbers) do
@@ -57,20 +61,32 @@ local function scaled(numbers, width, height, size)
   return out
 end
 
-local function in_frame(objects, width, height, size)
+local function in_frame(object, width, height, size)
   local list = {}
-  for i, object in ipairs(objects) do
-    list[i] = { bbox = scaled(object.box, width, height, size), points = {} }
-    for k, p in ipairs(object.points) do list[i].points[k] = scaled(p, width, height, size) end
-  end
-  return list
+  for k, p in ipairs(object.points) do list[k] = scaled(p, width, height, size) end
+  return { bbox = scaled(object.box, width, height, size), points = list }
 end
 
 function M.make(entry, options)
-  if #entry.masks == 0 and not options.no_target then return nil, "nothing" end
-  local objects, reason, width, height = objects_of(entry, options.judge)
-  if #entry.masks > 0 and #objects == 0 then return nil, reason end
-  return text_of(in_frame(objects, width, height, options.size), options.several)
+  local kept = {}
+  local objects = {}
+  local dropped = {}
+  local width, height = entry.size()
+  for _, part in ipairs(entry.parts) do
+    local list, why = objects_of(part, width, height, options)
+    if list then
+      kept[#kept + 1] = part
+      for _, object in ipairs(list) do
+        objects[#objects + 1] = in_frame(object, width, height, options.size)
+      end
+    else
+      dropped[why] = (dropped[why] or 0) + 1
+    end
+  end
+  if #kept == 0 then return nil, dropped end
+  local row = { id = entry.id(kept), problem = entry.problem(kept),
+    solution = text_of(objects, options.several) }
+  return row, dropped
 end
 
 return M

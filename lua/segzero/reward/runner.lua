@@ -1,7 +1,7 @@
 -- runner.lua - loads a reward and runs it on answers.
 --
---   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua, FILE.lua:NAME, or
---                                                   a function (reward/loading.lua)
+--   local reward = runner.load "seg_strict"         a module in rewards/, FILE.lua,
+--                                                   FILE.lua:NAME, or a function (loading.lua)
 --   runner.score(reward, row, sample, rules)        sets sample.score and sample.parts
 --   runner.score_group(reward, group, segmenter, rules)
 --                                                   all samples of a group; segmenter may be nil
@@ -45,6 +45,9 @@ function M.take_errors(rules)
   return errors
 end
 
+-- Of larger scores the deviation of a group is infinite, and all advantages would be 0.
+local LARGEST = 1e30
+
 local function is_finite(v) return type(v) == "number" and v == v and math.abs(v) ~= math.huge end
 
 -- ---- what goes wrong ----
@@ -55,6 +58,10 @@ local function problem_of_results(row, score, parts)
   if not is_finite(score) then
     local message = "the reward returned %s for row %s, expected a finite number"
     return { headline = message:format(visible.line(score), id) }
+  end
+  if math.abs(score) > LARGEST then
+    local message = "the reward returned %g for row %s, expected a number from -1e30 to 1e30"
+    return { headline = message:format(score, id) }
   end
   if parts == nil then return nil end
   if type(parts) ~= "table" then
@@ -116,6 +123,7 @@ function M.score(reward, row, sample, rules)
   -- A reward that changes the row changes its own copy.
   local copy = setmetatable({}, getmetatable(row))
   for name, value in pairs(row) do copy[name] = value end
+  copy.response_length = sample.ids and #sample.ids
   local ok, score, parts = guard.call(rules.timeout, "the reward of row " .. tostring(row.id),
     tostring(sample.text), reward, sample.text, row.solution, copy)
   local problem

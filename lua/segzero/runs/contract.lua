@@ -33,7 +33,8 @@ local FREE = {
   "worker.rollout.val_override_config.top_p", "worker.rollout.val_override_config.top_k",
   "trainer.total_episodes", "trainer.max_steps", "trainer.max_try_make_batch", "trainer.save_freq", "trainer.test_freq",
   "trainer.save_limit", "trainer.remove_previous_ckpt", "trainer.save_best",
-  "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.check_memory",
+  "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.report",
+  "trainer.check_memory",
   "data.val_files", "data.val_batch_size", "data.refshapes_val_rows",
   "worker.actor.model.enable_gradient_checkpointing", "worker.actor.max_tokens_per_micro_batch",
   "worker.actor.micro_batch_size_per_device_for_update",
@@ -48,6 +49,9 @@ local SILENT = {
   "trainer.load_checkpoint_path", "trainer.save_checkpoint_path", "trainer.experiment_name",
   "trainer.resume_changes", "trainer.find_last_checkpoint",
 }
+
+-- The reward's arguments are as free as the reward.
+local REWARD_ARGUMENT = "^worker%.reward%.reward_function_kwargs"
 
 local PATHS = {
   "worker.actor.model.model_path", "data.train_files", "data.val_files", "worker.reward.sam2_path",
@@ -139,7 +143,7 @@ function M.changes(old, new, identity, state)
     local a = before[key]
     if a == nil then a = default_of(key) end
     if not is_silent[key] and not same(key, a, now[key]) then
-      local free = is_free[key] or false
+      local free = is_free[key] or key:find(REWARD_ARGUMENT) ~= nil
       -- Rows that are known to be the same may have moved.
       if chooses_rows[key] and same_rows and state.data and state.data.hash then free = true end
       list[#list + 1] = { key = key, old = show(a), new = show(now[key]), free = free }

@@ -156,10 +156,15 @@ local function check_entry(folder, name, entry)
   end
   local parts = entry.parts or { { bytes = entry.bytes, xxh3 = entry.xxh3 } }
   if type(parts) ~= "table" then bad(folder, "the parts of '%s' are not a list", name) end
+  local total = 0
   for _, part in ipairs(parts) do
     if type(part) ~= "table" or not is_size(part.bytes) or not is_sum(part.xxh3) then
       bad(folder, "'%s' has a part without size or checksum", name)
     end
+    total = total + part.bytes
+  end
+  if total ~= entry.bytes then
+    bad(folder, "the parts of '%s' have %.0f bytes, the file has %.0f", name, total, entry.bytes)
   end
   return parts
 end

@@ -13,7 +13,8 @@
 --
 -- The run goes on in its own folder if trainer.load_checkpoint_path names this folder or a
 -- global_step_N in it, and trainer.save_checkpoint_path is not given or names the same folder.
--- Otherwise a new run begins (a fork), in a folder of its own, and the old one stays as it is.
+-- Otherwise, and always with trainer.val_only, a new run begins (a fork), in a folder of its own, and
+-- the old one stays as it is: an evaluation is no part of the run that it looks at.
 --
 -- After a return to an earlier step the later checkpoints are renamed to abandoned_1/global_step_N,
 -- and the later lines of the logs go to abandoned_1 as well (abandoned_2 the next time). Old
@@ -72,6 +73,7 @@ end
 
 -- A recipe's default name is not a wish for another folder; a new experiment_name is.
 local function goes_on_in(cfg, run, settings)
+  if cfg.trainer.val_only then return false end
   local save = cfg.trainer.save_checkpoint_path
   if save then return folders.same(save, run) end
   local old = settings and settings.trainer and settings.trainer.experiment_name
@@ -274,9 +276,9 @@ function M.begin(source, t)
   remove_half_written(source.run)
   retention.finish_removals(t)
 
-  -- A run that only evaluates, or has no steps left, abandons nothing.
+  -- A run that has no steps left abandons nothing.
   local cfg = t.config.trainer
-  if cfg.val_only or t.total_steps <= t.global_step then return texts end
+  if t.total_steps <= t.global_step then return texts end
   texts[#texts + 1] = put_aside(source, cfg.val_before_train and t.held_out ~= nil)
   retention.recall(t)
   local latest = ("global_step_%d\n"):format(t.global_step)

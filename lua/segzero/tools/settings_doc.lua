@@ -26,12 +26,11 @@ same, and `--help lora` only the keys that contain "lora".
 Settings are `key=value`, `--key value` or `--key=value`; a boolean may be `--key` alone.
 `config=FILE.yaml` reads a YAML file in which nesting stands for the dots of the keys. The command
 line overrides files, wherever `config=` stands, a later setting an earlier one, and a later file an
-earlier one. Values are read as OmegaConf reads them: quotes, `[lists]`, `{mappings}`, `null`, `yes`
-and `no`, `1_000`, `${other.key}`, `${oc.env:NAME,default}`. In the
-names of data, models and rewards, `~` and `$NAME` are filled in.
-`null` unsets a value where the table says so. Every mistake is one line, before any weight is read,
-and a misspelt key is an error that names the nearest. `--threads N` and `--device D` belong to
-`segzero` itself and stand before the script.
+earlier one. The training recipes read values as OmegaConf does: quotes, `[lists]`, `{mappings}`,
+`null`, `yes` and `no`, `1_000`, `${other.key}`, `${oc.env:NAME,default}`. In the names of data,
+models and rewards, `~` and `$NAME` are filled in. `null` unsets a value where the table says so.
+Every mistake is one line, before any weight is read, and a misspelt key is an error that names the
+nearest. `--threads N` and `--device D` belong to `segzero` itself and stand before the script.
 
 The settings of `recipes/mask_grpo.lua`, `recipes/vision_reasoner_grpo.lua` and
 `examples/custom_reward.lua` are those of `recipes/refcocog_grpo.lua`.

@@ -1,5 +1,5 @@
--- filtering.lua - DAPO's dynamic sampling: groups whose answers are all good or all bad are left out,
--- and more prompts are drawn until the step has enough groups.
+-- filtering.lua - DAPO's dynamic sampling: groups whose answers are all good or all bad are left
+-- out, and more prompts are drawn until the step has enough groups.
 --
 --   local groups = filtering.groups(t, step, options)      t: a trainer
 --     options = {key =, low =, high =, tries =, batch =}; see train/options.lua
@@ -33,8 +33,8 @@ local function mean_of(group, key)
 end
 
 local function too_few(options, kept, draws)
-  local message = "algorithm.online_filtering: after %d draws only %d of %d groups have a mean of " ..
-    "%s between %g and %g; raise trainer.max_try_make_batch (-1: no limit), or set " ..
+  local message = "algorithm.online_filtering: after %d draws only %d of %d groups have a mean " ..
+    "of %s between %g and %g; raise trainer.max_try_make_batch (-1: no limit), or set " ..
     "algorithm.filter_low, algorithm.filter_high or algorithm.filter_key"
   error(message:format(draws, kept, options.batch, options.key, options.low, options.high), 0)
 end
@@ -58,6 +58,8 @@ function M.groups(t, step, options)
       local mean = mean_of(group, options.key)
       if mean > options.low and mean < options.high and #kept < options.batch then
         kept[#kept + 1] = group
+        -- Ranks know a group by its place in the step, and each draw counts from 1.
+        group.place = #kept
       else
         left_out = left_out + 1
         if not group.is_elsewhere then inputs.release { group.row } end

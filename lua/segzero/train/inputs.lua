@@ -7,8 +7,8 @@
 --                             long; worst = {tokens =, text = tokens without the image's}
 --   inputs.release(rows)      frees their images, patches and cached vision features
 --
--- prompt(problem) -> the text of the question, or {text before the image, text after it}. A row that cannot be read is an error that names the
--- row. Leaves out: several images in a row.
+-- prompt(problem) -> the text of the question, or {text before the image, text after it}. A row
+-- that cannot be read is an error that names the row. Leaves out: several images in a row.
 
 local coordinates = require "segzero.data.coordinates"
 local user_code = require "segzero.core.user_code"

@@ -14,10 +14,10 @@
 --   micro_batches  max_tokens, and the most answers in one: update, experience (math.huge: no
 --                  limit)
 --   estimator      the name of the advantage estimator
---   reward_kl      {coef =, kl = a registered estimator}: the KL term in the reward; nil without one
+--   reward_kl      {coef =, kl = a registered estimator}: the KL term in the reward, or nil
 --   update         groups (prompts an update), loss, kl, aggregation (registered names), use_kl
---   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high, clip_dual (nil: none),
---                  tau_positive, tau_negative, gamma: what schedules and hooks may change
+--   numbers        lr, temperature, kl_coef, entropy_coef, clip_low, clip_high, clip_dual (nil:
+--                  none), tau_positive, tau_negative, gamma: what schedules and hooks may change
 --   schedules      name of a number -> registered schedule
 --   warmup_ratio   share of the run that warms up; warmup_steps, if not nil: how many steps
 --   least_ratio    the share of a number that the schedule cosine ends at
@@ -109,6 +109,19 @@ local function save_limit(trainer)
   return trainer.save_limit
 end
 
+-- trainer.report is a logger of its own: it comes after jsonl, whose files it reads.
+local function with_report(names, report)
+  local has_lines = false
+  local list = {}
+  for i, name in ipairs(names) do
+    list[i] = name
+    has_lines = has_lines or name == "jsonl"
+    if name == "report" then return names end
+  end
+  if report and has_lines then list[#list + 1] = "report" end
+  return list
+end
+
 function M.of(cfg)
   local data = cfg.data
   local filter = filter_options(cfg)
@@ -146,7 +159,8 @@ function M.of(cfg)
       test_freq = cfg.trainer.test_freq, save_freq = cfg.trainer.save_freq,
       save_limit = save_limit(cfg.trainer), save_best = cfg.trainer.save_best or "none",
       max_bad_updates = cfg.trainer.max_bad_updates,
-      loggers = name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
+      loggers = with_report(name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
+        cfg.trainer.report),
     },
   }
 end

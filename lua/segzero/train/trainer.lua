@@ -102,7 +102,8 @@ function M.new(opts)
   local loggers = t.options.run.loggers
   if not t.parallel:is_root() then loggers = {} end
   t.log = log.open(loggers, {
-    folder = t.folder, config = t.config, total_steps = t.total_steps,
+    folder = t.folder, config = t.config, total_steps = t.total_steps, train = t.train,
+    policy = t.policy,
   })
   return t
 end

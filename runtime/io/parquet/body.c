@@ -275,7 +275,7 @@ bool parquet_body_read(parquet_body *b, size_t at, size_t n, uint8_t *to)
     if (b->is_packed) return read_packed(b, at, n, to);
     memcpy(to, b->from + at, n);
     if (b->owned) return true;
-    if (b->is_spooled) parquet_forget(b->from, b->room, b->from + at, n);
+    if (b->is_spooled) sz_io_forget(b->from, b->room, b->from + at, n);
     else parquet_file_forget(b->file, b->from + at, n);
     return true;
 }
@@ -333,6 +333,6 @@ bool parquet_body_lengths(parquet_body *b, int64_t *starts, int64_t *known, int6
     }
     walk_close(&w);
     if (b->is_spooled)
-        parquet_forget(b->from, b->room, b->from + first, (size_t)starts[*known] - first);
+        sz_io_forget(b->from, b->room, b->from + first, (size_t)starts[*known] - first);
     return good;
 }

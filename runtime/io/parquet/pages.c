@@ -7,26 +7,10 @@
  */
 #include "parquet.h"
 #include <stdlib.h>
-#include <sys/mman.h>
-
-/* ---- maps ---- */
-
-/* The kernel makes the pages around one that is read resident as well: 64 KB, aligned. */
-enum { AROUND = 64 << 10 };
-
-void parquet_forget(const uint8_t *map, size_t size, const uint8_t *from, size_t len)
-{
-    const uintptr_t start = (uintptr_t)map;
-    uintptr_t first = (uintptr_t)from / AROUND * AROUND;
-    uintptr_t end = ((uintptr_t)from + len + AROUND - 1) / AROUND * AROUND;
-    if (first < start) first = start;
-    if (end > start + size) end = start + size;
-    if (first < end) madvise((void *)first, end - first, MADV_DONTNEED);
-}
 
 void parquet_file_forget(const parquet_file *file, const uint8_t *from, size_t len)
 {
-    parquet_forget(file->base, (size_t)file->bytes, from, len);
+    sz_io_forget(file->base, (size_t)file->bytes, from, len);
 }
 
 /* ---- the list ---- */
@@ -97,12 +81,15 @@ int parquet_pages_header(parquet_pages *p, int i)
     if (k->is_read) return 0;
     const int64_t at = k->page.at;
     const int64_t end = at + k->page.bytes;
-    if (parquet_page_header(&k->page, p->file->base, at, end) != 0) return -1;
+    parquet_page page;
+    if (parquet_page_header(&page, p->file->base, at, end) != 0) return -1;
     parquet_file_forget(p->file, p->file->base + at, 1);
-    if (!is_data(&k->page))
+    if (!is_data(&page))
         return sz_fail("the page at %lld of the page index has no data", (long long)at);
-    const int64_t rows = stated_rows(p, &k->page);
+    const int64_t rows = stated_rows(p, &page);
     if (rows >= 0 && parquet_pages_set_rows(p, i, rows) != 0) return -1;
+    /* Until here the place is what the index says. */
+    k->page = page;
     k->is_read = true;
     return 0;
 }

@@ -76,7 +76,7 @@ static int open_file(sz_parquet *f)
     if (parquet_metadata_read(&f->meta, f->path, end - 8 - len, (size_t)len, f->bytes) != 0)
         return -1;
 
-    parquet_forget(f->base, (size_t)f->bytes, end - 8 - len, (size_t)len);
+    sz_io_forget(f->base, (size_t)f->bytes, end - 8 - len, (size_t)len);
 
     const size_t leaves = (size_t)f->meta.leaves + 1;
     f->file.path = f->path;
@@ -220,7 +220,8 @@ static int read_groups(sz_parquet *f, int leaf, int64_t first, int64_t count, pa
     return 0;
 }
 
-sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count)
+static sz_parquet_values *read_values(sz_parquet *f, int leaf, int64_t first, int64_t count,
+                                      int64_t most)
 {
     if (leaf < 0 || leaf >= f->meta.leaves)
         return sz_null("%s: there is no leaf column %d", f->path, leaf);
@@ -231,6 +232,7 @@ sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64
     parquet_result *r = calloc(1, sizeof *r);
     if (!r) return sz_null("%s: out of memory", f->path);
     r->values = (parquet_values){ .type = node->type, .width = node->width };
+    r->most = most;
 
     if (read_groups(f, leaf, first, count, r) != 0) {
         char reason[256];
@@ -248,6 +250,16 @@ sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64
     r->head.data = r->values.data;
     r->head.offsets = r->values.offsets;
     return &r->head;
+}
+
+sz_parquet_values *sz_parquet_read(sz_parquet *f, int leaf, int64_t first, int64_t count)
+{
+    return read_values(f, leaf, first, count, INT64_MAX);
+}
+
+sz_parquet_values *sz_parquet_read_front(sz_parquet *f, int leaf, int64_t row, int64_t most)
+{
+    return read_values(f, leaf, row, 1, most < 0 ? 0 : most);
 }
 
 void sz_parquet_values_free(sz_parquet_values *v)

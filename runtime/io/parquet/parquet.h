@@ -213,10 +213,7 @@ typedef struct {
     size_t piece_number;
 } parquet_file;
 
-/* Gives back the resident pages of a range of a map, which begins at `map` and has `size` bytes. They
- * stay in the page cache. */
-void parquet_forget(const uint8_t *map, size_t size, const uint8_t *from, size_t len);
-/* The same for the map of a file. */
+/* sz_io_forget for the map of a file. */
 void parquet_file_forget(const parquet_file *file, const uint8_t *from, size_t len);
 
 typedef struct parquet_entry parquet_entry;
@@ -286,7 +283,8 @@ typedef struct {
     parquet_values values;
     size_t level_room;
     int64_t value_room;
-    size_t used; /* bytes of byte arrays */
+    size_t used;  /* bytes of byte arrays */
+    int64_t most; /* bytes of a byte array that a peek reads */
 } parquet_result;
 
 /* Appends rows [row, row + rows) of a row group; 0, or -1 with a message. */

@@ -304,7 +304,7 @@ static bool append(parquet_peek *p, peek_page *k, int64_t from, int64_t to, parq
         if (k->numbers[l] < 0) continue;
         const int64_t n = find_value(values, k->numbers[l], &at);
         if (n < 0) return false;
-        bytes += (size_t)n;
+        bytes += (size_t)(n < r->most ? n : r->most);
     }
     if (!make_room(r, to - from, bytes)) return false;
     for (int64_t l = from; l < to; l++) {
@@ -312,7 +312,8 @@ static bool append(parquet_peek *p, peek_page *k, int64_t from, int64_t to, parq
         r->rep[r->head.levels] = k->rep ? k->rep[l] : 0;
         r->head.levels++;
         if (k->numbers[l] < 0) continue;
-        const int64_t n = find_value(values, k->numbers[l], &at);
+        int64_t n = find_value(values, k->numbers[l], &at);
+        if (n > r->most) n = r->most;
         if (!parquet_body_read(&values->body, (size_t)at, (size_t)n, r->values.data + r->used))
             return false;
         r->used += (size_t)n;

@@ -1,5 +1,5 @@
-/* write.h - what the writer's files share: a growing buffer, Thrift's compact protocol, and a column
- * whose pages are being made.
+/* write.h - what the writer's files share: a growing buffer, Thrift's compact protocol, and a
+ * column whose pages are being made.
  *
  *   parquet_column c = { .type = PARQUET_INT64, .width = 8, .max_def = 1, .codec = CODEC_SNAPPY };
  *   parquet_column_put(&c, 0, 1, &value, 8);         one entry: levels, and a value

@@ -1,7 +1,7 @@
 -- keys.lua - keys of Seg-Zero's, VisionReasoner's, EasyR1's and veRL's command lines and YAML files
 -- that are no settings here: one row for each key, with what becomes of it and why.
 --
---   keys.rows       {{key =, ...}, ...}; "a.b.*" stands for all keys below a.b. The fields of a row:
+--   keys.rows       {{key =, ...}, ...}; "a.b.*" stands for all keys below a.b. Fields of a row:
 --     note          accepted with this note: why it needs no setting here
 --     only          with note or kept: only these values are accepted, others end in `refuse`
 --     reads         {[value] = {{key of ours, value}, ...}}: these values are settings of ours
@@ -15,10 +15,12 @@
 -- letters, null in any spelling as "null".
 -- Leaves out: other names of a key of ours (`also` in its row), misspelt keys (core/nearest.lua).
 
-local ONE_PROCESS = "there is one process and one copy of the weights"
-local FSDP = "there is no FSDP: one process holds the weights"
+local WHOLE = "each process holds all of the weights"
+local WORKERS = "there are no worker processes"
+local FSDP = "there is no FSDP: each process holds all of the weights"
 local VLLM = "sampling uses the weights that are trained; there is no second engine"
 local NO_VIDEO = "there are no videos"
+local FOLLOWS = "it follows from other settings"
 local NO_CRITIC = "GRPO has no critic"
 local ALL_ANSWERS = "all answers of a step are in rollouts.jsonl"
 
@@ -52,7 +54,7 @@ only("data.override_chat_template", { "null" }, "the model's own chat template i
   "the chat template is the model's: put the file into its folder as chat_template.jinja")
 only("data.truncation", { "error" }, "a prompt that is too long is an error",
   "a prompt is never cut: it is an error, or left out with data.filter_overlong_prompts=true")
-note(ONE_PROCESS, "data.return_raw_input_ids", "data.return_raw_prompt",
+note(WORKERS, "data.return_raw_input_ids", "data.return_raw_prompt",
   "data.filter_overlong_prompts_workers")
 named("data.train_batch_size", "data.rollout_batch_size")
 named("data.reward_fn_key", "data.answer_key")
@@ -71,8 +73,8 @@ only("algorithm.use_kl_in_reward", { "false" }, "the KL term is in the loss",
   "it is veRL's name: write worker.actor.use_kl_loss=false algorithm.kl_coef=NUMBER")
 
 -- ---- the actor ----
-note(ONE_PROCESS, "worker.hybrid_engine", "worker.actor.ulysses_sequence_parallel_size",
-  "worker.actor.ulysses_size")
+note(WORKERS, "worker.hybrid_engine")
+note(WHOLE, "worker.actor.ulysses_sequence_parallel_size", "worker.actor.ulysses_size")
 note(NO_CRITIC, "worker.critic.*")
 note("nothing is padded", "worker.actor.padding_free")
 note("micro-batches are always filled up to worker.actor.max_tokens_per_micro_batch",
@@ -89,13 +91,17 @@ add { key = "worker.actor.fsdp.mp_param_dtype", reads = dtypes "worker.actor.mod
 add { key = "worker.actor.fsdp.mp_reduce_dtype", reads = dtypes "worker.actor.grad_dtype",
   refuse = "worker.actor.grad_dtype is f32 or bf16" }
 note(FSDP, "worker.actor.fsdp.*")
-note(ONE_PROCESS, "worker.actor.offload.*")
+note("weights and optimizer stay on the device", "worker.actor.offload.*")
 note("no code is loaded with a model", "worker.actor.model.trust_remote_code")
 only("worker.actor.model.override_config", { "null", "{}", "" },
   "the model's config.json is used as it is", "change the model's config.json")
 add { key = "worker.actor.model.override_config.*", refuse = "change the model's config.json" }
 only("worker.actor.model.tokenizer_path", { "null" }, "the tokenizer is in the model's folder",
   "the tokenizer is in the model's folder: put its files there")
+
+note("EasyR1 takes it from algorithm.disable_kl, kl_penalty and kl_coef", "worker.actor.disable_kl",
+  "worker.actor.kl_penalty", "worker.actor.kl_coef")
+note(FOLLOWS, "worker.actor.global_batch_size_per_device")
 
 -- ---- the optimizer ----
 -- bf16 weights without f32 copies, and bf16 moments
@@ -112,6 +118,7 @@ add { key = "worker.actor.optim.betas",
   end }
 add { key = "worker.actor.optim.total_training_steps", only = { "-1", "null" },
   note = "the run's length decides", refuse = "write trainer.max_steps" }
+note(FOLLOWS, "worker.actor.optim.training_steps")
 
 -- ---- the reference ----
 note(FSDP, "worker.ref.strategy")
@@ -126,7 +133,12 @@ note("the reference has no optimizer", "worker.ref.offload.optimizer_offload",
 note("worker.actor.micro_batch_size_per_device_for_experience is used",
   "worker.ref.micro_batch_size_per_device_for_experience")
 
+note("it is that of the actor", "worker.ref.padding_free", "worker.ref.dynamic_batching",
+  "worker.ref.ulysses_size", "worker.ref.use_torch_compile")
+
 -- ---- sampling ----
+note(FOLLOWS, "worker.rollout.prompt_length", "worker.rollout.response_length",
+  "worker.rollout.trust_remote_code")
 note(VLLM, "worker.rollout.name", "worker.rollout.enable_chunked_prefill",
   "worker.rollout.enforce_eager", "worker.rollout.free_cache_engine",
   "worker.rollout.max_num_batched_tokens", "worker.rollout.max_num_seqs",
@@ -136,7 +148,7 @@ note("sampling uses the weights that are trained, in worker.actor.model.dtype",
 only("worker.rollout.do_sample", { "true" }, "training always samples",
   "training always samples; evaluation is greedy")
 only("worker.rollout.ignore_eos", { "false" }, "an answer ends at the end token")
-note(ONE_PROCESS, "worker.rollout.tensor_parallel_size")
+note(WHOLE, "worker.rollout.tensor_parallel_size")
 note("data.max_prompt_length and data.max_response_length are used",
   "worker.rollout.max_model_len")
 note("there is no progress bar", "worker.rollout.disable_tqdm")
@@ -148,12 +160,16 @@ add { key = "worker.rollout.val_override_config.*",
   refuse = "only n, temperature, top_p and top_k are read" }
 
 -- ---- the reward ----
-note(ONE_PROCESS, "worker.reward.num_cpus")
+note(WORKERS, "worker.reward.num_cpus")
 only("worker.reward.skip_special_tokens", { "true" },
   "a reward reads the text without special tokens")
 
+note("it is the part of worker.reward.reward_function behind the colon",
+  "worker.reward.reward_function_name")
+
 -- ---- the run ----
-note(ONE_PROCESS, "trainer.n_gpus_per_node", "trainer.nnodes")
+note("segzero --ranks N SCRIPT starts N processes, mpirun and srun those of several machines",
+  "trainer.n_gpus_per_node", "trainer.nnodes")
 note("runs are folders, named by trainer.experiment_name", "trainer.project_name")
 only("trainer.critic_warmup", { "0" }, NO_CRITIC)
 only("trainer.save_model_only", { "false" }, "a checkpoint holds the optimizer too")
@@ -184,6 +200,12 @@ named("actor_rollout_ref.*", "the same under worker")
 named("reward_model.*", "worker.reward.compute_score=FILE.lua")
 named("custom_reward_function.*", "worker.reward.reward_function=FILE.lua:NAME")
 note(NO_CRITIC, "critic.*")
+
+-- ---- Hydra ----
+note("there is no Hydra", "hydra.*")
+note("there is no Ray", "ray_init.*", "ray_kwargs.*")
+add { key = "defaults",
+  refuse = "Hydra's list of files is not read; name each file: config=ONE.yaml config=TWO.yaml" }
 
 -- Loggers that only Seg-Zero, EasyR1 and veRL have, and what segzero uses instead.
 M.loggers = {

@@ -7,6 +7,7 @@
 --     found.kept          the value, for dialects.lua
 --     found.refused       the error
 --   reading.describe(row)                            what the documentation says: here, reason
+--   reading.is_group(schema, key)                    whether settings have names below this key
 --   reading.unknown(schema, key)                     the error for a key that nobody knows
 --
 -- raw: the value as text, or a list from YAML. Leaves out: the rows (keys.lua).
@@ -31,9 +32,9 @@ local function normal(raw)
   return text
 end
 
--- The row of the key, or that of "a.b.*" for a key below a.b.
+-- The row of the key, or that of "a.b.*" for a.b and a key below it.
 local function find(rows, key)
-  if rows[key] then return rows[key] end
+  if rows[key] or rows[key .. ".*"] then return rows[key] or rows[key .. ".*"] end
   local parent = key:match "^(.*)%.[^.]+$"
   while parent do
     if rows[parent .. ".*"] then return rows[parent .. ".*"] end
@@ -122,7 +123,7 @@ end
 
 -- ---- unknown keys ----
 -- Keys below `key`: it is the name of a group.
-local function is_group(schema, key)
+function M.is_group(schema, key)
   for name in pairs(schema.by_key) do
     if name:sub(1, #key + 1) == key .. "." then return true end
   end
@@ -131,7 +132,7 @@ end
 
 function M.unknown(schema, key)
   local written = visible.line(key)
-  if is_group(schema, key) then
+  if M.is_group(schema, key) then
     return ("unknown setting '%s': it is a group; --help %s lists its settings"):format(key, key)
   end
   local parent = key:match "^(.*)%.[^.]+$"

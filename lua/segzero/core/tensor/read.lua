@@ -211,7 +211,14 @@ method("to", 1, function(t, opts)
 end)
 
 -- The tensor on the CPU, as f32 if it is bf16, without history: for data(). Returns the tensor
--- itself if nothing changes.
+-- itself if nothing changes. A NaN gets the bits that LuaJIT can read: results may have others, and
+-- in a dry run (tools/plan_count.lua) nothing has been computed. So what Lua reads element by element
+-- comes from here.
+local function readable(t)
+  if C.sz_tensor_dtype(t.ptr) == C.SZ_F32 then check(C.sz_tensor_plain_nans(t.ptr)) end
+  return t
+end
+
 method("values", 0, function(t)
   pointer(t, 2)
   if t:dtype() == "bf16" then
@@ -221,8 +228,10 @@ method("values", 0, function(t)
     if not good then error(wide, 2) end
     t = wide
   end
-  if C.sz_tensor_device(t.ptr) == C.SZ_CPU then return t end
-  return handle.wrap(check(C.sz_tensor_to(t:detach().ptr, C.SZ_CPU), 2))
+  if C.sz_tensor_device(t.ptr) ~= C.SZ_CPU then
+    t = handle.wrap(check(C.sz_tensor_to(t:detach().ptr, C.SZ_CPU), 2))
+  end
+  return readable(t)
 end)
 
 return M

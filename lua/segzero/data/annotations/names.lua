@@ -122,7 +122,7 @@ end
 
 -- ---- ReasonSeg ----
 local function head_of(path)
-  local file = io.open(path, "rb")
+  local file = folders.kind(path) == "file" and io.open(path, "rb")
   if not file then return "" end
   local text = file:read(HEAD) or ""
   file:close()

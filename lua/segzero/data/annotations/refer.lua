@@ -13,6 +13,7 @@
 -- Leaves out: tokens, detections.
 
 local cjson = require "cjson"
+local files = require "segzero.core.files"
 local image_folder = require "segzero.data.annotations.image_folder"
 local instances = require "segzero.data.annotations.instances"
 local json_list = require "segzero.data.jsonl.list"
@@ -44,7 +45,8 @@ local function each_ref(path, visit)
     end
     return
   end
-  local text, why = require("segzero.core.files").read(path)
+  files.check_regular(path)
+  local text, why = files.read(path)
   if not text then error(why, 0) end
   local list = pickle_plain.read(path, text)
   if type(list) ~= "table" or not list.n then fail(path, "the pickle is not a list of refs") end

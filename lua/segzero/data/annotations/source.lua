@@ -44,12 +44,16 @@ local function columns_of(entry, k)
   return columns
 end
 
--- The mask of all objects; nil if an object has none.
-local function mask_value(entry)
+-- The mask of all objects, one value for all rows of the entry; nil if an object has none.
+local function mask_value(self, entry)
   for _, object in ipairs(entry.objects) do
     if not object.mask then return nil end
   end
-  return annotations.mask(entry)
+  if self.mask_of ~= entry then
+    self.mask = annotations.mask(entry)
+    self.mask_of = entry
+  end
+  return self.mask
 end
 
 local function meta_of(self, i, entry)
@@ -60,12 +64,22 @@ local function meta_of(self, i, entry)
   columns.id = id
   columns.problem = entry.texts[k]
   return { where = self:where(i), index = i, id = id, problem = entry.texts[k],
-    image = entry.image, mask = mask_value(entry), ignore_mask = entry.ignore, columns = columns }
+    image = entry.image, mask = mask_value(self, entry), ignore_mask = entry.ignore, columns = columns }
+end
+
+-- The entry of row i. The rows of an entry follow each other, so the last one is kept.
+local function entry_of(self, i)
+  local number = self.entry[i]
+  if self.kept_number ~= number then
+    self.kept = self.entries:meta(number)
+    self.kept_number = number
+  end
+  return self.kept
 end
 
 function methods:meta(i)
   rows.check_number(self, i, 2)
-  local entry = self.entries:meta(self.entry[i])
+  local entry = entry_of(self, i)
   local meta = meta_of(self, i, entry)
   meta.solution = solution.text(solution.stated(entry), self.several)
   meta.columns.solution = meta.solution
@@ -74,7 +88,7 @@ end
 
 function methods:image(i)
   rows.check_number(self, i, 2)
-  return self.entries:meta(self.entry[i]).image
+  return entry_of(self, i).image
 end
 
 -- A function that makes a mask: f(empty), where empty = true allows one with nothing inside.
@@ -98,7 +112,7 @@ end
 -- read: the row's image if it has been read already.
 function methods:row(i, read)
   rows.check_number(self, i, 2)
-  local entry = self.entries:meta(self.entry[i])
+  local entry = entry_of(self, i)
   local meta = meta_of(self, i, entry)
   local img = read or load_image(meta)
   local objects = solution.drawn(entry, img.width, img.height)

@@ -102,7 +102,11 @@ end
 
 local function check_readable(self, meta, objects, is_string)
   local reward = self.options.reward
-  if READS_STRING[reward] and not is_string then
+  if READS_STRING[reward] and objects and truth.is_list(meta.solution) then
+    fault(self, "solution", meta, "the solution is a list of objects, which the reward %s does not "
+      .. "read; use recipes/vision_reasoner_grpo.lua, or "
+      .. "worker.reward.compute_score=vision_reasoner", reward)
+  elseif READS_STRING[reward] and not is_string then
     fault(self, "solution", meta, "the reward %s reads <box>(x,y),(x,y)</box><points>(x,y),(x,y)"
       .. "</points>, and the solution is %q", reward, meta.solution:sub(1, 60))
   elseif reward == "vision_reasoner" and (is_string or not objects) then
@@ -198,6 +202,20 @@ local function file_mask_fault(self, meta, fact, path)
   if found.empty ~= 0 and not self.options.empty_masks then return mask_of.empty(name) end
 end
 
+-- Rows about the same object may share its mask, one after the other.
+local function stored_mask_fault(self, mask, fact)
+  local last = self.last
+  local is_same = type(mask) == "table" and last and last.mask == mask
+    and last.width == fact.width and last.height == fact.height
+  if not is_same then
+    last = { mask = mask, width = fact.width, height = fact.height,
+      empty = self.options.empty_masks }
+    last.why = mask_of.fault(mask, last)
+    self.last = last
+  end
+  return last.why
+end
+
 -- A row with an empty list of boxes has no target, and needs no mask.
 local function names_nothing(self, meta)
   local boxes = meta.columns.bbox
@@ -211,8 +229,7 @@ local function check_mask(self, meta, fact)
   if path then
     why = file_mask_fault(self, meta, fact, path)
   else
-    local size = { width = fact.width, height = fact.height, empty = self.options.empty_masks }
-    why = mask_of.fault(meta.mask, size)
+    why = stored_mask_fault(self, meta.mask, fact)
   end
   if why then fault(self, "mask", meta, "%s", why) end
 end

@@ -152,6 +152,7 @@ end
 -- For names on the hub (hub/wanted.lua).
 M.by_split = by_split
 M.choose = choose
+function M.is_split(name) return KNOWN[name] == true end
 
 function M.matches(name)
   local path = divided(name)

@@ -6,8 +6,8 @@
 --   set.notes           {text, ...}: what of the files is not used
 --
 -- Files are mapped and read a row at a time; opening reads their metadata alone. A row's image is
--- bytes in the table, or a path relative to options.image_dir, else to the file. Without a solution, the box around the mask is
--- the truth. Errors name file, row and column.
+-- bytes in the table, or a path relative to options.image_dir, else to the file. Without a
+-- solution, the box around the mask is the truth. Errors name file, row and column.
 -- Leaves out: several images in a row; rows of files whose columns differ.
 
 local chat = require "segzero.data.chat"
@@ -120,6 +120,7 @@ local function from_path(self, text, of_file, of_url)
 end
 
 -- What `f` makes of a row's image: f.bytes(pointer, count, name), f.file(path), f.url(text).
+-- f.most: how many of the bytes it needs.
 local function with_image(self, file, row, f)
   local column = self.roles.image
   local is_struct = self.roles.image_form == "struct"
@@ -133,7 +134,7 @@ local function with_image(self, file, row, f)
   local function read()
     local path = { column }
     if is_struct then path[2] = "bytes" end
-    local found = file:bytes(row, path, use)
+    local found = file:bytes(row, path, use, f.most)
     if not found and is_struct and self.has_paths then
       found = file:bytes(row, { column, "path" }, use)
     end
@@ -159,6 +160,18 @@ local function size_with(facts)
     return fact.width, fact.height
   end
   return { bytes = image.memory.size, file = facts and of_file or image.size, url = size_of_url }
+end
+
+-- The same from the front of the bytes; an error if that is not enough.
+local FRONT = { bytes = image.memory.size, most = 2 ^ 16 }
+function FRONT.file() error("a path", 0) end
+FRONT.url = FRONT.file
+
+local function read_size(self, file, row, facts)
+  local ok, size = pcall(with_image, self, file, row, FRONT)
+  if ok then return size end
+  if core.is_interrupt(size) then error(size, 0) end
+  return with_image(self, file, row, size_with(facts))
 end
 
 -- The image as it is stored, for prefetching: a path, or its bytes.
@@ -223,7 +236,7 @@ function methods:count() return self.total end
 -- The image's size, as row_check.lua reads facts.
 local function size_reader(self, file, row)
   return function(facts)
-    local ok, size = pcall(with_image, self, file, row, size_with(facts))
+    local ok, size = pcall(read_size, self, file, row, facts)
     if ok then return { width = size[1], height = size[2] } end
     if core.is_interrupt(size) then error(size, 0) end
     local why = core.plain(size)

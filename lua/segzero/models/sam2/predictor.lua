@@ -191,7 +191,7 @@ local function result_of(sam, f, p, logits, iou, multimask)
   local kept = logits:narrow(first + chosen[1], #chosen)
   local fine = sam:upsample(kept, f.height, f.width)
   local inside = tensor.empty({ #chosen, f.height, f.width }, { dtype = "u8" })
-  local from = tensor.data(fine)
+  local from = tensor.data(fine:values())
   local to = tensor.data(inside)
   for i = 0, fine:numel() - 1 do to[i] = from[i] > 0 and 1 or 0 end
   r.masks = inside:clone()

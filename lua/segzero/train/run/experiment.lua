@@ -8,7 +8,8 @@
 --   reward, train, held_out, prompt      functions and data sets that replace those of the settings
 --   on_step(t, stats), on_evaluate(t, result), stop_when(t, stats)   hooks, see train/run/loop.lua
 -- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
--- before.png and after.png if there are held-out rows. Leaves out: parsing and checking settings.
+-- before.png and after.png if there are held-out rows (before_step_5.png where a run goes on and has
+-- one). Leaves out: parsing and checking settings.
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -20,6 +21,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
+local opening = require "segzero.models.opening"
 local options = require "segzero.core.options"
 local parallel = require "segzero.train.parallel"
 local position = require "segzero.data.position"
@@ -73,10 +75,11 @@ local function load_segmenter(cfg)
   return segmenter_of.new(sam)
 end
 
--- Where a new run should be.
-local function wanted_folder(cfg)
+-- Where a new run should be. An evaluation of a run's checkpoint is next to the run.
+local function wanted_folder(cfg, source)
   local named = cfg.trainer.save_checkpoint_path
   if named then return named end
+  if cfg.trainer.val_only and source and source.run then return source.run .. "-eval" end
   if cfg.trainer.experiment_name == "" then
     error("trainer.experiment_name is empty; it is the name of the run folder", 0)
   end
@@ -85,7 +88,7 @@ end
 
 -- A run that goes on keeps its folder; a new run and a fork get a new one.
 local function take_folder(cfg, source)
-  if not source or not source.in_place then return run_folder.create(wanted_folder(cfg)) end
+  if not source or not source.in_place then return run_folder.create(wanted_folder(cfg, source)) end
   local folder = run_folder.open(source.run)
   local ok, reason = pcall(resuming.check_current, source, cfg)
   if ok then return folder end
@@ -111,9 +114,13 @@ local function prepare(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
   end
+  local model_path = cfg.worker.actor.model.model_path
+  if not files.exists(model_path .. "/config.json") then
+    error("worker.actor.model.model_path: " .. opening.missing(model_path), 0)
+  end
   local source = resuming.source(cfg)
   if not source or not source.in_place then
-    folders.check(wanted_folder(cfg), run_folder.SETTING)
+    folders.check(wanted_folder(cfg, source), run_folder.SETTING)
   end
   parts.identity = contract.identity(parts.train)
   if source then
@@ -193,6 +200,7 @@ local function draw_sheet(t, name, result)
   end
 
   local path = ("%s/%s.png"):format(t.folder, name)
+  if files.exists(path) then path = ("%s/%s_step_%d.png"):format(t.folder, name, t.global_step) end
   local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
   draw.predictions(path, shown, result.records, sheet)
   t.log:image(t.global_step, name, path)
@@ -264,6 +272,12 @@ local function check_overrides(overrides)
   end
 end
 
+local function name_report(t)
+  for _, name in ipairs(t.options.run.loggers) do
+    if name == "report" then say(t, "  report: %s/report.html", t.folder) end
+  end
+end
+
 local function all(t, run, source, notes)
   introduce(t, run, source, notes)
   local cfg = t.config
@@ -274,6 +288,7 @@ local function all(t, run, source, notes)
     save_at_end(t, source)
     if t.held_out then evaluate_after(t, before) end
   end
+  name_report(t)
   t.log:close()
 end
 
