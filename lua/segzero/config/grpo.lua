@@ -213,6 +213,8 @@ local optimizer = {
     help = "of AdamW's moments; int8 is codes in blocks of 256" },
   { key = "worker.actor.optim.master_weights", type = "boolean", default = true,
     help = "keep f32 copies of bf16 weights; false: update bf16 in place, rounded stochastically" },
+  { key = "worker.actor.optim.shard_state", type = "boolean", default = true,
+    help = "with several ranks: each keeps the moments and f32 copies of its part; false: of all" },
   { key = "worker.actor.grad_dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
     help = "of the accumulated gradients" },
 }
@@ -322,6 +324,8 @@ local trainer = {
   { key = "trainer.logger", type = "list", default = { "console", "jsonl" },
     choices = choices.of "loggers",
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
+  { key = "trainer.report", type = "boolean", default = true,
+    help = "keep report.html in the run folder up to date, from what the logger jsonl writes" },
 }
 
 -- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of

@@ -19,7 +19,7 @@
 --   start()                  the first step begins
 --   close()
 -- run = {folder = path | nil, total_steps =, first_step = the step that the run starts after,
--- config = settings}.
+-- config = settings, train = the data set, policy =}.
 --
 -- trainer.logger=console,jsonl names the loggers of a run. An error in a logger ends the run with
 -- the logger's own traceback. Leaves out: TensorBoard and Weights & Biases.
@@ -36,6 +36,11 @@ M:register("console", {
 M:register("jsonl", {
   help = "metrics.jsonl and rollouts.jsonl in the run folder",
   open = function(run) return require("segzero.log.jsonl").open(run) end,
+})
+
+M:register("report", {
+  help = "report.html in the run folder, from what jsonl writes; trainer.report=true adds it",
+  open = function(run) return require("segzero.report.live").open(run) end,
 })
 
 return M

@@ -91,7 +91,7 @@ function M.new(opts)
   local input = t.options.input
   input.frames = coordinates.for_policy(input.frames, t.policy)
   t.parameters = trained_parameters(t)
-  t.optimizer = optim.adamw(t.parameters, t.options.optimizer)
+  t.optimizer = optim.adamw(t.parameters, t.options.optimizer, t.parallel)
   share_vision(t)
   t.global_step = 0
   t.hooks = t.hooks or {}
@@ -102,7 +102,8 @@ function M.new(opts)
   local loggers = t.options.run.loggers
   if not t.parallel:is_root() then loggers = {} end
   t.log = log.open(loggers, {
-    folder = t.folder, config = t.config, total_steps = t.total_steps,
+    folder = t.folder, config = t.config, total_steps = t.total_steps, train = t.train,
+    policy = t.policy,
   })
   return t
 end
@@ -161,12 +162,11 @@ function methods:update(groups, lr)
     self:reference_log_probs(own)
     return update.new(self):gradient(self:micro_batches(own, "update"), records.totals(groups))
   end)
-  saving.wait(self)
+  saving.unlock(self)
   -- From here to the end of the step the weights are of no finished step: signals wait.
   if not self.changing then stop.hold() end
   self.changing = true
   timer.enter "optimizer"
-  p:sum_gradients(self.parameters)
   stats.grad_norm = self.optimizer:step(lr)
   timer.enter "forward"
   return stats
