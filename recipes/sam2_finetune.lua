@@ -14,6 +14,7 @@ local sz = require "segzero"
 local cli = require "segzero.config.cli"
 local console = require "segzero.log.console"
 local folders = require "segzero.core.folders"
+local paths = require "segzero.config.paths"
 local mask_finetune = require "segzero.train.supervised.mask_finetune"
 local sam2_finetune = require "segzero.config.sam2_finetune"
 local tiny_sam2 = require "segzero.models.tiny.sam2"
@@ -22,7 +23,9 @@ local M = { schema = sam2_finetune.schema, settings = sam2_finetune.settings }
 
 local function open(options)
   if options.model_path == "" then return tiny_sam2.create(options) end
-  local ok, sam = pcall(sz.sam2, options.model_path, { dtype = options.dtype })
+  local path = paths.sam2(options.model_path, { label = "model_path" })
+  paths.check_sam2("model_path", path)
+  local ok, sam = pcall(sz.sam2, path, { dtype = options.dtype })
   if not ok then error("model_path: " .. sz.core.plain(sam), 0) end
   return sam
 end

@@ -144,6 +144,13 @@ static char *script_of(char *name)
     return is_command(last ? last + 1 : name, "model_merger.py") ? merger : name;
 }
 
+static bool is_python(const char *script)
+{
+    size_t length = strlen(script);
+
+    return length > 3 && strcmp(script + length - 3, ".py") == 0;
+}
+
 /* Runs what follows the options. */
 static int run(lua_State *L, const host_options *o, char **argv, int argc)
 {
@@ -161,6 +168,9 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
             return sz_run_with_args(L, "require('segzero.report.command').main {...}", args, nargs);
         if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
         if (is_command(script, "help")) return print_help(L);
+        if (is_python(script))
+            return sz_run_with_args(L, "require('segzero.tools.scripts').python(...)",
+                                    argv + o->script, 1);
         return sz_run_script(L, script, args, nargs);
     }
 

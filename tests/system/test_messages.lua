@@ -66,9 +66,18 @@ local ROWS = {
     { { AT .. "syntax.lua" }, "syntax.lua:1: unexpected symbol near '='" },
     { { "-e", "x =" }, "(command line):1: unexpected symbol near '<eof>'" },
     { { "plan" }, "plan: name a recipe" },
+    -- The programs of Seg-Zero.
+    { { "verl.trainer.main", "config=x.yaml" }, "did you mean recipes/refcocog_grpo.lua?" },
+    { { "inference_scripts/infer.py", "--text", "x" },
+      "infer.py is a Python script, which does not run here: write segzero examples/infer.lua," },
+    { { "evaluation_scripts/evaluation_visionreasoner.py" },
+      "write segzero recipes/evaluate_vision_reasoner.lua, with the same arguments" },
+    { { "prepare.py" }, "prepare.py is a Python script", "segzero --help lists the scripts" },
     { { "plan", GRPO, "nosuchkey=1" }, "unknown setting 'nosuchkey'" },
   },
   settings = {
+    { { GRPO, "config=tests/golden/requirements.yml" },
+      "did you mean tests/golden/requirements.txt?" },
     { { GRPO, "word" }, "'word' is not a setting: write key=value" },
     { { GRPO, "worker.rollout.n=two" }, "worker.rollout.n is 'two', expected a whole number" },
     { { GRPO, "worker.rollout.n=1.5" }, "worker.rollout.n is 1.5, expected a whole number" },
@@ -156,7 +165,7 @@ local ROWS = {
     { { EVALUATE, "segmentation_model_path=nosuch", "rows=1" }, "sam2_path: nosuch: there is no such" },
     { { INFER, "--demo", "--model_path", "nosuch" }, "no model in nosuch" },
     { { INFER, "--demo", "--sam2_path", "nosuch" }, "--sam2_path: nosuch: there is no such" },
-    { { "recipes/sam2_finetune.lua", "model_path=nosuch" }, "model_path: nosuch: No such file" },
+    { { "recipes/sam2_finetune.lua", "model_path=nosuch" }, "model_path: nosuch: there is no such" },
     -- What is written at the end is tried at the beginning.
     { { "recipes/sam2_finetune.lua", "output=/proc/x" },
       "output: cannot make the folder /proc/x: No such file or directory" },

@@ -14,6 +14,7 @@
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local hints = require "segzero.core.path_hints"
 
 local M = {}
 
@@ -134,7 +135,7 @@ function M.read(path)
   local kind = folders.kind(path)
   if kind == "other" then error(("config: %s: not a regular file"):format(path), 0) end
   local text, why = files.read(path)
-  if not text then error("config: " .. why, 0) end
+  if not text then error("config: " .. why .. hints.question(path), 0) end
   return M.parse(path, text)
 end
 

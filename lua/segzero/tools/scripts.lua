@@ -3,6 +3,7 @@
 --   scripts.list()          -> {{path = "recipes/evaluate.lua", about = "evaluates a ..."}, ...}
 --   scripts.print()         what `segzero --help` prints after the options
 --   scripts.missing(name)   raises one line: the file, the nearest script, how to list them all
+--   scripts.python(name)    the same for a script in Python: what takes its place
 --
 -- What a script is about is the first line of its file: "-- NAME.lua - what it does.". Only that
 -- line is read.
@@ -27,6 +28,23 @@ local USUAL_NAMES = {
   predict = "examples/infer.lua",
   generate = "examples/infer.lua",
   download = "fetch",
+  ["verl.trainer.main"] = "recipes/refcocog_grpo.lua",
+  ["verl.trainer.main_ppo"] = "recipes/refcocog_grpo.lua",
+}
+
+-- What takes the place of Seg-Zero's and VisionReasoner's scripts, with the same arguments.
+local IN_PLACE_OF = {
+  ["infer.py"] = "examples/infer.lua",
+  ["infer_multi_object.py"] = "examples/infer.lua --multi",
+  ["inference.py"] = "examples/infer.lua",
+  ["evaluation.py"] = "recipes/evaluate.lua",
+  ["evaluation_visionreasoner.py"] = "recipes/evaluate_vision_reasoner.lua",
+  ["evaluation_visionreasoner_visualization.py"] =
+    "recipes/evaluate_vision_reasoner.lua visual_results=true",
+  ["calculate_iou.py"] = "recipes/evaluate.lua",
+  ["calculate_counting.py"] = "recipes/evaluate.lua",
+  ["calculate_coco_ap.py"] = "recipes/evaluate.lua",
+  ["main.py"] = "recipes/refcocog_grpo.lua",
 }
 
 -- The names of the Lua files in a folder, in order; none if the folder cannot be read.
@@ -104,6 +122,17 @@ local function suggestion(name)
     add(path:match "[^/]+$", script.path)
   end
   return path_of[nearest(bare, known)]
+end
+
+function M.python(name)
+  local file = name:match "[^/]*$"
+  local cure = "segzero --help lists the scripts"
+  if IN_PLACE_OF[file] then
+    cure = ("write segzero %s, with the same arguments"):format(IN_PLACE_OF[file])
+  elseif file == "download_dataset.py" then
+    cure = "segzero fetch --dataset OWNER/NAME downloads a data set, and so does naming it"
+  end
+  error(("%s is a Python script, which does not run here: %s"):format(name, cure), 0)
 end
 
 function M.missing(name)

@@ -57,6 +57,9 @@ local function open(dir)
     error(("%s is missing; vocab.json and merges.txt are not read: write it with "
       .. "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"):format(path), 0)
   end
+  if not files.exists(path) and files.exists(dir .. "/config.json") then
+    error(path .. " is missing: copy it from the model that this one was trained from", 0)
+  end
   local json = files.read_json_object(path)
   local config_path = dir .. "/tokenizer_config.json"
   local config = files.read_json_object(config_path, true) or {}

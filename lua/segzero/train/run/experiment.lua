@@ -21,9 +21,9 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
-local opening = require "segzero.models.opening"
 local options = require "segzero.core.options"
 local parallel = require "segzero.train.parallel"
+local paths = require "segzero.config.paths"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local records = require "segzero.train.records"
@@ -110,13 +110,10 @@ local function prepare(cfg, overrides)
   local reward = cfg.worker.reward
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
+  paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
-  end
-  local model_path = cfg.worker.actor.model.model_path
-  if not files.exists(model_path .. "/config.json") then
-    error("worker.actor.model.model_path: " .. opening.missing(model_path), 0)
   end
   local source = resuming.source(cfg)
   if not source or not source.in_place then
