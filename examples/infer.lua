@@ -5,15 +5,15 @@
 --   segzero examples/infer.lua --help        all options (lua/segzero/config/infer.lua)
 --
 -- A Qwen-VL model answers with a box and points, SAM2 turns them into a mask, and both are drawn.
--- Follows Seg-Zero's inference script: an RGB image resized with Pillow's bilinear filter (resize), its
--- prompt, greedy decoding, its way of reading the answer and of prompting SAM2
+-- Follows Seg-Zero's inference script: an RGB image resized with Pillow's bilinear filter (resize),
+-- its prompt, greedy decoding, its way of reading the answer and of prompting SAM2
 -- (inference/segmenter.lua; here in f32). One difference: the sentence is lower-cased, as in
 -- training and evaluation. do_sample, or a temperature above 0, samples instead of decoding
 -- greedily. The image written shows the original and, to its right, the mask, box and points;
 -- without SAM2 it shows the box and points only. With --query it follows VisionReasoner's script:
--- lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit status: 0 done; 1 no answer could be read, or
--- a file or model is bad; 2 wrong options. An image is written only with status 0.
--- Leaves out: batches.
+-- lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit
+-- status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. An image
+-- is written only with status 0. Leaves out: batches.
 
 local ffi = require "ffi"
 local sz = require "segzero"

@@ -102,9 +102,9 @@ end
 
 -- The SAM2 folder or file, "" for none. named: the setting; "none" or "null" is none.
 -- options.label: the setting's name; options.model: the policy's folder; options.data: the data set
--- that is evaluated. The embedded SAM2 knows only RefShapes images, so it is the default for the embedded policy (and models
--- trained from it) and for evaluations on RefShapes. The second result says where a default came
--- from: "embedded", or "missing" if the embedded one is not installed.
+-- that is evaluated. The embedded SAM2 knows only RefShapes images, so it is the default for the
+-- embedded policy (and models trained from it) and for evaluations on RefShapes. The second result
+-- says where a default came from: "embedded", or "missing" if the embedded one is not installed.
 function M.sam2(named, options)
   local lower = named:lower()
   if lower == "none" or lower == "null" then return "" end

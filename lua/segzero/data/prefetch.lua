@@ -9,10 +9,10 @@
 --
 -- If the set has image(i) (the path or the bytes of row i's image), it is read in the background
 -- too, and set:row(i, image) gets the image that was read. A row whose image was resized first has
--- row.resized, which belongs to who takes it (train/inputs.lua). Otherwise request() makes the row at once, and
--- only its image is resized and cut in the background. If prefetching a row fails, the row is
--- loaded again when it is taken, so the error is reported at the usual place. Requested rows are
--- held in memory; the caller limits how many there are.
+-- row.resized, which belongs to who takes it (train/inputs.lua). Otherwise request() makes the row
+-- at once, and only its image is resized and cut in the background. If prefetching a row fails, the
+-- row is loaded again when it is taken, so the error is reported at the usual place. Requested rows
+-- are held in memory; the caller limits how many there are.
 
 local core = require "segzero.core.ffi"
 local image = require "segzero.formats.image"

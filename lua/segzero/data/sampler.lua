@@ -9,9 +9,9 @@
 --                                  drops images that an earlier call started and nobody took
 --   s:cancel()                     drops all prefetched images
 --
--- ahead = false: nothing is prefetched. resize: as in prefetch.lua. Each epoch is shuffled by (seed, epoch); its last,
--- incomplete batch is dropped. The set may change from call to call, as in a curriculum.
--- Leaves out: sampling with replacement, weights of rows.
+-- ahead = false: nothing is prefetched. resize: as in prefetch.lua. Each epoch is shuffled by
+-- (seed, epoch); its last, incomplete batch is dropped. The set may change from call to call, as in
+-- a curriculum. Leaves out: sampling with replacement, weights of rows.
 
 local data = require "segzero.data"
 local position = require "segzero.data.position"

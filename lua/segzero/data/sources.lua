@@ -20,10 +20,10 @@
 --     set.ignore_masks true if its rows may have ignore_mask; optional
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout" | "test" (not RefShapes), size = pixels, seed =, rows =,
--- level =, empty =,
--- prompt_key =, answer_key =, image_key = names of columns, image_dir = where relative paths of
--- images start, several = whether solutions are lists of objects, check = false if
--- data/checks/check.lua follows, label = the setting that names the set, for messages}. A source uses those that it knows.
+-- level =, empty =, prompt_key =, answer_key =, image_key = names of columns, image_dir = where
+-- relative paths of images start, several = whether solutions are lists of objects, check = false
+-- if data/checks/check.lua follows, label = the setting that names the set, for messages}. A source
+-- uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --

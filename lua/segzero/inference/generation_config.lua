@@ -9,12 +9,12 @@
 --                                                 of a call that has no on_text
 --
 -- Keys: do_sample, temperature, top_k, top_p, repetition_penalty, max_new_tokens, min_new_tokens,
--- min_length, eos_token_id, stop_strings. Defaults are transformers': greedy, and when sampling temperature 1, top_k 50,
--- top_p 1; but max_new_tokens is 512, not max_length 20. A given temperature decides by itself: 0
--- is greedy, above it is sampling. n > 1 means sampling too, which transformers refuses when
--- greedy: several answers are asked for because they differ.
--- Leaves out: beams, min_p, max_length, n-gram bans and the other processors; if the file names one
--- of them, a note says that it has no effect (known_keys.lua).
+-- min_length, eos_token_id, stop_strings. Defaults are transformers': greedy, and when sampling
+-- temperature 1, top_k 50, top_p 1; but max_new_tokens is 512, not max_length 20. A given
+-- temperature decides by itself: 0 is greedy, above it is sampling. n > 1 means sampling too, which
+-- transformers refuses when greedy: several answers are asked for because they differ. Leaves out:
+-- beams, min_p, max_length, n-gram bans and the other processors; if the file names one of them, a
+-- note says that it has no effect (known_keys.lua).
 
 local cjson = require "cjson"
 local files = require "segzero.core.files"

@@ -6,7 +6,8 @@
 --                            a line every 30 seconds
 --   tick.finish()            ends the terminal's line, also after an error
 --
--- The line: "  merging: 3.2 of 16.6 GB, 1.10 GB/s, 0:12 left". Leaves out: downloads (hub/progress.lua).
+-- The line: "  merging: 3.2 of 16.6 GB, 1.10 GB/s, 0:12 left". Leaves out: downloads
+-- (hub/progress.lua).
 
 local console = require "segzero.log.console"
 local core = require "segzero.core.ffi"
