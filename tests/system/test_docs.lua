@@ -11,7 +11,8 @@
 --               under that name first.
 --   ```python   not run
 -- Names on the hub are those of a server on loopback with small models and sets under them.
--- Indented blocks are output and not run. Leaves out: whether the output is what the page says.
+-- Indented blocks are output and not run. No table has two rows of one name.
+-- Leaves out: whether the output is what the page says.
 
 local check = require "tests.support.check"
 local host = require "segzero.host"
@@ -188,6 +189,22 @@ function runners.lua(folder, block)
   return shell(command)
 end
 
+-- A merge of two branches may leave a row of a table twice.
+local function check_tables(page)
+  local seen = {}
+  local number = 0
+  for line in io.lines(ROOT .. "/" .. page) do
+    number = number + 1
+    local first = line:match "^|(.-)|"
+    if not first then
+      seen = {}
+    elseif first:find "%w" then
+      check.ok(not seen[first], ("%s:%d: a second row of%s"):format(page, number, first))
+      seen[first] = true
+    end
+  end
+end
+
 local function run_page(page)
   local blocks, open = blocks_of(ROOT .. "/" .. page)
   check.ok(open == nil, page .. ": every fenced block is closed")
@@ -213,6 +230,7 @@ local list = shell("cd " .. quoted(ROOT) .. " && ls README.md docs/*.md docs/*/*
 for page in list:gmatch "%S+" do
   if page:find(wanted, 1, true) then
     count = count + 1
+    check_tables(page)
     run_page(page)
   end
 end

@@ -15,7 +15,7 @@ local nearest = require "segzero.core.nearest"
 local M = {}
 
 local FOLDERS = { "recipes", "examples" }
-local COMMANDS = { "plan", "fetch", "model_merger", "doctor", "help" }
+local COMMANDS = { "plan", "fetch", "model_merger", "report", "doctor", "help" }
 local WIDTH = 100
 
 -- Names that users of programs with subcommands type.
