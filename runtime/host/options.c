@@ -35,6 +35,8 @@ static int bad_option(const char *what, const char *value, const char *cure)
 }
 
 static const char list_options[] = "segzero --help lists the options";
+static const char no_modules[] = "in place of python3 -m verl.trainer.main write segzero "
+                                 "recipes/refcocog_grpo.lua";
 
 /* If argv[*i] is the option `name`, or name=value for a long option, sets *value, moves *i to the
  * last argument used and returns 1. Returns 0 for another option, -1 if the value is missing. */
@@ -95,6 +97,9 @@ static int read_option(host_options *o, char **argv, int argc, int *i, const cha
     if (found == 0) found = option_value(argv, argc, i, "--ranks", &o->ranks);
 
     if (found < 0) return -1;
+    /* Users of Seg-Zero replace python3 in `python3 -m verl.trainer.main`. */
+    if (found == 0 && strcmp(argv[*i], "-m") == 0)
+        return bad_option("unknown option", "-m", no_modules);
     if (found == 0) return bad_option("unknown option", argv[*i], list_options);
     return 0;
 }

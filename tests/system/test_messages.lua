@@ -68,6 +68,8 @@ local ROWS = {
     { { "plan" }, "plan: name a recipe" },
     -- The programs of Seg-Zero.
     { { "verl.trainer.main", "config=x.yaml" }, "did you mean recipes/refcocog_grpo.lua?" },
+    { { "-m", "verl.trainer.main", "config=x.yaml" },
+      "in place of python3 -m verl.trainer.main write segzero recipes/refcocog_grpo.lua" },
     { { "inference_scripts/infer.py", "--text", "x" },
       "infer.py is a Python script, which does not run here: write segzero examples/infer.lua," },
     { { "evaluation_scripts/evaluation_visionreasoner.py" },
