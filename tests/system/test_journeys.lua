@@ -57,7 +57,7 @@ check.case("Seg-Zero's scripts: train, evaluate in parts, ask", function()
   local checkpoint = "visionreasoner_workdir/run_visionreasoner_7b"
   exists(checkpoint .. "/global_step_1/model.safetensors")
 
-  -- eval_reasonseg_visionreasoner.sh with two parts.
+  -- The loop of the evaluation script, with two parts.
   local text = run(([[
 mkdir -p results
 for idx in 0 1; do
