@@ -7,9 +7,9 @@ local check = require "tests.support.check"
 local ffi = require "ffi"
 local files = require "segzero.core.files"
 local mask_of = require "segzero.formats.mask"
+local mask_runs = require "tests.support.mask_runs"
 local mini = require "tests.support.miniature"
 local pickle_plain = require "segzero.formats.pickle_plain"
-local tensor = require "segzero.core.tensor"
 
 local SETS = "tests/golden/annotations/"
 local expected = files.read_json(SETS .. "expected.json")
@@ -18,22 +18,7 @@ local place = mini.folder()
 
 -- ---- masks as run lengths over their rows, first outside ----
 local function rows_of(value, width, height)
-  local t = mask_of.read(value, { width = width, height = height })
-  local p = tensor.data(t)
-  local runs = {}
-  local inside = 0
-  local count = 0
-  for i = 0, t:numel() - 1 do
-    if p[i] ~= inside then
-      runs[#runs + 1] = count
-      inside = tonumber(p[i])
-      count = 0
-    end
-    count = count + 1
-  end
-  runs[#runs + 1] = count
-  t:free()
-  return runs
+  return mask_runs.of(mask_of.read(value, { width = width, height = height }))
 end
 
 local function ignored(entry, width, height)

@@ -4,37 +4,18 @@
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
+local mask_runs = require "tests.support.mask_runs"
 local mini = require "tests.support.miniature"
 local data = require "segzero.data"
 local ffi = require "ffi"
 local files = require "segzero.core.files"
 local image = require "segzero.formats.image"
 local mask_of = require "segzero.formats.mask"
-local tensor = require "segzero.core.tensor"
 
 local place = mini.folder()
 
--- A mask as run lengths over its rows, first outside.
-local function rows_of(t)
-  local p = tensor.data(t)
-  local runs = {}
-  local inside = 0
-  local count = 0
-  for i = 0, t:numel() - 1 do
-    if p[i] ~= inside then
-      runs[#runs + 1] = count
-      inside = tonumber(p[i])
-      count = 0
-    end
-    count = count + 1
-  end
-  runs[#runs + 1] = count
-  t:free()
-  return runs
-end
-
 local function read(value, width, height)
-  return rows_of(mask_of.read(value, { folder = place, width = width, height = height }))
+  return mask_runs.of(mask_of.read(value, { folder = place, width = width, height = height }))
 end
 
 -- ---- COCO ----
@@ -123,7 +104,7 @@ check.case("a look at a file agrees with decoding it", function()
     local path = place .. "/" .. grey("any.png", width, height, values)
     local _, _, is_empty = mask_of.facts(path)
     local t = image.load_mask(path)
-    check.equal(is_empty, #rows_of(t) == 1, ("mask %d"):format(i))
+    check.equal(is_empty, #mask_runs.of(t) == 1, ("mask %d"):format(i))
     if not is_empty then some = some + 1 end
   end
   check.ok(some > 100 and some < 300, ("%d of 300 have something inside"):format(some))
@@ -206,8 +187,8 @@ check.case("a data set takes every form", function()
     mask = grey("set.png", 20, 16, { [7] = 1 }) }
   files.write(place .. "/data.jsonl", table.concat(lines, "\n"))
   local set = data.open(place)
-  for i = 1, 3 do check.equal(rows_of(set:row(i).mask()), golden[i].rows, golden[i].name) end
-  check.equal(rows_of(set:row(4).mask()), { 7, 1, 312 }, "a file")
+  for i = 1, 3 do check.equal(mask_runs.of(set:row(i).mask()), golden[i].rows, golden[i].name) end
+  check.equal(mask_runs.of(set:row(4).mask()), { 7, 1, 312 }, "a file")
 end)
 
 check.finish()
