@@ -244,7 +244,7 @@ function M.held_out(t, keep)
       errors = t.scoring and runner.take_errors(t.scoring) }
   end)
 
-  -- Sums in the order of the rows, whoever judged them.
+  -- Sums in the order of the rows, on any number of ranks.
   local records = {}
   local answers = rows * t.options.evaluation.n
   local sums = { reward = 0, parts = {}, iou = 0, ceiling = 0, readable = 0 }

@@ -193,7 +193,7 @@ function methods:link(commit, name, etag)
   for _ in name:gmatch "/" do up = up .. "../" end
   make_folder(path:match "^(.*)/")
 
-  -- Another name beside it, then a rename: nobody ever finds the file missing.
+  -- Under another name, then renamed: the file is never missing.
   local temporary = ("%s.%d.tmp"):format(path, unistd.getpid())
   unistd.unlink(temporary)
   local ok, why = unistd.link(up .. "blobs/" .. etag, temporary, true)

@@ -3,11 +3,11 @@
 --
 --   download.get(session, repository, cached, listing, names)
 --
--- listing: api.list's; names: those that are wanted. What the cache has whole is not fetched.
--- A file grows as blobs/ETAG.incomplete, whoever began it, under a lock that the system drops with
--- its process; then its size and its sum are compared with what the hub said, and it becomes
--- blobs/ETAG. An ETag of 64 digits is the SHA-256, one of 40 the sum that git gives.
--- Leaves out: parts of one file at the same time.
+-- listing: api.list's; names: those that are wanted. What the cache has whole is not fetched. A
+-- file grows as blobs/ETAG.incomplete, which another process may have begun, under a lock that the
+-- system drops with its process; then its size and its sum are compared with the hub's, and it
+-- becomes blobs/ETAG. An ETag of 64 digits is the SHA-256, one of 40 the sum that git gives. Leaves
+-- out: parts of one file at the same time.
 
 local ffi = require "ffi"
 local api = require "segzero.hub.api"
@@ -64,7 +64,7 @@ local function has_blob(self, file)
   return false
 end
 
--- Whether the snapshot has the file; where its blob is there, the link is made.
+-- Whether the snapshot has the file; if its blob is in the cache, the link to it is made.
 local function is_here(self, file)
   local cached = self.cached
   if not has_blob(self, file) then
@@ -88,7 +88,8 @@ local function check_space(self, bytes)
 end
 
 -- ---- one file ----
--- The digest that the file's ETag is of, with what the file has already; nil if it is no sum.
+-- A digest of the ETag's kind, of the bytes that the file has already; nil if the ETag is no
+-- checksum.
 local function digest_for(file, fd, have)
   local blob
   if #file.etag == 64 and file.etag:find "^%x+$" then blob = -1 end

@@ -9,10 +9,10 @@
 --   hub.fetch{ id =, kind = "model" | "dataset", revision =, split = } -> folder
 --                                          asks the hub for the newest commit
 --
--- A path that exists wins, and a name that cannot be a repository's is returned unchanged: whoever
--- opens it knows what to say. Otherwise the Hugging Face cache is asked. If it lacks any of the
--- files that segzero reads, they are downloaded there. label: the setting's name, which begins the
--- messages. Errors are one line without a position. Leaves out: writing to the hub.
+-- A path that exists wins, and a name that cannot be a repository's is returned unchanged: the
+-- reader that opens it says what is wrong. Otherwise the Hugging Face cache is asked. If it lacks
+-- any of the files that segzero reads, they are downloaded there. label: the setting's name, which
+-- begins the messages. Errors are one line without a position. Leaves out: writing to the hub.
 
 local api = require "segzero.hub.api"
 local cache = require "segzero.hub.cache"
@@ -29,7 +29,7 @@ local M = {}
 -- ---- what is taken of a repository ----
 -- select(names) -> { files =, path = | nil, split = | nil }, of all names of the repository.
 -- guess(names): the same of the names in a cache that has no list; nil if files may be missing.
--- usable(names): the same, nil if files are missing that nothing works without.
+-- usable(names): the same, or nil if a file that is always needed is missing.
 local MODEL = {
   select = wanted.model,
   guess = function(present)

@@ -4,7 +4,7 @@
 --   local session = requests.new()        the environment's endpoint, token and timeouts
 --   local reply = session:ask("GET", session.endpoint .. "/api/...", { stop = f, file = file })
 --
--- reply: of pool.lua; its error is nil, and its status is one that stays: not 408, 429 or 5xx. When
+-- reply: of pool.lua; its error is nil, and its status is final: not 408, 429 or 5xx. When
 -- tries run out, reply.error says so in words. options.stop(reply): a redirect that is not
 -- followed. options.file: as in pool.lua; a try that brings new bytes gives back all tries, and the
 -- next one continues behind them. options.tries: default 8.
@@ -78,7 +78,7 @@ end
 local PASSING = { [408] = true, [429] = true, [500] = true, [502] = true, [503] = true,
   [504] = true }
 
--- What a try failed of and may not fail of the next time; nil if the reply stays.
+-- Why a try failed, if another one may succeed; nil if the reply is final.
 local function passing(reply)
   if reply.is_local or reply.is_final then return nil end
   if reply.error then return reply.error end

@@ -110,7 +110,7 @@ function M.has_weights(names)
   return found.weights == "safetensors" and are_parts_here(safetensors_of(names, has))
 end
 
--- What a repository without weights that are read has instead.
+-- What a repository has instead of weights that are read.
 function M.lack_of_weights(names)
   local checkpoints = checkpoints_of(names)
   if #checkpoints > 1 then
@@ -123,7 +123,7 @@ function M.lack_of_weights(names)
     .. "from_pretrained(NAME).save_pretrained(FOLDER))"
 end
 
--- PyTorch's, which are not read: whoever opens the folder says so.
+-- PyTorch's, which are not read: opening the folder says so.
 function M.has_other_weights(names)
   for _, name in ipairs(names) do
     if name:find "%.bin$" then return true end
