@@ -30,8 +30,9 @@ local function candidates(path)
   local lists = { json = {}, folders = {} }
   for _, name in ipairs(folders.list(path) or {}) do
     local list
-    if name:find "%.jsonl?$" then list = lists.json
-    elseif folders.kind(path .. "/" .. name) == "folder" then list = lists.folders end
+    local is_hidden = name:sub(1, 1) == "."
+    if not is_hidden and name:find "%.jsonl?$" then list = lists.json
+    elseif not is_hidden and folders.kind(path .. "/" .. name) == "folder" then list = lists.folders end
     if list and #list < SHOWN then list[#list + 1] = visible.line(name) end
   end
   if #lists.json > 0 then return lists.json end
@@ -41,6 +42,9 @@ end
 local function describe_folder(path)
   if files.exists(path .. "/instances.json") then
     return "there is instances.json, but no refs(*).p or grefs(*).json next to it"
+  end
+  if files.exists(path .. "/.prepare.json") then
+    return "recipes/prepare_data.lua has not finished it: start it again with the same settings"
   end
   local other = hints.holds(path)
   if other and other ~= "a data set" then return "the folder holds " .. other end
