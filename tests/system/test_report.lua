@@ -192,7 +192,7 @@ check.case("a run without rows to draw has no images, and says why", function()
   files.write(D .. "/config.json", files.json(cfg))
   local output, code = report(D)
   check.equal(code, 0, output)
-  check.ok(output:find("no images: data set " .. place .. "/gone", 1, true), output)
+  check.ok(output:find("no images: data.train_files: " .. place .. "/gone", 1, true), output)
   local run = read_page(D .. "/report.html").runs[1]
   check.equal(next(run.images), nil, "images")
   check.equal(run.answers["1"][1].guessed, true, "boxes are drawn in a guessed frame")

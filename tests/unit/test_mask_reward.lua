@@ -401,7 +401,7 @@ check.ok(status ~= 0
   and text:find("compute_score=mask_iou needs a SAM2 model: give worker.reward.sam2_path", 1, true),
   "no SAM2: " .. text)
 text, status = recipe("recipes/mask_grpo.lua", "wrong", { "worker.reward.sam2_path=" .. dir })
-check.ok(status ~= 0 and text:find("model_type qwen2_5_vl is not supported", 1, true),
+check.ok(status ~= 0 and text:find("is a qwen2_5_vl model; name a SAM2 folder", 1, true),
   "another model: " .. text)
 text, status = recipe("recipes/refcocog_grpo.lua", "plain", {})
 check.ok(status == 0 and not text:find "gIoU", "without SAM2 there is no gIoU: " .. text)
