@@ -12,7 +12,7 @@ local visible = require "segzero.core.visible"
 
 local M = {}
 
-local CONVERT = "; convert it to a folder with data.jsonl (docs/guide/data.md has the lines of Python)"
+local CONVERT = "; convert it to a folder with data.jsonl (docs/guide/data.md shows how)"
 local FORMS = "; name a file, a folder, a pattern in quotes, or a data set on the hub as owner/name"
 
 local FILES = { csv = "a .csv file, which is not read", tsv = "a .tsv file, which is not read" }
@@ -31,8 +31,10 @@ local function candidates(path)
   for _, name in ipairs(folders.list(path) or {}) do
     local list
     local is_hidden = name:sub(1, 1) == "."
-    if not is_hidden and name:find "%.jsonl?$" then list = lists.json
-    elseif not is_hidden and folders.kind(path .. "/" .. name) == "folder" then list = lists.folders end
+    local is_folder = folders.kind(path .. "/" .. name) == "folder"
+    if is_hidden then list = nil
+    elseif name:find "%.jsonl?$" then list = lists.json
+    elseif is_folder then list = lists.folders end
     if list and #list < SHOWN then list[#list + 1] = visible.line(name) end
   end
   if #lists.json > 0 then return lists.json end
