@@ -148,7 +148,7 @@ for _, kind in ipairs(KINDS) do
       end
       local name = ("%s_%d_to_%d"):format(kind.name, saved, resumed)
       train(resumed, name, extra(("trainer.load_checkpoint_path=%s/%s/global_step_1"):format(place,
-        source)))
+        source), "worker.actor.optim.shard_state=true", "trainer.collective_timeout=100"))
       local state = optimizer(name)
       if resumed == saved then check.ok(state == first[saved], "bits of " .. name) end
       check.equal(#state, #first[saved], "bytes of " .. name)
