@@ -17,7 +17,9 @@ local C = sz.core.C
 local dir = mini.write(mini.folder() .. "/model")
 local cfg = mini.settings { "worker.actor.model.model_path=" .. dir, "data.max_response_length=8" }
 
-local function make_plan() return plan.of(cfg, { prompt = prompt.seg_zero }) end
+local function make_plan(ranks)
+  return plan.of(cfg, { prompt = prompt.seg_zero, ranks = ranks })
+end
 
 -- The bytes of f32 tensors.
 local function bytes_of(list)
@@ -50,6 +52,13 @@ check.case("the plan's sizes are those of a training step", function()
   local planned = math.max(p.arena.update, p.arena.sampling)
   local name = ("arena: planned %.2f MB, used %.2f MB"):format(planned / 1e6, used / 1e6)
   check.ok(math.abs(planned / used - 1) < 0.1, name)
+end)
+
+check.case("each of several ranks has its part of the optimizer's state", function()
+  local one = make_plan().parts
+  local four = make_plan(4).parts
+  check.equal(four.moments, math.ceil(one.moments / 4), "moments")
+  check.equal({ four.weights, four.gradients }, { one.weights, one.gradients }, "the others")
 end)
 
 check.case("a reference that only the estimator needs is counted", function()

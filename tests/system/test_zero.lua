@@ -84,6 +84,41 @@ local function train(count, name, settings)
   runs.train(count, name, list)
 end
 
+-- Prints what rank 0 sent in step 2, and what the parts of gradients and weights are, which are f32.
+local COUNTING = [[
+  local ranks = require "segzero.core.ranks"
+  local before
+  require("recipes.refcocog_grpo").run(arg, { on_step = function(t, stats)
+    if stats.step == 2 then
+      local sum = 0
+      for i, p in ipairs(t.parameters) do
+        local own = tonumber(t.optimizer.shards.count[i - 1])
+        sum = sum + 4 * (p.tensor:numel() - own) + 4 * own * (t.parallel.size - 1)
+      end
+      print(("sent %d of %d"):format(ranks.bytes_sent() - before, sum))
+    end
+    before = ranks.bytes_sent()
+  end })]]
+
+check.case("a step sends its gradients and weights once, and little else", function()
+  files.write(place .. "/counting.lua", COUNTING)
+  for _, count in ipairs { 2, 3 } do
+    local words = runs.words("counting_" .. count, { "trainer.max_steps=2", "data.val_files=None",
+      "trainer.save_freq=-1" })
+    words[1] = place .. "/counting.lua"
+    local text, status = runs.run(count, words)
+    check.equal(status, 0, text:sub(-600))
+    local sent, parts = text:match "sent (%d+) of (%d+)"
+    local rest = (tonumber(sent) or 0) - (tonumber(parts) or 0)
+    -- Answers with their log-probabilities, statistics, and what ranks agree on.
+    local most = 16384 * (count - 1)
+    check.ok(rest > 0 and rest < most and tonumber(parts) > 5 * most,
+      ("%s bytes sent, %s of gradients and weights"):format(tostring(sent), tostring(parts)))
+    print(("%d ranks: %s bytes sent in a step, %s of gradients and weights"):format(count, sent,
+      parts))
+  end
+end)
+
 -- The checksums of all files that the run decides, without its id and settings.
 local function checksums(name)
   local list = {}
@@ -148,7 +183,7 @@ for _, kind in ipairs(KINDS) do
       end
       local name = ("%s_%d_to_%d"):format(kind.name, saved, resumed)
       train(resumed, name, extra(("trainer.load_checkpoint_path=%s/%s/global_step_1"):format(place,
-        source)))
+        source), "worker.actor.optim.shard_state=true", "trainer.collective_timeout=100"))
       local state = optimizer(name)
       if resumed == saved then check.ok(state == first[saved], "bits of " .. name) end
       check.equal(#state, #first[saved], "bytes of " .. name)

@@ -33,6 +33,7 @@ local FREE = {
   "worker.rollout.val_override_config.top_p", "worker.rollout.val_override_config.top_k",
   "trainer.total_episodes", "trainer.max_steps", "trainer.max_try_make_batch", "trainer.save_freq", "trainer.test_freq",
   "trainer.save_limit", "trainer.remove_previous_ckpt", "trainer.save_best",
+  "trainer.collective_timeout", "worker.actor.optim.shard_state",
   "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.report",
   "trainer.check_memory",
   "data.val_files", "data.val_batch_size", "data.refshapes_val_rows",

@@ -7,7 +7,7 @@
 --                                            settings that would make it fit
 --   plan.longer(cfg, p, input)               the plan for a step with this longer prompt; an error
 --                                            if it cannot fit. Also p.longer
---   plan.check(cfg)                          an error with the numbers if a run on the CPU cannot
+--   plan.check(cfg, opts)                    an error with the numbers if a run on the CPU cannot
 --                                            fit
 --
 -- Every prompt is taken to be as long as the longest of the first rows, and every answer as
@@ -54,7 +54,7 @@ local function total(cfg, state)
   return plan
 end
 
-local OPTIONS = options.set { "prompt", "train", "answer" }
+local OPTIONS = options.set { "prompt", "train", "answer", "ranks" }
 
 function M.of(settings, opts)
   opts = options.check("plan", opts, OPTIONS, 2)

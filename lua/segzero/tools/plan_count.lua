@@ -223,6 +223,11 @@ local function sizes(cfg, state)
   if optim.state_dtype == "int8" then
     p.moments = p.moments + weights.bytes(trained, 2 * MOMENT_SCALE)
   end
+  -- Of several ranks each has a part of the optimizer's state.
+  if optim.shard_state then
+    p.masters = math.ceil(p.masters / state.ranks)
+    p.moments = math.ceil(p.moments / state.ranks)
+  end
   p.gradients = weights.bytes(trained, function(w)
     if #w.shape > 1 then return WIDTH[actor.grad_dtype] end
     return 4

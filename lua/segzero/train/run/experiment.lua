@@ -103,7 +103,7 @@ local function number_of_steps(cfg, train, since)
 end
 
 -- What can be checked before the folder is taken and a weight is read.
-local function prepare(cfg, overrides)
+local function prepare(cfg, overrides, ranks)
   -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
@@ -126,7 +126,7 @@ local function prepare(cfg, overrides)
   end
   parts.source = source
   if cfg.trainer.check_memory then
-    local known = { prompt = overrides.prompt, train = parts.train }
+    local known = { prompt = overrides.prompt, train = parts.train, ranks = ranks }
     parts.plan = require("segzero.tools.plan").check(cfg, known)
   end
   return parts
@@ -311,7 +311,7 @@ local function run(p, cfg, overrides)
   local parts
   p:together(function()
     check_ranks(p, cfg)
-    parts = prepare(cfg, overrides)
+    parts = prepare(cfg, overrides, p.size)
   end)
   parts.parallel = p
   local folder = shared_folder(p, cfg, parts.source)
