@@ -37,8 +37,7 @@ static int put_tensor(int fd, const char *path, const sz_tensor *t, int64_t at)
 {
     enum { PIECE = 4 << 20 };
     const size_t total = sz_bytes(t);
-    if (t->device == SZ_CPU)
-        return put(fd, t->data, total, at) == 0 ? 0 : fail(path, "write");
+    if (t->device == SZ_CPU) return put(fd, t->data, total, at) == 0 ? 0 : fail(path, "write");
     char *piece = malloc(PIECE);
     int rc = piece ? 0 : sz_fail("%s: out of memory", path);
     for (size_t first = 0; rc == 0 && first < total; first += PIECE) {

@@ -347,7 +347,8 @@ int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which)
 int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole)
 {
     sz_tensor *t = exists(o, i, which) ? o->state[which][i] : NULL;
-    if (!t) return exists(o, i, which) ? 0 : sz_fail("adamw: no state %d of parameter %d", which, i);
+    if (!t)
+        return exists(o, i, which) ? 0 : sz_fail("adamw: no state %d of parameter %d", which, i);
     const int64_t first = sz_adamw_state_first(o, i, which);
     if (first + t->numel > whole->numel)
         return sz_fail("adamw: state %d of parameter %d has %lld elements", which, i,

@@ -481,7 +481,9 @@ function M.settings(args, own_schema)
   if no_model then
     use_embedded_model(cfg, given)
   else
-    actor.model_path = paths.policy(actor.model_path, nil, "worker.actor.model.model_path")
+    local setting = "worker.actor.model.model_path"
+    actor.model_path = paths.policy(actor.model_path, nil, setting)
+    paths.check_policy(setting, actor.model_path)
   end
   find_last_checkpoint(cfg)
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path,

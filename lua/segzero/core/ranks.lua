@@ -146,6 +146,11 @@ function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()) end
 
 function M.fail_after(n) C.sz_comm_fail_after(n) end
 
-function M.abort(status) C.sz_comm_abort(status) end
+-- The library ends the process by exit(), which is no accident here.
+function M.abort(status)
+  local has_host, host = pcall(require, "segzero.host")
+  if has_host and M.world():size() > 1 then host.arm(false) end
+  C.sz_comm_abort(status)
+end
 
 return M

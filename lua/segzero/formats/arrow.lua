@@ -6,9 +6,9 @@
 --   f:mask(i, name, use), f:pair(key), f:close()         as in parquet.lua
 --
 -- A stream is messages: a length, metadata (a FlatBuffer), a body. Opening reads the metadata's
--- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream. Of
--- the file format the footer is read, which says where all batches are. The last batch used is kept,
--- with its buffers unpacked if they are compressed.
+-- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream.
+-- Of the file format the footer is read, which says where all batches are. The last batch used is
+-- kept, with its buffers unpacked if they are compressed.
 -- Source: the Arrow columnar format, 1.5.
 -- Leaves out: writing; big-endian values; views of lists, unions, run ends, intervals.
 
@@ -138,7 +138,9 @@ end
 local function read_blocks(file, b, at, n, kind)
   for i = 0, n - 1 do
     local place = b:i64_at(at + BLOCK * i)
-    if place < #FILE_MARK or place >= file.size then fail(file, "a batch is outside of the file") end
+    if place < #FILE_MARK or place >= file.size then
+      fail(file, "a batch is outside of the file")
+    end
     local message = read_message(file, place)
     if not message or message.kind ~= kind then fail(file, "the footer is damaged") end
     add_message(file, message)

@@ -74,9 +74,9 @@ function M.adamw(list, opts, p)
   local gradients = code_of(M.grad_dtypes, opts.grad_dtype, "grad_dtype", "f32 or bf16", 2)
   check_list(list, 2)
   local pointers = ffi.new("sz_tensor *[?]", #list)
-  for i, p in ipairs(list) do
-    pointers[i - 1] = p.tensor.ptr
-    if opts.grad_dtype then check(C.sz_tensor_set_grad_dtype(p.tensor.ptr, gradients), 2) end
+  for i, one in ipairs(list) do
+    pointers[i - 1] = one.tensor.ptr
+    if opts.grad_dtype then check(C.sz_tensor_set_grad_dtype(one.tensor.ptr, gradients), 2) end
   end
   local masters = opts.master_weights == false and 0 or 1
   local ranks = p and p.size > 1 and p or nil

@@ -5,6 +5,7 @@
 --   local p = parallel.alone()         one rank
 --   p.rank, p.size                     from 0; 1 without a launcher
 --   p:is_root()                        whether this rank writes files and prints
+--   p:name() -> text                   of this rank, for messages: "3 (host b)"
 --   p:owns(i)                          whether prompt i of a step is this rank's
 --   p:share_of(count) -> first, last   this rank's share of `count` rows; first > last: none
 --   p:run(f, ...)                      f's results, with signals held but for what together() runs
@@ -52,6 +53,8 @@ end
 function M.alone() return setmetatable({ rank = 0, size = 1 }, mt) end
 
 function methods:is_root() return self.rank == 0 end
+
+function methods:name() return self.world and self.world:name(self.rank) or "0" end
 
 function methods:owns(i) return (i - 1) % self.size == self.rank end
 

@@ -31,7 +31,7 @@ function M.open_train(cfg)
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
     empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
-    image_dir = d.image_dir, several = prompts.style(cfg).several,
+    image_dir = d.image_dir, several = prompts.style(cfg).several, label = "data.train_files",
   })
 end
 
@@ -42,7 +42,7 @@ local function open_held_out(cfg)
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false, empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
-    image_dir = d.image_dir, several = prompts.style(cfg).several,
+    image_dir = d.image_dir, several = prompts.style(cfg).several, label = "data.val_files",
   })
 end
 

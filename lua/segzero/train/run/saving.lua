@@ -17,6 +17,7 @@
 -- Leaves out: which checkpoints are kept (runs/retention.lua).
 
 local checkpoint = require "segzero.train.run.checkpoint"
+local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local retention = require "segzero.runs.retention"
 local timer = require "segzero.log.timer"
@@ -77,9 +78,12 @@ local function join_parts(t)
   local pending = t.pending
   local before = timer.enter "checkpoint"
   pending.has_parts = false
-  local failures = t.parallel:agreed(function() return wait_for_part(pending) or false end)
+  local failures = t.parallel:agreed(function()
+    local message = wait_for_part(pending)
+    return message and ("rank %s: %s"):format(t.parallel:name(), core.plain(message))
+  end)
   local failure
-  for _, message in ipairs(failures) do failure = failure or message end
+  for r = 1, t.parallel.size do failure = failure or failures[r] end
   t.pending = nil
   t.parallel:on_root(function()
     if failure then checkpoint.give_up(pending.final, pending.temporary, failure) end
