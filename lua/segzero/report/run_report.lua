@@ -34,9 +34,12 @@ local mt = { __index = methods }
 M.IMAGES = { bytes = 5 * 2 ^ 20, steps = 120 }
 
 function M.open(folder, options)
-  if folders.kind(folder) ~= "folder" or not run_folder.is_run(folder) then
-    error(("%s is not the folder of a training run (it has no run.json); name one such as "
-      .. "runs/refshapes_grpo"):format(visible.line(folder)), 0)
+  if folders.kind(folder) ~= "folder" then
+    error(("there is no folder %s; name that of a training run"):format(visible.line(folder)), 0)
+  end
+  if not run_folder.is_run(folder) then
+    error(("%s is not the folder of a training run (it has no run.json)"):format(
+      visible.line(folder)), 0)
   end
   return setmetatable({
     folder = folder, source = options.source, total_steps = options.total_steps,
