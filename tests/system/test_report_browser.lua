@@ -43,6 +43,7 @@ local function write_run(name, lr)
   local folder = place .. "/" .. name
   files.make_dir(folder)
   local cfg = mini.settings { "worker.reward.compute_score=seg_strict",
+    "worker.actor.model.model_path=" .. files.embedded "models/tiny/qwen2.5-vl",
     "data.refshapes_rows=40", "worker.actor.optim.lr=" .. lr }
   cfg.data.system_prompt = HOSTILE
   files.write(folder .. "/config.json", files.json(cfg))
