@@ -147,6 +147,7 @@ int sz_tape_length(void);
 int sz_backward(sz_tensor *loss, int from);
 
 /* ---- ops: the rows of ops.def, numbered from 0 ---- */
+enum { SZ_MAX_IN = 8, SZ_MAX_OUT = 3, SZ_MAX_ARGS = 9 }; /* tensors, results, numbers of any op */
 int sz_op_count(void);
 const char *sz_op_name(int op);
 /* How many tensors it takes and returns, and how many numbers follow the tensors. */

@@ -3,8 +3,10 @@
 --   local a = answers.new(path)
 --   a:read(final)              takes in the lines that are new. The last step in the file may still
 --                              grow; it counts once a later one begins, or with final
---   a.kept                     a thinned.lua store: step -> {picks = {{tags =, line =, group =}, ...}}
+--   a.kept                     a thinned.lua store: step -> {packed = text}
+--   answers.picks(entry) -> {{tags =, row =, line =, group =}, ...}
 --       tags                   which of best, worst and disputed the answer is
+--       row                    its row's id
 --       line                   its line of rollouts.jsonl, without token ids and log-probabilities
 --       group                  the rewards of all answers to the same prompt, in their order
 --   a.spread                   metrics.columns: of each step reward_min, reward_max, reward_std and
@@ -13,7 +15,8 @@
 --
 -- Chosen of each step: the answer with the highest reward, the one with the lowest, and of the prompt
 -- whose answers differ most (standard deviation of their rewards) the highest and the lowest. Of
--- equal ones the first counts. A prompt with one answer is not disputed.
+-- equal ones the first counts. A prompt with one answer is not disputed. They are kept as one text a
+-- step: a training step collects garbage, and that takes the longer the more objects there are.
 -- Leaves out: reading the answer itself (card.lua).
 
 local cjson = require "cjson"
@@ -28,8 +31,6 @@ local mt = { __index = methods }
 
 -- A page with this much opens in well under two seconds (docs/guide/report.md has the figures).
 M.LIMIT = { bytes = 6 * 2 ^ 20, steps = 2000 }
-
-local MOST_LINE = 64 * 1024         -- bytes of an answer; a longer one is cut by card.lua
 
 function M.new(path)
   return setmetatable({ path = path, reader = reader.new(path), kept = thinned.new(M.LIMIT),
@@ -117,7 +118,7 @@ local function choose(list)
   local function tag(answer, name)
     local pick = pick_of[answer]
     if not pick then
-      pick = { tags = {}, line = answer.line, group = rewards_of(answer.group) }
+      pick = { tags = {}, row = answer.row, line = answer.line, group = rewards_of(answer.group) }
       pick_of[answer] = pick
       picks[#picks + 1] = pick
     end
@@ -145,11 +146,12 @@ local function end_step(self)
   self.open = nil
   if not list then return end
   local picks, spread = choose(list)
-  local bytes = 0
-  for _, pick in ipairs(picks) do bytes = bytes + #pick.line end
-  self.kept:put(list.step, { picks = picks }, bytes)
+  local packed = cjson.encode(picks)
+  self.kept:put(list.step, { packed = packed }, #packed)
   self.spread:put(list.step, spread)
 end
+
+function M.picks(entry) return cjson.decode(entry.packed) end
 
 -- ---- the file ----
 local function is_number(v) return type(v) == "number" and v == v and math.abs(v) < math.huge end
@@ -180,7 +182,5 @@ function methods:read(final)
 end
 
 function methods:complaint() return self.reader:complaint() end
-
-M.MOST_LINE = MOST_LINE
 
 return M

@@ -4,7 +4,7 @@
 -- It reads what the logger jsonl has written, as `segzero report` does, so a resumed run shows the
 -- steps before it as well. It writes after the first step, then at most every 30 seconds, and never
 -- more often than 1 % of the time allows, and at the end. Images are made for at most 0.1 seconds
--- each time (2 seconds at the end).
+-- each time (1 second at the end).
 -- A report that cannot be written is told once and does not end the run.
 -- Leaves out: a run without a folder or without the logger jsonl, which has nothing to read.
 
@@ -24,7 +24,7 @@ local mt = { __index = methods }
 local EVERY = 30                -- seconds between two versions
 local SHARE = 0.01              -- of the time, at most, for writing
 local IMAGE_SECONDS = 0.1
-local LAST_IMAGE_SECONDS = 2
+local LAST_IMAGE_SECONDS = 1
 
 local now = core.C.sz_seconds
 

@@ -15,7 +15,6 @@
 
 local answers = require "segzero.report.answers"
 local card = require "segzero.report.card"
-local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -35,9 +34,12 @@ local mt = { __index = methods }
 M.IMAGES = { bytes = 5 * 2 ^ 20, steps = 120 }
 
 function M.open(folder, options)
-  if folders.kind(folder) ~= "folder" or not run_folder.is_run(folder) then
-    error(("%s is not the folder of a training run (it has no run.json); name one such as "
-      .. "runs/refshapes_grpo"):format(visible.line(folder)), 0)
+  if folders.kind(folder) ~= "folder" then
+    error(("there is no folder %s; name that of a training run"):format(visible.line(folder)), 0)
+  end
+  if not run_folder.is_run(folder) then
+    error(("%s is not the folder of a training run (it has no run.json)"):format(
+      visible.line(folder)), 0)
   end
   return setmetatable({
     folder = folder, source = options.source, total_steps = options.total_steps,
@@ -63,14 +65,12 @@ local function source_of(self)
   return self.source or nil
 end
 
-local function row_of(pick) return tostring(cjson.decode(pick.line).row) end
-
 -- The images of a step: {[row] = {url =, frame =, ..}}, and their bytes.
 local function images_of(source, entry)
   local found = {}
   local bytes = 0
-  for _, pick in ipairs(entry.picks) do
-    local row = row_of(pick)
+  for _, pick in ipairs(answers.picks(entry)) do
+    local row = pick.row
     if not found[row] then
       found[row] = source:row(row)
       if found[row] then bytes = bytes + #found[row].url end
@@ -140,8 +140,8 @@ local function step_json(self, step)
   local known = common_frame(self)
   if entry.json and entry.common == known then return entry.json end
   local texts = {}
-  for i, pick in ipairs(entry.picks) do
-    local made = images[row_of(pick)]
+  for i, pick in ipairs(answers.picks(entry)) do
+    local made = images[pick.row]
     local own = made and made.frame or known
     texts[i] = card.json(pick, { frame = own, reward = self.reward })
   end

@@ -21,12 +21,9 @@ local fail = handle.fail
 
 local M = {}
 
-local MAX_IN = 8
-local MAX_NUMBERS = 8
-local MAX_OUT = 3
-local inputs = ffi.new("sz_tensor *[?]", MAX_IN)
-local numbers = ffi.new("double[?]", MAX_NUMBERS)
-local outputs = ffi.new("sz_tensor *[?]", MAX_OUT)
+local inputs = ffi.new("sz_tensor *[?]", C.SZ_MAX_IN)
+local numbers = ffi.new("double[?]", C.SZ_MAX_ARGS)
+local outputs = ffi.new("sz_tensor *[?]", C.SZ_MAX_OUT)
 
 -- name -> { id, name, inputs, outputs, args, gradient, numbers, call }. args is how many numbers
 -- the op takes; numbers is a list of { name, default }, without a default for a required number.

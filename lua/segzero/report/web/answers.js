@@ -52,9 +52,9 @@ function partsOf(answer) {
   for (const name of names) {
     const value = answer.parts[name];
     const why = (answer.zeros || {})[name] || "";
-    const row = element("tr", null, element("td", null, name),
-      element("td", value === 0 ? { class: "zero" } : null, short(value)), element("td", null, why));
-    body.append(row);
+    const said = why ? element("div", { class: "quiet" }, why) : null;
+    body.append(element("tr", null, element("td", null, name, said),
+      element("td", value === 0 ? { class: "zero" } : null, short(value))));
   }
   return element("table", { class: "parts" }, body);
 }

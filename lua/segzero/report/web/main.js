@@ -137,7 +137,9 @@ function drawHead() {
   document.getElementById("title").textContent = names;
   document.title = `${names} - segzero report`;
   let text = `Written ${report.made} by segzero.`;
-  if (report.state === "running") text += " The run goes on: load the page again for what is new.";
+  if (report.state === "running") {
+    text += " The run was going on then: load the page again for what is new.";
+  }
   document.getElementById("state").textContent = text;
   const notes = report.runs.flatMap((run) => run.notes);
   document.getElementById("notes").append(...notes.map((note) => element("li", null, note)));
