@@ -322,6 +322,8 @@ local trainer = {
   { key = "trainer.logger", type = "list", default = { "console", "jsonl" },
     choices = choices.of "loggers",
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
+  { key = "trainer.project_name", type = "text", default = "segzero",
+    help = "the project of the logger wandb; a run's folder is named by trainer.experiment_name" },
 }
 
 -- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of

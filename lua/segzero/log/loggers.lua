@@ -19,14 +19,15 @@
 --   start()                  the first step begins
 --   close()
 -- run = {folder = path | nil, total_steps =, first_step = the step that the run starts after,
--- config = settings}.
+-- config = settings}. names.lua has the numbers under veRL's names.
 --
--- trainer.logger=console,jsonl names the loggers of a run. An error in a logger ends the run with
--- the logger's own traceback. Leaves out: TensorBoard and Weights & Biases.
+-- trainer.logger=console,jsonl names the loggers of a run. A spec's field `also` lists loggers that
+-- are opened with it. An error in a logger ends the run with the logger's own traceback.
+-- Leaves out: SwanLab, MLflow (config/foreign/keys.lua says what is used instead).
 
 local registry = require "segzero.core.registry"
 
-local M = registry.new("logger", { required = { "open" }, optional = { "help" } })
+local M = registry.new("logger", { required = { "open" }, optional = { "help", "also" } })
 
 M:register("console", {
   help = "a line for each step on the terminal, with the time that is left",
@@ -36,6 +37,23 @@ M:register("console", {
 M:register("jsonl", {
   help = "metrics.jsonl and rollouts.jsonl in the run folder",
   open = function(run) return require("segzero.log.jsonl").open(run) end,
+})
+
+-- Other programs' files name these two instead of jsonl; the run folder stays complete with them.
+M:register("tensorboard", {
+  help = "event files for TensorBoard in the run folder, and jsonl", also = { "jsonl" },
+  open = function(run) return require("segzero.log.tensorboard").open(run) end,
+})
+
+M:register("wandb", {
+  help = "a run of Weights & Biases in its offline form, for `wandb sync`, and jsonl",
+  also = { "jsonl" },
+  open = function(run) return require("segzero.log.wandb").open(run) end,
+})
+
+M:register("csv", {
+  help = "metrics.csv and evaluations.csv in the run folder",
+  open = function(run) return require("segzero.log.csv").open(run) end,
 })
 
 return M
