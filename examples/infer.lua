@@ -22,7 +22,9 @@ local cli = require "segzero.config.cli"
 local infer = require "segzero.config.infer"
 local model = require "segzero.models.qwen_vl"
 local opening = require "segzero.models.opening"
+local paths = require "segzero.config.paths"
 local files = require "segzero.core.files"
+local hints = require "segzero.core.path_hints"
 local frame = require "segzero.data.frame"
 local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
@@ -55,6 +57,7 @@ end
 -- path fails at once.
 local function load_sam2(o)
   if o.sam2_path == "" then return nil end
+  paths.check_sam2("--sam2_path", o.sam2_path)
   local ok, sam = pcall(sz.sam2, o.sam2_path, { device = o.device })
   if not ok then fail("SAM2: %s", reason(sam)) end
   print("SAM2: " .. o.sam2_path)
@@ -78,8 +81,8 @@ local function load_policy(o)
     if o.embedded then
       fail("the small model is not in %s; name another one with --model_path FOLDER", dir)
     end
-    fail("%s", model.missing(dir))
   end
+  paths.check_policy("--model_path", dir)
   print("model: " .. dir)
   if o.embedded then
     print("  (small: it knows only images of coloured shapes; " ..
@@ -141,8 +144,10 @@ end
 
 local function load_image(path)
   local ok, img = pcall(sz.image.load, path)
-  if not ok then fail("%s", reason(img)) end
-  return img
+  if ok then return img end
+  local question = ""
+  if not files.exists(path) then question = hints.question(path) end
+  fail("--image_path: %s%s", reason(img), question)
 end
 
 -- ---- the answer ----

@@ -3,13 +3,14 @@
  *     segzero [options] SCRIPT ARGS...      a script, with `arg` set as lua does
  *     segzero plan RECIPE key=value...      require("segzero.tools.plan").main{RECIPE, ...}
  *     segzero fetch OWNER/NAME              require("segzero.hub.command").main{OWNER/NAME, ...}
+ *     segzero report RUN [RUN ...]          require("segzero.report.command").main{RUN, ...}
  *     segzero doctor                        require("segzero.tools.doctor").run()
  *     segzero model_merger ...              examples/model_merger.lua
  *     segzero help                          the same as --help
  *     segzero                               the REPL on a terminal; a script from standard input
  *                                           otherwise
  *
- * A file named plan, fetch, doctor or help in the current folder is run as ./plan and so on.
+ * A file named plan, fetch, report, doctor or help in the current folder is run as ./plan and so on.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
  * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors),
@@ -156,6 +157,8 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
             return sz_run_with_args(L, "require('segzero.tools.plan').main {...}", args, nargs);
         if (is_command(script, "fetch"))
             return sz_run_with_args(L, "require('segzero.hub.command').main {...}", args, nargs);
+        if (is_command(script, "report"))
+            return sz_run_with_args(L, "require('segzero.report.command').main {...}", args, nargs);
         if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
         if (is_command(script, "help")) return print_help(L);
         return sz_run_script(L, script, args, nargs);

@@ -173,10 +173,17 @@ int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean,
  * without it they are updated in place and rounded stochastically. */
 typedef struct sz_adamw sz_adamw;
 sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
+/* The same for a part of each parameter: elements [first[i], first[i] + count[i]), where first[i] is
+ * a multiple of 512. It has state of these parts, as [count[i]], and updates them with the numbers
+ * that the whole would get. */
+sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
+                             const int64_t *first, const int64_t *count);
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
-/* The same of the parameters' values. */
+/* Its square; of the parts alone, if there are parts. Negative with a message on failure. */
+double sz_adamw_grad_squares(sz_adamw *o);
+/* The norm of the parameters' values, of whole parameters. */
 double sz_adamw_weight_norm(sz_adamw *o);
 /* One update with the gradients multiplied by grad_scale; then the gradients are cleared. */
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
@@ -187,6 +194,10 @@ void sz_adamw_set_steps(sz_adamw *o, int64_t steps);
 /* A state tensor of parameter i, borrowed; NULL when there is none. which: 0 first moment, 1 second
  * moment, 2 f32 master, 3 and 4 the moments' scales. */
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which);
+/* Element `first` of the parameter's whole state is the first of the part's. */
+int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which);
+/* The state becomes the part that belongs to it of `whole`, the state of the whole parameter. */
+int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole);
 
 /* ---- jobs: work in background threads ---- */
 typedef struct sz_job sz_job;
@@ -203,7 +214,7 @@ void sz_jobs_end(void);
  * write to its tensors. */
 typedef struct sz_writing sz_writing;
 sz_writing *sz_writing_new(void);
-/* Of a list that was not started. */
+/* Of a list that was not started, or whose beginning was. */
 void sz_writing_free(sz_writing *w);
 /* Copies the text. */
 int sz_writing_text(sz_writing *w, const char *path, const char *text, size_t len);
@@ -217,8 +228,17 @@ int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin
 /* Writes a text in which each '%' stands for the next checksum of what was done before: one for a
  * text, 1 + n for n tensors (the first is of the header with its length), n for n ranges. */
 int sz_writing_manifest(sz_writing *w, const char *path, const char *text, size_t len);
+/* Writes each of n tensors at its place, in bytes from the start, of a file that
+ * sz_shared_file_begin has made, and syncs it. It has no checksum. Retains the tensors. */
+int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const int64_t *places,
+                     int n);
+/* Makes a safetensors file with this header and of this length in all, whose data is zeros. */
+int sz_shared_file_begin(const char *path, const char *header, size_t header_len, int64_t bytes);
 /* Takes over w, also when it fails. */
 sz_job *sz_writing_start(sz_writing *w);
+/* Starts what the list has so far. When that job has ended more can be added, and the list started
+ * again or freed. */
+sz_job *sz_writing_start_first(sz_writing *w);
 
 /* ---- checksums: XXH3, 64 bits ---- */
 uint64_t sz_checksum(const void *bytes, size_t len, uint64_t seed);

@@ -8,26 +8,20 @@
  * Leaves out: overlap with computation.
  */
 #define _GNU_SOURCE
-#include "comm/comm.h"
-#include "comm/transport.h"
+#include "comm/group.h"
 #include "core/core.h"
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { PIECE = 16 << 20 };
-
-struct sz_comm {
-    int rank, size;
-    int *world_rank; /* [size] */
-    sz_message *messages;
-};
+enum { PIECE = SZ_COMM_PIECE };
 
 static const sz_transport *transport; /* NULL: one rank */
 static sz_comm *world;
 static double timeout = 600;
 static int64_t bytes_sent;
+static int64_t fail_after = -1; /* exchanges until one fails, for tests */
 
 /* ---- the job ---- */
 static int leave_message(const char *message) { return sz_fail("%s", message); }
@@ -120,6 +114,8 @@ const char *sz_comm_name(const sz_comm *c, int rank)
     return name;
 }
 
+void sz_comm_fail_after(int64_t n) { fail_after = n; }
+
 void sz_comm_abort(int status)
 {
     if (transport && transport->size > 1) transport->abort(status);
@@ -130,21 +126,35 @@ static void add(sz_comm *c, int *count, bool send, int peer, void *data, size_t 
 {
     if (bytes == 0) return;
     c->messages[(*count)++] = (sz_message){ data, bytes, c->world_rank[peer], send };
-    if (send) bytes_sent += (int64_t)bytes;
 }
 
-/* what: the collective, for the message. */
-static int exchange(sz_comm *c, int count, const char *what)
+/* True when a test wants this exchange to fail; leaves the message. */
+static bool fails_for_test(const char *what)
+{
+    if (fail_after < 0 || fail_after-- > 0) return false;
+    sz_fail("a test made this collective fail (%s)", what);
+    return true;
+}
+
+int sz_comm_exchange(const sz_message *messages, int count, const char *what)
 {
     int late = -1;
     if (count == 0) return 0;
-    const int status = transport->exchange(c->messages, count, timeout, &late);
+    if (fails_for_test(what)) return -1;
+    for (int i = 0; i < count; i++)
+        if (messages[i].send) bytes_sent += (int64_t)messages[i].bytes;
+    const int status = transport->exchange(messages, count, timeout, &late);
     if (status == 0) return 0;
     if (late < 0) return -1;
     if (status == -2)
         return sz_fail("rank %d (host %s) is gone (%s)", late, transport->hosts[late], what);
     return sz_fail("rank %d (host %s) has not answered for %g s (%s): it has stalled or is gone",
                    late, transport->hosts[late], timeout, what);
+}
+
+static int exchange(sz_comm *c, int count, const char *what)
+{
+    return sz_comm_exchange(c->messages, count, what);
 }
 
 /* Chunk r of a range of n elements goes to rank r; the last ones may be empty. */
@@ -178,7 +188,7 @@ static int to_tensor(sz_tensor *t, void *host, int status)
 }
 
 /* ---- sums ---- */
-static bool can_sum(int dtype) { return dtype == SZ_F32 || dtype == SZ_BF16 || dtype == SZ_I32; }
+bool sz_comm_can_sum(int dtype) { return dtype == SZ_F32 || dtype == SZ_BF16 || dtype == SZ_I32; }
 
 static void sum_f32(float *out, const float *const *parts, int count, int64_t n)
 {
@@ -209,7 +219,7 @@ static void sum_i32(int32_t *out, const int32_t *const *parts, int count, int64_
     }
 }
 
-static void sum(int dtype, void *out, const void *const *parts, int count, int64_t n)
+void sz_comm_sum_elements(int dtype, void *out, const void *const *parts, int count, int64_t n)
 {
     if (dtype == SZ_F32) sum_f32(out, (const float *const *)parts, count, n);
     else if (dtype == SZ_BF16) sum_bf16(out, (const uint16_t *const *)parts, count, n);
@@ -252,7 +262,7 @@ static int sum_chunks(sz_comm *c, sum_space *s, int dtype, void *const *pieces,
         add(c, &count, false, r, got, (size_t)n * width);
     }
     if (exchange(c, count, what) != 0) return -1;
-    sum(dtype, out, s->parts, c->size, n);
+    sz_comm_sum_elements(dtype, out, s->parts, c->size, n);
     return 0;
 }
 
@@ -316,7 +326,7 @@ static int reduce_bytes(sz_comm *c, int dtype, char *p, int64_t n)
 
 int sz_comm_all_reduce(sz_comm *c, sz_tensor *t)
 {
-    if (!can_sum(t->dtype)) return sz_fail("all_reduce: only f32, bf16 and i32 have a sum");
+    if (!sz_comm_can_sum(t->dtype)) return sz_fail("all_reduce: only f32, bf16 and i32 have a sum");
     if (c->size == 1 || t->numel == 0) return 0;
     char *host = to_host(t);
     if (!host) return -1;
@@ -366,7 +376,8 @@ static int check_parts(const sz_comm *c, const char *what, const sz_tensor *whol
 
 int sz_comm_reduce_scatter(sz_comm *c, sz_tensor *whole, sz_tensor *part)
 {
-    if (!can_sum(whole->dtype)) return sz_fail("reduce_scatter: only f32, bf16 and i32 have a sum");
+    if (!sz_comm_can_sum(whole->dtype))
+        return sz_fail("reduce_scatter: only f32, bf16 and i32 have a sum");
     if (check_parts(c, "reduce_scatter", whole, part) != 0) return -1;
     if (part->numel == 0) return 0;
     if (c->size == 1)

@@ -41,6 +41,9 @@ int sz_comm_local_size(void);
 void sz_comm_set_timeout(double seconds);
 /* Bytes that this rank has sent to others since the program began. */
 int64_t sz_comm_bytes_sent(void);
+/* Tests: the exchange of this rank after n more fails, without a message to the others; -1 switches
+ * this off. */
+void sz_comm_fail_after(int64_t n);
 /* Ends all ranks with this exit status. Returns only if there is one rank. */
 void sz_comm_abort(int status);
 
@@ -56,7 +59,13 @@ int sz_comm_reduce_scatter(sz_comm *c, sz_tensor *whole, sz_tensor *part);
 int sz_comm_all_reduce(sz_comm *c, sz_tensor *t);
 /* The same for the gradient of a parameter, which counts as zeros where there is none yet. */
 int sz_comm_sum_gradient(sz_comm *c, sz_tensor *parameter);
-/* The same for n numbers in host memory, summed in double precision. */
+/* For n parameters that are divided among the ranks: bounds [n, size + 1], and rank r has elements
+ * [bounds[i][r], bounds[i][r + 1]) of parameter i. The gradients of this rank's ranges become the
+ * sums over all ranks; the rest of each gradient keeps this rank's values. */
+int sz_comm_sum_gradient_parts(sz_comm *c, sz_tensor **parameters, int n, const int64_t *bounds);
+/* The ranges of all ranks go to all. */
+int sz_comm_gather_parts(sz_comm *c, sz_tensor **tensors, int n, const int64_t *bounds);
+/* The sum of n numbers in host memory, summed in double precision. */
 int sz_comm_sum(sz_comm *c, double *numbers, int n);
 /* sizes [size] = n of each rank. */
 int sz_comm_sizes(sz_comm *c, int64_t n, int64_t *sizes);

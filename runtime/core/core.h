@@ -7,9 +7,10 @@
 
 #include "graph.h"
 
-enum { SZ_MAX_IN = 8, SZ_MAX_OUT = 3, SZ_MAX_ARGS = 8 };
+enum { SZ_MAX_IN = 8, SZ_MAX_OUT = 3, SZ_MAX_ARGS = 9 };
 
 enum { SZ_MOMENT_BLOCK = 256 }; /* elements that share a scale in 8-bit moments (adamw_compact_) */
+enum { SZ_ROUNDING_BLOCK = 512 }; /* elements whose random numbers are drawn together (the same) */
 
 /* The key of the random numbers that rounding draws (adamw_compact_); no likely seed of a run. */
 #define SZ_ROUNDING_SEED UINT64_C(0x8f1bbcdcbfa53e0b)

@@ -248,7 +248,7 @@ static void store_moment(const sz_tensor *t, const sz_tensor *scales, code_forma
 }
 
 /* (param, grad, m, v, m_scale | NULL, v_scale | NULL, master | NULL; lr, b1, b2, eps, wd, step,
- * grad_scale, index) */
+ * grad_scale, index, first) */
 int sz_cpu_adamw_compact_(const sz_call *c)
 {
     const sz_tensor *grad = c->in[1];
@@ -261,6 +261,7 @@ int sz_cpu_adamw_compact_(const sz_call *c)
     const bool needs_random = round_param || m->dtype != SZ_F32;
     const uint32_t step = (uint32_t)c->args[5];
     const uint32_t index = (uint32_t)c->args[7];
+    const int64_t first_block = (int64_t)c->args[8] / SZ_BLOCK;
 
 #pragma omp parallel for schedule(static) if (param->numel >= SZ_PARALLEL_FROM)
     for (int64_t start = 0; start < param->numel; start += SZ_BLOCK) {
@@ -271,7 +272,7 @@ int sz_cpu_adamw_compact_(const sz_call *c)
         if (!round_param) p = sz_f32(master ? master : param) + start;
 
         /* Parameter and moments as f32. */
-        if (needs_random) random_words(start / SZ_BLOCK, index, step, words);
+        if (needs_random) random_words(first_block + start / SZ_BLOCK, index, step, words);
         if (round_param) sz_bf16_to_f32(param_f32, sz_bf16(param) + start, n);
         load_moment(m, c->in[4], first_moment, start, n, m1);
         load_moment(v, c->in[5], second_moment, start, n, v1);

@@ -117,6 +117,7 @@ struct compact_call {
     sz_elements param, grad, m, v; /* m and v hold codes if m_scale is not NULL */
     float *m_scale, *v_scale, *master;
     int64_t n;
+    int64_t first; /* where the part begins in its parameter, for the random numbers */
     uint32_t index, step;
     bool aligned; /* all of them can be accessed in vectors */
     adamw_numbers a;
@@ -145,6 +146,7 @@ static __device__ __forceinline__ void store8(const sz_elements &e, int64_t i, i
 static __device__ __forceinline__ void draw8(const compact_call &c, int stream, int64_t i,
                                              uint32_t (&r)[EACH])
 {
+    i += c.first;
     const int64_t call = i / DRAWN * (3 * DRAWN / 8) + stream * (DRAWN / 8) + i % DRAWN / EACH;
     const uint4 w = sz_philox(SZ_ROUNDING_SEED, (uint64_t)call, c.index, c.step);
     const uint32_t words[4] = { w.x, w.y, w.z, w.w };
@@ -277,7 +279,7 @@ static __global__ void __launch_bounds__(THREADS) compact_kernel(compact_call c)
 }
 
 /* (param, grad, m, v, m_scale | NULL, v_scale | NULL, master | NULL;
- *  lr, b1, b2, eps, wd, step, grad_scale, index) */
+ *  lr, b1, b2, eps, wd, step, grad_scale, index, first) */
 extern "C" int sz_cuda_adamw_compact_(const sz_call *c)
 {
     const sz_tensor *param = c->in[0];
@@ -297,6 +299,7 @@ extern "C" int sz_cuda_adamw_compact_(const sz_call *c)
     k.master = master ? sz_f32(master) : NULL;
     k.n = param->numel;
     k.index = (uint32_t)c->args[7];
+    k.first = (int64_t)c->args[8];
     k.step = (uint32_t)c->args[5];
     k.aligned = sz_is_aligned16(param) && sz_is_aligned16(grad) && sz_is_aligned16(m) &&
                 sz_is_aligned16(v) && (!master || sz_is_aligned16(master));

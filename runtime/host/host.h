@@ -32,6 +32,8 @@ int sz_paths_find(void);
 
 /* Installs the handler of Ctrl-C, which interrupts what runs in L. */
 void sz_interrupt_install(lua_State *L);
+/* Whether a script runs: a second Ctrl-C within two seconds ends it, whatever it did with the first. */
+void sz_interrupt_is_script(bool on);
 /* The core's sz_interrupt_set, which the handler calls too. */
 void sz_interrupt_set_core(void (*set)(int));
 /* Whether Ctrl-C was pressed outside sz_call_protected since the last call of this function. */

@@ -9,7 +9,8 @@
  * While a run is armed (lua/segzero/core/stop.lua), the signals in `stopping` do the same, and the
  * first signal is noted, so that the run can save and say so. Inside a hold, such as an optimizer
  * step, a signal is noted only; the release at the end of the hold raises. A second signal within
- * two seconds ends the process at once. A signal that the parent ignores (nohup) stays ignored.
+ * two seconds ends the process at once, in a script also where the first one was answered: the script
+ * may have caught the error and gone on. A signal that the parent ignores (nohup) stays ignored.
  */
 #include "host.h"
 #include <pthread.h>
@@ -33,9 +34,12 @@ static volatile sig_atomic_t call_depth;        /* > 0: user code runs, so Ctrl-
 static volatile sig_atomic_t interrupt_noted;   /* pressed while no user code ran */
 static volatile sig_atomic_t interrupt_pending; /* pressed, and nothing has answered yet */
 static volatile long interrupt_time;            /* the last press, CLOCK_MONOTONIC milliseconds */
+static volatile sig_atomic_t is_script;         /* not the REPL, which goes on after Ctrl-C */
 static volatile sig_atomic_t armed;             /* a training run notes signals */
 static volatile sig_atomic_t held;              /* > 0: a noted signal does not raise */
 static volatile sig_atomic_t stop_signal;       /* the first signal of an armed run; 0: none */
+
+void sz_interrupt_is_script(bool on) { is_script = on; }
 
 void sz_interrupt_set_core(void (*set)(int)) { core_interrupt = set; }
 
@@ -110,7 +114,7 @@ static void on_signal(int sig)
     clock_gettime(CLOCK_MONOTONIC, &now);
     long ms = (long)now.tv_sec * 1000 + now.tv_nsec / 1000000;
     long since = ms - interrupt_time;
-    bool answered = !interrupt_pending && !stop_signal;
+    bool answered = !interrupt_pending && !stop_signal && !(is_script && interrupt_time);
     interrupt_time = ms;
     if (!answered && since <= SAME_PRESS_MS) return;
     if (!answered && since <= SECOND_PRESS_MS) {

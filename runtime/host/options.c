@@ -12,6 +12,7 @@ const char sz_usage[] =
     "usage: segzero [options] [SCRIPT [ARGS...]]\n"
     "       segzero [options] plan RECIPE [key=value ...]    memory that a recipe needs\n"
     "       segzero fetch OWNER/NAME                         a model or data set from the hub\n"
+    "       segzero report RUN [RUN ...]                     one HTML page about training runs\n"
     "       segzero model_merger --local_dir DIR             merge the shards of a Seg-Zero run\n"
     "       segzero doctor                                   what this machine has\n"
     "  -e CHUNK        run CHUNK (before the script; may be repeated)\n"

@@ -27,7 +27,9 @@ static int run_loaded(lua_State *L, int load_status, char **args, int nargs)
     if (load_status) return report(L, load_status);
     luaL_checkstack(L, nargs + 2, "too many script arguments");
     for (int i = 0; i < nargs; i++) lua_pushstring(L, args[i]);
+    sz_interrupt_is_script(true);
     int status = report(L, sz_call_protected(L, nargs, 0));
+    sz_interrupt_is_script(false);
     /* A script may go on after a run of its that was stopped; it has not succeeded. */
     return status ? status : sz_stop_status();
 }

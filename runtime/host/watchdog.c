@@ -29,7 +29,8 @@ enum {
     MATCHING_MS = 200, /* a hook that has not fired for so long waits behind C code */
     LEAVE_MS = 3000,   /* C code that has not ended so long after the limit ends the process */
     QUIET_POLLS = 20,  /* the thread sleeps after this many looks without a limit */
-    SHOWN = 200        /* bytes of the answer that the last message shows */
+    MOST_SECONDS = 1000000000, /* longer limits are this one */
+    SHOWN = 200                /* bytes of the answer that the last message shows */
 };
 
 static lua_State *main_state;
@@ -276,6 +277,7 @@ void sz_limit_begin(lua_State *L, double seconds, double left, const char *what,
     subject = what;
     answer_text = answer;
     limit_seconds = seconds;
+    if (left > MOST_SECONDS) left = MOST_SECONDS;
     deadline = now_ns() + (int64_t)(left * 1000) * MS;
     if (asleep) {
         pthread_mutex_lock(&lock);

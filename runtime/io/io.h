@@ -41,6 +41,12 @@ void sz_writer_abort(sz_writer *w); /* removes the temporary file; harmless afte
 int sz_safetensors_write_sums(const char *path, const char *header, size_t header_len,
                               sz_tensor **tensors, int n, uint64_t *sums);
 
+/* ---- shared_file.c ---- */
+
+/* Writes each tensor's bytes at its place in the file, which exists, and syncs it: 0, or -1 with a
+ * message. */
+int sz_shared_file_write(const char *path, sz_tensor **tensors, const int64_t *places, int n);
+
 /* ---- image/ ---- */
 
 struct sz_image {

@@ -17,7 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum kind { TEXT, TENSORS, RENAME, SYNC, MANIFEST };
+enum kind { TEXT, TENSORS, PARTS, RENAME, SYNC, MANIFEST };
 
 typedef struct {
     enum kind kind;
@@ -26,12 +26,14 @@ typedef struct {
     char *text;     /* the file, the tensors' header, or the manifest's template */
     size_t text_len;
     sz_tensor **tensors;
-    int64_t *ranges; /* SYNC: count begins, then count ends */
+    int64_t *ranges; /* SYNC: count begins, then count ends; PARTS: the places */
     int count;       /* of tensors or ranges */
 } action;
 
 struct sz_writing {
+    int refs; /* belongs to the main thread */
     int count, room;
+    int done; /* actions that an earlier job has done */
     bool on_device;
     action *actions;
     uint64_t *sums; /* of what has been done */
@@ -51,12 +53,14 @@ static void action_free(action *a)
 sz_writing *sz_writing_new(void)
 {
     sz_writing *w = calloc(1, sizeof *w);
-    return w ? w : sz_null("out of memory");
+    if (!w) return sz_null("out of memory");
+    w->refs = 1;
+    return w;
 }
 
 void sz_writing_free(sz_writing *w)
 {
-    if (!w) return;
+    if (!w || --w->refs > 0) return;
     for (int i = 0; i < w->count; i++) action_free(&w->actions[i]);
     free(w->actions);
     free(w->sums);
@@ -121,25 +125,42 @@ int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin
     return 0;
 }
 
-int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size_t header_len,
-                       sz_tensor **tensors, int n)
+/* An action with tensors, which stay alive until it is freed; NULL with a message. */
+static action *append_tensors(sz_writing *w, enum kind kind, const char *path, const char *header,
+                              size_t header_len, sz_tensor **tensors, int n)
 {
     /* All tensors must be alive now. */
     for (int i = 0; i < n; i++) {
         sz_tensor *t = tensors[i];
         if (!t || (t->numel && sz_tensor_alive(t) != 0))
-            return sz_fail("%s: tensor %d to be written is missing", path, i + 1);
+            return sz_null("%s: tensor %d to be written is missing", path, i + 1);
     }
 
-    /* They stay alive until the action is freed. */
-    action *a = append(w, TENSORS, path, header, header_len);
-    if (!a) return -1;
+    action *a = append(w, kind, path, header, header_len);
+    if (!a) return NULL;
     a->tensors = calloc((size_t)n + 1, sizeof(sz_tensor *));
-    if (!a->tensors) return sz_fail("%s: out of memory", path);
+    if (!a->tensors) return sz_null("%s: out of memory", path);
     for (a->count = 0; a->count < n; a->count++) {
         a->tensors[a->count] = sz_tensor_retain(tensors[a->count]);
         w->on_device |= tensors[a->count]->device != SZ_CPU;
     }
+    return a;
+}
+
+int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size_t header_len,
+                       sz_tensor **tensors, int n)
+{
+    return append_tensors(w, TENSORS, path, header, header_len, tensors, n) ? 0 : -1;
+}
+
+int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const int64_t *places,
+                     int n)
+{
+    action *a = append_tensors(w, PARTS, path, "", 0, tensors, n);
+    if (!a) return -1;
+    a->ranges = calloc((size_t)n + 1, sizeof *a->ranges);
+    if (!a->ranges) return sz_fail("%s: out of memory", path);
+    if (n) memcpy(a->ranges, places, (size_t)n * sizeof *places);
     return 0;
 }
 
@@ -222,6 +243,7 @@ static int run_action(sz_writing *w, const action *a)
     switch (a->kind) {
     case TEXT: return write_text(w, a);
     case TENSORS: return write_tensors(w, a);
+    case PARTS: return sz_shared_file_write(a->path, a->tensors, a->ranges, a->count);
     case RENAME: return rename_file(a);
     case SYNC: return sync_file(w, a);
     case MANIFEST: return write_manifest(w, a);
@@ -233,10 +255,16 @@ static int run_all(void *context)
 {
     sz_writing *w = context;
     int rc = 0;
-    for (int i = 0; rc == 0 && i < w->count; i++) rc = run_action(w, &w->actions[i]);
+    for (; rc == 0 && w->done < w->count; w->done++) rc = run_action(w, &w->actions[w->done]);
     return rc;
 }
 
 static void dispose(void *context) { sz_writing_free(context); }
+
+sz_job *sz_writing_start_first(sz_writing *w)
+{
+    w->refs++;
+    return sz_writing_start(w);
+}
 
 sz_job *sz_writing_start(sz_writing *w) { return sz_job_start(run_all, dispose, w, w->on_device); }

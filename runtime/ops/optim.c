@@ -2,6 +2,10 @@
  * owns the moments, the f32 masters of bf16 parameters, and the global gradient norm. f32 moments
  * and masters are the default, 12 bytes of a bf16 parameter; 8-bit moments without masters are 2.
  *
+ * An optimizer of parts keeps state of a range of each parameter and updates that range alone. With
+ * several ranks each has its own ranges (lua/segzero/train/shards.lua). They begin at multiples of
+ * SZ_ROUNDING_BLOCK elements, so that blocks and random numbers are those of the whole.
+ *
  * The arithmetic is the op adamw_, or adamw_compact_ where any tensor is narrower than adamw_
  * takes. Moments start, and gradients end, as pages that occupy no memory (sz_bytes_clear).
  * Leaves out: schedules and the decision to clip (Lua's).
@@ -38,16 +42,16 @@ int sz_shape_adamw_(int op, sz_call *c)
     return sz_out_in_place(c);
 }
 
-static int64_t scale_count(const sz_tensor *p)
+static int64_t scale_count(int64_t elements)
 {
-    return (p->numel + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK;
+    return (elements + SZ_MOMENT_BLOCK - 1) / SZ_MOMENT_BLOCK;
 }
 
 /* 8-bit moments have an f32 scale for each block, others have none. */
 static bool scale_fits(const sz_tensor *scale, const sz_tensor *moment, const sz_tensor *p)
 {
     if (moment->dtype != SZ_U8) return !scale;
-    return sz_is_f32(scale) && scale->numel == scale_count(p);
+    return sz_is_f32(scale) && scale->numel == scale_count(p->numel);
 }
 
 int sz_shape_adamw_compact_(int op, sz_call *c)
@@ -64,6 +68,7 @@ int sz_shape_adamw_compact_(int op, sz_call *c)
     SZ_REQUIRE(scale_fits(c->in[4], m, p) && scale_fits(c->in[5], v, p),
                "u8 moments need an f32 scale for each block, others none");
     SZ_REQUIRE(!master || is_master_of(master, p), "a master is f32 and of the parameter's size");
+    SZ_REQUIRE((int64_t)c->args[8] % SZ_ROUNDING_BLOCK == 0, "first is a multiple of 512");
     return sz_out_in_place(c);
 }
 
@@ -75,6 +80,7 @@ struct sz_adamw {
     int n;
     int64_t steps;
     sz_tensor **params;
+    int64_t *first, *count;    /* the part of each parameter; NULL: all of it */
     sz_tensor **state[STATES]; /* one list for each kind; NULL where a parameter has none of it */
 };
 
@@ -87,6 +93,8 @@ void sz_adamw_free(sz_adamw *o)
     }
     for (int k = 0; k < STATES; k++) free(o->state[k]);
     free(o->params);
+    free(o->first);
+    free(o->count);
     free(o);
 }
 
@@ -97,7 +105,16 @@ static bool has_state(int k, const sz_tensor *p, int moments, bool masters)
     return true;
 }
 
-/* State k of a parameter: moments and scales are 0, a master is a copy. NULL with a message. */
+/* The range of parameter i that the optimizer has, as a view; NULL with a message. */
+static sz_tensor *part_of(const sz_adamw *o, int i, sz_tensor *whole)
+{
+    if (!o->first) return sz_tensor_retain(whole);
+    return sz_tensor_view(whole, 1, &o->count[i], o->first[i]);
+}
+
+static bool is_empty(const sz_adamw *o, int i) { return o->count && o->count[i] == 0; }
+
+/* State k of a parameter or part: moments and scales are 0, a master is a copy. NULL with a message. */
 static sz_tensor *state_new(int k, sz_tensor *p, int moments)
 {
     if (k == MASTER) {
@@ -110,7 +127,7 @@ static sz_tensor *state_new(int k, sz_tensor *p, int moments)
     if (k == FIRST || k == SECOND) {
         t = sz_tensor_new_heap(moments, p->ndim, p->shape, p->device);
     } else {
-        const int64_t count = scale_count(p);
+        const int64_t count = scale_count(p->numel);
         t = sz_tensor_new_heap(SZ_F32, 1, &count, p->device);
     }
     if (t && sz_bytes_clear(t->device, t->data, sz_bytes(t)) == 0) return t;
@@ -123,15 +140,44 @@ static int add_parameter(sz_adamw *o, int i, sz_tensor *p, int moments, bool mas
 {
     if (!sz_needs_grad(p)) return sz_fail("adamw: parameter %d does not require a gradient", i + 1);
     o->params[i] = sz_tensor_retain(p);
-    for (int k = 0; k < STATES; k++) {
+    if (is_empty(o, i)) return 0;
+    sz_tensor *part = part_of(o, i, p);
+    int rc = part ? 0 : -1;
+    for (int k = 0; rc == 0 && k < STATES; k++) {
         if (!has_state(k, p, moments, masters)) continue;
-        o->state[k][i] = state_new(k, p, moments);
-        if (!o->state[k][i]) return -1;
+        o->state[k][i] = state_new(k, part, moments);
+        if (!o->state[k][i]) rc = -1;
+    }
+    sz_tensor_release(part);
+    return rc;
+}
+
+/* Takes the ranges on. first: NULL for whole parameters. */
+static int set_parts(sz_adamw *o, sz_tensor **params, const int64_t *first, const int64_t *count)
+{
+    if (!first) return 0;
+    o->first = calloc((size_t)o->n + 1, sizeof *first);
+    o->count = calloc((size_t)o->n + 1, sizeof *count);
+    if (!o->first || !o->count) return sz_fail("out of memory");
+    for (int i = 0; i < o->n; i++) {
+        const int64_t end = first[i] + count[i];
+        if (first[i] < 0 || count[i] < 0 || end > params[i]->numel ||
+            (count[i] > 0 && first[i] % SZ_ROUNDING_BLOCK != 0))
+            return sz_fail("adamw: part [%lld, %lld) of parameter %d is not one of its blocks",
+                           (long long)first[i], (long long)end, i + 1);
+        o->first[i] = first[i];
+        o->count[i] = count[i];
     }
     return 0;
 }
 
 sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
+{
+    return sz_adamw_new_parts(params, n, moments, masters, NULL, NULL);
+}
+
+sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
+                             const int64_t *first, const int64_t *count)
 {
     if (moments != SZ_F32 && moments != SZ_BF16 && moments != SZ_U8)
         return sz_null("adamw: moments are f32, bf16 or 8-bit codes (u8)");
@@ -140,6 +186,7 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
     o->n = n;
     o->params = calloc((size_t)n, sizeof *o->params);
     int rc = o->params ? 0 : sz_fail("out of memory");
+    if (rc == 0) rc = set_parts(o, params, first, count);
     for (int k = 0; rc == 0 && k < STATES; k++) {
         o->state[k] = calloc((size_t)n, sizeof *o->state[k]);
         if (!o->state[k]) rc = sz_fail("out of memory");
@@ -152,10 +199,12 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
 }
 
 /* ---- norms ---- */
-/* Sum of squares of x into sums[i], on the parameters' device. */
+/* Sum of squares of x into sums[i], on the parameters' device. x: a new reference, or NULL. */
 static int square_sum(sz_tensor *x, int i, sz_tensor *sums)
 {
+    if (!x) return -1;
     sz_tensor *sum = sz_run(SZ_OP_sum_squares, (sz_call){ .in = { x } });
+    sz_tensor_release(x);
     if (!sum) return -1;
     const int64_t one = 1;
     sz_tensor *place = sz_tensor_view(sums, 1, &one, i);
@@ -165,8 +214,8 @@ static int square_sum(sz_tensor *x, int i, sz_tensor *sums)
     return rc;
 }
 
-/* The norm over all parameters, of their values or of their gradients. */
-static double norm(sz_adamw *o, bool gradients)
+/* The sum of squares of all parameters, or of the gradients of the parts; -1 with a message. */
+static double squares(sz_adamw *o, bool gradients)
 {
     if (!o->n) return 0;
     /* The sums are arena tensors, so a step asks the system for nothing. They are read once for all
@@ -177,8 +226,9 @@ static double norm(sz_adamw *o, bool gradients)
     sz_tensor *read = NULL;
     int rc = sums ? 0 : -1;
     for (int i = 0; rc == 0 && i < o->n; i++) {
-        sz_tensor *x = gradients ? o->params[i]->grad : o->params[i];
-        if (x) rc = square_sum(x, i, sums);
+        sz_tensor *p = o->params[i];
+        if (!gradients) rc = square_sum(sz_tensor_retain(p), i, sums);
+        else if (p->grad && !is_empty(o, i)) rc = square_sum(part_of(o, i, p->grad), i, sums);
     }
     if (rc == 0) {
         read = sz_tensor_to(sums, SZ_CPU);
@@ -192,30 +242,33 @@ static double norm(sz_adamw *o, bool gradients)
     sz_scope_pop();
     /* Lua reads only a NaN without other bits. */
     if (isnan(total)) return NAN;
-    return rc == 0 ? sqrt(total) : -1;
+    return rc == 0 ? total : -1;
 }
 
-double sz_adamw_grad_norm(sz_adamw *o) { return norm(o, true); }
+/* Failure stays negative. */
+static double root(double total) { return total < 0 ? total : sqrt(total); }
+
+double sz_adamw_grad_squares(sz_adamw *o) { return squares(o, true); }
+
+double sz_adamw_grad_norm(sz_adamw *o) { return root(squares(o, true)); }
 
 double sz_adamw_weight_norm(sz_adamw *o)
 {
     const int before = sz_set_grad_enabled(0);
-    double result = norm(o, false);
+    double result = root(squares(o, false));
     sz_set_grad_enabled(before);
     return result;
 }
 
 /* ---- an update ---- */
-/* Updates parameter i. numbers: lr, beta1, beta2, eps, weight_decay, step, grad_scale. */
-static int update(sz_adamw *o, int i, const double *numbers)
+/* Updates p with gradient g, which are parameter i or its part. numbers: lr, beta1, beta2, eps,
+ * weight_decay, step, grad_scale. */
+static int update_part(sz_adamw *o, int i, sz_tensor *p, sz_tensor *g, const double *numbers)
 {
     enum { NUMBERS = 7 };
-    sz_tensor *p = o->params[i];
-    sz_tensor *g = sz_grad_buffer(p);
     sz_tensor *m = o->state[FIRST][i];
     sz_tensor *v = o->state[SECOND][i];
     sz_tensor *master = o->state[MASTER][i];
-    if (!g) return -1;
     sz_call c = { .in = { p, g, m, v } };
     memcpy(c.args, numbers, NUMBERS * sizeof *numbers);
 
@@ -226,13 +279,29 @@ static int update(sz_adamw *o, int i, const double *numbers)
         c.in[4] = o->state[FIRST_SCALE][i];
         c.in[5] = o->state[SECOND_SCALE][i];
         c.in[6] = master;
-        c.args[NUMBERS] = i; /* index: keys the random numbers of rounding */
+        c.args[NUMBERS] = i; /* index and first: key the random numbers of rounding */
+        c.args[NUMBERS + 1] = o->first ? (double)o->first[i] : 0;
     }
     sz_tensor *updated = sz_run(all_f32 ? SZ_OP_adamw_ : SZ_OP_adamw_compact_, c);
     if (!updated) return -1;
     sz_tensor_release(updated);
+    return 0;
+}
+
+static int update(sz_adamw *o, int i, const double *numbers)
+{
+    sz_tensor *whole = sz_grad_buffer(o->params[i]);
+    if (!whole) return -1;
+    if (!is_empty(o, i)) {
+        sz_tensor *p = part_of(o, i, o->params[i]);
+        sz_tensor *g = p ? part_of(o, i, whole) : NULL;
+        const int rc = g ? update_part(o, i, p, g, numbers) : -1;
+        sz_tensor_release(g);
+        sz_tensor_release(p);
+        if (rc != 0) return rc;
+    }
     /* Cleared at once: its pages are then free for the moments that the next update touches. */
-    sz_tensor_zero_grad(p);
+    sz_tensor_zero_grad(o->params[i]);
     return 0;
 }
 
@@ -256,9 +325,36 @@ void sz_adamw_zero_grad(sz_adamw *o)
 int64_t sz_adamw_steps(const sz_adamw *o) { return o->steps; }
 void sz_adamw_set_steps(sz_adamw *o, int64_t steps) { o->steps = steps; }
 
+/* ---- the state for others ---- */
+static bool exists(const sz_adamw *o, int i, int which)
+{
+    return i >= 0 && i < o->n && which >= 0 && which < STATES;
+}
+
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which)
 {
-    if (i < 0 || i >= o->n || which < 0 || which >= STATES)
-        return sz_null("adamw: no state %d of parameter %d", which, i);
+    if (!exists(o, i, which)) return sz_null("adamw: no state %d of parameter %d", which, i);
     return o->state[which][i];
+}
+
+int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which)
+{
+    if (!exists(o, i, which) || !o->first) return 0;
+    const bool is_scale = which == FIRST_SCALE || which == SECOND_SCALE;
+    return is_scale ? o->first[i] / SZ_MOMENT_BLOCK : o->first[i];
+}
+
+int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole)
+{
+    sz_tensor *t = exists(o, i, which) ? o->state[which][i] : NULL;
+    if (!t)
+        return exists(o, i, which) ? 0 : sz_fail("adamw: no state %d of parameter %d", which, i);
+    const int64_t first = sz_adamw_state_first(o, i, which);
+    if (first + t->numel > whole->numel)
+        return sz_fail("adamw: state %d of parameter %d has %lld elements", which, i,
+                       (long long)whole->numel);
+    sz_tensor *part = sz_tensor_view(whole, 1, &t->numel, first);
+    const int rc = part ? sz_tensor_copy(t, part) : -1;
+    sz_tensor_release(part);
+    return rc;
 }

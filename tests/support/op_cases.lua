@@ -435,7 +435,7 @@ cases.adamw_ = {
 
 -- Moments in bf16 and as 8-bit codes (blocks of 256, so shapes beyond that), with and without
 -- masters, gradients of either dtype.
-local function compact(g, shape, moments, master, gradient, name)
+local function compact(g, shape, moments, master, gradient, name, from)
   local n = product(shape)
   local blocks = math.ceil(n / 256)
   local function state(sign)
@@ -457,7 +457,8 @@ local function compact(g, shape, moments, master, gradient, name)
     if inputs[i] then updates[#updates + 1] = i end
   end
   return {
-    inputs = inputs, args = { 1e-2, 0.9, 0.999, 1e-8, 0.1, 3, 0.5, 7 }, updates = updates,
+    inputs = inputs, args = { 1e-2, 0.9, 0.999, 1e-8, 0.1, 3, 0.5, 7, from or 0 },
+    updates = updates,
     codes = true, name = name,
   }
 end
@@ -469,6 +470,9 @@ cases.adamw_compact_ = {
         list[#list + 1] = compact(g, shape, moments, false, "f32")
         list[#list + 1] = compact(g, shape, moments, g.dtype == "bf16", "bf16")
       end
+    end
+    for _, moments in ipairs { "bf16", "u8" } do
+      list[#list + 1] = compact(g, { 700 }, moments, false, "f32", "a part, " .. moments, 1536)
     end
     local first = compact(g, { 700 }, "u8", false, "f32", "first step, gradients of many sizes")
     for i = 3, 4 do first.inputs[i] = g.fill({ 700 }, function() return 0 end, "u8") end

@@ -162,7 +162,7 @@ end)
 
 check.case("a set of several objects needs the prompt that asks for a list", function()
   local text, status = train(SETS .. "refer_seg/grefcoco")
-  check.ok(status ~= 0 and text:find("the reward seg_strict reads <box>", 1, true), text)
+  check.ok(status ~= 0 and text:find("use recipes/vision_reasoner_grpo.lua", 1, true), text)
   check.ok(text:find("grefs(unc).json ref_id 21 text 1", 1, true), "the place: " .. text)
 end)
 

@@ -65,7 +65,7 @@ local function refused(wanted, path)
 end
 
 check.case("a model folder without a config that can be read", function()
-  refused("/no-such: it is not a folder", place .. "/no-such")
+  refused("/no-such: there is no such folder", place .. "/no-such")
   refused("/no-config: it has no config.json",
     broken("no-config", function(p) os.remove(p .. "/config.json") end))
   refused("/bad-json/config.json: ", broken("bad-json",
@@ -122,7 +122,7 @@ check.case("a tied model that carries a head", function()
 end)
 
 check.case("broken model folders through the program", function()
-  fails("no model in " .. place .. "/model-gone: it is not a folder", nil, place .. "/model-gone")
+  fails("no model in " .. place .. "/model-gone: there is no such folder", nil, place .. "/model-gone")
   fails("model.norm.weight: shape [31], expected [32]", nil,
     with_weights("shape2", { ["model.norm.weight"] = tensor.zeros { 31 } }))
   fails("/kind2/config.json: unknown model family 'llama'", nil,
@@ -157,12 +157,12 @@ check.case("the data set itself is fine", function()
 end)
 
 check.case("data sets that cannot be read", function()
-  fails("data set " .. place .. "/nowhere: " .. place .. "/nowhere/data.jsonl: No such file",
+  fails("data.train_files: " .. place .. "/nowhere: there is no such file or folder",
     { "data.train_files=" .. place .. "/nowhere" })
-  fails("data set " .. place .. "/nowhere: ", { "data.val_files=" .. place .. "/nowhere" })
+  fails("data.val_files: " .. place .. "/nowhere: ", { "data.val_files=" .. place .. "/nowhere" })
   fails("/json/data.jsonl:3: not a JSON object",
     { data_set("json", function(t) t[3] = "{'id': 3}" end) })
-  fails("/column/data.jsonl:2: the column 'solution' is nil, expected a string",
+  fails("/column/data.jsonl:2: there is no column 'solution' (data.answer_key); there is: id, ",
     { data_set("column", function(t) t[2] = t[2]:gsub('"solution"', '"truth"') end) })
   fails("/kinds/data.jsonl:4: the column 'problem' is number, expected a string",
     { data_set("kinds", function(t) t[4] = t[4]:gsub('"problem": "[^"]*"', '"problem": 5') end) })

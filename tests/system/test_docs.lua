@@ -17,6 +17,7 @@ local check = require "tests.support.check"
 local host = require "segzero.host"
 local image = require "segzero.formats.image"
 local hub_server = require "tests.support.hub_server"
+local launch_scripts = require "tests.support.launch_scripts"
 local refshapes = require "segzero.data.refshapes"
 
 local ROOT = host.root
@@ -129,11 +130,20 @@ local function make_sandbox()
   -- What a user has: a checkpoint, SAM2, data sets, annotations, a photograph, a run of Seg-Zero.
   shell(("ln -s models/tiny/qwen2.5-vl %s/Qwen2.5-VL-3B-Instruct"):format(quoted(folder)))
   shell(("ln -s models/tiny/sam2 %s/sam2.1-hiera"):format(quoted(folder)))
-  shell(("ln -s tests/golden/annotations %s/data"):format(quoted(folder)))
+  shell(("mkdir %s/data && ln -s %s/tests/golden/annotations/* %s/data"):format(quoted(folder),
+    quoted(ROOT), quoted(folder)))
   shell(("mkdir -p %s/refcocog"):format(quoted(folder)))
   local step = quoted(folder .. "/seg_zero_run/global_step_50")
   local golden = quoted(ROOT .. "/tests/golden/dtensor/seg_zero/actor")
   shell(("mkdir -p %s && cp -r %s %s"):format(step, golden, step))
+  -- What Seg-Zero's training script names.
+  shell(("mkdir %s/pretrained_models %s/training_scripts"):format(quoted(folder), quoted(folder)))
+  shell(("ln -s %s/models/tiny/qwen2.5-vl-several %s/pretrained_models/Qwen2.5-VL-7B-Instruct")
+    :format(quoted(ROOT), quoted(folder)))
+  shell(("ln -s %s/tests/golden/hub_sets/VisionReasoner_multi_object_saved "
+    .. "%s/data/VisionReasoner_multi_object_1k_840"):format(quoted(ROOT), quoted(folder)))
+  local yaml = "training_scripts/visionreasoner_7b.yaml"
+  write(folder .. "/" .. yaml, launch_scripts.as_yaml(launch_scripts.yaml[yaml]))
   for _, split in ipairs { "train", "val" } do
     local options = { n = 4, size = 112, seed = 1, split = "train" }
     refshapes.write_dataset(folder .. "/refcocog/" .. split, options, image.write_png)

@@ -314,7 +314,7 @@ for _, case in ipairs {
   { "dtype is 'f16'", "dtype=f16" },
   { "model_path: no model in /nowhere", "model_path=/nowhere" },
   { "sam2_path: ", "sam2_path=/nowhere" },
-  { "/nowhere/data.jsonl", "data=/nowhere" },
+  { "data: /nowhere: there is no such file or folder", "data=/nowhere" },
   { "the model would resize it to 112 x 112", "frame=100" },
   { "oracle=true needs SAM2", "oracle=true", "sam2_path=none" },
 } do

@@ -147,6 +147,27 @@ check.case("scripts, the prompt and adapters", function()
   end)
 end)
 
+check.case("a data set as a model, and a model as a data set", function()
+  local world = { models = { ["org/name"] = { folder = POLICY } },
+    datasets = { ["org/set"] = { files = { ["data.jsonl"] = "{}" } } } }
+  hub_server.with(world, function(server)
+    local grpo = "recipes/refcocog_grpo.lua"
+    local model = "worker.actor.model.model_path"
+    local cases = {
+      { { grpo, model .. "=org/set" }, model .. ": org/set is a data set on the hub, and a model" },
+      { { grpo, "data.train_files=org/name" },
+        "data.train_files: org/name is a model on the hub, and a data set is needed here" },
+      { { "fetch", "org/set" }, "org/set is a data set on the hub" },
+      { { "fetch", "--dataset", "org/name" }, "org/name is a model on the hub" },
+    }
+    for _, case in ipairs(cases) do
+      local text, status = server:run(case[1], new_home())
+      check.ok(status ~= 0 and text:find(case[2], 1, true) ~= nil, text)
+      check.ok(not text:find "stack traceback", "no traceback")
+    end
+  end)
+end)
+
 check.case("evaluate, on a split by name", function()
   local world = {
     models = { ["org/name"] = { folder = POLICY }, ["org/sam"] = { folder = SAM2 } },

@@ -15,6 +15,17 @@ local folder = os.tmpname()
 os.remove(folder)
 files.make_dir(folder)
 
+-- ThreadSanitizer holds a signal back until the next system call, and a Lua loop makes none.
+local SIGNALS_ARRIVE = not host.executable:find "/thread/segzero$"
+
+-- A case that sends signals to loops.
+local function signal_case(name, f)
+  check.case(name, function()
+    if SIGNALS_ARRIVE then return f() end
+    check.skip "signals inside Lua loops (ThreadSanitizer holds them back)"
+  end)
+end
+
 -- Writes a script that says on stderr when it begins, runs it, and sends one SIGINT then.
 local function interrupted(name, text)
   local path = ("%s/%s.lua"):format(folder, name)
@@ -39,7 +50,7 @@ local LOOPS = {
   coroutine_loop = "coroutine.wrap(function() while true do end end)()",
 }
 
-check.case("one Ctrl-C ends a compiled loop", function()
+signal_case("one Ctrl-C ends a compiled loop", function()
   local count = 0
   for name, text in pairs(LOOPS) do
     local output, status = interrupted(name, text)
@@ -50,7 +61,7 @@ check.case("one Ctrl-C ends a compiled loop", function()
   check.equal(count, 9, "loops")
 end)
 
-check.case("a script can catch the interrupt of a compiled loop", function()
+signal_case("a script can catch the interrupt of a compiled loop", function()
   local output, status = interrupted("caught", [[
     local ok, message = pcall(function() while true do end end)
     print(ok, message:match "interrupted!$")
@@ -61,7 +72,16 @@ check.case("a script can catch the interrupt of a compiled loop", function()
   check.equal(output, "false\tinterrupted!\n500000500000\n", "what it says")
 end)
 
-check.case("a chunk of -e", function()
+signal_case("a second Ctrl-C ends a script that catches every error", function()
+  local path = folder .. "/stubborn.lua"
+  files.write(path, "while true do pcall(function() while true do end end) end")
+  local output, status = process.run({ "bash", "-c", [["$0" "$1" & p=$!; sleep 0.5
+    kill -INT $p; sleep 0.5; kill -INT $p; wait $p]], host.executable, path }, { timeout = TIMEOUT })
+  check.equal(status, 130, "status")
+  check.ok(output:find "interrupted twice", output)
+end)
+
+signal_case("a chunk of -e", function()
   local output, status = process.run({ "bash", "-c", [["$0" -e 'while true do end' & p=$!
     sleep 0.5; kill -INT $p; wait $p]], host.executable }, { timeout = TIMEOUT })
   check.equal(status, 130, "status")

@@ -7,30 +7,18 @@ local cjson = require "cjson"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local process = require "tests.support.process"
+local runs = require "tests.support.rank_runs"
 local host = require "segzero.host"
 local files = require "segzero.core.files"
 
-local function has_mpirun()
-  local _, status = process.run({ "mpirun", "--version" }, { timeout = 20 })
-  return status == 0 and files.exists(host.library:gsub("libsegzero%.so$", "libsegzero_mpi.so"))
-end
-
-if not has_mpirun() then
-  check.skip "Open MPI (openmpi-bin, libopenmpi-dev) when make ran"
+if not runs.available() then
   check.finish()
   return
 end
 
-local TIMEOUT = 120
-local place = mini.folder()
-local model = mini.write(place .. "/model")
-files.write(place .. "/reward.lua", mini.reward_source)
-
-local function ranks(count, words, env)
-  local all = { host.executable, "--ranks", tostring(count), "--threads", "1" }
-  for _, word in ipairs(words) do all[#all + 1] = word end
-  return process.run(all, { timeout = TIMEOUT, env = env })
-end
+local TIMEOUT = runs.TIMEOUT
+local place = runs.begin()
+local ranks = runs.run
 
 local function expect(text, pattern)
   check.ok(text:find(pattern), pattern .. " in: " .. text:sub(-500))
@@ -87,15 +75,9 @@ end)
 
 -- ---- training ----
 local function words_of(name, extra)
-  local words = { "recipes/refcocog_grpo.lua", "worker.actor.model.model_path=" .. model }
-  for _, a in ipairs(mini.arguments) do words[#words + 1] = a end
-  for _, a in ipairs { "worker.reward.sam2_path=none", "trainer.max_steps=3",
-    "data.rollout_batch_size=4", "worker.actor.global_batch_size=4", "worker.rollout.n=2",
-    "data.val_files=refshapes", "trainer.save_freq=1", "trainer.test_freq=2",
-    "worker.reward.compute_score=" .. place .. "/reward.lua",
-    "trainer.save_checkpoint_path=" .. place .. "/" .. name } do words[#words + 1] = a end
+  local words = { "trainer.max_steps=3", "data.val_files=refshapes", "trainer.test_freq=2" }
   for _, a in ipairs(extra or {}) do words[#words + 1] = a end
-  return words
+  return runs.words(name, words)
 end
 
 local function train(count, name, extra)

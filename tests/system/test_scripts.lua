@@ -74,9 +74,9 @@ end
 
 -- ---- running ----
 -- Output and status of the recipe, started in the folder.
-local function run(arguments)
+local function run(arguments, recipe)
   local parts = { "cd", mini.quoted(place), "&&", mini.quoted(home .. "/" .. host.executable),
-    "--threads 1", "recipes/refcocog_grpo.lua" }
+    "--threads 1", recipe or "recipes/refcocog_grpo.lua" }
   if host.executable:find "^/" then parts[4] = mini.quoted(host.executable) end
   for _, a in ipairs(arguments) do parts[#parts + 1] = mini.quoted(a) end
   local pipe = assert(io.popen("{ " .. table.concat(parts, " ") .. "; } 2>&1; echo \"exit $?\""))
@@ -145,6 +145,19 @@ check.case("Seg-Zero's scripts", function()
     local named = script.arguments[#script.arguments]:match "=%.?/?(.*)$"
     check.ok(files.exists(place .. "/" .. named .. "/global_step_1/DONE"), "a checkpoint there")
   end
+end)
+
+check.case("VisionReasoner's script by the recipe of that name", function()
+  local arguments = {}
+  for _, list in ipairs { scripts.seg_zero[1].arguments, SMALL } do
+    for _, argument in ipairs(list) do arguments[#arguments + 1] = argument end
+  end
+  arguments[#arguments + 1] = "trainer.save_checkpoint_path=by_its_recipe"
+  local text, status = run(arguments, "recipes/vision_reasoner_grpo.lua")
+  check.equal(status, 0, text:sub(-600))
+  local function answers(folder) return files.read(place .. "/" .. folder .. "/rollouts.jsonl") end
+  check.equal(answers "by_its_recipe", answers "visionreasoner_workdir/run_visionreasoner_7b",
+    "the same answers and rewards")
 end)
 
 -- ---- EasyR1 ----

@@ -166,7 +166,7 @@ local MESSAGES = {
   { { solution = "somewhere" }, "the reward seg_strict reads <box>" },
   { { solution = "<box>(10,10),(50,40)</box>" }, "the reward seg_strict reads <box>" },
   { { solution = '[{"bbox_2d": [1,2,3,4], "point_2d": [2,3]}]' },
-    "the reward seg_strict reads <box>" },
+    "the solution is a list of objects, which the reward seg_strict does not read" },
   { { solution = "<box>(50,10),(10,40)</box><points>(20,20),(30,30)</points>" },
     "the box [50,10,10,40] has its corners in the wrong order" },
   { { solution = "<box>(10,10),(10,40)</box><points>(20,20),(30,30)</points>" },

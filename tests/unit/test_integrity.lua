@@ -160,6 +160,27 @@ check.case("an unfinished checkpoint is no model", function()
     true), why)
 end)
 
+check.case("a manifest that is damaged, or of another program", function()
+  local dir = copy()
+  local text = files.read(dir .. "/manifest.json")
+  local function refused(changed, pattern)
+    files.write(dir .. "/manifest.json", changed)
+    local ok, why = pcall(answer_ids, dir)
+    check.equal(ok, false, pattern)
+    check.ok(why:find("manifest.json: " .. pattern), why)
+  end
+  refused(text:gsub('"parts":%[.-%]', '"parts":[]', 1), "the parts of '.*' have 0 bytes")
+  refused(text:gsub('"config.json"', '"../config.json"', 1), "'../config.json' is not the name")
+  refused("[", "not valid JSON")
+  -- Without DONE and trainer_state.json it may be anybody's.
+  os.remove(dir .. "/DONE")
+  os.remove(dir .. "/trainer_state.json")
+  for _, other in ipairs { "[", "{}", '{"version":1,"files":[1]}', '{"files":{"config.json":{}}}' } do
+    files.write(dir .. "/manifest.json", other)
+    check.equal(answer_ids(dir), answer_ids(good), other)
+  end
+end)
+
 check.case("adapters", function()
   local adapter = train(place .. "/lora", { "worker.actor.model.lora.rank=2" })
   check.ok(folders.kind(adapter .. "/adapter_model.safetensors"), "a run with adapters")

@@ -247,7 +247,7 @@ check.case("what cannot be opened blames the caller", function()
   opens("no model in nope", function() local m = sz.model "nope" return m end)
   opens("[^\n]*nope", function() local m = sz.sam2 "nope" return m end)
   opens("nope/tokenizer.json: No such file", function() local t = sz.tokenizer "nope" return t end)
-  opens("data set /nope: /nope/data.jsonl: No such", function()
+  opens("data set /nope: there is no such file or folder", function()
     local set = sz.data.open "/nope"
     return set
   end)

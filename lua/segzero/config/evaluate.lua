@@ -186,7 +186,6 @@ local function read_policy(cfg)
   if files.exists(cfg.model_path .. "/config.json") then
     return model.read_json(cfg.model_path .. "/config.json")
   end
-  if not cfg.oracle then error("model_path: " .. model.missing(cfg.model_path), 0) end
   return {}
 end
 
@@ -213,6 +212,7 @@ local function find_policy(cfg, given)
   end
   local embedded = cfg.model_path == ""
   cfg.model_path = paths.policy(cfg.model_path, cfg.several)
+  if not cfg.oracle then paths.check_policy("model_path", cfg.model_path) end
   if embedded and not given.max_new_tokens then
     cfg.max_new_tokens = EMBEDDED_TOKENS
     if cfg.several then cfg.max_new_tokens = EMBEDDED_SEVERAL_TOKENS end
@@ -243,6 +243,7 @@ local function find_sam2(cfg, given)
     path = paths.sam2(SCRIPT_SAM2, options)
   end
   cfg.sam2_path = path
+  paths.check_sam2("sam2_path", path)
   if origin == "embedded" then
     console.say("no SAM2 named: using the embedded " .. path)
   end

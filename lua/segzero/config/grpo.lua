@@ -213,6 +213,8 @@ local optimizer = {
     help = "of AdamW's moments; int8 is codes in blocks of 256" },
   { key = "worker.actor.optim.master_weights", type = "boolean", default = true,
     help = "keep f32 copies of bf16 weights; false: update bf16 in place, rounded stochastically" },
+  { key = "worker.actor.optim.shard_state", type = "boolean", default = true,
+    help = "with several ranks: each keeps the moments and f32 copies of its part; false: of all" },
   { key = "worker.actor.grad_dtype", type = "text", default = "f32", choices = { "f32", "bf16" },
     help = "of the accumulated gradients" },
 }
@@ -324,6 +326,8 @@ local trainer = {
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
   { key = "trainer.project_name", type = "text", default = "segzero",
     help = "the project of the logger wandb; a run's folder is named by trainer.experiment_name" },
+  { key = "trainer.report", type = "boolean", default = true,
+    help = "keep report.html in the run folder up to date, from what the logger jsonl writes" },
 }
 
 -- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of
@@ -479,7 +483,9 @@ function M.settings(args, own_schema)
   if no_model then
     use_embedded_model(cfg, given)
   else
-    actor.model_path = paths.policy(actor.model_path, nil, "worker.actor.model.model_path")
+    local setting = "worker.actor.model.model_path"
+    actor.model_path = paths.policy(actor.model_path, nil, setting)
+    paths.check_policy(setting, actor.model_path)
   end
   find_last_checkpoint(cfg)
   local sam2, origin = paths.sam2(cfg.worker.reward.sam2_path, { model = actor.model_path,

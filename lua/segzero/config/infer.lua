@@ -166,8 +166,9 @@ end
 -- Replaces options.model_path and options.sam2_path by real paths; sam2_path is "" without SAM2.
 local function find_models(o)
   o.embedded = o.model_path == ""
-  o.model_path = paths.policy(o.model_path, o.multi)
-  o.sam2_path = paths.sam2(o.sam2_path, { model = o.model_path }):gsub("(.)/+$", "%1")
+  o.model_path = paths.policy(o.model_path, o.multi, "--model_path")
+  local sam2 = paths.sam2(o.sam2_path, { model = o.model_path, label = "--sam2_path" })
+  o.sam2_path = sam2:gsub("(.)/+$", "%1")
   if not o.shows_mask then o.sam2_path = "" end
   if o.mask_path and o.sam2_path == "" then
     error("--mask_path needs SAM2: name a folder or an original .pt file with --sam2_path", 0)

@@ -14,6 +14,7 @@
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local hints = require "segzero.core.path_hints"
 local hub = require "segzero.hub"
 
 local M = { POLICY = "models/tiny/qwen2.5-vl", SEVERAL = "models/tiny/qwen2.5-vl-several",
@@ -73,9 +74,25 @@ local function merged_shards(dir)
   return actor and locate.merged(actor) or error(advice, 0)
 end
 
+-- Raises the error of a folder that holds no policy.
+function M.check_policy(setting, dir)
+  if not files.exists(dir .. "/config.json") then
+    error(("%s: %s"):format(setting, require("segzero.models.opening").missing(dir)), 0)
+  end
+  if hints.is_sam2(dir) then
+    error(("%s: %s is a SAM2 model, which the setting for SAM2 takes; name a Qwen2.5-VL or Qwen2-VL "
+      .. "model here"):format(setting, dir), 0)
+  end
+  if hints.is_policy(dir) then return end
+  if hints.holds(dir) == "a training run" then
+    error(("%s: the training run %s has no checkpoint yet"):format(setting, dir), 0)
+  end
+  error(("%s: no model in %s: its config.json has no model_type"):format(setting, dir), 0)
+end
+
 -- The policy's folder: the embedded one for "", the newest checkpoint for a run folder, the cache's
--- for a name on the hub. Does not check that it holds a model; the loader does. several: as in
--- embedded_policy; label: the setting's name, for messages.
+-- for a name on the hub. several: as in embedded_policy; label: the setting's name, for messages.
+-- Does not check that it holds a model: see check_policy.
 function M.policy(named, several, label)
   if named == "" then return M.embedded_policy(several) end
   named = hub.model(named, label or "model_path", { weights = false })
@@ -103,7 +120,12 @@ end
 function M.check_sam2(setting, path)
   if path == "" or path:find "%.pth?$" and files.exists(path) then return end
   if not files.exists(path) then
-    error(("%s: %s: there is no such file or folder"):format(setting, path), 0)
+    local text = "%s: %s: there is no such file or folder%s"
+    error(text:format(setting, path, hints.question(path)), 0)
+  end
+  if hints.is_policy(path) then
+    error(("%s: %s is %s; name a SAM2 folder or its .pt file here"):format(setting, path,
+      hints.holds(path)), 0)
   end
   if not files.exists(path .. "/.") or files.exists(path .. "/config.json") then return end
   local ok, original = pcall(require("segzero.models.sam2.names").file_in, path)

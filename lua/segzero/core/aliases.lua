@@ -1,4 +1,5 @@
--- aliases.lua - the module names of segzero 0.1, so that scripts written for it keep working.
+-- aliases.lua - former names of modules, so that scripts written with them keep working: those of
+-- segzero 0.1, and those that files had before models, data and train got subfolders.
 --
 -- Requiring it adds a package loader; the host program does so before it runs anything. After that,
 -- `require "segzero.tokenizer"` returns the same module as `require
@@ -10,7 +11,7 @@ local NEW_NAME = {
   ["answer"] = "formats.answer",
   ["blocks"] = "inference.kv_blocks",
   ["bpe_train"] = "tools.bpe_train",
-  ["checkpoint"] = "train.checkpoint",
+  ["checkpoint"] = "train.run.checkpoint",
   ["clock"] = "log.timer",
   ["doctor"] = "tools.doctor",
   ["draw"] = "tools.draw",
@@ -31,7 +32,7 @@ local NEW_NAME = {
   ["pack"] = "inference.packing",
   ["pickle"] = "formats.pickle",
   ["plan"] = "tools.plan",
-  ["processor"] = "models.processor",
+  ["processor"] = "models.qwen_vl.processor",
   ["prompt"] = "data.prompt",
   ["pyjson"] = "formats.pyjson",
   ["pytext"] = "formats.pytext",
@@ -46,15 +47,29 @@ local NEW_NAME = {
   ["inference.rollout"] = "inference.generate",
   ["safetensors"] = "formats.safetensors",
   ["sam2"] = "models.sam2",
-  ["sam2_names"] = "models.sam2_names",
+  ["sam2_names"] = "models.sam2.names",
   ["scheduler"] = "inference.scheduler",
   ["segment"] = "inference.segmenter",
   ["strict"] = "core.strict",
   ["tensor"] = "core.tensor",
-  ["tokenizer"] = "models.tokenizer",
+  ["tokenizer"] = "models.text.tokenizer",
   ["torchfile"] = "formats.torchfile",
   ["trainer"] = "train.trainer",
   ["weights"] = "models.weights",
+  -- before the subfolders
+  ["data.check"] = "data.checks.check",
+  ["data.jsonl"] = "data.jsonl.source",
+  ["models.chat_template"] = "models.text.chat_template",
+  ["models.messages"] = "models.qwen_vl.messages",
+  ["models.processor"] = "models.qwen_vl.processor",
+  ["models.sam2_names"] = "models.sam2.names",
+  ["models.sam2_predictor"] = "models.sam2.predictor",
+  ["models.tiny_qwen"] = "models.tiny.qwen",
+  ["models.tiny_sam2"] = "models.tiny.sam2",
+  ["models.tokenizer"] = "models.text.tokenizer",
+  ["train.checkpoint"] = "train.run.checkpoint",
+  ["train.loop"] = "train.run.loop",
+  ["train.pretrain"] = "train.supervised.pretrain",
 }
 
 local function load_under_new_name(name)

@@ -9,12 +9,17 @@
 --   local w = jobs.writing()      collects what to write, in this order:
 --   w:text(path, text)
 --   w:tensors(path, header, {tensor, ...}, {name, ...})
+--   w:pieces(path, {tensor, ...}, {place, ...})     into a file of jobs.shared_file; place: of the
+--                                                  first byte, from the start of the file
 --   w:rename(from, to)
 --   w:sync(path, parts)           a file that exists; parts: {{name =, begin =, stop =}, ...}
 --   w:manifest(path, text)        each '%' in text is the checksum of the next part of w.parts
 --   w.parts                       what was added so far: {{path =, name = tensor | "" for the
 --                                 header | nil for a whole text, bytes =}, ...}
 --   local j = w:start()           nothing may write to the tensors until j has ended
+--   local j = w:start_first()     the same; when j has ended, more can be added and started
+--
+--   jobs.shared_file(path, header, bytes)     makes a safetensors file of this length for w:pieces
 --
 -- The collector cancels or finishes a job that nothing refers to. The program waits at its end for
 -- the jobs that have started.
@@ -71,6 +76,20 @@ function Writing:manifest(path, text)
   call(C.sz_writing_manifest(self.ptr, path, text, #text))
 end
 
+function Writing:pieces(path, list, places)
+  local pointers = ffi.new("sz_tensor *[?]", #list + 1)
+  local offsets = ffi.new("int64_t[?]", #list + 1)
+  for i, t in ipairs(list) do
+    pointers[i - 1] = t.ptr
+    offsets[i - 1] = places[i]
+  end
+  call(C.sz_writing_parts(self.ptr, path, pointers, offsets, #list))
+end
+
+function M.shared_file(path, header, bytes)
+  call(C.sz_shared_file_begin(path, header, #header, bytes))
+end
+
 local LENGTH_BYTES = 8          -- before the header of a file of tensors
 
 function Writing:tensors(path, header, list, names)
@@ -94,6 +113,8 @@ function Writing:sync(path, parts)
   end
   call(C.sz_writing_sync(self.ptr, path, #parts, begin, stop))
 end
+
+function Writing:start_first() return M.wrap(call(C.sz_writing_start_first(self.ptr))) end
 
 function Writing:start()
   local ptr = ffi.gc(self.ptr, nil)

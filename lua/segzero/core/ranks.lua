@@ -6,6 +6,8 @@
 --   world:split(colour) -> a group       the ranks that give the same number
 --   world:all_reduce(t)                  t becomes the sum over all ranks
 --   world:sum_gradient(t)                the gradient of parameter t, zeros where it has none
+--   world:sum_gradient_parts(pointers, n, bounds)    the same for the ranges that this rank has
+--   world:gather_parts(pointers, n, bounds)          the ranges of all ranks go to all (comm.h)
 --   world:broadcast(t, root)             t of rank `root` becomes t of all
 --   world:all_gather(part, whole)        whole = the parts of all ranks, in their order
 --   world:reduce_scatter(whole, part)    part = this rank's part of the sum
@@ -14,6 +16,7 @@
 --   world:share(value, root) -> value    the value of rank `root` (from 0; default 0)
 --   world:barrier()
 --   ranks.set_timeout(seconds), ranks.bytes_sent(), ranks.abort(status)
+--   ranks.fail_after(n)                  for tests (sz_comm_fail_after)
 --
 -- Every rank of a group makes the same calls in the same order. A value is nil, a boolean, a
 -- number, a string, or a table of these; numbers keep their bits. An error means that the job is
@@ -66,6 +69,14 @@ function methods:all_reduce(t) check(C.sz_comm_all_reduce(self.pointer, handle.p
 
 function methods:sum_gradient(t)
   check(C.sz_comm_sum_gradient(self.pointer, handle.pointer(t, 2)))
+end
+
+function methods:sum_gradient_parts(pointers, n, bounds)
+  check(C.sz_comm_sum_gradient_parts(self.pointer, pointers, n, bounds))
+end
+
+function methods:gather_parts(pointers, n, bounds)
+  check(C.sz_comm_gather_parts(self.pointer, pointers, n, bounds))
 end
 
 function methods:broadcast(t, root)
@@ -133,6 +144,13 @@ function M.set_timeout(seconds) C.sz_comm_set_timeout(seconds) end
 
 function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()) end
 
-function M.abort(status) C.sz_comm_abort(status) end
+function M.fail_after(n) C.sz_comm_fail_after(n) end
+
+-- The library ends the process by exit(), which is no accident here.
+function M.abort(status)
+  local has_host, host = pcall(require, "segzero.host")
+  if has_host and M.world():size() > 1 then host.arm(false) end
+  C.sz_comm_abort(status)
+end
 
 return M

@@ -2,7 +2,9 @@
 -- such as a reward, in the script's folder, in the current folder, then where relative entries of
 -- LUA_PATH say.
 --
---   user_modules.look_beside(path)     from now on also in the folder of this file, before the others
+--   user_modules.look_beside(path)     from now on also in the folder of this file, before the others.
+--                                      A module of that name from another such folder is loaded anew,
+--                                      so two rewards may each have a "helper" of their own
 --
 -- Requiring it adds a package loader; the host program does so before it runs anything. The loader
 -- comes after all others, so a module of segzero or of an installed package always wins. A name that
@@ -24,18 +26,36 @@ local function script_folder()
 end
 
 local named = {}                -- the folders of look_beside, the latest first
+local origin = {}               -- module -> the folder of `named` that it came from
+
+local function folder_of(path) return path:match "^(.*)/[^/]*$" or "." end
 
 local function look_beside(path)
-  local folder = path:match "^(.*)/[^/]*$" or "."
+  local folder = folder_of(path)
+  for name, from in pairs(origin) do
+    if from ~= folder then package.loaded[name] = nil end
+  end
   for i, other in ipairs(named) do
     if other == folder then table.remove(named, i) end
   end
   table.insert(named, 1, folder)
 end
 
+-- The folder of the file that calls require, if it is one of look_beside.
+local function own_folder()
+  local REQUIRER = 5            -- this function, folders, search, require, its caller
+  local info = debug.getinfo(REQUIRER, "S")
+  local path = info and info.source:match "^@(.*)$"
+  local folder = path and folder_of(path)
+  for _, other in ipairs(named) do
+    if other == folder then return folder end
+  end
+end
+
 -- The folders to search, each once.
 local function folders()
-  local list = { unpack(named) }
+  local list = { own_folder() }
+  for _, folder in ipairs(named) do list[#list + 1] = folder end
   list[#list + 1] = script_folder()
   list[#list + 1] = "."
   local seen = {}
@@ -53,6 +73,7 @@ local function search(name)
   for i, folder in ipairs(folders()) do
     local pattern = folder .. "/?.lua;" .. folder .. "/?/init.lua"
     local path, reason = package.searchpath(name, pattern)
+    if path and i <= #named then origin[name] = folder end
     if path then return assert(loadfile(path)) end
     tried[i] = reason
   end

@@ -23,7 +23,7 @@
 -- level =, empty =,
 -- prompt_key =, answer_key =, image_key = names of columns, image_dir = where relative paths of
 -- images start, several = whether solutions are lists of objects, check = false if
--- data/checks/check.lua follows}. A source uses those that it knows.
+-- data/checks/check.lua follows, label = the setting that names the set, for messages}. A source uses those that it knows.
 --
 --   sources.read_row(set, i, image)     row i; one line if the set returns no row
 --
@@ -33,6 +33,7 @@
 
 local annotation_source = require "segzero.data.annotations.source"
 local core = require "segzero.core.ffi"
+local hints = require "segzero.core.path_hints"
 local hub = require "segzero.hub"
 local image = require "segzero.formats.image"
 local jsonl = require "segzero.data.jsonl.source"
@@ -115,7 +116,7 @@ local BUILT_IN = { refshapes = true, refshapes_multi = true, jsonl = true, table
   annotations = true }
 local GENERATED = { refshapes = true, refshapes_multi = true }
 local OPTIONS = options_of.set { "split", "size", "seed", "rows", "level", "check", "empty",
-  "prompt_key", "answer_key", "image_key", "image_dir", "several" }
+  "prompt_key", "answer_key", "image_key", "image_dir", "several", "label" }
 
 -- Generated images have no size, number or split of their own. Level as for error().
 local function check_generated(options, level)
@@ -141,12 +142,16 @@ local function open_own(source, name, options, level)
   local ok, set = pcall(M:get(source).open, name, options)
   if ok then return set end
   if core.is_interrupt(set) then error(set, 0) end
-  error(core.plain(set), above(level))
+  local text = core.plain(set)
+  if text == name .. ": No such file or directory" then text = text .. hints.question(name) end
+  if options.label then text = ("%s: %s"):format(options.label, (text:gsub("^data set ", ""))) end
+  error(text, above(level))
 end
 
 -- The folder of a name on the hub; another name stays.
 local function from_hub(name, options, level)
-  local ok, path = pcall(hub.data, name, { purpose = options.split, label = "data set" })
+  local ok, path = pcall(hub.data, name,
+    { purpose = options.split, label = options.label or "data set" })
   if ok then return path end
   if core.is_interrupt(path) then error(path, 0) end
   error(core.plain(path), above(level))

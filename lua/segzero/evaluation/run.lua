@@ -298,7 +298,7 @@ local function open_set(cfg)
   return data.sources.open(cfg.data, {
     split = split, size = cfg.refshapes_size, seed = cfg.seed, rows = cfg.rows, check = false,
     prompt_key = cfg.prompt_key, answer_key = cfg.answer_key, image_key = cfg.image_key,
-    image_dir = cfg.image_dir, several = cfg.several,
+    image_dir = cfg.image_dir, several = cfg.several, label = "data",
   })
 end
 

@@ -6,9 +6,9 @@
 --   f:mask(i, name, use), f:pair(key), f:close()         as in parquet.lua
 --
 -- A stream is messages: a length, metadata (a FlatBuffer), a body. Opening reads the metadata's
--- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream. Of
--- the file format the footer is read, which says where all batches are. The last batch used is kept,
--- with its buffers unpacked if they are compressed.
+-- heads alone; f.note is a text if the stream has no end mark. What `datasets` writes is a stream.
+-- Of the file format the footer is read, which says where all batches are. The last batch used is
+-- kept, with its buffers unpacked if they are compressed.
 -- Source: the Arrow columnar format, 1.5.
 -- Leaves out: writing; big-endian values; views of lists, unions, run ends, intervals.
 
@@ -39,16 +39,21 @@ local CONTINUES = 0xffffffff
 local open_files = setmetatable({}, { __mode = "k" })
 local touched = 0               -- bytes of all of them
 
-local function fail(file, message, ...) error(file.path .. ": " .. message:format(...), 0) end
+-- The names of columns, which messages have, are the file's.
+local function shown(message) return (message:gsub("%c", "?")) end
+
+local function fail(file, message, ...)
+  error(file.path .. ": " .. shown(message:format(...)), 0)
+end
 
 -- f(...) with the file's name, and what was read, in front of an error.
 local function named(file, what, f, ...)
   local ok, a, b = pcall(f, ...)
   if ok then return a, b end
   if core.is_interrupt(a) then error(a, 0) end
-  local why = core.plain(a)
+  local why = shown(core.plain(a))
   if why:sub(1, #file.path) == file.path then error(why, 0) end
-  error(("%s%s: %s"):format(file.path, what, why), 0)
+  error(("%s%s: %s"):format(file.path, shown(what), why), 0)
 end
 
 -- ---- messages ----
@@ -133,7 +138,9 @@ end
 local function read_blocks(file, b, at, n, kind)
   for i = 0, n - 1 do
     local place = b:i64_at(at + BLOCK * i)
-    if place < #FILE_MARK or place >= file.size then fail(file, "a batch is outside of the file") end
+    if place < #FILE_MARK or place >= file.size then
+      fail(file, "a batch is outside of the file")
+    end
     local message = read_message(file, place)
     if not message or message.kind ~= kind then fail(file, "the footer is damaged") end
     add_message(file, message)

@@ -7,8 +7,8 @@
 --   f:value(i, name)            one column of a row
 --   f:kind(name)                {form = "bool" | "number" | "bytes" | "list" | "struct" | "map",
 --                               element = of a list, fields = {name -> kind} of a struct}, or nil
---   f:bytes(i, {name, ...}, use, most)      use(pointer, count, elements) of the bytes of a column, of a
---                               struct's field or of a list's first element, with the list's length;
+--   f:bytes(i, {name, ...}, use, most)      use(pointer, count, elements) of the bytes of a column,
+--                               of a struct's field or of a list's first element, with its length;
 --                               they are freed after it. Returns what it returns; nil without
 --                               calling it for a null. most: how many of the bytes are wanted; use
 --                               gets that many or all

@@ -9,6 +9,9 @@
 --   safetensors.layout(path)               where the header and each tensor are, in bytes
 --   safetensors.save(path, tensors, metadata)
 --       metadata {format = "pt"} unless given
+--   safetensors.plan({name -> described}) -> header, {{name =, begin =, stop =}, ...}
+--       what save() would write, and where each tensor would be in the file, in bytes; described: an
+--       object with shape(), dtype() and numel(), as a tensor has
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
 --
 -- File format: u64 little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets =
@@ -425,8 +428,10 @@ end
 
 local function bytes_of(t) return t:numel() * BYTES[NAME[t:dtype()]] end
 
--- The JSON is written by hand, because cjson encodes an empty list as {} and does not sort keys.
-local function write(path, names, tensors, metadata, later)
+-- The header, and the tensors in the order of the file: {{name =, begin =, stop =}, ...}, in bytes
+-- of the data part. The JSON is written by hand, because cjson encodes an empty list as {} and does
+-- not sort keys.
+local function lay_out(names, tensors, metadata)
   local parts = {}
   local keys = {}
   local at = 0
@@ -448,29 +453,50 @@ local function write(path, names, tensors, metadata, later)
     if a.size ~= b.size then return a.size > b.size end
     return a.i < b.i
   end)
-  local pointers = ffi.new("sz_tensor *[?]", #order + 1)
-  local list = {}
-  local in_file = {}
   local text = {}
-  for i, o in ipairs(order) do
-    in_file[i] = o.name
+  for _, o in ipairs(order) do
     local t = tensors[o.name]
     local stop = at + bytes_of(t)
     local sizes = table.concat(t:shape(), ",")
     local entry = '%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'
     text[o.name] = entry:format(cjson.encode(o.name), NAME[t:dtype()], sizes, at, stop)
-    pointers[i - 1] = t.ptr
-    list[i] = t
+    o.begin = at
+    o.stop = stop
     at = stop
   end
   for _, name in ipairs(names) do parts[#parts + 1] = text[name] end
   local header = "{" .. table.concat(parts, ",") .. "}"
-  header = header .. (" "):rep(-#header % 8)
+  return header .. (" "):rep(-#header % 8), order
+end
+
+local function write(path, names, tensors, metadata, later)
+  local header, order = lay_out(names, tensors, metadata)
+  local pointers = ffi.new("sz_tensor *[?]", #order + 1)
+  local list = {}
+  local in_file = {}
+  for i, o in ipairs(order) do
+    in_file[i] = o.name
+    list[i] = tensors[o.name]
+    pointers[i - 1] = list[i].ptr
+  end
   if later then
     later:tensors(path, header, list, in_file)
   else
     call(C.sz_safetensors_write(path, header, #header, pointers, #order))
   end
+end
+
+function M.plan(described)
+  local names = {}
+  for name in pairs(described) do names[#names + 1] = name end
+  table.sort(names)
+  local header, order = lay_out(names, described, { format = "pt" })
+  local start = 8 + #header
+  for _, one in ipairs(order) do
+    one.begin = one.begin + start
+    one.stop = one.stop + start
+  end
+  return header, order
 end
 
 -- later: a list of files (jobs.writing) that writes this one in the background.

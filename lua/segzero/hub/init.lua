@@ -19,6 +19,7 @@ local cache = require "segzero.hub.cache"
 local core = require "segzero.core.ffi"
 local environment = require "segzero.hub.environment"
 local files = require "segzero.core.files"
+local hints = require "segzero.core.path_hints"
 local names = require "segzero.hub.names"
 local visible = require "segzero.core.visible"
 local wanted = require "segzero.hub.wanted"
@@ -123,20 +124,51 @@ local function what(kind)
   return kind == "model" and "file or folder" or "file, folder or built-in data set"
 end
 
--- There is no such repository: what the user may have meant.
-local function absent_text(label, name, kind, why)
-  local guess = names.guess(name:gsub("@.*$", ""))
-  local cure = ("name a %s, or a repository as owner/name"):format(
-    kind == "model" and "folder" or "folder or file")
-  if guess then cure = cure .. (": %s?"):format(guess) end
-  local text = "%sthere is no such %s here, and %s; %s"
-  return text:format(front(label, name), what(kind), why, cure)
+-- What the user may have meant: something here, or a repository of another owner; or nil.
+local function meant(name)
+  local plain = name:gsub("@.*$", "")
+  local similar = hints.similar(plain)
+  if similar and similar:find("/", 1, true) then return similar end
+  return names.guess(plain)
+end
+
+-- "SETTING: NAME: there is no such file or folder here (did you mean OTHER?)"
+local function absent_here(label, name, kind)
+  local guess = meant(name)
+  local question = ""
+  if guess then question = (" (did you mean %s?)"):format(guess) end
+  return ("%sthere is no such %s here%s"):format(front(label, name), what(kind), question)
+end
+
+-- Whether the hub has a repository of the other kind under the name.
+local function is_other_kind(repository)
+  local other = "model"
+  if repository.kind == "model" then other = "dataset" end
+  local session = require("segzero.hub.requests").new()
+  local asked = api.repository(other, repository)
+  local ok, why = pcall(require("segzero.hub.pool").run,
+    { function() api.list(session, asked) end })
+  if not ok and core.is_interrupt(why) then error(why, 0) end
+  return ok
+end
+
+-- There is no such repository.
+local function absent_text(label, name, repository, why)
+  local kind = repository.kind
+  if is_other_kind(repository) then
+    local text = "%s%s is a data set on the hub, and a model is needed here"
+    if kind == "dataset" then text = "%s%s is a model on the hub, and a data set is needed here" end
+    return text:format(label and label .. ": " or "", name)
+  end
+  local cure = "name a folder, or a repository as owner/name"
+  if kind == "dataset" then cure = "name a folder or file, or a repository as owner/name" end
+  return ("%s, and %s; %s"):format(absent_here(label, name, kind), why, cure)
 end
 
 local function offline_text(label, name, kind, cached, variable)
-  local text = "%sthere is no such %s here, the cache %s has not all of its files, and %s is set, "
-    .. "so nothing is downloaded: unset it, or name a folder"
-  return text:format(front(label, name), what(kind), cached.root, variable)
+  local text = "%s, the cache %s does not have all of its files, and %s is set, so nothing is "
+    .. "downloaded: unset it, or name a folder"
+  return text:format(absent_here(label, name, kind), cached.root, variable)
 end
 
 -- Nothing could be asked, or a download broke off.
@@ -146,15 +178,13 @@ local function unreachable_text(label, name, kind, cached, failure)
     return ("%sthe download broke off at %s; what has come is kept, so start again to continue it")
       :format(front(label, name), why)
   end
-  local guess = names.guess(name:gsub("@.*$", ""))
-  if guess then why = ("%s (the hub has %s)"):format(why, guess) end
-  local text = "%sthere is no such %s here, the cache %s has not all of its files, and they could "
-    .. "not be downloaded: %s. %s"
+  local text = "%s, the cache %s does not have all of its files, and they could not be downloaded: "
+    .. "%s. %s"
   local cure = "Check the network, https_proxy and HF_ENDPOINT, or name a folder"
   if why:find("certificate", 1, true) then
     cure = "Install ca-certificates, or name your proxy's file of certificates with SSL_CERT_FILE"
   end
-  return text:format(front(label, name), what(kind), cached.root, why, cure)
+  return text:format(absent_here(label, name, kind), cached.root, why, cure)
 end
 
 -- ---- both ----
@@ -190,7 +220,7 @@ local function obtain(name, repository, kind, label, refresh)
   if type(why) ~= "table" then
     error((label and label .. ": " or "") .. core.plain(why), 0)
   end
-  if why.absent then error(absent_text(label, name, repository.kind, why.text), 0) end
+  if why.absent then error(absent_text(label, name, repository, why.text), 0) end
   path = fallback(cached, commit, kind, repository, why.unreachable)
   if path then return path end
   error(unreachable_text(label, name, repository.kind, cached, why), 0)

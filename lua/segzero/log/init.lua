@@ -33,25 +33,10 @@ local function check_logger(name, object)
     type(object), table.concat(METHODS, ", ")), 0)
 end
 
--- The names, and after them the loggers that come with them; each once.
-local function with_others(names)
-  local list = {}
-  local taken = {}
-  local function add(name)
-    if not taken[name] then list[#list + 1] = name end
-    taken[name] = true
-  end
-  for _, name in ipairs(names) do add(name) end
-  for _, name in ipairs(names) do
-    for _, other in ipairs(loggers:get(name).also or {}) do add(other) end
-  end
-  return list
-end
-
 -- names: registered names.
 function M.open(names, run)
   local log = setmetatable({ run = run, list = {} }, mt)
-  for i, name in ipairs(with_others(names)) do
+  for i, name in ipairs(loggers.with_others(names)) do
     local open = loggers:get(name).open
     local object = user_code.call("the logger " .. name, open, run)
     check_logger(name, object)

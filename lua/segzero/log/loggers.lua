@@ -19,7 +19,9 @@
 --   start()                  the first step begins
 --   close()
 -- run = {folder = path | nil, total_steps =, first_step = the step that the run starts after,
--- config = settings}. names.lua has the numbers under veRL's names.
+-- config = settings, train = the data set, policy =}. names.lua has veRL's names for the numbers.
+--
+-- loggers.with_others{"wandb"} -> {"wandb", "jsonl"}.
 --
 -- trainer.logger=console,jsonl names the loggers of a run. A spec's field `also` lists loggers that
 -- are opened with it. An error in a logger ends the run with the logger's own traceback.
@@ -28,6 +30,22 @@
 local registry = require "segzero.core.registry"
 
 local M = registry.new("logger", { required = { "open" }, optional = { "help", "also" } })
+
+-- The names, and after them the loggers that come with them; each once.
+function M.with_others(names)
+  local list = {}
+  local taken = {}
+  local function add(name)
+    if not taken[name] then list[#list + 1] = name end
+    taken[name] = true
+  end
+  for _, name in ipairs(names) do add(name) end
+  for _, name in ipairs(names) do
+    local spec = M.specs[name]          -- an unknown name is an error where it is opened
+    for _, other in ipairs(spec and spec.also or {}) do add(other) end
+  end
+  return list
+end
 
 M:register("console", {
   help = "a line for each step on the terminal, with the time that is left",
@@ -54,6 +72,11 @@ M:register("wandb", {
 M:register("csv", {
   help = "metrics.csv and evaluations.csv in the run folder",
   open = function(run) return require("segzero.log.csv").open(run) end,
+})
+
+M:register("report", {
+  help = "report.html in the run folder, from what jsonl writes; trainer.report=true adds it",
+  open = function(run) return require("segzero.report.live").open(run) end,
 })
 
 return M

@@ -3,6 +3,8 @@
 --   names.verl(t, config) -> {["critic/score/mean"] = number, ...}
 --   names.flat(t, config) -> the same, and every other number of t under our name; tables in t
 --                            become "time/decode". This is what TensorBoard, W&B and CSV get
+--   names.is_verl "actor/lr"         whether a name is one of veRL's; a table with both kinds of
+--                                    names, such as metrics.jsonl's lines, says those numbers twice
 --   names.sorted(numbers) -> list of their names
 --
 -- t: the record of a step or of an evaluation (loggers.lua). config: the run's settings, or nil.
@@ -113,6 +115,11 @@ function M.flat(t, config)
   end
   return out
 end
+
+local VERLS = { critic = true, actor = true, response_length = true, prompt_length = true,
+  timing_s = true, timing_per_token_ms = true, val = true }
+
+function M.is_verl(name) return VERLS[name:match "^([^/]+)/"] == true end
 
 function M.sorted(numbers)
   local list = {}

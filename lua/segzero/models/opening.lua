@@ -13,6 +13,7 @@
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
+local hints = require "segzero.core.path_hints"
 local hub = require "segzero.hub"
 local names = require "segzero.hub.names"
 local integrity = require "segzero.runs.integrity"
@@ -67,11 +68,19 @@ function M.missing(dir)
   end
   local advice = require("segzero.merge.locate").advice(dir)
   if advice then return advice end
-  if files.exists(dir .. "/.") then return ("no model in %s: it has no config.json"):format(dir) end
-  local text = ("no model in %s: it is not a folder"):format(dir)
+  local text = "no model in " .. dir
+  if files.exists(dir .. "/.") then
+    local other = hints.holds(dir)
+    if other then return ("%s: it is %s"):format(text, other) end
+    return text .. ": it has no config.json, which comes with a model's *.safetensors"
+  end
+  if files.exists(dir) then return text .. ": it is a file; name the folder with config.json" end
+  text = text .. ": there is no such folder"
+  local question = hints.question(dir)
+  if question ~= "" then return text .. question end
   local guess = names.guess(dir)
-  if not guess then return text end
-  return ("%s; the hub has it as %s"):format(text, guess)
+  if guess then return ("%s; did you mean %s on the hub?"):format(text, guess) end
+  return text .. "; name a folder, or a model on the hub as owner/name"
 end
 
 -- transformers writes dtype, and wrote torch_dtype before 4.56. With text_config it may be there.

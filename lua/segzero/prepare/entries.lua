@@ -243,7 +243,7 @@ end
 
 local function open_rows(self, cfg)
   local options = { split = "train", prompt_key = cfg.prompt_key, image_key = cfg.image_key,
-    check = false }
+    check = false, label = "data" }
   -- Solutions are not read; lines of JSON need the column, so it may be any.
   if files.exists(cfg.data) and not table_names.matches(cfg.data) then
     options.answer_key = cfg.prompt_key

@@ -48,6 +48,7 @@ local LIMIT = 10                -- seconds
 local LOAD_CURE = " (worker.reward.timeout=SECONDS is the limit)"
 
 local function run_file(path, seconds)
+  if files.exists(path) then files.check_regular(path) end    -- a pipe would wait for ever
   local chunk, reason = loadfile(path)
   if not chunk then error("the reward does not load: " .. reason, 0) end
   user_modules.look_beside(path)
@@ -55,7 +56,7 @@ local function run_file(path, seconds)
   local ok, reward = guard.call(seconds, what, "", chunk)
   if ok then return reward end
   local text = user_code.text(reward)
-  if reward.late then text = text:gsub("\n", LOAD_CURE .. "\n", 1) end
+  if reward.late then text = text:gsub("^[^\n]*", "%0" .. LOAD_CURE, 1) end
   error(("the reward %s does not load: %s"):format(path, text), 0)
 end
 

@@ -45,6 +45,9 @@ function M.take_errors(rules)
   return errors
 end
 
+-- Of larger scores the deviation of a group is infinite, and all advantages would be 0.
+local LARGEST = 1e30
+
 local function is_finite(v) return type(v) == "number" and v == v and math.abs(v) ~= math.huge end
 
 -- ---- what goes wrong ----
@@ -55,6 +58,10 @@ local function problem_of_results(row, score, parts)
   if not is_finite(score) then
     local message = "the reward returned %s for row %s, expected a finite number"
     return { headline = message:format(visible.line(score), id) }
+  end
+  if math.abs(score) > LARGEST then
+    local message = "the reward returned %g for row %s, expected a number from -1e30 to 1e30"
+    return { headline = message:format(score, id) }
   end
   if parts == nil then return nil end
   if type(parts) ~= "table" then

@@ -71,9 +71,20 @@ local function refuse_unfinished(folder)
   end
 end
 
+-- The files of a checkpoint's manifest, or nil. A model folder from elsewhere may hold another
+-- program's manifest.json.
+local function list_of(folder)
+  local is_checkpoint = files.exists(folder .. "/DONE")
+    or files.exists(folder .. "/trainer_state.json")
+  if is_checkpoint then return manifest.list(folder) end
+  if not manifest.owner(folder) then return nil end
+  local ok, list = pcall(manifest.list, folder)
+  return ok and list or nil
+end
+
 function M.begin(folder)
   refuse_unfinished(folder)
-  local list = manifest.list(folder)
+  local list = list_of(folder)
   if not list then return nil end
   local stamp = stamp_of(folder, list)
   if checks[folder] and checks[folder].stamp == stamp then return checks[folder] end
@@ -118,7 +129,7 @@ function M.settle(model)
 end
 
 function M.file(folder, name)
-  for _, file in ipairs(manifest.list(folder) or {}) do
+  for _, file in ipairs(list_of(folder) or {}) do
     if file.name == name then
       local problem = manifest.wrong_size(folder, file)
       if problem then damaged(folder, problem) end

@@ -14,7 +14,8 @@
 --                                            be written at once
 --   manifest.add(writing, folder, run, step) adds to a list of files (jobs.writing): syncing those
 --                                            that are in the folder, manifest.json, and UNFINISHED
---                                            becomes DONE
+--                                            becomes DONE. Files that the list has written
+--                                            already are not synced again
 --   manifest.check(folder) -> true, or nil if there is no manifest
 --                                            reads every file; a damaged one is an error that names
 --                                            file and tensor
@@ -111,9 +112,11 @@ end
 
 function M.add(writing, folder, run, step)
   -- The files that the model has written at once, such as its tokenizer.
+  local known = { [UNFINISHED] = true }
+  for _, file in ipairs(by_file(folder, writing.parts)) do known[file.name] = true end
   for _, name in ipairs(assert(folders.list(folder))) do
     local path = folder .. "/" .. name
-    if name ~= UNFINISHED then writing:sync(path, parts_of(path)) end
+    if not known[name:gsub("%.tmp$", "")] then writing:sync(path, parts_of(path)) end
   end
 
   -- If the run ends before the manifest is there, UNFINISHED says what may be removed.
@@ -153,10 +156,15 @@ local function check_entry(folder, name, entry)
   end
   local parts = entry.parts or { { bytes = entry.bytes, xxh3 = entry.xxh3 } }
   if type(parts) ~= "table" then bad(folder, "the parts of '%s' are not a list", name) end
+  local total = 0
   for _, part in ipairs(parts) do
     if type(part) ~= "table" or not is_size(part.bytes) or not is_sum(part.xxh3) then
       bad(folder, "'%s' has a part without size or checksum", name)
     end
+    total = total + part.bytes
+  end
+  if total ~= entry.bytes then
+    bad(folder, "the parts of '%s' have %.0f bytes, the file has %.0f", name, total, entry.bytes)
   end
   return parts
 end

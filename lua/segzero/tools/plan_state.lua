@@ -78,6 +78,7 @@ local function longest_input(cfg, vl, train, prompt)
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
     image_dir = d.image_dir, several = prompts.style(cfg).several,
+    label = "data.train_files",
   })
   local processor = vl:processor()
   processor.min_pixels = d.min_pixels

@@ -1,25 +1,34 @@
 -- optim.lua - AdamW over a list of named parameters, with clipping of the gradients' global norm.
 --
---   local opt = optim.adamw(list, options)   list: {{name =, tensor =}, ...}, as vl:train() returns
+--   local opt = optim.adamw(list, options, p)
+--                                list: {{name =, tensor =}, ...}, as vl:train() returns
+--                                p: the ranks that train the same parameters (parallel.lua), or nil
 --     lr, betas = {0.9, 0.999}, eps = 1e-8, weight_decay = 0.01, max_grad_norm = nil
 --     state_dtype = "f32" | "bf16" | "int8"     of the moments; int8: codes in blocks of 256 with a
 --                                               scale
 --     master_weights = true | false             f32 copies of bf16 parameters; false: updated in
 --                                               place, rounded stochastically
 --     grad_dtype = "f32" | "bf16"               of the summed gradients; vectors stay f32
+--     shard_state = true | false                with several ranks: each has the state of a part of
+--                                               every parameter (shards.lua), or each has all of it
 --   local norm, updated = opt:step(lr)     lr: of this step; without it, options.lr. If the norm is
 --                                          not finite, the update is skipped: updated is false, the
 --                                          gradients are cleared, opt.skipped counts it
 --   opt:bad_updates() -> n, window         how many of the last `window` updates were skipped
 --   opt:weight_norm()                      the norm of all parameters together
---   opt:state() -> {name -> tensor}        borrowed; checkpoints read them and write into them
+--   opt:state() -> {name -> tensor}        borrowed; checkpoints read them. This rank's, as [n], if
+--                                          there are parts
+--   opt:whole_state() -> {name -> tensor or shards.whole}    the state of whole parameters
+--   opt:set_state(saved)                   takes it from {name -> tensor}, whole as well
 --   opt:steps(), opt:set_steps(n)          optimizer steps so far
 --
--- Leaves out: other optimizers, parameter groups.
+-- With several ranks step() is collective: it sums the gradients over them, and all make the same
+-- update. Leaves out: other optimizers, parameter groups.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
+local shards = require "segzero.train.shards"
 local stop = require "segzero.core.stop"
 local tensor = require "segzero.core.tensor"
 
@@ -47,7 +56,7 @@ end
 
 local OPTIONS = options.set {
   "lr", "betas", "eps", "weight_decay", "max_grad_norm", "state_dtype", "grad_dtype",
-  "master_weights",
+  "master_weights", "shard_state",
 }
 
 local function check_list(list, level)
@@ -59,22 +68,26 @@ local function check_list(list, level)
   error("adamw: a list of {name =, tensor =} is expected, such as vl:train() returns", level + 1)
 end
 
-function M.adamw(list, opts)
+function M.adamw(list, opts, p)
   opts = options.check("adamw", opts, OPTIONS, 2)
   local moments = code_of(M.state_dtypes, opts.state_dtype, "state_dtype", "f32, bf16 or int8", 2)
   local gradients = code_of(M.grad_dtypes, opts.grad_dtype, "grad_dtype", "f32 or bf16", 2)
   check_list(list, 2)
   local pointers = ffi.new("sz_tensor *[?]", #list)
-  for i, p in ipairs(list) do
-    pointers[i - 1] = p.tensor.ptr
-    if opts.grad_dtype then check(C.sz_tensor_set_grad_dtype(p.tensor.ptr, gradients), 2) end
+  for i, one in ipairs(list) do
+    pointers[i - 1] = one.tensor.ptr
+    if opts.grad_dtype then check(C.sz_tensor_set_grad_dtype(one.tensor.ptr, gradients), 2) end
   end
   local masters = opts.master_weights == false and 0 or 1
-  local handle = check(C.sz_adamw_new(pointers, #list, moments, masters), 2)
+  local ranks = p and p.size > 1 and p or nil
+  local parts
+  if ranks and opts.shard_state ~= false then parts = shards.new(list, ranks) end
+  local handle = check(C.sz_adamw_new_parts(pointers, #list, moments, masters,
+    parts and parts.first, parts and parts.count), 2)
   local betas = opts.betas or DEFAULT_BETAS
   return setmetatable({
     c = ffi.gc(handle, C.sz_adamw_free), list = list, lr = opts.lr, beta1 = betas[1],
-    beta2 = betas[2],
+    beta2 = betas[2], ranks = ranks, shards = parts, moments = moments, has_masters = masters == 1,
     eps = opts.eps or 1e-8, weight_decay = opts.weight_decay or 0.01,
     max_grad_norm = opts.max_grad_norm, skipped = 0, recent = {},
   }, mt)
@@ -94,8 +107,32 @@ end
 
 function methods:weight_norm() return check(C.sz_adamw_weight_norm(self.c), 2) end
 
+-- The norm of the gradients, which are summed over the ranks first.
+local function gradient_norm(self)
+  if not self.ranks then return check(C.sz_adamw_grad_norm(self.c), 3) end
+  if not self.shards then
+    self.ranks:sum_gradients(self.list)
+    return self.ranks:agreed(function() return check(C.sz_adamw_grad_norm(self.c)) end)[1]
+  end
+  self.shards:sum_gradients()
+  local total = 0
+  for _, squares in ipairs(self.ranks:agreed(function()
+    return check(C.sz_adamw_grad_squares(self.c))
+  end)) do total = total + squares end
+  return math.sqrt(total)
+end
+
+-- Ranks make their parts of it, and then all have the same weights.
+local function update(self, ...)
+  local arguments = { ... }
+  local function on_this() check(C.sz_adamw_step(self.c, unpack(arguments))) end
+  if not self.ranks then return on_this() end
+  self.ranks:agreed(on_this)
+  if self.shards then self.shards:gather() end
+end
+
 function methods:step(lr)
-  local norm = check(C.sz_adamw_grad_norm(self.c), 2)
+  local norm = gradient_norm(self)
   local is_finite = norm == norm and norm < math.huge
   remember(self, not is_finite)
   if not is_finite then
@@ -109,8 +146,7 @@ function methods:step(lr)
   if self.max_grad_norm and norm > self.max_grad_norm then
     scale = self.max_grad_norm / (norm + 1e-6)
   end
-  check(C.sz_adamw_step(self.c, lr or self.lr, self.beta1, self.beta2, self.eps, self.weight_decay,
-    scale), 2)
+  update(self, lr or self.lr, self.beta1, self.beta2, self.eps, self.weight_decay, scale)
   stop.release()
   return norm, true
 end
@@ -131,6 +167,48 @@ function methods:state()
     end
   end
   return out
+end
+
+-- ---- the state as a checkpoint has it ----
+local MASTER = 2
+local MOMENT_BLOCK = 256
+local DTYPES = { [tonumber(C.SZ_F32)] = "f32", [tonumber(C.SZ_BF16)] = "bf16",
+  [tonumber(C.SZ_U8)] = "u8" }
+
+-- Shape and dtype of a kind of state of parameter t; nil if it has none.
+local function description(self, t, which)
+  if which < MASTER then return t:shape(), DTYPES[tonumber(self.moments)] end
+  if which == MASTER then
+    if not self.has_masters or t:dtype() == "f32" then return nil end
+    return t:shape(), "f32"
+  end
+  if tonumber(self.moments) ~= tonumber(C.SZ_U8) then return nil end
+  return { math.ceil(t:numel() / MOMENT_BLOCK) }, "f32"
+end
+
+function methods:whole_state()
+  if not self.shards then return self:state() end
+  local out = {}
+  for i, p in ipairs(self.list) do
+    for which = 0, #PARTS do
+      local shape, dtype = description(self, p.tensor, which)
+      local t = C.sz_adamw_state(self.c, i - 1, which)
+      local part
+      if t ~= nil then part = tensor.borrow(t) end
+      local first = tonumber(C.sz_adamw_state_first(self.c, i - 1, which))
+      if shape then out[PARTS[which] .. "." .. p.name] = shards.whole(shape, dtype, part, first) end
+    end
+  end
+  return out
+end
+
+function methods:set_state(saved)
+  for i, p in ipairs(self.list) do
+    for which = 0, #PARTS do
+      local whole = saved[PARTS[which] .. "." .. p.name]
+      if whole then check(C.sz_adamw_set_state(self.c, i - 1, which, whole.ptr), 2) end
+    end
+  end
 end
 
 return M

@@ -31,6 +31,7 @@
 
 local advantages = require "segzero.algorithms.advantages"
 local frame = require "segzero.data.frame"
+local loggers = require "segzero.log.loggers"
 
 local M = {}
 
@@ -74,7 +75,7 @@ local function optimizer_options(actor)
     betas = { o.beta1, o.beta2 }, eps = o.eps,
     weight_decay = o.weight_decay, max_grad_norm = actor.max_grad_norm,
     state_dtype = o.state_dtype, master_weights = o.master_weights,
-    grad_dtype = grad_dtype,
+    grad_dtype = grad_dtype, shard_state = o.shard_state,
   }
 end
 
@@ -107,6 +108,20 @@ local function save_limit(trainer)
   if trainer.remove_previous_ckpt then return 1 end
   if (trainer.save_limit or -1) <= 0 then return math.huge end
   return trainer.save_limit
+end
+
+-- trainer.report is a logger of its own: it comes after jsonl, whose files it reads.
+local function with_report(names, report)
+  names = loggers.with_others(names)
+  local has_lines = false
+  local list = {}
+  for i, name in ipairs(names) do
+    list[i] = name
+    has_lines = has_lines or name == "jsonl"
+    if name == "report" then return names end
+  end
+  if report and has_lines then list[#list + 1] = "report" end
+  return list
 end
 
 function M.of(cfg)
@@ -146,7 +161,8 @@ function M.of(cfg)
       test_freq = cfg.trainer.test_freq, save_freq = cfg.trainer.save_freq,
       save_limit = save_limit(cfg.trainer), save_best = cfg.trainer.save_best or "none",
       max_bad_updates = cfg.trainer.max_bad_updates,
-      loggers = name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
+      loggers = with_report(name_list(cfg.trainer.logger) or DEFAULT_LOGGERS,
+        cfg.trainer.report),
     },
   }
 end

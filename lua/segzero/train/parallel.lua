@@ -5,15 +5,19 @@
 --   local p = parallel.alone()         one rank
 --   p.rank, p.size                     from 0; 1 without a launcher
 --   p:is_root()                        whether this rank writes files and prints
+--   p:name() -> text                   of this rank, for messages: "3 (host b)"
 --   p:owns(i)                          whether prompt i of a step is this rank's
 --   p:share_of(count) -> first, last   this rank's share of `count` rows; first > last: none
 --   p:run(f, ...)                      f's results, with signals held but for what together() runs
 --   p:together(f) -> list              f's results of all ranks, in their order
+--   p:agreed(f) -> list                the same with signals held in f too
+--   p:collective(name, ...)            one of segzero.core.ranks; if it fails, the job ends
 --   p:on_root(f) -> value              f runs on rank 0, and all get its result
 --   p:join(f) -> groups                f makes this rank's scored groups; those of all ranks
 --   p:own(groups) -> groups            those that this rank trains on
 --   p:join_references(groups, f)       f sets the reference's log-probabilities of its own
 --   p:sum_statistics(f) -> stats       f computes this rank's gradients and sums
+--   p:with_gradients(parameters)       the numbers of those that have a gradient on some rank
 --   p:sum_gradients(parameters)        each gradient becomes the sum over all ranks
 --   p:join_judged(f) -> shares         f judges this rank's held-out rows; those of all
 --   parallel.quiet()                   this rank prints nothing from now on but errors
@@ -23,7 +27,7 @@
 -- runs inside together(): if f fails on any rank, all ranks raise the same error, which names the
 -- rank. A collective that fails leaves no way to agree: the rank prints why and ends the job.
 -- The results of f travel as segzero.core.ranks says. With one rank nothing travels.
--- Leaves out: a model that is split over ranks, sharded optimizer state.
+-- Leaves out: a model that is split over ranks; the parts of an optimizer (shards.lua).
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -49,6 +53,8 @@ end
 function M.alone() return setmetatable({ rank = 0, size = 1 }, mt) end
 
 function methods:is_root() return self.rank == 0 end
+
+function methods:name() return self.world and self.world:name(self.rank) or "0" end
 
 function methods:owns(i) return (i - 1) % self.size == self.rank end
 
@@ -82,7 +88,7 @@ function M.mute()
 end
 
 -- ---- agreeing ----
--- A collective. When it fails, the ranks cannot talk any more.
+-- When a collective fails, the ranks cannot talk any more.
 local function collective(self, name, ...)
   local ok, result = pcall(self.world[name], self.world, ...)
   if ok then return result end
@@ -91,6 +97,8 @@ local function collective(self, name, ...)
   ranks.abort(FAILED)
   error(result, 0)
 end
+
+methods.collective = collective
 
 function methods:run(f, ...)
   if self.size == 1 then return f(...) end
@@ -119,9 +127,8 @@ local function raise(self, all)
   end
 end
 
-function methods:together(f)
-  if self.size == 1 then return { f() } end
-  local ok, value = stop.lifted(f)
+-- The results of all ranks; this one's are those of pcall.
+local function exchange(self, ok, value)
   local mine = { value = value }
   if not ok then mine = { failure = tostring(value) } end
   local all = collective(self, "gather", mine)
@@ -129,6 +136,16 @@ function methods:together(f)
   local values = {}
   for r, result in ipairs(all) do values[r] = result.value end
   return values
+end
+
+function methods:together(f)
+  if self.size == 1 then return { f() } end
+  return exchange(self, stop.lifted(f))
+end
+
+function methods:agreed(f)
+  if self.size == 1 then return { f() } end
+  return exchange(self, pcall(f))
 end
 
 function methods:on_root(f)
@@ -210,13 +227,20 @@ end
 
 -- ---- the update ----
 -- A parameter takes part if it has a gradient on some rank: a rank without answers has none.
-function methods:sum_gradients(parameters)
-  if self.size == 1 then return end
+function methods:with_gradients(parameters)
   local has = {}
   for i, p in ipairs(parameters) do has[i] = p.tensor:grad() and 1 or 0 end
-  has = collective(self, "sum", has)
-  for i, p in ipairs(parameters) do
-    if has[i] > 0 then collective(self, "sum_gradient", p.tensor) end
+  local numbers = {}
+  for i, count in ipairs(collective(self, "sum", has)) do
+    if count > 0 then numbers[#numbers + 1] = i end
+  end
+  return numbers
+end
+
+function methods:sum_gradients(parameters)
+  if self.size == 1 then return end
+  for _, i in ipairs(self:with_gradients(parameters)) do
+    collective(self, "sum_gradient", parameters[i].tensor)
   end
 end
 

@@ -92,7 +92,7 @@ function M.new(opts)
   local input = t.options.input
   input.frames = coordinates.for_policy(input.frames, t.policy)
   t.parameters = trained_parameters(t)
-  t.optimizer = optim.adamw(t.parameters, t.options.optimizer)
+  t.optimizer = optim.adamw(t.parameters, t.options.optimizer, t.parallel)
   share_vision(t)
   t.global_step = 0
   t.hooks = t.hooks or {}
@@ -104,6 +104,7 @@ function M.new(opts)
   if not t.parallel:is_root() then loggers = {} end
   t.log = log.open(loggers, {
     folder = t.folder, config = t.config, total_steps = t.total_steps, first_step = t.global_step,
+    train = t.train, policy = t.policy,
   })
   return t
 end
@@ -162,12 +163,11 @@ function methods:update(groups, lr)
     self:reference_log_probs(own)
     return update.new(self):gradient(self:micro_batches(own, "update"), records.totals(groups))
   end)
-  saving.wait(self)
+  saving.unlock(self)
   -- From here to the end of the step the weights are of no finished step: signals wait.
   if not self.changing then stop.hold() end
   self.changing = true
   timer.enter "optimizer"
-  p:sum_gradients(self.parameters)
   stats.grad_norm = self.optimizer:step(lr)
   timer.enter "forward"
   return stats

@@ -36,6 +36,7 @@ int sz_ref_adamw_(const sz_call *c)
  * block of 512 has half of a word. */
 static double fraction(const sz_call *c, int stream, int64_t i)
 {
+    i += (int64_t)c->args[8]; /* where the part begins */
     int64_t word = stream * 256 + i % 512 / 2;
     uint32_t out[4];
     sz_random_bits(SZ_ROUNDING_SEED, (uint64_t)(i / 512 * 192 + word / 4), (uint32_t)c->args[7],

@@ -70,12 +70,29 @@ static void put(void *to, bool wide, int64_t i, uint32_t value)
     else ((uint8_t *)to)[i] = (uint8_t)value;
 }
 
+/* Unpacks bits to bytes of 0 or 1. */
+static void unpack_ones(const uint8_t *p, int64_t count, uint8_t *to)
+{
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8) {
+        /* Byte k keeps bit k, and becomes 1 if that is set. */
+        uint64_t x = (p[i / 8] * 0x0101010101010101u) & 0x8040201008040201u;
+        x = ((x + 0x7f7f7f7f7f7f7f7fu) >> 7) & 0x0101010101010101u;
+        memcpy(to + i, &x, 8);
+    }
+    for (; i < count; i++) to[i] = p[i / 8] >> (i % 8) & 1;
+}
+
 /* Unpacks up to `most` numbers, least significant bit first. */
 static void unpack_bits(const uint8_t *p, size_t len, int bits, int64_t most, void *to, bool wide,
                         int64_t at)
 {
     uint64_t buffer = 0;
     int held = 0;
+    if (bits == 1 && !wide) {
+        unpack_ones(p, most, (uint8_t *)to + at);
+        return;
+    }
     const uint8_t *end = p + len;
     const uint32_t mask = bits == 32 ? UINT32_MAX : (1u << bits) - 1;
     for (int64_t i = 0; i < most; i++) {
@@ -146,7 +163,7 @@ int64_t parquet_bit_packed(const uint8_t *p, size_t len, int bits, int64_t count
 static int plain_booleans(parquet_values *v, const uint8_t *p, size_t len, int64_t count)
 {
     if (((uint64_t)count + 7) / 8 > len) return cut_off("PLAIN");
-    for (int64_t i = 0; i < count; i++) v->data[i] = p[i / 8] >> (i % 8) & 1;
+    unpack_ones(p, count, v->data);
     return 0;
 }
 

@@ -162,18 +162,24 @@ static uint8_t *levels_read(const uint8_t **p, const uint8_t *end, int most, int
     return sz_null("the levels of a page are damaged");
 }
 
+static uint8_t largest(const uint8_t *levels, int64_t count)
+{
+    uint8_t most = 0;
+    for (int64_t i = 0; i < count; i++) most = levels[i] > most ? levels[i] : most;
+    return most;
+}
+
 /* Checks the levels and counts the values that are not null; -1 with a message. */
 static int64_t present(const parquet_piece *piece, const parquet_node *node)
 {
-    if (piece->rep)
-        for (int64_t i = 0; i < piece->levels; i++)
-            if (piece->rep[i] > node->max_rep) return sz_fail("a repetition level is too large");
+    if (piece->rep && largest(piece->rep, piece->levels) > node->max_rep)
+        return sz_fail("a repetition level is too large");
     if (!piece->def) return piece->levels;
+    if (largest(piece->def, piece->levels) > node->max_def)
+        return sz_fail("a definition level is too large");
+    const uint8_t most = (uint8_t)node->max_def;
     int64_t count = 0;
-    for (int64_t i = 0; i < piece->levels; i++) {
-        if (piece->def[i] > node->max_def) return sz_fail("a definition level is too large");
-        count += piece->def[i] == node->max_def;
-    }
+    for (int64_t i = 0; i < piece->levels; i++) count += piece->def[i] == most;
     return count;
 }
 

@@ -81,12 +81,15 @@ int parquet_pages_header(parquet_pages *p, int i)
     if (k->is_read) return 0;
     const int64_t at = k->page.at;
     const int64_t end = at + k->page.bytes;
-    if (parquet_page_header(&k->page, p->file->base, at, end) != 0) return -1;
+    parquet_page page;
+    if (parquet_page_header(&page, p->file->base, at, end) != 0) return -1;
     parquet_file_forget(p->file, p->file->base + at, 1);
-    if (!is_data(&k->page))
+    if (!is_data(&page))
         return sz_fail("the page at %lld of the page index has no data", (long long)at);
-    const int64_t rows = stated_rows(p, &k->page);
+    const int64_t rows = stated_rows(p, &page);
     if (rows >= 0 && parquet_pages_set_rows(p, i, rows) != 0) return -1;
+    /* Until here the place is what the index says. */
+    k->page = page;
     k->is_read = true;
     return 0;
 }

@@ -110,6 +110,17 @@ static int append(parquet_result *r, const parquet_piece *p, const parquet_value
 
 /* ---- rows ---- */
 
+/* Values at levels [from, to). */
+static int64_t count_values(const parquet_piece *p, const parquet_node *node, int64_t from,
+                            int64_t to)
+{
+    if (!p->def) return to - from;
+    const uint8_t most = (uint8_t)node->max_def;
+    int64_t n = 0;
+    for (int64_t i = from; i < to; i++) n += p->def[i] == most;
+    return n;
+}
+
 /* The levels from `level` on until `rows` more rows have started and the next one begins, or the
  * piece ends. Sets how many rows started and how many values there are. */
 static int64_t row_end(const parquet_piece *p, const parquet_node *node, int64_t level,
@@ -117,19 +128,21 @@ static int64_t row_end(const parquet_piece *p, const parquet_node *node, int64_t
 {
     int64_t i = level;
     *started = 0;
-    *values = 0;
-    /* Without nulls and lists, a level is a row and a value. */
-    if (!p->rep && !p->def) {
+    if (!p->rep) {
         const int64_t left = p->levels - level;
-        *started = *values = rows < left ? rows : left;
-        return level + *started;
+        *started = rows < left ? rows : left;
+        i += *started;
     }
-    for (; i < p->levels; i++) {
-        const bool starts = !p->rep || p->rep[i] == 0;
-        if (starts && *started == rows) break;
-        *started += starts;
-        *values += !p->def || p->def[i] == node->max_def;
+    /* A row starts at the repetition level 0. */
+    while (p->rep && i < p->levels) {
+        if (p->rep[i] == 0) {
+            if (*started == rows) break;
+            ++*started;
+        }
+        const uint8_t *next = memchr(p->rep + i + 1, 0, (size_t)(p->levels - i - 1));
+        i = next ? next - p->rep : p->levels;
     }
+    *values = count_values(p, node, level, i);
     return i;
 }
 

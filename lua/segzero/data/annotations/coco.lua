@@ -150,7 +150,7 @@ function M.open(options)
   find_entries(self)
   if self.n == 0 then error(path .. ": no image has an annotation", 0) end
   if self.crowds > 0 then
-    local note = "%s: %d images show a category as a crowd alone: they are no rows"
+    local note = "%s: left out %d rows whose category is in the image as a crowd only"
     self.notes[1] = note:format(path, self.crowds)
   end
 

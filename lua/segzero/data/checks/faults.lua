@@ -5,7 +5,7 @@
 --   list:count() -> rows with a fault; list:bad(i), after list:row(i) before the faults of row i
 --   list:text(total, cure) -> the summary
 --   list:only(kinds), list:without(kinds) -> the faults of these kinds, or of all others
---   list:stored() -> faults, notes      for JSON; faults.from { faults =, notes = } is the list again
+--   list:stored() -> faults, notes   for JSON; faults.from { faults =, notes = } is the list again
 --
 -- One fault is one line. Of several, the first line says each kind and how often, and the first
 -- three places of each kind follow. Leaves out: finding faults (check.lua, row_check.lua).

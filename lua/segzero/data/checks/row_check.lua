@@ -102,7 +102,11 @@ end
 
 local function check_readable(self, meta, objects, is_string)
   local reward = self.options.reward
-  if READS_STRING[reward] and not is_string then
+  if READS_STRING[reward] and objects and truth.is_list(meta.solution) then
+    fault(self, "solution", meta, "the solution is a list of objects, which the reward %s does not "
+      .. "read; use recipes/vision_reasoner_grpo.lua, or "
+      .. "worker.reward.compute_score=vision_reasoner", reward)
+  elseif READS_STRING[reward] and not is_string then
     fault(self, "solution", meta, "the reward %s reads <box>(x,y),(x,y)</box><points>(x,y),(x,y)"
       .. "</points>, and the solution is %q", reward, meta.solution:sub(1, 60))
   elseif reward == "vision_reasoner" and (is_string or not objects) then

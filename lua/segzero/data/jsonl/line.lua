@@ -21,6 +21,7 @@ local columns_of = require "segzero.data.tables.columns"
 local cjson = require "cjson"
 local mask_of = require "segzero.formats.mask"
 local utf8 = require "segzero.formats.utf8"
+local visible = require "segzero.core.visible"
 
 local accepted = columns_of.accepted
 local truth = columns_of.truth
@@ -151,12 +152,25 @@ local function rename(columns, keys)
 end
 
 local NO_KEYS = {}
+local SHOWN_NAMES = 12
 
-local function check_types(columns, where, keys)
+-- Raises that a column is missing. The text is decoded again, because columns are renamed already.
+local function fail_missing(text, where, column, keys)
+  local names = {}
+  for name in pairs(decode(text, where)) do names[#names + 1] = visible.line(name) end
+  table.sort(names)
+  if #names > SHOWN_NAMES then names[SHOWN_NAMES + 1] = "..." end
+  local all = table.concat(names, ", ", 1, math.min(#names, SHOWN_NAMES + 1))
+  local key = KEYS[column]
+  fail(where, "there is no column '%s' (data.%s); there is: %s", keys[key] or column, key, all)
+end
+
+local function check_types(columns, text, where, keys)
   for _, column in ipairs(REQUIRED) do
     local value = columns[column]
     local kind = type(value)
     local is_image = column == "image" and kind == "table"
+    if value == nil then fail_missing(text, where, column, keys) end
     if kind ~= "string" and not is_image then
       local name = keys[KEYS[column]] or column
       fail(where, "the column '%s' is %s, expected a string", name, kind)
@@ -184,7 +198,7 @@ function M.columns(text, where, keys)
   if type(columns.problem) == "table" then
     system_prompt = read_messages(columns, where, keys)
   end
-  check_types(columns, where, keys)
+  check_types(columns, text, where, keys)
   local id = M.id(text, columns)
   -- A number that no double holds stays text.
   if type(columns.id) == "number" and ("%.0f"):format(columns.id) ~= id then columns.id = id end

@@ -40,10 +40,10 @@ local function read_lines(name, file)
   local open = lines_of.open
   if file:find "%.json$" and json_list.is_list(file) then open = json_list.open end
   local ok, list = pcall(open, file)
-  if not ok then
-    local other = not file_exists(file) and require("segzero.data.foreign_set").describe(name)
-    error(other or ("data set %s: %s"):format(name, plain(list)), 0)
+  if not ok and not file_exists(file) then
+    error(require("segzero.data.foreign_set").describe(name), 0)
   end
+  if not ok then error(("data set %s: %s"):format(name, plain(list)), 0) end
   if list:count() == 0 then error(file .. " has no rows", 0) end
   return list
 end

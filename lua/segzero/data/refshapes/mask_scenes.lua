@@ -136,7 +136,7 @@ end
 
 -- A folder's rows, all checked.
 local function open_rows(options, setting, say)
-  local set = data.sources.open(options[setting], { check = false })
+  local set = data.sources.open(options[setting], { check = false, label = setting })
   return check.rows(set, { name = setting, key = "on_bad_row", on_bad_row = options.on_bad_row,
     masks = true, say = say })
 end

@@ -6,8 +6,8 @@
 --   set.notes           {text, ...}: what of the files is not used
 --
 -- Files are mapped and read a row at a time; opening reads their metadata alone. A row's image is
--- bytes in the table, or a path relative to options.image_dir, else to the file. Without a solution, the box around the mask is
--- the truth. Errors name file, row and column.
+-- bytes in the table, or a path relative to options.image_dir, else to the file. Without a
+-- solution, the box around the mask is the truth. Errors name file, row and column.
 -- Leaves out: several images in a row; rows of files whose columns differ.
 
 local chat = require "segzero.data.chat"
@@ -119,8 +119,8 @@ local function from_path(self, text, of_file, of_url)
   return of_file(mask_of.in_folder(self.image_dir, text))
 end
 
--- What `f` makes of a row's image: f.bytes(pointer, count, name), f.file(path), f.url(text). f.most:
--- how many of the bytes it needs.
+-- What `f` makes of a row's image: f.bytes(pointer, count, name), f.file(path), f.url(text).
+-- f.most: how many of the bytes it needs.
 local function with_image(self, file, row, f)
   local column = self.roles.image
   local is_struct = self.roles.image_form == "struct"

@@ -11,8 +11,8 @@
 -- source: {b = flatbuffer, place = of the RecordBatch, body = pointer, size = of the body,
 -- dictionary = f(id) -> {array, ...}: the chunks of its values}.
 -- array: {field =, length =, valid = bits or nil, data =, size =, offsets =, count = of offsets,
--- children =, chunks =, buffers = {{pointer, size}, ...} of views}. A buffer's size is checked when the array is made, an offset where it is
--- used. Errors have no position.
+-- children =, chunks =, buffers = {{pointer, size}, ...} of views}. A buffer's size is checked when
+-- the array is made, an offset where it is used. Errors have no position.
 -- Leaves out: views of lists, unions, run ends.
 
 local bit = require "bit"

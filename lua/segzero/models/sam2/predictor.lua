@@ -1,4 +1,4 @@
--- predictor.lua - SAM2's predictor, as methods of a SAM2 model (sam2.lua): set an image, then
+-- predictor.lua - SAM2's predictor, as methods of a SAM2 model (init.lua): set an image, then
 -- ask for masks any number of times.
 --
 --   sam:set_image(img)                                 embeds the image once

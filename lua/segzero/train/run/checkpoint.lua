@@ -4,6 +4,9 @@
 --   checkpoint.save(folder, step, vl, opt, state, settings) -> path     folder/global_step_<step>/
 --   checkpoint.finish(checkpoint.begin(...)) -> path
 --       the same in two calls; a background thread writes in between
+--   checkpoint.begin_part(temporary, opt) -> job
+--       another rank's part of the optimizer's state, where each rank has a part (train/shards.lua)
+--   checkpoint.give_up(final, temporary, reason)   removes what begin() made, and raises
 --   checkpoint.latest(folder) -> path | nil           the newest complete checkpoint of this run
 --   checkpoint.list(folder) -> {{step =, name =, path =}, ...}     all of them, in order
 --   checkpoint.load(path, vl, opt) -> state
@@ -21,6 +24,12 @@
 --   5. an older checkpoint of the same step is renamed to .old, then .tmp to its final name, and
 --      the run folder is synced after each;
 --   6. `latest` names it; the .old one is removed.
+-- If each rank has a part of the optimizer's state, begin() on rank 0 makes optimizer.safetensors
+-- under its temporary name with its header and length, and each rank writes its parts at their
+-- places. begin() then returns a fifth value, a function to be called when all have written: it
+-- starts the rest (the name and checksums of that file, state, manifest, 4 to 6) and returns the
+-- job, which reads no tensor, and the path of a replaced checkpoint or false.
+-- The files are the same whatever the ranks.
 -- A run may end at any point: a folder without DONE does not count, and .old counts while the new
 -- one is not in its place. Only files that a manifest lists are removed (runs/manifest.lua).
 -- A resumed run gives the same bits as one that never stopped.
@@ -34,6 +43,7 @@ local lora = require "segzero.models.lora"
 local jobs = require "segzero.core.jobs"
 local manifest = require "segzero.runs.manifest"
 local run_folder = require "segzero.runs.run_folder"
+local tensor = require "segzero.core.tensor"
 local trainer_state = require "segzero.runs.trainer_state"
 
 local M = {}
@@ -82,7 +92,7 @@ end
 
 -- ---- writing ----
 -- Removes the files of a failed write, which may have filled the disk.
-local function give_up(final, temporary, reason)
+function M.give_up(final, temporary, reason)
   if temporary then manifest.remove(temporary) end
   error(("the checkpoint %s is not written: %s"):format(final, core.plain(reason)), 0)
 end
@@ -99,15 +109,69 @@ local function names_of(vl)
   return names
 end
 
--- Adds the files of a checkpoint in the order of writing.
-local function add_files(writing, temporary, run, step, vl, opt, state, settings)
-  manifest.begin(temporary, run, step, names_of(vl))
-  vl:save(temporary, { later = writing })
-  if opt then
-    safetensors.save(temporary .. "/optimizer.safetensors", opt:state(), { format = "pt" }, writing)
-    state.optimizer_steps = opt:steps()
+local OPTIMIZER = "optimizer.safetensors"
+
+-- The header of the optimizer's file, and where each whole tensor is in it.
+local function plan_of(opt)
+  local described = opt:whole_state()
+  local header, order = safetensors.plan(described)
+  return header, order, described
+end
+
+-- This rank's parts of the optimizer's file, which rank 0 has made under a temporary name.
+local function add_own_parts(writing, temporary, order, described)
+  local list = {}
+  local places = {}
+  for _, one in ipairs(order) do
+    local whole = described[one.name]
+    if whole.part then
+      list[#list + 1] = whole.part
+      places[#places + 1] = one.begin + whole.first * tensor.WIDTH[whole:dtype()]
+    end
   end
-  state.global_step = step
+  writing:pieces(("%s/%s.tmp"):format(temporary, OPTIMIZER), list, places)
+end
+
+-- The parts of the file that have a checksum, as if one rank had written it.
+local function add_shared(writing, temporary, opt)
+  local header, order, described = plan_of(opt)
+  local start = order[1] and order[1].begin or 8 + #header
+  local stop = order[#order] and order[#order].stop or start
+  jobs.shared_file(("%s/%s.tmp"):format(temporary, OPTIMIZER), header, stop)
+  add_own_parts(writing, temporary, order, described)
+  table.insert(order, 1, { name = "", begin = 0, stop = start })
+  return order
+end
+
+function M.begin_part(temporary, opt)
+  local writing = jobs.writing()
+  local _, order, described = plan_of(opt)
+  add_own_parts(writing, temporary, order, described)
+  return writing:start()
+end
+
+-- Adds weights and optimizer. Returns the parts of the optimizer's file if others write it too.
+local function add_tensors(writing, temporary, run, step, vl, opt)
+  local names = names_of(vl)
+  names[#names + 1] = OPTIMIZER
+  manifest.begin(temporary, run, step, names)
+  vl:save(temporary, { later = writing })
+  if not opt then return nil end
+  if opt.shards then
+    for _, part in ipairs(writing.parts) do names[#names + 1] = part.path:match "[^/]*$" end
+    manifest.begin(temporary, run, step, names)
+    return add_shared(writing, temporary, opt)
+  end
+  safetensors.save(temporary .. "/" .. OPTIMIZER, opt:state(), { format = "pt" }, writing)
+end
+
+-- Adds the files that follow, in the order of writing.
+local function add_rest(writing, temporary, run, step, shared, state, settings)
+  if shared then
+    local path = temporary .. "/" .. OPTIMIZER
+    writing:rename(path .. ".tmp", path)
+    writing:sync(path, shared)
+  end
   trainer_state.write(writing, temporary, state)
   if settings then writing:text(temporary .. "/settings.json", settings) end
   manifest.add(writing, temporary, run, step)
@@ -128,26 +192,36 @@ function M.begin(folder, step, vl, opt, state, settings)
     make_room(final, run)
     if not remove_own(temporary, run) then temporary = free_name(temporary) end
   end)
-  if not ok then give_up(final, nil, reason) end
+  if not ok then M.give_up(final, nil, reason) end
   for _, name in ipairs(LOGS) do
     if files.exists(folder .. "/" .. name) then writing:sync(folder .. "/" .. name, {}) end
   end
-  ok, reason = pcall(add_files, writing, temporary, run, step, vl, opt, state, settings)
-  if not ok then give_up(final, temporary, reason) end
+  state.global_step = step
+  if opt then state.optimizer_steps = opt:steps() end
+  local shared
+  ok, shared = pcall(add_tensors, writing, temporary, run, step, vl, opt)
+  if not ok then M.give_up(final, temporary, shared) end
 
   -- The rest is the background thread's.
-  local replaces = is_complete(final)
-  if replaces then writing:rename(final, old) end
-  writing:rename(temporary, final)
-  writing:text(folder .. "/latest", ("global_step_%d\n"):format(step))
-  return final, writing:start(), temporary, replaces and old
+  local function rest()
+    ok, reason = pcall(add_rest, writing, temporary, run, step, shared, state, settings)
+    if not ok then M.give_up(final, temporary, reason) end
+    local replaces = is_complete(final)
+    if replaces then writing:rename(final, old) end
+    writing:rename(temporary, final)
+    writing:text(folder .. "/latest", ("global_step_%d\n"):format(step))
+    return writing:start(), replaces and old
+  end
+  if shared then return final, writing:start_first(), temporary, false, rest end
+  local job, replaced = rest()
+  return final, job, temporary, replaced
 end
 
 -- Waits for what begin() started.
 function M.finish(final, job, temporary, old)
   local ok, message = job:wait()
   job:free()
-  if not ok then give_up(final, temporary, message) end
+  if not ok then M.give_up(final, temporary, message) end
   if old then manifest.remove(old) end
   return final
 end
@@ -254,9 +328,9 @@ local function load_optimizer(path, opt, then_copy)
   end
   local file = path .. "/optimizer.safetensors"
   with(safetensors.load(file), function(saved)
-    compare(file, opt:state(), saved, true)
+    compare(file, opt:whole_state(), saved, true)
     manifest.check(path)
-    copy(opt:state(), saved)
+    opt:set_state(saved)
     then_copy()
   end)
 end

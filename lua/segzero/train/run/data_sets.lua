@@ -2,6 +2,7 @@
 -- weight is read.
 --
 --   local train, held_out = data_sets.open(cfg, overrides)       held_out: nil without one
+--   local train = data_sets.open_train(cfg)                       unchecked: for a report
 --
 -- cfg: the settings of a recipe; overrides: train, held_out, reward, prompt of experiment.run. Rows
 -- are checked as data/checks/check.lua says: those that cannot be used are an error, or left out
@@ -24,13 +25,13 @@ local HELD_OUT_SEED = 42        -- RefShapes rows to evaluate on do not depend o
 -- Rewards whose solutions are known.
 local OWN_REWARDS = { seg = true, seg_strict = true, mask_iou = true, vision_reasoner = true }
 
-local function open_train(cfg)
+function M.open_train(cfg)
   local d = cfg.data
   return data.sources.open(d.train_files, {
     split = "train", size = d.refshapes_size, seed = d.seed, rows = d.refshapes_rows, check = false,
     empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
-    image_dir = d.image_dir, several = prompts.style(cfg).several,
+    image_dir = d.image_dir, several = prompts.style(cfg).several, label = "data.train_files",
   })
 end
 
@@ -41,7 +42,7 @@ local function open_held_out(cfg)
     split = "heldout", size = d.refshapes_size, seed = HELD_OUT_SEED, rows = d.refshapes_val_rows,
     check = false, empty = d.refshapes_empty,
     prompt_key = d.prompt_key, answer_key = d.answer_key, image_key = d.image_key,
-    image_dir = d.image_dir, several = prompts.style(cfg).several,
+    image_dir = d.image_dir, several = prompts.style(cfg).several, label = "data.val_files",
   })
 end
 
@@ -97,7 +98,7 @@ local function check_count(set, setting)
 end
 
 function M.open(cfg, overrides)
-  local train = overrides.train or open_train(cfg)
+  local train = overrides.train or M.open_train(cfg)
   local held_out = overrides.held_out or open_held_out(cfg)
   check_count(train, "data.train_files")
   check_count(held_out, "data.val_files")

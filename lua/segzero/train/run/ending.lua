@@ -10,6 +10,7 @@
 -- A stop is the error "stopped by SIGTERM after step 12; saved ...". Any other error is raised as
 -- it is, after a line of the log with the same text. Nothing is saved if trainer.save_freq is -1,
 -- in the middle of an update, or when the weights are ruined (health.lua); older checkpoints stay.
+-- With several ranks all come here with the same error and call the same.
 -- Leaves out: signals (core/stop.lua), writing (saving.lua).
 
 local checkpoint = require "segzero.train.run.checkpoint"
@@ -30,17 +31,23 @@ end
 
 local function save(t)
   health.check_weights(t)
-  return saving.alone(t)
+  return saving.now(t)
 end
 
--- What becomes of step t.global_step.
-local function outcome(t)
+-- Why step t.global_step needs no saving; nil if it does.
+local function verdict(t)
   if t.global_step == t.first_step then return "no step was finished" end
   if t.options.run.save_freq < 0 then return "trainer.save_freq=-1 saves no checkpoint" end
   if t.changing then return "an update had begun, so its weights are not saved" end
   if t.diverged then return "its weights are not saved" end
   local path = ("%s/global_step_%d"):format(t.folder, t.global_step)
   if files.exists(path .. "/DONE") then return "saved " .. path end
+end
+
+-- What becomes of step t.global_step.
+local function outcome(t)
+  local text = t.parallel:on_root(function() return verdict(t) end)
+  if text then return text end
   local ok, result = pcall(save, t)
   if ok then return "saved " .. result end
   return core.plain(result)
@@ -64,7 +71,7 @@ function M.early(t, reason)
   end
 
   local step = t.global_step
-  local text = t.parallel:on_root(function() return M.saved(t) end)
+  local text = M.saved(t)
   if not waited then text = core.plain(failure) .. "; " .. text end
   local name = stop.signal()
   local is_stop = name and (reason == nil or core.is_interrupt(reason))

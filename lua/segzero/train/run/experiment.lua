@@ -21,6 +21,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
+local opening = require "segzero.models.opening"
 local options = require "segzero.core.options"
 local parallel = require "segzero.train.parallel"
 local position = require "segzero.data.position"
@@ -112,6 +113,10 @@ local function prepare(cfg, overrides)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
+  end
+  local model_path = cfg.worker.actor.model.model_path
+  if not files.exists(model_path .. "/config.json") then
+    error("worker.actor.model.model_path: " .. opening.missing(model_path), 0)
   end
   local source = resuming.source(cfg)
   if not source or not source.in_place then
@@ -267,6 +272,12 @@ local function check_overrides(overrides)
   end
 end
 
+local function name_report(t)
+  for _, name in ipairs(t.options.run.loggers) do
+    if name == "report" then say(t, "  report: %s/report.html", t.folder) end
+  end
+end
+
 local function all(t, run, source, notes)
   introduce(t, run, source, notes)
   local cfg = t.config
@@ -277,6 +288,7 @@ local function all(t, run, source, notes)
     save_at_end(t, source)
     if t.held_out then evaluate_after(t, before) end
   end
+  name_report(t)
   t.log:close()
 end
 

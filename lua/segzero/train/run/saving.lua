@@ -1,11 +1,15 @@
 -- saving.lua - checkpoints of a trainer, written in the background while the next step samples.
 --
 --   saving.start(t) -> path   starts writing t's weights and optimizer state; nothing may change
---                             them until saving.wait returns
+--                             them until saving.unlock returns
+--   saving.unlock(t)          waits until weights and optimizer may change again
 --   saving.wait(t)            a checkpoint that cannot be written is an error that names the file
---   saving.now(t) -> path     both
---   saving.alone(t) -> path   the same on this rank, without the others; the rest is called by all
+--   saving.now(t) -> path     start and wait
 --   saving.load(t, path)      continues from a checkpoint: weights, optimizer, step, rows
+--
+-- With several ranks all call these at the same places. Rank 0 writes; if each rank has a part of
+-- the optimizer's state (train/shards.lua), each writes its part of that file, and rank 0 adds the
+-- rest when all have.
 --
 -- t: trainer.new's object; t.pending is what is being written, t.identity the data set's
 -- (runs/contract.lua) or nil, t.since where the rows are counted from if the checkpoint does not
@@ -13,57 +17,107 @@
 -- Leaves out: which checkpoints are kept (runs/retention.lua).
 
 local checkpoint = require "segzero.train.run.checkpoint"
+local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local retention = require "segzero.runs.retention"
 local timer = require "segzero.log.timer"
 
 local M = {}
 
--- Rank 0 writes; the others go on when it has begun.
+-- On rank 0: what checkpoint.begin returns.
 local function begin(t)
   local state = {
     seed = t.options.rows.seed, skipped_updates = t.optimizer.skipped, data = t.identity,
     rows = t.sampler:place_after(t.train, t.global_step), rows_since = t.sampler.since,
   }
   local settings = t.settings or files.json(t.config)
-  t.pending = { checkpoint.begin(t.folder, t.global_step, t.policy, t.optimizer, state, settings) }
-  return t.pending[1]
+  local final, job, temporary, old, rest = checkpoint.begin(t.folder, t.global_step, t.policy,
+    t.optimizer, state, settings)
+  t.pending = { final = final, job = job, temporary = temporary, old = old, rest = rest }
+end
+
+-- Another rank's part. What fails is told when all wait.
+local function begin_part(t, temporary)
+  local ok, job = pcall(checkpoint.begin_part, temporary, t.optimizer)
+  t.pending = { job = ok and job, failure = not ok and tostring(job) or nil }
 end
 
 function M.start(t)
   M.wait(t)
-  return t.parallel:on_root(function() return begin(t) end)
+  local paths = t.parallel:on_root(function()
+    begin(t)
+    return { final = t.pending.final, temporary = t.pending.temporary }
+  end)
+  if t.optimizer.shards then
+    if not t.parallel:is_root() then begin_part(t, paths.temporary) end
+    t.pending.has_parts = true
+  end
+  return paths.final
 end
 
+-- On rank 0: the checkpoint is complete, or an error.
 local function finish(t)
   local pending = t.pending
   local before = timer.enter "checkpoint"
   t.pending = nil
-  checkpoint.finish(unpack(pending, 1, 4))
+  checkpoint.finish(pending.final, pending.job, pending.temporary, pending.old)
   retention.saved(t)
   timer.enter(before)
 end
 
--- Called at the same places by all ranks.
-function M.wait(t)
-  if t.parallel.size == 1 and not t.pending then return end
-  t.parallel:on_root(function() if t.pending then finish(t) end end)
+-- Waits for this rank's part; returns what went wrong, or nil.
+local function wait_for_part(pending)
+  if pending.failure then return pending.failure end
+  local ok, message = pending.job:wait()
+  pending.job:free()
+  if not ok then return message end
 end
 
--- Without the other ranks.
-function M.alone(t)
-  if t.pending then finish(t) end
-  local path = begin(t)
-  finish(t)
-  return path
+-- Every rank has its part: once all are written, rank 0 goes on with the rest.
+local function join_parts(t)
+  local pending = t.pending
+  local before = timer.enter "checkpoint"
+  pending.has_parts = false
+  local failures = t.parallel:agreed(function()
+    local message = wait_for_part(pending)
+    return message and ("rank %s: %s"):format(t.parallel:name(), core.plain(message))
+  end)
+  local failure
+  for r = 1, t.parallel.size do failure = failure or failures[r] end
+  t.pending = nil
+  t.parallel:on_root(function()
+    if failure then checkpoint.give_up(pending.final, pending.temporary, failure) end
+    pending.job, pending.old = pending.rest()
+  end)
+  t.pending = pending
+  timer.enter(before)
+end
+
+function M.unlock(t)
+  if t.optimizer.shards and t.pending and t.pending.has_parts then return join_parts(t) end
+  M.wait(t)
+end
+
+function M.wait(t)
+  if t.parallel.size == 1 and not t.pending then return end
+  if t.optimizer.shards then
+    -- Every rank knows that something is pending.
+    if not t.pending then return end
+    if t.pending.has_parts then join_parts(t) end
+  end
+  local pending = t.pending
+  t.parallel:on_root(function() if pending then finish(t) end end)
+  t.pending = nil
 end
 
 function M.now(t)
-  return t.parallel:on_root(function() return M.alone(t) end)
+  local path = M.start(t)
+  M.wait(t)
+  return path
 end
 
 function M.load(t, path)
-  if t.pending then finish(t) end
+  if t.pending then M.wait(t) end
   local state = checkpoint.load(path, t.policy, t.optimizer)
   t.global_step = state.global_step
   t.sampler.since = t.since or state.rows_since or t.sampler.since

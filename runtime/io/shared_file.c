@@ -1,0 +1,83 @@
+/* shared_file.c - a safetensors file that several processes write: one makes it with its header and
+ * its whole length, and each writes its own ranges of bytes at their places.
+ *
+ * What a range holds before it is written is zeros that take no room on the disk. The caller gives
+ * the file its final name once all have written, and removes it if one has failed.
+ * Leaves out: who writes what (lua/segzero/train/run/checkpoint.lua).
+ */
+#include "core/device.h"
+#include "io.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static int fail(const char *path, const char *what)
+{
+    return sz_fail("%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+/* Writes all bytes at their place: 0, or -1 with errno. */
+static int put(int fd, const char *p, size_t len, int64_t at)
+{
+    const size_t most = 64u << 20;
+    while (len > 0) {
+        ssize_t n = pwrite(fd, p, len < most ? len : most, (off_t)at);
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return -1;
+        p += n;
+        len -= (size_t)n;
+        at += n;
+    }
+    return 0;
+}
+
+/* A device tensor is copied to the host in pieces. */
+static int put_tensor(int fd, const char *path, const sz_tensor *t, int64_t at)
+{
+    enum { PIECE = 4 << 20 };
+    const size_t total = sz_bytes(t);
+    if (t->device == SZ_CPU) return put(fd, t->data, total, at) == 0 ? 0 : fail(path, "write");
+    char *piece = malloc(PIECE);
+    int rc = piece ? 0 : sz_fail("%s: out of memory", path);
+    for (size_t first = 0; rc == 0 && first < total; first += PIECE) {
+        const size_t n = total - first < PIECE ? total - first : PIECE;
+        rc = sz_bytes_copy(SZ_CPU, piece, t->device, (char *)t->data + first, n);
+        if (rc == 0 && put(fd, piece, n, at + (int64_t)first) != 0) rc = fail(path, "write");
+    }
+    free(piece);
+    return rc;
+}
+
+/* Makes what was written durable, and closes. */
+static int finish(int fd, const char *path, int rc)
+{
+    if (rc == 0 && fsync(fd) != 0) rc = fail(path, "sync");
+    if (close(fd) != 0 && rc == 0) rc = fail(path, "close");
+    return rc;
+}
+
+int sz_shared_file_begin(const char *path, const char *header, size_t header_len, int64_t bytes)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0) return fail(path, "create");
+    const uint64_t length = header_len;
+    int rc = 0;
+    if (put(fd, (const char *)&length, sizeof length, 0) != 0 ||
+        put(fd, header, header_len, sizeof length) != 0 || ftruncate(fd, (off_t)bytes) != 0)
+        rc = fail(path, "write");
+    return finish(fd, path, rc);
+}
+
+int sz_shared_file_write(const char *path, sz_tensor **tensors, const int64_t *places, int n)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 && errno == ENOENT)
+        return sz_fail("%s is not there: rank 0 has made it, and the ranks need a file system that "
+                       "they share",
+                       path);
+    if (fd < 0) return fail(path, "open");
+    int rc = 0;
+    for (int i = 0; rc == 0 && i < n; i++) rc = put_tensor(fd, path, tensors[i], places[i]);
+    return finish(fd, path, rc);
+}

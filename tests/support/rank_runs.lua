@@ -1,0 +1,65 @@
+-- rank_runs.lua - miniature training runs on several ranks of this machine, for the tests of ranks.
+--
+--   local runs = require "tests.support.rank_runs"
+--   if not runs.available() then ...            Open MPI is not there; says so as a skipped test
+--   local place = runs.begin()                  a folder with a model and a reward
+--   local argv = runs.command(2, { script, argument })
+--   local text, status = runs.run(2, { script, argument }, env)
+--   local words = runs.words("name", { "key=value" })
+--       the recipe's, for a run in place/name: 4 prompts x 2 answers, a checkpoint each step; these
+--       settings last
+--   runs.train(2, "name", { "key=value" }) -> text     a checked run
+--
+-- One thread a rank. mini.remove() removes everything. Left out: several machines.
+
+local check = require "tests.support.check"
+local mini = require "tests.support.miniature"
+local process = require "tests.support.process"
+local host = require "segzero.host"
+local files = require "segzero.core.files"
+
+local M = { TIMEOUT = 120 }
+
+function M.available()
+  local _, status = process.run({ "mpirun", "--version" }, { timeout = 20 })
+  local library = host.library:gsub("libsegzero%.so$", "libsegzero_mpi.so")
+  if status == 0 and files.exists(library) then return true end
+  check.skip "Open MPI (openmpi-bin, libopenmpi-dev) when make ran"
+  return false
+end
+
+function M.begin()
+  M.place = mini.folder()
+  M.model = mini.write(M.place .. "/model")
+  files.write(M.place .. "/reward.lua", mini.reward_source)
+  return M.place
+end
+
+function M.command(count, words)
+  local all = { host.executable, "--ranks", tostring(count), "--threads", "1" }
+  for _, word in ipairs(words) do all[#all + 1] = word end
+  return all
+end
+
+function M.run(count, words, env)
+  return process.run(M.command(count, words), { timeout = M.TIMEOUT, env = env })
+end
+
+function M.words(name, extra)
+  local words = { "recipes/refcocog_grpo.lua", "worker.actor.model.model_path=" .. M.model }
+  for _, a in ipairs(mini.arguments) do words[#words + 1] = a end
+  for _, a in ipairs { "worker.reward.sam2_path=none", "data.rollout_batch_size=4",
+    "worker.actor.global_batch_size=4", "worker.rollout.n=2", "trainer.save_freq=1",
+    "worker.reward.compute_score=" .. M.place .. "/reward.lua",
+    "trainer.save_checkpoint_path=" .. M.place .. "/" .. name } do words[#words + 1] = a end
+  for _, a in ipairs(extra or {}) do words[#words + 1] = a end
+  return words
+end
+
+function M.train(count, name, extra)
+  local text, status = M.run(count, M.words(name, extra))
+  check.equal(status, 0, name .. ": " .. text:sub(-600))
+  return text
+end
+
+return M
