@@ -1,9 +1,9 @@
 -- loggers.lua - the registry of loggers: where a run's numbers, texts, images and answers go.
 --
---   sz.loggers:register("csv", { help = "step and reward to a file", open = function(run)
---     local file = assert(io.open(run.folder .. "/reward.csv", "w"))
+--   sz.loggers:register("rewards", { help = "step and reward to a file", open = function(run)
+--     local file = assert(io.open(run.folder .. "/rewards.txt", "w"))
 --     local log = {}
---     function log:scalars(step, t) file:write(step, ",", t.reward or "", "\n") end
+--     function log:scalars(step, t) file:write(step, " ", t.reward or "", "\n") end
 --     function log:close() file:close() end
 --     return log
 --   end })

@@ -1,18 +1,18 @@
--- wandb.lua - the logger that writes a run of Weights & Biases in its offline form, without network:
+-- wandb.lua - the logger that writes a run of Weights & Biases in its offline form:
 --
 --   wandb sync RUN/wandb/offline-run-*
 --
--- RUN/wandb/offline-run-DATE_TIME-ID/run-ID.wandb is a log in LevelDB's framing: the mark ":W&B" with
--- its version, then blocks of 32768 bytes (the mark counts). A record is in one piece, or in pieces
--- that end with their block; a piece is a CRC-32 of its kind and bytes, the number of bytes (2 bytes),
--- the kind (1 whole, 2 first, 3 middle, 4 last) and the bytes. A record is a message of Protocol
--- Buffers, wandb's Record: header, run with the settings, then for each step a summary and a history
--- with JSON values under veRL's names (names.lua), lines of the console, and the exit.
+-- RUN/wandb/offline-run-DATE_TIME-ID/run-ID.wandb is a log in LevelDB's framing: the mark ":W&B"
+-- with its version, then blocks of 32768 bytes (the mark counts). A record is in one piece, or in
+-- pieces that end with their block; a piece is a CRC-32 of its kind and bytes, the number of bytes
+-- (2 bytes), the kind (1 whole, 2 first, 3 middle, 4 last) and the bytes. A record is a message of
+-- Protocol Buffers, wandb's Record: header, run with the settings, then for each step a summary and
+-- a history with JSON values under veRL's names (names.lua), lines of the console, and the exit.
 --
--- ID is the run folder's, so a run that goes on is the same run of W&B; its parts are synced in order,
--- the later ones with --append. The numbers of a step are written when the next step begins or the
--- run ends, because an evaluation belongs to the step before it. A record is in the file, whole, when
--- it is written (core/lines.lua). The project is trainer.project_name. Without a run folder nothing is
+-- ID is the run folder's, so a run that goes on is the same run of W&B: `wandb sync` sends its parts
+-- in the order of their start. A step's numbers are written when the next step begins or the run
+-- ends, because an evaluation belongs to the step before it. A record is in the file, whole, when it
+-- is written (core/lines.lua). The project is trainer.project_name. Without a run folder nothing is
 -- written. Leaves out: images, answers, a connection to the server.
 
 local crc32 = require "segzero.log.crc32"
