@@ -1,6 +1,6 @@
 -- test_warnings.lua - each warning by a run that deserves it, or by the default run's figures made
--- sick in one way; and none on the default run itself (tests/golden/default_run.jsonl: the figures of
--- its 110 steps). Also the figures that warnings read.
+-- sick in one way; and none on the default run itself (tests/golden/default_run.jsonl: the
+-- figures of its 110 steps). Also the figures that warnings read.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -118,7 +118,8 @@ check.case("the format rises while IoU stands still", function()
   local list = seen(recorded(function(r) r["reward/iou"] = 0.01 end))
   check.equal(#list, 2, "a warning, and again 50 steps later")
   check.equal(list[1][1], 60, "the step")
-  check.ok(list[1][2]:find "the format's parts rose by 0%.%d+ and the accuracy's by 0%.000", list[1][2])
+  check.ok(list[1][2]:find "the format's parts rose by 0%.%d+ and the accuracy's by 0%.000",
+    list[1][2])
   -- Without such a part there is nothing to compare.
   check.equal(seen(recorded(function(r) r["reward/iou"] = nil end)), {}, "no part named iou")
 end)

@@ -1,5 +1,5 @@
--- test_loggers.lua - what the loggers tensorboard, csv, wandb and jsonl write, read back by decoders
--- of this file; veRL's names; and that a run that goes on has each step once.
+-- test_loggers.lua - what the loggers tensorboard, csv, wandb and jsonl write, read back by
+-- decoders of this file; veRL's names; and that a run that goes on has each step once.
 --
 -- TensorBoard's and W&B's own readers: tests/golden/check_tensorboard.py and check_wandb.py.
 

@@ -4,8 +4,7 @@
 --   crc32.castagnoli(text) -> number CRC-32C: TFRecord, LevelDB
 --   crc32.le(number) -> text         4 bytes, the lowest first
 --
--- Numbers are in 0 .. 2^32 - 1. Byte by byte with a table, about 3 ns a byte. Leaves out: continuing
--- a checksum.
+-- Numbers are in 0 .. 2^32 - 1. Byte by byte with a table. Leaves out: continuing a checksum.
 
 local bit = require "bit"
 local ffi = require "ffi"

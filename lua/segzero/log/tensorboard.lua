@@ -3,8 +3,8 @@
 --   tensorboard --logdir runs
 --
 -- RUN/tensorboard/events.out.tfevents.SECONDS.segzero is a list of TFRecords, one for each event:
--- the length (8 bytes, lowest first), its masked CRC-32C, the event, its masked CRC-32C. An event is
--- a message of Protocol Buffers: {1: seconds, 2: step, 3: version | 5: summary | 7: session}.
+-- the length (8 bytes, lowest first), its masked CRC-32C, the event, its masked CRC-32C. An event
+-- is a message of Protocol Buffers: {1: seconds, 2: step, 3: version | 5: summary | 7: session}.
 --   scalars   all numbers of a step or an evaluation in one event, under veRL's names (names.lua)
 --   text      "run": what the run said at a step; "settings": all settings, once
 --   images    the PNG file as it is

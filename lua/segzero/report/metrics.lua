@@ -8,7 +8,8 @@
 --   m.last                          the last step, or nil
 --   m:complaint()                   of reader.lua
 --
--- Numbers under veRL's names are there under ours, and left out. Nested numbers get a path as their name: time.forward is "time/forward". A step that stands twice
+-- Numbers under veRL's names are there under ours, and left out. Nested numbers get a path as their
+-- name: time.forward is "time/forward". A step that stands twice
 -- counts with its last line. What is no number, such as a NaN, is null. Each row is kept as text, so
 -- that a long run costs the collector little.
 -- Leaves out: what the page calls a column and where it draws it (web/charts.js).

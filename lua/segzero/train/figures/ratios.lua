@@ -8,8 +8,8 @@
 --                    negative advantage
 --     clip_high      the same at the upper bound: ratio > 1 + high and a positive advantage
 --     clip_active    both together
---   t        train/tokens.lua; weights: f32 [tokens], those of the loss, with which all but mismatch
---            are averaged
+--   t        train/tokens.lua; weights: f32 [tokens], those of the loss; all but mismatch are
+--            averaged with them
 --   clip     {low =, high =}, or nil for a loss that does not clip so: then no shares
 --
 -- Values are copied from the device once. Leaves out: the loss's own metrics (train/update.lua).

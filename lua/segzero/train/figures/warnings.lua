@@ -10,10 +10,11 @@
 --   no signal     in FEW steps no group had two different rewards
 --   cut           in FEW steps no answer ended by itself
 --   collapse      the entropy of the last 5 steps is below 0.05 and below a tenth of the first 5's
---   format        over 60 steps the parts named *format* rose by 0.2, those named *iou* or *accuracy*
---                 by less than 0.02
+--   format        over 60 steps the parts named *format* rose by 0.2, those named *iou* or
+--                 *accuracy* by less than 0.02
 -- With a KL term in the reward, equal rewards are no sign: answers differ by that term.
--- A warning names the likely cause and what to set. It comes again after 50 steps if it still holds.
+-- A warning names the likely cause and what to set. It comes again after 50 steps if it still
+-- holds.
 -- A run that goes on starts to count again. Leaves out: a run that has diverged (run/health.lua).
 
 local M = {}
@@ -96,8 +97,8 @@ local CHECKS = {}
 CHECKS[1] = { "one answer", function(self)
   local facts = self.facts
   if facts.answers ~= 1 or not COMPARES[facts.estimator] then return nil end
-  return ("worker.rollout.n=1: %s compares the answers to one prompt, so nothing is learned from " ..
-    "one answer; set worker.rollout.n=8"):format(facts.estimator)
+  return ("worker.rollout.n=1: %s compares the answers to one prompt, so nothing is learned " ..
+    "from one answer; set worker.rollout.n=8"):format(facts.estimator)
 end }
 
 CHECKS[2] = { "no rate", function(self, stats)
@@ -113,8 +114,8 @@ CHECKS[3] = { "constant", function(self, stats)
   if not holds then self.streak.constant = 0 end
   self.value = is_one and stats.reward_min or nil
   if not lasts(self, "constant", is_one) then return nil end
-  return ("every answer of the last %d steps had the reward %g, so nothing is learned; check the " ..
-    "reward (worker.reward.compute_score) on answers in rollouts.jsonl"):format(FEW, self.value)
+  return ("every answer of the last %d steps had the reward %g, so nothing is learned; check " ..
+    "the reward (worker.reward.compute_score) on answers in rollouts.jsonl"):format(FEW, self.value)
 end }
 
 CHECKS[4] = { "no signal", function(self, stats)
@@ -150,8 +151,8 @@ CHECKS[7] = { "format", function(self)
   local accuracy = gain(self, "accuracy")
   if not format or not accuracy then return nil end
   if format < FORMAT_GAIN or accuracy >= ACCURACY_GAIN then return nil end
-  return ("in %d steps the format's parts rose by %.2f and the accuracy's by %.3f: the model learns " ..
-    "the form of an answer and not the place; look at the images, at the coordinates' frame and " ..
+  return ("in %d steps the format's parts rose by %.2f and the accuracy's by %.3f: the model " ..
+    "learns the form of an answer and not the place; look at the images, at the coordinates' frame and " ..
     "at the answers in rollouts.jsonl"):format(self.count, format, accuracy)
 end }
 
