@@ -132,7 +132,7 @@ def check_sync(folder):
     env = dict(os.environ, WANDB_BASE_URL="http://127.0.0.1:%d" % server.server_port,
                WANDB_API_KEY="0" * 40, HOME=folder)
     paths = glob.glob(folder + "/wandb/offline-run-*")
-    done = subprocess.run([os.path.dirname(sys.executable) + "/wandb", "sync", *paths], env=env,
+    done = subprocess.run([os.path.dirname(sys.executable) + "/wandb", "sync", *paths], env=env, cwd=folder,
                           capture_output=True, text=True, timeout=120)
     server.shutdown()
     assert "Finished syncing" in done.stderr + done.stdout, done.stderr
