@@ -265,7 +265,7 @@ check.case("Seg-Zero's command line and YAML carry over", function()
     "print('read', cfg.worker.rollout.n, table.concat(cfg.trainer.logger, ' '))"
   files.write(place .. "/read.lua", script)
   local text, status = mini.run { place .. "/read.lua", unpack(line) }
-  check.ok(status == 0 and text:find("read\t8\tconsole jsonl\n", 1, true),
+  check.ok(status == 0 and text:find("read\t8\tconsole wandb\n", 1, true),
     "the command line: " .. text)
   local path = yaml("seg_zero_3b.yaml", [[
 data: { train_files: Ricky06662/refCOCOg_2k_840, val_files: None, prompt_key: problem,
@@ -296,7 +296,7 @@ trainer: { total_episodes: 1, logger: ["console", "wandb"], project_name: easy_r
   val_only: false }
 ]])
   text, status = mini.run { place .. "/read.lua", "config=" .. path }
-  check.ok(status == 0 and text:find("read\t8\tconsole jsonl\n", 1, true),
+  check.ok(status == 0 and text:find("read\t8\tconsole wandb\n", 1, true),
     "the YAML file: " .. text)
 end)
 

@@ -255,7 +255,7 @@ check.case("after a return to an earlier step, the best of the rest counts", fun
     "trainer.test_freq=0", "trainer.save_freq=0")
   check.equal(rc, 0, said:sub(-300))
   local text_of = files.read(folder .. "/metrics.jsonl")
-  local value = tonumber(text_of:match '"held_out_reward":([%d.e+-]+)[^\n]*"step":2}')
+  local value = tonumber(text_of:match '"held_out_reward":([%d.e+-]+)[^\n]*"step":2[,}]')
   -- The new process counts from 1 again, so that step 3 is worse than step 2 was.
   check.ok(value and value > 0, "step 2 was evaluated")
   check.equal(best(), { checkpoint = "global_step_2", held_out_reward = value }, "step 2")

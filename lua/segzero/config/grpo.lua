@@ -324,6 +324,8 @@ local trainer = {
   { key = "trainer.logger", type = "list", default = { "console", "jsonl" },
     choices = choices.of "loggers",
     elsewhere = foreign.loggers, help = "where a step's numbers go" },
+  { key = "trainer.project_name", type = "text", default = "segzero",
+    help = "the project of the logger wandb; a run's folder is named by trainer.experiment_name" },
   { key = "trainer.report", type = "boolean", default = true,
     help = "keep report.html in the run folder up to date, from what the logger jsonl writes" },
 }

@@ -36,7 +36,7 @@ end
 -- names: registered names.
 function M.open(names, run)
   local log = setmetatable({ run = run, list = {} }, mt)
-  for i, name in ipairs(names) do
+  for i, name in ipairs(loggers.with_others(names)) do
     local open = loggers:get(name).open
     local object = user_code.call("the logger " .. name, open, run)
     check_logger(name, object)

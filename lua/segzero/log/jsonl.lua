@@ -2,7 +2,7 @@
 -- the file at once, whole, and a failed write is an error).
 --
 --   metrics.jsonl     scalars: {"step": 3, "reward": 1.6, ...}, one line for each step and each
---                     evaluation
+--                     evaluation. veRL's names are there, too: "critic/score/mean" (names.lua)
 --   rollouts.jsonl    rows named "rollouts": one line for each answer. Rows of another name go to
 --                     NAME.jsonl.
 --
@@ -12,6 +12,7 @@
 
 local files = require "segzero.core.files"
 local lines = require "segzero.core.lines"
+local names = require "segzero.log.names"
 
 local M = {}
 
@@ -34,7 +35,7 @@ local function writable(t)
 end
 
 function M.open(run)
-  local log = setmetatable({ folder = run.folder, open_files = {} }, mt)
+  local log = setmetatable({ folder = run.folder, config = run.config, open_files = {} }, mt)
   -- Both files exist from the start, so that a run that failed in its first step has empty ones.
   if log.folder then
     log:file "metrics"
@@ -57,7 +58,11 @@ function methods:write(name, list)
   self:file(name):write(table.concat(text))
 end
 
-function methods:scalars(_, t) self:write("metrics", { t }) end
+function methods:scalars(_, t)
+  local record = names.verl(t, self.config)
+  for name, value in pairs(t) do record[name] = value end
+  self:write("metrics", { record })
+end
 
 function methods:rows(_, name, list) self:write(name, list) end
 

@@ -8,12 +8,14 @@
 --   m.last                          the last step, or nil
 --   m:complaint()                   of reader.lua
 --
--- Nested numbers get a path as their name: time.forward is "time/forward". A step that stands twice
+-- Numbers under veRL's names are there under ours, and left out. Nested numbers get a path as their
+-- name: time.forward is "time/forward". A step that stands twice
 -- counts with its last line. What is no number, such as a NaN, is null. Each row is kept as text, so
 -- that a long run costs the collector little.
 -- Leaves out: what the page calls a column and where it draws it (web/charts.js).
 
 local cjson = require "cjson"
+local log_names = require "segzero.log.names"
 local reader = require "segzero.report.reader"
 
 local M = {}
@@ -78,7 +80,9 @@ end
 
 local function flat(record)
   local numbers = {}
-  for name, value in pairs(record) do add(numbers, tostring(name), value) end
+  for name, value in pairs(record) do
+    if not log_names.is_verl(tostring(name)) then add(numbers, tostring(name), value) end
+  end
   return numbers
 end
 

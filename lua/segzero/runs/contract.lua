@@ -35,6 +35,7 @@ local FREE = {
   "trainer.save_limit", "trainer.remove_previous_ckpt", "trainer.save_best",
   "trainer.collective_timeout", "worker.actor.optim.shard_state",
   "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.report",
+  "trainer.project_name",
   "trainer.check_memory",
   "data.val_files", "data.val_batch_size", "data.refshapes_val_rows",
   "worker.actor.model.enable_gradient_checkpointing", "worker.actor.max_tokens_per_micro_batch",

@@ -31,6 +31,7 @@
 
 local advantages = require "segzero.algorithms.advantages"
 local frame = require "segzero.data.frame"
+local loggers = require "segzero.log.loggers"
 
 local M = {}
 
@@ -111,6 +112,7 @@ end
 
 -- trainer.report is a logger of its own: it comes after jsonl, whose files it reads.
 local function with_report(names, report)
+  names = loggers.with_others(names)
   local has_lines = false
   local list = {}
   for i, name in ipairs(names) do

@@ -165,7 +165,8 @@ local function as_message(group, place)
     }
   end
   return { place = place, samples = samples, row = { id = row.id, index = row.index,
-    number = row.number, problem = row.problem, solution = row.solution } }
+    number = row.number, problem = row.problem, solution = row.solution,
+    prompt_tokens = #group.input.input_ids } }
 end
 
 function methods:join(f)

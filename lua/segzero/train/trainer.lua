@@ -32,6 +32,7 @@
 
 local core = require "segzero.core.ffi"
 local advantage = require "segzero.train.advantage"
+local answers = require "segzero.train.figures.answers"
 local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
 local filtering = require "segzero.train.filtering"
@@ -102,8 +103,8 @@ function M.new(opts)
   local loggers = t.options.run.loggers
   if not t.parallel:is_root() then loggers = {} end
   t.log = log.open(loggers, {
-    folder = t.folder, config = t.config, total_steps = t.total_steps, train = t.train,
-    policy = t.policy,
+    folder = t.folder, config = t.config, total_steps = t.total_steps, first_step = t.global_step,
+    train = t.train, policy = t.policy,
   })
   return t
 end
@@ -196,6 +197,8 @@ function methods:step(write_log)
     seen, stats.reward_kl = reward_kl.apply(groups, self.options.reward_kl)
   end
   advantage.estimate(self.options.estimator, { groups = groups }, self.now, seen)
+  answers.add(stats, groups, { response = self.options.rollout.max_new_tokens,
+    prompt = self.options.input.max_tokens, seen = seen })
 
   -- One optimizer step for each part.
   local updates = {}
@@ -208,6 +211,7 @@ function methods:step(write_log)
   timer.enter "other"
   stats.step = step
   stats.lr = self.now.lr
+  stats.kl_coef = self.now.kl_coef
   stats.skipped_updates = self.optimizer.skipped
   stats.tokens = stats.length * #groups * #groups[1].samples
   self.log:rows(step, "rollouts", records.rollout_rows(step, groups))

@@ -10,14 +10,15 @@
 -- loss = sum over tokens of weight * (loss + kl_coef * kl - entropy_coef * entropy). The weights
 -- come from the aggregation and the totals of the whole update (records.totals), so the micro-batch
 -- split does not change the loss. stats: loss, policy_loss, kl, entropy and the loss's own metrics,
--- each summed with the weights; mismatch, the largest distance of a token's log-probability from
--- the one it was sampled with. Leaves out: the optimizer.
+-- each summed with the weights; and the figures of train/figures/ratios.lua.
+-- Leaves out: the optimizer.
 
 local tensor = require "segzero.core.tensor"
 local aggregations = require "segzero.algorithms.aggregations"
 local forward = require "segzero.train.forward"
 local kl_estimators = require "segzero.algorithms.kl"
 local losses = require "segzero.algorithms.losses"
+local ratios = require "segzero.train.figures.ratios"
 local records = require "segzero.train.records"
 local tokens = require "segzero.train.tokens"
 local user_code = require "segzero.core.user_code"
@@ -51,17 +52,6 @@ function M.new(t)
 end
 
 local function add(stats, name, v) stats[name] = (stats[name] or 0) + v end
-
--- The largest difference between the policy's and the sampler's log-probabilities, or `least` if
--- that is larger.
-local function largest_mismatch(t, least)
-  local logprob = t.logprob:values()
-  local old = t.old:values()
-  local a = tensor.data(logprob)
-  local b = tensor.data(old)
-  for i = 0, logprob:numel() - 1 do least = math.max(least, math.abs(a[i] - b[i])) end
-  return least
-end
 
 -- The weighted sum of a metric: a number counts for every token.
 local function weighted(metric, weights)
@@ -107,6 +97,8 @@ local function check_metrics(self, metrics, n)
   end
 end
 
+local function clip_of(numbers) return { low = numbers.clip_low, high = numbers.clip_high } end
+
 -- Returns the loss of some answers, and a function that adds its numbers to stats.
 function methods:loss_of(t, totals, stats)
   local numbers = self.numbers
@@ -130,7 +122,7 @@ function methods:loss_of(t, totals, stats)
   end
 
   local function after()
-    stats.mismatch = largest_mismatch(t, stats.mismatch or 0)
+    ratios.add(stats, t, weights, self.loss_name == "ppo_clip" and clip_of(numbers) or nil)
     add(stats, "loss", loss:item())
     add(stats, "policy_loss", policy_loss:item())
     add(stats, "entropy", entropy:item())

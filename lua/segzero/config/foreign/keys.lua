@@ -170,7 +170,6 @@ note("it is the part of worker.reward.reward_function behind the colon",
 -- ---- the run ----
 note("segzero --ranks N SCRIPT starts N processes, mpirun and srun those of several machines",
   "trainer.n_gpus_per_node", "trainer.nnodes")
-note("runs are folders, named by trainer.experiment_name", "trainer.project_name")
 only("trainer.critic_warmup", { "0" }, NO_CRITIC)
 only("trainer.save_model_only", { "false" }, "a checkpoint holds the optimizer too")
 only("trainer.del_local_ckpt_after_load", { "false" }, "a checkpoint that is loaded stays",
@@ -209,8 +208,6 @@ add { key = "defaults",
 
 -- Loggers that only Seg-Zero, EasyR1 and veRL have, and what segzero uses instead.
 M.loggers = {
-  wandb = "jsonl",
-  tensorboard = "jsonl",
   swanlab = "jsonl",
   mlflow = "jsonl",
   file = "jsonl",

@@ -11,7 +11,8 @@
 --   stop_when(t, stats)      true, or a reason as text, ends the run after this step
 -- A hook that fails ends the run with its own traceback. However the run ends, a checkpoint that is
 -- being written is finished first. A run that a signal or an error ends saves its last finished
--- step (ending.lua). Leaves out: signals (core/stop.lua).
+-- step (ending.lua). A sick run gets warnings (train/figures/warnings.lua).
+-- Leaves out: signals (core/stop.lua).
 
 local ending = require "segzero.train.run.ending"
 local evaluator = require "segzero.evaluation.evaluator"
@@ -22,6 +23,7 @@ local rollout = require "segzero.train.rollout"
 local saving = require "segzero.train.run.saving"
 local stop = require "segzero.core.stop"
 local user_code = require "segzero.core.user_code"
+local warnings = require "segzero.train.figures.warnings"
 
 local M = {}
 
@@ -73,9 +75,10 @@ local function save_if_due(t, step)
 end
 
 -- One step and everything after it. Returns true to end the run.
-local function one_step(t)
+local function one_step(t, watch)
   local stats = t:step(function(stats) t.log:scalars(stats.step, stats) end)
   local step = stats.step
+  for _, text in ipairs(watch:see(stats)) do say(t, "  warning: %s", text) end
   health.check(t)
   call_hook(t, "on_step", stats)
   evaluate_if_due(t, step)
@@ -90,9 +93,10 @@ end
 
 local function all_steps(t)
   t.log:start(t.global_step, t.total_steps)
+  local watch = warnings.new { estimator = t.options.estimator, answers = t.options.rollout.n }
   while t.global_step < t.total_steps do
     stop.check()
-    if one_step(t) then break end
+    if one_step(t, watch) then break end
   end
   saving.wait(t)
 end
