@@ -7,6 +7,7 @@ local cjson = require "cjson"
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local host = require "segzero.host"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
 local evaluate = require "recipes.evaluate"
@@ -22,9 +23,10 @@ local SHORT = "resamples=10"
 
 local function json(path) return files.read_json(path) end
 
+-- A sanitizer's build has its program elsewhere.
 local function shell(text)
   local path = place .. "/script.sh"
-  files.write(path, text)
+  files.write(path, (text:gsub("%./segzero", function() return mini.quoted(host.executable) end)))
   local pipe = assert(io.popen("bash " .. mini.quoted(path) .. " 2>&1; echo status=$?"))
   local said = pipe:read "*a"
   pipe:close()

@@ -5,6 +5,7 @@
 --   ./segzero tests/system/test_model_merger.lua
 
 local check = require "tests.support.check"
+local host = require "segzero.host"
 local process = require "tests.support.process"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
@@ -28,7 +29,7 @@ local function new_run()
 end
 
 local function run(...)
-  return process.run({ "./segzero", "--threads", "1", ... }, { timeout = TIMEOUT })
+  return process.run({ host.executable, "--threads", "1", ... }, { timeout = TIMEOUT })
 end
 
 local function prints(wanted_status, pattern, ...)
@@ -85,7 +86,8 @@ end)
 check.case("a write that fails leaves the folder as it was", function()
   local actor = new_run()
   local before = folders.list(actor .. "/huggingface")
-  local command = ("ulimit -f 8; trap '' XFSZ; ./segzero model_merger --local_dir %s"):format(actor)
+  local command = ("ulimit -f 8; trap '' XFSZ; %s model_merger --local_dir %s")
+    :format(host.executable, actor)
   local output, status = process.run({ "bash", "-c", command }, { timeout = TIMEOUT })
   check.equal(status, 1, output)
   check.ok(output:find("cannot write .*model%.safetensors%.tmp: File too large"), output)
