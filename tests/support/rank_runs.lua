@@ -41,8 +41,14 @@ function M.command(count, words)
   return all
 end
 
+-- The text is what came to stdout, then what came to stderr: mpirun may pass on half a line of one in
+-- the middle of a line of the other.
 function M.run(count, words, env)
-  return process.run(M.command(count, words), { timeout = M.TIMEOUT, env = env })
+  local errors = M.place .. "/stderr"
+  local argv = { "bash", "-c", 'exec "$@" 2>"$0"', errors }
+  for _, word in ipairs(M.command(count, words)) do argv[#argv + 1] = word end
+  local text, status = process.run(argv, { timeout = M.TIMEOUT, env = env })
+  return text .. "\n" .. files.read(errors), status
 end
 
 function M.words(name, extra)

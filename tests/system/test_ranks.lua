@@ -193,9 +193,12 @@ check.case("SIGTERM ends all ranks and saves the last finished step", function()
   local quoted = {}
   for i, word in ipairs(words) do quoted[i] = mini.quoted(word) end
   local log = place .. "/stopped/metrics.jsonl"
-  local command = "%s --ranks 2 --threads 1 %s & p=$!; "
-    .. "until [ -s %s ]; do sleep 0.1; done; kill -TERM $p; wait $p"
-  command = command:format(mini.quoted(host.executable), table.concat(quoted, " "), log)
+  -- stderr apart: mpirun mixes it with lines of stdout.
+  local errors = place .. "/stderr"
+  local command = "%s --ranks 2 --threads 1 %s 2>%s & p=$!; "
+    .. "until [ -s %s ]; do sleep 0.1; done; kill -TERM $p; wait $p; s=$?; cat %s; exit $s"
+  command = command:format(mini.quoted(host.executable), table.concat(quoted, " "), errors, log,
+    errors)
   local text, status = process.run({ "bash", "-c", command }, { timeout = TIMEOUT })
   check.equal(status, 128 + 15, "the status: " .. text:sub(-400))
   expect(text, "stopped by SIG%w+ after step %d+; saved [^;]+; go on with: ")
