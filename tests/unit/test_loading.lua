@@ -97,7 +97,9 @@ local want_half = logits_of(folder_of(half), "bf16")
 
 -- ---- both namings, mapped ----
 
+-- Compiled traces may name objects, which are then not collected.
 local function live_bytes()
+  jit.flush()
   collectgarbage()
   collectgarbage()
   return tonumber(C.sz_live_bytes())
