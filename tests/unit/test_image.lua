@@ -236,7 +236,35 @@ local function decoded(text, name)
   return list
 end
 
-check.case("TGA and PSD are read by stb_image, and a cut-off file is refused", function()
+-- A PSD of 2 x 1 pixels in RGB; body: the code and what follows it.
+local function psd_of(planes, bits, body)
+  return "8BPS\0\1\0\0\0\0\0\0\0" .. bytes(planes) .. "\0\0\0\1\0\0\0\2\0" .. bytes(bits)
+    .. "\0\3" .. ("\0"):rep(12) .. body
+end
+
+check.case("PSD: planes, packed rows, alpha, damage", function()
+  local five = psd_of(5, 8, "\0\0" .. bytes(1, 2, 3, 4, 5, 6, 7, 8, 9, 10))
+  check.equal(decoded(five, "x.psd"), { 1, 3, 5, 2, 4, 6 }, "of five planes the first three")
+  local deep = psd_of(3, 16, "\0\0" .. bytes(1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0))
+  check.equal(decoded(deep, "x.psd"), { 1, 3, 5, 2, 4, 6 }, "16 bits: the high byte")
+
+  -- Rows as a run, as two values, after a code that does nothing; alpha is opaque, then nothing.
+  local rows = bytes(255, 9) .. bytes(1, 3, 4) .. bytes(128, 255, 5) .. bytes(1, 255, 0)
+  local lengths = "\0\2\0\3\0\3\0\3"
+  check.equal(decoded(psd_of(4, 8, "\0\1" .. lengths .. rows), "x.psd"),
+    { 9, 3, 5, 255, 255, 255 }, "packed, on white where it is transparent")
+  local function refused(text, why)
+    check.raises(function() sz.image.decode(text, "x") end, "x: cannot decode the image: " .. why,
+      why)
+  end
+  refused(psd_of(4, 8, "\0\1" .. lengths .. rows:gsub("^.", "\253")), "a packed row is damaged")
+  refused(psd_of(4, 8, "\0\1" .. lengths .. rows:sub(1, -2)), "the file is cut off")
+  refused(psd_of(3, 8, "\0\2" .. bytes(1, 2, 3, 4, 5, 6)), "only raw and packed rows")
+  refused(psd_of(2, 8, "\0\0" .. bytes(1, 2, 3, 4)), "an RGB PSD with fewer than three planes")
+  refused(psd_of(3, 1, "\0\0" .. bytes(1, 2, 3)), "only 8 and 16 bits")
+end)
+
+check.case("TGA is read by stb_image, PSD by us, and a cut-off file is refused", function()
   -- 2 x 1, blue-green-red: a red and a blue pixel; then the same pixel twice as one packet.
   local head = bytes(0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 1, 0, 24, 0x20)
   local plain = head .. bytes(0, 0, 255, 255, 0, 0)

@@ -1,10 +1,10 @@
-/* stb.c - the formats that stb_image reads for us: TGA and PSD.
+/* stb.c - the format that stb_image reads for us: TGA.
  *
  * stb_image reads past nothing, but it takes what is missing at the end of a file for zeros. So the
- * header is read here first, and the length that it promises is checked: of the pixels, of the rows'
- * packed lengths (PSD), or of the packets (TGA).
- * Leaves out: PIC and HDR, which Pillow does not read either; layers of a PSD (its composite is
- * read); 16-bit PSD, whose low bytes are dropped.
+ * header is read here first, and the length that it promises is checked: of the pixels, or of the
+ * packets.
+ * Leaves out: PSD, whose colours stb_image changes where they are transparent (psd.c); PIC and HDR,
+ * which Pillow does not read either.
  */
 #include "image.h"
 #include <stdlib.h>
@@ -12,7 +12,6 @@
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_ONLY_TGA
-#define STBI_ONLY_PSD
 #define STBI_NO_STDIO
 #define STBI_NO_LINEAR
 #define STBI_NO_HDR
@@ -96,48 +95,3 @@ static int tga_decode(const sz_source *b, sz_target *to)
 }
 
 const sz_format sz_format_tga = { "TGA", tga_match, tga_size, tga_decode };
-
-/* ---- PSD: a header of 26 bytes, three sections with their lengths, the composite ---- */
-
-enum { PSD_HEADER = 26, PSD_SECTIONS = 3 };
-
-static bool psd_match(const uint8_t *h, size_t n)
-{
-    return n >= 6 && memcmp(h, "8BPS\0\1", 6) == 0;
-}
-
-static int psd_size(const sz_source *b, sz_size *out)
-{
-    uint8_t h[PSD_HEADER];
-    if (!sz_source_get(b, 0, h, sizeof h)) return sz_image_cut_off(b);
-    if (sz_be16(h + 24) != 3) return sz_image_fail(b, "only RGB is read of PSD files");
-    out->height = sz_be32(h + 14);
-    out->width = sz_be32(h + 18);
-    return 0;
-}
-
-static int psd_decode(const sz_source *b, sz_target *to)
-{
-    const uint8_t *h = b->memory;
-    const size_t channels = sz_be16(h + 12);
-    const size_t depth = sz_be16(h + 22) / 8;
-    const size_t height = sz_be32(h + 14);
-    size_t at = PSD_HEADER;
-    for (int i = 0; i < PSD_SECTIONS; i++) {
-        if (at + 4 > b->size) return sz_image_cut_off(b);
-        at += 4 + (size_t)sz_be32(h + at);
-    }
-    if (at + 2 > b->size) return sz_image_cut_off(b);
-
-    const bool packed = sz_be16(h + at) == 1;
-    at += 2;
-    if (!packed) at += channels * height * sz_be32(h + 18) * depth;
-    const size_t rows = packed ? channels * height : 0;
-    if (at + 2 * rows > b->size) return sz_image_cut_off(b);
-    size_t data = 0;
-    for (size_t i = 0; i < rows; i++) data += sz_be16(h + at + 2 * i);
-    if (data > b->size - at - 2 * rows) return sz_image_cut_off(b);
-    return decode(b, to);
-}
-
-const sz_format sz_format_psd = { "PSD", psd_match, psd_size, psd_decode };
