@@ -132,6 +132,7 @@ add { key = "worker.ref.fsdp.torch_dtype", only = { "null" },
 add { key = "worker.ref.fsdp.mp_param_dtype", reads = dtypes "worker.ref.model.dtype",
   refuse = "worker.ref.model.dtype is f32, bf16 or int8" }
 only("worker.ref.fsdp.mp_buffer_dtype", F32, "buffers are f32", "buffers are always f32")
+note("the reference has no gradients", "worker.ref.fsdp.mp_reduce_dtype")
 note(FSDP, "worker.ref.fsdp.*")
 note("the reference has no optimizer", "worker.ref.offload.optimizer_offload",
   "worker.ref.offload.offload_optimizer")
