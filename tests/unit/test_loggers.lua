@@ -331,7 +331,7 @@ check.case("csv: a run that goes on has each step once", function()
   l:scalars(4, { step = 4, held_out_reward = 1 })
   l:close()
 
-  -- A kill left half a row.
+  -- A kill left a partial row.
   local file = assert(io.open(path, "ab"))
   file:write("5,0.1")
   file:close()
@@ -339,7 +339,7 @@ check.case("csv: a run that goes on has each step once", function()
   l:scalars(4, { step = 4, held_out_reward = 2 })
   l:scalars(5, step_record(5))
   l:close()
-  check.equal(column(rows_of(path), "step"), { "1", "2", "3", "4", "5" }, "half a row is gone")
+  check.equal(column(rows_of(path), "step"), { "1", "2", "3", "4", "5" }, "the partial row is gone")
   check.equal(column(rows_of(folder .. "/evaluations.csv"), "val/reward_score"), { "2" },
     "an evaluation that was done again")
 

@@ -9,9 +9,9 @@
 --   text      "run": what the run said at a step; "settings": all settings, once
 --   images    the PNG file as it is
 --
--- Each start makes a new file, whose session record says from which step it goes on: TensorBoard
--- then drops later steps of older files, so each step stands once. A record is in the file, whole,
--- when the call returns (core/lines.lua). Without a run folder nothing is written.
+-- Each start makes a new file. Its session record says at which step it begins, and TensorBoard
+-- drops that step and later ones of older files, so each step appears once. When the call returns,
+-- the whole record is in the file (core/lines.lua). Without a run folder nothing is written.
 -- Leaves out: histograms, graphs, answers (rollouts.jsonl has them).
 
 local crc32 = require "segzero.log.crc32"
@@ -75,7 +75,7 @@ function methods:event(step, body)
   self.file:write(record(event .. body))
 end
 
--- What older files say about steps after this one no longer counts.
+-- Tells TensorBoard to drop what older files say about later steps.
 function methods:begin(step)
   self:event(step + 1, pb.bytes(7, pb.integer(1, START)))
 end
