@@ -10,8 +10,8 @@
 --
 -- Numbers under veRL's names are left out, because they are there under ours, too. Nested numbers
 -- get a path as their name: time.forward is "time/forward". Of a step that the log has twice, the
--- last line counts. What is no number, such as a NaN, is null. Each row is kept as text, which costs
--- the garbage collector little in a long run.
+-- last line counts. What is no number, such as a NaN, is null. Each row is kept as text, which
+-- costs the garbage collector little in a long run.
 -- Leaves out: what the page calls a column and where it draws it (web/charts.js).
 
 local cjson = require "cjson"

@@ -3,8 +3,8 @@
 --
 --   local source = thumbnails.new { set = data set, frames = of coordinates.for_policy or nil,
 --                                   processor = of the policy or nil }
---   source:row(id) -> {url = text, width =, height =, frame = {width =, height =} or nil}, or nil if
---                     the data set has no such row or its image cannot be read
+--   source:row(id) -> {url = text, width =, height =, frame = {width =, height =} or nil}, or
+--                     nil if the data set has no such row or its image cannot be read
 --   thumbnails.of_settings(cfg) -> source, or nil and why there are no images
 --                     opens the data set that the settings name, without downloading anything
 --

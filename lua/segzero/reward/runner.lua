@@ -77,8 +77,8 @@ local function problem_of_results(row, score, parts)
   return nil
 end
 
-local LATE_CURE = ": worker.reward.timeout=SECONDS is the limit, and worker.reward.on_error=zero " ..
-  "scores such answers 0"
+local LATE_CURE = ": worker.reward.timeout=SECONDS is the limit, and " ..
+  "worker.reward.on_error=zero scores such answers 0"
 
 local function problem_of_failure(row, failure, rules)
   local id = visible.line(row.id)

@@ -1,8 +1,9 @@
 -- integrity.lua - checks a checkpoint that is opened as a model against its manifest.json, so a
 -- flipped byte is found and named before the model answers or trains.
 --
---   local check = integrity.begin(folder)   nil if the folder has no manifest. Sizes and small files
---                                           are checked at once, files of tensors in the background
+--   local check = integrity.begin(folder)   nil if the folder has no manifest. Sizes and small
+--                                           files are checked at once, files of tensors in the
+--                                           background
 --   check:finish()                          waits; a damaged file is an error at every call
 --   integrity.settle(model)                 finishes model.integrity, if it is there
 --   integrity.file(folder, name)            checks one file at once, if a manifest lists it

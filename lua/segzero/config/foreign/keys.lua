@@ -22,8 +22,8 @@ local VLLM = "sampling uses the weights that are trained; there is no second eng
 local NO_VIDEO = "there are no videos"
 local FOLLOWS = "it follows from other settings"
 local NO_CRITIC = "GRPO has no critic"
-local ANSWERS = "all answers of a step are in rollouts.jsonl; held-out answers are in before.png and " ..
-  "after.png"
+local ANSWERS = "all answers of a step are in rollouts.jsonl; held-out answers are in " ..
+  "before.png and after.png"
 
 local F32 = { "fp32", "f32", "float32", "float", "null" }
 

@@ -97,7 +97,8 @@ function M.read(schema, key, raw)
   if not row then return nil end
   local meant = row.note and misspelt(schema.foreign, key)
   if meant then
-    return { refused = ("unknown setting '%s': did you mean '%s'?"):format(visible.line(key), meant) }
+    local written = visible.line(key)
+    return { refused = ("unknown setting '%s': did you mean '%s'?"):format(written, meant) }
   end
   if row.kept then return keep(row, key, raw) end
   local value = normal(raw)

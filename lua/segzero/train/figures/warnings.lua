@@ -12,7 +12,8 @@
 --   collapse      the entropy of the last 5 steps is below 0.05 and below a tenth of the first 5's
 --   format        over 60 steps the parts named *format* rose by 0.2, those named *iou* or
 --                 *accuracy* by less than 0.02
--- With a KL term in the reward, equal scores mean nothing: the advantages still differ by that term.
+-- With a KL term in the reward, equal scores mean nothing: the advantages still differ
+-- by that term.
 -- A warning names the likely cause and what to set, and is repeated after 50 steps if it still
 -- holds. A resumed run starts to count again. Leaves out: a run that has diverged (run/health.lua).
 

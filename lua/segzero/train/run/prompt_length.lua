@@ -69,7 +69,8 @@ end
 
 -- The files of the policy that say how a text and an image are counted.
 local FILES = { "config.json", "tokenizer.json", "tokenizer_config.json",
-  "preprocessor_config.json", "chat_template.json", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json" }
+  "preprocessor_config.json", "chat_template.json", "chat_template.jinja",
+  "vocab.json", "merges.txt", "added_tokens.json" }
 
 function methods:key()
   local size = self.resize and frame.text(self.resize) or ""
