@@ -26,7 +26,7 @@ typedef struct sz_http sz_http;
 typedef struct sz_transfer sz_transfer;
 
 /* ---- sums ----
- * blob < 0: SHA-256 of what is added. blob >= 0: the SHA-1 that git gives to a file of so many
+ * blob < 0: SHA-256 of what is added. blob >= 0: the SHA-1 that git gives to a file of that many
  * bytes. The caller frees it. */
 sz_digest *sz_digest_new(int64_t blob);
 void sz_digest_free(sz_digest *d);

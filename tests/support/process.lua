@@ -4,7 +4,7 @@
 --   local process = require "tests.support.process"
 --   local output, status = process.run({ "./segzero", "-e", "print(1)" },
 --                                      { timeout = 60, env = { SEED = "2" } })
---   local child = process.start(argv, { env =, output = path })      goes on beside the caller
+--   local child = process.start(argv, { env =, output = path })      runs while the caller goes on
 --   process.wait(child) -> status            process.signal(child, 9)
 --   process.now()                            seconds of a clock that only goes forward
 --

@@ -41,7 +41,7 @@ function M.command(count, words)
   return all
 end
 
--- The text is what came to stdout, then what came to stderr: mpirun may pass on half a line of one in
+-- The text is what came to stdout, then what came to stderr: mpirun may pass on a piece of one in
 -- the middle of a line of the other.
 function M.run(count, words, env)
   local errors = M.place .. "/stderr"

@@ -63,7 +63,7 @@ check.case("key=value and --key value", function()
   check.equal(read("data.name=a=b").data.name, "a=b", "an equals sign in a value")
   check.equal(read("data.name=").data.name, "", "an empty value")
   for _, text in ipairs { '"a"', " a ", "${a}", "{a: b}" } do
-    check.equal(read("data.name=" .. text).data.name, text, "a text as it stands")
+    check.equal(read("data.name=" .. text).data.name, text, "a text unchanged")
   end
 end)
 

@@ -18,7 +18,7 @@ local dir = mini.write(mini.folder() .. "/model")
 local cfg = mini.settings { "worker.actor.model.model_path=" .. dir, "data.max_response_length=8" }
 
 local function make_plan(ranks)
-  return plan.of(cfg, { prompt = prompt.seg_zero, ranks = ranks })
+  return plan.of(cfg, { prompt = prompt.seg_zero, ranks = ranks, neighbours = ranks })
 end
 
 -- The bytes of f32 tensors.
@@ -59,6 +59,22 @@ check.case("each of several ranks has its part of the optimizer's state", functi
   local four = make_plan(4).parts
   check.equal(four.moments, math.ceil(one.moments / 4), "moments")
   check.equal({ four.weights, four.gradients }, { one.weights, one.gradients }, "the others")
+end)
+
+check.case("the ranks of a machine must fit into it together", function()
+  local one = make_plan()
+  check.equal(one.needed, one.peak, "one process")
+  local four = make_plan(4)
+  local shared = four.parts.reference + four.parts.weights - four.parts.gradients
+  check.equal(four.needed, 4 * four.peak - 3 * shared, "four: the file's pages count once")
+  check.ok(four.parts.images < one.parts.images, "each has a part of the images")
+
+  -- A machine that holds one rank and not four.
+  local device = plan.device
+  plan.device = function() return { total = four.needed - 1, free = four.needed } end
+  local alone = plan.of(cfg, { prompt = prompt.seg_zero, ranks = 4, neighbours = 1 })
+  check.ok(alone.fits and not make_plan(4).fits, "one of four fits, four do not")
+  plan.device = device
 end)
 
 check.case("a reference that only the estimator needs is counted", function()

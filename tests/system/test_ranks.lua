@@ -63,6 +63,16 @@ check.case("doctor compares the ranks", function()
   expect(text, "sum of 64 MiB: [%d.]+ ms, [%d.]+ GB/s")
 end)
 
+check.case("plan says what the ranks of this machine need", function()
+  local words = runs.words "planned"
+  table.insert(words, 1, "plan")
+  local text, status = ranks(2, words)
+  check.equal(status, 0, text)
+  local _, tables = text:gsub("memory of one run", "")
+  check.equal(tables, 1, "one rank prints: " .. text)
+  expect(text, "the 2 ranks of this machine +[%d.]+ GiB")
+end)
+
 check.case("wrong numbers of ranks", function()
   local text, status = ranks("0", { "-e", "" })
   check.equal(status, 2, "the status")

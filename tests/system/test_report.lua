@@ -158,7 +158,7 @@ check.case("a resumed run has each step once, and what changed", function()
   check.equal(run.head.total, 4, "the new length")
 end)
 
-check.case("several runs are one page, beside the first", function()
+check.case("several runs are one page, next to the first", function()
   local output, code = report(A, place .. "/B/")
   check.equal(code, 0, output)
   check.equal(output, place .. "/report.html\n", "where it is")

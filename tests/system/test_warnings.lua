@@ -91,6 +91,13 @@ check.case("one answer to a prompt, and a learning rate of 0", function()
   check.ok(list[2]:find "^the learning rate was 0 in the last 3 steps", list[2])
 end)
 
+check.case("a run without the console prints its warnings", function()
+  local list, text = warned("quiet", "reward", "worker.rollout.n=1", "trainer.logger=jsonl")
+  check.equal(#list, 1, "one warning: " .. text)
+  check.ok(list[1]:find "^worker%.rollout%.n=1: grpo compares the answers", list[1])
+  check.ok(not text:find "reward %d", "no step's line: " .. text)
+end)
+
 check.case("all answers are cut", function()
   local _, text = warned("cut", "reward", "data.max_response_length=1")
   local _, count = text:gsub("  warning: in the last 3 steps " .. CUT, "")

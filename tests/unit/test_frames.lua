@@ -256,7 +256,7 @@ check.case("so does the answer that a script scales by itself", function()
   check.equal(count, 12, "answers")
 end)
 
--- The way back loses at most half a pixel of the frame of answers, and half a pixel of the image.
+-- The way back loses at most 0.5 pixels of the frame of answers, and 0.5 pixels of the image.
 check.case("answers come back to the image's pixels", function()
   local count = 0
   each_row(function(row, _, name)

@@ -160,7 +160,7 @@ check.case("os.exit while a file loads", function()
     true), why)
 end)
 
-check.case("modules beside a reward file", function()
+check.case("modules next to a reward file", function()
   files.make_dir(folder .. "/rewards")
   files.make_dir(folder .. "/rewards/parts")
   files.make_dir(folder .. "/here")

@@ -62,7 +62,7 @@ check.case("what a cache must have", function()
     "model-00001-of-00002.safetensors")), "one of two shards")
   check.ok(wanted.are_tables_whole { "a/train-00000-of-00002.parquet",
     "a/train-00001-of-00002.parquet" }, "tables")
-  check.ok(not wanted.are_tables_whole { "a/train-00001-of-00002.parquet" }, "half a table")
+  check.ok(not wanted.are_tables_whole { "a/train-00001-of-00002.parquet" }, "one of two files")
 end)
 
 -- The files, the split and the folder of a data set; or the error.

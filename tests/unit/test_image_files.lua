@@ -87,7 +87,7 @@ end)
 
 -- ---- damage ----
 
-check.case("half a file is refused, whatever the format", function()
+check.case("a cut-off file is refused, whatever the format", function()
   local count = 0
   for _, case in ipairs(cases) do
     -- Half an animation still holds the first frame.

@@ -138,7 +138,7 @@ check.case("JPEG: above 127 is inside", function()
   local want = {}
   for x = 1, 32 do want[x] = (x > 9 and x <= 23) and 1 or 0 end
   local rows = t:totable()
-  check.equal(rows[1], want, "first row: no noise beside the edge")
+  check.equal(rows[1], want, "first row: no noise next to the edge")
   check.equal(rows[16], want, "last row")
 end)
 

@@ -255,6 +255,28 @@ check.case("tensorboard: scalars, texts and images in records with checksums", f
   check.ok(files.exists(folder .. "/metrics.jsonl"), "jsonl comes with it")
 end)
 
+check.case("tensorboard: images of other formats and channels", function()
+  local folder = place .. "/formats"
+  local run = run_of(folder)
+  local grey = place .. "/grey.png"
+  local jpeg = "tests/golden/images/exif_1.jpg"
+  sz.image.write_png(grey, 4, 2, 1, ffi.new "uint8_t[8]")
+  local l = log.open({ "tensorboard" }, run)
+  l:image(1, "grey", grey)
+  l:image(1, "jpeg", jpeg)
+  l:close()
+
+  local events = events_of(event_files(folder)[1])
+  check.equal(#events, 5, "version, session, settings, two images")
+  local function sizes(event, name)
+    local shown = message(field(values_of(event)[name], 4))
+    return { field(shown, 1), field(shown, 2), field(shown, 3), #field(shown, 4) }
+  end
+  check.equal(sizes(events[4], "grey"), { 2, 4, 1, #files.read(grey) }, "a grey PNG")
+  local info = sz.image.info(jpeg)
+  check.equal(sizes(events[5], "jpeg"), { info.height, info.width, 3, #files.read(jpeg) }, "JPEG")
+end)
+
 check.case("tensorboard: a run that goes on has a later file that begins at its step", function()
   local folder = place .. "/again"
   for start = 0, 4, 2 do
@@ -331,7 +353,7 @@ check.case("csv: a run that goes on has each step once", function()
   l:scalars(4, { step = 4, held_out_reward = 1 })
   l:close()
 
-  -- A kill left half a row.
+  -- A kill left a partial row.
   local file = assert(io.open(path, "ab"))
   file:write("5,0.1")
   file:close()
@@ -339,7 +361,7 @@ check.case("csv: a run that goes on has each step once", function()
   l:scalars(4, { step = 4, held_out_reward = 2 })
   l:scalars(5, step_record(5))
   l:close()
-  check.equal(column(rows_of(path), "step"), { "1", "2", "3", "4", "5" }, "half a row is gone")
+  check.equal(column(rows_of(path), "step"), { "1", "2", "3", "4", "5" }, "the partial row is gone")
   check.equal(column(rows_of(folder .. "/evaluations.csv"), "val/reward_score"), { "2" },
     "an evaluation that was done again")
 

@@ -110,7 +110,7 @@ for _, k in ipairs(KINDS) do
   end)
 end
 
-check.case("steps far below half a unit in the last place of bf16", function()
+check.case("steps far below bf16's rounding error", function()
   local N, TINY = 4096, 1e-5
   local p = tensor.zeros { N }:affine(0, 1):cast(1):requires_grad(true)
   local options = { lr = TINY, weight_decay = 0, master_weights = false }

@@ -9,6 +9,7 @@
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
+local checks = require "tests.support.reward_checks"
 local geometry = require "rewards.geometry"
 local loose = require "rewards.seg"
 local pyjson = require "segzero.formats.pyjson"
@@ -142,17 +143,7 @@ check.case("distances count in the sample's frame", function()
 end)
 
 check.case("wrong arguments are errors at the caller's line", function()
-  local function blames(what, ...)
-    local args = { ... }
-    local ok, message = pcall(function()
-      local score = strict(args[1], args[2], args[3])
-      return score
-    end)
-    local found = not ok and message:find(what, 1, true)
-      and message:find("test_rewards.lua", 1, true)
-    check.ok(found, ("wanted an error with %q at this file, got %s"):format(what,
-      tostring(message)))
-  end
+  local function blames(...) checks.blames(strict, ...) end
   blames("response_text must be a string, got nil", nil, GT)
   blames("ground_truth must be a string, got table", "", {})
   blames("sample.frame", "", GT, { frame = "840" })
@@ -162,20 +153,14 @@ end)
 
 -- Bytes that no Python string could hold: any score will do, an error will not.
 check.case("bytes that are not UTF-8 get a score", function()
-  local seed = 12345
-  local function below(n)
-    seed = (seed * 16807) % 2147483647
-    return seed % n
-  end
+  local below = checks.numbers(12345)
   local text = GOOD:format('"\217\164",20,110,220', '"40\194\160",60', "80,160")
   for _ = 1, 3000 do
     local t = text
     local g = GT
     for _ = 1, 1 + below(4) do
-      local i = 1 + below(#t)
-      t = t:sub(1, i - 1) .. string.char(below(256)) .. t:sub(i + below(2))
-      local k = 1 + below(#g)
-      g = g:sub(1, k - 1) .. string.char(below(256)) .. g:sub(k + below(2))
+      t = checks.damage(below, t)
+      g = checks.damage(below, g)
     end
     for _, reward in ipairs { strict, loose } do
       local ok, got = pcall(score_list, reward, t, g)

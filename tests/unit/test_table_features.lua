@@ -66,7 +66,7 @@ for _, name in ipairs { "mask_large_list", "mask_fixed", "mask_array", "mask_num
         for x = 0, 41 do sum = sum + data[y * 42 + x] end
         local inside = y >= 5 and y < 20
         check.equal(sum, inside and 20 or 0, "row " .. y)
-        check.equal({ data[y * 42 + 9], data[y * 42 + 30] }, { 0, 0 }, "beside it")
+        check.equal({ data[y * 42 + 9], data[y * 42 + 30] }, { 0, 0 }, "next to it")
       end
       mask:free()
     end

@@ -8,6 +8,7 @@
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
+local checks = require "tests.support.reward_checks"
 local reward = require "rewards.vision_reasoner"
 
 local function number(text) return ("%.17g"):format(tonumber(text)) end
@@ -83,34 +84,19 @@ check.case("objects are matched one to one", function()
 end)
 
 check.case("wrong arguments are errors at the caller's line", function()
-  local function blames(what, ...)
-    local args = { ... }
-    local ok, message = pcall(function()
-      local score = reward(args[1], args[2], args[3])
-      return score
-    end)
-    local found = not ok and message:find(what, 1, true)
-      and message:find("test_vision_reasoner.lua", 1, true)
-    check.ok(found, ("wanted an error with %q at this file, got %s"):format(what,
-      tostring(message)))
-  end
+  local function blames(...) checks.blames(reward, ...) end
   blames("response_text must be a string, got nil", nil, GT)
   blames("ground_truth must be a string, got table", "", {})
   blames("sample.frame", "", GT, { frame = "840" })
 end)
 
 check.case("bytes that are not UTF-8 get a score", function()
-  local seed = 12345
-  local function below(n)
-    seed = (seed * 16807) % 2147483647
-    return seed % n
-  end
+  local below = checks.numbers(12345)
   local text = ANSWER:format("10,20,110,220", "40,60")
   for _ = 1, 2000 do
     local t = text
     for _ = 1, 1 + below(4) do
-      local i = 1 + below(#t)
-      t = t:sub(1, i - 1) .. string.char(below(256)) .. t:sub(i + below(2))
+      t = checks.damage(below, t)
     end
     local ok, got = pcall(reward, t, GT)
     check.ok(ok and got >= 0 and got <= 7, ("%s on %q"):format(tostring(got), t))

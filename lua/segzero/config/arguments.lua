@@ -3,8 +3,9 @@
 --   key=value    --key=value    --key value    --flag    config=FILE.yaml
 --
 -- A boolean written as --flag without a value is true. Other rows can name the value that a bare
--- --key means (row.bare). With is_yaml a value is read as OmegaConf reads it (scalar.lua), else it is
--- the text as it stands. The command line overrides files, wherever config= stands, and a later file or argument an earlier one.
+-- --key means (row.bare). With is_yaml a value is read as OmegaConf reads it (scalar.lua), else it
+-- is the text unchanged. The command line overrides files, wherever config= stands; a later file or
+-- argument overrides an earlier one.
 -- Leaves out: which keys exist and what they accept; the caller's find(key) -> row or nil knows.
 
 local paths = require "segzero.config.paths"
@@ -62,8 +63,8 @@ local function check_words(args)
   end
 end
 
--- Adds key and value, a YAML value. A mapping in braces is one entry for each of its keys, unless the
--- setting is a text.
+-- Adds key and value, a YAML value. A mapping in braces is one entry for each of its keys, unless
+-- the setting is a text.
 local function add_yaml(out, key, value, find)
   local row = find(key)
   local parts = not (row and row.type == "text") and scalar.pairs(key, value)

@@ -74,7 +74,8 @@ local function join_ranks(module)
   if world:size() == 1 then return end
   follower = world:rank() > 0
   if follower then require("segzero.train.parallel").quiet() end
-  if not module.on_ranks then fail(2, "it works on one rank: leave out --ranks, mpirun and srun") end
+  if module.on_ranks then return end
+  fail(2, "it works on one rank: leave out --ranks, mpirun and srun")
 end
 
 -- Runs the calling file's module if the file is the script that was started, or if a script runs it

@@ -30,10 +30,11 @@ local question = {
   { key = "multi", type = "boolean", default = false,
     help = "several objects in one answer: VisionReasoner's prompt and answers" },
   { key = "frame", type = "count", optional = true, max = 2 ^ 16, unit = "pixels",
-    help = "side of the square that the image is resized to, as in Seg-Zero; null: segzero_frame of "
-      .. "the model's config.json, or 840" },
+    help = "side of the square that the image is resized to, as in Seg-Zero; null: segzero_frame "
+      .. "of the model's config.json, or 840" },
   { key = "resize", type = "text", optional = true, also = { "data.resize" },
-    help = "another size to resize it to, such as 640x480, or none: as it is; null: frame x frame" },
+    help = "another size to resize it to, such as 640x480, or none: as it is; null: frame x "
+      .. "frame" },
   { key = "answer_frame", type = "text", default = "auto", also = { "data.answer_frame" },
     help = "what the answer counts in: model (the size it sees), image, a size, or 1000; auto: as "
       .. "the model's family does" },

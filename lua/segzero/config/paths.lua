@@ -80,8 +80,8 @@ function M.check_policy(setting, dir)
     error(("%s: %s"):format(setting, require("segzero.models.opening").missing(dir)), 0)
   end
   if hints.is_sam2(dir) then
-    error(("%s: %s is a SAM2 model, which the setting for SAM2 takes; name a Qwen2.5-VL or Qwen2-VL "
-      .. "model here"):format(setting, dir), 0)
+    error(("%s: %s is a SAM2 model, which the setting for SAM2 takes; name a Qwen2.5-VL or "
+      .. "Qwen2-VL model here"):format(setting, dir), 0)
   end
   if hints.is_policy(dir) then return end
   if hints.holds(dir) == "a training run" then

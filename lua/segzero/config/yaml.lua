@@ -7,8 +7,8 @@
 --   yaml.read(path), yaml.parse(path, text)      path: where the text is from, for errors
 --
 -- Scalars stay text, so a value means the same in a file and on the command line. An empty value is
--- "null". Keys are sorted. A key that a mapping has twice is an error, and so are a second document,
--- an alias inside what it stands for, and more than MOST_LEVELS levels.
+-- "null". Keys are sorted. A key that a mapping has twice is an error, and so are a second
+-- document, an alias inside what it stands for, and more than MOST_LEVELS levels.
 -- Leaves out: lists of anything but scalars.
 
 local core = require "segzero.core.ffi"

@@ -5,6 +5,7 @@
 --                                        them
 --   local world = ranks.world()          all ranks; one if no launcher started this process
 --   world:rank(), world:size()           from 0; the number of ranks
+--   world:neighbours()                   how many of them this machine has, this one included
 --   world:split(colour) -> a group       the ranks that give the same number
 --   world:all_reduce(t)                  t becomes the sum over all ranks
 --   world:sum_gradient(t)                the gradient of parameter t, zeros where it has none
@@ -75,6 +76,16 @@ end
 function methods:rank() return C.sz_comm_rank(self.pointer) end
 
 function methods:size() return C.sz_comm_size(self.pointer) end
+
+function methods:neighbours()
+  local function host(rank) return self:name(rank):match "%(.*%)" end
+  local own = host(self:rank())
+  local count = 0
+  for rank = 0, self:size() - 1 do
+    if host(rank) == own then count = count + 1 end
+  end
+  return count
+end
 
 -- The name of a rank for messages: "3 (host b)".
 function methods:name(rank) return ffi.string(C.sz_comm_name(self.pointer, rank)) end

@@ -1,6 +1,6 @@
--- user_modules.lua - lets `require` find a user's own modules: beside a file that a setting names,
--- such as a reward, in the script's folder, in the current folder, then where relative entries of
--- LUA_PATH say.
+-- user_modules.lua - lets `require` find a user's own modules: next to a file that a setting
+-- names, such as a reward, in the script's folder, in the current folder, then where relative
+-- entries of LUA_PATH say.
 --
 --   user_modules.look_beside(path)     from now on also in the folder of this file, before the others.
 --                                      A module of that name from another such folder is loaded anew,

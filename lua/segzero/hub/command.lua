@@ -21,7 +21,7 @@ usage: segzero fetch OWNER/NAME [--revision R]               a model, a LoRA ada
   --split S       of a data set, the split to download (default: train, or the only one)
   --revision R    a branch, a tag or a commit (default: main); also OWNER/NAME@R
 Downloads what segzero reads into the Hugging Face cache, which Python's tools share, and prints the
-folder. What is there already is not downloaded again; what broke off is continued.
+folder. Files that are complete are not downloaded again; a partial one is continued.
 Environment: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, https_proxy.
 docs/guide/hub.md says more.
 ]]

@@ -5,9 +5,9 @@
 --
 -- The first line names the columns: step, then the others sorted; in a name _ stands for a comma or
 -- a quote. A column keeps its place; one that appears later is added on the right, and older rows
--- are empty there. A run that goes on continues its files and cuts off the rows of later steps; the
--- table before that stays as metrics_before_step_N.csv. Each step stands once. Rows are in the
--- file, whole, when the call returns (core/lines.lua). NaN and infinities are nan, inf and -inf.
+-- are empty there. A resumed run continues its files and cuts off the rows of later steps; the old
+-- table is kept as metrics_before_step_N.csv. So each step has one row. When the call returns, the
+-- whole row is in the file (core/lines.lua). NaN and infinities are nan, inf and -inf.
 -- Leaves out: texts, images, answers.
 
 local files = require "segzero.core.files"
@@ -88,7 +88,7 @@ local function to_row(self, step, numbers)
   return table.concat(cells, ",")
 end
 
--- New columns and a step that is there already need a new file.
+-- A new column, or another record of the last step, needs the whole file written again.
 function table_methods:add(step, numbers)
   local fresh = {}
   for _, name in ipairs(names.sorted(numbers)) do

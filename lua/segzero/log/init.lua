@@ -3,6 +3,7 @@
 --   local log = log.open({ "console", "jsonl" }, run)     run: see loggers.lua
 --   log:scalars(step, { reward = 1.6, ... })
 --   log:text(step, name, s)
+--   log:warn(step, s)                      a text "run" that is also seen without the console
 --   log:image(step, name, path)
 --   log:rows(step, name, list)
 --   log:start(first_step, total_steps)     first_step: how many steps were done before this run
@@ -14,6 +15,7 @@
 local console = require "segzero.log.console"
 local loggers = require "segzero.log.loggers"
 local user_code = require "segzero.core.user_code"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -62,6 +64,15 @@ end
 function methods:scalars(step, t) each(self, "scalars", step, t) end
 
 function methods:text(step, name, s) each(self, "text", step, name, s) end
+
+-- Without the logger console nothing of a run is on the terminal; a warning is, on standard error.
+function methods:warn(step, s)
+  self:text(step, "run", s)
+  for _, logger in ipairs(self.list) do
+    if logger.name == "console" then return end
+  end
+  io.stderr:write(visible.text(s), "\n")
+end
 
 function methods:image(step, name, path) each(self, "image", step, name, path) end
 

@@ -1,5 +1,5 @@
--- jsonl.lua - the logger that writes JSON lines into the run folder (core/lines.lua: each line is in
--- the file at once, whole, and a failed write is an error).
+-- jsonl.lua - the logger that writes JSON lines into the run folder. Each line is written at once
+-- and whole, and a failed write is an error (core/lines.lua).
 --
 --   metrics.jsonl     scalars: {"step": 3, "reward": 1.6, ...}, one line for each step and each
 --                     evaluation. veRL's names are there, too: "critic/score/mean" (names.lua)

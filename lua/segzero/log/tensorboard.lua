@@ -7,16 +7,17 @@
 -- is a message of Protocol Buffers: {1: seconds, 2: step, 3: version | 5: summary | 7: session}.
 --   scalars   all numbers of a step or an evaluation in one event, under veRL's names (names.lua)
 --   text      "run": what the run said at a step; "settings": all settings, once
---   images    the PNG file as it is
+--   images    the file's bytes: a PNG, or another format that the browser shows
 --
--- Each start makes a new file, whose session record says from which step it goes on: TensorBoard
--- then drops later steps of older files, so each step stands once. A record is in the file, whole,
--- when the call returns (core/lines.lua). Without a run folder nothing is written.
+-- Each start makes a new file. Its session record says at which step it begins, and TensorBoard
+-- drops that step and later ones of older files, so each step appears once. When the call returns,
+-- the whole record is in the file (core/lines.lua). Without a run folder nothing is written.
 -- Leaves out: histograms, graphs, answers (rollouts.jsonl has them).
 
 local crc32 = require "segzero.log.crc32"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local images = require "segzero.formats.image"
 local lines = require "segzero.core.lines"
 local names = require "segzero.log.names"
 local notes = require "segzero.log.settings_text"
@@ -75,7 +76,7 @@ function methods:event(step, body)
   self.file:write(record(event .. body))
 end
 
--- What older files say about steps after this one no longer counts.
+-- Tells TensorBoard to drop what older files say about later steps.
 function methods:begin(step)
   self:event(step + 1, pb.bytes(7, pb.integer(1, START)))
 end
@@ -107,21 +108,19 @@ function methods:text(step, name, s)
   self:event(step, pb.bytes(5, text_value(name, text)))
 end
 
-local function big_endian(text, at)
-  local a, b, c, d = text:byte(at, at + 3)
-  return ((a * 256 + b) * 256 + c) * 256 + d
-end
-
 -- Channels by a PNG's color type; a palette counts as RGB.
 local CHANNELS = { [0] = 1, [2] = 3, [3] = 3, [4] = 2, [6] = 4 }
 
 function methods:image(step, name, path)
   if not self.file then return end
-  local png, reason = files.read(path)
-  if not png then error(reason, 0) end
-  if png:sub(1, 8) ~= "\137PNG\r\n\26\n" or #png < 26 then return end
-  local image = pb.integer(1, big_endian(png, 21)) .. pb.integer(2, big_endian(png, 17))
-    .. pb.integer(3, CHANNELS[png:byte(26)] or 3) .. pb.bytes(4, png)
+  local bytes, reason = files.read(path)
+  if not bytes then error(reason, 0) end
+  -- Other formats count as RGB.
+  local info = images.info(path)
+  local channels = 3
+  if info.format == "png" then channels = CHANNELS[bytes:byte(26)] or 3 end
+  local image = pb.integer(1, info.height) .. pb.integer(2, info.width) .. pb.integer(3, channels)
+    .. pb.bytes(4, bytes)
   self:event(step, pb.bytes(5, pb.bytes(1, pb.bytes(1, name) .. pb.bytes(4, image))))
 end
 

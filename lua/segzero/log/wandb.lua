@@ -9,11 +9,11 @@
 -- Protocol Buffers, wandb's Record: header, run with the settings, then for each step a summary and
 -- a history with JSON values under veRL's names (names.lua), lines of the console, and the exit.
 --
--- ID is the run folder's, so a run that goes on is the same run of W&B: `wandb sync` sends its
--- parts in the order of their start. A step's numbers are written when the next step begins or the run
--- ends, because an evaluation belongs to the step before it. A record is in the file, whole, when
--- it is written (core/lines.lua). The project is trainer.project_name. Without a run folder nothing is
--- written. Leaves out: images, answers, a connection to the server.
+-- ID is the run folder's, so a resumed run is the same run of W&B: `wandb sync` sends its parts in
+-- the order in which they were started. A step's numbers are written when the next step begins or
+-- the run ends, because an evaluation after a step belongs to that step. When the call returns, the
+-- whole record is in the file (core/lines.lua). The project is trainer.project_name. Without a run
+-- folder nothing is written. Leaves out: images, answers, a connection to the server.
 
 local crc32 = require "segzero.log.crc32"
 local files = require "segzero.core.files"

@@ -9,7 +9,7 @@
 --       lora_adapter/adapter_config.json and the model (models/lora/files.lua)
 --   local sum = adapters.merged(set, t, adapter)     f32: base + scale * B A; the caller frees it
 --
--- The adapters of all layers are in memory together; they are small beside the model.
+-- The adapters of all layers are in memory together; they are small compared with the model.
 -- Leaves out: what models/lora/files.lua leaves out, such as DoRA and trained biases.
 
 local core = require "segzero.core.ffi"

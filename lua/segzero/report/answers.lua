@@ -13,10 +13,10 @@
 --                              no_signal, the share of prompts whose answers all earn the same
 --   a:complaint()              of reader.lua
 --
--- Chosen of each step: the answer with the highest reward, the one with the lowest, and of the prompt
--- whose answers differ most (standard deviation of their rewards) the highest and the lowest. Of
--- equal ones the first counts. A prompt with one answer is not disputed. They are kept as one text a
--- step: a training step collects garbage, and that takes the longer the more objects there are.
+-- Chosen of each step: the answer with the highest reward, the one with the lowest, and the highest
+-- and lowest of the prompt whose answers differ most (standard deviation of their rewards). Of
+-- equal ones the first is taken. A prompt with one answer is not disputed. A step's choice is kept as one
+-- text, because a garbage collection, which every training step makes, visits each object.
 -- Leaves out: reading the answer itself (card.lua).
 
 local cjson = require "cjson"
@@ -76,8 +76,8 @@ local function rewards_of(list)
   return rewards
 end
 
--- The answers by prompt, in the order of the file. A row may be drawn twice in a step: its answers
--- then start again from a number that was there.
+-- The answers by prompt, in the order of the file. A row may be drawn twice in a step: the numbers
+-- of its answers then start again.
 local function groups_of(list)
   local groups = {}
   local open = {}

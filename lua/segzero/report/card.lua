@@ -8,8 +8,8 @@
 --  "zeros": {part: why}, "advantage": , "finish": , "group": [rewards], "truth": marks,
 --  "found": marks or absent, "unread": why, "frame": [width, height]}
 --
--- Texts are cut to 8,000 bytes, and their control characters are shown (core/visible.lua). Without a
--- known frame the page needs one to draw in: the square that holds all marks, with "guessed": true.
+-- Texts are cut to 8,000 bytes, and their control characters are shown (core/visible.lua). If the
+-- frame is not known, it is the square that holds all marks, with "guessed": true.
 -- Leaves out: the image (thumbnails.lua).
 
 local cjson = require "cjson"

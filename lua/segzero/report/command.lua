@@ -20,7 +20,7 @@ local HELP = [[
 usage: segzero report RUN [RUN ...] [--output FILE]
   RUN             the folder of a training run, such as runs/refshapes_grpo
   --output FILE   where the page goes (default: report.html in the run's folder; for several runs,
-                  beside the first one's folder)
+                  next to the first one's folder)
 Writes one HTML file that needs no network: curves, held-out figures, the best, worst and most
 disputed answers of each step, settings. A run writes the same page by itself while it goes
 (trainer.report=true). docs/guide/report.md says more.

@@ -5,7 +5,7 @@
 -- steps before it as well. It writes after the first step, then at most every 30 seconds, and never
 -- more often than 1 % of the time allows, and at the end. Images are made for at most 0.1 seconds
 -- each time (1 second at the end).
--- A report that cannot be written is told once and does not end the run.
+-- A report that cannot be written causes one message and does not end the run.
 -- Leaves out: a run without a folder or without the logger jsonl, which has nothing to read.
 
 local console = require "segzero.log.console"

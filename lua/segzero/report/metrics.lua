@@ -8,10 +8,10 @@
 --   m.last                          the last step, or nil
 --   m:complaint()                   of reader.lua
 --
--- Numbers under veRL's names are there under ours, and left out. Nested numbers get a path as their
--- name: time.forward is "time/forward". A step that stands twice
--- counts with its last line. What is no number, such as a NaN, is null. Each row is kept as text, so
--- that a long run costs the collector little.
+-- Numbers under veRL's names are left out, because they are there under ours, too. Nested numbers
+-- get a path as their name: time.forward is "time/forward". Of a step that the log has twice, the
+-- last line counts. What is no number, such as a NaN, is null. Each row is kept as text, which
+-- costs the garbage collector little in a long run.
 -- Leaves out: what the page calls a column and where it draws it (web/charts.js).
 
 local cjson = require "cjson"
@@ -24,7 +24,9 @@ local M = {}
 local Columns = {}
 Columns.__index = Columns
 
-function M.columns() return setmetatable({ names = {}, place = {}, rows = {}, steps = {} }, Columns) end
+function M.columns()
+  return setmetatable({ names = {}, place = {}, rows = {}, steps = {} }, Columns)
+end
 
 local function place_of(self, name)
   if not self.place[name] then
@@ -95,7 +97,9 @@ end
 
 local MOST_STEPS = 2 ^ 31
 
-local function is_step(v) return type(v) == "number" and v >= 0 and v % 1 == 0 and v < MOST_STEPS end
+local function is_step(v)
+  return type(v) == "number" and v >= 0 and v % 1 == 0 and v < MOST_STEPS
+end
 
 local function take(self, line)
   local ok, record = pcall(cjson.decode, line)

@@ -1,15 +1,15 @@
--- page.lua - the HTML file of a report: web/page.html with the style, the scripts and the data in it.
+-- page.lua - the HTML file of a report: web/page.html with style, scripts and data in it.
 --
---   page.write(path, {json, ...}, state)      run_report's texts, one of each run. state: "running",
---                                             or "ended"; nil: not known
+--   page.write(path, {json, ...}, state)      run_report's texts, one for each run. state:
+--                                             "running" or "ended"; nil: not known
 --   page.check(path)                          refuses a file that is no report, before any work
 --
 -- The data are JSON in a script element that browsers do not run. Every "<" in them is written as
--- \u003c, so no text of a model or a data set can end the element, and the scripts put texts into the
--- page as text, never as HTML. A content security policy forbids everything but what is in the file.
+-- \u003c, so no text of a model or a data set can end the element. The scripts put texts into the
+-- page as text, never as HTML. A content security policy forbids loading anything else.
 -- The file is written under a name of this process and then renamed (core/files.lua), so a reader
 -- sees an old or a new report, and two writers do not disturb each other.
--- A file that segzero did not write is never replaced. Leaves out: what is shown (web/).
+-- A file that segzero did not write is never overwritten. Leaves out: what is shown (web/).
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"

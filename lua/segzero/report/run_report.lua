@@ -5,8 +5,8 @@
 --       options.source      of thumbnails.lua; nil: made from the settings when it is first needed
 --       options.total_steps how long the run is; nil: what its settings say
 --   r:read(final)           takes in what is new in the logs (answers.lua says what final does)
---   r:json(seconds) -> text the run as JSON. Images are made for at most so many seconds; those that
---                           are left come with the next call
+--   r:json(seconds) -> text the run as JSON. Making images stops after `seconds`; the rest are made
+--                           by the next call
 --   r:complaints() -> texts of damaged lines and of images that cannot be had
 --
 -- Errors are one line without a position: the folder is no run, its settings cannot be read.

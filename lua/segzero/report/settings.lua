@@ -1,14 +1,14 @@
 -- settings.lua - the settings of a run, and what changed where it went on.
 --
---   settings.read(folder) -> {values = {[key] = text}, changes = {{step =, key =, old =, new =}, ...},
---                             cfg = config.json as a table}
+--   settings.read(folder) -> {values = {[key] = text}, cfg = config.json as a table,
+--                             changes = {{step =, key =, old =, new =}, ...}}
 --
 --   settings.held_out_rows(cfg) -> n, or nil if the settings do not say
 --                             rows whose parts are 0 or 1 each, so that their mean has an interval
 --
--- config.json has the settings now. config_step_5.json has those before the run went on at step 5,
--- config_step_5-2.json those before it went on there a second time. A file that cannot be read is an
--- error in one line.
+-- config.json has the present settings. config_step_5.json has those before the run was resumed at
+-- step 5, config_step_5-2.json those before it was resumed there again. A file that cannot be read
+-- is an error in one line.
 -- Leaves out: judging the changes (runs/contract.lua).
 
 local cjson = require "cjson"

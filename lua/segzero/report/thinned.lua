@@ -1,5 +1,5 @@
--- thinned.lua - what is kept of every step, within a limit: when it is passed, every second step is
--- dropped. The newest step is always kept, so the choice does not depend on when somebody looked.
+-- thinned.lua - a store of one entry a step, within a limit: when it is passed, every second step
+-- is dropped. The newest step is always kept.
 --
 --   local kept = thinned.new { bytes = 2 ^ 20, steps = 500 }
 --   kept:put(step, entry, bytes)     entry: any table; steps come in ascending order, and one that

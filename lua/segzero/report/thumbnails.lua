@@ -3,12 +3,12 @@
 --
 --   local source = thumbnails.new { set = data set, frames = of coordinates.for_policy or nil,
 --                                   processor = of the policy or nil }
---   source:row(id) -> {url = text, width =, height =, frame = {width =, height =} or nil}, or nil if
---                     the data set has no such row or its image cannot be read
+--   source:row(id) -> {url = text, width =, height =, frame = {width =, height =} or nil}, or
+--                     nil if the data set has no such row or its image cannot be read
 --   thumbnails.of_settings(cfg) -> source, or nil and why there are no images
 --                     opens the data set that the settings name, without downloading anything
 --
--- A row is found by its id: the number at its end is tried as the row's number (RefShapes, rows
+-- A row is found by its id. The number at its end is tried as the row's number (RefShapes, rows
 -- without ids of their own), then the ids of sets of at most 50,000 rows are compared. An id that
 -- belongs to another row gives no image.
 -- A side has at most 224 pixels, and small images stay as they are. The work is done by the decoder
@@ -119,7 +119,8 @@ end
 local length = ffi.new "size_t[1]"
 local side = ffi.new "int[2]"
 
--- The frame of answers, as data/coordinates.lua finds it: it depends on the size that the model sees.
+-- The frame of answers, as data/coordinates.lua finds it: it depends on the size that the model
+-- sees.
 local function frame_of(self, size)
   if not self.frames or not self.processor then return nil end
   local given = self.frames.resize or size

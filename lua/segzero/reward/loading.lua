@@ -9,8 +9,8 @@
 -- without any the reward has three. A function that FILE.lua:NAME names may return one table, as
 -- EasyR1's do: `overall` is the score, the rest are parts.
 -- FILE.py:NAME, from a launch script of EasyR1, is read as FILE.lua:NAME if that file is there.
--- A third argument limits the loading of a file, in seconds (10; 0: no limit). `require` in the file
--- finds modules beside it.
+-- A third argument limits the loading of a file, in seconds (10; 0: no limit). `require` in the
+-- file finds modules in its folder.
 -- A name that leads nowhere is an error in one line. Leaves out: running a reward (runner.lua).
 
 local console = require "segzero.log.console"
@@ -83,7 +83,8 @@ local function of_python(name)
   if member == "" then member = "main" end
   if not files.exists(lua) then
     local message = "%s: there is no reward '%s'; a reward is a Lua file: write %s that ends " ..
-      "with return { %s = function(text, ground_truth, row, kwargs) ... end } (docs/guide/rewards.md)"
+      "with return { %s = function(text, ground_truth, row, kwargs) ... end } " ..
+      "(docs/guide/rewards.md)"
     error(message:format(SETTING, visible.line(name), lua, member), 0)
   end
   console.say(("%s.py is Python: the reward is %s of %s"):format(path, member, lua))

@@ -77,8 +77,8 @@ local function problem_of_results(row, score, parts)
   return nil
 end
 
-local LATE_CURE = ": worker.reward.timeout=SECONDS is the limit, and worker.reward.on_error=zero " ..
-  "scores such answers 0"
+local LATE_CURE = ": worker.reward.timeout=SECONDS is the limit, and " ..
+  "worker.reward.on_error=zero scores such answers 0"
 
 local function problem_of_failure(row, failure, rules)
   local id = visible.line(row.id)
@@ -89,7 +89,8 @@ local function problem_of_failure(row, failure, rules)
     headline = ("the reward did not end within %g s on row %s"):format(rules.timeout, id)
     cure = LATE_CURE
   end
-  return { headline = headline, cure = cure, reason = text:match "^[^\n]*", details = visible.text(text) }
+  local reason = text:match "^[^\n]*"
+  return { headline = headline, cure = cure, reason = reason, details = visible.text(text) }
 end
 
 -- An error that ends the run.

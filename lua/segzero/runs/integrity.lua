@@ -1,15 +1,16 @@
--- integrity.lua - checks a checkpoint that is opened as a model against its manifest.json, so that a
--- flipped byte is found and named before an answer or a step is made of it.
+-- integrity.lua - checks a checkpoint that is opened as a model against its manifest.json, so a
+-- flipped byte is found and named before the model answers or trains.
 --
---   local check = integrity.begin(folder)   nil if the folder has no manifest. Sizes and small files
---                                           are checked at once, files of tensors in the background
---   check:finish()                          waits; a damaged file is an error, each time again
+--   local check = integrity.begin(folder)   nil if the folder has no manifest. Sizes and small
+--                                           files are checked at once, files of tensors in the
+--                                           background
+--   check:finish()                          waits; a damaged file is an error at every call
 --   integrity.settle(model)                 finishes model.integrity, if it is there
 --   integrity.file(folder, name)            checks one file at once, if a manifest lists it
 --
--- The background thread reads the files while the rest of the program loads: it costs a read that
--- the first forward pass would do, and the time of XXH3. What only training reads is not checked, and
--- may be missing. A folder that is opened again is not read again while its files stay as they are.
+-- A background thread reads the files while the rest of the program loads. The first forward pass
+-- would read them anyway; XXH3 takes extra time. What only training reads is not checked, and may
+-- be missing. A folder that is opened again is read again only if its files have changed.
 -- Errors are one line without a position. Leaves out: folders of other programs (no manifest).
 
 local ffi = require "ffi"

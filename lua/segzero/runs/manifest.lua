@@ -19,9 +19,9 @@
 --   manifest.check(folder) -> true, or nil if there is no manifest
 --                                            reads every file; a damaged one is an error that names
 --                                            file and tensor
---   manifest.check_sizes(folder)             all files are there with their sizes, and the small ones
---                                            that resuming reads first have the bytes that were
---                                            written. Fast: before anything is loaded
+--   manifest.check_sizes(folder)             every file has its size, and the small files that
+--                                            resuming reads first have the right bytes. Fast: runs
+--                                            before anything is loaded
 --   manifest.list(folder) -> {{name =, bytes =, parts = {{tensor =, bytes =, xxh3 =}, ..}}, ..} by
 --                                            name, or nil if there is no manifest
 --   manifest.wrong_size(folder, file), manifest.wrong_bytes(file, sums) -> text or nil

@@ -13,8 +13,8 @@
 --
 -- The run goes on in its own folder if trainer.load_checkpoint_path names this folder or a
 -- global_step_N in it, and trainer.save_checkpoint_path is not given or names the same folder.
--- Otherwise, and always with trainer.val_only, a new run begins (a fork), in a folder of its own, and
--- the old one stays as it is: an evaluation is no part of the run that it looks at.
+-- Otherwise, and always with trainer.val_only, a new run begins (a fork) in a folder of its own,
+-- and the old one is not changed: an evaluation is no part of the run that it evaluates.
 --
 -- After a return to an earlier step the later checkpoints are renamed to abandoned_1/global_step_N,
 -- and the later lines of the logs go to abandoned_1 as well (abandoned_2 the next time). Old

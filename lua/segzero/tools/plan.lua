@@ -1,7 +1,9 @@
 -- plan.lua - computes how much memory a training run needs, before anything is loaded.
 --
---   local p = plan.of(cfg, {prompt = f})     cfg: a recipe's settings. p.peak, p.fits, p.parts,
---                                            p.phases, p.device (bytes)
+--   local p = plan.of(cfg, {prompt = f})     cfg: a recipe's settings. p.peak, p.needed, p.fits,
+--                                            p.parts, p.phases, p.device (bytes). Of several
+--                                            ranks peak is one's, and needed what those of this
+--                                            machine take together
 --   plan.print(p)                            prints the table
 --   plan.advise(cfg, p)                      prints what else fits, or the smallest change of
 --                                            settings that would make it fit
@@ -54,7 +56,7 @@ local function total(cfg, state)
   return plan
 end
 
-local OPTIONS = options.set { "prompt", "train", "answer", "ranks" }
+local OPTIONS = options.set { "prompt", "train", "answer", "ranks", "neighbours" }
 
 function M.of(settings, opts)
   opts = options.check("plan", opts, OPTIONS, 2)
@@ -181,6 +183,9 @@ function M.print(plan)
   local peak_note = "in sampling"
   if plan.phases.update >= plan.phases.sampling then peak_note = "in the update" end
   line("peak", plan.peak, peak_note)
+  if plan.neighbours > 1 then
+    line(("the %d ranks of this machine"):format(plan.neighbours), plan.needed)
+  end
   line("this machine", plan.device.total, ("%s free now"):format(gib(plan.device.free)))
 end
 
@@ -199,17 +204,17 @@ function M.advise(cfg, plan)
     print_largest(cfg, plan, "micro-batch (tokens)", tokens, plan.prompt, 262144)
     print_largest(cfg, plan, "answer (tokens)", ANSWER, 1, 16384)
     print_largest(cfg, plan, "rollout batch (prompts)", "data.rollout_batch_size", 1, 1024)
-    print(("the run fits: %s of %s"):format(gib(plan.peak), machine))
+    print(("the run fits: %s of %s"):format(gib(plan.needed), machine))
     return
   end
-  print(("the run does not fit: %s of %s"):format(gib(plan.peak), machine))
+  print(("the run does not fit: %s of %s"):format(gib(plan.needed), machine))
   local text, p = M.remedy(cfg, plan)
   if text then
-    print(("it fits with %s: %s"):format(text, gib(p.peak)))
+    print(("it fits with %s: %s"):format(text, gib(p.needed)))
   else
     local longest = largest(cfg, plan.state, ANSWER, 1, cfg.data.max_response_length)
     if longest then print(("it fits with %s=%d"):format(ANSWER, longest)) end
-    print(("even with every memory-saving setting the run needs %s"):format(gib(p.peak)))
+    print(("even with every memory-saving setting the run needs %s"):format(gib(p.needed)))
   end
 end
 
@@ -218,23 +223,23 @@ function M.check(cfg, opts)
   if tensor.model_device() ~= "cpu" then return nil end     -- what a device holds is not counted
   local plan = M.of(cfg, opts)
   if plan.fits then
-    if plan.peak > plan.device.free then
+    if plan.needed > plan.device.free then
       local text = "memory: the run will take %s, and %s are free now"
-      console.say(text:format(gib(plan.peak), gib(plan.device.free)))
+      console.say(text:format(gib(plan.needed), gib(plan.device.free)))
     end
     return plan
   end
   local text, p = M.remedy(cfg, plan)
   local cure = "No setting makes it fit"
   if text then
-    cure = ("It would fit with %s (%s)"):format(text, gib(p.peak))
+    cure = ("It would fit with %s (%s)"):format(text, gib(p.needed))
   else
     local longest = largest(cfg, plan.state, ANSWER, 1, cfg.data.max_response_length)
     if longest then cure = ("It would fit with %s=%d"):format(ANSWER, longest) end
   end
   local message = "the run would take %s of memory, this machine has %s (./segzero plan ... shows "
     .. "the parts). %s. To run anyway: trainer.check_memory=false"
-  error(message:format(gib(plan.peak), gib(plan.device.total), cure), 0)
+  error(message:format(gib(plan.needed), gib(plan.device.total), cure), 0)
 end
 
 function M.longer(cfg, plan, input)
@@ -249,7 +254,7 @@ function M.longer(cfg, plan, input)
   if not p.fits then
     local message = "the prompt has %d tokens, a step with it would take %s of memory and this "
       .. "machine has %s (to try anyway: trainer.check_memory=false)"
-    error(message:format(#input.input_ids, gib(p.peak), gib(p.device.total)), 0)
+    error(message:format(#input.input_ids, gib(p.needed), gib(p.device.total)), 0)
   end
   return p
 end
@@ -269,7 +274,7 @@ local function load_recipe(path)
 end
 
 -- `segzero plan RECIPE key=value ...`: recipe is a module with settings(args).
-function M.main(args)
+local function main(args, opts)
   local path = args[1]
   if not path then
     error("plan: name a recipe: ./segzero plan recipes/refcocog_grpo.lua key=value ...", 0)
@@ -282,9 +287,23 @@ function M.main(args)
     if n then answer = tonumber(n) else settings[#settings + 1] = args[i] end
   end
   local cfg = recipe.settings(settings)
-  local plan = M.of(cfg, { answer = answer })
+  opts.answer = answer
+  local plan = M.of(cfg, opts)
   M.print(plan)
   M.advise(cfg, plan)
+  return plan
+end
+
+-- Of several ranks the first one makes the plan, and the others wait for it.
+function M.main(args)
+  local ranks = require "segzero.core.ranks"
+  if not ranks.launched() then return main(args, {}) end
+  local world = ranks.world()
+  local plan
+  if world:rank() == 0 then
+    plan = main(args, { ranks = world:size(), neighbours = world:neighbours() })
+  end
+  world:barrier()
   return plan
 end
 

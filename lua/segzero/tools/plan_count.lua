@@ -2,7 +2,8 @@
 --
 --   local plan = plan_count.total(cfg, state)     state: plan_state.read
 --       {parts = {...}, arena = {sampling, reference, update}, phases = {...}, peak =, fits =,
---        prompt = tokens, largest = "what a micro-batch holds", device =}
+--        prompt = tokens, largest = "what a micro-batch holds", device =, neighbours =,
+--        needed = bytes that the ranks of this machine take together; of one process, peak}
 --
 -- Sizes of what lasts (weights, reference, masters, moments, gradients, key-value cache) follow
 -- from config.json. Activations and workspace are not modelled but counted: the trainer's own step
@@ -175,7 +176,7 @@ end
 -- Rows that no answer reaches are pages that are never touched.
 local function cache_bytes(cfg, state, prompts, n)
   local lengths = {}
-  for i = 1, prompts do lengths[i] = #state.input.input_ids end
+  for i = 1, math.ceil(prompts / state.ranks) do lengths[i] = #state.input.input_ids end
   local answer = state.answer or cfg.data.max_response_length
   local rows = rollout.cache_rows(state.vl, lengths, n, answer, cfg.worker.rollout.cache_gib * GIB)
   return rollout.row_bytes(state.vl) * rows
@@ -195,8 +196,9 @@ end
 
 -- Images of this batch and of the next one, which is read meanwhile; and a frozen tower's features.
 local function image_bytes(cfg, state)
-  local batch = cfg.data.rollout_batch_size
-  local bytes = (math.max(batch, evaluated_rows(cfg, state)) + batch) * state.image_bytes
+  local batch = math.ceil(cfg.data.rollout_batch_size / state.ranks)
+  local held_out = math.ceil(evaluated_rows(cfg, state) / state.ranks)
+  local bytes = (math.max(batch, held_out) + batch) * state.image_bytes
   if not cfg.worker.actor.freeze_vision_tower then return bytes end
   local vl = state.vl
   local width = WIDTH[cfg.worker.actor.model.dtype]
@@ -239,6 +241,16 @@ local function sizes(cfg, state)
   return p
 end
 
+-- Pages of the model's file that the ranks of a machine share: they are never written to. Untrained
+-- weights that are converted are counted too, so a run is rather accepted than refused.
+local function shared_bytes(cfg, state, p)
+  local vl = state.vl
+  if vl.lora then return p.weights end
+  local width = WIDTH[cfg.worker.actor.model.dtype]
+  local untrained = p.weights - weights.bytes(trained_shapes(cfg, vl), width)
+  return p.reference + math.max(0, untrained)
+end
+
 -- ---- the plan ----
 function M.total(cfg, state)
   local p = sizes(cfg, state)
@@ -250,7 +262,7 @@ function M.total(cfg, state)
   local most = math.max(arena.sampling, arena.reference, arena.update)
   local plan = {
     parts = p, arena = arena, largest = largest, prompt = #state.input.input_ids,
-    device = state.device,
+    device = state.device, neighbours = state.neighbours,
   }
   plan.phases = {
     sampling = lasting + p.cache + most,
@@ -258,7 +270,9 @@ function M.total(cfg, state)
     update = lasting + p.gradients + most,
   }
   plan.peak = math.max(plan.phases.sampling, plan.phases.update)
-  plan.fits = plan.peak <= state.device.total
+  local own = plan.peak - shared_bytes(cfg, state, p)
+  plan.needed = plan.peak + (state.neighbours - 1) * own
+  plan.fits = plan.needed <= state.device.total
   return plan
 end
 

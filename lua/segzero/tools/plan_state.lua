@@ -2,7 +2,8 @@
 -- memory, the longest prompt, and which parts a run has.
 --
 --   local state = plan_state.read(cfg, opts, device)     opts: train, prompt, answer (tokens),
---                                                        ranks (of the job; default 1)
+--                                                        ranks (of the job) and neighbours
+--                                                        (those on this machine); default 1
 --       {dir, device, vl, input, image_bytes, reference, evaluates, val_rows, sam2 = bytes, answer}
 --   plan_state.device() -> {total =, free =} in bytes
 --   plan_state.meta_policy(cfg, dir)                     cfg is the caller's own copy: adapters may
@@ -117,7 +118,7 @@ end
 function M.read(cfg, opts, device)
   local d = cfg.data
   local state = { dir = cfg.worker.actor.model.model_path, device = device, answer = opts.answer,
-    ranks = opts.ranks or 1 }
+    ranks = opts.ranks or 1, neighbours = opts.neighbours or 1 }
   state.vl = M.meta_policy(cfg, state.dir)
   local prompt = opts.prompt or require("segzero.data.prompt").style(cfg).ask
   state.input, state.image_bytes = longest_input(cfg, state.vl, opts.train, prompt)

@@ -5,6 +5,7 @@
 --   local p = parallel.alone()         one rank
 --   p.rank, p.size                     from 0; 1 without a launcher
 --   p:is_root()                        whether this rank writes files and prints
+--   p:neighbours()                     how many ranks run on this machine, this one included
 --   p:name() -> text                   of this rank, for messages: "3 (host b)"
 --   p:owns(i)                          whether prompt i of a step is this rank's
 --   p:share_of(count) -> first, last   this rank's share of `count` rows; first > last: none
@@ -53,6 +54,11 @@ end
 function M.alone() return setmetatable({ rank = 0, size = 1 }, mt) end
 
 function methods:is_root() return self.rank == 0 end
+
+function methods:neighbours()
+  if not self.world then return 1 end
+  return self.world:neighbours()
+end
 
 function methods:name() return self.world and self.world:name(self.rank) or "0" end
 

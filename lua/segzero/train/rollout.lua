@@ -51,7 +51,8 @@ local function generation_options(t, groups, temperature)
   for name, v in pairs(t.options.rollout) do options[name] = v end
   for i, group in ipairs(groups) do options.row_ids[i] = group.row.number end
 
-  local tick = progress.new(t, ("step %d"):format((t.global_step or 0) + 1), #groups, "prompts answered")
+  local name = ("step %d"):format((t.global_step or 0) + 1)
+  local tick = progress.new(t, name, #groups, "prompts answered")
   local answered = 0
   function options.on_group(i, answers)
     stop.check()

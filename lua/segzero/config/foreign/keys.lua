@@ -15,14 +15,17 @@
 -- letters, null in any spelling as "null".
 -- Leaves out: other names of a key of ours (`also` in its row), misspelt keys (core/nearest.lua).
 
-local WHOLE = "each process holds all of the weights"
+local WHOLE = "each process holds all of the weights, and segzero --ranks N divides the prompts"
 local WORKERS = "there are no worker processes"
 local FSDP = "there is no FSDP: each process holds all of the weights"
 local VLLM = "sampling uses the weights that are trained; there is no second engine"
 local NO_VIDEO = "there are no videos"
 local FOLLOWS = "it follows from other settings"
 local NO_CRITIC = "GRPO has no critic"
-local ALL_ANSWERS = "all answers of a step are in rollouts.jsonl"
+local ANSWERS = "all answers of a step are in rollouts.jsonl; held-out answers are in " ..
+  "before.png and after.png"
+
+local F32 = { "fp32", "f32", "float32", "float", "null" }
 
 local M = { rows = {} }
 
@@ -90,6 +93,7 @@ add { key = "worker.actor.fsdp.mp_param_dtype", reads = dtypes "worker.actor.mod
   refuse = "worker.actor.model.dtype is f32 or bf16" }
 add { key = "worker.actor.fsdp.mp_reduce_dtype", reads = dtypes "worker.actor.grad_dtype",
   refuse = "worker.actor.grad_dtype is f32 or bf16" }
+only("worker.actor.fsdp.mp_buffer_dtype", F32, "buffers are f32", "buffers are always f32")
 note(FSDP, "worker.actor.fsdp.*")
 note("weights and optimizer stay on the device", "worker.actor.offload.*")
 note("no code is loaded with a model", "worker.actor.model.trust_remote_code")
@@ -127,6 +131,8 @@ add { key = "worker.ref.fsdp.torch_dtype", only = { "null" },
   refuse = "worker.ref.model.dtype is f32, bf16 or int8" }
 add { key = "worker.ref.fsdp.mp_param_dtype", reads = dtypes "worker.ref.model.dtype",
   refuse = "worker.ref.model.dtype is f32, bf16 or int8" }
+only("worker.ref.fsdp.mp_buffer_dtype", F32, "buffers are f32", "buffers are always f32")
+note("the reference has no gradients", "worker.ref.fsdp.mp_reduce_dtype")
 note(FSDP, "worker.ref.fsdp.*")
 note("the reference has no optimizer", "worker.ref.offload.optimizer_offload",
   "worker.ref.offload.offload_optimizer")
@@ -151,8 +157,8 @@ only("worker.rollout.ignore_eos", { "false" }, "an answer ends at the end token"
 note(WHOLE, "worker.rollout.tensor_parallel_size")
 note("data.max_prompt_length and data.max_response_length are used",
   "worker.rollout.max_model_len")
-note("there is no progress bar", "worker.rollout.disable_tqdm")
-note("it is only a limit of vLLM's", "worker.rollout.limit_images")
+note("sampling has no progress bar of its own", "worker.rollout.disable_tqdm")
+note("vLLM alone needs this limit", "worker.rollout.limit_images")
 only("worker.rollout.val_override_config", { "null", "{}", "" },
   "evaluation is greedy",
   "write {temperature: T, top_p: P}, or worker.rollout.val_override_config.temperature=T")
@@ -168,14 +174,14 @@ note("it is the part of worker.reward.reward_function behind the colon",
   "worker.reward.reward_function_name")
 
 -- ---- the run ----
-note("segzero --ranks N SCRIPT starts N processes, mpirun and srun those of several machines",
+note("segzero --ranks N SCRIPT starts N processes, and mpirun or srun those of several machines",
   "trainer.n_gpus_per_node", "trainer.nnodes")
 only("trainer.critic_warmup", { "0" }, NO_CRITIC)
 only("trainer.save_model_only", { "false" }, "a checkpoint holds the optimizer too")
 only("trainer.del_local_ckpt_after_load", { "false" }, "a checkpoint that is loaded stays",
   "a checkpoint that is loaded stays; remove the folder by hand")
 note("there is no Ray", "trainer.ray_timeline")
-note(ALL_ANSWERS, "trainer.val_generations_to_log", "trainer.val_generations_to_log_to_wandb")
+note(ANSWERS, "trainer.val_generations_to_log", "trainer.val_generations_to_log_to_wandb")
 named("trainer.default_local_dir", "trainer.save_checkpoint_path=FOLDER: the run folder is " ..
   "trainer.save_checkpoint_path")
 add { key = "trainer.resume_mode", only = { "disable" }, note = "a new run begins",

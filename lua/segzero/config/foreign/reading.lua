@@ -43,6 +43,18 @@ local function find(rows, key)
   return nil
 end
 
+-- The row that a key below "a.b.*" is a misspelling of, or nil.
+local function misspelt(rows, key)
+  if rows[key] or rows[key .. ".*"] then return nil end
+  local parent = key:match "^(.*)%.[^.]+$"
+  local names = {}
+  for name in pairs(rows) do
+    if name:match "^(.*)%.[^.*]+$" == parent then names[#names + 1] = name end
+  end
+  table.sort(names)
+  return nearest(key, names)
+end
+
 local function shown(settings)
   local words = {}
   for i, setting in ipairs(settings) do words[i] = setting[1] .. "=" .. setting[2] end
@@ -83,6 +95,11 @@ end
 function M.read(schema, key, raw)
   local row = find(schema.foreign, key)
   if not row then return nil end
+  local meant = row.note and misspelt(schema.foreign, key)
+  if meant then
+    local written = visible.line(key)
+    return { refused = ("unknown setting '%s': did you mean '%s'?"):format(written, meant) }
+  end
   if row.kept then return keep(row, key, raw) end
   local value = normal(raw)
   local settings = row.reads and row.reads[value]

@@ -12,10 +12,10 @@
 --   collapse      the entropy of the last 5 steps is below 0.05 and below a tenth of the first 5's
 --   format        over 60 steps the parts named *format* rose by 0.2, those named *iou* or
 --                 *accuracy* by less than 0.02
--- With a KL term in the reward, equal rewards are no sign: answers differ by that term.
--- A warning names the likely cause and what to set. It comes again after 50 steps if it still
--- holds.
--- A run that goes on starts to count again. Leaves out: a run that has diverged (run/health.lua).
+-- With a KL term in the reward, equal scores mean nothing: the advantages still differ
+-- by that term.
+-- A warning names the likely cause and what to set, and is repeated after 50 steps if it still
+-- holds. A resumed run starts to count again. Leaves out: a run that has diverged (run/health.lua).
 
 local M = {}
 
@@ -58,7 +58,7 @@ local function remember(self, stats)
     entropy = stats.entropy, format = parts_named(stats, { "format" }),
     accuracy = parts_named(stats, { "iou", "accuracy" }),
   }
-  -- What is neither of the first steps nor of the last ones is never read again.
+  -- Only the first FIRST steps and the last LAST steps are read again.
   local old = self.count - LAST
   if old > FIRST then self.history[old] = nil end
 end
@@ -152,8 +152,8 @@ CHECKS[7] = { "format", function(self)
   if not format or not accuracy then return nil end
   if format < FORMAT_GAIN or accuracy >= ACCURACY_GAIN then return nil end
   return ("in %d steps the format's parts rose by %.2f and the accuracy's by %.3f: the model " ..
-    "learns the form of an answer and not the place; look at the images, at the coordinates' frame and " ..
-    "at the answers in rollouts.jsonl"):format(self.count, format, accuracy)
+    "learns the form of an answer and not the place; look at the images, at the coordinates' " ..
+    "frame and at the answers in rollouts.jsonl"):format(self.count, format, accuracy)
 end }
 
 function methods:see(stats)

@@ -8,8 +8,8 @@
 --   reward, train, held_out, prompt      functions and data sets that replace those of the settings
 --   on_step(t, stats), on_evaluate(t, result), stop_when(t, stats)   hooks, see train/run/loop.lua
 -- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
--- before.png and after.png if there are held-out rows (before_step_5.png where a run goes on and has
--- one). Leaves out: parsing and checking settings.
+-- before.png and after.png if there are held-out rows (before_step_5.png where a run is resumed that
+-- has one). Leaves out: parsing and checking settings.
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -103,7 +103,7 @@ local function number_of_steps(cfg, train, since)
 end
 
 -- What can be checked before the folder is taken and a weight is read.
-local function prepare(cfg, overrides, ranks)
+local function prepare(cfg, overrides, ranks, neighbours)
   -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
@@ -126,7 +126,8 @@ local function prepare(cfg, overrides, ranks)
   end
   parts.source = source
   if cfg.trainer.check_memory then
-    local known = { prompt = overrides.prompt, train = parts.train, ranks = ranks }
+    local known = { prompt = overrides.prompt, train = parts.train, ranks = ranks,
+      neighbours = neighbours }
     parts.plan = require("segzero.tools.plan").check(cfg, known)
   end
   return parts
@@ -311,7 +312,7 @@ local function run(p, cfg, overrides)
   local parts
   p:together(function()
     check_ranks(p, cfg)
-    parts = prepare(cfg, overrides, p.size)
+    parts = prepare(cfg, overrides, p.size, p:neighbours())
   end)
   parts.parallel = p
   local folder = shared_folder(p, cfg, parts.source)

@@ -4,8 +4,8 @@
 --   health.begin(t)           remembers the norm of the weights; t: a trainer
 --   health.check(t)           after a step: too many of the last updates had a gradient that is not
 --                             finite (trainer.max_bad_updates) -> an error
---   health.check_weights(t)   before a checkpoint: the norm of the weights is not finite, or has grown
---                             more than a fine-tuned model's can -> an error
+--   health.check_weights(t)   before a checkpoint: the norm of the weights is not finite, or has
+--                             grown more than a fine-tuned model's can -> an error
 --   health.in_doubt(t)        the last update was skipped, so these weights may be ruined
 --   health.explain(t, what)   one line: the step, what was seen, and the likely cause
 --

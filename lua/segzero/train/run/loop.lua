@@ -82,7 +82,9 @@ end
 local function one_step(t, watch)
   local stats = t:step(function(stats) t.log:scalars(stats.step, stats) end)
   local step = stats.step
-  for _, text in ipairs(watch:see(stats)) do say(t, "  warning: %s", text) end
+  for _, text in ipairs(watch:see(stats)) do
+    if t.parallel:is_root() then t.log:warn(step, "  warning: " .. text) end
+  end
   health.check(t)
   call_hook(t, "on_step", stats)
   evaluate_if_due(t, step)

@@ -2,7 +2,7 @@
 --
 --   local counter = prompt_length.new(policy, cfg, prompt)    policy: may be without weights
 --   counter:fault(meta, fact) -> nil, or why and its kind     for data/checks/row_check.lua
---   counter:key() -> text                                     all that faults depend on apart from rows
+--   counter:key() -> text                                     what faults depend on besides rows
 --   counter:cure() -> text                                    settings that take every prompt that
 --                                                             fault() found too long; or nil
 --
@@ -68,8 +68,9 @@ function methods:fault(meta, fact)
 end
 
 -- The files of the policy that say how a text and an image are counted.
-local FILES = { "config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
-  "chat_template.json", "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json" }
+local FILES = { "config.json", "tokenizer.json", "tokenizer_config.json",
+  "preprocessor_config.json", "chat_template.json", "chat_template.jinja",
+  "vocab.json", "merges.txt", "added_tokens.json" }
 
 function methods:key()
   local size = self.resize and frame.text(self.resize) or ""
