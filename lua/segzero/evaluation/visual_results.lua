@@ -9,18 +9,12 @@
 -- and the thinking. Rows whose answer cannot be read have neither. Two rows of one ann_id: the second
 -- gets -2. Leaves out: the true masks (gallery.lua).
 
-local cjson = require "cjson"
 local draw = require "segzero.tools.draw"
 local files = require "segzero.core.files"
 
 local M = {}
 
-local null = cjson.null
-
-local function value_or(v, default)
-  if v == nil or v == null then return default end
-  return v
-end
+local value_or = require("segzero.evaluation.fields").value_or
 
 -- The answer as tools/draw.lua takes it; nil if there is none.
 local function answer_of(record)
