@@ -232,6 +232,9 @@ check.case("errors name the setting", function()
   check.raises(function() evaluate.run { "data=" .. HUB .. "/counting", "sam2_path=none" } end,
     "task=counting reads lists of objects: set several=true", "a single answer")
   check.raises(function()
+    evaluate.run { "data=" .. HUB .. "/refcoco_val", "sam2_path=none", "gt_json_path=x.json" }
+  end, "gt_json_path is for task=detection, and this is segmentation: leave it out", "true boxes")
+  check.raises(function()
     evaluate.run { "data=" .. HUB .. "/ReasonSeg_val", "ignore_regions=left_out",
       "sam2_path=" .. SAM2 }
   end, "ignore_regions=left_out needs ignore masks", "Seg-Zero's sets have no ignore masks")
