@@ -104,11 +104,17 @@ local function digest_for(file, fd, have)
   return digest
 end
 
+-- Drops all bytes of an unfinished file.
+local function empty(fd)
+  if ffi.C.ftruncate(fd, 0) == 0 then return end
+  fail("the cache cannot be written: %s", ffi.string(ffi.C.strerror(ffi.errno())))
+end
+
 -- How many bytes the unfinished file has; one that is too long starts again.
 local function begin(file, fd)
   local have = posix("unistd").lseek(fd, 0, posix("unistd").SEEK_END)
   if have > (file.size or 0) then
-    ffi.C.ftruncate(fd, 0)
+    empty(fd)
     have = 0
   end
   return have
@@ -127,7 +133,7 @@ local function fetch_bytes(self, file, fd)
     local reply = self.session:ask("GET", file.url, { file = file })
     local is_past = reply.status == 416 and not reply.error
     if is_past then
-      ffi.C.ftruncate(fd, 0)
+      empty(fd)
       return false, "the server has no bytes behind the first " .. have
     end
     local ok = not reply.error and (reply.status == 200 or reply.status == 206)
@@ -158,7 +164,7 @@ local function fetch_locked(self, file)
   for i = 1, WRONG_SUMS do
     local ok, why = fetch_bytes(self, file, fd)
     if ok then break end
-    ffi.C.ftruncate(fd, 0)
+    empty(fd)
     file.position = 0
     if i == WRONG_SUMS then
       posix("unistd").unlink(path)
