@@ -11,6 +11,7 @@
 
 local ffi = require "ffi"
 local api = require "segzero.hub.api"
+local byte_progress = require "segzero.log.byte_progress"
 local core = require "segzero.core.ffi"
 local pool = require "segzero.hub.pool"
 local progress = require "segzero.hub.progress"
@@ -84,7 +85,7 @@ local function check_space(self, bytes)
   local free = found.f_bavail * found.f_frsize
   if bytes <= free then return end
   fail("%s: %s are needed, and %s has %s free; set HF_HOME to a folder on a larger disk",
-    self.repository.shown, progress.size(bytes), self.cached.root, progress.size(free))
+    self.repository.shown, byte_progress.size(bytes), self.cached.root, byte_progress.size(free))
 end
 
 -- ---- one file ----
@@ -236,7 +237,7 @@ end
 local function fetch_all(self, missing, total, kept)
   local shown = progress.new(self.repository.shown, { files = #missing, bytes = total,
     folder = self.cached.root })
-  if kept > 0 then shown:say(("%s of it are here from before"):format(progress.size(kept))) end
+  if kept > 0 then shown:say(("%s of it are here from before"):format(byte_progress.size(kept))) end
   self.say = function(text) shown:say(text) end
   self.session.say = self.say
   local tasks = {}
