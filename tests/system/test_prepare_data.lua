@@ -100,6 +100,9 @@ check.case("ids, sentences and questions about nothing", function()
     "data=" .. SETS .. "coco/annotations/instances_val2017.json" }), 6, "COCO")
   check.equal(#ids_of("reasonseg", { "data=" .. SETS .. "ReasonSeg/train", "size=84",
     "sentences=all" }), 3, "ReasonSeg")
+  local said, status = mini.run { "recipes/prepare_data.lua", "several=true", "sentences=all",
+    "data=" .. SETS .. "refer_seg/refcocog@train", "size=84", "output=" .. place .. "/all_several" }
+  check.ok(status ~= 0 and said:find("sentences=all is for one object", 1, true) ~= nil, said)
 end)
 
 check.case("a sentence goes with its object, and an expression with any of its objects", function()

@@ -174,6 +174,9 @@ local function open_annotations(self, cfg)
   self.set = annotations.open(cfg.data, { image_dir = cfg.image_dir, purpose = "train" })
   local is_refer = self.set.title ~= nil and not self.set.several
   if cfg.several and is_refer then
+    if cfg.sentences == "all" then
+      error("sentences=all is for one object: with several=true a ref has its first sentence", 0)
+    end
     self.places = places_of_images(self.set)
   else
     self.places = places_of_sentences(self.set, cfg.sentences == "all")
