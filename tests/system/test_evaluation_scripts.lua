@@ -242,6 +242,8 @@ check.case("errors name the setting", function()
     "part is 1, expected 0 to 0", "no such part")
   check.raises(function() evaluate.run { "idx=1", "part=0", "parts=2" } end,
     "idx=1 and part=0 both name the part", "two names")
+  check.raises(function() evaluate.run { "merge=a,b", "compare=a,b" } end,
+    "merge and compare each say what to do with results: give one", "two ways")
   -- The scripts' own default models, which are not in an empty cache.
   for words, name in pairs {
     [{ "--idx", "0" }] = "Ricky06662/Seg%-Zero%-7B",
