@@ -51,8 +51,8 @@ function M.open(path)
   text = text:match "^%s*(.-)%s*$"
   local pieces = pieces_of(path, text)
   if #pieces == 1 then
-    error(("data.format_prompt: %s: there is no {{ content }}, so no prompt would have its question")
-      :format(path), 0)
+    error(("data.format_prompt: %s: there is no {{ content }}, so no prompt would have its "
+      .. "question"):format(path), 0)
   end
   return function(question)
     local parts = {}

@@ -10,8 +10,8 @@
 -- sent_id}, ...}}. ann_id is -1 or [-1] where the expression names nothing in the image. An entry
 -- is one ref with all its sentences. Splits are those of the refs; testA takes testAB too, and test
 -- all that have test in their name, as its Python class does.
--- Without a split in the name the purpose chooses one: "train" train, "test" test or testA, else val;
--- set.notes says so, but for training.
+-- Without a split in the name the purpose chooses one: "train" train, "test" test or testA, else
+-- val; set.notes says so, but for training.
 -- Leaves out: tokens, detections.
 
 local cjson = require "cjson"
