@@ -18,6 +18,7 @@ local sources = require "segzero.data.sources"
 local sz = require "segzero"
 local tally = require "segzero.evaluation.tally"
 local target_of = require "segzero.evaluation.target"
+local visual_results = require "segzero.evaluation.visual_results"
 
 local golden = files.read_json "tests/golden/evaluation.json"
 
@@ -169,6 +170,24 @@ local function part_of(name, records, config)
   shared_folder.write(own, output_rows.text(rows))
   return { output_dir = place .. "/" .. name, resamples = 2 }
 end
+
+check.case("no row's visual results replace those of another", function()
+  local folder = place .. "/visual"
+  local write = visual_results.writer(folder)
+  local img = sz.image.new(64, 64)
+  for i, id in ipairs { "a", "a-2", "a", "a" } do
+    write({ image = img }, { ann_id = id, bbox = { 1, 2, 30, 40 }, iou = i, think = "hm" }, nil)
+  end
+  img:free()
+  local names = {}
+  for _, name in ipairs { "a", "a-2", "a-3", "a-4" } do
+    names[#names + 1] = name .. ".png"
+    names[#names + 1] = name .. ".txt"
+  end
+  table.sort(names)
+  check.equal(folders.list(folder), names, "four rows")
+  check.equal(files.read(folder .. "/a-2.txt"), "2\nhm", "the second row's own name")
+end)
 
 -- gRefCOCO has several expressions about nothing in an image, all with ann_id -1.
 check.case("of rows with the same ids, only those that are right have an IoU of 1", function()
