@@ -61,6 +61,21 @@ check.case("the second check is the first one's outcome", function()
   check.equal(checked(folder, { depends = "" }), false, "without a text of what it depends on")
 end)
 
+-- A folder of refer without a split in its name, and one of ReasonSeg, whose training has all texts.
+check.case("a set's outcome is not that of other rows of its files", function()
+  local sources = require "segzero.data.sources"
+  for _, name in ipairs { "refer_seg/refcocog", "ReasonSeg/train" } do
+    for _, was_kept in ipairs { false, true } do
+      for _, split in ipairs { "train", "heldout" } do
+        local set = sources.open("tests/golden/annotations/" .. name, { split = split })
+        local _, kept = check_rows(set, { name = "data.val_files", key = "data.on_bad_row",
+          on_bad_row = "skip", depends = "the model" })
+        check.equal(kept, was_kept, name .. " for " .. split)
+      end
+    end
+  end
+end)
+
 check.case("faults are kept as they were", function()
   local folder = write_set { [2] = { image = "gone.png" }, [3] = { solution = "nothing" } }
   local _, count, said = checked(folder)

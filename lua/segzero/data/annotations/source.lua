@@ -155,7 +155,7 @@ function M.open(name, options)
   if several == nil then several = entries.several end
   local folder = entries.path:match "^(.*)/[^/]*$" or "."
   local self = setmetatable({ name = name, entries = entries, several = several, folder = folder,
-    notes = entries.notes, ignore_masks = entries.ignore_masks, n = 0 }, mt)
+    split = entries.split, notes = entries.notes, ignore_masks = entries.ignore_masks, n = 0 }, mt)
   number_rows(self)
   return self
 end
