@@ -6,6 +6,7 @@
 local bit = require "bit"
 local cjson = require "cjson"
 local check = require "tests.support.check"
+local entries = require "segzero.prepare.entries"
 local files = require "segzero.core.files"
 local host = require "segzero.host"
 local mini = require "tests.support.miniature"
@@ -280,6 +281,14 @@ check.case("a part of other rows is not gone on with", function()
   args[3] = "size=112"
   text, status = prepare("other_rows", args)
   check.ok(status == 1 and text:find("it holds a part of other rows", 1, true) ~= nil, text)
+
+  -- Splits of the same files, which may have as many rows.
+  local prints = {}
+  for i, split in ipairs { "train", "val" } do
+    local name = SETS .. "refer_seg/refcocog@" .. split
+    prints[i] = entries.open({ data = name, sentences = "first" }):fingerprint()
+  end
+  check.ok(prints[1] ~= prints[2], "another split")
 end)
 
 check.case("two runs do not write to one folder", function()

@@ -164,10 +164,11 @@ local function places_of_sentences(set, all)
   return places
 end
 
+-- Several splits have the same files.
 local function files_print(set)
-  local list = {}
+  local list = { [0] = set.split or "" }
   for i, path in ipairs(set.files) do list[i] = checksum.file(path) end
-  return checksum.text(table.concat(list, " "))
+  return checksum.text(table.concat(list, " ", 0))
 end
 
 local function open_annotations(self, cfg)
