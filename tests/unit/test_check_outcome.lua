@@ -74,6 +74,11 @@ check.case("a set's outcome is not that of other rows of its files", function()
       end
     end
   end
+  local function fingerprint(split)
+    local name = "tests/golden/annotations/refer_seg/refcocog@" .. split
+    return sources.open(name, { split = "train" }):fingerprint()
+  end
+  check.ok(fingerprint "val" ~= fingerprint "train", "and a resumed run sees it")
 end)
 
 check.case("faults are kept as they were", function()

@@ -115,10 +115,11 @@ function methods:row(i, read)
 end
 
 -- ---- the set ----
+-- Several splits have the same files.
 function methods:fingerprint()
   local list = {}
   for i, path in ipairs(self.entries.files) do list[i] = checksum.file(path) end
-  list[#list + 1] = ("%d"):format(self.n)
+  list[#list + 1] = ("%s %d"):format(self.split or "", self.n)
   return checksum.text(table.concat(list, " "))
 end
 
