@@ -74,9 +74,20 @@ check.case("a set's outcome is not that of other rows of its files", function()
       end
     end
   end
+
+  -- Two splits with a row each.
+  mini.copy("tests/golden/annotations/refer_seg", place .. "/refer_seg")
+  local path = place .. "/refer_seg/grefcoco/grefs(unc).json"
+  local ref = files.read_json(path)[1]
+  local list = {}
+  for i, split in ipairs { "train", "val" } do
+    ref.split = split
+    list[i] = cjson.encode(ref)
+  end
+  files.write(path, "[" .. table.concat(list, ",") .. "]")
+  os.remove((path:gsub("json$", "p")))
   local function fingerprint(split)
-    local name = "tests/golden/annotations/refer_seg/refcocog@" .. split
-    return sources.open(name, { split = "train" }):fingerprint()
+    return sources.open(place .. "/refer_seg/grefcoco@" .. split, {}):fingerprint()
   end
   check.ok(fingerprint "val" ~= fingerprint "train", "and a resumed run sees it")
 end)
