@@ -35,6 +35,15 @@ static bool is_launched(void)
     return false;
 }
 
+/* How many processes the launcher says it has started; 1 if it does not say. */
+static int launched_count(void)
+{
+    static const char *const names[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (getenv(names[i])) return atoi(getenv(names[i]));
+    return 1;
+}
+
 static const sz_transport *open_transport(void)
 {
     static const sz_transport_core core = { leave_message, sz_interrupt_pending };
@@ -92,6 +101,11 @@ sz_comm *sz_comm_world(void)
     if (is_launched() && !transport) {
         transport = open_transport();
         if (!transport) return NULL;
+        /* Otherwise each process would do the whole job, side by side. */
+        if (transport->size == 1 && launched_count() > 1)
+            return sz_null("the launcher started %d processes, but Open MPI sees one: start them "
+                           "with Open MPI's mpirun, or with srun --mpi=pmix",
+                           launched_count());
     }
     world = new_comm(transport ? transport->rank : 0, transport ? transport->size : 1);
     for (int i = 0; world && i < world->size; i++) world->world_rank[i] = i;
@@ -100,8 +114,6 @@ sz_comm *sz_comm_world(void)
 
 int sz_comm_rank(const sz_comm *c) { return c->rank; }
 int sz_comm_size(const sz_comm *c) { return c->size; }
-int sz_comm_local_rank(void) { return transport ? transport->local_rank : 0; }
-int sz_comm_local_size(void) { return transport ? transport->local_size : 1; }
 void sz_comm_set_timeout(double seconds) { timeout = seconds; }
 int64_t sz_comm_bytes_sent(void) { return bytes_sent; }
 

@@ -34,9 +34,6 @@ int sz_comm_rank(const sz_comm *c);
 int sz_comm_size(const sz_comm *c);
 /* "3 (host b)", for messages; borrowed until the next call. rank: of c. */
 const char *sz_comm_name(const sz_comm *c, int rank);
-/* The rank among those on the same machine, and how many there are. */
-int sz_comm_local_rank(void);
-int sz_comm_local_size(void);
 /* How long a collective waits for the slowest rank; at first 600 seconds. */
 void sz_comm_set_timeout(double seconds);
 /* Bytes that this rank has sent to others since the program began. */

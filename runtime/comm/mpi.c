@@ -176,19 +176,6 @@ static void finish(void)
     MPI_Finalize();
 }
 
-/* Ranks on one machine share memory, which is how MPI tells them. */
-static int find_local(void)
-{
-    MPI_Comm local;
-    const int code = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, self.rank,
-                                         MPI_INFO_NULL, &local);
-    if (code != MPI_SUCCESS) return fail_mpi("the ranks of this machine", code);
-    MPI_Comm_rank(local, &self.local_rank);
-    MPI_Comm_size(local, &self.local_size);
-    MPI_Comm_free(&local);
-    return 0;
-}
-
 static int find_hosts(void)
 {
     char own[MPI_MAX_PROCESSOR_NAME] = "";
@@ -232,7 +219,7 @@ const sz_transport *sz_transport_open(const sz_transport_core *given)
     self.version = SZ_TRANSPORT_VERSION;
     self.exchange = exchange;
     self.abort = abort_all;
-    if (find_local() != 0 || find_hosts() != 0 || find_processes() != 0) return NULL;
+    if (find_hosts() != 0 || find_processes() != 0) return NULL;
     atexit(finish);
     return &self;
 }

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { SZ_TRANSPORT_VERSION = 2, SZ_HOST_NAME = 64 };
+enum { SZ_TRANSPORT_VERSION = 3, SZ_HOST_NAME = 64 };
 
 /* A message to or from a rank. Messages between two ranks arrive in the order in which both sides
  * list them, so both must list the same sizes. */
@@ -31,7 +31,6 @@ typedef struct {
 typedef struct {
     int version; /* SZ_TRANSPORT_VERSION */
     int rank, size;
-    int local_rank, local_size;        /* among the ranks of this machine */
     const char (*hosts)[SZ_HOST_NAME]; /* [size] */
 
     /* Sends and receives all messages; returns when all are done. 0; -1 with a message after an

@@ -12,6 +12,7 @@
 -- * A relative link on a page must lead to a file.
 -- * A file in models/ includes graph.h, files of models/common and of its own family's folder, and
 -- the C library; nothing else.
+-- * What our scripts require is a module under its present name.
 -- * At most 1 % of a language's lines may be longer than 100 columns.
 -- Prints one line for each finding and `lint: N findings`; exits 1 if there are any.
 -- Left out: names that code builds at run time, links into the web, anchors within a page.
@@ -186,6 +187,26 @@ local function check_include(path, number, line, known)
   end
 end
 
+-- ---- what scripts require ----
+
+-- What the program itself provides.
+local PROVIDED = { ["segzero.host"] = true }
+
+-- Former module names (core/aliases.lua) are for users' scripts, not for ours.
+local function check_require(path, number, line, known)
+  local top = path:match "^(%a+)/"
+  if extension(path) ~= "lua" or top == "tests" then return end
+  local code = line:gsub("%-%-.*$", "")
+  for module in code:gmatch 'require%s*%(?%s*"(segzero[%w_.]*)"' do
+    local file = "lua/" .. module:gsub("%.", "/")
+    local is_there = known[file .. ".lua"] or known[file .. "/init.lua"]
+    local is_built = module:find "%.$"          -- at run time
+    if not is_there and not is_built and not PROVIDED[module] then
+      report(path, number, ("there is no module '%s' by this name"):format(module))
+    end
+  end
+end
+
 -- ---- line lengths ----
 
 local GROUPS = {
@@ -234,6 +255,7 @@ for _, path in ipairs(paths) do
       if number == 1 and not language.page then check_header(path, line) end
       count_length(path, number, line)
       check_include(path, number, line, known)
+      check_require(path, number, line, known)
       if language.page then check_links(path, number, line) end
     end
   end

@@ -31,7 +31,7 @@ local sz = require "segzero"
 local tensor = require "segzero.core.tensor"
 local files = require "segzero.core.files"
 local safetensors = require "segzero.formats.safetensors"
-local rollout = require "segzero.inference.rollout"
+local inference = require "segzero.inference.generate"
 
 -- Both sides compute in f32. Sums are in another order, which two layers later leaves a few units
 -- of 1e-6 in values of size one.
@@ -253,7 +253,7 @@ if not other then
     local all = { n = 3, seed = 11, max_new_tokens = 8, ignore_eos = true, on_token = on_token }
     for k, v in pairs(options) do all[k] = v end
     local before = ffi.new("sz_emu_count", counted[0])
-    local groups = rollout.generate(vl, { prompt }, all)
+    local groups = inference.generate(vl, { prompt }, all)
     local result = { steps = {}, ids = {}, logprobs = {} }
     result.total = difference(counted[0], before)
     for i = 2, #seen do result.steps[i - 1] = difference(seen[i], seen[i - 1]) end
@@ -340,7 +340,7 @@ if not other then
 
     -- A cache that is freed and allocated again gets the same address. Weights may change in place.
     for _ = 1, 3 do
-      rollout.release_cache(on_device)
+      inference.release_cache(on_device)
       local renewed = sample(on_device, true, SETTINGS)
       check.equal({ renewed.ids, renewed.logprobs }, { eager.ids, eager.logprobs }, "a new cache")
     end

@@ -63,9 +63,12 @@ local function execute(module, ok, ...)
   if not done then fail(work_status, why) end
 end
 
--- With several ranks: refuses what one process does alone.
+-- With several ranks: refuses what one process does alone, and processes that would each do all of
+-- the training.
 local function join_ranks(module)
   local ranks = require "segzero.core.ranks"
+  local stray = module.on_ranks and ranks.stray()
+  if stray then fail(2, stray) end
   if not ranks.launched() then return end
   local world = ranks.world()
   if world:size() == 1 then return end

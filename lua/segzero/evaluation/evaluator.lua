@@ -37,7 +37,7 @@ local inputs = require "segzero.train.inputs"
 local masks = require "segzero.reward.masks"
 local prefetch = require "segzero.data.prefetch"
 local progress = require "segzero.log.progress"
-local rollout = require "segzero.inference.rollout"
+local inference = require "segzero.inference.generate"
 local runner = require "segzero.reward.runner"
 local stop = require "segzero.core.stop"
 local truth = require "segzero.data.truth"
@@ -91,14 +91,14 @@ local function ask(e, entries)
   local generation = e.generation
   local temperature = generation.temperature
   if temperature and temperature > 0 then generation = sampled(generation, asked) end
-  local answers, failure = attempt(e, rollout.generate, e.policy, list, generation)
+  local answers, failure = attempt(e, inference.generate, e.policy, list, generation)
   for i, entry in ipairs(asked) do
     local one = answers and answers[i]
     if not answers then
       entry.failure = failure
       if #asked > 1 then
         local alone
-        alone, entry.failure = attempt(e, rollout.generate, e.policy, { entry.input }, e.generation)
+        alone, entry.failure = attempt(e, inference.generate, e.policy, { entry.input }, e.generation)
         one = alone and alone[1]
       end
     end

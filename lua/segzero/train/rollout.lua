@@ -8,7 +8,7 @@
 -- A group that has all its answers is scored while others still decode. Leaves out: advantages,
 -- which need the whole batch.
 
-local inference = require "segzero.inference.rollout"
+local inference = require "segzero.inference.generate"
 local inputs_of = require "segzero.train.inputs"
 local progress = require "segzero.log.progress"
 local runner = require "segzero.reward.runner"

@@ -32,7 +32,11 @@ local function call_hook(t, name, argument)
   if not hook then return nil end
   -- Every rank runs it, since it may change the trainer; what rank 0's returns counts.
   return t.parallel:together(function()
-    return user_code.call("the hook " .. name, hook, t, argument)
+    local result = user_code.call("the hook " .. name, hook, t, argument)
+    -- Only stop_when has a result. It travels between ranks, so it must be text or a boolean.
+    if name ~= "stop_when" then return nil end
+    if type(result) == "string" then return result end
+    return result ~= nil and result ~= false
   end)[1]
 end
 

@@ -17,7 +17,7 @@ local optim = require "segzero.train.optim"
 local packing = require "segzero.inference.packing"
 local prompt = require "segzero.data.prompt"
 local refshapes = require "segzero.data.refshapes"
-local rollout = require "segzero.inference.rollout"
+local inference = require "segzero.inference.generate"
 local shape_tasks = require "segzero.data.refshapes.tasks"
 local supervised = require "segzero.train.supervised.loop"
 local tensor = require "segzero.core.tensor"
@@ -70,7 +70,7 @@ local function answers_of(self, level, ask, max_new_tokens)
   end
   local texts = {}
   local greedy = { temperature = 0, max_new_tokens = max_new_tokens }
-  local groups = rollout.generate(self.model, inputs, greedy)
+  local groups = inference.generate(self.model, inputs, greedy)
   for i, samples in ipairs(groups) do texts[i] = samples[1].text end
   return texts, questions
 end
