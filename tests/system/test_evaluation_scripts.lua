@@ -232,6 +232,9 @@ check.case("errors name the setting", function()
   check.raises(function() evaluate.run { "data=" .. HUB .. "/counting", "sam2_path=none" } end,
     "task=counting reads lists of objects: set several=true", "a single answer")
   check.raises(function()
+    evaluate.run { "data=" .. HUB .. "/refcoco_val", "sam2_path=none", "gt_json_path=x.json" }
+  end, "gt_json_path is for task=detection, and this is segmentation: leave it out", "true boxes")
+  check.raises(function()
     evaluate.run { "data=" .. HUB .. "/ReasonSeg_val", "ignore_regions=left_out",
       "sam2_path=" .. SAM2 }
   end, "ignore_regions=left_out needs ignore masks", "Seg-Zero's sets have no ignore masks")
@@ -239,6 +242,8 @@ check.case("errors name the setting", function()
     "part is 1, expected 0 to 0", "no such part")
   check.raises(function() evaluate.run { "idx=1", "part=0", "parts=2" } end,
     "idx=1 and part=0 both name the part", "two names")
+  check.raises(function() evaluate.run { "merge=a,b", "compare=a,b" } end,
+    "merge and compare each say what to do with results: give one", "two ways")
   -- The scripts' own default models, which are not in an empty cache.
   for words, name in pairs {
     [{ "--idx", "0" }] = "Ricky06662/Seg%-Zero%-7B",

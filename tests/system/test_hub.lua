@@ -197,6 +197,22 @@ check.case("a revision, and older files when the hub does not answer", function(
   end)
 end)
 
+check.case("what an offline cache lacks is said", function()
+  local list = { ["config.json"] = "{}", ["model.safetensors"] = WEIGHTS, ["tokenizer.json"] = "{}" }
+  with_server({ models = { ["org/name"] = { files = list } } }, function(server)
+    local home = new_home()
+    local folder = server:run({ "fetch", "org/name" }, home):match "(/[^\n]*/snapshots/%x+)"
+    local offline = { HF_HUB_OFFLINE = "1" }
+    local text, status = nowhere:run({ "fetch", "org/name" }, home, offline)
+    check.equal({ status, text }, { 0, folder .. "\n" }, "a whole one needs no word")
+    check.ok(os.remove(folder .. "/tokenizer.json"), "a file goes")
+    text, status = nowhere:run({ "fetch", "org/name" }, home, offline)
+    check.equal(status, 0, text)
+    check.ok(text:find("org/name: the cached files are used, because HF_HUB_OFFLINE is set, and 1 "
+      .. "of its 3 files are missing", 1, true), text)
+  end)
+end)
+
 -- ---- faults that pass ----
 check.case("a broken connection is continued, not begun again", function()
   local faults = { ["CDN GET"] = { { cut = 100000 }, { cut = 50000 } } }

@@ -6,6 +6,7 @@
 local bit = require "bit"
 local cjson = require "cjson"
 local check = require "tests.support.check"
+local entries = require "segzero.prepare.entries"
 local files = require "segzero.core.files"
 local host = require "segzero.host"
 local mini = require "tests.support.miniature"
@@ -100,6 +101,9 @@ check.case("ids, sentences and questions about nothing", function()
     "data=" .. SETS .. "coco/annotations/instances_val2017.json" }), 6, "COCO")
   check.equal(#ids_of("reasonseg", { "data=" .. SETS .. "ReasonSeg/train", "size=84",
     "sentences=all" }), 3, "ReasonSeg")
+  local said, status = mini.run { "recipes/prepare_data.lua", "several=true", "sentences=all",
+    "data=" .. SETS .. "refer_seg/refcocog@train", "size=84", "output=" .. place .. "/all_several" }
+  check.ok(status ~= 0 and said:find("sentences=all is for one object", 1, true) ~= nil, said)
 end)
 
 check.case("a sentence goes with its object, and an expression with any of its objects", function()
@@ -277,6 +281,14 @@ check.case("a part of other rows is not gone on with", function()
   args[3] = "size=112"
   text, status = prepare("other_rows", args)
   check.ok(status == 1 and text:find("it holds a part of other rows", 1, true) ~= nil, text)
+
+  -- Splits of the same files, which may have as many rows.
+  local prints = {}
+  for i, split in ipairs { "train", "val" } do
+    local name = SETS .. "refer_seg/refcocog@" .. split
+    prints[i] = entries.open({ data = name, sentences = "first" }):fingerprint()
+  end
+  check.ok(prints[1] ~= prints[2], "another split")
 end)
 
 check.case("two runs do not write to one folder", function()
@@ -321,6 +333,7 @@ check.case("mistakes are one line", function()
   refused("a", {}, 2, "data is missing: name annotations")
   refused("b", { data, "no_target=true" }, 2, "no_target=true needs several=true")
   refused("c", { data, "sam2_filter=0.6" }, 2, "sam2_filter needs SAM2")
+  refused("c", { data, "sam2_path=models/tiny/sam2" }, 2, "sam2_path is for sam2_filter: say how")
   refused("d", { data, "sam2_filter=0.6", "sam2_path=/none" }, 2, "sam2_path: /none: there is no")
   refused("e", { "data=tests/golden/hub_sets/refCOCOg_2k_840" }, 1, "row 1: the row has no mask")
   check.ok(not files.exists(place .. "/e/."), "a run that made nothing leaves no folder")

@@ -115,6 +115,14 @@ check.case("names and splits", function()
   check.equal(count "coco@val2017", 6, "COCO's root")
   check.equal(count "coco@val", 6, "a year may be left out")
   check.equal(count "refer_seg/refcocog", 2, "evaluation takes val")
+  for purpose, split in pairs { heldout = "val", test = "test" } do
+    local set = annotations.open(SETS .. "refer_seg/refcocog", { purpose = purpose })
+    check.equal(set.split, split, purpose)
+    check.ok(set.notes[1]:find("no split is named, so " .. split .. " is taken of test, train, val",
+      1, true), set.notes[1])
+  end
+  check.equal(#annotations.open(SETS .. "refer_seg/refcocog@val", { purpose = "test" }).notes, 0,
+    "a named split needs no note")
   check.equal(count("refer_seg/refcocog/", { purpose = "train" }), 4, "training takes train")
   check.equal(count "refer_seg/refcocog/refs(google).p@train", 2, "refs by the name of the file")
   check.equal(count "refer_seg/refcoco+@testA", 2, "testA and testAB")

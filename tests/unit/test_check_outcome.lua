@@ -61,6 +61,37 @@ check.case("the second check is the first one's outcome", function()
   check.equal(checked(folder, { depends = "" }), false, "without a text of what it depends on")
 end)
 
+-- A folder of refer without a split in its name, and one of ReasonSeg, whose training has all texts.
+check.case("a set's outcome is not that of other rows of its files", function()
+  local sources = require "segzero.data.sources"
+  for _, name in ipairs { "refer_seg/refcocog", "ReasonSeg/train" } do
+    for _, was_kept in ipairs { false, true } do
+      for _, split in ipairs { "train", "heldout" } do
+        local set = sources.open("tests/golden/annotations/" .. name, { split = split })
+        local _, kept = check_rows(set, { name = "data.val_files", key = "data.on_bad_row",
+          on_bad_row = "skip", depends = "the model" })
+        check.equal(kept, was_kept, name .. " for " .. split)
+      end
+    end
+  end
+
+  -- Two splits with a row each.
+  mini.copy("tests/golden/annotations/refer_seg", place .. "/refer_seg")
+  local path = place .. "/refer_seg/grefcoco/grefs(unc).json"
+  local ref = files.read_json(path)[1]
+  local list = {}
+  for i, split in ipairs { "train", "val" } do
+    ref.split = split
+    list[i] = cjson.encode(ref)
+  end
+  files.write(path, "[" .. table.concat(list, ",") .. "]")
+  os.remove((path:gsub("json$", "p")))
+  local function fingerprint(split)
+    return sources.open(place .. "/refer_seg/grefcoco@" .. split, {}):fingerprint()
+  end
+  check.ok(fingerprint "val" ~= fingerprint "train", "and a resumed run sees it")
+end)
+
 check.case("faults are kept as they were", function()
   local folder = write_set { [2] = { image = "gone.png" }, [3] = { solution = "nothing" } }
   local _, count, said = checked(folder)

@@ -11,12 +11,14 @@ local objects = require "segzero.evaluation.objects"
 local output_rows = require "segzero.evaluation.output_rows"
 local plot = require "segzero.tools.plot"
 local report = require "segzero.evaluation.report"
+local results = require "segzero.evaluation.results"
 local segmenter = require "segzero.inference.segmenter"
 local shared_folder = require "segzero.evaluation.shared_folder"
 local sources = require "segzero.data.sources"
 local sz = require "segzero"
 local tally = require "segzero.evaluation.tally"
 local target_of = require "segzero.evaluation.target"
+local visual_results = require "segzero.evaluation.visual_results"
 
 local golden = files.read_json "tests/golden/evaluation.json"
 
@@ -150,6 +152,108 @@ check.case("an output file is replaced only if segzero wrote it", function()
     "output_path: .*output_3.json exists already and is no result of segzero", "a changed file")
   check.equal(files.read(folder .. "/output_3.json"), "[{}]", "it stays")
   check.equal(#folders.list(folder), 3, "two parts and a file")
+end)
+
+-- A folder of one part with these records. Returns the settings that sum it up.
+local function part_of(name, records, config)
+  local own = shared_folder.claim(place .. "/" .. name, 0, function() end)
+  config.parts = 1
+  config.total = #records
+  files.write(own.path .. "/config.json", files.json(config))
+  local lines = {}
+  for i, record in ipairs(records) do
+    record.index = i
+    lines[i] = files.json(record) .. "\n"
+  end
+  files.write(own.path .. "/results.jsonl", table.concat(lines))
+  local rows = output_rows.of(records, { task = config.task, protocol = config.protocol })
+  shared_folder.write(own, output_rows.text(rows))
+  return { output_dir = place .. "/" .. name, resamples = 2 }
+end
+
+check.case("no row's visual results replace those of another", function()
+  local folder = place .. "/visual"
+  local write = visual_results.writer(folder)
+  local img = sz.image.new(64, 64)
+  for i, id in ipairs { "a", "a-2", "a", "a" } do
+    write({ image = img }, { ann_id = id, bbox = { 1, 2, 30, 40 }, iou = i, think = "hm" }, nil)
+  end
+  img:free()
+  local names = {}
+  for _, name in ipairs { "a", "a-2", "a-3", "a-4" } do
+    names[#names + 1] = name .. ".png"
+    names[#names + 1] = name .. ".txt"
+  end
+  table.sort(names)
+  check.equal(folders.list(folder), names, "four rows")
+  check.equal(files.read(folder .. "/a-2.txt"), "2\nhm", "the second row's own name")
+end)
+
+-- gRefCOCO has several expressions about nothing in an image, all with ann_id -1.
+check.case("of rows with the same ids, only those that are right have an IoU of 1", function()
+  local null = cjson.null
+  local function about_nothing(failure, found)
+    return { image_id = "7", ann_id = "-1", think = "hm", intersection = 0, union = 0,
+      iou = failure == null and 1 or 0, box_hit = false, box_stated = true, true_objects = 0,
+      found_objects = found, matched = 0, failure = failure,
+      failure_kind = failure == null and null or "answer" }
+  end
+  local records = { about_nothing("no answer", null), about_nothing(null, 0),
+    about_nothing("no answer", null), about_nothing("no answer", null) }
+  local cfg = part_of("nothing", records, { several = true, masks = true, task = "segmentation",
+    protocol = "visionreasoner" })
+  local s = tally.run(cfg, function() end)
+  check.equal({ s.rows, s.rightly_empty, s.gIoU }, { 4, 1, 0.25 }, "one of four")
+end)
+
+check.case("the true boxes of a merged evaluation are those of its parts", function()
+  local null = cjson.null
+  local truth = files.read_json("tests/golden/coco_ap.json").cases[1].truth
+  local path = place .. "/merged_truth.json"
+  files.write(path, cjson.encode(truth))
+  local b = truth.annotations[1].bbox
+  local box = { b[1], b[2], b[1] + b[3], b[2] + b[4] }
+  local records = { { image_id = truth.annotations[1].image_id, ann_id = "1", think = "hm",
+    category = truth.annotations[1].category_id, box_hit = true, box_stated = true, bbox = { box },
+    box_scores = { 1 }, true_boxes = { box }, true_objects = 1, found_objects = 1, matched = 1,
+    failure = null, failure_kind = null } }
+  local config = { several = true, masks = false, task = "detection", protocol = "visionreasoner",
+    gt_json_path = path }
+  local cfg = part_of("boxes", records, config)
+  local part = cfg.output_dir .. "/part_0"
+  local function merge(words)
+    words.merge = { part }
+    words.resamples = 2
+    words.output_path = place .. "/merged"
+    return results.merge(words, {}, function() end)
+  end
+  -- Against the data set's own box AP would be 1; COCO's file has more boxes.
+  local want = tally.run({ output_dir = cfg.output_dir, resamples = 2, gt_json_path = path },
+    function() end).ap.AP
+  check.ok(want > 0 and want < 0.9, "AP against the file: " .. want)
+  check.near(merge({}).ap.AP, want, 1e-12, "merge")
+  check.near(tally.run(cfg, function() end).ap.AP, want, 1e-12, "output_dir")
+end)
+
+check.case("true boxes are for detection alone", function()
+  local one = golden.tallies[1]
+  local folder = place .. "/no_boxes"
+  write_files(folder, one.files)
+  local cfg = { output_dir = folder, resamples = 2, gt_json_path = "x.json" }
+  check.raises(function() lines_of(cfg) end,
+    "gt_json_path is for task=detection, and this is %a+: leave it out", one.name)
+end)
+
+check.case("parts of different models are not one evaluation", function()
+  local parts = {}
+  for i, adapter in ipairs { "runs/a", "runs/b" } do
+    parts[i] = ("%s/adapter%d"):format(place, i)
+    files.make_dir(parts[i])
+    files.write(parts[i] .. "/config.json", files.json { adapter = adapter, total = 2 })
+    files.write(parts[i] .. "/results.jsonl", files.json { index = i } .. "\n")
+  end
+  check.raises(function() results.read_parts(parts, "merge") end,
+    "merge: adapter is runs/a in .*adapter1 and runs/b in .*adapter2", "adapters")
 end)
 
 -- ---- masks ----

@@ -82,7 +82,7 @@ local function ask(text, question) return format_prompt.open(write("t.jinja", te
 check.case("the question in a file's text", function()
   check.equal(ask("{{ content | trim }} Think.\n", "  a \n"), "a Think.", "trimmed")
   check.equal(ask("\nA:{{content}}|{{ content }}\n\n", " a "), "A: a | a ", "as it is, twice")
-  check.equal(ask("{'x': 1}", "a"), "{'x': 1}", "no question, and braces of other kinds")
+  check.equal(ask("{'x': 1} {{ content }}", "a"), "{'x': 1} a", "braces of other kinds")
   check.equal(ask("{{ content }}", "{{ content }} %1"), "{{ content }} %1", "not filled again")
 end)
 
@@ -94,6 +94,8 @@ check.case("the rest of Jinja is refused with the line", function()
   } do
     check.raises(function() ask(text, "q") end, "t.jinja: " .. shown, text)
   end
+  check.raises(function() ask("Think first.", "q") end,
+    "t.jinja: there is no {{ content }}, so no prompt would have its question", "no question")
   check.raises(function() format_prompt.open(place .. "/none.jinja") end,
     "data.format_prompt: .*none", "no such file")
 end)

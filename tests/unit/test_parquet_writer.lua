@@ -179,6 +179,10 @@ check.case("a wrong value is one line", function()
   refuses({ { "b", "bool" } }, { b = 1 }, "the column 'b' is 1, expected bool")
   refuses({ { "s", "string" } }, { s = true }, "the column 's' is true, expected string")
   refuses({ { "i", "image" } }, { i = "a.png" }, "the column 'i' is string, expected { bytes =")
+  refuses({ { "i", "image" } }, { i = { byte = "a" } },
+    "the column 'i' is an image with the key 'byte', expected bytes and path")
+  refuses({ { "l", "list<bool>" } }, { l = { first = true } },
+    "the column 'l' is table, expected a list")
   refuses({ { "l", "list<bool>" } }, { l = { 1 } }, "the column 'l' is 1, expected bool")
   refuses({ { "l", "list<bool>" } }, { l = sz.tensor({ 1 }, { dtype = "u8" }) },
     "the column 'l' is a tensor, expected a list")

@@ -270,6 +270,18 @@ local function read_members(cfg, args)
   return members
 end
 
+-- Whether the settings read what other evaluations wrote, in one of three ways.
+local function reads_results(cfg)
+  local named = {}
+  if #cfg.merge > 0 then named[#named + 1] = "merge" end
+  if #cfg.compare > 0 then named[#named + 1] = "compare" end
+  if cfg.output_dir then named[#named + 1] = "output_dir" end
+  if #named > 1 then
+    error(("%s each say what to do with results: give one"):format(table.concat(named, " and ")), 0)
+  end
+  return #named > 0
+end
+
 -- Returns the settings, and {[key] = true} for those that the user gave.
 function M.settings(args)
   local cfg, given = M.schema:read(args)
@@ -277,7 +289,7 @@ function M.settings(args)
   check_protocol(cfg, given)
   check_part(cfg)
   frame.settings(cfg)
-  if #cfg.merge > 0 or #cfg.compare > 0 or cfg.output_dir then return cfg, given end
+  if reads_results(cfg) then return cfg, given end
   cfg.members = read_members(cfg, args)
   if cfg.members then return cfg, given end
   find_policy(cfg, given)

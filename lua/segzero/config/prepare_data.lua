@@ -78,6 +78,9 @@ function M.settings(args)
   if cfg.no_target and not cfg.several then
     error("no_target=true needs several=true: one object's row always has a box", 0)
   end
+  if given.sam2_path and not given.sam2_filter then
+    error("sam2_path is for sam2_filter: say how well SAM2 must find an object, sam2_filter=0.6", 0)
+  end
   if cfg.sam2_filter > 0 then
     if cfg.sam2_path == "" then
       error("sam2_filter needs SAM2: name it with sam2_path=FOLDER or a .pt file", 0)

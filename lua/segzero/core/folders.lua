@@ -110,6 +110,13 @@ local function checkpoint_above(path)
   return nil
 end
 
+-- Another process may have made a folder of this name a moment ago: that is no link.
+local function is_link(path)
+  local stat = posix "sys.stat"
+  local found = stat.lstat(path)
+  return found ~= nil and stat.S_ISLNK(found.st_mode) ~= 0
+end
+
 function M.check(path, name)
   if not path:find "%S" then
     refuse(name, "the path is empty; name a folder such as runs/first")
@@ -127,9 +134,7 @@ function M.check(path, name)
   if path:find("\0", 1, true) then refuse(name, "the path has a zero byte in it") end
   local kind = M.kind(short)
   if kind and kind ~= "folder" then refuse(name, "%s exists and is not a folder", path) end
-  if not kind and posix("sys.stat").lstat(short) then
-    refuse(name, "%s is a link to nothing", path)
-  end
+  if not kind and is_link(short) then refuse(name, "%s is a link to nothing", path) end
   local checkpoint = checkpoint_above(short)
   if checkpoint then
     refuse(name, "%s is inside the checkpoint %s; name a folder outside it", path, checkpoint)

@@ -4,7 +4,8 @@
 --
 -- The file is the text around the question. {{ content }} stands for the question and
 -- {{ content | trim }} for the question without spaces at its ends; white space around the text is
--- left out. Anything else of Jinja is an error that names the file and the line.
+-- left out. Anything else of Jinja is an error that names the file and the line, and so is a file
+-- without the question.
 -- Leaves out: Jinja's statements, filters and comments.
 
 local files = require "segzero.core.files"
@@ -49,6 +50,10 @@ function M.open(path)
   if not text then error("data.format_prompt: " .. why, 0) end
   text = text:match "^%s*(.-)%s*$"
   local pieces = pieces_of(path, text)
+  if #pieces == 1 then
+    error(("data.format_prompt: %s: there is no {{ content }}, so no prompt would have its "
+      .. "question"):format(path), 0)
+  end
   return function(question)
     local parts = {}
     for i, piece in ipairs(pieces) do

@@ -13,9 +13,15 @@
 -- a mask with nothing inside is no error. ignore_mask: pixels that are neither right nor wrong, as
 -- ReasonSeg's "ignore" polygons and COCO's crowds; they do not belong to `mask`. What they count as is
 -- the evaluation's choice (evaluation/target.lua).
--- Leaves out: reading files (jsonl.lua), the frame of answers (coordinates.lua).
+--
+--   rows.mask_maker(where, value, options)    such a function for a value of formats/mask.lua, or nil
+--                                             for nil. where begins its errors; options: {folder =,
+--                                             width =, height =}
+-- Leaves out: reading files (jsonl/source.lua), the frame of answers (coordinates.lua).
 
+local core = require "segzero.core.ffi"
 local frame = require "segzero.data.frame"
+local mask_of = require "segzero.formats.mask"
 
 local M = {}
 
@@ -41,6 +47,20 @@ function M.new(row)
     if row[name] == nil and not RESERVED[name] then row[name] = value end
   end
   return row
+end
+
+function M.mask_maker(where, value, options)
+  if value == nil then return nil end
+  local folder = options.folder
+  local width = options.width
+  local height = options.height
+  return function(empty)
+    local ok, t = pcall(mask_of.read, value,
+      { folder = folder, width = width, height = height, empty = empty })
+    if ok then return t end
+    if core.is_interrupt(t) then error(t, 0) end
+    error(("%s: %s"):format(where, core.plain(t)), 0)
+  end
 end
 
 -- The folder that relative paths of images start from. folder: the set's own.

@@ -18,6 +18,7 @@
 --     set:paths()      {path, ...}: the files that the rows are read from; optional. The outcome of
 --                      the check of all rows is kept while they and the images stay the same
 --     set.ignore_masks true if its rows may have ignore_mask; optional
+--     set.split        which rows of its files it has, where they hold several splits; optional
 --     set.name         what messages call it; optional
 -- options: {split = "train" | "heldout" | "test" (not RefShapes), size = pixels, seed =, rows =,
 -- level =, empty =, prompt_key =, answer_key =, image_key = names of columns, image_dir = where

@@ -10,7 +10,6 @@
 -- a sheet of unreadable answers would show nothing that results.jsonl does not say better. Leaves
 -- out: choosing the rows.
 
-local cjson = require "cjson"
 local tensor = require "segzero.core.tensor"
 
 local M = {}
@@ -18,7 +17,7 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-local null = cjson.null
+local value_or = require("segzero.evaluation.fields").value_or
 local TILES = 12
 local COLUMNS = 4
 local OUTLINE = 1 / 280         -- width of a true mask's outline, as a part of the image's width
@@ -73,11 +72,6 @@ local function outline(img, mask, colour, width)
       end
     end
   end
-end
-
-local function value_or(v, default)
-  if v == null then return default end
-  return v
 end
 
 -- The masks of a row: the answer's filled, the true one outlined. Returns the tile's note.

@@ -16,16 +16,9 @@
 --
 -- N-Acc and T-Acc are gRefCOCO's. Leaves out: average precision (coco_ap.lua).
 
-local cjson = require "cjson"
+local value_or = require("segzero.evaluation.fields").value_or
 
 local M = {}
-
-local null = cjson.null
-
-local function number(v)
-  if v == nil or v == null then return nil end
-  return v
-end
 
 local function share(a, b)
   if b > 0 then return a / b end
@@ -56,13 +49,13 @@ function M.summary(records)
   local sums = { counted = 0, right = 0, off = 0, squared = 0, no_target = 0, rightly_empty = 0,
     target = 0, named = 0, true_boxes = 0, found_boxes = 0, matched = 0 }
   for _, record in ipairs(records) do
-    local expected = number(record.true_objects)
-    local found = number(record.found_objects)
+    local expected = value_or(record.true_objects, nil)
+    local found = value_or(record.found_objects, nil)
     add_count(sums, expected, found)
     add_target(sums, expected, found)
     sums.true_boxes = sums.true_boxes + (expected or 0)
     sums.found_boxes = sums.found_boxes + (found or 0)
-    sums.matched = sums.matched + (number(record.matched) or 0)
+    sums.matched = sums.matched + value_or(record.matched, 0)
   end
   local s = { counted = sums.counted, no_target = sums.no_target }
   if sums.counted > 0 then

@@ -23,11 +23,7 @@ local metrics = require "segzero.evaluation.metrics"
 local M = {}
 
 local null = cjson.null
-
-local function value_or(v, default)
-  if v == nil or v == null then return default end
-  return v
-end
+local value_or = require("segzero.evaluation.fields").value_or
 
 -- A number that Python writes with a decimal point.
 local function float(v) return { float = v } end

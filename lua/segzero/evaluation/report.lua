@@ -23,11 +23,7 @@ local objects = require "segzero.evaluation.objects"
 local M = {}
 
 local null = cjson.null
-
-local function value_or(v, default)
-  if v == nil or v == null then return default end
-  return v
-end
+local value_or = require("segzero.evaluation.fields").value_or
 
 -- The records in the form that metrics.lua reads.
 local function for_metrics(records)

@@ -8,6 +8,8 @@
 --   results.report(cfg, records, masks) -> summary     of report.lua
 --   results.read_parts(list, what) -> records, config, seconds     of folders that are the parts of
 --                                                 one evaluation; what: the setting, for errors
+--   results.check_truth(cfg, task)                refuses gt_json_path for another task
+--   results.choose_truth(cfg, config)             takes gt_json_path of the parts' config
 --   results.compare(cfg, say) -> difference       cfg.compare: two folders over the same rows
 --
 -- A folder has config.json (the settings, total, first, last, masks), results.jsonl (a record a
@@ -20,14 +22,16 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local metrics = require "segzero.evaluation.metrics"
 local report = require "segzero.evaluation.report"
+local value_or = require("segzero.evaluation.fields").value_or
 
 local M = {}
 
 -- Settings that parts of one evaluation share.
 local SAME_RUN = {
-  "data", "split", "seed", "refshapes_size", "model_path", "sam2_path", "frame", "resize",
-  "solution_frame", "answer_frame", "max_pixels", "min_pixels", "several", "oracle", "masks",
-  "total", "max_new_tokens", "ignore_regions", "task",
+  "data", "split", "seed", "refshapes_size", "prompt_key", "answer_key", "image_key", "model_path",
+  "adapter", "dtype", "sam2_path", "sam2_dtype", "frame", "resize", "solution_frame",
+  "answer_frame", "max_pixels", "min_pixels", "several", "oracle", "masks", "total",
+  "max_new_tokens", "repetition_penalty", "ignore_regions", "task",
 }
 
 -- Settings that make two runs evaluate the same rows; the models and the ways to answer may differ.
@@ -128,6 +132,19 @@ function M.read_parts(list, what)
   return records, configs[1], seconds
 end
 
+-- Only detection compares with the boxes of gt_json_path.
+function M.check_truth(cfg, task)
+  if not cfg.gt_json_path or task == "detection" then return end
+  error(("gt_json_path is for task=detection, and this is %s: leave it out"):format(task), 0)
+end
+
+-- The boxes that detections are compared with: those of cfg, else those that the parts named.
+function M.choose_truth(cfg, config)
+  M.check_truth(cfg, config.task)
+  if config.task ~= "detection" or cfg.gt_json_path then return end
+  cfg.gt_json_path = value_or(config.gt_json_path, nil)
+end
+
 function M.merge(cfg, given, say)
   local records, config, seconds = M.read_parts(cfg.merge, "merge")
   if given.protocol and config.several ~= cfg.several then
@@ -137,6 +154,7 @@ function M.merge(cfg, given, say)
   for _, key in ipairs { "several", "oracle", "task", "ignore_regions", "has_ignored" } do
     cfg[key] = config[key]
   end
+  M.choose_truth(cfg, config)
 
   local folder = folders.claim(cfg.output_path, "config.json", "{}\n", "output_path").path
   config.merged = cfg.merge
@@ -144,6 +162,7 @@ function M.merge(cfg, given, say)
   config.first = 1
   config.last = config.total
   config.protocol = cfg.protocol
+  config.gt_json_path = cfg.gt_json_path
   files.write(folder .. "/config.json", cjson.encode(config))
   local lines = {}
   for i, record in ipairs(records) do lines[i] = files.json(record) .. "\n" end

@@ -233,6 +233,7 @@ local function look_at(run, first)
   if cfg.task ~= "segmentation" and not cfg.several then
     error(("task=%s reads lists of objects: set several=true"):format(cfg.task), 0)
   end
+  results.check_truth(cfg, cfg.task)
   local columns = row.columns or {}
   cfg.has_ignored = set.ignore_masks == true or row.ignore_mask ~= nil
     or columns.ignore_mask ~= nil

@@ -14,7 +14,6 @@
 -- are compared with gt_json_path, or else with the data set's boxes. Leaves out: writing a merged
 -- folder (results.lua).
 
-local cjson = require "cjson"
 local coco_ap = require "segzero.evaluation.coco_ap"
 local files = require "segzero.core.files"
 local metrics = require "segzero.evaluation.metrics"
@@ -100,28 +99,36 @@ local function say_think(rows, options, say)
   return think
 end
 
--- Rows in the form of metrics.lua; an IoU of 1 for what `is_right` says.
-local function measured(rows, is_right)
+local function ids_of(one) return tostring(one.image_id) .. "\0" .. tostring(one.ann_id) end
+
+-- Rows in the form of metrics.lua. right: how many rows rightly name nothing, by their ids, which
+-- several questions about nothing in an image share: as many of these rows have an IoU of 1.
+local function measured(rows, right)
   local list = {}
+  local left = {}
+  for ids, n in pairs(right) do left[ids] = n end
   for i, row in ipairs(rows) do
+    local ids = ids_of(row)
+    local is_right = row.union == 0 and (left[ids] or 0) > 0
+    if is_right then left[ids] = left[ids] - 1 end
     list[i] = { intersection = row.intersection, union = row.union,
-      box_hit = (tonumber(row.bbox_iou) or 0) > 0.5,
-      rightly_empty = is_right[tostring(row.image_id) .. "\0" .. tostring(row.ann_id)] }
+      box_hit = (tonumber(row.bbox_iou) or 0) > 0.5, rightly_empty = is_right }
   end
   return list
 end
 
--- Which rows rightly name nothing, by their ids, and how many.
+-- How many rows rightly name nothing: by their ids, and in all.
 local function rightly_empty(records)
-  local is_right = {}
+  local right = {}
   local n = 0
   for _, record in ipairs(records or {}) do
     if record.iou == 1 and record.union == 0 then
-      is_right[tostring(record.image_id) .. "\0" .. tostring(record.ann_id)] = true
+      local ids = ids_of(record)
+      right[ids] = (right[ids] or 0) + 1
       n = n + 1
     end
   end
-  return is_right, n
+  return right, n
 end
 
 -- Whether bbox_iou compares with anything.
@@ -137,8 +144,8 @@ local sum_up = {}
 
 function sum_up.segmentation(rows, records, cfg, say)
   local options = { resamples = cfg.resamples }
-  local is_right, n = rightly_empty(records)
-  local s = metrics.summary(measured(rows, is_right), "fixed", options)
+  local right, n = rightly_empty(records)
+  local s = metrics.summary(measured(rows, right), "fixed", options)
   local think = say_think(rows, options, say)
   if n > 0 then
     say(("%d rows without a target have an empty answer: their IoU is 1 (calculate_iou.py: 0)")
@@ -202,6 +209,8 @@ function M.run(cfg, say)
   check_parts(parts, cfg.output_dir)
   local records, config = read_records(parts)
   task = task or config and config.task
+  if task then results.check_truth(cfg, task) end
+  if records then results.choose_truth(cfg, config) end
   if #rows == 0 and task ~= "detection" then
     fail("output_dir: the output_*.json in %s hold no row", cfg.output_dir)
   end
@@ -210,8 +219,7 @@ function M.run(cfg, say)
   s.rows = #rows
   if records then
     config.resamples = cfg.resamples
-    config.gt_json_path = cfg.gt_json_path or config.gt_json_path
-    if config.gt_json_path == cjson.null then config.gt_json_path = nil end
+    config.gt_json_path = cfg.gt_json_path
     local lines = report.lines(results.report(config, records, config.masks))
     say(lines[#lines])
   end

@@ -6,21 +6,15 @@
 --                                    mask: u8 [height, width] or nil
 --
 -- The image shows the original and, to its right, the mask, boxes and points; the text has the IoU
--- and the thinking. Rows whose answer cannot be read have neither. Two rows of one ann_id: the second
--- gets -2. Leaves out: the true masks (gallery.lua).
+-- and the thinking. Rows whose answer cannot be read have neither. Of two rows with one ann_id the
+-- second gets -2, or the next number that is free. Leaves out: the true masks (gallery.lua).
 
-local cjson = require "cjson"
 local draw = require "segzero.tools.draw"
 local files = require "segzero.core.files"
 
 local M = {}
 
-local null = cjson.null
-
-local function value_or(v, default)
-  if v == nil or v == null then return default end
-  return v
-end
+local value_or = require("segzero.evaluation.fields").value_or
 
 -- The answer as tools/draw.lua takes it; nil if there is none.
 local function answer_of(record)
@@ -36,12 +30,16 @@ local function answer_of(record)
   return list
 end
 
--- A file's name that no other row has.
+-- A file's name that no other row has: the ann_id, or with -2, -3, ... behind it.
 local function name_of(record, taken)
-  local name = tostring(record.ann_id):gsub("[/%c]", "_"):gsub("^%.", "_")
-  local n = (taken[name] or 0) + 1
-  taken[name] = n
-  if n > 1 then name = ("%s-%d"):format(name, n) end
+  local base = tostring(record.ann_id):gsub("[/%c]", "_"):gsub("^%.", "_")
+  local name = base
+  local n = 1
+  while taken[name] do
+    n = n + 1
+    name = ("%s-%d"):format(base, n)
+  end
+  taken[name] = true
   return name
 end
 

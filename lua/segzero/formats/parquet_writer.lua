@@ -200,6 +200,7 @@ end
 local function put_list(w, node, rep, def, value)
   if tensor.is_tensor(value) then return put_mask(w, node, value) end
   if type(value) ~= "table" then wrong(value, "a list") end
+  if #value == 0 and next(value) ~= nil then wrong(value, "a list from 1 on") end
   if #value == 0 then return put_nothing(w, node, rep, def + 1) end
   for i, element in ipairs(value) do
     put_value(w, node.element, i == 1 and rep or node.rep, def + 2, element)
@@ -208,6 +209,11 @@ end
 
 local function put_image(w, node, rep, def, value)
   if type(value) ~= "table" then wrong(value, "{ bytes =, path = }") end
+  for key in pairs(value) do
+    if key ~= "bytes" and key ~= "path" then
+      error(("an image with the key '%s', expected bytes and path"):format(tostring(key)), 0)
+    end
+  end
   put_value(w, node.bytes, rep, def + 1, value.bytes)
   put_value(w, node.path, rep, def + 1, value.path)
 end

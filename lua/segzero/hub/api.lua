@@ -12,6 +12,7 @@
 -- Leaves out: spaces, writing.
 
 local cjson = require "cjson"
+local names = require "segzero.hub.names"
 local requests = require "segzero.hub.requests"
 local visible = require "segzero.core.visible"
 
@@ -94,9 +95,6 @@ local function refuse(session, repository, reply, what)
 end
 
 -- ---- the list of files ----
-function M.is_commit(text) return type(text) == "string" and text:find "^%x+$" and #text >= 40
-  and #text <= 64 end
-
 -- A name that stays inside the folder of a snapshot.
 function M.is_safe(name)
   if type(name) ~= "string" or name == "" or #name > 1000 then return false end
@@ -116,22 +114,22 @@ function M.list(session, repository)
   if not ok then refuse(session, repository, reply, url) end
   local decoded, info = pcall(cjson.decode, reply.body)
   local is_list = decoded and type(info) == "table" and type(info.siblings) == "table"
-    and M.is_commit(info.sha)
+    and names.is_commit(info.sha)
   if not is_list then
     error(("%s is not the answer of a hub: is HF_ENDPOINT or a proxy wrong?"):format(url), 0)
   end
-  local names = {}
+  local paths = {}
   for _, entry in ipairs(info.siblings) do
     local name = type(entry) == "table" and entry.rfilename
     if not M.is_safe(name) then
       error(("%s: the hub lists the file %s, which is not a path inside the repository"):format(
         repository.id, visible.line(tostring(name))), 0)
     end
-    names[#names + 1] = name
-    if #names > MOST_FILES then error(repository.id .. ": too many files", 0) end
+    paths[#paths + 1] = name
+    if #paths > MOST_FILES then error(repository.id .. ": too many files", 0) end
   end
-  table.sort(names)
-  return { commit = info.sha:lower(), names = names }
+  table.sort(paths)
+  return { commit = info.sha:lower(), names = paths }
 end
 
 -- ---- one file ----

@@ -46,15 +46,13 @@ function M.open(repository)
 end
 
 -- ---- asking ----
-local function is_commit(text) return text:find "^%x+$" and #text >= 40 and #text <= 64 end
-
 function methods:commit()
-  if is_commit(self.revision) then return self.revision end
+  if names.is_commit(self.revision) then return self.revision end
   local path = self.path .. "/refs/" .. self.revision
   if not files.exists(path) or files.exists(path .. "/.") then return nil end
   local text = (files.read(path) or ""):match "^%s*(.-)%s*$"
   if text == "" then return nil end       -- a crash of an older tool
-  if is_commit(text) then return text end
+  if names.is_commit(text) then return text end
   fail("the cache is damaged: %s holds no commit; remove this file", path)
 end
 

@@ -11,6 +11,7 @@
 
 local ffi = require "ffi"
 local api = require "segzero.hub.api"
+local byte_progress = require "segzero.log.byte_progress"
 local core = require "segzero.core.ffi"
 local pool = require "segzero.hub.pool"
 local progress = require "segzero.hub.progress"
@@ -84,7 +85,7 @@ local function check_space(self, bytes)
   local free = found.f_bavail * found.f_frsize
   if bytes <= free then return end
   fail("%s: %s are needed, and %s has %s free; set HF_HOME to a folder on a larger disk",
-    self.repository.shown, progress.size(bytes), self.cached.root, progress.size(free))
+    self.repository.shown, byte_progress.size(bytes), self.cached.root, byte_progress.size(free))
 end
 
 -- ---- one file ----
@@ -104,11 +105,17 @@ local function digest_for(file, fd, have)
   return digest
 end
 
+-- Drops all bytes of an unfinished file.
+local function empty(fd)
+  if ffi.C.ftruncate(fd, 0) == 0 then return end
+  fail("the cache cannot be written: %s", ffi.string(ffi.C.strerror(ffi.errno())))
+end
+
 -- How many bytes the unfinished file has; one that is too long starts again.
 local function begin(file, fd)
   local have = posix("unistd").lseek(fd, 0, posix("unistd").SEEK_END)
   if have > (file.size or 0) then
-    ffi.C.ftruncate(fd, 0)
+    empty(fd)
     have = 0
   end
   return have
@@ -127,7 +134,7 @@ local function fetch_bytes(self, file, fd)
     local reply = self.session:ask("GET", file.url, { file = file })
     local is_past = reply.status == 416 and not reply.error
     if is_past then
-      ffi.C.ftruncate(fd, 0)
+      empty(fd)
       return false, "the server has no bytes behind the first " .. have
     end
     local ok = not reply.error and (reply.status == 200 or reply.status == 206)
@@ -158,7 +165,7 @@ local function fetch_locked(self, file)
   for i = 1, WRONG_SUMS do
     local ok, why = fetch_bytes(self, file, fd)
     if ok then break end
-    ffi.C.ftruncate(fd, 0)
+    empty(fd)
     file.position = 0
     if i == WRONG_SUMS then
       posix("unistd").unlink(path)
@@ -230,7 +237,7 @@ end
 local function fetch_all(self, missing, total, kept)
   local shown = progress.new(self.repository.shown, { files = #missing, bytes = total,
     folder = self.cached.root })
-  if kept > 0 then shown:say(("%s of it are here from before"):format(progress.size(kept))) end
+  if kept > 0 then shown:say(("%s of it are here from before"):format(byte_progress.size(kept))) end
   self.say = function(text) shown:say(text) end
   self.session.say = self.say
   local tasks = {}

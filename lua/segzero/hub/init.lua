@@ -188,12 +188,24 @@ local function unreachable_text(label, name, kind, cached, failure)
 end
 
 -- ---- both ----
--- Older files serve when the hub does not answer.
+-- ", and 3 of its 12 files are missing"; "" if none is, or if nobody noted what there is.
+local function lack_text(cached, commit, kind)
+  local listing = cached:listing(commit)
+  local list = listing and kind.select(listing).files or {}
+  local absent = 0
+  for _, name in ipairs(list) do
+    if not cached:has(commit, name) then absent = absent + 1 end
+  end
+  if absent == 0 then return "" end
+  return (", and %d of its %d files are missing"):format(absent, #list)
+end
+
+-- The path of files that may not be all or not the newest, with a note; nil if they are no use.
 local function fallback(cached, commit, kind, repository, why)
   local found = commit and kind.usable(cached:present(commit))
   if not found then return nil end
-  require("segzero.core.notes").say(("%s: the cached files are used, because the hub did not "
-    .. "answer: %s"):format(repository.shown, why))
+  require("segzero.core.notes").say(("%s: the cached files are used, because %s%s"):format(
+    repository.shown, why, lack_text(cached, commit, kind)))
   return path_of(cached, commit, found)
 end
 
@@ -207,8 +219,8 @@ local function obtain(name, repository, kind, label, refresh)
     if path then return path end
   end
   if offline then
-    local found = commit and kind.usable(cached:present(commit))
-    if found then return path_of(cached, commit, found) end
+    local path = fallback(cached, commit, kind, repository, offline .. " is set")
+    if path then return path end
     error(offline_text(label, name, repository.kind, cached, offline), 0)
   end
 
@@ -221,7 +233,7 @@ local function obtain(name, repository, kind, label, refresh)
     error((label and label .. ": " or "") .. core.plain(why), 0)
   end
   if why.absent then error(absent_text(label, name, repository, why.text), 0) end
-  path = fallback(cached, commit, kind, repository, why.unreachable)
+  path = fallback(cached, commit, kind, repository, "the hub did not answer: " .. why.unreachable)
   if path then return path end
   error(unreachable_text(label, name, repository.kind, cached, why), 0)
 end

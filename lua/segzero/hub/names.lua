@@ -3,6 +3,7 @@
 --   names.is_id "Qwen/Qwen2.5-VL-3B-Instruct"        true: owner/name
 --   names.model "owner/name@v1.0"     -> { id = "owner/name", revision = "v1.0" }, or nil
 --   names.data "owner/name@train@v1"  -> { id =, split = "train", revision = "v1" }, or nil
+--   names.is_commit(text)             40 to 64 hexadecimal digits
 --   names.guess "pretrained_models/Qwen2.5-VL-7B-Instruct"  -> "Qwen/Qwen2.5-VL-7B-Instruct" | nil
 --
 -- The revision is a branch, a tag or a commit; without one it is "main". A data set's split may be
@@ -35,6 +36,10 @@ end
 function M.is_revision(text)
   if #text > MOST_REVISION or not text:find "^[%w_][%w_./%-]*$" then return false end
   return not text:find("..", 1, true) and not text:find("//", 1, true) and not text:find "/$"
+end
+
+function M.is_commit(text)
+  return type(text) == "string" and text:find "^%x+$" ~= nil and #text >= 40 and #text <= 64
 end
 
 function M.model(name)

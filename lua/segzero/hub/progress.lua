@@ -6,11 +6,11 @@
 --   p:finish(bytes so far)
 --   p:say(text)                    a line of its own
 --   progress.say(text)             a line without a download
---   progress.size(7.5e9) -> "7.5 GB"
 --
 -- Of several ranks only the first one prints. Leaves out: single files.
 
 local ffi = require "ffi"
+local byte_progress = require "segzero.log.byte_progress"
 local console = require "segzero.log.console"
 local core = require "segzero.core.ffi"
 local environment = require "segzero.hub.environment"
@@ -19,6 +19,8 @@ ffi.cdef "int ioctl(int fd, unsigned long request, ...);"
 
 local M = {}
 
+local size = byte_progress.size
+
 local SHOWN = 0.2               -- seconds between two states on a terminal
 local EVERY = 30                -- and between two lines elsewhere
 local WINDOW = 10               -- seconds over which the rate is taken
@@ -26,20 +28,11 @@ local WINDOW = 10               -- seconds over which the rate is taken
 local methods = {}
 local mt = { __index = methods }
 
-local UNITS = { { 1e12, "TB" }, { 1e9, "GB" }, { 1e6, "MB" }, { 1e3, "kB" } }
-
-function M.size(bytes)
-  for _, unit in ipairs(UNITS) do
-    if bytes >= unit[1] then return ("%.1f %s"):format(bytes / unit[1], unit[2]) end
-  end
-  return ("%d bytes"):format(bytes)
-end
-
 -- Of the terminal on standard error.
 local function columns()
   local TIOCGWINSZ = 0x5413
-  local size = ffi.new "unsigned short[4]"          -- rows, columns, pixels
-  if ffi.C.ioctl(2, TIOCGWINSZ, size) == 0 and size[1] > 20 then return size[1] end
+  local window = ffi.new "unsigned short[4]"        -- rows, columns, pixels
+  if ffi.C.ioctl(2, TIOCGWINSZ, window) == 0 and window[1] > 20 then return window[1] end
   return 80
 end
 
@@ -61,7 +54,7 @@ function M.new(name, total)
   local self = setmetatable({ name = name, total = total, started = now, last = now, marks = {},
     is_terminal = is_terminal }, mt)
   self:say(("%s: downloading %d file%s, %s, into %s"):format(name, total.files,
-    total.files == 1 and "" or "s", M.size(total.bytes), total.folder))
+    total.files == 1 and "" or "s", size(total.bytes), total.folder))
   return self
 end
 
@@ -88,9 +81,9 @@ end
 local function state(self, now, bytes, done)
   local name = self.name
   if self.is_terminal then name = name:match "[^/]*$" end
-  local parts = { ("%s: %s of %s"):format(name, M.size(bytes), M.size(self.total.bytes)) }
+  local parts = { ("%s: %s of %s"):format(name, size(bytes), size(self.total.bytes)) }
   local speed = rate(self, now, bytes)
-  if speed then parts[#parts + 1] = M.size(speed) .. "/s" end
+  if speed then parts[#parts + 1] = size(speed) .. "/s" end
   if speed and speed > 0 then
     local left = console.duration((self.total.bytes - bytes) / speed)
     parts[#parts + 1] = left .. " left"
@@ -119,8 +112,8 @@ end
 
 function methods:finish(bytes)
   local seconds = math.max(core.C.sz_seconds() - self.started, 1e-3)
-  self:say(("%s: downloaded %s in %s (%s/s)"):format(self.name, M.size(bytes),
-    console.duration(seconds), M.size(bytes / seconds)))
+  self:say(("%s: downloaded %s in %s (%s/s)"):format(self.name, size(bytes),
+    console.duration(seconds), size(bytes / seconds)))
 end
 
 -- The download ended early: the line on the terminal stays readable.

@@ -50,16 +50,13 @@ local function headers_for(self, url, file)
   return list
 end
 
--- One try, with its redirects. The headers of the first reply that says which commit it is of stay.
+-- One try, with its redirects.
 local function try(self, method, url, options)
-  local commit
   for _ = 1, MOST_REDIRECTS do
     local file = options.file
     local reply = pool.request { method = method, url = url, connect = self.connect,
       idle = self.idle, headers = headers_for(self, url, file), file = file }
     reply.url = url
-    commit = commit or reply.headers["x-repo-commit"]
-    reply.commit = commit
     local is_redirect = reply.status >= 300 and reply.status < 400 and reply.redirect
     if reply.error or not is_redirect or options.stop and options.stop(reply) then return reply end
     local is_safe = reply.redirect:find "^https://"
@@ -127,7 +124,6 @@ function methods:ask(method, url, options)
     if not self.is_heard then tries = math.min(tries, TRIES_UNHEARD) end
     if failures >= tries then
       reply.error = ("%s, after %d tries"):format(why, failures)
-      reply.is_passing = true
       return reply
     end
     wait(self, reply, failures)

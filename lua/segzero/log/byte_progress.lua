@@ -5,6 +5,7 @@
 --   tick(done, total)        on a terminal the line is replaced twice a second; elsewhere there is
 --                            a line every 30 seconds
 --   tick.finish()            ends the terminal's line, also after an error
+--   byte_progress.size(7.5e9) -> "7.5 GB"
 --
 -- The line: "  merging: 3.2 of 16.6 GB, 1.10 GB/s, 0:12 left". Leaves out: downloads
 -- (hub/progress.lua).
@@ -17,19 +18,18 @@ local M = {}
 local ON_TERMINAL = 0.5         -- seconds between lines
 local ELSEWHERE = 30
 
-local UNITS = { { 1e9, "GB" }, { 1e6, "MB" }, { 1e3, "kB" }, { 1, "B" } }
+local UNITS = { { 1e12, "TB" }, { 1e9, "GB" }, { 1e6, "MB" }, { 1e3, "kB" } }
 
 local function unit_of(bytes)
   for _, unit in ipairs(UNITS) do
     if bytes >= unit[1] then return unit[1], unit[2] end
   end
-  return 1, "B"
+  return 1, "bytes"
 end
 
--- "16.6 GB"
 function M.size(bytes)
   local factor, name = unit_of(bytes)
-  if factor == 1 then return ("%.0f B"):format(bytes) end
+  if factor == 1 then return ("%.0f bytes"):format(bytes) end
   return ("%.1f %s"):format(bytes / factor, name)
 end
 

@@ -164,16 +164,20 @@ local function places_of_sentences(set, all)
   return places
 end
 
+-- Several splits have the same files.
 local function files_print(set)
-  local list = {}
+  local list = { [0] = set.split or "" }
   for i, path in ipairs(set.files) do list[i] = checksum.file(path) end
-  return checksum.text(table.concat(list, " "))
+  return checksum.text(table.concat(list, " ", 0))
 end
 
 local function open_annotations(self, cfg)
   self.set = annotations.open(cfg.data, { image_dir = cfg.image_dir, purpose = "train" })
   local is_refer = self.set.title ~= nil and not self.set.several
   if cfg.several and is_refer then
+    if cfg.sentences == "all" then
+      error("sentences=all is for one object: with several=true a ref has its first sentence", 0)
+    end
     self.places = places_of_images(self.set)
   else
     self.places = places_of_sentences(self.set, cfg.sentences == "all")

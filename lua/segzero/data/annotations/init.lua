@@ -6,7 +6,7 @@
 --       that means no annotations, a missing file or a damaged one is an error of one line.
 --       image_dir: where the images are, if they are not where the layout has them.
 --       purpose: "train" means all texts of ReasonSeg, and the split train where the name has none;
---       "heldout" the split val
+--       "heldout" the split val, "test" the split test of refer
 --   annotations.matches(name)    whether `name` means annotations
 --
 --   set:count()         how many entries there are

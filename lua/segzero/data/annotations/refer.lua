@@ -10,6 +10,8 @@
 -- sent_id}, ...}}. ann_id is -1 or [-1] where the expression names nothing in the image. An entry
 -- is one ref with all its sentences. Splits are those of the refs; testA takes testAB too, and test
 -- all that have test in their name, as its Python class does.
+-- Without a split in the name the purpose chooses one: "train" train, "test" test or testA, else
+-- val; set.notes says so, but for training.
 -- Leaves out: tokens, detections.
 
 local cjson = require "cjson"
@@ -104,16 +106,29 @@ local function in_split(of_ref, wanted)
   return letter ~= nil and of_ref:find(letter, 5, true) ~= nil
 end
 
--- The refs of the wanted split, else of the first split that suits the purpose.
+-- The splits that suit a purpose, the best first.
+local ORDERS = {
+  train = { "train" },
+  heldout = { "val", "test", "testA" },
+  test = { "test", "testA", "val" },
+}
+
+-- The refs of the wanted split, else of the first split that suits the purpose; the split's name; a
+-- note if others would do as well.
 local function choose(path, by_split, wanted, purpose)
   -- Which split is meant.
   local names = {}
   for name in pairs(by_split) do names[#names + 1] = name end
   table.sort(names)
-  local orders = { train = { "train" }, heldout = { "val", "test", "testA" } }
-  for _, name in ipairs(orders[purpose] or orders.heldout) do
-    if not wanted and by_split[name] then wanted = name end
+  local all = visible.line(table.concat(names, ", ", 1, math.min(#names, SHOWN_SPLITS)))
+  local note
+  for _, name in ipairs(ORDERS[purpose] or ORDERS.heldout) do
+    if not wanted and by_split[name] then
+      wanted = name
+      note = ("%s: no split is named, so %s is taken of %s"):format(path, name, all)
+    end
   end
+  if purpose == "train" or #names == 1 then note = nil end
   if not wanted and #names == 1 then wanted = names[1] end
 
   -- Its refs, in the order of the file.
@@ -125,10 +140,9 @@ local function choose(path, by_split, wanted, purpose)
   end
   if #refs > 0 then
     table.sort(refs, function(a, b) return a.number < b.number end)
-    return refs, wanted
+    return refs, wanted, note
   end
   -- There are none.
-  local all = visible.line(table.concat(names, ", ", 1, math.min(#names, SHOWN_SPLITS)))
   if wanted then fail(path, "there is no split '%s'; there is: %s", wanted, all) end
   fail(path, "choose a split: %s", all)
 end
@@ -207,7 +221,9 @@ function M.open(options)
   local folder = options.file:match "^(.*)/[^/]*$" or "."
   local title = options.title
   local self = setmetatable({ path = options.file, title = title }, mt)
-  self.refs, self.split = read_refs(options)
+  local note
+  self.refs, self.split, note = read_refs(options)
+  self.notes = { note }
   self.instances = instances.open(folder .. "/instances.json")
   self.several = options.file:match "([^/]*)$":find "^grefs" ~= nil
   self.files = { options.file, self.instances.path }

@@ -9,12 +9,13 @@
 --                                      rows
 --   solution.drawn(entry, width, height)    the objects as their masks say: the box from the first
 --                                      to the last pixel, and the points of prepare/points.lua. An
---                                      object without a mask, or whose mask is empty, is as its box
---                                      says
+--                                      object without a mask, or whose mask is empty or cannot be
+--                                      drawn, is as its box says
 --
 -- entry: of annotations. Coordinates are in the image's own pixels. Leaves out: reading solutions
 -- (data/truth.lua).
 
+local core = require "segzero.core.ffi"
 local mask_of = require "segzero.formats.mask"
 local points = require "segzero.prepare.points"
 local tensor = require "segzero.core.tensor"
@@ -70,6 +71,7 @@ end
 local function drawn(object, width, height)
   if not object.mask then return nil end
   local ok, t = pcall(mask_of.read, object.mask, { width = width, height = height, empty = true })
+  if not ok and core.is_interrupt(t) then error(t, 0) end
   if not ok then return nil end
   local pixels = tensor.data(t)
   local box = points.box(pixels, width, height)

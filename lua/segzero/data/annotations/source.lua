@@ -16,7 +16,6 @@ local checksum = require "segzero.core.checksum"
 local core = require "segzero.core.ffi"
 local ffi = require "ffi"
 local image = require "segzero.formats.image"
-local mask_of = require "segzero.formats.mask"
 local rows = require "segzero.data.rows"
 local solution = require "segzero.data.annotations.solution"
 
@@ -91,17 +90,6 @@ function methods:image(i)
   return entry_of(self, i).image
 end
 
--- A function that makes a mask: f(empty), where empty = true allows one with nothing inside.
-local function mask_maker(where, value, width, height)
-  if value == nil then return nil end
-  return function(empty)
-    local ok, t = pcall(mask_of.read, value, { width = width, height = height, empty = empty })
-    if ok then return t end
-    if core.is_interrupt(t) then error(t, 0) end
-    error(("%s: %s"):format(where, core.plain(t)), 0)
-  end
-end
-
 local function load_image(meta)
   local ok, img = pcall(image.load, meta.image)
   if ok then return img end
@@ -120,17 +108,18 @@ function methods:row(i, read)
   meta.columns.solution = solution.text(objects, self.several)
   return rows.new {
     id = meta.id, index = i, problem = meta.problem, solution = meta.columns.solution, image = img,
-    mask = mask_maker(meta.where, meta.mask, img.width, img.height),
-    ignore_mask = mask_maker(meta.where, entry.ignore, img.width, img.height),
+    mask = rows.mask_maker(meta.where, meta.mask, img),
+    ignore_mask = rows.mask_maker(meta.where, entry.ignore, img),
     columns = meta.columns,
   }
 end
 
 -- ---- the set ----
+-- Several splits have the same files.
 function methods:fingerprint()
   local list = {}
   for i, path in ipairs(self.entries.files) do list[i] = checksum.file(path) end
-  list[#list + 1] = ("%d"):format(self.n)
+  list[#list + 1] = ("%s %d"):format(self.split or "", self.n)
   return checksum.text(table.concat(list, " "))
 end
 
@@ -167,7 +156,7 @@ function M.open(name, options)
   if several == nil then several = entries.several end
   local folder = entries.path:match "^(.*)/[^/]*$" or "."
   local self = setmetatable({ name = name, entries = entries, several = several, folder = folder,
-    notes = entries.notes, ignore_masks = entries.ignore_masks, n = 0 }, mt)
+    split = entries.split, notes = entries.notes, ignore_masks = entries.ignore_masks, n = 0 }, mt)
   number_rows(self)
   return self
 end

@@ -36,7 +36,9 @@ function M.open(set, key)
   local list = set:paths()
   local current = require("posix.unistd").getcwd() or "."
   for i, path in ipairs(list) do list[i] = file_facts.absolute(path, current) end
-  local whole = set.name .. "\n" .. key .. "\n" .. table.concat(list, "\n")
+  -- The same files may hold several splits, and as many rows as the purpose wants.
+  local rows = ("%s %d"):format(set.split or "", set:count())
+  local whole = table.concat({ set.name, rows, key, table.concat(list, "\n") }, "\n")
   local a, b = key_set.hash(whole)
   local folder = file_facts.absolute(set.folder or ".", current)
   local self = setmetatable({ place = place, key = checksum.text(whole), paths = list, states = {},

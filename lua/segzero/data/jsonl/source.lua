@@ -18,7 +18,6 @@
 
 local checksum = require "segzero.core.checksum"
 local core = require "segzero.core.ffi"
-local file_exists = require("segzero.core.files").exists
 local image = require "segzero.formats.image"
 local data_url = require "segzero.models.qwen_vl.data_url"
 local files = require "segzero.core.files"
@@ -34,16 +33,14 @@ local KEPT = 256                -- decoded lines
 local ASKED = 64                -- rows that say whether rows have masks
 local LONG_LINE = 2 ^ 16        -- bytes; such lines, with masks in them, are decoded each time
 
-local function plain(message) return (tostring(message):gsub("^[^:%s]*%.lua:%d+: ", "")) end
-
 local function read_lines(name, file)
   local open = lines_of.open
   if file:find "%.json$" and json_list.is_list(file) then open = json_list.open end
   local ok, list = pcall(open, file)
-  if not ok and not file_exists(file) then
+  if not ok and not files.exists(file) then
     error(require("segzero.data.foreign_set").describe(name), 0)
   end
-  if not ok then error(("data set %s: %s"):format(name, plain(list)), 0) end
+  if not ok then error(("data set %s: %s"):format(name, core.plain(list)), 0) end
   if list:count() == 0 then error(file .. " has no rows", 0) end
   return list
 end
@@ -147,17 +144,7 @@ local function load_image(meta, where)
   if ok then return img end
   if core.is_interrupt(img) then error(img, 0) end
   -- The path is the row's, and may hold anything.
-  error(("%s: %s"):format(where, (plain(img):gsub("%c", "?"))), 0)
-end
-
--- A function that makes the mask `value`: f(empty), where empty = true allows one with nothing inside.
-local function mask_maker(meta, value, width, height)
-  return function(empty)
-    local options = { folder = meta.folder, width = width, height = height, empty = empty }
-    local ok, t = pcall(mask_of.read, value, options)
-    if ok then return t end
-    error(("%s: %s"):format(meta.where, plain(t)), 0)
-  end
+  error(("%s: %s"):format(where, (core.plain(img):gsub("%c", "?"))), 0)
 end
 
 -- read: the row's image if prefetching has read it already.
@@ -165,16 +152,14 @@ function methods:row(i, read)
   rows.check_number(self, i, 2)
   local meta = self:meta(i)
   local img = read or load_image(meta, meta.where)
-  local mask
-  if meta.mask ~= nil then mask = mask_maker(meta, meta.mask, img.width, img.height) end
-  local ignored = meta.columns.ignore_mask
-  if ignored ~= nil then ignored = mask_maker(meta, ignored, img.width, img.height) end
+  local options = { folder = meta.folder, width = img.width, height = img.height }
   local columns = {}
   for name, value in pairs(meta.columns) do columns[name] = value end
   return rows.new {
     id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
-    image = img, mask = mask, ignore_mask = ignored, system_prompt = meta.system_prompt,
-    columns = columns,
+    image = img, mask = rows.mask_maker(meta.where, meta.mask, options),
+    ignore_mask = rows.mask_maker(meta.where, meta.columns.ignore_mask, options),
+    system_prompt = meta.system_prompt, columns = columns,
   }
 end
 

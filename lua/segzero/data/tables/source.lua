@@ -290,21 +290,10 @@ function methods:meta(i)
   return meta
 end
 
--- f(empty) makes the mask `value`; empty = true allows one with nothing inside.
 function methods:image(i)
   rows.check_number(self, i, 2)
   local file, row = place_of(self, i)
   return with_image(self, file, row, STORED)[1]
-end
-
-local function mask_maker(self, meta, value, width, height)
-  return function(empty)
-    local options = { folder = self.folder, width = width, height = height, empty = empty }
-    local ok, t = pcall(mask_of.read, value, options)
-    if ok then return t end
-    if core.is_interrupt(t) then error(t, 0) end
-    error(("%s: %s"):format(meta.where, core.plain(t)), 0)
-  end
 end
 
 -- read: the row's image if it has been read already.
@@ -313,13 +302,12 @@ function methods:row(i, read)
   local meta = self:meta(i)
   local file, row = place_of(self, i)
   local img = read or with_image(self, file, row, LOAD)[1]
-  local function maker(value)
-    if value ~= nil then return mask_maker(self, meta, value, img.width, img.height) end
-  end
+  local options = { folder = self.folder, width = img.width, height = img.height }
   meta.columns.image = nil
   return rows.new {
     id = meta.id or tostring(i), index = i, problem = meta.problem, solution = meta.solution,
-    image = img, mask = maker(meta.mask), ignore_mask = maker(meta.ignore_mask),
+    image = img, mask = rows.mask_maker(meta.where, meta.mask, options),
+    ignore_mask = rows.mask_maker(meta.where, meta.ignore_mask, options),
     system_prompt = meta.system_prompt, columns = meta.columns,
   }
 end
