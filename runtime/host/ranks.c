@@ -119,6 +119,15 @@ static int run_launcher(char **list)
 }
 
 /* ---- starting ---- */
+/* Commands of which each rank would do the whole. */
+static bool works_alone(const char *command)
+{
+    static const char *const commands[] = { "fetch", "report", "help" };
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        if (strcmp(command, commands[i]) == 0) return true;
+    return false;
+}
+
 bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status)
 {
     static char *const first[] = {
@@ -134,6 +143,11 @@ bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status)
         return true;
     }
     if (ranks == 1) return false;
+    if (o->script < argc && works_alone(argv[o->script])) {
+        fprintf(stderr, "segzero: %s works on one rank: leave out --ranks\n", argv[o->script]);
+        *status = EXIT_USAGE;
+        return true;
+    }
 
     /* mpirun's options, the program, and its arguments without --ranks. */
     char **list = calloc((size_t)argc + MPIRUN_OPTIONS, sizeof *list);

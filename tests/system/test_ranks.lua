@@ -77,6 +77,9 @@ check.case("wrong numbers of ranks", function()
   local text, status = ranks("0", { "-e", "" })
   check.equal(status, 2, "the status")
   expect(text, "%-%-ranks expects a number from 1 to 1024, got '0'")
+  text, status = ranks(2, { "report", place })
+  check.equal(status, 2, "a command that works alone")
+  expect(text, "report works on one rank: leave out %-%-ranks")
   -- Processes that a launcher started and Open MPI did not join would each train alone.
   for name, pattern in pairs { SLURM_STEP_NUM_TASKS = "srun started several", WORLD_SIZE = "torchrun",
     PMI_SIZE = "the launcher started 4 processes, but Open MPI sees one" } do

@@ -176,6 +176,17 @@ local function read_loss(state)
   state.set("worker.actor.clip_ratio_dual", "3")
 end
 
+-- vLLM's limit of prompt and answer together: only one that cuts nothing changes nothing.
+local function check_model_length(state)
+  local limit = tonumber(state.kept["worker.rollout.max_model_len"])
+  local data = state.cfg.data
+  local needed = data.max_prompt_length + data.max_response_length
+  if not limit or limit >= needed then return end
+  error(("worker.rollout.max_model_len=%d is below data.max_prompt_length + "
+    .. "data.max_response_length = %d, and would cut answers: lower data.max_response_length")
+    :format(limit, needed), 0)
+end
+
 function M.derive(state)
   local easy_r1 = file_with(state, EASY_R1_KEYS)
   if easy_r1 then
@@ -187,6 +198,7 @@ function M.derive(state)
   end
   read_kl(state, easy_r1 ~= nil)
   read_loss(state)
+  check_model_length(state)
 end
 
 return M
