@@ -10,6 +10,8 @@ local mask_of = require "segzero.formats.mask"
 local mask_runs = require "tests.support.mask_runs"
 local mini = require "tests.support.miniature"
 local pickle_plain = require "segzero.formats.pickle_plain"
+local sources = require "segzero.data.sources"
+local subset = require "segzero.data.checks.subset"
 
 local SETS = "tests/golden/annotations/"
 local expected = files.read_json(SETS .. "expected.json")
@@ -144,6 +146,14 @@ check.case("names and splits", function()
   } do
     check.raises(function() count(name) end, message, name)
   end
+end)
+
+check.case("a set without its bad rows still has ignore masks and a split", function()
+  local base = sources.open(SETS .. "ReasonSeg/train", { split = "heldout" })
+  local rest = subset.new(base, function(i) return i == 1 end)
+  check.equal({ base.ignore_masks, base.split }, { true, "train" }, "the set")
+  check.equal({ rest.ignore_masks, rest.split, rest:count() }, { true, "train", base:count() - 1 },
+    "the rest")
 end)
 
 check.case("a folder by a link, and from inside", function()

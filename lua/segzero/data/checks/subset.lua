@@ -2,7 +2,7 @@
 --
 --   local set = subset.new(base, leave_out)      leave_out(i): true for a row to leave out
 --
--- A row keeps its id and its index in `base`. Everything that `base` offers is passed on.
+-- A row keeps its id and its index in `base`. What `base` offers for its rows is passed on.
 -- Leaves out: another order of the rows (sampler.lua).
 
 local ffi = require "ffi"
@@ -23,7 +23,8 @@ function M.new(base, leave_out)
     end
   end
 
-  local set = { name = base.name, base = base }
+  local set = { name = base.name, base = base, split = base.split, folder = base.folder,
+    ignore_masks = base.ignore_masks }
   function set.count() return n end
   for _, method in ipairs(PASSED) do
     if base[method] then
