@@ -6,6 +6,7 @@
 --   local p = parallel.new(timeout, { shards = T })
 --                                      timeout: seconds that a collective waits; the job's ranks
 --   local p = parallel.alone()         one rank
+--   local p = parallel.all_shards()    one replica: all ranks of the job are its shards
 --   p.rank, p.size                     from 0; 1 without a launcher
 --   p.replica, p.replicas              this rank's replica, from 0, and D
 --   p.shard, p.shards                  this rank's shard, from 0, and T
@@ -62,8 +63,8 @@ local function check_shards(size, shards)
   for n = 1, size do
     if size % n == 0 then fits[#fits + 1] = n end
   end
-  error(("worker.rollout.tensor_parallel_size is %d, which does not divide the %d ranks: %s would "
-    .. "do, or --ranks %d"):format(shards, size, table.concat(fits, ", "),
+  error(("tensor_parallel_size is %d, which does not divide the %d ranks: %s would do, or "
+    .. "--ranks %d"):format(shards, size, table.concat(fits, ", "):gsub(", (%d+)$", " or %1"),
     math.ceil(size / shards) * shards), 0)
 end
 
@@ -89,6 +90,10 @@ function M.new(timeout, options)
     self.replica_group = world:split(self.shard)
   end
   return self
+end
+
+function M.all_shards()
+  return M.new(nil, { shards = ranks.world():size() })
 end
 
 -- One rank, without a look at the launcher.
