@@ -1,6 +1,6 @@
 /* graph.h - the only header of the runtime that models/ includes: tensors and their fields, typed
  * op wrappers, recomputation, sharing, scopes, errors, background work, the key-value cache, the
- * decode step. It brings sz.h, the public calls, with it.
+ * decode step, the groups of ranks. It brings sz.h, the public calls, with it.
  *
  *     sz_tensor *h = sz_rmsnorm(x, w->norm, eps);
  *     sz_tensor *y = sz_linear(h, w->proj, NULL);     NULL if either failed: check once, at the end
@@ -17,6 +17,7 @@
 #define SZ_GRAPH_H
 
 #include "sz.h"
+#include "comm/comm.h"
 #include <stdbool.h>
 #include <string.h>
 

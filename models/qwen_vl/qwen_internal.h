@@ -20,9 +20,15 @@ typedef struct {
     model_int8 qkv8, o8, gate_up8, down8;
 } qwen_layer;
 
+/* What this shard has of the sizes that are divided; all of them in a whole model. */
+typedef struct {
+    int heads, kv_heads, intermediate, vocab;
+} qwen_share;
+
 typedef struct {
     sz_model base;
-    sz_qwen_config config;
+    sz_qwen_config config; /* of the whole model */
+    qwen_share share;
     sz_tensor *patch_embed, *ln_q, *ln_q_b;
     model_layer merge0, merge2;
     sz_tensor *embed, *norm, *lm_head;

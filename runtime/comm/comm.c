@@ -87,9 +87,34 @@ static sz_comm *new_comm(int rank, int size)
     return c;
 }
 
+/* ---- handles ---- */
+enum { MOST_HANDLES = 64 };
+static sz_comm *handles[MOST_HANDLES]; /* that of handle h is at h - 1 */
+
+int sz_comm_handle(sz_comm *c)
+{
+    int unused = -1;
+    if (!c) return 0;
+    for (int i = MOST_HANDLES - 1; i >= 0; i--) {
+        if (handles[i] == c) return i + 1;
+        if (!handles[i]) unused = i;
+    }
+    if (unused < 0) return sz_fail("more than %d groups of ranks have a handle", MOST_HANDLES);
+    handles[unused] = c;
+    return unused + 1;
+}
+
+sz_comm *sz_comm_of_handle(int handle)
+{
+    if (handle >= 1 && handle <= MOST_HANDLES && handles[handle - 1]) return handles[handle - 1];
+    return sz_null("there is no group of ranks with handle %d", handle);
+}
+
 void sz_comm_free(sz_comm *c)
 {
     if (!c) return;
+    for (int i = 0; i < MOST_HANDLES; i++)
+        if (handles[i] == c) handles[i] = NULL;
     free(c->world_rank);
     free(c->messages);
     free(c);

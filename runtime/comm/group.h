@@ -15,6 +15,9 @@ struct sz_comm {
     sz_message *messages;
 };
 
+/* The group of a handle; NULL with a message when there is none. */
+sz_comm *sz_comm_of_handle(int handle);
+
 /* Sends and receives the messages, whose peers are ranks of the world. `what` names the collective
  * in a message. 0, or -1 with a message. */
 int sz_comm_exchange(const sz_message *messages, int count, const char *what);
