@@ -1,7 +1,7 @@
 /* launch.c - reads the launcher's variables (launch.h).
  *
  * torchrun holds MASTER_PORT itself, so its processes meet at the next port. Without MASTER_ADDR,
- * those of srun meet at the first node of the step, at a port that follows from the step's number.
+ * those of srun meet at the first node of the step, at a port made of the step's number.
  * Sources: https://docs.pytorch.org/docs/stable/elastic/run.html (environment variables), the manual
  * of srun (output environment variables).
  */
@@ -80,8 +80,10 @@ static void read_other_mpi(sz_launch *l)
     if (size <= 1) return;
     l->size = (int)size;
     l->rank = number_or("PMI_RANK", -1);
-    stray(l, "PMI_SIZE=%ld: another MPI's launcher started several processes; start them with Open "
-             "MPI's mpirun, srun, torchrun or --ranks", size);
+    stray(l,
+          "PMI_SIZE=%ld: another MPI's launcher started several processes; start them with Open "
+          "MPI's mpirun, srun, torchrun or --ranks",
+          size);
 }
 
 /* ---- torchrun ---- */
@@ -101,10 +103,13 @@ static int read_torch(sz_launch *l)
     if (!l->address[0]) missing = "MASTER_ADDR";
     if (l->rank < 0) missing = "RANK";
     if (missing)
-        stray(l, "WORLD_SIZE=%ld and no %s: torchrun or its like started several processes that "
-                 "cannot find each other; it sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. "
-                 "Without it: unset WORLD_SIZE", size, missing);
-    else if (l->rank >= l->size) stray(l, "RANK=%d with WORLD_SIZE=%ld: ranks count from 0", l->rank, size);
+        stray(l,
+              "WORLD_SIZE=%ld and no %s: torchrun or its like started several processes that "
+              "cannot find each other; it sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. "
+              "Without it: unset WORLD_SIZE",
+              size, missing);
+    else if (l->rank >= l->size)
+        stray(l, "RANK=%d with WORLD_SIZE=%ld: ranks count from 0", l->rank, size);
     return 1;
 }
 
@@ -170,9 +175,11 @@ static int read_slurm(sz_launch *l)
     read_address(l);
     if (l->kind == SZ_LAUNCH_STRAY) return 1;
     if (l->rank < 0 || l->rank >= l->size || !l->address[0])
-        stray(l, "SLURM_STEP_NUM_TASKS=%ld: srun started several processes that cannot find each "
-                 "other without SLURM_PROCID and SLURM_STEP_NODELIST; start them with srun, mpirun "
-                 "or --ranks", size);
+        stray(l,
+              "SLURM_STEP_NUM_TASKS=%ld: srun started several processes that cannot find each "
+              "other without SLURM_PROCID and SLURM_STEP_NODELIST; start them with srun, mpirun "
+              "or --ranks",
+              size);
     return 1;
 }
 

@@ -4,9 +4,9 @@
  * that do not agree on what comes next notice it. Two frames have no data: ABORT ends the receiver,
  * without a word, because the sender has printed why; BYE is sent at the end of the program.
  *
- * A process that ends closes its sockets, so the others know at once, on any machine. A machine that
- * cannot be reached is noticed after half a minute (set_options in tcp_join.c), or by the time limit
- * of the exchange if that is shorter. Several ranks see the same loss: each waits for a moment
+ * A process that ends closes its sockets, so the others know at once, on any machine. A machine
+ * that cannot be reached is noticed after half a minute (set_options in tcp_join.c), or by the time
+ * limit of the exchange if that is shorter. Several ranks see the same loss: each waits for a moment
  * that is longer for higher ranks, so that one of them prints it and its ABORT ends the others.
  * An ABORT may come in the middle of a message, so the last bytes before the end of a stream count.
  * Leaves out: shared memory between the ranks of a machine.
@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -38,11 +39,11 @@ enum { NONE = -1 };
 
 /* The connection to one rank. */
 typedef struct {
-    int fd;                        /* -1: this rank itself, or closed */
-    bool said_bye;                 /* it has come to its end */
-    int send_first, send_last;     /* messages to send, a list in `next` */
+    int fd;                    /* -1: this rank itself, or closed */
+    bool said_bye;             /* it has come to its end */
+    int send_first, send_last; /* messages to send, a list in `next` */
     int receive_first, receive_last;
-    size_t sent, received;         /* of the first one, its frame included */
+    size_t sent, received; /* of the first one, its frame included */
     frame out, in;
     unsigned char tail[sizeof(frame)]; /* the last bytes that were received */
 } peer;
@@ -94,6 +95,40 @@ static int queue(const sz_message *list, int count)
     return 0;
 }
 
+/* ---- ABORT ---- */
+/* Ends the process. The host program takes a call of _exit() for a mistake of the user's. */
+__attribute__((noreturn)) static void leave(int status)
+{
+    for (;;) syscall(SYS_exit_group, status);
+}
+
+/* A frame without data to every rank. Waits for room, but not for long. */
+static void tell_all(uint64_t kind, uint64_t value)
+{
+    const double end = now() + 0.3; /* seconds */
+    const frame f = { kind, value };
+    for (int r = 0; r < self.size; r++) {
+        if (peers[r].fd < 0) continue;
+        const double left = end - now();
+        struct pollfd p = { .fd = peers[r].fd, .events = POLLOUT };
+        if (poll(&p, 1, left > 0 ? (int)(left * 1e3) : 0) <= 0) continue;
+        /* 16 bytes go as a whole or not at all. */
+        if (send(peers[r].fd, &f, sizeof f, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) continue;
+    }
+}
+
+static void abort_all(int status)
+{
+    tell_all(ABORT, (uint64_t)status);
+    for (int r = 0; r < self.size; r++)
+        if (peers[r].fd >= 0) shutdown(peers[r].fd, SHUT_WR);
+    leave(status > 0 ? status : 1);
+}
+
+/* Another rank has printed why the job ends. The others must not take the end of this one for the
+ * reason, so they hear it from here too. */
+static void end_quietly(uint64_t status) { abort_all(status < 256 ? (int)status : 1); }
+
 /* ---- the end of a stream ---- */
 static void note_tail(peer *p, const char *data, size_t n)
 {
@@ -104,12 +139,6 @@ static void note_tail(peer *p, const char *data, size_t n)
     }
     memmove(p->tail, p->tail + n, room_of - n);
     memcpy(p->tail + room_of - n, data, n);
-}
-
-/* Another rank has printed why the job ends. */
-static void end_quietly(uint64_t status)
-{
-    _exit(status > 0 && status < 256 ? (int)status : 1);
 }
 
 /* What the last bytes of a stream that has ended say. Returns whether the rank said bye. */
@@ -267,7 +296,7 @@ static void wait_for_abort(void)
 {
     const double each = 0.1; /* seconds */
     const double most = 2;
-    const double wanted = each * self.rank;
+    const double wanted = each * (0.5 + self.rank);
     const double end = now() + (wanted < most ? wanted : most);
     while (now() < end) {
         const struct timespec t = { 0, 10 * 1000 * 1000 };
@@ -318,28 +347,6 @@ static int exchange(const sz_message *list, int count, double seconds, int *late
 }
 
 /* ---- the end ---- */
-/* A frame without data to every rank. Waits for room, but not for long. */
-static void tell_all(uint64_t kind, uint64_t value)
-{
-    enum { PATIENCE = 200 }; /* milliseconds */
-    const frame f = { kind, value };
-    for (int r = 0; r < self.size; r++) {
-        if (peers[r].fd < 0) continue;
-        struct pollfd p = { .fd = peers[r].fd, .events = POLLOUT };
-        if (poll(&p, 1, PATIENCE) <= 0) continue;
-        /* 16 bytes go as a whole or not at all. */
-        if (send(peers[r].fd, &f, sizeof f, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) continue;
-    }
-}
-
-static void abort_all(int status)
-{
-    tell_all(ABORT, (uint64_t)status);
-    for (int r = 0; r < self.size; r++)
-        if (peers[r].fd >= 0) shutdown(peers[r].fd, SHUT_WR);
-    _exit(status > 0 ? status : 1);
-}
-
 /* The end of the program: waits until all ranks have come to theirs, so that what was sent to them
  * arrives, and a rank that still waits for this one says so. */
 static void finish(void)
@@ -379,8 +386,12 @@ const sz_transport *sz_tcp_open(const sz_launch *l, const sz_transport_core *giv
         core->fail("no memory for the connections between ranks");
         return NULL;
     }
-    self = (sz_transport){ .version = SZ_TRANSPORT_VERSION, .rank = l->rank, .size = l->size,
-                           .hosts = hosts, .exchange = exchange, .abort = abort_all };
+    self = (sz_transport){ .version = SZ_TRANSPORT_VERSION,
+                           .rank = l->rank,
+                           .size = l->size,
+                           .hosts = hosts,
+                           .exchange = exchange,
+                           .abort = abort_all };
     if (sz_tcp_join(l, core, sockets, hosts) != 0) return NULL;
     for (int r = 0; r < l->size; r++) peers[r].fd = sockets[r];
     free(sockets);

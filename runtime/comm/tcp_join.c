@@ -412,8 +412,9 @@ int sz_tcp_join(const sz_launch *l, const sz_transport_core *core, int *sockets,
 {
     const char *seconds = getenv("SEGZERO_JOIN_SECONDS");
     join j = { .launch = l, .core = core, .sockets = sockets, .listener = -1 };
-    j.own = (hello){ .magic = HELLO, .version = SZ_TRANSPORT_VERSION, .rank = l->rank,
-                     .size = l->size };
+    j.own = (hello){
+        .magic = HELLO, .version = SZ_TRANSPORT_VERSION, .rank = l->rank, .size = l->size
+    };
     j.seconds = seconds && atof(seconds) > 0 ? atof(seconds) : PATIENCE;
     j.end = now() + j.seconds;
     gethostname(j.own.host, sizeof j.own.host - 1);
