@@ -128,7 +128,7 @@ static int first_gone(int count)
  * in which mpirun ends them because a lower one has printed it and ended the job. */
 static void wait_for_end(void)
 {
-    enum { EACH = 200, MOST = 2000 }; /* milliseconds */
+    enum { EACH = 400, MOST = 3000 }; /* milliseconds */
     const int wanted = EACH * self.rank;
     const int wait = wanted < MOST ? wanted : MOST;
     const struct timespec t = { wait / 1000, wait % 1000 * 1000000L };

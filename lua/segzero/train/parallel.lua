@@ -94,12 +94,15 @@ function M.mute()
 end
 
 -- ---- agreeing ----
--- When a collective fails, the ranks cannot talk any more.
+-- When a collective fails, the ranks cannot talk any more. A rank that has got a signal meanwhile is
+-- being ended by the launcher, because another one has printed why.
 local function collective(self, name, ...)
   local ok, result = pcall(self.world[name], self.world, ...)
   if ok then return result end
-  io.stderr:write(("segzero: rank %s: %s\n"):format(self.world:name(self.rank),
-    core.plain(result)))
+  if self:is_root() or not stop.signal() then
+    io.stderr:write(("segzero: rank %s: %s\n"):format(self.world:name(self.rank),
+      core.plain(result)))
+  end
   ranks.abort(FAILED)
   error(result, 0)
 end
