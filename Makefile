@@ -134,7 +134,8 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
-               runtime/net runtime/sampling models models/*)) $(addprefix runtime/comm/,comm.c parts.c shards.c))
+               runtime/net runtime/sampling models models/*)) \
+               $(addprefix runtime/comm/,comm.c parts.c shards.c launch.c tcp.c tcp_join.c))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
@@ -159,8 +160,10 @@ $(MPI_LIB): runtime/comm/mpi.c runtime/comm/transport.h $(B)/flags
 	$(call quiet,  link  $@)$(CC) $(CFLAGS_ALL) $(MPI_CFLAGS) -fPIC -fvisibility=hidden -shared \
 	  $(LINK_FLAGS) -o $@ $< $(MPI_LIBS)
 
-$(HOST): $(OBJ_HOST)
-	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) $(EXPORT_HOST) -o $@ $(OBJ_HOST) $(LIBS_HOST)
+# The program reads the launcher's variables too.
+LAUNCH := $(B)/obj/runtime/comm/launch.o
+$(HOST): $(OBJ_HOST) $(LAUNCH)
+	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) $(EXPORT_HOST) -o $@ $(OBJ_HOST) $(LAUNCH) $(LIBS_HOST)
 
 $(OBJ_HOST): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
