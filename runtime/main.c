@@ -122,7 +122,7 @@ static int print_help(lua_State *L)
     return sz_run_with_args(L, "require('segzero.commands.help').print()", NULL, 0);
 }
 
-/* Whether the table of commands has a row for this word. A word that may be a file's name is none. */
+/* Whether the table of commands has a row for this word. What may be a file's name is none. */
 static bool is_command(lua_State *L, const char *word)
 {
     bool found = false;

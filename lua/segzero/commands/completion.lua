@@ -1,9 +1,9 @@
--- completion.lua - `segzero completion bash` and `segzero completion zsh`: what a shell offers after
--- the Tab key.
+-- completion.lua - `segzero completion bash` and `segzero completion zsh`: what a shell offers
+-- after the Tab key.
 --
 --   completion.main {"bash"}                  prints the shell's script
---   completion.main {"words", ...}            prints the words that can take the last one's place, a
---                                             line each; the shells' scripts call this
+--   completion.main {"words", ...}            prints the words that can take the last one's place,
+--                                             a line each; the shells' scripts call this
 --   completion.words {"train", "trainer.lo"}  -> {"trainer.logger="}
 --
 -- The scripts are short and know no command: the words come from the tables, so they cannot be out

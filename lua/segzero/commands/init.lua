@@ -19,7 +19,8 @@
 -- }
 -- A command runs from any folder. The host program (runtime/main.c) asks this table about a word
 -- without a slash and without a point, so that a file of such a name is run as ./NAME.
--- Leaves out: reading the program's options, which C does before Lua starts (runtime/host/options.c).
+-- Leaves out: reading the program's options, which C does before Lua starts
+-- (runtime/host/options.c).
 
 local host = require "segzero.host"
 
@@ -120,7 +121,7 @@ local function wants_help(args) return args[1] == "--help" or args[1] == "-h" en
 function M.main(name, ...)
   local row = M.by_name[name]
   local args = { ... }
-  host.command = name           -- what --help and errors call the program (config/cli.lua, help.lua)
+  host.command = name           -- what --help and errors call the program (config/)
   if row.help and wants_help(args) then
     print(row.help)
   elseif row.script then

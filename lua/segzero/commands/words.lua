@@ -1,8 +1,8 @@
 -- words.lua - what can be typed: files, folders of runs and models, settings and their values. For
 -- the shells' completion and for the prompt.
 --
---   words.files("models/ti", ".lua")   -> {"models/tiny/", ...}: folders, and files that end so; nil:
---                                         all files
+--   words.files("models/ti", ".lua")   -> {"models/tiny/", ...}: folders, and files that end so;
+--                                         nil: all files
 --   words.runs "runs/"                 -> folders; those that are runs have no slash at the end
 --   words.models "Qw"                  -> {"Qwen/Qwen2.5-VL-3B-Instruct", ...}: names in the hub's
 --                                         cache, and the embedded ones
@@ -13,7 +13,8 @@
 --   words.schema "recipes/x.lua"       -> the schema of a script, or nil
 --   words.filter({...}, prefix)        -> those that begin with it, sorted, each once
 --
--- Words that end in "=", "/" or "." go on: of many settings the groups come first. Nothing raises an error: what cannot be read has no words.
+-- Words that end in "=", "/" or "." go on: of many settings the groups come first. Nothing raises
+-- an error: what cannot be read has no words.
 -- Leaves out: asking the hub.
 
 local folders = require "segzero.core.folders"

@@ -274,6 +274,14 @@ local function differences(cfg)
   return text .. "; other than there: " .. table.concat(list, ", ")
 end
 
+-- The line below the title of worst.png and best.png.
+local function about(run)
+  local cfg = run.config
+  local who = ("%s (%s)"):format(cfg.model_path or "", cfg.dtype or "")
+  if cfg.oracle then who = "SAM2 on the true boxes and points" end
+  return ("%s, %d rows judged"):format(who, #run.records)
+end
+
 local function introduce(run, total, first, last)
   local cfg = run.config
   local part = ""
@@ -398,9 +406,9 @@ local function evaluate(cfg, options)
   judge_all(run, first, last)
   run.results:close()
   for _, name in ipairs { "worst", "best" } do
-    run[name]:write(("%s/%s.png"):format(run.folder, name), ("%s of %s"):format(name, set.name),
-      set,
-      { masks = run.masks, several = cfg.several })
+    local title = ("%s rows of %s"):format(name:gsub("^%l", string.upper), set.name)
+    run[name]:write(("%s/%s.png"):format(run.folder, name), title, set,
+      { masks = run.masks, several = cfg.several, subtitle = about(run) })
   end
   write_outputs(run)
   if run.policy then run.policy:free() end
