@@ -365,6 +365,11 @@ SHARE := $(DESTDIR)$(PREFIX)/share/segzero
 SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/net/net.h \
                 runtime/comm/comm.h runtime/ops/ops.def models/*.h models/*/*.h
 
+# The man page and the shells' completion, where the shells look for them.
+MAN_PAGE   := $(DESTDIR)$(PREFIX)/share/man/man1/segzero.1
+BASH_WORDS := $(DESTDIR)$(PREFIX)/share/bash-completion/completions/segzero
+ZSH_WORDS  := $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_segzero
+
 install: all
 	@mkdir -p $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
 	@install -m 755 $(HOST) $(DESTDIR)$(PREFIX)/bin/segzero
@@ -375,10 +380,14 @@ install: all
 	  install -m 755 $(MPI_LIB) $(DESTDIR)$(PREFIX)/lib/segzero/libsegzero_mpi.so; fi
 	@for f in $$(find $(SHARED_FILES) -type f 2>/dev/null); do \
 	  mkdir -p "$(SHARE)/$${f%/*}" && install -m 644 "$$f" "$(SHARE)/$$f" || exit 1; done
+	@mkdir -p $(dir $(MAN_PAGE)) $(dir $(BASH_WORDS)) $(dir $(ZSH_WORDS))
+	@./$(HOST) lua/segzero/commands/man.lua >$(MAN_PAGE)
+	@./$(HOST) completion bash >$(BASH_WORDS)
+	@./$(HOST) completion zsh >$(ZSH_WORDS)
 	@echo "installed under $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
 
 uninstall:
-	@rm -f $(DESTDIR)$(PREFIX)/bin/segzero
+	@rm -f $(DESTDIR)$(PREFIX)/bin/segzero $(MAN_PAGE) $(BASH_WORDS) $(ZSH_WORDS)
 	@rm -rf $(DESTDIR)$(PREFIX)/lib/segzero $(SHARE)
 	@echo "removed from $(DESTDIR)$(PREFIX): bin/segzero, lib/segzero, share/segzero"
 

@@ -187,22 +187,22 @@ local function introduce(t, run, source, notes)
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
--- Draws the held-out answers on one image: ground truth, prediction and the mask if there is one.
+-- Draws the held-out answers on one image: ground truth, prediction, the mask if there is one, and
+-- what they earned.
 local function draw_sheet(t, name, result)
   local draw = require "segzero.tools.draw"
-  local mask_of = {}
-  for _, record in ipairs(result.records) do mask_of[record.index] = record.mask end
-  local shown = { name = t.held_out.name }
-  function shown.row(_, i)
-    local row = t.held_out:row(i)
-    if mask_of[i] then draw.mask(row.image, mask_of[i]) end
-    return row
-  end
-
   local path = ("%s/%s.png"):format(t.folder, name)
   if files.exists(path) then path = ("%s/%s_step_%d.png"):format(t.folder, name, t.global_step) end
-  local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
-  draw.predictions(path, shown, result.records, sheet)
+
+  local run = t.folder:match "[^/]+$" or t.folder
+  local giou = ""
+  if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
+  draw.predictions(path, t.held_out, result.records, {
+    count = SHEET_ROWS, reward = t.config.worker.reward.compute_score,
+    title = ("%s: %s training (step %d)"):format(run, name, t.global_step),
+    subtitle = ("%s. All %d held-out rows: reward %.3f%s"):format(t.held_out.name or "data",
+      t.held_out:count(), result.reward, giou),
+  })
   t.log:image(t.global_step, name, path)
   say(t, "  images: %s", path)
 end
