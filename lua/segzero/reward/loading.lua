@@ -5,6 +5,8 @@
 --                  loading.load "my_reward.lua:score"     a file that returns {score = function}
 --                  loading.load(f)                        a function is itself
 --
+--   loading.own(name)                  the reward of this name in rewards/, or nil
+--
 -- kwargs: a table that becomes the fourth argument of the reward, after text, ground truth and row;
 -- without any the reward has three. A function that FILE.lua:NAME names may return one table, as
 -- EasyR1's do: `overall` is the score, the rest are parts.
@@ -139,6 +141,19 @@ local function wrapped(f, member, kwargs)
     return function(text, truth, row) return f(text, truth, row, extra) end
   end
   return function(text, truth, row) return of_table(f(text, truth, row, extra)) end
+end
+
+local own = {}                  -- name -> reward, or false
+
+function M.own(name)
+  if own[name or ""] ~= nil then return own[name or ""] or nil end
+  local found = false
+  for _, known in ipairs(M.names()) do
+    if known == name then found = require("rewards." .. name) end
+  end
+  if type(found) ~= "function" then found = false end
+  own[name or ""] = found
+  return found or nil
 end
 
 function M.load(name, kwargs, seconds)
