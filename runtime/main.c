@@ -166,6 +166,9 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
             return sz_run_with_args(L, "require('segzero.hub.command').main {...}", args, nargs);
         if (is_command(script, "report"))
             return sz_run_with_args(L, "require('segzero.report.command').main {...}", args, nargs);
+        if (is_command(script, "reward"))
+            return sz_run_with_args(L, "require('segzero.workbench.reward_command').main {...}",
+                                    args, nargs);
         if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
         if (is_command(script, "help")) return print_help(L);
         if (is_python(script))
