@@ -169,6 +169,12 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
         if (is_command(script, "reward"))
             return sz_run_with_args(L, "require('segzero.workbench.reward_command').main {...}",
                                     args, nargs);
+        if (is_command(script, "replay"))
+            return sz_run_with_args(L, "require('segzero.recorder.replay_command').main {...}",
+                                    args, nargs);
+        if (is_command(script, "why"))
+            return sz_run_with_args(L, "require('segzero.recorder.why_command').main {...}", args,
+                                    nargs);
         if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
         if (is_command(script, "help")) return print_help(L);
         if (is_python(script))

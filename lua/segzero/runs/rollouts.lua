@@ -91,11 +91,20 @@ end
 
 function M.steps(path)
   local steps = {}
-  M.each(path, function(record)
-    steps[record.step] = (steps[record.step] or 0) + 1
-    steps.first = math.min(steps.first or record.step, record.step)
-    steps.last = math.max(steps.last or record.step, record.step)
-  end)
+  local file, reason = io.open(path, "rb")
+  if not file then error(reason, 0) end
+  local number = 0
+  for line in file:lines() do
+    number = number + 1
+    local step = quick_step(line)
+    if not step and line:sub(-1) == "}" then step = decode(line, path, number).step end
+    if step then
+      steps[step] = (steps[step] or 0) + 1
+      steps.first = math.min(steps.first or step, step)
+      steps.last = math.max(steps.last or step, step)
+    end
+  end
+  file:close()
   return steps
 end
 

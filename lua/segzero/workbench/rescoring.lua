@@ -34,10 +34,7 @@ local now = core.C.sz_seconds
 
 -- The settings of a run folder, or an error in one line.
 function M.settings(folder)
-  if not run_folder.is_run(folder) then
-    error(("%s is not the folder of a training run (it has no run.json)"):format(
-      visible.line(folder)), 0)
-  end
+  run_folder.check_run(folder)
   return files.read_json_object(folder .. "/config.json")
 end
 

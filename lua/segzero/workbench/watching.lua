@@ -2,23 +2,17 @@
 --
 --   watching.each_save(path, f)    calls f() at once and after every change of the file, until
 --                                  Ctrl-C
---   watching.mark(path) -> text    changes when the file is written or replaced; "" if there is none
 --   watching.stop_if_interrupted(message)     raises an error that Ctrl-C made
 --
 -- Editors that write a new file and rename it are seen, too. The file is looked at four times a
 -- second. Leaves out: the modules that a file requires.
 
 local core = require "segzero.core.ffi"
+local reloading = require "segzero.reward.reloading"
 
 local M = {}
 
 local EVERY = 0.25              -- seconds
-
-function M.mark(path)
-  local s = require("posix.sys.stat").stat(path)
-  if not s then return "" end
-  return ("%d %d %d %d"):format(s.st_ino, s.st_mtime, s.st_size, s.st_ctime)
-end
 
 function M.stop_if_interrupted(message)
   if core.is_interrupt(message) then error(message, 0) end
@@ -28,13 +22,13 @@ local function wait_for_change(path, mark)
   local nanosleep = require("posix.time").nanosleep
   repeat
     nanosleep { tv_sec = 0, tv_nsec = EVERY * 1e9 }
-    local new = M.mark(path)
+    local new = reloading.mark(path)
   until new ~= "" and new ~= mark
 end
 
 function M.each_save(path, f)
   while true do
-    local mark = M.mark(path)
+    local mark = reloading.mark(path)
     f()
     wait_for_change(path, mark)
   end
