@@ -9,8 +9,6 @@
 --   s.first, s.count                 C arrays: this rank's part of each parameter
 --   s:sum_gradients()                this rank's parts of the gradients become sums over all ranks
 --   s:gather()                       the parts of all ranks go to all
---   shards.whole(shape, dtype, part, first)   describes a tensor of which this rank has a part, by
---                                             shape(), dtype(), numel(), part and first
 --
 -- Every parameter is cut at multiples of 512 elements, so that blocks of 8-bit moments and random
 -- numbers of rounding are those of the whole. Each rank gets as many blocks of a parameter as the
@@ -96,26 +94,6 @@ function methods:gather()
   local all = {}
   for i = 1, #self.list do all[i] = i end
   self.parallel:collective("gather_parts", arguments(self, all))
-end
-
--- ---- the state of whole parameters, of which this rank has parts ----
-local Whole = {}
-Whole.__index = Whole
-
-function Whole:shape() return self.sizes end
-
-function Whole:dtype() return self.type end
-
-function Whole:numel()
-  local n = 1
-  for _, size in ipairs(self.sizes) do n = n * size end
-  return n
-end
-
--- A state tensor as a file has it. part: this rank's, or nil; first: the place of its first
--- element.
-function M.whole(shape, dtype, part, first)
-  return setmetatable({ sizes = shape, type = dtype, part = part, first = first }, Whole)
 end
 
 return M
