@@ -350,18 +350,3 @@ int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which)
     const bool is_scale = which == FIRST_SCALE || which == SECOND_SCALE;
     return is_scale ? o->first[i] / SZ_MOMENT_BLOCK : o->first[i];
 }
-
-int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole)
-{
-    sz_tensor *t = exists(o, i, which) ? o->state[which][i] : NULL;
-    if (!t)
-        return exists(o, i, which) ? 0 : sz_fail("adamw: no state %d of parameter %d", which, i);
-    const int64_t first = sz_adamw_state_first(o, i, which);
-    if (first + t->numel > whole->numel)
-        return sz_fail("adamw: state %d of parameter %d has %lld elements", which, i,
-                       (long long)whole->numel);
-    sz_tensor *part = sz_tensor_view(whole, 1, &t->numel, first);
-    const int rc = part ? sz_tensor_copy(t, part) : -1;
-    sz_tensor_release(part);
-    return rc;
-}

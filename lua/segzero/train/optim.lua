@@ -20,7 +20,7 @@
 --                                          model is split over ranks
 --   opt:state() -> {name -> tensor}        borrowed; checkpoints read them. This rank's, as [n], if
 --                                          there are parts
---   opt:whole_state() -> {name -> tensor or shards.whole}    the state of whole parameters
+--   opt:whole_state() -> {name -> tensor or parts.new}    the state of whole parameters
 --   opt:set_state(saved)                   takes it from {name -> tensor}, whole as well
 --   opt:steps(), opt:set_steps(n)          optimizer steps so far
 --
@@ -30,6 +30,7 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
+local optim_state = require "segzero.train.optim_state"
 local shards = require "segzero.train.shards"
 local stop = require "segzero.core.stop"
 local tensor = require "segzero.core.tensor"
@@ -42,7 +43,7 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-local PARTS = { [0] = "exp_avg", "exp_avg_sq", "master", "exp_avg_scale", "exp_avg_sq_scale" }
+local PARTS = optim_state.KINDS
 M.state_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16, int8 = C.SZ_U8 }
 M.grad_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16 }
 
@@ -187,46 +188,8 @@ function methods:state()
   return out
 end
 
--- ---- the state as a checkpoint has it ----
-local MASTER = 2
-local MOMENT_BLOCK = 256
-local DTYPES = { [tonumber(C.SZ_F32)] = "f32", [tonumber(C.SZ_BF16)] = "bf16",
-  [tonumber(C.SZ_U8)] = "u8" }
+function methods:whole_state() return optim_state.whole(self) end
 
--- Shape and dtype of a kind of state of parameter t; nil if it has none.
-local function description(self, t, which)
-  if which < MASTER then return t:shape(), DTYPES[tonumber(self.moments)] end
-  if which == MASTER then
-    if not self.has_masters or t:dtype() == "f32" then return nil end
-    return t:shape(), "f32"
-  end
-  if tonumber(self.moments) ~= tonumber(C.SZ_U8) then return nil end
-  return { math.ceil(t:numel() / MOMENT_BLOCK) }, "f32"
-end
-
-function methods:whole_state()
-  if not self.shards then return self:state() end
-  local out = {}
-  for i, p in ipairs(self.list) do
-    for which = 0, #PARTS do
-      local shape, dtype = description(self, p.tensor, which)
-      local t = C.sz_adamw_state(self.c, i - 1, which)
-      local part
-      if t ~= nil then part = tensor.borrow(t) end
-      local first = tonumber(C.sz_adamw_state_first(self.c, i - 1, which))
-      if shape then out[PARTS[which] .. "." .. p.name] = shards.whole(shape, dtype, part, first) end
-    end
-  end
-  return out
-end
-
-function methods:set_state(saved)
-  for i, p in ipairs(self.list) do
-    for which = 0, #PARTS do
-      local whole = saved[PARTS[which] .. "." .. p.name]
-      if whole then check(C.sz_adamw_set_state(self.c, i - 1, which, whole.ptr), 2) end
-    end
-  end
-end
+function methods:set_state(saved) optim_state.load(self, saved) end
 
 return M

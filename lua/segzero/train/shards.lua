@@ -11,8 +11,6 @@
 --   s:gather()                       the parts of all ranks of the group go to all of it
 --   shards.sum_gradients(list, p)    without parts: whole gradients become sums over the replicas
 --   shards.counts(list, p) -> C array    u8: 1 for the parameters that this shard counts in a norm
---   shards.whole(shape, dtype, part, first)   describes a tensor of which this rank has a part, by
---                                             shape(), dtype(), numel(), part and first
 --
 -- Every parameter is cut at multiples of 512 elements, so that blocks of 8-bit moments and random
 -- numbers of rounding are those of the whole. Each rank gets as many blocks of a parameter as the
@@ -161,26 +159,6 @@ function M.counts(list, p)
     counts[i - 1] = is_first_copy and 1 or 0
   end
   return counts
-end
-
--- ---- the state of whole parameters, of which this rank has parts ----
-local Whole = {}
-Whole.__index = Whole
-
-function Whole:shape() return self.sizes end
-
-function Whole:dtype() return self.type end
-
-function Whole:numel()
-  local n = 1
-  for _, size in ipairs(self.sizes) do n = n * size end
-  return n
-end
-
--- A state tensor as a file has it. part: this rank's, or nil; first: the place of its first
--- element.
-function M.whole(shape, dtype, part, first)
-  return setmetatable({ sizes = shape, type = dtype, part = part, first = first }, Whole)
 end
 
 return M
