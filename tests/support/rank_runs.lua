@@ -12,7 +12,8 @@
 --   runs.train(2, "name", { "key=value" }) -> text     a checked run
 --   runs.records("name", "metrics") -> list           the lines of metrics.jsonl or rollouts.jsonl
 --   runs.expect_same_run("name", "other")             metrics but for the last digits, the order of
---                                                     the answers, the tokens of step 1
+--                                                     the answers, the tokens of step 1; a third
+--                                                     argument: {metric = another tolerance}
 --
 -- One thread a rank. mini.remove() removes everything. Left out: several machines.
 
@@ -83,7 +84,7 @@ local COMPARED = { "step", "reward", "length", "loss", "kl", "entropy", "grad_no
 local FIRST = 1e-5
 local LATER = 1e-4
 
-function M.expect_same_run(name, like)
+function M.expect_same_run(name, like, noise)
   local got, want = M.records(name, "metrics"), M.records(like, "metrics")
   check.equal(#got, #want, "lines of metrics.jsonl")
   for i, record in ipairs(want) do
@@ -91,6 +92,7 @@ function M.expect_same_run(name, like)
       if record[key] then
         local tolerance = FIRST
         if record.step > 1 then tolerance = LATER end
+        if noise and noise[key] then tolerance = noise[key] end
         check.near(got[i][key], record[key], tolerance * math.max(1, math.abs(record[key])),
           ("%s of %s, line %d"):format(key, name, i))
       end

@@ -35,7 +35,11 @@ local KINDS = {
   { name = "plain", splits = ALL, "trainer.test_freq=1" },
   { name = "lora", splits = SOME, "worker.actor.model.lora.rank=4" },
   { name = "frozen_tower", splits = SOME, "worker.actor.model.freeze_vision_tower=true" },
-  { name = "int8_reference", splits = SOME, "worker.ref.model.dtype=int8" },
+  -- A reference in 8 bits computes in bf16, and rounds its inputs in groups of columns, which are
+  -- others in a shard. The policy has the same weights, so the KL term is that rounding alone, and
+  -- is not the same to half of it; the loss and the gradient have 0.005 of it.
+  { name = "int8_reference", splits = SOME, noise = { kl = 0.01, loss = 5e-5, grad_norm = 5e-3 },
+    "worker.ref.model.dtype=int8", "trainer.max_steps=1", "data.val_files=None" },
   { name = "updates", splits = { { 2, 2 }, { 4, 2 } }, "worker.actor.global_batch_size=2" },
   -- A group in chunks, whose prompt and answers are streams of their own, and recomputation.
   { name = "chunks", splits = SOME, "worker.actor.max_tokens_per_micro_batch=100",
@@ -56,7 +60,7 @@ for _, kind in ipairs(KINDS) do
     for _, split in ipairs(kind.splits) do
       local name = ("%s_%d_%d"):format(kind.name, split[1], split[2])
       runs.train(split[1], name, words_of(kind, split[2]))
-      runs.expect_same_run(name, like)
+      runs.expect_same_run(name, like, kind.noise)
     end
   end)
 end
@@ -76,14 +80,12 @@ local UNEQUAL = [[
   local folder = arg[1]
   local words = {}
   for i = 2, #arg do words[i - 1] = arg[i] end
-  local calls = 0
   require("recipes.refcocog_grpo").run(words, {
     train = set,
     prompt = function(problem)
-      local sum = 0
-      for i = 1, #problem do sum = sum + problem:byte(i) end
-      if os.getenv "EQUAL" then sum = 0 end
-      return problem .. (" and so on"):rep(sum % 2 * 12)
+      local times = #problem % 5 * 12
+      if os.getenv "EQUAL" then times = 8 end
+      return problem .. (" and so on"):rep(times)
     end,
     on_step = function() files.write(folder .. "/reads_" ..
       (os.getenv "OMPI_COMM_WORLD_RANK" or "0"), tostring(reads)) end,

@@ -46,9 +46,9 @@ M.overrides = options.set {
 local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
 
 -- ---- the parts of a run ----
-local function load_policy(cfg)
+local function load_policy(cfg, shards)
   local actor = cfg.worker.actor
-  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype })
+  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype, shards = shards })
   local processor = policy:processor()
   policy:tokenizer()            -- a missing file is an error before the run folder exists
   processor.min_pixels = cfg.data.min_pixels
@@ -59,13 +59,14 @@ end
 
 -- The frozen model, or nil if neither the KL term nor the estimator needs it. With LoRA it is the
 -- policy without adapters.
-local function load_reference(cfg, policy)
+local function load_reference(cfg, policy, shards)
   local actor = cfg.worker.actor
   local ref = cfg.worker.ref
   if not train_options.uses_reference(cfg) then return nil end
   if policy.lora then return lora.reference(policy) end
   local dtype = ref.model.dtype or actor.model.dtype
-  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
+  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload,
+    shards = shards })
 end
 
 local function load_segmenter(cfg)
@@ -140,8 +141,9 @@ end
 
 -- Loads the models, and the checkpoint into them.
 local function load(cfg, overrides, parts, folder)
-  local policy = load_policy(cfg)
-  local reference = load_reference(cfg, policy)
+  local shards = parts.parallel.shard_group
+  local policy = load_policy(cfg, shards)
+  local reference = load_reference(cfg, policy, shards)
   -- A replica's first shard makes the masks.
   local segmenter
   if parts.parallel:is_first() then segmenter = load_segmenter(cfg) end
