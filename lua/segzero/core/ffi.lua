@@ -56,6 +56,25 @@ M.C = result
 
 local C = M.C
 if has_host and host.on_interrupt then host.on_interrupt(C.sz_interrupt_set) end
+
+-- SEGZERO_CPU narrows the CPU kernels to those of a plainer processor than this one.
+local function choose_kernels(name)
+  local names = {}
+  for i = 0, C.sz_processor_count() - 1 do
+    names[i + 1] = ffi.string(C.sz_processor_name(i))
+    if names[i + 1] == name then
+      if C.sz_processor_runs(i) == 1 then return C.sz_processor_choose(i) end
+      error(("SEGZERO_CPU=%s: this processor cannot run these kernels; its own are %s")
+        :format(name, ffi.string(C.sz_processor_name(C.sz_processor_chosen()))), 0)
+    end
+  end
+  error(("SEGZERO_CPU=%s: the kinds of kernels are %s"):format(name,
+    table.concat(names, ", ")), 0)
+end
+
+local kind = os.getenv "SEGZERO_CPU"
+if kind and kind ~= "" then choose_kernels(kind) else C.sz_processor_chosen() end
+
 local threads = tonumber(os.getenv "SEGZERO_THREADS" or "")
 if threads then C.sz_set_threads(threads) end
 
