@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include "device.h"
 #include "memory.h"
+#include "processor.h"
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,11 +68,13 @@ static const sz_backend *load(void)
 
 int sz_device_ready(int device)
 {
-    static const sz_backend_core core = { leave_message, sz_device_scratch };
+    static sz_backend_core core = { .fail = leave_message, .scratch = sz_device_scratch };
     if (device == SZ_CPU) return 0;
     if (device != SZ_CUDA) return sz_fail("there is no device %d", device);
     if (sz_device) return 0;
     const sz_backend *backend = load();
+    core.tp_sum = sz_processor()->ops[SZ_OP_tp_sum];
+    core.tp_gather = sz_processor()->ops[SZ_OP_tp_gather];
     if (!backend || backend->open(&core) != 0) return -1;
     sz_device = backend;
     return 0;

@@ -10,6 +10,10 @@ int sz_cpu_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned
                   const uint8_t *seen, const int64_t *row_id, const int32_t *answer_id,
                   const int32_t *position, int32_t *token, float *logprob);
 
+int sz_cpu_moment_recode(sz_tensor *codes, sz_tensor *scales, int second, const sz_place *place,
+                         sz_tensor *old_scales, int64_t rows, int64_t columns, int64_t row_slices,
+                         int64_t column_slices);
+
 #define SZ_OP(name, inputs, outputs, numbers, gradient, workspace, flops) \
     int sz_cpu_##name(const sz_call *c);
 #include "ops/ops.def"
@@ -25,6 +29,7 @@ const sz_cpu_kernels SZ_CPU_TABLE(SZ_CPU_KIND) = {
 #undef SZ_OP
     },
     .sample = sz_cpu_sample,
+    .moment_recode = sz_cpu_moment_recode,
     .gemm_workspace = sz_gemm_workspace,
 #endif
 };

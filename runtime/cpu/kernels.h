@@ -17,9 +17,15 @@ typedef int (*sz_sampler)(sz_tensor *logits, const sz_sampling *s, const uint8_t
                           const uint8_t *seen, const int64_t *row_id, const int32_t *answer_id,
                           const int32_t *position, int32_t *token, float *logprob);
 
+/* As sz_moment_recode. */
+typedef int (*sz_moment_recoder)(sz_tensor *codes, sz_tensor *scales, int second,
+                                 const sz_place *place, sz_tensor *old_scales, int64_t rows,
+                                 int64_t columns, int64_t row_slices, int64_t column_slices);
+
 typedef struct {
     sz_kernel ops[SZ_OP_COUNT];
     sz_sampler sample;
+    sz_moment_recoder moment_recode;
     /* Bytes of workspace that a product takes (gemm.h). */
     int64_t (*gemm_workspace)(int64_t m, int64_t n, int64_t k, int dtype);
 } sz_cpu_kernels;
