@@ -86,6 +86,7 @@ int sz_grad_tp_gather(sz_node *n)
     const int rank = rank_in((int)n->call.args[0]);
     const double first = (double)sizes_between(&n->call, 0, rank);
     const double length = (double)n->call.in[0]->shape[dim];
+    if (n->call.in[0]->numel == 0) return 0;
     sz_call call = { .in = { sz_dy(n) }, .args = { dim, first, length } };
     return sz_give(n, 0, sz_run(SZ_OP_slice, call));
 }

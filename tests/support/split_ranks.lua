@@ -10,6 +10,7 @@ local ffi = require "ffi"
 local sz = require "segzero"
 local mini = require "tests.support.miniature"
 local split = require "tests.support.split_model"
+local data = require "segzero.data"
 local forward = require "segzero.train.forward"
 local lora = require "segzero.models.lora"
 local ranks = require "segzero.core.ranks"
@@ -136,11 +137,21 @@ local function check_gradients(got, want, part, what)
 end
 
 -- ---- prompts and answers ----
-local function batch_of(model, images)
-  local input = mini.input(model, 1, "the red circle")
-  if images == 0 then
-    input = model:process { { role = "user", content = { { type = "text", text = "two" } } } }
+local SIZES = { { 84, 84 }, { 56, 140 }, { 112, 28 } }
+
+-- A prompt with the first images of SIZES.
+local function input_of(model, images)
+  local content = {}
+  local set = data.open("refshapes", { split = "train", size = 112, seed = 3, rows = 10 })
+  for i = 1, images do
+    content[i] = { type = "image", image = set:row(i).image:resize(unpack(SIZES[i])) }
   end
+  content[images + 1] = { type = "text", text = "the red circle" }
+  return model:process { { role = "user", content = content } }
+end
+
+local function batch_of(model, images)
+  local input = input_of(model, images)
   local samples = {}
   for k, length in ipairs { 7, 1, 4 } do
     local ids = {}
@@ -151,7 +162,7 @@ local function batch_of(model, images)
 end
 
 local function both(whole, part, filter, what)
-  local groups = { batch_of(whole, 1), batch_of(whole, 0) }
+  local groups = { batch_of(whole, 1), batch_of(whole, 0), batch_of(whole, 3) }
   for _, recompute in ipairs { false, true } do
     local options = { temperature = 0.7, recompute = recompute,
       frozen_vision = filter and not filter "visual.blocks.0.norm1.weight" }
@@ -169,7 +180,7 @@ local function both(whole, part, filter, what)
 end
 
 local function check_forward(whole, part, tolerance, what)
-  for images = 0, 1 do
+  for images = 0, 3 do
     local g = batch_of(whole, images)
     local name = ("%s, %d images: "):format(what, images)
     tensor.no_grad(function()
