@@ -1,12 +1,12 @@
 -- split_model.lua - the part of a model that one rank of a group has, cut out of a whole model in
 -- memory, and what the parts must have in common with it.
 --
---   local part = split.model(whole, group)       group: of core/ranks.lua; whole keeps its weights
+--   local part = split.model(whole, group, device)   group: of core/ranks.lua; whole keeps its weights
 --   split.adapters(whole, part)                  the same of the whole model's LoRA
 --   split.slice(w, t) -> tensor                  this rank's slice of a whole tensor (a copy)
 --   split.weights(part) -> {[name] = {index, dim (from 0, or nil), first, count, copies, copy}}
 --
--- Weights on the CPU. Left out: files (models/weights.lua reads slices from them).
+-- The whole model is on the CPU. Left out: files (models/weights.lua reads slices from them).
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
@@ -40,20 +40,25 @@ function M.slice(w, t)
   return t:slice(w.dim, w.first, w.count)
 end
 
-function M.model(whole, group)
+local function on_device(part, t)
+  if part.device == "cpu" then return t end
+  return t:to { device = part.device }
+end
+
+function M.model(whole, group, device)
   local config = qwen_config.parse(whole.json)
   config.tied = whole.config.tied
   config.shards, config.shard = group:size(), group:rank()
   local part = {}
   for k, v in pairs(whole) do part[k] = v end
-  part.config, part.lora, part.kv = config, nil, nil
+  part.config, part.lora, part.kv, part.device = config, nil, nil, device or "cpu"
   part.c = ffi.gc(check(C.sz_qwen_new(config)), C.sz_model_free)
   part.weights = weights.list(part.c)
   check(C.sz_model_group_set(part.c, group.pointer))
   setmetatable(part, getmetatable(whole))
   local tensors = whole:parameters()
   for name, w in pairs(M.weights(part)) do
-    local t = M.slice(w, tensors[name])
+    local t = on_device(part, M.slice(w, tensors[name]))
     check(C.sz_model_weight_set(part.c, w.index, t.ptr))
     t:free()
   end
@@ -71,6 +76,7 @@ function M.adapters(whole, part)
     own.a, own.b = p.a:clone(), p.b:clone()
     if w.dim == 0 then own.b = M.slice(w, p.b) end
     if w.dim == 1 then own.a = M.slice(w, p.a) end
+    own.a, own.b = on_device(part, own.a), on_device(part, own.b)
     part:set_adapter(p.index, own.a, own.b, own.scale)
     list[i] = own
   end

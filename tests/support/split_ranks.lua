@@ -1,9 +1,9 @@
 -- split_ranks.lua - one rank of tests/system/test_split_model.lua: the split model against the whole
 -- one, which every rank has, too.
 --
---   mpirun -n 4 ./segzero tests/support/split_ranks.lua KIND FOLDER...
+--   mpirun -n 4 ./segzero tests/support/split_ranks.lua KIND[:cuda] FOLDER...
 --
--- KIND: plain, lora, frozen, int8, generate. Prints "ok N" with the number of values and gradients that
+-- KIND: plain, lora, frozen, int8, generate; with :cuda the split model is on that device. Prints "ok N" with the number of values and gradients that
 -- were compared, and fails at the first wrong one. What all shards have must have the same bits.
 
 local ffi = require "ffi"
@@ -20,22 +20,23 @@ local C = sz.core.C
 local group = ranks.world()
 local compared = 0
 
--- Of the largest logit, and of a gradient's norm; the sums have other orders.
+-- Of the largest logit, and of a gradient's norm; the sums have other orders. On a device, other
+-- functions of the hardware, too: what test_cuda_emulated.lua allows.
 local VALUES = 1e-5
 local GRADIENTS = 1e-4
+local ON_DEVICE = 1e-4
 
 local function fail(text, ...)
   error(("rank %d: "):format(group:rank()) .. text:format(...), 0)
 end
 
 -- ---- comparing ----
-local function list_of(t)
-  local flat = t:reshape(t:numel()):totable()
-  return flat
-end
+local function host(t) return t:to { device = "cpu" } end
+
+local function list_of(t) return t:reshape(t:numel()):totable() end
 
 local function check_same_bits(t, what)
-  local mine = mini.bytes(t)
+  local mine = mini.bytes(host(t))
   for r, bytes in ipairs(group:gather(mine)) do
     if bytes ~= mine then fail("%s has other bits on rank %d", what, r - 1) end
   end
@@ -43,7 +44,7 @@ end
 
 -- Every number of got is within `tolerance` of the largest expected one.
 local function check_values(got, want, tolerance, what)
-  local a, b = list_of(got), list_of(want)
+  local a, b = list_of(host(got)), list_of(want)
   if #a ~= #b then fail("%s: %d numbers, expected %d", what, #a, #b) end
   local largest = 0
   for i = 1, #b do largest = math.max(largest, math.abs(b[i])) end
@@ -76,7 +77,9 @@ local function loss(runs, logprob, entropy)
       by_entropy[#by_entropy + 1] = weight_of(run.sample, token, 2)
     end
   end
-  return (logprob * tensor.new(by_logprob)):sum() + (entropy * tensor.new(by_entropy)):sum()
+  local where = { device = logprob:device() }
+  return (logprob * tensor.new(by_logprob, where)):sum()
+    + (entropy * tensor.new(by_entropy, where)):sum()
 end
 
 -- {name -> {tensor, gradient}} of the trained tensors after the backward pass.
@@ -87,7 +90,8 @@ local function gradients(model, filter, batch, options)
   local grads = {}
   for name, t in pairs(list) do
     local g = t:grad()
-    grads[name] = g and g:clone() or tensor.zeros(t:shape())
+    grads[name] = g and g:to { device = "cpu" } or tensor.zeros(t:shape())
+    if grads[name] == g then grads[name] = g:clone() end
     C.sz_tensor_zero_grad(t.ptr)
   end
   return grads
@@ -179,7 +183,9 @@ local function both(whole, part, filter, what)
   end
 end
 
-local function check_forward(whole, part, tolerance, what)
+local function check_forward(whole, part, what)
+  local tolerance = VALUES
+  if part.device ~= "cpu" then tolerance = ON_DEVICE end
   for images = 0, 3 do
     local g = batch_of(whole, images)
     local name = ("%s, %d images: "):format(what, images)
@@ -188,7 +194,7 @@ local function check_forward(whole, part, tolerance, what)
       local lists = {}
       for i, s in ipairs(g.samples) do lists[i] = s.ids end
       local got, want = part:logprobs(g.input, lists), whole:logprobs(g.input, lists)
-      for i = 1, #want do check_values(got[i], want[i], 1e-5, name .. "log-probabilities") end
+      for i = 1, #want do check_values(got[i], want[i], tolerance, name .. "log-probabilities") end
     end)
   end
 end
@@ -197,7 +203,7 @@ end
 local KINDS = {}
 
 function KINDS.plain(whole, part, dir)
-  check_forward(whole, part, VALUES, dir)
+  check_forward(whole, part, dir)
   both(whole, part, nil, dir)
 
   -- Gradients through the logits themselves.
@@ -209,10 +215,11 @@ function KINDS.plain(whole, part, dir)
       local logits = model:forward(batch_of(whole, 1).input)
       local w = {}
       for i = 1, logits:numel() do w[i] = 2 * C.sz_random_uniform(9, 0, i, 0) - 1 end
-      ;(logits:reshape(logits:numel()) * tensor.new(w)):sum():backward()
+      w = tensor.new(w, { device = logits:device() })
+      ;(logits:reshape(logits:numel()) * w):sum():backward()
     end)
     for name, t in pairs(list) do
-      out[name] = t:grad():clone()
+      out[name] = t:grad():clone():to { device = "cpu" }
       C.sz_tensor_zero_grad(t.ptr)
     end
     return out
@@ -227,7 +234,7 @@ function KINDS.lora(whole, part, dir)
     for i = 0, p.b:numel() - 1 do data[i] = 0.4 * C.sz_random_uniform(8, p.index, i, 0) - 0.2 end
   end
   split.adapters(whole, part)
-  check_forward(whole, part, VALUES, dir)
+  check_forward(whole, part, dir)
   both(whole, part, nil, dir)
 end
 
@@ -235,6 +242,8 @@ function KINDS.frozen(whole, part, dir)
   both(whole, part, function(name) return not name:find "^visual" end, dir)
   -- One trained weight only: what the others' gradients would need is not computed.
   both(whole, part, function(name) return name:find "layers%.0%.mlp%.down_proj" ~= nil end, dir)
+  -- The tower only: a shard without images has nothing to train.
+  both(whole, part, function(name) return name:find "^visual" ~= nil end, dir)
 end
 
 -- The share of rows that are within VALUES of the largest number.
@@ -255,7 +264,7 @@ function KINDS.int8(whole, part, dir)
   for _, m in ipairs { whole, part } do sz.core.check(C.sz_model_quantize(m.c)) end
   local input = batch_of(whole, 1).input
   local want = tensor.no_grad(whole.forward, whole, input)
-  local got = tensor.no_grad(part.forward, part, input)
+  local got = host(tensor.no_grad(part.forward, part, input))
   check_same_bits(got, dir .. ": logits")
   local cost, own_cost = norm(want - exact), norm(got - exact)
   if not (own_cost <= 1.2 * cost and cost > 0) then
@@ -284,18 +293,21 @@ function KINDS.generate(whole, part, dir)
   end
 end
 
-local function run_all(kind, folders)
+local function run_all(kind, device, folders)
   local run = KINDS[kind] or error("no kind " .. tostring(kind))
   for _, folder in ipairs(folders) do
     local whole = sz.qwen_vl(folder, { dtype = "f32" })
-    local part = split.model(whole, group)
+    local part = split.model(whole, group, device)
     run(whole, part, folder:match "[^/]+$")
     part:free()
     whole:free()
   end
 end
 
-local ok, why = xpcall(function() run_all(arg[1], { unpack(arg, 2) }) end, debug.traceback)
+local ok, why = xpcall(function()
+  local kind, device = arg[1]:match "^(%w+):?(%w*)$"
+  run_all(kind, device == "" and "cpu" or device, { unpack(arg, 2) })
+end, debug.traceback)
 if not ok then
   io.stderr:write(why, "\n")
   ranks.abort(1)

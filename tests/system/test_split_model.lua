@@ -1,13 +1,16 @@
 -- test_split_model.lua - a model that is split over ranks (tensor parallel) computes what the whole
 -- one computes: logits, log-probabilities, every gradient, sampled tokens; with adapters, a frozen
--- tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL.
+-- tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL; on the CPU and on
+-- the emulated device.
 --
 -- Needs Open MPI. Each rank (tests/support/split_ranks.lua) has the whole model, too, and compares.
--- Left out: devices (test_cuda_emulated.lua), training (test_ranks.lua).
+-- Left out: training (test_ranks.lua).
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local runs = require "tests.support.rank_runs"
+local host = require "segzero.host"
+local files = require "segzero.core.files"
 
 if not runs.available() then
   check.finish()
@@ -55,19 +58,33 @@ local KINDS = {
   { "int8", FOLDERS[1], FOLDERS[2], WIDE }, { "generate", unpack(FOLDERS) },
 }
 
+-- A run of one kind on so many shards.
+local function run(name, count, words, env)
+  check.case(("%s, %d shards"):format(name, count), function()
+    local text, status = runs.run(count, { "tests/support/split_ranks.lua", unpack(words) }, env)
+    check.equal(status, 0, text:sub(-900))
+    local ok = 0
+    for compared in text:gmatch "ok (%d+)" do
+      ok = ok + 1
+      check.ok(tonumber(compared) > 50, "numbers were compared")
+    end
+    check.equal(ok, count, "ranks that finished")
+  end)
+end
+
 for _, kind in ipairs(KINDS) do
-  for _, count in ipairs { 2, 4 } do
-    check.case(("%s, %d shards"):format(kind[1], count), function()
-      local text, status = runs.run(count, { "tests/support/split_ranks.lua", unpack(kind) })
-      check.equal(status, 0, text:sub(-900))
-      local ok = 0
-      for compared in text:gmatch "ok (%d+)" do
-        ok = ok + 1
-        check.ok(tonumber(compared) > 50, "numbers were compared")
-      end
-      check.equal(ok, count, "ranks that finished")
-    end)
+  for _, count in ipairs { 2, 4 } do run(kind[1], count, kind) end
+end
+
+-- ---- the emulated device ----
+local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
+if files.exists(library) then
+  for _, kind in ipairs { "plain", "generate" } do
+    run(kind .. " on a device", 2, { kind .. ":cuda", FOLDERS[1] },
+      { SEGZERO_CUDA_LIBRARY = library })
   end
+else
+  check.skip "the emulated CUDA library (make cuda-emulated)"
 end
 
 mini.remove()
