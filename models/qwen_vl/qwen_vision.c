@@ -282,8 +282,9 @@ static int deal_images(const qwen_model *m, const image_list *list, deal *d)
 {
     const int shards = m->base.shards;
     const int64_t unit = list->merge * list->merge;
-    d->tokens = sz_tensor_zeros(SZ_I32, 1, (const int64_t[]){ shards }, SZ_CPU);
+    d->tokens = sz_new1(SZ_I32, shards, SZ_CPU);
     if (!d->tokens) return -1;
+    memset(d->tokens->data, 0, sz_bytes(d->tokens));
     int64_t before = 0;
     for (int64_t i = 0; i < list->images; i++) {
         const int64_t patches = patches_of(list->grids + 3 * i);
