@@ -134,7 +134,7 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
-               runtime/net runtime/sampling models models/*)) runtime/comm/comm.c runtime/comm/parts.c)
+               runtime/net runtime/sampling models models/*)) $(addprefix runtime/comm/,comm.c parts.c shards.c))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)

@@ -193,10 +193,12 @@ sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
-/* Its square; of the parts alone, if there are parts. Negative with a message on failure. */
-double sz_adamw_grad_squares(sz_adamw *o);
-/* The norm of the parameters' values, of whole parameters. */
+/* Its square; of the parts alone, if there are parts. counts: NULL, or for each parameter 0 if it
+ * is left out, because another rank counts it. Negative with a message on failure. */
+double sz_adamw_grad_squares(sz_adamw *o, const uint8_t *counts);
+/* The norm of the parameters' values, of whole parameters; and its square, as above. */
 double sz_adamw_weight_norm(sz_adamw *o);
+double sz_adamw_weight_squares(sz_adamw *o, const uint8_t *counts);
 /* One update with the gradients multiplied by grad_scale; then the gradients are cleared. */
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
                   double weight_decay, double grad_scale);

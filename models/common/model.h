@@ -117,17 +117,19 @@ void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS], 
 #define MODEL_SHAPE(...) \
     (const int64_t[SZ_MAX_DIMS]) { __VA_ARGS__ }
 /* Lists name.weight [rows, cols] of a linear layer, and name.bias [rows] if it has a bias, which is
- * divided with the outputs. */
+ * divided with the outputs; a layer divided by its inputs has none. */
 void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t cols, bool bias,
                       const char *format, ...) __attribute__((format(printf, 6, 7)));
-/* Is every weight set? -1 with a message that names the first missing one. */
+/* Is every weight set, and does a shard know its group? -1 with a message that names the first
+ * missing weight. */
 int model_check(const sz_model *m);
 
 /* ---- linear.c ---- */
 /* y = layer(x), with its adapter. Returns a new reference; NULL for a NULL x. */
 sz_tensor *model_linear(const sz_model *m, sz_tensor *x, const model_layer *layer);
 /* x through up to three layers with their adapters (the list ends with NULL): the results side by
- * side in one tensor. Uses the layers' 8-bit form if packed has one. */
+ * side in one tensor. Uses the layers' 8-bit form if packed has one. All are divided among the
+ * shards in the same way. */
 sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_int8 *packed,
                             const model_layer *const layers[4]);
 #define MODEL_LINEAR(m, x, packed, ...) \

@@ -72,21 +72,21 @@ void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t col
     va_end(args);
 
     model_weights *list = &m->weights;
-    const model_division division = list->division;
     model_add(m, &layer->w, MODEL_SHAPE(rows, cols), "%s.weight", name);
     if (list->failed) return;
     layer->rows = list->items[list->count - 1].shape[0];
-    layer->division = m->shards > 1 ? division : MODEL_WHOLE;
+    layer->division = m->shards > 1 ? list->division : MODEL_WHOLE;
     list->items[list->count - 1].layer = layer;
 
-    /* The bias is added once, to the sum over the shards. */
-    if (division == MODEL_INPUTS) list->division = MODEL_WHOLE;
+    SZ_ASSERT(!bias || layer->division != MODEL_INPUTS, "each shard would add the bias");
     if (bias) model_add(m, &layer->b, MODEL_SHAPE(rows), "%s.bias", name);
-    list->division = division;
 }
 
 int model_check(const sz_model *m)
 {
+    if (m->shards > 1 && !m->group && !sz_is_dry_run())
+        return sz_fail("the model is one of %d shards, and has no group (sz_model_group_set)",
+                       m->shards);
     if (m->quantized) return 0;
     for (int i = 0; i < m->weights.count; i++) {
         const model_weight *w = &m->weights.items[i];

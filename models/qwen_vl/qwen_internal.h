@@ -22,7 +22,7 @@ typedef struct {
 
 /* What this shard has of the sizes that are divided; all of them in a whole model. */
 typedef struct {
-    int heads, kv_heads, intermediate, vocab;
+    int heads, kv_heads, vocab;
 } qwen_share;
 
 typedef struct {
@@ -38,6 +38,11 @@ typedef struct {
 } qwen_model;
 
 static inline qwen_model *qwen_of(sz_model *m) { return (qwen_model *)m; }
+/* The word of row 0 of this shard's embedding and head. */
+static inline int64_t qwen_first_word(const qwen_model *m)
+{
+    return (int64_t)m->share.vocab * m->base.shard;
+}
 
 /* Functions of the family's table. */
 sz_tensor *qwen_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);

@@ -137,7 +137,6 @@ static qwen_share share_of(const sz_qwen_config *c)
     return (qwen_share){
         .heads = c->heads / shards,
         .kv_heads = c->kv_heads > shards ? c->kv_heads / shards : 1,
-        .intermediate = c->intermediate / shards,
         .vocab = c->vocab / shards,
     };
 }
@@ -271,7 +270,7 @@ static int quantize_layer(qwen_layer *l)
 static int quantize(sz_model *base)
 {
     qwen_model *m = qwen_of(base);
-    model_layer logits = { .w = head_weight(m), .rows = m->config.vocab };
+    model_layer logits = { .w = head_weight(m), .rows = m->share.vocab };
     if (model_quantize_layers(&m->head, (model_layer *[4]){ &logits }) != 0) return -1;
     for (int i = 0; i < m->config.layers; i++) {
         qwen_layer *l = &m->layers[i];
@@ -284,9 +283,9 @@ static int quantize(sz_model *base)
 }
 
 /* ---- logits and log-probabilities ---- */
-sz_tensor *qwen_logits(sz_model *base, sz_tensor *hidden)
+/* hidden [k, hidden] -> f32 [k, this shard's words]. */
+static sz_tensor *own_logits(const qwen_model *m, sz_tensor *hidden)
 {
-    qwen_model *m = qwen_of(base);
     /* The logits are not rounded, like the log-probabilities of training: in bf16 the sampler would
      * be off by a percent. */
     const model_int8 *h = &m->head;
@@ -299,10 +298,36 @@ sz_tensor *qwen_logits(sz_model *base, sz_tensor *hidden)
     return logits;
 }
 
+sz_tensor *qwen_logits(sz_model *base, sz_tensor *hidden)
+{
+    const qwen_model *m = qwen_of(base);
+    if (base->shards <= 1) return own_logits(m, hidden);
+
+    /* Each shard has some of the columns; all get them all. */
+    const int group = sz_comm_handle(base->group);
+    sz_tensor *x = sz_tp_copy(hidden, group);
+    sz_tensor *own = x ? own_logits(m, x) : NULL;
+    sz_tensor *logits = sz_tp_gather(own, NULL, group, base->shards, 1);
+    MODEL_RELEASE(x, own);
+    return logits;
+}
+
 static int logprob(sz_model *base, sz_tensor *hidden, sz_tensor *ids, double temperature,
                    sz_tensor **result, sz_tensor **entropy)
 {
-    return sz_logprob(hidden, head_weight(qwen_of(base)), ids, 1 / temperature, result, entropy);
+    qwen_model *m = qwen_of(base);
+    sz_tensor *w = head_weight(m);
+    if (base->shards <= 1) return sz_logprob(hidden, w, ids, 1 / temperature, result, entropy);
+
+    /* Each shard's words give three numbers for each id, from which all compute the result. */
+    const int group = sz_comm_handle(base->group);
+    sz_tensor *x = sz_tp_copy(hidden, group);
+    sz_tensor *own =
+        x ? sz_logprob_part(x, w, ids, qwen_first_word(m), m->config.vocab, 1 / temperature) : NULL;
+    sz_tensor *parts = sz_tp_gather(own, NULL, group, base->shards, 0);
+    int rc = sz_logprob_join(parts, result, entropy);
+    MODEL_RELEASE(x, own, parts);
+    return rc;
 }
 
 /* ---- the model ---- */

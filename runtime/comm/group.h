@@ -28,4 +28,16 @@ bool sz_comm_can_sum(int dtype);
  * f32. out may be one of the parts. */
 void sz_comm_sum_elements(int dtype, void *out, const void *const *parts, int count, int64_t n);
 
+/* Host bytes of a tensor: its own on the CPU, or a copy; NULL with a message. The second one gives
+ * them back: it copies them to t first if `status` is 0, and returns the status. */
+void *sz_comm_to_host(const sz_tensor *t);
+int sz_comm_to_tensor(sz_tensor *t, void *host, int status);
+
+/* ---- shards.c: what the ops tp_sum and tp_gather do; tensors on any device ---- */
+/* y = the sum of the ranks' x, which has y's shape; a handle of 0 is a group of one. */
+int sz_comm_sum_into(int handle, const sz_tensor *x, sz_tensor *y);
+/* y = the x of all ranks, joined along dim. sizes [ranks]: theirs in that dimension; NULL: all
+ * equal. */
+int sz_comm_join(int handle, const sz_tensor *x, int dim, const int32_t *sizes, sz_tensor *y);
+
 #endif

@@ -55,8 +55,6 @@ typedef struct {
 } sz_scratch_state;
 sz_scratch_state sz_scratch_save(void);
 void sz_scratch_restore(sz_scratch_state s);
-/* Nothing is computed or copied (sz_dry_run). */
-bool sz_is_dry_run(void);
 
 /* ---- op calls ---- */
 typedef struct {

@@ -94,18 +94,17 @@ end
 
 -- Which parameters' parts another rank writes, that has the same.
 local function dealt(opt)
+  local ranks = opt.ranks
   local list = {}
   for i, p in ipairs(opt.list) do
-    list[i] = { tensor = p.tensor, copies = p.copies or 1, copy = p.copy or 0 }
+    list[i] = { tensor = p.tensor, copies = p.copies or ranks.shards, copy = p.copy or ranks.shard }
   end
   local replica
-  if not opt.shards then replica = { index = opt.ranks.replica, count = opt.ranks.replicas } end
+  if not opt.shards then replica = { index = ranks.replica, count = ranks.replicas } end
   return split.deal(list, replica)
 end
 
-local function is_divided(opt)
-  return opt.shards or opt.ranks and (opt.ranks.shards or 1) > 1
-end
+local function is_divided(opt) return opt.shards or opt.ranks and opt.ranks.shards > 1 end
 
 function M.whole(opt)
   if not is_divided(opt) then return opt:state() end

@@ -137,7 +137,9 @@ end
 local function load(cfg, overrides, parts, folder)
   local policy = load_policy(cfg)
   local reference = load_reference(cfg, policy)
-  local segmenter = load_segmenter(cfg)
+  -- A replica's first shard makes the masks.
+  local segmenter
+  if parts.parallel:is_first() then segmenter = load_segmenter(cfg) end
   local source = parts.source
   local notes = {}
   local function loaded(t)
@@ -292,9 +294,11 @@ end
 
 local function check_ranks(p, cfg)
   local batch = cfg.data.rollout_batch_size
-  if batch >= p.size then return end
-  error(("data.rollout_batch_size is %d, and there are %d ranks: each needs a prompt")
-    :format(batch, p.size), 0)
+  if batch >= p.replicas then return end
+  local what = "replicas of the model"
+  if p.shards == 1 then what = "ranks" end
+  error(("data.rollout_batch_size is %d, and there are %d %s: each needs a prompt")
+    :format(batch, p.replicas, what), 0)
 end
 
 -- The run folder; other ranks know its path.
@@ -334,7 +338,8 @@ local function run(p, cfg, overrides)
 end
 
 local function run_on_ranks(cfg, overrides)
-  local p = parallel.new(cfg.trainer.collective_timeout)
+  local p = parallel.new(cfg.trainer.collective_timeout,
+    { shards = cfg.worker.rollout.tensor_parallel_size })
   return p:run(run, p, cfg, overrides)
 end
 

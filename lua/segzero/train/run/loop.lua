@@ -101,7 +101,7 @@ local function all_steps(t)
   t.log:start(t.global_step, t.total_steps)
   local watch = warnings.new { estimator = t.options.estimator, answers = t.options.rollout.n }
   while t.global_step < t.total_steps do
-    stop.check()
+    t.parallel:check_stop()
     if one_step(t, watch) then break end
   end
   saving.wait(t)
