@@ -10,9 +10,9 @@
 -- its prompt, greedy decoding, its way of reading the answer and of prompting SAM2
 -- (inference/segmenter.lua; here in f32). One difference: the sentence is lower-cased, as in
 -- training and evaluation. do_sample, or a temperature above 0, samples instead of decoding
--- greedily. The image written shows the original and, to its right, the mask, box and points;
--- without SAM2 it shows the box and points only. With --query it follows VisionReasoner's script:
--- lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit
+-- greedily. The image written has two titled panels, the original and what was found (mask, box and
+-- points), with the question above and the thinking below. With --query it follows VisionReasoner's
+-- script: lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit
 -- status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. An image
 -- is written only with status 0. Leaves out: batches.
 
@@ -184,7 +184,7 @@ local function print_answer(o, found)
   end
 end
 
--- The answer's mask, a u8 tensor [h, w] of 0 and 1.
+-- The answer's mask, a u8 tensor [h, w] of 0 and 1, and what is printed about it.
 local function cut_out(sam, img, found)
   local started = seconds()
   local segmenter = sz.segment.new(sam)
@@ -193,9 +193,10 @@ local function cut_out(sam, img, found)
   if not ok then fail("SAM2: %s", reason(result)) end
   local inside = sz.segment.compare(result.mask, result.mask)
   local percent = 100 * inside / (img.width * img.height)
-  local line = "mask:   %d pixels (%.1f%% of the image), score %.2f, %.1f s"
-  print(line:format(inside, percent, result.score, seconds() - started))
-  return result.mask
+  local facts = "%d pixels (%.1f%% of the image), score %.2f"
+  facts = facts:format(inside, percent, result.score)
+  print(("mask:   %s, %.1f s"):format(facts, seconds() - started))
+  return result.mask, "mask: " .. facts
 end
 
 local function save_mask(mask, path)
@@ -228,8 +229,11 @@ local function ask(o, vl, img, text, frames)
   return out, answer_frame
 end
 
-local function write_images(o, img, found, mask, truth)
-  local figure, times = draw.figure(img, found, { mask = mask, truth = truth and truth.bbox })
+-- shown: question, text and facts of draw.panels.
+local function write_images(o, img, found, mask, truth, shown)
+  shown.mask = mask
+  shown.truth = truth and truth.bbox
+  local figure, times = draw.panels(img, found, shown)
   local ok, failure = pcall(function()
     if o.mask_path then save_mask(mask, o.mask_path) end
     figure:save(o.output_path)
@@ -277,13 +281,14 @@ local function execute(p, o)
   local found = read_answer(o, out, answer_frame, img)
   print_answer(o, found)
   if truth then print("truth:  " .. box_text(truth.bbox) .. " (green in the image)") end
-  local mask
+  local mask, facts
   if sam then
-    mask = cut_out(sam, img, found)
+    mask, facts = cut_out(sam, img, found)
   elseif o.shows_mask then
     print "no mask: it needs SAM2; name a folder or an original .pt file with --sam2_path"
   end
-  write_images(o, img, found, mask, truth)
+  write_images(o, img, found, mask, truth, { question = visible.text(text),
+    text = visible.text(out.text), facts = facts })
   return found, mask
 end
 

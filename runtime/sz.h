@@ -357,6 +357,23 @@ void sz_mask_free(uint8_t *mask);
  * the start of its data does not show it (runtime/io/image/mask_peek.c). */
 int sz_mask_peek(const char *path, int *width, int *height);
 
+/* ---- text on images (runtime/io/image/font.c) ---- */
+typedef struct sz_font sz_font;
+/* A TrueType or OpenType file, which must be one of the system's: damaged files are not refused.
+ * NULL with a message; freed by sz_font_free. */
+sz_font *sz_font_open(const char *path);
+void sz_font_free(sz_font *f);
+/* Characters that f lacks are taken from `other`, which must live longer; or from its own fallback. */
+void sz_font_fallback(sz_font *f, const sz_font *other);
+/* In pixels, of a line that is `size` pixels high: its width, and how far its base line is below its
+ * top. Text is UTF-8, n bytes. */
+double sz_font_width(const sz_font *f, const char *text, size_t n, double size);
+double sz_font_ascent(const sz_font *f, double size);
+/* Draws a line with its left end at x and its base line at y; what is outside of the image is left
+ * out. Returns 0, or -1 with a message. */
+int sz_font_draw(const sz_font *f, sz_image *im, double x, double y, double size, const char *text,
+                 size_t n, const uint8_t colour[3]);
+
 /* ---- Parquet: rows of a mapped file; Lua puts nested values together ---- */
 typedef struct sz_parquet sz_parquet;
 /* A node of the schema, in preorder; node 0 is the root. type: 0 BOOLEAN, 1 INT32, 2 INT64, 3 INT96,

@@ -9,6 +9,8 @@
  */
 #define _GNU_SOURCE
 #include "comm/group.h"
+#include "comm/launch.h"
+#include "comm/tcp.h"
 #include "core/core.h"
 #include <dlfcn.h>
 #include <stdio.h>
@@ -26,28 +28,29 @@ static int64_t fail_after = -1; /* exchanges until one fails, for tests */
 /* ---- the job ---- */
 static int leave_message(const char *message) { return sz_fail("%s", message); }
 
-/* Whether a launcher that the transport understands has started this process. */
-static bool is_launched(void)
+static const sz_launch *launch(void)
 {
-    static const char *const sizes[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK" };
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (getenv(sizes[i])) return true;
-    return false;
+    static sz_launch l;
+    static bool is_read;
+    if (!is_read) sz_launch_read(&l);
+    is_read = true;
+    return &l;
 }
 
-/* How many processes the launcher says it has started; 1 if it does not say. */
-static int launched_count(void)
+int sz_comm_launched(void)
 {
-    static const char *const names[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE" };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (getenv(names[i])) return atoi(getenv(names[i]));
-    return 1;
+    const int kind = launch()->kind;
+    return kind == SZ_LAUNCH_MPI || kind == SZ_LAUNCH_TCP;
 }
 
-static const sz_transport *open_transport(void)
+const char *sz_comm_stray(void)
 {
-    static const sz_transport_core core = { leave_message, sz_interrupt_pending };
+    return launch()->kind == SZ_LAUNCH_STRAY ? launch()->problem : NULL;
+}
 
+/* The library over MPI, which is in the folder of this one. */
+static const sz_transport *open_mpi(const sz_transport_core *core)
+{
     /* The folder of this library, with its slash. */
     Dl_info info;
     char path[4096];
@@ -59,14 +62,15 @@ static const sz_transport *open_transport(void)
 
     if (access(path, R_OK) != 0)
         return sz_null("several ranks: there is no %s (make builds it where Open MPI is: apt-get "
-                       "install libopenmpi-dev openmpi-bin)",
+                       "install libopenmpi-dev openmpi-bin). srun --mpi=none, torchrun and "
+                       "--ranks need no MPI",
                        path);
     /* Global, because MPI opens parts of itself that look for its symbols. */
     void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
     if (!library) return sz_null("several ranks: %s", dlerror());
     const sz_transport *(*get)(const sz_transport_core *);
     *(void **)&get = dlsym(library, "sz_transport_open");
-    const sz_transport *t = get ? get(&core) : NULL;
+    const sz_transport *t = get ? get(core) : NULL;
     if (!get || (t && t->version != SZ_TRANSPORT_VERSION))
         return sz_null("several ranks: %s is not of this version; build both again", path);
     return t;
@@ -120,17 +124,27 @@ void sz_comm_free(sz_comm *c)
     free(c);
 }
 
+static const sz_transport *open_transport(void)
+{
+    static const sz_transport_core core = { leave_message, sz_interrupt_pending };
+    const sz_launch *l = launch();
+    if (l->kind == SZ_LAUNCH_TCP) return sz_tcp_open(l, &core);
+    const sz_transport *t = open_mpi(&core);
+    /* Otherwise each process would do the whole job, side by side. */
+    if (t && t->size == 1 && l->size > 1)
+        return sz_null("the launcher started %d processes, but Open MPI sees one: start them with "
+                       "Open MPI's mpirun, or with srun --mpi=none",
+                       l->size);
+    return t;
+}
+
 sz_comm *sz_comm_world(void)
 {
     if (world) return world;
-    if (is_launched() && !transport) {
+    if (launch()->kind == SZ_LAUNCH_STRAY) return sz_null("%s", launch()->problem);
+    if (sz_comm_launched() && !transport) {
         transport = open_transport();
         if (!transport) return NULL;
-        /* Otherwise each process would do the whole job, side by side. */
-        if (transport->size == 1 && launched_count() > 1)
-            return sz_null("the launcher started %d processes, but Open MPI sees one: start them "
-                           "with Open MPI's mpirun, or with srun --mpi=pmix",
-                           launched_count());
     }
     world = new_comm(transport ? transport->rank : 0, transport ? transport->size : 1);
     for (int i = 0; world && i < world->size; i++) world->world_rank[i] = i;

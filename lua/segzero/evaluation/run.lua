@@ -292,6 +292,14 @@ local function differences(cfg)
   return text .. "; other than there: " .. table.concat(list, ", ")
 end
 
+-- The line below the title of worst.png and best.png.
+local function about(run)
+  local cfg = run.config
+  local who = ("%s (%s)"):format(cfg.model_path or "", cfg.dtype or "")
+  if cfg.oracle then who = "SAM2 on the true boxes and points" end
+  return ("%s, %d rows judged"):format(who, #run.records)
+end
+
 local function introduce(run, total, first, last)
   local cfg = run.config
   local part = ""
@@ -420,10 +428,10 @@ end
 -- Returns the summary.
 local function finish_files(run, seconds)
   run.results:close()
-  local options = { masks = run.masks, several = run.config.several }
+  local options = { masks = run.masks, several = run.config.several, subtitle = about(run) }
   for _, name in ipairs { "worst", "best" } do
-    run[name]:write(("%s/%s.png"):format(run.folder, name), ("%s of %s"):format(name, run.set.name),
-      run.set, options)
+    local title = ("%s rows of %s"):format(name:gsub("^%l", string.upper), run.set.name)
+    run[name]:write(("%s/%s.png"):format(run.folder, name), title, run.set, options)
   end
   write_outputs(run)
   return results.finish(run.config, run.folder, run.records, run.masks, seconds, run.say)

@@ -144,24 +144,13 @@ function M.mute()
 end
 
 -- ---- agreeing ----
--- Several ranks notice that one is gone or has stalled. They print one after another, and the first
--- one ends the job.
-local function wait_for_turn(self, message)
-  local lost = tonumber(message:match "rank (%d+) %(host [^)]*%) is gone")
-    or tonumber(message:match "rank (%d+) %(host [^)]*%) has not answered")
-  if not lost then return end
-  local turn = self.rank
-  if lost < self.rank then turn = turn - 1 end
-  if turn == 0 then return end
-  local pause = math.min(0.3 * turn, 3)
-  require("posix.time").nanosleep { tv_sec = math.floor(pause), tv_nsec = (pause % 1) * 1e9 }
-end
-
--- The ranks cannot talk any more.
+-- The ranks cannot talk any more. A rank that has got a signal meanwhile is being ended by the
+-- launcher, because another one has printed why.
 local function end_job(self, reason)
-  local message = core.plain(reason)
-  wait_for_turn(self, message)
-  io.stderr:write(("segzero: rank %s: %s\n"):format(self.world:name(self.rank), message))
+  if self:is_root() or not stop.signal() then
+    io.stderr:write(("segzero: rank %s: %s\n"):format(self.world:name(self.rank),
+      core.plain(reason)))
+  end
   ranks.abort(FAILED)
   error(reason, 0)
 end

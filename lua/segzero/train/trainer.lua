@@ -10,6 +10,7 @@
 --     prefetch = false,        loads images only when they are needed
 --     resume_path = path,      goes on from this checkpoint
 --     loaded = f,              f(t): the weights are there, and no log has been opened
+--     reward_file = w,         watches the reward's file between the steps of t:run()
 --     parallel = p,            who does what on several ranks (parallel.lua). Its shards call all
 --                              of this alike
 --   }

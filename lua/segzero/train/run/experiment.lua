@@ -28,6 +28,7 @@ local paths = require "segzero.config.paths"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local records = require "segzero.train.records"
+local reloading = require "segzero.reward.reloading"
 local resuming = require "segzero.runs.resuming"
 local run_folder = require "segzero.runs.run_folder"
 local runner = require "segzero.reward.runner"
@@ -111,6 +112,10 @@ local function prepare(cfg, overrides, ranks, neighbours, shards)
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
   local reward = cfg.worker.reward
+  if reward.reload and not overrides.reward then
+    parts.reward_file = reloading.new(reward.compute_score, reward.reward_function_kwargs,
+      reward.timeout)
+  end
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
@@ -160,6 +165,7 @@ local function load(cfg, overrides, parts, folder)
     prompt = overrides.prompt or prompts.style(cfg).ask, folder = folder,
     settings = parts.settings, identity = parts.identity, since = parts.since, loaded = loaded,
     resume_path = source and source.path, parallel = parts.parallel,
+    reward_file = parts.reward_file,
     total_steps = number_of_steps(cfg, parts.train, parts.since),
     hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate,
       stop_when = overrides.stop_when },
@@ -191,22 +197,22 @@ local function introduce(t, run, source, notes)
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
--- Draws the held-out answers on one image: ground truth, prediction and the mask if there is one.
+-- Draws the held-out answers on one image: ground truth, prediction, the mask if there is one, and
+-- what they earned.
 local function draw_sheet(t, name, result)
   local draw = require "segzero.tools.draw"
-  local mask_of = {}
-  for _, record in ipairs(result.records) do mask_of[record.index] = record.mask end
-  local shown = { name = t.held_out.name }
-  function shown.row(_, i)
-    local row = t.held_out:row(i)
-    if mask_of[i] then draw.mask(row.image, mask_of[i]) end
-    return row
-  end
-
   local path = ("%s/%s.png"):format(t.folder, name)
   if files.exists(path) then path = ("%s/%s_step_%d.png"):format(t.folder, name, t.global_step) end
-  local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
-  draw.predictions(path, shown, result.records, sheet)
+
+  local run = t.folder:match "[^/]+$" or t.folder
+  local giou = ""
+  if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
+  draw.predictions(path, t.held_out, result.records, {
+    count = SHEET_ROWS, reward = t.config.worker.reward.compute_score,
+    title = ("%s: %s training (step %d)"):format(run, name, t.global_step),
+    subtitle = ("%s. All %d held-out rows: reward %.3f%s"):format(t.held_out.name or "data",
+      t.held_out:count(), result.reward, giou),
+  })
   t.log:image(t.global_step, name, path)
   say(t, "  images: %s", path)
 end
@@ -346,6 +352,9 @@ local function run_on_ranks(cfg, overrides)
     { shards = cfg.worker.rollout.tensor_parallel_size })
   return p:run(run, p, cfg, overrides)
 end
+
+-- The models of a run, for steps that run again (recorder/rebuilding.lua).
+M.models = { policy = load_policy, reference = load_reference, segmenter = load_segmenter }
 
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
