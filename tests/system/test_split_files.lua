@@ -2,7 +2,7 @@
 -- process writes, and read back on every other split.
 --
 -- Each rank (tests/support/split_files_ranks.lua) makes the same updates on its parts. Needs Open
--- MPI. Left out: several machines; training steps (test_split_training.lua); devices.
+-- MPI. Left out: several machines; training steps; devices.
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
