@@ -144,8 +144,9 @@ end
 
 -- Loads the models, and the checkpoint into them.
 local function load(cfg, overrides, parts, folder)
-  local policy = load_policy(cfg, parts.parallel.shard_group)
-  local reference = load_reference(cfg, policy, parts.parallel.shard_group)
+  local shards = parts.parallel.shard_group
+  local policy = load_policy(cfg, shards)
+  local reference = load_reference(cfg, policy, shards)
   -- A replica's first shard makes the masks.
   local segmenter
   if parts.parallel:is_first() then segmenter = load_segmenter(cfg) end
