@@ -6,14 +6,15 @@
  *
  * Every rank of a group makes the same calls in the same order, with tensors of the same shape and
  * dtype. Sums are computed in f32, in the order of the ranks: the same ranks give the same bits.
- * Tensors may be on a device; they then pass through host memory.
+ * Tensors may be on a device. There the calls only put the work in line behind other work of the
+ * device, by NCCL; where that is missing, tensors pass through host memory.
  * A call fails with a message when a rank does not answer within the time limit. The group cannot
  * be used after that: the caller prints the message and calls sz_comm_abort.
  *
  * Without a launcher there is one rank, and nothing is opened. Under one, libsegzero_mpi.so, which
  * is in the folder of the core's library, does the talking (transport.h).
  * LuaJIT's ffi.cdef reads the part between the two "ffi" marks (see sz.h).
- * Leaves out: NCCL; differentiable collectives.
+ * Leaves out: differentiable collectives.
  */
 #ifndef SZ_COMM_H
 #define SZ_COMM_H

@@ -6,7 +6,7 @@
  * device, index tensors (i32) in host memory. The core makes all calls from one thread and never
  * dereferences device memory. All device work goes to one stream, in order; to_host, sample and
  * decode wait for it, the other entries return at once.
- * Leaves out: several devices in one process.
+ * Leaves out: several devices in one process; ranks have one each.
  */
 #ifndef SZ_BACKEND_H
 #define SZ_BACKEND_H
@@ -14,7 +14,7 @@
 #include "core.h"
 #include "sampling/decode.h"
 
-enum { SZ_BACKEND_VERSION = 2 };
+enum { SZ_BACKEND_VERSION = 3 };
 
 /* What the backend may use of the core. */
 typedef struct {
@@ -62,6 +62,9 @@ typedef struct {
     int (*decode)(const sz_decode_step *s,
                   int (*run)(void *context, int (*sample)(sz_tensor *logits)), void *context,
                   int32_t *token, float *logprob);
+
+    /* How the devices of several ranks talk to each other: comm/links.h. */
+    const struct sz_links *links;
 } sz_backend;
 
 /* What libsegzero_cuda.so exports; never NULL. */

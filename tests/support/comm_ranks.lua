@@ -7,6 +7,7 @@
 local ranks = require "segzero.core.ranks"
 local tensor = require "segzero.core.tensor"
 
+local device = arg[1] or "cpu"
 local world = ranks.world()
 local compared = 0
 
@@ -16,7 +17,7 @@ local function value(r, i) return (i * 7 + r * 3) % 13 end
 local function fill(count, dtype, r, first)
   local list = {}
   for i = 1, count do list[i] = value(r, i + (first or 0)) end
-  return tensor.new(list, { dtype = dtype })
+  return tensor.new(list, { dtype = dtype, device = device })
 end
 
 local function expect(t, what, want)
@@ -84,7 +85,7 @@ end
 local function order(comm, group)
   if group.size == 1 then return end
   local mine = ({ [0] = 1e8, -1e8 })[comm:rank()] or 1
-  local t = tensor.new { mine, mine, mine }
+  local t = tensor.new({ mine, mine, mine }, { device = device })
   comm:all_reduce(t)
   expect(t, "the order of a sum", function() return group.size - 2 end)
 end
@@ -103,7 +104,7 @@ end
 -- A sum that is longer than a piece (16 MiB).
 local function long()
   local n = 5000001
-  local t = tensor.full({ n }, world:rank() + 1)
+  local t = tensor.full({ n }, world:rank() + 1, { device = device })
   world:all_reduce(t)
   local want = world:size() * (world:size() + 1) / 2
   assert((t - want):abs():sum():item() == 0, "a long all_reduce")
