@@ -17,6 +17,9 @@ struct sz_comm {
     int link_state;
 };
 
+/* The group of a handle; NULL with a message when there is none. */
+sz_comm *sz_comm_of_handle(int handle);
+
 /* Sends and receives the messages, whose peers are ranks of the world. `what` names the collective
  * in a message. 0, or -1 with a message. */
 int sz_comm_exchange(const sz_message *messages, int count, const char *what);
@@ -46,7 +49,23 @@ int sz_comm_reduce_direct(sz_comm *c, sz_tensor *t, const char *what);
 int sz_comm_scatter_direct(sz_comm *c, sz_tensor *whole, sz_tensor *part);
 int sz_comm_broadcast_direct(sz_comm *c, sz_tensor *t, int root);
 int sz_comm_gather_direct(sz_comm *c, const sz_tensor *part, sz_tensor *whole);
+/* y = the x of all ranks, sizes[r] bytes of rank r; each x is so many runs of bytes, `outer`, and
+ * the ranks' runs with one number are next to each other in y. */
+int sz_comm_join_direct(sz_comm *c, const sz_tensor *x, const int64_t *sizes, int64_t outer,
+                        sz_tensor *y);
 /* Whether Ctrl-C was pressed; looks after the devices' work, too. */
 int sz_comm_interrupted(void);
+
+/* Host bytes of a tensor: its own on the CPU, or a copy; NULL with a message. The second one gives
+ * them back: it copies them to t first if `status` is 0, and returns the status. */
+void *sz_comm_to_host(const sz_tensor *t);
+int sz_comm_to_tensor(sz_tensor *t, void *host, int status);
+
+/* ---- shards.c: what the ops tp_sum and tp_gather do; tensors on any device ---- */
+/* y = the sum of the ranks' x, which has y's shape; a handle of 0 is a group of one. */
+int sz_comm_sum_into(int handle, const sz_tensor *x, sz_tensor *y);
+/* y = the x of all ranks, joined along dim. sizes [ranks]: theirs in that dimension; NULL: all
+ * equal. */
+int sz_comm_join(int handle, const sz_tensor *x, int dim, const int32_t *sizes, sz_tensor *y);
 
 #endif

@@ -41,6 +41,10 @@ typedef struct sz_links {
      * f32, rounded once) or i32. count: at most SZ_LINK_RANKS. out may be one of the parts. */
     int (*sum)(int dtype, void *out, const void *const *parts, int count, int64_t n);
 
+    /* Copies `count` runs of `run` bytes each, which follow one another, to places that are `pitch`
+     * bytes apart. 0, or -1 with a message. */
+    int (*copy_runs)(void *to, size_t pitch, const void *from, size_t run, int64_t count);
+
     /* While the host waits for the device and there is a group, watch(seconds so far) is called
      * every now and then. When it returns -1 with a message, all groups end, and so does the
      * waiting. */

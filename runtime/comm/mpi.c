@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -124,6 +125,18 @@ static int first_gone(int count)
     return -1;
 }
 
+/* Several ranks see the same loss, and one line about it is enough: higher ranks wait for a moment,
+ * in which mpirun ends them because a lower one has printed it and ended the job. */
+static void wait_for_end(void)
+{
+    enum { EACH = 400, MOST = 3000 }; /* milliseconds */
+    const int wanted = EACH * self.rank;
+    const int wait = wanted < MOST ? wanted : MOST;
+    const struct timespec t = { wait / 1000, wait % 1000 * 1000000L };
+    const bool is_told = nanosleep(&t, NULL) != 0; /* by mpirun's SIGTERM */
+    if (is_told) syscall(SYS_exit_group, 1);
+}
+
 /* ---- who waits ---- */
 static void answer_questions(void)
 {
@@ -142,8 +155,11 @@ static void answer_questions(void)
 static int attend(void)
 {
     answer_questions();
-    for (int r = 0; r < self.size; r++)
-        if (r != self.rank && pids[r] && kill(pids[r], 0) != 0 && errno == ESRCH) return r;
+    for (int r = 0; r < self.size; r++) {
+        if (r == self.rank || !pids[r] || kill(pids[r], 0) == 0 || errno != ESRCH) continue;
+        wait_for_end();
+        return r;
+    }
     return -1;
 }
 
@@ -178,6 +194,7 @@ static int absent(const int *ranks, int count, double seconds)
     for (int i = count - 1; i >= 0; i--)
         if (!answered[ranks[i]]) first = ranks[i];
     free(answered);
+    if (first >= 0) wait_for_end();
     return first;
 }
 
@@ -203,13 +220,16 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
         if (core->interrupted()) return core->fail("interrupted");
         if (turn % 64 == 63 && now() > end) {
             *late = first_unfinished(used);
+            wait_for_end();
             return core->fail("a rank does not answer");
         }
         if (turn % 64 == 63 && now() > look) {
             look = now() + EVERY;
             answer_questions();
             *late = first_gone(used);
-            if (*late >= 0) return -2;
+            if (*late < 0) continue;
+            wait_for_end();
+            return -2;
         }
         pause_a_little(turn);
     }

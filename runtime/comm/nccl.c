@@ -197,6 +197,8 @@ int sz_comm_is_direct(sz_comm *c, const sz_tensor *t)
     return c->link_state == LINKED;
 }
 
+int sz_comm_is_linked(const sz_comm *c) { return c->link_state == LINKED; }
+
 void sz_comm_unlink(sz_comm *c)
 {
     if (last_group == c) last_group = NULL;
@@ -360,4 +362,36 @@ int sz_comm_gather_direct(sz_comm *c, const sz_tensor *part, sz_tensor *whole)
         add(c, &count, false, r, all + bytes * (size_t)r, bytes);
     }
     return sz_comm_exchange_direct(c, c->messages, count, "all_gather");
+}
+
+int sz_comm_join_direct(sz_comm *c, const sz_tensor *x, const int64_t *sizes, int64_t outer,
+                        sz_tensor *y)
+{
+    const sz_links *links = sz_device->links;
+    const sz_arena_mark mark = sz_arena_now();
+    const size_t row = sz_bytes(y) / (size_t)outer;
+    char *all = outer == 1 ? y->data : sz_arena_bytes(SZ_CUDA, sz_bytes(y));
+    if (!all) return -1;
+
+    /* The ranks' x one after another, and then, unless they are one run each, their runs. */
+    int status = 0;
+    int count = 0;
+    char *from = all;
+    char *to = y->data;
+    for (int r = 0; r < c->size; r++, from += sizes[r - 1]) {
+        if (r == c->rank) status = sz_device->move(from, x->data, sz_bytes(x));
+        if (r == c->rank || status != 0) continue;
+        add(c, &count, true, r, x->data, sz_bytes(x));
+        add(c, &count, false, r, from, (size_t)sizes[r]);
+    }
+    if (status == 0) status = sz_comm_exchange_direct(c, c->messages, count, "tp_gather");
+    from = all;
+    for (int r = 0; outer > 1 && status == 0 && r < c->size; r++) {
+        const size_t run = (size_t)(sizes[r] / outer);
+        if (run > 0) status = links->copy_runs(to, row, from, run, outer);
+        from += sizes[r];
+        to += run;
+    }
+    sz_arena_back(&mark);
+    return status;
 }

@@ -22,6 +22,11 @@ typedef struct {
     int (*fail)(const char *message);
     /* Device workspace that is valid until the running kernel returns; NULL with a message. */
     void *(*scratch)(size_t bytes);
+    /* The kernels of these ops for tensors on any device: they pass them through host memory. */
+    sz_kernel tp_sum, tp_gather;
+    /* This process's number among the job's processes on this machine, and how many they are; 0:
+     * not known. */
+    int local_rank, local_size;
 } sz_backend_core;
 
 typedef struct {

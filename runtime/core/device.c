@@ -10,11 +10,15 @@
 #define _GNU_SOURCE
 #include "device.h"
 #include "memory.h"
+#include "comm/launch.h"
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 const sz_backend *sz_device;
+
+int sz_cpu_tp_sum(const sz_call *c);
+int sz_cpu_tp_gather(const sz_call *c);
 
 /* ---- loading ---- */
 static void *library;
@@ -67,11 +71,16 @@ static const sz_backend *load(void)
 
 int sz_device_ready(int device)
 {
-    static const sz_backend_core core = { leave_message, sz_device_scratch };
+    static sz_backend_core core = { leave_message, sz_device_scratch, sz_cpu_tp_sum,
+                                    sz_cpu_tp_gather, 0, 0 };
     if (device == SZ_CPU) return 0;
     if (device != SZ_CUDA) return sz_fail("there is no device %d", device);
     if (sz_device) return 0;
     const sz_backend *backend = load();
+    sz_launch launch;
+    sz_launch_read(&launch);
+    core.local_rank = launch.local_rank;
+    core.local_size = launch.local_size;
     if (!backend || backend->open(&core) != 0) return -1;
     sz_device = backend;
     return 0;

@@ -68,6 +68,7 @@ int sz_cuda_launched(const char *op)
     return sz_fail("%s: cuda: %s", op, cudaGetErrorString(e));
 }
 
+const sz_backend_core *sz_cuda_core(void) { return core; }
 cudaStream_t sz_cuda_stream(void) { return stream; }
 int sz_cuda_processors(void) { return processors; }
 
@@ -102,30 +103,18 @@ static int make_ring(void)
     return 0;
 }
 
-/* A number that a launcher has set; `otherwise` if there is none. */
-static int launched_number(const char *const *names, int otherwise)
-{
-    for (; *names; names++) {
-        const char *value = getenv(*names);
-        if (value && *value) return atoi(value);
-    }
-    return otherwise;
-}
-
 /* The device of this rank, by its number among the ranks of this machine. A launcher may instead
  * show each rank a device of its own; then there is one. */
 static int choose_device(int count, int *device)
 {
-    static const char *const numbers[] = { "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID",
-                                           "LOCAL_RANK", NULL };
-    static const char *const sizes[] = { "OMPI_COMM_WORLD_LOCAL_SIZE", NULL };
-    const int number = launched_number(numbers, 0);
+    const int number = core ? core->local_rank : 0;
+    const int size = core ? core->local_size : 0;
+    const int ranks = size > number ? size : number + 1;
     const char *visible = getenv("CUDA_VISIBLE_DEVICES");
     *device = number % count;
-    if (number < count && launched_number(sizes, 1) <= count) return 0;
+    if (ranks <= count) return 0;
     if (count == 1 && visible && *visible) return 0; /* comm/nccl.c compares the ranks' devices */
     if (sz_cuda_env_is("SEGZERO_SHARE_DEVICE", '1')) return 0;
-    const int ranks = launched_number(sizes, number + 1);
     return sz_fail("cuda: %d ranks on this machine and %d %s: start one rank for each device, or "
                    "set SEGZERO_SHARE_DEVICE=1 to let ranks share one",
                    ranks, count, count == 1 ? "device" : "devices");

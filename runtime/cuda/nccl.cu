@@ -96,6 +96,13 @@ static int sum(int dtype, void *out, const void *const *parts, int count, int64_
     return sz_cuda_launched("a sum over ranks");
 }
 
+static int copy_runs(void *to, size_t pitch, const void *from, size_t run, int64_t count)
+{
+    const cudaError_t e = cudaMemcpy2DAsync(to, pitch, from, run, run, (size_t)count,
+                                            cudaMemcpyDeviceToDevice, sz_cuda_stream());
+    return sz_cuda_check(e, "a copy");
+}
+
 static int place(char text[SZ_LINK_PLACE])
 {
     int device = 0;
@@ -480,7 +487,7 @@ static void poll(void)
 const sz_links *sz_cuda_links(void)
 {
     static const sz_links links = {
-        missing, place, new_id, join, leave, exchange, sum, set_watch, poll,
+        missing, place, new_id, join, leave, exchange, sum, copy_runs, set_watch, poll,
     };
     return &links;
 }
