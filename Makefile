@@ -207,7 +207,7 @@ $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,\
                   $(addprefix cuda/,attention attention_backward attention_keys \
                   attention_cached sample device nccl stage)) \
-                  cpu/reference/attention.o sampling/sample.o core/random.o core/part.o) \
+                  cpu/reference/attention.o sampling/sample.o core/random.o) \
                   $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
                   emulate_nccl.o)
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
