@@ -155,7 +155,7 @@ CPU_NAME := $(if $(filter native,$(ONE_ARCH)),$(shell sed -n '$(CPU_LINE)' /proc
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
                runtime/net runtime/sampling models models/*)) \
-               $(addprefix runtime/comm/,comm.c parts.c shards.c launch.c tcp.c tcp_join.c))
+               $(addprefix runtime/comm/,comm.c parts.c shards.c nccl.c launch.c tcp.c tcp_join.c))
 OBJ_CORE  := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_CPU   := $(sort $(wildcard runtime/cpu/*.c))
 SRC_INT8  := runtime/cpu/int8.c runtime/cpu/kernels.c
@@ -169,7 +169,7 @@ OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
 OBJ_EMULATOR := $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
-                  emulate_cudnn.o)
+                  emulate_cudnn.o emulate_nccl.o)
 OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
@@ -233,8 +233,9 @@ $(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
 # The emulator's own test, with only the parts of the backend that it needs.
-EMULATE_PARTS := $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/stage.emulated.o \
-                 $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o)
+EMULATE_PARTS := $(addprefix $(B)/obj/runtime/cuda/,$(addsuffix .emulated.o,device nccl stage)) \
+                 $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
+                 emulate_nccl.o)
 $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(EMULATE_PARTS)
@@ -243,10 +244,11 @@ $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 # because the whole libraries both define sz_fail.
 CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,\
                   $(addprefix cuda/,attention attention_backward attention_keys \
-                  attention_cached sample device stage)) \
+                  attention_cached sample device nccl stage)) \
                   cpu/reference/attention.o core/random.o) \
                   $(B)/obj/$(firstword $(KINDS))/runtime/cpu/sample.o \
-                  $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o)
+                  $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
+                  emulate_nccl.o)
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)

@@ -11,6 +11,7 @@
 #include "device.h"
 #include "memory.h"
 #include "processor.h"
+#include "comm/launch.h"
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,6 +76,10 @@ int sz_device_ready(int device)
     const sz_backend *backend = load();
     core.tp_sum = sz_processor()->ops[SZ_OP_tp_sum];
     core.tp_gather = sz_processor()->ops[SZ_OP_tp_gather];
+    sz_launch launch;
+    sz_launch_read(&launch);
+    core.local_rank = launch.local_rank;
+    core.local_size = launch.local_size;
     if (!backend || backend->open(&core) != 0) return -1;
     sz_device = backend;
     return 0;

@@ -93,7 +93,7 @@ end
 local function order(comm, group)
   if group.size == 1 then return end
   local mine = ({ [0] = 1e8, -1e8 })[comm:rank()] or 1
-  local t = tensor.new { mine, mine, mine }
+  local t = tensor.new({ mine, mine, mine }, { device = DEVICE })
   comm:all_reduce(t)
   expect(t, "the order of a sum", function() return group.size - 2 end)
 end
@@ -208,7 +208,7 @@ end
 -- A sum that is longer than a piece (16 MiB).
 local function long()
   local n = 5000001
-  local t = tensor.full({ n }, world:rank() + 1)
+  local t = tensor.full({ n }, world:rank() + 1, { device = DEVICE })
   world:all_reduce(t)
   local want = world:size() * (world:size() + 1) / 2
   assert((t - want):abs():sum():item() == 0, "a long all_reduce")
