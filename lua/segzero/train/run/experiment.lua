@@ -19,6 +19,7 @@ local data_sets = require "segzero.train.run.data_sets"
 local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local launching = require "segzero.train.run.launching"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
 local options = require "segzero.core.options"
@@ -341,6 +342,7 @@ end
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
   check_overrides(overrides)
+  launching.start(cfg.trainer)
   return stop.run(run_on_ranks, cfg, overrides)
 end
 
