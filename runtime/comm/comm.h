@@ -34,6 +34,10 @@ sz_comm *sz_comm_world(void);
 /* A new group of the ranks of c that give the same colour, in the order of c. Collective. */
 sz_comm *sz_comm_split(sz_comm *c, int colour);
 void sz_comm_free(sz_comm *c); /* not for the world */
+/* A small number from 1 for the group, by which the ops tp_copy, tp_sum and tp_gather are told of
+ * it (ops.def); the same one each time, until the group is freed. 0 for NULL. -1 with a message
+ * when there are too many groups. */
+int sz_comm_handle(sz_comm *c);
 
 int sz_comm_rank(const sz_comm *c);
 int sz_comm_size(const sz_comm *c);

@@ -123,8 +123,6 @@ typedef struct {
     bool help;
 } host_options;
 
-extern const char sz_usage[];
-
 /* Reads the options that come before the script. With L it also runs the -e chunks in order.
  * Returns 0, -1 for a bad option or the exit status of a chunk that failed; the message has been
  * printed. */

@@ -88,7 +88,7 @@ check.case("wrong numbers of ranks", function()
     check.ok(status ~= 0, name .. ": " .. text)
     expect(text, pattern)
   end
-  text, status = ranks(2, { "recipes/evaluate.lua" })
+  text, status = ranks(2, { "recipes/prepare_data.lua" })
   check.equal(status, 2, "the status")
   local _, lines = text:gsub("it works on one rank", "")
   check.equal(lines, 1, "one rank prints: " .. text)
