@@ -3,6 +3,7 @@
 --   ranks.launched()                     whether a launcher started this process as a rank of a job
 --   ranks.stray() -> text, or nil        several processes were started in a way that does not join
 --                                        them
+--   ranks.transport() -> "MPI" | "TCP"   what carries bytes between them; "" without a launcher
 --   local world = ranks.world()          all ranks; one if no launcher started this process
 --   world:rank(), world:size()           from 0; the number of ranks
 --   world:neighbours()                   how many of them this machine has, this one included
@@ -45,6 +46,8 @@ local function wrap(pointer, owned)
 end
 
 function M.launched() return C.sz_comm_launched() ~= 0 end
+
+function M.transport() return ffi.string(C.sz_comm_transport_name()) end
 
 function M.stray()
   local text = C.sz_comm_stray()
