@@ -19,7 +19,9 @@
 --   world:gather(value) -> list          the values of all ranks, in their order
 --   world:share(value, root) -> value    the value of rank `root` (from 0; default 0)
 --   world:barrier()
---   ranks.set_timeout(seconds), ranks.bytes_sent(), ranks.abort(status)
+--   ranks.bytes_sent() -> n, of which    of this rank so far; and how many of them for numbers and
+--                                        values, not for tensors
+--   ranks.set_timeout(seconds), ranks.abort(status)
 --   ranks.fail_after(n)                  for tests (sz_comm_fail_after)
 --
 -- Every rank of a group makes the same calls in the same order. A value is nil, a boolean, a
@@ -158,7 +160,19 @@ end
 -- ---- the job ----
 function M.set_timeout(seconds) C.sz_comm_set_timeout(seconds) end
 
-function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()) end
+-- What these send is no tensor.
+local value_bytes = 0
+for _, name in ipairs { "sum", "gather", "share", "barrier", "split" } do
+  local method = methods[name]
+  methods[name] = function(...)
+    local before = C.sz_comm_bytes_sent()
+    local result = method(...)
+    value_bytes = value_bytes + tonumber(C.sz_comm_bytes_sent() - before)
+    return result
+  end
+end
+
+function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()), value_bytes end
 
 function M.fail_after(n) C.sz_comm_fail_after(n) end
 
