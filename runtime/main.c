@@ -187,6 +187,7 @@ int main(int argc, char **argv)
     int job = 0;
     if (o.ranks && !sz_ranks_launched() && sz_ranks_start(&o, argv, argc, &job)) return job;
 
+    sz_ranks_remember(&o, argv, argc);
     sz_ranks_set_threads();
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;

@@ -49,6 +49,15 @@ const char *sz_comm_stray(void)
     return launch()->kind == SZ_LAUNCH_STRAY ? launch()->problem : NULL;
 }
 
+const char *sz_comm_transport_name(void)
+{
+    switch (launch()->kind) {
+        case SZ_LAUNCH_MPI: return "MPI";
+        case SZ_LAUNCH_TCP: return "TCP";
+        default: return "";
+    }
+}
+
 /* The library over MPI, which is in the folder of this one. */
 static const sz_transport *open_mpi(const sz_transport_core *core)
 {

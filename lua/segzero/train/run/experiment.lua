@@ -19,6 +19,7 @@ local data_sets = require "segzero.train.run.data_sets"
 local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local launching = require "segzero.train.run.launching"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
@@ -360,6 +361,7 @@ M.models = { policy = load_policy, reference = load_reference, segmenter = load_
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
   check_overrides(overrides)
+  launching.start(cfg.trainer)
   return stop.run(run_on_ranks, cfg, overrides)
 end
 
