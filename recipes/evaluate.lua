@@ -11,6 +11,8 @@
 --                                                      as Seg-Zero's script: DIR/output_0.json
 --   segzero recipes/evaluate.lua --output_dir DIR      sums up its output_*.json
 --   segzero recipes/evaluate.lua compare=DIR1,DIR2     what changed between two runs of these rows
+--   segzero recipes/evaluate.lua prompt="Find {question}. ..." reward=seg_strict
+--                                                      another prompt, and a reward for each answer
 --   segzero recipes/evaluate.lua --help                all settings
 --
 -- Reports gIoU, cIoU and boxes, and writes every row's answer and images of the worst and best
