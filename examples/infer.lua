@@ -2,6 +2,7 @@
 --
 --   segzero examples/infer.lua --image_path photo.png --text "the unusual object in the image"
 --   segzero examples/infer.lua --demo        a generated image and question; --demo 7 is another
+--   segzero --ranks 2 examples/infer.lua ...     the model divided between two processes
 --   segzero examples/infer.lua --help        all options (lua/segzero/config/infer.lua)
 --
 -- A Qwen-VL model answers with a box and points, SAM2 turns them into a mask, and both are drawn.
@@ -9,9 +10,9 @@
 -- its prompt, greedy decoding, its way of reading the answer and of prompting SAM2
 -- (inference/segmenter.lua; here in f32). One difference: the sentence is lower-cased, as in
 -- training and evaluation. do_sample, or a temperature above 0, samples instead of decoding
--- greedily. The image written shows the original and, to its right, the mask, box and points;
--- without SAM2 it shows the box and points only. With --query it follows VisionReasoner's script:
--- lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit
+-- greedily. The image written has two titled panels, the original and what was found (mask, box and
+-- points), with the question above and the thinking below. With --query it follows VisionReasoner's
+-- script: lists of objects, and --task detection, counting (no mask) or vqa (no image is written). Exit
 -- status: 0 done; 1 no answer could be read, or a file or model is bad; 2 wrong options. An image
 -- is written only with status 0. Leaves out: batches.
 
@@ -22,6 +23,7 @@ local cli = require "segzero.config.cli"
 local infer = require "segzero.config.infer"
 local model = require "segzero.models.qwen_vl"
 local opening = require "segzero.models.opening"
+local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
 local files = require "segzero.core.files"
 local hints = require "segzero.core.path_hints"
@@ -30,7 +32,7 @@ local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
 local visible = require "segzero.core.visible"
 
-local M = { schema = infer.schema, settings = infer.settings }
+local M = { schema = infer.schema, settings = infer.settings, on_ranks = true }
 
 local seconds = sz.core.C.sz_seconds
 
@@ -182,7 +184,7 @@ local function print_answer(o, found)
   end
 end
 
--- The answer's mask, a u8 tensor [h, w] of 0 and 1.
+-- The answer's mask, a u8 tensor [h, w] of 0 and 1, and what is printed about it.
 local function cut_out(sam, img, found)
   local started = seconds()
   local segmenter = sz.segment.new(sam)
@@ -191,9 +193,10 @@ local function cut_out(sam, img, found)
   if not ok then fail("SAM2: %s", reason(result)) end
   local inside = sz.segment.compare(result.mask, result.mask)
   local percent = 100 * inside / (img.width * img.height)
-  local line = "mask:   %d pixels (%.1f%% of the image), score %.2f, %.1f s"
-  print(line:format(inside, percent, result.score, seconds() - started))
-  return result.mask
+  local facts = "%d pixels (%.1f%% of the image), score %.2f"
+  facts = facts:format(inside, percent, result.score)
+  print(("mask:   %s, %.1f s"):format(facts, seconds() - started))
+  return result.mask, "mask: " .. facts
 end
 
 local function save_mask(mask, path)
@@ -226,8 +229,11 @@ local function ask(o, vl, img, text, frames)
   return out, answer_frame
 end
 
-local function write_images(o, img, found, mask, truth)
-  local figure, times = draw.figure(img, found, { mask = mask, truth = truth and truth.bbox })
+-- shown: question, text and facts of draw.panels.
+local function write_images(o, img, found, mask, truth, shown)
+  shown.mask = mask
+  shown.truth = truth and truth.bbox
+  local figure, times = draw.panels(img, found, shown)
   local ok, failure = pcall(function()
     if o.mask_path then save_mask(mask, o.mask_path) end
     figure:save(o.output_path)
@@ -239,14 +245,17 @@ local function write_images(o, img, found, mask, truth)
   print("wrote " .. o.output_path .. enlarged)
 end
 
-function M.execute(o)
+-- One rank of those that hold the model together; the first one prints, masks and writes.
+local function execute(p, o)
   -- Check files and models, the cheapest first.
   check_folder(o.output_path, "output_path")
   if o.mask_path then check_folder(o.mask_path, "mask_path") end
-  local img
-  if o.image_path then img = load_image(o.image_path) end
-  local sam = load_sam2(o)
-  local vl = load_policy(o)
+  local img, sam, vl
+  p:together(function()
+    if o.image_path then img = load_image(o.image_path) end
+    if p:is_root() then sam = load_sam2(o) end
+    vl = load_policy(o)
+  end)
 
   -- The question.
   local frames, side = frames_of(o, vl)
@@ -265,19 +274,27 @@ function M.execute(o)
   io.write "\n"
 
   -- The answer, its mask, and the image that shows them.
-  local out, answer_frame = ask(o, vl, img, text, frames)
+  local out, answer_frame
+  p:in_step(function() out, answer_frame = ask(o, vl, img, text, frames) end)
+  if not p:is_root() then return end
   if o.task == "vqa" then return out.text end
   local found = read_answer(o, out, answer_frame, img)
   print_answer(o, found)
   if truth then print("truth:  " .. box_text(truth.bbox) .. " (green in the image)") end
-  local mask
+  local mask, facts
   if sam then
-    mask = cut_out(sam, img, found)
+    mask, facts = cut_out(sam, img, found)
   elseif o.shows_mask then
     print "no mask: it needs SAM2; name a folder or an original .pt file with --sam2_path"
   end
-  write_images(o, img, found, mask, truth)
+  write_images(o, img, found, mask, truth, { question = visible.text(text),
+    text = visible.text(out.text), facts = facts })
   return found, mask
+end
+
+function M.execute(o)
+  local p = parallel.all_shards()
+  return p:run(execute, p, o)
 end
 
 M.run = cli.runner(M)

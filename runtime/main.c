@@ -1,21 +1,16 @@
 /* main.c - the host program: embeds LuaJIT, reads the options, runs chunks, scripts and the REPL.
  *
  *     segzero [options] SCRIPT ARGS...      a script, with `arg` set as lua does
- *     segzero plan RECIPE key=value...      require("segzero.tools.plan").main{RECIPE, ...}
- *     segzero fetch OWNER/NAME              require("segzero.hub.command").main{OWNER/NAME, ...}
- *     segzero report RUN [RUN ...]          require("segzero.report.command").main{RUN, ...}
- *     segzero doctor                        require("segzero.tools.doctor").run()
- *     segzero model_merger ...              examples/model_merger.lua
- *     segzero help                          the same as --help
+ *     segzero [options] COMMAND ARGS...     a row of lua/segzero/commands/init.lua
  *     segzero                               the REPL on a terminal; a script from standard input
  *                                           otherwise
  *
- * A file named plan, fetch, report, doctor or help in the current folder is run as ./plan and so on.
+ * A file that has the name of a command, such as plan, is run as ./plan.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors),
- * watchdog.c (time limits) and module.c
- * (what scripts see as "segzero.host").
+ * spawn.c (ranks without MPI), interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they
+ * need), message.c (errors), watchdog.c (time limits) and module.c (what scripts see as
+ * "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
 #include "host/host.h"
@@ -124,24 +119,27 @@ static int print_version(void)
 
 static int print_help(lua_State *L)
 {
-    fputs(sz_usage, stdout);
-    return sz_run_with_args(L, "require('segzero.tools.scripts').print()", NULL, 0);
+    return sz_run_with_args(L, "require('segzero.commands.help').print()", NULL, 0);
 }
 
-static bool is_command(const char *script, const char *command)
+/* Whether the table of commands has a row for this word. What may be a file's name is none. */
+static bool is_command(lua_State *L, const char *word)
 {
-    return strcmp(script, command) == 0;
-}
+    bool found = false;
+    int top = lua_gettop(L);
 
-/* The script that a command stands for; other names stay. Seg-Zero and EasyR1 have a program of the
- * same name in Python, which users call by its path. */
-static char *script_of(char *name)
-{
-    static char merger[] = "examples/model_merger.lua";
-    const char *last = strrchr(name, '/');
-
-    if (is_command(name, "model_merger")) return merger;
-    return is_command(last ? last + 1 : name, "model_merger.py") ? merger : name;
+    if (strpbrk(word, "/.")) return false;
+    lua_getglobal(L, "require");
+    lua_pushliteral(L, "segzero.commands");
+    if (lua_pcall(L, 1, 1, 0) == 0) {
+        lua_getfield(L, -1, "by_name");
+        lua_getfield(L, -1, word);
+        found = lua_istable(L, -1);
+    } else {
+        fprintf(stderr, "segzero: %s\n", lua_tostring(L, -1));
+    }
+    lua_settop(L, top);
+    return found;
 }
 
 static bool is_python(const char *script)
@@ -156,31 +154,14 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
 {
     /* A command of segzero, or a script. */
     if (o->script < argc) {
-        const char *script = argv[o->script];
-        char **args = argv + o->script + 1;
-        int nargs = argc - o->script - 1;
+        char **words = argv + o->script;
+        int n = argc - o->script;
 
-        if (is_command(script, "plan"))
-            return sz_run_with_args(L, "require('segzero.tools.plan').main {...}", args, nargs);
-        if (is_command(script, "fetch"))
-            return sz_run_with_args(L, "require('segzero.hub.command').main {...}", args, nargs);
-        if (is_command(script, "report"))
-            return sz_run_with_args(L, "require('segzero.report.command').main {...}", args, nargs);
-        if (is_command(script, "reward"))
-            return sz_run_with_args(L, "require('segzero.workbench.reward_command').main {...}",
-                                    args, nargs);
-        if (is_command(script, "replay"))
-            return sz_run_with_args(L, "require('segzero.recorder.replay_command').main {...}",
-                                    args, nargs);
-        if (is_command(script, "why"))
-            return sz_run_with_args(L, "require('segzero.recorder.why_command').main {...}", args,
-                                    nargs);
-        if (is_command(script, "doctor")) return sz_run_module(L, "segzero.tools.doctor", "run");
-        if (is_command(script, "help")) return print_help(L);
-        if (is_python(script))
-            return sz_run_with_args(L, "require('segzero.tools.scripts').python(...)",
-                                    argv + o->script, 1);
-        return sz_run_script(L, script, args, nargs);
+        if (is_command(L, words[0]))
+            return sz_run_with_args(L, "require('segzero.commands').main(...)", words, n);
+        if (is_python(words[0]))
+            return sz_run_with_args(L, "require('segzero.tools.scripts').python(...)", words, n);
+        return sz_run_script(L, words[0], words + 1, n - 1);
     }
 
     /* Nothing but options: the -e chunks have been run; without any, read standard input. */
@@ -200,13 +181,13 @@ int main(int argc, char **argv)
 
     /* Read and check the options before anything is loaded. */
     if (sz_options_read(&o, argv, argc, NULL)) return EXIT_USAGE;
-    if (o.script < argc) argv[o.script] = script_of(argv[o.script]);
     set_environment(&o);
     if (sz_paths_find()) return EXIT_SCRIPT;
     if (o.version) return print_version();
     int job = 0;
     if (o.ranks && !sz_ranks_launched() && sz_ranks_start(&o, argv, argc, &job)) return job;
 
+    sz_ranks_set_threads();
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;
 

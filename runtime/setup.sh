@@ -35,6 +35,15 @@ has_line_editing() {
         >/dev/null 2>&1
 }
 
+# A font that lua/segzero/tools/drawing/lettering.lua opens.
+has_font() {
+    for f in dejavu/DejaVuSans.ttf liberation/LiberationSans-Regular.ttf \
+             liberation2/LiberationSans-Regular.ttf; do
+        [ -e "/usr/share/fonts/truetype/$f" ] && return
+    done
+    return 1
+}
+
 # Without them no download over https can be checked.
 has_certificates() {
     for f in /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt \
@@ -66,12 +75,13 @@ probe() {
     lua_has posix.unistd || need lua-posix
     has_line_editing || optional=" libreadline8"
     has_certificates || optional="$optional ca-certificates"
+    has_font || optional="$optional fonts-dejavu-core"
     has_mpi || optional="$optional openmpi-bin libopenmpi-dev"
 
     # One compiler run for the usual case: every header is found. jpeglib.h needs stdio.h before it.
     headers stdio.h stdlib.h stdint.h oneapi/dnnl/dnnl.h jpeglib.h png.h zlib.h utf8proc.h \
             webp/decode.h webp/demux.h xxhash.h snappy-c.h lz4.h zstd.h brotli/decode.h \
-            stb/stb_image.h curl/curl.h && \
+            stb/stb_image.h stb/stb_truetype.h curl/curl.h && \
             headers_pcre2 && return
     headers stdio.h || need libc6-dev
     headers stdio.h oneapi/dnnl/dnnl.h || need libdnnl-dev
@@ -81,7 +91,7 @@ probe() {
     headers_pcre2 || need libpcre2-dev
     headers stdio.h utf8proc.h || need libutf8proc-dev
     headers stdio.h webp/decode.h webp/demux.h || need libwebp-dev
-    headers stdio.h stb/stb_image.h || need libstb-dev
+    headers stdio.h stb/stb_image.h stb/stb_truetype.h || need libstb-dev
     headers stdio.h snappy-c.h || need libsnappy-dev
     headers stdio.h lz4.h || need liblz4-dev
     headers stdio.h zstd.h || need libzstd-dev
@@ -114,7 +124,8 @@ versions() {
 finish() {
     [ -z "$optional" ] ||
         echo "packages that are not installed, for line editing in the REPL (libreadline8)," \
-             "for downloads (ca-certificates) and" \
+             "for downloads (ca-certificates)," \
+             "for words on images (fonts-dejavu-core) and" \
              "for several ranks (openmpi-bin, libopenmpi-dev):$optional" >&2
     [ -z "$missing" ]
     exit

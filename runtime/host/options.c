@@ -1,5 +1,6 @@
-/* options.c - the command line up to the script: usage, parsing, checks.
+/* options.c - the command line up to the script: parsing and checks.
  *
+ * What --help says about each option is a table in lua/segzero/commands/init.lua.
  * A bad option is one line with the option, its value and the cure. Leaves out: -l and -i of lua,
  * and what follows the script, which belongs to the script.
  */
@@ -7,25 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-const char sz_usage[] =
-    "usage: segzero [options] [SCRIPT [ARGS...]]\n"
-    "       segzero [options] plan RECIPE [key=value ...]    memory that a recipe needs\n"
-    "       segzero fetch OWNER/NAME                         a model or data set from the hub\n"
-    "       segzero report RUN [RUN ...]                     one HTML page about training runs\n"
-    "       segzero model_merger --local_dir DIR             merge the shards of a Seg-Zero run\n"
-    "       segzero doctor                                   what this machine has\n"
-    "  -e CHUNK        run CHUNK (before the script; may be repeated)\n"
-    "  --device D      where models are loaded by default: cpu or cuda\n"
-    "  --threads N     threads of the CPU kernels (default: all cores)\n"
-    "  --ranks N       N processes that work on one run, with Open MPI\n"
-    "  --version       versions and paths\n"
-    "  --help          this text\n"
-    "  --              end of options\n"
-    "Options come before SCRIPT. Without SCRIPT and -e, segzero starts the REPL on a terminal and\n"
-    "otherwise runs the script on standard input (also: SCRIPT '-'). A SCRIPT that is not in the\n"
-    "current folder is looked up among those that come with segzero.\n"
-    "Environment: SEGZERO_DEVICE and SEGZERO_THREADS are what --device and --threads set.\n";
 
 /* Prints "segzero: WHAT 'VALUE'; CURE" and returns -1. */
 static int bad_option(const char *what, const char *value, const char *cure)

@@ -193,16 +193,16 @@ for _, case in ipairs {
   check.near(tonumber(percent), 100 * count / (640 * 480), 0.051, case[2] .. ": and their share")
   check.near(count, expected(case[3]), 100,
     case[2] .. ": the mask that segment makes (threads may round otherwise at its edge)")
-  check.equal({ sz.image.size(dir .. "/o.png") }, { 2 * 640 + 8, 480 },
-    case[2] .. ": original and overlay side by side")
+  local width, height = sz.image.size(dir .. "/o.png")
+  check.ok(width > 2 * 640 and height > 480 + 50, case[2] .. ": two panels and words")
   check.ok(output:find "wrote m%.png\nwrote o%.png\n$", case[2] .. ": names the files")
   os.remove(dir .. "/m.png")
   os.remove(dir .. "/o.png")
 end
 local output, status = infer("--image_path", "photo.png", "--text", "x", "--model_path", ONE,
   "--output_path", "o.png")
-check.equal({ status, sz.image.size(dir .. "/o.png") }, { 0, 640, 480 },
-  "without SAM2 the image with its marks, as large as it is")
+check.equal(status, 0, "without SAM2")
+check.ok(sz.image.size(dir .. "/o.png") > 2 * 640, "without SAM2 there are two panels too")
 check.ok(output:find "\nno mask: [^\n]*%-%-sam2_path", "and a line that says so")
 
 -- The frame of answers, in the image's 640 x 480.
@@ -256,6 +256,18 @@ else
     return infer(unpack(words))
   end
 
+  local function red_pixels(image, first, last)
+    local n = 0
+    local p = image:pixels()
+    for y = 0, image.height - 1 do
+      for x = first, last - 1 do
+        local q = p + 3 * (y * image.width + x)
+        if q[0] == draw.RED[1] and q[1] == draw.RED[2] and q[2] == draw.RED[3] then n = n + 1 end
+      end
+    end
+    return n
+  end
+
   -- An answer that cannot be read is status 1 and no image; one that can is status 0 and one.
   -- Which of the two a given checkpoint does is its own affair, but it must manage one of ten
   -- scenes.
@@ -286,7 +298,7 @@ else
       if judge(output, status, path, "demo " .. i) then
         check.ok(output:find "\ntruth:  %[", "the truth of a made image is printed")
         local w, h = sz.image.size(path)
-        check.ok(w == h and w >= 200, "a small image is enlarged")
+        check.ok(w > 2 * 400 and h > 400, "a small image is enlarged")
       end
     end
   end
@@ -299,22 +311,10 @@ else
   check.ok(output:find "image: photo.png, 640 x 480, resized to ", "says the sizes")
   if box then
     local out = sz.image.load(path)
-    check.equal({ out.width, out.height }, { 640, 480 }, "the image keeps its size")
-    local inside = 0
-    local red = 0
-    for _, corner in ipairs { { box[1], box[2] }, { box[3], box[2] }, { box[1], box[4] },
-      { box[3], box[4] } } do
-      local x = corner[1]
-      local y = corner[2]
-      if x >= 0 and x < 640 and y >= 0 and y < 480 then
-        local p = out:pixels() + 3 * (y * 640 + x)
-        inside = inside + 1
-        if p[0] == draw.RED[1] and p[1] == draw.RED[2] and p[2] == draw.RED[3] then
-          red = red + 1
-        end
-      end
-    end
-    check.ok(red > 0 or inside == 0, "a corner of the box is red (points may lie on others)")
+    check.ok(out.width > 2 * 640 and out.height > 480, "two panels, which keep the image's size")
+    local middle = math.floor(out.width / 2)
+    check.equal(red_pixels(out, 0, middle), 0, "marks on the left panel")
+    check.ok(red_pixels(out, middle, out.width) > 0, "the box is on the right panel")
   end
   local again = ask("--image_path", "photo.png", "--text", scene.questions[1].problem .. ".")
   check.equal((again:gsub("in [%d.]+ s", "")), (output:gsub("in [%d.]+ s", "")),

@@ -1,5 +1,5 @@
 -- test_repl.lua - the host program and the prompt: options, arg, exit codes, strict globals,
--- interrupts, the REPL's loop.
+-- interrupts, the REPL's loop. (Commands: test_commands.lua.)
 --
 --   ./segzero tests/system/test_repl.lua
 --
@@ -80,41 +80,6 @@ check.case("scripts and their arguments", function()
   expect("cd / && %s -e 'print(type(require \"segzero.repl\"), "
     .. "type(require \"tests.support.check\"))'", 0, "^table\ttable\n$",
     "require from another folder")
-end)
-
-check.case("a script that does not exist", function()
-  local function escaped(text) return (text:gsub("%p", "%%%0")) end
-  local function expect_missing(name, nearest)
-    local line = "^segzero: cannot open " .. escaped(name) .. ": [^\n]*did you mean "
-      .. escaped(nearest) .. "%?[^\n]*%-%-help[^\n]*\n$"
-    expect("cd / && %s " .. name, 1, line, name)
-  end
-  expect("%s /nonexistent.lua", 1, "cannot open /nonexistent.lua", "an absolute path")
-  expect_missing("infer", "examples/infer.lua")
-  expect_missing("train", "recipes/refcocog_grpo.lua")
-  expect_missing("refcoco", "recipes/refcocog_grpo.lua")
-  expect_missing("recipes/evalute.lua", "recipes/evaluate.lua")
-  expect_missing("docter", "doctor")
-  expect("%s /nonexistent.lua", 1,
-    "^segzero: [^\n]*no such file; segzero %-%-help lists the scripts\n$",
-    "no guess for a path elsewhere")
-end)
-
-check.case("--help lists every script with its first line", function()
-  local listing = sh "%s --help"
-  check.equal(sh "%s help", listing, "segzero help is segzero --help")
-  local listed = 0
-  for _, entry in ipairs(require("segzero.tools.scripts").list()) do
-    listed = listed + 1
-    check.ok(listing:find("  " .. entry.path, 1, true), "--help lists " .. entry.path)
-    check.ok(#entry.about > 0 and listing:find(entry.about:sub(1, 20), 1, true),
-      "--help describes " .. entry.path)
-  end
-  check.ok(listed >= 9, "--help lists recipes and examples")
-  for line in listing:gmatch "[^\n]+" do
-    check.ok(#line <= 100, "a line of --help fits a terminal: " .. line)
-  end
-  check.ok(listing:find("SCRIPT --help", 1, true), "--help says how to list a script's settings")
 end)
 
 check.case("errors of a script", function()

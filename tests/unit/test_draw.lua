@@ -1,9 +1,12 @@
--- test_draw.lua - marks and letters are drawn on the right pixels, and nothing is written outside an
--- image.
+-- test_draw.lua - marks and letters are drawn on the right pixels, and nothing is written outside
+-- an image.
 --
 --   ./segzero tests/unit/test_draw.lua
 
 local check = require "tests.support.check"
+local host = require "segzero.host"
+local letters = require "segzero.tools.drawing.lettering"
+local process = require "tests.support.process"
 local data = require "segzero.data"
 local draw = require "segzero.tools.draw"
 local font = require "segzero.tools.font"
@@ -101,25 +104,54 @@ local function small_mask()
   return mask
 end
 
-check.case("a mask is blended in, with a darker edge", function()
+check.case("a mask is an outline with a white rim and a light fill", function()
+  local COLOUR = { 200, 100, 50 }
   local MIXED = { 150, 150, 25 }
-  local EDGE = { 120, 60, 30 }
   local mask = small_mask()
   local img = draw.canvas(40, 30, GROUND)
-  draw.mask(img, mask, { 200, 100, 50 }, 0.5)
-  check.equal(pixels(img, { { 33, 8 }, { 30, 8 }, { 33, 5 }, { 33, 12 } }),
-    { MIXED, EDGE, EDGE, EDGE }, "inside and at the edge")
-  check.equal(pixels(img, { { 39, 8 }, { 29, 8 }, { 33, 13 } }), { MIXED, GROUND, GROUND },
-    "no edge at the image's border, nothing outside")
-  check.equal({ count(img, MIXED), count(img, EDGE), count(img, GROUND) },
-    { 9 * 6, 2 * 10 + 6, 40 * 30 - 80 }, "number of pixels of each colour")
+  draw.mask(img, mask, COLOUR, 0.5)
+  -- The line is two pixels wide: rows 5, 6, 11, 12 and columns 30, 31.
+  check.equal(pixels(img, { { 33, 8 }, { 31, 8 }, { 33, 5 }, { 33, 12 } }),
+    { MIXED, COLOUR, COLOUR, COLOUR }, "inside and at the edge")
+  check.equal(pixels(img, { { 39, 8 }, { 29, 8 }, { 33, 13 }, { 28, 8 }, { 33, 14 } }),
+    { MIXED, WHITE, WHITE, GROUND, GROUND }, "no edge at the image's border; the rim outside")
+  check.equal({ count(img, MIXED), count(img, COLOUR), count(img, WHITE) },
+    { 8 * 4, 80 - 8 * 4, 10 + 10 + 8 }, "number of pixels of each colour")
 
   local big = draw.canvas(120, 90, GROUND)
-  draw.mask(big, mask, { 200, 100, 50 }, 0.5)
-  check.equal({ count(big, GROUND), pixel(big, 90, 15), pixel(big, 91, 16) },
-    { 9 * (40 * 30 - 80), EDGE, MIXED }, "an image three times as large")
+  draw.mask(big, mask, COLOUR, 0.5)
+  check.equal({ pixel(big, 90, 15), pixel(big, 92, 17), pixel(big, 89, 20), pixel(big, 88, 20) },
+    { COLOUR, MIXED, WHITE, GROUND }, "an image three times as large")
+  local before = count(img, GROUND)
   draw.mask(img, tensor.zeros({ 30, 40 }, { dtype = "u8" }))
-  check.equal(count(img, GROUND), 40 * 30 - 80, "an empty mask changes nothing")
+  check.equal(count(img, GROUND), before, "an empty mask changes nothing")
+end)
+
+-- The hue of a colour in degrees; nil for a grey.
+local function hue(c)
+  local most = math.max(c[1], c[2], c[3])
+  local range = most - math.min(c[1], c[2], c[3])
+  if range < 30 then return nil end
+  if most == c[1] then return 60 * ((c[2] - c[3]) / range % 6) end
+  if most == c[2] then return 60 * ((c[3] - c[1]) / range + 2) end
+  return 60 * ((c[1] - c[2]) / range + 4)
+end
+
+check.case("an object keeps its colour under a mask", function()
+  local colours = { red = { 220, 40, 40 }, yellow = { 240, 220, 30 }, orange = { 240, 140, 20 },
+    green = { 30, 160, 60 }, blue = { 40, 80, 220 }, purple = { 130, 40, 160 } }
+  local inside = tensor.zeros({ 30, 40 }, { dtype = "u8" })
+  for i = 0, 30 * 40 - 1 do tensor.data(inside)[i] = 1 end
+  local tried = 0
+  for name, colour in pairs(colours) do
+    local img = draw.canvas(40, 30, colour)
+    draw.mask(img, inside)
+    local shown = pixel(img, 20, 15)
+    local apart = math.abs((hue(shown) - hue(colour) + 180) % 360 - 180)
+    check.ok(apart < 12, ("%s: the hue changes by %.0f degrees"):format(name, apart))
+    tried = tried + 1
+  end
+  check.equal(tried, 6, "six colours")
 end)
 
 check.case("a mask that does not fit is an error", function()
@@ -161,7 +193,32 @@ check.case("a figure with a mask: the image on the left, the overlay on the righ
   check.equal(marks, 0, "marked pixels on the left")
   check.equal(pixels(both, { { 488 + 36, 48 }, { 488 + 30 * 12, 20 * 12 } }), { RED, draw.GREEN },
     "the answer and the truth on the right")
-  check.ok(pixel(both, 488 + 33 * 12 + 6, 8 * 12 + 6)[3] > 50, "the mask on the right")
+  check.ok(pixel(both, 488 + 33 * 12 + 6, 8 * 12 + 6)[3] > 10, "the mask on the right")
+end)
+
+check.case("two panels with titles, the question and the thinking", function()
+  local img = draw.canvas(40, 30, GROUND)
+  local single = { bbox = { 3, 4, 20, 15 }, points = { { 8, 8 }, { 15, 10 } } }
+  local bare = draw.panels(img, single, {})
+  local text = "<think>" .. ("a word "):rep(60) .. "</think><answer>{}</answer>"
+  local full = draw.panels(img, single, { mask = small_mask(), question = "which one?",
+    text = text, facts = "IoU 0.71" })
+  check.ok(bare.width > 2 * 480 and bare.height > 360, "room for both: " .. tostring(bare))
+  check.equal(full.width, bare.width, "words do not make it wider")
+  check.ok(full.height > bare.height + 150, "words make it higher")
+  local halves = { 0, 0 }
+  for x = 0, full.width - 1 do
+    for y = 0, full.height - 1 do
+      local c = pixel(full, x, y)
+      local side = x < full.width / 2 and 1 or 2
+      if c[1] == RED[1] and c[2] == RED[2] and c[3] == RED[3] then
+        halves[side] = halves[side] + 1
+      end
+    end
+  end
+  check.equal(halves[1], 0, "no box on the left panel")
+  check.ok(halves[2] > 500, "a box on the right panel")
+  check.ok(draw.panels(img, {}, { question = "nothing?" }).height > 300, "an answer of no object")
 end)
 
 -- ---- words ----
@@ -181,15 +238,60 @@ check.case("every letter has dots, fits its box and differs from the others", fu
   check.equal(wrong, {}, "letters that are wrong")
 end)
 
-check.case("text: dots and widths", function()
-  local img = draw.canvas(60, 12)
-  draw.text(img, 1, 1, "Il", draw.INK, 1)
-  check.equal(count(img, draw.INK), 11 + 9, "dots of I and l")
-  check.equal(draw.text_width("il", 2), 2 * (3 + 1 + 3), "width of two letters at scale 2")
-  check.equal(draw.text_width("é", 1), 5, "a character outside ASCII is one box")
-  check.equal(draw.text_width("", 2), 0, "no text")
-  draw.text(img, -4, -4, "cut off at every side, and far too long for this", draw.INK, 3)
-  check.equal({ img.width, img.height }, { 60, 12 }, "text that is cut off")
+-- The pixels that are not white.
+local function inked(img)
+  return img.width * img.height - count(img, WHITE)
+end
+
+check.case("text in an outline font", function()
+  if not letters.face() then
+    check.skip "a font: fonts-dejavu-core"
+    return
+  end
+  local img = draw.canvas(200, 40)
+  letters.text(img, 10, 5, "Hill", draw.INK, 24)
+  local dark = count(img, draw.INK)
+  check.ok(dark > 20 and inked(img) > dark + 20, "letters with soft edges")
+  for _, x in ipairs { 0, 9 } do
+    for y = 0, 39 do check.equal(pixel(img, x, y), WHITE, "nothing to the left of the text") end
+  end
+  local width = letters.width("Hill", 24)
+  check.ok(width > 25 and width < 60, "width: " .. width)
+  check.ok(letters.width("Hill", 48) > 1.9 * width, "twice the size is twice as wide")
+  check.ok(letters.width("Hill", 24, true) > width, "bold is wider")
+
+  -- One character of two bytes, not two boxes.
+  local accent = letters.width("é", 24)
+  check.near(accent, letters.width("e", 24), 0.5, "é is as wide as e")
+  check.ok(letters.width("λ→≤", 24) > 20, "other alphabets and signs")
+  check.ok(letters.width("\255\254", 24) > 0, "bytes that are no text are characters too")
+
+  local small = draw.canvas(10, 10)
+  letters.text(small, -300, -4, ("cut off at every side "):rep(40), draw.INK, 30)
+  check.equal({ small.width, small.height }, { 10, 10 }, "text that is cut off")
+end)
+
+-- What a child process prints with SEGZERO_FONT set.
+local function with_font(value, chunk)
+  local text = process.run({ host.executable, "--threads", "1", "-e", chunk },
+    { timeout = 30, env = { SEGZERO_FONT = value } })
+  return text
+end
+
+check.case("without a font there are dots, and a wrong font is one line", function()
+  local measure = "local d = require 'segzero.tools.draw' print(d.text_width('il', 2), "
+    .. "d.text_width('\195\169', 1), d.text_width('', 2), "
+    .. "tostring(require('segzero.tools.drawing.lettering').face()))"
+  check.equal(with_font("dots", measure), ("%d\t5\t0\tnil\n"):format(2 * (3 + 1 + 3)),
+    "widths in dots")
+  local counted = "local d = require 'segzero.tools.draw' local img = d.canvas(60, 12) "
+    .. "d.text(img, 1, 1, 'Il', d.INK, 1) local n, p = 0, img:pixels() "
+    .. "for i = 0, 719 do if p[3 * i] == d.INK[1] then n = n + 1 end end print(n)"
+  check.equal(with_font("dots", counted), "20\n", "dots of I and l")
+  local text = with_font("/nonexistent.ttf", measure)
+  check.ok(text:find "SEGZERO_FONT=/nonexistent.ttf: [^\n]*cannot be opened", text)
+  text = with_font(host.root .. "/README.md", measure)
+  check.ok(text:find "SEGZERO_FONT=[^\n]*no TrueType or OpenType font", text)
 end)
 
 check.case("text is wrapped and shortened", function()
@@ -200,6 +302,10 @@ check.case("text is wrapped and shortened", function()
   check.equal(lines[2]:sub(-3), "...", "end of the last line")
   check.ok(draw.text_width(lines[2], 1) <= width, "the last line fits")
   check.equal(draw.wrap("", 10, 1), {}, "no words, no lines")
+  local whole = ("x"):rep(40)
+  local pieces = draw.wrap(whole, draw.text_width("xxxxxxxxxx", 1) + 1, 1)
+  check.equal(table.concat(pieces), whole, "a word that is too long is broken, and nothing is lost")
+  check.ok(#pieces >= 4, "into several lines")
 end)
 
 -- ---- putting images together ----
@@ -246,6 +352,26 @@ check.case("a sheet of tiles", function()
   check.equal(count(tiles[1].image, BLACK), 56 * 56, "pixels of a tile's image, unchanged")
   check.raises(function() draw.sheet({}) end, "no tile", "an empty sheet")
   check.raises(function() draw.sheet({ {} }) end, "tile 1 has no image", "a tile without an image")
+end)
+
+-- A sheet with this tile alone.
+local function height_of(tile)
+  tile.image = image.new(56, 56)
+  return draw.sheet({ tile }, 1, { title = "t" }).height
+end
+
+check.case("a card says what the answer was and why a part is 0", function()
+  local text = "<think>one two three</think><answer>{}</answer>"
+  local bare = height_of { label = "the red circle" }
+  local answered = height_of { label = "the red circle", text = text }
+  local scored = height_of { label = "the red circle", text = text,
+    parts = { iou = 0, format = 1 } }
+  local explained = height_of { label = "the red circle", text = text,
+    parts = { iou = 0, format = 1 }, zeros = { iou = "the boxes do not touch" } }
+  check.ok(bare < answered and answered < scored and scored < explained, "each adds lines")
+  local once = height_of { zeros = { iou = "no object", points = "no object" } }
+  local twice = height_of { zeros = { iou = "no object", points = "no answer" } }
+  check.ok(once < twice, "a reason that several parts share is there once")
 end)
 
 check.case("a sheet of a data set's rows and a model's answers", function()

@@ -10,11 +10,11 @@
 --   cli.main(M)                                     the last line but `return M`
 --   return M
 --
--- A mistake in the settings is printed as "NAME: message" and ends the program with status 2. An
--- error in the work ends it with status 1, unless usage_error raised it for a wrong option that
--- shows up late, or a signal was the reason: then the status is 128 + its number. A module may have
--- run(args) instead of `execute`; its errors go to the host program (status 1). With several ranks
--- the first one alone prints.
+-- A mistake in the settings is printed as "NAME: message", NAME of the script or the command, and
+-- ends the program with status 2. An error in the work ends it with status 1, unless usage_error
+-- raised it for a wrong option that shows up late, or a signal was the reason: then the status is
+-- 128 + its number. A module may have run(args) instead of `execute`; its errors go to the host
+-- program (status 1). With several ranks the first one alone prints.
 -- Leaves out: parsing (schema.lua).
 
 local arguments = require "segzero.config.arguments"
@@ -49,8 +49,8 @@ local follower = false          -- a rank that does not print
 
 local function fail(status, why)
   if follower then require("segzero.train.parallel").mute() end
-  local name = arg[0]:match "([^/]+)$":gsub("%.lua$", "")
   local found, host = pcall(require, "segzero.host")
+  local name = found and host.command or arg[0]:match "([^/]+)$":gsub("%.lua$", "")
   if found then host.fail(name, tostring(why), status) end
   io.stdout:flush()
   io.stderr:write(name, ": ", tostring(why), "\n")

@@ -20,10 +20,16 @@ local function default_text(row)
   return values.text(row.default)
 end
 
+-- What the user typed: the script, or the command that stands for it.
+local function program(schema)
+  local found, host = pcall(require, "segzero.host")
+  return found and host.command or schema.name
+end
+
 local function usage_lines(schema, out)
   local lead = "usage: "
   for _, line in ipairs(schema.usage) do
-    local text = ("%ssegzero %s %s"):format(lead, schema.name, line)
+    local text = ("%ssegzero %s %s"):format(lead, program(schema), line)
     out[#out + 1] = (text:gsub("%s+$", ""))
     lead = "       "
   end

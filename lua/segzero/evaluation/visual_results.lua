@@ -5,9 +5,10 @@
 --   write(row, record, mask)         folder/ANN_ID.png and folder/ANN_ID.txt; record: of judge.lua,
 --                                    mask: u8 [height, width] or nil
 --
--- The image shows the original and, to its right, the mask, boxes and points; the text has the IoU
--- and the thinking. Rows whose answer cannot be read have neither. Of two rows with one ann_id the
--- second gets -2, or the next number that is free. Leaves out: the true masks (gallery.lua).
+-- The image shows the original and, to its right, the mask, boxes and points, with question,
+-- thinking and answer; the text has the IoU and the thinking. Rows whose answer cannot be read have
+-- neither. Of two rows with one ann_id the second gets -2, or the next number that is free. Leaves
+-- out: the true masks (gallery.lua).
 
 local draw = require "segzero.tools.draw"
 local files = require "segzero.core.files"
@@ -43,6 +44,11 @@ local function name_of(record, taken)
   return name
 end
 
+local function facts_of(record)
+  local iou = value_or(record.iou, nil)
+  return iou and ("IoU %.3f"):format(iou)
+end
+
 function M.writer(folder)
   files.make_dir(folder)
   local taken = {}
@@ -50,7 +56,8 @@ function M.writer(folder)
     local found = answer_of(record)
     if not found or not row.image then return end
     local path = folder .. "/" .. name_of(record, taken)
-    local figure = draw.figure(row.image, found, { mask = mask })
+    local figure = draw.panels(row.image, found, { mask = mask, question = row.problem,
+      text = value_or(record.text, nil), facts = facts_of(record) })
     figure:save(path .. ".png")
     figure:free()
     files.write(path .. ".txt", ("%s\n%s"):format(tostring(value_or(record.iou, "none")),

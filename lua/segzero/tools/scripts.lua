@@ -3,7 +3,7 @@
 --   scripts.list()          -> {{path = "recipes/evaluate.lua", about = "evaluates a ..."}, ...}
 --   scripts.print()         what `segzero --help` prints after the options
 --   scripts.missing(name)   raises one line: the file, the nearest script, how to list them all
---   scripts.python(name)    the same for a script in Python: what takes its place
+--   scripts.python(name, ...)  the same for a script in Python: what takes its place
 --
 -- What a script is about is the first line of its file: "-- NAME.lua - what it does.". Only that
 -- line is read.
@@ -15,18 +15,16 @@ local nearest = require "segzero.core.nearest"
 local M = {}
 
 local FOLDERS = { "recipes", "examples" }
-local COMMANDS = { "plan", "fetch", "model_merger", "report", "doctor", "help" }
 local WIDTH = 100
 
 -- Names that users of programs with subcommands type.
 local USUAL_NAMES = {
-  train = "recipes/refcocog_grpo.lua",
-  grpo = "recipes/refcocog_grpo.lua",
-  test = "recipes/evaluate.lua",
-  eval = "recipes/evaluate.lua",
+  grpo = "train",
+  test = "evaluate",
+  eval = "evaluate",
   prepare = "recipes/prepare_data.lua",
-  predict = "examples/infer.lua",
-  generate = "examples/infer.lua",
+  predict = "infer",
+  generate = "infer",
   download = "fetch",
   ["verl.trainer.main"] = "recipes/refcocog_grpo.lua",
   ["verl.trainer.main_ppo"] = "recipes/refcocog_grpo.lua",
@@ -111,9 +109,9 @@ local function suggestion(name)
   local known = {}
   local function add(candidate, path)
     if not path_of[candidate] then known[#known + 1] = candidate end
-    path_of[candidate] = path
+    path_of[candidate] = path_of[candidate] or path
   end
-  for _, command in ipairs(COMMANDS) do add(command, command) end
+  for _, name_of in ipairs(require("segzero.commands").names()) do add(name_of, name_of) end
   for _, script in ipairs(scripts) do
     -- With and without the folder: `infer`, `infer.lua` and `examples/infer` find
     -- examples/infer.lua.
@@ -124,8 +122,10 @@ local function suggestion(name)
   return path_of[nearest(bare, known)]
 end
 
-function M.python(name)
+function M.python(name, ...)
   local file = name:match "[^/]*$"
+  -- This one takes the same arguments, and users call it by its path.
+  if file == "model_merger.py" then return require("segzero.commands").main("model_merger", ...) end
   local cure = "segzero --help lists the scripts"
   if IN_PLACE_OF[file] then
     cure = ("write segzero %s, with the same arguments"):format(IN_PLACE_OF[file])

@@ -142,7 +142,9 @@ end
 local function load(cfg, overrides, parts, folder)
   local policy = load_policy(cfg)
   local reference = load_reference(cfg, policy)
-  local segmenter = load_segmenter(cfg)
+  -- A replica's first shard makes the masks.
+  local segmenter
+  if parts.parallel:is_first() then segmenter = load_segmenter(cfg) end
   local source = parts.source
   local notes = {}
   local function loaded(t)
@@ -191,22 +193,22 @@ local function introduce(t, run, source, notes)
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
--- Draws the held-out answers on one image: ground truth, prediction and the mask if there is one.
+-- Draws the held-out answers on one image: ground truth, prediction, the mask if there is one, and
+-- what they earned.
 local function draw_sheet(t, name, result)
   local draw = require "segzero.tools.draw"
-  local mask_of = {}
-  for _, record in ipairs(result.records) do mask_of[record.index] = record.mask end
-  local shown = { name = t.held_out.name }
-  function shown.row(_, i)
-    local row = t.held_out:row(i)
-    if mask_of[i] then draw.mask(row.image, mask_of[i]) end
-    return row
-  end
-
   local path = ("%s/%s.png"):format(t.folder, name)
   if files.exists(path) then path = ("%s/%s_step_%d.png"):format(t.folder, name, t.global_step) end
-  local sheet = { count = SHEET_ROWS, masks = next(mask_of) ~= nil }
-  draw.predictions(path, shown, result.records, sheet)
+
+  local run = t.folder:match "[^/]+$" or t.folder
+  local giou = ""
+  if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
+  draw.predictions(path, t.held_out, result.records, {
+    count = SHEET_ROWS, reward = t.config.worker.reward.compute_score,
+    title = ("%s: %s training (step %d)"):format(run, name, t.global_step),
+    subtitle = ("%s. All %d held-out rows: reward %.3f%s"):format(t.held_out.name or "data",
+      t.held_out:count(), result.reward, giou),
+  })
   t.log:image(t.global_step, name, path)
   say(t, "  images: %s", path)
 end
@@ -298,9 +300,11 @@ end
 
 local function check_ranks(p, cfg)
   local batch = cfg.data.rollout_batch_size
-  if batch >= p.size then return end
-  error(("data.rollout_batch_size is %d, and there are %d ranks: each needs a prompt")
-    :format(batch, p.size), 0)
+  if batch >= p.replicas then return end
+  local what = "replicas of the model"
+  if p.shards == 1 then what = "ranks" end
+  error(("data.rollout_batch_size is %d, and there are %d %s: each needs a prompt")
+    :format(batch, p.replicas, what), 0)
 end
 
 -- The run folder; other ranks know its path.
@@ -340,7 +344,8 @@ local function run(p, cfg, overrides)
 end
 
 local function run_on_ranks(cfg, overrides)
-  local p = parallel.new(cfg.trainer.collective_timeout)
+  local p = parallel.new(cfg.trainer.collective_timeout,
+    { shards = cfg.worker.rollout.tensor_parallel_size })
   return p:run(run, p, cfg, overrides)
 end
 

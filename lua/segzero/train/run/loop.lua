@@ -103,7 +103,7 @@ local function all_steps(t)
   if t.reward_file then t.reward_file:begin(t) end
   local watch = warnings.new { estimator = t.options.estimator, answers = t.options.rollout.n }
   while t.global_step < t.total_steps do
-    stop.check()
+    t.parallel:check_stop()
     if one_step(t, watch) then break end
   end
   saving.wait(t)

@@ -222,15 +222,9 @@ local function evaluate_scene(self, scene, r, sums)
   return worst
 end
 
--- The image with the worst mask in red. The caller frees the image.
+-- The image with the worst mask. The caller frees the image.
 local function tile_of(scene, worst)
-  local mask = tensor.data(worst.mask)
-  local p = scene.image:pixels()
-  for i = 0, scene.width * scene.height - 1 do
-    if mask[i] ~= 0 then
-      for c = 0, 2 do p[3 * i + c] = p[3 * i + c] * 0.4 + draw.RED[c + 1] * 0.6 end
-    end
-  end
+  draw.mask(scene.image, worst.mask:reshape(scene.height, scene.width))
   return { image = scene.image, truth = worst.object.bbox, points = worst.object.points,
     label = ("IoU %.2f"):format(worst.iou) }
 end

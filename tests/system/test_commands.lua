@@ -1,0 +1,227 @@
+-- test_commands.lua - segzero's commands: --help of each, mistakes, completion in bash and zsh, the
+-- man page.
+--
+--   ./segzero tests/system/test_commands.lua
+--
+-- Leaves out: what the commands do, which their own tests say.
+
+local check = require "tests.support.check"
+local commands = require "segzero.commands"
+local completion = require "segzero.commands.completion"
+local host = require "segzero.host"
+local man = require "segzero.commands.man"
+local process = require "tests.support.process"
+local scripts = require "segzero.tools.scripts"
+
+local ENV = { LC_ALL = "C" }
+
+-- Output and exit status of segzero with these words, started in the root folder of the system.
+local function segzero(...)
+  local argv = { "sh", "-c", 'cd / && exec "$@"', "sh", host.executable, ... }
+  return process.run(argv, { timeout = 60, env = ENV })
+end
+
+local function has(text, part, name)
+  if not check.ok(text:find(part, 1, true) ~= nil, name .. ": has " .. part) then print(text) end
+end
+
+check.case("every command has a row and --help", function()
+  check.ok(#commands.list >= 10, "ten commands")
+  for _, row in ipairs(commands.list) do
+    check.ok(row.about and #row.about <= 60, row.name .. ": a short sentence")
+    check.ok((row.script ~= nil) ~= (row.module ~= nil), row.name .. ": a script or a module")
+    local text, status = segzero(row.name, "--help")
+    check.equal(status, 0, row.name .. " --help: exit status")
+    has(text, "usage: segzero", row.name .. " --help")
+    has(text, row.name, row.name .. " --help")
+    check.ok(not text:find("stack traceback", 1, true), row.name .. " --help: no traceback")
+    local same = segzero("help", row.name)
+    check.equal(same, text, "help " .. row.name .. " is " .. row.name .. " --help")
+  end
+end)
+
+check.case("the overview", function()
+  local text, status = segzero "--help"
+  check.equal(status, 0, "--help")
+  check.equal(segzero "help", text, "segzero help is segzero --help")
+  check.equal(text:match "^[^\n]*", "usage: segzero [options] COMMAND [ARGS ...]", "the first line")
+  for _, row in ipairs(commands.list) do has(text, "\n  " .. row.name, "--help") end
+  for _, option in ipairs(commands.options) do has(text, "\n  " .. option.name, "--help") end
+  local listed = 0
+  for _, entry in ipairs(scripts.list()) do
+    listed = listed + 1
+    has(text, "  " .. entry.path, "--help")
+    check.ok(#entry.about > 0 and text:find(entry.about:sub(1, 20), 1, true),
+      "--help describes " .. entry.path)
+  end
+  check.ok(listed >= 9, "--help lists recipes and examples")
+  for line in text:gmatch "[^\n]+" do
+    check.ok(#line <= 100, "a line of --help fits a terminal: " .. line)
+  end
+  has(text, "SCRIPT --help", "--help says how to list a script's settings")
+end)
+
+check.case("the program takes each option of the table", function()
+  local values = { CHUNK = "", D = "cpu", N = "1" }
+  for _, option in ipairs(commands.options) do
+    local words = { option.name }
+    if option.value then words[2] = values[option.value] end
+    words[#words + 1] = "--version"
+    if option.name == "--" then words = { "-e", "", "--" } end
+    local text, status = segzero(unpack(words))
+    if not check.equal(status, 0, option.name) then print(text) end
+  end
+end)
+
+check.case("a name that is no command", function()
+  local function missing(name, nearest)
+    local text, status = segzero(name)
+    check.equal(status, 1, name .. ": exit status")
+    local line = ("segzero: cannot open %s: there is no such file; did you mean %s? "
+      .. "segzero --help lists the scripts\n"):format(name, nearest)
+    check.equal(text, line, name .. ": one line that names the nearest")
+  end
+  missing("trian", "train")
+  missing("evalute", "evaluate")
+  missing("docter", "doctor")
+  missing("predict", "infer")
+  missing("grpo", "train")
+  missing("download", "fetch")
+  missing("refcoco", "recipes/refcocog_grpo.lua")
+  missing("recipes/evalute.lua", "recipes/evaluate.lua")
+  local text, status = segzero "/nonexistent.lua"
+  check.equal(status, 1, "a path elsewhere: exit status")
+  check.equal(text, "segzero: cannot open /nonexistent.lua: there is no such file; "
+    .. "segzero --help lists the scripts\n", "no guess for a path elsewhere")
+  text, status = segzero("help", "trian")
+  check.equal(status, 1, "help of no command: exit status")
+  has(text, "no command 'trian': did you mean 'train'", "help of no command")
+end)
+
+check.case("mistakes in a command's settings", function()
+  local text, status = segzero("train", "trainer.max_stepz=1")
+  check.ok(status ~= 0, "train with a wrong setting fails")
+  has(text, "did you mean 'trainer.max_steps'", "train")
+  check.ok(not text:find "stack traceback", "one line")
+  text, status = segzero("infer", "--image_pat", "x.png")
+  check.equal(status, 2, "infer with a wrong option")
+  has(text, "did you mean 'image_path'", "infer")
+  text, status = segzero("completion", "tcsh")
+  check.equal(status, 1, "completion of an unknown shell")
+  has(text, "bash or zsh", "completion of an unknown shell")
+end)
+
+check.case("a command runs its script from any folder", function()
+  local text, status = segzero("infer", "--image_path", "/nonexistent.png", "--text", "a dog")
+  check.equal(status, 1, "infer")
+  has(text, "/nonexistent.png", "infer")
+  text, status = segzero("plan", "worker.rollout.n=0")
+  check.ok(status ~= 0, "plan without a recipe takes settings")
+  has(text, "worker.rollout.n", "plan without a recipe")
+end)
+
+-- ---- completion ----
+local function words(...) return completion.words { ... } end
+
+check.case("the words that a shell offers", function()
+  check.equal(words "tr", { "train" }, "a command")
+  check.equal(words "recipes/refco", { "recipes/refcocog_grpo.lua" }, "a script")
+  check.equal(words "--thr", { "--threads" }, "an option")
+  check.equal(words("--device", "cu"), { "cuda" }, "an option's value")
+  check.equal(words("--threads", "1", "eval"), { "evaluate" }, "a command after options")
+  check.equal(words("help", "inf"), { "infer" }, "help of a command")
+  check.equal(words("completion", ""), { "bash", "zsh" }, "shells")
+  check.equal(words("train", "trainer.lo"), { "trainer.load_checkpoint_path=", "trainer.logger=" },
+    "settings")
+  check.equal(words("recipes/refcocog_grpo.lua", "trainer.logg"), { "trainer.logger=" },
+    "settings of a script")
+  check.equal(words("train", "trainer.val_only=t"), { "trainer.val_only=true" }, "a boolean")
+  check.equal(words("train", "worker.reward.compute_score=seg_s"),
+    { "worker.reward.compute_score=seg_strict" }, "a reward")
+  check.equal(words("infer", "--image_p"), { "--image_path=" }, "an option of infer")
+  check.equal(words("infer", "--dtype", "b"), { "bf16" }, "the value of an option of infer")
+  check.equal(words("plan", "recipes/re"), { "recipes/refcocog_grpo.lua" }, "plan")
+  check.equal(words("report", "--out"), { "--output" }, "a flag")
+  check.equal(words("train", "zzz"), {}, "nothing")
+  local groups = words("train", "")
+  check.ok(#groups < 40, "many settings begin with their groups")
+  local first = {}
+  for _, word in ipairs(groups) do first[word] = true end
+  check.ok(first["trainer."] and first["worker."], "groups end in a point")
+end)
+
+check.case("files that a shell offers", function()
+  local folder = os.tmpname()
+  os.remove(folder)
+  process.run({ "mkdir", "-p", folder .. "/sub" }, {})
+  for _, name in ipairs { "a.lua", "b.png", ".hidden" } do
+    assert(io.open(folder .. "/" .. name, "w")):close()
+  end
+  check.equal(words(folder .. "/"), { folder .. "/a.lua", folder .. "/sub/" }, "scripts, folders")
+  check.equal(words("infer", "--image_path", folder .. "/b"), { folder .. "/b.png" }, "an image")
+  check.equal(words("infer", "--image_path=" .. folder .. "/b"),
+    { "--image_path=" .. folder .. "/b.png" }, "an image after =")
+  process.run({ "rm", "-r", folder }, {})
+end)
+
+local HAS_ZSH = os.execute "command -v zsh >/dev/null 2>&1" == 0
+
+-- What bash puts in place of the last word, one candidate a line, each in <>.
+local function in_bash(line)
+  local chunk = [=[
+set -- "$1" "$2"
+source <("$1" completion bash)
+COMP_LINE=$2 COMP_POINT=${#2}
+words=${2//=/ = }
+read -ra COMP_WORDS <<<"$words"
+[[ $2 == *[\ =] ]] && [[ $2 != *= ]] && COMP_WORDS+=("")
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+_segzero
+printf '<%s>\n' "${COMPREPLY[@]}"
+]=]
+  return (process.run({ "bash", "-c", chunk, "bash", host.executable, line }, { timeout = 30 }))
+end
+
+check.case("bash", function()
+  local exe = host.executable
+  check.equal(in_bash(exe .. " tra"), "<train >\n", "a command and a space")
+  check.equal(in_bash(exe .. " train trainer.logg"), "<trainer.logger=>\n", "no space after =")
+  check.equal(in_bash(exe .. " train algorithm.kl_penalty=low"), "<low_var_kl >\n",
+    "only what follows = is replaced")
+  check.equal(in_bash(exe .. " train trainer.val_only="), "<false>\n<true>\n", "after = alone")
+  check.equal(in_bash(exe .. " help ev"), "<evaluate >\n", "a second word")
+end)
+
+check.case("zsh", function()
+  if not HAS_ZSH then
+    check.skip "zsh"
+    return
+  end
+  -- compadd prints what it gets; the rest is as in a completion.
+  local chunk = [=[
+compadd() { while [[ $1 == -* ]]; do [[ $1 == -S ]] && shift; shift; done; print -l -- "$@" }
+compdef() { }
+source <($1 completion zsh)
+words=($1 train trainer.logg) CURRENT=3 PREFIX=trainer.logg
+_segzero
+]=]
+  local text = process.run({ "zsh", "-f", "-c", chunk, "zsh", host.executable }, { timeout = 30 })
+  check.equal(text, "trainer.logger=\n", "a setting")
+end)
+
+-- ---- the man page ----
+check.case("the man page", function()
+  local text = man.text()
+  for _, row in ipairs(commands.list) do
+    has(text, "\\fB" .. row.name:gsub("%-", "\\-"), "the man page")
+  end
+  check.ok(text:find("^%.TH SEGZERO 1"), "it begins with its title")
+  local requests = {}
+  for name in ("TH SH TP PP B I BR RI br"):gmatch "%S+" do requests[name] = true end
+  for line in text:gmatch "[^\n]+" do
+    local request = line:match "^%.(%S+)"
+    check.ok(not request or requests[request], "no line is an unknown request: " .. line)
+  end
+end)
+
+check.finish()
