@@ -44,6 +44,7 @@ local lazy = {
   frame = "segzero.data.frame",
   generation = "segzero.inference.generation_config",
   image = "segzero.formats.image",
+  lab = "segzero.lab",
   log = "segzero.log",
   lora = "segzero.models.lora",
   optim = "segzero.train.optim",

@@ -40,6 +40,8 @@ Type Lua. An expression prints its value; `_` is the last value. Unfinished inpu
                           vl:logprobs(inp, ids)
   img = sz.image.load(p)  an image; img:resize(w, h, "bicubic"), img:totensor()
   reward = require "rewards.seg_strict"
+  lab.compare{prompts = {...}, rows = set:sample(10), n = 4, reward = "seg_strict"}
+                          prompts compared; also lab.ask, lab.logprobs, lab.sweep, lab.worst
   plan = require("segzero.tools.plan").main {"recipes/refcocog_grpo.lua"}
                           the memory that a run needs (also: ./segzero plan RECIPE ...)
   dofile "mine.lua"       run a file
@@ -349,6 +351,7 @@ function M.run(opts)
     local ok, sz = host.call(require, "segzero")
     if ok then
       rawset(_G, "sz", sz)
+      if rawget(_G, "lab") == nil then rawset(_G, "lab", sz.lab) end
     else
       out("sz does not load: " .. tostring(sz):match("[^\n]*"))
     end
