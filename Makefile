@@ -134,13 +134,15 @@ CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpu
 # A new family of models is a folder in models/; its sources are found.
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
-               runtime/net runtime/sampling models models/*)) runtime/comm/comm.c runtime/comm/parts.c)
+               runtime/net runtime/sampling models models/*)) \
+               $(addprefix runtime/comm/,comm.c parts.c shards.c launch.c tcp.c tcp_join.c))
 OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
-OBJ_EMULATOR := $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o threads.o emulate_cudnn.o)
+OBJ_EMULATOR := $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
+                  emulate_cudnn.o)
 OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
@@ -159,8 +161,10 @@ $(MPI_LIB): runtime/comm/mpi.c runtime/comm/transport.h $(B)/flags
 	$(call quiet,  link  $@)$(CC) $(CFLAGS_ALL) $(MPI_CFLAGS) -fPIC -fvisibility=hidden -shared \
 	  $(LINK_FLAGS) -o $@ $< $(MPI_LIBS)
 
-$(HOST): $(OBJ_HOST)
-	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) $(EXPORT_HOST) -o $@ $(OBJ_HOST) $(LIBS_HOST)
+# The program reads the launcher's variables too.
+LAUNCH := $(B)/obj/runtime/comm/launch.o
+$(HOST): $(OBJ_HOST) $(LAUNCH)
+	$(call quiet,  link  $@)$(CC) $(LINK_FLAGS) $(EXPORT_HOST) -o $@ $(OBJ_HOST) $(LAUNCH) $(LIBS_HOST)
 
 $(OBJ_HOST): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
@@ -191,7 +195,7 @@ $(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 
 # The emulator's own test, with only the parts of the backend that it needs.
 EMULATE_PARTS := $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/stage.emulated.o \
-                 $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/threads.o
+                 $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o)
 $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(EMULATE_PARTS)
@@ -202,7 +206,7 @@ CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,\
                   $(addprefix cuda/,attention attention_backward attention_keys \
                   attention_cached sample device stage)) \
                   cpu/reference/attention.o sampling/sample.o core/random.o) \
-                  $(B)/obj/tests/cuda_emulator/emulate.o $(B)/obj/tests/cuda_emulator/threads.o
+                  $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o)
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)

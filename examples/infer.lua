@@ -2,6 +2,7 @@
 --
 --   segzero examples/infer.lua --image_path photo.png --text "the unusual object in the image"
 --   segzero examples/infer.lua --demo        a generated image and question; --demo 7 is another
+--   segzero --ranks 2 examples/infer.lua ...     the model divided between two processes
 --   segzero examples/infer.lua --help        all options (lua/segzero/config/infer.lua)
 --
 -- A Qwen-VL model answers with a box and points, SAM2 turns them into a mask, and both are drawn.
@@ -22,6 +23,7 @@ local cli = require "segzero.config.cli"
 local infer = require "segzero.config.infer"
 local model = require "segzero.models.qwen_vl"
 local opening = require "segzero.models.opening"
+local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
 local files = require "segzero.core.files"
 local hints = require "segzero.core.path_hints"
@@ -30,7 +32,7 @@ local draw = require "segzero.tools.draw"
 local tensor = require "segzero.core.tensor"
 local visible = require "segzero.core.visible"
 
-local M = { schema = infer.schema, settings = infer.settings }
+local M = { schema = infer.schema, settings = infer.settings, on_ranks = true }
 
 local seconds = sz.core.C.sz_seconds
 
@@ -243,14 +245,17 @@ local function write_images(o, img, found, mask, truth, shown)
   print("wrote " .. o.output_path .. enlarged)
 end
 
-function M.execute(o)
+-- One rank of those that hold the model together; the first one prints, masks and writes.
+local function execute(p, o)
   -- Check files and models, the cheapest first.
   check_folder(o.output_path, "output_path")
   if o.mask_path then check_folder(o.mask_path, "mask_path") end
-  local img
-  if o.image_path then img = load_image(o.image_path) end
-  local sam = load_sam2(o)
-  local vl = load_policy(o)
+  local img, sam, vl
+  p:together(function()
+    if o.image_path then img = load_image(o.image_path) end
+    if p:is_root() then sam = load_sam2(o) end
+    vl = load_policy(o)
+  end)
 
   -- The question.
   local frames, side = frames_of(o, vl)
@@ -269,7 +274,9 @@ function M.execute(o)
   io.write "\n"
 
   -- The answer, its mask, and the image that shows them.
-  local out, answer_frame = ask(o, vl, img, text, frames)
+  local out, answer_frame
+  p:in_step(function() out, answer_frame = ask(o, vl, img, text, frames) end)
+  if not p:is_root() then return end
   if o.task == "vqa" then return out.text end
   local found = read_answer(o, out, answer_frame, img)
   print_answer(o, found)
@@ -283,6 +290,11 @@ function M.execute(o)
   write_images(o, img, found, mask, truth, { question = visible.text(text),
     text = visible.text(out.text), facts = facts })
   return found, mask
+end
+
+function M.execute(o)
+  local p = parallel.all_shards()
+  return p:run(execute, p, o)
 end
 
 M.run = cli.runner(M)

@@ -37,6 +37,32 @@ int sz_model_weight_shape(const sz_model *m, int i, int64_t shape[6]);
 int sz_model_weight_set(sz_model *m, int i, sz_tensor *t);
 /* Borrowed; NULL with a message if the weight is not set or exists in 8 bits only. */
 sz_tensor *sz_model_weight(sz_model *m, int i);
+/* ---- a model that is split over shards (tensor parallel) ----
+ * Each of `shards` processes has a model made with the same config but for its `shard`. Everything
+ * above deals in this shard's slice of a weight: its shape is the local one. */
+/* Fills shape with that of the whole weight, as in the file; returns the number of dimensions, or
+ * -1. */
+int sz_model_weight_full_shape(const sz_model *m, int i, int64_t shape[6]);
+/* The dimension (0 or 1) that is divided among the shards; *first is where this shard's slice
+ * begins in it, and the local shape says how long it is. -1: this shard has the whole weight, or
+ * there is no weight i. */
+int sz_model_weight_slice(const sz_model *m, int i, int64_t *first);
+/* How many shards have this very slice; *copy says which of them this one is, from 0, in the order
+ * of the shards. The shards with one slice are neighbours. 1: no other. A whole weight has as many
+ * copies as there are shards; key-value heads that are fewer than the shards have shards / heads.
+ * 0 if there is no weight i. */
+int sz_model_weight_copies(const sz_model *m, int i, int *copy);
+/* 1: each copy's gradient is a part, and the gradient is their sum over the copies; the same holds
+ * for the adapter's part that is sliced like the weight (whole weights: for both parts). 0: it is
+ * complete, and where there are copies each has the same bits. */
+int sz_model_weight_gradient_is_part(const sz_model *m, int i);
+/* The group of the shards, for the collectives of forward and backward passes: its size is
+ * the config's shards, and this process has rank `shard` in it. Borrowed; it must outlive the
+ * model or be replaced. NULL takes it away. -1 if it does not fit. */
+struct sz_comm;
+int sz_model_group_set(sz_model *m, struct sz_comm *shards);
+
+/* ---- kinds of weights ---- */
 /* 1: the weight belongs to the vision tower, which can be frozen as a whole. */
 int sz_model_weight_is_vision(const sz_model *m, int i);
 /* 1: the matrix of a linear layer, which can have an adapter. */

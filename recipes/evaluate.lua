@@ -11,6 +11,8 @@
 --                                                      as Seg-Zero's script: DIR/output_0.json
 --   segzero recipes/evaluate.lua --output_dir DIR      sums up its output_*.json
 --   segzero recipes/evaluate.lua compare=DIR1,DIR2     what changed between two runs of these rows
+--   segzero --ranks 4 recipes/evaluate.lua ...         the rows dealt to four processes, or with
+--                                                      tensor_parallel_size=2 to two pairs
 --   segzero recipes/evaluate.lua --help                all settings
 --
 -- Reports gIoU, cIoU and boxes, and writes every row's answer and images of the worst and best
@@ -24,17 +26,25 @@ local cli = require "segzero.config.cli"
 local console = require "segzero.log.console"
 local evaluation = require "segzero.config.evaluate"
 local geometry = require "rewards.geometry"
+local parallel = require "segzero.train.parallel"
 local results = require "segzero.evaluation.results"
 local run = require "segzero.evaluation.run"
 local sweep = require "segzero.evaluation.sweep"
 local tally = require "segzero.evaluation.tally"
 
-local M = { schema = evaluation.schema, settings = evaluation.settings, part_of = run.part_of }
+local M = { schema = evaluation.schema, settings = evaluation.settings, part_of = run.part_of,
+  on_ranks = true }
 
-function M.execute(cfg, given)
+-- What reads the results of other runs: one rank does it.
+local function read_results(cfg, given)
+  if not parallel.new():is_root() then return end
   if #cfg.compare > 0 then return results.compare(cfg, console.say) end
   if #cfg.merge > 0 then return results.merge(cfg, given, console.say) end
-  if cfg.output_dir then return tally.run(cfg, console.say) end
+  return tally.run(cfg, console.say)
+end
+
+function M.execute(cfg, given)
+  if #cfg.compare > 0 or #cfg.merge > 0 or cfg.output_dir then return read_results(cfg, given) end
   if cfg.members then
     return sweep.run(cfg, cfg.members, { box_iou = geometry.box_iou, say = console.say })
   end

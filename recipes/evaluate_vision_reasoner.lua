@@ -9,7 +9,7 @@
 local cli = require "segzero.config.cli"
 local evaluate = require "recipes.evaluate"
 
-local M = { schema = evaluate.schema, execute = evaluate.execute }
+local M = { schema = evaluate.schema, execute = evaluate.execute, on_ranks = true }
 
 function M.settings(args)
   local list = { "several=true" }

@@ -2,7 +2,7 @@
 -- points into a mask, which is compared with the true mask.
 --
 --   local reward = require "rewards.mask_iou"
---   local score, parts = reward(response_text, ground_truth, sample)
+--   local score, parts, why = reward(response_text, ground_truth, sample)
 --
 -- parts: thinking_format and segmentation_format (0 or 1, as in seg_strict.lua) and mask_iou (0 to
 -- 1, in the image's pixels); score = thinking_format + segmentation_format + 3 * mask_iou, the
@@ -19,23 +19,24 @@
 -- Leaves out: one mask for each object.
 
 local answer = require "segzero.formats.answer"
+local reasons = require "rewards.reasons"
 local segment = require "segzero.inference.segmenter"
 local strict = require "rewards.seg_strict"
 local truth_of = require "segzero.data.truth"
 local vision_reasoner = require "rewards.vision_reasoner"
 
--- The two formats and the answer, nil if it cannot be read.
+-- The two formats, why they are 0, and the answer; nil and why if it cannot be read.
 local function read_one(text, ground_truth, sample)
-  local _, formats = strict(text, ground_truth, sample)
-  return formats.thinking_format, formats.segmentation_format, (answer.parse(text))
+  local _, formats, why = strict(text, ground_truth, sample)
+  return formats, why, answer.parse(text)
 end
 
 local function read_list(text, ground_truth, sample)
-  local _, formats = vision_reasoner(text, ground_truth, sample)
-  local found = answer.parse_list(text)
-  local segmentation = formats.segmentation_format / 2
-  if found and #found == 0 then segmentation = 1 end
-  return formats.thinking_format, segmentation, found
+  local _, formats, why = vision_reasoner(text, ground_truth, sample)
+  local found, unread = answer.parse_list(text)
+  formats.segmentation_format = formats.segmentation_format / 2
+  if found and #found == 0 then formats.segmentation_format = 1 end
+  return formats, why, found, unread
 end
 
 local function mask_iou(found, sample)
@@ -56,8 +57,10 @@ return function(response_text, ground_truth, sample)
   end
   local read = read_one
   if truth_of.is_list(ground_truth) then read = read_list end
-  local thinking, segmentation, found = read(response_text, ground_truth, sample)
-  local parts = { thinking_format = thinking, segmentation_format = segmentation, mask_iou = 0 }
+  local formats, why, found, unread = read(response_text, ground_truth, sample)
+  local parts = { thinking_format = formats.thinking_format,
+    segmentation_format = formats.segmentation_format, mask_iou = 0 }
   if found then parts.mask_iou = mask_iou(found, sample) end
-  return parts.thinking_format + parts.segmentation_format + 3 * parts.mask_iou, parts
+  local score = parts.thinking_format + parts.segmentation_format + 3 * parts.mask_iou
+  return score, parts, reasons.masks(why, unread)
 end

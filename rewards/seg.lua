@@ -2,14 +2,15 @@
 -- but keys only need to contain a word.
 --
 --   local reward = require "rewards.seg"
---   local score, parts = reward(response_text, ground_truth, sample)
+--   local score, parts, why = reward(response_text, ground_truth, sample)
 --
 -- Keys ignore upper and lower case. The box is the first key with "bbox". The format term asks for
 -- two further keys with "point" (a second bbox key may be one of them) and looks only at lengths,
 -- so strings of 4 and 2 characters pass. The points term takes the first two keys with "points",
--- and one of them may be the box's own key. parts and sample are those of seg_strict.lua, the terms
--- are in seg_terms.lua.
+-- and one of them may be the box's own key. parts, why and sample are those of seg_strict.lua, the
+-- terms are in seg_terms.lua.
 
+local reasons = require "rewards.reasons"
 local terms = require "rewards.seg_terms"
 
 local function select(object)
@@ -33,9 +34,9 @@ local function select(object)
   return format_ok, bbox, map[points_keys[1]], map[points_keys[2]]
 end
 
+local READING = { select = select, asked = "one with bbox and two with points" }
+
 return function(response_text, ground_truth, sample)
-  -- Not a tail call, which would drop this frame: compute's errors count frames to blame the
-  -- caller.
   local score, parts = terms.compute(response_text, ground_truth, sample, select)
-  return score, parts
+  return score, parts, reasons.one(response_text, ground_truth, sample, READING)
 end

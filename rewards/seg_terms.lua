@@ -12,6 +12,7 @@
 -- too far away to score.
 -- Leaves out: several objects (vision_reasoner.lua).
 
+local answer_object = require "segzero.formats.answer_object"
 local coordinates = require "segzero.data.coordinates"
 local frame = require "segzero.data.frame"
 local geometry = require "rewards.geometry"
@@ -45,49 +46,15 @@ function M.has_thinking_format(text)
   end
 end
 
--- The first match of the regular expression {[^}]+}, read as JSON; nil if there is none or it is no
--- JSON. It has one closing brace, so the object is flat.
-function M.read_object(text)
-  local open = find(text, "{[^}]")
-  if not open then return nil end
-  local close = find(text, "}", open + 2, true)
-  if not close then return nil end
-  return (pyjson.decode(sub(text, open, close)))
-end
+M.read_object = answer_object.read
 
 -- Ground truth -> box {x1, y1, x2, y2} or nil, {{x, y}, {x, y}} or nil.
 M.read_truth = truth.read
 
 M.length = pyjson.length
-
-function M.is_list(value, n)
-  return type(value) == "table" and value.kind == "array" and #value == n
-end
-
--- A list of four values that Python would compare with a number -> {x1, y1, x2, y2}; else nil. True
--- and False count as 1 and 0.
-local BOOLEANS = { [true] = 1, [false] = 0 }
-
-function M.to_box(value)
-  if not M.is_list(value, 4) then return nil end
-  local box = {}
-  for k = 1, 4 do
-    local v = value[k]
-    if type(v) == "boolean" then v = BOOLEANS[v] end
-    if type(v) ~= "number" then return nil end
-    box[k] = v
-  end
-  return box
-end
-
--- int() of the first two elements -> {x, y}, or nil. A string has elements too: "57" is the point
--- (5, 7).
-function M.to_point(value)
-  local x = pyjson.int(pyjson.item(value, 1))
-  local y = pyjson.int(pyjson.item(value, 2))
-  if not x or not y then return nil end
-  return { x, y }
-end
+M.is_list = answer_object.is_list
+M.to_box = answer_object.to_box
+M.to_point = answer_object.to_point
 
 local function one(condition)
   if condition then return 1 end

@@ -2,7 +2,7 @@
 -- vision_reasoner), 0 to 7.
 --
 --   local reward = require "rewards.vision_reasoner"
---   local score, parts = reward(response_text, ground_truth, sample)
+--   local score, parts, why = reward(response_text, ground_truth, sample)
 --
 -- An answer is
 --   <think>...</think><answer>[{"bbox_2d": [10,20,110,220], "point_2d": [40,60]}, ...]</answer>
@@ -13,7 +13,8 @@
 --                        (object_pairs.lua) is largest; it is divided by the larger of both numbers
 --   non_repeat           1, or 0 if the text, split at full stops, repeats itself twice
 -- Both lists are cut to 120 objects. Empty lists have no accuracy: a rightly empty answer scores 2.
--- sample may be nil; its frame is that of seg_strict.lua.
+-- sample may be nil; its frame is that of seg_strict.lua. why(part) says why a part is 0
+-- (reasons.lua).
 --
 -- The original is Python that runs each part in its own try. What raises there (a key that is
 -- missing, a string among the numbers, lists of several lengths) leaves the part as it was: the
@@ -26,6 +27,7 @@ local number_arrays = require "rewards.number_arrays"
 local object_pairs = require "rewards.object_pairs"
 local pyjson = require "segzero.formats.pyjson"
 local pytext = require "segzero.formats.pytext"
+local reasons = require "rewards.reasons"
 local terms = require "rewards.seg_terms"
 
 local MAX_OBJECTS = 120
@@ -148,5 +150,5 @@ return function(response_text, ground_truth, sample)
     parts.accuracy = accuracy(body, list, ground_truth, space)
   end
   local score = parts.thinking_format + parts.segmentation_format + parts.accuracy
-  return score + parts.non_repeat, parts
+  return score + parts.non_repeat, parts, reasons.several(response_text, ground_truth)
 end

@@ -1,6 +1,6 @@
 /* graph.h - the only header of the runtime that models/ includes: tensors and their fields, typed
  * op wrappers, recomputation, sharing, scopes, errors, background work, the key-value cache, the
- * decode step. It brings sz.h, the public calls, with it.
+ * decode step, the groups of ranks. It brings sz.h, the public calls, with it.
  *
  *     sz_tensor *h = sz_rmsnorm(x, w->norm, eps);
  *     sz_tensor *y = sz_linear(h, w->proj, NULL);     NULL if either failed: check once, at the end
@@ -17,6 +17,7 @@
 #define SZ_GRAPH_H
 
 #include "sz.h"
+#include "comm/comm.h"
 #include <stdbool.h>
 #include <string.h>
 
@@ -118,6 +119,8 @@ int sz_tensor_move(sz_tensor **t, int device);
 /* The pages of a tensor in a mapped file leave the process. They are read again when touched. Does
  * nothing for other tensors. */
 void sz_tensor_unload(const sz_tensor *t);
+/* Nothing is computed or copied (sz_dry_run). */
+bool sz_is_dry_run(void);
 /* Copies bytes between any two devices. The ranges may overlap. 0, or -1 with a message. */
 int sz_bytes_copy(int to, void *dst, int from, const void *src, size_t bytes);
 
@@ -202,6 +205,19 @@ sz_tensor *sz_resize(sz_tensor *x, int64_t height, int64_t width, int mode);
  * [n]. 0, or -1 with a message. */
 int sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temperature,
                sz_tensor **logprob, sz_tensor **entropy);
+
+/* ---- a model that is split over ranks; group: of sz_comm_handle ---- */
+sz_tensor *sz_tp_copy(sz_tensor *x, int group);
+sz_tensor *sz_tp_sum(sz_tensor *x, int group);
+/* sizes: i32 [parts], or NULL where all parts are as large as this one. */
+sz_tensor *sz_tp_gather(sz_tensor *x, sz_tensor *sizes, int group, int parts, int dim);
+/* table: the rows from `first` on of one with `whole` rows. */
+sz_tensor *sz_embedding_part(sz_tensor *table, sz_tensor *ids, int64_t first, int64_t whole);
+/* f32 [3, n]; w: the words from `first` on of a vocabulary of `whole`. */
+sz_tensor *sz_logprob_part(sz_tensor *x, sz_tensor *w, sz_tensor *ids, int64_t first, int64_t whole,
+                           double inverse_temperature);
+/* Two new f32 [n]. 0, or -1 with a message. */
+int sz_logprob_join(sz_tensor *parts, sz_tensor **logprob, sz_tensor **entropy);
 
 /* ---- background work ---- */
 /* Runs run(context) on a background thread; it returns 0, or -1 with a message. dispose(context)

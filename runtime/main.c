@@ -8,9 +8,9 @@
  * A file that has the name of a command, such as plan, is run as ./plan.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
- * interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they need), message.c (errors),
- * watchdog.c (time limits) and module.c
- * (what scripts see as "segzero.host").
+ * spawn.c (ranks without MPI), interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they
+ * need), message.c (errors), watchdog.c (time limits) and module.c (what scripts see as
+ * "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
  */
 #include "host/host.h"
@@ -187,6 +187,7 @@ int main(int argc, char **argv)
     int job = 0;
     if (o.ranks && !sz_ranks_launched() && sz_ranks_start(&o, argv, argc, &job)) return job;
 
+    sz_ranks_set_threads();
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;
 

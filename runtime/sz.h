@@ -117,6 +117,14 @@ sz_tensor *sz_tensor_clone(sz_tensor *t);
 sz_tensor *sz_tensor_detach(sz_tensor *t);
 /* Copies equal numbers of elements; converts the dtype and crosses devices. */
 int sz_tensor_copy(sz_tensor *dst, sz_tensor *src);
+/* Where the elements of a part are in a whole tensor. The part is a range of a slice; element e of
+ * the slice is element first + e / run * stride + e % run of the whole, and the range begins at
+ * element `skip` of the slice. */
+typedef struct {
+    int64_t first, run, stride, skip;
+} sz_place;
+/* part = its elements of `whole`, which is on the CPU; converts the dtype and crosses devices. */
+int sz_part_copy(sz_tensor *part, const sz_place *place, sz_tensor *whole);
 /* A copy on that device (no history), or t itself, retained, when it is there already. */
 sz_tensor *sz_tensor_to(sz_tensor *t, int device);
 /* Writes all bytes from host memory. */
@@ -167,6 +175,9 @@ void sz_random_bits(uint64_t seed, uint64_t row, uint32_t answer, uint32_t posit
 /* In (0, 1). */
 double sz_random_uniform(uint64_t seed, uint64_t row, uint32_t answer, uint32_t position);
 int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean, double std);
+/* The numbers that sz_random_normal_ would give to the elements at `place` of a whole tensor. */
+int sz_random_normal_part_(sz_tensor *t, const sz_place *place, uint64_t seed, uint64_t stream,
+                           double mean, double std);
 
 /* ---- optimizer ---- */
 /* AdamW on n parameters, which it retains; the caller frees it. moments: SZ_F32, SZ_BF16, or SZ_U8
@@ -182,10 +193,12 @@ sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
-/* Its square; of the parts alone, if there are parts. Negative with a message on failure. */
-double sz_adamw_grad_squares(sz_adamw *o);
-/* The norm of the parameters' values, of whole parameters. */
+/* Its square; of the parts alone, if there are parts. counts: NULL, or for each parameter 0 if it
+ * is left out, because another rank counts it. Negative with a message on failure. */
+double sz_adamw_grad_squares(sz_adamw *o, const uint8_t *counts);
+/* The norm of the parameters' values, of whole parameters; and its square, as above. */
 double sz_adamw_weight_norm(sz_adamw *o);
+double sz_adamw_weight_squares(sz_adamw *o, const uint8_t *counts);
 /* One update with the gradients multiplied by grad_scale; then the gradients are cleared. */
 int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps,
                   double weight_decay, double grad_scale);
@@ -197,8 +210,14 @@ void sz_adamw_set_steps(sz_adamw *o, int64_t steps);
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which);
 /* Element `first` of the parameter's whole state is the first of the part's. */
 int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which);
-/* The state becomes the part that belongs to it of `whole`, the state of the whole parameter. */
-int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole);
+/* 8-bit moments of other blocks. codes u8 [n] of the first moment (second = 0) or the second are
+ * the part at `place` of a whole parameter [rows, columns]; old_scales f32 has the scales of its
+ * blocks, those of each of row_slices x column_slices slices together, in the order of rows. The
+ * codes become those of this part's own blocks, rounded to nearest, and scales [n / 256, rounded
+ * up] theirs. All on the CPU. */
+int sz_moment_recode(sz_tensor *codes, sz_tensor *scales, int second, const sz_place *place,
+                     sz_tensor *old_scales, int64_t rows, int64_t columns, int64_t row_slices,
+                     int64_t column_slices);
 
 /* ---- jobs: work in background threads ---- */
 typedef struct sz_job sz_job;
@@ -229,10 +248,11 @@ int sz_writing_sync(sz_writing *w, const char *path, int n, const int64_t *begin
 /* Writes a text in which each '%' stands for the next checksum of what was done before: one for a
  * text, 1 + n for n tensors (the first is of the header with its length), n for n ranges. */
 int sz_writing_manifest(sz_writing *w, const char *path, const char *text, size_t len);
-/* Writes each of n tensors at its place, in bytes from the start, of a file that
- * sz_shared_file_begin has made, and syncs it. It has no checksum. Retains the tensors. */
-int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const int64_t *places,
-                     int n);
+/* Writes n tensors into a file that sz_shared_file_begin has made, and syncs it. Tensor i is the
+ * part at places[i] of a whole tensor whose bytes begin at begin[i], from the start of the file. It
+ * has no checksum. Retains the tensors. */
+int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const int64_t *begin,
+                     const sz_place *places, int n);
 /* Makes a safetensors file with this header and of this length in all, whose data is zeros. */
 int sz_shared_file_begin(const char *path, const char *header, size_t header_len, int64_t bytes);
 /* Takes over w, also when it fails. */
@@ -280,6 +300,10 @@ sz_tensor *sz_file_tensor(sz_file *f, const char *name, int dtype, int ndim, con
 enum { SZ_FILE_F16 = 16 };
 sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int ndim,
                            const int64_t *shape, int64_t begin, int64_t end);
+/* The part [ndim dimensions of shape] at `place` of the tensor in bytes [begin, end), as a new heap
+ * tensor of dtype `to`; from as above, or equal to `to`. */
+sz_tensor *sz_file_part(sz_file *f, const char *name, int from, int to, int ndim,
+                        const int64_t *shape, const sz_place *place, int64_t begin, int64_t end);
 /* Writes header and tensors to path.tmp, syncs, renames: path never holds a partial file. */
 int sz_safetensors_write(const char *path, const char *header, size_t header_len,
                          sz_tensor **tensors, int n);

@@ -1,7 +1,11 @@
-/* linear.c - the linear layer of every network: bias, low-rank adapter (LoRA), 8-bit form.
+/* linear.c - the linear layer of every network: bias, low-rank adapter (LoRA), 8-bit form, division
+ * among shards.
  *
  *   x [n, in] -> y [n, out], or [n, out1 + out2 + out3] of up to three layers that read the same x
  *
+ * Divided by its outputs, a layer has the whole x and gives this shard's columns of y; divided by
+ * its inputs, it has this shard's columns of x and gives the whole y, the sum over the shards. The
+ * adapter's narrow middle is whole in both, and so are the gradients of what is whole.
  * An adapter is f32 and computes in x's dtype. Leaves out: quantising while training, adapters of
  * embeddings and convolutions. */
 #include "model.h"
@@ -13,40 +17,66 @@ static sz_tensor *as_dtype_of(sz_tensor *t, const sz_tensor *x)
     return x->dtype == SZ_F32 ? sz_tensor_retain(t) : sz_cast(t, x->dtype);
 }
 
-/* Adds the product of the layer's adapter to columns col .. of y. Consumes y. */
-static sz_tensor *adapt(sz_tensor *y, sz_tensor *x, const model_layer *layer, int64_t col)
+/* What goes into a layer: the gradients that the shards' outputs give x are summed. Returns a new
+ * reference. */
+static sz_tensor *enter(const sz_model *m, sz_tensor *x, model_division division)
 {
+    if (division != MODEL_OUTPUTS) return sz_tensor_retain(x);
+    return sz_tp_copy(x, sz_comm_handle(m->group));
+}
+
+/* What comes out of it: the shards' parts are summed. Consumes y. */
+static sz_tensor *leave(const sz_model *m, sz_tensor *y, model_division division)
+{
+    if (division == MODEL_INPUTS) model_move(&y, sz_tp_sum(y, sz_comm_handle(m->group)));
+    return y;
+}
+
+/* Adds the product of the layer's adapter to columns col .. of y. Consumes y. */
+static sz_tensor *adapt(const sz_model *m, sz_tensor *y, sz_tensor *x, const model_layer *layer,
+                        int64_t col)
+{
+    const model_division division = layer->division;
     sz_tensor *a = as_dtype_of(layer->lora_a, x);
     sz_tensor *b = as_dtype_of(layer->lora_b, x);
-    sz_tensor *low = sz_linear(x, a, NULL);
+    sz_tensor *low = leave(m, sz_linear(x, a, NULL), division);
+    if (low) model_move(&low, enter(m, low, division));
     sz_tensor *scaled = sz_affine(low, layer->lora_scale, 0);
     sz_tensor *sum = scaled ? sz_linear_add(y, scaled, b, col) : NULL;
     MODEL_RELEASE(a, b, low, scaled, y);
     return sum;
 }
 
+/* x through the layers' weights, without adapters. */
+static sz_tensor *product(sz_tensor *x, const model_int8 *packed,
+                          const model_layer *const layers[4])
+{
+    if (packed && packed->q)
+        return sz_linear_int8(x, packed->q, packed->scale, packed->bias, packed->rows, false);
+    if (!layers[1]) return sz_linear(x, layers[0]->w, layers[0]->b);
+    sz_tensor *w[3] = { 0 };
+    sz_tensor *b[3] = { 0 };
+    for (int i = 0; layers[i]; i++) {
+        w[i] = layers[i]->w;
+        b[i] = layers[i]->b;
+    }
+    return sz_linear_cat(x, w, b);
+}
+
 sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_int8 *packed,
                             const model_layer *const layers[4])
 {
     if (!x) return NULL;
-    sz_tensor *y;
-    if (packed && packed->q) {
-        y = sz_linear_int8(x, packed->q, packed->scale, packed->bias, packed->rows, false);
-    } else if (!layers[1]) {
-        y = sz_linear(x, layers[0]->w, layers[0]->b);
-    } else {
-        sz_tensor *w[3] = { 0 };
-        sz_tensor *b[3] = { 0 };
-        for (int i = 0; layers[i]; i++) {
-            w[i] = layers[i]->w;
-            b[i] = layers[i]->b;
-        }
-        y = sz_linear_cat(x, w, b);
-    }
+    const model_division division = layers[0]->division;
+    sz_tensor *entered = enter(m, x, division);
+    sz_tensor *y = entered ? product(entered, packed, layers) : NULL;
+    y = leave(m, y, division);
+    sz_tensor_release(entered);
 
+    /* An adapter's first matrix is whole where x is: it reads x itself. */
     int64_t col = 0;
     for (int i = 0; y && layers[i]; i++) {
-        if (layers[i]->lora_a && !m->lora_off) y = adapt(y, x, layers[i], col);
+        if (layers[i]->lora_a && !m->lora_off) y = adapt(m, y, x, layers[i], col);
         col += layers[i]->rows;
     }
     return y;

@@ -15,6 +15,11 @@
 #include "models.h"
 #include "graph.h"
 
+/* ---- division among shards ---- */
+/* How a linear layer [out, in] is divided: not at all, by its outputs (rows of w), or by its
+ * inputs (columns of w; then the shards' results are summed). */
+typedef enum { MODEL_WHOLE, MODEL_OUTPUTS, MODEL_INPUTS } model_division;
+
 /* ---- linear layers ---- */
 /* y = x w^T + b, and with an adapter + lora_scale (x lora_a^T) lora_b^T. b and the adapter may be
  * NULL; w is NULL if the layer exists in 8 bits only. */
@@ -22,7 +27,8 @@ typedef struct {
     sz_tensor *w, *b;
     sz_tensor *lora_a, *lora_b; /* f32 [rank, in] and [rows, rank] */
     double lora_scale;
-    int64_t rows; /* of w */
+    int64_t rows; /* of w, the local ones */
+    model_division division;
 } model_layer;
 
 /* Up to three linear layers side by side in 8 bits (op quantize_int8); all NULL in a model that is
@@ -36,17 +42,23 @@ typedef struct {
 typedef struct {
     char name[96];
     int ndim;
-    int64_t shape[SZ_MAX_DIMS];
-    sz_tensor **slot;   /* where the network reads it */
-    model_layer *layer; /* the linear layer whose w this is, else NULL */
-    bool vision;        /* part of the vision tower */
+    int64_t shape[SZ_MAX_DIMS]; /* of this shard's slice */
+    int64_t full[SZ_MAX_DIMS];  /* of the whole weight */
+    int divided;                /* the dimension that is divided, or -1 */
+    int64_t first;              /* of this shard's slice in that dimension */
+    int copies, copy;           /* shards with this slice; which of them this one is */
+    sz_tensor **slot;           /* where the network reads it */
+    model_layer *layer;         /* the linear layer whose w this is, else NULL */
+    bool vision;                /* part of the vision tower */
 } model_weight;
 
 typedef struct {
     model_weight *items;
     int count, room;
-    bool vision; /* weights added now belong to the vision tower */
-    bool failed; /* memory ran out while weights were added */
+    bool vision;             /* weights added now belong to the vision tower */
+    model_division division; /* and are divided so, */
+    int slices;              /* in as many equal slices; at most as many as there are shards */
+    bool failed;             /* memory ran out while weights were added */
 } model_weights;
 
 /* ---- families ---- */
@@ -91,27 +103,33 @@ typedef struct {
 struct sz_model {
     const model_family *family;
     model_weights weights;
-    bool quantized; /* the linear weights were released */
-    bool lora_off;  /* adapters are switched off: the base model */
+    bool quantized;    /* the linear weights were released */
+    bool lora_off;     /* adapters are switched off: the base model */
+    int shards, shard; /* 0 and 0, or 1 and 0, for a whole model */
+    sz_comm *group;    /* of the shards; borrowed */
 };
 
 /* ---- weights.c ---- */
-/* Lists a weight. The dimensions of `shape` end at the first 0. */
+/* Lists a weight, divided as m->weights.division and .slices say. The dimensions of `shape`, the
+ * whole weight's, end at the first 0. */
 void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS], const char *format,
                ...) __attribute__((format(printf, 4, 5)));
 #define MODEL_SHAPE(...) \
     (const int64_t[SZ_MAX_DIMS]) { __VA_ARGS__ }
-/* Lists name.weight [rows, cols] of a linear layer, and name.bias [rows] if it has a bias. */
+/* Lists name.weight [rows, cols] of a linear layer, and name.bias [rows] if it has a bias, which is
+ * divided with the outputs; a layer divided by its inputs has none. */
 void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t cols, bool bias,
                       const char *format, ...) __attribute__((format(printf, 6, 7)));
-/* Is every weight set? -1 with a message that names the first missing one. */
+/* Is every weight set, and does a shard know its group? -1 with a message that names the first
+ * missing weight. */
 int model_check(const sz_model *m);
 
 /* ---- linear.c ---- */
 /* y = layer(x), with its adapter. Returns a new reference; NULL for a NULL x. */
 sz_tensor *model_linear(const sz_model *m, sz_tensor *x, const model_layer *layer);
 /* x through up to three layers with their adapters (the list ends with NULL): the results side by
- * side in one tensor. Uses the layers' 8-bit form if packed has one. */
+ * side in one tensor. Uses the layers' 8-bit form if packed has one. All are divided among the
+ * shards in the same way. */
 sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_int8 *packed,
                             const model_layer *const layers[4]);
 #define MODEL_LINEAR(m, x, packed, ...) \

@@ -27,6 +27,26 @@ static model_weight *append(model_weights *list)
     return w;
 }
 
+/* Sets what depends on the division of the list: the local shape, slice and copies. */
+static void divide(const sz_model *m, model_weight *w)
+{
+    const model_weights *list = &m->weights;
+    const int shards = m->shards > 1 ? m->shards : 1;
+    w->divided = -1;
+    w->copies = shards;
+    w->copy = m->shard;
+    memcpy(w->shape, w->full, sizeof w->shape);
+    if (list->division == MODEL_WHOLE || shards == 1) return;
+
+    /* Neighbouring shards have the same slice where there are fewer slices than shards. */
+    w->divided = list->division == MODEL_OUTPUTS ? 0 : 1;
+    w->copies = shards / list->slices;
+    w->copy = m->shard % w->copies;
+    int64_t *size = &w->shape[w->divided];
+    *size /= list->slices;
+    w->first = *size * (m->shard / w->copies);
+}
+
 void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS], const char *format,
                ...)
 {
@@ -36,9 +56,10 @@ void model_add(sz_model *m, sz_tensor **slot, const int64_t shape[SZ_MAX_DIMS], 
     va_start(args, format);
     vsnprintf(w->name, sizeof w->name, format, args);
     va_end(args);
-    memcpy(w->shape, shape, sizeof w->shape);
+    memcpy(w->full, shape, sizeof w->full);
     while (w->ndim < SZ_MAX_DIMS && shape[w->ndim]) w->ndim++;
     w->slot = slot;
+    divide(m, w);
 }
 
 void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t cols, bool bias,
@@ -50,14 +71,22 @@ void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t col
     vsnprintf(name, sizeof name, format, args);
     va_end(args);
 
-    layer->rows = rows;
+    model_weights *list = &m->weights;
     model_add(m, &layer->w, MODEL_SHAPE(rows, cols), "%s.weight", name);
-    if (!m->weights.failed) m->weights.items[m->weights.count - 1].layer = layer;
+    if (list->failed) return;
+    layer->rows = list->items[list->count - 1].shape[0];
+    layer->division = m->shards > 1 ? list->division : MODEL_WHOLE;
+    list->items[list->count - 1].layer = layer;
+
+    SZ_ASSERT(!bias || layer->division != MODEL_INPUTS, "each shard would add the bias");
     if (bias) model_add(m, &layer->b, MODEL_SHAPE(rows), "%s.bias", name);
 }
 
 int model_check(const sz_model *m)
 {
+    if (m->shards > 1 && !m->group && !sz_is_dry_run())
+        return sz_fail("the model is one of %d shards, and has no group (sz_model_group_set)",
+                       m->shards);
     if (m->quantized) return 0;
     for (int i = 0; i < m->weights.count; i++) {
         const model_weight *w = &m->weights.items[i];
@@ -122,4 +151,48 @@ int sz_model_weight_is_linear(const sz_model *m, int i)
 {
     const model_weight *w = listed(m, i);
     return w && w->layer;
+}
+
+/* ---- a model that is split over shards ---- */
+int sz_model_weight_full_shape(const sz_model *m, int i, int64_t shape[6])
+{
+    const model_weight *w = listed(m, i);
+    if (!w) return -1;
+    memcpy(shape, w->full, sizeof w->full);
+    return w->ndim;
+}
+
+int sz_model_weight_slice(const sz_model *m, int i, int64_t *first)
+{
+    const model_weight *w = listed(m, i);
+    if (!w) return -1;
+    *first = w->first;
+    return w->divided;
+}
+
+int sz_model_weight_copies(const sz_model *m, int i, int *copy)
+{
+    const model_weight *w = listed(m, i);
+    if (!w) return 0;
+    *copy = w->copy;
+    return w->copies;
+}
+
+int sz_model_weight_gradient_is_part(const sz_model *m, int i)
+{
+    /* Copies of a slice are read by different heads. Whole weights read what all shards have. */
+    const model_weight *w = listed(m, i);
+    return w && w->divided >= 0 && w->copies > 1;
+}
+
+int sz_model_group_set(sz_model *m, sz_comm *shards)
+{
+    const int want = m->shards > 1 ? m->shards : 1;
+    if (shards && sz_comm_size(shards) != want)
+        return sz_fail("a group of %d ranks for a model of %d shards", sz_comm_size(shards), want);
+    if (shards && sz_comm_rank(shards) != m->shard)
+        return sz_fail("rank %d of the group has shard %d of the model", sz_comm_rank(shards),
+                       m->shard);
+    m->group = shards;
+    return 0;
 }

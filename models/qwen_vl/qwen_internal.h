@@ -20,9 +20,15 @@ typedef struct {
     model_int8 qkv8, o8, gate_up8, down8;
 } qwen_layer;
 
+/* What this shard has of the sizes that are divided; all of them in a whole model. */
+typedef struct {
+    int heads, kv_heads, vocab;
+} qwen_share;
+
 typedef struct {
     sz_model base;
-    sz_qwen_config config;
+    sz_qwen_config config; /* of the whole model */
+    qwen_share share;
     sz_tensor *patch_embed, *ln_q, *ln_q_b;
     model_layer merge0, merge2;
     sz_tensor *embed, *norm, *lm_head;
@@ -32,6 +38,11 @@ typedef struct {
 } qwen_model;
 
 static inline qwen_model *qwen_of(sz_model *m) { return (qwen_model *)m; }
+/* The word of row 0 of this shard's embedding and head. */
+static inline int64_t qwen_first_word(const qwen_model *m)
+{
+    return (int64_t)m->share.vocab * m->base.shard;
+}
 
 /* Functions of the family's table. */
 sz_tensor *qwen_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);

@@ -90,13 +90,13 @@ int qwen_rotary(const sz_qwen_config *c, const sz_tensor *positions, int dtype,
  * this stream's rows are queries. */
 static sz_tensor *attend_continuation(const layer_ctx *k, sz_tensor *qkv, double scale)
 {
-    const sz_qwen_config *c = &k->m->config;
+    const qwen_share *c = &k->m->share;
     int64_t before = k->prefix->shape[0];
     int64_t own = qkv->shape[0];
     sz_tensor *padded = sz_pad_rows(k->prefix, own);
     sz_tensor *both = sz_index_copy(padded, k->positions, qkv);
-    sz_tensor *all = sz_attention(both, k->segments, c->heads, c->kv_heads, c->head_dim, true,
-                                  scale);
+    sz_tensor *all = sz_attention(both, k->segments, c->heads, c->kv_heads, k->m->config.head_dim,
+                                  true, scale);
     sz_tensor *result = sz_narrow(all, before, own);
     MODEL_RELEASE(padded, both, all);
     return result;
@@ -105,24 +105,26 @@ static sz_tensor *attend_continuation(const layer_ctx *k, sz_tensor *qkv, double
 /* Stores the stream's keys and values in the cache, then reads the cache. */
 static sz_tensor *attend_cached(const layer_ctx *k, sz_tensor *qkv, double scale)
 {
-    const sz_qwen_config *c = &k->m->config;
-    int64_t q = (int64_t)c->heads * c->head_dim;
-    int64_t kv = (int64_t)c->kv_heads * c->head_dim;
+    const qwen_share *c = &k->m->share;
+    const int head_dim = k->m->config.head_dim;
+    int64_t q = (int64_t)c->heads * head_dim;
+    int64_t kv = (int64_t)c->kv_heads * head_dim;
     sz_tensor *keys = sz_cache_keys(k->cache, k->index);
     sz_tensor *values = sz_cache_values(k->cache, k->index);
     if (sz_scatter_cols(keys, k->cache_rows, qkv, q) != 0) return NULL;
     if (sz_scatter_cols(values, k->cache_rows, qkv, q + kv) != 0) return NULL;
-    return sz_attention_cached(qkv, keys, values, k->segments, c->heads, c->kv_heads, c->head_dim,
+    return sz_attention_cached(qkv, keys, values, k->segments, c->heads, c->kv_heads, head_dim,
                                true, scale);
 }
 
 static sz_tensor *attend(const layer_ctx *k, sz_tensor *qkv)
 {
-    const sz_qwen_config *c = &k->m->config;
-    double scale = 1 / sqrt((double)c->head_dim);
+    const qwen_share *c = &k->m->share;
+    const int head_dim = k->m->config.head_dim;
+    double scale = 1 / sqrt((double)head_dim);
     if (k->prefix) return attend_continuation(k, qkv, scale);
     if (k->cache) return attend_cached(k, qkv, scale);
-    return sz_attention(qkv, k->segments, c->heads, c->kv_heads, c->head_dim, true, scale);
+    return sz_attention(qkv, k->segments, c->heads, c->kv_heads, head_dim, true, scale);
 }
 
 /* ---- layers ---- */
@@ -134,7 +136,8 @@ static sz_tensor *project_qkv(const void *context, sz_tensor *x)
     const sz_qwen_config *c = &k->m->config;
     sz_tensor *normed = sz_rmsnorm(x, l->norm1, c->rms_eps);
     sz_tensor *qkv = MODEL_LINEAR(&k->m->base, normed, &l->qkv8, &l->q, &l->k, &l->v);
-    sz_tensor *rotated = sz_rope(qkv, k->cosines, k->sines, c->heads + c->kv_heads, c->head_dim);
+    const int rotating = k->m->share.heads + k->m->share.kv_heads;
+    sz_tensor *rotated = sz_rope(qkv, k->cosines, k->sines, rotating, c->head_dim);
     MODEL_RELEASE(normed, qkv);
     return rotated;
 }
@@ -173,10 +176,20 @@ static sz_tensor *ascending(int64_t first, int64_t n)
     return t;
 }
 
+/* The rows of the embedding [T, hidden]. Each shard has some of them, and zeros for the others. */
+static sz_tensor *token_rows(const qwen_model *m, sz_tensor *ids)
+{
+    if (m->base.shards <= 1) return sz_embedding(m->embed, ids);
+    sz_tensor *own = sz_embedding_part(m->embed, ids, qwen_first_word(m), m->config.vocab);
+    sz_tensor *x = sz_tp_sum(own, sz_comm_handle(m->base.group));
+    sz_tensor_release(own);
+    return x;
+}
+
 /* Token embeddings [T, hidden], with the image features in their rows. */
 static sz_tensor *embed(const qwen_model *m, const model_stream *s)
 {
-    sz_tensor *x = sz_embedding(m->embed, s->ids);
+    sz_tensor *x = token_rows(m, s->ids);
     if (x && s->features) model_move(&x, sz_index_copy(x, s->image_rows, s->features));
     return x;
 }
@@ -259,6 +272,6 @@ sz_tensor *qwen_hidden(sz_model *base, const model_stream *s)
 sz_cache *qwen_cache(sz_model *base, int64_t rows)
 {
     const qwen_model *m = qwen_of(base);
-    int64_t width = (int64_t)m->config.kv_heads * m->config.head_dim;
+    int64_t width = (int64_t)m->share.kv_heads * m->config.head_dim;
     return sz_cache_new(m->config.layers, rows, width, m->embed->dtype, m->embed->device);
 }

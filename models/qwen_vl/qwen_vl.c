@@ -71,10 +71,74 @@ static int vision_check(const sz_qwen_config *c)
     return 0;
 }
 
+/* ---- division among shards ---- */
+/* The first setting that this number of shards cannot divide, and its value; NULL if there is
+ * none. */
+static const char *undivided(const sz_qwen_config *c, int shards, int *value)
+{
+    const struct {
+        const char *name;
+        int value;
+        bool may_divide; /* a divisor of the shards will do, too */
+    } divided[] = {
+        { "num_attention_heads", c->heads, false },
+        { "num_key_value_heads", c->kv_heads, true },
+        { "intermediate_size", c->intermediate, false },
+        { "vocab_size", c->vocab, false },
+    };
+    for (size_t i = 0; i < sizeof divided / sizeof *divided; i++) {
+        *value = divided[i].value;
+        if (*value % shards == 0) continue;
+        if (!divided[i].may_divide || shards % *value) return divided[i].name;
+    }
+    return NULL;
+}
+
+/* Writes "1, 2 or 4": the numbers of shards that would do. */
+static void list_shards(const sz_qwen_config *c, char *text, size_t size)
+{
+    int value;
+    int last = 0; /* not written yet: "or" stands before the last one */
+    size_t length = 0;
+    text[0] = 0;
+    for (int n = 1; n <= c->heads && length < size; n++) {
+        if (undivided(c, n, &value)) continue;
+        const char *comma = length ? ", " : "";
+        if (last) length += (size_t)snprintf(text + length, size - length, "%s%d", comma, last);
+        last = n;
+    }
+    if (length < size)
+        snprintf(text + length, size - length, "%s%d", length ? " or " : "only ", last);
+}
+
+static int shards_check(const sz_qwen_config *c)
+{
+    if (c->shards < 0 || c->shard < 0 || c->shard >= (c->shards ? c->shards : 1))
+        return sz_fail("config: there is no shard %d of %d", c->shard, c->shards);
+    if (c->shards <= 1) return 0;
+    int value;
+    const char *name = undivided(c, c->shards, &value);
+    if (!name) return 0;
+    char would_do[200];
+    list_shards(c, would_do, sizeof would_do);
+    return sz_fail("config: %s %d cannot be split over %d shards (%s would do)", name, value,
+                   c->shards, would_do);
+}
+
 static int config_check(const sz_qwen_config *c)
 {
-    if (sizes_check(c) != 0 || text_check(c) != 0) return -1;
-    return vision_check(c);
+    if (sizes_check(c) != 0 || text_check(c) != 0 || vision_check(c) != 0) return -1;
+    return shards_check(c);
+}
+
+static qwen_share share_of(const sz_qwen_config *c)
+{
+    const int shards = c->shards > 1 ? c->shards : 1;
+    return (qwen_share){
+        .heads = c->heads / shards,
+        .kv_heads = c->kv_heads > shards ? c->kv_heads / shards : 1,
+        .vocab = c->vocab / shards,
+    };
 }
 
 /* ---- the list of weights ---- */
@@ -133,6 +197,13 @@ static void list_vision(qwen_model *m)
     base->weights.vision = false;
 }
 
+/* Weights that are listed from now on are divided so. */
+static void divide(qwen_model *m, model_division division, int slices)
+{
+    m->base.weights.division = division;
+    m->base.weights.slices = slices;
+}
+
 static void list_layer(qwen_model *m, int i)
 {
     const sz_qwen_config *c = &m->config;
@@ -143,16 +214,28 @@ static void list_layer(qwen_model *m, int i)
     int64_t q = (int64_t)c->heads * c->head_dim;
     int64_t kv = (int64_t)c->kv_heads * c->head_dim;
 
+    /* Attention. Key-value heads that are fewer than the shards are repeated. */
+    const int shards = c->shards > 1 ? c->shards : 1;
+    const int kv_slices = shards < c->kv_heads ? shards : c->kv_heads;
     char p[32];
     snprintf(p, sizeof p, "model.layers.%d", i);
+    divide(m, MODEL_WHOLE, 1);
     model_add(base, &l->norm1, MODEL_SHAPE(width), "%s.input_layernorm.weight", p);
+    divide(m, MODEL_OUTPUTS, shards);
     model_add_linear(base, &l->q, q, width, true, "%s.self_attn.q_proj", p);
+    divide(m, MODEL_OUTPUTS, kv_slices);
     model_add_linear(base, &l->k, kv, width, true, "%s.self_attn.k_proj", p);
     model_add_linear(base, &l->v, kv, width, true, "%s.self_attn.v_proj", p);
+    divide(m, MODEL_INPUTS, shards);
     model_add_linear(base, &l->o, width, q, false, "%s.self_attn.o_proj", p);
+
+    /* MLP. */
+    divide(m, MODEL_WHOLE, 1);
     model_add(base, &l->norm2, MODEL_SHAPE(width), "%s.post_attention_layernorm.weight", p);
+    divide(m, MODEL_OUTPUTS, shards);
     model_add_linear(base, &l->gate, inner, width, false, "%s.mlp.gate_proj", p);
     model_add_linear(base, &l->up, inner, width, false, "%s.mlp.up_proj", p);
+    divide(m, MODEL_INPUTS, shards);
     model_add_linear(base, &l->down, width, inner, false, "%s.mlp.down_proj", p);
 }
 
@@ -160,9 +243,13 @@ static void list_text(qwen_model *m)
 {
     const sz_qwen_config *c = &m->config;
     sz_model *base = &m->base;
+    const int shards = c->shards > 1 ? c->shards : 1;
+    divide(m, MODEL_OUTPUTS, shards);
     model_add(base, &m->embed, MODEL_SHAPE(c->vocab, c->hidden), "model.embed_tokens.weight");
     for (int i = 0; i < c->layers; i++) list_layer(m, i);
+    divide(m, MODEL_WHOLE, 1);
     model_add(base, &m->norm, MODEL_SHAPE(c->hidden), "model.norm.weight");
+    divide(m, MODEL_OUTPUTS, shards);
     if (!c->tied) model_add(base, &m->lm_head, MODEL_SHAPE(c->vocab, c->hidden), "lm_head.weight");
 }
 
@@ -183,7 +270,7 @@ static int quantize_layer(qwen_layer *l)
 static int quantize(sz_model *base)
 {
     qwen_model *m = qwen_of(base);
-    model_layer logits = { .w = head_weight(m), .rows = m->config.vocab };
+    model_layer logits = { .w = head_weight(m), .rows = m->share.vocab };
     if (model_quantize_layers(&m->head, (model_layer *[4]){ &logits }) != 0) return -1;
     for (int i = 0; i < m->config.layers; i++) {
         qwen_layer *l = &m->layers[i];
@@ -196,9 +283,9 @@ static int quantize(sz_model *base)
 }
 
 /* ---- logits and log-probabilities ---- */
-sz_tensor *qwen_logits(sz_model *base, sz_tensor *hidden)
+/* hidden [k, hidden] -> f32 [k, this shard's words]. */
+static sz_tensor *own_logits(const qwen_model *m, sz_tensor *hidden)
 {
-    qwen_model *m = qwen_of(base);
     /* The logits are not rounded, like the log-probabilities of training: in bf16 the sampler would
      * be off by a percent. */
     const model_int8 *h = &m->head;
@@ -211,10 +298,36 @@ sz_tensor *qwen_logits(sz_model *base, sz_tensor *hidden)
     return logits;
 }
 
+sz_tensor *qwen_logits(sz_model *base, sz_tensor *hidden)
+{
+    const qwen_model *m = qwen_of(base);
+    if (base->shards <= 1) return own_logits(m, hidden);
+
+    /* Each shard has some of the columns; all get them all. */
+    const int group = sz_comm_handle(base->group);
+    sz_tensor *x = sz_tp_copy(hidden, group);
+    sz_tensor *own = x ? own_logits(m, x) : NULL;
+    sz_tensor *logits = sz_tp_gather(own, NULL, group, base->shards, 1);
+    MODEL_RELEASE(x, own);
+    return logits;
+}
+
 static int logprob(sz_model *base, sz_tensor *hidden, sz_tensor *ids, double temperature,
                    sz_tensor **result, sz_tensor **entropy)
 {
-    return sz_logprob(hidden, head_weight(qwen_of(base)), ids, 1 / temperature, result, entropy);
+    qwen_model *m = qwen_of(base);
+    sz_tensor *w = head_weight(m);
+    if (base->shards <= 1) return sz_logprob(hidden, w, ids, 1 / temperature, result, entropy);
+
+    /* Each shard's words give three numbers for each id, from which all compute the result. */
+    const int group = sz_comm_handle(base->group);
+    sz_tensor *x = sz_tp_copy(hidden, group);
+    sz_tensor *own =
+        x ? sz_logprob_part(x, w, ids, qwen_first_word(m), m->config.vocab, 1 / temperature) : NULL;
+    sz_tensor *parts = sz_tp_gather(own, NULL, group, base->shards, 0);
+    int rc = sz_logprob_join(parts, result, entropy);
+    MODEL_RELEASE(x, own, parts);
+    return rc;
 }
 
 /* ---- the model ---- */
@@ -252,6 +365,9 @@ sz_model *sz_qwen_new(const sz_qwen_config *config)
     if (!m) return sz_null("out of memory");
     m->base.family = &family;
     m->config = *config;
+    m->share = share_of(config);
+    m->base.shards = config->shards;
+    m->base.shard = config->shard;
     m->blocks = calloc((size_t)config->v_depth, sizeof *m->blocks);
     m->layers = calloc((size_t)config->layers, sizeof *m->layers);
     if (m->blocks && m->layers) {

@@ -31,6 +31,10 @@ typedef struct {
     double v_rope_theta;
     int v_window;                      /* in pixels; Qwen2-VL has none, nor v_full */
     uint8_t v_full[SZ_QWEN_MAX_DEPTH]; /* 1: this block attends over the whole image */
+    /* The language model is split over `shards` processes (0 or 1: whole), and this one has part
+     * `shard`, from 0. Each of num_attention_heads, intermediate_size and vocab_size must be a
+     * multiple of shards; num_key_value_heads a multiple or a divisor. */
+    int shards, shard;
 } sz_qwen_config;
 
 /* A model without weights. NULL, with the setting's name and value, if the config is impossible.

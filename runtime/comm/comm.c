@@ -9,6 +9,8 @@
  */
 #define _GNU_SOURCE
 #include "comm/group.h"
+#include "comm/launch.h"
+#include "comm/tcp.h"
 #include "core/core.h"
 #include <dlfcn.h>
 #include <stdio.h>
@@ -26,28 +28,29 @@ static int64_t fail_after = -1; /* exchanges until one fails, for tests */
 /* ---- the job ---- */
 static int leave_message(const char *message) { return sz_fail("%s", message); }
 
-/* Whether a launcher that the transport understands has started this process. */
-static bool is_launched(void)
+static const sz_launch *launch(void)
 {
-    static const char *const sizes[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK" };
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
-        if (getenv(sizes[i])) return true;
-    return false;
+    static sz_launch l;
+    static bool is_read;
+    if (!is_read) sz_launch_read(&l);
+    is_read = true;
+    return &l;
 }
 
-/* How many processes the launcher says it has started; 1 if it does not say. */
-static int launched_count(void)
+int sz_comm_launched(void)
 {
-    static const char *const names[] = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE" };
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (getenv(names[i])) return atoi(getenv(names[i]));
-    return 1;
+    const int kind = launch()->kind;
+    return kind == SZ_LAUNCH_MPI || kind == SZ_LAUNCH_TCP;
 }
 
-static const sz_transport *open_transport(void)
+const char *sz_comm_stray(void)
 {
-    static const sz_transport_core core = { leave_message, sz_interrupt_pending };
+    return launch()->kind == SZ_LAUNCH_STRAY ? launch()->problem : NULL;
+}
 
+/* The library over MPI, which is in the folder of this one. */
+static const sz_transport *open_mpi(const sz_transport_core *core)
+{
     /* The folder of this library, with its slash. */
     Dl_info info;
     char path[4096];
@@ -59,14 +62,15 @@ static const sz_transport *open_transport(void)
 
     if (access(path, R_OK) != 0)
         return sz_null("several ranks: there is no %s (make builds it where Open MPI is: apt-get "
-                       "install libopenmpi-dev openmpi-bin)",
+                       "install libopenmpi-dev openmpi-bin). srun --mpi=none, torchrun and "
+                       "--ranks need no MPI",
                        path);
     /* Global, because MPI opens parts of itself that look for its symbols. */
     void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
     if (!library) return sz_null("several ranks: %s", dlerror());
     const sz_transport *(*get)(const sz_transport_core *);
     *(void **)&get = dlsym(library, "sz_transport_open");
-    const sz_transport *t = get ? get(&core) : NULL;
+    const sz_transport *t = get ? get(core) : NULL;
     if (!get || (t && t->version != SZ_TRANSPORT_VERSION))
         return sz_null("several ranks: %s is not of this version; build both again", path);
     return t;
@@ -87,25 +91,60 @@ static sz_comm *new_comm(int rank, int size)
     return c;
 }
 
+/* ---- handles ---- */
+enum { MOST_HANDLES = 64 };
+static sz_comm *handles[MOST_HANDLES]; /* that of handle h is at h - 1 */
+
+int sz_comm_handle(sz_comm *c)
+{
+    int unused = -1;
+    if (!c) return 0;
+    for (int i = MOST_HANDLES - 1; i >= 0; i--) {
+        if (handles[i] == c) return i + 1;
+        if (!handles[i]) unused = i;
+    }
+    if (unused < 0) return sz_fail("more than %d groups of ranks have a handle", MOST_HANDLES);
+    handles[unused] = c;
+    return unused + 1;
+}
+
+sz_comm *sz_comm_of_handle(int handle)
+{
+    if (handle >= 1 && handle <= MOST_HANDLES && handles[handle - 1]) return handles[handle - 1];
+    return sz_null("there is no group of ranks with handle %d", handle);
+}
+
 void sz_comm_free(sz_comm *c)
 {
     if (!c) return;
+    for (int i = 0; i < MOST_HANDLES; i++)
+        if (handles[i] == c) handles[i] = NULL;
     free(c->world_rank);
     free(c->messages);
     free(c);
 }
 
+static const sz_transport *open_transport(void)
+{
+    static const sz_transport_core core = { leave_message, sz_interrupt_pending };
+    const sz_launch *l = launch();
+    if (l->kind == SZ_LAUNCH_TCP) return sz_tcp_open(l, &core);
+    const sz_transport *t = open_mpi(&core);
+    /* Otherwise each process would do the whole job, side by side. */
+    if (t && t->size == 1 && l->size > 1)
+        return sz_null("the launcher started %d processes, but Open MPI sees one: start them with "
+                       "Open MPI's mpirun, or with srun --mpi=none",
+                       l->size);
+    return t;
+}
+
 sz_comm *sz_comm_world(void)
 {
     if (world) return world;
-    if (is_launched() && !transport) {
+    if (launch()->kind == SZ_LAUNCH_STRAY) return sz_null("%s", launch()->problem);
+    if (sz_comm_launched() && !transport) {
         transport = open_transport();
         if (!transport) return NULL;
-        /* Otherwise each process would do the whole job, side by side. */
-        if (transport->size == 1 && launched_count() > 1)
-            return sz_null("the launcher started %d processes, but Open MPI sees one: start them "
-                           "with Open MPI's mpirun, or with srun --mpi=pmix",
-                           launched_count());
     }
     world = new_comm(transport ? transport->rank : 0, transport ? transport->size : 1);
     for (int i = 0; world && i < world->size; i++) world->world_rank[i] = i;
@@ -179,8 +218,7 @@ static int64_t chunk_begin(const sz_comm *c, int64_t n, int r)
 }
 
 /* ---- host memory of tensors ---- */
-/* Host bytes of a tensor: its own on the CPU, or a copy. NULL with a message. */
-static void *to_host(const sz_tensor *t)
+void *sz_comm_to_host(const sz_tensor *t)
 {
     if (t->device == SZ_CPU) return t->data;
     void *p = malloc(sz_bytes(t) ? sz_bytes(t) : 1);
@@ -190,8 +228,7 @@ static void *to_host(const sz_tensor *t)
     return NULL;
 }
 
-/* Gives back what to_host returned; first copies it to the tensor if `status` is 0. */
-static int to_tensor(sz_tensor *t, void *host, int status)
+int sz_comm_to_tensor(sz_tensor *t, void *host, int status)
 {
     if (t->device == SZ_CPU) return status;
     if (status == 0) status = sz_bytes_copy(t->device, t->data, SZ_CPU, host, sz_bytes(t));
@@ -340,9 +377,9 @@ int sz_comm_all_reduce(sz_comm *c, sz_tensor *t)
 {
     if (!sz_comm_can_sum(t->dtype)) return sz_fail("all_reduce: only f32, bf16 and i32 have a sum");
     if (c->size == 1 || t->numel == 0) return 0;
-    char *host = to_host(t);
+    char *host = sz_comm_to_host(t);
     if (!host) return -1;
-    return to_tensor(t, host, reduce_bytes(c, t->dtype, host, t->numel));
+    return sz_comm_to_tensor(t, host, reduce_bytes(c, t->dtype, host, t->numel));
 }
 
 int sz_comm_sum_gradient(sz_comm *c, sz_tensor *parameter)
@@ -394,12 +431,12 @@ int sz_comm_reduce_scatter(sz_comm *c, sz_tensor *whole, sz_tensor *part)
     if (part->numel == 0) return 0;
     if (c->size == 1)
         return sz_bytes_copy(part->device, part->data, whole->device, whole->data, sz_bytes(part));
-    char *from = to_host(whole);
-    char *to = from ? to_host(part) : NULL;
+    char *from = sz_comm_to_host(whole);
+    char *to = from ? sz_comm_to_host(part) : NULL;
     int status = -1;
     if (to) {
         status = scatter_bytes(c, whole->dtype, from, to, part->numel);
-        status = to_tensor(part, to, status);
+        status = sz_comm_to_tensor(part, to, status);
     }
     if (from && whole->device != SZ_CPU) free(from);
     return status;
@@ -420,9 +457,9 @@ int sz_comm_broadcast(sz_comm *c, sz_tensor *t, int root)
 {
     if (root < 0 || root >= c->size) return sz_fail("broadcast: there is no rank %d", root);
     if (c->size == 1 || t->numel == 0) return 0;
-    void *host = to_host(t);
+    void *host = sz_comm_to_host(t);
     if (!host) return -1;
-    return to_tensor(t, host, broadcast_bytes(c, host, sz_bytes(t), root));
+    return sz_comm_to_tensor(t, host, broadcast_bytes(c, host, sz_bytes(t), root));
 }
 
 /* all: sizes[r] bytes of each rank r, one after another; this rank's are in place. */
@@ -471,12 +508,12 @@ int sz_comm_all_gather(sz_comm *c, sz_tensor *part, sz_tensor *whole)
 {
     if (check_parts(c, "all_gather", whole, part) != 0) return -1;
     if (part->numel == 0) return 0;
-    char *from = to_host(part);
-    char *to = from ? to_host(whole) : NULL;
+    char *from = sz_comm_to_host(part);
+    char *to = from ? sz_comm_to_host(whole) : NULL;
     int status = -1;
     if (to) {
         status = gather_equal(c, from, sz_bytes(part), to, "all_gather");
-        status = to_tensor(whole, to, status);
+        status = sz_comm_to_tensor(whole, to, status);
     }
     if (from && part->device != SZ_CPU) free(from);
     return status;

@@ -1,6 +1,6 @@
 /* comm.h - ranks: processes that work on one job, and the collectives between them.
  *
- *     sz_comm *world = sz_comm_world();                one rank, or those of mpirun or srun
+ *     sz_comm *world = sz_comm_world();                one rank, or those of a launcher
  *     sz_comm_all_reduce(world, gradient);             the sum over all ranks, on all ranks
  *     sz_comm *half = sz_comm_split(world, rank % 2);  the ranks with the same colour
  *
@@ -10,8 +10,9 @@
  * A call fails with a message when a rank does not answer within the time limit. The group cannot
  * be used after that: the caller prints the message and calls sz_comm_abort.
  *
- * Without a launcher there is one rank, and nothing is opened. Under one, libsegzero_mpi.so, which
- * is in the folder of the core's library, does the talking (transport.h).
+ * Without a launcher there is one rank, and nothing is opened. launch.h says which launchers there
+ * are. Under Open MPI's, libsegzero_mpi.so, which is in the folder of the core's library, does the
+ * talking (transport.h); under others, TCP does.
  * LuaJIT's ffi.cdef reads the part between the two "ffi" marks (see sz.h).
  * Leaves out: NCCL; differentiable collectives.
  */
@@ -24,11 +25,19 @@
 /* ffi begin */
 typedef struct sz_comm sz_comm;
 
+/* Whether a launcher started this process as a rank of a job. */
+int sz_comm_launched(void);
+/* Why several processes that a launcher started cannot be joined; NULL: there is nothing wrong. */
+const char *sz_comm_stray(void);
 /* All ranks of the job; borrowed, and the same object each time. NULL with a message. */
 sz_comm *sz_comm_world(void);
 /* A new group of the ranks of c that give the same colour, in the order of c. Collective. */
 sz_comm *sz_comm_split(sz_comm *c, int colour);
 void sz_comm_free(sz_comm *c); /* not for the world */
+/* A small number from 1 for the group, by which the ops tp_copy, tp_sum and tp_gather are told of
+ * it (ops.def); the same one each time, until the group is freed. 0 for NULL. -1 with a message
+ * when there are too many groups. */
+int sz_comm_handle(sz_comm *c);
 
 int sz_comm_rank(const sz_comm *c);
 int sz_comm_size(const sz_comm *c);

@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -123,6 +124,18 @@ static int first_gone(int count)
     return -1;
 }
 
+/* Several ranks see the same loss, and one line about it is enough: higher ranks wait for a moment,
+ * in which mpirun ends them because a lower one has printed it and ended the job. */
+static void wait_for_end(void)
+{
+    enum { EACH = 400, MOST = 3000 }; /* milliseconds */
+    const int wanted = EACH * self.rank;
+    const int wait = wanted < MOST ? wanted : MOST;
+    const struct timespec t = { wait / 1000, wait % 1000 * 1000000L };
+    const bool is_told = nanosleep(&t, NULL) != 0; /* by mpirun's SIGTERM */
+    if (is_told) syscall(SYS_exit_group, 1);
+}
+
 static int exchange(const sz_message *messages, int count, double seconds, int *late)
 {
     *late = -1;
@@ -145,12 +158,15 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
         if (core->interrupted()) return core->fail("interrupted");
         if (turn % 64 == 63 && now() > end) {
             *late = first_unfinished(used);
+            wait_for_end();
             return core->fail("a rank does not answer");
         }
         if (turn % 64 == 63 && now() > look) {
             look = now() + EVERY;
             *late = first_gone(used);
-            if (*late >= 0) return -2;
+            if (*late < 0) continue;
+            wait_for_end();
+            return -2;
         }
         pause_a_little(turn);
     }

@@ -1,5 +1,6 @@
-/* transport.h - the contract between comm.c and a library that carries bytes between ranks. It is
- * opened at run time, exports one function and refers to no symbol of the core.
+/* transport.h - the contract between comm.c and what carries bytes between ranks: tcp.c, or a
+ * library that is opened at run time (mpi.c), exports one function and refers to no symbol of the
+ * core.
  *
  * Only one thread calls it. Leaves out: sums and groups, which comm.c makes of messages.
  */
@@ -35,7 +36,7 @@ typedef struct {
 
     /* Sends and receives all messages; returns when all are done. 0; -1 with a message after an
      * error, an interrupt, or `seconds`; then *late is the peer that did not answer, or -1. -2 when
-     * *late, a rank on this machine, has ended. */
+     * *late has ended: MPI sees that on this machine only, TCP also when a machine is cut off. */
     int (*exchange)(const sz_message *messages, int count, double seconds, int *late);
     /* Ends all ranks. */
     void (*abort)(int status);

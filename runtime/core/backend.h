@@ -14,7 +14,7 @@
 #include "core.h"
 #include "sampling/decode.h"
 
-enum { SZ_BACKEND_VERSION = 2 };
+enum { SZ_BACKEND_VERSION = 3 };
 
 /* What the backend may use of the core. */
 typedef struct {
@@ -22,6 +22,8 @@ typedef struct {
     int (*fail)(const char *message);
     /* Device workspace that is valid until the running kernel returns; NULL with a message. */
     void *(*scratch)(size_t bytes);
+    /* The kernels of these ops for tensors on any device: they pass them through host memory. */
+    sz_kernel tp_sum, tp_gather;
 } sz_backend_core;
 
 typedef struct {

@@ -29,6 +29,20 @@ void sz_unload_pages(const void *p, size_t bytes);
  * steps, occupy nothing. Costs about what memset does. */
 void sz_zero_pages(void *p, size_t bytes);
 
+/* ---- parts of whole tensors (part.c) ---- */
+/* 0 if a part of `part` elements at p is inside a tensor of `whole`; -1 with a message. */
+int sz_place_check(const sz_place *p, int64_t part, int64_t whole);
+/* The run that begins with element i of a part of `count` elements: returns how many elements it
+ * has, and *at is the place of the first in the whole tensor. */
+static inline int64_t sz_place_run(const sz_place *p, int64_t i, int64_t count, int64_t *at)
+{
+    const int64_t element = p->skip + i;
+    const int64_t column = element % p->run;
+    *at = p->first + element / p->run * p->stride + column;
+    if (p->run == p->stride) return count - i;
+    return p->run - column < count - i ? p->run - column : count - i;
+}
+
 /* ---- kernel workspace ---- */
 /* 64-byte aligned; NULL when memory is out. Valid until the kernel returns: sz_apply takes it
  * back. Called outside parallel regions only; a kernel that wants one piece for each thread asks
@@ -41,8 +55,6 @@ typedef struct {
 } sz_scratch_state;
 sz_scratch_state sz_scratch_save(void);
 void sz_scratch_restore(sz_scratch_state s);
-/* Nothing is computed or copied (sz_dry_run). */
-bool sz_is_dry_run(void);
 
 /* ---- op calls ---- */
 typedef struct {

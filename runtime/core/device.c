@@ -16,6 +16,9 @@
 
 const sz_backend *sz_device;
 
+int sz_cpu_tp_sum(const sz_call *c);
+int sz_cpu_tp_gather(const sz_call *c);
+
 /* ---- loading ---- */
 static void *library;
 static const sz_backend *loaded;
@@ -67,7 +70,8 @@ static const sz_backend *load(void)
 
 int sz_device_ready(int device)
 {
-    static const sz_backend_core core = { leave_message, sz_device_scratch };
+    static const sz_backend_core core = { leave_message, sz_device_scratch, sz_cpu_tp_sum,
+                                          sz_cpu_tp_gather };
     if (device == SZ_CPU) return 0;
     if (device != SZ_CUDA) return sz_fail("there is no device %d", device);
     if (sz_device) return 0;

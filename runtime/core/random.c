@@ -61,33 +61,59 @@ static double normal_of(const uint32_t words[4], int64_t i)
 }
 
 /* The numbers are the same on every device: they are made on the CPU and copied. */
-static int random_normal_on_device(sz_tensor *t, uint64_t seed, uint64_t stream, double mean,
-                                   double std)
+static int random_normal_on_device(sz_tensor *t, const sz_place *place, uint64_t seed,
+                                   uint64_t stream, double mean, double std)
 {
     sz_tensor *host = sz_tensor_new_heap(t->dtype, t->ndim, t->shape, SZ_CPU);
-    int rc = host ? sz_random_normal_(host, seed, stream, mean, std) : -1;
+    int rc = host ? sz_random_normal_part_(host, place, seed, stream, mean, std) : -1;
     if (rc == 0) rc = sz_tensor_copy(t, host);
     sz_tensor_release(host);
     return rc;
 }
 
-int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean, double std)
+/* t's elements from i on, n of them, are numbers from `number` on. */
+static void put_normals(sz_tensor *t, int64_t i, int64_t n, int64_t number, uint64_t seed,
+                        uint64_t stream, double mean, double std)
 {
-    enum { PARALLEL_FROM = 4096 };
     const uint32_t no_token = 0x80000000u;
+    uint32_t words[4];
+    int64_t drawn = -1; /* the block in words */
+    for (const int64_t end = i + n; i < end; i++, number++) {
+        const int64_t b = number / 4;
+        if (b != drawn) {
+            sz_random_bits(seed, stream, (uint32_t)b, no_token | (uint32_t)(b >> 32), words);
+            drawn = b;
+        }
+        sz_put(t, i, (float)(mean + std * normal_of(words, number % 4)));
+    }
+}
+
+int sz_random_normal_part_(sz_tensor *t, const sz_place *place, uint64_t seed, uint64_t stream,
+                           double mean, double std)
+{
+    enum { PIECE = 1024, PARALLEL_FROM = 4096 };
     if (!t) return -1;
     if (!t->data) return sz_fail("normal_: the tensor's step has ended");
     if (t->dtype != SZ_F32 && t->dtype != SZ_BF16)
         return sz_fail("normal_: the tensor must be f32 or bf16");
-    if (t->device != SZ_CPU) return random_normal_on_device(t, seed, stream, mean, std);
+    if (sz_place_check(place, t->numel, INT64_MAX) != 0) return -1;
+    if (t->device != SZ_CPU) return random_normal_on_device(t, place, seed, stream, mean, std);
 
-    const int64_t blocks = (t->numel + 3) / 4;
 #pragma omp parallel for schedule(static) if (t->numel > PARALLEL_FROM)
-    for (int64_t b = 0; b < blocks; b++) {
-        uint32_t words[4];
-        sz_random_bits(seed, stream, (uint32_t)b, no_token | (uint32_t)(b >> 32), words);
-        for (int64_t i = 0; i < 4 && 4 * b + i < t->numel; i++)
-            sz_put(t, 4 * b + i, (float)(mean + std * normal_of(words, i)));
+    for (int64_t start = 0; start < t->numel; start += PIECE) {
+        const int64_t stop = start + PIECE < t->numel ? start + PIECE : t->numel;
+        int64_t at = 0;
+        int64_t n = 0;
+        for (int64_t i = start; i < stop; i += n) {
+            n = sz_place_run(place, i, stop, &at);
+            put_normals(t, i, n, at, seed, stream, mean, std);
+        }
     }
     return 0;
+}
+
+int sz_random_normal_(sz_tensor *t, uint64_t seed, uint64_t stream, double mean, double std)
+{
+    const sz_place whole = { .run = 1, .stride = 1 };
+    return sz_random_normal_part_(t, &whole, seed, stream, mean, std);
 }

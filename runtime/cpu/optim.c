@@ -287,6 +287,74 @@ int sz_cpu_adamw_compact_(const sz_call *c)
     return 0;
 }
 
+/* ---- moments in the blocks of another split ---- */
+
+/* Where a whole tensor [rows, columns] is divided into slices, each with blocks of its own. */
+typedef struct {
+    int64_t columns;
+    int64_t slice_rows, slice_columns;
+    int64_t column_slices;
+    int64_t slice_blocks;
+} block_grid;
+
+/* The block of the element at this place of the whole tensor. */
+static int64_t block_of(const block_grid *g, int64_t place)
+{
+    const int64_t row = place / g->columns;
+    const int64_t column = place % g->columns;
+    const int64_t slice = row / g->slice_rows * g->column_slices + column / g->slice_columns;
+    const int64_t in_slice = row % g->slice_rows * g->slice_columns + column % g->slice_columns;
+    return slice * g->slice_blocks + in_slice / SZ_MOMENT_BLOCK;
+}
+
+/* One block of new codes, from n old ones. */
+static float recode_block(code_format f, uint8_t *codes, int64_t first, int64_t n,
+                          const sz_place *place, int64_t count, const block_grid *g,
+                          const float *old_scales)
+{
+    float x[SZ_MOMENT_BLOCK];
+    uint32_t middle[SZ_MOMENT_BLOCK / 2]; /* random numbers that round to the nearest code */
+    for (int i = 0; i < SZ_MOMENT_BLOCK / 2; i++) middle[i] = 0x80008000u;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t at = 0;
+        sz_place_run(place, first + i, count, &at);
+        decode8(f, codes + first + i, old_scales[block_of(g, at)], 1, x + i);
+    }
+    return encode8(f, x, middle, 0, n, codes + first);
+}
+
+int sz_moment_recode(sz_tensor *codes, sz_tensor *scales, int second, const sz_place *place,
+                     sz_tensor *old_scales, int64_t rows, int64_t columns, int64_t row_slices,
+                     int64_t column_slices)
+{
+    if (rows < 1 || columns < 1 || row_slices < 1 || column_slices < 1 || rows % row_slices ||
+        columns % column_slices)
+        return sz_fail("moments: [%lld, %lld] is not divided into %lld by %lld slices",
+                       (long long)rows, (long long)columns, (long long)row_slices,
+                       (long long)column_slices);
+    block_grid g = { .columns = columns,
+                     .slice_rows = rows / row_slices,
+                     .slice_columns = columns / column_slices,
+                     .column_slices = column_slices };
+    g.slice_blocks = sz_ceil_div(g.slice_rows * g.slice_columns, SZ_MOMENT_BLOCK);
+    const int64_t blocks = sz_ceil_div(codes->numel, SZ_MOMENT_BLOCK);
+    const bool fits = codes->dtype == SZ_U8 && scales->dtype == SZ_F32 &&
+                      old_scales->dtype == SZ_F32 && scales->numel == blocks &&
+                      old_scales->numel == row_slices * column_slices * g.slice_blocks;
+    if (!fits) return sz_fail("moments: the scales do not belong to the codes");
+    if (sz_place_check(place, codes->numel, rows * columns) != 0) return -1;
+
+    const code_format f = second ? second_moment : first_moment;
+#pragma omp parallel for schedule(static) if (codes->numel >= SZ_PARALLEL_FROM)
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t first = b * SZ_MOMENT_BLOCK;
+        const int64_t n = sz_min64(SZ_MOMENT_BLOCK, codes->numel - first);
+        sz_f32(scales)[b] = recode_block(f, codes->data, first, n, place, codes->numel, &g,
+                                         sz_f32(old_scales));
+    }
+    return 0;
+}
+
 /* Fixed chunks in double, added in order: the result does not depend on the thread count. NaN and
  * inf reach the result. */
 int sz_cpu_sum_squares(const sz_call *c)

@@ -1,5 +1,5 @@
-/* rows.c - the rows of ops.def that move or compare whole rows: embedding, gather_rows, index_add_,
- * index_copy, scatter_cols_, pad_rows, max_pool_rows and its gradient.
+/* rows.c - the rows of ops.def that move or compare whole rows: embedding, embedding_part,
+ * gather_rows, index_add_, index_copy, scatter_cols_, pad_rows, max_pool_rows and its gradient.
  *
  * Rows are spread over the threads. Where several rows are added into one (index_add_,
  * max_pool_rows_backward), threads own ranges of columns instead, so that a sum is always taken in
@@ -21,6 +21,24 @@ static int gather(const sz_tensor *x, const sz_tensor *ids, sz_tensor *out)
 }
 int sz_cpu_embedding(const sz_call *c) { return gather(c->in[0], c->in[1], c->out[0]); }
 int sz_cpu_gather_rows(const sz_call *c) { return gather(c->in[0], c->in[1], c->out[0]); }
+
+/* out[i] = table[ids[i] - first], or zeros where the table has no such row. */
+int sz_cpu_embedding_part(const sz_call *c)
+{
+    const sz_tensor *table = c->in[0];
+    const sz_tensor *ids = c->in[1];
+    sz_tensor *out = c->out[0];
+    const int64_t first = (int64_t)c->args[0];
+    const int64_t d = sz_cols(table);
+    const size_t bytes = (size_t)d * sz_dtype_size(out->dtype);
+#pragma omp parallel for schedule(static) if (out->numel >= SZ_PARALLEL_FROM)
+    for (int64_t i = 0; i < ids->numel; i++) {
+        const int64_t row = sz_i32(ids)[i] - first;
+        if (row >= 0 && row < table->shape[0]) sz_copy_elements(out, i * d, table, row * d, d);
+        else memset((char *)out->data + (size_t)i * bytes, 0, bytes);
+    }
+    return 0;
+}
 
 /* acc[ids[i]] += x[i] */
 int sz_cpu_index_add_(const sz_call *c)

@@ -65,6 +65,7 @@ int sz_cuda_launched(const char *op)
     return sz_fail("%s: cuda: %s", op, cudaGetErrorString(e));
 }
 
+const sz_backend_core *sz_cuda_core(void) { return core; }
 cudaStream_t sz_cuda_stream(void) { return stream; }
 int sz_cuda_processors(void) { return processors; }
 

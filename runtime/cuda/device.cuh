@@ -11,6 +11,8 @@ extern "C" {
 
 int sz_cuda_count(void);
 int sz_cuda_open(const sz_backend_core *core);
+/* What the core lends; NULL in tests of single kernel files. */
+const sz_backend_core *sz_cuda_core(void);
 const char *sz_cuda_describe(void);
 int sz_cuda_memory(int64_t *available, int64_t *total);
 void *sz_cuda_allocate(size_t bytes);

@@ -1,5 +1,6 @@
 /* logprob.cu - log-probability and entropy of chosen tokens, computed directly from hidden states,
- * on the device.
+ * on the device: over the whole vocabulary, or over a part of it (logprob_part; shards.cu joins
+ * the parts).
  *
  * The logits z = x w^T / temperature exist for ROWS rows and CHUNK words at a time only, as f32 in
  * workspace, in both directions. Log-sum-exp and entropy are carried from chunk to chunk as the
@@ -28,12 +29,20 @@ static __device__ __forceinline__ lse_state rescaled(lse_state a, float top)
     return lse_state{ top, a.s * e, e * (a.t + shift * a.s) };
 }
 
+/* Where the results go. chosen: the log-probability of the ids, or of a part the logit, which is 0
+ * for ids of other parts; id_offset: the id of the part's first word. */
+struct results {
+    const int32_t *ids;
+    int64_t id_offset;
+    float *chosen, *entropy, *lse;
+    bool is_part;
+};
+
 /* One block for each row of z [rows, ld], which holds the words [base, base + words). Adds them to
  * state [rows] and picks the chosen word's logit; after the last chunk, writes the results. All
  * pointers are those of the first of the rows. */
 __global__ void stats_kernel(const float *z, int64_t ld, int64_t base, int64_t words, float scale,
-                             const int32_t *ids, lse_state *state, float *logprob, float *entropy,
-                             float *lse, bool last)
+                             results to, lse_state *state, bool last)
 {
     const int64_t row = blockIdx.x;
     const float *from = z + row * ld;
@@ -52,8 +61,9 @@ __global__ void stats_kernel(const float *z, int64_t ld, int64_t base, int64_t w
     const float s = sz_block_sum<THREADS>(mine.s);
     const float t = sz_block_sum<THREADS>(mine.t);
     if (threadIdx.x != 0) return;
-    const int64_t id = ids[row] - base;
-    if (id >= 0 && id < words) logprob[row] = from[id] * scale;
+    const int64_t id = to.ids[row] - to.id_offset - base;
+    if (id >= 0 && id < words) to.chosen[row] = from[id] * scale;
+    else if (base == 0) to.chosen[row] = 0;
 
     /* Add the earlier chunks. */
     lse_state all = { top, s, t };
@@ -67,9 +77,9 @@ __global__ void stats_kernel(const float *z, int64_t ld, int64_t base, int64_t w
     state[row] = all;
     if (!last) return;
     const double log_sum = log((double)all.s);
-    lse[row] = (float)((double)all.top + log_sum);
-    entropy[row] = (float)(log_sum - (double)all.t / (double)all.s);
-    logprob[row] = (float)((double)logprob[row] - ((double)all.top + log_sum));
+    to.lse[row] = (float)((double)all.top + log_sum);
+    to.entropy[row] = (float)(log_sum - (double)all.t / (double)all.s);
+    if (!to.is_part) to.chosen[row] = (float)((double)to.chosen[row] - ((double)all.top + log_sum));
 }
 
 /* z [rows, ld] = the unscaled logits of `rows` rows of x from `first` on, for the words
@@ -85,7 +95,8 @@ static int chunk_logits(const sz_tensor *x, const sz_tensor *w, int64_t first, i
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-extern "C" int sz_cuda_logprob(const sz_call *c)
+/* all: the results of every row, but for the ids, which the call has. */
+static int forward(const sz_call *c, float scale, results all)
 {
     const sz_tensor *x = c->in[0];
     const sz_tensor *w = c->in[1];
@@ -93,7 +104,6 @@ extern "C" int sz_cuda_logprob(const sz_call *c)
     const int64_t v = w->shape[0];
     const int64_t ld = least(CHUNK, v);
     const int64_t most = least(ROWS, n);
-    const float scale = (float)c->args[0];
     if (n == 0) return 0;
     const int32_t *ids = sz_cuda_indices(c->in[2]);
     float *z = (float *)sz_cuda_scratch((size_t)(most * ld) * sizeof *z);
@@ -101,26 +111,42 @@ extern "C" int sz_cuda_logprob(const sz_call *c)
     if (!ids || !z || !state) return -1;
     for (int64_t first = 0; first < n; first += ROWS) {
         const int64_t rows = least(ROWS, n - first);
-        float *logprob = sz_f32(c->out[0]) + first;
-        float *entropy = sz_f32(c->out[1]) + first;
-        float *lse = sz_f32(c->out[2]) + first;
+        const results to = { ids + first,         all.id_offset,   all.chosen + first,
+                             all.entropy + first, all.lse + first, all.is_part };
         for (int64_t base = 0; base < v; base += CHUNK) {
             const int64_t words = least(CHUNK, v - base);
             if (chunk_logits(x, w, first, rows, base, words, z, ld) != 0) return -1;
-            SZ_LAUNCH(stats_kernel, (unsigned)rows, THREADS, 0, z, ld, base, words, scale,
-                      ids + first, state, logprob, entropy, lse, base + words == v);
+            SZ_LAUNCH(stats_kernel, (unsigned)rows, THREADS, 0, z, ld, base, words, scale, to,
+                      state, base + words == v);
             if (sz_cuda_launched("logprob") != 0) return -1;
         }
     }
     return 0;
 }
 
+extern "C" int sz_cuda_logprob(const sz_call *c)
+{
+    const results all = { NULL, 0, sz_f32(c->out[0]), sz_f32(c->out[1]), sz_f32(c->out[2]), false };
+    return forward(c, (float)c->args[0], all);
+}
+
+extern "C" int sz_cuda_logprob_part(const sz_call *c)
+{
+    const int64_t n = c->in[0]->shape[0];
+    float *lse = sz_f32(c->out[0]);
+    const results all = { NULL, (int64_t)c->args[0], lse + 2 * n, lse + n, lse, true };
+    return forward(c, (float)c->args[2], all);
+}
+
 /* ---- backward ---- */
-/* Per-row inputs of the gradient. */
+/* Per-row inputs of the gradient: of minus the log-sum-exp (times sign), of the entropy and of the
+ * chosen logit; each of them may be NULL, which is 0. */
 struct row_inputs {
     const int32_t *ids;
+    int64_t id_offset;
     const float *lse, *entropy;
-    const float *dlogprob, *dentropy; /* either may be NULL */
+    const float *dlse, *dentropy, *dchosen;
+    float sign;
 };
 
 /* dz from the logits z; both [rows, ld], and the same memory if dz is f32. */
@@ -128,8 +154,9 @@ __global__ void gradient_kernel(const float *z, sz_elements dz, int64_t ld, int6
                                 int64_t words, float scale, row_inputs in)
 {
     const int64_t row = blockIdx.x;
-    const int64_t id = in.ids[row] - base;
-    const float g = in.dlogprob ? in.dlogprob[row] : 0;
+    const int64_t id = in.ids[row] - in.id_offset - base;
+    const float g = in.dlse ? in.sign * in.dlse[row] : 0;
+    const float t = in.dchosen ? in.dchosen[row] : 0;
     const float e = in.dentropy ? in.dentropy[row] : 0;
     const float lse = in.lse[row];
     const float h = in.entropy[row];
@@ -139,34 +166,37 @@ __global__ void gradient_kernel(const float *z, sz_elements dz, int64_t ld, int6
         const float log_p = z[row * ld + j] * scale - lse;
         const float p = log_p < -80 ? 0 : expf(log_p);
         const float common = p > 0 ? p * (g + e * (log_p + h)) : 0;
-        sz_store_element(dz, row * ld + j, ((j == id ? g : 0) - common) * scale);
+        sz_store_element(dz, row * ld + j, ((j == id ? t : 0) - common) * scale);
     }
 }
 
+static const float *from_row(const float *p, int64_t first) { return p ? p + first : NULL; }
+
 /* The rows [first, ...) of the gradient's inputs. */
-static row_inputs inputs_from(const sz_call *c, const int32_t *ids, int64_t first)
+static row_inputs inputs_from(const row_inputs &all, const int32_t *ids, int64_t first)
 {
-    row_inputs in;
+    row_inputs in = all;
     in.ids = ids + first;
-    in.lse = sz_f32(c->in[3]) + first;
-    in.entropy = sz_f32(c->in[4]) + first;
-    in.dlogprob = c->in[5] ? sz_f32(c->in[5]) + first : NULL;
-    in.dentropy = c->in[6] ? sz_f32(c->in[6]) + first : NULL;
+    in.lse = all.lse + first;
+    in.entropy = all.entropy + first;
+    in.dlse = from_row(all.dlse, first);
+    in.dentropy = from_row(all.dentropy, first);
+    in.dchosen = from_row(all.dchosen, first);
     return in;
 }
 
-extern "C" int sz_cuda_logprob_backward(const sz_call *c)
+/* dx, and acc += dw where there is one. all: the inputs of every row, but for the ids, which the
+ * call has. */
+static int backward(const sz_call *c, float scale, const row_inputs &all, const sz_tensor *acc)
 {
     const sz_tensor *x = c->in[0];
     const sz_tensor *w = c->in[1];
-    const sz_tensor *acc = c->in[7];
     const sz_tensor *dx = c->out[0];
     const int64_t n = x->shape[0];
     const int64_t k = x->shape[1];
     const int64_t v = w->shape[0];
     const int64_t ld = least(CHUNK, v);
     const int64_t most = least(ROWS, n);
-    const float scale = (float)c->args[0];
     const bool is_bf16 = x->dtype == SZ_BF16;
     if (n == 0) return 0;
 
@@ -184,7 +214,7 @@ extern "C" int sz_cuda_logprob_backward(const sz_call *c)
 
     for (int64_t first = 0; first < n; first += ROWS) {
         const int64_t rows = least(ROWS, n - first);
-        const row_inputs in = inputs_from(c, ids, first);
+        const row_inputs in = inputs_from(all, ids, first);
         const void *x_rows = sz_elements_from(x, first * k).data;
         float *to = is_bf16 ? sums : sz_f32(dx) + first * k;
         for (int64_t base = 0; base < v; base += CHUNK) {
@@ -207,4 +237,22 @@ extern "C" int sz_cuda_logprob_backward(const sz_call *c)
         if (is_bf16) sz_cuda_finish(sums, rows, k, NULL, false, sz_elements_from(dx, first * k), k);
     }
     return sz_cuda_launched("logprob_backward");
+}
+
+extern "C" int sz_cuda_logprob_backward(const sz_call *c)
+{
+    const float *dlogprob = c->in[5] ? sz_f32(c->in[5]) : NULL;
+    const float *dentropy = c->in[6] ? sz_f32(c->in[6]) : NULL;
+    const row_inputs all = { NULL,     0,        sz_f32(c->in[3]), sz_f32(c->in[4]),
+                             dlogprob, dentropy, dlogprob,         1 };
+    return backward(c, (float)c->args[0], all, c->in[7]);
+}
+
+extern "C" int sz_cuda_logprob_part_backward(const sz_call *c)
+{
+    const int64_t n = c->in[0]->shape[0];
+    const float *part = sz_f32(c->in[3]);
+    const float *d = sz_f32(c->in[4]);
+    const row_inputs all = { NULL, (int64_t)c->args[0], part, part + n, d, d + n, d + 2 * n, -1 };
+    return backward(c, (float)c->args[1], all, c->in[5]);
 }

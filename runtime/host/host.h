@@ -130,11 +130,20 @@ int sz_options_read(host_options *o, char **argv, int argc, lua_State *L);
 
 /* ---- ranks.c ---- */
 
-/* Whether mpirun or srun started this process. */
+/* Whether a launcher started this process as one of several. */
 bool sz_ranks_launched(void);
+/* A rank's share of the processors, for the environment; --threads and the user's variables stay. To
+ * be called before the core is opened. */
+void sz_ranks_set_threads(void);
 /* Runs o->ranks processes of this program and waits for them. False for 1 rank: this process is it.
  * Sets *status to the job's exit status. */
 bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status);
+
+/* ---- spawn.c ---- */
+
+/* Runs the program list[0] with the arguments list[1..] `count` times, as ranks that talk over TCP.
+ * The job's exit status; a message was printed if they could not be started. */
+int sz_spawn_ranks(long count, char **list);
 
 /* ---- run.c: each prints its error and returns 0 or the exit status ---- */
 

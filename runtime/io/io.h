@@ -43,9 +43,10 @@ int sz_safetensors_write_sums(const char *path, const char *header, size_t heade
 
 /* ---- shared_file.c ---- */
 
-/* Writes each tensor's bytes at its place in the file, which exists, and syncs it: 0, or -1 with a
- * message. */
-int sz_shared_file_write(const char *path, sz_tensor **tensors, const int64_t *places, int n);
+/* Writes n tensors into the file, which exists, and syncs it: 0, or -1 with a message. Tensor i is
+ * the part at places[i] of a whole tensor that begins at byte begin[i]. */
+int sz_shared_file_write(const char *path, sz_tensor **tensors, const int64_t *begin,
+                         const sz_place *places, int n);
 
 /* ---- image/ ---- */
 

@@ -281,26 +281,80 @@ static inline float element(const uint8_t *p, int dtype, int64_t i)
     return dtype == SZ_BF16 ? sz_from_bf16(h) : from_half(h);
 }
 
+/* Elements i .. i + n of t become those from `from` on of p. */
+static void take(sz_tensor *t, int64_t i, int64_t n, const uint8_t *p, int dtype, int64_t from)
+{
+    const size_t size = dtype == SZ_F32 ? 4 : 2;
+    if (dtype == t->dtype) {
+        memcpy((char *)t->data + (size_t)i * size, p + (size_t)from * size, (size_t)n * size);
+        return;
+    }
+    for (int64_t k = 0; k < n; k++) sz_put(t, i + k, element(p, dtype, from + k));
+}
+
+/* t = its elements of the data at p. Piece by piece; the file's pages leave memory once they have
+ * been read. */
+static void fill_part(sz_tensor *t, const sz_place *place, const uint8_t *p, int dtype)
+{
+    enum { PIECE = 16 << 20, CHUNK = 1 << 15 };
+    const size_t size = dtype == SZ_F32 ? 4 : 2;
+    int64_t begin = 0;
+    int64_t end = 0;
+    for (int64_t first = 0; first < t->numel; first += PIECE) {
+        const int64_t stop = first + PIECE < t->numel ? first + PIECE : t->numel;
+#pragma omp parallel for schedule(static) if (stop - first > CHUNK)
+        for (int64_t chunk = first; chunk < stop; chunk += CHUNK) {
+            const int64_t last = chunk + CHUNK < stop ? chunk + CHUNK : stop;
+            int64_t at = 0;
+            int64_t n = 0;
+            for (int64_t i = chunk; i < last; i += n) {
+                n = sz_place_run(place, i, last, &at);
+                take(t, i, n, p, dtype, at);
+            }
+        }
+        sz_place_run(place, first, stop, &begin);
+        sz_place_run(place, stop - 1, stop, &end);
+        sz_unload_pages(p + size * (size_t)begin, size * (size_t)(end + 1 - begin));
+    }
+}
+
+/* Bytes of an element, or 0 with a message. */
+static size_t convertible(const sz_file *f, const char *name, int from, int to)
+{
+    if (from != SZ_F32 && from != SZ_BF16 && from != SZ_FILE_F16)
+        sz_fail("%s: tensor '%s' has unknown dtype %d", f->path, name, from);
+    else if (to != SZ_F32 && to != SZ_BF16)
+        sz_fail("%s: tensor '%s' cannot be converted to dtype %d", f->path, name, to);
+    else return from == SZ_F32 ? 4 : 2;
+    return 0;
+}
+
 sz_tensor *sz_file_convert(sz_file *f, const char *name, int from, int to, int ndim,
                            const int64_t *shape, int64_t begin, int64_t end)
 {
-    enum { PIECE = 16 << 20 };
-    if (from != SZ_F32 && from != SZ_BF16 && from != SZ_FILE_F16)
-        return sz_null("%s: tensor '%s' has unknown dtype %d", f->path, name, from);
-    if (to != SZ_F32 && to != SZ_BF16)
-        return sz_null("%s: tensor '%s' cannot be converted to dtype %d", f->path, name, to);
-    const size_t size = from == SZ_F32 ? 4 : 2;
-    const uint8_t *p = locate(f, name, size, ndim, shape, begin, end);
+    const sz_place whole = { .run = 1, .stride = 1 };
+    const size_t size = convertible(f, name, from, to);
+    const uint8_t *p = size ? locate(f, name, size, ndim, shape, begin, end) : NULL;
+    sz_tensor *t = p ? sz_tensor_new_heap(to, ndim, shape, SZ_CPU) : NULL;
+    if (t) fill_part(t, &whole, p, from);
+    return t;
+}
+
+sz_tensor *sz_file_part(sz_file *f, const char *name, int from, int to, int ndim,
+                        const int64_t *shape, const sz_place *place, int64_t begin, int64_t end)
+{
+    const size_t size = convertible(f, name, from, to);
+    if (!size) return NULL;
+    const int64_t whole = (end - begin) / (int64_t)size;
+    const uint8_t *p = locate(f, name, size, 1, &whole, begin, end);
     sz_tensor *t = p ? sz_tensor_new_heap(to, ndim, shape, SZ_CPU) : NULL;
     if (!t) return NULL;
-
-    /* Piece by piece; the file's pages leave memory once they have been read. */
-    for (int64_t first = 0; first < t->numel; first += PIECE) {
-        int64_t stop = first + PIECE < t->numel ? first + PIECE : t->numel;
-#pragma omp parallel for if (stop - first > 65536)
-        for (int64_t i = first; i < stop; i++) sz_put(t, i, element(p, from, i));
-        sz_unload_pages(p + size * (size_t)first, size * (size_t)(stop - first));
+    if (sz_place_check(place, t->numel, whole) != 0) {
+        sz_tensor_release(t);
+        return NULL;
     }
+    start_reading(f->map);
+    fill_part(t, place, p, from);
     return t;
 }
 

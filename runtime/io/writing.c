@@ -26,8 +26,9 @@ typedef struct {
     char *text;     /* the file, the tensors' header, or the manifest's template */
     size_t text_len;
     sz_tensor **tensors;
-    int64_t *ranges; /* SYNC: count begins, then count ends; PARTS: the places */
-    int count;       /* of tensors or ranges */
+    int64_t *ranges;  /* SYNC: count begins, then count ends; PARTS: count begins */
+    sz_place *places; /* PARTS: of the tensors in whole ones */
+    int count;        /* of tensors or ranges */
 } action;
 
 struct sz_writing {
@@ -45,6 +46,7 @@ static void action_free(action *a)
     for (int i = 0; a->tensors && i < a->count; i++) sz_tensor_release(a->tensors[i]);
     free(a->tensors);
     free(a->ranges);
+    free(a->places);
     free(a->text);
     free(a->path);
     free(a->new_path);
@@ -153,14 +155,16 @@ int sz_writing_tensors(sz_writing *w, const char *path, const char *header, size
     return append_tensors(w, TENSORS, path, header, header_len, tensors, n) ? 0 : -1;
 }
 
-int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const int64_t *places,
-                     int n)
+int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const int64_t *begin,
+                     const sz_place *places, int n)
 {
     action *a = append_tensors(w, PARTS, path, "", 0, tensors, n);
     if (!a) return -1;
     a->ranges = calloc((size_t)n + 1, sizeof *a->ranges);
-    if (!a->ranges) return sz_fail("%s: out of memory", path);
-    if (n) memcpy(a->ranges, places, (size_t)n * sizeof *places);
+    a->places = calloc((size_t)n + 1, sizeof *a->places);
+    if (!a->ranges || !a->places) return sz_fail("%s: out of memory", path);
+    if (n) memcpy(a->ranges, begin, (size_t)n * sizeof *begin);
+    if (n) memcpy(a->places, places, (size_t)n * sizeof *places);
     return 0;
 }
 
@@ -243,7 +247,7 @@ static int run_action(sz_writing *w, const action *a)
     switch (a->kind) {
     case TEXT: return write_text(w, a);
     case TENSORS: return write_tensors(w, a);
-    case PARTS: return sz_shared_file_write(a->path, a->tensors, a->ranges, a->count);
+    case PARTS: return sz_shared_file_write(a->path, a->tensors, a->ranges, a->places, a->count);
     case RENAME: return rename_file(a);
     case SYNC: return sync_file(w, a);
     case MANIFEST: return write_manifest(w, a);

@@ -214,8 +214,9 @@ static int square_sum(sz_tensor *x, int i, sz_tensor *sums)
     return rc;
 }
 
-/* The sum of squares of all parameters, or of the gradients of the parts; -1 with a message. */
-static double squares(sz_adamw *o, bool gradients)
+/* The sum of squares of all parameters, or of the gradients of the parts; -1 with a message.
+ * counts: NULL, or 0 for parameters that are left out. */
+static double squares(sz_adamw *o, bool gradients, const uint8_t *counts)
 {
     if (!o->n) return 0;
     /* The sums are arena tensors, so a step asks the system for nothing. They are read once for all
@@ -227,6 +228,7 @@ static double squares(sz_adamw *o, bool gradients)
     int rc = sums ? 0 : -1;
     for (int i = 0; rc == 0 && i < o->n; i++) {
         sz_tensor *p = o->params[i];
+        if (counts && !counts[i]) continue;
         if (!gradients) rc = square_sum(sz_tensor_retain(p), i, sums);
         else if (p->grad && !is_empty(o, i)) rc = square_sum(part_of(o, i, p->grad), i, sums);
     }
@@ -248,17 +250,22 @@ static double squares(sz_adamw *o, bool gradients)
 /* Failure stays negative. */
 static double root(double total) { return total < 0 ? total : sqrt(total); }
 
-double sz_adamw_grad_squares(sz_adamw *o) { return squares(o, true); }
+double sz_adamw_grad_squares(sz_adamw *o, const uint8_t *counts)
+{
+    return squares(o, true, counts);
+}
 
-double sz_adamw_grad_norm(sz_adamw *o) { return root(squares(o, true)); }
+double sz_adamw_grad_norm(sz_adamw *o) { return root(squares(o, true, NULL)); }
 
-double sz_adamw_weight_norm(sz_adamw *o)
+double sz_adamw_weight_squares(sz_adamw *o, const uint8_t *counts)
 {
     const int before = sz_set_grad_enabled(0);
-    double result = root(squares(o, false));
+    double result = squares(o, false, counts);
     sz_set_grad_enabled(before);
     return result;
 }
+
+double sz_adamw_weight_norm(sz_adamw *o) { return root(sz_adamw_weight_squares(o, NULL)); }
 
 /* ---- an update ---- */
 /* Updates p with gradient g, which are parameter i or its part. numbers: lr, beta1, beta2, eps,
@@ -342,19 +349,4 @@ int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which)
     if (!exists(o, i, which) || !o->first) return 0;
     const bool is_scale = which == FIRST_SCALE || which == SECOND_SCALE;
     return is_scale ? o->first[i] / SZ_MOMENT_BLOCK : o->first[i];
-}
-
-int sz_adamw_set_state(sz_adamw *o, int i, int which, sz_tensor *whole)
-{
-    sz_tensor *t = exists(o, i, which) ? o->state[which][i] : NULL;
-    if (!t)
-        return exists(o, i, which) ? 0 : sz_fail("adamw: no state %d of parameter %d", which, i);
-    const int64_t first = sz_adamw_state_first(o, i, which);
-    if (first + t->numel > whole->numel)
-        return sz_fail("adamw: state %d of parameter %d has %lld elements", which, i,
-                       (long long)whole->numel);
-    sz_tensor *part = sz_tensor_view(whole, 1, &t->numel, first);
-    const int rc = part ? sz_tensor_copy(t, part) : -1;
-    sz_tensor_release(part);
-    return rc;
 }

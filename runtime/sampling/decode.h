@@ -16,6 +16,8 @@ typedef struct {
     /* The table among them that the step's attention_cached calls use. They are causal. */
     const sz_tensor *segments;
     int heads, kv_heads; /* of these calls */
+    /* Ranks exchange tensors in the step through host memory, so it cannot be recorded. */
+    bool has_collectives;
     /* As for sz_sample. */
     const sz_sampling *sampling;
     const uint8_t *banned, *seen;

@@ -1,5 +1,5 @@
-/* emulate.cc - device memory, stream capture and the runtime's functions for emulate.h. threads.cc
- * runs the kernels.
+/* emulate.cc - device memory, copies and the runtime's functions for emulate.h. streams.cc has
+ * streams, events and captures; threads.cc runs the kernels.
  * Leaves out: use by more than one system thread. */
 #ifdef SZ_EMULATE
 #include "emulate_internal.h"
@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <map>
 #include <sys/mman.h>
-#include <time.h>
 #include <vector>
 
 /* ---- device memory ---- */
@@ -32,80 +31,9 @@ cudaError_t sz_emu_fail(cudaError_t e)
     return e;
 }
 
-/* ---- stream capture: a list of work ---- */
-struct sz_emu_graph {
-    std::vector<std::function<void()>> work;
-};
-static sz_emu_graph *captured; /* NULL unless the stream is being captured */
-static bool capture_broken;
-static bool breaks_captures; /* sz_emu_break_captures */
-static bool replaying;
 static sz_emu_count counted;
-
 const sz_emu_count *sz_emu_counts(void) { return &counted; }
-void sz_emu_break_captures(int on) { breaks_captures = on != 0; }
-void sz_emu_count_launch(void) { counted.launches += !replaying; }
-
-void sz_emu_do(const std::function<void()> &work)
-{
-    if (captured) captured->work.push_back(work);
-    else work();
-}
-
-/* Whether a call that CUDA refuses during a capture is to be refused now. */
-static bool refused(void)
-{
-    if (!captured) return false;
-    capture_broken = true;
-    last_error = cudaErrorStreamCaptureUnsupported;
-    return true;
-}
-#define REFUSED_IN_CAPTURE \
-    do { \
-        if (refused()) return cudaErrorStreamCaptureUnsupported; \
-    } while (0)
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode)
-{
-    REFUSED_IN_CAPTURE;
-    counted.captures++;
-    captured = new sz_emu_graph();
-    capture_broken = breaks_captures;
-    return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph)
-{
-    *graph = captured;
-    captured = NULL;
-    if (*graph && !capture_broken) return cudaSuccess;
-    delete *graph;
-    *graph = NULL;
-    return sz_emu_fail(cudaErrorStreamCaptureInvalidated);
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long)
-{
-    *exec = new sz_emu_graph(*graph);
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t)
-{
-    REFUSED_IN_CAPTURE;
-    counted.graphs++;
-    replaying = true;
-    for (const auto &work : exec->work) work();
-    replaying = false;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t graph)
-{
-    delete graph;
-    return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
+sz_emu_count *sz_emu_counted(void) { return &counted; }
 
 /* ---- allocating ---- */
 static bool in_region(const void *p)
@@ -159,7 +87,7 @@ static bool take_range(size_t want, size_t *offset)
 cudaError_t sz_emu_malloc(void **out, size_t bytes)
 {
     *out = NULL;
-    REFUSED_IN_CAPTURE;
+    SZ_EMU_REFUSED_IN_CAPTURE;
     if (!region && !map_region()) return sz_emu_fail(cudaErrorMemoryAllocation);
     counted.allocations++;
     if (!bytes) return cudaSuccess;
@@ -178,7 +106,8 @@ cudaError_t sz_emu_malloc(void **out, size_t bytes)
 cudaError_t cudaFree(void *p)
 {
     if (!p) return cudaSuccess;
-    REFUSED_IN_CAPTURE;
+    SZ_EMU_REFUSED_IN_CAPTURE;
+    sz_emu_drain(); /* as CUDA does */
     auto b = in_region(p) ? blocks.find((size_t)((char *)p - region)) : blocks.end();
     if (b == blocks.end()) sz_emu_fatal("cudaFree of %p, which cudaMalloc did not return", p);
     auto hole = holes.insert({ b->first, b->second }).first;
@@ -211,8 +140,7 @@ static bool allocated_range(const void *p, size_t bytes)
     return at + bytes <= b->first + b->second;
 }
 
-/* Aborts unless the bytes are allocated device memory, or host memory. */
-static void check_side(const char *what, const void *p, size_t bytes, bool device)
+void sz_emu_check_memory(const char *what, const void *p, size_t bytes, bool device)
 {
     if (!bytes) return;
     if (in_region(p) != device)
@@ -223,12 +151,12 @@ static void check_side(const char *what, const void *p, size_t bytes, bool devic
 
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind)
 {
-    REFUSED_IN_CAPTURE;
+    SZ_EMU_REFUSED_IN_CAPTURE;
     const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
     const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (kind != cudaMemcpyDefault) {
-        check_side("cudaMemcpy's destination", dst, bytes, to_device);
-        check_side("cudaMemcpy's source", src, bytes, from_device);
+        sz_emu_check_memory("cudaMemcpy's destination", dst, bytes, to_device);
+        sz_emu_check_memory("cudaMemcpy's source", src, bytes, from_device);
     }
     counted.uploads += kind == cudaMemcpyHostToDevice;
     counted.downloads += kind == cudaMemcpyDeviceToHost;
@@ -239,8 +167,8 @@ cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, cudaMemcpyKind 
 
 cudaError_t cudaMemset(void *dst, int value, size_t bytes)
 {
-    REFUSED_IN_CAPTURE;
-    check_side("cudaMemset", dst, bytes, true);
+    SZ_EMU_REFUSED_IN_CAPTURE;
+    sz_emu_check_memory("cudaMemset", dst, bytes, true);
     sz_emu_access access;
     memset(dst, value, bytes);
     return cudaSuccess;
@@ -266,6 +194,7 @@ const char *cudaGetErrorString(cudaError_t e)
     case cudaErrorStreamCaptureInvalidated:
         return "operation failed due to a previous error during capture";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorNotReady: return "device not ready";
     default: return "unknown error";
     }
 }
@@ -277,18 +206,47 @@ cudaError_t cudaGetLastError(void)
 }
 cudaError_t cudaPeekAtLastError(void) { return last_error; }
 
+/* The devices that CUDA_VISIBLE_DEVICES leaves, by their numbers on the machine. */
+static const std::vector<int> &visible_devices(void)
+{
+    static std::vector<int> list;
+    if (!list.empty()) return list;
+    const char *all = getenv("SEGZERO_EMULATE_DEVICES");
+    const int count = all ? atoi(all) : 1;
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    for (int i = 0; !visible && i < count; i++) list.push_back(i);
+    for (const char *p = visible; p && *p; p += strspn(p, ",")) {
+        const int device = atoi(p);
+        if (device < 0 || device >= count) break; /* CUDA ignores what follows, too */
+        list.push_back(device);
+        p += strcspn(p, ",");
+    }
+    return list;
+}
+static int current_device;
+
 cudaError_t cudaGetDeviceCount(int *count)
 {
-    *count = 1;
-    return cudaSuccess;
+    *count = (int)visible_devices().size();
+    return *count ? cudaSuccess : sz_emu_fail(cudaErrorNoDevice);
 }
 cudaError_t cudaSetDevice(int device)
 {
-    return device == 0 ? cudaSuccess : sz_emu_fail(cudaErrorInvalidDevice);
+    if (device < 0 || device >= (int)visible_devices().size())
+        return sz_emu_fail(cudaErrorInvalidDevice);
+    current_device = device;
+    return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int *device)
 {
-    *device = 0;
+    *device = current_device;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetPCIBusId(char *text, int bytes, int device)
+{
+    if (device < 0 || device >= (int)visible_devices().size())
+        return sz_emu_fail(cudaErrorInvalidDevice);
+    snprintf(text, (size_t)bytes, "0000:%02x:00.0", 16 + visible_devices()[(size_t)device]);
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int)
@@ -327,7 +285,7 @@ cudaError_t cudaMemGetInfo(size_t *available, size_t *total)
 }
 cudaError_t sz_emu_host_alloc(void **p, size_t bytes)
 {
-    REFUSED_IN_CAPTURE;
+    SZ_EMU_REFUSED_IN_CAPTURE;
     counted.allocations++;
     *p = malloc(bytes ? bytes : 1);
     return *p ? cudaSuccess : sz_emu_fail(cudaErrorMemoryAllocation);
@@ -335,48 +293,6 @@ cudaError_t sz_emu_host_alloc(void **p, size_t bytes)
 cudaError_t cudaFreeHost(void *p)
 {
     free(p);
-    return cudaSuccess;
-}
-
-/* ---- streams and events ---- */
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
-{
-    *s = NULL;
-    return cudaSuccess;
-}
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-static cudaError_t waited(void)
-{
-    REFUSED_IN_CAPTURE;
-    counted.waits++;
-    return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return waited(); }
-cudaError_t cudaDeviceSynchronize(void) { return waited(); }
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned)
-{
-    *e = new sz_emu_event();
-    return cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
-cudaError_t cudaEventDestroy(cudaEvent_t e)
-{
-    delete e;
-    return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    e->seconds = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    return cudaSuccess;
-}
-cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return waited(); }
-cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
-{
-    *ms = (float)(1e3 * (end->seconds - start->seconds));
     return cudaSuccess;
 }
 #endif

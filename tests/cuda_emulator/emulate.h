@@ -28,13 +28,21 @@
  * the arguments of that time, asynchronous copies and fills. Whatever CUDA refuses during a capture
  * (waiting, allocating, plain copies) breaks it here, too.
  *
+ * A stream is a list of work. Usually work runs when it is given, unless it must wait: for an event
+ * of another stream, or for another rank (emulate_nccl.cc). The streams that SEGZERO_EMULATE_LAZY
+ * names, a sum of 1 (the first one created), 2, 4, ..., run nothing before something waits for it,
+ * and then no more than is needed. A copy or kernel that should wait for another stream and does
+ * not then works on old bytes, most likely on NaN.
+ *
  * SEGZERO_EMULATE_ORDER=n (from 1) makes threads start and continue in a random order, and blocks
  * run from the last to the first. A result that a missing barrier leaves to chance then changes,
  * most likely to NaN.
  *
- * Leaves out: concurrency between blocks and streams (work is done when the call returns),
- * textures, graphs that are not captured, cooperative groups, half precision. Static shared memory
- * keeps the last block's values. What is missing here does not compile. */
+ * SEGZERO_EMULATE_DEVICES=n: how many devices there are, each of them for itself; at first 1.
+ *
+ * Leaves out: concurrency between blocks, textures, graphs that are not captured, cooperative
+ * groups, half precision. Static shared memory keeps the last block's values. What is missing here
+ * does not compile. */
 #ifndef SZ_EMULATE_H
 #define SZ_EMULATE_H
 
@@ -58,7 +66,8 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __grid_constant__
 #define SZ_LAUNCH(kernel, grid, block, shared_bytes, ...) \
-    sz_emu_launch(kernel, #kernel, dim3(grid), dim3(block), (size_t)(shared_bytes), ##__VA_ARGS__)
+    sz_emu_launch(sz_cuda_stream(), kernel, #kernel, dim3(grid), dim3(block), \
+                  (size_t)(shared_bytes), ##__VA_ARGS__)
 #define SZ_SHARED_DYNAMIC(type, name) type *name = reinterpret_cast<type *>(sz_emu_shared())
 
 /* ---- vector types ---- */
@@ -416,14 +425,18 @@ static inline void sz_emu_mma_m16n8k32(int d[4], const unsigned a[4], const unsi
 }
 
 /* ---- launching ---- */
+typedef struct sz_emu_stream *cudaStream_t;
 /* Runs body(argument) once for each thread of each block. Returns false if the configuration is
  * refused; cudaGetLastError then says so. */
 bool sz_emu_run(const char *name, const void *kernel, dim3 grid, dim3 block, size_t shared_bytes,
                 void (*body)(void *), void *argument);
 /* Aborts if p is not NULL and points to host memory. */
 void sz_emu_check_argument(const char *name, int index, const void *p);
-/* Does the work now; while the stream is captured, records it for the graph's launches. */
-void sz_emu_do(const std::function<void()> &work);
+/* Adds the work to the stream, which runs it once all earlier work is done: at once, unless the
+ * stream is lazy or waits. While the stream is captured, records it for the graph's launches. */
+void sz_emu_do(cudaStream_t s, const std::function<void()> &work);
+/* The same for work that may have to wait for others: it is called until it returns true. */
+void sz_emu_try(cudaStream_t s, const std::function<bool()> &work);
 
 template <class T> static inline void sz_emu_check_one(const char *, int, const T &) {}
 template <class T> static inline void sz_emu_check_one(const char *name, int index, T *const &p)
@@ -432,8 +445,8 @@ template <class T> static inline void sz_emu_check_one(const char *name, int ind
 }
 
 template <class... P, class... A>
-static inline void sz_emu_launch(void (*kernel)(P...), const char *name, dim3 grid, dim3 block,
-                                 size_t shared_bytes, A... a)
+static inline void sz_emu_launch(cudaStream_t s, void (*kernel)(P...), const char *name, dim3 grid,
+                                 dim3 block, size_t shared_bytes, A... a)
 {
     static_assert(sizeof...(P) == sizeof...(A), "the kernel takes another number of arguments");
     struct frame {
@@ -447,7 +460,7 @@ static inline void sz_emu_launch(void (*kernel)(P...), const char *name, dim3 gr
         frame *g = static_cast<frame *>(p);
         std::apply(g->kernel, g->values);
     };
-    sz_emu_do([=]() mutable {
+    sz_emu_do(s, [=]() mutable {
         sz_emu_run(name, (const void *)kernel, grid, block, shared_bytes, body, &f);
     });
 }
@@ -486,11 +499,8 @@ enum cudaStreamCaptureMode {
     cudaStreamCaptureModeThreadLocal,
     cudaStreamCaptureModeRelaxed,
 };
-typedef struct sz_emu_stream *cudaStream_t;
 typedef struct sz_emu_graph *cudaGraph_t, *cudaGraphExec_t;
-typedef struct sz_emu_event {
-    double seconds;
-} * cudaEvent_t;
+typedef struct sz_emu_event *cudaEvent_t;
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin;
@@ -502,6 +512,7 @@ const char *cudaGetErrorString(cudaError_t e);
 cudaError_t cudaGetLastError(void);
 cudaError_t cudaPeekAtLastError(void);
 cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaDeviceGetPCIBusId(char *text, int bytes, int device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
@@ -516,6 +527,8 @@ cudaError_t cudaMemset(void *dst, int value, size_t bytes);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t s);
 cudaError_t cudaStreamSynchronize(cudaStream_t s);
+cudaError_t cudaStreamQuery(cudaStream_t s);
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned flags);
 cudaError_t cudaDeviceSynchronize(void);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags);
 cudaError_t cudaEventCreate(cudaEvent_t *e);
@@ -568,14 +581,14 @@ static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute attr
     return sz_emu_set_attribute((const void *)kernel, attribute, value);
 }
 static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes,
-                                          cudaMemcpyKind kind, cudaStream_t = 0)
+                                          cudaMemcpyKind kind, cudaStream_t s = 0)
 {
-    sz_emu_do([=] { cudaMemcpy(dst, src, bytes, kind); });
+    sz_emu_do(s, [=] { cudaMemcpy(dst, src, bytes, kind); });
     return cudaSuccess;
 }
-static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t = 0)
+static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t s = 0)
 {
-    sz_emu_do([=] { cudaMemset(dst, value, bytes); });
+    sz_emu_do(s, [=] { cudaMemset(dst, value, bytes); });
     return cudaSuccess;
 }
 

@@ -511,7 +511,7 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, descriptor plan, descrip
     if (!workspace) return CUDNN_STATUS_BAD_PARAM;
 
     const bool is_good = plan->engine == GOOD;
-    sz_emu_do([=]() {
+    sz_emu_do(handle->stream, [=]() {
         sz_emu_access open;
         memset(workspace, 0xff, SOME);
         run(p, x, w, y, p.biased ? &bias : NULL);

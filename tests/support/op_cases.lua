@@ -1369,5 +1369,6 @@ end
 
 require("tests.support.op_cases_images")(cases)
 require("tests.support.op_cases_reduce")(cases)
+require("tests.support.op_cases_shards")(cases)
 
 return M

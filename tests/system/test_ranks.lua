@@ -81,14 +81,14 @@ check.case("wrong numbers of ranks", function()
   check.equal(status, 2, "a command that works alone")
   expect(text, "report works on one rank: leave out %-%-ranks")
   -- Processes that a launcher started and Open MPI did not join would each train alone.
-  for name, pattern in pairs { SLURM_STEP_NUM_TASKS = "srun started several", WORLD_SIZE = "torchrun",
-    PMI_SIZE = "the launcher started 4 processes, but Open MPI sees one" } do
+  for name, pattern in pairs { SLURM_STEP_NUM_TASKS = "srun started several",
+    WORLD_SIZE = "torchrun", PMI_SIZE = "another MPI.s launcher started several" } do
     text, status = process.run({ host.executable, "recipes/refcocog_grpo.lua",
       "trainer.max_steps=1" }, { timeout = 60, env = { [name] = "4" } })
     check.ok(status ~= 0, name .. ": " .. text)
     expect(text, pattern)
   end
-  text, status = ranks(2, { "recipes/evaluate.lua" })
+  text, status = ranks(2, { "recipes/prepare_data.lua" })
   check.equal(status, 2, "the status")
   local _, lines = text:gsub("it works on one rank", "")
   check.equal(lines, 1, "one rank prints: " .. text)

@@ -35,6 +35,8 @@ local models = {
     help = "a folder of LoRA adapters for it" },
   { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
     help = "of the model's weights; null: the dtype of its config.json" },
+  { key = "tensor_parallel_size", type = "count", default = 1, max = 1024,
+    help = "with several ranks: how many of them hold one model together, each a part of it" },
   { key = "sam2_path", type = "text", default = "", null = "none", path = true,
     also = { "segmentation_model_path" },
     help = "a folder or a .pt file; empty: embedded, with that policy or RefShapes; none" },

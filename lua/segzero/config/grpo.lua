@@ -250,6 +250,9 @@ local sampling = {
     help = "sample from the k likeliest tokens; -1 or 0: from all" },
   { key = "worker.rollout.seed", type = "integer", optional = true, min = -2 ^ 53, max = 2 ^ 53,
     help = "fixes the sampled tokens alone; null: data.seed" },
+  { key = "worker.rollout.tensor_parallel_size", type = "count", default = 1, max = 1024,
+    help = "with several ranks: how many of them hold one model together, each a part of it, in " ..
+      "sampling and training alike; their number must be a multiple of it" },
   { key = "worker.rollout.val_override_config.n", type = "count", default = 1, null = 1,
     max = 2 ^ 16, help = "answers to each row in evaluation, whose rewards are averaged" },
   { key = "worker.rollout.val_override_config.temperature", type = "number", default = 0, min = 0,
@@ -274,6 +277,9 @@ local reward = {
     help = "time limit of the reward for one answer; 0: none" },
   { key = "worker.reward.on_error", type = "text", default = "stop", choices = { "stop", "zero" },
     help = "a reward that fails ends the run, or scores 0 and counts as reward_errors" },
+  { key = "worker.reward.reload", type = "boolean", default = true,
+    help = "a reward's FILE.lua that is changed during the run judges from the next step on, with a "
+      .. "note" },
   { key = "worker.reward.sam2_path", type = "text", default = "", path = true,
     help = "SAM2 for masks: a folder or a .pt file; empty: embedded, with that policy; none" },
 }

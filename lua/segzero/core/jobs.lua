@@ -9,8 +9,12 @@
 --   local w = jobs.writing()      collects what to write, in this order:
 --   w:text(path, text)
 --   w:tensors(path, header, {tensor, ...}, {name, ...})
---   w:pieces(path, {tensor, ...}, {place, ...})     into a file of jobs.shared_file; place: of the
---                                                  first byte, from the start of the file
+--   w:share(path, header, bytes, parts)   a file of tensors that several ranks write; parts: as in
+--                                 w:sync. w:make_shared() makes all of them, as path.tmp
+--   w:pieces(path, {{tensor =, begin =, place =}, ...})      into a shared file: the parts at
+--                                 `place` (an sz_place) of whole tensors that begin at byte `begin`
+--   w:finish_shared()             when all ranks have written: names and checks the shared files
+--   w:at_end(f)                   w:finish_shared() calls f(w) last
 --   w:rename(from, to)
 --   w:sync(path, parts)           a file that exists; parts: {{name =, begin =, stop =}, ...}
 --   w:manifest(path, text)        each '%' in text is the checksum of the next part of w.parts
@@ -18,8 +22,7 @@
 --                                 header | nil for a whole text, bytes =}, ...}
 --   local j = w:start()           nothing may write to the tensors until j has ended
 --   local j = w:start_first()     the same; when j has ended, more can be added and started
---
---   jobs.shared_file(path, header, bytes)     makes a safetensors file of this length for w:pieces
+--   w.shared                      {{path =, header =, bytes =, parts =}, ...}: what w:share added
 --
 -- The collector cancels or finishes a job that nothing refers to. The program waits at its end for
 -- the jobs that have started.
@@ -57,7 +60,7 @@ end
 
 function M.writing()
   local ptr = ffi.gc(call(C.sz_writing_new()), C.sz_writing_free)
-  return setmetatable({ ptr = ptr, parts = {} }, Writing)
+  return setmetatable({ ptr = ptr, parts = {}, shared = {}, ends = {} }, Writing)
 end
 
 local function add_part(writing, path, name, bytes)
@@ -76,18 +79,38 @@ function Writing:manifest(path, text)
   call(C.sz_writing_manifest(self.ptr, path, text, #text))
 end
 
-function Writing:pieces(path, list, places)
+function Writing:pieces(path, list)
   local pointers = ffi.new("sz_tensor *[?]", #list + 1)
-  local offsets = ffi.new("int64_t[?]", #list + 1)
-  for i, t in ipairs(list) do
-    pointers[i - 1] = t.ptr
-    offsets[i - 1] = places[i]
+  local begin = ffi.new("int64_t[?]", #list + 1)
+  local places = ffi.new("sz_place[?]", #list + 1)
+  for i, one in ipairs(list) do
+    pointers[i - 1] = one.tensor.ptr
+    begin[i - 1] = one.begin
+    places[i - 1] = one.place
   end
-  call(C.sz_writing_parts(self.ptr, path, pointers, offsets, #list))
+  call(C.sz_writing_parts(self.ptr, path, pointers, begin, places, #list))
 end
 
-function M.shared_file(path, header, bytes)
-  call(C.sz_shared_file_begin(path, header, #header, bytes))
+function Writing:share(path, header, bytes, parts)
+  self.shared[#self.shared + 1] = { path = path, header = header, bytes = bytes, parts = parts }
+end
+
+function Writing:make_shared()
+  for _, one in ipairs(self.shared) do
+    call(C.sz_shared_file_begin(one.path .. ".tmp", one.header, #one.header, one.bytes))
+  end
+end
+
+function Writing:at_end(f) self.ends[#self.ends + 1] = f end
+
+function Writing:finish_shared()
+  for _, one in ipairs(self.shared) do
+    self:rename(one.path .. ".tmp", one.path)
+    self:sync(one.path, one.parts)
+  end
+  for _, f in ipairs(self.ends) do f(self) end
+  self.shared = {}
+  self.ends = {}
 end
 
 local LENGTH_BYTES = 8          -- before the header of a file of tensors

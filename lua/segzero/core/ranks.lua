@@ -1,6 +1,6 @@
 -- ranks.lua - the processes of one job and what they exchange (runtime/comm/comm.h).
 --
---   ranks.launched()                     whether mpirun or srun started this process
+--   ranks.launched()                     whether a launcher started this process as a rank of a job
 --   ranks.stray() -> text, or nil        several processes were started in a way that does not join
 --                                        them
 --   local world = ranks.world()          all ranks; one if no launcher started this process
@@ -44,26 +44,11 @@ local function wrap(pointer, owned)
   return setmetatable({ pointer = check(pointer) }, mt)
 end
 
-local VARIABLES = { "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK" }
-
-function M.launched()
-  for _, name in ipairs(VARIABLES) do if os.getenv(name) then return true end end
-  return false
-end
-
--- Variables by which other launchers say how many processes they have started.
-local OTHERS = { { "SLURM_STEP_NUM_TASKS", "srun" }, { "WORLD_SIZE", "torchrun or its like" } }
+function M.launched() return C.sz_comm_launched() ~= 0 end
 
 function M.stray()
-  if M.launched() then return nil end
-  for _, other in ipairs(OTHERS) do
-    local count = tonumber(os.getenv(other[1]) or "")
-    if count and count > 1 then
-      return ("%s=%d: %s started several processes that know nothing of each other; start them "
-        .. "with mpirun, srun --mpi=pmix or --ranks"):format(other[1], count, other[2])
-    end
-  end
-  return nil
+  local text = C.sz_comm_stray()
+  return text ~= nil and ffi.string(text) or nil
 end
 
 local world

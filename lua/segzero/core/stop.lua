@@ -13,6 +13,8 @@
 --                                     signals raise in f and nowhere else
 --   stop.check()                      raises if a signal has come and its error was swallowed
 --   stop.signal() -> "SIGTERM" | nil  the first signal that came
+--   stop.may_stop() -> boolean        inside a hold: whether lifted() would let signals raise
+--   stop.INTERRUPTED                  the error that a signal raises
 --   stop.traced                       a message handler for xpcall
 --
 -- A second signal within two seconds ends the process at once. The host program turns the error
@@ -48,7 +50,9 @@ function M.signal()
   return NAMES[host.stop_signal()]
 end
 
-local function interrupt() error("interrupted!", 0) end
+M.INTERRUPTED = "interrupted!"
+
+local function interrupt() error(M.INTERRUPTED, 0) end
 
 function M.check()
   if M.signal() then interrupt() end
@@ -66,6 +70,8 @@ function M.hold()
 end
 
 function M.release() set_hold(false) end
+
+function M.may_stop() return depth > 0 and holds <= 1 end
 
 function M.try(f, ...)
   local function finish(...)

@@ -4,6 +4,7 @@
 --   s.since                        where counting begins (position.lua); a resumed run may set it
 --   s:indices(set, step)           the numbers of the step's rows
 --   s:rows(set, step)              the rows, each with row.number, and row.place in the step
+--   s:row(set, index)              one row, as rows() takes it
 --   s.owns                         nil, or f(place): whether this process takes the row
 --   s:prefetch(set, step, last)    starts the images of a later step, unless it is after `last`;
 --                                  drops images that an earlier call started and nobody took
@@ -87,6 +88,8 @@ function methods:rows(set, step)
   end
   return rows
 end
+
+function methods:row(set, index) return self.queue:take(set, index) end
 
 function methods:prefetch(set, step, last)
   self.queue:cancel()

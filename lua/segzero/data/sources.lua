@@ -20,6 +20,7 @@
 --     set.ignore_masks true if its rows may have ignore_mask; optional
 --     set.split        which rows of its files it has, where they hold several splits; optional
 --     set.name         what messages call it; optional
+--   and open() adds set:sample(k, seed) (sample.lua)
 -- options: {split = "train" | "heldout" | "test" (not RefShapes), size = pixels, seed =, rows =,
 -- level =, empty =, prompt_key =, answer_key =, image_key = names of columns, image_dir = where
 -- relative paths of images start, several = whether solutions are lists of objects, check = false
@@ -42,6 +43,7 @@ local options_of = require "segzero.core.options"
 local refshapes = require "segzero.data.refshapes.source"
 local registry = require "segzero.core.registry"
 local rows = require "segzero.data.rows"
+local sample = require "segzero.data.sample"
 local table_names = require "segzero.data.tables.names"
 local table_source = require "segzero.data.tables.source"
 
@@ -188,7 +190,7 @@ function M.open(name, options, level)
   end
   set.name = set.name or name
   if name ~= given then set.name = given end
-  return set
+  return sample.give(set)
 end
 
 return M

@@ -2,13 +2,15 @@
 -- recipes/evaluate.lua share it.
 --
 --   evaluator.run{set =, first =, last =, batch =, judge =, policy =, input =, generation =,
---                 ahead =, tolerant =}
+--                 ahead =, tolerant =, parallel =}
 --     judge(entry, is_batch_end)   is called for each row in order
 --     policy        nil: no model runs, and no entry has an answer
 --     input(row)    what vl:process returns for the row
 --     generation    options of inference/generate.lua
 --     ahead         how many rows of the next batch are prefetched; nil: none
 --     resize        the size that input() resizes their images to first; nil: none
+--     parallel      who does what on several ranks (train/parallel.lua); nil: one rank. All shards
+--                   of a replica evaluate the same rows
 --     tolerant      a row that cannot be read, or that the policy fails on, has entry.failure; a
 --                   row that cannot be read is {index =}. Otherwise the first failure is an error
 --   An entry is {index =, row =, input =, answer = {text =, ids =, ...}, answers = all of
@@ -59,13 +61,21 @@ local function attempt(e, f, ...)
   if not e.tolerant then return f(...) end
   local ok, result = pcall(f, ...)
   if ok then return result end
+  -- What one shard alone has met is no fault of the row.
+  if e.parallel and not e.parallel:seen_by_all() then error(result, 0) end
   return nil, M.reason(result)
 end
 
+-- The same for what each shard does by itself.
+local function attempt_alike(e, f, ...)
+  if not e.parallel then return attempt(e, f, ...) end
+  return attempt(e, e.parallel.alike, e.parallel, f, ...)
+end
+
 local function load_entry(e, queue, index)
-  local row, failure = attempt(e, queue.take, queue, e.set, index)
+  local row, failure = attempt_alike(e, queue.take, queue, e.set, index)
   local entry = { index = index, row = row or { index = index }, failure = failure }
-  if row and e.policy then entry.input, entry.failure = attempt(e, e.input, row) end
+  if row and e.policy then entry.input, entry.failure = attempt_alike(e, e.input, row) end
   return entry
 end
 
@@ -119,7 +129,7 @@ end
 function M.run(e)
   local queue = prefetch.new(e.policy, e.resize)
   for first = e.first, e.last, e.batch do
-    stop.check()
+    if not e.parallel or e.parallel.shards == 1 then stop.check() end
     local started = now()
     local last = math.min(first + e.batch - 1, e.last)
     local entries = {}
@@ -202,7 +212,7 @@ local function add(sums, record, ceiling, rows)
   if ceiling then sums.readable = sums.readable + 1 end
 end
 
--- Evaluates this rank's share of the held-out rows -> {{record =, ceiling =}, ...}, an entry for
+-- Evaluates this replica's share of the held-out rows -> {{record =, ceiling =}, ...}, an entry for
 -- each answer, and whether rows have masks.
 local function judge_share(t, first, last, keep)
   local o = t.options.evaluation
@@ -219,10 +229,14 @@ local function judge_share(t, first, last, keep)
     end
     tick(entry.index - first + 1)
   end
+  -- A replica's first shard judges.
+  local function judge_on_first(entry)
+    t.parallel:from_first(function() judge(entry) end)
+  end
 
   M.run {
     set = t.held_out, first = first, last = last, batch = o.batch, policy = t.policy,
-    judge = judge,
+    judge = judge_on_first, parallel = t.parallel,
     input = function(row) return inputs.prepare(row, t.policy, t.prompt, t.options.input).input end,
     generation = {
       n = o.n, temperature = o.temperature, top_p = o.top_p, top_k = o.top_k, seed = o.seed,

@@ -2,7 +2,8 @@
 -- the results.
 --
 --   local summary, folder, records = run.evaluate(cfg, { box_iou = f(a, b), say = f(text) })
---       cfg: settings of recipes/evaluate.lua. Nothing is returned for a part without rows.
+--       cfg: settings of recipes/evaluate.lua. Nothing is returned for a part without rows, nor on
+--       other ranks than the first. With several ranks all call it; the files are those of one
 --       options.kept, a table, keeps SAM2 from one call to the next
 --   local first, last = run.part_of(total, part, parts)
 --       the rows of a part, from 1
@@ -27,6 +28,8 @@ local frame = require "segzero.data.frame"
 local gallery = require "segzero.evaluation.gallery"
 local integrity = require "segzero.runs.integrity"
 local judge = require "segzero.evaluation.judge"
+local on_ranks = require "segzero.evaluation.on_ranks"
+local parallel = require "segzero.train.parallel"
 local lines = require "segzero.core.lines"
 local log = require "segzero.log"
 local output_rows = require "segzero.evaluation.output_rows"
@@ -95,6 +98,7 @@ local function load_segmenter(run)
   local cfg = run.config
   if cfg.sam2_path == "" then return run.say "no SAM2 (sam2_path): only boxes are evaluated" end
   if not run.masks then return run.say "the data has no masks: only boxes are evaluated" end
+  if not run.parallel:is_first() then return end      -- a replica's first shard makes the masks
   if run.kept.segmenter then
     run.segmenter = run.kept.segmenter
     return
@@ -130,26 +134,40 @@ local SHOWN_ERRORS = 3
 
 -- Says which row could not be evaluated, for the first ones. A lack of memory is no row's fault and
 -- ends the evaluation.
-local function report_error(run, entry, record)
-  if not entry.failure then return end
-  if entry.failure:find("out of memory", 1, true) then error(entry.failure, 0) end
+local function report_error(run, failure, record)
+  if not failure then return end
   run.errors = (run.errors or 0) + 1
   if run.errors > SHOWN_ERRORS then return end
   local name = record.id
-  if name == cjson.null then name = entry.index end
-  run.say(("row %s is an error: %s"):format(visible.line(tostring(name)),
-    visible.line(entry.failure)))
+  if name == cjson.null then name = record.index end
+  run.say(("row %s is an error: %s"):format(visible.line(tostring(name)), visible.line(failure)))
 end
 
--- Judges a row, writes its record, and keeps the row if it is one of the best or the worst.
 local function judge_row(run, entry)
   local started = now()
   local record, mask, objects = judge.row(entry, run.judging)
   record.seconds = entry.seconds + now() - started
+  local failure = entry.failure
+  if failure and failure:find("out of memory", 1, true) then error(failure, 0) end
+  return { record = record, mask = mask, objects = objects, failure = failure }
+end
+
+-- row: nil if another rank judged it.
+local function write_visual(run, record, mask, row)
+  if row then return run.write_visual(row, record, mask) end
+  local ok, again = pcall(run.set.row, run.set, record.index)
+  if not ok then return end
+  run.write_visual(again, record, mask)
+  again.image:free()
+end
+
+-- Writes the record of a row, and keeps the row if it is one of the best or the worst.
+local function take_row(run, judged, row)
+  local record, mask, objects = judged.record, judged.mask, judged.objects
   run.records[#run.records + 1] = record
   run.results:write(files.json(record) .. "\n")
-  report_error(run, entry, record)
-  if run.write_visual then run.write_visual(entry.row, record, mask) end
+  report_error(run, judged.failure, record)
+  if run.write_visual then write_visual(run, record, mask, row) end
 
   local kept = { record = record, mask = mask, objects = objects, held = 2 }
   if run.masks then
@@ -202,15 +220,14 @@ local function evaluate_rows(run, first, last)
       repetition_penalty = cfg.repetition_penalty,
     })
   end
-  evaluator.run {
+  on_ranks.run(run.parallel, {
     set = run.set, first = first, last = last, batch = cfg.val_batch_size, tolerant = true,
     policy = run.policy, generation = generation,
     input = function(row) return input_of(run, row) end,
-    judge = function(entry, is_batch_end)
-      judge_row(run, entry)
-      progress(is_batch_end)
-    end,
-  }
+  }, function(entry) return judge_row(run, entry) end, function(judged, row, is_batch_end)
+    take_row(run, judged, row)
+    progress(is_batch_end)
+  end)
   judge.done(run.judging)
 end
 
@@ -248,6 +265,7 @@ local function write_config(run, total, first, last)
   for name, v in pairs(run.config) do written[name] = v end
   written.merge = nil
   written.compare = nil
+  written.tensor_parallel_size = nil          -- the files are the same on any ranks
   written.total = total
   written.first = first
   written.last = last
@@ -339,7 +357,7 @@ local function judge_all(run, first, last)
   local ok, reason = stop.try(evaluate_rows, run, first, last)
   local name = stop.signal()
   if name then
-    run.results:close()
+    if run.results then run.results:close() end
     reason = ("stopped by %s after %d of %d rows, which are in %s/results.jsonl"):format(name,
       #run.records, last - first + 1, run.folder)
   end
@@ -376,16 +394,16 @@ local function write_outputs(run)
   run.say(("rows: %s (%d)"):format(run.own.output, #rows))
 end
 
-local function evaluate(cfg, options)
-  local started = now()
+-- Opens the set and the models; nil for a part without rows.
+local function open_all(p, cfg, options)
   folders.check(cfg.output_path, "output_path")
   if cfg.idx then shared_folder.check(cfg.output_path, cfg.idx) end
   local set, total, first, last = open_part(cfg, options.say)
-  if last < first then return finish_empty(cfg, total, options.say) end
+  if last < first then return nil, total end
   local run = {
     config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1),
     say = options.say, frames = frame.settings(cfg), box_iou = options.box_iou,
-    kept = options.kept or {},
+    kept = options.kept or {}, parallel = p,
   }
   look_at(run, first)
   if cfg.oracle and not run.masks then
@@ -393,29 +411,54 @@ local function evaluate(cfg, options)
   end
   load_policy(run)
   load_segmenter(run)
+  return run, total, first, last
+end
 
-  -- The folder exists once everything that it needs has been loaded.
+-- The folder exists once everything that it needs has been loaded.
+local function begin_files(run, total, first, last)
   run.folder = claim_folder(run)
   write_config(run, total, first, last)
   run.results = lines.create(run.folder .. "/results.jsonl")
-  if cfg.visual_results then
+  if run.config.visual_results then
     run.write_visual = visual_results.writer(run.folder .. "/visual_results")
   end
   introduce(run, total, first, last)
+end
 
-  judge_all(run, first, last)
+-- Returns the summary.
+local function finish_files(run, seconds)
   run.results:close()
+  local options = { masks = run.masks, several = run.config.several, subtitle = about(run) }
   for _, name in ipairs { "worst", "best" } do
-    local title = ("%s rows of %s"):format(name:gsub("^%l", string.upper), set.name)
-    run[name]:write(("%s/%s.png"):format(run.folder, name), title, set,
-      { masks = run.masks, several = cfg.several, subtitle = about(run) })
+    local title = ("%s rows of %s"):format(name:gsub("^%l", string.upper), run.set.name)
+    run[name]:write(("%s/%s.png"):format(run.folder, name), title, run.set, options)
   end
   write_outputs(run)
+  return results.finish(run.config, run.folder, run.records, run.masks, seconds, run.say)
+end
+
+local function evaluate(p, cfg, options)
+  local started = now()
+  local run, total, first, last
+  p:together(function() run, total, first, last = open_all(p, cfg, options) end)
+  if not run then
+    p:on_root(function() finish_empty(cfg, total, options.say) end)
+    return
+  end
+  p:on_root(function() begin_files(run, total, first, last) end)
+  judge_all(run, first, last)
+  local summary
+  p:on_root(function() summary = finish_files(run, now() - started) end)
   if run.policy then run.policy:free() end
-  local summary = results.finish(cfg, run.folder, run.records, run.masks, now() - started, run.say)
+  if not p:is_root() then return end
   return summary, run.folder, run.records
 end
 
-function M.evaluate(cfg, options) return stop.run(evaluate, cfg, options) end
+local function evaluate_on_ranks(cfg, options)
+  local p = parallel.new(nil, { shards = cfg.tensor_parallel_size })
+  return p:run(evaluate, p, cfg, options)
+end
+
+function M.evaluate(cfg, options) return stop.run(evaluate_on_ranks, cfg, options) end
 
 return M

@@ -19,6 +19,7 @@ local checkpoint = require "segzero.train.run.checkpoint"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local metrics = require "segzero.evaluation.metrics"
+local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
 local plot = require "segzero.tools.plot"
 local report = require "segzero.evaluation.report"
@@ -182,9 +183,17 @@ local function json_of(result)
 end
 
 -- ---- the run ----
+-- The folder for the results; ranks other than the first only know its path.
+local function shared_folder(cfg)
+  local p = parallel.new()
+  return p:on_root(function()
+    return folders.claim(cfg.output_path, "sweep.json", "{}\n", "output_path").path
+  end), p:is_root()
+end
+
 function M.run(cfg, members, options)
   local say = options.say
-  local folder = folders.claim(cfg.output_path, "sweep.json", "{}\n", "output_path").path
+  local folder, is_root = shared_folder(cfg)
   local kept = {}
   for i, member in ipairs(members) do
     say(("checkpoint %d of %d: %s"):format(i, #members, member.path))
@@ -192,10 +201,11 @@ function M.run(cfg, members, options)
     local records
     member.summary, member.folder, records = run.evaluate(member.settings, { kept = kept, say = say,
       box_iou = options.box_iou })
-    member.rows = report.for_metrics(records)
+    member.rows = is_root and report.for_metrics(records)
     member.settings = nil
     member.words = nil
   end
+  if not is_root then return end
 
   local has_masks = members[1].summary.gIoU ~= nil
   local result = { members = members,

@@ -5,13 +5,11 @@
 --       model.safetensors, or else the shards that model.safetensors.index.json names
 --   local folder = safetensors.open_folder(dir)
 --       reads only the headers: folder.entries {name -> {dtype =, shape =, ...}},
---       folder.problems (texts), folder:tensor(name, dtype), folder:close()
+--       folder.problems (texts), folder:tensor(name, dtype, slice), folder:close(); slice: of
+--       parts.lua, or nil: the whole tensor
 --   safetensors.layout(path)               where the header and each tensor are, in bytes
 --   safetensors.save(path, tensors, metadata)
 --       metadata {format = "pt"} unless given
---   safetensors.plan({name -> described}) -> header, {{name =, begin =, stop =}, ...}
---       what save() would write, and where each tensor would be in the file, in bytes; described: an
---       object with shape(), dtype() and numel(), as a tensor has
 --   safetensors.save_folder(dir, tensors, {max_shard_bytes = 5e9, metadata = ...})
 --
 -- File format: u64 little-endian length n, n bytes of JSON {name: {dtype, shape, data_offsets =
@@ -19,10 +17,11 @@
 -- Tensors of a loaded file are parts of a private mapping of it: pages are read on first use, and
 -- writing to a tensor does not change the file. F32, BF16, I32 and U8 keep their type. F16 becomes
 -- f32 (or the dtype given to folder:tensor), BOOL becomes u8, I64 becomes i32 if every value fits.
--- A converted tensor is on the heap, and the pages it was read from are released at once.
+-- A converted tensor is on the heap, and the pages it was read from are released at once. Of a
+-- slice of rows the pages are used in place too; a slice of columns is copied.
 -- Everything in the JSON is checked here, and every bound is checked again in C. Tensors are saved
 -- in the order of their names; the JSON is padded with spaces to a multiple of 8.
--- Leaves out: other dtypes, reading only part of a file.
+-- Writing is safetensors_write.lua. Leaves out: other dtypes.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -30,8 +29,10 @@ local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
+local parts = require "segzero.formats.parts"
 local tensor = require "segzero.core.tensor"
 local visible = require "segzero.core.visible"
+local writer = require "segzero.formats.safetensors_write"
 
 local C = core.C
 local call = core.call
@@ -43,7 +44,6 @@ local BYTES = { F32 = 4, BF16 = 2, F16 = 2, I32 = 4, U8 = 1, BOOL = 1, I64 = 8 }
 local CODE = { F32 = C.SZ_F32, BF16 = C.SZ_BF16, I32 = C.SZ_I32, U8 = C.SZ_U8, BOOL = C.SZ_U8,
   F16 = C.SZ_FILE_F16 }
 local REAL = { F32 = "f32", BF16 = "bf16", F16 = "f16" }
-local NAME = { f32 = "F32", bf16 = "BF16", i32 = "I32", u8 = "U8" }
 local MAX_DIMS = 6
 local MAX_WHOLE = 2 ^ 53
 
@@ -175,6 +175,28 @@ local function narrow_i64(path, file, e)
   return t
 end
 
+-- The entry of a slice of rows, whose bytes are together.
+local function rows_of(e, slice)
+  local each = 0
+  if e.shape[1] > 0 then each = (e.stop - e.begin) / e.shape[1] end
+  local begin = e.begin + slice.first * each
+  return { name = e.name, dtype = e.dtype, shape = parts.shape(e.shape, slice), ndim = e.ndim,
+    begin = begin, stop = begin + slice.count * each }
+end
+
+-- A copy of a slice of columns, in dtype or the type that the file has.
+local function columns_of(path, file, e, dtype, slice)
+  local stored = REAL[e.dtype]
+  if not stored then fail(path, "tensor '%s' is %s, which has no slices", e.name, e.dtype) end
+  local wanted = dtype or stored
+  if wanted == "f16" then wanted = "f32" end
+  local sizes = parts.shape(e.shape, slice)
+  local shape = ffi.new("int64_t[?]", MAX_DIMS)
+  for i = 1, e.ndim do shape[i - 1] = sizes[i] end
+  return tensor.wrap(call(C.sz_file_part(file, e.name, CODE[e.dtype], tensor.dtype_code(wanted),
+    e.ndim, shape, parts.place(e.shape, slice), e.begin, e.stop)))
+end
+
 -- dtype: the type that a tensor of real numbers is converted to; nil keeps it (F16 becomes f32).
 local function tensor_of(path, file, e, dtype)
   if e.dtype == "I64" then return narrow_i64(path, file, e) end
@@ -223,11 +245,11 @@ M.layout = guarded(function(path)
   C.sz_file_header(file, len)
   close(file)
   local first = 8 + tonumber(len[0])
-  local parts = { { name = "", begin = 0, stop = first } }
+  local layout = { { name = "", begin = 0, stop = first } }
   for _, e in ipairs(list) do
-    parts[#parts + 1] = { name = e.name, begin = first + e.begin, stop = first + e.stop }
+    layout[#layout + 1] = { name = e.name, begin = first + e.begin, stop = first + e.stop }
   end
-  return parts, first + data
+  return layout, first + data
 end)
 
 M.load = guarded(function(path)
@@ -245,8 +267,8 @@ M.load = guarded(function(path)
 end)
 
 -- ---- folders ----
-local SINGLE = "model.safetensors"
-local INDEX = "model.safetensors.index.json"
+local SINGLE = writer.SINGLE
+local INDEX = writer.INDEX
 
 -- Weights in other formats, by the names of their files.
 local OTHER_WEIGHTS = {
@@ -367,9 +389,11 @@ local function open_folder(dir)
 end
 M.open_folder = guarded(open_folder)
 
-function Folder:tensor(name, dtype)
+function Folder:tensor(name, dtype, slice)
   local e = self.entries[name]
-  return tensor_of(e.path, e.file, e, dtype)
+  if slice and slice.dim == 2 then return columns_of(e.path, e.file, e, dtype, slice) end
+  if slice then e = rows_of(e, slice) end
+  return tensor_of(e.path or self.entries[name].path, self.entries[name].file, e, dtype)
 end
 
 -- Tensors that were made from the folder stay valid.
@@ -413,165 +437,10 @@ M.load_folder = guarded(function(dir)
 end)
 
 -- ---- writing ----
-local function sorted_names(tensors)
-  local names = {}
-  for name, t in pairs(tensors) do
-    if type(name) ~= "string" or name == "__metadata__" then
-      error("a tensor cannot be named " .. tostring(name), 0)
-    end
-    if not tensor.is_tensor(t) or t.ptr == nil then error("'" .. name .. "' is not a tensor", 0) end
-    names[#names + 1] = name
-  end
-  table.sort(names)
-  return names
-end
+M.save = writer.save
+M.save_folder = writer.save_folder
 
-local function bytes_of(t) return t:numel() * BYTES[NAME[t:dtype()]] end
-
--- The header, and the tensors in the order of the file: {{name =, begin =, stop =}, ...}, in bytes
--- of the data part. The JSON is written by hand, because cjson encodes an empty list as {} and does
--- not sort keys.
-local function lay_out(names, tensors, metadata)
-  local parts = {}
-  local keys = {}
-  local at = 0
-  for k, v in pairs(metadata) do
-    if type(k) ~= "string" or type(v) ~= "string" then
-      error("metadata must be texts; '" .. tostring(k) .. "' is not", 0)
-    end
-    keys[#keys + 1] = k
-  end
-  table.sort(keys)
-  for i, k in ipairs(keys) do keys[i] = cjson.encode(k) .. ":" .. cjson.encode(metadata[k]) end
-  if #keys > 0 then parts[1] = '"__metadata__":{' .. table.concat(keys, ",") .. "}" end
-  -- Wider types come first, so that every tensor is aligned to its element size.
-  local order = {}
-  for i, name in ipairs(names) do
-    order[i] = { name = name, i = i, size = BYTES[NAME[tensors[name]:dtype()]] }
-  end
-  table.sort(order, function(a, b)
-    if a.size ~= b.size then return a.size > b.size end
-    return a.i < b.i
-  end)
-  local text = {}
-  for _, o in ipairs(order) do
-    local t = tensors[o.name]
-    local stop = at + bytes_of(t)
-    local sizes = table.concat(t:shape(), ",")
-    local entry = '%s:{"dtype":"%s","shape":[%s],"data_offsets":[%.0f,%.0f]}'
-    text[o.name] = entry:format(cjson.encode(o.name), NAME[t:dtype()], sizes, at, stop)
-    o.begin = at
-    o.stop = stop
-    at = stop
-  end
-  for _, name in ipairs(names) do parts[#parts + 1] = text[name] end
-  local header = "{" .. table.concat(parts, ",") .. "}"
-  return header .. (" "):rep(-#header % 8), order
-end
-
-local function write(path, names, tensors, metadata, later)
-  local header, order = lay_out(names, tensors, metadata)
-  local pointers = ffi.new("sz_tensor *[?]", #order + 1)
-  local list = {}
-  local in_file = {}
-  for i, o in ipairs(order) do
-    in_file[i] = o.name
-    list[i] = tensors[o.name]
-    pointers[i - 1] = list[i].ptr
-  end
-  if later then
-    later:tensors(path, header, list, in_file)
-  else
-    call(C.sz_safetensors_write(path, header, #header, pointers, #order))
-  end
-end
-
-function M.plan(described)
-  local names = {}
-  for name in pairs(described) do names[#names + 1] = name end
-  table.sort(names)
-  local header, order = lay_out(names, described, { format = "pt" })
-  local start = 8 + #header
-  for _, one in ipairs(order) do
-    one.begin = one.begin + start
-    one.stop = one.stop + start
-  end
-  return header, order
-end
-
--- later: a list of files (jobs.writing) that writes this one in the background.
-M.save = guarded(function(path, tensors, metadata, later)
-  if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
-  if type(tensors) ~= "table" then
-    error("a table of tensors is expected, got " .. type(tensors), 0)
-  end
-  if metadata ~= nil and type(metadata) ~= "table" then
-    error("metadata is a " .. type(metadata) .. ", not a table of texts", 0)
-  end
-  if later ~= nil and not later.tensors then
-    error("save: the fourth argument is a list of files (jobs.writing), not a table of options", 0)
-  end
-  write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later)
-end)
-
-local SAVE_FOLDER = options.set { "max_shard_bytes", "metadata", "later" }
-
--- Writes one file, or numbered shards and then the index. The index comes last, because shards
--- without one are not read as a model. opts.later: see save.
-M.save_folder = guarded(function(dir, tensors, opts)
-  opts = options.check("save_folder", opts, SAVE_FOLDER, 0)
-  local limit = opts.max_shard_bytes or 5e9
-  if type(limit) ~= "number" or not (limit >= 1) then
-    error("max_shard_bytes is " .. tostring(limit), 0)
-  end
-  local names = sorted_names(tensors)
-  local shards = {}
-  local total = 0
-  local size = 0
-  for _, name in ipairs(names) do
-    local n = bytes_of(tensors[name])
-    if #shards == 0 or (size + n > limit and size > 0) then
-      shards[#shards + 1] = {}
-      size = 0
-    end
-    table.insert(shards[#shards], name)
-    size = size + n
-    total = total + n
-  end
-  local metadata = opts.metadata or { format = "pt" }
-  local single = dir .. "/" .. SINGLE
-  local index_path = dir .. "/" .. INDEX
-  if #shards <= 1 then
-    write(single, names, tensors, metadata, opts.later)
-    os.remove(index_path)      -- a left-over index would be read first
-    return
-  end
-  local map = {}
-  for i, shard in ipairs(shards) do
-    local file = ("model-%05d-of-%05d.safetensors"):format(i, #shards)
-    write(dir .. "/" .. file, shard, tensors, metadata, opts.later)
-    for _, name in ipairs(shard) do
-      map[#map + 1] = ("    %s: %s"):format(cjson.encode(name), cjson.encode(file))
-    end
-  end
-  local index = ('{\n  "metadata": {"total_size": %.0f},\n  "weight_map": {\n%s\n  }\n}\n'):format(
-    total, table.concat(map, ",\n"))
-  if opts.later then
-    opts.later:text(index_path, index)
-    return
-  end
-  local file, why = io.open(index_path .. ".tmp", "wb")
-  if not file then error(why, 0) end
-  local written, reason = file:write(index)
-  if not file:close() or not written then
-    error(index_path .. ": cannot write: " .. tostring(reason), 0)
-  end
-  local moved, cause = os.rename(index_path .. ".tmp", index_path)
-  if not moved then error(cause, 0) end
-  os.remove(single)
-end)
-
-for name, most in pairs { load = 1, save = 4, load_folder = 1, open_folder = 1, save_folder = 3 } do
+for name, most in pairs { load = 1, save = 5, load_folder = 1, open_folder = 1, save_folder = 3 } do
   M[name] = options.at_most("safetensors." .. name, most, M[name])
 end
 

@@ -40,6 +40,7 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
+local lock_step = require "segzero.core.lock_step"
 local tensor = require "segzero.core.tensor"
 local answer_text = require "segzero.inference.answer_text"
 local cache_size = require "segzero.inference.cache_size"
@@ -231,6 +232,7 @@ function M.generate(vl, inputs, given)
   end
   local limit = cache_size.limit(vl, opts)
   local rows = cache_size.rows(vl, lengths, opts.n, opts.max_new_tokens, limit)
+  rows = lock_step.least(vl.shards and vl.shards.group, rows)
   local call = setmetatable({
     vl = vl, opts = opts, stops = stops, stats = stats,
     settings = ffi.new("sz_sampling", {

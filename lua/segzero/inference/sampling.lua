@@ -9,11 +9,13 @@
 -- log-probabilities are appended to the answers; those that end get a finish.
 -- An answer with fewer tokens than min_new_tokens (or a prompt with it than min_length) gets no stop
 -- token: transformers gives those -inf, too.
+-- A model that is split over shards samples on the first one, and all get its tokens.
 -- The random number of a token depends on (seed, row id, answer number, position) only.
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
+local lock_step = require "segzero.core.lock_step"
 local answer_text = require "segzero.inference.answer_text"
 local packing = require "segzero.inference.packing"
 
@@ -128,8 +130,11 @@ end
 
 local function draw_from(call, part, logits)
   local draw = new_draw(call, part.answers, part.is_short)
-  check(C.sz_sample(logits.ptr, draw.sampling, draw.banned, draw.seen, draw.row_id, draw.answer_id,
-    draw.position, draw.token, draw.logprob))
+  local shards = call.vl.shards
+  lock_step.tokens(shards and shards.group, draw, #part.answers, function()
+    check(C.sz_sample(logits.ptr, draw.sampling, draw.banned, draw.seen, draw.row_id,
+      draw.answer_id, draw.position, draw.token, draw.logprob))
+  end)
   take(call, part.answers, draw)
 end
 
@@ -145,7 +150,9 @@ function M.sample(call, answers, logits)
 end
 
 -- Whether one call of decode can sample for all of them.
-function M.decodes_together(call, answers) return #by_length(call, answers) == 1 end
+function M.decodes_together(call, answers)
+  return not call.vl.shards and #by_length(call, answers) == 1
+end
 
 function M.decode(call, answers, stream)
   local start = C.sz_seconds()

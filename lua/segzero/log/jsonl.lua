@@ -34,6 +34,9 @@ local function writable(t)
   return out
 end
 
+-- A record as its line, without the end.
+function M.text(record) return files.json(writable(record)) end
+
 function M.open(run)
   local log = setmetatable({ folder = run.folder, config = run.config, open_files = {} }, mt)
   -- Both files exist from the start, so that a run that failed in its first step has empty ones.
@@ -54,7 +57,7 @@ end
 function methods:write(name, list)
   if not self.folder or #list == 0 then return end
   local text = {}
-  for i, record in ipairs(list) do text[i] = files.json(writable(record)) .. "\n" end
+  for i, record in ipairs(list) do text[i] = M.text(record) .. "\n" end
   self:file(name):write(table.concat(text))
 end
 

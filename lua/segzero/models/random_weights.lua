@@ -4,10 +4,12 @@
 --   random_weights.empty(model, w)            zeros of weight w's shape, in the model's dtype
 --   random_weights.place(model, w, t)         gives weight w the tensor t; frees t
 --
--- The numbers of a weight depend on the seed and its index only. repeated: copies one block of 16
+-- The numbers of a weight depend on the seed and its index only; a shard of a split model gets those
+-- of its slice. repeated: copies one block of 16
 -- million numbers again and again, because drawing billions takes the CPU minutes.
 
 local core = require "segzero.core.ffi"
+local parts = require "segzero.formats.parts"
 local tensor = require "segzero.core.tensor"
 
 local C = core.C
@@ -17,24 +19,39 @@ local M = {}
 
 local BLOCK = 16777213       -- a prime, so that no two rows of a matrix are the same
 
+local function elements(shape)
+  local n = 1
+  for _, d in ipairs(shape) do n = n * d end
+  return n
+end
+
 -- f(t) fills a tensor from one block of random numbers; the next tensor starts where the last
 -- ended.
 local function repeating(model, opts)
   local block = tensor.empty({ BLOCK }, { dtype = model.dtype, device = model.device })
   check(C.sz_random_normal_(block.ptr, opts.seed, 0, 0, opts.std))
   local at = 0
-  local function fill(t)
+  -- Elements done .. done + n of `flat` are those from `first` on of the whole weight.
+  local function copy(flat, done, n, first)
+    local place = (at + first) % BLOCK
+    while n > 0 do
+      local length = math.min(n, BLOCK - place)
+      flat:narrow(done, length):copy_(block:narrow(place, length))
+      done = done + length
+      n = n - length
+      place = (place + length) % BLOCK
+    end
+  end
+  local function fill(t, w)
+    local place = parts.place(w.full, w.slice)
+    local first, run, stride = tonumber(place.first), tonumber(place.run), tonumber(place.stride)
+    local n = t:numel()
+    if run == stride then run = n end
     tensor.step(tensor.no_grad, function()
-      local n = t:numel()
-      local done = 0
       local flat = t:reshape(n, 0, 0, 0)
-      while done < n do
-        local length = math.min(n - done, BLOCK - at)
-        flat:narrow(done, length):copy_(block:narrow(at, length))
-        done = done + length
-        at = (at + length) % BLOCK
-      end
+      for row = 0, n / run - 1 do copy(flat, row * run, run, first + row * stride) end
     end)
+    at = (at + elements(w.full)) % BLOCK
   end
   return fill, block
 end
@@ -45,7 +62,9 @@ end
 
 function M.ones(t, w) t:copy_(tensor.zeros(w.shape):affine(0, 1)) end
 
-function M.normal(t, seed, w, std) check(C.sz_random_normal_(t.ptr, seed, w.index, 0, std)) end
+function M.normal(t, seed, w, std)
+  check(C.sz_random_normal_part_(t.ptr, parts.place(w.full, w.slice), seed, w.index, 0, std))
+end
 
 function M.place(model, w, t)
   check(C.sz_model_weight_set(model.c, w.index, t.ptr))
@@ -61,7 +80,7 @@ function M.fill(model, opts)
     if opts.is_norm(w.name) then
       M.ones(t, w)
     elseif fill and not bias then
-      fill(t)
+      fill(t, w)
     elseif not bias then
       M.normal(t, opts.seed, w, opts.std)
     end

@@ -5,8 +5,10 @@
 --
 -- A family's spec:
 --   load(dir, opts) -> object     opens a folder; opts are the family's own
---   meta(dir, dtype) -> policy    the same without memory behind the weights, for counting
---                                 (plan.lua); only families that can be trained as a policy have it
+--   meta(dir, dtype, shards) -> policy
+--                                 the same without memory behind the weights, for counting
+--                                 (plan.lua); only families that can be trained as a policy have it.
+--                                 shards: {count =, index =} of a shard of a split model, or nil
 --   random(json, opts) -> object  random weights from a config table
 --   answer_frame                  what its answers count in: "model" (the size it sees, the default)
 --                                 or a size such as "1000" (data/frame.lua)
@@ -28,7 +30,7 @@ local function qwen(name, help)
     -- Released Qwen2-VL counts to 1000, but Seg-Zero trains it in pixels.
     answer_frame = "model",
     load = function(dir, opts) return module().qwen_vl(dir, opts) end,
-    meta = function(dir, dtype) return module().meta(dir, dtype) end,
+    meta = function(dir, dtype, shards) return module().meta(dir, dtype, shards) end,
     random = function(json, opts) return module().random(json, opts) end,
   })
 end

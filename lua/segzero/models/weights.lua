@@ -1,14 +1,21 @@
 -- weights.lua - the weights of a network in C: lists, fills, lends and trains them.
 --
 --   weights.list(c)
---     -> {{index =, name =, shape = {...}, vision = true | false, linear = true | false}, ...}
+--     -> {{index =, name =, shape = {...}, vision = true | false, linear = true | false,
+--          full = {...}, slice = {dim = 1 | 2, first = from 0, count =} | nil, copies =, copy =,
+--          adds = true | false}, ...}
+--       full: the shape in files; a shard of a split model has a slice of it. copies: how many
+--       shards have this very slice, copy: which of them this is, from 0. adds: the gradient of
+--       each copy is a part, to be added to the others'
 --   weights.set(model, loaded, where, stray)
 --       gives the tensors {name -> tensor} to C, in model.dtype on model.device; stray(name) is
 --       true for an extra name that is allowed
 --   weights.load(model, folder, rename, stray)
 --       the same from an open folder of safetensors, mapped from the file if the dtype allows
 --   weights.parameters(model)     -> {name -> tensor}
---   weights.train(model, filter)  -> list of trained weights
+--   weights.train(model, filter)  -> the trained weights: {{name =, tensor =, full =, slice =,
+--                                    copies =, copy =, adds =}, ...}
+--   weights.listed(model)         the same of all weights, whether trained or not
 --   weights.meta(model)           gives every weight a tensor without memory, for counting
 --   weights.bytes(list, width)    -> bytes; width: bytes per element, or a function width(weight)
 --
@@ -29,16 +36,35 @@ local REAL = { F32 = true, BF16 = true, F16 = true }
 
 local M = {}
 
+-- The first `count` numbers of a C array.
+local function numbers(array, count)
+  local list = {}
+  for k = 1, count do list[k] = tonumber(array[k - 1]) end
+  return list
+end
+
+-- Which part of the whole weight this shard has. shape: this shard's.
+local function slice_of(c, i, shape)
+  local first = ffi.new "int64_t[1]"
+  local dim = C.sz_model_weight_slice(c, i, first)
+  if dim < 0 then return nil end
+  return { dim = dim + 1, first = tonumber(first[0]), count = shape[dim + 1] }
+end
+
 function M.list(c)
   local list = {}
   local shape = ffi.new "int64_t[6]"
+  local copy = ffi.new "int[1]"
   for i = 0, C.sz_model_weight_count(c) - 1 do
-    local dims = {}
-    for k = 1, C.sz_model_weight_shape(c, i, shape) do dims[k] = tonumber(shape[k - 1]) end
+    local own = numbers(shape, C.sz_model_weight_shape(c, i, shape))
+    local full = numbers(shape, C.sz_model_weight_full_shape(c, i, shape))
+    local copies = C.sz_model_weight_copies(c, i, copy)
     list[i + 1] = {
       index = i,
       name = ffi.string(C.sz_model_weight_name(c, i)),
-      shape = dims,
+      shape = own, full = full, slice = slice_of(c, i, own),
+      copies = copies, copy = copy[0],
+      adds = C.sz_model_weight_gradient_is_part(c, i) == 1,
       vision = C.sz_model_weight_is_vision(c, i) == 1,
       linear = C.sz_model_weight_is_linear(c, i) == 1,
     }
@@ -82,9 +108,9 @@ local function compare(model, have, problems, stray, excused)
     known[w.name] = true
     if not shape then
       if not excused[w.name] then wrong[#wrong + 1] = "missing: " .. w.name end
-    elseif not same_shape(shape, w.shape) then
+    elseif not same_shape(shape, w.full) then
       wrong[#wrong + 1] = ("%s: shape [%s], expected [%s]"):format(w.name, table.concat(shape,
-        ", "), table.concat(w.shape, ", "))
+        ", "), table.concat(w.full, ", "))
     end
   end
   for name in pairs(have) do
@@ -206,7 +232,8 @@ end
 
 -- folder: of safetensors.open_folder; it is closed. rename(name): the file's name to the model's.
 -- Files, index and tensors are all checked before the first tensor is made. Weights of model.dtype
--- are used where they are mapped; others are converted one by one.
+-- are used where they are mapped, slices of rows too; slices of columns are copied, and other dtypes
+-- converted, one by one.
 function M.load(model, folder, rename, stray)
   local problems = folder.problems
   local ok, why = pcall(function()
@@ -216,7 +243,7 @@ function M.load(model, folder, rename, stray)
       safetensors.refuse(folder.dir, "weights do not fit the config", problems)
     end
     for _, w in ipairs(model.weights) do
-      local t = folder:tensor(source[w.name], model.dtype)
+      local t = folder:tensor(source[w.name], model.dtype, w.slice)
       if model.device ~= "cpu" then
         local mapped = t
         t = mapped:to { device = model.device }
@@ -250,8 +277,20 @@ function M.parameters(model)
   return out
 end
 
+local function entry(w, t)
+  return { name = w.name, tensor = t, full = w.full, slice = w.slice, copies = w.copies,
+    copy = w.copy, adds = w.adds }
+end
+
+function M.listed(model)
+  integrity.settle(model)
+  local list = {}
+  for i, w in ipairs(model.weights) do list[i] = entry(w, borrowed(model, w)) end
+  return list
+end
+
 -- Turns gradients on for every weight whose name filter(name) accepts (all without a filter), off
--- for the others. Returns the trained ones in the model's order: {{name =, tensor =}, ...}.
+-- for the others. Returns the trained ones in the model's order.
 function M.train(model, filter)
   integrity.settle(model)
   local list = {}
@@ -260,7 +299,7 @@ function M.train(model, filter)
     local on = true
     if filter then on = filter(w.name) and true or false end
     t:requires_grad(on)
-    if on then list[#list + 1] = { name = w.name, tensor = t } end
+    if on then list[#list + 1] = entry(w, t) end
   end
   return list
 end

@@ -22,6 +22,7 @@
 local cjson = require "cjson"
 local metrics = require "segzero.report.metrics"
 local reader = require "segzero.report.reader"
+local rollouts = require "segzero.runs.rollouts"
 local thinned = require "segzero.report.thinned"
 
 local M = {}
@@ -36,18 +37,6 @@ function M.new(path)
   return setmetatable({ path = path, reader = reader.new(path), kept = thinned.new(M.LIMIT),
     spread = metrics.columns() }, mt)
 end
-
--- Removes a list of numbers, which is most of a line. The quotes of a text inside a value are
--- escaped, so its key is found only where it is one.
-local function without(line, key)
-  local from = line:find(key, 1, true)
-  if not from then return line end
-  local stop = line:find("]", from, true)
-  if not stop then return line end
-  return line:sub(1, from + #key - 1) .. line:sub(stop)
-end
-
-local function shorter(line) return without(without(line, '"ids":['), '"logprobs":[') end
 
 -- ---- one step ----
 local function mean_and_deviation(list)
@@ -158,7 +147,7 @@ local function is_number(v) return type(v) == "number" and v == v and math.abs(v
 
 local function take(self, line)
   if #line > 2 ^ 24 then return self.reader:damaged "it is longer than 16 MiB" end
-  line = shorter(line)
+  line = rollouts.shorter(line)
   local ok, record = pcall(cjson.decode, line)
   if not ok or type(record) ~= "table" then return self.reader:damaged "it is no JSON object" end
   local whole = is_number(record.step) and record.step % 1 == 0 and record.step >= 0

@@ -3,20 +3,17 @@
 --   marks.solution(text) -> {boxes = {{x0, y0, x1, y1}, ...}, points = {{x, y}, ...}}
 --   marks.answer(text, several) -> the same, and why the inference scripts cannot read it, or nil;
 --                                 without any marks nil and why
---   marks.judged(text, exact) -> the same as segzero's rewards for one object see it, which read
---                                 the object without the tags: keys bbox, points_1 and points_2
---                                 (exact), else those that contain bbox and points; nil if there is
---                                 no object
 --   marks.several(solution)       whether answers to it are lists of objects
 --   marks.extent(list) -> n       the largest coordinate of these marks, at least 1
 --
--- An answer is read as the inference scripts read it (formats/answer.lua). Marks that are no finite
+-- An answer is read as the inference scripts read it (formats/answer.lua). One that they cannot read
+-- is read as the rewards for one object do, which take an object without the tags. Marks that are no finite
 -- numbers are left out, and so is everything after the first 200.
 -- Leaves out: masks.
 
 local cjson = require "cjson"
 local answer = require "segzero.formats.answer"
-local terms = require "rewards.seg_terms"
+local answer_object = require "segzero.formats.answer_object"
 local truth = require "segzero.data.truth"
 
 local M = {}
@@ -64,28 +61,16 @@ function M.solution(text)
   return marks
 end
 
--- The first `count` keys that contain the word.
-local function keys_with(object, word, count)
-  local found = {}
-  for _, key in ipairs(object.keys) do
-    if #found < count and key:lower():find(word, 1, true) then found[#found + 1] = key end
-  end
-  return found
-end
-
-function M.judged(text, exact)
-  local object = terms.read_object(text)
+local function judged(text)
+  local object = answer_object.read(text)
   if type(object) ~= "table" or object.kind ~= "object" then return nil end
-  local box_key = keys_with(object, "bbox", 1)[1]
-  local point_keys = keys_with(object, "points", 2)
-  if exact then
-    box_key = "bbox"
-    point_keys = { "points_1", "points_2" }
-  end
+  local box_key = answer_object.keys_with(object, "bbox", 1)[1]
   local marks = { boxes = {}, points = {} }
   local points = {}
-  for _, key in ipairs(point_keys) do points[#points + 1] = terms.to_point(object.map[key]) end
-  add(marks, box_key and terms.to_box(object.map[box_key]), points)
+  for _, key in ipairs(answer_object.keys_with(object, "points", 2)) do
+    points[#points + 1] = answer_object.to_point(object.map[key])
+  end
+  add(marks, box_key and answer_object.to_box(object.map[box_key]), points)
   return marks
 end
 
@@ -93,7 +78,7 @@ function M.answer(text, several)
   local found, why = answer.read(text, several)
   if not found then
     if several then return nil, why end
-    return M.judged(text, false), why
+    return judged(text), why
   end
   local marks = { boxes = {}, points = {} }
   if not several then

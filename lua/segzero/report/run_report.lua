@@ -17,7 +17,6 @@ local answers = require "segzero.report.answers"
 local card = require "segzero.report.card"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
-local folders = require "segzero.core.folders"
 local frame = require "segzero.data.frame"
 local metrics = require "segzero.report.metrics"
 local run_folder = require "segzero.runs.run_folder"
@@ -34,13 +33,7 @@ local mt = { __index = methods }
 M.IMAGES = { bytes = 5 * 2 ^ 20, steps = 120 }
 
 function M.open(folder, options)
-  if folders.kind(folder) ~= "folder" then
-    error(("there is no folder %s; name that of a training run"):format(visible.line(folder)), 0)
-  end
-  if not run_folder.is_run(folder) then
-    error(("%s is not the folder of a training run (it has no run.json)"):format(
-      visible.line(folder)), 0)
-  end
+  run_folder.check_run(folder)
   return setmetatable({
     folder = folder, source = options.source, total_steps = options.total_steps,
     metrics = metrics.new(folder .. "/metrics.jsonl"),

@@ -8,9 +8,7 @@
 --   thumbnails.of_settings(cfg) -> source, or nil and why there are no images
 --                     opens the data set that the settings name, without downloading anything
 --
--- A row is found by its id. The number at its end is tried as the row's number (RefShapes, rows
--- without ids of their own), then the ids of sets of at most 50,000 rows are compared. An id that
--- belongs to another row gives no image.
+-- A row is found by its id (data/row_numbers.lua). An id that belongs to another row gives no image.
 -- A side has at most 224 pixels, and small images stay as they are. The work is done by the decoder
 -- and encoder of runtime/io/image.
 -- Leaves out: sets of a script, whose rows a later process cannot make again; masks.
@@ -21,6 +19,7 @@ local core = require "segzero.core.ffi"
 local frame = require "segzero.data.frame"
 local image = require "segzero.formats.image"
 local jobs = require "segzero.core.jobs"
+local row_numbers = require "segzero.data.row_numbers"
 
 local C = core.C
 
@@ -30,47 +29,10 @@ local methods = {}
 local mt = { __index = methods }
 
 local SIDE = 224
-local MOST_IDS = 50000
 
-function M.new(source) return setmetatable(source, mt) end
-
--- ---- the number of a row ----
-local function id_of(set, i)
-  if set.meta then
-    local meta = set:meta(i)
-    return tostring(meta.id or i)
-  end
-  local row = set:row(i)
-  row.image:free()
-  return tostring(row.id)
-end
-
-local function has_id(set, i, id)
-  if not i or i < 1 or i > set:count() then return false end
-  local ok, found = pcall(id_of, set, i)
-  if not ok and core.is_interrupt(found) then error(found, 0) end
-  return ok and found == id
-end
-
-local function all_ids(set)
-  local numbers = {}
-  local count = set:count()
-  if not set.meta or count > MOST_IDS then return numbers end
-  for i = 1, count do
-    local ok, id = pcall(id_of, set, i)
-    if not ok and core.is_interrupt(id) then error(id, 0) end
-    if ok then numbers[id] = numbers[id] or i end
-  end
-  return numbers
-end
-
-local function number_of(self, id)
-  local stated = tonumber(id:match "(%d+)$")
-  for _, i in ipairs { stated or 0, (stated or 0) + 1 } do
-    if has_id(self.set, i, id) then return i end
-  end
-  self.numbers = self.numbers or all_ids(self.set)
-  return self.numbers[id]
+function M.new(source)
+  source.numbers = row_numbers.new(source.set)
+  return setmetatable(source, mt)
 end
 
 -- ---- the image ----
@@ -128,7 +90,7 @@ end
 
 function methods:row(id)
   local ok, made = pcall(function()
-    local i = number_of(self, tostring(id))
+    local i = self.numbers:of(id)
     return i and make(self, i)
   end)
   if not ok and core.is_interrupt(made) then error(made, 0) end

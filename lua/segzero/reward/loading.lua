@@ -5,12 +5,14 @@
 --                  loading.load "my_reward.lua:score"     a file that returns {score = function}
 --                  loading.load(f)                        a function is itself
 --
+--   loading.own(name)                  the reward of this name in rewards/, or nil
+--
 -- kwargs: a table that becomes the fourth argument of the reward, after text, ground truth and row;
 -- without any the reward has three. A function that FILE.lua:NAME names may return one table, as
 -- EasyR1's do: `overall` is the score, the rest are parts.
 -- FILE.py:NAME, from a launch script of EasyR1, is read as FILE.lua:NAME if that file is there.
 -- A third argument limits the loading of a file, in seconds (10; 0: no limit). `require` in the
--- file finds modules in its folder.
+-- file finds modules in its folder. A fourth argument is the file's text, if it was read already.
 -- A name that leads nowhere is an error in one line. Leaves out: running a reward (runner.lua).
 
 local console = require "segzero.log.console"
@@ -47,17 +49,23 @@ local LIMIT = 10                -- seconds
 
 local LOAD_CURE = " (worker.reward.timeout=SECONDS is the limit)"
 
-local function run_file(path, seconds)
+-- text: the file's content, if it was read already.
+local function compile(path, text)
+  if text then return loadstring(text, "@" .. path) end
   if files.exists(path) then files.check_regular(path) end    -- a pipe would wait for ever
-  local chunk, reason = loadfile(path)
+  return loadfile(path)
+end
+
+local function run_file(path, seconds, text)
+  local chunk, reason = compile(path, text)
   if not chunk then error("the reward does not load: " .. reason, 0) end
   user_modules.look_beside(path)
   local what = "loading the reward " .. path
   local ok, reward = guard.call(seconds, what, "", chunk)
   if ok then return reward end
-  local text = user_code.text(reward)
-  if reward.late then text = text:gsub("^[^\n]*", "%0" .. LOAD_CURE, 1) end
-  error(("the reward %s does not load: %s"):format(path, text), 0)
+  local why = user_code.text(reward)
+  if reward.late then why = why:gsub("^[^\n]*", "%0" .. LOAD_CURE, 1) end
+  error(("the reward %s does not load: %s"):format(path, why), 0)
 end
 
 local function run_module(name)
@@ -99,8 +107,8 @@ local function split(name)
   return name, nil
 end
 
-local function member_of(name, path, member, seconds)
-  local found = run_file(path, seconds)
+local function member_of(name, path, member, seconds, text)
+  local found = run_file(path, seconds, text)
   local f = found
   if type(found) == "table" then f = found[member] end
   if type(found) == "table" and type(f) == "function" then return f end
@@ -141,14 +149,27 @@ local function wrapped(f, member, kwargs)
   return function(text, truth, row) return of_table(f(text, truth, row, extra)) end
 end
 
-function M.load(name, kwargs, seconds)
+local own = {}                  -- name -> reward, or false
+
+function M.own(name)
+  if own[name or ""] ~= nil then return own[name or ""] or nil end
+  local found = false
+  for _, known in ipairs(M.names()) do
+    if known == name then found = require("rewards." .. name) end
+  end
+  if type(found) ~= "function" then found = false end
+  own[name or ""] = found
+  return found or nil
+end
+
+function M.load(name, kwargs, seconds, text)
   if type(name) == "function" then return name end
   local path, member = split(name)
   local reward
   if member then
-    reward = member_of(name, path, member, seconds or LIMIT)
+    reward = member_of(name, path, member, seconds or LIMIT, text)
   elseif path:match "%.lua$" then
-    reward = run_file(path, seconds or LIMIT)
+    reward = run_file(path, seconds or LIMIT, text)
   else
     reward = run_module(path)
   end

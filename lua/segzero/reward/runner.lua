@@ -8,6 +8,8 @@
 --                                                   (reward/masks.lua)
 --   runner.rules{timeout = seconds, on_error = "stop" | "zero"}
 --                                                   of a run; without rules: 10 s, stop
+--                                                   rules.keep_why also keeps the third result in
+--                                                   sample.why (reasons.lua)
 --   runner.take_errors(rules) -> count              since the last call; nil with "stop"
 --
 -- A reward is f(text, ground_truth, row) -> number, nil or {name = number}. A failure, a result of
@@ -125,7 +127,7 @@ function M.score(reward, row, sample, rules)
   local copy = setmetatable({}, getmetatable(row))
   for name, value in pairs(row) do copy[name] = value end
   copy.response_length = sample.ids and #sample.ids
-  local ok, score, parts = guard.call(rules.timeout, "the reward of row " .. tostring(row.id),
+  local ok, score, parts, why = guard.call(rules.timeout, "the reward of row " .. tostring(row.id),
     tostring(sample.text), reward, sample.text, row.solution, copy)
   local problem
   if ok then
@@ -136,6 +138,7 @@ function M.score(reward, row, sample, rules)
   if not problem then
     sample.score = score
     sample.parts = parts
+    if rules.keep_why then sample.why = why end
   elseif rules.on_error == "zero" then
     score_zero(rules, sample, problem)
   else

@@ -9,6 +9,7 @@
 --   run_folder.cancel(run)                     removes a folder in which nothing has happened yet
 --   run_folder.id(path) -> text, or nil        the id of the run that owns this folder
 --   run_folder.is_run(path)                    whether a run of segzero wrote this folder
+--   run_folder.check_run(path)                 an error in one line if not
 --
 -- run.json is the mark of a run: {"id": 16 hexadecimal digits, "version": 1}. The manifest of each
 -- checkpoint has the same id, so that a run removes only its own checkpoints. A run of segzero 0.1
@@ -19,6 +20,7 @@
 
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -46,6 +48,15 @@ function M.is_run(path)
   if M.id(path) then return true end
   local ok, json = pcall(files.read_json, path .. "/config.json", true)
   return ok and type(json) == "table" and type(json.trainer) == "table"
+end
+
+function M.check_run(path)
+  if folders.kind(path) ~= "folder" then
+    error(("there is no folder %s; name that of a training run"):format(visible.line(path)), 0)
+  end
+  if M.is_run(path) then return end
+  error(("%s is not the folder of a training run (it has no run.json)"):format(visible.line(path)),
+    0)
 end
 
 -- Locks run.json. Without one the run is not ours to write.

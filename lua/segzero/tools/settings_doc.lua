@@ -13,7 +13,7 @@ local M = {}
 
 -- In the order of the page. mask_grpo and custom_reward have the settings of refcocog_grpo.
 local MODULES = { "grpo", "evaluate", "infer", "prepare_data", "sam2_finetune", "pretrain_shapes",
-  "merge_lora", "model_merger", "random_checkpoint" }
+  "merge_lora", "model_merger", "random_checkpoint", "reward", "replay", "why" }
 
 local INTRODUCTION = [[
 # Settings

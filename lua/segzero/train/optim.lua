@@ -2,7 +2,8 @@
 --
 --   local opt = optim.adamw(list, options, p)
 --                                list: {{name =, tensor =}, ...}, as vl:train() returns
---                                p: the ranks that train the same parameters (parallel.lua), or nil
+--                                p: the ranks that train the same model (parallel.lua), or nil.
+--                                With shards, entries may have what shards.lua says
 --     lr, betas = {0.9, 0.999}, eps = 1e-8, weight_decay = 0.01, max_grad_norm = nil
 --     state_dtype = "f32" | "bf16" | "int8"     of the moments; int8: codes in blocks of 256 with a
 --                                               scale
@@ -15,10 +16,11 @@
 --                                          not finite, the update is skipped: updated is false, the
 --                                          gradients are cleared, opt.skipped counts it
 --   opt:bad_updates() -> n, window         how many of the last `window` updates were skipped
---   opt:weight_norm()                      the norm of all parameters together
+--   opt:weight_norm()                      the norm of all parameters together; collective if the
+--                                          model is split over ranks
 --   opt:state() -> {name -> tensor}        borrowed; checkpoints read them. This rank's, as [n], if
 --                                          there are parts
---   opt:whole_state() -> {name -> tensor or shards.whole}    the state of whole parameters
+--   opt:whole_state() -> {name -> tensor or parts.new}    the state of whole parameters
 --   opt:set_state(saved)                   takes it from {name -> tensor}, whole as well
 --   opt:steps(), opt:set_steps(n)          optimizer steps so far
 --
@@ -28,6 +30,7 @@
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
+local optim_state = require "segzero.train.optim_state"
 local shards = require "segzero.train.shards"
 local stop = require "segzero.core.stop"
 local tensor = require "segzero.core.tensor"
@@ -40,7 +43,7 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-local PARTS = { [0] = "exp_avg", "exp_avg_sq", "master", "exp_avg_scale", "exp_avg_sq_scale" }
+local PARTS = optim_state.KINDS
 M.state_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16, int8 = C.SZ_U8 }
 M.grad_dtypes = { f32 = C.SZ_F32, bf16 = C.SZ_BF16 }
 
@@ -81,7 +84,8 @@ function M.adamw(list, opts, p)
   local masters = opts.master_weights == false and 0 or 1
   local ranks = p and p.size > 1 and p or nil
   local parts
-  if ranks and opts.shard_state ~= false then parts = shards.new(list, ranks) end
+  local divides = ranks and ranks.replicas > 1 and opts.shard_state ~= false
+  if divides then parts = shards.new(list, ranks) end
   local handle = check(C.sz_adamw_new_parts(pointers, #list, moments, masters,
     parts and parts.first, parts and parts.count), 2)
   local betas = opts.betas or DEFAULT_BETAS
@@ -90,6 +94,7 @@ function M.adamw(list, opts, p)
     beta2 = betas[2], ranks = ranks, shards = parts, moments = moments, has_masters = masters == 1,
     eps = opts.eps or 1e-8, weight_decay = opts.weight_decay or 0.01,
     max_grad_norm = opts.max_grad_norm, skipped = 0, recent = {},
+    counts = ranks and shards.counts(list, ranks),
   }, mt)
 end
 
@@ -105,19 +110,33 @@ function methods:bad_updates()
   return n, WINDOW
 end
 
-function methods:weight_norm() return check(C.sz_adamw_weight_norm(self.c), 2) end
-
--- The norm of the gradients, which are summed over the ranks first.
-local function gradient_norm(self)
-  if not self.ranks then return check(C.sz_adamw_grad_norm(self.c), 3) end
-  if not self.shards then
-    self.ranks:sum_gradients(self.list)
-    return self.ranks:agreed(function() return check(C.sz_adamw_grad_norm(self.c)) end)[1]
-  end
-  self.shards:sum_gradients()
+-- The weights of a model that is split over ranks count once each.
+function methods:weight_norm()
+  local p = self.ranks
+  if not p or p.shards == 1 then return check(C.sz_adamw_weight_norm(self.c), 2) end
+  local squares = p:agreed(function()
+    if p.replica > 0 then return 0 end
+    return check(C.sz_adamw_weight_squares(self.c, self.counts))
+  end)
   local total = 0
-  for _, squares in ipairs(self.ranks:agreed(function()
-    return check(C.sz_adamw_grad_squares(self.c))
+  for _, part in ipairs(squares) do total = total + part end
+  return math.sqrt(total)
+end
+
+-- The norm of the gradients, which are summed over the ranks first. Each weight counts once: on the
+-- rank that has its part, or on the first replica, and for the first copy of a slice.
+local function gradient_norm(self)
+  local p = self.ranks
+  if not p then return check(C.sz_adamw_grad_norm(self.c), 3) end
+  if self.shards then
+    self.shards:sum_gradients()
+  else
+    shards.sum_gradients(self.list, p)
+  end
+  local total = 0
+  for _, squares in ipairs(p:agreed(function()
+    if not self.shards and p.replica > 0 then return 0 end
+    return check(C.sz_adamw_grad_squares(self.c, self.counts))
   end)) do total = total + squares end
   return math.sqrt(total)
 end
@@ -169,46 +188,8 @@ function methods:state()
   return out
 end
 
--- ---- the state as a checkpoint has it ----
-local MASTER = 2
-local MOMENT_BLOCK = 256
-local DTYPES = { [tonumber(C.SZ_F32)] = "f32", [tonumber(C.SZ_BF16)] = "bf16",
-  [tonumber(C.SZ_U8)] = "u8" }
+function methods:whole_state() return optim_state.whole(self) end
 
--- Shape and dtype of a kind of state of parameter t; nil if it has none.
-local function description(self, t, which)
-  if which < MASTER then return t:shape(), DTYPES[tonumber(self.moments)] end
-  if which == MASTER then
-    if not self.has_masters or t:dtype() == "f32" then return nil end
-    return t:shape(), "f32"
-  end
-  if tonumber(self.moments) ~= tonumber(C.SZ_U8) then return nil end
-  return { math.ceil(t:numel() / MOMENT_BLOCK) }, "f32"
-end
-
-function methods:whole_state()
-  if not self.shards then return self:state() end
-  local out = {}
-  for i, p in ipairs(self.list) do
-    for which = 0, #PARTS do
-      local shape, dtype = description(self, p.tensor, which)
-      local t = C.sz_adamw_state(self.c, i - 1, which)
-      local part
-      if t ~= nil then part = tensor.borrow(t) end
-      local first = tonumber(C.sz_adamw_state_first(self.c, i - 1, which))
-      if shape then out[PARTS[which] .. "." .. p.name] = shards.whole(shape, dtype, part, first) end
-    end
-  end
-  return out
-end
-
-function methods:set_state(saved)
-  for i, p in ipairs(self.list) do
-    for which = 0, #PARTS do
-      local whole = saved[PARTS[which] .. "." .. p.name]
-      if whole then check(C.sz_adamw_set_state(self.c, i - 1, which, whole.ptr), 2) end
-    end
-  end
-end
+function methods:set_state(saved) optim_state.load(self, saved) end
 
 return M

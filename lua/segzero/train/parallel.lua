@@ -1,59 +1,109 @@
--- parallel.lua - who does what when several ranks train one model: each rank is a replica of the
--- model and takes a share of the prompts. The only file of training that knows ranks.
+-- parallel.lua - who does what when several ranks train one model. W ranks are D replicas of the
+-- model with T shards each: rank r is shard r mod T of replica floor(r / T). A replica takes a
+-- share of the prompts; its shards hold parts of the model and work in lock step. With joining.lua
+-- and balance.lua the only files of training that know ranks.
 --
---   local p = parallel.new(timeout)    timeout: seconds that a collective waits; the job's ranks
+--   local p = parallel.new(timeout, { shards = T })
+--                                      timeout: seconds that a collective waits; the job's ranks
 --   local p = parallel.alone()         one rank
+--   local p = parallel.all_shards()    one replica: all ranks of the job are its shards
 --   p.rank, p.size                     from 0; 1 without a launcher
+--   p.replica, p.replicas              this rank's replica, from 0, and D
+--   p.shard, p.shards                  this rank's shard, from 0, and T
+--   p.shard_group                      the ranks of this replica (core/ranks.lua); nil if T is 1
+--   p.replica_group                    the ranks with this shard; nil if there is one rank
 --   p:is_root()                        whether this rank writes files and prints
+--   p:is_first()                       whether this is the first shard of its replica
 --   p:neighbours()                     how many ranks run on this machine, this one included
 --   p:name() -> text                   of this rank, for messages: "3 (host b)"
---   p:owns(i)                          whether prompt i of a step is this rank's
---   p:share_of(count) -> first, last   this rank's share of `count` rows; first > last: none
+--   p:owns(i)                          whether prompt i of a step is this replica's
+--   p:share_of(count) -> first, last   this replica's share of `count` rows; first > last: none
 --   p:run(f, ...)                      f's results, with signals held but for what together() runs
 --   p:together(f) -> list              f's results of all ranks, in their order
 --   p:agreed(f) -> list                the same with signals held in f too
+--   p:in_step(f) -> list               the same for an f in which the shards run the model
 --   p:collective(name, ...)            one of segzero.core.ranks; if it fails, the job ends
 --   p:on_root(f) -> value              f runs on rank 0, and all get its result
---   p:join(f) -> groups                f makes this rank's scored groups; those of all ranks
---   p:own(groups) -> groups            those that this rank trains on
---   p:join_references(groups, f)       f sets the reference's log-probabilities of its own
---   p:sum_statistics(f) -> stats       f computes this rank's gradients and sums
---   p:with_gradients(parameters)       the numbers of those that have a gradient on some rank
---   p:sum_gradients(parameters)        each gradient becomes the sum over all ranks
---   p:join_judged(f) -> shares         f judges this rank's held-out rows; those of all
+--   p:from_first(f) -> value           f runs on the replica's first shard, and its shards get it
+--   p:alike(f, ...)                    f's results on each shard; if one fails, all of them do
+--   p:check_stop()                     between steps: raises on all ranks if a signal came to one
+--   p:total(n) -> number               the sum of the first shards' numbers; nil stays nil
 --   parallel.quiet()                   this rank prints nothing from now on but errors
 --   parallel.mute()                    nor errors: another rank prints them
+--   join, own, join_references, sum_statistics, join_judged       joining.lua
 --
 -- Ranks must agree on what comes next, so everything that can fail or be stopped on one rank alone
 -- runs inside together(): if f fails on any rank, all ranks raise the same error, which names the
--- rank. A collective that fails leaves no way to agree: the rank prints why and ends the job.
+-- rank. Inside in_step() a shard that fails alone leaves the others waiting in the model: it prints
+-- why and ends the job, unless the error came out of from_first() or alike(), which all shards see.
+-- Signals stop a replica there. A collective that fails leaves no way to agree, either.
 -- The results of f travel as segzero.core.ranks says. With one rank nothing travels.
--- Leaves out: a model that is split over ranks; the parts of an optimizer (shards.lua).
+-- Leaves out: the parts of an optimizer and the sums of gradients (shards.lua).
 
-local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local joining = require "segzero.train.joining"
+local lock_step = require "segzero.core.lock_step"
 local notes = require "segzero.core.notes"
 local ranks = require "segzero.core.ranks"
 local stop = require "segzero.core.stop"
-local tensor = require "segzero.core.tensor"
 
 local M = {}
 
 local methods = {}
 local mt = { __index = methods }
 
+for name, method in pairs(joining.methods) do methods[name] = method end
+
 local FAILED = 1                -- the exit status of a job whose ranks have lost each other
 
-function M.new(timeout)
+-- ---- replicas and shards ----
+local function check_shards(size, shards)
+  if size % shards == 0 then return end
+  local fits = {}
+  for n = 1, size do
+    if size % n == 0 then fits[#fits + 1] = n end
+  end
+  error(("tensor_parallel_size is %d, which does not divide the %d ranks: %s would do, or "
+    .. "--ranks %d"):format(shards, size, table.concat(fits, ", "):gsub(", (%d+)$", " or %1"),
+    math.ceil(size / shards) * shards), 0)
+end
+
+function M.new(timeout, options)
   local world = ranks.world()
   if timeout then ranks.set_timeout(timeout) end
-  return setmetatable({ world = world, rank = world:rank(), size = world:size() }, mt)
+  local size = world:size()
+  local rank = world:rank()
+  local shards = options and options.shards or 1
+  if size == 1 and shards > 1 then
+    notes.say(("worker.rollout.tensor_parallel_size=%d has no effect on one rank; segzero --ranks "
+      .. "%d divides the model"):format(shards, shards))
+    shards = 1
+  end
+  if rank > 0 and size % shards ~= 0 then M.mute() end
+  check_shards(size, shards)
+
+  local self = setmetatable({ world = world, rank = rank, size = size, shards = shards,
+    shard = rank % shards, replicas = size / shards, replica = math.floor(rank / shards) }, mt)
+  if size > 1 then self.replica_group = world end
+  if shards > 1 then
+    self.shard_group = world:split(self.replica)
+    self.replica_group = world:split(self.shard)
+  end
+  return self
+end
+
+function M.all_shards()
+  return M.new(nil, { shards = ranks.world():size() })
 end
 
 -- One rank, without a look at the launcher.
-function M.alone() return setmetatable({ rank = 0, size = 1 }, mt) end
+function M.alone()
+  return setmetatable({ rank = 0, size = 1, replica = 0, replicas = 1, shard = 0, shards = 1 }, mt)
+end
 
 function methods:is_root() return self.rank == 0 end
+
+function methods:is_first() return self.shard == 0 end
 
 function methods:neighbours()
   if not self.world then return 1 end
@@ -62,11 +112,11 @@ end
 
 function methods:name() return self.world and self.world:name(self.rank) or "0" end
 
-function methods:owns(i) return (i - 1) % self.size == self.rank end
+function methods:owns(i) return (i - 1) % self.replicas == self.replica end
 
 function methods:share_of(count)
-  local each = math.ceil(count / self.size)
-  return self.rank * each + 1, math.min((self.rank + 1) * each, count)
+  local each = math.ceil(count / self.replicas)
+  return self.replica * each + 1, math.min((self.replica + 1) * each, count)
 end
 
 -- ---- who prints ----
@@ -94,17 +144,31 @@ function M.mute()
 end
 
 -- ---- agreeing ----
--- When a collective fails, the ranks cannot talk any more.
+-- The ranks cannot talk any more. A rank that has got a signal meanwhile is being ended by the
+-- launcher, because another one has printed why.
+local function end_job(self, reason)
+  if self:is_root() or not stop.signal() then
+    io.stderr:write(("segzero: rank %s: %s\n"):format(self.world:name(self.rank),
+      core.plain(reason)))
+  end
+  ranks.abort(FAILED)
+  error(reason, 0)
+end
+
 local function collective(self, name, ...)
   local ok, result = pcall(self.world[name], self.world, ...)
   if ok then return result end
-  io.stderr:write(("segzero: rank %s: %s\n"):format(self.world:name(self.rank),
-    core.plain(result)))
-  ranks.abort(FAILED)
-  error(result, 0)
+  return end_job(self, result)
 end
 
 methods.collective = collective
+
+-- A collective of a group, by its name in core/ranks.lua.
+function methods:collective_of(group, name, ...)
+  local ok, result = pcall(group[name], group, ...)
+  if ok then return result end
+  return end_job(self, result)
+end
 
 function methods:run(f, ...)
   if self.size == 1 then return f(...) end
@@ -144,9 +208,28 @@ local function exchange(self, ok, value)
   return values
 end
 
+-- Shards must not stop in the middle of the model, so with them a signal waits for the end of f.
+local function held(f)
+  local ok, value = xpcall(f, stop.traced)
+  if ok and stop.may_stop() and stop.signal() then return false, stop.INTERRUPTED end
+  return ok, value
+end
+
 function methods:together(f)
   if self.size == 1 then return { f() } end
+  if self.shards > 1 then return exchange(self, held(f)) end
   return exchange(self, stop.lifted(f))
+end
+
+function methods:in_step(f)
+  if self.shards == 1 then return self:together(f) end
+  lock_step.stops(self.shard_group, stop.may_stop())
+  local ok, value = held(f)
+  local seen = lock_step.seen_by_all(self.shard_group)
+  lock_step.stops(self.shard_group, false)
+  local is_stop = core.is_interrupt(value) and not seen
+  if not ok and not seen and not is_stop then return end_job(self, value) end
+  return exchange(self, ok, value)
 end
 
 function methods:agreed(f)
@@ -159,145 +242,24 @@ function methods:on_root(f)
   return self:together(on_this)[1]
 end
 
--- ---- a step ----
--- What others need of a group: nothing that is on a device or belongs to the image.
-local function as_message(group, place)
-  local row = group.row
-  local samples = {}
-  for k, sample in ipairs(group.samples) do
-    samples[k] = {
-      ids = sample.ids, text = sample.text, length = sample.length, finish = sample.finish,
-      logprobs = sample.logprobs, score = sample.score, parts = sample.parts,
-    }
-  end
-  return { place = place, samples = samples, row = { id = row.id, index = row.index,
-    number = row.number, problem = row.problem, solution = row.solution,
-    prompt_tokens = #group.input.input_ids } }
+function methods:from_first(f) return lock_step.first(self.shard_group, f) end
+
+function methods:alike(f, ...) return lock_step.alike(self.shard_group, f, ...) end
+
+-- Whether the error that was just caught is one of all shards, so that they may go on alike.
+function methods:seen_by_all()
+  return self.shards == 1 or lock_step.seen_by_all(self.shard_group)
 end
 
-function methods:join(f)
-  if self.size == 1 then return f() end
-  local own = {}
-  local all = self:together(function()
-    local messages = {}
-    for i, group in ipairs(f()) do
-      own[group.place] = group
-      messages[i] = as_message(group, group.place)
-    end
-    return messages
-  end)
-  local groups = {}
-  for r = 1, self.size do
-    for _, message in ipairs(all[r]) do
-      local group = own[message.place]
-      if not group then
-        group = { row = message.row, samples = message.samples, place = message.place,
-          is_elsewhere = true }
-      end
-      groups[message.place] = group
-    end
-  end
-  return groups
+function methods:check_stop()
+  if self.size == 1 then return stop.check() end
+  self:together(stop.check)
 end
 
--- The groups that this rank trains on.
-function methods:own(groups)
-  if self.size == 1 then return groups end
-  local list = {}
-  for _, group in ipairs(groups) do
-    if not group.is_elsewhere then list[#list + 1] = group end
-  end
-  return list
-end
-
--- f computes the reference's log-probabilities of this rank's groups.
-function methods:join_references(groups, f)
-  if self.size == 1 then return f() end
-  local all = self:together(function()
-    f()
-    local lists = {}
-    for _, group in ipairs(self:own(groups)) do
-      local list = {}
-      for k, sample in ipairs(group.samples) do list[k] = sample.reference end
-      lists[group.place] = list
-    end
-    return lists
-  end)
-  for r = 1, self.size do
-    for _, group in ipairs(groups) do
-      local list = all[r][group.place]
-      for k, values in ipairs(list or {}) do group.samples[k].reference = values end
-    end
-  end
-end
-
--- ---- the update ----
--- A parameter takes part if it has a gradient on some rank: a rank without answers has none.
-function methods:with_gradients(parameters)
-  local has = {}
-  for i, p in ipairs(parameters) do has[i] = p.tensor:grad() and 1 or 0 end
-  local numbers = {}
-  for i, count in ipairs(collective(self, "sum", has)) do
-    if count > 0 then numbers[#numbers + 1] = i end
-  end
-  return numbers
-end
-
-function methods:sum_gradients(parameters)
-  if self.size == 1 then return end
-  for _, i in ipairs(self:with_gradients(parameters)) do
-    collective(self, "sum_gradient", parameters[i].tensor)
-  end
-end
-
--- f computes this rank's part of the sums; the largest mismatch counts.
-function methods:sum_statistics(f)
-  if self.size == 1 then return f() end
-  local sums = { mismatch = 0 }
-  for _, stats in ipairs(self:together(f)) do
-    local mismatch = math.max(sums.mismatch, stats.mismatch or 0)
-    for name, v in pairs(stats) do sums[name] = (sums[name] or 0) + v end
-    sums.mismatch = mismatch
-  end
-  return sums
-end
-
--- ---- evaluation ----
--- A mask u8 [height, width] as a value that travels, and back; nil stays nil.
-local function packed(mask)
-  if not mask then return nil end
-  local bytes = ffi.string(tensor.data(mask), mask:numel())
-  local value = { shape = mask:shape(), bytes = bytes }
-  mask:free()
-  return value
-end
-
-local function unpacked(value)
-  if not value then return nil end
-  local mask = tensor.zeros(value.shape, { dtype = "u8" })
-  ffi.copy(tensor.data(mask), value.bytes, #value.bytes)
-  return mask
-end
-
--- f judges this rank's rows: {judged = {{record =}, ...}, with_masks =, errors = a count or nil};
--- record.mask may be a mask.
-function methods:join_judged(f)
-  if self.size == 1 then return f() end
-  local all = self:together(function()
-    local share = f()
-    for _, one in ipairs(share.judged) do one.record.mask = packed(one.record.mask) end
-    return share
-  end)
-  local joined = { judged = {} }
-  for _, share in ipairs(all) do
-    for _, one in ipairs(share.judged) do
-      one.record.mask = unpacked(one.record.mask)
-      joined.judged[#joined.judged + 1] = one
-    end
-    joined.with_masks = joined.with_masks or share.with_masks
-    if share.errors then joined.errors = (joined.errors or 0) + share.errors end
-  end
-  return joined
+function methods:total(n)
+  if self.size == 1 or not n then return n end
+  if not self:is_first() then n = 0 end
+  return collective(self, "sum", { n })[1]
 end
 
 return M

@@ -39,10 +39,26 @@ local function in_table(f, ...)
   if not ok then error({ reason }, 0) end
 end
 
+-- The replica's first shard scores, because a reward may be random.
+local function scores_of(t, group)
+  return t.parallel:from_first(function()
+    runner.score_group(t.reward, group, t.segmenter, t.scoring)
+    if t.parallel.shards == 1 then return nil end
+    local scores = {}
+    for k, sample in ipairs(group.samples) do
+      scores[k] = { score = sample.score, parts = sample.parts }
+    end
+    return scores
+  end)
+end
+
 local function score_group(t, group)
   if group.scored then return end
   for _, sample in ipairs(group.samples) do sample.length = #sample.ids end
-  runner.score_group(t.reward, group, t.segmenter, t.scoring)
+  for k, one in ipairs(scores_of(t, group) or {}) do
+    group.samples[k].score = one.score
+    group.samples[k].parts = one.parts
+  end
   group.scored = true
 end
 
@@ -55,7 +71,7 @@ local function generation_options(t, groups, temperature)
   local tick = progress.new(t, name, #groups, "prompts answered")
   local answered = 0
   function options.on_group(i, answers)
-    stop.check()
+    if t.parallel.shards == 1 then stop.check() end
     answered = answered + 1
     tick(answered)
     local before = timer.enter "reward"

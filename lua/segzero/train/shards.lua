@@ -1,5 +1,5 @@
--- shards.lua - which rank keeps the optimizer's state of which part of each parameter, and the
--- collectives of an update that is divided so (ZeRO, stage 2).
+-- shards.lua - which replica keeps the optimizer's state of which part of each parameter, and the
+-- collectives of an update: sums of gradients, the gathering of weights (ZeRO, stage 2).
 --
 --   local bounds = shards.divide({n, ...}, ranks)   n: elements of each parameter. Rank r (from 0)
 --                                                   has elements bounds[i][r + 1] to
@@ -7,15 +7,21 @@
 --   local s = shards.new(list, p)    list: {{name =, tensor =}, ...}; p: parallel.lua's object
 --   s.bounds                         as above
 --   s.first, s.count                 C arrays: this rank's part of each parameter
---   s:sum_gradients()                this rank's parts of the gradients become sums over all ranks
---   s:gather()                       the parts of all ranks go to all
---   shards.whole(shape, dtype, part, first)   describes a tensor of which this rank has a part, by
---                                             shape(), dtype(), numel(), part and first
+--   s:sum_gradients()                this rank's parts of the gradients become sums over its group
+--   s:gather()                       the parts of all ranks of the group go to all of it
+--   shards.sum_gradients(list, p)    without parts: whole gradients become sums over the replicas
+--   shards.counts(list, p) -> C array    u8: 1 for the parameters that this shard counts in a norm
 --
 -- Every parameter is cut at multiples of 512 elements, so that blocks of 8-bit moments and random
 -- numbers of rounding are those of the whole. Each rank gets as many blocks of a parameter as the
 -- others; the blocks that are left go to the ranks with the fewest elements so far, so that all
--- have the same number but for a block or two. Leaves out: the update (optim.lua), how ranks agree.
+-- have the same number but for a block or two.
+-- The group is p.replica_group: the ranks with the same shard of the model, so that each adds up
+-- its own slices. An entry of a split model has slice (models/weights.lua), copies (how many
+-- shards hold this very slice) and copy (which of them this is, from 0). Without them all shards
+-- hold the whole. The gradient of a slice that several shards hold is a part on each, because
+-- different heads read it; that of a whole parameter is complete, unless the entry has adds.
+-- Leaves out: the update (optim.lua), how ranks agree.
 
 local ffi = require "ffi"
 
@@ -64,12 +70,12 @@ end
 function M.new(list, p)
   local sizes = {}
   for i, one in ipairs(list) do sizes[i] = one.tensor:numel() end
-  local bounds = M.divide(sizes, p.size)
+  local bounds = M.divide(sizes, p.replicas)
   local first = ffi.new("int64_t[?]", #list + 1)
   local count = ffi.new("int64_t[?]", #list + 1)
   for i, of_ranks in ipairs(bounds) do
-    first[i - 1] = of_ranks[p.rank + 1]
-    count[i - 1] = of_ranks[p.rank + 2] - of_ranks[p.rank + 1]
+    first[i - 1] = of_ranks[p.replica + 1]
+    count[i - 1] = of_ranks[p.replica + 2] - of_ranks[p.replica + 1]
   end
   return setmetatable({ list = list, parallel = p, bounds = bounds, first = first, count = count },
     mt)
@@ -77,7 +83,7 @@ end
 
 -- The arguments of a collective on some of the parameters, by their numbers.
 local function arguments(self, numbers)
-  local width = self.parallel.size + 1
+  local width = self.parallel.replicas + 1
   local pointers = ffi.new("sz_tensor *[?]", #numbers + 1)
   local flat = ffi.new("int64_t[?]", #numbers * width + 1)
   for k, i in ipairs(numbers) do
@@ -87,35 +93,72 @@ local function arguments(self, numbers)
   return pointers, #numbers, flat
 end
 
+-- ---- sums of gradients ----
+-- A parameter takes part if it has a gradient on some rank: a rank without answers has none.
+local function with_gradients(list, p)
+  local has = {}
+  for i, one in ipairs(list) do has[i] = one.tensor:grad() and 1 or 0 end
+  local numbers = {}
+  for i, count in ipairs(p:collective("sum", has)) do
+    if count > 0 then numbers[#numbers + 1] = i end
+  end
+  return numbers
+end
+
+-- The shards that hold the same slice as this one, for parameters of which each copy's gradient is
+-- a part. They are neighbours.
+local groups_of = setmetatable({}, { __mode = "k" })
+
+local function copies_group(p, copies)
+  if copies == p.shards then return p.shard_group end
+  local groups = groups_of[p] or {}
+  groups_of[p] = groups
+  if not groups[copies] then
+    groups[copies] = p:collective_of(p.shard_group, "split", math.floor(p.shard / copies))
+  end
+  return groups[copies]
+end
+
+-- The parameters that take part, with their copies' gradients added up.
+local function begin_sums(list, p)
+  local numbers = with_gradients(list, p)
+  if p.shards == 1 then return numbers end
+  for _, i in ipairs(numbers) do
+    local one = list[i]
+    local copies = one.copies or p.shards
+    if copies > 1 and (one.slice or one.adds) then
+      p:collective_of(copies_group(p, copies), "sum_gradient", one.tensor)
+    end
+  end
+  return numbers
+end
+
+function M.sum_gradients(list, p)
+  for _, i in ipairs(begin_sums(list, p)) do
+    if p.replicas > 1 then p:collective_of(p.replica_group, "sum_gradient", list[i].tensor) end
+  end
+end
+
 function methods:sum_gradients()
-  local numbers = self.parallel:with_gradients(self.list)
-  self.parallel:collective("sum_gradient_parts", arguments(self, numbers))
+  local p = self.parallel
+  local numbers = begin_sums(self.list, p)
+  p:collective_of(p.replica_group, "sum_gradient_parts", arguments(self, numbers))
 end
 
 function methods:gather()
   local all = {}
   for i = 1, #self.list do all[i] = i end
-  self.parallel:collective("gather_parts", arguments(self, all))
+  local p = self.parallel
+  p:collective_of(p.replica_group, "gather_parts", arguments(self, all))
 end
 
--- ---- the state of whole parameters, of which this rank has parts ----
-local Whole = {}
-Whole.__index = Whole
-
-function Whole:shape() return self.sizes end
-
-function Whole:dtype() return self.type end
-
-function Whole:numel()
-  local n = 1
-  for _, size in ipairs(self.sizes) do n = n * size end
-  return n
-end
-
--- A state tensor as a file has it. part: this rank's, or nil; first: the place of its first
--- element.
-function M.whole(shape, dtype, part, first)
-  return setmetatable({ sizes = shape, type = dtype, part = part, first = first }, Whole)
+function M.counts(list, p)
+  local counts = ffi.new("uint8_t[?]", #list + 1)
+  for i, one in ipairs(list) do
+    local is_first_copy = (one.copy or p.shard) == 0
+    counts[i - 1] = is_first_copy and 1 or 0
+  end
+  return counts
 end
 
 return M

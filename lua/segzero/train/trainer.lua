@@ -10,7 +10,9 @@
 --     prefetch = false,        loads images only when they are needed
 --     resume_path = path,      goes on from this checkpoint
 --     loaded = f,              f(t): the weights are there, and no log has been opened
---     parallel = p,            who does what on several ranks (parallel.lua)
+--     reward_file = w,         watches the reward's file between the steps of t:run()
+--     parallel = p,            who does what on several ranks (parallel.lua). Its shards call all
+--                              of this alike
 --   }
 --   t:run()               all steps, with evaluation, checkpoints and hooks (train/run/loop.lua)
 --   t:step(log) -> stats  one step; log(stats), if given, belongs to it: no signal comes in between
@@ -112,8 +114,11 @@ end
 -- ---- the stages of a step ----
 -- Rows to scored groups.
 function methods:rollout(rows)
-  local groups = rollout.groups(self, rows)
-  self.plan = memory_check.rows(self.plan, self.config, rows)
+  local groups = self.parallel:alike(function()
+    local list = rollout.groups(self, rows)
+    self.plan = memory_check.rows(self.plan, self.config, rows)
+    return list
+  end)
   timer.enter "data"       -- counting memory runs the code of a step
   self.sampler:prefetch(self.train, self.global_step + 2, self.total_steps)
   rollout.answer(self, groups, (self.now or self.numbers).temperature)
@@ -122,9 +127,22 @@ end
 
 -- The same for the rows that are drawn at a step, with the groups of the other ranks.
 function methods:draw(step)
-  return self.parallel:join(function()
-    return self:rollout(self.sampler:rows(self.train, step))
+  local p = self.parallel
+  return p:join(function()
+    return self:rollout(p:alike(self.sampler.rows, self.sampler, self.train, step))
   end)
+end
+
+-- Moves groups between replicas, so that none waits long for another in the update.
+function methods:rebalance(parts)
+  self.parallel:rebalance(parts, function(group)
+    local row = self.sampler:row(self.train, group.row.index)
+    row.number = group.row.number
+    row.place = group.place
+    group.row = row
+    inputs.prepare(row, self.policy, self.prompt, self.options.input)
+    group.input = row.input
+  end, function(group) inputs.release { group.row } end)
 end
 
 -- The scored groups of a step.
@@ -184,11 +202,12 @@ function methods:step(write_log)
   local groups, filtered = self:sample(step)
   local stats = records.means(groups)
   for name, count in pairs(filtered or {}) do stats[name] = count end
-  stats.reward_errors = runner.take_errors(self.scoring)
+  stats.reward_errors = self.parallel:total(runner.take_errors(self.scoring))
 
   -- Advantages see the whole batch, and the reference's log-probabilities.
   timer.enter "forward"
   local parts = micro_batches.parts(groups, self.options.update.groups)
+  self:rebalance(parts)
   self.parallel:join_references(groups, function()
     for _, part in ipairs(parts) do self:reference_log_probs(self.parallel:own(part)) end
   end)

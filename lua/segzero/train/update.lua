@@ -39,7 +39,7 @@ function M.new(t)
   local kl_name
   if t.reference and o.use_kl then kl_name = o.kl end
   return setmetatable({
-    policy = t.policy,
+    policy = t.policy, parallel = t.parallel,
     numbers = t.now or t.numbers,
     options = M.forward_options(t),
     loss_name = o.loss,
@@ -135,8 +135,10 @@ end
 function methods:accumulate(batch, totals)
   local stats = {}
   forward.run(self.policy, batch, self.options, function(runs, logprob, entropy)
-    local t = tokens.new(runs, logprob, entropy, self.policy.device)
-    return self:loss_of(t, totals, stats)
+    return self.parallel:alike(function()
+      local t = tokens.new(runs, logprob, entropy, self.policy.device)
+      return self:loss_of(t, totals, stats)
+    end)
   end)
   return stats
 end

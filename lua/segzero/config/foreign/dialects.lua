@@ -29,7 +29,7 @@ local EASY_R1_KEYS = { "algorithm.use_kl_loss", "algorithm.disable_kl",
 
 -- Keys of Seg-Zero's files that have no meaning here.
 local SEG_ZERO_KEYS = { "worker.actor.offload.param_offload", "worker.actor.fsdp.param_offload",
-  "worker.rollout.tensor_parallel_size", "trainer.n_gpus_per_node" }
+  "trainer.n_gpus_per_node" }
 
 M.EASY_R1 = {
   { "data.prompt_key", "prompt" },

@@ -154,7 +154,6 @@ note("sampling uses the weights that are trained, in worker.actor.model.dtype",
 only("worker.rollout.do_sample", { "true" }, "training always samples",
   "training always samples; evaluation is greedy")
 only("worker.rollout.ignore_eos", { "false" }, "an answer ends at the end token")
-note(WHOLE, "worker.rollout.tensor_parallel_size")
 add { key = "worker.rollout.max_model_len", kept = "text",
   does = "data.max_prompt_length and data.max_response_length are the limits; a smaller number is " ..
     "refused, because it would cut answers" }

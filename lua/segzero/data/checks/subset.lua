@@ -24,7 +24,7 @@ function M.new(base, leave_out)
   end
 
   local set = { name = base.name, base = base, split = base.split, folder = base.folder,
-    ignore_masks = base.ignore_masks }
+    ignore_masks = base.ignore_masks, sample = base.sample }
   function set.count() return n end
   for _, method in ipairs(PASSED) do
     if base[method] then

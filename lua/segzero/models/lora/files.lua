@@ -1,11 +1,14 @@
 -- files.lua - adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 --
---   lora_files.save(policy, dir)               writes both files for PEFT
+--   lora_files.save(policy, dir, opts)         writes both files for PEFT; of a split model whole
+--                                              ones, see the policy's save
 --   local json = lora_files.read_config(dir)   checked: unsupported kinds of adapters are errors
 --   local tensors = lora_files.read(dir)       {PEFT's name -> tensor}
 --   local list = lora_files.fit(policy, dir, json, tensors)
 --       {{index, name, module, scale, a = loaded tensor, b = loaded tensor}, ...} in the model's
 --       order; one error names every mismatch
+--   local a, b = lora_files.matrices(policy, p)     of one of policy.lora.list, as weights.listed
+--   lora_files.described(policy, replica)   the tensors of a split model's file (split.described)
 --   lora_files.parameters(lora) -> {PEFT's name -> tensor}, borrowed
 --
 -- A setting of PEFT's that changes the result is computed (use_rslora, rank_pattern, alpha_pattern,
@@ -19,6 +22,8 @@ local integrity = require "segzero.runs.integrity"
 local safetensors = require "segzero.formats.safetensors"
 local known_keys = require "segzero.models.known_keys"
 local opening = require "segzero.models.opening"
+local pairs_of = require "segzero.models.lora.pairs"
+local split = require "segzero.models.split"
 local targets = require "segzero.models.lora.targets"
 
 local M = {}
@@ -53,8 +58,29 @@ local function json_text(t)
   return "{\n" .. table.concat(lines, ",\n") .. "\n}\n"
 end
 
-function M.save(policy, dir)
-  local lora = policy.lora or error("this model has no adapters", 2)
+-- The matrices of an adapter of the model: {name =, tensor =, full =, slice =, copies =, copy =}.
+function M.matrices(policy, p)
+  local a, b = pairs_of.adapter(policy, p)
+  a.name = M.tensor_name(p.module, "A")
+  b.name = M.tensor_name(p.module, "B")
+  a.tensor = p.a
+  b.tensor = p.b
+  return a, b
+end
+
+-- This shard's parts of PEFT's tensors.
+function M.described(policy, replica)
+  local list = {}
+  for _, p in ipairs(policy.lora.list) do
+    local a, b = M.matrices(policy, p)
+    list[#list + 1] = a
+    list[#list + 1] = b
+  end
+  return split.described(list, replica)
+end
+
+local function write_config(policy, dir)
+  local lora = policy.lora
   files.make_dir(dir)
   local modules, exclude = targets.describe(policy, lora)
   -- Loaded adapters may have a rank and an alpha of their own.
@@ -73,7 +99,21 @@ function M.save(policy, dir)
     bias = "none", lora_dropout = 0, fan_in_fan_out = false, init_lora_weights = true,
     use_dora = false, use_rslora = lora.rslora or false,
   })
-  safetensors.save(dir .. WEIGHTS, M.parameters(lora), { format = "pt" })
+end
+
+function M.save(policy, dir, opts)
+  local lora = policy.lora or error("this model has no adapters", 2)
+  opts = opts or {}
+  if not opts.part then write_config(policy, dir) end
+  local metadata = { format = "pt" }
+  if policy.shards and opts.later then
+    return safetensors.save(dir .. WEIGHTS, M.described(policy, opts.replica), metadata, opts.later,
+      opts.part)
+  end
+  if policy.shards then
+    return split.save(policy, dir, function(o) M.save(policy, dir, o) end)
+  end
+  safetensors.save(dir .. WEIGHTS, M.parameters(lora), metadata)
 end
 
 -- ---- reading ----
@@ -157,13 +197,14 @@ local function by_weight(policy, path, loaded)
   return out
 end
 
--- What is wrong with a pair for this weight; nil if it fits.
+-- What is wrong with a pair for this weight, in whole shapes; nil if it fits.
 local function mismatch(w, module, a, b)
   if not w.linear then return ("%s takes no adapter here"):format(module) end
-  local fits = #a == 2 and #b == 2 and a[2] == w.shape[2] and b[1] == w.shape[1] and a[1] == b[2]
+  local full = w.full or w.shape
+  local fits = #a == 2 and #b == 2 and a[2] == full[2] and b[1] == full[1] and a[1] == b[2]
   if fits then return nil end
   return ("%s: lora_A [%s] and lora_B [%s] do not fit a layer [%s]"):format(module,
-    table.concat(a, ", "), table.concat(b, ", "), table.concat(w.shape, ", "))
+    table.concat(a, ", "), table.concat(b, ", "), table.concat(full, ", "))
 end
 
 -- ---- the settings of one module ----

@@ -13,13 +13,15 @@
 -- within 1 / sqrt(in) as PEFT initialises it (random numbers of their place: seed, weight,
 -- element); B is f32 [out, rank], 0. vl.lora holds them: {list = {{index, name, module, scale, a,
 -- b}, ...}, rank, alpha, exclude_modules, rslora, visual}. Which layers: targets.lua; files:
--- files.lua. Works with every policy that has the adapter functions of README.md.
+-- files.lua; slices where the model is split: pairs.lua. Works with every policy that has the adapter functions of README.md.
 -- Leaves out: dropout, DoRA, trained biases, adapters of embeddings and of the head.
 
 local core = require "segzero.core.ffi"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local lora_files = require "segzero.models.lora.files"
+local pairs_of = require "segzero.models.lora.pairs"
+local parts = require "segzero.formats.parts"
 local targets = require "segzero.models.lora.targets"
 
 local C = core.C
@@ -29,6 +31,7 @@ local M = {}
 M.save = lora_files.save
 M.read = lora_files.read
 M.read_config = lora_files.read_config
+M.described = lora_files.described
 
 -- ---- making ----
 -- Gives the adapters to the network. settings: rank, alpha, exclude_modules, rslora.
@@ -49,12 +52,17 @@ end
 -- numbers (runtime/core/random.c).
 local PLACE = 0xC0000000
 
-local function uniform(rank, cols, seed, stream)
-  local t = tensor.empty { rank, cols }
+-- a: of pairs.lua. A slice has its elements of the whole.
+local function uniform(a, seed, stream)
+  local rank, cols = unpack(a.full)
+  local first, count = 0, cols
+  if a.slice then first, count = a.slice.first, a.slice.count end
+  local t = tensor.empty { rank, count }
   local p = tensor.data(t)
   local bound = 1 / math.sqrt(cols)
-  for i = 0, rank * cols - 1 do
-    p[i] = bound * (2 * C.sz_random_uniform(seed, stream, i, PLACE) - 1)
+  for i = 0, rank * count - 1 do
+    local place = math.floor(i / count) * cols + first + i % count
+    p[i] = bound * (2 * C.sz_random_uniform(seed, stream, place, PLACE) - 1)
   end
   return t
 end
@@ -81,11 +89,11 @@ end
 
 -- A new pair for weight w. opts.meta: without memory, for counting (plan.lua).
 local function new_pair(vl, w, opts)
-  local rows = w.shape[1]
-  local cols = w.shape[2]
-  if opts.meta then return tensor.meta { opts.rank, cols }, tensor.meta { rows, opts.rank } end
-  local a = on_device(vl, uniform(opts.rank, cols, opts.seed or 0, w.index))
-  return a, tensor.zeros({ rows, opts.rank }, { device = vl.device })
+  local a, b = pairs_of.weight(w, opts.rank, vl.shards)
+  local rows = parts.shape(b.full, b.slice)
+  if opts.meta then return tensor.meta(parts.shape(a.full, a.slice)), tensor.meta(rows) end
+  return on_device(vl, uniform(a, opts.seed or 0, w.index)),
+    tensor.zeros(rows, { device = vl.device })
 end
 
 function M.attach(vl, opts)
@@ -94,7 +102,10 @@ function M.attach(vl, opts)
   if vl.lora then error("this model has adapters already", 2) end
   local layers = targets.chosen(vl, opts)
   local widest = 0
-  for _, w in ipairs(layers) do widest = math.max(widest, w.shape[1], w.shape[2]) end
+  for _, w in ipairs(layers) do
+    local full = w.full or w.shape
+    widest = math.max(widest, full[1], full[2])
+  end
   if opts.rank > widest then
     local message = "lora.rank is %.0f, more than the %d rows or columns of the widest layer"
     error(message:format(opts.rank, widest), 0)
@@ -126,16 +137,18 @@ function M.load(vl, dir)
   if vl.lora then error("this model has adapters already", 2) end
   local json = M.read_config(dir)
   local loaded = M.read(dir)
-  local function own_copy(t)
-    local copy = tensor.empty(t:shape())
-    copy:copy_(t)
+  -- A copy of this shard's part of a loaded tensor; part: of pairs.lua.
+  local function own_copy(t, part)
+    local copy = tensor.empty(parts.shape(part.full, part.slice))
+    parts.copy(copy, t, part.slice)
     return on_device(vl, copy)
   end
   local ok, why = pcall(function()
     local list = lora_files.fit(vl, dir, json, loaded)
     for _, p in ipairs(list) do
-      p.a = own_copy(p.a)
-      p.b = own_copy(p.b)
+      local a, b = pairs_of.adapter(vl, p)
+      p.a = own_copy(p.a, a)
+      p.b = own_copy(p.b, b)
     end
     hold(vl, list, {
       rank = json.r, alpha = json.lora_alpha, rslora = lora_files.value(json, "use_rslora"),
@@ -159,8 +172,8 @@ function M.same_settings(vl, dir)
 end
 
 -- ---- training ----
--- Like a policy's train(): the adapters get gradients, the weights do not. Names are those in
--- PEFT's files. plain_train(policy, filter) turns the gradients of weights on and off.
+-- Like a policy's train(): the adapters get gradients, the weights do not. Names and whole shapes
+-- are those in PEFT's files. plain_train(policy, filter) turns the gradients of weights on and off.
 function M.train(vl, filter, plain_train)
   plain_train(vl, function() return false end)
   local list = {}
@@ -170,10 +183,11 @@ function M.train(vl, filter, plain_train)
     p.a:requires_grad(on)
     p.b:requires_grad(on)
     if on then
-      local a = tensor.borrow(p.a.ptr)
-      local b = tensor.borrow(p.b.ptr)
-      list[#list + 1] = { name = lora_files.tensor_name(p.module, "A"), tensor = a }
-      list[#list + 1] = { name = lora_files.tensor_name(p.module, "B"), tensor = b }
+      local a, b = lora_files.matrices(vl, p)
+      a.tensor = tensor.borrow(p.a.ptr)
+      b.tensor = tensor.borrow(p.b.ptr)
+      list[#list + 1] = a
+      list[#list + 1] = b
     end
   end
   return list

@@ -3,7 +3,8 @@
 --
 --   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda",
 --                               adapter = a PEFT folder,
---                               offload = true: weights wait in host memory (offload.lua)})
+--                               offload = true: weights wait in host memory (offload.lua),
+--                               shards = a group of ranks that the model is split over})
 --   local inp = vl:process(messages)
 --   vl:forward(inp)                         logits [T, vocab]
 --   vl:logprobs(inp, {{ids}, ...})          one tensor of log-probabilities for each list of ids
@@ -14,7 +15,11 @@
 -- If the model has adapters (vl.lora, models/lora), only they are trained, and save() writes them
 -- in PEFT's format; parameters() still returns the base weights. dtype int8 is for inference: bf16
 -- with the language model's linear layers in 8 bits (vl.quantized). Such a model cannot be trained
--- or saved. The methods that every model has are in README.md. Leaves out: videos.
+-- or saved. A shard of a split model has vl.shards = {count =, index =, group =} and slices of the
+-- weights (weights.lua); all shards save together (split.lua). In 8 bits each quantises its slices:
+-- codes and scales are those of the whole model, but for o_proj and down_proj where a slice does not
+-- begin at a multiple of 128 columns.
+-- The methods that every model has are in README.md. Leaves out: videos.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -24,6 +29,7 @@ local notes = require "segzero.core.notes"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local safetensors = require "segzero.formats.safetensors"
+local split = require "segzero.models.split"
 local integrity = require "segzero.runs.integrity"
 local lora = require "segzero.models.lora"
 local network = require "segzero.models.network"
@@ -51,16 +57,21 @@ local methods, mt, freed        -- set below, when all functions of `own` are th
 
 -- A model without weights.
 -- path: config.json's, for messages. own_head: the head is not the embedding, whatever the config
--- says.
-local function new(json, dtype, device, path, own_head)
+-- says. shards: of split.read, or nil.
+local function new(json, dtype, device, path, own_head, shards)
   local config = qwen_config.parse(json, path)
   if own_head then config.tied = 0 end
+  if shards then
+    config.shards = shards.count
+    config.shard = shards.index
+  end
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_model_free)
+  if shards and shards.group then check(C.sz_model_group_set(c, shards.group.pointer), 3) end
   local quantized = dtype == "int8"
   if quantized then dtype = "bf16" end
   local vl = setmetatable({
     c = c, config = config, json = json, device = device, dtype = dtype or "f32",
-    quantized = quantized,
+    quantized = quantized, shards = shards,
   }, mt)
   vl.dims = {
     layers = config.layers, hidden = config.hidden, heads = config.heads,
@@ -89,7 +100,7 @@ end
 
 M.missing = opening.missing
 
-local OPEN = options.set { "dtype", "device", "adapter", "offload" }
+local OPEN = options.set { "dtype", "device", "adapter", "offload", "shards" }
 
 local HEAD = "lm_head.weight"
 local EMBEDDING = "model.embed_tokens.weight"
@@ -125,12 +136,13 @@ local function has_own_head(folder)
 end
 
 -- Opens a folder; errors have no position.
-local function open(dir, opts, device, offload)
+local function open(dir, opts, device, offload, shards)
   local path = dir .. "/config.json"
   if not files.exists(path) then error(M.missing(dir), 0) end
   local check_of_files = integrity.begin(dir)
   local json = files.read_json_object(path)
   local config = qwen_config.parse(json, path)      -- before any weight file is opened
+  if shards then new(json, "f32", "cpu", path, false, shards):free() end
   local folder = safetensors.open_folder(dir)
   local own_head = false
   if config.tied == 1 then own_head = has_own_head(folder) end
@@ -140,7 +152,7 @@ local function open(dir, opts, device, offload)
   end
   local target = device
   if offload then target = "cpu" end
-  local vl = new(json, opts.dtype, target, path, own_head)
+  local vl = new(json, opts.dtype, target, path, own_head, shards)
   vl.own_head = own_head
   vl.dir = dir
   vl.integrity = check_of_files
@@ -158,8 +170,9 @@ function M.qwen_vl(dir, opts)
   if offload and (opts.dtype == "int8" or opts.adapter) then
     error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2)
   end
+  local shards = split.read(opts.shards, 2)
   dir = opening.resolve(dir, 2)
-  local ok, vl = pcall(open, dir, opts, device, offload)
+  local ok, vl = pcall(open, dir, opts, device, offload, shards)
   if ok then return vl end
   if core.is_interrupt(vl) then error(vl, 0) end
   local why = core.plain(vl):gsub("^config: ", dir:gsub("%%", "%%%%") .. "/config.json: ")
@@ -181,25 +194,27 @@ function M.weight_list(json)
   return list
 end
 
-local RANDOM = options.set { "dtype", "device", "seed", "std", "repeated" }
+local RANDOM = options.set { "dtype", "device", "seed", "std", "repeated", "shards" }
 
 -- A model of random weights (normal with deviation std, 0.02 without; norms 1, biases 0) from a
 -- config table: for training from scratch and benchmarks. repeated: repeats 16 million numbers,
 -- because drawing billions takes the CPU minutes.
 function M.random(json, opts)
   opts = options.check("random", opts, RANDOM, 2)
-  local vl = new(json, opts.dtype, tensor.model_device(opts.device, 2))
+  local shards = split.read(opts.shards, 2)
+  local vl = new(json, opts.dtype, tensor.model_device(opts.device, 2), nil, false, shards)
   random_weights.fill(vl, { seed = opts.seed or 0, std = opts.std or 0.02, repeated = opts.repeated,
     is_norm = M.is_norm })
   return quantize(vl)
 end
 
 -- The model of a folder with no memory behind its weights: for counting (plan.lua). Only
--- config.json is read.
-function M.meta(dir, dtype)
+-- config.json is read. shards: {count =, index =} of a shard, or nil.
+function M.meta(dir, dtype, shards)
   local path = dir .. "/config.json"
   if not files.exists(path) then error(M.missing(dir), 0) end
-  local vl = new(files.read_json_object(path), dtype, "cpu", path)
+  shards = split.read(shards, 1)
+  local vl = new(files.read_json_object(path), dtype, "cpu", path, false, shards)
   vl.dir = dir
   weights.meta(vl)
   return vl
@@ -310,23 +325,38 @@ local function write_chat_template(dir)
   end
 end
 
-local SAVE = options.set { "later" }
+local SAVE = options.set { "later", "part", "replica" }
+
+-- What the model's files hold: whole tensors, or this shard's parts of them.
+local function saved_weights(vl, opts)
+  if not vl.shards then return vl:parameters() end
+  return split.described(weights.listed(vl), opts.replica)
+end
+
+local function write_folder(vl, dir, opts)
+  if vl.lora then return lora.save(vl, dir, opts) end
+  if not opts.part then
+    files.make_dir(dir)
+    if vl.dir then
+      copy_companions(vl, dir)
+    else
+      files.write(dir .. "/config.json", cjson.encode(vl.json))
+    end
+    write_chat_template(dir)
+  end
+  safetensors.save_folder(dir, saved_weights(vl, opts), { later = opts.later, part = opts.part })
+end
 
 -- Writes a folder that transformers and segzero load: config, weights, and the companion files that
 -- the model came with. A model with adapters writes only these, in PEFT's format. opts.later: a
--- list of files to write in the background (jobs.writing) instead.
+-- list of files to write in the background (jobs.writing) instead. Of a split model all shards of
+-- one replica call it, and wait for each other; with opts.later each adds its part, and with
+-- opts.part no more than that (split.lua).
 own.save = full_precision_only(function(self, dir, opts)
   opts = options.check("save", opts, SAVE, 2)
   if type(dir) ~= "string" then error("save: a folder name is expected, got " .. type(dir), 3) end
-  if self.lora then return lora.save(self, dir) end
-  files.make_dir(dir)
-  if self.dir then
-    copy_companions(self, dir)
-  else
-    files.write(dir .. "/config.json", cjson.encode(self.json))
-  end
-  write_chat_template(dir)
-  safetensors.save_folder(dir, self:parameters(), opts)
+  if not self.shards or opts.later then return write_folder(self, dir, opts) end
+  split.save(self, dir, function(o) write_folder(self, dir, o) end)
 end, "save")
 
 -- ---- the object ----

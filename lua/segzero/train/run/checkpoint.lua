@@ -4,15 +4,17 @@
 --   checkpoint.save(folder, step, vl, opt, state, settings) -> path     folder/global_step_<step>/
 --   checkpoint.finish(checkpoint.begin(...)) -> path
 --       the same in two calls; a background thread writes in between
---   checkpoint.begin_part(temporary, opt) -> job
---       another rank's part of the optimizer's state, where each rank has a part (train/shards.lua)
+--   checkpoint.begin_part(temporary, vl, opt, replica) -> job
+--       another rank's parts of the files, where each rank has a part of the optimizer's state
+--       (train/shards.lua) or of the model (models/split.lua)
 --   checkpoint.give_up(final, temporary, reason)   removes what begin() made, and raises
 --   checkpoint.latest(folder) -> path | nil           the newest complete checkpoint of this run
 --   checkpoint.list(folder) -> {{step =, name =, path =}, ...}     all of them, in order
 --   checkpoint.load(path, vl, opt) -> state
 --       loads weights and optimizer in place; opt may be nil
 --
--- state: see runs/trainer_state.lua. settings: the text of settings.json, or nil.
+-- state: see runs/trainer_state.lua. settings: the text of settings.json, or nil. replica: of a split
+-- model, {index =, count =}: which of how many replicas this rank belongs to.
 --
 -- The order of writing, so that DONE is there only when everything else is on the disk:
 --   1. global_step_N.tmp is made, with UNFINISHED, which says whose it is;
@@ -24,10 +26,10 @@
 --   5. an older checkpoint of the same step is renamed to .old, then .tmp to its final name, and
 --      the run folder is synced after each;
 --   6. `latest` names it; the .old one is removed.
--- If each rank has a part of the optimizer's state, begin() on rank 0 makes optimizer.safetensors
--- under its temporary name with its header and length, and each rank writes its parts at their
+-- If each rank has a part of the optimizer's state or of the model, begin() on rank 0 makes the files
+-- of tensors under temporary names with header and length, and each rank writes its parts at their
 -- places. begin() then returns a fifth value, a function to be called when all have written: it
--- starts the rest (the name and checksums of that file, state, manifest, 4 to 6) and returns the
+-- starts the rest (names and checksums of these files, state, manifest, 4 to 6) and returns the
 -- job, which reads no tensor, and the path of a replaced checkpoint or false.
 -- The files are the same whatever the ranks.
 -- A run may end at any point: a folder without DONE does not count, and .old counts while the new
@@ -42,9 +44,11 @@ local core = require "segzero.core.ffi"
 local lora = require "segzero.models.lora"
 local jobs = require "segzero.core.jobs"
 local manifest = require "segzero.runs.manifest"
+local parts = require "segzero.formats.parts"
 local run_folder = require "segzero.runs.run_folder"
-local tensor = require "segzero.core.tensor"
+local split = require "segzero.models.split"
 local trainer_state = require "segzero.runs.trainer_state"
+local weights = require "segzero.models.weights"
 
 local M = {}
 
@@ -111,67 +115,43 @@ end
 
 local OPTIMIZER = "optimizer.safetensors"
 
--- The header of the optimizer's file, and where each whole tensor is in it.
-local function plan_of(opt)
-  local described = opt:whole_state()
-  local header, order = safetensors.plan(described)
-  return header, order, described
-end
-
--- This rank's parts of the optimizer's file, which rank 0 has made under a temporary name.
-local function add_own_parts(writing, temporary, order, described)
-  local list = {}
-  local places = {}
-  for _, one in ipairs(order) do
-    local whole = described[one.name]
-    if whole.part then
-      list[#list + 1] = whole.part
-      places[#places + 1] = one.begin + whole.first * tensor.WIDTH[whole:dtype()]
-    end
+-- Adds the model's files and the optimizer's, or this rank's parts of them.
+local function add_files(writing, temporary, vl, opt, replica, is_part)
+  local options = { later = writing }
+  if vl.shards then
+    options.replica = replica
+    options.part = is_part
   end
-  writing:pieces(("%s/%s.tmp"):format(temporary, OPTIMIZER), list, places)
+  if vl.shards or not is_part then vl:save(temporary, options) end
+  if not opt then return end
+  local path = temporary .. "/" .. OPTIMIZER
+  safetensors.save(path, opt:whole_state(), { format = "pt" }, writing, is_part)
 end
 
--- The parts of the file that have a checksum, as if one rank had written it.
-local function add_shared(writing, temporary, opt)
-  local header, order, described = plan_of(opt)
-  local start = order[1] and order[1].begin or 8 + #header
-  local stop = order[#order] and order[#order].stop or start
-  jobs.shared_file(("%s/%s.tmp"):format(temporary, OPTIMIZER), header, stop)
-  add_own_parts(writing, temporary, order, described)
-  table.insert(order, 1, { name = "", begin = 0, stop = start })
-  return order
-end
-
-function M.begin_part(temporary, opt)
+function M.begin_part(temporary, vl, opt, replica)
   local writing = jobs.writing()
-  local _, order, described = plan_of(opt)
-  add_own_parts(writing, temporary, order, described)
+  add_files(writing, temporary, vl, opt, replica, true)
   return writing:start()
 end
 
--- Adds weights and optimizer. Returns the parts of the optimizer's file if others write it too.
-local function add_tensors(writing, temporary, run, step, vl, opt)
+-- Adds weights and optimizer. Returns whether other ranks write them too.
+local function add_tensors(writing, temporary, run, step, vl, opt, replica)
   local names = names_of(vl)
   names[#names + 1] = OPTIMIZER
   manifest.begin(temporary, run, step, names)
-  vl:save(temporary, { later = writing })
-  if not opt then return nil end
-  if opt.shards then
-    for _, part in ipairs(writing.parts) do names[#names + 1] = part.path:match "[^/]*$" end
-    manifest.begin(temporary, run, step, names)
-    return add_shared(writing, temporary, opt)
+  add_files(writing, temporary, vl, opt, replica)
+  if #writing.shared == 0 then return false end
+  for _, list in ipairs { writing.parts, writing.shared } do
+    for _, one in ipairs(list) do names[#names + 1] = one.path:match "[^/]*$" end
   end
-  safetensors.save(temporary .. "/" .. OPTIMIZER, opt:state(), { format = "pt" }, writing)
+  manifest.begin(temporary, run, step, names)
+  writing:make_shared()
+  return true
 end
 
 -- Adds the files that follow, in the order of writing.
-local function add_rest(writing, temporary, run, step, shared, state, settings)
-  if shared then
-    local path = temporary .. "/" .. OPTIMIZER
-    writing:rename(path .. ".tmp", path)
-    writing:sync(path, shared)
-  end
+local function add_rest(writing, temporary, run, step, state, settings)
+  writing:finish_shared()
   trainer_state.write(writing, temporary, state)
   if settings then writing:text(temporary .. "/settings.json", settings) end
   manifest.add(writing, temporary, run, step)
@@ -180,7 +160,7 @@ end
 -- Starts writing. Returns what finish() takes: the final path, the job, the temporary path, and the
 -- path of a replaced checkpoint or false. Tensors are written from their own memory: nothing may
 -- change them until finish() returns.
-function M.begin(folder, step, vl, opt, state, settings)
+function M.begin(folder, step, vl, opt, state, settings, replica)
   local final = ("%s/global_step_%d"):format(folder, step)
   local old = final .. ".old"
   local temporary = final .. ".tmp"
@@ -199,12 +179,12 @@ function M.begin(folder, step, vl, opt, state, settings)
   state.global_step = step
   if opt then state.optimizer_steps = opt:steps() end
   local shared
-  ok, shared = pcall(add_tensors, writing, temporary, run, step, vl, opt)
+  ok, shared = pcall(add_tensors, writing, temporary, run, step, vl, opt, replica)
   if not ok then M.give_up(final, temporary, shared) end
 
   -- The rest is the background thread's.
   local function rest()
-    ok, reason = pcall(add_rest, writing, temporary, run, step, shared, state, settings)
+    ok, reason = pcall(add_rest, writing, temporary, run, step, state, settings)
     if not ok then M.give_up(final, temporary, reason) end
     local replaces = is_complete(final)
     if replaces then writing:rename(final, old) end
@@ -272,13 +252,23 @@ end
 
 local function shape_text(t) return table.concat(t:shape(), ", ") end
 
+-- The weights that a checkpoint has: tensors, or of a split model parts of them.
+local function parameters_of(vl)
+  if vl.shards then
+    if vl.lora then return lora.described(vl) end
+    return split.described(weights.listed(vl))
+  end
+  if vl.lora then return lora.parameters(vl) end
+  return vl:parameters()
+end
+
 -- Checks that every tensor of `into` has a saved one of its name and shape; if same_dtype, of its
 -- dtype too.
 local function compare(path, into, saved, same_dtype)
   for name, t in pairs(into) do
     local other = saved[name]
     if not other then error(("checkpoint %s: missing %s"):format(path, name), 0) end
-    if shape_text(other) ~= shape_text(t) then
+    if shape_text(other) ~= shape_text(t) and not t.has_blocks then
       local message = "checkpoint %s: %s has shape [%s], expected [%s]"
       error(message:format(path, name, shape_text(other), shape_text(t)), 0)
     end
@@ -290,7 +280,13 @@ local function compare(path, into, saved, same_dtype)
 end
 
 local function copy(into, saved)
-  for name, t in pairs(into) do t:copy_(saved[name]) end
+  for name, t in pairs(into) do
+    if parts.is_part(t) then
+      parts.copy(t.part, saved[name], t.slice)
+    else
+      t:copy_(saved[name])
+    end
+  end
 end
 
 -- A checkpoint of adapters belongs to a model with the same adapters.
@@ -341,12 +337,11 @@ function M.load(path, vl, opt)
   end
   local state = trainer_state.read(path, opt ~= nil)
   check_adapters(path, vl)
-  local parameters, saved_weights
+  local parameters = parameters_of(vl)
+  local saved_weights
   if vl.lora then
-    parameters = lora.parameters(vl)
     saved_weights = lora.read(path)
   else
-    parameters = vl:parameters()
     saved_weights = safetensors.load_folder(path)
   end
   -- Everything is checked before anything is changed.

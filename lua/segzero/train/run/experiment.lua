@@ -27,6 +27,7 @@ local paths = require "segzero.config.paths"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local records = require "segzero.train.records"
+local reloading = require "segzero.reward.reloading"
 local resuming = require "segzero.runs.resuming"
 local run_folder = require "segzero.runs.run_folder"
 local runner = require "segzero.reward.runner"
@@ -108,6 +109,10 @@ local function prepare(cfg, overrides, ranks, neighbours)
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
   local reward = cfg.worker.reward
+  if reward.reload and not overrides.reward then
+    parts.reward_file = reloading.new(reward.compute_score, reward.reward_function_kwargs,
+      reward.timeout)
+  end
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
@@ -137,7 +142,9 @@ end
 local function load(cfg, overrides, parts, folder)
   local policy = load_policy(cfg)
   local reference = load_reference(cfg, policy)
-  local segmenter = load_segmenter(cfg)
+  -- A replica's first shard makes the masks.
+  local segmenter
+  if parts.parallel:is_first() then segmenter = load_segmenter(cfg) end
   local source = parts.source
   local notes = {}
   local function loaded(t)
@@ -154,6 +161,7 @@ local function load(cfg, overrides, parts, folder)
     prompt = overrides.prompt or prompts.style(cfg).ask, folder = folder,
     settings = parts.settings, identity = parts.identity, since = parts.since, loaded = loaded,
     resume_path = source and source.path, parallel = parts.parallel,
+    reward_file = parts.reward_file,
     total_steps = number_of_steps(cfg, parts.train, parts.since),
     hooks = { on_step = overrides.on_step, on_evaluate = overrides.on_evaluate,
       stop_when = overrides.stop_when },
@@ -292,9 +300,11 @@ end
 
 local function check_ranks(p, cfg)
   local batch = cfg.data.rollout_batch_size
-  if batch >= p.size then return end
-  error(("data.rollout_batch_size is %d, and there are %d ranks: each needs a prompt")
-    :format(batch, p.size), 0)
+  if batch >= p.replicas then return end
+  local what = "replicas of the model"
+  if p.shards == 1 then what = "ranks" end
+  error(("data.rollout_batch_size is %d, and there are %d %s: each needs a prompt")
+    :format(batch, p.replicas, what), 0)
 end
 
 -- The run folder; other ranks know its path.
@@ -334,9 +344,13 @@ local function run(p, cfg, overrides)
 end
 
 local function run_on_ranks(cfg, overrides)
-  local p = parallel.new(cfg.trainer.collective_timeout)
+  local p = parallel.new(cfg.trainer.collective_timeout,
+    { shards = cfg.worker.rollout.tensor_parallel_size })
   return p:run(run, p, cfg, overrides)
 end
+
+-- The models of a run, for steps that run again (recorder/rebuilding.lua).
+M.models = { policy = load_policy, reference = load_reference, segmenter = load_segmenter }
 
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)

@@ -80,6 +80,7 @@ end
 
 -- One step and everything after it. Returns true to end the run.
 local function one_step(t, watch)
+  if t.reward_file then t.reward_file:look(t) end
   local stats = t:step(function(stats) t.log:scalars(stats.step, stats) end)
   local step = stats.step
   for _, text in ipairs(watch:see(stats)) do
@@ -99,9 +100,10 @@ end
 
 local function all_steps(t)
   t.log:start(t.global_step, t.total_steps)
+  if t.reward_file then t.reward_file:begin(t) end
   local watch = warnings.new { estimator = t.options.estimator, answers = t.options.rollout.n }
   while t.global_step < t.total_steps do
-    stop.check()
+    t.parallel:check_stop()
     if one_step(t, watch) then break end
   end
   saving.wait(t)

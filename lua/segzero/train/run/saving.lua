@@ -8,8 +8,8 @@
 --   saving.load(t, path)      continues from a checkpoint: weights, optimizer, step, rows
 --
 -- With several ranks all call these at the same places. Rank 0 writes; if each rank has a part of
--- the optimizer's state (train/shards.lua), each writes its part of that file, and rank 0 adds the
--- rest when all have.
+-- the optimizer's state (train/shards.lua) or of the model (models/split.lua), each writes its parts
+-- of the files, and rank 0 adds the rest when all have.
 --
 -- t: trainer.new's object; t.pending is what is being written, t.identity the data set's
 -- (runs/contract.lua) or nil, t.since where the rows are counted from if the checkpoint does not
@@ -24,6 +24,11 @@ local timer = require "segzero.log.timer"
 
 local M = {}
 
+-- Whether each rank has parts of what is written.
+local function has_parts(t) return t.optimizer.shards or t.policy.shards end
+
+local function replica_of(t) return { index = t.parallel.replica, count = t.parallel.replicas } end
+
 -- On rank 0: what checkpoint.begin returns.
 local function begin(t)
   local state = {
@@ -32,13 +37,13 @@ local function begin(t)
   }
   local settings = t.settings or files.json(t.config)
   local final, job, temporary, old, rest = checkpoint.begin(t.folder, t.global_step, t.policy,
-    t.optimizer, state, settings)
+    t.optimizer, state, settings, replica_of(t))
   t.pending = { final = final, job = job, temporary = temporary, old = old, rest = rest }
 end
 
 -- Another rank's part. What fails is told when all wait.
 local function begin_part(t, temporary)
-  local ok, job = pcall(checkpoint.begin_part, temporary, t.optimizer)
+  local ok, job = pcall(checkpoint.begin_part, temporary, t.policy, t.optimizer, replica_of(t))
   t.pending = { job = ok and job, failure = not ok and tostring(job) or nil }
 end
 
@@ -48,7 +53,7 @@ function M.start(t)
     begin(t)
     return { final = t.pending.final, temporary = t.pending.temporary }
   end)
-  if t.optimizer.shards then
+  if has_parts(t) then
     if not t.parallel:is_root() then begin_part(t, paths.temporary) end
     t.pending.has_parts = true
   end
@@ -94,13 +99,13 @@ local function join_parts(t)
 end
 
 function M.unlock(t)
-  if t.optimizer.shards and t.pending and t.pending.has_parts then return join_parts(t) end
+  if has_parts(t) and t.pending and t.pending.has_parts then return join_parts(t) end
   M.wait(t)
 end
 
 function M.wait(t)
   if t.parallel.size == 1 and not t.pending then return end
-  if t.optimizer.shards then
+  if has_parts(t) then
     -- Every rank knows that something is pending.
     if not t.pending then return end
     if t.pending.has_parts then join_parts(t) end

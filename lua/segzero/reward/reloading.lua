@@ -1,0 +1,129 @@
+-- reloading.lua - a reward's file that is changed while a run goes: the next step is judged by the
+-- new one (worker.reward.reload).
+--
+--   local watcher = reloading.new(name, kwargs, seconds)    as for loading.load; nil if the name is
+--                                                           not a FILE.lua
+--   watcher:begin(t)              when the steps begin; t: a trainer
+--   watcher:look(t)               before a step: sets t.reward if the file has changed
+--   reloading.use_stored(t, folder, step)    the reward that judged this step of an old run, from
+--                                 its folder
+--
+-- Rank 0 looks at the file and gives its text to all ranks, so that all change at the same step. The
+-- run says so in a note. A version that does not load is a note as well, and the old one stays. The
+-- run folder keeps what judged: a copy named reward_step_ and a number is the text that counts from
+-- that step on, until the next copy; without a change there is none. A hook that sets t.reward ends the watching.
+-- Leaves out: modules that the file requires.
+
+local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
+local loading = require "segzero.reward.loading"
+local visible = require "segzero.core.visible"
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+-- "FILE.lua:NAME" -> "FILE.lua"; nil for the name of a module.
+local function path_of(name)
+  if type(name) ~= "string" then return nil end
+  return name:match "^(.*%.lua):[^:/]*$" or name:match "^.*%.lua$"
+end
+
+-- Changes when the file is written or replaced; "" if there is none.
+function M.mark(path)
+  local s = require("posix.sys.stat").stat(path)
+  if not s then return "" end
+  return ("%d %d %d %d"):format(s.st_ino, s.st_mtime, s.st_size, s.st_ctime)
+end
+
+function M.new(name, kwargs, seconds)
+  local path = path_of(name)
+  if not path or not files.exists(path) then return nil end
+  return setmetatable({ name = name, path = path, kwargs = kwargs, seconds = seconds,
+    mark = M.mark(path), text = files.read(path) }, mt)
+end
+
+-- ---- the copies in the run folder ----
+local function copy_name(step) return ("reward_step_%d.lua"):format(step) end
+
+-- The steps of the copies in a folder, in order.
+local function copies(folder)
+  local steps = {}
+  for _, name in ipairs(folders.list(folder) or {}) do
+    steps[#steps + 1] = tonumber(name:match "^reward_step_(%d+)%.lua$")
+  end
+  table.sort(steps)
+  return steps
+end
+
+local function write_copy(t, step, text)
+  if t.folder then files.write(t.folder .. "/" .. copy_name(step), text) end
+end
+
+-- A run that goes on judges with the file as it is now.
+function methods:begin(t)
+  self.reward = t.reward
+  self.first = t.global_step + 1
+  if not t.folder or not t.parallel:is_root() then return end
+  local steps = copies(t.folder)
+  for _, step in ipairs(steps) do
+    if step >= self.first then folders.remove_file(t.folder .. "/" .. copy_name(step)) end
+  end
+  if #steps > 0 then write_copy(t, self.first, self.text) end
+end
+
+-- ---- a change ----
+local function changed_text(self)
+  local mark = M.mark(self.path)
+  if mark == self.mark or mark == "" then return nil end
+  local text = files.read(self.path)
+  -- A file that is being written is read at the next step.
+  if not text or M.mark(self.path) ~= mark then return nil end
+  self.mark = mark
+  if text ~= self.text then return text end
+  return nil
+end
+
+local function say(t, text, ...) t.log:text(t.global_step, "run", text:format(...)) end
+
+local CHANGED = "  reward changed: %s judges from step %d on; rewards before and after, the held-out "
+  .. "ones too, are not comparable"
+local REFUSED = "  warning: %s has changed and does not load, so the old reward stays: %s"
+
+function methods:look(t)
+  if t.reward ~= self.reward then return end
+  local text = t.parallel:on_root(function() return changed_text(self) end)
+  if not text then return end
+  local ok, reward = pcall(loading.load, self.name, self.kwargs, self.seconds, text)
+  if not ok then
+    if core.is_interrupt(reward) then error(reward, 0) end
+    return say(t, REFUSED, self.path, visible.line(tostring(reward):match "^[^\n]*", 300))
+  end
+  local step = t.global_step + 1
+  if t.parallel:is_root() then
+    if not self.has_copy and step > self.first then write_copy(t, self.first, self.text) end
+    write_copy(t, step, text)
+  end
+  self.has_copy = true
+  self.text = text
+  self.reward = reward
+  t.reward = reward
+  say(t, CHANGED, self.path, step)
+end
+
+-- ---- an old run ----
+function M.use_stored(t, folder, step)
+  local newest
+  for _, one in ipairs(copies(folder)) do
+    if one <= step then newest = one end
+  end
+  if not newest or t.stored_reward == newest then return end
+  local reward = t.config.worker.reward
+  t.reward = loading.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout,
+    files.read(folder .. "/" .. copy_name(newest)))
+  t.stored_reward = newest
+end
+
+return M

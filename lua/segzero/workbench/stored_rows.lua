@@ -1,0 +1,112 @@
+-- stored_rows.lua - the rows of a finished run again, as its reward saw them: from the data set that
+-- the run's settings name.
+--
+--   local stored = stored_rows.open(cfg)           cfg: the run's config.json
+--   local row, complete = stored:row(id, record)   record: an answer to it, from rollouts.jsonl
+--       complete: with image, columns, frames and mask, if the data have one; the caller frees
+--       row.image. Otherwise only what the record says: id, problem, solution, frame if it is known
+--   stored:notes() -> texts                        what could not be had, and why
+--
+-- Nothing is downloaded. A row whose solution is no longer that of the record is not the row that
+-- the run saw, so it is not used.
+-- Leaves out: sets that a script gave to the run.
+
+local core = require "segzero.core.ffi"
+local coordinates = require "segzero.data.coordinates"
+local frame = require "segzero.data.frame"
+local opening = require "segzero.models.opening"
+local row_numbers = require "segzero.data.row_numbers"
+local sources = require "segzero.data.sources"
+
+local M = {}
+
+local methods = {}
+local mt = { __index = methods }
+
+-- f's result, or nil and why in one line.
+local function try(f, ...)
+  local ok, result = pcall(f, ...)
+  if ok then return result end
+  if core.is_interrupt(result) then error(result, 0) end
+  return nil, core.plain(result)
+end
+
+-- The policy without weights: its family knows the frame of answers, its processor the size that
+-- the model sees.
+local function open_policy(cfg)
+  local model = cfg.worker.actor.model
+  local policy = opening.family(model.model_path, 0).meta(model.model_path, model.dtype)
+  local processor = policy:processor()
+  processor.min_pixels = cfg.data.min_pixels
+  processor.max_pixels = cfg.data.max_pixels
+  return policy
+end
+
+function M.open(cfg)
+  require("posix.stdlib").setenv("HF_HUB_OFFLINE", "1")
+  local self = setmetatable({ said = {}, list = {} }, mt)
+  local why
+  self.set, why = try(require("segzero.train.run.data_sets").open_train, cfg)
+  if why then self:note("the run's data set cannot be opened: " .. why) end
+  self.numbers = self.set and row_numbers.new(self.set)
+  self.policy, why = try(open_policy, cfg)
+  if why then self:note("the size that the model saw is not known: " .. why) end
+  self.frames = try(frame.settings, cfg.data, "data.")
+  if self.policy and self.frames then
+    self.frames = coordinates.for_policy(self.frames, self.policy)
+  end
+  return self
+end
+
+function methods:note(text)
+  if self.said[text] then return end
+  self.said[text] = true
+  self.list[#self.list + 1] = text
+end
+
+function methods:notes() return self.list end
+
+-- The size of an image as the model sees it; nil without the model's processor.
+local function seen_of(self, img)
+  if not self.policy then return nil end
+  local given = self.frames and self.frames.resize or img
+  local plan = self.policy:processor():plan(given.width, given.height)
+  return { width = plan.resized_width, height = plan.resized_height }
+end
+
+local function read(self, id, record)
+  local i = self.numbers:of(id)
+  if not i then error(("the data set has no row %s"):format(id), 0) end
+  local row = sources.read_row(self.set, i)
+  local ok, why = pcall(function()
+    local seen = seen_of(self, row.image)
+    if not seen then error("the frame of its answers is not known", 0) end
+    coordinates.place(row, self.frames, seen)
+    if row.solution ~= record.solution then
+      error("the solution is another one than in the run", 0)
+    end
+  end)
+  if ok then
+    self.frame = row.frame
+    return row
+  end
+  row.image:free()
+  error(why, 0)
+end
+
+local MOST_NOTES = 3            -- rows that are named
+
+function methods:row(id, record)
+  local why
+  if self.numbers then
+    local row
+    row, why = try(read, self, id, record)
+    if row then return row, true end
+    self.missing = (self.missing or 0) + 1
+    if self.missing <= MOST_NOTES then self:note(("row %s: %s"):format(id, why)) end
+  end
+  return { id = id, problem = record.problem, solution = record.solution, frame = self.frame,
+    columns = { problem = record.problem, solution = record.solution } }, false
+end
+
+return M

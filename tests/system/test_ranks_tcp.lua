@@ -1,0 +1,244 @@
+-- test_ranks_tcp.lua - several ranks without MPI: --ranks with SEGZERO_TRANSPORT=tcp, and the
+-- variables of torchrun and srun, set by hand. What fails ends all ranks soon, with one line.
+--
+-- Left out: several machines (those of two are tested apart); torchrun and srun themselves.
+
+local check = require "tests.support.check"
+local mini = require "tests.support.miniature"
+local process = require "tests.support.process"
+local runs = require "tests.support.rank_runs"
+local host = require "segzero.host"
+local files = require "segzero.core.files"
+
+local place = runs.begin()
+local TCP = { SEGZERO_TRANSPORT = "tcp" }
+
+local function ranks(count, words, env)
+  local all = { SEGZERO_TRANSPORT = "tcp" }
+  for name, value in pairs(env or {}) do all[name] = value end
+  return runs.run(count, words, all)
+end
+
+local function expect(text, pattern)
+  check.ok(text:find(pattern), pattern .. " in: " .. text:sub(-500))
+end
+
+local function count(text, pattern)
+  local _, n = text:gsub(pattern, "")
+  return n
+end
+
+-- ---- collectives ----
+for _, size in ipairs { 2, 3 } do
+  check.case(("every collective of %d ranks"):format(size), function()
+    local text, status = ranks(size, { "tests/support/comm_ranks.lua" })
+    check.equal(status, 0, text:sub(-400))
+    check.equal(count(text, "ok %d%d%d%d%d%d%d+"), size, "ranks that finished: " .. text:sub(-400))
+  end)
+end
+
+-- ---- failures ----
+-- A script in which rank 1 does `what` while the others wait for it twice.
+local function fails(what, seconds)
+  local script = place .. "/fails.lua"
+  files.write(script, ([[
+    local ranks = require "segzero.core.ranks"
+    local world = ranks.world()
+    ranks.set_timeout(%g)
+    world:barrier()
+    local signal, unistd = require "posix.signal", require "posix.unistd"
+    if world:rank() == 1 then %s end
+    local ok, why = pcall(world.barrier, world)
+    if not ok then io.stderr:write("line: ", why, "\n") ranks.abort(3) end]]):format(seconds, what))
+  local before = process.now()
+  local text, status = ranks(4, { script })
+  return text, status, process.now() - before
+end
+
+check.case("a rank that stalls, that is killed, that ends: one line names it", function()
+  local text, status, took = fails("unistd.sleep(30)", 1)
+  check.ok(took < 20, "it ended long before the rank woke up")
+  check.equal(status, 3, text)
+  check.equal(count(text, "line: "), 1, text)
+  expect(text, "line: rank 1 %(host [^)]+%) has not answered for 1 s %(barrier%)")
+  for _, what in ipairs { "signal.kill(unistd.getpid(), 9)", "os.exit(0)" } do
+    text, status, took = fails(what, 60)
+    check.ok(took < 20, ("%s: at once, it took %.1f s"):format(what, took))
+    check.ok(status ~= 0, what .. ": the status")
+    check.equal(count(text, "line: "), 1, text)
+    expect(text, "line: rank 1 %(host [^)]+%) is gone %(barrier%)")
+  end
+end)
+
+check.case("a rank that ends while large messages are on their way", function()
+  local script = place .. "/large.lua"
+  files.write(script, [[
+    local ranks = require "segzero.core.ranks"
+    local tensor = require "segzero.core.tensor"
+    local world = ranks.world()
+    local t = tensor.zeros { 2 ^ 22 }
+    if world:rank() == 1 then
+      world:barrier()
+      io.stderr:write "line: the reason\n"
+      ranks.abort(5)
+    end
+    world:barrier()
+    local ok, why = pcall(world.all_reduce, world, t)
+    if not ok then io.stderr:write("line: ", why, "\n") ranks.abort(3) end]])
+  local text, status = ranks(4, { script })
+  check.equal(status, 5, text)
+  check.equal(count(text, "line: "), 1, text)
+end)
+
+check.case("ranks that do not do the same say so", function()
+  local script = place .. "/differ.lua"
+  files.write(script, [[
+    local ranks = require "segzero.core.ranks"
+    local tensor = require "segzero.core.tensor"
+    local world = ranks.world()
+    local t = tensor.zeros { 100 * (1 + world:rank()) }
+    local ok, why = pcall(world.all_reduce, world, t)
+    if not ok then io.stderr:write("line: ", why, "\n") ranks.abort(3) end]])
+  local text, status = ranks(2, { script })
+  check.equal(status, 3, text)
+  expect(text, "sent %d+ bytes where %d+ were expected: the ranks do not do the same")
+end)
+
+-- ---- launchers' variables ----
+local next_port = 20000 + require("posix.unistd").getpid() % 10000
+
+-- Runs one process for each table of variables; the output of all, and their statuses.
+local function launch(list, words)
+  local children = {}
+  local argv = { host.executable, "--threads", "1" }
+  for _, word in ipairs(words) do argv[#argv + 1] = word end
+  for i, env in ipairs(list) do
+    children[i] = process.start(argv, { env = env, output = ("%s/rank_%d"):format(place, i) })
+  end
+  local texts, statuses = {}, {}
+  for i, child in ipairs(children) do
+    statuses[i] = process.wait(child)
+    texts[i] = files.read(("%s/rank_%d"):format(place, i))
+  end
+  return table.concat(texts), statuses
+end
+
+local function torch(rank, size, more)
+  local env = { RANK = tostring(rank), WORLD_SIZE = tostring(size), LOCAL_RANK = tostring(rank),
+    LOCAL_WORLD_SIZE = tostring(size), MASTER_ADDR = "127.0.0.1",
+    MASTER_PORT = tostring(next_port), SEGZERO_JOIN_SECONDS = "20" }
+  for name, value in pairs(more or {}) do env[name] = value end
+  return env
+end
+
+local function srun(rank, size)
+  return { SLURM_PROCID = tostring(rank), SLURM_STEP_NUM_TASKS = tostring(size),
+    SLURM_LOCALID = tostring(rank), SLURM_STEP_NODELIST = "localhost,other[01-03]",
+    SLURM_JOB_ID = tostring(next_port), SLURM_STEP_ID = "0", SEGZERO_JOIN_SECONDS = "20",
+    SLURM_NODEID = "0", SLURM_STEP_TASKS_PER_NODE = "2(x3)" }
+end
+
+local SUM = place .. "/sum.lua"
+files.write(SUM, [[
+  local world = require("segzero.core.ranks").world()
+  local rank = world:rank()
+  print(("rank %d of %d, sum %d"):format(rank, world:size(), world:sum({ rank })[1]))]])
+
+check.case("the variables of torchrun and of srun", function()
+  for name, make in pairs { torchrun = torch, srun = srun } do
+    next_port = next_port + 1
+    local text, statuses = launch({ make(0, 3), make(1, 3), make(2, 3) }, { SUM })
+    check.equal(statuses, { 0, 0, 0 }, name .. ": " .. text)
+    for r = 0, 2 do expect(text, ("rank %d of 3, sum 3"):format(r)) end
+  end
+end)
+
+check.case("the threads of a machine are divided under every launcher", function()
+  local script = place .. "/threads.lua"
+  files.write(script, [[print("threads", require("segzero.core.ffi").C.sz_threads())]])
+  local function threads(env)
+    local text = process.run({ host.executable, script }, { timeout = 60, env = env })
+    return tonumber(text:match "threads%s+(%d+)")
+  end
+  local all = threads {}
+  local share = math.max(1, math.floor(all / 2))
+  check.equal(threads(torch(0, 4, { LOCAL_WORLD_SIZE = "2" })), share, "torchrun's variables")
+  local elastic = { LOCAL_WORLD_SIZE = "2", TORCHELASTIC_RUN_ID = "x", OMP_NUM_THREADS = "1" }
+  check.equal(threads(torch(0, 4, elastic)), share, "torchrun's one thread")
+  check.equal(threads(torch(0, 4, { SEGZERO_THREADS = "3" })), 3, "the user's number")
+  check.equal(threads(srun(0, 6)), share, "srun's variables")
+  check.equal(threads { OMPI_COMM_WORLD_SIZE = "4", OMPI_COMM_WORLD_LOCAL_SIZE = "2" }, share,
+    "mpirun's variables")
+end)
+
+check.case("variables that do not fit, one line each", function()
+  local function fail(env, pattern, status)
+    local text, got = process.run({ host.executable, "recipes/refcocog_grpo.lua",
+      "trainer.max_steps=1" }, { timeout = 60, env = env })
+    check.equal(got, status, text)
+    check.equal(count(text, "\n"), 1, "lines: " .. text)
+    expect(text, pattern)
+  end
+  fail(torch(1, 2, { MASTER_ADDR = "" }), "WORLD_SIZE=2 and no MASTER_ADDR", 2)
+  fail(torch(1, 2, { MASTER_PORT = "99999" }), "MASTER_PORT=99999: it must be a port", 2)
+  fail(torch(7, 2), "RANK=7 with WORLD_SIZE=2: ranks count from 0", 2)
+  local waits = { SEGZERO_JOIN_SECONDS = "1" }
+  fail(torch(0, 2, waits), "rank 1 has not come within 1 s", 1)
+  fail(torch(1, 2, waits), "rank 1 does not reach rank 0 at 127.0.0.1 port %d+ within 1 s", 1)
+end)
+
+check.case("ranks of two jobs, and strangers at the port", function()
+  next_port = next_port + 1
+  local text, statuses = launch({ torch(0, 2), torch(1, 3) }, { SUM })
+  check.ok(statuses[1] ~= 0 and statuses[2] ~= 0, "the statuses")
+  expect(text, "rank 1 on %S+ was started as one of 3, and this job has 2 ranks")
+
+  -- Somebody who talks another protocol is ignored.
+  next_port = next_port + 1
+  local talk = "for i in $(seq 50); do (echo 'GET / HTTP/1.0 and more of no use'; sleep 0.1) "
+    .. ">/dev/tcp/127.0.0.1/%d; sleep 0.1; done 2>&-"
+  local stranger = process.start({ "bash", "-c", talk:format(next_port) }, { output = "/dev/null" })
+  text, statuses = launch({ torch(0, 3), torch(1, 3), torch(2, 3) }, { SUM })
+  process.signal(stranger, 15)
+  process.wait(stranger)
+  check.equal(statuses, { 0, 0, 0 }, text)
+end)
+
+-- ---- training ----
+local function weights(name)
+  return files.read(("%s/%s/global_step_2/model.safetensors"):format(place, name))
+end
+
+local function train(name, env, extra)
+  local words = { "trainer.max_steps=2", "data.val_files=None" }
+  for _, word in ipairs(extra or {}) do words[#words + 1] = word end
+  return runs.run(2, runs.words(name, words), env)
+end
+
+check.case("training gives the same bits over TCP as over MPI", function()
+  local text, status = train("tcp", TCP)
+  check.equal(status, 0, text:sub(-600))
+  if not runs.available() then return end
+  text, status = train("mpi", {})
+  check.equal(status, 0, text:sub(-600))
+  check.ok(weights "tcp" == weights "mpi", "the weights of step 2")
+end)
+
+check.case("SIGTERM ends all ranks and saves the last finished step", function()
+  local words = runs.words("stopped", { "trainer.max_steps=1000", "data.val_files=None" })
+  local output = place .. "/stopped.txt"
+  local child = process.start(runs.command(2, words), { env = TCP, output = output })
+  local log = place .. "/stopped/metrics.jsonl"
+  local nanosleep = require("posix.time").nanosleep
+  local ends = process.now() + 60
+  while (files.read(log) or "") == "" and process.now() < ends do
+    nanosleep { tv_sec = 0, tv_nsec = 100000000 }
+  end
+  process.signal(child, 15)
+  check.equal(process.wait(child), 128 + 15, "the status")
+  local text = files.read(output)
+  expect(text, "stopped by SIGTERM after step %d+; saved [^;]+; go on with: ")
+end)
+
+mini.remove()
+check.finish()
