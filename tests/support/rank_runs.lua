@@ -127,8 +127,6 @@ function M.expect_same_run(name, like, noise)
   end
 end
 
-function M.train(count, name, extra)
-  
 function M.train(count, name, extra, env)
   local text, status = M.run(count, M.words(name, extra), env)
   check.equal(status, 0, name .. ": " .. text:sub(-600))

@@ -4,6 +4,7 @@
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
 --   core.declare(header)          declares a header below core.root once, for a model family
+--   core.headers                  the texts that were declared, for the prompt
 --   core.check(x [, level])       returns x; raises the core's message if x is NULL, nil or -1.
 --                                 level as for error()
 --   core.call(x)                  the same without a position, for code inside core.guarded
@@ -29,6 +30,7 @@ end
 M.root = find_root()
 
 local declared = {}
+M.headers = {}
 
 function M.declare(path)
   if declared[path] then return end
@@ -42,6 +44,7 @@ function M.declare(path)
     error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0)
   end
   ffi.cdef(region)
+  M.headers[#M.headers + 1] = region
 end
 
 M.declare "runtime/sz.h"
