@@ -9,11 +9,13 @@
 --   local words = runs.words("name", { "key=value" })
 --       the recipe's, for a run in place/name: 4 prompts x 2 answers, a checkpoint each step; these
 --       settings last
---   runs.train(2, "name", { "key=value" }) -> text     a checked run
 --   runs.records("name", "metrics") -> list           the lines of metrics.jsonl or rollouts.jsonl
 --   runs.expect_same_run("name", "other")             metrics but for the last digits, the order of
 --                                                     the answers, the tokens of step 1; a third
 --                                                     argument: {metric = another tolerance}
+--   runs.train(2, "name", { "key=value" }, env) -> text     a checked run
+--   if not runs.device_available() then ...     the emulated device is not there; says so
+--   local env = runs.device_env(2)              for runs on that many emulated devices
 --
 -- One thread a rank. mini.remove() removes everything. Left out: several machines.
 
@@ -32,6 +34,23 @@ function M.available()
   if status == 0 and files.exists(library) then return true end
   check.skip "Open MPI (openmpi-bin, libopenmpi-dev) when make ran"
   return false
+end
+
+-- ---- ranks on emulated devices ----
+local EMULATED = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
+
+function M.device_available()
+  if files.exists(EMULATED) then return true end
+  check.skip "the emulated CUDA library (make cuda-emulated)"
+  return false
+end
+
+-- Messages between devices are files in M.links.
+function M.device_env(devices)
+  M.links = M.place .. "/links"
+  require("posix.sys.stat").mkdir(M.links)
+  return { SEGZERO_CUDA_LIBRARY = EMULATED, SEGZERO_EMULATE_DEVICES = tostring(devices),
+    SEGZERO_EMULATE_LINKS = M.links }
 end
 
 function M.begin(opts)
@@ -108,8 +127,8 @@ function M.expect_same_run(name, like, noise)
   end
 end
 
-function M.train(count, name, extra)
-  local text, status = M.run(count, M.words(name, extra))
+function M.train(count, name, extra, env)
+  local text, status = M.run(count, M.words(name, extra), env)
   check.equal(status, 0, name .. ": " .. text:sub(-600))
   return text
 end

@@ -58,8 +58,13 @@ check.case("doctor compares the ranks", function()
   check.equal(status, 0, text)
   local _, lines = text:gsub("rank %d %(host [^)]+%) +segzero %d", "")
   check.equal(lines, 3, "a line for each rank: " .. text)
-  expect(text, "all ranks have the same version, processor and threads")
-  expect(text, "sum of 64 MiB: [%d.]+ ms, [%d.]+ GB/s")
+  expect(text, "3 ranks on 1 machine, over MPI: %S+ 3\n")
+  expect(text, "all ranks have the same files of segzero, processor, threads, device, variables")
+  _, lines = text:gsub("\n  rank %d %(host [^)]+%) +[%d.]+ us +[%d.]+", "")
+  check.equal(lines, 2, "a line for each pair: " .. text)
+  for _, size in ipairs { "4 bytes", "1 KiB", "64 KiB", "1 MiB", "16 MiB", "64 MiB" } do
+    expect(text, "sum of " .. size .. ": +[%d.]+ ms +[%d.]+ GB/s\n")
+  end
 end)
 
 check.case("plan says what the ranks of this machine need", function()

@@ -19,8 +19,10 @@ local data_sets = require "segzero.train.run.data_sets"
 local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local launching = require "segzero.train.run.launching"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
+local opening = require "segzero.models.opening"
 local options = require "segzero.core.options"
 local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
@@ -46,6 +48,7 @@ M.overrides = options.set {
 local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
 
 -- ---- the parts of a run ----
+-- shards: the group of ranks that the model is split over, or nil.
 local function load_policy(cfg, shards)
   local actor = cfg.worker.actor
   local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype, shards = shards })
@@ -105,7 +108,7 @@ local function number_of_steps(cfg, train, since)
 end
 
 -- What can be checked before the folder is taken and a weight is read.
-local function prepare(cfg, overrides, ranks, neighbours)
+local function prepare(cfg, overrides, ranks, neighbours, shards)
   -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
@@ -117,6 +120,7 @@ local function prepare(cfg, overrides, ranks, neighbours)
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
+  opening.check_split(cfg.worker.actor.model.model_path, shards)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
@@ -324,7 +328,7 @@ local function run(p, cfg, overrides)
   local parts
   p:together(function()
     check_ranks(p, cfg)
-    parts = prepare(cfg, overrides, p.size, p:neighbours())
+    parts = prepare(cfg, overrides, p.size, p:neighbours(), p.shards)
   end)
   parts.parallel = p
   local folder = shared_folder(p, cfg, parts.source)
@@ -357,6 +361,7 @@ M.models = { policy = load_policy, reference = load_reference, segmenter = load_
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
   check_overrides(overrides)
+  launching.start(cfg.trainer)
   return stop.run(run_on_ranks, cfg, overrides)
 end
 
