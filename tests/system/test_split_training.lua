@@ -8,6 +8,7 @@
 
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
+local host = require "segzero.host"
 local mini = require "tests.support.miniature"
 local runs = require "tests.support.rank_runs"
 
@@ -64,6 +65,23 @@ for _, kind in ipairs(KINDS) do
     end
   end)
 end
+
+-- The emulator is slow: one step of two prompts.
+check.case("two shards on the emulated device", function()
+  local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
+  if not files.exists(library) then
+    check.skip "the emulated CUDA library (make cuda-emulated)"
+    return
+  end
+  local kind = { "trainer.max_steps=1", "data.val_files=None", "data.rollout_batch_size=2",
+    "worker.actor.global_batch_size=2", "data.max_response_length=4" }
+  runs.train(1, "device_1_1", words_of(kind, 1))
+  local words = { "--device", "cuda", unpack(runs.words("device_2_2", words_of(kind, 2))) }
+  local text, status = runs.run(2, words, { SEGZERO_CUDA_LIBRARY = library,
+    SEGZERO_SHARE_DEVICE = "1" })
+  check.equal(status, 0, text:sub(-600))
+  runs.expect_same_run("device_2_2", "device_1_1")
+end)
 
 -- ---- moving groups ----
 -- Prompts of very different lengths, and a set that counts how often each rank reads a row. A rank
