@@ -9,8 +9,6 @@
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local runs = require "tests.support.rank_runs"
-local host = require "segzero.host"
-local files = require "segzero.core.files"
 
 if not runs.available() then
   check.finish()
@@ -76,15 +74,15 @@ for _, kind in ipairs(KINDS) do
   for _, count in ipairs { 2, 4 } do run(kind[1], count, kind) end
 end
 
--- ---- the emulated device ----
-local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
-if files.exists(library) then
+-- ---- the emulated device: messages between devices, whose decode steps are recorded, and through
+-- host memory, where they are not ----
+if runs.device_available() then
   for _, kind in ipairs { "plain", "generate" } do
-    run(kind .. " on a device", 2, { kind .. ":cuda", FOLDERS[1] },
-      { SEGZERO_CUDA_LIBRARY = library })
+    run(kind .. " on devices", 2, { kind .. ":cuda", FOLDERS[1] }, runs.device_env(2))
   end
-else
-  check.skip "the emulated CUDA library (make cuda-emulated)"
+  local env = runs.device_env(2)
+  env.SEGZERO_NCCL = "0"
+  run("generate on devices, through host memory", 2, { "generate:cuda", FOLDERS[2] }, env)
 end
 
 mini.remove()
