@@ -1,6 +1,6 @@
 -- test_split_model.lua - a model that is split over ranks (tensor parallel) computes what the whole
--- one computes: logits, log-probabilities, every gradient, sampled tokens; with adapters, a frozen
--- tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL; on the CPU and on
+-- one computes: logits, log-probabilities, every gradient, sampled tokens; in bf16, with adapters, a
+-- frozen tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL; on the CPU and on
 -- the emulated device.
 --
 -- Needs Open MPI. Each rank (tests/support/split_ranks.lua) has the whole model, too, and compares.
@@ -53,6 +53,7 @@ local WIDE = mini.write(place .. "/wide", { std = 0.05, config = config {
 
 local KINDS = {
   { "plain", unpack(FOLDERS) }, { "lora", unpack(FOLDERS) }, { "frozen", unpack(FOLDERS) },
+  { "bf16", FOLDERS[1] },
   { "int8", FOLDERS[1], FOLDERS[2], WIDE }, { "generate", unpack(FOLDERS) },
 }
 
