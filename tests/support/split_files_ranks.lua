@@ -7,6 +7,7 @@
 --   split_files_ranks.lua resume FOLDER KIND...   reads KIND_D_T of other splits and saves what it read
 --                                                 to KIND_D_T_to_D_T
 --   split_files_ranks.lua fail FOLDER             the last shard cannot write
+--   split_files_ranks.lua columns                 exchanges columns for rows; N: rows that came
 --
 -- The gradient of an element depends on its place in the whole parameter, so that an update gives
 -- the same numbers on any split. Prints "ok N", N: checkpoints. Leaves out: training steps.
@@ -135,9 +136,63 @@ local function fail(folder)
   io.write(("%s\n"):format(ok and "saved" or tostring(why)))
 end
 
+-- Element (row, column) of the matrix whose columns are exchanged.
+local function number(row, column) return row * 1000 + column end
+
+-- A part of this rank's columns: elements skip .. skip + n of rows of `run`.
+local function exchange(dtype, run, skip, n)
+  local world = ranks.world()
+  local values = {}
+  for i = 1, n do
+    local e = skip + i - 1
+    values[i] = number(math.floor(e / run), world:rank() * run + e % run)
+  end
+  local part = tensor.new(values, { dtype = dtype })
+  local got = world:columns_to_rows(part, run, skip)
+
+  -- The whole rows of the part are dealt to the ranks in their order.
+  local head = -skip % run
+  local count = math.max(0, math.floor((n - head) / run))
+  local size = world:size()
+  local first = math.floor(count * world:rank() / size)
+  local own = math.floor(count * (world:rank() + 1) / size) - first
+  if not got then
+    if own > 0 then error("no rows came, expected " .. own, 0) end
+    return
+  end
+  local rows = got.tensor:totable()
+  local start = (skip + head) / run + first
+  if #rows ~= own or got.first ~= start then
+    error(("%d rows from %d, expected %d from %d"):format(#rows, got.first, own, start), 0)
+  end
+  for r, row in ipairs(rows) do
+    if #row ~= run * size then error(("a row of %d"):format(#row), 0) end
+    for c, x in ipairs(row) do
+      if x ~= number(got.first + r - 1, c - 1) then
+        error(("%s run %d skip %d: row %d, column %d is %g"):format(dtype, run, skip, r, c, x), 0)
+      end
+    end
+  end
+  done = done + #rows
+  got.tensor:free()
+end
+
+local function columns()
+  for _, case in ipairs { { 3, 0, 21 }, { 3, 2, 21 }, { 1, 0, 7 }, { 7, 5, 1 }, { 7, 5, 8 },
+    { 5, 3, 12 }, { 4, 1, 400 }, { 300, 7, 5000 } } do
+    for _, dtype in ipairs { "f32", "i32" } do exchange(dtype, unpack(case)) end
+  end
+  -- More than a piece of 16 MiB.
+  local part = tensor.zeros { 3000, 2000 }
+  local got = ranks.world():columns_to_rows(part, 2000, 0)
+  if got.tensor:abs():max():item() ~= 0 then error("a large one", 0) end
+  done = done + got.tensor:shape()[1]
+end
+
 if arg and arg[0] and arg[0]:find "split_files_ranks" then
   local good, reason = pcall(function()
     if arg[1] == "fail" then return fail(arg[2]) end
+    if arg[1] == "columns" then return columns() end
     for i = 3, #arg do
       if arg[1] == "save" then save(arg[2], arg[i]) else resume(arg[2], arg[i]) end
     end

@@ -197,6 +197,18 @@ check.case("8-bit moments: the same bits on the same shards, else the nearest co
   check.equal(recoded, 22, "pairs with other shards")
 end)
 
+-- ---- columns to rows ----
+check.case("columns become rows, every element of them", function()
+  for _, count in ipairs { 2, 3, 4 } do
+    local text, status = runs.run(count, { "tests/support/split_files_ranks.lua", "columns" })
+    check.equal(status, 0, text:sub(-400))
+    local sum = 0
+    for rows in text:gmatch "ok (%d+)" do sum = sum + tonumber(rows) end
+    -- Whole rows of the cases, in two dtypes, and those of the large one.
+    check.equal(sum, 2 * (7 + 6 + 7 + 0 + 0 + 2 + 99 + 15) + 3000, "rows of all ranks")
+  end
+end)
+
 -- ---- failures ----
 check.case("a shard that cannot write its part of a model is named on all", function()
   local text = runs.run(2, { "tests/support/split_files_ranks.lua", "fail", place })
