@@ -7,6 +7,8 @@
 --   split_files_ranks.lua resume FOLDER KIND...   reads KIND_D_T of other splits and saves what it read
 --                                                 to KIND_D_T_to_D_T
 --   split_files_ranks.lua fail FOLDER             the last shard cannot write
+--   split_files_ranks.lua break FOLDER N          of a second checkpoint the N-th exchange of the last
+--                                                 shard fails
 --   split_files_ranks.lua columns                 exchanges columns for rows; N: rows that came
 --
 -- The gradient of an element depends on its place in the whole parameter, so that an update gives
@@ -40,6 +42,7 @@ M.KINDS = {
   int8 = { from = M.SPLITS, "worker.actor.optim.state_dtype=int8" },
   whole = { from = {}, "worker.actor.optim.shard_state=false" },
   lora = { from = SOME, "worker.actor.model.lora.rank=3" },
+  cuda = { from = { { 1, 1 }, { 1, 2 } }, device = "cuda" },
 }
 
 local UPDATES = 2
@@ -52,16 +55,17 @@ local function run_folder(p, folder, name)
   return run
 end
 
-local function make(folder, kind, shards)
-  local p = parallel.new(60, { shards = shards })
+local function make(folder, kind, shards, name)
+  local p = parallel.new(20, { shards = shards })
   local settings = M.KINDS[kind]
   local words = { "worker.actor.max_grad_norm=1e9" }
   for _, word in ipairs(settings) do words[#words + 1] = word end
   local cfg = mini.settings(words)
-  local policy = sz.model(folder .. "/model", { dtype = settings.dtype, shards = p.shard_group })
+  local policy = sz.model(folder .. "/model", { dtype = settings.dtype, shards = p.shard_group,
+    device = settings.device })
   lora.configure(policy, cfg)
   return trainer.new { config = cfg, policy = policy, parallel = p,
-    folder = run_folder(p, folder, kind), reward = mini.reward, train = mini.rows(cfg), prompt = require("segzero.data.prompt").seg_zero,
+    folder = run_folder(p, folder, name or kind), reward = mini.reward, train = mini.rows(cfg), prompt = require("segzero.data.prompt").seg_zero,
     total_steps = 4 }
 end
 
@@ -78,7 +82,7 @@ local function add_gradient(t, p, update)
   local whole = tensor.randn(p.full)
   local part = tensor.empty(p.tensor:shape())
   parts.copy(part, whole, p.slice)
-  local product = p.tensor:to { dtype = "f32" } * part
+  local product = p.tensor:to { dtype = "f32" } * part:to { device = p.tensor:device() }
   product:sum():backward()
 end
 
@@ -91,9 +95,11 @@ local function update(t)
 end
 
 -- The splits of this job's ranks.
-local function own_splits()
+local function own_splits(kind)
   local list = {}
-  for _, one in ipairs(M.SPLITS) do
+  local all = M.SPLITS
+  if M.KINDS[kind].device then all = M.KINDS[kind].from end
+  for _, one in ipairs(all) do
     if one[1] * one[2] == ranks.world():size() then list[#list + 1] = one end
   end
   return list
@@ -103,7 +109,7 @@ end
 local done = 0
 
 local function save(folder, kind)
-  for _, one in ipairs(own_splits()) do
+  for _, one in ipairs(own_splits(kind)) do
     local t = make(folder, kind, one[2])
     update(t)
     t:save()
@@ -114,7 +120,7 @@ local function save(folder, kind)
 end
 
 local function resume(folder, kind)
-  for _, one in ipairs(own_splits()) do
+  for _, one in ipairs(own_splits(kind)) do
     local t = make(folder, kind, one[2])
     for _, from in ipairs(M.KINDS[kind].from) do
       local source = ("%s_%d_%d"):format(kind, from[1], from[2])
@@ -124,6 +130,17 @@ local function resume(folder, kind)
       done = done + 1
     end
   end
+end
+
+local function break_at(folder, n)
+  local t = make(folder, "f32", ranks.world():size(), "broken_" .. n)
+  update(t)
+  t:save()
+  update(t)
+  if t.parallel.shard == t.parallel.shards - 1 then ranks.fail_after(n) end
+  t:save()
+  ranks.fail_after(-1)
+  done = 2
 end
 
 local function fail(folder)
@@ -192,6 +209,7 @@ end
 if arg and arg[0] and arg[0]:find "split_files_ranks" then
   local good, reason = pcall(function()
     if arg[1] == "fail" then return fail(arg[2]) end
+    if arg[1] == "break" then return break_at(arg[2], tonumber(arg[3])) end
     if arg[1] == "columns" then return columns() end
     for i = 3, #arg do
       if arg[1] == "save" then save(arg[2], arg[i]) else resume(arg[2], arg[i]) end
