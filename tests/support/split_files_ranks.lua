@@ -9,6 +9,7 @@
 --   split_files_ranks.lua fail FOLDER             the last shard cannot write
 --   split_files_ranks.lua break FOLDER N          of a second checkpoint the N-th exchange of the last
 --                                                 shard fails
+--   split_files_ranks.lua full FOLDER             the last shard cannot write the second checkpoint
 --   split_files_ranks.lua columns                 exchanges columns for rows; N: rows that came
 --
 -- The gradient of an element depends on its place in the whole parameter, so that an update gives
@@ -143,12 +144,26 @@ local function break_at(folder, n)
   done = 2
 end
 
+-- The last shard may write no more than a byte to a file.
+local function limit(p)
+  if p.shard < p.shards - 1 then return end
+  ffi.C.setrlimit(FILE_SIZE, ffi.new("uint64_t[2]", 1, 1))
+end
+
+local function full(folder)
+  local t = make(folder, "f32", ranks.world():size(), "full")
+  update(t)
+  t:save()
+  update(t)
+  limit(t.parallel)
+  local ok, why = pcall(t.save, t)
+  io.write(("%s\n"):format(ok and "saved" or tostring(why)))
+end
+
 local function fail(folder)
   local p = parallel.new(60, { shards = ranks.world():size() })
   local policy = sz.model(folder .. "/model", { shards = p.shard_group })
-  if p.shard == p.shards - 1 then
-    ffi.C.setrlimit(FILE_SIZE, ffi.new("uint64_t[2]", 1, 1))
-  end
+  limit(p)
   local ok, why = pcall(policy.save, policy, folder .. "/failed")
   io.write(("%s\n"):format(ok and "saved" or tostring(why)))
 end
@@ -209,6 +224,7 @@ end
 if arg and arg[0] and arg[0]:find "split_files_ranks" then
   local good, reason = pcall(function()
     if arg[1] == "fail" then return fail(arg[2]) end
+    if arg[1] == "full" then return full(arg[2]) end
     if arg[1] == "break" then return break_at(arg[2], tonumber(arg[3])) end
     if arg[1] == "columns" then return columns() end
     for i = 3, #arg do

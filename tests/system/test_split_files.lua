@@ -246,6 +246,21 @@ check.case("a shard that cannot write its part of a model is named on all", func
   check.ok(not files.exists(place .. "/failed/model.safetensors.tmp"), "no rest")
 end)
 
+check.case("a shard that cannot write its part of a checkpoint is named", function()
+  local text = runs.run(2, { "tests/support/split_files_ranks.lua", "full", place })
+  local own = "global_step_4 is not written: rank 1 %(host [^)]+%): "
+    .. "%S+model.safetensors.tmp: cannot write: File too large\n"
+  local _, lines = text:gsub(own, "")
+  check.equal(lines, 2, "both shards say it: " .. text)
+  local run = place .. "/full_1_2"
+  check.ok(manifest.check(run .. "/global_step_2"), "the older checkpoint")
+  local left = 0
+  for _, name in ipairs(folders.list(run)) do
+    if name:find "global_step" then left = left + 1 end
+  end
+  check.equal(left, 1, "checkpoints")
+end)
+
 local AT_ONCE = 4
 local MOST = 60                  -- exchanges of a checkpoint
 
