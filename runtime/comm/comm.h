@@ -30,6 +30,8 @@ typedef struct sz_comm sz_comm;
 int sz_comm_launched(void);
 /* Why several processes that a launcher started cannot be joined; NULL: there is nothing wrong. */
 const char *sz_comm_stray(void);
+/* What carries bytes between the ranks: "MPI" or "TCP"; "" without a launcher. */
+const char *sz_comm_transport_name(void);
 /* All ranks of the job; borrowed, and the same object each time. NULL with a message. */
 sz_comm *sz_comm_world(void);
 /* A new group of the ranks of c that give the same colour, in the order of c. Collective. */

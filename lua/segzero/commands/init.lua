@@ -27,10 +27,13 @@ local host = require "segzero.host"
 local M = {}
 
 local PLAN_HELP = [[
-usage: segzero [--ranks N] plan [RECIPE] [key=value ...] [answer_tokens=N]
+usage: segzero plan [RECIPE] [key=value ...] [answer_tokens=N] [--ranks W] [device_gib=G]
   RECIPE            a recipe of GRPO
   key=value         its settings; without RECIPE those of recipes/refcocog_grpo.lua
   answer_tokens=N   as if answers had N tokens, not data.max_response_length
+  --ranks W         one of W ranks, and what it sends in a step; nothing is started
+  device_gib=G      on GPUs with this memory each; else on this machine
+  gb_per_second=B   how fast a rank sends; else some usual rates
 Says how much memory a run needs, and which settings make it need less. Nothing is loaded.
 docs/guide/memory.md says more.]]
 
@@ -66,12 +69,13 @@ M.list = {
     takes = "plan" },
   { name = "report", usage = "RUN [RUN ...]", about = "one HTML page about training runs",
     module = "segzero.report.command", entry = "main", flags = { "--output" }, takes = "runs" },
-  { name = "reward", usage = "FILE.lua",
+  { name = "reward", usage = "REWARD [key=value ...]",
     about = "tries a reward, or scores a run's answers again",
-    module = "segzero.workbench.reward_command", entry = "main", takes = "files" },
+    module = "segzero.workbench.reward_command", entry = "main", takes = "files",
+    flags = { "--against", "--replay", "--watch" } },
   { name = "replay", usage = "RUN step=N", about = "runs a step again and compares its bits",
     module = "segzero.recorder.replay_command", entry = "main", takes = "runs" },
-  { name = "why", usage = "RUN step=N row=N", about = "explains the answers of a row",
+  { name = "why", usage = "RUN step=N row=ROW", about = "explains the answers to a row",
     module = "segzero.recorder.why_command", entry = "main", takes = "runs" },
   { name = "fetch", usage = "OWNER/NAME", about = "downloads a model or data set from the hub",
     module = "segzero.hub.command", entry = "main",
