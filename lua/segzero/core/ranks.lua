@@ -160,9 +160,9 @@ end
 -- ---- the job ----
 function M.set_timeout(seconds) C.sz_comm_set_timeout(seconds) end
 
--- What these send is no tensor.
+-- What these send is no tensor of the model. The tokens that shards agree on are broadcast.
 local value_bytes = 0
-for _, name in ipairs { "sum", "gather", "share", "barrier", "split" } do
+for _, name in ipairs { "sum", "gather", "share", "broadcast", "barrier", "split" } do
   local method = methods[name]
   methods[name] = function(...)
     local before = C.sz_comm_bytes_sent()
