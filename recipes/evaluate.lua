@@ -11,6 +11,8 @@
 --                                                      as Seg-Zero's script: DIR/output_0.json
 --   segzero recipes/evaluate.lua --output_dir DIR      sums up its output_*.json
 --   segzero recipes/evaluate.lua compare=DIR1,DIR2     what changed between two runs of these rows
+--   segzero recipes/evaluate.lua prompt="Find {question}. ..." reward=seg_strict
+--                                                      another prompt, and a reward for each answer
 --   segzero --ranks 4 recipes/evaluate.lua ...         the rows dealt to four processes, or with
 --                                                      tensor_parallel_size=2 to two pairs
 --   segzero recipes/evaluate.lua --help                all settings

@@ -166,7 +166,7 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
 
     /* Nothing but options: the -e chunks have been run; without any, read standard input. */
     if (o->chunks > 0) return 0;
-    if (isatty(STDIN_FILENO)) return sz_run_module(L, "segzero.tools.repl", "run");
+    if (isatty(STDIN_FILENO)) return sz_run_module(L, "segzero.repl", "run");
     return sz_run_script(L, NULL, NULL, 0);
 }
 

@@ -3,7 +3,6 @@
 --
 -- Needs Open MPI. Left out: several machines, GPUs.
 
-local cjson = require "cjson"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local process = require "tests.support.process"
@@ -112,44 +111,8 @@ local function train(count, name, extra)
   return text
 end
 
-local function records(name, log)
-  local list = {}
-  for line in io.lines(("%s/%s/%s.jsonl"):format(place, name, log)) do
-    list[#list + 1] = cjson.decode(line)
-  end
-  return list
-end
-
-local COMPARED = { "step", "reward", "length", "loss", "kl", "entropy", "grad_norm", "tokens",
-  "held_out_reward", "draws", "filtered", "reward_kl" }
-
--- The sums have another order, so the last digits of f32 differ. The first update spreads that to
--- the weights, and random weights this wide (std 0.3) enlarge it: 2e-5 was seen at step 3.
-local FIRST = 1e-5
-local LATER = 1e-4
-
-local function expect_same_run(name, like)
-  local got, want = records(name, "metrics"), records(like, "metrics")
-  check.equal(#got, #want, "lines of metrics.jsonl")
-  for i, record in ipairs(want) do
-    for _, key in ipairs(COMPARED) do
-      if record[key] then
-        local tolerance = FIRST
-        if record.step > 1 then tolerance = LATER end
-        check.near(got[i][key], record[key], tolerance * math.max(1, math.abs(record[key])),
-          ("%s of %s, line %d"):format(key, name, i))
-      end
-    end
-  end
-  local a, b = records(name, "rollouts"), records(like, "rollouts")
-  check.equal(#a, #b, "answers")
-  for i, answer in ipairs(b) do
-    check.equal({ a[i].step, a[i].row, a[i].answer }, { answer.step, answer.row, answer.answer },
-      "the order of the answers")
-    -- After the first step the weights differ in the last bits, and so may a token.
-    if answer.step == 1 then check.equal(a[i].ids, answer.ids, "sampled tokens of step 1") end
-  end
-end
+local records = runs.records
+local expect_same_run = runs.expect_same_run
 
 local KINDS = {
   { name = "plain", ranks = { 2, 3 } },

@@ -15,7 +15,9 @@ local sz = require "segzero"
 local text = require "segzero.workbench.text"
 local vision_reasoner = require "rewards.vision_reasoner"
 
-local function open(name) return sz.data.open(name, { split = "heldout", size = 112, seed = 42, rows = 32 }) end
+local function open(name)
+  return sz.data.open(name, { split = "heldout", size = 112, seed = 42, rows = 32 })
+end
 
 local function ids(set)
   local list = {}

@@ -90,6 +90,9 @@ local answers = {
     unit = "pixels", help = "a smaller image is enlarged for the model; null: as its folder says" },
   { key = "several", type = "boolean", default = false,
     help = "ask and read as VisionReasoner does: lists of objects" },
+  { key = "prompt", type = "text", default = "auto",
+    help = "seg_zero, vision_reasoner, plain (the row's own text), a FILE.jinja, or a text with "
+      .. "{question}; auto: as the released models were trained" },
   { key = "max_new_tokens", type = "count", default = 1024, max = 2 ^ 24, unit = "tokens",
     help = "an answer is cut off here; 110 for the embedded model" },
   { key = "val_batch_size", type = "count", default = 64, max = 2 ^ 20, also = { "batch_size" },
@@ -105,6 +108,8 @@ local answers = {
 }
 
 local scores = {
+  { key = "reward", type = "text", default = "", null = "none", path = true,
+    help = "also scores each answer: a name in rewards/, FILE.lua or FILE.lua:NAME; empty: none" },
   { key = "ignore_regions", type = "text", default = "target", choices = { "target", "left_out" },
     help = "pixels of the data's ignore masks: target, as in Seg-Zero's sets; left_out, as LISA" },
   { key = "gt_json_path", type = "text", path = true, optional = true,
@@ -174,6 +179,22 @@ local function read_idx(cfg, given)
   if given.protocol then return end
   cfg.protocol = "segzero"
   if cfg.several then cfg.protocol = "visionreasoner" end
+end
+
+local function check_prompt(cfg)
+  if cfg.prompt == "auto" then return end
+  local prompt = require("segzero.data.prompt_text").read(cfg.prompt, "prompt")
+  if prompt.several and not cfg.several then
+    error(("prompt=%s asks for lists of objects: set several=true"):format(cfg.prompt), 0)
+  end
+end
+
+-- A reward judges answers, and is loaded before any model.
+local function check_reward(cfg)
+  if cfg.reward == "none" then cfg.reward = "" end
+  if cfg.reward == "" then return end
+  if cfg.oracle then error("oracle=true asks no model: leave out reward", 0) end
+  require("segzero.evaluation.rewarding").load(cfg.reward)
 end
 
 local function check_part(cfg)
@@ -290,6 +311,8 @@ function M.settings(args)
   read_idx(cfg, given)
   check_protocol(cfg, given)
   check_part(cfg)
+  check_prompt(cfg)
+  check_reward(cfg)
   frame.settings(cfg)
   if reads_results(cfg) then return cfg, given end
   cfg.members = read_members(cfg, args)

@@ -5,6 +5,7 @@
 --     s            of metrics.summary, and
 --     s.think      {value, low, high, min, max, rows}: characters of the thinking, over the answers
 --                  that have any; nil without
+--     s.reward     of rewarding.summary, if the answers were scored
 --     s.objects    of objects.summary, for lists
 --     s.ap         of coco_ap.summary, for detection
 --     s.ignore     the convention for ignore regions, if the data has any
@@ -19,6 +20,7 @@ local coco_ap = require "segzero.evaluation.coco_ap"
 local files = require "segzero.core.files"
 local metrics = require "segzero.evaluation.metrics"
 local objects = require "segzero.evaluation.objects"
+local rewarding = require "segzero.evaluation.rewarding"
 
 local M = {}
 
@@ -131,6 +133,7 @@ function M.of(records, options)
   s.task = options.task
   s.ignore = options.ignore
   s.think = M.think(thoughts(records), counts)
+  s.reward = rewarding.summary(records, counts)
   if options.several then s.objects = objects.summary(records) end
   if options.task == "detection" then s.ap = M.average_precision(records, options.gt_json_path) end
   return s
@@ -147,6 +150,7 @@ function M.lines(s)
     list[1] = ("protocol=%s skips %d of %d rows"):format(s.protocol, s.skipped, s.rows)
   end
   if s.think then list[#list + 1] = M.think_line(s.think) end
+  if s.reward then list[#list + 1] = rewarding.line(s.reward) end
   if s.objects then list[#list + 1] = objects.line(s.objects) end
   if s.objects and s.objects.count_rmse and s.task == "counting" then
     list[#list + 1] = ("count_rmse=%.3f counted=%d"):format(s.objects.count_rmse, s.objects.counted)

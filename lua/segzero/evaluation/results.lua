@@ -22,6 +22,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local metrics = require "segzero.evaluation.metrics"
 local report = require "segzero.evaluation.report"
+local rewarding = require "segzero.evaluation.rewarding"
 local value_or = require("segzero.evaluation.fields").value_or
 
 local M = {}
@@ -31,7 +32,7 @@ local SAME_RUN = {
   "data", "split", "seed", "refshapes_size", "prompt_key", "answer_key", "image_key", "model_path",
   "adapter", "dtype", "sam2_path", "sam2_dtype", "frame", "resize", "solution_frame",
   "answer_frame", "max_pixels", "min_pixels", "several", "oracle", "masks", "total",
-  "max_new_tokens", "repetition_penalty", "ignore_regions", "task",
+  "max_new_tokens", "repetition_penalty", "ignore_regions", "task", "prompt", "reward",
 }
 
 -- Settings that make two runs evaluate the same rows; the models and the ways to answer may differ.
@@ -202,8 +203,13 @@ function M.compare(cfg, say)
     end
   end
   local options = { masks = configs[1].masks, resamples = cfg.resamples, seed = cfg.seed }
+  local rewards
+  if configs[1].reward == configs[2].reward then
+    rewards = rewarding.difference_line(lists[1], lists[2], options)
+  end
   for i, list in ipairs(lists) do lists[i] = report.for_metrics(list) end
   local difference = metrics.difference(lists[1], lists[2], options)
+  if rewards then say(rewards) end
   say(metrics.difference_line(difference))
   return difference
 end

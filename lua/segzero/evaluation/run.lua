@@ -33,8 +33,10 @@ local parallel = require "segzero.train.parallel"
 local lines = require "segzero.core.lines"
 local log = require "segzero.log"
 local output_rows = require "segzero.evaluation.output_rows"
+local prompt_text = require "segzero.data.prompt_text"
 local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
+local rewarding = require "segzero.evaluation.rewarding"
 local segmenter_of = require "segzero.inference.segmenter"
 local shared_folder = require "segzero.evaluation.shared_folder"
 local stop = require "segzero.core.stop"
@@ -78,7 +80,8 @@ end
 local function load_policy(run)
   local cfg = run.config
   if cfg.oracle then return end
-  run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter })
+  run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter,
+    shards = run.parallel.shard_group })
   run.policy:tokenizer()
   integrity.settle(run.policy)  -- a damaged checkpoint is no error of a row
   limit_pixels(run.policy:processor(), cfg)
@@ -111,17 +114,28 @@ local function load_segmenter(run)
 end
 
 -- ---- rows ----
+-- f(problem) -> the text of the question, or {text before the image, text after it}.
+local function prompt_of(cfg)
+  if cfg.prompt ~= "auto" then return prompt_text.read(cfg.prompt, "prompt").ask end
+  if not cfg.several then return prompts.seg_zero end
+  return function(problem) return prompts.vision_reasoner(problem, QUESTION_MARKS) end
+end
+
+-- The image and the text as parts of a message.
+local function content_of(img, text)
+  local image = { type = "image", image = img }
+  if type(text) == "string" then return { image, { type = "text", text = text } } end
+  local content = {}
+  if text[1] ~= "" then content[1] = { type = "text", text = text[1] } end
+  content[#content + 1] = image
+  if text[2] ~= "" then content[#content + 1] = { type = "text", text = text[2] } end
+  return content
+end
+
 -- The model's input for a row: the image, resized if cfg.resize says so, and the question.
 local function input_of(run, row)
-  local cfg = run.config
   local img, own = coordinates.resized(row.image, run.frames)
-  local text
-  if cfg.several then
-    text = prompts.vision_reasoner(row.problem, QUESTION_MARKS)
-  else
-    text = prompts.seg_zero(row.problem)
-  end
-  local content = { { type = "image", image = img }, { type = "text", text = text } }
+  local content = content_of(img, run.ask(row.problem))
   local ok, input = pcall(run.policy.process, run.policy, { { role = "user", content = content } })
   local seen = ok and coordinates.seen(input, img)
   if own then img:free() end
@@ -145,7 +159,10 @@ end
 
 local function judge_row(run, entry)
   local started = now()
+  local rewarded = {}
+  if run.rewarding then run.rewarding:judge(entry, rewarded) end
   local record, mask, objects = judge.row(entry, run.judging)
+  for name, value in pairs(rewarded) do record[name] = value end
   record.seconds = entry.seconds + now() - started
   local failure = entry.failure
   if failure and failure:find("out of memory", 1, true) then error(failure, 0) end
@@ -403,7 +420,7 @@ local function open_all(p, cfg, options)
   local run = {
     config = cfg, set = set, records = {}, best = gallery.new(1), worst = gallery.new(-1),
     say = options.say, frames = frame.settings(cfg), box_iou = options.box_iou,
-    kept = options.kept or {}, parallel = p,
+    kept = options.kept or {}, ask = prompt_of(cfg), parallel = p,
   }
   look_at(run, first)
   if cfg.oracle and not run.masks then
@@ -411,6 +428,7 @@ local function open_all(p, cfg, options)
   end
   load_policy(run)
   load_segmenter(run)
+  if p:is_first() then run.rewarding = rewarding.open(cfg, run.segmenter) end
   return run, total, first, last
 end
 

@@ -1,0 +1,101 @@
+-- sheets.lua - sheets of images for the prompt lab.
+--
+--   sheets.compare(path, set, result) -> path      a row of tiles for each row of the set, a column
+--                                                  for each variant; result: of comparing.lua
+--   sheets.answers(path, list, title) -> path      {{image =, truth = box, found =, label =, note =}}
+--   sheets.save_image(path, img) -> path            makes the folder
+--   sheets.free_path(name) -> "runs/lab/NAME.png", or NAME-2.png, ... if that is there
+--
+-- A tile shows the true box, and box and points of the row's best answer. At most 12 rows are drawn.
+-- Leaves out: masks.
+
+local draw = require "segzero.tools.draw"
+local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
+local sources = require "segzero.data.sources"
+local visible = require "segzero.core.visible"
+
+local M = {}
+
+local FOLDER = "runs/lab"
+local MOST_ROWS = 12
+
+function M.free_path(name)
+  name = name:gsub("[^%w_-]", "_")
+  local path = ("%s/%s.png"):format(FOLDER, name)
+  local n = 1
+  while files.exists(path) do
+    n = n + 1
+    path = ("%s/%s-%d.png"):format(FOLDER, name, n)
+  end
+  return path
+end
+
+-- The first object of an answer or of a list of true ones.
+local function first_of(found)
+  if not found then return nil, nil end
+  if found.bbox then return found.bbox, found.points end
+  local object = found[1]
+  if not object then return nil, nil end
+  return object.bbox, object.points or { object.point }
+end
+
+local function best_of(answers)
+  local best = answers[1]
+  for _, one in ipairs(answers) do
+    if one.score > best.score then best = one end
+  end
+  return best
+end
+
+function M.tile(image, found, true_objects)
+  local bbox, points = first_of(found)
+  return { image = image, truth = (first_of(true_objects)), bbox = bbox, points = points }
+end
+
+local function save(path, tiles, columns, title)
+  files.make_dir(folders.parent(path))
+  local sheet = draw.sheet(tiles, columns, { title = title })
+  sheet:save(path)
+  sheet:free()
+  return path
+end
+
+function M.compare(path, set, result)
+  local tiles = {}
+  local images = {}
+  for i = 1, math.min(MOST_ROWS, #result[1].rows) do
+    local image = sources.read_row(set, i).image
+    images[i] = image
+    for _, variant in ipairs(result) do
+      local row = variant.rows[i]
+      local best = best_of(row.answers)
+      local tile = M.tile(image, best.found, row.truth)
+      tile.label = visible.line(row.problem, 80)
+      local unread = best.found and "" or ", no answer"
+      tile.note = ("%.3g%s: %s"):format(best.score, unread, variant.name)
+      tiles[#tiles + 1] = tile
+    end
+  end
+  save(path, tiles, #result, ("%s, best of %d"):format(result.set_name, result.n))
+  for _, image in ipairs(images) do image:free() end
+  return path
+end
+
+function M.save_image(path, img)
+  files.make_dir(folders.parent(path))
+  img:save(path)
+  return path
+end
+
+function M.answers(path, list, title)
+  local tiles = {}
+  for i, one in ipairs(list) do
+    tiles[i] = M.tile(one.image, one.found, one.truth)
+    tiles[i].label = one.label
+    tiles[i].note = one.note
+  end
+  return save(path, tiles, math.min(4, #tiles), title)
+end
+
+return M
