@@ -21,7 +21,7 @@
 -- gathers whole rows of logits. Between replicas gradients go to the rank that updates them
 -- ((D - 1) n), and the weights come back.
 -- Leaves out: values of Lua, such as sampled texts and metrics, which are a few kB for an answer;
--- adapters in a split model, which send less than this says.
+-- the sums of adapters' narrow products in a split model.
 
 local M = {}
 
