@@ -22,7 +22,7 @@
 --   ranks.bytes_sent() -> n, of which    of this rank so far; and how many of them for numbers and
 --                                        values, not for tensors
 --   ranks.set_timeout(seconds), ranks.abort(status)
---   ranks.fail_after(n)                  for tests (sz_comm_fail_after)
+--   ranks.fail_after(n), ranks.exchanges()   for tests (sz_comm_fail_after, sz_comm_exchanges)
 --
 -- Every rank of a group makes the same calls in the same order. A value is nil, a boolean, a
 -- number, a string, or a table of these; numbers keep their bits. An error means that the job is
@@ -175,6 +175,8 @@ end
 function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()), value_bytes end
 
 function M.fail_after(n) C.sz_comm_fail_after(n) end
+
+function M.exchanges() return tonumber(C.sz_comm_exchanges()) end
 
 -- The library ends the process by exit(), which is no accident here.
 function M.abort(status)
