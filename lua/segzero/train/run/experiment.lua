@@ -19,6 +19,7 @@ local data_sets = require "segzero.train.run.data_sets"
 local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local launches = require "segzero.runs.launches"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
 local options = require "segzero.core.options"
@@ -154,6 +155,7 @@ local function load(cfg, overrides, parts, folder)
     else
       files.write(folder .. "/config.json", parts.settings)
     end
+    launches.note(folder, launches.of(t))
   end
   local t = trainer.new {
     config = cfg, policy = policy, reference = reference, segmenter = segmenter,
