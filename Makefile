@@ -13,11 +13,12 @@
 VERSION   := 0.1.0
 PREFIX    ?= /usr/local
 DESTDIR   ?=
-ARCH      ?= native
+ARCH      ?=
 SANITIZER ?=
 WERROR    ?=
 V         ?=
 ARGS      ?=
+OBJCOPY   ?= objcopy
 CUDA      ?= 1
 MPI       ?= 1
 CUDA_ARCH ?= 80 89 90
@@ -55,24 +56,43 @@ MPI_LIB       := $(B)/libsegzero_mpi.so
 LUAJIT_CFLAGS := $(shell pkg-config --cflags luajit 2>/dev/null)
 LUAJIT_LIBS   := $(shell pkg-config --libs luajit 2>/dev/null)
 
+# The program runs on every processor of its architecture: the CPU kernels (runtime/cpu) are compiled
+# for several kinds of x86-64 processors, and the best one is picked at the start. ARCH=x compiles
+# everything for one processor instead (gcc's -march); sanitizers do that too, to compile once.
+ONE_ARCH := $(or $(ARCH),$(if $(SANITIZER),native))
+KINDS    := $(if $(ONE_ARCH),native,$(if $(filter x86_64,$(shell uname -m)),baseline avx2 avx512,native))
+# Of these only the 8-bit products differ from the kind before the underscore.
+KINDS_INT8 := $(if $(filter avx512,$(KINDS)),avx2_vnni avx512_vnni)
+
 # GCC prefers 256-bit vectors even on CPUs with 512-bit ones. Nanoseconds per element of a cached
 # array with 256 and 512 bits: exp 0.72 and 0.61, silu 1.36 and 0.57.
 WIDE := $(if $(filter x86_64,$(shell uname -m)),-mprefer-vector-width=512)
-OPT := -O3 -march=$(ARCH) $(WIDE)
+FLAGS_baseline    :=
+FLAGS_avx2        := -march=x86-64-v3 -mtune=generic
+FLAGS_avx512      := -march=x86-64-v4 -mtune=generic $(WIDE)
+FLAGS_avx2_vnni   := $(FLAGS_avx2) -mavxvnni -DSZ_CPU_INT8_ONLY
+FLAGS_avx512_vnni := $(FLAGS_avx512) -mavx512vnni -DSZ_CPU_INT8_ONLY
+ifneq ($(ONE_ARCH),)
+MARCH := -march=$(ONE_ARCH) $(WIDE) -DSZ_ONE_KIND='"$(ONE_ARCH)"'
+else ifeq ($(KINDS),native)
+MARCH := -DSZ_ONE_KIND='"baseline"'
+endif
+
+OPT := -O3 $(MARCH)
 ifeq ($(SANITIZER),address)
-OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=address
+OPT := -O1 $(MARCH) -fno-omit-frame-pointer -fsanitize=address
 else ifeq ($(SANITIZER),undefined)
-OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer \
+OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
        -fsanitize=undefined -fno-sanitize-recover=undefined
 else ifeq ($(SANITIZER),fuzz)
 # For libFuzzer's targets (tests/fuzz), which are linked with the objects and not with the library.
-OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer \
+OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
        -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
 ifeq ($(origin CC),default)
 CC := clang
 endif
 else ifeq ($(SANITIZER),thread)
-OPT := -O1 -march=$(ARCH) -fno-omit-frame-pointer -fsanitize=thread
+OPT := -O1 $(MARCH) -fno-omit-frame-pointer -fsanitize=thread
 # ThreadSanitizer cannot see how gcc's libgomp passes memory between threads, so it would report
 # every parallel region. clang's libomp tells it, through the Archer tool.
 ifeq ($(origin CC),default)
@@ -126,23 +146,30 @@ EMULATED_FLAGS := -x c++ -std=gnu++17 -O1 -g -fPIC -fvisibility=hidden -fno-math
 MPI_CFLAGS := $(if $(filter 1,$(MPI)),$(shell pkg-config --cflags ompi-c 2>/dev/null))
 MPI_LIBS   := $(if $(filter 1,$(MPI)),$(shell pkg-config --libs ompi-c 2>/dev/null))
 
-# -march=native depends on the machine, so a tree that is moved to another CPU must be rebuilt.
+# A build with -march=native depends on the machine: a tree that is moved to another must be rebuilt.
 CPU_LINE := /^\(model name\|CPU part\)/{s/.*: //p;q;}
-CPU_NAME := $(if $(filter native,$(ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpuinfo 2>/dev/null))
+CPU_NAME := $(if $(filter native,$(ONE_ARCH)),$(shell sed -n '$(CPU_LINE)' /proc/cpuinfo 2>/dev/null))
 
 # ---- sources -------------------------------------------------------------------------------------
 # A new family of models is a folder in models/; its sources are found.
-SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops runtime/cpu \
+SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
                runtime/net runtime/sampling models models/*)) \
-               $(addprefix runtime/comm/,comm.c parts.c shards.c launch.c tcp.c tcp_join.c))
-OBJ_LIB   := $(SRC_LIB:%.c=$(B)/obj/%.o)
+               $(addprefix runtime/comm/,comm.c parts.c shards.c nccl.c launch.c tcp.c tcp_join.c))
+OBJ_CORE  := $(SRC_LIB:%.c=$(B)/obj/%.o)
+SRC_CPU   := $(sort $(wildcard runtime/cpu/*.c))
+SRC_INT8  := runtime/cpu/int8.c runtime/cpu/kernels.c
+OBJ_CPU   := $(foreach k,$(KINDS),$(SRC_CPU:%.c=$(B)/obj/$k/%.o)) \
+             $(foreach k,$(KINDS_INT8),$(SRC_INT8:%.c=$(B)/obj/$k/%.o))
+# With several kinds, the objects of each are joined into one.
+OBJ_LIB   := $(OBJ_CORE) $(if $(filter native,$(KINDS)),$(OBJ_CPU),\
+             $(foreach k,$(KINDS) $(KINDS_INT8),$(B)/obj/kernels_$k.o))
 SRC_HOST  := runtime/main.c $(sort $(wildcard runtime/host/*.c))
 OBJ_HOST  := $(SRC_HOST:%.c=$(B)/obj/%.o)
 SRC_CUDA  := $(sort $(wildcard runtime/cuda/*.cu))
 OBJ_CUDA  := $(SRC_CUDA:%.cu=$(B)/obj/%.cuda.o)
 OBJ_EMULATOR := $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
-                  emulate_cudnn.o)
+                  emulate_cudnn.o emulate_nccl.o)
 OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
@@ -170,9 +197,21 @@ $(OBJ_HOST): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_HOST) -MMD -MP -c -o $@ $<
 
-$(OBJ_LIB): $(B)/obj/%.o: %.c $(B)/flags
+$(OBJ_CORE): $(B)/obj/%.o: %.c $(B)/flags
 	@mkdir -p $(@D)
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_LIB) -MMD -MP -c -o $@ $<
+
+define KIND_RULES
+$(B)/obj/$1/%.o: %.c $(B)/flags
+	@mkdir -p $$(@D)
+	$$(call quiet,  cc    $$< ($1))$$(CC) $$(CFLAGS_LIB) $$(FLAGS_$1) -DSZ_CPU_KIND=$1 -MMD -MP -c -o $$@ $$<
+
+$(B)/obj/kernels_$1.o: $(2:%.c=$(B)/obj/$1/%.o)
+	$$(call quiet,  join  $$@)$$(LD) -r -o $$@.all $$^ && \
+	  $$(OBJCOPY) --keep-global-symbol=sz_cpu_kernels_$1 $$@.all $$@ && rm -f $$@.all
+endef
+$(foreach k,$(KINDS),$(eval $(call KIND_RULES,$k,$(SRC_CPU))))
+$(foreach k,$(KINDS_INT8),$(eval $(call KIND_RULES,$k,$(SRC_INT8))))
 
 $(CUDA_LIB): $(OBJ_CUDA) $(B)/cuda_objects
 	$(call quiet,  link  $@)$(NVCC) -shared -cudart static -Xlinker -z,defs \
@@ -194,8 +233,9 @@ $(OBJ_EMULATOR): $(B)/obj/%.o: %.cc $(B)/emulated_flags
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -MMD -MP -c -o $@ $<
 
 # The emulator's own test, with only the parts of the backend that it needs.
-EMULATE_PARTS := $(B)/obj/runtime/cuda/device.emulated.o $(B)/obj/runtime/cuda/stage.emulated.o \
-                 $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o)
+EMULATE_PARTS := $(addprefix $(B)/obj/runtime/cuda/,$(addsuffix .emulated.o,device nccl stage)) \
+                 $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
+                 emulate_nccl.o)
 $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -o $@ $< -x none $(EMULATE_PARTS)
@@ -204,9 +244,11 @@ $(B)/tests/cuda_emulate: tests/cuda_emulator/cuda_emulate.cc $(EMULATE_PARTS)
 # because the whole libraries both define sz_fail.
 CUDA_ATTENTION := $(addprefix $(B)/obj/runtime/,$(addsuffix .emulated.o,\
                   $(addprefix cuda/,attention attention_backward attention_keys \
-                  attention_cached sample device stage)) \
-                  cpu/reference/attention.o sampling/sample.o core/random.o) \
-                  $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o)
+                  attention_cached sample device nccl stage)) \
+                  cpu/reference/attention.o core/random.o) \
+                  $(B)/obj/$(firstword $(KINDS))/runtime/cpu/sample.o \
+                  $(addprefix $(B)/obj/tests/cuda_emulator/,emulate.o streams.o threads.o \
+                  emulate_nccl.o)
 $(B)/tests/cuda_attention: tests/cuda_emulator/cuda_attention.cc $(CUDA_ATTENTION)
 	@mkdir -p $(@D)
 	$(call quiet,  c++   $<)$(CXX) $(EMULATED_FLAGS) -fopenmp -o $@ $< -x none $(CUDA_ATTENTION)
@@ -226,13 +268,13 @@ $(B)/tests/faults.so: tests/support/faults.c $(B)/flags
 	$(call quiet,  cc    $<)$(CC) $(CFLAGS_ALL) -fPIC -shared -o $@ $< -ldl
 
 -include $(OBJ_CUDA:.o=.d) $(OBJ_EMULATED:.o=.d)
--include $(OBJ_LIB:.o=.d) $(OBJ_HOST:.o=.d)
+-include $(OBJ_CORE:.o=.d) $(OBJ_CPU:.o=.d) $(OBJ_HOST:.o=.d)
 
 # ---- stamps --------------------------------------------------------------------------------------
 # Files that hold flags and lists of objects, rewritten only when their text changed. build/flags
 # changes on the first build, so its rule also checks for missing packages and says what was found.
 define FLAGS_TEXT
-$(CC) $(CFLAGS_LIB) | $(CFLAGS_HOST) | $(SHARED_FLAGS) $(LINK_FLAGS) | $(LIBS_LIB) $(LIBS_HOST)
+$(CC) $(CFLAGS_LIB) | $(foreach k,$(KINDS) $(KINDS_INT8),$(FLAGS_$k) |) $(CFLAGS_HOST) | $(SHARED_FLAGS) $(LINK_FLAGS) | $(LIBS_LIB) $(LIBS_HOST)
 $(CPU_NAME)
 endef
 export FLAGS_TEXT
@@ -395,7 +437,7 @@ uninstall:
 # A folder for a machine that has CUDA and nothing else: the program for any recent x86-64 CPU, and
 # the libraries that it needs. It is built apart, in build/portable.
 bundle:
-	@$(MAKE) B=build/portable HOST=build/portable/segzero ARCH=x86-64-v3 all
+	@$(MAKE) B=build/portable HOST=build/portable/segzero all
 	@BUILT=build/portable sh tests/gpu_check.sh bundle
 
 # Pages that are made from the code.
@@ -428,7 +470,7 @@ make clean           remove build/ and ./segzero
 make cuda-emulated   the CUDA kernels compiled for the CPU: $(CUDA_EMULATED)
 make bundle          build/bundle: what tests/gpu_check.sh needs on a machine with nothing but CUDA
 options: CUDA=0 (no CUDA backend)  CUDA_ARCH='$(CUDA_ARCH)' (nvcc found: $(or $(NVCC),none))
-         CC=  CFLAGS=  ARCH=$(ARCH)  WERROR=1 (warnings are errors)  V=1 (show whole commands)
+         CC=  CFLAGS=  ARCH=native (for this processor only)  WERROR=1 (warnings are errors)  V=1 (show whole commands)
          SANITIZER=address|undefined|thread (builds into build/NAME, with a segzero there)
 endef
 export HELP_TEXT

@@ -66,18 +66,19 @@ local function load_sam2(o)
   return sam
 end
 
-local function open_policy(o)
+local function open_policy(o, shards)
   local dtype = o.dtype
   if not dtype then
     dtype = opening.dtype(model.read_json(o.model_path .. "/config.json"))
   end
-  local vl = sz.qwen_vl(o.model_path, { dtype = dtype, device = o.device, adapter = o.adapter })
+  local vl = sz.qwen_vl(o.model_path, { dtype = dtype, device = o.device, adapter = o.adapter,
+    shards = shards })
   vl:tokenizer()            -- fails now if its files are missing or bad
   vl:generation()
   return vl
 end
 
-local function load_policy(o)
+local function load_policy(o, shards)
   local dir = o.model_path
   if not files.exists(dir .. "/config.json") then
     if o.embedded then
@@ -90,7 +91,7 @@ local function load_policy(o)
     print("  (small: it knows only images of coloured shapes; " ..
       "use --model_path FOLDER for a real Qwen2.5-VL)")
   end
-  local ok, vl = pcall(open_policy, o)
+  local ok, vl = pcall(open_policy, o, shards)
   if not ok then fail("%s", reason(vl)) end
   return vl
 end
@@ -254,7 +255,7 @@ local function execute(p, o)
   p:together(function()
     if o.image_path then img = load_image(o.image_path) end
     if p:is_root() then sam = load_sam2(o) end
-    vl = load_policy(o)
+    vl = load_policy(o, p.shard_group)
   end)
 
   -- The question.

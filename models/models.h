@@ -53,8 +53,10 @@ int sz_model_weight_slice(const sz_model *m, int i, int64_t *first);
  * 0 if there is no weight i. */
 int sz_model_weight_copies(const sz_model *m, int i, int *copy);
 /* 1: each copy's gradient is a part, and the gradient is their sum over the copies; the same holds
- * for the adapter's part that is sliced like the weight (whole weights: for both parts). 0: it is
- * complete, and where there are copies each has the same bits. */
+ * for the adapter's part that is sliced like the weight (whole weights: for both parts). A copy may
+ * then have no gradient yet: zeros. So it is with key-value heads that several shards have, and in
+ * the vision tower, whose images are dealt to the shards. 0: the gradient is complete, and where
+ * there are copies each has the same bits. */
 int sz_model_weight_gradient_is_part(const sz_model *m, int i);
 /* The group of the shards, for the collectives of forward and backward passes: its size is
  * the config's shards, and this process has rank `shard` in it. Borrowed; it must outlive the
@@ -83,7 +85,8 @@ int sz_model_quantize(sz_model *m);
 /* ---- forward passes ---- */
 /* pixel_values [patches, numbers of a patch] f32 and grids i32 [images, 3] = (t, h, w) in patches
  * -> features [image tokens, hidden], in the order of the images' tokens. recompute: keep only the
- * inputs of blocks for the backward pass. */
+ * inputs of blocks for the backward pass. In a split model each shard computes some of the images,
+ * and all get all features. */
 sz_tensor *sz_model_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute);
 /* The language model over one packed stream of T tokens.
  *   ids        i32 [T]            positions   i32 [3, T] (temporal, height, width)

@@ -166,7 +166,7 @@ static int run(lua_State *L, const host_options *o, char **argv, int argc)
 
     /* Nothing but options: the -e chunks have been run; without any, read standard input. */
     if (o->chunks > 0) return 0;
-    if (isatty(STDIN_FILENO)) return sz_run_module(L, "segzero.tools.repl", "run");
+    if (isatty(STDIN_FILENO)) return sz_run_module(L, "segzero.repl", "run");
     return sz_run_script(L, NULL, NULL, 0);
 }
 
@@ -187,6 +187,7 @@ int main(int argc, char **argv)
     int job = 0;
     if (o.ranks && !sz_ranks_launched() && sz_ranks_start(&o, argv, argc, &job)) return job;
 
+    sz_ranks_remember(&o, argv, argc);
     sz_ranks_set_threads();
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;

@@ -28,13 +28,6 @@ headers_pcre2() {
 
 lua_has() { luajit -e "require '$1'" >/dev/null 2>&1; }
 
-# Whether the REPL finds one of the libraries that lua/segzero/tools/repl.lua opens for line editing.
-has_line_editing() {
-    luajit -e "local load = require('ffi').load
-               os.exit(pcall(load, 'libreadline.so.8') or pcall(load, 'libedit.so.2'))" \
-        >/dev/null 2>&1
-}
-
 # A font that lua/segzero/tools/drawing/lettering.lua opens.
 has_font() {
     for f in dejavu/DejaVuSans.ttf liberation/LiberationSans-Regular.ttf \
@@ -73,7 +66,6 @@ probe() {
     pkg-config --exists luajit 2>/dev/null || need libluajit-5.1-dev
     lua_has lyaml || need lua-yaml
     lua_has posix.unistd || need lua-posix
-    has_line_editing || optional=" libreadline8"
     has_certificates || optional="$optional ca-certificates"
     has_font || optional="$optional fonts-dejavu-core"
     has_mpi || optional="$optional openmpi-bin libopenmpi-dev"
@@ -123,8 +115,7 @@ versions() {
 # Ends the program: 0 if all that the build needs is there.
 finish() {
     [ -z "$optional" ] ||
-        echo "packages that are not installed, for line editing in the REPL (libreadline8)," \
-             "for downloads (ca-certificates)," \
+        echo "packages that are not installed, for downloads (ca-certificates)," \
              "for words on images (fonts-dejavu-core) and" \
              "for several ranks (openmpi-bin, libopenmpi-dev):$optional" >&2
     [ -z "$missing" ]

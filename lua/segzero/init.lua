@@ -72,6 +72,7 @@ for name, most in pairs { devices = 0, model = 2, qwen_vl = 2, sam2 = 2 } do
 end
 
 return setmetatable(M, {
+  names = lazy,                 -- for the prompt's completion
   __index = function(t, name)
     if not lazy[name] then return nil end
     local module = require(lazy[name])

@@ -180,9 +180,10 @@ int sz_model_weight_copies(const sz_model *m, int i, int *copy)
 
 int sz_model_weight_gradient_is_part(const sz_model *m, int i)
 {
-    /* Copies of a slice are read by different heads. Whole weights read what all shards have. */
+    /* Copies of a slice are read by different heads, copies of the tower by different images. Other
+     * whole weights read what all shards have. */
     const model_weight *w = listed(m, i);
-    return w && w->divided >= 0 && w->copies > 1;
+    return w && w->copies > 1 && (w->divided >= 0 || w->vision);
 }
 
 int sz_model_group_set(sz_model *m, sz_comm *shards)

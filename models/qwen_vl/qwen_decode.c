@@ -121,7 +121,7 @@ static int decode(decode_ctx *k, const model_draw *draw)
         .segments = s->segments,
         .heads = k->m->share.heads,
         .kv_heads = k->m->share.kv_heads,
-        .has_collectives = k->m->base.shards > 1,
+        .has_collectives = k->m->base.shards > 1 && !sz_comm_is_linked(k->m->base.group),
         .sampling = draw->sampling,
         .banned = draw->banned,
         .seen = draw->seen,

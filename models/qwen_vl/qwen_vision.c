@@ -9,6 +9,8 @@
  * back after the merger. The 2-D rotary table is made in the permuted order. Qwen2-VL is the case
  * of one window as large as the image, so its rows keep their order; its norms are LayerNorms and
  * its MLP is fc2(quick_gelu(fc1(x))), which shows in the weights that a block has.
+ * In a split model each shard has the whole tower and runs it over some of the images; all shards
+ * get all features.
  * Leaves out: videos with timestamps (t > 1 repeats the table per frame, as the reference does). */
 #include "qwen_internal.h"
 #include <math.h>
@@ -137,17 +139,22 @@ static void put_frame(const window_layout *p, const image_list *list, cursor *at
     at->first += hm * wm;
 }
 
-/* Token order, segment tables and rotary angles (on the device) for a list of images. */
-static int make_layout(const sz_qwen_config *c, const sz_tensor *grids, int64_t patches, int device,
-                       window_layout *p)
+static image_list list_images(const sz_qwen_config *c, const sz_tensor *grids)
 {
-    image_list list = {
+    return (image_list){
         .grids = sz_i32(grids),
         .images = grids->numel / 3,
         .merge = c->v_merge,
         .side = c->family == SZ_QWEN2_VL ? INT32_MAX : c->v_window / c->v_merge / c->v_patch,
         .theta = (float)c->v_rope_theta,
     };
+}
+
+/* Token order, segment tables and rotary angles (on the device) for a list of images. */
+static int make_layout(const sz_qwen_config *c, const sz_tensor *grids, int64_t patches, int device,
+                       window_layout *p)
+{
+    image_list list = list_images(c, grids);
     int64_t half = c->v_hidden / c->v_heads / 2;
     if (measure(&list, patches) != 0 || layout_allocate(p, &list, half) != 0) return -1;
 
@@ -249,6 +256,102 @@ static sz_tensor *run_tower(const qwen_model *m, const window_layout *p, sz_tens
     return x;
 }
 
+/* Features of all images of the list. */
+static sz_tensor *features_of(const qwen_model *m, sz_tensor *pixel_values, const sz_tensor *grids,
+                              int recompute)
+{
+    window_layout p = { 0 };
+    sz_tensor *y = NULL;
+    if (make_layout(&m->config, grids, pixel_values->shape[0], m->patch_embed->device, &p) == 0)
+        y = run_tower(m, &p, pixel_values, recompute);
+    layout_release(&p);
+    return y;
+}
+
+/* ---- images dealt to the shards ---- */
+static int64_t patches_of(const int32_t *grid) { return (int64_t)grid[0] * grid[1] * grid[2]; }
+
+/* This shard's images are neighbours, and so are their patches. */
+typedef struct {
+    int64_t image, images, patch, patches; /* the first one, how many */
+    sz_tensor *tokens;                     /* i32 [shards], of each shard's images */
+} deal;
+
+/* An image goes to the shard in whose share of the patches its middle is. */
+static int deal_images(const qwen_model *m, const image_list *list, deal *d)
+{
+    const int shards = m->base.shards;
+    const int64_t unit = list->merge * list->merge;
+    d->tokens = sz_new1(SZ_I32, shards, SZ_CPU);
+    if (!d->tokens) return -1;
+    memset(d->tokens->data, 0, sz_bytes(d->tokens));
+    int64_t before = 0;
+    for (int64_t i = 0; i < list->images; i++) {
+        const int64_t patches = patches_of(list->grids + 3 * i);
+        const int64_t owner = (2 * before + patches) * shards / (2 * list->patches);
+        sz_i32(d->tokens)[owner] += (int32_t)(patches / unit);
+        if (owner == m->base.shard && d->images++ == 0) {
+            d->image = i;
+            d->patch = before;
+        }
+        if (owner == m->base.shard) d->patches += patches;
+        before += patches;
+    }
+    return 0;
+}
+
+/* Whether the tower's features need a gradient. */
+static bool tower_is_trained(const sz_model *base)
+{
+    for (int i = 0; i < base->weights.count; i++) {
+        const model_weight *w = &base->weights.items[i];
+        const model_layer *layer = base->lora_off ? NULL : w->layer;
+        if (!w->vision) continue;
+        if (sz_needs_grad(*w->slot)) return true;
+        if (layer && (sz_needs_grad(layer->lora_a) || sz_needs_grad(layer->lora_b))) return true;
+    }
+    return false;
+}
+
+/* A shard without images records what the others do: they all wait for each other on the way
+ * back. */
+static sz_tensor *no_features(const qwen_model *m)
+{
+    const sz_tensor *like = m->patch_embed;
+    sz_tensor *none = sz_new2(like->dtype, 0, m->config.v_out, like->device);
+    if (none && sz_grad_enabled() && tower_is_trained(&m->base)) none->flags |= SZ_REQUIRES_GRAD;
+    return none;
+}
+
+static sz_tensor *own_features(const qwen_model *m, const deal *d, sz_tensor *pixel_values,
+                               const sz_tensor *grids, int recompute)
+{
+    if (d->images == 0) return no_features(m);
+    sz_tensor *own_grids = sz_new2(SZ_I32, d->images, 3, SZ_CPU);
+    sz_tensor *own_values = sz_narrow(pixel_values, d->patch, d->patches);
+    sz_tensor *y = NULL;
+    if (own_grids && own_values) {
+        memcpy(own_grids->data, sz_i32(grids) + 3 * d->image, sz_bytes(own_grids));
+        y = features_of(m, own_values, own_grids, recompute);
+    }
+    MODEL_RELEASE(own_grids, own_values);
+    return y;
+}
+
+/* Features of all images, each computed by one shard. */
+static sz_tensor *dealt_features(const qwen_model *m, sz_tensor *pixel_values,
+                                 const sz_tensor *grids, int recompute)
+{
+    image_list list = list_images(&m->config, grids);
+    deal d = { 0 };
+    if (measure(&list, pixel_values->shape[0]) != 0 || deal_images(m, &list, &d) != 0) return NULL;
+    sz_tensor *own = own_features(m, &d, pixel_values, grids, recompute);
+    const int group = sz_comm_handle(m->base.group);
+    sz_tensor *all = own ? sz_tp_gather(own, d.tokens, group, m->base.shards, 0) : NULL;
+    MODEL_RELEASE(own, d.tokens);
+    return all;
+}
+
 sz_tensor *qwen_vision(sz_model *base, sz_tensor *pixel_values, sz_tensor *grids, int recompute)
 {
     const qwen_model *m = qwen_of(base);
@@ -259,11 +362,6 @@ sz_tensor *qwen_vision(sz_model *base, sz_tensor *pixel_values, sz_tensor *grids
     if (!patches || grids->dtype != SZ_I32 || grids->numel % 3)
         return sz_null("vision: pixel_values must be [patches, %lld] and grids i32 [images, 3]",
                        (long long)width);
-
-    window_layout p = { 0 };
-    sz_tensor *y = NULL;
-    if (make_layout(c, grids, pixel_values->shape[0], m->patch_embed->device, &p) == 0)
-        y = run_tower(m, &p, pixel_values, recompute);
-    layout_release(&p);
-    return y;
+    if (base->shards > 1) return dealt_features(m, pixel_values, grids, recompute);
+    return features_of(m, pixel_values, grids, recompute);
 }

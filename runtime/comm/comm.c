@@ -4,7 +4,8 @@
  * the chunks that it got in the order of the ranks, and sends its sum to all. That fixes the order
  * of every sum, and moves as many bytes as a ring does. Method: Megatron-LM's reduce-scatter with
  * f32 accumulation.
- * Tensors on a device are copied to host memory and back.
+ * Tensors on a device are copied to host memory and back, unless their devices can talk to each
+ * other (nccl.c).
  * Leaves out: overlap with computation.
  */
 #define _GNU_SOURCE
@@ -17,7 +18,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum { PIECE = SZ_COMM_PIECE };
+enum { PIECE = SZ_COMM_PIECE, PAIR = 256 << 10 };
 
 static const sz_transport *transport; /* NULL: one rank */
 static sz_comm *world;
@@ -46,6 +47,15 @@ int sz_comm_launched(void)
 const char *sz_comm_stray(void)
 {
     return launch()->kind == SZ_LAUNCH_STRAY ? launch()->problem : NULL;
+}
+
+const char *sz_comm_transport_name(void)
+{
+    switch (launch()->kind) {
+        case SZ_LAUNCH_MPI: return "MPI";
+        case SZ_LAUNCH_TCP: return "TCP";
+        default: return "";
+    }
 }
 
 /* The library over MPI, which is in the folder of this one. */
@@ -117,6 +127,7 @@ sz_comm *sz_comm_of_handle(int handle)
 void sz_comm_free(sz_comm *c)
 {
     if (!c) return;
+    sz_comm_unlink(c);
     for (int i = 0; i < MOST_HANDLES; i++)
         if (handles[i] == c) handles[i] = NULL;
     free(c->world_rank);
@@ -126,7 +137,7 @@ void sz_comm_free(sz_comm *c)
 
 static const sz_transport *open_transport(void)
 {
-    static const sz_transport_core core = { leave_message, sz_interrupt_pending };
+    static const sz_transport_core core = { leave_message, sz_comm_interrupted };
     const sz_launch *l = launch();
     if (l->kind == SZ_LAUNCH_TCP) return sz_tcp_open(l, &core);
     const sz_transport *t = open_mpi(&core);
@@ -153,6 +164,8 @@ sz_comm *sz_comm_world(void)
 
 int sz_comm_rank(const sz_comm *c) { return c->rank; }
 int sz_comm_size(const sz_comm *c) { return c->size; }
+const sz_transport *sz_comm_transport(void) { return transport; }
+double sz_comm_timeout(void) { return timeout; }
 void sz_comm_set_timeout(double seconds) { timeout = seconds; }
 int64_t sz_comm_bytes_sent(void) { return bytes_sent; }
 
@@ -187,13 +200,19 @@ static bool fails_for_test(const char *what)
     return true;
 }
 
+int sz_comm_count_messages(const sz_message *messages, int count, const char *what)
+{
+    if (fails_for_test(what)) return -1;
+    for (int i = 0; i < count; i++)
+        if (messages[i].send) bytes_sent += (int64_t)messages[i].bytes;
+    return 0;
+}
+
 int sz_comm_exchange(const sz_message *messages, int count, const char *what)
 {
     int late = -1;
     if (count == 0) return 0;
-    if (fails_for_test(what)) return -1;
-    for (int i = 0; i < count; i++)
-        if (messages[i].send) bytes_sent += (int64_t)messages[i].bytes;
+    if (sz_comm_count_messages(messages, count, what) != 0) return -1;
     const int status = transport->exchange(messages, count, timeout, &late);
     if (status == 0) return 0;
     if (late < 0) return -1;
@@ -355,18 +374,36 @@ static int reduce_piece(sz_comm *c, sum_space *s, chunk_list *l, int dtype, char
     return exchange(c, count, "all_reduce");
 }
 
+/* The same between two ranks: each sends all it has, which is as many bytes and one message less:
+ * 2 times as fast up to PAIR bytes, slower from a megabyte on. s has room for n elements. */
+static int reduce_pair(sz_comm *c, sum_space *s, int dtype, char *p, int64_t n)
+{
+    const size_t bytes = (size_t)n * sz_dtype_size(dtype);
+    int count = 0;
+    add(c, &count, true, 1 - c->rank, p, bytes);
+    add(c, &count, false, 1 - c->rank, s->chunks, bytes);
+    if (exchange(c, count, "all_reduce") != 0) return -1;
+    s->parts[c->rank] = p;
+    s->parts[1 - c->rank] = s->chunks;
+    sz_comm_sum_elements(dtype, p, s->parts, 2, n);
+    return 0;
+}
+
 static int reduce_bytes(sz_comm *c, int dtype, char *p, int64_t n)
 {
-    const int64_t most = PIECE / (int64_t)sz_dtype_size(dtype);
+    const size_t width = sz_dtype_size(dtype);
+    const int64_t most = PIECE / (int64_t)width;
     const int64_t piece = n < most ? n : most;
     sum_space s = { 0 };
     chunk_list l = { 0 };
-    int status = sum_space_new(&s, c, (size_t)chunk_size(c, piece) * sz_dtype_size(dtype));
-    if (status == 0) status = chunk_list_new(&l, c);
+    const bool is_pair = c->size == 2 && (size_t)n * width <= PAIR;
+    int status = sum_space_new(&s, c, (size_t)chunk_size(c, piece) * width);
+    if (status == 0 && !is_pair) status = chunk_list_new(&l, c);
     for (int64_t at = 0; status == 0 && at < n; at += piece) {
-        const int64_t left = n - at;
-        char *begin = p + (size_t)at * sz_dtype_size(dtype);
-        status = reduce_piece(c, &s, &l, dtype, begin, left < piece ? left : piece);
+        const int64_t count = n - at < piece ? n - at : piece;
+        char *begin = p + (size_t)at * width;
+        if (is_pair) status = reduce_pair(c, &s, dtype, begin, count);
+        else status = reduce_piece(c, &s, &l, dtype, begin, count);
     }
     sum_space_free(&s);
     chunk_list_free(&l);
@@ -377,6 +414,8 @@ int sz_comm_all_reduce(sz_comm *c, sz_tensor *t)
 {
     if (!sz_comm_can_sum(t->dtype)) return sz_fail("all_reduce: only f32, bf16 and i32 have a sum");
     if (c->size == 1 || t->numel == 0) return 0;
+    const int direct = sz_comm_is_direct(c, t);
+    if (direct) return direct < 0 ? -1 : sz_comm_reduce_direct(c, t, "all_reduce");
     char *host = sz_comm_to_host(t);
     if (!host) return -1;
     return sz_comm_to_tensor(t, host, reduce_bytes(c, t->dtype, host, t->numel));
@@ -418,6 +457,7 @@ static int check_parts(const sz_comm *c, const char *what, const sz_tensor *whol
                        const sz_tensor *part)
 {
     if (whole->dtype != part->dtype) return sz_fail("%s: the two tensors differ in dtype", what);
+    if (whole->device != part->device) return sz_fail("%s: the tensors are on two devices", what);
     if (whole->numel == part->numel * c->size) return 0;
     return sz_fail("%s: the whole has %lld elements and a part %lld, with %d ranks", what,
                    (long long)whole->numel, (long long)part->numel, c->size);
@@ -431,6 +471,8 @@ int sz_comm_reduce_scatter(sz_comm *c, sz_tensor *whole, sz_tensor *part)
     if (part->numel == 0) return 0;
     if (c->size == 1)
         return sz_bytes_copy(part->device, part->data, whole->device, whole->data, sz_bytes(part));
+    const int direct = sz_comm_is_direct(c, whole);
+    if (direct) return direct < 0 ? -1 : sz_comm_scatter_direct(c, whole, part);
     char *from = sz_comm_to_host(whole);
     char *to = from ? sz_comm_to_host(part) : NULL;
     int status = -1;
@@ -457,6 +499,8 @@ int sz_comm_broadcast(sz_comm *c, sz_tensor *t, int root)
 {
     if (root < 0 || root >= c->size) return sz_fail("broadcast: there is no rank %d", root);
     if (c->size == 1 || t->numel == 0) return 0;
+    const int direct = sz_comm_is_direct(c, t);
+    if (direct) return direct < 0 ? -1 : sz_comm_broadcast_direct(c, t, root);
     void *host = sz_comm_to_host(t);
     if (!host) return -1;
     return sz_comm_to_tensor(t, host, broadcast_bytes(c, host, sz_bytes(t), root));
@@ -508,6 +552,8 @@ int sz_comm_all_gather(sz_comm *c, sz_tensor *part, sz_tensor *whole)
 {
     if (check_parts(c, "all_gather", whole, part) != 0) return -1;
     if (part->numel == 0) return 0;
+    const int direct = sz_comm_is_direct(c, part);
+    if (direct) return direct < 0 ? -1 : sz_comm_gather_direct(c, part, whole);
     char *from = sz_comm_to_host(part);
     char *to = from ? sz_comm_to_host(whole) : NULL;
     int status = -1;

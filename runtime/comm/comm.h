@@ -6,7 +6,8 @@
  *
  * Every rank of a group makes the same calls in the same order, with tensors of the same shape and
  * dtype. Sums are computed in f32, in the order of the ranks: the same ranks give the same bits.
- * Tensors may be on a device; they then pass through host memory.
+ * Tensors may be on a device. There the calls only put the work in line behind other work of the
+ * device, by NCCL; where that is missing, tensors pass through host memory.
  * A call fails with a message when a rank does not answer within the time limit. The group cannot
  * be used after that: the caller prints the message and calls sz_comm_abort.
  *
@@ -14,7 +15,7 @@
  * are. Under Open MPI's, libsegzero_mpi.so, which is in the folder of the core's library, does the
  * talking (transport.h); under others, TCP does.
  * LuaJIT's ffi.cdef reads the part between the two "ffi" marks (see sz.h).
- * Leaves out: NCCL; differentiable collectives.
+ * Leaves out: differentiable collectives.
  */
 #ifndef SZ_COMM_H
 #define SZ_COMM_H
@@ -29,6 +30,8 @@ typedef struct sz_comm sz_comm;
 int sz_comm_launched(void);
 /* Why several processes that a launcher started cannot be joined; NULL: there is nothing wrong. */
 const char *sz_comm_stray(void);
+/* What carries bytes between the ranks: "MPI" or "TCP"; "" without a launcher. */
+const char *sz_comm_transport_name(void);
 /* All ranks of the job; borrowed, and the same object each time. NULL with a message. */
 sz_comm *sz_comm_world(void);
 /* A new group of the ranks of c that give the same colour, in the order of c. Collective. */
@@ -43,6 +46,8 @@ int sz_comm_rank(const sz_comm *c);
 int sz_comm_size(const sz_comm *c);
 /* "3 (host b)", for messages; borrowed until the next call. rank: of c. */
 const char *sz_comm_name(const sz_comm *c, int rank);
+/* 1: its devices talk to each other; 0: not, or not yet. Collectives on them can be recorded. */
+int sz_comm_is_linked(const sz_comm *c);
 /* How long a collective waits for the slowest rank; at first 600 seconds. */
 void sz_comm_set_timeout(double seconds);
 /* Bytes that this rank has sent to others since the program began. */

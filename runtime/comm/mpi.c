@@ -1,6 +1,7 @@
 /* mpi.c - the transport over MPI, a library of its own: libsegzero_mpi.so.
  *
- * Messages are MPI_Isend and MPI_Irecv with one tag; a long one is several of MPI's. The wait polls
+ * Messages are MPI_Isend and MPI_Irecv with one tag; two more tags are for ranks that ask whether
+ * others wait; a long one is several of MPI's. The wait polls
  * for all of them, so that it can end by time, or when a process on this machine is gone: mpirun
  * kills the others soon, and prints nothing that names it. Nothing else of MPI is used but starting
  * and ending.
@@ -19,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TAG = 1 };
+enum { TAG = 1, QUESTION = 2, ANSWER = 3 };    /* the tags of messages */
 static const size_t LONGEST = (size_t)1 << 30; /* bytes of one MPI message; their count is an int */
 
 static const sz_transport_core *core;
@@ -136,6 +137,67 @@ static void wait_for_end(void)
     if (is_told) syscall(SYS_exit_group, 1);
 }
 
+/* ---- who waits ---- */
+static void answer_questions(void)
+{
+    for (;;) {
+        char nothing = 0;
+        int there = 0;
+        MPI_Status from;
+        const int code = MPI_Iprobe(MPI_ANY_SOURCE, QUESTION, MPI_COMM_WORLD, &there, &from);
+        if (code != MPI_SUCCESS || !there) return;
+        MPI_Recv(&nothing, 1, MPI_CHAR, from.MPI_SOURCE, QUESTION, MPI_COMM_WORLD,
+                 MPI_STATUS_IGNORE);
+        MPI_Send(&nothing, 1, MPI_CHAR, from.MPI_SOURCE, ANSWER, MPI_COMM_WORLD);
+    }
+}
+
+static int attend(void)
+{
+    answer_questions();
+    for (int r = 0; r < self.size; r++) {
+        if (r == self.rank || !pids[r] || kill(pids[r], 0) == 0 || errno != ESRCH) continue;
+        wait_for_end();
+        return r;
+    }
+    return -1;
+}
+
+/* Ranks may be listed twice; who has answered once has answered. Requests that stay are those of
+ * ranks that never answer: the job is over. */
+static int absent(const int *ranks, int count, double seconds)
+{
+    bool *answered = calloc((size_t)self.size, sizeof *answered);
+    MPI_Request *asked = calloc((size_t)self.size, sizeof *asked);
+    if (!answered || !asked) return -1;
+    char nothing = 0;
+    answered[self.rank] = true;
+    for (int r = 0; r < self.size; r++)
+        if (r != self.rank)
+            MPI_Isend(&nothing, 1, MPI_CHAR, r, QUESTION, MPI_COMM_WORLD, &asked[r]);
+    const double end = now() + seconds;
+    int waiting = self.size - 1;
+    for (int turn = 0; waiting > 0 && now() < end; turn++) {
+        int there = 0;
+        MPI_Status from;
+        answer_questions();
+        MPI_Iprobe(MPI_ANY_SOURCE, ANSWER, MPI_COMM_WORLD, &there, &from);
+        if (there) {
+            MPI_Recv(&nothing, 1, MPI_CHAR, from.MPI_SOURCE, ANSWER, MPI_COMM_WORLD,
+                     MPI_STATUS_IGNORE);
+            waiting -= !answered[from.MPI_SOURCE];
+            answered[from.MPI_SOURCE] = true;
+        }
+        pause_a_little(turn);
+    }
+    int first = -1;
+    for (int i = count - 1; i >= 0; i--)
+        if (!answered[ranks[i]]) first = ranks[i];
+    free(answered);
+    if (first >= 0) wait_for_end();
+    return first;
+}
+
 static int exchange(const sz_message *messages, int count, double seconds, int *late)
 {
     *late = -1;
@@ -163,6 +225,7 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
         }
         if (turn % 64 == 63 && now() > look) {
             look = now() + EVERY;
+            answer_questions();
             *late = first_gone(used);
             if (*late < 0) continue;
             wait_for_end();
@@ -234,6 +297,8 @@ const sz_transport *sz_transport_open(const sz_transport_core *given)
     MPI_Comm_size(MPI_COMM_WORLD, &self.size);
     self.version = SZ_TRANSPORT_VERSION;
     self.exchange = exchange;
+    self.attend = attend;
+    self.absent = absent;
     self.abort = abort_all;
     if (find_hosts() != 0 || find_processes() != 0) return NULL;
     atexit(finish);

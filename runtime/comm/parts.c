@@ -7,12 +7,15 @@
  * The work goes in buckets, so that the workspace is bounded: a bucket is a list of segments, and a
  * segment is up to `most` elements of every rank's range of one tensor. All ranks compute the same
  * buckets. Small tensors share a bucket and a large one has several. Messages read and write the
- * tensors' own memory; what is on a device passes through the workspace.
+ * tensors' own memory; what is on a device passes through the workspace, unless devices talk to each
+ * other (nccl.c).
  * Method: ZeRO, stage 2 (Rajbhandari et al. 2020).
  * Leaves out: who has which range (lua/segzero/train/shards.lua).
  */
 #include "comm/group.h"
+#include "comm/links.h"
 #include "core/core.h"
+#include "core/memory.h"
 #include <stdlib.h>
 
 enum { SEGMENTS = 256, ALIGNMENT = 16 };
@@ -25,9 +28,11 @@ typedef struct {
 
 typedef struct {
     sz_comm *comm;
-    bool sums;   /* sums to the owner; false: sends from the owner */
-    int count;   /* of segments */
-    size_t used; /* of the space, at most; while the messages are made: so far */
+    bool sums;          /* sums to the owner; false: sends from the owner */
+    bool direct;        /* all tensors are on devices that talk to each other (nccl.c) */
+    sz_arena_mark mark; /* of the arena before its space, if direct */
+    int count;          /* of segments */
+    size_t used;        /* of the space, at most; while the messages are made: so far */
     segment segments[SEGMENTS];
     char *space;           /* SZ_COMM_PIECE bytes and the alignment of each piece */
     char **pieces;         /* [SEGMENTS, size]: this rank's elements of each rank's range */
@@ -38,7 +43,8 @@ typedef struct {
 static void bucket_free(bucket *b)
 {
     if (!b) return;
-    free(b->space);
+    if (b->direct) sz_arena_back(&b->mark);
+    else free(b->space);
     free(b->pieces);
     free(b->received);
     free(b->messages);
@@ -50,14 +56,24 @@ static size_t space_bytes(const sz_comm *c)
     return SZ_COMM_PIECE + (size_t)SEGMENTS * (size_t)c->size * 2 * ALIGNMENT;
 }
 
-static bucket *bucket_new(sz_comm *c, bool sums)
+static void *new_space(bucket *b)
+{
+    if (!b->direct) return malloc(space_bytes(b->comm));
+    b->mark = sz_arena_now();
+    return sz_arena_bytes(SZ_CUDA, space_bytes(b->comm));
+}
+
+/* direct: of sz_comm_is_direct; NULL with a message. */
+static bucket *bucket_new(sz_comm *c, bool sums, int direct)
 {
     const size_t places = (size_t)SEGMENTS * (size_t)c->size;
+    if (direct < 0) return NULL;
     bucket *b = calloc(1, sizeof *b);
     if (!b) return sz_null("no memory to exchange parts of tensors");
     b->comm = c;
     b->sums = sums;
-    b->space = malloc(space_bytes(c));
+    b->direct = direct;
+    b->space = new_space(b);
     b->pieces = calloc(places, sizeof *b->pieces);
     b->received = calloc(places, sizeof *b->received);
     b->messages = calloc(places * 2, sizeof *b->messages);
@@ -102,7 +118,7 @@ static int find_piece(bucket *b, int i, int r)
     const segment *s = &b->segments[i];
     char **piece = &b->pieces[i * b->comm->size + r];
     *piece = data_of(s, r);
-    if (s->tensor->device == SZ_CPU) return 0;
+    if (s->tensor->device == SZ_CPU || b->direct) return 0;
     *piece = take(b, bytes_of(s, r));
     if (!b->sums && r != b->comm->rank) return 0; /* is going to be received */
     return sz_bytes_copy(SZ_CPU, *piece, s->tensor->device, data_of(s, r), bytes_of(s, r));
@@ -141,13 +157,18 @@ static void add_copy(bucket *b, int *count, int i, int r)
     add(b, count, false, r, b->pieces[i * size + r], bytes_of(s, r));
 }
 
-/* Sums what has come, and copies to the device what has changed there. */
+/* Sums what has come, and copies to the device what has changed there, unless it is there. */
 static int finish_segment(bucket *b, int i)
 {
     const int size = b->comm->size;
     const int rank = b->comm->rank;
     const segment *s = &b->segments[i];
-    const int device = s->tensor->device;
+    const int device = b->direct ? SZ_CPU : s->tensor->device;
+    if (b->sums && b->direct) {
+        if (count_of(s, rank) <= 0) return 0;
+        return sz_comm_sum_direct(s->tensor->dtype, b->pieces[i * size + rank],
+                                  &b->received[i * size], size, count_of(s, rank));
+    }
     if (b->sums) {
         sz_comm_sum_elements(s->tensor->dtype, b->pieces[i * size + rank], &b->received[i * size],
                              size, count_of(s, rank));
@@ -175,7 +196,9 @@ static int exchange_bucket(bucket *b)
         }
     }
     const char *what = b->sums ? "the sum of gradients" : "the gathering of weights";
-    if (sz_comm_exchange(b->messages, count, what) != 0) return -1;
+    const int status = b->direct ? sz_comm_exchange_direct(b->comm, b->messages, count, what)
+                                 : sz_comm_exchange(b->messages, count, what);
+    if (status != 0) return -1;
     for (int i = 0; i < b->count; i++)
         if (finish_segment(b, i) != 0) return -1;
     b->count = 0;
@@ -184,12 +207,27 @@ static int exchange_bucket(bucket *b)
 }
 
 /* ---- all buckets ---- */
+/* As sz_comm_is_direct for all of the tensors. */
+static int are_direct(sz_comm *c, sz_tensor *const *tensors, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (tensors[i]->device == SZ_CPU) return 0;
+    return n > 0 ? sz_comm_is_direct(c, tensors[0]) : 0;
+}
+
 /* Workspace of `most` elements of every rank's range, for any rank: a sum takes what it receives,
  * and a device's tensor a copy of all ranges. */
 static size_t need_of(const bucket *b, const sz_tensor *t, int64_t most)
 {
-    const size_t copies = (t->device != SZ_CPU) + b->sums;
+    const size_t copies = (t->device != SZ_CPU && !b->direct) + b->sums;
     return copies * (size_t)b->comm->size * (size_t)most * sz_dtype_size(t->dtype);
+}
+
+/* How many segments a bucket has at most. */
+static int most_segments(const bucket *b)
+{
+    const int most = SZ_LINK_MESSAGES / (2 * b->comm->size);
+    return b->direct && most < SEGMENTS ? most : SEGMENTS;
 }
 
 static int add_tensor(bucket *b, sz_tensor *t, const int64_t *bounds)
@@ -207,7 +245,7 @@ static int add_tensor(bucket *b, sz_tensor *t, const int64_t *bounds)
     for (int64_t from = 0; from < longest; from += most) {
         const int64_t n = longest - from < most ? longest - from : most;
         const size_t need = need_of(b, t, n);
-        const bool is_full = b->count == SEGMENTS || b->used + need > SZ_COMM_PIECE;
+        const bool is_full = b->count == most_segments(b) || b->used + need > SZ_COMM_PIECE;
         if (b->count && is_full && exchange_bucket(b) != 0) return -1;
         b->segments[b->count++] = (segment){ t, bounds, from, n };
         b->used += need;
@@ -227,7 +265,7 @@ static int check_bounds(const sz_comm *c, const sz_tensor *t, const int64_t *bou
 int sz_comm_sum_gradient_parts(sz_comm *c, sz_tensor **parameters, int n, const int64_t *bounds)
 {
     if (c->size == 1) return 0;
-    bucket *b = bucket_new(c, true);
+    bucket *b = bucket_new(c, true, are_direct(c, parameters, n));
     int status = b ? 0 : -1;
     for (int i = 0; status == 0 && i < n; i++) {
         const int64_t *own = bounds + (size_t)i * (size_t)(c->size + 1);
@@ -245,7 +283,7 @@ int sz_comm_sum_gradient_parts(sz_comm *c, sz_tensor **parameters, int n, const 
 int sz_comm_gather_parts(sz_comm *c, sz_tensor **tensors, int n, const int64_t *bounds)
 {
     if (c->size == 1) return 0;
-    bucket *b = bucket_new(c, false);
+    bucket *b = bucket_new(c, false, are_direct(c, tensors, n));
     int status = b ? 0 : -1;
     for (int i = 0; status == 0 && i < n; i++) {
         const int64_t *own = bounds + (size_t)i * (size_t)(c->size + 1);

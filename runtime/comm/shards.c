@@ -1,7 +1,7 @@
 /* shards.c - the collectives inside a forward and backward pass of a model that is split over ranks:
  * the ops tp_sum and tp_gather (ops/shards.c) call them with the handle of their group.
  *
- * Tensors on a device pass through host memory. Leaves out: gradients, which are the ops'.
+ * Tensors on a device pass through host memory, unless the devices talk to each other (nccl.c). Leaves out: gradients, which are the ops'.
  */
 #include "comm/group.h"
 #include "ops/dims.h"
@@ -74,6 +74,9 @@ static int join_bytes(sz_comm *c, const layout *l, const void *from, char *to, s
 
 static int join(sz_comm *c, const layout *l, const sz_tensor *x, sz_tensor *y)
 {
+    const int direct = sz_comm_is_direct(c, x);
+    if (direct < 0) return -1;
+    if (direct) return sz_comm_join_direct(c, x, l->sizes, l->outer, y);
     void *from = sz_comm_to_host(x);
     void *to = from ? sz_comm_to_host(y) : NULL;
     int status = -1;

@@ -1,8 +1,9 @@
 /* tcp.c - the transport over TCP: one socket between any two ranks.
  *
  * Each message is a frame (16 bytes) and its data. The frame repeats the number of bytes, so ranks
- * that do not agree on what comes next notice it. Two frames have no data: ABORT ends the receiver,
- * without a word, because the sender has printed why; BYE is sent at the end of the program.
+ * that do not agree on what comes next notice it. The other frames have no data: ABORT ends the
+ * receiver, without a word, because the sender has printed why; BYE is sent at the end of the
+ * program; QUESTION asks whether the receiver waits, and ANSWER says that it does.
  *
  * A process that ends closes its sockets, so the others know at once, on any machine. A machine
  * that cannot be reached is noticed after half a minute (set_options in tcp_join.c), or by the time
@@ -28,6 +29,8 @@
 
 static const uint64_t DATA = 0x0064617461007a73; /* "sz data" */
 static const uint64_t ABORT = 0x0061626f72747a73;
+static const uint64_t QUESTION = 0x657571207a730000;
+static const uint64_t ANSWER = 0x00776e61207a7300;
 static const uint64_t BYE = 0x000000627965737a;
 
 typedef struct {
@@ -45,6 +48,8 @@ typedef struct {
     int receive_first, receive_last;
     size_t sent, received; /* of the first one, its frame included */
     frame out, in;
+    bool is_asking;                    /* it has asked, and has no answer yet */
+    bool has_answered;                 /* since absent() asked */
     unsigned char tail[sizeof(frame)]; /* the last bytes that were received */
 } peer;
 
@@ -194,10 +199,64 @@ static int send_some(peer *p)
     return moved;
 }
 
+/* Sends a frame without data between two messages; 16 bytes go as a whole or not at all. */
+static bool send_frame(peer *p, uint64_t kind)
+{
+    const frame f = { kind, 0 };
+    if (p->fd < 0 || p->sent > 0) return false;
+    return send(p->fd, &f, sizeof f, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof f;
+}
+
+/* Whether this frame is one of those that may come before any message; then it is dealt with. */
+static bool is_between(peer *p, const frame *f)
+{
+    if (f->kind == ANSWER) p->has_answered = true;
+    if (f->kind == QUESTION) p->is_asking = true;
+    return f->kind == ANSWER || f->kind == QUESTION;
+}
+
+static void answer_questions(void)
+{
+    for (int r = 0; r < self.size; r++)
+        if (peers[r].is_asking && send_frame(&peers[r], ANSWER)) peers[r].is_asking = false;
+}
+
+/* Takes the questions and answers that are next in a stream. Returns false when it has ended. */
+static bool listen_to(peer *p)
+{
+    frame f;
+    while (p->received == 0) {
+        const ssize_t n = recv(p->fd, &f, sizeof f, MSG_PEEK | MSG_DONTWAIT);
+        if (n < 0) return errno == EAGAIN || errno == EINTR;
+        if (n == 0) return false;
+        if (n < (ssize_t)sizeof f) return true;
+        if (f.kind == ABORT) end_quietly(f.value);
+        if (!is_between(p, &f)) return true;
+        if (recv(p->fd, &f, sizeof f, MSG_DONTWAIT) != (ssize_t)sizeof f) return false;
+    }
+    return true;
+}
+
+/* Listens to all ranks. One that has ended without a bye, or NONE. */
+static int listen_to_all(void)
+{
+    for (int r = 0; r < self.size; r++) {
+        peer *p = &peers[r];
+        if (p->fd < 0 || p->said_bye || listen_to(p)) continue;
+        if (!read_tail(p)) return r;
+    }
+    answer_questions();
+    return NONE;
+}
+
 /* A whole frame has come. 0; -1 with a message; -2: the rank has ended. */
 static int check_frame(peer *p, const sz_message *m)
 {
     char text[160];
+    if (is_between(p, &p->in)) {
+        p->received = 0;
+        return 0;
+    }
     if (p->in.kind == ABORT) end_quietly(p->in.value);
     if (p->in.kind == BYE) {
         p->said_bye = true;
@@ -237,6 +296,7 @@ static int receive_some(peer *p)
         if (p->received == sizeof p->in) {
             const int status = check_frame(p, m);
             if (status != 0) return status;
+            if (p->received == 0) continue;
         }
         if (p->received < sizeof p->in + m->bytes) continue;
         p->received = 0;
@@ -330,8 +390,10 @@ static int exchange(const sz_message *list, int count, double seconds, int *late
         bool done;
         int status = move_all(late, &done);
         if (status >= 0 && done) return 0;
-        if (status == 0 && ++idle > SPIN) status = wait_for_any(LOOK, late);
-        else if (status == 0) sched_yield();
+        if (status == 0 && ++idle > SPIN) {
+            listen_to_all();
+            status = wait_for_any(LOOK, late);
+        } else if (status == 0) sched_yield();
         else idle = 0;
         if (status < 0) {
             wait_for_abort();
@@ -344,6 +406,34 @@ static int exchange(const sz_message *list, int count, double seconds, int *late
             return core->fail("a rank does not answer");
         }
     }
+}
+
+/* ---- who waits ---- */
+static int attend(void)
+{
+    const int gone = listen_to_all();
+    if (gone != NONE) wait_for_abort();
+    return gone;
+}
+
+static int absent(const int *ranks, int count, double seconds)
+{
+    for (int r = 0; r < self.size; r++) {
+        peers[r].has_answered = r == self.rank;
+        if (r != self.rank) send_frame(&peers[r], QUESTION);
+    }
+    const double end = now() + seconds;
+    int first = NONE;
+    do {
+        const struct timespec t = { 0, 10 * 1000 * 1000 };
+        listen_to_all();
+        first = NONE;
+        for (int i = count - 1; i >= 0; i--)
+            if (!peers[ranks[i]].has_answered) first = ranks[i];
+        if (first != NONE) nanosleep(&t, NULL);
+    } while (first != NONE && now() < end);
+    if (first != NONE) wait_for_abort();
+    return first;
 }
 
 /* ---- the end ---- */
@@ -391,6 +481,8 @@ const sz_transport *sz_tcp_open(const sz_launch *l, const sz_transport_core *giv
                            .size = l->size,
                            .hosts = hosts,
                            .exchange = exchange,
+                           .attend = attend,
+                           .absent = absent,
                            .abort = abort_all };
     if (sz_tcp_join(l, core, sockets, hosts) != 0) return NULL;
     for (int r = 0; r < l->size; r++) peers[r].fd = sockets[r];

@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { SZ_TRANSPORT_VERSION = 3, SZ_HOST_NAME = 64 };
+enum { SZ_TRANSPORT_VERSION = 4, SZ_HOST_NAME = 64 };
 
 /* A message to or from a rank. Messages between two ranks arrive in the order in which both sides
  * list them, so both must list the same sizes. */
@@ -25,7 +25,7 @@ typedef struct {
 typedef struct {
     /* Leaves the message for sz_last_error; returns -1. */
     int (*fail)(const char *message);
-    /* Whether Ctrl-C was pressed. */
+    /* Whether Ctrl-C was pressed; called again and again while the library waits. */
     int (*interrupted)(void);
 } sz_transport_core;
 
@@ -38,6 +38,13 @@ typedef struct {
      * error, an interrupt, or `seconds`; then *late is the peer that did not answer, or -1. -2 when
      * *late has ended: MPI sees that on this machine only, TCP also when a machine is cut off. */
     int (*exchange)(const sz_message *messages, int count, double seconds, int *late);
+    /* For a rank that waits for something else, to be called every now and then: answers the ranks
+     * that ask whether it is waiting (absent). Returns a rank of this machine that has ended; -1:
+     * none. */
+    int (*attend)(void);
+    /* Asks these ranks whether they wait, too. The first one that has not answered after `seconds`:
+     * it computes, has stalled or is gone. -1: all wait. */
+    int (*absent)(const int *ranks, int count, double seconds);
     /* Ends all ranks. */
     void (*abort)(int status);
 } sz_transport;

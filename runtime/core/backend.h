@@ -6,7 +6,7 @@
  * device, index tensors (i32) in host memory. The core makes all calls from one thread and never
  * dereferences device memory. All device work goes to one stream, in order; to_host, sample and
  * decode wait for it, the other entries return at once.
- * Leaves out: several devices in one process.
+ * Leaves out: several devices in one process; ranks have one each.
  */
 #ifndef SZ_BACKEND_H
 #define SZ_BACKEND_H
@@ -24,6 +24,9 @@ typedef struct {
     void *(*scratch)(size_t bytes);
     /* The kernels of these ops for tensors on any device: they pass them through host memory. */
     sz_kernel tp_sum, tp_gather;
+    /* This process's number among the job's processes on this machine, and how many they are; 0:
+     * not known. */
+    int local_rank, local_size;
 } sz_backend_core;
 
 typedef struct {
@@ -64,6 +67,9 @@ typedef struct {
     int (*decode)(const sz_decode_step *s,
                   int (*run)(void *context, int (*sample)(sz_tensor *logits)), void *context,
                   int32_t *token, float *logprob);
+
+    /* How the devices of several ranks talk to each other: comm/links.h. */
+    const struct sz_links *links;
 } sz_backend;
 
 /* What libsegzero_cuda.so exports; never NULL. */

@@ -89,7 +89,7 @@ typedef struct {
     const char *numbers; /* their names, with a blank between two */
     int8_t inputs, outputs;
     sz_shape shape;
-    sz_kernel cpu, reference;
+    sz_kernel reference; /* the CPU's own are in processor.h */
     sz_gradient gradient;
     sz_workspace workspace;
     sz_flops flops;

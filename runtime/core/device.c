@@ -10,14 +10,13 @@
 #define _GNU_SOURCE
 #include "device.h"
 #include "memory.h"
+#include "processor.h"
+#include "comm/launch.h"
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 const sz_backend *sz_device;
-
-int sz_cpu_tp_sum(const sz_call *c);
-int sz_cpu_tp_gather(const sz_call *c);
 
 /* ---- loading ---- */
 static void *library;
@@ -70,12 +69,17 @@ static const sz_backend *load(void)
 
 int sz_device_ready(int device)
 {
-    static const sz_backend_core core = { leave_message, sz_device_scratch, sz_cpu_tp_sum,
-                                          sz_cpu_tp_gather };
+    static sz_backend_core core = { .fail = leave_message, .scratch = sz_device_scratch };
     if (device == SZ_CPU) return 0;
     if (device != SZ_CUDA) return sz_fail("there is no device %d", device);
     if (sz_device) return 0;
     const sz_backend *backend = load();
+    core.tp_sum = sz_processor()->ops[SZ_OP_tp_sum];
+    core.tp_gather = sz_processor()->ops[SZ_OP_tp_gather];
+    sz_launch launch;
+    sz_launch_read(&launch);
+    core.local_rank = launch.local_rank;
+    core.local_size = launch.local_size;
     if (!backend || backend->open(&core) != 0) return -1;
     sz_device = backend;
     return 0;

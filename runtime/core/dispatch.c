@@ -7,11 +7,11 @@
 #include "core.h"
 #include "device.h"
 #include "memory.h"
+#include "processor.h"
 #include "tape.h"
 
 /* ---- the functions that the rows name ---- */
 #define SZ_OP(name, inputs, outputs, numbers, gradient, workspace, flops) \
-    int sz_cpu_##name(const sz_call *c); \
     int sz_ref_##name(const sz_call *c); \
     int sz_shape_##name(int op, sz_call *c);
 #include "ops/ops.def"
@@ -47,8 +47,7 @@
 #define NONE NULL
 const sz_op_row sz_ops[SZ_OP_COUNT] = {
 #define SZ_OP(name, inputs, outputs, numbers, gradient, workspace, flops) \
-    { #name,         numbers,       inputs,   outputs,   sz_shape_##name, \
-      sz_cpu_##name, sz_ref_##name, gradient, workspace, flops },
+    { #name, numbers, inputs, outputs, sz_shape_##name, sz_ref_##name, gradient, workspace, flops },
 #include "ops/ops.def"
 #undef SZ_OP
 };
@@ -149,7 +148,7 @@ static int check_inputs(int op, const sz_call *c)
 static sz_kernel kernel_of(int op, int device)
 {
     if (device != SZ_CPU) return sz_device->kernels[op];
-    return use_reference ? sz_ops[op].reference : sz_ops[op].cpu;
+    return use_reference ? sz_ops[op].reference : sz_processor()->ops[op];
 }
 
 /* Runs the kernel, or in a dry run only takes the workspace that it would take. */

@@ -9,6 +9,7 @@
 #include "core.h"
 #include "device.h"
 #include "memory.h"
+#include "processor.h"
 #include "scope.h"
 #include "storage.h"
 #include <math.h>
@@ -286,7 +287,7 @@ static int convert_part(sz_tensor *dst, sz_tensor *src, int64_t first, int64_t n
     to.data = same_device ? place : sz_arena_bytes(src->device, sz_bytes(&to));
     if (!to.data) return -1;
 
-    sz_kernel cast = src->device == SZ_CPU ? sz_ops[SZ_OP_cast].cpu
+    sz_kernel cast = src->device == SZ_CPU ? sz_processor()->ops[SZ_OP_cast]
                                            : sz_device->kernels[SZ_OP_cast];
     sz_call c = { .in = { &from }, .out = { &to }, .args = { dst->dtype } };
     int rc = cast(&c);

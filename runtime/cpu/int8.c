@@ -5,25 +5,39 @@
  *                   and summed in f32
  *
  * A sum runs over the groups in order, whatever n is, so an answer's numbers do not depend on how
- * many answers decode with it. With AVX512-VNNI, four products a lane are one instruction.
+ * many answers decode with it. The integer products are exact, so all kinds of processors have the
+ * same; with VNNI four of them in each lane are one instruction, without it two are.
  * Leaves out: gradients.
  */
 #include "vecmath.h"
+#include "gemm_tile.h"
 #include "int8.h"
 #include <omp.h>
-#ifdef __AVX512VNNI__
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
+/* A block of 16 rows of weights is VECTORS vectors of SZ_LANES rows. */
+enum { VECTORS = SZ_Q_ROWS / SZ_LANES };
+
+/* Sizes of a tile, so that its sums and operands fit the registers: up to FEW rows of x meet
+ * WIDE vectors of weights, and up to MAX_TILE_ROWS meet 2. Four codes of x take X_WORDS words. */
+#if defined(__AVX512VNNI__)
+enum { FEW = 4, WIDE = 4, MAX_TILE_ROWS = 12, X_WORDS = 1 };
+#elif defined(__AVXVNNI__)
+enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1 };
+#elif defined(__AVX512BW__)
+enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 10, X_WORDS = 2 };
+#else
+enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 2 };
+#endif
+
 enum {
-    MAX_TILE_ROWS = 12, /* rows of x whose sums for two blocks of weights fit the registers */
-    TASK_BLOCKS = 4,    /* blocks of weights that a thread takes at once */
-    MAX_SUMS = 24       /* vectors of sums of a tile */
+    TASK_BLOCKS = 4,                                           /* that a thread takes at once */
+    MAX_SUMS = 2 * MAX_TILE_ROWS > 16 ? 2 * MAX_TILE_ROWS : 16 /* vectors of sums of a tile */
 };
 
-typedef int32_t int_vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t uint_vec __attribute__((vector_size(64)));
-typedef float float_vec __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
 
 /* ---- weights ---- */
 
@@ -79,14 +93,25 @@ int sz_cpu_quantize_int8(const sz_call *c)
 
 /* ---- x ---- */
 
-/* Rows of x in 8 bits, in blocks of MAX_TILE_ROWS (the last may have fewer): words [words][rows] of
- * four codes, and for each group scale [groups][rows] and start [groups][rows]. A sum begins with
- * start, which cancels the 128 in every weight's code. */
+/* Rows of x in 8 bits, in blocks of MAX_TILE_ROWS (the last may have fewer): words
+ * [words][rows][X_WORDS] of four codes, and for each group scale [groups][rows] and start
+ * [groups][rows]. A sum begins with start, which cancels the 128 in every weight's code. */
 typedef struct {
     int32_t *words;
     float *scale;
     int32_t *start;
 } quantized_rows;
+
+/* Four codes as dot4 reads them: as they are, or the even and then the odd ones in 16 bits each. */
+static inline void put_word(int32_t *to, const int8_t *codes)
+{
+    if (X_WORDS == 1) {
+        memcpy(to, codes, 4);
+    } else {
+        int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
+        memcpy(to, pairs, 4 * X_WORDS);
+    }
+}
 
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
  * results. */
@@ -117,91 +142,130 @@ static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t k, i
         }
         out.start[g * rows] = -SZ_Q_ZERO * sum;
         for (int64_t j = 0; j < sz_min64(SZ_Q_WORDS, words - g * SZ_Q_WORDS); j++)
-            memcpy(out.words + (g * SZ_Q_WORDS + j) * rows, q + 4 * j, 4);
+            put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, q + 4 * j);
     }
 }
 
 /* ---- the product ---- */
 
-/* sums += the products of four unsigned bytes in each lane of w with the four signed ones of x. */
-static inline __attribute__((always_inline)) void dot4(int_vec *sums, const int_vec *w, int32_t x)
+/* The weights of a vector as dot4 reads them: four unsigned bytes in each lane; without VNNI the
+ * even and the odd ones apart, in 16 bits each. */
+typedef struct {
+    sz_uvec part[X_WORDS];
+} weight_words;
+
+static inline __attribute__((always_inline)) weight_words load_words(const uint8_t *codes)
 {
-#ifdef __AVX512VNNI__
-    *sums = (int_vec)_mm512_dpbusd_epi32((__m512i)*sums, (__m512i)*w, _mm512_set1_epi32(x));
+    sz_uvec all = *(const word_vec_any *)codes;
+    weight_words w;
+    w.part[0] = X_WORDS == 1 ? all : all & 0x00ff00ffu;
+    if (X_WORDS == 2) w.part[X_WORDS - 1] = all >> 8 & 0x00ff00ffu;
+    return w;
+}
+
+/* The sum of the products of the two halves of each lane. */
+static inline __attribute__((always_inline)) sz_ivec dot2(sz_uvec w, int32_t x)
+{
+#if defined(__AVX512BW__)
+    return (sz_ivec)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(x));
+#elif defined(__AVX2__)
+    return (sz_ivec)_mm256_madd_epi16((__m256i)w, _mm256_set1_epi32(x));
+#elif defined(__x86_64__)
+    return (sz_ivec)_mm_madd_epi16((__m128i)w, _mm_set1_epi32(x));
 #else
-    for (int b = 0; b < 4; b++) {
-        int32_t xb = (int8_t)((uint32_t)x >> (8 * b));
-        *sums += (int_vec)((uint_vec)*w >> (8 * b) & 255) * xb;
-    }
+    return (sz_ivec)(w & 0xffff) * (int32_t)(int16_t)x + (sz_ivec)(w >> 16) * (x >> 16);
 #endif
 }
 
-/* R blocks of weights times M rows of x: sums [R][M] of 16 lanes. M and R are constants where it is
- * inlined. */
+/* sums += the products of four unsigned bytes in each lane of w with the four signed ones of x. */
+static inline __attribute__((always_inline)) void dot4(sz_ivec *sums, const weight_words *w,
+                                                       const int32_t *x)
+{
+#if defined(__AVX512VNNI__)
+    *sums = (sz_ivec)_mm512_dpbusd_epi32((__m512i)*sums, (__m512i)w->part[0],
+                                         _mm512_set1_epi32(*x));
+#elif defined(__AVXVNNI__)
+    *sums = (sz_ivec)_mm256_dpbusd_avx_epi32((__m256i)*sums, (__m256i)w->part[0],
+                                             _mm256_set1_epi32(*x));
+#else
+    *sums += dot2(w->part[0], x[0]) + dot2(w->part[X_WORDS - 1], x[X_WORDS - 1]);
+#endif
+}
+
+/* R vectors of weights times M rows of x: sums [R][M]. M and R are constants where it is inlined.
+ */
 static inline __attribute__((always_inline)) void tile(const int M, const int R, int64_t words,
                                                        int64_t groups, const uint8_t *const *w,
                                                        const float *const *w_scale,
                                                        const int32_t *x, const float *x_scale,
-                                                       const int32_t *start, float_vec *sums)
+                                                       const int32_t *start, sz_vec *sums)
 {
 #pragma GCC unroll 24
-    for (int i = 0; i < R * M; i++) sums[i] = (float_vec){ 0 };
+    for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
     for (int64_t g = 0; g < groups; g++, x_scale += M, start += M) {
         const int64_t left = words - g * SZ_Q_WORDS;
         const int64_t n = left < SZ_Q_WORDS ? left : SZ_Q_WORDS;
 
         /* Integer sums of the group. */
-        int_vec s[MAX_SUMS];
+        sz_ivec s[MAX_SUMS];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 12
-            for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (int_vec){ 0 };
-        for (int64_t p = 0; p < n; p++, x += M) {
-            int_vec a[4];
+            for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
+        for (int64_t p = 0; p < n; p++, x += M * X_WORDS) {
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
                 const uint8_t *codes = w[r] + (g * SZ_Q_WORDS + p) * 64;
-                a[r] = *(const int_vec *)codes;
-                __builtin_prefetch(codes + 2048);
-            }
+                const weight_words a = load_words(codes);
+                if (r % VECTORS == 0) __builtin_prefetch(codes + 2048);
 #pragma GCC unroll 12
-            for (int i = 0; i < M; i++)
-#pragma GCC unroll 4
-                for (int r = 0; r < R; r++) dot4(&s[r * M + i], &a[r], x[i]);
+                for (int i = 0; i < M; i++) dot4(&s[r * M + i], &a, x + i * X_WORDS);
+            }
         }
 
         /* Scaled and added in f32. */
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            float_vec scale = *(const float_vec *)(w_scale[r] + g * SZ_Q_ROWS);
+            sz_vec scale = sz_vec_load(w_scale[r] + g * SZ_Q_ROWS);
 #pragma GCC unroll 12
             for (int i = 0; i < M; i++)
-                sums[r * M + i] += __builtin_convertvector(s[r * M + i], float_vec) *
+                sums[r * M + i] += __builtin_convertvector(s[r * M + i], sz_vec) *
                                    (scale * x_scale[i]);
         }
     }
 }
 
-/* tile for any m <= MAX_TILE_ROWS. Returns R, the number of blocks that it computes; those past
- * `left` repeat the last one. */
-static __attribute__((noinline)) int any_tile(int64_t m, int64_t left, int64_t words,
-                                              int64_t groups, const uint8_t *w,
-                                              const float *w_scale, const int32_t *x,
-                                              const float *x_scale, const int32_t *start,
-                                              float_vec *sums)
+/* The weights of a task: q and scale of its first block, and how many vectors of rows it has. */
+typedef struct {
+    const uint8_t *q;
+    const float *scale;
+    int64_t words, groups, vectors;
+} task_weights;
+
+/* tile for any m <= MAX_TILE_ROWS, with the vectors from `first` on. Returns R, the number that it
+ * computes; those past the last one repeat it. */
+static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const task_weights *w,
+                                              const int32_t *x, const float *x_scale,
+                                              const int32_t *start, sz_vec *sums)
 {
-    const int R = m <= 4 ? 4 : 2;
-    const uint8_t *rows[4];
-    const float *scales[4];
+    const int R = m <= FEW ? WIDE : 2;
+    const uint8_t *rows[WIDE];
+    const float *scales[WIDE];
     for (int r = 0; r < R; r++) {
-        int64_t b = r < left ? r : left - 1;
-        rows[r] = w + b * words * 64;
-        scales[r] = w_scale + b * groups * SZ_Q_ROWS;
+        const int64_t v = sz_min64(first + r, w->vectors - 1);
+        const int64_t block = v / VECTORS;
+        const int64_t lane = v % VECTORS * SZ_LANES;
+        rows[r] = w->q + block * w->words * 64 + lane * 4;
+        scales[r] = w->scale + block * w->groups * SZ_Q_ROWS + lane;
     }
 
     /* One instance for each m. */
 #define CASE(M) \
-    case M: tile(M, M <= 4 ? 4 : 2, words, groups, rows, scales, x, x_scale, start, sums); break
+    case M: \
+        if (M <= MAX_TILE_ROWS) \
+            tile(M, M <= FEW ? WIDE : 2, w->words, w->groups, rows, scales, x, x_scale, start, \
+                 sums); \
+        break
     switch (m) {
         CASE(1);
         CASE(2);
@@ -220,17 +284,17 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t left, int64_t w
     return R;
 }
 
-/* Stores one block of results, columns [col, col + 16) of rows [row, row + rows): sums plus bias.
- */
-static inline void store_block(const sz_tensor *y, const sz_tensor *bias, int64_t row, int64_t rows,
-                               int64_t col, const float_vec *sums)
+/* Stores one vector of results, columns [col, col + SZ_LANES) of rows [row, row + rows): sums plus
+ * bias. */
+static inline void store_vector(const sz_tensor *y, const sz_tensor *bias, int64_t row,
+                                int64_t rows, int64_t col, const sz_vec *sums)
 {
     const int64_t m = sz_cols(y);
-    const int64_t width = sz_min64(SZ_Q_ROWS, m - col);
-    float b[SZ_Q_ROWS] = { 0 };
+    const int64_t width = sz_min64(SZ_LANES, m - col);
+    float b[SZ_LANES] = { 0 };
     for (int64_t j = 0; bias && j < width; j++) b[j] = sz_get(bias, col + j);
     for (int64_t t = 0; t < rows; t++) {
-        float_vec v = sums[t] + *(const float_vec *)b;
+        sz_vec v = sums[t] + sz_vec_load(b);
         const int64_t first = (row + t) * m + col;
         if (y->dtype == SZ_F32)
             for (int64_t j = 0; j < width; j++) sz_f32(y)[first + j] = v[j];
@@ -255,7 +319,7 @@ int sz_cpu_linear_int8(const sz_call *c)
 
     /* x in 8 bits. */
     quantized_rows in = {
-        sz_scratch((size_t)(n * words + 1) * sizeof *in.words),
+        sz_scratch((size_t)(n * words * X_WORDS + 1) * sizeof *in.words),
         sz_scratch((size_t)(n * groups + 1) * sizeof *in.scale),
         sz_scratch((size_t)(n * groups + 1) * sizeof *in.start),
     };
@@ -264,27 +328,32 @@ int sz_cpu_linear_int8(const sz_call *c)
     for (int64_t i = 0; i < n; i++) {
         const int64_t first = i - i % MAX_TILE_ROWS;
         const int64_t rows = sz_min64(MAX_TILE_ROWS, n - first);
-        quantized_rows row = { in.words + first * words + i - first,
+        quantized_rows row = { in.words + (first * words + i - first) * X_WORDS,
                                in.scale + first * groups + i - first,
                                in.start + first * groups + i - first };
         quantize_x(x, i, rows, k, words, groups, row);
     }
 
-/* A task is TASK_BLOCKS blocks of weights times all rows. */
+    /* A task is TASK_BLOCKS blocks of weights times all rows. */
 #pragma omp parallel for schedule(dynamic, 1) if (n * k * m >= SZ_PARALLEL_FROM)
     for (int64_t task = 0; task < blocks; task += TASK_BLOCKS) {
-        const int64_t end = sz_min64(task + TASK_BLOCKS, blocks);
+        const task_weights w = {
+            (const uint8_t *)q->data + task * words * 64,
+            sz_f32(scale) + task * groups * SZ_Q_ROWS,
+            words,
+            groups,
+            sz_min64(TASK_BLOCKS, blocks - task) * VECTORS,
+        };
         for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {
             const int64_t rows = sz_min64(MAX_TILE_ROWS, n - i);
-            for (int64_t block = task, computed; block < end; block += computed) {
-                float_vec sums[MAX_SUMS];
-                const uint8_t *w = (const uint8_t *)q->data + block * words * 64;
-                const float *w_scale = sz_f32(scale) + block * groups * SZ_Q_ROWS;
-                computed = any_tile(rows, end - block, words, groups, w, w_scale,
-                                    in.words + i * words, in.scale + i * groups,
-                                    in.start + i * groups, sums);
-                for (int64_t r = 0; r < sz_min64(computed, end - block); r++)
-                    store_block(y, bias, i, rows, (block + r) * SZ_Q_ROWS, sums + r * rows);
+            for (int64_t v = 0, computed; v < w.vectors; v += computed) {
+                sz_vec sums[MAX_SUMS];
+                computed = any_tile(rows, v, &w, in.words + i * words * X_WORDS,
+                                    in.scale + i * groups, in.start + i * groups, sums);
+                for (int64_t r = 0; r < sz_min64(computed, w.vectors - v); r++) {
+                    const int64_t col = task * SZ_Q_ROWS + (v + r) * SZ_LANES;
+                    store_vector(y, bias, i, rows, col, sums + r * rows);
+                }
             }
         }
     }

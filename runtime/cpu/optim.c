@@ -323,9 +323,9 @@ static float recode_block(code_format f, uint8_t *codes, int64_t first, int64_t 
     return encode8(f, x, middle, 0, n, codes + first);
 }
 
-int sz_moment_recode(sz_tensor *codes, sz_tensor *scales, int second, const sz_place *place,
-                     sz_tensor *old_scales, int64_t rows, int64_t columns, int64_t row_slices,
-                     int64_t column_slices)
+int sz_cpu_moment_recode(sz_tensor *codes, sz_tensor *scales, int second, const sz_place *place,
+                         sz_tensor *old_scales, int64_t rows, int64_t columns, int64_t row_slices,
+                         int64_t column_slices)
 {
     if (rows < 1 || columns < 1 || row_slices < 1 || column_slices < 1 || rows % row_slices ||
         columns % column_slices)

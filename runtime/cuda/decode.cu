@@ -24,7 +24,7 @@
  * ops in a profile.
  * Leaves out: two steps in flight at once. A step's ids are the tokens of the step before, which
  * Lua inspects. */
-#include "device.cuh"
+#include "links.cuh"
 #include <cstdio>
 #include <cstdlib>
 
@@ -181,7 +181,7 @@ static int receive(int32_t *token, float *logprob)
                                       step.layout.results, cudaMemcpyDeviceToHost, stream),
                       "a copy to the host") != 0 ||
         sz_cuda_check(cudaEventRecord(step.done, stream), "an event") != 0 ||
-        sz_cuda_check(cudaEventSynchronize(step.done), "waiting for a decode step") != 0)
+        sz_cuda_wait(step.done, "waiting for a decode step") != 0)
         return -1;
     return sz_cuda_sample_read(step.layout, step.stage.results, token, logprob);
 }
@@ -194,6 +194,6 @@ extern "C" int sz_cuda_decode(const sz_decode_step *s, run_step run, void *conte
     sz_cuda_stage_close();
     if (rc == 0) return receive(token, logprob);
     /* The copy may still be running, and the next step fills the staging buffer. */
-    cudaStreamSynchronize(sz_cuda_stream());
+    sz_cuda_wait(NULL, "a decode step");
     return -1;
 }

@@ -1,12 +1,14 @@
 /* device.cu - the device and its stream, error messages, memory, copies through pinned memory, and
  * the cache of index tensors on the device.
  *
- * There is one device (the first that CUDA shows) and one stream. Copies from the host go through a
+ * A process has one device and one stream of work. Of several ranks on a machine each takes the
+ * device of its number among them, as far as CUDA_VISIBLE_DEVICES shows devices. Copies from the host go through a
  * ring of pinned chunks, so that the caller's memory is free when the call returns and the bus
  * runs at full speed. Index tensors, and the schedules that attention derives from segment tables,
  * are cached on the device by their content, so both are sent once in a step and not once in a
  * layer. stage.cu collects what a decode step takes from the host.
  * Leaves out: several devices; several streams; what the core does (arena, caching of blocks). */
+#include "links.cuh"
 #include "stage.cuh"
 #include <cstdarg>
 #include <cstdio>
@@ -19,6 +21,7 @@ static const sz_backend_core *core;
 static cudaStream_t stream;
 static bool ready;
 static int processors = 1;
+static int own_device;
 
 /* ---- messages ---- */
 /* These have the core's names. They call the core through its table, because this library refers
@@ -100,6 +103,23 @@ static int make_ring(void)
     return 0;
 }
 
+/* The device of this rank, by its number among the ranks of this machine. A launcher may instead
+ * show each rank a device of its own; then there is one. */
+static int choose_device(int count, int *device)
+{
+    const int number = core ? core->local_rank : 0;
+    const int size = core ? core->local_size : 0;
+    const int ranks = size > number ? size : number + 1;
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    *device = number % count;
+    if (ranks <= count) return 0;
+    if (count == 1 && visible && *visible) return 0; /* comm/nccl.c compares the ranks' devices */
+    if (sz_cuda_env_is("SEGZERO_SHARE_DEVICE", '1')) return 0;
+    return sz_fail("cuda: %d ranks on this machine and %d %s: start one rank for each device, or "
+                   "set SEGZERO_SHARE_DEVICE=1 to let ranks share one",
+                   ranks, count, count == 1 ? "device" : "devices");
+}
+
 int sz_cuda_open(const sz_backend_core *from)
 {
     core = from;
@@ -118,12 +138,13 @@ int sz_cuda_open(const sz_backend_core *from)
     }
     if (sz_cuda_check(e, "counting devices") != 0) return -1;
 
-    /* Set up the first one. */
-    if (sz_cuda_check(cudaSetDevice(0), "opening device 0") != 0) return -1;
+    /* Set up this rank's. */
+    if (choose_device(n, &own_device) != 0) return -1;
+    if (sz_cuda_check(cudaSetDevice(own_device), "opening the device") != 0) return -1;
     e = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     if (sz_cuda_check(e, "a stream") != 0) return -1;
-    e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0);
-    if (sz_cuda_check(e, "device 0") != 0) return -1;
+    e = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, own_device);
+    if (sz_cuda_check(e, "the device") != 0) return -1;
     if (make_ring() != 0) return -1;
     ready = true;
     return 0;
@@ -137,7 +158,7 @@ const char *sz_cuda_describe(void)
     int runtime = 0;
     size_t available = 0;
     size_t total = 0;
-    if (cudaGetDeviceProperties(&p, 0) != cudaSuccess ||
+    if (cudaGetDeviceProperties(&p, own_device) != cudaSuccess ||
         cudaDriverGetVersion(&driver) != cudaSuccess ||
         cudaRuntimeGetVersion(&runtime) != cudaSuccess ||
         cudaMemGetInfo(&available, &total) != cudaSuccess) {
@@ -145,13 +166,13 @@ const char *sz_cuda_describe(void)
         return text;
     }
     snprintf(text, sizeof text,
-             "device: %s, compute capability %d.%d, %d multiprocessors\n"
+             "device: %d, %s, compute capability %d.%d, %d multiprocessors\n"
              "memory: %.1f of %.1f GiB free\n"
              "driver: CUDA %d.%d\n"
              "runtime: CUDA %d.%d\n",
-             p.name, p.major, p.minor, p.multiProcessorCount, (double)available / (1 << 30),
-             (double)total / (1 << 30), driver / 1000, driver % 1000 / 10, runtime / 1000,
-             runtime % 1000 / 10);
+             own_device, p.name, p.major, p.minor, p.multiProcessorCount,
+             (double)available / (1 << 30), (double)total / (1 << 30), driver / 1000,
+             driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
     return text;
 }
 
@@ -176,8 +197,12 @@ void *sz_cuda_allocate(size_t bytes)
     return sz_null("cuda: %s: %zu bytes of device memory", cudaGetErrorString(e), bytes);
 }
 
-/* cudaFree waits for the device, so no running kernel loses its memory. */
-void sz_cuda_release(void *p) { cudaFree(p); }
+/* cudaFree waits for the device, so no running kernel loses its memory; but it would wait for ever
+ * for a rank that is gone. */
+void sz_cuda_release(void *p)
+{
+    if (p && sz_cuda_wait(NULL, "memory is released") == 0) cudaFree(p);
+}
 
 /* Without the core (in tests of single kernel files) workspace is allocated and never freed. */
 void *sz_cuda_scratch(size_t bytes)
@@ -196,8 +221,7 @@ static char *ring_room(size_t bytes, size_t *got)
         cudaError_t e = cudaEventRecord(ring[ring_current].free, stream);
         if (sz_cuda_check(e, "a copy") != 0) return NULL;
         ring_current = (ring_current + 1) % CHUNKS;
-        e = cudaEventSynchronize(ring[ring_current].free);
-        if (sz_cuda_check(e, "a copy") != 0) return NULL;
+        if (sz_cuda_wait(ring[ring_current].free, "a copy") != 0) return NULL;
         used = 0;
     }
     *got = bytes < CHUNK - used ? bytes : CHUNK - used;
@@ -241,7 +265,7 @@ int sz_cuda_to_host(void *dst, const void *src, size_t bytes)
         if (!chunk) return -1;
         cudaError_t e = cudaMemcpyAsync(chunk, src, n, cudaMemcpyDeviceToHost, stream);
         if (sz_cuda_check(e, "a copy to the host") != 0) return -1;
-        if (sz_cuda_check(cudaStreamSynchronize(stream), "a copy to the host") != 0) return -1;
+        if (sz_cuda_wait(NULL, "a copy to the host") != 0) return -1;
         memcpy(dst, chunk, n);
         dst = (char *)dst + n;
         src = (const char *)src + n;
@@ -257,7 +281,6 @@ static int move_through(void *dst, const void *src, size_t bytes)
     if (!other) return -1;
     int rc = copy(other, src, bytes);
     if (rc == 0) rc = copy(dst, other, bytes);
-    cudaStreamSynchronize(stream);
     sz_cuda_release(other);
     return rc;
 }
@@ -289,7 +312,7 @@ int sz_cuda_fill(void *dst, int byte, size_t bytes)
 int sz_cuda_synchronise(void)
 {
     if (sz_cuda_not_recording("the device is waited for") != 0) return -1;
-    return sz_cuda_check(cudaStreamSynchronize(stream), "waiting for the device");
+    return sz_cuda_wait(NULL, "waiting for the device");
 }
 
 /* ---- the cache of index tensors, and of what is derived from them ---- */

@@ -59,6 +59,7 @@ void sz_cuda_stage_close(void);
 /* Call with true while the stream is being captured: anything that could not be replayed with other
  * contents of the staging buffer (allocations, other copies, waits) then fails with a message. */
 void sz_cuda_recording(bool on);
+bool sz_cuda_is_recording(void);
 
 /* ---- attention_cached.cu ---- */
 /* Returns the schedule of a causal attention_cached over this segment table; stages it if the

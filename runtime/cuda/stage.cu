@@ -11,6 +11,7 @@ enum { STAGED = 16 };
 static bool recording;
 
 void sz_cuda_recording(bool on) { recording = on; }
+bool sz_cuda_is_recording(void) { return recording; }
 
 int sz_cuda_not_recording(const char *what)
 {

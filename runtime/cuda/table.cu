@@ -4,6 +4,7 @@
 #include "cudnn.cuh"
 #include "device.cuh"
 #include "gemm.cuh"
+#include "links.cuh"
 #include <cstdio>
 
 extern "C" {
@@ -26,16 +27,16 @@ static const sz_kernel kernels[SZ_OP_COUNT] = {
 
 static const char *describe(void)
 {
-    static char text[1536];
-    snprintf(text, sizeof text, "%s%s%s", sz_cuda_describe(), sz_cuda_gemm_describe(),
-             sz_cudnn_describe());
+    static char text[2048];
+    snprintf(text, sizeof text, "%s%s%s%s", sz_cuda_describe(), sz_cuda_gemm_describe(),
+             sz_cudnn_describe(), sz_cuda_links_describe());
     return text;
 }
 
 extern "C" const sz_backend *sz_cuda_backend(void)
 {
     /* In the order of sz_backend (core/backend.h). */
-    static const sz_backend backend = {
+    static sz_backend backend = {
         SZ_BACKEND_VERSION,
         NAME,
         kernels,
@@ -53,6 +54,8 @@ extern "C" const sz_backend *sz_cuda_backend(void)
         sz_cuda_memory,
         sz_cuda_sample,
         sz_cuda_decode,
+        NULL,
     };
+    backend.links = sz_cuda_links();
     return &backend;
 }

@@ -139,6 +139,12 @@ void sz_ranks_set_threads(void);
  * Sets *status to the job's exit status. */
 bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status);
 
+/* Remembers the command line of this process, for the next one. */
+void sz_ranks_remember(const host_options *o, char **argv, int argc);
+/* Runs the same command line as `ranks` processes and waits for them. False if a launcher started
+ * this process, or if there is no script. */
+bool sz_ranks_restart(long ranks, int *status);
+
 /* ---- spawn.c ---- */
 
 /* Runs the program list[0] with the arguments list[1..] `count` times, as ranks that talk over TCP.

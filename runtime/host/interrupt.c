@@ -4,7 +4,7 @@
  * SIGINT arms a debug hook that raises "interrupted!" and sets the core's flag, which makes the next
  * op fail. Debug hooks do not fire inside loops that LuaJIT has compiled: compiled.c leaves those of
  * a user's script; rewards and hooks are not compiled, nor is what is typed into the REPL
- * (lua/segzero/tools/repl.lua).
+ * (lua/segzero/repl/init.lua).
  *
  * While a run is armed (lua/segzero/core/stop.lua), the signals in `stopping` do the same, and the
  * first signal is noted, so that the run can save and say so. Inside a hold, such as an optimizer

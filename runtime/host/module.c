@@ -12,6 +12,8 @@
  *                             signals that stop a training run; see lua/segzero/core/stop.lua
  *     host.limit(seconds, left, what, answer), host.limit() -> seconds left
  *                             the time limit of a reward; see lua/segzero/reward/guard.lua
+ *     host.start_ranks(n)     ends the program by running it again with --ranks n; nil if this process
+ *                             cannot: it reads standard input, or a launcher started it
  *     host.explain(message) -> text
  *                             in a message handler: what the user sees of the error (message.c)
  *     host.fail(name, message, status)
@@ -76,6 +78,14 @@ static int host_limit(lua_State *L)
     return 0;
 }
 
+static int host_start_ranks(lua_State *L)
+{
+    int status;
+
+    if (!sz_ranks_restart(luaL_checkint(L, 1), &status)) return 0;
+    exit(status);
+}
+
 static int host_fail(lua_State *L)
 {
     int status = sz_report(luaL_checkstring(L, 1), luaL_checkstring(L, 2), luaL_checkint(L, 3));
@@ -113,6 +123,7 @@ int sz_host_open(lua_State *L)
                                           { "isatty", host_isatty },
                                           { "limit", host_limit },
                                           { "on_interrupt", host_on_interrupt },
+                                          { "start_ranks", host_start_ranks },
                                           { "stop_signal", host_stop_signal },
                                           { NULL, NULL } };
 

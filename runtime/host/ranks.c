@@ -267,3 +267,28 @@ bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status)
     *status = start(ranks, o, argv, argc);
     return true;
 }
+
+/* ---- a script that asks for ranks ---- */
+static struct {
+    host_options options;
+    char **argv;
+    int argc;
+} remembered;
+
+void sz_ranks_remember(const host_options *o, char **argv, int argc)
+{
+    remembered.options = *o;
+    remembered.argv = argv;
+    remembered.argc = argc;
+}
+
+bool sz_ranks_restart(long ranks, int *status)
+{
+    const host_options *o = &remembered.options;
+    const bool has_script = o->script < remembered.argc;
+    if (sz_ranks_launched() || !has_script || strcmp(remembered.argv[o->script], "-") == 0)
+        return false;
+    *status = EXIT_USAGE;
+    if (transport_is_known()) *status = start(ranks, o, remembered.argv, remembered.argc);
+    return true;
+}

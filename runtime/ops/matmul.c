@@ -7,7 +7,7 @@
  * Leaves out: the products themselves (cpu/gemm.c, cuda/gemm.cu).
  */
 #include "op.h"
-#include "cpu/gemm.h"
+#include "core/processor.h"
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -46,7 +46,7 @@ int64_t sz_workspace_matmul(const sz_call *c)
 {
     const sz_tensor *y = c->out[0];
     const int64_t n = y->shape[y->ndim - 2];
-    return sz_workspace_sums(y) + sz_gemm_workspace(n, sz_cols(y), inner(c), y->dtype);
+    return sz_workspace_sums(y) + sz_processor()->gemm_workspace(n, sz_cols(y), inner(c), y->dtype);
 }
 
 double sz_flops_matmul(const sz_call *c)
@@ -196,7 +196,7 @@ static int64_t workspace_layers(const sz_call *c, int weights)
     int64_t most = 0;
     for (int i = 1; i <= weights && c->in[i]; i++) {
         const int64_t m = c->in[i]->shape[0];
-        most = larger(most, sz_gemm_workspace(sz_rows(x), m, sz_cols(x), x->dtype));
+        most = larger(most, sz_processor()->gemm_workspace(sz_rows(x), m, sz_cols(x), x->dtype));
     }
     return sz_workspace_sums(c->out[0]) + most;
 }
@@ -207,7 +207,7 @@ int64_t sz_workspace_linear_cat(const sz_call *c) { return workspace_layers(c, 3
 int64_t sz_workspace_linear_f32_out(const sz_call *c)
 {
     const sz_tensor *x = c->in[0];
-    return sz_gemm_workspace(sz_rows(x), sz_cols(c->out[0]), sz_cols(x), x->dtype);
+    return sz_processor()->gemm_workspace(sz_rows(x), sz_cols(c->out[0]), sz_cols(x), x->dtype);
 }
 
 int64_t sz_workspace_linear_add_(const sz_call *c)
@@ -216,7 +216,7 @@ int64_t sz_workspace_linear_add_(const sz_call *c)
     const int64_t n = sz_rows(x);
     const int64_t m = c->in[2]->shape[0];
     const int64_t sums = c->in[0]->dtype == SZ_F32 ? 0 : (int64_t)sizeof(float) * n * m;
-    return sums + sz_gemm_workspace(n, m, sz_cols(x), x->dtype);
+    return sums + sz_processor()->gemm_workspace(n, m, sz_cols(x), x->dtype);
 }
 
 int64_t sz_workspace_linear_dx(const sz_call *c)
@@ -225,14 +225,15 @@ int64_t sz_workspace_linear_dx(const sz_call *c)
     const int64_t k = sz_cols(c->out[0]);
     int64_t most = 0;
     for (int i = 1; i <= 3 && c->in[i]; i++)
-        most = larger(most, sz_gemm_workspace(sz_rows(dy), k, c->in[i]->shape[0], dy->dtype));
+        most = larger(
+            most, sz_processor()->gemm_workspace(sz_rows(dy), k, c->in[i]->shape[0], dy->dtype));
     return sz_workspace_sums(c->out[0]) + most;
 }
 
 int64_t sz_workspace_linear_dw_(const sz_call *c)
 {
     const sz_tensor *x = c->in[1];
-    return sz_gemm_workspace(c->in[0]->shape[0], sz_cols(x), sz_rows(x), x->dtype);
+    return sz_processor()->gemm_workspace(c->in[0]->shape[0], sz_cols(x), sz_rows(x), x->dtype);
 }
 
 /* ---- linear layers: FLOPs ---- */
@@ -364,12 +365,12 @@ int sz_shape_linear_int8(int op, sz_call *c)
     return sz_out(c, sz_new_with_cols(x, dtype, m));
 }
 
-/* x in 8 bits, four columns to a word, with a scale and a start for each group of columns. */
+/* x in 8 bits, four columns to a word or two, with a scale and a start for each group of columns. */
 int64_t sz_workspace_linear_int8(const sz_call *c)
 {
     const int64_t words = c->in[1]->shape[1];
     const int64_t groups = c->in[2]->shape[1];
-    return sz_rows(c->in[0]) * (words + 2 * groups) * (int64_t)sizeof(float);
+    return sz_rows(c->in[0]) * 2 * (words + groups) * (int64_t)sizeof(float);
 }
 
 /* ---- wrappers ---- */

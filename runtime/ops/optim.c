@@ -11,6 +11,7 @@
  * Leaves out: schedules and the decision to clip (Lua's).
  */
 #include "op.h"
+#include "core/processor.h"
 #include "core/device.h"
 #include <math.h>
 #include <stdlib.h>
@@ -349,4 +350,12 @@ int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which)
     if (!exists(o, i, which) || !o->first) return 0;
     const bool is_scale = which == FIRST_SCALE || which == SECOND_SCALE;
     return is_scale ? o->first[i] / SZ_MOMENT_BLOCK : o->first[i];
+}
+
+int sz_moment_recode(sz_tensor *codes, sz_tensor *scales, int second, const sz_place *place,
+                     sz_tensor *old_scales, int64_t rows, int64_t columns, int64_t row_slices,
+                     int64_t column_slices)
+{
+    return sz_processor()->moment_recode(codes, scales, second, place, old_scales, rows, columns,
+                                         row_slices, column_slices);
 }

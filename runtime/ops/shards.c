@@ -86,6 +86,7 @@ int sz_grad_tp_gather(sz_node *n)
     const int rank = rank_in((int)n->call.args[0]);
     const double first = (double)sizes_between(&n->call, 0, rank);
     const double length = (double)n->call.in[0]->shape[dim];
+    if (n->call.in[0]->numel == 0) return 0;
     sz_call call = { .in = { sz_dy(n) }, .args = { dim, first, length } };
     return sz_give(n, 0, sz_run(SZ_OP_slice, call));
 }
@@ -132,7 +133,11 @@ int sz_grad_embedding_part(sz_node *n)
     sz_tensor *rows = NULL;
     if (!sz_wants(n, 0)) return 0;
     int rc = find_own(n, &places, &rows);
-    if (rc == 0 && rows->numel > 0) {
+    if (rc == 0 && rows->numel == 0) {
+        /* Zeros, and not no gradient: the optimizer decays the other shards' rows, and these. */
+        sz_tensor *acc = sz_accumulator(n->call.in[0]);
+        rc = acc ? sz_accumulated(n->call.in[0], acc, 0) : -1;
+    } else if (rc == 0) {
         sz_tensor *dy = sz_gather_rows(sz_dy(n), places);
         sz_call add = { .in = { NULL, rows, dy } };
         rc = dy ? sz_accumulate_into(n->call.in[0], SZ_OP_index_add_, add) : -1;

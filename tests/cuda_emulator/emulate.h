@@ -586,6 +586,16 @@ static inline cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t byt
     sz_emu_do(s, [=] { cudaMemcpy(dst, src, bytes, kind); });
     return cudaSuccess;
 }
+static inline cudaError_t cudaMemcpy2DAsync(void *dst, size_t dst_pitch, const void *src,
+                                            size_t src_pitch, size_t width, size_t height,
+                                            cudaMemcpyKind kind, cudaStream_t s = 0)
+{
+    sz_emu_do(s, [=] {
+        for (size_t i = 0; i < height; i++)
+            cudaMemcpy((char *)dst + i * dst_pitch, (const char *)src + i * src_pitch, width, kind);
+    });
+    return cudaSuccess;
+}
 static inline cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t s = 0)
 {
     sz_emu_do(s, [=] { cudaMemset(dst, value, bytes); });

@@ -25,7 +25,7 @@ struct sz_emu_stream {
 
 struct sz_emu_event {
     double seconds;
-    cudaStream_t stream;      /* of the last record */
+    cudaStream_t stream;     /* of the last record */
     uint64_t recorded, done; /* how often */
 };
 
@@ -91,7 +91,8 @@ void sz_emu_drain(void)
 static void add(cudaStream_t s, const attempt &work, bool is_replayed)
 {
     s->queue.push_back({ work, is_replayed });
-    while (!s->is_lazy && step(s)) {}
+    while (!s->is_lazy && step(s)) {
+    }
 }
 
 void sz_emu_try(cudaStream_t s, const attempt &work)

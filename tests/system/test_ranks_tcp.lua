@@ -171,6 +171,22 @@ check.case("the threads of a machine are divided under every launcher", function
     "mpirun's variables")
 end)
 
+check.case("doctor names the rank that differs", function()
+  next_port = next_port + 1
+  local text, statuses = launch({ torch(0, 3), torch(1, 3), torch(2, 3) }, { "doctor" })
+  check.equal(statuses, { 0, 0, 0 }, text)
+  expect(text, "3 ranks on 1 machine, over TCP: ")
+  expect(text, "all ranks have the same files of segzero, processor, threads, device, variables")
+  check.equal(count(text, "differs"), 0, text)
+  -- The first rank differs from the others.
+  next_port = next_port + 1
+  local first = torch(0, 3, { OMP_PROC_BIND = "true", HF_HOME = "/mine" })
+  text = launch({ first, torch(1, 3), torch(2, 3) }, { "doctor" })
+  check.equal(count(text, "differs"), 2, text)
+  expect(text, "rank 0 %(host [^)]+%) differs: OMP_PROC_BIND true, rank 1 has none\n")
+  expect(text, "rank 0 %(host [^)]+%) differs: HF_HOME /mine, rank 1 has ")
+end)
+
 check.case("variables that do not fit, one line each", function()
   local function fail(env, pattern, status)
     local text, got = process.run({ host.executable, "recipes/refcocog_grpo.lua",

@@ -140,13 +140,38 @@ local function session(lines)
 end
 
 check.case("values at the prompt", function()
-  check.equal(session { "1 + 2", "_ * 10", "local x = 1", "_" }, { "3", "30", "30" },
+  check.equal(session { "1 + 2", "_ * 10", "repl_x = 1", "_" }, { "3", "30", "30" },
     "values and _")
   check.equal(session { "= 4" }, { "4" }, "the = of lua 5.1")
   check.equal(session { "1, nil, 'a'" }, { "1\tnil\ta" }, "several values")
   check.equal(session { "nil" }, { "nil" }, "nil is a value")
   check.equal(session { "", "   ", "-- nothing" }, {}, "blank lines and comments print nothing")
   check.ok(session { "help" }[1]:find "Ctrl%-D", "help")
+end)
+
+check.case("locals stay for the next entries", function()
+  local printed = session { "local repl_kept = 5", "repl_kept + 1", "local repl_other",
+    "repl_other" }
+  check.ok(printed[1]:find "repl_kept stays for the next entries", "a word why: " .. printed[1])
+  check.equal({ printed[2], printed[3], printed[4] }, { "6", "nil", nil }, "said once")
+  printed = session { "local print = 1", "print ~= 1" }
+  check.ok(printed[1]:find "print ends with this entry", "a name of Lua's: " .. printed[1])
+  check.equal(printed[2], "true", "and Lua's own is untouched")
+  check.equal(session { "do local repl_inner = 1 end", "rawget(_G, 'repl_inner')" }, { "nil" },
+    "a local of a block ends with it")
+end)
+
+check.case("commands of the prompt", function()
+  check.ok(session({ ":help" })[1]:find "Ctrl%-R", ":help")
+  local printed = session { ":time 6 * 7" }
+  check.ok(printed[1] == "42" and printed[2]:find "^%d+%.%d%d%d s$", ":time")
+  check.ok(session({ ":nosuch" })[1]:find "no command :nosuch", "an unknown command")
+  check.equal(session { ":quit", "1" }, {}, ":quit leaves")
+end)
+
+check.case("a mistyped method names the nearest", function()
+  local printed = session { "repl_v = { generate = function() end }", "repl_v:generat(1)" }
+  check.ok(printed[1]:find "did you mean 'generate'", printed[1])
 end)
 
 check.case("the prompt shows an answer while it is generated", function()
@@ -195,7 +220,7 @@ end)
 check.case("tables at the prompt", function()
   check.equal(session { "{}" }, { "{}" }, "an empty table")
   check.equal(session { "{1, 'a', {}, {1}, k = true, ['a b'] = 2}" },
-    { '{1, "a", {}, {...}, ["a b"] = 2, k = true}' }, "a table, one level deep")
+    { '{1, "a", {}, {1}, ["a b"] = 2, k = true}' }, "a table with tables in it")
   check.equal(session { "setmetatable({}, {__tostring = function() return 'tensor' end})" },
     { "tensor" }, "__tostring")
   local failing = session { "setmetatable({}, {__tostring = function() error('x') end})" }
@@ -281,7 +306,7 @@ check.case("a session on a terminal", function()
 
   local history = read_history(home)
   if history == "" then
-    check.skip "readline or libedit, for the REPL's history"
+    check.skip "a terminal that moves a cursor, for the REPL's history"
   else
     check.ok(history:find("1 + 41\nwhile true do end\n_ + 1\n", 1, true), "history")
   end

@@ -9,7 +9,6 @@ local mini = require "tests.support.miniature"
 local runs = require "tests.support.rank_runs"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
-local host = require "segzero.host"
 local manifest = require "segzero.runs.manifest"
 local shards = require "segzero.train.shards"
 
@@ -69,12 +68,11 @@ for _, count in ipairs { 2, 5 } do
 end
 
 check.case("an update in parts on a device", function()
-  local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
-  if not files.exists(library) then
-    check.skip "the emulated CUDA library (make cuda-emulated)"
-    return
-  end
-  update_in_parts(2, "cuda", { SEGZERO_CUDA_LIBRARY = library })
+  if not runs.device_available() then return end
+  -- Through host memory: NCCL is for one rank a device (test_ranks_cuda.lua).
+  local env = runs.device_env(1)
+  env.SEGZERO_SHARE_DEVICE = "1"
+  update_in_parts(2, "cuda", env)
 end)
 
 -- ---- training ----

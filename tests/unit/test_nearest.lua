@@ -74,7 +74,7 @@ local NOTED = { "algorithm.disable_kl=False", "algorithm.gamma=1.0", "data.promp
   "worker.actor.fsdp.torch_dtype=None", "worker.actor.optim.betas=(0.9, 0.999)",
   "worker.actor.optim.strategy=adamw", "worker.actor.optim.warmup_style=constant",
   "worker.rollout.do_sample=true", "worker.rollout.limit_images=0", "trainer.critic_warmup=0",
-  "worker.actor.fsdp.param_offload=false", "worker.critic.strategy=fsdp", "trainer.nnodes=2",
+  "worker.actor.fsdp.param_offload=false", "worker.critic.strategy=fsdp",
   "trainer.find_last_checkpoint=false" }
 
 check.case("values that change nothing are taken", function()

@@ -7,7 +7,9 @@ local ffi = require "ffi"
 local check = require "tests.support.check"
 local core = require "segzero.core.ffi"
 local qwen_config = require "segzero.models.qwen_vl.config"
+local packing = require "segzero.inference.packing"
 local ranks = require "segzero.core.ranks"
+local tensor = require "segzero.core.tensor"
 
 local C = core.C
 
@@ -84,7 +86,8 @@ for _, shards in ipairs { 0, 1, 2, 4 } do
         local want = whole[name].shape
         check.equal(w.full, want, name .. ": the file's shape")
         check.equal({ w.copies, w.copy }, { copies, shard % copies }, name .. ": copies")
-        check.equal(w.part, (kind[2] >= 0 and copies > 1) and 1 or 0, name .. ": part")
+        local part = copies > 1 and (kind[2] >= 0 or name:find "^visual" ~= nil)
+        check.equal(w.part, part and 1 or 0, name .. ": whether the gradient is a part")
         if slices == 1 then
           check.equal(w.dim, -1, name .. ": is whole")
         else
@@ -135,6 +138,43 @@ check.case("a group must have the size of the split", function()
   local split = model(2, 0)
   check.equal(C.sz_model_group_set(split, world), -1, "one rank for two shards")
   check.equal(message(), "a group of 1 ranks for a model of 2 shards", "the message")
+end)
+
+-- ---- a dry run, as the plan of a run on many ranks makes it: one process, no group ----
+local function meta_weights(c, m)
+  for i = 0, C.sz_model_weight_count(c) - 1 do
+    local t = tensor.meta(dims(C.sz_model_weight_shape(c, i, shape)), "f32")
+    m[i + 1] = t
+    check.equal(C.sz_model_weight_set(c, i, t.ptr), 0, "a weight")
+  end
+end
+
+check.case("a dry run of a shard needs no group and has the whole model's results", function()
+  local ids = packing.list { 1, 2, 3, 3, 3, 3, 5 }
+  local positions = tensor.zeros({ 3, 7 }, { dtype = "i32" })
+  local segments = tensor.new({ { 0, 7, 0, 7, 0, 0 } }, { dtype = "i32" })
+  local grids = tensor.new({ { 1, 2, 2 }, { 1, 2, 2 }, { 1, 4, 2 } }, { dtype = "i32" })
+  for shard = 0, 3 do
+    local kept = {}
+    local c = model(4, shard)
+    meta_weights(c, kept)
+    C.sz_dry_run(1)
+    local pixels = tensor.empty { 16, 1176 }
+    local features = tensor.wrap(core.check(C.sz_model_vision(c, pixels.ptr, grids.ptr, 0)))
+    check.equal(features:shape(), { 4, 32 }, "features")
+    local rows = packing.list { 2, 3, 4, 5 }
+    local hidden = tensor.wrap(C.sz_model_hidden(c, ids.ptr, positions.ptr, segments.ptr, rows.ptr,
+      features.ptr, nil, nil, nil, nil, 0))
+    check.equal(hidden:shape(), { 7, 32 }, "hidden")
+    check.equal(tensor.wrap(C.sz_model_logits(c, hidden.ptr)):shape(), { 7, 48 }, "logits")
+    local pair = ffi.new "sz_tensor *[2]"
+    check.equal(C.sz_model_logprob(c, hidden.ptr, ids.ptr, 1, pair, pair + 1), 0, "logprob")
+    check.equal(tensor.wrap(pair[0]):shape(), { 7 }, "log-probabilities")
+    tensor.wrap(pair[1]):free()
+    C.sz_dry_run(0)
+    check.ok(C.sz_model_vision(c, pixels.ptr, grids.ptr, 0) == nil, "outside a dry run")
+    check.ok(message():find "one of 4 shards, and has no group", message())
+  end
 end)
 
 check.finish()

@@ -16,6 +16,7 @@ local files = require "segzero.core.files"
 local jobs = require "segzero.core.jobs"
 local lora = require "segzero.models.lora"
 local model = require "segzero.models.qwen_vl"
+local opening = require "segzero.models.opening"
 local parts = require "segzero.formats.parts"
 local released = require "segzero.models.released"
 local safetensors = require "segzero.formats.safetensors"
@@ -204,16 +205,6 @@ check.case("bytes of the shards and of the whole", function()
     end
     check.equal(once, weights.bytes(whole.weights, 4), "first copies together")
   end
-  whole:free()
-end)
-
-check.case("8 bits: a shard quantises its slices", function()
-  local dir = origin
-  local whole = sz.qwen_vl(dir, { dtype = "int8" })
-  local shard = shard_of(dir, 2, 1, { dtype = "int8" })
-  check.ok(shard.quantized, "it is in 8 bits")
-  check.ok(shard:weight_bytes "int8" < whole:weight_bytes "int8", "its bytes are its own")
-  shard:free()
   whole:free()
 end)
 
@@ -463,6 +454,20 @@ check.case("what cannot be split is refused before a weight is read", function()
   check.raises(function() sz.qwen_vl(origin, { shards = { count = 2, index = 2 } }) end,
     "shards: index 2 of 2 shards is not one of them", "an index")
   check.equal(shard_of(origin, 1, 0).shards, nil, "one shard is a whole model")
+
+  -- For a run, before anything is read: the setting's name, the value, what would do.
+  opening.check_split(origin, 2)
+  opening.check_split(dir, 4)
+  check.raises(function() opening.check_split(dir, 3) end, "^worker.rollout.tensor_parallel_size is 3: "
+    .. "/.*/config.json: num_attention_heads 4 cannot be split over 3 shards %(1, 2 or 4 would do%)$",
+    "the setting")
+  mini.copy(place .. "/no_weights", place .. "/other")
+  files.write(place .. "/other/config.json", '{"model_type": "sam2"}')
+  check.raises(function() opening.check_split(place .. "/other", 2) end,
+    "tensor_parallel_size is 2: .*/other holds a model of type sam2, which is not split over ranks: "
+      .. "1 would do", "a family without shards")
+  check.raises(function() sz.model(place .. "/other", { shards = { count = 2, index = 0 } }) end,
+    "test_split.lua:%d+: shards: .* type sam2, which is not split over ranks", "sz.model")
 end)
 
 check.case("a shard without a group cannot save alone", function()

@@ -23,7 +23,8 @@ local TAIL = [[
 Options come before COMMAND or SCRIPT. Without both and without -e, segzero starts the REPL on a
 terminal and otherwise runs the script on standard input (also: SCRIPT '-'). A SCRIPT that is not in
 the current folder is looked up among those that come with segzero.
-Environment: SEGZERO_DEVICE and SEGZERO_THREADS are what --device and --threads set.]]
+Environment: SEGZERO_DEVICE and SEGZERO_THREADS are what --device and --threads set;
+SEGZERO_CPU=avx2 takes the CPU kernels of a plainer processor (segzero doctor lists them).]]
 
 -- Lines of two columns.
 local function columns(rows)

@@ -27,10 +27,13 @@ local host = require "segzero.host"
 local M = {}
 
 local PLAN_HELP = [[
-usage: segzero [--ranks N] plan [RECIPE] [key=value ...] [answer_tokens=N]
+usage: segzero plan [RECIPE] [key=value ...] [answer_tokens=N] [--ranks W] [device_gib=G]
   RECIPE            a recipe of GRPO
   key=value         its settings; without RECIPE those of recipes/refcocog_grpo.lua
   answer_tokens=N   as if answers had N tokens, not data.max_response_length
+  --ranks W         one of W ranks, and what it sends in a step; nothing is started
+  device_gib=G      on GPUs with this memory each; else on this machine
+  gb_per_second=B   how fast a rank sends; else some usual rates
 Says how much memory a run needs, and which settings make it need less. Nothing is loaded.
 docs/guide/memory.md says more.]]
 

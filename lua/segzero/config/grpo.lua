@@ -306,6 +306,11 @@ local trainer = {
     help = "go on in the same run although settings that change its results are different" },
   { key = "trainer.save_freq", type = "integer", default = 50, min = -1,
     help = "steps between two checkpoints; 0: one at the end; -1: none" },
+  { key = "trainer.n_gpus_per_node", type = "count", default = 1, max = 1024,
+    help = "GPUs of each machine, one rank on each. Where no launcher started the run and " ..
+      "--device cuda names that many GPUs, it starts itself as with --ranks" },
+  { key = "trainer.nnodes", type = "count", default = 1, max = 1024,
+    help = "machines. mpirun, srun or torchrun starts the ranks of several" },
   { key = "trainer.collective_timeout", type = "number", default = 600, min = 1,
     help = "with several ranks: seconds that one waits for another before the run ends" },
   { key = "trainer.save_limit", type = "integer", default = -1, min = -1, null = -1,

@@ -4,6 +4,7 @@
 --   local core = require "segzero.core.ffi"
 --   core.C.sz_version()           the library's functions
 --   core.declare(header)          declares a header below core.root once, for a model family
+--   core.headers                  the texts that were declared, for the prompt
 --   core.check(x [, level])       returns x; raises the core's message if x is NULL, nil or -1.
 --                                 level as for error()
 --   core.call(x)                  the same without a position, for code inside core.guarded
@@ -29,6 +30,7 @@ end
 M.root = find_root()
 
 local declared = {}
+M.headers = {}
 
 function M.declare(path)
   if declared[path] then return end
@@ -42,6 +44,7 @@ function M.declare(path)
     error("segzero: " .. path .. " has no part between the marks ffi begin and ffi end", 0)
   end
   ffi.cdef(region)
+  M.headers[#M.headers + 1] = region
 end
 
 M.declare "runtime/sz.h"
@@ -56,6 +59,25 @@ M.C = result
 
 local C = M.C
 if has_host and host.on_interrupt then host.on_interrupt(C.sz_interrupt_set) end
+
+-- SEGZERO_CPU narrows the CPU kernels to those of a plainer processor than this one.
+local function choose_kernels(name)
+  local names = {}
+  for i = 0, C.sz_processor_count() - 1 do
+    names[i + 1] = ffi.string(C.sz_processor_name(i))
+    if names[i + 1] == name then
+      if C.sz_processor_runs(i) == 1 then return C.sz_processor_choose(i) end
+      error(("SEGZERO_CPU=%s: this processor cannot run these kernels; its own are %s")
+        :format(name, ffi.string(C.sz_processor_name(C.sz_processor_chosen()))), 0)
+    end
+  end
+  error(("SEGZERO_CPU=%s: the kinds of kernels are %s"):format(name,
+    table.concat(names, ", ")), 0)
+end
+
+local kind = os.getenv "SEGZERO_CPU"
+if kind and kind ~= "" then choose_kernels(kind) else C.sz_processor_chosen() end
+
 local threads = tonumber(os.getenv "SEGZERO_THREADS" or "")
 if threads then C.sz_set_threads(threads) end
 

@@ -3,6 +3,7 @@
 --   ranks.launched()                     whether a launcher started this process as a rank of a job
 --   ranks.stray() -> text, or nil        several processes were started in a way that does not join
 --                                        them
+--   ranks.transport() -> "MPI" | "TCP"   what carries bytes between them; "" without a launcher
 --   local world = ranks.world()          all ranks; one if no launcher started this process
 --   world:rank(), world:size()           from 0; the number of ranks
 --   world:neighbours()                   how many of them this machine has, this one included
@@ -18,7 +19,9 @@
 --   world:gather(value) -> list          the values of all ranks, in their order
 --   world:share(value, root) -> value    the value of rank `root` (from 0; default 0)
 --   world:barrier()
---   ranks.set_timeout(seconds), ranks.bytes_sent(), ranks.abort(status)
+--   ranks.bytes_sent() -> n, of which    of this rank so far; and how many of them for numbers and
+--                                        values, not for tensors
+--   ranks.set_timeout(seconds), ranks.abort(status)
 --   ranks.fail_after(n)                  for tests (sz_comm_fail_after)
 --
 -- Every rank of a group makes the same calls in the same order. A value is nil, a boolean, a
@@ -45,6 +48,8 @@ local function wrap(pointer, owned)
 end
 
 function M.launched() return C.sz_comm_launched() ~= 0 end
+
+function M.transport() return ffi.string(C.sz_comm_transport_name()) end
 
 function M.stray()
   local text = C.sz_comm_stray()
@@ -155,7 +160,19 @@ end
 -- ---- the job ----
 function M.set_timeout(seconds) C.sz_comm_set_timeout(seconds) end
 
-function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()) end
+-- What these send is no tensor.
+local value_bytes = 0
+for _, name in ipairs { "sum", "gather", "share", "barrier", "split" } do
+  local method = methods[name]
+  methods[name] = function(...)
+    local before = C.sz_comm_bytes_sent()
+    local result = method(...)
+    value_bytes = value_bytes + tonumber(C.sz_comm_bytes_sent() - before)
+    return result
+  end
+end
+
+function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()), value_bytes end
 
 function M.fail_after(n) C.sz_comm_fail_after(n) end
 

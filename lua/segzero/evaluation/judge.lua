@@ -29,6 +29,7 @@
 local cjson = require "cjson"
 local answers = require "segzero.formats.answer"
 local assignment = require "segzero.core.assignment"
+local boxes = require "segzero.data.boxes"
 local checksum = require "segzero.core.checksum"
 local coordinates = require "segzero.data.coordinates"
 local evaluator = require "segzero.evaluation.evaluator"
@@ -51,21 +52,6 @@ local DETECTION_FIELDS = { "true_boxes", "box_scores" }
 local BOX_HIT = 0.5
 
 -- ---- boxes ----
-local function area(box) return (box[3] - box[1]) * (box[4] - box[2]) end
-
-local function overlap(a, b)
-  local width = math.min(a[3], b[3]) - math.max(a[1], b[1])
-  local height = math.min(a[4], b[4]) - math.max(a[2], b[2])
-  return math.max(0, width) * math.max(0, height)
-end
-
--- VisionReasoner's box IoU: a box reaches from corner to corner, without the last pixels.
-local function exclusive_iou(a, b)
-  local inter = overlap(a, b)
-  local union = area(a) + area(b) - inter
-  return union > 0 and inter / union or 0
-end
-
 -- The best overlap of an answered box with a true one. box_iou: how two boxes compare.
 local function best_box_iou(list, objects, box_iou)
   local best = 0
@@ -82,7 +68,7 @@ local function matches(list, objects)
     costs[i] = {}
     for j, object in ipairs(objects) do
       costs[i][j] = 0
-      if exclusive_iou(found.bbox, object.bbox) > BOX_HIT then costs[i][j] = -1 end
+      if boxes.iou(found.bbox, object.bbox) > BOX_HIT then costs[i][j] = -1 end
     end
   end
   local _, total = assignment.solve(costs, #list, #objects)
@@ -141,7 +127,7 @@ local function write_answer(record, found, objects, options)
   end
   if not objects then return end
   if options.several then
-    record.box_iou = best_box_iou(found, objects, exclusive_iou)
+    record.box_iou = best_box_iou(found, objects, boxes.iou)
     record.matched = matches(found, objects)
   else
     record.box_iou = best_box_iou({ found }, objects, options.box_iou)
@@ -154,7 +140,7 @@ local function write_detection(record, img, found, objects)
   local scores = {}
   for i, one in ipairs(found or {}) do
     scores[i] = 0
-    if objects and #objects > 0 then scores[i] = area(one.bbox) / (img.width * img.height) end
+    if objects and #objects > 0 then scores[i] = boxes.area(one.bbox) / (img.width * img.height) end
   end
   record.true_boxes = column(objects or {}, "bbox")
   if #scores > 0 then record.box_scores = scores end

@@ -80,7 +80,8 @@ end
 local function load_policy(run)
   local cfg = run.config
   if cfg.oracle then return end
-  run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter })
+  run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter,
+    shards = run.parallel.shard_group })
   run.policy:tokenizer()
   integrity.settle(run.policy)  -- a damaged checkpoint is no error of a row
   limit_pixels(run.policy:processor(), cfg)

@@ -8,6 +8,7 @@
 --                                                 INTER_AREA does
 --   img:save(path)                                .png, .jpg or .jpeg; never a partial file
 --   img:totensor() -> u8 tensor [h, w, 3]         image.from_tensor(t) does the reverse
+--   img:show()                                    at the prompt: in the terminal, or a file's path
 --   img:pixels() -> uint8_t *, valid while img is alive
 --   img:free()                                    frees the memory at once; otherwise the collector
 --                                                 does
@@ -220,6 +221,13 @@ function Image:totensor()
   return t
 end
 
+-- The prompt sets image.on_show (repl/pictures.lua).
+function Image:show()
+  live(self, 2)
+  if not M.on_show then error("show: this works at the prompt; img:save(path) writes a file", 2) end
+  M.on_show(self)
+end
+
 function Image:free()
   if self.ptr == nil then return end
   C.sz_image_free(ffi.gc(self.ptr, nil))
@@ -231,7 +239,7 @@ local MOST = { load = 1, new = 2, size = 1, info = 1, load_mask = 1, from_tensor
 for name, most in pairs(MOST) do
   M[name] = options.at_most("image." .. name, most, M[name])
 end
-options.limit(Image, { resize = 3, save = 1, pixels = 0, totensor = 0, free = 0 })
+options.limit(Image, { resize = 3, save = 1, show = 0, pixels = 0, totensor = 0, free = 0 })
 
 function mt:__tostring()
   local text = ("image %d x %d"):format(self.width, self.height)

@@ -15,7 +15,9 @@ local GIB = 2 ^ 30
 
 function M.row_bytes(vl)
   local d = vl.dims
-  return 2 * d.layers * d.kv_heads * d.head_dim * tensor.WIDTH[vl.dtype]
+  local heads = d.kv_heads
+  if vl.shards then heads = math.max(1, heads / vl.shards.count) end
+  return 2 * d.layers * heads * d.head_dim * tensor.WIDTH[vl.dtype]
 end
 
 -- The small addition lets a limit that was computed from a number of rows give that number again.

@@ -143,6 +143,24 @@ local function run(call, groups, blocks)
   call.stats.moved_rows = s.pool.moved * BLOCK
 end
 
+-- The answers of all groups when a call ended early: whole ones, and the beginnings of others with
+-- finish "interrupted". Empty ones are left out.
+local function answers_so_far(call, groups)
+  local list = {}
+  for _, g in ipairs(groups) do
+    for k, a in ipairs(g.answers) do
+      local result = g.results[k]
+      if not result and #a.ids > 0 then
+        result = { ids = a.ids, logprobs = a.logprobs, finish = "interrupted" }
+        local text = { skip_special_tokens = true }
+        if call.vl:has_tokenizer() then result.text = call.vl:tokenizer():decode(a.ids, text) end
+      end
+      list[#list + 1] = result
+    end
+  end
+  return list
+end
+
 -- ---- the entry point ----
 local function is_count(v) return v >= 1 and v % 1 == 0 end
 
@@ -228,7 +246,11 @@ function M.generate(vl, inputs, given)
 
   local ok, why = pcall(tensor.no_grad, run, call, groups, rows / BLOCK)
   prefill.release(call, groups)
-  if not ok then error(why, 0) end
+  if not ok then
+    local on_stopped = generation_config.on_stopped
+    if on_stopped then on_stopped(answers_so_far(call, groups)) end
+    error(why, 0)
+  end
   local results = {}
   for i, g in ipairs(groups) do results[i] = g.results end
   return results, stats

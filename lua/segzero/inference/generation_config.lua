@@ -7,6 +7,8 @@
 --                                                 the file's, else the default
 --   generation.echo = function(i, piece) end      set by the prompt of ./segzero: shows the answer
 --                                                 of a call that has no on_text
+--   generation.on_stopped = function(answers) end set by it too: the answers so far of a call that
+--                                                 an error or Ctrl-C ended
 --
 -- Keys: do_sample, temperature, top_k, top_p, repetition_penalty, max_new_tokens, min_new_tokens,
 -- min_length, eos_token_id, stop_strings. Defaults are transformers': greedy, and when sampling

@@ -3,6 +3,8 @@
 --
 --   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
+--   opening.check_split(dir, count)            an error unless dir's model can be split over so many
+--                                              ranks; reads config.json only
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json
 --   opening.resolve(name, level, how)          a path: the name itself, or the folder of a name on
@@ -117,9 +119,34 @@ function M.family(dir, level)
   return spec
 end
 
+-- ---- models that are split over ranks ----
+local function unsplit(dir, spec)
+  if spec.splits then return nil end
+  local json = files.read_json_object(dir .. "/config.json")
+  return ("%s holds a model of type %s, which is not split over ranks: 1 would do"):format(dir,
+    json.model_type)
+end
+
+function M.check_split(dir, count)
+  if count == 1 then return end
+  dir = M.resolve(dir, 0, { weights = false })
+  local spec = M.family(dir, 0)
+  local problem = unsplit(dir, spec)
+  if not problem then
+    local ok, vl = pcall(spec.meta, dir, "f32", { count = count, index = 0 })
+    if ok then return vl:free() end
+    local path = dir:gsub("%%", "%%%%") .. "/config.json: "
+    problem = core.plain(vl):gsub("^config: ", path)
+  end
+  error(("worker.rollout.tensor_parallel_size is %d: %s"):format(count, problem), 0)
+end
+
 function M.open(dir, opts)
   dir = M.resolve(dir, 2)
-  return M.family(dir, 2).load(dir, opts)
+  local spec = M.family(dir, 2)
+  local problem = type(opts) == "table" and opts.shards and unsplit(dir, spec)
+  if problem then error("shards: " .. problem, 2) end
+  return spec.load(dir, opts)
 end
 
 return M

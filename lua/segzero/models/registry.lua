@@ -10,6 +10,7 @@
 --                                 (plan.lua); only families that can be trained as a policy have it.
 --                                 shards: {count =, index =} of a shard of a split model, or nil
 --   random(json, opts) -> object  random weights from a config table
+--   splits                        true: load takes shards, the ranks that a model is split over
 --   answer_frame                  what its answers count in: "model" (the size it sees, the default)
 --                                 or a size such as "1000" (data/frame.lua)
 --   help                          one line
@@ -20,7 +21,7 @@
 local registry = require "segzero.core.registry"
 
 local families = registry.new("model family",
-  { required = { "load" }, optional = { "answer_frame", "meta", "random", "help" } })
+  { required = { "load" }, optional = { "answer_frame", "meta", "random", "splits", "help" } })
 
 -- The built-in families load their modules on first use.
 local function qwen(name, help)
@@ -29,6 +30,7 @@ local function qwen(name, help)
     help = help,
     -- Released Qwen2-VL counts to 1000, but Seg-Zero trains it in pixels.
     answer_frame = "model",
+    splits = true,
     load = function(dir, opts) return module().qwen_vl(dir, opts) end,
     meta = function(dir, dtype, shards) return module().meta(dir, dtype, shards) end,
     random = function(json, opts) return module().random(json, opts) end,

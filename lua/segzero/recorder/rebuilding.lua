@@ -158,13 +158,14 @@ function M.trainer(source, p)
   local reward = cfg.worker.reward
   local f = runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   local set = data_sets.open(cfg, {})
-  local policy = experiment.models.policy(cfg, p)
+  local policy = experiment.models.policy(cfg, p.shard_group)
   local segmenter
   if p:is_first() then segmenter = experiment.models.segmenter(cfg) end
   local mine = {}
   sink = mine
   local t = trainer.new {
-    config = cfg, policy = policy, reference = experiment.models.reference(cfg, policy, p),
+    config = cfg, policy = policy, reference = experiment.models.reference(cfg, policy,
+      p.shard_group),
     segmenter = segmenter, reward = f, train = set, parallel = p,
     prompt = prompts.style(cfg).ask, since = since_of(source, set), resume_path = source.path,
     total_steps = math.max(source.step, tonumber(cfg.trainer.max_steps) or M.last(source, set)),

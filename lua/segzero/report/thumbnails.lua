@@ -14,6 +14,7 @@
 -- Leaves out: sets of a script, whose rows a later process cannot make again; masks.
 
 local ffi = require "ffi"
+local base64 = require "segzero.core.base64"
 local core = require "segzero.core.ffi"
 local frame = require "segzero.data.frame"
 local image = require "segzero.formats.image"
@@ -28,29 +29,10 @@ local methods = {}
 local mt = { __index = methods }
 
 local SIDE = 224
+
 function M.new(source)
   source.numbers = row_numbers.new(source.set)
   return setmetatable(source, mt)
-end
-
--- ---- base64 ----
-local LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-local letter = ffi.new("uint8_t[64]", { LETTERS:byte(1, -1) })
-
-local function base64(bytes, n)
-  local out = ffi.new("uint8_t[?]", math.ceil(n / 3) * 4)
-  local k = 0
-  for i = 0, n - 1, 3 do
-    local second = i + 1 < n and bytes[i + 1] or 0
-    local third = i + 2 < n and bytes[i + 2] or 0
-    local v = bytes[i] * 65536 + second * 256 + third
-    for place = 0, 3 do
-      out[k + place] = letter[math.floor(v / 64 ^ (3 - place)) % 64]
-    end
-    k = k + 4
-  end
-  for i = 1, (3 - n % 3) % 3 do out[k - i] = 61 end            -- '='
-  return ffi.string(out, k)
 end
 
 -- ---- the image ----
@@ -98,7 +80,7 @@ local function make(self, i)
     error(why, 0)
   end
   local bytes = C.sz_image_png_of(job.ptr, length, side, side + 1)
-  local made = { url = "data:image/png;base64," .. base64(bytes, tonumber(length[0])),
+  local made = { url = "data:image/png;base64," .. base64.of(bytes, tonumber(length[0])),
     width = side[0], height = side[1] }
   job:free()
   local known, found = pcall(frame_of, self, { width = made.width, height = made.height })

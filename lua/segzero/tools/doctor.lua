@@ -28,6 +28,19 @@ local function field(path, key)
   file:close()
 end
 
+-- Which CPU kernels are used, and which else this processor runs.
+local function kernels()
+  local others = {}
+  for i = 0, C.sz_processor_count() - 1 do
+    if C.sz_processor_runs(i) == 1 and i ~= C.sz_processor_chosen() then
+      others[#others + 1] = ffi.string(C.sz_processor_name(i))
+    end
+  end
+  local text = ffi.string(C.sz_processor_name(C.sz_processor_chosen()))
+  if #others == 0 then return text end
+  return ("%s (SEGZERO_CPU= takes %s, too)"):format(text, table.concat(others, ", "))
+end
+
 -- Whether there are several ranks, which have been compared.
 local function compare_ranks()
   local ranks = require "segzero.core.ranks"
@@ -44,6 +57,7 @@ function M.run()
   line("segzero", ffi.string(C.sz_version()) .. ", core library loaded")
   line("processor", ("%s, %d threads"):format(field("/proc/cpuinfo", "model name")
     or "unknown", C.sz_threads()))
+  line("kernels", kernels())
   line("memory", ("%s, %s available"):format(plan.gib(memory.total), plan.gib(memory.free)))
   local library = os.getenv "SEGZERO_CUDA_LIBRARY"
   if library and library ~= "" then

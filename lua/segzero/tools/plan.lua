@@ -14,7 +14,8 @@
 --
 -- Every prompt is taken to be as long as the longest of the first rows, and every answer as
 -- data.max_response_length: the most that a step can need. `./segzero plan RECIPE ...
--- answer_tokens=65` says what answers of that mean length take. How the numbers are found:
+-- answer_tokens=65` says what answers of that mean length take, and --ranks W device_gib=G what one
+-- of W ranks of a cluster needs and sends (plan_ranks.lua). How the numbers are found:
 -- plan_count.lua.
 -- Leaves out: what other programs use, the file cache, CUDA.
 
@@ -23,6 +24,7 @@ local console = require "segzero.log.console"
 local options = require "segzero.core.options"
 local tensor = require "segzero.core.tensor"
 local plan_count = require "segzero.tools.plan_count"
+local plan_ranks = require "segzero.tools.plan_ranks"
 local plan_state = require "segzero.tools.plan_state"
 local train_options = require "segzero.train.options"
 
@@ -56,12 +58,12 @@ local function total(cfg, state)
   return plan
 end
 
-local OPTIONS = options.set { "prompt", "train", "answer", "ranks", "neighbours" }
+local OPTIONS = options.set { "prompt", "train", "answer", "ranks", "neighbours", "device" }
 
 function M.of(settings, opts)
   opts = options.check("plan", opts, OPTIONS, 2)
   local cfg = copy(settings)
-  return total(cfg, plan_state.read(cfg, opts, M.device()))
+  return total(cfg, plan_state.read(cfg, opts, opts.device or M.device()))
 end
 
 -- ---- what would fit ----
@@ -69,7 +71,7 @@ local function with(cfg, state, changes)
   local changed = copy(cfg)
   for _, change in ipairs(changes) do config.set(changed, change[1], change[2]) end
   local s = shallow(state)
-  s.vl = plan_state.meta_policy(changed, state.dir)
+  s.vl = plan_state.meta_policy(changed, state.dir, state.shards)
   s.reference = train_options.uses_reference(changed)
   return total(changed, s)
 end
@@ -180,13 +182,19 @@ function M.print(plan)
   line("program, tokenizer, SAM2", p.program)
   line("sampling", plan.phases.sampling)
   line("update", plan.phases.update)
-  local peak_note = "in sampling"
-  if plan.phases.update >= plan.phases.sampling then peak_note = "in the update" end
+  local peak_note = "in the reference's pass"
+  if plan.peak == plan.phases.sampling then peak_note = "in sampling" end
+  if plan.peak == plan.phases.update then peak_note = "in the update" end
   line("peak", plan.peak, peak_note)
   if plan.neighbours > 1 then
     line(("the %d ranks of this machine"):format(plan.neighbours), plan.needed)
   end
-  line("this machine", plan.device.total, ("%s free now"):format(gib(plan.device.free)))
+  if p.host > 0 then line("  of it in host memory", p.host, "outside the update") end
+  if plan.device.is_given then
+    line("the GPU of a rank", plan.device.total)
+  else
+    line("this machine", plan.device.total, ("%s free now"):format(gib(plan.device.free)))
+  end
 end
 
 local function print_largest(cfg, plan, text, key, least, most)
@@ -201,9 +209,13 @@ function M.advise(cfg, plan)
   local machine = gib(plan.device.total)
   if plan.fits then
     local tokens = "worker.actor.max_tokens_per_micro_batch"
-    print_largest(cfg, plan, "micro-batch (tokens)", tokens, plan.prompt, 262144)
-    print_largest(cfg, plan, "answer (tokens)", ANSWER, 1, 16384)
-    print_largest(cfg, plan, "rollout batch (prompts)", "data.rollout_batch_size", 1, 1024)
+    -- From the present numbers on, which fit. Shorter answers may need more: a micro-batch holds
+    -- more images then.
+    local actor, batch = cfg.worker.actor, cfg.data.rollout_batch_size
+    print_largest(cfg, plan, "micro-batch (tokens)", tokens, actor.max_tokens_per_micro_batch,
+      262144)
+    print_largest(cfg, plan, "answer (tokens)", ANSWER, cfg.data.max_response_length, 16384)
+    print_largest(cfg, plan, "rollout batch (prompts)", "data.rollout_batch_size", batch, 1024)
     print(("the run fits: %s of %s"):format(gib(plan.needed), machine))
     return
   end
@@ -280,16 +292,23 @@ local function main(args, opts)
     error("plan: name a recipe: ./segzero plan recipes/refcocog_grpo.lua key=value ...", 0)
   end
   local recipe = load_recipe(path)
-  local settings = {}
-  local answer
-  for i = 2, #args do
-    local n = args[i]:match "^answer_tokens=(%d+)$"
-    if n then answer = tonumber(n) else settings[#settings + 1] = args[i] end
-  end
+  local asked, settings = plan_ranks.read { select(2, unpack(args)) }
   local cfg = recipe.settings(settings)
-  opts.answer = answer
+  opts.answer = asked.answer
+  if asked.ranks then
+    opts.ranks = asked.ranks
+    opts.neighbours = asked.ranks
+  end
+  -- A GPU belongs to one rank.
+  if asked.device then
+    opts.device = { total = asked.device, free = asked.device, is_given = true }
+    opts.neighbours = 1
+  end
   local plan = M.of(cfg, opts)
   M.print(plan)
+  if (opts.ranks or 1) > 1 then
+    plan_ranks.print(cfg, plan, plan_count.trained_shapes(cfg, plan.state.vl), asked.rate)
+  end
   M.advise(cfg, plan)
   return plan
 end

@@ -35,6 +35,9 @@ local MOMENT_SCALE = 4 / 256
 local PROGRAM = 60 * 2 ^ 20
 local TOKENIZER = 14
 
+-- The prompts of a replica, of so many of all.
+local function share_of(prompts, state) return math.ceil(prompts / state.replicas) end
+
 -- ---- the arena ----
 -- n answers of `length` tokens to each of `prompts` prompts.
 local function groups_of(input, prompts, n, length)
@@ -100,9 +103,10 @@ local function count_arena_of(cfg, state, length, share)
   local actor = cfg.worker.actor
   local d = cfg.data
   local n = cfg.worker.rollout.n
-  local vl = plan_state.meta_policy(cfg, state.dir)
+  local vl = plan_state.meta_policy(cfg, state.dir, state.shards)
   local list = trained_list(cfg, vl)
   local prompts = math.min(d.rollout_batch_size, actor.global_batch_size)
+  prompts = math.ceil(prompts / state.replicas)
   local groups = groups_of(state.input, prompts, n, length)
   local bare = trainer.bare { config = cfg, policy = vl, reference = reference_of(vl, state) }
   local limits = bare.options.micro_batches
@@ -132,7 +136,7 @@ local function count_arena_of(cfg, state, length, share)
   vision_cache.free { state.input }
 
   arena.sampling = counted(function()
-    tensor.no_grad(rollout.count, vl, state.input, math.max(1, d.rollout_batch_size), n)
+    tensor.no_grad(rollout.count, vl, state.input, share_of(d.rollout_batch_size, state), n)
   end)
   for _, p in ipairs(list) do p.tensor:free() end
   vl:free()
@@ -157,7 +161,7 @@ end
 
 -- ---- what lasts for the whole run ----
 -- Weights that are trained, or the adapters instead.
-local function trained_shapes(cfg, vl)
+function M.trained_shapes(cfg, vl)
   local out = {}
   if vl.lora then
     for _, a in ipairs(vl.lora.list) do
@@ -176,7 +180,7 @@ end
 -- Rows that no answer reaches are pages that are never touched.
 local function cache_bytes(cfg, state, prompts, n)
   local lengths = {}
-  for i = 1, math.ceil(prompts / state.ranks) do lengths[i] = #state.input.input_ids end
+  for i = 1, share_of(prompts, state) do lengths[i] = #state.input.input_ids end
   local answer = state.answer or cfg.data.max_response_length
   local rows = rollout.cache_rows(state.vl, lengths, n, answer, cfg.worker.rollout.cache_gib * GIB)
   return rollout.row_bytes(state.vl) * rows
@@ -196,8 +200,8 @@ end
 
 -- Images of this batch and of the next one, which is read meanwhile; and a frozen tower's features.
 local function image_bytes(cfg, state)
-  local batch = math.ceil(cfg.data.rollout_batch_size / state.ranks)
-  local held_out = math.ceil(evaluated_rows(cfg, state) / state.ranks)
+  local batch = share_of(cfg.data.rollout_batch_size, state)
+  local held_out = share_of(evaluated_rows(cfg, state), state)
   local bytes = (math.max(batch, held_out) + batch) * state.image_bytes
   if not cfg.worker.actor.freeze_vision_tower then return bytes end
   local vl = state.vl
@@ -211,7 +215,7 @@ local function sizes(cfg, state)
   local vl = state.vl
   local dtype = actor.model.dtype
   local optim = actor.optim
-  local trained = trained_shapes(cfg, vl)
+  local trained = M.trained_shapes(cfg, vl)
   local p = { adapters = 0, reference = 0, masters = 0 }
   p.weights = vl:weight_bytes(dtype)
   if vl.lora then p.adapters = weights.bytes(trained, 4) end
@@ -225,10 +229,10 @@ local function sizes(cfg, state)
   if optim.state_dtype == "int8" then
     p.moments = p.moments + weights.bytes(trained, 2 * MOMENT_SCALE)
   end
-  -- Of several ranks each has a part of the optimizer's state.
+  -- Of several replicas each has a part of the optimizer's state.
   if optim.shard_state then
-    p.masters = math.ceil(p.masters / state.ranks)
-    p.moments = math.ceil(p.moments / state.ranks)
+    p.masters = math.ceil(p.masters / state.replicas)
+    p.moments = math.ceil(p.moments / state.replicas)
   end
   p.gradients = weights.bytes(trained, function(w)
     if #w.shape > 1 then return WIDTH[actor.grad_dtype] end
@@ -247,13 +251,25 @@ local function shared_bytes(cfg, state, p)
   local vl = state.vl
   if vl.lora then return p.weights end
   local width = WIDTH[cfg.worker.actor.model.dtype]
-  local untrained = p.weights - weights.bytes(trained_shapes(cfg, vl), width)
+  local untrained = p.weights - weights.bytes(M.trained_shapes(cfg, vl), width)
   return p.reference + math.max(0, untrained)
+end
+
+-- What waits in host memory while a device does something else.
+local function host_bytes(cfg, state, p)
+  local worker = cfg.worker
+  local own = worker.actor.offload or {}
+  if not state.device.is_given then return 0, 0 end
+  local optimizer = own.optimizer_offload and p.masters + p.moments or 0
+  local reference = worker.ref.offload.param_offload and p.reference or 0
+  return optimizer, reference
 end
 
 -- ---- the plan ----
 function M.total(cfg, state)
   local p = sizes(cfg, state)
+  local optimizer, reference = host_bytes(cfg, state, p)
+  p.host = optimizer + reference
   local arena, largest = count_arena(cfg, state)
   local lasting = p.weights + p.adapters + p.reference + p.masters + p.moments + p.images
     + p.program
@@ -265,11 +281,11 @@ function M.total(cfg, state)
     device = state.device, neighbours = state.neighbours,
   }
   plan.phases = {
-    sampling = lasting + p.cache + most,
-    reference = lasting + p.gradients + most,
-    update = lasting + p.gradients + most,
+    sampling = lasting + p.cache + most - optimizer - reference,
+    reference = lasting + p.gradients + most - optimizer,
+    update = lasting + p.gradients + most - reference,
   }
-  plan.peak = math.max(plan.phases.sampling, plan.phases.update)
+  plan.peak = math.max(plan.phases.sampling, plan.phases.reference, plan.phases.update)
   local own = plan.peak - shared_bytes(cfg, state, p)
   plan.needed = plan.peak + (state.neighbours - 1) * own
   plan.fits = plan.needed <= state.device.total

@@ -4,10 +4,12 @@
 --   local state = plan_state.read(cfg, opts, device)     opts: train, prompt, answer (tokens),
 --                                                        ranks (of the job) and neighbours
 --                                                        (those on this machine); default 1
---       {dir, device, vl, input, image_bytes, reference, evaluates, val_rows, sam2 = bytes, answer}
+--       {dir, device, vl, input, image_bytes, reference, evaluates, val_rows, sam2 = bytes, answer,
+--        shards, replicas}
 --   plan_state.device() -> {total =, free =} in bytes
---   plan_state.meta_policy(cfg, dir)                     cfg is the caller's own copy: adapters may
---                                                        freeze the vision tower in it
+--   plan_state.meta_policy(cfg, dir, shards)             the first of so many shards. cfg is the
+--                                                        caller's own copy: adapters may freeze the
+--                                                        vision tower in it
 
 local coordinates = require "segzero.data.coordinates"
 local core = require "segzero.core.ffi"
@@ -20,6 +22,7 @@ local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
 local prompts = require "segzero.data.prompt"
 local sam2_names = require "segzero.models.sam2.names"
+local plan_ranks = require "segzero.tools.plan_ranks"
 local train_options = require "segzero.train.options"
 
 local M = {}
@@ -58,10 +61,16 @@ local function folder_bytes(dir)
 end
 
 -- ---- the policy and its input ----
-function M.meta_policy(cfg, dir)
+function M.meta_policy(cfg, dir, shards)
   local family = opening.family(dir, 0)
   if not family.meta then error(dir .. ": a model of this family is not trained as a policy", 0) end
-  return lora.configure(family.meta(dir, cfg.worker.actor.model.dtype), cfg, true)
+  local part
+  if shards > 1 then part = { count = shards, index = 0 } end
+  local ok, vl = pcall(family.meta, dir, cfg.worker.actor.model.dtype, part)
+  if not ok then
+    error(core.plain(vl):gsub("^config: ", dir:gsub("%%", "%%%%") .. "/config.json: "), 0)
+  end
+  return lora.configure(vl, cfg, true)
 end
 
 local function input_of(row, cfg, vl, prompt)
@@ -118,8 +127,10 @@ end
 function M.read(cfg, opts, device)
   local d = cfg.data
   local state = { dir = cfg.worker.actor.model.model_path, device = device, answer = opts.answer,
-    ranks = opts.ranks or 1, neighbours = opts.neighbours or 1 }
-  state.vl = M.meta_policy(cfg, state.dir)
+    neighbours = opts.neighbours or 1 }
+  local split = plan_ranks.split(cfg, opts.ranks or 1)
+  state.shards, state.replicas = split.shards, split.replicas
+  state.vl = M.meta_policy(cfg, state.dir, state.shards)
   local prompt = opts.prompt or require("segzero.data.prompt").style(cfg).ask
   state.input, state.image_bytes = longest_input(cfg, state.vl, opts.train, prompt)
   state.reference = train_options.uses_reference(cfg)

@@ -2,7 +2,9 @@
 -- parameter and kind of state, whatever ranks keep it.
 --
 --   optim_state.whole(opt) -> {"exp_avg.NAME" -> tensor, or parts.new where ranks have parts}
---   optim_state.load(opt, saved)      takes this rank's parts of such tensors
+--   optim_state.load(opt, saved)      takes this rank's parts of such tensors; scales that fit no
+--                                     blocks are an error before anything is changed
+--   optim_state.is_scale(name)        whether the tensor's shape says which blocks it belongs to
 --
 -- A rank keeps the state of elements [first, first + count) of its shard's slice of a parameter
 -- (train/shards.lua, models/split.lua). Moments and masters are stored at the places of the whole
@@ -94,18 +96,17 @@ end
 
 -- Which parameters' parts another rank writes, that has the same.
 local function dealt(opt)
+  local ranks = opt.ranks
   local list = {}
   for i, p in ipairs(opt.list) do
-    list[i] = { tensor = p.tensor, copies = p.copies or 1, copy = p.copy or 0 }
+    list[i] = { tensor = p.tensor, copies = p.copies or ranks.shards, copy = p.copy or ranks.shard }
   end
   local replica
-  if not opt.shards then replica = { index = opt.ranks.replica, count = opt.ranks.replicas } end
+  if not opt.shards then replica = { index = ranks.replica, count = ranks.replicas } end
   return split.deal(list, replica)
 end
 
-local function is_divided(opt)
-  return opt.shards or opt.ranks and (opt.ranks.shards or 1) > 1
-end
+local function is_divided(opt) return opt.shards or opt.ranks and opt.ranks.shards > 1 end
 
 function M.whole(opt)
   if not is_divided(opt) then return opt:state() end
@@ -116,10 +117,8 @@ function M.whole(opt)
       local shape, slice, dtype = description(opt, p, which)
       if shape then
         local part, first = own_part(opt, i, which)
-        local one = parts.new { shape = shape, slice = slice, dtype = dtype, part = part,
-          skip = first, elsewhere = elsewhere[i] }
-        one.has_blocks = which >= FIRST_SCALE
-        out[M.KINDS[which] .. "." .. p.name] = one
+        out[M.KINDS[which] .. "." .. p.name] = parts.new { shape = shape, slice = slice,
+          dtype = dtype, part = part, skip = first, elsewhere = elsewhere[i] }
       end
     end
   end
@@ -127,11 +126,13 @@ function M.whole(opt)
 end
 
 -- ---- loading ----
--- Whether saved moments have other blocks than this rank's, and of which slices.
+function M.is_scale(name) return name:find "^exp_avg_scale%." or name:find "^exp_avg_sq_scale%." end
+
+-- The saved blocks of a parameter's 8-bit moments where they are not this rank's; nil where they
+-- are, or the moments are wider.
 local function other_blocks(opt, p, which, saved)
-  if tonumber(opt.moments) ~= tonumber(C.SZ_U8) or which == MASTER then return nil end
-  local kind = which % FIRST_SCALE
-  local name = M.KINDS[kind + FIRST_SCALE] .. "." .. p.name
+  if tonumber(opt.moments) ~= tonumber(C.SZ_U8) then return nil end
+  local name = M.KINDS[which + FIRST_SCALE] .. "." .. p.name
   local full = p.full or p.tensor:shape()
   local have = saved[name]:shape()
   local rows, columns = grid_of(full, have)
@@ -161,23 +162,31 @@ local function recode(opt, i, which, whole, blocks)
   own_scales:free()
 end
 
-local function load_one(opt, i, which, saved)
-  local p = opt.list[i]
+local function take(opt, i, which, saved)
   local part, first = own_part(opt, i, which)
-  local whole = saved[M.KINDS[which] .. "." .. p.name]
-  if not part or not whole then return end
-  local blocks = other_blocks(opt, p, which, saved)
-  if not blocks then
-    local _, slice = description(opt, p, which)
-    return parts.copy(part, whole, slice, first)
-  end
-  -- The scales come with the codes.
-  if which < MASTER then recode(opt, i, which, whole, blocks) end
+  if not part then return end
+  local p = opt.list[i]
+  local _, slice = description(opt, p, which)
+  parts.copy(part, saved[M.KINDS[which] .. "." .. p.name], slice, first)
 end
 
 function M.load(opt, saved)
-  for i = 1, #opt.list do
-    for which = 0, #M.KINDS do load_one(opt, i, which, saved) end
+  local blocks = {}
+  for i, p in ipairs(opt.list) do
+    blocks[i] = {}
+    for moment = 0, 1 do blocks[i][moment] = other_blocks(opt, p, moment, saved) end
+  end
+  for i, p in ipairs(opt.list) do
+    take(opt, i, MASTER, saved)
+    for moment = 0, 1 do
+      local other = blocks[i][moment]
+      if not other then
+        take(opt, i, moment, saved)
+        take(opt, i, moment + FIRST_SCALE, saved)
+      elseif own_part(opt, i, moment) then
+        recode(opt, i, moment, saved[M.KINDS[moment] .. "." .. p.name], other)
+      end
+    end
   end
 end
 

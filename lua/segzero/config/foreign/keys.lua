@@ -174,8 +174,6 @@ note("it is the part of worker.reward.reward_function behind the colon",
   "worker.reward.reward_function_name")
 
 -- ---- the run ----
-note("segzero --ranks N SCRIPT starts N processes, and mpirun or srun those of several machines",
-  "trainer.n_gpus_per_node", "trainer.nnodes")
 only("trainer.critic_warmup", { "0" }, NO_CRITIC)
 only("trainer.save_model_only", { "false" }, "a checkpoint holds the optimizer too")
 only("trainer.del_local_ckpt_after_load", { "false" }, "a checkpoint that is loaded stays",

@@ -11,9 +11,9 @@
 -- tools/draw.lua has both functions too. Leaves out: choosing rows.
 
 local answer = require "segzero.formats.answer"
+local boxes = require "segzero.data.boxes"
 local coordinates = require "segzero.data.coordinates"
 local figure = require "segzero.tools.drawing.figure"
-local geometry = require "rewards.geometry"
 local image = require "segzero.formats.image"
 local lettering = require "segzero.tools.drawing.lettering"
 local masks = require "segzero.tools.drawing.masks"
@@ -317,9 +317,9 @@ function M.sheet(tiles, columns, opts) return sheet(tiles, columns, opts or {}) 
 -- The true boxes of a record.
 local function true_boxes(record)
   if not record.truth then return { (truth_of.read(record.solution)) } end
-  local boxes = {}
-  for _, object in ipairs(record.truth) do boxes[#boxes + 1] = object.bbox end
-  return boxes
+  local list = {}
+  for _, object in ipairs(record.truth) do list[#list + 1] = object.bbox end
+  return list
 end
 
 -- Why parts of the reward are 0; nothing for a reward of a user's.
@@ -336,7 +336,7 @@ local function note_of(record, found, true_one)
   local words = { ("reward %.3g"):format(record.reward) }
   if record.iou then words[2] = ("mask IoU %.2f"):format(record.iou) end
   if found and found.bbox and true_one then
-    words[#words + 1] = ("box IoU %.2f"):format(geometry.box_iou(found.bbox, true_one))
+    words[#words + 1] = ("box IoU %.2f"):format(boxes.iou(found.bbox, true_one))
   end
   if not found then words[#words + 1] = "no answer" end
   return table.concat(words, ", ")

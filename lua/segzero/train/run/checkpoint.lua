@@ -44,6 +44,7 @@ local core = require "segzero.core.ffi"
 local lora = require "segzero.models.lora"
 local jobs = require "segzero.core.jobs"
 local manifest = require "segzero.runs.manifest"
+local optim_state = require "segzero.train.optim_state"
 local parts = require "segzero.formats.parts"
 local run_folder = require "segzero.runs.run_folder"
 local split = require "segzero.models.split"
@@ -263,12 +264,12 @@ local function parameters_of(vl)
 end
 
 -- Checks that every tensor of `into` has a saved one of its name and shape; if same_dtype, of its
--- dtype too.
-local function compare(path, into, saved, same_dtype)
+-- dtype too. is_free(name): the shape may be another one.
+local function compare(path, into, saved, same_dtype, is_free)
   for name, t in pairs(into) do
     local other = saved[name]
     if not other then error(("checkpoint %s: missing %s"):format(path, name), 0) end
-    if shape_text(other) ~= shape_text(t) and not t.has_blocks then
+    if shape_text(other) ~= shape_text(t) and not (is_free and is_free(name)) then
       local message = "checkpoint %s: %s has shape [%s], expected [%s]"
       error(message:format(path, name, shape_text(other), shape_text(t)), 0)
     end
@@ -324,7 +325,7 @@ local function load_optimizer(path, opt, then_copy)
   end
   local file = path .. "/optimizer.safetensors"
   with(safetensors.load(file), function(saved)
-    compare(file, opt:whole_state(), saved, true)
+    compare(file, opt:whole_state(), saved, true, optim_state.is_scale)
     manifest.check(path)
     opt:set_state(saved)
     then_copy()

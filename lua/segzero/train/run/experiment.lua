@@ -20,8 +20,10 @@ local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local launches = require "segzero.runs.launches"
+local launching = require "segzero.train.run.launching"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
+local opening = require "segzero.models.opening"
 local options = require "segzero.core.options"
 local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
@@ -47,9 +49,10 @@ M.overrides = options.set {
 local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
 
 -- ---- the parts of a run ----
-local function load_policy(cfg)
+-- shards: the group of ranks that the model is split over, or nil.
+local function load_policy(cfg, shards)
   local actor = cfg.worker.actor
-  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype })
+  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype, shards = shards })
   local processor = policy:processor()
   policy:tokenizer()            -- a missing file is an error before the run folder exists
   processor.min_pixels = cfg.data.min_pixels
@@ -60,13 +63,14 @@ end
 
 -- The frozen model, or nil if neither the KL term nor the estimator needs it. With LoRA it is the
 -- policy without adapters.
-local function load_reference(cfg, policy)
+local function load_reference(cfg, policy, shards)
   local actor = cfg.worker.actor
   local ref = cfg.worker.ref
   if not train_options.uses_reference(cfg) then return nil end
   if policy.lora then return lora.reference(policy) end
   local dtype = ref.model.dtype or actor.model.dtype
-  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload })
+  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload,
+    shards = shards })
 end
 
 local function load_segmenter(cfg)
@@ -105,7 +109,7 @@ local function number_of_steps(cfg, train, since)
 end
 
 -- What can be checked before the folder is taken and a weight is read.
-local function prepare(cfg, overrides, ranks, neighbours)
+local function prepare(cfg, overrides, ranks, neighbours, shards)
   -- Loading changes some settings (LoRA freezes the vision tower): runs are compared as given.
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
@@ -117,6 +121,7 @@ local function prepare(cfg, overrides, ranks, neighbours)
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
+  opening.check_split(cfg.worker.actor.model.model_path, shards)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
@@ -141,8 +146,9 @@ end
 
 -- Loads the models, and the checkpoint into them.
 local function load(cfg, overrides, parts, folder)
-  local policy = load_policy(cfg)
-  local reference = load_reference(cfg, policy)
+  local shards = parts.parallel.shard_group
+  local policy = load_policy(cfg, shards)
+  local reference = load_reference(cfg, policy, shards)
   -- A replica's first shard makes the masks.
   local segmenter
   if parts.parallel:is_first() then segmenter = load_segmenter(cfg) end
@@ -324,7 +330,7 @@ local function run(p, cfg, overrides)
   local parts
   p:together(function()
     check_ranks(p, cfg)
-    parts = prepare(cfg, overrides, p.size, p:neighbours())
+    parts = prepare(cfg, overrides, p.size, p:neighbours(), p.shards)
   end)
   parts.parallel = p
   local folder = shared_folder(p, cfg, parts.source)
@@ -357,6 +363,7 @@ M.models = { policy = load_policy, reference = load_reference, segmenter = load_
 function M.run(cfg, overrides)
   overrides = options.check("run", overrides, M.overrides, 2)
   check_overrides(overrides)
+  launching.start(cfg.trainer)
   return stop.run(run_on_ranks, cfg, overrides)
 end
 

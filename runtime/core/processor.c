@@ -1,0 +1,130 @@
+/* processor.c - picks the CPU kernels for the processor that the program runs on.
+ *
+ * An x86-64 build has kernels for several kinds of processors; other builds, and those for one
+ * processor alone (make ARCH=..., and the sanitizers'), have one kind. oneDNN, which computes the
+ * large products, picks its own kernels in the same way; it is told not to go beyond our kind.
+ * Leaves out: AMX kernels of our own (oneDNN has them).
+ */
+#include "processor.h"
+#include <dnnl.h>
+
+/* ---- the kinds, from the plainest to the best ---- */
+#define TABLE(kind) extern const sz_cpu_kernels sz_cpu_kernels_##kind
+#ifdef SZ_ONE_KIND
+TABLE(native);
+#else
+TABLE(baseline);
+TABLE(avx2);
+TABLE(avx2_vnni);
+TABLE(avx512);
+TABLE(avx512_vnni);
+#endif
+
+typedef struct {
+    const char *name;
+    const sz_cpu_kernels *all;  /* every op */
+    const sz_cpu_kernels *int8; /* where the 8-bit products differ, else NULL */
+    dnnl_cpu_isa_t isa;         /* the most that oneDNN may use */
+} kind;
+
+#ifdef SZ_ONE_KIND
+
+static const kind kinds[] = { { SZ_ONE_KIND, &sz_cpu_kernels_native, NULL, dnnl_cpu_isa_all } };
+static bool runs(int i) { return i == 0; }
+
+#else
+
+enum { BASELINE, AVX2, AVX2_VNNI, AVX512, AVX512_VNNI };
+
+static const kind kinds[] = {
+    [BASELINE] = { "baseline", &sz_cpu_kernels_baseline, NULL, dnnl_cpu_isa_sse41 },
+    [AVX2] = { "avx2", &sz_cpu_kernels_avx2, NULL, dnnl_cpu_isa_avx2 },
+    [AVX2_VNNI] = { "avx2_vnni", &sz_cpu_kernels_avx2, &sz_cpu_kernels_avx2_vnni,
+                    dnnl_cpu_isa_avx2_vnni },
+    [AVX512] = { "avx512", &sz_cpu_kernels_avx512, NULL, dnnl_cpu_isa_avx512_core },
+    [AVX512_VNNI] = { "avx512_vnni", &sz_cpu_kernels_avx512, &sz_cpu_kernels_avx512_vnni,
+                      dnnl_cpu_isa_all },
+};
+
+/* Leaf 7, subleaf 1: this compiler's __builtin_cpu_supports does not know AVX-VNNI. */
+static bool has_avx_vnni(void)
+{
+    unsigned a = 7;
+    unsigned b;
+    unsigned c = 1;
+    unsigned d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return a & 1u << 4;
+}
+
+/* Whether this processor and its system run kernels of kind i. */
+static bool runs(int i)
+{
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    switch (i) {
+    case BASELINE: return true;
+    case AVX2: return avx2;
+    case AVX2_VNNI: return avx2 && has_avx_vnni();
+    case AVX512: return avx512;
+    default: return avx512 && __builtin_cpu_supports("avx512vnni");
+    }
+}
+
+#endif
+
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
+/* ---- the choice ---- */
+static sz_cpu_kernels kernels;
+static int chosen = -1;
+
+static void choose(int i)
+{
+    kernels = *kinds[i].all;
+    if (kinds[i].int8) kernels.ops[SZ_OP_linear_int8] = kinds[i].int8->ops[SZ_OP_linear_int8];
+    /* It refuses once it has computed something; it then keeps what it has. */
+    dnnl_set_max_cpu_isa(kinds[i].isa);
+    chosen = i;
+}
+
+static int best(void)
+{
+    int i = KINDS - 1;
+    while (!runs(i)) i--;
+    return i;
+}
+
+const sz_cpu_kernels *sz_processor(void)
+{
+    if (chosen < 0) choose(best());
+    return &kernels;
+}
+
+/* ---- for scripts ---- */
+int sz_processor_count(void) { return KINDS; }
+
+const char *sz_processor_name(int i)
+{
+    if (i < 0 || i >= KINDS) return sz_null("there is no kind %d of processor", i);
+    return kinds[i].name;
+}
+
+int sz_processor_runs(int i) { return i >= 0 && i < KINDS && runs(i); }
+
+int sz_processor_chosen(void)
+{
+    sz_processor();
+    return chosen;
+}
+
+int sz_processor_choose(int i)
+{
+    if (!sz_processor_name(i)) return -1;
+    if (!runs(i)) return sz_fail("this processor cannot run the kernels of '%s'", kinds[i].name);
+    choose(i);
+    return 0;
+}

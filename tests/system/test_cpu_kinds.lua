@@ -1,0 +1,79 @@
+-- test_cpu_kinds.lua - the CPU kernels of each kind of processor (SEGZERO_CPU): the products,
+-- attention and optimizer against the reference kernels, 8-bit products of the same bits, sampling,
+-- and what the program says of kinds that it does not have.
+-- Leaves out: the other ops. SEGZERO_CPU=kind ./segzero tests/unit/test_ops.lua runs all.
+
+local ffi = require "ffi"
+local check = require "tests.support.check"
+local core = require "segzero.core.ffi"
+local host = require "segzero.host"
+local process = require "tests.support.process"
+
+local C = core.C
+
+local function run(kind, ...)
+  return process.run({ host.executable, "--threads", "1", ... },
+    { timeout = 120, env = { SEGZERO_CPU = kind } })
+end
+
+local kinds = {}
+local names = {}
+for i = 0, C.sz_processor_count() - 1 do
+  names[i + 1] = ffi.string(C.sz_processor_name(i))
+  if C.sz_processor_runs(i) == 1 then kinds[#kinds + 1] = names[i + 1] end
+end
+
+-- Sizes with remainders in every direction: 8-bit products and a draw of tokens from them.
+local SCRIPT = [[
+  local sz = require "segzero"
+  local tensor = require "segzero.core.tensor"
+  tensor.manual_seed(3)
+  local w = tensor.randn { 83, 397 }
+  local q, scale = w:quantize_int8(nil, nil)
+  for _, rows in ipairs { 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 25 } do
+    local y = tensor.randn { rows, 397 }:linear_int8(q, scale, nil, 83)
+    print(rows, y:sum_squares():item())
+  end
+]]
+
+check.case("8-bit products are the same on all kinds", function()
+  local first
+  for _, kind in ipairs(kinds) do
+    local output, status = run(kind, "-e", SCRIPT)
+    check.equal(status, 0, kind .. ": " .. output)
+    local sums = {}
+    for value in output:gmatch "\t(%S+)" do sums[#sums + 1] = tonumber(value) end
+    check.equal(#sums, 11, kind .. ": all sizes")
+    first = first or sums
+    -- The integers are the same; scaling them may be one rounding or two.
+    for i, value in ipairs(sums) do
+      check.near(value / first[i], 1, 1e-6, ("%s: size %d"):format(kind, i))
+    end
+  end
+end)
+
+check.case("ops that kinds have their own code for", function()
+  for _, kind in ipairs(kinds) do
+    for _, op in ipairs { "linear_int8", "linear_cat", "attention_cached", "adamw" } do
+      local output, status = run(kind, "tests/unit/test_ops.lua", "case=" .. op)
+      check.equal(status, 0, ("%s, %s: %s"):format(kind, op, output))
+      check.ok(output:find ", 0 failed", ("%s, %s: the checks ran"):format(kind, op))
+    end
+  end
+end)
+
+check.case("doctor names the kernels", function()
+  for _, kind in ipairs(kinds) do
+    local output = run(kind, "doctor")
+    check.equal(output:match "\nkernels +(%S+)", kind, "the kind in use")
+  end
+end)
+
+check.case("a kind that there is not", function()
+  local output, status = run("pentium", "-e", "require 'segzero'")
+  check.equal(status, 1, "exit status")
+  check.equal(output, ("segzero: SEGZERO_CPU=pentium: the kinds of kernels are %s\n"):format(
+    table.concat(names, ", ")), "one line that lists them")
+end)
+
+check.finish()
