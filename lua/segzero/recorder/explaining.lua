@@ -125,8 +125,9 @@ local function tile_of(row, one)
   local true_one = to_image(row, marks.solution(row.solution))
   return { image = row.image, truth = true_one and true_one.bbox,
     bbox = answered and answered.bbox, points = answered and answered.points,
-    label = ("answer %s: reward %s"):format(tostring(one.answer), text.number(one.reward)),
-    note = ("advantage %+.2f"):format(one.advantage or 0) }
+    label = ("answer %s: reward %s, advantage %+.2f"):format(tostring(one.answer),
+      text.number(one.reward), one.advantage or 0),
+    text = one.text, parts = one.parts, zeros = one.why }
 end
 
 local function write_image(e, row, path)
@@ -134,7 +135,7 @@ local function write_image(e, row, path)
   local tiles = {}
   for i, one in ipairs(e.answers) do tiles[i] = tile_of(row, one) end
   local sheet = draw.sheet(tiles, math.min(4, #tiles),
-    { title = ("step %d: %s"):format(e.step, e.problem) })
+    { title = e.problem, subtitle = ("step %d, row %s"):format(e.step, e.row) })
   sheet:save(path)
   sheet:free()
   e.image = path
