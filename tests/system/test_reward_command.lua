@@ -137,6 +137,40 @@ check.case("what cannot be recomputed is said", function()
   has(reward(scorer, "--replay", run, "step=9"), "has no answers of step 9", "no such step")
 end)
 
+check.case("rows of files have their columns, and their image when it is asked for", function()
+  local folder = place .. "/files"
+  files.make_dir(folder)
+  local image = sz.image.new(84, 84)
+  for i = 1, 4 do image:save(("%s/%d.png"):format(folder, i)) end
+  image:free()
+  local lines = {}
+  for i = 1, 4 do
+    lines[i] = ('{"id": "r%d", "problem": "the square", "kind": "square", "image": "%d.png", '
+      .. '"solution": "<box>(10,20),(50,60)</box><points>(20,30),(40,50)</points>"}\n'):format(i, i)
+  end
+  files.write(folder .. "/data.jsonl", table.concat(lines))
+  local second = place .. "/second"
+  local text, status = mini.recipe(dir, { "trainer.max_steps=2", "data.val_files=None",
+    "trainer.save_freq=-1", "worker.reward.compute_score=" .. scorer, "data.train_files=" .. folder,
+    "worker.reward.sam2_path=none", "trainer.save_checkpoint_path=" .. second })
+  check.equal(status, 0, text:sub(-300))
+  local looks = write("looks.lua", "return function(_, _, row) return row.kind == 'square' and "
+    .. "row.frame == 84 and row.image:totensor():numel() == 84 * 84 * 3 and "
+    .. "row.images[1].width == 84 and 1 or 0 end\n")
+  text, status = reward(looks, "--replay", second)
+  check.equal(status, 0, text)
+  check.ok(text:find "score: mean 1, std 0", "columns, frame and pixels: " .. text)
+  -- Pixels that cannot be decoded are a failure of a reward that looks at them only.
+  for i = 1, 4 do
+    local path = ("%s/%d.png"):format(folder, i)
+    files.write(path, files.read(path):sub(1, 60))
+  end
+  check.equal(select(2, reward(scorer, "--replay", second)), 0, "the text is enough")
+  text, status = reward(looks, "--replay", second)
+  check.equal(status, 1, "pixels are not")
+  has(text, "the reward failed on 12 of 12 answers", "how many")
+end)
+
 -- ---- watching ----
 check.case("a saved file is tried again, and Ctrl-C ends it", function()
   local path = write("watched.lua", "return function() return 1 end\n")

@@ -77,10 +77,10 @@ local function load_reward(cfg, notes)
   return nil
 end
 
-local function explain(bench, row, record)
+local function explain(bench, row, record, complete)
   if not bench then return {} end
   local item = { text = record.text }
-  bench:judge(row, { item })
+  bench:judge(row, { item }, not complete)
   return reasons.zeros(item.parts, item.why)
 end
 
@@ -137,11 +137,13 @@ local function extreme(which, sign, run, step, count, o)
   local bench = reward and judging.new { reward = reward,
     segmenter = judging.segmenter(cfg.worker.reward.sam2_path) }
   local tiles = {}
+  local rows = {}
   for i, record in ipairs(chosen(folder, step, check_count(count), sign)) do
     local row, complete = stored:row(tostring(record.row), record)
     local one = as_entry(record)
-    one.why = explain(bench, row, record)
+    one.why = explain(bench, row, record, complete)
     list[i] = one
+    rows[i] = row
     if complete then tiles[#tiles + 1] = tile_of(row, one) end
   end
   for _, note in ipairs(stored:notes()) do table.insert(list.notes, note) end
@@ -149,7 +151,7 @@ local function extreme(which, sign, run, step, count, o)
     list.sheet = sheets.answers(o.sheet or sheets.free_path(which), tiles,
       ("The %s answers of step %d"):format(which, step), visible.line(folder, 60))
   end
-  for _, tile in ipairs(tiles) do tile.image:free() end
+  for _, row in ipairs(rows) do stored:release(row) end
   return list
 end
 

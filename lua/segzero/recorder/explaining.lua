@@ -88,7 +88,7 @@ local function answers_of(group)
 end
 
 -- The reward once more, for its words. Parts that it gives differently now are a note.
-local function add_reasons(e, cfg, row)
+local function add_reasons(e, cfg, row, complete)
   local o = cfg.worker.reward
   local ok, reward = pcall(runner.load, o.compute_score, o.reward_function_kwargs, o.timeout)
   if not ok then
@@ -99,7 +99,7 @@ local function add_reasons(e, cfg, row)
     segmenter = judging.segmenter(o.sam2_path) }
   local items = {}
   for i, one in ipairs(e.answers) do items[i] = { text = one.text, other = one.reward } end
-  bench:judge(row, items)
+  bench:judge(row, items, not complete)
   local judged = {}
   for i, item in ipairs(items) do
     if item.score then
@@ -216,11 +216,11 @@ function M.run(folder, step, wanted, options)
   local stored = stored_rows.open(cfg)
   local row, complete = stored:row(group.row, first)
   for _, note in ipairs(stored:notes()) do e.notes[#e.notes + 1] = note end
-  add_reasons(e, cfg, row)
+  add_reasons(e, cfg, row, complete)
   if complete then
     write_image(e, row, options.image or image_path(folder, step, group.row))
-    row.image:free()
   end
+  stored:release(row)
   if options.replay then add_update(e, folder, options) end
   return e
 end

@@ -85,8 +85,8 @@ function M.run(folder, reward, o)
     local row, complete = stored:row(group.row, group.records[1])
     local items = items_of(group)
     if not complete then result.incomplete = result.incomplete + #items end
-    result.bench:judge(row, items)
-    if row.image then row.image:free() end
+    result.bench:judge(row, items, not complete)
+    stored:release(row)
     take(result, items)
     tick(result)
   end, { step = o.step })
