@@ -76,7 +76,8 @@ check.case("a run notes how it was started", function()
   changed("A", "T", "launches.jsonl", function(text)
     return (text:gsub('"threads":1', '"threads":3'))
   end)
-  has(replay("T", "step=1"), "started in another way than the run: threads 1 (was 3)", "another start")
+  has(replay("T", "step=1"), "started in another way than the run: threads 1 (was 3)",
+    "another start")
 end)
 
 check.case("LoRA and a reference run again, too", function()
@@ -116,8 +117,8 @@ check.case("the first number that differs is named", function()
   local text, status = replay("B", "step=3")
   check.equal(status, 1, text)
   has(text, "step 3: not the same", "the step")
-  check.ok(text:find "first: logprobs of row train%-%d+, answer %d, token 2: %-[%d.e-]+, was %-0%.5",
-    "the number: " .. text)
+  local first = "first: logprobs of row train%-%d+, answer %d, token 2: %-[%d.e-]+, was %-0%.5"
+  check.ok(text:find(first), "the number: " .. text)
   has(text, "other log-probabilities in 1 of 6 answers", "how many")
   has(text, "likely: ", "a reason")
 

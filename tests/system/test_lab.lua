@@ -1,6 +1,6 @@
--- test_lab.lua - the prompt lab: comparisons with intervals, sweeps, one answer and its tokens, what
--- the image does to a token (against finite differences), the worst answers of a run; and prompt=
--- and reward= of recipes/evaluate.lua.
+-- test_lab.lua - the prompt lab: comparisons with intervals, sweeps, one answer and its tokens,
+-- what the image does to a token (against finite differences), the worst answers of a run; and
+-- prompt= and reward= of recipes/evaluate.lua.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"

@@ -109,8 +109,8 @@ check.case("the stored answers of a run are scored again", function()
   has(text, "all 18 rewards are the stored ones, to the last digit", "the same reward")
 
   local output = place .. "/new.jsonl"
-  local frames = write("frames.lua", "return function(_, _, row) return row.frame == 84 and row.image"
-    .. " and row.mask and 1 or 0 end\n")
+  local frames = write("frames.lua", "return function(_, _, row) return row.frame == 84 and "
+    .. "row.image and row.mask and 1 or 0 end\n")
   text = reward(frames, "--replay", run, "step=2", "output=" .. output)
   has(text, "6 answers to 2 prompts", "one step")
   check.ok(text:find "score: mean 1, std 0", "the rows have frame, image and mask: " .. text)

@@ -11,9 +11,9 @@
 --                  length =, cut = share of answers without an end, rows = of asking.lua}
 --     tostring(result), result:show()
 --
--- An interval is the 2.5 and 97.5 percentiles over 2,000 resamples of rows (evaluation/metrics.lua);
--- a row counts with the mean of its answers. Differences are taken row by row, so rows that are easy
--- or hard do not widen them. Leaves out: several models at once.
+-- An interval is the 2.5 and 97.5 percentiles over 2,000 resamples of rows
+-- (evaluation/metrics.lua); a row counts with the mean of its answers. Differences are taken row by
+-- row, so rows that are easy or hard do not widen them. Leaves out: several models at once.
 
 local asking = require "segzero.lab.asking"
 local metrics = require "segzero.evaluation.metrics"

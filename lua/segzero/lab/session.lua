@@ -1,7 +1,7 @@
 -- session.lua - the models that the prompt lab asks: opened once and kept.
 --
---   session.use(vl)                 a model that is open, or the name of one: a folder, a run, a hub
---                                   name; nil: the embedded one
+--   session.use(vl)                 a model that is open, or the name of one: a folder, a run, a
+--                                   hub name; nil: the embedded one
 --   session.use(vl, sam)            and a SAM2 model: open, or its path; false: none
 --   session.policy() -> model       opens the embedded one if none was named
 --   session.segmenter() -> of inference/segmenter.lua, or nil

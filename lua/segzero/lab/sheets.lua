@@ -9,7 +9,8 @@
 --   sheets.save_image(path, img) -> path            makes the folder
 --   sheets.free_path(name) -> "runs/lab/NAME.png", or NAME-2.png, ... if that is there
 --
--- A tile shows the true box, and box and points of the row's best answer. At most 12 rows are drawn.
+-- A tile shows the true box, and box and points of the row's best answer. At most 12 rows are
+-- drawn.
 -- Leaves out: masks.
 
 local draw = require "segzero.tools.draw"

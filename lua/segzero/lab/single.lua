@@ -5,8 +5,8 @@
 --     text    the question, which goes through the prompt (options.prompt: seg_zero); prompt =
 --             "plain" asks it as it is
 --     a.text, a.ids, a.logprobs, a.finish     as rollout.generate returns them
---     a.found         boxes and points in the image's pixels; nil if it cannot be read, and a.unread
---                     says why
+--     a.found         boxes and points in the image's pixels; nil if it cannot be read, and
+--                     a.unread says why
 --     a:mask()        u8 [height, width] by SAM2, or nil; kept with the answer
 --     a:save(path)    an image with boxes, points and mask -> path; a:show() shows it at the prompt
 --     a:free()        its image, input and mask; otherwise the collector does

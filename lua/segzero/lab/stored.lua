@@ -1,5 +1,5 @@
--- stored.lua - the answers that a run stored, in the prompt lab: the worst of a step, and all of them
--- scored again.
+-- stored.lua - the answers that a run stored, in the prompt lab: the worst of a step, and all of
+-- them scored again.
 --
 --   stored.worst(run, step, count, { sheet = path or false }) -> list
 --   stored.best(...)

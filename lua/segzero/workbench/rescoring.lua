@@ -10,10 +10,11 @@
 --     result.incomplete answers whose row has only question, solution and text
 --   rescoring.lines(result, options) -> lines, and whether the reward failed somewhere
 --       options: name, folder, worst
---   rescoring.json_lines(result) -> text     a line for each answer: step, row, answer, reward, parts
+--   rescoring.json_lines(result) -> text     a line for each answer: step, row, reward, parts, ...
 --
 -- Masks are not stored in a run: where a reward asks for row.segment, SAM2 of the run's settings
--- makes them again. A run made by a script's own reward or data set has only what rollouts.jsonl says.
+-- makes them again. A run made by a script's own reward or data set has only what rollouts.jsonl
+-- says.
 -- Leaves out: rewards of the held-out rows, whose answers are not stored.
 
 local core = require "segzero.core.ffi"
@@ -159,8 +160,8 @@ local function notes_of(result)
   local lines = {}
   for i, note in ipairs(result.notes) do lines[i] = "note: " .. visible.line(note, 300) end
   if result.incomplete > 0 then
-    lines[#lines + 1] = ("note: %d answers were scored without image, mask and columns of their row")
-      :format(result.incomplete)
+    local text_of_note = "note: %d answers were scored without image, mask and columns of their row"
+    lines[#lines + 1] = text_of_note:format(result.incomplete)
   end
   return lines
 end

@@ -1,11 +1,11 @@
--- stored_rows.lua - the rows of a finished run again, as its reward saw them: from the data set that
--- the run's settings name.
+-- stored_rows.lua - the rows of a finished run again, as its reward saw them: from the data set
+-- that the run's settings name.
 --
 --   local stored = stored_rows.open(cfg)           cfg: the run's config.json
 --   local row, complete = stored:row(id, record)   record: an answer to it, from rollouts.jsonl
---       complete: with image, columns, frames and mask, if the data have one. An image that is a file
---       is read when row.image is first asked for: most rewards judge texts. Otherwise the row has
---       only what the record says: id, problem, solution, frame if it is known
+--       complete: with image, columns, frames and mask, if the data have one. An image that is a
+--       file is read when row.image is first asked for: most rewards judge texts. Otherwise the row
+--       has only what the record says: id, problem, solution, frame if it is known
 --   stored:release(row)                            frees its image
 --   stored:notes() -> texts                        what could not be had, and why
 --
