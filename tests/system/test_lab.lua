@@ -76,6 +76,18 @@ check.case("three prompts on ten rows: one call, one table, one sheet", function
   check.equal(again.sheet, nil, "no sheet")
 end)
 
+check.case("a model of one call does not change the model of the others", function()
+  local rows = open(84):sample(2)
+  local before = session.policy()
+  local other = lab.compare { prompts = { "{question}" }, rows = rows, model = dir,
+    sheet = false, max_new_tokens = 4 }
+  check.equal(#other[1].rows, 2, "asked")
+  check.ok(session.policy() == before, "the model of lab.use stays")
+  check.raises(function()
+    lab.compare { prompts = { "{question}" }, rows = rows, model = place .. "/nothing" }
+  end, "model: ", "a model that is not there")
+end)
+
 check.case("a comparison scores what training scores", function()
   local set = open(112)
   local frames = 0

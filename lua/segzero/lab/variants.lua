@@ -58,7 +58,7 @@ end
 
 function M.policy(o)
   if type(o.model) == "table" then return o.model end
-  if o.model ~= nil then return session.use(o.model) end
+  if o.model ~= nil then return session.open(o.model) end
   return session.policy()
 end
 

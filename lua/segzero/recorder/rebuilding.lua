@@ -26,6 +26,7 @@ local folders = require "segzero.core.folders"
 local grpo = require "segzero.config.grpo"
 local loggers = require "segzero.log.loggers"
 local parallel = require "segzero.train.parallel"
+local paths = require "segzero.config.paths"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local resuming = require "segzero.runs.resuming"
@@ -83,6 +84,9 @@ local function complete(cfg)
     if value == nil and not row.optional then value = row.default end
     schema.put(cfg, row.key, value)
   end
+  local model = cfg.worker.actor.model
+  model.model_path = paths.stored(model.model_path)
+  cfg.worker.reward.sam2_path = paths.stored(cfg.worker.reward.sam2_path)
   return cfg
 end
 

@@ -21,6 +21,7 @@ local core = require "segzero.core.ffi"
 local disagreement = require "segzero.workbench.disagreement"
 local files = require "segzero.core.files"
 local judging = require "segzero.workbench.judging"
+local paths = require "segzero.config.paths"
 local rollouts = require "segzero.runs.rollouts"
 local run_folder = require "segzero.runs.run_folder"
 local stored_rows = require "segzero.workbench.stored_rows"
@@ -36,7 +37,19 @@ local now = core.C.sz_seconds
 -- The settings of a run folder, or an error in one line.
 function M.settings(folder)
   run_folder.check_run(folder)
-  return files.read_json_object(folder .. "/config.json")
+  local cfg = files.read_json_object(folder .. "/config.json")
+  local model = cfg.worker.actor.model
+  model.model_path = paths.stored(model.model_path)
+  cfg.worker.reward.sam2_path = paths.stored(cfg.worker.reward.sam2_path)
+  return cfg
+end
+
+-- SAM2 for masks; nil and why if it is gone.
+local function segmenter_of(path)
+  if type(path) ~= "string" or path == "none" then path = "" end
+  local ok, why = pcall(paths.check_sam2, "worker.reward.sam2_path", path)
+  if ok then return judging.segmenter(path) end
+  return nil, core.plain(why)
 end
 
 local function items_of(group)
@@ -76,11 +89,10 @@ end
 function M.run(folder, reward, o)
   local cfg = M.settings(folder)
   local stored = stored_rows.open(cfg)
-  local path = o.sam2_path or cfg.worker.reward.sam2_path
-  if path == "none" then path = "" end
+  local segmenter, gone = segmenter_of(o.sam2_path or cfg.worker.reward.sam2_path)
   local result = { items = {}, good = {}, groups = {}, incomplete = 0 }
-  result.bench = judging.new { reward = reward, timeout = o.timeout,
-    segmenter = judging.segmenter(path) }
+  result.bench = judging.new { reward = reward, timeout = o.timeout, segmenter = segmenter }
+  if gone then stored:note("masks cannot be made again: " .. gone) end
   local tick = new_progress(o.say)
   rollouts.groups(folder .. "/rollouts.jsonl", function(group)
     local row, complete = stored:row(group.row, group.records[1])
