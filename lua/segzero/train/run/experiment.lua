@@ -19,6 +19,7 @@ local data_sets = require "segzero.train.run.data_sets"
 local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local launches = require "segzero.runs.launches"
 local launching = require "segzero.train.run.launching"
 local learned = require "segzero.train.run.learned"
 local loop = require "segzero.train.run.loop"
@@ -161,6 +162,7 @@ local function load(cfg, overrides, parts, folder)
     else
       files.write(folder .. "/config.json", parts.settings)
     end
+    launches.note(folder, launches.of(t))
   end
   local t = trainer.new {
     config = cfg, policy = policy, reference = reference, segmenter = segmenter,
