@@ -44,7 +44,8 @@ local FREE = {
   "worker.actor.micro_batch_size_per_device_for_update",
   "worker.actor.micro_batch_size_per_device_for_experience",
   "worker.rollout.cache_gib", "worker.rollout.gpu_memory_utilization",
-  "worker.ref.offload.param_offload", "worker.reward.compute_score", "worker.reward.timeout",
+  "worker.ref.offload.param_offload", "worker.actor.offload.optimizer_offload",
+  "worker.actor.offload.param_offload", "worker.reward.compute_score", "worker.reward.timeout",
   "worker.reward.on_error", "worker.reward.reload", "trainer.max_bad_updates",
 }
 
