@@ -141,6 +141,24 @@ check.case("groups move until replicas have about as many tokens, and nothing ch
   check.equal({ four[2], four[3] }, { two[1], two[1] }, "the same with shards")
 end)
 
+check.case("answers that a reward fails on are counted over all ranks", function()
+  files.write(place .. "/partial.lua", [[
+    return function(text)
+      if #text % 2 == 0 then error "an even answer" end
+      return #text % 7
+    end]])
+  local kind = { "trainer.max_steps=1", "data.val_files=None", "worker.reward.on_error=zero",
+    "worker.reward.compute_score=" .. place .. "/partial.lua" }
+  local counts = {}
+  for i, split in ipairs { { 1, 1 }, { 2, 1 }, { 2, 2 }, { 4, 2 } } do
+    local name = ("errors_%d_%d"):format(unpack(split))
+    runs.train(split[1], name, words_of(kind, split[2]))
+    counts[i] = runs.records(name, "metrics")[1].reward_errors
+  end
+  check.ok(counts[1] > 0 and counts[1] < 8, "some answers fail: " .. counts[1])
+  check.equal({ counts[2], counts[3], counts[4] }, { counts[1], counts[1], counts[1] }, "counts")
+end)
+
 -- ---- what all shards have ----
 -- A reward that differs from rank to rank, as a random one would. After each step the ranks compare
 -- the weights of which they have copies: whole ones, and slices by their first element.
