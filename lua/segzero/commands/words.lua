@@ -128,7 +128,8 @@ function M.schema(script)
 end
 
 -- Files of rewards/ that the rewards share.
-local NO_REWARD = { geometry = true, number_arrays = true, object_pairs = true, seg_terms = true }
+local NO_REWARD = { geometry = true, number_arrays = true, object_pairs = true, reasons = true,
+  seg_terms = true }
 
 -- Segzero's own rewards by name, and files.
 function M.rewards(prefix)
