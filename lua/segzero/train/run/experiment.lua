@@ -215,7 +215,7 @@ end
 -- In plain words, with the images that show it.
 local function explain(t, before, after)
   for _, line in ipairs(learned.lines(before, after)) do say(t, "%s", line) end
-  say(t, "  see %s/before.png and %s/after.png", t.folder, t.folder)
+  say(t, "  see %s/before_after.png, before.png and after.png", t.folder)
 end
 
 local function evaluate_after(t, before)
