@@ -33,7 +33,7 @@ local function path_of(name)
 end
 
 -- Changes when the file is written or replaced; "" if there is none.
-function M.mark(path)
+local function mark_of(path)
   local s = require("posix.sys.stat").stat(path)
   if not s then return "" end
   return ("%d %d %d %d"):format(s.st_ino, s.st_mtime, s.st_size, s.st_ctime)
@@ -43,7 +43,7 @@ function M.new(name, kwargs, seconds)
   local path = path_of(name)
   if not path or not files.exists(path) then return nil end
   return setmetatable({ name = name, path = path, kwargs = kwargs, seconds = seconds,
-    mark = M.mark(path), text = files.read(path) }, mt)
+    mark = mark_of(path), text = files.read(path) }, mt)
 end
 
 -- ---- the copies in the run folder ----
@@ -76,14 +76,21 @@ function methods:begin(t)
 end
 
 -- ---- a change ----
+local FRESH = 2                 -- seconds: times of files are whole seconds, and it may change again
+
+local function is_fresh(path)
+  local s = require("posix.sys.stat").stat(path)
+  return s ~= nil and s.st_mtime >= os.time() - FRESH
+end
+
 local function changed_text(self)
-  local mark = M.mark(self.path)
-  if mark == self.mark or mark == "" then return nil end
+  local mark = mark_of(self.path)
+  if mark == "" or mark == self.mark and not is_fresh(self.path) then return nil end
   local text = files.read(self.path)
   -- A file that is being written is read at the next step.
-  if not text or M.mark(self.path) ~= mark then return nil end
+  if not text or mark_of(self.path) ~= mark then return nil end
   self.mark = mark
-  if text ~= self.text then return text end
+  if text ~= self.text and text ~= self.refused then return text end
   return nil
 end
 
@@ -100,6 +107,7 @@ function methods:look(t)
   local ok, reward = pcall(loading.load, self.name, self.kwargs, self.seconds, text)
   if not ok then
     if core.is_interrupt(reward) then error(reward, 0) end
+    self.refused = text
     return say(t, REFUSED, self.path, visible.line(tostring(reward):match "^[^\n]*", 300))
   end
   local step = t.global_step + 1
