@@ -100,15 +100,28 @@ local CHANGED = "  reward changed: %s judges from step %d on; rewards before and
   .. "held-out ones too, are not comparable"
 local REFUSED = "  warning: %s has changed and does not load, so the old reward stays: %s"
 
+-- Why the new version does not load, on the first rank where it does not; nil if it does on all.
+local function failure_of(t, ok, reward)
+  local all = t.parallel:agreed(function()
+    if ok then return false end
+    return tostring(reward):match "^[^\n]*"
+  end)
+  for r = 1, t.parallel.size do
+    if all[r] then return all[r] end
+  end
+  return nil
+end
+
 function methods:look(t)
   if t.reward ~= self.reward then return end
   local text = t.parallel:on_root(function() return changed_text(self) end)
   if not text then return end
   local ok, reward = pcall(loading.load, self.name, self.kwargs, self.seconds, text)
-  if not ok then
-    if core.is_interrupt(reward) then error(reward, 0) end
+  if not ok and core.is_interrupt(reward) then error(reward, 0) end
+  local why = failure_of(t, ok, reward)
+  if why then
     self.refused = text
-    return say(t, REFUSED, self.path, visible.line(tostring(reward):match "^[^\n]*", 300))
+    return say(t, REFUSED, self.path, visible.line(why, 300))
   end
   local step = t.global_step + 1
   if t.parallel:is_root() then
