@@ -110,7 +110,7 @@ end
 function M.models(prefix)
   local out = M.cached "models"
   for _, path in ipairs(EMBEDDED) do
-    if folders.kind(path) then out[#out + 1] = path end
+    if folders.kind(path) or folders.kind(host.root .. "/" .. path) then out[#out + 1] = path end
   end
   return M.filter(out, prefix)
 end
