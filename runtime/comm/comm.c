@@ -53,9 +53,9 @@ const char *sz_comm_stray(void)
 const char *sz_comm_transport_name(void)
 {
     switch (launch()->kind) {
-        case SZ_LAUNCH_MPI: return "MPI";
-        case SZ_LAUNCH_TCP: return "TCP";
-        default: return "";
+    case SZ_LAUNCH_MPI: return "MPI";
+    case SZ_LAUNCH_TCP: return "TCP";
+    default: return "";
     }
 }
 

@@ -13,9 +13,6 @@
 #include <cstdlib>
 #include <vector>
 
-/* core/random.c refers to it for tensors that are parts, of which there are none here. */
-extern "C" int sz_place_check(const sz_place *, int64_t, int64_t) { abort(); }
-
 extern "C" {
 #define OP(name) \
     int sz_cuda_##name(const sz_call *c); \
@@ -463,8 +460,8 @@ static void test_sample(const sample_case &t)
     const uint8_t *known = t.penalty == 1 ? NULL : seen.data();
     std::vector<int32_t> got(rows), want(rows);
     std::vector<float> got_logprob(rows), want_logprob(rows);
-    int rc = sz_cpu_sample(&logits.host, &s, bans, known, row.data(), answer.data(), position.data(),
-                       want.data(), want_logprob.data());
+    int rc = sz_cpu_sample(&logits.host, &s, bans, known, row.data(), answer.data(),
+                           position.data(), want.data(), want_logprob.data());
     expect(rc == 0, "reference runs", where, 0);
     rc = sz_cuda_sample(&logits.device, &s, bans, known, row.data(), answer.data(), position.data(),
                         got.data(), got_logprob.data());

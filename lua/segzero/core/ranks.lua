@@ -12,6 +12,8 @@
 --   world:sum_gradient(t)                the gradient of parameter t, zeros where it has none
 --   world:sum_gradient_parts(pointers, n, bounds)    the same for the ranges that this rank has
 --   world:gather_parts(pointers, n, bounds)          the ranges of all ranks go to all (comm.h)
+--   world:columns_to_rows(t, run, skip) -> {tensor =, first =}     of a matrix whose columns are
+--                                        divided; nil where this rank gets no row (comm.h)
 --   world:broadcast(t, root)             t of rank `root` becomes t of all
 --   world:all_gather(part, whole)        whole = the parts of all ranks, in their order
 --   world:reduce_scatter(whole, part)    part = this rank's part of the sum
@@ -95,6 +97,14 @@ end
 
 function methods:gather_parts(pointers, n, bounds)
   check(C.sz_comm_gather_parts(self.pointer, pointers, n, bounds))
+end
+
+function methods:columns_to_rows(t, run, skip)
+  local rows = ffi.new "sz_tensor *[1]"
+  local first = ffi.new "int64_t[1]"
+  check(C.sz_comm_columns_to_rows(self.pointer, handle.pointer(t, 2), run, skip, rows, first))
+  if rows[0] == nil then return nil end
+  return { tensor = handle.wrap(rows[0]), first = tonumber(first[0]) }
 end
 
 function methods:broadcast(t, root)
