@@ -7,7 +7,6 @@
 -- Prints "ok N" with the number of values and gradients that were compared, and fails at the first
 -- wrong one. What all shards have must have the same bits.
 
-local ffi = require "ffi"
 local sz = require "segzero"
 local mini = require "tests.support.miniature"
 local split = require "tests.support.split_model"
