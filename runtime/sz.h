@@ -197,7 +197,10 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
  * a multiple of 512. It has state of these parts, as [count[i]], and updates them with the numbers
  * that the whole would get. */
 sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
-                             const int64_t *first, const int64_t *count);
+                             const int64_t *first, const int64_t *count, int offload);
+/* offload, for parameters on a device: what of the state is in host memory between updates, while
+ * copies of it run beside the update. It changes no number. */
+enum { SZ_OFFLOAD_MOMENTS = 1, SZ_OFFLOAD_MASTERS = 2 };
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);
@@ -263,6 +266,8 @@ int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const
                      const sz_place *places, int n);
 /* Makes a safetensors file with this header and of this length in all, whose data is zeros. */
 int sz_shared_file_begin(const char *path, const char *header, size_t header_len, int64_t bytes);
+/* Writes one such tensor at once, and does not sync. */
+int sz_shared_file_put(const char *path, sz_tensor *t, int64_t begin, const sz_place *place);
 /* Takes over w, also when it fails. */
 sz_job *sz_writing_start(sz_writing *w);
 /* Starts what the list has so far. When that job has ended more can be added, and the list started

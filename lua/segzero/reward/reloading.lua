@@ -8,10 +8,11 @@
 --   reloading.use_stored(t, folder, step)    the reward that judged this step of an old run, from
 --                                 its folder
 --
--- Rank 0 looks at the file and gives its text to all ranks, so that all change at the same step. The
--- run says so in a note. A version that does not load is a note as well, and the old one stays. The
--- run folder keeps what judged: a copy named reward_step_ and a number is the text that counts from
--- that step on, until the next copy; without a change there is none. A hook that sets t.reward ends the watching.
+-- Rank 0 looks at the file and gives its text to all ranks, so that all change at the same step.
+-- The run says so in a note. A version that does not load is a note as well, and the old one stays.
+-- The run folder keeps what judged: a copy named reward_step_ and a number is the text that counts
+-- from that step on, until the next copy; without a change there is none. A hook that sets t.reward
+-- ends the watching.
 -- Leaves out: modules that the file requires.
 
 local core = require "segzero.core.ffi"
@@ -88,8 +89,8 @@ end
 
 local function say(t, text, ...) t.log:text(t.global_step, "run", text:format(...)) end
 
-local CHANGED = "  reward changed: %s judges from step %d on; rewards before and after, the held-out "
-  .. "ones too, are not comparable"
+local CHANGED = "  reward changed: %s judges from step %d on; rewards before and after, the "
+  .. "held-out ones too, are not comparable"
 local REFUSED = "  warning: %s has changed and does not load, so the old reward stays: %s"
 
 function methods:look(t)

@@ -128,7 +128,7 @@ function M.work(cfg, state)
   local passes = { stream }
   local pictured = 0
   if state.input.pixel_values then pictured = state.vl:vision_tokens(state.input) * prompts end
-  local frozen = cfg.worker.actor.freeze_vision_tower
+  local again = cfg.worker.actor.freeze_vision_tower and 0 or pictured
   return {
     shards = state.shards, replicas = state.replicas, updates = updates,
     shard_state = cfg.worker.actor.optim.shard_state,
@@ -136,7 +136,8 @@ function M.work(cfg, state)
     sampling = { { tokens = prompt, rows = 1, times = prompts },
       { tokens = n * prompts / state.replicas, rows = n * prompts / state.replicas,
         times = (answer - 1) * state.replicas } },
-    image_tokens = { sampling = pictured, update = frozen and 0 or pictured },
+    image_tokens = { sampling = pictured, reference = state.reference and again or 0,
+      update = again },
   }
 end
 

@@ -5,6 +5,7 @@
 --                                  score, parts, why = what the reward returned
 --                                  seconds           how long it took
 --                                  failure           one line and more, instead of a score
+--                                without_image: the row has none, so no masks are lent
 --   bench.calls, bench.seconds, bench.slowest        of all answers so far
 --   judging.lazy_segmenter(load) -> segmenter        load() -> SAM2, at the first mask
 --   local found, name = judging.segmenter(path)      of a setting; nil for ""
@@ -71,8 +72,8 @@ local function judge_one(self, row, item)
   item.failure = tostring(failure)
 end
 
-function methods:judge(row, items)
-  if self.segmenter and row.image then
+function methods:judge(row, items, without_image)
+  if self.segmenter and not without_image then
     local expected = {}
     for _, item in ipairs(items) do
       expected[#expected + 1] = answer.read(item.text, truth.is_list(row.solution))

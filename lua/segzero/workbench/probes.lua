@@ -4,9 +4,9 @@
 --   probes.of(row) -> {{kind = "perfect", text =}, ...}    row: of a data set, which no model saw
 --   probes.kinds(several) -> {"perfect", ...}              in the order of the list
 --
--- The kinds of one object, and of several where the solution is a list. Coordinates are in the frame
--- of row.solution. A solution without boxes, such as that of a counting task, has only the answers
--- that need none; the perfect one is then the solution itself between the tags.
+-- The kinds of one object, and of several where the solution is a list. Coordinates are in the
+-- frame of row.solution. A solution without boxes, such as that of a counting task, has only the
+-- answers that need none; the perfect one is then the solution itself between the tags.
 -- Leaves out: judging (judging.lua).
 
 local frame = require "segzero.data.frame"

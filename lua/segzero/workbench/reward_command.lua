@@ -1,5 +1,5 @@
--- reward_command.lua - `segzero reward`: checks a reward on built-in rows or on yours, or scores the
--- answers of a run again.
+-- reward_command.lua - `segzero reward`: checks a reward on built-in rows or on yours, or scores
+-- the answers of a run again.
 --
 --   segzero reward my_reward.lua
 --   segzero reward my_reward.lua data=my_folder --against seg_strict

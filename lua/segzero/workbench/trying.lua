@@ -1,5 +1,5 @@
--- trying.lua - tries a reward on answers of known quality to the rows of a data set, and compares it
--- with another one.
+-- trying.lua - tries a reward on answers of known quality to the rows of a data set, and compares
+-- it with another one.
 --
 --   local result = trying.run(reward, {
 --     set =, rows = n, several =, seed =, segmenter = or nil, timeout = seconds,

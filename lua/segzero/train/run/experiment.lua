@@ -19,7 +19,9 @@ local data_sets = require "segzero.train.run.data_sets"
 local ending = require "segzero.train.run.ending"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local launches = require "segzero.runs.launches"
 local launching = require "segzero.train.run.launching"
+local learned = require "segzero.train.run.learned"
 local loop = require "segzero.train.run.loop"
 local lora = require "segzero.models.lora"
 local opening = require "segzero.models.opening"
@@ -160,6 +162,7 @@ local function load(cfg, overrides, parts, folder)
     else
       files.write(folder .. "/config.json", parts.settings)
     end
+    launches.note(folder, launches.of(t))
   end
   local t = trainer.new {
     config = cfg, policy = policy, reference = reference, segmenter = segmenter,
@@ -239,6 +242,12 @@ local function evaluate_before(t)
   return result
 end
 
+-- In plain words, with the images that show it.
+local function explain(t, before, after)
+  for _, line in ipairs(learned.lines(before, after)) do say(t, "%s", line) end
+  say(t, "  see %s/before.png and %s/after.png", t.folder, t.folder)
+end
+
 local function evaluate_after(t, before)
   local result = loop.evaluate(t, SHEET_ROWS)
   local seed = t.config.data.seed
@@ -253,6 +262,7 @@ local function evaluate_after(t, before)
       number(before and before.giou), result.giou,
       number(result.ceiling), rows, seed)
   end
+  if before then explain(t, before, result) end
 end
 
 -- trainer.save_freq: 0 saves at the end only, -1 never. A run that went on without a step is saved
