@@ -8,7 +8,6 @@
 
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
-local host = require "segzero.host"
 local mini = require "tests.support.miniature"
 local runs = require "tests.support.rank_runs"
 
@@ -66,21 +65,21 @@ for _, kind in ipairs(KINDS) do
   end)
 end
 
--- The emulator is slow: one step of two prompts.
-check.case("two shards on the emulated device", function()
-  local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
-  if not files.exists(library) then
-    check.skip "the emulated CUDA library (make cuda-emulated)"
-    return
-  end
+-- The emulator is slow: one step of two prompts. Messages go from device to device, and then through
+-- host memory between two ranks that share a device.
+check.case("two shards on emulated devices", function()
+  if not runs.device_available() then return end
   local kind = { "trainer.max_steps=1", "data.val_files=None", "data.rollout_batch_size=2",
     "worker.actor.global_batch_size=2", "data.max_response_length=4" }
   runs.train(1, "device_1_1", words_of(kind, 1))
-  local words = { "--device", "cuda", unpack(runs.words("device_2_2", words_of(kind, 2))) }
-  local text, status = runs.run(2, words, { SEGZERO_CUDA_LIBRARY = library,
-    SEGZERO_SHARE_DEVICE = "1" })
-  check.equal(status, 0, text:sub(-600))
-  runs.expect_same_run("device_2_2", "device_1_1")
+  local shared = runs.device_env(1)
+  shared.SEGZERO_SHARE_DEVICE = "1"
+  for name, env in pairs { linked = runs.device_env(2), shared = shared } do
+    local words = { "--device", "cuda", unpack(runs.words(name, words_of(kind, 2))) }
+    local text, status = runs.run(2, words, env)
+    check.equal(status, 0, name .. ": " .. text:sub(-600))
+    runs.expect_same_run(name, "device_1_1")
+  end
 end)
 
 -- ---- moving groups ----
