@@ -405,7 +405,8 @@ do-pretrain: $(LIB) $(HOST)
 # bin/segzero finds ../lib/segzero/libsegzero.so and ../share/segzero relative to itself, so the
 # installation can be moved. The headers are installed because Lua reads its declarations from them.
 SHARE := $(DESTDIR)$(PREFIX)/share/segzero
-SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/net/net.h \
+SHARED_FILES := lua rewards recipes examples models/tiny docs/guide docs/ops.md docs/glossary.md \
+                runtime/sz.h runtime/net/net.h \
                 runtime/comm/comm.h runtime/ops/ops.def models/*.h models/*/*.h
 
 # The man page and the shells' completion, where the shells look for them.

@@ -111,6 +111,8 @@ sz_tensor *sz_new1(int dtype, int64_t n, int device);
 sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device);
 /* A heap tensor, even inside a scope: parameters' gradients, optimizer state, caches. */
 sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int device);
+/* In page-locked host memory, for copies beside the device's work; the device must be open. */
+sz_tensor *sz_tensor_new_locked(int dtype, int ndim, const int64_t *shape);
 /* A view of t's bytes from element `first` on. */
 sz_tensor *sz_tensor_view(sz_tensor *t, int ndim, const int64_t *shape, int64_t first);
 /* Replaces *t by its copy on the device; keeps it when it is there already. 0, or -1 with a
@@ -209,6 +211,8 @@ int sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temper
 /* ---- a model that is split over ranks; group: of sz_comm_handle ---- */
 sz_tensor *sz_tp_copy(sz_tensor *x, int group);
 sz_tensor *sz_tp_sum(sz_tensor *x, int group);
+/* Returns a view of x, which has become the sum; no gradient may read x. */
+sz_tensor *sz_tp_sum_in_place(sz_tensor *x, int group);
 /* sizes: i32 [parts], or NULL where all parts are as large as this one. */
 sz_tensor *sz_tp_gather(sz_tensor *x, sz_tensor *sizes, int group, int parts, int dim);
 /* table: the rows from `first` on of one with `whole` rows. */

@@ -197,7 +197,10 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
  * a multiple of 512. It has state of these parts, as [count[i]], and updates them with the numbers
  * that the whole would get. */
 sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
-                             const int64_t *first, const int64_t *count);
+                             const int64_t *first, const int64_t *count, int offload);
+/* offload, for parameters on a device: what of the state is in host memory between updates, while
+ * copies of it run beside the update. It changes no number. */
+enum { SZ_OFFLOAD_MOMENTS = 1, SZ_OFFLOAD_MASTERS = 2 };
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */
 double sz_adamw_grad_norm(sz_adamw *o);

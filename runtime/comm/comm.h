@@ -55,6 +55,8 @@ int64_t sz_comm_bytes_sent(void);
 /* Tests: the exchange of this rank after n more fails, without a message to the others; -1 switches
  * this off. */
 void sz_comm_fail_after(int64_t n);
+/* Exchanges of this rank since the program began. */
+int64_t sz_comm_exchanges(void);
 /* Ends all ranks with this exit status. Returns only if there is one rank. */
 void sz_comm_abort(int status);
 

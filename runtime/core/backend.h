@@ -4,8 +4,8 @@
  *
  * The core checks shapes before a kernel runs. Floating tensors of a call are on the backend's
  * device, index tensors (i32) in host memory. The core makes all calls from one thread and never
- * dereferences device memory. All device work goes to one stream, in order; to_host, sample and
- * decode wait for it, the other entries return at once.
+ * dereferences device memory. All device work goes to one stream, in order, except copies of
+ * copy_beside; to_host, sample, decode and finish wait, the other entries return at once.
  * Leaves out: several devices in one process; ranks have one each.
  */
 #ifndef SZ_BACKEND_H
@@ -14,7 +14,10 @@
 #include "core.h"
 #include "sampling/decode.h"
 
-enum { SZ_BACKEND_VERSION = 3 };
+enum { SZ_BACKEND_VERSION = 4 };
+
+/* Streams of work: the main one, and two for copies. */
+enum { SZ_LANE_MAIN, SZ_LANE_UP, SZ_LANE_DOWN, SZ_LANES, SZ_MARKS = 16 };
 
 /* What the backend may use of the core. */
 typedef struct {
@@ -67,6 +70,19 @@ typedef struct {
     int (*decode)(const sz_decode_step *s,
                   int (*run)(void *context, int (*sample)(sz_tensor *logits)), void *context,
                   int32_t *token, float *logprob);
+
+    /* Host memory that copies read and write without the host (page-locked); NULL with a message. */
+    void *(*allocate_host)(size_t bytes);
+    void (*release_host)(void *p);
+    /* Copies beside the main work, in one of two lanes: to the device, SZ_LANE_UP, and from it,
+     * SZ_LANE_DOWN. The host memory must be of allocate_host. These return at once. */
+    int (*copy_beside)(int lane, void *dst, const void *src, size_t bytes);
+    /* Puts a mark, 0 <= mark < SZ_MARKS, behind the work that a lane has so far. await: what the
+     * lane gets from now on waits until the work before the mark is done. */
+    int (*mark)(int lane, int mark);
+    int (*await)(int lane, int mark);
+    /* Waits for all work of a lane. */
+    int (*finish)(int lane);
 
     /* How the devices of several ranks talk to each other: comm/links.h. */
     const struct sz_links *links;

@@ -1,8 +1,9 @@
-/* storage.c - reference counts of bytes that tensors share: heap blocks, file mappings, and address
- * space without memory (meta tensors).
+/* storage.c - reference counts of bytes that tensors share: heap blocks, page-locked memory, file
+ * mappings, and address space without memory (meta tensors).
  * Leaves out: arena tensors, which have no storage.
  */
 #include "storage.h"
+#include "device.h"
 #include "memory.h"
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -42,6 +43,20 @@ sz_storage *sz_storage_of_block(int device, size_t bytes, void **data)
 }
 
 bool sz_storage_is_block(const sz_storage *s) { return s->done == sz_heap_free; }
+
+/* ---- page-locked host memory ---- */
+static void release_locked(void *p) { sz_device->release_host(p); }
+
+sz_storage *sz_storage_of_locked(size_t bytes, void **data)
+{
+    if (sz_memory_fails()) return NULL;
+    sz_memory_asked();
+    *data = sz_device->allocate_host(bytes);
+    if (!*data) return NULL;
+    sz_storage *s = sz_storage_new(*data, bytes, release_locked, *data);
+    if (!s) release_locked(*data);
+    return s;
+}
 
 /* ---- address space ---- */
 typedef struct {

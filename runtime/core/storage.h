@@ -17,6 +17,8 @@ sz_storage *sz_storage_retain(sz_storage *s);
  * begin. NULL with a message when memory is out. */
 sz_storage *sz_storage_of_block(int device, size_t bytes, void **data);
 sz_storage *sz_storage_of_nothing(size_t bytes, void **data);
+/* Page-locked host memory of the backend that is open. */
+sz_storage *sz_storage_of_locked(size_t bytes, void **data);
 bool sz_storage_is_block(const sz_storage *s);
 
 #endif

@@ -112,6 +112,16 @@ sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int dev
     return NULL;
 }
 
+sz_tensor *sz_tensor_new_locked(int dtype, int ndim, const int64_t *shape)
+{
+    sz_tensor *t = object_shaped(dtype, ndim, shape, SZ_CPU);
+    if (!t) return NULL;
+    t->storage = sz_storage_of_locked(sz_bytes(t), &t->data);
+    if (t->storage) return t;
+    sz_tensor_release(t);
+    return NULL;
+}
+
 sz_tensor *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device)
 {
     if (!sz_scope_depth()) return sz_tensor_new_heap(dtype, ndim, shape, device);

@@ -22,6 +22,12 @@ int sz_cuda_to_host(void *dst, const void *src, size_t bytes);
 int sz_cuda_move(void *dst, const void *src, size_t bytes);
 int sz_cuda_fill(void *dst, int byte, size_t bytes);
 int sz_cuda_synchronise(void);
+void *sz_cuda_allocate_host(size_t bytes);
+void sz_cuda_release_host(void *p);
+int sz_cuda_copy_beside(int lane, void *dst, const void *src, size_t bytes);
+int sz_cuda_mark(int lane, int mark);
+int sz_cuda_await(int lane, int mark);
+int sz_cuda_finish(int lane);
 int sz_cuda_sample(sz_tensor *logits, const sz_sampling *s, const uint8_t *banned,
                    const uint8_t *seen, const int64_t *row_id, const int32_t *answer_id,
                    const int32_t *position, int32_t *token, float *logprob);

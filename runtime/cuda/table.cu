@@ -54,6 +54,12 @@ extern "C" const sz_backend *sz_cuda_backend(void)
         sz_cuda_memory,
         sz_cuda_sample,
         sz_cuda_decode,
+        sz_cuda_allocate_host,
+        sz_cuda_release_host,
+        sz_cuda_copy_beside,
+        sz_cuda_mark,
+        sz_cuda_await,
+        sz_cuda_finish,
         NULL,
     };
     backend.links = sz_cuda_links();

@@ -8,9 +8,10 @@
  *
  * The arithmetic is the op adamw_, or adamw_compact_ where any tensor is narrower than adamw_
  * takes. Moments start, and gradients end, as pages that occupy no memory (sz_bytes_clear).
- * Leaves out: schedules and the decision to clip (Lua's).
+ * Leaves out: schedules and the decision to clip (Lua's); state that waits in host memory
+ * (optim_offload.c).
  */
-#include "op.h"
+#include "optim.h"
 #include "core/processor.h"
 #include "core/device.h"
 #include <math.h>
@@ -74,25 +75,15 @@ int sz_shape_adamw_compact_(int op, sz_call *c)
 }
 
 /* ---- the optimizer: its state ---- */
-/* Kinds of state, in the order of sz_adamw_state. */
-enum { FIRST, SECOND, MASTER, FIRST_SCALE, SECOND_SCALE, STATES };
-
-struct sz_adamw {
-    int n;
-    int64_t steps;
-    sz_tensor **params;
-    int64_t *first, *count;    /* the part of each parameter; NULL: all of it */
-    sz_tensor **state[STATES]; /* one list for each kind; NULL where a parameter has none of it */
-};
-
 void sz_adamw_free(sz_adamw *o)
 {
     if (!o) return;
     for (int i = 0; i < o->n; i++) {
         sz_tensor_release(o->params ? o->params[i] : NULL);
-        for (int k = 0; k < STATES; k++) sz_tensor_release(o->state[k] ? o->state[k][i] : NULL);
+        for (int k = 0; k < SZ_ADAMW_STATES; k++)
+            sz_tensor_release(o->state[k] ? o->state[k][i] : NULL);
     }
-    for (int k = 0; k < STATES; k++) free(o->state[k]);
+    for (int k = 0; k < SZ_ADAMW_STATES; k++) free(o->state[k]);
     free(o->params);
     free(o->first);
     free(o->count);
@@ -101,13 +92,12 @@ void sz_adamw_free(sz_adamw *o)
 
 static bool has_state(int k, const sz_tensor *p, int moments, bool masters)
 {
-    if (k == MASTER) return masters && p->dtype != SZ_F32;
-    if (k == FIRST_SCALE || k == SECOND_SCALE) return moments == SZ_U8;
+    if (k == SZ_ADAMW_MASTER) return masters && p->dtype != SZ_F32;
+    if (k == SZ_ADAMW_FIRST_SCALE || k == SZ_ADAMW_SECOND_SCALE) return moments == SZ_U8;
     return true;
 }
 
-/* The range of parameter i that the optimizer has, as a view; NULL with a message. */
-static sz_tensor *part_of(const sz_adamw *o, int i, sz_tensor *whole)
+sz_tensor *sz_adamw_part(const sz_adamw *o, int i, sz_tensor *whole)
 {
     if (!o->first) return sz_tensor_retain(whole);
     return sz_tensor_view(whole, 1, &o->count[i], o->first[i]);
@@ -116,22 +106,28 @@ static sz_tensor *part_of(const sz_adamw *o, int i, sz_tensor *whole)
 static bool is_empty(const sz_adamw *o, int i) { return o->count && o->count[i] == 0; }
 
 /* State k of a parameter or part: moments and scales are 0, a master is a copy. NULL with a message. */
-static sz_tensor *state_new(int k, sz_tensor *p, int moments)
+static sz_tensor *state_new(int k, sz_tensor *p, int moments, bool away)
 {
-    if (k == MASTER) {
-        sz_tensor *master = sz_tensor_new_heap(SZ_F32, p->ndim, p->shape, p->device);
+    const int device = away ? SZ_CPU : p->device;
+    if (k == SZ_ADAMW_MASTER) {
+        sz_tensor *master = away ? sz_tensor_new_locked(SZ_F32, p->ndim, p->shape)
+                                 : sz_tensor_new_heap(SZ_F32, p->ndim, p->shape, device);
         if (master && sz_tensor_copy(master, p) == 0) return master;
         sz_tensor_release(master);
         return NULL;
     }
     sz_tensor *t;
-    if (k == FIRST || k == SECOND) {
-        t = sz_tensor_new_heap(moments, p->ndim, p->shape, p->device);
+    if (k == SZ_ADAMW_FIRST || k == SZ_ADAMW_SECOND) {
+        t = away ? sz_tensor_new_locked(moments, p->ndim, p->shape)
+                 : sz_tensor_new_heap(moments, p->ndim, p->shape, device);
     } else {
         const int64_t count = scale_count(p->numel);
         t = sz_tensor_new_heap(SZ_F32, 1, &count, p->device);
     }
-    if (t && sz_bytes_clear(t->device, t->data, sz_bytes(t)) == 0) return t;
+    /* Page-locked memory cannot go back to the system. */
+    const bool cleared = t && (away ? sz_bytes_fill(SZ_CPU, t->data, 0, sz_bytes(t))
+                                    : sz_bytes_clear(t->device, t->data, sz_bytes(t))) == 0;
+    if (cleared) return t;
     sz_tensor_release(t);
     return NULL;
 }
@@ -142,11 +138,11 @@ static int add_parameter(sz_adamw *o, int i, sz_tensor *p, int moments, bool mas
     if (!sz_needs_grad(p)) return sz_fail("adamw: parameter %d does not require a gradient", i + 1);
     o->params[i] = sz_tensor_retain(p);
     if (is_empty(o, i)) return 0;
-    sz_tensor *part = part_of(o, i, p);
+    sz_tensor *part = sz_adamw_part(o, i, p);
     int rc = part ? 0 : -1;
-    for (int k = 0; rc == 0 && k < STATES; k++) {
+    for (int k = 0; rc == 0 && k < SZ_ADAMW_STATES; k++) {
         if (!has_state(k, p, moments, masters)) continue;
-        o->state[k][i] = state_new(k, part, moments);
+        o->state[k][i] = state_new(k, part, moments, sz_adamw_is_away(o, k, part));
         if (!o->state[k][i]) rc = -1;
     }
     sz_tensor_release(part);
@@ -174,21 +170,22 @@ static int set_parts(sz_adamw *o, sz_tensor **params, const int64_t *first, cons
 
 sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters)
 {
-    return sz_adamw_new_parts(params, n, moments, masters, NULL, NULL);
+    return sz_adamw_new_parts(params, n, moments, masters, NULL, NULL, 0);
 }
 
 sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
-                             const int64_t *first, const int64_t *count)
+                             const int64_t *first, const int64_t *count, int offload)
 {
     if (moments != SZ_F32 && moments != SZ_BF16 && moments != SZ_U8)
         return sz_null("adamw: moments are f32, bf16 or 8-bit codes (u8)");
     sz_adamw *o = calloc(1, sizeof *o);
     if (!o) return sz_null("out of memory");
     o->n = n;
+    o->offload = offload;
     o->params = calloc((size_t)n, sizeof *o->params);
     int rc = o->params ? 0 : sz_fail("out of memory");
     if (rc == 0) rc = set_parts(o, params, first, count);
-    for (int k = 0; rc == 0 && k < STATES; k++) {
+    for (int k = 0; rc == 0 && k < SZ_ADAMW_STATES; k++) {
         o->state[k] = calloc((size_t)n, sizeof *o->state[k]);
         if (!o->state[k]) rc = sz_fail("out of memory");
     }
@@ -231,7 +228,7 @@ static double squares(sz_adamw *o, bool gradients, const uint8_t *counts)
         sz_tensor *p = o->params[i];
         if (counts && !counts[i]) continue;
         if (!gradients) rc = square_sum(sz_tensor_retain(p), i, sums);
-        else if (p->grad && !is_empty(o, i)) rc = square_sum(part_of(o, i, p->grad), i, sums);
+        else if (p->grad && !is_empty(o, i)) rc = square_sum(sz_adamw_part(o, i, p->grad), i, sums);
     }
     if (rc == 0) {
         read = sz_tensor_to(sums, SZ_CPU);
@@ -269,26 +266,24 @@ double sz_adamw_weight_squares(sz_adamw *o, const uint8_t *counts)
 double sz_adamw_weight_norm(sz_adamw *o) { return root(sz_adamw_weight_squares(o, NULL)); }
 
 /* ---- an update ---- */
-/* Updates p with gradient g, which are parameter i or its part. numbers: lr, beta1, beta2, eps,
- * weight_decay, step, grad_scale. */
-static int update_part(sz_adamw *o, int i, sz_tensor *p, sz_tensor *g, const double *numbers)
+int sz_adamw_update_part(sz_tensor *p, sz_tensor *g, sz_tensor *const *state, int i, int64_t first,
+                         const double *numbers)
 {
-    enum { NUMBERS = 7 };
-    sz_tensor *m = o->state[FIRST][i];
-    sz_tensor *v = o->state[SECOND][i];
-    sz_tensor *master = o->state[MASTER][i];
+    sz_tensor *m = state[SZ_ADAMW_FIRST];
+    sz_tensor *v = state[SZ_ADAMW_SECOND];
+    sz_tensor *master = state[SZ_ADAMW_MASTER];
     sz_call c = { .in = { p, g, m, v } };
-    memcpy(c.args, numbers, NUMBERS * sizeof *numbers);
+    memcpy(c.args, numbers, SZ_ADAMW_NUMBERS * sizeof *numbers);
 
     const bool all_f32 = g->dtype == SZ_F32 && m->dtype == SZ_F32 && (master || p->dtype == SZ_F32);
     if (all_f32) {
         c.in[4] = master;
     } else {
-        c.in[4] = o->state[FIRST_SCALE][i];
-        c.in[5] = o->state[SECOND_SCALE][i];
+        c.in[4] = state[SZ_ADAMW_FIRST_SCALE];
+        c.in[5] = state[SZ_ADAMW_SECOND_SCALE];
         c.in[6] = master;
-        c.args[NUMBERS] = i; /* index and first: key the random numbers of rounding */
-        c.args[NUMBERS + 1] = o->first ? (double)o->first[i] : 0;
+        c.args[SZ_ADAMW_NUMBERS] = i; /* index and first: key the random numbers of rounding */
+        c.args[SZ_ADAMW_NUMBERS + 1] = (double)first;
     }
     sz_tensor *updated = sz_run(all_f32 ? SZ_OP_adamw_ : SZ_OP_adamw_compact_, c);
     if (!updated) return -1;
@@ -296,14 +291,17 @@ static int update_part(sz_adamw *o, int i, sz_tensor *p, sz_tensor *g, const dou
     return 0;
 }
 
-static int update(sz_adamw *o, int i, const double *numbers)
+int sz_adamw_update(sz_adamw *o, int i, const double *numbers)
 {
     sz_tensor *whole = sz_grad_buffer(o->params[i]);
     if (!whole) return -1;
     if (!is_empty(o, i)) {
-        sz_tensor *p = part_of(o, i, o->params[i]);
-        sz_tensor *g = p ? part_of(o, i, whole) : NULL;
-        const int rc = g ? update_part(o, i, p, g, numbers) : -1;
+        sz_tensor *p = sz_adamw_part(o, i, o->params[i]);
+        sz_tensor *g = p ? sz_adamw_part(o, i, whole) : NULL;
+        sz_tensor *state[SZ_ADAMW_STATES];
+        for (int k = 0; k < SZ_ADAMW_STATES; k++) state[k] = o->state[k][i];
+        const int64_t first = o->first ? o->first[i] : 0;
+        const int rc = g ? sz_adamw_update_part(p, g, state, i, first, numbers) : -1;
         sz_tensor_release(g);
         sz_tensor_release(p);
         if (rc != 0) return rc;
@@ -320,7 +318,8 @@ int sz_adamw_step(sz_adamw *o, double lr, double beta1, double beta2, double eps
     const double numbers[] = { lr, beta1, beta2, eps, weight_decay, (double)o->steps, grad_scale };
     const int before = sz_set_grad_enabled(0);
     int rc = 0;
-    for (int i = 0; i < o->n && rc == 0; i++) rc = update(o, i, numbers);
+    if (o->offload) rc = sz_adamw_step_away(o, numbers);
+    for (int i = 0; !o->offload && i < o->n && rc == 0; i++) rc = sz_adamw_update(o, i, numbers);
     sz_set_grad_enabled(before);
     return rc;
 }
@@ -336,7 +335,7 @@ void sz_adamw_set_steps(sz_adamw *o, int64_t steps) { o->steps = steps; }
 /* ---- the state for others ---- */
 static bool exists(const sz_adamw *o, int i, int which)
 {
-    return i >= 0 && i < o->n && which >= 0 && which < STATES;
+    return i >= 0 && i < o->n && which >= 0 && which < SZ_ADAMW_STATES;
 }
 
 sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which)
@@ -348,7 +347,7 @@ sz_tensor *sz_adamw_state(sz_adamw *o, int i, int which)
 int64_t sz_adamw_state_first(const sz_adamw *o, int i, int which)
 {
     if (!exists(o, i, which) || !o->first) return 0;
-    const bool is_scale = which == FIRST_SCALE || which == SECOND_SCALE;
+    const bool is_scale = which == SZ_ADAMW_FIRST_SCALE || which == SZ_ADAMW_SECOND_SCALE;
     return is_scale ? o->first[i] / SZ_MOMENT_BLOCK : o->first[i];
 }
 

@@ -13,9 +13,6 @@
 #include <cstdlib>
 #include <vector>
 
-/* core/random.c refers to it for tensors that are parts, of which there are none here. */
-extern "C" int sz_place_check(const sz_place *, int64_t, int64_t) { abort(); }
-
 extern "C" {
 #define OP(name) \
     int sz_cuda_##name(const sz_call *c); \

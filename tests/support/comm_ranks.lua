@@ -125,12 +125,16 @@ local function split_ops(comm, group, rows, cols, dtype)
   expect(flat(dx), "tp_copy's gradient " .. dtype, function(i)
     return each_rank(group, function(r) return value(r, i + 5) end)
   end)
-  y, dx = gradient(matrix(world:rank()), function(x) return x:tp_sum(handle) end,
-    matrix(0, 5))
-  expect(flat(y), "tp_sum " .. dtype, function(i)
-    return each_rank(group, function(r) return value(r, i) end)
-  end)
-  expect(flat(dx), "tp_sum's gradient " .. dtype, function(i) return value(0, i + 5) end)
+  for _, name in ipairs { "tp_sum", "tp_sum_" } do
+    y, dx = gradient(matrix(world:rank()), function(x)
+      local y = x:affine(1)
+      return y[name](y, handle)
+    end, matrix(0, 5))
+    expect(flat(y), name .. " " .. dtype, function(i)
+      return each_rank(group, function(r) return value(r, i) end)
+    end)
+    expect(flat(dx), name .. "'s gradient " .. dtype, function(i) return value(0, i + 5) end)
+  end
 end
 
 -- Columns (dim 1) or rows (dim 0) of a matrix, as many on each rank or not.
@@ -183,7 +187,9 @@ end
 
 local function ops(comm, group)
   for _, shape in ipairs { { 1, 1 }, { 3, 5 }, { 7, 33 }, { 19, 65 } } do
-    for _, dtype in ipairs { "f32", "bf16" } do split_ops(comm, group, shape[1], shape[2], dtype) end
+    for _, dtype in ipairs { "f32", "bf16" } do
+      split_ops(comm, group, shape[1], shape[2], dtype)
+    end
     for _, dtype in ipairs { "f32", "bf16", "i32", "u8" } do
       for dim = 0, 1 do
         gathers(comm, group, shape[1], shape[2], dim, false, dtype)

@@ -1,6 +1,6 @@
 -- test_split_model.lua - a model that is split over ranks (tensor parallel) computes what the whole
--- one computes: logits, log-probabilities, every gradient, sampled tokens; with adapters, a frozen
--- tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL; on the CPU and on
+-- one computes: logits, log-probabilities, every gradient, sampled tokens; in bf16, with adapters, a
+-- frozen tower, 8 bits; with fewer key-value heads than shards; Qwen2.5-VL and Qwen2-VL; on the CPU and on
 -- the emulated device.
 --
 -- Needs Open MPI. Each rank (tests/support/split_ranks.lua) has the whole model, too, and compares.
@@ -9,8 +9,6 @@
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local runs = require "tests.support.rank_runs"
-local host = require "segzero.host"
-local files = require "segzero.core.files"
 
 if not runs.available() then
   check.finish()
@@ -55,6 +53,7 @@ local WIDE = mini.write(place .. "/wide", { std = 0.05, config = config {
 
 local KINDS = {
   { "plain", unpack(FOLDERS) }, { "lora", unpack(FOLDERS) }, { "frozen", unpack(FOLDERS) },
+  { "bf16", FOLDERS[1] },
   { "int8", FOLDERS[1], FOLDERS[2], WIDE }, { "generate", unpack(FOLDERS) },
 }
 
@@ -76,15 +75,15 @@ for _, kind in ipairs(KINDS) do
   for _, count in ipairs { 2, 4 } do run(kind[1], count, kind) end
 end
 
--- ---- the emulated device ----
-local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
-if files.exists(library) then
+-- ---- the emulated device: messages between devices, whose decode steps are recorded, and through
+-- host memory, where they are not ----
+if runs.device_available() then
   for _, kind in ipairs { "plain", "generate" } do
-    run(kind .. " on a device", 2, { kind .. ":cuda", FOLDERS[1] },
-      { SEGZERO_CUDA_LIBRARY = library })
+    run(kind .. " on devices", 2, { kind .. ":cuda", FOLDERS[1] }, runs.device_env(2))
   end
-else
-  check.skip "the emulated CUDA library (make cuda-emulated)"
+  local env = runs.device_env(2)
+  env.SEGZERO_NCCL = "0"
+  run("generate on devices, through host memory", 2, { "generate:cuda", FOLDERS[2] }, env)
 end
 
 mini.remove()

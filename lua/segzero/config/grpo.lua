@@ -179,6 +179,12 @@ local model = {
   { key = "worker.ref.offload.param_offload", type = "boolean", default = false,
     also = { "worker.ref.offload.offload_params" },
     help = "on a GPU: keep the reference in host memory while it is not used" },
+  { key = "worker.actor.offload.optimizer_offload", type = "boolean", default = false,
+    also = { "worker.actor.offload.offload_optimizer" },
+    help = "on a GPU: keep the optimizer's moments in host memory between updates" },
+  { key = "worker.actor.offload.param_offload", type = "boolean", default = false,
+    also = { "worker.actor.offload.offload_params" },
+    help = "on a GPU: keep the f32 master weights in host memory between updates" },
 }
 
 local optimizer = {

@@ -24,7 +24,7 @@
 --   ranks.bytes_sent() -> n, of which    of this rank so far; and how many of them for numbers and
 --                                        values, not for tensors
 --   ranks.set_timeout(seconds), ranks.abort(status)
---   ranks.fail_after(n)                  for tests (sz_comm_fail_after)
+--   ranks.fail_after(n), ranks.exchanges()   for tests (sz_comm_fail_after, sz_comm_exchanges)
 --
 -- Every rank of a group makes the same calls in the same order. A value is nil, a boolean, a
 -- number, a string, or a table of these; numbers keep their bits. An error means that the job is
@@ -170,9 +170,9 @@ end
 -- ---- the job ----
 function M.set_timeout(seconds) C.sz_comm_set_timeout(seconds) end
 
--- What these send is no tensor.
+-- What these send is no tensor of the model. The tokens that shards agree on are broadcast.
 local value_bytes = 0
-for _, name in ipairs { "sum", "gather", "share", "barrier", "split" } do
+for _, name in ipairs { "sum", "gather", "share", "broadcast", "barrier", "split" } do
   local method = methods[name]
   methods[name] = function(...)
     local before = C.sz_comm_bytes_sent()
@@ -185,6 +185,8 @@ end
 function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()), value_bytes end
 
 function M.fail_after(n) C.sz_comm_fail_after(n) end
+
+function M.exchanges() return tonumber(C.sz_comm_exchanges()) end
 
 -- The library ends the process by exit(), which is no accident here.
 function M.abort(status)

@@ -35,7 +35,7 @@ local FREE = {
   "trainer.save_freq", "trainer.test_freq", "trainer.save_limit",
   "trainer.remove_previous_ckpt", "trainer.save_best",
   "trainer.collective_timeout", "trainer.n_gpus_per_node", "trainer.nnodes",
-  "worker.actor.optim.shard_state",
+  "worker.actor.optim.shard_state", "worker.rollout.tensor_parallel_size",
   "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.report",
   "trainer.project_name",
   "trainer.check_memory",
@@ -44,7 +44,8 @@ local FREE = {
   "worker.actor.micro_batch_size_per_device_for_update",
   "worker.actor.micro_batch_size_per_device_for_experience",
   "worker.rollout.cache_gib", "worker.rollout.gpu_memory_utilization",
-  "worker.ref.offload.param_offload", "worker.reward.compute_score", "worker.reward.timeout",
+  "worker.ref.offload.param_offload", "worker.actor.offload.optimizer_offload",
+  "worker.actor.offload.param_offload", "worker.reward.compute_score", "worker.reward.timeout",
   "worker.reward.on_error", "worker.reward.reload", "trainer.max_bad_updates",
 }
 

@@ -10,6 +10,9 @@
 --     master_weights = true | false             f32 copies of bf16 parameters; false: updated in
 --                                               place, rounded stochastically
 --     grad_dtype = "f32" | "bf16"               of the summed gradients; vectors stay f32
+--     offload_moments = true, offload_masters = true
+--                                               they are in host memory between updates, and copied
+--                                               while others are updated; on the CPU no difference
 --     shard_state = true | false                with several ranks: each has the state of a part of
 --                                               every parameter (shards.lua), or each has all of it
 --   local norm, updated = opt:step(lr)     lr: of this step; without it, options.lr. If the norm is
@@ -59,7 +62,7 @@ end
 
 local OPTIONS = options.set {
   "lr", "betas", "eps", "weight_decay", "max_grad_norm", "state_dtype", "grad_dtype",
-  "master_weights", "shard_state",
+  "master_weights", "shard_state", "offload_moments", "offload_masters",
 }
 
 local function check_list(list, level)
@@ -69,6 +72,13 @@ local function check_list(list, level)
   end
   if is_list then return end
   error("adamw: a list of {name =, tensor =} is expected, such as vl:train() returns", level + 1)
+end
+
+local function offloaded(opts)
+  local kinds = 0
+  if opts.offload_moments then kinds = kinds + C.SZ_OFFLOAD_MOMENTS end
+  if opts.offload_masters then kinds = kinds + C.SZ_OFFLOAD_MASTERS end
+  return kinds
 end
 
 function M.adamw(list, opts, p)
@@ -87,7 +97,7 @@ function M.adamw(list, opts, p)
   local divides = ranks and ranks.replicas > 1 and opts.shard_state ~= false
   if divides then parts = shards.new(list, ranks) end
   local handle = check(C.sz_adamw_new_parts(pointers, #list, moments, masters,
-    parts and parts.first, parts and parts.count), 2)
+    parts and parts.first, parts and parts.count, offloaded(opts)), 2)
   local betas = opts.betas or DEFAULT_BETAS
   return setmetatable({
     c = ffi.gc(handle, C.sz_adamw_free), list = list, lr = opts.lr, beta1 = betas[1],

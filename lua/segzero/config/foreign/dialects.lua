@@ -28,8 +28,7 @@ local EASY_R1_KEYS = { "algorithm.use_kl_loss", "algorithm.disable_kl",
   "worker.actor.fsdp.enable_cpu_offload" }
 
 -- Keys of Seg-Zero's files that have no meaning here.
-local SEG_ZERO_KEYS = { "worker.actor.offload.param_offload", "worker.actor.fsdp.param_offload",
-  "trainer.n_gpus_per_node" }
+local SEG_ZERO_KEYS = { "worker.actor.fsdp.param_offload", "trainer.n_gpus_per_node" }
 
 M.EASY_R1 = {
   { "data.prompt_key", "prompt" },

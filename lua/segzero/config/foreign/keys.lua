@@ -95,7 +95,6 @@ add { key = "worker.actor.fsdp.mp_reduce_dtype", reads = dtypes "worker.actor.gr
   refuse = "worker.actor.grad_dtype is f32 or bf16" }
 only("worker.actor.fsdp.mp_buffer_dtype", F32, "buffers are f32", "buffers are always f32")
 note(FSDP, "worker.actor.fsdp.*")
-note("weights and optimizer stay on the device", "worker.actor.offload.*")
 note("no code is loaded with a model", "worker.actor.model.trust_remote_code")
 only("worker.actor.model.override_config", { "null", "{}", "" },
   "the model's config.json is used as it is", "change the model's config.json")

@@ -59,7 +59,7 @@ end
 
 function M.start(t)
   M.wait(t)
-  local paths = t.parallel:on_root(function()
+  local paths = t.parallel:on_root_held(function()
     begin(t)
     return { final = t.pending.final, temporary = t.pending.temporary }
   end)
@@ -106,7 +106,7 @@ local function join_parts(t)
   local failure
   for r = 1, t.parallel.size do failure = failure or failures[r] end
   t.pending = nil
-  t.parallel:on_root(function()
+  t.parallel:on_root_held(function()
     if failure then checkpoint.give_up(pending.final, pending.temporary, failure) end
     pending.job, pending.old = pending.rest()
   end)
@@ -127,7 +127,7 @@ function M.wait(t)
     if t.pending.has_parts then join_parts(t) end
   end
   local pending = t.pending
-  t.parallel:on_root(function() if pending then finish(t) end end)
+  t.parallel:on_root_held(function() if pending then finish(t) end end)
   t.pending = nil
 end
 
