@@ -155,7 +155,7 @@ CPU_NAME := $(if $(filter native,$(ONE_ARCH)),$(shell sed -n '$(CPU_LINE)' /proc
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
                runtime/net runtime/sampling models models/*)) \
-               $(addprefix runtime/comm/,comm.c parts.c shards.c nccl.c launch.c tcp.c tcp_join.c))
+               $(addprefix runtime/comm/,comm.c parts.c shards.c columns.c nccl.c launch.c tcp.c tcp_join.c))
 OBJ_CORE  := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_CPU   := $(sort $(wildcard runtime/cpu/*.c))
 SRC_INT8  := runtime/cpu/int8.c runtime/cpu/kernels.c
@@ -405,7 +405,8 @@ do-pretrain: $(LIB) $(HOST)
 # bin/segzero finds ../lib/segzero/libsegzero.so and ../share/segzero relative to itself, so the
 # installation can be moved. The headers are installed because Lua reads its declarations from them.
 SHARE := $(DESTDIR)$(PREFIX)/share/segzero
-SHARED_FILES := lua rewards recipes examples models/tiny runtime/sz.h runtime/net/net.h \
+SHARED_FILES := lua rewards recipes examples models/tiny docs/guide docs/ops.md docs/glossary.md \
+                runtime/sz.h runtime/net/net.h \
                 runtime/comm/comm.h runtime/ops/ops.def models/*.h models/*/*.h
 
 # The man page and the shells' completion, where the shells look for them.

@@ -5,7 +5,7 @@
 --
 --   reasons.one(text, ground_truth, sample, { select = f, asked = text })     of seg and seg_strict
 --   reasons.several(text, ground_truth)                                       of vision_reasoner
---   reasons.masks(why, unread)          of mask_iou: why of the formats; unread: why there is no answer
+--   reasons.masks(why, unread)          of mask_iou; unread: why the answer cannot be read, or nil
 --
 -- Each returns such a function, which works nothing out before it is called; it returns nil for a
 -- part of another name. Without a sample the frame of the coordinates is not known, and distances

@@ -211,6 +211,8 @@ int sz_logprob(sz_tensor *x, sz_tensor *w, sz_tensor *ids, double inverse_temper
 /* ---- a model that is split over ranks; group: of sz_comm_handle ---- */
 sz_tensor *sz_tp_copy(sz_tensor *x, int group);
 sz_tensor *sz_tp_sum(sz_tensor *x, int group);
+/* Returns a view of x, which has become the sum; no gradient may read x. */
+sz_tensor *sz_tp_sum_in_place(sz_tensor *x, int group);
 /* sizes: i32 [parts], or NULL where all parts are as large as this one. */
 sz_tensor *sz_tp_gather(sz_tensor *x, sz_tensor *sizes, int group, int parts, int dim);
 /* table: the rows from `first` on of one with `whole` rows. */

@@ -276,6 +276,8 @@ int sz_writing_parts(sz_writing *w, const char *path, sz_tensor **tensors, const
                      const sz_place *places, int n);
 /* Makes a safetensors file with this header and of this length in all, whose data is zeros. */
 int sz_shared_file_begin(const char *path, const char *header, size_t header_len, int64_t bytes);
+/* Writes one such tensor at once, and does not sync. */
+int sz_shared_file_put(const char *path, sz_tensor *t, int64_t begin, const sz_place *place);
 /* Takes over w, also when it fails. */
 sz_job *sz_writing_start(sz_writing *w);
 /* Starts what the list has so far. When that job has ended more can be added, and the list started

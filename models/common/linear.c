@@ -25,10 +25,10 @@ static sz_tensor *enter(const sz_model *m, sz_tensor *x, model_division division
     return sz_tp_copy(x, sz_comm_handle(m->group));
 }
 
-/* What comes out of it: the shards' parts are summed. Consumes y. */
+/* What comes out of it: the shards' parts are summed. Consumes y, which no gradient reads. */
 static sz_tensor *leave(const sz_model *m, sz_tensor *y, model_division division)
 {
-    if (division == MODEL_INPUTS) model_move(&y, sz_tp_sum(y, sz_comm_handle(m->group)));
+    if (division == MODEL_INPUTS) model_move(&y, sz_tp_sum_in_place(y, sz_comm_handle(m->group)));
     return y;
 }
 

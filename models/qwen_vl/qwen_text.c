@@ -181,7 +181,7 @@ static sz_tensor *token_rows(const qwen_model *m, sz_tensor *ids)
 {
     if (m->base.shards <= 1) return sz_embedding(m->embed, ids);
     sz_tensor *own = sz_embedding_part(m->embed, ids, qwen_first_word(m), m->config.vocab);
-    sz_tensor *x = sz_tp_sum(own, sz_comm_handle(m->base.group));
+    sz_tensor *x = sz_tp_sum_in_place(own, sz_comm_handle(m->base.group));
     sz_tensor_release(own);
     return x;
 }

@@ -24,6 +24,7 @@ static const sz_transport *transport; /* NULL: one rank */
 static sz_comm *world;
 static double timeout = 600;
 static int64_t bytes_sent;
+static int64_t exchanges;
 static int64_t fail_after = -1; /* exchanges until one fails, for tests */
 
 /* ---- the job ---- */
@@ -179,6 +180,7 @@ const char *sz_comm_name(const sz_comm *c, int rank)
 }
 
 void sz_comm_fail_after(int64_t n) { fail_after = n; }
+int64_t sz_comm_exchanges(void) { return exchanges; }
 
 void sz_comm_abort(int status)
 {
@@ -203,6 +205,7 @@ static bool fails_for_test(const char *what)
 int sz_comm_count_messages(const sz_message *messages, int count, const char *what)
 {
     if (fails_for_test(what)) return -1;
+    exchanges++;
     for (int i = 0; i < count; i++)
         if (messages[i].send) bytes_sent += (int64_t)messages[i].bytes;
     return 0;

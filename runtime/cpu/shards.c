@@ -1,4 +1,4 @@
-/* shards.c - the CPU kernels of tp_copy, tp_sum and tp_gather. What they do over several ranks is
+/* shards.c - the CPU kernels of tp_copy, tp_sum, tp_sum_ and tp_gather. What they do over several ranks is
  * comm/shards.c, which takes tensors on any device: a device's kernels may call these.
  * Leaves out: embedding_part (rows.c), logprob_part and logprob_join (logprob.c).
  */
@@ -16,6 +16,8 @@ int sz_cpu_tp_sum(const sz_call *c)
 {
     return sz_comm_sum_into((int)c->args[0], c->in[0], c->out[0]);
 }
+
+int sz_cpu_tp_sum_(const sz_call *c) { return sz_cpu_tp_sum(c); }
 
 int sz_cpu_tp_gather(const sz_call *c)
 {

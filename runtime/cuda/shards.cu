@@ -1,8 +1,8 @@
 /* shards.cu - the rows of ops.def for a model that is split over ranks, on the device: tp_copy,
- * tp_sum, tp_gather, embedding_part, logprob_join and its gradient.
+ * tp_sum, tp_sum_, tp_gather, embedding_part, logprob_join and its gradient.
  *
- * The collectives go through the core (comm/), which passes the tensors through host memory; a
- * decode step with them is not recorded. Leaves out: logprob_part (logprob.cu). The reference is
+ * The collectives go through the core (comm/), which sends the tensors from device to device, or
+ * passes them through host memory; then a decode step with them is not recorded. Leaves out: logprob_part (logprob.cu). The reference is
  * cpu/reference/shards.c. */
 #include "vector.cuh"
 
@@ -13,6 +13,7 @@ enum { THREADS = 256 };
 extern "C" int sz_cuda_tp_copy(const sz_call *) { return 0; }
 
 extern "C" int sz_cuda_tp_sum(const sz_call *c) { return sz_cuda_core()->tp_sum(c); }
+extern "C" int sz_cuda_tp_sum_(const sz_call *c) { return sz_cuda_core()->tp_sum(c); }
 extern "C" int sz_cuda_tp_gather(const sz_call *c) { return sz_cuda_core()->tp_gather(c); }
 
 /* ---- embedding_part: out[i] = table[ids[i] - first], or zeros ---- */

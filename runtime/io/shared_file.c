@@ -1,8 +1,8 @@
 /* shared_file.c - a safetensors file that several processes write: one makes it with its header and
  * its whole length, and each writes its own ranges of bytes at their places.
  *
- * A part of a tensor whose columns are divided is many runs of bytes, and each is one write: the
- * system joins them in its cache.
+ * A part of a tensor whose columns are divided is many runs of bytes, and each is one write; the
+ * ranks make rows of them first where they can (comm/columns.c).
  * What a range holds before it is written is zeros that take no room on the disk. The caller gives
  * the file its final name once all have written, and removes it if one has failed.
  * Leaves out: who writes what (lua/segzero/train/run/checkpoint.lua).
@@ -91,17 +91,34 @@ int sz_shared_file_begin(const char *path, const char *header, size_t header_len
     return finish(fd, path, rc);
 }
 
+/* Opens the file that another process has made; -1 with a message. */
+static int open_made(const char *path)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd >= 0) return fd;
+    if (errno != ENOENT) return fail(path, "open");
+    return sz_fail("%s is not there: rank 0 has made it, and the ranks need a file system that "
+                   "they share",
+                   path);
+}
+
+int sz_shared_file_put(const char *path, sz_tensor *t, int64_t begin, const sz_place *place)
+{
+    if (sz_tensor_alive(t) != 0 || sz_place_check(place, t->numel, INT64_MAX) != 0) return -1;
+    int fd = open_made(path);
+    if (fd < 0) return -1;
+    int rc = put_tensor(fd, path, t, place, begin);
+    if (close(fd) != 0 && rc == 0) rc = fail(path, "close");
+    return rc;
+}
+
 int sz_shared_file_write(const char *path, sz_tensor **tensors, const int64_t *begin,
                          const sz_place *places, int n)
 {
     for (int i = 0; i < n; i++)
         if (sz_place_check(&places[i], tensors[i]->numel, INT64_MAX) != 0) return -1;
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0 && errno == ENOENT)
-        return sz_fail("%s is not there: rank 0 has made it, and the ranks need a file system that "
-                       "they share",
-                       path);
-    if (fd < 0) return fail(path, "open");
+    int fd = open_made(path);
+    if (fd < 0) return -1;
     int rc = 0;
     for (int i = 0; rc == 0 && i < n; i++)
         rc = put_tensor(fd, path, tensors[i], &places[i], begin[i]);

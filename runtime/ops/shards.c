@@ -41,6 +41,8 @@ int sz_shape_tp_sum(int op, sz_call *c)
     return check_group(op, c) == 0 ? sz_out_like(c, c->in[0]) : -1;
 }
 
+int sz_shape_tp_sum_(int op, sz_call *c) { return sz_shape_tp_copy(op, c); }
+
 int sz_grad_tp_sum(sz_node *n) { return sz_give(n, 0, sz_tensor_retain(sz_dy(n))); }
 
 /* ---- tp_gather ---- */
@@ -257,6 +259,11 @@ sz_tensor *sz_tp_copy(sz_tensor *x, int group)
 sz_tensor *sz_tp_sum(sz_tensor *x, int group)
 {
     return sz_run_wrapped(SZ_OP_tp_sum, 1, (sz_call){ .in = { x }, .args = { group } });
+}
+
+sz_tensor *sz_tp_sum_in_place(sz_tensor *x, int group)
+{
+    return sz_run_wrapped(SZ_OP_tp_sum_, 1, (sz_call){ .in = { x }, .args = { group } });
 }
 
 sz_tensor *sz_tp_gather(sz_tensor *x, sz_tensor *sizes, int group, int parts, int dim)

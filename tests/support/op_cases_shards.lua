@@ -1,7 +1,8 @@
 -- op_cases_shards.lua - the cases of the rows for a model that is split over ranks. A call's form is
 -- described in op_cases.lua, which merges these: require("tests.support.op_cases_shards")(cases).
--- The collectives run on one rank, where they change nothing; several ranks are for
--- tests/system/test_ranks.lua. Left out: handles of groups, which the reference kernels have not.
+-- The collectives run on one rank, where they change nothing, not even tp_sum_ its input; several
+-- ranks are for tests/system/test_ranks.lua. Left out: handles of groups, which the reference
+-- kernels have not.
 
 -- Rows of the table, ids, width; the first row of the part, rows of the whole table.
 local PARTS = {
@@ -32,7 +33,7 @@ local function on_one_rank(args)
     calls = function(g)
       local list = {}
       for _, shape in ipairs(SHAPES) do
-        list[#list + 1] = { inputs = { g.normal(shape) }, args = args, grad = { 1 } }
+        list[#list + 1] = { inputs = { g.normal(shape) }, args = args, grad = { 1 }, updates = {} }
       end
       return list
     end,
@@ -67,6 +68,7 @@ local JOINS = { { 1, 1 }, { 2, 5 }, { 4, 33 }, { 3, 1025 } }
 return function(cases)
   cases.tp_copy = on_one_rank { 0 }
   cases.tp_sum = on_one_rank { 0 }
+  cases.tp_sum_ = on_one_rank { 0 }
   cases.tp_gather = {
     calls = function(g)
       local list = {}

@@ -3,7 +3,7 @@
  *
  * POWER_LOSS_FOLDER is the folder that is watched, POWER_LOSS_LOG a folder for the record: `events`
  * has one event a line, with its parts between tabs, and a file N the bytes of a file at the event
- * "sync PATH N".
+ * "sync PATH N". Several processes share a record.
  *
  *     create PATH    mkdir PATH    rename FROM TO    remove PATH    sync PATH N    syncdir PATH
  *
@@ -25,7 +25,7 @@
 enum { PATH = 4096 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static int synced; /* the number of the last file in the record */
+static int synced; /* the number of this process's last file in the record */
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
@@ -173,7 +173,7 @@ int fsync(int fd)
 {
     char link[64];
     char path[PATH];
-    char number[16];
+    char number[32];
     struct stat st;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, path, sizeof path - 1);
@@ -185,7 +185,7 @@ int fsync(int fd)
     if (S_ISDIR(st.st_mode)) {
         add("syncdir", path, NULL);
     } else {
-        snprintf(number, sizeof number, "%d", ++synced);
+        snprintf(number, sizeof number, "%d-%d", (int)getpid(), ++synced);
         copy(path, number);
         add("sync", path, number);
     }

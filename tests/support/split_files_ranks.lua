@@ -7,6 +7,10 @@
 --   split_files_ranks.lua resume FOLDER KIND...   reads KIND_D_T of other splits and saves what it read
 --                                                 to KIND_D_T_to_D_T
 --   split_files_ranks.lua fail FOLDER             the last shard cannot write
+--   split_files_ranks.lua break FOLDER N          of a second checkpoint the N-th exchange of the last
+--                                                 shard fails
+--   split_files_ranks.lua full FOLDER             the last shard cannot write the second checkpoint
+--   split_files_ranks.lua columns                 exchanges columns for rows; N: rows that came
 --
 -- The gradient of an element depends on its place in the whole parameter, so that an update gives
 -- the same numbers on any split. Prints "ok N", N: checkpoints. Leaves out: training steps.
@@ -39,6 +43,7 @@ M.KINDS = {
   int8 = { from = M.SPLITS, "worker.actor.optim.state_dtype=int8" },
   whole = { from = {}, "worker.actor.optim.shard_state=false" },
   lora = { from = SOME, "worker.actor.model.lora.rank=3" },
+  cuda = { from = { { 1, 1 }, { 1, 2 } }, device = "cuda" },
 }
 
 local UPDATES = 2
@@ -51,16 +56,17 @@ local function run_folder(p, folder, name)
   return run
 end
 
-local function make(folder, kind, shards)
-  local p = parallel.new(60, { shards = shards })
+local function make(folder, kind, shards, name)
+  local p = parallel.new(20, { shards = shards })
   local settings = M.KINDS[kind]
   local words = { "worker.actor.max_grad_norm=1e9" }
   for _, word in ipairs(settings) do words[#words + 1] = word end
   local cfg = mini.settings(words)
-  local policy = sz.model(folder .. "/model", { dtype = settings.dtype, shards = p.shard_group })
+  local policy = sz.model(folder .. "/model", { dtype = settings.dtype, shards = p.shard_group,
+    device = settings.device })
   lora.configure(policy, cfg)
   return trainer.new { config = cfg, policy = policy, parallel = p,
-    folder = run_folder(p, folder, kind), reward = mini.reward, train = mini.rows(cfg), prompt = require("segzero.data.prompt").seg_zero,
+    folder = run_folder(p, folder, name or kind), reward = mini.reward, train = mini.rows(cfg), prompt = require("segzero.data.prompt").seg_zero,
     total_steps = 4 }
 end
 
@@ -77,7 +83,7 @@ local function add_gradient(t, p, update)
   local whole = tensor.randn(p.full)
   local part = tensor.empty(p.tensor:shape())
   parts.copy(part, whole, p.slice)
-  local product = p.tensor:to { dtype = "f32" } * part
+  local product = p.tensor:to { dtype = "f32" } * part:to { device = p.tensor:device() }
   product:sum():backward()
 end
 
@@ -90,9 +96,11 @@ local function update(t)
 end
 
 -- The splits of this job's ranks.
-local function own_splits()
+local function own_splits(kind)
   local list = {}
-  for _, one in ipairs(M.SPLITS) do
+  local all = M.SPLITS
+  if M.KINDS[kind].device then all = M.KINDS[kind].from end
+  for _, one in ipairs(all) do
     if one[1] * one[2] == ranks.world():size() then list[#list + 1] = one end
   end
   return list
@@ -102,7 +110,7 @@ end
 local done = 0
 
 local function save(folder, kind)
-  for _, one in ipairs(own_splits()) do
+  for _, one in ipairs(own_splits(kind)) do
     local t = make(folder, kind, one[2])
     update(t)
     t:save()
@@ -113,7 +121,7 @@ local function save(folder, kind)
 end
 
 local function resume(folder, kind)
-  for _, one in ipairs(own_splits()) do
+  for _, one in ipairs(own_splits(kind)) do
     local t = make(folder, kind, one[2])
     for _, from in ipairs(M.KINDS[kind].from) do
       local source = ("%s_%d_%d"):format(kind, from[1], from[2])
@@ -125,19 +133,100 @@ local function resume(folder, kind)
   end
 end
 
+local function break_at(folder, n)
+  local t = make(folder, "f32", ranks.world():size(), "broken_" .. n)
+  update(t)
+  t:save()
+  update(t)
+  if t.parallel.shard == t.parallel.shards - 1 then ranks.fail_after(n) end
+  t:save()
+  ranks.fail_after(-1)
+  done = 2
+end
+
+-- The last shard may write no more than a byte to a file.
+local function limit(p)
+  if p.shard < p.shards - 1 then return end
+  ffi.C.setrlimit(FILE_SIZE, ffi.new("uint64_t[2]", 1, 1))
+end
+
+local function full(folder)
+  local t = make(folder, "f32", ranks.world():size(), "full")
+  update(t)
+  t:save()
+  update(t)
+  limit(t.parallel)
+  local ok, why = pcall(t.save, t)
+  io.write(("%s\n"):format(ok and "saved" or tostring(why)))
+end
+
 local function fail(folder)
   local p = parallel.new(60, { shards = ranks.world():size() })
   local policy = sz.model(folder .. "/model", { shards = p.shard_group })
-  if p.shard == p.shards - 1 then
-    ffi.C.setrlimit(FILE_SIZE, ffi.new("uint64_t[2]", 1, 1))
-  end
+  limit(p)
   local ok, why = pcall(policy.save, policy, folder .. "/failed")
   io.write(("%s\n"):format(ok and "saved" or tostring(why)))
+end
+
+-- Element (row, column) of the matrix whose columns are exchanged.
+local function number(row, column) return row * 1000 + column end
+
+-- A part of this rank's columns: elements skip .. skip + n of rows of `run`.
+local function exchange(dtype, run, skip, n)
+  local world = ranks.world()
+  local values = {}
+  for i = 1, n do
+    local e = skip + i - 1
+    values[i] = number(math.floor(e / run), world:rank() * run + e % run)
+  end
+  local part = tensor.new(values, { dtype = dtype })
+  local got = world:columns_to_rows(part, run, skip)
+
+  -- The whole rows of the part are dealt to the ranks in their order.
+  local head = -skip % run
+  local count = math.max(0, math.floor((n - head) / run))
+  local size = world:size()
+  local first = math.floor(count * world:rank() / size)
+  local own = math.floor(count * (world:rank() + 1) / size) - first
+  if not got then
+    if own > 0 then error("no rows came, expected " .. own, 0) end
+    return
+  end
+  local rows = got.tensor:totable()
+  local start = (skip + head) / run + first
+  if #rows ~= own or got.first ~= start then
+    error(("%d rows from %d, expected %d from %d"):format(#rows, got.first, own, start), 0)
+  end
+  for r, row in ipairs(rows) do
+    if #row ~= run * size then error(("a row of %d"):format(#row), 0) end
+    for c, x in ipairs(row) do
+      if x ~= number(got.first + r - 1, c - 1) then
+        error(("%s run %d skip %d: row %d, column %d is %g"):format(dtype, run, skip, r, c, x), 0)
+      end
+    end
+  end
+  done = done + #rows
+  got.tensor:free()
+end
+
+local function columns()
+  for _, case in ipairs { { 3, 0, 21 }, { 3, 2, 21 }, { 1, 0, 7 }, { 7, 5, 1 }, { 7, 5, 8 },
+    { 5, 3, 12 }, { 4, 1, 400 }, { 300, 7, 5000 } } do
+    for _, dtype in ipairs { "f32", "i32" } do exchange(dtype, unpack(case)) end
+  end
+  -- More than a piece of 16 MiB.
+  local part = tensor.zeros { 3000, 2000 }
+  local got = ranks.world():columns_to_rows(part, 2000, 0)
+  if got.tensor:abs():max():item() ~= 0 then error("a large one", 0) end
+  done = done + got.tensor:shape()[1]
 end
 
 if arg and arg[0] and arg[0]:find "split_files_ranks" then
   local good, reason = pcall(function()
     if arg[1] == "fail" then return fail(arg[2]) end
+    if arg[1] == "full" then return full(arg[2]) end
+    if arg[1] == "break" then return break_at(arg[2], tonumber(arg[3])) end
+    if arg[1] == "columns" then return columns() end
     for i = 3, #arg do
       if arg[1] == "save" then save(arg[2], arg[i]) else resume(arg[2], arg[i]) end
     end

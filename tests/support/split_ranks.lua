@@ -1,12 +1,12 @@
--- split_ranks.lua - one rank of tests/system/test_split_model.lua: the split model against the whole
--- one, which every rank has, too.
+-- split_ranks.lua - one rank of tests/system/test_split_model.lua: the split model against the
+-- whole one, which every rank has, too.
 --
 --   mpirun -n 4 ./segzero tests/support/split_ranks.lua KIND[:cuda] FOLDER...
 --
--- KIND: plain, lora, frozen, int8, generate; with :cuda the split model is on that device. Prints "ok N" with the number of values and gradients that
--- were compared, and fails at the first wrong one. What all shards have must have the same bits.
+-- KIND: plain, lora, frozen, bf16, int8, generate; with :cuda the split model is on that device.
+-- Prints "ok N" with the number of values and gradients that were compared, and fails at the first
+-- wrong one. What all shards have must have the same bits.
 
-local ffi = require "ffi"
 local sz = require "segzero"
 local mini = require "tests.support.miniature"
 local split = require "tests.support.split_model"
@@ -117,14 +117,18 @@ local function division_of(part, name)
   return w
 end
 
-local function check_gradients(got, want, part, what)
+-- The same order on all ranks.
+local function sorted_names(tensors)
   local names = {}
-  local total = 0
-  for name, g in pairs(want) do
-    names[#names + 1] = name
-    total = total + norm(g)
-  end
+  for name in pairs(tensors) do names[#names + 1] = name end
   table.sort(names)
+  return names
+end
+
+local function check_gradients(got, want, part, what)
+  local names = sorted_names(want)
+  local total = 0
+  for _, g in pairs(want) do total = total + norm(g) end
   local least = 0.01 * total / #names
   for _, name in ipairs(names) do
     local w = division_of(part, name)
@@ -276,6 +280,59 @@ function KINDS.int8(whole, part, dir)
   compared = compared + got:numel()
 end
 
+-- In bf16 each shard rounds its part of a sum, and the sum is rounded again. So the split model is
+-- no closer to the whole one than to the exact numbers; how far it is from these is what counts.
+local ROUNDS_MORE = 1.5
+
+function KINDS.bf16(exact, _, dir)
+  local folder = exact.dir
+  local whole = sz.qwen_vl(folder, { dtype = "bf16" })
+  local part = split.model(whole, group)
+  local input = input_of(exact, 3)
+  local want, plain, own
+  tensor.no_grad(function()
+    want, plain, own = exact:forward(input), whole:forward(input), part:forward(input)
+  end)
+  check_same_bits(own, dir .. ": logits in bf16")
+  local off, limit = norm(own - want), ROUNDS_MORE * norm(plain - want)
+  if not (off <= limit) then fail("%s: logits are off by %.3g of %.3g", dir, off, limit) end
+
+  -- The gradients, all together: one that is small has large terms that cancel.
+  local batch = { groups = { batch_of(exact, 1), batch_of(exact, 3) } }
+  local options = { temperature = 1 }
+  local of_exact = gradients(exact, nil, batch, options)
+  local of_whole = gradients(whole, nil, batch, options)
+  local of_part = gradients(part, nil, batch, options)
+  off, limit = 0, 0
+  for _, name in ipairs(sorted_names(of_exact)) do
+    local g, w = of_exact[name], division_of(part, name)
+    local own_gradient = of_part[name]:to { dtype = "f32" }
+    sum_over_copies(w, own_gradient)
+    local slice = split.slice(w, g)
+    off = off + norm(own_gradient - slice) ^ 2
+    limit = limit + norm(split.slice(w, of_whole[name]:to { dtype = "f32" }) - slice) ^ 2
+    if not w.dim then check_same_bits(own_gradient, "the gradient of " .. name) end
+    compared = compared + g:numel()
+  end
+  if not (math.sqrt(off) <= ROUNDS_MORE * math.sqrt(limit) and limit > 0) then
+    fail("%s: gradients are off by %.3g, the whole model's by %.3g", dir, math.sqrt(off),
+      math.sqrt(limit))
+  end
+  part:free()
+  whole:free()
+end
+
+-- Graphs that the emulated device has launched.
+local function graphs()
+  local ffi = require "ffi"
+  pcall(ffi.cdef, [[
+    typedef struct {
+      unsigned long uploads, downloads, waits, allocations, launches, graphs, captures;
+    } sz_emu_count;
+    const sz_emu_count *sz_emu_counts(void);]])
+  return tonumber(ffi.load(os.getenv "SEGZERO_CUDA_LIBRARY").sz_emu_counts().graphs)
+end
+
 -- The cache and the sampler: the same tokens on all shards as in the whole model.
 function KINDS.generate(whole, part, dir)
   local input = batch_of(whole, 1).input
@@ -290,6 +347,13 @@ function KINDS.generate(whole, part, dir)
       end
       compared = compared + #answer.ids
     end
+  end
+
+  -- Steps are recorded where the devices talk to each other; through host memory they cannot be.
+  if part.device == "cpu" then return end
+  local linked = C.sz_comm_is_linked(group.pointer) == 1
+  if linked ~= (graphs() > 0) then
+    fail("%s: %d graphs, linked %s", dir, graphs(), tostring(linked))
   end
 end
 

@@ -131,6 +131,10 @@ check.case("the words that a shell offers", function()
   check.equal(words("--threads", "1", "eval"), { "evaluate" }, "a command after options")
   check.equal(words("help", "inf"), { "infer" }, "help of a command")
   check.equal(words("completion", ""), { "bash", "zsh" }, "shells")
+  check.equal(words("reward", "seg_s"), { "seg_strict" }, "a reward")
+  check.equal(words("reward", "seg", "--wa"), { "--watch=" }, "its options")
+  check.equal(words("why", "runs/x", "st"), { "step=" }, "a setting after a run")
+  check.equal(words("why", "runs/x", "replay="), { "replay=false", "replay=true" }, "its values")
   check.equal(words("train", "trainer.lo"), { "trainer.load_checkpoint_path=", "trainer.logger=" },
     "settings")
   check.equal(words("recipes/refcocog_grpo.lua", "trainer.logg"), { "trainer.logger=" },

@@ -66,6 +66,20 @@ check.case("a step that runs again gives the same bits", function()
   has(text, "from the beginning: 1 step", "without a checkpoint before it")
 end)
 
+check.case("a run notes how it was started", function()
+  local facts = cjson.decode(files.read(place .. "/A/launches.jsonl"))
+  check.equal(facts.from, 0, "from")
+  check.equal(facts.ranks, 1, "ranks")
+  check.equal(facts.threads, 1, "threads")
+  check.equal(facts.device, "cpu", "device")
+  check.equal(facts.command[1], "recipes/refcocog_grpo.lua", "command")
+  changed("A", "T", "launches.jsonl", function(text)
+    return (text:gsub('"threads":1', '"threads":3'))
+  end)
+  has(replay("T", "step=1"), "started in another way than the run: threads 1 (was 3)",
+    "another start")
+end)
+
 check.case("LoRA and a reference run again, too", function()
   train("L", "trainer.max_steps=2", "worker.actor.model.lora.rank=2", "trainer.save_freq=1")
   local text, status = replay("L", "step=2")
@@ -103,8 +117,8 @@ check.case("the first number that differs is named", function()
   local text, status = replay("B", "step=3")
   check.equal(status, 1, text)
   has(text, "step 3: not the same", "the step")
-  check.ok(text:find "first: logprobs of row train%-%d+, answer %d, token 2: %-[%d.e-]+, was %-0%.5",
-    "the number: " .. text)
+  local first = "first: logprobs of row train%-%d+, answer %d, token 2: %-[%d.e-]+, was %-0%.5"
+  check.ok(text:find(first), "the number: " .. text)
   has(text, "other log-probabilities in 1 of 6 answers", "how many")
   has(text, "likely: ", "a reason")
 
@@ -246,6 +260,19 @@ check.case("all ranks change at the same step", function()
     check.equal(record.reward >= 100, record.step > 1, "step " .. record.step)
   end
   check.equal(seen, 24, "answers of both ranks")
+
+  -- The run of two ranks again, on two ranks and on one.
+  for step = 1, 2 do
+    local again, status = ranks.run(2, { "replay", own .. "/R", "step=" .. step })
+    check.equal(status, 0, again)
+    has(again, ("step %d: the same bits: 8 answers"):format(step), "on two ranks")
+  end
+  local alone = mini.run { "replay", own .. "/R", "step=2" }
+  has(alone, "note: started in another way than the run: ranks 1 (was 2)", "on one")
+  has(mini.run { "why", own .. "/R", "step=2" }, "the rows of step 2", "why")
+  local refused, status = ranks.run(2, { "why", own .. "/R", "step=2" })
+  check.ok(status ~= 0, "why works on one rank")
+  has(refused, "it works on one rank", "and says so")
 end)
 
 mini.remove()

@@ -1,6 +1,6 @@
--- test_lab.lua - the prompt lab: comparisons with intervals, sweeps, one answer and its tokens, what
--- the image does to a token (against finite differences), the worst answers of a run; and prompt=
--- and reward= of recipes/evaluate.lua.
+-- test_lab.lua - the prompt lab: comparisons with intervals, sweeps, one answer and its tokens,
+-- what the image does to a token (against finite differences), the worst answers of a run; and
+-- prompt= and reward= of recipes/evaluate.lua.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -9,7 +9,7 @@ local inference = require "segzero.inference.generate"
 local mini = require "tests.support.miniature"
 local packing = require "segzero.inference.packing"
 local prompt_text = require "segzero.data.prompt_text"
-local repl = require "segzero.tools.repl"
+local repl = require "segzero.repl"
 local session = require "segzero.lab.session"
 local sz = require "segzero"
 local tensor = require "segzero.core.tensor"
@@ -74,6 +74,18 @@ check.case("three prompts on ten rows: one call, one table, one sheet", function
     sheet = false, max_new_tokens = 80 }
   check.equal(again[1].means, result[1].means, "the same seed, the same answers")
   check.equal(again.sheet, nil, "no sheet")
+end)
+
+check.case("a model of one call does not change the model of the others", function()
+  local rows = open(84):sample(2)
+  local before = session.policy()
+  local other = lab.compare { prompts = { "{question}" }, rows = rows, model = dir,
+    sheet = false, max_new_tokens = 4 }
+  check.equal(#other[1].rows, 2, "asked")
+  check.ok(session.policy() == before, "the model of lab.use stays")
+  check.raises(function()
+    lab.compare { prompts = { "{question}" }, rows = rows, model = place .. "/nothing" }
+  end, "model: ", "a model that is not there")
 end)
 
 check.case("a comparison scores what training scores", function()

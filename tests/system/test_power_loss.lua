@@ -12,6 +12,7 @@ local cjson = require "cjson"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local process = require "tests.support.process"
+local runs = require "tests.support.rank_runs"
 local files = require "segzero.core.files"
 local host = require "segzero.host"
 local manifest = require "segzero.runs.manifest"
@@ -29,12 +30,17 @@ local compile = "cc -shared -fPIC -O1 -Wall -o " .. shim .. " tests/support/powe
 check.equal(os.execute(compile), 0, "the library compiles")
 files.write(place .. "/reward.lua", mini.reward_source)
 
--- Runs the recipe and returns its events: {{what, a, b}, ...}. `folder` is watched.
-local function record(folder, log, ...)
+-- Runs the recipe on so many ranks and returns their events: {{what, a, b}, ...}. `folder` is
+-- watched.
+local function record(ranks, folder, log, ...)
   files.make_dir(log)
   local argv = { host.executable, "--threads", "1", "recipes/refcocog_grpo.lua",
     "worker.actor.model.model_path=" .. dir, "worker.reward.compute_score=" .. place
       .. "/reward.lua" }
+  if ranks > 1 then
+    table.insert(argv, 2, "--ranks")
+    table.insert(argv, 3, tostring(ranks))
+  end
   for _, list in ipairs { mini.arguments, { "data.val_files=None", "trainer.save_freq=1", ... } } do
     for _, word in ipairs(list) do argv[#argv + 1] = word end
   end
@@ -175,7 +181,7 @@ local the_events
 
 -- The events of a run of four steps that keeps two checkpoints.
 local function recorded()
-  the_events = the_events or record(place .. "/disk", log, "trainer.max_steps=4",
+  the_events = the_events or record(1, place .. "/disk", log, "trainer.max_steps=4",
     "trainer.save_limit=2", "trainer.save_checkpoint_path=" .. place .. "/disk/run")
   return the_events
 end
@@ -193,6 +199,29 @@ check.case("after a loss of power every complete checkpoint is whole", function(
   local events = recorded()
   replay(events, "data", log, 4)
   replay(events, "names", log, 4)
+end)
+
+-- Two shards write the parts of one file of weights and of one of state. What one of them syncs is
+-- on the disk for both.
+check.case("the same where two shards write a checkpoint together", function()
+  if not runs.available() then return end
+  local disk = place .. "/disk"
+  assert(os.execute("rm -rf " .. disk .. "/run") == 0)
+  local own = place .. "/log_of_shards"
+  local events = record(2, disk, own, "trainer.max_steps=3", "trainer.save_limit=1",
+    "worker.rollout.tensor_parallel_size=2", "worker.reward.sam2_path=none",
+    "trainer.save_checkpoint_path=" .. disk .. "/run")
+  local synced = {}
+  for _, event in ipairs(events) do
+    if event[1] == "sync" and event[2]:find "global_step_3.*/model.safetensors.tmp$" then
+      synced[event[3]:match "^%d+"] = true
+    end
+  end
+  local writers = 0
+  for _ in pairs(synced) do writers = writers + 1 end
+  check.equal(writers, 2, "processes that sync their parts of the weights")
+  replay(events, "data", own, 3)
+  replay(events, "names", own, 3)
 end)
 
 check.case("a checkpoint that is removed stops counting before its files go", function()

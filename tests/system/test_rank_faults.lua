@@ -1,4 +1,4 @@
--- test_rank_faults.lua - several ranks of which one fails: a collective, a write of its part of a
+-- test_rank_faults.lua - several ranks of which one fails: a collective, or a write of its part of a
 -- checkpoint. Every rank ends within a bounded time with one line, and older checkpoints stay whole.
 --
 -- Needs Open MPI. Left out: several machines; failing rewards and signals (test_ranks.lua).
@@ -20,83 +20,122 @@ end
 local place = runs.begin()
 
 -- ---- collectives ----
--- A reward that is called first in the second step makes a collective of one rank fail there.
+-- The run resumes at step 1. After step 2 one rank is told to fail; it saves step 2, makes step 3
+-- and saves that. Prints how many exchanges there were.
 local FAILING = [[
   local ranks = require "segzero.core.ranks"
-  local armed = false
-  return function(text)
-    if not armed and os.getenv "OMPI_COMM_WORLD_RANK" == os.getenv "FAIL_RANK" then
-      ranks.fail_after(tonumber(os.getenv "FAIL_AT"))
-      armed = true
-    end
-    return #text
-  end]]
-local AT_ONCE = 4                -- runs at a time
-local MOST = 200                 -- collectives of a step and a checkpoint
+  local first
+  require("recipes.refcocog_grpo").run(arg, {
+    on_step = function(t)
+      if t.global_step ~= 2 then return end
+      first = ranks.exchanges()
+      if ranks.world():rank() == tonumber(os.getenv "FAIL_RANK") then
+        ranks.fail_after(tonumber(os.getenv "FAIL_AT"))
+      end
+    end })
+  io.stderr:write(("exchanges of rank %d: %d\\n"):format(ranks.world():rank(),
+    ranks.exchanges() - first))]]
+local NEVER = -1
+local AT_ONCE = 2                -- runs at a time
+local SOME = 24                  -- runs of a kind, spread over all exchanges; FAULTS=all: all
+local LAST = 6                   -- the last exchanges save the checkpoint
 
--- The run resumes at step 1, makes step 2, saves it and removes step 1.
-local function start_failing(n, rank)
-  local name = ("fail_%d_%d"):format(rank, n)
-  local folder = place .. "/" .. name
-  mini.copy(place .. "/fail_base", folder)
-  local words = runs.words(name, { "trainer.max_steps=2", "data.val_files=None",
-    "trainer.collective_timeout=20", "trainer.load_checkpoint_path=" .. folder,
-    "trainer.save_limit=1", "worker.reward.compute_score=" .. place .. "/failing.lua" })
-  local env = { FAIL_AT = tostring(n), FAIL_RANK = tostring(rank) }
-  local started = process.now()
-  local output = folder .. ".txt"
-  local child = process.start(runs.command(2, words), { env = env, output = output })
-  return { child = child, started = started, folder = folder, output = output, n = n, rank = rank }
+local KINDS = {
+  { name = "two replicas over TCP", ranks = 2, transport = "tcp" },
+  { name = "two replicas over MPI", ranks = 2, transport = "mpi", some = 4 },
+  { name = "two shards over TCP", ranks = 2, transport = "tcp", shards = 2,
+    some = 12 },
+  { name = "two replicas of two shards over TCP", ranks = 4, transport = "tcp", shards = 2,
+    some = 8 },
+}
+
+local function settings(kind, name, extra)
+  local words = { "data.val_files=None", "trainer.collective_timeout=20", "trainer.save_limit=1",
+    "worker.rollout.tensor_parallel_size=" .. (kind.shards or 1) }
+  for _, word in ipairs(extra) do words[#words + 1] = word end
+  return runs.words(name, words)
 end
 
--- Returns whether no collective failed, and whether the run ended as it should.
-local function check_failed(run)
-  local status = process.wait(run.child)
-  local text = files.read(run.output)
-  local what = ("collective %d of rank %d: "):format(run.n, run.rank)
-  check.ok(process.now() - run.started < 60, what .. "the time")
+-- The n-th exchange of this rank fails.
+local function start_failing(kind, n, rank)
+  local name = ("%s_%d_%d"):format(kind.base, rank, n)
+  local folder = place .. "/" .. name
+  mini.copy(place .. "/" .. kind.base, folder)
+  local words = settings(kind, name, { "trainer.max_steps=3",
+    "trainer.load_checkpoint_path=" .. folder })
+  words[1] = place .. "/failing.lua"
+  local env = { FAIL_AT = tostring(n), FAIL_RANK = tostring(rank),
+    SEGZERO_TRANSPORT = kind.transport }
+  local output = folder .. ".txt"
+  local child = process.start(runs.command(kind.ranks, words), { env = env, output = output })
+  return { child = child, started = process.now(), folder = folder, output = output, n = n,
+    rank = rank, kind = kind }
+end
 
-  -- There is a complete checkpoint, and every complete one is whole.
+-- Every complete checkpoint is whole, and there is one.
+local function check_checkpoints(run, what)
   local list = checkpoint.list(run.folder)
   check.ok(#list > 0, what .. "no checkpoint is left")
   for _, one in ipairs(list) do
     local ok, reason = pcall(manifest.check, one.path)
     check.ok(ok and reason, what .. tostring(reason))
   end
-  if status == 0 then
-    check.equal(list[#list].step, 2, what .. "the last step")
-    return true, true
-  end
-  local _, lines = text:gsub("segzero: rank %d %(host [^)]+%): a test made this collective fail", "")
+  return list[#list].step
+end
+
+local function check_failed(run)
+  local status = process.wait(run.child)
+  local text = files.read(run.output)
+  local what = ("%s, exchange %d of rank %d: "):format(run.kind.name, run.n, run.rank)
+  check.ok(process.now() - run.started < 60, what .. "the time")
+  check.ok(status ~= 0, what .. "the status")
+  check_checkpoints(run, what)
+  local line = "segzero: rank %d %%(host [^)]+%%): a test made this collective fail"
+  local _, lines = text:gsub(line:format(run.rank), "")
   check.equal(lines, 1, what .. "lines: " .. text:sub(-600))
   local _, all = text:gsub("segzero: ", "")
   check.equal(all, 1, what .. "messages: " .. text:sub(-600))
-  return false, lines == 1
 end
 
-check.case("every collective of a step and a checkpoint fails in turn", function()
-  files.write(place .. "/failing.lua", FAILING)
-  runs.train(2, "fail_base", { "trainer.max_steps=1", "data.val_files=None" })
-  for rank = 0, 1 do
-    local failed = 0
-    local done = false
-    local is_good = true
-    for first = 0, MOST, AT_ONCE do
-      local started = {}
-      for i = 1, AT_ONCE do started[i] = start_failing(first + i - 1, rank) end
-      for _, run in ipairs(started) do
-        local succeeded, as_expected = check_failed(run)
-        is_good = is_good and as_expected
-        done = done or succeeded
-        if not succeeded then failed = failed + 1 end
-      end
-      if done or not is_good then break end
-    end
-    check.ok(done, "a run in which nothing failed")
-    check.ok(failed > 20, ("%d collectives of rank %d failed"):format(failed, rank))
-    print(("rank %d: %d collectives failed"):format(rank, failed))
+-- How many exchanges a run has in which none fails.
+local function count_exchanges(kind)
+  local run = start_failing(kind, NEVER, 0)
+  check.equal(process.wait(run.child), 0, kind.name .. ": a run in which nothing fails")
+  check.equal(check_checkpoints(run, kind.name .. ": "), 3, "the last step")
+  return tonumber(files.read(run.output):match "exchanges of rank 0: (%d+)")
+end
+
+-- Which of them fail: all, or some that are spread evenly and the last ones.
+local function chosen(total, some)
+  local list = {}
+  local step = 1
+  if os.getenv "FAULTS" ~= "all" then step = math.max(1, math.floor(total / some)) end
+  for n = 0, total - 1 do
+    if n % step == 0 or n >= total - LAST then list[#list + 1] = n end
   end
-end)
+  return list
+end
+
+for _, kind in ipairs(KINDS) do
+  check.case("exchanges of a step and a checkpoint fail in turn: " .. kind.name, function()
+    files.write(place .. "/failing.lua", FAILING)
+    kind.base = kind.name:gsub(" ", "_")
+    local text, status = runs.run(kind.ranks, settings(kind, kind.base,
+      { "trainer.max_steps=1" }), { SEGZERO_TRANSPORT = kind.transport })
+    check.equal(status, 0, text:sub(-600))
+    local total = count_exchanges(kind)
+    check.ok(total and total > 20, "exchanges: " .. tostring(total))
+    local list = chosen(total, kind.some or SOME)
+    for first = 1, #list, AT_ONCE do
+      local started = {}
+      for i = first, math.min(first + AT_ONCE - 1, #list) do
+        started[#started + 1] = start_failing(kind, list[i], i % kind.ranks)
+      end
+      for _, run in ipairs(started) do check_failed(run) end
+    end
+    print(("%s: %d exchanges, %d of them failed"):format(kind.name, total, #list))
+  end)
+end
 
 -- ---- a write ----
 -- From the second step on, rank 1 may write no more than a byte to a file.

@@ -157,6 +157,8 @@ check.case("locals stay for the next entries", function()
   printed = session { "local print = 1", "print ~= 1" }
   check.ok(printed[1]:find "print ends with this entry", "a name of Lua's: " .. printed[1])
   check.equal(printed[2], "true", "and Lua's own is untouched")
+  printed = session { "local repl_none = error('no', 0)" }
+  check.equal(printed, { "no" }, "an entry that failed keeps nothing")
   check.equal(session { "do local repl_inner = 1 end", "rawget(_G, 'repl_inner')" }, { "nil" },
     "a local of a block ends with it")
 end)

@@ -69,6 +69,14 @@ check.case("wrong words are one line with the status 2", function()
   has(reward "seg_strik", "reward: there is no reward 'seg_strik'", "a name")
 end)
 
+check.case("a reward that never ends is given up soon", function()
+  local path = write("endless.lua", "return function() while true do end end\n")
+  local text, status = reward(path, "timeout=0.2")
+  check.equal(status, 1, "status")
+  has(text, "reward: 3 answers took too long, the rest is not tried", "why")
+  has(text, "the reward did not end within 0.2 s on row", "which")
+end)
+
 -- ---- rows of the user's ----
 check.case("rows of the user's, with their columns", function()
   local folder = place .. "/data"
@@ -109,8 +117,8 @@ check.case("the stored answers of a run are scored again", function()
   has(text, "all 18 rewards are the stored ones, to the last digit", "the same reward")
 
   local output = place .. "/new.jsonl"
-  local frames = write("frames.lua", "return function(_, _, row) return row.frame == 84 and row.image"
-    .. " and row.mask and 1 or 0 end\n")
+  local frames = write("frames.lua", "return function(_, _, row) return row.frame == 84 and "
+    .. "row.image and row.mask and 1 or 0 end\n")
   text = reward(frames, "--replay", run, "step=2", "output=" .. output)
   has(text, "6 answers to 2 prompts", "one step")
   check.ok(text:find "score: mean 1, std 0", "the rows have frame, image and mask: " .. text)
@@ -133,8 +141,47 @@ check.case("what cannot be recomputed is said", function()
   has(text, "note: the run's data set cannot be opened: ", "the data set")
   has(text, "note: 18 answers were scored without image, mask and columns", "how many")
   has(text, "all 18 rewards are the stored ones", "text is enough for this reward")
+  files.write(away .. "/config.json", (config:gsub('"sam2_path":"[^"]*"',
+    '"sam2_path":"/nowhere/sam2"')))
+  text, status = reward(scorer, "--replay", away)
+  check.equal(status, 0, text)
+  has(text, "note: masks cannot be made again: worker.reward.sam2_path: /nowhere/sam2", "SAM2")
   has(reward(scorer, "--replay", place), "is not the folder of a training run", "no run")
   has(reward(scorer, "--replay", run, "step=9"), "has no answers of step 9", "no such step")
+end)
+
+check.case("rows of files have their columns, and their image when it is asked for", function()
+  local folder = place .. "/files"
+  files.make_dir(folder)
+  local image = sz.image.new(84, 84)
+  for i = 1, 4 do image:save(("%s/%d.png"):format(folder, i)) end
+  image:free()
+  local lines = {}
+  for i = 1, 4 do
+    lines[i] = ('{"id": "r%d", "problem": "the square", "kind": "square", "image": "%d.png", '
+      .. '"solution": "<box>(10,20),(50,60)</box><points>(20,30),(40,50)</points>"}\n'):format(i, i)
+  end
+  files.write(folder .. "/data.jsonl", table.concat(lines))
+  local second = place .. "/second"
+  local text, status = mini.recipe(dir, { "trainer.max_steps=2", "data.val_files=None",
+    "trainer.save_freq=-1", "worker.reward.compute_score=" .. scorer, "data.train_files=" .. folder,
+    "worker.reward.sam2_path=none", "trainer.save_checkpoint_path=" .. second })
+  check.equal(status, 0, text:sub(-300))
+  local looks = write("looks.lua", "return function(_, _, row) return row.kind == 'square' and "
+    .. "row.frame == 84 and row.image:totensor():numel() == 84 * 84 * 3 and "
+    .. "row.images[1].width == 84 and 1 or 0 end\n")
+  text, status = reward(looks, "--replay", second)
+  check.equal(status, 0, text)
+  check.ok(text:find "score: mean 1, std 0", "columns, frame and pixels: " .. text)
+  -- Pixels that cannot be decoded are a failure of a reward that looks at them only.
+  for i = 1, 4 do
+    local path = ("%s/%d.png"):format(folder, i)
+    files.write(path, files.read(path):sub(1, 60))
+  end
+  check.equal(select(2, reward(scorer, "--replay", second)), 0, "the text is enough")
+  text, status = reward(looks, "--replay", second)
+  check.equal(status, 1, "pixels are not")
+  has(text, "the reward failed on 12 of 12 answers", "how many")
 end)
 
 -- ---- watching ----

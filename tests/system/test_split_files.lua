@@ -2,14 +2,16 @@
 -- process writes, and read back on every other split.
 --
 -- Each rank (tests/support/split_files_ranks.lua) makes the same updates on its parts. Needs Open
--- MPI. Left out: several machines; training steps; devices.
+-- MPI. Left out: several machines; training steps.
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
+local process = require "tests.support.process"
 local runs = require "tests.support.rank_runs"
 local states = require "tests.support.split_files_ranks"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
+local host = require "segzero.host"
 local manifest = require "segzero.runs.manifest"
 local safetensors = require "segzero.formats.safetensors"
 local tensor = require "segzero.core.tensor"
@@ -197,6 +199,41 @@ check.case("8-bit moments: the same bits on the same shards, else the nearest co
   check.equal(recoded, 22, "pairs with other shards")
 end)
 
+-- ---- a device ----
+check.case("weights and state on a device: the same files", function()
+  local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
+  if not files.exists(library) then
+    check.skip "the emulated CUDA library (make cuda-emulated)"
+    return
+  end
+  local env = { SEGZERO_CUDA_LIBRARY = library, SEGZERO_SHARE_DEVICE = "1" }
+  for _, mode in ipairs { "save", "resume" } do
+    for count = 1, 2 do
+      local text, status = runs.run(count, { "tests/support/split_files_ranks.lua", mode, place,
+        "cuda" }, env)
+      check.equal(status, 0, ("%s on %d: %s"):format(mode, count, text:sub(-600)))
+    end
+  end
+  check_same("cuda_1_2", "cuda_1_1")
+  for _, from in ipairs { "1_1", "1_2" } do
+    for _, to in ipairs { "1_1", "1_2" } do
+      check_same(("cuda_%s_to_%s"):format(from, to), "cuda_1_1")
+    end
+  end
+end)
+
+-- ---- columns to rows ----
+check.case("columns become rows, every element of them", function()
+  for _, count in ipairs { 2, 3, 4 } do
+    local text, status = runs.run(count, { "tests/support/split_files_ranks.lua", "columns" })
+    check.equal(status, 0, text:sub(-400))
+    local sum = 0
+    for rows in text:gmatch "ok (%d+)" do sum = sum + tonumber(rows) end
+    -- Whole rows of the cases, in two dtypes, and those of the large one.
+    check.equal(sum, 2 * (7 + 6 + 7 + 0 + 0 + 2 + 99 + 15) + 3000, "rows of all ranks")
+  end
+end)
+
 -- ---- failures ----
 check.case("a shard that cannot write its part of a model is named on all", function()
   local text = runs.run(2, { "tests/support/split_files_ranks.lua", "fail", place })
@@ -207,6 +244,58 @@ check.case("a shard that cannot write its part of a model is named on all", func
   check.equal(named, 1, "the other names it: " .. text)
   check.ok(not files.exists(place .. "/failed/model.safetensors"), "no file")
   check.ok(not files.exists(place .. "/failed/model.safetensors.tmp"), "no rest")
+end)
+
+check.case("a shard that cannot write its part of a checkpoint is named", function()
+  local text = runs.run(2, { "tests/support/split_files_ranks.lua", "full", place })
+  local own = "global_step_4 is not written: rank 1 %(host [^)]+%): "
+    .. "%S+model.safetensors.tmp: cannot write: File too large\n"
+  local _, lines = text:gsub(own, "")
+  check.equal(lines, 2, "both shards say it: " .. text)
+  local run = place .. "/full_1_2"
+  check.ok(manifest.check(run .. "/global_step_2"), "the older checkpoint")
+  local left = 0
+  for _, name in ipairs(folders.list(run)) do
+    if name:find "global_step" then left = left + 1 end
+  end
+  check.equal(left, 1, "checkpoints")
+end)
+
+local AT_ONCE = 4
+local MOST = 60                  -- exchanges of a checkpoint
+
+local function start_broken(n)
+  local output = ("%s/broken_%d.txt"):format(place, n)
+  local argv = runs.command(2, { "tests/support/split_files_ranks.lua", "break", place, tostring(n) })
+  return { n = n, output = output, child = process.start(argv, { output = output }) }
+end
+
+-- Whether nothing failed, which ends the loop.
+local function check_broken(run)
+  local status = process.wait(run.child)
+  local text = files.read(run.output)
+  local older = ("%s/broken_%d_1_2/global_step_2"):format(place, run.n)
+  check.ok(manifest.check(older), ("exchange %d: the older checkpoint"):format(run.n))
+  if status == 0 then return true end
+  local _, lines = text:gsub("segzero: rank 1 %(host [^)]+%): a test made this collective fail", "")
+  local _, all = text:gsub("segzero: ", "")
+  check.equal({ lines, all }, { 1, 1 }, ("exchange %d: %s"):format(run.n, text:sub(-500)))
+  return false
+end
+
+check.case("every exchange of a checkpoint fails in turn", function()
+  local failed = 0
+  local done = false
+  for first = 0, MOST, AT_ONCE do
+    local started = {}
+    for i = 1, AT_ONCE do started[i] = start_broken(first + i - 1) end
+    for _, run in ipairs(started) do
+      if check_broken(run) then done = true else failed = failed + 1 end
+    end
+    if done then break end
+  end
+  check.ok(done, "a run in which nothing failed")
+  check.ok(failed >= 14, failed .. " exchanges failed")
 end)
 
 mini.remove()

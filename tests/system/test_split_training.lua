@@ -8,6 +8,7 @@
 
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
+local host = require "segzero.host"
 local mini = require "tests.support.miniature"
 local runs = require "tests.support.rank_runs"
 
@@ -64,6 +65,23 @@ for _, kind in ipairs(KINDS) do
     end
   end)
 end
+
+-- The emulator is slow: one step of two prompts.
+check.case("two shards on the emulated device", function()
+  local library = host.library:gsub("libsegzero%.so$", "libsegzero_cuda_emulated.so")
+  if not files.exists(library) then
+    check.skip "the emulated CUDA library (make cuda-emulated)"
+    return
+  end
+  local kind = { "trainer.max_steps=1", "data.val_files=None", "data.rollout_batch_size=2",
+    "worker.actor.global_batch_size=2", "data.max_response_length=4" }
+  runs.train(1, "device_1_1", words_of(kind, 1))
+  local words = { "--device", "cuda", unpack(runs.words("device_2_2", words_of(kind, 2))) }
+  local text, status = runs.run(2, words, { SEGZERO_CUDA_LIBRARY = library,
+    SEGZERO_SHARE_DEVICE = "1" })
+  check.equal(status, 0, text:sub(-600))
+  runs.expect_same_run("device_2_2", "device_1_1")
+end)
 
 -- ---- moving groups ----
 -- Prompts of very different lengths, and a set that counts how often each rank reads a row. A rank
@@ -123,14 +141,106 @@ check.case("groups move until replicas have about as many tokens, and nothing ch
   check.equal({ four[2], four[3] }, { two[1], two[1] }, "the same with shards")
 end)
 
-check.case("the same ranks give the same bits", function()
-  for _, name in ipairs { "bits_a", "bits_b" } do
-    runs.train(4, name, words_of({ "trainer.save_freq=2" }, 2))
+check.case("answers that a reward fails on are counted over all ranks", function()
+  files.write(place .. "/partial.lua", [[
+    return function(text)
+      if #text % 2 == 0 then error "an even answer" end
+      return #text % 7
+    end]])
+  local kind = { "trainer.max_steps=1", "data.val_files=None", "worker.reward.on_error=zero",
+    "worker.reward.compute_score=" .. place .. "/partial.lua" }
+  local counts = {}
+  for i, split in ipairs { { 1, 1 }, { 2, 1 }, { 2, 2 }, { 4, 2 } } do
+    local name = ("errors_%d_%d"):format(unpack(split))
+    runs.train(split[1], name, words_of(kind, split[2]))
+    counts[i] = runs.records(name, "metrics")[1].reward_errors
   end
-  local function weights(name)
-    return files.read(("%s/%s/global_step_2/model.safetensors"):format(place, name))
+  check.ok(counts[1] > 0 and counts[1] < 8, "some answers fail: " .. counts[1])
+  check.equal({ counts[2], counts[3], counts[4] }, { counts[1], counts[1], counts[1] }, "counts")
+end)
+
+-- ---- what all shards have ----
+-- A reward that differs from rank to rank, as a random one would. After each step the ranks compare
+-- the weights of which they have copies: whole ones, and slices by their first element.
+local ALIKE = [[
+  local checksum = require "segzero.core.checksum"
+  local tensor = require "segzero.core.tensor"
+  local rank = tonumber(os.getenv "OMPI_COMM_WORLD_RANK" or "0")
+  require("recipes.refcocog_grpo").run(arg, {
+    reward = function(text) return #text % 7 + rank * 100 end,
+    on_step = function(t, stats)
+      local own = {}
+      local compared = 0
+      for _, one in ipairs(t.parameters) do
+        local first = one.slice and one.slice.first or -1
+        local bytes = one.tensor:numel() * tensor.WIDTH[one.tensor:dtype()]
+        own[("%s %d"):format(one.name, first)] = checksum.bytes(tensor.data(one.tensor), bytes)
+      end
+      for _, other in ipairs(t.parallel.world:gather(own)) do
+        for name, sum in pairs(other) do
+          if own[name] then
+            assert(own[name] == sum, name .. " differs")
+            compared = compared + 1
+          end
+        end
+      end
+      if rank == 0 then print(("step %d: %d compared, reward %g"):format(stats.step, compared,
+        stats.reward_max - stats.reward_max % 100)) end
+    end,
+  })]]
+
+check.case("copies have the same bits on all shards, though the reward differs", function()
+  files.write(place .. "/alike.lua", ALIKE)
+  local kinds = { {}, { "worker.actor.model.dtype=bf16", "worker.actor.optim.state_dtype=int8",
+    "worker.actor.optim.master_weights=false" }, { "worker.actor.model.lora.rank=4" } }
+  for i, kind in ipairs(kinds) do
+    for _, split in ipairs { { 4, 4 }, { 4, 2 } } do
+      local name = ("alike_%d_%d_%d"):format(i, unpack(split))
+      local words = runs.words(name, words_of({ "data.val_files=None", unpack(kind) }, split[2]))
+      words[1] = place .. "/alike.lua"
+      local text, status = runs.run(split[1], words)
+      check.equal(status, 0, name .. ": " .. text:sub(-600))
+      -- The first shards of two replicas are ranks 0 and 2, and that of one is rank 0.
+      local most = split[2] == 2 and 200 or 0
+      local compared, reward = text:match "step 2: (%d+) compared, reward (%d+)"
+      check.equal(tonumber(reward), most, name .. ": whose reward counts")
+      check.ok(tonumber(compared) > 50, name .. ": " .. compared .. " compared")
+    end
   end
-  check.ok(#weights "bits_a" > 1000 and weights "bits_a" == weights "bits_b", "the weights")
+end)
+
+-- ---- going on ----
+local function weights(name)
+  return files.read(("%s/%s/global_step_2/model.safetensors"):format(place, name))
+end
+
+local function save_each_step(split, name, more)
+  local kind = { "trainer.save_freq=1", "data.val_files=None" }
+  kind[#kind + 1] = more
+  runs.train(split[1], name, words_of(kind, split[2]))
+end
+
+check.case("saved on any split, resumed on the next one; the same split gives the same bits", function()
+  local splits = { { 1, 1 }, unpack(ALL) }
+  for i, split in ipairs(splits) do
+    save_each_step(split, ("saved_%d_%d"):format(unpack(split)))
+    if i > 1 then runs.expect_same_run(("saved_%d_%d"):format(unpack(split)), "saved_1_1") end
+  end
+  local want = runs.records("saved_1_1", "metrics")[2]
+  for i, split in ipairs(splits) do
+    local source = ("saved_%d_%d"):format(unpack(split))
+    for _, other in ipairs { split, splits[i % #splits + 1] } do
+      local name = ("%s_to_%d_%d"):format(source, unpack(other))
+      save_each_step(other, name, ("trainer.load_checkpoint_path=%s/%s/global_step_1"):format(place,
+        source))
+      if other == split then
+        check.ok(#weights(name) > 1000 and weights(name) == weights(source), "bits of " .. name)
+      end
+      local got = runs.records(name, "metrics")
+      check.near({ got[#got].loss, got[#got].grad_norm }, { want.loss, want.grad_norm }, 1e-4 * 5,
+        "step 2 of " .. name)
+    end
+  end
 end)
 
 check.case("one rank does not stop for a Seg-Zero file's shards", function()

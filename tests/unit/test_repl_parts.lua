@@ -322,6 +322,10 @@ check.case("help finds functions, modules, settings, ops and pages", function()
   says("softmax", "docs/ops.md")
   says("memory", "docs/guide/memory.md")
   says("train", "segzero train")
+  rawset(_G, "repl_vl", require("segzero.models.policy").defaults
+    or { generate = require("segzero.inference.generate").generate })
+  says("repl_vl:generate", "max_new_tokens")
+  rawset(_G, "repl_vl", nil)
   local text, why = help.about "sz.imige"
   check.equal(text, nil, "nothing is made up")
   check.ok(why:find("did you mean 'sz.image'", 1, true), why)

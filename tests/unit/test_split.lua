@@ -317,24 +317,27 @@ check.case("adapters: made, loaded, merged", function()
 end)
 
 -- ---- whole files from slices ----
--- What `count` shards of `replicas` replicas write into dir; they are processes of one job otherwise.
+-- Starts a list of files and waits.
+local function run(writing, what)
+  local job = writing:start()
+  check.ok(job:wait(), what)
+  job:free()
+end
+
+-- What these shards of each of `replicas` replicas write into dir; they are processes of one job
+-- otherwise.
 local function save_all(models, dir, replicas)
   local first = jobs.writing()
-  local total = #models * replicas
-  for r = 0, total - 1 do
-    local vl = models[r % #models + 1]
+  models[1]:save(dir, { later = first })
+  first:make_shared()
+  for r = 0, #models * replicas - 1 do
+    local writing = jobs.writing()
     local replica = { index = math.floor(r / #models), count = replicas }
-    local writing = r == 0 and first or jobs.writing()
-    vl:save(dir, { later = writing, part = r > 0 or nil, replica = replica })
-    if r == 0 then writing:make_shared() end
-    local job = writing:start_first()
-    check.ok(job:wait(), "the parts of rank " .. r)
-    job:free()
+    models[r % #models + 1]:save(dir, { later = writing, part = true, replica = replica })
+    run(writing, "the parts of rank " .. r)
   end
   first:finish_shared()
-  local job = first:start()
-  check.ok(job:wait(), "the names")
-  job:free()
+  run(first, "the names")
 end
 
 local function check_same(a, b, names)
@@ -385,29 +388,29 @@ check.case("several files, and their index", function()
   safetensors.save_folder(want, whole:parameters(), { max_shard_bytes = 40000 })
   local dir = place .. "/many_of_2"
   files.make_dir(dir)
-  local list = {}
+  local first
   for index = 0, 1 do
     local vl = shard_of(origin, 2, index)
+    local described = split.described(weights.listed(vl))
+    if not first then
+      first = jobs.writing()
+      safetensors.save_folder(dir, described, { max_shard_bytes = 40000, later = first })
+      first:make_shared()
+    end
     local writing = jobs.writing()
-    safetensors.save_folder(dir, split.described(weights.listed(vl)), { max_shard_bytes = 40000,
-      later = writing, part = index > 0 or nil })
-    if index == 0 then writing:make_shared() end
-    local job = writing:start_first()
-    check.ok(job:wait(), "parts")
-    job:free()
-    list[index + 1] = { vl = vl, writing = writing }
+    safetensors.save_folder(dir, described, { max_shard_bytes = 40000, later = writing,
+      part = true })
+    run(writing, "parts")
+    vl:free()
   end
-  list[1].writing:finish_shared()
-  local job = list[1].writing:start()
-  check.ok(job:wait(), "names")
-  job:free()
+  first:finish_shared()
+  run(first, "names")
   local index = cjson.decode(files.read(want .. "/model.safetensors.index.json"))
   local names = { "model.safetensors.index.json" }
   for _, file in pairs(index.weight_map) do names[#names + 1] = file end
   check.ok(#names > 10, "weights in the index")
   check_same(want, dir, names)
   whole:free()
-  for _, one in ipairs(list) do one.vl:free() end
 end)
 
 check.case("of equal parts each rank writes about as many bytes", function()

@@ -118,6 +118,7 @@ function takers.names(_, args, prefix)
   return words.filter(words.cached(kind), prefix)
 end
 
+function takers.rewards(_, _, prefix) return words.rewards(prefix) end
 function takers.files(_, _, prefix) return words.files(prefix, ".lua") end
 function takers.commands(_, _, prefix) return words.filter(commands.names(), prefix) end
 function takers.shells(_, _, prefix) return words.filter({ "bash", "zsh" }, prefix) end
@@ -128,6 +129,11 @@ local function of_command(row, args, prefix)
   if is_flag then
     for _, flag in ipairs(row.flags or {}) do out[#out + 1] = flag end
     out[#out + 1] = "--help"
+  end
+  if row.schema and (#args > 0 or is_flag) then
+    local schema = require(row.schema).schema
+    for _, word in ipairs(of_settings(schema, args[#args], prefix)) do out[#out + 1] = word end
+    return words.filter(out, prefix)
   end
   local taker = takers[row.takes or ""]
   if taker and (not is_flag or row.takes == "settings") then

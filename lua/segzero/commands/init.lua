@@ -13,8 +13,9 @@
 --   module = "segzero.x", entry = "main"   require(module)[entry](args), args: a list of texts
 --   help = "text"                      what --help prints; nil: the script or module does it
 --   flags = {"--output", ...}          options that a shell offers
---   takes = "settings" | "plan" | "runs" | "names" | "files" | "commands" | "shells"
+--   takes = "settings" | "plan" | "runs" | "rewards" | "names" | "files" | "commands" | "shells"
 --                                      what else a shell offers (words.lua)
+--   schema = "segzero.config.x"        after the first word, the settings of this module's schema
 --   default = "recipes/x.lua"          goes before the arguments if the first one is a setting
 -- }
 -- A command runs from any folder. The host program (runtime/main.c) asks this table about a word
@@ -71,12 +72,14 @@ M.list = {
     module = "segzero.report.command", entry = "main", flags = { "--output" }, takes = "runs" },
   { name = "reward", usage = "REWARD [key=value ...]",
     about = "tries a reward, or scores a run's answers again",
-    module = "segzero.workbench.reward_command", entry = "main", takes = "files",
-    flags = { "--against", "--replay", "--watch" } },
+    module = "segzero.workbench.reward_command", entry = "main", takes = "rewards",
+    schema = "segzero.config.reward" },
   { name = "replay", usage = "RUN step=N", about = "runs a step again and compares its bits",
-    module = "segzero.recorder.replay_command", entry = "main", takes = "runs" },
+    module = "segzero.recorder.replay_command", entry = "main", takes = "runs",
+    schema = "segzero.config.replay" },
   { name = "why", usage = "RUN step=N row=ROW", about = "explains the answers to a row",
-    module = "segzero.recorder.why_command", entry = "main", takes = "runs" },
+    module = "segzero.recorder.why_command", entry = "main", takes = "runs",
+    schema = "segzero.config.why" },
   { name = "fetch", usage = "OWNER/NAME", about = "downloads a model or data set from the hub",
     module = "segzero.hub.command", entry = "main",
     flags = { "--dataset", "--revision", "--split" }, takes = "names" },

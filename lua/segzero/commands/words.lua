@@ -110,7 +110,7 @@ end
 function M.models(prefix)
   local out = M.cached "models"
   for _, path in ipairs(EMBEDDED) do
-    if folders.kind(path) then out[#out + 1] = path end
+    if folders.kind(path) or folders.kind(host.root .. "/" .. path) then out[#out + 1] = path end
   end
   return M.filter(out, prefix)
 end
@@ -128,7 +128,8 @@ function M.schema(script)
 end
 
 -- Files of rewards/ that the rewards share.
-local NO_REWARD = { geometry = true, number_arrays = true, object_pairs = true, seg_terms = true }
+local NO_REWARD = { geometry = true, number_arrays = true, object_pairs = true, reasons = true,
+  seg_terms = true }
 
 -- Segzero's own rewards by name, and files.
 function M.rewards(prefix)

@@ -6,12 +6,13 @@
 --     name = "reward", schema = schema.new {...}, args = words of the command line,
 --     words = { least = 1, most = 1, what = "a reward" },
 --     execute = function(cfg, words, given) ... end,
+--     on_ranks = true,               several ranks can share the work; at first not
 --   }
 --
 -- Words are what is neither key=value nor an option or its value. A mistake in them is printed as
 -- "reward: message" with the status 2, an error in the work with the status 1. --help [PART] prints
 -- the schema's help.
--- Leaves out: several ranks (a command works on one).
+-- Leaves out: scripts with settings (cli.lua).
 
 local arguments = require "segzero.config.arguments"
 local host = require "segzero.host"
@@ -62,14 +63,24 @@ local function check_words(o, words)
   error(message:format(visible.line(words[o.words.most + 1]), what), 0)
 end
 
+-- With several ranks the first one alone prints.
+local function join_ranks(o)
+  local stray = o.on_ranks and ranks.stray()
+  if stray then error(stray, 0) end
+  if not ranks.launched() or ranks.world():size() == 1 then return end
+  if ranks.world():rank() > 0 then
+    local parallel = require "segzero.train.parallel"
+    if o.on_ranks then parallel.quiet() else parallel.mute() end
+  end
+  if not o.on_ranks then error("it works on one rank: leave out --ranks, mpirun and srun", 0) end
+end
+
 local function read(o)
+  join_ranks(o)
   local settings, words = M.split(o.schema, o.args)
   local cfg, given = o.schema:read(settings)
   o.schema:check(cfg)
   check_words(o, words)
-  if ranks.launched() and ranks.world():size() > 1 then
-    error("it works on one rank: leave out --ranks, mpirun and srun", 0)
-  end
   return cfg, words, given
 end
 

@@ -6,12 +6,14 @@
 --   paths.policy "run/global_step_5/actor"  of Seg-Zero: its folder huggingface, if it is merged
 --   paths.sam2("", { model = dir })       the embedded SAM2 for the embedded policy, or "" for none
 --
+--   paths.stored(path)                    a path in a run's settings, found from any folder
 --   paths.expand "~/data/$SET"            ~ and variables as the shell reads them
 --
 -- infer, evaluate and the GRPO recipes all use it. Nothing is loaded.
 -- Names on the Hugging Face hub become folders of its cache; of a policy the small files alone are
 -- fetched here, so that data can be checked before gigabytes are downloaded.
 
+local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local hints = require "segzero.core.path_hints"
@@ -29,6 +31,17 @@ function M.expand(path)
   local home = os.getenv "HOME"
   if home and path:match "^~$" or home and path:match "^~/" then path = home .. path:sub(2) end
   return (path:gsub("%$([%a_][%w_]*)", os.getenv))
+end
+
+-- A path that a run's settings name. What came with segzero may be named from its own folder, and
+-- the run may be looked at from another one.
+function M.stored(path)
+  if type(path) ~= "string" or path == "" or path:sub(1, 1) == "/" or files.exists(path) then
+    return path
+  end
+  local ours = core.root .. "/" .. path
+  if files.exists(ours) then return ours end
+  return path
 end
 
 local function read_config(dir)

@@ -11,8 +11,8 @@ M.schema = schema.new {
   name = "replay",
   about = "Runs a step of a training run again, from the nearest checkpoint, and compares its bits.",
   usage = { "RUN [step=N]" },
-  notes = { "Exit status 1: other numbers. Give segzero the --threads and --device of the run:",
-    "segzero --threads 2 replay runs/NAME step=40. The run's folder is only read." },
+  notes = { "Exit status 1: other numbers. Give segzero the --threads, --device and --ranks of the",
+    "run: segzero --threads 2 replay runs/NAME step=40. The run's folder is only read." },
   groups = { { title = "What", rows = { M.STEP } } },
 }
 

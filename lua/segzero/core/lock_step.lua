@@ -8,8 +8,9 @@
 --   lock_step.tokens(group, draw, count, f)  f fills draw.token and draw.logprob (C arrays of
 --                                            `count`) on the first rank; all get them
 --   lock_step.least(group, n) -> number      the least of all ranks' numbers
---   lock_step.seen_by_all(group) -> boolean  whether the last error was one that all ranks raised;
---                                            asking forgets it
+--   lock_step.seen_by_all(group) -> rank     of the group, on which the last error came up, if it
+--                                            is one that all have raised; else nil. Asking forgets
+--                                            it
 --   lock_step.stops(group, on)               a signal on any rank stops all of them in first() and
 --                                            alike(), with the error of core/stop.lua; at first off
 --
@@ -25,19 +26,19 @@ local tensor = require "segzero.core.tensor"
 local M = {}
 
 local WEAK = { __mode = "k" }
-local shared = setmetatable({}, WEAK)        -- group -> whether its last error was raised by all
+local shared = setmetatable({}, WEAK)        -- group -> the rank whose error all have raised
 local stopping = setmetatable({}, WEAK)      -- group -> whether signals stop it
 
 function M.stops(group, on) stopping[group] = on end
 
 function M.seen_by_all(group)
-  local was = shared[group] == true
+  local rank = shared[group]
   shared[group] = nil
-  return was
+  return rank
 end
 
-local function raise(group, failure)
-  shared[group] = true
+local function raise(group, failure, rank)
+  shared[group] = rank
   error(failure, 0)
 end
 
@@ -53,15 +54,16 @@ function M.first(group, f)
   local mine
   if group:rank() == 0 then mine = outcome(group, xpcall(f, stop.traced)) end
   local result = group:share(mine, 0)
-  if result.failure then raise(group, result.failure) end
+  if result.failure then raise(group, result.failure, 0) end
   return result.value
 end
 
 function M.alike(group, f, ...)
   if not group then return f(...) end
   local function finish(ok, ...)
-    for _, result in ipairs(group:gather(outcome(group, ok, not ok and (...) or nil))) do
-      if result.failure then raise(group, result.failure) end
+    local all = group:gather(outcome(group, ok, not ok and (...) or nil))
+    for r, result in ipairs(all) do
+      if result.failure then raise(group, result.failure, r - 1) end
     end
     return ...
   end
@@ -86,7 +88,7 @@ function M.tokens(group, draw, count, f)
   end
   group:broadcast(message, 0)
   if numbers[0] == FAILED then
-    raise(group, group:share(not ok and core.plain(failure) or nil, 0))
+    raise(group, group:share(not ok and core.plain(failure) or nil, 0), 0)
   end
   ffi.copy(draw.token, numbers + 1, width)
   ffi.copy(draw.logprob, numbers + 1 + count, width)

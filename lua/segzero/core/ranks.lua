@@ -12,6 +12,8 @@
 --   world:sum_gradient(t)                the gradient of parameter t, zeros where it has none
 --   world:sum_gradient_parts(pointers, n, bounds)    the same for the ranges that this rank has
 --   world:gather_parts(pointers, n, bounds)          the ranges of all ranks go to all (comm.h)
+--   world:columns_to_rows(t, run, skip) -> {tensor =, first =}     of a matrix whose columns are
+--                                        divided; nil where this rank gets no row (comm.h)
 --   world:broadcast(t, root)             t of rank `root` becomes t of all
 --   world:all_gather(part, whole)        whole = the parts of all ranks, in their order
 --   world:reduce_scatter(whole, part)    part = this rank's part of the sum
@@ -22,7 +24,7 @@
 --   ranks.bytes_sent() -> n, of which    of this rank so far; and how many of them for numbers and
 --                                        values, not for tensors
 --   ranks.set_timeout(seconds), ranks.abort(status)
---   ranks.fail_after(n)                  for tests (sz_comm_fail_after)
+--   ranks.fail_after(n), ranks.exchanges()   for tests (sz_comm_fail_after, sz_comm_exchanges)
 --
 -- Every rank of a group makes the same calls in the same order. A value is nil, a boolean, a
 -- number, a string, or a table of these; numbers keep their bits. An error means that the job is
@@ -97,6 +99,14 @@ function methods:gather_parts(pointers, n, bounds)
   check(C.sz_comm_gather_parts(self.pointer, pointers, n, bounds))
 end
 
+function methods:columns_to_rows(t, run, skip)
+  local rows = ffi.new "sz_tensor *[1]"
+  local first = ffi.new "int64_t[1]"
+  check(C.sz_comm_columns_to_rows(self.pointer, handle.pointer(t, 2), run, skip, rows, first))
+  if rows[0] == nil then return nil end
+  return { tensor = handle.wrap(rows[0]), first = tonumber(first[0]) }
+end
+
 function methods:broadcast(t, root)
   check(C.sz_comm_broadcast(self.pointer, handle.pointer(t, 2), root))
 end
@@ -160,9 +170,9 @@ end
 -- ---- the job ----
 function M.set_timeout(seconds) C.sz_comm_set_timeout(seconds) end
 
--- What these send is no tensor.
+-- What these send is no tensor of the model. The tokens that shards agree on are broadcast.
 local value_bytes = 0
-for _, name in ipairs { "sum", "gather", "share", "barrier", "split" } do
+for _, name in ipairs { "sum", "gather", "share", "broadcast", "barrier", "split" } do
   local method = methods[name]
   methods[name] = function(...)
     local before = C.sz_comm_bytes_sent()
@@ -175,6 +185,8 @@ end
 function M.bytes_sent() return tonumber(C.sz_comm_bytes_sent()), value_bytes end
 
 function M.fail_after(n) C.sz_comm_fail_after(n) end
+
+function M.exchanges() return tonumber(C.sz_comm_exchanges()) end
 
 -- The library ends the process by exit(), which is no accident here.
 function M.abort(status)

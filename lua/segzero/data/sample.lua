@@ -5,9 +5,9 @@
 --   sample.give(set)                      gives the set this method, unless it has one of that name
 --   sample.rows(set, k, seed) -> set      for a set without the method
 --
--- A sample is a data set itself: few:count(), few:row(i), few:sample(3). Its rows keep their ids. It
--- depends on the number of rows, on k and on the seed, not on the machine. For less than all rows,
--- k + 1 rows include the k rows of the same seed.
+-- A sample is a data set itself: few:count(), few:row(i), few:sample(3). Its rows keep their ids.
+-- It depends on the number of rows, on k and on the seed, not on the machine. For less than all
+-- rows, k + 1 rows include the k rows of the same seed.
 -- Leaves out: weights, drawing a row twice.
 
 local permutation = require "segzero.data.permutation"

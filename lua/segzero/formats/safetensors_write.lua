@@ -4,9 +4,10 @@
 -- The functions save and save_folder are safetensors.lua's.
 --
 -- Where the tensors are whole ones of which this rank has parts (parts.lua), several ranks write
--- one file: the first makes it (writing:share), each writes its own parts, and the bytes are those
--- that one rank would write. later, a list of files (jobs.writing), is needed then; with
--- opts.part this rank writes its parts of files that another rank makes.
+-- one file, and the bytes are those that one rank would write. later, a list of files
+-- (jobs.writing), is needed then. The first rank makes the file (writing:share); with opts.part each
+-- rank, also that one, writes its own parts. opts.columns: what writes divided columns
+-- (models/columns.lua).
 -- Leaves out: reading; who waits for whom (models/split.lua, train/run/checkpoint.lua).
 
 local ffi = require "ffi"
@@ -114,33 +115,42 @@ local function write_whole(path, names, tensors, metadata, later)
   end
 end
 
--- This rank's parts of a file that several write; unless is_part it also makes the file.
-local function write_parts(path, names, tensors, metadata, later, is_part)
+-- A file that several ranks write: makes it, or with how.part adds this rank's parts.
+local function write_parts(path, names, tensors, metadata, later, how)
   if not later then error(path .. ": parts of tensors are written by a list of files", 0) end
   local header, order = lay_out(names, tensors, metadata)
   local start = LENGTH_BYTES + #header
-  local layout = { { name = "", begin = 0, stop = start } }
+  if not how.part then
+    local layout = { { name = "", begin = 0, stop = start } }
+    for i, one in ipairs(order) do
+      layout[i + 1] = { name = one.name, begin = start + one.begin, stop = start + one.stop }
+    end
+    return later:share(path, header, layout[#layout].stop, layout)
+  end
+
   local own = {}
-  for i, one in ipairs(order) do
+  for _, one in ipairs(order) do
     local t = tensors[one.name]
-    layout[i + 1] = { name = one.name, begin = start + one.begin, stop = start + one.stop }
     if t.part and not t.elsewhere then
-      own[#own + 1] = { tensor = t.part, begin = start + one.begin, place = t:place() }
+      local piece = { tensor = t.part, begin = start + one.begin, place = t:place() }
+      local pieces = { piece }
+      if how.columns then pieces = how.columns:write(path .. ".tmp", piece) end
+      for _, each in ipairs(pieces) do own[#own + 1] = each end
     end
   end
-  if not is_part then later:share(path, header, layout[#layout].stop, layout) end
   later:pieces(path .. ".tmp", own)
 end
 
-local function write(path, names, tensors, metadata, later, is_part)
+local function write(path, names, tensors, metadata, later, how)
   if #names > 0 and parts.is_part(tensors[names[1]]) then
-    return write_parts(path, names, tensors, metadata, later, is_part)
+    return write_parts(path, names, tensors, metadata, later, how)
   end
   write_whole(path, names, tensors, metadata, later)
 end
 
--- later: a list of files (jobs.writing) that writes this one in the background.
-M.save = guarded(function(path, tensors, metadata, later, is_part)
+-- later: a list of files (jobs.writing) that writes this one in the background. how: {part =,
+-- columns =}, see above.
+M.save = guarded(function(path, tensors, metadata, later, how)
   if type(path) ~= "string" then error("a file name is expected, got " .. type(path), 0) end
   if type(tensors) ~= "table" then
     error("a table of tensors is expected, got " .. type(tensors), 0)
@@ -151,7 +161,7 @@ M.save = guarded(function(path, tensors, metadata, later, is_part)
   if later ~= nil and not later.tensors then
     error("save: the fourth argument is a list of files (jobs.writing), not a table of options", 0)
   end
-  write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later, is_part)
+  write(path, sorted_names(tensors), tensors, metadata or { format = "pt" }, later, how or {})
 end)
 
 -- ---- folders ----
@@ -200,10 +210,11 @@ local function write_index(path, text)
   if not moved then error(cause, 0) end
 end
 
-local SAVE_FOLDER = options.set { "max_shard_bytes", "metadata", "later", "part" }
+local SAVE_FOLDER = options.set { "max_shard_bytes", "metadata", "later", "part", "columns" }
 
 -- Writes one file, or numbered shards and then the index. The index comes last, because shards
--- without one are not read as a model. opts.later, opts.part: see above.
+-- without one are not read as a model. opts.later, opts.part and
+-- opts.columns: see above.
 M.save_folder = guarded(function(dir, tensors, opts)
   opts = options.check("save_folder", opts, SAVE_FOLDER, 0)
   local limit = opts.max_shard_bytes or 5e9
@@ -216,13 +227,13 @@ M.save_folder = guarded(function(dir, tensors, opts)
   local single = dir .. "/" .. M.SINGLE
   local index_path = dir .. "/" .. M.INDEX
   if #shards <= 1 then
-    write(single, names, tensors, metadata, opts.later, opts.part)
+    write(single, names, tensors, metadata, opts.later, opts)
     if not opts.part then os.remove(index_path) end     -- a left-over index would be read first
     return
   end
   for i, shard in ipairs(shards) do
     local path = dir .. "/" .. shard_name(i, #shards)
-    write(path, shard, tensors, metadata, opts.later, opts.part)
+    write(path, shard, tensors, metadata, opts.later, opts)
   end
   if opts.part then return end
   local text = index_text(shards, total)

@@ -4,7 +4,7 @@
 --     policy =, set =, ask = f(problem), several = boolean, reward = f, segmenter = or nil,
 --     generation = {n =, temperature =, ...}, system_prompt =, frames = }
 --     -> {{index =, id =, problem =, answers = {{text =, ids =, logprobs =, finish =, score =,
---          parts =, why =, found = in the image's pixels or nil}, ...}, truth = objects or nil}, ...}
+--          parts =, why =, found = in the image's pixels or nil}, ...}, truth = objects}, ...}
 --
 -- The rows are asked together, each prompt computed once for its answers, as in training. Sampled
 -- tokens depend on (seed, the row's number in its set, answer, position) only.

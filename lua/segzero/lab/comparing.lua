@@ -9,11 +9,11 @@
 --     result[i]   {name =, reward = {mean, low, high}, best = the same of each row's best answer,
 --                  difference = {mean, low, high} against the first one, parts = {name -> mean},
 --                  length =, cut = share of answers without an end, rows = of asking.lua}
---     tostring(result)
+--     tostring(result), result:show()
 --
--- An interval is the 2.5 and 97.5 percentiles over 2,000 resamples of rows (evaluation/metrics.lua);
--- a row counts with the mean of its answers. Differences are taken row by row, so rows that are easy
--- or hard do not widen them. Leaves out: several models at once.
+-- An interval is the 2.5 and 97.5 percentiles over 2,000 resamples of rows
+-- (evaluation/metrics.lua); a row counts with the mean of its answers. Differences are taken row by
+-- row, so rows that are easy or hard do not widen them. Leaves out: several models at once.
 
 local asking = require "segzero.lab.asking"
 local metrics = require "segzero.evaluation.metrics"
@@ -142,7 +142,7 @@ local function to_text(result)
   return table.concat(lines, "\n")
 end
 
-local mt = { __tostring = to_text }
+local mt = { __tostring = to_text, __index = { show = sheets.show_of "sheet" } }
 
 -- ---- all of it ----
 function M.run(variants, o)

@@ -10,7 +10,7 @@
 --                        sum over the feature of gradient x value. Positive: without it the token
 --                        would be less likely
 --     map.share[y][x]    its absolute value as a share of the sum
---     map.path           the image with the map on it
+--     map.path           the image with the map on it; map:show() shows it at the prompt
 --
 -- These are not attention weights. The kernels never store those, and a weight says where a head
 -- looks, not what it takes from there. What is here is exact to first order: the change of the
@@ -158,7 +158,7 @@ local function to_text(map)
   return table.concat(lines, "\n")
 end
 
-local mt = { __tostring = to_text }
+local mt = { __tostring = to_text, __index = { show = sheets.show_of "path" } }
 
 local function check_answer(answer)
   if type(answer) == "table" and answer.input and answer.policy and answer.ids then return end

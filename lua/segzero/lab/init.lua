@@ -1,7 +1,7 @@
 -- lab - the prompt lab, for the REPL and for scripts: sz.lab. Each result prints itself.
 --
---   lab.use "runs/refshapes_grpo"                   the model to ask: a folder, a run, a hub name, or
---                                                   an open one; without it the embedded one
+--   lab.use "runs/refshapes_grpo"                   the model to ask: a folder, a run, a hub name,
+--                                                   or an open one; without it the embedded one
 --   lab.compare{ prompts = {"seg_zero", "Find {question}. ..."}, rows = set:sample(10), n = 4,
 --                reward = "seg_strict" }            a table with intervals, and a sheet of images
 --   lab.sweep{ temperature = {0.5, 1}, top_p = {0.9, 1}, rows =, n =, reward =, prompt = }
@@ -13,9 +13,9 @@
 --
 -- Options of compare and sweep: rows (a data set, ten RefShapes rows without it), n (1), reward (a
 -- name, a FILE.lua or a function: seg_strict, or vision_reasoner for lists), model, temperature (1
--- if n > 1, else 0), top_p, top_k, repetition_penalty, max_new_tokens (512), seed (0), system_prompt,
--- resize (as data.resize), sheet (a path, or false for no images). An option that a function does
--- not know is an error at the caller's line.
+-- if n > 1, else 0), top_p, top_k, repetition_penalty, max_new_tokens (512), seed (0),
+-- system_prompt, resize (as data.resize), sheet (a path, or false for no images). An option that a
+-- function does not know is an error at the caller's line.
 -- Leaves out: training.
 
 local core = require "segzero.core.ffi"

@@ -1,8 +1,9 @@
 -- session.lua - the models that the prompt lab asks: opened once and kept.
 --
---   session.use(vl)                 a model that is open, or the name of one: a folder, a run, a hub
---                                   name; nil: the embedded one
+--   session.use(vl)                 a model that is open, or the name of one: a folder, a run, a
+--                                   hub name; nil: the embedded one
 --   session.use(vl, sam)            and a SAM2 model: open, or its path; false: none
+--   session.open(name) -> model     for one call; the last one is kept
 --   session.policy() -> model       opens the embedded one if none was named
 --   session.segmenter() -> of inference/segmenter.lua, or nil
 --   session.rows() -> data set      built-in rows for the present model: ten of RefShapes
@@ -23,13 +24,19 @@ local current = {}
 local ROWS = 10
 local POOL = 128
 
+local opened = {}               -- the model that was opened by name last: {dir =, policy =}
+
 local function open_policy(named)
-  local dir = paths.policy(named or "", false, "lab.use")
-  paths.check_policy("lab.use", dir)
+  local dir = paths.policy(named or "", false, "model")
+  paths.check_policy("model", dir)
+  if opened.dir == dir then return opened.policy end
   local vl = require("segzero.models.opening").open(dir, {})
   vl:tokenizer()
+  opened = { dir = dir, policy = vl }
   return vl
 end
+
+function M.open(named) return open_policy(named) end
 
 function M.use(model, sam)
   if type(model) == "string" or model == nil then

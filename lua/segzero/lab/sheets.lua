@@ -2,15 +2,20 @@
 --
 --   sheets.compare(path, set, result) -> path      a row of tiles for each row of the set, a column
 --                                                  for each variant; result: of comparing.lua
---   sheets.answers(path, list, title) -> path      {{image =, truth = box, found =, label =, note =}}
+--   sheets.answers(path, list, title, subtitle) -> path     {{image =, truth = objects, found =,
+--                                                  label =, note =, text =, parts =, zeros =}, ...}
+--   sheets.show_of(key) -> f(result)               the method show(): the image at result[key], on
+--                                                  the prompt's terminal
 --   sheets.save_image(path, img) -> path            makes the folder
 --   sheets.free_path(name) -> "runs/lab/NAME.png", or NAME-2.png, ... if that is there
 --
--- A tile shows the true box, and box and points of the row's best answer. At most 12 rows are drawn.
+-- A tile shows the true box, and box and points of the row's best answer. At most 12 rows are
+-- drawn.
 -- Leaves out: masks.
 
 local draw = require "segzero.tools.draw"
 local files = require "segzero.core.files"
+local image_of = require "segzero.formats.image"
 local folders = require "segzero.core.folders"
 local sources = require "segzero.data.sources"
 local visible = require "segzero.core.visible"
@@ -53,9 +58,9 @@ function M.tile(image, found, true_objects)
   return { image = image, truth = (first_of(true_objects)), bbox = bbox, points = points }
 end
 
-local function save(path, tiles, columns, title)
+local function save(path, tiles, columns, title, subtitle)
   files.make_dir(folders.parent(path))
-  local sheet = draw.sheet(tiles, columns, { title = title })
+  local sheet = draw.sheet(tiles, columns, { title = title, subtitle = subtitle })
   sheet:save(path)
   sheet:free()
   return path
@@ -74,12 +79,22 @@ function M.compare(path, set, result)
       tile.label = visible.line(row.problem, 80)
       local unread = best.found and "" or ", no answer"
       tile.note = ("%.3g%s: %s"):format(best.score, unread, variant.name)
+      tile.text = best.text
+      tile.parts = best.parts
       tiles[#tiles + 1] = tile
     end
   end
-  save(path, tiles, #result, ("%s, best of %d"):format(result.set_name, result.n))
+  save(path, tiles, #result, result.set_name, ("best of %d, a column for each %s"):format(result.n,
+    result.what))
   for _, image in ipairs(images) do image:free() end
   return path
+end
+
+function M.show_of(key)
+  return function(result)
+    if not result[key] then error("show: there is no image (sheet = false)", 2) end
+    image_of.load(result[key]):show()
+  end
 end
 
 function M.save_image(path, img)
@@ -88,14 +103,15 @@ function M.save_image(path, img)
   return path
 end
 
-function M.answers(path, list, title)
+function M.answers(path, list, title, subtitle)
   local tiles = {}
   for i, one in ipairs(list) do
     tiles[i] = M.tile(one.image, one.found, one.truth)
-    tiles[i].label = one.label
-    tiles[i].note = one.note
+    for _, key in ipairs { "label", "note", "text", "parts", "zeros" } do
+      tiles[i][key] = one[key]
+    end
   end
-  return save(path, tiles, math.min(4, #tiles), title)
+  return save(path, tiles, math.min(4, #tiles), title, subtitle)
 end
 
 return M

@@ -5,10 +5,10 @@
 --     text    the question, which goes through the prompt (options.prompt: seg_zero); prompt =
 --             "plain" asks it as it is
 --     a.text, a.ids, a.logprobs, a.finish     as rollout.generate returns them
---     a.found         boxes and points in the image's pixels; nil if it cannot be read, and a.unread
---                     says why
+--     a.found         boxes and points in the image's pixels; nil if it cannot be read, and
+--                     a.unread says why
 --     a:mask()        u8 [height, width] by SAM2, or nil; kept with the answer
---     a:save(path)    an image with boxes, points and mask -> path
+--     a:save(path)    an image with boxes, points and mask -> path; a:show() shows it at the prompt
 --     a:free()        its image, input and mask; otherwise the collector does
 --     a.input, a.policy     what was asked, for lab.logprobs
 --
@@ -81,15 +81,25 @@ function methods:mask()
   return self.kept_mask
 end
 
-function methods:save(path)
-  if not self.found then
-    error("the answer has no box to draw: " .. visible.line(self.unread or "?"), 2)
+-- The image with boxes, points and mask. Level as for error().
+local function drawn(a, level)
+  if not a.found then
+    error("the answer has no box to draw: " .. visible.line(a.unread or "?"), level + 1)
   end
-  local figure = require("segzero.tools.draw").figure(self.image, self.found,
-    { mask = self:mask() })
+  return (require("segzero.tools.draw").figure(a.image, a.found, { mask = a:mask() }))
+end
+
+function methods:save(path)
+  local figure = drawn(self, 2)
   figure:save(path)
   figure:free()
   return path
+end
+
+function methods:show()
+  local figure = drawn(self, 2)
+  figure:show()
+  figure:free()
 end
 
 function methods:free()

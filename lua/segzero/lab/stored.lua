@@ -1,11 +1,12 @@
--- stored.lua - the answers that a run stored, in the prompt lab: the worst of a step, and all of them
--- scored again.
+-- stored.lua - the answers that a run stored, in the prompt lab: the worst of a step, and all of
+-- them scored again.
 --
 --   stored.worst(run, step, count, { sheet = path or false }) -> list
 --   stored.best(...)
 --     run      a run's folder; step: nil is its last one; count: 5
 --     list[i]  {row =, answer =, problem =, solution =, text =, reward =, parts =, why = {part =
---              words}, advantage =}; list.sheet = the path of the images
+--              words}, advantage =}; list.sheet = the path of the images,
+--              list:show() shows them at the prompt
 --   stored.rescore(run, reward, options) -> result of workbench/rescoring.lua, which prints itself
 --
 -- Of equal rewards the first of the file come first. Images and words need the data set and the
@@ -76,10 +77,10 @@ local function load_reward(cfg, notes)
   return nil
 end
 
-local function explain(bench, row, record)
+local function explain(bench, row, record, complete)
   if not bench then return {} end
   local item = { text = record.text }
-  bench:judge(row, { item })
+  bench:judge(row, { item }, not complete)
   return reasons.zeros(item.parts, item.why)
 end
 
@@ -96,7 +97,8 @@ local function tile_of(row, one)
   local ok, objects = pcall(truth.objects, row)
   return { image = row.image, found = found and coordinates.to_image(row, found),
     truth = ok and objects or nil, label = visible.line(tostring(one.problem), 80),
-    note = ("reward %.3g, row %s"):format(one.reward, visible.line(one.row, 40)) }
+    note = ("reward %.3g, row %s"):format(one.reward, visible.line(one.row, 40)),
+    text = one.text, parts = one.parts, zeros = one.why }
 end
 
 -- ---- the text ----
@@ -119,7 +121,7 @@ local function to_text(list)
   return table.concat(lines, "\n")
 end
 
-local mt = { __tostring = to_text }
+local mt = { __tostring = to_text, __index = { show = sheets.show_of "sheet" } }
 
 -- ---- all of it ----
 local function extreme(which, sign, run, step, count, o)
@@ -135,19 +137,21 @@ local function extreme(which, sign, run, step, count, o)
   local bench = reward and judging.new { reward = reward,
     segmenter = judging.segmenter(cfg.worker.reward.sam2_path) }
   local tiles = {}
+  local rows = {}
   for i, record in ipairs(chosen(folder, step, check_count(count), sign)) do
     local row, complete = stored:row(tostring(record.row), record)
     local one = as_entry(record)
-    one.why = explain(bench, row, record)
+    one.why = explain(bench, row, record, complete)
     list[i] = one
+    rows[i] = row
     if complete then tiles[#tiles + 1] = tile_of(row, one) end
   end
   for _, note in ipairs(stored:notes()) do table.insert(list.notes, note) end
   if #tiles > 0 and o.sheet ~= false then
     list.sheet = sheets.answers(o.sheet or sheets.free_path(which), tiles,
-      ("%s of step %d, %s"):format(which, step, visible.line(folder, 40)))
+      ("The %s answers of step %d"):format(which, step), visible.line(folder, 60))
   end
-  for _, tile in ipairs(tiles) do tile.image:free() end
+  for _, row in ipairs(rows) do stored:release(row) end
   return list
 end
 

@@ -1,5 +1,5 @@
--- tokens.lua - lab.logprobs: an answer token by token, with the probability of each, which number of
--- a box or a point it belongs to, and what the model would have said instead.
+-- tokens.lua - lab.logprobs: an answer token by token, with the probability of each, which number
+-- of a box or a point it belongs to, and what the model would have said instead.
 --
 --   local list = tokens.logprobs(answer, { top = 3, least = 8 })
 --     answer   of lab.ask, or of vl:generate (without alternatives then)
@@ -11,8 +11,8 @@
 --   tokens.list(answer) -> the list, and the tokenizer
 --   tokens.places(text) -> f(offset) -> "bbox[2]" or nil      offset: of a byte, from 1
 --
--- Probabilities are those of the model's own distribution at temperature 1 if the answer was greedy,
--- else at the temperature that sampled it; alternatives are at temperature 1.
+-- Probabilities are those of the model's own distribution at temperature 1 if the answer was
+-- greedy, else at the temperature that sampled it; alternatives are at temperature 1.
 -- Leaves out: beams.
 
 local packing = require "segzero.inference.packing"

@@ -30,7 +30,8 @@ function M.reward(value, several)
     if several then name = "vision_reasoner" end
   end
   if type(name) ~= "string" then
-    error(("reward: a name, a FILE.lua or a function is expected, got %s"):format(tostring(name)), 0)
+    local message = "reward: a name, a FILE.lua or a function is expected, got %s"
+    error(message:format(tostring(name)), 0)
   end
   local ok, f = pcall(loading.load, name)
   if ok then return f, name end
@@ -57,7 +58,7 @@ end
 
 function M.policy(o)
   if type(o.model) == "table" then return o.model end
-  if o.model ~= nil then return session.use(o.model) end
+  if o.model ~= nil then return session.open(o.model) end
   return session.policy()
 end
 

@@ -54,7 +54,7 @@ end
 function M.resolve(name, level, how)
   if type(name) ~= "string" then return name end
   local ok, path = pcall(function()
-    local found = hub.model(name, nil, how)
+    local found = hub.model(files.shipped(name), nil, how)
     if not how then hub.complete(found) end
     return found
   end)

@@ -11,13 +11,15 @@
 --   split.described(list, replica) -> {name -> parts.new}
 --       the same of {{name =, tensor =, full =, slice =, copies =, copy =}, ...}, for a file
 --   split.save(model, dir, write)
---       all shards of one replica call it: write(opts) writes the model's files, with opts.later
---       and opts.part of safetensors_write.lua. What fails on one shard is an error on all
+--       all shards of one replica call it: write(opts) writes the model's files, with opts.later,
+--       opts.part and opts.columns of safetensors_write.lua. What fails on one shard is an error on
+--       all
 --
 -- full: the whole weight's shape; slice: parts.lua's, nil: whole; copies, copy: how many shards have
 -- this very slice, and which of them this is. Leaves out: loading (weights.lua), checkpoints of
 -- training (train/run/checkpoint.lua).
 
+local columns = require "segzero.models.columns"
 local core = require "segzero.core.ffi"
 local folders = require "segzero.core.folders"
 local jobs = require "segzero.core.jobs"
@@ -96,6 +98,17 @@ local function finish(job)
   if not ok then error(message, 0) end
 end
 
+-- This shard's parts. A failed exchange of columns leaves no way to agree.
+local function write_own(group, write)
+  local writing = jobs.writing()
+  local own = columns.new(function(...) return group:columns_to_rows(...) end)
+  write { later = writing, part = true, columns = own }
+  together(group, function()
+    own:check()
+    finish(writing:start())
+  end)
+end
+
 -- The steps, each of which all shards have ended before the next begins.
 local function save(shards, writing, write)
   local is_first = shards.index == 0
@@ -104,10 +117,7 @@ local function save(shards, writing, write)
     write { later = writing }
     writing:make_shared()
   end)
-  together(shards.group, function()
-    if not is_first then write { later = writing, part = true } end
-    finish(writing:start_first())
-  end)
+  write_own(shards.group, write)
   together(shards.group, function()
     if not is_first then return end
     writing:finish_shared()

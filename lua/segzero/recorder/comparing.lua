@@ -8,8 +8,8 @@
 --     d.first                    nil, or {what =, row =, answer =, token = nil or its place,
 --                                old =, new =}: the first number that differs
 --     d.largest                  the largest difference of two log-probabilities
---   comparing.metrics(stored, again) -> {{name, old, new}, ...} of numbers that differ, and how many
---                                were compared. Times are left out
+--   comparing.metrics(stored, again) -> {{name, old, new}, ...} of numbers that differ, and how
+--                                many were compared. Times are left out
 --
 -- Numbers are compared as their lines have them: 14 digits, which hold every f32 exactly.
 -- Leaves out: weights (replaying.lua).

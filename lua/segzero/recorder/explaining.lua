@@ -88,7 +88,7 @@ local function answers_of(group)
 end
 
 -- The reward once more, for its words. Parts that it gives differently now are a note.
-local function add_reasons(e, cfg, row)
+local function add_reasons(e, cfg, row, complete)
   local o = cfg.worker.reward
   local ok, reward = pcall(runner.load, o.compute_score, o.reward_function_kwargs, o.timeout)
   if not ok then
@@ -99,7 +99,7 @@ local function add_reasons(e, cfg, row)
     segmenter = judging.segmenter(o.sam2_path) }
   local items = {}
   for i, one in ipairs(e.answers) do items[i] = { text = one.text, other = one.reward } end
-  bench:judge(row, items)
+  bench:judge(row, items, not complete)
   local judged = {}
   for i, item in ipairs(items) do
     if item.score then
@@ -125,8 +125,9 @@ local function tile_of(row, one)
   local true_one = to_image(row, marks.solution(row.solution))
   return { image = row.image, truth = true_one and true_one.bbox,
     bbox = answered and answered.bbox, points = answered and answered.points,
-    label = ("answer %s: reward %s"):format(tostring(one.answer), text.number(one.reward)),
-    note = ("advantage %+.2f"):format(one.advantage or 0) }
+    label = ("answer %s: reward %s, advantage %+.2f"):format(tostring(one.answer),
+      text.number(one.reward), one.advantage or 0),
+    text = one.text, parts = one.parts, zeros = one.why }
 end
 
 local function write_image(e, row, path)
@@ -134,7 +135,7 @@ local function write_image(e, row, path)
   local tiles = {}
   for i, one in ipairs(e.answers) do tiles[i] = tile_of(row, one) end
   local sheet = draw.sheet(tiles, math.min(4, #tiles),
-    { title = ("step %d: %s"):format(e.step, e.problem) })
+    { title = e.problem, subtitle = ("step %d, row %s"):format(e.step, e.row) })
   sheet:save(path)
   sheet:free()
   e.image = path
@@ -215,11 +216,11 @@ function M.run(folder, step, wanted, options)
   local stored = stored_rows.open(cfg)
   local row, complete = stored:row(group.row, first)
   for _, note in ipairs(stored:notes()) do e.notes[#e.notes + 1] = note end
-  add_reasons(e, cfg, row)
+  add_reasons(e, cfg, row, complete)
   if complete then
     write_image(e, row, options.image or image_path(folder, step, group.row))
-    row.image:free()
   end
+  stored:release(row)
   if options.replay then add_update(e, folder, options) end
   return e
 end

@@ -4,7 +4,7 @@
 --   local source = rebuilding.source(folder, step)
 --     -> {folder =, step =, cfg = the settings of that step, path = checkpoint or nil,
 --         from = the step that the trainer starts after, notes = {texts}}
---   local t, sink = rebuilding.trainer(source)
+--   local t, sink = rebuilding.trainer(source, p)      p: of train/parallel.lua; nil: one rank
 --       t: trainer.new's object at source.from. sink.rows: after a step, the records of its answers
 --       as rollouts.jsonl has them
 --   rebuilding.free(t)
@@ -13,7 +13,7 @@
 -- The models, data and settings are those of config.json, as in train/run/experiment.lua. What a
 -- script gave to its run (a reward, a prompt, a data set, hooks) is not stored and cannot be made
 -- again. Errors are one line without a position.
--- Leaves out: several ranks; comparing (comparing.lua).
+-- Leaves out: comparing (comparing.lua).
 
 local checkpoint = require "segzero.train.run.checkpoint"
 local cjson = require "cjson"
@@ -25,6 +25,8 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local grpo = require "segzero.config.grpo"
 local loggers = require "segzero.log.loggers"
+local parallel = require "segzero.train.parallel"
+local paths = require "segzero.config.paths"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local resuming = require "segzero.runs.resuming"
@@ -82,6 +84,9 @@ local function complete(cfg)
     if value == nil and not row.optional then value = row.default end
     schema.put(cfg, row.key, value)
   end
+  local model = cfg.worker.actor.model
+  model.model_path = paths.stored(model.model_path)
+  cfg.worker.reward.sam2_path = paths.stored(cfg.worker.reward.sam2_path)
   return cfg
 end
 
@@ -147,7 +152,8 @@ local function since_of(source, set)
   return resuming.since(source, source.cfg, contract.identity(set))
 end
 
-function M.trainer(source)
+function M.trainer(source, p)
+  p = p or parallel.alone()
   local cfg = source.cfg
   cfg.trainer.logger = { LOGGER }
   cfg.trainer.report = false
@@ -156,12 +162,15 @@ function M.trainer(source)
   local reward = cfg.worker.reward
   local f = runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   local set = data_sets.open(cfg, {})
-  local policy = experiment.models.policy(cfg)
+  local policy = experiment.models.policy(cfg, p.shard_group)
+  local segmenter
+  if p:is_first() then segmenter = experiment.models.segmenter(cfg) end
   local mine = {}
   sink = mine
   local t = trainer.new {
-    config = cfg, policy = policy, reference = experiment.models.reference(cfg, policy),
-    segmenter = experiment.models.segmenter(cfg), reward = f, train = set,
+    config = cfg, policy = policy, reference = experiment.models.reference(cfg, policy,
+      p.shard_group),
+    segmenter = segmenter, reward = f, train = set, parallel = p,
     prompt = prompts.style(cfg).ask, since = since_of(source, set), resume_path = source.path,
     total_steps = math.max(source.step, tonumber(cfg.trainer.max_steps) or M.last(source, set)),
   }

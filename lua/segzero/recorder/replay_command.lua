@@ -2,7 +2,8 @@
 -- same bits.
 --
 -- The settings are in config/replay.lua. Exit status: 0 the same, 1 other numbers or an error, 2
--- wrong words. Leaves out: runs of several ranks, whose sums have another order.
+-- wrong words. `segzero --ranks 2 replay ...` runs the step on as many ranks as the run had.
+-- Leaves out: starting as many ranks by itself.
 
 local command = require "segzero.config.command"
 local console = require "segzero.log.console"
@@ -24,12 +25,15 @@ end
 local function execute(cfg, words)
   local folder = words[1]:gsub("(.)/+$", "%1")
   local result = replaying.run(folder, cfg.step or M.last_step(folder), { say = console.say })
-  for _, line in ipairs(replaying.lines(result)) do console.say(line) end
+  if #result.steps > 0 then
+    for _, line in ipairs(replaying.lines(result)) do console.say(line) end
+  end
   if not result.same then os.exit(1) end
 end
 
 function M.main(args)
   command.main { name = "replay", schema = schema, args = args, execute = execute,
+    on_ranks = true,
     words = { least = 1, most = 1, what = "a run" } }
 end
 

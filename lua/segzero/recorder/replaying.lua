@@ -10,7 +10,8 @@
 --                         compared = n}, ...}
 --     result.weights    nil, or {path =, compared = n, different = {names}}: against the checkpoint
 --                       of that very step
---     result.same       whether everything is equal
+--     result.same       whether everything is equal; on every rank. The rest is rank 0's
+--     result.other      what differs from how the run was started (runs/launches.lua)
 --   replaying.lines(result) -> lines to print
 --   replaying.check_step(folder, step)          refuses a step that the run's logs do not have
 --
@@ -21,7 +22,9 @@ local checkpoint = require "segzero.train.run.checkpoint"
 local checksum = require "segzero.core.checksum"
 local comparing = require "segzero.recorder.comparing"
 local jsonl = require "segzero.log.jsonl"
+local launches = require "segzero.runs.launches"
 local lora = require "segzero.models.lora"
+local parallel = require "segzero.train.parallel"
 local rebuilding = require "segzero.recorder.rebuilding"
 local reloading = require "segzero.reward.reloading"
 local rollouts = require "segzero.runs.rollouts"
@@ -97,6 +100,17 @@ local function checkpoint_of(folder, step)
 end
 
 -- ---- the steps ----
+local function compare_step(result, step, rows, stats)
+  local folder = result.source.folder
+  local again = {}
+  for i, record in ipairs(rows) do again[i] = cjson.decode(jsonl.text(record)) end
+  local one = { step = step, answers = comparing.answers(stored_answers(folder, step), again) }
+  one.metrics, one.compared = comparing.metrics(stored_metrics(folder, step) or {}, stats)
+  one.same = one.answers.same and #one.metrics == 0
+  result.same = result.same and one.same
+  table.insert(result.steps, one)
+end
+
 local function one_step(result, t, sink, options)
   local folder = result.source.folder
   local step = t.global_step + 1
@@ -105,14 +119,7 @@ local function one_step(result, t, sink, options)
   if is_last and options.before then options.before(t) end
   local stats = t:step()
   if is_last and options.after then options.after(t) end
-
-  local again = {}
-  for i, record in ipairs(sink.rows) do again[i] = cjson.decode(jsonl.text(record)) end
-  local one = { step = step, answers = comparing.answers(stored_answers(folder, step), again) }
-  one.metrics, one.compared = comparing.metrics(stored_metrics(folder, step) or {}, stats)
-  one.same = one.answers.same and #one.metrics == 0
-  result.same = result.same and one.same
-  table.insert(result.steps, one)
+  t.parallel:on_root(function() compare_step(result, step, sink.rows, stats) end)
 end
 
 function M.check_step(folder, step)
@@ -124,35 +131,60 @@ function M.check_step(folder, step)
     steps.first, steps.last), 0)
 end
 
-local function run(folder, step, options)
-  M.check_step(folder, step)
-  local source = rebuilding.source(folder, step)
-  local result = { source = source, steps = {}, same = true }
-  local start = source.path or "the beginning"
-  if options.say then
-    options.say(("%s: step %d again, from %s: %d step%s"):format(visible.line(folder), step, start,
-      step - source.from, step - source.from == 1 and "" or "s"))
-    for _, text in ipairs(source.notes) do options.say("note: " .. text) end
+local function introduce(result, t, say)
+  local source = result.source
+  local count = source.step - source.from
+  say(("%s: step %d again, from %s: %d step%s"):format(visible.line(source.folder), source.step,
+    source.path or "the beginning", count, count == 1 and "" or "s"))
+  for _, text in ipairs(source.notes) do say("note: " .. text) end
+  local then_ = launches.at(source.folder, source.step)
+  if not then_ then return end
+  result.other = launches.differences(then_, launches.of(t))
+  if #result.other > 0 then
+    say("note: started in another way than the run: " .. table.concat(result.other, ", "))
   end
-  local t, sink = rebuilding.trainer(source)
-  while t.global_step < step do
-    stop.check()
-    one_step(result, t, sink, options)
-    local one = result.steps[#result.steps]
-    if options.say and t.global_step < step then
-      options.say(("  step %d: %s"):format(one.step, one.same and "the same" or "other numbers"))
-    end
-  end
-  local path = checkpoint_of(folder, step)
-  if path then
+end
+
+local function finish(result, t)
+  local source = result.source
+  local path = checkpoint_of(source.folder, source.step)
+  if path and t.parallel.shards == 1 then
     result.weights = compare_weights(t, path)
     result.same = result.same and #result.weights.different == 0
   end
+  return result.same
+end
+
+local function run(p, folder, step, options)
+  M.check_step(folder, step)
+  local result = { source = rebuilding.source(folder, step), steps = {}, same = true }
+  local say = options.say or function() end
+  local t, sink = rebuilding.trainer(result.source, p)
+  introduce(result, t, say)
+  while t.global_step < step do
+    p:check_stop()
+    one_step(result, t, sink, options)
+    local one = result.steps[#result.steps]
+    if one and t.global_step < step then
+      say(("  step %d: %s"):format(one.step, one.same and "the same" or "other numbers"))
+    end
+  end
+  result.same = p:on_root(function() return finish(result, t) end)
   rebuilding.free(t)
   return result
 end
 
-function M.run(folder, step, options) return stop.run(run, folder, step, options or {}) end
+local function on_ranks(folder, step, options)
+  run_folder.check_run(folder)
+  local cfg = rebuilding.settings(folder, step)
+  local p = parallel.new(cfg.trainer.collective_timeout,
+    { shards = cfg.worker.rollout.tensor_parallel_size })
+  return p:run(run, p, folder, step, options)
+end
+
+function M.run(folder, step, options)
+  return stop.run(on_ranks, folder, step, options or {})
+end
 
 -- ---- the text ----
 local function number(v)
@@ -221,8 +253,10 @@ local function guess(result)
   if not counts.tokens and not counts.logprobs and (counts.reward or counts.parts) then
     return "likely: the reward is another one now, or a script gave the run its own"
   end
-  return "likely: another machine, --threads, --device or number of ranks than the run had, or "
-    .. "models and data that changed"
+  if result.other and #result.other > 0 then
+    return "likely: " .. table.concat(result.other, ", ")
+  end
+  return "likely: another machine than the run had, or models and data that changed"
 end
 
 function M.lines(result)

@@ -2,6 +2,7 @@
 --
 --   completion.candidates(text, cursor) -> {word, ...}, n     each can take the place of the last n
 --                                                             bytes before the cursor
+--   completion.options "generate" -> {name, ...}              the options of a function, if known
 --
 -- After `a.b.` and `a:` the names in that value; else globals and Lua's words; in a text between
 -- quotes settings (of the GRPO recipe), models after qwen_vl "..., rewards after load "...,
@@ -109,7 +110,7 @@ local function open_call(before)
   end
 end
 
-local function options_of(name)
+function M.options(name)
   local out = {}
   if OPTIONS[name] then
     local set = OPTIONS[name]()
@@ -168,7 +169,7 @@ function M.candidates(text, cursor)
   prefix = before:match "[%w_]*$"
   if prefix == "" and not before:find "[{,]%s*$" then return {}, 0 end
   local call = open_call(before)
-  local options = words.filter(call and options_of(call) or {}, prefix)
+  local options = words.filter(call and M.options(call) or {}, prefix)
   if #options > 0 then
     for i, name in ipairs(options) do options[i] = name .. " = " end
     return options, #prefix

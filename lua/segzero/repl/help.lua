@@ -119,6 +119,9 @@ local function about_function(f, name)
   if #out <= 2 then
     for _, line in ipairs(header) do out[#out + 1] = line end
   end
+  local options = require("segzero.commands.words").filter(
+    require("segzero.repl.completion").options(name), "")
+  if #options > 0 then out[#out + 1] = "  options: " .. table.concat(options, ", ") end
   return table.concat(out, "\n")
 end
 

@@ -163,7 +163,13 @@ function methods:print_results(results)
   end
 end
 
--- Runs a chunk and prints its values, or the error.
+-- SIGTERM during a training run ends the prompt too.
+local function must_end()
+  local signal = host.stop_signal()
+  return signal ~= 0 and signal ~= SIGINT
+end
+
+-- Runs a chunk and prints its values, or the error. Returns whether it went well.
 function methods:run_chunk(chunk, entry)
   jit.off(chunk, true)
   local results = { n = 0 }
@@ -173,17 +179,16 @@ function methods:run_chunk(chunk, entry)
   end
   self.answers = nil
   keep(host.call(chunk))
-  -- SIGTERM during a training run ends the prompt too.
-  local signal = host.stop_signal()
-  if signal ~= 0 and signal ~= SIGINT then error(results[2], 0) end
+  if must_end() then error(results[2], 0) end
   if results[1] then
     if results.n >= 2 then self:print_results(results) end
-    return
+    return true
   end
   self.out(short_error(results[2], entry))
-  if not self.answers then return end
+  if not self.answers then return false end
   rawset(_G, "so_far", self.answers)
   self.out(("so_far: the %d answers up to here"):format(#self.answers))
+  return false
 end
 
 -- Runs the text of an entry.
@@ -194,8 +199,7 @@ function methods:run(text)
     self.out(err or select(2, loadstring(kept, "=stdin")))
     return
   end
-  self:run_chunk(chunk, text)
-  self:say_locals(names, left)
+  if self:run_chunk(chunk, text) then self:say_locals(names, left) end
 end
 
 -- ---- the loop ----
@@ -291,9 +295,11 @@ function M.run(opts)
     if text == nil then break end
     if text then
       require("segzero.repl.reload").note()
-      local is_command, result = commands.run(text, session)
+      local ok, is_command, result = host.call(commands.run, text, session)
+      if must_end() then error(is_command, 0) end
+      if not ok then self.out(short_error(is_command)) end
       if result == "quit" then break end
-      if not is_command then self:run(text) end
+      if ok and not is_command then self:run(text) end
     end
     host.interrupted()      -- pressed while the answer was printed: nothing left to stop
   end

@@ -8,10 +8,11 @@
 --   reloading.use_stored(t, folder, step)    the reward that judged this step of an old run, from
 --                                 its folder
 --
--- Rank 0 looks at the file and gives its text to all ranks, so that all change at the same step. The
--- run says so in a note. A version that does not load is a note as well, and the old one stays. The
--- run folder keeps what judged: a copy named reward_step_ and a number is the text that counts from
--- that step on, until the next copy; without a change there is none. A hook that sets t.reward ends the watching.
+-- Rank 0 looks at the file and gives its text to all ranks, so that all change at the same step.
+-- The run says so in a note. A version that does not load is a note as well, and the old one stays.
+-- The run folder keeps what judged: a copy named reward_step_ and a number is the text that counts
+-- from that step on, until the next copy; without a change there is none. A hook that sets t.reward
+-- ends the watching.
 -- Leaves out: modules that the file requires.
 
 local core = require "segzero.core.ffi"
@@ -32,7 +33,7 @@ local function path_of(name)
 end
 
 -- Changes when the file is written or replaced; "" if there is none.
-function M.mark(path)
+local function mark_of(path)
   local s = require("posix.sys.stat").stat(path)
   if not s then return "" end
   return ("%d %d %d %d"):format(s.st_ino, s.st_mtime, s.st_size, s.st_ctime)
@@ -42,7 +43,7 @@ function M.new(name, kwargs, seconds)
   local path = path_of(name)
   if not path or not files.exists(path) then return nil end
   return setmetatable({ name = name, path = path, kwargs = kwargs, seconds = seconds,
-    mark = M.mark(path), text = files.read(path) }, mt)
+    mark = mark_of(path), text = files.read(path) }, mt)
 end
 
 -- ---- the copies in the run folder ----
@@ -75,31 +76,52 @@ function methods:begin(t)
 end
 
 -- ---- a change ----
+local FRESH = 2                 -- seconds: times of files are whole seconds, and it may change again
+
+local function is_fresh(path)
+  local s = require("posix.sys.stat").stat(path)
+  return s ~= nil and s.st_mtime >= os.time() - FRESH
+end
+
 local function changed_text(self)
-  local mark = M.mark(self.path)
-  if mark == self.mark or mark == "" then return nil end
+  local mark = mark_of(self.path)
+  if mark == "" or mark == self.mark and not is_fresh(self.path) then return nil end
   local text = files.read(self.path)
   -- A file that is being written is read at the next step.
-  if not text or M.mark(self.path) ~= mark then return nil end
+  if not text or mark_of(self.path) ~= mark then return nil end
   self.mark = mark
-  if text ~= self.text then return text end
+  if text ~= self.text and text ~= self.refused then return text end
   return nil
 end
 
 local function say(t, text, ...) t.log:text(t.global_step, "run", text:format(...)) end
 
-local CHANGED = "  reward changed: %s judges from step %d on; rewards before and after, the held-out "
-  .. "ones too, are not comparable"
+local CHANGED = "  reward changed: %s judges from step %d on; rewards before and after, the "
+  .. "held-out ones too, are not comparable"
 local REFUSED = "  warning: %s has changed and does not load, so the old reward stays: %s"
+
+-- Why the new version does not load, on the first rank where it does not; nil if it does on all.
+local function failure_of(t, ok, reward)
+  local all = t.parallel:agreed(function()
+    if ok then return false end
+    return tostring(reward):match "^[^\n]*"
+  end)
+  for r = 1, t.parallel.size do
+    if all[r] then return all[r] end
+  end
+  return nil
+end
 
 function methods:look(t)
   if t.reward ~= self.reward then return end
   local text = t.parallel:on_root(function() return changed_text(self) end)
   if not text then return end
   local ok, reward = pcall(loading.load, self.name, self.kwargs, self.seconds, text)
-  if not ok then
-    if core.is_interrupt(reward) then error(reward, 0) end
-    return say(t, REFUSED, self.path, visible.line(tostring(reward):match "^[^\n]*", 300))
+  if not ok and core.is_interrupt(reward) then error(reward, 0) end
+  local why = failure_of(t, ok, reward)
+  if why then
+    self.refused = text
+    return say(t, REFUSED, self.path, visible.line(why, 300))
   end
   local step = t.global_step + 1
   if t.parallel:is_root() then

@@ -35,7 +35,7 @@ local FREE = {
   "trainer.save_freq", "trainer.test_freq", "trainer.save_limit",
   "trainer.remove_previous_ckpt", "trainer.save_best",
   "trainer.collective_timeout", "trainer.n_gpus_per_node", "trainer.nnodes",
-  "worker.actor.optim.shard_state",
+  "worker.actor.optim.shard_state", "worker.rollout.tensor_parallel_size",
   "trainer.val_before_train", "trainer.val_only", "trainer.logger", "trainer.report",
   "trainer.project_name",
   "trainer.check_memory",

@@ -5,7 +5,7 @@
 --                                       f may return false to end the reading
 --   rollouts.groups(path, f, options)   f(group) for each prompt of a step: {step =, row = id,
 --                                       records = {...}}
---   rollouts.shorter(line) -> line      without token ids and log-probabilities, which are most of it
+--   rollouts.shorter(line) -> line      without token ids and log-probabilities, most of its bytes
 --   options: step = only this one; whole = true keeps token ids and log-probabilities
 --   rollouts.steps(path) -> {first =, last =, [step] = number of answers}
 --

@@ -95,6 +95,7 @@ end
 function M.cancel(run)
   if run.mark then
     folders.remove_file(run.path .. "/config.json")
+    folders.remove_file(run.path .. "/launches.jsonl")
     folders.cancel(run)
   end
   M.close(run)

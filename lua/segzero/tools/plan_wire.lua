@@ -12,16 +12,16 @@
 --   reference, update    packed groups: a prompt of p tokens and answers of a tokens each are
 --                        p + sum(a - 1) tokens and sum(a) rows
 --   sampling             prompts and decode steps; rows: of logits
---   image_tokens         of sampling's and of the update's vision passes; 0: none
+--   image_tokens         of the vision passes of sampling, reference, update; 0: none
 --
--- A sum of n bytes over T ranks sends 2 (T - 1) n together, and a gathering of n bytes (T - 1) n. In
--- a split model a layer's forward pass has two sums of [tokens, hidden], its backward pass two more,
--- and recomputing two more; the last layer's second half works on the wanted rows only. The
+-- A sum of n bytes over T ranks sends 2 (T - 1) n together, and a gathering of n bytes (T - 1) n.
+-- In a split model a layer's forward pass has two sums of [tokens, hidden], its backward pass two
+-- more, and recomputing two more; the last layer's second half works on the wanted rows only. The
 -- embedding is one sum. Log-probabilities are three numbers of each shard for a row; the sampler
 -- gathers whole rows of logits. Between replicas gradients go to the rank that updates them
 -- ((D - 1) n), and the weights come back.
 -- Leaves out: values of Lua, such as sampled texts and metrics, which are a few kB for an answer;
--- adapters in a split model, which send less than this says.
+-- the sums of adapters' narrow products in a split model.
 
 local M = {}
 
@@ -82,7 +82,7 @@ local function inside(m, work, list)
   local bytes, calls = pass(work.sampling, shards, forward_of, logits)
   add("sampling", bytes + gather(shards, images.sampling * feature), calls)
   bytes, calls = pass(work.reference, shards, forward_of, statistics)
-  add("reference", bytes, calls)
+  add("reference", bytes + gather(shards, images.reference * feature), calls)
   bytes, calls = pass(work.update, shards, trained_of, statistics)
   add("update", bytes + gather(shards, images.update * feature), calls)
 end

@@ -34,6 +34,7 @@ local function as_message(group)
     samples[k] = {
       ids = sample.ids, text = sample.text, length = sample.length, finish = sample.finish,
       logprobs = sample.logprobs, score = sample.score, parts = sample.parts,
+      why = sample.why,
     }
   end
   return { place = group.place, samples = samples, row = { id = row.id, index = row.index,

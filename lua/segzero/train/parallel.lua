@@ -24,6 +24,8 @@
 --   p:in_step(f) -> list               the same for an f in which the shards run the model
 --   p:collective(name, ...)            one of segzero.core.ranks; if it fails, the job ends
 --   p:on_root(f) -> value              f runs on rank 0, and all get its result
+--   p:on_root_held(f) -> value         the same with signals held, for an f that changes what all
+--                                      ranks must know alike
 --   p:from_first(f) -> value           f runs on the replica's first shard, and its shards get it
 --   p:alike(f, ...)                    f's results on each shard; if one fails, all of them do
 --   p:check_stop()                     between steps: raises on all ranks if a signal came to one
@@ -192,15 +194,16 @@ local function raise(self, all)
     if result.failure then
       if stop.signal() and core.is_interrupt(result.failure) then error("interrupted!", 0) end
       if core.is_interrupt(result.failure) then result.failure = "stopped by a signal" end
-      error(("rank %s: %s"):format(self.world:name(r - 1), result.failure), 0)
+      error(("rank %s: %s"):format(self.world:name(result.rank or r - 1), result.failure), 0)
     end
   end
 end
 
--- The results of all ranks; this one's are those of pcall.
-local function exchange(self, ok, value)
+-- The results of all ranks; this one's are those of pcall. rank: where the failure came up, nil:
+-- here.
+local function exchange(self, ok, value, rank)
   local mine = { value = value }
-  if not ok then mine = { failure = tostring(value) } end
+  if not ok then mine = { failure = tostring(value), rank = rank } end
   local all = collective(self, "gather", mine)
   raise(self, all)
   local values = {}
@@ -227,9 +230,8 @@ function methods:in_step(f)
   local ok, value = held(f)
   local seen = lock_step.seen_by_all(self.shard_group)
   lock_step.stops(self.shard_group, false)
-  local is_stop = core.is_interrupt(value) and not seen
-  if not ok and not seen and not is_stop then return end_job(self, value) end
-  return exchange(self, ok, value)
+  if not ok and not seen and not core.is_interrupt(value) then return end_job(self, value) end
+  return exchange(self, ok, value, seen and self.replica * self.shards + seen)
 end
 
 function methods:agreed(f)
@@ -242,13 +244,18 @@ function methods:on_root(f)
   return self:together(on_this)[1]
 end
 
+function methods:on_root_held(f)
+  local function on_this() if self:is_root() then return f() end end
+  return self:agreed(on_this)[1]
+end
+
 function methods:from_first(f) return lock_step.first(self.shard_group, f) end
 
 function methods:alike(f, ...) return lock_step.alike(self.shard_group, f, ...) end
 
 -- Whether the error that was just caught is one of all shards, so that they may go on alike.
 function methods:seen_by_all()
-  return self.shards == 1 or lock_step.seen_by_all(self.shard_group)
+  return self.shards == 1 or lock_step.seen_by_all(self.shard_group) ~= nil
 end
 
 function methods:check_stop()

@@ -46,7 +46,7 @@ local function scores_of(t, group)
     if t.parallel.shards == 1 then return nil end
     local scores = {}
     for k, sample in ipairs(group.samples) do
-      scores[k] = { score = sample.score, parts = sample.parts }
+      scores[k] = { score = sample.score, parts = sample.parts, why = sample.why }
     end
     return scores
   end)
@@ -56,8 +56,8 @@ local function score_group(t, group)
   if group.scored then return end
   for _, sample in ipairs(group.samples) do sample.length = #sample.ids end
   for k, one in ipairs(scores_of(t, group) or {}) do
-    group.samples[k].score = one.score
-    group.samples[k].parts = one.parts
+    local sample = group.samples[k]
+    sample.score, sample.parts, sample.why = one.score, one.parts, one.why
   end
   group.scored = true
 end

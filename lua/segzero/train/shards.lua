@@ -17,11 +17,10 @@
 -- others; the blocks that are left go to the ranks with the fewest elements so far, so that all
 -- have the same number but for a block or two.
 -- The group is p.replica_group: the ranks with the same shard of the model, so that each adds up
--- its own slices. An entry of a split model has slice (models/weights.lua), copies (how many
--- shards hold this very slice) and copy (which of them this is, from 0). Without them all shards
--- hold the whole. The gradient of a slice that several shards hold is a part on each, because
--- different heads read it; that of a whole parameter is complete, unless the entry has adds.
--- Leaves out: the update (optim.lua), how ranks agree.
+-- its own slices. An entry of a split model has copies (how many shards hold the same), copy (which
+-- of them this is, from 0) and adds: true where the gradient is a part on each copy, because other
+-- heads or images go through it (models/weights.lua). Leaves out: the update (optim.lua), how
+-- ranks agree.
 
 local ffi = require "ffi"
 
@@ -125,10 +124,7 @@ local function begin_sums(list, p)
   if p.shards == 1 then return numbers end
   for _, i in ipairs(numbers) do
     local one = list[i]
-    local copies = one.copies or p.shards
-    if copies > 1 and (one.slice or one.adds) then
-      p:collective_of(copies_group(p, copies), "sum_gradient", one.tensor)
-    end
+    if one.adds then p:collective_of(copies_group(p, one.copies), "sum_gradient", one.tensor) end
   end
   return numbers
 end

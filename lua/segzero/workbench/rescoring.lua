@@ -10,16 +10,18 @@
 --     result.incomplete answers whose row has only question, solution and text
 --   rescoring.lines(result, options) -> lines, and whether the reward failed somewhere
 --       options: name, folder, worst
---   rescoring.json_lines(result) -> text     a line for each answer: step, row, answer, reward, parts
+--   rescoring.json_lines(result) -> text     a line for each answer: step, row, reward, parts, ...
 --
 -- Masks are not stored in a run: where a reward asks for row.segment, SAM2 of the run's settings
--- makes them again. A run made by a script's own reward or data set has only what rollouts.jsonl says.
+-- makes them again. A run made by a script's own reward or data set has only what rollouts.jsonl
+-- says.
 -- Leaves out: rewards of the held-out rows, whose answers are not stored.
 
 local core = require "segzero.core.ffi"
 local disagreement = require "segzero.workbench.disagreement"
 local files = require "segzero.core.files"
 local judging = require "segzero.workbench.judging"
+local paths = require "segzero.config.paths"
 local rollouts = require "segzero.runs.rollouts"
 local run_folder = require "segzero.runs.run_folder"
 local stored_rows = require "segzero.workbench.stored_rows"
@@ -35,7 +37,19 @@ local now = core.C.sz_seconds
 -- The settings of a run folder, or an error in one line.
 function M.settings(folder)
   run_folder.check_run(folder)
-  return files.read_json_object(folder .. "/config.json")
+  local cfg = files.read_json_object(folder .. "/config.json")
+  local model = cfg.worker.actor.model
+  model.model_path = paths.stored(model.model_path)
+  cfg.worker.reward.sam2_path = paths.stored(cfg.worker.reward.sam2_path)
+  return cfg
+end
+
+-- SAM2 for masks; nil and why if it is gone.
+local function segmenter_of(path)
+  if type(path) ~= "string" or path == "none" then path = "" end
+  local ok, why = pcall(paths.check_sam2, "worker.reward.sam2_path", path)
+  if ok then return judging.segmenter(path) end
+  return nil, core.plain(why)
 end
 
 local function items_of(group)
@@ -75,18 +89,17 @@ end
 function M.run(folder, reward, o)
   local cfg = M.settings(folder)
   local stored = stored_rows.open(cfg)
-  local path = o.sam2_path or cfg.worker.reward.sam2_path
-  if path == "none" then path = "" end
+  local segmenter, gone = segmenter_of(o.sam2_path or cfg.worker.reward.sam2_path)
   local result = { items = {}, good = {}, groups = {}, incomplete = 0 }
-  result.bench = judging.new { reward = reward, timeout = o.timeout,
-    segmenter = judging.segmenter(path) }
+  result.bench = judging.new { reward = reward, timeout = o.timeout, segmenter = segmenter }
+  if gone then stored:note("masks cannot be made again: " .. gone) end
   local tick = new_progress(o.say)
   rollouts.groups(folder .. "/rollouts.jsonl", function(group)
     local row, complete = stored:row(group.row, group.records[1])
     local items = items_of(group)
     if not complete then result.incomplete = result.incomplete + #items end
-    result.bench:judge(row, items)
-    if row.image then row.image:free() end
+    result.bench:judge(row, items, not complete)
+    stored:release(row)
     take(result, items)
     tick(result)
   end, { step = o.step })
@@ -159,8 +172,8 @@ local function notes_of(result)
   local lines = {}
   for i, note in ipairs(result.notes) do lines[i] = "note: " .. visible.line(note, 300) end
   if result.incomplete > 0 then
-    lines[#lines + 1] = ("note: %d answers were scored without image, mask and columns of their row")
-      :format(result.incomplete)
+    local text_of_note = "note: %d answers were scored without image, mask and columns of their row"
+    lines[#lines + 1] = text_of_note:format(result.incomplete)
   end
   return lines
 end

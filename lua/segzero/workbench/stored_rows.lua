@@ -1,10 +1,12 @@
--- stored_rows.lua - the rows of a finished run again, as its reward saw them: from the data set that
--- the run's settings name.
+-- stored_rows.lua - the rows of a finished run again, as its reward saw them: from the data set
+-- that the run's settings name.
 --
 --   local stored = stored_rows.open(cfg)           cfg: the run's config.json
 --   local row, complete = stored:row(id, record)   record: an answer to it, from rollouts.jsonl
---       complete: with image, columns, frames and mask, if the data have one; the caller frees
---       row.image. Otherwise only what the record says: id, problem, solution, frame if it is known
+--       complete: with image, columns, frames and mask, if the data have one. An image that is a
+--       file is read when row.image is first asked for: most rewards judge texts. Otherwise the row
+--       has only what the record says: id, problem, solution, frame if it is known
+--   stored:release(row)                            frees its image
 --   stored:notes() -> texts                        what could not be had, and why
 --
 -- Nothing is downloaded. A row whose solution is no longer that of the record is not the row that
@@ -14,6 +16,7 @@
 local core = require "segzero.core.ffi"
 local coordinates = require "segzero.data.coordinates"
 local frame = require "segzero.data.frame"
+local image = require "segzero.formats.image"
 local opening = require "segzero.models.opening"
 local row_numbers = require "segzero.data.row_numbers"
 local sources = require "segzero.data.sources"
@@ -44,7 +47,7 @@ end
 
 function M.open(cfg)
   require("posix.stdlib").setenv("HF_HUB_OFFLINE", "1")
-  local self = setmetatable({ said = {}, list = {} }, mt)
+  local self = setmetatable({ said = {}, list = {}, loaded = {} }, mt)
   local why
   self.set, why = try(require("segzero.train.run.data_sets").open_train, cfg)
   if why then self:note("the run's data set cannot be opened: " .. why) end
@@ -74,10 +77,56 @@ local function seen_of(self, img)
   return { width = plan.resized_width, height = plan.resized_height }
 end
 
+-- The size of a stored image from its header; nil if the row makes its image itself.
+local function stored_size(set, i)
+  local stored = set.image and set:image(i)
+  if not stored then return nil end
+  local width, height
+  if type(stored) == "string" then
+    width, height = image.size(stored)
+  else
+    width, height = image.memory.size(stored.bytes, #stored.bytes, stored.name)
+  end
+  return { width = width, height = height }
+end
+
+-- Row i; its image is only a size at first, if it is stored.
+local function open_row(set, i)
+  local size = stored_size(set, i)
+  if not size then return sources.read_row(set, i) end
+  local row = set:row(i, size)
+  row.images = nil
+  return row, true
+end
+
+-- Reads the image when a field of the row asks for it. Copies of the row share it.
+local function make_lazy(self, row, i)
+  local found
+  local function get()
+    found = found or self.set:row(i).image
+    return found
+  end
+  row.image = nil
+  self.loaded[row] = function() return found end
+  return setmetatable(row, { __index = function(_, key)
+    if key == "image" then return get() end
+    if key == "images" then return { get() } end
+    return nil
+  end })
+end
+
+function methods:release(row)
+  local loaded = self.loaded[row]
+  local own = rawget(row, "image")
+  if loaded then own = loaded() end
+  self.loaded[row] = nil
+  if own then own:free() end
+end
+
 local function read(self, id, record)
   local i = self.numbers:of(id)
   if not i then error(("the data set has no row %s"):format(id), 0) end
-  local row = sources.read_row(self.set, i)
+  local row, is_stored = open_row(self.set, i)
   local ok, why = pcall(function()
     local seen = seen_of(self, row.image)
     if not seen then error("the frame of its answers is not known", 0) end
@@ -88,9 +137,10 @@ local function read(self, id, record)
   end)
   if ok then
     self.frame = row.frame
+    if is_stored then return make_lazy(self, row, i) end
     return row
   end
-  row.image:free()
+  if not is_stored then row.image:free() end
   error(why, 0)
 end
 

@@ -199,6 +199,7 @@ local function crowd(np, n)
   if np.size then text = np.size .. " " .. text end
   return "There are " .. NUMBER[n] .. " " .. text
 end
+M.crowd = crowd
 
 -- The reasoning for e, whose target is objects[t]: 8 to 22 words from a few templates, with the
 -- target's place at the end.

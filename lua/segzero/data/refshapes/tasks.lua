@@ -18,14 +18,17 @@ local image = require "segzero.formats.image"
 local processor = require "segzero.models.qwen_vl.processor"
 local prompt = require "segzero.data.prompt"
 local refshapes = require "segzero.data.refshapes"
+local sentence = require "segzero.data.refshapes.sentence"
 
 local M = {}
 local methods = {}
 local mt = { __index = methods }
 
--- Steps of low-discrepancy sequences: each decides one thing about image i by (i * step) % 1.
+-- Steps of low-discrepancy sequences: each decides one thing about image i, or question i, by
+-- (i * step) % 1.
 local LEVEL_STEP = 0.6180339887
 local LOOSE_STEP = 0.5698402910
+local ROUGH_STEP = 0.6457513110
 local HABIT_STEP = 0.7548776662
 local SEVERAL_STEP = 0.8191725134
 
@@ -36,7 +39,8 @@ local EMPTY = 0.1
 local SHORT_COST = 0.25
 
 function M.new(options, parts)
-  local self = { options = options, tokenizer = parts.tokenizer, model = parts.model, drawn = 0 }
+  local self = { options = options, tokenizer = parts.tokenizer, model = parts.model, drawn = 0,
+    asked = 0 }
   self.processor = parts.model:processor()
   return setmetatable(self, mt)
 end
@@ -90,23 +94,38 @@ local function loosened(options, box)
   }
 end
 
--- Two habits that GRPO has to break, each taught on a share of the images. Qwen2.5-VL itself calls
--- a box "bbox_2d" whatever key the prompt names; seg_strict treats such a box as missing. The other
--- habit is a box that is too wide: it is on the right object, but fails the reward's IoU > 0.5.
-local function full_task(self, question)
-  local options = self.options
-  local reply = question.answer
-  if (self.drawn * LOOSE_STEP) % 1 < options.loose then
-    local wide = "[" .. table.concat(loosened(options, question.bbox), ",") .. "]"
-    reply = reply:gsub('("bbox": )%b[]', function(key) return key .. wide end)
+-- A rough answer: the box leaves room around the shape, and the points are on the box's diagonal,
+-- so that they often miss the shape.
+local function rough_answer(options, box)
+  local wide = loosened(options, box)
+  local function along(share)
+    return {
+      math.floor(wide[1] + share * (wide[3] - wide[1])),
+      math.floor(wide[2] + share * (wide[4] - wide[2])),
+    }
   end
-  if (self.drawn * HABIT_STEP) % 1 < options.habit then
-    reply = reply:gsub('"bbox"', '"bbox_2d"')
-  end
-  return exchange(self, prompt.seg_zero(question.problem), prompt.response(question.think, reply))
+  return refshapes.answer(wide, along(0.25), along(0.75))
 end
 
--- The same habits the other way round: here the key is "bbox_2d".
+-- Reasoning that says the question again: the box is then read off like that of a short question.
+local function restated(question, scene)
+  return sentence.crowd({}, #scene.objects) .. ". One is " .. question.problem .. "."
+end
+
+-- A share of the answers is rough, about the right shape. GRPO has to find out that exact answers
+-- are better, and to give them.
+local function full_task(self, question, scene)
+  self.asked = self.asked + 1
+  local reply = question.answer
+  if (self.asked * ROUGH_STEP) % 1 < self.options.rough then
+    reply = rough_answer(self.options, question.bbox)
+  end
+  local think = restated(question, scene)
+  return exchange(self, prompt.seg_zero(question.problem), prompt.response(think, reply))
+end
+
+-- Two habits that GRPO has to break, each taught on a share of the images: the key is "bbox" where
+-- "bbox_2d" is asked for, and the box leaves room.
 local function several_task(self, question)
   local options = self.options
   local reply = question.answer
@@ -170,7 +189,9 @@ function methods:batch(progress)
       task = short_task
       each = SHORT_COST
     end
-    for k, question in ipairs(scene.questions) do group.answers[k] = task(self, question) end
+    for k, question in ipairs(scene.questions) do
+      group.answers[k] = task(self, question, scene)
+    end
     groups[#groups + 1] = group
     cost = cost + #group.answers * each
     questions = questions + #group.answers

@@ -108,7 +108,7 @@ function M.save(policy, dir, opts)
   local metadata = { format = "pt" }
   if policy.shards and opts.later then
     return safetensors.save(dir .. WEIGHTS, M.described(policy, opts.replica), metadata, opts.later,
-      opts.part)
+      opts)
   end
   if policy.shards then
     return split.save(policy, dir, function(o) M.save(policy, dir, o) end)

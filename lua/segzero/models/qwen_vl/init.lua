@@ -325,7 +325,7 @@ local function write_chat_template(dir)
   end
 end
 
-local SAVE = options.set { "later", "part", "replica" }
+local SAVE = options.set { "later", "part", "replica", "columns" }
 
 -- What the model's files hold: whole tensors, or this shard's parts of them.
 local function saved_weights(vl, opts)
@@ -344,14 +344,15 @@ local function write_folder(vl, dir, opts)
     end
     write_chat_template(dir)
   end
-  safetensors.save_folder(dir, saved_weights(vl, opts), { later = opts.later, part = opts.part })
+  safetensors.save_folder(dir, saved_weights(vl, opts), { later = opts.later, part = opts.part,
+    columns = opts.columns })
 end
 
 -- Writes a folder that transformers and segzero load: config, weights, and the companion files that
 -- the model came with. A model with adapters writes only these, in PEFT's format. opts.later: a
 -- list of files to write in the background (jobs.writing) instead. Of a split model all shards of
--- one replica call it, and wait for each other; with opts.later each adds its part, and with
--- opts.part no more than that (split.lua).
+-- one replica call it, and wait for each other. With opts.later nobody waits: one rank makes the
+-- files, and each adds its parts by a call with opts.part (split.lua).
 own.save = full_precision_only(function(self, dir, opts)
   opts = options.check("save", opts, SAVE, 2)
   if type(dir) ~= "string" then error("save: a folder name is expected, got " .. type(dir), 3) end

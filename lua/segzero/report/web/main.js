@@ -24,6 +24,8 @@ const SECTIONS = [
   { title: "Other", match: () => true },
 ];
 const HIDDEN = /^time\/|^seconds\/(?!total$)|^spread\/reward_(min|max|mean)$|^held_out\/ceiling_giou$/;
+/* Of all answers: metrics.jsonl has them too, and rollouts.jsonl said them first. */
+const TWICE = /^reward_(min|max|std)$/;
 const ORDER = ["reward", "held_out/reward", "held_out/giou", "length", "kl", "entropy", "grad_norm"];
 
 function titleOf(name) {
@@ -35,7 +37,9 @@ function titleOf(name) {
 
 function sortedNames() {
   const rank = (name) => (ORDER.indexOf(name) + 1 || ORDER.length + 1);
-  return allNames().filter((name) => !HIDDEN.test(name))
+  const names = allNames();
+  const isTwice = (name) => TWICE.test(name) && names.includes("spread/reward_std");
+  return names.filter((name) => !HIDDEN.test(name) && !isTwice(name))
     .sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
 }
 

@@ -4,9 +4,10 @@
 --   checkpoint.save(folder, step, vl, opt, state, settings) -> path     folder/global_step_<step>/
 --   checkpoint.finish(checkpoint.begin(...)) -> path
 --       the same in two calls; a background thread writes in between
---   checkpoint.begin_part(temporary, vl, opt, replica) -> job
---       another rank's parts of the files, where each rank has a part of the optimizer's state
---       (train/shards.lua) or of the model (models/split.lua)
+--   checkpoint.begin_part(temporary, vl, opt, replica, columns) -> job
+--       this rank's parts of the files, where each rank has a part of the optimizer's state
+--       (train/shards.lua) or of the model (models/split.lua). columns: of models/columns.lua, or
+--       nil
 --   checkpoint.give_up(final, temporary, reason)   removes what begin() made, and raises
 --   checkpoint.latest(folder) -> path | nil           the newest complete checkpoint of this run
 --   checkpoint.list(folder) -> {{step =, name =, path =}, ...}     all of them, in order
@@ -27,8 +28,8 @@
 --      the run folder is synced after each;
 --   6. `latest` names it; the .old one is removed.
 -- If each rank has a part of the optimizer's state or of the model, begin() on rank 0 makes the files
--- of tensors under temporary names with header and length, and each rank writes its parts at their
--- places. begin() then returns a fifth value, a function to be called when all have written: it
+-- of tensors under temporary names with header and length, and each rank, also that one, writes its
+-- parts at their places by begin_part(). begin() then returns a fifth value, a function to be called when all have written: it
 -- starts the rest (names and checksums of these files, state, manifest, 4 to 6) and returns the
 -- job, which reads no tensor, and the path of a replaced checkpoint or false.
 -- The files are the same whatever the ranks.
@@ -116,22 +117,24 @@ end
 
 local OPTIMIZER = "optimizer.safetensors"
 
--- Adds the model's files and the optimizer's, or this rank's parts of them.
-local function add_files(writing, temporary, vl, opt, replica, is_part)
-  local options = { later = writing }
+-- Adds the model's files and the optimizer's. Of files that several ranks write it adds that they
+-- are made; with how.part it adds this rank's parts of them, and nothing else.
+local function add_files(writing, temporary, vl, opt, replica, how)
   if vl.shards then
-    options.replica = replica
-    options.part = is_part
+    vl:save(temporary, { later = writing, replica = replica, part = how.part,
+      columns = how.columns })
+  elseif not how.part then
+    vl:save(temporary, { later = writing })
   end
-  if vl.shards or not is_part then vl:save(temporary, options) end
   if not opt then return end
   local path = temporary .. "/" .. OPTIMIZER
-  safetensors.save(path, opt:whole_state(), { format = "pt" }, writing, is_part)
+  safetensors.save(path, opt:whole_state(), { format = "pt" }, writing, how)
 end
 
-function M.begin_part(temporary, vl, opt, replica)
+function M.begin_part(temporary, vl, opt, replica, columns)
   local writing = jobs.writing()
-  add_files(writing, temporary, vl, opt, replica, true)
+  add_files(writing, temporary, vl, opt, replica, { part = true, columns = columns })
+  if columns then columns:check() end
   return writing:start()
 end
 
@@ -140,7 +143,7 @@ local function add_tensors(writing, temporary, run, step, vl, opt, replica)
   local names = names_of(vl)
   names[#names + 1] = OPTIMIZER
   manifest.begin(temporary, run, step, names)
-  add_files(writing, temporary, vl, opt, replica)
+  add_files(writing, temporary, vl, opt, replica, {})
   if #writing.shared == 0 then return false end
   for _, list in ipairs { writing.parts, writing.shared } do
     for _, one in ipairs(list) do names[#names + 1] = one.path:match "[^/]*$" end

@@ -17,6 +17,7 @@
 -- Leaves out: which checkpoints are kept (runs/retention.lua).
 
 local checkpoint = require "segzero.train.run.checkpoint"
+local columns = require "segzero.models.columns"
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local retention = require "segzero.runs.retention"
@@ -41,20 +42,29 @@ local function begin(t)
   t.pending = { final = final, job = job, temporary = temporary, old = old, rest = rest }
 end
 
--- Another rank's part. What fails is told when all wait.
+-- This rank's parts. What fails is told when all wait; a failed exchange of columns ends the job.
 local function begin_part(t, temporary)
-  local ok, job = pcall(checkpoint.begin_part, temporary, t.policy, t.optimizer, replica_of(t))
-  t.pending = { job = ok and job, failure = not ok and tostring(job) or nil }
+  local p = t.parallel
+  local own
+  if t.policy.shards then
+    own = columns.new(function(...)
+      return p:collective_of(p.shard_group, "columns_to_rows", ...)
+    end)
+  end
+  local ok, job = pcall(checkpoint.begin_part, temporary, t.policy, t.optimizer, replica_of(t), own)
+  t.pending = t.pending or {}
+  t.pending.part = ok and job
+  t.pending.failure = not ok and tostring(job) or nil
 end
 
 function M.start(t)
   M.wait(t)
-  local paths = t.parallel:on_root(function()
+  local paths = t.parallel:on_root_held(function()
     begin(t)
     return { final = t.pending.final, temporary = t.pending.temporary }
   end)
   if has_parts(t) then
-    if not t.parallel:is_root() then begin_part(t, paths.temporary) end
+    begin_part(t, paths.temporary)
     t.pending.has_parts = true
   end
   return paths.final
@@ -70,12 +80,18 @@ local function finish(t)
   timer.enter(before)
 end
 
--- Waits for this rank's part; returns what went wrong, or nil.
-local function wait_for_part(pending)
-  if pending.failure then return pending.failure end
-  local ok, message = pending.job:wait()
-  pending.job:free()
+-- Waits for a job, or nil; returns what went wrong, or nil.
+local function failure_of(job)
+  if not job then return nil end
+  local ok, message = job:wait()
+  job:free()
   if not ok then return message end
+end
+
+-- Waits for what this rank writes: its parts, and on rank 0 the files that it writes alone.
+local function wait_for_part(pending)
+  local alone = failure_of(pending.job)
+  return pending.failure or failure_of(pending.part) or alone
 end
 
 -- Every rank has its part: once all are written, rank 0 goes on with the rest.
@@ -90,7 +106,7 @@ local function join_parts(t)
   local failure
   for r = 1, t.parallel.size do failure = failure or failures[r] end
   t.pending = nil
-  t.parallel:on_root(function()
+  t.parallel:on_root_held(function()
     if failure then checkpoint.give_up(pending.final, pending.temporary, failure) end
     pending.job, pending.old = pending.rest()
   end)
@@ -111,7 +127,7 @@ function M.wait(t)
     if t.pending.has_parts then join_parts(t) end
   end
   local pending = t.pending
-  t.parallel:on_root(function() if pending then finish(t) end end)
+  t.parallel:on_root_held(function() if pending then finish(t) end end)
   t.pending = nil
 end
 
