@@ -281,7 +281,7 @@ end
 -- ---- the plan ----
 function M.total(cfg, state)
   local p = sizes(cfg, state)
-  local optimizer, reference, pieces = host_bytes(cfg, state, p)
+  local optimizer, reference = host_bytes(cfg, state, p)
   p.host = optimizer + reference
   local arena, largest = count_arena(cfg, state)
   local lasting = p.weights + p.adapters + p.reference + p.masters + p.moments + p.images
