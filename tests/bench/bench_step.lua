@@ -4,7 +4,10 @@
 --   ./segzero tests/bench/bench_step.lua [model=FILE.json|3b] [device=cpu|cuda] [side=n] [warm=0]
 --       [prompts=4] [n=8] [tokens=128] [prompt_tokens=1000] [image=840] [dtype=f32|bf16]
 --       [recompute=true|false] [threads=2] [clock=wall|cpu] [sweep=n|prompt]
---       [save=DIR] [save_weights=true|false] [key.of.a.recipe=value ...]
+--       [save=DIR] [save_weights=true|false] [checkpoint=DIR] [key.of.a.recipe=value ...]
+--   ./segzero --ranks 2 tests/bench/bench_step.lua threads=1 [shards=2] ...
+--       the same step by several ranks, or a model that is split over shards of them
+--   ./segzero tests/bench/compare_moments.lua DIR DIR    whether two checkpoints had one gradient
 --   python tests/bench/bench_step.py DIR
 --       the same step by PyTorch and transformers; checks that loss and gradient agree
 --
@@ -30,7 +33,8 @@
 --                       each parameter in f32) at the measured bandwidth
 --   other_seconds       rewards, advantages, rows
 --   step_seconds        the whole step
---   peak_bytes          largest resident set, all models included
+--   peak_bytes          largest resident set, all models included; of several ranks that of the
+--                       largest, and wire_bytes is what rank 0 sent
 --   device_memory       largest memory in use on the device, in GiB, next to what was free
 --   update_rate         GFLOP/s; its ratio is the model-FLOP utilisation
 --   table_*             the trainer's own times; with save= they include writing, the phases do not
@@ -46,12 +50,16 @@
 -- gradients.safetensors and step.json (ids, answers, log-probabilities, advantages, settings, loss,
 -- seconds). save_weights=false writes only config.json of the models and no gradients; the peer
 -- then makes random weights.
+-- With several ranks the limits are for one thread each, and the optimizer has none.
+-- checkpoint=DIR writes a checkpoint after the step.
 -- Leaves out: reading data and images, rewards that take time.
 
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 local model = require "segzero.models.qwen_vl"
+local parallel = require "segzero.train.parallel"
+local ranks = require "segzero.core.ranks"
 local trainer = require "segzero.train.trainer"
 local image = require "segzero.formats.image"
 local files = require "segzero.core.files"
@@ -64,13 +72,13 @@ local C = core.C
 local opts = bench.options({ model = core.root
   .. "/tests/bench/bench_step.json", prompts = 4, n = 8, tokens = 128, prompt_tokens = 1000,
   image = 840,
-  dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true",
+  dtype = "f32", recompute = "false", threads = 2, warm = 0, save_weights = "true", shards = 1,
     device = os.getenv "SEGZERO_DEVICE" or "cpu", settings = {} },
   { model = true, prompts = true, n = true, tokens = true, prompt_tokens = true, image = true,
     dtype = true, recompute = true, threads = true,
     clock = true, sweep = true, save = true, save_weights = true, device = true, side = true,
-      warm = true })
-for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "image", "warm" } do
+      warm = true, shards = true, checkpoint = true })
+for _, key in ipairs { "prompts", "n", "tokens", "prompt_tokens", "image", "warm", "shards" } do
   opts[key] = tonumber(opts[key]) or error(("bench_step: %s is not a number"):format(key), 0)
 end
 if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then
@@ -80,14 +88,18 @@ if opts.sweep and opts.save then error("bench_step: save= is of one step, not of
 local now = bench.clock(opts)
 local causal_pairs = bench.causal_pairs
 
+local p = parallel.alone()
+if ranks.launched() then p = parallel.new(3600, { shards = opts.shards }) end
+if not p:is_root() then parallel.quiet() end
+
 local on_device = opts.device ~= "cpu"
 local json = bench.config(opts.model)
   or error(("bench_step: model=%s is neither a .json nor a released size"):format(opts.model), 0)
 local made_at = now()
 local policy = model.random(json,
-  { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device })
+  { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device, shards = p.shard_group })
 local reference = model.random(json,
-  { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device })
+  { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device, shards = p.shard_group })
 made_at = now() - made_at
 local counts = bench.counts(policy)
 local parameters = 0
@@ -149,9 +161,11 @@ local settings = { "data.shuffle=false", "data.rollout_batch_size="
     .. opts.recompute,
   "worker.actor.max_tokens_per_micro_batch=" .. opts.prompt_tokens + opts.n * opts.tokens }
 for _, word in ipairs(opts.settings) do settings[#settings + 1] = word end
+if opts.checkpoint then files.make_dir(opts.checkpoint) end
 local t = trainer.new { config = recipe.schema:read(settings), policy = policy,
   reference = reference,
-  reward = reward, train = rows, prompt = function(problem) return problem end }
+  reward = reward, train = rows, prompt = function(problem) return problem end, parallel = p,
+  folder = opts.checkpoint }
 t.total_steps = 0               -- none follows: nothing is prepared for the next one
 
 local spent = {}
@@ -238,7 +252,7 @@ local PHASES = { "sampling", "reference", "update", "optimizer", "other" }
 local function run_step()
   spent = {}
   inner = 0
-  local stats = t:step()
+  local stats = p:run(t.step, t)
   local seconds = { step = 0 }
   for _, phase in ipairs(PHASES) do
     seconds[phase] = spent[phase] or 0
@@ -266,8 +280,14 @@ local function one_step()
   bench.emit("models_seconds", made_at, "s")
   local rate = on_device and 0 or bench.flop_limit(opts.dtype)
   for _ = 1, opts.warm do run_step() end
+  local sent = ranks.bytes_sent()
   local seconds, stats = run_step()
-  local peak, used, free = tonumber(C.sz_peak_rss()), bench.device_used()
+  sent = ranks.bytes_sent() - sent
+  local used, free = bench.device_used()
+  local peak = 0
+  for _, bytes in ipairs(p:together(function() return tonumber(C.sz_peak_rss()) end)) do
+    peak = math.max(peak, bytes)
+  end
   rate = math.max(rate, bench.flop_limit(opts.dtype))
   bench.emit("matmul", rate, "GFLOP/s")
   local work = operations(opts.prompts, opts.n, opts.tokens)
@@ -291,12 +311,14 @@ local function one_step()
   local weight_bytes = 2 * weight
   if weight == 2 and actor.optim.master_weights then weight_bytes = 8 + weight end
   local bytes = parameters * (3 * gradient + 4 * moment + weight_bytes)
-  bench.emit("optimizer_seconds", seconds.optimizer, "s",
-    { limit = bytes / bench.read_rate(2) / 1e9, lower = true })
+  local limit
+  if p.size == 1 then limit = bytes / bench.read_rate(2) / 1e9 end
+  bench.emit("optimizer_seconds", seconds.optimizer, "s", { limit = limit, lower = true })
   bench.emit("other_seconds", seconds.other, "s")
   bench.emit("step_seconds", seconds.step, "s",
     { limit = total / rate, lower = true, gflop = total })
   bench.emit("peak_bytes", peak, "bytes")
+  if p.size > 1 then bench.emit("wire_bytes", sent, "bytes") end
   if used then bench.emit("device_memory", used, "GiB", { limit = free }) end
   local names = {}
   local phases = stats.time or stats.seconds
@@ -378,3 +400,4 @@ elseif opts.sweep == "prompt" then
 else
   one_step()
 end
+if opts.checkpoint then p:run(t.save, t) end
