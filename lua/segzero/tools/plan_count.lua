@@ -37,7 +37,7 @@ local TOKENIZER = 14
 -- Room on the device for pieces of offloaded state (runtime/ops/optim_offload.c).
 local OFFLOAD_SLOTS = 144 * 2 ^ 20
 
--- The prompts of a replica, of so many of all.
+-- The prompts of a replica, of all prompts.
 local function share_of(prompts, state) return math.ceil(prompts / state.replicas) end
 
 -- ---- the arena ----

@@ -114,10 +114,7 @@ local function prepare(cfg, overrides, ranks, neighbours, shards)
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
   local reward = cfg.worker.reward
-  if reward.reload and not overrides.reward then
-    parts.reward_file = reloading.new(reward.compute_score, reward.reward_function_kwargs,
-      reward.timeout)
-  end
+  if not overrides.reward then parts.reward_file = reloading.new(reward) end
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
