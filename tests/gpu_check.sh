@@ -40,6 +40,10 @@
 #                   an 80 GB card has no room left.
 #   sam2_f32, sam2_bf16       SAM2 large, images of 1024 x 1024
 #   *_torch, *_compiled       the same work by PyTorch
+#   ranks           two ranks on this machine, if mpirun is there or --ranks works without it: every
+#                   collective on devices, then a GRPO step of a model split over both. With one
+#                   card they share it, and since NCCL refuses that, tensors pass through host
+#                   memory; with two or more cards NCCL is used. The figures say which.
 #   curve           ten GRPO steps of the recipe in f32; the loss is within 1e-3 of the CPU's
 #   bench_ops, bench_no_cudnn the time of each op
 #   memcheck        compute-sanitizer, if installed
@@ -137,6 +141,23 @@ curve() {
         os.exit(ok and 0 or 1)' - "$logs" </dev/null
 }
 
+# Two ranks: every collective, and a step of the miniature model in two shards.
+ranks() {
+    export SEGZERO_SHARE_DEVICE=1
+    "$sz" --ranks 2 tests/support/comm_ranks.lua cuda || return 1
+    "$sz" --device cuda --ranks 2 recipes/refcocog_grpo.lua trainer.max_steps=1 \
+        trainer.val_before_train=false trainer.save_freq=-1 data.val_files=None \
+        data.rollout_batch_size=2 worker.actor.global_batch_size=2 worker.rollout.n=2 \
+        data.max_response_length=16 \
+        worker.reward.sam2_path=none worker.rollout.tensor_parallel_size=2 \
+        trainer.save_checkpoint_path="$logs/ranks" || return 1
+    if grep -q 'through host memory' "$logs/ranks.log"; then
+        echo "2 ranks, 2 shards: through host memory ($(grep -m 1 -o 'memory: .*' "$logs/ranks.log"))"
+    else
+        echo "2 ranks, 2 shards: by NCCL"
+    fi
+}
+
 # ---- how much work ----
 # The curve does not compare the evaluation at the recipe's end, so that has few rows.
 curve_args="trainer.val_before_train=false trainer.save_freq=-1 data.refshapes_val_rows=8"
@@ -163,10 +184,15 @@ else
     step="$model prompts=16 n=8 tokens=256 warm=1"
     step_torch="--answers-timed 32"
 fi
-# The stage `curve` is a process of its own, so that it can time out.
+# The stages `curve` and `ranks` are processes of their own, so that they can time out.
 if [ "${1:-}" = curve ]; then
     shift
     curve "$@"
+    exit
+fi
+if [ "${1:-}" = ranks ]; then
+    rm -rf "$logs/ranks"
+    ranks
     exit
 fi
 
@@ -208,6 +234,8 @@ stage ops_no_cudnn 30 env SEGZERO_CUDNN=0 sh -c '
 stage grpo 60 $test/test_grpo.lua
 [ -n "$quick" ] ||
     stage system 60 env SEGZERO_CUDA_TEST="$library" "$sz" tests/unit/test_cuda_emulated.lua
+
+stage ranks 60 sh tests/gpu_check.sh ranks
 
 # ---- speed ----
 bench="$sz tests/bench/bench.lua"

@@ -173,7 +173,10 @@ local function gathers(comm, group, rows, cols, dim, uneven, dtype)
     return group.members[r + 1], row * width + col + 1
   end
 
-  local x = tensor.empty({ own_rows, own_cols }, { dtype = dtype, device = "cpu" })
+  -- Where fill() would put it: all ranks' parts must be on one kind of device.
+  local home = DEVICE
+  if dtype == "i32" then home = "cpu" end
+  local x = tensor.empty({ own_rows, own_cols }, { dtype = dtype, device = home })
   if own_rows * own_cols > 0 then
     x = fill(own_rows * own_cols, dtype, world:rank()):reshape(own_rows, own_cols)
   end

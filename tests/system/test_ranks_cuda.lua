@@ -4,6 +4,7 @@
 -- The devices and NCCL are emulated (tests/cuda_emulator). Needs Open MPI. Left out: several
 -- machines; collectives in host memory (test_ranks.lua).
 
+local cjson = require "cjson"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local process = require "tests.support.process"
@@ -196,6 +197,35 @@ for _, case in ipairs(PLACES) do
     check.ok(count_of(text, "through host memory: rank") <= 1, "it is said once")
   end)
 end
+
+-- ---- training ----
+-- Replicas and shards on devices against one process on the CPU: step 1 is the same, and the sampler
+-- agrees with the trainer.
+check.case("training of replicas and of shards on devices", function()
+  local settings = { "trainer.max_steps=1", "data.val_files=None", "trainer.save_freq=-1" }
+  local function loss_of(name)
+    for line in io.lines(("%s/%s/metrics.jsonl"):format(place, name)) do
+      local row = cjson.decode(line)
+      if row.loss then return row end
+    end
+  end
+  runs.train(1, "one", settings)
+  local want = loss_of "one"
+  for _, shards in ipairs { 1, 2 } do
+    local env = runs.device_env(2)
+    env.SEGZERO_DEVICE = "cuda"
+    local name = "shards_" .. shards
+    local text = runs.train(2, name, { settings[1], settings[2], settings[3],
+      "worker.rollout.tensor_parallel_size=" .. shards }, env)
+    check.equal(count_of(text, "through host memory"), 0, "NCCL is used")
+    local got = loss_of(name)
+    for _, key in ipairs { "loss", "grad_norm", "reward", "length" } do
+      -- Sums in another order; the same tokens are sampled.
+      check.near(got[key], want[key], 1e-3 * math.max(1, math.abs(want[key])), name .. ": " .. key)
+    end
+    check.ok(got.mismatch < 1e-4, "sampler and trainer agree: " .. got.mismatch)
+  end
+end)
 
 mini.remove()
 check.finish()
