@@ -80,6 +80,7 @@ static uint64_t key_of(const qwen_model *m, sz_cache *cache)
     h = mix_ints(h, c->layers, c->heads);
     h = mix_ints(h, c->kv_heads, c->head_dim);
     h = mix(h, (uint64_t)m->base.lora_off);
+    h = mix(h, (uint64_t)(uintptr_t)m->base.group);
     h = mix_double(h, c->rms_eps);
     for (int i = 0; i < m->base.weights.count; i++) h = mix_weight(h, &m->base.weights.items[i]);
     for (int i = 0; i < c->layers; i++) {

@@ -277,7 +277,27 @@ typedef struct {
     sz_tensor *tokens;                     /* i32 [shards], of each shard's images */
 } deal;
 
-/* An image goes to the shard in whose share of the patches its middle is. */
+/* The shard that image i goes to: the one in whose share of the patches its middle is. *patch: in,
+ * the patches of the images before it; out, with its own. */
+static int owner_of(const image_list *list, int64_t i, int shards, int64_t *patch)
+{
+    const int64_t patches = patches_of(list->grids + 3 * i);
+    const int64_t middle = 2 * *patch + patches;
+    *patch += patches;
+    return (int)(middle * shards / (2 * list->patches));
+}
+
+/* Whose images this process computes: its own. Where the memory of a run is counted it stands for
+ * the shard with the most. */
+static int dealt_to(const qwen_model *m, const sz_tensor *tokens)
+{
+    if (!sz_is_dry_run()) return m->base.shard;
+    int most = 0;
+    for (int r = 1; r < m->base.shards; r++)
+        if (sz_i32(tokens)[r] > sz_i32(tokens)[most]) most = r;
+    return most;
+}
+
 static int deal_images(const qwen_model *m, const image_list *list, deal *d)
 {
     const int shards = m->base.shards;
@@ -285,17 +305,24 @@ static int deal_images(const qwen_model *m, const image_list *list, deal *d)
     d->tokens = sz_new1(SZ_I32, shards, SZ_CPU);
     if (!d->tokens) return -1;
     memset(d->tokens->data, 0, sz_bytes(d->tokens));
-    int64_t before = 0;
+    int64_t patch = 0;
     for (int64_t i = 0; i < list->images; i++) {
-        const int64_t patches = patches_of(list->grids + 3 * i);
-        const int64_t owner = (2 * before + patches) * shards / (2 * list->patches);
-        sz_i32(d->tokens)[owner] += (int32_t)(patches / unit);
-        if (owner == m->base.shard && d->images++ == 0) {
+        const int64_t first = patch;
+        const int owner = owner_of(list, i, shards, &patch);
+        sz_i32(d->tokens)[owner] += (int32_t)((patch - first) / unit);
+    }
+
+    /* The images of one shard are neighbours. */
+    const int shard = dealt_to(m, d->tokens);
+    patch = 0;
+    for (int64_t i = 0; i < list->images; i++) {
+        const int64_t first = patch;
+        if (owner_of(list, i, shards, &patch) != shard) continue;
+        if (d->images++ == 0) {
             d->image = i;
-            d->patch = before;
+            d->patch = first;
         }
-        if (owner == m->base.shard) d->patches += patches;
-        before += patches;
+        d->patches += patch - first;
     }
     return 0;
 }

@@ -61,6 +61,31 @@ static void read_address(sz_launch *l)
     read_port(l);
 }
 
+/* ---- what Slurm says about this machine ---- */
+/* The tasks of this node in a list like "4(x2),3"; 0 if it does not say. */
+static int tasks_here(const char *list, int node)
+{
+    while (list && *list) {
+        char *end;
+        const int tasks = (int)strtol(list, &end, 10);
+        int nodes = 1;
+        if (end == list) return 0;
+        if (strncmp(end, "(x", 2) == 0) nodes = (int)strtol(end + 2, &end, 10);
+        if (node < nodes) return tasks;
+        node -= nodes;
+        list = strchr(end, ',');
+        if (list) list++;
+    }
+    return 0;
+}
+
+static void read_node(sz_launch *l)
+{
+    l->local_rank = number_or("SLURM_LOCALID", 0);
+    l->local_size = tasks_here(getenv("SLURM_STEP_TASKS_PER_NODE"), number_or("SLURM_NODEID", 0));
+    l->processors = number_or("SLURM_CPUS_PER_TASK", 0);
+}
+
 /* ---- MPI ---- */
 static int read_mpi(sz_launch *l)
 {
@@ -68,7 +93,11 @@ static int read_mpi(sz_launch *l)
     l->kind = SZ_LAUNCH_MPI;
     l->size = number_or("OMPI_COMM_WORLD_SIZE", number_or("SLURM_STEP_NUM_TASKS", 0));
     l->rank = number_or("OMPI_COMM_WORLD_RANK", number_or("PMIX_RANK", -1));
-    l->local_rank = number_or("OMPI_COMM_WORLD_LOCAL_RANK", number_or("SLURM_LOCALID", 0));
+    if (!getenv("OMPI_COMM_WORLD_LOCAL_SIZE")) {
+        read_node(l);
+        return 1;
+    }
+    l->local_rank = number_or("OMPI_COMM_WORLD_LOCAL_RANK", 0);
     l->local_size = number_or("OMPI_COMM_WORLD_LOCAL_SIZE", 0);
     return 1;
 }
@@ -134,23 +163,6 @@ static void first_node(const char *list, char *name, size_t room)
     name[n] = 0;
 }
 
-/* The tasks of this node in a list like "4(x2),3"; 0 if it does not say. */
-static int tasks_here(const char *list, int node)
-{
-    while (list && *list) {
-        char *end;
-        const int tasks = (int)strtol(list, &end, 10);
-        int nodes = 1;
-        if (end == list) return 0;
-        if (strncmp(end, "(x", 2) == 0) nodes = (int)strtol(end + 2, &end, 10);
-        if (node < nodes) return tasks;
-        node -= nodes;
-        list = strchr(end, ',');
-        if (list) list++;
-    }
-    return 0;
-}
-
 /* Steps of one job, and jobs on one node, must not meet at the same port. */
 static int port_of_step(void)
 {
@@ -167,8 +179,7 @@ static int read_slurm(sz_launch *l)
     l->kind = SZ_LAUNCH_TCP;
     l->size = (int)size;
     l->rank = (int)number("SLURM_PROCID", 0);
-    l->local_rank = number_or("SLURM_LOCALID", 0);
-    l->local_size = tasks_here(getenv("SLURM_STEP_TASKS_PER_NODE"), number_or("SLURM_NODEID", 0));
+    read_node(l);
     l->port = port_of_step();
     const char *nodes = getenv("SLURM_STEP_NODELIST");
     if (nodes) first_node(nodes, l->address, sizeof l->address);

@@ -31,6 +31,7 @@ typedef struct {
     int kind;
     int rank, size;                  /* size 0: MPI knows; rank -1 too */
     int local_rank, local_size;      /* among those of this machine; 0: not known */
+    int processors;                  /* of each rank; 0: the launcher does not say */
     char address[SZ_LAUNCH_ADDRESS]; /* TCP: where rank 0 listens */
     int port;
     char problem[SZ_LAUNCH_TEXT];

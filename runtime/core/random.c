@@ -76,15 +76,17 @@ static void put_normals(sz_tensor *t, int64_t i, int64_t n, int64_t number, uint
                         uint64_t stream, double mean, double std)
 {
     const uint32_t no_token = 0x80000000u;
-    uint32_t words[4];
-    int64_t drawn = -1; /* the block in words */
-    for (const int64_t end = i + n; i < end; i++, number++) {
-        const int64_t b = number / 4;
-        if (b != drawn) {
-            sz_random_bits(seed, stream, (uint32_t)b, no_token | (uint32_t)(b >> 32), words);
-            drawn = b;
-        }
-        sz_put(t, i, (float)(mean + std * normal_of(words, number % 4)));
+    const int64_t offset = i - number;
+    const int64_t end = number + n;
+    for (int64_t b = number / 4; 4 * b < end; b++) {
+        uint32_t words[4];
+        const int64_t first = 4 * b < number ? number - 4 * b : 0;
+        const int64_t stop = 4 * b + 4 > end ? end - 4 * b : 4;
+        sz_random_bits(seed, stream, (uint32_t)b, no_token | (uint32_t)(b >> 32), words);
+        /* The compiler shares what the numbers of a pair have in common. */
+        for (int64_t k = 0; k < 4; k++)
+            if (k >= first && k < stop)
+                sz_put(t, offset + 4 * b + k, (float)(mean + std * normal_of(words, k)));
     }
 }
 

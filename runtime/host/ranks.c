@@ -91,6 +91,7 @@ void sz_ranks_set_threads(void)
     const int share = all_processors() / neighbours;
     const int own = processors();
     if (given) set_threads(strtol(given, NULL, 10));
+    else if (l.processors > 0) set_threads(l.processors < own ? l.processors : own);
     else set_threads(share < own ? share : own);
 }
 

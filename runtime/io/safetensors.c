@@ -281,15 +281,27 @@ static inline float element(const uint8_t *p, int dtype, int64_t i)
     return dtype == SZ_BF16 ? sz_from_bf16(h) : from_half(h);
 }
 
-/* Elements i .. i + n of t become those from `from` on of p. */
-static void take(sz_tensor *t, int64_t i, int64_t n, const uint8_t *p, int dtype, int64_t from)
+/* out [n] = the unaligned data at p. */
+static void widen(float *restrict out, const uint8_t *restrict p, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) out[i] = element(p, SZ_BF16, i);
+}
+
+static void narrow(uint16_t *restrict out, const uint8_t *restrict p, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) out[i] = sz_to_bf16(element(p, SZ_F32, i));
+}
+
+/* Elements i .. i + n of t become those from `from` on of the data. */
+static void take(sz_tensor *t, int64_t i, int64_t n, const uint8_t *data, int dtype, int64_t from)
 {
     const size_t size = dtype == SZ_F32 ? 4 : 2;
-    if (dtype == t->dtype) {
-        memcpy((char *)t->data + (size_t)i * size, p + (size_t)from * size, (size_t)n * size);
-        return;
-    }
-    for (int64_t k = 0; k < n; k++) sz_put(t, i + k, element(p, dtype, from + k));
+    const uint8_t *p = data + (size_t)from * size;
+    if (dtype == t->dtype) memcpy((char *)t->data + (size_t)i * size, p, (size_t)n * size);
+    else if (dtype == SZ_BF16) widen(sz_f32(t) + i, p, n);
+    else if (dtype == SZ_F32) narrow(sz_bf16(t) + i, p, n);
+    else
+        for (int64_t k = 0; k < n; k++) sz_put(t, i + k, element(p, dtype, k));
 }
 
 /* t = its elements of the data at p. Piece by piece; the file's pages leave memory once they have

@@ -140,28 +140,37 @@ end
 -- Columns (dim 1) or rows (dim 0) of a matrix, as many on each rank or not.
 local function gathers(comm, group, rows, cols, dim, uneven, dtype)
   local handle = core.C.sz_comm_handle(comm.pointer)
-  local sizes, starts, total = {}, {}, 0
+  local sizes = {}
+  local starts = {}
+  local total = 0
   for r = 0, group.size - 1 do
     starts[r] = total
     sizes[r + 1] = share_of(group.members, r, dim == 0 and rows or cols, uneven)
     total = total + sizes[r + 1]
   end
   local own = sizes[comm:rank() + 1]
-  local whole_rows, whole_cols = rows, total
-  local own_rows, own_cols = rows, own
+  local whole_rows = rows
+  local whole_cols = total
+  local own_rows = rows
+  local own_cols = own
   if dim == 0 then
-    whole_rows, whole_cols, own_rows, own_cols = total, cols, own, cols
+    whole_rows = total
+    whole_cols = cols
+    own_rows = own
+    own_cols = cols
   end
   local what = ("tp_gather %s, dimension %d, %d"):format(dtype, dim, total)
 
   -- Element (row, col) of the whole comes from a rank's part.
   local function from(i)
-    local row, col = math.floor((i - 1) / whole_cols), (i - 1) % whole_cols
+    local row = math.floor((i - 1) / whole_cols)
+    local col = (i - 1) % whole_cols
     local place = dim == 0 and row or col
     local r = group.size - 1
     while starts[r] > place or sizes[r + 1] == 0 do r = r - 1 end
     if dim == 0 then row = row - starts[r] else col = col - starts[r] end
-    return group.members[r + 1], row * (dim == 0 and cols or sizes[r + 1]) + col + 1
+    local width = dim == 0 and cols or sizes[r + 1]
+    return group.members[r + 1], row * width + col + 1
   end
 
   local x = tensor.empty({ own_rows, own_cols }, { dtype = dtype, device = "cpu" })
@@ -179,7 +188,8 @@ local function gathers(comm, group, rows, cols, dim, uneven, dtype)
   ;(y * dy):sum():backward()
   local dx = x:grad()
   expect(dx:reshape(dx:numel()), what .. ", gradient", function(i)
-    local row, col = math.floor((i - 1) / own_cols), (i - 1) % own_cols
+    local row = math.floor((i - 1) / own_cols)
+    local col = (i - 1) % own_cols
     if dim == 0 then row = row + starts[comm:rank()] else col = col + starts[comm:rank()] end
     return value(0, row * whole_cols + col + 6)
   end)

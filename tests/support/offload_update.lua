@@ -1,8 +1,11 @@
--- offload_update.lua - one process of tests/unit/test_offload.lua: the optimizer's state in host
--- memory against state on the device. Every kind of state must give the same bits after several
--- updates. Prints "ok N" with the number of elements that were compared.
+-- offload_update.lua - one process of tests/unit/test_offload.lua: the optimizer's state and a
+-- model's weights in host memory against those on the device. Every kind of state must give the same
+-- bits after several updates, and the model the same log-probabilities. Prints "ok N" with the number of elements that were compared.
 
 local ffi = require "ffi"
+local mini = require "tests.support.miniature"
+local offload = require "segzero.models.offload"
+local sz = require "segzero"
 local optim = require "segzero.train.optim"
 local tensor = require "segzero.core.tensor"
 
@@ -112,4 +115,28 @@ local KINDS = {
     offload = { MOMENTS } },
 }
 for _, kind in ipairs(KINDS) do check_kind(kind) end
+-- ---- a model ----
+local dir = mini.write(mini.folder() .. "/model")
+
+local function logprobs(options)
+  local vl = sz.qwen_vl(dir, options)
+  local input = vl:process { { role = "user", content = "two" } }
+  local lists = {}
+  for pass = 1, 2 do
+    lists[pass] = offload.using(vl, function()
+      return tensor.no_grad(vl.logprobs, vl, input, { { 5, 7, 9, 11 } })[1]:totable()
+    end)
+  end
+  assert(vl:parameters()["model.norm.weight"]:device() == (options.offload and "cpu" or "cuda:0"))
+  return lists
+end
+
+local want = logprobs { device = "cuda" }[1]
+for _, got in ipairs(logprobs { device = "cuda", offload = true }) do
+  for i, value in ipairs(want) do
+    assert(got[i] == value, ("log-probability %d is %g, expected %g"):format(i, got[i], value))
+    compared = compared + 1
+  end
+end
+mini.remove()
 print(("ok %d"):format(compared))

@@ -7,7 +7,6 @@
 -- Prints "ok N" with the number of values and gradients that were compared, and fails at the first
 -- wrong one. What all shards have must have the same bits.
 
-local ffi = require "ffi"
 local sz = require "segzero"
 local mini = require "tests.support.miniature"
 local split = require "tests.support.split_model"
@@ -323,6 +322,17 @@ function KINDS.bf16(exact, _, dir)
   whole:free()
 end
 
+-- Graphs that the emulated device has launched.
+local function graphs()
+  local ffi = require "ffi"
+  pcall(ffi.cdef, [[
+    typedef struct {
+      unsigned long uploads, downloads, waits, allocations, launches, graphs, captures;
+    } sz_emu_count;
+    const sz_emu_count *sz_emu_counts(void);]])
+  return tonumber(ffi.load(os.getenv "SEGZERO_CUDA_LIBRARY").sz_emu_counts().graphs)
+end
+
 -- The cache and the sampler: the same tokens on all shards as in the whole model.
 function KINDS.generate(whole, part, dir)
   local input = batch_of(whole, 1).input
@@ -337,6 +347,13 @@ function KINDS.generate(whole, part, dir)
       end
       compared = compared + #answer.ids
     end
+  end
+
+  -- Steps are recorded where the devices talk to each other; through host memory they cannot be.
+  if part.device == "cpu" then return end
+  local linked = C.sz_comm_is_linked(group.pointer) == 1
+  if linked ~= (graphs() > 0) then
+    fail("%s: %d graphs, linked %s", dir, graphs(), tostring(linked))
   end
 end
 

@@ -1,6 +1,6 @@
--- wire_ranks.lua - one rank of tests/system/test_wire.lua: trains two steps and compares the bytes of
--- tensors that the ranks sent in the second one with the formula of `segzero plan`, for the prompts
--- and answers that the step had.
+-- wire_ranks.lua - one rank of tests/system/test_wire.lua: trains two steps and compares the bytes
+-- of tensors that the ranks sent in the second one with the formula of `segzero plan`, for the
+-- prompts and answers that the step had.
 --
 --   mpirun -n 2 ./segzero tests/support/wire_ranks.lua key=value ...     the recipe's settings
 --

@@ -1,8 +1,8 @@
 -- test_evaluate_ranks.lua - evaluation and inference on several ranks: the files of one process.
 --
--- The embedded models on RefShapes rows, dealt to 2 and 3 ranks, and with one model held by two. The
--- rows are no multiple of the batch or of the ranks. Needs Open MPI. Left out: what is evaluated
--- (test_evaluate.lua), several machines.
+-- The embedded models on RefShapes rows, dealt to 2 and 3 ranks, and with one model held by two.
+-- The rows are no multiple of the batch or of the ranks. Needs Open MPI. Left out: what is
+-- evaluated (test_evaluate.lua), several machines.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -99,8 +99,8 @@ check.case("mistakes are one line", function()
   local text, status = runs.run(3, { "recipes/evaluate.lua", "rows=2", "tensor_parallel_size=2",
     "output_path=" .. place .. "/wrong" })
   check.ok(status ~= 0, "the status")
-  local wanted = "tensor_parallel_size is 2, which does not divide the 3 ranks: 1 or 3 would do, or "
-    .. "--ranks 4"
+  local wanted = "tensor_parallel_size is 2, which does not divide the 3 ranks: 1 or 3 would do, "
+    .. "or --ranks 4"
   local _, count = text:gsub(wanted:gsub("%-", "%%-"), "")
   check.equal(count, 1, text)
   check.ok(not files.exists(place .. "/wrong"), "no folder is made")

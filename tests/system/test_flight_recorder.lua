@@ -131,8 +131,12 @@ end)
 check.case("another reward is named as the reason", function()
   files.write(place .. "/other.lua", mini.reward_source)
   train("O", "trainer.max_steps=1", "worker.reward.compute_score=" .. place .. "/other.lua")
+  -- The run folder keeps the reward, so the file may change afterwards.
   files.write(place .. "/other.lua", "return function(text) return #text end\n")
   local text, status = replay("O", "step=1")
+  check.equal(status, 0, text)
+  files.write(place .. "/O/reward_step_1.lua", "return function(text) return #text end\n")
+  text, status = replay("O", "step=1")
   check.equal(status, 1, text)
   has(text, "first: reward of row ", "the first number")
   has(text, "likely: the reward is another one now", "why")
@@ -244,7 +248,8 @@ check.case("a version that does not load is a warning, and the setting switches 
   text = train("X", "trainer.max_steps=2", "worker.reward.reload=false", self_changing("x", SECOND))
   check.ok(not text:find("reward changed", 1, true), "no note")
   for _, v in ipairs(rewards_of("X")[2]) do check.ok(v < 100, "the first version") end
-  check.ok(not files.exists(place .. "/X/reward_step_2.lua"), "no copy")
+  check.ok(files.exists(place .. "/X/reward_step_1.lua"), "what judged is kept")
+  check.ok(not files.exists(place .. "/X/reward_step_2.lua"), "no second version")
 end)
 
 check.case("all ranks change at the same step", function()

@@ -67,6 +67,15 @@ check.case("doctor compares the ranks", function()
   end
 end)
 
+check.case("mpirun with the example's hostfile", function()
+  local argv = { "mpirun", "--quiet", "--hostfile", host.root .. "/examples/hosts", "-n", "2",
+    host.executable, "--threads", "1", "doctor" }
+  local text, status = process.run(argv, { timeout = TIMEOUT, env = {
+    OMPI_ALLOW_RUN_AS_ROOT = "1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = "1" } })
+  check.equal(status, 0, text)
+  expect(text, "2 ranks on 1 machine, over MPI")
+end)
+
 check.case("plan says what the ranks of this machine need", function()
   local words = runs.words "planned"
   table.insert(words, 1, "plan")

@@ -153,6 +153,33 @@ check.case("the variables of torchrun and of srun", function()
   end
 end)
 
+-- An srun that starts two tasks on this machine.
+local FAKE_SRUN = [==[#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for rank in 0 1; do
+  SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost \
+    SLURM_STEP_TASKS_PER_NODE=2 SLURM_NODEID=0 SLURM_STEP_ID=$$ SEGZERO_JOIN_SECONDS=20 "$@" &
+done
+wait -n && wait -n]==]
+
+check.case("the Slurm example trains, and goes on when it is submitted again", function()
+  files.make_dir(place .. "/bin")
+  files.write(place .. "/bin/srun", FAKE_SRUN)
+  assert(require("posix.sys.stat").chmod(place .. "/bin/srun", 448))
+  local env = { PATH = place .. "/bin:" .. os.getenv "PATH", SEGZERO = host.executable,
+    SEGZERO_DEVICE = "cpu", SLURM_JOB_ID = tostring(next_port), SEGZERO_THREADS = "1" }
+  for steps = 1, 2 do
+    local argv = { "bash", host.root .. "/examples/slurm.sh" }
+    local words = runs.words("slurm", { "data.val_files=None", "trainer.max_steps=" .. steps })
+    for i = 2, #words do argv[#argv + 1] = words[i] end
+    local text, status = process.run(argv, { timeout = runs.TIMEOUT, env = env })
+    check.equal(status, 0, text:sub(-600))
+    expect(text, "2 ranks on 1 machine, over TCP")
+    check.ok(files.exists(("%s/slurm/global_step_%d/DONE"):format(place, steps)), "a checkpoint")
+    check.equal(count(text, "\n *%d/%d  reward"), 1, "one new step: " .. text:sub(-600))
+  end
+end)
+
 check.case("the threads of a machine are divided under every launcher", function()
   local script = place .. "/threads.lua"
   files.write(script, [[print("threads", require("segzero.core.ffi").C.sz_threads())]])
@@ -167,6 +194,11 @@ check.case("the threads of a machine are divided under every launcher", function
   check.equal(threads(torch(0, 4, elastic)), share, "torchrun's one thread")
   check.equal(threads(torch(0, 4, { SEGZERO_THREADS = "3" })), 3, "the user's number")
   check.equal(threads(srun(0, 6)), share, "srun's variables")
+  local given = srun(0, 6)
+  given.SLURM_CPUS_PER_TASK = tostring(all)
+  check.equal(threads(given), all, "srun --cpus-per-task")
+  given.PMIX_RANK, given.SLURM_CPUS_PER_TASK = "0", nil
+  check.equal(threads(given), share, "srun --mpi=pmix")
   check.equal(threads { OMPI_COMM_WORLD_SIZE = "4", OMPI_COMM_WORLD_LOCAL_SIZE = "2" }, share,
     "mpirun's variables")
 end)

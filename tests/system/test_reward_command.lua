@@ -69,6 +69,14 @@ check.case("wrong words are one line with the status 2", function()
   has(reward "seg_strik", "reward: there is no reward 'seg_strik'", "a name")
 end)
 
+check.case("a reward that never ends is given up soon", function()
+  local path = write("endless.lua", "return function() while true do end end\n")
+  local text, status = reward(path, "timeout=0.2")
+  check.equal(status, 1, "status")
+  has(text, "reward: 3 answers took too long, the rest is not tried", "why")
+  has(text, "the reward did not end within 0.2 s on row", "which")
+end)
+
 -- ---- rows of the user's ----
 check.case("rows of the user's, with their columns", function()
   local folder = place .. "/data"

@@ -1,8 +1,8 @@
 -- test_split_faults.lua - a model on two shards of which one fails, is killed or stalls: both end
 -- within a bounded time, with one line, and the last checkpoint is whole.
 --
--- Needs Open MPI. Left out: replicas of whole models (test_rank_faults.lua, test_ranks.lua), several
--- machines.
+-- Needs Open MPI. Left out: replicas of whole models (test_rank_faults.lua, test_ranks.lua),
+-- several machines.
 
 local check = require "tests.support.check"
 local files = require "segzero.core.files"
@@ -19,7 +19,8 @@ end
 local place = runs.begin()
 local TIMEOUT = 3                -- trainer.collective_timeout of these runs
 
--- What happens after step 3, when the checkpoint of step 1 is complete, on the rank that RANK names: CASE.
+-- What happens after step 3, when the checkpoint of step 1 is complete, on the rank that RANK
+-- names: CASE.
 local SCRIPT = [[
   local ranks = require "segzero.core.ranks"
   local unistd = require "posix.unistd"
@@ -43,7 +44,8 @@ local SCRIPT = [[
     end,
     on_step = function()
       steps = steps + 1
-      if case == "fails" and steps == 3 and is_chosen then ranks.fail_after(tonumber(os.getenv "FAIL_AT")) end
+      local fails = case == "fails" and steps == 3 and is_chosen
+      if fails then ranks.fail_after(tonumber(os.getenv "FAIL_AT")) end
     end,
   })]]
 files.write(place .. "/script.lua", SCRIPT)
@@ -119,7 +121,8 @@ check.case("a prompt that fails on one shard, a reward that fails on the first",
     local run = start("raises_" .. rank, { CASE = "raises", RANK = tostring(rank) })
     local status, text = finish(run)
     check.equal(status, 1, run.name)
-    expect_one(text, ("rank %d %%(host [^)]+%%): the prompt failed: [^\n]*this prompt fails"):format(rank), run.name)
+    local wanted = "rank %d %%(host [^)]+%%): the prompt failed: [^\n]*this prompt fails"
+    expect_one(text, wanted:format(rank), run.name)
     expect_one(text, "ended by an error after step 3; saved ", run.name)
   end
   local status, text = finish(start("reward", { CASE = "reward", RANK = "0" }))
@@ -133,7 +136,9 @@ check.case("SIGTERM ends both shards and saves the last finished step", function
   local run = start("stopped", { CASE = "none", RANK = "0" }, { "trainer.max_steps=1000" })
   local log = place .. "/stopped/metrics.jsonl"
   local deadline = process.now() + 60
-  while (files.read(log) or "") == "" and process.now() < deadline do require("posix.unistd").sleep(1) end
+  while (files.read(log) or "") == "" and process.now() < deadline do
+    require("posix.unistd").sleep(1)
+  end
   process.signal(run.child, 15)
   local status, text = finish(run)
   check.equal(status, 128 + 15, text:sub(-400))

@@ -65,6 +65,23 @@ for _, kind in ipairs(KINDS) do
   end)
 end
 
+-- The emulator is slow: one step of two prompts. Messages go from device to device, and then through
+-- host memory between two ranks that share a device.
+check.case("two shards on emulated devices", function()
+  if not runs.device_available() then return end
+  local kind = { "trainer.max_steps=1", "data.val_files=None", "data.rollout_batch_size=2",
+    "worker.actor.global_batch_size=2", "data.max_response_length=4" }
+  runs.train(1, "device_1_1", words_of(kind, 1))
+  local shared = runs.device_env(1)
+  shared.SEGZERO_SHARE_DEVICE = "1"
+  for name, env in pairs { linked = runs.device_env(2), shared = shared } do
+    local words = { "--device", "cuda", unpack(runs.words(name, words_of(kind, 2))) }
+    local text, status = runs.run(2, words, env)
+    check.equal(status, 0, name .. ": " .. text:sub(-600))
+    runs.expect_same_run(name, "device_1_1")
+  end
+end)
+
 -- ---- moving groups ----
 -- Prompts of very different lengths, and a set that counts how often each rank reads a row. A rank
 -- writes the count to a file of its own.
@@ -118,9 +135,27 @@ check.case("groups move until replicas have about as many tokens, and nothing ch
   local equal = train_unequal("equal_2_1", { 2, 1 }, { EQUAL = "1" })
   local two = reads.unequal_2_1
   local four = reads.unequal_4_2
-  check.ok(two[0] + two[1] > equal[0] + equal[1], ("new owners read rows again: %d and %d, %d and %d")
-    :format(two[0], two[1], equal[0], equal[1]))
+  local what = "new owners read rows again: %d and %d, %d and %d"
+  check.ok(two[0] + two[1] > equal[0] + equal[1], what:format(two[0], two[1], equal[0], equal[1]))
   check.equal({ four[2], four[3] }, { two[1], two[1] }, "the same with shards")
+end)
+
+check.case("answers that a reward fails on are counted over all ranks", function()
+  files.write(place .. "/partial.lua", [[
+    return function(text)
+      if #text % 2 == 0 then error "an even answer" end
+      return #text % 7
+    end]])
+  local kind = { "trainer.max_steps=1", "data.val_files=None", "worker.reward.on_error=zero",
+    "worker.reward.compute_score=" .. place .. "/partial.lua" }
+  local counts = {}
+  for i, split in ipairs { { 1, 1 }, { 2, 1 }, { 2, 2 }, { 4, 2 } } do
+    local name = ("errors_%d_%d"):format(unpack(split))
+    runs.train(split[1], name, words_of(kind, split[2]))
+    counts[i] = runs.records(name, "metrics")[1].reward_errors
+  end
+  check.ok(counts[1] > 0 and counts[1] < 8, "some answers fail: " .. counts[1])
+  check.equal({ counts[2], counts[3], counts[4] }, { counts[1], counts[1], counts[1] }, "counts")
 end)
 
 -- ---- what all shards have ----
@@ -184,7 +219,7 @@ local function save_each_step(split, name, more)
   runs.train(split[1], name, words_of(kind, split[2]))
 end
 
-check.case("saved on any split, resumed on the next one; the same split gives the same bits", function()
+check.case("saved on any split, resumed on the next; the same split gives the same bits", function()
   local splits = { { 1, 1 }, unpack(ALL) }
   for i, split in ipairs(splits) do
     save_each_step(split, ("saved_%d_%d"):format(unpack(split)))
@@ -209,13 +244,13 @@ end)
 
 check.case("one rank does not stop for a Seg-Zero file's shards", function()
   local text = runs.train(1, "alone", words_of({ "trainer.max_steps=1" }, 2))
-  local _, notes = text:gsub("note: worker.rollout.tensor_parallel_size=2 has no effect on one rank; "
-    .. "segzero %-%-ranks 2 divides the model\n", "")
+  local _, notes = text:gsub("note: worker.rollout.tensor_parallel_size=2 has no effect on one "
+    .. "rank; segzero %-%-ranks 2 divides the model\n", "")
   check.equal(notes, 1, text:sub(-300))
   local wrong, status = runs.run(3, runs.words("wrong", words_of({}, 2)))
   check.equal(status, 1, "the status of three ranks")
-  local _, lines = wrong:gsub("tensor_parallel_size is 2, which does not divide the 3 ranks: 1 or 3 "
-    .. "would do, or %-%-ranks 4", "")
+  local _, lines = wrong:gsub("tensor_parallel_size is 2, which does not divide the 3 ranks: 1 or "
+    .. "3 would do, or %-%-ranks 4", "")
   check.equal(lines, 1, wrong:sub(-300))
 end)
 

@@ -412,8 +412,10 @@ check.case("training on the device", function()
     check.near(trained[name]:totable(), t:totable(), 1e-3, "after 3 steps: " .. name)
   end
 
-  -- A reference that is kept in host memory gives the same numbers, and returns there.
-  local args = { "worker.ref.offload.param_offload=true" }
+  -- A reference and optimizer state that are kept in host memory give the same numbers, and the
+  -- reference returns there.
+  local args = { "worker.ref.offload.param_offload=true",
+    "worker.actor.offload.optimizer_offload=true", "worker.actor.offload.param_offload=true" }
   for _, v in ipairs(SPLIT) do args[#args + 1] = v end
   local offloaded, seen = run("offloaded", args, 2)
   for i = 1, 2 do

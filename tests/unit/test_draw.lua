@@ -395,4 +395,31 @@ check.case("a sheet of a data set's rows and a model's answers", function()
   check.ok(count(written, RED) > 100, "boxes of the answers")
 end)
 
+check.case("the same rows before and after training, in pairs", function()
+  local set = data.open("refshapes", { split = "heldout", size = 84, seed = 1, rows = 9 })
+  local function records(reward, box)
+    local list = {}
+    for i = 1, 4 do
+      local row = set:row(i)
+      list[i] = { index = i, problem = row.problem, solution = row.solution, reward = reward,
+        text = "<think>t</think><answer>{}</answer>", parts = { iou = 0 }, iou = 0.5,
+        found = { bbox = box, points = {} }, truth = { { bbox = { 10, 10, 30, 30 } } } }
+    end
+    return list
+  end
+  local name = os.tmpname()
+  local path = name .. ".png"
+  local function size(count)
+    draw.changes(path, set, records(1, { 1, 1, 9, 9 }), records(2, { 10, 10, 30, 30 }),
+      { count = count, title = "run" })
+    return image.size(path)
+  end
+  local width, height = size(1)
+  local wide, high = size(2)
+  check.ok(wide > 1.9 * width - 100 and high == height, "two pairs in a row")
+  check.ok(select(2, size(9)) > 1.5 * height, "four pairs in two rows")
+  os.remove(path)
+  os.remove(name)
+end)
+
 check.finish()

@@ -123,3 +123,5 @@ check.case("no masks, nothing changed, another number of rows", function()
   check.equal(#lines, 2, "no line of masks: " .. table.concat(lines, "\n"))
   check.equal(learned.lines(one, result({ 1 }, { 1 })), {}, "other rows")
 end)
+
+check.finish()

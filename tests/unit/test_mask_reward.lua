@@ -389,7 +389,7 @@ check.equal({ #metrics, metrics[1].held_out_giou, metrics[3].held_out_giou,
 check.ok(metrics[1].held_out_ceiling_giou > 0, "with the ceiling")
 check.equal(cjson.decode(files.read(place .. "/masks/config.json")).worker.reward,
   { reward_type = "function", compute_score = "mask_iou", sam2_path = SAM2,
-    timeout = 10, on_error = "stop", reward_function_kwargs = {} },
+    timeout = 10, on_error = "stop", reload = true, reward_function_kwargs = {} },
   "config.json names them")
 
 text, status = recipe("recipes/refcocog_grpo.lua", "boxes",

@@ -19,7 +19,7 @@ end
 
 -- Streams that run nothing before something waits: none; the main one; those of the copies.
 for _, lazy in ipairs { "0", "1", "6" } do
-  check.case("an update of offloaded state, lazy streams " .. lazy, function()
+  check.case("offloaded state and weights, lazy streams " .. lazy, function()
     local text, status = process.run({ host.executable, "--threads", "1",
       "tests/support/offload_update.lua" }, { timeout = 120,
       env = { SEGZERO_CUDA_LIBRARY = library, SEGZERO_EMULATE_LAZY = lazy } })

@@ -177,4 +177,25 @@ check.case("a dry run of a shard needs no group and has the whole model's result
   end
 end)
 
+-- 8 of 16 patches are one image, and any shard stands for the one that gets it.
+check.case("a dry run counts the tower of the shard with the most images", function()
+  local grids = tensor.new({ { 1, 2, 2 }, { 1, 2, 2 }, { 1, 4, 2 } }, { dtype = "i32" })
+  local used = {}
+  for shard = 0, 3 do
+    local kept = {}
+    local c = model(4, shard)
+    meta_weights(c, kept)
+    core.check(C.sz_arena_release())
+    C.sz_dry_run(1)
+    tensor.step(function()
+      local pixels = tensor.empty { 16, 1176 }
+      core.check(C.sz_model_vision(c, pixels.ptr, grids.ptr, 0))
+    end)
+    C.sz_dry_run(0)
+    used[shard] = tonumber(C.sz_arena_used(1))
+    check.ok(used[shard] > (16 + 8) * 1176 * 4, "patches: all, and those of the tower")
+    check.equal(used[shard], used[0], "the memory of shard " .. shard)
+  end
+end)
+
 check.finish()

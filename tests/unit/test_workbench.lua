@@ -98,6 +98,15 @@ check.case("a solution without boxes is answered as it is", function()
   check.ok(list[1].text:find("<answer>three</answer>", 1, true), "the perfect one")
 end)
 
+check.case("a mask stands for a solution without boxes", function()
+  local rows = { { 0, 0, 0, 0 }, { 0, 1, 1, 0 }, { 0, 1, 1, 0 } }
+  local function mask() return sz.tensor(rows, { dtype = "u8" }) end
+  local row = { solution = "", image = sz.image.new(4, 3), mask = mask }
+  local list = probes.of(row)
+  check.ok(#list > 5, "kinds with boxes")
+  check.ok(list[1].text:find('"bbox": [1, 1, 2, 2]', 1, true), "the box around it: " .. list[1].text)
+end)
+
 -- ---- numbers as text ----
 check.case("a histogram has a line for each value, or for ranges", function()
   check.equal(table.concat(text.histogram { 1, 0, 1, 1 }, "\n"),

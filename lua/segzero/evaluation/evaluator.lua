@@ -108,7 +108,8 @@ local function ask(e, entries)
       entry.failure = failure
       if #asked > 1 then
         local alone
-        alone, entry.failure = attempt(e, inference.generate, e.policy, { entry.input }, e.generation)
+        alone, entry.failure = attempt(e, inference.generate, e.policy, { entry.input },
+          e.generation)
         one = alone and alone[1]
       end
     end

@@ -151,13 +151,19 @@ end
 
 -- Whether one call of decode can sample for all of them.
 function M.decodes_together(call, answers)
-  return not call.vl.shards and #by_length(call, answers) == 1
+  return #by_length(call, answers) == 1
 end
 
 function M.decode(call, answers, stream)
   local start = C.sz_seconds()
   local draw = new_draw(call, answers, is_short(call, answers[1]))
-  call.vl:decode(stream, call.cache, draw)
+  local ok, why = pcall(call.vl.decode, call.vl, stream, call.cache, draw)
+  -- Shards have all logits, and sample the same; the first one's tokens count on any device.
+  local shards = call.vl.shards
+  lock_step.tokens(shards and shards.group, draw, #answers, function()
+    if not ok then error(why, 0) end
+  end)
+  if not ok then error(why, 0) end
   start = call:add_time("decode", start, true)
   take(call, answers, draw)
   call:add_time("sampling", start, true)

@@ -80,7 +80,7 @@ function M.attention(answer, token, opts)
 end
 
 -- ---- runs ----
-local WORST = options.set { "sheet" }
+local WORST = options.set { "sheet", "reward" }
 
 function M.worst(run, step, count, opts)
   opts = options.check("lab.worst", opts, WORST, 2)

@@ -1,7 +1,7 @@
 -- stored.lua - the answers that a run stored, in the prompt lab: the worst of a step, and all of
 -- them scored again.
 --
---   stored.worst(run, step, count, { sheet = path or false }) -> list
+--   stored.worst(run, step, count, { sheet = path or false, reward = for the words }) -> list
 --   stored.best(...)
 --     run      a run's folder; step: nil is its last one; count: 5
 --     list[i]  {row =, answer =, problem =, solution =, text =, reward =, parts =, why = {part =
@@ -9,18 +9,18 @@
 --              list:show() shows them at the prompt
 --   stored.rescore(run, reward, options) -> result of workbench/rescoring.lua, which prints itself
 --
--- Of equal rewards the first of the file come first. Images and words need the data set and the
--- reward of the run's settings; without them the list has none and list.notes says so.
+-- Of equal rewards the first of the file come first. Images need the data set of the
+-- run's settings. The words are those of the reward, if it is one of segzero's, or of the option
+-- reward. list.notes says what is missing.
 -- Leaves out: held-out rows.
 
 local answer = require "segzero.formats.answer"
 local coordinates = require "segzero.data.coordinates"
-local core = require "segzero.core.ffi"
+local loading = require "segzero.reward.loading"
 local judging = require "segzero.workbench.judging"
 local reasons = require "segzero.reward.reasons"
 local rescoring = require "segzero.workbench.rescoring"
 local rollouts = require "segzero.runs.rollouts"
-local runner = require "segzero.reward.runner"
 local sheets = require "segzero.lab.sheets"
 local stored_rows = require "segzero.workbench.stored_rows"
 local text = require "segzero.workbench.text"
@@ -66,14 +66,15 @@ local function chosen(folder, step, count, sign)
 end
 
 -- ---- words and images ----
-local function load_reward(cfg, notes)
-  local o = cfg.worker.reward
-  local kwargs = o.reward_function_kwargs
-  if type(kwargs) ~= "table" then kwargs = nil end
-  local ok, f = pcall(runner.load, o.compute_score, kwargs, tonumber(o.timeout))
-  if ok then return f end
-  if core.is_interrupt(f) then error(f, 0) end
-  notes[#notes + 1] = "no words for the parts: " .. visible.line(tostring(f), 200)
+-- Of a run's settings only segzero's own rewards are run: to look at a folder must not run code.
+local function load_reward(cfg, given, notes)
+  if given ~= nil then return (variants.reward(given)) end
+  local name = cfg.worker.reward.compute_score
+  local own = loading.own(name)
+  if own then return own end
+  local message = "no words for the parts: the run's reward is %s; reward = \"%s\" runs it"
+  name = visible.line(tostring(name), 100)
+  notes[#notes + 1] = message:format(name, name)
   return nil
 end
 
@@ -133,7 +134,7 @@ local function extreme(which, sign, run, step, count, o)
   step = step_of(folder, step)
   local list = setmetatable({ which = which, step = step, folder = folder, notes = {} }, mt)
   local stored = stored_rows.open(cfg)
-  local reward = load_reward(cfg, list.notes)
+  local reward = load_reward(cfg, o.reward, list.notes)
   local bench = reward and judging.new { reward = reward,
     segmenter = judging.segmenter(cfg.worker.reward.sam2_path) }
   local tiles = {}

@@ -1,18 +1,27 @@
--- offload.lua - a frozen model whose weights wait in host memory and are on the device only while
--- it is used.
+-- offload.lua - a frozen model whose weights wait in page-locked host memory and are on the device
+-- only while it is used.
 --
 --   sz.qwen_vl(dir, {offload = true})     vl.offloaded: the device that it works on; nil on the
 --                                         CPU, where offloading saves nothing
 --   offload.using(vl, f)                  calls f() with vl's weights on the device, and releases
---                                         them afterwards, even if f fails. Not inside a step: the
---                                         copies would belong to its arena
+--                                         them afterwards, even if f fails. f may call it again.
+--                                         Not inside a step: the weights would belong to its arena
 --
--- Each call copies all weights over the bus. Leaves out: models in 8 bits (their
+-- All weights go over the bus once in a call. The copies run beside the device's other work; the
+-- host goes on, and what f gives the device waits for them. Leaves out: models in 8 bits (their
 -- layout is the device's), one layer at a time.
 
-local tensor = require "segzero.core.tensor"
+local core = require "segzero.core.ffi"
+local handle = require "segzero.core.tensor.handle"
+
+local C = core.C
+local check = core.check
 
 local M = {}
+
+-- Models whose weights are in page-locked memory, and those that are on the device now.
+local locked = setmetatable({}, { __mode = "k" })
+local present = setmetatable({}, { __mode = "k" })
 
 local function set_all(vl, list)
   for _, w in ipairs(vl.weights) do vl:set_weight(w.index, list[w.name]) end
@@ -23,17 +32,34 @@ local function traced(e)
   return debug.traceback(e, 2)
 end
 
+-- The file's pages take the place of no memory that is needed: the system may drop them.
+local function lock(vl)
+  local home = {}
+  for name, t in pairs(vl:parameters()) do home[name] = handle.wrap(check(C.sz_tensor_lock(t.ptr))) end
+  set_all(vl, home)
+  locked[vl] = true
+end
+
+local function upload(vl, home, away)
+  check(C.sz_uploads_begin())
+  for _, w in ipairs(vl.weights) do
+    away[w.name] = handle.wrap(check(C.sz_tensor_upload(home[w.name].ptr)))
+  end
+  check(C.sz_uploads_end())
+end
+
 function M.using(vl, f)
-  if not vl.offloaded then return f() end
+  if not vl.offloaded or present[vl] then return f() end
+  if not locked[vl] then lock(vl) end
   local home = vl:parameters()
   local away = {}
   local ok, result = xpcall(function()
-    for name, t in pairs(home) do
-      away[name] = tensor.no_grad(t.to, t, { device = vl.offloaded })
-    end
+    upload(vl, home, away)
     set_all(vl, away)
+    present[vl] = true
     return f()
   end, traced)
+  present[vl] = nil
   set_all(vl, home)
   for _, t in pairs(away) do t:free() end
   if not ok then error(result, 0) end

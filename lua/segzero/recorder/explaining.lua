@@ -20,10 +20,10 @@ local inputs = require "segzero.train.inputs"
 local judging = require "segzero.workbench.judging"
 local marks = require "segzero.report.marks"
 local reasons = require "segzero.reward.reasons"
+local rebuilding = require "segzero.recorder.rebuilding"
 local replaying = require "segzero.recorder.replaying"
 local rollouts = require "segzero.runs.rollouts"
 local row_numbers = require "segzero.data.row_numbers"
-local runner = require "segzero.reward.runner"
 local sources = require "segzero.data.sources"
 local stored_rows = require "segzero.workbench.stored_rows"
 local tensor = require "segzero.core.tensor"
@@ -90,7 +90,7 @@ end
 -- The reward once more, for its words. Parts that it gives differently now are a note.
 local function add_reasons(e, cfg, row, complete)
   local o = cfg.worker.reward
-  local ok, reward = pcall(runner.load, o.compute_score, o.reward_function_kwargs, o.timeout)
+  local ok, reward = pcall(rebuilding.reward, e.folder, e.step, cfg)
   if not ok then
     e.notes[#e.notes + 1] = "no words for the parts: " .. visible.line(tostring(reward), 200)
     return
@@ -207,7 +207,7 @@ end
 function M.run(folder, step, wanted, options)
   local group = find(groups_of(folder, step), step, wanted)
   local first = group.records[1]
-  local cfg = require("segzero.recorder.rebuilding").settings(folder, step)
+  local cfg = rebuilding.settings(folder, step)
   local s = text.statistics(rewards_of(group))
   local e = { folder = folder, step = step, row = group.row, problem = first.problem,
     solution = first.solution, estimator = cfg.algorithm.adv_estimator, mean = s.mean,

@@ -9,6 +9,7 @@
 --       as rollouts.jsonl has them
 --   rebuilding.free(t)
 --   rebuilding.settings(folder, step)      cfg alone
+--   rebuilding.reward(folder, step, cfg) -> f
 --
 -- The models, data and settings are those of config.json, as in train/run/experiment.lua. What a
 -- script gave to its run (a reward, a prompt, a data set, hooks) is not stored and cannot be made
@@ -29,6 +30,7 @@ local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
+local reloading = require "segzero.reward.reloading"
 local resuming = require "segzero.runs.resuming"
 local run_folder = require "segzero.runs.run_folder"
 local runner = require "segzero.reward.runner"
@@ -152,6 +154,13 @@ local function since_of(source, set)
   return resuming.since(source, source.cfg, contract.identity(set))
 end
 
+-- The reward that judged a step: the copy in the run's folder, or else the one of the settings.
+function M.reward(folder, step, cfg)
+  local o = cfg.worker.reward
+  return reloading.stored(folder, step, o)
+    or runner.load(o.compute_score, o.reward_function_kwargs, o.timeout)
+end
+
 function M.trainer(source, p)
   p = p or parallel.alone()
   local cfg = source.cfg
@@ -159,8 +168,7 @@ function M.trainer(source, p)
   cfg.trainer.report = false
   cfg.data.val_files = ""
   cfg.trainer.val_only = false
-  local reward = cfg.worker.reward
-  local f = runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
+  local f = M.reward(source.folder, source.from + 1, cfg)
   local set = data_sets.open(cfg, {})
   local policy = experiment.models.policy(cfg, p.shard_group)
   local segmenter

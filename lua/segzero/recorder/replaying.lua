@@ -115,7 +115,7 @@ local function one_step(result, t, sink, options)
   local folder = result.source.folder
   local step = t.global_step + 1
   local is_last = step == result.source.step
-  reloading.use_stored(t, folder, step)
+  t.reward = reloading.stored(folder, step, result.source.cfg.worker.reward) or t.reward
   if is_last and options.before then options.before(t) end
   local stats = t:step()
   if is_last and options.after then options.after(t) end

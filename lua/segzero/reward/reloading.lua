@@ -1,18 +1,17 @@
--- reloading.lua - a reward's file that is changed while a run goes: the next step is judged by the
--- new one (worker.reward.reload).
+-- reloading.lua - a reward's file during a run: the run folder keeps what judged, and a file that is
+-- changed judges from the next step on (worker.reward.reload).
 --
---   local watcher = reloading.new(name, kwargs, seconds)    as for loading.load; nil if the name is
---                                                           not a FILE.lua
---   watcher:begin(t)              when the steps begin; t: a trainer
+--   local watcher = reloading.new(settings)     settings: worker.reward of a run; nil if its reward
+--                                               is not a FILE.lua
+--   watcher:begin(t)              when the steps begin: keeps the text; t: a trainer
 --   watcher:look(t)               before a step: sets t.reward if the file has changed
---   reloading.use_stored(t, folder, step)    the reward that judged this step of an old run, from
---                                 its folder
+--   reloading.stored(folder, step, settings) -> f, N     the reward that judged this step of an old
+--                                 run, from its folder; nil if it is not there
 --
--- Rank 0 looks at the file and gives its text to all ranks, so that all change at the same step.
--- The run says so in a note. A version that does not load is a note as well, and the old one stays.
--- The run folder keeps what judged: a copy named reward_step_ and a number is the text that counts
--- from that step on, until the next copy; without a change there is none. A hook that sets t.reward
--- ends the watching.
+-- The run folder has copies named reward_step_ and a number: the text that counts from that step on,
+-- until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all change
+-- at the same step. The run says so in a note. A version that does not load is a note as well, and
+-- the old one stays. A hook that sets t.reward ends the watching.
 -- Leaves out: modules that the file requires.
 
 local core = require "segzero.core.ffi"
@@ -33,17 +32,22 @@ local function path_of(name)
 end
 
 -- Changes when the file is written or replaced; "" if there is none.
-function M.mark(path)
+local function mark_of(path)
   local s = require("posix.sys.stat").stat(path)
   if not s then return "" end
   return ("%d %d %d %d"):format(s.st_ino, s.st_mtime, s.st_size, s.st_ctime)
 end
 
-function M.new(name, kwargs, seconds)
-  local path = path_of(name)
+function M.new(settings)
+  local path = path_of(settings.compute_score)
   if not path or not files.exists(path) then return nil end
-  return setmetatable({ name = name, path = path, kwargs = kwargs, seconds = seconds,
-    mark = M.mark(path), text = files.read(path) }, mt)
+  return setmetatable({ settings = settings, path = path, mark = mark_of(path),
+    text = files.read(path) }, mt)
+end
+
+local function load_text(settings, text)
+  return loading.load(settings.compute_score, settings.reward_function_kwargs, settings.timeout,
+    text)
 end
 
 -- ---- the copies in the run folder ----
@@ -66,24 +70,30 @@ end
 -- A run that goes on judges with the file as it is now.
 function methods:begin(t)
   self.reward = t.reward
-  self.first = t.global_step + 1
   if not t.folder or not t.parallel:is_root() then return end
-  local steps = copies(t.folder)
-  for _, step in ipairs(steps) do
-    if step >= self.first then folders.remove_file(t.folder .. "/" .. copy_name(step)) end
+  local first = t.global_step + 1
+  for _, step in ipairs(copies(t.folder)) do
+    if step >= first then folders.remove_file(t.folder .. "/" .. copy_name(step)) end
   end
-  if #steps > 0 then write_copy(t, self.first, self.text) end
+  if t.global_step < t.total_steps then write_copy(t, first, self.text) end
 end
 
 -- ---- a change ----
+local FRESH = 2                 -- seconds: times of files are whole seconds, and it may change again
+
+local function is_fresh(path)
+  local s = require("posix.sys.stat").stat(path)
+  return s ~= nil and s.st_mtime >= os.time() - FRESH
+end
+
 local function changed_text(self)
-  local mark = M.mark(self.path)
-  if mark == self.mark or mark == "" then return nil end
+  local mark = mark_of(self.path)
+  if mark == "" or mark == self.mark and not is_fresh(self.path) then return nil end
   local text = files.read(self.path)
   -- A file that is being written is read at the next step.
-  if not text or M.mark(self.path) ~= mark then return nil end
+  if not text or mark_of(self.path) ~= mark then return nil end
   self.mark = mark
-  if text ~= self.text then return text end
+  if text ~= self.text and text ~= self.refused then return text end
   return nil
 end
 
@@ -93,21 +103,31 @@ local CHANGED = "  reward changed: %s judges from step %d on; rewards before and
   .. "held-out ones too, are not comparable"
 local REFUSED = "  warning: %s has changed and does not load, so the old reward stays: %s"
 
+-- Why the new version does not load, on the first rank where it does not; nil if it does on all.
+local function failure_of(t, ok, reward)
+  local all = t.parallel:agreed(function()
+    if ok then return false end
+    return tostring(reward):match "^[^\n]*"
+  end)
+  for r = 1, t.parallel.size do
+    if all[r] then return all[r] end
+  end
+  return nil
+end
+
 function methods:look(t)
-  if t.reward ~= self.reward then return end
+  if not self.settings.reload or t.reward ~= self.reward then return end
   local text = t.parallel:on_root(function() return changed_text(self) end)
   if not text then return end
-  local ok, reward = pcall(loading.load, self.name, self.kwargs, self.seconds, text)
-  if not ok then
-    if core.is_interrupt(reward) then error(reward, 0) end
-    return say(t, REFUSED, self.path, visible.line(tostring(reward):match "^[^\n]*", 300))
+  local ok, reward = pcall(load_text, self.settings, text)
+  if not ok and core.is_interrupt(reward) then error(reward, 0) end
+  local why = failure_of(t, ok, reward)
+  if why then
+    self.refused = text
+    return say(t, REFUSED, self.path, visible.line(why, 300))
   end
   local step = t.global_step + 1
-  if t.parallel:is_root() then
-    if not self.has_copy and step > self.first then write_copy(t, self.first, self.text) end
-    write_copy(t, step, text)
-  end
-  self.has_copy = true
+  if t.parallel:is_root() then write_copy(t, step, text) end
   self.text = text
   self.reward = reward
   t.reward = reward
@@ -115,16 +135,14 @@ function methods:look(t)
 end
 
 -- ---- an old run ----
-function M.use_stored(t, folder, step)
+function M.stored(folder, step, settings)
+  if not path_of(settings.compute_score) then return nil end
   local newest
   for _, one in ipairs(copies(folder)) do
     if one <= step then newest = one end
   end
-  if not newest or t.stored_reward == newest then return end
-  local reward = t.config.worker.reward
-  t.reward = loading.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout,
-    files.read(folder .. "/" .. copy_name(newest)))
-  t.stored_reward = newest
+  if not newest then return nil end
+  return load_text(settings, files.read(folder .. "/" .. copy_name(newest))), newest
 end
 
 return M

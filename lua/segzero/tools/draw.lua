@@ -20,6 +20,7 @@
 --   local both = draw.side_by_side({ img, other }, 8)   on white, 8 pixels apart
 --   local sheet = draw.sheet(tiles, columns, opts)   cards (drawing/sheet.lua)
 --   draw.predictions(path, data_set, records, opts)  writes a sheet of rows with a model's answers
+--   draw.changes(path, data_set, before, after, opts)   the same rows before and after training
 --
 -- Colours are {r, g, b}, 0 to 255. Colour-blind readers can tell the colours below apart. The
 -- default line thickness follows the size of the image (draw.thickness). Functions that make an
@@ -33,8 +34,8 @@ local masks = require "segzero.tools.drawing.masks"
 local shapes = require "segzero.tools.drawing.shapes"
 local sheet = require "segzero.tools.drawing.sheet"
 
-local M = { figure = figure.figure, panels = figure.panels, predictions = sheet.predictions,
-  sheet = sheet.sheet }
+local M = { changes = sheet.changes, figure = figure.figure, panels = figure.panels,
+  predictions = sheet.predictions, sheet = sheet.sheet }
 for name, value in pairs(shapes) do M[name] = value end
 
 function M.mask(img, mask, colour, alpha)

@@ -94,12 +94,17 @@ local function largest(cfg, state, key, least, most)
 end
 
 -- Changes of settings, cheapest first: they cost time, then trained weights, then accuracy.
-local function remedies(cfg, prompt)
+local function remedies(cfg, prompt, device)
   local a = cfg.worker.actor
   local list = {}
   local function add(...) list[#list + 1] = { ... } end
   local adapted = a.model.lora.rank > 0
   local has_reference = train_options.uses_reference(cfg)
+  if device.is_given then
+    add { "worker.ref.offload.param_offload", true }
+    add({ "worker.actor.offload.optimizer_offload", true },
+      { "worker.actor.offload.param_offload", true })
+  end
   if not a.model.enable_gradient_checkpointing then
     add { "worker.actor.model.enable_gradient_checkpointing", true }
   end
@@ -137,7 +142,7 @@ end
 -- The first single change that makes the run fit, else the first few together: text, plan. nil and
 -- the plan with all of them when even that does not fit.
 function M.remedy(cfg, plan)
-  local list = remedies(cfg, plan.prompt)
+  local list = remedies(cfg, plan.prompt, plan.device)
   for _, changes in ipairs(list) do
     local p = with(cfg, plan.state, changes)
     if p.fits then return settings_text(changes), p end
@@ -189,7 +194,7 @@ function M.print(plan)
   if plan.neighbours > 1 then
     line(("the %d ranks of this machine"):format(plan.neighbours), plan.needed)
   end
-  if p.host > 0 then line("  of it in host memory", p.host, "outside the update") end
+  if p.host > 0 then line("in host memory", p.host, "not in these sums") end
   if plan.device.is_given then
     line("the GPU of a rank", plan.device.total)
   else
@@ -304,6 +309,7 @@ local function main(args, opts)
     opts.device = { total = asked.device, free = asked.device, is_given = true }
     opts.neighbours = 1
   end
+  plan_ranks.check_prompts(cfg, opts.ranks or 1)
   local plan = M.of(cfg, opts)
   M.print(plan)
   if (opts.ranks or 1) > 1 then

@@ -34,8 +34,10 @@ local MOMENT_SCALE = 4 / 256
 -- few steps of small models; and how many times its file a tokenizer's tables take.
 local PROGRAM = 60 * 2 ^ 20
 local TOKENIZER = 14
+-- Room on the device for pieces of offloaded state (runtime/ops/optim_offload.c).
+local OFFLOAD_SLOTS = 144 * 2 ^ 20
 
--- The prompts of a replica, of so many of all.
+-- The prompts of a replica, of all prompts.
 local function share_of(prompts, state) return math.ceil(prompts / state.replicas) end
 
 -- ---- the arena ----
@@ -255,13 +257,17 @@ local function shared_bytes(cfg, state, p)
   return p.reference + math.max(0, untrained)
 end
 
--- What waits in host memory while a device does something else.
+-- What is in host memory: the optimizer's state, of which an update copies one parameter after
+-- another to the device; and the reference, which is on the device in its own pass.
 local function host_bytes(cfg, state, p)
-  local worker = cfg.worker
-  local own = worker.actor.offload or {}
+  local own = cfg.worker.actor.offload
   if not state.device.is_given then return 0, 0 end
-  local optimizer = own.optimizer_offload and p.masters + p.moments or 0
-  local reference = worker.ref.offload.param_offload and p.reference or 0
+  local optimizer = 0
+  if own.optimizer_offload then optimizer = p.moments end
+  if own.param_offload then optimizer = optimizer + p.masters end
+  optimizer = math.max(0, optimizer - OFFLOAD_SLOTS)
+  local reference = 0
+  if cfg.worker.ref.offload.param_offload then reference = p.reference end
   return optimizer, reference
 end
 
@@ -283,7 +289,7 @@ function M.total(cfg, state)
   plan.phases = {
     sampling = lasting + p.cache + most - optimizer - reference,
     reference = lasting + p.gradients + most - optimizer,
-    update = lasting + p.gradients + most - reference,
+    update = lasting + p.gradients + most - optimizer - reference,
   }
   plan.peak = math.max(plan.phases.sampling, plan.phases.reference, plan.phases.update)
   local own = plan.peak - shared_bytes(cfg, state, p)

@@ -1,12 +1,14 @@
--- plan_ranks.lua - the plan of a run on several ranks that are not here: a cluster's. Which arguments
--- it takes, and what the ranks send to each other in a step.
+-- plan_ranks.lua - the plan of a run on several ranks that are not here: a cluster's. Which
+-- arguments it takes, and what the ranks send to each other in a step.
 --
 --   local asked, settings = plan_ranks.read(args)
 --       takes --ranks W, device_gib=G (memory of each rank's GPU), gb_per_second=B and
---       answer_tokens=N out of the arguments of `segzero plan`: {ranks =, device =, rate =, answer =}
+--       answer_tokens=N out of the arguments of `segzero plan`: {ranks =, device = bytes, rate =,
+--       answer =}
 --   plan_ranks.split(cfg, ranks) -> {shards =, replicas =}
 --       an error with the numbers that would do if worker.rollout.tensor_parallel_size does not
---       divide the ranks, or if there are more replicas than prompts
+--       divide the ranks
+--   plan_ranks.check_prompts(cfg, ranks)    an error if there are more replicas than prompts
 --   plan_ranks.parameters(cfg, trained) -> plan_wire's list; trained: weights, or adapters
 --   plan_ranks.work(cfg, plan) -> plan_wire's work for prompts and answers of the plan's lengths
 --   plan_ranks.print(cfg, plan)         the table
@@ -82,13 +84,15 @@ function M.split(cfg, ranks)
     error(("worker.rollout.tensor_parallel_size=%d does not divide %d ranks: %s would do")
       :format(shards, ranks, divisors(ranks)), 0)
   end
-  local replicas = ranks / shards
+  return { shards = shards, replicas = ranks / shards }
+end
+
+function M.check_prompts(cfg, ranks)
+  local replicas = M.split(cfg, ranks).replicas
   local batch = cfg.data.rollout_batch_size
-  if replicas > batch then
-    error(("data.rollout_batch_size=%d, and there are %d replicas: each needs a prompt")
-      :format(batch, replicas), 0)
-  end
-  return { shards = shards, replicas = replicas }
+  if replicas <= batch then return end
+  error(("data.rollout_batch_size=%d, and there are %d replicas: each needs a prompt")
+    :format(batch, replicas), 0)
 end
 
 -- ---- what is sent ----

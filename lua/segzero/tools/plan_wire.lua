@@ -14,9 +14,9 @@
 --   sampling             prompts and decode steps; rows: of logits
 --   image_tokens         of the vision passes of sampling, reference, update; 0: none
 --
--- A sum of n bytes over T ranks sends 2 (T - 1) n together, and a gathering of n bytes (T - 1) n. In
--- a split model a layer's forward pass has two sums of [tokens, hidden], its backward pass two more,
--- and recomputing two more; the last layer's second half works on the wanted rows only. The
+-- A sum of n bytes over T ranks sends 2 (T - 1) n together, and a gathering of n bytes (T - 1) n.
+-- In a split model a layer's forward pass has two sums of [tokens, hidden], its backward pass two
+-- more, and recomputing two more; the last layer's second half works on the wanted rows only. The
 -- embedding is one sum. Log-probabilities are three numbers of each shard for a row; the sampler
 -- gathers whole rows of logits. Between replicas gradients go to the rank that updates them
 -- ((D - 1) n), and the weights come back.

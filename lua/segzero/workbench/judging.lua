@@ -10,7 +10,7 @@
 --   judging.lazy_segmenter(load) -> segmenter        load() -> SAM2, at the first mask
 --   local found, name = judging.segmenter(path)      of a setting; nil for ""
 --
--- The row's masks are lent as in training, so that a reward may ask for row.segment. SAM2's time is
+-- The third answer that takes too long is an error. The row's masks are lent as in training, so that a reward may ask for row.segment. SAM2's time is
 -- counted, because a run waits for it, too.
 -- Leaves out: what the numbers mean (summary.lua).
 
@@ -53,6 +53,8 @@ function M.segmenter(path)
 end
 
 -- ---- judging ----
+local MOST_LATE = 3             -- answers that reach the time limit, before the reward is given up
+
 local function judge_one(self, row, item)
   local sample = { text = item.text, ids = item.ids }
   local started = now()
@@ -70,6 +72,10 @@ local function judge_one(self, row, item)
   if core.is_interrupt(failure) then error(failure, 0) end
   self.failures = self.failures + 1
   item.failure = tostring(failure)
+  if not item.failure:find("did not end within", 1, true) then return end
+  self.late = (self.late or 0) + 1
+  if self.late < MOST_LATE then return end
+  error(("%d answers took too long, the rest is not tried\n%s"):format(self.late, item.failure), 0)
 end
 
 function methods:judge(row, items, without_image)

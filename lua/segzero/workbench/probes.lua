@@ -2,11 +2,12 @@
 -- off, wrong formats, no answer at all.
 --
 --   probes.of(row) -> {{kind = "perfect", text =}, ...}    row: of a data set, which no model saw
---   probes.kinds(several) -> {"perfect", ...}              in the order of the list
+--   probes.kinds() -> {"perfect", ...}                     in the order of the list
 --
 -- The kinds of one object, and of several where the solution is a list. Coordinates are in the
--- frame of row.solution. A solution without boxes, such as that of a counting task, has only the
--- answers that need none; the perfect one is then the solution itself between the tags.
+-- frame of row.solution. A solution without boxes stands for the box around the true mask. Without
+-- a mask, as in a counting task, there are only the answers that need no box; the perfect one is
+-- then the solution itself between the tags.
 -- Leaves out: judging (judging.lua).
 
 local frame = require "segzero.data.frame"
@@ -137,10 +138,16 @@ function M.kinds()
 end
 
 -- ---- a row ----
--- The true objects in the frame of the solution, or nil if it names none.
+-- The true objects in the frame of the solution: those that it names, else the box around the true
+-- mask; nil without either.
 local function true_objects(row)
-  if not truth.has_objects(row) then return nil end
-  local ok, objects = pcall(truth.objects, row)
+  local mask
+  if not truth.has_objects(row) then
+    if not row.mask then return nil end
+    mask = row.mask(true)
+  end
+  local ok, objects = pcall(truth.objects, row, mask)
+  if mask then mask:free() end
   if not ok then return nil end
   return frame.objects(objects, frame.of(row.image), row.solution_frame or frame.of(row.image))
 end

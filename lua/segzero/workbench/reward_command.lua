@@ -98,7 +98,12 @@ end
 local function replay(cfg, name)
   local rescoring = require "segzero.workbench.rescoring"
   local folder = cfg.replay:gsub("(.)/+$", "%1")
-  local reward = load(name, cfg.kwargs, cfg.timeout)
+  local kwargs = cfg.kwargs
+  -- The run's own reward has the run's arguments.
+  local of_run = rescoring.settings(folder).worker.reward
+  local is_same = of_run.compute_score == name and type(of_run.reward_function_kwargs) == "table"
+  if is_same and not next(kwargs) then kwargs = of_run.reward_function_kwargs end
+  local reward = load(name, kwargs, cfg.timeout)
   local result = rescoring.run(folder, reward, { step = cfg.step, timeout = cfg.timeout,
     sam2_path = cfg.sam2_path, say = console.say })
   if cfg.output then write_output(cfg.output, rescoring.json_lines(result)) end

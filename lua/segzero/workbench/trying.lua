@@ -68,6 +68,7 @@ function M.run(reward, o)
     row.image:free()
   end
   result.rows = few:count()
+  result.other_failures = other and other.failures or 0
   return result
 end
 
@@ -119,6 +120,10 @@ function M.lines(result, o)
     local items, groups = compared(result.groups)
     local d = disagreement.of(items, groups)
     add(lines, nil, summary.disagreement(d, o.against, o.worst))
+    if result.other_failures > 0 then
+      lines[#lines + 1] = ("  %s failed on %d of these answers"):format(o.against,
+        result.other_failures)
+    end
   end
   return lines, result.bench.failures > 0
 end

@@ -8,7 +8,7 @@
 -- second. Leaves out: the modules that a file requires.
 
 local core = require "segzero.core.ffi"
-local reloading = require "segzero.reward.reloading"
+local files = require "segzero.core.files"
 
 local M = {}
 
@@ -18,19 +18,20 @@ function M.stop_if_interrupted(message)
   if core.is_interrupt(message) then error(message, 0) end
 end
 
-local function wait_for_change(path, mark)
+-- The text is compared, because times of files are whole seconds.
+local function wait_for_change(path, text)
   local nanosleep = require("posix.time").nanosleep
   repeat
     nanosleep { tv_sec = 0, tv_nsec = EVERY * 1e9 }
-    local new = reloading.mark(path)
-  until new ~= "" and new ~= mark
+    local new = files.read(path)
+  until new and new ~= text
 end
 
 function M.each_save(path, f)
   while true do
-    local mark = reloading.mark(path)
+    local text = files.read(path)
     f()
-    wait_for_change(path, mark)
+    wait_for_change(path, text)
   end
 end
 

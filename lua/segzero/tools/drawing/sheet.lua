@@ -3,9 +3,11 @@
 --
 --   sheet.sheet(tiles, columns, { title =, subtitle =, side =, masks = }) -> image
 --   sheet.predictions(path, set, records, { title =, subtitle =, reward =, masks =, ... })
+--   sheet.changes(path, set, before, after, { title =, subtitle =, ... })     pairs of cards
 --
 -- A tile: {image = required, mask =, true_mask = u8 [h, w], bbox =, points =, truth = box or
 --   truths = {box, ...}, truth_points =, objects = {{bbox =, point =}, ...},  in the image's pixels
+--   head = "a word above",
 --   label = "the question", text = "<think>...", note = "a grey line", parts = {iou = 1, ...},
 --   zeros = {iou = "why it is 0"}}
 -- tools/draw.lua has both functions too. Leaves out: choosing rows.
@@ -169,6 +171,7 @@ local function words_of(tile, width)
   local function text(s, size, most, colour, bold)
     if s and s:find "%S" then add_lines(items, s, width, size, most, colour, bold) end
   end
+  text(tile.head, SMALL, 1, shapes.GREY, true)
   text(tile.label, TEXT, 2, shapes.INK, true)
   if tile.text then
     local thinking, found = figure.parts(tile.text)
@@ -357,6 +360,14 @@ local function tile_of(record, row, opts)
   return tile
 end
 
+local function save(path, tiles, opts, title)
+  local out = M.sheet(tiles, opts.columns, { side = opts.side, title = opts.title or title,
+    subtitle = opts.subtitle, masks = opts.masks })
+  out:save(path)
+  out:free()
+  for _, tile in ipairs(tiles) do tile.image:free() end
+end
+
 -- Writes a sheet of the first rows of a data set with the answers of a model. records: as returned
 -- by trainer:evaluate, {{index =, problem =, text =, reward =, parts =, iou =, mask =, found =,
 -- truth =}, ...}; without the last two, text and solution are in the image's pixels. opts: count
@@ -368,11 +379,26 @@ function M.predictions(path, set, records, opts)
   for i = 1, min(opts.count or 12, #records) do
     tiles[i] = tile_of(records[i], set:row(records[i].index), opts)
   end
-  local out = M.sheet(tiles, opts.columns, { side = opts.side, title = opts.title or set.name,
-    subtitle = opts.subtitle, masks = opts.masks })
-  out:save(path)
-  out:free()
-  for _, tile in ipairs(tiles) do tile.image:free() end
+  save(path, tiles, opts, set.name)
+end
+
+-- Writes the answers to the first rows before and after training next to each other, two rows of the
+-- set in a row of cards: what was asked, the marks, and the IoU. opts: as in predictions; count (6).
+function M.changes(path, set, before, after, opts)
+  opts = opts or {}
+  local tiles = {}
+  local function add(record, when)
+    local tile = tile_of(record, set:row(record.index), {})
+    tile.head = when
+    tile.text = nil
+    tile.parts = nil
+    tiles[#tiles + 1] = tile
+  end
+  for i = 1, min(opts.count or 6, #before, #after) do
+    add(before[i], "before")
+    add(after[i], "after")
+  end
+  save(path, tiles, opts, set.name)
 end
 
 return M

@@ -36,6 +36,7 @@ local resuming = require "segzero.runs.resuming"
 local run_folder = require "segzero.runs.run_folder"
 local runner = require "segzero.reward.runner"
 local segmenter_of = require "segzero.inference.segmenter"
+local sheets = require "segzero.train.run.sheets"
 local stop = require "segzero.core.stop"
 local trainer = require "segzero.train.trainer"
 local train_options = require "segzero.train.options"
@@ -46,8 +47,6 @@ local M = {}
 M.overrides = options.set {
   "reward", "train", "held_out", "prompt", "on_step", "on_evaluate", "stop_when",
 }
-
-local SHEET_ROWS = 12           -- held-out rows shown in before.png and after.png
 
 -- ---- the parts of a run ----
 -- shards: the group of ranks that the model is split over, or nil.
@@ -115,10 +114,7 @@ local function prepare(cfg, overrides, ranks, neighbours, shards)
   local parts = { settings = files.json(cfg) }
   local asked = cjson.decode(parts.settings)
   local reward = cfg.worker.reward
-  if reward.reload and not overrides.reward then
-    parts.reward_file = reloading.new(reward.compute_score, reward.reward_function_kwargs,
-      reward.timeout)
-  end
+  if not overrides.reward then parts.reward_file = reloading.new(reward) end
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
   paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
@@ -202,58 +198,32 @@ local function introduce(t, run, source, notes)
   if t.segmenter then say(t, "masks: %s", tostring(t.segmenter.sam)) end
 end
 
--- Draws the held-out answers on one image: ground truth, prediction, the mask if there is one, and
--- what they earned.
-local function draw_sheet(t, name, result)
-  local draw = require "segzero.tools.draw"
-  local path = ("%s/%s.png"):format(t.folder, name)
-  if files.exists(path) then path = ("%s/%s_step_%d.png"):format(t.folder, name, t.global_step) end
-
-  local run = t.folder:match "[^/]+$" or t.folder
-  local giou = ""
-  if result.giou then giou = (", gIoU %.3f"):format(result.giou) end
-  draw.predictions(path, t.held_out, result.records, {
-    count = SHEET_ROWS, reward = t.config.worker.reward.compute_score,
-    title = ("%s: %s training (step %d)"):format(run, name, t.global_step),
-    subtitle = ("%s. All %d held-out rows: reward %.3f%s"):format(t.held_out.name or "data",
-      t.held_out:count(), result.reward, giou),
-  })
-  t.log:image(t.global_step, name, path)
-  say(t, "  images: %s", path)
-end
-
--- Frees the masks.
-local function write_sheet(t, name, result)
-  t.parallel:on_root(function() draw_sheet(t, name, result) end)
-  for _, record in ipairs(result.records) do
-    if record.mask then record.mask:free() end
-    record.mask = nil
-  end
-end
-
 local function evaluate_before(t)
-  local result = loop.evaluate(t, SHEET_ROWS)
+  local result = loop.evaluate(t, sheets.ROWS)
   say(t, "held-out reward before: %.3f of %d rows (%s)", result.reward, t.held_out:count(),
     records.parts_text(result.parts))
   if result.giou then
     say(t, "held-out gIoU before: %.3f (ceiling %s)", result.giou, number(result.ceiling))
   end
-  write_sheet(t, "before", result)
+  sheets.write(t, "before", result)
   return result
 end
 
 -- In plain words, with the images that show it.
 local function explain(t, before, after)
   for _, line in ipairs(learned.lines(before, after)) do say(t, "%s", line) end
-  say(t, "  see %s/before.png and %s/after.png", t.folder, t.folder)
+  say(t, "  see %s/before_after.png, before.png and after.png", t.folder)
 end
 
 local function evaluate_after(t, before)
-  local result = loop.evaluate(t, SHEET_ROWS)
+  local result = loop.evaluate(t, sheets.ROWS)
   local seed = t.config.data.seed
   local rows = t.held_out:count()
   say(t, "held-out reward after: %.3f (%s)", result.reward, records.parts_text(result.parts))
-  write_sheet(t, "after", result)
+  sheets.write(t, "after", result)
+  if before then sheets.compare(t, before, result) end
+  sheets.release(before)
+  sheets.release(result)
   say(t, "held-out reward: before=%s after=%.3f rows=%d seed=%d", number(before and before.reward),
     result.reward, rows,
     seed)
