@@ -1,5 +1,5 @@
--- doctor_ranks.lua - `segzero --ranks N doctor`, or `mpirun ... segzero doctor`: what each rank has,
--- which rank differs, and how fast they exchange data.
+-- doctor_ranks.lua - `segzero --ranks N doctor`, or `mpirun ... segzero doctor`: what each rank
+-- has, which rank differs, and how fast they exchange data.
 --
 --   doctor_ranks.run(world)      world: ranks.world(); all ranks call it, rank 0 prints
 --
@@ -130,8 +130,9 @@ end
 
 local function print_facts(world, facts)
   local count, list = machines(world)
-  print(("%d ranks on %d machine%s, over %s: %s"):format(world:size(), count,
-    count == 1 and "" or "s", ranks.transport(), list))
+  local place = "1 machine"
+  if count > 1 then place = count .. " machines" end
+  print(("%d ranks on %s, over %s: %s"):format(world:size(), place, ranks.transport(), list))
   for r, fact in ipairs(facts) do
     print(("rank %-14s segzero %s, %d threads, %s available, %s"):format(world:name(r - 1),
       fact.version, fact.threads, plan.gib(fact.free), fact.processor))

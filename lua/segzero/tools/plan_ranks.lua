@@ -152,12 +152,16 @@ end
 -- ---- text ----
 local function gb(bytes) return ("%.2f GB"):format(bytes / GB) end
 
+local function counted(n, word)
+  if n == 1 then return "1 " .. word end
+  return ("%d %ss"):format(n, word)
+end
+
 function M.print(cfg, plan, trained, rate)
   local state = plan.state
   local ranks = state.shards * state.replicas
-  print(("%d ranks: %d replica%s of %d shard%s; what a rank sends in a step"):format(ranks,
-    state.replicas, state.replicas == 1 and "" or "s", state.shards,
-    state.shards == 1 and "" or "s"))
+  print(("%d ranks: %s of %s; what a rank sends in a step"):format(ranks,
+    counted(state.replicas, "replica"), counted(state.shards, "shard")))
   local list = M.wire(cfg, state, trained)
   for _, row in ipairs(list) do
     print(("  %-34s %12s  %d collectives"):format(row.name, gb(row.bytes / ranks), row.calls))
