@@ -1,6 +1,6 @@
 -- test_warnings.lua - each warning by a run that deserves it, or by the default run's figures made
 -- sick in one way; and none on the default run itself (tests/golden/default_run.jsonl: the
--- figures of its 110 steps). Also the figures that warnings read.
+-- figures of its 60 steps). Also the figures that warnings read.
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
@@ -48,6 +48,17 @@ local function recorded(f)
     if f then f(record) end
     list[#list + 1] = record
   end
+  return list
+end
+
+-- A run twice as long: the same figures once more, then changed by f.
+local function recorded_twice(f)
+  local list = recorded()
+  for _, record in ipairs(recorded()) do
+    record.step = #list + 1
+    list[#list + 1] = record
+  end
+  for _, record in ipairs(list) do f(record) end
   return list
 end
 
@@ -105,16 +116,16 @@ check.case("all answers are cut", function()
 end)
 
 -- ---- recorded figures ----
-check.case("the default run has no warning in its 110 steps", function()
+check.case("the default run has no warning in its 60 steps", function()
   local records = recorded()
-  check.equal(#records, 110, "steps")
+  check.equal(#records, 60, "steps")
   check.ok(records[1].groups_no_signal and records[1].entropy and records[1]["reward/iou"],
     "the figures are there")
   check.equal(seen(records), {}, "none")
 end)
 
 check.case("the entropy collapses", function()
-  local list = seen(recorded(function(r) r.entropy = r.entropy * 0.9 ^ r.step end))
+  local list = seen(recorded_twice(function(r) r.entropy = r.entropy * 0.9 ^ r.step end))
   check.equal(#list, 2, "a warning, and again 50 steps later")
   check.ok(list[1][2]:find "^the entropy has fallen from 0%.%d+ to 0%.0%d+", list[1][2])
   check.ok(list[1][1] > 15 and list[1][1] < 40, "at step " .. list[1][1])
@@ -122,13 +133,20 @@ check.case("the entropy collapses", function()
 end)
 
 check.case("the format rises while IoU stands still", function()
-  local list = seen(recorded(function(r) r["reward/iou"] = 0.01 end))
+  -- The default run answers in the right format from its first step on.
+  local function rising(iou)
+    return function(r)
+      r["reward/segmentation_format"] = math.min(1, r.step / 30)
+      r["reward/iou"] = iou
+    end
+  end
+  local list = seen(recorded_twice(rising(0.01)))
   check.equal(#list, 2, "a warning, and again 50 steps later")
   check.equal(list[1][1], 60, "the step")
   check.ok(list[1][2]:find "the format's parts rose by 0%.%d+ and the accuracy's by 0%.000",
     list[1][2])
   -- Without such a part there is nothing to compare.
-  check.equal(seen(recorded(function(r) r["reward/iou"] = nil end)), {}, "no part named iou")
+  check.equal(seen(recorded_twice(rising(nil))), {}, "no part named iou")
 end)
 
 check.case("a sign has to last, and a KL term in the reward is a signal", function()

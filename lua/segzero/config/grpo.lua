@@ -352,10 +352,10 @@ local trainer = {
 M.EMBEDDED = {
   ["data.max_response_length"] = 110,
   ["data.refshapes_rows"] = 100000,
-  ["data.refshapes_val_rows"] = 128,
-  ["worker.actor.optim.lr"] = 1e-4,
+  ["data.refshapes_val_rows"] = 256,
+  ["worker.actor.optim.lr"] = 2e-4,
   ["worker.actor.model.enable_gradient_checkpointing"] = false,
-  ["trainer.max_steps"] = 110,
+  ["trainer.max_steps"] = 60,
   ["trainer.test_freq"] = 0,
   ["trainer.save_freq"] = 0,
   ["trainer.experiment_name"] = "refshapes_grpo",
@@ -364,7 +364,7 @@ M.EMBEDDED = {
 -- The same for the prompt vision_reasoner: answers are lists, the model is the one that knows them.
 M.EMBEDDED_SEVERAL = {
   ["data.max_response_length"] = 320,
-  ["worker.actor.optim.lr"] = 2e-4,
+  ["trainer.max_steps"] = 110,
   ["trainer.experiment_name"] = "refshapes_multi_grpo",
 }
 

@@ -2,7 +2,7 @@
 -- run folder.
 --
 --   paths.policy ""                       the embedded policy
---   paths.policy "runs/refshapes_grpo"    its newest complete checkpoint, .../global_step_110
+--   paths.policy "runs/refshapes_grpo"    its newest complete checkpoint, .../global_step_60
 --   paths.policy "run/global_step_5/actor"  of Seg-Zero: its folder huggingface, if it is merged
 --   paths.sam2("", { model = dir })       the embedded SAM2 for the embedded policy, or "" for none
 --
