@@ -155,7 +155,7 @@ CPU_NAME := $(if $(filter native,$(ONE_ARCH)),$(shell sed -n '$(CPU_LINE)' /proc
 SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops \
                runtime/cpu/reference runtime/io runtime/io/image runtime/io/parquet \
                runtime/net runtime/sampling models models/*)) \
-               $(addprefix runtime/comm/,comm.c parts.c shards.c columns.c nccl.c launch.c tcp.c tcp_join.c))
+               $(addprefix runtime/comm/,comm.c elements.c parts.c shards.c columns.c nccl.c launch.c tcp.c tcp_join.c))
 OBJ_CORE  := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_CPU   := $(sort $(wildcard runtime/cpu/*.c))
 SRC_INT8  := runtime/cpu/int8.c runtime/cpu/kernels.c

@@ -111,7 +111,7 @@ sz_tensor *sz_new1(int dtype, int64_t n, int device);
 sz_tensor *sz_new2(int dtype, int64_t n, int64_t m, int device);
 /* A heap tensor, even inside a scope: parameters' gradients, optimizer state, caches. */
 sz_tensor *sz_tensor_new_heap(int dtype, int ndim, const int64_t *shape, int device);
-/* In page-locked host memory, for copies beside the device's work; the device must be open. */
+/* In page-locked host memory, for copies during the device's work; the device must be open. */
 sz_tensor *sz_tensor_new_locked(int dtype, int ndim, const int64_t *shape);
 /* A view of t's bytes from element `first` on. */
 sz_tensor *sz_tensor_view(sz_tensor *t, int ndim, const int64_t *shape, int64_t first);

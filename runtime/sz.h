@@ -209,7 +209,7 @@ sz_adamw *sz_adamw_new(sz_tensor **params, int n, int moments, int masters);
 sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters,
                              const int64_t *first, const int64_t *count, int offload);
 /* offload, for parameters on a device: what of the state is in host memory between updates, while
- * copies of it run beside the update. It changes no number. */
+ * copies of it run during the update. It changes no number. */
 enum { SZ_OFFLOAD_MOMENTS = 1, SZ_OFFLOAD_MASTERS = 2 };
 void sz_adamw_free(sz_adamw *o);
 /* The norm of all parameters' gradients together, summed in f64; NaN and infinity come through. */

@@ -49,7 +49,7 @@ int sz_comm_reduce_direct(sz_comm *c, sz_tensor *t, const char *what);
 int sz_comm_scatter_direct(sz_comm *c, sz_tensor *whole, sz_tensor *part);
 int sz_comm_broadcast_direct(sz_comm *c, sz_tensor *t, int root);
 int sz_comm_gather_direct(sz_comm *c, const sz_tensor *part, sz_tensor *whole);
-/* y = the x of all ranks, sizes[r] bytes of rank r; each x is so many runs of bytes, `outer`, and
+/* y = the x of all ranks, sizes[r] bytes of rank r; each x is `outer` runs of bytes, and
  * the ranks' runs with one number are next to each other in y. */
 int sz_comm_join_direct(sz_comm *c, const sz_tensor *x, const int64_t *sizes, int64_t outer,
                         sz_tensor *y);

@@ -137,7 +137,7 @@ static void wait_for_end(void)
     if (is_told) syscall(SYS_exit_group, 1);
 }
 
-/* ---- who waits ---- */
+/* ---- waiting ---- */
 static void answer_questions(void)
 {
     for (;;) {

@@ -27,7 +27,7 @@ int sz_comm_sum_into(int handle, const sz_tensor *x, sz_tensor *y)
 /* What each rank has, as bytes. */
 typedef struct {
     int64_t *sizes;  /* [ranks] of its whole x */
-    int64_t outer;   /* x is so many runs of bytes, which are apart in y */
+    int64_t outer;   /* the number of runs of bytes in x, which are apart in y */
     int64_t y_bytes; /* of all runs with one outer index */
 } layout;
 

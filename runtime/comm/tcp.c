@@ -6,7 +6,7 @@
  * program; QUESTION asks whether the receiver waits, and ANSWER says that it does.
  *
  * A process that ends closes its sockets, so the others know at once, on any machine. A machine
- * that cannot be reached is noticed after half a minute (set_options in tcp_join.c), or by the time
+ * that cannot be reached is noticed after 30 seconds (set_options in tcp_join.c), or by the time
  * limit of the exchange if that is shorter. Several ranks see the same loss: each waits for a moment
  * that is longer for higher ranks, so that one of them prints it and its ABORT ends the others.
  * An ABORT may come in the middle of a message, so the last bytes before the end of a stream count.
@@ -271,7 +271,7 @@ static int check_frame(peer *p, const sz_message *m)
     return core->fail(text);
 }
 
-/* Receives what is there. 1: something came; 0: nothing; -1, -2 as above, -2 when it is gone. */
+/* Receives what has come. 1: something came; 0: nothing; -1, -2 as above, -2 when it is gone. */
 static int receive_some(peer *p)
 {
     int moved = 0;
@@ -408,7 +408,7 @@ static int exchange(const sz_message *list, int count, double seconds, int *late
     }
 }
 
-/* ---- who waits ---- */
+/* ---- waiting ---- */
 static int attend(void)
 {
     const int gone = listen_to_all();

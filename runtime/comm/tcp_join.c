@@ -5,7 +5,7 @@
  * all have come, rank 0 sends the list of them to each. Then every rank connects to the ranks below
  * it and is connected to by those above. The sockets to rank 0 stay as they are.
  *
- * Whoever connects without a hello of this job is ignored. All ranks have the same byte order.
+ * A process that connects without a hello of this job is ignored. All ranks have the same byte order.
  * Leaves out: what is sent afterwards (tcp.c).
  */
 #define _GNU_SOURCE

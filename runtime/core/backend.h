@@ -74,7 +74,7 @@ typedef struct {
     /* Host memory that copies read and write without the host (page-locked); NULL with a message. */
     void *(*allocate_host)(size_t bytes);
     void (*release_host)(void *p);
-    /* Copies beside the main work, in one of two lanes: to the device, SZ_LANE_UP, and from it,
+    /* Copies during the main work, in one of two lanes: to the device, SZ_LANE_UP, and from it,
      * SZ_LANE_DOWN. The host memory must be of allocate_host. These return at once. */
     int (*copy_beside)(int lane, void *dst, const void *src, size_t bytes);
     /* Puts a mark, 0 <= mark < SZ_MARKS, behind the work that a lane has so far. await: what the

@@ -1,4 +1,4 @@
-/* lanes.cu - copies over the bus beside the main stream of work: page-locked host memory, a stream
+/* lanes.cu - copies over the bus during the main stream of work: page-locked host memory, a stream
  * for copies to the device and one for copies from it, so that both directions run at once, and
  * events that let one stream wait for another (core/backend.h says how they are used).
  *

@@ -2,8 +2,8 @@
  * machine: an emulated device has emulated links.
  *
  * A message is a file in a folder that the group's id names, in /dev/shm or the folder that
- * SEGZERO_EMULATE_LINKS names. Whoever sends
- * never waits, whoever receives does, in the order of the stream (streams.cc), so that a rank that
+ * SEGZERO_EMULATE_LINKS names. A sender
+ * never waits, a receiver does, in the order of the stream (streams.cc), so that a rank that
  * is missing leaves the stream waiting and the host free, as on a device. Errors that NCCL does not
  * find, messages of different sizes and memory that is not the device's, end the program.
  * SEGZERO_EMULATE_NCCL=n is the version that it says it has, as 22809; 0: new groups fail.

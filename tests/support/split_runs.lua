@@ -4,7 +4,7 @@
 --                                                 heads: four shards have two copies of each
 --   local folder = split_runs.wide(place)         heads of 128, MLP of 512: four shards have whole
 --                                                 groups of 8-bit columns
---   split_runs.run("name", 2, { kind, folder }, env)    a case: split_ranks.lua on so many ranks
+--   split_runs.run("name", 2, { kind, folder }, env)    a case: split_ranks.lua on 2 ranks
 --
 -- Left out: what the ranks compare (split_ranks.lua).
 

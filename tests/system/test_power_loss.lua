@@ -30,7 +30,7 @@ local compile = "cc -shared -fPIC -O1 -Wall -o " .. shim .. " tests/support/powe
 check.equal(os.execute(compile), 0, "the library compiles")
 files.write(place .. "/reward.lua", mini.reward_source)
 
--- Runs the recipe on so many ranks and returns their events: {{what, a, b}, ...}. `folder` is
+-- Runs the recipe on `ranks` ranks and returns their events: {{what, a, b}, ...}. `folder` is
 -- watched.
 local function record(ranks, folder, log, ...)
   files.make_dir(log)

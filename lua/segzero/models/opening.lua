@@ -3,7 +3,7 @@
 --
 --   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
---   opening.check_split(dir, count)            an error unless dir's model can be split over so many
+--   opening.check_split(dir, count)            an error unless dir's model can be split over `count`
 --                                              ranks; reads config.json only
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
 --   opening.missing(dir)                       the error's text for a folder without config.json

@@ -7,7 +7,7 @@
 --       {dir, device, vl, input, image_bytes, reference, evaluates, val_rows, sam2 = bytes, answer,
 --        shards, replicas}
 --   plan_state.device() -> {total =, free =} in bytes
---   plan_state.meta_policy(cfg, dir, shards)             the first of so many shards. cfg is the
+--   plan_state.meta_policy(cfg, dir, shards)             the first of `shards` shards. cfg is the
 --                                                        caller's own copy: adapters may freeze the
 --                                                        vision tower in it
 
