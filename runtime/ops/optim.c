@@ -85,6 +85,7 @@ void sz_adamw_free(sz_adamw *o)
     }
     for (int k = 0; k < SZ_ADAMW_STATES; k++) free(o->state[k]);
     free(o->params);
+    free(o->squares);
     free(o->first);
     free(o->count);
     free(o);
@@ -183,7 +184,8 @@ sz_adamw *sz_adamw_new_parts(sz_tensor **params, int n, int moments, int masters
     o->n = n;
     o->offload = offload;
     o->params = calloc((size_t)n, sizeof *o->params);
-    int rc = o->params ? 0 : sz_fail("out of memory");
+    o->squares = calloc((size_t)n + 1, sizeof *o->squares);
+    int rc = o->params && o->squares ? 0 : sz_fail("out of memory");
     if (rc == 0) rc = set_parts(o, params, first, count);
     for (int k = 0; rc == 0 && k < SZ_ADAMW_STATES; k++) {
         o->state[k] = calloc((size_t)n, sizeof *o->state[k]);
@@ -236,7 +238,11 @@ static double squares(sz_adamw *o, bool gradients, const uint8_t *counts)
     }
 
     double total = 0;
-    for (int i = 0; rc == 0 && i < o->n; i++) total += (double)sz_f32(read)[i];
+    for (int i = 0; rc == 0 && i < o->n; i++) {
+        const double square = (double)sz_f32(read)[i];
+        if (gradients) o->squares[i] = square;
+        total += square;
+    }
     sz_tensor_release(read);
     sz_tensor_release(sums);
     sz_scope_pop();
@@ -252,6 +258,8 @@ double sz_adamw_grad_squares(sz_adamw *o, const uint8_t *counts)
 {
     return squares(o, true, counts);
 }
+
+const double *sz_adamw_squares(const sz_adamw *o) { return o->squares; }
 
 double sz_adamw_grad_norm(sz_adamw *o) { return root(squares(o, true, NULL)); }
 

@@ -186,6 +186,7 @@ function M.steps(t, n)
       ("step %d: sampler and trainer differ by %.1e"):format(s.step, s.mismatch))
     check.ok(s.grad_norm > 0 and s.grad_norm < math.huge, "step " .. s.step .. " has a gradient")
     s.seconds = nil
+    s.machine = nil
     s.time = nil
     seen[i] = s
   end

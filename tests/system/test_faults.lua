@@ -221,7 +221,7 @@ local SWEEPS = {
   { "load", "alloc", 1 }, { "load", "write", 1 }, { "images", "alloc", 1 },
   { "images", "write", 1 }, { "step", "alloc", 1 },
   { "checkpoint", "alloc", 1 }, { "checkpoint", "write", 7 }, { "checkpoint", "name", 1 },
-  { "evaluation", "alloc", 3 }, { "evaluation", "write", 1 }, { "evaluation", "name", 1 },
+  { "evaluation", "alloc", 31 }, { "evaluation", "write", 1 }, { "evaluation", "name", 1 },
   { "prepare", "alloc", 9 }, { "prepare", "write", 1 }, { "prepare", "name", 1 },
   { "download", "alloc", 1 }, { "download", "write", 1 }, { "download", "name", 3 },
 }

@@ -263,6 +263,7 @@ local function steps(t, n)
     end
     s.time = nil
     s.seconds = nil
+    s.machine = nil
     seen[i] = s
   end
   return seen

@@ -165,6 +165,7 @@ local function records(folder, name)
   for line in io.lines(folder .. "/" .. name) do
     local r = cjson.decode(line)
     r.seconds = nil
+    r.machine = nil
     r.time = nil
     out[#out + 1] = r
   end

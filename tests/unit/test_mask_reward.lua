@@ -351,6 +351,7 @@ local function train()
   for step = 1, 3 do
     local s = run:step()
     s.seconds = nil
+    s.machine = nil
     s.time = nil
     seen[step] = s
   end

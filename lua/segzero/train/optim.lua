@@ -18,6 +18,8 @@
 --   local norm, updated = opt:step(lr)     lr: of this step; without it, options.lr. If the norm is
 --                                          not finite, the update is skipped: updated is false, the
 --                                          gradients are cleared, opt.skipped counts it
+--   opt:part_norms(part_of) -> {part -> norm}      of the gradients of the last step(), by parts of
+--                                          the model; part_of(name) -> text. Collective
 --   opt:bad_updates() -> n, window         how many of the last `window` updates were skipped
 --   opt:weight_norm()                      the norm of all parameters together; collective if the
 --                                          model is split over ranks
@@ -149,6 +151,28 @@ local function gradient_norm(self)
     return check(C.sz_adamw_grad_squares(self.c, self.counts))
   end)) do total = total + squares end
   return math.sqrt(total)
+end
+
+function methods:part_norms(part_of)
+  local function own()
+    local sums = {}
+    local squares = C.sz_adamw_squares(self.c)
+    for i, one in ipairs(self.list) do
+      local part = part_of(one.name)
+      local counts = not self.counts or self.counts[i - 1] == 1
+      if counts then sums[part] = (sums[part] or 0) + tonumber(squares[i - 1]) end
+    end
+    return sums
+  end
+  local p = self.ranks
+  local norms = {}
+  for r, sums in ipairs(p and p:agreed(own) or { own() }) do
+    -- Without parts of the state all replicas have the same sums.
+    local is_first = not p or self.shards or r <= p.shards
+    for part, sum in pairs(is_first and sums or {}) do norms[part] = (norms[part] or 0) + sum end
+  end
+  for part, sum in pairs(norms) do norms[part] = math.sqrt(sum) end
+  return norms
 end
 
 -- Ranks make their parts of it, and then all have the same weights.

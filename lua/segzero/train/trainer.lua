@@ -42,6 +42,7 @@ local forward = require "segzero.train.forward"
 local health = require "segzero.train.run.health"
 local inputs = require "segzero.train.inputs"
 local log = require "segzero.log"
+local machine = require "segzero.train.figures.machine"
 local memory_check = require "segzero.train.run.memory_check"
 local micro_batches = require "segzero.train.micro_batches"
 local optim = require "segzero.train.optim"
@@ -187,6 +188,9 @@ function methods:update(groups, lr)
   self.changing = true
   timer.enter "optimizer"
   stats.grad_norm = self.optimizer:step(lr)
+  for part, norm in pairs(self.optimizer:part_norms(function(name)
+    return self.policy:is_vision_weight(name) and "vision" or "language"
+  end)) do stats["grad_norm/" .. part] = norm end
   timer.enter "forward"
   return stats
 end
@@ -238,6 +242,7 @@ function methods:step(write_log)
   -- Collect unreferenced handles here, so that every step starts with as many C objects.
   collectgarbage()
   stats.time, stats.seconds = timer.report()
+  stats.machine = machine.of(stats, self.policy)
   if write_log then write_log(stats) end
   stop.release()
   return stats

@@ -155,7 +155,7 @@ function methods:gradient(batches, totals)
 end
 
 -- Averages the statistics of several updates of one rollout, each with the weight that its tokens
--- would have in a single update. grad_norm is the plain mean. mismatch is that of the first update,
+-- would have in a single update. grad_norm and its parts are plain means. mismatch is that of the first update,
 -- because its weights are the ones that sampled. list: the statistics; parts: the groups of each
 -- update.
 function M.mean(list, parts, aggregation, into)
@@ -171,7 +171,7 @@ function M.mean(list, parts, aggregation, into)
     local share = weight(1, whole) / weight(1, totals[i])
     for name, v in pairs(stats) do
       local part = v * share
-      if name == "grad_norm" then part = v / #list end
+      if name:find "^grad_norm" then part = v / #list end
       add(into, name, part)
     end
   end

@@ -15,6 +15,25 @@
 #include <stdlib.h>
 #include <utf8proc.h>
 
+/* stb_truetype would end the program where memory runs out in the middle of a letter. It goes on
+ * without the rest of it instead, and draw_letter reports that. */
+static __thread bool is_incomplete;
+
+static void *letter_memory(size_t bytes)
+{
+    void *p = malloc(bytes);
+    if (!p) is_incomplete = true;
+    return p;
+}
+
+static void require(bool is_fine)
+{
+    if (!is_fine) is_incomplete = true;
+}
+
+#define STBTT_malloc(bytes, context) ((void)(context), letter_memory(bytes))
+#define STBTT_free(p, context) ((void)(context), free(p))
+#define STBTT_assert(condition) require(condition)
 #define STB_TRUETYPE_IMPLEMENTATION
 #define STBTT_STATIC
 /* Unused functions are found at the end of the file. */
@@ -198,10 +217,11 @@ static int draw_letter(const letter *l, sz_image *im, double x, double y, const 
 
     uint8_t *cover = calloc((size_t)w, (size_t)h);
     if (!cover) return sz_fail("out of memory for a letter of %d x %d", w, h);
+    is_incomplete = false;
     stbtt_MakeGlyphBitmapSubpixel(info, cover, w, h, w, l->scale, l->scale, shift, 0, l->glyph);
-    blend(im, cover, left + x0, top, w, h, colour);
+    if (!is_incomplete) blend(im, cover, left + x0, top, w, h, colour);
     free(cover);
-    return 0;
+    return is_incomplete ? sz_fail("out of memory for a letter of %d x %d", w, h) : 0;
 }
 
 int sz_font_draw(const sz_font *f, sz_image *im, double x, double y, double size, const char *text,

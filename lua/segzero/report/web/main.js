@@ -23,7 +23,7 @@ const SECTIONS = [
     /^seconds\/total$|memory|^perf|tokens_per_second|mfu/.test(name) },
   { title: "Other", match: () => true },
 ];
-const HIDDEN = /^time\/|^seconds\/(?!total$)|^spread\/reward_(min|max|mean)$|^held_out\/ceiling_giou$/;
+const HIDDEN = /^time\/|^machine\/clock$|^seconds\/(?!total$)|^spread\/reward_(min|max|mean)$|^held_out\/ceiling_giou$/;
 /* Of all answers: metrics.jsonl has them too, and rollouts.jsonl said them first. */
 const TWICE = /^reward_(min|max|std)$/;
 const ORDER = ["reward", "held_out/reward", "held_out/giou", "length", "kl", "entropy", "grad_norm"];
