@@ -23,7 +23,7 @@ struct sz_adamw {
     int offload; /* SZ_OFFLOAD_MOMENTS, SZ_OFFLOAD_MASTERS */
     int64_t steps;
     sz_tensor **params;
-    double *squares; /* [n] of the gradients, when their norm was last computed */
+    double *squares;        /* [n] of the gradients, when their norm was last computed */
     int64_t *first, *count; /* the part of each parameter; NULL: all of it */
     /* One list for each kind; NULL where a parameter has none of it. */
     sz_tensor **state[SZ_ADAMW_STATES];
