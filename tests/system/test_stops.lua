@@ -272,7 +272,9 @@ end)
 check.case("a signal in the evaluation before the first step", function()
   local folder = place .. "/before"
   local words = { "recipes/refcocog_grpo.lua", "trainer.save_checkpoint_path=" .. folder }
-  local output, status = stopped_when(words, "[ -e " .. folder .. "/metrics.jsonl ]", "INT")
+  -- The log is opened just before the evaluation, which takes seconds.
+  local ready = "[ -e " .. folder .. "/metrics.jsonl ] && sleep 0.7"
+  local output, status = stopped_when(words, ready, "INT")
   check.equal(status, 130, "status")
   check.ok(output:find "segzero: stopped by SIGINT after step 0; no step was finished\n$",
     output:sub(-300))
