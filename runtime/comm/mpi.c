@@ -30,7 +30,9 @@ static char (*hosts)[SZ_HOST_NAME];
 static int *pids; /* [size] process of each rank on this machine; 0: on another one */
 
 static MPI_Request *requests;
+static MPI_Status *statuses;
 static int *peers; /* of each request */
+static int *sizes; /* bytes of each request */
 static int room;
 static double patience = 60; /* seconds that the end of the program waits for the other ranks */
 
@@ -57,9 +59,13 @@ static int reserve(int count)
     if (count <= room) return 0;
     MPI_Request *r = realloc(requests, sizeof *r * (size_t)count);
     if (r) requests = r;
+    MPI_Status *s = realloc(statuses, sizeof *s * (size_t)count);
+    if (s) statuses = s;
     int *p = realloc(peers, sizeof *p * (size_t)count);
     if (p) peers = p;
-    if (!r || !p) return core->fail("no memory for messages between ranks");
+    int *n = realloc(sizes, sizeof *n * (size_t)count);
+    if (n) sizes = n;
+    if (!r || !s || !p || !n) return core->fail("no memory for messages between ranks");
     room = count;
     return 0;
 }
@@ -68,7 +74,7 @@ static int reserve(int count)
 static int pieces(size_t bytes) { return (int)((bytes + LONGEST - 1) / LONGEST); }
 
 /* Starts all messages: those to receive first, so that none arrives unexpected. Returns the number
- * of requests, or -1 with a message; what was started then stays, for the end of the program. */
+ * of requests so far, or -1 with a message; what was started then stays, for the end of the program. */
 static int start(const sz_message *messages, int count, bool send, int used)
 {
     for (int i = 0; i < count; i++) {
@@ -84,10 +90,45 @@ static int start(const sz_message *messages, int count, bool send, int used)
             else code = MPI_Irecv(p, n, MPI_BYTE, m->peer, TAG, MPI_COMM_WORLD, &requests[used]);
             if (code != MPI_SUCCESS)
                 return fail_mpi(send ? "a message to a rank" : "a message", code);
+            sizes[used] = n;
             peers[used++] = m->peer;
         }
     }
     return used;
+}
+
+/* ---- sizes ---- */
+static int fail_size(int request, const char *sent)
+{
+    const int r = peers[request];
+    char text[SZ_HOST_NAME + 160];
+    snprintf(text, sizeof text,
+             "rank %d (host %s) sent %s bytes where %d were expected: the ranks do not do the same",
+             r, hosts[r], sent, sizes[request]);
+    return core->fail(text);
+}
+
+/* All requests are done, the first `received` of them are messages to this rank. For MPI a message
+ * that is shorter than its room is no error. */
+static int check_sizes(int received)
+{
+    for (int i = 0; i < received; i++) {
+        int n = 0;
+        char sent[32];
+        MPI_Get_count(&statuses[i], MPI_BYTE, &n);
+        if (n == sizes[i]) continue;
+        snprintf(sent, sizeof sent, "%d", n);
+        return fail_size(i, sent);
+    }
+    return 0;
+}
+
+/* What code says; a message that is longer than its room is named. */
+static int fail_exchange(int received, int code)
+{
+    for (int i = 0; code == MPI_ERR_IN_STATUS && i < received; i++)
+        if (statuses[i].MPI_ERROR == MPI_ERR_TRUNCATE) return fail_size(i, "more");
+    return fail_mpi("messages between ranks", code);
 }
 
 /* Gives the processor to others more and more often, so that ranks can share one. */
@@ -205,8 +246,8 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
     int total = 0;
     for (int i = 0; i < count; i++) total += pieces(messages[i].bytes);
     if (reserve(total) != 0) return -1;
-    int used = start(messages, count, false, 0);
-    if (used >= 0) used = start(messages, count, true, used);
+    const int received = start(messages, count, false, 0);
+    const int used = received < 0 ? -1 : start(messages, count, true, received);
     if (used < 0) return -1;
 
     static const double EVERY = 0.2; /* seconds between looks at the processes */
@@ -214,9 +255,9 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
     double look = now() + EVERY;
     for (int turn = 0;; turn++) {
         int done = 0;
-        const int code = MPI_Testall(used, requests, &done, MPI_STATUSES_IGNORE);
-        if (code != MPI_SUCCESS) return fail_mpi("messages between ranks", code);
-        if (done) return 0;
+        const int code = MPI_Testall(used, requests, &done, statuses);
+        if (code != MPI_SUCCESS) return fail_exchange(received, code);
+        if (done) return check_sizes(received);
         if (core->interrupted()) return core->fail("interrupted");
         if (turn % 64 == 63 && now() > end) {
             *late = first_unfinished(used);

@@ -37,6 +37,22 @@ for _, count in ipairs { 1, 2, 3, 5 } do
   end)
 end
 
+check.case("ranks that do not do the same say so", function()
+  local script = place .. "/differ.lua"
+  files.write(script, [[
+    local ranks = require "segzero.core.ranks"
+    local tensor = require "segzero.core.tensor"
+    local world = ranks.world()
+    local t = tensor.zeros { 100 * (1 + world:rank()) }
+    local ok, why = pcall(world.all_reduce, world, t)
+    io.stderr:write("line: ", tostring(ok), " ", tostring(why), "\n")]])
+  local text = ranks(2, { script })
+  -- Rank 0 gets the longer message, rank 1 the shorter one.
+  expect(text, "line: false rank 1 %(host [^)]+%) sent more bytes where 400 were expected: the ranks "
+    .. "do not do the same")
+  expect(text, "line: false rank 0 %(host [^)]+%) sent 400 bytes where 800 were expected")
+end)
+
 check.case("a rank that stalls is named within the time limit", function()
   local script = place .. "/stall.lua"
   files.write(script, [[
