@@ -9,19 +9,24 @@
  */
 #include "comm/group.h"
 #include "op.h"
+#include <limits.h>
 
 /* ---- the group ---- */
+/* Checked on the way forward, because the gradient of tp_copy needs the group, too. */
 static int check_group(int op, const sz_call *c)
 {
     int64_t group;
-    return sz_whole(op, c, 0, 0, &group);
+    if (sz_whole(op, c, 0, 0, &group) != 0) return -1;
+    if (group == 0 || (group <= INT_MAX && sz_comm_of_handle((int)group))) return 0;
+    return sz_refuse_number(op, c, 0, "0 or the handle of a group of ranks");
 }
 
-/* This rank's place in the group of a call. */
+/* This rank's place in the group of a call; -1 with a message if the group is gone. */
 static int rank_in(int group)
 {
-    sz_comm *c = group ? sz_comm_of_handle(group) : NULL;
-    return c ? sz_comm_rank(c) : 0;
+    if (group == 0) return 0;
+    const sz_comm *c = sz_comm_of_handle(group);
+    return c ? sz_comm_rank(c) : -1;
 }
 
 /* ---- tp_copy and tp_sum ---- */
@@ -70,10 +75,12 @@ int sz_shape_tp_gather(int op, sz_call *c)
     SZ_REQUIRE(!sizes || (sz_is_ids(sizes) && sizes->numel == parts), "takes i32 sizes [parts]");
     for (int64_t r = 0; sizes && r < parts; r++)
         SZ_REQUIRE(sz_i32(sizes)[r] >= 0, "a size is below 0");
+    const int group = (int)c->args[0];
+    SZ_REQUIRE(!group || sz_comm_size(sz_comm_of_handle(group)) == parts,
+               "parts is not the number of ranks in the group");
 
     /* This rank's size. In a dry run there may be no group to ask. */
-    const int rank = rank_in((int)c->args[0]);
-    SZ_REQUIRE(rank < parts, "the group has more ranks than parts");
+    const int rank = rank_in(group);
     SZ_REQUIRE(sz_is_dry_run() || sizes_between(c, rank, rank + 1) == x->shape[dim],
                "x is not as long as its rank's size says");
     int64_t shape[SZ_MAX_DIMS];
@@ -86,6 +93,7 @@ int sz_grad_tp_gather(sz_node *n)
 {
     const int dim = (int)n->call.args[2];
     const int rank = rank_in((int)n->call.args[0]);
+    if (rank < 0) return -1;
     const double first = (double)sizes_between(&n->call, 0, rank);
     const double length = (double)n->call.in[0]->shape[dim];
     if (n->call.in[0]->numel == 0) return 0;

@@ -212,6 +212,33 @@ local function ops(comm, group)
   end
 end
 
+-- What the ops refuse before any message is sent.
+local function refusals(comm)
+  local x = fill(3, "f32", world:rank())
+  local handle = core.C.sz_comm_handle(comm.pointer)
+  local function refused(want, ...)
+    local ok, why = pcall(...)
+    assert(not ok and tostring(why):find(want, 1, true), tostring(why))
+    compared = compared + 1
+  end
+  for _, other in ipairs { comm:size() + 1, comm:size() + 2 } do
+    local counts = tensor.full({ other }, 3, { dtype = "i32" })
+    for _, sizes in ipairs { false, counts } do
+      refused("parts is not the number of ranks in the group", x.tp_gather, x, sizes or nil, handle,
+        other, 0)
+    end
+  end
+  if comm:size() > 1 then
+    local counts = tensor.full({ 1 }, 3, { dtype = "i32" })
+    refused("parts is not the number of ranks", x.tp_gather, x, counts, handle, 1, 0)
+  end
+  for _, name in ipairs { "tp_copy", "tp_sum", "tp_sum_" } do
+    for _, group in ipairs { 64, 2 ^ 40 } do
+      refused("0 or the handle of a group of ranks", x[name], x, group)
+    end
+  end
+end
+
 local function all(comm, members)
   local group = { members = members, size = comm:size() }
   assert(#members == comm:size())
@@ -222,6 +249,7 @@ local function all(comm, members)
   values(comm, group)
   order(comm, group)
   ops(comm, group)
+  refusals(comm)
 end
 
 -- A sum that is longer than a piece (16 MiB).
