@@ -413,6 +413,37 @@ check.case("several files, and their index", function()
   whole:free()
 end)
 
+-- A folder is saved into twice: what the first save left must not be read for the second's.
+check.case("one file after several, and several after one, until all have written", function()
+  local dir = place .. "/twice"
+  files.make_dir(dir)
+  local index, single = dir .. "/model.safetensors.index.json", dir .. "/model.safetensors"
+  local shards = { shard_of(origin, 2, 0), shard_of(origin, 2, 1) }
+  local function save(most, seen)
+    local first = jobs.writing()
+    local function add(writing, i, part)
+      safetensors.save_folder(dir, split.described(weights.listed(shards[i])),
+        { max_shard_bytes = most, later = writing, part = part })
+    end
+    add(first, 1)
+    first:make_shared()
+    for i = 1, 2 do
+      local writing = jobs.writing()
+      add(writing, i, true)
+      run(writing, "the parts")
+    end
+    check.equal({ files.exists(single), files.exists(index) }, seen, "the older files")
+    first:finish_shared()
+    run(first, "the names")
+    check.equal({ files.exists(single), files.exists(index) }, { most > 1e6, most < 1e6 }, "the new ones")
+    for _, t in pairs((safetensors.load_folder(dir))) do t:free() end
+  end
+  save(2e6, { false, false })
+  save(40000, { true, false })
+  save(2e6, { false, true })
+  for _, vl in ipairs(shards) do vl:free() end
+end)
+
 check.case("of equal parts each rank writes about as many bytes", function()
   local dir = place .. "/7b"
   files.make_dir(dir)

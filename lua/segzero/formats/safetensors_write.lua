@@ -141,8 +141,11 @@ local function write_parts(path, names, tensors, metadata, later, how)
   later:pieces(path .. ".tmp", own)
 end
 
+-- Whether several ranks write the tensors.
+local function is_shared(names, tensors) return #names > 0 and parts.is_part(tensors[names[1]]) end
+
 local function write(path, names, tensors, metadata, later, how)
-  if #names > 0 and parts.is_part(tensors[names[1]]) then
+  if is_shared(names, tensors) then
     return write_parts(path, names, tensors, metadata, later, how)
   end
   write_whole(path, names, tensors, metadata, later)
@@ -212,9 +215,17 @@ end
 
 local SAVE_FOLDER = options.set { "max_shard_bytes", "metadata", "later", "part", "columns" }
 
+-- Removes a file that an earlier save left, and that a reader would take for one of this save: an
+-- index of other files, or one file that is read before an index. Where several ranks write, it
+-- stays until all have.
+local function remove_left(path, opts, shared)
+  if opts.part then return end
+  if shared then return opts.later:at_end(function() os.remove(path) end) end
+  os.remove(path)
+end
+
 -- Writes one file, or numbered shards and then the index. The index comes last, because shards
--- without one are not read as a model. opts.later, opts.part and
--- opts.columns: see above.
+-- without one are not read as a model. opts.later, opts.part and opts.columns: see above.
 M.save_folder = guarded(function(dir, tensors, opts)
   opts = options.check("save_folder", opts, SAVE_FOLDER, 0)
   local limit = opts.max_shard_bytes or 5e9
@@ -226,10 +237,10 @@ M.save_folder = guarded(function(dir, tensors, opts)
   local metadata = opts.metadata or { format = "pt" }
   local single = dir .. "/" .. M.SINGLE
   local index_path = dir .. "/" .. M.INDEX
+  local shared = is_shared(names, tensors)
   if #shards <= 1 then
     write(single, names, tensors, metadata, opts.later, opts)
-    if not opts.part then os.remove(index_path) end     -- a left-over index would be read first
-    return
+    return remove_left(index_path, opts, shared)
   end
   for i, shard in ipairs(shards) do
     local path = dir .. "/" .. shard_name(i, #shards)
@@ -237,12 +248,14 @@ M.save_folder = guarded(function(dir, tensors, opts)
   end
   if opts.part then return end
   local text = index_text(shards, total)
-  if opts.later and parts.is_part(tensors[names[1]]) then
-    return opts.later:at_end(function(writing) writing:text(index_path, text) end)
+  if shared then
+    opts.later:at_end(function(writing) writing:text(index_path, text) end)
+  elseif opts.later then
+    opts.later:text(index_path, text)
+  else
+    write_index(index_path, text)
   end
-  if opts.later then return opts.later:text(index_path, text) end
-  write_index(index_path, text)
-  os.remove(single)
+  remove_left(single, opts, shared)
 end)
 
 return M
