@@ -85,7 +85,8 @@ void model_add_linear(sz_model *m, model_layer *layer, int64_t rows, int64_t col
 int model_check(const sz_model *m)
 {
     if (m->shards > 1 && !m->group && !sz_is_dry_run())
-        return sz_fail("the model is one of %d shards, and has no group (sz_model_group_set)",
+        return sz_fail("the model is one of %d shards, and has no group to compute with: open it "
+                       "with shards = a group of ranks",
                        m->shards);
     if (m->quantized) return 0;
     for (int i = 0; i < m->weights.count; i++) {

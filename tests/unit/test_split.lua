@@ -487,6 +487,14 @@ check.case("what cannot be split is refused before a weight is read", function()
     "test_split.lua:%d+: shards: a group of ranks is expected, got a number", "a number")
   check.raises(function() sz.qwen_vl(origin, { shards = { count = 2, index = 2 } }) end,
     "shards: index 2 of 2 shards is not one of them", "an index")
+  check.raises(function() sz.qwen_vl(origin, { shards = { count = 2, indx = 1 } }) end,
+    "test_split.lua:%d+: shards: unknown option 'indx': did you mean 'index'?", "a key")
+  -- A group of one rank, as the shards of another model would have it.
+  local alone = require("segzero.core.ranks").world()
+  check.raises(function() sz.qwen_vl(origin, { shards = { count = 2, index = 0, group = alone } }) end,
+    "a group of 1 ranks for a model of 2 shards", "the group is used")
+  check.raises(function() sz.qwen_vl(origin, { shards = { count = 2, index = 0, group = "all" } }) end,
+    "test_split.lua:%d+: shards: group is not a group of ranks", "a word")
   check.equal(shard_of(origin, 1, 0).shards, nil, "one shard is a whole model")
 
   -- For a run, before anything is read: the setting's name, the value, what would do.

@@ -2,8 +2,9 @@
 -- and together they write the files that one process would write.
 --
 --   local shards = split.read(value, level)
---       sz.model's option shards: a group of core/ranks.lua, or {count =, index =} without one, for
---       counting and for tests -> {count =, index = from 0, group =}; nil for one shard
+--       sz.model's option shards: a group of core/ranks.lua, another model's shards, or {count =,
+--       index =} without a group, for counting and for tests
+--       -> {count =, index = from 0, group =}; nil for one shard
 --   split.deal(list, replica) -> {false or true, ...}
 --       list: {{tensor =, copies =, copy =}, ...}; true: another rank has the same part and writes
 --       it. One of them does, the one with the fewest elements so far, which all work out alike.
@@ -23,11 +24,16 @@ local columns = require "segzero.models.columns"
 local core = require "segzero.core.ffi"
 local folders = require "segzero.core.folders"
 local jobs = require "segzero.core.jobs"
+local options = require "segzero.core.options"
 local parts = require "segzero.formats.parts"
 
 local M = {}
 
+local SHARDS = options.set { "count", "index", "group" }
+
 local function is_count(n) return type(n) == "number" and n % 1 == 0 and n >= 1 end
+
+local function is_group(t) return type(t) == "table" and type(t.size) == "function" end
 
 function M.read(value, level)
   if value == nil then return nil end
@@ -35,12 +41,18 @@ function M.read(value, level)
   if type(value) ~= "table" then
     error(("shards: a group of ranks is expected, got a %s"):format(type(value)), level)
   end
-  local shards = { count = value.count, index = value.index }
-  if type(value.size) == "function" then
+  local shards
+  if is_group(value) then
     shards = { count = value:size(), index = value:rank(), group = value }
+  else
+    options.check("shards", value, SHARDS, level)
+    shards = { count = value.count, index = value.index, group = value.group }
   end
   local fits = is_count(shards.count) and type(shards.index) == "number" and shards.index % 1 == 0
     and shards.index >= 0 and shards.index < shards.count
+  if shards.group ~= nil and not is_group(shards.group) then
+    error("shards: group is not a group of ranks", level)
+  end
   if not fits then
     error(("shards: index %s of %s shards is not one of them"):format(tostring(shards.index),
       tostring(shards.count)), level)
