@@ -515,7 +515,19 @@ end)
 check.case("a shard without a group cannot save alone", function()
   local vl = shard_of(origin, 2, 0)
   check.raises(function() vl:save(place .. "/alone") end,
-    "shard 0 of 2 has no group, and all shards save together", "save")
+    "test_split.lua:%d+: .*/alone: shard 0 of 2 has no group, and all shards save together", "save")
+  vl:free()
+end)
+
+check.case("a whole model is not saved in parts", function()
+  local vl = sz.qwen_vl(origin)
+  for _, opts in ipairs { { part = true }, { replica = { index = 0, count = 1 } } } do
+    check.raises(function() vl:save(place .. "/parts", opts) end,
+      "test_split.lua:%d+: save: part, replica and columns are for a split model, with later", "save")
+  end
+  check.ok(not files.exists(place .. "/parts"), "nothing is written")
+  check.raises(function() vl:save(origin .. "/config.json") end,
+    "^[^:]*test_split.lua:%d+: /[^:]*: Not a directory$", "a file for a folder: the caller's line")
   vl:free()
 end)
 

@@ -355,9 +355,18 @@ end
 -- files, and each adds its parts by a call with opts.part (split.lua).
 own.save = full_precision_only(function(self, dir, opts)
   opts = options.check("save", opts, SAVE, 2)
-  if type(dir) ~= "string" then error("save: a folder name is expected, got " .. type(dir), 3) end
-  if not self.shards or opts.later then return write_folder(self, dir, opts) end
-  split.save(self, dir, function(o) write_folder(self, dir, o) end)
+  if type(dir) ~= "string" then error("save: a folder name is expected, got " .. type(dir), 2) end
+  local has_parts = self.shards and opts.later
+  if (opts.part or opts.replica or opts.columns) and not has_parts then
+    error("save: part, replica and columns are for a split model, with later", 2)
+  end
+  local ok, why = pcall(function()
+    if not self.shards or opts.later then return write_folder(self, dir, opts) end
+    split.save(self, dir, function(o) write_folder(self, dir, o) end)
+  end)
+  if ok then return end
+  if core.is_interrupt(why) then error(why, 0) end
+  error(core.plain(why), 2)
 end, "save")
 
 -- ---- the object ----
