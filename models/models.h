@@ -47,7 +47,7 @@ int sz_model_weight_full_shape(const sz_model *m, int i, int64_t shape[6]);
  * begins in it, and the local shape says how long it is. -1: this shard has the whole weight, or
  * there is no weight i. */
 int sz_model_weight_slice(const sz_model *m, int i, int64_t *first);
-/* How many shards have this very slice; *copy says which of them this one is, from 0, in the order
+/* How many shards have the same slice; *copy says which of them this one is, from 0, in the order
  * of the shards. The shards with one slice are neighbours. 1: no other. A whole weight has as many
  * copies as there are shards; key-value heads that are fewer than the shards have shards / heads.
  * 0 if there is no weight i. */

@@ -56,8 +56,8 @@ typedef struct {
     model_weight *items;
     int count, room;
     bool vision;             /* weights added now belong to the vision tower */
-    model_division division; /* and are divided so, */
-    int slices;              /* in as many equal slices; at most as many as there are shards */
+    model_division division; /* how weights added now are divided */
+    int slices;              /* into how many equal slices; at most the number of shards */
     bool failed;             /* memory ran out while weights were added */
 } model_weights;
 

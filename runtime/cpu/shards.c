@@ -1,5 +1,5 @@
-/* shards.c - the CPU kernels of tp_copy, tp_sum, tp_sum_ and tp_gather. What they do over several ranks is
- * comm/shards.c, which takes tensors on any device: a device's kernels may call these.
+/* shards.c - the CPU kernels of tp_copy, tp_sum, tp_sum_ and tp_gather. What they do over several
+ * ranks is in comm/shards.c, which takes tensors on any device: a device's kernels may call these.
  * Leaves out: embedding_part (rows.c), logprob_part and logprob_join (logprob.c).
  */
 #include "comm/group.h"

@@ -1,9 +1,9 @@
 /* shards.cu - the rows of ops.def for a model that is split over ranks, on the device: tp_copy,
  * tp_sum, tp_sum_, tp_gather, embedding_part, logprob_join and its gradient.
  *
- * The collectives go through the core (comm/), which sends the tensors from device to device, or
- * passes them through host memory; then a decode step with them is not recorded. Leaves out: logprob_part (logprob.cu). The reference is
- * cpu/reference/shards.c. */
+ * The collectives go through the core (comm/), which sends the tensors from device to device or
+ * through host memory. In the second case a decode step with them is not recorded as a graph.
+ * Leaves out: logprob_part (logprob.cu). The reference is cpu/reference/shards.c. */
 #include "vector.cuh"
 
 enum { THREADS = 256 };

@@ -66,8 +66,8 @@ local function make(folder, kind, shards, name)
     device = settings.device })
   lora.configure(policy, cfg)
   return trainer.new { config = cfg, policy = policy, parallel = p,
-    folder = run_folder(p, folder, name or kind), reward = mini.reward, train = mini.rows(cfg), prompt = require("segzero.data.prompt").seg_zero,
-    total_steps = 4 }
+    folder = run_folder(p, folder, name or kind), reward = mini.reward, train = mini.rows(cfg),
+    prompt = require("segzero.data.prompt").seg_zero, total_steps = 4 }
 end
 
 local function seed_of(name, update)

@@ -8,7 +8,7 @@
 -- (jobs.writing), is needed then. The first rank makes the file (writing:share); with opts.part each
 -- rank, also that one, writes its own parts. opts.columns: what writes divided columns
 -- (models/columns.lua).
--- Leaves out: reading; who waits for whom (models/split.lua, train/run/checkpoint.lua).
+-- Leaves out: reading; the order in which ranks do this (models/split.lua, train/run/checkpoint.lua).
 
 local ffi = require "ffi"
 local cjson = require "cjson"

@@ -7,8 +7,8 @@
 --                                         them afterwards, even if f fails. f may call it again.
 --                                         Not inside a step: the weights would belong to its arena
 --
--- All weights go over the bus once in a call. The copies run beside the device's other work; the
--- host goes on, and what f gives the device waits for them. Leaves out: models in 8 bits (their
+-- All weights go over the bus once in a call. The copies overlap with the device's other work: the
+-- host goes on at once, and what f gives the device waits for them. Leaves out: models in 8 bits (their
 -- layout is the device's), one layer at a time.
 
 local core = require "segzero.core.ffi"
@@ -32,10 +32,12 @@ local function traced(e)
   return debug.traceback(e, 2)
 end
 
--- The file's pages take the place of no memory that is needed: the system may drop them.
+-- Takes the weights' place in the mapped file, whose pages the system may drop from then on.
 local function lock(vl)
   local home = {}
-  for name, t in pairs(vl:parameters()) do home[name] = handle.wrap(check(C.sz_tensor_lock(t.ptr))) end
+  for name, t in pairs(vl:parameters()) do
+    home[name] = handle.wrap(check(C.sz_tensor_lock(t.ptr)))
+  end
   set_all(vl, home)
   locked[vl] = true
 end

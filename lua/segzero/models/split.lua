@@ -17,7 +17,7 @@
 --       all
 --
 -- full: the whole weight's shape; slice: parts.lua's, nil: whole; copies, copy: how many shards have
--- this very slice, and which of them this is. Leaves out: loading (weights.lua), checkpoints of
+-- the same slice, and which of them this is. Leaves out: loading (weights.lua), checkpoints of
 -- training (train/run/checkpoint.lua).
 
 local columns = require "segzero.models.columns"

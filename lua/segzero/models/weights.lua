@@ -5,7 +5,7 @@
 --          full = {...}, slice = {dim = 1 | 2, first = from 0, count =} | nil, copies =, copy =,
 --          adds = true | false}, ...}
 --       full: the shape in files; a shard of a split model has a slice of it. copies: how many
---       shards have this very slice, copy: which of them this is, from 0. adds: the gradient of
+--       shards have the same slice, copy: which of them this is, from 0. adds: the gradient of
 --       each copy is a part, to be added to the others'
 --   weights.set(model, loaded, where, stray)
 --       gives the tensors {name -> tensor} to C, in model.dtype on model.device; stray(name) is
