@@ -144,6 +144,32 @@ check.case("state of another kind is refused, and nothing is changed", function(
                "an unknown kind")
 end)
 
+check.case("scales that fit no blocks of a parameter are refused, and nothing is changed", function()
+  local a = tensor.randn { 4, 300 }:requires_grad(true)
+  local opt = optim.adamw({ { name = "a", tensor = a } }, { lr = 0.1, state_dtype = "int8" })
+  ;(a * a):sum():backward()
+  opt:step()
+  local state = opt:whole_state()
+  local codes = state["exp_avg.a"]:totable()
+  check.equal(state["exp_avg_scale.a"]:shape(), { 5 }, "a scale for each 256 elements")
+
+  -- Slices of 3 rows or 7 columns are none; neither are 4 blocks, nor blocks by rows and columns.
+  local refused = 0
+  for _, shape in ipairs { { 4 }, { 6 }, { 3, 1, 2 }, { 1, 7, 1 }, { 2, 1, 2 }, { 2, 2, 2 },
+      { 0, 1, 0 }, { 5, 1 } } do
+    local saved = { ["exp_avg.a"] = tensor.zeros({ 4, 300 }, { dtype = "u8" }),
+      ["exp_avg_sq.a"] = tensor.zeros({ 4, 300 }, { dtype = "u8" }),
+      ["exp_avg_scale.a"] = state["exp_avg_scale.a"],
+      ["exp_avg_sq_scale.a"] = tensor.zeros(shape) }
+    check.raises(function() opt:set_state(saved) end,
+      ("exp_avg_sq_scale.a has shape [%s], which fits no blocks of [4, 300]"):format(
+        table.concat(shape, ", ")):gsub("[%[%]]", "%%%0"), "the shape")
+    refused = refused + 1
+  end
+  check.equal(refused, 8, "shapes")
+  check.equal(state["exp_avg.a"]:totable(), codes, "nothing was changed")
+end)
+
 check.case("skipped updates are counted, and the norm of the weights", function()
   local a = sz.tensor({ 1, 2, 2 }):requires_grad(true)
   local b = sz.tensor({ 0, 4 }):requires_grad(true)
