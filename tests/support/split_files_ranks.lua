@@ -7,6 +7,7 @@
 --   split_files_ranks.lua resume FOLDER KIND...   reads KIND_D_T of other splits and saves what it read
 --                                                 to KIND_D_T_to_D_T
 --   split_files_ranks.lua fail FOLDER             the last shard cannot write
+--   split_files_ranks.lua blocked FOLDER          a folder has the name of the file
 --   split_files_ranks.lua break FOLDER N          of a second checkpoint the N-th exchange of the last
 --                                                 shard fails
 --   split_files_ranks.lua full FOLDER             the last shard cannot write the second checkpoint
@@ -160,9 +161,20 @@ local function full(folder)
   io.write(("%s\n"):format(ok and "saved" or tostring(why)))
 end
 
-local function fail(folder)
+local function shard_of_world(folder)
   local p = parallel.new(60, { shards = ranks.world():size() })
-  local policy = sz.model(folder .. "/model", { shards = p.shard_group })
+  return p, sz.model(folder .. "/model", { shards = p.shard_group })
+end
+
+local function blocked(folder)
+  local p, policy = shard_of_world(folder)
+  p:on_root(function() files.make_dir(folder .. "/blocked/model.safetensors") end)
+  local ok, why = pcall(policy.save, policy, folder .. "/blocked")
+  io.write(("%s\n"):format(ok and "saved" or tostring(why)))
+end
+
+local function fail(folder)
+  local p, policy = shard_of_world(folder)
   limit(p)
   local ok, why = pcall(policy.save, policy, folder .. "/failed")
   io.write(("%s\n"):format(ok and "saved" or tostring(why)))
@@ -224,6 +236,7 @@ end
 if arg and arg[0] and arg[0]:find "split_files_ranks" then
   local good, reason = pcall(function()
     if arg[1] == "fail" then return fail(arg[2]) end
+    if arg[1] == "blocked" then return blocked(arg[2]) end
     if arg[1] == "full" then return full(arg[2]) end
     if arg[1] == "break" then return break_at(arg[2], tonumber(arg[3])) end
     if arg[1] == "columns" then return columns() end

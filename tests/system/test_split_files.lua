@@ -246,6 +246,14 @@ check.case("a shard that cannot write its part of a model is named on all", func
   check.ok(not files.exists(place .. "/failed/model.safetensors.tmp"), "no rest")
 end)
 
+check.case("a written file that cannot get its name leaves nothing", function()
+  local text = runs.run(2, { "tests/support/split_files_ranks.lua", "blocked", place })
+  local _, lines = text:gsub("model%.safetensors[^\n]*: Is a directory", "")
+  check.equal(lines, 2, "both shards say it: " .. text)
+  check.equal(folders.kind(place .. "/blocked/model.safetensors"), "folder", "the folder stays")
+  check.ok(not files.exists(place .. "/blocked/model.safetensors.tmp"), "no rest")
+end)
+
 check.case("a shard that cannot write its part of a checkpoint is named", function()
   local text = runs.run(2, { "tests/support/split_files_ranks.lua", "full", place })
   local own = "global_step_4 is not written: rank 1 %(host [^)]+%): "

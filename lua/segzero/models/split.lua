@@ -144,9 +144,10 @@ function M.save(model, dir, write)
       shards.index, shards.count), 0)
   end
   local writing = jobs.writing()
+  local shared = writing.shared        -- the same list after finish_shared, which begins another
   local ok, why = pcall(function() save(shards, writing, write) end)
   if ok then return end
-  for _, one in ipairs(writing.shared) do folders.remove_file(one.path .. ".tmp") end
+  for _, one in ipairs(shared) do folders.remove_file(one.path .. ".tmp") end
   error(why, 0)
 end
 
