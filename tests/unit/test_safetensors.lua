@@ -238,6 +238,30 @@ check.case("a small model is one file until shards replace it", function()
   for i = 1, 6 do check.equal(whole["layer." .. i]:totable(), { i, i + 0.5 }, "layer " .. i) end
 end)
 
+check.case("a save over an older one that fails half-way leaves no mixed model", function()
+  local folder = new_folder "twice"
+  local index_path = folder .. "/model.safetensors.index.json"
+  st.save_folder(folder, weights, { max_shard_bytes = 20 })
+  local others = {}
+  for name in pairs(weights) do others[name] = tensor.new { 7, 7 } end
+  local function save_again() st.save_folder(folder, others, { max_shard_bytes = 20 }) end
+  local function fail_at(i)
+    local blocked = ("%s/model-%05d-of-00003.safetensors.tmp"):format(folder, i)
+    require("posix.sys.stat").mkdir(blocked)
+    check.raises(save_again, "Is a directory", "file " .. i)
+    require("posix.unistd").rmdir(blocked)
+  end
+
+  -- Nothing of the older model is replaced yet; then its first file is.
+  fail_at(1)
+  check.equal(st.load_folder(folder)["layer.1"]:totable(), { 1, 1.5 }, "the older model")
+  fail_at(2)
+  check.ok(not exists(index_path), "no index of both")
+  check.raises(function() st.load_folder(folder) end, "neither model.safetensors nor", "no model")
+  save_again()
+  for i = 1, 6 do check.equal(st.load_folder(folder)["layer." .. i]:totable(), { 7, 7 }, "new") end
+end)
+
 check.case("damaged indexes and a missing shard", function()
   local folder = new_folder "damaged"
   local index_path = folder .. "/model.safetensors.index.json"

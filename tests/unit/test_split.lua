@@ -433,6 +433,7 @@ check.case("one file after several, and several after one, until all have writte
     end
     check.equal({ files.exists(single), files.exists(index) }, seen, "the older files")
     first:finish_shared()
+    check.ok(not files.exists(index), "no index while files get their names")
     run(first, "the names")
     local new = { most > 1e6, most < 1e6 }
     check.equal({ files.exists(single), files.exists(index) }, new, "the new ones")
@@ -440,6 +441,7 @@ check.case("one file after several, and several after one, until all have writte
   end
   save(2e6, { false, false })
   save(40000, { true, false })
+  save(40000, { false, true })
   save(2e6, { false, true })
   for _, vl in ipairs(shards) do vl:free() end
 end)

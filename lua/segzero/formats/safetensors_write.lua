@@ -225,7 +225,9 @@ local function remove_left(path, opts, shared)
 end
 
 -- Writes one file, or numbered shards and then the index. The index comes last, because shards
--- without one are not read as a model. opts.later, opts.part and opts.columns: see above.
+-- without one are not read as a model. An older index goes when the first new file has its name: it
+-- would call new and old files one model if the rest fails. opts.later, opts.part and opts.columns:
+-- see above.
 M.save_folder = guarded(function(dir, tensors, opts)
   opts = options.check("save_folder", opts, SAVE_FOLDER, 0)
   local limit = opts.max_shard_bytes or 5e9
@@ -245,6 +247,7 @@ M.save_folder = guarded(function(dir, tensors, opts)
   for i, shard in ipairs(shards) do
     local path = dir .. "/" .. shard_name(i, #shards)
     write(path, shard, tensors, metadata, opts.later, opts)
+    if i == 1 then remove_left(index_path, opts, shared) end
   end
   if opts.part then return end
   local text = index_text(shards, total)
