@@ -1,10 +1,9 @@
 /* mpi.c - the transport over MPI, a library of its own: libsegzero_mpi.so.
  *
  * Messages are MPI_Isend and MPI_Irecv with one tag; two more tags are for ranks that ask whether
- * others wait; a long one is several of MPI's. The wait polls
- * for all of them, so that it can end by time, or when a process on this machine is gone: mpirun
- * kills the others soon, and prints nothing that names it. Nothing else of MPI is used but starting
- * and ending.
+ * others wait; a long one is several of MPI's. The wait polls for all of them, so that it can end by
+ * time, or when a process on this machine is gone: mpirun kills the others soon, and prints nothing
+ * that names it. Nothing else of MPI is used but starting and ending.
  * Source: the MPI 3.1 standard, chapters 3 and 8.
  */
 #define _GNU_SOURCE

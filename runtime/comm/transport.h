@@ -13,7 +13,7 @@
 enum { SZ_TRANSPORT_VERSION = 4, SZ_HOST_NAME = 64 };
 
 /* A message to or from a rank. Messages between two ranks arrive in the order in which both sides
- * list them, so both must list the same sizes. */
+ * list them, so both must list the same sizes; exchange fails if one comes with another size. */
 typedef struct {
     void *data;
     size_t bytes;
