@@ -187,10 +187,13 @@ function methods:update(groups, lr)
   if not self.changing then stop.hold() end
   self.changing = true
   timer.enter "optimizer"
-  stats.grad_norm = self.optimizer:step(lr)
-  for part, norm in pairs(self.optimizer:part_norms(function(name)
-    return self.policy:is_vision_weight(name) and "vision" or "language"
-  end)) do stats["grad_norm/" .. part] = norm end
+  local norm, _, norms = self.optimizer:step(lr, function(one)
+    -- An adapter belongs to the part of its weight.
+    return self.policy:is_vision_weight(one.weight or one.name) and "vision" or "language"
+  end)
+  stats.grad_norm = norm
+  -- A script's own step may have none.
+  for part, of_part in pairs(norms or {}) do stats["grad_norm/" .. part] = of_part end
   timer.enter "forward"
   return stats
 end
