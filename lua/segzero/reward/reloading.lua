@@ -1,5 +1,5 @@
--- reloading.lua - a reward's file during a run: the run folder keeps what judged, and a file that is
--- changed judges from the next step on (worker.reward.reload).
+-- reloading.lua - a reward's file during a run: the run folder keeps each version that judged, and
+-- a file that is changed judges from the next step on (worker.reward.reload).
 --
 --   local watcher = reloading.new(settings)     settings: worker.reward of a run; nil if its reward
 --                                               is not a FILE.lua
@@ -8,8 +8,8 @@
 --   reloading.stored(folder, step, settings) -> f, N     the reward that judged this step of an old
 --                                 run, from its folder; nil if it is not there
 --
--- The run folder has copies named reward_step_ and a number: the text that counts from that step on,
--- until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all change
+-- The run folder has copies named reward_step_ and a number: the text that judges from that step
+-- on, until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all change
 -- at the same step. The run says so in a note. A version that does not load is a note as well, and
 -- the old one stays. A hook that sets t.reward ends the watching.
 -- Leaves out: modules that the file requires.
@@ -64,18 +64,28 @@ local function copies(folder)
 end
 
 local function write_copy(t, step, text)
-  if t.folder then files.write(t.folder .. "/" .. copy_name(step), text) end
+  files.write(t.folder .. "/" .. copy_name(step), text)
+end
+
+local function remove_copy(t, step)
+  local path = t.folder .. "/" .. copy_name(step)
+  local ok, reason = folders.remove_file(path)
+  if not ok then error(("cannot remove %s: %s"):format(path, reason), 0) end
+end
+
+-- Without later ones, which belong to steps that run again.
+local function write_first(t, text)
+  local first = t.global_step + 1
+  for _, step in ipairs(copies(t.folder)) do
+    if step >= first then remove_copy(t, step) end
+  end
+  if t.global_step < t.total_steps then write_copy(t, first, text) end
 end
 
 -- A run that goes on judges with the file as it is now.
 function methods:begin(t)
   self.reward = t.reward
-  if not t.folder or not t.parallel:is_root() then return end
-  local first = t.global_step + 1
-  for _, step in ipairs(copies(t.folder)) do
-    if step >= first then folders.remove_file(t.folder .. "/" .. copy_name(step)) end
-  end
-  if t.global_step < t.total_steps then write_copy(t, first, self.text) end
+  if t.folder then t.parallel:on_root(function() write_first(t, self.text) end) end
 end
 
 -- ---- a change ----
@@ -127,7 +137,7 @@ function methods:look(t)
     return say(t, REFUSED, self.path, visible.line(why, 300))
   end
   local step = t.global_step + 1
-  if t.parallel:is_root() then write_copy(t, step, text) end
+  if t.folder then t.parallel:on_root(function() write_copy(t, step, text) end) end
   self.text = text
   self.reward = reward
   t.reward = reward
