@@ -28,7 +28,10 @@
 --                                      ranks must know alike
 --   p:from_first(f) -> value           f runs on the replica's first shard, and its shards get it
 --   p:alike(f, ...)                    f's results on each shard; if one fails, all of them do
---   p:check_stop()                     between steps: raises on all ranks if a signal came to one
+--   p:later(f, ...)                    f runs on this rank alone, such as a logger on rank 0; if
+--                                      it fails, check_stop() raises its error
+--   p:check_stop()                     between steps: raises on all ranks if a signal came to one,
+--                                      or later() failed on one
 --   p:total(n) -> number               the sum of the first shards' numbers; nil stays nil
 --   parallel.quiet()                   this rank prints nothing from now on but errors
 --   parallel.mute()                    nor errors: another rank prints them
@@ -258,9 +261,20 @@ function methods:seen_by_all()
   return self.shards == 1 or lock_step.seen_by_all(self.shard_group) ~= nil
 end
 
+function methods:later(f, ...)
+  if self.size == 1 then return f(...) end
+  local ok, reason = pcall(f, ...)
+  if not ok then self.late_failure = self.late_failure or reason end
+end
+
 function methods:check_stop()
   if self.size == 1 then return stop.check() end
-  self:together(stop.check)
+  self:together(function()
+    stop.check()
+    local failure = self.late_failure
+    self.late_failure = nil
+    if failure then error(failure, 0) end
+  end)
 end
 
 function methods:total(n)

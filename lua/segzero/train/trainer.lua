@@ -58,6 +58,7 @@ local schedules = require "segzero.algorithms.schedules"
 local stop = require "segzero.core.stop"
 local timer = require "segzero.log.timer"
 local update = require "segzero.train.update"
+local user_code = require "segzero.core.user_code"
 local vision_cache = require "segzero.inference.vision_cache"
 
 local M = { sorted_parts = records.parts_text }
@@ -108,7 +109,7 @@ function M.new(opts)
   t.log = log.open(loggers, {
     folder = t.folder, config = t.config, total_steps = t.total_steps, first_step = t.global_step,
     train = t.train, policy = t.policy,
-  })
+  }, function(...) t.parallel:later(user_code.call, ...) end)
   return t
 end
 

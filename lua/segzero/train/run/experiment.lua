@@ -282,6 +282,7 @@ local function all(t, run, source, notes)
   end
   name_report(t)
   t.log:close()
+  t.parallel:check_stop()       -- for what failed since the last step
 end
 
 local function check_ranks(p, cfg)
