@@ -3,8 +3,9 @@
 -- share of the prompts; its shards hold parts of the model and work in lock step. With joining.lua
 -- and balance.lua the only files of training that know ranks.
 --
---   local p = parallel.new(timeout, { shards = T })
---                                      timeout: seconds that a collective waits; the job's ranks
+--   local p = parallel.new(timeout, { shards = T, setting = name })
+--                                      timeout: seconds that a collective waits; the job's ranks.
+--                                      setting: of T, for a note; nil: that of training
 --   local p = parallel.alone()         one rank
 --   local p = parallel.all_shards()    one replica: all ranks of the job are its shards
 --   p.rank, p.size                     from 0; 1 without a launcher
@@ -80,8 +81,9 @@ function M.new(timeout, options)
   local rank = world:rank()
   local shards = options and options.shards or 1
   if size == 1 and shards > 1 then
-    notes.say(("worker.rollout.tensor_parallel_size=%d has no effect on one rank; segzero --ranks "
-      .. "%d divides the model"):format(shards, shards))
+    local setting = options.setting or "worker.rollout.tensor_parallel_size"
+    notes.say(("%s=%d has no effect on one rank; segzero --ranks %d divides the model")
+      :format(setting, shards, shards))
     shards = 1
   end
   if rank > 0 and size % shards ~= 0 then M.mute() end
