@@ -25,12 +25,6 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
--- "FILE.lua:NAME" -> "FILE.lua"; nil for the name of a module.
-local function path_of(name)
-  if type(name) ~= "string" then return nil end
-  return name:match "^(.*%.lua):[^:/]*$" or name:match "^.*%.lua$"
-end
-
 -- Changes when the file is written or replaced; "" if there is none.
 local function mark_of(path)
   local s = require("posix.sys.stat").stat(path)
@@ -39,7 +33,7 @@ local function mark_of(path)
 end
 
 function M.new(settings)
-  local path = path_of(settings.compute_score)
+  local path = loading.file(settings.compute_score)
   if not path or not files.exists(path) then return nil end
   return setmetatable({ settings = settings, path = path, mark = mark_of(path),
     text = files.read(path) }, mt)
@@ -146,13 +140,15 @@ end
 
 -- ---- an old run ----
 function M.stored(folder, step, settings)
-  if not path_of(settings.compute_score) then return nil end
+  if not loading.file(settings.compute_score) then return nil end
   local newest
   for _, one in ipairs(copies(folder)) do
     if one <= step then newest = one end
   end
   if not newest then return nil end
-  return load_text(settings, files.read(folder .. "/" .. copy_name(newest))), newest
+  local path = folder .. "/" .. copy_name(newest)
+  local text = files.read(path) or error("cannot read " .. path, 0)
+  return load_text(settings, text), newest
 end
 
 return M
