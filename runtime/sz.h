@@ -217,7 +217,7 @@ double sz_adamw_grad_norm(sz_adamw *o);
 /* Its square; of the parts alone, if there are parts. counts: NULL, or for each parameter 0 if it
  * is left out, because another rank counts it. Negative with a message on failure. */
 double sz_adamw_grad_squares(sz_adamw *o, const uint8_t *counts);
-/* What each parameter gave to the last of the two, n numbers; borrowed. */
+/* The squares of each parameter in the last of the two calls, n numbers; borrowed. */
 const double *sz_adamw_squares(const sz_adamw *o);
 /* The norm of the parameters' values, of whole parameters; and its square, as above. */
 double sz_adamw_weight_norm(sz_adamw *o);

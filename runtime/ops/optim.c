@@ -239,15 +239,15 @@ static double squares(sz_adamw *o, bool gradients, const uint8_t *counts)
 
     double total = 0;
     for (int i = 0; rc == 0 && i < o->n; i++) {
-        const double square = (double)sz_f32(read)[i];
+        double square = (double)sz_f32(read)[i];
+        /* Lua reads only a NaN without other bits. */
+        if (isnan(square)) square = NAN;
         if (gradients) o->squares[i] = square;
         total += square;
     }
     sz_tensor_release(read);
     sz_tensor_release(sums);
     sz_scope_pop();
-    /* Lua reads only a NaN without other bits. */
-    if (isnan(total)) return NAN;
     return rc == 0 ? total : -1;
 }
 

@@ -95,8 +95,9 @@ function M.records(name, log)
   return list
 end
 
-local COMPARED = { "step", "reward", "length", "loss", "kl", "entropy", "grad_norm", "tokens",
-  "held_out_reward", "draws", "filtered", "reward_kl" }
+local COMPARED = { "step", "reward", "length", "loss", "kl", "entropy", "grad_norm",
+  "grad_norm/vision", "grad_norm/language", "tokens", "held_out_reward", "draws", "filtered",
+  "reward_kl" }
 
 -- The sums have another order, so the last digits of f32 differ. The first update spreads that to
 -- the weights, and random weights this wide (std 0.3) enlarge it: 2e-5 was seen at step 3.

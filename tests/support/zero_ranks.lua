@@ -1,12 +1,11 @@
 -- zero_ranks.lua - one rank of tests/system/test_zero.lua: an optimizer of which each rank has a
 -- part, next to one of which each has all. Both get the same gradients.
 --
--- Weights, moments, masters and scales must be the same bits after several updates, in every kind of
--- state; the gradients' norm the same but for the order of an f64 sum. The bytes of state and the
--- bytes sent are checked against formulas. The parts written into one file are the whole state, which
--- resumes. Prints "ok N" with the number of elements that were
--- compared. Leaves out: the rest of a
--- checkpoint, models.
+-- Weights, moments, masters and scales must be the same bits after several updates, in every kind
+-- of state; the gradients' norms, of all and of two parts of the model, the same but for the order
+-- of an f64 sum. The bytes of state and the bytes sent are checked against formulas. The parts
+-- written into one file are the whole state, which resumes. Prints "ok N" with the number of
+-- elements that were compared. Leaves out: the rest of a checkpoint, models.
 
 local ffi = require "ffi"
 local checkpoint = require "segzero.train.run.checkpoint"
@@ -138,6 +137,22 @@ local function bytes_of_update(opt, list, update)
   return sum
 end
 
+-- Two parts of the model: the first parameters and the others.
+local function part_of(one) return tonumber(one.name:match "%d+") <= 4 and "first" or "rest" end
+
+-- norms: of the parts, of an optimizer in parts; whole: those of one that has all.
+local function check_norms(name, norm, norms, want, whole)
+  local function close(a, b, what)
+    expect(math.abs(a - b) <= 1e-6 * b, "%s: the norm%s is %.9g, expected %.9g", name, what, a, b)
+  end
+  close(norm, want, "")
+  for _, part in ipairs { "first", "rest" } do
+    expect(norms[part] > 0, "%s: the part %s has a gradient", name, part)
+    close(norms[part], whole[part], " of " .. part)
+  end
+  close(math.sqrt(norms.first ^ 2 + norms.rest ^ 2), norm, " of the parts")
+end
+
 local function check_kind(kind)
   local name = kind.name
   local options = kind.options
@@ -152,11 +167,10 @@ local function check_kind(kind)
     set_gradients(others, update)
     -- A rank that has no gradient gets zeros, and takes part.
     local before = ranks.bytes_sent()
-    local norm = sharded:step(1e-2)
+    local norm, _, norms = sharded:step(1e-2, part_of)
     local sent = ranks.bytes_sent() - before
-    local want = whole:step(1e-2)
-    expect(math.abs(norm - want) <= 1e-6 * want, "%s: the norm is %.9g, expected %.9g", name, norm,
-      want)
+    local want, _, whole_norms = whole:step(1e-2, part_of)
+    check_norms(name, norm, norms, want, whole_norms)
     -- What ranks agree on: a number for each parameter, and two records of some bytes.
     local agreed = sent - bytes_of_update(sharded, mine, update)
     local numbers = 8 * #mine * (p.size - 1)
@@ -193,8 +207,9 @@ local function main()
   local before = bytes(list[6].tensor)
   set_gradients(list, 1)
   if p.rank == 0 then (list[6].tensor * math.huge):sum():backward() end
-  local _, updated = opt:step(1e-2)
+  local _, updated, norms = opt:step(1e-2, part_of)
   expect(updated == false and opt.skipped == 1, "the update is skipped")
+  expect(norms.first < math.huge and not (norms.rest < math.huge), "the part that is not finite")
   expect(bytes(list[6].tensor) == before, "its weights stay")
   set_gradients(list, 1)
   _, updated = opt:step(1e-2)
@@ -204,7 +219,8 @@ local function main()
   if p.rank == p.size - 1 then opt.beta1 = "none" end
   set_gradients(list, 1)
   local ok, why = pcall(opt.step, opt, 1e-2)
-  expect(not ok and tostring(why):find(("rank %d"):format(p.size - 1)), "all fail: %s", tostring(why))
+  expect(not ok and tostring(why):find(("rank %d"):format(p.size - 1)), "all fail: %s",
+    tostring(why))
 end
 
 local good, reason = pcall(main)

@@ -45,12 +45,12 @@ local FILES = { "config.json", "results.jsonl", "summary.json", "worst.png", "be
 local SPLITS = { { 2, 1 }, { 3, 1 }, { 2, 2 }, { 4, 2 } }
 
 check.case("results, summary and images are those of one process", function()
-  evaluate(1, "one", { "visual_results=true" })
+  evaluate(1, "one", { "visual_results=true", "reward=seg_strict" })
   local images = folders.list(place .. "/one/visual_results")
   check.ok(#images > 2, "there are images")
   for _, split in ipairs(SPLITS) do
     local name = ("on_%d_%d"):format(split[1], split[2])
-    local text = evaluate(split[1], name, { "visual_results=true",
+    local text = evaluate(split[1], name, { "visual_results=true", "reward=seg_strict",
       "tensor_parallel_size=" .. split[2] })
     expect_same_files(name, "one", FILES)
     local folder = name .. "/visual_results"
@@ -104,6 +104,8 @@ check.case("mistakes are one line", function()
   local _, count = text:gsub(wanted:gsub("%-", "%%-"), "")
   check.equal(count, 1, text)
   check.ok(not files.exists(place .. "/wrong"), "no folder is made")
+  text = evaluate(1, "alone", { "tensor_parallel_size=2", "oracle=true" })
+  check.ok(text:find("note: tensor_parallel_size=2 has no effect on one rank", 1, true), text)
 end)
 
 check.case("infer on two ranks answers and draws the same", function()

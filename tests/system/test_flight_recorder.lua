@@ -252,6 +252,24 @@ check.case("a version that does not load is a warning, and the setting switches 
   check.ok(not files.exists(place .. "/X/reward_step_2.lua"), "no second version")
 end)
 
+check.case("a Python name of EasyR1's stands for the file that is watched", function()
+  local path = place .. "/py"
+  local second = "return { score = function(text) return 100 + #text % 7 end }"
+  files.write(path .. ".lua", ([[
+    return { score = function(text)
+      local file = assert(io.open(%q, "w"))
+      file:write(%q)
+      file:close()
+      return #text %% 7
+    end }]]):format(path .. ".lua", second))
+  local text = train("P", "trainer.max_steps=2",
+    "worker.reward.compute_score=" .. path .. ".py:score")
+  has(text, "reward changed: " .. path .. ".lua judges from step 2 on", "the note")
+  check.equal(select(2, text:gsub("py is Python", "")), 1, "said once: " .. text:sub(-600))
+  check.ok(rewards_of("P")[2][1] >= 100, "the second version")
+  has(replay("P", "step=1"), "step 1: the same bits", "what judged is kept")
+end)
+
 check.case("all ranks change at the same step", function()
   if not ranks.available() then return end
   local own = ranks.begin()

@@ -1,5 +1,6 @@
 -- test_rank_faults.lua - several ranks of which one fails: a collective, or a write of its part of a
--- checkpoint. Every rank ends within a bounded time with one line, and older checkpoints stay whole.
+-- checkpoint, or what rank 0 does alone. Every rank ends within a bounded time with one line, and
+-- older checkpoints stay whole.
 --
 -- Needs Open MPI. Left out: several machines; failing rewards and signals (test_ranks.lua).
 
@@ -167,6 +168,60 @@ check.case("a rank that cannot write its part of the optimizer is named", functi
     check.ok(not name:find "%.tmp", name .. " is left")
   end
 end)
+
+-- ---- what rank 0 does alone ----
+-- A folder is in the way of a file that rank 0 writes; a reward writes its next version; a logger
+-- fails.
+local ALONE = [[
+  local files = require "segzero.core.files"
+  local sz = require "segzero"
+  local kind, place, folder = unpack(arg)
+  local words = {}
+  for i = 4, #arg do words[#words + 1] = arg[i] end
+  local function fail_at_two(_, step)
+    if kind == "log" and step == 2 then error "no space is left" end
+  end
+  sz.loggers:register("failing", { help = "fails at step 2", open = function()
+    return { scalars = fail_at_two, close = function()
+      if kind == "end of the log" then error "no space is left" end
+    end }
+  end })
+  require("recipes.refcocog_grpo").run(words, { on_step = function(t, stats)
+    if stats.step > 1 or not t.parallel:is_root() then return end
+    if kind == "checkpoint" then files.make_dir(folder .. "/latest/x") end
+    if kind ~= "reward" then return end
+    files.make_dir(folder .. "/reward_step_2.lua/x")
+    files.write(place .. "/changing.lua", "return function(text) return 1 + #text end")
+  end })
+]]
+
+local ALONE_KINDS = {
+  { "log", "the logger failing failed: %S+ no space is left" },
+  { "end of the log", "the logger failing failed: %S+ no space is left" },
+  { "checkpoint", "the checkpoint %S+/global_step_1 is not written: %S+/latest: cannot rename" },
+  { "reward", "cannot write %S+/reward_step_2.lua: " },
+}
+
+for _, kind in ipairs(ALONE_KINDS) do
+  check.case("a failure on rank 0 alone ends all ranks with its reason: " .. kind[1], function()
+    files.write(place .. "/alone.lua", ALONE)
+    files.write(place .. "/changing.lua", "return function(text) return #text end")
+    local name = "alone_" .. kind[1]:gsub(" ", "_")
+    local words = runs.words(name, { "trainer.max_steps=3", "data.val_files=None",
+      "worker.reward.compute_score=" .. place .. "/changing.lua",
+      "trainer.logger=console,jsonl,failing", "trainer.collective_timeout=20" })
+    words[1] = place .. "/alone.lua"
+    for i, word in ipairs { kind[1], place, place .. "/" .. name } do
+      table.insert(words, i + 1, word)
+    end
+    local text, status = runs.run(2, words)
+    check.equal(status, 1, text:sub(-600))
+    local _, lines = text:gsub("segzero: rank 0 %(host [^)]+%): " .. kind[2], "")
+    check.equal(lines, 1, "its reason: " .. text:sub(-600))
+    local _, all = text:gsub("segzero: ", "")
+    check.equal(all, 1, "messages: " .. text:sub(-600))
+  end)
+end
 
 mini.remove()
 check.finish()

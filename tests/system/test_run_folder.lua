@@ -160,6 +160,25 @@ check.case("a fork has a folder of its own, and the old run stays as it was", fu
   check.ok(said:find("run folder " .. place .. "/B-2,", 1, true), "B is taken: " .. said)
 end)
 
+check.case("images of a run that goes on have names of their own, and the text names them", function()
+  local run = place .. "/images"
+  local settings = { "data.val_files=refshapes", "trainer.val_before_train=true",
+    "worker.reward.sam2_path=none" }
+  local said = recipe(save_to(run), unpack(settings))
+  check.ok(said:find("see " .. run .. "/before_after.png\n", 1, true), said:sub(-600))
+  local before = contents(run)
+  settings[#settings + 1] = "trainer.max_steps=2"
+  said = recipe(load_from(run), unpack(settings))
+  check.ok(said:find("see " .. run .. "/before_after_step_2.png\n", 1, true), said:sub(-600))
+  for _, name in ipairs { "before", "after", "before_after" } do
+    local path = ("%s/%s.png"):format(run, name)
+    check.ok(before[path] and files.read(path) == before[path], name .. ".png stays")
+  end
+  for _, name in ipairs { "before_step_1", "after_step_2", "before_after_step_2" } do
+    check.ok(files.exists(("%s/%s.png"):format(run, name)), name .. ".png")
+  end
+end)
+
 check.case("a checkpoint that was copied out of its run belongs to no run", function()
   local best = mini.copy(A .. "/global_step_2", place .. "/best")
   local C = place .. "/C"

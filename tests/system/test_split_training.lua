@@ -38,7 +38,8 @@ local KINDS = {
   -- A reference in 8 bits computes in bf16, and rounds its inputs in groups of columns, which are
   -- others in a shard. The policy has the same weights, so the KL term is that rounding alone, and
   -- is not the same to half of it; the loss and the gradient have 0.005 of it.
-  { name = "int8_reference", splits = SOME, noise = { kl = 0.01, loss = 5e-5, grad_norm = 5e-3 },
+  { name = "int8_reference", splits = SOME, noise = { kl = 0.01, loss = 5e-5, grad_norm = 5e-3,
+    ["grad_norm/vision"] = 5e-3, ["grad_norm/language"] = 5e-3 },
     "worker.ref.model.dtype=int8", "trainer.max_steps=1", "data.val_files=None" },
   { name = "updates", splits = { { 2, 2 }, { 4, 2 } }, "worker.actor.global_batch_size=2" },
   -- A group in chunks, whose prompt and answers are streams of their own, and recomputation.

@@ -7,7 +7,7 @@ local check = require "tests.support.check"
 local ffi = require "ffi"
 local files = require "segzero.core.files"
 local mask_of = require "segzero.formats.mask"
-local mask_runs = require "tests.support.mask_runs"
+local mask_runs = require "segzero.formats.mask_runs"
 local mini = require "tests.support.miniature"
 local pickle_plain = require "segzero.formats.pickle_plain"
 local sources = require "segzero.data.sources"
@@ -20,7 +20,7 @@ local place = mini.folder()
 
 -- ---- masks as run lengths over their rows, first outside ----
 local function rows_of(value, width, height)
-  return mask_runs.of(mask_of.read(value, { width = width, height = height }))
+  return mask_runs.pack(mask_of.read(value, { width = width, height = height })).runs
 end
 
 local function ignored(entry, width, height)

@@ -4,18 +4,19 @@
 
 local cjson = require "cjson"
 local check = require "tests.support.check"
-local mask_runs = require "tests.support.mask_runs"
+local mask_runs = require "segzero.formats.mask_runs"
 local mini = require "tests.support.miniature"
 local data = require "segzero.data"
 local ffi = require "ffi"
 local files = require "segzero.core.files"
 local image = require "segzero.formats.image"
 local mask_of = require "segzero.formats.mask"
+local sz = require "segzero"
 
 local place = mini.folder()
 
 local function read(value, width, height)
-  return mask_runs.of(mask_of.read(value, { folder = place, width = width, height = height }))
+  return mask_runs.pack(mask_of.read(value, { folder = place, width = width, height = height })).runs
 end
 
 -- ---- COCO ----
@@ -104,7 +105,7 @@ check.case("a look at a file agrees with decoding it", function()
     local path = place .. "/" .. grey("any.png", width, height, values)
     local _, _, is_empty = mask_of.facts(path)
     local t = image.load_mask(path)
-    check.equal(is_empty, #mask_runs.of(t) == 1, ("mask %d"):format(i))
+    check.equal(is_empty, #mask_runs.pack(t).runs == 1, ("mask %d"):format(i))
     if not is_empty then some = some + 1 end
   end
   check.ok(some > 100 and some < 300, ("%d of 300 have something inside"):format(some))
@@ -187,8 +188,20 @@ check.case("a data set takes every form", function()
     mask = grey("set.png", 20, 16, { [7] = 1 }) }
   files.write(place .. "/data.jsonl", table.concat(lines, "\n"))
   local set = data.open(place)
-  for i = 1, 3 do check.equal(mask_runs.of(set:row(i).mask()), golden[i].rows, golden[i].name) end
-  check.equal(mask_runs.of(set:row(4).mask()), { 7, 1, 312 }, "a file")
+  for i = 1, 3 do
+    check.equal(mask_runs.pack(set:row(i).mask()).runs, golden[i].rows, golden[i].name)
+  end
+  check.equal(mask_runs.pack(set:row(4).mask()).runs, { 7, 1, 312 }, "a file")
 end)
 
+check.case("a mask as a message between ranks", function()
+  for _, rows in ipairs { { { 0, 0 } }, { { 1, 1 }, { 1, 1 } }, { { 1, 0, 0 }, { 0, 0, 1 } },
+    { { 0, 1 }, { 1, 0 } } } do
+    local message = mask_runs.pack(sz.tensor(rows, { dtype = "u8" }))
+    check.equal(mask_runs.unpack(message):totable(), rows, table.concat(message.runs, " "))
+  end
+  check.equal({ mask_runs.pack(nil), mask_runs.unpack(nil) }, {}, "no mask")
+end)
+
+mini.remove()
 check.finish()

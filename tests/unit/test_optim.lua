@@ -1,9 +1,10 @@
 -- test_optim.lua - AdamW in little memory: what 8-bit and bf16 moments, no masters and bf16 gradients
 -- cost in accuracy; that stochastic rounding is right on average; that state of another kind is
--- refused.
+-- refused; the norms of the gradient.
 -- Leaves out: resuming bit for bit (test_train.lua), the kernel against the reference kernel
 -- (test_ops.lua).
 
+local ffi = require "ffi"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
@@ -187,6 +188,50 @@ check.case("skipped updates are counted, and the norm of the weights", function(
   local c = sz.tensor({ 1e30 }):requires_grad(true)
   local huge = optim.adamw({ { name = "c", tensor = c } }, { lr = 0 })
   check.equal(huge:weight_norm(), math.huge, "a norm that is not finite comes through")
+end)
+
+-- ---- norms of parts ----
+check.case("the norms of parts, of skipped updates too", function()
+  local a = sz.tensor({ 1, 1 }):requires_grad(true)
+  local b = sz.tensor({ 1, 1 }):requires_grad(true)
+  local unused = sz.tensor({ 1 }):requires_grad(true)
+  local opt = optim.adamw({ { name = "a", tensor = a }, { name = "b", tensor = b },
+    { name = "c", tensor = unused } }, { lr = 0 })
+  local function step(factors)
+    ((a * sz.tensor { 3, 4 }):sum() + (b * factors):sum()):backward()
+    return opt:step(nil, function(one) return one.name:upper() end)
+  end
+  local norm, updated, norms = step(sz.tensor { 0, 12 })
+  check.equal({ norm, updated, norms }, { 13, true, { A = 5, B = 12, C = 0 } }, "finite ones")
+  norm, updated, norms = step(sz.tensor { 0, math.huge })
+  check.equal({ norm, updated, norms }, { math.huge, false, { A = 5, B = math.huge, C = 0 } },
+    "infinity")
+
+  -- LuaJIT keeps types in the other bits of a NaN: this one would be no number.
+  local odd = sz.tensor { 0, 1 }
+  ffi.cast("uint32_t *", tensor.data(odd))[1] = 0xFFFFFFFF
+  norm, updated, norms = step(odd)
+  check.equal({ type(norms.B), norms.B ~= norms.B, norm ~= norm, updated, norms.A },
+    { "number", true, true, false, 5 }, "a NaN with all bits set")
+  check.equal(select(3, opt:step()), {}, "without parts")
+end)
+
+check.case("the vision tower and the language model have norms of their own", function()
+  local adapters = { "worker.actor.model.lora.rank=2" }
+  local all_adapters = { adapters[1], "worker.actor.model.lora.exclude_modules=none" }
+  -- Settings, and whether the tower is trained.
+  local kinds = { { {}, true }, { { "worker.actor.model.freeze_vision_tower=true" }, false },
+    { adapters, false }, { all_adapters, true } }
+  for i, kind in ipairs(kinds) do
+    local stats = mini.trainer(mini.settings(kind[1]), { model = dir }):step()
+    local vision = stats["grad_norm/vision"]
+    check.equal(vision ~= nil, kind[2], "whether there is one of the tower, kind " .. i)
+    vision = vision or 0
+    check.ok(vision > 0 or not kind[2], "the tower has a gradient, kind " .. i)
+    -- The same squares, added in another order.
+    check.near(math.sqrt(vision ^ 2 + stats["grad_norm/language"] ^ 2), stats.grad_norm,
+      1e-12 * stats.grad_norm, "all of them, kind " .. i)
+  end
 end)
 
 mini.remove()

@@ -473,7 +473,8 @@ local function evaluate(p, cfg, options)
 end
 
 local function evaluate_on_ranks(cfg, options)
-  local p = parallel.new(nil, { shards = cfg.tensor_parallel_size })
+  local p = parallel.new(nil, { shards = cfg.tensor_parallel_size,
+    setting = "tensor_parallel_size" })
   return p:run(evaluate, p, cfg, options)
 end
 

@@ -1,6 +1,8 @@
 -- log - passes the records of a run to all its loggers.
 --
---   local log = log.open({ "console", "jsonl" }, run)     run: see loggers.lua
+--   local log = log.open({ "console", "jsonl" }, run, call)     run: see loggers.lua
+--                                          call(what, f, ...) calls a logger's function, in place
+--                                          of user_code.call
 --   log:scalars(step, { reward = 1.6, ... })
 --   log:text(step, name, s)
 --   log:warn(step, s)                      a text "run" that is also seen without the console
@@ -36,8 +38,8 @@ local function check_logger(name, object)
 end
 
 -- names: registered names.
-function M.open(names, run)
-  local log = setmetatable({ run = run, list = {} }, mt)
+function M.open(names, run, call)
+  local log = setmetatable({ run = run, list = {}, call = call or user_code.call }, mt)
   for i, name in ipairs(loggers.with_others(names)) do
     local open = loggers:get(name).open
     local object = user_code.call("the logger " .. name, open, run)
@@ -50,7 +52,7 @@ end
 local function each(log, method, ...)
   for _, logger in ipairs(log.list) do
     local f = logger.object[method]
-    if f then user_code.call("the logger " .. logger.name, f, logger.object, ...) end
+    if f then log.call("the logger " .. logger.name, f, logger.object, ...) end
   end
 end
 

@@ -6,13 +6,15 @@
 --                  loading.load(f)                        a function is itself
 --
 --   loading.own(name)                  the reward of this name in rewards/, or nil
+--   loading.file(name)                 the FILE.lua that a name means; nil: it means none
 --
 -- kwargs: a table that becomes the fourth argument of the reward, after text, ground truth and row;
 -- without any the reward has three. A function that FILE.lua:NAME names may return one table, as
 -- EasyR1's do: `overall` is the score, the rest are parts.
 -- FILE.py:NAME, from a launch script of EasyR1, is read as FILE.lua:NAME if that file is there.
 -- A third argument limits the loading of a file, in seconds (10; 0: no limit). `require` in the
--- file finds modules in its folder. A fourth argument is the file's text, if it was read already.
+-- file finds modules in its folder. A fourth argument is the file's text, if it was read already,
+-- to load it again.
 -- A name that leads nowhere is an error in one line. Leaves out: running a reward (runner.lua).
 
 local console = require "segzero.log.console"
@@ -84,24 +86,40 @@ local function run_module(name)
   error(("the reward %s does not load: %s"):format(name, reward), 0)
 end
 
--- A Python file's counterpart next to it. It has to be written; nothing is translated.
-local function of_python(name)
-  local path, member = name:match "^(.*)%.py:?([^:/]*)$"
-  local lua = path .. ".lua"
+-- Path and function of "FILE.py" or "FILE.py:NAME", without the ending; nil for other names.
+local function python_parts(name)
+  if name:match "%.py$" then return name:sub(1, -4), "main" end
+  local path, member = name:match "^(.*)%.py:([^:/]*)$"
   if member == "" then member = "main" end
+  return path, member
+end
+
+function M.file(name)
+  if type(name) ~= "string" then return nil end
+  local python = python_parts(name)
+  if python then return python .. ".lua" end
+  return name:match "^(.*%.lua):[^:/]*$" or name:match "^.*%.lua$"
+end
+
+-- A Python file's counterpart next to it. It has to be written; nothing is translated.
+local function of_python(path, member, name, is_again)
+  local lua = path .. ".lua"
   if not files.exists(lua) then
     local message = "%s: there is no reward '%s'; a reward is a Lua file: write %s that ends " ..
       "with return { %s = function(text, ground_truth, row, kwargs) ... end } " ..
       "(docs/guide/rewards.md)"
     error(message:format(SETTING, visible.line(name), lua, member), 0)
   end
-  console.say(("%s.py is Python: the reward is %s of %s"):format(path, member, lua))
+  if not is_again then
+    console.say(("%s.py is Python: the reward is %s of %s"):format(path, member, lua))
+  end
   return lua, member
 end
 
 -- "FILE.lua:NAME" -> "FILE.lua", "NAME"
-local function split(name)
-  if name:match "%.py$" or name:match "%.py:[^:/]*$" then return of_python(name) end
+local function split(name, is_again)
+  local python, called = python_parts(name)
+  if python then return of_python(python, called, name, is_again) end
   local path, member = name:match "^(.*%.lua):([^:/]*)$"
   if path then return path, member end
   return name, nil
@@ -164,7 +182,7 @@ end
 
 function M.load(name, kwargs, seconds, text)
   if type(name) == "function" then return name end
-  local path, member = split(name)
+  local path, member = split(name, text ~= nil)
   local reward
   if member then
     reward = member_of(name, path, member, seconds or LIMIT, text)

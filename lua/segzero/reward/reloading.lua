@@ -1,5 +1,5 @@
--- reloading.lua - a reward's file during a run: the run folder keeps what judged, and a file that is
--- changed judges from the next step on (worker.reward.reload).
+-- reloading.lua - a reward's file during a run: the run folder keeps each version that judged, and
+-- a file that is changed judges from the next step on (worker.reward.reload).
 --
 --   local watcher = reloading.new(settings)     settings: worker.reward of a run; nil if its reward
 --                                               is not a FILE.lua
@@ -8,8 +8,8 @@
 --   reloading.stored(folder, step, settings) -> f, N     the reward that judged this step of an old
 --                                 run, from its folder; nil if it is not there
 --
--- The run folder has copies named reward_step_ and a number: the text that counts from that step on,
--- until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all change
+-- The run folder has copies named reward_step_ and a number: the text that judges from that step
+-- on, until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all change
 -- at the same step. The run says so in a note. A version that does not load is a note as well, and
 -- the old one stays. A hook that sets t.reward ends the watching.
 -- Leaves out: modules that the file requires.
@@ -25,12 +25,6 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
--- "FILE.lua:NAME" -> "FILE.lua"; nil for the name of a module.
-local function path_of(name)
-  if type(name) ~= "string" then return nil end
-  return name:match "^(.*%.lua):[^:/]*$" or name:match "^.*%.lua$"
-end
-
 -- Changes when the file is written or replaced; "" if there is none.
 local function mark_of(path)
   local s = require("posix.sys.stat").stat(path)
@@ -39,7 +33,7 @@ local function mark_of(path)
 end
 
 function M.new(settings)
-  local path = path_of(settings.compute_score)
+  local path = loading.file(settings.compute_score)
   if not path or not files.exists(path) then return nil end
   return setmetatable({ settings = settings, path = path, mark = mark_of(path),
     text = files.read(path) }, mt)
@@ -64,18 +58,28 @@ local function copies(folder)
 end
 
 local function write_copy(t, step, text)
-  if t.folder then files.write(t.folder .. "/" .. copy_name(step), text) end
+  files.write(t.folder .. "/" .. copy_name(step), text)
+end
+
+local function remove_copy(t, step)
+  local path = t.folder .. "/" .. copy_name(step)
+  local ok, reason = folders.remove_file(path)
+  if not ok then error(("cannot remove %s: %s"):format(path, reason), 0) end
+end
+
+-- Without later ones, which belong to steps that run again.
+local function write_first(t, text)
+  local first = t.global_step + 1
+  for _, step in ipairs(copies(t.folder)) do
+    if step >= first then remove_copy(t, step) end
+  end
+  if t.global_step < t.total_steps then write_copy(t, first, text) end
 end
 
 -- A run that goes on judges with the file as it is now.
 function methods:begin(t)
   self.reward = t.reward
-  if not t.folder or not t.parallel:is_root() then return end
-  local first = t.global_step + 1
-  for _, step in ipairs(copies(t.folder)) do
-    if step >= first then folders.remove_file(t.folder .. "/" .. copy_name(step)) end
-  end
-  if t.global_step < t.total_steps then write_copy(t, first, self.text) end
+  if t.folder then t.parallel:on_root(function() write_first(t, self.text) end) end
 end
 
 -- ---- a change ----
@@ -127,7 +131,7 @@ function methods:look(t)
     return say(t, REFUSED, self.path, visible.line(why, 300))
   end
   local step = t.global_step + 1
-  if t.parallel:is_root() then write_copy(t, step, text) end
+  if t.folder then t.parallel:on_root(function() write_copy(t, step, text) end) end
   self.text = text
   self.reward = reward
   t.reward = reward
@@ -136,13 +140,15 @@ end
 
 -- ---- an old run ----
 function M.stored(folder, step, settings)
-  if not path_of(settings.compute_score) then return nil end
+  if not loading.file(settings.compute_score) then return nil end
   local newest
   for _, one in ipairs(copies(folder)) do
     if one <= step then newest = one end
   end
   if not newest then return nil end
-  return load_text(settings, files.read(folder .. "/" .. copy_name(newest))), newest
+  local path = folder .. "/" .. copy_name(newest)
+  local text = files.read(path) or error("cannot read " .. path, 0)
+  return load_text(settings, text), newest
 end
 
 return M

@@ -16,9 +16,8 @@
 -- has owner (its replica, from 0) and place (in the step). With one rank nothing travels.
 -- Leaves out: agreement and failures (parallel.lua), gradients (shards.lua).
 
-local ffi = require "ffi"
 local balance = require "segzero.train.balance"
-local tensor = require "segzero.core.tensor"
+local mask_runs = require "segzero.formats.mask_runs"
 
 local M = {}
 
@@ -160,25 +159,6 @@ function methods:sum_statistics(f)
 end
 
 -- ---- evaluation ----
--- A mask u8 [height, width] as a value that travels, and back; nil stays nil.
-local function packed(mask)
-  if not mask then return nil end
-  local bytes = ffi.string(tensor.data(mask), mask:numel())
-  local value = { shape = mask:shape(), bytes = bytes }
-  mask:free()
-  return value
-end
-
-local function unpacked(value)
-  if not value then return nil end
-  local mask = tensor.zeros(value.shape, { dtype = "u8" })
-  ffi.copy(tensor.data(mask), value.bytes, #value.bytes)
-  return mask
-end
-
-M.packed_mask = packed
-M.unpacked_mask = unpacked
-
 -- f judges this replica's rows: {judged = {{record =}, ...}, with_masks =, errors = a count or
 -- nil}; record.mask may be a mask.
 function methods:join_judged(f)
@@ -186,13 +166,13 @@ function methods:join_judged(f)
   local all = self:in_step(function()
     local share = f()
     if not self:is_first() then return { judged = {} } end
-    for _, one in ipairs(share.judged) do one.record.mask = packed(one.record.mask) end
+    for _, one in ipairs(share.judged) do one.record.mask = mask_runs.pack(one.record.mask) end
     return share
   end)
   local joined = { judged = {} }
   for _, share in ipairs(all) do
     for _, one in ipairs(share.judged) do
-      one.record.mask = unpacked(one.record.mask)
+      one.record.mask = mask_runs.unpack(one.record.mask)
       joined.judged[#joined.judged + 1] = one
     end
     joined.with_masks = joined.with_masks or share.with_masks

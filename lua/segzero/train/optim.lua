@@ -15,11 +15,13 @@
 --                                               while others are updated; on the CPU no difference
 --     shard_state = true | false                with several ranks: each has the state of a part of
 --                                               every parameter (shards.lua), or each has all of it
---   local norm, updated = opt:step(lr)     lr: of this step; without it, options.lr. If the norm is
+--   local norm, updated, norms = opt:step(lr, part_of)
+--                                          lr: of this step; without it, options.lr. If the norm is
 --                                          not finite, the update is skipped: updated is false, the
---                                          gradients are cleared, opt.skipped counts it
---   opt:part_norms(part_of) -> {part -> norm}      of the gradients of the last step(), by parts of
---                                          the model; part_of(name) -> text. Collective
+--                                          gradients are cleared, opt.skipped counts it.
+--                                          norms: {part -> norm} of the gradients by parts of the
+--                                          model; part_of(entry of list) -> text. Without part_of
+--                                          there are none
 --   opt:bad_updates() -> n, window         how many of the last `window` updates were skipped
 --   opt:weight_norm()                      the norm of all parameters together; collective if the
 --                                          model is split over ranks
@@ -135,44 +137,51 @@ function methods:weight_norm()
   return math.sqrt(total)
 end
 
--- The norm of the gradients, which are summed over the ranks first. Each weight counts once: on the
--- rank that has its part, or on the first replica, and for the first copy of a slice.
-local function gradient_norm(self)
+-- The squares that the last norm was made of, summed for each part of the model.
+local function squares_by_part(self, part_of)
+  local sums = {}
+  if not part_of then return sums end
+  local squares = C.sz_adamw_squares(self.c)
+  for i, one in ipairs(self.list) do
+    if not self.counts or self.counts[i - 1] == 1 then
+      local part = part_of(one)
+      sums[part] = (sums[part] or 0) + squares[i - 1]
+    end
+  end
+  return sums
+end
+
+local function roots(sums)
+  local norms = {}
+  for part, sum in pairs(sums) do norms[part] = math.sqrt(sum) end
+  return norms
+end
+
+-- The norm of the gradients, which are summed over the ranks first, and the norms of the model's
+-- parts. Each weight counts once: on the rank that has its part, or on the first replica, and for
+-- the first copy of a slice.
+local function gradient_norms(self, part_of)
   local p = self.ranks
-  if not p then return check(C.sz_adamw_grad_norm(self.c), 3) end
+  if not p then
+    local norm = check(C.sz_adamw_grad_norm(self.c), 3)
+    return norm, roots(squares_by_part(self, part_of))
+  end
   if self.shards then
     self.shards:sum_gradients()
   else
     shards.sum_gradients(self.list, p)
   end
   local total = 0
-  for _, squares in ipairs(p:agreed(function()
-    if not self.shards and p.replica > 0 then return 0 end
-    return check(C.sz_adamw_grad_squares(self.c, self.counts))
-  end)) do total = total + squares end
-  return math.sqrt(total)
-end
-
-function methods:part_norms(part_of)
-  local function own()
-    local sums = {}
-    local squares = C.sz_adamw_squares(self.c)
-    for i, one in ipairs(self.list) do
-      local part = part_of(one.name)
-      local counts = not self.counts or self.counts[i - 1] == 1
-      if counts then sums[part] = (sums[part] or 0) + tonumber(squares[i - 1]) end
-    end
-    return sums
+  local sums = {}
+  for _, own in ipairs(p:agreed(function()
+    if not self.shards and p.replica > 0 then return { total = 0, parts = {} } end
+    local squares = check(C.sz_adamw_grad_squares(self.c, self.counts))
+    return { total = squares, parts = squares_by_part(self, part_of) }
+  end)) do
+    total = total + own.total
+    for part, sum in pairs(own.parts) do sums[part] = (sums[part] or 0) + sum end
   end
-  local p = self.ranks
-  local norms = {}
-  for r, sums in ipairs(p and p:agreed(own) or { own() }) do
-    -- Without parts of the state all replicas have the same sums.
-    local is_first = not p or self.shards or r <= p.shards
-    for part, sum in pairs(is_first and sums or {}) do norms[part] = (norms[part] or 0) + sum end
-  end
-  for part, sum in pairs(norms) do norms[part] = math.sqrt(sum) end
-  return norms
+  return math.sqrt(total), roots(sums)
 end
 
 -- Ranks make their parts of it, and then all have the same weights.
@@ -184,14 +193,14 @@ local function update(self, ...)
   if self.shards then self.shards:gather() end
 end
 
-function methods:step(lr)
-  local norm = gradient_norm(self)
+function methods:step(lr, part_of)
+  local norm, norms = gradient_norms(self, part_of)
   local is_finite = norm == norm and norm < math.huge
   remember(self, not is_finite)
   if not is_finite then
     self.skipped = self.skipped + 1
     C.sz_adamw_zero_grad(self.c)
-    return norm, false
+    return norm, false, norms
   end
   -- A stop must not come between two parameters.
   stop.hold()
@@ -201,7 +210,7 @@ function methods:step(lr)
   end
   update(self, lr or self.lr, self.beta1, self.beta2, self.eps, self.weight_decay, scale)
   stop.release()
-  return norm, true
+  return norm, true, norms
 end
 
 function methods:zero_grad() C.sz_adamw_zero_grad(self.c) end

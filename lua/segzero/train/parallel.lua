@@ -3,8 +3,9 @@
 -- share of the prompts; its shards hold parts of the model and work in lock step. With joining.lua
 -- and balance.lua the only files of training that know ranks.
 --
---   local p = parallel.new(timeout, { shards = T })
---                                      timeout: seconds that a collective waits; the job's ranks
+--   local p = parallel.new(timeout, { shards = T, setting = name })
+--                                      timeout: seconds that a collective waits; the job's ranks.
+--                                      setting: of T, for a note; nil: that of training
 --   local p = parallel.alone()         one rank
 --   local p = parallel.all_shards()    one replica: all ranks of the job are its shards
 --   p.rank, p.size                     from 0; 1 without a launcher
@@ -28,7 +29,10 @@
 --                                      ranks must know alike
 --   p:from_first(f) -> value           f runs on the replica's first shard, and its shards get it
 --   p:alike(f, ...)                    f's results on each shard; if one fails, all of them do
---   p:check_stop()                     between steps: raises on all ranks if a signal came to one
+--   p:later(f, ...)                    f runs on this rank alone, such as a logger on rank 0; if
+--                                      it fails, check_stop() raises its error
+--   p:check_stop()                     between steps: raises on all ranks if a signal came to one,
+--                                      or later() failed on one
 --   p:total(n) -> number               the sum of the first shards' numbers; nil stays nil
 --   parallel.quiet()                   this rank prints nothing from now on but errors
 --   parallel.mute()                    nor errors: another rank prints them
@@ -77,8 +81,9 @@ function M.new(timeout, options)
   local rank = world:rank()
   local shards = options and options.shards or 1
   if size == 1 and shards > 1 then
-    notes.say(("worker.rollout.tensor_parallel_size=%d has no effect on one rank; segzero --ranks "
-      .. "%d divides the model"):format(shards, shards))
+    local setting = options.setting or "worker.rollout.tensor_parallel_size"
+    notes.say(("%s=%d has no effect on one rank; segzero --ranks %d divides the model")
+      :format(setting, shards, shards))
     shards = 1
   end
   if rank > 0 and size % shards ~= 0 then M.mute() end
@@ -258,9 +263,20 @@ function methods:seen_by_all()
   return self.shards == 1 or lock_step.seen_by_all(self.shard_group) ~= nil
 end
 
+function methods:later(f, ...)
+  if self.size == 1 then return f(...) end
+  local ok, reason = pcall(f, ...)
+  if not ok then self.late_failure = self.late_failure or reason end
+end
+
 function methods:check_stop()
   if self.size == 1 then return stop.check() end
-  self:together(stop.check)
+  self:together(function()
+    stop.check()
+    local failure = self.late_failure
+    self.late_failure = nil
+    if failure then error(failure, 0) end
+  end)
 end
 
 function methods:total(n)

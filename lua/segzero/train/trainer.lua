@@ -58,6 +58,7 @@ local schedules = require "segzero.algorithms.schedules"
 local stop = require "segzero.core.stop"
 local timer = require "segzero.log.timer"
 local update = require "segzero.train.update"
+local user_code = require "segzero.core.user_code"
 local vision_cache = require "segzero.inference.vision_cache"
 
 local M = { sorted_parts = records.parts_text }
@@ -108,7 +109,7 @@ function M.new(opts)
   t.log = log.open(loggers, {
     folder = t.folder, config = t.config, total_steps = t.total_steps, first_step = t.global_step,
     train = t.train, policy = t.policy,
-  })
+  }, function(...) t.parallel:later(user_code.call, ...) end)
   return t
 end
 
@@ -187,10 +188,13 @@ function methods:update(groups, lr)
   if not self.changing then stop.hold() end
   self.changing = true
   timer.enter "optimizer"
-  stats.grad_norm = self.optimizer:step(lr)
-  for part, norm in pairs(self.optimizer:part_norms(function(name)
-    return self.policy:is_vision_weight(name) and "vision" or "language"
-  end)) do stats["grad_norm/" .. part] = norm end
+  local norm, _, norms = self.optimizer:step(lr, function(one)
+    -- An adapter belongs to the part of its weight.
+    return self.policy:is_vision_weight(one.weight or one.name) and "vision" or "language"
+  end)
+  stats.grad_norm = norm
+  -- A script's own step may have none.
+  for part, of_part in pairs(norms or {}) do stats["grad_norm/" .. part] = of_part end
   timer.enter "forward"
   return stats
 end

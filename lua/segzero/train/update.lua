@@ -155,9 +155,9 @@ function methods:gradient(batches, totals)
 end
 
 -- Averages the statistics of several updates of one rollout, each with the weight that its tokens
--- would have in a single update. grad_norm and its parts are plain means. mismatch is that of the first update,
--- because its weights are the ones that sampled. list: the statistics; parts: the groups of each
--- update.
+-- would have in a single update. grad_norm and those of the model's parts are plain means. mismatch
+-- is that of the first update, because its weights are the ones that sampled. list: the statistics;
+-- parts: the groups of each update.
 function M.mean(list, parts, aggregation, into)
   local weight = aggregations:get(aggregation).fn
   local whole = { tokens = 0, answers = 0 }

@@ -120,8 +120,8 @@ end
 
 local function watch(cfg, name)
   local watching = require "segzero.workbench.watching"
-  local path = name:match "^(.*%.lua):[^:/]*$" or name
-  if not path:match "%.lua$" then error("watch needs a FILE.lua, not " .. name, 0) end
+  local path = loading.file(name)
+  if not path then error("watch needs a FILE.lua, not " .. name, 0) end
   watching.each_save(path, function()
     local ok, why = host.call(once, cfg, name)
     if not ok then

@@ -7,7 +7,8 @@
 --   local list = lora_files.fit(policy, dir, json, tensors)
 --       {{index, name, module, scale, a = loaded tensor, b = loaded tensor}, ...} in the model's
 --       order; one error names every mismatch
---   local a, b = lora_files.matrices(policy, p)     of one of policy.lora.list, as weights.listed
+--   local a, b = lora_files.matrices(policy, p)     of one of policy.lora.list, as weights.listed;
+--                                                   weight: the name of the weight they adapt
 --   lora_files.described(policy, replica)   the tensors of a split model's file (split.described)
 --   lora_files.parameters(lora) -> {PEFT's name -> tensor}, borrowed
 --
@@ -58,13 +59,16 @@ local function json_text(t)
   return "{\n" .. table.concat(lines, ",\n") .. "\n}\n"
 end
 
--- The matrices of an adapter of the model: {name =, tensor =, full =, slice =, copies =, copy =}.
+-- The matrices of an adapter of the model: {name =, weight =, tensor =, full =, slice =, copies =,
+-- copy =}.
 function M.matrices(policy, p)
   local a, b = pairs_of.adapter(policy, p)
   a.name = M.tensor_name(p.module, "A")
   b.name = M.tensor_name(p.module, "B")
   a.tensor = p.a
   b.tensor = p.b
+  a.weight = p.name
+  b.weight = p.name
   return a, b
 end
 

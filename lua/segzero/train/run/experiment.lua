@@ -8,8 +8,8 @@
 --   reward, train, held_out, prompt      functions and data sets that replace those of the settings
 --   on_step(t, stats), on_evaluate(t, result), stop_when(t, stats)   hooks, see train/run/loop.lua
 -- Returns the trainer. The run folder gets config.json, what the loggers write, checkpoints, and
--- before.png and after.png if there are held-out rows (before_step_5.png where a run is resumed that
--- has one). Leaves out: parsing and checking settings.
+-- before.png and after.png if there are held-out rows (before_step_5.png where a run is resumed
+-- that has one). Leaves out: parsing and checking settings.
 
 local cjson = require "cjson"
 local sz = require "segzero"
@@ -210,9 +210,9 @@ local function evaluate_before(t)
 end
 
 -- In plain words, with the images that show it.
-local function explain(t, before, after)
+local function explain(t, before, after, images)
   for _, line in ipairs(learned.lines(before, after)) do say(t, "%s", line) end
-  say(t, "  see %s/before_after.png, before.png and after.png", t.folder)
+  say(t, "  see %s", images)
 end
 
 local function evaluate_after(t, before)
@@ -221,7 +221,7 @@ local function evaluate_after(t, before)
   local rows = t.held_out:count()
   say(t, "held-out reward after: %.3f (%s)", result.reward, records.parts_text(result.parts))
   sheets.write(t, "after", result)
-  if before then sheets.compare(t, before, result) end
+  local images = before and sheets.compare(t, before, result)
   sheets.release(before)
   sheets.release(result)
   say(t, "held-out reward: before=%s after=%.3f rows=%d seed=%d", number(before and before.reward),
@@ -232,7 +232,7 @@ local function evaluate_after(t, before)
       number(before and before.giou), result.giou,
       number(result.ceiling), rows, seed)
   end
-  if before then explain(t, before, result) end
+  if before then explain(t, before, result, images) end
 end
 
 -- trainer.save_freq: 0 saves at the end only, -1 never. A run that went on without a step is saved
@@ -282,6 +282,7 @@ local function all(t, run, source, notes)
   end
   name_report(t)
   t.log:close()
+  t.parallel:check_stop()       -- for what failed since the last step
 end
 
 local function check_ranks(p, cfg)

@@ -8,8 +8,8 @@
 --   saving.load(t, path)      continues from a checkpoint: weights, optimizer, step, rows
 --
 -- With several ranks all call these at the same places. Rank 0 writes; if each rank has a part of
--- the optimizer's state (train/shards.lua) or of the model (models/split.lua), each writes its parts
--- of the files, and rank 0 adds the rest when all have.
+-- the optimizer's state (train/shards.lua) or of the model (models/split.lua), each writes its
+-- parts of the files, and rank 0 adds the rest when all have.
 --
 -- t: trainer.new's object; t.pending is what is being written, t.identity the data set's
 -- (runs/contract.lua) or nil, t.since where the rows are counted from if the checkpoint does not
@@ -71,10 +71,8 @@ function M.start(t)
 end
 
 -- On rank 0: the checkpoint is complete, or an error.
-local function finish(t)
-  local pending = t.pending
+local function finish(t, pending)
   local before = timer.enter "checkpoint"
-  t.pending = nil
   checkpoint.finish(pending.final, pending.job, pending.temporary, pending.old)
   retention.saved(t)
   timer.enter(before)
@@ -126,9 +124,10 @@ function M.wait(t)
     if not t.pending then return end
     if t.pending.has_parts then join_parts(t) end
   end
+  -- All ranks forget it first: where rank 0 fails, they must go on alike.
   local pending = t.pending
-  t.parallel:on_root_held(function() if pending then finish(t) end end)
   t.pending = nil
+  t.parallel:on_root_held(function() if pending then finish(t, pending) end end)
 end
 
 function M.now(t)

@@ -2,11 +2,11 @@
 -- pairs, before_after.png.
 --
 --   sheets.write(t, "before", result)     result: of evaluator.held_out, whose records have masks
---   sheets.compare(t, before, after)
+--   sheets.compare(t, before, after) -> path
 --   sheets.release(result)                frees the masks
 --
--- A file that is there already stays: the new one has the step in its name. Rank 0 draws. Leaves
--- out: choosing rows, which are the first ones, so that two runs show the same.
+-- A file that exists already stays: the new one has the step in its name. Rank 0 draws.
+-- Leaves out: choosing rows, which are the first ones, so that two runs show the same.
 
 local draw = require "segzero.tools.draw"
 local files = require "segzero.core.files"
@@ -46,7 +46,7 @@ function M.write(t, name, result)
 end
 
 function M.compare(t, before, after)
-  t.parallel:on_root(function()
+  return t.parallel:on_root(function()
     local path = path_of(t, "before_after")
     local line = "%s. All %d held-out rows: reward %.3f before, %.3f after"
     local subtitle = line:format(t.held_out.name or "data", t.held_out:count(), before.reward,
@@ -58,6 +58,7 @@ function M.compare(t, before, after)
       subtitle = subtitle,
       title = ("%s: before and after %d steps"):format(run_name(t), t.global_step) })
     finish(t, "before_after", path)
+    return path
   end)
 end
 
