@@ -385,6 +385,34 @@ check.case("training gives the same bits over TCP as over MPI", function()
   check.ok(weights "tcp" == weights "mpi", "the weights of step 2")
 end)
 
+check.case("ranks that were given other settings do not train; paths may differ", function()
+  assert(unistd.link(runs.model, place .. "/same_model", true))
+  for extra, pattern in pairs {
+    ["worker.actor.optim.lr=0.5"] = "rank 1 %(host [^)]+%) has worker.actor.optim.lr=0.5, and rank 0 "
+      .. "has ",
+    ["data.seed=7"] = "rank 1 %(host [^)]+%) has data.seed=7, and rank 0 has ",
+    ["worker.actor.model.model_path=" .. place .. "/same_model"] = false,
+  } do
+    next_port = next_port + 1
+    local name = "given_" .. next_port
+    local children = {}
+    for r = 0, 1 do
+      local argv = { host.executable, "--threads", "1" }
+      local more = { "trainer.max_steps=1", "data.val_files=None", r == 1 and extra or nil }
+      for _, word in ipairs(runs.words(name, more)) do argv[#argv + 1] = word end
+      children[r] = process.start(argv, { env = torch(r, 2), output = place .. "/given_" .. r })
+    end
+    local statuses = { process.wait(children[0]), process.wait(children[1]) }
+    local text = files.read(place .. "/given_0") .. files.read(place .. "/given_1")
+    check.equal(statuses, pattern and { 1, 1 } or { 0, 0 }, text:sub(-600))
+    check.equal(files.exists(("%s/%s/config.json"):format(place, name)), not pattern, "a run folder: " .. extra)
+    if pattern then
+      check.equal(count(text, "\n"), 1, "lines: " .. text)
+      expect(text, pattern)
+    end
+  end
+end)
+
 check.case("SIGTERM ends all ranks and saves the last finished step", function()
   local words = runs.words("stopped", { "trainer.max_steps=1000", "data.val_files=None" })
   local output = place .. "/stopped.txt"
