@@ -149,7 +149,7 @@ static int run_launcher(char **list)
 /* Commands of which each rank would do the whole. */
 static bool works_alone(const char *command)
 {
-    static const char *const commands[] = { "fetch", "report", "help" };
+    static const char *const commands[] = { "fetch", "report", "completion", "help" };
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (strcmp(command, commands[i]) == 0) return true;
     return false;
@@ -237,6 +237,12 @@ bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status)
     if (ranks == 1) return false;
     if (o->script < argc && works_alone(argv[o->script])) {
         fprintf(stderr, "segzero: %s works on one rank: leave out --ranks\n", argv[o->script]);
+        return true;
+    }
+    const bool reads_stdin = o->script < argc ? strcmp(argv[o->script], "-") == 0 : !o->chunks;
+    if (reads_stdin) {
+        fprintf(stderr, "segzero: --ranks: only one rank can read the standard input; name a "
+                        "script\n");
         return true;
     }
     if (!transport_is_known()) return true;
