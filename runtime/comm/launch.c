@@ -118,7 +118,13 @@ static void read_other_mpi(sz_launch *l)
 /* ---- torchrun ---- */
 static int read_torch(sz_launch *l)
 {
+    const char *text = getenv("WORLD_SIZE");
     const long size = number("WORLD_SIZE", 1);
+    if (text && *text && size < 0) {
+        stray(l, "WORLD_SIZE=%s: it must be a whole number from 1; without ranks: unset WORLD_SIZE",
+              text);
+        return 1;
+    }
     if (size <= 1) return 0;
     l->kind = SZ_LAUNCH_TCP;
     l->size = (int)size;

@@ -117,7 +117,7 @@ static void tell_all(uint64_t kind, uint64_t value)
         const double left = end - now();
         struct pollfd p = { .fd = peers[r].fd, .events = POLLOUT };
         if (poll(&p, 1, left > 0 ? (int)(left * 1e3) : 0) <= 0) continue;
-        /* 16 bytes go as a whole or not at all. */
+        /* Where there is room, it is for more than 16 bytes. */
         if (send(peers[r].fd, &f, sizeof f, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) continue;
     }
 }
@@ -199,11 +199,13 @@ static int send_some(peer *p)
     return moved;
 }
 
-/* Sends a frame without data between two messages; 16 bytes go as a whole or not at all. */
+/* Sends a frame without data between two messages, if there is room for all of it. */
 static bool send_frame(peer *p, uint64_t kind)
 {
     const frame f = { kind, 0 };
+    struct pollfd room_for = { .fd = p->fd, .events = POLLOUT };
     if (p->fd < 0 || p->sent > 0) return false;
+    if (poll(&room_for, 1, 0) != 1 || !(room_for.revents & POLLOUT)) return false;
     return send(p->fd, &f, sizeof f, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof f;
 }
 

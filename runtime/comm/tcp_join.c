@@ -2,14 +2,17 @@
  *
  * Rank 0 listens at the address that the launcher names. Every other rank opens a port of its own,
  * connects to rank 0 and says hello: its rank, the number of ranks, its machine and its port. When
- * all have come, rank 0 sends the list of them to each. Then every rank connects to the ranks below
- * it and is connected to by those above. The sockets to rank 0 stay as they are.
+ * all have come, rank 0 sends its own hello and the list of them to each. Then every rank connects
+ * to the ranks below it and is connected to by those above. The sockets to rank 0 stay as they are.
  *
- * A process that connects without a hello of this job is ignored. All ranks have the same byte order.
+ * Hellos are read from several connections at a time, so a stranger that connects and says nothing
+ * keeps no rank waiting. What says something else is disconnected. All ranks have the same byte
+ * order.
  * Leaves out: what is sent afterwards (tcp.c).
  */
 #define _GNU_SOURCE
 #include "comm/tcp.h"
+#include "sz.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -28,12 +31,13 @@
 
 static const uint64_t HELLO = 0x315f6f72657a7367; /* "gszero_1" */
 static const double PATIENCE = 300;               /* seconds to wait for all ranks */
-static const double GREETING = 2;                 /* seconds to wait for a hello */
+static const double GREETING = 5;                 /* seconds to wait for a hello */
 
 typedef struct {
     uint64_t magic;
     int32_t version, rank, size, port;
     char host[SZ_HOST_NAME];
+    char release[32]; /* of segzero */
 } hello;
 
 /* What rank 0 tells about a rank: where the others can reach it. */
@@ -43,6 +47,16 @@ typedef struct {
     uint32_t length; /* of the address */
 } place;
 
+/* A connection whose hello has not come as a whole. */
+typedef struct {
+    int fd;
+    double end;
+    size_t got; /* bytes of it */
+    hello said;
+} guest;
+
+enum { GUESTS = 64 };
+
 typedef struct {
     const sz_launch *launch;
     const sz_transport_core *core;
@@ -51,6 +65,8 @@ typedef struct {
     int *sockets;  /* [size]; -1: none */
     place *places; /* [size] */
     hello own;
+    guest guests[GUESTS];
+    int guest_count;
 } join;
 
 static double now(void)
@@ -76,10 +92,11 @@ static int open_socket(int family)
     return socket(family, SOCK_STREAM | SOCK_CLOEXEC, IPPROTO_TCP);
 }
 
+enum { LOOK = 200 }; /* milliseconds between looks at the clock */
+
 /* Waits until the socket is ready. 1; 0 at the time `end`; -1 with a message after an interrupt. */
 static int wait_ready(const join *j, int fd, short events, double end)
 {
-    enum { LOOK = 200 }; /* milliseconds between looks at the clock */
     for (;;) {
         struct pollfd p = { .fd = fd, .events = events };
         if (poll(&p, 1, LOOK) > 0) return 1;
@@ -175,15 +192,27 @@ static struct addrinfo *resolve(const join *j, const char **why)
     return code ? NULL : list;
 }
 
+/* Whether the launcher names a machine by a name that leads to itself only on that machine: in
+ * Debian's /etc/hosts a machine's own name is 127.0.1.1. */
+static bool is_own_name(const join *j, const struct addrinfo *list)
+{
+    const char *name = j->launch->address;
+    const bool is_number = strspn(name, "0123456789.") == strlen(name) || strchr(name, ':');
+    if (j->launch->local_size == j->own.size) return false; /* nobody is outside */
+    if (is_number || strcmp(name, "localhost") == 0) return false;
+    return is_loopback((const struct sockaddr_storage *)list->ai_addr);
+}
+
 /* Rank 0's. An address that is not one of this machine's is a name for it outside. */
 static int listen_as_first(join *j)
 {
     const char *why;
     struct addrinfo *list = resolve(j, &why);
     if (!list) return fail(j, "MASTER_ADDR=%s: %s", j->launch->address, why);
-    for (const struct addrinfo *a = list; a && j->listener < 0; a = a->ai_next)
+    const bool anywhere = is_own_name(j, list);
+    for (const struct addrinfo *a = list; a && j->listener < 0 && !anywhere; a = a->ai_next)
         j->listener = listen_at(a->ai_addr, a->ai_addrlen);
-    if (j->listener < 0 && errno == EADDRNOTAVAIL)
+    if (j->listener < 0 && (anywhere || errno == EADDRNOTAVAIL))
         j->listener = listen_anywhere(list->ai_family, j->launch->port);
     const int code = errno;
     freeaddrinfo(list);
@@ -193,6 +222,19 @@ static int listen_as_first(join *j)
 }
 
 /* ---- connecting ---- */
+/* A connection to a port of this machine where nobody listens can become one with itself, if the
+ * kernel takes that port for its own end. */
+static bool is_itself(int fd)
+{
+    struct sockaddr_storage own = { 0 };
+    struct sockaddr_storage other = { 0 };
+    socklen_t n = sizeof own;
+    socklen_t m = sizeof other;
+    if (getsockname(fd, (struct sockaddr *)&own, &n) != 0) return false;
+    if (getpeername(fd, (struct sockaddr *)&other, &m) != 0) return false;
+    return n == m && memcmp(&own, &other, n) == 0;
+}
+
 /* A connection that is tried once. -1: errno. */
 static int connect_once(const join *j, const struct sockaddr *address, socklen_t length)
 {
@@ -206,6 +248,12 @@ static int connect_once(const join *j, const struct sockaddr *address, socklen_t
         const int ready = wait_ready(j, fd, POLLOUT, now() + TRY);
         if (ready == 1) getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &n);
         else code = ready == 0 ? ETIMEDOUT : EINTR;
+    }
+    if (code == 0 && is_itself(fd)) {
+        /* It must not keep the port from rank 0 for a minute after its end. */
+        const struct linger none = { .l_onoff = 1, .l_linger = 0 };
+        setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+        code = ECONNREFUSED;
     }
     if (code == 0) return fd;
     close(fd);
@@ -267,34 +315,76 @@ static int note_place(join *j, int fd, const hello *h)
     return 0;
 }
 
-/* Takes one connection. 1: it is a rank of this job; 0: nobody, or a stranger; -1 with a message. */
-static int accept_one(join *j)
+/* What does not fit in the hello of one of ours is a mistake in the launch: -1 with a message. */
+static int check_hello(const join *j, const hello *h)
 {
-    const int ready = wait_ready(j, j->listener, POLLIN, j->end);
-    if (ready <= 0) return ready;
-    const int fd = accept4(j->listener, NULL, NULL, SOCK_CLOEXEC);
-    if (fd < 0) return 0;
-    hello h = { 0 };
-    const int came = transfer(j, fd, &h, sizeof h, false, now() + GREETING);
-    if (came != 1 || h.magic != HELLO) {
-        close(fd);
-        return came < 0 ? -1 : 0;
-    }
+    if (h->version != j->own.version || strcmp(h->release, j->own.release) != 0)
+        return fail(j, "rank %d on %s runs segzero %s, and rank %d runs %s: all need the same build",
+                    h->rank, h->host, h->release, j->own.rank, j->own.release);
+    if (h->size != j->own.size || h->rank <= 0 || h->rank >= h->size)
+        return fail(j, "rank %d on %s was started as one of %d, and this job has %d ranks", h->rank,
+                    h->host, h->size, j->own.size);
+    return 0;
+}
 
-    /* It is one of ours, so what does not fit is a mistake in the launch. */
-    h.host[SZ_HOST_NAME - 1] = 0;
-    int status = -1;
-    if (h.version != j->own.version)
-        fail(j, "rank %d on %s runs another version of segzero", h.rank, h.host);
-    else if (h.size != j->own.size || h.rank <= 0 || h.rank >= h.size)
-        fail(j, "rank %d on %s was started as one of %d, and this job has %d ranks", h.rank, h.host,
-             h.size, j->own.size);
-    else if (j->sockets[h.rank] >= 0)
-        fail(j, "two processes say that they are rank %d; the second is on %s", h.rank, h.host);
-    else status = j->own.rank == 0 ? note_place(j, fd, &h) : 0;
-    if (status == 0) j->sockets[h.rank] = fd;
+/* A whole hello came over this connection. It becomes that of its rank, or is closed. */
+static int welcome(join *j, int fd, hello *h)
+{
+    h->host[SZ_HOST_NAME - 1] = 0;
+    h->release[sizeof h->release - 1] = 0;
+    int status = check_hello(j, h);
+    if (status == 0 && (h->rank <= j->own.rank || j->sockets[h->rank] >= 0))
+        status = fail(j, "two processes say that they are rank %d; the second is on %s", h->rank,
+                      h->host);
+    if (status == 0 && j->own.rank == 0) status = note_place(j, fd, h);
+    if (status == 0) j->sockets[h->rank] = fd;
     else close(fd);
-    return status == 0 ? 1 : -1;
+    return status;
+}
+
+static void accept_guest(join *j)
+{
+    const int fd = accept4(j->listener, NULL, NULL, SOCK_CLOEXEC);
+    if (fd >= 0) j->guests[j->guest_count++] = (guest){ .fd = fd, .end = now() + GREETING };
+    else if (errno != EAGAIN && errno != EINTR) pause_between_tries();
+}
+
+/* Reads what a guest has said. 1: all of it; 0: not yet; -1: it is a stranger. */
+static int hear(guest *g)
+{
+    char *p = (char *)&g->said + g->got;
+    const ssize_t n = recv(g->fd, p, sizeof g->said - g->got, MSG_DONTWAIT);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return now() > g->end ? -1 : 0;
+    if (n <= 0) return -1;
+    g->got += (size_t)n;
+    if (g->got >= sizeof g->said.magic && g->said.magic != HELLO) return -1;
+    return g->got == sizeof g->said;
+}
+
+/* Waits a little for connections and hellos. -1 with a message. */
+static int look_at_guests(join *j)
+{
+    struct pollfd polled[GUESTS + 1];
+    const int listener = j->guest_count < GUESTS ? j->listener : -1;
+    const int count = j->guest_count;
+    for (int i = 0; i < count; i++)
+        polled[i] = (struct pollfd){ .fd = j->guests[i].fd, .events = POLLIN };
+    polled[count] = (struct pollfd){ .fd = listener, .events = POLLIN };
+    const int ready = poll(polled, (nfds_t)count + 1, LOOK);
+    if (j->core->interrupted()) return j->core->fail("interrupted");
+
+    /* The last guest takes the place of one that leaves. */
+    for (int i = count - 1; i >= 0; i--) {
+        guest g;
+        const int heard = hear(&j->guests[i]);
+        if (heard == 0) continue;
+        g = j->guests[i];
+        j->guests[i] = j->guests[--j->guest_count];
+        if (heard < 0) close(g.fd);
+        else if (welcome(j, g.fd, &g.said) != 0) return -1;
+    }
+    if (ready > 0 && polled[count].revents) accept_guest(j);
+    return 0;
 }
 
 /* Waits for the connections of the ranks from `first` on. */
@@ -308,7 +398,7 @@ static int accept_from(join *j, int first)
         if (now() > j->end)
             return fail(j, "rank %d has not come within %g s (SEGZERO_JOIN_SECONDS=N waits longer)",
                         missing, j->seconds);
-        if (accept_one(j) < 0) return -1;
+        if (look_at_guests(j) < 0) return -1;
     }
 }
 
@@ -317,7 +407,8 @@ static int send_places(join *j)
 {
     const size_t bytes = sizeof *j->places * (size_t)j->own.size;
     for (int r = 1; r < j->own.size; r++) {
-        const int sent = transfer(j, j->sockets[r], j->places, bytes, true, j->end);
+        int sent = transfer(j, j->sockets[r], &j->own, sizeof j->own, true, j->end);
+        if (sent == 1) sent = transfer(j, j->sockets[r], j->places, bytes, true, j->end);
         if (sent <= 0) return sent < 0 ? -1 : lost(j, r);
     }
     return 0;
@@ -326,7 +417,13 @@ static int send_places(join *j)
 static int receive_places(join *j)
 {
     const size_t bytes = sizeof *j->places * (size_t)j->own.size;
-    const int came = transfer(j, j->sockets[0], j->places, bytes, false, j->end);
+    hello first_rank = { 0 };
+    int came = transfer(j, j->sockets[0], &first_rank, sizeof first_rank, false, j->end);
+    if (came == 1 && (first_rank.magic != HELLO || first_rank.rank != 0))
+        return fail(j, "rank %d: what answers at %s port %d is not rank 0 of segzero; "
+                       "MASTER_PORT=N names another port",
+                    j->own.rank, j->launch->address, j->launch->port);
+    if (came == 1) came = transfer(j, j->sockets[0], j->places, bytes, false, j->end);
     if (came < 0) return -1;
     if (came == 0)
         return fail(j, "rank %d: rank 0 has ended before the job began, or not all ranks came",
@@ -418,6 +515,7 @@ int sz_tcp_join(const sz_launch *l, const sz_transport_core *core, int *sockets,
     j.seconds = seconds && atof(seconds) > 0 ? atof(seconds) : PATIENCE;
     j.end = now() + j.seconds;
     gethostname(j.own.host, sizeof j.own.host - 1);
+    snprintf(j.own.release, sizeof j.own.release, "%s", sz_version());
     for (int r = 0; r < l->size; r++) sockets[r] = -1;
     j.places = calloc((size_t)l->size, sizeof *j.places);
     if (!j.places) return core->fail("no memory for the list of ranks");
@@ -425,6 +523,7 @@ int sz_tcp_join(const sz_launch *l, const sz_transport_core *core, int *sockets,
 
     const int status = l->rank == 0 ? join_as_first(&j) : join_as_other(&j);
     if (j.listener >= 0) close(j.listener);
+    for (int i = 0; i < j.guest_count; i++) close(j.guests[i].fd);
     for (int r = 0; r < l->size; r++) {
         memcpy(hosts[r], j.places[r].host, SZ_HOST_NAME);
         if (sockets[r] < 0) continue;

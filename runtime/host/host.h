@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include <lauxlib.h>
 #include <lua.h>
@@ -144,6 +145,18 @@ void sz_ranks_remember(const host_options *o, char **argv, int argc);
 /* Runs the same command line as `ranks` processes and waits for them. False if a launcher started
  * this process, or if there is no script. */
 bool sz_ranks_restart(long ranks, int *status);
+
+/* ---- passing.c ---- */
+
+/* From now on the signals that stop a run are passed on: the first one as `first` (0: as it came), one
+ * within two seconds of another as `second`. Those that are ignored stay so. */
+void sz_pass_signals(int first, int second);
+/* To whom, as kill() takes it: a process, or - a process group. */
+void sz_pass_signals_to(pid_t process);
+/* The first signal that came, or 0. */
+int sz_passed_signal(void);
+/* The exit status of a program that ended with this status of waitpid(). */
+int sz_child_status(int status);
 
 /* ---- spawn.c ---- */
 

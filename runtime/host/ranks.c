@@ -19,7 +19,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MOST_RANKS = 1024, MPIRUN_OPTIONS = 10 };
@@ -111,38 +110,14 @@ static bool is_ranks_option(const char *s, bool *takes_next)
 }
 
 /* ---- waiting for mpirun ---- */
-static volatile sig_atomic_t stop_signal; /* the first one */
-static volatile sig_atomic_t launcher;    /* mpirun's process */
-static volatile time_t stopped_at;
-
-static void on_stop(int sig)
-{
-    enum { SECOND_PRESS = 2 }; /* seconds */
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    const bool again = stop_signal && now.tv_sec - stopped_at <= SECOND_PRESS;
-    if (!stop_signal) stop_signal = sig;
-    stopped_at = now.tv_sec;
-    kill(launcher, again ? SIGTERM : SIGUSR1);
-}
-
-static void pass_signals_on(void)
-{
-    static const int stopping[] = { SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 };
-    for (size_t i = 0; i < sizeof stopping / sizeof *stopping; i++) {
-        struct sigaction action = { .sa_handler = on_stop, .sa_flags = SA_RESTART };
-        sigaction(stopping[i], &action, NULL);
-    }
-}
-
 /* The exit status of the job. */
 static int wait_for(pid_t child)
 {
     int status = 0;
     while (waitpid(child, &status, 0) < 0)
         if (errno != EINTR) return EXIT_SCRIPT;
-    if (stop_signal && status != 0) return 128 + stop_signal;
-    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+    if (sz_passed_signal() && status != 0) return 128 + sz_passed_signal();
+    return sz_child_status(status);
 }
 
 /* Runs the list as a child. It ends with this process, however this one ends. */
@@ -155,8 +130,8 @@ static int run_launcher(char **list)
         return EXIT_SCRIPT;
     }
     if (child > 0) {
-        launcher = child;
-        pass_signals_on();
+        sz_pass_signals_to(child);
+        sz_pass_signals(SIGUSR1, SIGTERM);
         return wait_for(child);
     }
 
@@ -174,7 +149,7 @@ static int run_launcher(char **list)
 /* Commands of which each rank would do the whole. */
 static bool works_alone(const char *command)
 {
-    static const char *const commands[] = { "fetch", "report", "help" };
+    static const char *const commands[] = { "fetch", "report", "completion", "help" };
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         if (strcmp(command, commands[i]) == 0) return true;
     return false;
@@ -262,6 +237,12 @@ bool sz_ranks_start(const host_options *o, char **argv, int argc, int *status)
     if (ranks == 1) return false;
     if (o->script < argc && works_alone(argv[o->script])) {
         fprintf(stderr, "segzero: %s works on one rank: leave out --ranks\n", argv[o->script]);
+        return true;
+    }
+    const bool reads_stdin = o->script < argc ? strcmp(argv[o->script], "-") == 0 : !o->chunks;
+    if (reads_stdin) {
+        fprintf(stderr, "segzero: --ranks: only one rank can read the standard input; name a "
+                        "script\n");
         return true;
     }
     if (!transport_is_known()) return true;

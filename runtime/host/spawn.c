@@ -20,34 +20,13 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile pid_t group; /* of the ranks */
-static volatile sig_atomic_t stop_signal;
-static volatile time_t stopped_at;
+static pid_t group; /* of the ranks */
 
 static time_t seconds_now(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return now.tv_sec;
-}
-
-static void on_stop(int sig)
-{
-    enum { SECOND_PRESS = 2 }; /* seconds */
-    const time_t now = seconds_now();
-    const bool again = stop_signal && now - stopped_at <= SECOND_PRESS;
-    if (!stop_signal) stop_signal = sig;
-    stopped_at = now;
-    if (group) kill(-group, again ? SIGKILL : sig);
-}
-
-static void pass_signals_on(void)
-{
-    static const int stopping[] = { SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 };
-    for (size_t i = 0; i < sizeof stopping / sizeof *stopping; i++) {
-        struct sigaction action = { .sa_handler = on_stop, .sa_flags = SA_RESTART };
-        sigaction(stopping[i], &action, NULL);
-    }
 }
 
 /* A port that nobody listens at. 0 with the reason in errno. */
@@ -90,11 +69,6 @@ static void become_rank(long rank, pid_t parent, char **list)
     _exit(EXIT_SCRIPT);
 }
 
-static int status_of(int status)
-{
-    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-}
-
 /* Waits for all ranks. The status of the first one that failed. */
 static int wait_for_all(long count)
 {
@@ -106,8 +80,8 @@ static int wait_for_all(long count)
         const pid_t child = waitpid(-group, &status, result ? WNOHANG : 0);
         if (child < 0 && errno != EINTR) break;
         if (child > 0) count--;
-        if (child > 0 && !result && status_of(status)) {
-            result = status_of(status);
+        if (child > 0 && !result && status) {
+            result = sz_child_status(status);
             end = seconds_now() + GRACE;
         }
         if (!result || child > 0) continue;
@@ -115,7 +89,7 @@ static int wait_for_all(long count)
         nanosleep(&t, NULL);
         if (seconds_now() > end) kill(-group, SIGKILL);
     }
-    return stop_signal && result ? 128 + stop_signal : result;
+    return sz_passed_signal() && result ? 128 + sz_passed_signal() : result;
 }
 
 int sz_spawn_ranks(long count, char **list)
@@ -133,7 +107,7 @@ int sz_spawn_ranks(long count, char **list)
     set_number("LOCAL_WORLD_SIZE", count);
 
     /* The first rank's process group is that of all. */
-    pass_signals_on();
+    sz_pass_signals(0, SIGKILL);
     for (long rank = 0; rank < count; rank++) {
         const pid_t child = fork();
         if (child == 0) become_rank(rank, parent, list);
@@ -142,7 +116,10 @@ int sz_spawn_ranks(long count, char **list)
             if (group) kill(-group, SIGKILL);
             return EXIT_SCRIPT;
         }
-        if (rank == 0) group = child;
+        if (rank == 0) {
+            group = child;
+            sz_pass_signals_to(-group);
+        }
         setpgid(child, group);
     }
     return wait_for_all(count);

@@ -109,6 +109,12 @@ check.case("wrong numbers of ranks", function()
   text, status = ranks(2, { "report", place })
   check.equal(status, 2, "a command that works alone")
   expect(text, "report works on one rank: leave out %-%-ranks")
+  -- The other ranks would end at once, and the first one would wait for them.
+  for _, words in ipairs { {}, { "-" } } do
+    text, status = ranks(2, words)
+    check.equal(status, 2, "a script from the standard input")
+    expect(text, "%-%-ranks: only one rank can read the standard input; name a script")
+  end
   -- Processes that a launcher started and Open MPI did not join would each train alone.
   for name, pattern in pairs { SLURM_STEP_NUM_TASKS = "srun started several",
     WORLD_SIZE = "torchrun", PMI_SIZE = "another MPI.s launcher started several" } do

@@ -229,6 +229,7 @@ check.case("variables that do not fit, one line each", function()
   end
   fail(torch(1, 2, { MASTER_ADDR = "" }), "WORLD_SIZE=2 and no MASTER_ADDR", 2)
   fail(torch(1, 2, { MASTER_PORT = "99999" }), "MASTER_PORT=99999: it must be a port", 2)
+  fail(torch(1, 2, { WORLD_SIZE = "2 " }), "WORLD_SIZE=2 : it must be a whole number from 1", 2)
   fail(torch(7, 2), "RANK=7 with WORLD_SIZE=2: ranks count from 0", 2)
   local waits = { SEGZERO_JOIN_SECONDS = "1" }
   fail(torch(0, 2, waits), "rank 1 has not come within 1 s", 1)
@@ -252,6 +253,118 @@ check.case("ranks of two jobs, and strangers at the port", function()
   check.equal(statuses, { 0, 0, 0 }, text)
 end)
 
+local nanosleep = require("posix.time").nanosleep
+
+-- Waits until done() is true; false after 20 seconds.
+local function wait_until(done)
+  local ends = process.now() + 20
+  while process.now() < ends do
+    if done() then return true end
+    nanosleep { tv_sec = 0, tv_nsec = 50000000 }
+  end
+  return false
+end
+
+local socket = require "posix.sys.socket"
+local unistd = require "posix.unistd"
+
+local function address() return { family = socket.AF_INET, addr = "127.0.0.1", port = next_port } end
+
+-- A connection to the port, or nil.
+local function connect()
+  local s = assert(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0))
+  if socket.connect(s, address()) then return s end
+  unistd.close(s)
+end
+
+-- One after another they would take longer than the ranks wait.
+check.case("strangers that connect and say nothing keep no rank waiting", function()
+  next_port = next_port + 1
+  local output = place .. "/first"
+  local argv = { host.executable, "--threads", "1", SUM }
+  local first = process.start(argv, { env = torch(0, 3), output = output })
+  local strangers = {}
+  check.ok(wait_until(function()
+    strangers[1] = connect()
+    return strangers[1]
+  end), "rank 0 listens")
+  for i = 2, 30 do strangers[i] = assert(connect()) end
+  socket.send(strangers[1], "gszero_1 and no more")
+  local text, statuses = launch({ torch(1, 3), torch(2, 3) }, { SUM })
+  check.equal(process.wait(first), 0, files.read(output))
+  check.equal(statuses, { 0, 0 }, text)
+  for _, s in ipairs(strangers) do unistd.close(s) end
+end)
+
+-- A hello of rank 1 of 3 (runtime/comm/tcp_join.c).
+local function hello(release)
+  local ffi = require "ffi"
+  local words = ffi.new("int32_t[4]", { 4, 1, 3, 9 })     -- version, rank, ranks, port
+  return "gszero_1" .. ffi.string(words, 16) .. "elsewhere" .. ("\0"):rep(64 - 9) .. release
+    .. ("\0"):rep(32 - #release)
+end
+
+check.case("a rank of another version, and one that comes twice", function()
+  local version = host.version
+  for release, pattern in pairs { ["0.0.0"] = "rank 1 on elsewhere runs segzero 0.0.0, and rank 0 "
+    .. "runs " .. version:gsub("%p", "%%%0"), [version] =
+    "two processes say that they are rank 1; the second is on elsewhere" } do
+    next_port = next_port + 1
+    local output = place .. "/hello"
+    local first = process.start({ host.executable, "--threads", "1", SUM }, { env = torch(0, 3),
+      output = output })
+    local guests = {}
+    check.ok(wait_until(function()
+      guests[1] = connect()
+      return guests[1]
+    end), "rank 0 listens")
+    guests[2] = assert(connect())
+    for _, guest in ipairs(guests) do socket.send(guest, hello(release)) end
+    check.equal(process.wait(first), 1, "the status")
+    expect(files.read(output), pattern)
+    for _, guest in ipairs(guests) do unistd.close(guest) end
+  end
+end)
+
+check.case("a service at rank 0's port is not taken for rank 0", function()
+  next_port = next_port + 1
+  local listener = assert(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0))
+  assert(socket.bind(listener, address()))
+  assert(socket.listen(listener, 1))
+  local output = place .. "/service"
+  local rank = process.start({ host.executable, "--threads", "1", SUM }, { env = torch(1, 2),
+    output = output })
+  local connection = assert(socket.accept(listener))
+  assert(socket.send(connection, "HTTP/1.0 400 Bad Request\r\n" .. ("x"):rep(2000)))
+  check.ok(process.wait(rank) ~= 0, "the status")
+  unistd.close(connection)
+  unistd.close(listener)
+  expect(files.read(output), "rank 1: what answers at 127.0.0.1 port %d+ is not rank 0 of segzero")
+end)
+
+check.case("SIGHUP that is ignored, as under nohup, stops no rank", function()
+  local script = place .. "/nohup.lua"
+  local ready = place .. "/nohup_ready"
+  files.write(script, ([[
+    local world = require("segzero.core.ranks").world()
+    world:barrier()
+    if world:rank() == 0 then io.open(%q, "w"):close() end
+    require("posix.unistd").sleep(1)
+    world:barrier()
+    print("done", world:rank())]]):format(ready))
+  for _, transport in ipairs { "tcp", "mpi" } do
+    os.remove(ready)
+    local argv = { "bash", "-c", 'trap "" HUP; exec "$@"', "bash" }
+    for _, word in ipairs(runs.command(2, { script })) do argv[#argv + 1] = word end
+    local output = place .. "/nohup.txt"
+    local child = process.start(argv, { env = { SEGZERO_TRANSPORT = transport }, output = output })
+    check.ok(wait_until(function() return files.exists(ready) end), "the ranks began")
+    process.signal(child, 1)
+    check.equal(process.wait(child), 0, transport .. ": " .. files.read(output))
+    check.equal(count(files.read(output), "done%s+%d"), 2, transport)
+  end
+end)
+
 -- ---- training ----
 local function weights(name)
   return files.read(("%s/%s/global_step_2/model.safetensors"):format(place, name))
@@ -272,12 +385,39 @@ check.case("training gives the same bits over TCP as over MPI", function()
   check.ok(weights "tcp" == weights "mpi", "the weights of step 2")
 end)
 
+check.case("ranks that were given other settings do not train; paths may differ", function()
+  assert(unistd.link(runs.model, place .. "/same_model", true))
+  for extra, pattern in pairs {
+    ["worker.actor.optim.lr=0.5"] = "rank 1 %(host [^)]+%) has worker.actor.optim.lr=0.5, and rank 0 "
+      .. "has ",
+    ["data.seed=7"] = "rank 1 %(host [^)]+%) has data.seed=7, and rank 0 has ",
+    ["worker.actor.model.model_path=" .. place .. "/same_model"] = false,
+  } do
+    next_port = next_port + 1
+    local name = "given_" .. next_port
+    local children = {}
+    for r = 0, 1 do
+      local argv = { host.executable, "--threads", "1" }
+      local more = { "trainer.max_steps=1", "data.val_files=None", r == 1 and extra or nil }
+      for _, word in ipairs(runs.words(name, more)) do argv[#argv + 1] = word end
+      children[r] = process.start(argv, { env = torch(r, 2), output = place .. "/given_" .. r })
+    end
+    local statuses = { process.wait(children[0]), process.wait(children[1]) }
+    local text = files.read(place .. "/given_0") .. files.read(place .. "/given_1")
+    check.equal(statuses, pattern and { 1, 1 } or { 0, 0 }, text:sub(-600))
+    check.equal(files.exists(("%s/%s/config.json"):format(place, name)), not pattern, "a run folder: " .. extra)
+    if pattern then
+      check.equal(count(text, "\n"), 1, "lines: " .. text)
+      expect(text, pattern)
+    end
+  end
+end)
+
 check.case("SIGTERM ends all ranks and saves the last finished step", function()
   local words = runs.words("stopped", { "trainer.max_steps=1000", "data.val_files=None" })
   local output = place .. "/stopped.txt"
   local child = process.start(runs.command(2, words), { env = TCP, output = output })
   local log = place .. "/stopped/metrics.jsonl"
-  local nanosleep = require("posix.time").nanosleep
   local ends = process.now() + 60
   while (files.read(log) or "") == "" and process.now() < ends do
     nanosleep { tv_sec = 0, tv_nsec = 100000000 }

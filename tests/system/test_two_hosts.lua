@@ -103,6 +103,28 @@ check.case("torchrun's variables: a host is cut off, one line on each side", fun
   resume "tcp"
 end)
 
+-- In Debian's /etc/hosts a machine's own name is a loopback address.
+check.case("the name of rank 0's host is a loopback address there", function()
+  local children = {}
+  for r, where in pairs { [0] = "a", "a", "b" } do
+    local names = ("%s/names_%s"):format(place, where)
+    local address = where == "a" and "127.0.1.1" or hosts.address.a
+    files.write(names, ("127.0.0.1 localhost\n%s host-a\n"):format(address))
+    local argv = { "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', names }
+    local script = "print(require('segzero.core.ranks').world():sum({ 1 })[1])"
+    for _, word in ipairs(segzero { "-e", script }) do argv[#argv + 1] = word end
+    local env = { RANK = tostring(r), WORLD_SIZE = "3", LOCAL_WORLD_SIZE = where == "a" and "2" or "1",
+      LOCAL_RANK = tostring(r % 2), MASTER_ADDR = "host-a", MASTER_PORT = "29501",
+      SEGZERO_JOIN_SECONDS = "20" }
+    children[r] = process.start(hosts:command(where, argv), { env = env,
+      output = ("%s/names_%d.txt"):format(place, r) })
+  end
+  for r = 0, 2 do
+    check.equal(process.wait(children[r]), 0, "the status of rank " .. r)
+    check.equal(files.read(("%s/names_%d.txt"):format(place, r)), "3\n", "rank " .. r)
+  end
+end)
+
 -- ---- mpirun ----
 -- Only host a's output reaches mpirun after the cut.
 check.case("mpirun: a host is cut off, one line and the end of mpirun", function()
@@ -125,6 +147,27 @@ check.case("mpirun: a host is cut off, one line and the end of mpirun", function
     "segzero: rank [01] %(host host%-a%): rank [23] %(host host%-b%) has not answered for 4 s")
   hosts:mend()
   resume "mpi"
+end)
+
+-- The kernel may give a connection to a port where nobody listens that very port, and then it talks
+-- to itself. With four ports that happens within some tries.
+check.case("a rank that waits for rank 0 does not connect to itself", function()
+  local script = "print(require('segzero.core.ranks').world():sum({ 1 })[1])"
+  local range = { "sysctl", "-q", "-w", "net.ipv4.ip_local_port_range=41000 41003" }
+  local text, status = process.run(hosts:command("a", range), { timeout = 20 })
+  check.equal(status, 0, text)
+  local children = {}
+  for r = 1, 0, -1 do
+    local env = { RANK = tostring(r), WORLD_SIZE = "2", LOCAL_WORLD_SIZE = "2", LOCAL_RANK = "0",
+      MASTER_ADDR = "127.0.0.1", MASTER_PORT = "41000", SEGZERO_JOIN_SECONDS = "20" }
+    local output = ("%s/itself_%d.txt"):format(place, r)
+    children[r] = process.start(hosts:command("a", segzero { "-e", script }), { env = env,
+      output = output })
+    if r == 1 then require("posix.unistd").sleep(2) end
+  end
+  for r = 0, 1 do
+    check.equal(process.wait(children[r]), 0, files.read(("%s/itself_%d.txt"):format(place, r)))
+  end
 end)
 
 hosts:close()

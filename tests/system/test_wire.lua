@@ -144,6 +144,9 @@ check.case("what does not fit, and what cannot be split", function()
   refused("72b", { "--ranks", "64", T .. 1 },
     "data.rollout_batch_size=16, and there are 64 replicas: each needs a prompt")
   refused("7b", { "--ranks", "many" }, "%-%-ranks expects a whole number from 1, got 'many'")
+  refused("7b", { "data.max_response_length=150" },
+    "answer_tokens=200 is more than data.max_response_length=150, where answers end")
+  refused("7b", { "gb_per_second=25" }, "gb_per_second is about several ranks, one sends nothing")
   refused("7b", { "device_gib=0" }, "device_gib expects a number above 0, got '0'")
 end)
 

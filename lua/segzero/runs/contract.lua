@@ -5,6 +5,7 @@
 --       nested tables; identity: of the data set now (contract.identity); state: of the checkpoint
 --   contract.check(changes, where)      refuses those that are not free, in one line
 --   contract.line(change)               "changed at the resume: KEY: OLD -> NEW"
+--   contract.is_path(key)               whether the setting names a file or folder
 --   contract.identity(set) -> {name =, rows =, hash =}
 --       hash: the set's fingerprint(); nil if it has none
 --   contract.same_rows(identity, state) -> false if the data set is not the checkpoint's
@@ -76,6 +77,8 @@ local is_free = set_of(FREE)
 local is_silent = set_of(SILENT)
 local is_path = set_of(PATHS)
 local chooses_rows = set_of(CHOOSE_ROWS)
+
+function M.is_path(key) return is_path[key] == true end
 
 -- ---- the data set ----
 function M.identity(set)

@@ -219,7 +219,9 @@ function M.advise(cfg, plan)
     local actor, batch = cfg.worker.actor, cfg.data.rollout_batch_size
     print_largest(cfg, plan, "micro-batch (tokens)", tokens, actor.max_tokens_per_micro_batch,
       262144)
-    print_largest(cfg, plan, "answer (tokens)", ANSWER, cfg.data.max_response_length, 16384)
+    if not plan.state.answer then
+      print_largest(cfg, plan, "answer (tokens)", ANSWER, cfg.data.max_response_length, 16384)
+    end
     print_largest(cfg, plan, "rollout batch (prompts)", "data.rollout_batch_size", batch, 1024)
     print(("the run fits: %s of %s"):format(gib(plan.needed), machine))
     return
@@ -309,7 +311,7 @@ local function main(args, opts)
     opts.device = { total = asked.device, free = asked.device, is_given = true }
     opts.neighbours = 1
   end
-  plan_ranks.check_prompts(cfg, opts.ranks or 1)
+  plan_ranks.check(cfg, asked, opts.ranks or 1)
   local plan = M.of(cfg, opts)
   M.print(plan)
   if (opts.ranks or 1) > 1 then

@@ -8,7 +8,8 @@
 --   plan_ranks.split(cfg, ranks) -> {shards =, replicas =}
 --       an error with the numbers that would do if worker.rollout.tensor_parallel_size does not
 --       divide the ranks
---   plan_ranks.check_prompts(cfg, ranks)    an error if there are more replicas than prompts
+--   plan_ranks.check(cfg, asked, ranks)     an error if there are more replicas than prompts, or if
+--                                           what was asked has no meaning for this run
 --   plan_ranks.parameters(cfg, trained) -> plan_wire's list; trained: weights, or adapters
 --   plan_ranks.work(cfg, plan) -> plan_wire's work for prompts and answers of the plan's lengths
 --   plan_ranks.print(cfg, plan)         the table
@@ -87,12 +88,21 @@ function M.split(cfg, ranks)
   return { shards = shards, replicas = ranks / shards }
 end
 
-function M.check_prompts(cfg, ranks)
+function M.check(cfg, asked, ranks)
   local replicas = M.split(cfg, ranks).replicas
   local batch = cfg.data.rollout_batch_size
-  if replicas <= batch then return end
-  error(("data.rollout_batch_size=%d, and there are %d replicas: each needs a prompt")
-    :format(batch, replicas), 0)
+  local most = cfg.data.max_response_length
+  if replicas > batch then
+    error(("data.rollout_batch_size=%d, and there are %d replicas: each needs a prompt")
+      :format(batch, replicas), 0)
+  end
+  if asked.answer and asked.answer > most then
+    error(("plan: answer_tokens=%d is more than data.max_response_length=%d, where answers end")
+      :format(asked.answer, most), 0)
+  end
+  if asked.rate and ranks == 1 then
+    error("plan: gb_per_second is about several ranks, one sends nothing: add --ranks W", 0)
+  end
 end
 
 -- ---- what is sent ----

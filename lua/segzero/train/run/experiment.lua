@@ -13,6 +13,7 @@
 
 local cjson = require "cjson"
 local sz = require "segzero"
+local agreement = require "segzero.train.run.agreement"
 local contract = require "segzero.runs.contract"
 local coordinates = require "segzero.data.coordinates"
 local data_sets = require "segzero.train.run.data_sets"
@@ -307,10 +308,12 @@ end
 -- One rank of a run. Errors are those of all ranks, so that rank 0 alone prints them.
 local function run(p, cfg, overrides)
   local parts
-  p:together(function()
+  local given = p:together(function()
     check_ranks(p, cfg)
     parts = prepare(cfg, overrides, p.size, p:neighbours(), p.shards)
+    return { settings = parts.settings, identity = parts.identity }
   end)
+  agreement.check(given, function(r) return p.world:name(r) end)
   parts.parallel = p
   local folder = shared_folder(p, cfg, parts.source)
 
