@@ -54,6 +54,9 @@ int sz_processor_runs(int kind); /* 1: it runs on this processor */
 int sz_processor_chosen(void);
 /* 0, or -1 with a message: it does not run here, or another one is in use already. */
 int sz_processor_choose(int kind);
+/* The kernels in use and the instructions that oneDNN may use, as "avx2 (oneDNN 0x7)"; borrowed.
+ * Processes with equal texts round alike. */
+const char *sz_processor_describe(void);
 /* 1: run the plain reference kernels. */
 void sz_use_reference(int on);
 /* A pending interrupt makes the next op fail with "interrupted". */

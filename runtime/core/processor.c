@@ -8,6 +8,7 @@
  */
 #include "processor.h"
 #include <dnnl.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 /* ---- the kinds, from the plainest to the best ---- */
@@ -148,4 +149,12 @@ int sz_processor_choose(int i)
     if (limit_onednn(i) != 0) return -1;
     choose(i);
     return 0;
+}
+
+const char *sz_processor_describe(void)
+{
+    static char text[64];
+    const char *name = kinds[sz_processor_chosen()].name;
+    snprintf(text, sizeof text, "%s (oneDNN 0x%x)", name, (unsigned)dnnl_get_effective_cpu_isa());
+    return text;
 }
