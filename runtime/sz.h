@@ -46,13 +46,17 @@ const char *sz_last_error(void);
 void sz_set_threads(int n);
 int sz_threads(void);
 /* The kinds of processors that this build has CPU kernels for, from the plainest to the best: 0,
- * 1, ... count - 1. The best one that runs here is used, unless another is chosen before the first
- * op. */
+ * 1, ... count - 1. The best one that runs here is used, unless another is chosen before anything
+ * computes or asks which one it is. */
 int sz_processor_count(void);
 const char *sz_processor_name(int kind);
 int sz_processor_runs(int kind); /* 1: it runs on this processor */
 int sz_processor_chosen(void);
-int sz_processor_choose(int kind); /* -1 if it does not run here */
+/* 0, or -1 with a message: it does not run here, or another one is in use already. */
+int sz_processor_choose(int kind);
+/* The kernels in use and the instructions that oneDNN may use, as "avx2 (oneDNN 0x7)"; borrowed.
+ * Processes with equal texts round alike. */
+const char *sz_processor_describe(void);
 /* 1: run the plain reference kernels. */
 void sz_use_reference(int on);
 /* A pending interrupt makes the next op fail with "interrupted". */

@@ -2,11 +2,14 @@
  *
  * An x86-64 build has kernels for several kinds of processors; other builds, and those for one
  * processor alone (make ARCH=..., and the sanitizers'), have one kind. oneDNN, which computes the
- * large products, picks its own kernels in the same way; it is told not to go beyond our kind.
+ * large products, picks its own kernels in the same way; it is told not to go beyond a kind that the
+ * user chose, unless DNNL_MAX_CPU_ISA has told it already.
  * Leaves out: AMX kernels of our own (oneDNN has them).
  */
 #include "processor.h"
 #include <dnnl.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 /* ---- the kinds, from the plainest to the best ---- */
 #define TABLE(kind) extern const sz_cpu_kernels sz_cpu_kernels_##kind
@@ -86,9 +89,22 @@ static void choose(int i)
 {
     kernels = *kinds[i].all;
     if (kinds[i].int8) kernels.ops[SZ_OP_linear_int8] = kinds[i].int8->ops[SZ_OP_linear_int8];
-    /* It refuses once it has computed something; it then keeps what it has. */
-    dnnl_set_max_cpu_isa(kinds[i].isa);
     chosen = i;
+}
+
+static bool is_set(const char *variable)
+{
+    const char *value = getenv(variable);
+    return value && *value;
+}
+
+/* Keeps oneDNN to what kind i has. */
+static int limit_onednn(int i)
+{
+    const bool is_limited = is_set("DNNL_MAX_CPU_ISA") || is_set("ONEDNN_MAX_CPU_ISA");
+    if (is_limited || kinds[i].isa == dnnl_cpu_isa_all) return 0;
+    if (dnnl_set_max_cpu_isa(kinds[i].isa) == dnnl_success) return 0;
+    return sz_fail("oneDNN cannot be kept to the kernels of '%s'", kinds[i].name);
 }
 
 static int best(void)
@@ -123,8 +139,22 @@ int sz_processor_chosen(void)
 
 int sz_processor_choose(int i)
 {
-    if (!sz_processor_name(i)) return -1;
-    if (!runs(i)) return sz_fail("this processor cannot run the kernels of '%s'", kinds[i].name);
+    const char *name = sz_processor_name(i);
+    if (!name) return -1;
+    if (!runs(i)) return sz_fail("this processor cannot run the kernels of '%s'", name);
+    if (i == chosen) return 0;
+    if (chosen >= 0)
+        return sz_fail("the kernels of '%s' are in use already, so those of '%s' cannot be chosen",
+                       kinds[chosen].name, name);
+    if (limit_onednn(i) != 0) return -1;
     choose(i);
     return 0;
+}
+
+const char *sz_processor_describe(void)
+{
+    static char text[64];
+    const char *name = kinds[sz_processor_chosen()].name;
+    snprintf(text, sizeof text, "%s (oneDNN 0x%x)", name, (unsigned)dnnl_get_effective_cpu_isa());
+    return text;
 }

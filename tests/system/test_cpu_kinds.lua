@@ -1,6 +1,6 @@
 -- test_cpu_kinds.lua - the CPU kernels of each kind of processor (SEGZERO_CPU): the products,
--- attention and optimizer against the reference kernels, 8-bit products of the same bits, sampling,
--- and what the program says of kinds that it does not have.
+-- attention and optimizer against the reference kernels, 8-bit products with the same integers, what
+-- oneDNN is limited to, and what the program says of kinds that it cannot take.
 -- Leaves out: the other ops. SEGZERO_CPU=kind ./segzero tests/unit/test_ops.lua runs all.
 
 local ffi = require "ffi"
@@ -67,6 +67,39 @@ check.case("doctor names the kernels", function()
     local output = run(kind, "doctor")
     check.equal(output:match "\nkernels +(%S+)", kind, "the kind in use")
   end
+end)
+
+-- What oneDNN is limited to, in bits: 1 is SSE 4.1 (dnnl_types.h).
+local EFFECTIVE = [[
+  require "segzero"
+  local ffi = require "ffi"
+  ffi.cdef "int dnnl_get_effective_cpu_isa(void);"
+  print(ffi.load("libdnnl.so.2").dnnl_get_effective_cpu_isa())
+]]
+
+check.case("oneDNN is limited to the kind, or to what DNNL_MAX_CPU_ISA says", function()
+  if #names == 1 then return check.skip "a build for several kinds of x86-64 processors" end
+  local function effective(env)
+    local output = process.run({ host.executable, "-e", EFFECTIVE }, { timeout = 60, env = env })
+    return tonumber(output)
+  end
+  local best = effective {}
+  check.equal(effective { SEGZERO_CPU = "baseline" }, 1, "the baseline")
+  check.equal(effective { DNNL_MAX_CPU_ISA = "SSE41" }, 1, "the variable alone")
+  check.equal(effective { DNNL_MAX_CPU_ISA = "SSE41", SEGZERO_CPU = kinds[#kinds] }, 1, "both")
+  if #kinds > 1 then check.ok(best > 1, "all that the processor has") end
+end)
+
+check.case("a choice that comes too late changes nothing", function()
+  if #kinds == 1 then return check.skip "a processor that runs several kinds of kernels" end
+  local output, status = run("", "-e", [[
+    local core = require "segzero.core.ffi"
+    local before = core.C.sz_processor_chosen()
+    print(pcall(core.check, core.C.sz_processor_choose(0)))
+    assert(core.C.sz_processor_chosen() == before)]])
+  check.equal(status, 0, output)
+  check.ok(output:find("the kernels of '[%w_]+' are in use already, so those of 'baseline' cannot"),
+    output)
 end)
 
 check.case("a kind that there is not", function()

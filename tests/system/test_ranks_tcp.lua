@@ -203,6 +203,25 @@ check.case("the threads of a machine are divided under every launcher", function
     "mpirun's variables")
 end)
 
+-- Rank 1 computes with fewer instructions. Its copies of weights would drift away from rank 0's.
+check.case("ranks that update copies of weights and round differently are refused", function()
+  local script = place .. "/round.lua"
+  files.write(script, [[
+    local p = require("segzero.train.parallel").new(20, { shards = tonumber(arg[1]),
+      copies = arg[2] == "copies" })
+    print("joined " .. p.rank)]])
+  for words, status in pairs { ["1"] = 0, ["2"] = 1, ["1 copies"] = 1 } do
+    local argv = { script }
+    for word in words:gmatch "%S+" do argv[#argv + 1] = word end
+    next_port = next_port + 1
+    local text, statuses = launch({ torch(0, 2), torch(1, 2, { DNNL_MAX_CPU_ISA = "SSE41" }) }, argv)
+    check.equal(statuses, { status, status }, text)
+    check.equal(count(text, "joined"), 2 - 2 * status, text)
+    check.equal(count(text, "segzero: rank 1 %(host [^)]+%) computes with [%w_]+ %(oneDNN 0x1%), "
+      .. "rank 0 %(host [^)]+%) with [%w_]+ %(oneDNN 0x%x+%): ranks that update"), status, text)
+  end
+end)
+
 check.case("doctor names the rank that differs", function()
   next_port = next_port + 1
   local text, statuses = launch({ torch(0, 3), torch(1, 3), torch(2, 3) }, { "doctor" })

@@ -66,7 +66,10 @@ local function choose_kernels(name)
   for i = 0, C.sz_processor_count() - 1 do
     names[i + 1] = ffi.string(C.sz_processor_name(i))
     if names[i + 1] == name then
-      if C.sz_processor_runs(i) == 1 then return C.sz_processor_choose(i) end
+      if C.sz_processor_runs(i) == 1 then
+        if C.sz_processor_choose(i) == 0 then return end
+        error(("SEGZERO_CPU=%s: %s"):format(name, ffi.string(C.sz_last_error())), 0)
+      end
       error(("SEGZERO_CPU=%s: this processor cannot run these kernels; its own are %s")
         :format(name, ffi.string(C.sz_processor_name(C.sz_processor_chosen()))), 0)
     end

@@ -72,7 +72,8 @@ end
 
 local function own_facts()
   local facts = { version = ffi.string(C.sz_version()), program = program(),
-    processor = processor(), threads = C.sz_threads(), folder = folder(),
+    processor = processor(), kernels = ffi.string(C.sz_processor_describe()),
+    threads = C.sz_threads(), folder = folder(),
     device = os.getenv "SEGZERO_DEVICE" or "cpu", free = plan.device().free }
   for _, name in ipairs(VARIABLES) do facts[name] = os.getenv(name) or "" end
   return facts
@@ -81,8 +82,8 @@ end
 -- ---- comparing ----
 -- What all must share, with the word for a message.
 local EQUAL = { { "version", "segzero" }, { "program", "files of segzero, checksum" },
-  { "processor", "processor" }, { "threads", "threads" }, { "device", "device" },
-  { "folder", "folder" } }
+  { "processor", "processor" }, { "kernels", "CPU kernels" }, { "threads", "threads" },
+  { "device", "device" }, { "folder", "folder" } }
 for _, name in ipairs(VARIABLES) do EQUAL[#EQUAL + 1] = { name, name } end
 
 -- The value that most ranks have, and one of them (from 1); rank 0's where no value has a majority.

@@ -3,8 +3,9 @@
 -- share of the prompts; its shards hold parts of the model and work in lock step. With joining.lua
 -- and balance.lua the only files of training that know ranks.
 --
---   local p = parallel.new(timeout, { shards = T, setting = name })
+--   local p = parallel.new(timeout, { shards = T, copies = false, setting = name })
 --                                      timeout: seconds that a collective waits; the job's ranks.
+--                                      copies: each replica updates all weights by itself.
 --                                      setting: of T, for a note; nil: that of training
 --   local p = parallel.alone()         one rank
 --   local p = parallel.all_shards()    one replica: all ranks of the job are its shards
@@ -46,6 +47,7 @@
 -- The results of f travel as segzero.core.ranks says. With one rank nothing travels.
 -- Leaves out: the parts of an optimizer and the sums of gradients (shards.lua).
 
+local ffi = require "ffi"
 local core = require "segzero.core.ffi"
 local joining = require "segzero.train.joining"
 local lock_step = require "segzero.core.lock_step"
@@ -74,6 +76,29 @@ local function check_shards(size, shards)
     math.ceil(size / shards) * shards), 0)
 end
 
+-- What decides how this rank's results are rounded.
+local function rounding()
+  if (os.getenv "SEGZERO_DEVICE" or ""):find "^cuda" then return "a device" end
+  return ffi.string(core.C.sz_processor_describe())
+end
+
+-- Each shard updates its own copy of what is not divided, such as norms, and so does each replica
+-- of all weights if the optimizer's state is not divided. Copies stay equal only where ranks round
+-- alike: each `count` ranks that follow one another. All ranks see the same, and rank 0 says it.
+local function check_rounding(self, count)
+  local all = self.world:gather(rounding())
+  for r = 1, self.size do
+    local first = r - (r - 1) % count
+    if all[r] ~= all[first] then
+      if self.rank > 0 then M.mute() end
+      local other = self.world:name(first - 1)
+      error(("rank %s computes with %s, rank %s with %s: ranks that update copies of the same "
+        .. "weights must round alike, so set SEGZERO_CPU or DNNL_MAX_CPU_ISA to what all of them "
+        .. "have"):format(self.world:name(r - 1), all[r], other, all[first]), 0)
+    end
+  end
+end
+
 function M.new(timeout, options)
   local world = ranks.world()
   if timeout then ranks.set_timeout(timeout) end
@@ -96,6 +121,8 @@ function M.new(timeout, options)
     self.shard_group = world:split(self.replica)
     self.replica_group = world:split(self.shard)
   end
+  local alike = options and options.copies and size or shards
+  if alike > 1 then check_rounding(self, alike) end
   return self
 end
 

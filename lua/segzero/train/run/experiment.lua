@@ -335,7 +335,8 @@ end
 
 local function run_on_ranks(cfg, overrides)
   local p = parallel.new(cfg.trainer.collective_timeout,
-    { shards = cfg.worker.rollout.tensor_parallel_size })
+    { shards = cfg.worker.rollout.tensor_parallel_size,
+      copies = not cfg.worker.actor.optim.shard_state })
   return p:run(run, p, cfg, overrides)
 end
 
