@@ -91,6 +91,20 @@ check.case("probes of several objects, and of none", function()
   check.ok(none >= 1, "rows without objects")
 end)
 
+check.case("numbers are spoilt inside the first box, whatever the keys are called", function()
+  for name, key in pairs { refshapes = "bbox", refshapes_multi = "bbox_2d" } do
+    local row = open(name):row(1)
+    local texts = {}
+    for _, probe in ipairs(probes.of(row)) do texts[probe.kind] = probe.text end
+    row.image:free()
+    for kind, begin in pairs { ["not a number"] = "[NaN, ", ["huge numbers"] = "[1e400, 1e400, " } do
+      local expected = ('{"%s": %s'):format(key, begin)
+      check.ok(texts[kind]:find(expected, 1, true), kind .. ": " .. texts[kind])
+      check.ok(not texts[kind]:gsub("%[NaN", "[1", 1):find "NaN", "once")
+    end
+  end
+end)
+
 check.case("a solution without boxes is answered as it is", function()
   local row = { solution = "three", image = sz.image.new(20, 20) }
   local list = probes.of(row)
