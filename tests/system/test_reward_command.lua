@@ -58,6 +58,11 @@ check.case("wrong words are one line with the status 2", function()
   for words, message in pairs {
     ["a b"] = "'b' is one word too many", [""] = "no reward is given",
     ["seg --agianst x"] = "did you mean 'against'?", ["seg step=3"] = "step belongs to replay=RUN",
+    ["seg replay=x rows=3"] = "rows: the rows of a replay are those of its run",
+    ["seg replay=x data=y"] = "data: the rows of a replay are those of its run",
+    ["seg replay=x against=seg"] = "against: a replay compares with the stored rewards",
+    ["seg replay=x output=/nowhere/y"] = "output: there is no folder /nowhere",
+    ["seg replay=x output=y watch=true"] = "output: a file is written once",
   } do
     local list = {}
     for word in words:gmatch "%S+" do list[#list + 1] = word end
@@ -126,7 +131,7 @@ check.case("the stored answers of a run are scored again", function()
   local lines = select(2, files.read(output):gsub('"reward":1,', ""))
   check.equal(lines, 6, "a line for each answer")
   text, status = reward(frames, "--replay", run, "output=" .. output)
-  check.equal(status, 1, "nothing is written over")
+  check.equal(status, 2, "nothing is written over")
   has(text, "is there already", "why")
 end)
 
