@@ -15,6 +15,7 @@
 
 local core = require "segzero.core.ffi"
 local coordinates = require "segzero.data.coordinates"
+local environment = require "segzero.hub.environment"
 local frame = require "segzero.data.frame"
 local image = require "segzero.formats.image"
 local opening = require "segzero.models.opening"
@@ -45,8 +46,7 @@ local function open_policy(cfg)
   return policy
 end
 
-function M.open(cfg)
-  require("posix.stdlib").setenv("HF_HUB_OFFLINE", "1")
+local function open(cfg)
   local self = setmetatable({ said = {}, list = {}, loaded = {} }, mt)
   local why
   self.set, why = try(require("segzero.train.run.data_sets").open_train, cfg)
@@ -60,6 +60,8 @@ function M.open(cfg)
   end
   return self
 end
+
+function M.open(cfg) return environment.without_network(open, cfg) end
 
 function methods:note(text)
   if self.said[text] then return end
