@@ -67,13 +67,14 @@ local function to_text(a)
   else
     lines[#lines + 1] = "cannot be read: " .. visible.line(a.unread or "?")
   end
-  lines[#lines + 1] = ("%d tokens, mean probability %.2f%s"):format(#a.ids, mean_probability(a),
+  lines[#lines + 1] = ("%d token%s, mean probability %.2f%s"):format(#a.ids,
+    #a.ids == 1 and "" or "s", mean_probability(a),
     a.finish == "stop" and "" or ", cut off at the limit")
   return table.concat(lines, "\n")
 end
 
 function methods:mask()
-  local segmenter = session.segmenter()
+  local segmenter = session.segmenter(self.policy)
   if self.kept_mask or not self.found or not segmenter then return self.kept_mask end
   local features = segmenter:embed(self.image)
   self.kept_mask = segmenter:masks(features, { self.found })[1].mask
@@ -124,8 +125,9 @@ local function read_image(value)
 end
 
 function M.ask(image, text, o)
-  local policy = variants.policy(o)
+  local policy = session.model(o.model)
   local prompt = prompt_text.read(o.prompt or "seg_zero", "prompt")
+  local generation = variants.generation(o)
   local own, problem = read_image(image)
   text = text or problem
   if type(text) ~= "string" then
@@ -140,7 +142,6 @@ function M.ask(image, text, o)
     frames = variants.frames(policy, o.resize) })
 
   -- The answer.
-  local generation = variants.generation(o)
   local echo = generation_config.echo
   generation.on_text = echo
   local one = inference.generate(policy, { row.input }, generation)[1][1]

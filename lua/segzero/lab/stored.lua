@@ -131,6 +131,7 @@ local function extreme(which, sign, run, step, count, o)
   end
   local folder = run:gsub("(.)/+$", "%1")
   local cfg = rescoring.settings(folder)
+  local path = sheets.path(o.sheet, which)
   step = step_of(folder, step)
   local list = setmetatable({ which = which, step = step, folder = folder, notes = {} }, mt)
   local stored = stored_rows.open(cfg)
@@ -148,8 +149,8 @@ local function extreme(which, sign, run, step, count, o)
     if complete then tiles[#tiles + 1] = tile_of(row, one) end
   end
   for _, note in ipairs(stored:notes()) do table.insert(list.notes, note) end
-  if #tiles > 0 and o.sheet ~= false then
-    list.sheet = sheets.answers(o.sheet or sheets.free_path(which), tiles,
+  if #tiles > 0 and path then
+    list.sheet = sheets.answers(path, tiles,
       ("The %s answers of step %d"):format(which, step), visible.line(folder, 60))
   end
   for _, row in ipairs(rows) do stored:release(row) end
