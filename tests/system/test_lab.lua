@@ -163,6 +163,10 @@ check.case("one question about one image", function()
   check.equal(other.text, a.text, "a path")
   a:free()
   other:free()
+  other:free()
+  check.raises(function() a:save(place .. "/late.png") end, "test_lab.lua:%d+: the answer has been",
+    "a freed answer")
+  check.raises(function() a:mask() end, "the answer has been freed", "its mask")
   row.image:free()
 end)
 
@@ -298,6 +302,12 @@ check.case("the worst answers of a step, and all scored again", function()
   local result = lab.rescore(run, place .. "/letters.lua")
   check.equal(#result.items, 12, "all answers")
   has(result, "all 12 rewards are the stored ones", "it prints itself")
+  for option, message in pairs {
+    step = "step is 'x', expected", timeout = "timeout is 'x', expected",
+    worst = "worst is 'x', expected", sam2_path = "sam2_path: x: there is no such file",
+  } do
+    check.raises(function() lab.rescore(run, "seg", { [option] = "x" }) end, message, option)
+  end
   local strict = lab.rescore(run, "seg_strict", { step = 1 })
   check.equal(#strict.items, 6, "one step")
 end)

@@ -73,7 +73,13 @@ local function to_text(a)
   return table.concat(lines, "\n")
 end
 
+-- Level as for error().
+local function check_alive(a, level)
+  if not a.row then error("the answer has been freed", level + 1) end
+end
+
 function methods:mask()
+  check_alive(self, 2)
   local segmenter = session.segmenter(self.policy)
   if self.kept_mask or not self.found or not segmenter then return self.kept_mask end
   local features = segmenter:embed(self.image)
@@ -84,6 +90,7 @@ end
 
 -- The image with boxes, points and mask. Level as for error().
 local function drawn(a, level)
+  check_alive(a, level + 1)
   if not a.found then
     error("the answer has no box to draw: " .. visible.line(a.unread or "?"), level + 1)
   end
@@ -106,7 +113,9 @@ end
 function methods:free()
   if self.kept_mask then self.kept_mask:free() end
   self.kept_mask = nil
-  if self.input then inputs.release { { image = self.image, input = self.input } } end
+  if self.row then inputs.release { self.row } end
+  self.row = nil
+  self.image = nil
   self.input = nil
 end
 
@@ -149,7 +158,7 @@ function M.ask(image, text, o)
   local found, unread = answer.read(one.text, prompt.several)
   local a = { text = one.text, ids = one.ids, logprobs = one.logprobs, finish = one.finish,
     found = found and coordinates.to_image(row, found), unread = unread, image = own,
-    problem = text, input = row.input, policy = policy, was_shown = echo ~= nil }
+    problem = text, row = row, input = row.input, policy = policy, was_shown = echo ~= nil }
   return setmetatable(a, mt)
 end
 

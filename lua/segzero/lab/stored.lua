@@ -21,10 +21,12 @@ local judging = require "segzero.workbench.judging"
 local reasons = require "segzero.reward.reasons"
 local rescoring = require "segzero.workbench.rescoring"
 local rollouts = require "segzero.runs.rollouts"
+local settings = require("segzero.config.reward").schema
 local sheets = require "segzero.lab.sheets"
 local stored_rows = require "segzero.workbench.stored_rows"
 local text = require "segzero.workbench.text"
 local truth = require "segzero.data.truth"
+local values = require "segzero.config.values"
 local variants = require "segzero.lab.variants"
 local visible = require "segzero.core.visible"
 
@@ -161,7 +163,16 @@ function M.worst(run, step, count, o) return extreme("worst", 1, run, step, coun
 function M.best(run, step, count, o) return extreme("best", -1, run, step, count, o) end
 
 -- ---- scoring again ----
+-- The options, checked as the settings of `segzero reward`.
+local function check_options(o)
+  for name, v in pairs(o) do
+    local good, why = values.convert(settings:find(name), tostring(v))
+    if not good then error(why, 0) end
+  end
+end
+
 function M.rescore(run, reward, o)
+  check_options(o)
   if type(run) ~= "string" then
     error(("a run's folder is expected, got %s"):format(tostring(run)), 0)
   end
