@@ -128,6 +128,19 @@ check.case("the first number that differs is named", function()
   check.ok(text:find "  loss: [%d.e-]+, was 7", "which: " .. text)
 end)
 
+check.case("a weight that the checkpoint lacks is not passed over", function()
+  mini.copy(place .. "/A", place .. "/M")
+  local path = place .. "/M/global_step_4/model.safetensors"
+  local weights = sz.safetensors.load(path)
+  weights["visual.merger.ln_q.weight"]:free()
+  weights["visual.merger.ln_q.weight"] = nil
+  sz.safetensors.save(path, weights)
+  for _, weight in pairs(weights) do weight:free() end
+  local text, status = replay("M", "step=4")
+  check.equal(status, 1, text)
+  check.ok(text:find "1 of %d+ tensors are not those of .*such as visual.merger.ln_q.weight", text)
+end)
+
 check.case("another reward is named as the reason", function()
   files.write(place .. "/other.lua", mini.reward_source)
   train("O", "trainer.max_steps=1", "worker.reward.compute_score=" .. place .. "/other.lua")
