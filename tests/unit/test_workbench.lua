@@ -178,7 +178,7 @@ end)
 -- ---- rollouts.jsonl ----
 local function line(step, row, answer, more)
   return files.json { step = step, row = row, answer = answer, text = "\"step\":9", reward = 1,
-    ids = { 1, 2 }, logprobs = { -1, -2 }, problem = more }
+    ids = { 1, 2 }, logprobs = { -1, -2 }, problem = more, parts = { iou = 1 } }
 end
 
 check.case("rollouts.jsonl is read by prompts, without what is long", function()
@@ -199,6 +199,19 @@ check.case("rollouts.jsonl is read by prompts, without what is long", function()
     return false
   end)
   check.equal(rollouts.steps(path).last, 2, "the last step")
+
+  -- The last line may be cut anywhere while a run writes it, and a whole one may have no end.
+  local last = line(3, "a", 1)
+  for _, cut in ipairs { '"step":3', "}", "," } do
+    local begin = last:sub(1, (select(2, last:find(cut, 1, true))))
+    if begin ~= last then
+      files.write(path, line(1, "a", 1) .. "\n" .. begin)
+      check.equal(rollouts.steps(path).last, 1, "cut after " .. cut)
+      rollouts.each(path, function(record) check.equal(record.step, 1, "cut after " .. cut) end)
+    end
+  end
+  files.write(path, line(1, "a", 1) .. "\n" .. last)
+  check.equal(rollouts.steps(path).last, 3, "a last line without an end")
   files.write(path, "{}\n" .. line(1, "a", 1) .. "\n")
   check.raises(function() rollouts.steps(path) end, ":1: not an answer of a run", "a damaged line")
   folders.remove_file(path)
