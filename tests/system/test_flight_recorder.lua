@@ -191,6 +191,21 @@ check.case("why lists the rows of a step, and explains one", function()
   has(text, "step 3 has no row nothing; its rows: ", "which there are")
 end)
 
+check.case("a number that fits two rows is refused, and a row that was drawn twice is noted", function()
+  local rows = explaining.rows(place .. "/A", 3)
+  local number = rows[1].row:match "%d+$"
+  local function with(name, row)
+    changed("A", name, "rollouts.jsonl", function(text)
+      return (text:gsub('"row":"' .. rows[2].row:gsub("%-", "%%-") .. '"', '"row":"' .. row .. '"'))
+    end)
+    return mini.run { "why", place .. "/" .. name, "step=3", "row=" .. number, "replay=false" }
+  end
+  local text, status = with("two", "other-" .. number)
+  check.equal(status, 1, text)
+  has(text, ("row=%s may be one of: %s, other-%s"):format(number, rows[1].row, number), "which")
+  has(with("twice", rows[1].row), "the step drew this row 2 times", "a note")
+end)
+
 check.case("before and after are the policies of the checkpoints", function()
   train("S", "trainer.max_steps=2", "trainer.save_freq=1")
   local folder = place .. "/S"
