@@ -146,6 +146,16 @@ check.case("what cannot be recomputed is said", function()
   has(text, "note: the run's data set cannot be opened: ", "the data set")
   has(text, "note: 18 answers were scored without image, mask and columns", "how many")
   has(text, "all 18 rewards are the stored ones", "text is enough for this reward")
+  local framed = write("framed.lua", "return function(_, _, row) return row.frame == 84 and 1 or 0 "
+    .. "end\n")
+  text = reward(framed, "--replay", away)
+  has(text, "note: the frame of the answers is not known", "the frame")
+  check.ok(text:find "score: mean 0, std 0", "none is made up: " .. text)
+  files.write(away .. "/config.json", (files.read(away .. "/config.json"):gsub('"data":{',
+    '"data":{"resize":"84x84",')))
+  text = reward(framed, "--replay", away)
+  check.ok(text:find "score: mean 1, std 0", "images of one size have one frame: " .. text)
+  check.ok(not text:find("frame of the answers", 1, true), "no note")
   files.write(away .. "/config.json", (config:gsub('"sam2_path":"[^"]*"',
     '"sam2_path":"/nowhere/sam2"')))
   text, status = reward(scorer, "--replay", away)
