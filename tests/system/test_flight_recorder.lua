@@ -128,6 +128,19 @@ check.case("the first number that differs is named", function()
   check.ok(text:find "  loss: [%d.e-]+, was 7", "which: " .. text)
 end)
 
+check.case("a weight that the checkpoint lacks is not passed over", function()
+  mini.copy(place .. "/A", place .. "/M")
+  local path = place .. "/M/global_step_4/model.safetensors"
+  local weights = sz.safetensors.load(path)
+  weights["visual.merger.ln_q.weight"]:free()
+  weights["visual.merger.ln_q.weight"] = nil
+  sz.safetensors.save(path, weights)
+  for _, weight in pairs(weights) do weight:free() end
+  local text, status = replay("M", "step=4")
+  check.equal(status, 1, text)
+  check.ok(text:find "1 of %d+ tensors are not those of .*such as visual.merger.ln_q.weight", text)
+end)
+
 check.case("another reward is named as the reason", function()
   files.write(place .. "/other.lua", mini.reward_source)
   train("O", "trainer.max_steps=1", "worker.reward.compute_score=" .. place .. "/other.lua")
@@ -176,6 +189,21 @@ check.case("why lists the rows of a step, and explains one", function()
   text, status = mini.run { "why", place .. "/A", "step=3", "row=nothing" }
   check.equal(status, 1, "no such row")
   has(text, "step 3 has no row nothing; its rows: ", "which there are")
+end)
+
+check.case("a number that fits two rows is refused, and a row that was drawn twice is noted", function()
+  local rows = explaining.rows(place .. "/A", 3)
+  local number = rows[1].row:match "%d+$"
+  local function with(name, row)
+    changed("A", name, "rollouts.jsonl", function(text)
+      return (text:gsub('"row":"' .. rows[2].row:gsub("%-", "%%-") .. '"', '"row":"' .. row .. '"'))
+    end)
+    return mini.run { "why", place .. "/" .. name, "step=3", "row=" .. number, "replay=false" }
+  end
+  local text, status = with("two", "other-" .. number)
+  check.equal(status, 1, text)
+  has(text, ("row=%s may be one of: %s, other-%s"):format(number, rows[1].row, number), "which")
+  has(with("twice", rows[1].row), "the step drew this row 2 times", "a note")
 end)
 
 check.case("before and after are the policies of the checkpoints", function()

@@ -78,11 +78,13 @@ end)
 
 check.case("a model of one call does not change the model of the others", function()
   local rows = open(84):sample(2)
-  local before = session.policy()
+  local before = session.model()
   local other = lab.compare { prompts = { "{question}" }, rows = rows, model = dir,
     sheet = false, max_new_tokens = 4 }
   check.equal(#other[1].rows, 2, "asked")
-  check.ok(session.policy() == before, "the model of lab.use stays")
+  check.ok(session.model() == before, "the model of lab.use stays")
+  check.equal(session.segmenter(sz.model(dir)), nil, "the embedded SAM2 knows shapes only")
+  check.ok(session.segmenter(before), "which the embedded model is asked about")
   check.raises(function()
     lab.compare { prompts = { "{question}" }, rows = rows, model = place .. "/nothing" }
   end, "model: ", "a model that is not there")
@@ -124,7 +126,21 @@ check.case("mistakes are one line at the caller's place", function()
   fails("reward: there is no reward 'seg_strik'", lab.compare, { prompts = { "seg_zero" },
     reward = "seg_strik" })
   fails("n is 0, expected", lab.compare, { prompts = { "seg_zero" }, n = 0 })
+  fails("top_p is 2, expected a number from 0 to 1", lab.compare, { prompts = { "seg_zero" },
+    top_p = 2 })
+  fails("expected a number from 0", lab.compare, { prompts = { "seg_zero" },
+    temperature = { 0.5, 1 } })
+  fails("seed is x, expected a whole number", lab.compare, { prompts = { "seg_zero" }, seed = "x" })
+  fails("sheet is true, expected a .png, .jpg or .jpeg file, or false", lab.compare,
+    { prompts = { "seg_zero" }, sheet = true })
+  fails("an open model is expected, got 5", lab.compare, { prompts = { "seg_zero" }, model = 5 })
   fails("lab.sweep needs values to try", lab.sweep, { n = 2 })
+  fails("temperature is an empty list", lab.sweep, { temperature = {} })
+  fails("temperature is a, expected a number", lab.sweep, { temperature = { "a" } })
+  fails("top_p changes nothing at temperature 0", lab.sweep, { top_p = { 0.5, 1 } })
+  fails("an open model is expected, got 5", lab.use, 5)
+  fails("lab.use: nowhere.pt: there is no such file", lab.use, nil, "nowhere.pt")
+  fails("SAM2 is a path, an open model or false, got 5", lab.use, nil, 5)
   fails("an image, a path or a row is expected, got 3", lab.ask, 3, "x")
   fails("an answer of lab.ask or of vl:generate is expected", lab.logprobs, "text")
   fails("there is no folder nowhere", lab.worst, "nowhere", 3)
@@ -147,6 +163,10 @@ check.case("one question about one image", function()
   check.equal(other.text, a.text, "a path")
   a:free()
   other:free()
+  other:free()
+  check.raises(function() a:save(place .. "/late.png") end, "test_lab.lua:%d+: the answer has been",
+    "a freed answer")
+  check.raises(function() a:mask() end, "the answer has been freed", "its mask")
   row.image:free()
 end)
 
@@ -187,6 +207,10 @@ check.case("the least sure tokens and what the model would have said", function(
   check.ok(boxes >= 4, "tokens of the box")
   has(list, "the 4 least sure of", "the table")
   check.ok(tokens.coloured(list):find "\27%[3[13]m", "colours")
+  check.equal(lab.logprobs(a, { top = 0 })[1].others, nil, "without alternatives")
+  for _, wrong in ipairs { { top = -1 }, { top = 1.5 }, { least = "x" } } do
+    check.raises(function() lab.logprobs(a, wrong) end, "expected a whole number from 0", "a count")
+  end
   a:free()
   row.image:free()
 end)
@@ -263,7 +287,13 @@ check.case("the worst answers of a step, and all scored again", function()
   files.write(place .. "/zero.lua", "return function() return 0, { a = 0 }, { a = 'it is' } end\n")
   local worded = lab.worst(run, 2, 1, { sheet = false, reward = place .. "/zero.lua" })
   check.equal(worded[1].why.a, "it is", "words of a reward that the user names")
+  -- Looking at a run downloads nothing, but what comes after it may.
+  local set = require("posix.stdlib").setenv
+  local offline = os.getenv "HF_HUB_OFFLINE"
+  set("HF_HUB_OFFLINE", nil)
   local best = lab.best(run, 2, 1, { sheet = false })
+  check.equal(os.getenv "HF_HUB_OFFLINE", nil, "the variable is as it was")
+  set("HF_HUB_OFFLINE", offline)
   check.ok(best[1].reward >= list[5].reward, "the best")
   check.ok(sz.image.load(place .. "/worst.png").width > 84, "images")
   has(list, "the 5 worst answers of step 2", "it prints itself")
@@ -272,6 +302,12 @@ check.case("the worst answers of a step, and all scored again", function()
   local result = lab.rescore(run, place .. "/letters.lua")
   check.equal(#result.items, 12, "all answers")
   has(result, "all 12 rewards are the stored ones", "it prints itself")
+  for option, message in pairs {
+    step = "step is 'x', expected", timeout = "timeout is 'x', expected",
+    worst = "worst is 'x', expected", sam2_path = "sam2_path: x: there is no such file",
+  } do
+    check.raises(function() lab.rescore(run, "seg", { [option] = "x" }) end, message, option)
+  end
   local strict = lab.rescore(run, "seg_strict", { step = 1 })
   check.equal(#strict.items, 6, "one step")
 end)
@@ -327,6 +363,6 @@ check.case("an evaluation refuses what cannot be asked or judged", function()
   has(text, "leave out reward", "why")
 end)
 
-inference.release_cache(session.policy())
+inference.release_cache(session.model())
 mini.remove()
 check.finish()

@@ -58,6 +58,11 @@ check.case("wrong words are one line with the status 2", function()
   for words, message in pairs {
     ["a b"] = "'b' is one word too many", [""] = "no reward is given",
     ["seg --agianst x"] = "did you mean 'against'?", ["seg step=3"] = "step belongs to replay=RUN",
+    ["seg replay=x rows=3"] = "rows: the rows of a replay are those of its run",
+    ["seg replay=x data=y"] = "data: the rows of a replay are those of its run",
+    ["seg replay=x against=seg"] = "against: a replay compares with the stored rewards",
+    ["seg replay=x output=/nowhere/y"] = "output: there is no folder /nowhere",
+    ["seg replay=x output=y watch=true"] = "output: a file is written once",
   } do
     local list = {}
     for word in words:gmatch "%S+" do list[#list + 1] = word end
@@ -126,7 +131,7 @@ check.case("the stored answers of a run are scored again", function()
   local lines = select(2, files.read(output):gsub('"reward":1,', ""))
   check.equal(lines, 6, "a line for each answer")
   text, status = reward(frames, "--replay", run, "output=" .. output)
-  check.equal(status, 1, "nothing is written over")
+  check.equal(status, 2, "nothing is written over")
   has(text, "is there already", "why")
 end)
 
@@ -141,6 +146,16 @@ check.case("what cannot be recomputed is said", function()
   has(text, "note: the run's data set cannot be opened: ", "the data set")
   has(text, "note: 18 answers were scored without image, mask and columns", "how many")
   has(text, "all 18 rewards are the stored ones", "text is enough for this reward")
+  local framed = write("framed.lua", "return function(_, _, row) return row.frame == 84 and 1 or 0 "
+    .. "end\n")
+  text = reward(framed, "--replay", away)
+  has(text, "note: the frame of the answers is not known", "the frame")
+  check.ok(text:find "score: mean 0, std 0", "none is made up: " .. text)
+  files.write(away .. "/config.json", (files.read(away .. "/config.json"):gsub('"data":{',
+    '"data":{"resize":"84x84",')))
+  text = reward(framed, "--replay", away)
+  check.ok(text:find "score: mean 1, std 0", "images of one size have one frame: " .. text)
+  check.ok(not text:find("frame of the answers", 1, true), "no note")
   files.write(away .. "/config.json", (config:gsub('"sam2_path":"[^"]*"',
     '"sam2_path":"/nowhere/sam2"')))
   text, status = reward(scorer, "--replay", away)

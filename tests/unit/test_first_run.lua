@@ -124,4 +124,26 @@ check.case("no masks, nothing changed, another number of rows", function()
   check.equal(learned.lines(one, result({ 1 }, { 1 })), {}, "other rows")
 end)
 
+check.case("a reward without parts, with parts of some answers, with parts over 1", function()
+  local function rewards(...)
+    local records = {}
+    for i, v in ipairs { ... } do records[i] = { reward = v } end
+    return { records = records }
+  end
+  local lines = learned.lines(rewards(0, 1), rewards(1, 1))
+  check.equal(#lines, 2, table.concat(lines, "\n"))
+  check.ok(lines[2]:find "^  reward  .* 0%.500 %-> 1%.000", lines[2])
+  check.equal(learned.lines(rewards(1), rewards(1))[2], "  nothing that is measured changed", "same")
+
+  local before = rewards(1, 1)
+  local after = rewards(2, 3)
+  before.records[2].parts = { segmentation_format = 1 }
+  after.records[1].parts = { segmentation_format = 2 }
+  after.records[2].parts = { segmentation_format = 2, late = 1 }
+  lines = learned.lines(before, after)
+  check.equal(#lines, 3, table.concat(lines, "\n"))
+  check.ok(lines[2]:find "^  segmentation_format  .* 0%.500 %-> 2%.000", lines[2])
+  check.ok(lines[3]:find "^  late  .* 0%.000 %-> 0%.500", lines[3])
+end)
+
 check.finish()

@@ -91,6 +91,20 @@ check.case("probes of several objects, and of none", function()
   check.ok(none >= 1, "rows without objects")
 end)
 
+check.case("numbers are spoilt inside the first box, whatever the keys are called", function()
+  for name, key in pairs { refshapes = "bbox", refshapes_multi = "bbox_2d" } do
+    local row = open(name):row(1)
+    local texts = {}
+    for _, probe in ipairs(probes.of(row)) do texts[probe.kind] = probe.text end
+    row.image:free()
+    for kind, begin in pairs { ["not a number"] = "[NaN, ", ["huge numbers"] = "[1e400, 1e400, " } do
+      local expected = ('{"%s": %s'):format(key, begin)
+      check.ok(texts[kind]:find(expected, 1, true), kind .. ": " .. texts[kind])
+      check.ok(not texts[kind]:gsub("%[NaN", "[1", 1):find "NaN", "once")
+    end
+  end
+end)
+
 check.case("a solution without boxes is answered as it is", function()
   local row = { solution = "three", image = sz.image.new(20, 20) }
   local list = probes.of(row)
@@ -164,7 +178,7 @@ end)
 -- ---- rollouts.jsonl ----
 local function line(step, row, answer, more)
   return files.json { step = step, row = row, answer = answer, text = "\"step\":9", reward = 1,
-    ids = { 1, 2 }, logprobs = { -1, -2 }, problem = more }
+    ids = { 1, 2 }, logprobs = { -1, -2 }, problem = more, parts = { iou = 1 } }
 end
 
 check.case("rollouts.jsonl is read by prompts, without what is long", function()
@@ -185,6 +199,19 @@ check.case("rollouts.jsonl is read by prompts, without what is long", function()
     return false
   end)
   check.equal(rollouts.steps(path).last, 2, "the last step")
+
+  -- The last line may be cut anywhere while a run writes it, and a whole one may have no end.
+  local last = line(3, "a", 1)
+  for _, cut in ipairs { '"step":3', "}", "," } do
+    local begin = last:sub(1, (select(2, last:find(cut, 1, true))))
+    if begin ~= last then
+      files.write(path, line(1, "a", 1) .. "\n" .. begin)
+      check.equal(rollouts.steps(path).last, 1, "cut after " .. cut)
+      rollouts.each(path, function(record) check.equal(record.step, 1, "cut after " .. cut) end)
+    end
+  end
+  files.write(path, line(1, "a", 1) .. "\n" .. last)
+  check.equal(rollouts.steps(path).last, 3, "a last line without an end")
   files.write(path, "{}\n" .. line(1, "a", 1) .. "\n")
   check.raises(function() rollouts.steps(path) end, ":1: not an answer of a run", "a damaged line")
   folders.remove_file(path)

@@ -1,6 +1,9 @@
 -- reward.lua - the settings of `segzero reward`.
 
+local files = require "segzero.core.files"
+local folders = require "segzero.core.folders"
 local schema = require "segzero.config.schema"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -39,7 +42,7 @@ local how = {
     help = "time limit for one answer; 0: none" },
   { key = "worst", type = "integer", default = 5, min = 0, max = 1000,
     help = "how many disagreements are shown" },
-  { key = "output", type = "text", optional = true,
+  { key = "output", type = "text", optional = true, path = true,
     help = "of a replay: a new file for the new rewards, a JSON line for each answer" },
 }
 
@@ -47,6 +50,32 @@ local function check_replay(cfg)
   if cfg.replay then return end
   for _, key in ipairs { "step", "output" } do
     if cfg[key] ~= nil then error(("%s belongs to replay=RUN"):format(key), 0) end
+  end
+end
+
+-- A replay has the rows of its run and the rewards that the run stored.
+local function check_rows(cfg)
+  if not cfg.replay then return end
+  if cfg.against ~= "auto" then
+    error("against: a replay compares with the stored rewards; leave it out", 0)
+  end
+  for _, row in ipairs(rows) do
+    if row.key ~= "sam2_path" and cfg[row.key] ~= row.default then
+      error(("%s: the rows of a replay are those of its run; leave it out"):format(row.key), 0)
+    end
+  end
+end
+
+-- The second save would find the file of the first one.
+local function check_output(cfg)
+  if not cfg.output then return end
+  if cfg.watch then error("output: a file is written once; leave out watch", 0) end
+  if files.exists(cfg.output) then
+    error(("output: %s is there already; name a new file"):format(visible.line(cfg.output)), 0)
+  end
+  local folder = folders.parent(cfg.output)
+  if folders.kind(folder .. "/") ~= "folder" then
+    error(("output: there is no folder %s"):format(visible.line(folder)), 0)
   end
 end
 
@@ -61,7 +90,7 @@ M.schema = schema.new {
     { title = "Rows", rows = rows },
     { title = "How", rows = how },
   },
-  checks = { check_replay },
+  checks = { check_replay, check_rows, check_output },
 }
 
 return M

@@ -6,6 +6,7 @@
 --   environment.token()       HF_TOKEN, HUGGING_FACE_HUB_TOKEN, or the token file's text; nil
 --   environment.offline()     the name of the variable that says so, HF_HUB_OFFLINE or
 --                             TRANSFORMERS_OFFLINE; nil
+--   environment.without_network(f, ...)     f's results; offline while it runs
 --   environment.etag_timeout(), environment.download_timeout()      seconds
 --   environment.is_quiet()    HF_HUB_DISABLE_PROGRESS_BARS
 --
@@ -88,6 +89,16 @@ function M.offline()
     if is_true(name) then return name end
   end
   return nil
+end
+
+function M.without_network(f, ...)
+  local set = require("posix.stdlib").setenv
+  local before = os.getenv "HF_HUB_OFFLINE"
+  set("HF_HUB_OFFLINE", "1")
+  local results = { pcall(f, ...) }
+  set("HF_HUB_OFFLINE", before)
+  if not results[1] then error(results[2], 0) end
+  return unpack(results, 2, table.maxn(results))
 end
 
 local function seconds(name)

@@ -5,6 +5,8 @@
 --                                                 checked; without the file those of config.json
 --   local opts = generation.options(file, given)  options of rollout.generate: what is given, else
 --                                                 the file's, else the default
+--   generation.check(options, label)              an error for a value that has no meaning, in one
+--                                                 line that begins with the label
 --   generation.echo = function(i, piece) end      set by the prompt of ./segzero: shows the answer
 --                                                 of a call that has no on_text
 --   generation.on_stopped = function(answers) end set by it too: the answers so far of a call that
@@ -120,11 +122,11 @@ function M.read(dir)
 end
 
 -- ---- a call ----
-local function check_values(opts)
+function M.check(opts, label)
   for _, k in ipairs(KEYS) do
     local key, expected, good = unpack(k)
     if opts[key] ~= nil and not good(opts[key]) then
-      error(("generate: %s is %s, expected %s"):format(key, tostring(opts[key]), expected), 0)
+      error(("%s%s is %s, expected %s"):format(label or "", key, tostring(opts[key]), expected), 0)
     end
   end
 end
@@ -143,7 +145,7 @@ function M.options(file, given)
   end
   local opts = {}
   for k, v in pairs(given or {}) do opts[k] = v end
-  check_values(opts)
+  M.check(opts, "generate: ")
   if is_sampled(opts, file) then
     for key, default in pairs(SAMPLING) do opts[key] = opts[key] or file[key] or default end
   else

@@ -146,6 +146,7 @@ local mt = { __tostring = to_text, __index = { show = sheets.show_of "sheet" } }
 
 -- ---- all of it ----
 function M.run(variants, o)
+  local path = sheets.path(o.sheet, o.what)
   local result = setmetatable({ what = o.what, n = variants[1].generation.n or 1,
     count = o.set:count(), set_name = o.set.name or "the set", reward_name = o.reward_name }, mt)
   for i, variant in ipairs(variants) do
@@ -155,9 +156,7 @@ function M.run(variants, o)
     result[i] = measured(variant, asked, o.seed)
   end
   add_differences(result, o.seed)
-  if o.sheet ~= false then
-    result.sheet = sheets.compare(o.sheet or sheets.free_path(o.what), o.set, result)
-  end
+  if path then result.sheet = sheets.compare(path, o.set, result) end
   return result
 end
 

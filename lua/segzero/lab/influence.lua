@@ -140,7 +140,7 @@ local function write_image(map, answer, path)
         math.floor(x * img.width / w), math.floor(y * img.height / h), colour, alpha)
     end
   end
-  map.path = sheets.save_image(path or sheets.free_path "attention", img)
+  map.path = sheets.save_image(path, img)
   img:free()
 end
 
@@ -177,6 +177,7 @@ end
 function M.of(answer, token, o)
   check_answer(answer)
   local places = places_of(answer, token)
+  local path = sheets.path(o.sheet, "attention")
   local list
   local ok, why = pcall(tensor.step, function() list = measure(answer, places) end)
   if not ok then
@@ -187,7 +188,7 @@ function M.of(answer, token, o)
   local width = answer.input.image_grid_thw[1][3] / merge
   local map = setmetatable({ what = what_of(answer, places), values = grid(list, width),
     share = grid(shares(list), width) }, mt)
-  if o.sheet ~= false then write_image(map, answer, o.sheet) end
+  if path then write_image(map, answer, path) end
   return map
 end
 

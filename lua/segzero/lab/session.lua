@@ -3,15 +3,14 @@
 --   session.use(vl)                 a model that is open, or the name of one: a folder, a run, a
 --                                   hub name; nil: the embedded one
 --   session.use(vl, sam)            and a SAM2 model: open, or its path; false: none
---   session.open(name) -> model     for one call; the last one is kept
---   session.policy() -> model       opens the embedded one if none was named
---   session.segmenter() -> of inference/segmenter.lua, or nil
---   session.rows() -> data set      built-in rows for the present model: ten of RefShapes
---   session.frames(policy)          of coordinates.for_policy
+--   session.model(value) -> model   for one call: as above, but nil is the model of session.use; one
+--                                   that was opened by name is kept until the next one
+--   session.segmenter(policy) -> of inference/segmenter.lua, or nil. Without a SAM2 of session.use
+--                                   the embedded one, if the policy is the embedded one, too
+--   session.rows(policy) -> data set      ten rows of RefShapes in the size of the policy's images
 --
 -- Leaves out: several models at a time (options of lab.compare name one for a call).
 
-local coordinates = require "segzero.data.coordinates"
 local data = require "segzero.data"
 local frame = require "segzero.data.frame"
 local judging = require "segzero.workbench.judging"
@@ -24,6 +23,7 @@ local current = {}
 local ROWS = 10
 local POOL = 128
 
+-- ---- the policy ----
 local opened = {}               -- the model that was opened by name last: {dir =, policy =}
 
 local function open_policy(named)
@@ -36,48 +36,63 @@ local function open_policy(named)
   return vl
 end
 
-function M.open(named) return open_policy(named) end
-
-function M.use(model, sam)
-  if type(model) == "string" or model == nil then
-    current.policy = open_policy(model)
-  else
-    current.policy = model
-  end
-  current.sam = sam
-  current.segmenter = nil
-  return current.policy
+local function read_model(value)
+  if value == nil or type(value) == "string" then return open_policy(value) end
+  if type(value) == "table" and value.hidden and value.vision then return value end
+  error(("model: a folder, a run, a name on the hub or an open model is expected, got %s"):format(
+    tostring(value)), 0)
 end
 
-function M.policy()
+function M.model(value)
+  if value ~= nil then return read_model(value) end
   current.policy = current.policy or open_policy()
   return current.policy
 end
 
 -- ---- SAM2 ----
-local function open_segmenter()
-  local sam = current.sam
-  if sam == false then return nil end
-  if type(sam) == "table" then return require("segzero.inference.segmenter").new(sam) end
-  local path = paths.sam2(sam or "", { model = M.policy().dir or "", label = "lab.use" })
+local function sam2_path(named, policy)
+  local path = paths.sam2(named or "", { model = policy.dir or "", label = "lab.use" })
   paths.check_sam2("lab.use", path)
-  return judging.segmenter(path)
+  return path
 end
 
-function M.segmenter()
-  if current.segmenter == nil then current.segmenter = open_segmenter() or false end
-  return current.segmenter or nil
+local function check_sam(sam, policy)
+  if sam == nil or sam == false then return end
+  if type(sam) == "string" then
+    sam2_path(sam, policy)
+  elseif type(sam) ~= "table" or not sam.predict then
+    error(("lab.use: SAM2 is a path, an open model or false, got %s"):format(tostring(sam)), 0)
+  end
+end
+
+function M.use(model, sam)
+  local policy = read_model(model)
+  check_sam(sam, policy)
+  current = { policy = policy, sam = sam }
+  return policy
+end
+
+-- current.path and current.segmenter: the one that was asked for last.
+function M.segmenter(policy)
+  local sam = current.sam
+  if sam == false then return nil end
+  if type(sam) == "table" then
+    current.segmenter = current.segmenter or require("segzero.inference.segmenter").new(sam)
+    return current.segmenter
+  end
+  local path = sam2_path(sam, policy)
+  if path ~= current.path then
+    current.path = path
+    current.segmenter = judging.segmenter(path)
+  end
+  return current.segmenter
 end
 
 -- ---- rows ----
-function M.rows()
-  local size = frame.side_of_model(M.policy().json or {})
+function M.rows(policy)
+  local size = frame.side_of_model(policy.json or {})
   local set = data.open("refshapes", { split = "heldout", size = size, seed = 42, rows = POOL })
   return set:sample(ROWS)
-end
-
-function M.frames(policy)
-  return coordinates.for_policy(frame.settings {}, policy)
 end
 
 return M

@@ -7,7 +7,9 @@
 --   sheets.show_of(key) -> f(result)               the method show(): the image at result[key], on
 --                                                  the prompt's terminal
 --   sheets.save_image(path, img) -> path            makes the folder
---   sheets.free_path(name) -> "runs/lab/NAME.png", or NAME-2.png, ... if that is there
+--   sheets.path(option, name) -> path               of the option `sheet`: a path, false for no
+--                                                  images (nil here), or nil for runs/lab/NAME.png,
+--                                                  and NAME-2.png, ... if that exists
 --
 -- A tile shows the true box, and box and points of the row's best answer. At most 12 rows are
 -- drawn.
@@ -25,7 +27,7 @@ local M = {}
 local FOLDER = "runs/lab"
 local MOST_ROWS = 12
 
-function M.free_path(name)
+local function free_path(name)
   name = name:gsub("[^%w_-]", "_")
   local path = ("%s/%s.png"):format(FOLDER, name)
   local n = 1
@@ -34,6 +36,14 @@ function M.free_path(name)
     path = ("%s/%s-%d.png"):format(FOLDER, name, n)
   end
   return path
+end
+
+function M.path(option, name)
+  if option == false then return nil end
+  if option == nil then return free_path(name) end
+  local ending = type(option) == "string" and option:lower():match "%.(%w+)$"
+  if ending == "png" or ending == "jpg" or ending == "jpeg" then return option end
+  error(("sheet is %s, expected a .png, .jpg or .jpeg file, or false"):format(tostring(option)), 0)
 end
 
 -- The first object of an answer or of a list of true ones.

@@ -67,13 +67,20 @@ local function to_text(a)
   else
     lines[#lines + 1] = "cannot be read: " .. visible.line(a.unread or "?")
   end
-  lines[#lines + 1] = ("%d tokens, mean probability %.2f%s"):format(#a.ids, mean_probability(a),
+  lines[#lines + 1] = ("%d token%s, mean probability %.2f%s"):format(#a.ids,
+    #a.ids == 1 and "" or "s", mean_probability(a),
     a.finish == "stop" and "" or ", cut off at the limit")
   return table.concat(lines, "\n")
 end
 
+-- Level as for error().
+local function check_alive(a, level)
+  if not a.row then error("the answer has been freed", level + 1) end
+end
+
 function methods:mask()
-  local segmenter = session.segmenter()
+  check_alive(self, 2)
+  local segmenter = session.segmenter(self.policy)
   if self.kept_mask or not self.found or not segmenter then return self.kept_mask end
   local features = segmenter:embed(self.image)
   self.kept_mask = segmenter:masks(features, { self.found })[1].mask
@@ -83,6 +90,7 @@ end
 
 -- The image with boxes, points and mask. Level as for error().
 local function drawn(a, level)
+  check_alive(a, level + 1)
   if not a.found then
     error("the answer has no box to draw: " .. visible.line(a.unread or "?"), level + 1)
   end
@@ -105,7 +113,9 @@ end
 function methods:free()
   if self.kept_mask then self.kept_mask:free() end
   self.kept_mask = nil
-  if self.input then inputs.release { { image = self.image, input = self.input } } end
+  if self.row then inputs.release { self.row } end
+  self.row = nil
+  self.image = nil
   self.input = nil
 end
 
@@ -124,8 +134,9 @@ local function read_image(value)
 end
 
 function M.ask(image, text, o)
-  local policy = variants.policy(o)
+  local policy = session.model(o.model)
   local prompt = prompt_text.read(o.prompt or "seg_zero", "prompt")
+  local generation = variants.generation(o)
   local own, problem = read_image(image)
   text = text or problem
   if type(text) ~= "string" then
@@ -140,7 +151,6 @@ function M.ask(image, text, o)
     frames = variants.frames(policy, o.resize) })
 
   -- The answer.
-  local generation = variants.generation(o)
   local echo = generation_config.echo
   generation.on_text = echo
   local one = inference.generate(policy, { row.input }, generation)[1][1]
@@ -148,7 +158,7 @@ function M.ask(image, text, o)
   local found, unread = answer.read(one.text, prompt.several)
   local a = { text = one.text, ids = one.ids, logprobs = one.logprobs, finish = one.finish,
     found = found and coordinates.to_image(row, found), unread = unread, image = own,
-    problem = text, input = row.input, policy = policy, was_shown = echo ~= nil }
+    problem = text, row = row, input = row.input, policy = policy, was_shown = echo ~= nil }
   return setmetatable(a, mt)
 end
 

@@ -21,10 +21,12 @@ local judging = require "segzero.workbench.judging"
 local reasons = require "segzero.reward.reasons"
 local rescoring = require "segzero.workbench.rescoring"
 local rollouts = require "segzero.runs.rollouts"
+local settings = require("segzero.config.reward").schema
 local sheets = require "segzero.lab.sheets"
 local stored_rows = require "segzero.workbench.stored_rows"
 local text = require "segzero.workbench.text"
 local truth = require "segzero.data.truth"
+local values = require "segzero.config.values"
 local variants = require "segzero.lab.variants"
 local visible = require "segzero.core.visible"
 
@@ -131,6 +133,7 @@ local function extreme(which, sign, run, step, count, o)
   end
   local folder = run:gsub("(.)/+$", "%1")
   local cfg = rescoring.settings(folder)
+  local path = sheets.path(o.sheet, which)
   step = step_of(folder, step)
   local list = setmetatable({ which = which, step = step, folder = folder, notes = {} }, mt)
   local stored = stored_rows.open(cfg)
@@ -148,8 +151,8 @@ local function extreme(which, sign, run, step, count, o)
     if complete then tiles[#tiles + 1] = tile_of(row, one) end
   end
   for _, note in ipairs(stored:notes()) do table.insert(list.notes, note) end
-  if #tiles > 0 and o.sheet ~= false then
-    list.sheet = sheets.answers(o.sheet or sheets.free_path(which), tiles,
+  if #tiles > 0 and path then
+    list.sheet = sheets.answers(path, tiles,
       ("The %s answers of step %d"):format(which, step), visible.line(folder, 60))
   end
   for _, row in ipairs(rows) do stored:release(row) end
@@ -160,7 +163,16 @@ function M.worst(run, step, count, o) return extreme("worst", 1, run, step, coun
 function M.best(run, step, count, o) return extreme("best", -1, run, step, count, o) end
 
 -- ---- scoring again ----
+-- The options, checked as the settings of `segzero reward`.
+local function check_options(o)
+  for name, v in pairs(o) do
+    local good, why = values.convert(settings:find(name), tostring(v))
+    if not good then error(why, 0) end
+  end
+end
+
 function M.rescore(run, reward, o)
+  check_options(o)
   if type(run) ~= "string" then
     error(("a run's folder is expected, got %s"):format(tostring(run)), 0)
   end

@@ -194,14 +194,27 @@ end
 -- The tokens alone, without printing.
 function M.list(answer)
   check_answer(answer)
-  local policy = answer.policy or require("segzero.lab.session").policy()
+  local policy = answer.policy or require("segzero.lab.session").model()
   return tokens_of(answer, policy:tokenizer()), policy:tokenizer()
 end
 
+local LEAST = 8
+local TOP = 2
+
+-- options[name], or the default.
+local function count_of(o, name, default)
+  local v = o[name]
+  if v == nil then return default end
+  if type(v) == "number" and v >= 0 and v % 1 == 0 then return v end
+  error(("lab.logprobs: %s is %s, expected a whole number from 0"):format(name, tostring(v)), 0)
+end
+
 function M.logprobs(answer, o)
+  local least = count_of(o, "least", LEAST)
+  local top = count_of(o, "top", TOP)
   local list, tokenizer = M.list(answer)
-  list.least = least_sure(list, o.least or 8)
-  add_others(answer, list, list.least, o.top or 2, tokenizer)
+  list.least = least_sure(list, least)
+  if top > 0 then add_others(answer, list, list.least, top, tokenizer) end
   if is_terminal() then io.write(M.coloured(list), "\n") end
   return setmetatable(list, mt)
 end

@@ -11,6 +11,7 @@
 local comparing = require "segzero.lab.comparing"
 local coordinates = require "segzero.data.coordinates"
 local frame = require "segzero.data.frame"
+local generation_config = require "segzero.inference.generation_config"
 local loading = require "segzero.reward.loading"
 local prompt_text = require "segzero.data.prompt_text"
 local session = require "segzero.lab.session"
@@ -38,13 +39,9 @@ function M.reward(value, several)
   error((tostring(f):gsub("^worker%.reward%.compute_score[:=]", "reward:")), 0)
 end
 
-local function is_count(v) return type(v) == "number" and v >= 1 and v % 1 == 0 end
-
 function M.generation(o)
+  generation_config.check(o)
   local n = o.n or 1
-  if not is_count(n) then
-    error(("n is %s, expected a whole number from 1"):format(tostring(n)), 0)
-  end
   local temperature = o.temperature
   if temperature == nil then temperature = n > 1 and 1 or 0 end
   return { n = n, temperature = temperature, top_p = o.top_p, top_k = o.top_k,
@@ -56,12 +53,6 @@ function M.frames(policy, resize)
   return coordinates.for_policy(frame.settings { resize = resize }, policy)
 end
 
-function M.policy(o)
-  if type(o.model) == "table" then return o.model end
-  if o.model ~= nil then return session.open(o.model) end
-  return session.policy()
-end
-
 local function check_rows(set)
   local is_set = type(set) == "table" and type(set.count) == "function"
     and type(set.row) == "function"
@@ -71,11 +62,11 @@ local function check_rows(set)
 end
 
 local function run(variants, what, several, o)
-  local policy = M.policy(o)
+  local policy = session.model(o.model)
   local reward, name = M.reward(o.reward, several)
-  local set = o.rows or session.rows()
+  local set = o.rows or session.rows(policy)
   return comparing.run(variants, { what = what, policy = policy, set = check_rows(set),
-    reward = reward, reward_name = name, segmenter = session.segmenter(),
+    reward = reward, reward_name = name, segmenter = session.segmenter(policy),
     frames = M.frames(policy, o.resize), system_prompt = o.system_prompt or SYSTEM_PROMPT,
     seed = o.seed or 0, sheet = o.sheet })
 end
@@ -120,6 +111,7 @@ local function combinations(o)
   local all = { {} }
   for _, key in ipairs(SWEPT) do
     if type(o[key]) == "table" then
+      if #o[key] == 0 then error(key .. " is an empty list", 0) end
       local longer = {}
       for _, one in ipairs(all) do
         for _, value in ipairs(o[key]) do
@@ -138,18 +130,27 @@ local function combinations(o)
   return all
 end
 
+-- Greedy answers are the same whatever top_p and top_k are.
+local function check_is_sampled(o, generation)
+  if generation.temperature > 0 or type(o.temperature) == "table" then return end
+  for _, key in ipairs { "top_p", "top_k" } do
+    if type(o[key]) == "table" then
+      error(key .. " changes nothing at temperature 0; set a temperature, or n above 1", 0)
+    end
+  end
+end
+
 function M.sweep(o)
   local prompt = prompt_text.read(o.prompt or "seg_zero", "prompt")
   local variants = {}
   for i, values in ipairs(combinations(o)) do
     local own = setmetatable({}, { __index = o })
+    for _, pair in ipairs(values) do own[pair[1]] = pair[2] end
+    local generation = M.generation(own)
+    check_is_sampled(o, generation)
     local words = {}
-    for k, pair in ipairs(values) do
-      own[pair[1]] = pair[2]
-      words[k] = ("%s %g"):format(pair[1], pair[2])
-    end
-    variants[i] = { name = table.concat(words, ", "), ask = prompt.ask,
-      generation = M.generation(own) }
+    for k, pair in ipairs(values) do words[k] = ("%s %g"):format(pair[1], pair[2]) end
+    variants[i] = { name = table.concat(words, ", "), ask = prompt.ask, generation = generation }
   end
   return run(variants, "sampling", prompt.several, o)
 end

@@ -56,17 +56,31 @@ function M.rows(folder, step)
   return list
 end
 
+local function names_of(groups)
+  local names = {}
+  for i, group in ipairs(groups) do names[i] = visible.line(group.row, 60) end
+  return table.concat(names, ", ")
+end
+
+-- The groups of one row: two, if the step drew it twice.
 local function find(groups, step, wanted)
-  local by_number
-  local known = {}
-  for i, group in ipairs(groups) do
-    if group.row == wanted then return group end
-    if group.row:match "(%d+)$" == wanted then by_number = by_number or group end
-    known[i] = visible.line(group.row, 60)
+  local by_id = {}
+  local by_number = {}
+  for _, group in ipairs(groups) do
+    if group.row == wanted then by_id[#by_id + 1] = group end
+    if group.row:match "(%d+)$" == wanted then by_number[#by_number + 1] = group end
   end
-  if by_number then return by_number end
-  error(("step %d has no row %s; its rows: %s"):format(step, visible.line(wanted, 60),
-    table.concat(known, ", ")), 0)
+  if #by_id > 0 then return by_id end
+  if #by_number == 0 then
+    error(("step %d has no row %s; its rows: %s"):format(step, visible.line(wanted, 60),
+      names_of(groups)), 0)
+  end
+  for _, group in ipairs(by_number) do
+    if group.row ~= by_number[1].row then
+      error(("row=%s may be one of: %s"):format(wanted, names_of(by_number)), 0)
+    end
+  end
+  return by_number
 end
 
 -- ---- what the reward says ----
@@ -205,13 +219,18 @@ end
 
 -- ---- all of it ----
 function M.run(folder, step, wanted, options)
-  local group = find(groups_of(folder, step), step, wanted)
+  local found = find(groups_of(folder, step), step, wanted)
+  local group = found[1]
   local first = group.records[1]
   local cfg = rebuilding.settings(folder, step)
   local s = text.statistics(rewards_of(group))
   local e = { folder = folder, step = step, row = group.row, problem = first.problem,
     solution = first.solution, estimator = cfg.algorithm.adv_estimator, mean = s.mean,
     std = s.std, answers = answers_of(group), notes = {} }
+  if #found > 1 then
+    e.notes[1] = ("the step drew this row %d times; these are the answers of the first time"):format(
+      #found)
+  end
 
   local stored = stored_rows.open(cfg)
   local row, complete = stored:row(group.row, first)

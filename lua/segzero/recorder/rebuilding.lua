@@ -26,6 +26,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local grpo = require "segzero.config.grpo"
 local loggers = require "segzero.log.loggers"
+local old_settings = require "segzero.runs.old_settings"
 local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
 local position = require "segzero.data.position"
@@ -43,33 +44,10 @@ local M = {}
 local LOGGER = "recorder"
 
 -- ---- the settings of a step ----
--- {{step =, again =, name =}, ...}: settings before the run was resumed after `step`, oldest first.
-local function old_settings(folder)
-  local list = {}
-  for _, name in ipairs(folders.list(folder) or {}) do
-    local step, again = name:match "^config_step_(%d+)%-?(%d*)%.json$"
-    if step then
-      list[#list + 1] = { step = tonumber(step), again = tonumber(again) or 1, name = name }
-    end
-  end
-  table.sort(list, function(a, b)
-    if a.step ~= b.step then return a.step < b.step end
-    return a.again < b.again
-  end)
-  return list
-end
-
-local function settings_at(folder, step)
-  for _, old in ipairs(old_settings(folder)) do
-    if step <= old.step then return files.read_json_object(folder .. "/" .. old.name) end
-  end
-  return files.read_json_object(folder .. "/config.json")
-end
-
 -- The steps after which the settings changed, between two steps.
 local function changed_between(folder, from, step)
   local list = {}
-  for _, old in ipairs(old_settings(folder)) do
+  for _, old in ipairs(old_settings.list(folder)) do
     if old.step > from and old.step < step and list[#list] ~= old.step then
       list[#list + 1] = old.step
     end
@@ -113,7 +91,9 @@ local function nearest(folder, step, cfg)
   return best or start_of_fork(folder, cfg)
 end
 
-function M.settings(folder, step) return complete(settings_at(folder, step)) end
+function M.settings(folder, step)
+  return complete(files.read_json_object(old_settings.at(folder, step)))
+end
 
 function M.source(folder, step)
   run_folder.check_run(folder)

@@ -82,10 +82,13 @@ local function compare_weights(t, path)
   end
   local result = { path = path, compared = 0, different = {} }
   for name, weight in pairs(mine) do
-    if saved[name] then
-      result.compared = result.compared + 1
-      if not same_bytes(weight, saved[name]) then table.insert(result.different, name) end
+    result.compared = result.compared + 1
+    if not saved[name] or not same_bytes(weight, saved[name]) then
+      table.insert(result.different, name)
     end
+  end
+  for name in pairs(saved) do
+    if not mine[name] then table.insert(result.different, name) end
   end
   for _, weight in pairs(saved) do weight:free() end
   table.sort(result.different)

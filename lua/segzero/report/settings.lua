@@ -6,15 +6,13 @@
 --   settings.held_out_rows(cfg) -> n, or nil if the settings do not say
 --                             rows whose parts are 0 or 1 each, so that their mean has an interval
 --
--- config.json has the present settings. config_step_5.json has those before the run was resumed at
--- step 5, config_step_5-2.json those before it was resumed there again. A file that cannot be read
--- is an error in one line.
+-- The files are those of runs/old_settings.lua. One that cannot be read is an error in one line.
 -- Leaves out: judging the changes (runs/contract.lua).
 
 local cjson = require "cjson"
 local config = require "segzero.config"
 local files = require "segzero.core.files"
-local folders = require "segzero.core.folders"
+local old_settings = require "segzero.runs.old_settings"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -34,22 +32,6 @@ local function texts(json)
   local out = {}
   for key, value in pairs(config.flat(json)) do out[visible.line(key)] = text_of(value) end
   return out
-end
-
--- {{step =, again =, name =}, ...} of the old settings, oldest first.
-local function old_files(folder)
-  local list = {}
-  for _, name in ipairs(folders.list(folder) or {}) do
-    local step, again = name:match "^config_step_(%d+)%-?(%d*)%.json$"
-    if step then
-      list[#list + 1] = { step = tonumber(step), again = tonumber(again) or 1, name = name }
-    end
-  end
-  table.sort(list, function(a, b)
-    if a.step ~= b.step then return a.step < b.step end
-    return a.again < b.again
-  end)
-  return list
 end
 
 local function add_changes(changes, step, old, new)
@@ -74,7 +56,7 @@ function M.read(folder)
   local cfg = files.read_json_object(folder .. "/config.json")
   local now = texts(cfg)
   local changes = {}
-  local list = old_files(folder)
+  local list = old_settings.list(folder)
   for i, file in ipairs(list) do
     local old = texts(files.read_json_object(folder .. "/" .. file.name))
     local next_one = now

@@ -16,6 +16,7 @@
 local ffi = require "ffi"
 local base64 = require "segzero.core.base64"
 local core = require "segzero.core.ffi"
+local environment = require "segzero.hub.environment"
 local frame = require "segzero.data.frame"
 local image = require "segzero.formats.image"
 local jobs = require "segzero.core.jobs"
@@ -110,9 +111,7 @@ local function processor_of(cfg)
   return processor, policy
 end
 
-function M.of_settings(cfg)
-  -- A report of an old run must not start a download.
-  require("posix.stdlib").setenv("HF_HUB_OFFLINE", "1")
+local function of_settings(cfg)
   local opened, set = pcall(require("segzero.train.run.data_sets").open_train, cfg)
   if not opened then
     if core.is_interrupt(set) then error(set, 0) end
@@ -127,5 +126,8 @@ function M.of_settings(cfg)
   end)
   return M.new(source)
 end
+
+-- A report of an old run must not start a download.
+function M.of_settings(cfg) return environment.without_network(of_settings, cfg) end
 
 return M

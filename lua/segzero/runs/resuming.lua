@@ -27,6 +27,7 @@ local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local logs = require "segzero.runs.logs"
 local manifest = require "segzero.runs.manifest"
+local old_settings = require "segzero.runs.old_settings"
 local position = require "segzero.data.position"
 local retention = require "segzero.runs.retention"
 local run_folder = require "segzero.runs.run_folder"
@@ -230,16 +231,7 @@ local function write_settings(source, t)
   local old = files.read(path)
   local is_changed = not source.settings or #source.changes > 0
   if old and not is_changed then return end
-  if old then
-    local base = ("%s/config_step_%d"):format(t.folder, source.state.global_step)
-    local name = base .. ".json"
-    local n = 1
-    while files.exists(name) do
-      n = n + 1
-      name = ("%s-%d.json"):format(base, n)
-    end
-    files.write(name, old)
-  end
+  if old then files.write(old_settings.free(t.folder, source.state.global_step), old) end
   files.write(path, t.settings)
 end
 

@@ -36,32 +36,41 @@ local function quick_step(line)
   return tonumber(number)
 end
 
-local function decode(line, path, number)
+-- Calls f(line, number, is_whole) until it returns false. The line of a run that is writing may have
+-- no end yet.
+local function each_line(path, f)
+  local file, reason = io.open(path, "rb")
+  if not file then error(reason, 0) end
+  local number = 0
+  for line in file:lines "*L" do
+    number = number + 1
+    local is_whole = line:sub(-1) == "\n"
+    if is_whole then line = line:sub(1, -2) end
+    if f(line, number, is_whole) == false then break end
+  end
+  file:close()
+end
+
+-- The record of a line; nil for a cut one.
+local function decode(line, path, number, is_whole)
   local ok, record = pcall(cjson.decode, line)
   local is_answer = ok and type(record) == "table" and type(record.step) == "number"
     and type(record.text) == "string" and type(record.reward) == "number"
-  if not is_answer then error(("%s:%d: not an answer of a run"):format(path, number), 0) end
-  return record
+  if is_answer then return record end
+  if not is_whole then return nil end
+  error(("%s:%d: not an answer of a run"):format(path, number), 0)
 end
 
 function M.each(path, f, options)
   options = options or {}
-  local file, reason = io.open(path, "rb")
-  if not file then error(reason, 0) end
-  local number = 0
-  for line in file:lines() do
-    number = number + 1
-    local wanted = not options.step or (quick_step(line) or options.step) == options.step
-    if wanted and not options.whole then line = M.shorter(line) end
-    -- The last line may be half written.
-    local is_cut = line:sub(-1) ~= "}" and file:read(0) == nil
-    if wanted and not is_cut then
-      local record = decode(line, path, number)
-      local is_asked = not options.step or record.step == options.step
-      if is_asked and f(record, line) == false then break end
-    end
-  end
-  file:close()
+  each_line(path, function(line, number, is_whole)
+    local is_wanted = not options.step or (quick_step(line) or options.step) == options.step
+    if not is_wanted then return true end
+    if not options.whole then line = M.shorter(line) end
+    local record = decode(line, path, number, is_whole)
+    if not record or options.step and record.step ~= options.step then return true end
+    return f(record, line)
+  end)
 end
 
 function M.groups(path, f, options)
@@ -91,20 +100,17 @@ end
 
 function M.steps(path)
   local steps = {}
-  local file, reason = io.open(path, "rb")
-  if not file then error(reason, 0) end
-  local number = 0
-  for line in file:lines() do
-    number = number + 1
-    local step = quick_step(line)
-    if not step and line:sub(-1) == "}" then step = decode(line, path, number).step end
-    if step then
-      steps[step] = (steps[step] or 0) + 1
-      steps.first = math.min(steps.first or step, step)
-      steps.last = math.max(steps.last or step, step)
+  each_line(path, function(line, number, is_whole)
+    local step = is_whole and quick_step(line)
+    if not step then
+      local record = decode(line, path, number, is_whole)
+      if not record then return end
+      step = record.step
     end
-  end
-  file:close()
+    steps[step] = (steps[step] or 0) + 1
+    steps.first = math.min(steps.first or step, step)
+    steps.last = math.max(steps.last or step, step)
+  end)
   return steps
 end
 

@@ -104,10 +104,10 @@ local WITH_BOXES = {
     return prompt.response(THOUGHT, one_json(c.objects[1], "bbox_2d", "point_"))
   end },
   { "not a number", function(c)
-    return prompt.response(THOUGHT, (c.json(c.objects):gsub("%d+", "NaN", 1)))
+    return prompt.response(THOUGHT, (c.json(c.objects):gsub("%[%d+", "[NaN", 1)))
   end },
   { "huge numbers", function(c)
-    return prompt.response(THOUGHT, (c.json(c.objects):gsub("%d+", "1e400", 2)))
+    return prompt.response(THOUGHT, (c.json(c.objects):gsub("%[%d+, %d+", "[1e400, 1e400", 1)))
   end },
   { "one object missing", function(c)
     if not c.several or #c.objects < 1 then return nil end

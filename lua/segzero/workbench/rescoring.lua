@@ -44,8 +44,13 @@ function M.settings(folder)
   return cfg
 end
 
--- SAM2 for masks; nil and why if it is gone.
-local function segmenter_of(path)
+-- SAM2 for masks; nil and why if that of the run is gone.
+local function segmenter_of(path, given)
+  if given then
+    given = paths.sam2(given, { model = "" })
+    paths.check_sam2("sam2_path", given)
+    return judging.segmenter(given)
+  end
   if type(path) ~= "string" or path == "none" then path = "" end
   local ok, why = pcall(paths.check_sam2, "worker.reward.sam2_path", path)
   if ok then return judging.segmenter(path) end
@@ -89,7 +94,7 @@ end
 function M.run(folder, reward, o)
   local cfg = M.settings(folder)
   local stored = stored_rows.open(cfg)
-  local segmenter, gone = segmenter_of(o.sam2_path or cfg.worker.reward.sam2_path)
+  local segmenter, gone = segmenter_of(cfg.worker.reward.sam2_path, o.sam2_path)
   local result = { items = {}, good = {}, groups = {}, incomplete = 0 }
   result.bench = judging.new { reward = reward, timeout = o.timeout, segmenter = segmenter }
   if gone then stored:note("masks cannot be made again: " .. gone) end

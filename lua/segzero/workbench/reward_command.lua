@@ -88,13 +88,6 @@ local function try(cfg, name)
 end
 
 -- ---- a run's answers ----
-local function write_output(path, text)
-  if files.exists(path) then
-    error(("output: %s is there already; name a new file"):format(path), 0)
-  end
-  files.write(path, text)
-end
-
 local function replay(cfg, name)
   local rescoring = require "segzero.workbench.rescoring"
   local folder = cfg.replay:gsub("(.)/+$", "%1")
@@ -106,7 +99,7 @@ local function replay(cfg, name)
   local reward = load(name, kwargs, cfg.timeout)
   local result = rescoring.run(folder, reward, { step = cfg.step, timeout = cfg.timeout,
     sam2_path = cfg.sam2_path, say = console.say })
-  if cfg.output then write_output(cfg.output, rescoring.json_lines(result)) end
+  if cfg.output then files.write(cfg.output, rescoring.json_lines(result)) end
   return rescoring.lines(result, { name = name, folder = folder, worst = cfg.worst })
 end
 

@@ -15,6 +15,7 @@
 
 local core = require "segzero.core.ffi"
 local coordinates = require "segzero.data.coordinates"
+local environment = require "segzero.hub.environment"
 local frame = require "segzero.data.frame"
 local image = require "segzero.formats.image"
 local opening = require "segzero.models.opening"
@@ -45,8 +46,7 @@ local function open_policy(cfg)
   return policy
 end
 
-function M.open(cfg)
-  require("posix.stdlib").setenv("HF_HUB_OFFLINE", "1")
+local function open(cfg)
   local self = setmetatable({ said = {}, list = {}, loaded = {} }, mt)
   local why
   self.set, why = try(require("segzero.train.run.data_sets").open_train, cfg)
@@ -60,6 +60,8 @@ function M.open(cfg)
   end
   return self
 end
+
+function M.open(cfg) return environment.without_network(open, cfg) end
 
 function methods:note(text)
   if self.said[text] then return end
@@ -136,12 +138,35 @@ local function read(self, id, record)
     end
   end)
   if ok then
-    self.frame = row.frame
     if is_stored then return make_lazy(self, row, i) end
     return row
   end
   if not is_stored then row.image:free() end
   error(why, 0)
+end
+
+-- The frame of answers to every row, where it does not depend on the row's image; else nil.
+local function fixed_frame(self)
+  local frames = self.frames
+  if not frames then return nil end
+  local f
+  if type(frames.answer) == "table" then
+    f = frames.answer
+  elseif frames.resize and self.policy and frames.answer ~= "image" then
+    f = frame.answers(frames.answer, nil, seen_of(self, frames.resize))
+  end
+  return f and (frame.side(f) or f)
+end
+
+-- A row with what its answer's record says.
+local function make_poor(self, id, record)
+  local known = fixed_frame(self)
+  if not known then
+    self:note("the frame of the answers is not known: a reward takes them for coordinates in a "
+      .. "square of 840")
+  end
+  return { id = id, problem = record.problem, solution = record.solution, frame = known,
+    columns = { problem = record.problem, solution = record.solution } }
 end
 
 local MOST_NOTES = 3            -- rows that are named
@@ -155,8 +180,7 @@ function methods:row(id, record)
     self.missing = (self.missing or 0) + 1
     if self.missing <= MOST_NOTES then self:note(("row %s: %s"):format(id, why)) end
   end
-  return { id = id, problem = record.problem, solution = record.solution, frame = self.frame,
-    columns = { problem = record.problem, solution = record.solution } }, false
+  return make_poor(self, id, record), false
 end
 
 return M
