@@ -116,6 +116,9 @@ check.case("keys: moving, deleting, searching, pasting, wide letters", function(
   enter(t, "answer = 41", nil, "an assignment")
   enter(t, "\18nswe\5 + 1", nil, "Ctrl-R finds an entry")
   enter(t, "answer", "42\r\n", "which ran with what was added")
+  enter(t, "", nil, "Enter alone")
+  enter(t, "  ", nil, "blanks alone")
+  enter(t, "1 + 2", "3\r\n", "neither ends the prompt")
   -- A paste of several lines is one entry, whatever is whole before its end.
   t:type "\27[200~a = 1\nb = 2\nprint(a + b + 4)\27[201~\r"
   wait_for(t, "7\r\n", "a paste of several lines is one entry")

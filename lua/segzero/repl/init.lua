@@ -220,7 +220,7 @@ function methods:read_entry()
     end
     text = text .. "\n" .. more
   end
-  return text:find "%S" and text
+  return text:find "%S" ~= nil and text
 end
 
 local function load_library(self)
