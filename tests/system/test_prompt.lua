@@ -178,10 +178,11 @@ check.case("help, time, reload, locals, mistakes", function()
   write(1)
   enter(t, ("package.path = package.path .. ';%s/?.lua' mine = require 'mine'"):format(HOME), "> ",
     "a module of the user's")
-  enter(t, "mine.value", "1\r\n", "its value")
   write(2)
   enter(t, ":reload", "read again: mine", ":reload reads what has changed")
   enter(t, "mine.value", "2\r\n", "and names that hold it see it")
+  write(3)
+  enter(t, ":reload ./mine.lua", "read again: mine", ":reload of one file")
   leave(t)
 end)
 
