@@ -144,6 +144,13 @@ check.case("completion of names, methods, settings, files and models", function(
   completes("sz.qwen_vl 'models/tiny/qwen2.5-vl-s", "models/tiny/qwen2.5-vl-several", "a model")
   completes("require 'rewards.seg_s", "rewards.seg_strict", "a module")
   completes("dofile 'READ", "README.md", "a file")
+  -- Two files whose names begin with the same byte of a letter.
+  for _, letter in ipairs { "\195\160", "\195\169" } do
+    assert(io.open(HOME .. "/x" .. letter, "w")):close()
+  end
+  t:type(("io.open '%s/x\t"):format(HOME))
+  wait_for(t, "x\195\160  ", "both are listed")
+  drop(t)
   completes(":hi", ":history", "a command of the prompt")
   t:type "sz.lo\t"
   wait_for(t, "loggers", "several candidates are listed")

@@ -150,7 +150,8 @@ end
 check.case("an entry is drawn over the one before", function()
   local s = screen.new()
   local function draw(text, cursor)
-    return s:draw { prompt = "> ", more = ".> ", text = text, cursor = cursor, width = 10 }
+    return s:draw { prompt = "> ", more = ".> ", text = text, cursor = cursor, width = 10,
+      height = 24 }
   end
   local rows, row, column = shown_by(draw("abc", 1), 10)
   check.equal({ rows, row, column }, { { "> abc" }, 1, 3 }, "one line")
@@ -164,7 +165,41 @@ check.case("an entry is drawn over the one before", function()
   check.equal({ rows, row, column }, { { "> x" }, 1, 3 }, "shorter again")
   rows, row = shown_by(s:leave(), 10, rows, row, column)
   check.equal({ #rows, row }, { 2, 2 }, "below the entry")
-  check.equal(screen.width "a\195\169\228\184\173", 4, "accents take one column, Chinese two")
+end)
+
+check.case("what is written for a character, and its columns", function()
+  local function written(text) return { screen.text(text) } end
+  check.equal(written "a\195\169\228\184\173", { "a\195\169\228\184\173", 4 },
+    "accents take one column, Chinese two")
+  check.equal(written "\27[2J\0\127", { "^[[2J^@^?", 9 }, "control characters")
+  check.equal(written "\tx", { "    x", 5 }, "a tab")
+  check.equal(written "\194\1552J\255", { "\\xc2\\x9b2J\\xff", 14 },
+    "a control character of two bytes, a byte that is no UTF-8")
+end)
+
+check.case("a prompt wider than the terminal, an entry higher than it", function()
+  local s = screen.new()
+  local function draw(o, ...)
+    o.more = ".> "
+    o.width = 10
+    o.height = 3
+    return shown_by(s:draw(o), 10, ...)
+  end
+  local rows, row, column = draw { prompt = "search '\027567': ", text = "abc", cursor = 0 }
+  check.equal({ rows, row, column }, { { "search '^[", "567': abc" }, 2, 6 }, "a wide prompt")
+  s = screen.new()
+  local function view(cursor)
+    rows, row, column = draw({ prompt = "> ", text = "1\n2\n3\n4\n5", cursor = cursor }, rows, row,
+      column)
+    return { rows[1], rows[#rows], row, column }
+  end
+  rows, row, column = nil, nil, nil
+  check.equal(view(9), { ".> 3", ".> 5", 3, 4 }, "the end")
+  check.equal(view(5), { ".> 3", ".> 5", 1, 4 }, "up inside of what is drawn")
+  check.equal(view(0), { "> 1", ".> 3", 1, 2 }, "to the beginning")
+  check.equal(view(3), { "> 1", ".> 3", 2, 4 }, "down inside of what is drawn")
+  check.equal(view(7), { ".> 2", ".> 4", 3, 4 }, "a row further down")
+  check.equal(#rows, 3, "never more than the terminal's rows")
 end)
 
 -- ---- history ----
