@@ -107,6 +107,8 @@ check.case("bytes as keys", function()
     "home" }, "sequences")
   check.equal(keys_of "\27b\27\r\27\127", { "alt-b", "alt-enter", "alt-backspace" }, "with Alt")
   check.equal(keys_of "\27[99;99Xq", { "unknown", "text:q" }, "an unknown sequence is one key")
+  check.equal(keys_of "\27\27[A\27[[Bq", { "up", "unknown", "text:q" },
+    "Alt with an arrow, F2 on Linux's console")
   check.equal(keys_of "\27", { "escape" }, "Esc alone")
   check.equal(keys_of "\27[200~a\r\nb\tc\27[201~d", { "text:a\nb\tc", "text:d" }, "a paste")
 end)
@@ -211,7 +213,9 @@ check.case("history", function()
   h:add "for i = 1, 2 do\n  print(i)\nend"
   h:add "  "
   h:add "three"
-  check.equal(#h.entries, 3, "a repeated entry and an empty one are left out")
+  h:add "\tif x then\n\t\ty()\n\tend"
+  h:add "\nfour"
+  check.equal(#h.entries, 5, "a repeated entry and an empty one are left out")
   check.equal(history.open(path).entries, h.entries, "read again")
   check.equal(h:search("print", 3, -1), 2, "a search goes back")
   check.equal(h:search("nothing", 3, -1), nil, "and may find nothing")
@@ -255,6 +259,7 @@ check.case("completion", function()
   offers("require 'segzero.forma", "segzero.formats.image", "a module")
   offers("sz.sam2('models/tiny/s", "models/tiny/sam2", "a model")
   offers(":re", ":reload", "a command")
+  offers("name..tostr", "tostring", "a global after ..")
   check.equal(completion.candidates("", 0), {}, "nothing for nothing")
   check.equal(completion.candidates("-- it's", 7), {}, "no files in a comment")
   rawset(_G, "repl_t", nil)
@@ -312,6 +317,9 @@ check.case("structs with their fields", function()
   header.width = 7
   check.equal(show.text(header),
     "sz_image_header {width = 7, height = 0, orientation = 0, format = NULL}", "a struct of ours")
+  local pixels = ffi.cast("uint8_t *", ffi.new("uint8_t[4]", 65))
+  check.ok(show.text(pixels):find "^cdata<unsigned char %*>", "bytes are no text")
+  check.equal(show.text(ffi.cast("const char *", "abc")), '"abc"', "a text of C")
   check.ok(show.text(ffi.new "int[3]"):find "cdata", "another C value is what LuaJIT says")
   check.equal(show.text(5LL), "5LL", "a 64-bit number")
 end)
