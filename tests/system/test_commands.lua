@@ -118,6 +118,9 @@ check.case("a command runs its script from any folder", function()
   text, status = segzero("plan", "worker.rollout.n=0")
   check.ok(status ~= 0, "plan without a recipe takes settings")
   has(text, "worker.rollout.n", "plan without a recipe")
+  text, status = segzero("plan", "--ranks", "4", "--worker.rollout.n", "2")
+  check.equal(status, 0, "plan without a recipe takes options: " .. text)
+  has(text, "the 4 ranks of this machine", "plan without a recipe")
 end)
 
 -- ---- completion ----
