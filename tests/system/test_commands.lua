@@ -168,6 +168,9 @@ check.case("files that a shell offers", function()
   check.equal(words("infer", "--image_path", folder .. "/b"), { folder .. "/b.png" }, "an image")
   check.equal(words("infer", "--image_path=" .. folder .. "/b"),
     { "--image_path=" .. folder .. "/b.png" }, "an image after =")
+  -- What all have in common must not be taken from the first ones.
+  for i = 1, 1000 do assert(io.open(("%s/sub/%04d"):format(folder, i), "w")):close() end
+  check.equal(#words("infer", "--image_path", folder .. "/sub/"), 1000, "all of many files")
   process.run({ "rm", "-r", folder }, {})
 end)
 

@@ -22,8 +22,6 @@ local host = require "segzero.host"
 
 local M = {}
 
-local MOST = 400                -- entries of a folder that are looked at
-
 function M.filter(list, prefix)
   local out = {}
   local seen = {}
@@ -55,11 +53,9 @@ local function each_entry(prefix, visit)
     begin = prefix
   end
   local names, place = listed(folder)
-  local count = 0
   for _, name in ipairs(names) do
     local wanted = name:sub(1, #begin) == begin and (name:sub(1, 1) ~= "." or begin ~= "")
-    if wanted and count < MOST then
-      count = count + 1
+    if wanted then
       local path = place .. "/" .. name
       visit(folder .. name, path, folders.kind(path))
     end
