@@ -123,17 +123,10 @@ function M.schema(script)
   return module.schema
 end
 
--- Files of rewards/ that the rewards share.
-local NO_REWARD = { geometry = true, number_arrays = true, object_pairs = true, reasons = true,
-  seg_terms = true }
-
 -- Segzero's own rewards by name, and files.
 function M.rewards(prefix)
   local out = M.files(prefix, ".lua")
-  for _, file in ipairs(folders.list(host.root .. "/rewards") or {}) do
-    local name = file:match "^(.*)%.lua$"
-    if name and not NO_REWARD[name] then out[#out + 1] = name end
-  end
+  for _, name in ipairs(require("segzero.reward.loading").names()) do out[#out + 1] = name end
   return M.filter(out, prefix)
 end
 
