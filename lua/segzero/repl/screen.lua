@@ -60,7 +60,7 @@ local function shown(c)
   return c, 1
 end
 
-local function characters(text) return text:gmatch "[%z\1-\127\192-\255][\128-\191]*" end
+local function characters(text) return text:gmatch ".[\128-\191]*" end
 
 function M.text(text)
   local parts = {}
