@@ -118,6 +118,9 @@ check.case("a command runs its script from any folder", function()
   text, status = segzero("plan", "worker.rollout.n=0")
   check.ok(status ~= 0, "plan without a recipe takes settings")
   has(text, "worker.rollout.n", "plan without a recipe")
+  text, status = segzero("plan", "--ranks", "4", "--worker.rollout.n", "2")
+  check.equal(status, 0, "plan without a recipe takes options: " .. text)
+  has(text, "the 4 ranks of this machine", "plan without a recipe")
 end)
 
 -- ---- completion ----
@@ -132,6 +135,10 @@ check.case("the words that a shell offers", function()
   check.equal(words("help", "inf"), { "infer" }, "help of a command")
   check.equal(words("completion", ""), { "bash", "zsh" }, "shells")
   check.equal(words("reward", "seg_s"), { "seg_strict" }, "a reward")
+  for _, word in ipairs(words("reward", "")) do
+    check.ok(word:find "/$" or word:find "%.lua$" or type(require("rewards." .. word)) == "function",
+      word .. " is a reward")
+  end
   check.equal(words("reward", "seg", "--wa"), { "--watch=" }, "its options")
   check.equal(words("why", "runs/x", "st"), { "step=" }, "a setting after a run")
   check.equal(words("why", "runs/x", "replay="), { "replay=false", "replay=true" }, "its values")
@@ -165,6 +172,9 @@ check.case("files that a shell offers", function()
   check.equal(words("infer", "--image_path", folder .. "/b"), { folder .. "/b.png" }, "an image")
   check.equal(words("infer", "--image_path=" .. folder .. "/b"),
     { "--image_path=" .. folder .. "/b.png" }, "an image after =")
+  -- What all have in common must not be taken from the first ones.
+  for i = 1, 1000 do assert(io.open(("%s/sub/%04d"):format(folder, i), "w")):close() end
+  check.equal(#words("infer", "--image_path", folder .. "/sub/"), 1000, "all of many files")
   process.run({ "rm", "-r", folder }, {})
 end)
 

@@ -92,7 +92,7 @@ local WRAPPER = [[
 #!/bin/sh
 small=
 case " $* " in
-*" --help "*|*" plan "*) ;;
+*" --help "*|" help "*|*" plan "*) ;;
 *" recipes/refcocog_grpo.lua "*|*" recipes/mask_grpo.lua "*|*" train "*)
     small='%s'
     case "$*" in *trainer.max_steps=*) ;; *) small="$small trainer.max_steps=%d" ;; esac ;;

@@ -76,6 +76,12 @@ local ROWS = {
       "write segzero recipes/evaluate_vision_reasoner.lua, with the same arguments" },
     { { "prepare.py" }, "prepare.py is a Python script", "segzero --help lists the scripts" },
     { { "plan", GRPO, "nosuchkey=1" }, "unknown setting 'nosuchkey'" },
+    { { "doctor", "--ranks", "2" },
+      "doctor: unexpected argument '--ranks'; options of segzero go before the command" },
+    { { "help", "train", "evaluate" }, "help: unexpected argument 'evaluate'" },
+    { { "completion", "bash", "zsh" }, "which shell, bash or zsh? got 'bash zsh'" },
+    { { "train", "--ranks", "2" },
+      "unknown setting 'ranks': segzero's option --ranks goes before the command or script" },
   },
   settings = {
     { { GRPO, "config=tests/golden/requirements.yml" },

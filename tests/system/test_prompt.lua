@@ -116,6 +116,9 @@ check.case("keys: moving, deleting, searching, pasting, wide letters", function(
   enter(t, "answer = 41", nil, "an assignment")
   enter(t, "\18nswe\5 + 1", nil, "Ctrl-R finds an entry")
   enter(t, "answer", "42\r\n", "which ran with what was added")
+  enter(t, "", nil, "Enter alone")
+  enter(t, "  ", nil, "blanks alone")
+  enter(t, "1 + 2", "3\r\n", "neither ends the prompt")
   -- A paste of several lines is one entry, whatever is whole before its end.
   t:type "\27[200~a = 1\nb = 2\nprint(a + b + 4)\27[201~\r"
   wait_for(t, "7\r\n", "a paste of several lines is one entry")
@@ -141,6 +144,13 @@ check.case("completion of names, methods, settings, files and models", function(
   completes("sz.qwen_vl 'models/tiny/qwen2.5-vl-s", "models/tiny/qwen2.5-vl-several", "a model")
   completes("require 'rewards.seg_s", "rewards.seg_strict", "a module")
   completes("dofile 'READ", "README.md", "a file")
+  -- Two files whose names begin with the same byte of a letter.
+  for _, letter in ipairs { "\195\160", "\195\169" } do
+    assert(io.open(HOME .. "/x" .. letter, "w")):close()
+  end
+  t:type(("io.open '%s/x\t"):format(HOME))
+  wait_for(t, "x\195\160  ", "both are listed")
+  drop(t)
   completes(":hi", ":history", "a command of the prompt")
   t:type "sz.lo\t"
   wait_for(t, "loggers", "several candidates are listed")
@@ -175,10 +185,11 @@ check.case("help, time, reload, locals, mistakes", function()
   write(1)
   enter(t, ("package.path = package.path .. ';%s/?.lua' mine = require 'mine'"):format(HOME), "> ",
     "a module of the user's")
-  enter(t, "mine.value", "1\r\n", "its value")
   write(2)
   enter(t, ":reload", "read again: mine", ":reload reads what has changed")
   enter(t, "mine.value", "2\r\n", "and names that hold it see it")
+  write(3)
+  enter(t, ":reload ./mine.lua", "read again: mine", ":reload of one file")
   leave(t)
 end)
 

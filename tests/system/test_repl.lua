@@ -145,7 +145,8 @@ check.case("values at the prompt", function()
   check.equal(session { "= 4" }, { "4" }, "the = of lua 5.1")
   check.equal(session { "1, nil, 'a'" }, { "1\tnil\ta" }, "several values")
   check.equal(session { "nil" }, { "nil" }, "nil is a value")
-  check.equal(session { "", "   ", "-- nothing" }, {}, "blank lines and comments print nothing")
+  check.equal(session { "", "   ", "-- nothing", "1" }, { "1" },
+    "blank lines and comments print nothing and end nothing")
   check.ok(session { "help" }[1]:find "Ctrl%-D", "help")
 end)
 

@@ -70,6 +70,10 @@ check.case("boxes outside the image and boxes that are none", function()
   }
   for _, box in ipairs(boxes) do draw.box(img, box, RED) end
   check.equal(pixel(img, 12, 10), BLACK, "the middle of the image is untouched")
+  -- Numbers that a model may answer.
+  local open = image.new(40, 30)
+  draw.box(open, draw.enlarge_box({ 5, 6, 1e308, -1e308 }, 4), RED, 1)
+  check.equal(count(open, RED), 25 + 20 - 1, "an endless box has a side at x = 20, one at y = 24")
   check.raises(function() draw.box(img, { 1, 2, 3 }, RED) end, "test_draw.*four numbers",
     "three numbers")
   check.raises(function() draw.box(img, { 1, 2, 3, 0 / 0 }, RED) end, "four numbers", "NaN")
@@ -306,6 +310,11 @@ check.case("text is wrapped and shortened", function()
   local pieces = draw.wrap(whole, draw.text_width("xxxxxxxxxx", 1) + 1, 1)
   check.equal(table.concat(pieces), whole, "a word that is too long is broken, and nothing is lost")
   check.ok(#pieces >= 4, "into several lines")
+  -- Bytes that begin no character: letters of another encoding in a data set's text.
+  local stray = ("\128"):rep(40) .. " " .. ("\233\129"):rep(40)
+  pieces = draw.wrap(stray, draw.text_width("xxxxxxxxxx", 1) + 1, 1)
+  check.equal(table.concat(pieces), (stray:gsub(" ", "")), "bytes that are no UTF-8 are kept")
+  check.equal(draw.wrap(stray, 40, 1, 1), { "..." }, "and shortened")
 end)
 
 -- ---- putting images together ----

@@ -107,6 +107,8 @@ check.case("bytes as keys", function()
     "home" }, "sequences")
   check.equal(keys_of "\27b\27\r\27\127", { "alt-b", "alt-enter", "alt-backspace" }, "with Alt")
   check.equal(keys_of "\27[99;99Xq", { "unknown", "text:q" }, "an unknown sequence is one key")
+  check.equal(keys_of "\27\27[A\27[[Bq", { "up", "unknown", "text:q" },
+    "Alt with an arrow, F2 on Linux's console")
   check.equal(keys_of "\27", { "escape" }, "Esc alone")
   check.equal(keys_of "\27[200~a\r\nb\tc\27[201~d", { "text:a\nb\tc", "text:d" }, "a paste")
 end)
@@ -150,7 +152,8 @@ end
 check.case("an entry is drawn over the one before", function()
   local s = screen.new()
   local function draw(text, cursor)
-    return s:draw { prompt = "> ", more = ".> ", text = text, cursor = cursor, width = 10 }
+    return s:draw { prompt = "> ", more = ".> ", text = text, cursor = cursor, width = 10,
+      height = 24 }
   end
   local rows, row, column = shown_by(draw("abc", 1), 10)
   check.equal({ rows, row, column }, { { "> abc" }, 1, 3 }, "one line")
@@ -164,7 +167,41 @@ check.case("an entry is drawn over the one before", function()
   check.equal({ rows, row, column }, { { "> x" }, 1, 3 }, "shorter again")
   rows, row = shown_by(s:leave(), 10, rows, row, column)
   check.equal({ #rows, row }, { 2, 2 }, "below the entry")
-  check.equal(screen.width "a\195\169\228\184\173", 4, "accents take one column, Chinese two")
+end)
+
+check.case("what is written for a character, and its columns", function()
+  local function written(text) return { screen.text(text) } end
+  check.equal(written "a\195\169\228\184\173", { "a\195\169\228\184\173", 4 },
+    "accents take one column, Chinese two")
+  check.equal(written "\27[2J\0\127", { "^[[2J^@^?", 9 }, "control characters")
+  check.equal(written "\tx", { "    x", 5 }, "a tab")
+  check.equal(written "\194\1552J\255", { "\\xc2\\x9b2J\\xff", 14 },
+    "a control character of two bytes, a byte that is no UTF-8")
+end)
+
+check.case("a prompt wider than the terminal, an entry higher than it", function()
+  local s = screen.new()
+  local function draw(o, ...)
+    o.more = ".> "
+    o.width = 10
+    o.height = 3
+    return shown_by(s:draw(o), 10, ...)
+  end
+  local rows, row, column = draw { prompt = "search '\027567': ", text = "abc", cursor = 0 }
+  check.equal({ rows, row, column }, { { "search '^[", "567': abc" }, 2, 6 }, "a wide prompt")
+  s = screen.new()
+  local function view(cursor)
+    rows, row, column = draw({ prompt = "> ", text = "1\n2\n3\n4\n5", cursor = cursor }, rows, row,
+      column)
+    return { rows[1], rows[#rows], row, column }
+  end
+  rows, row, column = nil, nil, nil
+  check.equal(view(9), { ".> 3", ".> 5", 3, 4 }, "the end")
+  check.equal(view(5), { ".> 3", ".> 5", 1, 4 }, "up inside of what is drawn")
+  check.equal(view(0), { "> 1", ".> 3", 1, 2 }, "to the beginning")
+  check.equal(view(3), { "> 1", ".> 3", 2, 4 }, "down inside of what is drawn")
+  check.equal(view(7), { ".> 2", ".> 4", 3, 4 }, "a row further down")
+  check.equal(#rows, 3, "never more than the terminal's rows")
 end)
 
 -- ---- history ----
@@ -176,7 +213,9 @@ check.case("history", function()
   h:add "for i = 1, 2 do\n  print(i)\nend"
   h:add "  "
   h:add "three"
-  check.equal(#h.entries, 3, "a repeated entry and an empty one are left out")
+  h:add "\tif x then\n\t\ty()\n\tend"
+  h:add "\nfour"
+  check.equal(#h.entries, 5, "a repeated entry and an empty one are left out")
   check.equal(history.open(path).entries, h.entries, "read again")
   check.equal(h:search("print", 3, -1), 2, "a search goes back")
   check.equal(h:search("nothing", 3, -1), nil, "and may find nothing")
@@ -220,6 +259,7 @@ check.case("completion", function()
   offers("require 'segzero.forma", "segzero.formats.image", "a module")
   offers("sz.sam2('models/tiny/s", "models/tiny/sam2", "a model")
   offers(":re", ":reload", "a command")
+  offers("name..tostr", "tostring", "a global after ..")
   check.equal(completion.candidates("", 0), {}, "nothing for nothing")
   check.equal(completion.candidates("-- it's", 7), {}, "no files in a comment")
   rawset(_G, "repl_t", nil)
@@ -277,6 +317,9 @@ check.case("structs with their fields", function()
   header.width = 7
   check.equal(show.text(header),
     "sz_image_header {width = 7, height = 0, orientation = 0, format = NULL}", "a struct of ours")
+  local pixels = ffi.cast("uint8_t *", ffi.new("uint8_t[4]", 65))
+  check.ok(show.text(pixels):find "^cdata<unsigned char %*>", "bytes are no text")
+  check.equal(show.text(ffi.cast("const char *", "abc")), '"abc"', "a text of C")
   check.ok(show.text(ffi.new "int[3]"):find "cdata", "another C value is what LuaJIT says")
   check.equal(show.text(5LL), "5LL", "a 64-bit number")
 end)

@@ -11,6 +11,7 @@
 -- Leaves out: fish.
 
 local commands = require "segzero.commands"
+local visible = require "segzero.core.visible"
 local words = require "segzero.commands.words"
 
 local M = {}
@@ -170,8 +171,9 @@ function M.main(args)
     return
   end
   local script = SCRIPTS[args[1] or ""]
-  if not script then
-    error(("completion: which shell, bash or zsh? got '%s'"):format(args[1] or ""), 0)
+  if not script or args[2] then
+    local got = visible.line(table.concat(args, " "))
+    error(("completion: which shell, bash or zsh? got '%s'"):format(got), 0)
   end
   io.write(script)
 end

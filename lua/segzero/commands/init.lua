@@ -17,6 +17,7 @@
 --                                      what else a shell offers (words.lua)
 --   schema = "segzero.config.x"        after the first word, the settings of this module's schema
 --   default = "recipes/x.lua"          goes before the arguments if the first one is a setting
+--   most = 1                           more arguments are an error; nil: the module reads them all
 -- }
 -- A command runs from any folder. The host program (runtime/main.c) asks this table about a word
 -- without a slash and without a point, so that a file of such a name is run as ./NAME.
@@ -24,6 +25,7 @@
 -- (runtime/host/options.c).
 
 local host = require "segzero.host"
+local visible = require "segzero.core.visible"
 
 local M = {}
 
@@ -87,12 +89,13 @@ M.list = {
     about = "merges the shards of a Seg-Zero or EasyR1 run", script = "examples/model_merger.lua",
     takes = "settings" },
   { name = "doctor", usage = "", about = "what this machine has, and what segzero will use",
-    module = "segzero.tools.doctor", entry = "run", help = DOCTOR_HELP },
+    module = "segzero.tools.doctor", entry = "run", help = DOCTOR_HELP, most = 0 },
   { name = "completion", usage = "bash | zsh", about = "completion for a shell",
     module = "segzero.commands.completion", entry = "main", help = COMPLETION_HELP,
     takes = "shells" },
   { name = "help", usage = "[COMMAND]", about = "this text, or what a command takes",
-    module = "segzero.commands.help", entry = "main", help = HELP_HELP, takes = "commands" },
+    module = "segzero.commands.help", entry = "main", help = HELP_HELP, takes = "commands",
+    most = 1 },
 }
 
 M.options = {
@@ -123,11 +126,20 @@ local function run_script(row, args)
   assert(loadfile(path))(unpack(args))
 end
 
--- Settings without a recipe are those of the usual one.
+-- Settings without a recipe are those of the usual one: key=value, --key value, --key=value.
 local function with_default(row, args)
-  local is_setting = args[1] and args[1]:find "^[%w_.-]+="
+  local is_setting = args[1] and (args[1]:find "^[%w_.]+=" or args[1]:find "^%-%-")
   if not row.default or not is_setting then return args end
   return { row.default, unpack(args) }
+end
+
+-- An argument that would be passed over may be one of the program's options.
+local function refuse_more(row, args)
+  local extra = row.most and args[row.most + 1]
+  if not extra then return end
+  local cure = ("segzero help %s says what it takes"):format(row.name)
+  if extra:find "^%-" then cure = "options of segzero go before the command" end
+  error(("%s: unexpected argument '%s'; %s"):format(row.name, visible.line(extra), cure), 0)
 end
 
 local function wants_help(args) return args[1] == "--help" or args[1] == "-h" end
@@ -141,6 +153,7 @@ function M.main(name, ...)
   elseif row.script then
     run_script(row, args)
   else
+    refuse_more(row, args)
     require(row.module)[row.entry](with_default(row, args))
   end
 end

@@ -44,7 +44,7 @@ what was typed at the prompt
 .SH EXIT STATUS
 0: done. 1: an error. 2: a wrong option or setting. 128 + N: stopped by signal N.
 .SH SEE ALSO
-The guide: %s
+The guide: docs/guide in the folder that segzero \-\-version calls scripts
 ]]
 
 -- Text that troff takes as it is: no escapes, and no line that begins with a request.
@@ -63,7 +63,7 @@ function M.text()
   out[#out + 1] = ".PP\nEach of them takes \\-\\-help."
   out[#out + 1] = ".SH OPTIONS"
   for _, row in ipairs(commands.options) do entry(out, row.name, row.value, row.about) end
-  out[#out + 1] = (TAIL:format "docs/guide in the source"):gsub("\n$", "")
+  out[#out + 1] = TAIL:gsub("\n$", "")
   return table.concat(out, "\n") .. "\n"
 end
 

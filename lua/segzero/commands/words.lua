@@ -22,8 +22,6 @@ local host = require "segzero.host"
 
 local M = {}
 
-local MOST = 400                -- entries of a folder that are looked at
-
 function M.filter(list, prefix)
   local out = {}
   local seen = {}
@@ -55,11 +53,9 @@ local function each_entry(prefix, visit)
     begin = prefix
   end
   local names, place = listed(folder)
-  local count = 0
   for _, name in ipairs(names) do
     local wanted = name:sub(1, #begin) == begin and (name:sub(1, 1) ~= "." or begin ~= "")
-    if wanted and count < MOST then
-      count = count + 1
+    if wanted then
       local path = place .. "/" .. name
       visit(folder .. name, path, folders.kind(path))
     end
@@ -127,17 +123,10 @@ function M.schema(script)
   return module.schema
 end
 
--- Files of rewards/ that the rewards share.
-local NO_REWARD = { geometry = true, number_arrays = true, object_pairs = true, reasons = true,
-  seg_terms = true }
-
 -- Segzero's own rewards by name, and files.
 function M.rewards(prefix)
   local out = M.files(prefix, ".lua")
-  for _, file in ipairs(folders.list(host.root .. "/rewards") or {}) do
-    local name = file:match "^(.*)%.lua$"
-    if name and not NO_REWARD[name] then out[#out + 1] = name end
-  end
+  for _, name in ipairs(require("segzero.reward.loading").names()) do out[#out + 1] = name end
   return M.filter(out, prefix)
 end
 

@@ -163,7 +163,8 @@ function M.candidates(text, cursor)
   if quoted then return in_quotes(quoted, lead), #quoted end
 
   local path, separator, prefix = before:match "([%a_][%w_.:]*)([.:])([%w_]*)$"
-  if path then
+  -- "a..b" joins texts.
+  if path and not path:find "[.:]$" then
     return members(path, separator, prefix), #prefix
   end
   prefix = before:match "[%w_]*$"

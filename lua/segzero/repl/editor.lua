@@ -3,7 +3,7 @@
 --   local read = editor.new{ terminal =, history =, complete =, is_whole =, write = }
 --   read() -> text; nil at the end of input (Ctrl-D on an empty entry); false after Ctrl-C
 --
---   terminal   of terminal.lua: open, width, suspend
+--   terminal   of terminal.lua: open, size, suspend
 --   history    of history.lua
 --   complete   f(text, cursor) -> candidates, the number of bytes before the cursor that each of
 --              them replaces
@@ -32,8 +32,9 @@ local mt = { __index = methods }
 
 -- ---- drawing ----
 function methods:draw(prompt, text, cursor)
+  local columns, rows = self.terminal.size()
   self.write(self.screen:draw { prompt = prompt or PROMPT, more = MORE, text = text or self.b.text,
-    cursor = cursor or self.b.cursor, width = self.terminal.width() })
+    cursor = cursor or self.b.cursor, width = columns, height = rows })
 end
 
 -- ---- lines ----
@@ -113,18 +114,25 @@ local function common_beginning(list)
   for i = 2, #list do
     while list[i]:sub(1, #common) ~= common do common = common:sub(1, -2) end
   end
+  -- Whole characters: two that differ may begin with the same byte.
+  while list[1]:find("^[\128-\191]", #common + 1) do common = common:sub(1, -2) end
   return common
 end
 
 -- The candidates in columns.
 local function in_columns(list, width)
   local widest = 0
-  for i = 1, math.min(#list, MOST_SHOWN) do widest = math.max(widest, screen.width(list[i]) + 2) end
+  local shown = {}
+  for i = 1, math.min(#list, MOST_SHOWN) do
+    local text, columns = screen.text(list[i])
+    shown[i] = { text = text, columns = columns }
+    widest = math.max(widest, columns + 2)
+  end
   local columns = math.max(1, math.floor(width / math.max(widest, 1)))
   local lines = {}
   local line = ""
-  for i = 1, math.min(#list, MOST_SHOWN) do
-    line = line .. list[i] .. (" "):rep(widest - screen.width(list[i]))
+  for i, candidate in ipairs(shown) do
+    line = line .. candidate.text .. (" "):rep(widest - candidate.columns)
     if i % columns == 0 then
       lines[#lines + 1] = line
       line = ""
@@ -152,7 +160,7 @@ function methods:complete_here()
     self.b:set(head .. common .. rest, #head + #common)
     return
   end
-  self.write(self.screen:leave() .. in_columns(list, self.terminal.width()))
+  self.write(self.screen:leave() .. in_columns(list, (self.terminal.size())))
 end
 
 -- ---- keys ----
@@ -239,7 +247,8 @@ function methods:read()
   self.next_key = keys.new(self.open.next_byte)
   local ok, result = pcall(function()
     while true do
-      self:draw()
+      -- Of text that arrives at once, only the end is drawn.
+      if not self.open.is_waiting() then self:draw() end
       local state, text = self:key(self.next_key())
       if state == "done" then
         if text ~= false then self:draw() end

@@ -57,7 +57,8 @@ function M.open(path)
 end
 
 function methods:add(entry)
-  entry = entry:gsub("%s+$", "")
+  -- A tab or a newline in front would make the entry a part of the one before it in the file.
+  entry = entry:gsub("%s+$", ""):gsub("^%s+", "")
   if entry == "" or entry == self.entries[#self.entries] then return end
   self.entries[#self.entries + 1] = entry
   if #self.entries > MOST then table.remove(self.entries, 1) end

@@ -220,7 +220,7 @@ function methods:read_entry()
     end
     text = text .. "\n" .. more
   end
-  return text:find "%S" and text
+  return text:find "%S" ~= nil and text
 end
 
 local function load_library(self)
@@ -288,18 +288,20 @@ function M.run(opts)
     end)
   end
   self.taken = taken_names()
+  local note = require("segzero.repl.reload").note
+  note()
   local session = { out = self.out, history = past, run = function(text) self:run(text) end }
 
   while true do
     local text = self:read_entry()
     if text == nil then break end
     if text then
-      require("segzero.repl.reload").note()
       local ok, is_command, result = host.call(commands.run, text, session)
       if must_end() then error(is_command, 0) end
       if not ok then self.out(short_error(is_command)) end
       if result == "quit" then break end
       if ok and not is_command then self:run(text) end
+      note()
     end
     host.interrupted()      -- pressed while the answer was printed: nothing left to stop
   end

@@ -52,7 +52,8 @@ local function read_sequence(next_byte)
     local byte = next_byte(SECONDS)
     if not byte then return "unknown" end
     text = text .. string.char(byte)
-    if byte >= 0x40 and byte <= 0x7e then break end
+    -- "[[A" is F1 on Linux's console.
+    if byte >= 0x40 and byte <= 0x7e and text ~= "[" then break end
   end
   return SEQUENCES[text] or "unknown"
 end
@@ -60,6 +61,8 @@ end
 local function read_escape(next_byte)
   local byte = next_byte(SECONDS)
   if not byte then return "escape" end
+  -- Alt with a key that is a sequence counts as the key.
+  if byte == 27 then return read_escape(next_byte) end
   local c = string.char(byte)
   if c == "[" or c == "O" then
     local name = read_sequence(next_byte)

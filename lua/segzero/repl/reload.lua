@@ -1,6 +1,7 @@
 -- reload.lua - `:reload`: reads modules again whose files have changed.
 --
---   reload.note()                remembers when the files of loaded modules were changed
+--   reload.note()                remembers when the files of loaded modules were changed; called as
+--                                soon as an entry may have loaded some
 --   reload.run "" -> names       those that have changed since, of the user's and of rewards/,
 --                                recipes/ and examples/
 --   reload.run "my_reward" -> names      this one, changed or not; nil and why if it cannot be read
@@ -28,7 +29,8 @@ end
 local noted = {}                -- module -> when its file had been changed
 
 local function is_watched(name)
-  return type(name) == "string" and not name:find "^segzero" and not name:find "^posix"
+  local first = type(name) == "string" and name:match "^[^.]*"
+  return first and first ~= "segzero" and first ~= "posix"
 end
 
 function M.note()
@@ -68,7 +70,7 @@ end
 function M.run(wanted)
   local names = {}
   if wanted ~= "" then
-    names[1] = (wanted:gsub("%.lua$", ""):gsub("/", "."))
+    names[1] = (wanted:gsub("^%./", ""):gsub("%.lua$", ""):gsub("/", "."))
   else
     for name, before in pairs(noted) do
       local path = path_of(name)

@@ -145,7 +145,9 @@ local function show_cdata(v, state, depth, indent)
   local ffi = require "ffi"
   if ffi.istype("int64_t", v) or ffi.istype("uint64_t", v) then return tostring(v) end
   local kind = tostring(ffi.typeof(v))
-  if kind:find "char %*>$" and v ~= nil then return quoted(ffi.string(v)) end
+  -- Pixels and other bytes (unsigned char *) do not end with a zero.
+  local is_text = kind == "ctype<char *>" or kind == "ctype<const char *>"
+  if is_text and v ~= nil then return quoted(ffi.string(v)) end
   if v == nil then return "NULL" end
   local name, fields = structs.fields(v)
   if name then return show_struct(v, name, fields, state, depth, indent) end

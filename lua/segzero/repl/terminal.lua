@@ -1,10 +1,11 @@
--- terminal.lua - the terminal while an entry is typed: raw input, its width, what it can show.
+-- terminal.lua - the terminal while an entry is typed: raw input, its size, what it can show.
 --
 --   terminal.usable() -> bool          standard input and output are a terminal that moves a cursor
 --   local t = terminal.open()          raw: keys arrive as they are pressed, nothing is echoed
 --   t.next_byte(seconds)               as keys.new takes it
+--   t.is_waiting() -> bool             whether a byte can be read at once
 --   t:close()                          as it was before
---   terminal.width() -> columns        80 if it is not known
+--   terminal.size() -> columns, rows   80 and 24 if they are not known
 --   terminal.suspend(t)                Ctrl-Z: stops the process group, and is raw again after `fg`
 --   terminal.images() -> "kitty" | "iterm" | "sixel" | nil       how it shows images
 --
@@ -36,10 +37,14 @@ function M.usable()
   return found and unistd.isatty(STDIN) == 1 and unistd.isatty(STDOUT) == 1
 end
 
-function M.width()
+function M.size()
   local size = ffi.new "struct sz_repl_winsize"
-  if ffi.C.sz_repl_ioctl(STDOUT, TIOCGWINSZ, size) ~= 0 or size.columns < 8 then return 80 end
-  return size.columns
+  local columns = 80
+  local rows = 24
+  if ffi.C.sz_repl_ioctl(STDOUT, TIOCGWINSZ, size) ~= 0 then return columns, rows end
+  if size.columns >= 8 then columns = size.columns end
+  if size.rows >= 2 then rows = size.rows end
+  return columns, rows
 end
 
 -- ---- raw input ----
@@ -82,13 +87,16 @@ local function next_byte(seconds)
   end
 end
 
+local function is_waiting() return early[1] ~= nil or posix("poll").rpoll(STDIN, 0) == 1 end
+
 local PASTE_ON = "\27[?2004h"
 local PASTE_OFF = "\27[?2004l"
 
 function M.open()
   local saved = posix("termio").tcgetattr(STDIN)
   if not saved then return nil end
-  local self = setmetatable({ saved = saved, raw = raw_of(saved), next_byte = next_byte }, mt)
+  local self = setmetatable({ saved = saved, raw = raw_of(saved), next_byte = next_byte,
+    is_waiting = is_waiting }, mt)
   set(self.raw)
   io.write(PASTE_ON)
   io.flush()

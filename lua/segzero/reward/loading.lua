@@ -38,11 +38,15 @@ local function refuse(name, why, ...)
   error(("%s=%s: %s"):format(SETTING, visible.line(name), why:format(...)), 0)
 end
 
--- The rewards that come with segzero.
+-- The rewards that come with segzero: the modules that are functions. The others are what they share.
 function M.names()
   local names = {}
   for _, file in ipairs(folders.list(core.root .. "/rewards") or {}) do
-    names[#names + 1] = file:match "^(.*)%.lua$"
+    local name = file:match "^(.*)%.lua$"
+    if name then
+      local loads, reward = pcall(require, "rewards." .. name)
+      if loads and type(reward) == "function" then names[#names + 1] = name end
+    end
   end
   return names
 end
@@ -175,7 +179,6 @@ function M.own(name)
   for _, known in ipairs(M.names()) do
     if known == name then found = require("rewards." .. name) end
   end
-  if type(found) ~= "function" then found = false end
   own[name or ""] = found
   return found or nil
 end

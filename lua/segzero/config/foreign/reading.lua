@@ -147,8 +147,15 @@ function M.is_group(schema, key)
   return false
 end
 
+-- Options of the program that are often written among the settings.
+local PROGRAM = { device = true, ranks = true, threads = true }
+
 function M.unknown(schema, key)
   local written = visible.line(key)
+  if PROGRAM[key] then
+    local line = "unknown setting '%s': segzero's option --%s goes before the command or script"
+    return line:format(key, key)
+  end
   if M.is_group(schema, key) then
     return ("unknown setting '%s': it is a group; --help %s lists its settings"):format(key, key)
   end

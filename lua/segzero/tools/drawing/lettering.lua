@@ -96,7 +96,7 @@ end
 
 -- ---- dots ----
 -- The characters of a text: single bytes of ASCII or whole UTF-8 sequences.
-local function characters(text) return text:gmatch "[%z\1-\127\192-\255][\128-\191]*" end
+local function characters(text) return text:gmatch ".[\128-\191]*" end
 
 local function dot_scale(size) return max(1, floor(size / font.HEIGHT)) end
 
@@ -151,7 +151,7 @@ end
 
 local function shortened(line, width, size, bold)
   while line ~= "" and M.width(line .. "...", size, bold) > width do
-    line = line:gsub("%s*[%z\1-\127\192-\255][\128-\191]*$", "")
+    line = line:gsub("%s*.[\128-\191]*$", "")
   end
   return line .. "..."
 end
