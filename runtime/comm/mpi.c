@@ -1,7 +1,7 @@
 /* mpi.c - the transport over MPI, a library of its own: libsegzero_mpi.so.
  *
- * Messages are MPI_Isend and MPI_Irecv with one tag; two more tags are for ranks that ask whether
- * others wait; a long one is several of MPI's. The wait polls for all of them, so that it can end by
+ * Messages are MPI_Isend and MPI_Irecv with one tag; a long one is several of MPI's. Two more tags
+ * are for ranks that ask whether others wait. The wait polls for all messages, so that it can end by
  * time, or when a process on this machine is gone: mpirun kills the others soon, and prints nothing
  * that names it. Nothing else of MPI is used but starting and ending.
  * Source: the MPI 3.1 standard, chapters 3 and 8.
@@ -154,13 +154,16 @@ static int first_unfinished(int count)
     return -1;
 }
 
+/* Whether a process of this number can be seen from here. */
+static bool is_here(int pid) { return kill(pid, 0) == 0 || errno != ESRCH; }
+
 /* A rank of this machine that has not answered and whose process does not exist; -1: none. */
 static int first_gone(int count)
 {
     for (int i = 0; i < count; i++) {
         if (requests[i] == MPI_REQUEST_NULL) continue;
         const int pid = pids[peers[i]];
-        if (pid && kill(pid, 0) != 0 && errno == ESRCH) return peers[i];
+        if (pid && !is_here(pid)) return peers[i];
     }
     return -1;
 }
@@ -196,7 +199,7 @@ static int attend(void)
 {
     answer_questions();
     for (int r = 0; r < self.size; r++) {
-        if (r == self.rank || !pids[r] || kill(pids[r], 0) == 0 || errno != ESRCH) continue;
+        if (r == self.rank || !pids[r] || is_here(pids[r])) continue;
         wait_for_end();
         return r;
     }
@@ -310,7 +313,8 @@ static int find_hosts(void)
     return 0;
 }
 
-/* hosts is known. */
+/* hosts is known. Containers may share a name, but not their processes: a rank that cannot be seen
+ * now, when all have just spoken, counts as one of another machine. */
 static int find_processes(void)
 {
     const int own = getpid();
@@ -319,7 +323,7 @@ static int find_processes(void)
     const int code = MPI_Allgather(&own, 1, MPI_INT, pids, 1, MPI_INT, MPI_COMM_WORLD);
     if (code != MPI_SUCCESS) return fail_mpi("the processes of the ranks", code);
     for (int i = 0; i < self.size; i++)
-        if (strcmp(hosts[i], hosts[self.rank]) != 0) pids[i] = 0;
+        if (strcmp(hosts[i], hosts[self.rank]) != 0 || !is_here(pids[i])) pids[i] = 0;
     return 0;
 }
 

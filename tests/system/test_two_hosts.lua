@@ -149,6 +149,25 @@ check.case("mpirun: a host is cut off, one line and the end of mpirun", function
   resume "mpi"
 end)
 
+-- Two containers with one host name: rank 1 does not see the process of rank 0.
+check.case("mpirun: ranks that do not see each other's processes are not gone", function()
+  if not runs.available() then return end
+  local script = place .. "/containers.lua"
+  files.write(script, [[
+    local world = require("segzero.core.ranks").world()
+    if world:rank() == 0 then require("posix.unistd").sleep(1) end
+    world:barrier()
+    print("done", world:rank())]])
+  local argv = { "mpirun", "--quiet", "--oversubscribe", "--bind-to", "none", "-n", "2", "sh", "-c",
+    '[ $OMPI_COMM_WORLD_RANK = 0 ] && exec "$@"; exec unshare --pid --fork "$@"', "sh" }
+  for _, word in ipairs(segzero { script }) do argv[#argv + 1] = word end
+  local text, status = process.run(argv, { timeout = 60, env = { OMPI_ALLOW_RUN_AS_ROOT = "1",
+    OMPI_ALLOW_RUN_AS_ROOT_CONFIRM = "1" } })
+  check.equal(status, 0, text)
+  local _, lines = text:gsub("done%s+%d", "")
+  check.equal(lines, 2, text)
+end)
+
 -- The kernel may give a connection to a port where nobody listens that very port, and then it talks
 -- to itself. With four ports that happens within some tries.
 check.case("a rank that waits for rank 0 does not connect to itself", function()
