@@ -150,15 +150,12 @@ int sz_tensor_zero_grad(sz_tensor *t);
 /* Of a parameter: f32 (the default), or bf16 to save memory. */
 int sz_tensor_set_grad_dtype(sz_tensor *t, int dtype);
 
-/* ---- tensors in host memory that go to the device beside its other work ---- */
+/* ---- tensors in page-locked host memory, and copies of them on the device ---- */
 /* A copy of a tensor in page-locked host memory; NULL with a message. */
 sz_tensor *sz_tensor_lock(sz_tensor *t);
-/* Copies between begin and end wait for what the device has to do at begin, and what it gets after
- * end waits for them. 0, or -1 with a message. */
-int sz_uploads_begin(void);
-/* A new tensor on the device, to which the bytes of a locked one are on their way. */
+/* A copy of a locked tensor on the device; NULL with a message. It returns at once: the bytes are
+ * copied when the device has done its earlier work, and what it gets later waits for them. */
 sz_tensor *sz_tensor_upload(sz_tensor *t);
-int sz_uploads_end(void);
 
 /* ---- scopes, tape ---- */
 /* Opens a scope of the step arena; returns its depth. */

@@ -319,7 +319,8 @@ static int note_place(join *j, int fd, const hello *h)
 static int check_hello(const join *j, const hello *h)
 {
     if (h->version != j->own.version || strcmp(h->release, j->own.release) != 0)
-        return fail(j, "rank %d on %s runs segzero %s, and rank %d runs %s: all need the same build",
+        return fail(j,
+                    "rank %d on %s runs segzero %s, and rank %d runs %s: all need the same build",
                     h->rank, h->host, h->release, j->own.rank, j->own.release);
     if (h->size != j->own.size || h->rank <= 0 || h->rank >= h->size)
         return fail(j, "rank %d on %s was started as one of %d, and this job has %d ranks", h->rank,
@@ -420,8 +421,9 @@ static int receive_places(join *j)
     hello first_rank = { 0 };
     int came = transfer(j, j->sockets[0], &first_rank, sizeof first_rank, false, j->end);
     if (came == 1 && (first_rank.magic != HELLO || first_rank.rank != 0))
-        return fail(j, "rank %d: what answers at %s port %d is not rank 0 of segzero; "
-                       "MASTER_PORT=N names another port",
+        return fail(j,
+                    "rank %d: what answers at %s port %d is not rank 0 of segzero; "
+                    "MASTER_PORT=N names another port",
                     j->own.rank, j->launch->address, j->launch->port);
     if (came == 1) came = transfer(j, j->sockets[0], j->places, bytes, false, j->end);
     if (came < 0) return -1;

@@ -5,7 +5,7 @@
  * The core checks shapes before a kernel runs. Floating tensors of a call are on the backend's
  * device, index tensors (i32) in host memory. The core makes all calls from one thread and never
  * dereferences device memory. All device work goes to one stream, in order, except copies of
- * copy_beside; to_host, sample, decode and finish wait, the other entries return at once.
+ * copy_async; to_host, sample, decode and finish wait, the other entries return at once.
  * Leaves out: several devices in one process; ranks have one each.
  */
 #ifndef SZ_BACKEND_H
@@ -76,7 +76,7 @@ typedef struct {
     void (*release_host)(void *p);
     /* Copies during the main work, in one of two lanes: to the device, SZ_LANE_UP, and from it,
      * SZ_LANE_DOWN. The host memory must be of allocate_host. These return at once. */
-    int (*copy_beside)(int lane, void *dst, const void *src, size_t bytes);
+    int (*copy_async)(int lane, void *dst, const void *src, size_t bytes);
     /* Puts a mark, 0 <= mark < SZ_MARKS, behind the work that a lane has so far. await: what the
      * lane gets from now on waits until the work before the mark is done. */
     int (*mark)(int lane, int mark);

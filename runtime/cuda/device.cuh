@@ -24,7 +24,7 @@ int sz_cuda_fill(void *dst, int byte, size_t bytes);
 int sz_cuda_synchronise(void);
 void *sz_cuda_allocate_host(size_t bytes);
 void sz_cuda_release_host(void *p);
-int sz_cuda_copy_beside(int lane, void *dst, const void *src, size_t bytes);
+int sz_cuda_copy_async(int lane, void *dst, const void *src, size_t bytes);
 int sz_cuda_mark(int lane, int mark);
 int sz_cuda_await(int lane, int mark);
 int sz_cuda_finish(int lane);

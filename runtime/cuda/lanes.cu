@@ -32,7 +32,7 @@ static cudaStream_t stream_of(int lane)
     return lanes[lane];
 }
 
-int sz_cuda_copy_beside(int lane, void *dst, const void *src, size_t bytes)
+int sz_cuda_copy_async(int lane, void *dst, const void *src, size_t bytes)
 {
     cudaStream_t stream = stream_of(lane);
     if (!stream) return -1;

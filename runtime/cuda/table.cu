@@ -56,7 +56,7 @@ extern "C" const sz_backend *sz_cuda_backend(void)
         sz_cuda_decode,
         sz_cuda_allocate_host,
         sz_cuda_release_host,
-        sz_cuda_copy_beside,
+        sz_cuda_copy_async,
         sz_cuda_mark,
         sz_cuda_await,
         sz_cuda_finish,

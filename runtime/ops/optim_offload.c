@@ -114,8 +114,8 @@ static int copy(const pipeline *l, int lane, const piece *p, int s)
         char *host = (char *)state->data + (size_t)p->from * width;
         void *device = l->slot[s][k]->data;
         const size_t bytes = (size_t)p->count * width;
-        const int rc = lane == SZ_LANE_UP ? sz_device->copy_beside(lane, device, host, bytes)
-                                          : sz_device->copy_beside(lane, host, device, bytes);
+        const int rc = lane == SZ_LANE_UP ? sz_device->copy_async(lane, device, host, bytes)
+                                          : sz_device->copy_async(lane, host, device, bytes);
         if (rc != 0) return -1;
     }
     return 0;

@@ -1,14 +1,17 @@
 -- offload_update.lua - one process of tests/unit/test_offload.lua: the optimizer's state and a
 -- model's weights in host memory against those on the device. Every kind of state must give the same
--- bits after several updates, and the model the same log-probabilities. Prints "ok N" with the number of elements that were compared.
+-- bits after several updates, and the model the same log-probabilities, also after an upload that
+-- failed. Prints "ok N" with the number of elements that were compared.
 
 local ffi = require "ffi"
 local mini = require "tests.support.miniature"
 local offload = require "segzero.models.offload"
 local sz = require "segzero"
 local optim = require "segzero.train.optim"
+local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
 
+local C = core.C
 local compared = 0
 local WIDTH = { f32 = 4, bf16 = 2, u8 = 1 }
 
@@ -115,6 +118,7 @@ local KINDS = {
     offload = { MOMENTS } },
 }
 for _, kind in ipairs(KINDS) do check_kind(kind) end
+
 -- ---- a model ----
 local dir = mini.write(mini.folder() .. "/model")
 
@@ -137,6 +141,28 @@ for _, got in ipairs(logprobs { device = "cuda", offload = true }) do
     assert(got[i] == value, ("log-probability %d is %g, expected %g"):format(i, got[i], value))
     compared = compared + 1
   end
+end
+
+-- Device memory runs out after some weights. What then gets the memory of these is not overwritten
+-- by their copies, which may still be on their way.
+local vl = sz.qwen_vl(dir, { device = "cuda", offload = true })
+offload.using(vl, function() end)
+local sizes = {}
+for name, t in pairs(vl:parameters()) do sizes[name] = t:numel() end
+C.sz_fail_alloc_after(#vl.weights / 2)
+local ok, why = pcall(offload.using, vl, error)
+C.sz_fail_alloc_after(-1)
+assert(not ok and tostring(why):find "injected", tostring(why))
+local later = {}
+for name, size in pairs(sizes) do later[name] = tensor.full({ size }, 7, { device = "cuda" }) end
+offload.using(vl, function() end)
+for name, t in pairs(later) do
+  local least, most = 7, 7
+  for _, value in ipairs(t:totable()) do
+    least, most = math.min(least, value), math.max(most, value)
+  end
+  assert(least == 7 and most == 7, ("%s: %g to %g"):format(name, least, most))
+  compared = compared + sizes[name]
 end
 mini.remove()
 print(("ok %d"):format(compared))

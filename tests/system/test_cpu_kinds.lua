@@ -69,7 +69,7 @@ check.case("doctor names the kernels", function()
   end
 end)
 
--- What oneDNN is limited to, in bits: 1 is SSE 4.1 (dnnl_types.h).
+-- What oneDNN is limited to, in bits: 1 is SSE 4.1 (oneDNN: dnnl_cpu_isa_t).
 local EFFECTIVE = [[
   require "segzero"
   local ffi = require "ffi"

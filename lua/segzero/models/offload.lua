@@ -7,9 +7,8 @@
 --                                         them afterwards, even if f fails. f may call it again.
 --                                         Not inside a step: the weights would belong to its arena
 --
--- All weights go over the bus once in a call. The copies overlap with the device's other work: the
--- host goes on at once, and what f gives the device waits for them. Leaves out: models in 8 bits (their
--- layout is the device's), one layer at a time.
+-- All weights go over the bus once in a call. The host does not wait for the copies; what f gives the
+-- device does. Leaves out: models in 8 bits (their layout is the device's), one layer at a time.
 
 local core = require "segzero.core.ffi"
 local handle = require "segzero.core.tensor.handle"
@@ -43,11 +42,9 @@ local function lock(vl)
 end
 
 local function upload(vl, home, away)
-  check(C.sz_uploads_begin())
   for _, w in ipairs(vl.weights) do
     away[w.name] = handle.wrap(check(C.sz_tensor_upload(home[w.name].ptr)))
   end
-  check(C.sz_uploads_end())
 end
 
 function M.using(vl, f)
