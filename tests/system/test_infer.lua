@@ -89,6 +89,10 @@ refused(2, "%-%-mask_path must end in .png, got m.jpg", "--demo", "--sam2_path",
   "--mask_path", "m.jpg")
 refused(2, "both a.png", "--demo", "--sam2_path", SAM2, "--mask_path", "a.png", "--output_path",
   "a.png")
+refused(2, "output_path and %-%-image_path are both photo.png", "--image_path", "photo.png", "--text",
+  "x", "--output_path", "photo.png")
+refused(2, "mask_path and %-%-image_path are the same file, ./photo.png", "--image_path", "photo.png",
+  "--text", "x", "--sam2_path", SAM2, "--mask_path", "./photo.png")
 refused(2, "multi is 'maybe', expected true or false", "--demo", "--multi=maybe")
 refused(2, "%-%-mask_path needs SAM2: .*%-%-sam2_path", "--image_path", "photo.png", "--text", "x",
   "--model_path", "nowhere", "--mask_path", "m.png")

@@ -6,6 +6,7 @@
 -- options that exclude each other.
 -- Leaves out: opening files and models (the script does).
 
+local folders = require "segzero.core.folders"
 local frame = require "segzero.data.frame"
 local paths = require "segzero.config.paths"
 local schema = require "segzero.config.schema"
@@ -149,19 +150,29 @@ end
 
 local IMAGE_ENDINGS = { png = true, jpg = true, jpeg = true }
 
+-- Two files that may not be one: the question's image is the user's, and an output would be lost.
+local function check_apart(o, one, other)
+  local a = o[one]
+  local b = o[other]
+  if not a or not b or a ~= b and not folders.same(a, b) then return end
+  local line = "--%s and --%s are both %s"
+  if a ~= b then line = "--%s and --%s are the same file, %s" end
+  error(line:format(one, other, a), 0)
+end
+
 local function check_output(o)
   o.output_path = o.output_path or default_output(o)
   local ending = o.output_path:match "%.([^./]+)$" or ""
   if not IMAGE_ENDINGS[ending:lower()] then
     error(("--output_path must end in .png, .jpg or .jpeg, got %s"):format(o.output_path), 0)
   end
+  check_apart(o, "output_path", "image_path")
   if not o.mask_path then return end
   if not o.mask_path:lower():find "%.png$" then
     error(("--mask_path must end in .png, got %s"):format(o.mask_path), 0)
   end
-  if o.mask_path == o.output_path then
-    error(("--mask_path and --output_path are both %s"):format(o.mask_path), 0)
-  end
+  check_apart(o, "mask_path", "output_path")
+  check_apart(o, "mask_path", "image_path")
 end
 
 -- Replaces options.model_path and options.sam2_path by real paths; sam2_path is "" without SAM2.
