@@ -85,6 +85,16 @@ if opts.sweep and opts.sweep ~= "n" and opts.sweep ~= "prompt" then
   error("bench_step: sweep is n or prompt", 0)
 end
 if opts.sweep and opts.save then error("bench_step: save= is of one step, not of a sweep", 0) end
+local function check_ranks()
+  if not ranks.launched() then
+    if opts.shards > 1 then error("bench_step: shards= needs segzero --ranks N", 0) end
+    return
+  end
+  -- Every rank would write the same files.
+  if opts.save then error("bench_step: save= is of one rank; checkpoint= works on several", 0) end
+  if opts.sweep then error("bench_step: sweep= is of one rank", 0) end
+end
+check_ranks()
 local now = bench.clock(opts)
 local causal_pairs = bench.causal_pairs
 
@@ -96,10 +106,12 @@ local on_device = opts.device ~= "cpu"
 local json = bench.config(opts.model)
   or error(("bench_step: model=%s is neither a .json nor a released size"):format(opts.model), 0)
 local made_at = now()
-local policy = model.random(json,
-  { dtype = opts.dtype, device = opts.device, seed = 1, repeated = on_device, shards = p.shard_group })
-local reference = model.random(json,
-  { dtype = opts.dtype, device = opts.device, seed = 2, repeated = on_device, shards = p.shard_group })
+local function new_model(seed)
+  return model.random(json, { dtype = opts.dtype, device = opts.device, seed = seed,
+    repeated = on_device, shards = p.shard_group })
+end
+local policy = new_model(1)
+local reference = new_model(2)
 made_at = now() - made_at
 local counts = bench.counts(policy)
 local parameters = 0
