@@ -103,6 +103,32 @@ check.case("settings of a step are those under which it ran", function()
   has(select(1, replay("F", "step=2")), "step=2 is not in ", "before it began")
 end)
 
+check.case("a return to before a change of settings keeps what the first steps ran under", function()
+  local folder = place .. "/V"
+  local function lr(name) return cjson.decode(files.read(folder .. name)).worker.actor.optim.lr end
+  train("V", "trainer.max_steps=3", "trainer.save_freq=1", "trainer.save_limit=-1")
+  local first = lr "/config.json"
+  train("V", "trainer.max_steps=3", "trainer.save_freq=1", "worker.actor.optim.lr=3e-3",
+    "trainer.load_checkpoint_path=" .. folder .. "/global_step_2")
+  train("V", "trainer.max_steps=3", "trainer.save_freq=1", "worker.actor.optim.lr=5e-3",
+    "trainer.load_checkpoint_path=" .. folder .. "/global_step_1")
+  check.equal(lr "/config.json", 5e-3, "the present ones")
+  check.equal(lr "/config_step_1.json", first, "those of step 1")
+  check.ok(not files.exists(folder .. "/config_step_2.json"), "the change after step 2 is no more")
+  check.equal(lr "/config_step_1-2.json", 3e-3, "what it changed to is kept")
+  local function replays(name)
+    for step = 1, 3 do
+      local text, status = replay("V", "step=" .. step)
+      check.equal(status, 0, ("%s, step %d: %s"):format(name, step, text))
+    end
+  end
+  replays "another change"
+  train("V", "trainer.max_steps=3", "trainer.save_freq=1",
+    "trainer.load_checkpoint_path=" .. folder .. "/global_step_1")
+  check.equal(lr "/config.json", first, "the first ones once more")
+  replays "no change against the checkpoint"
+end)
+
 -- ---- other numbers ----
 check.case("the first number that differs is named", function()
   changed("A", "B", "rollouts.jsonl", function(text)

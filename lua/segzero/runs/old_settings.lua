@@ -2,12 +2,14 @@
 -- folder.
 --
 --   old_settings.list(folder) -> {{step =, again =, name =}, ...}      oldest first
+--   old_settings.later(folder, step) -> list   those of changes after a later step
 --   old_settings.at(folder, step) -> path      the file with the settings that a step ran under
 --   old_settings.free(folder, step) -> path    for settings that change after this step
 --
 -- config.json has the present settings. config_step_5.json has those of the steps up to 5, before
 -- the run was resumed at 5 with others; config_step_5-2.json those that it then had, before it was
--- resumed at 5 again. A return to an earlier step puts later files aside (resuming.lua).
+-- resumed at 5 again. After a return to step 3 these files are config_step_3.json and so on, because
+-- no step after 3 is left that ran under them.
 -- Leaves out: what changed (contract.lua, report/settings.lua).
 
 local files = require "segzero.core.files"
@@ -27,6 +29,14 @@ function M.list(folder)
     if a.step ~= b.step then return a.step < b.step end
     return a.again < b.again
   end)
+  return list
+end
+
+function M.later(folder, step)
+  local list = {}
+  for _, old in ipairs(M.list(folder)) do
+    if old.step > step then list[#list + 1] = old end
+  end
   return list
 end
 

@@ -18,7 +18,7 @@
 --
 -- After a return to an earlier step the later checkpoints are renamed to abandoned_1/global_step_N,
 -- and the later lines of the logs go to abandoned_1 as well (abandoned_2 the next time). Old
--- settings are kept as config_step_N.json.
+-- settings are kept as config_step_N.json (old_settings.lua).
 -- Errors are one line without a position. Leaves out: loading weights (checkpoint.lua).
 
 local checkpoint = require "segzero.train.run.checkpoint"
@@ -226,12 +226,21 @@ local function put_aside(source, again)
 end
 
 -- The settings of the run are in config.json; those before a change stay in config_step_N.json.
+-- After a return to before a change, config.json is of steps that are put aside. The files of later
+-- changes get the number of this step: the steps that stay ran under the oldest of them.
 local function write_settings(source, t)
+  local step = source.state.global_step
   local path = t.folder .. "/config.json"
-  local old = files.read(path)
   local is_changed = not source.settings or #source.changes > 0
-  if old and not is_changed then return end
-  if old then files.write(old_settings.free(t.folder, source.state.global_step), old) end
+  if t.total_steps > step then
+    is_changed = is_changed or old_settings.at(t.folder, step) ~= path
+    for _, old in ipairs(old_settings.later(t.folder, step)) do
+      rename(t.folder .. "/" .. old.name, old_settings.free(t.folder, step))
+    end
+  end
+  local present = files.read(path)
+  if present and not is_changed then return end
+  if present then files.write(old_settings.free(t.folder, step), present) end
   files.write(path, t.settings)
 end
 
