@@ -45,7 +45,7 @@ check.case("ranks that do not do the same say so", function()
     local world = ranks.world()
     local t = tensor.zeros { 100 * (1 + world:rank()) }
     local ok, why = pcall(world.all_reduce, world, t)
-    io.stderr:write("line: ", tostring(ok), " ", tostring(why), "\n")]])
+    io.stderr:write(("line: %s %s\n"):format(tostring(ok), tostring(why)))]])
   local text = ranks(2, { script })
   -- Rank 0 gets the longer message, rank 1 the shorter one.
   expect(text, "line: false rank 1 %(host [^)]+%) sent more bytes where 400 were expected: the ranks "
@@ -61,7 +61,7 @@ check.case("a rank that stalls is named within the time limit", function()
     ranks.set_timeout(1)
     if world:rank() == 1 then require("posix.unistd").sleep(30) end
     local ok, why = pcall(world.barrier, world)
-    if not ok then io.stderr:write(why, "\n") ranks.abort(3) end]])
+    if not ok then io.stderr:write(why .. "\n") ranks.abort(3) end]])
   local before = process.now()
   local text, status = ranks(3, { script })
   check.ok(process.now() - before < 20, "it ended long before the rank woke up")
@@ -233,7 +233,7 @@ check.case("a rank that is killed is named at once", function()
     local unistd = require "posix.unistd"
     if world:rank() == 2 then require("posix.signal").kill(unistd.getpid(), 9) end
     local ok, why = pcall(world.barrier, world)
-    if not ok then io.stderr:write(why, "\n") ranks.abort(3) end]])
+    if not ok then io.stderr:write(why .. "\n") ranks.abort(3) end]])
   local before = process.now()
   local text, status = ranks(3, { script })
   check.ok(process.now() - before < 20, "within seconds")

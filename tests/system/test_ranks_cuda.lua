@@ -126,7 +126,7 @@ local ABSENT = [[
     world:all_reduce(t)
     return t:totable()
   end)
-  if not ok then io.stderr:write(why, "\n") ranks.abort(3) end]]
+  if not ok then io.stderr:write(why .. "\n") ranks.abort(3) end]]
 
 for what, message in pairs {
   stalled = "rank 1 %(host [^)]+%) has not answered for 1 s %(all_reduce%): it has stalled",
@@ -155,7 +155,7 @@ local SUM = [[
   local t = sz.tensor({ world:rank() + 1 }, { device = "cuda" })
   local ok, why = pcall(world.all_reduce, world, t)
   if not ok then
-    if world:rank() == 0 then io.stderr:write(why, "\n") end
+    if world:rank() == 0 then io.stderr:write(why .. "\n") end
     world:barrier()
     os.exit(3)
   end

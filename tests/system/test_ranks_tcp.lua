@@ -49,7 +49,7 @@ local function fails(what, seconds)
     local signal, unistd = require "posix.signal", require "posix.unistd"
     if world:rank() == 1 then %s end
     local ok, why = pcall(world.barrier, world)
-    if not ok then io.stderr:write("line: ", why, "\n") ranks.abort(3) end]]):format(seconds, what))
+    if not ok then io.stderr:write("line: " .. why .. "\n") ranks.abort(3) end]]):format(seconds, what))
   local before = process.now()
   local text, status = ranks(4, { script })
   return text, status, process.now() - before
@@ -84,7 +84,7 @@ check.case("a rank that ends while large messages are on their way", function()
     end
     world:barrier()
     local ok, why = pcall(world.all_reduce, world, t)
-    if not ok then io.stderr:write("line: ", why, "\n") ranks.abort(3) end]])
+    if not ok then io.stderr:write("line: " .. why .. "\n") ranks.abort(3) end]])
   local text, status = ranks(4, { script })
   check.equal(status, 5, text)
   check.equal(count(text, "line: "), 1, text)
@@ -98,7 +98,7 @@ check.case("ranks that do not do the same say so", function()
     local world = ranks.world()
     local t = tensor.zeros { 100 * (1 + world:rank()) }
     local ok, why = pcall(world.all_reduce, world, t)
-    if not ok then io.stderr:write("line: ", why, "\n") ranks.abort(3) end]])
+    if not ok then io.stderr:write("line: " .. why .. "\n") ranks.abort(3) end]])
   local text, status = ranks(2, { script })
   check.equal(status, 3, text)
   expect(text, "sent %d+ bytes where %d+ were expected: the ranks do not do the same")
