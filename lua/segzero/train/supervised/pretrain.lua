@@ -26,8 +26,8 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-local ANSWER_TOKENS = 110
-local BOX_TOKENS = 20
+local ANSWER_TOKENS = 180
+local SHORT_TOKENS = 120
 
 function M.new(vl, tok, options, given)
   local self = setmetatable({ model = vl, options = options, judge = given, digits = {} }, mt)
@@ -77,11 +77,11 @@ end
 
 -- Share of short answers whose box overlaps the true one by more than half.
 function methods:evaluate_boxes(level)
-  local texts, questions = answers_of(self, level, shape_tasks.short_question, BOX_TOKENS)
+  local texts, questions = answers_of(self, level, shape_tasks.short_question, SHORT_TOKENS)
   local hits = 0
   for i, text in ipairs(texts) do
     local box = {}
-    for n in text:gmatch "%d+" do box[#box + 1] = tonumber(n) end
+    for n in (text:match "%[.*" or ""):gmatch "%d+" do box[#box + 1] = tonumber(n) end
     if #box == 4 and self.judge.box_iou(box, questions[i].bbox) > 0.5 then hits = hits + 1 end
   end
   return hits / #texts
