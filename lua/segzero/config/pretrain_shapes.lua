@@ -35,6 +35,8 @@ local optimizer = {
   { key = "weight_decay", type = "number", default = 0.01, min = 0, help = "AdamW's weight decay" },
   { key = "digit_weight", type = "number", default = 3, above = 0,
     help = "weight of a coordinate's tokens in the loss; other tokens have 1" },
+  { key = "choice_weight", type = "number", default = 6, above = 0,
+    help = "weight of the coordinates that say which shape is meant" },
 }
 
 local function share_row(key, default, help)

@@ -193,10 +193,13 @@ local function is_short(self, index, progress)
   return index % 8 ~= 0 and progress < self.options.short_until
 end
 
--- One question about the scene, and the boxes of all its objects.
+-- The scene's questions, and the box of one of its objects.
 local function short_answers(self, scene)
-  local answers = { short_task(self, scene.questions[1], scene) }
-  for _, object in ipairs(scene.objects) do answers[#answers + 1] = box_task(self, object) end
+  local answers = {}
+  for k, question in ipairs(scene.questions) do
+    answers[k] = short_task(self, question, scene)
+  end
+  answers[#answers + 1] = box_task(self, scene.objects[self.drawn % #scene.objects + 1])
   return answers
 end
 
