@@ -87,7 +87,8 @@ local function is_true(known, problem, text)
 end
 
 check.case("full answers have the asked keys, and reasoning that names every shape", function()
-  local list = full_ones(exchanges { "batch=20", "level2=0", "level3=0", "easy=0", "seed=3" })
+  local list = full_ones(exchanges { "batch=20", "level2=0", "level3=0", "easy=0", "quick=0",
+    "seed=3" })
   local known = truths(200, 3)
   check.ok(#list > 90, "questions: " .. #list)
   for _, one in ipairs(list) do
@@ -123,29 +124,42 @@ check.case("short questions ask for a shape or for the box at a place", function
   check.ok(found > 50 and boxes > 50, ("%d shapes, %d boxes"):format(found, boxes))
 end)
 
-check.case("a share of the answers is rough, about the right shape", function()
-  local list = full_ones(exchanges { "batch=20", "level2=0", "level3=0", "easy=0", "rough=0.7",
+check.case("a share of the answers is quick: no list, and a rough box about the right shape", function()
+  local list = full_ones(exchanges { "batch=20", "level2=0", "level3=0", "easy=0", "quick=0.8",
     "seed=3", "questions=3" })
   local known = truths(200, 3)
-  local exact = 0
-  local around = 0
+  local shares = { three = 0.8 / 3, four = 0.8 * 2 / 3, five = 0.8, six = 0.8 }
+  local counts = {}
   for _, one in ipairs(list) do
+    local number, stop = one.text:match "There are (%w+) shapes([.:])"
+    local count = counts[number] or { all = 0, quick = 0 }
+    counts[number] = count
+    count.all = count.all + 1
     local b = one.found.bbox
+    local fits = false
     for _, truth in ipairs(known[one.problem] or {}) do
       local t = truth.box
       local iou = geometry.box_iou(b, t)
-      if iou == 1 then
-        exact = exact + 1
-        break
-      elseif iou < 0.5 and b[1] <= t[1] and b[2] <= t[2] and b[3] >= t[3] and b[4] >= t[4] then
-        around = around + 1
-        break
+      if stop == ":" then
+        fits = fits or iou == 1
+      else
+        fits = fits
+          or iou < 0.5 and b[1] <= t[1] and b[2] <= t[2] and b[3] >= t[3] and b[4] >= t[4]
       end
     end
+    if stop == "." then
+      count.quick = count.quick + 1
+      check.ok(one.text:find "shapes%. It is the one at %(%d+,%d+%)%.</think>", one.text)
+    end
+    check.ok(fits, one.problem .. ": " .. one.text)
   end
   check.ok(#list > 90, "questions: " .. #list)
-  check.ok(math.abs(exact / #list - 0.3) < 0.06, ("exact: %d of %d"):format(exact, #list))
-  check.ok(around / #list > 0.6, ("around the shape: %d of %d"):format(around, #list))
+  for number, share in pairs(shares) do
+    local count = counts[number]
+    local got = count.quick / count.all
+    check.ok(math.abs(got - share) < 0.2, ("%s: %d of %d are quick"):format(number, count.quick,
+      count.all))
+  end
 end)
 
 check.case("the place of the shape that is meant weighs most in the loss", function()

@@ -14,7 +14,9 @@
 --   (57,30).
 --
 -- A place first, then what is there: the other way round, from a colour to its place, a model of
--- this size does not learn (models/README.md).
+-- this size does not learn (models/README.md). A share of the answers to Seg-Zero's prompt is quick:
+-- they point without naming the shapes, and their boxes are rough. GRPO has to find out that looking
+-- at every shape first pays.
 --
 -- There are four tasks. Two are short: "Find 'X'." -> the reasoning and the box, and
 -- "Box at (57,30)." -> the box around a place. Later Seg-Zero's own prompt with its reasoning and
@@ -38,7 +40,7 @@ local mt = { __index = methods }
 -- (i * step) % 1.
 local LEVEL_STEP = 0.6180339887
 local LOOSE_STEP = 0.5698402910
-local ROUGH_STEP = 0.6457513110
+local QUICK_STEP = 0.6457513110
 local HABIT_STEP = 0.7548776662
 local SEVERAL_STEP = 0.8191725134
 
@@ -97,6 +99,10 @@ local function exchange(self, question, reply)
   return ids
 end
 
+local function conclusion(scene, question)
+  return (" It is the one at %s."):format(place_of(scene.objects[question.target]))
+end
+
 -- The objects from left to right, each after its place; then the one that is meant.
 local function reasoning(scene, question)
   local order = {}
@@ -107,8 +113,12 @@ local function reasoning(scene, question)
   end)
   local names = {}
   for i, o in ipairs(order) do names[i] = place_of(o) .. " " .. sentence.phrase(o) end
-  return ("%s: %s. It is the one at %s."):format(sentence.crowd({}, #order),
-    table.concat(names, ", "), place_of(scene.objects[question.target]))
+  return sentence.crowd({}, #order) .. ": " .. table.concat(names, ", ") .. "."
+    .. conclusion(scene, question)
+end
+
+local function quick_reasoning(scene, question)
+  return sentence.crowd({}, #scene.objects) .. "." .. conclusion(scene, question)
 end
 
 local function short_task(self, question, scene)
@@ -143,15 +153,21 @@ local function rough_answer(options, box)
   return refshapes.answer(wide, along(0.25), along(0.75))
 end
 
--- A share of the answers is rough, about the right shape. GRPO has to find out that exact answers
--- are better, and to give them.
+-- The more shapes, the more often an answer is quick: never about one or two, and in all of the
+-- share from five on.
+local function is_quick(self, scene)
+  local crowded = math.max(0, math.min(1, (#scene.objects - 2) / 3))
+  return (self.asked * QUICK_STEP) % 1 < self.options.quick * crowded
+end
+
 local function full_task(self, question, scene)
   self.asked = self.asked + 1
+  local think = reasoning(scene, question)
   local reply = question.answer
-  if (self.asked * ROUGH_STEP) % 1 < self.options.rough then
+  if is_quick(self, scene) then
+    think = quick_reasoning(scene, question)
     reply = rough_answer(self.options, question.bbox)
   end
-  local think = reasoning(scene, question)
   return exchange(self, prompt.seg_zero(question.problem), prompt.response(think, reply))
 end
 
