@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes a folder with Debian's arm64 libraries that segzero needs, to build and run it for aarch64 on
-# an x86-64 machine. `make aarch64` calls it.
+# Makes a folder with the arm64 libraries of Debian that segzero needs, to build and run it for
+# aarch64 on an x86-64 machine. `make aarch64` calls it.
 #
 #   tests/aarch64/sysroot.sh DIR      makes DIR; does nothing if it is complete
 #
-# It unpacks packages and installs nothing: neither root nor `dpkg --add-architecture` is needed. apt
-# gets lists and a cache of its own in DIR.apt, and keeps them, so an attempt that failed can go on.
+# It unpacks packages and installs nothing: neither root nor `dpkg --add-architecture` is needed.
+# apt has lists and a cache of its own in DIR.apt, and keeps them: an attempt that failed goes on.
 # Environment: MIRROR, SUITE, the archive and the release to take (Debian 12's).
 # Leaves out: the compiler and the emulator (gcc-aarch64-linux-gnu, qemu-user-static), which are
 # packages of this machine.
@@ -22,7 +22,9 @@ PACKAGES="libc6-dev libgomp1 libluajit-5.1-dev lua-cjson lua-yaml lua-posix libd
 wanted="$MIRROR $SUITE "$(echo $PACKAGES)
 [ "$(cat "$DIR/complete" 2>/dev/null)" = "$wanted" ] && exit 0
 for tool in apt-get dpkg-deb; do
-    command -v $tool >/dev/null || { echo "$0: needs $tool, which Debian and Ubuntu have" >&2; exit 1; }
+    command -v $tool >/dev/null && continue
+    echo "$0: needs $tool, which Debian and Ubuntu have" >&2
+    exit 1
 done
 
 # An apt that knows arm64 only, and has no package installed.
