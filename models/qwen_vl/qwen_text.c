@@ -135,7 +135,7 @@ static sz_tensor *project_qkv(const void *context, sz_tensor *x)
     const qwen_layer *l = &k->m->layers[k->index];
     const sz_qwen_config *c = &k->m->config;
     sz_tensor *normed = sz_rmsnorm(x, l->norm1, c->rms_eps);
-    sz_tensor *qkv = MODEL_LINEAR(&k->m->base, normed, &l->qkv8, &l->q, &l->k, &l->v);
+    sz_tensor *qkv = MODEL_LINEAR(&k->m->base, normed, &l->qkv_packed, &l->q, &l->k, &l->v);
     const int rotating = k->m->share.heads + k->m->share.kv_heads;
     sz_tensor *rotated = sz_rope(qkv, k->cosines, k->sines, rotating, c->head_dim);
     MODEL_RELEASE(normed, qkv);
@@ -154,14 +154,14 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
     sz_tensor *a = qkv ? attend(k, qkv) : NULL;
     x = k->rows ? sz_gather_rows(x, k->rows) : sz_tensor_retain(x);
     if (a && k->rows) model_move(&a, sz_gather_rows(a, k->rows));
-    sz_tensor *o = MODEL_LINEAR(base, a, &l->o8, &l->o);
+    sz_tensor *o = MODEL_LINEAR(base, a, &l->o_packed, &l->o);
     sz_tensor *mid = x ? sz_add(x, o) : NULL;
 
     /* MLP. */
     sz_tensor *normed = sz_rmsnorm(mid, l->norm2, c->rms_eps);
-    sz_tensor *gate_up = MODEL_LINEAR(base, normed, &l->gate_up8, &l->gate, &l->up);
+    sz_tensor *gate_up = MODEL_LINEAR(base, normed, &l->gate_up_packed, &l->gate, &l->up);
     sz_tensor *act = sz_swiglu(gate_up);
-    sz_tensor *down = MODEL_LINEAR(base, act, &l->down8, &l->down);
+    sz_tensor *down = MODEL_LINEAR(base, act, &l->down_packed, &l->down);
     sz_tensor *y = mid ? sz_add(mid, down) : NULL;
     MODEL_RELEASE(qkv, x, a, o, mid, normed, gate_up, act, down);
     return y;

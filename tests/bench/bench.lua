@@ -1,7 +1,7 @@
 -- bench.lua - times the phases of a model and compares them with limits of the machine that are
 -- measured in the same run.
 --
---   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8]
+--   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8|int4]
 --       [device=cpu|cuda] [threads=n] [clock=wall|cpu] [side=n] [python=PATH] [train_timed=n]
 --       [only=prefill,vision,train,recompute,start]
 --
@@ -152,9 +152,7 @@ local function bench_prefill()
   local rate = bench.flop_limit(opts.dtype)
   local size = 2
   if opts.dtype == "f32" then size = 4 end
-  -- int8 has a scale for each 128 weights
-  local weight_size = size
-  if opts.dtype == "int8" then weight_size = 1 + 4 / 128 end
+  local weight_size = model.packed_width[opts.dtype] or size
   local weight_bytes = weight_size * (vl.config.layers * counts.layer_weights + counts.head_weights)
   local operations = counts.vision(grid_h, grid_w) + counts.text(prompt, causal_pairs(prompt, 0), 1)
   generate(1)                                      -- warms up: pages, primitives, compiled Lua

@@ -1,7 +1,7 @@
 -- bench_serve.lua - our side of bench_peers.py: runs one phase of a model for each line it reads,
 -- and prints how long it took.
 --
---   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8] [threads=n]
+--   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8|int4] [threads=n]
 --
 -- Commands, one a line:
 --   prompt          the prompt of bench_model.json, around an 840 x 840 image, to its first token
@@ -72,9 +72,10 @@ local function limit(command)
 end
 
 local counts = flops.counts(vl)
--- Bytes of a weight and of a cached value. int8 has a scale for each 128 weights.
-local WEIGHT_BYTES = { f32 = 4, bf16 = 2, int8 = 1 + 4 / 128 }
-local CACHE_BYTES = { f32 = 4, bf16 = 2, int8 = 2 }
+-- Bytes of a weight and of a cached value.
+local WEIGHT_BYTES = { f32 = 4, bf16 = 2 }
+for dtype, width in pairs(model.packed_width) do WEIGHT_BYTES[dtype] = width end
+local CACHE_BYTES = { f32 = 4, bf16 = 2, int8 = 2, int4 = 2 }
 
 local function step_bytes(n)
   local layers = vl.config.layers
