@@ -13,6 +13,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#ifdef __SSE__
+#include <immintrin.h>
+#endif
 
 /* SZ_TILE_ROWS x 2 vectors of sums stay in registers. */
 #if defined(__AVX512F__)
@@ -63,7 +66,20 @@ static inline sz_vec sz_vec_pick(sz_ivec mask, sz_vec yes, sz_vec no)
 {
     return (sz_vec)((mask & (sz_ivec)yes) | (~mask & (sz_ivec)no));
 }
-static inline sz_vec sz_vec_max(sz_vec a, sz_vec b) { return sz_vec_pick(a > b, a, b); }
+
+/* Where a > b lanes of a, else of b. x86 has one instruction for it; gcc would make four. */
+static inline sz_vec sz_vec_max(sz_vec a, sz_vec b)
+{
+#if defined(__AVX512F__)
+    return (sz_vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (sz_vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE__)
+    return (sz_vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return sz_vec_pick(a > b, a, b);
+#endif
+}
 
 /* e^x for x <= 88: 0 below -87; relative error about 1e-7; NaN stays NaN. */
 static inline sz_vec sz_vec_exp(sz_vec x)
