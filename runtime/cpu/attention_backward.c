@@ -116,12 +116,13 @@ static void backward_block(const attention_plan *p, const query_block *t, int64_
     int64_t n = t->n * a->share;
 
     /* Queries, output and its gradient, as rows and as panels. */
-    sz_queries_load(b->rows, b->ld, a, &s, group, t->query, t->n);
+    sz_rows_load(b->rows, b->ld, a->q, row, t->n, a->q_col + head * dim, a->share, dim, a->scale);
     sz_rows_load(w->dout_rows, b->ld, p->dout, row, t->n, head * dim, a->share, dim, 1);
     sz_rows_load(w->out_rows, b->ld, p->out, row, t->n, head * dim, a->share, dim, 1);
     sz_columns_start(b, n);
-    memset(w->dout_rows + n * b->ld, 0, (size_t)((b->width - n) * b->ld) * 4);
-    sz_panels_pack(w->dout, w->dout_rows, b->ld, b->width, dim);
+    sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, dim }, n, dim, 1);
+    sz_panels_pack(w->dout, &(sz_column_rows){ w->dout_rows, b->ld, 1, dim }, n, dim, 1);
+    memset(b->o, 0, (size_t)(sz_round_up(n, SZ_PANEL) * dim) * 4);
     columns_statistics(w, p, row, head);
 
     /* The parent's keys, then the segment's own. */
@@ -130,13 +131,9 @@ static void backward_block(const attention_plan *p, const query_block *t, int64_
     backward_keys(w, t->own, own, sz_is_masked(a, &s));
 
     /* Store dQ. */
-    sz_panels_unpack(b->rows, b->ld, b->o, b->width, dim);
-    for (int64_t i = 0; i < n; i++) {
-        float *r = b->rows + i * b->ld;
-        int64_t col = a->q_col + (head + i % a->share) * dim;
-        for (int64_t j = 0; j < dim; j++) r[j] *= a->scale;
-        sz_rows_store(p->dq, row + i / a->share, col, r, dim);
-    }
+    for (int64_t i = 0; i < b->width; i++) b->factor[i] = a->scale;
+    sz_panels_store(b->o, p->dq, row, t->n, a->q_col + head * dim, a->share, dim, b->factor,
+                    b->rows, b->ld);
 }
 
 /* Stores rows [from, to) of a range's dK and dV [keys of the range][ld]. */

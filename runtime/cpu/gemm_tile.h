@@ -81,6 +81,22 @@ static inline sz_vec sz_vec_max(sz_vec a, sz_vec b)
 #endif
 }
 
+/* Whether any lane of mask, which are 0 or -1, is -1. */
+static inline int sz_mask_any(sz_ivec mask)
+{
+#if defined(__AVX512DQ__)
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(__AVX__)
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__SSE__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
+    int any = 0;
+    for (int l = 0; l < SZ_LANES; l++) any |= mask[l];
+    return any;
+#endif
+}
+
 /* e^x for x <= 88: 0 below -87; relative error about 1e-7; NaN stays NaN. */
 static inline sz_vec sz_vec_exp(sz_vec x)
 {
