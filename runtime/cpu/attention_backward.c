@@ -49,6 +49,7 @@ static void panel_gradient(const sz_columns *b, float *ds, int64_t c, int64_t j0
 static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count, bool masked)
 {
     sz_columns *b = &w->b;
+    sz_ahead *ah = &b->ahead;
     int64_t dim = b->dim;
     int64_t ld = b->ld;
     for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
@@ -68,14 +69,14 @@ static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count,
             const float *q_rows = b->rows + c * ld;
 
             /* Scores = K q and dP = V dout, then P and dS. */
-            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0);
-            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0);
+            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0, ah);
+            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0, ah);
             panel_gradient(b, w->ds, c, j0, seen, width, masked && b->limit[c] < j0 + seen);
 
             /* dV += P dout^T, dK += dS q^T, dQ += K^T dS. */
-            sz_tile(seen, dim, used, b->s, SZ_PANEL, 1, dout_rows, ld, w->dv + key * ld, ld, 1);
-            sz_tile(seen, dim, used, w->ds, SZ_PANEL, 1, q_rows, ld, w->dk + key * ld, ld, 1);
-            sz_tile(dim, width, seen, k, 1, dim, w->ds, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1);
+            sz_tile(seen, dim, used, b->s, SZ_PANEL, 1, dout_rows, ld, w->dv + key * ld, ld, 1, ah);
+            sz_tile(seen, dim, used, w->ds, SZ_PANEL, 1, q_rows, ld, w->dk + key * ld, ld, 1, ah);
+            sz_tile(dim, width, seen, k, 1, dim, w->ds, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1, ah);
         }
     }
 }

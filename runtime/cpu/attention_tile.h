@@ -14,10 +14,14 @@
 
 #include "core/core.h"
 #include "attention_panel.h"
+#include "attention_product.h"
 #include "vecmath.h"
 #include <math.h>
 
-enum { SZ_KEYS = 96 }; /* keys of a tile */
+enum {
+    SZ_KEYS = 96,              /* keys of a tile */
+    SZ_IN_PLACE = 2 * SZ_PANEL /* columns up to which keys and values are not copied */
+};
 
 typedef struct {
     int64_t q_start, q_len, k_start, k_len, p_start, p_len;
@@ -224,6 +228,7 @@ typedef struct {
     float *s;         /* [SZ_KEYS][32] scores of one panel */
     float *k, *v;     /* [SZ_KEYS][D] */
     int32_t *limit;   /* [columns] own keys that a column sees; ascending */
+    sz_ahead ahead;   /* what is fetched while this block is computed */
     int32_t *fresh;   /* [panels] whether the panel has seen no key yet: o is not set */
 } sz_columns;
 
@@ -252,6 +257,7 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
 {
     int64_t columns = sz_columns_most(a);
     int64_t dim = a->dim;
+    sz_ahead_clear(&b->ahead);
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
@@ -368,8 +374,8 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
         int64_t ldk = dim;
         int64_t ldv = dim;
 
-        /* The tile of keys: copied, or read in place if it is used only once. */
-        if (k->dtype == SZ_F32 && b->n <= SZ_PANEL) {
+        /* The tile of keys: copied, or read in place if it is used only once or twice. */
+        if (k->dtype == SZ_F32 && b->n <= SZ_IN_PLACE) {
             ldk = sz_cols(k);
             ldv = sz_cols(v);
             k_tile = sz_f32(k) + (key_row + j0) * ldk + k_col;
@@ -389,11 +395,13 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
                 seen = sz_panel_sees(b, c, width, j0, count);
                 if (seen <= 0) continue;
             }
-            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0);
+            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0,
+                    &b->ahead);
             if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, c, j0, seen, width);
             sz_panel_softmax(b, c, seen, width);
             int32_t *fresh = b->fresh + c / SZ_PANEL;
-            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL, !*fresh);
+            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL, !*fresh,
+                    &b->ahead);
             *fresh = 0;
         }
     }
