@@ -26,28 +26,21 @@ typedef struct {
 
 /* Lets b fetch the rows of a later block while it computes. Long segments fetch their own keys as
  * they go, so that only windows and the like need this. */
-static void fetch_later(const sz_attention_args *a, const forward_task *t, sz_tensor *out,
+static void fetch_later(const sz_attention_args *a, const forward_task *t, const sz_tensor *out,
                         sz_columns *b)
 {
     enum { FEW_KEYS = 512 };
     const sz_segment_row s = sz_segment_get(a->segments, t->segment);
-    const int64_t size = (int64_t)sz_dtype_size(a->q->dtype);
-    const int64_t first = t->group * a->dim;
-    const int64_t n = sz_min64(s.q_len - t->query, a->block);
-
-    sz_ahead_clear(&b->ahead);
     if (s.k_len + s.p_len > FEW_KEYS) return;
-    const sz_tensor *tensor[] = { out, a->v, a->k, a->q };
-    const int64_t row[] = { s.q_start + t->query, s.k_start, s.k_start, s.q_start + t->query };
-    const int64_t rows[] = { n, s.k_len, s.k_len, n };
-    const int64_t col[] = { first * a->share, a->v_col + first, a->k_col + first,
-                            a->q_col + first * a->share };
-    const int64_t width[] = { a->share * a->dim, a->dim, a->dim, a->share * a->dim };
-    for (int i = 0; i < 4; i++) {
-        const int64_t cols = sz_cols(tensor[i]);
-        const char *data = (const char *)tensor[i]->data + (row[i] * cols + col[i]) * size;
-        sz_ahead_add(&b->ahead, data, rows[i], width[i] * size, cols * size);
-    }
+
+    const int64_t row = s.q_start + t->query;
+    const int64_t n = sz_min64(s.q_len - t->query, a->block);
+    const int64_t first = t->group * a->dim;
+    const int64_t width = a->share * a->dim;
+    sz_ahead_rows(&b->ahead, out, row, n, first * a->share, width);
+    sz_ahead_rows(&b->ahead, a->v, s.k_start, s.k_len, a->v_col + first, a->dim);
+    sz_ahead_rows(&b->ahead, a->k, s.k_start, s.k_len, a->k_col + first, a->dim);
+    sz_ahead_rows(&b->ahead, a->q, row, n, a->q_col + first * a->share, width);
 }
 
 /* The output and log-sum-exps of one block. */

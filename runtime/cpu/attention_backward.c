@@ -155,20 +155,55 @@ static float *shared_sums(const attention_plan *p, const key_range *r, int64_t g
     return p->sums + r->sums_start + (group * r->chunks + order) * floats;
 }
 
-static void backward_task(const attention_plan *p, const work_chunk *chunk, int64_t group,
-                          backward_buffers *w)
+/* Lets w fetch what a later block reads first and where its gradient goes. */
+static void fetch_block(const attention_plan *p, const query_block *t, int64_t group,
+                        backward_buffers *w)
 {
+    const sz_attention_args *a = &p->a;
+    const int64_t row = sz_segment_get(a->segments, t->segment).q_start + t->query;
+    const int64_t width = a->share * a->dim;
+    const int64_t col = group * width;
+    sz_ahead_rows(&w->b.ahead, p->dq, row, t->n, a->q_col + col, width);
+    sz_ahead_rows(&w->b.ahead, p->out, row, t->n, col, width);
+    sz_ahead_rows(&w->b.ahead, p->dout, row, t->n, col, width);
+    sz_ahead_rows(&w->b.ahead, a->q, row, t->n, a->q_col + col, width);
+}
+
+/* The same for a chunk with few keys: its first range. */
+static void fetch_chunk(const attention_plan *p, const work_chunk *chunk, int64_t group,
+                        backward_buffers *w)
+{
+    enum { FEW_KEYS = 512 };
+    const sz_attention_args *a = &p->a;
+    const key_range *r = p->range + p->ref[chunk->first_ref].range;
+    const int64_t col = group * a->dim;
+    const int64_t keys = r->end - r->start;
+    if (chunk->keys > FEW_KEYS) return;
+    sz_ahead_rows(&w->b.ahead, p->dv, r->start, keys, a->v_col + col, a->dim);
+    sz_ahead_rows(&w->b.ahead, p->dk, r->start, keys, a->k_col + col, a->dim);
+    fetch_block(p, p->block + chunk->first_block, group, w);
+    sz_ahead_rows(&w->b.ahead, a->v, r->start, keys, a->v_col + col, a->dim);
+    sz_ahead_rows(&w->b.ahead, a->k, r->start, keys, a->k_col + col, a->dim);
+}
+
+/* Computes task number i. The thread's next one is about `threads` later. */
+static void backward_task(const attention_plan *p, int64_t i, int64_t threads, backward_buffers *w)
+{
+    const work_chunk *chunk = p->chunk + i / p->a.groups;
+    const int64_t group = i % p->a.groups;
+    const int64_t later = i + threads;
+    const bool last = later >= p->chunks * p->a.groups;
     const sz_attention_args *a = &p->a;
     int64_t dim = a->dim;
     int64_t ld = p->ld;
     const range_ref *ref = p->ref + chunk->first_ref;
 
     /* Load the chunk's keys and values. */
-    for (int64_t i = 0; i < chunk->refs; i++) {
-        const key_range *r = p->range + ref[i].range;
+    for (int64_t j = 0; j < chunk->refs; j++) {
+        const key_range *r = p->range + ref[j].range;
         int64_t keys = r->end - r->start;
-        float *k = w->k + ref[i].base * dim;
-        float *v = w->v + ref[i].base * dim;
+        float *k = w->k + ref[j].base * dim;
+        float *v = w->v + ref[j].base * dim;
         sz_rows_load(k, dim, a->k, r->start, keys, a->k_col + group * dim, 1, dim, 1);
         sz_rows_load(v, dim, a->v, r->start, keys, a->v_col + group * dim, 1, dim, 1);
     }
@@ -176,19 +211,24 @@ static void backward_task(const attention_plan *p, const work_chunk *chunk, int6
     /* Add up the gradients of all its blocks. */
     memset(w->dk, 0, (size_t)(chunk->keys * ld) * 4);
     memset(w->dv, 0, (size_t)(chunk->keys * ld) * 4);
-    for (int64_t i = 0; i < chunk->blocks; i++)
-        backward_block(p, p->block + chunk->first_block + i, group, w);
+    for (int64_t j = 0; j < chunk->blocks; j++) {
+        const query_block *t = p->block + chunk->first_block + j;
+        sz_ahead_clear(&w->b.ahead);
+        if (j + 1 < chunk->blocks) fetch_block(p, t + 1, group, w);
+        else if (!last) fetch_chunk(p, p->chunk + later / a->groups, later % a->groups, w);
+        backward_block(p, t, group, w);
+    }
 
     /* Store them, or keep them for combine() if other chunks see the keys too. */
-    for (int64_t i = 0; i < chunk->refs; i++) {
-        const key_range *r = p->range + ref[i].range;
+    for (int64_t j = 0; j < chunk->refs; j++) {
+        const key_range *r = p->range + ref[j].range;
         int64_t keys = r->end - r->start;
-        const float *dk = w->dk + ref[i].base * ld;
-        const float *dv = w->dv + ref[i].base * ld;
+        const float *dk = w->dk + ref[j].base * ld;
+        const float *dv = w->dv + ref[j].base * ld;
         if (r->chunks == 1) {
             store_keys(p, r, group, dk, dv, 0, keys);
         } else {
-            float *sums = shared_sums(p, r, group, ref[i].order);
+            float *sums = shared_sums(p, r, group, ref[j].order);
             memcpy(sums, dk, (size_t)(keys * ld) * 4);
             memcpy(sums + keys * ld, dv, (size_t)(keys * ld) * 4);
         }
@@ -279,7 +319,7 @@ static int backward(attention_plan p)
         place_buffers(&w, buffers + bytes * (size_t)omp_get_thread_num(), &p);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++)
-            backward_task(&p, p.chunk + i / a->groups, i % a->groups, &w);
+            backward_task(&p, i, threads, &w);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < pieces; i++) combine(&p, p.ref + i / a->groups, i % a->groups);
     }

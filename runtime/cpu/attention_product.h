@@ -23,7 +23,7 @@ typedef struct {
     int64_t rows, bytes, stride;
 } sz_ahead_part;
 
-enum { SZ_AHEAD_PARTS = 4, SZ_LINE = 64 };
+enum { SZ_AHEAD_PARTS = 8, SZ_LINE = 64 };
 
 /* A list of parts that are fetched line by line, one for each step of a product. The lines of the
  * last row of a part are fetched again and again until a block of the product ends. */

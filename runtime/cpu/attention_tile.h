@@ -213,6 +213,16 @@ static inline void sz_panels_store(const float *panels, sz_tensor *t, int64_t ro
         sz_rows_store(t, row + c / share, col + c % share * dim, buffer + c * ld, dim);
 }
 
+/* Lets columns [col, col + width) of some rows of t be fetched. */
+static inline void sz_ahead_rows(sz_ahead *ahead, const sz_tensor *t, int64_t row, int64_t rows,
+                                 int64_t col, int64_t width)
+{
+    const int64_t size = (int64_t)sz_dtype_size(t->dtype);
+    const int64_t cols = sz_cols(t);
+    const char *first = (const char *)t->data + (row * cols + col) * size;
+    sz_ahead_add(ahead, first, rows, width * size, cols * size);
+}
+
 /* ---- a block of columns ---- */
 
 /* Buffers of one thread. Columns from n on pad the last panel to whole vectors; their results are
