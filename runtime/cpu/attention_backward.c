@@ -12,6 +12,7 @@
 
 enum {
     PARALLEL_FROM = 1 << 20, /* multiply-adds below which one thread is faster */
+    FEW_KEYS = 512,          /* of a chunk: it stays in the second-level cache */
     BACKWARD_COLUMNS = 128   /* fixed: the order of the sums of dK and dV depends on it */
 };
 
@@ -22,6 +23,7 @@ typedef struct {
     float *out_rows;              /* laid out as b.rows */
     float *k, *v;                 /* [keys of the chunk][D] */
     float *dk, *dv;               /* [keys of the chunk][ld] */
+    bool many_keys;               /* more than FEW_KEYS in the chunk */
 } backward_buffers;
 
 /* P and dS of one panel from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds - delta);
@@ -44,6 +46,19 @@ static void panel_gradient(const sz_columns *b, float *ds, int64_t c, int64_t j0
     }
 }
 
+/* Lets w fetch `count` keys from `key` on of a chunk with many, which do not all stay in the
+ * second-level cache. */
+static void fetch_keys(backward_buffers *w, int64_t key, int64_t count)
+{
+    const int64_t wide = w->b.ld * 4;
+    const int64_t narrow = w->b.dim * 4;
+    sz_ahead_clear(&w->b.ahead);
+    sz_ahead_add(&w->b.ahead, w->dk + key * w->b.ld, 1, count * wide, 0);
+    sz_ahead_add(&w->b.ahead, w->dv + key * w->b.ld, 1, count * wide, 0);
+    sz_ahead_add(&w->b.ahead, w->v + key * w->b.dim, 1, count * narrow, 0);
+    sz_ahead_add(&w->b.ahead, w->k + key * w->b.dim, 1, count * narrow, 0);
+}
+
 /* Adds the block's share of dQ, dK and dV from `key_count` keys, which start at key `first` of the
  * chunk. */
 static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count, bool masked)
@@ -55,6 +70,9 @@ static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count,
     for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
         int64_t count = key_count - j0 < SZ_KEYS ? key_count - j0 : SZ_KEYS;
         int64_t key = first + j0;
+        int64_t next = j0 + SZ_KEYS;
+        if (w->many_keys && next < key_count)
+            fetch_keys(w, key + SZ_KEYS, sz_min64(key_count - next, SZ_KEYS));
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
             int64_t width = sz_panel_width(b, c);
             int64_t used = b->n - c < SZ_PANEL ? b->n - c : SZ_PANEL;
@@ -173,7 +191,6 @@ static void fetch_block(const attention_plan *p, const query_block *t, int64_t g
 static void fetch_chunk(const attention_plan *p, const work_chunk *chunk, int64_t group,
                         backward_buffers *w)
 {
-    enum { FEW_KEYS = 512 };
     const sz_attention_args *a = &p->a;
     const key_range *r = p->range + p->ref[chunk->first_ref].range;
     const int64_t col = group * a->dim;
@@ -209,6 +226,7 @@ static void backward_task(const attention_plan *p, int64_t i, int64_t threads, b
     }
 
     /* Add up the gradients of all its blocks. */
+    w->many_keys = chunk->keys > FEW_KEYS;
     memset(w->dk, 0, (size_t)(chunk->keys * ld) * 4);
     memset(w->dv, 0, (size_t)(chunk->keys * ld) * 4);
     for (int64_t j = 0; j < chunk->blocks; j++) {
