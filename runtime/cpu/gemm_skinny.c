@@ -246,7 +246,7 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
 {
     sz_vec sums[CHUNK_W * ROWS_X + SZ_LANES];
     const int64_t whole = k - k % BLOCK_K;
-    const int64_t width = PANEL_FLOATS / m / BLOCK_K * BLOCK_K;
+    const int64_t width = (m <= 4 ? 2 : 1) * PANEL_FLOATS / m / BLOCK_K * BLOCK_K;
     const size_t size = sz_dtype_size(dtype);
     const size_t row_bytes = (size_t)ldw * size;
 

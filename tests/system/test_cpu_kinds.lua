@@ -1,6 +1,7 @@
 -- test_cpu_kinds.lua - the CPU kernels of each kind of processor (SEGZERO_CPU): the products,
--- attention and optimizer against the reference kernels, 8-bit products with the same integers, what
--- oneDNN is limited to, and what the program says of kinds that it cannot take.
+-- attention and optimizer against the reference kernels, 8-bit products with the same integers, rows
+-- of products that do not depend on the other rows, what oneDNN is limited to, and what the program
+-- says of kinds that it cannot take.
 -- Leaves out: the other ops. SEGZERO_CPU=kind ./segzero tests/unit/test_ops.lua runs all.
 
 local ffi = require "ffi"
@@ -49,6 +50,59 @@ check.case("8-bit products are the same on all kinds", function()
     for i, value in ipairs(sums) do
       check.near(value / first[i], 1, 1e-6, ("%s: size %d"):format(kind, i))
     end
+  end
+end)
+
+-- Few rows, with remainders in every direction: how many elements of y = x w^T differ if x is cut
+-- after some rows. Prints the weights, the comparisons and the differences.
+local ROWS = [[
+  local ffi = require "ffi"
+  local tensor = require "segzero.core.tensor"
+  require "segzero"
+  tensor.manual_seed(5)
+  local K = 1090
+  local N = 83
+  local ROWS = 16
+  local x = tensor.randn { ROWS, K }
+  local w = tensor.randn { N, K }
+  local q, scale = w:quantize_int8(nil, nil)
+  local w_bf16 = w:to { dtype = "bf16" }
+  local products = {
+    { "f32", function(rows) return rows:linear(w) end },
+    { "bf16", function(rows) return rows:to { dtype = "bf16" }:linear(w_bf16) end },
+    { "int8", function(rows) return rows:linear_int8(q, scale, nil, N) end },
+  }
+  for _, product in ipairs(products) do
+    local name, f = unpack(product)
+    local y = f(x):to { dtype = "f32" }
+    local whole = tensor.data(y)
+    local compared = 0
+    local changed = 0
+    for rows = 1, ROWS - 1 do
+      local first = tensor.empty { rows, K }
+      ffi.copy(tensor.data(first), tensor.data(x), 4 * rows * K)
+      local z = f(first):to { dtype = "f32" }
+      local part = tensor.data(z)
+      for i = 0, rows * N - 1 do
+        compared = compared + 1
+        if part[i] ~= whole[i] then changed = changed + 1 end
+      end
+    end
+    print(name, compared, changed)
+  end
+]]
+
+check.case("a row of a product has the same bits, however many rows there are", function()
+  for _, kind in ipairs(kinds) do
+    local output, status = run(kind, "-e", ROWS)
+    check.equal(status, 0, kind .. ": " .. output)
+    local seen = 0
+    for name, compared, changed in output:gmatch "(%S+)\t(%d+)\t(%d+)" do
+      seen = seen + 1
+      check.equal(tonumber(compared), 83 * 15 * 16 / 2, kind .. ", " .. name .. ": elements")
+      check.equal(tonumber(changed), 0, kind .. ", " .. name .. ": elements that differ")
+    end
+    check.equal(seen, 3, kind .. ": dtypes")
   end
 end)
 
