@@ -30,7 +30,8 @@ typedef struct {
     char *base;
     size_t size;
     size_t most; /* bytes up to the last one used since sz_arena_used was reset */
-    sz_arena_block *first;
+    size_t touched; /* bytes up to the last one that may have memory behind it */
+    sz_arena_block *first, *last;
 } arena_chunk;
 
 typedef struct {
@@ -168,7 +169,7 @@ static sz_arena_block *add_chunk(arena *a, int device, size_t bytes)
     sz_memory_asked();
     sz_memory_hold((int64_t)size);
     *b = (sz_arena_block){ .data = p, .bytes = size, .device = (int8_t)device, .chunk = a->count };
-    a->chunks[a->count++] = (arena_chunk){ p, size, 0, b };
+    a->chunks[a->count++] = (arena_chunk){ .base = p, .size = size, .first = b, .last = b };
     a->state ^= mixed(p, size);
     bin_put(b);
     return b;
@@ -193,6 +194,7 @@ static void split(sz_arena_block *b, size_t bytes)
                               .before = b,
                               .after = b->after };
     if (b->after) b->after->before = rest;
+    else arenas[b->device].chunks[b->chunk].last = rest;
     b->after = rest;
     b->bytes = bytes;
     bin_put(rest);
@@ -215,6 +217,7 @@ sz_arena_block *sz_arena_take(int device, size_t bytes)
     arena_chunk *chunk = &a->chunks[b->chunk];
     const size_t end = (size_t)(b->data - chunk->base) + b->bytes;
     if (end > chunk->most) chunk->most = end;
+    if (end > chunk->touched) chunk->touched = end;
     a->state ^= mixed(b->data, b->bytes);
     return b;
 }
@@ -232,6 +235,7 @@ static void take_in(sz_arena_block *b)
     b->bytes += gone->bytes;
     b->after = gone->after;
     if (b->after) b->after->before = b;
+    else arenas[b->device].chunks[b->chunk].last = b;
     object_free(gone);
 }
 
@@ -252,6 +256,22 @@ void sz_arena_release_block(sz_arena_block *b)
         take_in(b);
     }
     bin_put(b);
+}
+
+/* ---- memory that a step no longer needs ---- */
+/* Activations go from the end of a chunk to its beginning while a backward pass walks over them. */
+void sz_arena_trim(void)
+{
+    enum { WORTH = 256 << 20, KEPT = 128 << 20 };
+    arena *a = &arenas[SZ_CPU];
+    for (int i = 0; i < a->count; i++) {
+        arena_chunk *chunk = &a->chunks[i];
+        const sz_arena_block *last = chunk->last;
+        const size_t from = (size_t)(last->data - chunk->base) + KEPT;
+        if (last->refs > 0 || chunk->touched < from + WORTH - KEPT) continue;
+        sz_unload_pages(chunk->base + from, chunk->touched - from);
+        chunk->touched = from;
+    }
 }
 
 /* ---- counting a step without computing it ---- */

@@ -35,6 +35,9 @@ sz_arena_block *sz_arena_retain(sz_arena_block *b);
 void sz_arena_release_block(sz_arena_block *b);
 void *sz_arena_data(const sz_arena_block *b);
 size_t sz_arena_bytes(const sz_arena_block *b);
+/* Gives the memory behind a long free end of a chunk back to the system; the addresses stay. For the
+ * walk back: parameters' gradients need memory as activations stop to. Host memory only. */
+void sz_arena_trim(void);
 /* A hash of which blocks of a device are in use: from equal states, equal calls give equal
  * addresses. */
 uint64_t sz_arena_state(int device);

@@ -226,7 +226,9 @@ static int bring_back(const sz_node *n)
 /* Takes nodes off the end, down to that length, and runs their rules. */
 static int walk_back(int length)
 {
+    static int depth; /* more than 1 in a part that runs again: its memory is needed again soon */
     int rc = 0;
+    depth++;
     while (rc == 0 && node_count > length) {
         sz_node n = nodes[--node_count];
         if (is_reached(&n)) {
@@ -235,7 +237,9 @@ static int walk_back(int length)
         }
         drop_output_grads(&n);
         node_drop(&n);
+        if (depth == 1 && n.op >= 0) sz_arena_trim();
     }
+    depth--;
     sz_tape_truncate(length);
     return rc;
 }
