@@ -351,7 +351,7 @@ local trainer = {
 -- Defaults for the embedded model: few tokens, and larger steps, because it starts from minutes of
 -- pretraining.
 M.EMBEDDED = {
-  ["data.max_response_length"] = 110,
+  ["data.max_response_length"] = 160,
   ["data.refshapes_rows"] = 100000,
   ["data.refshapes_val_rows"] = 256,
   ["worker.actor.optim.lr"] = 2e-4,
