@@ -63,7 +63,7 @@ LUAJIT_LIBS   := $(shell pkg-config --libs luajit 2>/dev/null)
 # everything for one processor instead (gcc's -march); sanitizers do that too, to compile once.
 ONE_ARCH := $(or $(ARCH),$(if $(SANITIZER),native))
 KINDS    := $(if $(ONE_ARCH),native,$(if $(filter x86_64,$(MACHINE)),baseline avx2 avx512,native))
-# Of these only the 8-bit products differ from the kind before the underscore.
+# Of these only the products with 8 and 4-bit weights differ from the kind before the underscore.
 KINDS_INT8 := $(if $(filter avx512,$(KINDS)),avx2_vnni avx512_vnni)
 
 # GCC prefers 256-bit vectors even on CPUs with 512-bit ones. Nanoseconds per element of a cached
@@ -160,7 +160,7 @@ SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops \
                $(addprefix runtime/comm/,comm.c elements.c parts.c shards.c columns.c nccl.c launch.c tcp.c tcp_join.c))
 OBJ_CORE  := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_CPU   := $(sort $(wildcard runtime/cpu/*.c))
-SRC_INT8  := runtime/cpu/int8.c runtime/cpu/kernels.c
+SRC_INT8  := runtime/cpu/int8.c runtime/cpu/int4.c runtime/cpu/kernels.c
 OBJ_CPU   := $(foreach k,$(KINDS),$(SRC_CPU:%.c=$(B)/obj/$k/%.o)) \
              $(foreach k,$(KINDS_INT8),$(SRC_INT8:%.c=$(B)/obj/$k/%.o))
 # With several kinds, the objects of each are joined into one.

@@ -26,7 +26,7 @@ TABLE(avx512_vnni);
 typedef struct {
     const char *name;
     const sz_cpu_kernels *all;  /* every op */
-    const sz_cpu_kernels *int8; /* where the 8-bit products differ, else NULL */
+    const sz_cpu_kernels *int8; /* where products of few bits differ, else NULL */
     dnnl_cpu_isa_t isa;         /* the most that oneDNN may use */
 } kind;
 
@@ -88,7 +88,8 @@ static int chosen = -1;
 static void choose(int i)
 {
     kernels = *kinds[i].all;
-    if (kinds[i].int8) kernels.ops[SZ_OP_linear_int8] = kinds[i].int8->ops[SZ_OP_linear_int8];
+    for (int op = 0; kinds[i].int8 && op < SZ_OP_COUNT; op++)
+        if (kinds[i].int8->ops[op]) kernels.ops[op] = kinds[i].int8->ops[op];
     chosen = i;
 }
 
