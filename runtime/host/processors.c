@@ -139,10 +139,22 @@ const host_processors *sz_processors_find(void)
     return &found;
 }
 
-/* How often a thread of OpenMP looks whether there is work before it sleeps. libgomp's own 300,000
- * looks take milliseconds, which on a busy machine are taken from the thread it waits for
- * (docs/speed.md). */
-#define SPINS "10000"
+/* Whether other programs keep the machine busy: now, and in the last minute. */
+static bool is_busy(const host_processors *p)
+{
+    char line[128];
+    double minute = 0;
+    int running = 0; /* this process is one of them */
+    if (!read_line("/proc", "loadavg", line, sizeof line)) return false;
+    if (sscanf(line, "%lf %*f %*f %d/", &minute, &running) != 2) return false;
+    return running - 1 + p->usable > p->online && minute + p->usable > p->online + 0.5;
+}
+
+/* How often a thread of OpenMP looks whether there is work before it sleeps: 1000 looks take 24 to 45
+ * microseconds. libgomp's own 300,000 take milliseconds, which on a busy machine are taken from the
+ * thread that it waits for (docs/speed.md). */
+#define SPINS_ALONE "10000"
+#define SPINS_BUSY "0"
 
 void sz_processors_set_environment(void)
 {
@@ -152,5 +164,6 @@ void sz_processors_set_environment(void)
     /* OpenMP follows the affinity mask by itself, but knows no quota. */
     if (p->usable < p->affinity && !getenv("SEGZERO_THREADS"))
         setenv("OMP_NUM_THREADS", threads, 0);
-    if (!getenv("OMP_WAIT_POLICY")) setenv("GOMP_SPINCOUNT", SPINS, 0);
+    if (!getenv("OMP_WAIT_POLICY"))
+        setenv("GOMP_SPINCOUNT", is_busy(p) ? SPINS_BUSY : SPINS_ALONE, 0);
 }

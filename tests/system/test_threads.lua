@@ -53,6 +53,15 @@ check.case("more threads than processors: allowed, and the doctor says so", func
   check.ok(not run({}, "--threads", "1", "doctor"):find "are more than that", "one is enough")
 end)
 
+check.case("more threads than processors: a note when a run starts", function()
+  local START = [[
+    require("segzero.train.run.launching").start { n_gpus_per_node = 1, nnodes = 1 }]]
+  local before = { "taskset", "-c", ONE }
+  check.equal(run(before, "--threads", "3", "-e", START), "note: --threads 3: this process may use "
+    .. "fewer processors (1), so threads wait for each other; --threads 1 is faster\n", "three")
+  check.equal(run(before, "-e", START), "", "the default")
+end)
+
 -- ---- control groups ----
 
 -- The text of /proc/PID/cgroup is $1; the other arguments until "--" are pairs of a file below
@@ -159,6 +168,16 @@ check.case("threads that wait leave the processors to others", function()
   -- Adding takes 0.02 of a processor. A thread that spins for all of each pause takes a whole one.
   check.ok(part < 0.25, ("%.2f of a processor is busy in pauses"):format(part))
   check.ok(busy("env", "OMP_WAIT_POLICY=active") > 2 * part, "the user's policy is kept")
+end)
+
+check.case("the user decides how threads wait", function()
+  local own = run({}, "-e", PRINT):match "GOMP_SPINCOUNT%s+(%S+)"
+  -- None on a machine that was busy when the program started.
+  check.ok(own == "0" or own == "10000", "a short spin: " .. tostring(own))
+  local given = run({ "env", "GOMP_SPINCOUNT=77" }, "-e", PRINT)
+  check.equal(given:match "GOMP_SPINCOUNT%s+(%S+)", "77", "the user's count")
+  given = run({ "env", "OMP_WAIT_POLICY=active" }, "-e", PRINT)
+  check.equal(given:match "GOMP_SPINCOUNT%s+(%S+)", "nil", "the user's policy alone")
 end)
 
 -- ---- start ----
