@@ -146,7 +146,7 @@ int sz_processor_choose(int i)
     if (i == chosen) return 0;
     if (chosen >= 0)
         return sz_fail("the kernels of '%s' are in use already, so those of '%s' cannot be chosen",
-                       kinds[chosen].name, name);
+                       sz_processor_name(chosen), name);
     if (limit_onednn(i) != 0) return -1;
     choose(i);
     return 0;
