@@ -27,15 +27,15 @@ enum { VECTORS = SZ_Q4_ROWS / SZ_LANES };
  * WIDE vectors of weights, and up to MAX_TILE_ROWS meet 2. Four codes of x take X_WORDS words.
  * SUMS_OF_16: two sums of 16 bits in each lane. */
 #if defined(__AVX512VNNI__)
-enum { FEW = 4, WIDE = 4, MAX_TILE_ROWS = 12, X_WORDS = 1, SUMS_OF_16 = 0 };
+enum { FEW = 4, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 0 };
 #elif defined(__AVXVNNI__)
-enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 0 };
+enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 1, SUMS_OF_16 = 0 };
 #elif defined(__AVX512BW__)
-enum { FEW = 4, WIDE = 4, MAX_TILE_ROWS = 12, X_WORDS = 1, SUMS_OF_16 = 1 };
+enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 1 };
 #elif defined(__AVX2__)
-enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 1 };
+enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 1 };
 #else
-enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 2, SUMS_OF_16 = 0 };
+enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 2, SUMS_OF_16 = 0 };
 #endif
 
 enum {
@@ -80,17 +80,16 @@ static void load_block(const sz_call *c, int64_t block, int64_t col, block_eleme
         const sz_tensor *w = weight_of(c, &r);
         if (!w) continue;
         const int64_t first = r * k + col;
-        bool finite = true;
-        for (int64_t i = 0; i < n; i++) {
-            float x;
-            if (w->dtype == SZ_F32) x = sz_from_bf16(sz_to_bf16(sz_f32(w)[first + i]));
-            else x = sz_from_bf16(sz_bf16(w)[first + i]);
-            finite &= fabsf(x) < SZ_Q4_MOST;
-            e->x[i][lane] = x;
-        }
-        if (finite) continue;
-        e->not_finite[lane] = NAN;
-        for (int64_t i = 0; i < n; i++) e->x[i][lane] = 0;
+        float row[SZ_Q4_COLS] = { 0 };
+        if (w->dtype == SZ_BF16) sz_bf16_to_f32(row, sz_bf16(w) + first, n);
+        else
+            for (int64_t i = 0; i < n; i++) row[i] = sz_from_bf16(sz_to_bf16(sz_f32(w)[first + i]));
+
+        int beyond = 0;
+        for (int i = 0; i < SZ_Q4_COLS; i++) beyond += !(fabsf(row[i]) < SZ_Q4_MOST);
+        if (beyond > 0) e->not_finite[lane] = NAN;
+        else
+            for (int i = 0; i < SZ_Q4_COLS; i++) e->x[i][lane] = row[i];
     }
 }
 
@@ -102,8 +101,10 @@ static void find_parts(float x[SZ_Q4_GROUP][SZ_Q4_ROWS], float *restrict part)
     float extreme[SZ_Q4_ROWS] = { 0 };
     float best[SZ_Q4_ROWS] = { 0 };
     for (int i = 0; i < SZ_Q4_GROUP; i++)
-        for (int l = 0; l < SZ_Q4_ROWS; l++)
-            extreme[l] = fabsf(x[i][l]) > fabsf(extreme[l]) ? x[i][l] : extreme[l];
+        for (int l = 0; l < SZ_Q4_ROWS; l++) {
+            const float element = x[i][l];
+            extreme[l] = fabsf(element) > fabsf(extreme[l]) ? element : extreme[l];
+        }
     for (int l = 0; l < SZ_Q4_ROWS; l++) {
         factor[l] = fabsf(extreme[l]) < SZ_Q4_LEAST ? 0 : -8.0f / extreme[l];
         part[l] = 0;
@@ -355,11 +356,43 @@ static inline __attribute__((always_inline)) void dot4(sz_ivec *sums, const weig
 #endif
 }
 
+/* Signed bytes and the high halves of floats, one for each lane. GCC 12 would widen them one by
+ * one. */
+static inline __attribute__((always_inline)) sz_uvec widen_bytes(const uint8_t *bytes)
+{
+#if defined(__AVX512BW__)
+    return (sz_uvec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i_u *)bytes));
+#elif defined(__AVX2__)
+    return (sz_uvec)_mm256_cvtepi8_epi32(_mm_loadu_si64(bytes));
+#elif defined(__x86_64__)
+    const __m128i b = _mm_loadu_si32(bytes);
+    const __m128i twice = _mm_unpacklo_epi8(b, b);
+    return (sz_uvec)_mm_srai_epi32(_mm_unpacklo_epi16(twice, twice), 24);
+#else
+    return (sz_uvec) __builtin_convertvector(*(const part_vec *)bytes, sz_ivec);
+#endif
+}
+
+static inline __attribute__((always_inline)) sz_vec load_scale(const uint16_t *scale)
+{
+#if defined(__AVX512BW__)
+    const __m256i halves = _mm256_loadu_si256((const __m256i_u *)scale);
+    return (sz_vec)((sz_uvec)_mm512_cvtepu16_epi32(halves) << 16);
+#elif defined(__AVX2__)
+    const __m128i halves = _mm_loadu_si128((const __m128i_u *)scale);
+    return (sz_vec)((sz_uvec)_mm256_cvtepu16_epi32(halves) << 16);
+#elif defined(__x86_64__)
+    return (sz_vec)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadu_si64(scale));
+#else
+    return (sz_vec)(__builtin_convertvector(*(const scale_vec *)scale, sz_uvec) << 16);
+#endif
+}
+
 /* The parts of a vector's rows, for the multiplication below: in the low half of each lane, and
  * again in the high half where a sum has two. */
 static inline __attribute__((always_inline)) sz_ivec load_parts(const uint8_t *parts)
 {
-    const sz_uvec p = (sz_uvec) __builtin_convertvector(*(const part_vec *)parts, sz_ivec);
+    const sz_uvec p = widen_bytes(parts);
     if (SUMS_OF_16) return (sz_ivec)(p << 16 | (p & 0xffff));
     return (sz_ivec)(p & 0xffff);
 }
@@ -375,11 +408,6 @@ static inline __attribute__((always_inline)) sz_ivec add_parts(sz_ivec total, sz
 #else
     return total + dot2(sum, part);
 #endif
-}
-
-static inline __attribute__((always_inline)) sz_vec load_scale(const uint16_t *scale)
-{
-    return (sz_vec)(__builtin_convertvector(*(const scale_vec *)scale, sz_uvec) << 16);
 }
 
 /* The weights of a vector of rows: its codes and parts in a block, and its scales. */
@@ -398,7 +426,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
     sz_ivec s[MAX_SUMS];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
 #pragma GCC unroll 2
     for (int p = 0; p < GROUP_PACKED; p++, x += 2 * M * X_WORDS)
@@ -409,7 +437,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
             const weight_words low = unpack(bytes);
             const weight_words high = unpack(bytes >> 4);
             if (r % VECTORS == 0) __builtin_prefetch(from + 2048);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
             for (int i = 0; i < M; i++) {
                 dot4(&s[r * M + i], &low, x + i * X_WORDS);
                 dot4(&s[r * M + i], &high, x + (M + i) * X_WORDS);
@@ -420,7 +448,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
         const sz_ivec part = load_parts(w[r].parts + g * SZ_Q4_ROWS);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
         for (int i = 0; i < M; i++)
             total[r * M + i] = add_parts(total[r * M + i], s[r * M + i], part);
     }
@@ -433,12 +461,12 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
                                                        const float *x_scale, const int32_t *start,
                                                        sz_vec *sums)
 {
-#pragma GCC unroll 24
+#pragma GCC unroll 16
     for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
     for (int64_t block = 0; block < across; block++, x_scale += M) {
         /* Integer totals of the block. */
         sz_ivec total[MAX_SUMS];
-#pragma GCC unroll 24
+#pragma GCC unroll 16
         for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
         for (int g = 0; g < SZ_Q4_GROUPS; g++) {
             group(M, R, w, g, x, start, total);
@@ -450,7 +478,7 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             const sz_vec scale = load_scale(w[r].scale);
-#pragma GCC unroll 12
+#pragma GCC unroll 6
             for (int i = 0; i < M; i++)
                 sums[r * M + i] += __builtin_convertvector(total[r * M + i], sz_vec) *
                                    (scale * x_scale[i]);
@@ -499,12 +527,6 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
         CASE(4);
         CASE(5);
         CASE(6);
-        CASE(7);
-        CASE(8);
-        CASE(9);
-        CASE(10);
-        CASE(11);
-        CASE(12);
     }
 #undef CASE
     return R;

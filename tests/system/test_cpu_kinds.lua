@@ -24,27 +24,29 @@ for i = 0, C.sz_processor_count() - 1 do
   if C.sz_processor_runs(i) == 1 then kinds[#kinds + 1] = names[i + 1] end
 end
 
--- Sizes with remainders in every direction: 8-bit products and a draw of tokens from them.
+-- Sizes with remainders in every direction.
 local SCRIPT = [[
   local sz = require "segzero"
   local tensor = require "segzero.core.tensor"
   tensor.manual_seed(3)
   local w = tensor.randn { 83, 397 }
-  local q, scale = w:quantize_int8(nil, nil)
-  for _, rows in ipairs { 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 25 } do
-    local y = tensor.randn { rows, 397 }:linear_int8(q, scale, nil, 83)
-    print(rows, y:sum_squares():item())
+  for _, bits in ipairs { "int8", "int4" } do
+    local q, scale = w["quantize_" .. bits](w, nil, nil)
+    for _, rows in ipairs { 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 25 } do
+      local x = tensor.randn { rows, 397 }
+      print(rows, x["linear_" .. bits](x, q, scale, nil, 83):sum_squares():item())
+    end
   end
 ]]
 
-check.case("8-bit products are the same on all kinds", function()
+check.case("8 and 4-bit products are the same on all kinds", function()
   local first
   for _, kind in ipairs(kinds) do
     local output, status = run(kind, "-e", SCRIPT)
     check.equal(status, 0, kind .. ": " .. output)
     local sums = {}
     for value in output:gmatch "\t(%S+)" do sums[#sums + 1] = tonumber(value) end
-    check.equal(#sums, 11, kind .. ": all sizes")
+    check.equal(#sums, 22, kind .. ": all sizes")
     first = first or sums
     -- The integers are the same; scaling them may be one rounding or two.
     for i, value in ipairs(sums) do
@@ -108,7 +110,7 @@ end)
 
 check.case("ops that kinds have their own code for", function()
   for _, kind in ipairs(kinds) do
-    for _, op in ipairs { "linear_int8", "linear_cat", "attention_cached", "adamw" } do
+    for _, op in ipairs { "linear_int8", "linear_int4", "quantize_int4", "linear_cat", "attention_cached", "adamw" } do
       local output, status = run(kind, "tests/unit/test_ops.lua", "case=" .. op)
       check.equal(status, 0, ("%s, %s: %s"):format(kind, op, output))
       check.ok(output:find ", 0 failed", ("%s, %s: the checks ran"):format(kind, op))
