@@ -191,6 +191,9 @@ sz_tensor *sz_linear_add(sz_tensor *y, sz_tensor *x, sz_tensor *w, int64_t col);
 int sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);
 sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m,
                           bool f32_out);
+int sz_quantize_int4(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);
+sz_tensor *sz_linear_int4(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m,
+                          bool f32_out);
 
 /* ---- attention ---- */
 sz_tensor *sz_attention(sz_tensor *qkv, sz_tensor *segments, int heads, int kv_heads, int head_dim,

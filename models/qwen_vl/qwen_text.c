@@ -134,7 +134,7 @@ static sz_tensor *project_qkv(const void *context, sz_tensor *x)
     const qwen_layer *l = &k->m->layers[k->index];
     const sz_qwen_config *c = &k->m->config;
     sz_tensor *h = sz_rmsnorm(x, l->norm1, c->rms_eps);
-    model_move(&h, MODEL_LINEAR(&k->m->base, h, &l->qkv8, &l->q, &l->k, &l->v));
+    model_move(&h, MODEL_LINEAR(&k->m->base, h, &l->qkv_packed, &l->q, &l->k, &l->v));
     const int rotating = k->m->share.heads + k->m->share.kv_heads;
     model_move(&h, sz_rope(h, k->cosines, k->sines, rotating, c->head_dim));
     return h;
@@ -153,15 +153,15 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
     sz_tensor_release(qkv);
     x = k->rows ? sz_gather_rows(x, k->rows) : sz_tensor_retain(x);
     if (a && k->rows) model_move(&a, sz_gather_rows(a, k->rows));
-    model_move(&a, MODEL_LINEAR(base, a, &l->o8, &l->o));
+    model_move(&a, MODEL_LINEAR(base, a, &l->o_packed, &l->o));
     sz_tensor *mid = x ? sz_add(x, a) : NULL;
     MODEL_RELEASE(x, a);
 
     /* MLP. */
     sz_tensor *h = sz_rmsnorm(mid, l->norm2, c->rms_eps);
-    model_move(&h, MODEL_LINEAR(base, h, &l->gate_up8, &l->gate, &l->up));
+    model_move(&h, MODEL_LINEAR(base, h, &l->gate_up_packed, &l->gate, &l->up));
     model_move(&h, sz_swiglu(h));
-    model_move(&h, MODEL_LINEAR(base, h, &l->down8, &l->down));
+    model_move(&h, MODEL_LINEAR(base, h, &l->down_packed, &l->down));
     sz_tensor *y = mid ? sz_add(mid, h) : NULL;
     MODEL_RELEASE(mid, h);
     return y;

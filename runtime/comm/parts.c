@@ -28,11 +28,11 @@ typedef struct {
 
 typedef struct {
     sz_comm *comm;
-    bool sums;          /* sums to the owner; false: sends from the owner */
-    bool direct;        /* all tensors are on devices that talk to each other (nccl.c) */
+    bool sums;            /* sums to the owner; false: sends from the owner */
+    bool direct;          /* all tensors are on devices that talk to each other (nccl.c) */
     sz_scratch_mark mark; /* of the arena before its space, if direct */
-    int count;          /* of segments */
-    size_t used;        /* of the space, at most; while the messages are made: so far */
+    int count;            /* of segments */
+    size_t used;          /* of the space, at most; while the messages are made: so far */
     segment segments[SEGMENTS];
     char *space;           /* SZ_COMM_PIECE bytes and the alignment of each piece */
     char **pieces;         /* [SEGMENTS, size]: this rank's elements of each rank's range */

@@ -21,8 +21,9 @@ struct sz_arena_block {
     int refs; /* 0: free */
     int8_t device;
     int chunk;
-    sz_arena_block *before, *after;  /* its neighbours in the chunk */
-    sz_arena_block *previous, *next; /* of a free block: in its bin. next also links the spare ones */
+    sz_arena_block *before, *after; /* its neighbours in the chunk */
+    sz_arena_block *previous,
+        *next; /* of a free block: in its bin. next also links the spare ones */
 };
 
 typedef struct {

@@ -24,6 +24,25 @@ typedef struct {
     int64_t query; /* the block's first query in its segment */
 } forward_task;
 
+/* Lets b fetch the rows of a later block while it computes. Long segments fetch their own keys as
+ * they go, so that only windows and the like need this. */
+static void fetch_later(const sz_attention_args *a, const forward_task *t, const sz_tensor *out,
+                        sz_columns *b)
+{
+    enum { FEW_KEYS = 512 };
+    const sz_segment_row s = sz_segment_get(a->segments, t->segment);
+    if (s.k_len + s.p_len > FEW_KEYS) return;
+
+    const int64_t row = s.q_start + t->query;
+    const int64_t n = sz_min64(s.q_len - t->query, a->block);
+    const int64_t first = t->group * a->dim;
+    const int64_t width = a->share * a->dim;
+    sz_ahead_rows(&b->ahead, out, row, n, first * a->share, width);
+    sz_ahead_rows(&b->ahead, a->v, s.k_start, s.k_len, a->v_col + first, a->dim);
+    sz_ahead_rows(&b->ahead, a->k, s.k_start, s.k_len, a->k_col + first, a->dim);
+    sz_ahead_rows(&b->ahead, a->q, row, n, a->q_col + first * a->share, width);
+}
+
 /* The output and log-sum-exps of one block. */
 static void forward_block(const sz_attention_args *a, const forward_task *t, sz_tensor *out,
                           sz_tensor *lse, sz_columns *b)
@@ -84,7 +103,11 @@ static int forward(sz_attention_args a, sz_tensor *out, sz_tensor *lse)
         sz_columns b;
         sz_columns_place(&b, memory + buffer_bytes * (size_t)omp_get_thread_num(), &a);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < tasks; i++) forward_block(&a, task + i, out, lse, &b);
+        for (int64_t i = 0; i < tasks; i++) {
+            sz_ahead_clear(&b.ahead);
+            if (i + threads < tasks) fetch_later(&a, task + i + threads, out, &b);
+            forward_block(&a, task + i, out, lse, &b);
+        }
     }
     return 0;
 }

@@ -12,6 +12,7 @@
 
 enum {
     PARALLEL_FROM = 1 << 20, /* multiply-adds below which one thread is faster */
+    FEW_KEYS = 512,          /* of a chunk: it stays in the second-level cache */
     BACKWARD_COLUMNS = 128   /* fixed: the order of the sums of dK and dV depends on it */
 };
 
@@ -22,6 +23,7 @@ typedef struct {
     float *out_rows;              /* laid out as b.rows */
     float *k, *v;                 /* [keys of the chunk][D] */
     float *dk, *dv;               /* [keys of the chunk][ld] */
+    bool many_keys;               /* more than FEW_KEYS in the chunk */
 } backward_buffers;
 
 /* P and dS of one panel from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds - delta);
@@ -44,16 +46,33 @@ static void panel_gradient(const sz_columns *b, float *ds, int64_t c, int64_t j0
     }
 }
 
+/* Lets w fetch `count` keys from `key` on of a chunk with many, which do not all stay in the
+ * second-level cache. */
+static void fetch_keys(backward_buffers *w, int64_t key, int64_t count)
+{
+    const int64_t wide = w->b.ld * 4;
+    const int64_t narrow = w->b.dim * 4;
+    sz_ahead_clear(&w->b.ahead);
+    sz_ahead_add(&w->b.ahead, w->dk + key * w->b.ld, 1, count * wide, 0);
+    sz_ahead_add(&w->b.ahead, w->dv + key * w->b.ld, 1, count * wide, 0);
+    sz_ahead_add(&w->b.ahead, w->v + key * w->b.dim, 1, count * narrow, 0);
+    sz_ahead_add(&w->b.ahead, w->k + key * w->b.dim, 1, count * narrow, 0);
+}
+
 /* Adds the block's share of dQ, dK and dV from `key_count` keys, which start at key `first` of the
  * chunk. */
 static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count, bool masked)
 {
     sz_columns *b = &w->b;
+    sz_ahead *ah = &b->ahead;
     int64_t dim = b->dim;
     int64_t ld = b->ld;
     for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
         int64_t count = key_count - j0 < SZ_KEYS ? key_count - j0 : SZ_KEYS;
         int64_t key = first + j0;
+        int64_t next = j0 + SZ_KEYS;
+        if (w->many_keys && next < key_count)
+            fetch_keys(w, key + SZ_KEYS, sz_min64(key_count - next, SZ_KEYS));
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
             int64_t width = sz_panel_width(b, c);
             int64_t used = b->n - c < SZ_PANEL ? b->n - c : SZ_PANEL;
@@ -68,14 +87,14 @@ static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count,
             const float *q_rows = b->rows + c * ld;
 
             /* Scores = K q and dP = V dout, then P and dS. */
-            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0);
-            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0);
+            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0, ah);
+            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0, ah);
             panel_gradient(b, w->ds, c, j0, seen, width, masked && b->limit[c] < j0 + seen);
 
             /* dV += P dout^T, dK += dS q^T, dQ += K^T dS. */
-            sz_tile(seen, dim, used, b->s, SZ_PANEL, 1, dout_rows, ld, w->dv + key * ld, ld, 1);
-            sz_tile(seen, dim, used, w->ds, SZ_PANEL, 1, q_rows, ld, w->dk + key * ld, ld, 1);
-            sz_tile(dim, width, seen, k, 1, dim, w->ds, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1);
+            sz_tile(seen, dim, used, b->s, SZ_PANEL, 1, dout_rows, ld, w->dv + key * ld, ld, 1, ah);
+            sz_tile(seen, dim, used, w->ds, SZ_PANEL, 1, q_rows, ld, w->dk + key * ld, ld, 1, ah);
+            sz_tile(dim, width, seen, k, 1, dim, w->ds, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1, ah);
         }
     }
 }
@@ -116,12 +135,13 @@ static void backward_block(const attention_plan *p, const query_block *t, int64_
     int64_t n = t->n * a->share;
 
     /* Queries, output and its gradient, as rows and as panels. */
-    sz_queries_load(b->rows, b->ld, a, &s, group, t->query, t->n);
+    sz_rows_load(b->rows, b->ld, a->q, row, t->n, a->q_col + head * dim, a->share, dim, a->scale);
     sz_rows_load(w->dout_rows, b->ld, p->dout, row, t->n, head * dim, a->share, dim, 1);
     sz_rows_load(w->out_rows, b->ld, p->out, row, t->n, head * dim, a->share, dim, 1);
     sz_columns_start(b, n);
-    memset(w->dout_rows + n * b->ld, 0, (size_t)((b->width - n) * b->ld) * 4);
-    sz_panels_pack(w->dout, w->dout_rows, b->ld, b->width, dim);
+    sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, dim }, n, dim, 1);
+    sz_panels_pack(w->dout, &(sz_column_rows){ w->dout_rows, b->ld, 1, dim }, n, dim, 1);
+    memset(b->o, 0, (size_t)(sz_round_up(n, SZ_PANEL) * dim) * 4);
     columns_statistics(w, p, row, head);
 
     /* The parent's keys, then the segment's own. */
@@ -130,13 +150,9 @@ static void backward_block(const attention_plan *p, const query_block *t, int64_
     backward_keys(w, t->own, own, sz_is_masked(a, &s));
 
     /* Store dQ. */
-    sz_panels_unpack(b->rows, b->ld, b->o, b->width, dim);
-    for (int64_t i = 0; i < n; i++) {
-        float *r = b->rows + i * b->ld;
-        int64_t col = a->q_col + (head + i % a->share) * dim;
-        for (int64_t j = 0; j < dim; j++) r[j] *= a->scale;
-        sz_rows_store(p->dq, row + i / a->share, col, r, dim);
-    }
+    for (int64_t i = 0; i < b->width; i++) b->factor[i] = a->scale;
+    sz_panels_store(b->o, p->dq, row, t->n, a->q_col + head * dim, a->share, dim, b->factor,
+                    b->rows, b->ld);
 }
 
 /* Stores rows [from, to) of a range's dK and dV [keys of the range][ld]. */
@@ -157,40 +173,80 @@ static float *shared_sums(const attention_plan *p, const key_range *r, int64_t g
     return p->sums + r->sums_start + (group * r->chunks + order) * floats;
 }
 
-static void backward_task(const attention_plan *p, const work_chunk *chunk, int64_t group,
-                          backward_buffers *w)
+/* Lets w fetch what a later block reads first and where its gradient goes. */
+static void fetch_block(const attention_plan *p, const query_block *t, int64_t group,
+                        backward_buffers *w)
 {
+    const sz_attention_args *a = &p->a;
+    const int64_t row = sz_segment_get(a->segments, t->segment).q_start + t->query;
+    const int64_t width = a->share * a->dim;
+    const int64_t col = group * width;
+    sz_ahead_rows(&w->b.ahead, p->dq, row, t->n, a->q_col + col, width);
+    sz_ahead_rows(&w->b.ahead, p->out, row, t->n, col, width);
+    sz_ahead_rows(&w->b.ahead, p->dout, row, t->n, col, width);
+    sz_ahead_rows(&w->b.ahead, a->q, row, t->n, a->q_col + col, width);
+}
+
+/* The same for a chunk with few keys: its first range. */
+static void fetch_chunk(const attention_plan *p, const work_chunk *chunk, int64_t group,
+                        backward_buffers *w)
+{
+    const sz_attention_args *a = &p->a;
+    const key_range *r = p->range + p->ref[chunk->first_ref].range;
+    const int64_t col = group * a->dim;
+    const int64_t keys = r->end - r->start;
+    if (chunk->keys > FEW_KEYS) return;
+    sz_ahead_rows(&w->b.ahead, p->dv, r->start, keys, a->v_col + col, a->dim);
+    sz_ahead_rows(&w->b.ahead, p->dk, r->start, keys, a->k_col + col, a->dim);
+    fetch_block(p, p->block + chunk->first_block, group, w);
+    sz_ahead_rows(&w->b.ahead, a->v, r->start, keys, a->v_col + col, a->dim);
+    sz_ahead_rows(&w->b.ahead, a->k, r->start, keys, a->k_col + col, a->dim);
+}
+
+/* Computes task number i. The thread's next one is about `threads` later. */
+static void backward_task(const attention_plan *p, int64_t i, int64_t threads, backward_buffers *w)
+{
+    const work_chunk *chunk = p->chunk + i / p->a.groups;
+    const int64_t group = i % p->a.groups;
+    const int64_t later = i + threads;
+    const bool last = later >= p->chunks * p->a.groups;
     const sz_attention_args *a = &p->a;
     int64_t dim = a->dim;
     int64_t ld = p->ld;
     const range_ref *ref = p->ref + chunk->first_ref;
 
     /* Load the chunk's keys and values. */
-    for (int64_t i = 0; i < chunk->refs; i++) {
-        const key_range *r = p->range + ref[i].range;
+    for (int64_t j = 0; j < chunk->refs; j++) {
+        const key_range *r = p->range + ref[j].range;
         int64_t keys = r->end - r->start;
-        float *k = w->k + ref[i].base * dim;
-        float *v = w->v + ref[i].base * dim;
+        float *k = w->k + ref[j].base * dim;
+        float *v = w->v + ref[j].base * dim;
         sz_rows_load(k, dim, a->k, r->start, keys, a->k_col + group * dim, 1, dim, 1);
         sz_rows_load(v, dim, a->v, r->start, keys, a->v_col + group * dim, 1, dim, 1);
     }
 
     /* Add up the gradients of all its blocks. */
+    w->many_keys = chunk->keys > FEW_KEYS;
     memset(w->dk, 0, (size_t)(chunk->keys * ld) * 4);
     memset(w->dv, 0, (size_t)(chunk->keys * ld) * 4);
-    for (int64_t i = 0; i < chunk->blocks; i++)
-        backward_block(p, p->block + chunk->first_block + i, group, w);
+    for (int64_t j = 0; j < chunk->blocks; j++) {
+        const query_block *t = p->block + chunk->first_block + j;
+        sz_ahead_clear(&w->b.ahead);
+        if (j + 1 < chunk->blocks) fetch_block(p, t + 1, group, w);
+        else if (!last) fetch_chunk(p, p->chunk + later / a->groups, later % a->groups, w);
+        backward_block(p, t, group, w);
+    }
 
     /* Store them, or keep them for combine() if other chunks see the keys too. */
-    for (int64_t i = 0; i < chunk->refs; i++) {
-        const key_range *r = p->range + ref[i].range;
+    for (int64_t j = 0; j < chunk->refs; j++) {
+        const key_range *r = p->range + ref[j].range;
         int64_t keys = r->end - r->start;
-        const float *dk = w->dk + ref[i].base * ld;
-        const float *dv = w->dv + ref[i].base * ld;
+        const float *dk = w->dk + ref[j].base * ld;
+        const float *dv = w->dv + ref[j].base * ld;
         if (r->chunks == 1) {
             store_keys(p, r, group, dk, dv, 0, keys);
         } else {
-            float *sums = shared_sums(p, r, group, ref[i].order);
+            float *sums = shared_sums(p, r, group, ref[j].order);
             memcpy(sums, dk, (size_t)(keys * ld) * 4);
             memcpy(sums + keys * ld, dv, (size_t)(keys * ld) * 4);
         }
@@ -281,7 +337,7 @@ static int backward(attention_plan p)
         place_buffers(&w, buffers + bytes * (size_t)omp_get_thread_num(), &p);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t i = 0; i < tasks; i++)
-            backward_task(&p, p.chunk + i / a->groups, i % a->groups, &w);
+            backward_task(&p, i, threads, &w);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < pieces; i++) combine(&p, p.ref + i / a->groups, i % a->groups);
     }

@@ -77,6 +77,38 @@ static void merge(const sz_columns *parent, int64_t from, sz_columns *own)
     }
 }
 
+/* The scaled queries of a short segment, as rows. */
+static void load_rows(float *rows, int64_t ld, const sz_attention_args *a, const sz_segment_row *s,
+                      int64_t group)
+{
+    int64_t col = a->q_col + group * a->share * a->dim;
+    sz_rows_load(rows, ld, a->q, s->q_start, s->q_len, col, a->share, a->dim, a->scale);
+}
+
+/* Starts a block with the first n of its rows. */
+static void start_rows(sz_columns *b, int64_t n)
+{
+    sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, b->dim }, n, b->dim, 1);
+    sz_columns_start(b, n);
+}
+
+/* Leaves the output in rows, divided by the sums. */
+static void finish_rows(sz_columns *b)
+{
+    sz_columns_factors(b);
+    sz_panels_unpack(&(sz_column_rows){ b->rows, b->ld, 1, b->dim }, b->n, b->o, b->dim, b->factor);
+}
+
+/* Stores the finished rows of a short segment. */
+static void store_rows(const sz_columns *b, const sz_attention_args *a, const sz_segment_row *s,
+                       int64_t group, sz_tensor *out)
+{
+    for (int64_t i = 0; i < b->n; i++) {
+        int64_t head = group * a->share + i % a->share;
+        sz_rows_store(out, s->q_start + i / a->share, head * a->dim, b->rows + i * b->ld, a->dim);
+    }
+}
+
 /* Short segments that share a parent. */
 static void run_short(const sz_attention_args *a, sz_tensor *out, const cached_task *t,
                       const parent_key *order, cached_buffers *w)
@@ -87,24 +119,23 @@ static void run_short(const sz_attention_args *a, sz_tensor *out, const cached_t
     /* The queries of all of them over the parent's keys. */
     for (int64_t i = 0; i < t->n; i++) {
         sz_segment_row s = sz_segment_get(a->segments, key[i].segment);
-        float *rows = w->parent.rows + columns * w->parent.ld;
-        sz_queries_load(rows, w->parent.ld, a, &s, t->group, 0, s.q_len);
+        load_rows(w->parent.rows + columns * w->parent.ld, w->parent.ld, a, &s, t->group);
         columns += s.q_len * a->share;
     }
-    sz_columns_start(&w->parent, columns);
+    start_rows(&w->parent, columns);
     sz_columns_attend(&w->parent, a, t->group, key->start, key->len, false);
-    sz_columns_finish(&w->parent);
+    finish_rows(&w->parent);
 
     /* Each over its own keys, merged with its columns of the parent's block. */
     int64_t first_column = 0;
     for (int64_t i = 0; i < t->n; i++) {
         sz_segment_row s = sz_segment_get(a->segments, key[i].segment);
-        sz_queries_load(w->own.rows, w->own.ld, a, &s, t->group, 0, s.q_len);
-        sz_columns_start(&w->own, s.q_len * a->share);
+        load_rows(w->own.rows, w->own.ld, a, &s, t->group);
+        start_rows(&w->own, s.q_len * a->share);
         sz_columns_attend_own(&w->own, a, &s, t->group, 0);
-        sz_columns_finish(&w->own);
+        finish_rows(&w->own);
         merge(&w->parent, first_column, &w->own);
-        sz_queries_store(&w->own, a, &s, t->group, 0, out);
+        store_rows(&w->own, a, &s, t->group, out);
         first_column += w->own.n;
     }
 }

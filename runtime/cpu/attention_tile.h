@@ -13,11 +13,15 @@
 #define SZ_ATTENTION_TILE_H
 
 #include "core/core.h"
-#include "gemm_tile.h"
+#include "attention_panel.h"
+#include "attention_product.h"
 #include "vecmath.h"
 #include <math.h>
 
-enum { SZ_PANEL = 32, SZ_KEYS = 96 }; /* columns of a panel, keys of a tile */
+enum {
+    SZ_KEYS = 96,              /* keys of a tile */
+    SZ_IN_PLACE = 2 * SZ_PANEL /* columns up to which keys and values are not copied */
+};
 
 typedef struct {
     int64_t q_start, q_len, k_start, k_len, p_start, p_len;
@@ -162,14 +166,6 @@ static inline void sz_rows_load(float *restrict dst, int64_t ld, const sz_tensor
     }
 }
 
-/* Scaled queries [first, first + n) of a segment, of the heads that share a group's keys. */
-static inline void sz_queries_load(float *dst, int64_t ld, const sz_attention_args *a,
-                                   const sz_segment_row *s, int64_t group, int64_t first, int64_t n)
-{
-    int64_t col = a->q_col + group * a->share * a->dim;
-    sz_rows_load(dst, ld, a->q, s->q_start + first, n, col, a->share, a->dim, a->scale);
-}
-
 /* t[row, col + i] = src[i] for i < n. */
 static inline void sz_rows_store(sz_tensor *t, int64_t row, int64_t col, const float *restrict src,
                                  int64_t n)
@@ -183,28 +179,48 @@ static inline void sz_rows_store(sz_tensor *t, int64_t row, int64_t col, const f
     }
 }
 
-/* Panels [D][32], one after the other, from rows [columns][ld]; columns is a multiple of 4. */
-static inline void sz_panels_pack(float *panels, const float *rows, int64_t ld, int64_t columns,
-                                  int64_t dim)
+/* Panels from the heads of rows of t, which share a group's keys: t[row + i, col + j * dim + d] for
+ * i < rows, j < share, times scale. buffer: rows of ld elements, for bf16. */
+static inline void sz_panels_load(float *panels, const sz_tensor *t, int64_t row, int64_t rows,
+                                  int64_t col, int64_t share, int64_t dim, float scale,
+                                  float *buffer, int64_t ld)
 {
-    for (int64_t c = 0; c < columns; c += 4) {
-        float *panel = panels + c / SZ_PANEL * SZ_PANEL * dim + c % SZ_PANEL;
-        sz_transpose4(panel, SZ_PANEL, rows + c * ld, ld, (int)dim);
+    if (t->dtype == SZ_F32) {
+        int64_t cols = sz_cols(t);
+        float *base = sz_f32(t) + row * cols + col;
+        sz_panels_pack(panels, &(sz_column_rows){ base, cols, share, dim }, rows * share, dim,
+                       scale);
+    } else {
+        sz_rows_load(buffer, ld, t, row, rows, col, share, dim, scale);
+        sz_panels_pack(panels, &(sz_column_rows){ buffer, ld, 1, dim }, rows * share, dim, 1);
     }
 }
 
-/* Rows [columns][ld] from panels: the inverse of sz_panels_pack. */
-static inline void sz_panels_unpack(float *rows, int64_t ld, const float *panels, int64_t columns,
-                                    int64_t dim)
+/* The inverse: panels, column c times factor[c], to rows of t. */
+static inline void sz_panels_store(const float *panels, sz_tensor *t, int64_t row, int64_t rows,
+                                   int64_t col, int64_t share, int64_t dim, const float *factor,
+                                   float *buffer, int64_t ld)
 {
-    for (int64_t c = 0; c < columns; c += 4) {
-        const float *panel = panels + c / SZ_PANEL * SZ_PANEL * dim + c % SZ_PANEL;
-        int64_t d = 0;
-        for (; d + 4 <= dim; d += 4)
-            sz_transpose4(rows + c * ld + d, ld, panel + d * SZ_PANEL, SZ_PANEL, 4);
-        for (; d < dim; d++)
-            for (int64_t j = 0; j < 4; j++) rows[(c + j) * ld + d] = panel[d * SZ_PANEL + j];
+    int64_t cols = sz_cols(t);
+    if (t->dtype == SZ_F32) {
+        float *base = sz_f32(t) + row * cols + col;
+        sz_panels_unpack(&(sz_column_rows){ base, cols, share, dim }, rows * share, panels, dim,
+                         factor);
+        return;
     }
+    sz_panels_unpack(&(sz_column_rows){ buffer, ld, 1, dim }, rows * share, panels, dim, factor);
+    for (int64_t c = 0; c < rows * share; c++)
+        sz_rows_store(t, row + c / share, col + c % share * dim, buffer + c * ld, dim);
+}
+
+/* Lets columns [col, col + width) of some rows of t be fetched. */
+static inline void sz_ahead_rows(sz_ahead *ahead, const sz_tensor *t, int64_t row, int64_t rows,
+                                 int64_t col, int64_t width)
+{
+    const int64_t size = (int64_t)sz_dtype_size(t->dtype);
+    const int64_t cols = sz_cols(t);
+    const char *first = (const char *)t->data + (row * cols + col) * size;
+    sz_ahead_add(ahead, first, rows, width * size, cols * size);
 }
 
 /* ---- a block of columns ---- */
@@ -217,10 +233,13 @@ typedef struct {
     int64_t ld;       /* length of a row in rows: D rounded up to SZ_LANES */
     float *q, *o;     /* panels: scaled queries; output not yet divided by sum */
     float *max, *sum; /* [columns] running maximum and sum of exponentials */
-    float *rows;      /* [columns][ld] row-major copies on the way in and out */
+    float *factor;    /* [columns] by which the output is multiplied at the end */
+    float *rows;      /* [columns][ld] row-major copies where they are needed */
     float *s;         /* [SZ_KEYS][32] scores of one panel */
     float *k, *v;     /* [SZ_KEYS][D] */
     int32_t *limit;   /* [columns] own keys that a column sees; ascending */
+    sz_ahead ahead;   /* what is fetched while this block is computed */
+    int32_t *fresh;   /* [panels] whether the panel has seen no key yet: o is not set */
 } sz_columns;
 
 /* Bytes that sz_columns_place needs. */
@@ -228,9 +247,10 @@ static inline size_t sz_columns_bytes(const sz_attention_args *a)
 {
     int64_t columns = sz_columns_most(a);
     int64_t ld = sz_round_up(a->dim, 16);
-    int64_t per_column = 2 * a->dim + ld + 3;
+    int64_t per_column = 2 * a->dim + ld + 4;
     int64_t per_key = SZ_PANEL + 2 * a->dim;
-    int64_t floats = columns * per_column + SZ_KEYS * per_key + 9 * 16;
+    int64_t panels = columns / SZ_PANEL;
+    int64_t floats = columns * per_column + panels + SZ_KEYS * per_key + 11 * 16;
     return (size_t)sz_round_up(4 * floats, 64);
 }
 
@@ -247,6 +267,7 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
 {
     int64_t columns = sz_columns_most(a);
     int64_t dim = a->dim;
+    sz_ahead_clear(&b->ahead);
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
@@ -254,24 +275,24 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     b->rows = sz_carve(&memory, columns * b->ld);
     b->max = sz_carve(&memory, columns);
     b->sum = sz_carve(&memory, columns);
+    b->factor = sz_carve(&memory, columns);
     b->limit = (int32_t *)sz_carve(&memory, columns);
+    b->fresh = (int32_t *)sz_carve(&memory, columns / SZ_PANEL);
     b->s = sz_carve(&memory, SZ_KEYS * SZ_PANEL);
     b->k = sz_carve(&memory, SZ_KEYS * dim);
     b->v = sz_carve(&memory, SZ_KEYS * dim);
 }
 
-/* Starts a block of n columns whose scaled queries are in rows. */
+/* Starts a block of n columns whose scaled queries are in q. */
 static inline void sz_columns_start(sz_columns *b, int64_t n)
 {
     b->n = n;
     b->width = sz_round_up(n, SZ_LANES);
-    memset(b->rows + n * b->ld, 0, (size_t)((b->width - n) * b->ld) * 4);
-    sz_panels_pack(b->q, b->rows, b->ld, b->width, b->dim);
-    memset(b->o, 0, (size_t)(sz_round_up(n, SZ_PANEL) * b->dim) * 4);
     for (int64_t c = 0; c < b->width; c++) {
         b->max[c] = -INFINITY;
         b->sum[c] = 0;
     }
+    for (int64_t p = 0; p * SZ_PANEL < n; p++) b->fresh[p] = 1;
 }
 
 /* Width of the panel that starts at column c: the last one may be half as wide. */
@@ -305,10 +326,7 @@ static inline void sz_panel_softmax(sz_columns *b, int64_t c, int64_t keys, int6
         sz_vec_store(b->max + c + x, max);
 
         /* Rescale the output only where a maximum has changed. */
-        sz_ivec changed = shrink != 1.0f;
-        int any = 0;
-        for (int l = 0; l < SZ_LANES; l++) any |= changed[l];
-        if (any) {
+        if (!b->fresh[c / SZ_PANEL] && sz_mask_any(shrink != 1.0f)) {
             for (int64_t d = 0; d < b->dim; d++) {
                 float *lane = o + d * SZ_PANEL + x;
                 sz_vec_store(lane, sz_vec_load(lane) * shrink);
@@ -366,8 +384,8 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
         int64_t ldk = dim;
         int64_t ldv = dim;
 
-        /* The tile of keys: copied, or read in place if it is used only once. */
-        if (k->dtype == SZ_F32 && b->n <= SZ_PANEL) {
+        /* The tile of keys: copied, or read in place if it is used only once or twice. */
+        if (k->dtype == SZ_F32 && b->n <= SZ_IN_PLACE) {
             ldk = sz_cols(k);
             ldv = sz_cols(v);
             k_tile = sz_f32(k) + (key_row + j0) * ldk + k_col;
@@ -387,10 +405,14 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
                 seen = sz_panel_sees(b, c, width, j0, count);
                 if (seen <= 0) continue;
             }
-            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0);
+            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0,
+                    &b->ahead);
             if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, c, j0, seen, width);
             sz_panel_softmax(b, c, seen, width);
-            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL, 1);
+            int32_t *fresh = b->fresh + c / SZ_PANEL;
+            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL, !*fresh,
+                    &b->ahead);
+            *fresh = 0;
         }
     }
 }
@@ -404,28 +426,13 @@ static inline void sz_columns_attend_own(sz_columns *b, const sz_attention_args 
     sz_columns_attend(b, a, group, s->k_start, own, sz_is_masked(a, s));
 }
 
-/* Leaves the output in rows [n][ld], divided by the sums; 0 where no key was seen. */
-static inline void sz_columns_finish(sz_columns *b)
+/* Sets factor to what the output of each column is multiplied by: one over its sum, or 0 where no
+ * key was seen. */
+static inline void sz_columns_factors(sz_columns *b)
 {
-    sz_panels_unpack(b->rows, b->ld, b->o, b->width, b->dim);
-    for (int64_t c = 0; c < b->n; c++) {
-        float inverse = b->sum[c] == 0 ? 0 : 1 / b->sum[c];
-        float *row = b->rows + c * b->ld;
-        for (int64_t d = 0; d < b->dim; d++) row[d] *= inverse;
-    }
-}
-
-/* Stores the finished rows of a block whose queries start with number `first` of a segment into
- * out [., H*D]. */
-static inline void sz_queries_store(const sz_columns *b, const sz_attention_args *a,
-                                    const sz_segment_row *s, int64_t group, int64_t first,
-                                    sz_tensor *out)
-{
-    for (int64_t i = 0; i < b->n; i++) {
-        int64_t row = s->q_start + first + i / a->share;
-        int64_t head = group * a->share + i % a->share;
-        sz_rows_store(out, row, head * a->dim, b->rows + i * b->ld, a->dim);
-    }
+    for (int64_t c = 0; c < b->width; c++) b->factor[c] = b->sum[c] == 0 ? 0 : 1 / b->sum[c];
+    for (int64_t p = 0; p * SZ_PANEL < b->n; p++)
+        if (b->fresh[p]) memset(b->o + p * SZ_PANEL * b->dim, 0, (size_t)(SZ_PANEL * b->dim) * 4);
 }
 
 /* Computes the output of one block: queries of a segment from number `first` on, over all keys that
@@ -435,12 +442,15 @@ static inline void sz_columns_run(sz_columns *b, const sz_attention_args *a,
                                   sz_tensor *out)
 {
     int64_t n = s->q_len - first < a->block ? s->q_len - first : a->block;
-    sz_queries_load(b->rows, b->ld, a, s, group, first, n);
+    int64_t row = s->q_start + first;
+    int64_t col = group * a->share * a->dim;
+
+    sz_panels_load(b->q, a->q, row, n, a->q_col + col, a->share, a->dim, a->scale, b->rows, b->ld);
     sz_columns_start(b, n * a->share);
     sz_columns_attend(b, a, group, s->p_start, s->p_len, false);
     sz_columns_attend_own(b, a, s, group, first);
-    sz_columns_finish(b);
-    sz_queries_store(b, a, s, group, first, out);
+    sz_columns_factors(b);
+    sz_panels_store(b->o, out, row, n, col, a->share, a->dim, b->factor, b->rows, b->ld);
 }
 
 #endif

@@ -1,18 +1,18 @@
-/* gemm_tile.h - one register-blocked f32 product for operands that fit the cache, and vector types.
+/* gemm_tile.h - vectors of f32 for the kernels that keep a tile of results in registers.
  *
- *     sz_tile(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add)    C[m x n] (+)= A[m x k] B[k x n]
- *
- * A has any row stride a_row and column stride a_col, so a transposed A costs nothing; B and C are
- * row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that many columns. Each
- * element of C is one chain of multiply-adds in the order of k, whatever m and n are, so a result
- * does not depend on the other rows and columns of the call.
- * Leaves out: cache blocking (callers tile), packing, threads.
+ * A vector has SZ_LANES elements, as many as the kind of processor has; the compiler makes its
+ * instructions of plain operators on vectors. Products of such tiles: attention_product.h,
+ * gemm_skinny.c.
+ * Leaves out: bf16, which is widened first.
  */
 #ifndef SZ_GEMM_TILE_H
 #define SZ_GEMM_TILE_H
 
 #include <stddef.h>
 #include <stdint.h>
+#ifdef __SSE__
+#include <immintrin.h>
+#endif
 
 /* SZ_TILE_ROWS x 2 vectors of sums stay in registers. */
 #if defined(__AVX512F__)
@@ -63,7 +63,36 @@ static inline sz_vec sz_vec_pick(sz_ivec mask, sz_vec yes, sz_vec no)
 {
     return (sz_vec)((mask & (sz_ivec)yes) | (~mask & (sz_ivec)no));
 }
-static inline sz_vec sz_vec_max(sz_vec a, sz_vec b) { return sz_vec_pick(a > b, a, b); }
+
+/* Where a > b lanes of a, else of b. x86 has one instruction for it; gcc would make four. */
+static inline sz_vec sz_vec_max(sz_vec a, sz_vec b)
+{
+#if defined(__AVX512F__)
+    return (sz_vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (sz_vec)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE__)
+    return (sz_vec)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    return sz_vec_pick(a > b, a, b);
+#endif
+}
+
+/* Whether any lane of mask, which are 0 or -1, is -1. */
+static inline int sz_mask_any(sz_ivec mask)
+{
+#if defined(__AVX512DQ__)
+    return _mm512_movepi32_mask((__m512i)mask) != 0;
+#elif defined(__AVX__)
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__SSE__)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
+    int any = 0;
+    for (int l = 0; l < SZ_LANES; l++) any |= mask[l];
+    return any;
+#endif
+}
 
 /* e^x for x <= 88: 0 below -87; relative error about 1e-7; NaN stays NaN. */
 static inline sz_vec sz_vec_exp(sz_vec x)
@@ -118,74 +147,6 @@ static inline void sz_transpose4(float *dst, ptrdiff_t dst_stride, const float *
     }
     for (; i < n; i++)
         for (int j = 0; j < 4; j++) dst[i * dst_stride + j] = src[j * src_stride + i];
-}
-
-/* A block of rows x (vectors * SZ_LANES). rows and vectors are constants where it is inlined, so
- * that the sums become registers. */
-static inline __attribute__((always_inline)) void sz_tile_block(const int rows, const int vectors,
-                                                                int64_t k, const float *restrict a,
-                                                                ptrdiff_t a_row, ptrdiff_t a_col,
-                                                                const float *restrict b,
-                                                                ptrdiff_t ldb, float *restrict c,
-                                                                ptrdiff_t ldc, int add)
-{
-    sz_vec sum[SZ_TILE_ROWS][2];
-
-    /* Start from C or from 0. */
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < vectors; j++)
-            sum[i][j] = add ? sz_vec_load(c + i * ldc + j * SZ_LANES) : (sz_vec){ 0 };
-
-    /* One row of B against one column of A at a time. */
-    for (int64_t p = 0; p < k; p++) {
-        sz_vec b0 = sz_vec_load(b);
-        sz_vec b1 = vectors > 1 ? sz_vec_load(b + SZ_LANES) : b0;
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            sz_vec x = sz_vec_all(a[i * a_row]);
-            sum[i][0] += x * b0;
-            if (vectors > 1) sum[i][1] += x * b1;
-        }
-        a += a_col;
-        b += ldb;
-    }
-
-    /* Store C. */
-#pragma GCC unroll 16
-    for (int i = 0; i < rows; i++)
-#pragma GCC unroll 2
-        for (int j = 0; j < vectors; j++) sz_vec_store(c + i * ldc + j * SZ_LANES, sum[i][j]);
-}
-
-/* All m rows of a strip of `vectors` vectors: the largest blocks first. */
-static inline __attribute__((always_inline)) void sz_tile_strip(const int vectors, int64_t m,
-                                                                int64_t k, const float *a,
-                                                                ptrdiff_t a_row, ptrdiff_t a_col,
-                                                                const float *b, ptrdiff_t ldb,
-                                                                float *c, ptrdiff_t ldc, int add)
-{
-#define SZ_TILE_STEP(rows) \
-    sz_tile_block(rows, vectors, k, a, a_row, a_col, b, ldb, c, ldc, add), a += (rows)*a_row, \
-        c += (rows)*ldc, m -= (rows)
-    while (m >= SZ_TILE_ROWS) SZ_TILE_STEP(SZ_TILE_ROWS);
-    if (SZ_TILE_ROWS > 8 && m >= 8) SZ_TILE_STEP(8 < SZ_TILE_ROWS ? 8 : 1);
-    if (m >= 4) SZ_TILE_STEP(4);
-    if (m >= 2) SZ_TILE_STEP(2);
-    if (m >= 1) SZ_TILE_STEP(1);
-#undef SZ_TILE_STEP
-}
-
-static __attribute__((noinline, unused)) void sz_tile(int64_t m, int64_t n, int64_t k,
-                                                      const float *a, ptrdiff_t a_row,
-                                                      ptrdiff_t a_col, const float *b,
-                                                      ptrdiff_t ldb, float *c, ptrdiff_t ldc,
-                                                      int add)
-{
-    for (; n > SZ_LANES; n -= 2 * SZ_LANES, b += 2 * SZ_LANES, c += 2 * SZ_LANES)
-        sz_tile_strip(2, m, k, a, a_row, a_col, b, ldb, c, ldc, add);
-    if (n > 0) sz_tile_strip(1, m, k, a, a_row, a_col, b, ldb, c, ldc, add);
 }
 
 #endif

@@ -265,7 +265,7 @@ end
 -- and on the whole 8 bits cost no more than in the whole model.
 function KINDS.int8(whole, part, dir)
   local exact = tensor.no_grad(whole.forward, whole, batch_of(whole, 1).input)
-  for _, m in ipairs { whole, part } do sz.core.check(C.sz_model_quantize(m.c)) end
+  for _, m in ipairs { whole, part } do sz.core.check(C.sz_model_quantize(m.c, 8)) end
   local input = batch_of(whole, 1).input
   local want = tensor.no_grad(whole.forward, whole, input)
   local got = host(tensor.no_grad(part.forward, part, input))
