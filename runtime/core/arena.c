@@ -29,7 +29,7 @@ struct sz_arena_block {
 typedef struct {
     char *base;
     size_t size;
-    size_t most; /* bytes up to the last one used since sz_arena_used was reset */
+    size_t most;    /* bytes up to the last one used since sz_arena_used was reset */
     size_t touched; /* bytes up to the last one that may have memory behind it */
     sz_arena_block *first, *last;
 } arena_chunk;

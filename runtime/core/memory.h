@@ -28,15 +28,16 @@ void sz_guard_check(int device, const char *p);
 
 /* ---- the step arena (arena.c) ---- */
 typedef struct sz_arena_block sz_arena_block;
-/* A block of at least that many bytes, with one reference; NULL with a message when memory is out. */
+/* A block of at least that many bytes, with one reference; NULL with a message when memory is
+ * out. */
 sz_arena_block *sz_arena_take(int device, size_t bytes);
 sz_arena_block *sz_arena_retain(sz_arena_block *b);
 /* NULL is allowed. With guards on, the bytes of a block that is free are NaN. */
 void sz_arena_release_block(sz_arena_block *b);
 void *sz_arena_data(const sz_arena_block *b);
 size_t sz_arena_bytes(const sz_arena_block *b);
-/* Gives the memory behind a long free end of a chunk back to the system; the addresses stay. For the
- * walk back: parameters' gradients need memory as activations stop to. Host memory only. */
+/* Gives the memory behind a long free end of a chunk back to the system; the addresses stay. For
+ * the walk back: parameters' gradients need memory as activations stop to. Host memory only. */
 void sz_arena_trim(void);
 /* A hash of which blocks of a device are in use: from equal states, equal calls give equal
  * addresses. */

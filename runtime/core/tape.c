@@ -81,7 +81,8 @@ void sz_tape_truncate(int length)
 
 static bool floating(const sz_tensor *t) { return t->dtype == SZ_F32 || t->dtype == SZ_BF16; }
 
-/* Whether t is the result of an op that runs again when its bytes are gone and a rule needs them. */
+/* Whether t is the result of an op that runs again when its bytes are gone and a rule needs
+ * them. */
 static bool comes_again(const sz_tensor *t)
 {
     if (t->node < 0) return false;

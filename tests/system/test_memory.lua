@@ -1,6 +1,6 @@
 -- test_memory.lua - memory of a training step: after warm-up the core asks the system for nothing
--- that grows, live bytes and the resident set stay flat; a step holds what its gradient reads; and every allocation that fails is a Lua
--- error, after which the same work gives the same result.
+-- that grows, live bytes and the resident set stay flat; a step holds what its gradient reads; and
+-- every allocation that fails is a Lua error, after which the same work gives the same result.
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
