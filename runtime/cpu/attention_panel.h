@@ -52,18 +52,14 @@ static inline void sz_column_addresses(float *address[SZ_LANES], const sz_column
 static inline __attribute__((always_inline)) void sz_square_transpose(sz_vec x[SZ_LANES])
 {
 #if defined(__AVX512F__)
-    SZ_SQUARE_ROUND(
-        x, 8, ((sz_ivec){ 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23 }),
-        ((sz_ivec){ 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31 }));
-    SZ_SQUARE_ROUND(
-        x, 4, ((sz_ivec){ 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27 }),
-        ((sz_ivec){ 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31 }));
-    SZ_SQUARE_ROUND(
-        x, 2, ((sz_ivec){ 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29 }),
-        ((sz_ivec){ 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31 }));
-    SZ_SQUARE_ROUND(
-        x, 1, ((sz_ivec){ 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30 }),
-        ((sz_ivec){ 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31 }));
+    SZ_SQUARE_ROUND(x, 8, ((sz_ivec){ 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23 }),
+                    ((sz_ivec){ 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31 }));
+    SZ_SQUARE_ROUND(x, 4, ((sz_ivec){ 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27 }),
+                    ((sz_ivec){ 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31 }));
+    SZ_SQUARE_ROUND(x, 2, ((sz_ivec){ 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29 }),
+                    ((sz_ivec){ 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31 }));
+    SZ_SQUARE_ROUND(x, 1, ((sz_ivec){ 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30 }),
+                    ((sz_ivec){ 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31 }));
 #elif defined(__AVX__)
     SZ_SQUARE_ROUND(x, 4, ((sz_ivec){ 0, 1, 2, 3, 8, 9, 10, 11 }),
                     ((sz_ivec){ 4, 5, 6, 7, 12, 13, 14, 15 }));
@@ -126,15 +122,15 @@ static inline void sz_panels_unpack(const sz_column_rows *r, int64_t n, const fl
 
         /* Rows shorter than a vector. */
         for (int64_t d = 0; dim < SZ_LANES && d < dim; d++)
-            for (int l = 0; l < used; l++)
-                address[l][d] = panel[d * SZ_PANEL + l] * factor[c + l];
+            for (int l = 0; l < used; l++) address[l][d] = panel[d * SZ_PANEL + l] * factor[c + l];
 
         /* Whole squares. */
         const sz_vec times = sz_vec_load(factor + c);
         for (int64_t d = 0; dim >= SZ_LANES && d < dim; d = sz_square_next(d, dim)) {
             sz_vec x[SZ_LANES];
 #pragma GCC unroll 16
-            for (int l = 0; l < SZ_LANES; l++) x[l] = sz_vec_load(panel + (d + l) * SZ_PANEL) * times;
+            for (int l = 0; l < SZ_LANES; l++)
+                x[l] = sz_vec_load(panel + (d + l) * SZ_PANEL) * times;
             sz_square_transpose(x);
             if (used == SZ_LANES) {
 #pragma GCC unroll 16
