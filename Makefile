@@ -2,6 +2,7 @@
 #
 #   make            build              make test       set-up, build, all tests
 #   make run        set-up, build, the RefCOCOg recipe      make help       everything else
+#   make aarch64-check    build for aarch64, run the tests of ops in an emulator
 #
 # A plain build makes build/ and ./segzero; with SANITIZER=x everything is under build/x/. The
 # compiler flags are stored in build/flags and the list of objects in build/objects: a change in
@@ -14,6 +15,7 @@ VERSION   := 0.1.0
 PREFIX    ?= /usr/local
 DESTDIR   ?=
 ARCH      ?=
+MACHINE   ?= $(shell uname -m)
 SANITIZER ?=
 WERROR    ?=
 V         ?=
@@ -60,13 +62,13 @@ LUAJIT_LIBS   := $(shell pkg-config --libs luajit 2>/dev/null)
 # for several kinds of x86-64 processors, and the best one is picked at the start. ARCH=x compiles
 # everything for one processor instead (gcc's -march); sanitizers do that too, to compile once.
 ONE_ARCH := $(or $(ARCH),$(if $(SANITIZER),native))
-KINDS    := $(if $(ONE_ARCH),native,$(if $(filter x86_64,$(shell uname -m)),baseline avx2 avx512,native))
-# Of these only the 8-bit products differ from the kind before the underscore.
+KINDS    := $(if $(ONE_ARCH),native,$(if $(filter x86_64,$(MACHINE)),baseline avx2 avx512,native))
+# Of these only the products with 8 and 4-bit weights differ from the kind before the underscore.
 KINDS_INT8 := $(if $(filter avx512,$(KINDS)),avx2_vnni avx512_vnni)
 
 # GCC prefers 256-bit vectors even on CPUs with 512-bit ones. Nanoseconds per element of a cached
 # array with 256 and 512 bits: exp 0.72 and 0.61, silu 1.36 and 0.57.
-WIDE := $(if $(filter x86_64,$(shell uname -m)),-mprefer-vector-width=512)
+WIDE := $(if $(filter x86_64,$(MACHINE)),-mprefer-vector-width=512)
 FLAGS_baseline    :=
 FLAGS_avx2        := -march=x86-64-v3 -mtune=generic
 FLAGS_avx512      := -march=x86-64-v4 -mtune=generic $(WIDE)
@@ -75,7 +77,7 @@ FLAGS_avx512_vnni := $(FLAGS_avx512) -mavx512vnni -DSZ_CPU_INT8_ONLY
 ifneq ($(ONE_ARCH),)
 MARCH := -march=$(ONE_ARCH) $(WIDE) -DSZ_ONE_KIND='"$(ONE_ARCH)"'
 else ifeq ($(KINDS),native)
-MARCH := -DSZ_ONE_KIND='"baseline"'
+MARCH := -DSZ_ONE_KIND='"$(if $(filter aarch64,$(MACHINE)),neon,baseline)"'
 endif
 
 OPT := -O3 $(MARCH)
@@ -158,7 +160,7 @@ SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops \
                $(addprefix runtime/comm/,comm.c elements.c parts.c shards.c columns.c nccl.c launch.c tcp.c tcp_join.c))
 OBJ_CORE  := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_CPU   := $(sort $(wildcard runtime/cpu/*.c))
-SRC_INT8  := runtime/cpu/int8.c runtime/cpu/kernels.c
+SRC_INT8  := runtime/cpu/int8.c runtime/cpu/int4.c runtime/cpu/kernels.c
 OBJ_CPU   := $(foreach k,$(KINDS),$(SRC_CPU:%.c=$(B)/obj/$k/%.o)) \
              $(foreach k,$(KINDS_INT8),$(SRC_INT8:%.c=$(B)/obj/$k/%.o))
 # With several kinds, the objects of each are joined into one.
@@ -175,7 +177,7 @@ OBJ_EMULATED := $(SRC_CUDA:%.cu=$(B)/obj/%.emulated.o) $(OBJ_EMULATOR)
 quiet = $(if $(filter 1,$(V)),,@echo "$(1)";)
 
 .PHONY: all setup test suite lint format run do-run bench do-bench pretrain do-pretrain
-.PHONY: fuzz fuzz-targets cuda-emulated bundle install uninstall docs clean help FORCE
+.PHONY: aarch64 aarch64-check fuzz fuzz-targets cuda-emulated bundle install uninstall docs clean help FORCE
 .DEFAULT_GOAL := all
 
 all: $(LIB) $(HOST) $(if $(NVCC),$(CUDA_LIB)) $(if $(MPI_LIBS),$(MPI_LIB))
@@ -359,6 +361,29 @@ $(B)/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/fuzz.h $(OBJ_LIB)
 	$(call quiet,  link  $@)$(CC) $(CFLAGS_ALL) -fsanitize=fuzzer,address,undefined -fopenmp -o $@ $< \
 	  $(OBJ_LIB) $(LIBS_LIB)
 
+# ---- aarch64 ------------------------------------------------------------------------------------
+# Built by a cross compiler against Debian's arm64 libraries (tests/aarch64) into build/aarch64. qemu
+# runs the tests of single ops: whole runs would take hours in an emulator. It interprets Lua, because
+# code that LuaJIT compiles crashed there now and then. MACHINE is what the code is for.
+AARCH64      := build/aarch64
+AARCH64_GNU  := aarch64-linux-gnu
+AARCH64_ROOT := $(CURDIR)/$(AARCH64)/sysroot
+QEMU         ?= qemu-aarch64-static
+
+aarch64:
+	@command -v $(AARCH64_GNU)-gcc >/dev/null || { \
+	  echo "a build for aarch64 needs gcc-aarch64-linux-gnu" >&2; exit 1; }
+	@tests/aarch64/sysroot.sh $(AARCH64_ROOT)
+	@PKG_CONFIG_LIBDIR=$(AARCH64_ROOT)/usr/lib/$(AARCH64_GNU)/pkgconfig \
+	 PKG_CONFIG_SYSROOT_DIR=$(AARCH64_ROOT) \
+	  $(MAKE) MACHINE=aarch64 B=$(AARCH64) HOST=$(AARCH64)/segzero CUDA=0 MPI=0 \
+	  CC='$(filter ccache,$(CC)) $(AARCH64_GNU)-gcc --sysroot=$(AARCH64_ROOT)' \
+	  LD=$(AARCH64_GNU)-ld OBJCOPY=$(AARCH64_GNU)-objcopy all
+
+aarch64-check: aarch64
+	@command -v $(QEMU) >/dev/null || { echo "aarch64-check needs qemu-user-static" >&2; exit 1; }
+	@$(QEMU) -L $(AARCH64_ROOT) $(AARCH64)/segzero -e 'jit.off()' tests/unit/test_ops.lua $(ARGS)
+
 # ---- lint and format -----------------------------------------------------------------------------
 C_FILES = $(shell find runtime models tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \
                   -o -name '*.cc')
@@ -469,6 +494,8 @@ make docs            write the generated pages: docs/settings.md, docs/ops.md
 make install         install into PREFIX=$(PREFIX), below DESTDIR; make uninstall removes it
 make clean           remove build/ and ./segzero
 make cuda-emulated   the CUDA kernels compiled for the CPU: $(CUDA_EMULATED)
+make aarch64         build/aarch64/segzero; make aarch64-check runs the tests of ops in qemu, which
+                     takes minutes (tests/aarch64/README.md)
 make bundle          build/bundle: what tests/gpu_check.sh needs on a machine with nothing but CUDA
 options: CUDA=0 (no CUDA backend)  CUDA_ARCH='$(CUDA_ARCH)' (nvcc found: $(or $(NVCC),none))
          CC=  CFLAGS=  ARCH=native (for this processor only)  WERROR=1 (warnings are errors)  V=1 (show whole commands)

@@ -69,18 +69,22 @@ int sz_model_group_set(sz_model *m, struct sz_comm *shards);
 int sz_model_weight_is_vision(const sz_model *m, int i);
 /* 1: the matrix of a linear layer, which can have an adapter. */
 int sz_model_weight_is_linear(const sz_model *m, int i);
+/* 1: the model has it in 8 or 4 bits only (sz_model_quantize). */
+int sz_model_weight_is_packed(const sz_model *m, int i);
 
-/* ---- adapters (LoRA) and 8 bits ---- */
+/* ---- adapters (LoRA), 8 and 4 bits ---- */
 /* Gives the linear layer of weight i [out, in] the adapter a f32 [rank, in], b f32 [out, rank]: the
  * layer then computes with w + scale * b a. Retains both tensors; NULL and NULL remove the adapter.
  * The base weights need no gradient for the adapter to have one. */
 int sz_model_lora_set(sz_model *m, int i, sz_tensor *a, sz_tensor *b, double scale);
 /* 0 switches all adapters off, 1 on again. Returns the previous setting. */
 int sz_model_lora_enable(sz_model *m, int on);
-/* Converts the language model's linear layers to 8 bits, for inference, and releases their weights.
- * The logits use 8 bits too. Embeddings, norms, biases and the vision tower do not change. Fails
- * inside a scope. */
-int sz_model_quantize(sz_model *m);
+/* Converts the language model's linear layers to 8 bits, for inference, or to 4 bits, through which
+ * gradients pass to adapters, and releases their weights. The logits use the same bits. Embeddings,
+ * norms, biases and the vision tower do not change. Fails inside a scope. */
+int sz_model_quantize(sz_model *m, int bits);
+/* The logits use the head's bf16 weight again, as log-probabilities do: for training. */
+int sz_model_release_packed_head(sz_model *m);
 
 /* ---- forward passes ---- */
 /* pixel_values [patches, numbers of a patch] f32 and grids i32 [images, 3] = (t, h, w) in patches

@@ -42,17 +42,22 @@ enum {
     SZ_PARAMETER = 2,   /* a leaf: its gradient accumulates until the optimizer clears it */
     SZ_GRAD_SHARED = 4, /* a gradient whose bytes another gradient may read */
     SZ_GRAD_BF16 = 8,   /* the parameter's gradient is kept in bf16 */
+    SZ_PINNED = 16,     /* an arena tensor that keeps its bytes until its scope is popped */
 };
 
 struct sz_tensor {
     int32_t refs;
+    int32_t idle; /* how many of them do not need the bytes: the scope's, and some of the tape's */
     int8_t dtype, device, ndim;
     uint8_t flags;
     int32_t node; /* index of the tape node that made it; -1 for a leaf */
     int64_t shape[SZ_MAX_DIMS];
     int64_t numel;
-    void *data; /* NULL once its scope has been popped; off the CPU only the backend follows it */
-    sz_storage *storage; /* NULL for arena tensors */
+    /* NULL once nothing needs an arena tensor's bytes, or its scope has been popped; off the CPU
+     * only the backend follows it. */
+    void *data;
+    sz_storage *storage;          /* NULL for arena tensors */
+    struct sz_arena_block *block; /* of an arena tensor: where its bytes are, with a reference */
     /* Owned. A parameter's is f32, or bf16 with SZ_GRAD_BF16; an activation's has its dtype. */
     sz_tensor *grad;
 };
@@ -139,8 +144,8 @@ static inline bool sz_needs_grad(const sz_tensor *t) { return t && (t->flags & S
 sz_tensor *sz_share(sz_tensor *x);
 
 /* y = fn(ctx, x), without recording; only y is kept. Its backward pass runs fn again, recording.
- * The ctx_size bytes of ctx are copied. Tensors that ctx names must live as long as the step, and
- * fn must be deterministic. */
+ * The ctx_size bytes of ctx are copied. Tensors that ctx names must live as long as the step (arena
+ * tensors: sz_tensor_pin), and fn must be deterministic. */
 typedef sz_tensor *(*sz_checkpoint_fn)(const void *ctx, sz_tensor *x);
 sz_tensor *sz_checkpoint(sz_checkpoint_fn fn, const void *ctx, size_t ctx_size, sz_tensor *x);
 
@@ -185,6 +190,9 @@ sz_tensor *sz_linear_add(sz_tensor *y, sz_tensor *x, sz_tensor *w, int64_t col);
 /* Two new tensors. 0, or -1 with a message. */
 int sz_quantize_int8(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);
 sz_tensor *sz_linear_int8(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m,
+                          bool f32_out);
+int sz_quantize_int4(sz_tensor *w[3], sz_tensor **q, sz_tensor **scale);
+sz_tensor *sz_linear_int4(sz_tensor *x, sz_tensor *q, sz_tensor *scale, sz_tensor *b, int64_t m,
                           bool f32_out);
 
 /* ---- attention ---- */

@@ -8,7 +8,7 @@
  * A file that has the name of a command, such as plan, is run as ./plan.
  * The program links nothing of the core: LuaJIT opens libsegzero.so by path, so `-e ''` starts in
  * milliseconds. The parts are in runtime/host: paths.c, options.c, ranks.c, run.c, streams.c,
- * spawn.c (ranks without MPI), passing.c (signals for ranks), interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they
+ * spawn.c (ranks without MPI), processors.c (limits on threads), passing.c (signals for ranks), interrupt.c (Ctrl-C and stops), compiled.c and exits.c (what they
  * need), message.c (errors), watchdog.c (time limits) and module.c (what scripts see as
  * "segzero.host").
  * Leaves out: Windows and macOS, script bytecode checks.
@@ -189,6 +189,7 @@ int main(int argc, char **argv)
 
     sz_ranks_remember(&o, argv, argc);
     sz_ranks_set_threads();
+    sz_processors_set_environment();
     lua_State *L = state_new(&o, argv, argc);
     if (!L) return EXIT_SCRIPT;
 

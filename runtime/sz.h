@@ -76,7 +76,7 @@ int64_t sz_peak_rss(void);
  * step is counted in milliseconds: memory that is only reserved costs nothing. Results hold
  * garbage. */
 void sz_dry_run(int on);
-/* The most bytes of the step arena that were in use since it was last reset. */
+/* Bytes of the step arena up to the last one that was in use since this was last reset. */
 int64_t sz_arena_used(int reset);
 /* Gives the whole arena back. No scope may be open. */
 int sz_arena_release(void);
@@ -108,8 +108,12 @@ sz_tensor *sz_tensor_zeros(int dtype, int ndim, const int64_t *shape, int device
 sz_tensor *sz_tensor_meta(int dtype, int ndim, const int64_t *shape);
 /* Returns t. */
 sz_tensor *sz_tensor_retain(sz_tensor *t);
-/* NULL is allowed. */
+/* NULL is allowed. A tensor of a step whose last reference goes gives its memory back to the step,
+ * unless it is pinned. */
 void sz_tensor_release(sz_tensor *t);
+/* The tensor keeps its bytes until its scope is popped, even if it is released: for callers whose
+ * references a collector drops at any time. Does nothing for tensors that no scope owns. */
+void sz_tensor_pin(sz_tensor *t);
 /* 0; -1 with a message when the tensor's step has ended. */
 int sz_tensor_alive(const sz_tensor *t);
 /* Borrowed. NULL with a message when the step has ended or the tensor is not on the CPU. */

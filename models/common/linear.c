@@ -1,5 +1,5 @@
-/* linear.c - the linear layer of every network: bias, low-rank adapter (LoRA), 8-bit form, division
- * among shards.
+/* linear.c - the linear layer of every network: bias, low-rank adapter (LoRA), form of 8 or 4 bits,
+ * division among shards.
  *
  *   x [n, in] -> y [n, out], or [n, out1 + out2 + out3] of up to three layers that read the same x
  *
@@ -48,11 +48,10 @@ static sz_tensor *adapt(const sz_model *m, sz_tensor *y, sz_tensor *x, const mod
 }
 
 /* x through the layers' weights, without adapters. */
-static sz_tensor *product(sz_tensor *x, const model_int8 *packed,
+static sz_tensor *product(sz_tensor *x, const model_packed *packed,
                           const model_layer *const layers[4])
 {
-    if (packed && packed->q)
-        return sz_linear_int8(x, packed->q, packed->scale, packed->bias, packed->rows, false);
+    if (packed && packed->q) return model_linear_packed(x, packed, false);
     if (!layers[1]) return sz_linear(x, layers[0]->w, layers[0]->b);
     sz_tensor *w[3] = { 0 };
     sz_tensor *b[3] = { 0 };
@@ -63,7 +62,7 @@ static sz_tensor *product(sz_tensor *x, const model_int8 *packed,
     return sz_linear_cat(x, w, b);
 }
 
-sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_int8 *packed,
+sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_packed *packed,
                             const model_layer *const layers[4])
 {
     if (!x) return NULL;
@@ -131,9 +130,9 @@ int sz_model_lora_enable(sz_model *m, int on)
     return before;
 }
 
-/* ---- 8 bits ---- */
+/* ---- 8 and 4 bits ---- */
 /* The biases of the layers, joined. */
-static int join_biases(model_int8 *packed, model_layer *const layers[4])
+static int join_biases(model_packed *packed, model_layer *const layers[4])
 {
     const sz_tensor *first = layers[0]->b;
     packed->bias = sz_new1(first->dtype, packed->rows, first->device);
@@ -149,27 +148,38 @@ static int join_biases(model_int8 *packed, model_layer *const layers[4])
     return 0;
 }
 
-int model_quantize_layers(model_int8 *packed, model_layer *const layers[4])
+int model_quantize_layers(model_packed *packed, int bits, model_layer *const layers[4])
 {
     sz_tensor *w[3] = { 0 };
     for (int i = 0; layers[i]; i++) {
         w[i] = layers[i]->w;
         packed->rows += layers[i]->rows;
     }
-    if (sz_quantize_int8(w, &packed->q, &packed->scale) != 0) return -1;
+    packed->bits = bits;
+    int rc;
+    if (bits == 4) rc = sz_quantize_int4(w, &packed->q, &packed->scale);
+    else rc = sz_quantize_int8(w, &packed->q, &packed->scale);
+    if (rc != 0) return -1;
     return layers[0]->b ? join_biases(packed, layers) : 0;
+}
+
+sz_tensor *model_linear_packed(sz_tensor *x, const model_packed *p, bool f32_out)
+{
+    if (p->bits == 4) return sz_linear_int4(x, p->q, p->scale, p->bias, p->rows, f32_out);
+    return sz_linear_int8(x, p->q, p->scale, p->bias, p->rows, f32_out);
 }
 
 void model_unload_layer(model_layer *layer)
 {
     /* Other weights keep the file mapped. Without unloading, the bf16 pages of the whole model
-     * would stay resident next to its 8-bit copy. */
+     * would stay resident next to its packed copy. */
     sz_tensor_unload(layer->w);
     model_move(&layer->w, NULL);
     model_move(&layer->b, NULL);
 }
 
-void model_release_int8(model_int8 *packed)
+void model_release_packed(model_packed *packed)
 {
     MODEL_RELEASE(packed->q, packed->scale, packed->bias);
+    *packed = (model_packed){ 0 };
 }

@@ -23,13 +23,21 @@ void sz_model_free(sz_model *m)
     free(m);
 }
 
-int sz_model_quantize(sz_model *m)
+int sz_model_quantize(sz_model *m, int bits)
 {
+    if (bits != 8 && bits != 4) return sz_fail("a model is quantised to 8 or 4 bits, not %d", bits);
     if (!m->family->quantize) return missing(m, "quantize");
     if (model_check(m) != 0) return -1;
-    if (m->quantized) return sz_fail("the model is in 8 bits already");
+    if (m->quantized) return sz_fail("the model is in %d bits already", m->quantized);
     if (sz_scope_depth() > 0) return sz_fail("a model is not quantised inside a step");
-    return m->family->quantize(m);
+    return m->family->quantize(m, bits);
+}
+
+int sz_model_release_packed_head(sz_model *m)
+{
+    if (!m->family->release_packed_head) return missing(m, "release_packed_head");
+    m->family->release_packed_head(m);
+    return 0;
 }
 
 sz_tensor *sz_model_vision(sz_model *m, sz_tensor *pixel_values, sz_tensor *grids, int recompute)

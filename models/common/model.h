@@ -22,7 +22,7 @@ typedef enum { MODEL_WHOLE, MODEL_OUTPUTS, MODEL_INPUTS } model_division;
 
 /* ---- linear layers ---- */
 /* y = x w^T + b, and with an adapter + lora_scale (x lora_a^T) lora_b^T. b and the adapter may be
- * NULL; w is NULL if the layer exists in 8 bits only. */
+ * NULL; w is NULL if the layer exists in 8 or 4 bits only. */
 typedef struct {
     sz_tensor *w, *b;
     sz_tensor *lora_a, *lora_b; /* f32 [rank, in] and [rows, rank] */
@@ -31,12 +31,13 @@ typedef struct {
     model_division division;
 } model_layer;
 
-/* Up to three linear layers side by side in 8 bits (op quantize_int8); all NULL in a model that is
- * not quantised. */
+/* Up to three linear layers side by side in 8 or 4 bits (ops quantize_int8 and quantize_int4); all
+ * NULL in a model that is not quantised. */
 typedef struct {
     sz_tensor *q, *scale, *bias;
     int64_t rows;
-} model_int8;
+    int bits;
+} model_packed;
 
 /* ---- weights ---- */
 typedef struct {
@@ -97,13 +98,15 @@ typedef struct {
                    sz_tensor **logprob, sz_tensor **entropy);
     sz_cache *(*cache)(sz_model *m, int64_t rows);
     int (*decode)(sz_model *m, const model_stream *stream, const model_draw *draw);
-    int (*quantize)(sz_model *m);
+    int (*quantize)(sz_model *m, int bits);
+    /* The logits come from the head's bf16 weight again. */
+    void (*release_packed_head)(sz_model *m);
 } model_family;
 
 struct sz_model {
     const model_family *family;
     model_weights weights;
-    bool quantized;    /* the linear weights were released */
+    int quantized;     /* bits of the linear layers whose weights were released, or 0 */
     bool lora_off;     /* adapters are switched off: the base model */
     int shards, shard; /* 0 and 0, or 1 and 0, for a whole model */
     sz_comm *group;    /* of the shards; borrowed */
@@ -128,17 +131,19 @@ int model_check(const sz_model *m);
 /* y = layer(x), with its adapter. Returns a new reference; NULL for a NULL x. */
 sz_tensor *model_linear(const sz_model *m, sz_tensor *x, const model_layer *layer);
 /* x through up to three layers with their adapters (the list ends with NULL): the results side by
- * side in one tensor. Uses the layers' 8-bit form if packed has one. All are divided among the
+ * side in one tensor. Uses the layers' packed form if there is one. All are divided among the
  * shards in the same way. */
-sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_int8 *packed,
+sz_tensor *model_linear_cat(const sz_model *m, sz_tensor *x, const model_packed *packed,
                             const model_layer *const layers[4]);
 #define MODEL_LINEAR(m, x, packed, ...) \
     model_linear_cat(m, x, packed, (const model_layer *const[4]){ __VA_ARGS__ })
-/* Fills packed from up to three layers (the list ends with NULL). */
-int model_quantize_layers(model_int8 *packed, model_layer *const layers[4]);
+/* Fills packed, of 8 or 4 bits, from up to three layers (the list ends with NULL). */
+int model_quantize_layers(model_packed *packed, int bits, model_layer *const layers[4]);
+/* x through the packed form, which must be there. f32_out: as in linear_int8. */
+sz_tensor *model_linear_packed(sz_tensor *x, const model_packed *p, bool f32_out);
 /* Releases a layer's weight and bias, and drops the pages of the file that held them. */
 void model_unload_layer(model_layer *layer);
-void model_release_int8(model_int8 *packed);
+void model_release_packed(model_packed *packed);
 void model_release_adapter(model_layer *layer);
 
 /* ---- small helpers ---- */

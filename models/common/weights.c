@@ -138,7 +138,7 @@ sz_tensor *sz_model_weight(sz_model *m, int i)
     const model_weight *w = listed(m, i);
     if (!w) return NULL;
     if (*w->slot) return *w->slot;
-    if (m->quantized) return sz_null("%s is held in 8 bits only", w->name);
+    if (m->quantized) return sz_null("%s is held in %d bits only", w->name, m->quantized);
     return sz_null("%s is not set", w->name);
 }
 
@@ -146,6 +146,12 @@ int sz_model_weight_is_vision(const sz_model *m, int i)
 {
     const model_weight *w = listed(m, i);
     return w && w->vision;
+}
+
+int sz_model_weight_is_packed(const sz_model *m, int i)
+{
+    const model_weight *w = listed(m, i);
+    return w && m->quantized && !*w->slot;
 }
 
 int sz_model_weight_is_linear(const sz_model *m, int i)

@@ -55,7 +55,7 @@ static uint64_t mix_tensor(uint64_t h, const sz_tensor *t)
     return mix(h, (uint64_t)t->numel);
 }
 
-static uint64_t mix_int8(uint64_t h, const model_int8 *p)
+static uint64_t mix_packed(uint64_t h, const model_packed *p)
 {
     h = mix_tensor(h, p->q);
     h = mix_tensor(h, p->scale);
@@ -85,14 +85,14 @@ static uint64_t key_of(const qwen_model *m, sz_cache *cache)
     for (int i = 0; i < m->base.weights.count; i++) h = mix_weight(h, &m->base.weights.items[i]);
     for (int i = 0; i < c->layers; i++) {
         const qwen_layer *l = &m->layers[i];
-        h = mix_int8(h, &l->qkv8);
-        h = mix_int8(h, &l->o8);
-        h = mix_int8(h, &l->gate_up8);
-        h = mix_int8(h, &l->down8);
+        h = mix_packed(h, &l->qkv_packed);
+        h = mix_packed(h, &l->o_packed);
+        h = mix_packed(h, &l->gate_up_packed);
+        h = mix_packed(h, &l->down_packed);
         h = mix_tensor(h, sz_cache_keys(cache, i));
         h = mix_tensor(h, sz_cache_values(cache, i));
     }
-    return mix_int8(h, &m->head);
+    return mix_packed(h, &m->head);
 }
 
 /* ---- the step ---- */

@@ -17,7 +17,7 @@ typedef struct {
 typedef struct {
     sz_tensor *norm1, *norm2;
     model_layer q, k, v, o, gate, up, down;
-    model_int8 qkv8, o8, gate_up8, down8;
+    model_packed qkv_packed, o_packed, gate_up_packed, down_packed;
 } qwen_layer;
 
 /* What this shard has of the sizes that are divided; all of them in a whole model. */
@@ -34,7 +34,7 @@ typedef struct {
     sz_tensor *embed, *norm, *lm_head;
     qwen_block *blocks;
     qwen_layer *layers;
-    model_int8 head; /* of the logits; the bf16 head stays for the log-probabilities */
+    model_packed head; /* of the logits; the bf16 head stays for the log-probabilities */
 } qwen_model;
 
 static inline qwen_model *qwen_of(sz_model *m) { return (qwen_model *)m; }

@@ -93,13 +93,12 @@ static sz_tensor *attend_continuation(const layer_ctx *k, sz_tensor *qkv, double
     const qwen_share *c = &k->m->share;
     int64_t before = k->prefix->shape[0];
     int64_t own = qkv->shape[0];
-    sz_tensor *padded = sz_pad_rows(k->prefix, own);
-    sz_tensor *both = sz_index_copy(padded, k->positions, qkv);
-    sz_tensor *all = sz_attention(both, k->segments, c->heads, c->kv_heads, k->m->config.head_dim,
-                                  true, scale);
-    sz_tensor *result = sz_narrow(all, before, own);
-    MODEL_RELEASE(padded, both, all);
-    return result;
+    sz_tensor *h = sz_pad_rows(k->prefix, own);
+    model_move(&h, sz_index_copy(h, k->positions, qkv));
+    model_move(&h, sz_attention(h, k->segments, c->heads, c->kv_heads, k->m->config.head_dim, true,
+                                scale));
+    model_move(&h, sz_narrow(h, before, own));
+    return h;
 }
 
 /* Stores the stream's keys and values in the cache, then reads the cache. */
@@ -134,12 +133,11 @@ static sz_tensor *project_qkv(const void *context, sz_tensor *x)
     const layer_ctx *k = context;
     const qwen_layer *l = &k->m->layers[k->index];
     const sz_qwen_config *c = &k->m->config;
-    sz_tensor *normed = sz_rmsnorm(x, l->norm1, c->rms_eps);
-    sz_tensor *qkv = MODEL_LINEAR(&k->m->base, normed, &l->qkv8, &l->q, &l->k, &l->v);
+    sz_tensor *h = sz_rmsnorm(x, l->norm1, c->rms_eps);
+    model_move(&h, MODEL_LINEAR(&k->m->base, h, &l->qkv_packed, &l->q, &l->k, &l->v));
     const int rotating = k->m->share.heads + k->m->share.kv_heads;
-    sz_tensor *rotated = sz_rope(qkv, k->cosines, k->sines, rotating, c->head_dim);
-    MODEL_RELEASE(normed, qkv);
-    return rotated;
+    model_move(&h, sz_rope(h, k->cosines, k->sines, rotating, c->head_dim));
+    return h;
 }
 
 static sz_tensor *layer_forward(const void *context, sz_tensor *x)
@@ -152,18 +150,20 @@ static sz_tensor *layer_forward(const void *context, sz_tensor *x)
     /* Attention. After it, the last layer continues with the wanted rows only. */
     sz_tensor *qkv = k->qkv_rotated ? sz_tensor_retain(k->qkv_rotated) : project_qkv(k, x);
     sz_tensor *a = qkv ? attend(k, qkv) : NULL;
+    sz_tensor_release(qkv);
     x = k->rows ? sz_gather_rows(x, k->rows) : sz_tensor_retain(x);
     if (a && k->rows) model_move(&a, sz_gather_rows(a, k->rows));
-    sz_tensor *o = MODEL_LINEAR(base, a, &l->o8, &l->o);
-    sz_tensor *mid = x ? sz_add(x, o) : NULL;
+    model_move(&a, MODEL_LINEAR(base, a, &l->o_packed, &l->o));
+    sz_tensor *mid = x ? sz_add(x, a) : NULL;
+    MODEL_RELEASE(x, a);
 
     /* MLP. */
-    sz_tensor *normed = sz_rmsnorm(mid, l->norm2, c->rms_eps);
-    sz_tensor *gate_up = MODEL_LINEAR(base, normed, &l->gate_up8, &l->gate, &l->up);
-    sz_tensor *act = sz_swiglu(gate_up);
-    sz_tensor *down = MODEL_LINEAR(base, act, &l->down8, &l->down);
-    sz_tensor *y = mid ? sz_add(mid, down) : NULL;
-    MODEL_RELEASE(qkv, x, a, o, mid, normed, gate_up, act, down);
+    sz_tensor *h = sz_rmsnorm(mid, l->norm2, c->rms_eps);
+    model_move(&h, MODEL_LINEAR(base, h, &l->gate_up_packed, &l->gate, &l->up));
+    model_move(&h, sz_swiglu(h));
+    model_move(&h, MODEL_LINEAR(base, h, &l->down_packed, &l->down));
+    sz_tensor *y = mid ? sz_add(mid, h) : NULL;
+    MODEL_RELEASE(mid, h);
     return y;
 }
 
@@ -237,6 +237,11 @@ sz_tensor *qwen_hidden_rotated(qwen_model *m, const model_stream *s, sz_tensor *
     sz_tensor *cosines = x ? sz_tensor_to(angles[0], x->device) : NULL;
     sz_tensor *sines = cosines ? sz_tensor_to(angles[1], x->device) : NULL;
     if (!sines) model_move(&x, NULL);
+
+    /* A layer that runs again reads them after this function. */
+    sz_tensor_pin(cosines);
+    sz_tensor_pin(sines);
+    sz_tensor_pin(positions);
 
     /* Layers. After its attention the last one computes the wanted rows only, if they are fewer. */
     const bool fewer = s->rows && s->rows->numel < s->ids->numel;

@@ -165,7 +165,13 @@ static int make_layout(const sz_qwen_config *c, const sz_tensor *grids, int64_t 
             put_frame(p, &list, &at, half, grid[1] / list.merge, grid[2] / list.merge);
     }
     if (sz_tensor_move(&p->cosines, device) != 0) return -1;
-    return sz_tensor_move(&p->sines, device);
+    if (sz_tensor_move(&p->sines, device) != 0) return -1;
+
+    /* A block that runs again in the backward pass reads them. */
+    sz_tensor *const read_later[] = { p->cosines, p->sines, p->windows, p->frames };
+    for (size_t i = 0; i < sizeof read_later / sizeof *read_later; i++)
+        sz_tensor_pin(read_later[i]);
+    return 0;
 }
 
 /* ---- blocks and merger ---- */
@@ -200,18 +206,18 @@ static sz_tensor *block_forward(const void *context, sz_tensor *x)
     int d = k->m->config.v_hidden / heads;
     double scale = 1 / sqrt((double)d);
 
-    sz_tensor *n1 = normalise(x, b->norm1, b->norm1_b);
-    sz_tensor *qkv = model_linear(base, n1, &b->qkv);
-    sz_tensor *rotated = sz_rope(qkv, k->cosines, k->sines, 2 * heads, d);
-    sz_tensor *a = sz_attention(rotated, k->segments, heads, heads, d, false, scale);
-    sz_tensor *o = model_linear(base, a, &b->proj);
-    sz_tensor *mid = sz_add(x, o);
+    sz_tensor *h = normalise(x, b->norm1, b->norm1_b);
+    model_move(&h, model_linear(base, h, &b->qkv));
+    model_move(&h, sz_rope(h, k->cosines, k->sines, 2 * heads, d));
+    model_move(&h, sz_attention(h, k->segments, heads, heads, d, false, scale));
+    model_move(&h, model_linear(base, h, &b->proj));
+    sz_tensor *mid = sz_add(x, h);
 
-    sz_tensor *n2 = normalise(mid, b->norm2, b->norm2_b);
-    sz_tensor *act = mlp_inner(base, b, n2);
-    sz_tensor *down = model_linear(base, act, &b->down);
-    sz_tensor *y = mid ? sz_add(mid, down) : NULL;
-    MODEL_RELEASE(n1, qkv, rotated, a, o, mid, n2, act, down);
+    model_move(&h, normalise(mid, b->norm2, b->norm2_b));
+    model_move(&h, mlp_inner(base, b, h));
+    model_move(&h, model_linear(base, h, &b->down));
+    sz_tensor *y = mid ? sz_add(mid, h) : NULL;
+    MODEL_RELEASE(mid, h);
     return y;
 }
 
@@ -220,13 +226,12 @@ static sz_tensor *merger_forward(const void *context, sz_tensor *x)
 {
     const qwen_model *m = *(const qwen_model *const *)context;
     int64_t merged = (int64_t)m->config.v_hidden * m->config.v_merge * m->config.v_merge;
-    sz_tensor *normed = normalise(x, m->ln_q, m->ln_q_b);
-    sz_tensor *joined = normed ? sz_reshape2(normed, normed->numel / merged, merged) : NULL;
-    sz_tensor *a = model_linear(&m->base, joined, &m->merge0);
-    sz_tensor *g = sz_gelu(a);
-    sz_tensor *y = model_linear(&m->base, g, &m->merge2);
-    MODEL_RELEASE(normed, joined, a, g);
-    return y;
+    sz_tensor *h = normalise(x, m->ln_q, m->ln_q_b);
+    if (h) model_move(&h, sz_reshape2(h, h->numel / merged, merged));
+    model_move(&h, model_linear(&m->base, h, &m->merge0));
+    model_move(&h, sz_gelu(h));
+    model_move(&h, model_linear(&m->base, h, &m->merge2));
+    return h;
 }
 
 /* ---- the tower ---- */

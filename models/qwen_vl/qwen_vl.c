@@ -1,4 +1,4 @@
-/* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the list of weights, 8 bits, logits and
+/* qwen_vl.c - Qwen2-VL and Qwen2.5-VL: config checks, the list of weights, 8 and 4 bits, logits and
  * log-probabilities. The forward passes are in qwen_vision.c and qwen_text.c; Lua reads files and
  * JSON. Shapes: models/README.md. */
 #include "qwen_internal.h"
@@ -253,34 +253,44 @@ static void list_text(qwen_model *m)
     if (!c->tied) model_add(base, &m->lm_head, MODEL_SHAPE(c->vocab, c->hidden), "lm_head.weight");
 }
 
-/* ---- 8 bits ---- */
+/* ---- 8 and 4 bits ---- */
 static sz_tensor *head_weight(const qwen_model *m)
 {
     return m->config.tied ? m->embed : m->lm_head;
 }
 
-static int quantize_layer(qwen_layer *l)
+static int quantize_layer(qwen_layer *l, int bits)
 {
-    if (model_quantize_layers(&l->qkv8, (model_layer *[4]){ &l->q, &l->k, &l->v }) != 0) return -1;
-    if (model_quantize_layers(&l->o8, (model_layer *[4]){ &l->o }) != 0) return -1;
-    if (model_quantize_layers(&l->gate_up8, (model_layer *[4]){ &l->gate, &l->up }) != 0) return -1;
-    return model_quantize_layers(&l->down8, (model_layer *[4]){ &l->down });
+    const struct {
+        model_packed *packed;
+        model_layer *layers[4];
+    } list[] = {
+        { &l->qkv_packed, { &l->q, &l->k, &l->v } },
+        { &l->o_packed, { &l->o } },
+        { &l->gate_up_packed, { &l->gate, &l->up } },
+        { &l->down_packed, { &l->down } },
+    };
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
+        if (model_quantize_layers(list[i].packed, bits, list[i].layers) != 0) return -1;
+    return 0;
 }
 
-static int quantize(sz_model *base)
+static int quantize(sz_model *base, int bits)
 {
     qwen_model *m = qwen_of(base);
     model_layer logits = { .w = head_weight(m), .rows = m->share.vocab };
-    if (model_quantize_layers(&m->head, (model_layer *[4]){ &logits }) != 0) return -1;
+    if (model_quantize_layers(&m->head, bits, (model_layer *[4]){ &logits }) != 0) return -1;
     for (int i = 0; i < m->config.layers; i++) {
         qwen_layer *l = &m->layers[i];
-        if (quantize_layer(l) != 0) return -1;
-        base->quantized = true;
+        if (quantize_layer(l, bits) != 0) return -1;
+        base->quantized = bits;
         model_layer *unused[] = { &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down };
         for (size_t k = 0; k < sizeof unused / sizeof *unused; k++) model_unload_layer(unused[k]);
     }
     return 0;
 }
+
+static void release_packed_head(sz_model *base) { model_release_packed(&qwen_of(base)->head); }
 
 /* ---- logits and log-probabilities ---- */
 /* hidden [k, hidden] -> f32 [k, this shard's words]. */
@@ -288,8 +298,7 @@ static sz_tensor *own_logits(const qwen_model *m, sz_tensor *hidden)
 {
     /* The logits are not rounded, like the log-probabilities of training: in bf16 the sampler would
      * be off by a percent. */
-    const model_int8 *h = &m->head;
-    if (h->q) return sz_linear_int8(hidden, h->q, h->scale, NULL, h->rows, true);
+    if (m->head.q) return model_linear_packed(hidden, &m->head, true);
     if (!sz_grad_enabled()) return sz_linear_f32_out(hidden, head_weight(m));
 
     sz_tensor *logits = sz_linear(hidden, head_weight(m), NULL);
@@ -336,12 +345,12 @@ static void release(sz_model *base)
     qwen_model *m = qwen_of(base);
     for (int i = 0; m->layers && i < m->config.layers; i++) {
         qwen_layer *l = &m->layers[i];
-        model_release_int8(&l->qkv8);
-        model_release_int8(&l->o8);
-        model_release_int8(&l->gate_up8);
-        model_release_int8(&l->down8);
+        model_release_packed(&l->qkv_packed);
+        model_release_packed(&l->o_packed);
+        model_release_packed(&l->gate_up_packed);
+        model_release_packed(&l->down_packed);
     }
-    model_release_int8(&m->head);
+    model_release_packed(&m->head);
     free(m->blocks);
     free(m->layers);
 }
@@ -356,6 +365,7 @@ static const model_family family = {
     .cache = qwen_cache,
     .decode = qwen_decode,
     .quantize = quantize,
+    .release_packed_head = release_packed_head,
 };
 
 sz_model *sz_qwen_new(const sz_qwen_config *config)

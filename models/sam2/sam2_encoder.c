@@ -101,6 +101,7 @@ static int make_segments(block_ctx *k, const layout *keys, const layout *queries
     k->padding = 0;
     k->segments = sz_new2(SZ_I32, keys->images * across * across, 6, SZ_CPU);
     if (!k->segments) return -1;
+    sz_tensor_pin(k->segments); /* a block that runs again in the backward pass reads it */
 
     int32_t *s = sz_i32(k->segments);
     for (int64_t b = 0; b < keys->images; b++)
@@ -127,6 +128,8 @@ static int make_pooling(block_ctx *k, const layout *in, const layout *out)
     k->query_cells = sz_new2(SZ_I32, cells(out), 4, SZ_CPU);
     k->shortcut_cells = sz_new2(SZ_I32, cells(out), 4, SZ_CPU);
     if (!k->query_cells || !k->shortcut_cells) return -1;
+    sz_tensor_pin(k->query_cells);
+    sz_tensor_pin(k->shortcut_cells);
     for (int64_t b = 0; b < out->images; b++)
         for (int64_t y = 0; y < out->side; y++)
             for (int64_t x = 0; x < out->side; x++) {

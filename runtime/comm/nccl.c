@@ -291,12 +291,12 @@ static int reduce_piece(summing *s, char *p, int64_t n, const char *what)
     return sz_comm_exchange_direct(c, c->messages, count, what);
 }
 
-/* Workspace for chunks of n elements; sz_arena_back gives it back. */
+/* Workspace for chunks of n elements; sz_scratch_back gives it back. */
 static int summing_begin(summing *s, sz_comm *c, int dtype, int64_t n)
 {
     *s = (summing){ .comm = c, .dtype = dtype, .width = sz_dtype_size(dtype) };
     const size_t chunk = ((size_t)n * s->width + 15) / 16 * 16;
-    s->space = sz_arena_bytes(SZ_CUDA, chunk * (size_t)c->size);
+    s->space = sz_scratch_on(SZ_CUDA, chunk * (size_t)c->size);
     return s->space ? 0 : -1;
 }
 
@@ -305,7 +305,7 @@ int sz_comm_reduce_direct(sz_comm *c, sz_tensor *t, const char *what)
     const int64_t most = DIRECT_PIECE / (int64_t)sz_dtype_size(t->dtype);
     const int64_t piece = t->numel < most ? t->numel : most;
     const int64_t chunk = c->size == 2 ? piece : begin_of(c, piece, 1);
-    const sz_arena_mark mark = sz_arena_now();
+    const sz_scratch_mark mark = sz_scratch_now();
     summing s;
     int status = summing_begin(&s, c, t->dtype, chunk);
     for (int64_t at = 0; status == 0 && at < t->numel; at += piece) {
@@ -313,7 +313,7 @@ int sz_comm_reduce_direct(sz_comm *c, sz_tensor *t, const char *what)
         char *begin = (char *)t->data + (size_t)at * s.width;
         status = reduce_piece(&s, begin, left < piece ? left : piece, what);
     }
-    sz_arena_back(&mark);
+    sz_scratch_back(mark);
     return status;
 }
 
@@ -322,7 +322,7 @@ int sz_comm_scatter_direct(sz_comm *c, sz_tensor *whole, sz_tensor *part)
     const int64_t n = part->numel;
     const int64_t most = DIRECT_PIECE / (int64_t)sz_dtype_size(whole->dtype) / c->size + 1;
     const int64_t piece = n < most ? n : most;
-    const sz_arena_mark mark = sz_arena_now();
+    const sz_scratch_mark mark = sz_scratch_now();
     summing s;
     int status = summing_begin(&s, c, whole->dtype, piece);
     for (int64_t at = 0; status == 0 && at < n; at += piece) {
@@ -335,7 +335,7 @@ int sz_comm_scatter_direct(sz_comm *c, sz_tensor *whole, sz_tensor *part)
         char *out = (char *)part->data + (size_t)at * s.width;
         status = sum_chunks(&s, own, counts, out, "reduce_scatter");
     }
-    sz_arena_back(&mark);
+    sz_scratch_back(mark);
     return status;
 }
 
@@ -368,9 +368,9 @@ int sz_comm_join_direct(sz_comm *c, const sz_tensor *x, const int64_t *sizes, in
                         sz_tensor *y)
 {
     const sz_links *links = sz_device->links;
-    const sz_arena_mark mark = sz_arena_now();
+    const sz_scratch_mark mark = sz_scratch_now();
     const size_t row = sz_bytes(y) / (size_t)outer;
-    char *all = outer == 1 ? y->data : sz_arena_bytes(SZ_CUDA, sz_bytes(y));
+    char *all = outer == 1 ? y->data : sz_scratch_on(SZ_CUDA, sz_bytes(y));
     if (!all) return -1;
 
     /* The ranks' x one after another, and then, unless they are one run each, their runs. */
@@ -392,6 +392,6 @@ int sz_comm_join_direct(sz_comm *c, const sz_tensor *x, const int64_t *sizes, in
         from += sizes[r];
         to += run;
     }
-    sz_arena_back(&mark);
+    sz_scratch_back(mark);
     return status;
 }

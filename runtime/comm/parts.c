@@ -28,11 +28,11 @@ typedef struct {
 
 typedef struct {
     sz_comm *comm;
-    bool sums;          /* sums to the owner; false: sends from the owner */
-    bool direct;        /* all tensors are on devices that talk to each other (nccl.c) */
-    sz_arena_mark mark; /* of the arena before its space, if direct */
-    int count;          /* of segments */
-    size_t used;        /* of the space, at most; while the messages are made: so far */
+    bool sums;            /* sums to the owner; false: sends from the owner */
+    bool direct;          /* all tensors are on devices that talk to each other (nccl.c) */
+    sz_scratch_mark mark; /* of the arena before its space, if direct */
+    int count;            /* of segments */
+    size_t used;          /* of the space, at most; while the messages are made: so far */
     segment segments[SEGMENTS];
     char *space;           /* SZ_COMM_PIECE bytes and the alignment of each piece */
     char **pieces;         /* [SEGMENTS, size]: this rank's elements of each rank's range */
@@ -43,7 +43,7 @@ typedef struct {
 static void bucket_free(bucket *b)
 {
     if (!b) return;
-    if (b->direct) sz_arena_back(&b->mark);
+    if (b->direct) sz_scratch_back(b->mark);
     else free(b->space);
     free(b->pieces);
     free(b->received);
@@ -59,8 +59,8 @@ static size_t space_bytes(const sz_comm *c)
 static void *new_space(bucket *b)
 {
     if (!b->direct) return malloc(space_bytes(b->comm));
-    b->mark = sz_arena_now();
-    return sz_arena_bytes(SZ_CUDA, space_bytes(b->comm));
+    b->mark = sz_scratch_now();
+    return sz_scratch_on(SZ_CUDA, space_bytes(b->comm));
 }
 
 /* direct: of sz_comm_is_direct; NULL with a message. */

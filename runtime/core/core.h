@@ -50,8 +50,7 @@ static inline int64_t sz_place_run(const sz_place *p, int64_t i, int64_t count, 
 void *sz_scratch(size_t bytes);
 /* restore() gives back, before the kernel returns, what was asked for since save(). */
 typedef struct {
-    size_t chunk, used;
-    int guards;
+    int mark, guards;
 } sz_scratch_state;
 sz_scratch_state sz_scratch_save(void);
 void sz_scratch_restore(sz_scratch_state s);
@@ -68,7 +67,16 @@ typedef struct {
     int op; /* -1: a checkpointed part (sz_checkpoint) */
     sz_call call;
     struct sz_recompute *recompute; /* of such a part */
+    uint8_t idle_in, idle_out;      /* bit i: this reference does not need the tensor's bytes */
 } sz_node;
+
+/* What an op's gradient rule reads the bytes of, one bit for each input and output, and whether
+ * output 0 is cheap to compute again from the inputs, which the rule reads too (ops/reads.c). */
+typedef struct {
+    uint8_t in, out;
+    bool again;
+} sz_gradient_reads;
+sz_gradient_reads sz_reads_of(int op);
 
 enum {
 #define SZ_OP(name, ...) SZ_OP_##name,
@@ -99,6 +107,8 @@ extern const sz_op_row sz_ops[SZ_OP_COUNT];
 /* Checks, makes outputs, runs the kernel, records. 0 with c->out set to new references, or -1
  * with a message. */
 int sz_apply(int op, sz_call *c);
+/* Runs the kernel of a call once more, into the outputs that it has. 0, or -1 with a message. */
+int sz_apply_again(int op, const sz_call *c);
 
 /* ---- tape ---- */
 int sz_tape_record(int op, const sz_call *c);

@@ -163,6 +163,16 @@ static int run_kernel(int op, const sz_call *c, int device)
     return sz_scratch(bytes) ? 0 : -1;
 }
 
+int sz_apply_again(int op, const sz_call *c)
+{
+    const int device = device_of(op, c);
+    if (device < 0) return -1;
+    sz_scratch_begin();
+    const int rc = run_kernel(op, c, device);
+    sz_scratch_end();
+    return rc;
+}
+
 int sz_apply(int op, sz_call *c)
 {
     if (sz_interrupt_pending()) return sz_fail("interrupted");

@@ -27,18 +27,29 @@ void sz_guard_write(int device, char *p);
 void sz_guard_check(int device, const char *p);
 
 /* ---- the step arena (arena.c) ---- */
-/* Where the next byte of each device goes. */
-typedef struct {
-    size_t chunk, used;
-} sz_arena_place;
-typedef struct {
-    sz_arena_place top[SZ_DEVICES];
-} sz_arena_mark;
-sz_arena_mark sz_arena_now(void);
-void sz_arena_back(const sz_arena_mark *mark);
-/* Bytes of the arena; NULL with a message when memory is out. */
-void *sz_arena_bytes(int device, size_t bytes);
+typedef struct sz_arena_block sz_arena_block;
+/* A block of at least that many bytes, with one reference; NULL with a message when memory is
+ * out. */
+sz_arena_block *sz_arena_take(int device, size_t bytes);
+sz_arena_block *sz_arena_retain(sz_arena_block *b);
+/* NULL is allowed. With guards on, the bytes of a block that is free are NaN. */
+void sz_arena_release_block(sz_arena_block *b);
+void *sz_arena_data(const sz_arena_block *b);
+size_t sz_arena_bytes(const sz_arena_block *b);
+/* Gives the memory behind a long free end of a chunk back to the system; the addresses stay. For
+ * the walk back: parameters' gradients need memory as activations stop to. Host memory only. */
+void sz_arena_trim(void);
+/* A hash of which blocks of a device are in use: from equal states, equal calls give equal
+ * addresses. */
+uint64_t sz_arena_state(int device);
 
+/* ---- workspace (scratch.c) ---- */
+/* Bytes of the arena until sz_scratch_back with an earlier mark; NULL with a message when memory is
+ * out. */
+void *sz_scratch_on(int device, size_t bytes);
+typedef int sz_scratch_mark;
+sz_scratch_mark sz_scratch_now(void);
+void sz_scratch_back(sz_scratch_mark mark);
 /* sz_scratch on the backend's device. */
 void *sz_device_scratch(size_t bytes);
 /* Workspace asked for between the two calls is taken back by the second. */

@@ -26,7 +26,7 @@ TABLE(avx512_vnni);
 typedef struct {
     const char *name;
     const sz_cpu_kernels *all;  /* every op */
-    const sz_cpu_kernels *int8; /* where the 8-bit products differ, else NULL */
+    const sz_cpu_kernels *int8; /* where products of few bits differ, else NULL */
     dnnl_cpu_isa_t isa;         /* the most that oneDNN may use */
 } kind;
 
@@ -88,7 +88,8 @@ static int chosen = -1;
 static void choose(int i)
 {
     kernels = *kinds[i].all;
-    if (kinds[i].int8) kernels.ops[SZ_OP_linear_int8] = kinds[i].int8->ops[SZ_OP_linear_int8];
+    for (int op = 0; kinds[i].int8 && op < SZ_OP_COUNT; op++)
+        if (kinds[i].int8->ops[op]) kernels.ops[op] = kinds[i].int8->ops[op];
     chosen = i;
 }
 
@@ -145,7 +146,7 @@ int sz_processor_choose(int i)
     if (i == chosen) return 0;
     if (chosen >= 0)
         return sz_fail("the kernels of '%s' are in use already, so those of '%s' cannot be chosen",
-                       kinds[chosen].name, name);
+                       sz_processor_name(chosen), name);
     if (limit_onednn(i) != 0) return -1;
     choose(i);
     return 0;

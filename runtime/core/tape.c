@@ -4,11 +4,14 @@
  * calls the gradient rule of each op (ops/<family>.c), and so reaches the parameters. A parameter's
  * gradient accumulates in f32 (or bf16 where asked for) until the optimizer clears it. An
  * activation's gradient is assigned, and added to where the value was used twice.
+ * A node keeps the bytes of those tensors that its rule reads. The results of cheap ops are not
+ * kept: when a rule reads one, the op that made it runs again (ops/reads.c).
  * A checkpointed part is one node that knows how to run again (sz_checkpoint). A shared tensor
  * collects the gradients of several walks (sz_share).
  * Leaves out: gradients of gradients.
  */
 #include "core.h"
+#include "scope.h"
 #include "tape.h"
 #include <stdlib.h>
 
@@ -49,12 +52,21 @@ static sz_node *node_push(int op)
     return n;
 }
 
+static bool has_bit(uint8_t bits, int i) { return bits >> i & 1; }
+
+/* Drops the node's reference to a tensor. */
+static void drop(sz_tensor *t, bool idle)
+{
+    if (t && idle) t->idle--;
+    sz_tensor_release(t);
+}
+
 static void node_drop(sz_node *n)
 {
-    for (int i = 0; i < SZ_MAX_IN; i++) sz_tensor_release(n->call.in[i]);
+    for (int i = 0; i < SZ_MAX_IN; i++) drop(n->call.in[i], has_bit(n->idle_in, i));
     for (int i = 0; i < SZ_MAX_OUT; i++) {
         if (n->call.out[i]) n->call.out[i]->node = -1;
-        sz_tensor_release(n->call.out[i]);
+        drop(n->call.out[i], has_bit(n->idle_out, i));
     }
     if (n->recompute) {
         sz_tensor_release(n->recompute->ctx);
@@ -69,14 +81,41 @@ void sz_tape_truncate(int length)
 
 static bool floating(const sz_tensor *t) { return t->dtype == SZ_F32 || t->dtype == SZ_BF16; }
 
+/* Whether t is the result of an op that runs again when its bytes are gone and a rule needs
+ * them. */
+static bool comes_again(const sz_tensor *t)
+{
+    if (t->node < 0) return false;
+    const sz_node *maker = &nodes[t->node];
+    return maker->op >= 0 && maker->call.out[0] == t && sz_reads_of(maker->op).again;
+}
+
+/* Keeps the call's tensors, and the bytes of those that the op's gradient rule reads. */
+static void keep(sz_node *n)
+{
+    const sz_gradient_reads reads = sz_reads_of(n->op);
+    for (int i = 0; i < SZ_MAX_IN; i++) {
+        sz_tensor *t = sz_tensor_retain(n->call.in[i]);
+        if (!t || (has_bit(reads.in, i) && !comes_again(t))) continue;
+        n->idle_in |= (uint8_t)(1 << i);
+        t->idle++;
+    }
+    for (int i = 0; i < SZ_MAX_OUT; i++) {
+        sz_tensor *t = sz_tensor_retain(n->call.out[i]);
+        if (!t || has_bit(reads.out, i)) continue;
+        n->idle_out |= (uint8_t)(1 << i);
+        t->idle++;
+    }
+}
+
 int sz_tape_record(int op, const sz_call *c)
 {
     sz_node *n = node_push(op);
     if (!n) return -1;
     n->call = *c;
-    for (int i = 0; i < SZ_MAX_IN; i++) sz_tensor_retain(n->call.in[i]);
+    keep(n);
     for (int i = 0; i < SZ_MAX_OUT; i++) {
-        sz_tensor *t = sz_tensor_retain(n->call.out[i]);
+        sz_tensor *t = n->call.out[i];
         if (!t || !floating(t)) continue;
         t->node = node_count - 1;
         t->flags |= SZ_REQUIRES_GRAD;
@@ -157,16 +196,51 @@ static void drop_output_grads(sz_node *n)
     }
 }
 
+/* Computes the result of a node again whose bytes were given back. The node then keeps them until
+ * it is dropped. */
+static int compute_again(sz_node *maker)
+{
+    sz_tensor *y = maker->call.out[0];
+    sz_call c = { .in = { NULL }, .out = { y } };
+    memcpy(c.in, maker->call.in, sizeof c.in);
+    memcpy(c.args, maker->call.args, sizeof c.args);
+    y->idle--;
+    maker->idle_out &= (uint8_t)~1;
+    if (sz_tensor_take_bytes(y) != 0) return -1;
+    return sz_apply_again(maker->op, &c);
+}
+
+/* Brings back what the node's rule reads. The inputs of an op that comes again are read by its own
+ * rule, so they may have to come again first. */
+static int bring_back(const sz_node *n)
+{
+    const sz_gradient_reads reads = sz_reads_of(n->op);
+    for (int i = 0; i < SZ_MAX_IN; i++) {
+        const sz_tensor *t = n->call.in[i];
+        if (!t || t->data || !has_bit(reads.in, i) || t->node < 0) continue;
+        sz_node *maker = &nodes[t->node];
+        if (bring_back(maker) != 0 || compute_again(maker) != 0) return -1;
+    }
+    return 0;
+}
+
 /* Takes nodes off the end, down to that length, and runs their rules. */
 static int walk_back(int length)
 {
+    static int depth; /* more than 1 in a part that runs again: its memory is needed again soon */
     int rc = 0;
+    depth++;
     while (rc == 0 && node_count > length) {
         sz_node n = nodes[--node_count];
-        if (is_reached(&n)) rc = n.op < 0 ? recompute_backward(&n) : sz_ops[n.op].gradient(&n);
+        if (is_reached(&n)) {
+            rc = bring_back(&n);
+            if (rc == 0) rc = n.op < 0 ? recompute_backward(&n) : sz_ops[n.op].gradient(&n);
+        }
         drop_output_grads(&n);
         node_drop(&n);
+        if (depth == 1 && n.op >= 0) sz_arena_trim();
     }
+    depth--;
     sz_tape_truncate(length);
     return rc;
 }

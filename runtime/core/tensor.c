@@ -1,9 +1,10 @@
 /* tensor.c - tensor objects: making, viewing, copying, and moving them between devices.
  *
  * A tensor's bytes have one of three lifetimes. Model and handle: a heap block or a mapped file,
- * counted by an sz_storage (heap.c, storage.c). Step: the arena, cleared with its scope (arena.c,
- * scope.c). The object itself is always reference counted and comes from a pool here, so that a
- * handle to an arena tensor outlives the scope, with data = NULL.
+ * counted by an sz_storage (heap.c, storage.c). Step: a block of the arena (arena.c), given back
+ * when no reference needs the bytes any more, at the latest with the scope (scope.c). The object
+ * itself is always reference counted and comes from a pool here, so that a handle to an arena
+ * tensor outlives the scope, with data = NULL.
  * Leaves out: strides. Every tensor is contiguous.
  */
 #include "core.h"
@@ -82,13 +83,40 @@ void sz_tensor_release(sz_tensor *t)
 {
     if (!t) return;
     SZ_ASSERT(t->refs > 0, "a tensor is released more often than retained");
-    if (--t->refs > 0) return;
+    if (--t->refs > 0) {
+        if (t->refs == t->idle && !(t->flags & SZ_PINNED)) sz_tensor_drop_bytes(t);
+        return;
+    }
     sz_tensor_release(t->grad);
     sz_storage_release(t->storage);
+    sz_arena_release_block(t->block);
+    t->block = NULL;
     t->storage = NULL;
     t->data = NULL;
     t->grad = pool;
     pool = t;
+}
+
+/* ---- bytes in the arena ---- */
+void sz_tensor_drop_bytes(sz_tensor *t)
+{
+    if (!t->block) return;
+    sz_arena_release_block(t->block);
+    t->block = NULL;
+    t->data = NULL;
+}
+
+int sz_tensor_take_bytes(sz_tensor *t)
+{
+    t->block = sz_arena_take(t->device, sz_bytes(t));
+    if (!t->block) return -1;
+    t->data = sz_arena_data(t->block);
+    return 0;
+}
+
+void sz_tensor_pin(sz_tensor *t)
+{
+    if (t && !t->storage) t->flags |= SZ_PINNED;
 }
 
 /* ---- new tensors ---- */
@@ -127,8 +155,7 @@ sz_tensor *sz_tensor_new(int dtype, int ndim, const int64_t *shape, int device)
     if (!sz_scope_depth()) return sz_tensor_new_heap(dtype, ndim, shape, device);
     sz_tensor *t = object_shaped(dtype, ndim, shape, device);
     if (!t) return NULL;
-    t->data = sz_arena_bytes(device, sz_bytes(t) ? sz_bytes(t) : 1);
-    if (t->data && sz_scope_add(t) == 0) return t;
+    if (sz_tensor_take_bytes(t) == 0 && sz_scope_add(t) == 0) return t;
     sz_tensor_release(t);
     return NULL;
 }
@@ -165,6 +192,17 @@ sz_tensor *sz_tensor_over(sz_storage *s, int dtype, int ndim, const int64_t *sha
     return t;
 }
 
+sz_tensor *sz_tensor_over_block(const sz_tensor *t, sz_arena_block *b, void *bytes)
+{
+    sz_tensor *v = object_shaped(t->dtype, t->ndim, t->shape, t->device);
+    if (!v) return NULL;
+    v->data = bytes;
+    v->block = sz_arena_retain(b);
+    if (sz_scope_add(v) == 0) return v;
+    sz_tensor_release(v);
+    return NULL;
+}
+
 sz_tensor *sz_tensor_view(sz_tensor *t, int ndim, const int64_t *shape, int64_t first)
 {
     if (sz_tensor_alive(t) != 0) return NULL;
@@ -173,6 +211,7 @@ sz_tensor *sz_tensor_view(sz_tensor *t, int ndim, const int64_t *shape, int64_t 
     SZ_ASSERT(first >= 0 && first + v->numel <= t->numel, "a view reaches past its tensor");
     v->data = (char *)t->data + (size_t)first * sz_dtype_size(t->dtype);
     v->storage = sz_storage_retain(t->storage);
+    v->block = sz_arena_retain(t->block);
     if (v->storage || sz_scope_add(v) == 0) return v;
     sz_tensor_release(v);
     return NULL;
@@ -294,7 +333,7 @@ static int convert_part(sz_tensor *dst, sz_tensor *src, int64_t first, int64_t n
     to.device = src->device;
     void *place = element(dst, first);
     const bool same_device = dst->device == src->device;
-    to.data = same_device ? place : sz_arena_bytes(src->device, sz_bytes(&to));
+    to.data = same_device ? place : sz_scratch_on(src->device, sz_bytes(&to));
     if (!to.data) return -1;
 
     sz_kernel cast = src->device == SZ_CPU ? sz_processor()->ops[SZ_OP_cast]
@@ -318,12 +357,12 @@ int sz_tensor_copy(sz_tensor *dst, sz_tensor *src)
 
     /* Between devices in pieces, so that the arena need not hold a whole embedding. */
     const int64_t piece = dst->device == src->device ? src->numel : PIECE;
-    const sz_arena_mark before = sz_arena_now();
+    const sz_scratch_mark before = sz_scratch_now();
     int rc = 0;
     for (int64_t i = 0; rc == 0 && i < src->numel; i += piece) {
         const int64_t left = src->numel - i;
         rc = convert_part(dst, src, i, left < piece ? left : piece);
-        sz_arena_back(&before);
+        sz_scratch_back(before);
     }
     return rc;
 }

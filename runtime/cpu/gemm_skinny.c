@@ -1,12 +1,16 @@
 /* gemm_skinny.c - y[i, j] = x[i] . w[j] for few rows of x, as in decoding: one pass over w from
  * memory.
  *
- * A chunk of CHUNK_W weight rows meets a block of up to ROWS_X rows of x, panel by panel of
+ * A chunk of up to CHUNK_W weight rows meets a block of up to ROWS_X rows of x, panel by panel of
  * columns, so that the panel of x stays in the first-level cache; further blocks of x find the
  * chunk in the second. The products of R weight rows and M rows of x are vectors of sums in
- * registers, which are kept in memory between panels. Lane l sums its own columns, and the lanes
- * are added only at the end. The order of a sum depends on k alone, so an answer's numbers do not
- * depend on how many answers decode with it.
+ * registers, which are kept in memory between panels. With 16 registers (AVX2, SSE) a block is
+ * computed in two passes of up to 4 rows, which share the weights in the first-level cache. Lane l
+ * sums its own columns, and the lanes are added only at the end. The order of a sum depends on k
+ * alone, so an answer's numbers do not depend on how many answers decode with it.
+ *
+ * While a chunk is computed, the next one of the same thread is prefetched, spread evenly over all
+ * passes: otherwise memory idles while a later pass computes.
  *
  * A vector of 32-bit words holds two bf16 weights in each lane: a shift gives the even columns, a
  * mask the odd ones. x is packed for that: f32, the even columns of each BLOCK_K first (in order
@@ -16,23 +20,52 @@
 #include "gemm.h"
 #include "gemm_tile.h"
 
-enum { CHUNK_W = 24, ROWS_X = 8, BLOCK_K = 2 * SZ_LANES, PANEL_FLOATS = 4096 };
+/* Long rows of weights: in chunks of half the size if there is only one block of x. */
+enum { CHUNK_W = 24, LONG_ROW_BYTES = 8192 };
+
+/* R * M is at most MAX_SUMS. */
+enum { ROWS_X = 8, BLOCK_K = 2 * SZ_LANES, PANEL_FLOATS = 2048, MAX_R = 4, MAX_SUMS = 24 };
+
+/* Rows of x of one pass: with 16 registers and FMA, 4 times the sums of 3 weight rows. Without FMA
+ * (SSE) the products are limited before the registers are. */
+#if defined(__FMA__) && !defined(__AVX512F__)
+#define NARROW_PASSES
+enum { PASS_ROWS = 4 };
+#else
+enum { PASS_ROWS = ROWS_X };
+#endif
 
 typedef uint32_t word_vec __attribute__((vector_size(4 * SZ_LANES)));
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(2), may_alias));
 
-/* BLOCK_K elements as two vectors: f32 in order; of bf16, the even and the odd ones. */
-static inline __attribute__((always_inline)) void load_block(const char *src, const int dtype,
-                                                             sz_vec v[2])
+/* Has the compiler hold v in a register: left alone, GCC reads x again for each weight row, and
+ * keeps sums in memory. Without FMA, reading x again is faster. */
+#if defined(__FMA__)
+#define IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define IN_REGISTER(v)
+#endif
+
+/* The odd columns of a vector of words. Volatile where it would take one of 16 registers. */
+#ifdef NARROW_PASSES
+static const volatile uint32_t odd_mask[SZ_LANES]
+    __attribute__((aligned(64))) = { [0 ... SZ_LANES - 1] = 0xffff0000u };
+#define ODD_MASK (*(const volatile word_vec *)odd_mask)
+#else
+#define ODD_MASK 0xffff0000u
+#endif
+
+/* Half of BLOCK_K elements as f32: the first or second half of f32; of bf16, the even or the odd
+ * ones. */
+static inline __attribute__((always_inline)) sz_vec load_half(const char *src, const int dtype,
+                                                              const int half)
 {
-    if (dtype == SZ_F32) {
-        v[0] = sz_vec_load((const float *)src);
-        v[1] = sz_vec_load((const float *)src + SZ_LANES);
-    } else {
-        word_vec both = *(const word_vec_any *)src;
-        v[0] = (sz_vec)(both << 16);
-        v[1] = (sz_vec)(both & 0xffff0000u);
-    }
+    if (dtype == SZ_F32) return sz_vec_load((const float *)src + half * SZ_LANES);
+    word_vec both = *(const word_vec_any *)src;
+    if (half == 0) return (sz_vec)(both << 16);
+    return (sz_vec)(both & ODD_MASK);
 }
 
 /* Packs x into blocks of ROWS_X rows (the last may have fewer), each [k /
@@ -56,10 +89,8 @@ static float *pack_x(const void *x, int64_t m, int64_t k, int64_t ld, int dtype,
             char tail[BLOCK_K * sizeof(float)] = { 0 };
             const char *block = src;
             if (p + BLOCK_K > k) block = memcpy(tail, src, (size_t)(k - p) * size);
-            sz_vec v[2];
-            load_block(block, dtype, v);
-            sz_vec_store(dst, v[0]);
-            sz_vec_store(dst + rows * SZ_LANES, v[1]);
+            sz_vec_store(dst, load_half(block, dtype, 0));
+            sz_vec_store(dst + rows * SZ_LANES, load_half(block, dtype, 1));
         }
     }
     return packed;
@@ -83,106 +114,148 @@ static inline __attribute__((always_inline)) sz_vec lane_sums(sz_vec *v)
     return v[0];
 }
 
-/* sums [R][M] += R weight rows at w[r] times M rows of x over k columns, which are whole blocks.
- * The weights that are needed next are at w[r] + prefetch. M, R and dtype are constants where it is
- * inlined, so that the sums become registers. */
+/* Where the weights that are needed later are: `distance` bytes after those in use, of which pass
+ * `pass` of `passes` fetches its part. */
+typedef struct {
+    ptrdiff_t distance;
+    int64_t pass, passes;
+} prefetcher;
+
+/* sums [R][M] += R weight rows at w[r] times M rows of x over k columns, which are whole blocks. x
+ * and sums have `rows` rows. M, R and dtype are constants where it is inlined, so that the sums
+ * become registers. */
 static inline __attribute__((always_inline)) void dots(const int M, const int R, const int dtype,
-                                                       int64_t k, const float *x,
-                                                       const char *const *w, ptrdiff_t prefetch,
-                                                       bool add, sz_vec *sums)
+                                                       int64_t rows, int64_t k, const float *x,
+                                                       const char *const *w,
+                                                       const prefetcher *ahead, bool add,
+                                                       sz_vec *sums)
 {
     const int64_t size = dtype == SZ_F32 ? 4 : 2;
-    sz_vec s[4 * 4 > 3 * ROWS_X ? 16 : 3 * ROWS_X];
-#pragma GCC unroll 24
-    for (int i = 0; i < R * M; i++) s[i] = add ? sums[i] : (sz_vec){ 0 };
-
-    for (int64_t p = 0; p < k; p += BLOCK_K) {
-        /* One block of each weight row. */
-        sz_vec a[4][2];
+    ptrdiff_t later = ahead->distance + ahead->pass * k * size / ahead->passes;
+    const ptrdiff_t step = BLOCK_K * size / ahead->passes;
+    sz_vec s[MAX_SUMS];
 #pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            const char *block = w[r] + p * size;
-            load_block(block, dtype, a[r]);
-            for (int64_t line = 0; line < BLOCK_K * size; line += 64)
-                __builtin_prefetch(block + line + prefetch);
-        }
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) s[r * M + i] = add ? sums[r * rows + i] : (sz_vec){ 0 };
 
-        /* Times the same block of each row of x. */
+    for (int64_t p = 0; p < k; p += BLOCK_K, x += rows * BLOCK_K, later += step) {
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++)
+            for (int64_t line = 0; line < BLOCK_K * size; line += 64)
+                __builtin_prefetch(w[r] + later + line);
+
+                /* Half a block of each weight row, times that of each row of x. */
 #pragma GCC unroll 2
-        for (int half = 0; half < 2; half++)
+        for (int half = 0; half < 2; half++) {
+            sz_vec a[MAX_R];
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) a[r] = load_half(w[r] + p * size, dtype, half);
 #pragma GCC unroll 8
             for (int i = 0; i < M; i++) {
-                sz_vec in = sz_vec_load(x + p * M + (half * M + i) * SZ_LANES);
+                sz_vec in = sz_vec_load(x + (half * rows + i) * SZ_LANES);
+                IN_REGISTER(in);
 #pragma GCC unroll 4
-                for (int r = 0; r < R; r++) s[r * M + i] += a[r][half] * in;
+                for (int r = 0; r < R; r++) {
+                    s[r * M + i] += a[r] * in;
+                    IN_REGISTER(s[r * M + i]);
+                }
             }
+        }
     }
 
-#pragma GCC unroll 24
-    for (int i = 0; i < R * M; i++) sums[i] = s[i];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++) sums[r * rows + i] = s[r * M + i];
 }
 
-/* M rows of x times n rows of w over one panel. row_bytes is from one row of w to the next, next
- * from this panel of w to the one that follows. Rows from n on repeat the last one, and their sums
- * are not used. */
-static inline __attribute__((always_inline)) void panel(const int M, const int dtype, int64_t n,
-                                                        int64_t k, const float *x, const char *w,
-                                                        size_t row_bytes, ptrdiff_t next, bool add,
-                                                        sz_vec *sums)
+/* What the sums of a panel come from: n rows of w, row_bytes apart, times the rows of x, over k
+ * columns. */
+typedef struct {
+    int64_t n, k;
+    const float *x;
+    const char *w;
+    size_t row_bytes;
+    bool add; /* to sums, instead of setting them */
+} panel_work;
+
+/* M1 and then M2 rows of x (M2 may be 0), R rows of w at a time. Rows from n on repeat the last
+ * one, and their sums are not used. */
+static inline __attribute__((always_inline)) void panel(const int M1, const int M2, const int R,
+                                                        const int dtype, const panel_work *p,
+                                                        prefetcher ahead, sz_vec *sums)
 {
-    const int R = M <= 4 ? 4 : 3;
-    for (int64_t j = 0; j < n; j += R) {
-        const char *rows[4];
-        for (int r = 0; r < R; r++) rows[r] = w + (size_t)(j + r < n ? j + r : n - 1) * row_bytes;
-        ptrdiff_t to_next = next - (ptrdiff_t)((size_t)j * row_bytes);
-        ptrdiff_t prefetch = j + R < n ? (ptrdiff_t)(R * row_bytes) : to_next;
-        dots(M, R, dtype, k, x, rows, prefetch, add, sums + j * M);
+    const int M = M1 + M2;
+    prefetcher second = ahead;
+    second.pass++;
+    for (int64_t j = 0; j < p->n; j += R) {
+        const char *w[MAX_R];
+        for (int r = 0; r < R; r++)
+            w[r] = p->w + (size_t)(j + r < p->n ? j + r : p->n - 1) * p->row_bytes;
+        dots(M1, R, dtype, M, p->k, p->x, w, &ahead, p->add, sums + j * M);
+        if (M2)
+            dots(M2, R, dtype, M, p->k, p->x + M1 * SZ_LANES, w, &second, p->add,
+                 sums + j * M + M1);
     }
 }
 
 /* panel for any m <= ROWS_X. */
-static __attribute__((noinline)) void any_panel(int64_t m, int dtype, int64_t n, int64_t k,
-                                                const float *x, const char *w, size_t row_bytes,
-                                                ptrdiff_t next, bool add, sz_vec *sums)
+static __attribute__((noinline)) void any_panel(int64_t m, int dtype, const panel_work *p,
+                                                prefetcher ahead, sz_vec *sums)
 {
-#define CASE(M, dtype) \
-    case M + ROWS_X *(dtype): \
-        panel(M, dtype, n, k, x, w, row_bytes, next, add, sums); \
-        break
+#define CASE(M1, M2, R, dtype) \
+    case M1 + M2 + ROWS_X *(dtype): panel(M1, M2, R, dtype, p, ahead, sums); break
+
+    /* The sums of R rows of weights and those of x in one pass are 12, or 24 of 32 registers. */
+#define CASES_FEW(dtype) \
+    CASE(1, 0, 4, dtype); \
+    CASE(2, 0, 4, dtype)
+#ifndef NARROW_PASSES
 #define CASES(dtype) \
-    CASE(1, dtype); \
-    CASE(2, dtype); \
-    CASE(3, dtype); \
-    CASE(4, dtype); \
-    CASE(5, dtype); \
-    CASE(6, dtype); \
-    CASE(7, dtype); \
-    CASE(8, dtype)
+    CASES_FEW(dtype); \
+    CASE(3, 0, 4, dtype); \
+    CASE(4, 0, 4, dtype); \
+    CASE(5, 0, 3, dtype); \
+    CASE(6, 0, 3, dtype); \
+    CASE(7, 0, 3, dtype); \
+    CASE(8, 0, 3, dtype)
+#else
+#define CASES(dtype) \
+    CASES_FEW(dtype); \
+    CASE(3, 0, 3, dtype); \
+    CASE(4, 0, 3, dtype); \
+    CASE(3, 2, 3, dtype); \
+    CASE(3, 3, 3, dtype); \
+    CASE(4, 3, 3, dtype); \
+    CASE(4, 4, 3, dtype)
+#endif
     switch (m + ROWS_X * dtype) {
         CASES(SZ_F32);
         CASES(SZ_BF16);
     }
 #undef CASES
+#undef CASES_FEW
 #undef CASE
 }
 
 /* A block of m <= ROWS_X rows of x times n <= CHUNK_W rows of w. */
 static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, const char *w,
-                              int64_t ldw, int dtype, float beta, float *y, int64_t ldy)
+                              int64_t ldw, int dtype, prefetcher ahead, float beta, float *y,
+                              int64_t ldy)
 {
     sz_vec sums[CHUNK_W * ROWS_X + SZ_LANES];
     const int64_t whole = k - k % BLOCK_K;
-    const int64_t width = PANEL_FLOATS / m / BLOCK_K * BLOCK_K;
+    const int64_t width = (m <= 4 ? 2 : 1) * PANEL_FLOATS / m / BLOCK_K * BLOCK_K;
     const size_t size = sz_dtype_size(dtype);
     const size_t row_bytes = (size_t)ldw * size;
 
-    /* The panels of whole blocks. After the last one comes the next chunk. */
+    /* The panels of whole blocks. */
     for (int64_t p = 0; p < whole; p += width) {
-        int64_t cols = whole - p < width ? whole - p : width;
-        size_t to_chunk = (size_t)n * row_bytes - (size_t)p * size;
-        size_t next = p + cols < whole ? (size_t)cols * size : to_chunk;
-        any_panel(m, dtype, n, cols, x + p * m, w + (size_t)p * size, row_bytes, (ptrdiff_t)next,
-                  p > 0, sums);
+        panel_work work = { n,         whole - p < width ? whole - p : width,
+                            x + p * m, w + (size_t)p * size,
+                            row_bytes, p > 0 };
+        any_panel(m, dtype, &work, ahead, sums);
     }
 
     /* The partial block at the end, from a copy that ends in zeros. */
@@ -191,7 +264,8 @@ static void chunk_times_block(int64_t m, int64_t n, int64_t k, const float *x, c
         for (int64_t j = 0; j < n; j++)
             memcpy(tail[j], w + (size_t)j * row_bytes + (size_t)whole * size,
                    (size_t)(k - whole) * size);
-        any_panel(m, dtype, n, BLOCK_K, x + whole * m, tail[0], sizeof tail[0], 0, whole > 0, sums);
+        panel_work work = { n, BLOCK_K, x + whole * m, tail[0], sizeof tail[0], whole > 0 };
+        any_panel(m, dtype, &work, (prefetcher){ 0, 0, 1 }, sums);
     }
 
     /* Add the lanes, and store. */
@@ -206,22 +280,41 @@ static int64_t padded_columns(int64_t k) { return (k + BLOCK_K - 1) / BLOCK_K * 
 
 int64_t sz_gemm_skinny_workspace(int64_t m, int64_t k) { return 4 * m * padded_columns(k); }
 
+static int64_t passes(int64_t rows) { return (rows + PASS_ROWS - 1) / PASS_ROWS; }
+
 int sz_gemm_skinny(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, const void *w,
                    int64_t ldw, int dtype, float beta, float *y, int64_t ldy)
 {
+    const int64_t row_bytes = ldw * (int64_t)sz_dtype_size(dtype);
+    const bool small = m <= ROWS_X && row_bytes > LONG_ROW_BYTES;
+    const int64_t chunk_rows = small ? CHUNK_W / 2 : CHUNK_W;
+    const int64_t chunks = (n + chunk_rows - 1) / chunk_rows;
     const int64_t padded = padded_columns(k);
-    const int64_t chunks = (n + CHUNK_W - 1) / CHUNK_W;
     const float *packed = pack_x(x, m, k, ldx, dtype, padded);
     if (!packed) return -1;
 
-#pragma omp parallel for schedule(dynamic, 4) if (n * k > 16384)
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        int64_t j = chunk * CHUNK_W;
-        int64_t rows = n - j < CHUNK_W ? n - j : CHUNK_W;
-        const char *w_rows = (const char *)w + (size_t)(j * ldw) * sz_dtype_size(dtype);
-        for (int64_t i = 0; i < m; i += ROWS_X)
-            chunk_times_block(m - i < ROWS_X ? m - i : ROWS_X, rows, k, packed + i * padded, w_rows,
-                              ldw, dtype, beta, y + i * ldy + j, ldy);
+    /* A thread takes the next chunk before it computes one, because it prefetches it. */
+    int64_t taken = 0;
+#pragma omp parallel if (n * k > 16384)
+    {
+        int64_t chunk;
+        int64_t next;
+#pragma omp atomic capture
+        chunk = taken++;
+        for (; chunk < chunks; chunk = next) {
+#pragma omp atomic capture
+            next = taken++;
+            prefetcher ahead = { 0, 0, passes(m) };
+            if (next < chunks) ahead.distance = (next - chunk) * chunk_rows * row_bytes;
+            const int64_t j = chunk * chunk_rows;
+            const int64_t rows = n - j < chunk_rows ? n - j : chunk_rows;
+            for (int64_t i = 0; i < m; i += ROWS_X) {
+                ahead.pass = passes(i);
+                chunk_times_block(m - i < ROWS_X ? m - i : ROWS_X, rows, k, packed + i * padded,
+                                  (const char *)w + j * row_bytes, ldw, dtype, ahead, beta,
+                                  y + i * ldy + j, ldy);
+            }
+        }
     }
     return 0;
 }

@@ -20,21 +20,36 @@
 /* A block of 16 rows of weights is VECTORS vectors of SZ_LANES rows. */
 enum { VECTORS = SZ_Q_ROWS / SZ_LANES };
 
-/* Sizes of a tile, so that its sums and operands fit the registers: up to FEW rows of x meet
- * WIDE vectors of weights, and up to MAX_TILE_ROWS meet 2. Four codes of x take X_WORDS words. */
+/* Sizes of a tile, so that its sums and operands fit the registers: up to FEW rows of x meet WIDE
+ * vectors of weights, up to SOME meet 2, and up to MAX_TILE_ROWS meet 1. Four codes of x take
+ * X_WORDS words. */
 #if defined(__AVX512VNNI__)
-enum { FEW = 4, WIDE = 4, MAX_TILE_ROWS = 12, X_WORDS = 1 };
+enum { FEW = 4, SOME = 12, MAX_TILE_ROWS = 12, X_WORDS = 1 };
 #elif defined(__AVXVNNI__)
-enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1 };
+enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 10, X_WORDS = 1 };
 #elif defined(__AVX512BW__)
-enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 10, X_WORDS = 2 };
+enum { FEW = 2, SOME = 10, MAX_TILE_ROWS = 10, X_WORDS = 2 };
+#elif defined(__AVX2__)
+enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 8, X_WORDS = 2 };
 #else
-enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 2 };
+enum { FEW = 2, SOME = 4, MAX_TILE_ROWS = 4, X_WORDS = 2 };
 #endif
+enum { WIDE = 4 };
+
+/* Vectors of weights that m rows of x meet. */
+static inline __attribute__((always_inline)) int tile_width(int64_t m)
+{
+    if (m <= FEW) return WIDE;
+    return m <= SOME ? 2 : 1;
+}
 
 enum {
-    TASK_BLOCKS = 4,                                           /* that a thread takes at once */
-    MAX_SUMS = 2 * MAX_TILE_ROWS > 16 ? 2 * MAX_TILE_ROWS : 16 /* vectors of sums of a tile */
+    /* Blocks that a thread takes at once; fewer if they are more than the second-level cache has
+     * room for. */
+    TASK_BLOCKS = 4,
+    FEW_TASK_BLOCKS = WIDE / VECTORS > 1 ? WIDE / VECTORS : 1,
+    TASK_BYTES = 256 << 10,
+    MAX_SUMS = 24 /* vectors of sums of a tile */
 };
 
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
@@ -102,15 +117,32 @@ typedef struct {
     int32_t *start;
 } quantized_rows;
 
-/* Four codes as dot4 reads them: as they are, or the even and then the odd ones in 16 bits each. */
-static inline void put_word(int32_t *to, const int8_t *codes)
+/* Four codes as dot4 reads them: a byte each, or the even and then the odd ones in 16 bits each. */
+static inline void put_word(int32_t *to, const int32_t *code)
 {
     if (X_WORDS == 1) {
-        memcpy(to, codes, 4);
+        uint32_t low = (code[0] & 0xff) | (code[1] & 0xff) << 8;
+        to[0] = (int32_t)(low | (uint32_t)(code[2] & 0xff) << 16 | (uint32_t)code[3] << 24);
     } else {
-        int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
-        memcpy(to, pairs, 4 * X_WORDS);
+        to[0] = (int32_t)((code[0] & 0xffff) | (uint32_t)code[2] << 16);
+        to[X_WORDS - 1] = (int32_t)((code[1] & 0xffff) | (uint32_t)code[3] << 16);
     }
+}
+
+/* Rounded to nearest, ties to even. */
+static inline sz_ivec nearest(sz_vec v)
+{
+#if defined(__AVX512F__)
+    return (sz_ivec)_mm512_cvtps_epi32((__m512)v);
+#elif defined(__AVX__)
+    return (sz_ivec)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__x86_64__)
+    return (sz_ivec)_mm_cvtps_epi32((__m128)v);
+#else
+    sz_ivec code;
+    for (int i = 0; i < SZ_LANES; i++) code[i] = (int32_t)rintf(v[i]);
+    return code;
+#endif
 }
 
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
@@ -133,16 +165,18 @@ static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t k, i
         if (inverse == 0) memset(v, 0, sizeof v);
 
         /* The codes and their sum. */
-        int8_t q[SZ_Q_GROUP];
-        int32_t sum = 0;
-        for (int64_t j = 0; j < SZ_Q_GROUP; j++) {
-            int32_t code = (int32_t)rintf(v[j] * inverse);
-            q[j] = (int8_t)code;
-            sum += code;
+        int32_t code[SZ_Q_GROUP];
+        sz_ivec sums = { 0 };
+        for (int64_t j = 0; j < SZ_Q_GROUP; j += SZ_LANES) {
+            const sz_ivec some = nearest(sz_vec_load(v + j) * inverse);
+            *(sz_ivec_any *)(code + j) = some;
+            sums += some;
         }
+        int32_t sum = 0;
+        for (int j = 0; j < SZ_LANES; j++) sum += sums[j];
         out.start[g * rows] = -SZ_Q_ZERO * sum;
         for (int64_t j = 0; j < sz_min64(SZ_Q_WORDS, words - g * SZ_Q_WORDS); j++)
-            put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, q + 4 * j);
+            put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, code + 4 * j);
     }
 }
 
@@ -192,14 +226,22 @@ static inline __attribute__((always_inline)) void dot4(sz_ivec *sums, const weig
 #endif
 }
 
+/* Where the weights of the next task are, and how many bytes of them to fetch for each word. */
+typedef struct {
+    const uint8_t *codes;
+    int64_t step;
+} prefetcher;
+
 /* R vectors of weights times M rows of x: sums [R][M]. M and R are constants where it is inlined.
  */
 static inline __attribute__((always_inline)) void tile(const int M, const int R, int64_t words,
                                                        int64_t groups, const uint8_t *const *w,
                                                        const float *const *w_scale,
                                                        const int32_t *x, const float *x_scale,
-                                                       const int32_t *start, sz_vec *sums)
+                                                       const int32_t *start, prefetcher ahead,
+                                                       sz_vec *sums)
 {
+    const int LINES = R > VECTORS ? R / VECTORS : 1;
 #pragma GCC unroll 24
     for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
     for (int64_t g = 0; g < groups; g++, x_scale += M, start += M) {
@@ -212,12 +254,11 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 12
             for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
-        for (int64_t p = 0; p < n; p++, x += M * X_WORDS) {
+        for (int64_t p = 0; p < n; p++, x += M * X_WORDS, ahead.codes += ahead.step) {
+            for (int line = 0; line < LINES; line++) __builtin_prefetch(ahead.codes + 64 * line);
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
-                const uint8_t *codes = w[r] + (g * SZ_Q_WORDS + p) * 64;
-                const weight_words a = load_words(codes);
-                if (r % VECTORS == 0) __builtin_prefetch(codes + 2048);
+                const weight_words a = load_words(w[r] + (g * SZ_Q_WORDS + p) * 64);
 #pragma GCC unroll 12
                 for (int i = 0; i < M; i++) dot4(&s[r * M + i], &a, x + i * X_WORDS);
             }
@@ -246,9 +287,9 @@ typedef struct {
  * computes; those past the last one repeat it. */
 static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const task_weights *w,
                                               const int32_t *x, const float *x_scale,
-                                              const int32_t *start, sz_vec *sums)
+                                              const int32_t *start, prefetcher ahead, sz_vec *sums)
 {
-    const int R = m <= FEW ? WIDE : 2;
+    const int R = tile_width(m);
     const uint8_t *rows[WIDE];
     const float *scales[WIDE];
     for (int r = 0; r < R; r++) {
@@ -263,7 +304,7 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
 #define CASE(M) \
     case M: \
         if (M <= MAX_TILE_ROWS) \
-            tile(M, M <= FEW ? WIDE : 2, w->words, w->groups, rows, scales, x, x_scale, start, \
+            tile(M, tile_width(M), w->words, w->groups, rows, scales, x, x_scale, start, ahead, \
                  sums); \
         break
     switch (m) {
@@ -303,6 +344,30 @@ static inline void store_vector(const sz_tensor *y, const sz_tensor *bias, int64
     }
 }
 
+/* All rows times the weights of a task, whose first column of y is `first`. Meanwhile the weights
+ * at `later` are fetched, evenly over all tiles. */
+static void run_task(const task_weights *w, int64_t first, const uint8_t *later,
+                     const quantized_rows *in, const sz_tensor *y, const sz_tensor *bias, int64_t n)
+{
+    int64_t tiles = 0;
+    for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {
+        const int width = tile_width(sz_min64(MAX_TILE_ROWS, n - i));
+        tiles += (w->vectors + width - 1) / width;
+    }
+    prefetcher ahead = { later, w->vectors * 64 / VECTORS / tiles };
+    for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {
+        const int64_t rows = sz_min64(MAX_TILE_ROWS, n - i);
+        for (int64_t v = 0, computed; v < w->vectors; v += computed) {
+            sz_vec sums[MAX_SUMS];
+            computed = any_tile(rows, v, w, in->words + i * w->words * X_WORDS,
+                                in->scale + i * w->groups, in->start + i * w->groups, ahead, sums);
+            ahead.codes += ahead.step * w->words;
+            for (int64_t r = 0; r < sz_min64(computed, w->vectors - v); r++)
+                store_vector(y, bias, i, rows, first + (v + r) * SZ_LANES, sums + r * rows);
+        }
+    }
+}
+
 int sz_cpu_linear_int8(const sz_call *c)
 {
     const sz_tensor *x = c->in[0];
@@ -334,27 +399,36 @@ int sz_cpu_linear_int8(const sz_call *c)
         quantize_x(x, i, rows, k, words, groups, row);
     }
 
-    /* A task is TASK_BLOCKS blocks of weights times all rows. */
-#pragma omp parallel for schedule(dynamic, 1) if (n * k * m >= SZ_PARALLEL_FROM)
-    for (int64_t task = 0; task < blocks; task += TASK_BLOCKS) {
-        const task_weights w = {
-            (const uint8_t *)q->data + task * words * 64,
-            sz_f32(scale) + task * groups * SZ_Q_ROWS,
-            words,
-            groups,
-            sz_min64(TASK_BLOCKS, blocks - task) * VECTORS,
-        };
-        for (int64_t i = 0; i < n; i += MAX_TILE_ROWS) {
-            const int64_t rows = sz_min64(MAX_TILE_ROWS, n - i);
-            for (int64_t v = 0, computed; v < w.vectors; v += computed) {
-                sz_vec sums[MAX_SUMS];
-                computed = any_tile(rows, v, &w, in.words + i * words * X_WORDS,
-                                    in.scale + i * groups, in.start + i * groups, sums);
-                for (int64_t r = 0; r < sz_min64(computed, w.vectors - v); r++) {
-                    const int64_t col = task * SZ_Q_ROWS + (v + r) * SZ_LANES;
-                    store_vector(y, bias, i, rows, col, sums + r * rows);
-                }
+    /* A task is some blocks of weights times all rows. A thread takes the next one before it
+     * computes one, because it prefetches it. */
+    const int64_t task_blocks = words * 64 * TASK_BLOCKS > TASK_BYTES ? FEW_TASK_BLOCKS
+                                                                      : TASK_BLOCKS;
+    int64_t taken = 0;
+#pragma omp parallel if (n * k * m >= SZ_PARALLEL_FROM)
+    {
+        int64_t block;
+        int64_t next;
+#pragma omp atomic capture
+        {
+            block = taken;
+            taken += task_blocks;
+        }
+        for (; block < blocks; block = next) {
+#pragma omp atomic capture
+            {
+                next = taken;
+                taken += task_blocks;
             }
+            const task_weights w = {
+                (const uint8_t *)q->data + block * words * 64,
+                sz_f32(scale) + block * groups * SZ_Q_ROWS,
+                words,
+                groups,
+                sz_min64(task_blocks, blocks - block) * VECTORS,
+            };
+            const uint8_t *later = w.q;
+            if (next < blocks) later = (const uint8_t *)q->data + next * words * 64;
+            run_task(&w, block * SZ_Q_ROWS, later, &in, y, bias, n);
         }
     }
     return 0;

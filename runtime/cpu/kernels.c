@@ -1,7 +1,7 @@
 /* kernels.c - the table of the CPU kernels of one kind of processor (kernels.h).
  *
- * Compiled for processors with VNNI, where only the 8-bit products differ from the kind below, it
- * is the table of those alone.
+ * Compiled for processors with VNNI, where only the products with 8 and 4-bit weights differ from
+ * the kind below, it is the table of those alone.
  */
 #include "kernels.h"
 #include "gemm.h"
@@ -21,7 +21,7 @@ int sz_cpu_moment_recode(sz_tensor *codes, sz_tensor *scales, int second, const 
 
 const sz_cpu_kernels SZ_CPU_TABLE(SZ_CPU_KIND) = {
 #ifdef SZ_CPU_INT8_ONLY
-    .ops = { [SZ_OP_linear_int8] = sz_cpu_linear_int8 },
+    .ops = { [SZ_OP_linear_int8] = sz_cpu_linear_int8, [SZ_OP_linear_int4] = sz_cpu_linear_int4 },
 #else
     .ops = {
 #define SZ_OP(name, inputs, outputs, numbers, gradient, workspace, flops) sz_cpu_##name,

@@ -231,7 +231,10 @@ static double joined_lse(const float *parts, int64_t p, int64_t n, int64_t i)
 {
     double top = -INFINITY;
     double sum = 0;
-    for (int64_t r = 0; r < p; r++) top = fmax(top, parts[3 * r * n + i]);
+    for (int64_t r = 0; r < p; r++) {
+        const double lse = parts[3 * r * n + i];
+        if (lse > top) top = lse;
+    }
     for (int64_t r = 0; r < p; r++) sum += exp(parts[3 * r * n + i] - top);
     return top + log(sum);
 }

@@ -7,11 +7,11 @@
  * sampled tokens and log-probabilities come back in one copy, for which the host waits on an event.
  *
  * Recording. A key fixes what a step launches: rows, sizes in the staging buffer, the rounded size
- * of attention's schedule, the addresses of the buffer, the arena, weights and caches. The second
+ * of attention's schedule, the addresses of the buffer, weights and caches, the blocks of the arena in use. The second
  * step with a key is captured from the stream into a CUDA graph, and later steps launch that
  * graph: the staged contents differ, the launches do not. This relies on
- *   - the arena: from the same position, tensors and workspace of the same sizes get the same
- *     addresses (chunks are never given back);
+ *   - the arena: while the same blocks are in use, tensors and workspace of the same sizes get the
+ *     same addresses (chunks are never given back);
  *   - cuBLASLt: with the algorithm chosen and the workspace owned by gemm.cu, both set up by the
  *   first
  *     step, a product is nothing but kernel launches;
@@ -90,7 +90,7 @@ static int send(const sz_decode_step *s)
         offset,
         step.stage.bytes,
         (uint64_t)(uintptr_t)step.stage.device,
-        (uint64_t)(uintptr_t)s->place,
+        s->arena,
         s->key,
         (uint64_t)(s->heads / s->kv_heads),
         (uint64_t)schedule->number[0],

@@ -129,6 +129,21 @@ typedef struct {
  * printed. */
 int sz_options_read(host_options *o, char **argv, int argc, lua_State *L);
 
+/* ---- processors.c ---- */
+
+typedef struct {
+    int online;   /* processors of the machine */
+    int affinity; /* those that this process may run on */
+    double quota; /* processors' worth of time that its control groups grant; 0: no limit */
+    int usable;   /* at least 1: what affinity and quota leave */
+} host_processors;
+
+/* What this process may use, as it was at the first call. */
+const host_processors *sz_processors_find(void);
+/* Sets the number of OpenMP's threads and how they wait, where the user has not. To be called before
+ * the core is opened. */
+void sz_processors_set_environment(void);
+
 /* ---- ranks.c ---- */
 
 /* Whether a launcher started this process as one of several. */

@@ -10,6 +10,8 @@
  *     host.isatty()           whether standard input is a terminal
  *     host.arm(on), host.hold(on), host.stop_signal() -> number | 0
  *                             signals that stop a training run; see lua/segzero/core/stop.lua
+ *     host.processors() -> { online =, affinity =, quota = (nil: no limit), usable = }
+ *                             what this process may use (processors.c)
  *     host.limit(seconds, left, what, answer), host.limit() -> seconds left
  *                             the time limit of a reward; see lua/segzero/reward/guard.lua
  *     host.start_ranks(n)     ends the program by running it again with --ranks n; nil if this process
@@ -40,6 +42,23 @@ static int host_call(lua_State *L)
 static int host_interrupted(lua_State *L)
 {
     lua_pushboolean(L, sz_interrupt_noted());
+    return 1;
+}
+
+static int host_processors_found(lua_State *L)
+{
+    const host_processors *p = sz_processors_find();
+    lua_newtable(L);
+    lua_pushinteger(L, p->online);
+    lua_setfield(L, -2, "online");
+    lua_pushinteger(L, p->affinity);
+    lua_setfield(L, -2, "affinity");
+    lua_pushinteger(L, p->usable);
+    lua_setfield(L, -2, "usable");
+    if (p->quota > 0) {
+        lua_pushnumber(L, p->quota);
+        lua_setfield(L, -2, "quota");
+    }
     return 1;
 }
 
@@ -123,6 +142,7 @@ int sz_host_open(lua_State *L)
                                           { "isatty", host_isatty },
                                           { "limit", host_limit },
                                           { "on_interrupt", host_on_interrupt },
+                                          { "processors", host_processors_found },
                                           { "start_ranks", host_start_ranks },
                                           { "stop_signal", host_stop_signal },
                                           { NULL, NULL } };

@@ -44,7 +44,7 @@ static int check_threads(const char *threads)
     long n = strtol(threads, &end, 10);
     if (*end || n < 1 || n > 4096)
         return bad_option("--threads expects a number from 1 to 4096, got", threads,
-                          "leave it out to use all cores");
+                          "leave it out to use all cores that it may");
     return 0;
 }
 

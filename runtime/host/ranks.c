@@ -13,7 +13,6 @@
 #include "host.h"
 #include "comm/launch.h"
 #include <errno.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,12 +31,7 @@ bool sz_ranks_launched(void)
 
 /* ---- threads ---- */
 /* How many processors this process may use. A launcher may have bound it to some. */
-static int processors(void)
-{
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
-    return CPU_COUNT(&set);
-}
+static int processors(void) { return sz_processors_find()->usable; }
 
 /* The processors of a list like "0-3,8". */
 static int count_list(const char *list)
@@ -61,8 +55,9 @@ static int all_processors(void)
     const char *text = file ? fgets(list, sizeof list, file) : NULL;
     if (file) fclose(file);
     const int count = text ? count_list(text) : 0;
-    const int online = (int)sysconf(_SC_NPROCESSORS_ONLN);
-    return count > 0 && count < online ? count : online;
+    const host_processors *p = sz_processors_find();
+    const int most = p->quota > 0 && p->usable < p->affinity ? p->usable : p->online;
+    return count > 0 && count < most ? count : most;
 }
 
 /* Sets a variable that the user has not set. */

@@ -9,8 +9,7 @@ int sz_decode_run(sz_decode_step *step, int (*run)(void *context, int (*sample)(
 {
     /* A profiled step is run op by op, so that each is timed. */
     step->repeat = !sz_profiling() && !step->has_collectives;
-    step->place = sz_device_scratch(1);
-    if (!step->place) return -1;
+    step->arena = sz_arena_state(SZ_CUDA);
     return sz_device->decode(step, run, context, token, logprob);
 }
 

@@ -27,8 +27,8 @@ typedef struct {
      * and caches. */
     uint64_t key;
     /* sz_decode_run sets these. */
-    const void *place; /* where in the step arena its ops begin */
-    bool repeat;       /* the step may be recorded, and then replayed without run */
+    uint64_t arena; /* which of the arena's blocks are in use when it begins (sz_arena_state) */
+    bool repeat;    /* the step may be recorded, and then replayed without run */
 } sz_decode_step;
 
 /* What the ops of a step check of its ids i32 [a], cache rows i32 [a] and segments i32 [a, 6], all at

@@ -1,7 +1,7 @@
 -- bench.lua - times the phases of a model and compares them with limits of the machine that are
 -- measured in the same run.
 --
---   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8]
+--   ./segzero tests/bench/bench.lua [model=FILE.json|3b|FOLDER] [dtype=f32|bf16|int8|int4]
 --       [device=cpu|cuda] [threads=n] [clock=wall|cpu] [side=n] [python=PATH] [train_timed=n]
 --       [only=prefill,vision,train,recompute,start]
 --
@@ -50,6 +50,7 @@ local packing = require "segzero.inference.packing"
 local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
 local bench = require "tests.bench.bench_work"
+local flops = require "segzero.models.qwen_vl.flops"
 
 local C = core.C
 
@@ -111,7 +112,7 @@ local peer = opts.python and opts.python ~= "" and peer_rows()
 
 local now = bench.clock(opts)
 local best = bench.best
-local causal_pairs = bench.causal_pairs
+local causal_pairs = flops.causal_pairs
 
 local results = {}
 
@@ -124,7 +125,7 @@ end
 local vl = json and model.random(json,
   { dtype = opts.dtype, device = opts.device, seed = 1, repeated = opts.device ~= "cpu" })
   or model.qwen_vl(opts.model, { dtype = opts.dtype, device = opts.device })
-local counts = bench.counts(vl)
+local counts = flops.counts(vl)
 local input = bench.input(vl, { image = work.image_size, before = work.text_tokens_before,
   after = work.text_tokens_after })
 local grid_h, grid_w = unpack(input.image_grid_thw[1], 2)
@@ -151,11 +152,9 @@ local function bench_prefill()
   local rate = bench.flop_limit(opts.dtype)
   local size = 2
   if opts.dtype == "f32" then size = 4 end
-  -- int8 has a scale for each 128 weights
-  local weight_size = size
-  if opts.dtype == "int8" then weight_size = 1 + 4 / 128 end
+  local weight_size = model.packed_width[opts.dtype] or size
   local weight_bytes = weight_size * (vl.config.layers * counts.layer_weights + counts.head_weights)
-  local flops = counts.vision(grid_h, grid_w) + counts.text(prompt, causal_pairs(prompt, 0), 1)
+  local operations = counts.vision(grid_h, grid_w) + counts.text(prompt, causal_pairs(prompt, 0), 1)
   generate(1)                                      -- warms up: pages, primitives, compiled Lua
   local bandwidth = bench.read_rate(2)
   local seconds_1, step_1 = generate(1)
@@ -166,9 +165,9 @@ local function bench_prefill()
     runs[#runs + 1] = { n, step }
     seconds = math.min(seconds, first)
   end
-  emit("prefill_seconds", seconds, "s", flops / rate / 1e9, true)
-  emit("prefill_tokens_per_second", prompt / seconds, "tokens/s", prompt * rate * 1e9 / flops)
-  emit("prefill_rate", flops / seconds / 1e9, "GFLOP/s", rate)
+  emit("prefill_seconds", seconds, "s", operations / rate / 1e9, true)
+  emit("prefill_tokens_per_second", prompt / seconds, "tokens/s", prompt * rate * 1e9 / operations)
+  emit("prefill_rate", operations / seconds / 1e9, "GFLOP/s", rate)
   emit("read_bandwidth", bandwidth, "GB/s")
   for _, run in ipairs(runs) do
     local n = run[1]
@@ -182,10 +181,10 @@ local function bench_prefill()
 end
 
 local function bench_vision()
-  local flops = counts.vision(grid_h, grid_w)
+  local operations = counts.vision(grid_h, grid_w)
   local rate = bench.flop_limit(opts.dtype)
   local seconds = best(2, function() tensor.no_grad(function() vl:vision { input } end) end)
-  emit("vision_seconds", seconds, "s", flops / rate / 1e9, true)
+  emit("vision_seconds", seconds, "s", operations / rate / 1e9, true)
 end
 
 -- Times forward and backward of the mean log-probability of one group.
@@ -206,16 +205,16 @@ local function bench_train(prefix, recompute, times)
   end
   local stream_tokens = prompt + answers * (answer_tokens - 1)
   local pairs_seen = causal_pairs(prompt, 0) + answers * causal_pairs(answer_tokens - 1, prompt)
-  local flops = 3 * (counts.vision(grid_h, grid_w) + counts.text(stream_tokens, pairs_seen,
+  local operations = 3 * (counts.vision(grid_h, grid_w) + counts.text(stream_tokens, pairs_seen,
     answers * answer_tokens))
   vl:train()
   local rate = bench.flop_limit(opts.dtype)
   local seconds = best(times, function() train_once(lists, recompute) end)
-  local limit = flops / rate / 1e9
+  local limit = operations / rate / 1e9
   emit(prefix .. "tokens_per_second", answers * answer_tokens / seconds, "tokens/s",
     answers * answer_tokens / limit)
   emit(prefix .. "positions_per_second", answers * (answer_tokens + prompt) / seconds, "tokens/s")
-  emit(prefix .. "rate", flops / seconds / 1e9, "GFLOP/s", rate)
+  emit(prefix .. "rate", operations / seconds / 1e9, "GFLOP/s", rate)
 end
 
 local function bench_start()

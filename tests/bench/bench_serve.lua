@@ -1,7 +1,7 @@
 -- bench_serve.lua - our side of bench_peers.py: runs one phase of a model for each line it reads,
 -- and prints how long it took.
 --
---   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8] [threads=n]
+--   ./segzero tests/bench/bench_serve.lua model=FOLDER [dtype=f32|bf16|int8|int4] [threads=n]
 --
 -- Commands, one a line:
 --   prompt          the prompt of bench_model.json, around an 840 x 840 image, to its first token
@@ -19,6 +19,7 @@ local packing = require "segzero.inference.packing"
 local model = require "segzero.models.qwen_vl"
 local rollout = require "segzero.inference.rollout"
 local bench = require "tests.bench.bench_work"
+local flops = require "segzero.models.qwen_vl.flops"
 
 local C = core.C
 
@@ -70,10 +71,11 @@ local function limit(command)
   return true
 end
 
-local counts = bench.counts(vl)
--- Bytes of a weight and of a cached value. int8 has a scale for each 128 weights.
-local WEIGHT_BYTES = { f32 = 4, bf16 = 2, int8 = 1 + 4 / 128 }
-local CACHE_BYTES = { f32 = 4, bf16 = 2, int8 = 2 }
+local counts = flops.counts(vl)
+-- Bytes of a weight and of a cached value.
+local WEIGHT_BYTES = { f32 = 4, bf16 = 2 }
+for dtype, width in pairs(model.packed_width) do WEIGHT_BYTES[dtype] = width end
+local CACHE_BYTES = { f32 = 4, bf16 = 2, int8 = 2, int4 = 2 }
 
 local function step_bytes(n)
   local layers = vl.config.layers
@@ -87,7 +89,7 @@ local function prompt(input)
   local tokens = #input.input_ids
   local grid = input.image_grid_thw[1]
   local done = timer((', "operations": %.0f'):format(
-    counts.vision(grid[2], grid[3]) + counts.text(tokens, bench.causal_pairs(tokens, 0), 1)))
+    counts.vision(grid[2], grid[3]) + counts.text(tokens, flops.causal_pairs(tokens, 0), 1)))
   rollout.generate(vl, { input }, { temperature = 0, max_new_tokens = 1, ignore_eos = true })
   done()
 end
@@ -96,7 +98,7 @@ end
 -- returned.
 local function answers(n)
   local tokens = #text.input_ids
-  local operations = counts.text(tokens, bench.causal_pairs(tokens, 0), 1)
+  local operations = counts.text(tokens, flops.causal_pairs(tokens, 0), 1)
   local done, left, other = timer(
     (', "bytes": %.0f, "operations": %.0f'):format(step_bytes(n), operations)), 0, nil
   local ended = {}

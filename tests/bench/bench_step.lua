@@ -66,6 +66,7 @@ local files = require "segzero.core.files"
 local safetensors = require "segzero.formats.safetensors"
 local recipe = require "recipes.refcocog_grpo"
 local bench = require "tests.bench.bench_work"
+local flops = require "segzero.models.qwen_vl.flops"
 
 local C = core.C
 
@@ -96,7 +97,7 @@ local function check_ranks()
 end
 check_ranks()
 local now = bench.clock(opts)
-local causal_pairs = bench.causal_pairs
+local causal_pairs = flops.causal_pairs
 
 local p = parallel.alone()
 if ranks.launched() then p = parallel.new(3600, { shards = opts.shards }) end
@@ -113,7 +114,7 @@ end
 local policy = new_model(1)
 local reference = new_model(2)
 made_at = now() - made_at
-local counts = bench.counts(policy)
+local counts = flops.counts(policy)
 local parameters = 0
 for _, w in ipairs(policy.weights) do
   local numel = 1

@@ -24,15 +24,11 @@
 --       Freed blocks are kept, so this is the peak
 --   bench.matmul_rate(dtype, times), bench.read_rate(times), bench.flop_limit(dtype)
 --       GFLOP/s, GB/s, GFLOP/s
---   bench.counts(vl)
---       .vision(h, w), .text(tokens, pairs, rows): operations of the products of a forward pass
 --   bench.input(vl, {image = {h, w}, before =, after =, seed =, pixels =})
 --       what vl:process would return for an image of h x w pixels between `before` and `after` text
 --       tokens; pixels: patches to copy (default: random)
 --
--- A product of [m, k] and [k, n] counts 2 m k n operations. A pair is a query and a key that it
--- sees; rows are the positions that get logits.
--- Leaves out: Qwen2-VL (its vision tower has no windows), norms and other elementwise work.
+-- Operations of products are counted by models/qwen_vl/flops.lua. Leaves out: elementwise work.
 
 local ffi = require "ffi"
 local cjson = require "cjson"
@@ -190,46 +186,6 @@ function M.flop_limit(dtype)
   local f32 = M.matmul_rate("f32", 3)
   return dtype ~= "f32" and math.max(f32, M.matmul_rate("bf16", 3)) or f32
 end
-
--- ---- operations ----
-function M.counts(vl)
-  local c = vl.config
-  if c.family ~= C.SZ_QWEN2_5_VL then error(arg[0] .. ": only qwen2_5_vl models", 0) end
-  local counts = { q_width = c.heads * c.head_dim, kv_width = c.kv_heads * c.head_dim }
-  counts.layer_weights = c.hidden * (2 * counts.q_width + 2 * counts.kv_width + 3 * c.intermediate)
-  counts.head_weights = c.hidden * c.vocab
-
-  -- An image of h x w patches.
-  function counts.vision(h, w)
-    local patches = h * w
-    local unit = c.v_merge ^ 2
-    local window = c.v_window / c.v_patch
-    local windowed = 0
-    local full = 0
-    for y = 0, h - 1, window do
-      for x = 0, w - 1, window do
-        windowed = windowed + (math.min(window, h - y) * math.min(window, w - x)) ^ 2
-      end
-    end
-    for i = 0, c.v_depth - 1 do full = full + c.v_full[i] end
-    local pairs_seen = full * patches ^ 2 + (c.v_depth - full) * windowed
-    local wide = c.v_hidden * unit
-    local embed = 2 * patches * c.v_channels * c.v_temporal * c.v_patch ^ 2 * c.v_hidden
-    local blocks = c.v_depth * 2 * patches * (
-      4 * c.v_hidden ^ 2 + 3 * c.v_hidden * c.v_intermediate)
-    return embed + blocks + 4 * c.v_hidden * pairs_seen + 2 * patches / unit * wide * (
-      wide + c.v_out)
-  end
-
-  function counts.text(tokens, pairs_seen, rows)
-    local layer = 2 * tokens * counts.layer_weights + 4 * counts.q_width * pairs_seen
-    return c.layers * layer + 2 * rows * counts.head_weights
-  end
-  return counts
-end
-
--- The pairs of n tokens that see each other backwards, and all of a parent.
-function M.causal_pairs(n, parent) return n * (n + 1) / 2 + n * parent end
 
 -- ---- the prompt ----
 -- A token id below the special ones. Any sequence will do if it is the same in every run.

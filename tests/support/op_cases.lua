@@ -4,6 +4,7 @@
 --
 --   cases.add.calls(g)      -> list of calls for g.dtype ("f32" or "bf16")
 --   cases.add.bench(g)      -> one call of a size that models use; .flops if arithmetic limits it
+--   cases.add.cpu_only      the op is refused on a device
 --
 -- A call: {inputs = {...}, args = {...}, name = "what is special",
 --   grad = {1, 2}           inputs whose gradient is checked (rows with a gradient rule only)
@@ -985,6 +986,60 @@ cases.linear_int8 = {
   end,
   bench = function(g)
     local q, scale = quantized(g, 4096, 2048)
+    return {
+      inputs = { g.normal({ 1024, 2048 }), q, scale }, args = { 4096, 0 },
+      flops = 2 * 1024 * 2048 * 4096,
+    }
+  end,
+}
+cases.quantize_int4 = {
+  cpu_only = true,
+  calls = cases.quantize_int8.calls, bench = cases.quantize_int8.bench,
+}
+local function quantized_to_4(g, m, k) return g.keeps(g.normal({ m, k }):quantize_int4()) end
+cases.dequantize_int4 = {
+  cpu_only = true,
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(QUANTIZED) do
+      local q, scale = quantized_to_4(g, s[3], s[2])
+      list[#list + 1] = { inputs = { q, scale }, args = { s[3], s[2], DTYPE[g.dtype] } }
+    end
+    return list
+  end,
+  bench = function(g)
+    local q, scale = quantized_to_4(g, 4096, 2048)
+    return { inputs = { q, scale }, args = { 4096, 2048, DTYPE[g.dtype] } }
+  end,
+}
+-- x is rounded to 8 bits, so the value jumps.
+cases.linear_int4 = {
+  cpu_only = true,
+  calls = function(g)
+    local list = {}
+    for _, s in ipairs(QUANTIZED) do
+      local q, scale = quantized_to_4(g, s[3], s[2])
+      list[#list + 1] = {
+        inputs = { g.normal({ s[1], s[2] }), q, scale }, args = { s[3], 1 }, sums = true,
+        name = "wide",
+      }
+      list[#list + 1] = {
+        inputs = { g.normal({ s[1], s[2] }), q, scale, g.normal({ s[3] }) }, args = { s[3], 0 },
+        sums = true, grad = { 1 }, smooth = false,
+      }
+      local infinite = g.fill({ s[1], s[2] }, function(i)
+        if i == 0 then return 1 / 0 end
+        return gauss()
+      end)
+      list[#list + 1] = {
+        inputs = { infinite, q, scale }, args = { s[3], 0 }, sums = true,
+        name = "an infinity makes its row NaN",
+      }
+    end
+    return list
+  end,
+  bench = function(g)
+    local q, scale = quantized_to_4(g, 4096, 2048)
     return {
       inputs = { g.normal({ 1024, 2048 }), q, scale }, args = { 4096, 0 },
       flops = 2 * 1024 * 2048 * 4096,

@@ -3,7 +3,7 @@
 --
 --   mpirun -n 4 ./segzero tests/support/split_ranks.lua KIND[:cuda] FOLDER...
 --
--- KIND: plain, lora, frozen, bf16, int8, generate; with :cuda the split model is on that device.
+-- KIND: plain, lora, frozen, bf16, int8, int4, generate; with :cuda the split model is on that device.
 -- Prints "ok N" with the number of values and gradients that were compared, and fails at the first
 -- wrong one. What all shards have must have the same bits.
 
@@ -259,26 +259,29 @@ local function equal_rows(got, want)
   return count / #off
 end
 
--- Shards whose slices are whole groups of 128 columns have the whole model's 8-bit weights. But
+-- Shards whose slices are whole groups of 128 columns have the whole model's packed weights. But
 -- activations are rounded to 8 bits, too: one that differs in its last bits and is next to a
 -- boundary goes to the next of 255 steps, and all later tokens see it. So the first rows are equal,
--- and on the whole 8 bits cost no more than in the whole model.
-function KINDS.int8(whole, part, dir)
+-- and on the whole rounding costs no more than in the whole model.
+local function check_packed(bits, whole, part, dir)
   local exact = tensor.no_grad(whole.forward, whole, batch_of(whole, 1).input)
-  for _, m in ipairs { whole, part } do sz.core.check(C.sz_model_quantize(m.c)) end
+  for _, m in ipairs { whole, part } do sz.core.check(C.sz_model_quantize(m.c, bits)) end
   local input = batch_of(whole, 1).input
   local want = tensor.no_grad(whole.forward, whole, input)
   local got = host(tensor.no_grad(part.forward, part, input))
   check_same_bits(got, dir .. ": logits")
   local cost, own_cost = norm(want - exact), norm(got - exact)
   if not (own_cost <= 1.2 * cost and cost > 0) then
-    fail("%s: 8 bits cost the split model %.3g, the whole one %.3g", dir, own_cost, cost)
+    fail("%s: %d bits cost the split model %.3g, the whole one %.3g", dir, bits, own_cost, cost)
   end
   if dir:find "wide" and not (equal_rows(got, want) > 0.1) then
     fail("%s: %g of the rows are the whole model's", dir, equal_rows(got, want))
   end
   compared = compared + got:numel()
 end
+
+function KINDS.int8(...) check_packed(8, ...) end
+function KINDS.int4(...) check_packed(4, ...) end
 
 -- In bf16 each shard rounds its part of a sum, and the sum is rounded again. So the split model is
 -- no closer to the whole one than to the exact numbers; how far it is from these is what counts.

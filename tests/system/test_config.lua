@@ -365,8 +365,8 @@ check.case("ranges and choices of the recipe", function()
   local cases = {
     ["worker.actor.kl_loss_type=k9"] = "is 'k9', expected one of: abs, kl, low_var_kl, mse",
     ["worker.actor.model.dtype=f16"] = "is 'f16', expected one of: f32, bf16",
-    ["worker.actor.model.dtype=int8"] = "is 'int8', expected one of: f32, bf16",
-    ["worker.ref.model.dtype=int4"] = "is 'int4', expected one of: f32, bf16, int8",
+    ["worker.actor.model.dtype=int8"] = "is 'int8', expected one of: f32, bf16, int4",
+    ["worker.ref.model.dtype=int3"] = "is 'int3', expected one of: f32, bf16, int8, int4",
     ["algorithm.adv_estimator=gae"] = "is 'gae', expected one of: ",
     ["worker.actor.ppo_epochs=2"] = "is 2, expected 1",
     ["algorithm.kl_coef=0.1"] = "is 0.1: the KL term is in the loss here",

@@ -1,6 +1,7 @@
 -- test_cpu_kinds.lua - the CPU kernels of each kind of processor (SEGZERO_CPU): the products,
--- attention and optimizer against the reference kernels, 8-bit products with the same integers, what
--- oneDNN is limited to, and what the program says of kinds that it cannot take.
+-- attention and optimizer against the reference kernels, 8-bit products with the same integers, rows
+-- of products that do not depend on the other rows, what oneDNN is limited to, and what the program
+-- says of kinds that it cannot take.
 -- Leaves out: the other ops. SEGZERO_CPU=kind ./segzero tests/unit/test_ops.lua runs all.
 
 local ffi = require "ffi"
@@ -23,27 +24,29 @@ for i = 0, C.sz_processor_count() - 1 do
   if C.sz_processor_runs(i) == 1 then kinds[#kinds + 1] = names[i + 1] end
 end
 
--- Sizes with remainders in every direction: 8-bit products and a draw of tokens from them.
+-- Sizes with remainders in every direction.
 local SCRIPT = [[
   local sz = require "segzero"
   local tensor = require "segzero.core.tensor"
   tensor.manual_seed(3)
   local w = tensor.randn { 83, 397 }
-  local q, scale = w:quantize_int8(nil, nil)
-  for _, rows in ipairs { 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 25 } do
-    local y = tensor.randn { rows, 397 }:linear_int8(q, scale, nil, 83)
-    print(rows, y:sum_squares():item())
+  for _, bits in ipairs { "int8", "int4" } do
+    local q, scale = w["quantize_" .. bits](w, nil, nil)
+    for _, rows in ipairs { 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 25 } do
+      local x = tensor.randn { rows, 397 }
+      print(rows, x["linear_" .. bits](x, q, scale, nil, 83):sum_squares():item())
+    end
   end
 ]]
 
-check.case("8-bit products are the same on all kinds", function()
+check.case("8 and 4-bit products are the same on all kinds", function()
   local first
   for _, kind in ipairs(kinds) do
     local output, status = run(kind, "-e", SCRIPT)
     check.equal(status, 0, kind .. ": " .. output)
     local sums = {}
     for value in output:gmatch "\t(%S+)" do sums[#sums + 1] = tonumber(value) end
-    check.equal(#sums, 11, kind .. ": all sizes")
+    check.equal(#sums, 22, kind .. ": all sizes")
     first = first or sums
     -- The integers are the same; scaling them may be one rounding or two.
     for i, value in ipairs(sums) do
@@ -52,9 +55,62 @@ check.case("8-bit products are the same on all kinds", function()
   end
 end)
 
+-- Few rows, with remainders in every direction: how many elements of y = x w^T differ if x is cut
+-- after some rows. Prints the weights, the comparisons and the differences.
+local ROWS = [[
+  local ffi = require "ffi"
+  local tensor = require "segzero.core.tensor"
+  require "segzero"
+  tensor.manual_seed(5)
+  local K = 1090
+  local N = 83
+  local ROWS = 16
+  local x = tensor.randn { ROWS, K }
+  local w = tensor.randn { N, K }
+  local q, scale = w:quantize_int8(nil, nil)
+  local w_bf16 = w:to { dtype = "bf16" }
+  local products = {
+    { "f32", function(rows) return rows:linear(w) end },
+    { "bf16", function(rows) return rows:to { dtype = "bf16" }:linear(w_bf16) end },
+    { "int8", function(rows) return rows:linear_int8(q, scale, nil, N) end },
+  }
+  for _, product in ipairs(products) do
+    local name, f = unpack(product)
+    local y = f(x):to { dtype = "f32" }
+    local whole = tensor.data(y)
+    local compared = 0
+    local changed = 0
+    for rows = 1, ROWS - 1 do
+      local first = tensor.empty { rows, K }
+      ffi.copy(tensor.data(first), tensor.data(x), 4 * rows * K)
+      local z = f(first):to { dtype = "f32" }
+      local part = tensor.data(z)
+      for i = 0, rows * N - 1 do
+        compared = compared + 1
+        if part[i] ~= whole[i] then changed = changed + 1 end
+      end
+    end
+    print(name, compared, changed)
+  end
+]]
+
+check.case("a row of a product has the same bits, however many rows there are", function()
+  for _, kind in ipairs(kinds) do
+    local output, status = run(kind, "-e", ROWS)
+    check.equal(status, 0, kind .. ": " .. output)
+    local seen = 0
+    for name, compared, changed in output:gmatch "(%S+)\t(%d+)\t(%d+)" do
+      seen = seen + 1
+      check.equal(tonumber(compared), 83 * 15 * 16 / 2, kind .. ", " .. name .. ": elements")
+      check.equal(tonumber(changed), 0, kind .. ", " .. name .. ": elements that differ")
+    end
+    check.equal(seen, 3, kind .. ": dtypes")
+  end
+end)
+
 check.case("ops that kinds have their own code for", function()
   for _, kind in ipairs(kinds) do
-    for _, op in ipairs { "linear_int8", "linear_cat", "attention_cached", "adamw" } do
+    for _, op in ipairs { "linear_int8", "linear_int4", "quantize_int4", "linear_cat", "attention_cached", "adamw" } do
       local output, status = run(kind, "tests/unit/test_ops.lua", "case=" .. op)
       check.equal(status, 0, ("%s, %s: %s"):format(kind, op, output))
       check.ok(output:find ", 0 failed", ("%s, %s: the checks ran"):format(kind, op))

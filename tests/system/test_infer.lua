@@ -76,7 +76,7 @@ refused(2, "unknown setting 'image': did you mean 'image_path'", "--image", "pho
 refused(2, "%-%-text needs a value", "--image_path", "photo.png", "--text")
 refused(2, "frame is 'big', expected a whole number from 1", "--demo", "frame=big")
 refused(2, "max_new_tokens is 0, expected a whole number from 1", "--demo", "--max_new_tokens", "0")
-refused(2, "dtype is 'f16', expected one of: f32, bf16, int8", "--demo", "--dtype=f16")
+refused(2, "dtype is 'f16', expected one of: f32, bf16, int8, int4", "--demo", "--dtype=f16")
 refused(2, "leave %-%-image_path out", "--demo", "--image_path", "photo.png")
 refused(2, "must end in .png", "--demo", "--output_path", "a.gif")
 refused(1, "%-%-output_path: the folder nowhere does not exist", "--demo", "--output_path", "nowhere/a.png")

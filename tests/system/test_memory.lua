@@ -1,6 +1,6 @@
 -- test_memory.lua - memory of a training step: after warm-up the core asks the system for nothing
--- that grows, live bytes and the resident set stay flat; and every allocation that fails is a Lua
--- error, after which the same work gives the same result.
+-- that grows, live bytes and the resident set stay flat; a step holds what its gradient reads; and
+-- every allocation that fails is a Lua error, after which the same work gives the same result.
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
@@ -71,6 +71,65 @@ check.case("an evaluation leaves nothing either", function()
   t:evaluate()
   collectgarbage()
   check.equal(tonumber(C.sz_live_bytes()), before, "live bytes around an evaluation")
+end)
+
+-- ---- what a step holds ----
+-- Bytes of the arena that a forward and backward pass takes in a model of that many layers, counted
+-- by a dry run: one prompt with two answers of 300 tokens.
+local counted_answer = {}
+for i = 1, 300 do counted_answer[i] = 5 end
+
+local function pass_bytes(layers, recompute)
+  local json = {}
+  local family = sz.qwen_vl(dir)
+  for key, value in pairs(family.json) do json[key] = value end
+  json.num_hidden_layers = layers
+  local model = require("segzero.models.qwen_vl").random(json, { seed = 1 })
+  model:train()
+  local input = mini.input(family, 1)
+  core.check(C.sz_arena_release())
+  C.sz_arena_used(1)
+  C.sz_dry_run(1)
+  local rows = tensor.step(function()
+    local group = { input = input, answers = { counted_answer, counted_answer } }
+    local stream = packing.stream({ group }, model.image_token_id)
+    local hidden = model:hidden(stream, model:vision({ input }, { recompute = recompute }),
+      { rows = stream.rows, recompute = recompute })
+    local lp = model:logprob_of(hidden, stream.targets)
+    lp:sum():backward()
+    return stream.ids:numel()
+  end)
+  C.sz_dry_run(0)
+  local used = tonumber(C.sz_arena_used(1))
+  core.check(C.sz_arena_release())
+  model:free()
+  family:free()
+  return used, rows, json
+end
+
+-- A layer's input, rotated queries, keys and values, attention's result and log-sum-exp, the sum
+-- after it, gate and up. Norms and swiglu are computed again, and the results of products that are
+-- only added or rotated are needed by nobody. The gradients of a layer are freed like its
+-- activations while the walk goes back.
+check.case("a layer holds what gradient rules read, and nothing else", function()
+  local few, rows, c = pass_bytes(2, false)
+  local many = pass_bytes(8, false)
+  local head_dim = c.hidden_size / c.num_attention_heads
+  local qkv = (c.num_attention_heads + 2 * c.num_key_value_heads) * head_dim
+  local columns = 3 * c.hidden_size + qkv + c.num_attention_heads + 2 * c.intermediate_size
+  local wanted = 4 * columns * rows
+  local held = (many - few) / 6
+  check.ok(math.abs(held / wanted - 1) < 0.02,
+    ("a layer holds %d bytes, its gradient reads %d"):format(held, wanted))
+end)
+
+check.case("with recomputation a layer holds its input", function()
+  local few, rows, c = pass_bytes(2, true)
+  local many = pass_bytes(8, true)
+  local wanted = 4 * c.hidden_size * rows
+  local held = (many - few) / 6
+  check.ok(math.abs(held / wanted - 1) < 0.02,
+    ("a layer holds %d bytes, its input has %d"):format(held, wanted))
 end)
 
 -- ---- allocations that fail ----

@@ -151,6 +151,7 @@ local KINDS = {
   { name = "frozen_tower", ranks = { 2 }, "worker.actor.model.freeze_vision_tower=true" },
   { name = "updates", ranks = { 2, 4 }, "worker.actor.global_batch_size=2" },
   { name = "int8_reference", ranks = { 2 }, "worker.ref.model.dtype=int8" },
+  { name = "int4_reference", ranks = { 2 }, "worker.ref.model.dtype=int4" },
   -- Several draws to a step. One step, because a token that differs later may change which group
   -- stays. Then the reference's penalties in the advantages.
   { name = "filtered", ranks = { 2 }, "algorithm.online_filtering=true", "algorithm.filter_low=4",

@@ -22,6 +22,7 @@ local WIDE = split_runs.wide(place)
 local KINDS = {
   { "plain", unpack(FOLDERS) }, { "lora", unpack(FOLDERS) }, { "frozen", unpack(FOLDERS) },
   { "bf16", FOLDERS[1] }, { "int8", FOLDERS[1], FOLDERS[2], WIDE },
+  { "int4", FOLDERS[1], FOLDERS[2], WIDE },
   { "generate", unpack(FOLDERS) },
 }
 

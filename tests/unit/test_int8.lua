@@ -6,8 +6,8 @@
 
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
+local quantised = require "tests.support.quantised"
 local sz = require "segzero"
-local packing = require "segzero.inference.packing"
 local rollout = require "segzero.inference.rollout"
 local tensor = require "segzero.core.tensor"
 
@@ -17,42 +17,9 @@ local TOKENS = 96
 local whole = sz.qwen_vl(TINY, { dtype = "bf16" })
 local small = sz.qwen_vl(TINY, { dtype = "int8" })
 
--- A model's input of TOKENS text tokens.
-local function text()
-  local ids = {}
-  for i = 1, TOKENS do ids[i] = (i * 79 + 13) % 570 end
-  local positions, p = packing.ints(3, TOKENS)
-  for i = 0, TOKENS - 1 do
-    for axis = 0, 2 do p[axis * TOKENS + i] = i end
-  end
-  return { input_ids = ids, position_ids = positions, next_position = TOKENS }
-end
+local function text() return quantised.text(TOKENS) end
 
 -- ---- logits and log-probabilities ----
-
-local function logits(vl)
-  return tensor.no_grad(function() return vl:forward(text()) end)
-end
-
--- The smallest cosine of two rows of logits.
-local function least_cosine(a, b)
-  local rows, width = unpack(a:shape())
-  local x = tensor.data(a)
-  local y = tensor.data(b)
-  local least = 1
-  for r = 0, rows - 1 do
-    local xx = 0
-    local yy = 0
-    local xy = 0
-    for j = r * width, (r + 1) * width - 1 do
-      xx = xx + x[j] * x[j]
-      yy = yy + y[j] * y[j]
-      xy = xy + x[j] * y[j]
-    end
-    least = math.min(least, xy / math.sqrt(xx * yy))
-  end
-  return least
-end
 
 check.case("the model names its 8 bits", function()
   check.ok(tostring(small):find("int8", 1, true), "the model says that it is in 8 bits")
@@ -62,7 +29,8 @@ check.case("logits are close to those of the whole model", function()
   -- Rounding to 127 steps of the largest of 128 numbers is off by 0.5 % of a typical one, in
   -- weights and in x, independently for each product; measured 0.9993. A scale or block in the
   -- wrong place gives less than 0.9.
-  local cosine = least_cosine(logits(whole), logits(small))
+  local input = text()
+  local cosine = quantised.compare(quantised.logits(whole, input), quantised.logits(small, input))
   check.ok(cosine > 0.998, ("the least cosine with the whole model is %.5f"):format(cosine))
   check.ok(cosine < 1, "the logits are those of rounded weights")
 end)

@@ -436,10 +436,19 @@ local function sweep_op(op, dtype)
   check.ok(C.sz_debug_guards(0) == 0, op.name .. " " .. dtype .. ": wrote past the end of an input")
 end
 
+-- An op that only the CPU has says so.
+local function check_refused(op)
+  local g = op_cases.generator "f32"
+  local call = on_device(op, op_cases.cases[op.name].calls(g)[1])
+  check.raises(function() apply(op, call) end, op.name .. ": .* for the CPU", op.name)
+  g.free()
+end
+
 local function check_op(name)
   local op = tensor.ops[name]
   local case = op_cases.cases[name]
   if not check.ok(case, "ops.def has a row without a case: " .. name) then return end
+  if ON_DEVICE and case.cpu_only then return check_refused(op) end
   local start = os.clock()
   for _, dtype in ipairs { "f32", "bf16" } do sweep_op(op, dtype) end
   ran.ops = ran.ops + 1
@@ -576,7 +585,7 @@ local function bench(only)
   print(("%s, threads %d; best of 0.3 s"):format(DEVICE, C.sz_threads()))
   for _, name in ipairs(only and { only } or op_names()) do
     local case = op_cases.cases[name]
-    if case and case.bench then
+    if case and case.bench and not (ON_DEVICE and case.cpu_only) then
       for _, dtype in ipairs { "f32", "bf16" } do bench_op(tensor.ops[name], dtype) end
     end
   end

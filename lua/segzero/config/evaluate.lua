@@ -33,7 +33,7 @@ local models = {
     help = "of a run in model_path: all evaluates each, with one table and plots" },
   { key = "adapter", type = "text", path = true, optional = true,
     help = "a folder of LoRA adapters for it" },
-  { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
+  { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8", "int4" },
     help = "of the model's weights; null: the dtype of its config.json" },
   { key = "tensor_parallel_size", type = "count", default = 1, max = 1024,
     help = "with several ranks: how many of them hold one model together, each a part of it" },

@@ -50,7 +50,7 @@ local models = {
   { key = "sam2_path", type = "text", default = "", null = "none", path = true,
     also = { "segmentation_model_path" },
     help = "SAM2: a folder or an original .pt file; empty: embedded, with that model; none" },
-  { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8" },
+  { key = "dtype", type = "text", optional = true, choices = { "f32", "bf16", "int8", "int4" },
     help = "of the model's weights; null: the dtype of its config.json" },
   { key = "device", type = "text", optional = true,
     help = "cpu or cuda; null: what segzero --device says" },

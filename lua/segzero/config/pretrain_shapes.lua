@@ -35,6 +35,8 @@ local optimizer = {
   { key = "weight_decay", type = "number", default = 0.01, min = 0, help = "AdamW's weight decay" },
   { key = "digit_weight", type = "number", default = 3, above = 0,
     help = "weight of a coordinate's tokens in the loss; other tokens have 1" },
+  { key = "choice_weight", type = "number", default = 6, above = 0,
+    help = "weight of the coordinates that say which shape is meant" },
 }
 
 local function share_row(key, default, help)
@@ -53,8 +55,9 @@ local tasks = {
   share_row("level2", 0.06, "share of the run after which two or three shapes appear"),
   share_row("level3", 0.15, "share of the run after which everything appears"),
   share_row("easy", 0.25, "share of easy scenes after that"),
-  share_row("rough", 0.7,
-    "share of answers with a box that is too wide and points on its diagonal, for GRPO to mend"),
+  share_row("quick", 0.85,
+    "share of answers about five or six shapes that point before they name the shapes, with a "
+    .. "box that is too wide, for GRPO to mend; fewer about three or four"),
   share_row("habit", 0.6,
     "several: share of answers that call the box bbox, a habit that GRPO has to break"),
   share_row("loose", 0.85, "several: share of answers whose boxes are too wide, the other habit"),

@@ -290,16 +290,18 @@ function M.listed(model)
 end
 
 -- Turns gradients on for every weight whose name filter(name) accepts (all without a filter), off
--- for the others. Returns the trained ones in the model's order.
+-- for the others. Returns the trained ones in the model's order. Quantised weights have none.
 function M.train(model, filter)
   integrity.settle(model)
   local list = {}
   for _, w in ipairs(model.weights) do
-    local t = borrowed(model, w)
-    local on = true
-    if filter then on = filter(w.name) and true or false end
-    t:requires_grad(on)
-    if on then list[#list + 1] = entry(w, t) end
+    if C.sz_model_weight_is_packed(model.c, w.index) == 0 then
+      local t = borrowed(model, w)
+      local on = true
+      if filter then on = filter(w.name) and true or false end
+      t:requires_grad(on)
+      if on then list[#list + 1] = entry(w, t) end
+    end
   end
   return list
 end

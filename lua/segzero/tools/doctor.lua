@@ -6,6 +6,7 @@
 
 local ffi = require "ffi"
 local core = require "segzero.core.ffi"
+local host = require "segzero.host"
 local plan = require "segzero.tools.plan"
 
 local C = core.C
@@ -41,6 +42,24 @@ local function kernels()
   return ("%s (SEGZERO_CPU= takes %s, too)"):format(text, table.concat(others, ", "))
 end
 
+-- What limits the threads, and whether there are more than that.
+local function threads(p)
+  local reasons = {}
+  if p.affinity < p.online then
+    reasons[1] = ("the affinity mask has %d"):format(p.affinity)
+  end
+  if p.quota then
+    reasons[#reasons + 1] = ("the control group's quota is %.4g"):format(p.quota)
+  end
+  local text = ("%d of this machine's %d processors may be used"):format(p.usable, p.online)
+  if #reasons > 0 then text = text .. ": " .. table.concat(reasons, ", ") end
+  line("threads", text)
+  if C.sz_threads() > p.usable then
+    line("threads", ("%d are more than that and wait for each other; --threads %d is faster")
+      :format(C.sz_threads(), p.usable))
+  end
+end
+
 -- Whether there are several ranks, which have been compared.
 local function compare_ranks()
   local ranks = require "segzero.core.ranks"
@@ -57,6 +76,7 @@ function M.run()
   line("segzero", ffi.string(C.sz_version()) .. ", core library loaded")
   line("processor", ("%s, %d threads"):format(field("/proc/cpuinfo", "model name")
     or "unknown", C.sz_threads()))
+  threads(host.processors())
   line("kernels", kernels())
   line("memory", ("%s, %s available"):format(plan.gib(memory.total), plan.gib(memory.free)))
   local library = os.getenv "SEGZERO_CUDA_LIBRARY"

@@ -111,8 +111,10 @@ local function remedies(cfg, prompt, device)
   if not a.freeze_vision_tower and not adapted then
     add { "worker.actor.freeze_vision_tower", true }
   end
-  if has_reference and not adapted and cfg.worker.ref.model.dtype ~= "int8" then
-    add { "worker.ref.model.dtype", "int8" }
+  if has_reference and not adapted then
+    local dtype = cfg.worker.ref.model.dtype
+    if dtype ~= "int8" and dtype ~= "int4" then add { "worker.ref.model.dtype", "int8" } end
+    if dtype ~= "int4" and not device.is_given then add { "worker.ref.model.dtype", "int4" } end
   end
   if a.use_kl_loss then add { "worker.actor.use_kl_loss", false } end
   if a.grad_dtype ~= "bf16" then add { "worker.actor.grad_dtype", "bf16" } end

@@ -207,7 +207,7 @@ local function image_bytes(cfg, state)
   local bytes = (math.max(batch, held_out) + batch) * state.image_bytes
   if not cfg.worker.actor.freeze_vision_tower then return bytes end
   local vl = state.vl
-  local width = WIDTH[cfg.worker.actor.model.dtype]
+  local width = WIDTH[vl.dtype]
   return bytes + batch * vision_tokens(state.input, vl) * vl.dims.hidden * width
 end
 
@@ -219,7 +219,7 @@ local function sizes(cfg, state)
   local optim = actor.optim
   local trained = M.trained_shapes(cfg, vl)
   local p = { adapters = 0, reference = 0, masters = 0 }
-  p.weights = vl:weight_bytes(dtype)
+  p.weights = vl:weight_bytes(dtype, true)
   if vl.lora then p.adapters = weights.bytes(trained, 4) end
   if state.reference and not vl.lora then
     p.reference = vl:weight_bytes(cfg.worker.ref.model.dtype or dtype)
@@ -251,6 +251,13 @@ end
 -- weights that are converted are counted too, so a run is rather accepted than refused.
 local function shared_bytes(cfg, state, p)
   local vl = state.vl
+  -- Packed weights are each rank's own.
+  if vl.quantized then
+    return weights.bytes(vl.weights, function(w)
+      if w.linear and not w.vision then return 0 end
+      return WIDTH[vl.dtype]
+    end)
+  end
   if vl.lora then return p.weights end
   local width = WIDTH[cfg.worker.actor.model.dtype]
   local untrained = p.weights - weights.bytes(M.trained_shapes(cfg, vl), width)

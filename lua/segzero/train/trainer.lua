@@ -43,6 +43,7 @@ local health = require "segzero.train.run.health"
 local inputs = require "segzero.train.inputs"
 local log = require "segzero.log"
 local machine = require "segzero.train.figures.machine"
+local utilisation = require "segzero.train.figures.utilisation"
 local memory_check = require "segzero.train.run.memory_check"
 local micro_batches = require "segzero.train.micro_batches"
 local optim = require "segzero.train.optim"
@@ -247,6 +248,9 @@ function methods:step(write_log)
   collectgarbage()
   stats.time, stats.seconds = timer.report()
   stats.machine = machine.of(stats, self.policy)
+  local time = stats.time
+  stats.machine.mfu = utilisation.of(self, self.parallel:own(groups),
+    time.forward + time.backward + time.optimizer)
   if write_log then write_log(stats) end
   stop.release()
   return stats

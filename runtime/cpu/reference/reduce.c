@@ -62,7 +62,10 @@ static double log_sum_exp(const sz_tensor *x, int64_t row)
     const int64_t v = x->shape[1];
     double highest = -INFINITY;
     double sum = 0;
-    for (int64_t j = 0; j < v; j++) highest = fmax(highest, (double)sz_get(x, row * v + j));
+    for (int64_t j = 0; j < v; j++) {
+        const double value = (double)sz_get(x, row * v + j);
+        if (value > highest) highest = value;
+    }
     for (int64_t j = 0; j < v; j++) sum += exp((double)sz_get(x, row * v + j) - highest);
     return highest + log(sum);
 }

@@ -138,7 +138,10 @@ int sz_ref_softmax(const sz_call *c)
     for (int64_t row = 0; row < sz_rows(x); row++) {
         double highest = -INFINITY;
         double sum = 0;
-        for (int64_t j = 0; j < d; j++) highest = fmax(highest, (double)sz_get(x, row * d + j));
+        for (int64_t j = 0; j < d; j++) {
+            const double value = (double)sz_get(x, row * d + j);
+            if (value > highest) highest = value;
+        }
         for (int64_t j = 0; j < d; j++) sum += exp((double)sz_get(x, row * d + j) - highest);
         for (int64_t j = 0; j < d; j++)
             sz_put(y, row * d + j, (float)(exp((double)sz_get(x, row * d + j) - highest) / sum));

@@ -88,9 +88,9 @@ add { key = "worker.actor.fsdp.torch_dtype", only = { "null" },
   reads = dtypes "worker.actor.model.dtype",
   note = "weights and computation are f32; worker.actor.model.dtype=bf16 computes in bf16 and " ..
     "keeps f32 copies of the weights",
-  refuse = "worker.actor.model.dtype is f32 or bf16" }
+  refuse = "worker.actor.model.dtype is f32, bf16 or int4" }
 add { key = "worker.actor.fsdp.mp_param_dtype", reads = dtypes "worker.actor.model.dtype",
-  refuse = "worker.actor.model.dtype is f32 or bf16" }
+  refuse = "worker.actor.model.dtype is f32, bf16 or int4" }
 add { key = "worker.actor.fsdp.mp_reduce_dtype", reads = dtypes "worker.actor.grad_dtype",
   refuse = "worker.actor.grad_dtype is f32 or bf16" }
 only("worker.actor.fsdp.mp_buffer_dtype", F32, "buffers are f32", "buffers are always f32")
@@ -127,9 +127,9 @@ note(FOLLOWS, "worker.actor.optim.training_steps")
 note(FSDP, "worker.ref.strategy")
 add { key = "worker.ref.fsdp.torch_dtype", only = { "null" },
   reads = dtypes "worker.ref.model.dtype", note = "worker.ref.model.dtype is that of the policy",
-  refuse = "worker.ref.model.dtype is f32, bf16 or int8" }
+  refuse = "worker.ref.model.dtype is f32, bf16, int8 or int4" }
 add { key = "worker.ref.fsdp.mp_param_dtype", reads = dtypes "worker.ref.model.dtype",
-  refuse = "worker.ref.model.dtype is f32, bf16 or int8" }
+  refuse = "worker.ref.model.dtype is f32, bf16, int8 or int4" }
 only("worker.ref.fsdp.mp_buffer_dtype", F32, "buffers are f32", "buffers are always f32")
 note("the reference has no gradients", "worker.ref.fsdp.mp_reduce_dtype")
 note(FSDP, "worker.ref.fsdp.*")

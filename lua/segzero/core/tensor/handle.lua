@@ -48,11 +48,15 @@ function M.seal()
   ffi.metatype(Handle, M.metatable)
 end
 
--- A handle that takes over one reference to a C tensor.
-function M.wrap(ptr) return Handle(ptr) end
+-- A handle that takes over one reference to a C tensor. The collector may drop a handle while its
+-- bytes are read, so these stay until the step ends.
+function M.wrap(ptr)
+  C.sz_tensor_pin(ptr)
+  return Handle(ptr)
+end
 
 -- A handle to a borrowed C tensor; takes a reference of its own.
-function M.borrow(ptr) return Handle(C.sz_tensor_retain(ptr)) end
+function M.borrow(ptr) return M.wrap(C.sz_tensor_retain(ptr)) end
 
 function M.is_tensor(x) return ffi.istype(Handle, x) end
 

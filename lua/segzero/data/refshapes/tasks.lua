@@ -7,11 +7,23 @@
 --     ids.first is the first token that is learnt
 --   tasks:level(progress, random)             how hard scenes are at this point: 1, 2 or 3
 --
--- There are three tasks. The short one, "Box of 'X'." -> [x0,y0,x1,y1], teaches the model to locate
--- objects at a third of the cost; later Seg-Zero's own prompt with reasoning and answer takes over.
--- A share of the images (options.several) has VisionReasoner's prompt and its lists of objects
--- instead. The questions about an image share it: the stream holds the image once, followed by each
--- question with its answer. Leaves out: packing the groups into a stream (inference/packing.lua).
+-- The reasoning of every answer names all shapes from left to right, each after its place, and then
+-- says which one is meant:
+--
+--   There are two shapes: (12,80) small blue square, (57,30) large red circle. It is the one at
+--   (57,30).
+--
+-- A place first, then what is there: the other way round, from a colour to its place, a model of
+-- this size does not learn (models/README.md). A share of the answers to Seg-Zero's prompt is quick:
+-- they point without naming the shapes, and their boxes are rough. GRPO has to find out that looking
+-- at every shape first pays.
+--
+-- There are four tasks. Two are short: "Find 'X'." -> the reasoning and the box, and
+-- "Box at (57,30)." -> the box around a place. Later Seg-Zero's own prompt with its reasoning and
+-- answer takes over. A share of the images (options.several) has VisionReasoner's prompt and its
+-- lists of objects instead. The questions about an image share it: the stream holds the image once,
+-- followed by each question with its answer. Leaves out: packing the groups into a stream
+-- (inference/packing.lua).
 
 local ffi = require "ffi"
 local image = require "segzero.formats.image"
@@ -28,7 +40,7 @@ local mt = { __index = methods }
 -- (i * step) % 1.
 local LEVEL_STEP = 0.6180339887
 local LOOSE_STEP = 0.5698402910
-local ROUGH_STEP = 0.6457513110
+local QUICK_STEP = 0.6457513110
 local HABIT_STEP = 0.7548776662
 local SEVERAL_STEP = 0.8191725134
 
@@ -52,7 +64,15 @@ function M.image_of(scene)
   return img
 end
 
-function M.short_question(problem) return ("Box of '%s'."):format(problem) end
+function M.short_question(problem) return ("Find '%s'."):format(problem) end
+
+local function text_of(list) return "[" .. table.concat(list, ",") .. "]" end
+
+-- "(57,30)": the middle of an object's box, in pixels.
+local function place_of(object)
+  local b = object.bbox
+  return ("(%d,%d)"):format(math.floor((b[1] + b[3]) / 2), math.floor((b[2] + b[4]) / 2))
+end
 
 -- The messages up to the end of the image, as an input for packing.stream.
 local function prefix_of(self, img)
@@ -79,9 +99,35 @@ local function exchange(self, question, reply)
   return ids
 end
 
-local function short_task(self, question)
+local function conclusion(scene, question)
+  return (" It is the one at %s."):format(place_of(scene.objects[question.target]))
+end
+
+-- The objects from left to right, each after its place; then the one that is meant.
+local function reasoning(scene, question)
+  local order = {}
+  for i, o in ipairs(scene.objects) do order[i] = o end
+  table.sort(order, function(a, b)
+    if a.cx ~= b.cx then return a.cx < b.cx end
+    return a.cy < b.cy
+  end)
+  local names = {}
+  for i, o in ipairs(order) do names[i] = place_of(o) .. " " .. sentence.phrase(o) end
+  return sentence.crowd({}, #order) .. ": " .. table.concat(names, ", ") .. "."
+    .. conclusion(scene, question)
+end
+
+local function quick_reasoning(scene, question)
+  return sentence.crowd({}, #scene.objects) .. "." .. conclusion(scene, question)
+end
+
+local function short_task(self, question, scene)
   return exchange(self, M.short_question(question.problem),
-    "[" .. table.concat(question.bbox, ",") .. "]")
+    reasoning(scene, question) .. " " .. text_of(question.bbox))
+end
+
+local function box_task(self, object)
+  return exchange(self, ("Box at %s."):format(place_of(object)), text_of(object.bbox))
 end
 
 local function loosened(options, box)
@@ -107,20 +153,21 @@ local function rough_answer(options, box)
   return refshapes.answer(wide, along(0.25), along(0.75))
 end
 
--- Reasoning that says the question again: the box is then read off like that of a short question.
-local function restated(question, scene)
-  return sentence.crowd({}, #scene.objects) .. ". One is " .. question.problem .. "."
+-- The more shapes, the more often an answer is quick: never about one or two, and in all of the
+-- share from five on.
+local function is_quick(self, scene)
+  local crowded = math.max(0, math.min(1, (#scene.objects - 2) / 3))
+  return (self.asked * QUICK_STEP) % 1 < self.options.quick * crowded
 end
 
--- A share of the answers is rough, about the right shape. GRPO has to find out that exact answers
--- are better, and to give them.
 local function full_task(self, question, scene)
   self.asked = self.asked + 1
+  local think = reasoning(scene, question)
   local reply = question.answer
-  if (self.asked * ROUGH_STEP) % 1 < self.options.rough then
+  if is_quick(self, scene) then
+    think = quick_reasoning(scene, question)
     reply = rough_answer(self.options, question.bbox)
   end
-  local think = restated(question, scene)
   return exchange(self, prompt.seg_zero(question.problem), prompt.response(think, reply))
 end
 
@@ -162,6 +209,16 @@ local function is_short(self, index, progress)
   return index % 8 ~= 0 and progress < self.options.short_until
 end
 
+-- The scene's questions, and the box of one of its objects.
+local function short_answers(self, scene)
+  local answers = {}
+  for k, question in ipairs(scene.questions) do
+    answers[k] = short_task(self, question, scene)
+  end
+  answers[#answers + 1] = box_task(self, scene.objects[self.drawn % #scene.objects + 1])
+  return answers
+end
+
 -- The groups of one step, and how many questions they hold. The caller frees their inputs.
 function methods:batch(progress)
   local o = self.options
@@ -181,19 +238,19 @@ function methods:batch(progress)
     local img = M.image_of(scene)
     local group = { input = prefix_of(self, img), answers = {} }
     img:free()
-    local task = full_task
-    local each = 1
     if several then
-      task = several_task
+      group.answers[1] = several_task(self, scene.questions[1])
+      cost = cost + 1
     elseif is_short(self, index, progress) then
-      task = short_task
-      each = SHORT_COST
-    end
-    for k, question in ipairs(scene.questions) do
-      group.answers[k] = task(self, question, scene)
+      group.answers = short_answers(self, scene)
+      cost = cost + SHORT_COST * #group.answers
+    else
+      for k, question in ipairs(scene.questions) do
+        group.answers[k] = full_task(self, question, scene)
+      end
+      cost = cost + #group.answers
     end
     groups[#groups + 1] = group
-    cost = cost + #group.answers * each
     questions = questions + #group.answers
   end
   return groups, questions

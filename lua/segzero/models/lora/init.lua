@@ -230,7 +230,8 @@ end
 function M.merge(vl)
   local lora = vl.lora or error("this model has no adapters", 2)
   if vl.quantized then
-    error("cannot merge adapters into a model in 8 bits: load it as bf16 or f32", 2)
+    error(("cannot merge adapters into a model in %d bits: load it as bf16 or f32"):format(
+      vl.quantized), 2)
   end
   local weights = vl:parameters()
   for _, p in ipairs(lora.list) do

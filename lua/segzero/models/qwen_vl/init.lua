@@ -1,7 +1,7 @@
 -- init.lua - Qwen2.5-VL and Qwen2-VL for scripts: loads a Hugging Face folder; forward passes,
 -- log-probabilities, generation; saves a folder.
 --
---   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8", device = "cpu" | "cuda",
+--   local vl = sz.qwen_vl(dir, {dtype = "f32" | "bf16" | "int8" | "int4", device = "cpu" | "cuda",
 --                               adapter = a PEFT folder,
 --                               offload = true: weights wait in host memory (offload.lua),
 --                               shards = a group of ranks that the model is split over})
@@ -13,12 +13,14 @@
 --   vl:save(dir)
 --
 -- If the model has adapters (vl.lora, models/lora), only they are trained, and save() writes them
--- in PEFT's format; parameters() still returns the base weights. dtype int8 is for inference: bf16
--- with the language model's linear layers in 8 bits (vl.quantized). Such a model cannot be trained
--- or saved. A shard of a split model has vl.shards = {count =, index =, group =} and slices of the
--- weights (weights.lua); all shards save together (split.lua). In 8 bits each quantises its slices:
--- codes and scales are those of the whole model, but for o_proj and down_proj where a slice does not
--- begin at a multiple of 128 columns.
+-- in PEFT's format; parameters() still returns the base weights. dtype int8 or int4 is bf16 with
+-- the language model's linear layers and the head of the logits in 8 or 4 bits (vl.quantized). Such
+-- a model cannot be trained or saved, but adapters of one in 4 bits can: its logits are then those
+-- of the bf16 head, as the log-probabilities of training are. 4 bits run on the CPU only.
+-- A shard of a split model has vl.shards = {count =, index =, group =} and slices of the weights
+-- (weights.lua); all shards save together (split.lua). In 8 or 4 bits each quantises its slices:
+-- codes and scales are those of the whole model, but for o_proj and down_proj where a slice does
+-- not begin at a multiple of 128 columns.
 -- The methods that every model has are in README.md. Leaves out: videos.
 
 local ffi = require "ffi"
@@ -55,6 +57,9 @@ local own = network.methods()
 -- ---- making ----
 local methods, mt, freed        -- set below, when all functions of `own` are there
 
+-- Bits of a quantised weight, by dtype.
+local BITS = { int8 = 8, int4 = 4 }
+
 -- A model without weights.
 -- path: config.json's, for messages. own_head: the head is not the embedding, whatever the config
 -- says. shards: of split.read, or nil.
@@ -67,7 +72,7 @@ local function new(json, dtype, device, path, own_head, shards)
   end
   local c = ffi.gc(check(C.sz_qwen_new(config), 3), C.sz_model_free)
   if shards and shards.group then check(C.sz_model_group_set(c, shards.group.pointer), 3) end
-  local quantized = dtype == "int8"
+  local quantized = BITS[dtype]
   if quantized then dtype = "bf16" end
   local vl = setmetatable({
     c = c, config = config, json = json, device = device, dtype = dtype or "f32",
@@ -87,7 +92,7 @@ end
 local function quantize(vl)
   if vl.quantized then
     integrity.settle(vl)
-    check(C.sz_model_quantize(vl.c), 3)
+    check(C.sz_model_quantize(vl.c, vl.quantized), 3)
   end
   return vl
 end
@@ -164,8 +169,12 @@ local function open(dir, opts, device, offload, shards)
 end
 
 function M.qwen_vl(dir, opts)
-  opts = opening.check("qwen_vl", dir, opts, OPEN, { "bf16", "f32", "int8" }, 2)
+  opts = opening.check("qwen_vl", dir, opts, OPEN, { "bf16", "f32", "int8", "int4" }, 2)
   local device = tensor.model_device(opts.device, 2)
+  if opts.dtype == "int4" and device ~= "cpu" then
+    error(("qwen_vl: dtype int4 runs on the CPU, not on %s; take int8 or bf16 there"):format(
+      device), 2)
+  end
   local offload = opts.offload and device ~= "cpu"
   if offload and (opts.dtype == "int8" or opts.adapter) then
     error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2)
@@ -217,34 +226,48 @@ function M.meta(dir, dtype, shards)
   local vl = new(files.read_json_object(path), dtype, "cpu", path, false, shards)
   vl.dir = dir
   weights.meta(vl)
+  if vl.quantized then
+    C.sz_dry_run(1)
+    local rc = C.sz_model_quantize(vl.c, vl.quantized)
+    C.sz_dry_run(0)
+    check(rc, 1)
+  end
   return vl
 end
 
 -- ---- weights ----
--- A function that a model in 8 bits does not have.
-local function full_precision_only(f, name)
+-- A function that a model in 8 or 4 bits does not have. adapted: one in 4 bits has it, if it has
+-- adapters.
+local function full_precision_only(f, name, adapted)
   return function(vl, ...)
-    if vl.quantized then
-      error(name .. ": this model is in 8 bits, for inference; load it as bf16 or f32", 2)
-    end
-    return f(vl, ...)
+    if not vl.quantized or adapted and vl.lora and vl.quantized == 4 then return f(vl, ...) end
+    local message = "%s: this model is in %d bits, for inference; load it as bf16 or f32"
+    if adapted and vl.quantized == 4 then message = message .. ", or give it adapters" end
+    error(message:format(name, vl.quantized), 2)
   end
 end
 
 own.parameters = full_precision_only(weights.parameters, "parameters")
 own.train = full_precision_only(function(vl, filter)
-  if vl.lora then return lora.train(vl, filter, weights.train) end
-  return weights.train(vl, filter)
-end, "train")
+  if not vl.lora then return weights.train(vl, filter) end
+  if vl.quantized then check(C.sz_model_release_packed_head(vl.c), 2) end
+  return lora.train(vl, filter, weights.train)
+end, "train", true)
 
--- Bytes of the weights when the model is loaded with this dtype. In 8 bits each linear layer of the
--- language model has one byte and a scale for 128 elements; the head has its bf16 form as well.
-function own:weight_bytes(dtype)
-  if dtype ~= "int8" then return weights.bytes(self.weights, tensor.WIDTH[dtype]) end
+-- Bytes of a quantised weight: 8 bits and a scale of four bytes for 128 weights, or 4 bits, a part
+-- of a byte for 16 and a scale of two bytes for 128 (runtime/cpu/int8.h, int4.h).
+local PACKED = { int8 = 1 + 4 / 128, int4 = 1 / 2 + 1 / 16 + 2 / 128 }
+M.packed_width = PACKED
+
+-- Bytes of the weights when the model is loaded with this dtype. A quantised model has the head in
+-- bf16 as well; trained: only so.
+function own:weight_bytes(dtype, trained)
+  local packed = PACKED[dtype]
+  if not packed then return weights.bytes(self.weights, tensor.WIDTH[dtype]) end
   local head = self.config.tied == 1 and "model.embed_tokens.weight" or "lm_head.weight"
   return weights.bytes(self.weights, function(w)
-    if w.name == head then return 2 + 1 + 1 / 32 end
-    if w.linear and not w.vision then return 1 + 1 / 32 end
+    if w.name == head and not trained then return 2 + packed end
+    if w.linear and not w.vision then return packed end
     return 2
   end)
 end
@@ -367,7 +390,7 @@ own.save = full_precision_only(function(self, dir, opts)
   if ok then return end
   if core.is_interrupt(why) then error(why, 0) end
   error(core.plain(why), 2)
-end, "save")
+end, "save", true)
 
 -- ---- the object ----
 function own:free() network.free(self, freed) end
@@ -381,7 +404,7 @@ function mt.__tostring(vl)
   local family = "Qwen2.5-VL"
   if c.family == C.SZ_QWEN2_VL then family = "Qwen2-VL" end
   local extra = ""
-  if vl.quantized then extra = extra .. ", int8" end
+  if vl.quantized then extra = (", int%d"):format(vl.quantized) end
   if vl.lora then
     extra = extra .. (", LoRA of rank %d on %d layers"):format(vl.lora.rank, #vl.lora.list)
   end

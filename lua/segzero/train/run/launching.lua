@@ -7,6 +7,7 @@
 -- are as many as it asks for, the program runs itself again with --ranks, and start() does not
 -- return. Otherwise the launcher counts, or one process trains; a note says so if that is another
 -- number. The number of ranks does not change what is trained.
+-- A note also says when there are more threads than processors to run them.
 -- Leaves out: starting ranks on other machines.
 
 local core = require "segzero.core.ffi"
@@ -42,7 +43,18 @@ local function reason(trainer)
     :format(gpus, found)
 end
 
+-- More threads than this process may have processors.
+local function compare_threads()
+  local has_host, host = pcall(require, "segzero.host")
+  if not has_host or ranks.launched() then return end
+  local usable = host.processors().usable
+  if C.sz_threads() <= usable then return end
+  notes.say(("--threads %d: this process may use fewer processors (%d), so threads wait for each "
+    .. "other; --threads %d is faster"):format(C.sz_threads(), usable, usable))
+end
+
 function M.start(trainer)
+  compare_threads()
   local wanted = trainer.n_gpus_per_node * trainer.nnodes
   local is_first = not started
   started = true

@@ -4,12 +4,13 @@
 --   local t = pretrain.new(vl, tok, options, { reward = f, box_iou = f, say = f })
 --       options: config/pretrain_shapes.lua
 --   t:train()       trains, evaluates and saves to vl.dir
+--   t:token_weights(targets) -> tensor, sum      the weight of each target token in the loss
 --
 -- reward(text, solution, row) is rewards/seg_strict.lua, box_iou(a, b) is in rewards/geometry.lua:
 -- the recipe passes them, because the library does not depend on rewards/. say(text) gets each line
 -- of progress.
 -- Loss: the mean negative log-probability of the answers' tokens, in which coordinates weigh
--- options.digit_weight.
+-- options.digit_weight, and those that say which object is meant options.choice_weight.
 -- Leaves out: resuming.
 
 local answer = require "segzero.formats.answer"
@@ -26,13 +27,16 @@ local M = {}
 local methods = {}
 local mt = { __index = methods }
 
-local ANSWER_TOKENS = 110
-local BOX_TOKENS = 20
+local ANSWER_TOKENS = 180
+local SHORT_TOKENS = 120
 
 function M.new(vl, tok, options, given)
   local self = setmetatable({ model = vl, options = options, judge = given, digits = {} }, mt)
   self.say = given.say
   for d = 0, 9 do self.digits[tok:encode(tostring(d))[1]] = true end
+  self.at = tok:encode(" at")[1]
+  self.closing = {}
+  for id = 0, tok:size() - 1 do self.closing[id] = tok:decode({ id }):find(")", 1, true) ~= nil end
   self.tasks = shape_tasks.new(options, { tokenizer = tok, model = vl })
   self.parameters = vl:train()
   self.optimizer = optim.adamw(self.parameters, {
@@ -77,11 +81,11 @@ end
 
 -- Share of short answers whose box overlaps the true one by more than half.
 function methods:evaluate_boxes(level)
-  local texts, questions = answers_of(self, level, shape_tasks.short_question, BOX_TOKENS)
+  local texts, questions = answers_of(self, level, shape_tasks.short_question, SHORT_TOKENS)
   local hits = 0
   for i, text in ipairs(texts) do
     local box = {}
-    for n in text:gmatch "%d+" do box[#box + 1] = tonumber(n) end
+    for n in (text:match "%[.*" or ""):gmatch "%d+" do box[#box + 1] = tonumber(n) end
     if #box == 4 and self.judge.box_iou(box, questions[i].bbox) > 0.5 then hits = hits + 1 end
   end
   return hits / #texts
@@ -110,16 +114,21 @@ function methods:evaluate(level)
 end
 
 -- ---- a step ----
--- The weight of each target token, f32 [tokens] on the model's device, and their sum.
-local function token_weights(self, targets)
+-- The weight of each target token, f32 [tokens] on the model's device, and their sum. Only the place
+-- of the object that is meant comes after " at" (data/refshapes/tasks.lua).
+function methods:token_weights(targets)
   local n = targets:numel()
   local weights = tensor.empty { n }
   local out = tensor.data(weights)
   local ids = tensor.data(targets)
   local total = 0
+  local is_choice = false
   for i = 0, n - 1 do
+    if ids[i] == self.at then is_choice = true end
+    if self.closing[ids[i]] then is_choice = false end
     out[i] = 1
     if self.digits[ids[i]] then out[i] = self.options.digit_weight end
+    if self.digits[ids[i]] and is_choice then out[i] = self.options.choice_weight end
     total = total + out[i]
   end
   return weights:to { device = self.model.device }, total
@@ -130,7 +139,7 @@ local function accumulate(self, groups)
   local vl = self.model
   return tensor.step(function()
     local stream = packing.stream(groups, vl.image_token_id)
-    local weights, total = token_weights(self, stream.targets)
+    local weights, total = self:token_weights(stream.targets)
     local inputs = {}
     for i, group in ipairs(groups) do inputs[i] = group.input end
     local hidden = vl:hidden(stream, vl:vision(inputs), { rows = stream.rows })

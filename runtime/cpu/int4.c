@@ -1,0 +1,614 @@
+/* int4.c - linear layers with 4-bit weights (format: int4.h).
+ *
+ *   quantize_int4     w1, w2, w3 [m, k], one below the other -> q, scale
+ *   dequantize_int4   q, scale -> w [m, k], for gradients
+ *   linear_int4       x [n, k] quantized to 8 bits; integer products of 128 columns, scaled and
+ *                     summed in f32
+ *
+ * A sum runs over the blocks of 128 columns in order, whatever n is, so an answer's numbers do not
+ * depend on how many answers decode with it. The integer products are exact, so all kinds of
+ * processors have the same. Sixteen products of a code with 8 bits of x, less 8 times the sum of
+ * these, fit 16 bits: AVX2 and AVX-512 sum them there, and multiply two such sums by the part with
+ * one instruction.
+ * Leaves out: devices other than the CPU.
+ */
+#include "vecmath.h"
+#include "gemm_tile.h"
+#include "int4.h"
+#include <omp.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+/* A block of 16 rows of weights is VECTORS vectors of SZ_LANES rows. */
+enum { VECTORS = SZ_Q4_ROWS / SZ_LANES };
+
+/* Sizes of a tile, so that its sums and operands fit the registers: up to FEW rows of x meet
+ * WIDE vectors of weights, and up to MAX_TILE_ROWS meet 2. Four codes of x take X_WORDS words.
+ * SUMS_OF_16: two sums of 16 bits in each lane. */
+#if defined(__AVX512VNNI__)
+enum { FEW = 4, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 0 };
+#elif defined(__AVXVNNI__)
+enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 1, SUMS_OF_16 = 0 };
+#elif defined(__AVX512BW__)
+enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 1 };
+#elif defined(__AVX2__)
+enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 1 };
+#else
+enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 2, SUMS_OF_16 = 0 };
+#endif
+
+enum {
+    TASK_BLOCKS = 4,                                            /* that a thread takes at once */
+    MAX_SUMS = 2 * MAX_TILE_ROWS > 16 ? 2 * MAX_TILE_ROWS : 16, /* vectors of sums of a tile */
+    WORDS = SZ_Q4_COLS / 4,                                     /* of x, for a block's columns */
+    PACKED = 64,                    /* bytes with the codes of 8 columns of a block */
+    GROUP_PACKED = SZ_Q4_GROUP / 8, /* such pieces in a group */
+};
+
+typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
+typedef int8_t part_vec __attribute__((vector_size(SZ_LANES), aligned(1), may_alias));
+typedef uint16_t scale_vec __attribute__((vector_size(2 * SZ_LANES), aligned(2), may_alias));
+
+/* ---- weights ---- */
+/* 128 columns of 16 rows, column by column, and for each row 0, or NaN if an element is not finite
+ * or too large. */
+typedef struct {
+    float x[SZ_Q4_COLS][SZ_Q4_ROWS];
+    float not_finite[SZ_Q4_ROWS];
+} block_elements;
+
+/* The weight that has row *r of those side by side, and *r becomes its row there; NULL for
+ * padding. */
+static const sz_tensor *weight_of(const sz_call *c, int64_t *r)
+{
+    for (int i = 0; i < 3 && c->in[i]; i++) {
+        if (*r < c->in[i]->shape[0]) return c->in[i];
+        *r -= c->in[i]->shape[0];
+    }
+    return NULL;
+}
+
+/* Reads the block; zeros past the weights' end, and in rows that are not finite. */
+static void load_block(const sz_call *c, int64_t block, int64_t col, block_elements *e)
+{
+    const int64_t k = sz_cols(c->in[0]);
+    const int64_t n = sz_min64(SZ_Q4_COLS, k - col);
+    memset(e, 0, sizeof *e);
+    for (int64_t lane = 0; lane < SZ_Q4_ROWS; lane++) {
+        int64_t r = block * SZ_Q4_ROWS + lane;
+        const sz_tensor *w = weight_of(c, &r);
+        if (!w) continue;
+        const int64_t first = r * k + col;
+        float row[SZ_Q4_COLS] = { 0 };
+        if (w->dtype == SZ_BF16) sz_bf16_to_f32(row, sz_bf16(w) + first, n);
+        else
+            for (int64_t i = 0; i < n; i++) row[i] = sz_from_bf16(sz_to_bf16(sz_f32(w)[first + i]));
+
+        int beyond = 0;
+        for (int i = 0; i < SZ_Q4_COLS; i++) beyond += !(fabsf(row[i]) < SZ_Q4_MOST);
+        if (beyond > 0) e->not_finite[lane] = NAN;
+        else
+            for (int i = 0; i < SZ_Q4_COLS; i++) e->x[i][lane] = row[i];
+    }
+}
+
+/* The best parts of 16 columns, for each row (reference/int4.c says why these are the best). */
+static void find_parts(float x[SZ_Q4_GROUP][SZ_Q4_ROWS], float *restrict part)
+{
+    /* The element of the largest size, and what makes it -8. */
+    float factor[SZ_Q4_ROWS];
+    float extreme[SZ_Q4_ROWS] = { 0 };
+    float best[SZ_Q4_ROWS] = { 0 };
+    for (int i = 0; i < SZ_Q4_GROUP; i++)
+        for (int l = 0; l < SZ_Q4_ROWS; l++) {
+            const float element = x[i][l];
+            extreme[l] = fabsf(element) > fabsf(extreme[l]) ? element : extreme[l];
+        }
+    for (int l = 0; l < SZ_Q4_ROWS; l++) {
+        factor[l] = fabsf(extreme[l]) < SZ_Q4_LEAST ? 0 : -8.0f / extreme[l];
+        part[l] = 0;
+    }
+
+    /* Products of codes and elements are exact, so that all kinds find the same. */
+    for (int f = 0; f < SZ_Q4_FACTORS; f++) {
+        float cx[SZ_Q4_ROWS] = { 0 };
+        float cc[SZ_Q4_ROWS] = { 0 };
+        for (int i = 0; i < SZ_Q4_GROUP; i++)
+            for (int l = 0; l < SZ_Q4_ROWS; l++) {
+                const float code = sz_q4_round(x[i][l], factor[l] * sz_q4_factors[f]);
+                cx[l] += code * x[i][l];
+                cc[l] += code * code;
+            }
+        for (int l = 0; l < SZ_Q4_ROWS; l++) {
+            const float gain = cc[l] > 0 ? cx[l] * cx[l] / cc[l] : 0;
+            const bool better = gain > best[l];
+            part[l] = better ? cx[l] / cc[l] : part[l];
+            best[l] = better ? gain : best[l];
+        }
+    }
+}
+
+/* The codes of 16 columns with factor 1 / (part scale), packed in two pieces of 64 bytes. */
+static void put_codes(float x[SZ_Q4_GROUP][SZ_Q4_ROWS], const float *factor, uint8_t *to)
+{
+    for (int p = 0; p < GROUP_PACKED; p++) {
+        uint32_t words[SZ_Q4_ROWS] = { 0 };
+        for (int i = 0; i < 8; i++)
+            for (int l = 0; l < SZ_Q4_ROWS; l++) {
+                const int code = SZ_Q4_ZERO + (int)sz_q4_round(x[8 * p + i][l], factor[l]);
+                words[l] |= (uint32_t)code << (8 * (i % 4) + i / 4 * 4);
+            }
+        memcpy(to + p * PACKED, words, PACKED);
+    }
+}
+
+/* Writes a block of q and its 16 scales. */
+static void quantize_block(block_elements *e, uint8_t *q, uint16_t *scale)
+{
+    /* The parts, and the scale that makes a row's largest 127. */
+    float part[SZ_Q4_GROUPS][SZ_Q4_ROWS];
+    float largest[SZ_Q4_ROWS] = { 0 };
+    float unit[SZ_Q4_ROWS];
+    for (int g = 0; g < SZ_Q4_GROUPS; g++) {
+        find_parts(e->x + g * SZ_Q4_GROUP, part[g]);
+        for (int l = 0; l < SZ_Q4_ROWS; l++) {
+            const float size = fabsf(part[g][l]);
+            largest[l] = size > largest[l] ? size : largest[l];
+        }
+    }
+    for (int l = 0; l < SZ_Q4_ROWS; l++) {
+        scale[l] = sz_to_bf16(largest[l] / 127.0f + e->not_finite[l]);
+        unit[l] = sz_from_bf16(scale[l]);
+    }
+
+    /* The codes for what the parts are now. */
+    for (int g = 0; g < SZ_Q4_GROUPS; g++) {
+        float factor[SZ_Q4_ROWS];
+        for (int l = 0; l < SZ_Q4_ROWS; l++) {
+            float whole = unit[l] > 0 ? part[g][l] / unit[l] : 0;
+            whole = whole < 127.0f ? whole : 127.0f;
+            whole = rintf(whole > -127.0f ? whole : -127.0f);
+            q[SZ_Q4_CODES + g * SZ_Q4_ROWS + l] = (uint8_t)(int8_t)whole;
+            factor[l] = whole == 0 ? 0 : 1.0f / (unit[l] * whole);
+        }
+        put_codes(e->x + g * SZ_Q4_GROUP, factor, q + g * GROUP_PACKED * PACKED);
+    }
+}
+
+int sz_cpu_quantize_int4(const sz_call *c)
+{
+    sz_tensor *q = c->out[0];
+    sz_tensor *scale = c->out[1];
+    const int64_t across = q->shape[1];
+    const int64_t blocks = q->shape[0] * across;
+
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < blocks; i++) {
+        block_elements e;
+        load_block(c, i / across, i % across * SZ_Q4_COLS, &e);
+        quantize_block(&e, (uint8_t *)q->data + i * SZ_Q4_BLOCK, sz_bf16(scale) + i * SZ_Q4_ROWS);
+    }
+    return 0;
+}
+
+/* ---- weights, whole again ---- */
+/* 128 columns of a row. */
+static void dequantize_row(const uint8_t *block, float unit, int64_t lane, float *w)
+{
+    const uint8_t *codes = block + lane * 4;
+    const int8_t *parts = (const int8_t *)block + SZ_Q4_CODES + lane;
+    for (int64_t g = 0; g < SZ_Q4_GROUPS; g++) {
+        const float step = unit * (float)parts[g * SZ_Q4_ROWS];
+        for (int64_t p = g * GROUP_PACKED; p < (g + 1) * GROUP_PACKED; p++)
+            for (int64_t b = 0; b < 4; b++) {
+                const int byte = codes[p * PACKED + b];
+                w[p * 8 + b] = (float)((byte & 15) - SZ_Q4_ZERO) * step;
+                w[p * 8 + 4 + b] = (float)((byte >> 4) - SZ_Q4_ZERO) * step;
+            }
+    }
+}
+
+int sz_cpu_dequantize_int4(const sz_call *c)
+{
+    const sz_tensor *q = c->in[0];
+    const sz_tensor *scale = c->in[1];
+    sz_tensor *w = c->out[0];
+    const int64_t k = w->shape[1];
+    const int64_t across = q->shape[1];
+
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < w->shape[0]; r++)
+        for (int64_t i = 0; i < across; i++) {
+            const int64_t at = r / SZ_Q4_ROWS * across + i;
+            const int64_t lane = r % SZ_Q4_ROWS;
+            const uint8_t *block = (const uint8_t *)q->data + at * SZ_Q4_BLOCK;
+            const float unit = sz_from_bf16(sz_bf16(scale)[at * SZ_Q4_ROWS + lane]);
+            float row[SZ_Q4_COLS];
+            dequantize_row(block, unit, lane, row);
+
+            const int64_t first = r * k + i * SZ_Q4_COLS;
+            const int64_t n = sz_min64(SZ_Q4_COLS, k - i * SZ_Q4_COLS);
+            if (w->dtype == SZ_F32) memcpy(sz_f32(w) + first, row, (size_t)n * sizeof *row);
+            else
+                for (int64_t j = 0; j < n; j++) sz_bf16(w)[first + j] = sz_to_bf16(row[j]);
+        }
+    return 0;
+}
+
+/* ---- x ---- */
+/* Rows of x in 8 bits, in blocks of MAX_TILE_ROWS (the last may have fewer): words
+ * [words][rows][X_WORDS] of four codes, for each 128 columns scale [..][rows], and for each 16
+ * start [..][rows]. A sum begins with start, which cancels the 8 in every weight's code. */
+typedef struct {
+    int32_t *words;
+    float *scale;
+    int32_t *start;
+} quantized_rows;
+
+/* Four codes as dot4 reads them: as they are, or the even and then the odd ones in 16 bits each. */
+static inline void put_word(int32_t *to, const int8_t *codes)
+{
+    if (X_WORDS == 1) {
+        memcpy(to, codes, 4);
+    } else {
+        int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
+        memcpy(to, pairs, 4 * X_WORDS);
+    }
+}
+
+/* The start of 16 codes: one sum, or one of the first two and one of the last two of each word. */
+static inline int32_t start_of(const int8_t *codes)
+{
+    int32_t low = 0;
+    int32_t high = 0;
+    for (int j = 0; j < SZ_Q4_GROUP; j += 4) {
+        low -= SZ_Q4_ZERO * (codes[j] + codes[j + 1]);
+        high -= SZ_Q4_ZERO * (codes[j + 2] + codes[j + 3]);
+    }
+    if (!SUMS_OF_16) return low + high;
+    return (int32_t)((uint32_t)high << 16 | (uint16_t)low);
+}
+
+/* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
+ * results. */
+static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t k, quantized_rows out)
+{
+    for (int64_t first = 0; first < k; first += SZ_Q4_COLS) {
+        /* The elements as f32, 0 past the end. */
+        const int64_t n = sz_min64(SZ_Q4_COLS, k - first);
+        float v[SZ_Q4_COLS] = { 0 };
+        if (x->dtype == SZ_F32) memcpy(v, sz_f32(x) + i * k + first, (size_t)n * sizeof *v);
+        else
+            for (int64_t j = 0; j < n; j++) v[j] = sz_from_bf16(sz_bf16(x)[i * k + first + j]);
+
+        /* Zeros if it is all 0, or if it is not finite: then the scale is NaN. */
+        float inverse;
+        *out.scale = sz_q_scale(v, SZ_Q4_COLS, &inverse);
+        if (inverse == 0) memset(v, 0, sizeof v);
+        int8_t codes[SZ_Q4_COLS];
+        for (int64_t j = 0; j < SZ_Q4_COLS; j++) codes[j] = (int8_t)(int32_t)rintf(v[j] * inverse);
+
+        /* To their places. */
+        for (int64_t g = 0; g < SZ_Q4_GROUPS; g++)
+            out.start[g * rows] = start_of(codes + g * SZ_Q4_GROUP);
+        for (int64_t j = 0; j < WORDS; j++) put_word(out.words + j * rows * X_WORDS, codes + 4 * j);
+        out.scale += rows;
+        out.start += SZ_Q4_GROUPS * rows;
+        out.words += WORDS * rows * X_WORDS;
+    }
+}
+
+/* ---- the product ---- */
+/* Four codes of weights in each lane as dot4 reads them: unsigned bytes; or the even and the odd
+ * ones apart, in 16 bits each. */
+typedef struct {
+    sz_uvec part[X_WORDS];
+} weight_words;
+
+/* The low four bits of each byte. */
+static inline __attribute__((always_inline)) weight_words unpack(sz_uvec bytes)
+{
+    weight_words w;
+    if (X_WORDS == 1) {
+        w.part[0] = bytes & 0x0f0f0f0fu;
+    } else {
+        w.part[0] = bytes & 0x000f000fu;
+        w.part[X_WORDS - 1] = bytes >> 8 & 0x000f000fu;
+    }
+    return w;
+}
+
+/* The sum of the products of the two halves of each lane. */
+static inline __attribute__((always_inline)) sz_ivec dot2(sz_ivec a, sz_ivec b)
+{
+#if defined(__AVX512BW__)
+    return (sz_ivec)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (sz_ivec)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__x86_64__)
+    return (sz_ivec)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+
+/* sums += the products of four codes in each lane of w with the four signed ones of x. */
+static inline __attribute__((always_inline)) void dot4(sz_ivec *sums, const weight_words *w,
+                                                       const int32_t *x)
+{
+#if defined(__AVX512VNNI__)
+    *sums = (sz_ivec)_mm512_dpbusd_epi32((__m512i)*sums, (__m512i)w->part[0],
+                                         _mm512_set1_epi32(*x));
+#elif defined(__AVXVNNI__)
+    *sums = (sz_ivec)_mm256_dpbusd_avx_epi32((__m256i)*sums, (__m256i)w->part[0],
+                                             _mm256_set1_epi32(*x));
+#elif defined(__AVX512BW__)
+    *sums = (sz_ivec)_mm512_add_epi16(
+        (__m512i)*sums, _mm512_maddubs_epi16((__m512i)w->part[0], _mm512_set1_epi32(*x)));
+#elif defined(__AVX2__)
+    *sums = (sz_ivec)_mm256_add_epi16(
+        (__m256i)*sums, _mm256_maddubs_epi16((__m256i)w->part[0], _mm256_set1_epi32(*x)));
+#else
+    const sz_ivec zero = { 0 };
+    *sums += dot2((sz_ivec)w->part[0], x[0] - zero);
+    *sums += dot2((sz_ivec)w->part[X_WORDS - 1], x[X_WORDS - 1] - zero);
+#endif
+}
+
+/* Signed bytes and the high halves of floats, one for each lane. GCC 12 would widen them one by
+ * one. */
+static inline __attribute__((always_inline)) sz_uvec widen_bytes(const uint8_t *bytes)
+{
+#if defined(__AVX512BW__)
+    return (sz_uvec)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i_u *)bytes));
+#elif defined(__AVX2__)
+    return (sz_uvec)_mm256_cvtepi8_epi32(_mm_loadu_si64(bytes));
+#elif defined(__x86_64__)
+    const __m128i b = _mm_loadu_si32(bytes);
+    const __m128i twice = _mm_unpacklo_epi8(b, b);
+    return (sz_uvec)_mm_srai_epi32(_mm_unpacklo_epi16(twice, twice), 24);
+#else
+    return (sz_uvec) __builtin_convertvector(*(const part_vec *)bytes, sz_ivec);
+#endif
+}
+
+static inline __attribute__((always_inline)) sz_vec load_scale(const uint16_t *scale)
+{
+#if defined(__AVX512BW__)
+    const __m256i halves = _mm256_loadu_si256((const __m256i_u *)scale);
+    return (sz_vec)((sz_uvec)_mm512_cvtepu16_epi32(halves) << 16);
+#elif defined(__AVX2__)
+    const __m128i halves = _mm_loadu_si128((const __m128i_u *)scale);
+    return (sz_vec)((sz_uvec)_mm256_cvtepu16_epi32(halves) << 16);
+#elif defined(__x86_64__)
+    return (sz_vec)_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadu_si64(scale));
+#else
+    return (sz_vec)(__builtin_convertvector(*(const scale_vec *)scale, sz_uvec) << 16);
+#endif
+}
+
+/* The parts of a vector's rows, for the multiplication below: in the low half of each lane, and
+ * again in the high half where a sum has two. */
+static inline __attribute__((always_inline)) sz_ivec load_parts(const uint8_t *parts)
+{
+    const sz_uvec p = widen_bytes(parts);
+    if (SUMS_OF_16) return (sz_ivec)(p << 16 | (p & 0xffff));
+    return (sz_ivec)(p & 0xffff);
+}
+
+/* total + part times the sum of 16 products, which fits 16 bits. */
+static inline __attribute__((always_inline)) sz_ivec add_parts(sz_ivec total, sz_ivec sum,
+                                                               sz_ivec part)
+{
+#if defined(__AVX512VNNI__)
+    return (sz_ivec)_mm512_dpwssd_epi32((__m512i)total, (__m512i)sum, (__m512i)part);
+#elif defined(__AVXVNNI__)
+    return (sz_ivec)_mm256_dpwssd_avx_epi32((__m256i)total, (__m256i)sum, (__m256i)part);
+#else
+    return total + dot2(sum, part);
+#endif
+}
+
+/* The weights of a vector of rows: its codes and parts in a block, and its scales. */
+typedef struct {
+    const uint8_t *codes, *parts;
+    const uint16_t *scale;
+} vector_weights;
+
+/* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. */
+static inline __attribute__((always_inline)) void group(const int M, const int R,
+                                                        const vector_weights *w, int g,
+                                                        const int32_t *x, const int32_t *start,
+                                                        sz_ivec *total)
+{
+    /* Sums of 16 products. */
+    sz_ivec s[MAX_SUMS];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 6
+        for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
+#pragma GCC unroll 2
+    for (int p = 0; p < GROUP_PACKED; p++, x += 2 * M * X_WORDS)
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const uint8_t *from = w[r].codes + (g * GROUP_PACKED + p) * PACKED;
+            const sz_uvec bytes = *(const word_vec_any *)from;
+            const weight_words low = unpack(bytes);
+            const weight_words high = unpack(bytes >> 4);
+            if (r % VECTORS == 0) __builtin_prefetch(from + 2048);
+#pragma GCC unroll 6
+            for (int i = 0; i < M; i++) {
+                dot4(&s[r * M + i], &low, x + i * X_WORDS);
+                dot4(&s[r * M + i], &high, x + (M + i) * X_WORDS);
+            }
+        }
+
+        /* Times the parts. */
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+        const sz_ivec part = load_parts(w[r].parts + g * SZ_Q4_ROWS);
+#pragma GCC unroll 6
+        for (int i = 0; i < M; i++)
+            total[r * M + i] = add_parts(total[r * M + i], s[r * M + i], part);
+    }
+}
+
+/* R vectors of weights times M rows of x: sums [R][M]. M and R are constants where it is inlined;
+ * w: the vectors in the first block, moved on. */
+static inline __attribute__((always_inline)) void tile(const int M, const int R, int64_t across,
+                                                       vector_weights *w, const int32_t *x,
+                                                       const float *x_scale, const int32_t *start,
+                                                       sz_vec *sums)
+{
+#pragma GCC unroll 16
+    for (int i = 0; i < R * M; i++) sums[i] = (sz_vec){ 0 };
+    for (int64_t block = 0; block < across; block++, x_scale += M) {
+        /* Integer totals of the block. */
+        sz_ivec total[MAX_SUMS];
+#pragma GCC unroll 16
+        for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
+        for (int g = 0; g < SZ_Q4_GROUPS; g++) {
+            group(M, R, w, g, x, start, total);
+            x += SZ_Q4_GROUP / 4 * M * X_WORDS;
+            start += M;
+        }
+
+        /* Scaled and added in f32. */
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const sz_vec scale = load_scale(w[r].scale);
+#pragma GCC unroll 6
+            for (int i = 0; i < M; i++)
+                sums[r * M + i] += __builtin_convertvector(total[r * M + i], sz_vec) *
+                                   (scale * x_scale[i]);
+            w[r].codes += SZ_Q4_BLOCK;
+            w[r].parts += SZ_Q4_BLOCK;
+            w[r].scale += SZ_Q4_ROWS;
+        }
+    }
+}
+
+/* The weights of a task: q and scale of its first block of rows, and how many vectors of rows it
+ * has. */
+typedef struct {
+    const uint8_t *q;
+    const uint16_t *scale;
+    int64_t across, vectors;
+} task_weights;
+
+/* tile for any m <= MAX_TILE_ROWS, with the vectors from `first` on. Returns R, the number that it
+ * computes; those past the last one repeat it. */
+static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const task_weights *t,
+                                              const int32_t *x, const float *x_scale,
+                                              const int32_t *start, sz_vec *sums)
+{
+    const int R = m <= FEW ? WIDE : 2;
+    vector_weights w[WIDE];
+    for (int r = 0; r < R; r++) {
+        const int64_t v = sz_min64(first + r, t->vectors - 1);
+        const int64_t block = v / VECTORS * t->across;
+        const int64_t lane = v % VECTORS * SZ_LANES;
+        const uint8_t *q = t->q + block * SZ_Q4_BLOCK;
+        w[r] = (vector_weights){ q + lane * 4, q + SZ_Q4_CODES + lane,
+                                 t->scale + block * SZ_Q4_ROWS + lane };
+    }
+
+    /* One instance for each m. */
+#define CASE(M) \
+    case M: \
+        if (M <= MAX_TILE_ROWS) \
+            tile(M, M <= FEW ? WIDE : 2, t->across, w, x, x_scale, start, sums); \
+        break
+    switch (m) {
+        CASE(1);
+        CASE(2);
+        CASE(3);
+        CASE(4);
+        CASE(5);
+        CASE(6);
+    }
+#undef CASE
+    return R;
+}
+
+/* Stores one vector of results, columns [col, col + SZ_LANES) of rows [row, row + rows): sums plus
+ * bias. */
+static inline void store_vector(const sz_tensor *y, const sz_tensor *bias, int64_t row,
+                                int64_t rows, int64_t col, const sz_vec *sums)
+{
+    const int64_t m = sz_cols(y);
+    const int64_t width = sz_min64(SZ_LANES, m - col);
+    float b[SZ_LANES] = { 0 };
+    for (int64_t j = 0; bias && j < width; j++) b[j] = sz_get(bias, col + j);
+    for (int64_t t = 0; t < rows; t++) {
+        const sz_vec v = sums[t] + sz_vec_load(b);
+        const int64_t first = (row + t) * m + col;
+        if (y->dtype == SZ_F32)
+            for (int64_t j = 0; j < width; j++) sz_f32(y)[first + j] = v[j];
+        else
+            for (int64_t j = 0; j < width; j++) sz_bf16(y)[first + j] = sz_to_bf16(v[j]);
+    }
+}
+
+/* Rows first .. first + MAX_TILE_ROWS of x of the n times a task's weights, into the columns of y
+ * from col on. in: all rows. */
+static void multiply_task(const sz_call *c, const task_weights *w, int64_t col, int64_t first,
+                          int64_t n, const quantized_rows *in)
+{
+    const int64_t rows = sz_min64(MAX_TILE_ROWS, n - first);
+    const int64_t blocks = first * w->across;
+    const int32_t *x = in->words + blocks * WORDS * X_WORDS;
+    const int32_t *start = in->start + blocks * SZ_Q4_GROUPS;
+    for (int64_t v = 0, computed; v < w->vectors; v += computed) {
+        sz_vec sums[MAX_SUMS];
+        computed = any_tile(rows, v, w, x, in->scale + blocks, start, sums);
+        for (int64_t r = 0; r < sz_min64(computed, w->vectors - v); r++)
+            store_vector(c->out[0], c->in[3], first, rows, col + (v + r) * SZ_LANES,
+                         sums + r * rows);
+    }
+}
+
+int sz_cpu_linear_int4(const sz_call *c)
+{
+    const sz_tensor *x = c->in[0];
+    const sz_tensor *q = c->in[1];
+    const sz_tensor *scale = c->in[2];
+    const int64_t n = sz_rows(x);
+    const int64_t k = sz_cols(x);
+    const int64_t m = sz_cols(c->out[0]);
+    const int64_t blocks = q->shape[0];
+    const int64_t across = q->shape[1];
+
+    /* x in 8 bits. */
+    quantized_rows in = {
+        sz_scratch((size_t)(n * across * WORDS * X_WORDS + 1) * sizeof *in.words),
+        sz_scratch((size_t)(n * across + 1) * sizeof *in.scale),
+        sz_scratch((size_t)(n * across * SZ_Q4_GROUPS + 1) * sizeof *in.start),
+    };
+    if (!in.words || !in.scale || !in.start) return -1;
+#pragma omp parallel for schedule(static) if (n * k >= SZ_PARALLEL_FROM)
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t first = i - i % MAX_TILE_ROWS;
+        const int64_t rows = sz_min64(MAX_TILE_ROWS, n - first);
+        const int64_t lane = i - first;
+        quantize_x(x, i, rows, k,
+                   (quantized_rows){ in.words + (first * across * WORDS + lane) * X_WORDS,
+                                     in.scale + first * across + lane,
+                                     in.start + first * across * SZ_Q4_GROUPS + lane });
+    }
+
+    /* A task is TASK_BLOCKS blocks of weights times all rows. */
+#pragma omp parallel for schedule(dynamic, 1) if (n * k * m >= SZ_PARALLEL_FROM)
+    for (int64_t task = 0; task < blocks; task += TASK_BLOCKS) {
+        const task_weights w = {
+            (const uint8_t *)q->data + task * across * SZ_Q4_BLOCK,
+            sz_bf16(scale) + task * across * SZ_Q4_ROWS,
+            across,
+            sz_min64(TASK_BLOCKS, blocks - task) * VECTORS,
+        };
+        for (int64_t i = 0; i < n; i += MAX_TILE_ROWS)
+            multiply_task(c, &w, task * SZ_Q4_ROWS, i, n, &in);
+    }
+    return 0;
+}
