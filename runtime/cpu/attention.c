@@ -29,9 +29,8 @@ typedef struct {
 static void fetch_later(const sz_attention_args *a, const forward_task *t, const sz_tensor *out,
                         sz_columns *b)
 {
-    enum { FEW_KEYS = 512 };
     const sz_segment_row s = sz_segment_get(a->segments, t->segment);
-    if (s.k_len + s.p_len > FEW_KEYS) return;
+    if (s.k_len + s.p_len > sz_keys_few(a->dim)) return;
 
     const int64_t row = s.q_start + t->query;
     const int64_t n = sz_min64(s.q_len - t->query, a->block);
@@ -48,6 +47,7 @@ static void forward_block(const sz_attention_args *a, const forward_task *t, sz_
                           sz_tensor *lse, sz_columns *b)
 {
     sz_segment_row s = sz_segment_get(a->segments, t->segment);
+    b->fetch_keys = s.k_len + s.p_len > sz_keys_few(a->dim);
     sz_columns_run(b, a, &s, t->group, t->query, out);
     for (int64_t i = 0; i < b->n; i++) {
         int64_t head = t->group * a->share + i % a->share;
@@ -78,7 +78,7 @@ static int forward(sz_attention_args a, sz_tensor *out, sz_tensor *lse)
     int64_t covered;
     int64_t work = sz_attention_work(&a, &covered);
     int threads = work > PARALLEL_FROM ? omp_get_max_threads() : 1;
-    sz_attention_cut(&a, sz_columns_aim(a.dim, covered * a.heads / (8 * threads)));
+    sz_attention_cut_even(&a, covered * a.heads / (8 * threads));
 
     /* One set of buffers for each thread, and the tasks. */
     int64_t count = a.segments->shape[0];

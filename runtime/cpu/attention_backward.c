@@ -12,7 +12,6 @@
 
 enum {
     PARALLEL_FROM = 1 << 20, /* multiply-adds below which one thread is faster */
-    FEW_KEYS = 512,          /* of a chunk: it stays in the second-level cache */
     BACKWARD_COLUMNS = 128   /* fixed: the order of the sums of dK and dV depends on it */
 };
 
@@ -23,7 +22,7 @@ typedef struct {
     float *out_rows;              /* laid out as b.rows */
     float *k, *v;                 /* [keys of the chunk][D] */
     float *dk, *dv;               /* [keys of the chunk][ld] */
-    bool many_keys;               /* more than FEW_KEYS in the chunk */
+    bool many_keys;               /* they do not stay in the second-level cache */
 } backward_buffers;
 
 /* P and dS of one panel from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds - delta);
@@ -88,7 +87,8 @@ static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count,
 
             /* Scores = K q and dP = V dout, then P and dS. */
             sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0, ah);
-            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0, ah);
+            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0,
+                    ah);
             panel_gradient(b, w->ds, c, j0, seen, width, masked && b->limit[c] < j0 + seen);
 
             /* dV += P dout^T, dK += dS q^T, dQ += K^T dS. */
@@ -195,7 +195,7 @@ static void fetch_chunk(const attention_plan *p, const work_chunk *chunk, int64_
     const key_range *r = p->range + p->ref[chunk->first_ref].range;
     const int64_t col = group * a->dim;
     const int64_t keys = r->end - r->start;
-    if (chunk->keys > FEW_KEYS) return;
+    if (chunk->keys > sz_keys_few(a->dim)) return;
     sz_ahead_rows(&w->b.ahead, p->dv, r->start, keys, a->v_col + col, a->dim);
     sz_ahead_rows(&w->b.ahead, p->dk, r->start, keys, a->k_col + col, a->dim);
     fetch_block(p, p->block + chunk->first_block, group, w);
@@ -226,7 +226,7 @@ static void backward_task(const attention_plan *p, int64_t i, int64_t threads, b
     }
 
     /* Add up the gradients of all its blocks. */
-    w->many_keys = chunk->keys > FEW_KEYS;
+    w->many_keys = chunk->keys > sz_keys_few(dim);
     memset(w->dk, 0, (size_t)(chunk->keys * ld) * 4);
     memset(w->dv, 0, (size_t)(chunk->keys * ld) * 4);
     for (int64_t j = 0; j < chunk->blocks; j++) {
@@ -336,8 +336,7 @@ static int backward(attention_plan p)
         backward_buffers w;
         place_buffers(&w, buffers + bytes * (size_t)omp_get_thread_num(), &p);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < tasks; i++)
-            backward_task(&p, i, threads, &w);
+        for (int64_t i = 0; i < tasks; i++) backward_task(&p, i, threads, &w);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < pieces; i++) combine(&p, p.ref + i / a->groups, i % a->groups);
     }

@@ -192,7 +192,7 @@ int sz_cpu_attention_cached(const sz_call *c)
     int64_t covered;
     int64_t work = sz_attention_work(&a, &covered);
     int threads = work > PARALLEL_FROM ? omp_get_max_threads() : 1;
-    sz_attention_cut(&a, sz_columns_aim(a.dim, covered * a.heads / (8 * threads)));
+    sz_attention_cut_even(&a, covered * a.heads / (8 * threads));
 
     /* Two blocks for each thread, the tasks, and the short segments. */
     int64_t tasks = 0;

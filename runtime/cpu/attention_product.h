@@ -30,9 +30,9 @@ enum { SZ_AHEAD_PARTS = 8, SZ_LINE = 64 };
 typedef struct {
     sz_ahead_part part[SZ_AHEAD_PARTS]; /* those to come */
     int parts;
-    const char *line, *end;      /* the next line, and where its row ends */
-    const char *last_end;        /* where the last row of the part ends */
-    ptrdiff_t bytes, stride;     /* of the rows of the part */
+    const char *line, *end;  /* the next line, and where its row ends */
+    const char *last_end;    /* where the last row of the part ends */
+    ptrdiff_t bytes, stride; /* of the rows of the part */
 } sz_ahead;
 
 /* Goes on to the next part; without one it stays where it is. */
@@ -68,10 +68,10 @@ static inline void sz_ahead_clear(sz_ahead *ahead)
 
 /* A block of rows x (vectors * SZ_LANES). rows and vectors are constants where it is inlined, so
  * that the sums become registers. */
-static inline __attribute__((always_inline)) void
-sz_tile_block(const int rows, const int vectors, int64_t k, const float *restrict a,
-              ptrdiff_t a_row, ptrdiff_t a_col, const float *restrict b, ptrdiff_t ldb,
-              float *restrict c, ptrdiff_t ldc, int add, sz_ahead *ahead)
+static inline __attribute__((always_inline)) void sz_tile_block(
+    const int rows, const int vectors, int64_t k, const float *restrict a, ptrdiff_t a_row,
+    ptrdiff_t a_col, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc,
+    int add, sz_ahead *ahead)
 {
     sz_vec sum[SZ_TILE_ROWS][2];
 
@@ -122,10 +122,9 @@ sz_tile_block(const int rows, const int vectors, int64_t k, const float *restric
 }
 
 /* All m rows of a strip of `vectors` vectors: the largest blocks first. */
-static inline __attribute__((always_inline)) void
-sz_tile_strip(const int vectors, int64_t m, int64_t k, const float *a, ptrdiff_t a_row,
-              ptrdiff_t a_col, const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add,
-              sz_ahead *ahead)
+static inline __attribute__((always_inline)) void sz_tile_strip(
+    const int vectors, int64_t m, int64_t k, const float *a, ptrdiff_t a_row, ptrdiff_t a_col,
+    const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
 {
 #define SZ_TILE_STEP(rows) \
     sz_tile_block(rows, vectors, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead), \
@@ -138,9 +137,11 @@ sz_tile_strip(const int vectors, int64_t m, int64_t k, const float *a, ptrdiff_t
 #undef SZ_TILE_STEP
 }
 
-static __attribute__((noinline, unused)) void
-sz_tile(int64_t m, int64_t n, int64_t k, const float *a, ptrdiff_t a_row, ptrdiff_t a_col,
-        const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
+static __attribute__((noinline, unused)) void sz_tile(int64_t m, int64_t n, int64_t k,
+                                                      const float *a, ptrdiff_t a_row,
+                                                      ptrdiff_t a_col, const float *b,
+                                                      ptrdiff_t ldb, float *c, ptrdiff_t ldc,
+                                                      int add, sz_ahead *ahead)
 {
     for (; n > SZ_LANES; n -= 2 * SZ_LANES, b += 2 * SZ_LANES, c += 2 * SZ_LANES)
         sz_tile_strip(2, m, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead);

@@ -17,6 +17,7 @@
 #include "attention_product.h"
 #include "vecmath.h"
 #include <math.h>
+#include <unistd.h>
 
 enum {
     SZ_KEYS = 96,              /* keys of a tile */
@@ -115,17 +116,36 @@ static inline int64_t sz_own_keys(const sz_segment_row *s, int64_t i, bool causa
     return n < 0 ? 0 : n;
 }
 
-/* How many columns a block should have. More columns use a loaded tile of keys more often, but
- * queries and output should stay within 256 KiB, and no block should have more than `even_share`
- * columns, so that every thread gets work. At least 128. */
-static inline int64_t sz_columns_aim(int64_t dim, int64_t even_share)
+/* Bytes of a core's second-level cache; 1 MiB where the system does not say. */
+static inline int64_t sz_cache_bytes(void)
 {
-    int64_t most = 32768 / dim;
-    if (most > 512) most = 512;
-    if (most < 128) most = 128;
+    static _Atomic int64_t known;
+    if (!known) {
+        long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+        known = bytes > 0 ? bytes : 1 << 20;
+    }
+    return known;
+}
 
-    if (even_share > most) return most;
-    return even_share < 128 ? 128 : even_share;
+/* Keys up to which a segment's keys and values stay in half of the second-level cache. */
+static inline int64_t sz_keys_few(int64_t dim) { return sz_cache_bytes() / 2 / (2 * 4 * dim); }
+
+/* Sets the size of blocks for a forward pass of `even_share` columns for each piece of work. More
+ * columns use a loaded tile of keys more often, but queries and output should stay within a quarter
+ * of the second-level cache, and no block should have more than even_share columns, so that every
+ * thread gets work. From 128 to 512, and whole panels where that is possible. */
+static inline void sz_attention_cut_even(sz_attention_args *a, int64_t even_share)
+{
+    int64_t columns = sz_cache_bytes() / 4 / (2 * 4 * a->dim);
+    if (columns > 512) columns = 512;
+    if (columns > even_share) columns = even_share;
+    if (columns < 128) columns = 128;
+    sz_attention_cut(a, columns);
+
+    /* Queries whose columns are whole panels. */
+    int64_t queries = SZ_PANEL;
+    while (queries % 2 == 0 && queries / 2 * a->share % SZ_PANEL == 0) queries /= 2;
+    if (a->block > queries) a->block -= a->block % queries;
 }
 
 /* Whether the queries of a segment see different numbers of its own keys. */
@@ -239,6 +259,7 @@ typedef struct {
     float *k, *v;     /* [SZ_KEYS][D] */
     int32_t *limit;   /* [columns] own keys that a column sees; ascending */
     sz_ahead ahead;   /* what is fetched while this block is computed */
+    bool fetch_keys;  /* fetch the next tile of keys: they do not stay in the cache */
     int32_t *fresh;   /* [panels] whether the panel has seen no key yet: o is not set */
 } sz_columns;
 
@@ -268,6 +289,7 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     int64_t columns = sz_columns_most(a);
     int64_t dim = a->dim;
     sz_ahead_clear(&b->ahead);
+    b->fetch_keys = true;
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
@@ -395,6 +417,15 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
             sz_rows_load(b->v, dim, v, key_row + j0, count, v_col, 1, dim, 1);
         }
 
+        /* Fetch the next one. */
+        int64_t next = j0 + SZ_KEYS;
+        if (b->fetch_keys && next < key_count) {
+            int64_t rows = sz_min64(key_count - next, SZ_KEYS);
+            sz_ahead_clear(&b->ahead);
+            sz_ahead_rows(&b->ahead, v, key_row + next, rows, v_col, dim);
+            sz_ahead_rows(&b->ahead, k, key_row + next, rows, k_col, dim);
+        }
+
         /* Scores, softmax and output of each panel. */
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
             int64_t width = sz_panel_width(b, c);
@@ -405,8 +436,7 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
                 seen = sz_panel_sees(b, c, width, j0, count);
                 if (seen <= 0) continue;
             }
-            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0,
-                    &b->ahead);
+            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0, &b->ahead);
             if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, c, j0, seen, width);
             sz_panel_softmax(b, c, seen, width);
             int32_t *fresh = b->fresh + c / SZ_PANEL;

@@ -2,7 +2,7 @@
 -- of the same run and with PyTorch.
 --
 --   ./segzero tests/bench/bench_sam2.lua [sizes=tiny,large] [device=cpu|cuda] [threads=2] [best=3]
---       [train=1] [python=PATH] [dtype=f32|bf16] [only=peer]
+--       [train=1] [python=PATH] [dtype=f32|bf16] [only=peer] [clock=cpu]
 --
 -- The weights are random, the image has 1024 x 1024 pixels, the prompt is a box and two points.
 -- sizes=mini is 64 x 64, for the emulated device. Prints one JSON object a line, as bench.lua does:
@@ -34,7 +34,7 @@ local C = core.C
 local opts = bench.options({ sizes = "tiny,large", threads = "2", best = "3", train = "1",
   dtype = "f32", device = os.getenv "SEGZERO_DEVICE" or "cpu" },
   { size = true, sizes = true, threads = true, best = true, train = true, python = true,
-    dtype = true, device = true, side = true, only = true })
+    dtype = true, device = true, side = true, only = true, clock = true })
 
 -- The released configurations.
 local SIZES = { mini = "S5", tiny = "S6", small = "S7", base_plus = "S8", large = "S9" }
@@ -49,7 +49,7 @@ if not opts.size then
   for size in opts.sizes:gmatch "[%w_]+" do
     local words = { "'" .. (arg[-1] or "./segzero") .. "'", "'" .. arg[0] .. "'", "size=" .. size }
     for _, key in ipairs { "threads", "best", "train", "dtype", "device", "side", "only",
-      "python" } do
+      "python", "clock" } do
       if opts[key] then words[#words + 1] = ("'%s=%s'"):format(key, opts[key]) end
     end
     if os.execute(table.concat(words, " ")) ~= 0 then os.exit(1) end
