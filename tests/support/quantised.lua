@@ -1,13 +1,21 @@
 -- quantised.lua - what the tests of 8-bit and of 4-bit models share.
 --
 --   local input = quantised.text(96)           a model's input of that many text tokens, no image
+--   local input, first = quantised.answered(vl, index)
+--       a held-out RefShapes image, Seg-Zero's question and the model's own greedy answer; the
+--       answer's logits are in rows `first` (0) to the last but one
 --   local t = quantised.logits(vl, input)      without gradients
---   local least, mean, same = quantised.compare(a, b)
---       of two tensors of logits [rows, words]: the smallest and the mean cosine of two rows, and
---       the part of the rows whose likeliest word is the same
--- Leaves out: images.
+--   local least, mean, same = quantised.compare(a, b, first)
+--       of two tensors of logits [rows, words], from row `first` (0) to the last but one: the
+--       smallest and the mean cosine of two rows, and the part of the rows whose likeliest word is
+--       the same
 
 local packing = require "segzero.inference.packing"
+local processor = require "segzero.models.qwen_vl.processor"
+local prompt = require "segzero.data.prompt"
+local refshapes = require "segzero.data.refshapes"
+local rollout = require "segzero.inference.rollout"
+local tasks = require "segzero.data.refshapes.tasks"
 local tensor = require "segzero.core.tensor"
 
 local M = {}
@@ -20,6 +28,22 @@ function M.text(tokens)
     for axis = 0, 2 do p[axis * tokens + i] = i end
   end
   return { input_ids = ids, position_ids = positions, next_position = tokens }
+end
+
+function M.answered(vl, index)
+  local scene = refshapes.sample { seed = 1, split = "heldout", index = index, size = 112, questions = 1 }
+  local image = tasks.image_of(scene)
+  local question = prompt.seg_zero(scene.questions[1].problem)
+  local input = vl:process { { role = "user", content = {
+    { type = "image", image = image }, { type = "text", text = question } } } }
+  image:free()
+  local greedy = { n = 1, temperature = 0, max_new_tokens = 160, row_ids = { 1 } }
+  local answer = rollout.generate(vl, { input }, greedy)[1][1]
+  local first = #input.input_ids - 1
+  for _, id in ipairs(answer.ids) do input.input_ids[#input.input_ids + 1] = id end
+  input.position_ids, input.next_position = processor.positions(input.input_ids,
+    input.image_grid_thw, vl, 2)
+  return input, first
 end
 
 function M.logits(vl, input)
@@ -44,20 +68,23 @@ local function compare_row(x, y, first, width)
   return xy / math.sqrt(xx * yy), largest_x == largest_y
 end
 
-function M.compare(a, b)
+function M.compare(a, b, from)
+  from = from or 0
   local rows, width = unpack(a:shape())
   local x = tensor.data(a)
   local y = tensor.data(b)
   local least = 1
   local sum = 0
   local same = 0
-  for r = 0, rows - 1 do
+  local last = rows - 2
+  for r = from, last do
     local cosine, equal = compare_row(x, y, r * width, width)
     least = math.min(least, cosine)
     sum = sum + cosine
     if equal then same = same + 1 end
   end
-  return least, sum / rows, same / rows
+  local compared = last - from + 1
+  return least, sum / compared, same / compared
 end
 
 return M
