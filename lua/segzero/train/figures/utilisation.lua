@@ -10,7 +10,7 @@
 -- third. Norms and other elementwise work are left out, as usual. The rate is measured once in a run, by a
 -- square product in the policy's dtype on its device, because a CPU has no figure in a data sheet.
 -- The measurement takes about 2 % of the update's operations. Updates too small for one have no
--- MFU.
+-- MFU, and neither have families of a user's own, whose operations nobody counts.
 -- Leaves out: adapters' products, the reference, sampling.
 
 local core = require "segzero.core.ffi"
@@ -79,6 +79,7 @@ local function measured_rate(policy, operations)
 end
 
 function M.of(t, groups, seconds)
+  if not t.policy.config then return nil end
   local operations = M.count(t, groups) / t.parallel.shards
   t.product_rate = t.product_rate or measured_rate(t.policy, operations / 150)
   if not t.product_rate or seconds <= 0 then return nil end
