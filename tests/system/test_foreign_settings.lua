@@ -107,7 +107,7 @@ check.case("dtypes", function()
   local sums = read("worker.actor.fsdp.mp_reduce_dtype=bf16").worker.actor.grad_dtype
   check.equal(sums, "bf16", "sums")
   check.raises(function() read "worker.actor.fsdp.torch_dtype=fp16" end,
-    "torch_dtype=fp16 is not supported: worker.actor.model.dtype is f32 or bf16", "f16")
+    "torch_dtype=fp16 is not supported: worker.actor.model.dtype is f32, bf16 or int4", "f16")
   local optim = read("worker.actor.optim.strategy=adamw_bf16").worker.actor.optim
   check.equal({ optim.master_weights, optim.state_dtype }, { false, "bf16" }, "adamw_bf16")
 end)
