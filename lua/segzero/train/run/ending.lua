@@ -72,7 +72,10 @@ function M.early(t, reason)
 
   local step = t.global_step
   local text = M.saved(t)
-  if not waited then text = core.plain(failure) .. "; " .. text end
+  -- A write that the signal itself broke off was done again by M.saved.
+  if not waited and not core.is_interrupt(failure) then
+    text = core.plain(failure) .. "; " .. text
+  end
   local name = stop.signal()
   local is_stop = name and (reason == nil or core.is_interrupt(reason))
   if is_stop then reason = ("stopped by %s after step %d; %s"):format(name, step, text) end
