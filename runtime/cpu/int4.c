@@ -12,8 +12,7 @@
  * one instruction.
  * Leaves out: devices other than the CPU.
  */
-#include "vecmath.h"
-#include "gemm_tile.h"
+#include "packed_store.h"
 #include "int4.h"
 #include <omp.h>
 #ifdef __x86_64__
@@ -532,25 +531,6 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     return R;
 }
 
-/* Stores one vector of results, columns [col, col + SZ_LANES) of rows [row, row + rows): sums plus
- * bias. */
-static inline void store_vector(const sz_tensor *y, const sz_tensor *bias, int64_t row,
-                                int64_t rows, int64_t col, const sz_vec *sums)
-{
-    const int64_t m = sz_cols(y);
-    const int64_t width = sz_min64(SZ_LANES, m - col);
-    float b[SZ_LANES] = { 0 };
-    for (int64_t j = 0; bias && j < width; j++) b[j] = sz_get(bias, col + j);
-    for (int64_t t = 0; t < rows; t++) {
-        const sz_vec v = sums[t] + sz_vec_load(b);
-        const int64_t first = (row + t) * m + col;
-        if (y->dtype == SZ_F32)
-            for (int64_t j = 0; j < width; j++) sz_f32(y)[first + j] = v[j];
-        else
-            for (int64_t j = 0; j < width; j++) sz_bf16(y)[first + j] = sz_to_bf16(v[j]);
-    }
-}
-
 /* Rows first .. first + MAX_TILE_ROWS of x of the n times a task's weights, into the columns of y
  * from col on. in: all rows. */
 static void multiply_task(const sz_call *c, const task_weights *w, int64_t col, int64_t first,
@@ -564,7 +544,7 @@ static void multiply_task(const sz_call *c, const task_weights *w, int64_t col, 
         sz_vec sums[MAX_SUMS];
         computed = any_tile(rows, v, w, x, in->scale + blocks, start, sums);
         for (int64_t r = 0; r < sz_min64(computed, w->vectors - v); r++)
-            store_vector(c->out[0], c->in[3], first, rows, col + (v + r) * SZ_LANES,
+            sz_store_columns(c->out[0], c->in[3], first, rows, col + (v + r) * SZ_LANES,
                          sums + r * rows);
     }
 }

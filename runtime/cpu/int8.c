@@ -9,8 +9,7 @@
  * same; with VNNI four of them in each lane are one instruction, without it two are.
  * Leaves out: gradients.
  */
-#include "vecmath.h"
-#include "gemm_tile.h"
+#include "packed_store.h"
 #include "int8.h"
 #include <omp.h>
 #ifdef __x86_64__
@@ -325,25 +324,6 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     return R;
 }
 
-/* Stores one vector of results, columns [col, col + SZ_LANES) of rows [row, row + rows): sums plus
- * bias. */
-static inline void store_vector(const sz_tensor *y, const sz_tensor *bias, int64_t row,
-                                int64_t rows, int64_t col, const sz_vec *sums)
-{
-    const int64_t m = sz_cols(y);
-    const int64_t width = sz_min64(SZ_LANES, m - col);
-    float b[SZ_LANES] = { 0 };
-    for (int64_t j = 0; bias && j < width; j++) b[j] = sz_get(bias, col + j);
-    for (int64_t t = 0; t < rows; t++) {
-        sz_vec v = sums[t] + sz_vec_load(b);
-        const int64_t first = (row + t) * m + col;
-        if (y->dtype == SZ_F32)
-            for (int64_t j = 0; j < width; j++) sz_f32(y)[first + j] = v[j];
-        else
-            for (int64_t j = 0; j < width; j++) sz_bf16(y)[first + j] = sz_to_bf16(v[j]);
-    }
-}
-
 /* All rows times the weights of a task, whose first column of y is `first`. Meanwhile the weights
  * at `later` are fetched, evenly over all tiles. */
 static void run_task(const task_weights *w, int64_t first, const uint8_t *later,
@@ -363,7 +343,7 @@ static void run_task(const task_weights *w, int64_t first, const uint8_t *later,
                                 in->scale + i * w->groups, in->start + i * w->groups, ahead, sums);
             ahead.codes += ahead.step * w->words;
             for (int64_t r = 0; r < sz_min64(computed, w->vectors - v); r++)
-                store_vector(y, bias, i, rows, first + (v + r) * SZ_LANES, sums + r * rows);
+                sz_store_columns(y, bias, i, rows, first + (v + r) * SZ_LANES, sums + r * rows);
         }
     }
 }
