@@ -545,7 +545,7 @@ static void multiply_task(const sz_call *c, const task_weights *w, int64_t col, 
         computed = any_tile(rows, v, w, x, in->scale + blocks, start, sums);
         for (int64_t r = 0; r < sz_min64(computed, w->vectors - v); r++)
             sz_store_columns(c->out[0], c->in[3], first, rows, col + (v + r) * SZ_LANES,
-                         sums + r * rows);
+                             sums + r * rows);
     }
 }
 
