@@ -62,7 +62,7 @@ LUAJIT_LIBS   := $(shell pkg-config --libs luajit 2>/dev/null)
 # for several kinds of x86-64 processors, and the best one is picked at the start. ARCH=x compiles
 # everything for one processor instead (gcc's -march); sanitizers do that too, to compile once.
 ONE_ARCH := $(or $(ARCH),$(if $(SANITIZER),native))
-KINDS    := $(if $(ONE_ARCH),native,$(if $(filter x86_64,$(MACHINE)),baseline avx2 avx512,native))
+KINDS    := $(if $(ONE_ARCH),native,$(if $(filter x86_64,$(MACHINE)),baseline avx2 avx512 amx,native))
 # Of these only the products with 8 and 4-bit weights differ from the kind before the underscore.
 KINDS_INT8 := $(if $(filter avx512,$(KINDS)),avx2_vnni avx512_vnni)
 
@@ -74,6 +74,7 @@ FLAGS_avx2        := -march=x86-64-v3 -mtune=generic
 FLAGS_avx512      := -march=x86-64-v4 -mtune=generic $(WIDE)
 FLAGS_avx2_vnni   := $(FLAGS_avx2) -mavxvnni -DSZ_CPU_INT8_ONLY
 FLAGS_avx512_vnni := $(FLAGS_avx512) -mavx512vnni -DSZ_CPU_INT8_ONLY
+FLAGS_amx         := $(FLAGS_avx512) -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8 -DSZ_AMX
 ifneq ($(ONE_ARCH),)
 MARCH := -march=$(ONE_ARCH) $(WIDE) -DSZ_ONE_KIND='"$(ONE_ARCH)"'
 else ifeq ($(KINDS),native)

@@ -4,12 +4,16 @@
  * processor alone (make ARCH=..., and the sanitizers'), have one kind. oneDNN, which computes the
  * large products, picks its own kernels in the same way; it is told not to go beyond a kind that the
  * user chose, unless DNNL_MAX_CPU_ISA has told it already.
- * Leaves out: AMX kernels of our own (oneDNN has them).
+ * Leaves out: AMX's products of complex numbers and fp16.
  */
 #include "processor.h"
 #include <dnnl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#ifdef __x86_64__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 /* ---- the kinds, from the plainest to the best ---- */
 #define TABLE(kind) extern const sz_cpu_kernels sz_cpu_kernels_##kind
@@ -21,6 +25,7 @@ TABLE(avx2);
 TABLE(avx2_vnni);
 TABLE(avx512);
 TABLE(avx512_vnni);
+TABLE(amx);
 #endif
 
 typedef struct {
@@ -37,7 +42,7 @@ static bool runs(int i) { return i == 0; }
 
 #else
 
-enum { BASELINE, AVX2, AVX2_VNNI, AVX512, AVX512_VNNI };
+enum { BASELINE, AVX2, AVX2_VNNI, AVX512, AVX512_VNNI, AMX };
 
 static const kind kinds[] = {
     [BASELINE] = { "baseline", &sz_cpu_kernels_baseline, NULL, dnnl_cpu_isa_sse41 },
@@ -46,7 +51,8 @@ static const kind kinds[] = {
                     dnnl_cpu_isa_avx2_vnni },
     [AVX512] = { "avx512", &sz_cpu_kernels_avx512, NULL, dnnl_cpu_isa_avx512_core },
     [AVX512_VNNI] = { "avx512_vnni", &sz_cpu_kernels_avx512, &sz_cpu_kernels_avx512_vnni,
-                      dnnl_cpu_isa_all },
+                      dnnl_cpu_isa_avx512_core_bf16 },
+    [AMX] = { "amx", &sz_cpu_kernels_amx, NULL, dnnl_cpu_isa_all },
 };
 
 /* Leaf 7, subleaf 1: this compiler's __builtin_cpu_supports does not know AVX-VNNI. */
@@ -58,6 +64,20 @@ static bool has_avx_vnni(void)
     unsigned d;
     __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
     return a & 1u << 4;
+}
+
+/* Whether the processor has AMX for bf16 and 8 bits (leaf 7), and Linux, which is asked here, lets
+ * this process use its tiles. */
+static bool has_amx(void)
+{
+    enum { ASK = 0x1023, TILES = 18 }; /* ARCH_REQ_XCOMP_PERM and XTILEDATA in asm/prctl.h */
+    unsigned a = 7;
+    unsigned b;
+    unsigned c = 0;
+    unsigned d;
+    __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    const unsigned amx = 1u << 22 | 1u << 24 | 1u << 25;
+    return (d & amx) == amx && syscall(SYS_arch_prctl, ASK, TILES) == 0;
 }
 
 /* Whether this processor and its system run kernels of kind i. */
@@ -73,7 +93,8 @@ static bool runs(int i)
     case AVX2: return avx2;
     case AVX2_VNNI: return avx2 && has_avx_vnni();
     case AVX512: return avx512;
-    default: return avx512 && __builtin_cpu_supports("avx512vnni");
+    case AVX512_VNNI: return avx512 && __builtin_cpu_supports("avx512vnni");
+    default: return avx512 && __builtin_cpu_supports("avx512vnni") && has_amx();
     }
 }
 

@@ -3,7 +3,7 @@
  * Measured on two cores of a Cascade Lake Xeon, f32: for A B^T the matmul primitive beats
  * dnnl_sgemm (173 against 142 GFLOP/s at 711x384x128); for A B and A^T B dnnl_sgemm is as good or
  * better. bf16 without AVX512-BF16 or AMX runs at 50 GFLOP/s in oneDNN; converting the operands to
- * f32 first gives 150, so that is done there. Our own kernel is faster up to 16 rows, and up to 96
+ * f32 first gives 150, so that is done there. With AMX products of bf16 go to gemm_amx.c. Our own kernel is faster up to 16 rows, and up to 96
  * rows of bf16 that oneDNN would need converted (docs/speed.md). Primitives are kept in a small
  * table by shape: oneDNN's own cache costs 8 us a hit.
  * Leaves out: outputs other than f32.
@@ -14,9 +14,16 @@
 
 enum { SKINNY_ROWS = 16, SKINNY_ROWS_BF16 = 96 };
 
-/* Whether oneDNN multiplies bf16 in hardware. */
+#ifdef SZ_AMX
+enum { HAS_AMX = 1 };
+#else
+enum { HAS_AMX = 0 };
+#endif
+
+/* Whether the processor multiplies bf16: in gemm_amx.c, or in oneDNN. */
 static bool native_bf16(void)
 {
+    if (HAS_AMX) return true;
     static int known = -1;
     if (known < 0) {
         dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
@@ -289,9 +296,12 @@ static int check_first_sgemm(bool ta, bool tb, int64_t m, int64_t n, float beta)
     return 0;
 }
 
-int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype)
+int64_t sz_gemm_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int dtype)
 {
-    if (is_skinny(m, dtype)) return sz_gemm_skinny_workspace(m, k);
+    if (!ta && tb && is_skinny(m, dtype)) return sz_gemm_skinny_workspace(m, k);
+#ifdef SZ_AMX
+    if (dtype == SZ_BF16) return sz_gemm_amx_workspace(ta, tb, m, n, k);
+#endif
     if (dtype == SZ_F32 || native_bf16()) return 0;
     return 4 * k * (m + slab_columns(n, k));
 }
@@ -318,6 +328,15 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
         return rc;
     }
 
+#ifdef SZ_AMX
+    if (dtype == SZ_BF16) {
+        const sz_scratch_state before = sz_scratch_save();
+        const int rc = sz_gemm_amx(ta, tb, m, n, k, a, lda, b, ldb, beta, NULL, c, ldc, SZ_F32);
+        sz_scratch_restore(before);
+        return rc;
+    }
+#endif
+
     /* oneDNN: whichever of its two functions is faster. */
     if (dtype == SZ_BF16 || (!ta && tb))
         return run_primitive(&(product){ .ta = ta,
@@ -343,6 +362,15 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
 int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype,
                    const float *bias, bool gelu, float *y, int64_t ldy)
 {
+#ifdef SZ_AMX
+    if (dtype == SZ_BF16 && !is_skinny(n, dtype) && m > 0 && k > 0) {
+        const sz_scratch_state before = sz_scratch_save();
+        const int rc = sz_gemm_amx(false, true, n, m, k, x, k, w, k, 0, bias, y, ldy, SZ_F32);
+        sz_scratch_restore(before);
+        return rc;
+    }
+#endif
+
     /* The primitive adds the bias and applies GELU while it stores. */
     bool convert = dtype == SZ_BF16 && !native_bf16();
     if (bias && !is_skinny(n, dtype) && m > 0 && k > 0) {
@@ -373,4 +401,29 @@ int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w
     /* Otherwise the product is added to rows that hold the bias. */
     for (int64_t r = 0; bias && r < n; r++) memcpy(y + r * ldy, bias, (size_t)m * sizeof *bias);
     return sz_gemm(false, true, n, m, k, x, k, w, k, dtype, bias ? 1 : 0, y, ldy);
+}
+
+bool sz_gemm_stores_bf16(int64_t n, int64_t k)
+{
+#ifdef SZ_AMX
+    return !is_skinny(n, SZ_BF16) && k > 0 && sz_gemm_amx_rounds(k);
+#else
+    (void)n;
+    (void)k;
+    return false;
+#endif
+}
+
+int sz_gemm_linear_bf16(int64_t n, int64_t m, int64_t k, const void *x, const void *w,
+                        const float *bias, uint16_t *y, int64_t ldy)
+{
+#ifdef SZ_AMX
+    const sz_scratch_state before = sz_scratch_save();
+    const int rc = sz_gemm_amx(false, true, n, m, k, x, k, w, k, 0, bias, y, ldy, SZ_BF16);
+    sz_scratch_restore(before);
+    return rc;
+#else
+    (void)n, (void)m, (void)k, (void)x, (void)w, (void)bias, (void)y, (void)ldy;
+    return sz_fail("products of bf16 are stored as f32 here");
+#endif
 }

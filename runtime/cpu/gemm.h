@@ -1,7 +1,8 @@
 /* gemm.h - matrix products on the CPU, for the kernels that contain one (matmul.c, logprob.c,
  * conv.c).
  *
- * gemm.c uses oneDNN; gemm_skinny.c is our own kernel for products with few rows.
+ * gemm.c uses oneDNN; our own kernels are gemm_skinny.c for products with few rows, and gemm_amx.c
+ * for bf16 with AMX.
  * Leaves out: outputs other than f32.
  */
 #ifndef SZ_CPU_GEMM_H
@@ -21,8 +22,14 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
 int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w, int dtype,
                    const float *bias, bool gelu, float *y, int64_t ldy);
 
-/* Bytes of workspace that such a product takes (ops/matmul.c). */
-int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype);
+/* Whether a linear layer of n rows can store bf16 without f32 in workspace, and that layer: as
+ * sz_gemm_linear of bf16, with Y bf16. */
+bool sz_gemm_stores_bf16(int64_t n, int64_t k);
+int sz_gemm_linear_bf16(int64_t n, int64_t m, int64_t k, const void *x, const void *w,
+                        const float *bias, uint16_t *y, int64_t ldy);
+
+/* Bytes of workspace that sz_gemm takes (ops/matmul.c). sz_gemm_linear takes as much as A B^T. */
+int64_t sz_gemm_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int dtype);
 
 enum { SZ_LOGPROB_ROWS = 128 }; /* rows whose logits exist at one time (logprob.c) */
 
@@ -35,5 +42,19 @@ int sz_gemm_skinny(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, 
 
 /* Bytes of workspace that it takes. */
 int64_t sz_gemm_skinny_workspace(int64_t m, int64_t k);
+
+/* ---- gemm_amx.c: with SZ_AMX alone ---- */
+
+/* sz_gemm of bf16, plus bias f32 [n] or NULL. C is f32, or bf16 (dtype) if beta is 0 and
+ * sz_gemm_amx_rounds. Returns 0, or -1 with a message on failure. */
+int sz_gemm_amx(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
+                const void *b, int64_t ldb, float beta, const float *bias, void *c, int64_t ldc,
+                int dtype);
+
+/* Whether it can store bf16: a sum is complete when it is stored for the first time. */
+bool sz_gemm_amx_rounds(int64_t k);
+
+/* Bytes of workspace that it takes. */
+int64_t sz_gemm_amx_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k);
 
 #endif

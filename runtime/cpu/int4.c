@@ -13,7 +13,8 @@
  * Leaves out: devices other than the CPU.
  */
 #include "packed_store.h"
-#include "int4.h"
+#include "packed_x.h"
+#include "packed_amx.h"
 #include <omp.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -270,25 +271,13 @@ static inline int32_t start_of(const int8_t *codes)
 }
 
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
- * results. */
-static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t k, quantized_rows out)
+ * results. across: groups of 128 columns. */
+static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t across,
+                       quantized_rows out)
 {
-    for (int64_t first = 0; first < k; first += SZ_Q4_COLS) {
-        /* The elements as f32, 0 past the end. */
-        const int64_t n = sz_min64(SZ_Q4_COLS, k - first);
-        float v[SZ_Q4_COLS] = { 0 };
-        if (x->dtype == SZ_F32) memcpy(v, sz_f32(x) + i * k + first, (size_t)n * sizeof *v);
-        else
-            for (int64_t j = 0; j < n; j++) v[j] = sz_from_bf16(sz_bf16(x)[i * k + first + j]);
-
-        /* Zeros if it is all 0, or if it is not finite: then the scale is NaN. */
-        float inverse;
-        *out.scale = sz_q_scale(v, SZ_Q4_COLS, &inverse);
-        if (inverse == 0) memset(v, 0, sizeof v);
+    for (int64_t block = 0; block < across; block++) {
         int8_t codes[SZ_Q4_COLS];
-        for (int64_t j = 0; j < SZ_Q4_COLS; j++) codes[j] = (int8_t)(int32_t)rintf(v[j] * inverse);
-
-        /* To their places. */
+        sz_quantize_group(x, i, block, codes, out.scale);
         for (int64_t g = 0; g < SZ_Q4_GROUPS; g++)
             out.start[g * rows] = start_of(codes + g * SZ_Q4_GROUP);
         for (int64_t j = 0; j < WORDS; j++) put_word(out.words + j * rows * X_WORDS, codes + 4 * j);
@@ -559,6 +548,9 @@ int sz_cpu_linear_int4(const sz_call *c)
     const int64_t m = sz_cols(c->out[0]);
     const int64_t blocks = q->shape[0];
     const int64_t across = q->shape[1];
+#ifdef SZ_AMX
+    if (n >= SZ_AMX_ROWS) return sz_amx_linear_int4(c);
+#endif
 
     /* x in 8 bits. */
     quantized_rows in = {
@@ -572,7 +564,7 @@ int sz_cpu_linear_int4(const sz_call *c)
         const int64_t first = i - i % MAX_TILE_ROWS;
         const int64_t rows = sz_min64(MAX_TILE_ROWS, n - first);
         const int64_t lane = i - first;
-        quantize_x(x, i, rows, k,
+        quantize_x(x, i, rows, across,
                    (quantized_rows){ in.words + (first * across * WORDS + lane) * X_WORDS,
                                      in.scale + first * across + lane,
                                      in.start + first * across * SZ_Q4_GROUPS + lane });

@@ -10,7 +10,8 @@
  * Leaves out: gradients.
  */
 #include "packed_store.h"
-#include "int8.h"
+#include "packed_x.h"
+#include "packed_amx.h"
 #include <omp.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -116,66 +117,30 @@ typedef struct {
     int32_t *start;
 } quantized_rows;
 
-/* Four codes as dot4 reads them: a byte each, or the even and then the odd ones in 16 bits each. */
-static inline void put_word(int32_t *to, const int32_t *code)
+/* Four codes as dot4 reads them: as they are, or the even and then the odd ones in 16 bits each. */
+static inline void put_word(int32_t *to, const int8_t *codes)
 {
     if (X_WORDS == 1) {
-        uint32_t low = (code[0] & 0xff) | (code[1] & 0xff) << 8;
-        to[0] = (int32_t)(low | (uint32_t)(code[2] & 0xff) << 16 | (uint32_t)code[3] << 24);
+        memcpy(to, codes, 4);
     } else {
-        to[0] = (int32_t)((code[0] & 0xffff) | (uint32_t)code[2] << 16);
-        to[X_WORDS - 1] = (int32_t)((code[1] & 0xffff) | (uint32_t)code[3] << 16);
+        int16_t pairs[4] = { codes[0], codes[2], codes[1], codes[3] };
+        memcpy(to, pairs, 4 * X_WORDS);
     }
-}
-
-/* Rounded to nearest, ties to even. */
-static inline sz_ivec nearest(sz_vec v)
-{
-#if defined(__AVX512F__)
-    return (sz_ivec)_mm512_cvtps_epi32((__m512)v);
-#elif defined(__AVX__)
-    return (sz_ivec)_mm256_cvtps_epi32((__m256)v);
-#elif defined(__x86_64__)
-    return (sz_ivec)_mm_cvtps_epi32((__m128)v);
-#else
-    sz_ivec code;
-    for (int i = 0; i < SZ_LANES; i++) code[i] = (int32_t)rintf(v[i]);
-    return code;
-#endif
 }
 
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
  * results. */
-static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t k, int64_t words,
-                       int64_t groups, quantized_rows out)
+static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t words, int64_t groups,
+                       quantized_rows out)
 {
     for (int64_t g = 0; g < groups; g++) {
-        /* The group's elements as f32, 0 past the end. */
-        const int64_t first = g * SZ_Q_GROUP;
-        const int64_t n = sz_min64(SZ_Q_GROUP, k - first);
-        float v[SZ_Q_GROUP] = { 0 };
-        if (x->dtype == SZ_F32) memcpy(v, sz_f32(x) + i * k + first, (size_t)n * sizeof *v);
-        else
-            for (int64_t j = 0; j < n; j++) v[j] = sz_from_bf16(sz_bf16(x)[i * k + first + j]);
-
-        /* Zeros if it is all 0, or if it is not finite: then the scale is NaN. */
-        float inverse;
-        out.scale[g * rows] = sz_q_scale(v, n, &inverse);
-        if (inverse == 0) memset(v, 0, sizeof v);
-
-        /* The codes and their sum. */
-        int32_t code[SZ_Q_GROUP];
-        sz_ivec sums = { 0 };
-        for (int64_t j = 0; j < SZ_Q_GROUP; j += SZ_LANES) {
-            const sz_ivec some = nearest(sz_vec_load(v + j) * inverse);
-            *(sz_ivec_any *)(code + j) = some;
-            sums += some;
-        }
+        int8_t codes[SZ_Q_GROUP];
         int32_t sum = 0;
-        for (int j = 0; j < SZ_LANES; j++) sum += sums[j];
+        sz_quantize_group(x, i, g, codes, &out.scale[g * rows]);
+        for (int j = 0; j < SZ_Q_GROUP; j++) sum += codes[j];
         out.start[g * rows] = -SZ_Q_ZERO * sum;
         for (int64_t j = 0; j < sz_min64(SZ_Q_WORDS, words - g * SZ_Q_WORDS); j++)
-            put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, code + 4 * j);
+            put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, codes + 4 * j);
     }
 }
 
@@ -361,6 +326,9 @@ int sz_cpu_linear_int8(const sz_call *c)
     const int64_t blocks = q->shape[0];
     const int64_t words = q->shape[1];
     const int64_t groups = scale->shape[1];
+#ifdef SZ_AMX
+    if (n >= SZ_AMX_ROWS) return sz_amx_linear_int8(c);
+#endif
 
     /* x in 8 bits. */
     quantized_rows in = {
@@ -376,7 +344,7 @@ int sz_cpu_linear_int8(const sz_call *c)
         quantized_rows row = { in.words + (first * words + i - first) * X_WORDS,
                                in.scale + first * groups + i - first,
                                in.start + first * groups + i - first };
-        quantize_x(x, i, rows, k, words, groups, row);
+        quantize_x(x, i, rows, words, groups, row);
     }
 
     /* A task is some blocks of weights times all rows. A thread takes the next one before it

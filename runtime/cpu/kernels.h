@@ -26,8 +26,10 @@ typedef struct {
     sz_kernel ops[SZ_OP_COUNT];
     sz_sampler sample;
     sz_moment_recoder moment_recode;
-    /* Bytes of workspace that a product takes (gemm.h). */
-    int64_t (*gemm_workspace)(int64_t m, int64_t n, int64_t k, int dtype);
+    /* Bytes of workspace that a product takes, and whether a linear layer needs none for its sums
+     * (gemm.h). */
+    int64_t (*gemm_workspace)(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int dtype);
+    bool (*gemm_stores_bf16)(int64_t n, int64_t k);
 } sz_cpu_kernels;
 
 /* The table of the kind that this file is compiled for: sz_cpu_kernels_avx2 and so on. */

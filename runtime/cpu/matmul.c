@@ -73,8 +73,9 @@ static int linear(const sz_call *c, int weights, bool gelu)
     int64_t k = sz_cols(x);
     int64_t ld = sz_cols(y);
     int64_t col = 0;
-    float *sums = result_space(y);
-    if (!sums) return -1;
+    const bool direct = y->dtype == SZ_BF16 && !gelu && sz_gemm_stores_bf16(n, k);
+    float *sums = direct ? NULL : result_space(y);
+    if (!sums && !direct) return -1;
 
     for (int i = 0; i < weights && c->in[1 + i]; i++) {
         sz_tensor *w = c->in[1 + i];
@@ -82,6 +83,12 @@ static int linear(const sz_call *c, int weights, bool gelu)
         int64_t m = w->shape[0];
         const float *bias = b ? bias_f32(b) : NULL;
         if (b && !bias) return -1;
+        if (direct) {
+            if (sz_gemm_linear_bf16(n, m, k, x->data, w->data, bias, sz_bf16(y) + col, ld))
+                return -1;
+            col += m;
+            continue;
+        }
         int done = sz_gemm_linear(n, m, k, x->data, w->data, x->dtype, bias, gelu, sums + col, ld);
         if (done < 0) return -1;
 
@@ -92,7 +99,7 @@ static int linear(const sz_call *c, int weights, bool gelu)
         }
         col += m;
     }
-    finish(y, sums);
+    if (!direct) finish(y, sums);
     return 0;
 }
 

@@ -78,7 +78,7 @@ int64_t sz_workspace_linear_int4(const sz_call *c)
 {
     const int64_t across = c->in[1]->shape[1];
     const int64_t words = across * (2 * COLS / 4 + 1 + GROUPS);
-    return (sz_rows(c->in[0]) * words + 3) * (int64_t)sizeof(float);
+    return (sz_packed_rows(sz_rows(c->in[0])) * words + 3) * (int64_t)sizeof(float);
 }
 
 int sz_grad_linear_int4(sz_node *n)

@@ -56,7 +56,7 @@ int64_t sz_workspace_logprob(const sz_call *c)
     const int64_t rows = block_rows(c);
     const int64_t vocab = c->in[1]->shape[0];
     const int64_t logits = (int64_t)sizeof(float) * rows * vocab;
-    return logits + sz_processor()->gemm_workspace(rows, vocab, x->shape[1], x->dtype);
+    return logits + sz_processor()->gemm_workspace(false, true, rows, vocab, x->shape[1], x->dtype);
 }
 
 int64_t sz_workspace_logprob_backward(const sz_call *c)
@@ -67,9 +67,9 @@ int64_t sz_workspace_logprob_backward(const sz_call *c)
     const int64_t vocab = c->in[1]->shape[0];
 
     /* The largest of the three products: the logits again, dx, dw. */
-    int64_t product = sz_processor()->gemm_workspace(rows, vocab, k, x->dtype);
-    const int64_t dx = sz_processor()->gemm_workspace(rows, k, vocab, x->dtype);
-    const int64_t dw = sz_processor()->gemm_workspace(vocab, k, rows, x->dtype);
+    int64_t product = sz_processor()->gemm_workspace(false, true, rows, vocab, k, x->dtype);
+    const int64_t dx = sz_processor()->gemm_workspace(false, false, rows, k, vocab, x->dtype);
+    const int64_t dw = sz_processor()->gemm_workspace(true, false, vocab, k, rows, x->dtype);
     if (dx > product) product = dx;
     if (dw > product) product = dw;
 

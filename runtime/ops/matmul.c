@@ -46,7 +46,10 @@ int64_t sz_workspace_matmul(const sz_call *c)
 {
     const sz_tensor *y = c->out[0];
     const int64_t n = y->shape[y->ndim - 2];
-    return sz_workspace_sums(y) + sz_processor()->gemm_workspace(n, sz_cols(y), inner(c), y->dtype);
+    const bool ta = c->args[0] != 0;
+    const bool tb = c->args[1] != 0;
+    return sz_workspace_sums(y) +
+           sz_processor()->gemm_workspace(ta, tb, n, sz_cols(y), inner(c), y->dtype);
 }
 
 double sz_flops_matmul(const sz_call *c)
@@ -190,24 +193,31 @@ int sz_shape_column_sum_(int op, sz_call *c)
 }
 
 /* ---- linear layers: workspace ---- */
-static int64_t workspace_layers(const sz_call *c, int weights)
+
+/* Of X W^T. */
+static int64_t workspace_layer(const sz_tensor *x, int64_t m)
 {
-    const sz_tensor *x = c->in[0];
-    int64_t most = 0;
-    for (int i = 1; i <= weights && c->in[i]; i++) {
-        const int64_t m = c->in[i]->shape[0];
-        most = larger(most, sz_processor()->gemm_workspace(sz_rows(x), m, sz_cols(x), x->dtype));
-    }
-    return sz_workspace_sums(c->out[0]) + most;
+    return sz_processor()->gemm_workspace(false, true, sz_rows(x), m, sz_cols(x), x->dtype);
 }
 
-int64_t sz_workspace_linear(const sz_call *c) { return workspace_layers(c, 1); }
-int64_t sz_workspace_linear_cat(const sz_call *c) { return workspace_layers(c, 3); }
+static int64_t workspace_layers(const sz_call *c, int weights, bool gelu)
+{
+    const sz_tensor *x = c->in[0];
+    const bool direct = c->out[0]->dtype == SZ_BF16 && !gelu &&
+                        sz_processor()->gemm_stores_bf16(sz_rows(x), sz_cols(x));
+    int64_t most = 0;
+    for (int i = 1; i <= weights && c->in[i]; i++)
+        most = larger(most, workspace_layer(x, c->in[i]->shape[0]));
+    return (direct ? 0 : sz_workspace_sums(c->out[0])) + most;
+}
+
+int64_t sz_workspace_linear(const sz_call *c) { return workspace_layers(c, 1, false); }
+int64_t sz_workspace_linear_gelu(const sz_call *c) { return workspace_layers(c, 1, true); }
+int64_t sz_workspace_linear_cat(const sz_call *c) { return workspace_layers(c, 3, false); }
 
 int64_t sz_workspace_linear_f32_out(const sz_call *c)
 {
-    const sz_tensor *x = c->in[0];
-    return sz_processor()->gemm_workspace(sz_rows(x), sz_cols(c->out[0]), sz_cols(x), x->dtype);
+    return workspace_layer(c->in[0], sz_cols(c->out[0]));
 }
 
 int64_t sz_workspace_linear_add_(const sz_call *c)
@@ -216,7 +226,7 @@ int64_t sz_workspace_linear_add_(const sz_call *c)
     const int64_t n = sz_rows(x);
     const int64_t m = c->in[2]->shape[0];
     const int64_t sums = c->in[0]->dtype == SZ_F32 ? 0 : (int64_t)sizeof(float) * n * m;
-    return sums + sz_processor()->gemm_workspace(n, m, sz_cols(x), x->dtype);
+    return sums + workspace_layer(x, m);
 }
 
 int64_t sz_workspace_linear_dx(const sz_call *c)
@@ -225,15 +235,16 @@ int64_t sz_workspace_linear_dx(const sz_call *c)
     const int64_t k = sz_cols(c->out[0]);
     int64_t most = 0;
     for (int i = 1; i <= 3 && c->in[i]; i++)
-        most = larger(
-            most, sz_processor()->gemm_workspace(sz_rows(dy), k, c->in[i]->shape[0], dy->dtype));
+        most = larger(most, sz_processor()->gemm_workspace(false, false, sz_rows(dy), k,
+                                                           c->in[i]->shape[0], dy->dtype));
     return sz_workspace_sums(c->out[0]) + most;
 }
 
 int64_t sz_workspace_linear_dw_(const sz_call *c)
 {
     const sz_tensor *x = c->in[1];
-    return sz_processor()->gemm_workspace(c->in[0]->shape[0], sz_cols(x), sz_rows(x), x->dtype);
+    return sz_processor()->gemm_workspace(true, false, c->in[0]->shape[0], sz_cols(x), sz_rows(x),
+                                          x->dtype);
 }
 
 /* ---- linear layers: FLOPs ---- */
@@ -368,9 +379,8 @@ int sz_shape_linear_int8(int op, sz_call *c)
 /* x in 8 bits, four columns to a word or two, with a scale and a start for each group of columns. */
 int64_t sz_workspace_linear_int8(const sz_call *c)
 {
-    const int64_t words = c->in[1]->shape[1];
     const int64_t groups = c->in[2]->shape[1];
-    return sz_rows(c->in[0]) * 2 * (words + groups) * (int64_t)sizeof(float);
+    return sz_packed_rows(sz_rows(c->in[0])) * 2 * (32 + 1) * groups * (int64_t)sizeof(float);
 }
 
 /* ---- wrappers ---- */

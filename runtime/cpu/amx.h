@@ -1,0 +1,78 @@
+/* amx.h - the tile registers of AMX, for gemm_amx.c, int8.c and int4.c.
+ *
+ * A thread has eight tiles of 16 rows of 64 bytes. Its system must have allowed them
+ * (core/processor.c), and sz_amx_begin must have told it their shape. A tile of the left operand has
+ * the inner dimension along a row: 32 numbers of bf16, or 64 of 8 bits. A tile of the right operand
+ * has one 32-bit word for each column in a row: two numbers of bf16, or four of 8 bits, that follow
+ * each other along the inner dimension.
+ * Leaves out: shapes other than 16 rows of 64 bytes. Smaller operands are padded with zeros.
+ */
+#ifndef SZ_AMX_H
+#define SZ_AMX_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+enum {
+    SZ_AMX_TILE = 16,    /* rows of a tile, and 32-bit words of a row */
+    SZ_AMX_BYTES = 1024, /* of a tile */
+    SZ_AMX_ROW_BYTES = 64,
+};
+
+/* Shapes all eight tiles of this thread. Another program part may have shaped them otherwise since
+ * the last time (oneDNN), so each task begins with this. */
+static inline void sz_amx_begin(void)
+{
+    struct {
+        uint8_t palette;
+        uint8_t start_row;
+        uint8_t reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shape = { .palette = 1 };
+    for (int i = 0; i < 8; i++) {
+        shape.row_bytes[i] = SZ_AMX_ROW_BYTES;
+        shape.rows[i] = SZ_AMX_TILE;
+    }
+    _tile_loadconfig(&shape);
+}
+
+/* Gives the tiles back: a thread whose tiles are in use is switched more slowly. */
+static inline void sz_amx_end(void) { _tile_release(); }
+
+/* Transposes 16 rows of 16 words. */
+static inline __attribute__((always_inline)) void sz_amx_transpose(__m512i r[SZ_AMX_TILE])
+{
+    __m512i t[SZ_AMX_TILE];
+
+    /* Pairs of rows, then fours: lane 128 bits l of t[4 i + j] has column 4 l + j of rows 4 i .. */
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+
+    /* Lanes of 128 bits from four rows apart. */
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) {
+        const __m512i a = _mm512_shuffle_i32x4(r[j], r[4 + j], 0x88);
+        const __m512i b = _mm512_shuffle_i32x4(r[j], r[4 + j], 0xdd);
+        const __m512i c = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0x88);
+        const __m512i d = _mm512_shuffle_i32x4(r[8 + j], r[12 + j], 0xdd);
+        t[j] = _mm512_shuffle_i32x4(a, c, 0x88);
+        t[4 + j] = _mm512_shuffle_i32x4(b, d, 0x88);
+        t[8 + j] = _mm512_shuffle_i32x4(a, c, 0xdd);
+        t[12 + j] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+#endif

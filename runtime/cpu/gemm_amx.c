@@ -1,0 +1,421 @@
+/* gemm_amx.c - products of bf16 with AMX: C [m, n] f32 = A B + beta C.
+ *
+ * One of the operands is the left one. Its rows are read where they are, 32 rows (a panel) at a
+ * time; A^T is written out first. The right operand is packed into tiles first. A B^T, a linear
+ * layer, has B, the weights, on the left, so that the larger operand is not packed: it computes
+ * B A^T, and each block of results is transposed when it is stored. Otherwise A is on the left.
+ *
+ * A task is up to TASK_COLS columns of the right operand times some panels. The inner dimension is
+ * cut into pieces of at most DEPTH, so that the task's part of the right operand stays in the
+ * second-level cache while panels pass by; the next panel is fetched meanwhile. Four tiles of sums
+ * hold 32 x 32 results. A sum runs over the inner dimension in order and in f32, whatever m and n
+ * are.
+ *
+ * Compiled to nothing except for processors with AMX.
+ * Leaves out: f32, and few rows (gemm_skinny.c).
+ */
+#include "gemm.h"
+#ifdef SZ_AMX
+#include "amx.h"
+#include "vecmath.h"
+#include <omp.h>
+
+enum {
+    STEP = 32,  /* of the inner dimension: one row of a tile */
+    PANEL = 32, /* rows of the left operand, columns of the right one: two tiles */
+    DEPTH = 2048,
+    TASK_COLS = 256,
+    TASK_PANELS = 16,      /* at most */
+    SLAB_BYTES = 32 << 20, /* of the right operand that are packed at one time */
+};
+
+/* An operand: rows of the result or its columns, and the inner dimension. */
+typedef struct {
+    const uint16_t *data;
+    int64_t count; /* rows or columns of the result */
+    int64_t ld;
+    bool inner_is_row; /* [count, k], or [k, count] */
+} operand;
+
+static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+/* ---- packing ---- */
+
+/* 32 numbers of the inner dimension of 16 rows of [count, k], from `first` on, one row a vector.
+ * What is past `rows` rows or `width` numbers is 0. */
+static inline void load_rows(__m512i r[SZ_AMX_TILE], const uint16_t *first, int64_t ld,
+                             int64_t rows, int64_t width)
+{
+    const __mmask32 mask = width >= STEP ? ~(__mmask32)0 : ((__mmask32)1 << width) - 1;
+    for (int i = 0; i < SZ_AMX_TILE; i++)
+        r[i] = _mm512_maskz_loadu_epi16(i < rows ? mask : 0, first + (i < rows ? i : 0) * ld);
+}
+
+/* The same of [k, count], two numbers of 16 columns a vector: a tile of the right operand. */
+static inline void load_pairs(__m512i r[SZ_AMX_TILE], const uint16_t *first, int64_t ld,
+                              int64_t columns, int64_t height)
+{
+    const __mmask16 mask = columns >= SZ_AMX_TILE ? 0xffff : (__mmask16)((1u << columns) - 1);
+    for (int i = 0; i < SZ_AMX_TILE; i++) {
+        const int64_t row = 2 * i;
+        const __mmask16 even = row < height ? mask : 0;
+        const __mmask16 odd = row + 1 < height ? mask : 0;
+        const __m256i a = _mm256_maskz_loadu_epi16(even, first + (even ? row : 0) * ld);
+        const __m256i b = _mm256_maskz_loadu_epi16(odd, first + (odd ? row + 1 : 0) * ld);
+        r[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(a),
+                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+    }
+}
+
+static inline void store_tile(uint16_t *to, int64_t ld, const __m512i r[SZ_AMX_TILE])
+{
+    for (int i = 0; i < SZ_AMX_TILE; i++) _mm512_storeu_si512(to + i * ld, r[i]);
+}
+
+/* Tile of the operand at row or column `at` and inner number p. */
+static inline void load_tile(__m512i r[SZ_AMX_TILE], const operand *x, int64_t at, int64_t p,
+                             int64_t k, bool want_rows)
+{
+    const int64_t some = sz_min64(SZ_AMX_TILE, x->count - at);
+    const int64_t inner = sz_min64(STEP, k - p);
+    if (x->inner_is_row) load_rows(r, x->data + at * x->ld + p, x->ld, some, inner);
+    else load_pairs(r, x->data + p * x->ld + at, x->ld, some, inner);
+    if (x->inner_is_row != want_rows) sz_amx_transpose(r);
+}
+
+/* Columns from `first` on of the right operand as tiles: [columns / 32][k / 32][2][16 x 16 words]. */
+static void pack_right(uint16_t *to, const operand *x, int64_t first, int64_t columns, int64_t k)
+{
+    enum { SOME = 8 * SZ_AMX_TILE };
+    const int64_t padded = round_up(k, STEP);
+#pragma omp parallel for collapse(2) schedule(static) if (columns * k > 65536)
+    for (int64_t c0 = 0; c0 < columns; c0 += SOME)
+        for (int64_t p = 0; p < padded; p += STEP)
+            for (int64_t c = c0; c < sz_min64(columns, c0 + SOME); c += SZ_AMX_TILE) {
+                __m512i r[SZ_AMX_TILE] = { { 0 } };
+                if (first + c < x->count) load_tile(r, x, first + c, p, k, false);
+                const int64_t panel = c - c % PANEL;
+                uint16_t *tile = to + panel * padded + p * PANEL + (c - panel) * STEP;
+                store_tile(tile, STEP, r);
+            }
+}
+
+/* Rows from `first` on of the left operand, row by row: [rows][padded], from inner number `from` on.
+ */
+static void pack_left(uint16_t *to, const operand *x, int64_t first, int64_t rows, int64_t from,
+                      int64_t k)
+{
+    const int64_t padded = round_up(k - from, STEP);
+#pragma omp parallel for collapse(2) schedule(static) if (rows * (k - from) > 65536)
+    for (int64_t i = 0; i < rows; i += SZ_AMX_TILE)
+        for (int64_t p = 0; p < padded; p += STEP) {
+            __m512i r[SZ_AMX_TILE] = { { 0 } };
+            if (first + i < x->count) load_tile(r, x, first + i, from + p, k, true);
+            store_tile(to + i * padded + p, padded, r);
+        }
+}
+
+/* ---- the left operand's panels ---- */
+typedef struct {
+    operand rows;
+    int64_t k;
+    /* The last panel if it has less than 32 rows, [32][k rounded up]; else NULL. */
+    const uint16_t *edge;
+    /* The last step of all rows if it has less than 32 numbers, [rows][32]; else NULL. */
+    const uint16_t *tail;
+} left_operand;
+
+/* Some steps of a panel: `steps` that are read in place, and one more from tail if it is not NULL.
+ */
+typedef struct {
+    const uint16_t *data;
+    int64_t ld;
+    int64_t steps;
+    const uint16_t *tail;
+} panel_piece;
+
+static panel_piece piece_of(const left_operand *left, int64_t panel, int64_t from, int64_t depth)
+{
+    const int64_t first = panel * PANEL;
+    const int64_t padded = round_up(left->k, STEP);
+    const int64_t to = sz_min64(from + depth, padded);
+    panel_piece piece = { NULL, 0, (to - from) / STEP, NULL };
+    if (left->edge && first + PANEL > left->rows.count) {
+        piece.data = left->edge + from;
+        piece.ld = padded;
+        return piece;
+    }
+    piece.data = left->rows.data + first * left->rows.ld + from;
+    piece.ld = left->rows.ld;
+    if (left->tail && to > left->k) {
+        piece.steps--;
+        piece.tail = left->tail + first * STEP;
+    }
+    return piece;
+}
+
+/* Makes what is not read in place. Advances *space, of sizes as left_bytes says. */
+static left_operand prepare_left(const operand *x, int64_t k, uint16_t **space)
+{
+    left_operand left = { *x, k, NULL, NULL };
+    const int64_t padded = round_up(k, STEP);
+    const int64_t rows = round_up(x->count, PANEL);
+    if (!x->inner_is_row) {
+        pack_left(*space, x, 0, rows, 0, k);
+        left.rows = (operand){ *space, rows, padded, true };
+        left.k = padded;
+        *space += rows * padded;
+        return left;
+    }
+    if (rows != x->count) {
+        pack_left(*space, x, rows - PANEL, PANEL, 0, k);
+        left.edge = *space;
+        *space += PANEL * padded;
+    }
+    if (padded != k) {
+        pack_left(*space, x, 0, rows, padded - STEP, k);
+        left.tail = *space;
+        *space += rows * STEP;
+    }
+    return left;
+}
+
+static int64_t left_bytes(int64_t count, int64_t k, bool inner_is_row)
+{
+    const int64_t padded = round_up(k, STEP);
+    const int64_t rows = round_up(count, PANEL);
+    if (!inner_is_row) return 2 * rows * padded;
+    return 2 * ((rows != count ? PANEL * padded : 0) + (padded != k ? rows * STEP : 0));
+}
+
+/* ---- a block of 32 x 32 results ---- */
+
+/* Sums of one step into tiles 0 to 3. */
+static inline __attribute__((always_inline)) void step(const uint16_t *left, int64_t ld,
+                                                       const uint16_t *right)
+{
+    _tile_loadd(4, left, 2 * ld);
+    _tile_loadd(6, right, SZ_AMX_ROW_BYTES);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, right + SZ_AMX_BYTES / 2, SZ_AMX_ROW_BYTES);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_loadd(5, left + SZ_AMX_TILE * ld, 2 * ld);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+/* All steps of a piece. right: tiles of its two groups of 16 columns. `ahead`: lines of the
+ * next panel, fetched `lines` a step, `ahead_ld` bytes from row to row. */
+static void multiply(const panel_piece *left, const uint16_t *right, const char *ahead,
+                     int64_t ahead_ld, int lines)
+{
+    const uint16_t *from = left->data;
+    for (int64_t s = 0; s < left->steps; s++) {
+        for (int l = 0; l < lines; l++) _mm_prefetch(ahead + l * ahead_ld, _MM_HINT_T1);
+        ahead += SZ_AMX_ROW_BYTES;
+        step(from, left->ld, right);
+        from += STEP;
+        right += SZ_AMX_BYTES;
+    }
+    if (left->tail) step(left->tail, STEP, right);
+}
+
+/* Where a block's results go: rows x columns of C from c on. */
+typedef struct {
+    char *c;
+    int64_t ldc;
+    int dtype;
+    int64_t rows, columns; /* at most 32 each */
+    bool add;              /* to C, which is f32 then */
+    const float *bias;     /* of the columns, or NULL */
+} block_place;
+
+static inline __mmask16 mask_of(int64_t n)
+{
+    if (n >= SZ_AMX_TILE) return 0xffff;
+    return n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
+}
+
+/* Rounds to nearest even, as sz_to_bf16 does. */
+static inline __m256i to_bf16(__m512 v)
+{
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+static inline char *address(const block_place *to, int64_t row, int64_t column)
+{
+    return to->c + (row * to->ldc + column) * sz_dtype_size(to->dtype);
+}
+
+/* One row's 16 results. */
+static inline void put(const block_place *to, int64_t row, int64_t column, __m512 v)
+{
+    const __mmask16 mask = mask_of(to->columns - column);
+    char *c = address(to, row, column);
+    if (to->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to->bias + column));
+    if (to->add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, c));
+    if (to->dtype == SZ_F32) _mm512_mask_storeu_ps(c, mask, v);
+    else _mm256_mask_storeu_epi16(c, mask, to_bf16(v));
+}
+
+/* Stores the sums [32][32] of the block; transposed: C's rows are their columns. */
+static void store_block(const block_place *to, const float *sums, bool transposed)
+{
+    for (int64_t i = 0; i < to->rows; i += SZ_AMX_TILE)
+        for (int64_t j = 0; j < to->columns; j += SZ_AMX_TILE) {
+            const float *from = transposed ? sums + j * PANEL + i : sums + i * PANEL + j;
+            __m512i r[SZ_AMX_TILE];
+            for (int l = 0; l < SZ_AMX_TILE; l++) r[l] = _mm512_load_si512(from + l * PANEL);
+            if (transposed) sz_amx_transpose(r);
+            const int64_t rows = sz_min64(SZ_AMX_TILE, to->rows - i);
+            if (rows == SZ_AMX_TILE) {
+#pragma GCC unroll 16
+                for (int l = 0; l < SZ_AMX_TILE; l++) put(to, i + l, j, _mm512_castsi512_ps(r[l]));
+            } else {
+                for (int l = 0; l < rows; l++) put(to, i + l, j, _mm512_castsi512_ps(r[l]));
+            }
+        }
+}
+
+static void block(const panel_piece *left, const uint16_t *right, const char *ahead,
+                  int64_t ahead_ld, int lines, const block_place *to, bool transposed)
+{
+    float sums[PANEL * PANEL] __attribute__((aligned(64)));
+    for (int64_t row = 0; row < to->rows; row++) {
+        __builtin_prefetch(address(to, row, 0), 1);
+        __builtin_prefetch(address(to, row, to->columns - 1), 1);
+    }
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    multiply(left, right, ahead, ahead_ld, lines);
+    _tile_stored(0, sums, 4 * PANEL);
+    _tile_stored(1, sums + SZ_AMX_TILE, 4 * PANEL);
+    _tile_stored(2, sums + SZ_AMX_TILE * PANEL, 4 * PANEL);
+    _tile_stored(3, sums + SZ_AMX_TILE * PANEL + SZ_AMX_TILE, 4 * PANEL);
+    store_block(to, sums, transposed);
+}
+
+/* ---- tasks ---- */
+typedef struct {
+    left_operand left;
+    const uint16_t *right; /* packed columns from first_col on */
+    int64_t first_col, columns;
+    bool transposed;
+    float beta;
+    const float *bias;
+    char *c;
+    int64_t ldc;
+    int dtype; /* of C */
+} product;
+
+/* Panels from first to last times columns from col on (of the packed ones). */
+static void run_task(const product *p, int64_t first, int64_t last, int64_t col)
+{
+    const int64_t padded = round_up(p->left.k, STEP);
+    const int64_t pieces = (padded + DEPTH - 1) / DEPTH;
+    const int64_t depth = round_up((padded + pieces - 1) / pieces, STEP);
+    const int64_t columns = sz_min64(TASK_COLS, p->columns - col);
+    const int64_t blocks = (columns + PANEL - 1) / PANEL;
+
+    sz_amx_begin();
+    for (int64_t from = 0; from < padded; from += depth)
+        for (int64_t panel = first; panel < last; panel++) {
+            const panel_piece left = piece_of(&p->left, panel, from, depth);
+            panel_piece next = left;
+            if (panel + 1 < last) next = piece_of(&p->left, panel + 1, from, depth);
+            else if (from + depth < padded) next = piece_of(&p->left, first, from + depth, depth);
+            for (int64_t b = 0; b < blocks; b++) {
+                /* This block fetches its share of the next panel's rows. */
+                const int64_t row = PANEL * b / blocks;
+                const int lines = (int)(PANEL * (b + 1) / blocks - row);
+                const int64_t at = col + b * PANEL;
+                const uint16_t *right = p->right + at * padded + from * PANEL;
+                const int64_t rows = sz_min64(PANEL, p->left.rows.count - panel * PANEL);
+                const int64_t some = sz_min64(PANEL, p->columns - at);
+                const int64_t out_row = p->transposed ? p->first_col + at : panel * PANEL;
+                const int64_t out_col = p->transposed ? panel * PANEL : p->first_col + at;
+                const block_place to = {
+                    p->c + (out_row * p->ldc + out_col) * sz_dtype_size(p->dtype),
+                    p->ldc,
+                    p->dtype,
+                    p->transposed ? some : rows,
+                    p->transposed ? rows : some,
+                    from > 0 || p->beta != 0,
+                    p->bias && from == 0 ? p->bias + out_col : NULL,
+                };
+                block(&left, right, (const char *)(next.data + row * next.ld), 2 * next.ld, lines,
+                      &to, p->transposed);
+            }
+        }
+    sz_amx_end();
+}
+
+/* Columns of the right operand that are packed at one time. */
+static int64_t slab_columns(int64_t count, int64_t k)
+{
+    const int64_t most = SLAB_BYTES / 2 / round_up(k, STEP) / TASK_COLS * TASK_COLS;
+    return sz_min64(round_up(count, PANEL), most > TASK_COLS ? most : TASK_COLS);
+}
+
+/* The left operand is B if it is the weights of a linear layer. */
+static bool swaps(bool ta, bool tb) { return !ta && tb; }
+
+int64_t sz_gemm_amx_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k)
+{
+    const int64_t rows = swaps(ta, tb) ? n : m;
+    const int64_t columns = swaps(ta, tb) ? m : n;
+    return left_bytes(rows, k, !ta) + 2 * slab_columns(columns, k) * round_up(k, STEP);
+}
+
+bool sz_gemm_amx_rounds(int64_t k) { return k <= DEPTH; }
+
+int sz_gemm_amx(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
+                const void *b, int64_t ldb, float beta, const float *bias, void *c, int64_t ldc,
+                int dtype)
+{
+    const operand A = { a, m, lda, !ta };
+    const operand B = { b, n, ldb, tb };
+    const bool swap = swaps(ta, tb);
+    const operand *right = swap ? &A : &B;
+    uint16_t *space = sz_scratch((size_t)sz_gemm_amx_workspace(ta, tb, m, n, k));
+    if (!space) return -1;
+
+    product p = {
+        .left = prepare_left(swap ? &B : &A, k, &space),
+        .right = space,
+        .transposed = swap,
+        .beta = beta,
+        .bias = bias,
+        .c = c,
+        .ldc = ldc,
+        .dtype = dtype,
+    };
+    const int64_t panels = ((swap ? n : m) + PANEL - 1) / PANEL;
+    p.left.rows.count = swap ? n : m;
+
+    const int64_t slab = slab_columns(right->count, k);
+    for (p.first_col = 0; p.first_col < right->count; p.first_col += slab) {
+        p.columns = sz_min64(slab, right->count - p.first_col);
+        pack_right(space, right, p.first_col, round_up(p.columns, PANEL), k);
+
+        /* Enough tasks for all threads, but no smaller than needed. */
+        const int64_t across = (p.columns + TASK_COLS - 1) / TASK_COLS;
+        int64_t some = sz_min64(TASK_PANELS, panels * across / (4 * omp_get_max_threads()));
+        if (some < 1) some = 1;
+        const int64_t down = (panels + some - 1) / some;
+#pragma omp parallel for schedule(dynamic, 1) if (m * n * k > 65536)
+        for (int64_t t = 0; t < across * down; t++) {
+            const int64_t first = t / across * some;
+            run_task(&p, first, sz_min64(panels, first + some), t % across * TASK_COLS);
+        }
+    }
+    return 0;
+}
+#endif

@@ -1,0 +1,342 @@
+/* packed_amx.c - products with 8 and 4-bit weights (int8.c, int4.c) with AMX, for many rows.
+ *
+ * The integer products of 128 columns are exact, and they are scaled and summed in f32 in the order
+ * of the other kernels, so the results have the same bits as theirs.
+ *
+ * A task is up to TASK_ROWS rows of x times some panels of 32 weight rows, in blocks of 32 x 32
+ * results. 8-bit weights are stored as tiles already. A 4-bit weight times its part, a number of 11
+ * bits, is 8 h + l with h of 8 bits and l of 3: both are unpacked to tiles, for DEPTH columns at one
+ * time, and multiply x one after the other.
+ *
+ * Compiled to nothing except for processors with AMX.
+ * Leaves out: few rows.
+ */
+#include "packed_amx.h"
+#ifdef SZ_AMX
+#include "amx.h"
+#include "gemm_tile.h"
+#include "packed_store.h"
+#include "packed_x.h"
+#include <omp.h>
+
+enum {
+    PANEL = 32,                            /* rows of x, and weight rows: two tiles */
+    STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 128 columns */
+    DEPTH = 8,                             /* groups that are unpacked at one time */
+    TASK_ROWS = 256,
+    TASK_PANELS = 8,   /* at most */
+    X_BYTES = 1 << 20, /* of a task's codes: they stay in the cache */
+    HIGH_BITS = 3,     /* a weight is 2^3 h + l */
+};
+
+/* ---- x ---- */
+
+/* Codes [rows][groups][128], and for each group and row scale and start [groups][rows]; rows are
+ * rounded up to whole panels. start cancels the zero point of unsigned weights. */
+typedef struct {
+    int8_t *codes;
+    float *scale;
+    int32_t *start;
+    int64_t rows, groups;
+} quantized_x;
+
+static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
+{
+    const int64_t n = sz_rows(x);
+    const int64_t rows = (n + PANEL - 1) / PANEL * PANEL;
+    quantized_x q = {
+        sz_scratch((size_t)(rows * groups * SZ_Q_GROUP)),
+        sz_scratch((size_t)(rows * groups) * sizeof *q.scale),
+        sz_scratch((size_t)(rows * groups) * sizeof *q.start),
+        rows,
+        groups,
+    };
+    if (!q.codes || !q.scale || !q.start) return (quantized_x){ 0 };
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t g = 0; g < groups; g++) {
+            int8_t *codes = q.codes + (i * groups + g) * SZ_Q_GROUP;
+            float scale = 0;
+            int32_t sum = 0;
+            if (i < n) sz_quantize_group(x, i, g, codes, &scale);
+            else memset(codes, 0, SZ_Q_GROUP);
+            for (int j = 0; j < SZ_Q_GROUP; j++) sum += codes[j];
+            q.scale[g * rows + i] = scale;
+            q.start[g * rows + i] = -zero * sum;
+        }
+    return q;
+}
+
+int64_t sz_amx_workspace_packed(int64_t n, int64_t groups)
+{
+    const int64_t rows = (n + PANEL - 1) / PANEL * PANEL;
+    return rows * groups * (SZ_Q_GROUP + (int64_t)(sizeof(float) + sizeof(int32_t)));
+}
+
+/* ---- blocks ---- */
+
+/* Sums of a block of 32 rows of x and 32 weight rows: f32, by halves of the weight rows. */
+typedef struct {
+    float of[2][PANEL][SZ_AMX_TILE] __attribute__((aligned(64)));
+} block_sums;
+
+/* Integer products of a group: tiles 0 and 1 of the first 16 rows of x, 2 and 3 of the others, with
+ * the two tiles of weights. */
+typedef struct {
+    int32_t of[4][SZ_AMX_TILE][SZ_AMX_TILE] __attribute__((aligned(64)));
+} group_products;
+
+/* Products of 128 columns. x: 32 rows, `ld` bytes apart. w[i] has the tiles of the columns one after
+ * the other, `next` bytes apart. Weights of 8 bits are unsigned, others signed. */
+static inline __attribute__((always_inline)) void multiply(const int is_unsigned, const int8_t *x,
+                                                           int64_t ld, const uint8_t *const w[2],
+                                                           int64_t next, group_products *to)
+{
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+#pragma GCC unroll 2
+    for (int s = 0; s < STEPS; s++) {
+        _tile_loadd(6, w[0] + s * next, SZ_AMX_ROW_BYTES);
+        _tile_loadd(7, w[1] + s * next, SZ_AMX_ROW_BYTES);
+        _tile_loadd(4, x + s * SZ_AMX_ROW_BYTES, ld);
+        _tile_loadd(5, x + s * SZ_AMX_ROW_BYTES + SZ_AMX_TILE * ld, ld);
+        if (is_unsigned) {
+            _tile_dpbsud(0, 4, 6);
+            _tile_dpbsud(1, 4, 7);
+            _tile_dpbsud(2, 5, 6);
+            _tile_dpbsud(3, 5, 7);
+        } else {
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+        }
+    }
+    _tile_stored(0, to->of[0], SZ_AMX_ROW_BYTES);
+    _tile_stored(1, to->of[1], SZ_AMX_ROW_BYTES);
+    _tile_stored(2, to->of[2], SZ_AMX_ROW_BYTES);
+    _tile_stored(3, to->of[3], SZ_AMX_ROW_BYTES);
+}
+
+/* sums of one row += product, an integer, times both scales. */
+static inline __attribute__((always_inline)) void add_scaled(float *sums, __m512i product,
+                                                             __m512 w_scale, float x_scale)
+{
+    const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
+    const __m512 old = _mm512_load_ps(sums);
+    _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, old));
+}
+
+/* ---- 8 bits ---- */
+
+/* A panel's weights: two blocks of 16 rows. An absent second one is the first again. */
+typedef struct {
+    const uint8_t *codes[2];
+    const float *scale[2];
+    /* The last group's tiles if it is not whole, with zeros behind. */
+    uint8_t tail[2][STEPS * SZ_AMX_BYTES];
+    int64_t whole; /* groups */
+} panel_int8;
+
+static void open_panel_int8(panel_int8 *p, const sz_call *c, int64_t panel)
+{
+    const sz_tensor *q = c->in[1];
+    const int64_t words = q->shape[1];
+    const int64_t groups = c->in[2]->shape[1];
+    p->whole = words / SZ_Q_WORDS;
+    for (int i = 0; i < 2; i++) {
+        const int64_t block = sz_min64(2 * panel + i, q->shape[0] - 1);
+        p->codes[i] = (const uint8_t *)q->data + block * words * SZ_AMX_ROW_BYTES;
+        p->scale[i] = sz_f32(c->in[2]) + block * groups * SZ_Q_ROWS;
+        const size_t left = (size_t)(words % SZ_Q_WORDS) * SZ_AMX_ROW_BYTES;
+        memset(p->tail[i], 0, sizeof p->tail[i]);
+        memcpy(p->tail[i], p->codes[i] + p->whole * STEPS * SZ_AMX_BYTES, left);
+    }
+}
+
+/* Groups [from, to) of rows row .. row + 31. */
+static void add_int8(const quantized_x *x, int64_t row, const panel_int8 *p, int64_t from,
+                     int64_t to, block_sums *sums)
+{
+    const int64_t ld = x->groups * SZ_Q_GROUP;
+    for (int64_t g = from; g < to; g++) {
+        const int64_t at = g * STEPS * SZ_AMX_BYTES;
+        const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
+        if (g >= p->whole) w[0] = p->tail[0];
+        if (g >= p->whole) w[1] = p->tail[1];
+        group_products products;
+        multiply(1, x->codes + row * ld + g * SZ_Q_GROUP, ld, w, SZ_AMX_BYTES, &products);
+
+        const float *scale = x->scale + g * x->rows + row;
+        const int32_t *start = x->start + g * x->rows + row;
+        for (int i = 0; i < 2; i++) {
+            const __m512 w_scale = _mm512_loadu_ps(p->scale[i] + g * SZ_Q_ROWS);
+#pragma GCC unroll 4
+            for (int r = 0; r < PANEL; r++) {
+                const int tile = r / SZ_AMX_TILE * 2 + i;
+                const __m512i product = _mm512_load_si512(products.of[tile][r % SZ_AMX_TILE]);
+                add_scaled(sums->of[i][r], _mm512_add_epi32(product, _mm512_set1_epi32(start[r])),
+                           w_scale, scale[r]);
+            }
+        }
+    }
+}
+
+/* ---- 4 bits ---- */
+
+/* Tiles of h and of l: [group][step][h, l]. */
+typedef struct {
+    uint8_t of[DEPTH][STEPS][2][SZ_AMX_BYTES] __attribute__((aligned(64)));
+} unpacked;
+
+/* 32 codes, less 8, times their parts: h and l. */
+static inline void split(__m256i codes, __m512i parts, uint8_t *high, uint8_t *low)
+{
+    const __m512i weight = _mm512_mullo_epi16(_mm512_cvtepi8_epi16(codes), parts);
+    const __m512i h = _mm512_srai_epi16(weight, HIGH_BITS);
+    const __m512i l = _mm512_and_si512(weight, _mm512_set1_epi16((1 << HIGH_BITS) - 1));
+    _mm256_store_si256((__m256i *)high, _mm512_cvtepi16_epi8(h));
+    _mm256_store_si256((__m256i *)low, _mm512_cvtepi16_epi8(l));
+}
+
+/* Unpacks `groups` blocks of 16 rows and 128 columns. */
+static void unpack(const uint8_t *block, int64_t groups, unpacked *to)
+{
+    /* Each of eight rows' parts four times, as often as it has bytes in a row of a tile. */
+    int16_t lane[32];
+    for (int i = 0; i < 32; i++) lane[i] = (int16_t)(i / 4);
+    const __m512i lanes = _mm512_loadu_si512(lane);
+    const __m512i eight = _mm512_set1_epi16(8);
+    const __m512i nibble = _mm512_set1_epi8(0x0f);
+    const __m512i zero = _mm512_set1_epi8(SZ_Q4_ZERO);
+
+    for (int64_t g = 0; g < groups; g++, block += SZ_Q4_BLOCK)
+        for (int p = 0; p < SZ_Q4_COLS / 8; p++) {
+            const __m128i *from = (const __m128i *)(block + SZ_Q4_CODES) + p / 2;
+            const __m512i parts = _mm512_castsi256_si512(
+                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i_u *)from)));
+            const __m512i parts0 = _mm512_permutexvar_epi16(lanes, parts);
+            const __m512i parts1 = _mm512_permutexvar_epi16(_mm512_add_epi16(lanes, eight), parts);
+            const __m512i both = _mm512_loadu_si512(block + p * SZ_AMX_ROW_BYTES);
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; half++) {
+                __m512i codes = half ? _mm512_srli_epi16(both, 4) : both;
+                codes = _mm512_sub_epi8(_mm512_and_si512(codes, nibble), zero);
+                const int word = 2 * p + half;
+                const int step = word / SZ_AMX_TILE;
+                const int at = word % SZ_AMX_TILE * SZ_AMX_ROW_BYTES;
+                uint8_t *high = to->of[g][step][0] + at;
+                uint8_t *low = to->of[g][step][1] + at;
+                split(_mm512_castsi512_si256(codes), parts0, high, low);
+                split(_mm512_extracti64x4_epi64(codes, 1), parts1, high + 32, low + 32);
+            }
+        }
+}
+
+/* Groups [from, to) of rows row .. row + 31 times 16 weight rows, which are unpacked. scale: of the
+ * weights from group `from` on. */
+static void add_int4(const quantized_x *x, int64_t row, const unpacked *w, const uint16_t *scale,
+                     int64_t from, int64_t to, float (*sums)[SZ_AMX_TILE])
+{
+    const int64_t ld = x->groups * SZ_Q_GROUP;
+    for (int64_t g = from; g < to; g++, scale += SZ_Q4_ROWS) {
+        const uint8_t *tiles[2] = { w->of[g - from][0][0], w->of[g - from][0][1] };
+        group_products products;
+        multiply(0, x->codes + row * ld + g * SZ_Q_GROUP, ld, tiles, 2 * SZ_AMX_BYTES, &products);
+
+        const __m256i halves = _mm256_loadu_si256((const __m256i_u *)scale);
+        const __m512 w_scale =
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+        const float *x_scale = x->scale + g * x->rows + row;
+#pragma GCC unroll 4
+        for (int r = 0; r < PANEL; r++) {
+            const int tile = r / SZ_AMX_TILE * 2;
+            const __m512i high = _mm512_load_si512(products.of[tile][r % SZ_AMX_TILE]);
+            const __m512i low = _mm512_load_si512(products.of[tile + 1][r % SZ_AMX_TILE]);
+            add_scaled(sums[r], _mm512_add_epi32(_mm512_slli_epi32(high, HIGH_BITS), low), w_scale,
+                       x_scale[r]);
+        }
+    }
+}
+
+/* ---- tasks ---- */
+
+/* Rows first .. last times a panel of 8-bit weights. */
+static void panel_of_int8(const sz_call *c, const quantized_x *x, int64_t first, int64_t last,
+                          int64_t panel, block_sums *sums)
+{
+    panel_int8 p;
+    open_panel_int8(&p, c, panel);
+    for (int64_t row = first; row < last; row += PANEL)
+        add_int8(x, row, &p, 0, x->groups, sums + (row - first) / PANEL);
+}
+
+static void panel_of_int4(const sz_call *c, const quantized_x *x, int64_t first, int64_t last,
+                          int64_t panel, block_sums *sums)
+{
+    const sz_tensor *q = c->in[1];
+    for (int i = 0; i < 2 && 2 * panel + i < q->shape[0]; i++) {
+        const int64_t block = (2 * panel + i) * x->groups;
+        for (int64_t from = 0; from < x->groups; from += DEPTH) {
+            const int64_t to = sz_min64(from + DEPTH, x->groups);
+            unpacked w;
+            unpack((const uint8_t *)q->data + (block + from) * SZ_Q4_BLOCK, to - from, &w);
+            const uint16_t *scale = sz_bf16(c->in[2]) + (block + from) * SZ_Q4_ROWS;
+            for (int64_t row = first; row < last; row += PANEL)
+                add_int4(x, row, &w, scale, from, to, sums[(row - first) / PANEL].of[i]);
+        }
+    }
+}
+
+static void run_task(const sz_call *c, const quantized_x *x, bool is_int8, int64_t first,
+                     int64_t last, int64_t first_panel, int64_t last_panel)
+{
+    const int64_t n = sz_rows(c->in[0]);
+    sz_amx_begin();
+    for (int64_t panel = first_panel; panel < last_panel; panel++) {
+        block_sums sums[TASK_ROWS / PANEL];
+        memset(sums, 0, sizeof *sums * (size_t)((last - first) / PANEL));
+        if (is_int8) panel_of_int8(c, x, first, last, panel, sums);
+        else panel_of_int4(c, x, first, last, panel, sums);
+
+        for (int64_t row = first; row < sz_min64(last, n); row += PANEL)
+            for (int i = 0; i < 2; i++) {
+                const int64_t column = panel * PANEL + i * SZ_AMX_TILE;
+                if (column >= sz_cols(c->out[0])) continue;
+                sz_store_columns(c->out[0], c->in[3], row, sz_min64(PANEL, n - row), column,
+                                 (const sz_vec *)sums[(row - first) / PANEL].of[i]);
+            }
+    }
+    sz_amx_end();
+}
+
+static int linear(const sz_call *c, int64_t groups, bool is_int8)
+{
+    const quantized_x x = quantize(c->in[0], groups, is_int8 ? SZ_Q_ZERO : 0);
+    if (!x.codes) return -1;
+
+    /* Rows of a task: as many as the cache has room for. */
+    int64_t rows = X_BYTES / (groups * SZ_Q_GROUP) / PANEL * PANEL;
+    if (rows < PANEL) rows = PANEL;
+    if (rows > TASK_ROWS) rows = TASK_ROWS;
+    const int64_t across = (x.rows + rows - 1) / rows;
+    const int64_t panels = (c->in[1]->shape[0] + 1) / 2;
+    int64_t some = sz_min64(TASK_PANELS, panels * across / (4 * omp_get_max_threads()));
+    if (some < 1) some = 1;
+    const int64_t down = (panels + some - 1) / some;
+
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t t = 0; t < across * down; t++) {
+        const int64_t row = t % across * rows;
+        const int64_t panel = t / across * some;
+        run_task(c, &x, is_int8, row, sz_min64(row + rows, x.rows), panel,
+                 sz_min64(panel + some, panels));
+    }
+    return 0;
+}
+
+int sz_amx_linear_int8(const sz_call *c) { return linear(c, c->in[2]->shape[1], true); }
+int sz_amx_linear_int4(const sz_call *c) { return linear(c, c->in[1]->shape[1], false); }
+#endif

@@ -1,0 +1,20 @@
+/* packed_amx.h - products with 8 and 4-bit weights with AMX (packed_amx.c), for int8.c and int4.c.
+ * There with SZ_AMX alone.
+ */
+#ifndef SZ_PACKED_AMX_H
+#define SZ_PACKED_AMX_H
+
+#include "core/core.h"
+#include "int4.h"
+
+enum { SZ_AMX_ROWS = 32 }; /* of x from which on AMX is faster */
+
+/* linear_int8 and linear_int4 of ops.def; the bits are those of int8.c and int4.c. Return 0, or -1
+ * with a message on failure. */
+int sz_amx_linear_int8(const sz_call *c);
+int sz_amx_linear_int4(const sz_call *c);
+
+/* Bytes of workspace for n rows of x and groups of 128 columns. */
+int64_t sz_amx_workspace_packed(int64_t n, int64_t groups);
+
+#endif
