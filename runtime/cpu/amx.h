@@ -40,6 +40,17 @@ static inline void sz_amx_begin(void)
 /* Gives the tiles back: a thread whose tiles are in use is switched more slowly. */
 static inline void sz_amx_end(void) { _tile_release(); }
 
+/* Rounds to nearest even, as sz_to_bf16 does. */
+static inline __m256i sz_amx_to_bf16(__m512 v)
+{
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
 /* Transposes 16 rows of 16 words. */
 static inline __attribute__((always_inline)) void sz_amx_transpose(__m512i r[SZ_AMX_TILE])
 {

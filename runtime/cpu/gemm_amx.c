@@ -236,17 +236,6 @@ static inline __mmask16 mask_of(int64_t n)
     return n <= 0 ? 0 : (__mmask16)((1u << n) - 1);
 }
 
-/* Rounds to nearest even, as sz_to_bf16 does. */
-static inline __m256i to_bf16(__m512 v)
-{
-    const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-}
-
 static inline char *address(const block_place *to, int64_t row, int64_t column)
 {
     return to->c + (row * to->ldc + column) * sz_dtype_size(to->dtype);
@@ -260,7 +249,7 @@ static inline void put(const block_place *to, int64_t row, int64_t column, __m51
     if (to->bias) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to->bias + column));
     if (to->add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, c));
     if (to->dtype == SZ_F32) _mm512_mask_storeu_ps(c, mask, v);
-    else _mm256_mask_storeu_epi16(c, mask, to_bf16(v));
+    else _mm256_mask_storeu_epi16(c, mask, sz_amx_to_bf16(v));
 }
 
 /* Stores the sums [32][32] of the block; transposed: C's rows are their columns. */

@@ -22,7 +22,7 @@
 enum {
     PANEL = 32,                            /* rows of x, and weight rows: two tiles */
     STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 128 columns */
-    DEPTH = 8,                             /* groups that are unpacked at one time */
+    DEPTH = 8,                             /* groups whose weights stay in the first-level cache */
     TASK_ROWS = 256,
     TASK_PANELS = 8,   /* at most */
     X_BYTES = 1 << 20, /* of a task's codes: they stay in the cache */
@@ -31,14 +31,25 @@ enum {
 
 /* ---- x ---- */
 
-/* Codes [rows][groups][128], and for each group and row scale and start [groups][rows]; rows are
- * rounded up to whole panels. start cancels the zero point of unsigned weights. */
+/* Rows of x, rounded up to whole panels. Codes as tiles [panel][group][step][2][16][64], and for
+ * each group scale and start [panel][group][32]. start cancels the zero point of unsigned weights.
+ */
 typedef struct {
     int8_t *codes;
     float *scale;
     int32_t *start;
     int64_t rows, groups;
 } quantized_x;
+
+/* The part of a panel and group: its codes, or its first scale. */
+static inline int64_t part_of(const quantized_x *x, int64_t row, int64_t g)
+{
+    return row / PANEL * x->groups + g;
+}
+static inline const int8_t *codes_of(const quantized_x *x, int64_t row, int64_t g)
+{
+    return x->codes + part_of(x, row, g) * PANEL * SZ_Q_GROUP;
+}
 
 static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
 {
@@ -55,14 +66,17 @@ static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t g = 0; g < groups; g++) {
-            int8_t *codes = q.codes + (i * groups + g) * SZ_Q_GROUP;
+            int8_t codes[SZ_Q_GROUP] = { 0 };
             float scale = 0;
             int32_t sum = 0;
             if (i < n) sz_quantize_group(x, i, g, codes, &scale);
-            else memset(codes, 0, SZ_Q_GROUP);
             for (int j = 0; j < SZ_Q_GROUP; j++) sum += codes[j];
-            q.scale[g * rows + i] = scale;
-            q.start[g * rows + i] = -zero * sum;
+            const int64_t part = part_of(&q, i, g);
+            q.scale[part * PANEL + i % PANEL] = scale;
+            q.start[part * PANEL + i % PANEL] = -zero * sum;
+            for (int s = 0; s < STEPS; s++)
+                memcpy(q.codes + ((part * STEPS + s) * PANEL + i % PANEL) * SZ_AMX_ROW_BYTES,
+                       codes + s * SZ_AMX_ROW_BYTES, SZ_AMX_ROW_BYTES);
         }
     return q;
 }
@@ -86,11 +100,86 @@ typedef struct {
     int32_t of[4][SZ_AMX_TILE][SZ_AMX_TILE] __attribute__((aligned(64)));
 } group_products;
 
-/* Products of 128 columns. x: 32 rows, `ld` bytes apart. w[i] has the tiles of the columns one after
- * the other, `next` bytes apart. Weights of 8 bits are unsigned, others signed. */
-static inline __attribute__((always_inline)) void multiply(const int is_unsigned, const int8_t *x,
-                                                           int64_t ld, const uint8_t *const w[2],
-                                                           int64_t next, group_products *to)
+/* How the products of a group become f32 and join the sums. Of 8-bit weights tiles 0 and 2 belong to
+ * the first 16 weight rows, 1 and 3 to the others; of 4-bit weights tiles 0 and 2 are h, 1 and 3 are
+ * l. */
+typedef struct {
+    const group_products *products;
+    const float *x_scale; /* of 32 rows */
+    const int32_t *start; /* of 32 rows, for 8 bits */
+    __m512 w_scale[2];    /* 8 bits: of the first and the others */
+    float (*sums[2])[SZ_AMX_TILE];
+} scaling;
+
+enum { PARTS = 4 }; /* of a scaling */
+
+/* sums of one row += product, an integer, times both scales. */
+static inline __attribute__((always_inline)) void add_scaled(float *sums, __m512i product,
+                                                             __m512 w_scale, float x_scale)
+{
+    const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
+    const __m512 old = _mm512_load_ps(sums);
+    _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, old));
+}
+
+/* A quarter of a scaling: of 8 bits a tile, of 4 bits eight rows of x. */
+static inline __attribute__((always_inline)) void scale_part(const int bits, const scaling *s,
+                                                             const int part)
+{
+    if (bits == 8) {
+        const int first = part / 2 * SZ_AMX_TILE;
+        const int32_t *start = s->start + first;
+        const float *x_scale = s->x_scale + first;
+        float(*sums)[SZ_AMX_TILE] = s->sums[part % 2] + first;
+#pragma GCC unroll 16
+        for (int r = 0; r < SZ_AMX_TILE; r++) {
+            const __m512i product = _mm512_load_si512(s->products->of[part][r]);
+            add_scaled(sums[r], _mm512_add_epi32(product, _mm512_set1_epi32(start[r])),
+                       s->w_scale[part % 2], x_scale[r]);
+        }
+    } else {
+        enum { ROWS = PANEL / PARTS };
+        const int tile = part / 2 * 2;
+        const int row = part % 2 * ROWS;
+        const float *x_scale = s->x_scale + part * ROWS;
+        float(*sums)[SZ_AMX_TILE] = s->sums[0] + part * ROWS;
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            const __m512i high = _mm512_load_si512(s->products->of[tile][row + r]);
+            const __m512i low = _mm512_load_si512(s->products->of[tile + 1][row + r]);
+            add_scaled(sums[r], _mm512_add_epi32(_mm512_slli_epi32(high, HIGH_BITS), low),
+                       s->w_scale[0], x_scale[r]);
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void scale_all(const int bits, const scaling *s)
+{
+#pragma GCC unroll 4
+    for (int part = 0; part < PARTS; part++) scale_part(bits, s, part);
+}
+
+/* Tiles a and b += 16 rows of x (tile 4 or 5) times the weights in tiles 6 and 7. Weights of 8 bits
+ * are unsigned, h and l are signed. */
+#define MULTIPLY(bits, a, b, x) \
+    do { \
+        if ((bits) == 8) { \
+            _tile_dpbsud(a, x, 6); \
+            _tile_dpbsud(b, x, 7); \
+        } else { \
+            _tile_dpbssd(a, x, 6); \
+            _tile_dpbssd(b, x, 7); \
+        } \
+    } while (0)
+
+/* Products of 128 columns. x: the tiles of 32 rows. w[i] has the tiles of the columns one after the
+ * other, `next` bytes apart. Meanwhile the group before is scaled, unless `before` is NULL: the
+ * tiles work by themselves, but only within the few hundred instructions that the processor looks
+ * ahead. */
+static inline __attribute__((always_inline)) void multiply(const int bits, const int8_t *x,
+                                                           const uint8_t *const w[2], int64_t next,
+                                                           group_products *to,
+                                                           const scaling *before)
 {
     _tile_zero(0);
     _tile_zero(1);
@@ -100,33 +189,17 @@ static inline __attribute__((always_inline)) void multiply(const int is_unsigned
     for (int s = 0; s < STEPS; s++) {
         _tile_loadd(6, w[0] + s * next, SZ_AMX_ROW_BYTES);
         _tile_loadd(7, w[1] + s * next, SZ_AMX_ROW_BYTES);
-        _tile_loadd(4, x + s * SZ_AMX_ROW_BYTES, ld);
-        _tile_loadd(5, x + s * SZ_AMX_ROW_BYTES + SZ_AMX_TILE * ld, ld);
-        if (is_unsigned) {
-            _tile_dpbsud(0, 4, 6);
-            _tile_dpbsud(1, 4, 7);
-            _tile_dpbsud(2, 5, 6);
-            _tile_dpbsud(3, 5, 7);
-        } else {
-            _tile_dpbssd(0, 4, 6);
-            _tile_dpbssd(1, 4, 7);
-            _tile_dpbssd(2, 5, 6);
-            _tile_dpbssd(3, 5, 7);
-        }
+        _tile_loadd(4, x + 2 * s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
+        MULTIPLY(bits, 0, 1, 4);
+        if (before) scale_part(bits, before, 2 * s);
+        _tile_loadd(5, x + (2 * s + 1) * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
+        MULTIPLY(bits, 2, 3, 5);
+        if (before) scale_part(bits, before, 2 * s + 1);
     }
     _tile_stored(0, to->of[0], SZ_AMX_ROW_BYTES);
     _tile_stored(1, to->of[1], SZ_AMX_ROW_BYTES);
     _tile_stored(2, to->of[2], SZ_AMX_ROW_BYTES);
     _tile_stored(3, to->of[3], SZ_AMX_ROW_BYTES);
-}
-
-/* sums of one row += product, an integer, times both scales. */
-static inline __attribute__((always_inline)) void add_scaled(float *sums, __m512i product,
-                                                             __m512 w_scale, float x_scale)
-{
-    const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
-    const __m512 old = _mm512_load_ps(sums);
-    _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, old));
 }
 
 /* ---- 8 bits ---- */
@@ -156,32 +229,39 @@ static void open_panel_int8(panel_int8 *p, const sz_call *c, int64_t panel)
     }
 }
 
+static inline scaling scaling_int8(const quantized_x *x, int64_t row, const panel_int8 *p,
+                                   int64_t g, const group_products *products, block_sums *sums)
+{
+    const int64_t first = part_of(x, row, g) * PANEL;
+    return (scaling){
+        products,
+        x->scale + first,
+        x->start + first,
+        { _mm512_loadu_ps(p->scale[0] + g * SZ_Q_ROWS),
+          _mm512_loadu_ps(p->scale[1] + g * SZ_Q_ROWS) },
+        { sums->of[0], sums->of[1] },
+    };
+}
+
 /* Groups [from, to) of rows row .. row + 31. */
 static void add_int8(const quantized_x *x, int64_t row, const panel_int8 *p, int64_t from,
                      int64_t to, block_sums *sums)
 {
-    const int64_t ld = x->groups * SZ_Q_GROUP;
+    group_products products[2];
     for (int64_t g = from; g < to; g++) {
         const int64_t at = g * STEPS * SZ_AMX_BYTES;
         const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
         if (g >= p->whole) w[0] = p->tail[0];
         if (g >= p->whole) w[1] = p->tail[1];
-        group_products products;
-        multiply(1, x->codes + row * ld + g * SZ_Q_GROUP, ld, w, SZ_AMX_BYTES, &products);
-
-        const float *scale = x->scale + g * x->rows + row;
-        const int32_t *start = x->start + g * x->rows + row;
-        for (int i = 0; i < 2; i++) {
-            const __m512 w_scale = _mm512_loadu_ps(p->scale[i] + g * SZ_Q_ROWS);
-#pragma GCC unroll 4
-            for (int r = 0; r < PANEL; r++) {
-                const int tile = r / SZ_AMX_TILE * 2 + i;
-                const __m512i product = _mm512_load_si512(products.of[tile][r % SZ_AMX_TILE]);
-                add_scaled(sums->of[i][r], _mm512_add_epi32(product, _mm512_set1_epi32(start[r])),
-                           w_scale, scale[r]);
-            }
+        if (g == from) {
+            multiply(8, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], NULL);
+            continue;
         }
+        const scaling before = scaling_int8(x, row, p, g - 1, &products[(g - 1) % 2], sums);
+        multiply(8, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], &before);
     }
+    const scaling last = scaling_int8(x, row, p, to - 1, &products[(to - 1) % 2], sums);
+    scale_all(8, &last);
 }
 
 /* ---- 4 bits ---- */
@@ -235,29 +315,80 @@ static void unpack(const uint8_t *block, int64_t groups, unpacked *to)
         }
 }
 
-/* Groups [from, to) of rows row .. row + 31 times 16 weight rows, which are unpacked. scale: of the
- * weights from group `from` on. */
-static void add_int4(const quantized_x *x, int64_t row, const unpacked *w, const uint16_t *scale,
-                     int64_t from, int64_t to, float (*sums)[SZ_AMX_TILE])
-{
-    const int64_t ld = x->groups * SZ_Q_GROUP;
-    for (int64_t g = from; g < to; g++, scale += SZ_Q4_ROWS) {
-        const uint8_t *tiles[2] = { w->of[g - from][0][0], w->of[g - from][0][1] };
-        group_products products;
-        multiply(0, x->codes + row * ld + g * SZ_Q_GROUP, ld, tiles, 2 * SZ_AMX_BYTES, &products);
+/* 16 weight rows, of which some groups, from group `from` on, are unpacked. */
+typedef struct {
+    unpacked tiles;
+    int64_t from, to;
+    const uint16_t *scale; /* from group `from` on */
+} rows_int4;
 
-        const __m256i halves = _mm256_loadu_si256((const __m256i_u *)scale);
-        const __m512 w_scale =
-            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-        const float *x_scale = x->scale + g * x->rows + row;
-#pragma GCC unroll 4
-        for (int r = 0; r < PANEL; r++) {
-            const int tile = r / SZ_AMX_TILE * 2;
-            const __m512i high = _mm512_load_si512(products.of[tile][r % SZ_AMX_TILE]);
-            const __m512i low = _mm512_load_si512(products.of[tile + 1][r % SZ_AMX_TILE]);
-            add_scaled(sums[r], _mm512_add_epi32(_mm512_slli_epi32(high, HIGH_BITS), low), w_scale,
-                       x_scale[r]);
+static inline scaling scaling_int4(const quantized_x *x, int64_t row, const rows_int4 *w, int64_t g,
+                                   const group_products *products, float (*sums)[SZ_AMX_TILE])
+{
+    const uint16_t *halves = w->scale + (g - w->from) * SZ_Q4_ROWS;
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)halves));
+    return (scaling){
+        .products = products,
+        .x_scale = x->scale + part_of(x, row, g) * PANEL,
+        .w_scale = { _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)) },
+        .sums = { sums },
+    };
+}
+
+/* The unpacked groups of rows row .. row + 31. */
+static void add_int4(const quantized_x *x, int64_t row, const rows_int4 *w,
+                     float (*sums)[SZ_AMX_TILE])
+{
+    enum { NEXT = 2 * SZ_AMX_BYTES };
+    group_products products[2];
+    for (int64_t g = w->from; g < w->to; g++) {
+        const uint8_t(*both)[SZ_AMX_BYTES] = w->tiles.of[g - w->from][0];
+        const uint8_t *tiles[2] = { both[0], both[1] };
+        if (g == w->from) {
+            multiply(4, codes_of(x, row, g), tiles, NEXT, &products[g % 2], NULL);
+            continue;
         }
+        const scaling before = scaling_int4(x, row, w, g - 1, &products[(g - 1) % 2], sums);
+        multiply(4, codes_of(x, row, g), tiles, NEXT, &products[g % 2], &before);
+    }
+    const scaling last = scaling_int4(x, row, w, w->to - 1, &products[(w->to - 1) % 2], sums);
+    scale_all(4, &last);
+}
+
+/* ---- results ---- */
+
+/* Fetches the places of the results of rows row .. row + 31 and a panel: they are written soon. */
+static void fetch_places(const sz_call *c, int64_t row, int64_t panel)
+{
+    const sz_tensor *y = c->out[0];
+    const int64_t n = sz_min64(PANEL, sz_rows(y) - row);
+    const size_t size = sz_dtype_size(y->dtype);
+    const char *first = (const char *)y->data + (row * sz_cols(y) + panel * PANEL) * size;
+    for (int64_t r = 0; r < n; r++) {
+        const char *place = first + r * sz_cols(y) * size;
+        __builtin_prefetch(place, 1);
+        __builtin_prefetch(place + PANEL * size - 1, 1);
+    }
+}
+
+/* Stores the sums of rows row .. row + 31. */
+static void store(const sz_call *c, int64_t row, int64_t panel, const block_sums *sums)
+{
+    const sz_tensor *y = c->out[0];
+    const int64_t m = sz_cols(y);
+    const int64_t n = sz_min64(PANEL, sz_rows(y) - row);
+    const int64_t column = panel * PANEL;
+    if (c->in[3] || y->dtype != SZ_BF16 || column + PANEL > m) {
+        for (int i = 0; i < 2; i++)
+            sz_store_columns(y, c->in[3], row, n, column + i * SZ_AMX_TILE,
+                             (const sz_vec *)sums->of[i]);
+        return;
+    }
+    for (int64_t r = 0; r < n; r++) {
+        const __m256i low = sz_amx_to_bf16(_mm512_load_ps(sums->of[0][r]));
+        const __m256i high = sz_amx_to_bf16(_mm512_load_ps(sums->of[1][r]));
+        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+        _mm512_storeu_si512(sz_bf16(y) + (row + r) * m + column, both);
     }
 }
 
@@ -269,8 +400,12 @@ static void panel_of_int8(const sz_call *c, const quantized_x *x, int64_t first,
 {
     panel_int8 p;
     open_panel_int8(&p, c, panel);
-    for (int64_t row = first; row < last; row += PANEL)
-        add_int8(x, row, &p, 0, x->groups, sums + (row - first) / PANEL);
+    for (int64_t from = 0; from < x->groups; from += DEPTH)
+        for (int64_t row = first; row < last; row += PANEL) {
+            const int64_t to = sz_min64(from + DEPTH, x->groups);
+            if (to == x->groups) fetch_places(c, row, panel);
+            add_int8(x, row, &p, from, to, sums + (row - first) / PANEL);
+        }
 }
 
 static void panel_of_int4(const sz_call *c, const quantized_x *x, int64_t first, int64_t last,
@@ -280,12 +415,16 @@ static void panel_of_int4(const sz_call *c, const quantized_x *x, int64_t first,
     for (int i = 0; i < 2 && 2 * panel + i < q->shape[0]; i++) {
         const int64_t block = (2 * panel + i) * x->groups;
         for (int64_t from = 0; from < x->groups; from += DEPTH) {
-            const int64_t to = sz_min64(from + DEPTH, x->groups);
-            unpacked w;
-            unpack((const uint8_t *)q->data + (block + from) * SZ_Q4_BLOCK, to - from, &w);
-            const uint16_t *scale = sz_bf16(c->in[2]) + (block + from) * SZ_Q4_ROWS;
-            for (int64_t row = first; row < last; row += PANEL)
-                add_int4(x, row, &w, scale, from, to, sums[(row - first) / PANEL].of[i]);
+            rows_int4 w;
+            w.from = from;
+            w.to = sz_min64(from + DEPTH, x->groups);
+            w.scale = sz_bf16(c->in[2]) + (block + from) * SZ_Q4_ROWS;
+            const uint8_t *packed = (const uint8_t *)q->data + (block + from) * SZ_Q4_BLOCK;
+            unpack(packed, w.to - from, &w.tiles);
+            for (int64_t row = first; row < last; row += PANEL) {
+                if (w.to == x->groups) fetch_places(c, row, panel);
+                add_int4(x, row, &w, sums[(row - first) / PANEL].of[i]);
+            }
         }
     }
 }
@@ -302,12 +441,7 @@ static void run_task(const sz_call *c, const quantized_x *x, bool is_int8, int64
         else panel_of_int4(c, x, first, last, panel, sums);
 
         for (int64_t row = first; row < sz_min64(last, n); row += PANEL)
-            for (int i = 0; i < 2; i++) {
-                const int64_t column = panel * PANEL + i * SZ_AMX_TILE;
-                if (column >= sz_cols(c->out[0])) continue;
-                sz_store_columns(c->out[0], c->in[3], row, sz_min64(PANEL, n - row), column,
-                                 (const sz_vec *)sums[(row - first) / PANEL].of[i]);
-            }
+            store(c, row, panel, sums + (row - first) / PANEL);
     }
     sz_amx_end();
 }
