@@ -35,6 +35,7 @@ static bool native_bf16(void)
 /* Whether an A B^T with m rows goes to gemm_skinny.c. */
 static bool is_skinny(int64_t m, int dtype)
 {
+    if (HAS_AMX && dtype == SZ_BF16) return false;
     return m <= (dtype == SZ_BF16 && !native_bf16() ? SKINNY_ROWS_BF16 : SKINNY_ROWS);
 }
 

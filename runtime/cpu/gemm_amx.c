@@ -9,10 +9,10 @@
  * cut into pieces of at most DEPTH, so that the task's part of the right operand stays in the
  * second-level cache while panels pass by; the next panel is fetched meanwhile. Four tiles of sums
  * hold 32 x 32 results. A sum runs over the inner dimension in order and in f32, whatever m and n
- * are.
+ * are, so an answer's numbers do not depend on how many answers decode with it.
  *
  * Compiled to nothing except for processors with AMX.
- * Leaves out: f32, and few rows (gemm_skinny.c).
+ * Leaves out: f32.
  */
 #include "gemm.h"
 #ifdef SZ_AMX
@@ -23,10 +23,11 @@
 enum {
     STEP = 32,  /* of the inner dimension: one row of a tile */
     PANEL = 32, /* rows of the left operand, columns of the right one: two tiles */
-    DEPTH = 2048,
-    TASK_COLS = 256,
-    TASK_PANELS = 16,      /* at most */
-    SLAB_BYTES = 32 << 20, /* of the right operand that are packed at one time */
+    DEPTH = 4096,
+    TASK_COLS = 256,        /* at most */
+    TASK_NUMBERS = 1 << 19, /* of the right operand in a task: they stay in the cache */
+    TASK_PANELS = 16,       /* at most */
+    SLAB_BYTES = 32 << 20,  /* of the right operand that are packed at one time */
 };
 
 /* An operand: rows of the result or its columns, and the inner dimension. */
@@ -204,15 +205,31 @@ static inline __attribute__((always_inline)) void step(const uint16_t *left, int
     _tile_dpbf16ps(3, 5, 7);
 }
 
-/* All steps of a piece. right: tiles of its two groups of 16 columns. `ahead`: lines of the
- * next panel, fetched `lines` a step, `ahead_ld` bytes from row to row. */
-static void multiply(const panel_piece *left, const uint16_t *right, const char *ahead,
-                     int64_t ahead_ld, int lines)
+/* Rows of a panel that is needed next: they are fetched line by line while another is multiplied. */
+typedef struct {
+    const char *line;
+    int64_t ld;       /* bytes from row to row */
+    int64_t steps;    /* lines of a row */
+    int64_t position; /* in the row */
+    int64_t lines;    /* a step */
+} fetcher;
+
+static inline void fetch(fetcher *f)
+{
+    for (int64_t l = 0; l < f->lines; l++) {
+        _mm_prefetch(f->line + f->position * SZ_AMX_ROW_BYTES, _MM_HINT_T1);
+        if (++f->position < f->steps) continue;
+        f->position = 0;
+        f->line += f->ld;
+    }
+}
+
+/* All steps of a piece. right: the tiles of its 32 columns. */
+static void multiply(const panel_piece *left, const uint16_t *right, fetcher *next)
 {
     const uint16_t *from = left->data;
     for (int64_t s = 0; s < left->steps; s++) {
-        for (int l = 0; l < lines; l++) _mm_prefetch(ahead + l * ahead_ld, _MM_HINT_T1);
-        ahead += SZ_AMX_ROW_BYTES;
+        fetch(next);
         step(from, left->ld, right);
         from += STEP;
         right += SZ_AMX_BYTES;
@@ -271,8 +288,8 @@ static void store_block(const block_place *to, const float *sums, bool transpose
         }
 }
 
-static void block(const panel_piece *left, const uint16_t *right, const char *ahead,
-                  int64_t ahead_ld, int lines, const block_place *to, bool transposed)
+static void block(const panel_piece *left, const uint16_t *right, fetcher *next,
+                  const block_place *to, bool transposed)
 {
     float sums[PANEL * PANEL] __attribute__((aligned(64)));
     for (int64_t row = 0; row < to->rows; row++) {
@@ -283,7 +300,7 @@ static void block(const panel_piece *left, const uint16_t *right, const char *ah
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    multiply(left, right, ahead, ahead_ld, lines);
+    multiply(left, right, next);
     _tile_stored(0, sums, 4 * PANEL);
     _tile_stored(1, sums + SZ_AMX_TILE, 4 * PANEL);
     _tile_stored(2, sums + SZ_AMX_TILE * PANEL, 4 * PANEL);
@@ -304,13 +321,23 @@ typedef struct {
     int dtype; /* of C */
 } product;
 
+/* How the inner dimension is cut into pieces, and the columns of a task. */
+static int64_t depth_of(int64_t k)
+{
+    const int64_t pieces = (k + DEPTH - 1) / DEPTH;
+    return round_up((k + pieces - 1) / pieces, STEP);
+}
+static int64_t task_columns(int64_t k)
+{
+    return sz_min64(TASK_COLS, TASK_NUMBERS / depth_of(k) / PANEL * PANEL);
+}
+
 /* Panels from first to last times columns from col on (of the packed ones). */
 static void run_task(const product *p, int64_t first, int64_t last, int64_t col)
 {
     const int64_t padded = round_up(p->left.k, STEP);
-    const int64_t pieces = (padded + DEPTH - 1) / DEPTH;
-    const int64_t depth = round_up((padded + pieces - 1) / pieces, STEP);
-    const int64_t columns = sz_min64(TASK_COLS, p->columns - col);
+    const int64_t depth = depth_of(p->left.k);
+    const int64_t columns = sz_min64(task_columns(p->left.k), p->columns - col);
     const int64_t blocks = (columns + PANEL - 1) / PANEL;
 
     sz_amx_begin();
@@ -320,10 +347,11 @@ static void run_task(const product *p, int64_t first, int64_t last, int64_t col)
             panel_piece next = left;
             if (panel + 1 < last) next = piece_of(&p->left, panel + 1, from, depth);
             else if (from + depth < padded) next = piece_of(&p->left, first, from + depth, depth);
+            /* Each block fetches its share of the next panel's rows. If there is only one, memory
+             * is busy with this panel, and the processor looks ahead by itself. */
+            fetcher ahead = { (const char *)next.data, 2 * next.ld, next.steps, 0,
+                              blocks > 1 ? (PANEL + blocks - 1) / blocks : 0 };
             for (int64_t b = 0; b < blocks; b++) {
-                /* This block fetches its share of the next panel's rows. */
-                const int64_t row = PANEL * b / blocks;
-                const int lines = (int)(PANEL * (b + 1) / blocks - row);
                 const int64_t at = col + b * PANEL;
                 const uint16_t *right = p->right + at * padded + from * PANEL;
                 const int64_t rows = sz_min64(PANEL, p->left.rows.count - panel * PANEL);
@@ -339,8 +367,7 @@ static void run_task(const product *p, int64_t first, int64_t last, int64_t col)
                     from > 0 || p->beta != 0,
                     p->bias && from == 0 ? p->bias + out_col : NULL,
                 };
-                block(&left, right, (const char *)(next.data + row * next.ld), 2 * next.ld, lines,
-                      &to, p->transposed);
+                block(&left, right, &ahead, &to, p->transposed);
             }
         }
     sz_amx_end();
@@ -395,14 +422,15 @@ int sz_gemm_amx(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a
         pack_right(space, right, p.first_col, round_up(p.columns, PANEL), k);
 
         /* Enough tasks for all threads, but no smaller than needed. */
-        const int64_t across = (p.columns + TASK_COLS - 1) / TASK_COLS;
+        const int64_t some_columns = task_columns(p.left.k);
+        const int64_t across = (p.columns + some_columns - 1) / some_columns;
         int64_t some = sz_min64(TASK_PANELS, panels * across / (4 * omp_get_max_threads()));
         if (some < 1) some = 1;
         const int64_t down = (panels + some - 1) / some;
 #pragma omp parallel for schedule(dynamic, 1) if (m * n * k > 65536)
         for (int64_t t = 0; t < across * down; t++) {
             const int64_t first = t / across * some;
-            run_task(&p, first, sz_min64(panels, first + some), t % across * TASK_COLS);
+            run_task(&p, first, sz_min64(panels, first + some), t % across * some_columns);
         }
     }
     return 0;
