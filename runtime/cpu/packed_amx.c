@@ -153,10 +153,11 @@ static inline __attribute__((always_inline)) void scale_part(const int bits, con
     }
 }
 
-static inline __attribute__((always_inline)) void scale_all(const int bits, const scaling *s)
+static inline __attribute__((always_inline)) void scale_all(const int bits, const int halves,
+                                                            const scaling *s)
 {
 #pragma GCC unroll 4
-    for (int part = 0; part < PARTS; part++) scale_part(bits, s, part);
+    for (int part = 0; part < halves * PARTS / 2; part++) scale_part(bits, s, part);
 }
 
 /* Tiles a and b += 16 rows of x (tile 4 or 5) times the weights in tiles 6 and 7. Weights of 8 bits
@@ -172,11 +173,13 @@ static inline __attribute__((always_inline)) void scale_all(const int bits, cons
         } \
     } while (0)
 
-/* Products of 128 columns. x: the tiles of 32 rows. w[i] has the tiles of the columns one after the
+/* Products of 128 columns. x: the tiles of 32 rows, of which the second half is left out if `halves`
+ * is 1. w[i] has the tiles of the columns one after the
  * other, `next` bytes apart. Meanwhile the group before is scaled, unless `before` is NULL: the
  * tiles work by themselves, but only within the few hundred instructions that the processor looks
  * ahead. */
-static inline __attribute__((always_inline)) void multiply(const int bits, const int8_t *x,
+static inline __attribute__((always_inline)) void multiply(const int bits, const int halves,
+                                                           const int8_t *x,
                                                            const uint8_t *const w[2], int64_t next,
                                                            group_products *to,
                                                            const scaling *before)
@@ -191,13 +194,15 @@ static inline __attribute__((always_inline)) void multiply(const int bits, const
         _tile_loadd(7, w[1] + s * next, SZ_AMX_ROW_BYTES);
         _tile_loadd(4, x + 2 * s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
         MULTIPLY(bits, 0, 1, 4);
-        if (before) scale_part(bits, before, 2 * s);
+        if (before) scale_part(bits, before, halves * s);
+        if (halves == 1) continue;
         _tile_loadd(5, x + (2 * s + 1) * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
         MULTIPLY(bits, 2, 3, 5);
         if (before) scale_part(bits, before, 2 * s + 1);
     }
     _tile_stored(0, to->of[0], SZ_AMX_ROW_BYTES);
     _tile_stored(1, to->of[1], SZ_AMX_ROW_BYTES);
+    if (halves == 1) return;
     _tile_stored(2, to->of[2], SZ_AMX_ROW_BYTES);
     _tile_stored(3, to->of[3], SZ_AMX_ROW_BYTES);
 }
@@ -244,8 +249,10 @@ static inline scaling scaling_int8(const quantized_x *x, int64_t row, const pane
 }
 
 /* Groups [from, to) of rows row .. row + 31. */
-static void add_int8(const quantized_x *x, int64_t row, const panel_int8 *p, int64_t from,
-                     int64_t to, block_sums *sums)
+static inline __attribute__((always_inline)) void add_int8(const int halves, const quantized_x *x,
+                                                           int64_t row, const panel_int8 *p,
+                                                           int64_t from, int64_t to,
+                                                           block_sums *sums)
 {
     group_products products[2];
     for (int64_t g = from; g < to; g++) {
@@ -254,14 +261,14 @@ static void add_int8(const quantized_x *x, int64_t row, const panel_int8 *p, int
         if (g >= p->whole) w[0] = p->tail[0];
         if (g >= p->whole) w[1] = p->tail[1];
         if (g == from) {
-            multiply(8, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], NULL);
+            multiply(8, halves, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], NULL);
             continue;
         }
         const scaling before = scaling_int8(x, row, p, g - 1, &products[(g - 1) % 2], sums);
-        multiply(8, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], &before);
+        multiply(8, halves, codes_of(x, row, g), w, SZ_AMX_BYTES, &products[g % 2], &before);
     }
     const scaling last = scaling_int8(x, row, p, to - 1, &products[(to - 1) % 2], sums);
-    scale_all(8, &last);
+    scale_all(8, halves, &last);
 }
 
 /* ---- 4 bits ---- */
@@ -336,8 +343,9 @@ static inline scaling scaling_int4(const quantized_x *x, int64_t row, const rows
 }
 
 /* The unpacked groups of rows row .. row + 31. */
-static void add_int4(const quantized_x *x, int64_t row, const rows_int4 *w,
-                     float (*sums)[SZ_AMX_TILE])
+static inline __attribute__((always_inline)) void add_int4(const int halves, const quantized_x *x,
+                                                           int64_t row, const rows_int4 *w,
+                                                           float (*sums)[SZ_AMX_TILE])
 {
     enum { NEXT = 2 * SZ_AMX_BYTES };
     group_products products[2];
@@ -345,14 +353,14 @@ static void add_int4(const quantized_x *x, int64_t row, const rows_int4 *w,
         const uint8_t(*both)[SZ_AMX_BYTES] = w->tiles.of[g - w->from][0];
         const uint8_t *tiles[2] = { both[0], both[1] };
         if (g == w->from) {
-            multiply(4, codes_of(x, row, g), tiles, NEXT, &products[g % 2], NULL);
+            multiply(4, halves, codes_of(x, row, g), tiles, NEXT, &products[g % 2], NULL);
             continue;
         }
         const scaling before = scaling_int4(x, row, w, g - 1, &products[(g - 1) % 2], sums);
-        multiply(4, codes_of(x, row, g), tiles, NEXT, &products[g % 2], &before);
+        multiply(4, halves, codes_of(x, row, g), tiles, NEXT, &products[g % 2], &before);
     }
     const scaling last = scaling_int4(x, row, w, w->to - 1, &products[(w->to - 1) % 2], sums);
-    scale_all(4, &last);
+    scale_all(4, halves, &last);
 }
 
 /* ---- results ---- */
@@ -394,6 +402,12 @@ static void store(const sz_call *c, int64_t row, int64_t panel, const block_sums
 
 /* ---- tasks ---- */
 
+/* Whether at most 16 rows are left from `row` on. */
+static bool is_half(const sz_call *c, int64_t row)
+{
+    return sz_rows(c->in[0]) - row <= SZ_AMX_TILE;
+}
+
 /* Rows first .. last times a panel of 8-bit weights. */
 static void panel_of_int8(const sz_call *c, const quantized_x *x, int64_t first, int64_t last,
                           int64_t panel, block_sums *sums)
@@ -404,7 +418,9 @@ static void panel_of_int8(const sz_call *c, const quantized_x *x, int64_t first,
         for (int64_t row = first; row < last; row += PANEL) {
             const int64_t to = sz_min64(from + DEPTH, x->groups);
             if (to == x->groups) fetch_places(c, row, panel);
-            add_int8(x, row, &p, from, to, sums + (row - first) / PANEL);
+            block_sums *of_row = sums + (row - first) / PANEL;
+            if (is_half(c, row)) add_int8(1, x, row, &p, from, to, of_row);
+            else add_int8(2, x, row, &p, from, to, of_row);
         }
 }
 
@@ -423,7 +439,9 @@ static void panel_of_int4(const sz_call *c, const quantized_x *x, int64_t first,
             unpack(packed, w.to - from, &w.tiles);
             for (int64_t row = first; row < last; row += PANEL) {
                 if (w.to == x->groups) fetch_places(c, row, panel);
-                add_int4(x, row, &w, sums[(row - first) / PANEL].of[i]);
+                float(*of_row)[SZ_AMX_TILE] = sums[(row - first) / PANEL].of[i];
+                if (is_half(c, row)) add_int4(1, x, row, &w, of_row);
+                else add_int4(2, x, row, &w, of_row);
             }
         }
     }

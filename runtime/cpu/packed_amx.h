@@ -7,7 +7,7 @@
 #include "core/core.h"
 #include "int4.h"
 
-enum { SZ_AMX_ROWS_INT8 = 16, SZ_AMX_ROWS_INT4 = 32 }; /* of x from which on AMX is faster */
+enum { SZ_AMX_ROWS_INT8 = 12, SZ_AMX_ROWS_INT4 = 32 }; /* of x from which on AMX is faster */
 
 /* linear_int8 and linear_int4 of ops.def; the bits are those of int8.c and int4.c. Return 0, or -1
  * with a message on failure. */

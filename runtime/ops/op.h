@@ -67,7 +67,7 @@ static inline int64_t sz_workspace_sums(const sz_tensor *y)
 }
 
 /* Rows that a product with 8 or 4-bit weights has room for: with AMX many rows are whole panels. */
-static inline int64_t sz_packed_rows(int64_t n) { return n < 16 ? n : (n + 31) / 32 * 32; }
+static inline int64_t sz_packed_rows(int64_t n) { return n < 12 ? n : (n + 31) / 32 * 32; }
 
 /* ---- calls ---- */
 /* Output 0 of a call, NULL when it fails. For ops with one output. */
