@@ -70,7 +70,7 @@ static bool has_avx_vnni(void)
  * this process use its tiles. */
 static bool has_amx(void)
 {
-    enum { ASK = 0x1023, TILES = 18 }; /* ARCH_REQ_XCOMP_PERM and XTILEDATA in asm/prctl.h */
+    enum { ASK = 0x1023, TILES = 18 }; /* ARCH_REQ_XCOMP_PERM and XTILEDATA of arch_prctl */
     unsigned a = 7;
     unsigned b;
     unsigned c = 0;

@@ -32,7 +32,7 @@ local SCRIPT = [[
   local w = tensor.randn { 83, 397 }
   for _, bits in ipairs { "int8", "int4" } do
     local q, scale = w["quantize_" .. bits](w, nil, nil)
-    for _, rows in ipairs { 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 25 } do
+    for _, rows in ipairs { 1, 2, 3, 4, 5, 6, 7, 9, 11, 13, 25, 33, 49, 300 } do
       local x = tensor.randn { rows, 397 }
       print(rows, x["linear_" .. bits](x, q, scale, nil, 83):sum_squares():item())
     end
@@ -46,7 +46,7 @@ check.case("8 and 4-bit products are the same on all kinds", function()
     check.equal(status, 0, kind .. ": " .. output)
     local sums = {}
     for value in output:gmatch "\t(%S+)" do sums[#sums + 1] = tonumber(value) end
-    check.equal(#sums, 22, kind .. ": all sizes")
+    check.equal(#sums, 28, kind .. ": all sizes")
     first = first or sums
     -- The integers are the same; scaling them may be one rounding or two.
     for i, value in ipairs(sums) do
@@ -106,6 +106,73 @@ check.case("a row of a product has the same bits, however many rows there are", 
     end
     check.equal(seen, 3, kind .. ": dtypes")
   end
+end)
+
+-- Products of bf16 in all four forms against those of f32: remainders in every direction, an inner
+-- dimension and a right operand that are cut into pieces. Prints the relative errors.
+local PRODUCTS = [[
+  local tensor = require "segzero.core.tensor"
+  require "segzero"
+  tensor.manual_seed(7)
+  local function pair(rows, cols)
+    local x = tensor.randn { rows, cols }:to { dtype = "bf16" }
+    return x, x:to { dtype = "f32" }
+  end
+  local function show(y, right)
+    local difference = y:to { dtype = "f32" } - right
+    print(math.sqrt(difference:sum_squares():item() / right:sum_squares():item()))
+  end
+  local sizes = { { 1, 40, 1 }, { 17, 16, 32 }, { 33, 31, 33 }, { 100, 83, 397 }, { 65, 340, 128 },
+    { 300, 70, 4200 }, { 20, 4500, 4128 } }
+  for _, size in ipairs(sizes) do
+    local m, n, k = unpack(size)
+    for _, ta in ipairs { false, true } do
+      for _, tb in ipairs { false, true } do
+        local a, a_f32 = pair(ta and k or m, ta and m or k)
+        local b, b_f32 = pair(tb and n or k, tb and k or n)
+        show(a:matmul(b, ta, tb), a_f32:matmul(b_f32, ta, tb))
+      end
+    end
+    local x, x_f32 = pair(m, k)
+    local w, w_f32 = pair(n, k)
+    local bias = tensor.randn { n }
+    show(x:linear(w, bias:to { dtype = "bf16" }),
+      x_f32:linear(w_f32, bias:to { dtype = "bf16" }:to { dtype = "f32" }))
+  end
+]]
+
+check.case("products of bf16 in all forms", function()
+  for _, kind in ipairs(kinds) do
+    local output, status = run(kind, "-e", PRODUCTS)
+    check.equal(status, 0, kind .. ": " .. output)
+    local seen = 0
+    for value in output:gmatch "%S+" do
+      seen = seen + 1
+      check.ok(tonumber(value) < 0.0025, ("%s: product %d: %s"):format(kind, seen, value))
+    end
+    check.equal(seen, 7 * 5, kind .. ": products")
+  end
+end)
+
+-- Rows of bf16 with AMX: any number of them.
+local MANY_ROWS = [[
+  local tensor = require "segzero.core.tensor"
+  require "segzero"
+  tensor.manual_seed(5)
+  local x = tensor.randn { 300, 1090 }:to { dtype = "bf16" }
+  local w = tensor.randn { 83, 1090 }:to { dtype = "bf16" }
+  local whole = x:linear(w):to { dtype = "f32" }
+  for _, rows in ipairs { 1, 2, 15, 16, 17, 31, 32, 33, 70, 257 } do
+    local part = x:narrow(0, rows):linear(w):to { dtype = "f32" }
+    print((part - whole:narrow(0, rows)):sum_squares():item())
+  end
+]]
+
+check.case("with AMX a row of bf16 has the same bits among any number of rows", function()
+  if kinds[#kinds] ~= "amx" then return check.skip "a processor with AMX" end
+  local output, status = run("amx", "-e", MANY_ROWS)
+  check.equal(status, 0, output)
+  check.equal(output, ("0\n"):rep(10), "differences")
 end)
 
 check.case("ops that kinds have their own code for", function()

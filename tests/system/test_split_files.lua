@@ -240,7 +240,7 @@ check.case("a shard that cannot write its part of a model is named on all", func
   local own = "model.safetensors.tmp: cannot write: File too large\n"
   local _, lines = text:gsub(own, "")
   check.equal(lines, 2, "both shards say it: " .. text)
-  local _, named = text:gsub("\nrank 1 %(host [^)]+%): [^\n]*" .. own, "")
+  local _, named = ("\n" .. text):gsub("\nrank 1 %(host [^)]+%): [^\n]*" .. own, "")
   check.equal(named, 1, "the other names it: " .. text)
   check.ok(not files.exists(place .. "/failed/model.safetensors"), "no file")
   check.ok(not files.exists(place .. "/failed/model.safetensors.tmp"), "no rest")

@@ -33,7 +33,7 @@ local TAIL = [[
 what \-\-device and \-\-threads set
 .TP
 .B SEGZERO_CPU
-takes the CPU kernels of a plainer processor: baseline, avx2, avx2_vnni, avx512 or avx512_vnni
+takes the CPU kernels of a plainer processor: baseline, avx2, avx2_vnni, avx512, avx512_vnni or amx
 .TP
 .BR HF_HOME ", " HF_HUB_CACHE ", " HF_ENDPOINT ", " HF_TOKEN ", " HF_HUB_OFFLINE
 where models and data sets from the hub are, as for Hugging Face's own tools
