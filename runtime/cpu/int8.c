@@ -52,6 +52,15 @@ enum {
     MAX_SUMS = 24 /* vectors of sums of a tile */
 };
 
+/* The weights that are fetched while others are multiplied: those so many bytes further on, or if 0
+ * those of the next task. On processors with AMX the former reads memory at 16 GB/s, the latter at
+ * 13. */
+#ifdef SZ_AMX
+enum { FETCH_BYTES = 2048 };
+#else
+enum { FETCH_BYTES = 0 };
+#endif
+
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
 
 /* ---- weights ---- */
@@ -219,10 +228,13 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 12
             for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
         for (int64_t p = 0; p < n; p++, x += M * X_WORDS, ahead.codes += ahead.step) {
-            for (int line = 0; line < LINES; line++) __builtin_prefetch(ahead.codes + 64 * line);
+            for (int line = 0; line < LINES && !FETCH_BYTES; line++)
+                __builtin_prefetch(ahead.codes + 64 * line);
 #pragma GCC unroll 4
             for (int r = 0; r < R; r++) {
-                const weight_words a = load_words(w[r] + (g * SZ_Q_WORDS + p) * 64);
+                const uint8_t *codes = w[r] + (g * SZ_Q_WORDS + p) * 64;
+                if (FETCH_BYTES && r % VECTORS == 0) __builtin_prefetch(codes + FETCH_BYTES);
+                const weight_words a = load_words(codes);
 #pragma GCC unroll 12
                 for (int i = 0; i < M; i++) dot4(&s[r * M + i], &a, x + i * X_WORDS);
             }
