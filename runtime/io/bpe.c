@@ -27,12 +27,22 @@ static uint64_t hash_pair(uint64_t pair)
     return pair ^ pair >> 32;
 }
 
+/* The part of a hash that a slot keeps: bits that do not choose the slot. */
+static inline uint32_t tag_of(uint64_t hash) { return (uint32_t)(hash >> 40) & 0xff; }
+
 /* The least power of two of slots that leaves a quarter of them free. */
 static size_t slots_for(size_t count)
 {
     size_t slots = 1024;
     while (slots / 4 * 3 < count) slots *= 2;
     return slots;
+}
+
+bool sz_bpe_is(const sz_tokenizer *t, int32_t id, const char *p, size_t n)
+{
+    if (id >= t->size) return false;
+    const entry *e = &t->entries[id];
+    return e->kind == PLAIN && e->len == n && !memcmp(t->pool.p + e->start, p, n);
 }
 
 int32_t sz_bpe_find(const sz_tokenizer *t, const char *p, size_t n)
@@ -43,18 +53,20 @@ int32_t sz_bpe_find(const sz_tokenizer *t, const char *p, size_t n)
     for (size_t i = h & mask;; i = (i + 1) & mask) {
         const word_slot *w = &t->words[i];
         if (!w->next_id) return -1;
-        if (w->hash != (uint32_t)h) continue;
-        const entry *e = &t->entries[w->next_id - 1];
-        if (e->len == n && !memcmp(t->pool.p + e->start, p, n)) return w->next_id - 1;
+        int32_t id = (int32_t)w->next_id - 1;
+        if (w->tag == tag_of(h) && sz_bpe_is(t, id, p, n)) return id;
     }
 }
 
-/* Puts w into the first free slot of its chain. */
-static void insert_word(word_slot *words, size_t slots, word_slot w)
+/* Puts id into the first free slot of its text's chain. */
+static void insert_word(const sz_tokenizer *t, word_slot *words, size_t slots, int32_t id)
 {
-    size_t i = w.hash & (slots - 1);
+    const entry *e = &t->entries[id];
+    uint64_t h = hash_bytes(t->pool.p + e->start, e->len);
+    size_t i = h & (slots - 1);
     while (words[i].next_id) i = (i + 1) & (slots - 1);
-    words[i] = w;
+    words[i].tag = tag_of(h);
+    words[i].next_id = (uint32_t)id + 1;
 }
 
 static int resize_words(sz_tokenizer *t, size_t slots)
@@ -62,7 +74,7 @@ static int resize_words(sz_tokenizer *t, size_t slots)
     word_slot *words = calloc(slots, sizeof *words);
     if (!words) return sz_tokenizer_no_memory();
     for (size_t k = 0; k < t->word_slots; k++)
-        if (t->words[k].next_id) insert_word(words, slots, t->words[k]);
+        if (t->words[k].next_id) insert_word(t, words, slots, (int32_t)t->words[k].next_id - 1);
     free(t->words);
     t->words = words;
     t->word_slots = slots;
@@ -73,9 +85,7 @@ int sz_bpe_add_word(sz_tokenizer *t, int32_t id)
 {
     size_t slots = slots_for(t->word_count + 1);
     if (slots > t->word_slots && resize_words(t, slots) != 0) return -1;
-    const entry *e = &t->entries[id];
-    uint64_t h = hash_bytes(t->pool.p + e->start, e->len);
-    insert_word(t->words, t->word_slots, (word_slot){ (uint32_t)h, id + 1 });
+    insert_word(t, t->words, t->word_slots, id);
     t->word_count++;
     return 0;
 }

@@ -11,7 +11,8 @@
 #include "tokenizer.h"
 #include <stdlib.h>
 
-enum { MAX_ID = 1 << 24, SHOWN = 60 }; /* SHOWN: bytes of a token in a message */
+/* SHOWN: bytes of a token in a message. */
+enum { MAX_ID = (1 << 24) - 1, MAX_TOKEN = (1 << 24) - 1, SHOWN = 60 };
 
 /* ---- growing arrays ---- */
 
@@ -216,11 +217,13 @@ int sz_tokenizer_set(sz_tokenizer *t, const char *text, size_t len, int id, int 
     memset(t->entries + old, 0, (room - old) * sizeof *t->entries);
 
     entry *e = &t->entries[id];
-    if (e->kind != NONE && (kind == PLAIN || e->kind != PLAIN))
+    if (e->kind != NONE && (kind < ADDED || e->kind >= ADDED))
         return sz_fail("token id %d is given twice: '%.*s' and '%.*s'", id,
                        sz_tokenizer_shown(e->len), t->pool.p + e->start, sz_tokenizer_shown(len),
                        text);
-    *e = (entry){ t->pool.len, (uint32_t)len, kind };
+    if (len > MAX_TOKEN || t->pool.len + len > UINT32_MAX)
+        return sz_fail("token id %d has %zu bytes, more than a vocabulary holds", id, len);
+    *e = (entry){ .start = (uint32_t)t->pool.len, .len = (uint32_t)len, .kind = (uint32_t)kind };
     if (id >= t->size) t->size = id + 1;
     return sz_tokenizer_put(&t->pool, text, len);
 }

@@ -18,18 +18,20 @@ typedef struct {
 
 /* ---- the tokenizer ---- */
 
-enum kind { NONE = 0, PLAIN, ADDED, SPECIAL };
+/* UNSPELT: plain, with a spelling that no text has. */
+enum kind { NONE = 0, PLAIN, UNSPELT, ADDED, SPECIAL };
 
+/* The tables are read at random places, and small ones stay in the cache. */
 typedef struct {
-    size_t start; /* in sz_tokenizer.pool */
-    uint32_t len;
-    int32_t kind; /* enum kind */
+    uint32_t start; /* in sz_tokenizer.pool */
+    uint32_t len : 24;
+    uint32_t kind : 8; /* enum kind */
 } entry;
 
 /* A slot of the vocabulary's table. */
 typedef struct {
-    uint32_t hash;
-    int32_t next_id; /* the token's id plus 1; 0: free slot */
+    uint32_t tag : 8;      /* of the text's hash */
+    uint32_t next_id : 24; /* the token's id plus 1; 0: free slot */
 } word_slot;
 
 typedef struct {
@@ -75,6 +77,7 @@ struct sz_tokenizer {
     int size, room;
     word_slot *words; /* hash of plain tokens; freed at the end of the additions */
     size_t word_slots, word_count;
+    int32_t made;  /* by the last merge that was added: the next one most often makes the next id */
     merge *merges; /* hash by pair */
     size_t merge_slots, merge_count;
     int32_t byte_id[256]; /* -1: no such token */
@@ -111,6 +114,8 @@ int64_t sz_nfc(const char *text, size_t len, char **out);
 
 /* ---- bpe.c ---- */
 
+/* Whether id is the plain token with these bytes. */
+bool sz_bpe_is(const sz_tokenizer *t, int32_t id, const char *p, size_t n);
 /* The id of a plain token by its bytes, -1: none. Only before sz_tokenizer_finish. */
 int32_t sz_bpe_find(const sz_tokenizer *t, const char *p, size_t n);
 /* Makes room for a number of tokens and of merges, so that the tables grow once. 0, or -1 with a

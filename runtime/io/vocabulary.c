@@ -71,7 +71,7 @@ static int add_token(sz_tokenizer *t, slice token, int id)
     if (!raw) return -1;
     int64_t n = from_alphabet(token.p, token.len, raw);
     /* Outside the alphabet: no text encodes to it, and decoding shows it unchanged. */
-    if (n <= 0) return sz_tokenizer_set(t, token.p, token.len, id, PLAIN);
+    if (n <= 0) return sz_tokenizer_set(t, token.p, token.len, id, UNSPELT);
 
     if (sz_bpe_find(t, raw, (size_t)n) >= 0)
         return sz_fail("token '%.*s' is in the vocabulary twice", sz_tokenizer_shown(token.len),
@@ -96,7 +96,9 @@ static int add_merge(sz_tokenizer *t, slice left, slice right)
     if (a > 0 && b > 0) {
         left_id = sz_bpe_find(t, raw, (size_t)a);
         right_id = sz_bpe_find(t, raw + a, (size_t)b);
-        id = sz_bpe_find(t, raw, (size_t)(a + b));
+        id = t->made + 1;
+        size_t len = (size_t)(a + b);
+        if (!sz_bpe_is(t, id, raw, len)) id = sz_bpe_find(t, raw, len);
     }
 
     const char *fault = NULL;
@@ -106,6 +108,7 @@ static int add_merge(sz_tokenizer *t, slice left, slice right)
         return sz_fail("merge %d ('%.*s' '%.*s') %s", (int)t->merge_count + 1,
                        sz_tokenizer_shown(left.len), left.p, sz_tokenizer_shown(right.len), right.p,
                        fault);
+    t->made = id;
     return sz_bpe_add_merge(t, left_id, right_id, id);
 }
 
@@ -116,13 +119,11 @@ int sz_tokenizer_find_token(sz_tokenizer *t, const char *token, size_t len)
     int64_t n = from_alphabet(token, len, raw);
     if (n > 0) return sz_bpe_find(t, raw, (size_t)n);
 
-    /* A token outside the alphabet is in no table. Others with the same bytes are spelt otherwise,
-     * and they are in the table. */
+    /* A token outside the alphabet is in no table. */
     for (int id = 0; id < t->size; id++) {
         const entry *e = &t->entries[id];
-        if (e->kind != PLAIN || e->len != len || memcmp(t->pool.p + e->start, token, len) != 0)
-            continue;
-        if (sz_bpe_find(t, token, len) != id) return id;
+        bool is_it = e->kind == UNSPELT && e->len == len;
+        if (is_it && !memcmp(t->pool.p + e->start, token, len)) return id;
     }
     return -1;
 }

@@ -328,6 +328,15 @@ check.case("a token outside the alphabet is found by its spelling", function()
   check.equal(t:size(), 6, "the size, with <|end|> of tokenizer_config.json")
 end)
 
+check.case("merges that do not make the ids in order", function()
+  -- After 3 comes 4, whose text is that of 5 and is spelt otherwise.
+  local vocab = [[{"a": 0, "b": 1, "\u0120": 2, "a\u0120": 3, "a b": 4, "a\u0120b": 5]]
+  local t = open_text(vocab .. ', "bb": 9, "ab": 7, "aab": 6}',
+    [=[["a \u0120", "a\u0120 b", "b b", "a b", ["a", "ab"]]]=], PLAIN)
+  check.equal(t:encode "a b", { 5 }, "the token that is spelt in the alphabet")
+  check.equal(t:encode "bbaabab", { 9, 6, 7 }, "ids that go down")
+end)
+
 check.case("tables that are not JSON", function()
   local function refused(pattern, vocab, merges)
     check.raises(function() open_text(vocab, merges, PLAIN) end,
