@@ -23,6 +23,7 @@ local cli = require "segzero.config.cli"
 local infer = require "segzero.config.infer"
 local model = require "segzero.models.qwen_vl"
 local opening = require "segzero.models.opening"
+local processors = require "segzero.models.qwen_vl.processor"
 local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
 local files = require "segzero.core.files"
@@ -80,12 +81,6 @@ end
 
 local function load_policy(o, shards)
   local dir = o.model_path
-  if not files.exists(dir .. "/config.json") then
-    if o.embedded then
-      fail("the small model is not in %s; name another one with --model_path FOLDER", dir)
-    end
-  end
-  paths.check_policy("--model_path", dir)
   print("model: " .. dir)
   if o.embedded then
     print("  (small: it knows only images of coloured shapes; " ..
@@ -106,14 +101,26 @@ local function check_frame(side, processor)
   cli.usage_error(message:format(side, plan.resized_width, plan.resized_height, block))
 end
 
+-- What the options, the device and the policy's small files alone forbid.
+local function check_policy(o)
+  local dir = o.model_path
+  if o.embedded and not files.exists(dir .. "/config.json") then
+    fail("the small model is not in %s; name another one with --model_path FOLDER", dir)
+  end
+  paths.check_policy("--model_path", dir)
+  local ok, why = pcall(model.check, { dtype = o.dtype, device = o.device })
+  if not ok then fail("%s", reason(why)) end
+  if o.resize then return end
+  local found, processor = pcall(processors.new, dir)
+  if not found then fail("%s", reason(processor)) end
+  check_frame(o.frame or frame.side_of_model(model.read_json(dir .. "/config.json")), processor)
+end
+
 -- How the image is resized and what answers count in (data/frame.lua); and the model's own side.
 local function frames_of(o, vl)
   local side = o.frame or frame.side_of_model(vl.json)
   local frames = coordinates.for_policy(frame.settings(o), vl)
-  if not o.resize then
-    check_frame(side, vl:processor())
-    frames.resize = frame.square(side)
-  end
+  if not o.resize then frames.resize = frame.square(side) end
   return frames, side
 end
 
@@ -255,6 +262,7 @@ local function execute(p, o)
   p:together(function()
     if o.image_path then img = load_image(o.image_path) end
     if p:is_root() then sam = load_sam2(o) end
+    check_policy(o)
     vl = load_policy(o, p.shard_group)
   end)
 

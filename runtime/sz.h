@@ -489,16 +489,28 @@ void sz_map_forget(sz_map *m, const uint8_t *from, int64_t len);
 uint8_t *sz_arrow_unpack(int codec, const uint8_t *from, int64_t len, int64_t room);
 void sz_arrow_free(uint8_t *bytes);
 
-/* ---- tokenizer: byte-level BPE; Lua hands over vocabulary and merges ---- */
+/* ---- tokenizer: byte-level BPE ---- */
 typedef struct sz_tokenizer sz_tokenizer;
+/* Bytes [start, stop) of a text of JSON; stop 0: nowhere. */
+typedef struct {
+    int64_t start, stop;
+} sz_json_place;
 /* split_pattern is in PCRE2's syntax; NULL with a message when it does not compile. */
 sz_tokenizer *sz_tokenizer_new(const char *split_pattern);
 void sz_tokenizer_free(sz_tokenizer *t);
-/* token is in the byte-to-unicode alphabet. */
-int sz_tokenizer_add_token(sz_tokenizer *t, const char *token, size_t len, int id);
-/* In the order of their ranks. */
-int sz_tokenizer_add_merge(sz_tokenizer *t, const char *left, size_t left_len, const char *right,
-                           size_t right_len);
+/* Where model.vocab, an object, and model.merges, a list, are in the text [len] of a
+ * tokenizer.json. 0; -1 with a message when the text is not JSON, as far as it was looked at: what
+ * is inside the two tables and behind other keys is not. */
+int sz_tokenizer_find(const char *json, int64_t len, sz_json_place *vocab, sz_json_place *merges);
+/* Adds {"token": id, ...} at a place of the text. Tokens are in the byte-to-unicode alphabet.
+ * Returns how many; -1 with a message. */
+int64_t sz_tokenizer_add_vocabulary(sz_tokenizer *t, const char *json, const sz_json_place *place);
+/* Adds the merges of "left right" or ["left", "right"], in the order of their ranks, after the
+ * vocabulary. Returns how many; -1 with a message. */
+int64_t sz_tokenizer_add_merges(sz_tokenizer *t, const char *json, const sz_json_place *place);
+/* The id of a token of the vocabulary by its spelling there; -1: none. Before
+ * sz_tokenizer_finish. */
+int sz_tokenizer_find_token(sz_tokenizer *t, const char *token, size_t len);
 /* An added token. flags: SZ_TOKEN_SPECIAL: decoding may leave it out; SZ_TOKEN_NORMALIZED: it is
  * found in the normalised text, after all others were found in the raw text. */
 enum { SZ_TOKEN_SPECIAL = 1, SZ_TOKEN_NORMALIZED = 2 };

@@ -1,8 +1,9 @@
 /* bpe.c - byte-pair encoding of one word: it starts as single-byte tokens, and the adjacent pair
  * with the lowest rank (leftmost of equals) is merged until no pair can be.
  *
- * The vocabulary and the merges are hash tables with open addressing. Short words are searched for
- * the lowest rank each time and cached; long ones keep their pairs in a heap.
+ * The vocabulary and the merges are hash tables with open addressing; the vocabulary's is needed
+ * only while the merges are added. Short words are searched for the lowest rank each time and
+ * cached; long ones keep their pairs in a heap.
  * Leaves out: dropout, unknown tokens.
  */
 #include "tokenizer.h"
@@ -26,34 +27,54 @@ static uint64_t hash_pair(uint64_t pair)
     return pair ^ pair >> 32;
 }
 
+/* The part of a hash that a slot keeps: bits that do not choose the slot. */
+static inline uint32_t tag_of(uint64_t hash) { return (uint32_t)(hash >> 40) & 0xff; }
+
+/* The least power of two of slots that leaves a quarter of them free. */
+static size_t slots_for(size_t count)
+{
+    size_t slots = 1024;
+    while (slots / 4 * 3 < count) slots *= 2;
+    return slots;
+}
+
+bool sz_bpe_is(const sz_tokenizer *t, int32_t id, const char *p, size_t n)
+{
+    if (id >= t->size) return false;
+    const entry *e = &t->entries[id];
+    return e->kind == PLAIN && e->len == n && !memcmp(t->pool.p + e->start, p, n);
+}
+
 int32_t sz_bpe_find(const sz_tokenizer *t, const char *p, size_t n)
 {
     if (!t->word_slots) return -1;
     size_t mask = t->word_slots - 1;
-    for (size_t i = hash_bytes(p, n) & mask;; i = (i + 1) & mask) {
-        int32_t id = t->words[i] - 1;
-        if (id < 0) return -1;
-        const entry *e = &t->entries[id];
-        if (e->len == n && !memcmp(t->pool.p + e->start, p, n)) return id;
+    uint64_t h = hash_bytes(p, n);
+    for (size_t i = h & mask;; i = (i + 1) & mask) {
+        const word_slot *w = &t->words[i];
+        if (!w->next_id) return -1;
+        int32_t id = (int32_t)w->next_id - 1;
+        if (w->tag == tag_of(h) && sz_bpe_is(t, id, p, n)) return id;
     }
 }
 
 /* Puts id into the first free slot of its text's chain. */
-static void insert_word(const sz_tokenizer *t, int32_t *words, size_t slots, int32_t id)
+static void insert_word(const sz_tokenizer *t, word_slot *words, size_t slots, int32_t id)
 {
     const entry *e = &t->entries[id];
-    size_t i = hash_bytes(t->pool.p + e->start, e->len) & (slots - 1);
-    while (words[i]) i = (i + 1) & (slots - 1);
-    words[i] = id + 1;
+    uint64_t h = hash_bytes(t->pool.p + e->start, e->len);
+    size_t i = h & (slots - 1);
+    while (words[i].next_id) i = (i + 1) & (slots - 1);
+    words[i].tag = tag_of(h);
+    words[i].next_id = (uint32_t)id + 1;
 }
 
-static int grow_words(sz_tokenizer *t)
+static int resize_words(sz_tokenizer *t, size_t slots)
 {
-    size_t slots = t->word_slots ? 2 * t->word_slots : 1024;
-    int32_t *words = calloc(slots, sizeof *words);
+    word_slot *words = calloc(slots, sizeof *words);
     if (!words) return sz_tokenizer_no_memory();
     for (size_t k = 0; k < t->word_slots; k++)
-        if (t->words[k]) insert_word(t, words, slots, t->words[k] - 1);
+        if (t->words[k].next_id) insert_word(t, words, slots, (int32_t)t->words[k].next_id - 1);
     free(t->words);
     t->words = words;
     t->word_slots = slots;
@@ -62,7 +83,8 @@ static int grow_words(sz_tokenizer *t)
 
 int sz_bpe_add_word(sz_tokenizer *t, int32_t id)
 {
-    if (2 * (t->word_count + 1) > t->word_slots && grow_words(t) != 0) return -1;
+    size_t slots = slots_for(t->word_count + 1);
+    if (slots > t->word_slots && resize_words(t, slots) != 0) return -1;
     insert_word(t, t->words, t->word_slots, id);
     t->word_count++;
     return 0;
@@ -81,9 +103,8 @@ static merge *merge_slot(merge *table, size_t slots, uint64_t pair)
     return &table[i];
 }
 
-static int grow_merges(sz_tokenizer *t)
+static int resize_merges(sz_tokenizer *t, size_t slots)
 {
-    size_t slots = t->merge_slots ? 2 * t->merge_slots : 1024;
     merge *table = malloc(slots * sizeof *table);
     if (!table) return sz_tokenizer_no_memory();
     for (size_t i = 0; i < slots; i++) table[i].rank = -1;
@@ -99,12 +120,22 @@ static int grow_merges(sz_tokenizer *t)
 
 int sz_bpe_add_merge(sz_tokenizer *t, int32_t left, int32_t right, int32_t id)
 {
-    if (2 * (t->merge_count + 1) > t->merge_slots && grow_merges(t) != 0) return -1;
+    size_t slots = slots_for(t->merge_count + 1);
+    if (slots > t->merge_slots && resize_merges(t, slots) != 0) return -1;
     /* If a pair is given twice, the later rank counts. */
     uint64_t pair = pair_of(left, right);
     int32_t rank = (int32_t)t->merge_count;
     *merge_slot(t->merges, t->merge_slots, pair) = (merge){ pair, rank, id };
     t->merge_count++;
+    return 0;
+}
+
+int sz_bpe_reserve(sz_tokenizer *t, size_t words, size_t merges)
+{
+    size_t word_slots = slots_for(words);
+    size_t merge_slots = slots_for(merges);
+    if (words && word_slots > t->word_slots && resize_words(t, word_slots) != 0) return -1;
+    if (merges && merge_slots > t->merge_slots) return resize_merges(t, merge_slots);
     return 0;
 }
 

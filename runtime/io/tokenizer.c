@@ -3,18 +3,16 @@
  *
  * Encode: bytes that are not UTF-8 become U+FFFD; added tokens are found in the raw text (leftmost,
  * then longest); the text between them is normalised (nfc.c) and searched for the added tokens that
- * are marked so; what is left is split by the pattern; bpe.c encodes each piece. Vocabulary strings
- * come in the byte-to-unicode alphabet (0x21-0x7E, 0xA1-0xAC, 0xAE-0xFF stand for themselves, the
- * other 68 bytes for U+0100 and up) and are stored here as the bytes that they stand for. A
- * tokenizer serves one thread at a time.
- * Leaves out: JSON (lua/segzero/models/text/tokenizer.lua hands everything over), prefix spaces,
- * unknown tokens, dropout, added tokens with strip flags.
+ * are marked so; what is left is split by the pattern; bpe.c encodes each piece. A tokenizer serves
+ * one thread at a time.
+ * Leaves out: the vocabulary and the merges (vocabulary.c), prefix spaces, unknown tokens, dropout,
+ * added tokens with strip flags.
  */
 #include "tokenizer.h"
 #include <stdlib.h>
-#include <utf8proc.h>
 
-enum { MAX_ID = 1 << 24, SHOWN = 60 }; /* SHOWN: bytes of a token in a message */
+/* SHOWN: bytes of a token in a message. */
+enum { MAX_ID = (1 << 24) - 1, MAX_TOKEN = (1 << 24) - 1, SHOWN = 60 };
 
 /* ---- growing arrays ---- */
 
@@ -36,7 +34,7 @@ int sz_tokenizer_reserve(void *pointer, size_t *room, size_t need, size_t size)
     return 0;
 }
 
-static int put_bytes(bytes *b, const void *p, size_t n)
+int sz_tokenizer_put(bytes *b, const void *p, size_t n)
 {
     if (sz_tokenizer_reserve(&b->p, &b->room, b->len + n, 1) != 0) return -1;
     if (n) memcpy(b->p + b->len, p, n);
@@ -51,8 +49,7 @@ int sz_tokenizer_put_id(id_list *l, int32_t id)
     return 0;
 }
 
-/* How much of a token's text a message shows. */
-static int shown(size_t len) { return (int)(len < SHOWN ? len : SHOWN); }
+int sz_tokenizer_shown(size_t len) { return (int)(len < SHOWN ? len : SHOWN); }
 
 /* ---- UTF-8 ---- */
 
@@ -105,41 +102,12 @@ static int put_repaired(bytes *out, const char *text, size_t len)
             continue;
         }
         /* The good bytes so far, then the replacement. */
-        if (put_bytes(out, text + done, i - done) != 0) return -1;
-        if (put_bytes(out, "\xef\xbf\xbd", 3) != 0) return -1;
+        if (sz_tokenizer_put(out, text + done, i - done) != 0) return -1;
+        if (sz_tokenizer_put(out, "\xef\xbf\xbd", 3) != 0) return -1;
         i += (size_t)-n;
         done = i;
     }
-    return put_bytes(out, text + done, len - done);
-}
-
-/* The byte that a code point of the byte-to-unicode alphabet stands for, -1 if it is not in it. */
-static int alphabet_byte(int32_t c)
-{
-    if ((c >= 0x21 && c <= 0x7e) || (c >= 0xa1 && c <= 0xac) || (c >= 0xae && c <= 0xff)) return c;
-    if (c < 0x100 || c >= 0x100 + 68) return -1;
-
-    /* The 68 others in order: 0x00-0x20, 0x7f-0xa0, 0xad. */
-    c -= 0x100;
-    if (c <= 0x20) return c;
-    return c < 0x20 + 35 ? c - 0x21 + 0x7f : 0xad;
-}
-
-/* Turns a vocabulary string into its bytes (out has room for len). Returns their count, -1 if a
- * character is outside the alphabet. */
-static int64_t from_alphabet(const char *token, size_t len, char *out)
-{
-    int64_t n = 0;
-    for (size_t i = 0; i < len;) {
-        utf8proc_int32_t c;
-        const utf8proc_uint8_t *p = (const utf8proc_uint8_t *)token + i;
-        utf8proc_ssize_t step = utf8proc_iterate(p, (utf8proc_ssize_t)(len - i), &c);
-        int b = step > 0 ? alphabet_byte(c) : -1;
-        if (b < 0) return -1;
-        out[n++] = (char)b;
-        i += (size_t)step;
-    }
-    return n;
+    return sz_tokenizer_put(out, text + done, len - done);
 }
 
 /* ---- patterns ---- */
@@ -230,12 +198,12 @@ void sz_tokenizer_free(sz_tokenizer *t)
     free(t->heap);
     free(t->clean.p);
     free(t->text.p);
+    free(t->spare.p);
     free(t->ids.p);
     free(t);
 }
 
-/* Stores text under id. A plain token may be given again as an added one. */
-static int set_entry(sz_tokenizer *t, const char *text, size_t len, int id, int kind)
+int sz_tokenizer_set(sz_tokenizer *t, const char *text, size_t len, int id, int kind)
 {
     if (t->finished) return sz_fail("the tokenizer is finished: no token can be added");
     if (id < 0 || id >= MAX_ID) return sz_fail("token id %d is out of range", id);
@@ -249,68 +217,15 @@ static int set_entry(sz_tokenizer *t, const char *text, size_t len, int id, int 
     memset(t->entries + old, 0, (room - old) * sizeof *t->entries);
 
     entry *e = &t->entries[id];
-    if (e->kind != NONE && (kind == PLAIN || e->kind != PLAIN))
-        return sz_fail("token id %d is given twice: '%.*s' and '%.*s'", id, shown(e->len),
-                       t->pool.p + e->start, shown(len), text);
-    *e = (entry){ t->pool.len, (uint32_t)len, kind };
+    if (e->kind != NONE && (kind < ADDED || e->kind >= ADDED))
+        return sz_fail("token id %d is given twice: '%.*s' and '%.*s'", id,
+                       sz_tokenizer_shown(e->len), t->pool.p + e->start, sz_tokenizer_shown(len),
+                       text);
+    if (len > MAX_TOKEN || t->pool.len + len > UINT32_MAX)
+        return sz_fail("token id %d has %zu bytes, more than a vocabulary holds", id, len);
+    *e = (entry){ .start = (uint32_t)t->pool.len, .len = (uint32_t)len, .kind = (uint32_t)kind };
     if (id >= t->size) t->size = id + 1;
-    return put_bytes(&t->pool, text, len);
-}
-
-/* A plain token with its bytes [n]; n <= 0: its text is outside the alphabet. */
-static int add_plain(sz_tokenizer *t, const char *token, size_t len, const char *raw, int64_t n,
-                     int id)
-{
-    /* No text encodes to it then; decoding shows it unchanged. */
-    if (n <= 0) return set_entry(t, token, len, id, PLAIN);
-
-    if (sz_bpe_find(t, raw, (size_t)n) >= 0)
-        return sz_fail("token '%.*s' is in the vocabulary twice", shown(len), token);
-    if (set_entry(t, raw, (size_t)n, id, PLAIN) != 0) return -1;
-    if (sz_bpe_add_word(t, id) != 0) return -1;
-    if (n == 1) t->byte_id[(uint8_t)raw[0]] = id;
-    return 0;
-}
-
-int sz_tokenizer_add_token(sz_tokenizer *t, const char *token, size_t len, int id)
-{
-    char small[256];
-    char *raw = len <= sizeof small ? small : malloc(len);
-    if (!raw) return sz_tokenizer_no_memory();
-    int64_t n = from_alphabet(token, len, raw);
-    int rc = add_plain(t, token, len, raw, n, id);
-    if (raw != small) free(raw);
-    return rc;
-}
-
-int sz_tokenizer_add_merge(sz_tokenizer *t, const char *left, size_t left_len, const char *right,
-                           size_t right_len)
-{
-    char small[512];
-    char *raw = left_len + right_len <= sizeof small ? small : malloc(left_len + right_len);
-    if (!raw) return sz_tokenizer_no_memory();
-
-    /* The ids of both parts and of what they make. */
-    int64_t a = from_alphabet(left, left_len, raw);
-    int64_t b = a > 0 ? from_alphabet(right, right_len, raw + a) : -1;
-    int32_t left_id = -1;
-    int32_t right_id = -1;
-    int32_t id = -1;
-    if (a > 0 && b > 0) {
-        left_id = sz_bpe_find(t, raw, (size_t)a);
-        right_id = sz_bpe_find(t, raw + a, (size_t)b);
-        id = sz_bpe_find(t, raw, (size_t)(a + b));
-    }
-    if (raw != small) free(raw);
-
-    if (t->finished) return sz_fail("the tokenizer is finished: no merge can be added");
-    const char *fault = NULL;
-    if (id < 0) fault = "makes a token that is not in the vocabulary";
-    if (left_id < 0 || right_id < 0) fault = "has a part that is not in the vocabulary";
-    if (fault)
-        return sz_fail("merge %d ('%.*s' '%.*s') %s", (int)t->merge_count + 1, shown(left_len),
-                       left, shown(right_len), right, fault);
-    return sz_bpe_add_merge(t, left_id, right_id, id);
+    return sz_tokenizer_put(&t->pool, text, len);
 }
 
 /* Keeps the list sorted, the longest first. */
@@ -332,14 +247,32 @@ int sz_tokenizer_add_special(sz_tokenizer *t, const char *text, size_t len, int 
 {
     if (len == 0) return sz_fail("added token %d is empty", id);
     int kind = flags & SZ_TOKEN_SPECIAL ? SPECIAL : ADDED;
-    if (set_entry(t, text, len, id, kind) != 0) return -1;
+    if (sz_tokenizer_set(t, text, len, id, kind) != 0) return -1;
     return list_added(t, flags & SZ_TOKEN_NORMALIZED ? &t->late : &t->added, id);
+}
+
+/* Gives back the unused end of an array. */
+static void trim(void *pointer, size_t size)
+{
+    void *old;
+    memcpy(&old, pointer, sizeof old);
+    void *less = size ? realloc(old, size) : NULL;
+    if (less) memcpy(pointer, &less, sizeof less);
 }
 
 int sz_tokenizer_finish(sz_tokenizer *t, int nfc)
 {
     t->nfc = nfc;
     t->finished = 1;
+
+    /* What only the additions need. */
+    free(t->words);
+    t->words = NULL;
+    t->word_slots = 0;
+    free(t->spare.p);
+    t->spare = (bytes){ 0 };
+    trim(&t->pool.p, t->pool.len);
+    trim(&t->entries, (size_t)t->size * sizeof *t->entries);
     return 0;
 }
 
@@ -444,13 +377,13 @@ int64_t sz_tokenizer_decode(sz_tokenizer *t, const int32_t *ids, int64_t n, int 
         if (ids[i] >= t->size) continue;
         const entry *e = &t->entries[ids[i]];
         if (e->kind == NONE || (skip_special && e->kind == SPECIAL)) continue;
-        if (put_bytes(&t->clean, t->pool.p + e->start, e->len) != 0) return -1;
+        if (sz_tokenizer_put(&t->clean, t->pool.p + e->start, e->len) != 0) return -1;
     }
 
     /* As UTF-8, ended by a 0 that is not counted. */
     const char *joined = t->clean.p ? t->clean.p : "";
     if (put_repaired(&t->text, joined, t->clean.len) != 0) return -1;
-    if (put_bytes(&t->text, "", 1) != 0) return -1;
+    if (sz_tokenizer_put(&t->text, "", 1) != 0) return -1;
     *text = t->text.p;
     return (int64_t)t->text.len - 1;
 }

@@ -1,5 +1,5 @@
-/* tokenizer.h - what tokenizer.c (building, encoding, decoding) and bpe.c (vocabulary and merging)
- * share. */
+/* tokenizer.h - what tokenizer.c (encoding, decoding), vocabulary.c (reading the tables) and bpe.c
+ * (the tables and merging) share. */
 #ifndef SZ_TOKENIZER_H
 #define SZ_TOKENIZER_H
 
@@ -18,13 +18,21 @@ typedef struct {
 
 /* ---- the tokenizer ---- */
 
-enum kind { NONE = 0, PLAIN, ADDED, SPECIAL };
+/* UNSPELT: plain, with a spelling that no text has. */
+enum kind { NONE = 0, PLAIN, UNSPELT, ADDED, SPECIAL };
 
+/* The tables are read at random places, and small ones stay in the cache. */
 typedef struct {
-    size_t start; /* in sz_tokenizer.pool */
-    uint32_t len;
-    int32_t kind; /* enum kind */
+    uint32_t start; /* in sz_tokenizer.pool */
+    uint32_t len : 24;
+    uint32_t kind : 8; /* enum kind */
 } entry;
+
+/* A slot of the vocabulary's table. */
+typedef struct {
+    uint32_t tag : 8;      /* of the text's hash */
+    uint32_t next_id : 24; /* the token's id plus 1; 0: free slot */
+} word_slot;
 
 typedef struct {
     uint64_t pair;    /* left << 32 | right */
@@ -67,8 +75,9 @@ struct sz_tokenizer {
     bytes pool;     /* all token texts */
     entry *entries; /* [size], by id */
     int size, room;
-    int32_t *words; /* hash of plain tokens: id + 1, 0: free slot */
+    word_slot *words; /* hash of plain tokens; freed at the end of the additions */
     size_t word_slots, word_count;
+    int32_t made;  /* by the last merge that was added: the next one most often makes the next id */
     merge *merges; /* hash by pair */
     size_t merge_slots, merge_count;
     int32_t byte_id[256]; /* -1: no such token */
@@ -80,6 +89,7 @@ struct sz_tokenizer {
     candidate *heap;
     size_t symbol_room, heap_len, heap_room;
     bytes clean, text; /* repaired input; decoded output */
+    bytes spare;       /* of vocabulary.c */
     id_list ids;       /* encoded output */
 };
 
@@ -88,7 +98,13 @@ struct sz_tokenizer {
 int sz_tokenizer_no_memory(void); /* leaves a message; returns -1 */
 /* Grows the array at *pointer (elements of `size` bytes) to hold `need` elements. 0, or -1. */
 int sz_tokenizer_reserve(void *pointer, size_t *room, size_t need, size_t size);
+int sz_tokenizer_put(bytes *b, const void *p, size_t n);
 int sz_tokenizer_put_id(id_list *l, int32_t id);
+/* How many bytes of a token of this length a message shows. */
+int sz_tokenizer_shown(size_t len);
+/* Stores text under id. A plain token may be given again as an added one. 0, or -1 with a
+ * message. */
+int sz_tokenizer_set(sz_tokenizer *t, const char *text, size_t len, int id, int kind);
 
 /* ---- nfc.c ---- */
 
@@ -98,8 +114,13 @@ int64_t sz_nfc(const char *text, size_t len, char **out);
 
 /* ---- bpe.c ---- */
 
-/* The id of a plain token, -1: none. */
+/* Whether id is the plain token with these bytes. */
+bool sz_bpe_is(const sz_tokenizer *t, int32_t id, const char *p, size_t n);
+/* The id of a plain token by its bytes, -1: none. Only before sz_tokenizer_finish. */
 int32_t sz_bpe_find(const sz_tokenizer *t, const char *p, size_t n);
+/* Makes room for a number of tokens and of merges, so that the tables grow once. 0, or -1 with a
+ * message. */
+int sz_bpe_reserve(sz_tokenizer *t, size_t words, size_t merges);
 /* Adds plain token `id`, whose entry exists, to the vocabulary. 0, or -1 with a message. */
 int sz_bpe_add_word(sz_tokenizer *t, int32_t id);
 /* Adds the merge of next lower priority. 0, or -1 with a message. */

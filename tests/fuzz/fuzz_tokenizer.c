@@ -1,7 +1,7 @@
-/* fuzz_tokenizer.c - a byte-level tokenizer on any text and any ids, and vocabularies with wrong
- * entries.
- * The first byte chooses: a text for the fixed tokenizer, ids to decode, or a vocabulary of pieces
- * that are separated by NULs. The tokens of a text in UTF-8 must have its bytes.
+/* fuzz_tokenizer.c - a byte-level tokenizer on any text and any ids, and any text as a
+ * tokenizer.json.
+ * The first byte chooses: a text for the fixed tokenizer, ids to decode, or a tokenizer.json whose
+ * vocabulary and merges are read. The tokens of a text in UTF-8 must have its bytes.
  */
 #include "fuzz.h"
 #include <string.h>
@@ -32,26 +32,47 @@ static const char *const merges[][2] = {
     { "t", "h" }, { "th", "e" }, { "r", "e" }, { "re", "d" }, { "a", "a" }, { "aa", "aa" },
 };
 
+/* Adds the tables of a tokenizer.json. 0, or -1. */
+static int add_tables(sz_tokenizer *t, const char *json, size_t len)
+{
+    sz_json_place vocab;
+    sz_json_place pairs;
+    if (sz_tokenizer_find(json, (int64_t)len, &vocab, &pairs) != 0) return -1;
+    if (vocab.stop == 0 || pairs.stop == 0) return -1;
+    if (sz_tokenizer_add_vocabulary(t, json, &vocab) < 0) return -1;
+    return sz_tokenizer_add_merges(t, json, &pairs) < 0 ? -1 : 0;
+}
+
+/* A tokenizer.json of the 256 bytes and the merges. Returns its length. */
+static size_t fixed_json(char *out, size_t room)
+{
+    size_t n = (size_t)snprintf(out, room, "{\"model\": {\"vocab\": {");
+    int id = 0;
+    for (; id < 256; id++) {
+        char letter[2];
+        int len = (int)letter_of(id, letter);
+        const char *escape = id == '"' || id == '\\' ? "\\" : "";
+        n += (size_t)snprintf(out + n, room - n, "\"%s%.*s\": %d, ", escape, len, letter, id);
+    }
+    size_t count = sizeof merges / sizeof *merges;
+    for (size_t i = 0; i < count; i++)
+        n += (size_t)snprintf(out + n, room - n, "\"%s%s\": %d%s", merges[i][0], merges[i][1], id++,
+                              i + 1 < count ? ", " : "}, \"merges\": [");
+    for (size_t i = 0; i < count; i++)
+        n += (size_t)snprintf(out + n, room - n, "[\"%s\", \"%s\"]%s", merges[i][0], merges[i][1],
+                              i + 1 < count ? ", " : "]}}");
+    return n;
+}
+
 static sz_tokenizer *fixed_tokenizer(int nfc)
 {
     static sz_tokenizer *made[2];
     if (made[nfc]) return made[nfc];
     sz_tokenizer *t = sz_tokenizer_new(split);
-    int id = 0;
-    for (; id < 256; id++) {
-        char letter[2];
-        size_t len = letter_of(id, letter);
-        if (sz_tokenizer_add_token(t, letter, len, id) != 0) abort();
-    }
-    for (size_t i = 0; i < sizeof merges / sizeof *merges; i++) {
-        const char *left = merges[i][0];
-        const char *right = merges[i][1];
-        char both[16];
-        snprintf(both, sizeof both, "%s%s", left, right);
-        if (sz_tokenizer_add_token(t, both, strlen(both), id++) != 0) abort();
-        if (sz_tokenizer_add_merge(t, left, strlen(left), right, strlen(right)) != 0) abort();
-    }
-    if (sz_tokenizer_add_special(t, "<|im_end|>", 10, id++, 1) != 0) abort();
+    char json[8192];
+    size_t len = fixed_json(json, sizeof json);
+    if (add_tables(t, json, len) != 0) abort();
+    if (sz_tokenizer_add_special(t, "<|im_end|>", 10, sz_tokenizer_size(t), 1) != 0) abort();
     if (sz_tokenizer_finish(t, nfc) != 0) abort();
     made[nfc] = t;
     return t;
@@ -103,40 +124,30 @@ static void decode(const uint8_t *data, size_t size)
     free(ids);
 }
 
-/* The length of the piece at p: up to a NUL or the end. */
-static size_t piece(const char *p, const char *end)
+/* A split pattern up to a NUL; the rest is read as a tokenizer.json, or where that fails as each of
+ * its tables. */
+static void build(const char *text, size_t size)
 {
-    const char *stop = memchr(p, 0, (size_t)(end - p));
-    return (size_t)((stop ? stop : end) - p);
-}
-
-static void build(const char *p, size_t size)
-{
-    enum { MOST = 64 };
-    const char *end = p + size;
-    char pattern[128];
-    size_t len = piece(p, end);
-    if (len >= sizeof pattern) len = sizeof pattern - 1;
-    memcpy(pattern, p, len);
-    pattern[len] = 0;
-    sz_tokenizer *t = sz_tokenizer_new(pattern);
+    const char *nul = memchr(text, 0, size);
+    sz_tokenizer *t = sz_tokenizer_new(nul && nul - text < 128 ? text : "a+");
     if (!t) return;
-
-    /* Pieces are a token, a merge's halves, a special token in turn. */
-    const char *texts[3] = { "a", "a", "a" };
-    size_t lens[3] = { 1, 1, 1 };
-    for (int i = 0; i < MOST && p < end; i++) {
-        p += piece(p, end);
-        if (p < end) p++;
-        texts[i % 3] = p;
-        lens[i % 3] = piece(p, end);
-        sz_tokenizer_add_token(t, texts[0], lens[0], i % 7 ? i : (int)lens[0] - 2);
-        sz_tokenizer_add_merge(t, texts[0], lens[0], texts[1], lens[1]);
-        sz_tokenizer_add_special(t, texts[2], lens[2], i * 3, i & 1);
+    if (nul) {
+        size -= (size_t)(nul + 1 - text);
+        text = nul + 1;
     }
+    if (add_tables(t, text, size) != 0) {
+        sz_json_place all = { 0, (int64_t)size };
+        sz_tokenizer_add_vocabulary(t, text, &all);
+        sz_tokenizer_add_merges(t, text, &all);
+    }
+
+    /* An id of the vocabulary is one of its tokens. */
+    int id = sz_tokenizer_find_token(t, text, size);
+    const char *raw;
+    if (id >= 0 && sz_tokenizer_bytes(t, id, &raw) < 0) abort();
+    sz_tokenizer_add_special(t, "<|im_end|>", 10, sz_tokenizer_size(t), 1);
     const int32_t *ids;
-    if (sz_tokenizer_finish(t, (int)(size & 1)) == 0)
-        sz_tokenizer_encode(t, texts[0], lens[0], &ids);
+    if (sz_tokenizer_finish(t, (int)(size & 1)) == 0) sz_tokenizer_encode(t, text, size, &ids);
     sz_tokenizer_free(t);
 }
 

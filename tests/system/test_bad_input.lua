@@ -133,6 +133,44 @@ check.case("broken model folders through the program", function()
     function(p) files.write(p .. "/preprocessor_config.json", "{") end))
 end)
 
+-- Said of a folder whose weights are an error as well.
+check.case("what settings and small files forbid is said before weights are read", function()
+  local norm = "model.norm.weight"
+  local unreadable = with_weights("no-norm", { [norm] = false })
+  refused("missing: " .. norm, unreadable)
+  fails("target_modules 'nonsense' without", { "worker.actor.model.lora.rank=2",
+    "worker.actor.model.lora.target_modules=nonsense", "trainer.check_memory=false" }, unreadable)
+  fails("lora.rank is 4000, more than the", { "worker.actor.model.lora.rank=4000",
+    "trainer.check_memory=false" }, unreadable)
+  local function says(wanted, f, ...)
+    local ok, why = pcall(f, ...)
+    check.ok(not ok and tostring(why):find(wanted, 1, true), wanted .. ": " .. tostring(why))
+  end
+  says("no adapter in " .. place .. "/nowhere", sz.qwen_vl, unreadable,
+    { adapter = place .. "/nowhere" })
+
+  -- An adapter of wider layers.
+  local wide = sz.qwen_vl(dir)
+  sz.lora.attach(wide, { rank = 2, alpha = 2, target_modules = "o_proj" })
+  local adapter = place .. "/wide"
+  sz.lora.save(wide, adapter)
+  local set = sz.safetensors.load(adapter .. "/adapter_model.safetensors")
+  local name = "base_model.model.model.language_model.layers.0.self_attn.o_proj.lora_A.weight"
+  check.ok(set[name], "the adapter's name")
+  set[name] = tensor.zeros { 2, 40 }
+  sz.safetensors.save(adapter .. "/adapter_model.safetensors", set)
+  says("lora_A [2, 40]", sz.qwen_vl, unreadable, { adapter = adapter })
+
+  says("frame=37: the model would resize it", function()
+    require("recipes.evaluate").run { "model_path=" .. unreadable, "frame=37", "rows=1",
+      "output_path=" .. place .. "/frame" }
+  end)
+  says("--frame 37: the model would resize it", function()
+    require("examples.infer").run { "--model_path", unreadable, "--frame", "37", "--demo", "1",
+      "--output_path", place .. "/frame.png" }
+  end)
+end)
+
 -- ---- data sets ----
 local refshapes = require "segzero.data.refshapes"
 local set = place .. "/set"

@@ -366,6 +366,32 @@ if not other then
   end)
 end
 
+-- ---- settings ----
+check.case("4 bits on a device are refused before weights are read", function()
+  ffi.C.setenv("SEGZERO_DEVICE", "cuda", 1)
+  local config_only = place .. "/config_only"
+  files.make_dir(config_only)
+  files.write(config_only .. "/config.json", files.read(dir .. "/config.json"))
+  local wanted = "qwen_vl: dtype int4 runs on the CPU, not on cuda:0; take int8 or bf16 there"
+  local function refused(args)
+    args[#args + 1] = "trainer.save_checkpoint_path=" .. place .. "/refused"
+    local text, status = mini.recipe(config_only, args)
+    check.ok(status ~= 0 and text:find(wanted, 1, true), table.concat(args, " ") .. ": " .. text)
+    check.ok(not files.exists(place .. "/refused"), "no run folder is left behind")
+  end
+  refused { "worker.ref.model.dtype=int4" }
+  refused { "worker.actor.model.dtype=int4", "worker.actor.model.lora.rank=2" }
+  check.raises(function()
+    require("recipes.evaluate").run { "model_path=" .. config_only, "dtype=int4", "rows=1",
+      "output_path=" .. place .. "/refused" }
+  end, wanted, "evaluate")
+  check.raises(function()
+    require("examples.infer").run { "--model_path", config_only, "--dtype", "int4", "--demo", "1",
+      "--output_path", place .. "/refused.png" }
+  end, wanted, "infer")
+  ffi.C.setenv("SEGZERO_DEVICE", "cpu", 1)
+end)
+
 -- ---- training ----
 -- Runs the trainer for some steps. Returns it and the steps' metrics.
 local function run(name, args, steps)

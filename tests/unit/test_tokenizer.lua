@@ -287,6 +287,104 @@ check.case("bad ids", function()
   bad("a huge id", "out of range", function(j) j.model.vocab.zz = 1e9 end)
 end)
 
+-- ---- the text of tokenizer.json ----
+
+-- Opens a file with these texts for VOCAB and MERGES in `order`, the text of the rest.
+local function open_text(vocab, merges, order)
+  local byte_level = '{"type": "ByteLevel", "use_regex": false}'
+  files.write(dir .. "/tokenizer.json", order:gsub("VOCAB", function() return vocab end)
+    :gsub("MERGES", function() return merges end):gsub("BYTES", function() return byte_level end))
+  return sz.tokenizer(dir)
+end
+
+local PLAIN = '{"pre_tokenizer": BYTES, "model": {"vocab": VOCAB, "merges": MERGES}}'
+
+check.case("escapes, white space, the order of the keys and keys that are given twice", function()
+  local vocab = [[ {"\u0061":0 ,"b" : 1,"\u0120":2, "ab":3,"\"":4, "\\":5, "\ud83d\ude00": 6} ]]
+  local merges = '[ "a b" ]'
+  local orders = {
+    PLAIN,
+    '{"model": {"merges": MERGES, "type": "BPE",\r\n\t"vocab": VOCAB }, "pre_tokenizer": BYTES}',
+    '{"model": {"vocab": 7}, "pre_tokenizer": BYTES, "model": {"vocab": {}, "merges": MERGES, '
+      .. '"vocab": VOCAB}}',
+    '{"\\u006dodel": {"v\\u006fcab": VOCAB, "merges": MERGES}, "pre_tokenizer": BYTES}',
+    '{"pre_tokenizer": BYTES, "added_tokens": [{"id": 9, "content": "]}\\"", "special": false}], '
+      .. '"model": {"merges": MERGES, "unk_token": "{[", "vocab": VOCAB}}',
+  }
+  for i, order in ipairs(orders) do
+    local t = open_text(vocab, merges, order)
+    check.equal(t:encode 'ab "\\', { 3, 2, 4, 5 }, "order " .. i)
+    check.equal(t:token(6), "\240\159\152\128", "a pair of surrogates, order " .. i)
+    t:free()
+  end
+end)
+
+check.case("a token outside the alphabet is found by its spelling", function()
+  -- Id 2 has the same bytes and is spelt in the alphabet.
+  local order = PLAIN:gsub("}}$", '}, "added_tokens": [{"id": 3, "content": "a b"}]}')
+  local t = open_text('{"a": 0, "b": 1, "a\\u0120b": 2, "a b": 3, "\\u0120": 4}', "[]", order)
+  check.equal(t:encode "a b", { 3 }, "the added token has the vocabulary's id")
+  check.equal({ t:token(2), t:token(3) }, { "a b", "a b" }, "both tokens")
+  check.equal(t:size(), 6, "the size, with <|end|> of tokenizer_config.json")
+end)
+
+check.case("merges that do not make the ids in order", function()
+  -- After 3 comes 4, whose text is that of 5 and is spelt otherwise.
+  local vocab = [[{"a": 0, "b": 1, "\u0120": 2, "a\u0120": 3, "a b": 4, "a\u0120b": 5]]
+  local t = open_text(vocab .. ', "bb": 9, "ab": 7, "aab": 6}',
+    [=[["a \u0120", "a\u0120 b", "b b", "a b", ["a", "ab"]]]=], PLAIN)
+  check.equal(t:encode "a b", { 5 }, "the token that is spelt in the alphabet")
+  check.equal(t:encode "bbaabab", { 9, 6, 7 }, "ids that go down")
+end)
+
+check.case("tables that are not JSON", function()
+  local function refused(pattern, vocab, merges)
+    check.raises(function() open_text(vocab, merges, PLAIN) end,
+      "tokenizer%.json: not valid JSON: .*" .. pattern, vocab .. " " .. merges)
+  end
+  refused("byte %d+: a comma is expected", '{"a": 0 "b": 1}', "[]")
+  refused("a string is expected", '{"a": 0,}', "[]")
+  refused("a string is expected", "{7: 0}", "[]")
+  refused("a colon is expected", '{"a"; 0}', "[]")
+  refused("an escape that JSON has not", [[{"\q": 0}]], "[]")
+  refused("an escape that JSON has not", [[{"\ud83d": 0}]], "[]")
+  refused("an escape that JSON has not", [[{"\u12": 0}]], "[]")
+  refused("a comma is expected", '{"a": 0, "aa": 1}', '["a a" "a a"]')
+  refused("", '{"a": 0', "[]")
+  refused("", '{"a": 0}', '["a a]')
+end)
+
+check.case("tables of another kind", function()
+  local function refused(pattern, vocab, merges)
+    check.raises(function() open_text(vocab, merges, PLAIN) end, pattern, vocab .. " " .. merges)
+  end
+  refused("model%.vocab: token 'a' has id \"0\"", '{"a": "0"}', "[]")
+  refused("model%.vocab: token 'a' has id 4294967296", '{"a": 4294967296}', "[]")
+  refused("id %-1 is out of range", '{"a": -1}', "[]")
+  refused("'a' is in the vocabulary twice", '{"a": 0, "a": 1}', "[]")
+  refused("merges is not a list", '{"a": 0}', '{"a": "b"}')
+  for _, entry in ipairs { '"aa"', '"a  a"', '" a"', '"a "', '["a"]', '["a", "a", "a"]', '["a", 1]',
+    "7", "[]", "{}" } do
+    refused("model%.merges: entry 1 is not a pair", '{"a": 0, "aa": 1}', "[" .. entry .. "]")
+  end
+end)
+
+check.case("the tables take no memory of Lua's", function()
+  local words = {}
+  for i = 0, 29999 do words[i + 1] = ('"w%d": %d'):format(i, i) end
+  local vocab = "{" .. table.concat(words, ", ") .. "}"
+  files.write(dir .. "/tokenizer.json", (PLAIN:gsub("VOCAB", vocab):gsub("MERGES", "[]")
+    :gsub("BYTES", '{"type": "ByteLevel", "use_regex": false}')))
+  collectgarbage()
+  collectgarbage "stop"
+  local before = collectgarbage "count"
+  local t = sz.tokenizer(dir)
+  local kilobytes = collectgarbage "count" - before
+  collectgarbage "restart"
+  check.equal(t:id "<|end|>", 30000, "the first id after the tokens")
+  check.ok(kilobytes < 200, ("%.0f kB for a file of %.0f"):format(kilobytes, #vocab / 1024))
+end)
+
 check.case("settings that are not handled", function()
   bad("a broken pattern", "does not compile",
     function(j) j.pre_tokenizer.pretokenizers[1].pattern.Regex = "(a" end)

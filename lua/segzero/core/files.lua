@@ -76,15 +76,8 @@ function M.write(path, text)
   end
 end
 
--- The Lua value of a JSON file; null is cjson.null. Errors name the file. optional: returns nil if
--- the file does not exist.
-function M.read_json(path, optional)
-  M.check_regular(path)
-  local text, reason = M.read(path)
-  if not text then
-    if optional then return nil end
-    error(reason, 0)
-  end
+-- The Lua value of the text of a JSON file; null is cjson.null. Errors name the file.
+function M.decode_json(path, text)
   if text:sub(1, 3) == "\239\187\191" then
     error(path .. ": begins with a byte order mark, which JSON does not have: save it without", 0)
   end
@@ -93,12 +86,30 @@ function M.read_json(path, optional)
   return value
 end
 
--- The same for a file that must hold an object or a list.
-function M.read_json_object(path, optional)
-  local value = M.read_json(path, optional)
-  if value == nil then return nil end
+-- The same for a text that must hold an object or a list.
+function M.decode_json_object(path, text)
+  local value = M.decode_json(path, text)
   if type(value) ~= "table" then error(path .. ": not a JSON object", 0) end
   return value
+end
+
+-- The text of a JSON file. optional: returns nil if the file does not exist.
+local function json_text(path, optional)
+  M.check_regular(path)
+  local text, reason = M.read(path)
+  if not text and not optional then error(reason, 0) end
+  return text
+end
+
+-- The Lua value of a JSON file, as decode_json gives it.
+function M.read_json(path, optional)
+  local text = json_text(path, optional)
+  if text then return M.decode_json(path, text) end
+end
+
+function M.read_json_object(path, optional)
+  local text = json_text(path, optional)
+  if text then return M.decode_json_object(path, text) end
 end
 
 -- JSON with sorted keys. cjson writes keys in hash order, which changes from process to process,

@@ -32,8 +32,10 @@ local on_ranks = require "segzero.evaluation.on_ranks"
 local parallel = require "segzero.train.parallel"
 local lines = require "segzero.core.lines"
 local log = require "segzero.log"
+local opening = require "segzero.models.opening"
 local output_rows = require "segzero.evaluation.output_rows"
 local prompt_text = require "segzero.data.prompt_text"
+local processors = require "segzero.models.qwen_vl.processor"
 local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
 local rewarding = require "segzero.evaluation.rewarding"
@@ -63,9 +65,9 @@ end
 
 -- ---- models ----
 -- A frame that is given, or is the model's own, is the size that the model sees.
-local function check_frame(policy, side)
+local function check_frame(processor, side)
   if not side then return end
-  local plan = policy:processor():plan(side, side)
+  local plan = processor:plan(side, side)
   if plan.resized_width ~= side or plan.resized_height ~= side then
     local message = "frame=%d: the model would resize it to %d x %d; resize=%dx%d allows that"
     error(message:format(side, plan.resized_width, plan.resized_height, side, side), 0)
@@ -77,6 +79,16 @@ local function limit_pixels(processor, cfg)
   processor.min_pixels = cfg.min_pixels or processor.min_pixels
 end
 
+-- What the settings, the device and the policy's small files alone forbid.
+local function check_policy(cfg)
+  if cfg.oracle then return end
+  opening.check_options(cfg.model_path, { dtype = cfg.dtype })
+  if not cfg.frame then return end
+  local processor = processors.new(cfg.model_path)
+  limit_pixels(processor, cfg)
+  check_frame(processor, cfg.frame)
+end
+
 local function load_policy(run)
   local cfg = run.config
   if cfg.oracle then return end
@@ -85,7 +97,6 @@ local function load_policy(run)
   run.policy:tokenizer()
   integrity.settle(run.policy)  -- a damaged checkpoint is no error of a row
   limit_pixels(run.policy:processor(), cfg)
-  check_frame(run.policy, cfg.frame)
   run.frames = coordinates.for_policy(run.frames, run.policy)
   local folder = run.policy:generation()
   cfg.repetition_penalty = cfg.repetition_penalty or folder.repetition_penalty or DEFAULT_PENALTY
@@ -415,6 +426,7 @@ end
 local function open_all(p, cfg, options)
   folders.check(cfg.output_path, "output_path")
   if cfg.idx then shared_folder.check(cfg.output_path, cfg.idx) end
+  check_policy(cfg)
   local set, total, first, last = open_part(cfg, options.say)
   if last < first then return nil, total end
   local run = {

@@ -3,6 +3,8 @@
 --
 --   local vl = opening.open(dir, opts)         sz.model: the family that dir/config.json names
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
+--   opening.check_options(dir, opts)           raises what open() would say of the options and the
+--                                              device alone; reads config.json only
 --   opening.check_split(dir, count)            an error unless dir's model can be split over `count`
 --                                              ranks; reads config.json only
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
@@ -139,6 +141,13 @@ function M.check_split(dir, count)
     problem = core.plain(vl):gsub("^config: ", path)
   end
   error(("worker.rollout.tensor_parallel_size is %d: %s"):format(count, problem), 0)
+end
+
+function M.check_options(dir, opts)
+  local spec = M.family(M.resolve(dir, 0, { weights = false }), 0)
+  if not spec.check then return end
+  local ok, why = pcall(spec.check, opts)
+  if not ok then error(core.plain(why), 0) end
 end
 
 function M.open(dir, opts)

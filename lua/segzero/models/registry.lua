@@ -5,6 +5,7 @@
 --
 -- A family's spec:
 --   load(dir, opts) -> object     opens a folder; opts are the family's own
+--   check(opts)                   raises what load would say of the options and the device alone
 --   meta(dir, dtype, shards) -> policy
 --                                 the same without memory behind the weights, for counting
 --                                 (plan.lua); only families that can be trained as a policy have it.
@@ -21,7 +22,7 @@
 local registry = require "segzero.core.registry"
 
 local families = registry.new("model family",
-  { required = { "load" }, optional = { "answer_frame", "meta", "random", "splits", "help" } })
+  { required = { "load" }, optional = { "answer_frame", "check", "meta", "random", "splits", "help" } })
 
 -- The built-in families load their modules on first use.
 local function qwen(name, help)
@@ -32,6 +33,7 @@ local function qwen(name, help)
     answer_frame = "model",
     splits = true,
     load = function(dir, opts) return module().qwen_vl(dir, opts) end,
+    check = function(opts) return module().check(opts) end,
     meta = function(dir, dtype, shards) return module().meta(dir, dtype, shards) end,
     random = function(json, opts) return module().random(json, opts) end,
   })

@@ -33,7 +33,7 @@ local MOMENT_SCALE = 4 / 256
 -- LuaJIT, libraries, oneDNN's primitives (about 50 kB for each shape of product), measured after a
 -- few steps of small models; and how many times its file a tokenizer's tables take.
 local PROGRAM = 60 * 2 ^ 20
-local TOKENIZER = 14
+local TOKENIZER = 4
 -- Room on the device for pieces of offloaded state (runtime/ops/optim_offload.c).
 local OFFLOAD_SLOTS = 144 * 2 ^ 20
 

@@ -4,6 +4,8 @@
 --   lora.attach(vl, {rank = 16, alpha = 64, target_modules = "all-linear",
 --                    exclude_modules = ".*visual.*", seed = 42})
 --   lora.load(vl, dir) / lora.save(vl, dir)     adapter_config.json and adapter_model.safetensors
+--   local adapters = lora.open(vl, dir)         load() in two halves: open() reads the files and
+--   lora.use(vl, adapters)                      checks that they fit, and needs no weights
 --   lora.reference(vl)                          the same model without its adapters: hidden() and
 --                                               vision() of the base
 --   lora.merge(vl)                              adds the adapters to the weights and removes them
@@ -134,10 +136,22 @@ function M.configure(vl, cfg, counting)
   return vl
 end
 
-function M.load(vl, dir)
+local function free_all(tensors)
+  for _, t in pairs(tensors) do t:free() end
+end
+
+function M.open(vl, dir)
   if vl.lora then error("this model has adapters already", 2) end
   local json = M.read_config(dir)
   local loaded = M.read(dir)
+  local ok, list = pcall(lora_files.fit, vl, dir, json, loaded)
+  if ok then return { list = list, json = json, loaded = loaded } end
+  free_all(loaded)
+  error(list, 0)
+end
+
+function M.use(vl, adapters)
+  local json = adapters.json
   -- A copy of this shard's part of a loaded tensor; part: of pairs.lua.
   local function own_copy(t, part)
     local copy = tensor.empty(parts.shape(part.full, part.slice))
@@ -145,21 +159,22 @@ function M.load(vl, dir)
     return on_device(vl, copy)
   end
   local ok, why = pcall(function()
-    local list = lora_files.fit(vl, dir, json, loaded)
-    for _, p in ipairs(list) do
+    for _, p in ipairs(adapters.list) do
       local a, b = pairs_of.adapter(vl, p)
       p.a = own_copy(p.a, a)
       p.b = own_copy(p.b, b)
     end
-    hold(vl, list, {
+    hold(vl, adapters.list, {
       rank = json.r, alpha = json.lora_alpha, rslora = lora_files.value(json, "use_rslora"),
       exclude_modules = lora_files.value(json, "exclude_modules"),
     })
   end)
-  for _, t in pairs(loaded) do t:free() end
+  free_all(adapters.loaded)
   if not ok then error(why, 0) end
   return vl
 end
+
+function M.load(vl, dir) return M.use(vl, M.open(vl, dir)) end
 
 -- Checks that a resumed run scales its adapters like the run that wrote them.
 function M.same_settings(vl, dir)

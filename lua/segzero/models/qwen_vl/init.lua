@@ -162,23 +162,35 @@ local function open(dir, opts, device, offload, shards)
   vl.dir = dir
   vl.integrity = check_of_files
   if offload then vl.offloaded = device end
+  -- Adapters are small: one that does not fit is an error before the weights are read.
+  local adapters
+  if opts.adapter then adapters = lora.open(vl, opening.resolve(opts.adapter, 0)) end
   weights.load(vl, folder, hub_name, function(name) return is_stray(vl, name) end)
   quantize(vl)
-  if opts.adapter then lora.load(vl, opening.resolve(opts.adapter, 0)) end
+  if adapters then lora.use(vl, adapters) end
   return vl
 end
 
-function M.qwen_vl(dir, opts)
-  opts = opening.check("qwen_vl", dir, opts, OPEN, { "bf16", "f32", "int8", "int4" }, 2)
-  local device = tensor.model_device(opts.device, 2)
+-- What the options and the device alone forbid. Returns the device, and whether the weights wait in
+-- host memory.
+local function check_options(opts, level)
+  local device = tensor.model_device(opts.device, level + 1)
   if opts.dtype == "int4" and device ~= "cpu" then
     error(("qwen_vl: dtype int4 runs on the CPU, not on %s; take int8 or bf16 there"):format(
-      device), 2)
+      device), level + 1)
   end
   local offload = opts.offload and device ~= "cpu"
   if offload and (opts.dtype == "int8" or opts.adapter) then
-    error("qwen_vl: a model in 8 bits or with adapters is not offloaded", 2)
+    error("qwen_vl: a model in 8 bits or with adapters is not offloaded", level + 1)
   end
+  return device, offload
+end
+
+function M.check(opts) check_options(opts, 1) end
+
+function M.qwen_vl(dir, opts)
+  opts = opening.check("qwen_vl", dir, opts, OPEN, { "bf16", "f32", "int8", "int4" }, 2)
+  local device, offload = check_options(opts, 2)
   local shards = split.read(opts.shards, 2)
   dir = opening.resolve(dir, 2)
   local ok, vl = pcall(open, dir, opts, device, offload, shards)

@@ -1,8 +1,9 @@
 -- added_tokens.lua - the added tokens of a tokenizer folder, from tokenizer.json and from the files
 -- next to it that transformers reads as well.
 --
---   local list = added_tokens.collect(dir, json, config)
---       json: of tokenizer.json, with its vocabulary checked; config: of tokenizer_config.json
+--   local list = added_tokens.collect(dir, json, config, vocabulary)
+--       json: of tokenizer.json; config: of tokenizer_config.json
+--       vocabulary: {size = number of tokens, id = function(token) -> id or nil}
 --     -> {{content =, id =, special =, normalized =}, ...}
 --   added_tokens.content(value) -> the text of a token in a config: "<x>" or {content = "<x>"}
 --   added_tokens.named(dir, config) -> {eos_token = "<x>", ...}
@@ -66,18 +67,13 @@ end
 local List = {}
 List.__index = List
 
-local function new_list(json)
-  local vocab = json.model.vocab
-  local size = 0
-  for _ in pairs(vocab) do size = size + 1 end
-  return setmetatable({ vocab = vocab, size = size, largest = -1, by_content = {}, tokens = {} },
-    List)
+local function new_list(vocabulary)
+  return setmetatable({ vocabulary = vocabulary, largest = -1, by_content = {}, tokens = {} }, List)
 end
 
 -- The id that tokenizers gives a new token.
 function List:free_id()
-  if self.largest >= self.size then return self.largest + 1 end
-  return self.size
+  return math.max(self.largest + 1, self.vocabulary.size)
 end
 
 -- wanted: the id in the file, or nil.
@@ -88,7 +84,7 @@ function List:put(path, where, token, wanted)
     known.normalized = token.normalized
     return
   end
-  token.id = self.vocab[token.content] or self:free_id()
+  token.id = self.vocabulary.id(token.content) or self:free_id()
   if wanted and wanted ~= token.id then
     notes.say(("%s: %s: '%s' has id %s; it gets the next free one, %d, as in transformers"):format(
       path, known_keys.name(where), known_keys.name(token.content), known_keys.show(wanted),
@@ -206,8 +202,8 @@ local function special_texts(config)
   return out, seen
 end
 
-function M.collect(dir, json, config)
-  local list = new_list(json)
+function M.collect(dir, json, config, vocabulary)
+  local list = new_list(vocabulary)
   if json.added_tokens ~= nil and json.added_tokens ~= cjson.null then
     put_file(list, dir .. "/tokenizer.json", json.added_tokens)
   end

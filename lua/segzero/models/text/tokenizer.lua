@@ -60,11 +60,11 @@ local function open(dir)
   if not files.exists(path) and files.exists(dir .. "/config.json") then
     error(path .. " is missing: copy it from the model that this one was trained from", 0)
   end
-  local json = files.read_json_object(path)
+  local source = tokenizer_file.read(path)
   local config_path = dir .. "/tokenizer_config.json"
   local config = files.read_json_object(config_path, true) or {}
   known_keys.check(config_path, config, known_keys.TOKENIZER_CONFIG)
-  local file = tokenizer_file.open(dir, json, config)
+  local file = tokenizer_file.open(dir, source, config)
   local self = setmetatable({ dir = dir, handle = file.handle, added = file.added,
     special = file.special, config = config }, Tokenizer)
 

@@ -1,8 +1,11 @@
 -- tokenizer_file.lua - loads tokenizer.json into the core: byte-level BPE with NFC or no
 -- normaliser, a Split pattern and ByteLevel.
 --
---   local file = tokenizer_file.open(dir, json, config)
---       json: of dir/tokenizer.json; config: of tokenizer_config.json, {} without one
+--   local source = tokenizer_file.read(path)
+--     -> {json =, map =, vocab =, merges =}   json: without model.vocab and model.merges, which are
+--                                             nearly all of the file; the core reads them
+--   local file = tokenizer_file.open(dir, source, config)
+--       config: of tokenizer_config.json, {} without one; open() closes the map
 --     -> {handle =, added = {token -> id}, special = {token -> id}}
 --
 -- A file that needs anything else is an error that names it. The added tokens come from several
@@ -11,6 +14,7 @@
 local ffi = require "ffi"
 local cjson = require "cjson"
 local core = require "segzero.core.ffi"
+local files = require "segzero.core.files"
 local added_tokens = require "segzero.models.text.added_tokens"
 local known_keys = require "segzero.models.known_keys"
 
@@ -18,6 +22,45 @@ local C = core.C
 local call = core.call
 
 local M = {}
+
+-- ---- the file ----
+-- The text without what is at the places, in which `instead` are.
+local function text_without(p, size, places, instead)
+  local parts = {}
+  local from = 0
+  for i, place in ipairs(places) do
+    local start = tonumber(place.start)
+    parts[#parts + 1] = ffi.string(p + from, start - from) .. instead[i]
+    from = tonumber(place.stop)
+  end
+  parts[#parts + 1] = ffi.string(p + from, size - from)
+  return table.concat(parts)
+end
+
+function M.read(path)
+  files.check_regular(path)
+  local map = ffi.gc(call(C.sz_map_open(path)), C.sz_map_close)
+  local p = ffi.cast("const char *", C.sz_map_bytes(map))
+  local size = tonumber(C.sz_map_size(map))
+
+  -- Where one of the tables is not found, the whole text is decoded, and open() says why.
+  local vocab = ffi.new "sz_json_place"
+  local merges = ffi.new "sz_json_place"
+  local rc = C.sz_tokenizer_find(p, size, vocab, merges)
+  if rc ~= 0 or vocab.stop == 0 or merges.stop == 0 then
+    local json = files.decode_json_object(path, ffi.string(p, size))
+    call(rc)
+    return { json = json, map = map }
+  end
+
+  local text
+  if vocab.start < merges.start then
+    text = text_without(p, size, { vocab, merges }, { "{}", "[]" })
+  else
+    text = text_without(p, size, { merges, vocab }, { "[]", "{}" })
+  end
+  return { json = files.decode_json_object(path, text), map = map, vocab = vocab, merges = merges }
+end
 
 local function is_set(v) return v ~= nil and v ~= cjson.null and v ~= false and v ~= "" end
 
@@ -145,7 +188,8 @@ local UNSUPPORTED = {
   "dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges",
 }
 
-local function check_model(model, bad)
+local function check_model(source, bad)
+  local model = source.json.model
   if type(model) ~= "table" then bad("model", "it is " .. known_keys.show(model)) end
   if is_set(model.type) and model.type ~= "BPE" then
     bad("model", ("type %s is not BPE"):format(known_keys.show(model.type)))
@@ -156,44 +200,37 @@ local function check_model(model, bad)
   for _, key in ipairs(UNSUPPORTED) do
     if is_set(model[key]) then bad("model", key .. " is not handled") end
   end
+  if source.vocab then return end
+  if #model.vocab > 0 then bad("model.vocab", "it is a list, not an object") end
+  bad("model", "vocab is not an object or merges is not a list")
 end
 
--- A merge is "left right" or {left, right}.
-local function pair_of(merge)
-  if type(merge) == "string" then return merge:match "^(%S+) (%S+)$" end
-  if type(merge) == "table" then return merge[1], merge[2] end
-end
+-- Adds the tables and the added tokens of all files.
+local function add_tokens(file, dir, source, config)
+  local handle = file.handle
+  local p = ffi.cast("const char *", C.sz_map_bytes(source.map))
+  local size = tonumber(call(C.sz_tokenizer_add_vocabulary(handle, p, source.vocab)))
+  call(C.sz_tokenizer_add_merges(handle, p, source.merges))
+  C.sz_map_close(ffi.gc(source.map, nil))
+  source.map = nil
 
-local function add_vocabulary(handle, model, bad)
-  -- pairs has no order, but ids make the result the same in every order.
-  for token, id in pairs(model.vocab) do
-    if type(token) ~= "string" then bad("model.vocab", "it is a list, not an object") end
-    if type(id) ~= "number" or id % 1 ~= 0 or math.abs(id) >= 2 ^ 31 then
-      bad("model.vocab", ("token '%s' has id %s"):format(token, known_keys.show(id)))
-    end
-    call(C.sz_tokenizer_add_token(handle, token, #token, id))
+  local vocabulary = { size = size }
+  function vocabulary.id(token)
+    local id = C.sz_tokenizer_find_token(handle, token, #token)
+    if id >= 0 then return id end
   end
-  for i, merge in ipairs(model.merges) do
-    local left, right = pair_of(merge)
-    if type(left) ~= "string" or type(right) ~= "string" then
-      bad("model.merges", "entry " .. i .. " is not a pair")
-    end
-    call(C.sz_tokenizer_add_merge(handle, left, #left, right, #right))
-  end
-end
-
-local function add_added_tokens(file, list)
-  for _, t in ipairs(list) do
+  for _, t in ipairs(added_tokens.collect(dir, source.json, config, vocabulary)) do
     local flags = 0
     if t.special then flags = flags + C.SZ_TOKEN_SPECIAL end
     if t.normalized then flags = flags + C.SZ_TOKEN_NORMALIZED end
-    call(C.sz_tokenizer_add_special(file.handle, t.content, #t.content, t.id, flags))
+    call(C.sz_tokenizer_add_special(handle, t.content, #t.content, t.id, flags))
     file.added[t.content] = t.id
     if t.special then file.special[t.content] = t.id end
   end
 end
 
-function M.open(dir, json, config)
+function M.open(dir, source, config)
+  local json = source.json
   local path = dir .. "/tokenizer.json"
   local function bad(where, why)
     error(("%s: %s: %s"):format(path, where, why:gsub("%c", "?")), 0)
@@ -203,14 +240,13 @@ function M.open(dir, json, config)
   local nfc = uses_nfc(json, bad)
   check_post_processor(json, bad)
   check_decoder(json, bad)
-  check_model(json.model, bad)
+  check_model(source, bad)
   known_keys.check(path, json.model, known_keys.TOKENIZER_MODEL, "model.")
 
   local file = { added = {}, special = {} }
   file.handle = ffi.gc(call(C.sz_tokenizer_new(pattern)), C.sz_tokenizer_free)
   local ok, why = pcall(function()
-    add_vocabulary(file.handle, json.model, bad)
-    add_added_tokens(file, added_tokens.collect(dir, json, config))
+    add_tokens(file, dir, source, config)
     call(C.sz_tokenizer_finish(file.handle, nfc and 1 or 0))
   end)
   if ok then return file end

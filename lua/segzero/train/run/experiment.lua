@@ -29,6 +29,7 @@ local opening = require "segzero.models.opening"
 local options = require "segzero.core.options"
 local parallel = require "segzero.train.parallel"
 local paths = require "segzero.config.paths"
+local plan_state = require "segzero.tools.plan_state"
 local position = require "segzero.data.position"
 local prompts = require "segzero.data.prompt"
 local records = require "segzero.train.records"
@@ -50,10 +51,21 @@ M.overrides = options.set {
 }
 
 -- ---- the parts of a run ----
--- shards: the group of ranks that the model is split over, or nil.
+-- The options that the models are opened with. shards: the group of ranks that a model is split
+-- over, or nil.
+local function policy_options(cfg, shards)
+  return { dtype = cfg.worker.actor.model.dtype, shards = shards }
+end
+
+local function reference_options(cfg, shards)
+  local ref = cfg.worker.ref
+  return { dtype = ref.model.dtype or cfg.worker.actor.model.dtype,
+    offload = ref.offload.param_offload, shards = shards }
+end
+
 local function load_policy(cfg, shards)
-  local actor = cfg.worker.actor
-  local policy = sz.model(actor.model.model_path, { dtype = actor.model.dtype, shards = shards })
+  local path = cfg.worker.actor.model.model_path
+  local policy = sz.model(path, policy_options(cfg, shards))
   local processor = policy:processor()
   policy:tokenizer()            -- a missing file is an error before the run folder exists
   processor.min_pixels = cfg.data.min_pixels
@@ -65,13 +77,25 @@ end
 -- The frozen model, or nil if neither the KL term nor the estimator needs it. With LoRA it is the
 -- policy without adapters.
 local function load_reference(cfg, policy, shards)
-  local actor = cfg.worker.actor
-  local ref = cfg.worker.ref
   if not train_options.uses_reference(cfg) then return nil end
   if policy.lora then return lora.reference(policy) end
-  local dtype = ref.model.dtype or actor.model.dtype
-  return sz.model(actor.model.model_path, { dtype = dtype, offload = ref.offload.param_offload,
-    shards = shards })
+  return sz.model(cfg.worker.actor.model.model_path, reference_options(cfg, shards))
+end
+
+-- What the settings, the device and the policy's config.json alone forbid. The memory plan checks
+-- the adapters too; it may be turned off.
+local function check_models(cfg, shards)
+  local model = cfg.worker.actor.model
+  paths.check_policy("worker.actor.model.model_path", model.model_path)
+  opening.check_split(model.model_path, shards)
+  opening.check_options(model.model_path, policy_options(cfg))
+  if model.lora.rank == 0 then
+    if not train_options.uses_reference(cfg) then return end
+    opening.check_options(model.model_path, reference_options(cfg))
+  elseif not cfg.trainer.check_memory then
+    local own = cjson.decode(files.json(cfg))         -- adapters may change a setting
+    plan_state.meta_policy(own, model.model_path, shards):free()
+  end
 end
 
 local function load_segmenter(cfg)
@@ -118,8 +142,7 @@ local function prepare(cfg, overrides, ranks, neighbours, shards)
   if not overrides.reward then parts.reward_file = reloading.new(reward) end
   parts.reward = overrides.reward
     or runner.load(reward.compute_score, reward.reward_function_kwargs, reward.timeout)
-  paths.check_policy("worker.actor.model.model_path", cfg.worker.actor.model.model_path)
-  opening.check_split(cfg.worker.actor.model.model_path, shards)
+  check_models(cfg, shards)
   parts.train, parts.held_out = data_sets.open(cfg, overrides)
   if cfg.trainer.val_only and not parts.held_out then
     error("trainer.val_only=true has nothing to evaluate: name the rows with data.val_files", 0)
