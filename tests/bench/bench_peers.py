@@ -1,7 +1,7 @@
 """A checkpoint folder's model here, in transformers and in llama.cpp, by turns: first token,
 decoding, memory.
 
-Usage: python bench_peers.py MODEL_DIR [--peers limits,transformers,llama] [--dtype bf16|int8]
+Usage: python bench_peers.py MODEL_DIR [--peers limits,transformers,llama] [--dtype bf16|int8|int4]
 [--rounds N] [--steps K] [--answers 1,8]
                              [--images N] [--gguf FILE] [--threads N] [--segzero COMMAND]
        a peer that this Python lacks is left out: torch and transformers; gguf, llama_cpp and torch
@@ -22,7 +22,7 @@ which the median is printed with the least and the greatest.
 Prints one JSON object a line: {name, value, peer, unit, faster, least, greatest, processor}; faster
 above 1 is ours; processor: the same ratio by processor time, which a machine that others take time
 from does not spoil. llama.cpp gets the folder's own weights in a GGUF file (bf16; with --dtype int8
-its Q8_0), written next to the folder once. Left out: sampling on the peers' side (any token does),
+its Q8_0, with int4 its Q4_K_M), written next to the folder once. Left out: sampling on the peers' side (any token does),
 several images, llama.cpp's vision tower. """
 import argparse
 import ctypes
@@ -156,6 +156,20 @@ def write_gguf(folder, path, dtype):
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
+
+
+def write_q4(args):
+    """A Q4_K_M file, which llama.cpp makes of the bf16 one."""
+    import llama_cpp as lc
+    bf16 = f"{args.model.rstrip('/')}.bf16.gguf"
+    if not os.path.exists(bf16):
+        write_gguf(args.model, bf16 + ".part", "bf16")
+        os.rename(bf16 + ".part", bf16)
+    params = lc.llama_model_quantize_default_params()
+    params.ftype = lc.LLAMA_FTYPE_MOSTLY_Q4_K_M
+    params.nthread = args.threads
+    if lc.llama_model_quantize(bf16.encode(), (args.gguf + ".part").encode(), params) != 0:
+        raise SystemExit(f"llama.cpp does not quantize {bf16}")
 
 
 class Llama:
@@ -314,14 +328,14 @@ def main():
     args = argparse.ArgumentParser()
     args.add_argument("model")
     args.add_argument("--peers", default="limits,transformers,llama")
-    args.add_argument("--dtype", choices=["bf16", "int8"], default="bf16")
+    args.add_argument("--dtype", choices=["bf16", "int8", "int4"], default="bf16")
     args.add_argument("--rounds", type=int, default=8)
     args.add_argument("--steps", type=int, default=4)
     args.add_argument("--answers", default="1,8")
     args.add_argument("--images", type=int, default=1)
     args.add_argument("--gguf")
     args.add_argument("--threads", type=int, default=WORK["threads"])
-    args.add_argument("--segzero", default=os.path.join(HERE, "..", "segzero"))
+    args.add_argument("--segzero", default=os.path.join(HERE, "..", "..", "segzero"))
     args.add_argument("--serve", help=argparse.SUPPRESS)
     args = args.parse_args()
     args.gguf = args.gguf or f"{args.model.rstrip('/')}.{args.dtype}.gguf"
@@ -333,7 +347,10 @@ def main():
             print(f"skip: {name} ({sys.executable} has no {', '.join(lacks)})", flush=True)
             continue
         if name == "llama" and not os.path.exists(args.gguf):
-            write_gguf(args.model, args.gguf + ".part", args.dtype)
+            if args.dtype == "int4":
+                write_q4(args)
+            else:
+                write_gguf(args.model, args.gguf + ".part", args.dtype)
             os.rename(args.gguf + ".part", args.gguf)
         if name == "limits":
             ours = Program(segzero(args))
