@@ -81,12 +81,6 @@ static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
     return q;
 }
 
-int64_t sz_amx_workspace_packed(int64_t n, int64_t groups)
-{
-    const int64_t rows = (n + PANEL - 1) / PANEL * PANEL;
-    return rows * groups * (SZ_Q_GROUP + (int64_t)(sizeof(float) + sizeof(int32_t)));
-}
-
 /* ---- blocks ---- */
 
 /* Sums of a block of 32 rows of x and 32 weight rows: f32, by halves of the weight rows. */

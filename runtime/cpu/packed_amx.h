@@ -7,14 +7,12 @@
 #include "core/core.h"
 #include "int4.h"
 
-enum { SZ_AMX_ROWS_INT8 = 12, SZ_AMX_ROWS_INT4 = 32 }; /* of x from which on AMX is faster */
+/* Rows of x from which on AMX is faster. */
+enum { SZ_AMX_ROWS_INT8 = 12, SZ_AMX_ROWS_INT4 = 32 };
 
 /* linear_int8 and linear_int4 of ops.def; the bits are those of int8.c and int4.c. Return 0, or -1
  * with a message on failure. */
 int sz_amx_linear_int8(const sz_call *c);
 int sz_amx_linear_int4(const sz_call *c);
-
-/* Bytes of workspace for n rows of x and groups of 128 columns. */
-int64_t sz_amx_workspace_packed(int64_t n, int64_t groups);
 
 #endif

@@ -66,7 +66,8 @@ static inline int64_t sz_workspace_sums(const sz_tensor *y)
     return y->dtype == SZ_F32 ? 0 : (int64_t)sizeof(float) * y->numel;
 }
 
-/* Rows that a product with 8 or 4-bit weights has room for: with AMX many rows are whole panels. */
+/* Rows that a product with 8 or 4-bit weights has room for: with AMX (cpu/packed_amx.c) many rows are
+ * rounded up to whole panels. */
 static inline int64_t sz_packed_rows(int64_t n) { return n < 12 ? n : (n + 31) / 32 * 32; }
 
 /* ---- calls ---- */
