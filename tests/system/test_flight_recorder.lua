@@ -295,6 +295,30 @@ check.case("a changed reward judges from the next step on, with a note", functio
   end
 end)
 
+check.case("a module next to the reward is read again with it", function()
+  local folder = place .. "/modules"
+  files.make_dir(folder)
+  files.write(folder .. "/points.lua", "return { base = 0 }\n")
+  files.write(folder .. "/total.lua", ([[
+    local points = require "points"
+    return function(text)
+      if points.base == 0 then
+        local file = assert(io.open(%q, "w"))
+        file:write("return { base = 100 }\n")
+        file:close()
+      end
+      return points.base + #text %% 7
+    end]]):format(folder .. "/points.lua"))
+  local text = train("with_module", "trainer.max_steps=3",
+    "worker.reward.compute_score=" .. folder .. "/total.lua")
+  has(text, "/total.lua judges from step 2 on, with " .. folder .. "/points.lua as it is now",
+    "the note")
+  check.equal(select(2, text:gsub("reward changed", "")), 1, "once: " .. text)
+  for step, list in ipairs(rewards_of "with_module") do
+    for _, v in ipairs(list) do check.equal(v >= 100, step > 1, "a reward of step " .. step) end
+  end
+end)
+
 check.case("a version that does not load is a warning, and the setting switches it off", function()
   local text = train("W", "trainer.max_steps=3", self_changing("w", "return function("))
   check.equal(select(2, text:gsub("has changed and does not load", "")), 1, "one warning: " .. text)

@@ -201,6 +201,7 @@ end)
 
 -- ---- watching ----
 check.case("a saved file is tried again, and Ctrl-C ends it", function()
+  write("helper_of_watched.lua", "return 2")
   local path = write("watched.lua", "return function() return 1 end\n")
   local output = place .. "/watched.txt"
   local child = process.start({ host.executable, "--threads", "1", "reward", path, "--watch",
@@ -217,6 +218,10 @@ check.case("a saved file is tried again, and Ctrl-C ends it", function()
   has(files.read(output), "every answer earns 1", "the first version")
   write("watched.lua", "return function() return 7 end\n")
   check.ok(waits_for "every answer earns 7", "the second version")
+  write("watched.lua", 'local x = require "helper_of_watched"; return function() return x end')
+  check.ok(waits_for "every answer earns 2", "with a module")
+  write("helper_of_watched.lua", "return 3")
+  check.ok(waits_for "every answer earns 3", "the module is saved")
   write("watched.lua", "return function(")
   check.ok(waits_for "does not load", "a version with a mistake does not end it")
   process.signal(child, 2)

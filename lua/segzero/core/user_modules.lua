@@ -5,6 +5,9 @@
 --   user_modules.look_beside(path)     from now on also in the folder of this file, before the others.
 --                                      A module of that name from another such folder is loaded anew,
 --                                      so two rewards may each have a "helper" of their own
+--   user_modules.paths() -> list       the files of the modules that were found in these folders
+--   user_modules.forget() -> restore   the next require reads these modules again; restore() puts
+--                                      the old ones back
 --
 -- Requiring it adds a package loader; the host program does so before it runs anything. The loader
 -- comes after all others, so a module of segzero or of an installed package always wins. A name that
@@ -27,6 +30,7 @@ end
 
 local named = {}                -- the folders of look_beside, the latest first
 local origin = {}               -- module -> the folder of `named` that it came from
+local path_of = {}              -- module -> its file
 
 local function folder_of(path) return path:match "^(.*)/[^/]*$" or "." end
 
@@ -73,7 +77,10 @@ local function search(name)
   for i, folder in ipairs(folders()) do
     local pattern = folder .. "/?.lua;" .. folder .. "/?/init.lua"
     local path, reason = package.searchpath(name, pattern)
-    if path and i <= #named then origin[name] = folder end
+    if path and i <= #named then
+      origin[name] = folder
+      path_of[name] = path
+    end
     if path then return assert(loadfile(path)) end
     tried[i] = reason
   end
@@ -86,4 +93,24 @@ end
 
 package.loaders[#package.loaders + 1] = search
 
-return { search = search, look_beside = look_beside }
+local function paths()
+  local list = {}
+  for name, path in pairs(path_of) do
+    if package.loaded[name] ~= nil then list[#list + 1] = path end
+  end
+  table.sort(list)
+  return list
+end
+
+local function forget()
+  local old = {}
+  for name in pairs(path_of) do
+    old[name] = package.loaded[name]
+    package.loaded[name] = nil
+  end
+  return function()
+    for name, module in pairs(old) do package.loaded[name] = module end
+  end
+end
+
+return { search = search, look_beside = look_beside, paths = paths, forget = forget }

@@ -12,12 +12,14 @@
 -- on, until the next copy. Rank 0 looks at the file and gives its text to all ranks, so that all change
 -- at the same step. The run says so in a note. A version that does not load is a note as well, and
 -- the old one stays. A hook that sets t.reward ends the watching.
--- Leaves out: modules that the file requires.
+-- Modules next to the file, which it requires, are watched too, and read again with it.
+-- Leaves out: copies of these modules. An old step is judged with the modules of today.
 
 local core = require "segzero.core.ffi"
 local files = require "segzero.core.files"
 local folders = require "segzero.core.folders"
 local loading = require "segzero.reward.loading"
+local user_modules = require "segzero.core.user_modules"
 local visible = require "segzero.core.visible"
 
 local M = {}
@@ -35,8 +37,9 @@ end
 function M.new(settings)
   local path = loading.file(settings.compute_score)
   if not path or not files.exists(path) then return nil end
-  return setmetatable({ settings = settings, path = path, mark = mark_of(path),
-    text = files.read(path) }, mt)
+  local text = files.read(path)
+  return setmetatable({ settings = settings, path = path, text = text,
+    seen = { [path] = { mark = mark_of(path), text = text } } }, mt)
 end
 
 local function load_text(settings, text)
@@ -76,9 +79,19 @@ local function write_first(t, text)
   if t.global_step < t.total_steps then write_copy(t, first, text) end
 end
 
+-- The modules that have been loaded since the last look.
+local function note_modules(self)
+  for _, path in ipairs(user_modules.paths()) do
+    if not self.seen[path] then
+      self.seen[path] = { mark = mark_of(path), text = files.read(path) }
+    end
+  end
+end
+
 -- A run that goes on judges with the file as it is now.
 function methods:begin(t)
   self.reward = t.reward
+  note_modules(self)
   if t.folder then t.parallel:on_root(function() write_first(t, self.text) end) end
 end
 
@@ -90,21 +103,37 @@ local function is_fresh(path)
   return s ~= nil and s.st_mtime >= os.time() - FRESH
 end
 
+-- Whether a file has another text than before. One that is being written is read at the next step.
+local function has_changed(path, seen)
+  local mark = mark_of(path)
+  if mark == "" or mark == seen.mark and not is_fresh(path) then return false end
+  local text = files.read(path)
+  if not text or mark_of(path) ~= mark then return false end
+  local changed = text ~= seen.text
+  seen.mark = mark
+  seen.text = text
+  return changed
+end
+
+-- The reward's text if it or one of its modules has changed. changed_module: the latter's path.
 local function changed_text(self)
-  local mark = mark_of(self.path)
-  if mark == "" or mark == self.mark and not is_fresh(self.path) then return nil end
-  local text = files.read(self.path)
-  -- A file that is being written is read at the next step.
-  if not text or mark_of(self.path) ~= mark then return nil end
-  self.mark = mark
-  if text ~= self.text and text ~= self.refused then return text end
-  return nil
+  self.changed_module = nil
+  local changed = has_changed(self.path, self.seen[self.path])
+  for path, seen in pairs(self.seen) do
+    if path ~= self.path and has_changed(path, seen) then
+      self.changed_module = path
+      changed = true
+    end
+  end
+  note_modules(self)
+  return changed and self.seen[self.path].text or nil
 end
 
 local function say(t, text, ...) t.log:text(t.global_step, "run", text:format(...)) end
 
-local CHANGED = "  reward changed: %s judges from step %d on; rewards before and after, the "
+local CHANGED = "  reward changed: %s judges from step %d on%s; rewards before and after, the "
   .. "held-out ones too, are not comparable"
+local WITH = ", with %s as it is now"
 local REFUSED = "  warning: %s has changed and does not load, so the old reward stays: %s"
 
 -- Why the new version does not load, on the first rank where it does not; nil if it does on all.
@@ -123,19 +152,20 @@ function methods:look(t)
   if not self.settings.reload or t.reward ~= self.reward then return end
   local text = t.parallel:on_root(function() return changed_text(self) end)
   if not text then return end
+  local restore = user_modules.forget()
   local ok, reward = pcall(load_text, self.settings, text)
   if not ok and core.is_interrupt(reward) then error(reward, 0) end
   local why = failure_of(t, ok, reward)
   if why then
-    self.refused = text
-    return say(t, REFUSED, self.path, visible.line(why, 300))
+    restore()
+    return say(t, REFUSED, self.changed_module or self.path, visible.line(why, 300))
   end
   local step = t.global_step + 1
   if t.folder then t.parallel:on_root(function() write_copy(t, step, text) end) end
-  self.text = text
   self.reward = reward
   t.reward = reward
-  say(t, CHANGED, self.path, step)
+  local with = self.changed_module and WITH:format(self.changed_module) or ""
+  say(t, CHANGED, self.path, step, with)
 end
 
 -- ---- an old run ----
