@@ -4,6 +4,7 @@ decoding, memory.
 Usage: python bench_peers.py MODEL_DIR [--peers limits,transformers,llama] [--dtype bf16|int8|int4]
 [--rounds N] [--steps K] [--answers 1,8]
                              [--images N] [--gguf FILE] [--threads N] [--segzero COMMAND]
+                             [--no-repack]
        a peer that this Python lacks is left out: torch and transformers; gguf, llama_cpp and torch
        (LLAMA_CPP_LIB_PATH names another build of its library)
 
@@ -181,6 +182,7 @@ class Llama:
         lc.llama_log_set(self.quiet, ctypes.c_void_p())
         params = lc.llama_model_default_params()
         params.use_mmap = True
+        params.use_extra_bufts = args.repack
         self.weights = lc.llama_model_load_from_file(args.gguf.encode(), params)
         if not self.weights:
             raise SystemExit(f"llama.cpp does not load {args.gguf}")
@@ -336,6 +338,8 @@ def main():
     args.add_argument("--gguf")
     args.add_argument("--threads", type=int, default=WORK["threads"])
     args.add_argument("--segzero", default=os.path.join(HERE, "..", "..", "segzero"))
+    args.add_argument("--no-repack", dest="repack", action="store_false",
+                      help="llama.cpp without its repacked weights, AMX among them")
     args.add_argument("--serve", help=argparse.SUPPRESS)
     args = args.parse_args()
     args.gguf = args.gguf or f"{args.model.rstrip('/')}.{args.dtype}.gguf"
@@ -358,7 +362,8 @@ def main():
             ours.quit()
             continue
         peer = Program([sys.executable, os.path.abspath(__file__), args.model, "--serve", name,
-                        "--gguf", args.gguf, "--threads", str(args.threads)])
+                        "--gguf", args.gguf, "--threads", str(args.threads)]
+                       + ([] if args.repack else ["--no-repack"]))
         ours = Program(segzero(args))
         run_pair(args, name, ours, peer)
         ours.quit(), peer.quit()
