@@ -43,7 +43,8 @@ function M.check(name, most_flops)
   if call.flops and call.flops > most_flops then
     check.skip(("time for %.2g operations, for the workspace of %s"):format(call.flops, name))
   else
-    local taken, counted = arena_bytes(op, call, false), arena_bytes(op, call, true)
+    local taken = arena_bytes(op, call, false)
+    local counted = arena_bytes(op, call, true)
     local text = ("%s: takes %d bytes, a dry run counts %d"):format(name, taken, counted)
     check.ok(taken <= 1.2 * counted + SLACK, text)
     check.ok(counted <= 4 * taken + SLACK, text)

@@ -46,8 +46,11 @@ local MOST_FLOPS = tonumber(options.flops) or math.huge
 local ON_DEVICE = DEVICE ~= "cpu"
 local compare = require "tests.support.op_compare"(DEVICE)
 local numbers, bytes = compare.numbers, compare.bytes
-local apply, results, free_all = op_calls.apply, op_calls.results, op_calls.free_all
-local with_inputs, with_reference = op_calls.with_inputs, op_calls.with_reference
+local apply = op_calls.apply
+local results = op_calls.results
+local free_all = op_calls.free_all
+local with_inputs = op_calls.with_inputs
+local with_reference = op_calls.with_reference
 
 local function op_names()
   local names = {}
