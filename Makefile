@@ -2,7 +2,7 @@
 #
 #   make            build              make test       set-up, build, all tests
 #   make run        set-up, build, the RefCOCOg recipe      make help       everything else
-#   make aarch64-check    build for aarch64, run the tests of ops in an emulator
+#   make aarch64-check    build for aarch64, run the ops and the embedded model in an emulator
 #
 # A plain build makes build/ and ./segzero; with SANITIZER=x everything is under build/x/. The
 # compiler flags are stored in build/flags and the list of objects in build/objects: a change in
@@ -364,8 +364,7 @@ $(B)/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/fuzz.h $(OBJ_LIB)
 
 # ---- aarch64 ------------------------------------------------------------------------------------
 # Built by a cross compiler against Debian's arm64 libraries (tests/aarch64) into build/aarch64. qemu
-# runs the tests of single ops: whole runs would take hours in an emulator. It interprets Lua, because
-# code that LuaJIT compiles crashed there now and then. MACHINE is what the code is for.
+# runs every op and the embedded model. MACHINE is what the code is for.
 AARCH64      := build/aarch64
 AARCH64_GNU  := aarch64-linux-gnu
 AARCH64_ROOT := $(CURDIR)/$(AARCH64)/sysroot
@@ -381,9 +380,11 @@ aarch64:
 	  CC='$(filter ccache,$(CC)) $(AARCH64_GNU)-gcc --sysroot=$(AARCH64_ROOT)' \
 	  LD=$(AARCH64_GNU)-ld OBJCOPY=$(AARCH64_GNU)-objcopy all
 
-aarch64-check: aarch64
+aarch64-check: aarch64 $(LIB) $(HOST)
 	@command -v $(QEMU) >/dev/null || { echo "aarch64-check needs qemu-user-static" >&2; exit 1; }
-	@$(QEMU) -L $(AARCH64_ROOT) $(AARCH64)/segzero -e 'jit.off()' tests/unit/test_ops.lua $(ARGS)
+	@tests/aarch64/check.sh '$(QEMU) -L $(AARCH64_ROOT) $(AARCH64)/segzero' $(ARGS)
+	@[ -n '$(ARGS)' ] || \
+	  tests/aarch64/model.sh '$(QEMU) -L $(AARCH64_ROOT) $(AARCH64)/segzero' ./$(HOST)
 
 # ---- lint and format -----------------------------------------------------------------------------
 C_FILES = $(shell find runtime models tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \
@@ -495,8 +496,8 @@ make docs            write the generated pages: docs/settings.md, docs/ops.md
 make install         install into PREFIX=$(PREFIX), below DESTDIR; make uninstall removes it
 make clean           remove build/ and ./segzero
 make cuda-emulated   the CUDA kernels compiled for the CPU: $(CUDA_EMULATED)
-make aarch64         build/aarch64/segzero; make aarch64-check runs the tests of ops in qemu, which
-                     takes minutes (tests/aarch64/README.md)
+make aarch64         build/aarch64/segzero; make aarch64-check runs every op and the embedded model
+                     in qemu, which takes minutes (tests/aarch64/README.md)
 make bundle          build/bundle: what tests/gpu_check.sh needs on a machine with nothing but CUDA
 options: CUDA=0 (no CUDA backend)  CUDA_ARCH='$(CUDA_ARCH)' (nvcc found: $(or $(NVCC),none))
          CC=  CFLAGS=  ARCH=native (for this processor only)  WERROR=1 (warnings are errors)  V=1 (show whole commands)

@@ -94,6 +94,7 @@ static lua_State *state_new(const host_options *o, char **argv, int argc)
         return NULL;
     }
     luaL_openlibs(L);
+    sz_compiled_choose(L);
     set_paths(L);
     set_arg(L, argv, argc, o->script);
     return L;

@@ -67,6 +67,9 @@ int sz_call_protected(lua_State *L, int nargs, int nresults);
 
 /* ---- compiled.c ---- */
 
+/* Turns LuaJIT's compiler off where its code is known to crash: on 64-bit ARM, a version from before
+ * October 2023. `-e 'jit.on()'` turns it on. To be called once, on a new state. */
+void sz_compiled_choose(lua_State *L);
 /* What LuaJIT compiles from now on can be left. Calls after the first one do nothing. */
 void sz_compiled_prepare(lua_State *L);
 /* Makes compiled code that runs, if any, go on in the interpreter. For signal handlers. */

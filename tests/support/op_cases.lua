@@ -16,7 +16,10 @@
 --   smooth = false          no finite differences: the value jumps (rounding to bf16)}
 -- Leaves out: wrong shapes and their messages.
 
+local core = require "segzero.core.ffi"
 local tensor = require "segzero.core.tensor"
+
+local C = core.C
 
 local M = {}
 local DTYPE = { f32 = 0, bf16 = 1, i32 = 2, u8 = 3 }
@@ -78,10 +81,14 @@ end
 
 -- Tensors of floating-point numbers. `as` is their dtype; the default is the generator's.
 local function add_numbers(g, zeros)
+  local function all_zero(shape, as)
+    return g.keep(tensor.zeros(shape, { dtype = as or g.dtype }))
+  end
   -- The numbers f(i), i from 0.
   function g.fill(shape, f, as)
     as = as or g.dtype
     local integer = as == "i32" or as == "u8"
+    if zeros and not integer then return all_zero(shape, as) end
     local made_as = "f32"
     if integer then made_as = as end
     local t = tensor.empty(shape, { dtype = made_as })
@@ -92,15 +99,8 @@ local function add_numbers(g, zeros)
     t:free()
     return g.keep(c)
   end
-  local function all_zero(shape, as)
-    return g.keep(tensor.zeros(shape, { dtype = as or g.dtype }))
-  end
-  function g.normal(shape, as)
-    if zeros then return all_zero(shape, as) end
-    return g.fill(shape, gauss, as)
-  end
+  function g.normal(shape, as) return g.fill(shape, gauss, as) end
   function g.positive(shape, as)
-    if zeros then return all_zero(shape, as) end
     return g.fill(shape, function() return 0.3 + math.abs(gauss()) end, as)
   end
 end
@@ -128,28 +128,47 @@ local function add_integers(g)
   end
 end
 
+-- Tensors of zeros like the outputs of a call, which is not run.
+local function zeros_like_outputs(op, all)
+  C.sz_dry_run(1)
+  local ok, outputs = pcall(function() return { op.call(unpack(all, 1, op.inputs + op.args)) } end)
+  C.sz_dry_run(0)
+  if not ok then error(outputs, 0) end
+  local made = {}
+  for i, t in ipairs(outputs) do
+    made[i] = tensor.zeros(t:shape(), { dtype = t:dtype() })
+    t:free()
+  end
+  return made
+end
+
 -- The outputs of an op, to be inputs of another case. The kernels are those that are set now.
-local function add_run(g)
+local function add_run(g, zeros)
   function g.run(name, inputs, args)
     local op = tensor.ops[name]
     local all = {}
     for i = 1, op.inputs do all[i] = inputs[i] end
     for i = 1, op.args do all[op.inputs + i] = args[i] end
-    local out = { op.call(unpack(all, 1, op.inputs + op.args)) }
-    for _, t in ipairs(out) do g.keep(t) end
-    return unpack(out)
+    local out
+    if zeros then
+      out = zeros_like_outputs(op, all)
+    else
+      out = { op.call(unpack(all, 1, op.inputs + op.args)) }
+    end
+    return g.keeps(unpack(out))
   end
 end
 
 -- Makes inputs; g.free() frees them all. The numbers come from math.random, which the caller seeds.
--- opts.zeros: normal and positive numbers are all 0, which is fast.
+-- opts.zeros: all floating-point numbers are 0, and so is what g.run() returns, which is fast.
 function M.generator(dtype, opts)
   local g = { dtype = dtype, other = "f32" }
   if dtype == "f32" then g.other = "bf16" end
   add_owner(g)
-  add_numbers(g, opts and opts.zeros)
+  local zeros = opts and opts.zeros
+  add_numbers(g, zeros)
   add_integers(g)
-  add_run(g)
+  add_run(g, zeros)
   return g
 end
 
@@ -959,7 +978,7 @@ cases.quantize_int8 = {
   end,
   bench = function(g) return { inputs = { g.normal({ 4096, 2048 }) } } end,
 }
-local function quantized(g, m, k) return g.keeps(g.normal({ m, k }):quantize_int8()) end
+local function quantized(g, m, k) return g.run("quantize_int8", { g.normal({ m, k }) }) end
 cases.linear_int8 = {
   calls = function(g)
     local list = {}
@@ -996,7 +1015,7 @@ cases.quantize_int4 = {
   cpu_only = true,
   calls = cases.quantize_int8.calls, bench = cases.quantize_int8.bench,
 }
-local function quantized_to_4(g, m, k) return g.keeps(g.normal({ m, k }):quantize_int4()) end
+local function quantized_to_4(g, m, k) return g.run("quantize_int4", { g.normal({ m, k }) }) end
 cases.dequantize_int4 = {
   cpu_only = true,
   calls = function(g)

@@ -4,9 +4,10 @@
 --   ./segzero tests/unit/test_ops.lua                 checks; a row without a case fails
 --   ./segzero tests/unit/test_ops.lua bench [NAME]    times the fast kernels: ms, GB/s or GFLOP/s
 --   device=cuda          after either: that device's kernels; the reference kernels stay the CPU's
---   op=NAME              after the first: this op only
+--   op=NAME              after the first: this op only; several names have commas between them
 --   most=N               no call with more than N elements in an input; prints how many it left out
---   times=1              seconds of each op
+--   flops=N              no workspace of calls over N operations; each is a skip
+--   times=1              a line for each op: its calls, those with gradients, seconds
 --
 -- For each call: the fast kernel against the reference kernel; the same bits when it runs again;
 -- inputs left alone; memory around the outputs, inputs and kernel workspace left alone. For rows
@@ -20,12 +21,14 @@ package.path = "./?.lua;./lua/?.lua;./lua/?/init.lua;" .. package.path
 local ffi = require "ffi"
 local check = require "tests.support.check"
 local core = require "segzero.core.ffi"
+local op_calls = require "tests.support.op_calls"
 local op_cases = require "tests.support.op_cases"
+local op_workspace = require "tests.support.op_workspace"
 local nearest = require "segzero.core.nearest"
 local tensor = require "segzero.core.tensor"
 
 local C = core.C
-local MAX_INPUTS = 8
+local MAX_INPUTS = op_calls.MAX_INPUTS
 local STEP = 2 ^ -5                      -- of central differences
 local DIFFERENCED_PER_INPUT = 6          -- elements whose derivative is taken, at random
 local SMALL = 4000                       -- inputs up to this size have derivatives taken
@@ -39,9 +42,15 @@ end
 
 local DEVICE = options.device or "cpu"
 local MOST = tonumber(options.most)
+local MOST_FLOPS = tonumber(options.flops) or math.huge
 local ON_DEVICE = DEVICE ~= "cpu"
 local compare = require "tests.support.op_compare"(DEVICE)
 local numbers, bytes = compare.numbers, compare.bytes
+local apply = op_calls.apply
+local results = op_calls.results
+local free_all = op_calls.free_all
+local with_inputs = op_calls.with_inputs
+local with_reference = op_calls.with_reference
 
 local function op_names()
   local names = {}
@@ -56,58 +65,7 @@ local function require_op(name)
   os.exit(2)
 end
 
--- ---- calls and their tensors ----
-local function includes(list, i)
-  for _, v in ipairs(list or {}) do
-    if v == i then return true end
-  end
-  return false
-end
-
--- Runs op on the call's inputs, replacing those that it updates by copies. Returns {outputs},
--- {copies by input index}.
-local function apply(op, call, replaced)
-  local all, copies = {}, {}
-  for i = 1, op.inputs do
-    all[i] = replaced and replaced[i] or call.inputs[i]
-    if all[i] and includes(call.updates, i) then
-      copies[i] = all[i]:clone()
-      all[i] = copies[i]
-    end
-  end
-  for i = 1, op.args do all[op.inputs + i] = call.args and call.args[i] end
-  return { op.call(unpack(all, 1, op.inputs + op.args)) }, copies
-end
-
-local function with_reference(on, f, ...)
-  C.sz_use_reference(on and 1 or 0)
-  local results = { pcall(f, ...) }
-  C.sz_use_reference(0)
-  if not results[1] then error(results[2], 0) end
-  return unpack(results, 2, 4)
-end
-
-local function free_all(...)
-  for _, list in ipairs { ... } do
-    for i = 1, MAX_INPUTS do
-      if list[i] then list[i]:free() end
-    end
-  end
-end
-
--- A copy of the call whose inputs are change(t).
-local function with_inputs(call, change)
-  local copy = { inputs = {} }
-  for k, v in pairs(call) do
-    if k ~= "inputs" then copy[k] = v end
-  end
-  for i = 1, MAX_INPUTS do
-    local t = call.inputs[i]
-    if t then copy.inputs[i] = change(t) end
-  end
-  return copy
-end
-
+-- ---- the device under test ----
 -- The call with its inputs on the device under test. Index tensors stay in host memory, unless the
 -- op takes any dtype.
 local ANY_DTYPE = { cast = true, reshape = true, narrow = true }
@@ -126,15 +84,6 @@ local function free_moved(moved, call)
     local t = moved.inputs[i]
     if t and t ~= call.inputs[i] then t:free() end
   end
-end
-
--- The results of a call: its outputs, and the inputs that it updates. (Output 1 of an in-place op
--- is input 1.)
-local function results(op, outputs, copies)
-  local list = {}
-  for i = 1, op.outputs do list[#list + 1] = outputs[i] end
-  for i = 1, MAX_INPUTS do list[#list + 1] = copies[i] end
-  return list
 end
 
 -- The same numbers in f32: f(call, widen) with a copy of the call whose bf16 tensors are widened;
@@ -450,39 +399,14 @@ local function check_op(name)
   if not check.ok(case, "ops.def has a row without a case: " .. name) then return end
   if ON_DEVICE and case.cpu_only then return check_refused(op) end
   local start = os.clock()
+  local before = { calls = ran.calls, gradients = ran.gradients }
   for _, dtype in ipairs { "f32", "bf16" } do sweep_op(op, dtype) end
   ran.ops = ran.ops + 1
-  if options.times then print(("%-24s %6.2f s"):format(name, os.clock() - start)) end
-end
-
--- ---- workspace: what a dry run counts against what the call takes ----
--- Bytes of the arena that a call uses: outputs and workspace.
-local function arena_bytes(op, call, dry)
-  C.sz_scope_push()
-  C.sz_arena_used(1)
-  C.sz_dry_run(dry and 1 or 0)
-  local ok, outputs = pcall(apply, op, call)
-  C.sz_dry_run(0)
-  local used = tonumber(C.sz_arena_used(1))
-  if ok then free_all(outputs) end
-  C.sz_scope_pop()
-  if not ok then error(outputs, 0) end
-  return used
-end
-
--- The bench's call, on zeros: it is large enough for the workspace to show, and zeros are made
--- fast. A row may say NONE up to two megabytes; a function may be off by a fifth, and above by a
--- factor of four where it is a bound.
-local function check_workspace(name)
-  local SLACK = 2 * 2 ^ 20
-  local op = tensor.ops[name]
-  local g = op_cases.generator("bf16", { zeros = true })
-  local call = op_cases.cases[name].bench(g)
-  local taken, counted = arena_bytes(op, call, false), arena_bytes(op, call, true)
-  local text = ("%s: takes %d bytes, a dry run counts %d"):format(name, taken, counted)
-  check.ok(taken <= 1.2 * counted + SLACK, text)
-  check.ok(counted <= 4 * taken + SLACK, text)
-  g.free()
+  if options.times then
+    local text = "%-24s %3d calls, %3d with gradients, %6.2f s"
+    print(text:format(name, ran.calls - before.calls, ran.gradients - before.gradients,
+                      os.clock() - start))
+  end
 end
 
 -- ---- how a call gives its numbers ----
@@ -512,16 +436,26 @@ local function check_numbers()
   ids:free()
 end
 
+-- The names that op= gives, or all.
+local function selected_ops()
+  if not options.op then return op_names() end
+  local names = {}
+  for name in options.op:gmatch "[^,]+" do
+    require_op(name)
+    names[#names + 1] = name
+  end
+  return names
+end
+
 local function sweep()
-  require_op(options.op)
   C.sz_set_threads(2)                      -- two, so that parallel paths run on any machine
-  local names = options.op and { options.op } or op_names()
+  local names = selected_ops()
   for _, name in ipairs(names) do
     check.case(name, function() check_op(name) end)
   end
   if not ON_DEVICE then
     for _, name in ipairs(names) do
-      check.case("workspace of " .. name, function() check_workspace(name) end)
+      check.case("workspace of " .. name, function() op_workspace.check(name, MOST_FLOPS) end)
     end
   end
   if not options.op then

@@ -78,6 +78,10 @@ function M.run()
     or "unknown", C.sz_threads()))
   threads(host.processors())
   line("kernels", kernels())
+  if not jit.status() then
+    line("lua", jit.version .. " without its compiler, which fails on this processor; "
+      .. "a LuaJIT from October 2023 on has it")
+  end
   line("memory", ("%s, %s available"):format(plan.gib(memory.total), plan.gib(memory.free)))
   local library = os.getenv "SEGZERO_CUDA_LIBRARY"
   if library and library ~= "" then
