@@ -292,8 +292,10 @@ static int check_first_sgemm(bool ta, bool tb, int64_t m, int64_t n, float beta)
 int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype)
 {
     if (is_skinny(m, dtype)) return sz_gemm_skinny_workspace(m, k);
-    if (dtype == SZ_F32 || native_bf16()) return 0;
-    return 4 * k * (m + slab_columns(n, k));
+    const int64_t panels = sz_gemm_gradient_fits(m, n, k) ? sz_gemm_gradient_workspace(m) : 0;
+    if (dtype == SZ_F32) return panels;
+    if (native_bf16()) return 0;
+    return panels + 4 * k * (m + slab_columns(n, k));
 }
 
 int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
@@ -333,6 +335,12 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
                                          .beta = beta,
                                          .c = c,
                                          .ldc = ldc });
+    if (ta && !tb && beta != 0 && sz_gemm_gradient_fits(m, n, k)) {
+        const sz_scratch_state before = sz_scratch_save();
+        const int rc = sz_gemm_gradient(m, n, k, a, lda, b, ldb, c, ldc);
+        sz_scratch_restore(before);
+        return rc;
+    }
     if (check_first_sgemm(ta, tb, m, n, beta)) return -1;
     char a_mode = ta ? 'T' : 'N';
     char b_mode = tb ? 'T' : 'N';

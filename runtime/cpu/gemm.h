@@ -1,7 +1,8 @@
 /* gemm.h - matrix products on the CPU, for the kernels that contain one (matmul.c, logprob.c,
  * conv.c).
  *
- * gemm.c uses oneDNN; gemm_skinny.c is our own kernel for products with few rows.
+ * gemm.c uses oneDNN; gemm_skinny.c is our own kernel for products with few rows, gemm_gradient.c
+ * that for gradients of weights.
  * Leaves out: outputs other than f32.
  */
 #ifndef SZ_CPU_GEMM_H
@@ -25,6 +26,18 @@ int sz_gemm_linear(int64_t n, int64_t m, int64_t k, const void *x, const void *w
 int64_t sz_gemm_workspace(int64_t m, int64_t n, int64_t k, int dtype);
 
 enum { SZ_LOGPROB_ROWS = 128 }; /* rows whose logits exist at one time (logprob.c) */
+
+/* ---- gemm_gradient.c ---- */
+
+/* Whether sz_gemm_gradient takes a product of this size, and is the fastest for it. */
+bool sz_gemm_gradient_fits(int64_t m, int64_t n, int64_t k);
+
+/* C [m, n] += A^T B, all f32: A [k, m], B [k, n]. Returns 0, or -1 with a message on failure. */
+int sz_gemm_gradient(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                     int64_t ldb, float *c, int64_t ldc);
+
+/* Bytes of workspace that it takes. */
+int64_t sz_gemm_gradient_workspace(int64_t m);
 
 /* ---- gemm_skinny.c ---- */
 
