@@ -17,26 +17,29 @@ enum {
 
 /* Buffers of one thread. */
 typedef struct {
-    sz_columns b;                 /* q; o holds dQ, rows scaled queries, max lse, sum delta */
-    float *dout, *dout_rows, *ds; /* laid out as b.q, b.rows, b.s */
-    float *out_rows;              /* laid out as b.rows */
-    float *k, *v;                 /* [keys of the chunk][D] */
-    float *dk, *dv;               /* [keys of the chunk][ld] */
-    bool many_keys;               /* they do not stay in the second-level cache */
+    sz_columns b;            /* q; o holds dQ, rows scaled queries, max lse, sum delta */
+    float *dout, *dout_rows; /* laid out as b.q, b.rows */
+    float *out_rows;         /* laid out as b.rows */
+    float *p, *ds;           /* P and dS of a tile of keys [SZ_KEYS][lp] */
+    int64_t lp;
+    float *k, *v;   /* [keys of the chunk][D] */
+    float *dk, *dv; /* [keys of the chunk][ld] */
+    bool many_keys; /* they do not stay in the second-level cache */
 } backward_buffers;
 
-/* P and dS of one panel from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds - delta);
- * 0 where a column does not see a key. */
-static void panel_gradient(const sz_columns *b, float *ds, int64_t c, int64_t j0, int64_t keys,
+/* P and dS of the panel at column c from scores s and dP: s becomes exp(s - lse), ds becomes s * (ds -
+ * delta); 0 where a column does not see a key. */
+static void panel_gradient(const backward_buffers *w, int64_t c, int64_t j0, int64_t keys,
                            int64_t width, bool masked)
 {
-    for (int64_t x = 0; x < width; x += SZ_LANES) {
-        sz_vec lse = sz_vec_load(b->max + c + x);
-        sz_vec delta = sz_vec_load(b->sum + c + x);
-        sz_ivec limit = *(const sz_ivec_any *)(b->limit + c + x);
+    const sz_columns *b = &w->b;
+    for (int64_t x = c; x < c + width; x += SZ_LANES) {
+        sz_vec lse = sz_vec_load(b->max + x);
+        sz_vec delta = sz_vec_load(b->sum + x);
+        sz_ivec limit = *(const sz_ivec_any *)(b->limit + x);
         for (int64_t j = 0; j < keys; j++) {
-            float *s = b->s + j * SZ_PANEL + x;
-            float *d = ds + j * SZ_PANEL + x;
+            float *s = w->p + j * w->lp + x;
+            float *d = w->ds + j * w->lp + x;
             sz_vec e = sz_vec_exp(sz_vec_load(s) - lse);
             if (masked) e = sz_vec_pick(limit > (int32_t)(j0 + j), e, (sz_vec){ 0 });
             sz_vec_store(s, e);
@@ -58,6 +61,18 @@ static void fetch_keys(backward_buffers *w, int64_t key, int64_t count)
     sz_ahead_add(&w->b.ahead, w->k + key * w->b.dim, 1, count * narrow, 0);
 }
 
+/* dV += P dout^T and dK += dS q^T: columns [from, to), `keys` keys from `key` on of the chunk. */
+static void add_columns(backward_buffers *w, int64_t key, int64_t keys, int64_t from, int64_t to)
+{
+    const sz_columns *b = &w->b;
+    const int64_t ld = b->ld;
+    if (keys <= 0 || from == to) return;
+    sz_tile(keys, b->dim, to - from, w->p + from, w->lp, 1, w->dout_rows + from * ld, ld,
+            w->dv + key * ld, ld, SZ_CHAIN, &w->b.ahead);
+    sz_tile(keys, b->dim, to - from, w->ds + from, w->lp, 1, b->rows + from * ld, ld,
+            w->dk + key * ld, ld, SZ_CHAIN, &w->b.ahead);
+}
+
 /* Adds the block's share of dQ, dK and dV from `key_count` keys, which start at key `first` of the
  * chunk. */
 static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count, bool masked)
@@ -65,37 +80,41 @@ static void backward_keys(backward_buffers *w, int64_t first, int64_t key_count,
     sz_columns *b = &w->b;
     sz_ahead *ah = &b->ahead;
     int64_t dim = b->dim;
-    int64_t ld = b->ld;
+    int64_t lp = w->lp;
     for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
         int64_t count = key_count - j0 < SZ_KEYS ? key_count - j0 : SZ_KEYS;
         int64_t key = first + j0;
         int64_t next = j0 + SZ_KEYS;
+        const float *k = w->k + key * dim;
+        const float *v = w->v + key * dim;
         if (w->many_keys && next < key_count)
             fetch_keys(w, key + SZ_KEYS, sz_min64(key_count - next, SZ_KEYS));
+
+        /* Panels that see the same keys add to dK and dV together: columns from `waiting` on, which
+         * see `rows` keys. */
+        int64_t waiting = 0;
+        int64_t rows = 0;
         for (int64_t c = 0; c < b->n; c += SZ_PANEL) {
             int64_t width = sz_panel_width(b, c);
-            int64_t used = b->n - c < SZ_PANEL ? b->n - c : SZ_PANEL;
-            int64_t seen = count;
-            if (masked) {
-                seen = sz_panel_sees(b, c, width, j0, count);
-                if (seen <= 0) continue;
+            int64_t seen = masked ? sz_panel_sees(b, c, width, j0, count) : count;
+            if (seen <= 0) continue;
+            if (seen != rows) {
+                add_columns(w, key, rows, waiting, c);
+                waiting = c;
+                rows = seen;
             }
-            const float *k = w->k + key * dim;
-            const float *v = w->v + key * dim;
-            const float *dout_rows = w->dout_rows + c * ld;
-            const float *q_rows = b->rows + c * ld;
 
             /* Scores = K q and dP = V dout, then P and dS. */
-            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, b->s, SZ_PANEL, 0, ah);
-            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, w->ds, SZ_PANEL, 0,
-                    ah);
-            panel_gradient(b, w->ds, c, j0, seen, width, masked && b->limit[c] < j0 + seen);
+            float *s = w->p + c;
+            float *ds = w->ds + c;
+            sz_tile(seen, width, dim, k, dim, 1, b->q + c * dim, SZ_PANEL, s, lp, SZ_SET, ah);
+            sz_tile(seen, width, dim, v, dim, 1, w->dout + c * dim, SZ_PANEL, ds, lp, SZ_SET, ah);
+            panel_gradient(w, c, j0, seen, width, masked && b->limit[c] < j0 + seen);
 
-            /* dV += P dout^T, dK += dS q^T, dQ += K^T dS. */
-            sz_tile(seen, dim, used, b->s, SZ_PANEL, 1, dout_rows, ld, w->dv + key * ld, ld, 1, ah);
-            sz_tile(seen, dim, used, w->ds, SZ_PANEL, 1, q_rows, ld, w->dk + key * ld, ld, 1, ah);
-            sz_tile(dim, width, seen, k, 1, dim, w->ds, SZ_PANEL, b->o + c * dim, SZ_PANEL, 1, ah);
+            /* dQ += K^T dS. */
+            sz_tile(dim, width, seen, k, 1, dim, ds, lp, b->o + c * dim, SZ_PANEL, SZ_CHAIN, ah);
         }
+        add_columns(w, key, rows, waiting, b->n);
     }
 }
 
@@ -275,11 +294,15 @@ static void combine(const attention_plan *p, const range_ref *ref, int64_t group
 
 /* ---- the whole ---- */
 
+/* Length of a row of P: an odd number of vectors, so that a panel's rows are in different sets of the
+ * first-level cache. */
+static int64_t row_of_p(const attention_plan *p) { return sz_columns_most(&p->a) + 16; }
+
 /* Floats of a thread's buffers besides sz_columns. */
 static int64_t buffer_floats(const attention_plan *p)
 {
     int64_t columns = sz_columns_most(&p->a);
-    int64_t floats = columns * (p->a.dim + 2 * p->ld) + SZ_KEYS * SZ_PANEL;
+    int64_t floats = columns * (p->a.dim + 2 * p->ld) + 2 * SZ_KEYS * row_of_p(p);
     floats += 2 * p->most_keys * (p->a.dim + p->ld);
     return sz_round_up(floats + 16 * 16, 16);
 }
@@ -297,7 +320,9 @@ static void place_buffers(backward_buffers *w, char *memory, const attention_pla
     w->dout = sz_carve(&memory, columns * a->dim);
     w->dout_rows = sz_carve(&memory, columns * p->ld);
     w->out_rows = sz_carve(&memory, columns * p->ld);
-    w->ds = sz_carve(&memory, SZ_KEYS * SZ_PANEL);
+    w->lp = row_of_p(p);
+    w->p = sz_carve(&memory, SZ_KEYS * w->lp);
+    w->ds = sz_carve(&memory, SZ_KEYS * w->lp);
     w->k = sz_carve(&memory, p->most_keys * a->dim);
     w->v = sz_carve(&memory, p->most_keys * a->dim);
     w->dk = sz_carve(&memory, p->most_keys * p->ld);

@@ -2,12 +2,12 @@
  * computes, it fetches what the thread reads next.
  *
  *     sz_tile(m, n, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead)
- *                                                             C[m x n] (+)= A[m x k] B[k x n]
+ *                                       C[m x n] (+)= A[m x k] B[k x n]; add: SZ_SET, SZ_CHAIN, SZ_ADD
  *
- * A has any row stride a_row and column stride a_col, so a transposed A costs nothing; B and C are
- * row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that many columns. Each
- * element of C is one chain of multiply-adds in the order of k, whatever m and n are, so a result
- * does not depend on the other rows and columns of the call.
+ * A has row stride a_row and column stride a_col, one of which is 1: so a transposed A costs nothing.
+ * B and C are row-major. n is rounded up to a multiple of SZ_LANES: B and C must have that many
+ * columns. Each element of C is one chain of multiply-adds in the order of k, whatever m and n are, so
+ * a result does not depend on the other rows and columns of the call.
  * Leaves out: cache blocking (callers tile), packing, threads.
  */
 #ifndef SZ_ATTENTION_PRODUCT_H
@@ -30,22 +30,14 @@ enum { SZ_AHEAD_PARTS = 8, SZ_LINE = 64 };
 typedef struct {
     sz_ahead_part part[SZ_AHEAD_PARTS]; /* those to come */
     int parts;
-    const char *line, *end;  /* the next line, and where its row ends */
-    const char *last_end;    /* where the last row of the part ends */
-    ptrdiff_t bytes, stride; /* of the rows of the part */
+    const char *line; /* the next line */
+    ptrdiff_t step;   /* from line to line; 0 when there is none to come */
+    int64_t left;     /* lines to come in this row */
+    int64_t rows;     /* rows to come, this one included; not positive when the part is done */
+    int64_t lines;    /* of a row */
+    ptrdiff_t gap;    /* from the end of a row's last line to the next row */
+    ptrdiff_t back;   /* from there to the row's beginning */
 } sz_ahead;
-
-/* Goes on to the next part; without one it stays where it is. */
-static inline void sz_ahead_next(sz_ahead *ahead)
-{
-    if (!ahead->parts) return;
-    sz_ahead_part p = ahead->part[--ahead->parts];
-    ahead->line = p.row;
-    ahead->bytes = p.bytes;
-    ahead->stride = p.stride;
-    ahead->end = p.row + p.bytes;
-    ahead->last_end = ahead->end + (p.rows - 1) * p.stride;
-}
 
 /* Adds a part. Parts are fetched from the last one on. */
 static inline void sz_ahead_add(sz_ahead *ahead, const void *row, int64_t rows, int64_t bytes,
@@ -55,80 +47,128 @@ static inline void sz_ahead_add(sz_ahead *ahead, const void *row, int64_t rows, 
         ahead->part[ahead->parts++] = (sz_ahead_part){ row, rows, bytes, stride };
 }
 
-/* An empty list: it fetches one line that is in the cache, its own. */
+/* An empty list: the line is in the cache, its own. */
 static inline void sz_ahead_clear(sz_ahead *ahead)
 {
-    *ahead = (sz_ahead){ .line = (const char *)ahead,
-                         .end = (const char *)ahead + SZ_LINE,
-                         .last_end = (const char *)ahead + SZ_LINE,
-                         .bytes = SZ_LINE };
+    *ahead = (sz_ahead){ .line = (const char *)ahead, .left = INT64_MAX };
+}
+
+/* Goes on to the next part when one is done. */
+static inline void sz_ahead_next(sz_ahead *ahead)
+{
+    if (ahead->rows > 0) return;
+    if (!ahead->parts) {
+        if (ahead->step) sz_ahead_clear(ahead);
+        return;
+    }
+    const sz_ahead_part p = ahead->part[--ahead->parts];
+    ahead->line = p.row;
+    ahead->step = SZ_LINE;
+    ahead->rows = p.rows;
+    ahead->lines = (p.bytes + SZ_LINE - 1) / SZ_LINE;
+    ahead->left = ahead->lines;
+    ahead->gap = p.stride - ahead->lines * SZ_LINE;
+    ahead->back = -ahead->lines * SZ_LINE;
 }
 
 /* ---- the product ---- */
 
-/* A block of rows x (vectors * SZ_LANES). rows and vectors are constants where it is inlined, so
- * that the sums become registers. */
+/* What becomes of C: the product is stored, or the sums begin with C, or C grows by the product. */
+enum { SZ_SET, SZ_CHAIN, SZ_ADD };
+
+/* A block of rows x (vectors * SZ_LANES). A's rows are lda apart if by_row, else its columns. rows,
+ * vectors and by_row are constants where it is inlined, so that the sums become registers and the
+ * elements of A are found from few addresses. */
 static inline __attribute__((always_inline)) void sz_tile_block(
-    const int rows, const int vectors, int64_t k, const float *restrict a, ptrdiff_t a_row,
-    ptrdiff_t a_col, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc,
+    const int rows, const int vectors, const int by_row, int64_t k, const float *restrict a,
+    ptrdiff_t lda, const float *restrict b, ptrdiff_t ldb, float *restrict c, ptrdiff_t ldc,
     int add, sz_ahead *ahead)
 {
     sz_vec sum[SZ_TILE_ROWS][2];
+    const float *row[4] = { a, a + 3 * lda, a + 6 * lda, a + 9 * lda }; /* used if by_row */
 
     /* What to fetch. */
-    if (ahead->end == ahead->last_end) sz_ahead_next(ahead);
+    sz_ahead_next(ahead);
     const char *line = ahead->line;
-    const char *end = ahead->end;
-    const char *last_end = ahead->last_end;
-    ptrdiff_t bytes = ahead->bytes;
-    ptrdiff_t stride = ahead->stride;
+    const ptrdiff_t line_step = ahead->step;
+    int64_t left = ahead->left;
 
     /* Start from C or from 0. */
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++)
-            sum[i][j] = add ? sz_vec_load(c + i * ldc + j * SZ_LANES) : (sz_vec){ 0 };
+            sum[i][j] = add == SZ_CHAIN ? sz_vec_load(c + i * ldc + j * SZ_LANES) : (sz_vec){ 0 };
 
     /* One row of B against one column of A at a time. */
-    for (int64_t p = 0; p < k; p++) {
+    for (int64_t p = k; p > 0; p--) {
         sz_vec b0 = sz_vec_load(b);
         sz_vec b1 = vectors > 1 ? sz_vec_load(b + SZ_LANES) : b0;
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++) {
-            sz_vec x = sz_vec_all(a[i * a_row]);
+            sz_vec x = sz_vec_all(by_row ? row[i / 3][i % 3 * lda] : a[i]);
             sum[i][0] += x * b0;
             if (vectors > 1) sum[i][1] += x * b1;
         }
-        a += a_col;
+        if (by_row) row[0]++, row[1]++, row[2]++, row[3]++;
+        else a += lda;
         b += ldb;
 
         /* Fetch a line into the second-level cache. */
         __builtin_prefetch(line, 0, 2);
-        line += SZ_LINE;
-        if (line >= end) {
-            end += end < last_end ? stride : 0;
-            line = end - bytes;
+        line += line_step;
+        if (--left == 0) {
+            left = ahead->lines;
+            line += --ahead->rows > 0 ? ahead->gap : ahead->back;
         }
     }
     ahead->line = line;
-    ahead->end = end;
+    ahead->left = left;
 
     /* Store C. */
+    if (add == SZ_ADD) {
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+            for (int j = 0; j < vectors; j++) sum[i][j] += sz_vec_load(c + i * ldc + j * SZ_LANES);
+    }
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 2
         for (int j = 0; j < vectors; j++) sz_vec_store(c + i * ldc + j * SZ_LANES, sum[i][j]);
 }
 
+/* The largest blocks as functions of their own: inlined among others, or for known strides, gcc keeps
+ * addresses in vector registers and parts of B in memory. */
+static __attribute__((noipa, unused)) void sz_tile_rows(int64_t k, const float *a, ptrdiff_t lda,
+                                                        const float *b, ptrdiff_t ldb, float *c,
+                                                        ptrdiff_t ldc, int add, sz_ahead *ahead)
+{
+    sz_tile_block(SZ_TILE_ROWS, 2, 1, k, a, lda, b, ldb, c, ldc, add, ahead);
+}
+
+static __attribute__((noipa, unused)) void sz_tile_columns(int64_t k, const float *a, ptrdiff_t lda,
+                                                           const float *b, ptrdiff_t ldb, float *c,
+                                                           ptrdiff_t ldc, int add, sz_ahead *ahead)
+{
+    sz_tile_block(SZ_TILE_ROWS, 2, 0, k, a, lda, b, ldb, c, ldc, add, ahead);
+}
+
 /* All m rows of a strip of `vectors` vectors: the largest blocks first. */
 static inline __attribute__((always_inline)) void sz_tile_strip(
-    const int vectors, int64_t m, int64_t k, const float *a, ptrdiff_t a_row, ptrdiff_t a_col,
+    const int vectors, const int by_row, int64_t m, int64_t k, const float *a, ptrdiff_t lda,
     const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
 {
+    const ptrdiff_t a_row = by_row ? lda : 1;
 #define SZ_TILE_STEP(rows) \
-    sz_tile_block(rows, vectors, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead), \
+    sz_tile_block(rows, vectors, by_row, k, a, lda, b, ldb, c, ldc, add, ahead), \
         a += (rows)*a_row, c += (rows)*ldc, m -= (rows)
+    for (; vectors == 2 && m >= SZ_TILE_ROWS; m -= SZ_TILE_ROWS) {
+        if (by_row) sz_tile_rows(k, a, lda, b, ldb, c, ldc, add, ahead);
+        else sz_tile_columns(k, a, lda, b, ldb, c, ldc, add, ahead);
+        a += SZ_TILE_ROWS * a_row;
+        c += SZ_TILE_ROWS * ldc;
+    }
     while (m >= SZ_TILE_ROWS) SZ_TILE_STEP(SZ_TILE_ROWS);
     if (SZ_TILE_ROWS > 8 && m >= 8) SZ_TILE_STEP(8 < SZ_TILE_ROWS ? 8 : 1);
     if (m >= 4) SZ_TILE_STEP(4);
@@ -137,15 +177,24 @@ static inline __attribute__((always_inline)) void sz_tile_strip(
 #undef SZ_TILE_STEP
 }
 
+/* All strips. */
+static inline __attribute__((always_inline)) void sz_tile_strips(
+    const int by_row, int64_t m, int64_t n, int64_t k, const float *a, ptrdiff_t lda,
+    const float *b, ptrdiff_t ldb, float *c, ptrdiff_t ldc, int add, sz_ahead *ahead)
+{
+    for (; n > SZ_LANES; n -= 2 * SZ_LANES, b += 2 * SZ_LANES, c += 2 * SZ_LANES)
+        sz_tile_strip(2, by_row, m, k, a, lda, b, ldb, c, ldc, add, ahead);
+    if (n > 0) sz_tile_strip(1, by_row, m, k, a, lda, b, ldb, c, ldc, add, ahead);
+}
+
 static __attribute__((noinline, unused)) void sz_tile(int64_t m, int64_t n, int64_t k,
                                                       const float *a, ptrdiff_t a_row,
                                                       ptrdiff_t a_col, const float *b,
                                                       ptrdiff_t ldb, float *c, ptrdiff_t ldc,
                                                       int add, sz_ahead *ahead)
 {
-    for (; n > SZ_LANES; n -= 2 * SZ_LANES, b += 2 * SZ_LANES, c += 2 * SZ_LANES)
-        sz_tile_strip(2, m, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead);
-    if (n > 0) sz_tile_strip(1, m, k, a, a_row, a_col, b, ldb, c, ldc, add, ahead);
+    if (a_col == 1) sz_tile_strips(1, m, n, k, a, a_row, b, ldb, c, ldc, add, ahead);
+    else sz_tile_strips(0, m, n, k, a, a_col, b, ldb, c, ldc, add, ahead);
 }
 
 #endif

@@ -436,12 +436,13 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
                 seen = sz_panel_sees(b, c, width, j0, count);
                 if (seen <= 0) continue;
             }
-            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, 0, &b->ahead);
+            sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, SZ_SET,
+                    &b->ahead);
             if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, c, j0, seen, width);
             sz_panel_softmax(b, c, seen, width);
             int32_t *fresh = b->fresh + c / SZ_PANEL;
-            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL, !*fresh,
-                    &b->ahead);
+            sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL,
+                    *fresh ? SZ_SET : SZ_CHAIN, &b->ahead);
             *fresh = 0;
         }
     }

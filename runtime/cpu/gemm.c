@@ -303,8 +303,11 @@ int64_t sz_gemm_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int
 #ifdef SZ_AMX
     if (dtype == SZ_BF16) return sz_gemm_amx_workspace(ta, tb, m, n, k);
 #endif
-    if (dtype == SZ_F32 || native_bf16()) return 0;
-    return 4 * k * (m + slab_columns(n, k));
+    const bool is_gradient = ta && !tb && sz_gemm_gradient_fits(m, n, k);
+    const int64_t panels = is_gradient ? sz_gemm_gradient_workspace(m) : 0;
+    if (dtype == SZ_F32) return panels;
+    if (native_bf16()) return 0;
+    return panels + 4 * k * (m + slab_columns(n, k));
 }
 
 int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, int64_t lda,
@@ -353,6 +356,12 @@ int sz_gemm(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a, in
                                          .beta = beta,
                                          .c = c,
                                          .ldc = ldc });
+    if (ta && !tb && beta != 0 && sz_gemm_gradient_fits(m, n, k)) {
+        const sz_scratch_state before = sz_scratch_save();
+        const int rc = sz_gemm_gradient(m, n, k, a, lda, b, ldb, c, ldc);
+        sz_scratch_restore(before);
+        return rc;
+    }
     if (check_first_sgemm(ta, tb, m, n, beta)) return -1;
     char a_mode = ta ? 'T' : 'N';
     char b_mode = tb ? 'T' : 'N';

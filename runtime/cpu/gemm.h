@@ -1,8 +1,8 @@
 /* gemm.h - matrix products on the CPU, for the kernels that contain one (matmul.c, logprob.c,
  * conv.c).
  *
- * gemm.c uses oneDNN; our own kernels are gemm_skinny.c for products with few rows, and gemm_amx.c
- * for bf16 with AMX.
+ * gemm.c uses oneDNN; our own kernels are gemm_skinny.c for products with few rows, gemm_gradient.c
+ * for gradients of weights, and gemm_amx.c for bf16 with AMX.
  * Leaves out: outputs other than f32.
  */
 #ifndef SZ_CPU_GEMM_H
@@ -32,6 +32,18 @@ int sz_gemm_linear_bf16(int64_t n, int64_t m, int64_t k, const void *x, const vo
 int64_t sz_gemm_workspace(bool ta, bool tb, int64_t m, int64_t n, int64_t k, int dtype);
 
 enum { SZ_LOGPROB_ROWS = 128 }; /* rows whose logits exist at one time (logprob.c) */
+
+/* ---- gemm_gradient.c ---- */
+
+/* Whether sz_gemm_gradient takes a product of this size, and is the fastest for it. */
+bool sz_gemm_gradient_fits(int64_t m, int64_t n, int64_t k);
+
+/* C [m, n] += A^T B, all f32: A [k, m], B [k, n]. Returns 0, or -1 with a message on failure. */
+int sz_gemm_gradient(int64_t m, int64_t n, int64_t k, const float *a, int64_t lda, const float *b,
+                     int64_t ldb, float *c, int64_t ldc);
+
+/* Bytes of workspace that it takes. */
+int64_t sz_gemm_gradient_workspace(int64_t m);
 
 /* ---- gemm_skinny.c ---- */
 

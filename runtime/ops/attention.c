@@ -158,12 +158,13 @@ static int64_t thread_buffers(const sz_call *c)
     return omp_get_max_threads() * ((128 << 10) + 3072 * head_dim);
 }
 
-/* In backward also the sums of keys that several threads work on. */
+/* In backward also P and dS of a tile of keys, and the sums of keys that several threads work on. */
 static int64_t backward_buffers(const sz_call *c, int64_t keys)
 {
     const int64_t kv_heads = (int64_t)c->args[1];
     const int64_t head_dim = (int64_t)c->args[2];
-    return thread_buffers(c) + 16 * keys * kv_heads * head_dim;
+    const int64_t tiles = omp_get_max_threads() * (112 << 10);
+    return thread_buffers(c) + tiles + 16 * keys * kv_heads * head_dim;
 }
 
 int64_t sz_workspace_attention(const sz_call *c) { return thread_buffers(c); }

@@ -69,6 +69,7 @@ local function peer_rows()
   }
   if opts.train ~= "1" then words[#words + 1] = "--no-train" end
   if opts.only == "compiled" then words[#words + 1] = "--compile" end
+  if opts.clock == "cpu" then words[#words + 1] = "--clock cpu" end
   local pipe = assert(io.popen(table.concat(words, " ") .. " 2>&1"))
   local text = pipe:read "*a"
   pipe:close()

@@ -1136,6 +1136,15 @@ cases.linear_dw_ = {
         args = { 4 }, sums = true, name = "columns of a wider dy",
       }
     end
+    -- Sums over many rows, for a weight that widens: gemm_gradient.c.
+    for _, s in ipairs { { 2048, 16, 96 }, { 2061, 48, 401 } } do
+      list[#list + 1] = {
+        inputs = {
+          g.normal({ s[3], s[2] }, "f32"), g.normal({ s[1], s[2] }), g.normal({ s[1], s[3] + 3 }),
+        },
+        args = { 2 }, sums = true, name = "many rows",
+      }
+    end
     return list
   end,
   bench = function(g)
