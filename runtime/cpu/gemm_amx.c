@@ -237,6 +237,30 @@ static void multiply(const panel_piece *left, const uint16_t *right, fetcher *ne
     if (left->tail) step(left->tail, STEP, right);
 }
 
+/* The same without fetching, for a panel that meets only one block: its first 16 rows, then the
+ * others. So memory is read in 16 streams instead of 32, and the processor looks further ahead in
+ * each. */
+static void multiply_alone(const panel_piece *left, const uint16_t *right)
+{
+    const uint16_t *rows = left->data;
+    for (int64_t s = 0; s < left->steps; s++) {
+        _tile_loadd(4, rows + s * STEP, 2 * left->ld);
+        _tile_loadd(6, right + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, right + s * SZ_AMX_BYTES + SZ_AMX_BYTES / 2, SZ_AMX_ROW_BYTES);
+        _tile_dpbf16ps(1, 4, 7);
+    }
+    rows += SZ_AMX_TILE * left->ld;
+    for (int64_t s = 0; s < left->steps; s++) {
+        _tile_loadd(5, rows + s * STEP, 2 * left->ld);
+        _tile_loadd(6, right + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, right + s * SZ_AMX_BYTES + SZ_AMX_BYTES / 2, SZ_AMX_ROW_BYTES);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    if (left->tail) step(left->tail, STEP, right + left->steps * SZ_AMX_BYTES);
+}
+
 /* Where a block's results go: rows x columns of C from c on. */
 typedef struct {
     char *c;
@@ -288,6 +312,7 @@ static void store_block(const block_place *to, const float *sums, bool transpose
         }
 }
 
+/* next: rows to fetch meanwhile, or NULL. */
 static void block(const panel_piece *left, const uint16_t *right, fetcher *next,
                   const block_place *to, bool transposed)
 {
@@ -300,7 +325,8 @@ static void block(const panel_piece *left, const uint16_t *right, fetcher *next,
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-    multiply(left, right, next);
+    if (next) multiply(left, right, next);
+    else multiply_alone(left, right);
     _tile_stored(0, sums, 4 * PANEL);
     _tile_stored(1, sums + SZ_AMX_TILE, 4 * PANEL);
     _tile_stored(2, sums + SZ_AMX_TILE * PANEL, 4 * PANEL);
@@ -348,9 +374,9 @@ static void run_task(const product *p, int64_t first, int64_t last, int64_t col)
             if (panel + 1 < last) next = piece_of(&p->left, panel + 1, from, depth);
             else if (from + depth < padded) next = piece_of(&p->left, first, from + depth, depth);
             /* Each block fetches its share of the next panel's rows. If there is only one, memory
-             * is busy with this panel, and the processor looks ahead by itself. */
+             * is busy with this panel. */
             fetcher ahead = { (const char *)next.data, 2 * next.ld, next.steps, 0,
-                              blocks > 1 ? (PANEL + blocks - 1) / blocks : 0 };
+                              (PANEL + blocks - 1) / blocks };
             for (int64_t b = 0; b < blocks; b++) {
                 const int64_t at = col + b * PANEL;
                 const uint16_t *right = p->right + at * padded + from * PANEL;
@@ -367,7 +393,7 @@ static void run_task(const product *p, int64_t first, int64_t last, int64_t col)
                     from > 0 || p->beta != 0,
                     p->bias && from == 0 ? p->bias + out_col : NULL,
                 };
-                block(&left, right, &ahead, &to, p->transposed);
+                block(&left, right, blocks > 1 ? &ahead : NULL, &to, p->transposed);
             }
         }
     sz_amx_end();
