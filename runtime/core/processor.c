@@ -8,11 +8,19 @@
  */
 #include "processor.h"
 #include <dnnl.h>
+#include <dnnl_version.h>
 #include <stdio.h>
 #include <stdlib.h>
 #ifdef __x86_64__
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+
+/* All that oneDNN has. */
+#if DNNL_VERSION_MAJOR >= 3
+enum { ISA_ALL = dnnl_cpu_isa_default };
+#else
+enum { ISA_ALL = dnnl_cpu_isa_all };
 #endif
 
 /* ---- the kinds, from the plainest to the best ---- */
@@ -32,12 +40,12 @@ typedef struct {
     const char *name;
     const sz_cpu_kernels *all;  /* every op */
     const sz_cpu_kernels *int8; /* where products of few bits differ, else NULL */
-    dnnl_cpu_isa_t isa;         /* the most that oneDNN may use */
+    int isa;                    /* the most that oneDNN may use */
 } kind;
 
 #ifdef SZ_ONE_KIND
 
-static const kind kinds[] = { { SZ_ONE_KIND, &sz_cpu_kernels_native, NULL, dnnl_cpu_isa_all } };
+static const kind kinds[] = { { SZ_ONE_KIND, &sz_cpu_kernels_native, NULL, ISA_ALL } };
 static bool runs(int i) { return i == 0; }
 
 #else
@@ -52,7 +60,7 @@ static const kind kinds[] = {
     [AVX512] = { "avx512", &sz_cpu_kernels_avx512, NULL, dnnl_cpu_isa_avx512_core },
     [AVX512_VNNI] = { "avx512_vnni", &sz_cpu_kernels_avx512, &sz_cpu_kernels_avx512_vnni,
                       dnnl_cpu_isa_avx512_core_bf16 },
-    [AMX] = { "amx", &sz_cpu_kernels_amx, NULL, dnnl_cpu_isa_all },
+    [AMX] = { "amx", &sz_cpu_kernels_amx, NULL, ISA_ALL },
 };
 
 /* Leaf 7, subleaf 1: this compiler's __builtin_cpu_supports does not know AVX-VNNI. */
@@ -124,8 +132,8 @@ static bool is_set(const char *variable)
 static int limit_onednn(int i)
 {
     const bool is_limited = is_set("DNNL_MAX_CPU_ISA") || is_set("ONEDNN_MAX_CPU_ISA");
-    if (is_limited || kinds[i].isa == dnnl_cpu_isa_all) return 0;
-    if (dnnl_set_max_cpu_isa(kinds[i].isa) == dnnl_success) return 0;
+    if (is_limited || kinds[i].isa == ISA_ALL) return 0;
+    if (dnnl_set_max_cpu_isa((dnnl_cpu_isa_t)kinds[i].isa) == dnnl_success) return 0;
     return sz_fail("oneDNN cannot be kept to the kernels of '%s'", kinds[i].name);
 }
 

@@ -10,6 +10,7 @@
  */
 #include "gemm.h"
 #include <dnnl.h>
+#include <dnnl_version.h>
 #include <sys/mman.h>
 
 enum { SKINNY_ROWS = 16, SKINNY_ROWS_BF16 = 96 };
@@ -20,14 +21,15 @@ enum { HAS_AMX = 1 };
 enum { HAS_AMX = 0 };
 #endif
 
-/* Whether the processor multiplies bf16: in gemm_amx.c, or in oneDNN. */
+/* Whether the processor multiplies bf16: in gemm_amx.c, or in oneDNN. A set of instructions has the
+ * bits of those that it contains. */
 static bool native_bf16(void)
 {
     if (HAS_AMX) return true;
     static int known = -1;
     if (known < 0) {
-        dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
-        known = isa == dnnl_cpu_isa_avx512_core_bf16 || isa == dnnl_cpu_isa_avx512_core_amx;
+        const unsigned needed = dnnl_cpu_isa_avx512_core_bf16;
+        known = (dnnl_get_effective_cpu_isa() & needed) == needed;
     }
     return known;
 }
@@ -140,16 +142,84 @@ static void slot_clear(table_slot *slot)
     memset(slot, 0, sizeof *slot);
 }
 
-/* A row-major matrix [rows, cols], or its transpose if `transposed`. */
-static dnnl_memory_desc_t matrix_desc(int64_t rows, int64_t cols, dnnl_data_type_t dtype,
-                                      bool transposed, int64_t ld)
+/* ---- oneDNN 2 and 3: descriptors are structs, or pointers to what the library keeps ---- */
+typedef dnnl_memory_desc_t matrix_desc;
+
+#if DNNL_VERSION_MAJOR >= 3
+static dnnl_status_t desc_create(matrix_desc *desc, const dnnl_dims_t dims, dnnl_data_type_t dtype,
+                                 const dnnl_dims_t strides)
 {
-    dnnl_memory_desc_t desc;
+    return dnnl_memory_desc_create_with_strides(desc, 2, dims, dtype, strides);
+}
+
+static void desc_free(matrix_desc desc)
+{
+    if (desc) dnnl_memory_desc_destroy(desc);
+}
+
+static dnnl_status_t memory_of(dnnl_memory_t *memory, const matrix_desc *desc)
+{
+    return dnnl_memory_create(memory, *desc, engine, DNNL_MEMORY_NONE);
+}
+
+static void append_sum(dnnl_post_ops_t post)
+{
+    dnnl_post_ops_append_sum(post, 1.0f, 0, dnnl_data_type_undef);
+}
+
+static void append_gelu(dnnl_post_ops_t post)
+{
+    dnnl_post_ops_append_eltwise(post, dnnl_eltwise_gelu_erf, 0.0f, 0.0f);
+}
+
+/* bias: NULL if there is none. */
+static dnnl_status_t matmul_create(dnnl_primitive_desc_t *desc, const matrix_desc *a,
+                                   const matrix_desc *b, const matrix_desc *bias,
+                                   const matrix_desc *c, dnnl_primitive_attr_t attr)
+{
+    return dnnl_matmul_primitive_desc_create(desc, engine, *a, *b, bias ? *bias : NULL, *c, attr);
+}
+#else
+static dnnl_status_t desc_create(matrix_desc *desc, const dnnl_dims_t dims, dnnl_data_type_t dtype,
+                                 const dnnl_dims_t strides)
+{
+    return dnnl_memory_desc_init_by_strides(desc, 2, dims, dtype, strides);
+}
+
+static void desc_free(matrix_desc desc) { (void)desc; }
+
+static dnnl_status_t memory_of(dnnl_memory_t *memory, const matrix_desc *desc)
+{
+    return dnnl_memory_create(memory, desc, engine, DNNL_MEMORY_NONE);
+}
+
+static void append_sum(dnnl_post_ops_t post) { dnnl_post_ops_append_sum(post, 1.0f); }
+
+static void append_gelu(dnnl_post_ops_t post)
+{
+    dnnl_post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_gelu_erf, 0.0f, 0.0f);
+}
+
+static dnnl_status_t matmul_create(dnnl_primitive_desc_t *desc, const matrix_desc *a,
+                                   const matrix_desc *b, const matrix_desc *bias,
+                                   const matrix_desc *c, dnnl_primitive_attr_t attr)
+{
+    dnnl_matmul_desc_t matmul;
+    dnnl_status_t status = dnnl_matmul_desc_init(&matmul, a, b, bias, c);
+    if (status != dnnl_success) return status;
+    return dnnl_primitive_desc_create(desc, &matmul, attr, engine, NULL);
+}
+#endif
+
+/* A row-major matrix [rows, cols], or its transpose if `transposed`. */
+static int matrix(matrix_desc *desc, int64_t rows, int64_t cols, dnnl_data_type_t dtype,
+                  bool transposed, int64_t ld)
+{
     int64_t row_stride = transposed ? 1 : ld;
     int64_t col_stride = transposed ? ld : 1;
-    dnnl_memory_desc_init_by_strides(&desc, 2, (dnnl_dims_t){ rows, cols }, dtype,
-                                     (dnnl_dims_t){ row_stride, col_stride });
-    return desc;
+    return dnnl_check(desc_create(desc, (dnnl_dims_t){ rows, cols }, dtype,
+                                  (dnnl_dims_t){ row_stride, col_stride }),
+                      "matrix descriptor");
 }
 
 /* What happens to the product before it is stored: + C, GELU. */
@@ -160,35 +230,36 @@ static dnnl_primitive_attr_t attributes(const product *p)
     dnnl_primitive_attr_create(&attr);
     if (p->beta == 0 && !p->gelu) return attr;
     dnnl_post_ops_create(&post);
-    if (p->beta != 0) dnnl_post_ops_append_sum(post, 1.0f);
-    if (p->gelu) dnnl_post_ops_append_eltwise(post, 1.0f, dnnl_eltwise_gelu_erf, 0.0f, 0.0f);
+    if (p->beta != 0) append_sum(post);
+    if (p->gelu) append_gelu(post);
     dnnl_primitive_attr_set_post_ops(attr, post);
     dnnl_post_ops_destroy(post);
     return attr;
 }
 
-static int memory_create(dnnl_memory_t *memory, const dnnl_memory_desc_t *desc)
+static int memory_create(dnnl_memory_t *memory, const matrix_desc *desc)
 {
-    return dnnl_check(dnnl_memory_create(memory, desc, engine, DNNL_MEMORY_NONE), "memory");
+    return dnnl_check(memory_of(memory, desc), "memory");
 }
 
 /* Makes the primitive of a free slot and its memory objects, without key. */
 static int slot_fill(table_slot *slot, const product *p)
 {
     dnnl_data_type_t dtype = p->dtype == SZ_F32 ? dnnl_f32 : dnnl_bf16;
-    dnnl_memory_desc_t a = matrix_desc(p->m, p->k, dtype, p->ta, p->lda);
-    dnnl_memory_desc_t b = matrix_desc(p->k, p->n, dtype, p->tb, p->ldb);
-    dnnl_memory_desc_t c = matrix_desc(p->m, p->n, dnnl_f32, false, p->ldc);
-    dnnl_memory_desc_t bias = matrix_desc(1, p->n, dnnl_f32, false, p->n);
-    dnnl_matmul_desc_t matmul;
+    matrix_desc a = { 0 };
+    matrix_desc b = { 0 };
+    matrix_desc c = { 0 };
+    matrix_desc bias = { 0 };
     dnnl_primitive_desc_t desc = NULL;
     dnnl_primitive_attr_t attr = attributes(p);
 
     /* The primitive. */
-    int rc = dnnl_check(dnnl_matmul_desc_init(&matmul, &a, &b, p->bias ? &bias : NULL, &c),
-                        "matmul descriptor");
+    int rc = matrix(&a, p->m, p->k, dtype, p->ta, p->lda);
+    if (rc == 0) rc = matrix(&b, p->k, p->n, dtype, p->tb, p->ldb);
+    if (rc == 0) rc = matrix(&c, p->m, p->n, dnnl_f32, false, p->ldc);
+    if (rc == 0) rc = matrix(&bias, 1, p->n, dnnl_f32, false, p->n);
     if (rc == 0)
-        rc = dnnl_check(dnnl_primitive_desc_create(&desc, &matmul, attr, engine, NULL),
+        rc = dnnl_check(matmul_create(&desc, &a, &b, p->bias ? &bias : NULL, &c, attr),
                         "matmul primitive descriptor");
     if (rc == 0) rc = dnnl_check(dnnl_primitive_create(&slot->primitive, desc), "matmul primitive");
 
@@ -200,6 +271,10 @@ static int slot_fill(table_slot *slot, const product *p)
 
     if (desc) dnnl_primitive_desc_destroy(desc);
     dnnl_primitive_attr_destroy(attr);
+    desc_free(a);
+    desc_free(b);
+    desc_free(c);
+    desc_free(bias);
     return rc;
 }
 

@@ -197,7 +197,9 @@ local EFFECTIVE = [[
   require "segzero"
   local ffi = require "ffi"
   ffi.cdef "int dnnl_get_effective_cpu_isa(void);"
-  print(ffi.load("libdnnl.so.2").dnnl_get_effective_cpu_isa())
+  local known, dnnl = pcall(ffi.load, "libdnnl.so.2")
+  if not known then dnnl = ffi.load "libdnnl.so.3" end
+  print(dnnl.dnnl_get_effective_cpu_isa())
 ]]
 
 check.case("oneDNN is limited to the kind, or to what DNNL_MAX_CPU_ISA says", function()
