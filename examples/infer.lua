@@ -80,12 +80,6 @@ local function open_policy(o, shards)
 end
 
 local function load_policy(o, shards)
-  local dir = o.model_path
-  print("model: " .. dir)
-  if o.embedded then
-    print("  (small: it knows only images of coloured shapes; " ..
-      "use --model_path FOLDER for a real Qwen2.5-VL)")
-  end
   local ok, vl = pcall(open_policy, o, shards)
   if not ok then fail("%s", reason(vl)) end
   return vl
@@ -101,13 +95,18 @@ local function check_frame(side, processor)
   cli.usage_error(message:format(side, plan.resized_width, plan.resized_height, block))
 end
 
--- What the options, the device and the policy's small files alone forbid.
+-- Names the policy, and refuses what the options, the device and its small files alone forbid.
 local function check_policy(o)
   local dir = o.model_path
   if o.embedded and not files.exists(dir .. "/config.json") then
     fail("the small model is not in %s; name another one with --model_path FOLDER", dir)
   end
   paths.check_policy("--model_path", dir)
+  print("model: " .. dir)
+  if o.embedded then
+    print("  (small: it knows only images of coloured shapes; " ..
+      "use --model_path FOLDER for a real Qwen2.5-VL)")
+  end
   local ok, why = pcall(model.check, { dtype = o.dtype, device = o.device })
   if not ok then fail("%s", reason(why)) end
   if o.resize then return end
