@@ -109,7 +109,7 @@ check.case("a checkpoint as a model", function()
   end
   assert(run("model_merger", "--local_dir", actor))
   for _, path in ipairs(names) do
-    prints(1, "model: " .. actor .. "/huggingface\ninfer: .*tokenizer%.json is missing",
+    prints(1, "^model: " .. actor .. "/huggingface\n.*\ninfer: [^\n]*tokenizer%.json is missing",
       "examples/infer.lua", "--demo", "--reasoning_model_path", path)
   end
 end)
