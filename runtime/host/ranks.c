@@ -104,6 +104,27 @@ static bool is_ranks_option(const char *s, bool *takes_next)
     return *takes_next || strncmp(s, "--ranks=", sizeof name) == 0;
 }
 
+/* ---- mpirun's folder ---- */
+static char session[PATH_MAX];
+
+/* A folder for what mpirun keeps while the job runs. Open MPI's usual one belongs to all jobs of a
+ * user: a job that ends removes it while another one starts, which then fails. */
+static void make_session(void)
+{
+    static const char variable[] = "OMPI_MCA_orte_tmpdir_base";
+    const char *base = getenv("TMPDIR");
+    if (getenv(variable)) return;
+    snprintf(session, sizeof session, "%s/segzero-ranks-XXXXXX", base && *base ? base : "/tmp");
+    if (mkdtemp(session)) setenv(variable, session, 1);
+    else session[0] = 0;
+}
+
+/* mpirun has emptied it. */
+static void remove_session(void)
+{
+    if (session[0]) rmdir(session);
+}
+
 /* ---- waiting for mpirun ---- */
 /* The exit status of the job. */
 static int wait_for(pid_t child)
@@ -219,7 +240,9 @@ static int start(long ranks, const host_options *o, char **argv, int argc)
     }
 
     set_environment(ranks);
+    if (by_mpirun) make_session();
     const int status = by_mpirun ? run_launcher(list) : sz_spawn_ranks(ranks, list);
+    remove_session();
     free(list);
     return status;
 }

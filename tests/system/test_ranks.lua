@@ -83,6 +83,23 @@ check.case("doctor compares the ranks", function()
   end
 end)
 
+check.case("mpirun's files are in a folder of the job, which goes with it", function()
+  local script = place .. "/folder.lua"
+  files.write(script, [[
+    require "segzero"
+    print("folder: " .. os.getenv "OMPI_MCA_orte_tmpdir_base")]])
+  local seen = {}
+  for job = 1, 2 do
+    local text, status = ranks(2, { script })
+    check.equal(status, 0, text)
+    local folder = text:match "folder: (%S+)"
+    check.ok(folder and folder:find "segzero%-ranks%-", text)
+    check.ok(not seen[folder], "another job has another one: " .. text)
+    check.ok(not files.exists(folder or "/"), "it is removed: " .. tostring(folder))
+    seen[folder or job] = true
+  end
+end)
+
 check.case("mpirun with the example's hostfile", function()
   local argv = { "mpirun", "--quiet", "--hostfile", host.root .. "/examples/hosts", "-n", "2",
     host.executable, "--threads", "1", "doctor" }
