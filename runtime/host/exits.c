@@ -2,8 +2,8 @@
  *
  * os.exit inside a user's function is an error (lua/segzero/core/user_code.lua). C's exit(),
  * quick_exit() and _exit() can be called through the FFI or by a C module: in the middle of a run
- * they end the program with a line on stderr, and status 0 becomes 1. A child that the user's code
- * has forked ends as it likes.
+ * they end the program with a line on stderr, and a status of 0 or less becomes 1 (lua-cjson calls
+ * exit(-1) when memory is out). A child that the user's code has forked ends as it likes.
  * Leaves out: kill(getpid(), 9) and the system call itself. Sanitizers bring an _exit of their own.
  */
 #define _GNU_SOURCE
@@ -26,7 +26,7 @@ static int judge(int status)
     running = 0;
     ssize_t ignored = write(STDERR_FILENO, message, sizeof message - 1);
     (void)ignored;
-    return status ? status : EXIT_SCRIPT;
+    return status > 0 ? status : EXIT_SCRIPT;
 }
 
 static void check_status(int status, void *unused)

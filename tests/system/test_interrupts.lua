@@ -125,6 +125,8 @@ check.case("exit() in the middle of a run is no success", function()
   end
   local output, status = in_a_run("calls_exit_3", "ffi.C.exit(3)")
   check.equal({ output, status }, { line, 3 }, "another status stays")
+  output, status = in_a_run("calls_exit_minus_1", "ffi.C.exit(-1)")
+  check.equal({ output, status }, { line, 1 }, "a status below 0 is 1")
 end)
 
 check.case("a child that a run forks may exit", function()
