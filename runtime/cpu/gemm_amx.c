@@ -21,9 +21,9 @@
 #include <omp.h>
 
 enum {
-    STEP = 32,  /* of the inner dimension: one row of a tile */
-    PANEL = 32, /* rows of the left operand, columns of the right one: two tiles */
-    DEPTH = 4096,
+    STEP = 32,              /* of the inner dimension: one row of a tile */
+    PANEL = 32,             /* rows of the left operand, columns of the right one: two tiles */
+    DEPTH = 4096,           /* of a piece of the inner dimension, at most */
     TASK_COLS = 256,        /* at most */
     TASK_NUMBERS = 1 << 19, /* of the right operand in a task: they stay in the cache */
     TASK_PANELS = 16,       /* at most */
@@ -237,27 +237,23 @@ static void multiply(const panel_piece *left, const uint16_t *right, fetcher *ne
     if (left->tail) step(left->tail, STEP, right);
 }
 
+/* All steps of 16 rows: tile x of the left operand, sums in tiles a and b. */
+#define SIXTEEN_ROWS(x, a, b, rows, left, right) \
+    for (int64_t s = 0; s < (left)->steps; s++) { \
+        _tile_loadd(x, (rows) + s * STEP, 2 * (left)->ld); \
+        _tile_loadd(6, (right) + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES); \
+        _tile_dpbf16ps(a, x, 6); \
+        _tile_loadd(7, (right) + s * SZ_AMX_BYTES + SZ_AMX_BYTES / 2, SZ_AMX_ROW_BYTES); \
+        _tile_dpbf16ps(b, x, 7); \
+    }
+
 /* The same without fetching, for a panel that meets only one block: its first 16 rows, then the
  * others. So memory is read in 16 streams instead of 32, and the processor looks further ahead in
  * each. */
 static void multiply_alone(const panel_piece *left, const uint16_t *right)
 {
-    const uint16_t *rows = left->data;
-    for (int64_t s = 0; s < left->steps; s++) {
-        _tile_loadd(4, rows + s * STEP, 2 * left->ld);
-        _tile_loadd(6, right + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, right + s * SZ_AMX_BYTES + SZ_AMX_BYTES / 2, SZ_AMX_ROW_BYTES);
-        _tile_dpbf16ps(1, 4, 7);
-    }
-    rows += SZ_AMX_TILE * left->ld;
-    for (int64_t s = 0; s < left->steps; s++) {
-        _tile_loadd(5, rows + s * STEP, 2 * left->ld);
-        _tile_loadd(6, right + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(7, right + s * SZ_AMX_BYTES + SZ_AMX_BYTES / 2, SZ_AMX_ROW_BYTES);
-        _tile_dpbf16ps(3, 5, 7);
-    }
+    SIXTEEN_ROWS(4, 0, 1, left->data, left, right)
+    SIXTEEN_ROWS(5, 2, 3, left->data + SZ_AMX_TILE * left->ld, left, right)
     if (left->tail) step(left->tail, STEP, right + left->steps * SZ_AMX_BYTES);
 }
 

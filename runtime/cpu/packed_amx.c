@@ -20,7 +20,7 @@
 #include <omp.h>
 
 enum {
-    PANEL = 32,                            /* rows of x, and weight rows: two tiles */
+    PANEL = SZ_PACKED_PANEL,               /* rows of x, and weight rows: two tiles */
     STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 128 columns */
     DEPTH = 8,                             /* groups whose weights stay in the first-level cache */
     TASK_ROWS = 256,

@@ -6,9 +6,10 @@
 
 #include "core/core.h"
 #include "int4.h"
+#include "ops/op.h"
 
-/* Rows of x from which on AMX is faster. */
-enum { SZ_AMX_ROWS_INT8 = 12, SZ_AMX_ROWS_INT4 = 32 };
+/* Rows of x from which on AMX is faster: at least SZ_PACKED_MANY, for the workspace. */
+enum { SZ_AMX_ROWS_INT8 = SZ_PACKED_MANY, SZ_AMX_ROWS_INT4 = 32 };
 
 /* linear_int8 and linear_int4 of ops.def; the bits are those of int8.c and int4.c. Return 0, or -1
  * with a message on failure. */

@@ -66,9 +66,16 @@ static inline int64_t sz_workspace_sums(const sz_tensor *y)
     return y->dtype == SZ_F32 ? 0 : (int64_t)sizeof(float) * y->numel;
 }
 
-/* Rows that a product with 8 or 4-bit weights has room for: with AMX (cpu/packed_amx.c) many rows are
- * rounded up to whole panels. */
-static inline int64_t sz_packed_rows(int64_t n) { return n < 12 ? n : (n + 31) / 32 * 32; }
+/* With AMX, products of many rows with 8 or 4-bit weights are computed in panels of rows
+ * (cpu/packed_amx.c). */
+enum { SZ_PACKED_MANY = 12, SZ_PACKED_PANEL = 32 };
+
+/* Rows that such a product has room for. */
+static inline int64_t sz_packed_rows(int64_t n)
+{
+    if (n < SZ_PACKED_MANY) return n;
+    return (n + SZ_PACKED_PANEL - 1) / SZ_PACKED_PANEL * SZ_PACKED_PANEL;
+}
 
 /* ---- calls ---- */
 /* Output 0 of a call, NULL when it fails. For ops with one output. */

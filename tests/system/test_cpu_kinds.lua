@@ -177,7 +177,8 @@ end)
 
 check.case("ops that kinds have their own code for", function()
   for _, kind in ipairs(kinds) do
-    for _, op in ipairs { "linear_int8", "linear_int4", "quantize_int4", "linear_cat", "attention_cached", "adamw" } do
+    for _, op in ipairs { "linear_int8", "linear_int4", "quantize_int4", "linear_cat",
+      "attention_cached", "adamw" } do
       local output, status = run(kind, "tests/unit/test_ops.lua", "case=" .. op)
       check.equal(status, 0, ("%s, %s: %s"):format(kind, op, output))
       check.ok(output:find ", 0 failed", ("%s, %s: the checks ran"):format(kind, op))
