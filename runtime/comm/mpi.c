@@ -168,12 +168,15 @@ static int first_gone(int count)
     return -1;
 }
 
-/* Several ranks see the same loss, and one line about it is enough: higher ranks wait for a moment,
- * in which mpirun ends them because a lower one has printed it and ended the job. */
-static void wait_for_end(void)
+/* Several ranks see the loss of `lost`, and one line about it is enough: a rank waits as long as lower
+ * ones may say it, and mpirun ends it meanwhile. mpirun takes more than half a second if it has lost
+ * a host. Where no lower rank is left, mpirun ends the job itself, so there is no time to wait. */
+static void wait_for_end(int lost)
 {
-    enum { EACH = 400, MOST = 3000 }; /* milliseconds */
-    const int wanted = EACH * self.rank;
+    enum { EACH = 2000, MOST = 6000 }; /* milliseconds */
+    int lower = 0;
+    for (int r = 0; r < self.rank; r++) lower += r != lost && (!pids[r] || is_here(pids[r]));
+    const int wanted = EACH * lower;
     const int wait = wanted < MOST ? wanted : MOST;
     const struct timespec t = { wait / 1000, wait % 1000 * 1000000L };
     const bool is_told = nanosleep(&t, NULL) != 0; /* by mpirun's SIGTERM */
@@ -200,7 +203,7 @@ static int attend(void)
     answer_questions();
     for (int r = 0; r < self.size; r++) {
         if (r == self.rank || !pids[r] || is_here(pids[r])) continue;
-        wait_for_end();
+        wait_for_end(r);
         return r;
     }
     return -1;
@@ -237,7 +240,7 @@ static int absent(const int *ranks, int count, double seconds)
     for (int i = count - 1; i >= 0; i--)
         if (!answered[ranks[i]]) first = ranks[i];
     free(answered);
-    if (first >= 0) wait_for_end();
+    if (first >= 0) wait_for_end(first);
     return first;
 }
 
@@ -263,7 +266,7 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
         if (core->interrupted()) return core->fail("interrupted");
         if (turn % 64 == 63 && now() > end) {
             *late = first_unfinished(used);
-            wait_for_end();
+            wait_for_end(*late);
             return core->fail("a rank does not answer");
         }
         if (turn % 64 == 63 && now() > look) {
@@ -271,7 +274,7 @@ static int exchange(const sz_message *messages, int count, double seconds, int *
             answer_questions();
             *late = first_gone(used);
             if (*late < 0) continue;
-            wait_for_end();
+            wait_for_end(*late);
             return -2;
         }
         pause_a_little(turn);
