@@ -27,6 +27,7 @@ enum {
     TASK_COLS = 256,        /* at most */
     TASK_NUMBERS = 1 << 19, /* of the right operand in a task: they stay in the cache */
     TASK_PANELS = 16,       /* at most */
+    AHEAD = 2,              /* steps that rows are fetched ahead if there is only one block */
     SLAB_BYTES = 32 << 20,  /* of the right operand that are packed at one time */
 };
 
@@ -237,9 +238,15 @@ static void multiply(const panel_piece *left, const uint16_t *right, fetcher *ne
     if (left->tail) step(left->tail, STEP, right);
 }
 
-/* All steps of 16 rows: tile x of the left operand, sums in tiles a and b. */
+/* All steps of 16 rows: tile x of the left operand, sums in tiles a and b. Each row is fetched
+ * AHEAD steps before it is used, and past its end, the row that is 16 further down. */
 #define SIXTEEN_ROWS(x, a, b, rows, left, right) \
     for (int64_t s = 0; s < (left)->steps; s++) { \
+        const int64_t past = s + AHEAD - (left)->steps; \
+        const uint16_t *later = (rows) + (s + AHEAD) * STEP; \
+        if (past >= 0) later = (rows) + SZ_AMX_TILE * (left)->ld + past * STEP; \
+        _Pragma("GCC unroll 16") for (int row = 0; row < SZ_AMX_TILE; row++) \
+            _mm_prefetch((const char *)(later + row * (left)->ld), _MM_HINT_T0); \
         _tile_loadd(x, (rows) + s * STEP, 2 * (left)->ld); \
         _tile_loadd(6, (right) + s * SZ_AMX_BYTES, SZ_AMX_ROW_BYTES); \
         _tile_dpbf16ps(a, x, 6); \
@@ -247,7 +254,7 @@ static void multiply(const panel_piece *left, const uint16_t *right, fetcher *ne
         _tile_dpbf16ps(b, x, 7); \
     }
 
-/* The same without fetching, for a panel that meets only one block: its first 16 rows, then the
+/* The same for a panel that meets only one block, as in decoding: its first 16 rows, then the
  * others. So memory is read in 16 streams instead of 32, and the processor looks further ahead in
  * each. */
 static void multiply_alone(const panel_piece *left, const uint16_t *right)
@@ -443,11 +450,12 @@ int sz_gemm_amx(bool ta, bool tb, int64_t m, int64_t n, int64_t k, const void *a
         p.columns = sz_min64(slab, right->count - p.first_col);
         pack_right(space, right, p.first_col, round_up(p.columns, PANEL), k);
 
-        /* Enough tasks for all threads, but no smaller than needed. */
+        /* Enough tasks for all threads, but no smaller than needed. With one block of columns a task
+         * is one panel: each row is read to its end before the next panel's, in the order of memory. */
         const int64_t some_columns = task_columns(p.left.k);
         const int64_t across = (p.columns + some_columns - 1) / some_columns;
         int64_t some = sz_min64(TASK_PANELS, panels * across / (4 * omp_get_max_threads()));
-        if (some < 1) some = 1;
+        if (some < 1 || p.columns <= PANEL) some = 1;
         const int64_t down = (panels + some - 1) / some;
 #pragma omp parallel for schedule(dynamic, 1) if (m * n * k > 65536)
         for (int64_t t = 0; t < across * down; t++) {
