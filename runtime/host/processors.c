@@ -19,6 +19,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Reads the first line of DIR/NAME. Returns whether there is one. */
@@ -139,8 +140,9 @@ const host_processors *sz_processors_find(void)
     return &found;
 }
 
-/* Whether other programs keep the machine busy: now, and in the last minute. */
-static bool is_busy(const host_processors *p)
+/* Whether /proc/loadavg says that other programs keep the machine busy: now, and in the last
+ * minute. */
+static bool looks_busy(const host_processors *p)
 {
     char line[128];
     double minute = 0;
@@ -148,6 +150,22 @@ static bool is_busy(const host_processors *p)
     if (!read_line("/proc", "loadavg", line, sizeof line)) return false;
     if (sscanf(line, "%lf %*f %*f %d/", &minute, &running) != 2) return false;
     return running - 1 + p->usable > p->online && minute + p->usable > p->online + 0.5;
+}
+
+/* Whether it says so most of the time. The last minute may have been this user's last command, and
+ * the program that runs now the shell that starts this one, or what it pipes to: so they get a
+ * moment to end. */
+static bool is_busy(const host_processors *p)
+{
+    enum { LOOKS = 5, ENOUGH = 4 };
+    static const struct timespec moment = { 0, 1000000 };
+    int busy = 0;
+    for (int look = 0; look < LOOKS; look++) {
+        if (look > 0) nanosleep(&moment, NULL);
+        busy += looks_busy(p);
+        if (look + 1 - busy > LOOKS - ENOUGH) return false;
+    }
+    return true;
 }
 
 /* How often a thread of OpenMP looks whether there is work before it sleeps: 1000 looks take 24 to 45
