@@ -24,18 +24,19 @@
 enum { VECTORS = SZ_Q4_ROWS / SZ_LANES };
 
 /* Sizes of a tile, so that its sums and operands fit the registers: up to FEW rows of x meet
- * WIDE vectors of weights, and up to MAX_TILE_ROWS meet 2. Four codes of x take X_WORDS words.
+ * WIDE vectors of weights, up to SOME meet 2, and up to MAX_TILE_ROWS one. The more rows, the less
+ * often a weight is unpacked. Four codes of x take X_WORDS words.
  * SUMS_OF_16: two sums of 16 bits in each lane. */
 #if defined(__AVX512VNNI__)
-enum { FEW = 4, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 0 };
+enum { FEW = 4, SOME = 6, WIDE = 4, MAX_TILE_ROWS = 8, X_WORDS = 1, SUMS_OF_16 = 0 };
 #elif defined(__AVXVNNI__)
-enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 1, SUMS_OF_16 = 0 };
+enum { FEW = 1, SOME = 3, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 0 };
 #elif defined(__AVX512BW__)
-enum { FEW = 2, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 1 };
+enum { FEW = 2, SOME = 6, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 1 };
 #elif defined(__AVX2__)
-enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 1 };
+enum { FEW = 1, SOME = 2, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 1 };
 #else
-enum { FEW = 1, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 2, SUMS_OF_16 = 0 };
+enum { FEW = 1, SOME = 3, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 2, SUMS_OF_16 = 0 };
 #endif
 
 enum {
@@ -45,6 +46,9 @@ enum {
     PACKED = 64,                    /* bytes with the codes of 8 columns of a block */
     GROUP_PACKED = SZ_Q4_GROUP / 8, /* such pieces in a group */
 };
+
+/* Vectors of weights that a tile of m rows of x has: a constant if m is. */
+#define VECTORS_OF(m) ((m) <= FEW ? WIDE : (m) <= SOME ? 2 : 1)
 
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
 typedef int8_t part_vec __attribute__((vector_size(SZ_LANES), aligned(1), may_alias));
@@ -414,7 +418,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
     sz_ivec s[MAX_SUMS];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
 #pragma GCC unroll 2
     for (int p = 0; p < GROUP_PACKED; p++, x += 2 * M * X_WORDS)
@@ -425,7 +429,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
             const weight_words low = unpack(bytes);
             const weight_words high = unpack(bytes >> 4);
             if (r % VECTORS == 0) __builtin_prefetch(from + 2048);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int i = 0; i < M; i++) {
                 dot4(&s[r * M + i], &low, x + i * X_WORDS);
                 dot4(&s[r * M + i], &high, x + (M + i) * X_WORDS);
@@ -436,7 +440,7 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
         const sz_ivec part = load_parts(w[r].parts + g * SZ_Q4_ROWS);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
         for (int i = 0; i < M; i++)
             total[r * M + i] = add_parts(total[r * M + i], s[r * M + i], part);
     }
@@ -466,7 +470,7 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             const sz_vec scale = load_scale(w[r].scale);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
             for (int i = 0; i < M; i++)
                 sums[r * M + i] += __builtin_convertvector(total[r * M + i], sz_vec) *
                                    (scale * x_scale[i]);
@@ -491,7 +495,7 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
                                               const int32_t *x, const float *x_scale,
                                               const int32_t *start, sz_vec *sums)
 {
-    const int R = m <= FEW ? WIDE : 2;
+    const int R = VECTORS_OF(m);
     vector_weights w[WIDE];
     for (int r = 0; r < R; r++) {
         const int64_t v = sz_min64(first + r, t->vectors - 1);
@@ -505,8 +509,7 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
     /* One instance for each m. */
 #define CASE(M) \
     case M: \
-        if (M <= MAX_TILE_ROWS) \
-            tile(M, M <= FEW ? WIDE : 2, t->across, w, x, x_scale, start, sums); \
+        if (M <= MAX_TILE_ROWS) tile(M, VECTORS_OF(M), t->across, w, x, x_scale, start, sums); \
         break
     switch (m) {
         CASE(1);
@@ -515,6 +518,8 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
         CASE(4);
         CASE(5);
         CASE(6);
+        CASE(7);
+        CASE(8);
     }
 #undef CASE
     return R;
