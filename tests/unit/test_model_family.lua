@@ -1,5 +1,5 @@
 -- test_model_family.lua - a model family of a script's own: registered from outside the library, it
--- samples, trains, is planned for, is saved and resumed, and runs through the recipe.
+-- samples, trains, is planned for, is saved and resumed, is evaluated, and runs through the recipe.
 --
 -- The toy is one attention layer without positions, written with tensor ops: tied embeddings, a linear
 -- layer for image patches, a cache of one layer. It has only what the contract in
@@ -226,6 +226,25 @@ check.case("the recipe runs it and writes a checkpoint that opens", function()
     check.equal(toy.dims.vocab, read_json(dir).vocab_size, "it is a folder of the family")
     toy:free()
   end
+end)
+
+check.case("it is evaluated, in the sizes that its own processor allows", function()
+  local evaluate = require "recipes.evaluate"
+  local args = { "model_path=" .. dir, "sam2_path=none", "rows=2", "max_new_tokens=4", "resamples=2",
+    "output_path=" .. place .. "/evaluation" }
+  evaluate.run(args)
+  check.ok(files.exists(place .. "/evaluation/results.jsonl"), "results")
+
+  args[#args + 1] = "frame=100"
+  local refused = "the model would resize it to 112 x 112"
+  check.raises(function() evaluate.run(args) end, refused, "known from the loaded model")
+  local spec = sz.models:get "toy"
+  local load = spec.load
+  spec.processor = function(path) return require("segzero.models.qwen_vl.processor").new(path) end
+  spec.load = function() error "it was loaded" end
+  check.raises(function() evaluate.run(args) end, refused, "known before it is loaded")
+  spec.load = load
+  spec.processor = nil
 end)
 
 check.case("a family must write the functions that have no default", function()

@@ -35,7 +35,6 @@ local log = require "segzero.log"
 local opening = require "segzero.models.opening"
 local output_rows = require "segzero.evaluation.output_rows"
 local prompt_text = require "segzero.data.prompt_text"
-local processors = require "segzero.models.qwen_vl.processor"
 local prompts = require "segzero.data.prompt"
 local results = require "segzero.evaluation.results"
 local rewarding = require "segzero.evaluation.rewarding"
@@ -84,7 +83,8 @@ local function check_policy(cfg)
   if cfg.oracle then return end
   opening.check_options(cfg.model_path, { dtype = cfg.dtype })
   if not cfg.frame then return end
-  local processor = processors.new(cfg.model_path)
+  local processor = opening.processor(cfg.model_path)
+  if not processor then return end
   limit_pixels(processor, cfg)
   check_frame(processor, cfg.frame)
 end
@@ -92,11 +92,12 @@ end
 local function load_policy(run)
   local cfg = run.config
   if cfg.oracle then return end
-  run.policy = sz.qwen_vl(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter,
+  run.policy = sz.model(cfg.model_path, { dtype = cfg.dtype, adapter = cfg.adapter,
     shards = run.parallel.shard_group })
   run.policy:tokenizer()
   integrity.settle(run.policy)  -- a damaged checkpoint is no error of a row
   limit_pixels(run.policy:processor(), cfg)
+  check_frame(run.policy:processor(), cfg.frame)
   run.frames = coordinates.for_policy(run.frames, run.policy)
   local folder = run.policy:generation()
   cfg.repetition_penalty = cfg.repetition_penalty or folder.repetition_penalty or DEFAULT_PENALTY

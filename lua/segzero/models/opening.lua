@@ -5,6 +5,8 @@
 --   local spec = opening.family(dir)           that family's spec (registry.lua)
 --   opening.check_options(dir, opts)           raises what open() would say of the options and the
 --                                              device alone; reads config.json only
+--   opening.processor(dir)                     the model's image processor before it is loaded, or
+--                                              nil if its family has none without loading
 --   opening.check_split(dir, count)            an error unless dir's model can be split over `count`
 --                                              ranks; reads config.json only
 --   opts = opening.check("qwen_vl", path, opts, OPTIONS, {"bf16", "f32"}, level)
@@ -148,6 +150,12 @@ function M.check_options(dir, opts)
   if not spec.check then return end
   local ok, why = pcall(spec.check, opts)
   if not ok then error(core.plain(why), 0) end
+end
+
+function M.processor(dir)
+  dir = M.resolve(dir, 0, { weights = false })
+  local spec = M.family(dir, 0)
+  return spec.processor and spec.processor(dir)
 end
 
 function M.open(dir, opts)

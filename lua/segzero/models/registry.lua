@@ -11,6 +11,8 @@
 --                                 (plan.lua); only families that can be trained as a policy have it.
 --                                 shards: {count =, index =} of a shard of a split model, or nil
 --   random(json, opts) -> object  random weights from a config table
+--   processor(dir) -> object      its image processor, from the folder's small files alone; without
+--                                 one, evaluation learns from the loaded model what size it sees
 --   splits                        true: load takes shards, the ranks that a model is split over
 --   answer_frame                  what its answers count in: "model" (the size it sees, the default)
 --                                 or a size such as "1000" (data/frame.lua)
@@ -22,7 +24,8 @@
 local registry = require "segzero.core.registry"
 
 local families = registry.new("model family",
-  { required = { "load" }, optional = { "answer_frame", "check", "meta", "random", "splits", "help" } })
+  { required = { "load" }, optional = { "answer_frame", "check", "meta", "processor", "random", "splits",
+      "help" } })
 
 -- The built-in families load their modules on first use.
 local function qwen(name, help)
@@ -35,6 +38,7 @@ local function qwen(name, help)
     load = function(dir, opts) return module().qwen_vl(dir, opts) end,
     check = function(opts) return module().check(opts) end,
     meta = function(dir, dtype, shards) return module().meta(dir, dtype, shards) end,
+    processor = function(dir) return require("segzero.models.qwen_vl.processor").new(dir) end,
     random = function(json, opts) return module().random(json, opts) end,
   })
 end
