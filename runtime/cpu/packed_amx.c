@@ -3,10 +3,11 @@
  * The integer products of 128 columns are exact, and they are scaled and summed in f32 in the order
  * of the other kernels, so the results have the same bits as theirs.
  *
- * A task is up to TASK_ROWS rows of x times some panels of 32 weight rows, in blocks of 32 x 32
- * results. 8-bit weights are stored as tiles already. A 4-bit weight times its part, a number of 11
- * bits, is 8 h + l with h of 8 bits and l of 3: both are unpacked to tiles, for DEPTH columns at one
- * time, and multiply x one after the other.
+ * A task is up to SZ_PACKED_TASK_ROWS rows of x times some panels of 32 weight rows, in blocks of
+ * 32 x 32 results. It goes through the columns in pieces of DEPTH groups, whose part of x stays in
+ * the second-level cache while all its panels pass by. 8-bit weights are stored as tiles already. A
+ * 4-bit weight times its part, a number of 11 bits, is 8 h + l with h of 8 bits and l of 3: both are
+ * unpacked to tiles, a piece at a time, and multiply x one after the other.
  *
  * Compiled to nothing except for processors with AMX.
  * Leaves out: few rows.
@@ -23,10 +24,7 @@ enum {
     PANEL = SZ_PACKED_PANEL,               /* rows of x, and weight rows: two tiles */
     STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 128 columns */
     DEPTH = 8,                             /* groups whose weights stay in the first-level cache */
-    TASK_ROWS = 256,
-    TASK_PANELS = 8,   /* at most */
-    X_BYTES = 1 << 20, /* of a task's codes: they stay in the cache */
-    HIGH_BITS = 3,     /* a weight is 2^3 h + l */
+    HIGH_BITS = 3,                         /* a weight is 2^3 h + l */
 };
 
 /* ---- x ---- */
@@ -402,58 +400,67 @@ static bool is_half(const sz_call *c, int64_t row)
     return sz_rows(c->in[0]) - row <= SZ_AMX_TILE;
 }
 
-/* Rows first .. last times a panel of 8-bit weights. */
-static void panel_of_int8(const sz_call *c, const quantized_x *x, int64_t first, int64_t last,
-                          int64_t panel, block_sums *sums)
+/* Rows first to last - 1 of x times some panels of weights. */
+typedef struct {
+    int64_t first, last;
+    int64_t first_panel, last_panel;
+    block_sums *sums; /* [panels][rows / 32] */
+} packed_task;
+
+static block_sums *sums_of(const packed_task *t, int64_t row, int64_t panel)
+{
+    const int64_t blocks = (t->last - t->first) / PANEL;
+    return t->sums + (panel - t->first_panel) * blocks + (row - t->first) / PANEL;
+}
+
+/* A task's rows times groups from .. to - 1 of a panel of 8-bit weights. */
+static void piece_of_int8(const sz_call *c, const quantized_x *x, const packed_task *t,
+                          int64_t panel, int64_t from, int64_t to)
 {
     panel_int8 p;
     open_panel_int8(&p, c, panel);
-    for (int64_t from = 0; from < x->groups; from += DEPTH)
-        for (int64_t row = first; row < last; row += PANEL) {
-            const int64_t to = sz_min64(from + DEPTH, x->groups);
-            if (to == x->groups) fetch_places(c, row, panel);
-            block_sums *of_row = sums + (row - first) / PANEL;
-            if (is_half(c, row)) add_int8(1, x, row, &p, from, to, of_row);
-            else add_int8(2, x, row, &p, from, to, of_row);
-        }
+    for (int64_t row = t->first; row < t->last; row += PANEL) {
+        block_sums *sums = sums_of(t, row, panel);
+        if (is_half(c, row)) add_int8(1, x, row, &p, from, to, sums);
+        else add_int8(2, x, row, &p, from, to, sums);
+    }
 }
 
-static void panel_of_int4(const sz_call *c, const quantized_x *x, int64_t first, int64_t last,
-                          int64_t panel, block_sums *sums)
+static void piece_of_int4(const sz_call *c, const quantized_x *x, const packed_task *t,
+                          int64_t panel, int64_t from, int64_t to)
 {
     const sz_tensor *q = c->in[1];
     for (int i = 0; i < 2 && 2 * panel + i < q->shape[0]; i++) {
-        const int64_t block = (2 * panel + i) * x->groups;
-        for (int64_t from = 0; from < x->groups; from += DEPTH) {
-            rows_int4 w;
-            w.from = from;
-            w.to = sz_min64(from + DEPTH, x->groups);
-            w.scale = sz_bf16(c->in[2]) + (block + from) * SZ_Q4_ROWS;
-            const uint8_t *packed = (const uint8_t *)q->data + (block + from) * SZ_Q4_BLOCK;
-            unpack(packed, w.to - from, &w.tiles);
-            for (int64_t row = first; row < last; row += PANEL) {
-                if (w.to == x->groups) fetch_places(c, row, panel);
-                float(*of_row)[SZ_AMX_TILE] = sums[(row - first) / PANEL].of[i];
-                if (is_half(c, row)) add_int4(1, x, row, &w, of_row);
-                else add_int4(2, x, row, &w, of_row);
-            }
+        const int64_t block = (2 * panel + i) * x->groups + from;
+        rows_int4 w;
+        w.from = from;
+        w.to = to;
+        w.scale = sz_bf16(c->in[2]) + block * SZ_Q4_ROWS;
+        unpack((const uint8_t *)q->data + block * SZ_Q4_BLOCK, to - from, &w.tiles);
+        for (int64_t row = t->first; row < t->last; row += PANEL) {
+            float(*sums)[SZ_AMX_TILE] = sums_of(t, row, panel)->of[i];
+            if (is_half(c, row)) add_int4(1, x, row, &w, sums);
+            else add_int4(2, x, row, &w, sums);
         }
     }
 }
 
-static void run_task(const sz_call *c, const quantized_x *x, bool is_int8, int64_t first,
-                     int64_t last, int64_t first_panel, int64_t last_panel)
+static void run_task(const sz_call *c, const quantized_x *x, bool is_int8, const packed_task *t)
 {
-    const int64_t n = sz_rows(c->in[0]);
+    const int64_t used = sz_min64(t->last, sz_rows(c->in[0]));
+    const int64_t blocks = (t->last - t->first) / PANEL * (t->last_panel - t->first_panel);
+    memset(t->sums, 0, sizeof *t->sums * (size_t)blocks);
     sz_amx_begin();
-    for (int64_t panel = first_panel; panel < last_panel; panel++) {
-        block_sums sums[TASK_ROWS / PANEL];
-        memset(sums, 0, sizeof *sums * (size_t)((last - first) / PANEL));
-        if (is_int8) panel_of_int8(c, x, first, last, panel, sums);
-        else panel_of_int4(c, x, first, last, panel, sums);
-
-        for (int64_t row = first; row < sz_min64(last, n); row += PANEL)
-            store(c, row, panel, sums + (row - first) / PANEL);
+    for (int64_t from = 0; from < x->groups; from += DEPTH) {
+        const int64_t to = sz_min64(from + DEPTH, x->groups);
+        const int64_t stored = to == x->groups ? used : 0; /* rows that are complete then */
+        for (int64_t panel = t->first_panel; panel < t->last_panel; panel++) {
+            for (int64_t row = t->first; row < stored; row += PANEL) fetch_places(c, row, panel);
+            if (is_int8) piece_of_int8(c, x, t, panel, from, to);
+            else piece_of_int4(c, x, t, panel, from, to);
+            for (int64_t row = t->first; row < stored; row += PANEL)
+                store(c, row, panel, sums_of(t, row, panel));
+        }
     }
     sz_amx_end();
 }
@@ -463,22 +470,28 @@ static int linear(const sz_call *c, int64_t groups, bool is_int8)
     const quantized_x x = quantize(c->in[0], groups, is_int8 ? SZ_Q_ZERO : 0);
     if (!x.codes) return -1;
 
-    /* Rows of a task: as many as the cache has room for. */
-    int64_t rows = X_BYTES / (groups * SZ_Q_GROUP) / PANEL * PANEL;
-    if (rows < PANEL) rows = PANEL;
-    if (rows > TASK_ROWS) rows = TASK_ROWS;
+    const int64_t rows = sz_min64(SZ_PACKED_TASK_ROWS, x.rows);
     const int64_t across = (x.rows + rows - 1) / rows;
     const int64_t panels = (c->in[1]->shape[0] + 1) / 2;
-    int64_t some = sz_min64(TASK_PANELS, panels * across / (4 * omp_get_max_threads()));
+    int64_t some = sz_min64(SZ_PACKED_TASK_PANELS, panels * across / (4 * omp_get_max_threads()));
     if (some < 1) some = 1;
     const int64_t down = (panels + some - 1) / some;
+    const int64_t blocks = some * (rows / PANEL);
+    block_sums *sums = sz_scratch(sizeof *sums * (size_t)(blocks * omp_get_max_threads()));
+    if (!sums) return -1;
 
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int64_t t = 0; t < across * down; t++) {
-        const int64_t row = t % across * rows;
-        const int64_t panel = t / across * some;
-        run_task(c, &x, is_int8, row, sz_min64(row + rows, x.rows), panel,
-                 sz_min64(panel + some, panels));
+    for (int64_t i = 0; i < across * down; i++) {
+        const int64_t row = i % across * rows;
+        const int64_t panel = i / across * some;
+        const packed_task t = {
+            row,
+            sz_min64(row + rows, x.rows),
+            panel,
+            sz_min64(panel + some, panels),
+            sums + blocks * omp_get_thread_num(),
+        };
+        run_task(c, &x, is_int8, &t);
     }
     return 0;
 }

@@ -7,6 +7,7 @@
  * bits. It takes the whole weight again, in dy's dtype, for one product.
  * Leaves out: gradients of the weight and the bias. */
 #include "op.h"
+#include <omp.h>
 
 enum { ROWS = 16, COLS = 128, BLOCK = 1152, GROUPS = 8 };
 
@@ -73,12 +74,14 @@ int sz_shape_linear_int4(int op, sz_call *c)
 }
 
 /* x in 8 bits, four columns to a word or two, and for each block of columns a scale and the starts
- * of its groups. */
+ * of its groups; and each thread's sums. */
 int64_t sz_workspace_linear_int4(const sz_call *c)
 {
+    const int64_t n = sz_rows(c->in[0]);
     const int64_t across = c->in[1]->shape[1];
     const int64_t words = across * (2 * COLS / 4 + 1 + GROUPS);
-    return (sz_packed_rows(sz_rows(c->in[0])) * words + 3) * (int64_t)sizeof(float);
+    const int64_t x = (sz_packed_rows(n) * words + 3) * (int64_t)sizeof(float);
+    return x + omp_get_max_threads() * sz_packed_sums_bytes(n);
 }
 
 int sz_grad_linear_int4(sz_node *n)

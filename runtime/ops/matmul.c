@@ -7,6 +7,7 @@
  * Leaves out: the products themselves (cpu/gemm.c, cuda/gemm.cu).
  */
 #include "op.h"
+#include <omp.h>
 #include "core/processor.h"
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -376,11 +377,14 @@ int sz_shape_linear_int8(int op, sz_call *c)
     return sz_out(c, sz_new_with_cols(x, dtype, m));
 }
 
-/* x in 8 bits, four columns to a word or two, with a scale and a start for each group of columns. */
+/* x in 8 bits, four columns to a word or two, with a scale and a start for each group of columns; and
+ * each thread's sums. */
 int64_t sz_workspace_linear_int8(const sz_call *c)
 {
+    const int64_t n = sz_rows(c->in[0]);
     const int64_t groups = c->in[2]->shape[1];
-    return sz_packed_rows(sz_rows(c->in[0])) * 2 * (32 + 1) * groups * (int64_t)sizeof(float);
+    const int64_t x = sz_packed_rows(n) * 2 * (32 + 1) * groups * (int64_t)sizeof(float);
+    return x + omp_get_max_threads() * sz_packed_sums_bytes(n);
 }
 
 /* ---- wrappers ---- */

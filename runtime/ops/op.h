@@ -66,15 +66,29 @@ static inline int64_t sz_workspace_sums(const sz_tensor *y)
     return y->dtype == SZ_F32 ? 0 : (int64_t)sizeof(float) * y->numel;
 }
 
-/* With AMX, products of many rows with 8 or 4-bit weights are computed in panels of rows
- * (cpu/packed_amx.c). */
-enum { SZ_PACKED_MANY = 12, SZ_PACKED_PANEL = 32 };
+/* With AMX, products of many rows with 8 or 4-bit weights are computed in panels of rows, a task of
+ * some rows and some panels of weights at a time (cpu/packed_amx.c). */
+enum {
+    SZ_PACKED_MANY = 12,
+    SZ_PACKED_PANEL = 32,
+    SZ_PACKED_TASK_ROWS = 512, /* at most */
+    SZ_PACKED_TASK_PANELS = 8, /* at most */
+};
 
 /* Rows that such a product has room for. */
 static inline int64_t sz_packed_rows(int64_t n)
 {
     if (n < SZ_PACKED_MANY) return n;
     return (n + SZ_PACKED_PANEL - 1) / SZ_PACKED_PANEL * SZ_PACKED_PANEL;
+}
+
+/* Bytes of the sums of one thread's task. */
+static inline int64_t sz_packed_sums_bytes(int64_t n)
+{
+    if (n < SZ_PACKED_MANY) return 0;
+    int64_t rows = sz_packed_rows(n);
+    if (rows > SZ_PACKED_TASK_ROWS) rows = SZ_PACKED_TASK_ROWS;
+    return SZ_PACKED_TASK_PANELS * rows * SZ_PACKED_PANEL * (int64_t)sizeof(float);
 }
 
 /* ---- calls ---- */
