@@ -130,11 +130,12 @@ int sz_cuda_open(const sz_backend_core *from)
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e == cudaErrorInsufficientDriver) {
         cudaGetLastError();
-        return sz_fail("cuda: no driver, or one that is older than the CUDA this was built with");
+        return sz_fail("device cuda: no driver, or one that is older than the CUDA this was built "
+                       "with");
     }
     if (e == cudaErrorNoDevice || (e == cudaSuccess && n == 0)) {
         cudaGetLastError();
-        return sz_fail("cuda: no device");
+        return sz_fail("device cuda: there is none, or CUDA_VISIBLE_DEVICES hides it");
     }
     if (sz_cuda_check(e, "counting devices") != 0) return -1;
 
