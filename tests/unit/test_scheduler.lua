@@ -6,6 +6,7 @@
 --
 -- Leaves out: the sampler's options (test_generate.lua).
 
+local ffi = require "ffi"
 local check = require "tests.support.check"
 local mini = require "tests.support.miniature"
 local sz = require "segzero"
@@ -181,6 +182,10 @@ local function alone(settings)
   return out
 end
 
+-- Vectors of 4 lanes (SSE) have sums of twice as many terms in a lane as those of 8 or more.
+local kind = ffi.string(sz.core.C.sz_processor_name(sz.core.C.sz_processor_chosen()))
+local tolerance = kind == "baseline" and 4e-5 or 2e-5
+
 -- Samples all prompts in a cache of limit.rows with at most limit.running answers at once and
 -- compares them with those of each prompt alone. Returns the scheduler's statistics.
 local function check_limit(settings, limit, want)
@@ -203,9 +208,9 @@ local function check_limit(settings, limit, want)
     for k, a in ipairs(answers) do
       tokens = tokens + #a.ids
       check.equal(texts[i .. "." .. k] or "", a.text, name .. ": on_text")
-      -- A preempted answer is computed again in one stream instead of token by token: f32 sums in
-      -- another order.
-      check.near(a.logprobs, want[i][k].logprobs, 2e-5, name .. ": log-probabilities")
+      -- A preempted answer is computed again in one stream instead of token by token, and many rows
+      -- are another product: f32 sums in another order.
+      check.near(a.logprobs, want[i][k].logprobs, tolerance, name .. ": log-probabilities")
     end
   end
   check.equal(stats.tokens, tokens, name .. ": tokens counted")
