@@ -10,6 +10,7 @@
  * Leaves out: outputs other than f32.
  */
 #include "gemm.h"
+#include "core/processor.h"
 #include <dnnl.h>
 #include <dnnl_version.h>
 #include <sys/mman.h>
@@ -22,26 +23,16 @@ enum { HAS_AMX = 1 };
 enum { HAS_AMX = 0 };
 #endif
 
-/* Whether Intel made the processor. Its AVX512-BF16 without AMX is slower than f32: 105 beside 159
- * GFLOP/s on Granite Rapids. On AMD's Zen 5 it is twice as fast. */
-static bool is_intel(void)
-{
-#ifdef __x86_64__
-    return __builtin_cpu_is("intel");
-#else
-    return false;
-#endif
-}
-
-/* Whether the processor multiplies bf16 well: in gemm_amx.c, or in oneDNN. A set of instructions has
- * the bits of those that it contains. */
+/* Whether the processor multiplies bf16 well: in gemm_amx.c, or in oneDNN. Intel's AVX512-BF16
+ * without AMX is slower than f32, 105 against 159 GFLOP/s on Granite Rapids; on AMD's Zen 5 it is
+ * twice as fast. A set of instructions has the bits of those that it contains. */
 static bool native_bf16(void)
 {
     if (HAS_AMX) return true;
     static int known = -1;
     if (known < 0) {
         const unsigned needed = dnnl_cpu_isa_avx512_core_bf16;
-        known = (dnnl_get_effective_cpu_isa() & needed) == needed && !is_intel();
+        known = (dnnl_get_effective_cpu_isa() & needed) == needed && !sz_processor_is_intel();
     }
     return known;
 }
