@@ -254,7 +254,7 @@ static void multiply(const panel_piece *left, const uint16_t *right, fetcher *ne
         _tile_dpbf16ps(b, x, 7); \
     }
 
-/* The same for a panel that meets only one block, as in decoding: its first 16 rows, then the
+/* multiply for a panel that meets only one block, as in decoding: its first 16 rows, then the
  * others. So memory is read in 16 streams instead of 32, and the processor looks further ahead in
  * each. */
 static void multiply_alone(const panel_piece *left, const uint16_t *right)

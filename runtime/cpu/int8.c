@@ -53,10 +53,10 @@ enum {
     MAX_SUMS = 24 /* vectors of sums of a tile */
 };
 
-/* The weights that are fetched while others are multiplied: on Intel's processors those so many bytes
- * further on, on others those of the next task. On Granite Rapids the former reads memory at 16
- * GB/s, the latter at 13; on Zen 5 the latter is faster. More rows than FETCH_ROWS are limited by
- * arithmetic with AVX2, and 8 of them 14 % slower with the former. */
+/* What is fetched while weights are multiplied: on Intel's processors the weights FETCH_BYTES further
+ * on, elsewhere those of the next task. On Granite Rapids the first way reads memory at 16 GB/s and
+ * the second at 13. The second was tuned on Zen 5, where the first has not been tried. With AVX2
+ * more than FETCH_ROWS rows are limited by arithmetic, and the first way makes 8 rows 14 % slower. */
 enum { FETCH_BYTES = 2048, FETCH_ROWS = VECTORS == 1 ? 1 << 30 : 3 };
 
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(4), may_alias));
@@ -197,8 +197,8 @@ static inline __attribute__((always_inline)) void dot4(sz_ivec *sums, const weig
 #endif
 }
 
-/* Where the weights of the next task are, and how many bytes of them to fetch for each word; or how
- * many bytes further on those to fetch are, if that is not 0. */
+/* What to fetch. distance: bytes from the weights in use; 0 to fetch the next task's instead, from
+ * codes on, `step` bytes for each word. */
 typedef struct {
     const uint8_t *codes;
     int64_t step;

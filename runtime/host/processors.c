@@ -152,18 +152,18 @@ static bool looks_busy(const host_processors *p)
     return running - 1 + p->usable > p->online && minute + p->usable > p->online + 0.5;
 }
 
-/* Whether it says so most of the time. The last minute may have been this user's last command, and
- * the program that runs now the shell that starts this one, or what it pipes to: so they get a
- * moment to end. */
+/* Whether it keeps saying so for a few milliseconds. The load of the last minute may come from this
+ * user's previous command, and the program that runs now may be the shell that started this one, or
+ * one that reads its output: those are soon waiting. */
 static bool is_busy(const host_processors *p)
 {
-    enum { LOOKS = 5, ENOUGH = 4 };
+    enum { LOOKS = 5, MOST_IDLE = 1 };
     static const struct timespec moment = { 0, 1000000 };
-    int busy = 0;
+    int idle = 0;
     for (int look = 0; look < LOOKS; look++) {
         if (look > 0) nanosleep(&moment, NULL);
-        busy += looks_busy(p);
-        if (look + 1 - busy > LOOKS - ENOUGH) return false;
+        idle += !looks_busy(p);
+        if (idle > MOST_IDLE) return false;
     }
     return true;
 }

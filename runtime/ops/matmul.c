@@ -7,8 +7,8 @@
  * Leaves out: the products themselves (cpu/gemm.c, cuda/gemm.cu).
  */
 #include "op.h"
-#include <omp.h>
 #include "core/processor.h"
+#include <omp.h>
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -182,9 +182,10 @@ local function alone(settings)
   return out
 end
 
--- Vectors of 4 lanes (SSE) have sums of twice as many terms in a lane as those of 8 or more.
+-- Rounding. The largest difference was 1.4e-5 on avx2, 1.8e-5 on avx512 and amx, and 2.2e-5 on
+-- baseline.
 local kind = ffi.string(sz.core.C.sz_processor_name(sz.core.C.sz_processor_chosen()))
-local tolerance = kind == "baseline" and 4e-5 or 2e-5
+local tolerance = kind == "baseline" and 2.5e-5 or 2e-5
 
 -- Samples all prompts in a cache of limit.rows with at most limit.running answers at once and
 -- compares them with those of each prompt alone. Returns the scheduler's statistics.
