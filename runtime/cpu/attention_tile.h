@@ -13,6 +13,7 @@
 #define SZ_ATTENTION_TILE_H
 
 #include "core/core.h"
+#include "attention_amx.h"
 #include "attention_panel.h"
 #include "attention_product.h"
 #include "vecmath.h"
@@ -199,24 +200,8 @@ static inline void sz_rows_store(sz_tensor *t, int64_t row, int64_t col, const f
     }
 }
 
-/* Panels from the heads of rows of t, which share a group's keys: t[row + i, col + j * dim + d] for
- * i < rows, j < share, times scale. buffer: rows of ld elements, for bf16. */
-static inline void sz_panels_load(float *panels, const sz_tensor *t, int64_t row, int64_t rows,
-                                  int64_t col, int64_t share, int64_t dim, float scale,
-                                  float *buffer, int64_t ld)
-{
-    if (t->dtype == SZ_F32) {
-        int64_t cols = sz_cols(t);
-        float *base = sz_f32(t) + row * cols + col;
-        sz_panels_pack(panels, &(sz_column_rows){ base, cols, share, dim }, rows * share, dim,
-                       scale);
-    } else {
-        sz_rows_load(buffer, ld, t, row, rows, col, share, dim, scale);
-        sz_panels_pack(panels, &(sz_column_rows){ buffer, ld, 1, dim }, rows * share, dim, 1);
-    }
-}
-
-/* The inverse: panels, column c times factor[c], to rows of t. */
+/* Panels, column c times factor[c], to the heads of rows of t: t[row + i, col + j * dim + d] for
+ * i < rows, j < share. buffer: rows of ld elements, for bf16. */
 static inline void sz_panels_store(const float *panels, sz_tensor *t, int64_t row, int64_t rows,
                                    int64_t col, int64_t share, int64_t dim, const float *factor,
                                    float *buffer, int64_t ld)
@@ -252,6 +237,8 @@ typedef struct {
     int64_t dim;      /* D */
     int64_t ld;       /* length of a row in rows: D rounded up to SZ_LANES */
     float *q, *o;     /* panels: scaled queries; output not yet divided by sum */
+    float q_scale;    /* by which queries are multiplied when they are loaded */
+    float s_scale;    /* by which the softmax multiplies scores */
     float *max, *sum; /* [columns] running maximum and sum of exponentials */
     float *factor;    /* [columns] by which the output is multiplied at the end */
     float *rows;      /* [columns][ld] row-major copies where they are needed */
@@ -261,7 +248,21 @@ typedef struct {
     sz_ahead ahead;   /* what is fetched while this block is computed */
     bool fetch_keys;  /* fetch the next tile of keys: they do not stay in the cache */
     int32_t *fresh;   /* [panels] whether the panel has seen no key yet: o is not set */
+    bool amx;         /* q, k, v and p are tiles of bf16 (attention_amx.h) */
+    float *s2;        /* for AMX: the next panel's scores, */
+    uint16_t *p;      /* and [SZ_KEYS][32] softmax of one panel */
 } sz_columns;
+
+/* Whether products in bf16 have AMX's tiles. */
+static inline bool sz_attends_with_amx(const sz_attention_args *a)
+{
+#ifdef SZ_AMX
+    return a->q->dtype == SZ_BF16 && a->dim % SZ_AMX_TILE == 0 && a->scale > 0;
+#else
+    (void)a;
+    return false;
+#endif
+}
 
 /* Bytes that sz_columns_place needs. */
 static inline size_t sz_columns_bytes(const sz_attention_args *a)
@@ -269,9 +270,9 @@ static inline size_t sz_columns_bytes(const sz_attention_args *a)
     int64_t columns = sz_columns_most(a);
     int64_t ld = sz_round_up(a->dim, 16);
     int64_t per_column = 2 * a->dim + ld + 4;
-    int64_t per_key = SZ_PANEL + 2 * a->dim;
+    int64_t per_key = 2 * SZ_PANEL + 2 * a->dim + SZ_PANEL / 2;
     int64_t panels = columns / SZ_PANEL;
-    int64_t floats = columns * per_column + panels + SZ_KEYS * per_key + 11 * 16;
+    int64_t floats = columns * per_column + panels + SZ_KEYS * per_key + 13 * 16;
     return (size_t)sz_round_up(4 * floats, 64);
 }
 
@@ -290,6 +291,9 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     int64_t dim = a->dim;
     sz_ahead_clear(&b->ahead);
     b->fetch_keys = true;
+    b->amx = sz_attends_with_amx(a);
+    b->q_scale = b->amx ? 1 : a->scale;
+    b->s_scale = b->amx ? a->scale : 1;
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
@@ -303,9 +307,39 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     b->s = sz_carve(&memory, SZ_KEYS * SZ_PANEL);
     b->k = sz_carve(&memory, SZ_KEYS * dim);
     b->v = sz_carve(&memory, SZ_KEYS * dim);
+    b->s2 = sz_carve(&memory, SZ_KEYS * SZ_PANEL);
+    b->p = (uint16_t *)sz_carve(&memory, SZ_KEYS * SZ_PANEL / 2);
 }
 
-/* Starts a block of n columns whose scaled queries are in q. */
+/* Sets q to the queries of n columns, which are in rows. */
+static inline void sz_columns_pack(sz_columns *b, int64_t n)
+{
+#ifdef SZ_AMX
+    if (b->amx) {
+        sz_amx_pack_queries((uint16_t *)b->q, b->rows, b->ld, n, b->dim);
+        return;
+    }
+#endif
+    sz_panels_pack(b->q, &(sz_column_rows){ b->rows, b->ld, 1, b->dim }, n, b->dim, 1);
+}
+
+/* Sets q to the queries in t's rows, whose heads share a group's keys: t[row + i, col + j * dim + d]
+ * for i < rows, j < share. */
+static inline void sz_columns_load(sz_columns *b, const sz_tensor *t, int64_t row, int64_t rows,
+                                   int64_t col, int64_t share)
+{
+    if (t->dtype == SZ_F32) {
+        int64_t cols = sz_cols(t);
+        float *base = sz_f32(t) + row * cols + col;
+        sz_panels_pack(b->q, &(sz_column_rows){ base, cols, share, b->dim }, rows * share, b->dim,
+                       b->q_scale);
+    } else {
+        sz_rows_load(b->rows, b->ld, t, row, rows, col, share, b->dim, b->q_scale);
+        sz_columns_pack(b, rows * share);
+    }
+}
+
+/* Starts a block of n columns whose queries are in q. */
 static inline void sz_columns_start(sz_columns *b, int64_t n)
 {
     b->n = n;
@@ -321,6 +355,13 @@ static inline void sz_columns_start(sz_columns *b, int64_t n)
 static inline int64_t sz_panel_width(const sz_columns *b, int64_t c)
 {
     return b->width - c < SZ_PANEL ? b->width - c : SZ_PANEL;
+}
+
+/* Multiplies a vector of columns of the output by shrink, where a maximum has changed. */
+static inline void sz_panel_shrink(float *o, int64_t dim, sz_vec shrink)
+{
+    if (!sz_mask_any(shrink != 1.0f)) return;
+    for (int64_t d = 0; d < dim; d++, o += SZ_PANEL) sz_vec_store(o, sz_vec_load(o) * shrink);
 }
 
 /* Online softmax of the scores s [keys][32] of one panel: s becomes exp(s - max); o and sum are
@@ -347,13 +388,7 @@ static inline void sz_panel_softmax(sz_columns *b, int64_t c, int64_t keys, int6
         sz_vec_store(b->sum + c + x, sz_vec_load(b->sum + c + x) * shrink + sum);
         sz_vec_store(b->max + c + x, max);
 
-        /* Rescale the output only where a maximum has changed. */
-        if (!b->fresh[c / SZ_PANEL] && sz_mask_any(shrink != 1.0f)) {
-            for (int64_t d = 0; d < b->dim; d++) {
-                float *lane = o + d * SZ_PANEL + x;
-                sz_vec_store(lane, sz_vec_load(lane) * shrink);
-            }
-        }
+        if (!b->fresh[c / SZ_PANEL]) sz_panel_shrink(o + x, b->dim, shrink);
     }
 }
 
@@ -370,13 +405,14 @@ static inline int64_t sz_columns_limit(sz_columns *b, const sz_attention_args *a
 }
 
 /* Sets the scores of a panel to -inf where a column does not see key j0 + j. */
-static inline void sz_panel_mask(sz_columns *b, int64_t c, int64_t j0, int64_t keys, int64_t width)
+static inline void sz_panel_mask(const sz_columns *b, float *s, int64_t c, int64_t j0, int64_t keys,
+                                 int64_t width)
 {
     for (int64_t j = 0; j < keys; j++)
         for (int64_t x = 0; x < width; x += SZ_LANES) {
             sz_ivec visible = *(const sz_ivec_any *)(b->limit + c + x) > (int32_t)(j0 + j);
-            float *s = b->s + j * SZ_PANEL + x;
-            sz_vec_store(s, sz_vec_pick(visible, sz_vec_load(s), sz_vec_all(-INFINITY)));
+            float *to = s + j * SZ_PANEL + x;
+            sz_vec_store(to, sz_vec_pick(visible, sz_vec_load(to), sz_vec_all(-INFINITY)));
         }
 }
 
@@ -388,6 +424,91 @@ static inline int64_t sz_panel_sees(const sz_columns *b, int64_t c, int64_t widt
     return last < count ? last : count;
 }
 
+#ifdef SZ_AMX
+/* A tile of keys and values, packed for AMX. */
+typedef struct {
+    const uint16_t *k, *v;
+    int64_t first, count; /* its first key's number, and how many there are */
+    bool masked;
+} sz_amx_keys;
+
+/* How many of a tile's keys some column of the panel at c sees. */
+static inline int64_t sz_amx_sees(const sz_columns *b, const sz_amx_keys *t, int64_t c)
+{
+    if (!t->masked) return t->count;
+    return sz_panel_sees(b, c, sz_panel_width(b, c), t->first, t->count);
+}
+
+/* Scores of the panel at c into s. */
+static inline void sz_amx_panel_scores(const sz_columns *b, const sz_amx_keys *t, int64_t c,
+                                       float *s)
+{
+    const int64_t width = sz_panel_width(b, c);
+    const uint16_t *q = (const uint16_t *)b->q + c * sz_amx_inner(b->dim);
+    sz_amx_scores(s, t->k, q, sz_amx_sees(b, t, c), width, b->dim);
+}
+
+/* The panel's softmax into p; its earlier output is rescaled. */
+static inline void sz_amx_panel_softmax(sz_columns *b, const sz_amx_keys *t, int64_t c, float *s)
+{
+    const int64_t width = sz_panel_width(b, c);
+    const int64_t seen = sz_amx_sees(b, t, c);
+    if (t->masked && b->limit[c] < t->first + seen) sz_panel_mask(b, s, c, t->first, seen, width);
+    for (int64_t x = 0; x < width; x += SZ_AMX_TILE) {
+        const __m512 shrink = sz_amx_softmax(b->p + x * SZ_AMX_INNER, s + x, seen, b->s_scale,
+                                             b->max + c + x, b->sum + c + x);
+        if (!b->fresh[c / SZ_PANEL]) sz_panel_shrink(b->o + c * b->dim + x, b->dim, (sz_vec)shrink);
+    }
+}
+
+/* Adds the panel's output. */
+static inline void sz_amx_panel_output(sz_columns *b, const sz_amx_keys *t, int64_t c)
+{
+    int32_t *fresh = b->fresh + c / SZ_PANEL;
+    sz_amx_output(b->o + c * b->dim, t->v, b->p, sz_amx_sees(b, t, c), sz_panel_width(b, c), b->dim,
+                  !*fresh);
+    *fresh = 0;
+}
+
+/* sz_columns_attend in bf16 with AMX. The scores of the next panel are computed between a panel's
+ * softmax and its output: a tile that was just written is loaded slowly. */
+static inline void sz_columns_attend_amx(sz_columns *b, const sz_attention_args *a, int64_t group,
+                                         int64_t key_row, int64_t key_count, bool masked)
+{
+    const int64_t dim = b->dim;
+    const int64_t ldk = sz_cols(a->k);
+    const int64_t ldv = sz_cols(a->v);
+    uint16_t *k = (uint16_t *)b->k;
+    uint16_t *v = (uint16_t *)b->v;
+    float *s = b->s;
+    float *next_s = b->s2;
+
+    sz_amx_begin();
+    for (int64_t j0 = 0; j0 < key_count; j0 += SZ_AMX_KEYS) {
+        const int64_t count = sz_min64(key_count - j0, SZ_AMX_KEYS);
+        const uint16_t *k_rows = sz_bf16(a->k) + (key_row + j0) * ldk + a->k_col + group * dim;
+        const uint16_t *v_rows = sz_bf16(a->v) + (key_row + j0) * ldv + a->v_col + group * dim;
+        const sz_amx_keys t = { k, v, j0, count, masked };
+        sz_amx_pack_keys(k, k_rows, ldk, count, dim, v_rows, ldv);
+        sz_amx_pack_values(v, v_rows, ldv, count, dim);
+
+        /* From the first panel that sees any of them on. */
+        int64_t c = 0;
+        while (c < b->n && sz_amx_sees(b, &t, c) <= 0) c += SZ_PANEL;
+        if (c < b->n) sz_amx_panel_scores(b, &t, c, s);
+        for (; c < b->n; c += SZ_PANEL) {
+            sz_amx_panel_softmax(b, &t, c, s);
+            if (c + SZ_PANEL < b->n) sz_amx_panel_scores(b, &t, c + SZ_PANEL, next_s);
+            sz_amx_panel_output(b, &t, c);
+            float *done = s;
+            s = next_s;
+            next_s = done;
+        }
+    }
+    sz_amx_end();
+}
+#endif
+
 /* The block attends to the first `key_count` keys of a group, whose rows start at key_row. masked:
  * only the columns with limit > j see key j. */
 static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, int64_t group,
@@ -398,6 +519,12 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
     int64_t dim = b->dim;
     int64_t k_col = a->k_col + group * dim;
     int64_t v_col = a->v_col + group * dim;
+#ifdef SZ_AMX
+    if (b->amx) {
+        sz_columns_attend_amx(b, a, group, key_row, key_count, masked);
+        return;
+    }
+#endif
 
     for (int64_t j0 = 0; j0 < key_count; j0 += SZ_KEYS) {
         int64_t count = key_count - j0 < SZ_KEYS ? key_count - j0 : SZ_KEYS;
@@ -438,7 +565,7 @@ static inline void sz_columns_attend(sz_columns *b, const sz_attention_args *a, 
             }
             sz_tile(seen, width, dim, k_tile, ldk, 1, q, SZ_PANEL, b->s, SZ_PANEL, SZ_SET,
                     &b->ahead);
-            if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, c, j0, seen, width);
+            if (masked && b->limit[c] < j0 + seen) sz_panel_mask(b, b->s, c, j0, seen, width);
             sz_panel_softmax(b, c, seen, width);
             int32_t *fresh = b->fresh + c / SZ_PANEL;
             sz_tile(dim, width, seen, v_tile, 1, ldv, b->s, SZ_PANEL, o, SZ_PANEL,
@@ -458,10 +585,13 @@ static inline void sz_columns_attend_own(sz_columns *b, const sz_attention_args 
 }
 
 /* Sets factor to what the output of each column is multiplied by: one over its sum, or 0 where no
- * key was seen. */
+ * key was seen. From here on max is that of the scaled scores. */
 static inline void sz_columns_factors(sz_columns *b)
 {
-    for (int64_t c = 0; c < b->width; c++) b->factor[c] = b->sum[c] == 0 ? 0 : 1 / b->sum[c];
+    for (int64_t c = 0; c < b->width; c++) {
+        b->factor[c] = b->sum[c] == 0 ? 0 : 1 / b->sum[c];
+        b->max[c] *= b->s_scale;
+    }
     for (int64_t p = 0; p * SZ_PANEL < b->n; p++)
         if (b->fresh[p]) memset(b->o + p * SZ_PANEL * b->dim, 0, (size_t)(SZ_PANEL * b->dim) * 4);
 }
@@ -476,7 +606,7 @@ static inline void sz_columns_run(sz_columns *b, const sz_attention_args *a,
     int64_t row = s->q_start + first;
     int64_t col = group * a->share * a->dim;
 
-    sz_panels_load(b->q, a->q, row, n, a->q_col + col, a->share, a->dim, a->scale, b->rows, b->ld);
+    sz_columns_load(b, a->q, row, n, a->q_col + col, a->share);
     sz_columns_start(b, n * a->share);
     sz_columns_attend(b, a, group, s->p_start, s->p_len, false);
     sz_columns_attend_own(b, a, s, group, first);
