@@ -24,6 +24,7 @@ enum {
     PANEL = SZ_PACKED_PANEL,               /* rows of x, and weight rows: two tiles */
     STEPS = SZ_Q_GROUP / SZ_AMX_ROW_BYTES, /* tiles of a group of 128 columns */
     DEPTH = 8,                             /* groups whose weights stay in the first-level cache */
+    STEP_BYTES = PANEL * SZ_AMX_ROW_BYTES, /* of x's tiles */
     HIGH_BITS = 3,                         /* a weight is 2^3 h + l */
 };
 
@@ -49,6 +50,51 @@ static inline const int8_t *codes_of(const quantized_x *x, int64_t row, int64_t 
     return x->codes + part_of(x, row, g) * PANEL * SZ_Q_GROUP;
 }
 
+/* 16 numbers of x from element i on, those from number `count` on 0. */
+static inline __m512 load_16(const sz_tensor *x, int64_t i, int64_t count)
+{
+    const __mmask16 mask = count >= SZ_AMX_TILE ? 0xffff
+                                                : (__mmask16)((1u << (count > 0 ? count : 0)) - 1);
+    if (x->dtype == SZ_F32) return _mm512_maskz_loadu_ps(mask, sz_f32(x) + i);
+    const __m256i halves = _mm256_maskz_loadu_epi16(mask, sz_bf16(x) + i);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+/* sz_quantize_group of row i and group g, bit for bit. The codes of step s go to codes + s *
+ * step_bytes. Returns their sum. */
+static inline int32_t quantize_group(const sz_tensor *x, int64_t i, int64_t g, int8_t *codes,
+                                     int64_t step_bytes, float *scale)
+{
+    enum { VECTORS = SZ_Q_GROUP / SZ_AMX_TILE, A_STEP = VECTORS / STEPS };
+    const int64_t k = sz_cols(x);
+    const int64_t column = g * SZ_Q_GROUP;
+    __m512 v[VECTORS];
+    __m512i largest = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; j++) {
+        v[j] = load_16(x, i * k + column + j * SZ_AMX_TILE, k - column - j * SZ_AMX_TILE);
+        largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(v[j])));
+    }
+
+    /* As numbers, bits of positive floats have their order, with infinity and NaN behind. */
+    const uint32_t bits = (uint32_t)_mm512_reduce_max_epi32(largest);
+    const float most = sz_bits_float(bits);
+    const bool finite = bits < 0x7f800000;
+    const float inverse = finite && most > 0 ? 127.0f / most : 0;
+    *scale = finite ? most / 127.0f : __builtin_nanf("");
+
+    __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; j++) {
+        __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(v[j], _mm512_set1_ps(inverse)));
+        if (inverse == 0) code = _mm512_setzero_si512();
+        sum = _mm512_add_epi32(sum, code);
+        _mm_store_si128((__m128i *)(codes + j / A_STEP * step_bytes) + j % A_STEP,
+                        _mm512_cvtepi32_epi8(code));
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
 static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
 {
     const int64_t n = sz_rows(x);
@@ -64,17 +110,16 @@ static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t g = 0; g < groups; g++) {
-            int8_t codes[SZ_Q_GROUP] = { 0 };
-            float scale = 0;
-            int32_t sum = 0;
-            if (i < n) sz_quantize_group(x, i, g, codes, &scale);
-            for (int j = 0; j < SZ_Q_GROUP; j++) sum += codes[j];
             const int64_t part = part_of(&q, i, g);
-            q.scale[part * PANEL + i % PANEL] = scale;
-            q.start[part * PANEL + i % PANEL] = -zero * sum;
-            for (int s = 0; s < STEPS; s++)
-                memcpy(q.codes + ((part * STEPS + s) * PANEL + i % PANEL) * SZ_AMX_ROW_BYTES,
-                       codes + s * SZ_AMX_ROW_BYTES, SZ_AMX_ROW_BYTES);
+            const int64_t at = part * PANEL + i % PANEL;
+            int8_t *codes = q.codes + (part * STEPS * PANEL + i % PANEL) * SZ_AMX_ROW_BYTES;
+            if (i < n) {
+                q.start[at] = -zero * quantize_group(x, i, g, codes, STEP_BYTES, &q.scale[at]);
+                continue;
+            }
+            q.scale[at] = 0;
+            q.start[at] = 0;
+            for (int s = 0; s < STEPS; s++) memset(codes + s * STEP_BYTES, 0, SZ_AMX_ROW_BYTES);
         }
     return q;
 }
@@ -104,6 +149,27 @@ typedef struct {
 } scaling;
 
 enum { PARTS = 4 }; /* of a scaling */
+
+/* Bytes that are needed next, fetched some lines with each group. */
+typedef struct {
+    const char *line, *end;
+    int64_t lines; /* a group */
+} next_bytes;
+
+/* Of `bytes` bytes within `groups` groups. */
+static next_bytes next_of(const void *first, int64_t bytes, int64_t groups)
+{
+    const int64_t lines = (bytes + SZ_AMX_ROW_BYTES - 1) / SZ_AMX_ROW_BYTES;
+    return (next_bytes){ first, (const char *)first + bytes, (lines + groups - 1) / groups };
+}
+
+static inline void fetch(next_bytes *next)
+{
+    for (int64_t l = 0; l < next->lines && next->line < next->end; l++) {
+        _mm_prefetch(next->line, _MM_HINT_T1);
+        next->line += SZ_AMX_ROW_BYTES;
+    }
+}
 
 /* sums of one row += product, an integer, times both scales. */
 static inline __attribute__((always_inline)) void add_scaled(float *sums, __m512i product,
@@ -210,6 +276,14 @@ typedef struct {
     int64_t whole; /* groups */
 } panel_int8;
 
+/* Codes of 16 weight rows; behind the last ones, those again. */
+static const uint8_t *block_int8(const sz_call *c, int64_t block)
+{
+    const sz_tensor *q = c->in[1];
+    const int64_t some = sz_min64(block, q->shape[0] - 1);
+    return (const uint8_t *)q->data + some * q->shape[1] * SZ_AMX_ROW_BYTES;
+}
+
 static void open_panel_int8(panel_int8 *p, const sz_call *c, int64_t panel)
 {
     const sz_tensor *q = c->in[1];
@@ -218,7 +292,7 @@ static void open_panel_int8(panel_int8 *p, const sz_call *c, int64_t panel)
     p->whole = words / SZ_Q_WORDS;
     for (int i = 0; i < 2; i++) {
         const int64_t block = sz_min64(2 * panel + i, q->shape[0] - 1);
-        p->codes[i] = (const uint8_t *)q->data + block * words * SZ_AMX_ROW_BYTES;
+        p->codes[i] = block_int8(c, block);
         p->scale[i] = sz_f32(c->in[2]) + block * groups * SZ_Q_ROWS;
         const size_t left = (size_t)(words % SZ_Q_WORDS) * SZ_AMX_ROW_BYTES;
         memset(p->tail[i], 0, sizeof p->tail[i]);
@@ -244,10 +318,12 @@ static inline scaling scaling_int8(const quantized_x *x, int64_t row, const pane
 static inline __attribute__((always_inline)) void add_int8(const int halves, const quantized_x *x,
                                                            int64_t row, const panel_int8 *p,
                                                            int64_t from, int64_t to,
-                                                           block_sums *sums)
+                                                           block_sums *sums, next_bytes next[2])
 {
     group_products products[2];
     for (int64_t g = from; g < to; g++) {
+        fetch(&next[0]);
+        fetch(&next[1]);
         const int64_t at = g * STEPS * SZ_AMX_BYTES;
         const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
         if (g >= p->whole) w[0] = p->tail[0];
@@ -357,39 +433,41 @@ static inline __attribute__((always_inline)) void add_int4(const int halves, con
 
 /* ---- results ---- */
 
-/* Fetches the places of the results of rows row .. row + 31 and a panel: they are written soon. */
-static void fetch_places(const sz_call *c, int64_t row, int64_t panel)
+/* Stores 32 sums of a row as bf16. */
+static inline void store_32(uint16_t *to, const block_sums *sums, int64_t r)
 {
-    const sz_tensor *y = c->out[0];
-    const int64_t n = sz_min64(PANEL, sz_rows(y) - row);
-    const size_t size = sz_dtype_size(y->dtype);
-    const char *first = (const char *)y->data + (row * sz_cols(y) + panel * PANEL) * size;
-    for (int64_t r = 0; r < n; r++) {
-        const char *place = first + r * sz_cols(y) * size;
-        __builtin_prefetch(place, 1);
-        __builtin_prefetch(place + PANEL * size - 1, 1);
-    }
+    const __m256i low = sz_amx_to_bf16(_mm512_load_ps(sums->of[0][r]));
+    const __m256i high = sz_amx_to_bf16(_mm512_load_ps(sums->of[1][r]));
+    _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
 }
 
-/* Stores the sums of rows row .. row + 31. */
-static void store(const sz_call *c, int64_t row, int64_t panel, const block_sums *sums)
+/* Stores the sums of rows row .. row + 31 and some panels, the sums of two panels `next` apart. A
+ * row's results lie together, and two rows' are pages apart: so row by row, and with each row the
+ * place of one that is stored later is fetched. */
+static void store(const sz_call *c, int64_t row, int64_t first_panel, int64_t last_panel,
+                  const block_sums *sums, int64_t next)
 {
-    const sz_tensor *y = c->out[0];
+    enum { LATER = 16, SOON = 4 };
+    sz_tensor *y = c->out[0];
     const int64_t m = sz_cols(y);
     const int64_t n = sz_min64(PANEL, sz_rows(y) - row);
-    const int64_t column = panel * PANEL;
-    if (c->in[3] || y->dtype != SZ_BF16 || column + PANEL > m) {
-        for (int i = 0; i < 2; i++)
-            sz_store_columns(y, c->in[3], row, n, column + i * SZ_AMX_TILE,
-                             (const sz_vec *)sums->of[i]);
+    const bool plain = !c->in[3] && y->dtype == SZ_BF16 && last_panel * PANEL <= m;
+    if (!plain) {
+        for (int64_t p = first_panel; p < last_panel; p++, sums += next)
+            for (int i = 0; i < 2; i++)
+                sz_store_columns(y, c->in[3], row, n, p * PANEL + i * SZ_AMX_TILE,
+                                 (const sz_vec *)sums->of[i]);
         return;
     }
-    for (int64_t r = 0; r < n; r++) {
-        const __m256i low = sz_amx_to_bf16(_mm512_load_ps(sums->of[0][r]));
-        const __m256i high = sz_amx_to_bf16(_mm512_load_ps(sums->of[1][r]));
-        const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-        _mm512_storeu_si512(sz_bf16(y) + (row + r) * m + column, both);
-    }
+    uint16_t *to = sz_bf16(y) + row * m + first_panel * PANEL;
+    const int64_t panels = last_panel - first_panel;
+    for (int64_t r = 0; r < n; r++, to += m)
+        for (int64_t p = 0; p < panels; p++) {
+            if (row + r + LATER < sz_rows(y)) __builtin_prefetch(to + LATER * m + p * PANEL, 1);
+            _mm_prefetch(sums[p * next].of[0][r] + SOON * SZ_AMX_TILE, _MM_HINT_T0);
+            _mm_prefetch(sums[p * next].of[1][r] + SOON * SZ_AMX_TILE, _MM_HINT_T0);
+            store_32(to + p * PANEL, sums + p * next, r);
+        }
 }
 
 /* ---- tasks ---- */
@@ -419,10 +497,25 @@ static void piece_of_int8(const sz_call *c, const quantized_x *x, const packed_t
 {
     panel_int8 p;
     open_panel_int8(&p, c, panel);
+
+    /* The piece after this one: of the next panel, or the next piece of the first. */
+    const bool is_last = panel + 1 == t->last_panel;
+    const int64_t next_panel = is_last ? t->first_panel : panel + 1;
+    const int64_t next_from = is_last ? to : from;
+    const int64_t some = sz_min64(DEPTH, x->groups - next_from);
+    const int64_t groups = (t->last - t->first) / PANEL * (to - from);
+    next_bytes next[2];
+    for (int i = 0; i < 2; i++) {
+        const uint8_t *block = block_int8(c, 2 * next_panel + i);
+        next[i] = next_of(block + next_from * STEPS * SZ_AMX_BYTES, some * STEPS * SZ_AMX_BYTES,
+                          groups);
+    }
+
     for (int64_t row = t->first; row < t->last; row += PANEL) {
         block_sums *sums = sums_of(t, row, panel);
-        if (is_half(c, row)) add_int8(1, x, row, &p, from, to, sums);
-        else add_int8(2, x, row, &p, from, to, sums);
+        if (from == 0) memset(sums, 0, sizeof *sums);
+        if (is_half(c, row)) add_int8(1, x, row, &p, from, to, sums, next);
+        else add_int8(2, x, row, &p, from, to, sums, next);
     }
 }
 
@@ -439,6 +532,7 @@ static void piece_of_int4(const sz_call *c, const quantized_x *x, const packed_t
         unpack((const uint8_t *)q->data + block * SZ_Q4_BLOCK, to - from, &w.tiles);
         for (int64_t row = t->first; row < t->last; row += PANEL) {
             float(*sums)[SZ_AMX_TILE] = sums_of(t, row, panel)->of[i];
+            if (from == 0) memset(sums, 0, PANEL * sizeof *sums);
             if (is_half(c, row)) add_int4(1, x, row, &w, sums);
             else add_int4(2, x, row, &w, sums);
         }
@@ -448,21 +542,18 @@ static void piece_of_int4(const sz_call *c, const quantized_x *x, const packed_t
 static void run_task(const sz_call *c, const quantized_x *x, bool is_int8, const packed_task *t)
 {
     const int64_t used = sz_min64(t->last, sz_rows(c->in[0]));
-    const int64_t blocks = (t->last - t->first) / PANEL * (t->last_panel - t->first_panel);
-    memset(t->sums, 0, sizeof *t->sums * (size_t)blocks);
     sz_amx_begin();
     for (int64_t from = 0; from < x->groups; from += DEPTH) {
         const int64_t to = sz_min64(from + DEPTH, x->groups);
-        const int64_t stored = to == x->groups ? used : 0; /* rows that are complete then */
         for (int64_t panel = t->first_panel; panel < t->last_panel; panel++) {
-            for (int64_t row = t->first; row < stored; row += PANEL) fetch_places(c, row, panel);
             if (is_int8) piece_of_int8(c, x, t, panel, from, to);
             else piece_of_int4(c, x, t, panel, from, to);
-            for (int64_t row = t->first; row < stored; row += PANEL)
-                store(c, row, panel, sums_of(t, row, panel));
         }
     }
     sz_amx_end();
+    for (int64_t row = t->first; row < used; row += PANEL)
+        store(c, row, t->first_panel, t->last_panel, sums_of(t, row, t->first_panel),
+              (t->last - t->first) / PANEL);
 }
 
 static int linear(const sz_call *c, int64_t groups, bool is_int8)
