@@ -52,7 +52,7 @@ static void forward_block(const sz_attention_args *a, const forward_task *t, sz_
     for (int64_t i = 0; i < b->n; i++) {
         int64_t head = t->group * a->share + i % a->share;
         int64_t row = s.q_start + t->query + i / a->share;
-        float value = b->sum[i] == 0 ? -INFINITY : b->max[i] + logf(b->sum[i]);
+        float value = b->sum[i] == 0 ? -INFINITY : b->max[i] + logf(b->exact_sum[i]);
         sz_f32(lse)[head * lse->shape[1] + row] = value;
     }
 }

@@ -192,11 +192,11 @@ static inline void sz_amx_output(float *o, const uint16_t *v, const uint16_t *p,
 
 /* ---- softmax ---- */
 
-/* 2^x for x <= 0, 2e-9 relative before rounding: a power of 2 times a polynomial in the rest, which
- * is at most 1/2. 0 below -160; NaN stays NaN. */
-static inline __m512 sz_amx_power_of_2(__m512 x)
+/* 2^(x - base), 2e-9 relative before rounding, for whole numbers in base: a power of 2 times a
+ * polynomial in what is left of x, which is at most 1/2. 0 where x is -inf; NaN stays NaN. */
+static inline __m512 sz_amx_power_of_2(__m512 x, __m512 base)
 {
-    x = _mm512_max_ps(_mm512_set1_ps(-160.0f), x);
+    x = _mm512_max_ps(_mm512_set1_ps(-1e9f), x);
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(x, whole);
     __m512 y = _mm512_set1_ps(1.53458118e-4f);
@@ -206,7 +206,7 @@ static inline __m512 sz_amx_power_of_2(__m512 x)
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.240226469f));
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(0.693147206f));
     y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(y, whole);
+    return _mm512_scalef_ps(y, _mm512_sub_ps(whole, base));
 }
 
 /* Numbers of bf16, a from each lane's upper neighbour: pairs (a, b) of a tile's row. Rounds to
@@ -225,37 +225,51 @@ static inline __m512i sz_amx_round_pairs(__m512 a, __m512 b)
 }
 
 /* The softmax of 16 columns: scores s [keys], rows of a panel apart, times scale. p: their column of
- * tiles, [keys / 32] tiles SZ_AMX_PANEL * SZ_AMX_INNER numbers apart, filled up with 0. max and sum
- * are updated; max is that of the scores before scaling. Returns the factor of earlier outputs. */
+ * tiles, [keys / 32] tiles SZ_AMX_PANEL * SZ_AMX_INNER numbers apart, filled up with 0. max, sum
+ * and exact_sum are updated. sum is that of the rounded exponentials: divided by it, the weights of p
+ * add up to 1; exact_sum is for the log-sum-exp. max is the logarithm to base 2 of what the exponentials are divided by. It is rounded
+ * to a whole number: so a weight of p has the same bits in its mantissa whatever the maximum is, and
+ * a decoding step rounds as the pass over the whole answer does. Returns the factor of earlier
+ * outputs, a power of 2. */
 static inline __m512 sz_amx_softmax(uint16_t *p, const float *s, int64_t keys, float scale,
-                                    float *max, float *sum)
+                                    float *max, float *sum, float *exact_sum)
 {
     /* The new maximum. If no key has been seen yet, subtract 0: 2^-inf = 0, not NaN. */
+    const __m512 unit = _mm512_set1_ps(scale * 1.44269504f);
+    const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
     const __m512 before = _mm512_loadu_ps(max);
-    __m512 after = before;
+    __m512 after = lowest;
     for (int64_t j = 0; j < keys; j++)
         after = _mm512_max_ps(after, _mm512_loadu_ps(s + j * SZ_AMX_PANEL));
-    const __m512 lowest = _mm512_set1_ps(-__builtin_inff());
-    const __m512 base = _mm512_mask_mov_ps(after, _mm512_cmp_ps_mask(after, lowest, _CMP_EQ_OQ),
-                                           _mm512_setzero_ps());
+    after = _mm512_roundscale_ps(_mm512_mul_ps(after, unit),
+                                 _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    after = _mm512_max_ps(before, after);
+    const __mmask16 none = _mm512_cmp_ps_mask(after, lowest, _CMP_EQ_OQ);
+    const __m512 base = _mm512_mask_mov_ps(after, none, _mm512_setzero_ps());
 
     /* The exponentials and their sum. */
-    const __m512 unit = _mm512_set1_ps(scale * 1.44269504f);
-    __m512 total = _mm512_setzero_ps();
+    __m512 exact = _mm512_setzero_ps();
+    __m512 rounded = _mm512_setzero_ps();
     for (int64_t j = 0; j < sz_amx_inner(keys); j += 2) {
         __m512 e[2] = { { 0 } };
         for (int i = 0; i < 2; i++) {
             if (j + i >= keys) continue;
             const __m512 x = _mm512_loadu_ps(s + (j + i) * SZ_AMX_PANEL);
-            e[i] = sz_amx_power_of_2(_mm512_mul_ps(_mm512_sub_ps(x, base), unit));
-            total = _mm512_add_ps(total, e[i]);
+            e[i] = sz_amx_power_of_2(_mm512_mul_ps(x, unit), base);
+            exact = _mm512_add_ps(exact, e[i]);
         }
-        uint16_t *row = p + (j - j % SZ_AMX_INNER) * SZ_AMX_PANEL +
-                        j % SZ_AMX_INNER / 2 * SZ_AMX_INNER;
-        _mm512_store_si512(row, sz_amx_round_pairs(e[0], e[1]));
+        uint16_t *row = p + (j - j % SZ_AMX_INNER) * SZ_AMX_PANEL;
+        row += j % SZ_AMX_INNER / 2 * SZ_AMX_INNER;
+        const __m512i pairs = sz_amx_round_pairs(e[0], e[1]);
+        const __m512i high = _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000));
+        const __m512i low = _mm512_slli_epi32(pairs, 16);
+        rounded = _mm512_add_ps(rounded, _mm512_castsi512_ps(low));
+        rounded = _mm512_add_ps(rounded, _mm512_castsi512_ps(high));
+        _mm512_store_si512(row, pairs);
     }
-    const __m512 shrink = sz_amx_power_of_2(_mm512_mul_ps(_mm512_sub_ps(before, base), unit));
-    _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_loadu_ps(sum), shrink, total));
+    const __m512 shrink = _mm512_scalef_ps(_mm512_set1_ps(1), _mm512_sub_ps(before, base));
+    _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_loadu_ps(sum), shrink, rounded));
+    _mm512_storeu_ps(exact_sum, _mm512_fmadd_ps(_mm512_loadu_ps(exact_sum), shrink, exact));
     _mm512_storeu_ps(max, after);
     return shrink;
 }

@@ -239,7 +239,9 @@ typedef struct {
     float *q, *o;     /* panels: scaled queries; output not yet divided by sum */
     float q_scale;    /* by which queries are multiplied when they are loaded */
     float s_scale;    /* by which the softmax multiplies scores */
+    float max_unit;   /* what 1 in max is worth: ln 2 with AMX, else 1 */
     float *max, *sum; /* [columns] running maximum and sum of exponentials */
+    float *exact_sum; /* [columns] the same before AMX rounds them; else sum itself */
     float *factor;    /* [columns] by which the output is multiplied at the end */
     float *rows;      /* [columns][ld] row-major copies where they are needed */
     float *s;         /* [SZ_KEYS][32] scores of one panel */
@@ -269,10 +271,10 @@ static inline size_t sz_columns_bytes(const sz_attention_args *a)
 {
     int64_t columns = sz_columns_most(a);
     int64_t ld = sz_round_up(a->dim, 16);
-    int64_t per_column = 2 * a->dim + ld + 4;
+    int64_t per_column = 2 * a->dim + ld + 5;
     int64_t per_key = 2 * SZ_PANEL + 2 * a->dim + SZ_PANEL / 2;
     int64_t panels = columns / SZ_PANEL;
-    int64_t floats = columns * per_column + panels + SZ_KEYS * per_key + 13 * 16;
+    int64_t floats = columns * per_column + panels + SZ_KEYS * per_key + 14 * 16;
     return (size_t)sz_round_up(4 * floats, 64);
 }
 
@@ -294,6 +296,7 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     b->amx = sz_attends_with_amx(a);
     b->q_scale = b->amx ? 1 : a->scale;
     b->s_scale = b->amx ? a->scale : 1;
+    b->max_unit = b->amx ? 0.693147181f : 1;
     b->dim = dim;
     b->ld = sz_round_up(dim, 16);
     b->q = sz_carve(&memory, columns * dim);
@@ -301,6 +304,7 @@ static inline void sz_columns_place(sz_columns *b, char *memory, const sz_attent
     b->rows = sz_carve(&memory, columns * b->ld);
     b->max = sz_carve(&memory, columns);
     b->sum = sz_carve(&memory, columns);
+    b->exact_sum = b->amx ? sz_carve(&memory, columns) : b->sum;
     b->factor = sz_carve(&memory, columns);
     b->limit = (int32_t *)sz_carve(&memory, columns);
     b->fresh = (int32_t *)sz_carve(&memory, columns / SZ_PANEL);
@@ -347,6 +351,7 @@ static inline void sz_columns_start(sz_columns *b, int64_t n)
     for (int64_t c = 0; c < b->width; c++) {
         b->max[c] = -INFINITY;
         b->sum[c] = 0;
+        b->exact_sum[c] = 0;
     }
     for (int64_t p = 0; p * SZ_PANEL < n; p++) b->fresh[p] = 1;
 }
@@ -456,7 +461,7 @@ static inline void sz_amx_panel_softmax(sz_columns *b, const sz_amx_keys *t, int
     if (t->masked && b->limit[c] < t->first + seen) sz_panel_mask(b, s, c, t->first, seen, width);
     for (int64_t x = 0; x < width; x += SZ_AMX_TILE) {
         const __m512 shrink = sz_amx_softmax(b->p + x * SZ_AMX_INNER, s + x, seen, b->s_scale,
-                                             b->max + c + x, b->sum + c + x);
+                                             b->max + c + x, b->sum + c + x, b->exact_sum + c + x);
         if (!b->fresh[c / SZ_PANEL]) sz_panel_shrink(b->o + c * b->dim + x, b->dim, (sz_vec)shrink);
     }
 }
@@ -585,12 +590,12 @@ static inline void sz_columns_attend_own(sz_columns *b, const sz_attention_args 
 }
 
 /* Sets factor to what the output of each column is multiplied by: one over its sum, or 0 where no
- * key was seen. From here on max is that of the scaled scores. */
+ * key was seen. From here on max is a natural logarithm. */
 static inline void sz_columns_factors(sz_columns *b)
 {
     for (int64_t c = 0; c < b->width; c++) {
         b->factor[c] = b->sum[c] == 0 ? 0 : 1 / b->sum[c];
-        b->max[c] *= b->s_scale;
+        b->max[c] *= b->max_unit;
     }
     for (int64_t p = 0; p * SZ_PANEL < b->n; p++)
         if (b->fresh[p]) memset(b->o + p * SZ_PANEL * b->dim, 0, (size_t)(SZ_PANEL * b->dim) * 4);
