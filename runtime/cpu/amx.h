@@ -1,4 +1,5 @@
-/* amx.h - the tile registers of AMX, for gemm_amx.c, int8.c and int4.c.
+/* amx.h - the tile registers of AMX, for gemm_amx.c, packed_amx.c and
+ * attention_amx.h.
  *
  * A thread has eight tiles of 16 rows of 64 bytes. Its system must have allowed them
  * (core/processor.c), and sz_amx_begin must have told it their shape. A tile of the left operand has
@@ -49,6 +50,45 @@ static inline __m256i sz_amx_to_bf16(__m512 v)
     const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+/* 32 numbers of bf16, those of low first. */
+static inline __m512i sz_amx_to_bf16_32(__m512 low, __m512 high)
+{
+    const __m512i first = _mm512_castsi256_si512(sz_amx_to_bf16(low));
+    return _mm512_inserti64x4(first, sz_amx_to_bf16(high), 1);
+}
+
+/* Sets the tiles of sums, 0 to 3, to 0. */
+static inline void sz_amx_clear_sums(void)
+{
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+/* 32 rows of 16 columns of bf16 from rows ld apart, two rows in each vector: a tile of the right
+ * operand whose inner dimension goes down. What is past `columns` or `height` is 0. */
+static inline void sz_amx_load_pairs(__m512i r[SZ_AMX_TILE], const uint16_t *first, int64_t ld,
+                                     int64_t columns, int64_t height)
+{
+    const __mmask16 mask = columns >= SZ_AMX_TILE ? 0xffff : (__mmask16)((1u << columns) - 1);
+    for (int i = 0; i < SZ_AMX_TILE; i++) {
+        const int64_t row = 2 * i;
+        const __mmask16 even = row < height ? mask : 0;
+        const __mmask16 odd = row + 1 < height ? mask : 0;
+        const __m256i a = _mm256_maskz_loadu_epi16(even, first + (even ? row : 0) * ld);
+        const __m256i b = _mm256_maskz_loadu_epi16(odd, first + (odd ? row + 1 : 0) * ld);
+        r[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(a),
+                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
+    }
+}
+
+/* Stores a tile of bf16 as rows ld apart. */
+static inline void sz_amx_store(uint16_t *to, int64_t ld, const __m512i r[SZ_AMX_TILE])
+{
+    for (int i = 0; i < SZ_AMX_TILE; i++) _mm512_storeu_si512(to + i * ld, r[i]);
 }
 
 /* Transposes 16 rows of 16 words. */

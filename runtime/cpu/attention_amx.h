@@ -14,31 +14,18 @@
 #ifdef SZ_AMX
 
 #include "amx.h"
-#include "core/core.h"
+#include "attention_args.h"
 
 enum {
     SZ_AMX_INNER = 32,                           /* numbers of bf16 in a row of a tile */
     SZ_AMX_NUMBERS = SZ_AMX_TILE * SZ_AMX_INNER, /* in a tile */
-    SZ_AMX_PANEL = 2 * SZ_AMX_TILE,              /* columns */
-    SZ_AMX_KEYS = 96,                            /* keys that are loaded at a time */
-    SZ_AMX_KEY_STEPS = SZ_AMX_KEYS / SZ_AMX_INNER,
+    SZ_AMX_KEY_STEPS = SZ_KEYS / SZ_AMX_INNER,
 };
 
 /* A head's width as an inner dimension: the numbers after its end are 0. */
-static inline int64_t sz_amx_inner(int64_t dim)
-{
-    return (dim + SZ_AMX_INNER - 1) / SZ_AMX_INNER * SZ_AMX_INNER;
-}
+static inline int64_t sz_amx_inner(int64_t dim) { return sz_round_up(dim, SZ_AMX_INNER); }
 
 /* ---- packing ---- */
-
-/* The upper halves of two vectors of f32: their bf16 numbers if they are numbers of bf16. */
-static inline __m512i sz_amx_upper_halves(__m512 low, __m512 high)
-{
-    const __m256i a = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(low), 16));
-    const __m256i b = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(high), 16));
-    return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-}
 
 /* Queries as right operands: [panel][inner / 32][2 tiles] from rows [n][ld] of numbers of bf16 in
  * f32. The last tile is filled with copies of the last row. */
@@ -47,7 +34,7 @@ static inline void sz_amx_pack_queries(uint16_t *to, const float *rows, int64_t 
 {
     const int64_t inner = sz_amx_inner(dim);
     for (int64_t c = 0; c < n; c += SZ_AMX_TILE) {
-        const int64_t second = c % SZ_AMX_PANEL;
+        const int64_t second = c % SZ_PANEL;
         uint16_t *panel = to + (c - second) * inner + second * SZ_AMX_INNER;
         for (int64_t d = 0; d < inner; d += SZ_AMX_INNER) {
             __m512i r[SZ_AMX_TILE];
@@ -56,11 +43,10 @@ static inline void sz_amx_pack_queries(uint16_t *to, const float *rows, int64_t 
                 const bool whole = d + SZ_AMX_INNER <= dim;
                 const __m512 high = whole ? _mm512_loadu_ps(row + SZ_AMX_TILE)
                                           : _mm512_setzero_ps();
-                r[i] = sz_amx_upper_halves(_mm512_loadu_ps(row), high);
+                r[i] = sz_amx_to_bf16_32(_mm512_loadu_ps(row), high);
             }
             sz_amx_transpose(r);
-            for (int i = 0; i < SZ_AMX_TILE; i++)
-                _mm512_store_si512(panel + d * SZ_AMX_PANEL + i * SZ_AMX_INNER, r[i]);
+            sz_amx_store(panel + d * SZ_PANEL, SZ_AMX_INNER, r);
         }
     }
 }
@@ -91,22 +77,12 @@ static inline void sz_amx_pack_values(uint16_t *to, const uint16_t *rows, int64_
 {
     for (int64_t j = 0; j < keys; j += SZ_AMX_INNER)
         for (int64_t d = 0; d < dim; d += SZ_AMX_TILE) {
-            /* A pair of keys in each vector. */
             __m512i r[SZ_AMX_TILE];
-            for (int i = 0; i < SZ_AMX_TILE; i++) {
-                const int64_t key = j + 2 * i;
-                const uint16_t *row = rows + key * ld + d;
-                const __m256i none = _mm256_setzero_si256();
-                const __m256i a = key < keys ? _mm256_loadu_si256((const void *)row) : none;
-                const __m256i b = key + 1 < keys ? _mm256_loadu_si256((const void *)(row + ld))
-                                                 : none;
-                r[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(a),
-                                       _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-            }
+            sz_amx_load_pairs(r, rows + j * ld + d, ld, SZ_AMX_TILE, keys - j);
             sz_amx_transpose(r);
             uint16_t *tile = to + (d / SZ_AMX_TILE * SZ_AMX_KEY_STEPS + j / SZ_AMX_INNER) *
                                       SZ_AMX_NUMBERS;
-            for (int i = 0; i < SZ_AMX_TILE; i++) _mm512_store_si512(tile + i * SZ_AMX_INNER, r[i]);
+            sz_amx_store(tile, SZ_AMX_INNER, r);
         }
 }
 
@@ -121,13 +97,10 @@ static inline void sz_amx_scores(float *s, const uint16_t *k, const uint16_t *q,
     const int64_t half = SZ_AMX_TILE * inner;
     for (int64_t j = 0; j < keys; j += SZ_AMX_INNER) {
         const uint16_t *rows = k + j * inner;
-        float *to = s + j * SZ_AMX_PANEL;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        float *to = s + j * SZ_PANEL;
+        sz_amx_clear_sums();
         for (int64_t d = 0; d < inner; d += SZ_AMX_INNER) {
-            const uint16_t *right = q + d * SZ_AMX_PANEL;
+            const uint16_t *right = q + d * SZ_PANEL;
             _tile_loadd(6, right, SZ_AMX_ROW_BYTES);
             _tile_loadd(4, rows + d, 2 * inner);
             _tile_dpbf16ps(0, 4, 6);
@@ -138,11 +111,11 @@ static inline void sz_amx_scores(float *s, const uint16_t *k, const uint16_t *q,
             _tile_dpbf16ps(1, 4, 7);
             _tile_dpbf16ps(3, 5, 7);
         }
-        _tile_stored(0, to, 4 * SZ_AMX_PANEL);
-        _tile_stored(2, to + SZ_AMX_TILE * SZ_AMX_PANEL, 4 * SZ_AMX_PANEL);
+        _tile_stored(0, to, 4 * SZ_PANEL);
+        _tile_stored(2, to + SZ_AMX_TILE * SZ_PANEL, 4 * SZ_PANEL);
         if (width <= SZ_AMX_TILE) continue;
-        _tile_stored(1, to + SZ_AMX_TILE, 4 * SZ_AMX_PANEL);
-        _tile_stored(3, to + SZ_AMX_TILE * SZ_AMX_PANEL + SZ_AMX_TILE, 4 * SZ_AMX_PANEL);
+        _tile_stored(1, to + SZ_AMX_TILE, 4 * SZ_PANEL);
+        _tile_stored(3, to + SZ_AMX_TILE * SZ_PANEL + SZ_AMX_TILE, 4 * SZ_PANEL);
     }
 }
 
@@ -154,21 +127,18 @@ static inline void sz_amx_output(float *o, const uint16_t *v, const uint16_t *p,
     for (int64_t d = 0; d < dim; d += 2 * SZ_AMX_TILE) {
         const bool tall = d + SZ_AMX_TILE < dim;
         const uint16_t *left = v + d / SZ_AMX_TILE * SZ_AMX_KEY_STEPS * SZ_AMX_NUMBERS;
-        float *upper = o + d * SZ_AMX_PANEL;
-        float *lower = upper + (tall ? SZ_AMX_TILE * SZ_AMX_PANEL : 0);
+        float *upper = o + d * SZ_PANEL;
+        float *lower = upper + (tall ? SZ_AMX_TILE * SZ_PANEL : 0);
         if (add) {
-            _tile_loadd(0, upper, 4 * SZ_AMX_PANEL);
-            _tile_loadd(1, upper + SZ_AMX_TILE, 4 * SZ_AMX_PANEL);
-            _tile_loadd(2, lower, 4 * SZ_AMX_PANEL);
-            _tile_loadd(3, lower + SZ_AMX_TILE, 4 * SZ_AMX_PANEL);
+            _tile_loadd(0, upper, 4 * SZ_PANEL);
+            _tile_loadd(1, upper + SZ_AMX_TILE, 4 * SZ_PANEL);
+            _tile_loadd(2, lower, 4 * SZ_PANEL);
+            _tile_loadd(3, lower + SZ_AMX_TILE, 4 * SZ_PANEL);
         } else {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
+            sz_amx_clear_sums();
         }
         for (int64_t j = 0; j < keys; j += SZ_AMX_INNER) {
-            const uint16_t *right = p + j * SZ_AMX_PANEL;
+            const uint16_t *right = p + j * SZ_PANEL;
             const uint16_t *tile = left + j * SZ_AMX_TILE;
             _tile_loadd(6, right, SZ_AMX_ROW_BYTES);
             _tile_loadd(4, tile, SZ_AMX_ROW_BYTES);
@@ -182,11 +152,11 @@ static inline void sz_amx_output(float *o, const uint16_t *v, const uint16_t *p,
             _tile_dpbf16ps(2, 5, 6);
             if (wide) _tile_dpbf16ps(3, 5, 7);
         }
-        _tile_stored(0, upper, 4 * SZ_AMX_PANEL);
-        if (wide) _tile_stored(1, upper + SZ_AMX_TILE, 4 * SZ_AMX_PANEL);
+        _tile_stored(0, upper, 4 * SZ_PANEL);
+        if (wide) _tile_stored(1, upper + SZ_AMX_TILE, 4 * SZ_PANEL);
         if (!tall) continue;
-        _tile_stored(2, lower, 4 * SZ_AMX_PANEL);
-        if (wide) _tile_stored(3, lower + SZ_AMX_TILE, 4 * SZ_AMX_PANEL);
+        _tile_stored(2, lower, 4 * SZ_PANEL);
+        if (wide) _tile_stored(3, lower + SZ_AMX_TILE, 4 * SZ_PANEL);
     }
 }
 
@@ -209,8 +179,8 @@ static inline __m512 sz_amx_power_of_2(__m512 x, __m512 base)
     return _mm512_scalef_ps(y, _mm512_sub_ps(whole, base));
 }
 
-/* Numbers of bf16, a from each lane's upper neighbour: pairs (a, b) of a tile's row. Rounds to
- * nearest even. No NaN whose bits are all ones. */
+/* a and b rounded to bf16, to nearest even: a in the lower half of each lane, b in the upper one. A
+ * NaN whose bits are all ones, which arithmetic does not make, would become 0. */
 static inline __m512i sz_amx_round_pairs(__m512 a, __m512 b)
 {
     const __m512i one = _mm512_set1_epi32(1);
@@ -224,13 +194,17 @@ static inline __m512i sz_amx_round_pairs(__m512 a, __m512 b)
     return _mm512_mask_blend_epi16(0xaaaaaaaa, low, high);
 }
 
-/* The softmax of 16 columns: scores s [keys], rows of a panel apart, times scale. p: their column of
- * tiles, [keys / 32] tiles SZ_AMX_PANEL * SZ_AMX_INNER numbers apart, filled up with 0. max, sum
- * and exact_sum are updated. sum is that of the rounded exponentials: divided by it, the weights of p
- * add up to 1; exact_sum is for the log-sum-exp. max is the logarithm to base 2 of what the exponentials are divided by. It is rounded
- * to a whole number: so a weight of p has the same bits in its mantissa whatever the maximum is, and
- * a decoding step rounds as the pass over the whole answer does. Returns the factor of earlier
- * outputs, a power of 2. */
+/* The softmax of 16 columns over some keys. s: their scores, in rows of a panel, to be multiplied by
+ * scale. p: their tiles of weights, SZ_PANEL * SZ_AMX_INNER numbers apart; rows past the last key
+ * are 0. Updates of each column:
+ *
+ *   max        log2 of what the exponentials are divided by, a whole number. So a weight's mantissa
+ *              is the same whatever the maximum is, and it rounds in a decoding step as it does in
+ *              a pass over the whole answer.
+ *   sum        of the exponentials as rounded: divided by it, the weights add up to 1.
+ *   exact_sum  of the exponentials before rounding, for the log-sum-exp.
+ *
+ * Returns what earlier outputs are to be multiplied by, powers of 2. */
 static inline __m512 sz_amx_softmax(uint16_t *p, const float *s, int64_t keys, float scale,
                                     float *max, float *sum, float *exact_sum)
 {
@@ -240,7 +214,7 @@ static inline __m512 sz_amx_softmax(uint16_t *p, const float *s, int64_t keys, f
     const __m512 before = _mm512_loadu_ps(max);
     __m512 after = lowest;
     for (int64_t j = 0; j < keys; j++)
-        after = _mm512_max_ps(after, _mm512_loadu_ps(s + j * SZ_AMX_PANEL));
+        after = _mm512_max_ps(after, _mm512_loadu_ps(s + j * SZ_PANEL));
     after = _mm512_roundscale_ps(_mm512_mul_ps(after, unit),
                                  _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     after = _mm512_max_ps(before, after);
@@ -254,11 +228,11 @@ static inline __m512 sz_amx_softmax(uint16_t *p, const float *s, int64_t keys, f
         __m512 e[2] = { { 0 } };
         for (int i = 0; i < 2; i++) {
             if (j + i >= keys) continue;
-            const __m512 x = _mm512_loadu_ps(s + (j + i) * SZ_AMX_PANEL);
+            const __m512 x = _mm512_loadu_ps(s + (j + i) * SZ_PANEL);
             e[i] = sz_amx_power_of_2(_mm512_mul_ps(x, unit), base);
             exact = _mm512_add_ps(exact, e[i]);
         }
-        uint16_t *row = p + (j - j % SZ_AMX_INNER) * SZ_AMX_PANEL;
+        uint16_t *row = p + (j - j % SZ_AMX_INNER) * SZ_PANEL;
         row += j % SZ_AMX_INNER / 2 * SZ_AMX_INNER;
         const __m512i pairs = sz_amx_round_pairs(e[0], e[1]);
         const __m512i high = _mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000));

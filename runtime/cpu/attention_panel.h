@@ -8,9 +8,8 @@
 #ifndef SZ_ATTENTION_PANEL_H
 #define SZ_ATTENTION_PANEL_H
 
+#include "attention_args.h"
 #include "gemm_tile.h"
-
-enum { SZ_PANEL = 32 }; /* columns of a panel */
 
 /* Column c is at base + c / share * stride + c % share * dim. */
 typedef struct {

@@ -53,27 +53,6 @@ static inline void load_rows(__m512i r[SZ_AMX_TILE], const uint16_t *first, int6
         r[i] = _mm512_maskz_loadu_epi16(i < rows ? mask : 0, first + (i < rows ? i : 0) * ld);
 }
 
-/* The same of [k, count], two numbers of 16 columns a vector: a tile of the right operand. */
-static inline void load_pairs(__m512i r[SZ_AMX_TILE], const uint16_t *first, int64_t ld,
-                              int64_t columns, int64_t height)
-{
-    const __mmask16 mask = columns >= SZ_AMX_TILE ? 0xffff : (__mmask16)((1u << columns) - 1);
-    for (int i = 0; i < SZ_AMX_TILE; i++) {
-        const int64_t row = 2 * i;
-        const __mmask16 even = row < height ? mask : 0;
-        const __mmask16 odd = row + 1 < height ? mask : 0;
-        const __m256i a = _mm256_maskz_loadu_epi16(even, first + (even ? row : 0) * ld);
-        const __m256i b = _mm256_maskz_loadu_epi16(odd, first + (odd ? row + 1 : 0) * ld);
-        r[i] = _mm512_or_si512(_mm512_cvtepu16_epi32(a),
-                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16));
-    }
-}
-
-static inline void store_tile(uint16_t *to, int64_t ld, const __m512i r[SZ_AMX_TILE])
-{
-    for (int i = 0; i < SZ_AMX_TILE; i++) _mm512_storeu_si512(to + i * ld, r[i]);
-}
-
 /* Tile of the operand at row or column `at` and inner number p. */
 static inline void load_tile(__m512i r[SZ_AMX_TILE], const operand *x, int64_t at, int64_t p,
                              int64_t k, bool want_rows)
@@ -81,7 +60,7 @@ static inline void load_tile(__m512i r[SZ_AMX_TILE], const operand *x, int64_t a
     const int64_t some = sz_min64(SZ_AMX_TILE, x->count - at);
     const int64_t inner = sz_min64(STEP, k - p);
     if (x->inner_is_row) load_rows(r, x->data + at * x->ld + p, x->ld, some, inner);
-    else load_pairs(r, x->data + p * x->ld + at, x->ld, some, inner);
+    else sz_amx_load_pairs(r, x->data + p * x->ld + at, x->ld, some, inner);
     if (x->inner_is_row != want_rows) sz_amx_transpose(r);
 }
 
@@ -98,7 +77,7 @@ static void pack_right(uint16_t *to, const operand *x, int64_t first, int64_t co
                 if (first + c < x->count) load_tile(r, x, first + c, p, k, false);
                 const int64_t panel = c - c % PANEL;
                 uint16_t *tile = to + panel * padded + p * PANEL + (c - panel) * STEP;
-                store_tile(tile, STEP, r);
+                sz_amx_store(tile, STEP, r);
             }
 }
 
@@ -113,7 +92,7 @@ static void pack_left(uint16_t *to, const operand *x, int64_t first, int64_t row
         for (int64_t p = 0; p < padded; p += STEP) {
             __m512i r[SZ_AMX_TILE] = { { 0 } };
             if (first + i < x->count) load_tile(r, x, first + i, from + p, k, true);
-            store_tile(to + i * padded + p, padded, r);
+            sz_amx_store(to + i * padded + p, padded, r);
         }
 }
 
@@ -324,10 +303,7 @@ static void block(const panel_piece *left, const uint16_t *right, fetcher *next,
         __builtin_prefetch(address(to, row, 0), 1);
         __builtin_prefetch(address(to, row, to->columns - 1), 1);
     }
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    sz_amx_clear_sums();
     if (next) multiply(left, right, next);
     else multiply_alone(left, right);
     _tile_stored(0, sums, 4 * PANEL);

@@ -142,9 +142,7 @@ static void quantize_x(const sz_tensor *x, int64_t i, int64_t rows, int64_t word
 {
     for (int64_t g = 0; g < groups; g++) {
         int8_t codes[SZ_Q_GROUP];
-        int32_t sum = 0;
-        sz_quantize_group(x, i, g, codes, &out.scale[g * rows]);
-        for (int j = 0; j < SZ_Q_GROUP; j++) sum += codes[j];
+        const int32_t sum = sz_quantize_group(x, i, g, codes, &out.scale[g * rows]);
         out.start[g * rows] = -SZ_Q_ZERO * sum;
         for (int64_t j = 0; j < sz_min64(SZ_Q_WORDS, words - g * SZ_Q_WORDS); j++)
             put_word(out.words + (g * SZ_Q_WORDS + j) * rows * X_WORDS, codes + 4 * j);

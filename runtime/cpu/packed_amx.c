@@ -50,51 +50,6 @@ static inline const int8_t *codes_of(const quantized_x *x, int64_t row, int64_t 
     return x->codes + part_of(x, row, g) * PANEL * SZ_Q_GROUP;
 }
 
-/* 16 numbers of x from element i on, those from number `count` on 0. */
-static inline __m512 load_16(const sz_tensor *x, int64_t i, int64_t count)
-{
-    const __mmask16 mask = count >= SZ_AMX_TILE ? 0xffff
-                                                : (__mmask16)((1u << (count > 0 ? count : 0)) - 1);
-    if (x->dtype == SZ_F32) return _mm512_maskz_loadu_ps(mask, sz_f32(x) + i);
-    const __m256i halves = _mm256_maskz_loadu_epi16(mask, sz_bf16(x) + i);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-/* sz_quantize_group of row i and group g, bit for bit. The codes of step s go to codes + s *
- * step_bytes. Returns their sum. */
-static inline int32_t quantize_group(const sz_tensor *x, int64_t i, int64_t g, int8_t *codes,
-                                     int64_t step_bytes, float *scale)
-{
-    enum { VECTORS = SZ_Q_GROUP / SZ_AMX_TILE, A_STEP = VECTORS / STEPS };
-    const int64_t k = sz_cols(x);
-    const int64_t column = g * SZ_Q_GROUP;
-    __m512 v[VECTORS];
-    __m512i largest = _mm512_setzero_si512();
-#pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; j++) {
-        v[j] = load_16(x, i * k + column + j * SZ_AMX_TILE, k - column - j * SZ_AMX_TILE);
-        largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(v[j])));
-    }
-
-    /* As numbers, bits of positive floats have their order, with infinity and NaN behind. */
-    const uint32_t bits = (uint32_t)_mm512_reduce_max_epi32(largest);
-    const float most = sz_bits_float(bits);
-    const bool finite = bits < 0x7f800000;
-    const float inverse = finite && most > 0 ? 127.0f / most : 0;
-    *scale = finite ? most / 127.0f : __builtin_nanf("");
-
-    __m512i sum = _mm512_setzero_si512();
-#pragma GCC unroll 8
-    for (int j = 0; j < VECTORS; j++) {
-        __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(v[j], _mm512_set1_ps(inverse)));
-        if (inverse == 0) code = _mm512_setzero_si512();
-        sum = _mm512_add_epi32(sum, code);
-        _mm_store_si128((__m128i *)(codes + j / A_STEP * step_bytes) + j % A_STEP,
-                        _mm512_cvtepi32_epi8(code));
-    }
-    return _mm512_reduce_add_epi32(sum);
-}
-
 static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
 {
     const int64_t n = sz_rows(x);
@@ -112,14 +67,14 @@ static quantized_x quantize(const sz_tensor *x, int64_t groups, int32_t zero)
         for (int64_t g = 0; g < groups; g++) {
             const int64_t part = part_of(&q, i, g);
             const int64_t at = part * PANEL + i % PANEL;
-            int8_t *codes = q.codes + (part * STEPS * PANEL + i % PANEL) * SZ_AMX_ROW_BYTES;
-            if (i < n) {
-                q.start[at] = -zero * quantize_group(x, i, g, codes, STEP_BYTES, &q.scale[at]);
-                continue;
-            }
-            q.scale[at] = 0;
-            q.start[at] = 0;
-            for (int s = 0; s < STEPS; s++) memset(codes + s * STEP_BYTES, 0, SZ_AMX_ROW_BYTES);
+            int8_t codes[SZ_Q_GROUP] = { 0 };
+            float scale = 0;
+            const int32_t sum = i < n ? sz_quantize_group(x, i, g, codes, &scale) : 0;
+            q.scale[at] = scale;
+            q.start[at] = -zero * sum;
+            int8_t *to = q.codes + (part * STEPS * PANEL + i % PANEL) * SZ_AMX_ROW_BYTES;
+            for (int s = 0; s < STEPS; s++)
+                memcpy(to + s * STEP_BYTES, codes + s * SZ_AMX_ROW_BYTES, SZ_AMX_ROW_BYTES);
         }
     return q;
 }
@@ -242,10 +197,7 @@ static inline __attribute__((always_inline)) void multiply(const int bits, const
                                                            group_products *to,
                                                            const scaling *before)
 {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    sz_amx_clear_sums();
 #pragma GCC unroll 2
     for (int s = 0; s < STEPS; s++) {
         _tile_loadd(6, w[0] + s * next, SZ_AMX_ROW_BYTES);
@@ -292,7 +244,7 @@ static void open_panel_int8(panel_int8 *p, const sz_call *c, int64_t panel)
     p->whole = words / SZ_Q_WORDS;
     for (int i = 0; i < 2; i++) {
         const int64_t block = sz_min64(2 * panel + i, q->shape[0] - 1);
-        p->codes[i] = block_int8(c, block);
+        p->codes[i] = block_int8(c, 2 * panel + i);
         p->scale[i] = sz_f32(c->in[2]) + block * groups * SZ_Q_ROWS;
         const size_t left = (size_t)(words % SZ_Q_WORDS) * SZ_AMX_ROW_BYTES;
         memset(p->tail[i], 0, sizeof p->tail[i]);
@@ -436,9 +388,8 @@ static inline __attribute__((always_inline)) void add_int4(const int halves, con
 /* Stores 32 sums of a row as bf16. */
 static inline void store_32(uint16_t *to, const block_sums *sums, int64_t r)
 {
-    const __m256i low = sz_amx_to_bf16(_mm512_load_ps(sums->of[0][r]));
-    const __m256i high = sz_amx_to_bf16(_mm512_load_ps(sums->of[1][r]));
-    _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+    _mm512_storeu_si512(
+        to, sz_amx_to_bf16_32(_mm512_load_ps(sums->of[0][r]), _mm512_load_ps(sums->of[1][r])));
 }
 
 /* Stores the sums of rows row .. row + 31 and some panels, the sums of two panels `next` apart. A

@@ -269,7 +269,7 @@ local function check_gradient(op, call, i, fast, plain, exact, label)
   -- is compared with. On a device bf16 rounds the terms themselves, so the error goes with them and
   -- a tenth is; and where the reference kernels' own error is as large, what counts is the distance
   -- from the exact numbers.
-  -- With AMX the forward pass of attention rounds its terms, too.
+  -- So does attention with AMX: its forward pass rounds the softmax's weights.
   local rounds = ON_DEVICE or (WITH_AMX and op.name:find "^attention")
   local rounds_terms = rounds and dtype == "bf16"
   local terms = rounds_terms and 0.1 or 0.01

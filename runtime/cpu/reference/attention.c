@@ -1,7 +1,8 @@
 /* reference/attention.c - attention in simple loops: the reference for cpu/attention.c,
  * cpu/attention_backward.c and cpu/attention_cached.c. Shapes and the segment table are described
  * in cpu/attention.c. Scores of one query at a time, sums in double. Leaves out: speed. */
-#include "cpu/attention_tile.h"
+#include "cpu/attention_args.h"
+#include <math.h>
 
 static double dot(const sz_tensor *a, int64_t i, const sz_tensor *b, int64_t j, int64_t n)
 {
