@@ -19,6 +19,7 @@
  */
 #include "gemm.h"
 #include "gemm_tile.h"
+#include "tasks.h"
 
 /* Long rows of weights: in chunks of half the size if there is only one block of x. */
 enum { CHUNK_W = 24, LONG_ROW_BYTES = 8192 };
@@ -37,16 +38,6 @@ enum { PASS_ROWS = ROWS_X };
 
 typedef uint32_t word_vec __attribute__((vector_size(4 * SZ_LANES)));
 typedef uint32_t word_vec_any __attribute__((vector_size(4 * SZ_LANES), aligned(2), may_alias));
-
-/* Has the compiler hold v in a register: left alone, GCC reads x again for each weight row, and
- * keeps sums in memory. Without FMA, reading x again is faster. */
-#if defined(__FMA__)
-#define IN_REGISTER(v) __asm__("" : "+v"(v))
-#elif defined(__aarch64__)
-#define IN_REGISTER(v) __asm__("" : "+w"(v))
-#else
-#define IN_REGISTER(v)
-#endif
 
 /* The odd columns of a vector of words. Volatile where it would take one of 16 registers. */
 #ifdef NARROW_PASSES
@@ -154,11 +145,11 @@ static inline __attribute__((always_inline)) void dots(const int M, const int R,
 #pragma GCC unroll 8
             for (int i = 0; i < M; i++) {
                 sz_vec in = sz_vec_load(x + (half * rows + i) * SZ_LANES);
-                IN_REGISTER(in);
+                SZ_IN_REGISTER(in);
 #pragma GCC unroll 4
                 for (int r = 0; r < R; r++) {
                     s[r * M + i] += a[r] * in;
-                    IN_REGISTER(s[r * M + i]);
+                    SZ_IN_REGISTER(s[r * M + i]);
                 }
             }
         }
@@ -293,27 +284,18 @@ int sz_gemm_skinny(int64_t m, int64_t n, int64_t k, const void *x, int64_t ldx, 
     const float *packed = pack_x(x, m, k, ldx, dtype, padded);
     if (!packed) return -1;
 
-    /* A thread takes the next chunk before it computes one, because it prefetches it. */
     int64_t taken = 0;
 #pragma omp parallel if (n * k > 16384)
-    {
-        int64_t chunk;
-        int64_t next;
-#pragma omp atomic capture
-        chunk = taken++;
-        for (; chunk < chunks; chunk = next) {
-#pragma omp atomic capture
-            next = taken++;
-            prefetcher ahead = { 0, 0, passes(m) };
-            if (next < chunks) ahead.distance = (next - chunk) * chunk_rows * row_bytes;
-            const int64_t j = chunk * chunk_rows;
-            const int64_t rows = n - j < chunk_rows ? n - j : chunk_rows;
-            for (int64_t i = 0; i < m; i += ROWS_X) {
-                ahead.pass = passes(i);
-                chunk_times_block(m - i < ROWS_X ? m - i : ROWS_X, rows, k, packed + i * padded,
-                                  (const char *)w + j * row_bytes, ldw, dtype, ahead, beta,
-                                  y + i * ldy + j, ldy);
-            }
+    for (sz_task t = sz_first_task(&taken, 1); t.first < chunks; sz_next_task(&t, &taken, 1)) {
+        prefetcher ahead = { 0, 0, passes(m) };
+        if (t.next < chunks) ahead.distance = (t.next - t.first) * chunk_rows * row_bytes;
+        const int64_t j = t.first * chunk_rows;
+        const int64_t rows = n - j < chunk_rows ? n - j : chunk_rows;
+        for (int64_t i = 0; i < m; i += ROWS_X) {
+            ahead.pass = passes(i);
+            chunk_times_block(m - i < ROWS_X ? m - i : ROWS_X, rows, k, packed + i * padded,
+                              (const char *)w + j * row_bytes, ldw, dtype, ahead, beta,
+                              y + i * ldy + j, ldy);
         }
     }
     return 0;

@@ -54,6 +54,16 @@ typedef int32_t sz_ivec4 __attribute__((vector_size(16)));
 #define sz_shuffle(a, b, ...) __builtin_shuffle(a, b, __VA_ARGS__)
 #endif
 
+/* Has the compiler hold v in a register: left alone, GCC reads operands again, regroups sums, and
+ * keeps both in memory. Without FMA (SSE2), reading again is faster. */
+#if defined(__FMA__)
+#define SZ_IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define SZ_IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define SZ_IN_REGISTER(v)
+#endif
+
 static inline sz_vec sz_vec_load(const float *p) { return *(const sz_vec_any *)p; }
 static inline void sz_vec_store(float *p, sz_vec v) { *(sz_vec_any *)p = v; }
 static inline sz_vec sz_vec_all(float x) { return x - (sz_vec){ 0 }; }

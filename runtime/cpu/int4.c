@@ -15,6 +15,7 @@
 #include "packed_store.h"
 #include "packed_x.h"
 #include "packed_amx.h"
+#include "tasks.h"
 #include <omp.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -28,13 +29,13 @@ enum { VECTORS = SZ_Q4_ROWS / SZ_LANES };
  * often a weight is unpacked. Four codes of x take X_WORDS words.
  * SUMS_OF_16: two sums of 16 bits in each lane. */
 #if defined(__AVX512VNNI__)
-enum { FEW = 4, SOME = 6, WIDE = 4, MAX_TILE_ROWS = 8, X_WORDS = 1, SUMS_OF_16 = 0 };
+enum { FEW = 4, SOME = 8, WIDE = 4, MAX_TILE_ROWS = 8, X_WORDS = 1, SUMS_OF_16 = 0 };
 #elif defined(__AVXVNNI__)
-enum { FEW = 1, SOME = 3, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 0 };
+enum { FEW = 1, SOME = 6, WIDE = 4, MAX_TILE_ROWS = 8, X_WORDS = 1, SUMS_OF_16 = 0 };
 #elif defined(__AVX512BW__)
-enum { FEW = 2, SOME = 6, WIDE = 4, MAX_TILE_ROWS = 6, X_WORDS = 1, SUMS_OF_16 = 1 };
+enum { FEW = 2, SOME = 8, WIDE = 4, MAX_TILE_ROWS = 8, X_WORDS = 1, SUMS_OF_16 = 1 };
 #elif defined(__AVX2__)
-enum { FEW = 1, SOME = 2, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 1 };
+enum { FEW = 1, SOME = 4, WIDE = 4, MAX_TILE_ROWS = 4, X_WORDS = 1, SUMS_OF_16 = 1 };
 #else
 enum { FEW = 1, SOME = 3, WIDE = 4, MAX_TILE_ROWS = 3, X_WORDS = 2, SUMS_OF_16 = 0 };
 #endif
@@ -45,6 +46,7 @@ enum {
     WORDS = SZ_Q4_COLS / 4,                                     /* of x, for a block's columns */
     PACKED = 64,                    /* bytes with the codes of 8 columns of a block */
     GROUP_PACKED = SZ_Q4_GROUP / 8, /* such pieces in a group */
+    AHEAD = 2,                      /* blocks from that in use to the one that is fetched */
 };
 
 /* Vectors of weights that a tile of m rows of x has: a constant if m is. */
@@ -264,14 +266,20 @@ static inline void put_word(int32_t *to, const int8_t *codes)
 /* The start of 16 codes: one sum, or one of the first two and one of the last two of each word. */
 static inline int32_t start_of(const int8_t *codes)
 {
-    int32_t low = 0;
-    int32_t high = 0;
-    for (int j = 0; j < SZ_Q4_GROUP; j += 4) {
-        low -= SZ_Q4_ZERO * (codes[j] + codes[j + 1]);
-        high -= SZ_Q4_ZERO * (codes[j + 2] + codes[j + 3]);
-    }
-    if (!SUMS_OF_16) return low + high;
-    return (int32_t)((uint32_t)high << 16 | (uint16_t)low);
+#ifdef __AVX2__
+    /* Sums of two, then four, then eight codes, all times 8: they fit 16 bits. */
+    const __m128i eight = _mm_set1_epi8(SZ_Q4_ZERO);
+    __m128i sums = _mm_maddubs_epi16(eight, _mm_loadu_si128((const __m128i_u *)codes));
+    sums = _mm_add_epi16(sums, _mm_srli_si128(sums, 8));
+    sums = _mm_add_epi16(sums, _mm_srli_si128(sums, 4));
+    const __m128i signs = _mm_set1_epi16(-1);
+    if (SUMS_OF_16) return _mm_cvtsi128_si32(_mm_sign_epi16(sums, signs));
+    return _mm_cvtsi128_si32(_mm_madd_epi16(sums, signs));
+#else
+    int32_t sum = 0;
+    for (int j = 0; j < SZ_Q4_GROUP; j++) sum += codes[j];
+    return -SZ_Q4_ZERO * sum;
+#endif
 }
 
 /* Quantizes row i of x; rows: of its block, which is the distance between neighbours in the
@@ -402,15 +410,18 @@ static inline __attribute__((always_inline)) sz_ivec add_parts(sz_ivec total, sz
 #endif
 }
 
-/* The weights of a vector of rows: its codes and parts in a block, and its scales. */
+/* The weights of a vector of rows: its codes and parts in a block, and its scales. next: where the
+ * vector begins that follows it, in the next tile. */
 typedef struct {
-    const uint8_t *codes, *parts;
+    const uint8_t *codes, *parts, *next;
     const uint16_t *scale;
 } vector_weights;
 
-/* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. */
+/* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. later: the
+ * block that is fetched meanwhile, for each vector. */
 static inline __attribute__((always_inline)) void group(const int M, const int R,
-                                                        const vector_weights *w, int g,
+                                                        const vector_weights *w,
+                                                        const uint8_t *const *later, int g,
                                                         const int32_t *x, const int32_t *start,
                                                         sz_ivec *total)
 {
@@ -421,22 +432,29 @@ static inline __attribute__((always_inline)) void group(const int M, const int R
 #pragma GCC unroll 8
         for (int i = 0; i < M; i++) s[r * M + i] = start[i] - (sz_ivec){ 0 };
 #pragma GCC unroll 2
-    for (int p = 0; p < GROUP_PACKED; p++, x += 2 * M * X_WORDS)
+    for (int p = 0; p < GROUP_PACKED; p++, x += 2 * M * X_WORDS) {
+        weight_words low[WIDE];
+        weight_words high[WIDE];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
             const uint8_t *from = w[r].codes + (g * GROUP_PACKED + p) * PACKED;
             const sz_uvec bytes = *(const word_vec_any *)from;
-            const weight_words low = unpack(bytes);
-            const weight_words high = unpack(bytes >> 4);
-            if (r % VECTORS == 0) __builtin_prefetch(from + 2048);
-#pragma GCC unroll 8
-            for (int i = 0; i < M; i++) {
-                dot4(&s[r * M + i], &low, x + i * X_WORDS);
-                dot4(&s[r * M + i], &high, x + (M + i) * X_WORDS);
-            }
+            low[r] = unpack(bytes);
+            high[r] = unpack(bytes >> 4);
+            if (r % VECTORS == 0) __builtin_prefetch(later[r] + (g * GROUP_PACKED + p) * PACKED);
         }
+#pragma GCC unroll 8
+        for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+            for (int r = 0; r < R; r++) {
+                dot4(&s[r * M + i], &low[r], x + i * X_WORDS);
+                SZ_IN_REGISTER(s[r * M + i]);
+                dot4(&s[r * M + i], &high[r], x + (M + i) * X_WORDS);
+                SZ_IN_REGISTER(s[r * M + i]);
+            }
+    }
 
-        /* Times the parts. */
+    /* Times the parts. */
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
         const sz_ivec part = load_parts(w[r].parts + g * SZ_Q4_ROWS);
@@ -460,8 +478,16 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
         sz_ivec total[MAX_SUMS];
 #pragma GCC unroll 16
         for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
+        const uint8_t *later[WIDE];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; r++) {
+            const int64_t left = across - block;
+            if (AHEAD < left) later[r] = w[r].codes + AHEAD * SZ_Q4_BLOCK;
+            else later[r] = w[r].next + (AHEAD - left) * SZ_Q4_BLOCK;
+        }
+
         for (int g = 0; g < SZ_Q4_GROUPS; g++) {
-            group(M, R, w, g, x, start, total);
+            group(M, R, w, later, g, x, start, total);
             x += SZ_Q4_GROUP / 4 * M * X_WORDS;
             start += M;
         }
@@ -482,9 +508,9 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
 }
 
 /* The weights of a task: q and scale of its first block of rows, and how many vectors of rows it
- * has. */
+ * has. later: q of the thread's next task. */
 typedef struct {
-    const uint8_t *q;
+    const uint8_t *q, *later;
     const uint16_t *scale;
     int64_t across, vectors;
 } task_weights;
@@ -496,14 +522,21 @@ static __attribute__((noinline)) int any_tile(int64_t m, int64_t first, const ta
                                               const int32_t *start, sz_vec *sums)
 {
     const int R = VECTORS_OF(m);
+    const int64_t end = first + R;
+    const uint8_t *next = t->later;
+    if (end < t->vectors) next = t->q + end / VECTORS * t->across * SZ_Q4_BLOCK;
     vector_weights w[WIDE];
     for (int r = 0; r < R; r++) {
         const int64_t v = sz_min64(first + r, t->vectors - 1);
         const int64_t block = v / VECTORS * t->across;
         const int64_t lane = v % VECTORS * SZ_LANES;
         const uint8_t *q = t->q + block * SZ_Q4_BLOCK;
-        w[r] = (vector_weights){ q + lane * 4, q + SZ_Q4_CODES + lane,
-                                 t->scale + block * SZ_Q4_ROWS + lane };
+        w[r] = (vector_weights){
+            .codes = q + lane * 4,
+            .parts = q + SZ_Q4_CODES + lane,
+            .next = next + r / VECTORS * t->across * SZ_Q4_BLOCK,
+            .scale = t->scale + block * SZ_Q4_ROWS + lane,
+        };
     }
 
     /* One instance for each m. */
@@ -576,16 +609,20 @@ int sz_cpu_linear_int4(const sz_call *c)
     }
 
     /* A task is TASK_BLOCKS blocks of weights times all rows. */
-#pragma omp parallel for schedule(dynamic, 1) if (n * k * m >= SZ_PARALLEL_FROM)
-    for (int64_t task = 0; task < blocks; task += TASK_BLOCKS) {
+    int64_t taken = 0;
+#pragma omp parallel if (n * k * m >= SZ_PARALLEL_FROM)
+    for (sz_task t = sz_first_task(&taken, TASK_BLOCKS); t.first < blocks;
+         sz_next_task(&t, &taken, TASK_BLOCKS)) {
+        const int64_t later = t.next < blocks ? t.next : t.first;
         const task_weights w = {
-            (const uint8_t *)q->data + task * across * SZ_Q4_BLOCK,
-            sz_bf16(scale) + task * across * SZ_Q4_ROWS,
+            (const uint8_t *)q->data + t.first * across * SZ_Q4_BLOCK,
+            (const uint8_t *)q->data + later * across * SZ_Q4_BLOCK,
+            sz_bf16(scale) + t.first * across * SZ_Q4_ROWS,
             across,
-            sz_min64(TASK_BLOCKS, blocks - task) * VECTORS,
+            sz_min64(TASK_BLOCKS, blocks - t.first) * VECTORS,
         };
         for (int64_t i = 0; i < n; i += MAX_TILE_ROWS)
-            multiply_task(c, &w, task * SZ_Q4_ROWS, i, n, &in);
+            multiply_task(c, &w, t.first * SZ_Q4_ROWS, i, n, &in);
     }
     return 0;
 }

@@ -12,6 +12,7 @@
 #include "packed_store.h"
 #include "packed_x.h"
 #include "packed_amx.h"
+#include "tasks.h"
 #include "core/processor.h"
 #include <omp.h>
 #ifdef __x86_64__
@@ -232,13 +233,16 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
                                        ahead.distance;
                 __builtin_prefetch(ahead.distance ? later : ahead.codes + 64 * line);
             }
+            weight_words a[WIDE];
 #pragma GCC unroll 4
-            for (int r = 0; r < R; r++) {
-                const uint8_t *codes = w[r] + (g * SZ_Q_WORDS + p) * 64;
-                const weight_words a = load_words(codes);
+            for (int r = 0; r < R; r++) a[r] = load_words(w[r] + (g * SZ_Q_WORDS + p) * 64);
 #pragma GCC unroll 12
-                for (int i = 0; i < M; i++) dot4(&s[r * M + i], &a, x + i * X_WORDS);
-            }
+            for (int i = 0; i < M; i++)
+#pragma GCC unroll 4
+                for (int r = 0; r < R; r++) {
+                    dot4(&s[r * M + i], &a[r], x + i * X_WORDS);
+                    SZ_IN_REGISTER(s[r * M + i]);
+                }
         }
 
         /* Scaled and added in f32. */
@@ -361,37 +365,23 @@ int sz_cpu_linear_int8(const sz_call *c)
         quantize_x(x, i, rows, words, groups, row);
     }
 
-    /* A task is some blocks of weights times all rows. A thread takes the next one before it
-     * computes one, because it prefetches it. */
+    /* A task is some blocks of weights times all rows. */
     const int64_t task_blocks = words * 64 * TASK_BLOCKS > TASK_BYTES ? FEW_TASK_BLOCKS
                                                                       : TASK_BLOCKS;
     int64_t taken = 0;
 #pragma omp parallel if (n * k * m >= SZ_PARALLEL_FROM)
-    {
-        int64_t block;
-        int64_t next;
-#pragma omp atomic capture
-        {
-            block = taken;
-            taken += task_blocks;
-        }
-        for (; block < blocks; block = next) {
-#pragma omp atomic capture
-            {
-                next = taken;
-                taken += task_blocks;
-            }
-            const task_weights w = {
-                (const uint8_t *)q->data + block * words * 64,
-                sz_f32(scale) + block * groups * SZ_Q_ROWS,
-                words,
-                groups,
-                sz_min64(task_blocks, blocks - block) * VECTORS,
-            };
-            const uint8_t *later = w.q;
-            if (next < blocks) later = (const uint8_t *)q->data + next * words * 64;
-            run_task(&w, block * SZ_Q_ROWS, later, &in, y, bias, n);
-        }
+    for (sz_task t = sz_first_task(&taken, task_blocks); t.first < blocks;
+         sz_next_task(&t, &taken, task_blocks)) {
+        const int64_t later = t.next < blocks ? t.next : t.first;
+        const task_weights w = {
+            (const uint8_t *)q->data + t.first * words * 64,
+            sz_f32(scale) + t.first * groups * SZ_Q_ROWS,
+            words,
+            groups,
+            sz_min64(task_blocks, blocks - t.first) * VECTORS,
+        };
+        run_task(&w, t.first * SZ_Q_ROWS, (const uint8_t *)q->data + later * words * 64, &in, y,
+                 bias, n);
     }
     return 0;
 }

@@ -12,6 +12,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 128, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO = 128 };
 
@@ -19,16 +20,20 @@ enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 128, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO 
  * even; 0 if they are all 0. If one is not finite, the scale is NaN and the factor 0. */
 static inline float sz_q_scale(const float *x, int64_t n, float *inverse)
 {
-    float largest = 0;
-    float not_finite = 0; /* NaN if an element is not finite */
-#pragma omp simd reduction(max : largest) reduction(+ : not_finite)
+    /* The bits of absolute values are in the order of their sizes, those that are not finite last. */
+    enum { NOT_FINITE = 0x7f800000 };
+    int32_t most = 0;
+#pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) {
-        float a = fabsf(x[i]);
-        largest = a > largest ? a : largest;
-        not_finite += x[i] * 0.0f;
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
     }
-    *inverse = largest > 0 && not_finite == 0 ? 127.0f / largest : 0.0f;
-    return largest / 127.0f + not_finite;
+    float largest;
+    memcpy(&largest, &most, sizeof largest);
+    *inverse = most > 0 && most < NOT_FINITE ? 127.0f / largest : 0.0f;
+    return most < NOT_FINITE ? largest / 127.0f : NAN;
 }
 
 #endif
