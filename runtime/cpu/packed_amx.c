@@ -101,6 +101,7 @@ typedef struct {
     const int32_t *start; /* of 32 rows, for 8 bits */
     __m512 w_scale[2];    /* 8 bits: of the first and the others */
     float (*sums[2])[SZ_AMX_TILE];
+    __mmask16 kept; /* lanes of the sums that count: none before the first group is added */
 } scaling;
 
 enum { PARTS = 4 }; /* of a scaling */
@@ -126,12 +127,22 @@ static inline void fetch(next_bytes *next)
     }
 }
 
+/* A DEPTH-th of a block of sums that is needed next, into the first-level cache. */
+static inline void fetch_sums(const block_sums *sums, int64_t part)
+{
+    enum { BYTES = sizeof *sums / DEPTH };
+    const char *line = (const char *)sums + part * BYTES;
+#pragma GCC unroll 8
+    for (int i = 0; i < BYTES; i += SZ_AMX_ROW_BYTES) __builtin_prefetch(line + i, 1);
+}
+
 /* sums of one row += product, an integer, times both scales. */
-static inline __attribute__((always_inline)) void add_scaled(float *sums, __m512i product,
-                                                             __m512 w_scale, float x_scale)
+static inline __attribute__((always_inline)) void add_scaled(float *sums, __mmask16 kept,
+                                                             __m512i product, __m512 w_scale,
+                                                             float x_scale)
 {
     const __m512 scale = _mm512_mul_ps(w_scale, _mm512_set1_ps(x_scale));
-    const __m512 old = _mm512_load_ps(sums);
+    const __m512 old = _mm512_maskz_load_ps(kept, sums);
     _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, old));
 }
 
@@ -147,7 +158,7 @@ static inline __attribute__((always_inline)) void scale_part(const int bits, con
 #pragma GCC unroll 16
         for (int r = 0; r < SZ_AMX_TILE; r++) {
             const __m512i product = _mm512_load_si512(s->products->of[part][r]);
-            add_scaled(sums[r], _mm512_add_epi32(product, _mm512_set1_epi32(start[r])),
+            add_scaled(sums[r], s->kept, _mm512_add_epi32(product, _mm512_set1_epi32(start[r])),
                        s->w_scale[part % 2], x_scale[r]);
         }
     } else {
@@ -160,7 +171,7 @@ static inline __attribute__((always_inline)) void scale_part(const int bits, con
         for (int r = 0; r < ROWS; r++) {
             const __m512i high = _mm512_load_si512(s->products->of[tile][row + r]);
             const __m512i low = _mm512_load_si512(s->products->of[tile + 1][row + r]);
-            add_scaled(sums[r], _mm512_add_epi32(_mm512_slli_epi32(high, HIGH_BITS), low),
+            add_scaled(sums[r], s->kept, _mm512_add_epi32(_mm512_slli_epi32(high, HIGH_BITS), low),
                        s->w_scale[0], x_scale[r]);
         }
     }
@@ -263,6 +274,7 @@ static inline scaling scaling_int8(const quantized_x *x, int64_t row, const pane
         { _mm512_loadu_ps(p->scale[0] + g * SZ_Q_ROWS),
           _mm512_loadu_ps(p->scale[1] + g * SZ_Q_ROWS) },
         { sums->of[0], sums->of[1] },
+        g > 0 ? 0xffff : 0,
     };
 }
 
@@ -276,6 +288,7 @@ static inline __attribute__((always_inline)) void add_int8(const int halves, con
     for (int64_t g = from; g < to; g++) {
         fetch(&next[0]);
         fetch(&next[1]);
+        fetch_sums(sums + 1, g - from);
         const int64_t at = g * STEPS * SZ_AMX_BYTES;
         const uint8_t *w[2] = { p->codes[0] + at, p->codes[1] + at };
         if (g >= p->whole) w[0] = p->tail[0];
@@ -359,6 +372,7 @@ static inline scaling scaling_int4(const quantized_x *x, int64_t row, const rows
         .x_scale = x->scale + part_of(x, row, g) * PANEL,
         .w_scale = { _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)) },
         .sums = { sums },
+        .kept = g > 0 ? 0xffff : 0,
     };
 }
 
@@ -464,7 +478,6 @@ static void piece_of_int8(const sz_call *c, const quantized_x *x, const packed_t
 
     for (int64_t row = t->first; row < t->last; row += PANEL) {
         block_sums *sums = sums_of(t, row, panel);
-        if (from == 0) memset(sums, 0, sizeof *sums);
         if (is_half(c, row)) add_int8(1, x, row, &p, from, to, sums, next);
         else add_int8(2, x, row, &p, from, to, sums, next);
     }
@@ -483,7 +496,6 @@ static void piece_of_int4(const sz_call *c, const quantized_x *x, const packed_t
         unpack((const uint8_t *)q->data + block * SZ_Q4_BLOCK, to - from, &w.tiles);
         for (int64_t row = t->first; row < t->last; row += PANEL) {
             float(*sums)[SZ_AMX_TILE] = sums_of(t, row, panel)->of[i];
-            if (from == 0) memset(sums, 0, PANEL * sizeof *sums);
             if (is_half(c, row)) add_int4(1, x, row, &w, sums);
             else add_int4(2, x, row, &w, sums);
         }
