@@ -1,5 +1,4 @@
-/* amx.h - the tile registers of AMX, for gemm_amx.c, packed_amx.c and
- * attention_amx.h.
+/* amx.h - the tile registers of AMX, for gemm_amx.c, packed_amx.c and attention_amx.h.
  *
  * A thread has eight tiles of 16 rows of 64 bytes. Its system must have allowed them
  * (core/processor.c), and sz_amx_begin must have told it their shape. A tile of the left operand has

@@ -24,9 +24,10 @@
 /* A block of 16 rows of weights is VECTORS vectors of SZ_LANES rows. */
 enum { VECTORS = SZ_Q4_ROWS / SZ_LANES };
 
-/* Sizes of a tile, so that its sums and operands fit the registers: up to FEW rows of x meet
- * WIDE vectors of weights, up to SOME meet 2, and up to MAX_TILE_ROWS one. The more rows, the less
- * often a weight is unpacked. Four codes of x take X_WORDS words.
+/* Sizes of a tile: up to FEW rows of x meet WIDE vectors of weights, up to SOME meet 2, and up to
+ * MAX_TILE_ROWS one. The more rows, the less often a weight is unpacked; the more vectors, the more
+ * streams memory is read as. A group's sums fit the registers; a block's totals need not (measured,
+ * docs/speed.md). Four codes of x take X_WORDS words.
  * SUMS_OF_16: two sums of 16 bits in each lane. */
 #if defined(__AVX512VNNI__)
 enum { FEW = 4, SOME = 8, WIDE = 4, MAX_TILE_ROWS = 8, X_WORDS = 1, SUMS_OF_16 = 0 };
@@ -46,7 +47,7 @@ enum {
     WORDS = SZ_Q4_COLS / 4,                                     /* of x, for a block's columns */
     PACKED = 64,                    /* bytes with the codes of 8 columns of a block */
     GROUP_PACKED = SZ_Q4_GROUP / 8, /* such pieces in a group */
-    AHEAD = 2,                      /* blocks from that in use to the one that is fetched */
+    AHEAD = 2,                      /* how many blocks ahead weights are fetched */
 };
 
 /* Vectors of weights that a tile of m rows of x has: a constant if m is. */
@@ -410,15 +411,15 @@ static inline __attribute__((always_inline)) sz_ivec add_parts(sz_ivec total, sz
 #endif
 }
 
-/* The weights of a vector of rows: its codes and parts in a block, and its scales. next: where the
- * vector begins that follows it, in the next tile. */
+/* The weights of a vector of rows: its codes and parts in a block, and its scales. next: the first
+ * block of the same vector of the next tile. */
 typedef struct {
     const uint8_t *codes, *parts, *next;
     const uint16_t *scale;
 } vector_weights;
 
-/* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. later: the
- * block that is fetched meanwhile, for each vector. */
+/* R vectors of weights times M rows of x over group g of a block: adds to total [R][M]. later: for
+ * each vector, the block that is fetched meanwhile. */
 static inline __attribute__((always_inline)) void group(const int M, const int R,
                                                         const vector_weights *w,
                                                         const uint8_t *const *later, int g,
@@ -478,6 +479,8 @@ static inline __attribute__((always_inline)) void tile(const int M, const int R,
         sz_ivec total[MAX_SUMS];
 #pragma GCC unroll 16
         for (int i = 0; i < R * M; i++) total[i] = (sz_ivec){ 0 };
+
+        /* What is fetched: AHEAD blocks on, or past the last block in the next tile. */
         const uint8_t *later[WIDE];
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {

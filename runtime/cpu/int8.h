@@ -10,30 +10,33 @@
 #ifndef SZ_INT8_H
 #define SZ_INT8_H
 
+#include "vecmath.h"
 #include <math.h>
 #include <stdint.h>
-#include <string.h>
 
 enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 128, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO = 128 };
 
+/* If all of a group are smaller, their codes are 0: 127 / largest could be infinite. */
+#define SZ_Q_LEAST 1e-36f
+
 /* The scale of n elements. *inverse is the factor to multiply them by before rounding to nearest
- * even; 0 if they are all 0. If one is not finite, the scale is NaN and the factor 0. */
+ * even; 0 if all of them are smaller than SZ_Q_LEAST. If one is not finite, the scale is NaN and the
+ * factor 0. */
 static inline float sz_q_scale(const float *x, int64_t n, float *inverse)
 {
-    /* The bits of absolute values are in the order of their sizes, those that are not finite last. */
-    enum { NOT_FINITE = 0x7f800000 };
+    /* Read as an integer, the larger absolute value has the larger bits; infinity and NaN have the
+     * largest. One maximum of integers becomes vectors, and finds both. */
+    enum { INFINITE = 0x7f800000 };
     int32_t most = 0;
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) {
-        int32_t bits;
-        memcpy(&bits, x + i, sizeof bits);
-        bits &= 0x7fffffff;
+        const int32_t bits = (int32_t)(sz_float_bits(x[i]) & 0x7fffffff);
         most = bits > most ? bits : most;
     }
-    float largest;
-    memcpy(&largest, &most, sizeof largest);
-    *inverse = most > 0 && most < NOT_FINITE ? 127.0f / largest : 0.0f;
-    return most < NOT_FINITE ? largest / 127.0f : NAN;
+    const float largest = sz_bits_float((uint32_t)most);
+    const bool is_finite = most < INFINITE;
+    *inverse = is_finite && largest >= SZ_Q_LEAST ? 127.0f / largest : 0.0f;
+    return is_finite ? largest / 127.0f : NAN;
 }
 
 #endif

@@ -101,7 +101,7 @@ typedef struct {
     const int32_t *start; /* of 32 rows, for 8 bits */
     __m512 w_scale[2];    /* 8 bits: of the first and the others */
     float (*sums[2])[SZ_AMX_TILE];
-    __mmask16 kept; /* lanes of the sums that count: none before the first group is added */
+    __mmask16 kept; /* lanes of the sums that are read: none for the first group, else all */
 } scaling;
 
 enum { PARTS = 4 }; /* of a scaling */
@@ -127,7 +127,7 @@ static inline void fetch(next_bytes *next)
     }
 }
 
-/* A DEPTH-th of a block of sums that is needed next, into the first-level cache. */
+/* Fetches part 0 .. DEPTH - 1 of a block of sums into the first-level cache. */
 static inline void fetch_sums(const block_sums *sums, int64_t part)
 {
     enum { BYTES = sizeof *sums / DEPTH };

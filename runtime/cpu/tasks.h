@@ -1,18 +1,18 @@
-/* tasks.h - pieces of work that threads take one after the other, each knowing the next that it will
- * compute, to fetch it in time:
+/* tasks.h - threads take pieces of work from a counter. A thread takes its next piece before it
+ * computes one, so that it can fetch the next piece's weights meanwhile.
  *
  *     int64_t taken = 0;
  *     #pragma omp parallel
  *     for (sz_task t = sz_first_task(&taken, some); t.first < all; sz_next_task(&t, &taken, some))
  *
- * Leaves out: an order that is the same every time. schedule(static) has one.
+ * Leaves out: a fixed division of the work, which schedule(static) has.
  */
 #ifndef SZ_TASKS_H
 #define SZ_TASKS_H
 
 #include <stdint.h>
 
-/* Where a thread's piece begins, and where its next one does. */
+/* Where a thread's piece begins and where its next one does; from `all` on there is none. */
 typedef struct {
     int64_t first, next;
 } sz_task;

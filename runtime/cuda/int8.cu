@@ -39,7 +39,7 @@ enum {
 /* Returns the scale of up to 128 elements, four in each lane of the warp (zeros past the end), and
  * what to multiply them by before rounding. Bit for bit as sz_q_scale: a maximum, and a sum of
  * zeros and NaN, do not depend on the order. If an element is not finite, the scale is NaN and
- * *inverse is 0. */
+ * *inverse is 0; it is also 0 if all elements are smaller than SZ_Q_LEAST. */
 __device__ __forceinline__ float warp_scale(const float (&x)[4], float *inverse)
 {
     float largest = 0;
@@ -50,7 +50,7 @@ __device__ __forceinline__ float warp_scale(const float (&x)[4], float *inverse)
     }
     largest = sz_warp_max(largest);
     not_finite = sz_warp_sum(not_finite);
-    *inverse = largest > 0 && not_finite == 0 ? 127.0f / largest : 0.0f;
+    *inverse = largest >= SZ_Q_LEAST && not_finite == 0 ? 127.0f / largest : 0.0f;
     return largest / 127.0f + not_finite;
 }
 

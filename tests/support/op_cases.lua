@@ -973,6 +973,8 @@ cases.quantize_int8 = {
         return gauss()
       end)
       list[#list + 1] = { inputs = { zeros }, name = "zeros" }
+      local tiny = g.fill({ s[3], s[2] }, function() return 1e-37 end)
+      list[#list + 1] = { inputs = { tiny }, name = "numbers too small for a factor" }
     end
     return list
   end,
@@ -999,6 +1001,12 @@ cases.linear_int8 = {
       list[#list + 1] = {
         inputs = { infinite, q, scale }, args = { s[3], 0 }, sums = true,
         name = "an infinity makes its row NaN",
+      }
+      -- 127 / 1e-37 is infinite in f32.
+      local tiny = g.fill({ s[1], s[2] }, function() return 1e-37 end)
+      list[#list + 1] = {
+        inputs = { tiny, q, scale }, args = { s[3], 0 }, sums = true,
+        name = "a group of numbers that are too small counts as 0",
       }
     end
     return list
