@@ -30,6 +30,8 @@ enum {
     SZ_Q4_CODES = SZ_Q4_ROWS * SZ_Q4_COLS / 2, /* bytes of codes */
     SZ_Q4_BLOCK = SZ_Q4_CODES + SZ_Q4_GROUPS * SZ_Q4_ROWS,
     SZ_Q4_ZERO = 8,
+    SZ_Q4_PIECE = 64,               /* bytes with the codes of 8 columns */
+    SZ_Q4_PIECES = SZ_Q4_GROUP / 8, /* in a group */
 };
 
 /* The group's element of the largest size becomes code 0 times each of these. */
