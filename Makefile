@@ -161,7 +161,7 @@ SRC_LIB   := $(sort $(wildcard $(addsuffix /*.c,runtime/core runtime/ops \
                $(addprefix runtime/comm/,comm.c elements.c parts.c shards.c columns.c nccl.c launch.c tcp.c tcp_join.c))
 OBJ_CORE  := $(SRC_LIB:%.c=$(B)/obj/%.o)
 SRC_CPU   := $(sort $(wildcard runtime/cpu/*.c))
-SRC_INT8  := runtime/cpu/int8.c runtime/cpu/int4.c runtime/cpu/int4_weights.c runtime/cpu/kernels.c
+SRC_INT8  := $(addprefix runtime/cpu/,int8.c int4.c int4_weights.c kernels.c)
 OBJ_CPU   := $(foreach k,$(KINDS),$(SRC_CPU:%.c=$(B)/obj/$k/%.o)) \
              $(foreach k,$(KINDS_INT8),$(SRC_INT8:%.c=$(B)/obj/$k/%.o))
 # With several kinds, the objects of each are joined into one.

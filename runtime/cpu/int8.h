@@ -10,9 +10,9 @@
 #ifndef SZ_INT8_H
 #define SZ_INT8_H
 
-#include "vecmath.h"
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 128, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO = 128 };
 
@@ -30,10 +30,13 @@ static inline float sz_q_scale(const float *x, int64_t n, float *inverse)
     int32_t most = 0;
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) {
-        const int32_t bits = (int32_t)(sz_float_bits(x[i]) & 0x7fffffff);
+        int32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits &= 0x7fffffff;
         most = bits > most ? bits : most;
     }
-    const float largest = sz_bits_float((uint32_t)most);
+    float largest;
+    memcpy(&largest, &most, sizeof largest);
     const bool is_finite = most < INFINITE;
     *inverse = is_finite && largest >= SZ_Q_LEAST ? 127.0f / largest : 0.0f;
     return is_finite ? largest / 127.0f : NAN;
