@@ -11,6 +11,7 @@
 #define SZ_INT8_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
