@@ -107,8 +107,10 @@ double sz_limit_end(lua_State *L);
  * such a number, makes stdout flush each line, and sees to it that a failed write to it is reported
  * at the end. To be called before anything is opened. */
 void sz_streams_prepare(void);
-/* Prints text with its control characters, except newline and tab, as \\xNN. */
-void sz_print_visible(FILE *stream, const char *text);
+/* Writes the line "name: text" to stderr, with the control characters of text, except newline and
+ * tab, as \\xNN. Up to 4096 bytes go out in one write, so that lines of several processes that share
+ * a terminal or a log do not mix. Needs no memory. */
+void sz_print_error(const char *name, const char *text);
 
 /* ---- module.c ---- */
 

@@ -222,11 +222,7 @@ int sz_report(const char *name, const char *message, int status)
     }
     fflush(stdout);
     /* Nobody reads what a closed pipe would get. */
-    if (sig != SIGPIPE) {
-        fprintf(stderr, "%s: ", name);
-        sz_print_visible(stderr, message);
-        fputc('\n', stderr);
-    }
+    if (sig != SIGPIPE) sz_print_error(name, message);
     return sig ? SIGNAL_STATUS + sig : status;
 }
 

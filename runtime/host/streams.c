@@ -35,18 +35,51 @@ void sz_streams_prepare(void)
     on_exit(finish, NULL);
 }
 
-void sz_print_visible(FILE *stream, const char *text)
+/* What sz_print_error has yet to write. */
+typedef struct {
+    size_t n;
+    char bytes[4096];
+} pending;
+
+static void flush(pending *out)
 {
+    fwrite(out->bytes, 1, out->n, stderr);
+    out->n = 0;
+}
+
+static void put(pending *out, unsigned char byte)
+{
+    if (out->n == sizeof(out->bytes)) flush(out);
+    out->bytes[out->n++] = (char)byte;
+}
+
+static void put_escaped(pending *out, unsigned char byte)
+{
+    static const char digits[] = "0123456789abcdef";
+    put(out, '\\');
+    put(out, 'x');
+    put(out, digits[byte >> 4]);
+    put(out, digits[byte & 15]);
+}
+
+void sz_print_error(const char *name, const char *text)
+{
+    pending out = { .n = 0 };
+    for (const char *p = name; *p; p++) put(&out, *p);
+    put(&out, ':');
+    put(&out, ' ');
     for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
         bool plain = (*p >= ' ' && *p != 0x7f) || *p == '\n' || *p == '\t';
         if (*p == 0xc2 && p[1] >= 0x80 && p[1] <= 0x9f) {
             /* U+0080 to U+009F, which some terminals obey. */
-            fprintf(stream, "\\xc2\\x%02x", p[1]);
-            p++;
+            put_escaped(&out, *p++);
+            put_escaped(&out, *p);
         } else if (plain) {
-            fputc(*p, stream);
+            put(&out, *p);
         } else {
-            fprintf(stream, "\\x%02x", *p);
+            put_escaped(&out, *p);
         }
     }
+    put(&out, '\n');
+    flush(&out);
 }

@@ -267,6 +267,24 @@ check.case("a fault of ours shows everything", function()
   check.ok(output:find "stack traceback:\n.*console.lua:%d+: in function", output)
 end)
 
+-- Several ranks, or runs of a sweep, share one log.
+check.case("lines of processes that end at once do not mix", function()
+  local script = put("both.lua", "local s = arg[1]:rep(2000)\n"
+    .. "require('segzero.core.notes').say(s)\nerror(s, 0)\n")
+  local parts = {}
+  for letter in ("abcdefghijkl"):gmatch "." do
+    parts[#parts + 1] = ("'%s' --threads 1 '%s' %s &"):format(host.executable, script, letter)
+  end
+  local pipe = io.popen("{ " .. table.concat(parts, " ") .. " wait; } 2>&1")
+  local whole = 0
+  for line in pipe:lines() do
+    local text = line:match "^%w+: (%a+)$" or ""
+    if #text == 2000 and text == text:sub(1, 1):rep(2000) then whole = whole + 1 end
+  end
+  pipe:close()
+  check.equal(whole, 24)
+end)
+
 check.case("val_only evaluates, even with val_before_train=false", function()
   local output, status = process.run({ host.executable, "--threads", "1", GRPO,
     "trainer.val_only=true", "trainer.val_before_train=false", "data.refshapes_val_rows=2",

@@ -53,7 +53,7 @@ local function fail(status, why)
   local name = found and host.command or arg[0]:match "([^/]+)$":gsub("%.lua$", "")
   if found then host.fail(name, tostring(why), status) end
   io.stdout:flush()
-  io.stderr:write(name, ": ", tostring(why), "\n")
+  io.stderr:write(name .. ": " .. tostring(why) .. "\n")
   os.exit(status)
 end
 

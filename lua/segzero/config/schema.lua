@@ -154,7 +154,7 @@ local reader = {}
 local reader_mt = { __index = reader }
 
 function reader:note(text)
-  if not self.noted[text] then io.stderr:write("note: ", visible.line(text, 800), "\n") end
+  if not self.noted[text] then io.stderr:write("note: " .. visible.line(text, 800) .. "\n") end
   self.noted[text] = true
 end
 

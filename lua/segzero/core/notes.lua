@@ -18,7 +18,7 @@ function M.silence() silent = true end
 function M.say(text)
   if silent or said[text] then return end
   said[text] = true
-  io.stderr:write("note: ", visible.text(text), "\n")
+  io.stderr:write("note: " .. visible.text(text) .. "\n")
 end
 
 return M

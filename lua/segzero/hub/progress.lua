@@ -45,7 +45,7 @@ local function is_silent()
 end
 
 function M.say(text)
-  if not is_silent() then io.stderr:write(text, "\n") end
+  if not is_silent() then io.stderr:write(text .. "\n") end
 end
 
 function M.new(name, total)
@@ -59,7 +59,7 @@ function M.new(name, total)
 end
 
 local function clear(self)
-  if self.width then io.stderr:write("\r", (" "):rep(self.width), "\r") end
+  if self.width then io.stderr:write("\r" .. (" "):rep(self.width) .. "\r") end
   self.width = nil
 end
 
@@ -99,7 +99,7 @@ function methods:tick(bytes, done)
   self.last = now
   local text = state(self, now, bytes, done)
   if not self.is_terminal then
-    io.stderr:write(text, "\n")
+    io.stderr:write(text .. "\n")
     return
   end
   -- A line that wraps cannot be overwritten.

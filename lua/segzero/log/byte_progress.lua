@@ -63,10 +63,10 @@ function M.new(what)
     last = now
     local text = line(what, done, total, now - started)
     if not terminal then
-      io.stderr:write(text, "\n")
+      io.stderr:write(text .. "\n")
       return
     end
-    io.stderr:write("\r", text, "\27[K")
+    io.stderr:write("\r" .. text .. "\27[K")
     io.stderr:flush()
     shown = true
   end })

@@ -73,7 +73,7 @@ function methods:warn(step, s)
   for _, logger in ipairs(self.list) do
     if logger.name == "console" then return end
   end
-  io.stderr:write(visible.text(s), "\n")
+  io.stderr:write(visible.text(s) .. "\n")
 end
 
 function methods:image(step, name, path) each(self, "image", step, name, path) end

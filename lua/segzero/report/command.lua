@@ -71,7 +71,7 @@ local function write(o)
     report:read(true)
     texts[i] = report:json(math.huge)
     for _, text in ipairs(report:complaints()) do
-      io.stderr:write("segzero report: ", visible.line(text, 500), "\n")
+      io.stderr:write("segzero report: " .. visible.line(text, 500) .. "\n")
     end
   end
   page.write(path, texts)

@@ -82,7 +82,7 @@ function M.early(t, reason)
   if not is_stop then
     -- The log may be what failed.
     local line = ("ended by an error after step %d; %s"):format(step, text)
-    if not pcall(t.log.text, t.log, step, "run", line) then io.stderr:write(line, "\n") end
+    if not pcall(t.log.text, t.log, step, "run", line) then io.stderr:write(line .. "\n") end
   end
   pcall(t.log.close, t.log)
   t.ended = reason
