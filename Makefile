@@ -83,7 +83,9 @@ endif
 
 OPT := -O3 $(MARCH)
 ifeq ($(SANITIZER),address)
-OPT := -O1 $(MARCH) -fno-omit-frame-pointer -fsanitize=address
+# One build holds both checkers, so that the suite runs once for the two.
+OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
+       -fsanitize=address,undefined -fno-sanitize-recover=undefined
 else ifeq ($(SANITIZER),undefined)
 OPT := -O1 $(MARCH) -fno-omit-frame-pointer \
        -fsanitize=undefined -fno-sanitize-recover=undefined
@@ -501,7 +503,8 @@ make aarch64         build/aarch64/segzero; make aarch64-check runs every op and
 make bundle          build/bundle: what tests/gpu_check.sh needs on a machine with nothing but CUDA
 options: CUDA=0 (no CUDA backend)  CUDA_ARCH='$(CUDA_ARCH)' (nvcc found: $(or $(NVCC),none))
          CC=  CFLAGS=  ARCH=native (for this processor only)  WERROR=1 (warnings are errors)  V=1 (show whole commands)
-         SANITIZER=address|undefined|thread (builds into build/NAME, with a segzero there)
+         SANITIZER=address|undefined|thread (builds into build/NAME, with a segzero there;
+         address checks for undefined behaviour too)
 endef
 export HELP_TEXT
 
