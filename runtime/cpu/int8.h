@@ -25,8 +25,9 @@ enum { SZ_Q_ROWS = 16, SZ_Q_GROUP = 128, SZ_Q_WORDS = SZ_Q_GROUP / 4, SZ_Q_ZERO 
  * factor 0. */
 static inline float sz_q_scale(const float *x, int64_t n, float *inverse)
 {
-    /* Read as an integer, the larger absolute value has the larger bits; infinity and NaN have the
-     * largest. One maximum of integers becomes vectors, and finds both. */
+    /* The bits of absolute values, read as integers, have the order of the values, with infinity
+     * and NaN last. So one integer maximum, which the compiler turns into vectors, finds the largest
+     * value and what is not finite. */
     enum { INFINITE = 0x7f800000 };
     int32_t most = 0;
 #pragma omp simd reduction(max : most)

@@ -109,7 +109,7 @@ double sz_limit_end(lua_State *L);
 void sz_streams_prepare(void);
 /* Writes the line "name: text" to stderr, with the control characters of text, except newline and
  * tab, as \\xNN. Up to 4096 bytes go out in one write, so that lines of several processes that share
- * a terminal or a log do not mix. Needs no memory. */
+ * a terminal or a log do not mix. Allocates nothing. */
 void sz_print_error(const char *name, const char *text);
 
 /* ---- module.c ---- */

@@ -1,5 +1,5 @@
 /* streams.c - the standard streams: descriptors 0-2 are open, stdout flushes each line, a failed
- * write is reported at the end, and error messages show control characters.
+ * write is reported at the end, and an error message is one write that shows control characters.
  *
  * A program that is started with a closed stdout would give number 1 to the first file that it
  * opens, and print() would then write into that file.
